@@ -1,0 +1,3 @@
+module github.com/opendivert/divert
+
+go 1.26

@@ -1,0 +1,274 @@
+package packet
+
+import (
+	"encoding/binary"
+	"fmt"
+	"net/netip"
+)
+
+// Layer says where in the network stack a handle works.
+// Its values are those of WINDIVERT_LAYER (specification: api.md 1.1).
+type Layer uint8
+
+// The layers.
+const (
+	LayerNetwork Layer = iota // IP packets to and from this host
+	LayerForward              // IP packets routed through this host
+	LayerFlow                 // flows established and deleted
+	LayerSocket               // bind, connect, listen, accept, close
+	LayerReflect              // other handles opened and closed
+	NumLayers                 // how many layers there are
+)
+
+var layerNames = [NumLayers]string{"NETWORK", "NETWORK_FORWARD", "FLOW", "SOCKET", "REFLECT"}
+
+// String returns the layer's name in the filter language.
+func (l Layer) String() string {
+	if l < NumLayers {
+		return layerNames[l]
+	}
+	return fmt.Sprintf("Layer(%d)", uint8(l))
+}
+
+// Event says what happened. Its values are those of WINDIVERT_EVENT (specification: api.md 1.1).
+type Event uint8
+
+// The events, each with the layer that raises it.
+const (
+	EventPacket          Event = iota // NETWORK, NETWORK_FORWARD
+	EventFlowEstablished              // FLOW
+	EventFlowDeleted                  // FLOW
+	EventSocketBind                   // SOCKET
+	EventSocketConnect                // SOCKET
+	EventSocketListen                 // SOCKET
+	EventSocketAccept                 // SOCKET
+	EventSocketClose                  // SOCKET
+	EventReflectOpen                  // REFLECT
+	EventReflectClose                 // REFLECT
+	NumEvents                         // how many events there are
+)
+
+var eventNames = [NumEvents]string{
+	"PACKET", "ESTABLISHED", "DELETED", "BIND", "CONNECT", "LISTEN", "ACCEPT", "CLOSE", "OPEN", "CLOSE",
+}
+
+// String returns the event's macro in the filter language.
+func (e Event) String() string {
+	if e < NumEvents {
+		return eventNames[e]
+	}
+	return fmt.Sprintf("Event(%d)", uint8(e))
+}
+
+// AddressSize is the size of an Address in its C layout, in bytes.
+const AddressSize = 80
+
+// unionSize is the size of the layer data in the C layout, in bytes.
+const unionSize = 64
+
+// Address is what is known of a captured packet or event besides its bytes, and what Send needs
+// to know of a packet to inject: the WINDIVERT_ADDRESS of the specification (api.md 2.1).
+//
+// It is a plain value: copy it freely. An address that came with a packet also remembers which
+// packet of the kernel it belongs to, in bytes of the layer data that the C interface leaves unused;
+// so a copy of it sent back lets that very packet go on.
+type Address struct {
+	Timestamp int64 // time of the capture, in ticks of the monotonic clock (Linux: nanoseconds)
+	Layer     Layer
+	Event     Event
+
+	Sniffed     bool // a copy: the packet itself went on, or the event was not held up
+	Outbound    bool // leaves this host; on Send: inject on the way out
+	Loopback    bool // from this host to itself
+	Impostor    bool // injected by another program; on Send: its TTL is decremented
+	IPv6        bool
+	IPChecksum  bool // the IPv4 header checksum in the packet is right; false on Send: recompute it
+	TCPChecksum bool // the same for TCP
+	UDPChecksum bool // the same for UDP
+
+	reserved1 uint8
+	reserved2 uint32
+	data      [unionSize]byte // the layer data in its C layout, little-endian
+}
+
+// NetworkData is the layer data of the layers NETWORK and NETWORK_FORWARD.
+type NetworkData struct {
+	IfIdx    uint32 // interface index
+	SubIfIdx uint32 // sub-interface index, 0 on Linux
+}
+
+// FlowData is the layer data of the layers FLOW and SOCKET. IPv4 addresses are kept mapped
+// (::ffff:a.b.c.d); the accessors give them unmapped. An address of all zeros is "::".
+type FlowData struct {
+	EndpointID       uint64
+	ParentEndpointID uint64
+	ProcessID        uint32
+	LocalAddr        netip.Addr
+	RemoteAddr       netip.Addr
+	LocalPort        uint16
+	RemotePort       uint16
+	Protocol         uint8 // IP protocol number
+}
+
+// ReflectData is the layer data of the layer REFLECT: the handle that was opened or closed.
+type ReflectData struct {
+	Timestamp int64 // when that handle was opened
+	ProcessID uint32
+	Layer     Layer
+	Flags     uint64
+	Priority  int16
+}
+
+// Network returns the layer data of an address of the layers NETWORK and NETWORK_FORWARD.
+func (a *Address) Network() NetworkData {
+	return NetworkData{
+		IfIdx:    binary.LittleEndian.Uint32(a.data[0:]),
+		SubIfIdx: binary.LittleEndian.Uint32(a.data[4:]),
+	}
+}
+
+// SetNetwork sets the layer data of an address of the layers NETWORK and NETWORK_FORWARD.
+func (a *Address) SetNetwork(d NetworkData) {
+	binary.LittleEndian.PutUint32(a.data[0:], d.IfIdx)
+	binary.LittleEndian.PutUint32(a.data[4:], d.SubIfIdx)
+}
+
+// Flow returns the layer data of an address of the layers FLOW and SOCKET.
+func (a *Address) Flow() FlowData {
+	le := binary.LittleEndian
+	return FlowData{
+		EndpointID:       le.Uint64(a.data[0:]),
+		ParentEndpointID: le.Uint64(a.data[8:]),
+		ProcessID:        le.Uint32(a.data[16:]),
+		LocalAddr:        addrFromWords(a.data[20:36]),
+		RemoteAddr:       addrFromWords(a.data[36:52]),
+		LocalPort:        le.Uint16(a.data[52:]),
+		RemotePort:       le.Uint16(a.data[54:]),
+		Protocol:         a.data[56],
+	}
+}
+
+// SetFlow sets the layer data of an address of the layers FLOW and SOCKET. Zones are dropped;
+// the zero netip.Addr becomes all zeros.
+func (a *Address) SetFlow(d FlowData) {
+	le := binary.LittleEndian
+	le.PutUint64(a.data[0:], d.EndpointID)
+	le.PutUint64(a.data[8:], d.ParentEndpointID)
+	le.PutUint32(a.data[16:], d.ProcessID)
+	putWords(a.data[20:36], d.LocalAddr)
+	putWords(a.data[36:52], d.RemoteAddr)
+	le.PutUint16(a.data[52:], d.LocalPort)
+	le.PutUint16(a.data[54:], d.RemotePort)
+	a.data[56] = d.Protocol
+}
+
+// Reflect returns the layer data of an address of the layer REFLECT.
+func (a *Address) Reflect() ReflectData {
+	le := binary.LittleEndian
+	return ReflectData{
+		Timestamp: int64(le.Uint64(a.data[0:])),
+		ProcessID: le.Uint32(a.data[8:]),
+		Layer:     Layer(le.Uint32(a.data[12:])),
+		Flags:     le.Uint64(a.data[16:]),
+		Priority:  int16(le.Uint16(a.data[24:])),
+	}
+}
+
+// SetReflect sets the layer data of an address of the layer REFLECT.
+func (a *Address) SetReflect(d ReflectData) {
+	le := binary.LittleEndian
+	le.PutUint64(a.data[0:], uint64(d.Timestamp))
+	le.PutUint32(a.data[8:], d.ProcessID)
+	le.PutUint32(a.data[12:], uint32(d.Layer))
+	le.PutUint64(a.data[16:], d.Flags)
+	le.PutUint16(a.data[24:], uint16(d.Priority))
+}
+
+// Union returns the layer data in its C layout: 64 bytes, little-endian, the union of
+// WINDIVERT_ADDRESS. It is the address's own memory, for the engines and the C interface.
+func (a *Address) Union() *[unionSize]byte { return &a.data }
+
+// The bits of the flag word that follow layer and event (api.md 2.1).
+const (
+	bitSniffed = 1 << (16 + iota)
+	bitOutbound
+	bitLoopback
+	bitImpostor
+	bitIPv6
+	bitIPChecksum
+	bitTCPChecksum
+	bitUDPChecksum
+)
+
+// AppendBinary appends the 80 bytes of the C layout to b.
+func (a *Address) AppendBinary(b []byte) ([]byte, error) {
+	word := uint32(a.Layer) | uint32(a.Event)<<8 | uint32(a.reserved1)<<24
+	for _, f := range [...]struct {
+		set bool
+		bit uint32
+	}{
+		{a.Sniffed, bitSniffed}, {a.Outbound, bitOutbound}, {a.Loopback, bitLoopback},
+		{a.Impostor, bitImpostor}, {a.IPv6, bitIPv6}, {a.IPChecksum, bitIPChecksum},
+		{a.TCPChecksum, bitTCPChecksum}, {a.UDPChecksum, bitUDPChecksum},
+	} {
+		if f.set {
+			word |= f.bit
+		}
+	}
+	le := binary.LittleEndian
+	b = le.AppendUint64(b, uint64(a.Timestamp))
+	b = le.AppendUint32(b, word)
+	b = le.AppendUint32(b, a.reserved2)
+	return append(b, a.data[:]...), nil
+}
+
+// MarshalBinary returns the 80 bytes of the C layout.
+func (a *Address) MarshalBinary() ([]byte, error) {
+	return a.AppendBinary(make([]byte, 0, AddressSize))
+}
+
+// UnmarshalBinary sets a from the 80 bytes of the C layout. Every pattern of 80 bytes is an address.
+func (a *Address) UnmarshalBinary(b []byte) error {
+	if len(b) != AddressSize {
+		return fmt.Errorf("packet: an address has %d bytes, got %d", AddressSize, len(b))
+	}
+	le := binary.LittleEndian
+	word := le.Uint32(b[8:])
+	*a = Address{
+		Timestamp:   int64(le.Uint64(b)),
+		Layer:       Layer(word),
+		Event:       Event(word >> 8),
+		Sniffed:     word&bitSniffed != 0,
+		Outbound:    word&bitOutbound != 0,
+		Loopback:    word&bitLoopback != 0,
+		Impostor:    word&bitImpostor != 0,
+		IPv6:        word&bitIPv6 != 0,
+		IPChecksum:  word&bitIPChecksum != 0,
+		TCPChecksum: word&bitTCPChecksum != 0,
+		UDPChecksum: word&bitUDPChecksum != 0,
+		reserved1:   uint8(word >> 24),
+		reserved2:   le.Uint32(b[12:]),
+	}
+	copy(a.data[:], b[16:])
+	return nil
+}
+
+// addrFromWords reads four 32-bit words, the least significant first, as an address.
+func addrFromWords(b []byte) netip.Addr {
+	var ip [16]byte
+	for i := range ip {
+		ip[i] = b[15-i]
+	}
+	return netip.AddrFrom16(ip).Unmap()
+}
+
+// putWords writes an address as four 32-bit words, the least significant first.
+func putWords(b []byte, addr netip.Addr) {
+	var ip [16]byte
+	if addr.IsValid() {
+		ip = addr.As16()
+	}
+	for i := range ip {
+		b[15-i] = ip[i]
+	}
+}
