@@ -1,5 +1,7 @@
 package filter
 
+import "fmt"
+
 // Field identifies a field of the language. The values up to FieldFragment are the numeric
 // identifiers of the specification (filter-language.md 3); those from FieldFlowLabel on are ours.
 type Field uint8
@@ -103,3 +105,37 @@ const (
 	FieldFamilyIP                      // ip at FLOW and SOCKET: the event is of IPv4
 	FieldFamilyIPv6                    // ipv6 at FLOW and SOCKET: the event is of IPv6
 )
+
+// FieldKind says what the values of a field are.
+type FieldKind uint8
+
+// The kinds of fields.
+const (
+	KindNumber FieldKind = iota // unsigned number
+	KindBool                    // 0 or 1
+	KindSigned                  // number that may be negative
+	KindIPv4                    // IPv4 address
+	KindIPv6                    // IPv6 address
+	KindAddr                    // address of either family, IPv4 ones mapped (::ffff:a.b.c.d)
+	KindBytes                   // element of a byte sequence, written with an index: packet16[2]
+)
+
+var fieldKindNames = [...]string{
+	"number", "flag", "signed number", "IPv4 address", "IPv6 address", "address", "bytes",
+}
+
+// String returns the kind in words.
+func (k FieldKind) String() string {
+	if int(k) < len(fieldKindNames) {
+		return fieldKindNames[k]
+	}
+	return fmt.Sprintf("FieldKind(%d)", uint8(k))
+}
+
+// String returns the field's name in the filter language, without an index.
+func (f Field) String() string {
+	if name := f.info().name; name != "" {
+		return name
+	}
+	return fmt.Sprintf("Field(%d)", uint8(f))
+}
