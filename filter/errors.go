@@ -1,0 +1,215 @@
+package filter
+
+import (
+	"fmt"
+	"strconv"
+	"strings"
+	"unicode/utf8"
+)
+
+// ErrorKind classifies what is wrong with a filter. The values up to 10 are the codes of the original
+// (specification: filter-language.md 8); those from 64 on occur in the extended dialect only.
+type ErrorKind uint8
+
+// The kinds of errors.
+const (
+	ErrNone             ErrorKind = iota // no error
+	ErrNoMemory                          // out of memory; never occurs here
+	ErrTooDeep                           // nested too deeply
+	ErrTooLong                           // too many tokens or tests
+	ErrBadToken                          // a character or word that the language does not have
+	ErrBadTokenForLayer                  // a field that the layer does not have
+	ErrUnexpectedToken                   // a syntax error
+	ErrIndexOutOfBounds                  // the index of packet[…] or a payload is out of bounds
+	ErrOutputTooShort                    // the caller's buffer is too small; for the C interface
+	ErrBadObject                         // the object string is malformed
+	ErrAssertionFailed                   // an internal error; never occurs here
+)
+
+// The kinds of errors of the extended dialect.
+const (
+	ErrOutOfRange ErrorKind = 64 + iota // a comparison that can never hold, or a value the field cannot have
+	ErrBadPrefix                        // an address prefix (10.0.0.0/8) that is malformed or out of place
+	ErrBadSet                           // a set that is empty or has an element that is no value or range
+)
+
+var errorKindTexts = map[ErrorKind]string{
+	ErrNone:             "no error",
+	ErrNoMemory:         "there is not enough memory to compile the filter",
+	ErrTooDeep:          "the filter is nested too deeply",
+	ErrTooLong:          "the filter is too long",
+	ErrBadToken:         "the filter has a word or character that the language does not know",
+	ErrBadTokenForLayer: "the filter has a field that this layer does not have",
+	ErrUnexpectedToken:  "the filter has a syntax error",
+	ErrIndexOutOfBounds: "the filter has an index that is out of bounds",
+	ErrOutputTooShort:   "the buffer is too small for the compiled filter",
+	ErrBadObject:        "the compiled filter is malformed",
+	ErrAssertionFailed:  "internal error of the filter compiler",
+	ErrOutOfRange:       "the filter has a comparison that can never hold",
+	ErrBadPrefix:        "the filter has a wrong address prefix",
+	ErrBadSet:           "the filter has a wrong set",
+}
+
+// String describes the kind in a sentence without a full stop. The text of a kind never changes while
+// the program runs; the C interface hands it out as the error string.
+func (k ErrorKind) String() string {
+	if s, ok := errorKindTexts[k]; ok {
+		return s
+	}
+	return fmt.Sprintf("unknown filter error %d", uint8(k))
+}
+
+// Error tells what is wrong with a filter and where.
+type Error struct {
+	Kind ErrorKind
+
+	// Pos is the place in Filter, in bytes. In the strict dialect it is the number that the original
+	// reports, which can be off by one, 0 for errors without a place, or even 4294967295
+	// (specification: filter-language.md 8). In the extended dialect it is the offset of Token.
+	Pos uint32
+
+	Filter string // the whole text
+	Token  string // the offending part of it; empty at the end of the text
+	Msg    string // what is wrong, one line without a full stop
+	Hint   string // how to set it right; may be empty
+
+	// at and end enclose Token in Filter, whatever Pos says.
+	at, end int
+}
+
+// Error returns one line: the column (counted in characters from 1), what is wrong, and the hint.
+func (e *Error) Error() string {
+	var b strings.Builder
+	b.WriteString("filter: ")
+	if e.located() {
+		at, _ := e.place()
+		b.WriteString("column " + strconv.Itoa(utf8.RuneCountInString(e.Filter[:at])+1) + ": ")
+	}
+	b.WriteString(e.message())
+	if e.Hint != "" {
+		b.WriteString("; " + e.Hint)
+	}
+	return b.String()
+}
+
+// message is Msg, or the text of the kind if there is none.
+func (e *Error) message() string {
+	if e.Msg != "" {
+		return e.Msg
+	}
+	return e.Kind.String()
+}
+
+// located reports whether the error belongs to a place in the text.
+func (e *Error) located() bool {
+	return e.Kind != ErrBadObject && e.Kind != ErrOutputTooShort && e.Filter != "" &&
+		(e.Token != "" || e.at > 0 || e.Kind == ErrUnexpectedToken)
+}
+
+// place returns the offending part of Filter: that of Token, if the compiler made the error, or else
+// the character at Pos.
+func (e *Error) place() (at, end int) {
+	n := len(e.Filter)
+	if e.end > e.at && e.end <= n {
+		return e.at, e.end
+	}
+	if at = e.at; at == 0 && int64(e.Pos) <= int64(n) {
+		at = int(e.Pos)
+	}
+	return min(at, n), min(at, n)
+}
+
+const (
+	snippetWidth = 76 // longest line of filter text in a snippet, in characters
+	snippetLead  = 30 // how much of it may stand before the place, if the line must be cut
+)
+
+// Snippet returns several lines for a terminal: the line of the filter with the error, carets under the
+// offending part, the message and the hint. Long lines are cut around the place; tabs, control
+// characters and bytes that are not UTF-8 are shown as one character each. The last line has no
+// newline at its end.
+func (e *Error) Snippet() string {
+	if !e.located() {
+		return e.Error()
+	}
+	at, end := e.place()
+	line, before, marked := snippetLine(e.Filter, at, end)
+
+	var b strings.Builder
+	b.WriteString("  " + string(line) + "\n")
+	b.WriteString("  " + strings.Repeat(" ", before) + strings.Repeat("^", marked) + "\n")
+	b.WriteString(e.message())
+	if e.Hint != "" {
+		b.WriteString("\nhint: " + e.Hint)
+	}
+	return b.String()
+}
+
+// snippetLine returns the line of text around text[at:end] in a printable form, the number of
+// characters before the place in it, and the number of characters of the place, at least 1.
+func snippetLine(text string, at, end int) (line []rune, before, marked int) {
+	first := strings.LastIndexByte(text[:at], '\n') + 1
+	last := len(text)
+	if i := strings.IndexByte(text[at:], '\n'); i >= 0 {
+		last = at + i
+	}
+	// Of a text of megabytes only the surroundings are looked at.
+	cutFront, cutBack := false, false
+	if lead := at - 4*snippetWidth; lead > first {
+		first, cutFront = runeStart(text, lead), true
+	}
+	if tail := at + 4*snippetWidth; tail < last {
+		last, cutBack = runeStart(text, tail), true
+	}
+	end = min(max(end, at), last)
+
+	line = printable(text[first:last])
+	before = utf8.RuneCountInString(text[first:at])
+	marked = max(1, utf8.RuneCountInString(text[at:end]))
+	if excess := before - snippetLead; len(line) > snippetWidth && excess > 0 {
+		line, before, cutFront = line[excess:], snippetLead, true
+	}
+	if len(line) > snippetWidth {
+		line, cutBack = line[:snippetWidth], true
+	}
+	marked = min(marked, max(1, len(line)-before))
+	if cutFront {
+		line, before = append([]rune("… "), line...), before+2
+	}
+	if cutBack {
+		line = append(line, ' ', '…')
+	}
+	return line, before, marked
+}
+
+// runeStart returns the start of the character that the byte at i belongs to.
+func runeStart(text string, i int) int {
+	for n := 0; n < utf8.UTFMax && i > 0 && !utf8.RuneStart(text[i]); n++ {
+		i--
+	}
+	return i
+}
+
+// printable turns text into characters of a terminal, one for each character of text.
+func printable(text string) []rune {
+	line := make([]rune, 0, len(text))
+	for _, r := range text {
+		switch {
+		case r == '\t' || r == '\r' || r == '\v' || r == '\f':
+			r = ' '
+		case !strconv.IsPrint(r):
+			r = utf8.RuneError
+		}
+		line = append(line, r)
+	}
+	return line
+}
+
+// quote returns s in quotes for a message, shortened if it is long.
+func quote(s string) string {
+	const longest = 48
+	if len(s) > longest {
+		s = s[:runeStart(s, longest-3)] + "…"
+	}
+	return strconv.Quote(s)
+}
