@@ -1,0 +1,88 @@
+//go:build linux
+
+package lab
+
+import (
+	"fmt"
+	"os"
+	"runtime"
+	"runtime/debug"
+
+	"golang.org/x/sys/unix"
+)
+
+// threadNetNS names the network namespace of the calling thread.
+const threadNetNS = "/proc/thread-self/ns/net"
+
+// newNetNS makes a network namespace that nothing but the returned file holds.
+func newNetNS() (*os.File, error) {
+	var ns *os.File
+	err := onThread(func() error { return unix.Unshare(unix.CLONE_NEWNET) }, func() (err error) {
+		ns, err = os.Open(threadNetNS)
+		return err
+	})
+	if err != nil {
+		return nil, fmt.Errorf("new network namespace: %w", err)
+	}
+	return ns, nil
+}
+
+// outcome is how a function on another goroutine ended.
+type outcome struct {
+	err      error
+	panicked any    // what it panicked with
+	stack    []byte // and where
+	exited   bool   // it called runtime.Goexit, as testing's FailNow does
+}
+
+// onThread runs f on an operating-system thread of its own, after enter has moved that thread to
+// another network namespace, and waits. The thread goes back to its namespace and to the runtime's
+// pool; if it cannot go back it ends, so no other goroutine ever runs in a foreign namespace.
+// A panic or Goexit in f goes on in the caller.
+//
+// The Go runtime starts no thread from a locked one, so the namespace spreads to none.
+func onThread(enter, f func() error) error {
+	done := make(chan outcome, 1)
+	go func() {
+		var end outcome
+		runtime.LockOSThread() // a goroutine that ends locked takes its thread with it
+		defer func() { done <- end }()
+		home, err := os.Open(threadNetNS)
+		if err != nil {
+			end.err = err
+			runtime.UnlockOSThread()
+			return
+		}
+		defer home.Close()
+		if end.err = enter(); end.err != nil {
+			runtime.UnlockOSThread() // unshare and setns do nothing when they fail
+			return
+		}
+		defer func() {
+			if unix.Setns(int(home.Fd()), unix.CLONE_NEWNET) == nil {
+				runtime.UnlockOSThread()
+			}
+		}()
+		returned := false
+		defer func() {
+			if returned {
+				return
+			}
+			if end.panicked = recover(); end.panicked != nil {
+				end.stack = debug.Stack()
+			} else {
+				end.exited = true
+			}
+		}()
+		end.err = f()
+		returned = true
+	}()
+	end := <-done
+	switch {
+	case end.panicked != nil:
+		panic(fmt.Sprintf("%v\n\n%s", end.panicked, end.stack))
+	case end.exited:
+		runtime.Goexit()
+	}
+	return end.err
+}
