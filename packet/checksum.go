@@ -180,9 +180,9 @@ func (p *Parsed) PseudoHeaderSum(b []byte) uint16 {
 // section 3.1, RFC 8200 section 8.1). The addresses are those of the IP header, the protocol is that
 // behind the extension headers. Where the fields stand makes no difference to the sum.
 func (p *Parsed) pseudoSum(b []byte, size int, protocol uint8) uint16 {
-	addrs := b[8:40]
-	if p.Family == 4 {
-		addrs = b[12:20]
+	addrs := b[12:20]
+	if p.Family == 6 {
+		addrs = b[8:40]
 	}
 	return fold64(uint64(Sum(addrs, 0)) + uint64(size) + uint64(protocol))
 }
