@@ -63,7 +63,10 @@ func parseIPv4[T text](s T, at int) (addr uint32, ok bool) {
 		addr = addr<<8 | value
 		at = next
 	}
-	return addr, at == len(s)
+	if at < len(s) {
+		return 0, false
+	}
+	return addr, true
 }
 
 // parseDecimal reads a decimal number of up to 128 bits at position at, and returns its low 32 bits and the

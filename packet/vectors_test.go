@@ -166,7 +166,7 @@ func TestVectorAddresses(t *testing.T) {
 			got, ok = ParseIPv6Address(*r.Text)
 		}
 		if ok != r.OK || got != want {
-			return fmt.Errorf("parsed %08x, %v, want %08x", got, ok, want)
+			return fmt.Errorf("parsed %08x, %v, want %08x", [4]uint32(got), ok, [4]uint32(want))
 		}
 		return nil
 	})
