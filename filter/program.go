@@ -58,6 +58,7 @@ type Test struct {
 type Program struct {
 	layer Layer
 	tests []Test
+	code  code // the tests as the interpreter executes them; newProgram makes it
 }
 
 // Layer returns the layer the program was compiled for.

@@ -1,0 +1,299 @@
+package filter
+
+// origin says where the interpreter takes the value of a field from.
+type origin uint8
+
+// The origins.
+const (
+	fromWord     origin = iota // bits of an aligned 32-bit word of a header
+	fromPresent                // whether a header is there
+	fromElement                // bytes at an offset from the start or end of a region
+	fromComputed               // 32-bit value of the packet or address: state.value
+	fromWide                   // 128-bit value of the packet or address: state.wideValue
+	fromNowhere                // the field does not exist on the layer: evaluation ends in an error
+)
+
+// base is a header, or a region, whose place in the packet the interpreter knows.
+type base uint8
+
+const (
+	baseIPv4 base = iota
+	baseIPv6
+	baseICMP
+	baseICMPv6
+	baseTCP
+	baseUDP
+	basePacket // always there, all of the buffer
+	numBases
+)
+
+// check says how a value is compared.
+type check uint8
+
+const (
+	checkRange   check = iota // lo <= value <= lo+span
+	checkBitmap               // in bitmaps[set]
+	checkSet32                // in sets[set]
+	checkWide                 // fromWide: in ranges[set:set+1]
+	checkWideSet              // fromWide: in wideSets[set]
+)
+
+// instr is a test in the form that the interpreter executes. Every operator and every sign has become
+// one question, whether the value lies in a range or set, and its opposite; so the loop has
+// no switch on operators.
+type instr struct {
+	origin origin
+	check  check
+	base   base
+	shift  uint8
+	invert bool  // the test holds if the value does not lie in the range or set
+	size   uint8 // fromElement: bytes of the element
+	field  Field
+	set    uint32 // index of the range or set, for all checks but checkRange
+	mask   uint32
+	off    int32 // fromWord: byte offset in the header; fromElement: byte offset, negative from the end
+	lo     uint32
+	span   uint32
+	succ   int32 // next instruction, or Accept or Reject
+	fail   int32
+}
+
+// code is what the interpreter needs of a program.
+type code struct {
+	instrs   []instr
+	bitmaps  []*bitmap
+	sets     []set32
+	ranges   []Range
+	wideSets []*Set
+}
+
+// bitfield says in which bits of which header word a field lies. Offsets are from the start of the
+// header; the words are read in network byte order.
+// (Sources: RFC 791, 8200, 792, 4443, 9293, 768.)
+type bitfield struct {
+	base  base
+	off   int32
+	shift uint8
+	bits  uint8
+}
+
+var headerFields = [numFields]*bitfield{
+	FieldIPHdrLength: {baseIPv4, 0, 24, 4},
+	FieldIPTOS:       {baseIPv4, 0, 16, 8},
+	FieldIPLength:    {baseIPv4, 0, 0, 16},
+	FieldIPID:        {baseIPv4, 4, 16, 16},
+	FieldIPDF:        {baseIPv4, 4, 14, 1},
+	FieldIPMF:        {baseIPv4, 4, 13, 1},
+	FieldIPFragOff:   {baseIPv4, 4, 0, 13},
+	FieldIPTTL:       {baseIPv4, 8, 24, 8},
+	FieldIPProtocol:  {baseIPv4, 8, 16, 8},
+	FieldIPChecksum:  {baseIPv4, 8, 0, 16},
+	FieldIPSrcAddr:   {baseIPv4, 12, 0, 32},
+	FieldIPDstAddr:   {baseIPv4, 16, 0, 32},
+
+	FieldIPv6TrafficClass: {baseIPv6, 0, 20, 8},
+	FieldFlowLabel:        {baseIPv6, 0, 0, 20},
+	FieldIPv6Length:       {baseIPv6, 4, 16, 16},
+	FieldIPv6NextHdr:      {baseIPv6, 4, 8, 8},
+	FieldIPv6HopLimit:     {baseIPv6, 4, 0, 8},
+
+	FieldICMPType:       {baseICMP, 0, 24, 8},
+	FieldICMPCode:       {baseICMP, 0, 16, 8},
+	FieldICMPChecksum:   {baseICMP, 0, 0, 16},
+	FieldICMPBody:       {baseICMP, 4, 0, 32},
+	FieldICMPv6Type:     {baseICMPv6, 0, 24, 8},
+	FieldICMPv6Code:     {baseICMPv6, 0, 16, 8},
+	FieldICMPv6Checksum: {baseICMPv6, 0, 0, 16},
+	FieldICMPv6Body:     {baseICMPv6, 4, 0, 32},
+
+	FieldTCPSrcPort:   {baseTCP, 0, 16, 16},
+	FieldTCPDstPort:   {baseTCP, 0, 0, 16},
+	FieldTCPSeqNum:    {baseTCP, 4, 0, 32},
+	FieldTCPAckNum:    {baseTCP, 8, 0, 32},
+	FieldTCPHdrLength: {baseTCP, 12, 28, 4},
+	FieldTCPUrg:       {baseTCP, 12, 21, 1},
+	FieldTCPAck:       {baseTCP, 12, 20, 1},
+	FieldTCPPsh:       {baseTCP, 12, 19, 1},
+	FieldTCPRst:       {baseTCP, 12, 18, 1},
+	FieldTCPSyn:       {baseTCP, 12, 17, 1},
+	FieldTCPFin:       {baseTCP, 12, 16, 1},
+	FieldTCPWindow:    {baseTCP, 12, 0, 16},
+	FieldTCPChecksum:  {baseTCP, 16, 16, 16},
+	FieldTCPUrgPtr:    {baseTCP, 16, 0, 16},
+
+	FieldUDPSrcPort:  {baseUDP, 0, 16, 16},
+	FieldUDPDstPort:  {baseUDP, 0, 0, 16},
+	FieldUDPLength:   {baseUDP, 4, 16, 16},
+	FieldUDPChecksum: {baseUDP, 4, 0, 16},
+}
+
+// presence says which header a protocol field asks for.
+var presence = map[Field]base{
+	FieldIP: baseIPv4, FieldIPv6: baseIPv6, FieldICMP: baseICMP,
+	FieldICMPv6: baseICMPv6, FieldTCP: baseTCP, FieldUDP: baseUDP,
+}
+
+// newProgram makes a program of tests, which it keeps: they must not be changed any more.
+// Every program is made here.
+func newProgram(layer Layer, tests []Test) *Program {
+	p := &Program{layer: layer, tests: tests}
+	p.code.instrs = make([]instr, len(tests))
+	for i := range tests {
+		p.code.instrs[i] = p.decode(&tests[i])
+	}
+	return p
+}
+
+// decode turns a test into the form of the interpreter.
+func (p *Program) decode(t *Test) instr {
+	in := instr{field: t.Field, succ: int32(t.Succ), fail: int32(t.Fail), mask: ^uint32(0)}
+	info := t.Field.info()
+	packets := onPackets.has(p.layer)
+	header, isPresence := presence[t.Field]
+	at := headerFields[t.Field]
+	switch {
+	case !p.knows(t.Field) || t.Op > OpNotIn:
+		in.origin = fromNowhere
+		return in
+	case at != nil:
+		in.origin, in.base, in.off, in.shift = fromWord, at.base, at.off, at.shift
+		in.mask = uint32(1<<at.bits - 1)
+	case isPresence && packets:
+		in.origin, in.base = fromPresent, header
+	case info.elem != 0:
+		in.origin, in.base, in.off, in.size = fromElement, basePacket, t.Index, uint8(info.elem)
+		if info.base != FieldZero {
+			in.base = presence[info.base]
+		}
+	case isWide(t.Field):
+		in.origin = fromWide
+		p.decodeWide(&in, t)
+		return in
+	default:
+		in.origin = fromComputed
+	}
+	p.decodeNarrow(&in, t)
+	return in
+}
+
+// knows reports whether the field exists on the layer of the program.
+func (p *Program) knows(f Field) bool { return f.info().layers.has(p.layer) }
+
+// isWide reports whether the interpreter handles values of the field in 128 bits: those the language
+// compares so, except IPv4 addresses (their upper bits never vary), and the signed ones.
+func isWide(f Field) bool {
+	info := f.info()
+	return info.wide && info.kind != KindIPv4 || info.kind == KindSigned
+}
+
+// decodeNarrow sets the check of a test whose values have 32 bits.
+func (p *Program) decodeNarrow(in *instr, t *Test) {
+	bounds := Range{Last: Value{Lo: 0xFFFF_FFFF}}
+	if t.Field.info().kind == KindIPv4 {
+		bounds = Range{First: boundIPv4Lo.mag, Last: boundIPv4Hi.mag}
+	}
+	if t.Op == OpIn || t.Op == OpNotIn {
+		in.invert = t.Op == OpNotIn
+		p.decodeSet(in, clip(t.Set.Ranges, bounds), t.Field.info().drvHi.mag)
+		return
+	}
+	lit := t.Value
+	if bounds.First == (Value{}) {
+		lit = Value{Lo: lit.Lo & 0xFFFF_FFFF} // all that the original compares
+	}
+	// A literal outside the values of the field, or a negative one, is below or above them all.
+	// (Specification: filter-language.md 6.)
+	never, always := in.setRange(0, ^uint32(0), true), in.setRange(0, ^uint32(0), false)
+	switch below, above := t.Neg || lit.less(bounds.First), bounds.Last.less(lit); {
+	case below && (t.Op == OpNe || t.Op == OpGt || t.Op == OpGe),
+		above && !below && (t.Op == OpNe || t.Op == OpLt || t.Op == OpLe):
+		*in = always
+	case below, above:
+		*in = never
+	default:
+		r, invert := acceptedBy(t.Op, lit)
+		r = clip([]Range{r}, bounds)[0] // not empty: the literal itself is in both
+		*in = in.setRange(uint32(r.First.Lo), uint32(r.Last.Lo), invert)
+	}
+}
+
+// setRange returns the instruction with the check for values from lo to hi.
+func (in *instr) setRange(lo, hi uint32, invert bool) instr {
+	out := *in
+	out.check, out.lo, out.span, out.invert = checkRange, lo, hi-lo, invert
+	return out
+}
+
+// acceptedBy returns the values for which "value op lit" holds as a range, or with invert set the
+// values for which it does not hold. The literal is always in the range.
+func acceptedBy(op Op, lit Value) (r Range, invert bool) {
+	switch op {
+	case OpEq, OpNe:
+		return Range{First: lit, Last: lit}, op == OpNe
+	case OpLe, OpGt:
+		return Range{Last: lit}, op == OpGt
+	default: // OpGe, OpLt
+		return Range{First: lit, Last: maxValue}, op == OpLt
+	}
+}
+
+// decodeSet sets the check for a set of 32-bit values of a field whose values do not exceed limit.
+func (p *Program) decodeSet(in *instr, ranges []Range, limit Value) {
+	switch {
+	case len(ranges) == 0:
+		*in = in.setRange(0, ^uint32(0), !in.invert)
+	case len(ranges) == 1:
+		*in = in.setRange(uint32(ranges[0].First.Lo), uint32(ranges[0].Last.Lo), in.invert)
+	case !(Value{Lo: 0xFFFF}).less(limit) && len(ranges) > 8: // from there on faster than a search
+		m := new(bitmap)
+		for _, r := range clip(ranges, Range{Last: Value{Lo: 0xFFFF}}) {
+			m.add(uint32(r.First.Lo), uint32(r.Last.Lo))
+		}
+		in.check, in.set = checkBitmap, uint32(len(p.code.bitmaps))
+		p.code.bitmaps = append(p.code.bitmaps, m)
+	default:
+		in.check, in.set = checkSet32, uint32(len(p.code.sets))
+		p.code.sets = append(p.code.sets, newSet32(ranges))
+	}
+}
+
+// decodeWide sets the check of a test whose values have more than 32 bits or a sign.
+func (p *Program) decodeWide(in *instr, t *Test) {
+	if t.Op == OpIn || t.Op == OpNotIn {
+		ranges := make([]Range, len(t.Set.Ranges))
+		for i, r := range t.Set.Ranges {
+			ranges[i] = Range{First: orderKey(t.Field, false, r.First), Last: orderKey(t.Field, false, r.Last)}
+		}
+		in.check, in.invert = checkWideSet, t.Op == OpNotIn
+		in.set = uint32(len(p.code.wideSets))
+		p.code.wideSets = append(p.code.wideSets, NewSet(ranges))
+		return
+	}
+	lit := t.Value
+	if !t.Field.info().wide {
+		lit = Value{Lo: lit.Lo & 0xFFFF_FFFF}
+	}
+	r, invert := acceptedBy(t.Op, orderKey(t.Field, t.Neg, lit))
+	if t.Neg && t.Field.info().kind != KindSigned { // below all values
+		r, invert = Range{Last: maxValue}, t.Op == OpEq || t.Op == OpLt || t.Op == OpLe
+	}
+	in.check, in.invert, in.set = checkWide, invert, uint32(len(p.code.ranges))
+	p.code.ranges = append(p.code.ranges, r)
+}
+
+// orderKey returns a number that orders values of a field as the language does: for signed
+// fields negative zero lies between -1 and 0 (specification: filter-language.md 5).
+func orderKey(f Field, neg bool, mag Value) Value {
+	if f.info().kind != KindSigned {
+		return mag
+	}
+	// Magnitudes beyond 2^64 are greater than all values of the field, whatever they are.
+	if mag.Hi != 0 {
+		mag = Value{Hi: 1}
+	}
+	const zero = 1 << 63 // the upper word of the key of 0
+	if neg {
+		return Value{Hi: zero - 1 - mag.Hi, Lo: ^mag.Lo}
+	}
+	return Value{Hi: zero + mag.Hi, Lo: mag.Lo}
+}

@@ -1,0 +1,204 @@
+package filter
+
+import "fmt"
+
+// A LowerError tells why a program of the extended dialect has no form in the original instructions.
+type LowerError struct {
+	Test  int // index of the test in Program.Tests
+	Field Field
+	Layer Layer
+}
+
+func (e *LowerError) Error() string {
+	return fmt.Sprintf("filter: test %d: the instructions of WinDivert 2.2 cannot express %v at %v",
+		e.Test, e.Field, e.Layer)
+}
+
+// Lower returns a program of the same meaning that has only what the original instructions have,
+// or p itself if that is so already. Sets become chains of comparisons; the families ip and ipv6 at
+// FLOW and SOCKET become comparisons of localAddr with the range of mapped addresses. The result
+// may have more tests than an object can hold. What cannot be expressed (the true flow label, the
+// process of a packet) is a *LowerError.
+func (p *Program) Lower() (*Program, error) {
+	chains := make([][]Test, len(p.tests))
+	same := true
+	for i := range p.tests {
+		t := &p.tests[i]
+		chain, ok := lowerTest(t, p.layer)
+		if !ok {
+			return nil, &LowerError{Test: i, Field: t.Field, Layer: p.layer}
+		}
+		same = same && chain == nil
+		chains[i] = chain
+	}
+	if same {
+		return p, nil
+	}
+
+	// Where each test of p starts in the result.
+	start := make([]Target, len(p.tests))
+	n := 0
+	for i, chain := range chains {
+		start[i] = Target(n)
+		n += max(1, len(chain))
+	}
+	tests := make([]Test, 0, n)
+	for i, chain := range chains {
+		outer := p.tests[i]
+		if chain == nil {
+			chain = []Test{outer}
+			chain[0].Succ, chain[0].Fail = chainSucc, chainFail
+		}
+		for _, t := range chain {
+			t.Succ = link(t.Succ, outer, start, len(tests))
+			t.Fail = link(t.Fail, outer, start, len(tests))
+			tests = append(tests, t)
+		}
+	}
+	return newProgram(p.layer, tests), nil
+}
+
+// Targets inside a chain: where the test that the chain replaces goes on, or the next test of the chain.
+const (
+	chainSucc Target = -3 - iota
+	chainFail
+	chainNext
+)
+
+// link resolves the target of a test that will have the given index in the result.
+func link(t Target, outer Test, start []Target, index int) Target {
+	switch t {
+	case chainNext:
+		return Target(index + 1)
+	case chainSucc:
+		t = outer.Succ
+	case chainFail:
+		t = outer.Fail
+	}
+	if t >= 0 {
+		return start[t]
+	}
+	return t
+}
+
+// lowerTest returns the chain that replaces a test, nil if the test may stay, or not ok if
+// there is none.
+func lowerTest(t *Test, layer Layer) (chain []Test, ok bool) {
+	switch {
+	case t.Field == FieldFamilyIP || t.Field == FieldFamilyIPv6:
+		return lowerFamily(t), true
+	case t.Field >= numSpecFields, t.Field == FieldProcessID && onPackets.has(layer):
+		return nil, false
+	case t.Op == OpIn:
+		return lowerIn(t), true
+	case t.Op == OpNotIn:
+		return lowerNotIn(t), true
+	}
+	return nil, true
+}
+
+// lowerIn spells out a set. The ranges are ascending, so a value below one of them lies in none.
+func lowerIn(t *Test) []Test {
+	var chain []Test
+	for _, r := range comparable(t) {
+		if r.First == r.Last {
+			chain = append(chain, compare(t, OpEq, r.First, chainSucc, chainNext))
+			continue
+		}
+		chain = append(chain,
+			compare(t, OpGe, r.First, chainNext, chainFail),
+			compare(t, OpLe, r.Last, chainSucc, chainNext))
+	}
+	if len(chain) == 0 {
+		return []Test{{Field: FieldZero, Value: Value{Lo: 1}, Succ: chainSucc, Fail: chainFail}}
+	}
+	chain[len(chain)-1].Fail = chainFail
+	return chain
+}
+
+// lowerNotIn spells out the complement of a set. A value that is not available must still fail,
+// so every way to success runs through a test of the field that holds.
+func lowerNotIn(t *Test) []Test {
+	var chain []Test
+	for _, r := range comparable(t) {
+		if r.First == r.Last {
+			chain = append(chain, compare(t, OpNe, r.First, chainNext, chainFail))
+			continue
+		}
+		chain = append(chain,
+			compare(t, OpLt, r.First, chainSucc, chainNext),
+			compare(t, OpGt, r.Last, chainNext, chainFail))
+	}
+	if len(chain) == 0 { // any value that is available
+		return []Test{
+			compare(t, OpGe, Value{}, chainSucc, chainNext),
+			compare(t, OpLt, Value{}, chainSucc, chainFail),
+		}
+	}
+	chain[len(chain)-1].Succ = chainSucc
+	return chain
+}
+
+// comparable returns the ranges of the test's set as far as literals of the field can name them.
+func comparable(t *Test) []Range {
+	switch info := t.Field.info(); {
+	case info.kind == KindIPv4:
+		return clip(t.Set.Ranges, Range{First: boundIPv4Lo.mag, Last: boundIPv4Hi.mag})
+	case !info.wide:
+		return clip(t.Set.Ranges, Range{Last: boundU32.mag})
+	case objectArgs(t.Field) == 2:
+		return clip(t.Set.Ranges, Range{Last: boundU64.mag})
+	}
+	return t.Set.Ranges
+}
+
+// compare returns a test of the same field as t.
+func compare(t *Test, op Op, v Value, succ, fail Target) Test {
+	return Test{Field: t.Field, Index: t.Index, Op: op, Value: v, Succ: succ, Fail: fail}
+}
+
+// lowerFamily spells out a test of the family of an event: IPv4 addresses are those of
+// ::ffff:0:0/96 (specification: api.md 2.1).
+func lowerFamily(t *Test) []Test {
+	onMapped, onOther := chainFail, chainFail
+	if holdsNarrow(t, 1) {
+		onMapped = chainSucc
+	}
+	if holdsNarrow(t, 0) {
+		onOther = chainSucc
+	}
+	if t.Field == FieldFamilyIPv6 {
+		onMapped, onOther = onOther, onMapped
+	}
+	if onMapped == onOther {
+		return []Test{{Field: FieldZero, Succ: onMapped, Fail: onMapped}}
+	}
+	address := &Test{Field: FieldLocalAddr}
+	return []Test{
+		compare(address, OpGe, boundIPv4Lo.mag, chainNext, onOther),
+		compare(address, OpLe, boundIPv4Hi.mag, onMapped, onOther),
+	}
+}
+
+// holdsNarrow reports whether a test of a 32-bit field holds for the value v.
+func holdsNarrow(t *Test, v uint32) bool {
+	lit := uint32(t.Value.Lo)
+	switch t.Op {
+	case OpEq:
+		return v == lit && !t.Neg
+	case OpNe:
+		return v != lit || t.Neg
+	case OpLt:
+		return v < lit && !t.Neg
+	case OpLe:
+		return v <= lit && !t.Neg
+	case OpGt:
+		return v > lit || t.Neg
+	case OpGe:
+		return v >= lit || t.Neg
+	case OpIn:
+		return t.Set.Contains(Value{Lo: uint64(v)})
+	default:
+		return !t.Set.Contains(Value{Lo: uint64(v)})
+	}
+}

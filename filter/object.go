@@ -1,0 +1,241 @@
+package filter
+
+import "strings"
+
+// Sizes of compiled filters (specification: filter-language.md 7).
+const (
+	maxObjectTests = 256 // tests of a filter that the original compiles
+	maxDriverTests = 255 // tests of a filter that its driver accepts
+)
+
+// objectMagic starts every object string (specification: filter-object.md 4.1).
+const objectMagic = "@WinDiv_"
+
+// The digits of numbers in object strings: base 32, most significant digit first. The last digit
+// of a number comes from an alphabet of its own, so numbers need no separators
+// (specification: filter-object.md 4.2).
+const (
+	innerDigits = "0123456789ABCDEFGHIJKLMNOPQRSTUV"
+	finalDigits = "WXYZabcdefghijklmnopqrstuvwxyz+="
+)
+
+// The most digits of each kind of number, leading zeros included (specification: filter-object.md 4.4).
+const (
+	digitsVersion = 4
+	digitsSmall   = 2 // counts, fields, operators, targets
+	digitsSign    = 1
+	digitsWord    = 7 // 32-bit arguments
+)
+
+// objectIndexBias makes the byte offsets of index fields non-negative in object strings.
+const objectIndexBias = 65535
+
+// ipv4Prefix is the upper part of ::ffff:0:0/96, to which the IPv4 addresses of the language belong.
+const ipv4Prefix = 0xFFFF << 32
+
+// objectArgs says how many of the four 32-bit words of a literal the object form of a test carries.
+func objectArgs(f Field) int {
+	switch info := f.info(); {
+	case info.kind == KindIPv6, info.kind == KindAddr:
+		return 4
+	case info.wide && info.kind != KindIPv4: // endpointId, parentEndpointId, timestamp
+		return 2
+	}
+	return 1
+}
+
+// ParseObject reads an object string: a compiled filter as text (specification: filter-object.md 4).
+// Nothing may follow the object, not even a NUL. Errors are of type *Error with the kind ErrBadObject
+// and position 0.
+//
+// As in the original, neither the layer of the fields nor the range of the literals is checked here.
+// DriverCheck does that; Eval reports a field that does not belong to the layer when it
+// executes one.
+func ParseObject(s string, layer Layer) (*Program, error) {
+	return parseObject(s, layer)
+}
+
+func parseObject(s string, layer Layer) (*Program, error) {
+	rest, found := strings.CutPrefix(s, objectMagic)
+	r := objectReader{rest: rest, bad: !found}
+	if version := r.number(digitsVersion); version != 0 {
+		r.bad = true
+	}
+	count := r.number(digitsSmall)
+	if r.bad || count < 1 || count > maxObjectTests {
+		return nil, &Error{Kind: ErrBadObject, Filter: s}
+	}
+	tests := make([]Test, count)
+	for i := range tests {
+		tests[i] = r.test(i, len(tests))
+		if r.bad {
+			return nil, &Error{Kind: ErrBadObject, Filter: s}
+		}
+	}
+	if r.rest != "" {
+		return nil, &Error{Kind: ErrBadObject, Filter: s}
+	}
+	return newProgram(layer, tests), nil
+}
+
+// objectReader reads the parts of an object string. After the first violation bad is set and every
+// number is zero.
+type objectReader struct {
+	rest string
+	bad  bool
+}
+
+// byte takes the next byte, 0 at the end.
+func (r *objectReader) byte() byte {
+	if r.rest == "" {
+		return 0
+	}
+	c := r.rest[0]
+	r.rest = r.rest[1:]
+	return c
+}
+
+// number reads a 32-bit number of at most the given count of digits.
+func (r *objectReader) number(digits int) uint32 {
+	var n uint32
+	for ; digits > 0 && !r.bad; digits-- {
+		if n>>27 != 0 { // the next digit would shift bits out
+			break
+		}
+		c := r.byte()
+		if d := strings.IndexByte(finalDigits, c); d >= 0 {
+			return n<<5 | uint32(d)
+		}
+		d := strings.IndexByte(innerDigits, c)
+		if d < 0 {
+			break
+		}
+		n = n<<5 | uint32(d)
+	}
+	r.bad = true
+	return 0
+}
+
+// test reads instruction i of count.
+func (r *objectReader) test(i, count int) Test {
+	if r.byte() != '_' {
+		r.bad = true
+	}
+	field, op, neg := r.number(digitsSmall), r.number(digitsSmall), r.number(digitsSign)
+	if field >= uint32(numSpecFields) || op > uint32(OpGe) || neg > 1 {
+		r.bad = true
+		return Test{}
+	}
+	t := Test{Field: Field(field), Op: Op(op), Neg: neg == 1}
+	var args [4]uint32
+	for k := range objectArgs(t.Field) {
+		args[k] = r.number(digitsWord)
+	}
+	t.Value = valueFromWords(args)
+	switch info := t.Field.info(); {
+	case info.kind == KindIPv4:
+		t.Value.Lo |= ipv4Prefix
+	case info.elem != 0:
+		t.Index = int32(r.number(digitsWord) - objectIndexBias)
+	}
+	t.Succ, t.Fail = r.target(i, count), r.target(i, count)
+	return t
+}
+
+// target reads where instruction i of count goes on.
+func (r *objectReader) target(i, count int) Target {
+	switch r.byte() {
+	case 'A':
+		return Accept
+	case 'X':
+		return Reject
+	case 'L':
+		if n := int(r.number(digitsSmall)); n > i && n < count {
+			return Target(n)
+		}
+	}
+	r.bad = true
+	return Reject
+}
+
+// Object returns the object string of the program: a printable ASCII text without line breaks that
+// ParseObject and every WinDivert 2.2 understands (specification: filter-object.md 4). Programs of
+// the extended dialect are lowered first (Lower); a *LowerError tells what has no object form.
+// More than 256 tests are an *Error of the kind ErrTooLong.
+//
+// As in the original, the object does not carry what its tests never look at (the upper words of
+// 32-bit literals), and a program of exactly 256 tests becomes "@WinDiv_WW", which no reader accepts:
+// the original counts in 8 bits.
+func (p *Program) Object() (string, error) {
+	p, err := p.Lower()
+	if err != nil {
+		return "", err
+	}
+	if len(p.tests) > maxObjectTests {
+		return "", &Error{Kind: ErrTooLong}
+	}
+	count := uint8(len(p.tests))
+	b := make([]byte, 0, len(objectMagic)+4+24*int(count))
+	b = append(b, objectMagic...)
+	b = appendObjectNumber(b, 0)
+	b = appendObjectNumber(b, uint32(count))
+	for i := range p.tests[:count] {
+		b = appendObjectTest(b, &p.tests[i])
+	}
+	return string(b), nil
+}
+
+func appendObjectTest(b []byte, t *Test) []byte {
+	b = append(b, '_')
+	b = appendObjectNumber(b, uint32(t.Field))
+	b = appendObjectNumber(b, uint32(t.Op))
+	var neg uint32
+	if t.Neg {
+		neg = 1
+	}
+	b = appendObjectNumber(b, neg)
+	args := t.Value.words()
+	for _, arg := range args[:objectArgs(t.Field)] {
+		b = appendObjectNumber(b, arg)
+	}
+	if t.Field.info().elem != 0 {
+		b = appendObjectNumber(b, uint32(t.Index)+objectIndexBias)
+	}
+	b = appendObjectTarget(b, t.Succ)
+	return appendObjectTarget(b, t.Fail)
+}
+
+func appendObjectTarget(b []byte, t Target) []byte {
+	switch t {
+	case Accept:
+		return append(b, 'A')
+	case Reject:
+		return append(b, 'X')
+	}
+	return appendObjectNumber(append(b, 'L'), uint32(t))
+}
+
+// appendObjectNumber appends n in as few digits as possible.
+func appendObjectNumber(b []byte, n uint32) []byte {
+	shift := 0
+	for n>>shift>>5 != 0 {
+		shift += 5
+	}
+	for ; shift > 0; shift -= 5 {
+		b = append(b, innerDigits[n>>shift&31])
+	}
+	return append(b, finalDigits[n&31])
+}
+
+// words returns the four 32-bit words of v, the least significant first.
+func (v Value) words() [4]uint32 {
+	return [4]uint32{uint32(v.Lo), uint32(v.Lo >> 32), uint32(v.Hi), uint32(v.Hi >> 32)}
+}
+
+// valueFromWords is the inverse of words.
+func valueFromWords(w [4]uint32) Value {
+	return Value{
+		Hi: uint64(w[3])<<32 | uint64(w[2]),
+		Lo: uint64(w[1])<<32 | uint64(w[0]),
+	}
+}
