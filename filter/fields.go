@@ -1,6 +1,10 @@
 package filter
 
-import "github.com/opendivert/divert/packet"
+import (
+	"strings"
+
+	"github.com/opendivert/divert/packet"
+)
 
 // layerMask is a set of layers, bit n for layer n.
 type layerMask uint8
@@ -249,3 +253,14 @@ func (i fieldInfo) neverFolds() fieldInfo { i.folds = false; return i }
 
 // compared128 marks a field that is compared in all 128 bits of the literal.
 func (i fieldInfo) compared128() fieldInfo { i.wide = true; return i }
+
+// String lists the layers by name.
+func (m layerMask) String() string {
+	var names []string
+	for l := range packet.NumLayers {
+		if m.has(l) {
+			names = append(names, l.String())
+		}
+	}
+	return strings.Join(names, ", ")
+}

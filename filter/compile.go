@@ -1,0 +1,56 @@
+package filter
+
+import "strings"
+
+// Dialect is a form of the filter language.
+type Dialect uint8
+
+// The dialects.
+const (
+	Extended Dialect = iota // the default: our additions, and errors for what cannot be meant
+	Strict                  // WinDivert 2.2 to the letter, its limits and accidents included
+)
+
+// String returns the dialect's name.
+func (d Dialect) String() string {
+	if d == Strict {
+		return "strict"
+	}
+	return "extended"
+}
+
+// maxText is how long a filter of the extended dialect may be, in bytes.
+const maxText = 4 << 20
+
+// Compile compiles a filter for a layer. A text that starts with '@' is an object string (see
+// ParseObject) in both dialects. All errors are of type *Error.
+//
+// The limits of the extended dialect are 4 MiB of text, 65,535 tests and 1024 nested parentheses; a set
+// counts as one test and may have as many elements as the text holds. Those of the strict dialect are
+// 1277 tokens, 256 tests and 340 nested parentheses. Any text is safe to compile: time and memory
+// are proportional to its length, up to sorting.
+//
+// Compile may be called by several goroutines at once.
+func Compile(text string, layer Layer, d Dialect) (*Program, error) {
+	if strings.HasPrefix(text, "@") {
+		return parseObject(text, layer)
+	}
+	s := source{text: text, layer: layer, dialect: d}
+	limit := maxStrictTests
+	if d == Extended {
+		limit = maxTests
+		if len(text) > maxText {
+			return nil, s.at(ErrTooLong, 0, 0, "the filter is longer than 4 MiB", hintUseSets)
+		}
+	}
+	root, err := parse(s)
+	if err != nil {
+		return nil, err
+	}
+	p := placer{limit: limit}
+	entry := p.place(root, Accept, Reject)
+	if p.full {
+		return nil, s.at(ErrTooLong, 0, 0, "the compiled filter has more than 256 tests", "")
+	}
+	return newProgram(layer, p.emit(entry)), nil
+}

@@ -1,0 +1,68 @@
+package filter
+
+import (
+	"errors"
+	"fmt"
+	"testing"
+
+	"github.com/opendivert/divert/internal/vectors"
+	"github.com/opendivert/divert/packet"
+)
+
+// vectorErrors are the names of error kinds in the vectors.
+var vectorErrors = map[ErrorKind]string{
+	ErrTooDeep:          "TOO_DEEP",
+	ErrTooLong:          "TOO_LONG",
+	ErrBadToken:         "BAD_TOKEN",
+	ErrBadTokenForLayer: "BAD_TOKEN_FOR_LAYER",
+	ErrUnexpectedToken:  "UNEXPECTED_TOKEN",
+	ErrIndexOutOfBounds: "INDEX_OOB",
+	ErrBadObject:        "BAD_OBJECT",
+}
+
+// layerNamed returns the layer of a name in the vectors.
+func layerNamed(name string) (Layer, error) {
+	for l := range packet.NumLayers {
+		if l.String() == name {
+			return l, nil
+		}
+	}
+	return 0, fmt.Errorf("no layer %q", name)
+}
+
+// compileResult compiles in the strict dialect and returns the object, or "ERROR at position".
+func compileResult(text string, layer Layer) string {
+	p, err := Compile(text, layer, Strict)
+	if err == nil {
+		var object string
+		if object, err = p.Object(); err == nil {
+			return object
+		}
+	}
+	var e *Error
+	if !errors.As(err, &e) {
+		return err.Error()
+	}
+	return fmt.Sprintf("%s at %d", vectorErrors[e.Kind], e.Pos)
+}
+
+func TestVectorCompile(t *testing.T) {
+	vectors.Run(t, "compile", func(row struct {
+		Layer, Filter, Object, Error string
+		OK                           bool
+		Pos                          uint32
+	}) error {
+		layer, err := layerNamed(row.Layer)
+		if err != nil {
+			return err
+		}
+		want := row.Object
+		if !row.OK {
+			want = fmt.Sprintf("%s at %d", row.Error, row.Pos)
+		}
+		if got := compileResult(row.Filter, layer); got != want {
+			return fmt.Errorf("%s %q: got %s, want %s", row.Layer, row.Filter, got, want)
+		}
+		return nil
+	})
+}

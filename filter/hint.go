@@ -1,0 +1,261 @@
+package filter
+
+import (
+	"fmt"
+	"strings"
+)
+
+// expectation is what the parser wanted to see.
+type expectation uint8
+
+const (
+	wantField expectation = iota
+	wantNumber
+	wantIndex
+	wantIndexNumber
+	wantCloseIndex
+	wantClose
+	wantColon
+	wantEnd
+	wantIn
+	wantOpenSet
+	wantElement
+	wantCloseSet
+	wantPrefix
+)
+
+var expectationTexts = [...]string{
+	wantField:       "a test was expected",
+	wantNumber:      "a number or address was expected",
+	wantIndex:       "an index in brackets was expected",
+	wantIndexNumber: "a number was expected in the index",
+	wantCloseIndex:  `"]" was expected`,
+	wantClose:       `")" was expected`,
+	wantColon:       `":" was expected`,
+	wantEnd:         "the end, \"and\" or \"or\" was expected",
+	wantIn:          `"in" was expected after "not"`,
+	wantOpenSet:     `"{" was expected after "in"`,
+	wantElement:     "a value or a range was expected in the set",
+	wantCloseSet:    `"," or "}" was expected`,
+	wantPrefix:      "a prefix length was expected",
+}
+
+const hintUseSets = "sets are shorter and faster: tcp.DstPort in {80, 443, 8000-8999}"
+
+// unexpected makes a syntax error of the current token.
+func (p *parser) unexpected(want expectation) *Error {
+	if p.tok.kind == tokBad {
+		return p.lexer.err
+	}
+	found := quote(p.text[p.tok.pos:p.tok.end])
+	if p.tok.kind == tokEnd {
+		found = "the end of the filter"
+	}
+	msg := "unexpected " + found + ", " + expectationTexts[want]
+	return p.at(ErrUnexpectedToken, p.tok.pos, p.tok.end, msg, p.hint(want))
+}
+
+// hint advises on the current token where something else was wanted.
+func (p *parser) hint(want expectation) string {
+	if p.tok.kind == tokMacro && want != wantEnd {
+		return p.macroHint()
+	}
+	switch want {
+	case wantField:
+		return p.fieldHint()
+	case wantNumber:
+		return p.numberHint()
+	case wantIndex:
+		name := p.text[p.last.start:p.end]
+		if i := strings.LastIndexFunc(name, func(r rune) bool { return r <= ' ' || r == '!' }); i >= 0 {
+			name = name[i+1:]
+		}
+		return "as in " + name + "[0]"
+	case wantClose:
+		if p.tok.kind == tokEnd {
+			return "a parenthesis is not closed"
+		}
+		return p.endHint()
+	case wantColon:
+		return "a conditional is written (a? b: c)"
+	case wantEnd:
+		return p.endHint()
+	case wantElement:
+		if p.tok.kind == tokCloseSet {
+			return "a set needs at least one element"
+		}
+		return "as in {80, 443, 8000-8999}"
+	case wantIn:
+		return "or is \"and\" or \"or\" missing before \"not\"?"
+	}
+	return ""
+}
+
+// macroHint tells where a macro exists.
+func (p *parser) macroHint() string {
+	name := p.text[p.tok.pos:p.tok.end]
+	var layers layerMask
+	for _, m := range words[name].macros {
+		layers |= m.layers
+	}
+	return name + " exists at " + layers.String() + " only"
+}
+
+// fieldHint advises where a test was expected.
+func (p *parser) fieldHint() string {
+	text := p.text[p.tok.pos:p.tok.end]
+	switch p.tok.kind {
+	case tokEnd:
+		if p.end == 0 {
+			return "true matches everything"
+		}
+		return "the filter is not complete"
+	case tokNumber:
+		return p.lonelyNumberHint(text)
+	case tokOpen:
+		return "in this dialect \"not\" applies to a single test; write (expression? false: true)"
+	case tokClose:
+		return "the parentheses are empty or the test before is not complete"
+	}
+	return ""
+}
+
+// mirrored are the operators with their sides exchanged.
+var mirrored = [...]string{OpEq: "==", OpNe: "!=", OpLt: ">", OpLe: ">=", OpGt: "<", OpGe: "<="}
+
+// lonelyNumberHint advises on a number where a test was expected.
+func (p *parser) lonelyNumberHint(text string) string {
+	ahead := p.lexer
+	op := ahead.next()
+	if o, isRelation := relations[op.kind]; isRelation {
+		if f := ahead.next(); f.kind == tokField {
+			return fmt.Sprintf("put the field first: %s %s %s", p.text[f.pos:f.end], mirrored[o], text)
+		}
+	}
+	switch {
+	case text == "TRUE":
+		return "the test that always holds is true"
+	case text == "FALSE":
+		return "the test that never holds is false"
+	case p.last.op == 0 || p.last.op-p.last.start > 64:
+		return "a test starts with a field, as in tcp.DstPort == 80"
+	}
+	hint := "repeat the field: " + p.text[p.last.start:p.last.op] + " " + text
+	if p.dialect == Extended {
+		hint += ", or use a set: " + p.text[p.last.start:p.last.field] + " in {…, " + text + "}"
+	}
+	return hint
+}
+
+// numberHint advises where the right side of a comparison was expected.
+func (p *parser) numberHint() string {
+	text := p.text[p.tok.pos:p.tok.end]
+	switch p.tok.kind {
+	case tokField:
+		if text == "true" || text == "false" {
+			return "as a number it is " + strings.ToUpper(text)
+		}
+		return "fields can be compared with numbers and addresses only"
+	case tokOpenSet:
+		return "write \"in {…}\" or \"not in {…}\""
+	case tokEq:
+		return "the operator is =="
+	}
+	return ""
+}
+
+// endHint advises where a test is complete and something else than "and", "or" or ")" follows.
+func (p *parser) endHint() string {
+	switch p.tok.kind {
+	case tokClose:
+		return "there is no open parenthesis"
+	case tokField, tokNot, tokOpen:
+		return "is \"and\" or \"or\" missing?"
+	case tokQuestion:
+		return "a conditional needs its own parentheses: (a? b: c)"
+	case tokColon:
+		return "a colon belongs to a conditional: (a? b: c)"
+	case tokOpenIndex:
+		return "this field has no index"
+	case tokMark:
+		return "a number ends in b in an index only, as in packet[16b]"
+	case tokEq, tokNe, tokLt, tokLe, tokGt, tokGe:
+		return "comparisons cannot be chained; join them with \"and\""
+	case tokComma, tokMinus:
+		if p.dialect == Extended {
+			return "several values or a range need a set, as in tcp.DstPort in {80, 443, 8000-8999}"
+		}
+	}
+	return ""
+}
+
+// indexOutOfBounds makes an error at token t about an index.
+func (p *parser) indexOutOfBounds(t, number token, size int) *Error {
+	e := p.at(ErrIndexOutOfBounds, number.pos, number.end,
+		"index "+quote(p.text[number.pos:number.end])+" is out of bounds",
+		fmt.Sprintf("byte offsets go from 0 to %d, from the end of the data from %d to %d",
+			maxOffset-size, size, maxOffset))
+	if p.dialect == Strict {
+		e.Pos = uint32(t.pos)
+	}
+	return e
+}
+
+// illegal makes an error of the character at l.i, which starts no token.
+func (l *lexer) illegal() *Error {
+	end := l.i + 1
+	for end < len(l.text) && l.text[end]&0xC0 == 0x80 {
+		end++ // the rest of a character in UTF-8
+	}
+	c := l.text[l.i:end]
+	e := l.at(ErrBadToken, l.i, end, "illegal character "+quote(c), l.characterHint(c))
+	if l.dialect == Strict {
+		e.Pos = uint32(l.i + 1)
+	}
+	return e
+}
+
+// characterHint advises on an illegal character.
+func (l *lexer) characterHint(c string) string {
+	switch c {
+	case "&":
+		return "\"and\" is written && or and"
+	case "|":
+		return "\"or\" is written || or or"
+	case "\"", "'":
+		return "nothing is quoted in filters"
+	case "@":
+		return "a compiled filter must start with @ at the very first byte"
+	case "{", "}", ",", "/":
+		return "sets and prefixes exist in the extended dialect only"
+	}
+	return ""
+}
+
+// longWord makes an error of a word of more than 39 characters at start.
+func (l *lexer) longWord(start int) *Error {
+	end := start
+	for end < len(l.text) && (isWordByte(l.text[end]) || l.text[end] == ':') {
+		end++
+	}
+	return l.at(ErrBadToken, start, end, "word "+quote(l.text[start:end])+" is too long",
+		"words have at most 39 characters")
+}
+
+// strayMark makes an error of a b that belongs to no number.
+func (l *lexer) strayMark(start, end int) *Error {
+	return l.at(ErrBadToken, start, end, "unknown word \"b\"",
+		"the b of a byte offset follows the number directly, as in packet[16b]")
+}
+
+// foreignField makes an error of a field that the layer does not have.
+func (l *lexer) foreignField(f Field, start, end int) *Error {
+	return l.at(ErrBadTokenForLayer, start, end,
+		fmt.Sprintf("%s does not exist at layer %s", f, l.layer), fmt.Sprintf("%s exists at %s", f, f.info().layers))
+}
+
+// unknownWord makes an error of a word that is none of the language.
+func (l *lexer) unknownWord(start, end int) *Error {
+	s := l.text[start:end]
+	return l.at(ErrBadToken, start, end, "unknown word "+quote(s), suggest(s, l.layer))
+}

@@ -1,0 +1,245 @@
+package filter
+
+import "strings"
+
+// Limits of the lexer in the strict dialect. (Specification: filter-language.md 1.2, 1.3.)
+const (
+	maxWord   = 39       // characters of a word
+	maxTokens = 1277 + 1 // tokens, with the end of the text
+)
+
+// lexer cuts a text into tokens. After the first error it yields no more of them: err is set and
+// the token is tokBad.
+type lexer struct {
+	source
+	i       int   // where reading goes on
+	tokens  int   // how many were read
+	lastEnd int   // where the last of them ended
+	mark    token // pending byte mark of the number just read, if its kind is tokMark
+	err     *Error
+}
+
+// source is a text and how to read it.
+type source struct {
+	text    string
+	layer   Layer
+	dialect Dialect
+}
+
+// at makes an error about text[at:end], which is also its position.
+func (s *source) at(kind ErrorKind, at, end int, msg, hint string) *Error {
+	return &Error{
+		Kind: kind, Pos: uint32(at), Filter: s.text, Token: s.text[at:end],
+		Msg: msg, Hint: hint, at: at, end: end,
+	}
+}
+
+// isSpace are the white space characters.
+func isSpace(c byte) bool { return c == ' ' || '\t' <= c && c <= '\r' }
+
+// isWordByte are the characters of words besides the colon, and the first ones.
+func isWordByte(c byte) bool {
+	return 'a' <= c && c <= 'z' || 'A' <= c && c <= 'Z' || '0' <= c && c <= '9' || c == '.' || c == '_'
+}
+
+// punctuation are the tokens of punctuation, longer ones before their own beginnings.
+var punctuation = [...]struct {
+	text string
+	kind tokenKind
+}{
+	{"(", tokOpen}, {")", tokClose}, {"[", tokOpenIndex}, {"]", tokCloseIndex},
+	{"-", tokMinus}, {"?", tokQuestion}, {":", tokColon},
+	{"!=", tokNe}, {"!", tokNot}, {"==", tokEq}, {"=", tokEq},
+	{"<=", tokLe}, {"<", tokLt}, {">=", tokGe}, {">", tokGt},
+	{"&&", tokAnd}, {"||", tokOr},
+}
+
+// extendedPunctuation are the tokens of punctuation that only the extended dialect has.
+var extendedPunctuation = [...]struct {
+	text byte
+	kind tokenKind
+}{
+	{'{', tokOpenSet}, {'}', tokCloseSet}, {',', tokComma}, {'/', tokSlash},
+}
+
+// next returns the next token, tokEnd again and again at the end of the text.
+func (l *lexer) next() token {
+	if l.mark.kind == tokMark {
+		t := l.mark
+		l.mark = token{}
+		return l.count(t)
+	}
+	for l.err == nil {
+		if l.dialect == Strict && l.tokens == maxTokens {
+			return l.tooMany()
+		}
+		for l.i < len(l.text) && isSpace(l.text[l.i]) {
+			l.i++
+		}
+		if l.i == len(l.text) {
+			return token{kind: tokEnd, pos: l.i, end: l.i}
+		}
+		if t := l.read(); t.kind != tokEnd {
+			return l.count(t)
+		} // else it was a lone b
+	}
+	return l.bad(l.err)
+}
+
+// count returns t unless it is one token too many.
+func (l *lexer) count(t token) token {
+	if l.err != nil {
+		return t
+	}
+	if l.dialect == Strict && l.tokens == maxTokens {
+		return l.tooMany()
+	}
+	l.tokens++
+	l.lastEnd = l.i
+	return t
+}
+
+func (l *lexer) tooMany() token {
+	err := l.at(ErrTooLong, l.lastEnd, l.lastEnd, "the filter has more than 1277 words and symbols", "")
+	return l.bad(err)
+}
+
+func (l *lexer) bad(err *Error) token {
+	l.err = err
+	return token{kind: tokBad, pos: err.at, end: err.end}
+}
+
+// read reads the token at l.i, which is no white space. It returns tokEnd for a word that is to be
+// ignored.
+func (l *lexer) read() token {
+	rest := l.text[l.i:]
+	if isWordByte(rest[0]) || strings.HasPrefix(rest, "::") {
+		return l.readWord()
+	}
+	for _, p := range punctuation {
+		if strings.HasPrefix(rest, p.text) {
+			return l.symbol(p.kind, len(p.text))
+		}
+	}
+	if l.dialect == Extended {
+		for _, p := range extendedPunctuation {
+			if rest[0] == p.text {
+				return l.symbol(p.kind, 1)
+			}
+		}
+	}
+	return l.bad(l.illegal())
+}
+
+func (l *lexer) symbol(kind tokenKind, length int) token {
+	l.i += length
+	return token{kind: kind, pos: l.i - length, end: l.i}
+}
+
+// readWord reads the word at l.i.
+func (l *lexer) readWord() token {
+	start, end := l.i, l.i
+	for end < len(l.text) && (isWordByte(l.text[end]) || l.text[end] == ':') {
+		end++
+		if l.dialect == Strict && end-start > maxWord {
+			return l.bad(l.longWord(start))
+		}
+	}
+	cut := false
+	if l.text[end-1] == ':' && l.text[end-2] != ':' { // of two colons only the first starts a word
+		end, cut = end-1, true
+	}
+	l.i = end
+	t, err := l.classify(start, end)
+	if err == nil {
+		return t
+	}
+	if l.dialect == Extended {
+		if t, ok := l.split(start, end); ok {
+			l.i = t.end
+			return t
+		}
+	} else if cut {
+		err.Pos-- // as the original does; wraps at the start of the text
+	}
+	return l.bad(err)
+}
+
+// classify interprets the word text[start:end]. (Specification: filter-language.md 1.2.)
+func (l *lexer) classify(start, end int) (token, *Error) {
+	s := l.text[start:end]
+	if w, reserved := words[s]; reserved && (w.kind != tokIn || l.dialect == Extended) {
+		return l.reserved(w, start, end)
+	}
+	if s == "b" {
+		if l.dialect == Extended {
+			return token{}, l.strayMark(start, end)
+		}
+		return token{kind: tokEnd}, nil
+	}
+	v, form, mark, ok := readLiteral(s)
+	if !ok {
+		return token{}, l.unknownWord(start, end)
+	}
+	if l.dialect == Extended {
+		if why := accident(s, form); why != "" {
+			return token{}, l.at(ErrBadToken, start, end, "malformed number "+quote(s), why)
+		}
+	}
+	t := token{kind: tokNumber, form: form, value: v, pos: start, end: end}
+	if mark {
+		// The original leaves the position of the mark undefined; the number's is the
+		// specification's recommendation.
+		l.mark = token{kind: tokMark, pos: start, end: end}
+	}
+	return t, nil
+}
+
+// reserved returns the token of a reserved word.
+func (l *lexer) reserved(w word, start, end int) (token, *Error) {
+	t := token{kind: w.kind, pos: start, end: end}
+	switch w.kind {
+	case tokField:
+		if t.field = w.field; !w.constant() && !w.field.info().layers.has(l.layer) {
+			return token{}, l.foreignField(w.field, start, end)
+		}
+		if l.dialect == Extended {
+			t.field = extendedField(t.field, l.layer)
+		}
+	case tokMacro:
+		if v, ok := macroValue(w, l.layer); ok {
+			t.kind, t.form, t.value = tokNumber, formMacro, Value{Lo: v}
+		}
+	}
+	return t, nil
+}
+
+// constant reports whether the word is true or false, which exist whatever the layer.
+func (w word) constant() bool {
+	return w.kind == tokField && (w.field == fieldTrue || w.field == fieldFalse)
+}
+
+// split returns the beginning of a word in which a colon was swallowed, as in (tcp? udp:icmp). What
+// stands before the colon must be a token. Behind a number there must be a field, so that
+// misspelt addresses stay whole. Extended dialect only.
+func (l *lexer) split(start, end int) (token, bool) {
+	const longest = 128 // of what stands before the colon; keeps hostile texts cheap
+	for at := min(end-1, start+longest); at > start; at-- {
+		if l.text[at] != ':' {
+			continue
+		}
+		t, err := l.classify(start, at)
+		if err != nil {
+			continue
+		}
+		if t.kind != tokNumber {
+			return t, true
+		}
+		next, _, _ := strings.Cut(l.text[at+1:end], ":")
+		if w, ok := words[next]; ok && (w.kind == tokField || w.kind == tokNot) {
+			return t, true
+		}
+		l.mark = token{} // a number's, which was not taken
+	}
+	return token{}, false
+}

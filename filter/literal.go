@@ -1,0 +1,111 @@
+package filter
+
+import (
+	"math/bits"
+	"strings"
+
+	"github.com/opendivert/divert/packet"
+)
+
+// mulAdd returns v*m + a; ok is false if that needs more than 128 bits.
+func (v Value) mulAdd(m, a uint64) (sum Value, ok bool) {
+	carry, lo := bits.Mul64(v.Lo, m)
+	over, hi := bits.Mul64(v.Hi, m)
+	lo, c := bits.Add64(lo, a, 0)
+	hi, c1 := bits.Add64(hi, carry, c)
+	return Value{Hi: hi, Lo: lo}, over == 0 && c1 == 0
+}
+
+// digit returns the value of a hexadecimal digit of either case, or 16.
+func digit(c byte) uint64 {
+	switch {
+	case '0' <= c && c <= '9':
+		return uint64(c - '0')
+	case 'a' <= c && c <= 'f':
+		return uint64(c-'a') + 10
+	case 'A' <= c && c <= 'F':
+		return uint64(c-'A') + 10
+	}
+	return 16
+}
+
+// readDigits reads the digits of base at the start of s and returns their value and number. ok is
+// false if the value needs more than 128 bits; n digits are fine then.
+func readDigits(s string, base uint64) (v Value, n int, ok bool) {
+	for n < len(s) && digit(s[n]) < base {
+		sum, fits := v.mulAdd(base, digit(s[n]))
+		if !fits {
+			return v, n, false
+		}
+		v = sum
+		n++
+	}
+	return v, n, true
+}
+
+// readLiteral reads a word as a number or an address. mark reports a decimal number that ends in
+// the b of a byte offset. (Specification: filter-language.md 1.2.)
+func readLiteral(s string) (v Value, form literalForm, mark, ok bool) {
+	if digit(s[0]) < 10 {
+		v, n, fits := readDigits(s, 10)
+		if rest := s[n:]; fits && (rest == "" || rest == "b") {
+			return v, formDecimal, rest == "b", true
+		}
+	}
+	if hex, found := strings.CutPrefix(s, "0x"); found {
+		v, n, fits := readDigits(hex, 16)
+		return v, formHex, false, fits && n == len(hex)
+	}
+	if addr, isIPv4 := packet.ParseIPv4Address(s); isIPv4 {
+		return Value{Lo: 0xFFFF<<32 | uint64(addr)}, formIPv4, false, true
+	}
+	if strings.IndexByte(s, ':') >= 0 { // what the address parser accepts without a colon is IPv4
+		if w, isIPv6 := packet.ParseIPv6Address(s); isIPv6 {
+			v := Value{Hi: uint64(w[3])<<32 | uint64(w[2]), Lo: uint64(w[1])<<32 | uint64(w[0])}
+			return v, formIPv6, false, true
+		}
+	}
+	return Value{}, 0, false, false
+}
+
+// accident tells what is wrong with a literal that the original reads by accident, and "" if all is well.
+// The extended dialect does not accept these.
+func accident(s string, form literalForm) string {
+	switch {
+	case form == formHex && len(s) == len("0x"):
+		return "a hexadecimal number needs digits"
+	case form == formIPv4 && bigOctet(s):
+		return "a part of an IPv4 address must be at most 255"
+	case form == formIPv6 && bigOctet(s[strings.LastIndexByte(s, ':')+1:]):
+		return "a part of an IPv4 address must be at most 255"
+	case form == formIPv6 && groupCount(s) > 8:
+		return "an IPv6 address has at most eight groups"
+	}
+	return ""
+}
+
+// bigOctet reports whether a part of a dotted address exceeds 255 in more than its low 32 bits.
+func bigOctet(s string) bool {
+	if strings.IndexByte(s, '.') < 0 {
+		return false
+	}
+	for part := range strings.SplitSeq(s, ".") {
+		if len(strings.TrimLeft(part, "0")) > 3 {
+			return true
+		}
+	}
+	return false
+}
+
+// groupCount counts the 16-bit groups written in an IPv6 address; an IPv4 tail is two.
+func groupCount(s string) (n int) {
+	for group := range strings.SplitSeq(s, ":") {
+		if group != "" {
+			n++
+		}
+		if strings.IndexByte(group, '.') >= 0 {
+			n++
+		}
+	}
+	return n
+}

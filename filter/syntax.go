@@ -1,0 +1,336 @@
+package filter
+
+// nodeKind is the kind of a node of the syntax tree.
+type nodeKind uint8
+
+const (
+	nodeTest nodeKind = iota
+	nodeAnd           // two or more parts
+	nodeOr            // two or more parts
+	nodeCond          // condition, then, else
+	nodeNot           // one part; extended dialect only
+)
+
+// node is a node of the syntax tree. Chains of the same operator are one node, so that the depth of the
+// tree is that of the parentheses.
+type node struct {
+	kind  nodeKind
+	parts []*node
+	test  Test // nodeTest, without targets; Field may be fieldTrue or fieldFalse
+}
+
+// Budgets of nesting. A parenthesis costs 3, and in the strict dialect each "or" in a chain
+// costs 1 (specification: filter-language.md 2).
+const (
+	strictDepth = 1024
+
+	maxNesting    = 1024 // parentheses in the extended dialect
+	extendedDepth = 3*maxNesting + 2
+)
+
+// maxTests is how many tests a filter of the extended dialect may have.
+const maxTests = 65535
+
+// maxIndexLiteral is the greatest number that may stand in an index, and maxOffset the greatest
+// byte offset, the size of the element included. (Specification: filter-language.md 4.)
+const (
+	maxIndexLiteral = 65575
+	maxOffset       = 65535
+)
+
+// parser makes the syntax tree. Its methods return nil after an error, which is in err.
+type parser struct {
+	source
+	lexer lexer
+	tok   token // the current one
+	end   int   // where the one before it ended
+	err   *Error
+	tests int
+
+	// For hints: where the comparison read last starts, where its field and its operator end.
+	last struct{ start, field, op int }
+}
+
+// parse returns the syntax tree of the text.
+func parse(s source) (*node, *Error) {
+	p := parser{source: s, lexer: lexer{source: s}}
+	depth := extendedDepth
+	if s.dialect == Strict {
+		// A bad token anywhere wins over a syntax error before it.
+		for p.tok = p.lexer.next(); p.tok.kind != tokEnd; p.tok = p.lexer.next() {
+			if p.tok.kind == tokBad {
+				return nil, p.lexer.err
+			}
+		}
+		p.lexer = lexer{source: s}
+		depth = strictDepth
+	}
+	p.advance()
+	root := p.disjunction(depth)
+	if root != nil && p.tok.kind != tokEnd {
+		return nil, p.unexpected(wantEnd)
+	}
+	if root == nil {
+		return nil, p.err
+	}
+	return root, nil
+}
+
+func (p *parser) advance() {
+	p.end = p.tok.end
+	p.tok = p.lexer.next()
+}
+
+// fail records an error and returns nil.
+func (p *parser) fail(err *Error) *node {
+	p.err = err
+	return nil
+}
+
+// tooDeep reports whether the budget of nesting is used up, and records the error.
+func (p *parser) tooDeep(depth int) bool {
+	if depth >= 0 {
+		return false
+	}
+	p.err = p.at(ErrTooDeep, p.tok.pos, p.tok.end, "the filter is nested too deeply", "")
+	return true
+}
+
+// disjunction parses a filter, or a part of one in parentheses.
+func (p *parser) disjunction(depth int) *node {
+	if p.tooDeep(depth) {
+		return nil
+	}
+	depth--
+	var chain []*node
+	for {
+		if p.tooDeep(depth) {
+			return nil
+		}
+		n := p.conjunction(depth - 1)
+		if n == nil {
+			return nil
+		}
+		chain = append(chain, n)
+		if p.tok.kind != tokOr {
+			return joined(nodeOr, chain)
+		}
+		p.advance()
+		if p.dialect == Strict {
+			depth--
+		}
+	}
+}
+
+// conjunction parses a chain of "and".
+func (p *parser) conjunction(depth int) *node {
+	var chain []*node
+	for {
+		n := p.primary(depth)
+		if n == nil {
+			return nil
+		}
+		chain = append(chain, n)
+		if p.tok.kind != tokAnd {
+			return joined(nodeAnd, chain)
+		}
+		p.advance()
+	}
+}
+
+// joined returns a node of the parts, or the only part.
+func joined(kind nodeKind, parts []*node) *node {
+	if len(parts) == 1 {
+		return parts[0]
+	}
+	return &node{kind: kind, parts: parts}
+}
+
+// primary parses a test or a parenthesis.
+func (p *parser) primary(depth int) *node {
+	if p.tooDeep(depth) {
+		return nil
+	}
+	not := false
+	start := p.tok
+	for p.tok.kind == tokNot {
+		not = !not
+		p.advance()
+	}
+	if p.tok.kind != tokOpen {
+		return p.comparison(not)
+	}
+	if p.dialect == Strict && start.kind == tokNot {
+		return p.fail(p.unexpected(wantField))
+	}
+	n := p.parenthesis(depth - 1)
+	if n != nil && not {
+		n = &node{kind: nodeNot, parts: []*node{n}}
+	}
+	return n
+}
+
+// parenthesis parses what stands in parentheses, the current token being the opening one.
+func (p *parser) parenthesis(depth int) *node {
+	p.advance()
+	n := p.disjunction(depth)
+	switch {
+	case p.tok.kind == tokQuestion && (n != nil || p.dialect == Strict):
+		return p.conditional(n, depth)
+	case n == nil && p.dialect == Extended:
+		return nil
+	case p.tok.kind == tokClose:
+		p.advance()
+		return n // nil keeps the error inside
+	case n == nil:
+		return p.fail(p.moved(p.err, p.tok))
+	}
+	return p.fail(p.unexpected(wantClose))
+}
+
+// conditional parses the rest of a conditional from its question mark on. condition is nil if it was
+// in error; where the original crashes then, the question mark is unexpected. Strict dialect
+// only. (Specification: filter-language.md 2.)
+func (p *parser) conditional(condition *node, depth int) *node {
+	question, inCondition := p.tok, p.err
+	p.advance()
+	then := p.disjunction(depth)
+	if then == nil {
+		return nil
+	}
+	if p.tok.kind != tokColon {
+		return p.fail(p.unexpected(wantColon))
+	}
+	p.advance()
+	otherwise := p.disjunction(depth)
+	if otherwise == nil {
+		return nil
+	}
+	if p.tok.kind != tokClose {
+		return p.fail(p.unexpected(wantClose))
+	}
+	p.advance()
+	if condition == nil {
+		return p.fail(p.moved(inCondition, question))
+	}
+	return &node{kind: nodeCond, parts: []*node{condition, then, otherwise}}
+}
+
+// moved returns an error inside a parenthesis the way the original reports it: as a syntax error at
+// token t (specification: filter-language.md 8). Its text remains that of the true error.
+func (p *parser) moved(err *Error, t token) *Error {
+	e := *err
+	e.Kind, e.Pos = ErrUnexpectedToken, uint32(t.pos)
+	return &e
+}
+
+// comparison parses a test from its field on; not tells whether an odd number of negations stood before.
+func (p *parser) comparison(not bool) *node {
+	if p.tok.kind != tokField {
+		return p.fail(p.unexpected(wantField))
+	}
+	if p.dialect == Extended {
+		if p.tests++; p.tests > maxTests {
+			return p.fail(p.at(ErrTooLong, p.tok.pos, p.tok.end, "the filter has more than 65535 tests", hintUseSets))
+		}
+	}
+	n := &node{test: Test{Field: p.tok.field, Op: OpNe}}
+	subject := p.tok
+	p.advance()
+	if n.test.Field.info().elem > 0 && !p.index(&n.test) {
+		return nil
+	}
+	subject.end = p.end
+	p.last.start, p.last.field, p.last.op = subject.pos, subject.end, 0
+	if !p.relation(&n.test, subject) {
+		return nil
+	}
+	if not {
+		n.test.Op = flipped[n.test.Op]
+	}
+	return n
+}
+
+// index parses the index of a field like packet16[-3b]. (Specification: filter-language.md 4.)
+func (p *parser) index(t *Test) bool {
+	if !p.take(tokOpenIndex, wantIndex) {
+		return false
+	}
+	negative := p.tok.kind == tokMinus
+	if negative {
+		p.advance()
+	}
+	if p.tok.kind != tokNumber {
+		p.fail(p.unexpected(wantIndexNumber))
+		return false
+	}
+	number, size := p.tok, t.Field.info().elem
+	if number.value.Compare(Value{Lo: maxIndexLiteral}) > 0 {
+		p.fail(p.indexOutOfBounds(number, number, size))
+		return false
+	}
+	offset := int(number.value.Lo)
+	p.advance()
+	if p.tok.kind == tokMark {
+		p.advance()
+	} else {
+		offset *= size
+	}
+	switch {
+	case !negative && offset > maxOffset-size, negative && (offset < size || offset > maxOffset):
+		p.fail(p.indexOutOfBounds(p.tok, number, size))
+		return false
+	case negative:
+		offset = -offset
+	}
+	t.Index = int32(offset)
+	return p.take(tokCloseIndex, wantCloseIndex)
+}
+
+// take steps over a token of the kind, or fails.
+func (p *parser) take(kind tokenKind, want expectation) bool {
+	if p.tok.kind != kind {
+		p.fail(p.unexpected(want))
+		return false
+	}
+	p.advance()
+	return true
+}
+
+// relation parses the operator and what follows it. Without one the test is "!= 0".
+// subject is the field with its index.
+func (p *parser) relation(t *Test, subject token) bool {
+	if p.dialect == Extended && (p.tok.kind == tokIn || p.tok.kind == tokNot) {
+		return p.membership(t, subject)
+	}
+	op, found := relations[p.tok.kind]
+	if !found {
+		return true
+	}
+	t.Op = op
+	p.advance()
+	p.last.op = p.end
+	sign := p.tok
+	if t.Neg = p.tok.kind == tokMinus; t.Neg {
+		p.advance()
+	}
+	if p.tok.kind != tokNumber {
+		p.fail(p.unexpected(wantNumber))
+		return false
+	}
+	literal := p.tok
+	t.Value = literal.value
+	p.advance()
+	if p.dialect == Strict {
+		return true
+	}
+	literal.pos = sign.pos
+	if p.tok.kind == tokSlash {
+		return p.prefix(t, subject, literal)
+	}
+	if err := p.check(t, subject, literal); err != nil {
+		p.fail(err)
+		return false
+	}
+	return true
+}
