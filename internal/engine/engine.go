@@ -1,0 +1,106 @@
+// Package engine is the line between a handle and the platform that serves it: what the package at
+// the root asks for, and each platform's folder provides.
+package engine
+
+import (
+	"errors"
+	"time"
+
+	"github.com/opendivert/divert/filter"
+	"github.com/opendivert/divert/packet"
+)
+
+// Flags of a handle, with the values of WINDIVERT_FLAG (specification: api.md 1.1).
+const (
+	FlagSniff     = 0x0001
+	FlagDrop      = 0x0002
+	FlagRecvOnly  = 0x0004
+	FlagSendOnly  = 0x0008
+	FlagNoInstall = 0x0010
+	FlagFragments = 0x0020
+	FlagsAll      = 0x003f
+)
+
+// Limits bound what waits in a handle's queue.
+type Limits struct {
+	Length int           // packets or events
+	Time   time.Duration // what is older is dropped
+	Size   int           // bytes
+}
+
+// Mode says which of a platform's ways to decide which packets match is used.
+type Mode uint8
+
+// The modes.
+const (
+	ModeAuto      Mode = iota // the kernel decides where it can, else the interpreter
+	ModeKernel                // the kernel decides, or Open fails
+	ModeInterpret             // the interpreter decides
+)
+
+// Config is what a handle is opened with. The caller has checked it against the specification.
+type Config struct {
+	Program  *filter.Program
+	Priority int16
+	Flags    uint64
+	Limits   Limits
+	FailOpen bool // what does not fit into the queue goes on instead of being lost
+	Mode     Mode
+}
+
+// How says which half of a handle Shutdown ends, with the values of WINDIVERT_SHUTDOWN.
+type How uint8
+
+// The halves.
+const (
+	ShutdownRecv How = 1
+	ShutdownSend How = 2
+	ShutdownBoth How = 3
+)
+
+// Handle is an open handle of a platform. All methods may be called from several goroutines.
+type Handle interface {
+	// Recv waits for packets or events and fills 1 to len(ps) of ps. It fails with io.EOF when the
+	// receive half is shut down and nothing is left, net.ErrClosed after Close, and
+	// os.ErrDeadlineExceeded after the read deadline.
+	Recv(ps []packet.Packet) (int, error)
+	// Send injects packets, or lets the ones that they were received as go on with the bytes of ps.
+	// It returns how many were accepted; the error is the last one's that failed.
+	Send(ps []packet.Packet) (int, error)
+	// Accept lets received packets go on as they were.
+	Accept(ps []packet.Packet) (int, error)
+	SetReadDeadline(t time.Time) error
+	Shutdown(how How) error
+	Close() error
+	SetLimits(Limits) error
+	SetFilter(*filter.Program) error
+	Stats() (Stats, error)
+	// Description says how the handle is served, for people.
+	Description() string
+}
+
+// Stats counts a handle's packets or events since it was opened.
+type Stats struct {
+	Matched     uint64 // matched the filter
+	Received    uint64 // returned by receive calls
+	Reinjected  uint64 // received packets that were sent on
+	Injected    uint64 // packets sent that were none of the received ones
+	Failed      uint64 // sends that the system refused
+	Dropped     uint64 // dropped by a handle that drops, or received and not sent on when their place was needed
+	DroppedFull uint64 // lost because the queue was full
+	DroppedOld  uint64 // lost because they had waited longer than the queue time
+	DroppedLong uint64 // lost because they were longer than the queue can carry
+}
+
+// The errors that platforms return, besides those of net, io and os.
+var (
+	ErrNotSupported = errors.New("not supported on this system")
+	ErrInvalid      = errors.New("invalid argument")
+	ErrShortBuffer  = errors.New("buffer too small")
+	ErrShutdown     = errors.New("the sending half of the handle is shut down")
+	ErrHopLimit     = errors.New("the packet of another program has reached the end of its hop limit")
+	ErrTooLarge     = errors.New("packet too large")
+	ErrNoSuchDevice = errors.New("no such network interface")
+	ErrReceiveOnly  = errors.New("the handle was opened to receive only")
+	ErrSendOnly     = errors.New("the handle was opened to send only")
+)

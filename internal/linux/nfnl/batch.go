@@ -1,0 +1,207 @@
+//go:build linux
+
+package nfnl
+
+import (
+	"os"
+	"syscall"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+)
+
+// mmsghdr is struct mmsghdr of recvmmsg(2).
+type mmsghdr struct {
+	hdr unix.Msghdr
+	len uint32
+}
+
+// Reader receives up to a fixed number of datagrams with one system call. It belongs to one
+// goroutine at a time; a Conn may have several.
+type Reader struct {
+	conn *Conn
+	hdrs []mmsghdr
+	iovs []unix.Iovec
+	want int
+	got  int
+	wait bool
+	err  syscall.Errno
+	read func(fd uintptr) bool // receive, made once: a closure made per call would be an allocation
+}
+
+// NewReader returns a reader of at most n datagrams per call.
+func (c *Conn) NewReader(n int) *Reader {
+	r := &Reader{conn: c, hdrs: make([]mmsghdr, n), iovs: make([]unix.Iovec, n)}
+	for i := range r.hdrs {
+		r.hdrs[i].hdr.Iov = &r.iovs[i]
+		r.hdrs[i].hdr.SetIovlen(1)
+	}
+	r.read = r.receive
+	return r
+}
+
+// Cap returns how many datagrams a call takes at most.
+func (r *Reader) Cap() int { return len(r.hdrs) }
+
+// Slot says where datagram i of the next call goes. The memory stays the caller's; it must not be
+// touched while Recv runs.
+func (r *Reader) Slot(i int, b []byte) {
+	r.iovs[i].Base = unsafe.SliceData(b)
+	r.iovs[i].SetLen(len(b))
+}
+
+// Recv receives between 1 and n datagrams into the slots 0 to n-1. If none is there it waits when
+// wait is set, else it returns 0. It fails with os.ErrClosed after Close and os.ErrDeadlineExceeded
+// after the deadline.
+func (r *Reader) Recv(n int, wait bool) (int, error) {
+	r.want, r.got, r.wait, r.err = n, 0, wait, 0
+	if err := r.conn.raw.Read(r.read); err != nil {
+		return 0, err
+	}
+	if r.err != 0 {
+		return 0, os.NewSyscallError("recvmmsg", r.err)
+	}
+	return r.got, nil
+}
+
+// receive makes the system call and reports whether Recv is done.
+func (r *Reader) receive(fd uintptr) bool {
+	for {
+		n, _, errno := unix.Syscall6(unix.SYS_RECVMMSG, fd, uintptr(unsafe.Pointer(&r.hdrs[0])), uintptr(r.want), unix.MSG_DONTWAIT, 0, 0)
+		switch errno {
+		case 0:
+			r.got = int(n)
+			return true
+		case unix.EINTR:
+			continue
+		case unix.EAGAIN:
+			return !r.wait
+		case unix.ENOBUFS:
+			continue // the receive buffer overflowed since the last call; the kernel counts what it lost
+		default:
+			r.err = errno
+			return true
+		}
+	}
+}
+
+// Len returns the length of datagram i of the last call, and whether it was longer than its slot.
+func (r *Reader) Len(i int) (n int, truncated bool) {
+	return int(r.hdrs[i].len), r.hdrs[i].hdr.Flags&unix.MSG_TRUNC != 0
+}
+
+// Writer gathers messages and sends them with one system call. Message headers are copied into the
+// writer, payloads are referenced until Flush. It belongs to one goroutine at a time.
+type Writer struct {
+	conn  *Conn
+	heads []byte // headers of all messages, one after the other
+	parts []part
+	size  int // bytes of all parts
+	limit int // bytes that go into one call
+
+	iovs  []unix.Iovec
+	msg   unix.Msghdr
+	err   syscall.Errno
+	write func(fd uintptr) // send, made once
+}
+
+// part is a run of bytes to send: of the heads, or a payload of the caller.
+type part struct {
+	payload    []byte
+	start, end int // within heads, when payload is nil
+}
+
+// maxParts is how many parts go into one call: the kernel takes at most IOV_MAX, 1024.
+const maxParts = 1000
+
+// NewWriter returns a writer.
+func (c *Conn) NewWriter() (*Writer, error) {
+	size, err := c.buffer(unix.SO_SNDBUF)
+	if err != nil {
+		return nil, err
+	}
+	w := &Writer{conn: c, limit: max(size-1024, 1<<16)}
+	w.write = w.send
+	return w, nil
+}
+
+// Room reports whether a message of n bytes still fits into this call. An empty writer always has
+// room, so that a message too large for the socket gets the kernel's own answer.
+func (w *Writer) Room(n int) bool {
+	return w.size == 0 || w.size+n <= w.limit && len(w.parts)+3 <= maxParts
+}
+
+// Head makes room for n bytes of headers and returns them for the caller to append to (with length 0
+// and capacity n). The caller appends exactly n bytes before the next call of a method.
+func (w *Writer) Head(n int) []byte {
+	start := len(w.heads)
+	if cap(w.heads)-start < n {
+		w.heads = append(make([]byte, 0, 2*cap(w.heads)+max(n, 4096)), w.heads...)
+	}
+	w.heads = w.heads[:start+n]
+	if last := len(w.parts) - 1; last >= 0 && w.parts[last].payload == nil && w.parts[last].end == start {
+		w.parts[last].end += n
+	} else {
+		w.parts = append(w.parts, part{start: start, end: start + n})
+	}
+	w.size += n
+	return w.heads[start : start : start+n]
+}
+
+// Payload adds bytes of the caller's, which must stay as they are until Flush, and the padding
+// after them.
+func (w *Writer) Payload(b []byte) {
+	if len(b) == 0 {
+		return
+	}
+	w.parts = append(w.parts, part{payload: b})
+	w.size += len(b)
+	if pad := Align(len(b)) - len(b); pad > 0 {
+		clear(w.Head(pad)[:pad])
+	}
+}
+
+// Flush sends what was gathered and empties the writer, also when it fails.
+func (w *Writer) Flush() error {
+	if w.size == 0 {
+		return nil
+	}
+	w.iovs = w.iovs[:0]
+	for _, p := range w.parts {
+		b := p.payload
+		if b == nil {
+			b = w.heads[p.start:p.end]
+		}
+		iov := unix.Iovec{Base: unsafe.SliceData(b)}
+		iov.SetLen(len(b))
+		w.iovs = append(w.iovs, iov)
+	}
+	w.msg.Iov = &w.iovs[0]
+	w.msg.SetIovlen(len(w.iovs))
+	w.err = 0
+	err := w.conn.raw.Control(w.write)
+	w.reset()
+	if err == nil && w.err != 0 {
+		err = os.NewSyscallError("sendmsg", w.err)
+	}
+	return err
+}
+
+// reset forgets all parts, and the callers' memory with them.
+func (w *Writer) reset() {
+	clear(w.parts)
+	clear(w.iovs)
+	w.parts, w.iovs, w.heads, w.size = w.parts[:0], w.iovs[:0], w.heads[:0], 0
+}
+
+// send makes the system call. The kernel works on the messages before it returns.
+func (w *Writer) send(fd uintptr) {
+	for {
+		_, _, errno := unix.Syscall(unix.SYS_SENDMSG, fd, uintptr(unsafe.Pointer(&w.msg)), 0)
+		if errno == unix.EINTR {
+			continue
+		}
+		w.err = errno
+		return
+	}
+}

@@ -1,0 +1,211 @@
+//go:build linux
+
+package queue
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/opendivert/divert/internal/linux/nfnl"
+)
+
+// Types and attributes of linux/netfilter/nfnetlink_queue.h that x/sys does not name.
+const (
+	msgPacket       = 0
+	msgVerdict      = 1
+	msgConfig       = 2
+	msgVerdictBatch = 3
+
+	attrPacketHdr  = 1
+	attrVerdictHdr = 2
+	attrTimestamp  = 4
+	attrInDev      = 5
+	attrOutDev     = 6
+	attrPayload    = 10
+	attrCapLen     = 13
+	attrSKBInfo    = 14
+	attrPriority   = 21 // kernel 5.18
+
+	cfgCmd    = 1
+	cfgParams = 2
+	cfgMaxLen = 3
+	cfgMask   = 4
+	cfgFlags  = 5
+
+	cmdBind  = 1
+	copyMode = 2 // NFQNL_COPY_PACKET
+
+	flagFailOpen = 1 << 0
+	flagGSO      = 1 << 2
+)
+
+// MaxPayload is the longest packet the kernel hands over whole or takes back, in bytes: an
+// attribute's length has 16 bits and counts its own header.
+const MaxPayload = 0xffff - nfnl.AttrLen
+
+// BufferSize is the size of a slot that holds any message of a queue, in bytes.
+const BufferSize = 66 << 10
+
+// Options of a queue.
+type Options struct {
+	MaxLen   uint32 // packets without a verdict the kernel keeps; it refuses further ones. 0 drops every packet
+	FailOpen bool   // what does not fit goes on instead of being dropped
+	RcvBuf   int    // socket receive buffer in bytes
+}
+
+// Queue is a queue bound by this process. It ends with Close or with the process; the kernel then
+// drops what still waits for a verdict.
+type Queue struct {
+	*nfnl.Conn
+	num uint16
+}
+
+// Queue numbers are taken from the upper half: people number theirs from 0 up.
+const (
+	firstNum = 0x8000
+	numNums  = 0x8000
+)
+
+// Open binds a queue of the namespace that nobody has bound.
+func Open(o Options) (*Queue, error) {
+	conn, err := nfnl.Dial(o.RcvBuf)
+	if err != nil {
+		return nil, err
+	}
+	// A random start makes two openers unlikely to try the same numbers.
+	start := rand.IntN(numNums)
+	for i := range numNums {
+		num := uint16(firstNum + (start+i)%numNums)
+		err = conn.Request(config(num, o))
+		if err == nil {
+			return &Queue{Conn: conn, num: num}, nil
+		}
+		if !errors.Is(err, unix.EBUSY) && !inUse(err, i) {
+			break
+		}
+	}
+	conn.Close()
+	return nil, fmt.Errorf("bind a netfilter queue: %w", err)
+}
+
+// inUse tells a queue of somebody else, which the kernel answers with EPERM, from missing rights, which
+// every number answers with EPERM.
+func inUse(err error, tries int) bool { return errors.Is(err, unix.EPERM) && tries < 16 }
+
+// config is the message that binds a queue and sets it up, in one step.
+func config(num uint16, o Options) *nfnl.Message {
+	m := nfnl.NewMessage(nfnl.Type(unix.NFNL_SUBSYS_QUEUE, msgConfig), num)
+	m.Attr(cfgCmd, cmdBind, 0, 0, unix.AF_UNSPEC)
+	m.Attr(cfgParams, append(binary.BigEndian.AppendUint32(nil, MaxPayload), copyMode)...)
+	m.Attr32(cfgMaxLen, o.MaxLen)
+	flags := uint32(flagGSO)
+	if o.FailOpen {
+		flags |= flagFailOpen
+	}
+	m.Attr32(cfgMask, flagGSO|flagFailOpen)
+	m.Attr32(cfgFlags, flags)
+	return m
+}
+
+// Num returns the queue's number.
+func (q *Queue) Num() uint16 { return q.num }
+
+// Hook is the place in the stack where a packet was queued (NF_INET_… of linux/netfilter.h).
+type Hook uint8
+
+// The hooks that a message names.
+const (
+	HookPrerouting  Hook = 0
+	HookForward     Hook = 2
+	HookPostrouting Hook = 4
+)
+
+// Message is a packet as the queue hands it over.
+type Message struct {
+	ID       uint32
+	Hook     Hook
+	In, Out  uint32 // interface indexes, 0 if there is none
+	Priority uint32 // skb->priority, 0 if it is 0 or the kernel (before 5.18) does not tell
+	Length   uint32 // length of the packet in bytes; more than len(Payload) if it was cut
+	Time     int64  // wall clock of the arrival in ns, 0 if the kernel has none
+	Payload  []byte // part of the slot
+
+	ChecksumNotReady    bool // the transport checksum is left to the hardware: the field holds a partial sum
+	ChecksumNotVerified bool // nobody has verified the checksums
+	GSO                 bool // a packet to be cut into segments later
+}
+
+// The bits of NFQA_SKB_INFO.
+const (
+	infoCSumNotReady    = 1 << 0
+	infoGSO             = 1 << 1
+	infoCSumNotVerified = 1 << 2
+)
+
+// Kind says what a datagram of the socket is.
+type Kind uint8
+
+// The kinds of datagrams.
+const (
+	KindOther  Kind = iota
+	KindPacket      // a packet: the Message is filled
+	KindError       // the kernel refused a verdict: the packet was gone
+)
+
+// Parse reads a datagram of the queue's socket into m. Payload refers to b.
+func (m *Message) Parse(b []byte) Kind {
+	msgs := nfnl.Messages(b)
+	if !msgs.Next() {
+		return KindOther
+	}
+	if msgs.Type == unix.NLMSG_ERROR {
+		if msgs.Errno() == nil {
+			return KindOther
+		}
+		return KindError
+	}
+	if msgs.Type != nfnl.Type(unix.NFNL_SUBSYS_QUEUE, msgPacket) {
+		return KindOther
+	}
+	*m = Message{}
+	seen := false
+	for a := nfnl.Attrs(msgs.Body); a.Next(); {
+		switch a.Type {
+		case attrPacketHdr:
+			if len(a.Data) >= 7 {
+				m.ID, m.Hook, seen = a.Uint32(), Hook(a.Data[6]), true
+			}
+		case attrTimestamp:
+			if len(a.Data) >= 16 {
+				sec, usec := binary.BigEndian.Uint64(a.Data), binary.BigEndian.Uint64(a.Data[8:])
+				m.Time = int64(sec*1e9 + usec*1e3)
+			}
+		case attrInDev:
+			m.In = a.Uint32()
+		case attrOutDev:
+			m.Out = a.Uint32()
+		case attrPriority:
+			m.Priority = a.Uint32()
+		case attrCapLen:
+			m.Length = a.Uint32()
+		case attrSKBInfo:
+			info := a.Uint32()
+			m.ChecksumNotReady = info&infoCSumNotReady != 0
+			m.ChecksumNotVerified = info&infoCSumNotVerified != 0
+			m.GSO = info&infoGSO != 0
+		case attrPayload:
+			m.Payload = a.Data
+		}
+	}
+	if m.Length == 0 {
+		m.Length = uint32(len(m.Payload))
+	}
+	if !seen {
+		return KindOther
+	}
+	return KindPacket
+}

@@ -1,0 +1,93 @@
+//go:build linux
+
+package rules
+
+import (
+	"encoding/binary"
+
+	"github.com/google/nftables/expr"
+	"github.com/google/nftables/xt"
+	"golang.org/x/sys/unix"
+
+	"github.com/opendivert/divert/internal/linux/cursor"
+)
+
+// Rule is a handle's place in one chain.
+type Rule struct {
+	Chain   Chain
+	Program int    // descriptor of the filter program, or NoProgram
+	Action  Action // what happens to the packets that the program matches
+}
+
+// NoProgram makes a rule that takes every packet of the chain's path: the program is not to be had, and
+// the handle decides in user space.
+const NoProgram = -1
+
+// Action is what a rule does with its packets.
+type Action interface{ exprs() []expr.Any }
+
+// ToQueue leads packets to a queue: Count queues from Num on, chosen by flow. If nobody has bound the
+// queue any more, packets pass.
+type ToQueue struct{ Num, Count uint16 }
+
+// ToLog leads copies of packets to a log group; the packets go on to the next rule.
+type ToLog struct{ Group uint16 }
+
+// Flags of struct xt_NFQ_info_v3 (linux/netfilter/xt_NFQUEUE.h).
+const nfqBypass = 1
+
+// xtAlign is what xtables aligns the data of extensions to, in bytes.
+const xtAlign = 8
+
+func (q ToQueue) exprs() []expr.Any {
+	info := make(xt.Unknown, xtAlign)
+	binary.NativeEndian.PutUint16(info[0:], q.Num)
+	binary.NativeEndian.PutUint16(info[2:], q.Count)
+	binary.NativeEndian.PutUint16(info[4:], nfqBypass)
+	return []expr.Any{&expr.Target{Name: "NFQUEUE", Rev: 3, Info: &info}}
+}
+
+func (l ToLog) exprs() []expr.Any {
+	return []expr.Any{&expr.Log{
+		Key:   1<<unix.NFTA_LOG_GROUP | 1<<unix.NFTA_LOG_QTHRESHOLD,
+		Group: l.Group, QThreshold: logThreshold,
+	}}
+}
+
+// logThreshold is how many packets the kernel gathers before it hands them to the log's reader; it
+// hands over what there is after 10 ms in any case.
+const logThreshold = 32
+
+// struct xt_bpf_info_v1 of linux/netfilter/xt_bpf.h: mode, length, descriptor, room for a path, a pointer
+// of the kernel's own.
+const (
+	xtBPFSize   = 528
+	xtBPFModeFD = 2
+)
+
+// program matches what the filter program with the descriptor matches. The kernel takes its own
+// reference to the program.
+func program(fd int) expr.Any {
+	info := make(xt.Unknown, xtBPFSize)
+	binary.NativeEndian.PutUint16(info[0:], xtBPFModeFD)
+	binary.NativeEndian.PutUint32(info[4:], uint32(fd))
+	return &expr.Match{Name: "bpf", Rev: 1, Info: &info}
+}
+
+// exprs returns the rule's expressions.
+func (r Rule) exprs(k cursor.Key) []expr.Any {
+	var e []expr.Any
+	if r.Program != NoProgram {
+		e = append(e, program(r.Program))
+	} else {
+		e = append(e, notServed(k)...)
+	}
+	if r.Chain == Inbound || r.Chain == InboundFragments {
+		if r.Program == NoProgram {
+			e = append(e, notFromLoopback()...)
+		}
+		// After the program, because the look-up costs more than most filters.
+		e = append(e, forThisHost()...)
+	}
+	return append(e, r.Action.exprs()...)
+}

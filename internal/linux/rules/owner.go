@@ -1,0 +1,101 @@
+//go:build linux
+
+package rules
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"time"
+
+	"github.com/google/nftables/userdata"
+	"golang.org/x/sys/unix"
+
+	"github.com/opendivert/divert/internal/linux/cursor"
+)
+
+// Owner is the handle that a rule belongs to. It stands in each of its rules as a comment, so that
+// `nft list ruleset` shows it too.
+type Owner struct {
+	ID       uint64 // random, names the handle
+	PID      int    // in the pid namespace of the process itself
+	Opened   int64  // time of opening, ns of the monotonic clock
+	Key      cursor.Key
+	Priority int16
+	Layer    uint8
+	Flags    uint64
+}
+
+const ownerFormat = "divert handle=%x pid=%d opened=%d key=%d priority=%d layer=%d flags=%d"
+
+// userData returns the owner as userdata of a rule.
+func (o Owner) userData() []byte {
+	text := fmt.Sprintf(ownerFormat, o.ID, o.PID, o.Opened, o.Key, o.Priority, o.Layer, o.Flags)
+	return userdata.AppendString(nil, userdata.TypeComment, text)
+}
+
+// parseOwner reads the userdata of a rule. Rules that belong to no handle have none.
+func parseOwner(data []byte) (o Owner, ok bool) {
+	text, ok := userdata.GetString(data, userdata.TypeComment)
+	if !ok {
+		return Owner{}, false
+	}
+	n, err := fmt.Sscanf(text, ownerFormat, &o.ID, &o.PID, &o.Opened, &o.Key, &o.Priority, &o.Layer, &o.Flags)
+	return o, err == nil && n == 7
+}
+
+// token is an abstract unix socket: a name of the network namespace that one process can hold at a time
+// and that ends with it.
+type token struct{ fd int }
+
+// tokenName is the socket that tells that a handle is alive.
+func tokenName(id uint64) string { return fmt.Sprintf("@divert/handle/%x", id) }
+
+// lockName is the socket that whoever changes the table holds meanwhile.
+const lockName = "@divert/lock"
+
+// hold takes the name, or fails with unix.EADDRINUSE.
+func hold(name string) (*token, error) {
+	fd, err := unix.Socket(unix.AF_UNIX, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return nil, os.NewSyscallError("socket", err)
+	}
+	if err := unix.Bind(fd, &unix.SockaddrUnix{Name: name}); err != nil {
+		unix.Close(fd)
+		return nil, os.NewSyscallError("bind", err)
+	}
+	return &token{fd: fd}, nil
+}
+
+// release gives the name back.
+func (t *token) release() { unix.Close(t.fd) }
+
+// lockTimeout is how long a change waits for another process's change, which takes milliseconds.
+const lockTimeout = 10 * time.Second
+
+// ErrBusy means that another process has been changing the table for too long.
+var ErrBusy = errors.New("another process has held the lock of the divert table (abstract socket " + lockName + ") for 10 seconds; see who with `ss -xlp`")
+
+// lock waits for the right to change the table.
+func lock() (*token, error) {
+	for start, pause := time.Now(), 100*time.Microsecond; ; pause = min(2*pause, 5*time.Millisecond) {
+		t, err := hold(lockName)
+		if !errors.Is(err, unix.EADDRINUSE) {
+			return t, err
+		}
+		if time.Since(start) > lockTimeout {
+			return nil, ErrBusy
+		}
+		time.Sleep(pause)
+	}
+}
+
+// alive reports whether somebody holds the handle's token. When in doubt a handle counts as alive.
+func (o Owner) alive() bool {
+	fd, err := unix.Socket(unix.AF_UNIX, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return true
+	}
+	defer unix.Close(fd)
+	return !errors.Is(unix.Connect(fd, &unix.SockaddrUnix{Name: tokenName(o.ID)}), unix.ECONNREFUSED)
+}
