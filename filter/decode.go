@@ -10,6 +10,7 @@ const (
 	fromElement                // bytes at an offset from the start or end of a region
 	fromComputed               // 32-bit value of the packet or address: state.value
 	fromWide                   // 128-bit value of the packet or address: state.wideValue
+	fromProcess                // the process of a packet, if the caller knows it
 	fromNowhere                // the field does not exist on the layer: evaluation ends in an error
 )
 
@@ -152,7 +153,9 @@ func (p *Program) decode(t *Test) instr {
 	header, isPresence := presence[t.Field]
 	at := headerFields[t.Field]
 	switch {
-	case !p.knows(t.Field) || t.Op > OpNotIn:
+	case t.Field == FieldProcessID && packets:
+		in.origin = fromProcess
+	case !info.layers.has(p.layer) || t.Op > OpNotIn:
 		in.origin = fromNowhere
 		return in
 	case at != nil:
@@ -175,9 +178,6 @@ func (p *Program) decode(t *Test) instr {
 	p.decodeNarrow(&in, t)
 	return in
 }
-
-// knows reports whether the field exists on the layer of the program.
-func (p *Program) knows(f Field) bool { return f.info().layers.has(p.layer) }
 
 // isWide reports whether the interpreter handles values of the field in 128 bits: those the language
 // compares so, except IPv4 addresses (their upper bits never vary), and the signed ones.

@@ -17,14 +17,14 @@ func (e *LowerError) Error() string {
 // Lower returns a program of the same meaning that has only what the original instructions have,
 // or p itself if that is so already. Sets become chains of comparisons; the families ip and ipv6 at
 // FLOW and SOCKET become comparisons of localAddr with the range of mapped addresses. The result
-// may have more tests than an object can hold. What cannot be expressed (the true flow label, the
-// process of a packet) is a *LowerError.
+// may have more tests than an object can hold. What cannot be expressed (the true flow label) is a
+// *LowerError.
 func (p *Program) Lower() (*Program, error) {
 	chains := make([][]Test, len(p.tests))
 	same := true
 	for i := range p.tests {
 		t := &p.tests[i]
-		chain, ok := lowerTest(t, p.layer)
+		chain, ok := lowerTest(t)
 		if !ok {
 			return nil, &LowerError{Test: i, Field: t.Field, Layer: p.layer}
 		}
@@ -83,11 +83,11 @@ func link(t Target, outer Test, start []Target, index int) Target {
 
 // lowerTest returns the chain that replaces a test, nil if the test may stay, or not ok if
 // there is none.
-func lowerTest(t *Test, layer Layer) (chain []Test, ok bool) {
+func lowerTest(t *Test) (chain []Test, ok bool) {
 	switch {
 	case t.Field == FieldFamilyIP || t.Field == FieldFamilyIPv6:
 		return lowerFamily(t), true
-	case t.Field >= numSpecFields, t.Field == FieldProcessID && onPackets.has(layer):
+	case t.Field >= numSpecFields:
 		return nil, false
 	case t.Op == OpIn:
 		return lowerIn(t), true

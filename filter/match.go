@@ -48,6 +48,21 @@ func (p *Program) MatchParsed(b []byte, parsed *packet.Parsed, a *packet.Address
 	return p.code.run(&s) == int32(Accept)
 }
 
+// MatchProcess is MatchParsed for a packet of a known process, the value of the field processId
+// that the extended dialect has at the layers with packets. The other forms do not know the process:
+// there nothing matches once that field is tested.
+func (p *Program) MatchProcess(b []byte, parsed *packet.Parsed, a *packet.Address, process uint32) bool {
+	if !onPackets.has(p.layer) {
+		return p.matchEvent(a)
+	}
+	if a.Layer != p.layer || parsed.Family == 0 {
+		return false
+	}
+	s := state{packet: b, parsed: parsed, addr: a, process: process, hasProcess: true}
+	s.locate()
+	return p.code.run(&s) == int32(Accept)
+}
+
 func (p *Program) matchEvent(a *packet.Address) bool {
 	if a.Layer != p.layer {
 		return false
@@ -72,6 +87,9 @@ type state struct {
 	addr   *packet.Address
 	hash   uint64 // packet hash that the random fields come from; 0 if not computed yet
 	fault  int32  // index of the test that cannot be executed
+
+	process    uint32 // of a packet, if hasProcess
+	hasProcess bool
 }
 
 // locate notes where the headers of the packet are.
@@ -112,6 +130,12 @@ func (c *code) run(s *state) int32 {
 				pc = in.fail
 			}
 			continue
+		case fromProcess:
+			if !s.hasProcess {
+				s.fault = pc
+				return faulted
+			}
+			v = s.process
 		case fromNowhere:
 			s.fault = pc
 			return faulted

@@ -2,8 +2,11 @@ package filter
 
 import (
 	"math/bits"
+	"net/netip"
 	"slices"
 	"sort"
+
+	"github.com/opendivert/divert/packet"
 )
 
 // maxValue is the greatest value there is.
@@ -38,6 +41,32 @@ func (v Value) prev() Value {
 	lo, borrow := bits.Sub64(v.Lo, 1, 0)
 	return Value{Hi: v.Hi - borrow, Lo: lo}
 }
+
+// divide returns v / d and the remainder.
+func (v Value) divide(d uint64) (Value, uint64) {
+	hi, rem := v.Hi/d, v.Hi%d
+	lo, rem := bits.Div64(rem, v.Lo, d)
+	return Value{Hi: hi, Lo: lo}, rem
+}
+
+// bitLen returns how many bits v needs.
+func (v Value) bitLen() int {
+	if v.Hi != 0 {
+		return 64 + bits.Len64(v.Hi)
+	}
+	return bits.Len64(v.Lo)
+}
+
+// bitValue returns 2^n, 0 for n of 128 or more.
+func bitValue(n int) Value {
+	if n < 64 {
+		return Value{Lo: 1 << n}
+	}
+	return Value{Hi: 1 << (n - 64)}
+}
+
+// addr returns v as an address, IPv4-mapped ones as IPv4.
+func (v Value) addr() netip.Addr { return packet.AddrWords(v.words()).Addr() }
 
 // NewSet returns the set of all values that lie in at least one of the ranges, which may come in any
 // order, overlap and touch. A range whose Last lies below its First is empty. The argument is neither

@@ -1,0 +1,74 @@
+package filter
+
+import (
+	"errors"
+	"fmt"
+
+	"github.com/opendivert/divert/packet"
+)
+
+// What Eval needs and did not get (specification: api.md 21).
+var (
+	ErrNoAddress   = errors.New("filter: there is no address")
+	ErrOtherLayer  = errors.New("filter: the address is not of the layer of the filter")
+	ErrNotPacket   = errors.New("filter: there is no packet, or it has no valid IP header")
+	ErrOtherFamily = errors.New("filter: the address and the packet are of different IP versions")
+	ErrHasPacket   = errors.New("filter: the layers FLOW and SOCKET have no packets")
+)
+
+// A FieldError says that a test was executed whose field the layer does not have.
+// That happens with objects only, and with processId at the layers with packets.
+type FieldError struct {
+	Test  int // index of the test in Program.Tests
+	Field Field
+	Layer Layer
+}
+
+func (e *FieldError) Error() string {
+	return fmt.Sprintf("filter: test %d: %v has no value at %v here", e.Test, e.Field, e.Layer)
+}
+
+// Eval is Match with the checks of WinDivertHelperEvalFilter (specification: api.md 21). At the layers
+// NETWORK and NETWORK_FORWARD b must start with an IP header, may be shorter or longer than
+// the packet, and must agree with a.IPv6; at FLOW and SOCKET b must be nil; at REFLECT b is not looked at.
+// The errors are ErrNoAddress, ErrOtherLayer, ErrNotPacket, ErrOtherFamily, ErrHasPacket
+// and *FieldError; the result is then false.
+func (p *Program) Eval(b []byte, a *packet.Address) (bool, error) {
+	s, err := p.prepare(b, a)
+	if err != nil {
+		return false, err
+	}
+	end := p.code.run(&s)
+	if end == faulted {
+		return false, p.fieldError(int(s.fault))
+	}
+	return end == int32(Accept), nil
+}
+
+func (p *Program) fieldError(test int) error {
+	return &FieldError{Test: test, Field: p.tests[test].Field, Layer: p.layer}
+}
+
+// prepare checks the arguments of an evaluation and starts it.
+func (p *Program) prepare(b []byte, a *packet.Address) (state, error) {
+	switch {
+	case a == nil:
+		return state{}, ErrNoAddress
+	case a.Layer != p.layer || a.Layer >= packet.NumLayers:
+		return state{}, ErrOtherLayer
+	case onPackets.has(p.layer):
+		parsed := new(packet.Parsed)
+		if !parsed.Parse(b) {
+			return state{}, ErrNotPacket
+		}
+		if a.IPv6 != (parsed.Family == 6) {
+			return state{}, ErrOtherFamily
+		}
+		s := state{packet: b, parsed: parsed, addr: a}
+		s.locate()
+		return s, nil
+	case p.layer != packet.LayerReflect && b != nil:
+		return state{}, ErrHasPacket
+	}
+	return state{parsed: &noPacket, addr: a}, nil
+}

@@ -1,0 +1,186 @@
+package filter
+
+import (
+	"net/netip"
+	"strconv"
+	"strings"
+
+	"github.com/opendivert/divert/packet"
+)
+
+// opTexts are the operators as the formatter writes them (specification: filter-object.md 5.2).
+var opTexts = [...]string{OpEq: "=", OpNe: "!=", OpLt: "<", OpLe: "<=", OpGt: ">", OpGe: ">=", OpIn: "in", OpNotIn: "not in"}
+
+// String returns the operator as filters spell it.
+func (op Op) String() string {
+	if int(op) < len(opTexts) {
+		return opTexts[op]
+	}
+	return "Op(" + strconv.Itoa(int(op)) + ")"
+}
+
+// appendTest appends a test as text.
+func appendTest(b []byte, t *Test, layer Layer) []byte {
+	if t.Op == OpIn || t.Op == OpNotIn {
+		return appendSetTest(b, t, layer)
+	}
+	info := t.Field.info()
+	if info.boolean && t.Op <= OpNe && t.Value.Hi == 0 && t.Value.Lo <= 1 {
+		// The sign is ignored here, as in the original: "loopback = -1" becomes "loopback".
+		if (t.Op == OpEq) != (t.Value.Lo == 1) {
+			b = append(b, "not "...)
+		}
+		return append(b, info.name...)
+	}
+	b = appendFieldName(b, t)
+	b = append(b, ' ')
+	b = append(b, t.Op.String()...)
+	b = append(b, ' ')
+	if t.Neg && info.elem == 0 { // as in the original, literals of index fields lose their sign
+		b = append(b, '-')
+	}
+	return appendLiteral(b, t.Field, t.Value, layer)
+}
+
+// appendFieldName appends the field of a test with its index, always in bytes.
+func appendFieldName(b []byte, t *Test) []byte {
+	b = append(b, t.Field.String()...)
+	if t.Field.info().elem != 0 {
+		b = append(b, '[')
+		b = strconv.AppendInt(b, int64(t.Index), 10)
+		b = append(b, 'b', ']')
+	}
+	return b
+}
+
+// inHex says which fields besides the index fields have their literals written in hexadecimal.
+var inHex = [numFields]bool{
+	FieldIPID: true, FieldIPChecksum: true, FieldTCPChecksum: true, FieldUDPChecksum: true,
+	FieldICMPChecksum: true, FieldICMPv6Checksum: true,
+}
+
+// appendLiteral appends a literal in the style of its field (specification: filter-object.md 5.2).
+func appendLiteral(b []byte, f Field, v Value, layer Layer) []byte {
+	switch info := f.info(); {
+	case info.kind == KindIPv4:
+		return packet.AppendIPv4Address(b, uint32(v.Lo))
+	case info.kind == KindIPv6 || info.kind == KindAddr:
+		return packet.AppendIPv6Address(b, v.words())
+	case f == FieldLayer && v.Hi == 0 && v.Lo < uint64(packet.NumLayers):
+		return append(b, Layer(v.Lo).String()...)
+	case f == FieldEvent && v.Hi == 0 && isEventOf(v.Lo, layer):
+		return append(b, packet.Event(v.Lo).String()...)
+	case info.elem != 0:
+		return appendHex(b, Value{Lo: v.Lo & 0xFFFF_FFFF})
+	case inHex[f]:
+		return appendHex(b, v)
+	}
+	return appendDecimal(b, v)
+}
+
+// isEventOf reports whether the layer has the event.
+func isEventOf(event uint64, layer Layer) bool {
+	switch layer {
+	case packet.LayerNetwork, packet.LayerForward:
+		return event == uint64(packet.EventPacket)
+	case packet.LayerFlow:
+		return event >= uint64(packet.EventFlowEstablished) && event <= uint64(packet.EventFlowDeleted)
+	case packet.LayerSocket:
+		return event >= uint64(packet.EventSocketBind) && event <= uint64(packet.EventSocketClose)
+	case packet.LayerReflect:
+		return event >= uint64(packet.EventReflectOpen) && event <= uint64(packet.EventReflectClose)
+	}
+	return false
+}
+
+func appendHex(b []byte, v Value) []byte {
+	b = append(b, "0x"...)
+	if v.Hi == 0 {
+		return strconv.AppendUint(b, v.Lo, 16)
+	}
+	b = strconv.AppendUint(b, v.Hi, 16)
+	low := strconv.FormatUint(v.Lo, 16)
+	b = append(b, strings.Repeat("0", 16-len(low))...)
+	return append(b, low...)
+}
+
+// appendDecimal appends all 128 bits of v in decimal.
+func appendDecimal(b []byte, v Value) []byte {
+	const digits = 19 // the most that fit into 64 bits
+	const unit = 1e19
+	if v.Hi == 0 {
+		return strconv.AppendUint(b, v.Lo, 10)
+	}
+	upper, lower := v.divide(unit)
+	b = appendDecimal(b, upper)
+	low := strconv.FormatUint(lower, 10)
+	b = append(b, strings.Repeat("0", digits-len(low))...)
+	return append(b, low...)
+}
+
+// appendSetTest appends a test of a set: as a comparison with a prefix if it is one, else spelled out.
+func appendSetTest(b []byte, t *Test, layer Layer) []byte {
+	ranges := t.Set.Ranges
+	if len(ranges) == 1 && ranges[0].First != ranges[0].Last {
+		if prefix, ok := prefixOf(t.Field, ranges[0]); ok {
+			op := OpEq
+			if t.Op == OpNotIn {
+				op = OpNe
+			}
+			b = appendFieldName(b, t)
+			b = append(b, ' ')
+			b = append(b, op.String()...)
+			b = append(b, ' ')
+			return appendPrefix(b, prefix)
+		}
+	}
+	b = appendFieldName(b, t)
+	b = append(b, ' ')
+	b = append(b, t.Op.String()...)
+	b = append(b, " {"...)
+	for i, r := range ranges {
+		if i > 0 {
+			b = append(b, ", "...)
+		}
+		b = appendRange(b, t.Field, r, layer)
+	}
+	return append(b, '}')
+}
+
+// appendRange appends an element of a set in its shortest form.
+func appendRange(b []byte, f Field, r Range, layer Layer) []byte {
+	if r.First == r.Last {
+		return appendLiteral(b, f, r.First, layer)
+	}
+	if prefix, ok := prefixOf(f, r); ok {
+		return appendPrefix(b, prefix)
+	}
+	b = appendLiteral(b, f, r.First, layer)
+	b = append(b, '-')
+	return appendLiteral(b, f, r.Last, layer)
+}
+
+// prefixOf returns the address prefix that has exactly the addresses of the range.
+func prefixOf(f Field, r Range) (p netip.Prefix, ok bool) {
+	kind := f.info().kind
+	if kind != KindIPv4 && kind != KindIPv6 && kind != KindAddr {
+		return netip.Prefix{}, false
+	}
+	first, last := r.First.addr(), r.Last.addr()
+	if first.Is4() != last.Is4() {
+		return netip.Prefix{}, false
+	}
+	diff := Value{Hi: r.First.Hi ^ r.Last.Hi, Lo: r.First.Lo ^ r.Last.Lo}
+	host := diff.bitLen()
+	// The bits in which the ends differ must be the lowest ones, all of them, and zero in the first.
+	if diff.next() != bitValue(host) || r.First.Hi&diff.Hi != 0 || r.First.Lo&diff.Lo != 0 {
+		return netip.Prefix{}, false
+	}
+	return netip.PrefixFrom(first, first.BitLen()-host), true
+}
+
+func appendPrefix(b []byte, p netip.Prefix) []byte {
+	b = packet.AppendIPv6Address(b, packet.WordsOf(p.Addr()))
+	b = append(b, '/')
+	return strconv.AppendInt(b, int64(p.Bits()), 10)
+}
