@@ -1,5 +1,333 @@
 package filter
 
-func (p *parser) membership(t *Test, subject token) bool       { return false }
-func (p *parser) prefix(t *Test, subject, literal token) bool  { return false }
-func (p *parser) check(t *Test, subject, literal token) *Error { return nil }
+import (
+	"fmt"
+	"net/netip"
+	"strconv"
+
+	"github.com/opendivert/divert/packet"
+)
+
+// This file is what only the extended dialect has: sets, prefixes, and the refusal of comparisons that
+// cannot be meant.
+
+// firstEvent and lastEvent are the ends of the events that each layer raises.
+var (
+	firstEvent = [packet.NumLayers]packet.Event{
+		packet.EventPacket, packet.EventPacket, packet.EventFlowEstablished, packet.EventSocketBind, packet.EventReflectOpen,
+	}
+	lastEvent = [packet.NumLayers]packet.Event{
+		packet.EventPacket, packet.EventPacket, packet.EventFlowDeleted, packet.EventSocketClose, packet.EventReflectClose,
+	}
+)
+
+// possible returns the least and the greatest value that a field can have on a layer.
+func possible(f Field, layer Layer) (lo, hi bound) {
+	info := f.info()
+	switch {
+	case info.boolean:
+		return bound0, bound1
+	case f == FieldEvent && layer < packet.NumLayers:
+		return small(uint64(firstEvent[layer])), small(uint64(lastEvent[layer]))
+	}
+	return info.drvLo, info.drvHi
+}
+
+// constant reports whether the field's value is known before there is a packet. Comparisons of
+// constants may be false: they are another way to write that.
+func (f Field) constant() bool { return f == FieldZero || f == fieldTrue || f == fieldFalse }
+
+// check refuses a comparison that can never hold. literal is the token of the right side, its sign
+// included.
+func (p *parser) check(t *Test, subject, literal token) *Error {
+	v := bound{neg: t.Neg, mag: t.Value}
+	if v.neg && v.mag == (Value{}) && t.Field.info().kind == KindSigned {
+		t.Neg, v.neg = false, false // -0 is 0
+	}
+	if err := p.checkValue(t.Field, subject, literal, v); err != nil {
+		return err
+	}
+	lo, hi := possible(t.Field, p.layer)
+	if t.Field.constant() || foldRange(t.Op, v.compare(lo), v.compare(hi)) != alwaysFalse {
+		return nil
+	}
+	msg := fmt.Sprintf("%s is never true", quote(p.text[subject.pos:literal.end]))
+	if p.negated {
+		msg = fmt.Sprintf("the opposite of %s is never true", quote(p.text[subject.pos:literal.end]))
+	}
+	return p.at(ErrOutOfRange, subject.pos, literal.end, msg, p.rangeHint(t.Field))
+}
+
+// checkValue refuses values that the field cannot have.
+func (p *parser) checkValue(f Field, subject, literal token, v bound) *Error {
+	lo, hi := possible(f, p.layer)
+	if f == FieldLength {
+		lo = bound0 // length > 10 is true, not wrong
+	}
+	kind := f.info().kind
+	wrongFamily := kind == KindIPv6 && literal.form == formIPv4
+	if !wrongFamily && v.compare(lo) >= 0 && v.compare(hi) <= 0 {
+		return nil
+	}
+	text, name := quote(p.text[literal.pos:literal.end]), p.text[subject.pos:subject.end]
+	var msg string
+	hint := p.rangeHint(f)
+	switch {
+	case wrongFamily:
+		msg = fmt.Sprintf("%s is an IPv6 address, %s an IPv4 address", name, text)
+		hint = "use " + otherFamily[f].String()
+	case kind == KindIPv4 && literal.form == formIPv6 && !v.neg:
+		msg = fmt.Sprintf("%s is an IPv4 address, %s an IPv6 address", name, text)
+		hint = "use " + otherFamily[f].String()
+	case kind == KindIPv4 && !v.neg:
+		msg = fmt.Sprintf("%s is an IPv4 address, %s is not", name, text)
+	case literal.form == formIPv4 || literal.form == formIPv6:
+		msg = fmt.Sprintf("%s is an address, %s takes no addresses", text, name)
+	default:
+		msg = fmt.Sprintf("%s can never be %s", name, text)
+	}
+	return p.at(ErrOutOfRange, literal.pos, literal.end, msg, hint)
+}
+
+// otherFamily are the fields of the same meaning in the other IP version.
+var otherFamily = map[Field]Field{
+	FieldIPSrcAddr: FieldIPv6SrcAddr, FieldIPv6SrcAddr: FieldIPSrcAddr,
+	FieldIPDstAddr: FieldIPv6DstAddr, FieldIPv6DstAddr: FieldIPDstAddr,
+}
+
+// rangeHint tells which values a field has.
+func (p *parser) rangeHint(f Field) string {
+	lo, hi := possible(f, p.layer)
+	switch kind := f.info().kind; {
+	case f == FieldEvent && p.layer < packet.NumLayers:
+		return fmt.Sprintf("the events of layer %s are %s", p.layer, eventNames(p.layer))
+	case f.constant():
+		return "it is a constant, 0 or 1"
+	case kind == KindBool:
+		return "it is 0 or 1; write the name alone, or with \"not\""
+	case kind == KindIPv6 || kind == KindAddr:
+		return "its values are addresses"
+	default:
+		return "its values go from " + boundText(lo, kind) + " to " + boundText(hi, kind)
+	}
+}
+
+// eventNames lists the events of a layer.
+func eventNames(layer Layer) string {
+	names := firstEvent[layer].String()
+	for e := firstEvent[layer] + 1; e <= lastEvent[layer]; e++ {
+		names += ", " + e.String()
+	}
+	return names
+}
+
+// boundText returns the end of a range as it is written in filters.
+func boundText(b bound, kind FieldKind) string {
+	text := strconv.FormatUint(b.mag.Lo, 10)
+	if kind == KindIPv4 || kind == KindIPv6 || kind == KindAddr {
+		text = addrOf(b.mag, kind == KindIPv4).String()
+	}
+	if b.neg {
+		return "-" + text
+	}
+	return text
+}
+
+// addrOf returns a value as an address, as an IPv4 one if it is mapped and that is wanted.
+func addrOf(v Value, unmap bool) netip.Addr {
+	w := packet.AddrWords{uint32(v.Lo), uint32(v.Lo >> 32), uint32(v.Hi), uint32(v.Hi >> 32)}
+	a := netip.AddrFrom16(w.As16())
+	if unmap {
+		a = a.Unmap()
+	}
+	return a
+}
+
+// inSet turns t into a test for the values of the ranges; a single value needs no set. The operator
+// says whether t is for them or against.
+func (t *Test) inSet(ranges []Range) {
+	set := NewSet(ranges)
+	if len(set.Ranges) == 1 && set.Ranges[0].First == set.Ranges[0].Last {
+		t.Value = set.Ranges[0].First
+		return
+	}
+	t.Value = Value{}
+	t.Set = set
+	if t.Op == OpEq {
+		t.Op = OpIn
+	} else {
+		t.Op = OpNotIn
+	}
+}
+
+// prefixComparison parses the prefix length behind the literal of a comparison; the slash is the
+// current token.
+func (p *parser) prefixComparison(t *Test, subject, literal token) bool {
+	if t.Op != OpEq && t.Op != OpNe {
+		return p.refuse(p.at(ErrBadPrefix, p.tok.pos, p.tok.end, "a prefix has no order",
+			"compare prefixes with == or != only"))
+	}
+	r, ok := p.prefix(t.Field, subject, literal, t.Neg)
+	if ok {
+		t.Neg = false
+		t.inSet([]Range{r})
+	}
+	return ok
+}
+
+// refuse records an error and returns false.
+func (p *parser) refuse(err *Error) bool {
+	p.err = err
+	return false
+}
+
+// prefix parses the prefix length behind the address in literal; the slash is the current token.
+func (p *parser) prefix(f Field, subject, literal token, negative bool) (r Range, ok bool) {
+	kind := f.info().kind
+	isAddress := literal.form == formIPv4 || literal.form == formIPv6
+	if kind != KindIPv4 && kind != KindIPv6 && kind != KindAddr || !isAddress || negative {
+		return r, p.refuse(p.at(ErrBadPrefix, p.tok.pos, p.tok.end, "a prefix length belongs to an address",
+			"as in ip.SrcAddr == 10.0.0.0/8"))
+	}
+	if err := p.checkValue(f, subject, literal, bound{mag: literal.value}); err != nil {
+		return r, p.refuse(err)
+	}
+	p.advance()
+	if p.tok.kind != tokNumber {
+		return r, p.refuse(p.unexpected(wantPrefix))
+	}
+	longest := uint64(128)
+	if literal.form == formIPv4 {
+		longest = 32
+	}
+	if p.tok.form != formDecimal || p.tok.value.Compare(Value{Lo: longest}) > 0 {
+		return r, p.refuse(p.at(ErrBadPrefix, p.tok.pos, p.tok.end,
+			"wrong prefix length "+quote(p.text[p.tok.pos:p.tok.end]),
+			fmt.Sprintf("it goes from 0 to %d here", longest)))
+	}
+	host := hostMask(int(longest - p.tok.value.Lo))
+	first := Value{Hi: literal.value.Hi &^ host.Hi, Lo: literal.value.Lo &^ host.Lo}
+	if first != literal.value {
+		masked := netip.PrefixFrom(addrOf(first, literal.form == formIPv4), int(p.tok.value.Lo))
+		return r, p.refuse(p.at(ErrBadPrefix, literal.pos, p.tok.end,
+			"bits are set behind the prefix in "+quote(p.text[literal.pos:p.tok.end]),
+			fmt.Sprintf("the prefix is %s", masked)))
+	}
+	p.advance()
+	return Range{First: first, Last: Value{Hi: first.Hi | host.Hi, Lo: first.Lo | host.Lo}}, true
+}
+
+// hostMask returns the value of n ones, n at most 128.
+func hostMask(n int) Value {
+	if n <= 64 {
+		return Value{Lo: 1<<n - 1}
+	}
+	return Value{Hi: 1<<(n-64) - 1, Lo: 1<<64 - 1}
+}
+
+// membership parses "in" or "not in" and the set behind it.
+func (p *parser) membership(t *Test, subject token) bool {
+	t.Op = OpEq
+	if not := p.tok; not.kind == tokNot {
+		p.advance()
+		if p.tok.kind != tokIn {
+			p.tok = not
+			return p.refuse(p.unexpected(wantIn))
+		}
+		t.Op = OpNe
+	}
+	p.advance()
+	p.last.op = 0
+	if !p.take(tokOpenSet, wantOpenSet) {
+		return false
+	}
+	var ranges []Range
+	for {
+		if p.tok.kind == tokCloseSet && len(ranges) > 0 {
+			break
+		}
+		r, ok := p.element(t.Field, subject)
+		if !ok {
+			return false
+		}
+		ranges = append(ranges, r)
+		if p.tok.kind == tokComma {
+			p.advance()
+		} else if p.tok.kind != tokCloseSet {
+			return p.refuse(p.unexpected(wantCloseSet))
+		}
+	}
+	p.advance()
+	t.inSet(ranges)
+	return true
+}
+
+// element parses an element of a set: a value, a range or a prefix.
+func (p *parser) element(f Field, subject token) (r Range, ok bool) {
+	if p.tok.kind == tokMinus {
+		return r, p.refuse(p.negativeElement(f, subject))
+	}
+	if p.tok.kind != tokNumber {
+		err := p.unexpected(wantElement)
+		if p.tok.kind == tokCloseSet {
+			err.Kind, err.Msg = ErrBadSet, "the set is empty"
+		}
+		return r, p.refuse(err)
+	}
+	first := p.tok
+	p.advance()
+	if p.tok.kind == tokSlash {
+		return p.prefix(f, subject, first, false)
+	}
+	if err := p.checkValue(f, subject, first, bound{mag: first.value}); err != nil {
+		return r, p.refuse(err)
+	}
+	if p.tok.kind != tokMinus {
+		return Range{First: first.value, Last: first.value}, true
+	}
+	p.advance()
+	last := p.tok
+	if last.kind != tokNumber {
+		return r, p.refuse(p.unexpected(wantNumber))
+	}
+	if err := p.checkValue(f, subject, last, bound{mag: last.value}); err != nil {
+		return r, p.refuse(err)
+	}
+	p.advance()
+	if err := p.checkEnds(f, first, last); err != nil {
+		return r, p.refuse(err)
+	}
+	return Range{First: first.value, Last: last.value}, true
+}
+
+// checkEnds refuses a range that is empty or whose ends are of different families.
+func (p *parser) checkEnds(f Field, first, last token) *Error {
+	if first.value.Compare(last.value) > 0 {
+		return p.at(ErrBadSet, first.pos, last.end,
+			"range "+quote(p.text[first.pos:last.end])+" ends before it starts", "put the lower end first")
+	}
+	ipv4 := func(t token) bool { return t.value.Hi == 0 && t.value.Lo>>32 == 0xFFFF }
+	if f.info().kind == KindAddr && ipv4(first) != ipv4(last) {
+		return p.at(ErrBadSet, first.pos, last.end,
+			"range "+quote(p.text[first.pos:last.end])+" goes from one IP version to the other",
+			"write a range for each of them")
+	}
+	return nil
+}
+
+// negativeElement makes an error of an element with a sign, which is the current token.
+func (p *parser) negativeElement(f Field, subject token) *Error {
+	sign := p.tok
+	p.advance()
+	if p.tok.kind != tokNumber {
+		return p.unexpected(wantNumber)
+	}
+	literal := p.tok
+	literal.pos = sign.pos
+	v := bound{neg: true, mag: literal.value}
+	if err := p.checkValue(f, subject, literal, v); err != nil {
+		return err
+	}
+	return p.at(ErrBadSet, literal.pos, literal.end, "sets have no negative values",
+		"compare them one by one: "+p.text[subject.pos:subject.end]+" == "+p.text[literal.pos:literal.end]+" or …")
+}

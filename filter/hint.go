@@ -257,5 +257,5 @@ func (l *lexer) foreignField(f Field, start, end int) *Error {
 // unknownWord makes an error of a word that is none of the language.
 func (l *lexer) unknownWord(start, end int) *Error {
 	s := l.text[start:end]
-	return l.at(ErrBadToken, start, end, "unknown word "+quote(s), suggest(s, l.layer))
+	return l.at(ErrBadToken, start, end, "unknown word "+quote(s), suggest(s, l.layer, l.dialect))
 }

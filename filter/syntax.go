@@ -47,6 +47,8 @@ type parser struct {
 	err   *Error
 	tests int
 
+	negated bool // an odd number of negations stood before the test that is being read
+
 	// For hints: where the comparison read last starts, where its field and its operator end.
 	last struct{ start, field, op int }
 }
@@ -242,11 +244,9 @@ func (p *parser) comparison(not bool) *node {
 	}
 	subject.end = p.end
 	p.last.start, p.last.field, p.last.op = subject.pos, subject.end, 0
+	p.negated = not
 	if !p.relation(&n.test, subject) {
 		return nil
-	}
-	if not {
-		n.test.Op = flipped[n.test.Op]
 	}
 	return n
 }
@@ -297,40 +297,50 @@ func (p *parser) take(kind tokenKind, want expectation) bool {
 	return true
 }
 
-// relation parses the operator and what follows it. Without one the test is "!= 0".
-// subject is the field with its index.
+// relation parses the operator and what follows it, and applies the negation before the test to the
+// operator. Without an operator the test is "!= 0". subject is the field with its index.
 func (p *parser) relation(t *Test, subject token) bool {
-	if p.dialect == Extended && (p.tok.kind == tokIn || p.tok.kind == tokNot) {
-		return p.membership(t, subject)
+	ok := true
+	checked := token{} // a literal that is yet to be checked
+	switch op, found := relations[p.tok.kind]; {
+	case found:
+		t.Op = op
+		checked, ok = p.rightSide(t, subject)
+	case p.dialect == Extended && (p.tok.kind == tokIn || p.tok.kind == tokNot):
+		ok = p.membership(t, subject)
 	}
-	op, found := relations[p.tok.kind]
-	if !found {
-		return true
+	if !ok {
+		return false
 	}
-	t.Op = op
+	if p.negated {
+		t.Op = flipped[t.Op]
+	}
+	if checked.kind == tokNumber && p.dialect == Extended {
+		if err := p.check(t, subject, checked); err != nil {
+			return p.refuse(err)
+		}
+	}
+	return true
+}
+
+// rightSide parses the right side of a comparison, the current token being the operator. It returns
+// the literal with its sign, unless that was a prefix.
+func (p *parser) rightSide(t *Test, subject token) (literal token, ok bool) {
 	p.advance()
 	p.last.op = p.end
-	sign := p.tok
+	start := p.tok.pos
 	if t.Neg = p.tok.kind == tokMinus; t.Neg {
 		p.advance()
 	}
 	if p.tok.kind != tokNumber {
-		p.fail(p.unexpected(wantNumber))
-		return false
+		return token{}, p.refuse(p.unexpected(wantNumber))
 	}
-	literal := p.tok
+	literal = p.tok
+	literal.pos = start
 	t.Value = literal.value
 	p.advance()
-	if p.dialect == Strict {
-		return true
-	}
-	literal.pos = sign.pos
 	if p.tok.kind == tokSlash {
-		return p.prefix(t, subject, literal)
+		return token{}, p.prefixComparison(t, subject, literal)
 	}
-	if err := p.check(t, subject, literal); err != nil {
-		p.fail(err)
-		return false
-	}
-	return true
+	return literal, true
 }
