@@ -33,7 +33,12 @@ const maxText = 4 << 20
 // Compile may be called by several goroutines at once.
 func Compile(text string, layer Layer, d Dialect) (*Program, error) {
 	if strings.HasPrefix(text, "@") {
-		return parseObject(text, layer)
+		p, err := parseObject(text, layer)
+		if err != nil {
+			return nil, err
+		}
+		p.strict = d == Strict
+		return p, nil
 	}
 	s := source{text: text, layer: layer, dialect: d}
 	limit := maxStrictTests
@@ -52,5 +57,7 @@ func Compile(text string, layer Layer, d Dialect) (*Program, error) {
 	if p.full {
 		return nil, s.at(ErrTooLong, 0, 0, "the compiled filter has more than 256 tests", "")
 	}
-	return newProgram(layer, p.emit(entry)), nil
+	program := newProgram(layer, p.emit(entry))
+	program.strict = d == Strict
+	return program, nil
 }

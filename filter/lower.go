@@ -55,7 +55,9 @@ func (p *Program) Lower() (*Program, error) {
 			tests = append(tests, t)
 		}
 	}
-	return newProgram(p.layer, tests), nil
+	lowered := newProgram(p.layer, tests)
+	lowered.strict = p.strict
+	return lowered, nil
 }
 
 // Targets inside a chain: where the test that the chain replaces goes on, or the next test of the chain.

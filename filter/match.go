@@ -103,24 +103,18 @@ func (s *state) locate() {
 
 // run executes the program and returns Accept, Reject or faulted.
 func (c *code) run(s *state) int32 {
-	instrs, b := c.instrs, s.packet
+	instrs := c.instrs
 	pc := int32(0)
 	for uint32(pc) < uint32(len(instrs)) {
 		in := &instrs[pc]
 		var v uint32
 		switch in.origin {
 		case fromWord:
-			at := s.at[in.base&7]
-			if at < 0 {
+			var ok bool
+			if v, ok = s.headerWord(in); !ok {
 				pc = in.fail
 				continue
 			}
-			off := int(at) + int(in.off)
-			if len(b)-4 < off {
-				pc = in.fail
-				continue
-			}
-			v = binary.BigEndian.Uint32(b[off:]) >> (in.shift & 31) & in.mask
 		case fromPresent:
 			v = uint32(^s.at[in.base&7]) >> 31
 		case fromWide:
@@ -157,6 +151,16 @@ func (c *code) run(s *state) int32 {
 		}
 	}
 	return pc
+}
+
+// headerWord reads a field of a header, not ok if the header is absent.
+func (s *state) headerWord(in *instr) (v uint32, ok bool) {
+	at := int(s.at[in.base&7])
+	off := at + int(in.off)
+	if at < 0 || off > len(s.packet)-4 {
+		return 0, false
+	}
+	return binary.BigEndian.Uint32(s.packet[off:]) >> (in.shift & 31) & in.mask, true
 }
 
 // inSet reports whether v lies in the set of in.

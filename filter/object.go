@@ -164,8 +164,8 @@ func (r *objectReader) target(i, count int) Target {
 // More than 256 tests are an *Error of the kind ErrTooLong.
 //
 // As in the original, the object does not carry what its tests never look at (the upper words of
-// 32-bit literals), and a program of exactly 256 tests becomes "@WinDiv_WW", which no reader accepts:
-// the original counts in 8 bits.
+// 32-bit literals). And as in the original, which counts in 8 bits, a program of exactly 256 tests that
+// was compiled in the strict dialect becomes "@WinDiv_WW", which no reader accepts.
 func (p *Program) Object() (string, error) {
 	p, err := p.Lower()
 	if err != nil {
@@ -174,8 +174,11 @@ func (p *Program) Object() (string, error) {
 	if len(p.tests) > maxObjectTests {
 		return "", &Error{Kind: ErrTooLong}
 	}
-	count := uint8(len(p.tests))
-	b := make([]byte, 0, len(objectMagic)+4+24*int(count))
+	count := len(p.tests)
+	if p.strict {
+		count = int(uint8(count))
+	}
+	b := make([]byte, 0, len(objectMagic)+4+24*count)
 	b = append(b, objectMagic...)
 	b = appendObjectNumber(b, 0)
 	b = appendObjectNumber(b, uint32(count))

@@ -56,9 +56,10 @@ type Test struct {
 // Program is a compiled filter: a list of tests, entered at the first. Jumps only go forward.
 // A program is immutable and may be used by several goroutines at once.
 type Program struct {
-	layer Layer
-	tests []Test
-	code  code // the tests as the interpreter executes them; newProgram makes it
+	layer  Layer
+	tests  []Test
+	code   code // the tests as the interpreter executes them; newProgram makes it
+	strict bool // compiled in the strict dialect
 }
 
 // Layer returns the layer the program was compiled for.

@@ -63,9 +63,9 @@ func TestVectorObjects(t *testing.T) {
 		OK            bool
 	}
 	vectors.Run(t, "objects", func(r row) error {
-		p, err := ParseObject(r.Object, layerByName[r.Layer])
+		p, err := Compile(r.Object, layerByName[r.Layer], Strict)
 		if (err == nil) != r.OK {
-			return fmt.Errorf("ParseObject: %v", err)
+			return fmt.Errorf("Compile: %v", err)
 		}
 		if err != nil {
 			return nil
