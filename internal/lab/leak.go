@@ -22,15 +22,16 @@ const settle = 3 * time.Second
 // Snapshot is what the process holds at one time: descriptors, goroutines, threads in foreign
 // namespaces and child processes; and of some hosts their interfaces and nftables tables.
 type Snapshot struct {
-	hosts []*Host
-	held  map[string]string // key → how to call it in a report
-	err   error
+	hosts  []*Host
+	held   map[string]string // key → how to call it in a report
+	err    error
+	settle time.Duration
 }
 
 // TakeSnapshot notes what the process holds now, and what hosts hold.
 func TakeSnapshot(hosts ...*Host) *Snapshot {
 	startPoller()
-	s := &Snapshot{hosts: hosts}
+	s := &Snapshot{hosts: hosts, settle: settle}
 	s.held, s.err = holdings(hosts)
 	return s
 }
@@ -42,7 +43,7 @@ func (s *Snapshot) Leaks() []string {
 	if s.err != nil {
 		return []string{"the first snapshot failed: " + s.err.Error()}
 	}
-	for deadline := time.Now().Add(settle); ; time.Sleep(5 * time.Millisecond) {
+	for deadline := time.Now().Add(s.settle); ; time.Sleep(5 * time.Millisecond) {
 		now, err := holdings(s.hosts)
 		var leaks []string
 		if err != nil {
@@ -57,7 +58,6 @@ func (s *Snapshot) Leaks() []string {
 			slices.Sort(leaks)
 			return leaks
 		}
-		runtime.Gosched()
 	}
 }
 
@@ -67,9 +67,12 @@ func (s *Snapshot) Leaks() []string {
 // Not for parallel tests.
 func CheckLeaks(t TB, hosts ...*Host) {
 	t.Helper()
-	before := TakeSnapshot(hosts...)
+	TakeSnapshot(hosts...).check(t)
+}
+
+func (s *Snapshot) check(t TB) {
 	t.Cleanup(func() {
-		for _, l := range before.Leaks() {
+		for _, l := range s.Leaks() {
 			t.Errorf("left behind: %s", l)
 		}
 	})

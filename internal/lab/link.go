@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"slices"
 	"time"
 
 	"github.com/vishvananda/netlink"
@@ -27,7 +28,7 @@ type Link struct {
 // Host returns the host that has this end.
 func (l *Link) Host() *Host { return l.host }
 
-// Peer returns the other end, or nil for a dummy interface.
+// Peer returns the other end, or nil for an interface that has only one.
 func (l *Link) Peer() *Link { return l.peer }
 
 // Name returns the interface's name in its host.
@@ -123,6 +124,15 @@ func (h *Host) addLink(l *Link) {
 	}
 }
 
+func (h *Host) removeLink(l *Link) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.links = slices.DeleteFunc(h.links, func(have *Link) bool { return have == l })
+	for _, p := range l.addrs {
+		h.addrs = slices.DeleteFunc(h.addrs, func(have netip.Addr) bool { return have == p.Addr() })
+	}
+}
+
 // createVeth makes the pair with each end in its host from the start: no third namespace sees it.
 func createVeth(a, b *Link, mtu int) error {
 	if mtu == 0 {
@@ -212,21 +222,28 @@ func (l *Link) waitUp() error {
 	}
 }
 
-// assign gives the interface its addresses. IPv6 ones skip duplicate address detection.
+// assign gives the interface the addresses it is made with.
 func (l *Link) assign() error {
-	link := &netlink.GenericLink{LinkAttrs: netlink.LinkAttrs{Name: l.name, Index: l.index}}
-	return l.host.rtnl(func(nl *netlink.Handle) error {
-		for _, p := range l.addrs {
-			addr := &netlink.Addr{IPNet: ipNet(p)}
-			if p.Addr().Is6() {
-				addr.Flags = unix.IFA_F_NODAD
-			}
-			if err := nl.AddrAdd(link, addr); err != nil {
-				return fmt.Errorf("address %s: %w", p, err)
-			}
+	for _, p := range l.addrs {
+		if err := l.add(p); err != nil {
+			return err
 		}
-		return nil
-	})
+	}
+	return nil
+}
+
+// add gives the interface one address; an IPv6 one skips duplicate address detection.
+func (l *Link) add(p netip.Prefix) error {
+	link := &netlink.GenericLink{LinkAttrs: netlink.LinkAttrs{Name: l.name, Index: l.index}}
+	addr := &netlink.Addr{IPNet: ipNet(p)}
+	if p.Addr().Is6() {
+		addr.Flags = unix.IFA_F_NODAD
+	}
+	err := l.host.rtnl(func(nl *netlink.Handle) error { return nl.AddrAdd(link, addr) })
+	if err != nil {
+		return fmt.Errorf("address %s: %w", p, err)
+	}
+	return nil
 }
 
 // learnPeer makes the other end's addresses permanent neighbours.
@@ -244,23 +261,20 @@ func (l *Link) learnPeer() error {
 	})
 }
 
-// AddDummy adds an interface with one end, up, that swallows what is sent to it.
-func (h *Host) AddDummy(name string, addrs ...netip.Prefix) (*Link, error) {
-	l := &Link{host: h, name: name, addrs: addrs}
-	create := func() error {
-		return h.rtnl(func(nl *netlink.Handle) error {
-			return nl.LinkAdd(&netlink.Dummy{LinkAttrs: netlink.LinkAttrs{Name: name, TxQLen: -1}})
-		})
+// AddAddr gives the interface one more address, of use at once.
+func (l *Link) AddAddr(p netip.Prefix) error {
+	if err := l.add(p); err != nil {
+		return fmt.Errorf("lab: %s:%s: %w", l.host, l.name, err)
 	}
-	for _, step := range []func() error{create, l.find, l.up, l.assign} {
-		if err := step(); err != nil {
-			return nil, fmt.Errorf("lab: dummy %s:%s: %w", h, name, err)
-		}
-	}
-	h.addLink(l)
-	tracef("dummy %s:%s %v", h, name, addrs)
-	return l, nil
+	l.host.mu.Lock()
+	defer l.host.mu.Unlock()
+	l.host.addrs = append(l.host.addrs, p.Addr())
+	tracef("%s:%s: address %s", l.host, l.name, p)
+	return nil
 }
+
+// Loopback returns the host's loopback interface.
+func (h *Host) Loopback() *Link { return &Link{host: h, name: "lo", index: 1} }
 
 // AddRoute routes dst over the router via; the zero Prefix of via's family ("0.0.0.0/0", "::/0") is
 // the default route.

@@ -9,9 +9,11 @@ import (
 	"os/exec"
 	"os/signal"
 	"runtime"
+	"strings"
 	"sync"
 	"syscall"
 
+	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 )
 
@@ -20,30 +22,33 @@ import (
 var ErrUnavailable = errors.New("lab: network namespaces are not available")
 
 // guardVariable tells the second start of a program that it is the second, so it never makes a third.
+// Its value is the network namespace of the first.
 const guardVariable = "DIVERT_LAB_ROOTLESS"
 
 var rootless struct {
 	sync.Mutex
-	restarted bool // this process is the second start
+	restarted bool   // this process is the second start
+	first     string // the network namespace of the first
 }
 
 // Rootless makes sure that the program may build labs. Call it first thing in TestMain or main,
 // before there is anything that a second start would do twice.
 //
 // With CAP_NET_ADMIN and CAP_SYS_ADMIN it does nothing and returns nil. Otherwise it starts the
-// program again in new user, network and mount namespaces, where the present user is root, with the
-// same arguments, environment and standard descriptors; passes on signals; ends this process the way
-// the second one ended, and so does not return. Where the kernel forbids that it returns an error
+// program again in new user, network and mount namespaces, where the present user is root and there
+// is no network but 127.0.0.1 and ::1, with the same arguments, environment and standard descriptors
+// (no others); passes on the signals that end or tell a program something; ends this process the way the
+// second one ended, and so does not return. Where the kernel forbids that it returns an error
 // that is ErrUnavailable.
 func Rootless() error {
 	rootless.Lock()
 	defer rootless.Unlock()
-	if os.Getenv(guardVariable) != "" {
-		rootless.restarted = true
+	if first := os.Getenv(guardVariable); first != "" {
+		rootless.restarted, rootless.first = true, first
 		os.Unsetenv(guardVariable) // children are first starts of their own
 	}
 	if capable() {
-		return Available()
+		return errors.Join(Available(), ownLoopbackUp())
 	}
 	if rootless.restarted {
 		return fmt.Errorf("%w: no CAP_NET_ADMIN and CAP_SYS_ADMIN even in an own user namespace", ErrUnavailable)
@@ -85,8 +90,12 @@ func restart() error {
 	if err != nil {
 		return fmt.Errorf("%w: %w", ErrUnavailable, err)
 	}
+	ns, err := os.Readlink(threadNetNS)
+	if err != nil {
+		return fmt.Errorf("%w: %w", ErrUnavailable, err)
+	}
 	cmd := &exec.Cmd{
-		Path: self, Args: os.Args, Env: append(os.Environ(), guardVariable+"=1"),
+		Path: self, Args: os.Args, Env: append(os.Environ(), guardVariable+"="+ns),
 		Stdin: os.Stdin, Stdout: os.Stdout, Stderr: os.Stderr,
 		SysProcAttr: &syscall.SysProcAttr{
 			Cloneflags:  syscall.CLONE_NEWUSER | syscall.CLONE_NEWNET | syscall.CLONE_NEWNS,
@@ -99,7 +108,7 @@ func restart() error {
 	runtime.LockOSThread()
 	defer runtime.UnlockOSThread()
 	signals := make(chan os.Signal, 16)
-	signal.Notify(signals)
+	signal.Notify(signals, forwarded...)
 	if err := cmd.Start(); err != nil {
 		signal.Reset()
 		return fmt.Errorf("%w: user namespaces are forbidden here: %w", ErrUnavailable, err)
@@ -110,21 +119,40 @@ func restart() error {
 	return nil
 }
 
-// notForwarded are the signals that concern this process alone: its own child, its own timers, its
-// own writes, and the Go runtime's own preemption.
-var notForwarded = map[os.Signal]bool{
-	unix.SIGCHLD: true, unix.SIGURG: true, unix.SIGPIPE: true, unix.SIGPROF: true, unix.SIGWINCH: true,
-	unix.SIGTTIN: true, unix.SIGTTOU: true,
+// ownLoopbackUp brings up the loopback interface of the second start's own namespace, which is as new
+// as that of any host: who uses 127.0.0.1 should not have to know. It touches no other namespace,
+// whatever the environment says.
+func ownLoopbackUp() error {
+	if !strings.HasPrefix(rootless.first, "net:[") {
+		return nil
+	}
+	if ns, err := os.Readlink(threadNetNS); err != nil || ns == rootless.first {
+		return err
+	}
+	lo, err := netlink.LinkByName("lo")
+	if err == nil {
+		err = netlink.LinkSetUp(lo)
+	}
+	if err != nil {
+		return fmt.Errorf("%w: loopback: %w", ErrUnavailable, err)
+	}
+	return nil
+}
+
+// forwarded are the signals that are passed on. Those that stop and continue a process keep their effect on
+// this one, so that a shell's job control sees it; a terminal sends them to both.
+var forwarded = []os.Signal{
+	unix.SIGHUP, unix.SIGINT, unix.SIGQUIT, unix.SIGTERM, unix.SIGUSR1, unix.SIGUSR2, unix.SIGALRM,
 }
 
 // fromTerminal are the signals that a terminal sends to every process of the foreground group: there
-// the second start has had its own.
-var fromTerminal = map[os.Signal]bool{unix.SIGINT: true, unix.SIGQUIT: true, unix.SIGTSTP: true, unix.SIGHUP: true}
+// the second start has had its own, and a second SIGINT means more than one to many programs.
+var fromTerminal = map[os.Signal]bool{unix.SIGINT: true, unix.SIGQUIT: true, unix.SIGHUP: true}
 
 // forward passes signals on to p.
 func forward(signals <-chan os.Signal, p *os.Process) {
 	for s := range signals {
-		if notForwarded[s] || fromTerminal[s] && inForeground() {
+		if fromTerminal[s] && inForeground() {
 			continue
 		}
 		_ = p.Signal(s) // it may have ended
