@@ -230,21 +230,20 @@ func part(b []byte, off, size int32) []byte {
 	return b[off:end:end]
 }
 
-// Split iterates over a batch: packets that lie back to back in b. It yields each packet's
-// bytes, a part of b, with what the parser found in them; the Parsed is overwritten in the next step.
-// Whatever is left in the end and is not a complete packet is yielded as it is, with a nil Parsed.
-func Split(b []byte) iter.Seq2[*Parsed, []byte] {
-	return func(yield func(*Parsed, []byte) bool) {
-		var p Parsed
+// Split iterates over a batch: packets that lie back to back in b. It yields each packet's bytes, a part
+// of b, with true, and p is then what the parser found in them. Whatever is left in the end and is
+// not a complete packet is yielded as it is, with false.
+func (p *Parsed) Split(b []byte) iter.Seq2[[]byte, bool] {
+	return func(yield func([]byte, bool) bool) {
 		for rest := b; len(rest) > 0; {
 			if !p.Parse(rest) || p.Truncated {
-				yield(nil, rest)
+				yield(rest, false)
 				return
 			}
 			packet := rest[:p.Length:p.Length]
 			rest = rest[p.Length:]
 			p.Extended = false // there is nothing behind the packet in what is yielded
-			if !yield(&p, packet) {
+			if !yield(packet, true) {
 				return
 			}
 		}

@@ -1,0 +1,309 @@
+package packet
+
+import (
+	"bytes"
+	"net/netip"
+	"strings"
+	"testing"
+)
+
+func TestParseIPv4Address(t *testing.T) {
+	tests := []struct {
+		name, text string
+		ok         bool
+		want       uint32
+	}{
+		{"plain", "1.2.3.4", true, 0x01020304},
+		{"zero", "0.0.0.0", true, 0},
+		{"largest", "255.255.255.255", true, 0xFFFFFFFF},
+		{"leading zeros", "001.02.0000000000000000000000000000000000000000000003.4", true, 0x01020304},
+		{"no octal", "010.0.0.1", true, 0x0A000001},
+		{"Quirk: only the low 32 bits count, 2^32", "4294967296.0.0.1", true, 1},
+		{"Quirk: only the low 32 bits count, 2^32+255", "4294967551.0.0.1", true, 0xFF000001},
+		{"Quirk: 2^128-2^32 counts as 0", "340282366920938463463374607427473244160.0.0.1", true, 1},
+		{"2^128-1 is 2^32-1 in the low bits", "340282366920938463463374607431768211455.0.0.1", false, 0},
+		{"2^128 is too large", "340282366920938463463374607431768211456.0.0.1", false, 0},
+		{"2^64 squared times ten is too large", "3402823669209384634633746074317682114560.0.0.1", false, 0},
+		{"256", "256.0.0.1", false, 0},
+		{"empty", "", false, 0},
+		{"one part", "1", false, 0},
+		{"three parts", "1.2.3", false, 0},
+		{"three parts and a dot", "1.2.3.", false, 0},
+		{"five parts", "1.2.3.4.5", false, 0},
+		{"dot in front", ".1.2.3.4", false, 0},
+		{"two dots", "1..2.3", false, 0},
+		{"space in front", " 1.2.3.4", false, 0},
+		{"space behind", "1.2.3.4 ", false, 0},
+		{"NUL behind", "1.2.3.4\x00", false, 0},
+		{"hex", "0x1.2.3.4", false, 0},
+		{"sign", "+1.2.3.4", false, 0},
+		{"letters", "a.b.c.d", false, 0},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			if got, ok := ParseIPv4Address(tt.text); ok != tt.ok || got != tt.want {
+				t.Errorf("%08x, %v", got, ok)
+			}
+			if got, ok := ParseIPv4Address([]byte(tt.text)); ok != tt.ok || got != tt.want {
+				t.Errorf("as bytes: %08x, %v", got, ok)
+			}
+		})
+	}
+}
+
+func TestParseIPv6Address(t *testing.T) {
+	mapped := AddrWords{0x01020304, 0xFFFF}
+	compatible := AddrWords{0x01020304}
+	ones := AddrWords{0x00070008, 0x00050006, 0x00030004, 0x00010002} // 1:2:3:4:5:6:7:8
+	tests := []struct {
+		name, text string
+		want       *AddrWords // nil: an error
+	}{
+		{"all zero", "::", &AddrWords{}},
+		{"groups before", "1::", &AddrWords{0, 0, 0, 0x00010000}},
+		{"both cases", "1234::fFFf", &AddrWords{0xFFFF, 0, 0, 0x12340000}},
+		{"eight groups", "1:2:3:4:5:6:7:8", &ones},
+		{"leading zeros", "0001:02:003:4:5:6:7:0008", &ones},
+		{"seven groups before", "1:2:3:4:5:6:7::", &AddrWords{0x00070000, 0x00050006, 0x00030004, 0x00010002}},
+		{"seven groups behind", "::1:2:3:4:5:6:7", &AddrWords{0x00060007, 0x00040005, 0x00020003, 0x00000001}},
+		{"IPv4-compatible", "::1.2.3.4", &compatible},
+		{"IPv4-mapped", "::ffff:1.2.3.4", &mapped},
+		{"IPv4-mapped, a zero in front", "::0:ffff:1.2.3.4", &mapped},
+		{"IPv4-mapped, zeros in front", "0:0:0::ffff:1.2.3.4", &mapped},
+		{"the tail has the quirks of IPv4", "::4294967297.02.3.4", &compatible},
+
+		{"Quirk: a ninth group is not looked at", "1:2:3:4:5:6:7:8:9", &ones},
+		{"Quirk: nor is a colon in the end", "1:2:3:4:5:6:7:8:", &ones},
+		{"Quirk: nor is anything else", "1:2:3:4:5:6:7:8:zzz", &ones},
+		{"Quirk: nor is a second ::", "1:2:3:4:5:6:7:8::", &ones},
+		{"Quirk: :: for no group, in the middle", "1:2:3:4::5:6:7:8", &ones},
+		{"Quirk: :: for no group, in front", "::1:2:3:4:5:6:7:8", &ones},
+		{"Quirk: :: for no group and more behind", "1:2:3:4::5:6:7:8:zzz", &ones},
+		{"Quirk: plain IPv4", "1.2.3.4", &compatible},
+		{"Quirk: five groups before IPv4", "0:0:0:0:0:1.2.3.4", &compatible},
+		{"Quirk: six groups before IPv4", "0:0:0:0:0:ffff:1.2.3.4", nil},
+		{"Quirk: six zero groups before IPv4", "0:0:0:0:0:0:1.2.3.4", nil},
+		{"Quirk: ffff is not anchored at the right", "0:0:0:0:ffff:1.2.3.4", nil},
+		{"Quirk: six groups between :: and IPv4", "::0:0:0:0:0:ffff:1.2.3.4", &mapped},
+		{"Quirk: seven groups between :: and IPv4 are too many", "::0:0:0:0:0:0:0:1.2.3.4", nil},
+		{"nine groups in all overlap", "0:0:0:0:0::0:ffff:1.2.3.4", &mapped},
+
+		{"a group before IPv4", "1::1.2.3.4", nil},
+		{"another group before IPv4", "::1:1.2.3.4", nil},
+		{"NAT64", "64:ff9b::1.2.3.4", nil},
+		{"ffff at the wrong place", "::ffff:0:1.2.3.4", nil},
+		{"IPv4 and more", "::1.2.3.4:5", nil},
+		{"IPv4 out of range", "::1.2.3.256", nil},
+		{"seven groups", "1:2:3:4:5:6:7", nil},
+		{"one group and a colon", "1:", nil},
+		{"a colon in front", ":1", nil},
+		{"a colon alone", ":", nil},
+		{"three colons", ":::", nil},
+		{"two :: in front", "::1::", nil},
+		{"two ::", "1::2::3", nil},
+		{"five digits", "12345::", nil},
+		{"not hex", "::g", nil},
+		{"empty", "", nil},
+		{"one group", "0", nil},
+		{"zone", "fe80::1%eth0", nil},
+		{"brackets", "[::1]", nil},
+		{"prefix length", "::1/64", nil},
+		{"space behind", "::1 ", nil},
+		{"space in front", " ::1", nil},
+		{"eight groups and a letter", "1:2:3:4:5:6:7:8z", nil},
+		{"not ASCII", "::\u0661", nil},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			var want AddrWords
+			if tt.want != nil {
+				want = *tt.want
+			}
+			if got, ok := ParseIPv6Address(tt.text); ok != (tt.want != nil) || got != want {
+				t.Errorf("%08x, %v", [4]uint32(got), ok)
+			}
+			if got, ok := ParseIPv6Address([]byte(tt.text)); ok != (tt.want != nil) || got != want {
+				t.Errorf("as bytes: %08x, %v", [4]uint32(got), ok)
+			}
+		})
+	}
+}
+
+func TestFormatIPv6Address(t *testing.T) {
+	groups := func(g ...uint32) AddrWords {
+		return AddrWords{g[6]<<16 | g[7], g[4]<<16 | g[5], g[2]<<16 | g[3], g[0]<<16 | g[1]}
+	}
+	tests := []struct {
+		name  string
+		words AddrWords
+		want  string
+	}{
+		{"all zero", groups(0, 0, 0, 0, 0, 0, 0, 0), "::"},
+		{"zeros behind", groups(1, 0, 0, 0, 0, 0, 0, 0), "1::"},
+		{"zeros in front", groups(0, 0, 0, 0, 0, 0, 0, 1), "::1"},
+		{"the first of equal runs", groups(1, 0, 0, 4, 0, 0, 7, 8), "1::4:0:0:7:8"},
+		{"the longest run", groups(1, 0, 3, 0, 0, 6, 0, 8), "1:0:3::6:0:8"},
+		{"longest in the end", groups(0, 0, 3, 4, 5, 0, 0, 0), "0:0:3:4:5::"},
+		{"no zero", groups(1, 2, 3, 4, 5, 6, 7, 8), "1:2:3:4:5:6:7:8"},
+		{"Quirk: one zero group, in the middle", groups(1, 0, 3, 4, 5, 6, 7, 8), "1::3:4:5:6:7:8"},
+		{"Quirk: one zero group, in the end", groups(1, 2, 3, 4, 5, 6, 7, 0), "1:2:3:4:5:6:7::"},
+		{"Quirk: one zero group, in front", groups(0, 2, 3, 4, 5, 6, 7, 8), "::2:3:4:5:6:7:8"},
+		{"link-local", groups(0xfe80, 0, 0, 0, 0xabcd, 0, 0, 1), "fe80::abcd:0:0:1"},
+		{"lower case, all digits", groups(0xABCD, 0xEF01, 0x2345, 0x6789, 0xFFFF, 0xFFFF, 0xFFFF, 0xFFFF), "abcd:ef01:2345:6789:ffff:ffff:ffff:ffff"},
+		{"IPv4-mapped", groups(0, 0, 0, 0, 0, 0xffff, 0x102, 0x304), "1.2.3.4"},
+		{"IPv4-mapped zero", groups(0, 0, 0, 0, 0, 0xffff, 0, 0), "0.0.0.0"},
+		{"nearly IPv4-mapped", groups(0, 0, 0, 0, 0, 0xfffe, 0x102, 0x304), "::fffe:102:304"},
+		{"Quirk: IPv4-compatible", groups(0, 0, 0, 0, 0, 0, 0x102, 0x304), "::102:304"},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			if got := FormatIPv6Address(tt.words); got != tt.want || tt.words.String() != tt.want {
+				t.Errorf("%q, want %q", got, tt.want)
+			}
+			if got := AppendIPv6Address([]byte("x"), tt.words); string(got) != "x"+tt.want {
+				t.Errorf("appended %q", got)
+			}
+		})
+	}
+	for text, addr := range map[string]uint32{"0.0.0.0": 0, "1.2.3.4": 0x01020304, "255.255.255.255": 0xFFFFFFFF, "10.0.200.30": 0x0A00C81E} {
+		if got := FormatIPv4Address(addr); got != text {
+			t.Errorf("%q, want %q", got, text)
+		}
+	}
+}
+
+func TestFormatAllocatesNothing(t *testing.T) {
+	buf := make([]byte, 0, 39)
+	w := AddrWords{1, 2, 3, 4}
+	if n := testing.AllocsPerRun(100, func() {
+		buf = AppendIPv6Address(buf[:0], w)
+		buf = AppendIPv4Address(buf[:0], w[0])
+		if _, ok := ParseIPv6Address(buf); !ok {
+			t.Error("not an address")
+		}
+	}); n != 0 {
+		t.Errorf("%v allocations", n)
+	}
+}
+
+// TestPutCString checks the rule for buffers of packets.md 7.
+func TestPutCString(t *testing.T) {
+	tests := []struct {
+		name, text string
+		size       int
+		ok         bool
+		want       string // of the buffer, which was full of '~'
+	}{
+		{"room to spare", "1.2.3.4", 10, true, "1.2.3.4\x00~~"},
+		{"room for text and NUL", "1.2.3.4", 8, true, "1.2.3.4\x00"},
+		{"Quirk: only the NUL does not fit", "1.2.3.4", 7, true, "1.2.3.\x00"},
+		{"one too short", "1.2.3.4", 6, false, "1.2.3\x00"},
+		{"one byte", "1.2.3.4", 1, false, "\x00"},
+		{"one byte for one character", "a", 1, true, "\x00"},
+		{"no buffer", "1.2.3.4", 0, false, ""},
+		{"no text", "", 3, true, "\x00~~"},
+		{"no text in one byte", "", 1, true, "\x00"},
+		{"neither text nor buffer", "", 0, false, ""},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			buf := bytes.Repeat([]byte{'~'}, tt.size)
+			if ok := PutCString(buf, tt.text); ok != tt.ok || string(buf) != tt.want {
+				t.Errorf("%v, %q", ok, buf)
+			}
+			buf = bytes.Repeat([]byte{'~'}, tt.size)
+			if ok := PutCString(buf, []byte(tt.text)); ok != tt.ok || string(buf) != tt.want {
+				t.Errorf("from bytes: %v, %q", ok, buf)
+			}
+		})
+	}
+}
+
+func TestAddrWords(t *testing.T) {
+	tests := []struct {
+		addr  netip.Addr
+		words AddrWords
+		back  netip.Addr
+	}{
+		{netip.MustParseAddr("1.2.3.4"), AddrWords{0x01020304, 0xFFFF}, netip.MustParseAddr("1.2.3.4")},
+		{netip.MustParseAddr("::ffff:1.2.3.4"), AddrWords{0x01020304, 0xFFFF}, netip.MustParseAddr("1.2.3.4")},
+		{netip.MustParseAddr("::1.2.3.4"), AddrWords{0x01020304}, netip.MustParseAddr("::1.2.3.4")},
+		{netip.MustParseAddr("1:2:3:4:5:6:7:8"), AddrWords{0x00070008, 0x00050006, 0x00030004, 0x00010002}, netip.MustParseAddr("1:2:3:4:5:6:7:8")},
+		{netip.MustParseAddr("fe80::1%eth0"), AddrWords{1, 0, 0, 0xfe800000}, netip.MustParseAddr("fe80::1")},
+		{netip.Addr{}, AddrWords{}, netip.IPv6Unspecified()},
+	}
+	for _, tt := range tests {
+		t.Run(tt.addr.String(), func(t *testing.T) {
+			words := WordsOf(tt.addr)
+			if words != tt.words || words.Addr() != tt.back {
+				t.Errorf("%08x, back %v", [4]uint32(words), words.Addr())
+			}
+			if words.Is4In6() != tt.back.Is4() {
+				t.Errorf("Is4In6: %v", words.Is4In6())
+			}
+		})
+	}
+}
+
+func FuzzParseAddress(f *testing.F) {
+	for _, s := range []string{
+		"1.2.3.4", "4294967296.0.0.1", "::", "::ffff:1.2.3.4", "1:2:3:4:5:6:7:8:zzz", "1:2:3:4::5:6:7:8",
+		"::0:0:0:0:0:0:0:1.2.3.4", "fe80::abcd:0:0:1", "::1::", "12345::",
+	} {
+		f.Add(s)
+	}
+	f.Fuzz(func(t *testing.T, s string) {
+		if addr, ok := ParseIPv4Address(s); ok {
+			text := FormatIPv4Address(addr)
+			if again, ok := ParseIPv4Address(text); !ok || again != addr {
+				t.Fatalf("%q became %q", s, text)
+			}
+			if std, err := netip.ParseAddr(text); err != nil || WordsOf(std)[0] != addr {
+				t.Fatalf("%q became %q, which netip reads as %v", s, text, std)
+			}
+		}
+		words, ok := ParseIPv6Address(s)
+		// What netip takes for an IPv6 address without tail is one here.
+		std, err := netip.ParseAddr(s)
+		plain := err == nil && std.Is6() && std.Zone() == "" && !strings.Contains(s, ".")
+		if plain && (!ok || words.As16() != std.As16()) {
+			t.Fatalf("%q is %v, %v", s, words, ok)
+		}
+		if !ok {
+			if words != (AddrWords{}) {
+				t.Fatalf("%q left %v", s, words)
+			}
+			return
+		}
+		text := FormatIPv6Address(words)
+		again, ok := ParseIPv6Address(text)
+		if words.Is4In6() { // printed without its prefix
+			again[1] |= 0xFFFF
+		}
+		if !ok || again != words {
+			t.Fatalf("%q became %q", s, text)
+		}
+	})
+}
+
+func FuzzFormatIPv6Address(f *testing.F) {
+	f.Add(bytes.Repeat([]byte{0}, 16))
+	f.Add([]byte{0, 1, 0, 0, 0, 3, 0, 0, 0, 0, 0, 6, 0, 0, 0, 8})
+	f.Fuzz(func(t *testing.T, b []byte) {
+		words, ok := wordsOfBytes(b)
+		if !ok || len(b) != 16 || words.Is4In6() {
+			return
+		}
+		text := FormatIPv6Address(words)
+		std, err := netip.ParseAddr(text)
+		if err != nil || std.As16() != [16]byte(b) {
+			t.Fatalf("%x is %q, which netip reads as %v, %v", b, text, std, err)
+		}
+		if again, ok := ParseIPv6Address(text); !ok || again != words {
+			t.Fatalf("%x is %q, read back as %v", b, text, again)
+		}
+		if len(text) > 39 {
+			t.Fatalf("%q has %d bytes", text, len(text))
+		}
+	})
+}
