@@ -103,7 +103,7 @@ func (e *Error) message() string {
 // located reports whether the error belongs to a place in the text.
 func (e *Error) located() bool {
 	return e.Kind != ErrBadObject && e.Kind != ErrOutputTooShort && e.Filter != "" &&
-		(e.Token != "" || e.at > 0 || e.Kind == ErrUnexpectedToken)
+		(e.Token != "" || e.at > 0)
 }
 
 // place returns the offending part of Filter: that of Token, if the compiler made the error, or else
@@ -206,10 +206,13 @@ func printable(text string) []rune {
 }
 
 // quote returns s in quotes for a message, shortened if it is long.
-func quote(s string) string {
+func quote(s string) string { return strconv.Quote(shortened(s)) }
+
+// shortened returns the beginning of s if it is long.
+func shortened(s string) string {
 	const longest = 48
 	if len(s) > longest {
 		s = s[:runeStart(s, longest-3)] + "…"
 	}
-	return strconv.Quote(s)
+	return s
 }

@@ -69,7 +69,7 @@ func (p *parser) checkValue(f Field, subject, literal token, v bound) *Error {
 	if !wrongFamily && v.compare(lo) >= 0 && v.compare(hi) <= 0 {
 		return nil
 	}
-	text, name := quote(p.text[literal.pos:literal.end]), p.text[subject.pos:subject.end]
+	text, name := shortened(p.text[literal.pos:literal.end]), p.text[subject.pos:subject.end]
 	var msg string
 	hint := p.rangeHint(f)
 	switch {
@@ -100,7 +100,7 @@ func (p *parser) rangeHint(f Field) string {
 	lo, hi := possible(f, p.layer)
 	switch kind := f.info().kind; {
 	case f == FieldEvent && p.layer < packet.NumLayers:
-		return fmt.Sprintf("the events of layer %s are %s", p.layer, eventNames(p.layer))
+		return fmt.Sprintf("layer %s has the events %s", p.layer, eventNames(p.layer))
 	case f.constant():
 		return "it is a constant, 0 or 1"
 	case kind == KindBool:
@@ -202,7 +202,7 @@ func (p *parser) prefix(f Field, subject, literal token, negative bool) (r Range
 	}
 	if p.tok.form != formDecimal || p.tok.value.Compare(Value{Lo: longest}) > 0 {
 		return r, p.refuse(p.at(ErrBadPrefix, p.tok.pos, p.tok.end,
-			"wrong prefix length "+quote(p.text[p.tok.pos:p.tok.end]),
+			"there is no prefix length "+quote(p.text[p.tok.pos:p.tok.end]),
 			fmt.Sprintf("it goes from 0 to %d here", longest)))
 	}
 	host := hostMask(int(longest - p.tok.value.Lo))
@@ -232,7 +232,7 @@ func (p *parser) membership(t *Test, subject token) bool {
 		p.advance()
 		if p.tok.kind != tokIn {
 			p.tok = not
-			return p.refuse(p.unexpected(wantIn))
+			return p.refuse(p.unexpected(wantEnd))
 		}
 		t.Op = OpNe
 	}
@@ -302,15 +302,15 @@ func (p *parser) element(f Field, subject token) (r Range, ok bool) {
 
 // checkEnds refuses a range that is empty or whose ends are of different families.
 func (p *parser) checkEnds(f Field, first, last token) *Error {
-	if first.value.Compare(last.value) > 0 {
-		return p.at(ErrBadSet, first.pos, last.end,
-			"range "+quote(p.text[first.pos:last.end])+" ends before it starts", "put the lower end first")
-	}
 	ipv4 := func(t token) bool { return t.value.Hi == 0 && t.value.Lo>>32 == 0xFFFF }
 	if f.info().kind == KindAddr && ipv4(first) != ipv4(last) {
 		return p.at(ErrBadSet, first.pos, last.end,
 			"range "+quote(p.text[first.pos:last.end])+" goes from one IP version to the other",
 			"write a range for each of them")
+	}
+	if first.value.Compare(last.value) > 0 {
+		return p.at(ErrBadSet, first.pos, last.end,
+			"range "+quote(p.text[first.pos:last.end])+" ends before it starts", "put the lower end first")
 	}
 	return nil
 }

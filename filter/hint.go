@@ -17,7 +17,6 @@ const (
 	wantClose
 	wantColon
 	wantEnd
-	wantIn
 	wantOpenSet
 	wantElement
 	wantCloseSet
@@ -32,8 +31,7 @@ var expectationTexts = [...]string{
 	wantCloseIndex:  `"]" was expected`,
 	wantClose:       `")" was expected`,
 	wantColon:       `":" was expected`,
-	wantEnd:         "the end, \"and\" or \"or\" was expected",
-	wantIn:          `"in" was expected after "not"`,
+	wantEnd:         `"and", "or" or the end was expected`,
 	wantOpenSet:     `"{" was expected after "in"`,
 	wantElement:     "a value or a range was expected in the set",
 	wantCloseSet:    `"," or "}" was expected`,
@@ -47,11 +45,13 @@ func (p *parser) unexpected(want expectation) *Error {
 	if p.tok.kind == tokBad {
 		return p.lexer.err
 	}
-	found := quote(p.text[p.tok.pos:p.tok.end])
-	if p.tok.kind == tokEnd {
-		found = "the end of the filter"
+	msg := "unexpected " + quote(p.text[p.tok.pos:p.tok.end]) + ", " + expectationTexts[want]
+	switch {
+	case p.tok.kind == tokEnd && p.end == 0:
+		msg = "the filter is empty"
+	case p.tok.kind == tokEnd:
+		msg = "the filter ends where " + expectationTexts[want]
 	}
-	msg := "unexpected " + found + ", " + expectationTexts[want]
 	return p.at(ErrUnexpectedToken, p.tok.pos, p.tok.end, msg, p.hint(want))
 }
 
@@ -66,11 +66,7 @@ func (p *parser) hint(want expectation) string {
 	case wantNumber:
 		return p.numberHint()
 	case wantIndex:
-		name := p.text[p.last.start:p.end]
-		if i := strings.LastIndexFunc(name, func(r rune) bool { return r <= ' ' || r == '!' }); i >= 0 {
-			name = name[i+1:]
-		}
-		return "as in " + name + "[0]"
+		return "as in " + p.text[p.last.start:p.end] + "[0]"
 	case wantClose:
 		if p.tok.kind == tokEnd {
 			return "a parenthesis is not closed"
@@ -85,8 +81,8 @@ func (p *parser) hint(want expectation) string {
 			return "a set needs at least one element"
 		}
 		return "as in {80, 443, 8000-8999}"
-	case wantIn:
-		return "or is \"and\" or \"or\" missing before \"not\"?"
+	case wantOpenSet:
+		return "as in " + p.text[p.last.start:p.last.field] + " in {80, 443, 8000-8999}"
 	}
 	return ""
 }
@@ -109,7 +105,7 @@ func (p *parser) fieldHint() string {
 		if p.end == 0 {
 			return "true matches everything"
 		}
-		return "the filter is not complete"
+		return ""
 	case tokNumber:
 		return p.lonelyNumberHint(text)
 	case tokOpen:
@@ -157,7 +153,7 @@ func (p *parser) numberHint() string {
 		}
 		return "fields can be compared with numbers and addresses only"
 	case tokOpenSet:
-		return "write \"in {…}\" or \"not in {…}\""
+		return "write " + p.text[p.last.start:p.last.field] + " in {…}"
 	case tokEq:
 		return "the operator is =="
 	}

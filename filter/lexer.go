@@ -195,6 +195,15 @@ func (l *lexer) classify(start, end int) (token, *Error) {
 	return t, nil
 }
 
+// known reports whether s is a reserved word or a literal.
+func (l *lexer) known(s string) bool {
+	if _, reserved := words[s]; reserved {
+		return true
+	}
+	_, _, _, ok := readLiteral(s)
+	return ok
+}
+
 // reserved returns the token of a reserved word.
 func (l *lexer) reserved(w word, start, end int) (token, *Error) {
 	t := token{kind: w.kind, pos: start, end: end}
@@ -226,6 +235,9 @@ func (l *lexer) split(start, end int) (token, bool) {
 	const longest = 128 // of what stands before the colon; keeps hostile texts cheap
 	for at := min(end-1, start+longest); at > start; at-- {
 		if l.text[at] != ':' {
+			continue
+		}
+		if !l.known(l.text[start:at]) {
 			continue
 		}
 		t, err := l.classify(start, at)

@@ -238,12 +238,13 @@ func (p *parser) comparison(not bool) *node {
 	}
 	n := &node{test: Test{Field: p.tok.field, Op: OpNe}}
 	subject := p.tok
+	p.last.start, p.last.op = subject.pos, 0
 	p.advance()
 	if n.test.Field.info().elem > 0 && !p.index(&n.test) {
 		return nil
 	}
 	subject.end = p.end
-	p.last.start, p.last.field, p.last.op = subject.pos, subject.end, 0
+	p.last.field = subject.end
 	p.negated = not
 	if !p.relation(&n.test, subject) {
 		return nil
