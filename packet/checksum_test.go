@@ -172,6 +172,14 @@ func TestChecksumLeftToHardware(t *testing.T) {
 			}
 		})
 	}
+	t.Run("IPv6 has no header checksum", func(t *testing.T) {
+		var p Parsed
+		b := example(t, "D")
+		p.Parse(b)
+		if p.WriteIPChecksum(b) || p.VerifyIPChecksum(b) || !bytes.Equal(b, example(t, "D")) {
+			t.Errorf("%x", b)
+		}
+	})
 	t.Run("nothing was parsed", func(t *testing.T) {
 		var p Parsed
 		b := example(t, "A")

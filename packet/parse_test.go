@@ -157,11 +157,12 @@ func TestParseDetails(t *testing.T) {
 
 func TestParseLeavesNothingBehind(t *testing.T) {
 	var p Parsed
-	p.Parse(example(t, "I"))
 	for name, parse := range map[string]func() bool{
-		"Parse":      func() bool { return p.Parse(nil) },
-		"ParseExact": func() bool { return p.ParseExact(example(t, "N")) },
+		"Parse":                            func() bool { return p.Parse(nil) },
+		"ParseExact of no packet":          func() bool { return p.ParseExact(nil) },
+		"ParseExact of an extended packet": func() bool { return p.ParseExact(example(t, "N")) },
 	} {
+		p.Parse(example(t, "I"))
 		if parse() || p != absent {
 			t.Errorf("%s left %+v", name, p)
 		}

@@ -1,0 +1,38 @@
+package packet
+
+import "testing"
+
+// TestHotPathsAllocateNothing holds what is called for each packet to no allocation.
+func TestHotPathsAllocateNothing(t *testing.T) {
+	udp, tcp6, batch := example(t, "B"), example(t, "D"), example(t, "N")
+	var p Parsed
+	var addr Address
+	buf := make([]byte, 0, AddressSize)
+	for name, f := range map[string]func(){
+		"Parse":                     func() { p.Parse(tcp6) },
+		"ParseExact":                func() { p.ParseExact(udp) },
+		"Split":                     func() { countPackets(&p, batch) },
+		"views":                     func() { p.Parse(tcp6); p.IPv6(tcp6).SetSrc(p.IPv6(tcp6).Src()); p.TCP(tcp6).SetSeq(1) },
+		"CalcChecksums":             func() { CalcChecksums(udp, &addr, 0) },
+		"CalcChecksums, no address": func() { CalcChecksums(udp, nil, 0) },
+		"WriteTransportChecksum":    func() { p.Parse(udp); p.WriteTransportChecksum(udp) },
+		"Hash":                      func() { sink += Hash(tcp6, 1) },
+		"DecrementTTL":              func() { tcp6[7] = 9; DecrementTTL(tcp6) },
+		"UpdateChecksum128":         func() { sink += uint64(UpdateChecksum128(1, p.IPv6(tcp6).Src().As16(), addr.Flow().LocalAddr.As16())) },
+		"Address":                   func() { buf, _ = addr.AppendBinary(buf[:0]); _ = addr.UnmarshalBinary(buf) },
+	} {
+		p.Parse(tcp6)
+		if n := testing.AllocsPerRun(100, f); n != 0 {
+			t.Errorf("%s: %v allocations", name, n)
+		}
+	}
+}
+
+func countPackets(p *Parsed, batch []byte) (n int) {
+	for _, ok := range p.Split(batch) {
+		if ok {
+			n++
+		}
+	}
+	return n
+}
