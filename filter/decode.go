@@ -25,7 +25,6 @@ const (
 	baseTCP
 	baseUDP
 	basePacket // always there, all of the buffer
-	numBases
 )
 
 // check says how a value is compared.
@@ -47,7 +46,8 @@ type instr struct {
 	check  check
 	base   base
 	shift  uint8
-	invert bool  // the test holds if the value does not lie in the range or set
+	invert bool  // the test holds if the value does not lie in the range or set: exchanges hit and miss
+	slot   uint8 // see slotBit
 	size   uint8 // fromElement: bytes of the element
 	field  Field
 	set    uint32 // index of the range or set, for all checks but checkRange
@@ -55,9 +55,22 @@ type instr struct {
 	off    int32 // fromWord: byte offset in the header; fromElement: byte offset, negative from the end
 	lo     uint32
 	span   uint32
-	succ   int32 // next instruction, or Accept or Reject
-	fail   int32
+
+	// The next instruction, or accepted or rejected: if the value lies in the range or set, if
+	// it does not, and if there is none.
+	hit, miss, fail uint32
+
+	// Where the value is remembered during an evaluation; without a slot slotBit is 0.
+	// rangeBit is slotBit if the check is checkRange, else 0.
+	slotBit  uint32
+	rangeBit uint32
 }
+
+// The ends of an evaluation as the interpreter has them.
+const (
+	accepted = ^uint32(0) // uint32 of Accept
+	rejected = ^uint32(1) // uint32 of Reject
+)
 
 // code is what the interpreter needs of a program.
 type code struct {
@@ -139,15 +152,45 @@ var presence = map[Field]base{
 func newProgram(layer Layer, tests []Test) *Program {
 	p := &Program{layer: layer, tests: tests}
 	p.code.instrs = make([]instr, len(tests))
+	slots := make(map[slotKey]uint8)
 	for i := range tests {
-		p.code.instrs[i] = p.decode(&tests[i])
+		in := p.decode(&tests[i])
+		if in.origin != fromWide {
+			key := slotKey{tests[i].Field, in.off}
+			slot, known := slots[key]
+			if !known && len(slots) < numSlots {
+				slot, known = uint8(len(slots)), true
+				slots[key] = slot
+			}
+			if known {
+				in.slot, in.slotBit = slot, 1<<slot
+			}
+			if in.check == checkRange {
+				in.rangeBit = in.slotBit
+			}
+		}
+		in.setTargets(tests[i].Succ, tests[i].Fail)
+		p.code.instrs[i] = in
 	}
 	return p
 }
 
+func (in *instr) setTargets(succ, fail Target) {
+	in.hit, in.miss, in.fail = uint32(succ), uint32(fail), uint32(fail)
+	if in.invert {
+		in.hit, in.miss = in.miss, in.hit
+	}
+}
+
+// slotKey says what tests have the same value.
+type slotKey struct {
+	field Field
+	off   int32
+}
+
 // decode turns a test into the form of the interpreter.
 func (p *Program) decode(t *Test) instr {
-	in := instr{field: t.Field, succ: int32(t.Succ), fail: int32(t.Fail), mask: ^uint32(0)}
+	in := instr{field: t.Field, mask: ^uint32(0)}
 	info := t.Field.info()
 	packets := onPackets.has(p.layer)
 	header, isPresence := presence[t.Field]

@@ -42,7 +42,7 @@ func (p *Program) Eval(b []byte, a *packet.Address) (bool, error) {
 	if end == faulted {
 		return false, p.fieldError(int(s.fault))
 	}
-	return end == int32(Accept), nil
+	return end == accepted, nil
 }
 
 func (p *Program) fieldError(test int) error {
@@ -64,9 +64,7 @@ func (p *Program) prepare(b []byte, a *packet.Address) (state, error) {
 		if a.IPv6 != (parsed.Family == 6) {
 			return state{}, ErrOtherFamily
 		}
-		s := state{packet: b, parsed: parsed, addr: a}
-		s.locate()
-		return s, nil
+		return state{packet: b, parsed: parsed, addr: a}, nil
 	case p.layer != packet.LayerReflect && b != nil:
 		return state{}, ErrHasPacket
 	}

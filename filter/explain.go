@@ -77,9 +77,9 @@ func (p *Program) Explain(b []byte, a *packet.Address) ([]Step, error) {
 func (p *Program) step(s *state, pc Target) (result bool, next Target) {
 	one := p.code
 	in := one.instrs[pc]
-	in.succ, in.fail = int32(Accept), int32(Reject)
+	in.setTargets(Accept, Reject)
 	one.instrs = []instr{in}
-	if one.run(s) == int32(Accept) {
+	if one.run(s) == accepted {
 		return true, p.tests[pc].Succ
 	}
 	return false, p.tests[pc].Fail
@@ -87,24 +87,18 @@ func (p *Program) step(s *state, pc Target) (result bool, next Target) {
 
 // look returns the value that the test in sees, as sign and magnitude.
 func (s *state) look(in *instr) (neg bool, v Value, ok bool) {
-	switch in.origin {
-	case fromWide:
+	if in.origin == fromWide {
 		if v, ok = s.wideValue(in.field); in.field.info().kind == KindSigned {
 			neg, v = fromOrderKey(v)
 		}
 		return neg, v, ok
-	case fromWord:
-		n, ok := s.headerWord(in)
-		v = Value{Lo: uint64(n)}
-		if in.field.info().kind == KindIPv4 {
-			v.Lo |= ipv4Prefix
-		}
-		return false, v, ok
-	case fromPresent:
-		return false, Value{Lo: uint64(bit(s.at[in.base] >= 0))}, true
 	}
-	n, ok := s.load(in)
-	return false, Value{Lo: uint64(n)}, ok
+	n, f := s.fetch(in)
+	v.Lo = uint64(n)
+	if in.field.info().kind == KindIPv4 {
+		v.Lo |= ipv4Prefix
+	}
+	return false, v, f == foundHit
 }
 
 // fromOrderKey is the inverse of orderKey for signed fields.

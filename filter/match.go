@@ -44,8 +44,7 @@ func (p *Program) MatchParsed(b []byte, parsed *packet.Parsed, a *packet.Address
 		return false
 	}
 	s := state{packet: b, parsed: parsed, addr: a}
-	s.locate()
-	return p.code.run(&s) == int32(Accept)
+	return p.code.run(&s) == accepted
 }
 
 // MatchProcess is MatchParsed for a packet of a known process, the value of the field processId
@@ -59,8 +58,7 @@ func (p *Program) MatchProcess(b []byte, parsed *packet.Parsed, a *packet.Addres
 		return false
 	}
 	s := state{packet: b, parsed: parsed, addr: a, process: process, hasProcess: true}
-	s.locate()
-	return p.code.run(&s) == int32(Accept)
+	return p.code.run(&s) == accepted
 }
 
 func (p *Program) matchEvent(a *packet.Address) bool {
@@ -68,94 +66,164 @@ func (p *Program) matchEvent(a *packet.Address) bool {
 		return false
 	}
 	s := state{parsed: &noPacket, addr: a}
-	return p.code.run(&s) == int32(Accept)
+	return p.code.run(&s) == accepted
 }
 
 // noPacket stands for the packet of an event; it is only read.
 var noPacket packet.Parsed
 
-// faulted is the result of run if a test cannot be executed; state.fault tells which.
-const faulted int32 = -3
+// numSlots is how many different values of a packet one evaluation remembers.
+const numSlots = 32
 
 // state is one evaluation.
 type state struct {
-	// at has the offset of each header in the packet, negative if it is absent. Its size is a
-	// power of two above numBases so that indexing needs no check.
-	at     [8]int32
 	packet []byte
 	parsed *packet.Parsed
 	addr   *packet.Address
-	hash   uint64 // packet hash that the random fields come from; 0 if not computed yet
-	fault  int32  // index of the test that cannot be executed
+
+	// The values of fields that tests have asked for. Each field of a program has a slot, as long as
+	// there are any; bit n of ready and of absent tells what is known of slot n.
+	ready, absent uint32
+	slots         [numSlots]uint32
+
+	wide      Value // value of wideField, to which tests of long lists of addresses come back
+	wideField Field // FieldZero if there is none yet
+
+	hash  uint64 // packet hash that the random fields come from; 0 if not computed yet
+	fault uint32 // index of the test that cannot be executed
 
 	process    uint32 // of a packet, if hasProcess
 	hasProcess bool
 }
 
-// locate notes where the headers of the packet are.
-func (s *state) locate() {
-	p := s.parsed
-	s.at = [8]int32{
-		baseIPv4: p.IPv4Off, baseIPv6: p.IPv6Off, baseICMP: p.ICMPOff,
-		baseICMPv6: p.ICMPv6Off, baseTCP: p.TCPOff, baseUDP: p.UDPOff,
-	}
-}
+// found is what is found out about a test.
+type found uint8
 
-// run executes the program and returns Accept, Reject or faulted.
-func (c *code) run(s *state) int32 {
+const (
+	foundHit    found = iota // the value lies in the range or set
+	foundMiss                // it does not
+	foundAbsent              // there is no value: the test fails
+	foundFault               // the test cannot be executed
+)
+
+// faulted is the result of run if a test cannot be executed; state.fault tells which.
+const faulted = ^uint32(2)
+
+// run executes the program and returns accepted, rejected or faulted.
+func (c *code) run(s *state) uint32 {
 	instrs := c.instrs
-	pc := int32(0)
-	for uint32(pc) < uint32(len(instrs)) {
+	pc := uint32(0)
+	for uint(pc) < uint(len(instrs)) {
 		in := &instrs[pc]
-		var v uint32
-		switch in.origin {
-		case fromWord:
-			var ok bool
-			if v, ok = s.headerWord(in); !ok {
-				pc = in.fail
-				continue
-			}
-		case fromPresent:
-			v = uint32(^s.at[in.base&7]) >> 31
-		case fromWide:
-			if v, ok := s.wideValue(in.field); ok && c.acceptsWide(in, v) {
-				pc = in.succ
+		// Nearly all steps of long programs go this way: a known value and a range.
+		if s.ready&in.rangeBit != 0 {
+			if s.slots[in.slot%numSlots]-in.lo <= in.span {
+				pc = in.hit
 			} else {
-				pc = in.fail
+				pc = in.miss
 			}
 			continue
-		case fromProcess:
-			if !s.hasProcess {
-				s.fault = pc
-				return faulted
-			}
-			v = s.process
-		case fromNowhere:
+		}
+		if s.absent&in.slotBit != 0 {
+			pc = in.fail
+			continue
+		}
+		switch s.decide(c, in) {
+		case foundHit:
+			pc = in.hit
+		case foundMiss:
+			pc = in.miss
+		case foundAbsent:
+			pc = in.fail
+		default:
 			s.fault = pc
 			return faulted
-		default:
-			var ok bool
-			if v, ok = s.load(in); !ok {
-				pc = in.fail
-				continue
-			}
-		}
-		hit := v-in.lo <= in.span
-		if in.check != checkRange {
-			hit = c.inSet(in, v)
-		}
-		if hit != in.invert {
-			pc = in.succ
-		} else {
-			pc = in.fail
 		}
 	}
 	return pc
 }
 
+// decide looks up the value that the test in asks for and compares it.
+func (s *state) decide(c *code, in *instr) found {
+	v, hit := uint32(0), false
+	switch {
+	case in.origin == fromWide:
+		if s.wideField != in.field {
+			wide, ok := s.wideValue(in.field)
+			if !ok {
+				return foundAbsent
+			}
+			s.wide, s.wideField = wide, in.field
+		}
+		hit = c.acceptsWide(in, s.wide)
+	case s.ready&in.slotBit != 0:
+		v = s.slots[in.slot%numSlots]
+		hit = c.accepts(in, v)
+	default:
+		var f found
+		if v, f = s.fetch(in); f != foundHit {
+			return f
+		}
+		hit = c.accepts(in, v)
+	}
+	if hit {
+		return foundHit
+	}
+	return foundMiss
+}
+
+// fetch finds the 32-bit value that the test in asks for and notes it in its slot. It returns
+// foundHit with the value, foundAbsent or foundFault.
+func (s *state) fetch(in *instr) (v uint32, f found) {
+	var ok bool
+	switch in.origin {
+	case fromWord:
+		v, ok = s.headerWord(in)
+	case fromPresent:
+		v, ok = bit(s.offset(in.base) >= 0), true
+	case fromElement:
+		v, ok = s.element(in)
+	case fromComputed:
+		v, ok = s.value(in.field)
+	case fromProcess:
+		if !s.hasProcess {
+			return 0, foundFault
+		}
+		v, ok = s.process, true
+	default:
+		return 0, foundFault
+	}
+	if !ok {
+		s.absent |= in.slotBit
+		return 0, foundAbsent
+	}
+	s.slots[in.slot%numSlots] = v
+	s.ready |= in.slotBit
+	return v, foundHit
+}
+
+// offset returns where a header starts in the packet, a negative number if it is absent.
+func (s *state) offset(b base) int {
+	p := s.parsed
+	switch b {
+	case baseIPv4:
+		return int(p.IPv4Off)
+	case baseIPv6:
+		return int(p.IPv6Off)
+	case baseICMP:
+		return int(p.ICMPOff)
+	case baseICMPv6:
+		return int(p.ICMPv6Off)
+	case baseTCP:
+		return int(p.TCPOff)
+	default:
+		return int(p.UDPOff)
+	}
+}
+
 // headerWord reads a field of a header, not ok if the header is absent.
 func (s *state) headerWord(in *instr) (v uint32, ok bool) {
-	at := int(s.at[in.base&7])
+	at := s.offset(in.base)
 	off := at + int(in.off)
 	if at < 0 || off > len(s.packet)-4 {
 		return 0, false
@@ -163,39 +231,31 @@ func (s *state) headerWord(in *instr) (v uint32, ok bool) {
 	return binary.BigEndian.Uint32(s.packet[off:]) >> (in.shift & 31) & in.mask, true
 }
 
-// inSet reports whether v lies in the set of in.
-func (c *code) inSet(in *instr, v uint32) bool {
-	if in.check == checkBitmap {
+// accepts reports whether v lies in the range or set of in.
+func (c *code) accepts(in *instr, v uint32) bool {
+	switch in.check {
+	case checkBitmap:
 		return c.bitmaps[in.set].contains(v)
+	case checkSet32:
+		return c.sets[in.set].contains(v)
 	}
-	return c.sets[in.set].contains(v)
+	return v-in.lo <= in.span
 }
 
-// acceptsWide reports whether the test in holds for a wide value.
+// acceptsWide is accepts for wide values.
 func (c *code) acceptsWide(in *instr, v Value) bool {
-	var hit bool
 	if in.check == checkWideSet {
-		hit = c.wideSets[in.set].Contains(v)
-	} else {
-		r := &c.ranges[in.set]
-		hit = !v.less(r.First) && !r.Last.less(v)
+		return c.wideSets[in.set].Contains(v)
 	}
-	return hit != in.invert
-}
-
-// load returns the value of fromElement and fromComputed tests, not ok if it is not available.
-func (s *state) load(in *instr) (v uint32, ok bool) {
-	if in.origin == fromElement {
-		return s.element(in)
-	}
-	return s.value(in.field)
+	r := &c.ranges[in.set]
+	return !v.less(r.First) && !r.Last.less(v)
 }
 
 // element reads bytes of the packet or of a payload (specification: filter-language.md 4).
 func (s *state) element(in *instr) (v uint32, ok bool) {
 	start, end := 0, len(s.packet)
 	if in.base != basePacket {
-		if s.at[in.base&7] < 0 {
+		if s.offset(in.base) < 0 {
 			return 0, false
 		}
 		start = int(s.parsed.HeaderLen)
