@@ -1,0 +1,208 @@
+//go:build linux
+
+package codegen
+
+import (
+	"math"
+	"slices"
+
+	"github.com/cilium/ebpf/asm"
+)
+
+// A label is a place in the code that jumps lead to. Zero is no label.
+type label int
+
+// assembler collects instructions and resolves jumps between them.
+//
+// The offset of a jump has 16 bits, and a filter may have thousands of tests. Where the code may be
+// cut (see cut) the layout therefore puts islands: unconditional jumps that pass on what would not
+// reach its target. Backward jumps must be short; only loops in the parser use them.
+type assembler struct {
+	code   []instruction
+	labels label   // the last label handed out
+	cuts   []int   // indices into code before which an island may stand
+	marks  []label // labels that wait for the next instruction
+}
+
+// instruction is one instruction, the labels that stand before it and the label it jumps to.
+type instruction struct {
+	asm.Instruction
+	at     []label
+	target label
+}
+
+func (a *assembler) newLabel() label {
+	a.labels++
+	return a.labels
+}
+
+// mark places labels before the next instruction.
+func (a *assembler) mark(labels ...label) { a.marks = append(a.marks, labels...) }
+
+// cut allows an island before the next instruction.
+func (a *assembler) cut() { a.cuts = append(a.cuts, len(a.code)) }
+
+func (a *assembler) emit(instructions ...asm.Instruction) {
+	for _, ins := range instructions {
+		a.code = append(a.code, instruction{Instruction: ins, at: a.marks})
+		a.marks = nil
+	}
+}
+
+// jump goes to a label.
+func (a *assembler) jump(to label) {
+	a.emitJump(asm.Instruction{OpCode: asm.OpCode(asm.JumpClass).SetJumpOp(asm.Ja)}, to)
+}
+
+// jumpImm compares the low 32 bits of dst with imm and goes to a label if op holds.
+func (a *assembler) jumpImm(op asm.JumpOp, dst asm.Register, imm uint32, to label) {
+	a.emitJump(asm.Instruction{
+		OpCode:   asm.OpCode(asm.Jump32Class).SetJumpOp(op).SetSource(asm.ImmSource),
+		Dst:      dst,
+		Constant: int64(int32(imm)),
+	}, to)
+}
+
+// jumpReg compares all 64 bits of two registers and goes to a label if op holds.
+func (a *assembler) jumpReg(op asm.JumpOp, dst, src asm.Register, to label) {
+	a.emitJump(asm.Instruction{
+		OpCode: asm.OpCode(asm.JumpClass).SetJumpOp(op).SetSource(asm.RegSource),
+		Dst:    dst,
+		Src:    src,
+	}, to)
+}
+
+func (a *assembler) emitJump(ins asm.Instruction, to label) {
+	a.emit(ins)
+	a.code[len(a.code)-1].target = to
+}
+
+// width is the number of 8-byte slots of an instruction.
+func width(ins *asm.Instruction) int {
+	if ins.OpCode.IsDWordLoad() {
+		return 2
+	}
+	return 1
+}
+
+// maxJump is the greatest distance of a jump, in slots, less a margin for the island's own first jump.
+const maxJump = math.MaxInt16 - 8
+
+// link lays the code out, resolves all jumps and returns the finished instructions.
+func (a *assembler) link() (asm.Instructions, error) {
+	l := linker{placed: make(map[label]int), pending: make(map[label][]reference)}
+	cuts := a.cuts
+	for i := range a.code {
+		if len(cuts) > 0 && cuts[0] == i {
+			cuts = cuts[1:]
+			next := len(a.code)
+			if len(cuts) > 0 {
+				next = cuts[0]
+			}
+			if l.mustBridge(a.slots(i, next)) {
+				if err := l.island(); err != nil {
+					return nil, err
+				}
+			}
+		}
+		if err := l.place(&a.code[i]); err != nil {
+			return nil, err
+		}
+	}
+	if len(l.pending) > 0 {
+		return nil, errInternal("a jump without a target")
+	}
+	return l.out, nil
+}
+
+// slots returns the number of slots from code index i to j.
+func (a *assembler) slots(i, j int) int {
+	n := 0
+	for ; i < j; i++ {
+		n += width(&a.code[i].Instruction)
+	}
+	return n
+}
+
+// reference is a jump that waits for its target.
+type reference struct{ index, slot int }
+
+// linker is the state of the layout.
+type linker struct {
+	out     asm.Instructions
+	slot    int // slots used by out
+	placed  map[label]int
+	pending map[label][]reference
+}
+
+// mustBridge reports whether some waiting jump cannot be sure of a place within reach once the next
+// block, of the given number of slots, has been laid out.
+func (l *linker) mustBridge(block int) bool {
+	limit := l.slot + block + len(l.pending) + 1 - maxJump
+	for _, refs := range l.pending {
+		if refs[0].slot < limit {
+			return true
+		}
+	}
+	return false
+}
+
+// island passes every waiting jump on.
+func (l *linker) island() error {
+	if len(l.pending) > maxJump/2 {
+		return &LimitError{Limit: "jumps that cross an island", Max: maxJump / 2}
+	}
+	labels := make([]label, 0, len(l.pending))
+	for to := range l.pending {
+		labels = append(labels, to)
+	}
+	slices.Sort(labels) // the same filter gives the same code
+
+	ja := asm.Instruction{OpCode: asm.OpCode(asm.JumpClass).SetJumpOp(asm.Ja)}
+	ja.Offset = int16(len(labels))
+	l.add(ja)
+	for _, to := range labels {
+		l.resolve(to)
+		l.pending[to] = []reference{{len(l.out), l.slot}}
+		l.add(asm.Instruction{OpCode: ja.OpCode})
+	}
+	return nil
+}
+
+func (l *linker) add(ins asm.Instruction) {
+	l.out = append(l.out, ins)
+	l.slot += width(&ins)
+}
+
+// resolve points all jumps that wait for a label to the current slot.
+func (l *linker) resolve(to label) {
+	for _, ref := range l.pending[to] {
+		l.out[ref.index].Offset = int16(l.slot - ref.slot - 1)
+	}
+	delete(l.pending, to)
+}
+
+// place adds an instruction.
+func (l *linker) place(ins *instruction) error {
+	for _, at := range ins.at {
+		for _, ref := range l.pending[at] {
+			if l.slot-ref.slot > math.MaxInt16 {
+				return errInternal("a jump beyond reach")
+			}
+		}
+		l.resolve(at)
+		l.placed[at] = l.slot
+	}
+	if ins.target != 0 {
+		if slot, ok := l.placed[ins.target]; ok {
+			if l.slot-slot > math.MaxInt16 {
+				return errInternal("a backward jump beyond reach")
+			}
+			ins.Offset = int16(slot - l.slot - 1)
+		} else {
+			l.pending[ins.target] = append(l.pending[ins.target], reference{len(l.out), l.slot})
+		}
+	}
+	l.add(ins.Instruction)
+	return nil
+}

@@ -1,0 +1,229 @@
+//go:build linux
+
+package codegen
+
+import (
+	"fmt"
+
+	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/asm"
+
+	"github.com/opendivert/divert/filter"
+	"github.com/opendivert/divert/packet"
+)
+
+// MaxSnap is how many bytes of a packet a sniffing program copies at most. With the record's meta
+// data and the headers of the perf buffer, a record must not exceed 65,535 bytes
+// (struct perf_event_header, member size).
+const MaxSnap = 0xFFFF - 64 - RecordSize
+
+// Options say what a program does with a packet that matches.
+type Options struct {
+	// Sniff copies the packet out and returns no match.
+	Sniff bool
+	Snap  uint32 // with Sniff: bytes to copy at most; 0 and all above MaxSnap mean MaxSnap
+	Tag   uint32 // with Sniff: Record.Tag
+
+	// Correlate sends {hash with seed 0, timestamp} of each match through a ring buffer of
+	// CorrelateSize bytes, a power of two and a multiple of the page size; 0 means 64 KiB.
+	Correlate     bool
+	CorrelateSize uint32
+
+	// Count counts matches and failures.
+	Count bool
+}
+
+// Names of the maps.
+const (
+	counterMap   = "divert_counter"
+	packetsMap   = "divert_packets"
+	correlateMap = "divert_times"
+)
+
+const defaultCorrelateSize = 64 << 10
+
+// Unloaded is a program that the kernel has not seen yet. It is immutable.
+type Unloaded struct {
+	Outcome      Outcome          // with Never there is no code: install nothing
+	Tests        int              // tests that are left after specialising
+	Instructions asm.Instructions // references to maps are by name
+	Maps         []*ebpf.MapSpec
+}
+
+// Build generates the program for a filter at a hook. It needs no privileges and asks the
+// kernel nothing. The errors are *LayerError, *FieldError and *LimitError.
+func Build(p *filter.Program, h Hook, o Options) (*Unloaded, error) {
+	if l := p.Layer(); l != packet.LayerNetwork && l != packet.LayerForward {
+		return nil, &LayerError{Layer: l}
+	}
+	list, outcome := Specialise(p, h)
+	if outcome == Never {
+		return &Unloaded{Outcome: Never}, nil
+	}
+	for i := range list {
+		if err := h.knows(list[i].Field); err != nil {
+			return nil, err
+		}
+	}
+	g := newGenerator(h, o, list)
+	g.generate(outcome)
+	code, err := g.link()
+	if err != nil {
+		return nil, err
+	}
+	return &Unloaded{Outcome: outcome, Tests: len(list), Instructions: code, Maps: g.maps()}, nil
+}
+
+// knows returns an error unless the hook knows the value of a field that is left after specialising.
+func (h *Hook) knows(f filter.Field) error {
+	l, ok := locations[f]
+	fromSides := l.needs&(needAddresses|needPorts) != 0
+	byInterface := f == filter.FieldLoopback
+	if !ok || l.place == inHook && !byInterface || fromSides && h.Direction == AnyDirection {
+		return &FieldError{Field: f}
+	}
+	return nil
+}
+
+// generator generates one program.
+type generator struct {
+	assembler
+	hook    Hook
+	options Options
+	list    []filter.Test
+	sets    setTable
+	accept  label
+	reject  label
+	parser  parser
+}
+
+func newGenerator(h Hook, o Options, list []filter.Test) *generator {
+	g := &generator{hook: h, options: o, list: list}
+	g.accept, g.reject = g.newLabel(), g.newLabel()
+	need := h.needsOf(list)
+	if o.Sniff || o.Correlate {
+		need |= needTime
+	}
+	if o.Correlate {
+		need |= needHash
+	}
+	g.parser = parser{assembler: &g.assembler, need: need.implied(), family: h.Family, reject: g.reject}
+	return g
+}
+
+func (g *generator) generate(outcome Outcome) {
+	g.emit(asm.Mov.Reg(regContext, asm.R1))
+	g.cursor()
+	g.clock()
+	g.parser.parse()
+	g.parser.sides(g.hook.Direction == Outbound)
+	g.random()
+	if outcome != Always {
+		t := tests{
+			assembler: &g.assembler, loader: &packetLoader{&g.hook}, sets: &g.sets,
+			long: isLong(g.list), accept: g.accept, reject: g.reject,
+		}
+		t.emitAll(g.list)
+	}
+	g.end(outcome)
+}
+
+// cursor leaves with no match if the packet carries the cursor of this handle or of one that comes
+// after it.
+func (g *generator) cursor() {
+	if !g.hook.Cursor.Enabled {
+		return
+	}
+	first, last := g.hook.Cursor.Key.Served()
+	g.emit(
+		asm.LoadMem(asm.R1, asm.R6, skbPriority, asm.Word),
+		asm.Sub.Imm32(asm.R1, int32(first)),
+	)
+	g.jumpImm(asm.JLE, asm.R1, last-first, g.reject)
+}
+
+// clock stores the biased timestamp.
+func (g *generator) clock() {
+	if g.parser.need&needTime == 0 {
+		return
+	}
+	if g.hook.Clock == ClockConstant {
+		g.emit(asm.LoadImm(asm.R0, g.hook.Timestamp, asm.DWord))
+	} else {
+		g.emit(asm.FnKtimeGetNs.Call())
+	}
+	g.flipSign(asm.R0)
+	g.emit(asm.StoreMem(regFrame, varTime, asm.R0, asm.DWord))
+}
+
+// flipSign flips the top bit, which turns a timestamp into a biased one and back. It uses R5.
+func (g *generator) flipSign(r asm.Register) {
+	g.emit(
+		asm.LoadImm(asm.R5, -1<<63, asm.DWord),
+		asm.Xor.Reg(r, asm.R5),
+	)
+}
+
+// random stores the hash that the random fields are bits of.
+func (g *generator) random() {
+	if g.parser.need&needRandom == 0 {
+		return
+	}
+	g.emit(asm.LoadMem(asm.R1, regFrame, varTime, asm.DWord))
+	g.flipSign(asm.R1)
+	g.parser.hash()
+	g.emit(asm.StoreMem(regFrame, varRandom, asm.R0, asm.DWord))
+}
+
+// end emits the two ends of the program. The last test falls into reject.
+func (g *generator) end(outcome Outcome) {
+	if outcome == Always {
+		g.jump(g.accept)
+	}
+	g.mark(g.reject)
+	g.emit(asm.Mov.Imm(asm.R0, 0), asm.Return())
+	g.mark(g.accept)
+	g.count()
+	g.correlate()
+	result := int32(1)
+	if g.options.Sniff {
+		g.sniff()
+		result = 0
+	}
+	g.emit(asm.Mov.Imm(asm.R0, result), asm.Return())
+}
+
+func (g *generator) maps() []*ebpf.MapSpec {
+	var specs []*ebpf.MapSpec
+	if len(g.sets.data) > 0 {
+		specs = append(specs, &ebpf.MapSpec{
+			Name: setsMap, Type: ebpf.Array, KeySize: 4, ValueSize: uint32(len(g.sets.data)), MaxEntries: 1,
+			Flags:    flagReadOnlyProgram,
+			Contents: []ebpf.MapKV{{Key: uint32(0), Value: g.sets.data}},
+		})
+	}
+	if g.options.Count {
+		specs = append(specs, &ebpf.MapSpec{
+			Name: counterMap, Type: ebpf.PerCPUArray, KeySize: 4, ValueSize: counterSize, MaxEntries: 1,
+		})
+	}
+	if g.options.Sniff {
+		specs = append(specs, &ebpf.MapSpec{Name: packetsMap, Type: ebpf.PerfEventArray})
+	}
+	if g.options.Correlate {
+		size := g.options.CorrelateSize
+		if size == 0 {
+			size = defaultCorrelateSize
+		}
+		specs = append(specs, &ebpf.MapSpec{Name: correlateMap, Type: ebpf.RingBuf, MaxEntries: size})
+	}
+	return specs
+}
+
+// String describes the program in a few words.
+func (u *Unloaded) String() string {
+	if u.Outcome == Never {
+		return "a program that never matches"
+	}
+	return fmt.Sprintf("a program of %d tests, %d instructions, %d maps", u.Tests, len(u.Instructions), len(u.Maps))
+}

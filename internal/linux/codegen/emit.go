@@ -1,0 +1,356 @@
+//go:build linux
+
+package codegen
+
+import (
+	"github.com/cilium/ebpf/asm"
+
+	"github.com/opendivert/divert/filter"
+)
+
+// A loader brings the value of a field into registers. The tests of all layers are emitted by the
+// same code (tests); only the loader knows where values come from.
+type loader interface {
+	// locate tells the form of the condition's value. It may restate the condition.
+	locate(c *condition) valueKind
+	// load emits code that goes to fail if the value is not available, and otherwise leaves it in
+	// R1 (and R2, see valueKind). It may use R0 to R5.
+	load(t *tests, c *condition, fail label)
+}
+
+// tests emits the tests of a filter.
+//
+// Short filters get the fewest instructions. In long ones the branches are arranged for the
+// verifier, which explores the fall-through of a branch first and keeps the other side on a stack
+// of at most 8,192: the side that ends soon falls through, and a test leaves at most one side waiting.
+type tests struct {
+	*assembler
+	loader loader
+	sets   *setTable
+	long   bool
+	accept label
+	reject label
+}
+
+// longFilter is the number of tests and set entries from which on a filter is long.
+const longFilter = 256
+
+// isLong reports whether the branches must be arranged for the verifier.
+func isLong(list []filter.Test) bool {
+	n := len(list)
+	for i := range list {
+		if s := list[i].Set; s != nil {
+			n += min(len(s.Ranges), maxInline)
+		}
+	}
+	return n > longFilter
+}
+
+// emitAll emits all tests; the first is entered first.
+func (t *tests) emitAll(list []filter.Test) {
+	entries := make([]label, len(list))
+	for i := range entries {
+		entries[i] = t.newLabel()
+	}
+	at := func(target filter.Target) label {
+		switch target {
+		case filter.Accept:
+			return t.accept
+		case filter.Reject:
+			return t.reject
+		}
+		return entries[target]
+	}
+	for i := range list {
+		t.cut()
+		t.mark(entries[i])
+		next := t.reject // stands behind the last test
+		if i+1 < len(list) {
+			next = entries[i+1]
+		}
+		t.emitTest(&list[i], at(list[i].Succ), at(list[i].Fail), next)
+	}
+	t.cut()
+}
+
+// emitTest emits a test that goes on at succ or fail; next is what stands behind it.
+func (t *tests) emitTest(test *filter.Test, succ, fail, next label) {
+	c := toCondition(test)
+	kind := t.loader.locate(&c)
+	t.loader.load(t, &c, fail)
+	in, out := succ, fail
+	if c.negate {
+		in, out = fail, succ
+	}
+	if len(c.ranges) == 0 {
+		t.jumpUnless(out, next)
+		return
+	}
+	switch kind {
+	case value64:
+		t.ranges64(&c, in, out, next)
+	case value128:
+		t.ranges128(&c, in, out, next)
+	default:
+		t.ranges32(&c, in, out, next)
+	}
+}
+
+// jumpUnless goes to a label unless it stands behind.
+func (t *tests) jumpUnless(to, next label) {
+	if to != next {
+		t.jump(to)
+	}
+}
+
+// inverse of the comparisons that are used.
+var inverse = map[asm.JumpOp]asm.JumpOp{
+	asm.JEq: asm.JNE, asm.JNE: asm.JEq,
+	asm.JGT: asm.JLE, asm.JLE: asm.JGT,
+	asm.JGE: asm.JLT, asm.JLT: asm.JGE,
+	asm.JSGE: asm.JSLT, asm.JSLT: asm.JSGE,
+}
+
+// comparison is a branch without its targets.
+type comparison struct {
+	op  asm.JumpOp
+	dst asm.Register
+	src asm.Register // if reg
+	imm uint32
+	reg bool // compare 64 bits with src, otherwise 32 bits with imm
+}
+
+func imm32(op asm.JumpOp, dst asm.Register, imm uint32) comparison {
+	return comparison{op: op, dst: dst, imm: imm}
+}
+
+func reg64(op asm.JumpOp, dst, src asm.Register) comparison {
+	return comparison{op: op, dst: dst, src: src, reg: true}
+}
+
+func (t *tests) branch(c comparison, to label) {
+	if c.reg {
+		t.jumpReg(c.op, c.dst, c.src, to)
+	} else {
+		t.jumpImm(c.op, c.dst, c.imm, to)
+	}
+}
+
+func (c comparison) not() comparison { c.op = inverse[c.op]; return c }
+
+// decide ends a test: yes if the comparison holds, else no; next is what stands behind.
+func (t *tests) decide(c comparison, yes, no, next label) {
+	// The side that falls through must be the one that ends soon; in short filters it is the one
+	// that needs no jump.
+	fallYes := yes == next
+	if t.long {
+		fallYes = (yes == t.accept || yes == t.reject) && no != t.accept && no != t.reject
+	}
+	if fallYes {
+		c, yes, no = c.not(), no, yes
+	}
+	t.branch(c, yes)
+	if t.long {
+		t.jump(no) // even to what stands behind: the verifier's order is the same for all tests
+		return
+	}
+	t.jumpUnless(no, next)
+}
+
+// require goes on behind if the comparison holds, else to fail.
+func (t *tests) require(c comparison, fail label) {
+	if !t.long {
+		t.branch(c.not(), fail)
+		return
+	}
+	on := t.newLabel()
+	t.branch(c, on)
+	t.jump(fail)
+	t.mark(on)
+}
+
+// leave goes to a label if the comparison holds, and else goes on behind.
+func (t *tests) leave(c comparison, to label) { t.require(c.not(), to) }
+
+// set leaves a constant of 64 bits in a register.
+func (t *tests) set(dst asm.Register, v uint64) {
+	if int64(v) == int64(int32(v)) {
+		t.emit(asm.Mov.Imm(dst, int32(v)))
+		return
+	}
+	t.emit(asm.LoadImm(dst, int64(v), asm.DWord))
+}
+
+// ranges32 goes to in if R1 lies in a range, else to out.
+func (t *tests) ranges32(c *condition, in, out, next label) {
+	if len(c.ranges) > maxInline {
+		t.sets.search(t, c, value32)
+		t.decide(imm32(asm.JNE, asm.R0, 0), in, out, next)
+		return
+	}
+	t.tree32(c.ranges, uint32(c.domain.First.Lo), uint32(c.domain.Last.Lo), in, out, next)
+}
+
+// tree32 is a binary decision tree, in long filters a list. R1 is known to lie within lo to hi.
+func (t *tests) tree32(ranges []filter.Range, lo, hi uint32, in, out, next label) {
+	for len(ranges) > 1 {
+		if t.long {
+			first, last := uint32(ranges[0].First.Lo), uint32(ranges[0].Last.Lo)
+			if first != last && first > lo {
+				t.leave(imm32(asm.JLT, asm.R1, first), out)
+			}
+			if first == last {
+				t.leave(imm32(asm.JEq, asm.R1, first), in)
+			} else {
+				t.leave(imm32(asm.JLE, asm.R1, last), in)
+			}
+			if first != last {
+				lo = last + 1
+			}
+			ranges = ranges[1:]
+			continue
+		}
+		mid := len(ranges) / 2
+		right := t.newLabel()
+		first := uint32(ranges[mid].First.Lo)
+		t.branch(imm32(asm.JGE, asm.R1, first), right)
+		t.tree32(ranges[:mid], lo, first-1, in, out, right)
+		t.mark(right)
+		ranges, lo = ranges[mid:], first
+	}
+	t.range32(ranges[0], lo, hi, in, out, next)
+}
+
+func (t *tests) range32(r filter.Range, lo, hi uint32, in, out, next label) {
+	first, last := uint32(r.First.Lo), uint32(r.Last.Lo)
+	switch {
+	case first <= lo && last >= hi:
+		t.jumpUnless(in, next)
+	case first == last:
+		t.decide(imm32(asm.JEq, asm.R1, first), in, out, next)
+	case first <= lo:
+		t.decide(imm32(asm.JLE, asm.R1, last), in, out, next)
+	default:
+		if last < hi {
+			t.leave(imm32(asm.JGT, asm.R1, last), out)
+		}
+		t.decide(imm32(asm.JGE, asm.R1, first), in, out, next)
+	}
+}
+
+// ranges64 is the same for 64 bits, a list: only the timestamp has them.
+func (t *tests) ranges64(c *condition, in, out, next label) {
+	if len(c.ranges) > maxInline {
+		t.emit(asm.Mov.Reg(asm.R2, asm.R1), asm.Mov.Imm(asm.R1, 0))
+		t.sets.search(t, c, value128)
+		t.decide(imm32(asm.JNE, asm.R0, 0), in, out, next)
+		return
+	}
+	for i, r := range c.ranges {
+		t.set(asm.R3, r.First.Lo)
+		t.leave(reg64(asm.JLT, asm.R1, asm.R3), out)
+		t.set(asm.R3, r.Last.Lo)
+		if i == len(c.ranges)-1 {
+			t.decide(reg64(asm.JLE, asm.R1, asm.R3), in, out, next)
+		} else {
+			t.leave(reg64(asm.JLE, asm.R1, asm.R3), in)
+		}
+	}
+}
+
+// ranges128 goes to in if R1:R2 lies in a range, else to out.
+func (t *tests) ranges128(c *condition, in, out, next label) {
+	if len(c.ranges) > maxInline128 || t.long && len(c.ranges) > 1 {
+		t.sets.search(t, c, value128)
+		t.decide(imm32(asm.JNE, asm.R0, 0), in, out, next)
+		return
+	}
+	for i, r := range c.ranges {
+		if i == len(c.ranges)-1 {
+			t.range128(r, in, out, next)
+			return
+		}
+		other := t.newLabel()
+		t.range128(r, in, other, other)
+		t.mark(other)
+	}
+}
+
+// range128 goes to in if R1:R2 lies in the range, else to out. It keeps R1 and R2.
+func (t *tests) range128(r filter.Range, in, out, next label) {
+	switch {
+	case r.First == r.Last:
+		t.set(asm.R3, r.First.Hi)
+		t.set(asm.R4, r.First.Lo)
+		t.emit(
+			asm.Xor.Reg(asm.R3, asm.R1),
+			asm.Xor.Reg(asm.R4, asm.R2),
+			asm.Or.Reg(asm.R3, asm.R4),
+			asm.Mov.Imm(asm.R4, 0),
+		)
+		t.decide(reg64(asm.JEq, asm.R3, asm.R4), in, out, next)
+	case r.First.Lo == 0 && r.Last.Lo == ^uint64(0):
+		t.within64(asm.R1, r.First.Hi, r.Last.Hi, in, out, next)
+	case r.First.Hi == r.Last.Hi:
+		t.set(asm.R3, r.First.Hi)
+		t.require(reg64(asm.JEq, asm.R1, asm.R3), out)
+		t.within64(asm.R2, r.First.Lo, r.Last.Lo, in, out, next)
+	default:
+		if r.First != zero {
+			t.below128(r.First)
+			t.leave(imm32(asm.JNE, asm.R0, 0), out)
+		}
+		if r.Last == maximum {
+			t.jumpUnless(in, next)
+			return
+		}
+		t.below128(add1(r.Last))
+		t.decide(imm32(asm.JNE, asm.R0, 0), in, out, next)
+	}
+}
+
+// within64 goes to in if a register lies within first to last, else to out.
+func (t *tests) within64(r asm.Register, first, last uint64, in, out, next label) {
+	if last == ^uint64(0) {
+		t.set(asm.R3, first)
+		t.decide(reg64(asm.JGE, r, asm.R3), in, out, next)
+		return
+	}
+	if first != 0 {
+		t.set(asm.R3, first)
+		t.require(reg64(asm.JGE, r, asm.R3), out)
+	}
+	t.set(asm.R3, last)
+	t.decide(reg64(asm.JLE, r, asm.R3), in, out, next)
+}
+
+// below128 sets R0 to 1 if R1:R2 < v, else to 0, without a branch: the borrow of the subtraction.
+// It uses R3 to R5.
+func (t *tests) below128(v filter.Value) {
+	t.emit(asm.Mov.Imm(asm.R0, 0))
+	for _, half := range [...]struct {
+		x asm.Register
+		y uint64
+	}{{asm.R2, v.Lo}, {asm.R1, v.Hi}} {
+		t.set(asm.R3, half.y)
+		t.borrow(half.x)
+	}
+}
+
+// borrow sets R0 to the borrow of x - R3 - R0. It uses R3 to R5 and keeps x.
+// (Borrow of a - b: the top bit of (^a & b) | ((^a | b) & difference).)
+func (t *tests) borrow(x asm.Register) {
+	t.emit(
+		asm.Mov.Reg(asm.R4, x),
+		asm.Sub.Reg(asm.R4, asm.R3),
+		asm.Sub.Reg(asm.R4, asm.R0), // the difference
+		asm.Mov.Reg(asm.R5, x),
+		asm.Xor.Imm(asm.R5, -1),
+		asm.Mov.Reg(asm.R0, asm.R5),
+		asm.Or.Reg(asm.R0, asm.R3),
+		asm.And.Reg(asm.R0, asm.R4),
+		asm.And.Reg(asm.R5, asm.R3),
+		asm.Or.Reg(asm.R0, asm.R5),
+		asm.RSh.Imm(asm.R0, 63),
+	)
+}

@@ -1,0 +1,89 @@
+//go:build linux
+
+package codegen
+
+import (
+	"errors"
+	"fmt"
+	"strings"
+
+	"github.com/cilium/ebpf"
+
+	"github.com/opendivert/divert/filter"
+	"github.com/opendivert/divert/packet"
+)
+
+// LayerError says that a filter was compiled for a layer that has no packets.
+type LayerError struct{ Layer packet.Layer }
+
+func (e *LayerError) Error() string {
+	return fmt.Sprintf("codegen: a filter of layer %v cannot run in a packet hook", e.Layer)
+}
+
+// FieldError says that a filter tests a field whose value the hook does not know.
+type FieldError struct{ Field filter.Field }
+
+func (e *FieldError) Error() string {
+	return fmt.Sprintf("codegen: the hook does not know field %v", e.Field)
+}
+
+// LimitError says that a filter is too large for the kernel.
+type LimitError struct {
+	Limit string // what there is too much of
+	Max   int    // how much the kernel takes
+	Err   error  // the kernel's answer, if it was asked
+}
+
+func (e *LimitError) Error() string {
+	return fmt.Sprintf("codegen: the filter is too large for the kernel: more than %d %s", e.Max, e.Limit)
+}
+
+// Unwrap returns the kernel's answer.
+func (e *LimitError) Unwrap() error { return e.Err }
+
+// LoadError says that the kernel refused a program or a map of it. Its text is one line; the verb
+// %+v adds the whole log of the verifier.
+type LoadError struct{ Err error }
+
+func (e *LoadError) Error() string { return fmt.Sprintf("codegen: load: %v", e.Err) }
+
+// Unwrap returns what went wrong, so that errors.Is finds os.ErrPermission and ebpf.ErrNotSupported.
+func (e *LoadError) Unwrap() error { return e.Err }
+
+// Format implements fmt.Formatter.
+func (e *LoadError) Format(f fmt.State, verb rune) {
+	if verb == 'v' && f.Flag('+') {
+		fmt.Fprintf(f, "codegen: load: %+v", e.Err)
+		return
+	}
+	fmt.Fprintf(f, fmt.FormatString(f, verb), e.Error())
+}
+
+// errInternal is a mistake in this package.
+func errInternal(what string) error { return errors.New("codegen: internal error: " + what) }
+
+// verifierLimits are the limits that a filter can run into (kernel/bpf/verifier.c and
+// include/linux/bpf.h), with the words of the verifier's log.
+var verifierLimits = []struct {
+	words string
+	limit string
+	max   int
+}{
+	{"BPF program is too large", "instructions to verify", 1_000_000},
+	{"jumps is too complex", "branches on one path", 8192},
+}
+
+// loadError gives the error of a load its type.
+func loadError(err error) error {
+	var refused *ebpf.VerifierError
+	if errors.As(err, &refused) {
+		for _, line := range refused.Log {
+			for _, l := range verifierLimits {
+				if strings.Contains(line, l.words) {
+					return &LimitError{Limit: l.limit, Max: l.max, Err: err}
+				}
+			}
+		}
+	}
+	return &LoadError{Err: err}
+}

@@ -1,0 +1,328 @@
+//go:build linux
+
+package codegen
+
+import (
+	"github.com/cilium/ebpf/asm"
+
+	"github.com/opendivert/divert/filter"
+)
+
+// presence names the header whose absence makes a test fail.
+type presence uint8
+
+const (
+	hasAlways presence = iota
+	hasIPv4
+	hasIPv6
+	hasICMP
+	hasTCP
+	hasUDP
+	hasICMPv6
+	hasElement // an element of the packet, which may be too short
+)
+
+// place is where a value is loaded from.
+type place uint8
+
+const (
+	inHook      place = iota // only ever a constant of the hook, see Hook.constant
+	inIP                     // the IP header, network byte order
+	inTransport              // the TCP, UDP or ICMP header, network byte order
+	inPacket                 // an element of the packet, network byte order, loaded for each test
+	inFrame                  // a variable of the program
+	inContext                // struct __sk_buff
+	inRest                   // the number of bytes from the start of the payload to the end of the packet
+)
+
+// location says how the value of a field is found: size bytes at offset, shifted right, then masked.
+type location struct {
+	has      presence
+	place    place
+	offset   int16
+	size     asm.Size
+	shift    int32
+	mask     uint32 // 0: all bits of size
+	kind     valueKind
+	min, max uint64 // the values it can have, for 32-bit kinds
+	needs    need   // what the parser must provide
+}
+
+// valueKind is the form of a value in registers.
+type valueKind uint8
+
+const (
+	value32        valueKind = iota // R1
+	valueScrambled                  // R1, the flow label in the byte order of the original
+	valueIPv4                       // R1, stands for ::ffff:a.b.c.d
+	value64                         // R1, the biased timestamp
+	value128                        // R1 the upper, R2 the lower half
+)
+
+// need is a set of things that the parser provides.
+type need uint32
+
+const (
+	needIPv6      need = 1 << iota // all 40 bytes of the IPv6 header instead of 20
+	needTCP                        // which packets have a TCP header, and its bytes
+	needUDP                        // the same for UDP
+	needICMP                       // the same for ICMP
+	needICMPv6                     // the same for ICMPv6
+	needFragment                   // the fragment flag
+	needProtocol                   // the protocol after extension headers
+	needPayload                    // where the payload starts
+	needAddresses                  // localAddr and remoteAddr
+	needPorts                      // localPort and remotePort
+	needTime                       // the timestamp
+	needRandom                     // the hash with the timestamp as seed
+	needHash                       // the hash with seed 0
+
+	needTransport = needTCP | needUDP | needICMP | needICMPv6
+	needWalk      = needTransport | needFragment | needProtocol | needPayload
+	needFlags     = needTransport | needFragment
+)
+
+// implied completes a set of needs.
+func (n need) implied() need {
+	if n&needRandom != 0 {
+		n |= needTime
+	}
+	if n&(needRandom|needHash) != 0 {
+		n |= needIPv6 | needTransport
+	}
+	if n&needPorts != 0 {
+		n |= needTransport
+	}
+	if n&needAddresses != 0 {
+		n |= needIPv6
+	}
+	return n
+}
+
+// flags of the variable varFlags. One bit is always set: the verifier remembers stored zeros, and
+// would then go through the tests once for every way the parser can end.
+const (
+	flagFragment = iota
+	flagTCP
+	flagUDP
+	flagICMP
+	flagICMPv6
+	flagLater // a later fragment: no transport header
+	flagSet   // always
+)
+
+func ip4(offset int16, size asm.Size) location {
+	return location{has: hasIPv4, place: inIP, offset: offset, size: size}.whole()
+}
+
+func ip6(offset int16, size asm.Size) location {
+	return location{has: hasIPv6, place: inIP, offset: offset, size: size}.whole()
+}
+
+func tcp(offset int16, size asm.Size) location {
+	return location{has: hasTCP, place: inTransport, offset: offset, size: size, needs: needTCP}.whole()
+}
+
+func udp(offset int16, size asm.Size) location {
+	return location{has: hasUDP, place: inTransport, offset: offset, size: size, needs: needUDP}.whole()
+}
+
+func icmp(offset int16, size asm.Size) location {
+	return location{has: hasICMP, place: inTransport, offset: offset, size: size, needs: needICMP}.whole()
+}
+
+func icmp6(offset int16, size asm.Size) location {
+	return location{has: hasICMPv6, place: inTransport, offset: offset, size: size, needs: needICMPv6}.whole()
+}
+
+func element(size asm.Size, has presence, n need) location {
+	return location{has: has, place: inPacket, size: size, needs: n}.whole()
+}
+
+func variable(offset int16, size asm.Size, n need) location {
+	return location{place: inFrame, offset: offset, size: size, needs: n}.whole()
+}
+
+func flag(bit int32, n need) location {
+	return variable(varFlags, asm.Word, n).bits(bit, 1)
+}
+
+func rest(has presence, n need) location {
+	return location{has: has, place: inRest, max: 0xFFFF, needs: n | needPayload}
+}
+
+func context(offset int16) location {
+	return location{place: inContext, offset: offset, size: asm.Word}.whole()
+}
+
+// family is the version nibble; Hook.locate turns conditions on ip and ipv6 into conditions on it.
+func family() location {
+	return location{place: inIP, size: asm.Byte, shift: 4, mask: 15, max: 1}
+}
+
+func constant(max uint64) location { return location{max: max} }
+
+// whole sets the range of values that size bytes can have.
+func (l location) whole() location {
+	l.max = 1<<(8*min(l.size.Sizeof(), 4)) - 1
+	return l
+}
+
+func (l location) bits(shift int32, mask uint32) location {
+	l.shift, l.mask, l.max = shift, mask, uint64(mask)
+	return l
+}
+
+func (l location) as(k valueKind) location { l.kind = k; return l }
+
+func (l location) needing(n need) location { l.needs |= n; return l }
+
+func (l location) between(lo, hi uint64) location { l.min, l.max = lo, hi; return l }
+
+// locations says where the fields of the packet layers are found. Fields that are not in it do not
+// exist there. (Offsets: RFC 791, 8200, 9293, 768, 792, 4443; specification: filter-language.md 3.)
+var locations = map[filter.Field]location{
+	filter.FieldZero:     constant(0),
+	filter.FieldInbound:  constant(1),
+	filter.FieldOutbound: constant(1),
+	filter.FieldIfIdx:    context(skbIfindex), // or another place, see Hook.locate
+	filter.FieldSubIfIdx: constant(1<<32 - 1),
+	filter.FieldLoopback: constant(1), // or by interface, see Hook.locate
+	filter.FieldImpostor: constant(1),
+	filter.FieldEvent:    constant(255),
+
+	filter.FieldIP:       family(),
+	filter.FieldIPv6:     family(),
+	filter.FieldICMP:     flag(flagICMP, needICMP),
+	filter.FieldTCP:      flag(flagTCP, needTCP),
+	filter.FieldUDP:      flag(flagUDP, needUDP),
+	filter.FieldICMPv6:   flag(flagICMPv6, needICMPv6),
+	filter.FieldFragment: flag(flagFragment, needFragment),
+
+	filter.FieldIPHdrLength: ip4(0, asm.Byte).bits(0, 15),
+	filter.FieldIPTOS:       ip4(1, asm.Byte),
+	filter.FieldIPLength:    ip4(2, asm.Half),
+	filter.FieldIPID:        ip4(4, asm.Half),
+	filter.FieldIPDF:        ip4(6, asm.Byte).bits(6, 1),
+	filter.FieldIPMF:        ip4(6, asm.Byte).bits(5, 1),
+	filter.FieldIPFragOff:   ip4(6, asm.Half).bits(0, 0x1FFF),
+	filter.FieldIPTTL:       ip4(8, asm.Byte),
+	filter.FieldIPProtocol:  ip4(9, asm.Byte),
+	filter.FieldIPChecksum:  ip4(10, asm.Half),
+	filter.FieldIPSrcAddr:   ip4(12, asm.Word).as(valueIPv4),
+	filter.FieldIPDstAddr:   ip4(16, asm.Word).as(valueIPv4),
+
+	filter.FieldIPv6TrafficClass: ip6(0, asm.Half).bits(4, 0xFF),
+	filter.FieldIPv6FlowLabel:    ip6(0, asm.Word).bits(0, 0xFFFFF).as(valueScrambled).between(0, 0xFFFFFFFF),
+	filter.FieldFlowLabel:        ip6(0, asm.Word).bits(0, 0xFFFFF),
+	filter.FieldIPv6Length:       ip6(4, asm.Half),
+	filter.FieldIPv6NextHdr:      ip6(6, asm.Byte),
+	filter.FieldIPv6HopLimit:     ip6(7, asm.Byte),
+	filter.FieldIPv6SrcAddr:      ip6(8, asm.DWord).as(value128).needing(needIPv6),
+	filter.FieldIPv6DstAddr:      ip6(24, asm.DWord).as(value128).needing(needIPv6),
+
+	filter.FieldICMPType:       icmp(0, asm.Byte),
+	filter.FieldICMPCode:       icmp(1, asm.Byte),
+	filter.FieldICMPChecksum:   icmp(2, asm.Half),
+	filter.FieldICMPBody:       icmp(4, asm.Word),
+	filter.FieldICMPv6Type:     icmp6(0, asm.Byte),
+	filter.FieldICMPv6Code:     icmp6(1, asm.Byte),
+	filter.FieldICMPv6Checksum: icmp6(2, asm.Half),
+	filter.FieldICMPv6Body:     icmp6(4, asm.Word),
+
+	filter.FieldTCPSrcPort:       tcp(0, asm.Half),
+	filter.FieldTCPDstPort:       tcp(2, asm.Half),
+	filter.FieldTCPSeqNum:        tcp(4, asm.Word),
+	filter.FieldTCPAckNum:        tcp(8, asm.Word),
+	filter.FieldTCPHdrLength:     tcp(12, asm.Byte).bits(4, 15),
+	filter.FieldTCPUrg:           tcp(13, asm.Byte).bits(5, 1),
+	filter.FieldTCPAck:           tcp(13, asm.Byte).bits(4, 1),
+	filter.FieldTCPPsh:           tcp(13, asm.Byte).bits(3, 1),
+	filter.FieldTCPRst:           tcp(13, asm.Byte).bits(2, 1),
+	filter.FieldTCPSyn:           tcp(13, asm.Byte).bits(1, 1),
+	filter.FieldTCPFin:           tcp(13, asm.Byte).bits(0, 1),
+	filter.FieldTCPWindow:        tcp(14, asm.Half),
+	filter.FieldTCPChecksum:      tcp(16, asm.Half),
+	filter.FieldTCPUrgPtr:        tcp(18, asm.Half),
+	filter.FieldTCPPayloadLength: rest(hasTCP, needTCP),
+
+	filter.FieldUDPSrcPort:       udp(0, asm.Half),
+	filter.FieldUDPDstPort:       udp(2, asm.Half),
+	filter.FieldUDPLength:        udp(4, asm.Half),
+	filter.FieldUDPChecksum:      udp(6, asm.Half),
+	filter.FieldUDPPayloadLength: rest(hasUDP, needUDP),
+
+	filter.FieldLocalAddr:  variable(varLocalAddr, asm.DWord, needAddresses).as(value128),
+	filter.FieldRemoteAddr: variable(varRemoteAddr, asm.DWord, needAddresses).as(value128),
+	filter.FieldLocalPort:  variable(varLocalPort, asm.Word, needPorts).between(0, 0xFFFF),
+	filter.FieldRemotePort: variable(varRemotePort, asm.Word, needPorts).between(0, 0xFFFF),
+	filter.FieldProtocol:   variable(varProtocol, asm.Word, needProtocol).between(0, 0xFF),
+
+	filter.FieldPacket:       element(asm.Byte, hasElement, 0),
+	filter.FieldPacket16:     element(asm.Half, hasElement, 0),
+	filter.FieldPacket32:     element(asm.Word, hasElement, 0),
+	filter.FieldTCPPayload:   element(asm.Byte, hasTCP, needTCP|needPayload),
+	filter.FieldTCPPayload16: element(asm.Half, hasTCP, needTCP|needPayload),
+	filter.FieldTCPPayload32: element(asm.Word, hasTCP, needTCP|needPayload),
+	filter.FieldUDPPayload:   element(asm.Byte, hasUDP, needUDP|needPayload),
+	filter.FieldUDPPayload16: element(asm.Half, hasUDP, needUDP|needPayload),
+	filter.FieldUDPPayload32: element(asm.Word, hasUDP, needUDP|needPayload),
+
+	filter.FieldLength:    context(skbLen).between(20, 65575),
+	filter.FieldTimestamp: variable(varTime, asm.DWord, needTime).as(value64),
+	filter.FieldRandom32:  variable(varRandom, asm.DWord, needRandom).bits(0, 0xFFFFFFFF),
+	filter.FieldRandom16:  variable(varRandom, asm.DWord, needRandom).bits(32, 0xFFFF),
+	filter.FieldRandom8:   variable(varRandom, asm.DWord, needRandom).bits(48, 0xFF),
+}
+
+// presenceOf returns the header whose absence makes a test of the field fail.
+func presenceOf(f filter.Field) presence { return locations[f].has }
+
+// isWide reports whether a field is compared in 128 bits.
+func isWide(f filter.Field) bool {
+	k := locations[f].kind
+	return k == value128 || k == valueIPv4
+}
+
+// mappedPrefix precedes the 32 bits of an IPv4 address in its 128-bit value.
+const mappedPrefix = 0xFFFF << 32
+
+// domainOf returns the values that a field can have.
+func domainOf(f filter.Field) filter.Range {
+	switch l := locations[f]; l.kind {
+	case value128:
+		return filter.Range{First: zero, Last: maximum}
+	case value64:
+		return filter.Range{First: zero, Last: low(^uint64(0))}
+	case valueIPv4:
+		return filter.Range{First: low(mappedPrefix), Last: low(mappedPrefix | 0xFFFFFFFF)}
+	default:
+		return filter.Range{First: low(l.min), Last: low(l.max)}
+	}
+}
+
+// locate returns the location of a condition's field at this hook. It may restate the condition.
+func (h *Hook) locate(c *condition) location {
+	l := locations[c.field]
+	switch c.field {
+	case filter.FieldIfIdx:
+		if h.Index == IndexIngress {
+			l.offset = skbIngressIfindex
+		}
+	case filter.FieldLoopback:
+		l = context(skbIfindex)
+		c.restate(loopbackIfindex, low(l.max))
+	case filter.FieldIP:
+		c.restate(4, low(15))
+	case filter.FieldIPv6:
+		c.restate(6, low(15))
+	}
+	return l
+}
+
+// restate turns a condition on a flag into one on a value that is v exactly if the flag is 1.
+func (c *condition) restate(v uint64, last filter.Value) {
+	c.negate = !c.holds(low(1))
+	c.ranges = []filter.Range{{First: low(v), Last: low(v)}}
+	c.domain = filter.Range{First: zero, Last: last}
+}

@@ -1,0 +1,110 @@
+//go:build linux
+
+package codegen
+
+import (
+	"errors"
+	"fmt"
+
+	"github.com/cilium/ebpf"
+)
+
+// Program is a loaded program. Its methods may be called by several goroutines at once, Close
+// excepted.
+type Program struct {
+	program *ebpf.Program
+	maps    map[string]*ebpf.Map // what the instructions refer to must stay open
+}
+
+// Load loads the program into the kernel (Linux 5.8; CAP_BPF, for sniffing also CAP_PERFMON, or
+// CAP_SYS_ADMIN). The errors are *LimitError, if the filter is too large for the verifier, and
+// *LoadError; a program that never matches cannot be loaded.
+func (u *Unloaded) Load() (*Program, error) {
+	if u.Outcome == Never {
+		return nil, &LoadError{Err: errors.New("the filter never matches here")}
+	}
+	p := &Program{maps: make(map[string]*ebpf.Map, len(u.Maps))}
+	for _, spec := range u.Maps {
+		m, err := newMap(spec)
+		if err != nil {
+			p.Close()
+			return nil, &LoadError{Err: fmt.Errorf("map %s: %w", spec.Name, err)}
+		}
+		p.maps[spec.Name] = m
+	}
+	code := append(u.Instructions[:0:0], u.Instructions...)
+	for i := range code {
+		m, ok := p.maps[code[i].Reference()]
+		if !ok {
+			continue
+		}
+		if err := code[i].AssociateMap(m); err != nil {
+			p.Close()
+			return nil, &LoadError{Err: err}
+		}
+	}
+	var err error
+	p.program, err = ebpf.NewProgram(&ebpf.ProgramSpec{
+		Name: "divert", Type: ebpf.SocketFilter, Instructions: code, License: "GPL",
+	})
+	if err != nil {
+		p.Close()
+		return nil, loadError(err)
+	}
+	return p, nil
+}
+
+// newMap makes a map. What programs only read is frozen, so that nobody else writes it either.
+func newMap(spec *ebpf.MapSpec) (*ebpf.Map, error) {
+	m, err := ebpf.NewMap(spec)
+	if err != nil {
+		return nil, err
+	}
+	if spec.Flags&flagReadOnlyProgram != 0 {
+		if err := m.Freeze(); err != nil {
+			m.Close()
+			return nil, err
+		}
+	}
+	return m, nil
+}
+
+// Close releases the program and its maps. A rule that holds the program keeps it alive.
+func (p *Program) Close() error {
+	var errs []error
+	if p.program != nil {
+		errs = append(errs, p.program.Close())
+	}
+	for _, m := range p.maps {
+		errs = append(errs, m.Close())
+	}
+	return errors.Join(errs...)
+}
+
+// FD returns the file descriptor of the program. It belongs to the program: do not close it.
+func (p *Program) FD() int { return p.program.FD() }
+
+// Packets returns the perf event array that a sniffing program copies packets to, otherwise nil. It
+// belongs to the program.
+func (p *Program) Packets() *ebpf.Map { return p.maps[packetsMap] }
+
+// Times returns the ring buffer of Options.Correlate, otherwise nil. It belongs to the program.
+func (p *Program) Times() *ebpf.Map { return p.maps[correlateMap] }
+
+// Counter returns the sum of the counters of all CPUs, zero without Options.Count.
+func (p *Program) Counter() (Counter, error) {
+	m := p.maps[counterMap]
+	if m == nil {
+		return Counter{}, nil
+	}
+	var perCPU []Counter
+	if err := m.Lookup(uint32(0), &perCPU); err != nil {
+		return Counter{}, fmt.Errorf("codegen: counter: %w", err)
+	}
+	var sum Counter
+	for _, c := range perCPU {
+		sum.Matched += c.Matched
+		sum.Failed += c.Failed
+	}
+	return sum, nil
+}

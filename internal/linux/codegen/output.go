@@ -1,0 +1,203 @@
+//go:build linux
+
+package codegen
+
+import (
+	"encoding/binary"
+	"fmt"
+
+	"github.com/cilium/ebpf/asm"
+)
+
+// Record precedes the bytes of a packet in the perf buffer of a sniffing program. In the buffer its
+// members stand in this order, in host byte order.
+type Record struct {
+	Timestamp   int64  // the timestamp that the filter saw
+	Length      uint32 // of the packet, in bytes
+	Captured    uint32 // bytes of it that follow
+	Device      uint32 // skb->ifindex
+	Ingress     uint32 // skb->ingress_ifindex
+	SegmentSize uint32 // of a packet that is still to be cut (GSO): payload bytes of each segment, else 0
+	Tag         uint32 // Options.Tag
+}
+
+// RecordSize is the size of a Record in bytes.
+const RecordSize = 32
+
+// DecodeRecord splits a sample of the perf buffer. The packet is part of sample's memory. The error says that the
+// sample is too short for what it claims to hold.
+func DecodeRecord(sample []byte) (r Record, packet []byte, err error) {
+	if len(sample) < RecordSize {
+		return r, nil, fmt.Errorf("codegen: a record of %d bytes, need %d", len(sample), RecordSize)
+	}
+	ne := binary.NativeEndian
+	r = Record{
+		Timestamp:   int64(ne.Uint64(sample)),
+		Length:      ne.Uint32(sample[8:]),
+		Captured:    ne.Uint32(sample[12:]),
+		Device:      ne.Uint32(sample[16:]),
+		Ingress:     ne.Uint32(sample[20:]),
+		SegmentSize: ne.Uint32(sample[24:]),
+		Tag:         ne.Uint32(sample[28:]),
+	}
+	rest := sample[RecordSize:]
+	if uint64(len(rest)) < uint64(r.Captured) || r.Captured > r.Length {
+		return r, nil, fmt.Errorf("codegen: a record of %d of %d bytes has %d", r.Captured, r.Length, len(rest))
+	}
+	return r, rest[:r.Captured:r.Captured], nil
+}
+
+// Time is what a program of Options.Correlate tells of a packet that matched.
+type Time struct {
+	Hash      uint64 // of the packet, seed 0
+	Timestamp int64  // the timestamp that the filter saw
+}
+
+// TimeSize is the size of a Time in the ring buffer, in bytes.
+const TimeSize = 16
+
+// DecodeTime reads a sample of the ring buffer.
+func DecodeTime(sample []byte) (Time, error) {
+	if len(sample) < TimeSize {
+		return Time{}, fmt.Errorf("codegen: a time of %d bytes, need %d", len(sample), TimeSize)
+	}
+	ne := binary.NativeEndian
+	return Time{Hash: ne.Uint64(sample), Timestamp: int64(ne.Uint64(sample[8:]))}, nil
+}
+
+// Counter has the counts of a program.
+type Counter struct {
+	Matched uint64 // packets that matched
+	Failed  uint64 // copies and times that found no room
+}
+
+const counterSize = 16
+
+// regCounter holds the address of the CPU's Counter at the end of a program.
+const regCounter = asm.R7
+
+// flagReadOnlyProgram is BPF_F_RDONLY_PROG (since Linux 5.2).
+const flagReadOnlyProgram = 1 << 7
+
+// ringNoWakeup is BPF_RB_NO_WAKEUP (since Linux 5.8).
+const ringNoWakeup = 1
+
+// skbGSOSize is the offset of gso_size in struct __sk_buff (since Linux 5.7).
+const skbGSOSize int16 = 176
+
+// count counts a match.
+func (g *generator) count() {
+	if !g.options.Count {
+		return
+	}
+	g.emit(
+		asm.StoreImm(regFrame, varKey, 0, asm.Word),
+		asm.LoadMapPtr(asm.R1, 0).WithReference(counterMap),
+		asm.Mov.Reg(asm.R2, regFrame),
+		asm.Add.Imm(asm.R2, int32(varKey)),
+		asm.FnMapLookupElem.Call(),
+	)
+	found := g.newLabel()
+	g.emitJump(asm.Instruction{
+		OpCode: asm.OpCode(asm.JumpClass).SetJumpOp(asm.JNE).SetSource(asm.ImmSource), Dst: asm.R0,
+	}, found)
+	g.emit(asm.Mov.Imm(asm.R0, 0), asm.Return()) // cannot be: the key exists
+	g.mark(found)
+	g.emit(asm.Mov.Reg(regCounter, asm.R0))
+	g.increment(0)
+}
+
+// increment adds 1 to a member of the counter.
+func (g *generator) increment(offset int16) {
+	g.emit(
+		asm.LoadMem(asm.R1, regCounter, offset, asm.DWord),
+		asm.Add.Imm(asm.R1, 1),
+		asm.StoreMem(regCounter, offset, asm.R1, asm.DWord),
+	)
+}
+
+// countFailure counts a failed call.
+func (g *generator) countFailure() {
+	if !g.options.Count {
+		return
+	}
+	fine := g.newLabel()
+	g.jumpImm(asm.JEq, asm.R0, 0, fine)
+	g.increment(8)
+	g.mark(fine)
+}
+
+// timestamp leaves the timestamp in R1. It uses R5.
+func (g *generator) timestamp() {
+	g.emit(asm.LoadMem(asm.R1, regFrame, varTime, asm.DWord))
+	g.flipSign(asm.R1)
+}
+
+// correlate sends the hash and the timestamp (bpf_ringbuf_output, since Linux 5.8).
+func (g *generator) correlate() {
+	if !g.options.Correlate {
+		return
+	}
+	// The hash takes the registers, the address of the counter waits in the frame.
+	if g.options.Count {
+		g.emit(asm.StoreMem(regFrame, varZero, regCounter, asm.DWord))
+	}
+	g.emit(asm.Mov.Imm(asm.R1, 0))
+	g.parser.hash()
+	g.emit(asm.StoreMem(regFrame, frameRecord, asm.R0, asm.DWord))
+	g.timestamp()
+	g.emit(
+		asm.StoreMem(regFrame, frameRecord+8, asm.R1, asm.DWord),
+		asm.LoadMapPtr(asm.R1, 0).WithReference(correlateMap),
+		asm.Mov.Reg(asm.R2, regFrame),
+		asm.Add.Imm(asm.R2, int32(frameRecord)),
+		asm.Mov.Imm(asm.R3, TimeSize),
+		asm.Mov.Imm(asm.R4, ringNoWakeup),
+		asm.FnRingbufOutput.Call(),
+	)
+	if g.options.Count {
+		g.emit(asm.LoadMem(regCounter, regFrame, varZero, asm.DWord))
+	}
+	g.countFailure()
+}
+
+// sniff copies the packet out. bpf_perf_event_output takes the number of bytes of the packet to append
+// in the upper half of its flags (BPF_F_CTXLEN_MASK, 20 bits) and the buffer in the lower.
+func (g *generator) sniff() {
+	snap := g.options.Snap
+	if snap == 0 || snap > MaxSnap {
+		snap = MaxSnap
+	}
+	whole := g.newLabel()
+	g.emit(
+		asm.LoadMem(asm.R3, regContext, skbLen, asm.Word),
+		asm.StoreMem(regFrame, frameRecord+8, asm.R3, asm.Word),
+	)
+	g.jumpImm(asm.JLE, asm.R3, snap, whole)
+	g.emit(asm.Mov.Imm(asm.R3, int32(snap)))
+	g.mark(whole)
+	g.emit(asm.StoreMem(regFrame, frameRecord+12, asm.R3, asm.Word))
+	g.timestamp()
+	g.emit(
+		asm.StoreMem(regFrame, frameRecord, asm.R1, asm.DWord),
+		asm.LoadMem(asm.R1, regContext, skbIfindex, asm.Word),
+		asm.StoreMem(regFrame, frameRecord+16, asm.R1, asm.Word),
+		asm.LoadMem(asm.R1, regContext, skbIngressIfindex, asm.Word),
+		asm.StoreMem(regFrame, frameRecord+20, asm.R1, asm.Word),
+		asm.LoadMem(asm.R1, regContext, skbGSOSize, asm.Word),
+		asm.StoreMem(regFrame, frameRecord+24, asm.R1, asm.Word),
+		asm.Mov.Imm32(asm.R1, int32(g.options.Tag)),
+		asm.StoreMem(regFrame, frameRecord+28, asm.R1, asm.Word),
+
+		asm.LSh.Imm(asm.R3, 32),
+		asm.LoadImm(asm.R1, 0xFFFFFFFF, asm.DWord), // BPF_F_CURRENT_CPU
+		asm.Or.Reg(asm.R3, asm.R1),
+		asm.Mov.Reg(asm.R1, regContext),
+		asm.LoadMapPtr(asm.R2, 0).WithReference(packetsMap),
+		asm.Mov.Reg(asm.R4, regFrame),
+		asm.Add.Imm(asm.R4, int32(frameRecord)),
+		asm.Mov.Imm(asm.R5, RecordSize),
+		asm.FnPerfEventOutput.Call(),
+	)
+	g.countFailure()
+}

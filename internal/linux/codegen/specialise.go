@@ -1,0 +1,186 @@
+//go:build linux
+
+package codegen
+
+import (
+	"github.com/opendivert/divert/filter"
+	"github.com/opendivert/divert/packet"
+)
+
+// Outcome is what is known of a specialised filter.
+type Outcome uint8
+
+// The outcomes.
+const (
+	Depends Outcome = iota // on the packet
+	Never                  // no packet of the hook matches: install nothing
+	Always                 // every well-formed packet of the hook's family matches
+)
+
+// Specialise decides what a hook decides: tests on constants and on headers that its packets never
+// have fall away, tests that cannot be reached are dropped, and jumps go straight to where they end.
+// The tests are copies; they are nil unless the outcome is Depends. The targets keep the form of
+// filter.Program: they lead forward, and the first test is entered first.
+func Specialise(p *filter.Program, h Hook) ([]filter.Test, Outcome) {
+	tests := p.Tests()
+	if len(tests) == 0 {
+		return nil, Never
+	}
+
+	// Where evaluation really goes when it enters test i; targets lead forward, so later tests
+	// are settled first.
+	enter := make([]filter.Target, len(tests))
+	settle := func(t filter.Target) filter.Target {
+		if t >= 0 {
+			return enter[t]
+		}
+		return t
+	}
+	out := make([]filter.Test, len(tests))
+	for i := len(tests) - 1; i >= 0; i-- {
+		t := tests[i]
+		t.Succ, t.Fail = settle(t.Succ), settle(t.Fail)
+		out[i] = t
+		if !exists(&t, p.Layer()) {
+			enter[i] = filter.Reject // an error of the evaluation, which matches nothing
+			continue
+		}
+		holds, known := h.decides(&t)
+		switch {
+		case known && holds, t.Succ == t.Fail:
+			enter[i] = t.Succ
+		case known:
+			enter[i] = t.Fail
+		default:
+			enter[i] = filter.Target(i)
+		}
+	}
+	switch enter[0] {
+	case filter.Accept:
+		return nil, Always
+	case filter.Reject:
+		return nil, Never
+	}
+	return reachable(out, enter[0]), Depends
+}
+
+// reachable returns the tests that can be reached from the entry, renumbered.
+func reachable(tests []filter.Test, entry filter.Target) []filter.Test {
+	live := make([]bool, len(tests))
+	live[entry] = true
+	number := make([]filter.Target, len(tests))
+	count := filter.Target(0)
+	for i := range tests {
+		if !live[i] {
+			continue
+		}
+		number[i] = count
+		count++
+		for _, t := range [...]filter.Target{tests[i].Succ, tests[i].Fail} {
+			if t >= 0 {
+				live[t] = true
+			}
+		}
+	}
+	renumber := func(t filter.Target) filter.Target {
+		if t >= 0 {
+			return number[t]
+		}
+		return t
+	}
+	out := make([]filter.Test, 0, count)
+	for i, t := range tests {
+		if live[i] {
+			t.Succ, t.Fail = renumber(t.Succ), renumber(t.Fail)
+			out = append(out, t)
+		}
+	}
+	return out
+}
+
+// decides reports whether the hook knows the answer to a test, and the answer.
+func (h *Hook) decides(t *filter.Test) (holds, known bool) {
+	needs := presenceOf(t.Field)
+	if h.excludes(needs) {
+		return false, true
+	}
+	c := toCondition(t)
+	if v, ok := h.constant(t.Field); ok {
+		return c.holds(v), true
+	}
+	holds, known = c.constant()
+	if known && holds && !h.guarantees(needs) {
+		return false, false // it holds if the header is there
+	}
+	return holds, known
+}
+
+// excludes reports whether no packet of the hook has the header.
+func (h *Hook) excludes(p presence) bool {
+	return h.Family == IPv6 && (p == hasIPv4 || p == hasICMP) ||
+		h.Family == IPv4 && (p == hasIPv6 || p == hasICMPv6)
+}
+
+// guarantees reports whether every packet of the hook has the header.
+func (h *Hook) guarantees(p presence) bool {
+	return p == hasAlways || p == hasIPv4 && h.Family == IPv4 || p == hasIPv6 && h.Family == IPv6
+}
+
+// constant returns the value of a field if it is the same for all packets of the hook.
+func (h *Hook) constant(f filter.Field) (v filter.Value, ok bool) {
+	flag := func(b bool) filter.Value {
+		if b {
+			return low(1)
+		}
+		return zero
+	}
+	switch f {
+	case filter.FieldZero:
+		return zero, true
+	case filter.FieldInbound:
+		return flag(h.Direction == Inbound), h.Direction != AnyDirection
+	case filter.FieldOutbound:
+		return flag(h.Direction == Outbound), h.Direction != AnyDirection
+	case filter.FieldIfIdx:
+		return low(uint64(h.IfIdx)), h.Index == IndexConstant
+	case filter.FieldSubIfIdx:
+		return low(uint64(h.SubIfIdx)), true
+	case filter.FieldIP:
+		return flag(h.Family == IPv4), h.Family != AnyFamily
+	case filter.FieldIPv6:
+		return flag(h.Family == IPv6), h.Family != AnyFamily
+	case filter.FieldICMP:
+		return zero, h.Family == IPv6
+	case filter.FieldICMPv6:
+		return zero, h.Family == IPv4
+	case filter.FieldLoopback:
+		return flag(h.Loopback == AlwaysLoopback), h.Loopback != LoopbackByInterface
+	case filter.FieldImpostor:
+		return flag(h.Impostor), true
+	case filter.FieldEvent:
+		return low(uint64(h.Event)), true
+	case filter.FieldTimestamp:
+		return low(uint64(h.Timestamp) ^ signBit), h.Clock == ClockConstant
+	}
+	return zero, false
+}
+
+// notForwarded are the fields of the packet layers that NETWORK_FORWARD does not have.
+var notForwarded = map[filter.Field]bool{
+	filter.FieldInbound: true, filter.FieldOutbound: true, filter.FieldLoopback: true,
+	filter.FieldLocalAddr: true, filter.FieldRemoteAddr: true,
+	filter.FieldLocalPort: true, filter.FieldRemotePort: true, filter.FieldProtocol: true,
+}
+
+// exists reports whether a test can be executed on a layer. Object strings may hold tests that
+// cannot (specification: filter-language.md 6).
+func exists(t *filter.Test, layer packet.Layer) bool {
+	if t.Op > filter.OpNotIn {
+		return false
+	}
+	if t.Field == filter.FieldProcessID {
+		return true // but no hook knows it, see Build
+	}
+	_, ok := locations[t.Field]
+	return ok && !(layer == packet.LayerForward && notForwarded[t.Field])
+}
