@@ -208,18 +208,10 @@ func (l *Link) up() error { return l.SetUp(true) }
 // waitUp waits until the kernel has seen the carrier: before, the queueing discipline drops
 // everything that is sent (net/sched/sch_generic.c, noop_qdisc).
 func (l *Link) waitUp() error {
-	for deadline := time.Now().Add(10 * time.Second); ; time.Sleep(time.Millisecond) {
+	return poll(func() (bool, error) {
 		link, err := l.get()
-		if err != nil {
-			return err
-		}
-		if link.Attrs().OperState == netlink.OperUp {
-			return nil
-		}
-		if time.Now().After(deadline) {
-			return fmt.Errorf("%s:%s is still %v", l.host, l.name, link.Attrs().OperState)
-		}
-	}
+		return err == nil && link.Attrs().OperState == netlink.OperUp, err
+	}, "%s:%s is still down", l.host, l.name)
 }
 
 // assign gives the interface the addresses it is made with.
@@ -243,7 +235,37 @@ func (l *Link) add(p netip.Prefix) error {
 	if err != nil {
 		return fmt.Errorf("address %s: %w", p, err)
 	}
-	return nil
+	return l.waitLocal(p.Addr())
+}
+
+// waitLocal waits until the host takes packets to the address for its own. For IPv6 a work queue
+// adds that route some time after the address is there and sockets may bind to it
+// (net/ipv6/addrconf.c, addrconf_dad_work); till then packets to it are dropped or forwarded.
+func (l *Link) waitLocal(a netip.Addr) error {
+	return poll(func() (bool, error) {
+		var routes []netlink.Route
+		err := l.host.rtnl(func(nl *netlink.Handle) (err error) {
+			routes, err = nl.RouteGet(a.AsSlice())
+			return err
+		})
+		if errors.Is(err, unix.ENETUNREACH) || errors.Is(err, unix.EHOSTUNREACH) {
+			return false, nil
+		}
+		return len(routes) > 0 && routes[0].Type == unix.RTN_LOCAL, err
+	}, "address %s of %s:%s is still not in use", a, l.host, l.name)
+}
+
+// poll asks every half millisecond until the answer is yes, and gives up with the given words.
+func poll(ask func() (bool, error), format string, args ...any) error {
+	for deadline := time.Now().Add(10 * time.Second); ; time.Sleep(500 * time.Microsecond) {
+		yes, err := ask()
+		if yes || err != nil {
+			return err
+		}
+		if time.Now().After(deadline) {
+			return fmt.Errorf(format, args...)
+		}
+	}
 }
 
 // learnPeer makes the other end's addresses permanent neighbours.
@@ -261,7 +283,7 @@ func (l *Link) learnPeer() error {
 	})
 }
 
-// AddAddr gives the interface one more address, of use at once.
+// AddAddr gives the interface, which is up, one more address, of use at once.
 func (l *Link) AddAddr(p netip.Prefix) error {
 	if err := l.add(p); err != nil {
 		return fmt.Errorf("lab: %s:%s: %w", l.host, l.name, err)

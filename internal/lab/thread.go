@@ -43,9 +43,8 @@ type outcome struct {
 // The Go runtime starts no thread from a locked one, so the namespace spreads to none.
 func onThread(enter, f func() error) error {
 	done := make(chan outcome, 1)
-	go func() {
+	go offMain(func() {
 		var end outcome
-		runtime.LockOSThread() // a goroutine that ends locked takes its thread with it
 		defer func() { done <- end }()
 		home, err := os.Open(threadNetNS)
 		if err != nil {
@@ -76,7 +75,7 @@ func onThread(enter, f func() error) error {
 		}()
 		end.err = f()
 		returned = true
-	}()
+	})
 	end := <-done
 	switch {
 	case end.panicked != nil:
@@ -85,4 +84,23 @@ func onThread(enter, f func() error) error {
 		runtime.Goexit()
 	}
 	return end.err
+}
+
+// offMain runs f on a goroutine locked to a thread that is not the process's first; f unlocks it to give the
+// thread back. A goroutine that ends locked takes its thread with it, but not the first one: that
+// would stay, in whatever namespace it is in, until the process ends.
+func offMain(f func()) {
+	runtime.LockOSThread()
+	if unix.Gettid() != unix.Getpid() {
+		f()
+		return
+	}
+	defer runtime.UnlockOSThread()
+	done := make(chan struct{})
+	go func() { // on another thread, for this one is taken
+		defer close(done)
+		runtime.LockOSThread()
+		f()
+	}()
+	<-done
 }
