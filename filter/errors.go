@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"strconv"
 	"strings"
+	"unicode"
 	"unicode/utf8"
 )
 
@@ -208,9 +209,15 @@ func printable(text string) []rune {
 // quote returns s in quotes for a message, shortened if it is long.
 func quote(s string) string { return strconv.Quote(shortened(s)) }
 
-// shortened returns the beginning of s if it is long.
+// shortened returns s in one line, and only its beginning if it is long.
 func shortened(s string) string {
 	const longest = 48
+	s = strings.Map(func(r rune) rune {
+		if unicode.IsSpace(r) {
+			return ' '
+		}
+		return r
+	}, s[:min(len(s), 2*longest)])
 	if len(s) > longest {
 		s = s[:runeStart(s, longest-3)] + "…"
 	}

@@ -69,7 +69,7 @@ func (p *parser) checkValue(f Field, subject, literal token, v bound) *Error {
 	if !wrongFamily && v.compare(lo) >= 0 && v.compare(hi) <= 0 {
 		return nil
 	}
-	text, name := shortened(p.text[literal.pos:literal.end]), p.text[subject.pos:subject.end]
+	text, name := shortened(p.text[literal.pos:literal.end]), shortened(p.text[subject.pos:subject.end])
 	var msg string
 	hint := p.rangeHint(f)
 	switch {
@@ -329,5 +329,5 @@ func (p *parser) negativeElement(f Field, subject token) *Error {
 		return err
 	}
 	return p.at(ErrBadSet, literal.pos, literal.end, "sets have no negative values",
-		"compare them one by one: "+p.text[subject.pos:subject.end]+" == "+p.text[literal.pos:literal.end]+" or …")
+		"compare them one by one: "+shortened(p.text[subject.pos:subject.end])+" == "+shortened(p.text[literal.pos:literal.end])+" or …")
 }

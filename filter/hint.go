@@ -66,7 +66,7 @@ func (p *parser) hint(want expectation) string {
 	case wantNumber:
 		return p.numberHint()
 	case wantIndex:
-		return "as in " + p.text[p.last.start:p.end] + "[0]"
+		return "as in " + shortened(p.text[p.last.start:p.end]) + "[0]"
 	case wantClose:
 		if p.tok.kind == tokEnd {
 			return "a parenthesis is not closed"
@@ -82,7 +82,7 @@ func (p *parser) hint(want expectation) string {
 		}
 		return "as in {80, 443, 8000-8999}"
 	case wantOpenSet:
-		return "as in " + p.text[p.last.start:p.last.field] + " in {80, 443, 8000-8999}"
+		return "as in " + shortened(p.text[p.last.start:p.last.field]) + " in {80, 443, 8000-8999}"
 	}
 	return ""
 }
@@ -99,7 +99,7 @@ func (p *parser) macroHint() string {
 
 // fieldHint advises where a test was expected.
 func (p *parser) fieldHint() string {
-	text := p.text[p.tok.pos:p.tok.end]
+	text := shortened(p.text[p.tok.pos:p.tok.end])
 	switch p.tok.kind {
 	case tokEnd:
 		if p.end == 0 {
@@ -133,12 +133,12 @@ func (p *parser) lonelyNumberHint(text string) string {
 		return "the test that always holds is true"
 	case text == "FALSE":
 		return "the test that never holds is false"
-	case p.last.op == 0 || p.last.op-p.last.start > 64:
+	case p.last.op == 0:
 		return "a test starts with a field, as in tcp.DstPort == 80"
 	}
-	hint := "repeat the field: " + p.text[p.last.start:p.last.op] + " " + text
+	hint := "repeat the field: " + shortened(p.text[p.last.start:p.last.op]) + " " + text
 	if p.dialect == Extended {
-		hint += ", or use a set: " + p.text[p.last.start:p.last.field] + " in {…, " + text + "}"
+		hint += ", or use a set: " + shortened(p.text[p.last.start:p.last.field]) + " in {…, " + text + "}"
 	}
 	return hint
 }
@@ -153,7 +153,7 @@ func (p *parser) numberHint() string {
 		}
 		return "fields can be compared with numbers and addresses only"
 	case tokOpenSet:
-		return "write " + p.text[p.last.start:p.last.field] + " in {…}"
+		return "write " + shortened(p.text[p.last.start:p.last.field]) + " in {…}"
 	case tokEq:
 		return "the operator is =="
 	}
