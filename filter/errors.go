@@ -206,20 +206,26 @@ func printable(text string) []rune {
 	return line
 }
 
-// quote returns s in quotes for a message, shortened if it is long.
-func quote(s string) string { return strconv.Quote(shortened(s)) }
+// longestQuote is how much of a filter a message repeats, in bytes.
+const longestQuote = 48
 
-// shortened returns s in one line, and only its beginning if it is long.
+// beginning returns s, or only its beginning if it is long.
+func beginning(s string) string {
+	if len(s) > longestQuote {
+		s = s[:runeStart(s, longestQuote-len("…"))] + "…"
+	}
+	return s
+}
+
+// quote returns s in quotes for a message, shortened if it is long.
+func quote(s string) string { return strconv.Quote(beginning(s)) }
+
+// shortened returns s in one line without quotes, shortened if it is long.
 func shortened(s string) string {
-	const longest = 48
-	s = strings.Map(func(r rune) rune {
+	return strings.Map(func(r rune) rune {
 		if unicode.IsSpace(r) {
 			return ' '
 		}
 		return r
-	}, s[:min(len(s), 2*longest)])
-	if len(s) > longest {
-		s = s[:runeStart(s, longest-3)] + "…"
-	}
-	return s
+	}, beginning(s))
 }

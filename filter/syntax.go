@@ -64,7 +64,7 @@ func parse(s source) (*node, *Error) {
 				return nil, p.lexer.err
 			}
 		}
-		p.lexer = lexer{source: s}
+		p.lexer, p.tok = lexer{source: s}, token{}
 		depth = strictDepth
 	}
 	p.advance()
