@@ -270,7 +270,6 @@ func TestEvaluationExamples(t *testing.T) { // packets.md 9.9
 	}
 }
 
-
 // kindOf returns the kind of a filter error, ErrNone for other errors and none.
 func kindOf(err error) ErrorKind {
 	var e *Error

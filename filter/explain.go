@@ -18,7 +18,7 @@ type Step struct {
 	Result  bool   // the test holds; without a value it never does
 	Next    Target // where the evaluation went on
 
-	layer Layer
+	style style
 }
 
 // String returns the step as a line: the test, the value and where it led.
@@ -35,7 +35,7 @@ func (s Step) ValueText() string {
 	if s.Neg {
 		b = append(b, '-')
 	}
-	return string(appendLiteral(b, s.Test.Field, s.Value, s.layer))
+	return string(s.style.appendLiteral(b, s.Test.Field, s.Value))
 }
 
 // String returns "accept", "reject" or the index of a test.
@@ -63,8 +63,8 @@ func (p *Program) Explain(b []byte, a *packet.Address) ([]Step, error) {
 		if in.origin == fromNowhere || in.origin == fromProcess {
 			return steps, p.fieldError(int(pc))
 		}
-		step := Step{Index: int(pc), Test: p.tests[pc], layer: p.layer}
-		step.Text = string(appendTest(nil, &step.Test, p.layer))
+		step := Step{Index: int(pc), Test: p.tests[pc], style: p.style()}
+		step.Text = string(p.style().appendTest(nil, &step.Test))
 		step.Neg, step.Value, step.Present = s.look(in)
 		step.Result, pc = p.step(&s, pc)
 		step.Next = pc
@@ -114,7 +114,7 @@ func fromOrderKey(key Value) (neg bool, mag Value) {
 func (p *Program) Listing() string {
 	texts, widest := make([]string, len(p.tests)), 0
 	for i := range p.tests {
-		texts[i] = string(appendTest(nil, &p.tests[i], p.layer))
+		texts[i] = string(p.style().appendTest(nil, &p.tests[i]))
 		widest = max(widest, min(len(texts[i]), 60))
 	}
 	var b strings.Builder

@@ -20,7 +20,7 @@ var ErrFormatTooLong = errors.New("filter: the program has no text of reasonable
 //
 // The only error is ErrFormatTooLong.
 func (p *Program) Format() (string, error) {
-	w := formatter{layer: p.layer}
+	w := formatter{style: p.style()}
 	w.write(rebuild(p.tests), nil)
 	if w.full {
 		return "", ErrFormatTooLong
@@ -46,6 +46,7 @@ const (
 	exprAnd
 	exprOr
 	exprCond
+	exprNot // one part; from builders only
 )
 
 // expr is an expression rebuilt from tests. Expressions share their parts.
@@ -183,7 +184,7 @@ func isConst(e *expr, value bool) bool { return e.kind == exprConst && e.value =
 
 // formatter writes an expression as text. (Specification: filter-object.md 5.2.)
 type formatter struct {
-	layer Layer
+	style style
 	text  []byte
 	full  bool
 }
@@ -202,7 +203,7 @@ func (w *formatter) write(e, outer *expr) {
 			w.text = append(w.text, "false"...)
 		}
 	case exprTest:
-		w.text = appendTest(w.text, e.test, w.layer)
+		w.text = w.style.appendTest(w.text, e.test)
 	case exprAnd:
 		w.join(e, " and ", outer != nil && outer.kind != exprAnd)
 	case exprOr:
@@ -215,7 +216,28 @@ func (w *formatter) write(e, outer *expr) {
 		w.text = append(w.text, ": "...)
 		w.write(e.parts[2], nil)
 		w.text = append(w.text, ')')
+	case exprNot:
+		w.text = append(w.text, "not "...)
+		w.negated(e.parts[0])
 	}
+}
+
+// negated writes what is negated. A test that always has a value needs no parentheses; of the others
+// "not" would be the opposite comparison, not the negation.
+func (w *formatter) negated(e *expr) {
+	if e.kind == exprTest && e.test.Op == OpNe && e.test.Value == (Value{}) {
+		if info := e.test.Field.info(); info.boolean && info.base == FieldZero {
+			w.write(e, nil)
+			return
+		}
+	}
+	if e.kind == exprCond { // has its own
+		w.write(e, nil)
+		return
+	}
+	w.text = append(w.text, '(')
+	w.write(e, nil)
+	w.text = append(w.text, ')')
 }
 
 func (w *formatter) join(e *expr, word string, parentheses bool) {

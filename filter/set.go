@@ -2,11 +2,8 @@ package filter
 
 import (
 	"math/bits"
-	"net/netip"
 	"slices"
 	"sort"
-
-	"github.com/opendivert/divert/packet"
 )
 
 // maxValue is the greatest value there is.
@@ -64,9 +61,6 @@ func bitValue(n int) Value {
 	}
 	return Value{Hi: 1 << (n - 64)}
 }
-
-// addr returns v as an address, IPv4-mapped ones as IPv4.
-func (v Value) addr() netip.Addr { return packet.AddrWords(v.words()).Addr() }
 
 // NewSet returns the set of all values that lie in at least one of the ranges, which may come in any
 // order, overlap and touch. A range whose Last lies below its First is empty. The argument is neither

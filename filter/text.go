@@ -1,7 +1,6 @@
 package filter
 
 import (
-	"net/netip"
 	"strconv"
 	"strings"
 
@@ -19,10 +18,21 @@ func (op Op) String() string {
 	return "Op(" + strconv.Itoa(int(op)) + ")"
 }
 
+// style is how the tests of a program are written.
+type style struct {
+	layer  Layer // whose events have names, or anyLayer
+	strict bool  // for the strict dialect
+}
+
+// anyLayer stands for all layers.
+const anyLayer Layer = 255
+
+func (p *Program) style() style { return style{p.layer, p.strict} }
+
 // appendTest appends a test as text.
-func appendTest(b []byte, t *Test, layer Layer) []byte {
+func (s style) appendTest(b []byte, t *Test) []byte {
 	if t.Op == OpIn || t.Op == OpNotIn {
-		return appendSetTest(b, t, layer)
+		return s.appendSetTest(b, t)
 	}
 	info := t.Field.info()
 	if info.boolean && t.Op <= OpNe && t.Value.Hi == 0 && t.Value.Lo <= 1 {
@@ -39,7 +49,7 @@ func appendTest(b []byte, t *Test, layer Layer) []byte {
 	if t.Neg && info.elem == 0 { // as in the original, literals of index fields lose their sign
 		b = append(b, '-')
 	}
-	return appendLiteral(b, t.Field, t.Value, layer)
+	return s.appendLiteral(b, t.Field, t.Value)
 }
 
 // appendFieldName appends the field of a test with its index, always in bytes.
@@ -60,15 +70,19 @@ var inHex = [numFields]bool{
 }
 
 // appendLiteral appends a literal in the style of its field (specification: filter-object.md 5.2).
-func appendLiteral(b []byte, f Field, v Value, layer Layer) []byte {
+func (s style) appendLiteral(b []byte, f Field, v Value) []byte {
 	switch info := f.info(); {
 	case info.kind == KindIPv4:
 		return packet.AppendIPv4Address(b, uint32(v.Lo))
+	case info.kind == KindIPv6 && !s.strict && v.isMapped():
+		// The original writes these as IPv4 addresses, which the extended dialect does not
+		// let through here.
+		return packet.AppendIPv4Address(append(b, "::ffff:"...), uint32(v.Lo))
 	case info.kind == KindIPv6 || info.kind == KindAddr:
 		return packet.AppendIPv6Address(b, v.words())
 	case f == FieldLayer && v.Hi == 0 && v.Lo < uint64(packet.NumLayers):
 		return append(b, Layer(v.Lo).String()...)
-	case f == FieldEvent && v.Hi == 0 && isEventOf(v.Lo, layer):
+	case f == FieldEvent && v.Hi == 0 && isEventOf(v.Lo, s.layer):
 		return append(b, packet.Event(v.Lo).String()...)
 	case info.elem != 0:
 		return appendHex(b, Value{Lo: v.Lo & 0xFFFF_FFFF})
@@ -78,7 +92,7 @@ func appendLiteral(b []byte, f Field, v Value, layer Layer) []byte {
 	return appendDecimal(b, v)
 }
 
-// isEventOf reports whether the layer has the event.
+// isEventOf reports whether the layer, or for anyLayer any layer, has the event.
 func isEventOf(event uint64, layer Layer) bool {
 	switch layer {
 	case packet.LayerNetwork, packet.LayerForward:
@@ -87,6 +101,8 @@ func isEventOf(event uint64, layer Layer) bool {
 		return event >= uint64(packet.EventFlowEstablished) && event <= uint64(packet.EventFlowDeleted)
 	case packet.LayerSocket:
 		return event >= uint64(packet.EventSocketBind) && event <= uint64(packet.EventSocketClose)
+	case anyLayer:
+		return event < uint64(packet.NumEvents)
 	case packet.LayerReflect:
 		return event >= uint64(packet.EventReflectOpen) && event <= uint64(packet.EventReflectClose)
 	}
@@ -119,10 +135,10 @@ func appendDecimal(b []byte, v Value) []byte {
 }
 
 // appendSetTest appends a test of a set: as a comparison with a prefix if it is one, else spelled out.
-func appendSetTest(b []byte, t *Test, layer Layer) []byte {
+func (s style) appendSetTest(b []byte, t *Test) []byte {
 	ranges := t.Set.Ranges
 	if len(ranges) == 1 && ranges[0].First != ranges[0].Last {
-		if prefix, ok := prefixOf(t.Field, ranges[0]); ok {
+		if bits, ok := prefixOf(t.Field, ranges[0]); ok {
 			op := OpEq
 			if t.Op == OpNotIn {
 				op = OpNe
@@ -131,56 +147,72 @@ func appendSetTest(b []byte, t *Test, layer Layer) []byte {
 			b = append(b, ' ')
 			b = append(b, op.String()...)
 			b = append(b, ' ')
-			return appendPrefix(b, prefix)
+			return s.appendPrefix(b, t.Field, ranges[0].First, bits)
 		}
 	}
 	b = appendFieldName(b, t)
 	b = append(b, ' ')
 	b = append(b, t.Op.String()...)
 	b = append(b, " {"...)
-	for i, r := range ranges {
+	for i, r := range byFamily(t.Field, ranges) {
 		if i > 0 {
 			b = append(b, ", "...)
 		}
-		b = appendRange(b, t.Field, r, layer)
+		b = s.appendRange(b, t.Field, r)
 	}
 	return append(b, '}')
 }
 
-// appendRange appends an element of a set in its shortest form.
-func appendRange(b []byte, f Field, r Range, layer Layer) []byte {
-	if r.First == r.Last {
-		return appendLiteral(b, f, r.First, layer)
+// byFamily splits ranges of addresses of either family at the ends of the IPv4 addresses: a range may
+// not be written from one family to the other.
+func byFamily(f Field, ranges []Range) []Range {
+	if f.info().kind != KindAddr {
+		return ranges
 	}
-	if prefix, ok := prefixOf(f, r); ok {
-		return appendPrefix(b, prefix)
+	var split []Range
+	for _, r := range ranges {
+		split = append(split, clip([]Range{r}, Range{Last: boundIPv4Lo.mag.prev()})...)
+		split = append(split, clip([]Range{r}, Range{First: boundIPv4Lo.mag, Last: boundIPv4Hi.mag})...)
+		split = append(split, clip([]Range{r}, Range{First: boundIPv4Hi.mag.next(), Last: maxValue})...)
 	}
-	b = appendLiteral(b, f, r.First, layer)
-	b = append(b, '-')
-	return appendLiteral(b, f, r.Last, layer)
+	return split
 }
 
-// prefixOf returns the address prefix that has exactly the addresses of the range.
-func prefixOf(f Field, r Range) (p netip.Prefix, ok bool) {
+// appendRange appends an element of a set in its shortest form.
+func (s style) appendRange(b []byte, f Field, r Range) []byte {
+	if r.First == r.Last {
+		return s.appendLiteral(b, f, r.First)
+	}
+	if bits, ok := prefixOf(f, r); ok {
+		return s.appendPrefix(b, f, r.First, bits)
+	}
+	b = s.appendLiteral(b, f, r.First)
+	b = append(b, '-')
+	return s.appendLiteral(b, f, r.Last)
+}
+
+// prefixOf returns the length of the address prefix that has exactly the addresses of the range.
+func prefixOf(f Field, r Range) (length int, ok bool) {
 	kind := f.info().kind
 	if kind != KindIPv4 && kind != KindIPv6 && kind != KindAddr {
-		return netip.Prefix{}, false
+		return 0, false
 	}
-	first, last := r.First.addr(), r.Last.addr()
-	if first.Is4() != last.Is4() {
-		return netip.Prefix{}, false
-	}
+	// The bits in which the ends differ must be the lowest ones, all of them, and zero in the first.
 	diff := Value{Hi: r.First.Hi ^ r.Last.Hi, Lo: r.First.Lo ^ r.Last.Lo}
 	host := diff.bitLen()
-	// The bits in which the ends differ must be the lowest ones, all of them, and zero in the first.
 	if diff.next() != bitValue(host) || r.First.Hi&diff.Hi != 0 || r.First.Lo&diff.Lo != 0 {
-		return netip.Prefix{}, false
+		return 0, false
 	}
-	return netip.PrefixFrom(first, first.BitLen()-host), true
+	if kind != KindIPv6 && r.First.isMapped() { // printed as IPv4
+		return 32 - host, host <= 32
+	}
+	return 128 - host, true
 }
 
-func appendPrefix(b []byte, p netip.Prefix) []byte {
-	b = packet.AppendIPv6Address(b, packet.WordsOf(p.Addr()))
-	b = append(b, '/')
-	return strconv.AppendInt(b, int64(p.Bits()), 10)
+// isMapped reports whether v lies in ::ffff:0:0/96, the IPv4 addresses.
+func (v Value) isMapped() bool { return v.Hi == 0 && v.Lo>>32 == 0xFFFF }
+
+func (s style) appendPrefix(b []byte, f Field, v Value, length int) []byte {
+	b = append(s.appendLiteral(b, f, v), '/')
+	return strconv.AppendInt(b, int64(length), 10)
 }

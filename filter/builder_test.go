@@ -1,0 +1,190 @@
+package filter
+
+import (
+	"errors"
+	"math"
+	"net/netip"
+	"slices"
+	"testing"
+
+	"github.com/opendivert/divert/packet"
+)
+
+func TestBuilderText(t *testing.T) {
+	addr, prefix := netip.MustParseAddr, netip.MustParsePrefix
+	for _, tt := range []struct {
+		want string
+		expr Condition
+	}{
+		{"tcp.DstPort = 443 and outbound", TCP.DstPort.Eq(443).And(Outbound)},
+		{"tcp and (udp or icmp)", TCP.And(UDP.Or(ICMP))},
+		{"(tcp and udp) or icmp", TCP.And(UDP).Or(ICMP)},
+		{"tcp or udp or icmp", TCP.Or(UDP, ICMP)},
+		{"tcp and udp and icmp", TCP.And(UDP.And(ICMP))},
+		{"outbound and tcp", Outbound.And(TCP)},
+		{"not (tcp.DstPort = 80)", TCP.DstPort.Eq(80).Not()},
+		{"not tcp", TCP.Not()},
+		{"not (tcp.Syn)", TCP.Syn.Not()},
+		{"not (not (tcp or udp))", TCP.Or(UDP).Not().Not()},
+		{"not (tcp or udp) and ip", TCP.Or(UDP).Not().And(IP)},
+		{"not (tcp? udp: icmp)", If(TCP, UDP, ICMP).Not()},
+		{"(tcp? udp or ip: (ip? true: false))", If(TCP, UDP.Or(IP), If(IP, True, False))},
+		{"tcp.DstPort in {80-81, 443}", TCP.DstPort.In(443, 80, 81)},
+		{"tcp.DstPort = 80", TCP.DstPort.In(80)},
+		{"false", TCP.DstPort.In()},
+		{"false", TCP.DstPort.Between(2, 1)},
+		{"tcp.DstPort in {1-1023}", TCP.DstPort.Between(1, 1023)},
+		{"ip.SrcAddr = 10.0.0.0/8", IP.SrcAddr.In(prefix("10.1.0.0/8"))},
+		{"ip.SrcAddr in {10.0.0.0/8, 192.0.2.1}", IP.SrcAddr.In(prefix("192.0.2.1/32"), prefix("10.0.0.0/8"))},
+		{"ip.SrcAddr in {10.0.0.1-10.0.0.5}", IP.SrcAddr.Between(addr("10.0.0.1"), addr("10.0.0.5"))},
+		{"ip.SrcAddr = 10.0.0.1", IP.SrcAddr.Eq(addr("::ffff:10.0.0.1"))},
+		{"ipv6.DstAddr != fe80::1", IPv6.DstAddr.Ne(addr("fe80::1"))},
+		{"ipv6.DstAddr = ::ffff:10.0.0.1", IPv6.DstAddr.Eq(addr("::ffff:10.0.0.1"))},
+		{"ipv6.DstAddr = ::ffff:10.0.0.0/104", IPv6.DstAddr.In(prefix("::ffff:10.0.0.0/104"))},
+		{"remoteAddr in {10.0.0.0/8, 2001:db8::/32}", RemoteAddr.In(prefix("2001:db8::/32"), prefix("10.0.0.0/8"))},
+		{"localAddr in {::1, 127.0.0.1}", LocalAddr.OneOf(addr("127.0.0.1"), addr("::1"))},
+		{"localAddr in {::fffe:ffff:ffff, 0.0.0.0}", LocalAddr.OneOf(addr("0.0.0.0"), addr("::fffe:ffff:ffff"))},
+		{"localAddr = ::/0", LocalAddr.In(prefix("::/0"))},
+		{"packet[0b] >= 0x45", Packet(0).Ge(0x45)},
+		{"packet16[-2b] != 0x7", Packet16(-1).Ne(7)},
+		{"packet32[6b] = 0xdeadbeef", Packet32At(6).Eq(0xdeadbeef)},
+		{"tcp.Payload32[4b] = 0x47455420", TCP.Payload32(1).Eq(0x47455420)},
+		{"udp.Payload16[-3b] in {0x1-0x2}", UDP.Payload16At(-3).Between(1, 2)},
+		{"priority > -5 and timestamp >= -9223372036854775808", Priority.Gt(-5).And(Timestamp.Ge(math.MinInt64))},
+		{"priority = 1 or priority = -1", Priority.In(1, -1)},
+		{"event in {ESTABLISHED-DELETED}", Event.In(packet.EventFlowEstablished, packet.EventFlowDeleted)},
+		{"layer != SOCKET", HandleLayer.Ne(packet.LayerSocket)},
+		{"endpointId = 18446744073709551615", EndpointID.Eq(math.MaxUint64)},
+	} {
+		t.Run(tt.want, func(t *testing.T) {
+			e := conditionOf(tt.expr)
+			if got := e.String(); got != tt.want || e.Err() != nil {
+				t.Fatalf("got %s, %v", got, e.Err())
+			}
+			for layer := range packet.NumLayers {
+				if p, err := e.Compile(layer); err == nil {
+					again := mustCompile(t, p.String(), layer, Extended)
+					if again.String() != p.String() {
+						t.Errorf("compiled it prints as %v, and that as %v", p, again)
+					}
+					return
+				}
+			}
+			_, err := e.Compile(packet.LayerNetwork)
+			t.Errorf("no layer compiles it: %v", err)
+		})
+	}
+}
+
+func TestBuilderErrors(t *testing.T) {
+	v4, v6 := netip.MustParseAddr("10.0.0.1"), netip.MustParseAddr("fe80::1")
+	for _, tt := range []struct {
+		name string
+		expr Expr
+	}{
+		{"zero value", Expr{}},
+		{"zero value in an and", TCP.And(Expr{})},
+		{"nil condition", TCP.Or(nil)},
+		{"zero value as the start", Expr{}.And(TCP)},
+		{"IPv6 address for IPv4", IP.SrcAddr.Eq(v6)},
+		{"IPv4 address for IPv6", IPv6.SrcAddr.Eq(v4)},
+		{"prefix of the other family", IP.SrcAddr.In(netip.PrefixFrom(v6, 64))},
+		{"no address", LocalAddr.Eq(netip.Addr{})},
+		{"no prefix", LocalAddr.In(netip.Prefix{})},
+		{"zone", IPv6.SrcAddr.Eq(v6.WithZone("eth0"))},
+		{"one of several", LocalAddr.OneOf(v4, netip.Addr{})},
+		{"range without an end", LocalAddr.Between(v4, netip.Addr{})},
+		{"index too great", Packet(65535).Eq(0)},
+		{"index too great for the element", Packet32(16384).Eq(0)},
+		{"index between the last element and the end", Packet32At(-3).Eq(0)},
+		{"index that overflows", Packet32(math.MaxInt).Eq(0)},
+		{"index that overflows backwards", Packet32(math.MinInt).Eq(0)},
+		{"inside a condition", If(TCP, IP.SrcAddr.Eq(v6), UDP).Not()},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			if tt.expr.Err() == nil {
+				t.Fatalf("no error, text %s", tt.expr)
+			}
+			if _, err := tt.expr.Compile(packet.LayerNetwork); !errors.Is(err, tt.expr.Err()) {
+				t.Errorf("Compile: %v", err)
+			}
+			if _, err := Compile(tt.expr.String(), packet.LayerNetwork, Extended); err == nil {
+				t.Errorf("%s compiles", tt.expr)
+			}
+		})
+	}
+	if _, err := IP.HdrLength.Eq(20).Compile(packet.LayerNetwork); kindOf(err) != ErrOutOfRange {
+		t.Errorf("a value that 4 bits cannot have: %v", err)
+	}
+}
+
+// TestBuilderNot tells the negation from the opposite comparison.
+func TestBuilderNot(t *testing.T) {
+	a := packet.Address{Outbound: true}
+	udp := mustHex(t, packetHex["B"])
+	for _, tt := range []struct {
+		expr Expr
+		want bool
+	}{
+		{TCP.DstPort.Eq(80).Not(), true},
+		{TCP.DstPort.Ne(80), false},
+		{TCP.DstPort.Eq(80).Not().Not(), false},
+		{TCP.Syn.Not(), true},
+		{UDP.DstPort.Eq(53).Not(), false},
+		{UDP.DstPort.In(5, 9).Not(), true},
+	} {
+		p, err := tt.expr.Compile(packet.LayerNetwork)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got := p.Match(udp, &a); got != tt.want {
+			t.Errorf("%s: %v", tt.expr, got)
+		}
+	}
+}
+
+// TestBuilderReachesEveryField holds the variables of the builder against the table of fields.
+func TestBuilderReachesEveryField(t *testing.T) {
+	loopback := netip.MustParseAddr("::1")
+	v4 := netip.MustParseAddr("127.0.0.1")
+	all := []Condition{
+		True, False, Zero, Inbound, Outbound, Loopback, Impostor, Fragment, IfIdx.Eq(1), SubIfIdx.Eq(1),
+		ProcessID.Eq(1), LocalAddr.Eq(loopback), RemoteAddr.Eq(loopback), LocalPort.Eq(1), RemotePort.Eq(1),
+		Protocol.Eq(1), EndpointID.Eq(1), ParentEndpointID.Eq(1), HandleLayer.Eq(1), Priority.Eq(1), Event.Eq(1),
+		Length.Eq(100), Timestamp.Eq(1), Random8.Eq(1), Random16.Eq(1), Random32.Eq(1),
+		Packet(0).Eq(1), Packet16(0).Eq(1), Packet32(0).Eq(1),
+		IP, IP.HdrLength.Eq(1), IP.TOS.Eq(1), IP.Length.Eq(1), IP.ID.Eq(1), IP.DF, IP.MF, IP.FragOff.Eq(1),
+		IP.TTL.Eq(1), IP.Protocol.Eq(1), IP.Checksum.Eq(1), IP.SrcAddr.Eq(v4), IP.DstAddr.Eq(v4),
+		IPv6, IPv6.TrafficClass.Eq(1), IPv6.FlowLabel.Eq(1), IPv6.Length.Eq(1), IPv6.NextHdr.Eq(1),
+		IPv6.HopLimit.Eq(1), IPv6.SrcAddr.Eq(loopback), IPv6.DstAddr.Eq(loopback),
+		ICMP, ICMP.Type.Eq(1), ICMP.Code.Eq(1), ICMP.Checksum.Eq(1), ICMP.Body.Eq(1),
+		ICMPv6, ICMPv6.Type.Eq(1), ICMPv6.Code.Eq(1), ICMPv6.Checksum.Eq(1), ICMPv6.Body.Eq(1),
+		TCP, TCP.SrcPort.Eq(1), TCP.DstPort.Eq(1), TCP.SeqNum.Eq(1), TCP.AckNum.Eq(1), TCP.HdrLength.Eq(1),
+		TCP.Urg, TCP.Ack, TCP.Psh, TCP.Rst, TCP.Syn, TCP.Fin, TCP.Window.Eq(1), TCP.Checksum.Eq(1),
+		TCP.UrgPtr.Eq(1), TCP.PayloadLength.Eq(1), TCP.Payload(0).Eq(1), TCP.Payload16(0).Eq(1), TCP.Payload32(0).Eq(1),
+		UDP, UDP.SrcPort.Eq(1), UDP.DstPort.Eq(1), UDP.Length.Eq(1), UDP.Checksum.Eq(1), UDP.PayloadLength.Eq(1),
+		UDP.Payload(0).Eq(1), UDP.Payload16(0).Eq(1), UDP.Payload32(0).Eq(1),
+	}
+	reached := make(map[string]bool)
+	for _, c := range all {
+		tree := conditionOf(c).tree
+		switch tree.kind {
+		case exprTest:
+			reached[tree.test.Field.String()] = true
+		case exprConst:
+			reached[conditionOf(c).String()] = true
+		}
+	}
+	for _, f := range Fields() {
+		if !reached[f.Name] {
+			t.Errorf("no variable for %s", f.Name)
+		}
+		delete(reached, f.Name)
+	}
+	for name := range reached {
+		t.Errorf("a variable for %s, which is no field", name)
+	}
+	if slices.ContainsFunc(all, func(c Condition) bool { return conditionOf(c).Err() != nil }) {
+		t.Error("one of the expressions is in error")
+	}
+}
