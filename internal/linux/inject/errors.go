@@ -54,3 +54,15 @@ func (e *InterfaceError) Error() string {
 
 // Unwrap returns the cause. errors.Is(err, ErrNoInterface) tells a missing interface.
 func (e *InterfaceError) Unwrap() error { return e.Err }
+
+// More causes of an *InterfaceError.
+var (
+	// ErrInterfaceDown says that the interface is down or has no carrier, so that nothing can have come
+	// in on it.
+	ErrInterfaceDown = errors.New("interface is down")
+
+	// ErrNoRedirect says that this kernel, or this container, cannot hand a packet to an interface as
+	// received: it lacks TUN/TAP (/dev/net/tun) or traffic control with u32 and mirred. The chain
+	// has the cause.
+	ErrNoRedirect = errors.New("inbound injection is not available")
+)

@@ -5,12 +5,13 @@ package inject
 import (
 	"context"
 	"encoding/binary"
+	"fmt"
+	"sync/atomic"
 	"testing"
 	"time"
 
 	"github.com/google/nftables"
 	"github.com/google/nftables/expr"
-	"golang.org/x/sys/unix"
 
 	"github.com/opendivert/divert/internal/lab"
 )
@@ -35,6 +36,8 @@ func newOutbound(t testing.TB, h *lab.Host, cursor uint32) *Outbound {
 	return o
 }
 
+var tables atomic.Uint32
+
 // counter counts the packets that pass a hook of a host with a value in skb->priority.
 type counter struct {
 	conn  *nftables.Conn
@@ -49,8 +52,15 @@ func countPriority(t testing.TB, h *lab.Host, hook *nftables.ChainHook, priority
 		c.conn, err = nftables.New(nftables.AsLasting())
 		return err
 	})
-	t.Cleanup(func() { c.conn.CloseLasting() })
-	table := c.conn.AddTable(&nftables.Table{Family: nftables.TableFamilyINet, Name: "count"})
+	table := c.conn.AddTable(&nftables.Table{Family: nftables.TableFamilyINet,
+		Name: fmt.Sprintf("count%d", tables.Add(1))})
+	t.Cleanup(func() {
+		c.conn.DelTable(table)
+		if err := c.conn.Flush(); err != nil {
+			t.Error(err)
+		}
+		c.conn.CloseLasting()
+	})
 	c.chain = c.conn.AddChain(&nftables.Chain{Name: "c", Table: table, Type: nftables.ChainTypeFilter,
 		Hooknum: hook, Priority: nftables.ChainPriorityRef(-399)})
 	for _, exprs := range first {
@@ -58,7 +68,7 @@ func countPriority(t testing.TB, h *lab.Host, hook *nftables.ChainHook, priority
 	}
 	c.conn.AddRule(&nftables.Rule{Table: table, Chain: c.chain, Exprs: []expr.Any{
 		&expr.Meta{Key: expr.MetaKeyPRIORITY, Register: 1},
-		&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: binary.NativeEndian.AppendUint32(nil, priority)},
+		&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: native(priority)},
 		&expr.Counter{},
 	}})
 	if err := c.conn.Flush(); err != nil {
@@ -66,6 +76,8 @@ func countPriority(t testing.TB, h *lab.Host, hook *nftables.ChainHook, priority
 	}
 	return c
 }
+
+func native(v uint32) []byte { return binary.NativeEndian.AppendUint32(nil, v) }
 
 // packets returns how many packets were counted.
 func (c *counter) packets(t testing.TB) uint64 {
@@ -143,5 +155,3 @@ func receiveUDP(t testing.TB, h *lab.Host, addr string) func(wait time.Duration)
 		return buf[:n]
 	}
 }
-
-var _ = unix.EPERM

@@ -1,0 +1,131 @@
+//go:build linux
+
+package inject
+
+import (
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+)
+
+// prepare makes one of the things that try misses for a packet to ifIdx: first the knowledge of the
+// namespace, then the device, which loopback packets do without.
+func (in *Inbound) prepare(ifIdx uint32) error {
+	in.mu.Lock()
+	defer in.mu.Unlock()
+	switch {
+	case in.closed:
+		return net.ErrClosed
+	case in.local == nil:
+		return in.readAddresses()
+	case in.targets[ifIdx] == nil:
+		return in.addTarget(ifIdx)
+	case in.device == nil:
+		return in.addDevice(ifIdx)
+	}
+	return nil // another goroutine was faster
+}
+
+func (in *Inbound) readAddresses() error {
+	addrs, err := in.nl.AddrList(nil, netlink.FAMILY_ALL)
+	if err != nil {
+		return fmt.Errorf("inject: addresses: %w", err)
+	}
+	in.local = make(map[netip.Addr]struct{}, len(addrs))
+	for _, a := range addrs {
+		if ip, ok := netip.AddrFromSlice(a.IP); ok {
+			in.local[ip.Unmap()] = struct{}{}
+		}
+	}
+	return nil
+}
+
+func (in *Inbound) addTarget(ifIdx uint32) error {
+	link, err := in.find(ifIdx)
+	if err != nil {
+		return &InterfaceError{Index: ifIdx, Err: err}
+	}
+	t := &target{
+		index:    uint32(link.Attrs().Index),
+		loopback: link.Attrs().Flags&net.FlagLoopback != 0,
+		header4:  frameHeader(in.cursor, ifIdx, 4),
+		header6:  frameHeader(in.cursor, ifIdx, 6),
+	}
+	if in.device != nil {
+		if err := in.lead(ifIdx, t); err != nil {
+			return &InterfaceError{Index: ifIdx, Err: err}
+		}
+	}
+	in.targets[ifIdx] = t
+	return nil
+}
+
+// find returns the interface on which packets received on ifIdx come to the IP stack.
+func (in *Inbound) find(ifIdx uint32) (netlink.Link, error) {
+	if ifIdx == 0 || ifIdx > 1<<31-1 {
+		return nil, ErrNoInterface
+	}
+	link, err := in.nl.LinkByIndex(int(ifIdx))
+	if errors.As(err, &netlink.LinkNotFoundError{}) {
+		return nil, ErrNoInterface
+	}
+	if err != nil {
+		return nil, err
+	}
+	if master := link.Attrs().MasterIndex; master != 0 {
+		if m, err := in.nl.LinkByIndex(master); err == nil && m.Type() == "bridge" {
+			link = m
+		}
+	}
+	// mirred silently drops what it cannot hand over.
+	if flags := link.Attrs().RawFlags; flags&unix.IFF_UP == 0 || flags&unix.IFF_LOWER_UP == 0 {
+		return nil, ErrInterfaceDown
+	}
+	if in.device != nil && int(in.device.index) == link.Attrs().Index {
+		return nil, fmt.Errorf("it is the device that packets are injected with: %w", unix.ELOOP)
+	}
+	return link, nil
+}
+
+// lead leads frames for ifIdx to t, with all targets forgotten if there is no place for one more.
+func (in *Inbound) lead(ifIdx uint32, t *target) error {
+	err := in.device.lead(ifIdx, t.index)
+	if errors.Is(err, unix.ENOSPC) {
+		if err := in.forget(); err != nil {
+			return err
+		}
+		err = in.device.lead(ifIdx, t.index)
+	}
+	if errors.Is(err, unix.ENODEV) {
+		return ErrNoInterface // it has gone since it was found
+	}
+	return noRedirect(err)
+}
+
+// addDevice makes the device and its way to all targets known so far.
+func (in *Inbound) addDevice(ifIdx uint32) error {
+	if in.tunErr == nil {
+		in.device, in.tunErr = openDevice(in.tun, in.nl, in.cursor)
+		in.tunErr = noRedirect(in.tunErr)
+	}
+	if in.tunErr != nil {
+		return &InterfaceError{Index: ifIdx, Err: in.tunErr}
+	}
+	for i, t := range in.targets {
+		if i == ifIdx || in.lead(i, t) != nil {
+			delete(in.targets, i) // what cannot be led to is found out with its next packet
+		}
+	}
+	return in.addTarget(ifIdx)
+}
+
+func noRedirect(err error) error {
+	if err == nil {
+		return nil
+	}
+	return fmt.Errorf("%w: %w", ErrNoRedirect, err)
+}
