@@ -27,6 +27,7 @@ type Reader struct {
 	wait bool
 	err  syscall.Errno
 	read func(fd uintptr) bool // receive, made once: a closure made per call would be an allocation
+	poll func(fd uintptr)      // the same without waiting
 }
 
 // NewReader returns a reader of at most n datagrams per call.
@@ -37,6 +38,7 @@ func (c *Conn) NewReader(n int) *Reader {
 		r.hdrs[i].hdr.SetIovlen(1)
 	}
 	r.read = r.receive
+	r.poll = func(fd uintptr) { r.receive(fd) }
 	return r
 }
 
@@ -50,12 +52,22 @@ func (r *Reader) Slot(i int, b []byte) {
 	r.iovs[i].SetLen(len(b))
 }
 
-// Recv receives between 1 and n datagrams into the slots 0 to n-1. If none is there it waits when
-// wait is set, else it returns 0. It fails with os.ErrClosed after Close and os.ErrDeadlineExceeded
-// after the deadline.
-func (r *Reader) Recv(n int, wait bool) (int, error) {
-	r.want, r.got, r.wait, r.err = n, 0, wait, 0
-	if err := r.conn.raw.Read(r.read); err != nil {
+// Recv receives between 1 and n datagrams into the slots 0 to n-1, waiting for the first until the read
+// deadline. It fails with os.ErrClosed after Close and os.ErrDeadlineExceeded after the deadline.
+func (r *Reader) Recv(n int) (int, error) {
+	r.want, r.got, r.wait, r.err = n, 0, true, 0
+	return r.result(r.conn.raw.Read(r.read))
+}
+
+// Poll is Recv without waiting: it returns 0 if no datagram is there, and looks at no deadline.
+func (r *Reader) Poll(n int) (int, error) {
+	r.want, r.got, r.wait, r.err = n, 0, false, 0
+	return r.result(r.conn.raw.Control(r.poll))
+}
+
+// result returns what the system call left behind.
+func (r *Reader) result(err error) (int, error) {
+	if err != nil {
 		return 0, err
 	}
 	if r.err != 0 {
@@ -64,7 +76,7 @@ func (r *Reader) Recv(n int, wait bool) (int, error) {
 	return r.got, nil
 }
 
-// receive makes the system call and reports whether Recv is done.
+// receive makes the system call and reports whether there is nothing to wait for.
 func (r *Reader) receive(fd uintptr) bool {
 	for {
 		n, _, errno := unix.Syscall6(unix.SYS_RECVMMSG, fd, uintptr(unsafe.Pointer(&r.hdrs[0])), uintptr(r.want), unix.MSG_DONTWAIT, 0, 0)

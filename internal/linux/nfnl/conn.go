@@ -84,6 +84,12 @@ func (c *Conn) Close() error { return c.file.Close() }
 // ackTimeout bounds the wait for the kernel's answer, which comes at once if it comes.
 const ackTimeout = 5 * time.Second
 
+// Tell sends one message without waiting for an answer.
+func (c *Conn) Tell(m *Message) error {
+	_, err := c.file.Write(m.finish(unix.NLM_F_REQUEST))
+	return err
+}
+
 // Request sends one message and waits for the kernel's answer to it. It belongs before the first
 // packet can arrive: other datagrams that come in meanwhile are discarded.
 func (c *Conn) Request(m *Message) error {

@@ -101,6 +101,11 @@ func config(num uint16, o Options) *nfnl.Message {
 	m := nfnl.NewMessage(nfnl.Type(unix.NFNL_SUBSYS_QUEUE, msgConfig), num)
 	m.Attr(cfgCmd, cmdBind, 0, 0, unix.AF_UNSPEC)
 	m.Attr(cfgParams, append(binary.BigEndian.AppendUint32(nil, MaxPayload), copyMode)...)
+	return settings(m, o)
+}
+
+// settings adds what may change while the queue is in use.
+func settings(m *nfnl.Message, o Options) *nfnl.Message {
 	m.Attr32(cfgMaxLen, o.MaxLen)
 	flags := uint32(flagGSO)
 	if o.FailOpen {
@@ -208,4 +213,13 @@ func (m *Message) Parse(b []byte) Kind {
 		return KindOther
 	}
 	return KindPacket
+}
+
+// Configure changes length, fail-open and receive buffer of a queue in use. The kernel's refusal, if any,
+// comes as a KindError datagram.
+func (q *Queue) Configure(o Options) error {
+	if err := q.SetReceiveBuffer(o.RcvBuf); err != nil {
+		return err
+	}
+	return q.Tell(settings(nfnl.NewMessage(nfnl.Type(unix.NFNL_SUBSYS_QUEUE, msgConfig), q.num), o))
 }

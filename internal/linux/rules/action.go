@@ -4,12 +4,14 @@ package rules
 
 import (
 	"encoding/binary"
+	"fmt"
 
+	"github.com/google/nftables"
 	"github.com/google/nftables/expr"
 	"github.com/google/nftables/xt"
 	"golang.org/x/sys/unix"
 
-	"github.com/opendivert/divert/internal/linux/cursor"
+	"github.com/opendivert/divert/internal/linux/sniff"
 )
 
 // Rule is a handle's place in one chain.
@@ -50,13 +52,9 @@ func (q ToQueue) exprs() []expr.Any {
 func (l ToLog) exprs() []expr.Any {
 	return []expr.Any{&expr.Log{
 		Key:   1<<unix.NFTA_LOG_GROUP | 1<<unix.NFTA_LOG_QTHRESHOLD,
-		Group: l.Group, QThreshold: logThreshold,
+		Group: l.Group, QThreshold: sniff.Threshold,
 	}}
 }
-
-// logThreshold is how many packets the kernel gathers before it hands them to the log's reader; it
-// hands over what there is after 10 ms in any case.
-const logThreshold = 32
 
 // struct xt_bpf_info_v1 of linux/netfilter/xt_bpf.h: mode, length, descriptor, room for a path, a pointer
 // of the kernel's own.
@@ -75,12 +73,12 @@ func program(fd int) expr.Any {
 }
 
 // exprs returns the rule's expressions.
-func (r Rule) exprs(k cursor.Key) []expr.Any {
+func (r Rule) exprs(o Owner) []expr.Any {
 	var e []expr.Any
 	if r.Program != NoProgram {
 		e = append(e, program(r.Program))
 	} else {
-		e = append(e, notServed(k)...)
+		e = append(e, notServed(o.Key)...)
 	}
 	if r.Chain == Inbound || r.Chain == InboundFragments {
 		if r.Program == NoProgram {
@@ -89,5 +87,17 @@ func (r Rule) exprs(k cursor.Key) []expr.Any {
 		// After the program, because the look-up costs more than most filters.
 		e = append(e, forThisHost()...)
 	}
+	if r.Program != NoProgram {
+		e = append(e, &expr.Objref{Type: int(nftables.ObjTypeCounter), Name: o.counter()})
+	}
 	return append(e, r.Action.exprs()...)
+}
+
+// counter names the counter of a handle's packets. It is an object of the table, not of a rule, so it
+// goes on counting when the rules are replaced.
+func (o Owner) counter() string { return fmt.Sprintf("handle_%x", o.ID) }
+
+// counterObject is the handle's counter.
+func counterObject(o Owner) *nftables.NamedObj {
+	return &nftables.NamedObj{Table: table, Name: o.counter(), Type: nftables.ObjTypeCounter, Obj: &expr.Counter{}}
 }

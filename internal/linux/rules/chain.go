@@ -6,9 +6,11 @@ import (
 	"github.com/google/nftables"
 	"github.com/google/nftables/binaryutil"
 	"github.com/google/nftables/expr"
+	"github.com/google/nftables/userdata"
 	"golang.org/x/sys/unix"
 
 	"github.com/opendivert/divert/internal/linux/cursor"
+	"github.com/opendivert/divert/internal/linux/inject"
 )
 
 // Chain is a chain of the table.
@@ -22,6 +24,7 @@ const (
 	Forward                       // packets routed through this host
 	Outbound                      // packets of this host
 	Defrag                        // in no path: its rules switch reassembly on
+	Handles                       // in no path: one rule for each handle, also for those whose filter matches nothing
 	numChains
 )
 
@@ -36,17 +39,48 @@ const (
 	beforeConfirmed = 1<<31 - 1 - 100
 )
 
-// chains describes the chains: the hook of each, nil for a chain in no path.
+// chains describes the chains: the hook of each, nil for a chain in no path, and the rules that are nobody's.
+// A packet keeps its cursor from inbound_fragments to inbound: they are one way.
 var chains = [numChains]struct {
 	name     string
 	hook     *nftables.ChainHook
 	priority int32
+	fixed    []fixed
 }{
-	Inbound:          {"inbound", nftables.ChainHookPrerouting, afterDefrag},
-	InboundFragments: {"inbound_fragments", nftables.ChainHookPrerouting, beforeDefrag},
-	Forward:          {"forward", nftables.ChainHookForward, afterDefrag},
-	Outbound:         {"outbound", nftables.ChainHookPostrouting, beforeConfirmed},
-	Defrag:           {"defrag", nil, 0},
+	Inbound:          {"inbound", nftables.ChainHookPrerouting, afterDefrag, []fixed{opening, closing}},
+	InboundFragments: {"inbound_fragments", nftables.ChainHookPrerouting, beforeDefrag, []fixed{opening}},
+	Forward:          {"forward", nftables.ChainHookForward, afterDefrag, []fixed{closing}},
+	Outbound:         {"outbound", nftables.ChainHookPostrouting, beforeConfirmed, []fixed{closing}},
+	Defrag:           {"defrag", nil, 0, nil},
+	Handles:          {"handles", nil, 0, nil},
+}
+
+// fixed is a rule that stands in a chain for all handles.
+type fixed uint8
+
+const (
+	opening fixed = iota // takes the cursor of packets that were injected inbound from where it travelled
+	closing              // takes the cursor out of packets that have met every handle
+)
+
+// fixedComment is the comment by which a fixed rule is known.
+var fixedComment = [...]string{opening: "divert: first", closing: "divert: last"}
+
+func (f fixed) userData() []byte {
+	return userdata.AppendString(nil, userdata.TypeComment, fixedComment[f])
+}
+
+func (f fixed) exprs() []expr.Any {
+	if f == opening {
+		return inject.CursorRule()
+	}
+	return append(priorityIs(cursor.MagicMask, cursor.Magic), setPriority(cursor.OldMask, 0)...)
+}
+
+// isClosing reports whether a rule with this userdata closes its chain.
+func isClosing(data []byte) bool {
+	text, ok := userdata.GetString(data, userdata.TypeComment)
+	return ok && text == fixedComment[closing]
 }
 
 var table = &nftables.Table{Name: tableName, Family: nftables.TableFamilyINet}
@@ -93,11 +127,6 @@ func setPriority(mask, or uint32) []expr.Any {
 		&expr.Bitwise{SourceRegister: reg1, DestRegister: reg1, Len: 4, Mask: native(mask), Xor: native(or)},
 		&expr.Meta{Key: expr.MetaKeyPRIORITY, SourceRegister: true, Register: reg1},
 	}
-}
-
-// restore takes the cursor out of packets that have met every handle: the last rule of each chain.
-func restore() []expr.Any {
-	return append(priorityIs(cursor.MagicMask, cursor.Magic), setPriority(cursor.OldMask, 0)...)
 }
 
 // notServed matches packets that the handle with the key has not served yet, for rules without a program

@@ -72,12 +72,37 @@ func (e *Entry) Replace(rules []Rule) error {
 func (e *Entry) Close() error {
 	err := e.ns.Do(func() error {
 		return change(func(t *tx) error {
-			t.remove(func(o Owner) bool { return o.ID == e.ID })
+			t.bury(func(o Owner) bool { return o.ID == e.ID })
 			return nil
 		})
 	})
 	e.token.release()
 	return err
+}
+
+// Matched returns how many packets the rules of the handle have led to their action, since it was opened.
+func (e *Entry) Matched() (n uint64, err error) {
+	err = e.ns.Do(func() error {
+		conn, err := nftables.New()
+		if err != nil {
+			return err
+		}
+		obj, err := conn.GetObject(counterObject(e.Owner))
+		if err != nil {
+			return explain(err)
+		}
+		named, ok := obj.(*nftables.NamedObj)
+		if !ok {
+			return fmt.Errorf("read the counter of a handle: a %T", obj)
+		}
+		c, ok := named.Obj.(*expr.Counter)
+		if !ok {
+			return fmt.Errorf("read the counter of a handle: a %T", named.Obj)
+		}
+		n = c.Packets
+		return nil
+	})
+	return n, err
 }
 
 // Sweep removes the rules of dead handles, and the table if none is left.
@@ -104,10 +129,11 @@ func List(ns *netns.Namespace) (owners []Owner, err error) {
 
 // tx is a change of the table: what was read, and the commands gathered since.
 type tx struct {
-	conn   *nftables.Conn
-	exists bool
-	rules  [numChains][]*nftables.Rule
-	fresh  bool // commands were gathered
+	conn     *nftables.Conn
+	exists   bool
+	rules    [numChains][]*nftables.Rule
+	counters map[string]bool // the names of the handles' counters
+	fresh    bool            // commands were gathered
 }
 
 // change reads the table under the lock, removes the dead, lets f add its part, and commits all at once.
@@ -121,7 +147,7 @@ func change(f func(*tx) error) error {
 	if err != nil {
 		return err
 	}
-	t.remove(func(o Owner) bool { return !o.alive() })
+	t.bury(func(o Owner) bool { return !o.alive() })
 	if err := f(t); err != nil {
 		return err
 	}
@@ -150,7 +176,7 @@ func read() (*tx, error) {
 	if err != nil {
 		return nil, err
 	}
-	t := &tx{conn: conn}
+	t := &tx{conn: conn, counters: map[string]bool{}}
 	tables, err := conn.ListTablesOfFamily(nftables.TableFamilyINet)
 	if err != nil {
 		return nil, explain(err)
@@ -163,6 +189,15 @@ func read() (*tx, error) {
 		// A chain may be missing where somebody else took it away; then it has no rules.
 		if t.rules[c], err = conn.GetRules(table, c.ref()); err != nil && !errors.Is(err, unix.ENOENT) {
 			return nil, explain(err)
+		}
+	}
+	objects, err := conn.GetNamedObjects(table)
+	if err != nil && !errors.Is(err, unix.ENOENT) {
+		return nil, explain(err)
+	}
+	for _, obj := range objects {
+		if o, ok := obj.(*nftables.NamedObj); ok {
+			t.counters[o.Name] = true
 		}
 	}
 	return t, nil
@@ -204,8 +239,8 @@ func (t *tx) newKey(priority int16) (cursor.Key, error) {
 	return 0, ErrCrowded
 }
 
-// remove takes away the rules of the owners that match.
-func (t *tx) remove(match func(Owner) bool) {
+// remove takes away the rules of the owners that match, and returns those.
+func (t *tx) remove(match func(Owner) bool) (removed []Owner) {
 	verdict := map[uint64]bool{}
 	for c := range numChains {
 		t.rules[c] = slices.DeleteFunc(t.rules[c], func(r *nftables.Rule) bool {
@@ -217,6 +252,9 @@ func (t *tx) remove(match func(Owner) bool) {
 			if !known {
 				gone = match(o)
 				verdict[o.ID] = gone
+				if gone {
+					removed = append(removed, o)
+				}
 			}
 			if gone {
 				_ = t.conn.DelRule(&nftables.Rule{Table: table, Chain: c.ref(), Handle: r.Handle}) // fails only without a handle number
@@ -225,27 +263,54 @@ func (t *tx) remove(match func(Owner) bool) {
 			return gone
 		})
 	}
+	return removed
 }
 
-// create adds the table and its chains with their closing rules.
-func (t *tx) create() {
+// bury takes away all that belongs to the owners that match.
+func (t *tx) bury(match func(Owner) bool) {
+	for _, o := range t.remove(match) {
+		if t.counters[o.counter()] {
+			t.conn.DeleteObject(counterObject(o))
+			delete(t.counters, o.counter())
+		}
+	}
+}
+
+// create makes the table and its chains with the rules that are nobody's, and reads them: rules are placed by
+// the numbers that the kernel gives them.
+func (t *tx) create() error {
 	t.conn.AddTable(table)
 	for c := range numChains {
 		t.conn.AddChain(c.definition())
-		if chains[c].hook != nil {
-			t.conn.AddRule(&nftables.Rule{Table: table, Chain: c.ref(), Exprs: restore()})
+		for _, f := range chains[c].fixed {
+			t.conn.AddRule(&nftables.Rule{Table: table, Chain: c.ref(), Exprs: f.exprs(), UserData: f.userData()})
 		}
 	}
-	t.exists, t.fresh = true, true
+	if err := t.conn.Flush(); err != nil {
+		return explain(err)
+	}
+	now, err := read()
+	if err != nil {
+		return err
+	}
+	t.exists, t.rules = true, now.rules
+	return nil
 }
 
 // enter adds a handle's rules, each before the first of a lower handle.
 func (t *tx) enter(o Owner, rules []Rule) error {
 	if !t.exists {
-		t.create()
+		if err := t.create(); err != nil {
+			return err
+		}
+	}
+	t.insert(o, Handles, nil)
+	if !t.counters[o.counter()] {
+		t.conn.AddObj(counterObject(o))
+		t.counters[o.counter()] = true
 	}
 	for _, r := range rules {
-		t.insert(o, r.Chain, r.exprs(o.Key))
+		t.insert(o, r.Chain, r.exprs(o))
 		switch {
 		case r.Chain == Inbound:
 			for _, e := range defragRules() {
@@ -269,13 +334,13 @@ func (t *tx) rule(o Owner, c Chain, e []expr.Any) *nftables.Rule {
 func (t *tx) insert(o Owner, c Chain, e []expr.Any) {
 	r := t.rule(o, c, e)
 	for _, other := range t.rules[c] {
-		// The first rule of a lower handle, or the chain's closing rule, which is nobody's.
-		if p, ok := parseOwner(other.UserData); !ok || p.Key < o.Key {
+		if p, ok := parseOwner(other.UserData); ok && p.Key < o.Key || isClosing(other.UserData) {
 			r.Position = other.Handle
-			break
+			t.conn.InsertRule(r)
+			return
 		}
 	}
-	t.conn.InsertRule(r)
+	t.conn.AddRule(r)
 }
 
 // fold takes the table away when no handle is left and no queue of the namespace holds a packet.

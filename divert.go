@@ -1,0 +1,250 @@
+package divert
+
+import (
+	"fmt"
+	"time"
+
+	"github.com/opendivert/divert/filter"
+	"github.com/opendivert/divert/internal/engine"
+	"github.com/opendivert/divert/packet"
+)
+
+// Address is what is known of a packet or event besides its bytes; see package packet.
+type Address = packet.Address
+
+// Packet is a packet with its address, the element of batches; see package packet.
+type Packet = packet.Packet
+
+// Layer says where in the network stack a handle works; see package packet.
+type Layer = packet.Layer
+
+// The layers.
+const (
+	LayerNetwork = packet.LayerNetwork // IP packets to and from this host
+	LayerForward = packet.LayerForward // IP packets routed through this host
+	LayerFlow    = packet.LayerFlow    // flows established and deleted
+	LayerSocket  = packet.LayerSocket  // bind, connect, listen, accept, close
+	LayerReflect = packet.LayerReflect // other handles opened and closed
+)
+
+// Event says what happened; see package packet for the names of the events.
+type Event = packet.Event
+
+// Flag changes what a handle does; flags are or-ed. Their values are those of WINDIVERT_FLAG
+// (specification: api.md 1.1 and 4).
+type Flag uint64
+
+// The flags.
+const (
+	Sniff     Flag = engine.FlagSniff     // copies come, the packets themselves go on undelayed
+	Drop      Flag = engine.FlagDrop      // matching packets are dropped in the kernel, none comes
+	RecvOnly  Flag = engine.FlagRecvOnly  // nothing can be sent
+	SendOnly  Flag = engine.FlagSendOnly  // nothing can be received, though matching packets leave the stack
+	NoInstall Flag = engine.FlagNoInstall // Windows: fail if the driver is not installed
+	Fragments Flag = engine.FlagFragments // inbound fragments as they come, not the datagram put together
+)
+
+// Priorities of handles: a packet meets the handles from the highest to the lowest.
+const (
+	HighestPriority = 30000
+	LowestPriority  = -30000
+)
+
+// MaxBatch is how many packets a batch call takes at most.
+const MaxBatch = 255
+
+// MaxPacket is the length of the longest packet there is, in bytes: an IPv6 header and 65535 bytes.
+const MaxPacket = 65575
+
+// Param names a limit of a handle's queue, or the version, with the values of WINDIVERT_PARAM
+// (specification: api.md 1.1 and 12).
+type Param uint8
+
+// The parameters.
+const (
+	QueueLength  Param = iota // packets or events, 32 to 16384
+	QueueTime                 // milliseconds, 100 to 16000
+	QueueSize                 // bytes, 65535 to 33554432
+	VersionMajor              // of the interface that is followed, 2; read-only
+	VersionMinor              // 2; read-only
+)
+
+// How says which half of a handle Shutdown ends.
+type How uint8
+
+// The halves.
+const (
+	ShutdownRecv = How(engine.ShutdownRecv)
+	ShutdownSend = How(engine.ShutdownSend)
+	ShutdownBoth = How(engine.ShutdownBoth)
+)
+
+// options are what the functions With… set.
+type options struct {
+	layer   Layer
+	dialect filter.Dialect
+	params  [VersionMajor]uint64
+	config  engine.Config
+}
+
+// Option changes how Open opens a handle.
+type Option func(*options)
+
+// WithLayer opens the handle at a layer other than LayerNetwork.
+func WithLayer(l Layer) Option { return func(o *options) { o.layer = l } }
+
+// WithPriority gives the handle a priority, from LowestPriority to HighestPriority, instead of 0. Among
+// handles of equal priority the newest counts as the highest.
+func WithPriority(priority int16) Option { return func(o *options) { o.config.Priority = priority } }
+
+// WithFlags sets flags.
+func WithFlags(f Flag) Option { return func(o *options) { o.config.Flags |= uint64(f) } }
+
+// WithQueueLength limits how many packets wait in the handle's queue, 32 to 16384, instead of 4096.
+func WithQueueLength(n int) Option { return withParam(QueueLength, uint64(n)) }
+
+// WithQueueTime limits how long a packet waits in the handle's queue, 100 ms to 16 s, instead of 2 s.
+func WithQueueTime(d time.Duration) Option { return withParam(QueueTime, uint64(d.Milliseconds())) }
+
+// WithQueueSize limits how many bytes wait in the handle's queue, 65535 to 33554432, instead of 4194304.
+func WithQueueSize(n int) Option { return withParam(QueueSize, uint64(n)) }
+
+func withParam(p Param, v uint64) Option { return func(o *options) { o.params[p] = v } }
+
+// WithFailOpen lets packets pass that the queue has no room for, instead of dropping them.
+func WithFailOpen() Option { return func(o *options) { o.config.FailOpen = true } }
+
+// WithStrict compiles the filter in the strict dialect: WinDivert 2.2 to the letter.
+func WithStrict() Option { return func(o *options) { o.dialect = filter.Strict } }
+
+// Engine says who decides which packets match.
+type Engine uint8
+
+// The engines.
+const (
+	EngineAuto        = Engine(engine.ModeAuto)      // the kernel where it can, else the interpreter
+	EngineKernel      = Engine(engine.ModeKernel)    // the kernel; Open fails where it cannot
+	EngineInterpreter = Engine(engine.ModeInterpret) // the interpreter: every packet comes to user space, most go back at once
+)
+
+// WithEngine chooses who decides which packets match.
+func WithEngine(e Engine) Option { return func(o *options) { o.config.Mode = engine.Mode(e) } }
+
+// paramRange is what a parameter may be, and is by default.
+type paramRange struct {
+	name              string
+	initial, min, max uint64
+}
+
+var paramRanges = [VersionMajor]paramRange{
+	QueueLength: {"queue length", 4096, 32, 16384},
+	QueueTime:   {"queue time", 2000, 100, 16000},
+	QueueSize:   {"queue size", 4194304, 65535, 33554432},
+}
+
+// checkParam returns why a parameter cannot have a value.
+func checkParam(p Param, v uint64) error {
+	if p >= VersionMajor {
+		return fmt.Errorf("%w: parameter %d cannot be set", ErrInvalid, p)
+	}
+	if r := paramRanges[p]; v < r.min || v > r.max {
+		return fmt.Errorf("%w: %s %d is out of range (%d to %d)", ErrInvalid, r.name, v, r.min, r.max)
+	}
+	return nil
+}
+
+// limitsOf returns parameters as the engines take them.
+func limitsOf(params [VersionMajor]uint64) engine.Limits {
+	return engine.Limits{
+		Length: int(params[QueueLength]),
+		Time:   time.Duration(params[QueueTime]) * time.Millisecond,
+		Size:   int(params[QueueSize]),
+	}
+}
+
+// Open opens a handle for the packets or events that match the filter, at LayerNetwork unless an option
+// says otherwise. From its return on matching packets wait for the program, so it should begin
+// to receive at once. The handle belongs to the network namespace of the calling thread.
+//
+// The filter is text of the filter language, or the object string of a compiled filter.
+//
+// It fails with a *filter.Error if the filter does not compile, and else with ErrInvalid for options
+// that do not go together, os.ErrPermission without the rights (Linux: CAP_NET_ADMIN), or
+// ErrNotSupported where the system cannot do what is asked.
+func Open(text string, opts ...Option) (*Handle, error) {
+	o := newOptions(opts)
+	if err := o.check(); err != nil {
+		return nil, opError("open", err)
+	}
+	p, err := filter.Compile(text, o.layer, o.dialect)
+	if err != nil {
+		return nil, opError("open", err)
+	}
+	return o.open(p)
+}
+
+// OpenProgram is Open for a filter that is compiled already; its layer is the handle's.
+func OpenProgram(p *filter.Program, opts ...Option) (*Handle, error) {
+	o := newOptions(opts)
+	o.layer = p.Layer()
+	if err := o.check(); err != nil {
+		return nil, opError("open", err)
+	}
+	return o.open(p)
+}
+
+func newOptions(opts []Option) *options {
+	o := &options{}
+	for p, r := range paramRanges {
+		o.params[p] = r.initial
+	}
+	for _, opt := range opts {
+		opt(o)
+	}
+	return o
+}
+
+func (o *options) open(p *filter.Program) (*Handle, error) {
+	o.config.Program = p
+	o.config.Limits = limitsOf(o.params)
+	e, err := openEngine(o.config)
+	if err != nil {
+		return nil, opError("open", err)
+	}
+	return &Handle{engine: e, layer: o.layer, priority: o.config.Priority, flags: Flag(o.config.Flags), dialect: o.dialect, params: o.params}, nil
+}
+
+// check applies the rules of the specification in its order (api.md 4 and 5).
+func (o *options) check() error {
+	if o.layer >= packet.NumLayers {
+		return fmt.Errorf("%w: there is no layer %d", ErrInvalid, o.layer)
+	}
+	f := Flag(o.config.Flags)
+	if unknown := f &^ engine.FlagsAll; unknown != 0 {
+		return fmt.Errorf("%w: unknown flags %#x", ErrInvalid, uint64(unknown))
+	}
+	for _, pair := range [...]Flag{Sniff | Drop, RecvOnly | SendOnly} {
+		if f&pair == pair {
+			return fmt.Errorf("%w: the flags %v exclude each other", ErrInvalid, pair)
+		}
+	}
+	if p := o.config.Priority; p < LowestPriority || p > HighestPriority {
+		return fmt.Errorf("%w: priority %d is out of range (%d to %d)", ErrInvalid, p, LowestPriority, HighestPriority)
+	}
+	if missing := mandatory[o.layer] &^ f; missing != 0 {
+		return fmt.Errorf("%w: the layer %v needs the flags %v", ErrInvalid, o.layer, missing)
+	}
+	for p := range paramRanges {
+		if err := checkParam(Param(p), o.params[p]); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// mandatory are the flags that a layer cannot be opened without.
+var mandatory = [packet.NumLayers]Flag{
+	LayerFlow:    Sniff | RecvOnly,
+	LayerSocket:  RecvOnly,
+	LayerReflect: Sniff | RecvOnly,
+}

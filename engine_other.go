@@ -1,0 +1,15 @@
+//go:build !linux
+
+package divert
+
+import (
+	"fmt"
+	"runtime"
+
+	"github.com/opendivert/divert/internal/engine"
+)
+
+// openEngine says that there is no engine for this platform.
+func openEngine(engine.Config) (engine.Handle, error) {
+	return nil, fmt.Errorf("%s: %w", runtime.GOOS, ErrNotSupported)
+}

@@ -1,0 +1,90 @@
+package divert
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"os"
+
+	"github.com/opendivert/divert/filter"
+	"github.com/opendivert/divert/internal/engine"
+)
+
+// The errors of handles, for errors.Is. Besides them, calls on a closed handle fail with net.ErrClosed,
+// receiving after Shutdown with io.EOF once the queue is empty, receiving past the deadline with
+// os.ErrDeadlineExceeded, and Open without the rights with os.ErrPermission.
+var (
+	ErrNotSupported = engine.ErrNotSupported // the system lacks what the call needs
+	ErrInvalid      = engine.ErrInvalid      // an argument the call cannot work with
+	ErrShortBuffer  = engine.ErrShortBuffer  // received: the packet was cut to the buffer; sent: the packet ends before its IP length
+	ErrShutdown     = engine.ErrShutdown     // sending after Shutdown
+	ErrHopLimit     = engine.ErrHopLimit     // an impostor packet whose TTL or hop limit is used up
+	ErrTooLarge     = engine.ErrTooLarge     // the packet is too large for the path, and may not be fragmented
+	ErrNoSuchDevice = engine.ErrNoSuchDevice // the address names an interface that does not exist
+	ErrRecvOnly     = engine.ErrReceiveOnly  // sending on a handle opened with RecvOnly
+	ErrSendOnly     = engine.ErrSendOnly     // receiving on a handle opened with SendOnly
+)
+
+// OpError is the error of an operation on a handle.
+type OpError struct {
+	Op  string // open, recv, send, accept, shutdown, close, set param, set filter, stats
+	Err error
+}
+
+// Error returns the operation and its cause.
+func (e *OpError) Error() string { return fmt.Sprintf("divert: %s: %v", e.Op, e.Err) }
+
+// Unwrap returns the cause.
+func (e *OpError) Unwrap() error { return e.Err }
+
+// opError wraps the error of an operation; nil stays nil, and so do io.EOF, which callers compare.
+func opError(op string, err error) error {
+	if err == nil || err == io.EOF {
+		return err
+	}
+	return &OpError{op, err}
+}
+
+// Code returns the Windows error number that the C interface gives for an error of this package, 0 for
+// nil (specification: api.md 20).
+func Code(err error) uint32 {
+	if err == nil {
+		return 0
+	}
+	var f *filter.Error
+	if errors.As(err, &f) {
+		return codeInvalid
+	}
+	for _, c := range codes {
+		if errors.Is(err, c.err) {
+			return c.code
+		}
+	}
+	return codeGenFailure
+}
+
+const (
+	codeInvalid    = 87
+	codeGenFailure = 31
+)
+
+// codes is checked in order.
+var codes = [...]struct {
+	err  error
+	code uint32
+}{
+	{io.EOF, 232},
+	{ErrShutdown, 232},
+	{ErrShortBuffer, 122},
+	{ErrHopLimit, 1232},
+	{ErrRecvOnly, codeInvalid},
+	{ErrSendOnly, codeInvalid},
+	{ErrInvalid, codeInvalid},
+	{ErrTooLarge, codeInvalid},
+	{ErrNoSuchDevice, codeInvalid},
+	{net.ErrClosed, 995},
+	{os.ErrDeadlineExceeded, 995},
+	{os.ErrPermission, 5},
+	{ErrNotSupported, 50},
+}

@@ -1,0 +1,59 @@
+//go:build linux
+
+package linux
+
+import (
+	"github.com/opendivert/divert/internal/linux/nfnl"
+	"github.com/opendivert/divert/internal/linux/queue"
+	"github.com/opendivert/divert/packet"
+)
+
+// batchReader receives datagrams of a queue into the memory of packets.
+type batchReader struct{ r *nfnl.Reader }
+
+func newBatchReader(q *queue.Queue) *batchReader { return &batchReader{q.NewReader(maxBatch)} }
+
+// fill receives one datagram into each of ps, at most, and returns how many; wait says whether to
+// wait for the first.
+func (b *batchReader) fill(ps []packet.Packet, wait bool) (int, error) {
+	n := min(len(ps), b.r.Cap())
+	for i := range ps[:n] {
+		b.r.Slot(i, ps[i].Buffer(queue.BufferSize))
+	}
+	if wait {
+		return b.r.Recv(n)
+	}
+	return b.r.Poll(n)
+}
+
+// datagram returns the datagram that was received into p as the i-th.
+func (b *batchReader) datagram(i int, p *packet.Packet) []byte {
+	n, _ := b.r.Len(i)
+	return p.Buffer(queue.BufferSize)[:min(n, queue.BufferSize)]
+}
+
+// release lets the packets that wait in a queue for a reader go on as they were.
+func release(q *queue.Queue, s *sender) error {
+	verdicts, err := q.NewVerdicts()
+	if err != nil {
+		return err
+	}
+	r := newBatchReader(q)
+	ps := make([]packet.Packet, maxBatch)
+	for {
+		got, err := r.fill(ps, false)
+		if got == 0 || err != nil {
+			return err
+		}
+		var m queue.Message
+		for i := range ps[:got] {
+			if m.Parse(r.datagram(i, &ps[i])) == queue.KindPacket {
+				verdict, o := s.onward(m.Priority)
+				_ = verdicts.Add(m.ID, verdict, o) // fails only together with Flush
+			}
+		}
+		if err := verdicts.Flush(); err != nil {
+			return err
+		}
+	}
+}

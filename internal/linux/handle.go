@@ -1,0 +1,320 @@
+//go:build linux
+
+package linux
+
+import (
+	"fmt"
+	"io"
+	"math/rand/v2"
+	"net"
+	"os"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/opendivert/divert/filter"
+	"github.com/opendivert/divert/internal/engine"
+	"github.com/opendivert/divert/internal/linux/cursor"
+	"github.com/opendivert/divert/internal/linux/netns"
+	"github.com/opendivert/divert/internal/linux/rules"
+	"github.com/opendivert/divert/packet"
+)
+
+// handle is an open handle of a NETWORK layer.
+type handle struct {
+	cfg    engine.Config
+	layer  packet.Layer
+	ns     *netns.Namespace
+	entry  *rules.Entry
+	source source
+	sender *sender
+	counts counts
+
+	mu        sync.Mutex // serialises Shutdown, Close and SetFilter
+	programs  *programs  // of the filter in force; nil where the interpreter decides
+	recvDown  atomic.Bool
+	sendDown  atomic.Bool
+	closed    atomic.Bool
+	describes string
+}
+
+// source is where a handle's packets come from.
+type source interface {
+	// action is what a rule does to lead packets here.
+	action() rules.Action
+	// recv is engine.Handle's Recv.
+	recv(ps []packet.Packet) (int, error)
+	setDeadline(t time.Time) error
+	setLimits(l engine.Limits) error
+	setFilter(p *filter.Program)
+	// drain makes recv return what is there and then io.EOF. The rules are gone when it is called.
+	drain()
+	// close gives what nobody received back to the stack and ends.
+	close() error
+}
+
+// counts are the counters of engine.Stats that user space keeps.
+type counts struct {
+	matched, received, reinjected, injected, failed atomic.Uint64
+	dropped, full, old, long                        atomic.Uint64
+}
+
+// Open opens a handle of a NETWORK layer in the network namespace of the calling thread.
+func Open(cfg engine.Config) (engine.Handle, error) {
+	layer := cfg.Program.Layer()
+	if layer != packet.LayerNetwork && layer != packet.LayerForward {
+		return nil, fmt.Errorf("the layer %v: %w", layer, engine.ErrNotSupported)
+	}
+	mode, why, err := decide(cfg.Mode)
+	if err != nil {
+		return nil, err
+	}
+	ns, err := netns.Current()
+	if err != nil {
+		return nil, err
+	}
+	h := &handle{cfg: cfg, layer: layer, ns: ns, describes: why}
+	if err := h.open(mode); err != nil {
+		h.release()
+		return nil, err
+	}
+	return h, nil
+}
+
+// open binds where packets will come to, and then enters the rules that lead them there.
+func (h *handle) open(mode engine.Mode) error {
+	owner := rules.Owner{
+		ID: rand.Uint64(), PID: os.Getpid(), Opened: now(),
+		Priority: h.cfg.Priority, Layer: uint8(h.layer), Flags: h.cfg.Flags,
+	}
+	var err error
+	h.entry, err = rules.Open(h.ns, owner, func(key cursor.Key) ([]rules.Rule, error) {
+		var err error
+		if h.sender, err = newSender(h, key, uint32(owner.ID)|1); err != nil {
+			return nil, err
+		}
+		if mode == engine.ModeKernel {
+			if h.programs, err = load(h.cfg.Program, h.layer, h.cfg.Flags, key); err != nil {
+				return nil, err
+			}
+		}
+		if h.source, err = h.newSource(mode); err != nil {
+			return nil, err
+		}
+		return h.rules(h.programs), nil
+	})
+	return err
+}
+
+// newSource makes the source that the handle's flags and mode ask for.
+func (h *handle) newSource(mode engine.Mode) (source, error) {
+	switch {
+	case h.cfg.Flags&engine.FlagSniff != 0:
+		return newTap(h, mode == engine.ModeInterpret)
+	case mode == engine.ModeInterpret:
+		return newPump(h)
+	case h.cfg.Flags&engine.FlagDrop != 0:
+		return newSink(h)
+	}
+	return newQueued(h)
+}
+
+// rules returns the handle's rules with the programs of a filter.
+func (h *handle) rules(p *programs) []rules.Rule {
+	var rs []rules.Rule
+	for _, path := range paths(h.layer, h.cfg.Flags) {
+		r := rules.Rule{Chain: path.chain, Program: rules.NoProgram, Action: h.source.action()}
+		if p != nil {
+			program, ok := p.of(path.chain)
+			if !ok {
+				continue // the filter matches nothing there
+			}
+			r.Program = program.FD()
+		}
+		rs = append(rs, r)
+	}
+	return rs
+}
+
+// check returns why a call on the half that down tells of cannot go on.
+func (h *handle) check(down *atomic.Bool, refused uint64, refusal, ended error) error {
+	switch {
+	case h.closed.Load():
+		return net.ErrClosed
+	case h.cfg.Flags&refused != 0:
+		return refusal
+	case down != nil && down.Load():
+		return ended
+	}
+	return nil
+}
+
+// Recv implements engine.Handle.
+func (h *handle) Recv(ps []packet.Packet) (int, error) {
+	if err := h.check(nil, engine.FlagSendOnly, engine.ErrSendOnly, nil); err != nil {
+		return 0, err
+	}
+	if len(ps) == 0 {
+		return 0, nil
+	}
+	n, err := h.source.recv(ps)
+	if h.closed.Load() {
+		return 0, net.ErrClosed
+	}
+	h.counts.received.Add(uint64(n))
+	return n, err
+}
+
+// Send implements engine.Handle.
+func (h *handle) Send(ps []packet.Packet) (int, error) { return h.send(ps, false) }
+
+// Accept implements engine.Handle.
+func (h *handle) Accept(ps []packet.Packet) (int, error) { return h.send(ps, true) }
+
+func (h *handle) send(ps []packet.Packet, unchanged bool) (int, error) {
+	if err := h.check(&h.sendDown, engine.FlagRecvOnly, engine.ErrReceiveOnly, engine.ErrShutdown); err != nil {
+		return 0, err
+	}
+	return h.sender.send(ps, unchanged)
+}
+
+// SetReadDeadline implements engine.Handle.
+func (h *handle) SetReadDeadline(t time.Time) error {
+	if h.closed.Load() {
+		return net.ErrClosed
+	}
+	return h.source.setDeadline(t)
+}
+
+// SetLimits implements engine.Handle.
+func (h *handle) SetLimits(l engine.Limits) error {
+	if h.closed.Load() {
+		return net.ErrClosed
+	}
+	return h.source.setLimits(l)
+}
+
+// SetFilter implements engine.Handle.
+func (h *handle) SetFilter(p *filter.Program) error {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.closed.Load() {
+		return net.ErrClosed
+	}
+	if h.programs == nil {
+		h.source.setFilter(p)
+		return nil
+	}
+	fresh, err := load(p, h.layer, h.cfg.Flags, h.entry.Key)
+	if err != nil {
+		return err
+	}
+	if !h.recvDown.Load() {
+		if err := h.entry.Replace(h.rules(fresh)); err != nil {
+			fresh.close()
+			return err
+		}
+	}
+	h.programs.close()
+	h.programs = fresh
+	return nil
+}
+
+// Shutdown implements engine.Handle.
+func (h *handle) Shutdown(how engine.How) error {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.closed.Load() {
+		return net.ErrClosed
+	}
+	if how&engine.ShutdownSend != 0 {
+		h.sendDown.Store(true)
+	}
+	if how&engine.ShutdownRecv == 0 || h.recvDown.Load() {
+		return nil
+	}
+	if err := h.entry.Replace(nil); err != nil {
+		return err
+	}
+	settle()
+	h.recvDown.Store(true)
+	h.source.drain()
+	return nil
+}
+
+// settle waits until no processor is in the middle of a chain that was changed: packets that were on their
+// way to a queue are in it then. The system call waits for an RCU grace period.
+func settle() {
+	_, _, errno := unix.Syscall(unix.SYS_MEMBARRIER, membarrierGlobal, 0, 0)
+	if errno != 0 {
+		time.Sleep(10 * time.Millisecond) // no such call in this kernel: much longer than a chain takes
+	}
+}
+
+// membarrierGlobal is MEMBARRIER_CMD_GLOBAL of linux/membarrier.h.
+const membarrierGlobal = 1
+
+// Close implements engine.Handle.
+func (h *handle) Close() error {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.closed.Swap(true) {
+		return net.ErrClosed
+	}
+	return h.release()
+}
+
+// release gives back what an opened, or half opened, handle holds.
+func (h *handle) release() error {
+	var errs [3]error
+	if h.entry != nil && !h.recvDown.Load() {
+		errs[0] = h.entry.Replace(nil)
+		settle()
+	}
+	if h.source != nil {
+		errs[1] = h.source.close()
+	}
+	if h.entry != nil {
+		// Last, when no packet waits for this handle any more, so that the table can go with the last one.
+		errs[2] = h.entry.Close()
+	}
+	if h.sender != nil {
+		h.sender.close()
+	}
+	h.programs.close()
+	h.ns.Close()
+	for _, err := range errs {
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// Stats implements engine.Handle.
+func (h *handle) Stats() (engine.Stats, error) {
+	c := &h.counts
+	s := engine.Stats{
+		Matched: c.matched.Load(), Received: c.received.Load(), Reinjected: c.reinjected.Load(),
+		Injected: c.injected.Load(), Failed: c.failed.Load(), Dropped: c.dropped.Load(),
+		DroppedFull: c.full.Load(), DroppedOld: c.old.Load(), DroppedLong: c.long.Load(),
+	}
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.programs == nil || h.closed.Load() {
+		return s, nil
+	}
+	var err error
+	if s.Matched, err = h.entry.Matched(); h.cfg.Flags&engine.FlagDrop != 0 {
+		s.Dropped = s.Matched
+	}
+	return s, err
+}
+
+// Description implements engine.Handle.
+func (h *handle) Description() string { return h.describes }
+
+// eof is what a drained source returns.
+var eof = io.EOF

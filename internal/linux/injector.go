@@ -1,0 +1,98 @@
+//go:build linux
+
+package linux
+
+import (
+	"errors"
+	"fmt"
+	"sync"
+
+	"github.com/opendivert/divert/internal/engine"
+	"github.com/opendivert/divert/internal/linux/cursor"
+	"github.com/opendivert/divert/internal/linux/inject"
+	"github.com/opendivert/divert/internal/linux/netns"
+	"github.com/opendivert/divert/packet"
+)
+
+// injector injects packets that are not, or no longer, a queued one. Its sockets and its device are
+// made when they are first needed.
+type injector struct {
+	ns  *netns.Namespace
+	key cursor.Key
+
+	mu       sync.Mutex
+	outbound *inject.Outbound
+	inbound  *inject.Inbound
+}
+
+// inject injects a packet the way its address says.
+func (i *injector) inject(b []byte, a *packet.Address, layer packet.Layer) error {
+	ifIdx := a.Network().IfIdx
+	if a.Outbound && layer == packet.LayerNetwork {
+		out, err := i.out()
+		if err != nil {
+			return err
+		}
+		return reason(out.Send(b, ifIdx))
+	}
+	in, err := i.in()
+	if err != nil {
+		return err
+	}
+	return reason(in.Send(b, ifIdx))
+}
+
+// out returns the way out.
+func (i *injector) out() (*inject.Outbound, error) {
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	if i.outbound != nil {
+		return i.outbound, nil
+	}
+	err := i.ns.Do(func() (err error) {
+		i.outbound, err = inject.NewOutbound(i.key.Pack(0))
+		return err
+	})
+	return i.outbound, err
+}
+
+// in returns the way in.
+func (i *injector) in() (*inject.Inbound, error) {
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	if i.inbound != nil {
+		return i.inbound, nil
+	}
+	err := i.ns.Do(func() (err error) {
+		// The key 0 has served everybody: no handle is below it.
+		i.inbound, err = inject.NewInbound(i.key.Pack(0), cursor.Key(0).Pack(0))
+		return err
+	})
+	return i.inbound, err
+}
+
+// reason turns an error of an injection into the engine's.
+func reason(err error) error {
+	for _, r := range [...]struct{ from, to error }{
+		{inject.ErrTooBig, engine.ErrTooLarge},
+		{inject.ErrNoInterface, engine.ErrNoSuchDevice},
+		{inject.ErrMalformed, engine.ErrInvalid},
+	} {
+		if errors.Is(err, r.from) {
+			return fmt.Errorf("%w: %w", r.to, err)
+		}
+	}
+	return err
+}
+
+// close gives sockets and device back.
+func (i *injector) close() {
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	if i.outbound != nil {
+		i.outbound.Close()
+	}
+	if i.inbound != nil {
+		i.inbound.Close()
+	}
+}

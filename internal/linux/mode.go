@@ -1,0 +1,69 @@
+//go:build linux
+
+package linux
+
+import (
+	"errors"
+	"fmt"
+	"sync"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/opendivert/divert/filter"
+	"github.com/opendivert/divert/internal/engine"
+	"github.com/opendivert/divert/internal/linux/codegen"
+	"github.com/opendivert/divert/packet"
+)
+
+// probe loads a program like those of handles, once, and remembers how that ended.
+var probe = sync.OnceValue(func() error {
+	p, err := filter.Compile("ip", packet.LayerNetwork, filter.Strict)
+	if err != nil {
+		return err
+	}
+	u, err := codegen.Build(p, codegen.Hook{}, codegen.Options{})
+	if err != nil {
+		return err
+	}
+	loaded, err := u.Load()
+	if err != nil {
+		return err
+	}
+	return loaded.Close()
+})
+
+// decide chooses who decides which packets match, and says why in words.
+func decide(mode engine.Mode) (engine.Mode, string, error) {
+	if mode == engine.ModeInterpret {
+		return mode, "interpreter, as asked for", nil
+	}
+	err := probe()
+	switch {
+	case err == nil:
+		return engine.ModeKernel, "eBPF in netfilter", nil
+	case mode == engine.ModeKernel:
+		return 0, "", fmt.Errorf("eBPF programs cannot be loaded: %w", refusal(err))
+	}
+	return engine.ModeInterpret, fmt.Sprintf("interpreter, because eBPF programs cannot be loaded: %v", refusal(err)), nil
+}
+
+// refusal names what a refused program most often means.
+func refusal(err error) error {
+	if errors.Is(err, unix.EPERM) || errors.Is(err, unix.EACCES) {
+		return fmt.Errorf("%w (needs CAP_BPF in the initial user namespace)", err)
+	}
+	return err
+}
+
+// cursors reports whether verdicts can set the priority of a packet (NFQA_PRIORITY, kernel 5.18).
+var cursors = sync.OnceValue(func() bool {
+	var u unix.Utsname
+	if unix.Uname(&u) != nil {
+		return true
+	}
+	var major, minor int
+	if _, err := fmt.Sscanf(unix.ByteSliceToString(u.Release[:]), "%d.%d", &major, &minor); err != nil {
+		return true
+	}
+	return major > 5 || major == 5 && minor >= 18
+})

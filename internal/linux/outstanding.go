@@ -1,0 +1,34 @@
+//go:build linux
+
+package linux
+
+import (
+	"math/bits"
+	"sync/atomic"
+)
+
+// outstanding keeps the ids of packets that were received and not sent on yet. A packet that is never sent
+// would stay in the kernel's queue for good, so there is room for a fixed number of them: a new one
+// pushes out the one that has had its place the longest. Lock-free, for any number of goroutines.
+type outstanding struct {
+	mask  uint32
+	slots []atomic.Uint64 // id<<1 | 1, or 0
+}
+
+// newOutstanding returns room for n packets or a few more.
+func newOutstanding(n int) *outstanding {
+	size := 1 << bits.Len(uint(max(n, 2)-1))
+	return &outstanding{mask: uint32(size - 1), slots: make([]atomic.Uint64, size)}
+}
+
+// put adds an id. If another packet had to give way, its id is returned; the caller drops that packet.
+// Ids of a queue count up, so the one that shares a slot is the oldest.
+func (o *outstanding) put(id uint32) (gone uint32, gaveWay bool) {
+	old := o.slots[id&o.mask].Swap(uint64(id)<<1 | 1)
+	return uint32(old >> 1), old != 0
+}
+
+// claim takes an id out and reports whether it was there: only one sender of a packet gets it.
+func (o *outstanding) claim(id uint32) bool {
+	return o.slots[id&o.mask].CompareAndSwap(uint64(id)<<1|1, 0)
+}

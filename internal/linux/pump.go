@@ -1,0 +1,169 @@
+//go:build linux
+
+package linux
+
+import (
+	"errors"
+	"sync/atomic"
+	"time"
+
+	"github.com/opendivert/divert/filter"
+	"github.com/opendivert/divert/internal/engine"
+	"github.com/opendivert/divert/internal/linux/queue"
+	"github.com/opendivert/divert/internal/linux/rules"
+	"github.com/opendivert/divert/packet"
+)
+
+// pump is the source of a handle for which the interpreter decides: every packet of its paths is
+// queued; what does not match goes on at once, the rest waits in user space for a reader, or
+// is dropped.
+type pump struct {
+	h       *handle
+	q       *queue.Queue
+	program atomic.Pointer[filter.Program]
+	matches *backlog
+	done    chan struct{}
+}
+
+func newPump(h *handle) (*pump, error) {
+	q, err := queue.Open(queueOptions(&h.cfg, h.cfg.Limits))
+	if err != nil {
+		return nil, err
+	}
+	h.sender.attach(q, h.cfg.Limits.Length)
+	p := &pump{h: h, q: q, done: make(chan struct{})}
+	p.program.Store(h.cfg.Program)
+	p.matches = newBacklog(h.cfg.Limits, p.lost)
+	verdicts, err := q.NewVerdicts()
+	if err != nil {
+		q.Close()
+		return nil, err
+	}
+	go p.run(verdicts)
+	return p, nil
+}
+
+func (p *pump) action() rules.Action { return rules.ToQueue{Num: p.q.Num(), Count: 1} }
+
+// run takes packets out of the queue until it is closed.
+func (p *pump) run(verdicts *queue.Verdicts) {
+	defer close(p.done)
+	r := newBatchReader(p.q)
+	ps := make([]packet.Packet, maxBatch)
+	for {
+		got, err := r.fill(ps, true)
+		if err != nil {
+			return
+		}
+		at := now()
+		for i := range ps[:got] {
+			p.one(&ps[i], r.datagram(i, &ps[i]), at, verdicts)
+		}
+		if verdicts.Flush() != nil {
+			return
+		}
+	}
+}
+
+// one decides on one datagram.
+func (p *pump) one(pk *packet.Packet, datagram []byte, at int64, verdicts *queue.Verdicts) {
+	var m queue.Message
+	switch m.Parse(datagram) {
+	case queue.KindError:
+		p.h.counts.failed.Add(1)
+		return
+	case queue.KindOther:
+		return
+	}
+	p.h.deliver(pk, &m, at)
+	counts := &p.h.counts
+	switch {
+	case int(m.Length) == len(m.Payload) && !p.program.Load().MatchExact(pk.Data, &pk.Addr):
+		verdict, o := p.h.sender.onward(m.Priority)
+		_ = verdicts.Add(m.ID, verdict, o)
+		return
+	case p.h.recvDown.Load():
+		// The rules are gone, and what was under way to the queue goes on (specification: api.md 9).
+		verdict, o := p.h.sender.onward(m.Priority)
+		_ = verdicts.Add(m.ID, verdict, o)
+		return
+	}
+	counts.matched.Add(1)
+	switch {
+	case p.h.cfg.Flags&engine.FlagDrop != 0:
+		counts.dropped.Add(1)
+	case int(m.Length) > len(m.Payload):
+		counts.long.Add(1)
+	default:
+		if gone, gaveWay := p.h.sender.waiting.put(m.ID); gaveWay {
+			counts.dropped.Add(1)
+			_ = verdicts.Add(gone, queue.Drop, queue.Option{})
+		}
+		if p.matches.add(pk.Data, &pk.Addr) {
+			return
+		}
+		p.h.sender.waiting.claim(m.ID)
+		counts.full.Add(1)
+	}
+	_ = verdicts.Add(m.ID, queue.Drop, queue.Option{})
+}
+
+// lost drops a packet that had to leave the backlog.
+func (p *pump) lost(w *waiting, why dropReason) {
+	if why == dropOld {
+		p.h.counts.old.Add(1)
+	} else {
+		p.h.counts.full.Add(1)
+	}
+	p.verdict(w, queue.Drop, queue.Option{})
+}
+
+// verdict decides on a packet of the backlog, unless it has given way to another since.
+func (p *pump) verdict(w *waiting, verdict queue.Verdict, o queue.Option) {
+	t := tokenOf(&w.addr)
+	if !p.h.sender.waiting.claim(t.id) {
+		return
+	}
+	v, err := p.h.sender.batch()
+	if err != nil {
+		return
+	}
+	defer p.h.sender.batches.Put(v)
+	if v.Add(t.id, verdict, o) == nil {
+		_ = v.Flush() // fails only when the queue is closed, and the packet with it
+	}
+}
+
+func (p *pump) recv(ps []packet.Packet) (int, error) { return p.matches.recv(ps) }
+
+func (p *pump) setDeadline(t time.Time) error {
+	p.matches.set(func() { p.matches.deadline = t })
+	return nil
+}
+
+func (p *pump) setLimits(l engine.Limits) error {
+	p.matches.set(func() { p.matches.limits = l })
+	return closedError(p.q.Configure(queueOptions(&p.h.cfg, l)))
+}
+
+func (p *pump) setFilter(f *filter.Program) { p.program.Store(f) }
+
+func (p *pump) drain() { p.matches.set(func() { p.matches.draining = true }) }
+
+// close gives the packets that nobody received back to the stack, as they were.
+func (p *pump) close() error {
+	p.matches.set(func() { p.matches.closed = true })
+	_ = p.q.SetReadDeadline(past) // ends run
+	<-p.done
+	oldest := now() - int64(p.h.cfg.Limits.Time)
+	p.matches.discard(func(w *waiting) {
+		if w.addr.Timestamp < oldest {
+			p.lost(w, dropOld)
+			return
+		}
+		t := tokenOf(&w.addr)
+		verdict, o := p.h.sender.onward(t.priority)
+		p.verdict(w, verdict, o)
+	})
+	return errors.Join(release(p.q, p.h.sender), p.q.Close())
+}

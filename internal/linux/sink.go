@@ -1,0 +1,49 @@
+//go:build linux
+
+package linux
+
+import (
+	"time"
+
+	"github.com/opendivert/divert/filter"
+	"github.com/opendivert/divert/internal/engine"
+	"github.com/opendivert/divert/internal/linux/queue"
+	"github.com/opendivert/divert/internal/linux/rules"
+	"github.com/opendivert/divert/packet"
+)
+
+// sink is the source of a handle that drops in the kernel: a queue of no length. The sender of a
+// packet learns nothing, which the drop verdict of a rule would tell it (EPERM), and the
+// queue ends with the process. Receiving waits until shutdown or close.
+type sink struct {
+	q     *queue.Queue
+	empty *backlog
+}
+
+func newSink(h *handle) (*sink, error) {
+	q, err := queue.Open(queue.Options{MaxLen: 0, RcvBuf: 4096})
+	if err != nil {
+		return nil, err
+	}
+	return &sink{q: q, empty: newBacklog(h.cfg.Limits, nil)}, nil
+}
+
+func (s *sink) action() rules.Action { return rules.ToQueue{Num: s.q.Num(), Count: 1} }
+
+func (s *sink) recv(ps []packet.Packet) (int, error) { return s.empty.recv(ps) }
+
+func (s *sink) setDeadline(t time.Time) error {
+	s.empty.set(func() { s.empty.deadline = t })
+	return nil
+}
+
+func (s *sink) setLimits(engine.Limits) error { return nil } // nothing ever waits
+
+func (s *sink) setFilter(*filter.Program) {}
+
+func (s *sink) drain() { s.empty.set(func() { s.empty.draining = true }) }
+
+func (s *sink) close() error {
+	s.empty.set(func() { s.empty.closed = true })
+	return s.q.Close()
+}

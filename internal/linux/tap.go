@@ -1,0 +1,184 @@
+//go:build linux
+
+package linux
+
+import (
+	"errors"
+	"net"
+	"os"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/opendivert/divert/filter"
+	"github.com/opendivert/divert/internal/engine"
+	"github.com/opendivert/divert/internal/linux/nfnl"
+	"github.com/opendivert/divert/internal/linux/queue"
+	"github.com/opendivert/divert/internal/linux/rules"
+	"github.com/opendivert/divert/internal/linux/sniff"
+	"github.com/opendivert/divert/packet"
+)
+
+// tap is the source of a handle that sniffs: copies from the packet log. Where the interpreter decides,
+// every packet of the handle's paths is copied and what does not match is passed over here.
+type tap struct {
+	h        *handle
+	log      *sniff.Log
+	program  atomic.Pointer[filter.Program] // nil where the kernel decides
+	draining atomic.Bool
+
+	mu      sync.Mutex // held by the one who receives
+	reader  *nfnl.Reader
+	slots   [tapSlots][]byte
+	got     int            // datagrams in the slots
+	next    int            // the first of them that was not begun
+	current sniff.Datagram // what is left of the one before
+	seq     uint32         // of the last copy
+	begun   bool           // there was a last copy
+}
+
+// tapSlots is how many datagrams one system call takes; each holds up to sniff.Threshold packets.
+const tapSlots = 8
+
+func newTap(h *handle, interpret bool) (*tap, error) {
+	log, err := sniff.Open(receiveBuffer(h.cfg.Limits))
+	if err != nil {
+		return nil, err
+	}
+	t := &tap{h: h, log: log, reader: log.NewReader(tapSlots)}
+	for i := range t.slots {
+		t.slots[i] = make([]byte, sniff.BufferSize)
+	}
+	if interpret {
+		t.program.Store(h.cfg.Program)
+	}
+	return t, nil
+}
+
+func (t *tap) action() rules.Action { return rules.ToLog{Group: t.log.Group()} }
+
+func (t *tap) recv(ps []packet.Packet) (int, error) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	for {
+		if n := t.take(ps); n > 0 {
+			return n, nil
+		}
+		draining := t.draining.Load()
+		err := t.refill(!draining)
+		switch {
+		case errors.Is(err, os.ErrDeadlineExceeded) && (t.draining.Load() || t.h.closed.Load()):
+			if t.h.closed.Load() {
+				return 0, net.ErrClosed
+			}
+		case err != nil:
+			return 0, closedError(err)
+		case t.got == 0 && draining:
+			return 0, eof
+		}
+	}
+}
+
+// refill receives datagrams into the slots.
+func (t *tap) refill(wait bool) (err error) {
+	for i, s := range t.slots {
+		t.reader.Slot(i, s)
+	}
+	t.got, t.next = 0, 0
+	if wait {
+		t.got, err = t.reader.Recv(tapSlots)
+	} else {
+		t.got, err = t.reader.Poll(tapSlots)
+	}
+	return err
+}
+
+// take moves copies out of the slots.
+func (t *tap) take(ps []packet.Packet) (n int) {
+	at := now()
+	program := t.program.Load()
+	var c sniff.Copy
+	for n < len(ps) {
+		if !t.current.Next(&c) {
+			if t.next == t.got {
+				break
+			}
+			length, _ := t.reader.Len(t.next)
+			t.current = sniff.Copies(t.slots[t.next][:min(length, sniff.BufferSize)])
+			t.next++
+			continue
+		}
+		t.countLost(c.Seq)
+		p := &ps[n]
+		t.address(&p.Addr, &c, at)
+		if program != nil {
+			if !program.MatchExact(c.Payload, &p.Addr) {
+				continue
+			}
+			t.h.counts.matched.Add(1)
+		}
+		p.Data = append(p.Buffer(len(c.Payload))[:0], c.Payload...)
+		n++
+	}
+	return n
+}
+
+// countLost counts what is missing between the copies: the receive buffer was full.
+func (t *tap) countLost(seq uint32) {
+	if t.begun && seq-t.seq > 1 {
+		t.h.counts.full.Add(uint64(seq - t.seq - 1))
+	}
+	t.seq, t.begun = seq, true
+}
+
+// address describes a copy.
+func (t *tap) address(a *packet.Address, c *sniff.Copy, at int64) {
+	*a = packet.Address{}
+	t.h.describe(a, &queue.Message{Hook: queue.Hook(c.Hook), In: c.In, Out: c.Out, Payload: c.Payload, ChecksumNotVerified: true}, at)
+	a.Sniffed = true
+	// The log does not tell a checksum that is left to the hardware; what stands in the field then does.
+	if pending(c.Payload) {
+		a.TCPChecksum, a.UDPChecksum = false, false
+	}
+}
+
+// pending reports whether the transport checksum field holds the sum of the pseudo-header only, as
+// the kernel leaves it for the hardware to complete.
+func pending(b []byte) bool {
+	var p packet.Parsed
+	if !p.ParseExact(b) || p.Fragment {
+		return false
+	}
+	if h := p.TCP(b); h != nil {
+		return h.Checksum() == p.PseudoHeaderSum(b)
+	}
+	if h := p.UDP(b); h != nil {
+		return h.Checksum() == p.PseudoHeaderSum(b)
+	}
+	return false
+}
+
+func (t *tap) setDeadline(at time.Time) error {
+	if t.draining.Load() {
+		return nil // nothing waits any more
+	}
+	return closedError(t.log.SetReadDeadline(at))
+}
+
+func (t *tap) setLimits(l engine.Limits) error {
+	return closedError(t.log.SetReceiveBuffer(receiveBuffer(l)))
+}
+
+func (t *tap) setFilter(p *filter.Program) { t.program.Store(p) }
+
+func (t *tap) drain() {
+	// What the kernel gathers for a datagram comes within 10 ms.
+	time.Sleep(20 * time.Millisecond)
+	t.draining.Store(true)
+	_ = t.log.SetReadDeadline(past) // wakes the readers
+}
+
+func (t *tap) close() error {
+	_ = t.log.SetReadDeadline(past)
+	return t.log.Close()
+}

@@ -1,0 +1,89 @@
+//go:build linux
+
+package linux
+
+import (
+	"encoding/binary"
+
+	"github.com/opendivert/divert/internal/linux/queue"
+	"github.com/opendivert/divert/packet"
+)
+
+// token is what an address remembers of the queued packet it came with. It lies in the bytes of the
+// layer data that the C layout leaves unused at the NETWORK layers, so it survives the C interface.
+type token struct {
+	tag      uint32 // of the handle, never 0
+	id       uint32 // of the packet in its queue
+	priority uint32 // skb->priority at the capture
+	ifIdx    uint32 // as captured
+	dst      uint32 // digest of the destination address
+	hook     queue.Hook
+	gso      bool // the packet is to be cut into segments
+}
+
+// tokenOffset is where the token lies in the layer data, behind interface and sub-interface.
+const tokenOffset = 8
+
+// put writes the token into an address.
+func (t *token) put(a *packet.Address) {
+	b := a.Union()[tokenOffset:]
+	le := binary.LittleEndian
+	le.PutUint32(b[0:], t.tag)
+	le.PutUint32(b[4:], t.id)
+	le.PutUint32(b[8:], t.priority)
+	le.PutUint32(b[12:], t.ifIdx)
+	le.PutUint32(b[16:], t.dst)
+	b[20] = byte(t.hook)
+	b[21] = 0
+	if t.gso {
+		b[21] = 1
+	}
+}
+
+// tokenOf reads the token of an address. Any address has one; only the tag makes it mean something.
+func tokenOf(a *packet.Address) token {
+	b := a.Union()[tokenOffset:]
+	le := binary.LittleEndian
+	return token{
+		tag: le.Uint32(b[0:]), id: le.Uint32(b[4:]), priority: le.Uint32(b[8:]),
+		ifIdx: le.Uint32(b[12:]), dst: le.Uint32(b[16:]),
+		hook: queue.Hook(b[20]), gso: b[21] != 0,
+	}
+}
+
+// clear makes the address belong to no packet.
+func clearToken(a *packet.Address) { clear(a.Union()[tokenOffset:]) }
+
+// outbound reports whether the packet was on its way out.
+func (t *token) outbound() bool { return t.hook != queue.HookPrerouting }
+
+// holds reports whether a packet with this address and these bytes can go on as the one it was captured as:
+// on the same way, over the same interface, and, when it has been routed already, to the
+// same destination.
+func (t *token) holds(b []byte, a *packet.Address) bool {
+	if a.Outbound != t.outbound() {
+		return false
+	}
+	if t.outbound() {
+		return destination(b) == t.dst
+	}
+	return a.Network().IfIdx == t.ifIdx
+}
+
+// destination digests the destination address of a packet (FNV-1a); 0 if it is cut before that.
+func destination(b []byte) uint32 {
+	var addr []byte
+	switch {
+	case len(b) >= packet.IPv6HeaderLen && b[0]>>4 == 6:
+		addr = b[24:40]
+	case len(b) >= packet.IPv4HeaderLen && b[0]>>4 == 4:
+		addr = b[16:20]
+	default:
+		return 0
+	}
+	h := uint32(2166136261)
+	for _, c := range addr {
+		h = (h ^ uint32(c)) * 16777619
+	}
+	return h
+}
