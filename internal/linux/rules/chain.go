@@ -178,7 +178,8 @@ func passForwarded() []expr.Any {
 }
 
 // defragRules switch reassembly on for both families without connection tracking: the expression asks
-// for it when it is made, wherever it stands (net/netfilter/nft_tproxy.c).
+// for it when it is made, wherever it stands (net/netfilter/nft_tproxy.c). They stay as long as the table:
+// reassembly is a hook too, and to take a hook away loses the packets that wait in queues.
 func defragRules() [][]expr.Any {
 	rule := func(family byte) []expr.Any {
 		return []expr.Any{

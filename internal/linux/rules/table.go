@@ -312,9 +312,10 @@ func (t *tx) enter(o Owner, rules []Rule) error {
 	for _, r := range rules {
 		t.insert(o, r.Chain, r.exprs(o))
 		switch {
-		case r.Chain == Inbound:
+		case r.Chain == Inbound && len(t.rules[Defrag]) == 0:
 			for _, e := range defragRules() {
-				t.insert(o, Defrag, e)
+				t.conn.AddRule(&nftables.Rule{Table: table, Chain: Defrag.ref(), Exprs: e})
+				t.fresh = true
 			}
 		case r.Chain == Outbound && r.Program == NoProgram:
 			t.conn.InsertRule(t.rule(o, Outbound, passForwarded()))
