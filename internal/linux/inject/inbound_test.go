@@ -8,6 +8,9 @@ import (
 	"errors"
 	"net"
 	"net/netip"
+	"os"
+	"os/exec"
+	"strconv"
 	"sync"
 	"testing"
 	"time"
@@ -15,14 +18,21 @@ import (
 	"github.com/google/nftables"
 	"github.com/google/nftables/expr"
 	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
 
 	"github.com/opendivert/divert/internal/lab"
 )
 
 const servedCursor = 0xd0000010
 
+// newInbound skips the test where the device cannot be made at all, and says why.
 func newInbound(t testing.TB, h *lab.Host) *Inbound {
 	t.Helper()
+	if fd, err := unix.Open("/dev/net/tun", unix.O_RDWR|unix.O_CLOEXEC, 0); err != nil {
+		t.Skipf("/dev/net/tun: %v", err)
+	} else {
+		unix.Close(fd)
+	}
 	var in *Inbound
 	do(t, h, func() (err error) { in, err = NewInbound(testCursor, servedCursor); return err })
 	t.Cleanup(func() { in.Close() })
@@ -535,4 +545,55 @@ func BenchmarkInbound(b *testing.B) {
 			}
 		}
 	})
+}
+
+const holdVariable = "DIVERT_TEST_HOLD_DEVICE"
+
+// TestHoldDevice is the process that TestInboundKilled kills: it makes a device and waits.
+func TestHoldDevice(t *testing.T) {
+	index, err := strconv.ParseUint(os.Getenv(holdVariable), 10, 32)
+	if err != nil {
+		t.Skip("only of use to TestInboundKilled")
+	}
+	in, err := NewInbound(testCursor, servedCursor)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := in.Send(udp("10.77.0.2", "10.77.0.1", 1, 53, nil), uint32(index)); err != nil {
+		t.Fatal(err)
+	}
+	time.Sleep(time.Minute)
+}
+
+// Nothing stays behind a process that is killed.
+func TestInboundKilled(t *testing.T) {
+	n := lab.TwoHostsT(t, lab.LinkOptions{})
+	newInbound(t, n.A) // skips where there can be no device
+	nl, err := n.A.Netlink()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer nl.Close()
+	waitDevice := func(want bool) {
+		t.Helper()
+		for range 1000 {
+			if _, err := nl.LinkByName("divert0"); (err == nil) == want {
+				return
+			}
+			time.Sleep(10 * time.Millisecond)
+		}
+		t.Fatalf("device there: %v", !want)
+	}
+	cmd := exec.Command(os.Args[0], "-test.run=^TestHoldDevice$")
+	cmd.Env = append(os.Environ(), holdVariable+"="+strconv.Itoa(n.LinkA.Index()))
+	if err := n.A.Start(cmd); err != nil {
+		t.Fatal(err)
+	}
+	defer cmd.Wait()
+	defer cmd.Process.Kill()
+	waitDevice(true)
+	if err := cmd.Process.Kill(); err != nil {
+		t.Fatal(err)
+	}
+	waitDevice(false)
 }

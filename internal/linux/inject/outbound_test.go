@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/google/nftables"
+	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
 	"github.com/opendivert/divert/internal/lab"
@@ -412,5 +413,95 @@ func BenchmarkOutbound(b *testing.B) {
 				}
 			}
 		})
+	}
+}
+
+// Where the path carries less than the first interface, the kernel fragments IPv4 that may be; of the rest
+// it tells the source, and Send tells the caller or cuts.
+func TestOutboundPathMTU(t *testing.T) {
+	net := lab.TwoHostsT(t, lab.LinkOptions{})
+	o := newOutbound(t, net.A, testCursor)
+	nl, err := net.A.Netlink()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer nl.Close()
+	for _, dst := range []string{"10.77.0.2/32", "fd77::2/128"} {
+		prefix, err := netlink.ParseIPNet(dst)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := nl.RouteAdd(&netlink.Route{LinkIndex: net.LinkA.Index(), Dst: prefix, MTU: 1300}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	df := udp("10.77.0.1", "10.77.0.2", 1000, 53, pattern(1400))
+	df[6] = 0x40
+	for _, tc := range []struct {
+		name, listen string
+		pkt          []byte
+	}{
+		{"IPv4", "10.77.0.2:53", udp("10.77.0.1", "10.77.0.2", 1000, 53, pattern(1400))},
+		{"IPv4 above the interface's MTU", "10.77.0.2:53", udp("10.77.0.1", "10.77.0.2", 1000, 53, pattern(4000))},
+		{"IPv6", "[fd77::2]:53", udp("fd77::1", "fd77::2", 1000, 53, pattern(1400))},
+		{"IPv6 above the interface's MTU", "[fd77::2]:53", udp("fd77::1", "fd77::2", 1000, 53, pattern(4000))},
+		{"Don't Fragment", "", df},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			if tc.listen == "" {
+				var e *TooBigError
+				if err := o.Send(tc.pkt, 0); !errors.As(err, &e) || e.MTU != 1300 {
+					t.Errorf("%v", err)
+				}
+				return
+			}
+			receive, wire := receiveUDP(t, net.B, tc.listen), capture(t, net.LinkB)
+			if err := o.Send(tc.pkt, 0); err != nil {
+				t.Fatal(err)
+			}
+			if got := receive(arrival); len(got) == 0 || !bytes.HasSuffix(tc.pkt, got) {
+				t.Fatalf("received %d bytes", len(got))
+			}
+			f := next(t, wire, arrival, func(q []byte) bool { return len(q) > 1000 })
+			if len(f) > 1300 {
+				t.Errorf("%d bytes on the wire", len(f))
+			}
+		})
+	}
+}
+
+// A Send that waits for room in the socket's buffer ends when the Outbound is closed.
+func TestOutboundCloseEndsWaiting(t *testing.T) {
+	n := lab.TwoHostsT(t, lab.LinkOptions{LearnNeighbours: true})
+	o := newOutbound(t, n.A, testCursor)
+	if err := unix.SetsockoptInt(o.socks[sockIPv4].fd, unix.SOL_SOCKET, unix.SO_SNDBUF, 4096); err != nil {
+		t.Fatal(err)
+	}
+	// Nobody has this address: the packets stay in the socket's account until ARP gives up.
+	p := udp("10.77.0.1", "10.77.0.99", 1, 2, pattern(1000))
+	done := make(chan error, 1)
+	go func() {
+		for {
+			if err := o.Send(p, 0); err != nil {
+				done <- err
+				return
+			}
+		}
+	}()
+	select {
+	case err := <-done:
+		t.Fatalf("ended early: %v", err)
+	case <-time.After(300 * time.Millisecond):
+	}
+	if err := o.Close(); err != nil {
+		t.Fatal(err)
+	}
+	select {
+	case err := <-done:
+		if !errors.Is(err, net.ErrClosed) {
+			t.Error(err)
+		}
+	case <-time.After(arrival):
+		t.Error("still waiting")
 	}
 }
