@@ -1,0 +1,111 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"runtime"
+	"strings"
+	"syscall"
+
+	"github.com/opendivert/divert"
+	"github.com/opendivert/divert/filter"
+	"github.com/spf13/cobra"
+)
+
+// The exit statuses.
+const (
+	exitOK     = 0 // ended as asked
+	exitFailed = 1
+	exitUsage  = 2 // wrong usage, or a filter that does not compile
+)
+
+// usageError is an error in the command line itself.
+type usageError struct{ error }
+
+// Unwrap returns what is wrong.
+func (e usageError) Unwrap() error { return e.error }
+
+// usagef returns a usageError.
+func usagef(format string, args ...any) error { return usageError{fmt.Errorf(format, args...)} }
+
+// exitStatus is an error that has been reported already, or needs no report: it only sets the exit status.
+type exitStatus int
+
+// Error returns the status in words.
+func (s exitStatus) Error() string { return fmt.Sprintf("exit status %d", int(s)) }
+
+// exit reports the error of a command and returns the exit status.
+func (a *app) exit(cmd *cobra.Command, err error) int {
+	var (
+		status exitStatus
+		f      *filter.Error
+		usage  usageError
+	)
+	switch {
+	case err == nil, brokenPipe(err):
+		return exitOK
+	case errors.As(err, &status):
+		return int(status)
+	case errors.As(err, &f):
+		fmt.Fprintf(a.errout, "%s the filter does not compile:\n%s\n", a.label(), f.Snippet())
+		return exitUsage
+	case errors.As(err, &usage):
+		fmt.Fprintf(a.errout, "%s %v\nSee `%s --help`.\n", a.label(), err, cmd.CommandPath())
+		return exitUsage
+	}
+	fmt.Fprintf(a.errout, "%s %s\n", a.label(), strings.TrimPrefix(err.Error(), "divert: "))
+	if hint := remedy(err); hint != "" {
+		fmt.Fprintln(a.errout, hint)
+	}
+	return exitFailed
+}
+
+// label is what error messages start with.
+func (a *app) label() string {
+	if a.errColour {
+		return styleError.begin + "divert:" + styleEnd
+	}
+	return "divert:"
+}
+
+// remedy says what to do about an error, if there is something.
+func remedy(err error) string {
+	var op *divert.OpError
+	if !errors.As(err, &op) || op.Op != "open" {
+		return ""
+	}
+	switch {
+	case errors.Is(err, os.ErrPermission):
+		return "Run it as root, or try `divert demo`, which needs no privileges."
+	case errors.Is(err, divert.ErrNotSupported):
+		return "`divert doctor` shows what this system has and what it lacks."
+	}
+	return ""
+}
+
+// brokenPipe reports whether err says that nobody reads the output any more. That is how `divert dump | head`
+// ends, and no failure.
+func brokenPipe(err error) bool {
+	if errors.Is(err, syscall.EPIPE) {
+		return true
+	}
+	var n syscall.Errno
+	if runtime.GOOS != "windows" || !errors.As(err, &n) {
+		return false
+	}
+	return n == 109 || n == 232 // ERROR_BROKEN_PIPE, ERROR_NO_DATA
+}
+
+// knownCommand refuses arguments of a command that has only subcommands, with a suggestion.
+func knownCommand(cmd *cobra.Command, args []string) error {
+	if len(args) == 0 {
+		return nil
+	}
+	cmd.SuggestionsMinimumDistance = 2
+	text := fmt.Sprintf("%s has no command %q", cmd.CommandPath(), args[0])
+	if s := cmd.SuggestionsFor(args[0]); len(s) > 0 {
+		text += fmt.Sprintf("; did you mean %q?", strings.Join(s, `" or "`))
+	}
+	return usageError{errors.New(text)}
+}

@@ -1,0 +1,17 @@
+package main
+
+// style is how a part of the output looks on a terminal with colours: an ANSI sequence (ECMA-48 8.3.117, SGR).
+type style struct{ begin string }
+
+// The styles, and the sequence that ends any of them.
+var (
+	styleError   = style{"\x1b[1;31m"}
+	styleTime    = style{"\x1b[2m"}
+	styleProto   = style{"\x1b[33m"}
+	styleInfo    = style{"\x1b[32m"}
+	styleBytes   = style{"\x1b[36m"}
+	styleBad     = style{"\x1b[31m"}
+	styleHeading = style{"\x1b[1m"}
+)
+
+const styleEnd = "\x1b[0m"
