@@ -24,7 +24,7 @@ func (p *Program) Lower() (*Program, error) {
 	same := true
 	for i := range p.tests {
 		t := &p.tests[i]
-		chain, ok := lowerTest(t)
+		chain, ok := lowerTest(t, p.layer)
 		if !ok {
 			return nil, &LowerError{Test: i, Field: t.Field, Layer: p.layer}
 		}
@@ -85,9 +85,9 @@ func link(t Target, outer Test, start []Target, index int) Target {
 
 // lowerTest returns the chain that replaces a test, nil if the test may stay, or not ok if
 // there is none.
-func lowerTest(t *Test) (chain []Test, ok bool) {
+func lowerTest(t *Test, layer Layer) (chain []Test, ok bool) {
 	switch {
-	case t.Field == FieldFamilyIP || t.Field == FieldFamilyIPv6:
+	case (t.Field == FieldFamilyIP || t.Field == FieldFamilyIPv6) && t.Field.info().layers.has(layer):
 		return lowerFamily(t), true
 	case t.Field >= numSpecFields:
 		return nil, false

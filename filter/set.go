@@ -99,11 +99,12 @@ func (s *Set) Contains(v Value) bool {
 	return i > 0 && !s.Ranges[i-1].Last.less(v)
 }
 
-// A bitmap is a set of 16-bit values.
+// A bitmap is a set of 16-bit values. Greater ones are never members.
 type bitmap [1 << 16 / 64]uint64
 
 func (m *bitmap) contains(v uint32) bool {
-	return m[v>>6&(1<<10-1)]&(1<<(v&63)) != 0
+	i := v >> 6
+	return i < uint32(len(m)) && m[i]&(1<<(v&63)) != 0
 }
 
 func (m *bitmap) add(first, last uint32) {
