@@ -95,14 +95,15 @@ func openTun() (int, error) {
 
 // Close removes the device. Later calls, of Close too, return net.ErrClosed.
 func (in *Inbound) Close() error {
+	// First, and without the lock: a Send that waits for the loopback interface holds it.
+	if err := in.loop.Close(); err != nil {
+		return err
+	}
 	in.mu.Lock()
 	defer in.mu.Unlock()
-	if in.closed {
-		return net.ErrClosed
-	}
 	in.closed = true
 	in.nl.Close()
-	err := errors.Join(in.loop.Close(), unix.Close(in.events.fd))
+	err := unix.Close(in.events.fd)
 	if in.tun >= 0 {
 		err = errors.Join(err, unix.Close(in.tun))
 	}

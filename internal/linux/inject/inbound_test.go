@@ -597,3 +597,66 @@ func TestInboundKilled(t *testing.T) {
 	}
 	waitDevice(false)
 }
+
+// Reassembly keeps the frame's addresses, so the cursor reaches the chain behind it, once.
+func TestInboundReassembledCursor(t *testing.T) {
+	net := lab.TwoHostsT(t, lab.LinkOptions{})
+	in := newInbound(t, net.A)
+	defragment := []expr.Any{&expr.Ct{Register: 1, Key: expr.CtKeySTATE}} // turns conntrack on, and so reassembly
+	for _, tc := range []struct{ name, src, dst, listen string }{
+		{"IPv4", "10.77.0.2", "10.77.0.1", "10.77.0.1:53"},
+		{"IPv6", "fd77::2", "fd77::1", "[fd77::1]:53"},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			receive := receiveUDP(t, net.A, tc.listen)
+			count := countPriority(t, net.A, nftables.ChainHookPrerouting, testCursor, defragment, CursorRule())
+			p := udp(tc.src, tc.dst, 1, 53, pattern(4000))
+			err := Fragment(p, make([]byte, MinScratch), 1500, 1, func(f []byte) error {
+				return in.Send(f, uint32(net.LinkA.Index()))
+			})
+			if err != nil {
+				t.Fatal(err)
+			}
+			if got := receive(arrival); !bytes.Equal(got, pattern(4000)) {
+				t.Errorf("received %d bytes", len(got))
+			}
+			if n := count.packets(t); n != 1 {
+				t.Errorf("%d packets with the cursor, want 1 reassembled", n)
+			}
+		})
+	}
+}
+
+// One device serves many interfaces, and makes room when it has no place for one more.
+func TestInboundManyTargets(t *testing.T) {
+	n := lab.TwoHostsT(t, lab.LinkOptions{})
+	in := newInbound(t, n.A)
+	nl, err := n.A.Netlink()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer nl.Close()
+	names := []string{"many0", "many1", "many2"}
+	var indexes []uint32
+	for _, name := range names {
+		indexes = append(indexes, addVeth(t, nl, name, 0))
+	}
+	p := udp("10.77.0.2", "10.77.0.1", 1, 53, nil)
+	for _, full := range []bool{false, true} {
+		if full {
+			in.mu.Lock()
+			delete(in.targets, indexes[0])
+			in.device.used = maxTargets
+			in.mu.Unlock()
+		}
+		for i, name := range names {
+			count := countPriority(t, n.A, nftables.ChainHookPrerouting, testCursor, notOn(name), CursorRule())
+			if err := in.Send(p, indexes[i]); err != nil {
+				t.Fatal(err)
+			}
+			if got := count.packets(t); got != 1 {
+				t.Errorf("%s: %d packets", name, got)
+			}
+		}
+	}
+}
