@@ -205,3 +205,35 @@ func TestChecksumsOnTheWire(t *testing.T) {
 		}
 	})
 }
+
+// TestInjectedAnew carries a TCP connection by injection alone: each packet is forgotten by the kernel and
+// injected as a new one, also the large ones that it would have cut later.
+func TestInjectedAnew(t *testing.T) {
+	eachEngine(t, lab.LinkOptions{}, func(t *testing.T, pair *lab.Pair, e divert.Option) {
+		for _, f := range families {
+			for _, at := range []string{"outbound", "inbound"} {
+				t.Run(f.name+"/"+at, func(t *testing.T) {
+					host := pair.A
+					if at == "inbound" {
+						host = pair.B
+					}
+					d := openAt(t, host, at+" and tcp", e)
+					each(t, d, func(p *divert.Packet) {
+						a := divert.Address{
+							Outbound: p.Addr.Outbound, IPv6: p.Addr.IPv6, IPChecksum: p.Addr.IPChecksum, TCPChecksum: p.Addr.TCPChecksum,
+						}
+						a.SetNetwork(p.Addr.Network())
+						if err := d.Send(p.Data, &a); err != nil {
+							t.Errorf("inject %d bytes: %v", len(p.Data), err)
+							d.Close()
+						}
+					})
+					transfer(t, pair.A, pair.B, f.addr(pair.B), 4<<20)
+					if s := stats(t, d); s.Injected != s.Received || s.Reinjected != 0 {
+						t.Errorf("counters %+v", s)
+					}
+				})
+			}
+		}
+	})
+}

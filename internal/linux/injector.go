@@ -33,6 +33,10 @@ func (i *injector) inject(b []byte, a *packet.Address, layer packet.Layer) error
 		if err != nil {
 			return err
 		}
+		if len(b) > ethernetMTU && isTCP(b) {
+			// Captured before segmentation, most likely: longer than its connection's segments.
+			return reason(out.SendSegmented(b, ifIdx, 0))
+		}
 		return reason(out.Send(b, ifIdx))
 	}
 	in, err := i.in()
@@ -40,6 +44,15 @@ func (i *injector) inject(b []byte, a *packet.Address, layer packet.Layer) error
 		return err
 	}
 	return reason(in.Send(b, ifIdx))
+}
+
+// ethernetMTU is the length up to which a packet is sent without asking for its path, in bytes.
+const ethernetMTU = 1500
+
+// isTCP reports whether a packet is TCP and whole, so that it can be cut into segments.
+func isTCP(b []byte) bool {
+	var p packet.Parsed
+	return p.ParseExact(b) && p.TCPOff >= 0 && !p.Fragment
 }
 
 // out returns the way out.

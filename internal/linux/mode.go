@@ -49,8 +49,10 @@ func decide(mode engine.Mode) (engine.Mode, string, error) {
 
 // refusal names what a refused program most often means.
 func refusal(err error) error {
-	if errors.Is(err, unix.EPERM) || errors.Is(err, unix.EACCES) {
-		return fmt.Errorf("%w (needs CAP_BPF in the initial user namespace)", err)
+	for _, no := range []error{unix.EPERM, unix.EACCES} {
+		if errors.Is(err, no) {
+			return fmt.Errorf("%w (needs CAP_BPF in the initial user namespace)", no)
+		}
 	}
 	return err
 }
