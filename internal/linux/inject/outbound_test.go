@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/google/nftables"
+	"github.com/google/nftables/expr"
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
@@ -503,5 +504,31 @@ func TestOutboundCloseEndsWaiting(t *testing.T) {
 		}
 	case <-time.After(arrival):
 		t.Error("still waiting")
+	}
+}
+
+func TestOutboundRefused(t *testing.T) {
+	n, err := lab.New()
+	if err != nil {
+		t.Skip(err)
+	}
+	defer n.Close()
+	a, err := n.AddHost("a")
+	if err != nil {
+		t.Fatal(err)
+	}
+	o := newOutbound(t, a, testCursor)
+	for _, dst := range []string{"10.77.0.2", "fd77::2"} {
+		src := map[bool]string{true: "10.77.0.1", false: "fd77::1"}[dst[0] == '1']
+		if err := o.Send(udp(src, dst, 1, 2, nil), 0); !errors.Is(err, unix.ENETUNREACH) {
+			t.Errorf("no route to %s: %v", dst, err)
+		}
+	}
+	drop := []expr.Any{&expr.Verdict{Kind: expr.VerdictDrop}}
+	countPriority(t, a, nftables.ChainHookPostrouting, testCursor, drop)
+	for _, addr := range []string{"127.0.0.1", "::1"} {
+		if err := o.Send(udp(addr, addr, 1, 2, nil), 0); !errors.Is(err, unix.EPERM) {
+			t.Errorf("dropped by a rule, %s: %v", addr, err)
+		}
 	}
 }
