@@ -1,0 +1,55 @@
+package main
+
+import (
+	"github.com/opendivert/divert"
+	"github.com/spf13/cobra"
+)
+
+func newDrop(a *app) *cobra.Command {
+	var (
+		flags  handleFlags
+		asJSON bool
+	)
+	cmd := &cobra.Command{
+		Use:   "drop [flags] FILTER",
+		Short: "Drop the packets that match, in the kernel and silently",
+		Long: `Drop the packets that match a filter. They never reach this program: the kernel drops
+them, and neither side is told. The traffic is back as soon as the command ends, however it ends.
+Mind the connection you work over: spare it with "and not tcp.SrcPort == 22", for example.`,
+		Example: `  divert drop udp.DstPort == 53                     no DNS in or out
+  divert drop 'outbound and tcp.DstPort in {80, 443}'
+  divert drop 'ip.SrcAddr == 192.0.2.0/24'          ignore a network
+  divert drop 'random8 < 25'                        lose one packet in ten`,
+		Args: filterArguments,
+		RunE: func(cmd *cobra.Command, args []string) error {
+			p, err := flags.compile(args)
+			if err != nil {
+				return err
+			}
+			ctx, stop := untilSignal(cmd.Context())
+			defer stop()
+			h, err := flags.open(p, divert.Drop)
+			if err != nil {
+				return err
+			}
+			defer h.Close()
+			r := report{app: a, json: asJSON}
+			r.begin("dropping", filterText(args), h)
+			<-ctx.Done()
+			r.end(h)
+			return nil
+		},
+	}
+	flags.add(cmd)
+	flags.addQueue(cmd, usualQueueLength, usualQueueTime, usualQueueSize)
+	cmd.Flags().BoolVar(&asJSON, "json", false, "messages and summary on standard error as JSON")
+	return cmd
+}
+
+// filterArguments demands a filter, for commands that would do harm without one.
+func filterArguments(cmd *cobra.Command, args []string) error {
+	if len(args) == 0 {
+		return usagef("%s needs a filter; use `true` for all packets", cmd.CommandPath())
+	}
+	return nil
+}

@@ -1,0 +1,151 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/opendivert/divert"
+	"github.com/opendivert/divert/filter"
+	"github.com/opendivert/divert/packet"
+	"github.com/spf13/cobra"
+)
+
+// layerNames are the values of --layer.
+var layerNames = [packet.NumLayers]string{
+	divert.LayerNetwork: "network",
+	divert.LayerForward: "forward",
+	divert.LayerFlow:    "flow",
+	divert.LayerSocket:  "socket",
+	divert.LayerReflect: "reflect",
+}
+
+// engineNames are the values of --engine.
+var engineNames = []string{
+	divert.EngineAuto:        "auto",
+	divert.EngineKernel:      "kernel",
+	divert.EngineInterpreter: "interpreter",
+}
+
+// choice is a flag whose value is one of a list of names; it is the index of the name.
+type choice struct {
+	names []string
+	value int
+}
+
+// String returns the name chosen.
+func (c *choice) String() string { return c.names[c.value] }
+
+// Type returns what the help shows for the value.
+func (c *choice) Type() string { return "name" }
+
+// Set chooses a name.
+func (c *choice) Set(s string) error {
+	i := slices.Index(c.names, s)
+	if i < 0 {
+		return fmt.Errorf("must be one of %s", strings.Join(c.names, ", "))
+	}
+	c.value = i
+	return nil
+}
+
+// addChoice adds a flag with names to choose from, which the shell completes.
+func addChoice(cmd *cobra.Command, c *choice, name, usage string) {
+	cmd.Flags().Var(c, name, usage+": "+strings.Join(c.names, ", "))
+	_ = cmd.RegisterFlagCompletionFunc(name, cobra.FixedCompletions(c.names, cobra.ShellCompDirectiveNoFileComp)) // the flag exists
+}
+
+// dialectFlags say how a filter is compiled.
+type dialectFlags struct {
+	layer  choice
+	strict bool
+}
+
+func (f *dialectFlags) add(cmd *cobra.Command) {
+	f.layer.names = layerNames[:]
+	addChoice(cmd, &f.layer, "layer", "where in the network stack the filter works")
+	cmd.Flags().BoolVar(&f.strict, "strict", false, "filter language of WinDivert 2.2 to the letter, without extensions")
+}
+
+func (f *dialectFlags) dialect() filter.Dialect {
+	if f.strict {
+		return filter.Strict
+	}
+	return filter.Extended
+}
+
+// compile compiles the filter that the arguments of a command are; none at all is true.
+func (f *dialectFlags) compile(args []string) (*filter.Program, error) {
+	return filter.Compile(filterText(args), divert.Layer(f.layer.value), f.dialect())
+}
+
+// filterText joins arguments to a filter.
+func filterText(args []string) string {
+	if text := strings.Join(args, " "); strings.TrimSpace(text) != "" {
+		return text
+	}
+	return "true"
+}
+
+// handleFlags say how a handle is opened.
+type handleFlags struct {
+	dialectFlags
+	priority    int16
+	fragments   bool
+	queueLength int
+	queueTime   time.Duration
+	queueSize   int
+	engine      choice
+}
+
+func (f *handleFlags) add(cmd *cobra.Command) {
+	f.dialectFlags.add(cmd)
+	fl := cmd.Flags()
+	fl.Int16Var(&f.priority, "priority", 0, "packets meet handles from the highest priority to the lowest, 30000 to -30000")
+	fl.BoolVar(&f.fragments, "fragments", false, "see inbound fragments as they come, not the datagram put together")
+	f.engine.names = engineNames
+	addChoice(cmd, &f.engine, "engine", "who decides which packets match")
+}
+
+// addQueue adds the limits of the queue, with the command's defaults.
+func (f *handleFlags) addQueue(cmd *cobra.Command, length int, age time.Duration, size int) {
+	fl := cmd.Flags()
+	fl.IntVar(&f.queueLength, "queue-length", length, "packets that may wait for the program, 32 to 16384")
+	fl.DurationVar(&f.queueTime, "queue-time", age, "how long a packet may wait, 100ms to 16s")
+	fl.IntVar(&f.queueSize, "queue-size", size, "bytes that may wait, 65535 to 33554432")
+}
+
+// The limits of the queue: what handles have by default (specification: api.md 12), and the greatest, for
+// those who only watch.
+const (
+	usualQueueLength, maxQueueLength = 4096, 16384
+	usualQueueTime, maxQueueTime     = 2 * time.Second, 16 * time.Second
+	usualQueueSize, maxQueueSize     = 4 << 20, 32 << 20
+)
+
+// open opens a handle. Values that Open finds out of range are wrong usage.
+func (f *handleFlags) open(p *filter.Program, flags divert.Flag) (*divert.Handle, error) {
+	if f.fragments {
+		flags |= divert.Fragments
+	}
+	opts := []divert.Option{
+		divert.WithFlags(flags), divert.WithPriority(f.priority), divert.WithEngine(divert.Engine(f.engine.value)),
+	}
+	if f.strict {
+		opts = append(opts, divert.WithStrict())
+	}
+	if f.queueLength != 0 || f.queueTime != 0 || f.queueSize != 0 {
+		opts = append(opts, divert.WithQueueLength(f.queueLength), divert.WithQueueTime(f.queueTime), divert.WithQueueSize(f.queueSize))
+	}
+	h, err := divert.OpenProgram(p, opts...)
+	if errors.Is(err, divert.ErrInvalid) {
+		var op *divert.OpError
+		if errors.As(err, &op) {
+			err = op.Err
+		}
+		return nil, usageError{err}
+	}
+	return h, err
+}

@@ -1,0 +1,87 @@
+package main
+
+import (
+	"context"
+	"io"
+
+	"github.com/opendivert/divert"
+	"github.com/spf13/cobra"
+)
+
+func newPassthru(a *app) *cobra.Command {
+	var (
+		flags   handleFlags
+		batch   int
+		rewrite bool
+		asJSON  bool
+	)
+	cmd := &cobra.Command{
+		Use:   "passthru [flags] [FILTER]",
+		Short: "Divert the packets that match and send each on, unchanged",
+		Long: `Divert the packets that match a filter (all, if there is none) to this program and send each
+on as it was: the cheapest program there is, good for measuring and for trying whether a network
+bears being diverted.
+
+With --rewrite the bytes of each packet go back to the kernel too, as if the program had changed them.`,
+		Example: `  divert passthru tcp.DstPort == 443 or tcp.SrcPort == 443
+  divert passthru --batch 1 --rewrite     every packet singly, with its bytes
+  divert passthru --layer forward         what is routed through this host`,
+		RunE: func(cmd *cobra.Command, args []string) error {
+			if batch < 1 || batch > divert.MaxBatch {
+				return usagef("--batch %d is out of range (1 to %d)", batch, divert.MaxBatch)
+			}
+			p, err := flags.compile(args)
+			if err != nil {
+				return err
+			}
+			ctx, stop := untilSignal(cmd.Context())
+			defer stop()
+			h, err := flags.open(p, 0)
+			if err != nil {
+				return err
+			}
+			defer h.Close()
+			r := report{app: a, json: asJSON}
+			r.begin("passing on packets", filterText(args), h)
+			err = passOn(ctx, h, batch, rewrite, r.warn)
+			r.end(h)
+			return err
+		},
+	}
+	flags.add(cmd)
+	flags.addQueue(cmd, usualQueueLength, usualQueueTime, usualQueueSize)
+	fl := cmd.Flags()
+	fl.IntVar(&batch, "batch", 64, "packets received and sent with one call at most, 1 to 255")
+	fl.BoolVar(&rewrite, "rewrite", false, "send the bytes back as if they had been changed")
+	fl.BoolVar(&asJSON, "json", false, "messages and summary on standard error as JSON")
+	return cmd
+}
+
+// maxWarnings is how many failures of single packets are reported one by one; the summary counts them all.
+const maxWarnings = 10
+
+// passOn sends each packet on until ctx ends. Then no more are captured, and those that wait already are
+// still sent on, so that none is lost.
+func passOn(ctx context.Context, h *divert.Handle, batch int, rewrite bool, warn func(error)) error {
+	stop := context.AfterFunc(ctx, func() { _ = h.Shutdown(divert.ShutdownRecv) }) // fails if closed, which ends it too
+	defer stop()
+	send := h.AcceptBatch
+	if rewrite {
+		send = h.SendBatch
+	}
+	ps := make([]divert.Packet, batch)
+	warnings := 0
+	for {
+		n, err := h.RecvBatch(ps)
+		if err == io.EOF {
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+		if _, err := send(ps[:n]); err != nil && warnings < maxWarnings {
+			warnings++
+			warn(err)
+		}
+	}
+}

@@ -1,0 +1,74 @@
+package main
+
+import (
+	"net"
+	"strconv"
+	"time"
+
+	"github.com/opendivert/divert"
+)
+
+// record is a packet as it is printed or written: what a handle or a capture file gave, with the time and
+// the interface in the form that people read. Data is borrowed until the next record.
+type record struct {
+	data      []byte // from the IP header on
+	length    int    // of the packet; more than len(data) if the capture cut it
+	addr      *divert.Address
+	when      time.Time
+	device    string
+	direction direction
+	live      bool // from a handle: all of addr is known
+}
+
+// direction is where a packet goes to.
+type direction uint8
+
+const (
+	directionUnknown direction = iota
+	directionIn
+	directionOut
+	directionLoopback
+	directionForward
+)
+
+// directions are what the directions are called in text and in JSON, and their bits in the flags of a pcapng
+// packet block (draft-ietf-opsawg-pcapng 4.3.1).
+var directions = [...]struct {
+	arrow, name string
+	flags       uint32
+}{
+	directionUnknown:  {"", "", 0},
+	directionIn:       {"<-", "in", 1},
+	directionOut:      {"->", "out", 2},
+	directionLoopback: {"<>", "loopback", 2},
+	directionForward:  {">>", "forward", 0},
+}
+
+// directionOf returns the direction of a packet that a handle received.
+func directionOf(a *divert.Address) direction {
+	switch {
+	case a.Layer == divert.LayerForward:
+		return directionForward
+	case a.Loopback:
+		return directionLoopback
+	case a.Outbound:
+		return directionOut
+	}
+	return directionIn
+}
+
+// interfaces remembers the names of interfaces by index.
+type interfaces map[uint32]string
+
+// name returns the name of an interface, or "#" and the index if it is gone.
+func (m interfaces) name(index uint32) string {
+	if name, ok := m[index]; ok {
+		return name
+	}
+	name := "#" + strconv.Itoa(int(index))
+	if i, err := net.InterfaceByIndex(int(index)); err == nil {
+		name = i.Name
+	}
+	m[index] = name
+	return name
+}

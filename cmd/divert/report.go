@@ -1,0 +1,123 @@
+package main
+
+import (
+	"encoding/json"
+	"fmt"
+	"strings"
+	"time"
+
+	"github.com/opendivert/divert"
+)
+
+// report writes what a run says about itself to standard error: a line when it begins and one when it
+// ends, as JSON if that was asked for.
+type report struct {
+	app   *app
+	json  bool
+	start time.Time
+}
+
+// started is the line at the beginning, as JSON.
+type started struct {
+	Event    string `json:"event"` // "start"
+	Command  string `json:"command"`
+	Filter   string `json:"filter"`
+	Layer    string `json:"layer"`
+	Priority int16  `json:"priority"`
+	Engine   string `json:"engine"`
+}
+
+// begin says what the run does and by which means.
+func (r *report) begin(command, text string, h *divert.Handle) {
+	r.start = time.Now()
+	if r.json {
+		r.line(started{"start", command, text, h.Layer().String(), h.Priority(), h.Engine()})
+		return
+	}
+	fmt.Fprintf(r.app.errout, "divert: %s at layer %s, priority %d (%s). Ctrl-C ends.\n",
+		command, layerNames[h.Layer()], h.Priority(), h.Engine())
+}
+
+// summary is the line at the end, as JSON.
+type summary struct {
+	Event       string  `json:"event"` // "summary"
+	Seconds     float64 `json:"seconds"`
+	Matched     uint64  `json:"matched"`
+	Received    uint64  `json:"received"`
+	Reinjected  uint64  `json:"reinjected"`
+	Injected    uint64  `json:"injected"`
+	Failed      uint64  `json:"failed"`
+	Dropped     uint64  `json:"dropped"`
+	DroppedFull uint64  `json:"dropped_full"`
+	DroppedOld  uint64  `json:"dropped_old"`
+	DroppedLong uint64  `json:"dropped_long"`
+}
+
+// end writes the handle's counters. The handle must not be closed yet.
+func (r *report) end(h *divert.Handle) {
+	s, err := h.Stats()
+	if err != nil {
+		r.warn(err)
+		return
+	}
+	took := time.Since(r.start)
+	if r.json {
+		r.line(summary{"summary", took.Round(time.Microsecond).Seconds(), s.Matched, s.Received, s.Reinjected, s.Injected, s.Failed,
+			s.Dropped, s.DroppedFull, s.DroppedOld, s.DroppedLong})
+		return
+	}
+	fmt.Fprintf(r.app.errout, "divert: %s in %v\n", summaryText(s, h.Flags()), took.Round(time.Millisecond))
+}
+
+// summaryText tells the counters in words: always those that the kind of handle is about, the others if
+// there is something to tell.
+func summaryText(s divert.Stats, f divert.Flag) string {
+	var b strings.Builder
+	fmt.Fprintf(&b, "%d packets matched", s.Matched)
+	if f&divert.Drop == 0 {
+		fmt.Fprintf(&b, ", %d received", s.Received)
+	}
+	if f&(divert.Drop|divert.Sniff|divert.RecvOnly) == 0 {
+		fmt.Fprintf(&b, ", %d sent", s.Reinjected+s.Injected)
+	}
+	for _, c := range [...]struct {
+		n      uint64
+		always bool
+		text   string
+	}{
+		{s.Failed, false, "refused when sent"},
+		{s.Dropped, f&divert.Drop != 0, "dropped"},
+		{s.DroppedFull, false, "lost because the queue was full"},
+		{s.DroppedOld, false, "lost because they waited too long"},
+		{s.DroppedLong, false, "lost because they were too long for the queue"},
+	} {
+		if c.n > 0 || c.always {
+			fmt.Fprintf(&b, ", %d %s", c.n, c.text)
+		}
+	}
+	return b.String()
+}
+
+// warning is a warning as JSON.
+type warning struct {
+	Event string `json:"event"` // "warning"
+	Text  string `json:"text"`
+}
+
+// warn tells of something that went wrong and does not end the run.
+func (r *report) warn(err error) {
+	text := strings.TrimPrefix(err.Error(), "divert: ")
+	if r.json {
+		r.line(warning{"warning", text})
+		return
+	}
+	fmt.Fprintf(r.app.errout, "divert: warning: %s\n", text)
+}
+
+// line writes a JSON object.
+func (r *report) line(v any) {
+	b, err := json.Marshal(v)
+	if err == nil {
+		_, _ = r.app.errout.Write(append(b, '\n')) // there is no place to report it
+	}
+}
