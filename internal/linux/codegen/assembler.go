@@ -77,6 +77,21 @@ func (a *assembler) emitJump(ins asm.Instruction, to label) {
 	a.code[len(a.code)-1].target = to
 }
 
+// maxWaiting is how many branches a program may have for all their far sides to wait in the
+// verifier at once: BPF_COMPLEXITY_LIMIT_JMP_SEQ, 8,192, less a margin for those of loops.
+const maxWaiting = 8192 - 1024
+
+// branches counts the conditional jumps.
+func (a *assembler) branches() int {
+	n := 0
+	for i := range a.code {
+		if a.code[i].target != 0 && a.code[i].OpCode.JumpOp() != asm.Ja {
+			n++
+		}
+	}
+	return n
+}
+
 // width is the number of 8-byte slots of an instruction.
 func width(ins *asm.Instruction) int {
 	if ins.OpCode.IsDWordLoad() {
@@ -87,6 +102,10 @@ func width(ins *asm.Instruction) int {
 
 // maxJump is the greatest distance of a jump, in slots, less a margin for the island's own first jump.
 const maxJump = math.MaxInt16 - 8
+
+// maxInstructions is BPF_COMPLEXITY_LIMIT_INSNS (include/linux/bpf_verifier.h): what a program of a
+// privileged user may have.
+const maxInstructions = 1_000_000
 
 // link lays the code out, resolves all jumps and returns the finished instructions.
 func (a *assembler) link() (asm.Instructions, error) {
@@ -111,6 +130,9 @@ func (a *assembler) link() (asm.Instructions, error) {
 	}
 	if len(l.pending) > 0 {
 		return nil, errInternal("a jump without a target")
+	}
+	if l.slot > maxInstructions {
+		return nil, &LimitError{Limit: "instructions", Max: maxInstructions}
 	}
 	return l.out, nil
 }
@@ -159,14 +181,23 @@ func (l *linker) island() error {
 	slices.Sort(labels) // the same filter gives the same code
 
 	ja := asm.Instruction{OpCode: asm.OpCode(asm.JumpClass).SetJumpOp(asm.Ja)}
-	ja.Offset = int16(len(labels))
-	l.add(ja)
+	if !l.leaves() {
+		ja.Offset = int16(len(labels))
+		l.add(ja)
+	}
 	for _, to := range labels {
 		l.resolve(to)
 		l.pending[to] = []reference{{len(l.out), l.slot}}
 		l.add(asm.Instruction{OpCode: ja.OpCode})
 	}
 	return nil
+}
+
+// leaves reports whether the last instruction never goes on to the next: the verifier refuses code
+// that cannot be reached.
+func (l *linker) leaves() bool {
+	op := l.out[len(l.out)-1].OpCode.JumpOp()
+	return op == asm.Ja || op == asm.Exit
 }
 
 func (l *linker) add(ins asm.Instruction) {

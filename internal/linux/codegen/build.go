@@ -67,6 +67,11 @@ func Build(p *filter.Program, h Hook, o Options) (*Unloaded, error) {
 	}
 	g := newGenerator(h, o, list)
 	g.generate(outcome)
+	if g.branches() > maxWaiting {
+		g = newGenerator(h, o, list)
+		g.long = true
+		g.generate(outcome)
+	}
 	code, err := g.link()
 	if err != nil {
 		return nil, err
@@ -91,6 +96,7 @@ type generator struct {
 	hook    Hook
 	options Options
 	list    []filter.Test
+	long    bool // see tests
 	sets    setTable
 	accept  label
 	reject  label
@@ -114,6 +120,7 @@ func newGenerator(h Hook, o Options, list []filter.Test) *generator {
 func (g *generator) generate(outcome Outcome) {
 	g.emit(asm.Mov.Reg(regContext, asm.R1))
 	g.cursor()
+	g.gate()
 	g.clock()
 	g.parser.parse()
 	g.parser.sides(g.hook.Direction == Outbound)
@@ -121,7 +128,7 @@ func (g *generator) generate(outcome Outcome) {
 	if outcome != Always {
 		t := tests{
 			assembler: &g.assembler, loader: &packetLoader{&g.hook}, sets: &g.sets,
-			long: isLong(g.list), accept: g.accept, reject: g.reject,
+			long: g.long, accept: g.accept, reject: g.reject,
 		}
 		t.emitAll(g.list)
 	}
@@ -140,6 +147,18 @@ func (g *generator) cursor() {
 		asm.Sub.Imm32(asm.R1, int32(first)),
 	)
 	g.jumpImm(asm.JLE, asm.R1, last-first, g.reject)
+}
+
+// gate leaves with no match if the packet is none of the layer's.
+func (g *generator) gate() {
+	switch g.hook.Gate {
+	case NotLoopback:
+		g.emit(asm.LoadMem(asm.R1, asm.R6, skbIfindex, asm.Word))
+		g.jumpImm(asm.JEq, asm.R1, loopbackIfindex, g.reject)
+	case LocalOnly:
+		g.emit(asm.LoadMem(asm.R1, asm.R6, skbIngressIfindex, asm.Word))
+		g.jumpImm(asm.JNE, asm.R1, 0, g.reject)
+	}
 }
 
 // clock stores the biased timestamp.

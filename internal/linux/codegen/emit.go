@@ -20,7 +20,7 @@ type loader interface {
 
 // tests emits the tests of a filter.
 //
-// Short filters get the fewest instructions. In long ones the branches are arranged for the
+// Filters get the fewest instructions. In very long ones the branches are arranged for the
 // verifier, which explores the fall-through of a branch first and keeps the other side on a stack
 // of at most 8,192: the side that ends soon falls through, and a test leaves at most one side waiting.
 type tests struct {
@@ -30,20 +30,6 @@ type tests struct {
 	long   bool
 	accept label
 	reject label
-}
-
-// longFilter is the number of tests and set entries from which on a filter is long.
-const longFilter = 256
-
-// isLong reports whether the branches must be arranged for the verifier.
-func isLong(list []filter.Test) bool {
-	n := len(list)
-	for i := range list {
-		if s := list[i].Set; s != nil {
-			n += min(len(s.Ranges), maxInline)
-		}
-	}
-	return n > longFilter
 }
 
 // emitAll emits all tests; the first is entered first.

@@ -8,6 +8,7 @@ import (
 	"strings"
 
 	"github.com/cilium/ebpf"
+	"golang.org/x/sys/unix"
 
 	"github.com/opendivert/divert/filter"
 	"github.com/opendivert/divert/packet"
@@ -69,7 +70,7 @@ var verifierLimits = []struct {
 	limit string
 	max   int
 }{
-	{"BPF program is too large", "instructions to verify", 1_000_000},
+	{"BPF program is too large", "instructions to verify", maxInstructions},
 	{"jumps is too complex", "branches on one path", 8192},
 }
 
@@ -84,6 +85,9 @@ func loadError(err error) error {
 				}
 			}
 		}
+	}
+	if errors.Is(err, unix.E2BIG) {
+		return &LimitError{Limit: "instructions", Max: maxInstructions, Err: err}
 	}
 	return &LoadError{Err: err}
 }

@@ -4,9 +4,10 @@ package codegen
 
 import "github.com/cilium/ebpf/asm"
 
-// MaxExtensionHeaders is how many IPv6 extension headers a program walks over. Packets with more
-// match nothing. (A packet of 1,500 bytes has room for 182.)
-const MaxExtensionHeaders = 192
+// MaxExtensionHeaders is how many IPv6 extension headers a program walks over. A packet with more
+// matches nothing, whatever the filter: the verifier takes the walk apart header by header, so each
+// one more makes loading longer (64 of them take about 5 ms). The interpreter has no such bound.
+const MaxExtensionHeaders = 64
 
 // Protocol numbers (IANA).
 const (
@@ -182,8 +183,7 @@ func (p *parser) ipv6(loaded int32) {
 // walk passes the extension headers (specification: packets.md 1.1). None is shorter than 8 bytes,
 // so a header of which less is there ends the walk whatever it is.
 func (p *parser) walk() {
-	next, extension, fragment, auth, advance, end :=
-		p.newLabel(), p.newLabel(), p.newLabel(), p.newLabel(), p.newLabel(), p.newLabel()
+	next, fragment, again, end := p.newLabel(), p.newLabel(), p.newLabel(), p.newLabel()
 	p.emit(
 		asm.Mov.Imm(regOffset, lenIPv6),
 		asm.LoadMem(regProtocol, regFrame, frameIP+6, asm.Byte),
@@ -192,28 +192,18 @@ func (p *parser) walk() {
 		asm.Mov.Imm(regCount, 0),
 	)
 	p.mark(next)
-	p.isExtension(extension)
-	p.jump(end)
-
-	p.mark(extension)
+	p.isExtension()
+	p.jumpImm(asm.JEq, asm.R1, 0, end)
 	p.emit(asm.Mov.Reg(asm.R2, regOffset))
 	p.loadBytes(varElement, lenExtension)
 	p.jumpNegative(end)
-	p.emit(asm.LoadMem(asm.R1, regFrame, varElement+1, asm.Byte))
 	p.jumpImm(asm.JEq, regProtocol, protoFragment, fragment)
-	p.jumpImm(asm.JEq, regProtocol, protoAH, auth)
-	p.emit(asm.Add.Imm32(asm.R1, 1), asm.LSh.Imm32(asm.R1, 3))
-	p.jump(advance)
-	p.mark(auth)
-	p.emit(asm.Add.Imm32(asm.R1, 2), asm.LSh.Imm32(asm.R1, 2))
-
-	p.mark(advance)
+	p.extensionLength()
 	p.emit(
 		asm.Add.Reg32(asm.R1, regOffset),
 		asm.LoadMem(asm.R2, regContext, skbLen, asm.Word),
 	)
 	p.jumpReg(asm.JGT, asm.R1, asm.R2, end)
-	again := p.newLabel()
 	p.emit(asm.Mov.Reg32(regOffset, asm.R1))
 	p.mark(again)
 	p.emit(
@@ -243,18 +233,43 @@ func (p *parser) walk() {
 	p.mark(end)
 }
 
-// isExtension goes to a label if regProtocol is an extension header that the walk passes.
-func (p *parser) isExtension(yes label) {
+// isExtension sets R1 to 1 if regProtocol is an extension header that the walk passes, else to 0. The
+// verifier takes all ways through the walk for each header, so this has no branches: ((a xor b) - 1)
+// has its top bit set if a and b, bytes, are equal.
+func (p *parser) isExtension() {
 	const small = 1<<protoHopByHop | 1<<protoRouting | 1<<protoFragment | 1<<protoAH | 1<<protoDestination
-	no := p.newLabel()
-	p.jumpImm(asm.JEq, regProtocol, protoMobility, yes)
-	p.jumpImm(asm.JGT, regProtocol, 63, no)
 	p.emit(
+		asm.Mov.Reg(asm.R2, regProtocol),
+		asm.And.Imm(asm.R2, 63),
 		asm.LoadImm(asm.R1, small, asm.DWord),
-		asm.RSh.Reg(asm.R1, regProtocol),
+		asm.RSh.Reg(asm.R1, asm.R2),
+		asm.Mov.Reg(asm.R2, regProtocol),
+		asm.Sub.Imm(asm.R2, 64),
+		asm.RSh.Imm(asm.R2, 63), // below 64?
+		asm.And.Reg(asm.R1, asm.R2),
+		asm.Mov.Reg(asm.R2, regProtocol),
+		asm.Xor.Imm(asm.R2, protoMobility),
+		asm.Sub.Imm(asm.R2, 1),
+		asm.RSh.Imm(asm.R2, 63),
+		asm.Or.Reg(asm.R1, asm.R2),
+		asm.And.Imm(asm.R1, 1),
 	)
-	p.jumpImm(asm.JSet, asm.R1, 1, yes)
-	p.mark(no)
+}
+
+// extensionLength leaves the length of the extension header in R1: (n+1)·8, for the authentication
+// header (n+2)·4.
+func (p *parser) extensionLength() {
+	p.emit(
+		asm.Mov.Reg(asm.R2, regProtocol),
+		asm.Xor.Imm(asm.R2, protoAH),
+		asm.Sub.Imm(asm.R2, 1),
+		asm.RSh.Imm(asm.R2, 63), // 1: authentication
+		asm.LoadMem(asm.R1, regFrame, varElement+1, asm.Byte),
+		asm.Add.Imm(asm.R1, 1),
+		asm.Add.Reg(asm.R1, asm.R2),
+		asm.LSh.Imm(asm.R1, 3),
+		asm.RSh.Reg(asm.R1, asm.R2),
+	)
 }
 
 // transportHeader is one row of the table of transport headers.
