@@ -42,6 +42,14 @@ func (s style) appendTest(b []byte, t *Test) []byte {
 		}
 		return append(b, info.name...)
 	}
+	if !s.strict && t.Field == FieldEvent && t.Value == (Value{}) &&
+		(t.Op == OpNe || t.Op == OpEq && !isEventOf(0, s.layer)) {
+		// The extended dialect lets the bare test through, but not a number that is no event.
+		if t.Op == OpEq {
+			b = append(b, "not "...)
+		}
+		return append(b, info.name...)
+	}
 	b = appendFieldName(b, t)
 	b = append(b, ' ')
 	b = append(b, t.Op.String()...)
