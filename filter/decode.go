@@ -56,7 +56,7 @@ type instr struct {
 	lo     uint32
 	span   uint32
 
-	// The next instruction, or accepted or rejected: if the value lies in the range or set, if
+	// The next instruction, or Accept or Reject: if the value lies in the range or set, if
 	// it does not, and if there is none.
 	hit, miss, fail uint32
 
@@ -66,11 +66,8 @@ type instr struct {
 	rangeBit uint32
 }
 
-// The ends of an evaluation as the interpreter has them.
-const (
-	accepted = ^uint32(0) // uint32 of Accept
-	rejected = ^uint32(1) // uint32 of Reject
-)
+// accepted is the end of an evaluation that matches, Accept as the interpreter has it.
+const accepted = ^uint32(0)
 
 // code is what the interpreter needs of a program.
 type code struct {

@@ -109,7 +109,7 @@ const (
 // faulted is the result of run if a test cannot be executed; state.fault tells which.
 const faulted = ^uint32(2)
 
-// run executes the program and returns accepted, rejected or faulted.
+// run executes the program and returns Accept or Reject, as unsigned numbers, or faulted.
 func (c *code) run(s *state) uint32 {
 	instrs := c.instrs
 	pc := uint32(0)
