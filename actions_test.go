@@ -17,6 +17,7 @@ import (
 	"time"
 
 	"github.com/opendivert/divert"
+	"github.com/opendivert/divert/filter"
 	"github.com/opendivert/divert/internal/lab"
 )
 
@@ -477,4 +478,41 @@ func TestKillUnderLoad(t *testing.T) {
 			}
 		})
 	}
+}
+
+// TestRandomFieldsCanBeRepeated: the timestamp of an address is the one that the filter decided with.
+func TestRandomFieldsCanBeRepeated(t *testing.T) {
+	const text = "udp and (random8 < 100 or random16 < 10000 or random32 < 700000000)"
+	program, err := filter.Compile(text, divert.LayerNetwork, filter.Extended)
+	if err != nil {
+		t.Fatal(err)
+	}
+	eachEngine(t, lab.LinkOptions{}, func(t *testing.T, pair *lab.Pair, e divert.Option) {
+		for _, flags := range []divert.Flag{0, divert.Sniff} {
+			t.Run(flags.String(), func(t *testing.T) {
+				echo := echoAt(t, pair.B, "udp", pair.B.Addr4())
+				d := openAt(t, pair.A, text, e, divert.WithFlags(flags))
+				w := each(t, d, func(p *divert.Packet) {
+					if !program.MatchExact(p.Data, &p.Addr) {
+						t.Errorf("a packet at %d was captured that does not match", p.Addr.Timestamp)
+					}
+					if flags == 0 {
+						if err := d.Accept(p); err != nil {
+							t.Error(err)
+						}
+					}
+				})
+				if r := exchange(t, pair.A, echo.Addr(), lab.Exchange{Count: 300}); r.Echoed != 300 {
+					t.Errorf("%+v", r)
+				}
+				if err := d.Shutdown(divert.ShutdownRecv); err != nil {
+					t.Fatal(err)
+				}
+				// Of 600 packets about 355 match; the bounds are twelve standard deviations away.
+				if n := w.wait(); n < 210 || n > 500 {
+					t.Errorf("%d of 600 packets matched", n)
+				}
+			})
+		}
+	})
 }

@@ -32,8 +32,9 @@ type handle struct {
 	sender *sender
 	counts counts
 
-	mu        sync.Mutex // serialises Shutdown, Close and SetFilter
-	programs  *programs  // of the filter in force; nil where the interpreter decides
+	mu        sync.Mutex            // serialises Shutdown, Close and SetFilter
+	programs  *programs             // of the filter in force; nil where the interpreter decides
+	times     atomic.Pointer[times] // of the programs in force; nil unless the filter asks for the time
 	recvDown  atomic.Bool
 	sendDown  atomic.Bool
 	closed    atomic.Bool
@@ -99,6 +100,7 @@ func (h *handle) open(mode engine.Mode) error {
 			if h.programs, err = load(h.cfg.Program, h.layer, h.cfg.Flags, key); err != nil {
 				return nil, err
 			}
+			h.times.Store(h.programs.times)
 		}
 		if h.source, err = h.newSource(mode); err != nil {
 			return nil, err
@@ -217,9 +219,21 @@ func (h *handle) SetFilter(p *filter.Program) error {
 			return err
 		}
 	}
+	h.times.Store(fresh.times)
 	h.programs.close()
 	h.programs = fresh
 	return nil
+}
+
+// retime gives a packet the timestamp with which its filter program decided, where the answer depends on it.
+func (h *handle) retime(p *packet.Packet) {
+	t := h.times.Load()
+	if t == nil {
+		return
+	}
+	if at, ok := t.take(packet.Hash(p.Data, 0)); ok {
+		p.Addr.Timestamp = at
+	}
 }
 
 // Shutdown implements engine.Handle.

@@ -35,9 +35,6 @@ type reader struct {
 // maxBatch is how many packets a receive call takes at most.
 const maxBatch = 256
 
-// past is a deadline that wakes whoever waits.
-var past = time.Unix(1, 0)
-
 // queueOptions are the options of a queue that honours the limits, with room for as many packets again
 // that were received and not sent on.
 func queueOptions(cfg *engine.Config, l engine.Limits) queue.Options {
@@ -123,6 +120,7 @@ func (s *queued) sort(r *reader, ps []packet.Packet) (n int) {
 			ps[n], ps[i] = ps[i], ps[n]
 		}
 		s.h.deliver(&ps[n], &m, at)
+		s.h.retime(&ps[n])
 		if gone, gaveWay := s.h.sender.waiting.put(m.ID); gaveWay {
 			s.h.counts.dropped.Add(1)
 			_ = r.drops.Add(gone, queue.Drop, queue.Option{})
