@@ -20,14 +20,15 @@ type loader interface {
 
 // tests emits the tests of a filter.
 //
-// Filters get the fewest instructions. In very long ones the branches are arranged for the
-// verifier, which explores the fall-through of a branch first and keeps the other side on a stack
-// of at most 8,192: the side that ends soon falls through, and a test leaves at most one side waiting.
+// The verifier follows one side of a branch to its end and keeps the other waiting, at most 8,192 at
+// a time. A filter with more branches than that is long: its tests compute their answers and branch
+// once each, see long.go.
 type tests struct {
 	*assembler
 	loader loader
 	sets   *setTable
 	long   bool
+	many   bool // long, and more tests than branches may wait
 	accept label
 	reject label
 }
@@ -63,6 +64,10 @@ func (t *tests) emitAll(list []filter.Test) {
 func (t *tests) emitTest(test *filter.Test, succ, fail, next label) {
 	c := toCondition(test)
 	kind := t.loader.locate(&c)
+	if t.long {
+		t.emitLong(&c, kind, succ, fail, next)
+		return
+	}
 	t.loader.load(t, &c, fail)
 	in, out := succ, fail
 	if c.negate {
@@ -126,37 +131,21 @@ func (c comparison) not() comparison { c.op = inverse[c.op]; return c }
 
 // decide ends a test: yes if the comparison holds, else no; next is what stands behind.
 func (t *tests) decide(c comparison, yes, no, next label) {
-	// The side that falls through must be the one that ends soon; in short filters it is the one
-	// that needs no jump.
-	fallYes := yes == next
-	if t.long {
-		fallYes = (yes == t.accept || yes == t.reject) && no != t.accept && no != t.reject
-	}
-	if fallYes {
+	if yes == next {
 		c, yes, no = c.not(), no, yes
 	}
 	t.branch(c, yes)
-	if t.long {
-		t.jump(no) // even to what stands behind: the verifier's order is the same for all tests
-		return
-	}
 	t.jumpUnless(no, next)
 }
 
 // require goes on behind if the comparison holds, else to fail.
 func (t *tests) require(c comparison, fail label) {
-	if !t.long {
-		t.branch(c.not(), fail)
+	if t.long {
+		t.requireLong(c)
 		return
 	}
-	on := t.newLabel()
-	t.branch(c, on)
-	t.jump(fail)
-	t.mark(on)
+	t.branch(c.not(), fail)
 }
-
-// leave goes to a label if the comparison holds, and else goes on behind.
-func (t *tests) leave(c comparison, to label) { t.require(c.not(), to) }
 
 // set leaves a constant of 64 bits in a register.
 func (t *tests) set(dst asm.Register, v uint64) {
@@ -177,25 +166,9 @@ func (t *tests) ranges32(c *condition, in, out, next label) {
 	t.tree32(c.ranges, uint32(c.domain.First.Lo), uint32(c.domain.Last.Lo), in, out, next)
 }
 
-// tree32 is a binary decision tree, in long filters a list. R1 is known to lie within lo to hi.
+// tree32 is a binary decision tree. R1 is known to lie within lo to hi.
 func (t *tests) tree32(ranges []filter.Range, lo, hi uint32, in, out, next label) {
 	for len(ranges) > 1 {
-		if t.long {
-			first, last := uint32(ranges[0].First.Lo), uint32(ranges[0].Last.Lo)
-			if first != last && first > lo {
-				t.leave(imm32(asm.JLT, asm.R1, first), out)
-			}
-			if first == last {
-				t.leave(imm32(asm.JEq, asm.R1, first), in)
-			} else {
-				t.leave(imm32(asm.JLE, asm.R1, last), in)
-			}
-			if first != last {
-				lo = last + 1
-			}
-			ranges = ranges[1:]
-			continue
-		}
 		mid := len(ranges) / 2
 		right := t.newLabel()
 		first := uint32(ranges[mid].First.Lo)
@@ -218,7 +191,7 @@ func (t *tests) range32(r filter.Range, lo, hi uint32, in, out, next label) {
 		t.decide(imm32(asm.JLE, asm.R1, last), in, out, next)
 	default:
 		if last < hi {
-			t.leave(imm32(asm.JGT, asm.R1, last), out)
+			t.branch(imm32(asm.JGT, asm.R1, last), out)
 		}
 		t.decide(imm32(asm.JGE, asm.R1, first), in, out, next)
 	}
@@ -234,19 +207,19 @@ func (t *tests) ranges64(c *condition, in, out, next label) {
 	}
 	for i, r := range c.ranges {
 		t.set(asm.R3, r.First.Lo)
-		t.leave(reg64(asm.JLT, asm.R1, asm.R3), out)
+		t.branch(reg64(asm.JLT, asm.R1, asm.R3), out)
 		t.set(asm.R3, r.Last.Lo)
 		if i == len(c.ranges)-1 {
 			t.decide(reg64(asm.JLE, asm.R1, asm.R3), in, out, next)
 		} else {
-			t.leave(reg64(asm.JLE, asm.R1, asm.R3), in)
+			t.branch(reg64(asm.JLE, asm.R1, asm.R3), in)
 		}
 	}
 }
 
 // ranges128 goes to in if R1:R2 lies in a range, else to out.
 func (t *tests) ranges128(c *condition, in, out, next label) {
-	if len(c.ranges) > maxInline128 || t.long && len(c.ranges) > 1 {
+	if len(c.ranges) > maxInline128 {
 		t.sets.search(t, c, value128)
 		t.decide(imm32(asm.JNE, asm.R0, 0), in, out, next)
 		return
@@ -284,7 +257,7 @@ func (t *tests) range128(r filter.Range, in, out, next label) {
 	default:
 		if r.First != zero {
 			t.below128(r.First)
-			t.leave(imm32(asm.JNE, asm.R0, 0), out)
+			t.branch(imm32(asm.JNE, asm.R0, 0), out)
 		}
 		if r.Last == maximum {
 			t.jumpUnless(in, next)

@@ -153,7 +153,7 @@ func FuzzBPFvsInterpreter(f *testing.F) {
 		if r.IntN(2) == 0 {
 			h.Family = familyOf(b)
 		}
-		u, err := Build(p, h, Options{Count: true, Correlate: seed%2 == 0})
+		u, err := build(p, h, Options{Count: true, Correlate: seed%2 == 0}, r.IntN(2) == 0, r.IntN(2) == 0)
 		if err != nil {
 			t.Fatalf("%s: %v", text, err)
 		}

@@ -102,7 +102,10 @@ func (l *packetLoader) cut(t *tests, where *location) {
 	if where.shift != 0 {
 		t.emit(asm.RSh.Imm(asm.R1, where.shift))
 	}
-	if where.mask != 0 && where.mask != ^uint32(0) {
+	switch {
+	case where.mask == ^uint32(0):
+		t.emit(asm.Mov.Reg32(asm.R1, asm.R1)) // clears the upper half
+	case where.mask != 0:
 		t.emit(asm.And.Imm32(asm.R1, int32(where.mask)))
 	}
 }

@@ -464,8 +464,5 @@ func (p *parser) ports(source, destination int16) {
 
 // jumpNegative goes to a label if R0 is negative.
 func (a *assembler) jumpNegative(to label) {
-	a.emitJump(asm.Instruction{
-		OpCode: asm.OpCode(asm.JumpClass).SetJumpOp(asm.JSLT).SetSource(asm.ImmSource),
-		Dst:    asm.R0,
-	}, to)
+	a.jumpSigned(asm.JSLT, asm.R0, to)
 }

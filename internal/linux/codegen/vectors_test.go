@@ -21,7 +21,7 @@ func TestVectorEvalBPF(t *testing.T) {
 		Packet, Addr  vectors.Bytes
 		Match         bool
 	}
-	skipped, strict := 0, 0
+	skipped, strict, number := 0, 0, 0
 	vectors.Run(t, "eval", func(r row) error {
 		var a packet.Address
 		if err := a.UnmarshalBinary(r.Addr); err != nil {
@@ -41,8 +41,13 @@ func TestVectorEvalBPF(t *testing.T) {
 		} else {
 			strict++
 		}
+		// A program for one family loads much faster; each eighth row also runs in one for both.
+		families := []Family{familyOf(r.Packet), AnyFamily}
+		if number++; number%8 != 0 {
+			families = families[:1]
+		}
 		h := hookOf(&a)
-		for _, h.Family = range []Family{AnyFamily, familyOf(r.Packet)} {
+		for _, h.Family = range families {
 			got, err := evalBPF(p, h, r.Packet)
 			if errors.Is(err, errUnrunnable) {
 				skipped++
