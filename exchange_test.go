@@ -35,6 +35,7 @@ func TestPassthruChangesNothing(t *testing.T) {
 						if r.Echoed != 50 {
 							t.Errorf("of 50 datagrams: %+v", r)
 						}
+						finish(t, d, w)
 						s := stats(t, d)
 						if s.Failed != 0 || s.Reinjected != s.Received || s.Received < 100 {
 							t.Errorf("counters %+v", s)
@@ -94,9 +95,10 @@ func TestRewrittenPayloadArrivesWithRightChecksums(t *testing.T) {
 								host = pair.B
 							}
 							d := openAt(t, host, at+" and (udp.PayloadLength > 0 or tcp.PayloadLength > 0)", e)
-							rewrite(t, d)
+							w := rewrite(t, d)
 							checkUpperUDP(t, pair, f.addr(pair.B))
 							checkUpperTCP(t, pair, f.addr(pair.B), 4<<20)
+							finish(t, d, w)
 							if s := stats(t, d); s.Failed != 0 || s.Reinjected == 0 {
 								t.Errorf("counters %+v", s)
 							}
@@ -218,7 +220,7 @@ func TestInjectedAnew(t *testing.T) {
 						host = pair.B
 					}
 					d := openAt(t, host, at+" and tcp", e)
-					each(t, d, func(p *divert.Packet) {
+					w := each(t, d, func(p *divert.Packet) {
 						a := divert.Address{
 							Outbound: p.Addr.Outbound, IPv6: p.Addr.IPv6, IPChecksum: p.Addr.IPChecksum, TCPChecksum: p.Addr.TCPChecksum,
 						}
@@ -229,6 +231,7 @@ func TestInjectedAnew(t *testing.T) {
 						}
 					})
 					transfer(t, pair.A, pair.B, f.addr(pair.B), 4<<20)
+					finish(t, d, w)
 					if s := stats(t, d); s.Injected != s.Received || s.Reinjected != 0 {
 						t.Errorf("counters %+v", s)
 					}

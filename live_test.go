@@ -5,6 +5,7 @@ package divert_test
 import (
 	"context"
 	"errors"
+	"io"
 	"net"
 	"net/netip"
 	"os"
@@ -129,7 +130,7 @@ func batches(t testing.TB, d *divert.Handle, send func([]divert.Packet) (int, er
 		for {
 			n, err := d.RecvBatch(ps)
 			if err != nil {
-				if !errors.Is(err, net.ErrClosed) {
+				if !errors.Is(err, net.ErrClosed) && err != io.EOF {
 					t.Errorf("receive: %v", err)
 				}
 				return
@@ -185,6 +186,15 @@ func transfer(t testing.TB, from, to *lab.Host, addr netip.Addr, n int64) time.D
 		t.Fatal(err)
 	}
 	return took
+}
+
+// finish ends capturing and waits until the worker has dealt with what was captured.
+func finish(t testing.TB, d *divert.Handle, w *worker) int {
+	t.Helper()
+	if err := d.Shutdown(divert.ShutdownRecv); err != nil {
+		t.Fatal(err)
+	}
+	return w.wait()
 }
 
 // stats returns the counters of a handle.

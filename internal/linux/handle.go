@@ -33,8 +33,8 @@ type handle struct {
 	counts counts
 
 	mu        sync.Mutex            // serialises Shutdown, Close and SetFilter
-	programs  *programs             // of the filter in force; nil where the interpreter decides
-	times     atomic.Pointer[times] // of the programs in force; nil unless the filter asks for the time
+	entries   entries               // nil where the interpreter decides
+	times     atomic.Pointer[times] // of the filter in force; nil unless it asks for the time
 	recvDown  atomic.Bool
 	sendDown  atomic.Bool
 	closed    atomic.Bool
@@ -84,7 +84,7 @@ func Open(cfg engine.Config) (engine.Handle, error) {
 	return h, nil
 }
 
-// open binds where packets will come to, and then enters the rules that lead them there.
+// open binds where packets will come to, enters the rules that lead them there, and then sets the filter.
 func (h *handle) open(mode engine.Mode) error {
 	owner := rules.Owner{
 		ID: rand.Uint64(), PID: os.Getpid(), Opened: now(),
@@ -97,16 +97,20 @@ func (h *handle) open(mode engine.Mode) error {
 			return nil, err
 		}
 		if mode == engine.ModeKernel {
-			if h.programs, err = load(h.cfg.Program, h.layer, h.cfg.Flags, key); err != nil {
+			if h.entries, err = newEntries(h.layer, h.cfg.Flags, key); err != nil {
 				return nil, err
 			}
-			h.times.Store(h.programs.times)
 		}
 		if h.source, err = h.newSource(mode); err != nil {
 			return nil, err
 		}
-		return h.rules(h.programs), nil
+		return h.rules(), nil
 	})
+	if err != nil || h.entries == nil {
+		return err
+	}
+	told, err := h.entries.set(h.cfg.Program, h.cfg.Flags)
+	h.times.Store(told)
 	return err
 }
 
@@ -123,17 +127,13 @@ func (h *handle) newSource(mode engine.Mode) (source, error) {
 	return newQueued(h)
 }
 
-// rules returns the handle's rules with the programs of a filter.
-func (h *handle) rules(p *programs) []rules.Rule {
+// rules returns the handle's rules.
+func (h *handle) rules() []rules.Rule {
 	var rs []rules.Rule
 	for _, path := range paths(h.layer, h.cfg.Flags) {
 		r := rules.Rule{Chain: path.chain, Program: rules.NoProgram, Action: h.source.action()}
-		if p != nil {
-			program, ok := p.of(path.chain)
-			if !ok {
-				continue // the filter matches nothing there
-			}
-			r.Program = program.FD()
+		if e := h.entries[path.chain]; e != nil {
+			r.Program = e.FD()
 		}
 		rs = append(rs, r)
 	}
@@ -205,23 +205,20 @@ func (h *handle) SetFilter(p *filter.Program) error {
 	if h.closed.Load() {
 		return net.ErrClosed
 	}
-	if h.programs == nil {
+	if h.entries == nil {
 		h.source.setFilter(p)
 		return nil
 	}
-	fresh, err := load(p, h.layer, h.cfg.Flags, h.entry.Key)
+	if h.recvDown.Load() {
+		return nil // nothing is captured any more
+	}
+	told, err := h.entries.set(p, h.cfg.Flags)
 	if err != nil {
 		return err
 	}
-	if !h.recvDown.Load() {
-		if err := h.entry.Replace(h.rules(fresh)); err != nil {
-			fresh.close()
-			return err
-		}
+	if before := h.times.Swap(told); before != nil {
+		return before.close()
 	}
-	h.times.Store(fresh.times)
-	h.programs.close()
-	h.programs = fresh
 	return nil
 }
 
@@ -249,13 +246,24 @@ func (h *handle) Shutdown(how engine.How) error {
 	if how&engine.ShutdownRecv == 0 || h.recvDown.Load() {
 		return nil
 	}
-	if err := h.entry.Replace(nil); err != nil {
+	if err := h.stop(); err != nil {
 		return err
 	}
-	settle()
 	h.recvDown.Store(true)
 	h.source.drain()
 	return nil
+}
+
+// stop makes the handle capture nothing any more.
+func (h *handle) stop() error {
+	var err error
+	if h.entries != nil {
+		err = h.entries.clear()
+	} else {
+		err = h.entry.Replace(nil)
+	}
+	settle()
+	return err
 }
 
 // settle waits until no processor is in the middle of a chain that was changed: packets that were on their
@@ -284,8 +292,7 @@ func (h *handle) Close() error {
 func (h *handle) release() error {
 	var errs [3]error
 	if h.entry != nil && !h.recvDown.Load() {
-		errs[0] = h.entry.Replace(nil)
-		settle()
+		errs[0] = h.stop()
 	}
 	if h.source != nil {
 		errs[1] = h.source.close()
@@ -297,7 +304,10 @@ func (h *handle) release() error {
 	if h.sender != nil {
 		h.sender.close()
 	}
-	h.programs.close()
+	h.entries.close()
+	if told := h.times.Load(); told != nil {
+		told.close()
+	}
 	h.ns.Close()
 	for _, err := range errs {
 		if err != nil {
@@ -317,7 +327,7 @@ func (h *handle) Stats() (engine.Stats, error) {
 	}
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	if h.programs == nil || h.closed.Load() {
+	if h.entries == nil || h.closed.Load() {
 		return s, nil
 	}
 	var err error

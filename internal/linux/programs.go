@@ -3,6 +3,8 @@
 package linux
 
 import (
+	"errors"
+
 	"github.com/opendivert/divert/filter"
 	"github.com/opendivert/divert/internal/engine"
 	"github.com/opendivert/divert/internal/linux/codegen"
@@ -11,76 +13,108 @@ import (
 	"github.com/opendivert/divert/packet"
 )
 
-// programs are a filter's programs in the kernel, one for each way of packets. A way on which the filter can
-// match nothing has none.
-type programs struct {
-	byChain map[rules.Chain]*codegen.Program
-	times   *times // nil unless the filter asks for the time
+// entries are a handle's programs in the kernel, one for each way of packets.
+type entries map[rules.Chain]*codegen.Entry
+
+// place is where a chain's programs run: what is known of its packets, and where the rest is found
+// (linux/skbuff.h; which device is which was measured at each hook).
+type place struct {
+	gate codegen.Gate
+	hook codegen.Hook
 }
 
-// hooks describes the place at which a chain's programs run: what is known of its packets, and where the
-// rest is found (linux/skbuff.h; which device is which was measured at each hook).
-var hooks = map[rules.Chain]codegen.Hook{
-	rules.Inbound: {
-		Direction: codegen.Inbound, Index: codegen.IndexDevice, Gate: codegen.NotLoopback,
-	},
-	rules.InboundFragments: {
-		Direction: codegen.Inbound, Index: codegen.IndexDevice, Gate: codegen.NotLoopback,
-	},
-	rules.Outbound: {
-		Direction: codegen.Outbound, Index: codegen.IndexDevice, Gate: codegen.LocalOnly,
-		Loopback: codegen.LoopbackByInterface,
-	},
-	rules.Forward: {Direction: codegen.Outbound, Index: codegen.IndexDevice},
+var places = map[rules.Chain]place{
+	rules.Inbound:          {codegen.NotLoopback, codegen.Hook{Direction: codegen.Inbound, Index: codegen.IndexDevice}},
+	rules.InboundFragments: {codegen.NotLoopback, codegen.Hook{Direction: codegen.Inbound, Index: codegen.IndexDevice}},
+	rules.Outbound: {codegen.LocalOnly, codegen.Hook{
+		Direction: codegen.Outbound, Index: codegen.IndexDevice, Loopback: codegen.LoopbackByInterface,
+	}},
+	rules.Forward: {codegen.NoGate, codegen.Hook{Direction: codegen.Outbound, Index: codegen.IndexDevice}},
 }
 
-// load compiles a filter for the ways of a layer's packets and loads the programs.
-func load(p *filter.Program, layer packet.Layer, flags uint64, key cursor.Key) (*programs, error) {
-	ps := &programs{byChain: map[rules.Chain]*codegen.Program{}}
-	correlate := flags&engine.FlagDrop == 0 && asksForTime(p)
-	if correlate {
-		ps.times = &times{waiting: map[uint64][]int64{}}
-	}
+// newEntries loads the entries of a handle; no filter is set yet.
+func newEntries(layer packet.Layer, flags uint64, key cursor.Key) (entries, error) {
+	es := entries{}
 	for _, path := range paths(layer, flags) {
-		hook := hooks[path.chain]
-		hook.Event = packet.EventPacket
-		hook.Cursor = codegen.CursorCheck{Enabled: true, Key: key}
-		u, err := codegen.Build(p, hook, codegen.Options{Correlate: correlate, CorrelateSize: timesSize})
-		if err == nil && u.Outcome != codegen.Never {
-			ps.byChain[path.chain], err = u.Load()
-			if err == nil && correlate {
-				err = ps.times.add(ps.byChain[path.chain].Times())
-			}
-		}
+		e, err := codegen.NewEntry(key, places[path.chain].gate)
 		if err != nil {
-			ps.close()
+			es.close()
 			return nil, err
 		}
+		es[path.chain] = e
 	}
-	return ps, nil
+	return es, nil
 }
+
+// set makes a filter decide from now on and returns the times that its programs tell, nil if the filter asks for
+// none. If it fails, the filter before stays in force.
+func (es entries) set(p *filter.Program, flags uint64) (told *times, err error) {
+	correlate := flags&engine.FlagDrop == 0 && asksForTime(p)
+	if correlate {
+		told = &times{waiting: map[uint64][]int64{}}
+		defer func() {
+			if err != nil {
+				told.close()
+			}
+		}()
+	}
+	loaded := map[rules.Chain]*codegen.Program{}
+	defer func() {
+		for _, program := range loaded {
+			program.Close()
+		}
+	}()
+	for chain := range es {
+		hook := places[chain].hook
+		hook.Event = packet.EventPacket
+		u, err := codegen.Build(p, hook, codegen.Options{Correlate: correlate, CorrelateSize: timesSize})
+		if err != nil {
+			return nil, err
+		}
+		if u.Outcome == codegen.Never {
+			continue
+		}
+		if loaded[chain], err = u.Load(); err != nil {
+			delete(loaded, chain)
+			return nil, err
+		}
+		if correlate {
+			if err := told.add(loaded[chain].Times()); err != nil {
+				return nil, err
+			}
+		}
+	}
+	return told, es.put(loaded)
+}
+
+// put sets the programs; where there is none, nothing matches.
+func (es entries) put(loaded map[rules.Chain]*codegen.Program) error {
+	for chain, e := range es {
+		var err error
+		if program := loaded[chain]; program != nil {
+			err = e.Set(program)
+		} else {
+			err = e.Clear()
+		}
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// clear makes nothing match from now on.
+func (es entries) clear() error { return es.put(nil) }
 
 // timesSize is the size of the ring through which a program tells the times of its packets, in bytes: room for
 // some more than the longest queue.
 const timesSize = 1 << 20
 
-// of returns the program for a chain, and whether the filter can match anything there.
-func (ps *programs) of(c rules.Chain) (*codegen.Program, bool) {
-	p, ok := ps.byChain[c]
-	return p, ok && p != nil
-}
-
-// close lets go of the programs; rules that hold them keep them. A nil *programs has none.
-func (ps *programs) close() {
-	if ps == nil {
-		return
+// close lets go of the entries; rules that hold them match nothing.
+func (es entries) close() error {
+	var errs []error
+	for _, e := range es {
+		errs = append(errs, e.Close())
 	}
-	if ps.times != nil {
-		ps.times.close()
-	}
-	for _, p := range ps.byChain {
-		if p != nil {
-			p.Close()
-		}
-	}
+	return errors.Join(errs...)
 }

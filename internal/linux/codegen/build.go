@@ -127,7 +127,6 @@ func newGenerator(h Hook, o Options, list []filter.Test) *generator {
 func (g *generator) generate(outcome Outcome) {
 	g.emit(asm.Mov.Reg(regContext, asm.R1))
 	g.cursor()
-	g.gate()
 	g.clock()
 	g.parser.parse()
 	g.parser.sides(g.hook.Direction == Outbound)
@@ -154,18 +153,6 @@ func (g *generator) cursor() {
 		asm.Sub.Imm32(asm.R1, int32(first)),
 	)
 	g.jumpImm(asm.JLE, asm.R1, last-first, g.reject)
-}
-
-// gate leaves with no match if the packet is none of the layer's.
-func (g *generator) gate() {
-	switch g.hook.Gate {
-	case NotLoopback:
-		g.emit(asm.LoadMem(asm.R1, asm.R6, skbIfindex, asm.Word))
-		g.jumpImm(asm.JEq, asm.R1, loopbackIfindex, g.reject)
-	case LocalOnly:
-		g.emit(asm.LoadMem(asm.R1, asm.R6, skbIngressIfindex, asm.Word))
-		g.jumpImm(asm.JNE, asm.R1, 0, g.reject)
-	}
 }
 
 // clock stores the biased timestamp.

@@ -56,16 +56,6 @@ const (
 	ClockConstant                     // Hook.Timestamp
 )
 
-// Gate keeps packets of a chain's path away from a program that are none of its layer's.
-type Gate uint8
-
-// The gates.
-const (
-	NoGate      Gate = iota
-	NotLoopback      // at PRE_ROUTING: what came in on lo, skb->ifindex 1, does not match
-	LocalOnly        // at POST_ROUTING: what came in on an interface, skb->ingress_ifindex not 0, does not match
-)
-
 // CursorCheck makes a program skip packets that carry the cursor of its own handle or of one
 // further down, see package cursor.
 type CursorCheck struct {
@@ -87,5 +77,4 @@ type Hook struct {
 	Clock     ClockSource
 	Timestamp int64 // for ClockConstant
 	Cursor    CursorCheck
-	Gate      Gate
 }
