@@ -23,6 +23,7 @@ type app struct {
 
 // commands are the subcommands, in the order in which the help lists them.
 var commands = []func(*app) *cobra.Command{
+	newDump,
 	newDrop,
 	newPassthru,
 	newVersion,

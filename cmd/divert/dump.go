@@ -1,0 +1,240 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"os"
+	"slices"
+
+	"github.com/opendivert/divert"
+	"github.com/opendivert/divert/filter"
+	"github.com/opendivert/divert/packet"
+	"github.com/spf13/cobra"
+)
+
+// dump is one run of `divert dump`.
+type dump struct {
+	app     *app
+	flags   handleFlags
+	printer printer
+	json    bool
+	count   int    // packets to print, 0: no limit
+	read    string // capture file to read, "-": standard input
+	write   string // capture file to write, "-": standard output
+
+	program *filter.Program
+	text    string
+	shown   int
+	sink    sink
+}
+
+func newDump(a *app) *cobra.Command {
+	d := &dump{app: a}
+	cmd := &cobra.Command{
+		Use:   "dump [flags] [FILTER]",
+		Short: "Print the packets that match, or write them to a capture file",
+		Long: `Print copies of the packets that match a filter (all, if there is none); the packets
+themselves go on undelayed.
+
+A line has the time, the interface, the direction, and then what tcpdump would print:
+  <-  comes in     ->  goes out     <>  from this host to itself     >>  is routed through
+
+With -r the filter is applied to a capture file instead, which needs no privileges. Packets of a file
+count as inbound unless the file says that they went out, and their interface index is 0.
+
+With --json each line is an object. Keys: time, timestamp, layer, direction (in, out, loopback,
+forward), ifindex, ifname, impostor, length, captured, version, src, dst, ttl, protocol,
+protocol_name, sport, dport, payload_length, fragment {id, offset, more}, tcp {flags, seq, ack, window},
+icmp {type, code, body}, and with -x data. Keys that make no sense for a packet are absent.`,
+		Example: `  divert dump                                          everything
+  divert dump -c 10 tcp.DstPort == 443 and tcp.Syn     ten connections that begin
+  divert dump -x 'udp.DstPort == 53 or udp.SrcPort == 53'
+  divert dump -v icmp or icmpv6                        every header field
+  divert dump -w web.pcapng 'tcp.DstPort in {80, 443}' for Wireshark
+  divert dump -r web.pcapng 'tcp.PayloadLength > 0'    from a file
+  divert dump -w - tcp | wireshark -k -i -             live in Wireshark
+  divert dump --json udp | jq -r .src                  for programs`,
+		RunE: func(cmd *cobra.Command, args []string) error {
+			if err := d.check(cmd); err != nil {
+				return err
+			}
+			return d.run(cmd.Context(), args)
+		},
+	}
+	d.flags.add(cmd)
+	d.flags.addQueue(cmd, maxQueueLength, maxQueueTime, maxQueueSize)
+	fl := cmd.Flags()
+	fl.IntVarP(&d.count, "count", "c", 0, "end after so many packets")
+	fl.BoolVarP(&d.printer.quiet, "quiet", "q", false, "short lines: protocol and payload length only")
+	fl.CountVarP(&d.printer.verbose, "verbose", "v", "also all header fields, with their names in filters, and the date")
+	fl.BoolVarP(&d.printer.hex, "hex", "x", false, "also the bytes in hexadecimal and ASCII")
+	fl.BoolVar(&d.json, "json", false, "one JSON object per packet; messages as JSON too")
+	fl.StringVarP(&d.write, "write", "w", "", "write a pcapng `file` instead of printing; - is standard output")
+	fl.StringVarP(&d.read, "read", "r", "", "read a pcap or pcapng `file` instead of the network; - is standard input")
+	return cmd
+}
+
+// check refuses flags that make no sense, or not together.
+func (d *dump) check(cmd *cobra.Command) error {
+	if d.count < 0 {
+		return usagef("--count %d is negative", d.count)
+	}
+	changed := func(name string) bool { return cmd.Flags().Changed(name) }
+	exclude := func(flag string, others ...string) error {
+		if i := slices.IndexFunc(others, changed); changed(flag) && i >= 0 {
+			return usagef("--%s and --%s do not go together", flag, others[i])
+		}
+		return nil
+	}
+	for _, err := range []error{
+		exclude("write", "quiet", "verbose", "hex"),
+		exclude("json", "quiet", "verbose"),
+		exclude("quiet", "verbose"),
+		exclude("read", "priority", "fragments", "engine", "queue-length", "queue-time", "queue-size"),
+	} {
+		if err != nil {
+			return err
+		}
+	}
+	if l := divert.Layer(d.flags.layer.value); d.read != "" && l != divert.LayerNetwork && l != divert.LayerForward {
+		return usagef("capture files have no events of the layer %s", d.flags.layer.String())
+	}
+	if d.write == "-" && d.app.colour {
+		return usagef("a capture file is nothing for a terminal; send it to a program or a file")
+	}
+	return nil
+}
+
+func (d *dump) run(ctx context.Context, args []string) (err error) {
+	d.text = filterText(args)
+	if d.program, err = d.flags.compile(args); err != nil {
+		return err
+	}
+	ctx, stop := untilSignal(ctx)
+	defer stop()
+	d.printer.colour = d.app.colour
+	if d.read != "" {
+		return d.file(ctx)
+	}
+	return d.live(ctx)
+}
+
+// live prints what a handle receives.
+func (d *dump) live(ctx context.Context) error {
+	h, err := d.flags.open(d.program, divert.Sniff|divert.RecvOnly)
+	if err != nil {
+		return err
+	}
+	defer h.Close()
+	if err := d.openSink(); err != nil {
+		return err
+	}
+	r := report{app: d.app, json: d.json}
+	r.begin("watching", d.text, h)
+	err = d.receive(ctx, h)
+	if closed := d.sink.close(); err == nil {
+		err = closed
+	}
+	r.end(h)
+	return err
+}
+
+// dumpBatch is how many packets are received at a time.
+const dumpBatch = 64
+
+// receive gives the packets of a handle to the sink until ctx ends and those that waited then are through.
+func (d *dump) receive(ctx context.Context, h *divert.Handle) error {
+	stop := context.AfterFunc(ctx, func() { _ = h.Shutdown(divert.ShutdownRecv) }) // fails if closed, which ends it too
+	defer stop()
+	ps := make([]divert.Packet, dumpBatch)
+	names := interfaces{}
+	clock := newWallClock()
+	r := &record{live: true}
+	for {
+		n, err := h.RecvBatch(ps)
+		if err == io.EOF {
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+		for i := range ps[:n] {
+			r.set(&ps[i], clock, names)
+			if done, err := d.show(r); done || err != nil {
+				return err
+			}
+		}
+		if err := d.sink.flush(); err != nil {
+			return err
+		}
+	}
+}
+
+// set makes a record of a packet that was received.
+func (r *record) set(p *divert.Packet, clock *wallClock, names interfaces) {
+	r.data, r.length, r.addr = p.Data, len(p.Data), &p.Addr
+	r.when = clock.time(p.Addr.Timestamp)
+	r.device = names.name(p.Addr.Network().IfIdx)
+	r.direction = directionOf(&p.Addr)
+}
+
+// show gives a packet to the sink and reports whether it was the last one.
+func (d *dump) show(r *record) (done bool, err error) {
+	if err := d.sink.write(r); err != nil {
+		return false, err
+	}
+	d.shown++
+	return d.shown == d.count, nil
+}
+
+// file prints the packets of a capture file that match.
+func (d *dump) file(ctx context.Context) error {
+	in := d.app.in
+	if d.read != "-" {
+		f, err := os.Open(d.read)
+		if err != nil {
+			return err
+		}
+		defer f.Close()
+		in = f
+	}
+	c, err := newCaptureReader(in, d.program.Layer())
+	if err != nil {
+		return err
+	}
+	if err := d.openSink(); err != nil {
+		return err
+	}
+	err = d.filterFile(ctx, c)
+	if closed := d.sink.close(); err == nil {
+		err = closed
+	}
+	if err == nil && c.skipped > 0 && !d.json {
+		fmt.Fprintf(d.app.errout, "divert: %d of %d frames are no IP packets and were passed over\n", c.skipped, c.frames)
+	}
+	return err
+}
+
+func (d *dump) filterFile(ctx context.Context, c *captureReader) error {
+	var (
+		r      record
+		parsed packet.Parsed
+	)
+	for ctx.Err() == nil {
+		err := c.next(&r)
+		if err == io.EOF {
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+		if !parsed.Parse(r.data) || !d.program.MatchParsed(r.data, &parsed, r.addr) {
+			continue
+		}
+		if done, err := d.show(&r); done || err != nil {
+			return err
+		}
+	}
+	return nil
+}

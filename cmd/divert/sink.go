@@ -1,0 +1,96 @@
+package main
+
+import (
+	"bufio"
+	"fmt"
+	"io"
+	"os"
+)
+
+// sink is where dump brings packets to.
+type sink interface {
+	write(r *record) error
+	flush() error // brings out what was written so far
+	close() error
+}
+
+// bufferSize is how much output is gathered before it is written.
+const bufferSize = 1 << 16
+
+// openSink opens the sink that the flags ask for.
+func (d *dump) openSink() (err error) {
+	if d.write == "" {
+		d.sink = &textSink{w: bufio.NewWriterSize(d.app.out, bufferSize), printer: &d.printer, json: d.json}
+		return nil
+	}
+	if sameFile(d.read, d.write) {
+		return usagef("%s cannot be read and written at once", d.read)
+	}
+	s := &fileSink{}
+	var w io.Writer = d.app.out
+	if d.write != "-" {
+		if s.file, err = os.Create(d.write); err != nil {
+			return err
+		}
+		w = s.file
+	}
+	s.w = bufio.NewWriterSize(w, bufferSize)
+	s.capture, err = newCaptureWriter(s.w, d.text)
+	d.sink = s
+	if err == nil {
+		err = s.flush() // who reads along sees the head of the file at once
+	}
+	return err
+}
+
+// sameFile reports whether two names are of one file.
+func sameFile(a, b string) bool {
+	x, errX := os.Stat(a)
+	y, errY := os.Stat(b)
+	return errX == nil && errY == nil && os.SameFile(x, y)
+}
+
+// textSink prints packets.
+type textSink struct {
+	w       *bufio.Writer
+	printer *printer
+	json    bool
+	buf     []byte
+}
+
+func (s *textSink) write(r *record) (err error) {
+	if s.json {
+		s.buf, err = s.printer.appendJSON(s.buf[:0], r)
+	} else {
+		s.buf = s.printer.append(s.buf[:0], r)
+	}
+	if err != nil {
+		return fmt.Errorf("a packet has no form as JSON: %w", err)
+	}
+	_, err = s.w.Write(s.buf)
+	return err
+}
+
+func (s *textSink) flush() error { return s.w.Flush() }
+func (s *textSink) close() error { return s.w.Flush() }
+
+// fileSink writes packets to a capture file.
+type fileSink struct {
+	w       *bufio.Writer
+	capture *captureWriter
+	file    *os.File // nil: standard output
+}
+
+func (s *fileSink) write(r *record) error { return s.capture.write(r) }
+func (s *fileSink) flush() error          { return s.w.Flush() }
+
+func (s *fileSink) close() error {
+	err := s.w.Flush()
+	if s.file == nil {
+		return err
+	}
+	if closed := s.file.Close(); err == nil {
+		err = closed
+	}
+	return err
+}
