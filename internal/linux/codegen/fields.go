@@ -151,7 +151,7 @@ func rest(has presence, n need) location {
 	return location{has: has, place: inRest, max: 0xFFFF, needs: n | needPayload}
 }
 
-func context(offset int16) location {
+func skbMember(offset int16) location {
 	return location{place: inContext, offset: offset, size: asm.Word}.whole()
 }
 
@@ -185,7 +185,7 @@ var locations = map[filter.Field]location{
 	filter.FieldZero:     constant(0),
 	filter.FieldInbound:  constant(1),
 	filter.FieldOutbound: constant(1),
-	filter.FieldIfIdx:    context(skbIfindex), // or another place, see Hook.locate
+	filter.FieldIfIdx:    skbMember(skbIfindex), // or another place, see Hook.locate
 	filter.FieldSubIfIdx: constant(1<<32 - 1),
 	filter.FieldLoopback: constant(1), // or by interface, see Hook.locate
 	filter.FieldImpostor: constant(1),
@@ -268,7 +268,7 @@ var locations = map[filter.Field]location{
 	filter.FieldUDPPayload16: element(asm.Half, hasUDP, needUDP|needPayload),
 	filter.FieldUDPPayload32: element(asm.Word, hasUDP, needUDP|needPayload),
 
-	filter.FieldLength:    context(skbLen).between(20, 65575),
+	filter.FieldLength:    skbMember(skbLen).between(20, 65575),
 	filter.FieldTimestamp: variable(varTime, asm.DWord, needTime).as(value64),
 	filter.FieldRandom32:  variable(varRandom, asm.DWord, needRandom).bits(0, 0xFFFFFFFF),
 	filter.FieldRandom16:  variable(varRandom, asm.DWord, needRandom).bits(32, 0xFFFF),
@@ -310,7 +310,7 @@ func (h *Hook) locate(c *condition) location {
 			l.offset = skbIngressIfindex
 		}
 	case filter.FieldLoopback:
-		l = context(skbIfindex)
+		l = skbMember(skbIfindex)
 		c.restate(loopbackIfindex, low(l.max))
 	case filter.FieldIP:
 		c.restate(4, low(15))
