@@ -77,10 +77,10 @@ func (f fixed) exprs() []expr.Any {
 	return append(priorityIs(cursor.MagicMask, cursor.Magic), setPriority(cursor.OldMask, 0)...)
 }
 
-// isClosing reports whether a rule with this userdata closes its chain.
-func isClosing(data []byte) bool {
-	text, ok := userdata.GetString(data, userdata.TypeComment)
-	return ok && text == fixedComment[closing]
+// is reports whether a rule with this userdata is the fixed one.
+func (f fixed) is(data []byte) bool {
+	text, ok := comment(data)
+	return ok && text == fixedComment[f]
 }
 
 var table = &nftables.Table{Name: tableName, Family: nftables.TableFamilyINet}

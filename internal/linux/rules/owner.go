@@ -3,6 +3,7 @@
 package rules
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 	"os"
@@ -28,20 +29,43 @@ type Owner struct {
 
 const ownerFormat = "divert handle=%x pid=%d opened=%d key=%d priority=%d layer=%d flags=%d"
 
-// userData returns the owner as userdata of a rule.
-func (o Owner) userData() []byte {
-	text := fmt.Sprintf(ownerFormat, o.ID, o.PID, o.Opened, o.Key, o.Priority, o.Layer, o.Flags)
-	return userdata.AppendString(nil, userdata.TypeComment, text)
+// comment returns the owner as the comment of a rule.
+func (o Owner) comment() string {
+	return fmt.Sprintf(ownerFormat, o.ID, o.PID, o.Opened, o.Key, o.Priority, o.Layer, o.Flags)
 }
 
-// parseOwner reads the userdata of a rule. Rules that belong to no handle have none.
-func parseOwner(data []byte) (o Owner, ok bool) {
-	text, ok := userdata.GetString(data, userdata.TypeComment)
+// userData returns the owner as userdata of a rule.
+func (o Owner) userData() []byte {
+	return userdata.AppendString(nil, userdata.TypeComment, o.comment())
+}
+
+// parseOwner reads the userdata of a rule. Rules that belong to no handle, and what no handle would
+// write, have no owner.
+func parseOwner(data []byte) (Owner, bool) {
+	text, ok := comment(data)
 	if !ok {
 		return Owner{}, false
 	}
-	n, err := fmt.Sscanf(text, ownerFormat, &o.ID, &o.PID, &o.Opened, &o.Key, &o.Priority, &o.Layer, &o.Flags)
-	return o, err == nil && n == 7
+	var o Owner
+	_, err := fmt.Sscanf(text, ownerFormat, &o.ID, &o.PID, &o.Opened, &o.Key, &o.Priority, &o.Layer, &o.Flags)
+	if err != nil || o.comment() != text || o.Key != cursor.NewKey(o.Priority, o.Key.Sub()) {
+		return Owner{}, false
+	}
+	return o, true
+}
+
+// comment returns the comment in userdata: entries of type, length and value, where a text ends with a
+// zero byte (libnftnl, udata.h). Other programs' rules hold what they like.
+func comment(data []byte) (text string, ok bool) {
+	for len(data) >= 2 && len(data) >= 2+int(data[1]) {
+		value := data[2 : 2+int(data[1])]
+		if userdata.Type(data[0]) == userdata.TypeComment {
+			value, _ = bytes.CutSuffix(value, []byte{0})
+			return string(value), true
+		}
+		data = data[2+len(value):]
+	}
+	return "", false
 }
 
 // token is an abstract unix socket: a name of the network namespace that one process can hold at a time
@@ -70,8 +94,9 @@ func hold(name string) (*token, error) {
 // release gives the name back.
 func (t *token) release() { unix.Close(t.fd) }
 
-// lockTimeout is how long a change waits for another process's change, which takes milliseconds.
-const lockTimeout = 10 * time.Second
+// lockTimeout is how long a change waits for another process's change, which takes milliseconds. Tests
+// wait less.
+var lockTimeout = 10 * time.Second
 
 // ErrBusy means that another process has been changing the table for too long.
 var ErrBusy = errors.New("another process has held the lock of the divert table (abstract socket " + lockName + ") for 10 seconds; see who with `ss -xlp`")

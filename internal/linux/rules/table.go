@@ -28,6 +28,9 @@ type Entry struct {
 // ErrCrowded means that 256 handles of the same priority are open.
 var ErrCrowded = fmt.Errorf("%d handles of this priority are open already; choose another priority", cursor.Subs)
 
+// ErrGone means that another program has taken the handle's rules away, as `nft flush ruleset` does.
+var ErrGone = errors.New("another program has removed the handle's rules from the nftables table inet " + tableName)
+
 // Open enters a handle into the table of the namespace and removes what dead ones left. It chooses the
 // handle's key by its priority, the newest among equals the highest, and asks make for the rules
 // with that key. From its return on, the rules work. The namespace must outlive the entry.
@@ -58,12 +61,19 @@ func Open(ns *netns.Namespace, o Owner, make func(cursor.Key) ([]Rule, error)) (
 }
 
 // Replace swaps the handle's rules for others in one transaction: each packet meets either the old ones or
-// the new ones. The handle keeps its place.
+// the new ones. The handle keeps its place. Where others have removed the handle's rules its place may be
+// taken, so the answer is ErrGone, unless it wants no rules anyway.
 func (e *Entry) Replace(rules []Rule) error {
 	return e.ns.Do(func() error {
 		return change(func(t *tx) error {
-			t.remove(func(o Owner) bool { return o.ID == e.ID })
-			return t.enter(e.Owner, rules)
+			removed := t.remove(func(o Owner) bool { return o.ID == e.ID })
+			switch {
+			case len(removed) > 0:
+				return t.enter(e.Owner, rules)
+			case len(rules) > 0:
+				return ErrGone
+			}
+			return nil
 		})
 	})
 }
@@ -80,7 +90,8 @@ func (e *Entry) Close() error {
 	return err
 }
 
-// Matched returns how many packets the rules of the handle have led to their action, since it was opened.
+// Matched returns how many packets the rules of the handle have led to their action, since it was opened. It
+// fails with ErrGone where others have removed the counter.
 func (e *Entry) Matched() (n uint64, err error) {
 	err = e.ns.Do(func() error {
 		conn, err := nftables.New()
@@ -89,6 +100,10 @@ func (e *Entry) Matched() (n uint64, err error) {
 		}
 		obj, err := conn.GetObject(counterObject(e.Owner))
 		if err != nil {
+			// The library does not tell what the kernel answered.
+			if t, failed := readLocked(); failed == nil && !t.counters[e.counter()] {
+				return ErrGone
+			}
 			return explain(err)
 		}
 		named, ok := obj.(*nftables.NamedObj)
@@ -113,7 +128,7 @@ func Sweep(ns *netns.Namespace) error {
 // List returns the living handles of the namespace, the highest key first.
 func List(ns *netns.Namespace) (owners []Owner, err error) {
 	err = ns.Do(func() error {
-		t, err := read()
+		t, err := readLocked()
 		if err != nil {
 			return err
 		}
@@ -131,6 +146,7 @@ func List(ns *netns.Namespace) (owners []Owner, err error) {
 type tx struct {
 	conn     *nftables.Conn
 	exists   bool
+	chains   [numChains]bool // which exist
 	rules    [numChains][]*nftables.Rule
 	counters map[string]bool // the names of the handles' counters
 	fresh    bool            // commands were gathered
@@ -153,6 +169,7 @@ func change(f func(*tx) error) error {
 	}
 	if t.fresh {
 		if err := t.conn.Flush(); err != nil {
+			_ = t.fold() // the chains may have been made for nothing
 			return explain(err)
 		}
 	}
@@ -165,9 +182,19 @@ func explain(err error) error {
 	case errors.Is(err, unix.EPERM):
 		return fmt.Errorf("change nftables rules: %w (needs CAP_NET_ADMIN)", err)
 	case errors.Is(err, unix.ENOENT), errors.Is(err, unix.EOPNOTSUPP), errors.Is(err, unix.EPROTONOSUPPORT):
-		return fmt.Errorf("change nftables rules: %w (the kernel lacks nf_tables, nft_compat, xt_NFQUEUE, xt_bpf, nft_fib_inet or nft_tproxy; see `divert doctor`)", err)
+		return fmt.Errorf("change nftables rules: %w (the kernel lacks nf_tables, nft_compat, xt_NFQUEUE, xt_bpf, nft_fib_inet or nft_tproxy, see `divert doctor`; or another program has changed the table inet "+tableName+")", err)
 	}
 	return fmt.Errorf("change nftables rules: %w", err)
+}
+
+// readLocked reads the table while nobody changes it.
+func readLocked() (*tx, error) {
+	l, err := lock()
+	if err != nil {
+		return nil, err
+	}
+	defer l.release()
+	return read()
 }
 
 // read reads the table.
@@ -185,14 +212,24 @@ func read() (*tx, error) {
 	if !t.exists {
 		return t, nil
 	}
+	there, err := conn.ListChainsOfTableFamily(nftables.TableFamilyINet)
+	if err != nil {
+		return nil, explain(err)
+	}
 	for c := range numChains {
-		// A chain may be missing where somebody else took it away; then it has no rules.
-		if t.rules[c], err = conn.GetRules(table, c.ref()); err != nil && !errors.Is(err, unix.ENOENT) {
+		// Somebody else may have taken it away.
+		t.chains[c] = slices.ContainsFunc(there, func(d *nftables.Chain) bool {
+			return d.Table.Name == tableName && d.Name == chains[c].name
+		})
+		if !t.chains[c] {
+			continue
+		}
+		if t.rules[c], err = conn.GetRules(table, c.ref()); err != nil {
 			return nil, explain(err)
 		}
 	}
 	objects, err := conn.GetNamedObjects(table)
-	if err != nil && !errors.Is(err, unix.ENOENT) {
+	if err != nil {
 		return nil, explain(err)
 	}
 	for _, obj := range objects {
@@ -276,14 +313,42 @@ func (t *tx) bury(match func(Owner) bool) {
 	}
 }
 
-// create makes the table and its chains with the rules that are nobody's, and reads them: rules are placed by
-// the numbers that the kernel gives them.
+// complete reports whether the chains, and the rules that are nobody's, are there. Somebody may have flushed
+// the table; without those rules packets would keep their cursors.
+func (t *tx) complete() bool {
+	for c := range numChains {
+		if !t.chains[c] {
+			return false
+		}
+		for _, f := range chains[c].fixed {
+			if !t.has(c, f) {
+				return false
+			}
+		}
+	}
+	return t.exists
+}
+
+// has reports whether a fixed rule stands in a chain.
+func (t *tx) has(c Chain, f fixed) bool {
+	return slices.ContainsFunc(t.rules[c], func(r *nftables.Rule) bool { return f.is(r.UserData) })
+}
+
+// create makes what is missing of the table, its chains and the rules that are nobody's, and reads them:
+// rules are placed by the numbers that the kernel gives them.
 func (t *tx) create() error {
 	t.conn.AddTable(table)
 	for c := range numChains {
 		t.conn.AddChain(c.definition())
 		for _, f := range chains[c].fixed {
-			t.conn.AddRule(&nftables.Rule{Table: table, Chain: c.ref(), Exprs: f.exprs(), UserData: f.userData()})
+			r := &nftables.Rule{Table: table, Chain: c.ref(), Exprs: f.exprs(), UserData: f.userData()}
+			switch {
+			case t.has(c, f):
+			case f == opening:
+				t.conn.InsertRule(r)
+			default:
+				t.conn.AddRule(r)
+			}
 		}
 	}
 	if err := t.conn.Flush(); err != nil {
@@ -293,13 +358,13 @@ func (t *tx) create() error {
 	if err != nil {
 		return err
 	}
-	t.exists, t.rules = true, now.rules
+	t.exists, t.chains, t.rules, t.counters = true, now.chains, now.rules, now.counters
 	return nil
 }
 
 // enter adds a handle's rules, each before the first of a lower handle.
 func (t *tx) enter(o Owner, rules []Rule) error {
-	if !t.exists {
+	if !t.complete() {
 		if err := t.create(); err != nil {
 			return err
 		}
@@ -310,7 +375,6 @@ func (t *tx) enter(o Owner, rules []Rule) error {
 		t.counters[o.counter()] = true
 	}
 	for _, r := range rules {
-		t.insert(o, r.Chain, r.exprs(o))
 		switch {
 		case r.Chain == Inbound && len(t.rules[Defrag]) == 0:
 			for _, e := range defragRules() {
@@ -318,9 +382,11 @@ func (t *tx) enter(o Owner, rules []Rule) error {
 				t.fresh = true
 			}
 		case r.Chain == Outbound && r.Program == NoProgram:
-			t.conn.InsertRule(t.rule(o, Outbound, passForwarded()))
+			// Beside the handle's own rule: every rule of an owner marks the place of its key.
+			t.insert(o, Outbound, passForwarded())
 			t.conn.AddRule(t.rule(o, Forward, markForwarded()))
 		}
+		t.insert(o, r.Chain, r.exprs(o))
 	}
 	return nil
 }
@@ -335,7 +401,7 @@ func (t *tx) rule(o Owner, c Chain, e []expr.Any) *nftables.Rule {
 func (t *tx) insert(o Owner, c Chain, e []expr.Any) {
 	r := t.rule(o, c, e)
 	for _, other := range t.rules[c] {
-		if p, ok := parseOwner(other.UserData); ok && p.Key < o.Key || isClosing(other.UserData) {
+		if p, ok := parseOwner(other.UserData); ok && p.Key < o.Key || closing.is(other.UserData) {
 			r.Position = other.Handle
 			t.conn.InsertRule(r)
 			return
@@ -363,14 +429,21 @@ func (t *tx) fold() error {
 // packetsWaiting reports whether any queue of the calling thread's namespace holds a packet
 // (net/netfilter/nfnetlink_queue.c, seq_show: the third column).
 func packetsWaiting() (bool, error) {
-	b, err := os.ReadFile("/proc/thread-self/net/netfilter/nfnetlink_queue")
-	if err != nil {
-		return false, err
+	const dir = "/proc/thread-self/net/netfilter"
+	b, err := os.ReadFile(dir + "/nfnetlink_queue")
+	if errors.Is(err, os.ErrNotExist) {
+		// Without the module there are no queues. Without /proc nobody knows.
+		_, err = os.Stat(dir)
 	}
-	for line := range strings.Lines(string(b)) {
+	return holdsPackets(string(b)), err
+}
+
+// holdsPackets reads the kernel's table of queues.
+func holdsPackets(queues string) bool {
+	for line := range strings.Lines(queues) {
 		if f := strings.Fields(line); len(f) > 2 && f[2] != "0" {
-			return true, nil
+			return true
 		}
 	}
-	return false, nil
+	return false
 }
