@@ -3,6 +3,8 @@
 package codegen
 
 import (
+	"bytes"
+	"encoding/binary"
 	"fmt"
 	"math/rand/v2"
 	"testing"
@@ -114,6 +116,31 @@ func BenchmarkRun(b *testing.B) {
 				b.Fatal(err)
 			}
 			b.ReportMetric(float64(time.Since(start).Nanoseconds())/float64(b.N), "ns/op")
+		})
+	}
+}
+
+func BenchmarkJoiner(b *testing.B) {
+	for _, n := range []uint32{1500, MaxSnap + 51} {
+		b.Run(fmt.Sprint(n), func(b *testing.B) {
+			captured := min(n, MaxSnap)
+			end := make([]byte, RecordSize+tailSize)
+			binary.NativeEndian.PutUint32(end[8:], n)
+			sample := append(bytes.Clone(end[:RecordSize]), make([]byte, captured)...)
+			binary.NativeEndian.PutUint32(sample[12:], captured)
+			var j Joiner
+			b.ReportAllocs()
+			b.SetBytes(int64(n))
+			for b.Loop() {
+				if n > MaxSnap {
+					if _, _, ok, err := j.Decode(end); ok || err != nil {
+						b.Fatal(ok, err)
+					}
+				}
+				if r, _, ok, err := j.Decode(sample); !ok || err != nil || r.Captured != n {
+					b.Fatal(r, ok, err)
+				}
+			}
 		})
 	}
 }

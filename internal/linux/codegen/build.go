@@ -12,11 +12,6 @@ import (
 	"github.com/opendivert/divert/packet"
 )
 
-// MaxSnap is how many bytes of a packet a sniffing program copies at most. The size of a record in the
-// perf buffer has 16 bits and is a multiple of 8 (struct perf_event_header, member size); of the
-// greatest, 65,528, the kernel takes 12 and the Record its own size.
-const MaxSnap = 65528 - 12 - RecordSize
-
 // Options say what a program does with a packet that matches.
 type Options struct {
 	// Sniff copies the packet out and returns no match.

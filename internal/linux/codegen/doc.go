@@ -1,5 +1,3 @@
-//go:build linux
-
 // Package codegen turns compiled filters into eBPF programs for the packet hooks of Linux, without a
 // compiler at build or run time. A program is specialised for its hook first; what can never match
 // there is not generated. The answers are those of the interpreter of package filter with the

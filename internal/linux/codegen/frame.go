@@ -28,7 +28,7 @@ const (
 	varKey         int16 = varFlags - 100 // key of a map
 	frameSearch    int16 = varFlags - 116 // a value of 128 bits while it is searched
 	frameWords     int16 = varFlags - 180 // the eight words of the hash
-	frameRecord    int16 = varFlags - 228 // a record for user space
+	frameRecord    int16 = varFlags - 308 // a record for user space, 128 bytes
 )
 
 // Offsets in struct __sk_buff (include/uapi/linux/bpf.h).

@@ -187,16 +187,27 @@ func FuzzBPFvsInterpreter(f *testing.F) {
 	})
 }
 
-func FuzzDecodeRecord(f *testing.F) {
-	f.Add(make([]byte, RecordSize))
-	f.Add(append(make([]byte, 12), 0xFF, 0xFF, 0xFF, 0xFF))
-	f.Fuzz(func(t *testing.T, sample []byte) {
-		r, b, err := DecodeRecord(sample)
-		if err != nil {
-			return
-		}
-		if len(b) != int(r.Captured) || !bytes.Equal(b, sample[RecordSize:RecordSize+len(b)]) || r.Captured > r.Length {
-			t.Errorf("%+v: %d bytes", r, len(b))
+func FuzzJoiner(f *testing.F) {
+	long := make([]byte, RecordSize+MaxSnap)
+	binary.NativeEndian.PutUint32(long[8:], MaxSnap+5)
+	end := append([]byte(nil), long[:RecordSize+tailSize]...)
+	binary.NativeEndian.PutUint32(long[12:], MaxSnap)
+	f.Add(end, long)
+	f.Add(make([]byte, RecordSize), end[:40])
+	f.Add(append(make([]byte, 12), 0xFF, 0xFF, 0xFF, 0xFF), long)
+	f.Fuzz(func(t *testing.T, first, second []byte) {
+		var j Joiner
+		for _, sample := range [][]byte{first, second, first} {
+			r, b, ok, err := j.Decode(sample)
+			if err != nil {
+				continue
+			}
+			if ok && len(b) != int(r.Captured) || r.Captured > r.Length {
+				t.Errorf("%+v: %d bytes", r, len(b))
+			}
+			if n := min(len(b), MaxSnap); !bytes.Equal(b[:n], sample[RecordSize:][:n]) {
+				t.Errorf("%+v: other bytes", r)
+			}
 		}
 	})
 }

@@ -10,7 +10,7 @@ import (
 )
 
 // Record precedes the bytes of a packet in the perf buffer of a sniffing program. In the buffer its
-// members stand in this order, in host byte order.
+// members stand in this order, in host byte order. See Joiner.
 type Record struct {
 	Timestamp   int64  // the timestamp that the filter saw
 	Length      uint32 // of the packet, in bytes
@@ -24,9 +24,20 @@ type Record struct {
 // RecordSize is the size of a Record in bytes.
 const RecordSize = 32
 
-// DecodeRecord splits a sample of the perf buffer. The packet is part of sample's memory. The error says that the
-// sample is too short for what it claims to hold.
-func DecodeRecord(sample []byte) (r Record, packet []byte, err error) {
+// MaxSnap is how many bytes of a packet stand in one sample at most. The size of a record in the
+// perf buffer has 16 bits and is a multiple of 8 (struct perf_event_header, member size); of the
+// greatest, 65,528, the kernel takes 12 and the Record its own size.
+//
+// A packet may be longer, 65,575 bytes. If a program copies whole packets, the end of such a packet comes
+// in a sample of its own just before; Joiner puts them together.
+const MaxSnap = 65528 - 12 - RecordSize
+
+// tailSize is the length of the end of a long packet that comes before it, in bytes: at least
+// what is missing of the longest.
+const tailSize = 96
+
+// decodeRecord splits a sample of the perf buffer into its record and what follows.
+func decodeRecord(sample []byte) (r Record, rest []byte, err error) {
 	if len(sample) < RecordSize {
 		return r, nil, fmt.Errorf("codegen: a record of %d bytes, need %d", len(sample), RecordSize)
 	}
@@ -40,11 +51,67 @@ func DecodeRecord(sample []byte) (r Record, packet []byte, err error) {
 		SegmentSize: ne.Uint32(sample[24:]),
 		Tag:         ne.Uint32(sample[28:]),
 	}
-	rest := sample[RecordSize:]
+	rest = sample[RecordSize:]
 	if uint64(len(rest)) < uint64(r.Captured) || r.Captured > r.Length {
 		return r, nil, fmt.Errorf("codegen: a record of %d of %d bytes has %d", r.Captured, r.Length, len(rest))
 	}
-	return r, rest[:r.Captured:r.Captured], nil
+	return r, rest, nil
+}
+
+// Joiner decodes the samples of perf buffers. Its zero value is ready; it must not be used by several
+// goroutines at once. The samples of a CPU must come in their order.
+type Joiner struct {
+	tails [16]tail // those of packets that have not come yet; the oldest is overwritten
+	next  int
+	buf   []byte
+}
+
+// tail is the end of a long packet.
+type tail struct {
+	record Record
+	bytes  [tailSize]byte
+}
+
+// Decode decodes a sample. It is not ok if the sample was the end of a packet that comes later.
+// The packet is valid until the next call: its memory is that of the sample or of the Joiner. It has
+// Record.Captured bytes. The error says that the sample is too short for what it claims to hold.
+func (j *Joiner) Decode(sample []byte) (r Record, packet []byte, ok bool, err error) {
+	r, rest, err := decodeRecord(sample)
+	if err != nil {
+		return r, nil, false, err
+	}
+	if r.Captured == 0 && r.Length > MaxSnap {
+		if len(rest) < tailSize {
+			return r, nil, false, fmt.Errorf("codegen: the end of a packet has %d bytes, need %d", len(rest), tailSize)
+		}
+		t := &j.tails[j.next]
+		j.next = (j.next + 1) % len(j.tails)
+		t.record = r
+		copy(t.bytes[:], rest)
+		return r, nil, false, nil
+	}
+	packet = rest[:r.Captured:r.Captured]
+	if missing := r.Length - r.Captured; r.Captured == MaxSnap && missing > 0 && missing <= tailSize {
+		packet = j.join(&r, packet, int(missing))
+	}
+	return r, packet, true, nil
+}
+
+// join appends what is missing of a packet, if its end has come.
+func (j *Joiner) join(r *Record, packet []byte, missing int) []byte {
+	want := *r
+	want.Captured = 0
+	for i := range j.tails {
+		t := &j.tails[i]
+		if t.record != want {
+			continue
+		}
+		t.record = Record{}
+		j.buf = append(append(j.buf[:0], packet...), t.bytes[tailSize-missing:]...)
+		r.Captured = r.Length
+		return j.buf
+	}
+	return packet
 }
 
 // Time is what a program of Options.Correlate tells of a packet that matched.
@@ -161,34 +228,65 @@ func (g *generator) correlate() {
 	g.countFailure()
 }
 
-// sniff copies the packet out. bpf_perf_event_output takes the number of bytes of the packet to append
-// in the upper half of its flags (BPF_F_CTXLEN_MASK, 20 bits) and the buffer in the lower.
+// sniff copies the packet out.
 func (g *generator) sniff() {
 	snap := g.options.Snap
 	if snap == 0 || snap > MaxSnap {
 		snap = MaxSnap
 	}
-	whole := g.newLabel()
+	g.record()
+	short := g.newLabel()
+	g.emit(asm.LoadMem(asm.R8, regContext, skbLen, asm.Word))
+	g.jumpImm(asm.JLE, asm.R8, snap, short)
+	if snap == MaxSnap {
+		g.tail()
+	}
+	g.emit(asm.Mov.Imm(asm.R8, int32(snap)))
+	g.mark(short)
 	g.emit(
-		asm.LoadMem(asm.R3, regContext, skbLen, asm.Word),
-		asm.StoreMem(regFrame, frameRecord+8, asm.R3, asm.Word),
+		asm.StoreMem(regFrame, frameRecord+12, asm.R8, asm.Word),
+		asm.Mov.Reg(asm.R3, asm.R8),
 	)
-	g.jumpImm(asm.JLE, asm.R3, snap, whole)
-	g.emit(asm.Mov.Imm(asm.R3, int32(snap)))
-	g.mark(whole)
-	g.emit(asm.StoreMem(regFrame, frameRecord+12, asm.R3, asm.Word))
+	g.output(RecordSize)
+}
+
+// record writes the record, all but Captured.
+func (g *generator) record() {
 	g.timestamp()
+	g.emit(asm.StoreMem(regFrame, frameRecord, asm.R1, asm.DWord))
+	for _, member := range [...]struct{ from, to int16 }{
+		{skbLen, 8}, {skbIfindex, 16}, {skbIngressIfindex, 20}, {skbGSOSize, 24},
+	} {
+		g.emit(
+			asm.LoadMem(asm.R1, regContext, member.from, asm.Word),
+			asm.StoreMem(regFrame, frameRecord+member.to, asm.R1, asm.Word),
+		)
+	}
 	g.emit(
-		asm.StoreMem(regFrame, frameRecord, asm.R1, asm.DWord),
-		asm.LoadMem(asm.R1, regContext, skbIfindex, asm.Word),
-		asm.StoreMem(regFrame, frameRecord+16, asm.R1, asm.Word),
-		asm.LoadMem(asm.R1, regContext, skbIngressIfindex, asm.Word),
-		asm.StoreMem(regFrame, frameRecord+20, asm.R1, asm.Word),
-		asm.LoadMem(asm.R1, regContext, skbGSOSize, asm.Word),
-		asm.StoreMem(regFrame, frameRecord+24, asm.R1, asm.Word),
 		asm.Mov.Imm32(asm.R1, int32(g.options.Tag)),
 		asm.StoreMem(regFrame, frameRecord+28, asm.R1, asm.Word),
+	)
+}
 
+// tail sends the end of a packet that is too long for one sample; its length is in R8.
+func (g *generator) tail() {
+	g.emit(
+		asm.Mov.Reg(asm.R2, asm.R8),
+		asm.Sub.Imm(asm.R2, tailSize),
+	)
+	g.loadBytes(frameRecord+RecordSize, tailSize)
+	g.emit(
+		asm.Mov.Imm(asm.R3, 0),
+		asm.StoreMem(regFrame, frameRecord+12, asm.R3, asm.Word),
+	)
+	g.output(RecordSize + tailSize)
+}
+
+// output sends n bytes of the record, and of the packet as many as R3 says: bpf_perf_event_output
+// takes that number in the upper half of its flags (BPF_F_CTXLEN_MASK, 20 bits) and the buffer in
+// the lower.
+func (g *generator) output(n int32) {
+	g.emit(
 		asm.LSh.Imm(asm.R3, 32),
 		asm.LoadImm(asm.R1, 0xFFFFFFFF, asm.DWord), // BPF_F_CURRENT_CPU
 		asm.Or.Reg(asm.R3, asm.R1),
@@ -196,7 +294,7 @@ func (g *generator) sniff() {
 		asm.LoadMapPtr(asm.R2, 0).WithReference(packetsMap),
 		asm.Mov.Reg(asm.R4, regFrame),
 		asm.Add.Imm(asm.R4, int32(frameRecord)),
-		asm.Mov.Imm(asm.R5, RecordSize),
+		asm.Mov.Imm(asm.R5, n),
 		asm.FnPerfEventOutput.Call(),
 	)
 	g.countFailure()
