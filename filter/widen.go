@@ -1,0 +1,360 @@
+package filter
+
+import (
+	"encoding/binary"
+	"math/bits"
+	"slices"
+)
+
+// Strict reports whether the program was compiled in the strict dialect.
+func (p *Program) Strict() bool { return p.strict }
+
+// MatchesAll reports whether the program is the constant true.
+func (p *Program) MatchesAll() bool {
+	t := &p.tests[0]
+	return t.Succ == Accept && t.Fail == Accept
+}
+
+// Widen returns a program that the original's driver accepts (DriverCheck) and that matches whatever
+// p matches, perhaps more; exact tells that it matches nothing else. What p has too much is left open: tests
+// that have no form in the driver go both ways, long sets become fewer, larger ranges, and what
+// then still exceeds 255 tests counts as a match.
+func (p *Program) Widen() (wide *Program, exact bool) {
+	if lowered, err := p.Lower(); err == nil && lowered.DriverCheck() == nil {
+		return lowered, true
+	}
+	tests := gatherSets(p.tests)
+	for limit := maxDriverTests / 2; limit > 0; limit /= 2 {
+		w := widener{layer: p.layer, tests: tests, ranges: limit}
+		if w.explore(); !w.cut {
+			return w.program(), false
+		}
+	}
+	w := widener{layer: p.layer, tests: tests, ranges: 1}
+	w.explore()
+	return w.program(), false
+}
+
+// gatherSets joins lists such as "port == 1 or port == 2 or …" and their opposites into sets, which can be
+// widened gently. The first test of a list takes the others in, which nothing leads to any more.
+func gatherSets(tests []Test) []Test {
+	refs := make([]int, len(tests))
+	for i := range tests {
+		for _, t := range [...]Target{tests[i].Succ, tests[i].Fail} {
+			if t >= 0 {
+				refs[t]++
+			}
+		}
+	}
+	out := slices.Clone(tests)
+	for i := 0; i < len(out); i++ {
+		first := &out[i]
+		ranges, positive, ok := listed(first)
+		last := i
+		for ok && last+1 < len(out) && refs[last+1] == 1 {
+			more, same, isList := listed(&out[last+1])
+			if !isList || same != positive || !continues(&out[last], &out[last+1], Target(last+1), positive) {
+				break
+			}
+			ranges = append(ranges, more...)
+			last++
+		}
+		if last == i {
+			continue
+		}
+		first.Op, first.Value, first.Set = OpIn, Value{}, NewSet(ranges)
+		if !positive {
+			first.Op = OpNotIn
+		}
+		first.Succ, first.Fail = out[last].Succ, out[last].Fail
+		i = last
+	}
+	return out
+}
+
+// listed returns the values that a test is for, or against, as an element of a list may be.
+func listed(t *Test) (ranges []Range, positive, ok bool) {
+	info := t.Field.info()
+	switch {
+	case t.Op == OpIn || t.Op == OpNotIn:
+		return slices.Clone(t.Set.Ranges), t.Op == OpIn, true
+	case t.Op > OpNe || t.Neg || info.kind == KindSigned || info.kind == KindBool:
+		return nil, false, false
+	}
+	v := bound{mag: t.Value}
+	inRange := v.compare(info.drvLo) >= 0 && v.compare(info.drvHi) <= 0
+	return []Range{{First: t.Value, Last: t.Value}}, t.Op == OpEq, inRange
+}
+
+// continues reports whether b, which has the index at, goes on with the list that a belongs to.
+func continues(a, b *Test, at Target, positive bool) bool {
+	if a.Field != b.Field || a.Index != b.Index {
+		return false
+	}
+	if positive {
+		return a.Fail == at && a.Succ == b.Succ
+	}
+	return a.Succ == at && a.Fail == b.Fail
+}
+
+// A widener builds the wider program. Where a test can go both ways the evaluation goes on at two places
+// at once and accepts if it accepts at one of them; the sets of such places are the states of the
+// new program, as in the construction of a deterministic automaton.
+type widener struct {
+	layer  Layer
+	tests  []Test
+	ranges int // how many ranges a set may have that is spelled out
+
+	states []*wideState
+	byKey  map[string]Target // states, as indices into states
+	size   int               // tests of all states so far
+	cut    bool              // there was no room for all states: some count as a match
+}
+
+// wideState is a state: its first test decides where the evaluation goes on.
+type wideState struct {
+	places   []Target // ascending, without duplicates
+	chain    []Test   // what it becomes; the targets are chainSucc, chainFail and chainNext
+	yes, no  Target   // states, as indices into states, or Accept or Reject
+	start    Target   // where the chain starts in the program
+	explored bool
+}
+
+// explore finds the states from the one that has the program's start alone, in an order in
+// which jumps go forward.
+func (w *widener) explore() {
+	w.byKey = make(map[string]Target)
+	entry := w.state([]Target{0})
+	if entry < 0 {
+		w.states = []*wideState{{chain: []Test{{Field: FieldZero, Succ: chainSucc, Fail: chainFail}}, yes: entry, no: entry, explored: true}}
+		return
+	}
+	for s := w.next(); s != nil; s = w.next() {
+		if w.size+len(s.chain) > maxDriverTests {
+			w.cut = true
+			s.chain = nil // whoever leads here leads to Accept
+			s.explored = true
+			continue
+		}
+		w.size += len(s.chain)
+		yes, no := w.outcomes(s.places)
+		s.explored = true
+		s.yes, s.no = w.state(yes), w.state(no)
+	}
+}
+
+// next returns the state to explore next: the one with the foremost test, as nothing leads to it any more.
+func (w *widener) next() *wideState {
+	var first *wideState
+	for _, s := range w.states {
+		if !s.explored && (first == nil || s.places[0] < first.places[0]) {
+			first = s
+		}
+	}
+	return first
+}
+
+// state returns the state of a set of places, which may be the same as another set's. It makes a new one
+// if need be. The argument belongs to it.
+func (w *widener) state(places []Target) Target {
+	for {
+		slices.Sort(places)
+		places = slices.Compact(places)
+		for len(places) > 0 && places[0] == Reject {
+			places = places[1:]
+		}
+		switch {
+		case len(places) == 0:
+			return Reject
+		case places[0] == Accept:
+			return Accept
+		}
+		chain := w.chain(&w.tests[places[0]])
+		if chain != nil {
+			yes, no := w.outcomes(places)
+			if !slices.Equal(yes, no) {
+				return w.intern(places, chain)
+			}
+		}
+		// Whatever the test would say makes no difference, or nobody can say it.
+		t := &w.tests[places[0]]
+		places = append(slices.Clone(places[1:]), t.Succ, t.Fail)
+	}
+}
+
+// intern returns the state of normalised places.
+func (w *widener) intern(places []Target, chain []Test) Target {
+	key := make([]byte, 0, 4*len(places))
+	for _, p := range places {
+		key = binary.LittleEndian.AppendUint32(key, uint32(p))
+	}
+	if s, known := w.byKey[string(key)]; known {
+		return s
+	}
+	s := Target(len(w.states))
+	w.byKey[string(key)] = s
+	w.states = append(w.states, &wideState{places: places, chain: chain})
+	return s
+}
+
+// outcomes returns where the evaluation is, after the first test of places, if its chain succeeds or fails.
+// The test itself may be less sure than its chain: see coarse.
+func (w *widener) outcomes(places []Target) (yes, no []Target) {
+	t, rest := &w.tests[places[0]], places[1:]
+	to := func(targets ...Target) []Target {
+		all := append(slices.Clone(rest), targets...)
+		slices.Sort(all)
+		return slices.Compact(all)
+	}
+	switch {
+	case !w.isCoarse(t):
+		return to(t.Succ), to(t.Fail)
+	case t.Op == OpIn:
+		return to(t.Succ, t.Fail), to(t.Fail)
+	default:
+		return to(t.Fail), to(t.Succ, t.Fail)
+	}
+}
+
+// chain returns what spells out a test for the driver, nil if nothing does.
+func (w *widener) chain(t *Test) []Test {
+	if w.isCoarse(t) {
+		return lowerIn(w.coarse(t))
+	}
+	chain, ok := lowerTest(t, w.layer)
+	if !ok {
+		return nil
+	}
+	if chain == nil {
+		chain = []Test{*t}
+		chain[0].Succ, chain[0].Fail = chainSucc, chainFail
+	}
+	for i := range chain {
+		if driverRefuses(&chain[i], w.layer) != "" {
+			return nil
+		}
+	}
+	return chain
+}
+
+// isCoarse reports whether a test is of a set with more ranges than may be spelled out.
+func (w *widener) isCoarse(t *Test) bool {
+	return (t.Op == OpIn || t.Op == OpNotIn) && t.Field < numSpecFields && len(comparable(t)) > w.ranges &&
+		driverRefuses(&Test{Field: t.Field, Index: t.Index, Value: comparable(t)[0].First}, w.layer) == ""
+}
+
+// coarse returns a test that is sure in one of its outcomes. What does not lie in the fewer ranges that
+// enclose a set does not lie in the set; what lies in the greatest ranges of a set lies in it, so
+// for a test against the set that is the sure outcome.
+func (w *widener) coarse(t *Test) *Test {
+	ranges := comparable(t)
+	if t.Op == OpIn {
+		ranges = enclose(ranges, w.ranges)
+	} else {
+		ranges = greatest(ranges, w.ranges)
+	}
+	return &Test{Field: t.Field, Index: t.Index, Op: OpIn, Set: &Set{Ranges: ranges}}
+}
+
+// enclose returns n ranges that hold all of the ranges, the narrowest gaps closed.
+func enclose(ranges []Range, n int) []Range {
+	gaps := make([]Value, 0, len(ranges)-1)
+	for i := 1; i < len(ranges); i++ {
+		gaps = append(gaps, ranges[i].First.minus(ranges[i-1].Last))
+	}
+	order := ascending(len(gaps), func(i int) Value { return gaps[i] })
+	open := make([]bool, len(gaps))
+	for _, i := range order[len(gaps)-(n-1):] {
+		open[i] = true
+	}
+	out := []Range{ranges[0]}
+	for i, r := range ranges[1:] {
+		if open[i] {
+			out = append(out, r)
+		} else {
+			out[len(out)-1].Last = r.Last
+		}
+	}
+	return out
+}
+
+// greatest returns the n widest of the ranges, in their order.
+func greatest(ranges []Range, n int) []Range {
+	order := ascending(len(ranges), func(i int) Value { return ranges[i].Last.minus(ranges[i].First) })
+	chosen := slices.Clone(order[len(order)-n:])
+	slices.Sort(chosen)
+	out := make([]Range, 0, n)
+	for _, i := range chosen {
+		out = append(out, ranges[i])
+	}
+	return out
+}
+
+// ascending returns the numbers below n in the order of their values.
+func ascending(n int, value func(int) Value) []int {
+	order := make([]int, n)
+	for i := range order {
+		order[i] = i
+	}
+	slices.SortStableFunc(order, func(a, b int) int { return value(a).Compare(value(b)) })
+	return order
+}
+
+// minus returns v - w, modulo 2^128.
+func (v Value) minus(w Value) Value {
+	lo, borrow := bits.Sub64(v.Lo, w.Lo, 0)
+	hi, _ := bits.Sub64(v.Hi, w.Hi, borrow)
+	return Value{Hi: hi, Lo: lo}
+}
+
+// program writes the states out.
+func (w *widener) program() *Program {
+	order := make([]*wideState, 0, len(w.states))
+	for _, s := range w.states {
+		if len(s.chain) > 0 {
+			order = append(order, s)
+		}
+	}
+	slices.SortStableFunc(order, func(a, b *wideState) int {
+		if len(a.places) == 0 || len(b.places) == 0 {
+			return 0
+		}
+		return int(a.places[0] - b.places[0])
+	})
+	n := Target(0)
+	for _, s := range order {
+		s.start = n
+		n += Target(len(s.chain))
+	}
+	tests := make([]Test, 0, n)
+	for _, s := range order {
+		for _, t := range s.chain {
+			t.Succ = w.link(s, t.Succ, len(tests))
+			t.Fail = w.link(s, t.Fail, len(tests))
+			tests = append(tests, t)
+		}
+	}
+	if len(tests) == 0 {
+		tests = []Test{{Field: FieldZero, Succ: Accept, Fail: Accept}}
+	}
+	return newProgram(w.layer, tests)
+}
+
+// link resolves the target of a test of a state's chain that has the given index.
+func (w *widener) link(s *wideState, t Target, index int) Target {
+	switch t {
+	case chainNext:
+		return Target(index + 1)
+	case chainSucc:
+		t = s.yes
+	case chainFail:
+		t = s.no
+	}
+	if t < 0 {
+		return t
+	}
+	if to := w.states[t]; len(to.chain) > 0 {
+		return to.start
+	}
+	return Accept
+}
