@@ -17,10 +17,6 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// ErrUnavailable is returned (wrapped, with the reason) where this process may not make network
-// namespaces.
-var ErrUnavailable = errors.New("lab: network namespaces are not available")
-
 // guardVariable tells the second start of a program that it is the second, so it never makes a third.
 // Its value is the network namespace of the first.
 const guardVariable = "DIVERT_LAB_ROOTLESS"

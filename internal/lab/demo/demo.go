@@ -43,7 +43,7 @@ func Run(ctx context.Context, o Options) error {
 		err = fmt.Errorf("%w: %d of %d checks", ErrFailed, d.failed, d.checks)
 	}
 	if err == nil {
-		d.printf("\nAll %d checks passed in %.1f s. Nothing is left behind.\n", d.checks, time.Since(begin).Seconds())
+		d.printf("\nAll %d checks passed in %.1f s. The network is gone again.\n", d.checks, time.Since(begin).Seconds())
 	}
 	return err
 }
@@ -107,13 +107,13 @@ func (d *demo) open(filter string, opts ...divert.Option) (h *divert.Handle, err
 }
 
 // show is open for the handle that a step is about.
-func (d *demo) show(filter string, flags divert.Flag) (*divert.Handle, error) {
+func (d *demo) show(filter string, flags divert.Flag, opts ...divert.Option) (*divert.Handle, error) {
 	with := ""
 	if flags != 0 {
 		with = fmt.Sprintf(", divert.%v", flagNames[flags])
 	}
 	d.printf("  divert.Open(%q%s)\n", filter, with)
-	return d.open(filter, divert.WithFlags(flags))
+	return d.open(filter, append(opts, divert.WithFlags(flags))...)
 }
 
 var flagNames = map[divert.Flag]string{divert.Sniff: "Sniff", divert.Drop: "Drop"}

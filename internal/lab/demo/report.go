@@ -65,7 +65,7 @@ func line(p *divert.Packet) string {
 	} else if t := h.TCP(p.Data); t != nil {
 		what = fmt.Sprintf("TCP %v > %v %s", netip.AddrPortFrom(src, t.SrcPort()), netip.AddrPortFrom(dst, t.DstPort()), flagText(t.Flags()))
 	}
-	return fmt.Sprintf("%s %s %s", direction, what, excerpt(h.Payload(p.Data)))
+	return strings.TrimRight(fmt.Sprintf("%s %s %s", direction, what, excerpt(h.Payload(p.Data))), " ")
 }
 
 // flagText names the control bits of a segment.

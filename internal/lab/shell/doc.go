@@ -1,0 +1,17 @@
+// Package shell runs a command inside a lab network: a host, a router, and a peer with a web server and
+// echo servers.
+package shell
+
+import "io"
+
+// Options say what to run and where.
+type Options struct {
+	Command []string  // empty: the user's shell
+	At      string    // host, router or peer; empty: host
+	In      io.Reader // the command's standard input
+	Out     io.Writer // its standard output
+	Err     io.Writer // its standard error, and what is said about the network
+}
+
+// Places are the values of Options.At.
+var Places = []string{"host", "router", "peer"}
