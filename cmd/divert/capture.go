@@ -21,8 +21,9 @@ type captureReader struct {
 
 	layer   divert.Layer
 	addr    divert.Address
+	parsed  packet.Parsed
 	frames  int // read
-	skipped int // of them, not IP
+	skipped int // of them, no IP packets
 }
 
 // newCaptureReader begins to read a file. Its packets get addresses of the layer.
@@ -79,7 +80,7 @@ func (c *captureReader) next(r *record) error {
 			return fmt.Errorf("the capture file, frame %d: link type %d (%v) is not supported", c.frames, uint16(linkType), linkType)
 		}
 		data, direction := strip(frame)
-		if len(data) == 0 || data[0]>>4 != 4 && data[0]>>4 != 6 {
+		if !c.parsed.Parse(data) {
 			c.skipped++
 			continue
 		}
@@ -133,12 +134,11 @@ func (c *captureReader) linkType(info gopacket.CaptureInfo) layers.LinkType {
 func (c *captureReader) fill(r *record, data []byte, header int, info gopacket.CaptureInfo) {
 	length := max(info.Length-header, len(data))
 	// Frames may be padded: what lies behind the packet is none of it.
-	var p packet.Parsed
-	if p.Parse(data) && p.Extended {
-		data, length = data[:p.Length], int(p.Length)
+	if c.parsed.Extended {
+		data, length = data[:c.parsed.Length], int(c.parsed.Length)
 	}
 	c.addr = divert.Address{
-		Timestamp: info.Timestamp.UnixNano(), Layer: c.layer, Outbound: r.direction == directionOut, IPv6: data[0]>>4 == 6,
+		Timestamp: info.Timestamp.UnixNano(), Layer: c.layer, Outbound: r.direction == directionOut, IPv6: c.parsed.Family == 6,
 	}
 	r.data, r.length, r.when, r.addr, r.live = data, length, info.Timestamp, &c.addr, false
 }

@@ -9,7 +9,6 @@ import (
 
 	"github.com/opendivert/divert"
 	"github.com/opendivert/divert/filter"
-	"github.com/opendivert/divert/packet"
 	"github.com/spf13/cobra"
 )
 
@@ -217,10 +216,7 @@ func (d *dump) file(ctx context.Context) error {
 }
 
 func (d *dump) filterFile(ctx context.Context, c *captureReader) error {
-	var (
-		r      record
-		parsed packet.Parsed
-	)
+	var r record
 	for ctx.Err() == nil {
 		err := c.next(&r)
 		if err == io.EOF {
@@ -229,7 +225,7 @@ func (d *dump) filterFile(ctx context.Context, c *captureReader) error {
 		if err != nil {
 			return err
 		}
-		if !parsed.Parse(r.data) || !d.program.MatchParsed(r.data, &parsed, r.addr) {
+		if !d.program.Match(r.data, r.addr) {
 			continue
 		}
 		if done, err := d.show(&r); done || err != nil {

@@ -26,6 +26,9 @@ var commands = []func(*app) *cobra.Command{
 	newDump,
 	newDrop,
 	newPassthru,
+	newDemo,
+	newLab,
+	newFilter,
 	newVersion,
 }
 

@@ -78,7 +78,11 @@ func (f *dialectFlags) dialect() filter.Dialect {
 
 // compile compiles the filter that the arguments of a command are; none at all is true.
 func (f *dialectFlags) compile(args []string) (*filter.Program, error) {
-	return filter.Compile(filterText(args), divert.Layer(f.layer.value), f.dialect())
+	return f.compileText(filterText(args))
+}
+
+func (f *dialectFlags) compileText(text string) (*filter.Program, error) {
+	return filter.Compile(text, divert.Layer(f.layer.value), f.dialect())
 }
 
 // filterText joins arguments to a filter.

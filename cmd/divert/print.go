@@ -106,7 +106,29 @@ func (p *printer) appendPacket(b, data []byte) []byte {
 		return p.appendBrief(b)
 	}
 	b = appendTransport(b, data, &p.parsed)
-	return appendFragment(b, data, &p.parsed)
+	b = appendFragment(b, data, &p.parsed)
+	if lacksHeader(&p.parsed) {
+		b = p.bad(append(b, ' '), "[bad header]")
+	}
+	return b
+}
+
+// lacksHeader reports whether there should be a transport header, but the bytes are none.
+func lacksHeader(p *packet.Parsed) bool {
+	if p.FragOff != 0 || p.Truncated {
+		return false
+	}
+	switch p.Protocol {
+	case packet.ProtocolTCP:
+		return p.TCPOff < 0
+	case packet.ProtocolUDP:
+		return p.UDPOff < 0
+	case packet.ProtocolICMP:
+		return p.Family == 4 && p.ICMPOff < 0
+	case packet.ProtocolICMPv6:
+		return p.Family == 6 && p.ICMPv6Off < 0
+	}
+	return false
 }
 
 // appendBrief appends the protocol and the length of its payload.

@@ -1,0 +1,90 @@
+package main
+
+import (
+	"bufio"
+	"fmt"
+	"slices"
+	"strings"
+
+	"github.com/opendivert/divert"
+	"github.com/opendivert/divert/filter"
+	"github.com/spf13/cobra"
+)
+
+func newFilterFields(a *app) *cobra.Command {
+	layer := choice{names: append([]string{"all"}, layerNames[:]...)}
+	cmd := &cobra.Command{
+		Use:   "fields [flags]",
+		Short: "List the fields that filters can test",
+		Example: `  divert filter fields
+  divert filter fields --layer socket`,
+		Args: noArguments,
+	}
+	addChoice(cmd, &layer, "layer", "only the fields of a layer")
+	cmd.RunE = func(*cobra.Command, []string) error {
+		w := bufio.NewWriter(a.out)
+		for _, g := range groupFields(filter.Fields()) {
+			if layer.value == 0 || slices.Contains(g.layers, divert.Layer(layer.value-1)) {
+				a.writeFields(w, g)
+			}
+		}
+		return w.Flush()
+	}
+	return cmd
+}
+
+// fieldGroup is the fields that the same layers have.
+type fieldGroup struct {
+	layers []filter.Layer
+	fields []filter.FieldInfo
+}
+
+// groupFields puts fields of the same layers together, in the order of the first of each group.
+func groupFields(fields []filter.FieldInfo) (groups []fieldGroup) {
+	for _, f := range fields {
+		i := slices.IndexFunc(groups, func(g fieldGroup) bool { return slices.Equal(g.layers, f.Layers) })
+		if i < 0 {
+			i = len(groups)
+			groups = append(groups, fieldGroup{layers: f.Layers})
+		}
+		groups[i].fields = append(groups[i].fields, f)
+	}
+	return groups
+}
+
+// writeFields writes a group as a table.
+func (a *app) writeFields(w *bufio.Writer, g fieldGroup) {
+	var names []string
+	for _, l := range g.layers {
+		names = append(names, layerNames[l])
+	}
+	heading := "Layers " + strings.Join(names, ", ")
+	if len(names) == len(layerNames) {
+		heading = "All layers"
+	}
+	p := printer{colour: a.colour}
+	_, _ = w.Write(p.end(append(p.begin(nil, styleHeading), heading...)))
+	_ = w.WriteByte('\n')
+	for _, f := range g.fields {
+		name := f.Name
+		if f.Kind == filter.KindBytes {
+			name += "[i]"
+		}
+		fmt.Fprintf(w, "  %-22s %-26s %s\n", name, fieldRange(f), f.Doc)
+	}
+	_ = w.WriteByte('\n')
+}
+
+// fieldRange returns the values of a field.
+func fieldRange(f filter.FieldInfo) string {
+	switch f.Kind {
+	case filter.KindIPv4, filter.KindIPv6, filter.KindAddr:
+		return f.Kind.String()
+	case filter.KindBool:
+		return "0 or 1"
+	}
+	if r := f.Min + " to " + f.Max; len(r) <= 26 {
+		return r
+	}
+	return f.Kind.String()
+}

@@ -1,0 +1,276 @@
+package main
+
+import (
+	"bufio"
+	"errors"
+	"fmt"
+	"io"
+	"strings"
+
+	"github.com/opendivert/divert"
+	"github.com/opendivert/divert/filter"
+	"github.com/spf13/cobra"
+)
+
+func newFilter(a *app) *cobra.Command {
+	cmd := &cobra.Command{
+		Use:   "filter",
+		Short: "Check and explain filters, convert them, and try them on packets",
+		Long: `Check and explain filters, convert them, and try them on packets. None of this needs privileges
+or touches the network. Without a FILTER the commands read one from standard input.
+
+The language, in short: tests of fields, such as tcp.DstPort == 80, joined by and, or, not and
+parentheses; (c? a: b) is a if c holds, else b. Operators: == != < <= > >= and in. A test fails if the
+packet has no such field. Beyond WinDivert: ip.DstAddr == 10.0.0.0/8 and
+tcp.DstPort in {80, 443, 8000-8099}. ` + "`divert filter fields`" + ` lists the fields.`,
+		Example: `  divert filter check tcp.DstPort == 80 and outbound
+  divert filter explain 'tcp.DstPort in {80, 443}'
+  divert filter eval -v tcp.Syn -r trace.pcapng`,
+		Args: knownCommand,
+		RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
+	}
+	for _, c := range []func(*app) *cobra.Command{
+		newFilterCheck, newFilterExplain, newFilterObject, newFilterFormat, newFilterEval, newFilterFields,
+	} {
+		cmd.AddCommand(c(a))
+	}
+	return cmd
+}
+
+// filterCommand makes a command that compiles a filter and prints something about it.
+func filterCommand(a *app, cmd *cobra.Command, run func(w io.Writer, p *filter.Program) error) *cobra.Command {
+	var flags dialectFlags
+	flags.add(cmd)
+	cmd.RunE = func(_ *cobra.Command, args []string) error {
+		text, err := a.filterOrInput(args)
+		if err != nil {
+			return err
+		}
+		p, err := flags.compileText(text)
+		if err != nil {
+			return err
+		}
+		w := bufio.NewWriter(a.out)
+		if err := run(w, p); err != nil {
+			return err
+		}
+		return w.Flush()
+	}
+	return cmd
+}
+
+// maxFilterText is how much is read of a filter, more than any dialect takes.
+const maxFilterText = 16 << 20
+
+// filterOrInput returns the filter of the arguments, or else what standard input has.
+func (a *app) filterOrInput(args []string) (string, error) {
+	if len(args) > 0 {
+		return strings.Join(args, " "), nil
+	}
+	b, err := io.ReadAll(io.LimitReader(a.in, maxFilterText))
+	return strings.TrimSuffix(string(b), "\n"), err
+}
+
+func newFilterCheck(a *app) *cobra.Command {
+	cmd := &cobra.Command{
+		Use:   "check [flags] [FILTER]",
+		Short: "Say whether a filter compiles, and if not, what is wrong and where",
+		Long: `Say whether a filter compiles, and if not, what is wrong and where. The exit status is 0 or 2. It says
+also what WinDivert's driver, which takes less than the compiler, would have against it.`,
+		Example: `  divert filter check tcp.DstPort == 80 and outbound
+  divert filter check --strict --layer flow 'processId == 4'`,
+	}
+	return filterCommand(a, cmd, func(w io.Writer, p *filter.Program) error {
+		if err := constant(p); err != "" {
+			fmt.Fprintf(w, "ok, but the filter %s\n", err)
+			return nil
+		}
+		fmt.Fprintf(w, "ok: %s\n", countOf(p.Len(), "test"))
+		if err := p.DriverCheck(); err != nil {
+			fmt.Fprintf(w, "not for WinDivert's driver: %v\n", strings.TrimPrefix(err.Error(), "filter: "))
+		}
+		return nil
+	})
+}
+
+// constant says if a program always comes to the same result.
+func constant(p *filter.Program) string {
+	accepts, rejects := reachable(p)
+	switch {
+	case !accepts:
+		return "matches nothing"
+	case !rejects:
+		return "matches everything at its layer"
+	}
+	return ""
+}
+
+// reachable reports which ends of a program its tests can lead to.
+func reachable(p *filter.Program) (accepts, rejects bool) {
+	tests := p.Tests()
+	seen := make([]bool, len(tests))
+	seen[0] = true
+	lead := func(t filter.Target) {
+		switch t {
+		case filter.Accept:
+			accepts = true
+		case filter.Reject:
+			rejects = true
+		default:
+			seen[t] = true
+		}
+	}
+	for i, t := range tests { // jumps only go forward
+		if !seen[i] {
+			continue
+		}
+		if holds, known := fixed(t); !known || holds {
+			lead(t.Succ)
+		}
+		if holds, known := fixed(t); !known || !holds {
+			lead(t.Fail)
+		}
+	}
+	return accepts, rejects
+}
+
+// fixed reports whether a test of the field that is always 0 holds: what true and false compile to.
+func fixed(t filter.Test) (holds, known bool) {
+	if t.Field != filter.FieldZero || t.Op > filter.OpGe {
+		return false, false
+	}
+	order := (filter.Value{}).Compare(t.Value)
+	if t.Neg && order != 0 {
+		order = 1
+	}
+	switch t.Op {
+	case filter.OpEq:
+		return order == 0, true
+	case filter.OpNe:
+		return order != 0, true
+	case filter.OpLt:
+		return order < 0, true
+	case filter.OpLe:
+		return order <= 0, true
+	case filter.OpGt:
+		return order > 0, true
+	}
+	return order >= 0, true
+}
+
+func newFilterExplain(a *app) *cobra.Command {
+	cmd := &cobra.Command{
+		Use:   "explain [flags] [FILTER]",
+		Short: "Show the program that a filter compiles to",
+		Long: `Show the program that a filter compiles to: a numbered line for each test, with where the
+evaluation goes on if the test holds and if it does not. Before it stands the normal form, after it what
+the filter can match at all.`,
+		Example: `  divert filter explain 'outbound and (tcp? tcp.DstPort == 80: udp.DstPort == 53)'`,
+	}
+	return filterCommand(a, cmd, explain)
+}
+
+func explain(w io.Writer, p *filter.Program) error {
+	text, err := p.Format()
+	if err != nil {
+		return err
+	}
+	fmt.Fprintf(w, "filter:  %s\nlayer:   %s\nprogram: %s\n", text, layerNames[p.Layer()], countOf(p.Len(), "test"))
+	for line := range strings.Lines(strings.TrimSuffix(p.Listing(), "\n")) {
+		fmt.Fprintf(w, "  %s", line)
+	}
+	fmt.Fprintln(w)
+	if c := constant(p); c != "" {
+		fmt.Fprintf(w, "result:  %s\n", c)
+	}
+	fmt.Fprintf(w, "matches: %s\n", hintText(p))
+	if err := p.DriverCheck(); err != nil {
+		fmt.Fprintf(w, "driver:  WinDivert would refuse it: %v\n", strings.TrimPrefix(err.Error(), "filter: "))
+	} else {
+		fmt.Fprintf(w, "driver:  WinDivert would take it\n")
+	}
+	return nil
+}
+
+// hintNames are the hints in words, in groups of which a filter matches at most what is named.
+var hintNames = [...][]struct {
+	hint filter.Hints
+	name string
+}{
+	{{filter.HintInbound, "inbound"}, {filter.HintOutbound, "outbound"}},
+	{{filter.HintIP, "IPv4"}, {filter.HintIPv6, "IPv6"}},
+	{{filter.HintFlowDeleted, "ends of flows too"}},
+	{{filter.HintSocketBind, "bind"}, {filter.HintSocketConnect, "connect"}, {filter.HintSocketListen, "listen"},
+		{filter.HintSocketAccept, "accept"}, {filter.HintSocketClose, "close"}},
+}
+
+// hintText says what a program can match at all.
+func hintText(p *filter.Program) string {
+	hints := p.Hints()
+	if hints == 0 && p.Layer() != divert.LayerReflect {
+		return "nothing"
+	}
+	var groups []string
+	for _, group := range hintNames {
+		var names []string
+		for _, h := range group {
+			if hints&h.hint != 0 {
+				names = append(names, h.name)
+			}
+		}
+		if names != nil {
+			groups = append(groups, strings.Join(names, " or "))
+		}
+	}
+	if groups == nil {
+		return "handles"
+	}
+	return "at most " + strings.Join(groups, ", ")
+}
+
+func newFilterObject(a *app) *cobra.Command {
+	cmd := &cobra.Command{
+		Use:   "object [flags] [FILTER]",
+		Short: "Compile a filter to an object string",
+		Long: `Compile a filter to the object string that WinDivert 2.2 takes wherever it takes a filter. What the
+original cannot express is an error.`,
+		Example: `  divert filter object tcp.DstPort == 80
+  divert filter object tcp.DstPort == 80 | divert filter format`,
+	}
+	return filterCommand(a, cmd, func(w io.Writer, p *filter.Program) error {
+		object, err := p.Object()
+		if err != nil {
+			var f *filter.Error
+			if errors.As(err, &f) {
+				return errors.New(f.Error()) // about the program, not a place in the text
+			}
+			return err
+		}
+		_, err = fmt.Fprintln(w, object)
+		return err
+	})
+}
+
+func newFilterFormat(a *app) *cobra.Command {
+	cmd := &cobra.Command{
+		Use:   "format [flags] [FILTER]",
+		Short: "Print the normal form of a filter or of an object string",
+		Example: `  divert filter format '!(tcp.DstPort=80)and outbound'
+  divert filter format '@WinDiv_…'`,
+	}
+	return filterCommand(a, cmd, func(w io.Writer, p *filter.Program) error {
+		text, err := p.Format()
+		if err == nil {
+			_, err = fmt.Fprintln(w, text)
+		}
+		return err
+	})
+}
+
+// countOf returns a number with a noun.
+func countOf(n int, noun string) string {
+	if n == 1 {
+		return "1 " + noun
+	}
+	return fmt.Sprintf("%d %ss", n, noun)
+}

@@ -1,0 +1,333 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"io"
+	"net/netip"
+	"os"
+	"os/exec"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/gopacket/gopacket/layers"
+	"github.com/gopacket/gopacket/pcapgo"
+	"github.com/opendivert/divert/internal/lab"
+)
+
+// commandVariable makes the test binary be the command: for runs in a process of their own.
+const commandVariable = "DIVERT_TEST_COMMAND"
+
+func TestMain(m *testing.M) {
+	if os.Getenv(commandVariable) != "" {
+		main()
+	}
+	lab.Main(m)
+}
+
+// process is the command in a process of its own on a host.
+type process struct {
+	cmd    *exec.Cmd
+	out    io.ReadCloser
+	errout *syncBuffer
+	done   chan error
+}
+
+// syncBuffer is a buffer that one goroutine fills while another looks at it.
+type syncBuffer struct {
+	mu sync.Mutex
+	b  bytes.Buffer
+}
+
+func (s *syncBuffer) Write(b []byte) (int, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.b.Write(b)
+}
+
+func (s *syncBuffer) String() string {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.b.String()
+}
+
+// start starts the command on a host and waits until it says that its handle is open.
+func start(t *testing.T, h *lab.Host, args ...string) *process {
+	t.Helper()
+	exe, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	p := &process{cmd: exec.Command(exe, args...), errout: &syncBuffer{}, done: make(chan error, 1)}
+	p.cmd.Env = append(os.Environ(), commandVariable+"=1")
+	p.cmd.Stderr = p.errout
+	if p.out, err = p.cmd.StdoutPipe(); err != nil {
+		t.Fatal(err)
+	}
+	if err := h.Start(p.cmd); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		_ = p.cmd.Process.Kill()
+		<-p.done
+	})
+	begun := time.Now()
+	for !strings.Contains(p.errout.String(), "\n") {
+		if time.Since(begun) > 20*time.Second {
+			t.Fatalf("%v does not begin: %s", args, p.errout)
+		}
+		time.Sleep(5 * time.Millisecond)
+	}
+	return p
+}
+
+// end sends a signal, waits for the end, and returns the output and the exit status.
+func (p *process) end(t *testing.T, s os.Signal) (out string, status int) {
+	t.Helper()
+	if s != nil {
+		if err := p.cmd.Process.Signal(s); err != nil {
+			t.Fatal(err)
+		}
+	}
+	timer := time.AfterFunc(20*time.Second, func() { _ = p.cmd.Process.Kill() })
+	defer timer.Stop()
+	b, err := io.ReadAll(p.out)
+	if err != nil {
+		t.Fatal(err)
+	}
+	err = p.cmd.Wait()
+	p.done <- nil
+	var exit *exec.ExitError
+	if err != nil && !errors.As(err, &exit) {
+		t.Fatal(err)
+	}
+	return string(b), p.cmd.ProcessState.ExitCode()
+}
+
+// hosts makes two hosts and an echo server on the second one.
+func hosts(t *testing.T) (pair *lab.Pair, echo netip.AddrPort) {
+	t.Helper()
+	pair = lab.TwoHostsT(t, lab.LinkOptions{})
+	e, err := pair.B.Echo("udp", netip.AddrPortFrom(pair.B.Addr4(), 7).String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = e.Close() })
+	return pair, e.Addr()
+}
+
+// exchange sends datagrams to the echo server and returns how many came back.
+func exchange(t *testing.T, from *lab.Host, to netip.AddrPort, count int, wait time.Duration) int {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+	defer cancel()
+	r, err := lab.ExchangeUDP(ctx, from, to, lab.Exchange{Count: count, Wait: wait})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return r.Echoed
+}
+
+// eachEngine runs a test with either engine. The kernel's is not to be had everywhere.
+func eachEngine(t *testing.T, f func(t *testing.T, engine string)) {
+	for _, engine := range []string{"auto", "interpreter"} {
+		t.Run(engine, func(t *testing.T) { f(t, engine) })
+	}
+}
+
+func TestDumpLive(t *testing.T) {
+	eachEngine(t, func(t *testing.T, engine string) {
+		pair, echo := hosts(t)
+		p := start(t, pair.A, "dump", "--engine", engine, "-c", "4", "udp.DstPort == 7 or udp.SrcPort == 7")
+		if n := exchange(t, pair.A, echo, 3, time.Second); n != 3 {
+			t.Errorf("%d of 3 datagrams came back", n)
+		}
+		out, status := p.end(t, nil)
+		if status != exitOK {
+			t.Errorf("status %d", status)
+		}
+		lines := strings.Split(strings.TrimSpace(out), "\n")
+		if len(lines) != 4 {
+			t.Fatalf("%d lines:\n%s", len(lines), out)
+		}
+		for i, arrow := range []string{" -> IP 10.", " <- IP 10.", " -> IP 10.", " <- IP 10."} {
+			if !strings.Contains(lines[i], "eth0"+arrow) || !strings.HasSuffix(lines[i], ": UDP, length 64") {
+				t.Errorf("line %d is %s", i, lines[i])
+			}
+		}
+		when, err := time.ParseInLocation(shortTime, strings.Fields(lines[0])[0], time.UTC)
+		if err != nil {
+			t.Fatal(err)
+		}
+		now := time.Now()
+		if when = when.AddDate(now.Year(), int(now.Month())-1, now.Day()-1); now.Sub(when).Abs() > time.Hour && now.Sub(when).Abs() < 23*time.Hour {
+			t.Errorf("the time is %v, now it is %v", when, now)
+		}
+		if s := p.errout.String(); !strings.Contains(s, "matched") || strings.Count(s, "\n") != 2 {
+			t.Errorf("standard error: %s", s)
+		}
+	})
+}
+
+func TestDumpCaptureFile(t *testing.T) {
+	pair, echo := hosts(t)
+	p := start(t, pair.A, "dump", "-w", "-", "--json", "udp")
+	before := time.Now()
+	exchange(t, pair.A, echo, 2, time.Second)
+	out, status := p.end(t, os.Interrupt)
+	if status != exitOK {
+		t.Errorf("status %d: %s", status, p.errout)
+	}
+	r, err := pcapgo.NewNgReader(strings.NewReader(out), pcapgo.NgReaderOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if r.LinkType() != layers.LinkTypeRaw {
+		t.Errorf("link type %v", r.LinkType())
+	}
+	for i, want := range []pcapgo.NgEpbFlag{
+		pcapgo.NgEpbFlagDirectionOutbound, pcapgo.NgEpbFlagDirectionInbound,
+		pcapgo.NgEpbFlagDirectionOutbound, pcapgo.NgEpbFlagDirectionInbound,
+	} {
+		data, info, options, err := r.ReadPacketDataWithOptions()
+		if err != nil {
+			t.Fatalf("packet %d: %v", i, err)
+		}
+		if options.Flags == nil || options.Flags.Direction != want || len(data) != 20+8+64 {
+			t.Errorf("packet %d: flags %+v, %d bytes", i, options.Flags, len(data))
+		}
+		if d := info.Timestamp.Sub(before); d < -time.Second || d > time.Minute {
+			t.Errorf("packet %d was captured %v after the start", i, d)
+		}
+		if f, err := r.Interface(info.InterfaceIndex); err != nil || f.Name != "eth0" || f.Filter != "udp" {
+			t.Errorf("packet %d: interface %+v, %v", i, f, err)
+		}
+	}
+	if _, _, err := r.ReadPacketData(); err != io.EOF {
+		t.Errorf("behind the last packet: %v", err)
+	}
+	checkSummary(t, p.errout.String(), summary{Matched: 4, Received: 4})
+}
+
+// checkSummary compares the counters of a summary.
+func checkSummary(t *testing.T, errout string, want summary) {
+	t.Helper()
+	lines := strings.Split(strings.TrimSpace(errout), "\n")
+	var got summary
+	if err := json.Unmarshal([]byte(lines[len(lines)-1]), &got); err != nil {
+		t.Fatalf("%v in %s", err, errout)
+	}
+	want.Event, want.Seconds = "summary", got.Seconds
+	if got != want || got.Seconds <= 0 {
+		t.Errorf("summary %+v, want %+v", got, want)
+	}
+}
+
+func TestDrop(t *testing.T) {
+	eachEngine(t, func(t *testing.T, engine string) {
+		pair, echo := hosts(t)
+		p := start(t, pair.A, "drop", "--engine", engine, "--json", "udp.DstPort == 7")
+		if n := exchange(t, pair.A, echo, 3, 100*time.Millisecond); n != 0 {
+			t.Errorf("%d datagrams came back", n)
+		}
+		out, status := p.end(t, syscall.SIGTERM)
+		if status != exitOK || out != "" {
+			t.Errorf("status %d, output %q", status, out)
+		}
+		checkSummary(t, p.errout.String(), summary{Matched: 3, Dropped: 3})
+		if n := exchange(t, pair.A, echo, 3, time.Second); n != 3 {
+			t.Errorf("%d of 3 datagrams came back after the end", n)
+		}
+	})
+}
+
+func TestPassthru(t *testing.T) {
+	for _, test := range []struct {
+		name string
+		args []string
+	}{
+		{"accept", nil},
+		{"one by one", []string{"--batch", "1"}},
+		{"rewrite", []string{"--rewrite"}},
+		{"interpreter", []string{"--engine", "interpreter"}},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			pair, echo := hosts(t)
+			p := start(t, pair.A, append([]string{"passthru", "--json", "udp"}, test.args...)...)
+			if n := exchange(t, pair.A, echo, 10, time.Second); n != 10 {
+				t.Errorf("%d of 10 datagrams came back", n)
+			}
+			if _, status := p.end(t, os.Interrupt); status != exitOK {
+				t.Errorf("status %d", status)
+			}
+			checkSummary(t, p.errout.String(), summary{Matched: 20, Received: 20, Reinjected: 20})
+		})
+	}
+}
+
+// TestClosedOutput ends the reader of the output, as in "divert dump | head -1".
+func TestClosedOutput(t *testing.T) {
+	pair, echo := hosts(t)
+	p := start(t, pair.A, "dump", "udp")
+	if err := p.out.Close(); err != nil {
+		t.Fatal(err)
+	}
+	exchange(t, pair.A, echo, 1, time.Second)
+	p.out = io.NopCloser(strings.NewReader(""))
+	if _, status := p.end(t, nil); status != exitOK || strings.Contains(p.errout.String(), "pipe") {
+		t.Errorf("status %d: %s", status, p.errout)
+	}
+}
+
+// TestOpenErrors tries what Open refuses, in a network of its own.
+func TestOpenErrors(t *testing.T) {
+	pair := lab.TwoHostsT(t, lab.LinkOptions{})
+	for _, test := range []struct {
+		name   string
+		args   []string
+		status int
+		text   string
+	}{
+		{"layer without engine", []string{"dump", "--layer", "flow"}, exitFailed, "divert: open: the layer FLOW: not supported on this system\n`divert doctor` shows what this system has and what it lacks.\n"},
+		{"priority", []string{"dump", "--priority", "30001"}, exitUsage, "divert: invalid argument: priority 30001 is out of range (-30000 to 30000)\nSee `divert dump --help`.\n"},
+		{"queue", []string{"passthru", "--queue-length", "1"}, exitUsage, "divert: invalid argument: queue length 1 is out of range (32 to 16384)\nSee `divert passthru --help`.\n"},
+		{"file", []string{"dump", "-w", "/nowhere/x"}, exitFailed, "divert: open /nowhere/x: no such file or directory\n"},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			_ = pair.A.Do(func() error {
+				if r := runCommand(t, "", test.args...); r.status != test.status || r.errout != test.text || r.out != "" {
+					t.Errorf("status %d, output %q, errors\n%s\nwant %d and\n%s", r.status, r.out, r.errout, test.status, test.text)
+				}
+				return nil
+			})
+		})
+	}
+}
+
+// TestNoPrivileges runs the command as somebody who may do nothing.
+func TestNoPrivileges(t *testing.T) {
+	pair := lab.TwoHostsT(t, lab.LinkOptions{})
+	exe, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	var errout bytes.Buffer
+	cmd := exec.Command(exe, "dump")
+	cmd.Env = append(os.Environ(), commandVariable+"=1")
+	cmd.Stderr = &errout
+	// A user namespace of its own has no rights over the network of its parent.
+	cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWUSER}
+	err = pair.A.Exec(cmd)
+	var exit *exec.ExitError
+	if !errors.As(err, &exit) {
+		t.Skipf("no user namespaces here: %v", err)
+	}
+	if exit.ExitCode() != exitFailed || !strings.Contains(errout.String(), "Run it as root, or try `divert demo`") {
+		t.Errorf("status %d: %s", exit.ExitCode(), &errout)
+	}
+}
