@@ -28,6 +28,8 @@ var commands = []func(*app) *cobra.Command{
 	newPassthru,
 	newDemo,
 	newLab,
+	newDemo,
+	newLab,
 	newFilter,
 	newVersion,
 }
