@@ -56,6 +56,10 @@ func Code(err error) uint32 {
 	if errors.As(err, &f) {
 		return codeInvalid
 	}
+	var w interface{ WindowsError() uint32 } // what Windows itself said
+	if errors.As(err, &w) {
+		return w.WindowsError()
+	}
 	for _, c := range codes {
 		if errors.Is(err, c.err) {
 			return c.code

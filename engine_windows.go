@@ -1,0 +1,9 @@
+package divert
+
+import (
+	"github.com/opendivert/divert/internal/engine"
+	"github.com/opendivert/divert/internal/windows"
+)
+
+// openEngine opens a handle of this platform.
+func openEngine(cfg engine.Config) (engine.Handle, error) { return windows.Open(cfg) }
