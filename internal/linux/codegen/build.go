@@ -203,12 +203,8 @@ func (g *generator) end(outcome Outcome) {
 
 func (g *generator) maps() []*ebpf.MapSpec {
 	var specs []*ebpf.MapSpec
-	if len(g.sets.data) > 0 {
-		specs = append(specs, &ebpf.MapSpec{
-			Name: setsMap, Type: ebpf.Array, KeySize: 4, ValueSize: uint32(len(g.sets.data)), MaxEntries: 1,
-			Flags:    flagReadOnlyProgram,
-			Contents: []ebpf.MapKV{{Key: uint32(0), Value: g.sets.data}},
-		})
+	if spec := g.sets.spec(); spec != nil {
+		specs = append(specs, spec)
 	}
 	if g.options.Count {
 		specs = append(specs, &ebpf.MapSpec{

@@ -191,6 +191,13 @@ var locations = map[filter.Field]location{
 	filter.FieldImpostor: constant(1),
 	filter.FieldEvent:    constant(255),
 
+	// Of events only, see eventFields.
+	filter.FieldProcessID:        constant(1<<32 - 1),
+	filter.FieldEndpointID:       location{kind: value128},
+	filter.FieldParentEndpointID: location{kind: value128},
+	filter.FieldFamilyIP:         constant(1),
+	filter.FieldFamilyIPv6:       constant(1),
+
 	filter.FieldIP:       family(),
 	filter.FieldIPv6:     family(),
 	filter.FieldICMP:     flag(flagICMP, needICMP),

@@ -22,7 +22,36 @@ const (
 // The tests are copies; they are nil unless the outcome is Depends. The targets keep the form of
 // filter.Program: they lead forward, and the first test is entered first.
 func Specialise(p *filter.Program, h Hook) ([]filter.Test, Outcome) {
-	tests := p.Tests()
+	exists := func(t *filter.Test) bool { return exists(t, p.Layer()) }
+	return specialise(p.Tests(), exists, func(t *filter.Test) answer {
+		switch holds, known := h.decides(t); {
+		case !known:
+			return depends
+		default:
+			return answerOf(holds)
+		}
+	})
+}
+
+// answer is what is known of a test before there is a packet or an event.
+type answer uint8
+
+const (
+	depends  answer = iota // on the packet or the event
+	dontKnow               // depends on what will not be known when the test is made
+	fails
+	holds
+)
+
+func answerOf(b bool) answer {
+	if b {
+		return holds
+	}
+	return fails
+}
+
+// specialise is Specialise with the knowledge of any hook.
+func specialise(tests []filter.Test, exists func(*filter.Test) bool, decides func(*filter.Test) answer) ([]filter.Test, Outcome) {
 	if len(tests) == 0 {
 		return nil, Never
 	}
@@ -41,16 +70,23 @@ func Specialise(p *filter.Program, h Hook) ([]filter.Test, Outcome) {
 		t := tests[i]
 		t.Succ, t.Fail = settle(t.Succ), settle(t.Fail)
 		out[i] = t
-		if !exists(&t, p.Layer()) {
+		if !exists(&t) {
 			enter[i] = filter.Reject // an error of the evaluation, which matches nothing
 			continue
 		}
-		holds, known := h.decides(&t)
-		switch {
-		case known && holds, t.Succ == t.Fail:
+		a := depends
+		if t.Succ == t.Fail {
+			a = holds // or not: it goes the same way
+		} else {
+			a = decides(&t)
+		}
+		switch a {
+		case holds:
 			enter[i] = t.Succ
-		case known:
+		case fails:
 			enter[i] = t.Fail
+		case dontKnow:
+			enter[i] = certain(t.Succ, t.Fail)
 		default:
 			enter[i] = filter.Target(i)
 		}
@@ -62,6 +98,19 @@ func Specialise(p *filter.Program, h Hook) ([]filter.Test, Outcome) {
 		return nil, Never
 	}
 	return reachable(out, enter[0]), Depends
+}
+
+// certain returns where to go on at a test of which nothing is known, so as to match only what
+// matches in any case: if one way accepts, the other decides. Otherwise nothing is certain, as far
+// as can be told without looking at both.
+func certain(succ, fail filter.Target) filter.Target {
+	switch {
+	case succ == filter.Accept:
+		return fail
+	case fail == filter.Accept:
+		return succ
+	}
+	return filter.Reject
 }
 
 // reachable returns the tests that can be reached from the entry, renumbered.
@@ -175,7 +224,7 @@ var notForwarded = map[filter.Field]bool{
 // exists reports whether a test can be executed on a layer. Object strings may hold tests that
 // cannot (specification: filter-language.md 6).
 func exists(t *filter.Test, layer packet.Layer) bool {
-	if t.Op > filter.OpNotIn {
+	if t.Op > filter.OpNotIn || onlyEvents[t.Field] {
 		return false
 	}
 	if t.Field == filter.FieldProcessID {
@@ -183,4 +232,11 @@ func exists(t *filter.Test, layer packet.Layer) bool {
 	}
 	_, ok := locations[t.Field]
 	return ok && !(layer == packet.LayerForward && notForwarded[t.Field])
+}
+
+// onlyEvents are the fields of the layers with events that have a place in locations, for what values they
+// can have.
+var onlyEvents = map[filter.Field]bool{
+	filter.FieldEndpointID: true, filter.FieldParentEndpointID: true,
+	filter.FieldFamilyIP: true, filter.FieldFamilyIPv6: true,
 }

@@ -1,0 +1,220 @@
+//go:build linux
+
+package codegen
+
+import (
+	"encoding/binary"
+
+	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/asm"
+
+	"github.com/opendivert/divert/filter"
+	"github.com/opendivert/divert/packet"
+)
+
+// The record of an event of the layers FLOW and SOCKET, as programs keep it in their stack frame while
+// they decide, and send it to user space: offsets from its start, numbers in host byte order.
+const (
+	EventTime       int16 = 0  // CLOCK_MONOTONIC in nanoseconds, 8 bytes
+	EventEndpoint   int16 = 8  // 8 bytes
+	EventParent     int16 = 16 // 8 bytes
+	EventLocal      int16 = 24 // address: the upper, then the lower 8 bytes; IPv4 mapped
+	EventRemote     int16 = 40 // the same
+	EventProcess    int16 = 56 // 4 bytes
+	EventLocalPort  int16 = 60 // 2 bytes
+	EventRemotePort int16 = 62 // 2 bytes
+	EventProtocol   int16 = 64 // 1 byte
+	EventIPv6       int16 = 65 // 1 byte: 1 if the event is of IPv6
+	EventLoopback   int16 = 66 // 1 byte: 0 or 1
+	EventKind       int16 = 67 // 1 byte: the event; decisions do not read it
+	EventFlags      int16 = 68 // 4 bytes: the program's own
+	EventSize             = 72
+
+	// EventFrame is where the record starts in the frame: a decision reads it there. Decisions
+	// also use the frame from EventScratch to EventScratchEnd, and the registers R0 to R5, R7 and R8.
+	EventFrame      int16 = -EventSize
+	EventScratch          = frameSearch
+	EventScratchEnd       = frameSearch + 16
+)
+
+// EventHook describes an event whose record a decision is about.
+type EventHook struct {
+	Event   packet.Event
+	Inbound bool
+	// LocalUnknown is for records without the local address and port: the decision matches
+	// only what matches whatever they turn out to be.
+	LocalUnknown bool
+}
+
+// EventDecider generates the decisions of one program, which share a map of sets.
+type EventDecider struct{ sets setTable }
+
+// Decide generates the code that decides whether a filter of the layers FLOW and SOCKET matches the
+// record at EventFrame. The code is entered at its start, leaves 1 or 0 in R0 and ends behind its last
+// instruction. Unless the outcome is Depends there is none. The error is a *LayerError or a *LimitError.
+func (d *EventDecider) Decide(p *filter.Program, h EventHook) (asm.Instructions, Outcome, error) {
+	if l := p.Layer(); l != packet.LayerFlow && l != packet.LayerSocket {
+		return nil, Never, &LayerError{Layer: l}
+	}
+	list, outcome := specialise(p.Tests(), h.exists, h.decides)
+	if outcome != Depends {
+		return nil, outcome, nil
+	}
+	code, branches := d.emit(list, h, false)
+	if branches > maxWaiting {
+		code, _ = d.emit(list, h, true)
+	}
+	out, err := code.link()
+	return out, outcome, err
+}
+
+func (d *EventDecider) emit(list []filter.Test, h EventHook, long bool) (*assembler, int) {
+	a := &assembler{}
+	t := tests{
+		assembler: a, loader: &eventLoader{}, sets: &d.sets,
+		long: long, many: long && len(list) > maxWaiting, accept: a.newLabel(), reject: a.newLabel(),
+	}
+	end := a.newLabel()
+	t.emitAll(list)
+	a.mark(t.reject)
+	a.emit(asm.Mov.Imm(asm.R0, 0))
+	a.jump(end)
+	a.mark(t.accept)
+	a.emit(asm.Mov.Imm(asm.R0, 1))
+	a.mark(end)
+	a.emit(asm.Mov.Imm(asm.R1, 0)) // so that the end has an instruction
+	return a, a.branches()
+}
+
+// Maps returns the maps that the decisions refer to by name.
+func (d *EventDecider) Maps() []*ebpf.MapSpec {
+	if s := d.sets.spec(); s != nil {
+		return []*ebpf.MapSpec{s}
+	}
+	return nil
+}
+
+// spec returns the map, nil if there are no large sets.
+func (s *setTable) spec() *ebpf.MapSpec {
+	if len(s.data) == 0 {
+		return nil
+	}
+	return &ebpf.MapSpec{
+		Name: setsMap, Type: ebpf.Array, KeySize: 4, ValueSize: uint32(len(s.data)), MaxEntries: 1,
+		Flags:    flagReadOnlyProgram,
+		Contents: []ebpf.MapKV{{Key: uint32(0), Value: s.data}},
+	}
+}
+
+// eventFields says where the fields of the layers FLOW and SOCKET are found. Fields that are not in it
+// do not exist there.
+var eventFields = map[filter.Field]eventField{
+	filter.FieldZero:     {},
+	filter.FieldInbound:  {},
+	filter.FieldOutbound: {},
+	filter.FieldEvent:    {},
+	filter.FieldIP:       {}, // there is no header
+	filter.FieldIPv6:     {},
+
+	filter.FieldFamilyIP:   {offset: EventIPv6, size: asm.Byte, means: one(0)},
+	filter.FieldFamilyIPv6: {offset: EventIPv6, size: asm.Byte, means: one(1)},
+	filter.FieldTCP:        {offset: EventProtocol, size: asm.Byte, means: one(protoTCP)},
+	filter.FieldUDP:        {offset: EventProtocol, size: asm.Byte, means: one(protoUDP)},
+	filter.FieldICMP:       {offset: EventProtocol, size: asm.Half, means: pair(protoICMP, 0)},
+	filter.FieldICMPv6:     {offset: EventProtocol, size: asm.Half, means: pair(protoICMPv6, 1)},
+
+	filter.FieldLoopback:         {offset: EventLoopback, size: asm.Byte},
+	filter.FieldProcessID:        {offset: EventProcess, size: asm.Word},
+	filter.FieldLocalAddr:        {offset: EventLocal, kind: value128, local: true},
+	filter.FieldRemoteAddr:       {offset: EventRemote, kind: value128},
+	filter.FieldLocalPort:        {offset: EventLocalPort, size: asm.Half, local: true},
+	filter.FieldRemotePort:       {offset: EventRemotePort, size: asm.Half},
+	filter.FieldProtocol:         {offset: EventProtocol, size: asm.Byte},
+	filter.FieldEndpointID:       {offset: EventEndpoint, kind: value128, half: true},
+	filter.FieldParentEndpointID: {offset: EventParent, kind: value128, half: true},
+	filter.FieldTimestamp:        {offset: EventTime, kind: value64},
+}
+
+// eventField says how the value of a field is found in the record. A field without a size and a kind is
+// the same in all records of a hook.
+type eventField struct {
+	offset int16
+	size   asm.Size
+	kind   valueKind
+	half   bool    // value128 of which only the lower 8 bytes are there
+	local  bool    // of the local side
+	means  *uint64 // a flag that is 1 exactly if the value in the record is this
+}
+
+func one(v uint64) *uint64 { return &v }
+
+// pair is the value of two bytes, one after the other.
+func pair(first, second byte) *uint64 {
+	return one(uint64(binary.NativeEndian.Uint16([]byte{first, second})))
+}
+
+// fixed reports whether the field is the same in all records of a hook.
+func (f *eventField) fixed() bool { return f.size == 0 && f.kind == value32 }
+
+// exists reports whether a test can be executed.
+func (h *EventHook) exists(t *filter.Test) bool {
+	_, ok := eventFields[t.Field]
+	return ok && t.Op <= filter.OpNotIn
+}
+
+// decides returns what is known of a test.
+func (h *EventHook) decides(t *filter.Test) answer {
+	f := eventFields[t.Field]
+	if f.local && h.LocalUnknown {
+		return dontKnow
+	}
+	c := toCondition(t)
+	if f.fixed() {
+		return answerOf(c.holds(h.constant(t.Field)))
+	}
+	if holds, ok := c.constant(); ok {
+		return answerOf(holds)
+	}
+	return depends
+}
+
+// constant returns the value of a field that is the same in all records.
+func (h *EventHook) constant(f filter.Field) filter.Value {
+	switch {
+	case f == filter.FieldEvent:
+		return low(uint64(h.Event))
+	case f == filter.FieldInbound && h.Inbound, f == filter.FieldOutbound && !h.Inbound:
+		return low(1)
+	}
+	return zero
+}
+
+// eventLoader loads the fields of events.
+type eventLoader struct{}
+
+func (eventLoader) locate(c *condition) valueKind {
+	f := eventFields[c.field]
+	if f.means != nil {
+		c.restate(*f.means, low(1<<(8*f.size.Sizeof())-1))
+	}
+	return f.kind
+}
+
+func (eventLoader) load(t *tests, c *condition, _ label) {
+	f := eventFields[c.field]
+	at := EventFrame + f.offset
+	switch {
+	case f.kind == value64:
+		t.emit(
+			asm.LoadMem(asm.R1, regFrame, at, asm.DWord),
+			asm.LoadImm(asm.R2, -1<<63, asm.DWord),
+			asm.Xor.Reg(asm.R1, asm.R2),
+		)
+	case f.half:
+		t.emit(asm.Mov.Imm(asm.R1, 0), asm.LoadMem(asm.R2, regFrame, at, asm.DWord))
+	case f.kind == value128:
+		t.emit(asm.LoadMem(asm.R1, regFrame, at, asm.DWord), asm.LoadMem(asm.R2, regFrame, at+8, asm.DWord))
+	default:
+		t.emit(asm.LoadMem(asm.R1, regFrame, at, f.size))
+	}
+}
