@@ -84,37 +84,105 @@ func (s *setTable) bitmap(t *tests, c *condition) {
 	)
 }
 
-// Sorted ranges are searched by halving: a number of entries that is a power of two, the last range
-// repeated, and a position to which half, a quarter, ... are added where the entry there does not
-// begin above the value. Entries are words in host byte order, the least significant first: the
-// first and the last value of a range.
+// Sorted ranges are searched by halving: a position to which half, a quarter, ... are added where the
+// entry there does not begin above the value. Entries are words in host byte order, the least
+// significant first: the first and the last value of a range. The search begins where an index by
+// the upper bits of the value says, so the number of steps depends on how evenly the values lie, not
+// on how many they are: three or four for random ones.
 const (
 	entry32  = 8
 	entry128 = 32
 )
 
-// sorted returns the entries of ranges, words of 32 bits each.
-func sorted(ranges []filter.Range, words int) []byte {
-	var out []byte
-	value := func(v filter.Value) {
-		for i := range words {
-			word := uint32(v.Lo >> (32 * i))
-			if i >= 2 {
-				word = uint32(v.Hi >> (32 * (i - 2)))
-			}
-			out = binary.NativeEndian.AppendUint32(out, word)
-		}
+// sortedSet is a set as it is searched.
+type sortedSet struct {
+	key     func(filter.Value) uint64 // the 64 bits that are indexed
+	upper   bool                      // they are the upper half
+	base    uint64                    // key of the first range
+	shift   int                       // bits of key - base that are not indexed
+	starts  []uint32                  // for each value of the others: the position to begin at, in bytes
+	steps   int                       // entries from there on that come into question, a power of two
+	mask    uint32                    // a bound of all starts, one less than a power of two
+	entries []byte
+}
+
+// newSortedSet lays a set out.
+func newSortedSet(ranges []filter.Range, entry int) *sortedSet {
+	first, last := ranges[0].First, ranges[len(ranges)-1].First
+	s := &sortedSet{upper: first.Hi != last.Hi}
+	s.key = func(v filter.Value) uint64 { return v.Lo }
+	if s.upper {
+		s.key = func(v filter.Value) uint64 { return v.Hi }
 	}
-	for i := range powerOfTwo(len(ranges)) {
+	s.base = s.key(first)
+	span := bits.Len64(s.key(last) - s.base)
+	indexed := min(span, max(4, min(16, bits.Len(uint(len(ranges))))))
+	s.shift = span - indexed
+
+	// An index value stands for the ranges that begin in its part, and the one before them.
+	counts := make([]int, 1<<indexed)
+	for _, r := range ranges {
+		counts[(s.key(r.First)-s.base)>>s.shift]++
+	}
+	s.starts = make([]uint32, len(counts))
+	before, most := 0, 0
+	for i, n := range counts {
+		s.starts[i] = uint32(max(0, before-1) * entry)
+		before += n
+		most = max(most, n)
+	}
+	s.steps = powerOfTwo(most + 1)
+	room := powerOfTwo(len(ranges))
+	s.mask = uint32(room*entry - 1)
+	for i := range room + s.steps {
 		r := ranges[min(i, len(ranges)-1)]
-		value(r.First)
-		value(r.Last)
+		s.entries = appendWords(s.entries, r.First, entry/8)
+		s.entries = appendWords(s.entries, r.Last, entry/8)
 	}
-	return out
+	return s
+}
+
+// appendWords appends the lower words of a value.
+func appendWords(b []byte, v filter.Value, words int) []byte {
+	for i := range words {
+		word := uint32(v.Lo >> (32 * i))
+		if i >= 2 {
+			word = uint32(v.Hi >> (32 * (i - 2)))
+		}
+		b = binary.NativeEndian.AppendUint32(b, word)
+	}
+	return b
 }
 
 // powerOfTwo rounds up.
 func powerOfTwo(n int) int { return 1 << bits.Len(uint(n-1)) }
+
+// start leaves the position to begin at in R5. The key is in a register, which is kept; it uses R3
+// and R4. A key outside the set begins anywhere: the final comparison finds it out.
+func (s *setTable) start(t *tests, set *sortedSet, key asm.Register) {
+	var index []byte
+	for _, at := range set.starts {
+		index = binary.NativeEndian.AppendUint32(index, at)
+	}
+	t.set(asm.R4, set.base)
+	t.emit(
+		asm.Mov.Reg(asm.R5, key),
+		asm.Sub.Reg(asm.R5, asm.R4),
+	)
+	if set.shift != 0 {
+		t.emit(asm.RSh.Imm(asm.R5, int32(set.shift)))
+	}
+	t.emit(
+		asm.And.Imm(asm.R5, int32(len(set.starts)-1)),
+		asm.LSh.Imm(asm.R5, 2),
+	)
+	s.pointTo(t, index)
+	t.emit(
+		asm.Add.Reg(asm.R3, asm.R5),
+		asm.LoadMem(asm.R5, asm.R3, 0, asm.Word),
+		asm.And.Imm(asm.R5, int32(set.mask)),
+	)
+}
 
 // step leaves the address of the entry to compare in R4; R3 is the set, R2 the position in bytes.
 func (t *tests) step(bytes int32) {
@@ -138,9 +206,14 @@ func (t *tests) advance(r asm.Register, bytes int32) {
 
 // search32 searches for R1.
 func (s *setTable) search32(t *tests, ranges []filter.Range) {
-	s.pointTo(t, sorted(ranges, 1))
-	t.emit(asm.Mov.Imm(asm.R2, 0))
-	for n := powerOfTwo(len(ranges)) / 2; n > 0; n /= 2 {
+	if ranges[0].First.Lo >= mappedPrefix { // an IPv4 address, of which R1 has the lower 32 bits
+		ranges = lower32(ranges)
+	}
+	set := newSortedSet(ranges, entry32)
+	s.start(t, set, asm.R1)
+	t.emit(asm.Mov.Reg(asm.R2, asm.R5))
+	s.pointTo(t, set.entries)
+	for n := set.steps / 2; n > 0; n /= 2 {
 		bytes := int32(n * entry32)
 		t.step(bytes)
 		t.emit(
@@ -164,8 +237,23 @@ func (s *setTable) search32(t *tests, ranges []filter.Range) {
 	)
 }
 
+// lower32 cuts the values of ranges to 32 bits.
+func lower32(ranges []filter.Range) []filter.Range {
+	out := make([]filter.Range, len(ranges))
+	for i, r := range ranges {
+		out[i] = filter.Range{First: low(r.First.Lo & 0xFFFFFFFF), Last: low(r.Last.Lo & 0xFFFFFFFF)}
+	}
+	return out
+}
+
 // search128 searches for R1:R2.
 func (s *setTable) search128(t *tests, ranges []filter.Range) {
+	set := newSortedSet(ranges, entry128)
+	key := asm.R2
+	if set.upper {
+		key = asm.R1
+	}
+	s.start(t, set, key)
 	for i, half := range [...]asm.Register{asm.R2, asm.R1} {
 		at := frameSearch + 8*int16(i)
 		t.emit(
@@ -174,9 +262,9 @@ func (s *setTable) search128(t *tests, ranges []filter.Range) {
 			asm.StoreMem(regFrame, at+4, half, asm.Word),
 		)
 	}
-	s.pointTo(t, sorted(ranges, 4))
-	t.emit(asm.Mov.Imm(asm.R2, 0))
-	for n := powerOfTwo(len(ranges)) / 2; n > 0; n /= 2 {
+	t.emit(asm.Mov.Reg(asm.R2, asm.R5))
+	s.pointTo(t, set.entries)
+	for n := set.steps / 2; n > 0; n /= 2 {
 		bytes := int32(n * entry128)
 		t.step(bytes)
 		t.difference(0, false)
