@@ -49,7 +49,7 @@ Mind the connection you work over: spare it with "and not tcp.SrcPort == 22", fo
 // filterArguments demands a filter, for commands that would do harm without one.
 func filterArguments(cmd *cobra.Command, args []string) error {
 	if len(args) == 0 {
-		return usagef("%s needs a filter; use `true` for all packets", cmd.CommandPath())
+		return usagef("%s needs a filter; use `true` for all packets", cmd.Name())
 	}
 	return nil
 }

@@ -209,8 +209,9 @@ func (d *dump) file(ctx context.Context) error {
 	if closed := d.sink.close(); err == nil {
 		err = closed
 	}
-	if err == nil && c.skipped > 0 && !d.json {
-		fmt.Fprintf(d.app.errout, "divert: %d of %d frames are no IP packets and were passed over\n", c.skipped, c.frames)
+	if err == nil && c.skipped > 0 {
+		r := report{app: d.app, json: d.json}
+		r.warn(fmt.Errorf("%d of %d frames have no IP packet", c.skipped, c.frames))
 	}
 	return err
 }

@@ -48,17 +48,22 @@ func (a *app) exit(cmd *cobra.Command, err error) int {
 	case errors.As(err, &status):
 		return int(status)
 	case errors.As(err, &f):
-		fmt.Fprintf(a.errout, "%s the filter does not compile:\n%s\n", a.label(), f.Snippet())
+		fmt.Fprintf(a.errout, "%s the filter does not compile:\n%s\n", a.label(), strings.TrimPrefix(f.Snippet(), "filter: "))
 		return exitUsage
 	case errors.As(err, &usage):
 		fmt.Fprintf(a.errout, "%s %v\nSee `%s --help`.\n", a.label(), err, cmd.CommandPath())
 		return exitUsage
 	}
-	fmt.Fprintf(a.errout, "%s %s\n", a.label(), strings.TrimPrefix(err.Error(), "divert: "))
+	fmt.Fprintf(a.errout, "%s %s\n", a.label(), plain(err))
 	if hint := remedy(err); hint != "" {
 		fmt.Fprintln(a.errout, hint)
 	}
 	return exitFailed
+}
+
+// plain returns an error without the name of the package it comes from, if it is one of ours.
+func plain(err error) string {
+	return strings.TrimPrefix(strings.TrimPrefix(err.Error(), "divert: "), "filter: ")
 }
 
 // label is what error messages start with.
@@ -105,7 +110,7 @@ func knownCommand(cmd *cobra.Command, args []string) error {
 	cmd.SuggestionsMinimumDistance = 2
 	text := fmt.Sprintf("%s has no command %q", cmd.CommandPath(), args[0])
 	if s := cmd.SuggestionsFor(args[0]); len(s) > 0 {
-		text += fmt.Sprintf("; did you mean %q?", strings.Join(s, `" or "`))
+		text += "; did you mean " + strings.Join(s, " or ") + "?"
 	}
 	return usageError{errors.New(text)}
 }

@@ -87,7 +87,7 @@ also what WinDivert's driver, which takes less than the compiler, would have aga
 		}
 		fmt.Fprintf(w, "ok: %s\n", countOf(p.Len(), "test"))
 		if err := p.DriverCheck(); err != nil {
-			fmt.Fprintf(w, "not for WinDivert's driver: %v\n", strings.TrimPrefix(err.Error(), "filter: "))
+			fmt.Fprintf(w, "not for WinDivert's driver: %v\n", plain(err))
 		}
 		return nil
 	})
@@ -185,7 +185,7 @@ func explain(w io.Writer, p *filter.Program) error {
 	}
 	fmt.Fprintf(w, "matches: %s\n", hintText(p))
 	if err := p.DriverCheck(); err != nil {
-		fmt.Fprintf(w, "driver:  WinDivert would refuse it: %v\n", strings.TrimPrefix(err.Error(), "filter: "))
+		fmt.Fprintf(w, "driver:  WinDivert would refuse it: %v\n", plain(err))
 	} else {
 		fmt.Fprintf(w, "driver:  WinDivert would take it\n")
 	}

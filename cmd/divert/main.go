@@ -28,8 +28,6 @@ var commands = []func(*app) *cobra.Command{
 	newPassthru,
 	newDemo,
 	newLab,
-	newDemo,
-	newLab,
 	newFilter,
 	newVersion,
 }

@@ -106,7 +106,7 @@ type warning struct {
 
 // warn tells of something that went wrong and does not end the run.
 func (r *report) warn(err error) {
-	text := strings.TrimPrefix(err.Error(), "divert: ")
+	text := plain(err)
 	if r.json {
 		r.line(warning{"warning", text})
 		return

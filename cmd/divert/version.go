@@ -34,7 +34,7 @@ func buildVersion() string {
 // noArguments is for commands that take none.
 func noArguments(cmd *cobra.Command, args []string) error {
 	if len(args) > 0 {
-		return usagef("%s takes no arguments, but there is %q", cmd.CommandPath(), args[0])
+		return usagef("%s takes no arguments, but there is %q", cmd.Name(), args[0])
 	}
 	return nil
 }

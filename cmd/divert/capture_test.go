@@ -1,0 +1,120 @@
+package main
+
+import (
+	"bytes"
+	"compress/gzip"
+	"encoding/binary"
+	"slices"
+	"strings"
+	"testing"
+)
+
+// captureFile is a pcap file with one frame.
+type captureFile struct {
+	name     string
+	linkType uint32
+	frame    []byte
+	arrow    string // of the direction, if the frame tells it
+	fails    string // the error
+}
+
+var datagram = ip4(17, udp("x")...)
+
+var captureFiles = []captureFile{
+	{name: "raw", linkType: 101, frame: datagram},
+	{name: "raw, old number", linkType: 12, frame: datagram},
+	{name: "IPv4", linkType: 228, frame: datagram},
+	{name: "IPv6", linkType: 229, frame: ip6(17, udp("x")...)},
+	{name: "loopback of BSD", linkType: 0, frame: slices.Concat([]byte{2, 0, 0, 0}, datagram)},
+	{name: "loopback of OpenBSD", linkType: 108, frame: slices.Concat([]byte{0, 0, 0, 24}, ip6(17, udp("x")...))},
+	{name: "Ethernet", linkType: 1, frame: slices.Concat(make([]byte, 12), []byte{8, 0}, datagram)},
+	{name: "Ethernet, padded", linkType: 1, frame: slices.Concat(make([]byte, 12), []byte{8, 0}, datagram, make([]byte, 17))},
+	{name: "VLAN", linkType: 1, frame: slices.Concat(make([]byte, 12), []byte{0x81, 0, 0, 5, 8, 0}, datagram)},
+	{name: "two VLANs", linkType: 1, frame: slices.Concat(make([]byte, 12), []byte{0x88, 0xa8, 0, 5, 0x81, 0, 0, 6, 0x86, 0xdd}, ip6(17, udp("x")...))},
+	{name: "cooked, sent", linkType: 113, frame: slices.Concat([]byte{0, 4}, make([]byte, 12), []byte{8, 0}, datagram), arrow: "-> "},
+	{name: "cooked, received", linkType: 113, frame: slices.Concat(make([]byte, 14), []byte{8, 0}, datagram), arrow: "<- "},
+	{name: "cooked 2, sent", linkType: 276, frame: slices.Concat([]byte{8, 0, 0, 0, 0, 0, 0, 2, 0, 1, 4, 6}, make([]byte, 8), datagram), arrow: "-> "},
+	{name: "cooked 2, received", linkType: 276, frame: slices.Concat([]byte{0x86, 0xdd}, make([]byte, 18), ip6(17, udp("x")...)), arrow: "<- "},
+	{name: "other link type", linkType: 105, frame: datagram, fails: "divert: the capture file, frame 1: link type 105 (802.11) is not supported\n"},
+	{name: "ARP", linkType: 1, frame: append(make([]byte, 12), 8, 6, 0, 1), fails: "divert: warning: 1 of 1 frames have no IP packet\n"},
+	{name: "Ethernet, short", linkType: 1, frame: make([]byte, 13), fails: "divert: warning: 1 of 1 frames have no IP packet\n"},
+	{name: "cooked, short", linkType: 113, frame: make([]byte, 15), fails: "divert: warning: 1 of 1 frames have no IP packet\n"},
+	{name: "loopback, short", linkType: 0, frame: make([]byte, 3), fails: "divert: warning: 1 of 1 frames have no IP packet\n"},
+	{name: "empty", linkType: 101, fails: "divert: warning: 1 of 1 frames have no IP packet\n"},
+}
+
+// pcap returns the file.
+func (f *captureFile) pcap() []byte {
+	le := binary.LittleEndian
+	b := le.AppendUint32(nil, 0xa1b23c4d) // nanoseconds
+	b = le.AppendUint16(b, 2)
+	b = le.AppendUint16(b, 4)
+	b = append(b, make([]byte, 8)...)
+	b = le.AppendUint32(b, 65535)
+	b = le.AppendUint32(b, f.linkType)
+	b = le.AppendUint32(b, uint32(sampleTime.Unix()))
+	b = le.AppendUint32(b, uint32(sampleTime.Nanosecond()))
+	b = le.AppendUint32(b, uint32(len(f.frame)))
+	b = le.AppendUint32(b, uint32(len(f.frame)))
+	return append(b, f.frame...)
+}
+
+func TestLinkTypes(t *testing.T) {
+	for _, f := range captureFiles {
+		t.Run(f.name, func(t *testing.T) {
+			r := runCommand(t, string(f.pcap()), "dump", "-r", "-")
+			want := ""
+			if f.fails == "" {
+				want = "05:06:07.123456 " + f.arrow + "IP 10.77.0.1.5353 > 10.77.0.2.53: UDP, length 1\n"
+				if strings.Contains(r.out, "IP6") {
+					want = "05:06:07.123456 " + f.arrow + "IP6 fd77::1.5353 > fd77::2.53: UDP, length 1\n"
+				}
+			}
+			if r.out != want || r.errout != f.fails {
+				t.Errorf("output %q, errors %q\nwant   %q and    %q", r.out, r.errout, want, f.fails)
+			}
+			if failed := strings.Contains(f.fails, "not supported"); failed != (r.status == exitFailed) {
+				t.Errorf("status %d", r.status)
+			}
+		})
+	}
+}
+
+func TestCompressedFile(t *testing.T) {
+	for _, file := range [][]byte{sampleFile(t), captureFiles[0].pcap()} {
+		var b bytes.Buffer
+		z := gzip.NewWriter(&b)
+		if _, err := z.Write(file); err != nil {
+			t.Fatal(err)
+		}
+		if err := z.Close(); err != nil {
+			t.Fatal(err)
+		}
+		got, want := runCommand(t, b.String(), "dump", "-r", "-"), runCommand(t, string(file), "dump", "-r", "-")
+		if got != want || got.out == "" {
+			t.Errorf("compressed %+v\nplain %+v", got, want)
+		}
+	}
+}
+
+// TestCutFile reads files that end in the middle: what came before is printed, then there is an error.
+func TestCutFile(t *testing.T) {
+	file := sampleFile(t)
+	whole := runCommand(t, string(file), "dump", "-r", "-").out
+	for _, n := range []int{1, 3, 20, len(file) / 2, len(file) - 2} {
+		r := runCommand(t, string(file[:n]), "dump", "-r", "-")
+		if r.status != exitFailed || !strings.Contains(r.errout, "the ") || !strings.HasPrefix(whole, r.out) {
+			t.Errorf("the first %d bytes: %+v", n, r)
+		}
+	}
+}
+
+// TestFilterDirection holds the directions of files to the filter.
+func TestFilterDirection(t *testing.T) {
+	for filter, want := range map[string]int{"outbound": 3, "inbound": 26, "ifIdx == 0": 29, "tcp and outbound": 2} {
+		r := runCommand(t, string(sampleFile(t)), append([]string{"dump", "-q", "-r", "-"}, filter)...)
+		if n := strings.Count(r.out, "\n"); n != want {
+			t.Errorf("%q matches %d packets, want %d", filter, n, want)
+		}
+	}
+}

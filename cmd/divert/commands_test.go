@@ -1,0 +1,271 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+)
+
+// A SYN to port 80, and a datagram to port 53.
+const (
+	synHex = "450000281234000040065400 0a4d0001 0a4d0002 9c560050 000f4240 00000000 5002faf0 00000000"
+	udpHex = "45:00:00:1d:12:34:00:00:40:11:54:00:0a:4d:00:01:0a:4d:00:02:14:e9:00:35:00:09:00:00:78"
+)
+
+// TestCommands runs every subcommand that needs no network, and every way to get one wrong.
+func TestCommands(t *testing.T) {
+	for _, test := range []struct {
+		name   string
+		in     string
+		args   string // separated by blanks; quoted words are not split
+		status int
+		out    string
+		errout string
+	}{
+		{name: "check", args: "filter check tcp.DstPort == 80 and outbound", out: "ok: 2 tests\n"},
+		{name: "check, one test", args: "filter check udp", out: "ok: 1 test\n"},
+		{name: "check from input", in: "udp or tcp\n", args: "filter check", out: "ok: 2 tests\n"},
+		{name: "check, always", args: "filter check true", out: "ok, but the filter matches everything at its layer\n"},
+		{name: "check, never", args: "filter check false", out: "ok, but the filter matches nothing\n"},
+		{name: "check, other layer", args: "filter check --layer socket processId == 4", out: "ok: 1 test\n"},
+		{name: "check, wrong layer", args: "filter check --layer socket ifIdx == 4", status: exitUsage, errout: `
+divert: the filter does not compile:
+  ifIdx == 4
+  ^^^^^
+ifIdx does not exist at layer SOCKET
+hint: ifIdx exists at NETWORK, NETWORK_FORWARD
+`},
+		{name: "check, unknown field", args: "filter check outbound and tcp.Dstport == 80", status: exitUsage, errout: `
+divert: the filter does not compile:
+  outbound and tcp.Dstport == 80
+               ^^^^^^^^^^^
+unknown word "tcp.Dstport"
+hint: did you mean tcp.DstPort?
+`},
+		{name: "check, strict", args: "filter check --strict tcp.DstPort in {80}", status: exitUsage, errout: `
+divert: the filter does not compile:
+  tcp.DstPort in {80}
+              ^^
+unknown word "in"
+`},
+		{name: "explain", args: "filter explain outbound and '(tcp? tcp.DstPort in {80,443}: udp.DstPort == 53)'", out: `
+filter:  outbound and (tcp? tcp.DstPort in {80, 443}: udp.DstPort = 53)
+layer:   network
+program: 4 tests
+     0  outbound                  yes: 1       no: reject
+     1  tcp                       yes: 2       no: 3
+     2  tcp.DstPort in {80, 443}  yes: accept  no: reject
+     3  udp.DstPort = 53          yes: accept  no: reject
+matches: at most outbound, IPv4 or IPv6
+driver:  WinDivert would take it
+`},
+		{name: "explain, folded", args: "filter explain tcp.DstPort <= 65535 and not false", out: `
+filter:  tcp
+layer:   network
+program: 1 test
+     0  tcp  yes: accept  no: reject
+matches: at most inbound or outbound, IPv4 or IPv6
+driver:  WinDivert would take it
+`},
+		{name: "object", args: "filter object tcp.DstPort == 80", out: "@WinDiv_WX_1dWW2mAX\n"},
+		{name: "object, none", args: "filter object ipv6.FlowLabel == 5", status: exitFailed,
+			errout: "divert: test 0: the instructions of WinDivert 2.2 cannot express ipv6.FlowLabel at NETWORK\n"},
+		{name: "format", args: "filter format '!(tcp.DstPort=80)&&outbound'", out: "(tcp.DstPort = 80? false: outbound)\n"},
+		{name: "format an object", in: "@WinDiv_WX_1dWW2mAX\n", args: "filter format", out: "tcp.DstPort = 80\n"},
+		{name: "format, bad object", args: "filter format @WinDiv_", status: exitUsage, errout: `
+divert: the filter does not compile:
+the compiled filter is malformed
+`},
+		{name: "eval", args: "filter eval tcp.DstPort == 80 -p '" + synHex + "' -p " + udpHex, out: `
+1: match  IP 10.77.0.1.40022 > 10.77.0.2.80: Flags [S], seq 1000000, win 64240, length 0
+2: no match  IP 10.77.0.1.5353 > 10.77.0.2.53: UDP, length 1
+1 of 2 packets match
+`},
+		{name: "eval, trace", args: "filter eval -v tcp.DstPort == 80 or udp -p " + udpHex, out: `
+1: match  IP 10.77.0.1.5353 > 10.77.0.2.53: UDP, length 1
+	  0  tcp.DstPort = 80  [absent]  false → 1
+	  1  udp  [1]  true → accept
+`},
+		{name: "eval, input", in: "# packets\n\n" + udpHex + "\n", args: "filter eval outbound and ifIdx == 3 --outbound --ifidx 3",
+			out: "1: match  IP 10.77.0.1.5353 > 10.77.0.2.53: UDP, length 1\n"},
+		{name: "eval, no hexadecimal", args: "filter eval true -p 45zz", status: exitUsage,
+			errout: "divert: packet 1 is not hexadecimal: encoding/hex: invalid byte: U+007A 'z'\nSee `divert filter eval --help`.\n"},
+		{name: "eval, no packet", args: "filter eval true -p 4500", status: exitFailed,
+			errout: "divert: packet 1 is no IP packet, or its header is damaged\n"},
+		{name: "eval, layer", args: "filter eval --layer flow true", status: exitUsage,
+			errout: "divert: the layer flow has events, not packets\nSee `divert filter eval --help`.\n"},
+		{name: "eval, no filter", args: "filter eval", status: exitUsage,
+			errout: "divert: eval needs a filter; use `true` for all packets\nSee `divert filter eval --help`.\n"},
+		{name: "unknown command", args: "dmp", status: exitUsage,
+			errout: "divert: divert has no command \"dmp\"; did you mean dump or drop?\nSee `divert --help`.\n"},
+		{name: "unknown subcommand", args: "filter chek", status: exitUsage,
+			errout: "divert: divert filter has no command \"chek\"; did you mean check?\nSee `divert filter --help`.\n"},
+		{name: "unknown flag", args: "dump --colour", status: exitUsage, errout: "divert: unknown flag: --colour\nSee `divert dump --help`.\n"},
+		{name: "flag value", args: "dump --layer netwrk", status: exitUsage,
+			errout: "divert: invalid argument \"netwrk\" for \"--layer\" flag: must be one of network, forward, flow, socket, reflect\nSee `divert dump --help`.\n"},
+		{name: "dump, negative count", args: "dump -c -1", status: exitUsage, errout: "divert: --count -1 is negative\nSee `divert dump --help`.\n"},
+		{name: "dump, flags", args: "dump -w x -v", status: exitUsage, errout: "divert: --write and --verbose do not go together\nSee `divert dump --help`.\n"},
+		{name: "dump, flags of handles", args: "dump -r x --priority 5", status: exitUsage,
+			errout: "divert: --read and --priority do not go together\nSee `divert dump --help`.\n"},
+		{name: "dump, layer of files", args: "dump -r x --layer reflect", status: exitUsage,
+			errout: "divert: capture files have no events of the layer reflect\nSee `divert dump --help`.\n"},
+		{name: "dump, no file", args: "dump -r testdata/nothing", status: exitFailed, errout: "divert: open testdata/nothing: no such file or directory\n"},
+		{name: "dump, empty file", args: "dump -r -", status: exitFailed, errout: "divert: the capture file is empty or damaged: unexpected EOF\n"},
+		{name: "dump, other file", in: "not a capture file, this", args: "dump -r -", status: exitFailed,
+			errout: "divert: the file is no pcap or pcapng file, or damaged: Unknown magic 20746f6e\n"},
+		{name: "dump, filter", args: "dump tcp udp", status: exitUsage, errout: `
+divert: the filter does not compile:
+  tcp udp
+      ^^^
+unexpected "udp", "and", "or" or the end was expected
+hint: is "and" or "or" missing?
+`},
+		{name: "drop, no filter", args: "drop", status: exitUsage,
+			errout: "divert: drop needs a filter; use `true` for all packets\nSee `divert drop --help`.\n"},
+		{name: "passthru, batch", args: "passthru --batch 256", status: exitUsage, errout: "divert: --batch 256 is out of range (1 to 255)\nSee `divert passthru --help`.\n"},
+		{name: "version, arguments", args: "version 2", status: exitUsage,
+			errout: "divert: version takes no arguments, but there is \"2\"\nSee `divert version --help`.\n"},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			r := runCommand(t, test.in, words(test.args)...)
+			want := result{test.status, strings.TrimPrefix(test.out, "\n"), strings.TrimPrefix(test.errout, "\n")}
+			if r != want {
+				t.Errorf("status %d\noutput:\n%s\nerrors:\n%s\nwant %d\n%s\n%s", r.status, r.out, r.errout, want.status, want.out, want.errout)
+			}
+		})
+	}
+}
+
+// words splits a command line as a shell does, as far as blanks and single quotes go.
+func words(line string) (w []string) {
+	for i, part := range strings.Split(line, "'") {
+		if i%2 == 1 {
+			w = append(w, part)
+		} else {
+			w = append(w, strings.Fields(part)...)
+		}
+	}
+	return w
+}
+
+func TestFilterFields(t *testing.T) {
+	r := runCommand(t, "", "filter", "fields", "--layer", "reflect")
+	if r.status != exitOK || r.errout != "" {
+		t.Fatalf("status %d: %s", r.status, r.errout)
+	}
+	for _, want := range []string{"All layers\n", "\nLayers reflect\n  layer ", "  priority               -30000 to 30000 "} {
+		if !strings.Contains(r.out, want) {
+			t.Errorf("%q is not in\n%s", want, r.out)
+		}
+	}
+	if strings.Contains(r.out, "tcp.DstPort") {
+		t.Errorf("reflect has no tcp.DstPort:\n%s", r.out)
+	}
+	all := runCommand(t, "", "filter", "fields")
+	for _, want := range []string{"Layers network, forward\n", "  tcp.Payload32[i]  ", "  localPort  "} {
+		if !strings.Contains(all.out, want) {
+			t.Errorf("%q is not in\n%s", want, all.out)
+		}
+	}
+}
+
+// TestHelp looks for a help text with an example at every command.
+func TestHelp(t *testing.T) {
+	a := &app{}
+	root := a.newRoot()
+	list := root.Commands()
+	for i := 0; i < len(list); i++ {
+		c := list[i]
+		list = append(list, c.Commands()...)
+		if c.Short == "" || strings.HasSuffix(c.Short, ".") {
+			t.Errorf("%s: the short help is %q", c.CommandPath(), c.Short)
+		}
+		if !strings.Contains(c.Example, c.CommandPath()) {
+			t.Errorf("%s has no example", c.CommandPath())
+		}
+		r := runCommand(t, "", append(strings.Fields(c.CommandPath())[1:], "--help")...)
+		if r.status != exitOK || !strings.Contains(r.out, "Usage:") || r.errout != "" {
+			t.Errorf("%s --help: %+v", c.CommandPath(), r)
+		}
+	}
+}
+
+func TestVersion(t *testing.T) {
+	if r := runCommand(t, "", "version"); r.status != exitOK || !strings.Contains(r.out, "WinDivert 2.2") {
+		t.Errorf("%+v", r)
+	}
+}
+
+// TestColours looks for the sequences of colours, and that there are none without a terminal.
+func TestColours(t *testing.T) {
+	file := sampleFile(t)
+	for _, colour := range []bool{true, false} {
+		var out, errout bytes.Buffer
+		a := &app{in: bytes.NewReader(file), out: &out, errout: &errout, colour: colour, errColour: colour}
+		if status := a.run(context.Background(), []string{"dump", "-x", "-v", "-r", "-"}); status != exitOK {
+			t.Fatalf("status %d", status)
+		}
+		if n := strings.Count(out.String(), "\x1b["); n > 0 != colour || strings.Count(out.String(), styleEnd)*2 != n {
+			t.Errorf("colour %t: %d sequences, %d ends", colour, n, strings.Count(out.String(), styleEnd))
+		}
+	}
+}
+
+// brokenWriter is a pipe that nobody reads.
+type brokenWriter struct{}
+
+func (brokenWriter) Write([]byte) (int, error) {
+	return 0, &os.PathError{Op: "write", Path: "|1", Err: syscall.EPIPE}
+}
+
+// fullWriter is a device that is full.
+type fullWriter struct{}
+
+func (fullWriter) Write([]byte) (int, error) { return 0, errors.New("no space left") }
+
+func TestOutputErrors(t *testing.T) {
+	file := sampleFile(t)
+	for _, args := range []string{"dump -r -", "dump -r - --json", "dump -r - -w -", "filter check tcp", "filter fields", "version"} {
+		t.Run(args, func(t *testing.T) {
+			var errout bytes.Buffer
+			a := &app{in: bytes.NewReader(file), out: brokenWriter{}, errout: &errout}
+			if status := a.run(context.Background(), words(args)); status != exitOK || errout.Len() > 0 {
+				t.Errorf("broken pipe: status %d: %s", status, &errout)
+			}
+			a = &app{in: bytes.NewReader(file), out: fullWriter{}, errout: &errout}
+			if status := a.run(context.Background(), words(args)); status != exitFailed || !strings.Contains(errout.String(), "no space left") {
+				t.Errorf("full: status %d: %s", status, &errout)
+			}
+		})
+	}
+}
+
+// TestCopyFile writes what matches in a capture file to another, and reads that.
+func TestCopyFile(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "udp.pcapng")
+	r := runCommand(t, string(sampleFile(t)), "dump", "-r", "-", "-w", path, "udp and not ipv6")
+	if r.status != exitOK || r.out != "" {
+		t.Fatalf("%+v", r)
+	}
+	direct := runCommand(t, string(sampleFile(t)), "dump", "-r", "-", "udp and not ipv6")
+	again := runCommand(t, "", "dump", "-r", path)
+	if direct.out == "" || again.out != direct.out {
+		t.Errorf("written and read:\n%s\ndirectly:\n%s", again.out, direct.out)
+	}
+	if r := runCommand(t, "", "dump", "-r", path, "-w", path); r.status != exitUsage {
+		t.Errorf("onto itself: %+v", r)
+	}
+	if r := runCommand(t, "", "dump", "-r", path, "-c", "2"); strings.Count(r.out, "\n") != 2 {
+		t.Errorf("-c 2 prints\n%s", r.out)
+	}
+	eval := runCommand(t, "", "filter", "eval", "udp", "-r", path)
+	if n := strings.Count(direct.out, "\n"); !strings.HasSuffix(eval.out, fmt.Sprintf("\n%d of %d packets match\n", n, n)) {
+		t.Errorf("eval:\n%s", eval.out)
+	}
+}
