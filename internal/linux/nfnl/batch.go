@@ -52,23 +52,23 @@ func (r *Reader) Slot(i int, b []byte) {
 	r.iovs[i].SetLen(len(b))
 }
 
-// Recv receives between 1 and n datagrams into the slots 0 to n-1, waiting for the first until the read
-// deadline. It fails with os.ErrClosed after Close and os.ErrDeadlineExceeded after the deadline.
+// Recv receives between 1 and n datagrams, at most Cap, into the slots 0 to n-1, waiting for the first until
+// the read deadline. It fails with os.ErrClosed after Close and os.ErrDeadlineExceeded after the deadline.
 func (r *Reader) Recv(n int) (int, error) {
-	r.want, r.got, r.wait, r.err = n, 0, true, 0
+	r.want, r.got, r.wait, r.err = min(n, r.Cap()), 0, true, 0
 	return r.result(r.conn.raw.Read(r.read))
 }
 
 // Poll is Recv without waiting: it returns 0 if no datagram is there, and looks at no deadline.
 func (r *Reader) Poll(n int) (int, error) {
-	r.want, r.got, r.wait, r.err = n, 0, false, 0
+	r.want, r.got, r.wait, r.err = min(n, r.Cap()), 0, false, 0
 	return r.result(r.conn.raw.Control(r.poll))
 }
 
 // result returns what the system call left behind.
 func (r *Reader) result(err error) (int, error) {
 	if err != nil {
-		return 0, err
+		return 0, r.conn.reason(err)
 	}
 	if r.err != 0 {
 		return 0, os.NewSyscallError("recvmmsg", r.err)
@@ -132,7 +132,7 @@ func (c *Conn) NewWriter() (*Writer, error) {
 	if err != nil {
 		return nil, err
 	}
-	w := &Writer{conn: c, limit: max(size-1024, 1<<16)}
+	w := &Writer{conn: c, limit: size - 1024} // the kernel keeps a little to itself
 	w.write = w.send
 	return w, nil
 }
@@ -191,7 +191,7 @@ func (w *Writer) Flush() error {
 	w.msg.Iov = &w.iovs[0]
 	w.msg.SetIovlen(len(w.iovs))
 	w.err = 0
-	err := w.conn.raw.Control(w.write)
+	err := w.conn.reason(w.conn.raw.Control(w.write))
 	w.reset()
 	if err == nil && w.err != 0 {
 		err = os.NewSyscallError("sendmsg", w.err)

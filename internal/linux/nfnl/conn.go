@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -15,9 +16,12 @@ import (
 // Conn is an nfnetlink socket in the network namespace of the thread that opened it. Receiving
 // and sending may go on at the same time in several goroutines, each with a Reader or Writer of
 // its own. Close unblocks receivers.
+//
+// After Close every method fails with os.ErrClosed, and so do the Readers and Writers.
 type Conn struct {
-	file *os.File
-	raw  syscall.RawConn
+	file   *os.File
+	raw    syscall.RawConn
+	closed atomic.Bool
 }
 
 // Dial opens a socket with the given receive buffer, in bytes. Without CAP_NET_ADMIN in the initial
@@ -62,13 +66,13 @@ func setBuffer(fd, force, plain, size int) {
 
 // SetReceiveBuffer changes the receive buffer, in bytes, within what Dial may do.
 func (c *Conn) SetReceiveBuffer(size int) error {
-	return c.raw.Control(func(fd uintptr) { setBuffer(int(fd), unix.SO_RCVBUFFORCE, unix.SO_RCVBUF, size) })
+	return c.reason(c.raw.Control(func(fd uintptr) { setBuffer(int(fd), unix.SO_RCVBUFFORCE, unix.SO_RCVBUF, size) }))
 }
 
 // buffer returns a socket buffer's size as the kernel accounts it, in bytes.
 func (c *Conn) buffer(opt int) (size int, err error) {
 	ctl := c.raw.Control(func(fd uintptr) { size, err = unix.GetsockoptInt(int(fd), unix.SOL_SOCKET, opt) })
-	return size, errors.Join(ctl, err)
+	return size, errors.Join(c.reason(ctl), os.NewSyscallError("getsockopt", err))
 }
 
 // ReceiveBuffer returns how many bytes of packets the kernel holds for this socket before it
@@ -76,10 +80,22 @@ func (c *Conn) buffer(opt int) (size int, err error) {
 func (c *Conn) ReceiveBuffer() (int, error) { return c.buffer(unix.SO_RCVBUF) }
 
 // SetReadDeadline makes receives fail with os.ErrDeadlineExceeded from t on; the zero time: never.
-func (c *Conn) SetReadDeadline(t time.Time) error { return c.file.SetReadDeadline(t) }
+func (c *Conn) SetReadDeadline(t time.Time) error { return c.reason(c.file.SetReadDeadline(t)) }
 
 // Close closes the socket. What the kernel had bound to it, it releases.
-func (c *Conn) Close() error { return c.file.Close() }
+func (c *Conn) Close() error {
+	c.closed.Store(true)
+	return c.file.Close()
+}
+
+// reason returns why an operation of the file failed. Package os does not tell by os.ErrClosed that the file
+// was closed, except in Read and Write.
+func (c *Conn) reason(err error) error {
+	if err != nil && c.closed.Load() {
+		return os.ErrClosed
+	}
+	return err
+}
 
 // ackTimeout bounds the wait for the kernel's answer, which comes at once if it comes.
 const ackTimeout = 5 * time.Second
@@ -93,10 +109,10 @@ func (c *Conn) Tell(m *Message) error {
 // Request sends one message and waits for the kernel's answer to it. It belongs before the first
 // packet can arrive: other datagrams that come in meanwhile are discarded.
 func (c *Conn) Request(m *Message) error {
-	if err := c.file.SetReadDeadline(time.Now().Add(ackTimeout)); err != nil {
+	if err := c.SetReadDeadline(time.Now().Add(ackTimeout)); err != nil {
 		return err
 	}
-	defer c.file.SetReadDeadline(time.Time{})
+	defer c.SetReadDeadline(time.Time{})
 	b := m.finish(unix.NLM_F_REQUEST | unix.NLM_F_ACK)
 	if _, err := c.file.Write(b); err != nil {
 		return fmt.Errorf("nfnetlink send: %w", err)
