@@ -46,6 +46,7 @@ type Config struct {
 	Limits   Limits
 	FailOpen bool // what does not fit into the queue goes on instead of being lost
 	Mode     Mode
+	Driver   string // Windows: path of the driver file, or of its folder; empty to look for it
 }
 
 // How says which half of a handle Shutdown ends, with the values of WINDIVERT_SHUTDOWN.
@@ -79,17 +80,22 @@ type Handle interface {
 	Description() string
 }
 
-// Stats counts a handle's packets or events since it was opened.
+// Stats counts a handle's packets or events since it was opened. Each packet that matched is in one place:
+// Matched = Received + Waiting + Dropped + DroppedFull + DroppedOld + DroppedLong + Passed.
 type Stats struct {
 	Matched     uint64 // matched the filter
 	Received    uint64 // returned by receive calls
-	Reinjected  uint64 // received packets that were sent on
-	Injected    uint64 // packets sent that were none of the received ones
-	Failed      uint64 // sends that the system refused
-	Dropped     uint64 // dropped by a handle that drops, or received and not sent on when their place was needed
+	Waiting     uint64 // in the queue now
+	Dropped     uint64 // dropped by a handle that drops
 	DroppedFull uint64 // lost because the queue was full
 	DroppedOld  uint64 // lost because they had waited longer than the queue time
 	DroppedLong uint64 // lost because they were longer than the queue can carry
+	Passed      uint64 // went on unseen: the queue was full and the handle fails open, or the handle was closing
+
+	Reinjected uint64 // received packets that were sent on
+	Abandoned  uint64 // received packets that were not sent on before their place was needed: they are gone
+	Injected   uint64 // packets sent that were none of the received ones
+	Failed     uint64 // sends that were refused
 }
 
 // The errors that platforms return, besides those of net, io and os.

@@ -1,0 +1,43 @@
+package windows
+
+import (
+	"errors"
+	"sync/atomic"
+
+	"github.com/opendivert/divert/internal/engine"
+	"github.com/opendivert/divert/packet"
+)
+
+// driver is a handle in the driver's eyes. A handle of this package has one, and for a moment a second
+// when its filter is exchanged. All methods may be called from several goroutines; after
+// close they fail with net.ErrClosed.
+type driver interface {
+	// receive waits for items and fills 1 to len(ps) of ps, which is not empty. It fails with io.EOF when
+	// receiving is shut down and nothing is left, and with errInterrupted if stop is set.
+	receive(ps []packet.Packet, layer packet.Layer, stop *atomic.Bool) (int, error)
+	// interrupt makes the receive calls that wait return. Whoever calls it sets their stop first.
+	interrupt()
+	// send injects packets; see engine.Handle.
+	send(ps []packet.Packet) (int, error)
+	setParam(param uint32, value uint64) error
+	getParam(param uint32) (uint64, error)
+	shutdown(how engine.How) error
+	close() error
+	// describe names the driver and its version.
+	describe() string
+}
+
+// errInterrupted is what a receive call returns that was made to.
+var errInterrupted = errors.New("interrupted")
+
+// bufferSize is how much room a receive call gives to n items, in bytes. The first always fits, however
+// long it is; of the others as many as fit come along.
+func bufferSize(n int, layer packet.Layer) int {
+	switch layer {
+	case packet.LayerFlow, packet.LayerSocket:
+		return 1 // they have no data
+	case packet.LayerReflect:
+		return min(n, 8) * objectMax
+	}
+	return packetMax + min(n-1, 128)*1500
+}

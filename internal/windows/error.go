@@ -1,0 +1,119 @@
+package windows
+
+import (
+	"fmt"
+	"net"
+	"os"
+
+	"github.com/opendivert/divert/internal/engine"
+)
+
+// Windows error numbers that mean something to this package (specification: api.md 20).
+const (
+	errnoFileNotFound     = 2
+	errnoPathNotFound     = 3
+	errnoAccessDenied     = 5
+	errnoBadCommand       = 22
+	errnoInvalidParameter = 87
+	errnoOpenFailed       = 110
+	errnoShortBuffer      = 122
+	errnoBadPathname      = 161
+	errnoBadExe           = 193
+	errnoNoData           = 232
+	errnoInvalidHash      = 577
+	errnoOldDriver        = 654
+	errnoCancelled        = 995
+	errnoNoAccess         = 998
+	errnoServiceDisabled  = 1058
+	errnoNoService        = 1060
+	errnoMarkedForDelete  = 1072
+	errnoServiceExists    = 1073
+	errnoAlreadyRunning   = 1056
+	errnoHopLimit         = 1232
+	errnoDriverBlocked    = 1275
+	errnoNoResources      = 1450
+	errnoNoEndpoint       = 1753
+)
+
+// Error is what Windows or the driver answered to a request. errors.Is finds the engine's sentinels in it,
+// errors.As on Windows also the syscall.Errno.
+type Error struct {
+	Op   string // what was attempted
+	Code uint32 // Windows error number
+
+	detail string // of this case; may be empty
+	errno  error  // the number as the system's error type; nil on other systems
+}
+
+// Error returns what was attempted, what Windows says, and what to do about it.
+func (e *Error) Error() string {
+	text := fmt.Sprintf("%s: Windows error %d", e.Op, e.Code)
+	if e.errno != nil {
+		text += ": " + e.errno.Error()
+	}
+	if e.detail != "" {
+		text += "; " + e.detail
+	}
+	if remedy := causes[e.Code].remedy; remedy != "" {
+		text += "; " + remedy
+	}
+	return text
+}
+
+// Unwrap returns the sentinel of the number and the number itself.
+func (e *Error) Unwrap() []error {
+	var all []error
+	if is := causes[e.Code].is; is != nil {
+		all = append(all, is)
+	}
+	if e.errno != nil {
+		all = append(all, e.errno)
+	}
+	return all
+}
+
+// WindowsError returns the number.
+func (e *Error) WindowsError() uint32 { return e.Code }
+
+// cause is what an error number means here.
+type cause struct {
+	is     error  // sentinel that it counts as; nil for none
+	remedy string // what the user can do; may be empty
+}
+
+const (
+	remedyFile = "put the driver file of a WinDivert 2.2 release next to the executable, or name it with " +
+		"the option WithDriver or the environment variable DIVERT_DRIVER"
+	remedyRights = "run the program as Administrator"
+)
+
+var causes = map[uint32]cause{
+	errnoFileNotFound: {os.ErrNotExist, remedyFile +
+		`; a service registered for a file that has moved goes with "sc delete WinDivert"`},
+	errnoPathNotFound:     {os.ErrNotExist, remedyFile},
+	errnoAccessDenied:     {os.ErrPermission, remedyRights},
+	errnoBadCommand:       {net.ErrClosed, ""},
+	errnoInvalidParameter: {engine.ErrInvalid, ""},
+	errnoOpenFailed:       {nil, "the installation failed without an error number"},
+	errnoShortBuffer:      {engine.ErrShortBuffer, ""},
+	errnoBadPathname:      {engine.ErrInvalid, "the path of the driver file must be shorter than 260 characters"},
+	errnoBadExe: {engine.ErrNotSupported,
+		"the driver file is for another processor: 64-bit Windows needs WinDivert64.sys, 32-bit Windows WinDivert32.sys"},
+	errnoNoData: {engine.ErrShutdown, ""},
+	errnoInvalidHash: {engine.ErrNotSupported,
+		"the signature of the driver file is not accepted: use the file of a WinDivert 2.2 release unchanged, " +
+			"and update Windows if it does not know the certificate"},
+	errnoOldDriver: {engine.ErrNotSupported,
+		`a driver of another version is loaded: end the programs that use it and unload it with "sc stop WinDivert"`},
+	errnoServiceDisabled: {engine.ErrNotSupported,
+		`the service is disabled, or about to be deleted: "sc config WinDivert start= demand", or restart Windows`},
+	errnoNoService: {engine.ErrNotSupported,
+		"the driver is not running, and NoInstall keeps it from being started: start it, or leave the flag out"},
+	errnoMarkedForDelete: {engine.ErrNotSupported,
+		"the service is about to be deleted: end the programs that use it and try again, or restart Windows"},
+	errnoHopLimit: {engine.ErrHopLimit, ""},
+	errnoDriverBlocked: {engine.ErrNotSupported,
+		"Windows blocks this driver: look at its core isolation and driver block list, and at the virus scanner"},
+	errnoNoEndpoint: {engine.ErrNotSupported,
+		`the Base Filtering Engine is not running: "sc start BFE"`},
+}

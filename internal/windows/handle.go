@@ -1,0 +1,458 @@
+package windows
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"math/rand/v2"
+	"net"
+	"os"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/opendivert/divert/filter"
+	"github.com/opendivert/divert/internal/engine"
+	"github.com/opendivert/divert/packet"
+)
+
+// opener opens a handle of the driver and starts it with a filter.
+type opener func(priority int16, p *plan) (driver, error)
+
+// handle is an open handle.
+type handle struct {
+	cfg   engine.Config
+	layer packet.Layer
+	open  opener
+
+	oldest   atomic.Pointer[source] // where packets are received
+	newest   atomic.Pointer[source] // where packets are sent, and the limits are set
+	pump     *pump                  // nil if no filter is judged, and receive calls go to the driver themselves
+	received outstanding
+
+	mu       sync.Mutex // serialises the calls that change the handle
+	limits   engine.Limits
+	recvDown bool
+	sendDown atomic.Bool
+	closed   atomic.Bool
+
+	deadline deadline
+	counts   counts
+}
+
+// source is a driver's handle and its filter. When the filter is exchanged there are two: the old one,
+// which captures nothing any more, is received from until it is empty.
+type source struct {
+	driver  driver
+	plan    *plan
+	program atomic.Pointer[filter.Program] // decides if the plan is to judge
+	next    atomic.Pointer[source]
+}
+
+// counts are the counters. The driver keeps none.
+type counts struct {
+	matched, received, reinjected, injected, failed atomic.Uint64
+	full, old, long                                 atomic.Uint64
+}
+
+// defaults are the limits that a handle of the driver begins with (specification: api.md 1.1).
+var defaults = engine.Limits{Length: 4096, Time: 2 * time.Second, Size: 4 << 20}
+
+// newHandle opens a handle.
+func newHandle(cfg engine.Config, open opener) (*handle, error) {
+	h := &handle{cfg: cfg, layer: cfg.Program.Layer(), open: open, limits: defaults}
+	h.received.tag = rand.Uint32() | 1
+	h.deadline.wake = h.wake
+	pl, err := planFor(&h.cfg, cfg.Program)
+	if err != nil {
+		return nil, err
+	}
+	s, err := h.newSource(pl)
+	if err != nil {
+		return nil, err
+	}
+	h.oldest.Store(s)
+	h.newest.Store(s)
+	if s.plan.judged {
+		h.pump = newPump(h)
+	}
+	if err := h.SetLimits(cfg.Limits); err != nil {
+		h.Close()
+		return nil, err
+	}
+	return h, nil
+}
+
+// newSource opens a handle of the driver for a filter.
+func (h *handle) newSource(pl *plan) (*source, error) {
+	d, err := h.open(h.cfg.Priority, pl)
+	if err != nil {
+		return nil, err
+	}
+	s := &source{driver: d, plan: pl}
+	s.program.Store(pl.program)
+	return s, nil
+}
+
+// Recv implements engine.Handle.
+func (h *handle) Recv(ps []packet.Packet) (int, error) {
+	switch {
+	case h.closed.Load():
+		return 0, net.ErrClosed
+	case h.cfg.Flags&engine.FlagSendOnly != 0:
+		return 0, engine.ErrSendOnly
+	case len(ps) == 0:
+		return 0, nil
+	}
+	n, err := 0, error(nil)
+	if h.pump != nil {
+		n, err = h.pump.inbox.take(ps, &h.deadline.stop)
+	} else {
+		n, _, err = h.receive(ps, &h.deadline.stop)
+		h.counts.matched.Add(uint64(n))
+	}
+	switch {
+	case err == errInterrupted && h.closed.Load():
+		return 0, net.ErrClosed
+	case err == errInterrupted:
+		return 0, os.ErrDeadlineExceeded
+	}
+	h.counts.received.Add(uint64(n))
+	if packets(h.layer) && h.cfg.Flags&engine.FlagSniff == 0 {
+		for i := range ps[:n] {
+			h.received.put(&ps[i].Addr)
+		}
+	}
+	return n, err
+}
+
+// receive receives from the oldest source, and says which one that was. It goes on to the next when that
+// is empty for good.
+func (h *handle) receive(ps []packet.Packet, stop *atomic.Bool) (int, *source, error) {
+	for {
+		s := h.oldest.Load()
+		n, err := s.driver.receive(ps, h.layer, stop)
+		switch {
+		case n > 0:
+			return n, s, nil
+		case errors.Is(err, engine.ErrShortBuffer):
+			h.counts.long.Add(1) // longer than any packet: the driver has cut it, and it cannot go on
+		case err == errInterrupted && !stop.Load():
+			// Somebody else was meant.
+		case err == io.EOF || err == net.ErrClosed || err == errInterrupted:
+			if h.oldest.Load() == s && !(err == io.EOF && h.advance(s)) {
+				return 0, s, err
+			}
+		default:
+			return 0, s, err
+		}
+	}
+}
+
+// advance makes the source behind s the oldest and closes s. It reports false if there is none.
+func (h *handle) advance(s *source) bool {
+	next := s.next.Load()
+	if next == nil {
+		return false
+	}
+	if h.oldest.CompareAndSwap(s, next) {
+		_ = s.driver.close() // nothing waits in it
+	}
+	return true
+}
+
+// Send implements engine.Handle.
+func (h *handle) Send(ps []packet.Packet) (int, error) {
+	switch {
+	case h.closed.Load():
+		return 0, net.ErrClosed
+	case h.cfg.Flags&engine.FlagRecvOnly != 0:
+		return 0, engine.ErrReceiveOnly
+	case h.sendDown.Load():
+		return 0, engine.ErrShutdown
+	}
+	claimed := uint64(0)
+	for i := range ps {
+		if h.received.claim(&ps[i].Addr) {
+			claimed++
+		}
+	}
+	n, err := h.send(ps)
+	sent := uint64(n)
+	h.counts.failed.Add(uint64(len(ps)) - sent)
+	h.counts.reinjected.Add(min(claimed, sent))
+	h.counts.injected.Add(sent - min(claimed, sent))
+	return n, err
+}
+
+// send sends with the newest source.
+func (h *handle) send(ps []packet.Packet) (int, error) {
+	for {
+		s := h.newest.Load()
+		n, err := s.driver.send(ps)
+		if err == net.ErrClosed && h.newest.Load() != s {
+			continue // it was exchanged meanwhile
+		}
+		return n, err
+	}
+}
+
+// Accept implements engine.Handle. The driver keeps nothing of a packet that was received, so it is sent.
+func (h *handle) Accept(ps []packet.Packet) (int, error) { return h.Send(ps) }
+
+// SetReadDeadline implements engine.Handle.
+func (h *handle) SetReadDeadline(t time.Time) error {
+	if h.closed.Load() {
+		return net.ErrClosed
+	}
+	h.deadline.set(t)
+	return nil
+}
+
+// wake makes all receive calls look at the deadline.
+func (h *handle) wake() {
+	if h.pump != nil {
+		h.pump.inbox.wake()
+		return
+	}
+	h.interrupt()
+}
+
+// interrupt wakes what waits for the drivers.
+func (h *handle) interrupt() {
+	for s := h.oldest.Load(); s != nil; s = s.next.Load() {
+		s.driver.interrupt()
+	}
+}
+
+// SetLimits implements engine.Handle.
+func (h *handle) SetLimits(l engine.Limits) error {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.closed.Load() {
+		return net.ErrClosed
+	}
+	if err := setLimits(h.newest.Load().driver, h.limits, l); err != nil {
+		return err
+	}
+	h.limits = l
+	if h.pump != nil {
+		h.pump.inbox.setLimits(l)
+	}
+	return nil
+}
+
+// setLimits sets the limits of a driver's queue that differ from what they are. If that fails in the
+// middle they are set back.
+func setLimits(d driver, is, want engine.Limits) error {
+	var done []func() error
+	for _, p := range [...]struct {
+		param    uint32
+		is, want uint64
+	}{
+		{paramQueueLength, uint64(is.Length), uint64(want.Length)},
+		{paramQueueTime, uint64(is.Time.Milliseconds()), uint64(want.Time.Milliseconds())},
+		{paramQueueSize, uint64(is.Size), uint64(want.Size)},
+	} {
+		if p.is == p.want {
+			continue
+		}
+		if err := d.setParam(p.param, p.want); err != nil {
+			for _, undo := range done {
+				err = errors.Join(err, undo())
+			}
+			return err
+		}
+		done = append(done, func() error { return d.setParam(p.param, p.is) })
+	}
+	return nil
+}
+
+// SetFilter implements engine.Handle. A handle of the driver keeps its filter for life, so another takes
+// over: it captures before the old one ends, and is received from when the old one is empty. So no packet
+// is missed, and none that is held up comes twice; but copies of packets, and socket events, may come
+// from both for that moment. The layers FLOW and REFLECT take no other filter unless the interpreter
+// decides: a new handle of the driver does not know the flows there are, and is told again of the handles
+// there are.
+func (h *handle) SetFilter(p *filter.Program) error {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.closed.Load() {
+		return net.ErrClosed
+	}
+	old := h.newest.Load()
+	pl, err := planFor(&h.cfg, p)
+	if err != nil {
+		return err
+	}
+	switch {
+	case h.pump == nil && pl.judged:
+		return fmt.Errorf("on a handle whose filter the driver decides, a filter that needs the interpreter: %w on Windows; "+
+			"open it with the interpreter", engine.ErrNotSupported)
+	case h.pump != nil && !pl.judged:
+		if err := pl.judge(&h.cfg, h.layer); err != nil {
+			return err
+		}
+	}
+	switch {
+	case old.plan.judged && old.plan.open:
+		old.program.Store(p)
+		return nil
+	case h.layer == packet.LayerFlow || h.layer == packet.LayerReflect:
+		return fmt.Errorf("another filter at the layer %v: %w on Windows, unless the handle is opened with the interpreter",
+			h.layer, engine.ErrNotSupported)
+	case h.recvDown:
+		return nil // nothing is captured any more, whatever the filter
+	}
+	return h.exchange(old, pl)
+}
+
+// exchange puts a new source in the place of the newest.
+func (h *handle) exchange(old *source, pl *plan) error {
+	s, err := h.newSource(pl)
+	if err != nil {
+		return err
+	}
+	if err = setLimits(s.driver, defaults, h.limits); err == nil {
+		old.next.Store(s)
+		h.newest.Store(s)
+		err = old.driver.shutdown(engine.ShutdownRecv)
+		if err != nil {
+			h.newest.Store(old)
+			old.next.Store(nil)
+		}
+	}
+	if err != nil {
+		return errors.Join(err, s.driver.close())
+	}
+	return nil
+}
+
+// Shutdown implements engine.Handle.
+func (h *handle) Shutdown(how engine.How) error {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.closed.Load() {
+		return net.ErrClosed
+	}
+	newest := h.newest.Load()
+	if newest.plan.reinjects(&h.cfg) {
+		// What does not match must still go back; the program itself is kept from sending here.
+		if how&engine.ShutdownRecv != 0 {
+			if err := newest.driver.shutdown(engine.ShutdownRecv); err != nil {
+				return err
+			}
+		}
+	} else if err := newest.driver.shutdown(how); err != nil {
+		return err
+	}
+	if how&engine.ShutdownRecv != 0 {
+		h.recvDown = true
+	}
+	if how&engine.ShutdownSend != 0 {
+		h.sendDown.Store(true)
+	}
+	return nil
+}
+
+// Close implements engine.Handle.
+func (h *handle) Close() error {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.closed.Swap(true) {
+		return net.ErrClosed
+	}
+	h.deadline.close()
+	if h.pump != nil {
+		h.pump.close()
+	}
+	var errs []error
+	for s := h.oldest.Load(); s != nil; s = s.next.Load() {
+		if err := s.driver.close(); err != nil && err != net.ErrClosed {
+			errs = append(errs, err)
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// Stats implements engine.Handle. Matched counts what matched and has reached user space; what the driver
+// itself drops, on a handle that drops or because its queue is full or the packet too old, it does
+// not tell, so Dropped is always 0, and DroppedFull and DroppedOld are unless the interpreter
+// decides, where they count what its own queue loses.
+// Reinjected counts packets that are among the 16384 received last; others sent count as injected.
+func (h *handle) Stats() (engine.Stats, error) {
+	c := &h.counts
+	return engine.Stats{
+		Matched: c.matched.Load(), Received: c.received.Load(), Reinjected: c.reinjected.Load(),
+		Injected: c.injected.Load(), Failed: c.failed.Load(),
+		DroppedFull: c.full.Load(), DroppedOld: c.old.Load(), DroppedLong: c.long.Load(),
+	}, nil
+}
+
+// Description implements engine.Handle.
+func (h *handle) Description() string {
+	s := h.newest.Load()
+	switch {
+	case !s.plan.judged:
+		return s.driver.describe() + ", which decides alone"
+	case s.plan.open:
+		return s.driver.describe() + ", which passes everything to the interpreter"
+	}
+	return s.driver.describe() + ", with a wider filter, and the interpreter"
+}
+
+// deadline is a read deadline.
+type deadline struct {
+	stop atomic.Bool // it has passed, or the handle is closed
+	wake func()      // called after stop was set
+
+	mu     sync.Mutex
+	timer  *time.Timer
+	turn   int // how often it was set; a timer of an earlier turn does nothing
+	closed bool
+}
+
+// set changes the deadline; the zero time takes it away.
+func (d *deadline) set(t time.Time) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.turn++
+	if d.timer != nil {
+		d.timer.Stop()
+		d.timer = nil
+	}
+	if d.closed {
+		return
+	}
+	left := time.Until(t)
+	switch turn := d.turn; {
+	case t.IsZero():
+		d.stop.Store(false)
+	case left <= 0:
+		d.pass()
+	default:
+		d.stop.Store(false)
+		d.timer = time.AfterFunc(left, func() {
+			d.mu.Lock()
+			defer d.mu.Unlock()
+			if d.turn == turn {
+				d.pass()
+			}
+		})
+	}
+}
+
+// pass makes receive calls end.
+func (d *deadline) pass() {
+	d.stop.Store(true)
+	d.wake()
+}
+
+// close makes receive calls end for good.
+func (d *deadline) close() {
+	d.set(time.Time{})
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.closed = true
+	d.pass()
+}

@@ -1,0 +1,63 @@
+package windows
+
+import (
+	"runtime"
+	"unsafe"
+
+	sys "golang.org/x/sys/windows"
+
+	"github.com/opendivert/divert/packet"
+)
+
+// operation is the memory of one request to the driver. The system writes to it until the request
+// completes, so it is pinned for as long as it exists, and every call waits for its completion
+// before it gives the operation back.
+type operation struct {
+	overlapped sys.Overlapped
+	record     record
+	length     uint32 // RECV: size of the address array, in bytes
+	done       uint32 // bytes transferred
+	addresses  [batchMax * packet.AddressSize]byte
+
+	out    outgoing       // SEND
+	memory runtime.Pinner // of the buffers of the present request
+	self   runtime.Pinner
+}
+
+func newOperation() (*operation, error) {
+	event, err := sys.CreateEvent(nil, 1, 0, nil)
+	if err != nil {
+		return nil, wrap("create an event", err)
+	}
+	op := &operation{}
+	op.overlapped.HEvent = event
+	op.self.Pin(op)
+	return op, nil
+}
+
+func (op *operation) close() {
+	_ = sys.CloseHandle(op.overlapped.HEvent) // fails only for what is no handle
+	op.self.Unpin()
+}
+
+// start issues a request with the operation's record. It may be pending: then wait must follow.
+// The data is what the driver reads or writes, and must be pinned.
+func (op *operation) start(file sys.Handle, code uint32, data []byte) error {
+	op.done = 0
+	return sys.DeviceIoControl(file, code, (*byte)(unsafe.Pointer(&op.record)), uint32(len(op.record)),
+		unsafe.SliceData(data), uint32(len(data)), &op.done, &op.overlapped)
+}
+
+// wait waits until a pending request completes, and returns how.
+func (op *operation) wait(file sys.Handle) error {
+	return sys.GetOverlappedResult(file, &op.overlapped, &op.done, true)
+}
+
+// run issues a request and waits for its completion.
+func (op *operation) run(file sys.Handle, code uint32, data []byte) error {
+	err := op.start(file, code, data)
+	if err == sys.ERROR_IO_PENDING {
+		err = op.wait(file)
+	}
+	return err
+}

@@ -1,0 +1,110 @@
+package windows
+
+import (
+	"errors"
+	"fmt"
+
+	"github.com/opendivert/divert/filter"
+	"github.com/opendivert/divert/internal/engine"
+	"github.com/opendivert/divert/packet"
+)
+
+// plan is how a filter is carried out.
+//
+// Exact: the driver has a form for the filter (at most 255 tests, sets spelled out as comparisons), decides
+// alone, and what does not match never leaves the kernel.
+//
+// Judged: the driver gets a wider filter, which matches at least what the filter does, and the interpreter
+// decides about what comes. A packet that does not match goes back unchanged, or, if only copies come, is
+// forgotten. That is the way of filters with too many tests, and of those with ipv6.FlowLabel,
+// whose true value the driver cannot see; and of all filters if the interpreter is asked for.
+//
+// What cannot go back cannot be judged. So there is no such way for handles that drop, for those that
+// receive nothing, and for the layer SOCKET unless it sniffs: a call that has been refused stays refused.
+type plan struct {
+	program      *filter.Program // what the handle is to match
+	judged       bool            // the interpreter decides after the driver
+	open         bool            // the driver's filter matches everything
+	instructions []byte          // what is uploaded
+	hints        uint64          // the filter flags that go with it
+	flags        uint64          // what the driver is told of the handle's flags
+}
+
+// planFor decides how a filter is carried out.
+func planFor(cfg *engine.Config, p *filter.Program) (*plan, error) {
+	layer := p.Layer()
+	if packets(layer) && usesProcess(p) {
+		return nil, fmt.Errorf("processId at the layer %v: %w on Windows", layer, engine.ErrNotSupported)
+	}
+	if cfg.FailOpen && cfg.Flags&engine.FlagSniff == 0 {
+		return nil, fmt.Errorf("the Windows driver drops what its queue has no room for: fail-open is %w", engine.ErrNotSupported)
+	}
+	wide, exact := p.Widen()
+	if cfg.Mode == engine.ModeInterpret && cfg.Flags&(engine.FlagDrop|engine.FlagSendOnly) == 0 {
+		everything, err := filter.Compile("true", layer, filter.Strict)
+		if err != nil {
+			return nil, err
+		}
+		wide, exact = everything, false
+	}
+	pl := &plan{program: p, open: wide.MatchesAll(), flags: cfg.Flags}
+	if !exact {
+		if err := pl.judge(cfg, layer); err != nil {
+			return nil, err
+		}
+	}
+	var err error
+	if pl.instructions, err = wide.AppendInstructions(nil); err != nil {
+		return nil, fmt.Errorf("%w: %w", engine.ErrInvalid, err)
+	}
+	pl.hints = uint64(wide.Hints())
+	return pl, nil
+}
+
+// judge checks that the interpreter may decide, and has it decide.
+func (pl *plan) judge(cfg *engine.Config, layer packet.Layer) error {
+	pl.judged = true
+	reason := pl.program.DriverCheck()
+	if pl.program.Strict() && reason != nil {
+		return fmt.Errorf("%w: %w", engine.ErrInvalid, reason) // as the original fails
+	}
+	if reason == nil {
+		reason = errors.New("the interpreter was asked for")
+	}
+	way := ""
+	switch {
+	case cfg.Mode == engine.ModeKernel:
+		way = "in the kernel"
+	case cfg.Flags&engine.FlagDrop != 0:
+		way = "for a handle that drops"
+	case cfg.Flags&engine.FlagSendOnly != 0:
+		way = "for a handle that only sends"
+	case layer == packet.LayerSocket && cfg.Flags&engine.FlagSniff == 0:
+		way = "for a handle that blocks socket calls"
+	}
+	if way != "" {
+		return fmt.Errorf("the Windows driver cannot carry out this filter %s: %w (%w)", way, engine.ErrNotSupported, reason)
+	}
+	if pl.reinjects(cfg) {
+		pl.flags &^= engine.FlagRecvOnly // the driver must let us send what does not match
+	}
+	return nil
+}
+
+// reinjects reports whether packets that do not match have to go back.
+func (pl *plan) reinjects(cfg *engine.Config) bool {
+	return pl.judged && packets(pl.program.Layer()) && cfg.Flags&engine.FlagSniff == 0
+}
+
+// packets reports whether a layer's items are packets.
+func packets(l packet.Layer) bool { return l == packet.LayerNetwork || l == packet.LayerForward }
+
+// usesProcess reports whether a program tests the process of a packet.
+func usesProcess(p *filter.Program) bool {
+	for _, t := range p.Tests() {
+		if t.Field == filter.FieldProcessID {
+			return true
+		}
+	}
+	return false
+}

@@ -1,0 +1,40 @@
+package windows
+
+import (
+	"encoding/binary"
+	"sync/atomic"
+
+	"github.com/opendivert/divert/packet"
+)
+
+// tokenOffset is where, in the layer data of the NETWORK layers, an address keeps what packet it came with:
+// behind interface and sub-interface, where the C layout has nothing.
+const tokenOffset = 8
+
+// remembered is how many of the packets received last are told from others when they are sent.
+const remembered = 1 << 14
+
+// outstanding tells received packets that are sent on from injected ones, for the counters; the driver makes
+// no difference between them. Lock-free, for any number of goroutines.
+type outstanding struct {
+	tag   uint32 // of the handle, never 0
+	last  atomic.Uint64
+	slots [remembered]atomic.Uint64
+}
+
+// put numbers a received packet and writes the number into its address.
+func (o *outstanding) put(a *packet.Address) {
+	id := o.last.Add(1)
+	o.slots[id%remembered].Store(id)
+	b := a.Union()[tokenOffset:]
+	binary.LittleEndian.PutUint32(b[0:], o.tag)
+	binary.LittleEndian.PutUint64(b[4:], id)
+}
+
+// claim reports whether an address is that of a received packet that was not sent yet. It is
+// true once for each.
+func (o *outstanding) claim(a *packet.Address) bool {
+	b := a.Union()[tokenOffset:]
+	id := binary.LittleEndian.Uint64(b[4:])
+	return binary.LittleEndian.Uint32(b[0:]) == o.tag && id != 0 && o.slots[id%remembered].CompareAndSwap(id, 0)
+}
