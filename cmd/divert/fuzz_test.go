@@ -2,9 +2,8 @@ package main
 
 import (
 	"bytes"
-	"context"
 	"io"
-	"strings"
+	"slices"
 	"testing"
 	"time"
 	"unicode/utf8"
@@ -54,36 +53,52 @@ func FuzzPrint(f *testing.F) {
 	})
 }
 
-// FuzzCapture reads any bytes as a capture file. What is printed of it must be printed again of the copy.
+// FuzzCapture reads any bytes as a capture file, and writes and reads again what is in it.
 func FuzzCapture(f *testing.F) {
 	f.Add(sampleFile(f))
 	for _, file := range captureFiles {
 		f.Add(file.pcap())
 	}
 	f.Fuzz(func(t *testing.T, file []byte) {
-		var out, errout, copied writer
-		a := &app{in: bytes.NewReader(file), out: &out, errout: &errout}
-		status := a.run(context.Background(), []string{"dump", "-r", "-", "--json"})
-		if status != exitOK && status != exitFailed {
-			t.Fatalf("status %d: %s", status, errout)
-		}
-		if status == exitFailed && len(errout) == 0 {
-			t.Fatal("no reason given")
-		}
-		a = &app{in: bytes.NewReader(file), out: &copied, errout: io.Discard}
-		if got := a.run(context.Background(), []string{"dump", "-r", "-", "-w", "-"}); got != status {
-			t.Fatalf("status %d, and %d for the copy", status, got)
-		}
+		first, copied := reread(t, file)
 		if len(copied) == 0 {
 			return
 		}
-		var again writer
-		a = &app{in: bytes.NewReader(copied), out: &again, errout: &errout}
-		if status := a.run(context.Background(), []string{"dump", "-r", "-", "--json"}); status != exitOK {
-			t.Fatalf("the copy: status %d: %s", status, errout)
-		}
-		if strings.Count(string(again), "\n") != strings.Count(string(out), "\n") {
-			t.Fatalf("%s\nbecomes\n%s", out, again)
+		second, _ := reread(t, copied)
+		if !slices.Equal(first, second) {
+			t.Fatalf("%q\nbecomes\n%q", first, second)
 		}
 	})
+}
+
+// reread reads a file as far as it goes; it returns the text of its packets and a new file with them.
+func reread(t *testing.T, file []byte) (lines []string, copied writer) {
+	t.Helper()
+	c, err := newCaptureReader(bytes.NewReader(file), divert.LayerNetwork)
+	if err != nil {
+		return nil, nil
+	}
+	w, err := newCaptureWriter(&copied, "true")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var (
+		p printer
+		r record
+	)
+	for {
+		if err := c.next(&r); err != nil {
+			return lines, copied
+		}
+		if len(r.data) > r.length || r.addr.Layer != divert.LayerNetwork {
+			t.Fatalf("record %+v", r)
+		}
+		if n := r.when.UnixNano(); n < 0 || !time.Unix(0, n).Equal(r.when) {
+			r.when = sampleTime // nanoseconds in 64 bits, the form of the copy, do not reach that far
+		}
+		lines = append(lines, string(p.append(nil, &r)))
+		if err := w.write(&r); err != nil {
+			t.Fatal(err)
+		}
+	}
 }
