@@ -1,0 +1,136 @@
+package main
+
+import (
+	"errors"
+	"os"
+	"sync/atomic"
+	"time"
+
+	"github.com/opendivert/divert"
+	"github.com/opendivert/divert/filter"
+	"github.com/opendivert/divert/packet"
+)
+
+// handle is what a number of a C program stands for. Received packets that did not fit into the caller's
+// buffer stay with it until the next receive call, as if they were still queued.
+type handle struct {
+	divert   *divert.Handle
+	turns    turns
+	closing  atomic.Bool
+	sendDown atomic.Bool // kept here, so that what is held can still be given back when the handle closes
+
+	// held are the packets of the call whose turn it is.
+	held struct {
+		packets     [divert.MaxBatch]divert.Packet
+		first, last int // those in between have been received and not delivered
+		since       time.Time
+	}
+}
+
+// past is a time that every deadline is behind.
+var past = time.Unix(1, 0)
+
+// dialects by whether the environment asks for the extended one.
+var dialects = map[bool]filter.Dialect{false: filter.Strict, true: filter.Extended}
+
+// openHandle opens a handle (specification: api.md 5). In the strict dialect a filter that compiles but that the
+// original's driver would refuse is refused too (api.md 5.1).
+func openHandle(text string, layer uint32, priority int16, flags uint64, extended bool) (uintptr, code) {
+	if layer >= uint32(packet.NumLayers) {
+		return 0, invalidParameter
+	}
+	p, err := filter.Compile(text, packet.Layer(layer), dialects[extended])
+	if err == nil && !extended {
+		err = p.DriverCheck()
+	}
+	if err != nil {
+		return 0, invalidParameter
+	}
+	d, err := divert.OpenProgram(p, divert.WithPriority(priority), divert.WithFlags(divert.Flag(flags)))
+	if err != nil {
+		return 0, code(divert.Code(err))
+	}
+	return handles.add(newHandle(d)), success
+}
+
+func newHandle(d *divert.Handle) *handle {
+	h := &handle{divert: d}
+	h.turns.interrupt = func() { _ = d.SetReadDeadline(past) }
+	h.turns.resume = func() { _ = d.SetReadDeadline(time.Time{}) }
+	return h
+}
+
+// hasData reports whether what the handle receives has bytes.
+func (h *handle) hasData() bool {
+	return h.divert.Layer() != divert.LayerFlow && h.divert.Layer() != divert.LayerSocket
+}
+
+// shutdown is WinDivertShutdown (specification: api.md 9).
+func (h *handle) shutdown(how uint32) code {
+	if how == 0 || how > uint32(divert.ShutdownBoth) {
+		return invalidParameter
+	}
+	if h.closing.Load() {
+		return badCommand
+	}
+	if divert.How(how)&divert.ShutdownSend != 0 {
+		h.sendDown.Store(true)
+	}
+	if divert.How(how)&divert.ShutdownRecv == 0 {
+		return success
+	}
+	return codeOf(h.divert.Shutdown(divert.ShutdownRecv))
+}
+
+// close is WinDivertClose (specification: api.md 10). When it returns nothing touches memory of overlapped
+// requests any more.
+func (h *handle) close() code {
+	h.closing.Store(true)
+	h.turns.close()
+	h.giveBack()
+	return codeOf(h.divert.Close())
+}
+
+// giveBack lets the packets that were received and not delivered go on, unless they are copies or too old.
+func (h *handle) giveBack() {
+	held := &h.held
+	if h.divert.Flags()&divert.Sniff == 0 && !h.expired() {
+		// What fails cannot go on; closing has no better way to tell than the packet's absence.
+		_, _ = h.divert.AcceptBatch(held.packets[held.first:held.last])
+	}
+	held.first, held.last = 0, 0
+}
+
+// expired reports whether the held packets have waited for the queue time, at least.
+func (h *handle) expired() bool {
+	if h.held.first == h.held.last {
+		return false
+	}
+	limit, err := h.divert.Param(divert.QueueTime)
+	return err == nil && time.Since(h.held.since) > time.Duration(limit)*time.Millisecond
+}
+
+// setParam and param are WinDivertSetParam and WinDivertGetParam (specification: api.md 11).
+func (h *handle) setParam(number uint32, value uint64) code {
+	switch {
+	case h.closing.Load():
+		return badCommand
+	case number > uint32(divert.VersionMinor):
+		return invalidParameter
+	}
+	return codeOf(h.divert.SetParam(divert.Param(number), value))
+}
+
+func (h *handle) param(number uint32) (uint64, code) {
+	switch {
+	case h.closing.Load():
+		return 0, badCommand
+	case number > uint32(divert.VersionMinor):
+		return 0, invalidParameter
+	}
+	v, err := h.divert.Param(divert.Param(number))
+	return v, codeOf(err)
+}
+
+// interrupted reports whether a receive call ended because it was woken, not because of the handle.
+func interrupted(err error) bool { return errors.Is(err, os.ErrDeadlineExceeded) }

@@ -1,0 +1,160 @@
+package main
+
+/*
+#cgo CFLAGS: -DWINDIVERT_LIBRARY -Wall -Wextra
+#cgo linux LDFLAGS: -pthread
+
+#include "shim.h"
+*/
+import "C"
+
+import (
+	"unsafe"
+
+	"github.com/opendivert/divert/packet"
+)
+
+// Sizes of address arrays in bytes (specification: api.md 7 and 8).
+const (
+	minAddrs = packet.AddressSize
+	maxAddrs = 255 * packet.AddressSize
+)
+
+// memory returns a caller's buffer. It is nil for NULL, and not nil for a buffer of no length.
+func memory(p unsafe.Pointer, n C.UINT) []byte { return unsafe.Slice((*byte)(p), n) }
+
+// textOf returns a caller's text, as the caller's memory.
+func textOf(p *C.char, n C.size_t) []byte { return unsafe.Slice((*byte)(unsafe.Pointer(p)), n) }
+
+//export divertOpen
+func divertOpen(text *C.char, n C.size_t, layer C.UINT32, priority C.INT16, flags C.UINT64, extended C.BOOL, out *C.uintptr_t) C.DWORD {
+	if text == nil {
+		return C.DWORD(invalidParameter)
+	}
+	number, result := openHandle(string(textOf(text, n)), uint32(layer), int16(priority), uint64(flags), extended != 0)
+	*out = C.uintptr_t(number)
+	return C.DWORD(result)
+}
+
+//export divertRecv
+func divertRecv(number C.uintptr_t, buf unsafe.Pointer, n C.UINT, size *C.UINT, addrs unsafe.Pointer, addrLen *C.UINT, overlapped *C.OVERLAPPED) C.DWORD {
+	h := handles.get(uintptr(number))
+	if h == nil {
+		return C.DWORD(invalidHandle)
+	}
+	d := delivery{buf: memory(buf, n), max: 1}
+	if buf == nil {
+		d.buf = nil
+	}
+	switch {
+	case addrLen != nil:
+		if *addrLen < minAddrs || *addrLen > maxAddrs || addrs == nil {
+			return C.DWORD(invalidParameter)
+		}
+		d.addrs = memory(addrs, *addrLen)
+		d.max = int(*addrLen) / packet.AddressSize
+	case addrs != nil:
+		d.addrs = memory(addrs, packet.AddressSize)
+	}
+	if overlapped != nil {
+		return C.DWORD(recvOverlapped(h, d, size, addrLen, overlapped))
+	}
+	result := h.recv(&d)
+	report(&d, addrLen)
+	*size = C.UINT(d.size)
+	return C.DWORD(result)
+}
+
+// recvOverlapped is divertRecv for an overlapped request.
+func recvOverlapped(h *handle, d delivery, size *C.UINT, addrLen *C.UINT, overlapped *C.OVERLAPPED) code {
+	result := h.recvOverlapped(uintptr(unsafe.Pointer(overlapped)), &d, func(d *delivery, result code) {
+		report(d, addrLen)
+		if result != success {
+			d.size = 0
+		}
+		C.divert_end(overlapped, C.DWORD(result), C.DWORD(d.size))
+	})
+	if result != ioPending {
+		report(&d, addrLen)
+		*size = C.UINT(d.size)
+	}
+	return result
+}
+
+// report tells the caller how many addresses there are, unless nothing was delivered.
+func report(d *delivery, addrLen *C.UINT) {
+	if addrLen != nil && d.count > 0 {
+		*addrLen = C.UINT(d.count * packet.AddressSize)
+	}
+}
+
+//export divertSend
+func divertSend(number C.uintptr_t, buf unsafe.Pointer, n C.UINT, size *C.UINT, addrs unsafe.Pointer, addrLen C.UINT) C.DWORD {
+	h := handles.get(uintptr(number))
+	switch {
+	case h == nil:
+		return C.DWORD(invalidHandle)
+	case addrLen < minAddrs || addrLen > maxAddrs || addrs == nil:
+		return C.DWORD(invalidParameter)
+	case buf == nil:
+		n = 0
+	}
+	sent, result := h.send(memory(buf, n), memory(addrs, addrLen))
+	*size = C.UINT(sent)
+	return C.DWORD(result)
+}
+
+//export divertCancel
+func divertCancel(number C.uintptr_t, overlapped *C.OVERLAPPED) C.DWORD {
+	h := handles.get(uintptr(number))
+	switch {
+	case h == nil:
+		return C.DWORD(invalidHandle)
+	case !h.turns.cancel(uintptr(unsafe.Pointer(overlapped))):
+		return C.DWORD(notFound)
+	}
+	return C.DWORD(success)
+}
+
+//export divertShutdown
+func divertShutdown(number C.uintptr_t, how C.UINT32) C.DWORD {
+	h := handles.get(uintptr(number))
+	if h == nil {
+		return C.DWORD(invalidHandle)
+	}
+	return C.DWORD(h.shutdown(uint32(how)))
+}
+
+//export divertClose
+func divertClose(number C.uintptr_t) C.DWORD {
+	h := handles.remove(uintptr(number))
+	if h == nil {
+		return C.DWORD(invalidHandle)
+	}
+	return C.DWORD(h.close())
+}
+
+//export divertSetParam
+func divertSetParam(number C.uintptr_t, param C.UINT32, value C.UINT64) C.DWORD {
+	h := handles.get(uintptr(number))
+	if h == nil {
+		return C.DWORD(invalidHandle)
+	}
+	return C.DWORD(h.setParam(uint32(param), uint64(value)))
+}
+
+//export divertGetParam
+func divertGetParam(number C.uintptr_t, param C.UINT32, out *C.UINT64) C.DWORD {
+	h := handles.get(uintptr(number))
+	if h == nil {
+		return C.DWORD(invalidHandle)
+	}
+	value, result := h.param(uint32(param))
+	if result == success && out == nil {
+		result = noAccess
+	}
+	if result == success {
+		*out = C.UINT64(value)
+	}
+	return C.DWORD(result)
+}

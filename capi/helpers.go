@@ -1,0 +1,191 @@
+package main
+
+// #include "shim.h"
+import "C"
+
+import (
+	"errors"
+	"sync"
+	"unsafe"
+
+	"github.com/opendivert/divert/filter"
+	"github.com/opendivert/divert/packet"
+)
+
+// truth returns a Go truth value as C has it.
+func truth(b bool) C.BOOL {
+	if b {
+		return 1
+	}
+	return 0
+}
+
+// bytesOf returns a caller's packet, nil for NULL whatever its length.
+func bytesOf(p unsafe.Pointer, n C.UINT) []byte {
+	if p == nil {
+		return nil
+	}
+	return memory(p, n)
+}
+
+//export divertHash
+func divertHash(p unsafe.Pointer, n C.UINT, seed C.UINT64) C.UINT64 {
+	return C.UINT64(packet.Hash(bytesOf(p, n), uint64(seed)))
+}
+
+//export divertParse
+func divertParse(p unsafe.Pointer, n C.UINT, out *C.struct_divert_parsed) C.BOOL {
+	var found packet.Parsed
+	if !found.Parse(bytesOf(p, n)) {
+		return 0
+	}
+	*out = C.struct_divert_parsed{
+		ipv4: C.INT32(found.IPv4Off), ipv6: C.INT32(found.IPv6Off),
+		icmp: C.INT32(found.ICMPOff), icmpv6: C.INT32(found.ICMPv6Off),
+		tcp: C.INT32(found.TCPOff), udp: C.INT32(found.UDPOff),
+		data: C.INT32(found.PayloadOff), data_len: C.UINT32(found.PayloadLen),
+		total: C.UINT32(found.Length), protocol: C.UINT8(found.Protocol), truncated: C.UINT8(truth(found.Truncated)),
+	}
+	return 1
+}
+
+//export divertChecksums
+func divertChecksums(p unsafe.Pointer, n C.UINT, addr unsafe.Pointer, flags C.UINT64) C.BOOL {
+	if addr == nil {
+		return truth(packet.CalcChecksums(bytesOf(p, n), nil, packet.ChecksumFlags(flags)))
+	}
+	var a packet.Address
+	b := memory(addr, packet.AddressSize)
+	_ = a.UnmarshalBinary(b) // cannot fail with that length, nor can AppendBinary
+	ok := packet.CalcChecksums(bytesOf(p, n), &a, packet.ChecksumFlags(flags))
+	_, _ = a.AppendBinary(b[:0])
+	return truth(ok)
+}
+
+//export divertDecrementTTL
+func divertDecrementTTL(p unsafe.Pointer, n C.UINT) C.BOOL {
+	return truth(packet.DecrementTTL(bytesOf(p, n)))
+}
+
+//export divertParseIPv4
+func divertParseIPv4(text *C.char, n C.size_t, out *C.UINT32) C.BOOL {
+	addr, ok := packet.ParseIPv4Address(textOf(text, n))
+	*out = C.UINT32(addr)
+	return truth(ok)
+}
+
+//export divertParseIPv6
+func divertParseIPv6(text *C.char, n C.size_t, out *C.UINT32) C.BOOL {
+	addr, ok := packet.ParseIPv6Address(textOf(text, n))
+	*(*packet.AddrWords)(unsafe.Pointer(out)) = addr
+	return truth(ok)
+}
+
+//export divertFormatIPv4
+func divertFormatIPv4(addr C.UINT32, buf *C.char, n C.UINT) C.DWORD {
+	var text [15]byte
+	return put(buf, n, packet.AppendIPv4Address(text[:0], uint32(addr)))
+}
+
+//export divertFormatIPv6
+func divertFormatIPv6(addr *C.UINT32, buf *C.char, n C.UINT) C.DWORD {
+	if addr == nil {
+		return C.DWORD(invalidParameter)
+	}
+	var text [39]byte
+	return put(buf, n, packet.AppendIPv6Address(text[:0], *(*packet.AddrWords)(unsafe.Pointer(addr))))
+}
+
+// put writes a text to a caller's buffer (specification: packets.md 7).
+func put[T string | []byte](buf *C.char, n C.UINT, text T) C.DWORD {
+	if !packet.PutCString(bytesOf(unsafe.Pointer(buf), n), text) {
+		return C.DWORD(insufficientBuffer)
+	}
+	return C.DWORD(success)
+}
+
+// layerOf returns the layer with a number. The helpers do not refuse numbers of no layer (specification:
+// filter-language.md 9): such a layer has no fields.
+func layerOf(number C.UINT32) packet.Layer {
+	return packet.Layer(min(number, C.UINT32(packet.NumLayers)))
+}
+
+//export divertCompile
+func divertCompile(text *C.char, n C.size_t, layer C.UINT32, extended C.BOOL, object *C.char, objLen C.UINT, description **C.char, position *C.UINT) C.DWORD {
+	kind, pos, result := compile(textOf(text, n), layerOf(layer), extended != 0, object, objLen)
+	*description, *position = describe(kind), C.UINT(pos)
+	return C.DWORD(result)
+}
+
+// compile is WinDivertHelperCompileFilter (specification: filter-language.md 9).
+func compile(text []byte, layer packet.Layer, extended bool, object *C.char, objLen C.UINT) (filter.ErrorKind, uint32, code) {
+	p, err := filter.Compile(string(text), layer, dialects[extended])
+	if err == nil && object != nil {
+		var s string
+		if s, err = p.Object(); err == nil {
+			if put(object, objLen, s) != C.DWORD(success) {
+				return filter.ErrOutputTooShort, 0, insufficientBuffer
+			}
+		}
+	}
+	if err == nil {
+		return filter.ErrNone, 0, success
+	}
+	var wrong *filter.Error
+	if errors.As(err, &wrong) {
+		return wrong.Kind, wrong.Pos, invalidParameter
+	}
+	return filter.ErrBadToken, 0, invalidParameter // the extended dialect has it, the object form does not
+}
+
+// descriptions are the texts of error kinds that programs have been given pointers to.
+var descriptions struct {
+	sync.Mutex
+	texts map[filter.ErrorKind]*C.char
+}
+
+// describe returns the text of an error kind, which stays valid for good.
+func describe(kind filter.ErrorKind) *C.char {
+	d := &descriptions
+	d.Lock()
+	defer d.Unlock()
+	if d.texts[kind] == nil {
+		if d.texts == nil {
+			d.texts = make(map[filter.ErrorKind]*C.char)
+		}
+		d.texts[kind] = C.CString(kind.String())
+	}
+	return d.texts[kind]
+}
+
+//export divertEval
+func divertEval(text *C.char, n C.size_t, extended C.BOOL, p unsafe.Pointer, packetLen C.UINT, addr unsafe.Pointer, match *C.BOOL) C.DWORD {
+	var a packet.Address
+	_ = a.UnmarshalBinary(memory(addr, packet.AddressSize)) // cannot fail with that length
+	if a.Layer >= packet.NumLayers {
+		return C.DWORD(invalidParameter)
+	}
+	program, err := filter.Compile(string(textOf(text, n)), a.Layer, dialects[extended != 0])
+	if err != nil {
+		return C.DWORD(invalidParameter)
+	}
+	matches, err := program.Eval(bytesOf(p, packetLen), &a)
+	if err != nil {
+		return C.DWORD(invalidParameter)
+	}
+	*match = truth(matches)
+	return C.DWORD(success)
+}
+
+//export divertFormat
+func divertFormat(text *C.char, n C.size_t, layer C.UINT32, extended C.BOOL, buf *C.char, bufLen C.UINT) C.DWORD {
+	program, err := filter.Compile(string(textOf(text, n)), layerOf(layer), dialects[extended != 0])
+	if err != nil {
+		return C.DWORD(invalidParameter)
+	}
+	s, err := program.Format()
+	if err != nil {
+		return C.DWORD(insufficientBuffer) // no buffer that a call can name is long enough
+	}
+	return put(buf, bufLen, s)
+}

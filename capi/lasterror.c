@@ -1,0 +1,129 @@
+/* lasterror.c: error numbers per thread, errno, the environment, and forked children. */
+#include "shim.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+BOOL divert_extended(void)
+{
+    const char *dialect = getenv("DIVERT_DIALECT");
+
+    return dialect != NULL && strcmp(dialect, "extended") == 0;
+}
+
+#ifdef _WIN32
+
+BOOL divert_alive(void)
+{
+    return TRUE;
+}
+
+BOOL divert_fail(DWORD error)
+{
+    SetLastError(error);
+    return FALSE;
+}
+
+DWORD WinDivertGetLastError(void)
+{
+    return GetLastError();
+}
+
+#else
+
+#include <pthread.h>
+#include <sys/mman.h>
+#include <unistd.h>
+
+static __thread DWORD last_error;
+
+/* errno for each error number; EIO for those that are not here. */
+static const struct {
+    DWORD error;
+    int value;
+} errnos[] = {
+    {ERROR_INVALID_FUNCTION, ENOSYS},
+    {ERROR_FILE_NOT_FOUND, ENOENT},
+    {ERROR_ACCESS_DENIED, EACCES},
+    {ERROR_INVALID_HANDLE, EBADF},
+    {ERROR_BAD_COMMAND, ENXIO},
+    {ERROR_NOT_SUPPORTED, EOPNOTSUPP},
+    {ERROR_INVALID_PARAMETER, EINVAL},
+    {ERROR_INSUFFICIENT_BUFFER, EMSGSIZE},
+    {ERROR_NO_DATA, EPIPE},
+    {ERROR_OPERATION_ABORTED, ECANCELED},
+    {ERROR_IO_INCOMPLETE, EAGAIN},
+    {ERROR_IO_PENDING, EINPROGRESS},
+    {ERROR_NOACCESS, EFAULT},
+    {ERROR_NOT_FOUND, ENOENT},
+    {ERROR_HOST_UNREACHABLE, EHOSTUNREACH},
+    {ERROR_NO_SYSTEM_RESOURCES, ENOMEM},
+};
+
+static int errno_of(DWORD error)
+{
+    size_t i;
+
+    for (i = 0; i < sizeof(errnos) / sizeof(errnos[0]); i++)
+        if (errnos[i].error == error)
+            return errnos[i].value;
+    return EIO;
+}
+
+/* The weak pair. A program that has its own is told of errors by its own SetLastError. */
+
+__attribute__((weak)) void SetLastError(DWORD error)
+{
+    last_error = error;
+}
+
+__attribute__((weak)) DWORD GetLastError(void)
+{
+    return last_error;
+}
+
+BOOL divert_fail(DWORD error)
+{
+    SetLastError(error);
+    last_error = error;
+    errno = errno_of(error);
+    return FALSE;
+}
+
+DWORD WinDivertGetLastError(void)
+{
+    return last_error;
+}
+
+/*
+ * The mark lies in a page that the kernel wipes in forked children, however they were forked; a handler of
+ * pthread_atfork does it where the kernel (before 4.14) cannot. NULL: the constructor has not run yet.
+ */
+static volatile char *mark;
+static volatile char fallback;
+
+static void forked(void)
+{
+    *mark = 0;
+}
+
+__attribute__((constructor)) static void watch_forks(void)
+{
+    size_t size = (size_t)sysconf(_SC_PAGESIZE);
+    void *page = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+
+    mark = page == MAP_FAILED ? &fallback : (volatile char *)page;
+#ifdef MADV_WIPEONFORK
+    if (page != MAP_FAILED)
+        (void)madvise(page, size, MADV_WIPEONFORK);
+#endif
+    *mark = 1;
+    (void)pthread_atfork(NULL, NULL, forked);
+}
+
+BOOL divert_alive(void)
+{
+    return mark == NULL || *mark != 0;
+}
+
+#endif

@@ -1,0 +1,100 @@
+package main
+
+import (
+	"sync"
+
+	"github.com/opendivert/divert"
+	"github.com/opendivert/divert/packet"
+)
+
+// batch is what a send call needs: packets with memory for those that must not be changed in place.
+type batch [divert.MaxBatch]divert.Packet
+
+var batches = sync.Pool{New: func() any { return new(batch) }}
+
+// send injects the packets in b, back to back, one for each address of addrs (specification: api.md 8).
+// It returns the bytes of the packets processed, 0 unless all went well.
+func (h *handle) send(b, addrs []byte) (int, code) {
+	f := h.divert.Flags()
+	switch {
+	case h.closing.Load():
+		return 0, badCommand
+	case h.sendDown.Load():
+		return 0, noData
+	case f&divert.RecvOnly != 0, h.divert.Layer() > divert.LayerForward:
+		return 0, invalidParameter
+	case len(b) == 0:
+		return 0, insufficientBuffer
+	}
+	ps := batches.Get().(*batch)
+	defer batches.Put(ps)
+	n, size, malformed := ps.split(b, addrs)
+	defer ps.forget(n)
+	// What precedes a malformed packet is sent, although the call fails.
+	if n > 0 {
+		_, err := h.divert.SendBatch(ps[:n])
+		if result := codeOf(err); result != success && malformed == success {
+			return 0, result
+		}
+	}
+	if malformed != success {
+		return 0, malformed
+	}
+	return size, success
+}
+
+// split makes packets of b. It returns how many there are before one that is malformed, their size, and what is
+// wrong with that one.
+func (ps *batch) split(b, addrs []byte) (n, size int, malformed code) {
+	for len(addrs) >= packet.AddressSize {
+		length, result := wholePacket(b[size:])
+		if result != success {
+			return n, size, result
+		}
+		p := &ps[n]
+		_ = p.Addr.UnmarshalBinary(addrs[:packet.AddressSize]) // cannot fail with that length
+		p.Data = b[size : size+length : size+length]
+		if a := &p.Addr; a.Impostor || !a.IPChecksum || !a.TCPChecksum || !a.UDPChecksum {
+			// Checksums and hop limits are written into the packet; the caller's is read-only.
+			own := p.Buffer(length)[:length]
+			copy(own, p.Data)
+			p.Data = own
+		}
+		n++
+		size += length
+		addrs = addrs[packet.AddressSize:]
+	}
+	return n, size, success
+}
+
+// forget drops what refers to the caller's memory.
+func (ps *batch) forget(n int) {
+	for i := range ps[:n] {
+		ps[i].Data = nil
+	}
+}
+
+// wholePacket returns the length of the packet at the start of b by its IP header; only that is looked at.
+func wholePacket(b []byte) (int, code) {
+	if len(b) < packet.IPv4HeaderLen {
+		return 0, insufficientBuffer
+	}
+	var n int
+	switch b[0] >> 4 {
+	case 4:
+		if n = int(b[2])<<8 | int(b[3]); n < packet.IPv4HeaderLen {
+			return 0, invalidParameter
+		}
+	case 6:
+		if len(b) < packet.IPv6HeaderLen {
+			return 0, insufficientBuffer
+		}
+		n = (int(b[4])<<8 | int(b[5])) + packet.IPv6HeaderLen
+	default:
+		return 0, invalidParameter
+	}
+	if len(b) < n {
+		return 0, insufficientBuffer
+	}
+	return n, success
+}

@@ -1,0 +1,132 @@
+package main
+
+import "sync"
+
+// turns lets the receive calls of a handle in one at a time, in the order in which they came, those of
+// threads and overlapped ones alike (specification: api.md 12).
+type turns struct {
+	interrupt func() // wakes the call whose turn it is
+	resume    func() // lets a call wait again after an interruption
+
+	mu          sync.Mutex
+	current     *turn
+	waiting     []*turn
+	interrupted bool
+	closed      bool
+	overlapped  sync.WaitGroup // overlapped requests that are not complete
+}
+
+// turn is one receive call's place in the line.
+type turn struct {
+	request   uintptr       // address of the OVERLAPPED, 0 for a call that waits in its thread
+	ready     chan struct{} // tells that it is its turn, or that it was cancelled
+	cancelled bool          // guarded by turns.mu
+}
+
+// places are turns for calls that wait in their threads, so that a receive call allocates nothing.
+var places = sync.Pool{New: func() any { return &turn{ready: make(chan struct{}, 1)} }}
+
+// enter takes a place in the line. immediate says that it is the call's turn already; otherwise wait
+// tells when it is. ok is false if the line is closed, and the call has no place then.
+func (t *turns) enter(c *turn) (immediate, ok bool) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.closed {
+		return false, false
+	}
+	if c.request != 0 {
+		t.overlapped.Add(1)
+	}
+	if t.current == nil {
+		t.current = c
+		return true, true
+	}
+	t.waiting = append(t.waiting, c)
+	return false, true
+}
+
+// wait waits for the call's turn. It returns false if the call was cancelled, and so has no place any more.
+func (t *turns) wait(c *turn) bool {
+	<-c.ready
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return t.current == c
+}
+
+// goOn reports whether a call that was woken by an interruption may wait again: it was meant for another.
+func (t *turns) goOn(c *turn) bool {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.quiet()
+	return !c.cancelled
+}
+
+// quiet ends an interruption. The caller holds t.mu.
+func (t *turns) quiet() {
+	if t.interrupted {
+		t.interrupted = false
+		t.resume()
+	}
+}
+
+// leave ends the call's turn.
+func (t *turns) leave(*turn) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.quiet()
+	t.current = nil
+	if len(t.waiting) == 0 {
+		return
+	}
+	t.current = t.waiting[0]
+	n := copy(t.waiting, t.waiting[1:])
+	t.waiting[n] = nil
+	t.waiting = t.waiting[:n]
+	t.current.ready <- struct{}{}
+}
+
+// cancel cancels the overlapped request at an address, or all for 0, and reports whether there was one.
+func (t *turns) cancel(request uintptr) (found bool) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return t.cancelIf(func(c *turn) bool { return c.request != 0 && (request == 0 || c.request == request) })
+}
+
+// cancelIf cancels the calls that match. The caller holds t.mu.
+func (t *turns) cancelIf(match func(*turn) bool) (found bool) {
+	kept := t.waiting[:0]
+	for _, c := range t.waiting {
+		if !match(c) {
+			kept = append(kept, c)
+			continue
+		}
+		found, c.cancelled = true, true
+		c.ready <- struct{}{}
+	}
+	clear(t.waiting[len(kept):])
+	t.waiting = kept
+	if c := t.current; c != nil && !c.cancelled && match(c) {
+		found, c.cancelled = true, true
+		t.interrupted = true
+		t.interrupt()
+	}
+	return found
+}
+
+// close cancels all calls, lets none in any more, and returns when the last has left.
+func (t *turns) close() {
+	last := &turn{ready: make(chan struct{}, 1)}
+	t.mu.Lock()
+	t.closed = true
+	t.cancelIf(func(*turn) bool { return true })
+	if t.current == nil {
+		t.current = last
+	} else {
+		t.waiting = append(t.waiting, last)
+		t.mu.Unlock()
+		<-last.ready
+		t.mu.Lock()
+	}
+	t.mu.Unlock()
+	t.overlapped.Wait()
+}

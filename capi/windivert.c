@@ -1,0 +1,255 @@
+/* windivert.c: the functions of windivert.h that are served by Go. */
+#include "shim.h"
+#include "_cgo_export.h"
+
+#include <string.h>
+
+/* done turns an error number of Go into a result. */
+static BOOL done(DWORD error)
+{
+    return error == ERROR_SUCCESS ? TRUE : divert_fail(error);
+}
+
+/* alive leaves an error for callers in a forked child. */
+static BOOL alive(void)
+{
+    return divert_alive() || divert_fail(ERROR_NOT_SUPPORTED);
+}
+
+/* length is strlen for a text that may be NULL. */
+static size_t length(const char *text)
+{
+    return text == NULL ? 0 : strlen(text);
+}
+
+HANDLE WinDivertOpen(const char *filter, WINDIVERT_LAYER layer, INT16 priority, UINT64 flags)
+{
+    uintptr_t handle = 0;
+    DWORD error;
+
+    if (!alive())
+        return INVALID_HANDLE_VALUE;
+    error = divertOpen((char *)filter, length(filter), (UINT32)layer, priority, flags, divert_extended(), &handle);
+    if (error != ERROR_SUCCESS) {
+        divert_fail(error);
+        return INVALID_HANDLE_VALUE;
+    }
+    return (HANDLE)handle;
+}
+
+BOOL WinDivertRecv(HANDLE handle, VOID *pPacket, UINT packetLen, UINT *pRecvLen, WINDIVERT_ADDRESS *pAddr)
+{
+    return WinDivertRecvEx(handle, pPacket, packetLen, pRecvLen, 0, pAddr, NULL, NULL);
+}
+
+BOOL WinDivertRecvEx(HANDLE handle, VOID *pPacket, UINT packetLen, UINT *pRecvLen, UINT64 flags,
+                     WINDIVERT_ADDRESS *pAddr, UINT *pAddrLen, LPOVERLAPPED lpOverlapped)
+{
+    UINT transferred = 0;
+    DWORD error;
+
+    if (!alive())
+        return FALSE;
+    if (flags != 0)
+        return divert_fail(ERROR_INVALID_PARAMETER);
+    if (lpOverlapped != NULL)
+        divert_begin(lpOverlapped);
+    error = divertRecv((uintptr_t)handle, pPacket, packetLen, &transferred, pAddr, pAddrLen, lpOverlapped);
+    if (error != ERROR_SUCCESS) {
+        /* A pending request may be complete by now, and its memory gone. */
+        if (lpOverlapped != NULL && error != ERROR_IO_PENDING)
+            divert_refuse(lpOverlapped, error);
+        return divert_fail(error);
+    }
+    if (pRecvLen != NULL)
+        *pRecvLen = transferred;
+    if (lpOverlapped != NULL)
+        divert_end(lpOverlapped, ERROR_SUCCESS, transferred);
+    return TRUE;
+}
+
+BOOL WinDivertSend(HANDLE handle, const VOID *pPacket, UINT packetLen, UINT *pSendLen,
+                   const WINDIVERT_ADDRESS *pAddr)
+{
+    return WinDivertSendEx(handle, pPacket, packetLen, pSendLen, 0, pAddr, sizeof(*pAddr), NULL);
+}
+
+BOOL WinDivertSendEx(HANDLE handle, const VOID *pPacket, UINT packetLen, UINT *pSendLen, UINT64 flags,
+                     const WINDIVERT_ADDRESS *pAddr, UINT addrLen, LPOVERLAPPED lpOverlapped)
+{
+    UINT transferred = 0;
+    DWORD error;
+
+    if (!alive())
+        return FALSE;
+    if (flags != 0)
+        return divert_fail(ERROR_INVALID_PARAMETER);
+    if (lpOverlapped != NULL)
+        divert_begin(lpOverlapped);
+    error = divertSend((uintptr_t)handle, (VOID *)pPacket, packetLen, &transferred, (VOID *)pAddr, addrLen);
+    if (error != ERROR_SUCCESS) {
+        if (lpOverlapped != NULL)
+            divert_refuse(lpOverlapped, error);
+        return divert_fail(error);
+    }
+    if (pSendLen != NULL)
+        *pSendLen = transferred;
+    if (lpOverlapped != NULL)
+        divert_end(lpOverlapped, ERROR_SUCCESS, transferred);
+    return TRUE;
+}
+
+BOOL WinDivertShutdown(HANDLE handle, WINDIVERT_SHUTDOWN how)
+{
+    return alive() && done(divertShutdown((uintptr_t)handle, (UINT32)how));
+}
+
+BOOL WinDivertClose(HANDLE handle)
+{
+    return alive() && done(divertClose((uintptr_t)handle));
+}
+
+BOOL WinDivertSetParam(HANDLE handle, WINDIVERT_PARAM param, UINT64 value)
+{
+    return alive() && done(divertSetParam((uintptr_t)handle, (UINT32)param, value));
+}
+
+BOOL WinDivertGetParam(HANDLE handle, WINDIVERT_PARAM param, UINT64 *pValue)
+{
+    return alive() && done(divertGetParam((uintptr_t)handle, (UINT32)param, pValue));
+}
+
+UINT64 WinDivertHelperHashPacket(const VOID *pPacket, UINT packetLen, UINT64 seed)
+{
+    return alive() ? divertHash((VOID *)pPacket, packetLen, seed) : 0;
+}
+
+/* at returns the header at an offset, NULL for an absent one. */
+static VOID *at(const VOID *packet, INT32 offset)
+{
+    return offset < 0 ? NULL : (VOID *)((UINT8 *)packet + offset);
+}
+
+#define OUTPUT(pointer, value)      \
+    do {                            \
+        if ((pointer) != NULL)      \
+            *(pointer) = (value);   \
+    } while (0)
+
+BOOL WinDivertHelperParsePacket(const VOID *pPacket, UINT packetLen, PWINDIVERT_IPHDR *ppIpHdr,
+                                PWINDIVERT_IPV6HDR *ppIpv6Hdr, UINT8 *pProtocol, PWINDIVERT_ICMPHDR *ppIcmpHdr,
+                                PWINDIVERT_ICMPV6HDR *ppIcmpv6Hdr, PWINDIVERT_TCPHDR *ppTcpHdr,
+                                PWINDIVERT_UDPHDR *ppUdpHdr, PVOID *ppData, UINT *pDataLen, PVOID *ppNext,
+                                UINT *pNextLen)
+{
+    struct divert_parsed p;
+    BOOL more;
+
+    if (!alive() || !divertParse((VOID *)pPacket, packetLen, &p) || p.truncated)
+        return FALSE;
+    more = packetLen > p.total;
+    OUTPUT(ppIpHdr, (PWINDIVERT_IPHDR)at(pPacket, p.ipv4));
+    OUTPUT(ppIpv6Hdr, (PWINDIVERT_IPV6HDR)at(pPacket, p.ipv6));
+    OUTPUT(pProtocol, p.protocol);
+    OUTPUT(ppIcmpHdr, (PWINDIVERT_ICMPHDR)at(pPacket, p.icmp));
+    OUTPUT(ppIcmpv6Hdr, (PWINDIVERT_ICMPV6HDR)at(pPacket, p.icmpv6));
+    OUTPUT(ppTcpHdr, (PWINDIVERT_TCPHDR)at(pPacket, p.tcp));
+    OUTPUT(ppUdpHdr, (PWINDIVERT_UDPHDR)at(pPacket, p.udp));
+    OUTPUT(ppData, at(pPacket, p.data));
+    OUTPUT(pDataLen, p.data_len);
+    OUTPUT(ppNext, more ? at(pPacket, (INT32)p.total) : NULL);
+    OUTPUT(pNextLen, more ? packetLen - p.total : 0);
+    return TRUE;
+}
+
+BOOL WinDivertHelperParseIPv4Address(const char *addrStr, UINT32 *pAddr)
+{
+    UINT32 addr;
+
+    if (!alive())
+        return FALSE;
+    if (!divertParseIPv4((char *)addrStr, length(addrStr), &addr))
+        return divert_fail(ERROR_INVALID_PARAMETER);
+    OUTPUT(pAddr, addr);
+    return TRUE;
+}
+
+BOOL WinDivertHelperParseIPv6Address(const char *addrStr, UINT32 *pAddr)
+{
+    UINT32 addr[4];
+
+    if (!alive())
+        return FALSE;
+    if (!divertParseIPv6((char *)addrStr, length(addrStr), addr))
+        return divert_fail(ERROR_INVALID_PARAMETER);
+    if (pAddr != NULL)
+        memcpy(pAddr, addr, sizeof(addr));
+    return TRUE;
+}
+
+BOOL WinDivertHelperFormatIPv4Address(UINT32 addr, char *buffer, UINT bufLen)
+{
+    return alive() && done(divertFormatIPv4(addr, buffer, bufLen));
+}
+
+BOOL WinDivertHelperFormatIPv6Address(const UINT32 *pAddr, char *buffer, UINT bufLen)
+{
+    return alive() && done(divertFormatIPv6((UINT32 *)pAddr, buffer, bufLen));
+}
+
+BOOL WinDivertHelperCalcChecksums(VOID *pPacket, UINT packetLen, WINDIVERT_ADDRESS *pAddr, UINT64 flags)
+{
+    return alive() && divertChecksums(pPacket, packetLen, pAddr, flags);
+}
+
+BOOL WinDivertHelperDecrementTTL(VOID *pPacket, UINT packetLen)
+{
+    return alive() && divertDecrementTTL(pPacket, packetLen);
+}
+
+BOOL WinDivertHelperCompileFilter(const char *filter, WINDIVERT_LAYER layer, char *object, UINT objLen,
+                                  const char **errorStr, UINT *errorPos)
+{
+    char *description = NULL;
+    UINT position = 0;
+    DWORD error;
+
+    if (!alive())
+        return FALSE;
+    if (filter == NULL)
+        return divert_fail(ERROR_INVALID_PARAMETER);
+    SetLastError(ERROR_SUCCESS);
+    error = divertCompile((char *)filter, strlen(filter), (UINT32)layer, divert_extended(), object, objLen,
+                          &description, &position);
+    OUTPUT(errorStr, description);
+    OUTPUT(errorPos, position);
+    return done(error);
+}
+
+BOOL WinDivertHelperEvalFilter(const char *filter, const VOID *pPacket, UINT packetLen,
+                               const WINDIVERT_ADDRESS *pAddr)
+{
+    BOOL match = FALSE;
+    DWORD error;
+
+    if (!alive())
+        return FALSE;
+    if (filter == NULL || pAddr == NULL)
+        return divert_fail(ERROR_INVALID_PARAMETER);
+    error = divertEval((char *)filter, strlen(filter), divert_extended(), (VOID *)pPacket, packetLen, (VOID *)pAddr,
+                       &match);
+    if (error != ERROR_SUCCESS)
+        return divert_fail(error);
+    if (!match)
+        SetLastError(ERROR_SUCCESS); /* FALSE without an error: evaluated, and no match */
+    return match;
+}
+
+BOOL WinDivertHelperFormatFilter(const char *filter, WINDIVERT_LAYER layer, char *buffer, UINT bufLen)
+{
+    if (!alive())
+        return FALSE;
+    if (filter == NULL || buffer == NULL)
+        return divert_fail(ERROR_INVALID_PARAMETER);
+    return done(divertFormat((char *)filter, strlen(filter), (UINT32)layer, divert_extended(), buffer, bufLen));
+}
