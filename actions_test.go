@@ -270,7 +270,7 @@ func TestSendAgainLateOrNever(t *testing.T) {
 						t.Fatal(err)
 					}
 					expect("after")
-					if s := stats(t, d); s.Reinjected != 2 || s.Injected != 2 || s.Failed != 0 || s.Dropped == 0 {
+					if s := stats(t, d); s.Reinjected != 2 || s.Injected != 2 || s.Failed != 0 || s.Abandoned == 0 {
 						t.Errorf("counters %+v, want 2 sent on, 2 injected, none failed", s)
 					}
 				})

@@ -305,20 +305,26 @@ func (h *Handle) SetFilter(text string) error {
 	return opError("set filter", err)
 }
 
-// Stats counts a handle's packets or events since it was opened.
+// Stats counts a handle's packets or events since it was opened. Each packet that matched is in one place:
+// Matched = Received + Waiting + Dropped + DroppedFull + DroppedOld + DroppedLong + Passed.
 type Stats struct {
 	Matched     uint64 // matched the filter
 	Received    uint64 // returned by receive calls
-	Reinjected  uint64 // received packets that were sent on
-	Injected    uint64 // packets sent that were none of the received ones
-	Failed      uint64 // sends that were refused
-	Dropped     uint64 // dropped by a handle that drops, or received and not sent on when their place was needed
+	Waiting     uint64 // in the queue now
+	Dropped     uint64 // dropped by a handle that drops
 	DroppedFull uint64 // lost because the queue was full
 	DroppedOld  uint64 // lost because they had waited longer than the queue time
 	DroppedLong uint64 // lost because they were longer than the queue can carry
+	Passed      uint64 // went on unseen: the queue was full and the handle fails open, or the handle was closing
+
+	Reinjected uint64 // received packets that were sent on
+	Abandoned  uint64 // received packets that were not sent on before their place was needed: they are gone
+	Injected   uint64 // packets sent that were none of the received ones
+	Failed     uint64 // sends that were refused
 }
 
-// Stats returns the counters. Each is exact; they are not read at one instant.
+// Stats returns the counters. Each is exact; while packets flow they are not all of one instant. After Close
+// they are those of the end.
 func (h *Handle) Stats() (Stats, error) {
 	s, err := h.engine.Stats()
 	return Stats(s), opError("stats", err)

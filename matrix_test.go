@@ -240,6 +240,7 @@ func TestHandlesInOrder(t *testing.T) {
 		t.Run(e.name, func(t *testing.T) {
 			for _, w := range ways {
 				t.Run(w.name, func(t *testing.T) {
+					t.Parallel()
 					from, to, at := w.hosts(t)
 					needEngine(t, at, e.engine)
 					for _, f := range families {

@@ -32,28 +32,29 @@ func (b *batchReader) datagram(i int, p *packet.Packet) []byte {
 	return p.Buffer(queue.BufferSize)[:min(n, queue.BufferSize)]
 }
 
-// release lets the packets that wait in a queue for a reader go on as they were.
-func release(q *queue.Queue, s *sender) error {
+// release lets the packets that wait in a queue for a reader go on as they were, and counts them.
+func release(q *queue.Queue, s *sender) (passed uint64, err error) {
 	verdicts, err := q.NewVerdicts()
 	if err != nil {
-		return err
+		return 0, err
 	}
 	r := newBatchReader(q)
 	ps := make([]packet.Packet, maxBatch)
 	for {
 		got, err := r.fill(ps, false)
 		if got == 0 || err != nil {
-			return err
+			return passed, err
 		}
 		var m queue.Message
 		for i := range ps[:got] {
 			if m.Parse(r.datagram(i, &ps[i])) == queue.KindPacket {
 				verdict, o := s.onward(m.Priority)
 				_ = verdicts.Add(m.ID, verdict, o) // fails only together with Flush
+				passed++
 			}
 		}
 		if err := verdicts.Flush(); err != nil {
-			return err
+			return passed, err
 		}
 	}
 }

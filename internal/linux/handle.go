@@ -3,6 +3,7 @@
 package linux
 
 import (
+	"errors"
 	"fmt"
 	"io"
 	"math/rand/v2"
@@ -38,6 +39,7 @@ type handle struct {
 	recvDown  atomic.Bool
 	sendDown  atomic.Bool
 	closed    atomic.Bool
+	last      engine.Stats // of a closed handle
 	describes string
 }
 
@@ -50,6 +52,8 @@ type source interface {
 	setDeadline(t time.Time) error
 	setLimits(l engine.Limits) error
 	setFilter(p *filter.Program)
+	// tally adds to the counters what only the source knows. Those of user space and Matched are filled in.
+	tally(*engine.Stats) error
 	// drain makes recv return what is there and then io.EOF. The rules are gone when it is called.
 	drain()
 	// close gives what nobody received back to the stack and ends.
@@ -58,8 +62,8 @@ type source interface {
 
 // counts are the counters of engine.Stats that user space keeps.
 type counts struct {
-	matched, received, reinjected, injected, failed atomic.Uint64
-	dropped, full, old, long                        atomic.Uint64
+	matched, received, reinjected, abandoned, injected, failed atomic.Uint64
+	dropped, full, old, long, passed                           atomic.Uint64
 }
 
 // Open opens a handle of a NETWORK layer in the network namespace of the calling thread.
@@ -282,24 +286,29 @@ const membarrierGlobal = 1
 func (h *handle) Close() error {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	if h.closed.Swap(true) {
+	if h.closed.Load() {
 		return net.ErrClosed
 	}
-	return h.release()
+	errs := []error{h.stop()}
+	var err error
+	if h.last, err = h.tally(); err != nil {
+		errs = append(errs, err)
+	}
+	// What waits goes on: nobody is to receive it now.
+	h.last.Passed, h.last.Waiting = h.last.Passed+h.last.Waiting, 0
+	h.closed.Store(true)
+	return errors.Join(append(errs, h.release())...)
 }
 
 // release gives back what an opened, or half opened, handle holds.
 func (h *handle) release() error {
-	var errs [3]error
-	if h.entry != nil && !h.recvDown.Load() {
-		errs[0] = h.stop()
-	}
+	var errs []error
 	if h.source != nil {
-		errs[1] = h.source.close()
+		errs = append(errs, h.source.close())
 	}
 	if h.entry != nil {
-		// Last, when no packet waits for this handle any more, so that the table can go with the last one.
-		errs[2] = h.entry.Close()
+		// After the source, when no packet waits for this handle any more, so that the table can go with the last one.
+		errs = append(errs, h.entry.Close())
 	}
 	if h.sender != nil {
 		h.sender.close()
@@ -309,32 +318,35 @@ func (h *handle) release() error {
 		told.close()
 	}
 	h.ns.Close()
-	for _, err := range errs {
-		if err != nil {
-			return err
-		}
-	}
-	return nil
+	return errors.Join(errs...)
 }
 
 // Stats implements engine.Handle.
 func (h *handle) Stats() (engine.Stats, error) {
-	c := &h.counts
-	s := engine.Stats{
-		Matched: c.matched.Load(), Received: c.received.Load(), Reinjected: c.reinjected.Load(),
-		Injected: c.injected.Load(), Failed: c.failed.Load(), Dropped: c.dropped.Load(),
-		DroppedFull: c.full.Load(), DroppedOld: c.old.Load(), DroppedLong: c.long.Load(),
-	}
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	if h.entries == nil || h.closed.Load() {
-		return s, nil
+	if h.closed.Load() {
+		return h.last, nil
 	}
-	var err error
-	if s.Matched, err = h.entry.Matched(); h.cfg.Flags&engine.FlagDrop != 0 {
-		s.Dropped = s.Matched
+	return h.tally()
+}
+
+// tally reads all counters.
+func (h *handle) tally() (engine.Stats, error) {
+	c := &h.counts
+	s := engine.Stats{
+		Matched: c.matched.Load(), Received: c.received.Load(),
+		Dropped: c.dropped.Load(), DroppedFull: c.full.Load(), DroppedOld: c.old.Load(), DroppedLong: c.long.Load(),
+		Passed: c.passed.Load(), Reinjected: c.reinjected.Load(), Abandoned: c.abandoned.Load(),
+		Injected: c.injected.Load(), Failed: c.failed.Load(),
 	}
-	return s, err
+	if h.entries != nil {
+		var err error
+		if s.Matched, err = h.entry.Matched(); err != nil {
+			return s, err
+		}
+	}
+	return s, h.source.tally(&s)
 }
 
 // Description implements engine.Handle.

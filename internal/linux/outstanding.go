@@ -32,3 +32,13 @@ func (o *outstanding) put(id uint32) (gone uint32, gaveWay bool) {
 func (o *outstanding) claim(id uint32) bool {
 	return o.slots[id&o.mask].CompareAndSwap(uint64(id)<<1|1, 0)
 }
+
+// count returns how many ids are there.
+func (o *outstanding) count() (n uint64) {
+	for i := range o.slots {
+		if o.slots[i].Load() != 0 {
+			n++
+		}
+	}
+	return n
+}

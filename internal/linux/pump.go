@@ -4,6 +4,7 @@ package linux
 
 import (
 	"errors"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -23,6 +24,9 @@ type pump struct {
 	program atomic.Pointer[filter.Program]
 	matches *backlog
 	done    chan struct{}
+
+	meterMu sync.Mutex
+	meter   *queue.Meter
 }
 
 func newPump(h *handle) (*pump, error) {
@@ -30,14 +34,17 @@ func newPump(h *handle) (*pump, error) {
 	if err != nil {
 		return nil, err
 	}
+	meter, err := queue.NewMeter()
+	if err != nil {
+		return nil, errors.Join(err, q.Close())
+	}
 	h.sender.attach(q, h.cfg.Limits.Length)
-	p := &pump{h: h, q: q, done: make(chan struct{})}
+	p := &pump{h: h, q: q, meter: meter, done: make(chan struct{})}
 	p.program.Store(h.cfg.Program)
 	p.matches = newBacklog(h.cfg.Limits, p.lost)
 	verdicts, err := q.NewVerdicts()
 	if err != nil {
-		q.Close()
-		return nil, err
+		return nil, errors.Join(err, meter.Close(), q.Close())
 	}
 	go p.run(verdicts)
 	return p, nil
@@ -96,7 +103,7 @@ func (p *pump) one(pk *packet.Packet, datagram []byte, at int64, verdicts *queue
 		counts.long.Add(1)
 	default:
 		if gone, gaveWay := p.h.sender.waiting.put(m.ID); gaveWay {
-			counts.dropped.Add(1)
+			counts.abandoned.Add(1)
 			_ = verdicts.Add(gone, queue.Drop, queue.Option{})
 		}
 		if p.matches.add(pk.Data, &pk.Addr) {
@@ -164,6 +171,27 @@ func (p *pump) close() error {
 		t := tokenOf(&w.addr)
 		verdict, o := p.h.sender.onward(t.priority)
 		p.verdict(w, verdict, o)
+		p.h.counts.passed.Add(1)
 	})
-	return errors.Join(release(p.q, p.h.sender), p.q.Close())
+	_, err := release(p.q, p.h.sender) // nobody has looked whether these match
+	p.meterMu.Lock()
+	defer p.meterMu.Unlock()
+	return errors.Join(err, p.meter.Close(), p.q.Close())
+}
+
+// tally adds what waits, and what the kernel refused: whether that would have matched cannot be told any more.
+func (p *pump) tally(st *engine.Stats) error {
+	p.matches.mu.Lock()
+	st.Waiting = uint64(p.matches.n)
+	p.matches.mu.Unlock()
+	p.meterMu.Lock()
+	defer p.meterMu.Unlock()
+	c, err := p.meter.Read(p.q.Num())
+	if err != nil {
+		return err
+	}
+	refused := c.DroppedFull + c.DroppedUser
+	st.Matched += refused
+	st.DroppedFull += refused
+	return nil
 }

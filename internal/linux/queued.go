@@ -24,6 +24,7 @@ type queued struct {
 	q        *queue.Queue
 	readers  sync.Pool // of *reader
 	draining atomic.Bool
+	ages     *ages
 }
 
 // reader is what one receive call at a time needs.
@@ -50,8 +51,12 @@ func newQueued(h *handle) (*queued, error) {
 	if err != nil {
 		return nil, err
 	}
+	ages, err := watchAges(q.Num(), h.cfg.Limits.Time)
+	if err != nil {
+		return nil, errors.Join(err, q.Close())
+	}
 	h.sender.attach(q, h.cfg.Limits.Length)
-	return &queued{h: h, q: q}, nil
+	return &queued{h: h, q: q, ages: ages}, nil
 }
 
 func (s *queued) action() rules.Action { return rules.ToQueue{Num: s.q.Num(), Count: 1} }
@@ -110,6 +115,11 @@ func (s *queued) sort(r *reader, ps []packet.Packet) (n int) {
 		case queue.KindOther:
 			continue
 		}
+		if s.ages.tooOld(m.ID) {
+			s.h.counts.old.Add(1)
+			_ = r.drops.Add(m.ID, queue.Drop, queue.Option{})
+			continue
+		}
 		if int(m.Length) > len(m.Payload) {
 			// The rest is not to be had, so it cannot be given back either.
 			s.h.counts.long.Add(1)
@@ -122,7 +132,7 @@ func (s *queued) sort(r *reader, ps []packet.Packet) (n int) {
 		s.h.deliver(&ps[n], &m, at)
 		s.h.retime(&ps[n])
 		if gone, gaveWay := s.h.sender.waiting.put(m.ID); gaveWay {
-			s.h.counts.dropped.Add(1)
+			s.h.counts.abandoned.Add(1)
 			_ = r.drops.Add(gone, queue.Drop, queue.Option{})
 		}
 		n++
@@ -173,6 +183,7 @@ func (s *queued) setDeadline(t time.Time) error {
 }
 
 func (s *queued) setLimits(l engine.Limits) error {
+	s.ages.limit.Store(int64(l.Time))
 	return closedError(s.q.Configure(queueOptions(&s.h.cfg, l)))
 }
 
@@ -186,7 +197,10 @@ func (s *queued) drain() {
 // close gives the packets that nobody received back to the stack, as they were.
 func (s *queued) close() error {
 	_ = s.q.SetReadDeadline(past)
-	return errors.Join(release(s.q, s.h.sender), s.q.Close())
+	s.ages.close()
+	passed, err := release(s.q, s.h.sender)
+	s.h.counts.passed.Add(passed)
+	return errors.Join(err, s.q.Close())
 }
 
 // closedError is what a call on a closed handle returns, whatever noticed it.
@@ -196,3 +210,18 @@ func closedError(err error) error {
 	}
 	return err
 }
+
+// tally adds what the kernel counts.
+func (s *queued) tally(st *engine.Stats) error {
+	c, err := s.ages.counters()
+	if err != nil {
+		return err
+	}
+	st.DroppedFull += c.DroppedFull + c.DroppedUser
+	st.Waiting = rest(c.Total, s.h.sender.waiting.count())
+	st.Passed += rest(st.Matched, st.Received+st.Waiting+st.DroppedFull+st.DroppedOld+st.DroppedLong+st.Passed)
+	return nil
+}
+
+// rest is a-b, or 0 where the counters were read at moments that do not fit.
+func rest(a, b uint64) uint64 { return a - min(a, b) }

@@ -47,3 +47,9 @@ func (s *sink) close() error {
 	s.empty.set(func() { s.empty.closed = true })
 	return s.q.Close()
 }
+
+// tally counts as dropped what matched.
+func (s *sink) tally(st *engine.Stats) error {
+	st.Dropped = st.Matched
+	return nil
+}

@@ -183,3 +183,9 @@ func (t *tap) close() error {
 	_ = t.log.SetReadDeadline(past)
 	return t.log.Close()
 }
+
+// tally counts as waiting what has neither come nor been missed.
+func (t *tap) tally(st *engine.Stats) error {
+	st.Waiting = rest(st.Matched, st.Received+st.DroppedFull)
+	return nil
+}

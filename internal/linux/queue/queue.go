@@ -89,6 +89,9 @@ func Open(o Options) (*Queue, error) {
 		}
 	}
 	conn.Close()
+	if errors.Is(err, unix.EPERM) {
+		return nil, fmt.Errorf("bind a netfilter queue: %w (needs CAP_NET_ADMIN)", err)
+	}
 	return nil, fmt.Errorf("bind a netfilter queue: %w", err)
 }
 

@@ -1,0 +1,90 @@
+//go:build linux
+
+package queue
+
+import (
+	"bytes"
+	"fmt"
+	"io"
+	"os"
+	"strconv"
+)
+
+// Counters are what the kernel counts of a queue.
+type Counters struct {
+	Total       uint64 // packets without a verdict, received or not
+	DroppedFull uint64 // refused because MaxLen packets had no verdict
+	DroppedUser uint64 // refused because the socket's receive buffer was full; they have numbers
+	LastID      uint32 // the number of the last packet: all that were given numbers
+}
+
+// Meter reads the counters of the queues of one network namespace. It is for one goroutine at a time.
+type Meter struct {
+	file *os.File
+	buf  []byte
+}
+
+// NewMeter opens the counters of the calling thread's namespace.
+func NewMeter() (*Meter, error) {
+	f, err := os.Open("/proc/thread-self/net/netfilter/nfnetlink_queue")
+	if err != nil {
+		return nil, fmt.Errorf("counters of the netfilter queues: %w", err)
+	}
+	return &Meter{file: f, buf: make([]byte, 4096)}, nil
+}
+
+// Close closes the meter.
+func (m *Meter) Close() error { return m.file.Close() }
+
+// Read returns the counters of a queue, all zero if it does not exist.
+func (m *Meter) Read(num uint16) (c Counters, err error) {
+	var n int
+	for {
+		// One read from the start gives one consistent text, if the buffer holds it all.
+		n, err = m.file.ReadAt(m.buf, 0)
+		if n < len(m.buf) {
+			break
+		}
+		m.buf = make([]byte, 2*len(m.buf))
+	}
+	if err != nil && err != io.EOF {
+		return c, fmt.Errorf("counters of the netfilter queues: %w", err)
+	}
+	return parseCounters(m.buf[:n], num), nil
+}
+
+// Columns of a queue's line (net/netfilter/nfnetlink_queue.c, seq_show).
+const (
+	columnNum = iota
+	columnPort
+	columnTotal
+	columnCopyMode
+	columnCopyRange
+	columnDropped
+	columnUserDropped
+	columnLastID
+	columns
+)
+
+// parseCounters finds the line of a queue.
+func parseCounters(text []byte, num uint16) (c Counters) {
+	for line := range bytes.Lines(text) {
+		f := bytes.Fields(line)
+		if len(f) < columns || number(f[columnNum]) != uint64(num) {
+			continue
+		}
+		return Counters{
+			Total:       number(f[columnTotal]),
+			DroppedFull: number(f[columnDropped]),
+			DroppedUser: number(f[columnUserDropped]),
+			LastID:      uint32(number(f[columnLastID])),
+		}
+	}
+	return c
+}
+
+// number reads a column, 0 if it is none.
+func number(b []byte) uint64 {
+	v, _ := strconv.ParseUint(string(b), 10, 64)
+	return v
+}
