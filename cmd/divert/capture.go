@@ -3,6 +3,7 @@ package main
 import (
 	"bufio"
 	"compress/gzip"
+	"context"
 	"encoding/binary"
 	"fmt"
 	"io"
@@ -16,6 +17,7 @@ import (
 
 // captureReader reads the IP packets of a pcap or pcapng file, compressed with gzip or not.
 type captureReader struct {
+	in   *bufio.Reader
 	pcap *pcapgo.Reader // one of the two
 	ng   *pcapgo.NgReader
 
@@ -37,6 +39,7 @@ func newCaptureReader(in io.Reader, layer divert.Layer) (*captureReader, error) 
 		}
 		b = bufio.NewReaderSize(z, 1<<16)
 	}
+	c.in = b
 	magic, err := b.Peek(4)
 	if err != nil {
 		return nil, fmt.Errorf("the capture file is empty or damaged: %w", noEOF(err))
@@ -50,6 +53,53 @@ func newCaptureReader(in io.Reader, layer divert.Layer) (*captureReader, error) 
 		return nil, fmt.Errorf("the file is no pcap or pcapng file, or damaged: %w", noEOF(err))
 	}
 	return c, nil
+}
+
+// drained reports whether the next packet must be waited for, as far as one can know.
+func (c *captureReader) drained() bool { return c.in.Buffered() == 0 }
+
+// interruptible is a reader whose Read returns when its context ends, even if the reader beneath waits.
+type interruptible struct {
+	ctx  context.Context
+	r    io.Reader
+	buf  []byte // what is read; not the caller's memory, which a Read that was given up must not write to
+	rest []byte // the part of buf that is still to be returned
+	err  error  // what comes behind it
+}
+
+// Read reads.
+func (i *interruptible) Read(b []byte) (int, error) {
+	if len(i.rest) == 0 && i.err == nil {
+		i.fill(len(b))
+	}
+	n := copy(b, i.rest)
+	i.rest = i.rest[n:]
+	if len(i.rest) > 0 {
+		return n, nil
+	}
+	return n, i.err
+}
+
+// fill reads once from the reader beneath. After the end of the context it is not used any more.
+func (i *interruptible) fill(n int) {
+	if len(i.buf) < n {
+		i.buf = make([]byte, n)
+	}
+	type result struct {
+		n   int
+		err error
+	}
+	read := make(chan result, 1)
+	go func() {
+		n, err := i.r.Read(i.buf)
+		read <- result{n, err}
+	}()
+	select {
+	case r := <-read:
+		i.rest, i.err = i.buf[:r.n], r.err
+	case <-i.ctx.Done():
+		i.err = i.ctx.Err()
+	}
 }
 
 // maxSnapLength is the longest frame that is read, as in libpcap.

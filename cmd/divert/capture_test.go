@@ -1,9 +1,12 @@
 package main
 
 import (
+	"bufio"
 	"bytes"
 	"compress/gzip"
+	"context"
 	"encoding/binary"
+	"io"
 	"slices"
 	"strings"
 	"testing"
@@ -116,5 +119,30 @@ func TestFilterDirection(t *testing.T) {
 		if n := strings.Count(r.out, "\n"); n != want {
 			t.Errorf("%q matches %d packets, want %d", filter, n, want)
 		}
+	}
+}
+
+// TestFollowFile reads a file while it is being written, and is interrupted while it waits for more.
+func TestFollowFile(t *testing.T) {
+	in, feed := io.Pipe()
+	defer feed.Close()
+	lines, out := io.Pipe()
+	ctx, cancel := context.WithCancel(t.Context())
+	var errout bytes.Buffer
+	status := make(chan int, 1)
+	go func() {
+		a := &app{in: in, out: out, errout: &errout}
+		status <- a.run(ctx, []string{"dump", "-r", "-"})
+		out.Close()
+	}()
+	if _, err := feed.Write(captureFiles[0].pcap()); err != nil {
+		t.Fatal(err)
+	}
+	if line, err := bufio.NewReader(lines).ReadString('\n'); err != nil || !strings.Contains(line, "UDP, length 1") {
+		t.Errorf("%q, %v", line, err)
+	}
+	cancel()
+	if s := <-status; s != exitOK || errout.Len() > 0 {
+		t.Errorf("status %d: %s", s, &errout)
 	}
 }

@@ -34,7 +34,7 @@ Mind the connection you work over: spare it with "and not tcp.SrcPort == 22", fo
 			}
 			defer h.Close()
 			r := report{app: a, json: asJSON}
-			r.begin("dropping", filterText(args), h)
+			r.begin("drop", "dropping", filterText(args), h)
 			<-ctx.Done()
 			r.end(h)
 			return nil

@@ -130,7 +130,7 @@ func (d *dump) live(ctx context.Context) error {
 		return err
 	}
 	r := report{app: d.app, json: d.json}
-	r.begin("watching", d.text, h)
+	r.begin("dump", "watching", d.text, h)
 	err = d.receive(ctx, h)
 	if closed := d.sink.close(); err == nil {
 		err = closed
@@ -198,7 +198,10 @@ func (d *dump) file(ctx context.Context) error {
 		defer f.Close()
 		in = f
 	}
-	c, err := newCaptureReader(in, d.program.Layer())
+	c, err := newCaptureReader(&interruptible{ctx: ctx, r: in}, d.program.Layer())
+	if ctx.Err() != nil {
+		return nil
+	}
 	if err != nil {
 		return err
 	}
@@ -218,9 +221,14 @@ func (d *dump) file(ctx context.Context) error {
 
 func (d *dump) filterFile(ctx context.Context, c *captureReader) error {
 	var r record
-	for ctx.Err() == nil {
+	for {
+		if c.drained() { // who reads along is not kept waiting
+			if err := d.sink.flush(); err != nil {
+				return err
+			}
+		}
 		err := c.next(&r)
-		if err == io.EOF {
+		if err == io.EOF || ctx.Err() != nil {
 			return nil
 		}
 		if err != nil {
@@ -233,5 +241,4 @@ func (d *dump) filterFile(ctx context.Context, c *captureReader) error {
 			return err
 		}
 	}
-	return nil
 }

@@ -268,7 +268,7 @@ func newFilterFormat(a *app) *cobra.Command {
 }
 
 // countOf returns a number with a noun.
-func countOf(n int, noun string) string {
+func countOf[T integer](n T, noun string) string {
 	if n == 1 {
 		return "1 " + noun
 	}

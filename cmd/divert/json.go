@@ -14,7 +14,7 @@ import (
 type jsonPacket struct {
 	Time      time.Time `json:"time"`                // RFC 3339, UTC, nanoseconds
 	Timestamp int64     `json:"timestamp,omitempty"` // ticks of the handle's clock; not in capture files
-	Layer     string    `json:"layer,omitempty"`
+	Layer     string    `json:"layer,omitempty"`     // network, forward
 	Direction string    `json:"direction,omitempty"` // in, out, loopback, forward
 	IfIndex   uint32    `json:"ifindex,omitempty"`
 	IfName    string    `json:"ifname,omitempty"`
@@ -65,7 +65,7 @@ func (p *printer) appendJSON(b []byte, r *record) ([]byte, error) {
 	j := jsonPacket{Time: r.when.UTC(), IfName: r.device, Direction: directions[r.direction].name, Length: r.length}
 	if r.live {
 		j.Timestamp = r.addr.Timestamp
-		j.Layer = r.addr.Layer.String()
+		j.Layer = layerNames[r.addr.Layer]
 		j.IfIndex = r.addr.Network().IfIdx
 		j.Impostor = r.addr.Impostor
 	}

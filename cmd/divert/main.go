@@ -28,6 +28,7 @@ var commands = []func(*app) *cobra.Command{
 	newPassthru,
 	newDemo,
 	newLab,
+	newDoctor,
 	newFilter,
 	newVersion,
 }

@@ -42,7 +42,7 @@ With --rewrite the bytes of each packet go back to the kernel too, as if the pro
 			}
 			defer h.Close()
 			r := report{app: a, json: asJSON}
-			r.begin("passing on packets", filterText(args), h)
+			r.begin("passthru", "passing packets on", filterText(args), h)
 			err = passOn(ctx, h, batch, rewrite, r.warn)
 			r.end(h)
 			return err

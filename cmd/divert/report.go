@@ -27,15 +27,15 @@ type started struct {
 	Engine   string `json:"engine"`
 }
 
-// begin says what the run does and by which means.
-func (r *report) begin(command, text string, h *divert.Handle) {
+// begin says what the run does and by which means: doing is the command as a present participle.
+func (r *report) begin(command, doing, text string, h *divert.Handle) {
 	r.start = time.Now()
+	layer := layerNames[h.Layer()]
 	if r.json {
-		r.line(started{"start", command, text, h.Layer().String(), h.Priority(), h.Engine()})
+		r.line(started{"start", command, text, layer, h.Priority(), h.Engine()})
 		return
 	}
-	fmt.Fprintf(r.app.errout, "divert: %s at layer %s, priority %d (%s). Ctrl-C ends.\n",
-		command, layerNames[h.Layer()], h.Priority(), h.Engine())
+	fmt.Fprintf(r.app.errout, "divert: %s at layer %s, priority %d (%s). Ctrl-C ends.\n", doing, layer, h.Priority(), h.Engine())
 }
 
 // summary is the line at the end, as JSON.
@@ -73,7 +73,7 @@ func (r *report) end(h *divert.Handle) {
 // there is something to tell.
 func summaryText(s divert.Stats, f divert.Flag) string {
 	var b strings.Builder
-	fmt.Fprintf(&b, "%d packets matched", s.Matched)
+	fmt.Fprintf(&b, "%s matched", countOf(s.Matched, "packet"))
 	if f&divert.Drop == 0 {
 		fmt.Fprintf(&b, ", %d received", s.Received)
 	}
