@@ -45,6 +45,12 @@ func Dial(rcvbuf int) (*Conn, error) {
 			return nil, os.NewSyscallError("setsockopt", err)
 		}
 	}
+	return NewConn(fd)
+}
+
+// NewConn returns a Conn of a non-blocking socket, which it closes also when it fails. A test hands it one of
+// a pair to see what a package sends.
+func NewConn(fd int) (*Conn, error) {
 	file := os.NewFile(uintptr(fd), "nfnetlink")
 	raw, err := file.SyscallConn()
 	if err != nil {

@@ -42,13 +42,12 @@ func pair(t testing.TB) (here, there *Conn) {
 	var conns [2]*Conn
 	for i, fd := range fds {
 		setBuffer(fd, unix.SO_SNDBUFFORCE, unix.SO_SNDBUF, 1<<20)
-		file := os.NewFile(uintptr(fd), "pair")
-		raw, err := file.SyscallConn()
+		c, err := NewConn(fd)
 		if err != nil {
 			t.Fatal(err)
 		}
-		conns[i] = &Conn{file: file, raw: raw}
-		t.Cleanup(func() { file.Close() })
+		conns[i] = c
+		t.Cleanup(func() { c.Close() })
 	}
 	return conns[0], conns[1]
 }

@@ -81,6 +81,9 @@ func Open(rcvbuf int) (*Log, error) {
 		}
 	}
 	conn.Close()
+	if errors.Is(err, unix.EPERM) {
+		return nil, fmt.Errorf("bind a netfilter log group: %w (needs CAP_NET_ADMIN)", err)
+	}
 	return nil, fmt.Errorf("bind a netfilter log group: %w", err)
 }
 
