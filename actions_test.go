@@ -516,3 +516,38 @@ func TestRandomFieldsCanBeRepeated(t *testing.T) {
 		}
 	})
 }
+
+// TestAcceptNeedsNoBytes: a packet that was cut to the buffer, or changed, still goes on whole and as it was.
+func TestAcceptNeedsNoBytes(t *testing.T) {
+	eachEngine(t, lab.LinkOptions{}, func(t *testing.T, pair *lab.Pair, e divert.Option) {
+		conn, expect := receiver(t, pair.B, pair.B.Addr4())
+		d := openAt(t, pair.A, "outbound and udp", e)
+		from, err := pair.A.Dial(t.Context(), "udp", conn.LocalAddr().String())
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer from.Close()
+		fmt.Fprint(from, "cut")
+		n, a, err := d.Recv(make([]byte, 5))
+		if n != 5 || !errors.Is(err, divert.ErrShortBuffer) {
+			t.Fatalf("receive into 5 bytes: %d, %v", n, err)
+		}
+		if err := d.Accept(&divert.Packet{Addr: a}); err != nil {
+			t.Fatal(err)
+		}
+		expect("cut")
+		fmt.Fprint(from, "changed")
+		var ps [1]divert.Packet
+		if _, err := d.RecvBatch(ps[:]); err != nil {
+			t.Fatal(err)
+		}
+		clear(ps[0].Data)
+		if err := d.Accept(&ps[0]); err != nil {
+			t.Fatal(err)
+		}
+		expect("changed")
+		if _, _, err := d.Recv(nil); !errors.Is(err, divert.ErrShortBuffer) {
+			t.Errorf("receive into nothing: %v", err)
+		}
+	})
+}

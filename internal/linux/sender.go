@@ -58,71 +58,66 @@ func (s *sender) send(ps []packet.Packet, unchanged bool) (sent int, last error)
 	if s.queue != nil {
 		var err error
 		if v, err = s.batch(); err != nil {
-			return 0, err
+			return 0, closedError(err)
 		}
 		defer s.batches.Put(v)
 	}
+	var reinjected, injected uint64
 	for i := range ps {
-		if err := s.one(&ps[i], v, unchanged); err != nil {
-			s.h.counts.failed.Add(1)
+		again, err := s.one(&ps[i], v, unchanged)
+		switch {
+		case err != nil:
 			last = err
-			continue
+		case again:
+			reinjected++
+		default:
+			injected++
 		}
-		sent++
 	}
 	if v != nil {
 		if err := v.Flush(); err != nil {
-			return 0, err
+			return 0, closedError(err)
 		}
 	}
+	sent = int(reinjected + injected)
+	s.h.counts.reinjected.Add(reinjected)
+	s.h.counts.injected.Add(injected)
+	s.h.counts.failed.Add(uint64(len(ps) - sent))
 	return sent, last
 }
 
-// one sends one packet.
-func (s *sender) one(p *packet.Packet, v *queue.Verdicts, unchanged bool) error {
-	data, err := whole(p.Data)
-	if err != nil {
-		return err
-	}
+// one sends one packet, and reports whether it went on as the packet it was captured as.
+func (s *sender) one(p *packet.Packet, v *queue.Verdicts, unchanged bool) (again bool, err error) {
 	t := tokenOf(&p.Addr)
-	queued := v != nil && t.tag == s.tag && t.holds(data, &p.Addr) && s.waiting.claim(t.id)
-	if queued && unchanged && !p.Addr.Impostor {
-		verdict, o := s.onward(t.priority)
-		s.h.counts.reinjected.Add(1)
-		return v.Add(t.id, verdict, o)
+	own := v != nil && t.tag == s.tag
+	if unchanged && own && p.Addr.Outbound == t.outbound() && !p.Addr.Impostor && s.waiting.claim(t.id) {
+		return true, s.onto(v, t, nil)
 	}
-	if err := finish(data, &p.Addr); err != nil {
-		if queued {
-			_ = v.Add(t.id, queue.Drop, queue.Option{}) // what Send refuses does not go on
+	data, err := whole(p.Data)
+	if err == nil {
+		err = finish(data, &p.Addr)
+	}
+	claimed := own && s.waiting.claim(t.id)
+	if err == nil && claimed && t.holds(data, &p.Addr) && len(data) <= queue.MaxPayload {
+		return true, s.onto(v, t, data)
+	}
+	if claimed {
+		// What Send refuses, or sends elsewhere, does not go on as what it was captured as.
+		if err := v.Add(t.id, queue.Drop, queue.Option{}); err != nil {
+			return false, err
 		}
-		return err
 	}
-	if queued && len(data) <= queue.MaxPayload {
-		verdict, o := s.onward(t.priority)
-		o.Payload = data
-		s.h.counts.reinjected.Add(1)
-		return v.Add(t.id, verdict, o)
+	if err != nil {
+		return false, err
 	}
-	return s.inject(data, p, v, t, queued)
+	return false, s.fresh.inject(data, &p.Addr, s.h.layer)
 }
 
-// inject sends a packet that is not, or is no longer, a queued one.
-func (s *sender) inject(data []byte, p *packet.Packet, v *queue.Verdicts, t token, queued bool) error {
-	if queued {
-		if err := v.Add(t.id, queue.Drop, queue.Option{}); err != nil {
-			return err
-		}
-	} else if v != nil && t.tag == s.tag && s.waiting.claim(t.id) {
-		// It was turned round or sent elsewhere: the captured packet itself ends here.
-		if err := v.Add(t.id, queue.Drop, queue.Option{}); err != nil {
-			return err
-		}
-	}
-	if err := s.fresh.inject(data, &p.Addr, s.h.layer); err != nil {
-		return err
-	}
-	s.h.counts.injected.Add(1)
-	return nil
+// onto lets a queued packet go on to the handles below, with other bytes unless data is nil.
+func (s *sender) onto(v *queue.Verdicts, t token, data []byte) error {
+	verdict, o := s.onward(t.priority)
+	o.Payload = data
+	return v.Add(t.id, verdict, o)
 }
 
 // whole returns the packet at the start of b, by the length in its IP header (specification: api.md 8).
