@@ -41,8 +41,7 @@ func withoutLab(err error) error {
 	return fmt.Errorf("%w\n%s", err, labRemedy)
 }
 
-const labRemedy = `It works in network namespaces of its own, which this system allows neither this user nor, in user
-namespaces, anybody. One of these helps:
+const labRemedy = `It works in network namespaces of its own, which this system does not let this user make. One of these helps:
   - run it as root
   - in a container: docker run --privileged, or --cap-add NET_ADMIN --cap-add SYS_ADMIN with
     --security-opt seccomp=unconfined --security-opt apparmor=unconfined

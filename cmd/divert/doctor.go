@@ -1,0 +1,122 @@
+package main
+
+import (
+	"encoding/json"
+	"fmt"
+	"io"
+	"strings"
+	"text/tabwriter"
+
+	"github.com/spf13/cobra"
+
+	"github.com/opendivert/divert/internal/linux/probe"
+)
+
+func newDoctor(a *app) *cobra.Command {
+	var asJSON bool
+	cmd := &cobra.Command{
+		Use:   "doctor [--json]",
+		Short: "Say which engine will be used here and why, and what this system lacks",
+		Long: `Try each feature of the kernel that divert uses, and say who will decide which packets
+match (eBPF in the kernel, or the interpreter), what is missing, since which kernel version it is there,
+and what to do about it.
+
+Everything is tried in a network namespace made for it; the network of this machine is not touched.
+As an ordinary user it tries in a user namespace what would be possible there.`,
+		Example: "  divert doctor\n  divert doctor --json | jq '.features[] | select(.ok | not)'",
+		Args:    noArguments,
+		RunE: func(*cobra.Command, []string) error {
+			r, err := probe.Run()
+			if err != nil {
+				return err
+			}
+			if asJSON {
+				return json.NewEncoder(a.out).Encode(r)
+			}
+			return a.diagnosis(r)
+		},
+	}
+	cmd.Flags().BoolVar(&asJSON, "json", false, "one JSON object")
+	return cmd
+}
+
+// diagnosis writes a report for people.
+func (a *app) diagnosis(r *probe.Report) error {
+	var b strings.Builder
+	fmt.Fprintf(&b, "Linux %s %s, user %d\n\n", r.Kernel, r.Machine, r.User)
+	verdict(&b, r)
+	b.WriteByte('\n')
+	if err := featureTable(&b, r.Features); err != nil {
+		return err
+	}
+	missing(&b, r.Features)
+	_, err := io.WriteString(a.out, a.coloured(b.String()))
+	return err
+}
+
+// verdict says in a few lines whether and how handles are served.
+func verdict(w io.Writer, r *probe.Report) {
+	switch {
+	case r.Here:
+		fmt.Fprintf(w, "Handles can be opened here, and are served by: %s\n", r.Engine)
+	case r.Probed == "rootless" && r.Engine != "":
+		fmt.Fprintf(w, "This user cannot open handles in this network: %s\n", r.HereError)
+		fmt.Fprintf(w, "In a network of its own (divert demo, divert lab) it can; they are served by: %s\n", r.Engine)
+	default:
+		fmt.Fprintf(w, "Handles cannot be opened here: %s\n", r.HereError)
+	}
+	switch r.Probed {
+	case "rootless":
+		fmt.Fprintln(w, "What follows was tried in a user namespace, where less is allowed than root is.")
+	case "nowhere":
+		fmt.Fprintf(w, "Most of what follows could not be tried: %s\n", r.ProbedError)
+	}
+}
+
+// featureTable writes the features as aligned columns.
+func featureTable(w io.Writer, features []probe.Result) error {
+	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
+	fmt.Fprintln(t, "FEATURE\tLINUX\tHERE\tUSED FOR")
+	for _, f := range features {
+		since := f.Since.String()
+		if since == "" {
+			since = "-"
+		}
+		fmt.Fprintf(t, "%s\t%s\t%s\t%s\n", f.Name, since, answerOf(f), f.For)
+	}
+	return t.Flush()
+}
+
+// answerOf is the column HERE.
+func answerOf(f probe.Result) string {
+	switch {
+	case f.OK:
+		return "yes"
+	case f.Tried:
+		return "no"
+	}
+	return "?"
+}
+
+// missing says of each feature that was found missing why, what that means and what helps.
+func missing(w io.Writer, features []probe.Result) {
+	for _, f := range features {
+		if f.OK || !f.Tried {
+			continue
+		}
+		fmt.Fprintf(w, "\n%s\n  without it: %s\n  what helps: %s\n", f.Error, f.Without, f.Remedy)
+	}
+}
+
+// coloured makes the answers stand out, on a terminal with colours. It colours whole words between spaces, which
+// leaves the columns where they are.
+func (a *app) coloured(text string) string {
+	if !a.colour {
+		return text
+	}
+	for word, s := range map[string]style{"  yes  ": styleInfo, "  no  ": styleBad, "  ?  ": styleTime} {
+		trimmed := strings.TrimSpace(word)
+		text = strings.ReplaceAll(text, word, "  "+s.begin+trimmed+styleEnd+"  ")
+	}
+	return text
+}

@@ -1,0 +1,85 @@
+// Package probe finds out what a system has of what the engines need, by trying: each feature is a value with
+// a name, the first kernel version that has it and a test. All tests run in a network namespace made for
+// them, never in that of the process.
+package probe
+
+import (
+	"errors"
+	"fmt"
+
+	"github.com/opendivert/divert/internal/engine"
+)
+
+// Version is a kernel version. The zero Version means that no version is asked for.
+type Version struct{ Major, Minor int }
+
+// String returns the version as in "5.18", "" for the zero Version.
+func (v Version) String() string {
+	if v == (Version{}) {
+		return ""
+	}
+	return fmt.Sprintf("%d.%d", v.Major, v.Minor)
+}
+
+// MarshalText returns what String does.
+func (v Version) MarshalText() ([]byte, error) { return []byte(v.String()), nil }
+
+// before reports whether v is older than w.
+func (v Version) before(w Version) bool {
+	return v.Major < w.Major || v.Major == w.Major && v.Minor < w.Minor
+}
+
+// Error says why a feature is not there.
+type Error struct {
+	Feature string
+	Since   Version // set if the kernel is older than that
+	Err     error   // what the test met
+}
+
+// Error names the version that is needed, or else what the test met.
+func (e *Error) Error() string {
+	if e.Since != (Version{}) {
+		return fmt.Sprintf("%s not supported (requires >= %v)", e.Feature, e.Since)
+	}
+	return fmt.Sprintf("%s not available: %v", e.Feature, e.Err)
+}
+
+// Unwrap returns what the test met, and ErrNotSupported if the kernel is too old.
+func (e *Error) Unwrap() []error {
+	if e.Since != (Version{}) {
+		return []error{engine.ErrNotSupported, e.Err}
+	}
+	return []error{e.Err}
+}
+
+// ErrNotTried is the error of a feature whose test could not be run.
+var ErrNotTried = errors.New("not tried")
+
+// Result is what is known of a feature.
+type Result struct {
+	Name    string  `json:"name"`
+	Since   Version `json:"since"`             // first kernel version; "" where it is a matter of rights
+	For     string  `json:"for"`               // what it is used for
+	OK      bool    `json:"ok"`                // the test has succeeded
+	Tried   bool    `json:"tried"`             // the test could be run
+	Error   string  `json:"error,omitempty"`   // why it is not there
+	Without string  `json:"without,omitempty"` // what does not work without it, if it is not there
+	Remedy  string  `json:"remedy,omitempty"`  // what to do about it, if it is not there
+}
+
+// Report is what is known of a system.
+type Report struct {
+	Kernel  string `json:"kernel"`
+	Machine string `json:"machine"`
+	User    int    `json:"uid"`
+
+	// Probed says where the tests ran: "namespace" (of root), "rootless" (in a user namespace), or
+	// "nowhere", with the reason in ProbedError.
+	Probed      string `json:"probed"`
+	ProbedError string `json:"probed_error,omitempty"`
+
+	Here      bool     `json:"here"`                 // this user can open handles in this network
+	HereError string   `json:"here_error,omitempty"` // why not
+	Engine    string   `json:"engine,omitempty"`     // how the handles are served, here or else in a rootless network
+	Features  []Result `json:"features"`
+}

@@ -1,0 +1,225 @@
+//go:build linux
+
+package probe
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/opendivert/divert/filter"
+	"github.com/opendivert/divert/internal/engine"
+	"github.com/opendivert/divert/internal/lab"
+	"github.com/opendivert/divert/internal/linux"
+	"github.com/opendivert/divert/packet"
+)
+
+// Feature is something that the kernel, the system or the rights of the user must give.
+type Feature struct {
+	Name    string
+	Since   Version // first kernel version that has it
+	For     string  // what it is used for
+	Without string  // what does not work without it
+	Remedy  string  // what to do about it
+	test    func(*Prober) error
+}
+
+// Prober tries features, each once, in a network namespace of its own. It is for one goroutine.
+type Prober struct {
+	caller  caller
+	kernel  Version
+	network *lab.Network // nil: there is no namespace to try in
+	host    *lab.Host
+	noHost  error // why
+	results map[*Feature]error
+}
+
+// caller is what the process was that asked, before it started itself again in a user namespace.
+type caller struct {
+	UID          int
+	Capabilities uint64
+	Programs     string // why it cannot load filter programs, "" if it can
+	Rootless     bool   // it did start itself again
+}
+
+// callerVariable hands the caller to the second start.
+const callerVariable = "DIVERT_PROBE_CALLER"
+
+// Run probes everything. As an ordinary user it starts the program again in a user namespace, as
+// lab.Rootless does, to see what is possible there.
+func Run() (*Report, error) {
+	c := whoAmI()
+	if err := c.remember(); err != nil {
+		return nil, err
+	}
+	p := newProber(c, lab.Rootless())
+	os.Unsetenv(callerVariable)
+	r, err := p.report()
+	return r, errors.Join(err, p.Close())
+}
+
+// newProber returns a prober that tries in a new namespace, or, if unavailable is not nil, one that can try
+// only what needs none.
+func newProber(c caller, unavailable error) *Prober {
+	p := &Prober{caller: c, kernel: running(), noHost: unavailable, results: map[*Feature]error{}}
+	if p.noHost != nil {
+		return p
+	}
+	if p.network, p.noHost = lab.New(); p.noHost == nil {
+		p.host, p.noHost = p.network.AddHost("probe")
+	}
+	return p
+}
+
+// Close lets go of the namespace.
+func (p *Prober) Close() error {
+	if p.network == nil {
+		return nil
+	}
+	return p.network.Close()
+}
+
+// Test tries a feature, or returns what the first try gave: nil, or an *Error.
+func (p *Prober) Test(f *Feature) error {
+	err, known := p.results[f]
+	if !known {
+		if err = f.test(p); err != nil {
+			e := &Error{Feature: f.Name, Err: err}
+			if p.kernel.before(f.Since) {
+				e.Since = f.Since
+			}
+			err = e
+		}
+		p.results[f] = err
+	}
+	return err
+}
+
+// inside runs f on a thread in the namespace.
+func (p *Prober) inside(f func() error) error {
+	if p.host == nil {
+		return fmt.Errorf("%w: there is no network namespace to try it in", ErrNotTried)
+	}
+	return p.host.Do(f)
+}
+
+// report tries all features and an actual handle.
+func (p *Prober) report() (*Report, error) {
+	var u unix.Utsname
+	if err := unix.Uname(&u); err != nil {
+		return nil, os.NewSyscallError("uname", err)
+	}
+	r := &Report{
+		Kernel: unix.ByteSliceToString(u.Release[:]), Machine: unix.ByteSliceToString(u.Machine[:]),
+		User: p.caller.UID, Probed: "namespace",
+	}
+	switch {
+	case p.host == nil:
+		r.Probed, r.ProbedError = "nowhere", p.noHost.Error()
+	case p.caller.Rootless:
+		r.Probed = "rootless"
+	}
+	for _, f := range Features {
+		r.Features = append(r.Features, p.result(f))
+	}
+	p.judge(r)
+	return r, nil
+}
+
+// result tries a feature and describes how that ended.
+func (p *Prober) result(f *Feature) Result {
+	r := Result{Name: f.Name, Since: f.Since, For: f.For, OK: true, Tried: true}
+	if err := p.Test(f); err != nil {
+		r.OK, r.Tried = false, !errors.Is(err, ErrNotTried)
+		r.Error, r.Without, r.Remedy = err.Error(), f.Without, f.Remedy
+	}
+	return r
+}
+
+// judge says whether and how handles are served, by opening one.
+func (p *Prober) judge(r *Report) {
+	failed := p.inside(func() (err error) { r.Engine, err = tryHandle(); return err })
+	if err := p.Test(capNetAdmin); err != nil {
+		failed = err // it may have succeeded in a rootless network
+	}
+	if r.Here = failed == nil; failed != nil {
+		r.HereError = failed.Error()
+	}
+	if r.Here && p.caller.Rootless && p.caller.Programs == "" {
+		// It has the rights that count, but none to make namespaces: what it can load, it can load here.
+		r.Engine = "eBPF in netfilter"
+	}
+}
+
+// tryHandle opens a handle and returns how it is served.
+func tryHandle() (string, error) {
+	p, err := filter.Compile("ip", packet.LayerNetwork, filter.Strict)
+	if err != nil {
+		return "", err
+	}
+	h, err := linux.Open(engine.Config{Program: p, Limits: engine.Limits{Length: 32, Time: 1e9, Size: 1 << 16}})
+	if err != nil {
+		return "", err
+	}
+	return h.Description(), h.Close()
+}
+
+// whoAmI returns the caller: this process, or the one whose second start it is.
+func whoAmI() caller {
+	var c caller
+	if text, ok := os.LookupEnv(callerVariable); ok && json.Unmarshal([]byte(text), &c) == nil {
+		os.Unsetenv(callerVariable)
+		c.Rootless = true
+		return c
+	}
+	c.UID, c.Capabilities = os.Getuid(), effective()
+	switch err := loadProgram(func(int) error { return nil }); {
+	case errors.Is(err, unix.EPERM), errors.Is(err, unix.EACCES):
+		c.Programs = "not permitted (needs CAP_BPF in the initial user namespace)"
+	case err != nil:
+		c.Programs = err.Error()
+	}
+	return c
+}
+
+// remember leaves the caller for a second start.
+func (c caller) remember() error {
+	if c.Rootless {
+		return nil
+	}
+	text, err := json.Marshal(c)
+	if err != nil {
+		return err
+	}
+	return os.Setenv(callerVariable, string(text))
+}
+
+// effective returns the capabilities in force.
+func effective() uint64 {
+	header := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
+	var data [2]unix.CapUserData
+	if unix.Capget(&header, &data[0]) != nil {
+		return 0
+	}
+	return uint64(data[0].Effective) | uint64(data[1].Effective)<<32
+}
+
+// running returns the version of the kernel, the zero Version if it does not say.
+func running() (v Version) {
+	var u unix.Utsname
+	if unix.Uname(&u) != nil {
+		return v
+	}
+	return parseVersion(unix.ByteSliceToString(u.Release[:]))
+}
+
+// parseVersion reads the start of a release such as "6.1.0-28-amd64".
+func parseVersion(release string) (v Version) {
+	if _, err := fmt.Sscanf(release, "%d.%d", &v.Major, &v.Minor); err != nil {
+		return Version{}
+	}
+	return v
+}
