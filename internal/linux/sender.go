@@ -97,18 +97,17 @@ func (s *sender) one(p *packet.Packet, v *queue.Verdicts, unchanged bool) (again
 	if err == nil {
 		err = finish(data, &p.Addr)
 	}
-	claimed := own && s.waiting.claim(t.id)
-	if err == nil && claimed && t.holds(data, &p.Addr) && len(data) <= queue.MaxPayload {
-		return true, s.onto(v, t, data)
+	if err != nil {
+		return false, err // the captured packet, if it is one, still waits for a better try
 	}
-	if claimed {
-		// What Send refuses, or sends elsewhere, does not go on as what it was captured as.
+	if own && s.waiting.claim(t.id) {
+		if t.holds(data, &p.Addr) && len(data) <= queue.MaxPayload {
+			return true, s.onto(v, t, data)
+		}
+		// It was turned round or sent elsewhere: the captured packet itself ends here.
 		if err := v.Add(t.id, queue.Drop, queue.Option{}); err != nil {
 			return false, err
 		}
-	}
-	if err != nil {
-		return false, err
 	}
 	return false, s.fresh.inject(data, &p.Addr, s.h.layer)
 }
