@@ -102,8 +102,10 @@ the compiled filter is malformed
 			errout: "divert: the layer flow has events, not packets\nSee `divert filter eval --help`.\n"},
 		{name: "eval, no filter", args: "filter eval", status: exitUsage,
 			errout: "divert: eval needs a filter; use `true` for all packets\nSee `divert filter eval --help`.\n"},
-		{name: "unknown command", args: "dmp", status: exitUsage,
-			errout: "divert: divert has no command \"dmp\"; did you mean dump or drop?\nSee `divert --help`.\n"},
+		{name: "unknown command", args: "pasthru", status: exitUsage,
+			errout: "divert: divert has no command \"pasthru\"; did you mean passthru?\nSee `divert --help`.\n"},
+		{name: "help, unknown command", args: "help pasthru", status: exitUsage,
+			errout: "divert: divert has no command \"pasthru\"; did you mean passthru?\nSee `divert help --help`.\n"},
 		{name: "unknown subcommand", args: "filter chek", status: exitUsage,
 			errout: "divert: divert filter has no command \"chek\"; did you mean check?\nSee `divert filter --help`.\n"},
 		{name: "unknown flag", args: "dump --colour", status: exitUsage, errout: "divert: unknown flag: --colour\nSee `divert dump --help`.\n"},
@@ -193,6 +195,30 @@ func TestHelp(t *testing.T) {
 		if r.status != exitOK || !strings.Contains(r.out, "Usage:") || r.errout != "" {
 			t.Errorf("%s --help: %+v", c.CommandPath(), r)
 		}
+	}
+}
+
+// TestExamples runs the examples of the help that need neither files nor pipes.
+func TestExamples(t *testing.T) {
+	filters, _, err := (&app{}).newRoot().Find([]string{"filter"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	count := 0
+	for _, c := range filters.Commands() {
+		for line := range strings.Lines(c.Example) {
+			w := words(line)
+			if strings.ContainsAny(line, "|<…") || strings.Contains(line, " -r ") {
+				continue
+			}
+			count++
+			if r := runCommand(t, "", w[1:]...); r.status != exitOK || r.out == "" || r.errout != "" {
+				t.Errorf("%s: %+v", line, r)
+			}
+		}
+	}
+	if count < 6 {
+		t.Errorf("only %d examples", count)
 	}
 }
 

@@ -43,7 +43,7 @@ standard input, or from a capture file with -r. With -v each test is shown that 
 it saw and where it led.
 
 The exit status is 0 whether packets match or not; 1 if one cannot be evaluated.`,
-		Example: `  divert filter eval -v tcp.DstPort == 80 -p04500002800010000400600000a0000010a000002c350005000000001000000005002200000000000
+		Example: `  divert filter eval -v tcp.DstPort == 80 -p 4500002800010000400666cd0a0000010a000002c3500050000000010000000050022000b83e0000
   divert filter eval --outbound --ifidx 2 'outbound and ifIdx == 2' < packets.txt
   divert filter eval udp -r trace.pcapng`,
 		Args: filterArguments,

@@ -33,6 +33,8 @@ var commands = []func(*app) *cobra.Command{
 	newVersion,
 }
 
+func init() { cobra.EnableCommandSorting = false }
+
 func main() {
 	// Without this a write to a closed pipe would kill the process, before it has ended what it began. Signals
 	// that are caught, unlike ignored ones, are not passed on to child processes.
@@ -78,6 +80,11 @@ func (a *app) newRoot() *cobra.Command {
 		Short: "Intercept, drop, change and re-inject the packets of this host",
 		Long: `Divert takes packets that match a filter out of the network stack and gives them to a
 program, which drops, changes or re-injects them. Packets that do not match never leave the kernel.`,
+		Example: `  divert demo                             see it at work, without privileges
+  divert dump tcp.DstPort == 443          watch packets
+  divert drop udp.DstPort == 53           drop packets
+  divert filter explain 'tcp or udp'      learn what a filter does
+  divert help filter                      the filter language in short`,
 		SilenceErrors: true,
 		SilenceUsage:  true,
 		Args:          knownCommand,
@@ -86,9 +93,29 @@ program, which drops, changes or re-injects them. Packets that do not match neve
 	root.SetIn(a.in)
 	root.SetOut(a.out)
 	root.SetErr(a.errout)
+	root.SetHelpCommand(newHelp(root))
 	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return usageError{err} })
 	for _, c := range commands {
 		root.AddCommand(c(a))
 	}
 	return root
+}
+
+// newHelp returns the help command. Unlike cobra's own it refuses commands that do not exist.
+func newHelp(root *cobra.Command) *cobra.Command {
+	return &cobra.Command{
+		Use:     "help [command]",
+		Short:   "Explain a command",
+		Example: "  divert help dump\n  divert help filter eval",
+		RunE: func(_ *cobra.Command, args []string) error {
+			cmd, rest, err := root.Find(args)
+			if err != nil {
+				return usageError{err}
+			}
+			if len(rest) > 0 && cmd.HasSubCommands() {
+				return knownCommand(cmd, rest)
+			}
+			return cmd.Help()
+		},
+	}
 }
