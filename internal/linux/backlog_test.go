@@ -1,0 +1,301 @@
+//go:build linux
+
+package linux
+
+import (
+	"encoding/binary"
+	"errors"
+	"io"
+	"math/rand/v2"
+	"net"
+	"os"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/opendivert/divert/internal/engine"
+	"github.com/opendivert/divert/packet"
+)
+
+// modelled is a packet in the model of a backlog: a number, which fills its bytes, and whether it is too old.
+type modelled struct {
+	number uint32
+	size   int
+	old    bool
+}
+
+// loss is a packet that the model or the backlog has lost.
+type loss struct {
+	number uint32
+	why    dropReason
+}
+
+// model is the simplest queue that does what a backlog promises.
+type model struct {
+	limits engine.Limits
+	items  []modelled
+	lost   []loss
+}
+
+func (m *model) bytes() (n int) {
+	for _, i := range m.items {
+		n += i.size + perItem
+	}
+	return n
+}
+
+func (m *model) add(i modelled) bool {
+	if i.size+perItem > m.limits.Size {
+		return false
+	}
+	for len(m.items) > 0 && (len(m.items) >= m.limits.Length || m.bytes()+i.size+perItem > m.limits.Size) {
+		m.lost = append(m.lost, loss{m.items[0].number, dropFull})
+		m.items = m.items[1:]
+	}
+	m.items = append(m.items, i)
+	return true
+}
+
+func (m *model) take(n int) (got []uint32) {
+	for len(got) < n && len(m.items) > 0 {
+		i := m.items[0]
+		m.items = m.items[1:]
+		if i.old {
+			m.lost = append(m.lost, loss{i.number, dropOld})
+			continue
+		}
+		got = append(got, i.number)
+	}
+	return got
+}
+
+// numbered returns size bytes that hold a number; size is 4 at least.
+func numbered(number uint32, size int) []byte {
+	b := make([]byte, size)
+	for i := range b {
+		b[i] = byte(number)
+	}
+	binary.BigEndian.PutUint32(b, number)
+	return b
+}
+
+func TestBacklogIsTheModel(t *testing.T) {
+	const queueTime = time.Hour
+	for seed := range uint64(20) {
+		random := rand.New(rand.NewPCG(seed, 0))
+		m := &model{limits: engine.Limits{Length: 1 + random.IntN(200), Time: queueTime, Size: 2000 + random.IntN(20000)}}
+		var lost []loss
+		q := newBacklog(m.limits, func(w *waiting, why dropReason) {
+			lost = append(lost, loss{binary.BigEndian.Uint32(w.data), why})
+		})
+		ps := make([]packet.Packet, 10)
+		for number := uint32(1); number < 3000; number++ {
+			switch random.IntN(20) {
+			default:
+				i := modelled{number: number, size: 4 + random.IntN(300), old: random.IntN(5) == 0}
+				if random.IntN(50) == 0 {
+					i.size = m.limits.Size - random.IntN(2*perItem)
+				}
+				addr := packet.Address{Timestamp: now(), Outbound: i.number%2 == 0}
+				if i.old {
+					addr.Timestamp -= int64(2 * queueTime)
+				}
+				if got, want := q.add(numbered(i.number, i.size), &addr), m.add(i); got != want {
+					t.Fatalf("seed %d: add of %d bytes: %t, want %t", seed, i.size, got, want)
+				}
+			case 0, 1, 2:
+				n := 1 + random.IntN(len(ps))
+				want := m.take(n)
+				got, wait, _, err := q.take(ps[:n])
+				if err != nil || got != len(want) || got == 0 && wait == nil {
+					t.Fatalf("seed %d: took %d, %v, want %d", seed, got, err, len(want))
+				}
+				for i, number := range want {
+					p := &ps[i]
+					if !slices.Equal(p.Data, numbered(number, len(p.Data))) || p.Addr.Outbound != (number%2 == 0) {
+						t.Fatalf("seed %d: packet %d is %x", seed, number, p.Data)
+					}
+				}
+			case 3:
+				m.limits.Length, m.limits.Size = 1+random.IntN(200), 2000+random.IntN(20000)
+				q.set(func() { q.limits = m.limits })
+			case 4:
+				if random.IntN(20) == 0 {
+					var rest []uint32
+					q.discard(func(w *waiting) { rest = append(rest, binary.BigEndian.Uint32(w.data)) })
+					for _, i := range m.items {
+						if len(rest) == 0 || rest[0] != i.number {
+							t.Fatalf("seed %d: discarded %v, want %v", seed, rest, m.items)
+						}
+						rest = rest[1:]
+					}
+					m.items = nil
+				}
+			}
+			if q.n != len(m.items) || q.bytes != m.bytes() {
+				t.Fatalf("seed %d: %d packets of %d bytes, want %d of %d", seed, q.n, q.bytes, len(m.items), m.bytes())
+			}
+		}
+		if !slices.Equal(lost, m.lost) {
+			t.Errorf("seed %d: lost %v, want %v", seed, lost, m.lost)
+		}
+	}
+}
+
+func TestBacklogEnds(t *testing.T) {
+	ample := engine.Limits{Length: 10, Time: time.Hour, Size: 10000}
+	add := func(t *testing.T, q *backlog, want bool) {
+		t.Helper()
+		if got := q.add([]byte("packet"), &packet.Address{Timestamp: now()}); got != want {
+			t.Errorf("add: %t, want %t", got, want)
+		}
+	}
+	recv := func(t *testing.T, q *backlog, want int, wantErr error) {
+		t.Helper()
+		n, err := q.recv(make([]packet.Packet, 4))
+		if n != want || !errors.Is(err, wantErr) || (err == nil) != (wantErr == nil) {
+			t.Errorf("recv: %d, %v, want %d, %v", n, err, want, wantErr)
+		}
+	}
+	drain := func(q *backlog) { q.set(func() { q.draining = true }) }
+	shut := func(q *backlog) { q.set(func() { q.closed = true }) }
+	deadline := func(q *backlog, at time.Time) { q.set(func() { q.deadline = at }) }
+	t.Run("draining gives the rest, then the end", func(t *testing.T) {
+		q := newBacklog(ample, nil)
+		add(t, q, true)
+		drain(q)
+		add(t, q, false)
+		recv(t, q, 1, nil)
+		recv(t, q, 0, io.EOF)
+	})
+	t.Run("closed gives nothing", func(t *testing.T) {
+		q := newBacklog(ample, nil)
+		add(t, q, true)
+		shut(q)
+		add(t, q, false)
+		recv(t, q, 0, net.ErrClosed)
+	})
+	t.Run("a deadline that is over, and none", func(t *testing.T) {
+		q := newBacklog(ample, nil)
+		add(t, q, true)
+		deadline(q, past)
+		recv(t, q, 0, os.ErrDeadlineExceeded)
+		deadline(q, time.Time{})
+		recv(t, q, 1, nil)
+	})
+	for _, row := range []struct {
+		name string
+		wake func(*backlog)
+		n    int
+		err  error
+	}{
+		{"a packet", func(q *backlog) { q.add([]byte("packet"), &packet.Address{Timestamp: now()}) }, 1, nil},
+		{"draining", drain, 0, io.EOF},
+		{"closing", shut, 0, net.ErrClosed},
+		{"a deadline", func(q *backlog) { deadline(q, time.Now().Add(time.Millisecond)) }, 0, os.ErrDeadlineExceeded},
+		{"a deadline that is over", func(q *backlog) { deadline(q, past) }, 0, os.ErrDeadlineExceeded},
+	} {
+		t.Run(row.name+" wakes readers", func(t *testing.T) {
+			q := newBacklog(ample, nil)
+			if row.n == 0 {
+				deadline(q, time.Now().Add(time.Hour))
+			}
+			var wg sync.WaitGroup
+			readers := 3
+			if row.n > 0 {
+				readers = 1
+			}
+			for range readers {
+				wg.Go(func() { recv(t, q, row.n, row.err) })
+			}
+			for { // until they wait
+				q.mu.Lock()
+				watched := q.watched
+				q.mu.Unlock()
+				if watched {
+					break
+				}
+				time.Sleep(time.Millisecond)
+			}
+			row.wake(q)
+			wg.Wait()
+		})
+	}
+}
+
+func TestBacklogConcurrently(t *testing.T) {
+	const packets, readers = 20000, 4
+	var dropped, received atomic.Int64
+	q := newBacklog(engine.Limits{Length: 100, Time: time.Hour, Size: 1 << 20}, func(*waiting, dropReason) { dropped.Add(1) })
+	seen := make([]atomic.Int32, packets)
+	var wg sync.WaitGroup
+	for i := range readers {
+		wg.Go(func() {
+			ps := make([]packet.Packet, 1+7*i)
+			for {
+				n, err := q.recv(ps)
+				if errors.Is(err, io.EOF) {
+					return
+				}
+				if n == 0 || err != nil {
+					t.Errorf("recv: %d, %v", n, err)
+					return
+				}
+				for i := range ps[:n] {
+					number := binary.BigEndian.Uint32(ps[i].Data)
+					if seen[number].Add(1) != 1 || !slices.Equal(ps[i].Data, numbered(number, len(ps[i].Data))) {
+						t.Errorf("packet %d: received before, or damaged", number)
+					}
+				}
+				received.Add(int64(n))
+			}
+		})
+	}
+	for number := range uint32(packets) {
+		if !q.add(numbered(number, 4+int(number%64)), &packet.Address{Timestamp: now()}) {
+			t.Fatal("refused")
+		}
+	}
+	q.set(func() { q.draining = true })
+	wg.Wait()
+	if got := received.Load() + dropped.Load(); got != packets {
+		t.Errorf("%d received and %d dropped of %d", received.Load(), dropped.Load(), packets)
+	}
+}
+
+func TestBacklogAllocatesNothing(t *testing.T) {
+	q := newBacklog(engine.Limits{Length: 100, Time: time.Hour, Size: 1 << 20}, func(*waiting, dropReason) {})
+	b := numbered(1, 1400)
+	ps := make([]packet.Packet, 8)
+	addr := packet.Address{Timestamp: now()}
+	cycle := func() {
+		for range ps {
+			q.add(b, &addr)
+		}
+		if n, _, _, err := q.take(ps); n != len(ps) || err != nil {
+			t.Fatal(n, err)
+		}
+	}
+	for range 100 { // until every place of the ring has its memory
+		cycle()
+	}
+	if n := testing.AllocsPerRun(100, cycle); n != 0 {
+		t.Errorf("%v allocations", n)
+	}
+}
+
+func BenchmarkBacklog(b *testing.B) {
+	q := newBacklog(engine.Limits{Length: 1000, Time: time.Hour, Size: 1 << 22}, func(*waiting, dropReason) {})
+	data := numbered(1, 1400)
+	ps := make([]packet.Packet, 1)
+	addr := packet.Address{Timestamp: now()}
+	b.ReportAllocs()
+	for b.Loop() {
+		q.add(data, &addr)
+		if n, _, _, _ := q.take(ps); n != 1 {
+			b.Fatal(n)
+		}
+	}
+}

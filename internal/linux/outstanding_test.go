@@ -1,0 +1,169 @@
+//go:build linux
+
+package linux
+
+import (
+	"math"
+	"math/rand/v2"
+	"sync"
+	"sync/atomic"
+	"testing"
+
+	"github.com/opendivert/divert/internal/engine"
+	"github.com/opendivert/divert/internal/linux/rules"
+	"github.com/opendivert/divert/packet"
+)
+
+func TestOutstanding(t *testing.T) {
+	for _, row := range []struct{ n, slots int }{{0, 2}, {1, 2}, {2, 2}, {3, 4}, {4096, 4096}, {4097, 8192}} {
+		if o := newOutstanding(row.n); len(o.slots) != row.slots {
+			t.Errorf("room for %d is %d", row.n, len(o.slots))
+		}
+	}
+	for _, first := range []uint32{0, 1, math.MaxInt32 - 3, math.MaxUint32 - 3} { // past the wrap-around, too
+		o := newOutstanding(4)
+		if o.claim(first) {
+			t.Errorf("%d was there before it was put", first)
+		}
+		for i := range uint32(4) {
+			if gone, gaveWay := o.put(first + i); gaveWay {
+				t.Errorf("%d gave way to %d", gone, first+i)
+			}
+		}
+		if o.claim(first+4) || !o.claim(first+1) || o.claim(first+1) {
+			t.Error("a claim of what is not there, or not of what is, or twice")
+		}
+		if gone, gaveWay := o.put(first + 4); gone != first || !gaveWay {
+			t.Errorf("%d, %t gave way, want %d", gone, gaveWay, first)
+		}
+		if o.claim(first) {
+			t.Errorf("%d gave way and is there", first)
+		}
+		if gone, gaveWay := o.put(first + 5); gaveWay { // the place of what was claimed
+			t.Errorf("%d gave way", gone)
+		}
+		for _, id := range []uint32{first + 2, first + 3, first + 4, first + 5} {
+			if !o.claim(id) {
+				t.Errorf("%d is missing", id)
+			}
+		}
+	}
+}
+
+// Each id ends once: it is claimed by one sender, or it gives way.
+func TestOutstandingConcurrently(t *testing.T) {
+	const ids, senders = 20000, 3
+	first := uint32(math.MaxUint32 - ids/2)
+	o := newOutstanding(64)
+	var ended [ids]atomic.Int32
+	var put atomic.Uint32
+	var wg sync.WaitGroup
+	for s := range uint64(senders) {
+		wg.Go(func() {
+			random := rand.New(rand.NewPCG(s, 0))
+			for n := put.Load(); n < ids; n = put.Load() {
+				i := uint32(max(0, int(n)-random.IntN(80)))
+				if o.claim(first + i) {
+					ended[i].Add(1)
+				}
+			}
+		})
+	}
+	for i := range uint32(ids) {
+		if gone, gaveWay := o.put(first + i); gaveWay {
+			ended[gone-first].Add(1)
+		}
+		put.Store(i + 1)
+	}
+	wg.Wait()
+	for i := range uint32(ids) {
+		if o.claim(first + i) {
+			ended[i].Add(1)
+		}
+		if n := ended[i].Load(); n != 1 {
+			t.Fatalf("id %d ended %d times", first+i, n)
+		}
+	}
+}
+
+func BenchmarkOutstanding(b *testing.B) {
+	o := newOutstanding(4096)
+	b.ReportAllocs()
+	id := uint32(0)
+	for b.Loop() {
+		o.put(id)
+		if !o.claim(id) {
+			b.Fatal(id)
+		}
+		id++
+	}
+}
+
+func TestTooOld(t *testing.T) {
+	rows := []struct {
+		name    string
+		expired uint64
+		id      uint32
+		want    bool
+	}{
+		{"nothing is known", 0, 1, false},
+		{"the one that is too old", 1<<32 | 7, 7, true},
+		{"one before it", 1<<32 | 7, 6, true},
+		{"one after it", 1<<32 | 7, 8, false},
+		{"before any packet", 1 << 32, 1, false},
+		{"after the wrap-around", 1<<32 | math.MaxUint32, 0, false},
+		{"before the wrap-around", 1<<32 | 1, math.MaxUint32, true},
+	}
+	for _, row := range rows {
+		t.Run(row.name, func(t *testing.T) {
+			var a ages
+			a.expired[0].Store(row.expired)
+			if got := a.tooOld(&lane{}, row.id); got != row.want {
+				t.Errorf("%t", got)
+			}
+		})
+	}
+}
+
+func TestClock(t *testing.T) {
+	// The origin was read after the start, so now is never behind the clock itself.
+	last := monotonicNow()
+	for range 1000 {
+		at := now()
+		if at < last {
+			t.Fatalf("%d after %d", at, last)
+		}
+		last = at
+	}
+	if n := testing.AllocsPerRun(10, func() { now() }); n != 0 {
+		t.Errorf("%v allocations", n)
+	}
+}
+
+func TestPaths(t *testing.T) {
+	rows := []struct {
+		name  string
+		layer packet.Layer
+		flags uint64
+		want  []path
+	}{
+		{"NETWORK", packet.LayerNetwork, 0, []path{{rules.Inbound, false}, {rules.Outbound, true}}},
+		{"NETWORK, fragments", packet.LayerNetwork, engine.FlagFragments | engine.FlagSniff,
+			[]path{{rules.InboundFragments, false}, {rules.Outbound, true}}},
+		{"NETWORK_FORWARD", packet.LayerForward, 0, []path{{rules.Forward, true}}},
+		{"NETWORK_FORWARD, fragments", packet.LayerForward, engine.FlagFragments, []path{{rules.Forward, true}}},
+	}
+	for _, row := range rows {
+		t.Run(row.name, func(t *testing.T) {
+			got := paths(row.layer, row.flags)
+			if len(got) != len(row.want) {
+				t.Fatalf("%v, want %v", got, row.want)
+			}
+			for i := range got {
+				if got[i] != row.want[i] {
+					t.Errorf("%v, want %v", got, row.want)
+				}
+			}
+		})
+	}
+}
