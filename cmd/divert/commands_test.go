@@ -55,22 +55,34 @@ divert: the filter does not compile:
 unknown word "in"
 `},
 		{name: "explain", args: "filter explain outbound and '(tcp? tcp.DstPort in {80,443}: udp.DstPort == 53)'", out: `
+given:   outbound and (tcp? tcp.DstPort in {80,443}: udp.DstPort == 53)
 filter:  outbound and (tcp? tcp.DstPort in {80, 443}: udp.DstPort = 53)
-layer:   network
-program: 4 tests
+program: 4 tests at layer network
      0  outbound                  yes: 1       no: reject
      1  tcp                       yes: 2       no: 3
      2  tcp.DstPort in {80, 443}  yes: accept  no: reject
      3  udp.DstPort = 53          yes: accept  no: reject
 matches: at most outbound, IPv4 or IPv6
+layers:  network
 driver:  WinDivert would take it
 `},
 		{name: "explain, folded", args: "filter explain tcp.DstPort <= 65535 and not false", out: `
+given:   tcp.DstPort <= 65535 and not false
 filter:  tcp
-layer:   network
-program: 1 test
+program: 1 test at layer network
      0  tcp  yes: accept  no: reject
 matches: at most inbound or outbound, IPv4 or IPv6
+layers:  network, forward
+driver:  WinDivert would take it
+`},
+		{name: "explain, never", args: "filter explain --layer flow udp and false", out: `
+given:   udp and false
+filter:  false
+program: 1 test at layer flow
+     0  udp  always reject
+result:  matches nothing
+matches: nothing
+layers:  network, forward, flow, socket
 driver:  WinDivert would take it
 `},
 		{name: "object", args: "filter object tcp.DstPort == 80", out: "@WinDiv_WX_1dWW2mAX\n"},

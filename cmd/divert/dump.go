@@ -151,6 +151,9 @@ func (d *dump) receive(ctx context.Context, h *divert.Handle) error {
 	clock := newWallClock()
 	r := &record{live: true}
 	for {
+		if d.count > 0 {
+			ps = ps[:min(len(ps), d.count-d.shown)]
+		}
 		n, err := h.RecvBatch(ps)
 		if err == io.EOF {
 			return nil

@@ -39,6 +39,11 @@ tcp.DstPort in {80, 443, 8000-8099}. ` + "`divert filter fields`" + ` lists the 
 
 // filterCommand makes a command that compiles a filter and prints something about it.
 func filterCommand(a *app, cmd *cobra.Command, run func(w io.Writer, p *filter.Program) error) *cobra.Command {
+	return textCommand(a, cmd, func(w io.Writer, _ string, p *filter.Program, _ *dialectFlags) error { return run(w, p) })
+}
+
+// textCommand is filterCommand for those that need the text and the flags too.
+func textCommand(a *app, cmd *cobra.Command, run func(io.Writer, string, *filter.Program, *dialectFlags) error) *cobra.Command {
 	var flags dialectFlags
 	flags.add(cmd)
 	cmd.RunE = func(_ *cobra.Command, args []string) error {
@@ -51,7 +56,7 @@ func filterCommand(a *app, cmd *cobra.Command, run func(w io.Writer, p *filter.P
 			return err
 		}
 		w := bufio.NewWriter(a.out)
-		if err := run(w, p); err != nil {
+		if err := run(w, text, p, &flags); err != nil {
 			return err
 		}
 		return w.Flush()
@@ -163,19 +168,23 @@ func newFilterExplain(a *app) *cobra.Command {
 		Use:   "explain [flags] [FILTER]",
 		Short: "Show the program that a filter compiles to",
 		Long: `Show the program that a filter compiles to: a numbered line for each test, with where the
-evaluation goes on if the test holds and if it does not. Before it stands the normal form, after it what
-the filter can match at all.`,
+evaluation goes on if the test holds and if it does not. Before it stands the normal form, in which
+constant parts are folded away; after it what the filter can match at all, the layers that it is a filter
+for, and what WinDivert's driver would say to it.`,
 		Example: `  divert filter explain 'outbound and (tcp? tcp.DstPort == 80: udp.DstPort == 53)'`,
 	}
-	return filterCommand(a, cmd, explain)
+	return textCommand(a, cmd, explain)
 }
 
-func explain(w io.Writer, p *filter.Program) error {
-	text, err := p.Format()
+func explain(w io.Writer, text string, p *filter.Program, flags *dialectFlags) error {
+	normal, err := p.Format()
 	if err != nil {
 		return err
 	}
-	fmt.Fprintf(w, "filter:  %s\nlayer:   %s\nprogram: %s\n", text, layerNames[p.Layer()], countOf(p.Len(), "test"))
+	if normal != text {
+		fmt.Fprintf(w, "given:   %s\n", text)
+	}
+	fmt.Fprintf(w, "filter:  %s\nprogram: %s at layer %s\n", normal, countOf(p.Len(), "test"), layerNames[p.Layer()])
 	for line := range strings.Lines(strings.TrimSuffix(p.Listing(), "\n")) {
 		fmt.Fprintf(w, "  %s", line)
 	}
@@ -183,13 +192,23 @@ func explain(w io.Writer, p *filter.Program) error {
 	if c := constant(p); c != "" {
 		fmt.Fprintf(w, "result:  %s\n", c)
 	}
-	fmt.Fprintf(w, "matches: %s\n", hintText(p))
+	fmt.Fprintf(w, "matches: %s\nlayers:  %s\n", hintText(p), strings.Join(layersFor(text, flags.dialect()), ", "))
 	if err := p.DriverCheck(); err != nil {
 		fmt.Fprintf(w, "driver:  WinDivert would refuse it: %v\n", plain(err))
 	} else {
 		fmt.Fprintf(w, "driver:  WinDivert would take it\n")
 	}
 	return nil
+}
+
+// layersFor returns the names of the layers that a text is a filter for.
+func layersFor(text string, d filter.Dialect) (names []string) {
+	for l, name := range layerNames {
+		if _, err := filter.Compile(text, divert.Layer(l), d); err == nil {
+			names = append(names, name)
+		}
+	}
+	return names
 }
 
 // hintNames are the hints in words, in groups of which a filter matches at most what is named.
