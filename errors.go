@@ -24,6 +24,7 @@ var (
 	ErrNoSuchDevice = engine.ErrNoSuchDevice // the address names an interface that does not exist
 	ErrRecvOnly     = engine.ErrReceiveOnly  // sending on a handle opened with RecvOnly
 	ErrSendOnly     = engine.ErrSendOnly     // receiving on a handle opened with SendOnly
+	ErrRulesGone    = engine.ErrRulesGone    // Linux: another program has removed the handle's rules (`nft flush ruleset`): it captures nothing any more; close it and open another
 )
 
 // OpError is the error of an operation on a handle.
@@ -91,4 +92,5 @@ var codes = [...]struct {
 	{os.ErrDeadlineExceeded, 995},
 	{os.ErrPermission, 5},
 	{ErrNotSupported, 50},
+	{ErrRulesGone, 1167}, // ERROR_DEVICE_NOT_CONNECTED
 }

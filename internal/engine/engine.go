@@ -45,6 +45,7 @@ type Config struct {
 	Flags    uint64
 	Limits   Limits
 	FailOpen bool // what does not fit into the queue goes on instead of being lost
+	Queues   int  // queues that flows are shared out to, at least 1; platforms without them take no more
 	Mode     Mode
 	Driver   string // Windows: path of the driver file, or of its folder; empty to look for it
 }
@@ -80,6 +81,13 @@ type Handle interface {
 	Description() string
 }
 
+// Queues is a Handle whose flows are shared out to several queues.
+type Queues interface {
+	Queues() int
+	// RecvQueue is Recv for the packets of one queue.
+	RecvQueue(queue int, ps []packet.Packet) (int, error)
+}
+
 // Stats counts a handle's packets or events since it was opened. Each packet that matched is in one place:
 // Matched = Received + Waiting + Dropped + DroppedFull + DroppedOld + DroppedLong + Passed.
 type Stats struct {
@@ -109,4 +117,5 @@ var (
 	ErrNoSuchDevice = errors.New("no such network interface")
 	ErrReceiveOnly  = errors.New("the handle was opened to receive only")
 	ErrSendOnly     = errors.New("the handle was opened to send only")
+	ErrRulesGone    = errors.New("another program has removed the handle's rules from the kernel")
 )

@@ -23,6 +23,7 @@ type Entry struct {
 	Owner
 	ns    *netns.Namespace
 	token *token
+	rules int // how many stand in the table for it
 }
 
 // ErrCrowded means that 256 handles of the same priority are open.
@@ -48,7 +49,8 @@ func Open(ns *netns.Namespace, o Owner, make func(cursor.Key) ([]Rule, error)) (
 			if e.token, err = hold(tokenName(o.ID)); err != nil {
 				return err
 			}
-			return t.enter(e.Owner, rules)
+			e.rules, err = t.enter(e.Owner, rules)
+			return err
 		})
 	})
 	if err != nil {
@@ -65,11 +67,12 @@ func Open(ns *netns.Namespace, o Owner, make func(cursor.Key) ([]Rule, error)) (
 // taken, so the answer is ErrGone, unless it wants no rules anyway.
 func (e *Entry) Replace(rules []Rule) error {
 	return e.ns.Do(func() error {
-		return change(func(t *tx) error {
+		return change(func(t *tx) (err error) {
 			removed := t.remove(func(o Owner) bool { return o.ID == e.ID })
 			switch {
 			case len(removed) > 0:
-				return t.enter(e.Owner, rules)
+				e.rules, err = t.enter(e.Owner, rules)
+				return err
 			case len(rules) > 0:
 				return ErrGone
 			}
@@ -362,13 +365,27 @@ func (t *tx) create() error {
 	return nil
 }
 
-// enter adds a handle's rules, each before the first of a lower handle.
-func (t *tx) enter(o Owner, rules []Rule) error {
-	if !t.complete() {
-		if err := t.create(); err != nil {
-			return err
+// counts returns how many rules each handle has.
+func (t *tx) counts() map[uint64]int {
+	n := map[uint64]int{}
+	for _, rules := range t.rules {
+		for _, r := range rules {
+			if o, ok := parseOwner(r.UserData); ok {
+				n[o.ID]++
+			}
 		}
 	}
+	return n
+}
+
+// enter adds a handle's rules, each before the first of a lower handle, and returns how many it made.
+func (t *tx) enter(o Owner, rules []Rule) (n int, err error) {
+	if !t.complete() {
+		if err := t.create(); err != nil {
+			return 0, err
+		}
+	}
+	n = 1 + len(rules)
 	t.insert(o, Handles, nil)
 	if !t.counters[o.counter()] {
 		t.conn.AddObj(counterObject(o))
@@ -385,10 +402,11 @@ func (t *tx) enter(o Owner, rules []Rule) error {
 			// Beside the handle's own rule: every rule of an owner marks the place of its key.
 			t.insert(o, Outbound, passForwarded())
 			t.conn.AddRule(t.rule(o, Forward, markForwarded()))
+			n += 2
 		}
 		t.insert(o, r.Chain, r.exprs(o))
 	}
-	return nil
+	return n, nil
 }
 
 // rule returns a rule of an owner.
