@@ -36,6 +36,8 @@ type handle struct {
 	mu        sync.Mutex            // serialises Shutdown, Close and SetFilter
 	entries   entries               // nil where the interpreter decides
 	times     atomic.Pointer[times] // of the filter in force; nil unless it asks for the time
+	guard     *rules.Guard          // nil once the handle captures nothing any more
+	gone      atomic.Bool           // somebody else has removed the rules
 	recvDown  atomic.Bool
 	sendDown  atomic.Bool
 	closed    atomic.Bool
@@ -110,12 +112,29 @@ func (h *handle) open(mode engine.Mode) error {
 		}
 		return h.rules(), nil
 	})
-	if err != nil || h.entries == nil {
+	if err != nil {
+		return err
+	}
+	if h.guard, err = h.entry.Guard(h.lost); err != nil || h.entries == nil {
 		return err
 	}
 	told, err := h.entries.set(h.cfg.Program, h.cfg.Flags)
 	h.times.Store(told)
 	return err
+}
+
+// lost makes receivers fail when they have received what is there: no more will come.
+func (h *handle) lost() {
+	h.gone.Store(true)
+	h.source.drain()
+}
+
+// unguard ends the watch over the rules, before they are taken away.
+func (h *handle) unguard() {
+	if h.guard != nil {
+		h.guard.Close()
+		h.guard = nil
+	}
 }
 
 // newSource makes the source that the handle's flags and mode ask for.
@@ -158,18 +177,39 @@ func (h *handle) check(down *atomic.Bool, refused uint64, refusal, ended error) 
 }
 
 // Recv implements engine.Handle.
-func (h *handle) Recv(ps []packet.Packet) (int, error) {
+func (h *handle) Recv(ps []packet.Packet) (int, error) { return h.recv(ps, h.source.recv) }
+
+// Queues implements engine.Queues.
+func (h *handle) Queues() int {
+	if q, ok := h.source.(*queued); ok {
+		return len(q.lanes)
+	}
+	return 1
+}
+
+// RecvQueue implements engine.Queues. The caller has checked the number.
+func (h *handle) RecvQueue(queue int, ps []packet.Packet) (int, error) {
+	if q, ok := h.source.(*queued); ok {
+		return h.recv(ps, func(ps []packet.Packet) (int, error) { return q.recvLane(q.lanes[queue], ps) })
+	}
+	return h.Recv(ps)
+}
+
+func (h *handle) recv(ps []packet.Packet, from func([]packet.Packet) (int, error)) (int, error) {
 	if err := h.check(nil, engine.FlagSendOnly, engine.ErrSendOnly, nil); err != nil {
 		return 0, err
 	}
 	if len(ps) == 0 {
 		return 0, nil
 	}
-	n, err := h.source.recv(ps)
+	n, err := from(ps)
 	if h.closed.Load() {
 		return 0, net.ErrClosed
 	}
 	h.counts.received.Add(uint64(n))
+	if err == eof && h.gone.Load() && !h.recvDown.Load() {
+		err = engine.ErrRulesGone
+	}
 	return n, err
 }
 
@@ -208,6 +248,9 @@ func (h *handle) SetFilter(p *filter.Program) error {
 	defer h.mu.Unlock()
 	if h.closed.Load() {
 		return net.ErrClosed
+	}
+	if h.gone.Load() {
+		return engine.ErrRulesGone
 	}
 	if h.entries == nil {
 		h.source.setFilter(p)
@@ -260,6 +303,7 @@ func (h *handle) Shutdown(how engine.How) error {
 
 // stop makes the handle capture nothing any more.
 func (h *handle) stop() error {
+	h.unguard()
 	var err error
 	if h.entries != nil {
 		err = h.entries.clear()
@@ -303,6 +347,7 @@ func (h *handle) Close() error {
 // release gives back what an opened, or half opened, handle holds.
 func (h *handle) release() error {
 	var errs []error
+	h.unguard()
 	if h.source != nil {
 		errs = append(errs, h.source.close())
 	}
@@ -342,11 +387,22 @@ func (h *handle) tally() (engine.Stats, error) {
 	}
 	if h.entries != nil {
 		var err error
-		if s.Matched, err = h.entry.Matched(); err != nil {
+		if s.Matched, err = h.entry.Matched(); errors.Is(err, rules.ErrGone) {
+			return s, h.remaining(&s)
+		} else if err != nil {
 			return s, err
 		}
 	}
 	return s, h.source.tally(&s)
+}
+
+// remaining counts when the counter of the rules is gone: what is known of otherwise has matched.
+func (h *handle) remaining(s *engine.Stats) error {
+	if err := h.source.tally(s); err != nil {
+		return err
+	}
+	s.Matched = s.Received + s.Waiting + s.Dropped + s.DroppedFull + s.DroppedOld + s.DroppedLong + s.Passed
+	return nil
 }
 
 // Description implements engine.Handle.
