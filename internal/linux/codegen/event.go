@@ -44,6 +44,8 @@ type EventHook struct {
 	// LocalUnknown is for records without the local address and port: the decision matches
 	// only what matches whatever they turn out to be.
 	LocalUnknown bool
+	// Protocol is the protocol of all records, 0 if they may have any.
+	Protocol uint8
 }
 
 // EventDecider generates the decisions of one program, which share a map of sets.
@@ -175,7 +177,30 @@ func (h *EventHook) decides(t *filter.Test) answer {
 	if holds, ok := c.constant(); ok {
 		return answerOf(holds)
 	}
+	if h.Protocol != 0 {
+		return h.byProtocol(t.Field, &c)
+	}
 	return depends
+}
+
+// byProtocol returns what is known of a condition in records of one protocol.
+func (h *EventHook) byProtocol(f filter.Field, c *condition) answer {
+	switch is, ok := protocolFields[f]; {
+	case f == filter.FieldProtocol:
+		return answerOf(c.holds(low(uint64(h.Protocol))))
+	case !ok:
+		return depends
+	case is != h.Protocol:
+		return answerOf(c.holds(zero))
+	case is == protoTCP || is == protoUDP:
+		return answerOf(c.holds(low(1)))
+	}
+	return depends // on the family too
+}
+
+// protocolFields are the fields that tell a protocol.
+var protocolFields = map[filter.Field]uint8{
+	filter.FieldTCP: protoTCP, filter.FieldUDP: protoUDP, filter.FieldICMP: protoICMP, filter.FieldICMPv6: protoICMPv6,
 }
 
 // constant returns the value of a field that is the same in all records.

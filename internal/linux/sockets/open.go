@@ -1,0 +1,197 @@
+//go:build linux
+
+package sockets
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"math/bits"
+	"os"
+	"sync"
+	"time"
+
+	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/link"
+	"github.com/cilium/ebpf/ringbuf"
+	"golang.org/x/sys/unix"
+
+	"github.com/opendivert/divert/filter"
+	"github.com/opendivert/divert/internal/linux/codegen"
+	"github.com/opendivert/divert/internal/linux/cursor"
+	"github.com/opendivert/divert/packet"
+)
+
+// Config says what a handle wants of the kernel.
+type Config struct {
+	Filter *filter.Program // of LayerSocket or LayerFlow
+	Flags  uint64          // of the handle
+	Key    cursor.Key      // its place among the handles of the namespace
+	Cookie uint64          // of the network namespace, see Cookie
+	Cgroup string          // directory of the cgroup to attach to, see Root
+	Events int             // records for which the ring has room at least
+}
+
+// Source is what a handle has in the kernel. Its methods may be called from several goroutines, Read
+// from one.
+type Source struct {
+	cfg    Config
+	hooks  []hook
+	cgroup *os.File
+	maps   map[string]*ebpf.Map
+	ring   *ringbuf.Reader
+	record ringbuf.Record
+
+	mu    sync.Mutex
+	links map[string]link.Link // by the names of hooks
+}
+
+// Cookie returns the cookie of the calling thread's network namespace.
+func Cookie() (uint64, error) {
+	fd, err := unix.Socket(unix.AF_UNIX, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return 0, os.NewSyscallError("socket", err)
+	}
+	defer unix.Close(fd)
+	cookie, err := unix.GetsockoptUint64(fd, unix.SOL_SOCKET, unix.SO_NETNS_COOKIE)
+	return cookie, os.NewSyscallError("getsockopt SO_NETNS_COOKIE", err)
+}
+
+// Open loads the programs of a handle and attaches them. From its return on events are recorded.
+func Open(cfg Config) (*Source, error) {
+	s := &Source{cfg: cfg, hooks: socketHooks, links: map[string]link.Link{}}
+	if cfg.Filter.Layer() == packet.LayerFlow {
+		s.hooks = flowHooks
+	}
+	var err error
+	if s.cgroup, err = os.Open(cfg.Cgroup); err != nil {
+		return nil, err
+	}
+	if s.maps, err = openMaps(ringSize(cfg.Events)); err == nil {
+		if s.ring, err = ringbuf.NewReader(s.maps[ringMap]); err == nil {
+			err = s.SetFilter(cfg.Filter)
+		}
+	}
+	if err != nil {
+		s.Close()
+		return nil, err
+	}
+	return s, nil
+}
+
+// ringSize returns the size of a ring for so many records: a power of two.
+func ringSize(events int) uint32 {
+	const perRecord = codegen.EventSize + 8
+	size := uint64(max(events*perRecord, minRingSize))
+	return uint32(1) << bits.Len64(size-1)
+}
+
+// minRingSize is 13,000 records: what comes while user space is not scheduled.
+const minRingSize = 1 << 20
+
+// SetFilter replaces the filter. Each operation meets the programs of the old one or those of the new one.
+func (s *Source) SetFilter(p *filter.Program) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	cfg := s.cfg
+	cfg.Filter = p
+	programs := make([]*ebpf.Program, len(s.hooks))
+	defer func() {
+		for _, p := range programs {
+			if p != nil {
+				p.Close() // the links keep them
+			}
+		}
+	}()
+	for i := range s.hooks {
+		var err error
+		if programs[i], err = load(&s.hooks[i], &cfg, s.maps); err != nil {
+			return fmt.Errorf("program %s: %w", s.hooks[i].name, err)
+		}
+	}
+	if err := s.exchange(programs); err != nil {
+		return err
+	}
+	s.cfg = cfg
+	return nil
+}
+
+// exchange attaches programs in the place of those that are attached.
+func (s *Source) exchange(programs []*ebpf.Program) error {
+	for i, p := range programs {
+		h := &s.hooks[i]
+		old, attached := s.links[h.name]
+		var err error
+		switch {
+		case p != nil && attached:
+			err = old.Update(p)
+		case p != nil:
+			var l link.Link
+			if l, err = attach(s.cgroup, h.attach, p, s.cfg.Key); err == nil {
+				s.links[h.name] = l
+			}
+		case attached:
+			delete(s.links, h.name)
+			err = old.Close()
+		}
+		if err != nil {
+			return fmt.Errorf("attach %s: %w", h.name, err)
+		}
+	}
+	return nil
+}
+
+// Detach takes the programs away. What they have recorded can still be read.
+func (s *Source) Detach() error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	var errs []error
+	for name, l := range s.links {
+		errs = append(errs, l.Close())
+		delete(s.links, name)
+	}
+	return errors.Join(errs...)
+}
+
+// Close takes the programs away and ends Read with os.ErrClosed.
+func (s *Source) Close() error {
+	errs := []error{s.Detach()}
+	if s.ring != nil {
+		errs = append(errs, s.ring.Close())
+	}
+	closeMaps(s.maps)
+	return errors.Join(append(errs, s.cgroup.Close())...)
+}
+
+// Counts are the counters that the programs keep.
+type Counts struct {
+	Lost    uint64 // records for which the ring had no room
+	Dropped uint64 // operations refused without a record
+}
+
+// Counts returns the counters.
+func (s *Source) Counts() (Counts, error) {
+	var v [countersSize]byte
+	if err := s.maps[countersMap].Lookup(uint32(0), &v); err != nil {
+		return Counts{}, err
+	}
+	return Counts{
+		Lost:    binary.NativeEndian.Uint64(v[counterLost:]),
+		Dropped: binary.NativeEndian.Uint64(v[counterDropped:]),
+	}, nil
+}
+
+// SetReadDeadline makes Read fail with os.ErrDeadlineExceeded from t on.
+func (s *Source) SetReadDeadline(t time.Time) { s.ring.SetDeadline(t) }
+
+// Read waits for a record. It fails with os.ErrClosed after Close.
+func (s *Source) Read(r *Record) error {
+	for {
+		if err := s.ring.ReadInto(&s.record); err != nil {
+			return err
+		}
+		if r.parse(s.record.RawSample) {
+			return nil
+		}
+	}
+}
