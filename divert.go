@@ -114,6 +114,14 @@ func withParam(p Param, v uint64) Option { return func(o *options) { o.params[p]
 // WithFailOpen lets packets pass that the queue has no room for, instead of dropping them.
 func WithFailOpen() Option { return func(o *options) { o.config.FailOpen = true } }
 
+// MaxQueues is how many queues a handle may have.
+const MaxQueues = 16
+
+// WithQueues shares out the flows of the packets to n queues, 1 to MaxQueues, instead of one, so that as many
+// goroutines can work side by side, each with RecvQueue, while every flow keeps its order. The queue
+// limits are shared out too. Platforms and handles without queues of their own have one.
+func WithQueues(n int) Option { return func(o *options) { o.config.Queues = n } }
+
 // WithStrict compiles the filter in the strict dialect: WinDivert 2.2 to the letter.
 func WithStrict() Option { return func(o *options) { o.dialect = filter.Strict } }
 
@@ -200,7 +208,7 @@ func OpenProgram(p *filter.Program, opts ...Option) (*Handle, error) {
 }
 
 func newOptions(opts []Option) *options {
-	o := &options{}
+	o := &options{config: engine.Config{Queues: 1}}
 	for p, r := range paramRanges {
 		o.params[p] = r.initial
 	}
@@ -239,6 +247,9 @@ func (o *options) check() error {
 	}
 	if missing := mandatory[o.layer] &^ f; missing != 0 {
 		return fmt.Errorf("%w: the layer %v needs the flags %v", ErrInvalid, o.layer, missing)
+	}
+	if q := o.config.Queues; q < 1 || q > MaxQueues {
+		return fmt.Errorf("%w: %d queues; 1 to %d are possible", ErrInvalid, q, MaxQueues)
 	}
 	for p := range paramRanges {
 		if err := checkParam(Param(p), o.params[p]); err != nil {

@@ -90,6 +90,29 @@ func (h *Handle) RecvBatch(ps []Packet) (int, error) {
 	return n, opError("recv", err)
 }
 
+// Queues returns how many queues the handle's flows are shared out to.
+func (h *Handle) Queues() int {
+	if q, ok := h.engine.(engine.Queues); ok {
+		return q.Queues()
+	}
+	return 1
+}
+
+// RecvQueue is RecvBatch for the packets of one queue, 0 to Queues()-1. With one goroutine for each queue the
+// packets of a flow keep their order.
+func (h *Handle) RecvQueue(queue int, ps []Packet) (int, error) {
+	if queue < 0 || queue >= h.Queues() {
+		return 0, opError("recv", fmt.Errorf("%w: there is no queue %d; the handle has %d", ErrInvalid, queue, h.Queues()))
+	}
+	ps = ps[:min(len(ps), MaxBatch)]
+	q, ok := h.engine.(engine.Queues)
+	if !ok {
+		return h.RecvBatch(ps)
+	}
+	n, err := h.retry(context.Background(), func() (int, error) { return q.RecvQueue(queue, ps) })
+	return n, opError("recv", err)
+}
+
 // Packets returns an iterator over the packets, for one goroutine. Each is valid until the next round
 // of the loop. It ends without an error at the end of a shut-down queue; with an error, as its last round,
 // when ctx ends or receiving fails. What it has received but not handed out when the loop is left stays
@@ -144,7 +167,7 @@ func (h *Handle) recv(ctx context.Context, ps []Packet) (int, error) {
 		}
 	}
 	if ctx.Done() == nil {
-		return h.retry(ctx, ps)
+		return h.retry(ctx, func() (int, error) { return h.engine.Recv(ps) })
 	}
 	if err := ctx.Err(); err != nil {
 		return 0, err
@@ -155,7 +178,7 @@ func (h *Handle) recv(ctx context.Context, ps []Packet) (int, error) {
 		h.interrupts.Add(1)
 		_ = h.engine.SetReadDeadline(time.Unix(1, 0)) // fails when closed, which wakes too
 	})
-	n, err := h.retry(ctx, ps)
+	n, err := h.retry(ctx, func() (int, error) { return h.engine.Recv(ps) })
 	if !stop() {
 		h.mu.Lock()
 		if h.interrupts.Add(-1) == 0 {
@@ -167,9 +190,9 @@ func (h *Handle) recv(ctx context.Context, ps []Packet) (int, error) {
 }
 
 // retry receives, and goes on when it was woken for the sake of another call.
-func (h *Handle) retry(ctx context.Context, ps []Packet) (int, error) {
+func (h *Handle) retry(ctx context.Context, recv func() (int, error)) (int, error) {
 	for {
-		n, err := h.engine.Recv(ps)
+		n, err := recv()
 		if n > 0 || err == nil || !errors.Is(err, os.ErrDeadlineExceeded) {
 			return n, err
 		}

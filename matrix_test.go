@@ -15,6 +15,7 @@ import (
 	"os"
 	"os/exec"
 	"slices"
+	"sync"
 	"testing"
 	"time"
 
@@ -333,4 +334,92 @@ func runMatrix(t *testing.T, from, to, at *lab.Host, addr netip.Addr, os []*obse
 			t.Errorf("handle %d (%v, priority %d) matched %d, want %d", i, o.Flags, o.Priority, s.Matched, perRun)
 		}
 	}
+}
+
+// TestQueuesKeepTheOrderOfFlows shares out several flows to several queues with a goroutine for each.
+func TestQueuesKeepTheOrderOfFlows(t *testing.T) {
+	const queues, flows, each = 4, 16, 200
+	eachEngine(t, lab.LinkOptions{}, func(t *testing.T, pair *lab.Pair, e divert.Option) {
+		c, err := pair.B.ListenPacket("udp", netip.AddrPortFrom(pair.B.Addr4(), 0).String())
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer c.Close()
+		d := openAt(t, pair.A, "outbound and udp", divert.WithQueues(queues), e)
+		used := make([]int, d.Queues())
+		var workers sync.WaitGroup
+		for q := range used {
+			workers.Go(func() {
+				ps := make([]divert.Packet, 8)
+				for {
+					n, err := d.RecvQueue(q, ps)
+					if err != nil {
+						if err != io.EOF {
+							t.Errorf("queue %d: %v", q, err)
+						}
+						return
+					}
+					used[q] += n
+					if _, err := d.AcceptBatch(ps[:n]); err != nil {
+						t.Errorf("queue %d: %v", q, err)
+					}
+				}
+			})
+		}
+		var senders sync.WaitGroup
+		for range flows {
+			from, err := pair.A.Dial(t.Context(), "udp", c.LocalAddr().String())
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer from.Close()
+			senders.Go(func() {
+				for i := range uint64(each) {
+					if _, err := from.Write(binary.BigEndian.AppendUint64(nil, i)); err != nil {
+						t.Error(err)
+					}
+					time.Sleep(100 * time.Microsecond)
+				}
+			})
+		}
+		next := map[string]uint64{}
+		buf := make([]byte, 100)
+		for range flows * each {
+			c.SetReadDeadline(time.Now().Add(5 * time.Second))
+			n, from, err := c.ReadFrom(buf)
+			if err != nil {
+				t.Fatalf("after %v: %v; counters %+v", next, err, stats(t, d))
+			}
+			if got := binary.BigEndian.Uint64(buf[:n]); got != next[from.String()] {
+				t.Fatalf("%v: datagram %d, want %d", from, got, next[from.String()])
+			}
+			next[from.String()]++
+		}
+		senders.Wait()
+		if err := d.Shutdown(divert.ShutdownRecv); err != nil {
+			t.Fatal(err)
+		}
+		workers.Wait()
+		busy := 0
+		for _, n := range used {
+			if n > 0 {
+				busy++
+			}
+		}
+		if len(used) > 1 && busy < 2 {
+			t.Errorf("packets of the queues: %v", used)
+		}
+		// Any queue's packets come to a reader that does not choose.
+		d = openAt(t, pair.A, "outbound and udp", divert.WithQueues(queues), e)
+		w := passthru(t, d)
+		echo := echoAt(t, pair.B, "udp", pair.B.Addr4())
+		for range 8 {
+			if r := exchange(t, pair.A, echo.Addr(), lab.Exchange{Count: 5}); r.Echoed != 5 {
+				t.Errorf("%+v", r)
+			}
+		}
+		if n := finish(t, d, w); n != 40 {
+			t.Errorf("%d packets, want 40", n)
+		}
+	})
 }

@@ -15,9 +15,9 @@ import (
 // says of each packet a time before which it came. So a packet may live an eighth of the queue time longer
 // than that; the specification only promises the queue time (api.md 12).
 type ages struct {
-	num     uint16
-	limit   atomic.Int64  // the queue time, in ns
-	expired atomic.Uint64 // 1<<32 | the last number that is too old; 0: none
+	lanes   []*lane
+	limit   atomic.Int64            // the queue time, in ns
+	expired [maxLanes]atomic.Uint64 // of each lane: 1<<32 | the last number that is too old; 0: none
 	stop    chan struct{}
 	done    chan struct{}
 
@@ -28,22 +28,22 @@ type ages struct {
 // agesPerLimit is how many notes are taken during the queue time.
 const agesPerLimit = 8
 
-// watchAges begins to watch a queue of the calling thread's namespace.
-func watchAges(num uint16, limit time.Duration) (*ages, error) {
+// watchAges begins to watch queues of the calling thread's namespace.
+func watchAges(lanes []*lane, limit time.Duration) (*ages, error) {
 	meter, err := queue.NewMeter()
 	if err != nil {
 		return nil, err
 	}
-	a := &ages{num: num, meter: meter, stop: make(chan struct{}), done: make(chan struct{})}
+	a := &ages{lanes: lanes, meter: meter, stop: make(chan struct{}), done: make(chan struct{})}
 	a.limit.Store(int64(limit))
 	go a.run()
 	return a, nil
 }
 
-// note is the last number at a time.
+// note is the last number of each lane at a time.
 type note struct {
 	at   time.Time
-	last uint32
+	last [maxLanes]uint32
 }
 
 // run takes notes until close.
@@ -57,30 +57,38 @@ func (a *ages) run() {
 			return
 		case <-time.After(limit / agesPerLimit):
 		}
-		c, err := a.counters()
-		if err != nil {
-			continue // the next note may succeed; until then packets live longer
-		}
-		now := time.Now()
-		notes = append(notes, note{now, c.LastID})
-		for len(notes) > 0 && now.Sub(notes[0].at) >= limit {
-			a.expired.Store(1<<32 | uint64(notes[0].last))
+		notes = append(notes, a.note())
+		for now := time.Now(); len(notes) > 0 && now.Sub(notes[0].at) >= limit; {
+			for i := range a.lanes {
+				a.expired[i].Store(1<<32 | uint64(notes[0].last[i]))
+			}
 			notes = append(notes[:0], notes[1:]...)
 		}
 	}
 }
 
-// tooOld reports whether the packet with the number has waited too long.
-func (a *ages) tooOld(id uint32) bool {
-	e := a.expired.Load()
+// note takes a note. A number that cannot be read is 0: nothing is too old by it.
+func (a *ages) note() (n note) {
+	for i, l := range a.lanes {
+		if c, err := a.counters(l); err == nil {
+			n.last[i] = c.LastID
+		}
+	}
+	n.at = time.Now()
+	return n
+}
+
+// tooOld reports whether the packet of a lane with the number has waited too long.
+func (a *ages) tooOld(l *lane, id uint32) bool {
+	e := a.expired[l.index].Load()
 	return e != 0 && int32(uint32(e)-id) >= 0 // numbers wrap around
 }
 
-// counters reads the queue's counters.
-func (a *ages) counters() (queue.Counters, error) {
+// counters reads the counters of a lane's queue.
+func (a *ages) counters(l *lane) (queue.Counters, error) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	return a.meter.Read(a.num)
+	return a.meter.Read(l.q.Num())
 }
 
 // close ends the watch.

@@ -3,6 +3,8 @@
 package linux
 
 import (
+	"errors"
+
 	"github.com/opendivert/divert/internal/linux/nfnl"
 	"github.com/opendivert/divert/internal/linux/queue"
 	"github.com/opendivert/divert/packet"
@@ -32,13 +34,22 @@ func (b *batchReader) datagram(i int, p *packet.Packet) []byte {
 	return p.Buffer(queue.BufferSize)[:min(n, queue.BufferSize)]
 }
 
-// release lets the packets that wait in a queue for a reader go on as they were, and counts them.
-func release(q *queue.Queue, s *sender) (passed uint64, err error) {
-	verdicts, err := q.NewVerdicts()
+// release lets the packets that wait in queues for a reader go on as they were, and counts them.
+func release(lanes []*lane, s *sender) (passed uint64, err error) {
+	for _, l := range lanes {
+		n, e := l.release(s)
+		passed += n
+		err = errors.Join(err, e)
+	}
+	return passed, err
+}
+
+func (l *lane) release(s *sender) (passed uint64, err error) {
+	verdicts, err := l.batch()
 	if err != nil {
 		return 0, err
 	}
-	r := newBatchReader(q)
+	r := newBatchReader(l.q)
 	ps := make([]packet.Packet, maxBatch)
 	for {
 		got, err := r.fill(ps, false)

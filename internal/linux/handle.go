@@ -47,8 +47,8 @@ type handle struct {
 
 // source is where a handle's packets come from.
 type source interface {
-	// action is what a rule does to lead packets here.
-	action() rules.Action
+	// actions are what rules do to lead packets here: one, or several that share out the flows.
+	actions() []rules.Action
 	// recv is engine.Handle's Recv.
 	recv(ps []packet.Packet) (int, error)
 	setDeadline(t time.Time) error
@@ -99,9 +99,7 @@ func (h *handle) open(mode engine.Mode) error {
 	var err error
 	h.entry, err = rules.Open(h.ns, owner, func(key cursor.Key) ([]rules.Rule, error) {
 		var err error
-		if h.sender, err = newSender(h, key, uint32(owner.ID)|1); err != nil {
-			return nil, err
-		}
+		h.sender = newSender(h, key, uint32(owner.ID)|1)
 		if mode == engine.ModeKernel {
 			if h.entries, err = newEntries(h.layer, h.cfg.Flags, key); err != nil {
 				return nil, err
@@ -153,12 +151,16 @@ func (h *handle) newSource(mode engine.Mode) (source, error) {
 // rules returns the handle's rules.
 func (h *handle) rules() []rules.Rule {
 	var rs []rules.Rule
+	actions := h.source.actions()
 	for _, path := range paths(h.layer, h.cfg.Flags) {
-		r := rules.Rule{Chain: path.chain, Program: rules.NoProgram, Action: h.source.action()}
+		program := rules.NoProgram
 		if e := h.entries[path.chain]; e != nil {
-			r.Program = e.FD()
+			program = e.FD()
 		}
-		rs = append(rs, r)
+		for i, a := range actions {
+			share := rules.Share{Index: uint32(i), Of: uint32(len(actions))}
+			rs = append(rs, rules.Rule{Chain: path.chain, Program: program, Action: a, Share: share})
+		}
 	}
 	return rs
 }

@@ -20,42 +20,51 @@ import (
 // is dropped.
 type pump struct {
 	h       *handle
-	q       *queue.Queue
+	lanes   []*lane
 	program atomic.Pointer[filter.Program]
 	matches *backlog
-	done    chan struct{}
+	work    sync.WaitGroup // the goroutines that run
 
 	meterMu sync.Mutex
 	meter   *queue.Meter
 }
 
 func newPump(h *handle) (*pump, error) {
-	q, err := queue.Open(queueOptions(&h.cfg, h.cfg.Limits))
+	lanes, err := openLanes(h)
 	if err != nil {
 		return nil, err
 	}
 	meter, err := queue.NewMeter()
 	if err != nil {
-		return nil, errors.Join(err, q.Close())
+		return nil, errors.Join(err, closeLanes(lanes))
 	}
-	h.sender.attach(q, h.cfg.Limits.Length)
-	p := &pump{h: h, q: q, meter: meter, done: make(chan struct{})}
+	p := &pump{h: h, lanes: lanes, meter: meter}
 	p.program.Store(h.cfg.Program)
 	p.matches = newBacklog(h.cfg.Limits, p.lost)
-	verdicts, err := q.NewVerdicts()
-	if err != nil {
-		return nil, errors.Join(err, meter.Close(), q.Close())
+	for _, l := range lanes {
+		v, err := l.batch()
+		if err != nil {
+			p.wake()
+			return nil, errors.Join(err, meter.Close(), closeLanes(lanes))
+		}
+		p.work.Go(func() { p.run(l, v) })
 	}
-	go p.run(verdicts)
 	return p, nil
 }
 
-func (p *pump) action() rules.Action { return rules.ToQueue{Num: p.q.Num(), Count: 1} }
+func (p *pump) actions() []rules.Action { return toQueues(p.lanes) }
 
-// run takes packets out of the queue until it is closed.
-func (p *pump) run(verdicts *queue.Verdicts) {
-	defer close(p.done)
-	r := newBatchReader(p.q)
+// wake ends the goroutines that run.
+func (p *pump) wake() {
+	for _, l := range p.lanes {
+		_ = l.q.SetReadDeadline(past)
+	}
+	p.work.Wait()
+}
+
+// run takes packets out of a queue until wake.
+func (p *pump) run(l *lane, verdicts *queue.Verdicts) {
+	r := newBatchReader(l.q)
 	ps := make([]packet.Packet, maxBatch)
 	for {
 		got, err := r.fill(ps, true)
@@ -64,7 +73,7 @@ func (p *pump) run(verdicts *queue.Verdicts) {
 		}
 		at := now()
 		for i := range ps[:got] {
-			p.one(&ps[i], r.datagram(i, &ps[i]), at, verdicts)
+			p.one(l, &ps[i], r.datagram(i, &ps[i]), at, verdicts)
 		}
 		if verdicts.Flush() != nil {
 			return
@@ -73,7 +82,7 @@ func (p *pump) run(verdicts *queue.Verdicts) {
 }
 
 // one decides on one datagram.
-func (p *pump) one(pk *packet.Packet, datagram []byte, at int64, verdicts *queue.Verdicts) {
+func (p *pump) one(l *lane, pk *packet.Packet, datagram []byte, at int64, verdicts *queue.Verdicts) {
 	var m queue.Message
 	switch m.Parse(datagram) {
 	case queue.KindError:
@@ -82,7 +91,7 @@ func (p *pump) one(pk *packet.Packet, datagram []byte, at int64, verdicts *queue
 	case queue.KindOther:
 		return
 	}
-	p.h.deliver(pk, &m, at)
+	p.h.deliver(l, pk, &m, at)
 	counts := &p.h.counts
 	switch {
 	case int(m.Length) == len(m.Payload) && !p.program.Load().MatchExact(pk.Data, &pk.Addr):
@@ -102,14 +111,14 @@ func (p *pump) one(pk *packet.Packet, datagram []byte, at int64, verdicts *queue
 	case int(m.Length) > len(m.Payload):
 		counts.long.Add(1)
 	default:
-		if gone, gaveWay := p.h.sender.waiting.put(m.ID); gaveWay {
+		if gone, gaveWay := l.waiting.put(m.ID); gaveWay {
 			counts.abandoned.Add(1)
 			_ = verdicts.Add(gone, queue.Drop, queue.Option{})
 		}
 		if p.matches.add(pk.Data, &pk.Addr) {
 			return
 		}
-		p.h.sender.waiting.claim(m.ID)
+		l.waiting.claim(m.ID)
 		counts.full.Add(1)
 	}
 	_ = verdicts.Add(m.ID, queue.Drop, queue.Option{})
@@ -128,14 +137,15 @@ func (p *pump) lost(w *waiting, why dropReason) {
 // verdict decides on a packet of the backlog, unless it has given way to another since.
 func (p *pump) verdict(w *waiting, verdict queue.Verdict, o queue.Option) {
 	t := tokenOf(&w.addr)
-	if !p.h.sender.waiting.claim(t.id) {
+	l := p.h.sender.laneOf(&t)
+	if l == nil || !l.waiting.claim(t.id) {
 		return
 	}
-	v, err := p.h.sender.batch()
+	v, err := l.batch()
 	if err != nil {
 		return
 	}
-	defer p.h.sender.batches.Put(v)
+	defer l.batches.Put(v)
 	if v.Add(t.id, verdict, o) == nil {
 		_ = v.Flush() // fails only when the queue is closed, and the packet with it
 	}
@@ -150,7 +160,7 @@ func (p *pump) setDeadline(t time.Time) error {
 
 func (p *pump) setLimits(l engine.Limits) error {
 	p.matches.set(func() { p.matches.limits = l })
-	return closedError(p.q.Configure(queueOptions(&p.h.cfg, l)))
+	return configureLanes(p.lanes, &p.h.cfg, l)
 }
 
 func (p *pump) setFilter(f *filter.Program) { p.program.Store(f) }
@@ -160,9 +170,8 @@ func (p *pump) drain() { p.matches.set(func() { p.matches.draining = true }) }
 // close gives the packets that nobody received back to the stack, as they were.
 func (p *pump) close() error {
 	p.matches.set(func() { p.matches.closed = true })
-	_ = p.q.SetReadDeadline(past) // ends run
-	<-p.done
-	oldest := now() - int64(p.h.cfg.Limits.Time)
+	p.wake()
+	oldest := now() - int64(p.matches.limits.Time)
 	p.matches.discard(func(w *waiting) {
 		if w.addr.Timestamp < oldest {
 			p.lost(w, dropOld)
@@ -173,10 +182,10 @@ func (p *pump) close() error {
 		p.verdict(w, verdict, o)
 		p.h.counts.passed.Add(1)
 	})
-	_, err := release(p.q, p.h.sender) // nobody has looked whether these match
+	_, err := release(p.lanes, p.h.sender) // nobody has looked whether these match
 	p.meterMu.Lock()
 	defer p.meterMu.Unlock()
-	return errors.Join(err, p.meter.Close(), p.q.Close())
+	return errors.Join(err, p.meter.Close(), closeLanes(p.lanes))
 }
 
 // tally adds what waits, and what the kernel refused: whether that would have matched cannot be told any more.
@@ -186,12 +195,14 @@ func (p *pump) tally(st *engine.Stats) error {
 	p.matches.mu.Unlock()
 	p.meterMu.Lock()
 	defer p.meterMu.Unlock()
-	c, err := p.meter.Read(p.q.Num())
-	if err != nil {
-		return err
+	for _, l := range p.lanes {
+		c, err := p.meter.Read(l.q.Num())
+		if err != nil {
+			return err
+		}
+		refused := c.DroppedFull + c.DroppedUser
+		st.Matched += refused
+		st.DroppedFull += refused
 	}
-	refused := c.DroppedFull + c.DroppedUser
-	st.Matched += refused
-	st.DroppedFull += refused
 	return nil
 }

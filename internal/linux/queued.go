@@ -6,7 +6,6 @@ import (
 	"errors"
 	"net"
 	"os"
-	"sync"
 	"sync/atomic"
 	"time"
 
@@ -17,94 +16,108 @@ import (
 	"github.com/opendivert/divert/packet"
 )
 
-// queued is the source of a handle whose packets the kernel has chosen: they are received from the queue
+// queued is the source of a handle whose packets the kernel has chosen: they are received from its queues
 // straight into the caller's memory.
 type queued struct {
 	h        *handle
-	q        *queue.Queue
-	readers  sync.Pool // of *reader
+	lanes    []*lane
+	any      *selector // waits for any of several lanes; nil if there is one
 	draining atomic.Bool
 	ages     *ages
 }
 
-// reader is what one receive call at a time needs.
-type reader struct {
-	*batchReader
-	drops *queue.Verdicts
-}
-
-// maxBatch is how many packets a receive call takes at most.
-const maxBatch = 256
-
-// queueOptions are the options of a queue that honours the limits, with room for as many packets again
-// that were received and not sent on.
-func queueOptions(cfg *engine.Config, l engine.Limits) queue.Options {
-	return queue.Options{MaxLen: uint32(2 * l.Length), FailOpen: cfg.FailOpen, RcvBuf: receiveBuffer(l)}
-}
-
-// receiveBuffer is the socket buffer for a queue of the given size, in bytes. The kernel counts the memory
-// behind a packet, which is about twice its bytes for large ones and some 1 KiB for small ones.
-func receiveBuffer(l engine.Limits) int { return 2*l.Size + 1024*l.Length }
-
 func newQueued(h *handle) (*queued, error) {
-	q, err := queue.Open(queueOptions(&h.cfg, h.cfg.Limits))
+	lanes, err := openLanes(h)
 	if err != nil {
 		return nil, err
 	}
-	ages, err := watchAges(q.Num(), h.cfg.Limits.Time)
-	if err != nil {
-		return nil, errors.Join(err, q.Close())
+	s := &queued{h: h, lanes: lanes}
+	if len(lanes) > 1 {
+		if s.any, err = newSelector(lanes); err != nil {
+			return nil, errors.Join(err, closeLanes(lanes))
+		}
 	}
-	h.sender.attach(q, h.cfg.Limits.Length)
-	return &queued{h: h, q: q, ages: ages}, nil
+	if s.ages, err = watchAges(lanes, h.cfg.Limits.Time); err != nil {
+		return nil, errors.Join(err, s.any.close(), closeLanes(lanes))
+	}
+	return s, nil
 }
 
-func (s *queued) action() rules.Action { return rules.ToQueue{Num: s.q.Num(), Count: 1} }
+func (s *queued) actions() []rules.Action { return toQueues(s.lanes) }
 
-// reader returns a reader; it goes back with s.readers.Put.
-func (s *queued) reader() (*reader, error) {
-	if r, ok := s.readers.Get().(*reader); ok {
-		return r, nil
-	}
-	drops, err := s.q.NewVerdicts()
-	if err != nil {
-		return nil, err
-	}
-	return &reader{batchReader: newBatchReader(s.q), drops: drops}, nil
-}
-
+// recv receives from any lane.
 func (s *queued) recv(ps []packet.Packet) (int, error) {
-	r, err := s.reader()
+	if s.any == nil {
+		return s.recvLane(s.lanes[0], ps)
+	}
+	for {
+		draining := s.draining.Load()
+		for range s.lanes {
+			n, err := s.poll(s.any.next(s.lanes), ps)
+			if n > 0 || err != nil {
+				return n, err
+			}
+		}
+		if draining {
+			return 0, eof
+		}
+		if err := s.woken(s.any.wait()); err != nil {
+			return 0, err
+		}
+	}
+}
+
+// recvLane receives from one lane.
+func (s *queued) recvLane(l *lane, ps []packet.Packet) (int, error) {
+	r, err := l.reader()
 	if err != nil {
 		return 0, closedError(err)
 	}
-	defer s.readers.Put(r)
+	defer l.readers.Put(r)
 	for {
 		draining := s.draining.Load()
 		got, err := r.fill(ps, !draining)
-		switch {
-		case errors.Is(err, os.ErrDeadlineExceeded) && (s.draining.Load() || s.h.closed.Load()):
-			if s.h.closed.Load() {
-				return 0, net.ErrClosed
-			}
-			continue
-		case err != nil:
-			return 0, closedError(err)
-		case got == 0 && draining:
+		if err := s.woken(err); err != nil {
+			return 0, err
+		}
+		if got == 0 && draining {
 			return 0, eof
 		}
-		n := s.sort(r, ps[:got])
-		if err := r.drops.Flush(); err != nil {
+		if n, err := s.sort(l, r, ps[:got]); n > 0 || err != nil {
 			return n, err
-		}
-		if n > 0 {
-			return n, nil
 		}
 	}
 }
 
+// poll receives what a lane holds, without waiting.
+func (s *queued) poll(l *lane, ps []packet.Packet) (int, error) {
+	r, err := l.reader()
+	if err != nil {
+		return 0, closedError(err)
+	}
+	defer l.readers.Put(r)
+	got, err := r.fill(ps, false)
+	if err != nil {
+		return 0, closedError(err)
+	}
+	return s.sort(l, r, ps[:got])
+}
+
+// woken returns the error of a wait, or nil if the wait was only ended for the handle to look again.
+func (s *queued) woken(err error) error {
+	switch {
+	case !errors.Is(err, os.ErrDeadlineExceeded):
+		return closedError(err)
+	case s.h.closed.Load():
+		return net.ErrClosed
+	case s.draining.Load():
+		return nil
+	}
+	return err
+}
+
 // sort puts the packets among the datagrams in ps first and returns how many they are.
-func (s *queued) sort(r *reader, ps []packet.Packet) (n int) {
+func (s *queued) sort(l *lane, r *reader, ps []packet.Packet) (n int, err error) {
 	at := now()
 	var m queue.Message
 	for i := range ps {
@@ -115,7 +128,7 @@ func (s *queued) sort(r *reader, ps []packet.Packet) (n int) {
 		case queue.KindOther:
 			continue
 		}
-		if s.ages.tooOld(m.ID) {
+		if s.ages.tooOld(l, m.ID) {
 			s.h.counts.old.Add(1)
 			_ = r.drops.Add(m.ID, queue.Drop, queue.Option{})
 			continue
@@ -129,24 +142,24 @@ func (s *queued) sort(r *reader, ps []packet.Packet) (n int) {
 		if n != i {
 			ps[n], ps[i] = ps[i], ps[n]
 		}
-		s.h.deliver(&ps[n], &m, at)
+		s.h.deliver(l, &ps[n], &m, at)
 		s.h.retime(&ps[n])
-		if gone, gaveWay := s.h.sender.waiting.put(m.ID); gaveWay {
+		if gone, gaveWay := l.waiting.put(m.ID); gaveWay {
 			s.h.counts.abandoned.Add(1)
 			_ = r.drops.Add(gone, queue.Drop, queue.Option{})
 		}
 		n++
 	}
-	return n
+	return n, closedError(r.drops.Flush())
 }
 
 // deliver makes a packet of a message whose payload lies in the packet's memory.
-func (h *handle) deliver(p *packet.Packet, m *queue.Message, at int64) {
+func (h *handle) deliver(l *lane, p *packet.Packet, m *queue.Message, at int64) {
 	p.Data = m.Payload
 	p.Addr = packet.Address{}
 	h.describe(&p.Addr, m, at)
 	t := token{
-		tag: h.sender.tag, id: m.ID, priority: m.Priority, hook: m.Hook, gso: m.GSO,
+		tag: h.sender.tag, id: m.ID, priority: m.Priority, hook: m.Hook, gso: m.GSO, lane: l.index,
 		ifIdx: p.Addr.Network().IfIdx, dst: destination(m.Payload),
 	}
 	t.put(&p.Addr)
@@ -179,28 +192,36 @@ func (s *queued) setDeadline(t time.Time) error {
 	if s.draining.Load() {
 		return nil // nothing waits any more
 	}
-	return closedError(s.q.SetReadDeadline(t))
+	return closedError(s.deadline(t))
+}
+
+// deadline sets the deadline of whoever waits.
+func (s *queued) deadline(t time.Time) error {
+	err := s.any.setDeadline(t)
+	for _, l := range s.lanes {
+		err = errors.Join(err, l.q.SetReadDeadline(t))
+	}
+	return err
 }
 
 func (s *queued) setLimits(l engine.Limits) error {
 	s.ages.limit.Store(int64(l.Time))
-	return closedError(s.q.Configure(queueOptions(&s.h.cfg, l)))
+	return configureLanes(s.lanes, &s.h.cfg, l)
 }
 
 func (s *queued) setFilter(*filter.Program) {} // the programs of the rules decide
 
 func (s *queued) drain() {
 	s.draining.Store(true)
-	_ = s.q.SetReadDeadline(past) // wakes the readers
+	_ = s.deadline(past) // wakes the readers
 }
 
 // close gives the packets that nobody received back to the stack, as they were.
 func (s *queued) close() error {
-	_ = s.q.SetReadDeadline(past)
+	_ = s.deadline(past)
 	s.ages.close()
-	passed, err := release(s.q, s.h.sender)
-	s.h.counts.passed.Add(passed)
-	return errors.Join(err, s.q.Close())
+	_, err := release(s.lanes, s.h.sender) // counted as waiting already
+	return errors.Join(err, s.any.close(), closeLanes(s.lanes))
 }
 
 // closedError is what a call on a closed handle returns, whatever noticed it.
@@ -213,12 +234,14 @@ func closedError(err error) error {
 
 // tally adds what the kernel counts.
 func (s *queued) tally(st *engine.Stats) error {
-	c, err := s.ages.counters()
-	if err != nil {
-		return err
+	for _, l := range s.lanes {
+		c, err := s.ages.counters(l)
+		if err != nil {
+			return err
+		}
+		st.DroppedFull += c.DroppedFull + c.DroppedUser
+		st.Waiting += rest(c.Total, l.waiting.count())
 	}
-	st.DroppedFull += c.DroppedFull + c.DroppedUser
-	st.Waiting = rest(c.Total, s.h.sender.waiting.count())
 	st.Passed += rest(st.Matched, st.Received+st.Waiting+st.DroppedFull+st.DroppedOld+st.DroppedLong+st.Passed)
 	return nil
 }

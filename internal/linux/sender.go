@@ -3,7 +3,7 @@
 package linux
 
 import (
-	"sync"
+	"errors"
 
 	"github.com/opendivert/divert/internal/engine"
 	"github.com/opendivert/divert/internal/linux/cursor"
@@ -14,33 +14,43 @@ import (
 // sender sends a handle's packets: as a verdict on the queued packet where they are one, else
 // as an injection of their own.
 type sender struct {
-	h       *handle
-	key     cursor.Key
-	tag     uint32
-	queue   *queue.Queue // nil for handles that have none
-	waiting *outstanding
-	batches sync.Pool // of *queue.Verdicts
-	fresh   injector
+	h     *handle
+	key   cursor.Key
+	tag   uint32
+	lanes []*lane // none for handles without a queue
+	fresh injector
 }
 
-func newSender(h *handle, key cursor.Key, tag uint32) (*sender, error) {
-	return &sender{h: h, key: key, tag: tag, fresh: injector{ns: h.ns, key: key}}, nil
-}
-
-// attach makes verdicts go to a queue, with room for n packets that were received and not sent on.
-func (s *sender) attach(q *queue.Queue, n int) {
-	s.queue = q
-	s.waiting = newOutstanding(n)
+func newSender(h *handle, key cursor.Key, tag uint32) *sender {
+	return &sender{h: h, key: key, tag: tag, fresh: injector{ns: h.ns, key: key}}
 }
 
 func (s *sender) close() { s.fresh.close() }
 
-// batch returns an empty batch of verdicts; it goes back with s.batches.Put.
-func (s *sender) batch() (*queue.Verdicts, error) {
-	if v, ok := s.batches.Get().(*queue.Verdicts); ok {
-		return v, nil
+// verdicts are the batches that a send call has begun, one for each lane it has met.
+type verdicts [maxLanes]*queue.Verdicts
+
+// on returns the batch of a lane.
+func (v *verdicts) on(l *lane) (*queue.Verdicts, error) {
+	if v[l.index] == nil {
+		b, err := l.batch()
+		if err != nil {
+			return nil, err
+		}
+		v[l.index] = b
 	}
-	return s.queue.NewVerdicts()
+	return v[l.index], nil
+}
+
+// flush sends the batches and gives them back.
+func (v *verdicts) flush(lanes []*lane) (err error) {
+	for i, l := range lanes {
+		if v[i] != nil {
+			err = errors.Join(err, v[i].Flush())
+			l.batches.Put(v[i])
+		}
+	}
+	return err
 }
 
 // onward is the verdict that lets a packet go on to the handles below this one.
@@ -54,17 +64,10 @@ func (s *sender) onward(priority uint32) (queue.Verdict, queue.Option) {
 
 // send sends ps. A packet that fails does not hold up the others; the last error is returned.
 func (s *sender) send(ps []packet.Packet, unchanged bool) (sent int, last error) {
-	var v *queue.Verdicts
-	if s.queue != nil {
-		var err error
-		if v, err = s.batch(); err != nil {
-			return 0, closedError(err)
-		}
-		defer s.batches.Put(v)
-	}
+	var v verdicts
 	var reinjected, injected uint64
 	for i := range ps {
-		again, err := s.one(&ps[i], v, unchanged)
+		again, err := s.one(&ps[i], &v, unchanged)
 		switch {
 		case err != nil:
 			last = err
@@ -74,10 +77,8 @@ func (s *sender) send(ps []packet.Packet, unchanged bool) (sent int, last error)
 			injected++
 		}
 	}
-	if v != nil {
-		if err := v.Flush(); err != nil {
-			return 0, closedError(err)
-		}
+	if err := v.flush(s.lanes); err != nil {
+		return 0, closedError(err)
 	}
 	sent = int(reinjected + injected)
 	s.h.counts.reinjected.Add(reinjected)
@@ -86,12 +87,20 @@ func (s *sender) send(ps []packet.Packet, unchanged bool) (sent int, last error)
 	return sent, last
 }
 
+// laneOf returns the lane of a token of this handle, nil for any other.
+func (s *sender) laneOf(t *token) *lane {
+	if t.tag != s.tag || int(t.lane) >= len(s.lanes) {
+		return nil
+	}
+	return s.lanes[t.lane]
+}
+
 // one sends one packet, and reports whether it went on as the packet it was captured as.
-func (s *sender) one(p *packet.Packet, v *queue.Verdicts, unchanged bool) (again bool, err error) {
+func (s *sender) one(p *packet.Packet, v *verdicts, unchanged bool) (again bool, err error) {
 	t := tokenOf(&p.Addr)
-	own := v != nil && t.tag == s.tag
-	if unchanged && own && p.Addr.Outbound == t.outbound() && !p.Addr.Impostor && s.waiting.claim(t.id) {
-		return true, s.onto(v, t, nil)
+	l := s.laneOf(&t)
+	if unchanged && l != nil && p.Addr.Outbound == t.outbound() && !p.Addr.Impostor && l.waiting.claim(t.id) {
+		return true, s.onto(v, l, &t, nil)
 	}
 	data, err := whole(p.Data)
 	if err == nil {
@@ -100,23 +109,36 @@ func (s *sender) one(p *packet.Packet, v *queue.Verdicts, unchanged bool) (again
 	if err != nil {
 		return false, err // the captured packet, if it is one, still waits for a better try
 	}
-	if own && s.waiting.claim(t.id) {
+	if l != nil && l.waiting.claim(t.id) {
 		if t.holds(data, &p.Addr) && len(data) <= queue.MaxPayload {
-			return true, s.onto(v, t, data)
+			return true, s.onto(v, l, &t, data)
 		}
 		// It was turned round or sent elsewhere: the captured packet itself ends here.
-		if err := v.Add(t.id, queue.Drop, queue.Option{}); err != nil {
+		if err := v.drop(l, t.id); err != nil {
 			return false, err
 		}
 	}
 	return false, s.fresh.inject(data, &p.Addr, s.h.layer)
 }
 
+// drop adds the end of a packet.
+func (v *verdicts) drop(l *lane, id uint32) error {
+	b, err := v.on(l)
+	if err != nil {
+		return err
+	}
+	return b.Add(id, queue.Drop, queue.Option{})
+}
+
 // onto lets a queued packet go on to the handles below, with other bytes unless data is nil.
-func (s *sender) onto(v *queue.Verdicts, t token, data []byte) error {
+func (s *sender) onto(v *verdicts, l *lane, t *token, data []byte) error {
+	b, err := v.on(l)
+	if err != nil {
+		return err
+	}
 	verdict, o := s.onward(t.priority)
 	o.Payload = data
-	return v.Add(t.id, verdict, o)
+	return b.Add(t.id, verdict, o)
 }
 
 // whole returns the packet at the start of b, by the length in its IP header (specification: api.md 8).

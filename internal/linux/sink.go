@@ -28,7 +28,9 @@ func newSink(h *handle) (*sink, error) {
 	return &sink{q: q, empty: newBacklog(h.cfg.Limits, nil)}, nil
 }
 
-func (s *sink) action() rules.Action { return rules.ToQueue{Num: s.q.Num(), Count: 1} }
+func (s *sink) actions() []rules.Action {
+	return []rules.Action{rules.ToQueue{Num: s.q.Num()}}
+}
 
 func (s *sink) recv(ps []packet.Packet) (int, error) { return s.empty.recv(ps) }
 

@@ -55,7 +55,9 @@ func newTap(h *handle, interpret bool) (*tap, error) {
 	return t, nil
 }
 
-func (t *tap) action() rules.Action { return rules.ToLog{Group: t.log.Group()} }
+func (t *tap) actions() []rules.Action {
+	return []rules.Action{rules.ToLog{Group: t.log.Group()}}
+}
 
 func (t *tap) recv(ps []packet.Packet) (int, error) {
 	t.mu.Lock()

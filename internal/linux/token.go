@@ -18,7 +18,8 @@ type token struct {
 	ifIdx    uint32 // as captured
 	dst      uint32 // digest of the destination address
 	hook     queue.Hook
-	gso      bool // the packet is to be cut into segments
+	gso      bool  // the packet is to be cut into segments
+	lane     uint8 // which of the handle's queues
 }
 
 // tokenOffset is where the token lies in the layer data, behind interface and sub-interface.
@@ -38,6 +39,7 @@ func (t *token) put(a *packet.Address) {
 	if t.gso {
 		b[21] = 1
 	}
+	b[22] = t.lane
 }
 
 // tokenOf reads the token of an address. Any address has one; only the tag makes it mean something.
@@ -47,7 +49,7 @@ func tokenOf(a *packet.Address) token {
 	return token{
 		tag: le.Uint32(b[0:]), id: le.Uint32(b[4:]), priority: le.Uint32(b[8:]),
 		ifIdx: le.Uint32(b[12:]), dst: le.Uint32(b[16:]),
-		hook: queue.Hook(b[20]), gso: b[21] != 0,
+		hook: queue.Hook(b[20]), gso: b[21] != 0, lane: b[22],
 	}
 }
 

@@ -88,6 +88,9 @@ func (c *Conn) ReceiveBuffer() (int, error) { return c.buffer(unix.SO_RCVBUF) }
 // SetReadDeadline makes receives fail with os.ErrDeadlineExceeded from t on; the zero time: never.
 func (c *Conn) SetReadDeadline(t time.Time) error { return c.reason(c.file.SetReadDeadline(t)) }
 
+// Control runs f with the socket's descriptor, which stays open meanwhile.
+func (c *Conn) Control(f func(fd uintptr)) error { return c.raw.Control(f) }
+
 // Close closes the socket. What the kernel had bound to it, it releases.
 func (c *Conn) Close() error {
 	c.closed.Store(true)

@@ -72,27 +72,51 @@ const (
 
 // Open binds a queue of the namespace that nobody has bound.
 func Open(o Options) (*Queue, error) {
-	conn, err := nfnl.Dial(o.RcvBuf)
+	qs, err := OpenGroup(1, o)
 	if err != nil {
 		return nil, err
 	}
+	return qs[0], nil
+}
+
+// OpenGroup binds n queues with consecutive numbers, between which a rule can share out packets by flow.
+func OpenGroup(n int, o Options) ([]*Queue, error) {
 	// A random start makes two openers unlikely to try the same numbers.
 	start := rand.IntN(numNums)
-	for i := range numNums {
-		num := uint16(firstNum + (start+i)%numNums)
-		err = conn.Request(config(num, o))
-		if err == nil {
-			return &Queue{Conn: conn, num: num}, nil
+	var err error
+	for try := range numNums / n {
+		base := firstNum + (start+try*n)%(numNums-n+1)
+		var qs []*Queue
+		if qs, err = openFrom(uint16(base), n, o); err == nil {
+			return qs, nil
 		}
-		if !errors.Is(err, unix.EBUSY) && !inUse(err, i) {
+		if !errors.Is(err, unix.EBUSY) && !inUse(err, try) {
 			break
 		}
 	}
-	conn.Close()
 	if errors.Is(err, unix.EPERM) {
 		return nil, fmt.Errorf("bind a netfilter queue: %w (needs CAP_NET_ADMIN)", err)
 	}
 	return nil, fmt.Errorf("bind a netfilter queue: %w", err)
+}
+
+// openFrom binds n queues from base on, or none.
+func openFrom(base uint16, n int, o Options) (qs []*Queue, err error) {
+	for i := range uint16(n) {
+		conn, err := nfnl.Dial(o.RcvBuf)
+		if err == nil {
+			if err = conn.Request(config(base+i, o)); err == nil {
+				qs = append(qs, &Queue{Conn: conn, num: base + i})
+				continue
+			}
+			conn.Close()
+		}
+		for _, q := range qs {
+			q.Close()
+		}
+		return nil, err
+	}
+	return qs, nil
 }
 
 // inUse tells a queue of somebody else, which the kernel answers with EPERM, from missing rights, which

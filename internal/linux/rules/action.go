@@ -19,6 +19,22 @@ type Rule struct {
 	Chain   Chain
 	Program int    // descriptor of the filter program, or NoProgram
 	Action  Action // what happens to the packets that the program matches
+	Share   Share  // which flows the rule is for
+}
+
+// Share is the flows of one among several rules: those whose number, modulo Of, is Index. The zero Share is all
+// flows. Both directions of a flow, and the fragments of a datagram among themselves, have one number.
+type Share struct{ Index, Of uint32 }
+
+// exprs matches the share's flows.
+func (s Share) exprs() []expr.Any {
+	if s.Of <= 1 {
+		return nil
+	}
+	return []expr.Any{
+		&expr.Hash{DestRegister: reg1, Modulus: s.Of, Type: expr.HashTypeSym},
+		&expr.Cmp{Op: expr.CmpOpEq, Register: reg1, Data: native(s.Index)},
+	}
 }
 
 // NoProgram makes a rule that takes every packet of the chain's path: the program is not to be had, and
@@ -28,9 +44,8 @@ const NoProgram = -1
 // Action is what a rule does with its packets.
 type Action interface{ exprs() []expr.Any }
 
-// ToQueue leads packets to a queue: Count queues from Num on, chosen by flow. If nobody has bound the
-// queue any more, packets pass.
-type ToQueue struct{ Num, Count uint16 }
+// ToQueue leads packets to a queue. If nobody has bound it any more, packets pass.
+type ToQueue struct{ Num uint16 }
 
 // ToLog leads copies of packets to a log group; the packets go on to the next rule.
 type ToLog struct{ Group uint16 }
@@ -44,7 +59,7 @@ const xtAlign = 8
 func (q ToQueue) exprs() []expr.Any {
 	info := make(xt.Unknown, xtAlign)
 	binary.NativeEndian.PutUint16(info[0:], q.Num)
-	binary.NativeEndian.PutUint16(info[2:], q.Count)
+	binary.NativeEndian.PutUint16(info[2:], 1) // one queue: the target itself would choose among several by address only
 	binary.NativeEndian.PutUint16(info[4:], nfqBypass)
 	return []expr.Any{&expr.Target{Name: "NFQUEUE", Rev: 3, Info: &info}}
 }
@@ -74,7 +89,7 @@ func program(fd int) expr.Any {
 
 // exprs returns the rule's expressions.
 func (r Rule) exprs(o Owner) []expr.Any {
-	var e []expr.Any
+	e := r.Share.exprs()
 	if r.Program != NoProgram {
 		e = append(e, program(r.Program))
 	} else {

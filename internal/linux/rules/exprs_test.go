@@ -92,7 +92,7 @@ func TestExpressions(t *testing.T) {
 	// The key of priority 0, sub 1: 30000<<8 | 1 = 0x753001.
 	notServed := []string{"r1 = meta priority", "r1 = htonl r1", "r1 != d0000000-d753001f"}
 	notLoopback := []string{"r1 = meta iif", "r1 != 01000000"}
-	queue, log := ToQueue{Num: 0x8000, Count: 1}, ToLog{Group: 0x8001}
+	queue, log := ToQueue{Num: 0x8000}, ToLog{Group: 0x8001}
 	const toLog = "log group 32769, threshold 32"
 	join := func(parts ...any) (lines []string) {
 		for _, p := range parts {

@@ -89,7 +89,7 @@ func startChild(t *testing.T, h *lab.Host, ids ...uint64) *exec.Cmd {
 func plain(cursor.Key) ([]Rule, error) {
 	var rules []Rule
 	for _, c := range []Chain{Inbound, InboundFragments, Forward, Outbound} {
-		rules = append(rules, Rule{Chain: c, Program: NoProgram, Action: ToQueue{Num: 0xfff0, Count: 1}})
+		rules = append(rules, Rule{Chain: c, Program: NoProgram, Action: ToQueue{Num: 0xfff0}})
 	}
 	return rules, nil
 }

@@ -371,7 +371,7 @@ func TestRefusedRulesLeaveNothing(t *testing.T) {
 	}{
 		{"no program", func(cursor.Key) ([]Rule, error) { return nil, refused }, refused},
 		{"a descriptor that is none", func(cursor.Key) ([]Rule, error) {
-			return []Rule{{Chain: Outbound, Program: 1 << 20, Action: ToQueue{Num: 0xfff0, Count: 1}}}, nil
+			return []Rule{{Chain: Outbound, Program: 1 << 20, Action: ToQueue{Num: 0xfff0}}}, nil
 		}, nil},
 	}
 	for _, row := range rows {

@@ -1,0 +1,180 @@
+//go:build linux
+
+package linux
+
+import (
+	"errors"
+	"os"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/opendivert/divert/internal/engine"
+	"github.com/opendivert/divert/internal/linux/queue"
+	"github.com/opendivert/divert/internal/linux/rules"
+	"github.com/opendivert/divert/packet"
+)
+
+// lane is one of a handle's queues. The rules share out flows between the lanes, so that goroutines can
+// work side by side and a flow still keeps its order.
+type lane struct {
+	index   uint8
+	q       *queue.Queue
+	waiting *outstanding // packets received from it and not sent on
+	batches sync.Pool    // of *queue.Verdicts
+	readers sync.Pool    // of *reader
+}
+
+// maxLanes is how many queues a handle may have.
+const maxLanes = 16
+
+// reader is what one receive call at a time needs.
+type reader struct {
+	*batchReader
+	drops *queue.Verdicts
+}
+
+// maxBatch is how many packets a receive call takes at most.
+const maxBatch = 256
+
+// queueOptions are the options of a queue that honours the limits, with room for as many packets again
+// that were received and not sent on.
+func queueOptions(cfg *engine.Config, l engine.Limits) queue.Options {
+	return queue.Options{MaxLen: uint32(2 * l.Length), FailOpen: cfg.FailOpen, RcvBuf: receiveBuffer(l)}
+}
+
+// receiveBuffer is the socket buffer for a queue of the given size, in bytes. The kernel counts the memory
+// behind a packet, which is about twice its bytes for large ones and some 1 KiB for small ones.
+func receiveBuffer(l engine.Limits) int { return 2*l.Size + 1024*l.Length }
+
+// share divides limits between lanes.
+func share(l engine.Limits, lanes int) engine.Limits {
+	l.Length = max(l.Length/lanes, 1)
+	l.Size = max(l.Size/lanes, packet.IPv6HeaderLen+0xffff)
+	return l
+}
+
+// openLanes binds a handle's queues and makes its sender answer to them.
+func openLanes(h *handle) ([]*lane, error) {
+	limits := share(h.cfg.Limits, h.cfg.Queues)
+	qs, err := queue.OpenGroup(h.cfg.Queues, queueOptions(&h.cfg, limits))
+	if err != nil {
+		return nil, err
+	}
+	var lanes []*lane
+	for i, q := range qs {
+		lanes = append(lanes, &lane{index: uint8(i), q: q, waiting: newOutstanding(limits.Length)})
+	}
+	h.sender.lanes = lanes
+	return lanes, nil
+}
+
+// configureLanes changes the limits of queues in use.
+func configureLanes(lanes []*lane, cfg *engine.Config, l engine.Limits) (err error) {
+	for _, lane := range lanes {
+		err = errors.Join(err, closedError(lane.q.Configure(queueOptions(cfg, share(l, len(lanes))))))
+	}
+	return err
+}
+
+// closeLanes gives the queues back.
+func closeLanes(lanes []*lane) (err error) {
+	for _, l := range lanes {
+		err = errors.Join(err, l.q.Close())
+	}
+	return err
+}
+
+// toQueues are the actions of rules that lead to lanes.
+func toQueues(lanes []*lane) (as []rules.Action) {
+	for _, l := range lanes {
+		as = append(as, rules.ToQueue{Num: l.q.Num()})
+	}
+	return as
+}
+
+// batch returns an empty batch of verdicts; it goes back with l.batches.Put.
+func (l *lane) batch() (*queue.Verdicts, error) {
+	if v, ok := l.batches.Get().(*queue.Verdicts); ok {
+		return v, nil
+	}
+	return l.q.NewVerdicts()
+}
+
+// reader returns a reader; it goes back with l.readers.Put.
+func (l *lane) reader() (*reader, error) {
+	if r, ok := l.readers.Get().(*reader); ok {
+		return r, nil
+	}
+	drops, err := l.q.NewVerdicts()
+	if err != nil {
+		return nil, err
+	}
+	return &reader{batchReader: newBatchReader(l.q), drops: drops}, nil
+}
+
+// selector waits for any of several lanes: an epoll descriptor, which is itself one to wait for. A nil
+// selector has nothing to close and no deadline.
+type selector struct {
+	file  *os.File
+	raw   syscall.RawConn
+	ready func(fd uintptr) bool // made once
+	turn  atomic.Uint32
+}
+
+func newSelector(lanes []*lane) (*selector, error) {
+	fd, err := unix.EpollCreate1(unix.EPOLL_CLOEXEC)
+	if err != nil {
+		return nil, os.NewSyscallError("epoll_create1", err)
+	}
+	for _, l := range lanes {
+		var added error
+		err := l.q.Control(func(queue uintptr) {
+			added = unix.EpollCtl(fd, unix.EPOLL_CTL_ADD, int(queue), &unix.EpollEvent{Events: unix.EPOLLIN})
+		})
+		if err := errors.Join(err, added); err != nil {
+			unix.Close(fd)
+			return nil, os.NewSyscallError("epoll_ctl", err)
+		}
+	}
+	if err := unix.SetNonblock(fd, true); err != nil { // makes the runtime wait for it instead of a thread
+		unix.Close(fd)
+		return nil, os.NewSyscallError("fcntl", err)
+	}
+	s := &selector{file: os.NewFile(uintptr(fd), "epoll")}
+	if s.raw, err = s.file.SyscallConn(); err != nil {
+		s.file.Close()
+		return nil, err
+	}
+	s.ready = func(fd uintptr) bool {
+		var events [1]unix.EpollEvent
+		n, err := unix.EpollWait(int(fd), events[:], 0)
+		return n > 0 || err != nil && err != unix.EINTR
+	}
+	return s, nil
+}
+
+// next returns the lanes in turn.
+func (s *selector) next(lanes []*lane) *lane {
+	return lanes[s.turn.Add(1)%uint32(len(lanes))]
+}
+
+// wait waits until a lane may hold a packet, or the deadline.
+func (s *selector) wait() error { return s.raw.Read(s.ready) }
+
+func (s *selector) setDeadline(t time.Time) error {
+	if s == nil {
+		return nil
+	}
+	return s.file.SetReadDeadline(t)
+}
+
+func (s *selector) close() error {
+	if s == nil {
+		return nil
+	}
+	return s.file.Close()
+}
