@@ -49,6 +49,10 @@ func print(e expr.Any) string {
 		if e.FlagDADDR && e.ResultADDRTYPE && !e.FlagSADDR && !e.FlagIIF && !e.FlagOIF && !e.FlagMARK {
 			return fmt.Sprintf("r%d = fib daddr type", e.Register)
 		}
+	case *expr.Hash:
+		if e.Type == expr.HashTypeSym {
+			return fmt.Sprintf("r%d = symhash mod %d", e.DestRegister, e.Modulus)
+		}
 	case *expr.Objref:
 		if e.Type == int(nftables.ObjTypeCounter) {
 			return "counter " + e.Name
@@ -110,13 +114,14 @@ func TestExpressions(t *testing.T) {
 		got  []expr.Any
 		want []string
 	}{
-		{"outbound, a program", Rule{Outbound, 7, queue}.exprs(o), join(matchBPF, count, toQueue)},
-		{"forward, a program, to the log", Rule{Forward, 7, log}.exprs(o), join(matchBPF, count, toLog)},
-		{"inbound, a program", Rule{Inbound, 7, queue}.exprs(o), join(matchBPF, local, count, toQueue)},
-		{"inbound fragments, a program", Rule{InboundFragments, 7, queue}.exprs(o), join(matchBPF, local, count, toQueue)},
-		{"outbound, no program", Rule{Outbound, NoProgram, queue}.exprs(o), join(notServed, toQueue)},
-		{"forward, no program", Rule{Forward, NoProgram, queue}.exprs(o), join(notServed, toQueue)},
-		{"inbound, no program", Rule{Inbound, NoProgram, log}.exprs(o), join(notServed, notLoopback, local, toLog)},
+		{"outbound, a program", Rule{Outbound, 7, queue, Share{}}.exprs(o), join(matchBPF, count, toQueue)},
+		{"forward, a program, to the log", Rule{Forward, 7, log, Share{}}.exprs(o), join(matchBPF, count, toLog)},
+		{"inbound, a program", Rule{Inbound, 7, queue, Share{}}.exprs(o), join(matchBPF, local, count, toQueue)},
+		{"inbound fragments, a program", Rule{InboundFragments, 7, queue, Share{}}.exprs(o), join(matchBPF, local, count, toQueue)},
+		{"outbound, no program", Rule{Outbound, NoProgram, queue, Share{}}.exprs(o), join(notServed, toQueue)},
+		{"forward, no program", Rule{Forward, NoProgram, queue, Share{}}.exprs(o), join(notServed, toQueue)},
+		{"outbound, a share of the flows", Rule{Outbound, 7, queue, Share{2, 4}}.exprs(o), join("r1 = symhash mod 4", "r1 == 02000000", matchBPF, count, toQueue)},
+		{"inbound, no program", Rule{Inbound, NoProgram, log, Share{}}.exprs(o), join(notServed, notLoopback, local, toLog)},
 		{"closing", closing.exprs(), []string{
 			"r1 = meta priority", "r2 = r1 & 0xf0000000 ^ 0x00000000", "r2 == 000000d0",
 			"r1 = r1 & 0x0000000f ^ 0x00000000", "meta priority = r1",
