@@ -96,9 +96,6 @@ func (d *dump) check(cmd *cobra.Command) error {
 			return err
 		}
 	}
-	if l := divert.Layer(d.flags.layer.value); d.read != "" && l != divert.LayerNetwork && l != divert.LayerForward {
-		return usagef("capture files have no events of the layer %s", d.flags.layer.String())
-	}
 	if d.write == "-" && d.app.colour {
 		return usagef("a capture file is nothing for a terminal; send it to a program or a file")
 	}

@@ -49,7 +49,7 @@ The exit status is 0 whether packets match or not; 1 if one cannot be evaluated.
 		Args: filterArguments,
 		RunE: func(_ *cobra.Command, args []string) error { return e.run(args) },
 	}
-	e.flags.add(cmd)
+	e.flags.add(cmd, packetLayers)
 	fl := cmd.Flags()
 	fl.StringArrayVarP(&e.packets, "packet", "p", nil, "a packet in `hex`adecimal; may be given several times")
 	fl.StringVarP(&e.read, "read", "r", "", "read a pcap or pcapng `file`; - is standard input")
@@ -62,9 +62,6 @@ The exit status is 0 whether packets match or not; 1 if one cannot be evaluated.
 }
 
 func (e *eval) run(args []string) (err error) {
-	if l := divert.Layer(e.flags.layer.value); l != divert.LayerNetwork && l != divert.LayerForward {
-		return usagef("the layer %s has events, not packets", e.flags.layer.String())
-	}
 	if e.read != "" && e.packets != nil {
 		return usagef("--read and --packet do not go together")
 	}

@@ -298,7 +298,6 @@ func TestOpenErrors(t *testing.T) {
 		status int
 		text   string
 	}{
-		{"layer without engine", []string{"dump", "--layer", "flow"}, exitFailed, "divert: open: the layer FLOW: not supported on this system\n`divert doctor` shows what this system has and what it lacks.\n"},
 		{"priority", []string{"dump", "--priority", "30001"}, exitUsage, "divert: invalid argument: priority 30001 is out of range (-30000 to 30000)\nSee `divert dump --help`.\n"},
 		{"queue", []string{"passthru", "--queue-length", "1"}, exitUsage, "divert: invalid argument: queue length 1 is out of range (32 to 16384)\nSee `divert passthru --help`.\n"},
 		{"file", []string{"dump", "-w", "/nowhere/x"}, exitFailed, "divert: open /nowhere/x: no such file or directory\n"},

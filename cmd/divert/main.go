@@ -94,7 +94,7 @@ program, which drops, changes or re-injects them. Packets that do not match neve
 	root.SetOut(a.out)
 	root.SetErr(a.errout)
 	root.SetHelpCommand(newHelp(root))
-	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return usageError{err} })
+	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return flagError(err) })
 	for _, c := range commands {
 		root.AddCommand(c(a))
 	}

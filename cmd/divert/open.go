@@ -22,6 +22,9 @@ var layerNames = [packet.NumLayers]string{
 	divert.LayerReflect: "reflect",
 }
 
+// packetLayers is how many of the layers, the first ones, have packets; the others have events.
+const packetLayers = int(divert.LayerForward) + 1
+
 // engineNames are the values of --engine.
 var engineNames = []string{
 	divert.EngineAuto:        "auto",
@@ -63,8 +66,9 @@ type dialectFlags struct {
 	strict bool
 }
 
-func (f *dialectFlags) add(cmd *cobra.Command) {
-	f.layer.names = layerNames[:]
+// add adds the flags; the layer is one of the first so many.
+func (f *dialectFlags) add(cmd *cobra.Command, layers int) {
+	f.layer.names = layerNames[:layers]
 	addChoice(cmd, &f.layer, "layer", "where in the network stack the filter works")
 	cmd.Flags().BoolVar(&f.strict, "strict", false, "filter language of WinDivert 2.2 to the letter, without extensions")
 }
@@ -105,7 +109,7 @@ type handleFlags struct {
 }
 
 func (f *handleFlags) add(cmd *cobra.Command) {
-	f.dialectFlags.add(cmd)
+	f.dialectFlags.add(cmd, packetLayers)
 	fl := cmd.Flags()
 	fl.Int16Var(&f.priority, "priority", 0, "packets meet handles from the highest priority to the lowest, 30000 to -30000")
 	fl.BoolVar(&f.fragments, "fragments", false, "see inbound fragments as they come, not the datagram put together")
