@@ -367,6 +367,7 @@ func TestQueuesKeepTheOrderOfFlows(t *testing.T) {
 			})
 		}
 		var senders sync.WaitGroup
+		inFlight := make(chan struct{}, 100) // no more than the receiver's buffer holds
 		for range flows {
 			from, err := pair.A.Dial(t.Context(), "udp", c.LocalAddr().String())
 			if err != nil {
@@ -375,10 +376,14 @@ func TestQueuesKeepTheOrderOfFlows(t *testing.T) {
 			defer from.Close()
 			senders.Go(func() {
 				for i := range uint64(each) {
+					select {
+					case inFlight <- struct{}{}:
+					case <-t.Context().Done():
+						return
+					}
 					if _, err := from.Write(binary.BigEndian.AppendUint64(nil, i)); err != nil {
 						t.Error(err)
 					}
-					time.Sleep(100 * time.Microsecond)
 				}
 			})
 		}
@@ -387,6 +392,7 @@ func TestQueuesKeepTheOrderOfFlows(t *testing.T) {
 		for range flows * each {
 			c.SetReadDeadline(time.Now().Add(5 * time.Second))
 			n, from, err := c.ReadFrom(buf)
+			<-inFlight
 			if err != nil {
 				t.Fatalf("after %v: %v; counters %+v", next, err, stats(t, d))
 			}
