@@ -160,7 +160,7 @@ func tryHandle() (string, error) {
 	if err != nil {
 		return "", err
 	}
-	h, err := linux.Open(engine.Config{Program: p, Limits: engine.Limits{Length: 32, Time: 1e9, Size: 1 << 16}})
+	h, err := linux.Open(engine.Config{Program: p, Queues: 1, Limits: engine.Limits{Length: 32, Time: 1e9, Size: 1 << 16}})
 	if err != nil {
 		return "", err
 	}
