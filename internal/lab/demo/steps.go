@@ -297,7 +297,7 @@ func (d *demo) speed() error {
 }
 
 // bulkSize is how much is sent at once, in bytes.
-const bulkSize = 64 << 20
+const bulkSize = 32 << 20
 
 // transfer sends the stream, checks what arrives, and returns how long it took.
 func (d *demo) transfer() (time.Duration, error) {
