@@ -133,14 +133,12 @@ const (
 	usualQueueSize, maxQueueSize     = 4 << 20, 32 << 20
 )
 
-// open opens a handle. Values that Open finds out of range are wrong usage.
-func (f *handleFlags) open(p *filter.Program, flags divert.Flag) (*divert.Handle, error) {
+// open opens a handle, with the command's own options. Values that Open finds out of range are wrong usage.
+func (f *handleFlags) open(p *filter.Program, flags divert.Flag, opts ...divert.Option) (*divert.Handle, error) {
 	if f.fragments {
 		flags |= divert.Fragments
 	}
-	opts := []divert.Option{
-		divert.WithFlags(flags), divert.WithPriority(f.priority), divert.WithEngine(divert.Engine(f.engine.value)),
-	}
+	opts = append(opts, divert.WithFlags(flags), divert.WithPriority(f.priority), divert.WithEngine(divert.Engine(f.engine.value)))
 	if f.strict {
 		opts = append(opts, divert.WithStrict())
 	}
