@@ -20,8 +20,13 @@ const (
 	maxAddrs = 255 * packet.AddressSize
 )
 
-// memory returns a caller's buffer. It is nil for NULL, and not nil for a buffer of no length.
-func memory(p unsafe.Pointer, n C.UINT) []byte { return unsafe.Slice((*byte)(p), n) }
+// memory returns a caller's buffer. It is nil for NULL whatever the length, and not nil for a buffer of none.
+func memory(p unsafe.Pointer, n C.UINT) []byte {
+	if p == nil {
+		return nil
+	}
+	return unsafe.Slice((*byte)(p), n)
+}
 
 // textOf returns a caller's text, as the caller's memory.
 func textOf(p *C.char, n C.size_t) []byte { return unsafe.Slice((*byte)(unsafe.Pointer(p)), n) }
@@ -43,9 +48,6 @@ func divertRecv(number C.uintptr_t, buf unsafe.Pointer, n C.UINT, size *C.UINT, 
 		return C.DWORD(invalidHandle)
 	}
 	d := delivery{buf: memory(buf, n), max: 1}
-	if buf == nil {
-		d.buf = nil
-	}
 	switch {
 	case addrLen != nil:
 		if *addrLen < minAddrs || *addrLen > maxAddrs || addrs == nil {
@@ -96,8 +98,6 @@ func divertSend(number C.uintptr_t, buf unsafe.Pointer, n C.UINT, size *C.UINT, 
 		return C.DWORD(invalidHandle)
 	case addrLen < minAddrs || addrLen > maxAddrs || addrs == nil:
 		return C.DWORD(invalidParameter)
-	case buf == nil:
-		n = 0
 	}
 	sent, result := h.send(memory(buf, n), memory(addrs, addrLen))
 	*size = C.UINT(sent)

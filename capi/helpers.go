@@ -20,23 +20,15 @@ func truth(b bool) C.BOOL {
 	return 0
 }
 
-// bytesOf returns a caller's packet, nil for NULL whatever its length.
-func bytesOf(p unsafe.Pointer, n C.UINT) []byte {
-	if p == nil {
-		return nil
-	}
-	return memory(p, n)
-}
-
 //export divertHash
 func divertHash(p unsafe.Pointer, n C.UINT, seed C.UINT64) C.UINT64 {
-	return C.UINT64(packet.Hash(bytesOf(p, n), uint64(seed)))
+	return C.UINT64(packet.Hash(memory(p, n), uint64(seed)))
 }
 
 //export divertParse
 func divertParse(p unsafe.Pointer, n C.UINT, out *C.struct_divert_parsed) C.BOOL {
 	var found packet.Parsed
-	if !found.Parse(bytesOf(p, n)) {
+	if !found.Parse(memory(p, n)) {
 		return 0
 	}
 	*out = C.struct_divert_parsed{
@@ -52,19 +44,19 @@ func divertParse(p unsafe.Pointer, n C.UINT, out *C.struct_divert_parsed) C.BOOL
 //export divertChecksums
 func divertChecksums(p unsafe.Pointer, n C.UINT, addr unsafe.Pointer, flags C.UINT64) C.BOOL {
 	if addr == nil {
-		return truth(packet.CalcChecksums(bytesOf(p, n), nil, packet.ChecksumFlags(flags)))
+		return truth(packet.CalcChecksums(memory(p, n), nil, packet.ChecksumFlags(flags)))
 	}
 	var a packet.Address
 	b := memory(addr, packet.AddressSize)
 	_ = a.UnmarshalBinary(b) // cannot fail with that length, nor can AppendBinary
-	ok := packet.CalcChecksums(bytesOf(p, n), &a, packet.ChecksumFlags(flags))
+	ok := packet.CalcChecksums(memory(p, n), &a, packet.ChecksumFlags(flags))
 	_, _ = a.AppendBinary(b[:0])
 	return truth(ok)
 }
 
 //export divertDecrementTTL
 func divertDecrementTTL(p unsafe.Pointer, n C.UINT) C.BOOL {
-	return truth(packet.DecrementTTL(bytesOf(p, n)))
+	return truth(packet.DecrementTTL(memory(p, n)))
 }
 
 //export divertParseIPv4
@@ -98,7 +90,7 @@ func divertFormatIPv6(addr *C.UINT32, buf *C.char, n C.UINT) C.DWORD {
 
 // put writes a text to a caller's buffer (specification: packets.md 7).
 func put[T string | []byte](buf *C.char, n C.UINT, text T) C.DWORD {
-	if !packet.PutCString(bytesOf(unsafe.Pointer(buf), n), text) {
+	if !packet.PutCString(memory(unsafe.Pointer(buf), n), text) {
 		return C.DWORD(insufficientBuffer)
 	}
 	return C.DWORD(success)
@@ -169,7 +161,7 @@ func divertEval(text *C.char, n C.size_t, extended C.BOOL, p unsafe.Pointer, pac
 	if err != nil {
 		return C.DWORD(invalidParameter)
 	}
-	matches, err := program.Eval(bytesOf(p, packetLen), &a)
+	matches, err := program.Eval(memory(p, packetLen), &a)
 	if err != nil {
 		return C.DWORD(invalidParameter)
 	}

@@ -1,0 +1,12 @@
+//go:build linux
+
+package main_test
+
+import "testing"
+
+// TestInterface compiles and runs testdata/interface.c with each compiler: the header must serve them all.
+func TestInterface(t *testing.T) {
+	for _, d := range dialects {
+		t.Run(d.name, func(t *testing.T) { run(t, compile(t, "interface.c", d)) })
+	}
+}

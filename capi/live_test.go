@@ -1,0 +1,27 @@
+//go:build linux
+
+package main_test
+
+import (
+	"os/exec"
+	"testing"
+
+	"github.com/opendivert/divert/internal/lab"
+)
+
+// host returns a host with nothing but its loopback device, where a program may do what it likes.
+func host(t *testing.T) *lab.Host {
+	t.Helper()
+	h, err := lab.NewT(t).AddHost("host")
+	if err != nil {
+		t.Fatal(err)
+	}
+	return h
+}
+
+// TestLive runs testdata/live.c: all that handles do.
+func TestLive(t *testing.T) {
+	for _, d := range []dialect{gccModern, cxxModern} {
+		t.Run(d.name, func(t *testing.T) { runAt(t, host(t), exec.Command(compile(t, "live.c", d))) })
+	}
+}
