@@ -53,9 +53,6 @@ func tokenOf(a *packet.Address) token {
 	}
 }
 
-// clear makes the address belong to no packet.
-func clearToken(a *packet.Address) { clear(a.Union()[tokenOffset:]) }
-
 // outbound reports whether the packet was on its way out.
 func (t *token) outbound() bool { return t.hook != queue.HookPrerouting }
 
