@@ -60,7 +60,9 @@ func (a *ages) run() {
 		notes = append(notes, a.note())
 		for now := time.Now(); len(notes) > 0 && now.Sub(notes[0].at) >= limit; {
 			for i := range a.lanes {
-				a.expired[i].Store(1<<32 | uint64(notes[0].last[i]))
+				if last := notes[0].last[i]; last != 0 {
+					a.expired[i].Store(1<<32 | uint64(last))
+				}
 			}
 			notes = append(notes[:0], notes[1:]...)
 		}
