@@ -1,0 +1,121 @@
+//go:build linux
+
+package main
+
+import (
+	"github.com/opendivert/divert"
+)
+
+// traffic is what a contender is to deal with: one way through host A, one protocol.
+type traffic struct {
+	Inbound  bool
+	Protocol string // "udp" or "tcp"
+}
+
+// way is the word of the filter language for the direction.
+func (t traffic) way() string {
+	if t.Inbound {
+		return "inbound"
+	}
+	return "outbound"
+}
+
+// worker is a contender at work.
+type worker interface {
+	// counts returns how many packets it has dealt with, and how many copies it has missed.
+	counts() (handled, missed uint64, err error)
+	close() error
+}
+
+// contender is one of those that are compared.
+type contender struct {
+	name  string
+	about string
+	loads []string // those of the default selection
+	drops bool     // nothing arrives: what counts is how fast it is sent
+	open  func(traffic) (worker, error)
+}
+
+// Selections of loads.
+var (
+	everywhere = []string{"udp64", "udp1400", "udp64in", "tcp1", "tcp8", "latency", "connect"}
+	main5      = []string{"udp64", "udp1400", "tcp1", "tcp8", "latency"}
+	streams    = []string{"udp64", "tcp1"}
+	udpOnly    = []string{"udp64"}
+	udpIn      = []string{"udp64in"}
+)
+
+// none is the contender that the others are compared with.
+const none = "none"
+
+// contenders are all of them, in the order of the tables.
+var contenders = []contender{
+	{name: none, about: "nothing is loaded", loads: everywhere,
+		open: func(traffic) (worker, error) { return idle{}, nil }},
+	{name: "one-by-one", about: "a queue loop with one message per system call, packets cut to segments", loads: everywhere,
+		open: openPlain},
+
+	{name: "accept-1", about: "divert, accept, one packet per call", loads: []string{"udp64", "tcp1", "latency"},
+		open: ours(1, accept)},
+	{name: "accept-64", about: "divert, accept, batches of 64", loads: everywhere,
+		open: ours(64, accept)},
+	{name: "accept-255", about: "divert, accept, batches of 255", loads: streams,
+		open: ours(255, accept)},
+	{name: "send-1", about: "divert, send unchanged, one packet per call",
+		open: ours(1, send)},
+	{name: "send-64", about: "divert, send unchanged, batches of 64", loads: main5,
+		open: ours(64, send)},
+	{name: "send-255", about: "divert, send unchanged, batches of 255",
+		open: ours(255, send)},
+	{name: "rewrite-1", about: "divert, send with a changed byte, one packet per call",
+		open: ours(1, rewrite)},
+	{name: "rewrite-64", about: "divert, send with a changed byte, batches of 64", loads: append(main5[:4:4], "connect"),
+		open: ours(64, rewrite)},
+	{name: "rewrite-255", about: "divert, send with a changed byte, batches of 255",
+		open: ours(255, rewrite)},
+	{name: "interpreter-64", about: "accept-64 where the interpreter decides", loads: append(streams[:2:2], "latency"),
+		open: ours(64, accept, divert.WithEngine(divert.EngineInterpreter))},
+
+	{name: "sniff", about: "copies by divert", loads: streams,
+		open: oursFor(wayOnly, 64, count, divert.WithFlags(divert.Sniff|divert.RecvOnly))},
+	{name: "ring", about: "copies by an AF_PACKET TPACKET_V3 ring", loads: streams,
+		open: openRing},
+
+	{name: "drop", about: "dropped by divert", loads: udpIn, drops: true,
+		open: oursFor(wayOnly, 1, count, divert.WithFlags(divert.Drop|divert.RecvOnly))},
+	{name: "nft-drop", about: "dropped by a rule of nftables", loads: udpIn, drops: true,
+		open: openNFTDrop},
+
+	{name: "idle-1", about: "divert, a filter of 1 port that matches nothing", loads: append(streams[:2:2], "connect"),
+		open: oursFor(ports(1), 64, accept)},
+	{name: "idle-10", about: "divert, 10 ports or-ed, no match", loads: streams,
+		open: oursFor(ports(10), 64, accept)},
+	{name: "idle-100", about: "divert, 100 ports or-ed, no match", loads: streams,
+		open: oursFor(ports(100), 64, accept)},
+	{name: "nft-1", about: "a rule of nftables for 1 port that matches nothing", loads: streams,
+		open: openNFTIdle},
+	{name: "set-10", about: "divert, a set of 10 ports, no match", loads: udpOnly,
+		open: oursFor(portSet(10), 64, accept)},
+	{name: "set-10000", about: "divert, a set of 10,000 ports, no match", loads: udpOnly,
+		open: oursFor(portSet(10000), 64, accept)},
+}
+
+// contenderNamed returns a contender, or nil.
+func contenderNamed(name string) *contender {
+	for i := range contenders {
+		if contenders[i].name == name {
+			return &contenders[i]
+		}
+	}
+	return nil
+}
+
+// can reports whether the contender makes sense with a load: where an outbound packet is dropped by a rule,
+// the sender is told so at every packet, and what needs an answer waits for it forever.
+func (c *contender) can(l *load) bool { return !c.drops || l.inbound }
+
+// idle is the worker that does nothing.
+type idle struct{}
+
+func (idle) counts() (handled, missed uint64, err error) { return 0, 0, nil }
+func (idle) close() error                                { return nil }

@@ -1,0 +1,173 @@
+//go:build linux
+
+package main
+
+import (
+	"errors"
+	"fmt"
+	"net/netip"
+	"os"
+	"time"
+	"unsafe"
+
+	"github.com/google/nftables"
+	"golang.org/x/sys/unix"
+)
+
+// Headers before the payload of a UDP packet, in bytes.
+const udpHeaders = 20 + 8
+
+// flooding returns the load that sends UDP packets of so many bytes, headers included, as fast as the sender's
+// socket takes them. The receiver is a rule that counts and drops, the cheapest there is.
+func flooding(size int) func(*course) error {
+	return func(c *course) error {
+		sink, err := newSink(c)
+		if err != nil {
+			return err
+		}
+		err = flood(c, sink, size-udpHeaders)
+		return errors.Join(err, sink.remove())
+	}
+}
+
+// sink is the counting rule.
+type sink struct{ *ruleset }
+
+// newSink makes it at the first hook of B, and at the last before sockets on A, behind the contender.
+func newSink(c *course) (s sink, err error) {
+	at := place{nftables.ChainHookPrerouting, -300}
+	if c.cell.load.inbound {
+		at = place{nftables.ChainHookInput, 0}
+	}
+	err = c.to.Do(func() (err error) {
+		s.ruleset, err = installNamed(sinkTable, at, countAndDrop(toPort(unix.IPPROTO_UDP, loadPort)))
+		return err
+	})
+	return s, err
+}
+
+// flood sends for the duration, waits until nothing arrives any more and measures.
+func flood(c *course, s sink, payload int) error {
+	if err := c.begin(); err != nil {
+		return err
+	}
+	began := time.Now()
+	var sent uint64
+	if err := c.from.Do(func() (err error) {
+		sent, err = floodFor(c.duration, c.target(), payload)
+		return err
+	}); err != nil {
+		return err
+	}
+	sentIn := time.Since(began)
+	arrived, last, err := s.settled(sent)
+	if err != nil {
+		return err
+	}
+	c.cell.Sent = sent
+	if c.drops {
+		if arrived > 0 {
+			return fmt.Errorf("%d of %d packets were not dropped", arrived, sent)
+		}
+		return c.end(sentIn, float64(sent))
+	}
+	if arrived > sent {
+		return fmt.Errorf("%d packets arrived, %d were sent", arrived, sent)
+	}
+	c.cell.Lost = sent - arrived
+	return c.end(max(sentIn, last.Sub(began)), float64(arrived))
+}
+
+// quiet is how long nothing may arrive for all to have arrived: longer than any contender holds packets back.
+const quiet = 40 * time.Millisecond
+
+// settled waits until all have arrived or no more come, and returns how many and when the last one came.
+func (s sink) settled(sent uint64) (arrived uint64, last time.Time, err error) {
+	last = time.Now()
+	for {
+		n, err := s.packets()
+		if err != nil {
+			return 0, last, err
+		}
+		now := time.Now()
+		if n != arrived {
+			arrived, last = n, now
+		}
+		if arrived == sent {
+			return arrived, last, nil
+		}
+		if now.Sub(last) > quiet {
+			return arrived, last, nil
+		}
+		time.Sleep(500 * time.Microsecond)
+	}
+}
+
+// floodBatch is how many packets one system call sends.
+const floodBatch = 512
+
+// sendBuffer of a flooding socket, in bytes: room for some 2,700 small packets on their way (the kernel
+// doubles the number, and counts about 768 bytes for each), fewer than a handle's queue holds.
+const sendBuffer = 1 << 20
+
+// mmsghdr is struct mmsghdr of sendmmsg(2).
+type mmsghdr struct {
+	hdr unix.Msghdr
+	_   uint32
+}
+
+// udpSocket returns a blocking socket that is connected to a target.
+func udpSocket(local, target netip.AddrPort) (int, error) {
+	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return -1, os.NewSyscallError("socket", err)
+	}
+	if err := limitWaits(fd); err != nil {
+		unix.Close(fd)
+		return -1, err
+	}
+	if local.IsValid() {
+		if err := unix.Bind(fd, &unix.SockaddrInet4{Port: int(local.Port()), Addr: local.Addr().As4()}); err != nil {
+			unix.Close(fd)
+			return -1, os.NewSyscallError("bind", err)
+		}
+	}
+	if err := unix.Connect(fd, &unix.SockaddrInet4{Port: int(target.Port()), Addr: target.Addr().As4()}); err != nil {
+		unix.Close(fd)
+		return -1, os.NewSyscallError("connect", err)
+	}
+	return fd, nil
+}
+
+// floodFor sends packets of so many bytes of payload for a time and returns how many the kernel took.
+func floodFor(d time.Duration, target netip.AddrPort, payload int) (sent uint64, err error) {
+	fd, err := udpSocket(netip.AddrPort{}, target)
+	if err != nil {
+		return 0, err
+	}
+	defer unix.Close(fd)
+	if unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_SNDBUFFORCE, sendBuffer) != nil {
+		_ = unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_SNDBUF, sendBuffer)
+	}
+	bytes := make([]byte, payload)
+	iov := unix.Iovec{Base: &bytes[0]}
+	iov.SetLen(payload)
+	hdrs := make([]mmsghdr, floodBatch)
+	for i := range hdrs {
+		hdrs[i].hdr.Iov = &iov
+		hdrs[i].hdr.SetIovlen(1)
+	}
+	for end := time.Now().Add(d); time.Now().Before(end); {
+		n, _, errno := unix.Syscall6(unix.SYS_SENDMMSG, uintptr(fd), uintptr(unsafe.Pointer(&hdrs[0])), floodBatch, 0, 0, 0)
+		switch errno {
+		case 0:
+			sent += uint64(n)
+		case unix.EINTR, unix.ENOBUFS:
+		case unix.EAGAIN:
+			return sent, fmt.Errorf("the sender has stood still for %v", patience)
+		default:
+			return sent, os.NewSyscallError("sendmmsg", errno)
+		}
+	}
+	return sent, nil
+}

@@ -1,0 +1,90 @@
+//go:build linux
+
+package main
+
+import (
+	"errors"
+	"fmt"
+	"net/netip"
+	"time"
+
+	"github.com/opendivert/divert/internal/lab"
+)
+
+// load is one kind of traffic between the hosts.
+type load struct {
+	name     string
+	title    string
+	unit     string // what the rate counts
+	per      float64
+	inbound  bool // B sends to A; otherwise A to B
+	protocol string
+	latency  bool // what counts is the time, not the rate
+	run      func(*course) error
+}
+
+// loads are all of them, in the order of the tables.
+var loads = []load{
+	{name: "udp64", title: "UDP, 64-byte packets, as fast as they go", unit: "packet", per: 1, protocol: "udp", run: flooding(64)},
+	{name: "udp1400", title: "UDP, 1400-byte packets, as fast as they go", unit: "packet", per: 1, protocol: "udp", run: flooding(1400)},
+	{name: "udp64in", title: "UDP, 64-byte packets, as fast as they go, inbound", unit: "packet", per: 1, inbound: true, protocol: "udp", run: flooding(64)},
+	{name: "tcp1", title: "TCP bulk, 1 stream", unit: "KiB", per: 1024, protocol: "tcp", run: streaming(1)},
+	{name: "tcp8", title: "TCP bulk, 8 streams", unit: "KiB", per: 1024, protocol: "tcp", run: streaming(8)},
+	{name: "latency", title: "UDP request and response, one packet in flight", unit: "round trip", per: 1, protocol: "udp", latency: true, run: pingPong},
+	{name: "connect", title: "Short TCP connections, 4 at a time", unit: "connection", per: 1, protocol: "tcp", run: connecting(4)},
+}
+
+func (l *load) traffic() traffic { return traffic{Inbound: l.inbound, Protocol: l.protocol} }
+
+// course is one load on its way: who sends to whom, for how long, and what is measured.
+type course struct {
+	from, to *lab.Host
+	duration time.Duration
+	drops    bool
+	cell     *cell
+
+	child       *child
+	before      usage
+	beforeSelf  time.Duration
+	handledBase uint64
+}
+
+// target is where the load goes.
+func (c *course) target() netip.AddrPort { return netip.AddrPortFrom(c.to.Addr4(), loadPort) }
+
+// begin starts the measurement.
+func (c *course) begin() (err error) {
+	if c.before, err = c.child.ask(); err == nil {
+		c.beforeSelf, err = cpuTime()
+	}
+	return err
+}
+
+// end ends it: in the time took, count units have arrived.
+func (c *course) end(took time.Duration, count float64) error {
+	self, err := cpuTime()
+	if err != nil {
+		return err
+	}
+	after, err := c.child.ask()
+	if err != nil {
+		return err
+	}
+	if count <= 0 || took <= 0 {
+		return fmt.Errorf("%w: %v units in %v", errNothing, count, took)
+	}
+	r := c.cell
+	r.Count, r.Seconds = count, took.Seconds()
+	r.Rate = count / took.Seconds()
+	own := after.CPU - c.before.CPU
+	r.CPU = float64(own) / count
+	r.CPUAll = float64(own+self-c.beforeSelf) / count
+	r.Handled, r.Missed = after.Handled-c.before.Handled, after.Missed-c.before.Missed
+	return nil
+}
+
+// errNothing means that a load has got nothing through.
+var errNothing = errors.New("nothing got through")
+
+// patience is how long anything in a load may stand still before it counts as stuck.
+const patience = 3 * time.Second

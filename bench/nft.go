@@ -1,0 +1,135 @@
+//go:build linux
+
+package main
+
+import (
+	"errors"
+	"fmt"
+
+	"github.com/google/nftables"
+	"github.com/google/nftables/binaryutil"
+	"github.com/google/nftables/expr"
+	"golang.org/x/sys/unix"
+)
+
+// place is where in the stack a rule of the bench stands.
+type place struct {
+	hook     *nftables.ChainHook
+	priority int32
+}
+
+// chain returns the place at which the engine meets the same packets.
+func (t traffic) chain() place {
+	if t.Inbound {
+		return place{nftables.ChainHookPrerouting, -300}
+	}
+	return place{nftables.ChainHookPostrouting, 300}
+}
+
+// ruleset is a table with one chain and one rule, in the namespace in which the process or thread was when it
+// was made.
+type ruleset struct {
+	conn  *nftables.Conn
+	table *nftables.Table
+	chain *nftables.Chain
+}
+
+// The tables of the bench.
+const (
+	contenderTable = "contender"
+	sinkTable      = "sink"
+)
+
+// install makes a contender's ruleset.
+func install(at place, rule []expr.Any) (*ruleset, error) {
+	return installNamed(contenderTable, at, rule)
+}
+
+// installNamed makes a ruleset.
+func installNamed(table string, at place, rule []expr.Any) (*ruleset, error) {
+	conn, err := nftables.New(nftables.AsLasting())
+	if err != nil {
+		return nil, err
+	}
+	r := &ruleset{conn: conn, table: &nftables.Table{Name: table, Family: nftables.TableFamilyINet}}
+	r.chain = &nftables.Chain{
+		Name: "counting", Table: r.table, Type: nftables.ChainTypeFilter, Hooknum: at.hook,
+		Priority: nftables.ChainPriorityRef(nftables.ChainPriority(at.priority)),
+	}
+	conn.AddTable(r.table)
+	conn.AddChain(r.chain)
+	conn.AddRule(&nftables.Rule{Table: r.table, Chain: r.chain, Exprs: rule})
+	if err := conn.Flush(); err != nil {
+		return nil, errors.Join(fmt.Errorf("install a rule: %w", err), conn.CloseLasting())
+	}
+	return r, nil
+}
+
+// packets returns how many packets the rule has counted.
+func (r *ruleset) packets() (uint64, error) {
+	rules, err := r.conn.GetRules(r.table, r.chain)
+	if err != nil {
+		return 0, err
+	}
+	for _, rule := range rules {
+		for _, e := range rule.Exprs {
+			if c, ok := e.(*expr.Counter); ok {
+				return c.Packets, nil
+			}
+		}
+	}
+	return 0, errors.New("the counting rule is gone")
+}
+
+// remove takes the table away.
+func (r *ruleset) remove() error {
+	r.conn.DelTable(r.table)
+	return errors.Join(r.conn.Flush(), r.conn.CloseLasting())
+}
+
+// toPort matches packets of a protocol to a port.
+func toPort(protocol byte, port uint16) []expr.Any {
+	return []expr.Any{
+		&expr.Meta{Key: expr.MetaKeyL4PROTO, Register: unix.NFT_REG_1},
+		&expr.Cmp{Op: expr.CmpOpEq, Register: unix.NFT_REG_1, Data: []byte{protocol}},
+		&expr.Payload{DestRegister: unix.NFT_REG_1, Base: expr.PayloadBaseTransportHeader, Offset: 2, Len: 2},
+		&expr.Cmp{Op: expr.CmpOpEq, Register: unix.NFT_REG_1, Data: binaryutil.BigEndian.PutUint16(port)},
+	}
+}
+
+// countAndDrop ends a rule that counts.
+func countAndDrop(match []expr.Any) []expr.Any {
+	return append(match, &expr.Counter{}, &expr.Verdict{Kind: expr.VerdictDrop})
+}
+
+// number is the protocol's number.
+func (t traffic) number() byte {
+	if t.Protocol == "tcp" {
+		return unix.IPPROTO_TCP
+	}
+	return unix.IPPROTO_UDP
+}
+
+// nftWorker is a contender that is one rule.
+type nftWorker struct{ r *ruleset }
+
+func (w nftWorker) counts() (handled, missed uint64, err error) {
+	handled, err = w.r.packets()
+	return handled, 0, err
+}
+
+func (w nftWorker) close() error { return w.r.remove() }
+
+// openNFTDrop drops what the load sends.
+func openNFTDrop(t traffic) (worker, error) { return openNFT(t, loadPort) }
+
+// openNFTIdle is a rule that matches nothing.
+func openNFTIdle(t traffic) (worker, error) { return openNFT(t, firstIdlePort) }
+
+func openNFT(t traffic, port uint16) (worker, error) {
+	r, err := install(t.chain(), countAndDrop(toPort(t.number(), port)))
+	if err != nil {
+		return nil, err
+	}
+	return nftWorker{r}, nil
+}

@@ -1,0 +1,145 @@
+//go:build linux
+
+package main
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"strings"
+	"sync/atomic"
+
+	"github.com/opendivert/divert"
+	"github.com/opendivert/divert/packet"
+)
+
+// deal is what a program does with the packets of one receive call.
+type deal func(h *divert.Handle, ps []divert.Packet) error
+
+// accept lets the packets go on as they are.
+func accept(h *divert.Handle, ps []divert.Packet) error {
+	_, err := h.AcceptBatch(ps)
+	return err
+}
+
+// send sends the packets with their bytes, which are unchanged.
+func send(h *divert.Handle, ps []divert.Packet) error {
+	_, err := h.SendBatch(ps)
+	return err
+}
+
+// rewrite changes the last byte of each payload and sends the packets; their checksums are computed anew.
+func rewrite(h *divert.Handle, ps []divert.Packet) error {
+	var parsed packet.Parsed
+	for i := range ps {
+		p := &ps[i]
+		if !parsed.ParseExact(p.Data) || parsed.PayloadLen == 0 {
+			continue
+		}
+		p.Data[parsed.PayloadOff+parsed.PayloadLen-1]++
+		p.Addr.TCPChecksum, p.Addr.UDPChecksum = false, false
+	}
+	return send(h, ps)
+}
+
+// count does nothing more.
+func count(*divert.Handle, []divert.Packet) error { return nil }
+
+// The ports of the filters that match nothing: no load uses them.
+const (
+	firstIdlePort = 50000
+	loadPort      = 4000
+)
+
+// wayOnly is the filter for all packets of a direction.
+func wayOnly(t traffic) string { return t.way() }
+
+// ports returns a filter that tests n ports one after the other.
+func ports(n int) func(traffic) string {
+	return func(t traffic) string {
+		tests := make([]string, n)
+		for i := range tests {
+			tests[i] = fmt.Sprintf("%s.DstPort == %d", t.Protocol, firstIdlePort+2*i)
+		}
+		return fmt.Sprintf("%s and (%s)", t.way(), strings.Join(tests, " or "))
+	}
+}
+
+// portSet returns a filter that looks for the port in a set of n.
+func portSet(n int) func(traffic) string {
+	return func(t traffic) string {
+		elements := make([]string, n)
+		for i := range elements {
+			// Every other port: neighbours would be joined to one range.
+			elements[i] = fmt.Sprint(firstSetPort + 2*i)
+		}
+		return fmt.Sprintf("%s and %s.DstPort in {%s}", t.way(), t.Protocol, strings.Join(elements, ", "))
+	}
+}
+
+// firstSetPort leaves room for 10,000 elements above the ports of the loads.
+const firstSetPort = 10001
+
+// handleWorker is a program that receives from a handle until it is closed.
+type handleWorker struct {
+	h       *divert.Handle
+	handled atomic.Uint64
+	done    chan error
+}
+
+// ours returns how to open a handle that takes all packets of the direction and deals with them.
+func ours(batch int, d deal, opts ...divert.Option) func(traffic) (worker, error) {
+	return oursFor(wayOnly, batch, d, opts...)
+}
+
+// oursFor is ours with another filter. Unless the options name an engine it is the kernel's, so that no
+// other one takes its place unseen.
+func oursFor(filter func(traffic) string, batch int, d deal, opts ...divert.Option) func(traffic) (worker, error) {
+	opts = append([]divert.Option{divert.WithEngine(divert.EngineKernel)}, opts...)
+	return func(t traffic) (worker, error) {
+		h, err := divert.Open(filter(t), opts...)
+		if err != nil {
+			return nil, err
+		}
+		w := &handleWorker{h: h, done: make(chan error, 1)}
+		go func() { w.done <- w.run(batch, d) }()
+		return w, nil
+	}
+}
+
+func (w *handleWorker) run(batch int, d deal) error {
+	ps := make([]divert.Packet, batch)
+	for {
+		n, err := w.h.RecvBatch(ps)
+		if err == nil {
+			w.handled.Add(uint64(n))
+			err = d(w.h, ps[:n])
+		}
+		switch {
+		case errors.Is(err, net.ErrClosed), err == io.EOF:
+			return nil
+		case err != nil:
+			return err
+		}
+	}
+}
+
+// counts takes the packets that a dropping handle never sees from the kernel's counter.
+func (w *handleWorker) counts() (handled, missed uint64, err error) {
+	select {
+	case err := <-w.done:
+		w.done <- err
+		return 0, 0, fmt.Errorf("the program has ended: %w", err)
+	default:
+	}
+	s, err := w.h.Stats()
+	if w.h.Flags()&divert.Sniff != 0 {
+		missed = s.DroppedFull
+	}
+	return w.handled.Load() + s.Dropped, missed, err
+}
+
+func (w *handleWorker) close() error {
+	return errors.Join(w.h.Close(), <-w.done)
+}

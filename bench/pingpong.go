@@ -1,0 +1,135 @@
+//go:build linux
+
+package main
+
+import (
+	"encoding/binary"
+	"errors"
+	"net/netip"
+	"os"
+	"slices"
+	"sync/atomic"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// pingPongPort is the client's port, so that both ends can be connected.
+const pingPongPort = 4001
+
+// pingPongSize is the length of the messages, in bytes.
+const pingPongSize = 32
+
+// pingPong is the load with one packet in flight: what counts is how long each round trip takes.
+func pingPong(c *course) error {
+	client := netip.AddrPortFrom(c.from.Addr4(), pingPongPort)
+	var stop atomic.Bool
+	server := c.to.Go(func() error { return echo(&stop, c.target(), client) })
+	err := c.from.Do(func() error { return c.ping(client) })
+	stop.Store(true)
+	return errors.Join(err, <-server)
+}
+
+// echo sends back what comes until stop.
+func echo(stop *atomic.Bool, local, target netip.AddrPort) error {
+	fd, err := udpSocket(local, target)
+	if err != nil {
+		return err
+	}
+	defer unix.Close(fd)
+	if err := unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &unix.Timeval{Usec: 20000}); err != nil {
+		return os.NewSyscallError("setsockopt", err)
+	}
+	b := make([]byte, pingPongSize)
+	for !stop.Load() {
+		n, err := unix.Read(fd, b)
+		if err == nil {
+			_, err = unix.Write(fd, b[:n])
+		}
+		switch err {
+		case nil, unix.EAGAIN, unix.EINTR, unix.ECONNREFUSED: // refused: the client is gone
+		default:
+			return os.NewSyscallError("echo", err)
+		}
+	}
+	return nil
+}
+
+// pingWarmUp is how many round trips are not counted.
+const pingWarmUp = 100
+
+// ping makes round trips for the duration and measures.
+func (c *course) ping(client netip.AddrPort) error {
+	fd, err := udpSocket(client, c.target())
+	if err != nil {
+		return err
+	}
+	defer unix.Close(fd)
+	b := make([]byte, pingPongSize)
+	if err := awaitEcho(fd, b); err != nil {
+		return err
+	}
+	for i := range uint64(pingWarmUp) {
+		if _, err := roundTrip(fd, b, i+1); err != nil {
+			return err
+		}
+	}
+	if err := c.begin(); err != nil {
+		return err
+	}
+	times := make([]time.Duration, 0, 1<<16)
+	began := time.Now()
+	for n := uint64(pingWarmUp); time.Since(began) < c.duration; n++ {
+		t, err := roundTrip(fd, b, n+1)
+		if errors.Is(err, unix.EAGAIN) {
+			c.cell.Lost++
+			continue
+		}
+		if err != nil {
+			return err
+		}
+		times = append(times, t)
+	}
+	took := time.Since(began)
+	c.cell.Sent = uint64(len(times)) + c.cell.Lost
+	if len(times) > 0 {
+		slices.Sort(times)
+		c.cell.P50, c.cell.P99, c.cell.P999 = percentile(times, 0.5), percentile(times, 0.99), percentile(times, 0.999)
+	}
+	return c.end(took, float64(len(times)))
+}
+
+// awaitEcho waits until the server is there.
+func awaitEcho(fd int, b []byte) error {
+	for began := time.Now(); ; {
+		_, err := roundTrip(fd, b, 0)
+		if err == nil || time.Since(began) > patience {
+			return err
+		}
+		time.Sleep(time.Millisecond)
+	}
+}
+
+// roundTrip sends a message with a number and waits for it to come back.
+func roundTrip(fd int, b []byte, number uint64) (time.Duration, error) {
+	binary.NativeEndian.PutUint64(b, number)
+	began := time.Now()
+	if _, err := unix.Write(fd, b); err != nil {
+		return 0, err
+	}
+	for {
+		_, err := unix.Read(fd, b)
+		switch {
+		case err == unix.EINTR:
+		case err != nil:
+			return 0, err
+		case binary.NativeEndian.Uint64(b) == number:
+			return time.Since(began), nil
+		}
+	}
+}
+
+// percentile returns the q-th part of sorted times, by the nearest rank.
+func percentile(sorted []time.Duration, q float64) time.Duration {
+	return sorted[min(int(q*float64(len(sorted))), len(sorted)-1)]
+}

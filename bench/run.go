@@ -1,0 +1,132 @@
+//go:build linux
+
+package main
+
+import (
+	"errors"
+	"fmt"
+	"strings"
+	"time"
+
+	"github.com/opendivert/divert/internal/lab"
+)
+
+// cell is what one contender has done with one load in one round.
+type cell struct {
+	Load      string
+	Contender string
+	Round     int
+
+	Rate    float64 // units per second
+	Count   float64 // units that arrived
+	Seconds float64
+	CPU     float64 // ns of the contender's process for each unit
+	CPUAll  float64 // the same, and of sender and receiver
+
+	Sent    uint64 `json:",omitempty"` // packets
+	Lost    uint64 // packets sent that did not arrive
+	Handled uint64 // packets that the contender has dealt with
+	Missed  uint64 // copies that a sniffing contender has lost
+
+	P50  time.Duration `json:",omitempty"` // of the round trips
+	P99  time.Duration `json:",omitempty"`
+	P999 time.Duration `json:",omitempty"`
+
+	load *load
+}
+
+// selection is what a run compares.
+type selection struct {
+	contenders []*contender
+	loads      []*load
+	rounds     int
+	duration   time.Duration // of each cell
+	all        bool          // every combination that makes sense, not only the default ones
+}
+
+// pairs returns the contenders of a load.
+func (s *selection) pairs(l *load) (list []*contender) {
+	for _, c := range s.contenders {
+		if c.can(l) && (s.all || c.name == none || contains(c.loads, l.name)) {
+			list = append(list, c)
+		}
+	}
+	return list
+}
+
+func contains(list []string, s string) bool {
+	for _, have := range list {
+		if have == s {
+			return true
+		}
+	}
+	return false
+}
+
+// results are the cells of a run.
+type results struct {
+	Cells   []*cell
+	Skipped map[string]string // contenders that cannot run here, and why
+}
+
+// run measures. progress is called before each cell.
+func (s *selection) run(pair *lab.Pair, progress func(round int, l *load, c *contender)) (*results, error) {
+	r := &results{Skipped: make(map[string]string)}
+	for round := range s.rounds {
+		for _, l := range s.loads {
+			list := s.pairs(l)
+			for i := range list {
+				c := list[(i+round)%len(list)]
+				if _, skipped := r.Skipped[c.name]; skipped {
+					continue
+				}
+				progress(round, l, c)
+				one, err := s.measure(pair, l, c)
+				if no := (errUnavailable{}); errors.As(err, &no) {
+					r.Skipped[c.name] = no.reason
+					continue
+				}
+				if err != nil {
+					return r, fmt.Errorf("%s with %s, round %d: %w", l.name, c.name, round+1, err)
+				}
+				one.Round = round
+				r.Cells = append(r.Cells, one)
+			}
+		}
+	}
+	return r, nil
+}
+
+// measure makes one cell.
+func (s *selection) measure(pair *lab.Pair, l *load, c *contender) (*cell, error) {
+	child, err := startChild(pair.A, job{Contender: c.name, Traffic: l.traffic()})
+	if err != nil {
+		return nil, err
+	}
+	run := &course{
+		from: pair.A, to: pair.B, duration: s.duration, drops: c.drops, child: child,
+		cell: &cell{Load: l.name, Contender: c.name, load: l},
+	}
+	if l.inbound {
+		run.from, run.to = pair.B, pair.A
+	}
+	err = errors.Join(l.run(run), child.end())
+	if err == nil {
+		err = nothingLeft(pair)
+	}
+	return run.cell, err
+}
+
+// nothingLeft fails if a host has rules after a cell.
+func nothingLeft(pair *lab.Pair) error {
+	for _, h := range pair.Hosts() {
+		tables, err := h.NFTables()
+		if err != nil {
+			return err
+		}
+		if len(tables) > 0 {
+			return fmt.Errorf("left behind on %v: %s", h, strings.Join(tables, ", "))
+		}
+	}
+	return nil
+}
