@@ -16,7 +16,8 @@ import (
 // backlog is a queue of packets in user space, bounded as the specification bounds a handle's packet queue
 // (api.md 12): what does not fit pushes out the oldest, what is too old is not returned.
 type backlog struct {
-	dropped func(p *waiting, why dropReason) // told of each packet that is pushed out, with the lock held
+	dropped  func(p *waiting, why dropReason) // told of each packet that is pushed out, with the lock held
+	overhead int                              // what an item counts beyond its bytes
 
 	mu       sync.Mutex
 	limits   engine.Limits
@@ -49,14 +50,14 @@ const (
 const perItem = 63
 
 func newBacklog(l engine.Limits, dropped func(*waiting, dropReason)) *backlog {
-	return &backlog{dropped: dropped, limits: l, items: make([]waiting, 64), changed: make(chan struct{})}
+	return &backlog{dropped: dropped, overhead: perItem, limits: l, items: make([]waiting, 64), changed: make(chan struct{})}
 }
 
 // add appends a packet and reports false if it is larger than the whole queue may be.
 func (q *backlog) add(data []byte, addr *packet.Address) bool {
 	q.mu.Lock()
 	defer q.mu.Unlock()
-	size := len(data) + perItem
+	size := len(data) + q.overhead
 	if q.closed || q.draining || size > q.limits.Size {
 		return false
 	}
@@ -91,7 +92,7 @@ func (q *backlog) pop() *waiting {
 	w := &q.items[q.head]
 	q.head = (q.head + 1) % len(q.items)
 	q.n--
-	q.bytes -= w.len + perItem
+	q.bytes -= w.len + q.overhead
 	return w
 }
 

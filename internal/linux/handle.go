@@ -4,7 +4,6 @@ package linux
 
 import (
 	"errors"
-	"fmt"
 	"io"
 	"math/rand/v2"
 	"net"
@@ -68,11 +67,11 @@ type counts struct {
 	dropped, full, old, long, passed                           atomic.Uint64
 }
 
-// Open opens a handle of a NETWORK layer in the network namespace of the calling thread.
+// Open opens a handle in the network namespace of the calling thread.
 func Open(cfg engine.Config) (engine.Handle, error) {
 	layer := cfg.Program.Layer()
-	if layer != packet.LayerNetwork && layer != packet.LayerForward {
-		return nil, fmt.Errorf("the layer %v: %w", layer, engine.ErrNotSupported)
+	if eventLayers[layer] {
+		return openEvents(cfg)
 	}
 	mode, why, err := decide(cfg.Mode)
 	if err != nil {
@@ -94,7 +93,7 @@ func Open(cfg engine.Config) (engine.Handle, error) {
 func (h *handle) open(mode engine.Mode) error {
 	owner := rules.Owner{
 		ID: rand.Uint64(), PID: os.Getpid(), Opened: now(),
-		Priority: h.cfg.Priority, Layer: uint8(h.layer), Flags: h.cfg.Flags,
+		Priority: h.cfg.Priority, Layer: uint8(h.layer), Flags: h.cfg.Flags, Filter: filterData(h.cfg.Program),
 	}
 	var err error
 	h.entry, err = rules.Open(h.ns, owner, func(key cursor.Key) ([]rules.Rule, error) {
@@ -256,6 +255,7 @@ func (h *handle) SetFilter(p *filter.Program) error {
 	}
 	if h.entries == nil {
 		h.source.setFilter(p)
+		h.tellFilter(p)
 		return nil
 	}
 	if h.recvDown.Load() {
@@ -265,6 +265,7 @@ func (h *handle) SetFilter(p *filter.Program) error {
 	if err != nil {
 		return err
 	}
+	h.tellFilter(p)
 	if before := h.times.Swap(told); before != nil {
 		return before.close()
 	}
@@ -281,6 +282,10 @@ func (h *handle) retime(p *packet.Packet) {
 		p.Addr.Timestamp = at
 	}
 }
+
+// tellFilter makes REFLECT handles that are opened from now on see the filter. It is in force whether that
+// works or not.
+func (h *handle) tellFilter(p *filter.Program) { _ = h.entry.SetFilter(filterData(p)) }
 
 // Shutdown implements engine.Handle.
 func (h *handle) Shutdown(how engine.How) error {

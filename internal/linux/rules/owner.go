@@ -25,6 +25,7 @@ type Owner struct {
 	Priority int16
 	Layer    uint8
 	Flags    uint64
+	Filter   string // what REFLECT tells of the handle's filter; in rules of its own, see filterParts
 }
 
 const ownerFormat = "divert handle=%x pid=%d opened=%d key=%d priority=%d layer=%d flags=%d"
@@ -57,15 +58,12 @@ func parseOwner(data []byte) (Owner, bool) {
 // comment returns the comment in userdata: entries of type, length and value, where a text ends with a
 // zero byte (libnftnl, udata.h). Other programs' rules hold what they like.
 func comment(data []byte) (text string, ok bool) {
-	for len(data) >= 2 && len(data) >= 2+int(data[1]) {
-		value := data[2 : 2+int(data[1])]
-		if userdata.Type(data[0]) == userdata.TypeComment {
-			value, _ = bytes.CutSuffix(value, []byte{0})
-			return string(value), true
-		}
-		data = data[2+len(value):]
+	value := entry(data, userdata.TypeComment)
+	if value == nil {
+		return "", false
 	}
-	return "", false
+	value, _ = bytes.CutSuffix(value, []byte{0})
+	return string(value), true
 }
 
 // token is an abstract unix socket: a name of the network namespace that one process can hold at a time

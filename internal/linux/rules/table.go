@@ -135,8 +135,10 @@ func List(ns *netns.Namespace) (owners []Owner, err error) {
 		if err != nil {
 			return err
 		}
+		filters := t.filters()
 		for _, o := range t.owners() {
 			if o.alive() {
+				o.Filter = filters[o.ID]
 				owners = append(owners, o)
 			}
 		}
@@ -387,6 +389,7 @@ func (t *tx) enter(o Owner, rules []Rule) (n int, err error) {
 	}
 	n = 1 + len(rules)
 	t.insert(o, Handles, nil)
+	n += t.enterFilter(o)
 	if !t.counters[o.counter()] {
 		t.conn.AddObj(counterObject(o))
 		t.counters[o.counter()] = true

@@ -195,3 +195,6 @@ func (s *Source) Read(r *Record) error {
 		}
 	}
 }
+
+// Flush makes Read fail with ringbuf.ErrFlushed when it has returned what is there.
+func (s *Source) Flush() { _ = s.ring.Flush() } // fails when closed, which ends Read too

@@ -1,0 +1,251 @@
+//go:build linux
+
+package linux
+
+import (
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"net"
+	"os"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/opendivert/divert/filter"
+	"github.com/opendivert/divert/internal/engine"
+	"github.com/opendivert/divert/internal/linux/cursor"
+	"github.com/opendivert/divert/internal/linux/netns"
+	"github.com/opendivert/divert/internal/linux/rules"
+	"github.com/opendivert/divert/packet"
+)
+
+// events is an open handle of the layers FLOW, SOCKET and REFLECT: a feed raises events, which wait in
+// the backlog.
+type events struct {
+	cfg    engine.Config
+	layer  packet.Layer
+	ns     *netns.Namespace
+	entry  *rules.Entry // nil for REFLECT: its handles are nobody's to see
+	feed   feed
+	queue  *backlog
+	counts counts
+
+	mu       sync.Mutex // serialises Shutdown, Close and SetFilter
+	recvDown bool
+	sendDown atomic.Bool
+	closed   atomic.Bool
+}
+
+// feed raises the events of a handle, by events.raise.
+type feed interface {
+	setFilter(p *filter.Program) error
+	// stop raises what happened before, and then no event any more.
+	stop() error
+	// close gives back what the feed holds, after stop or without.
+	close() error
+	// tally adds what was lost or refused before user space knew of it.
+	tally(s *engine.Stats) error
+	describe() string
+}
+
+// What an event counts in the queue beyond its bytes (specification: api.md 12).
+const (
+	perEvent   = 119
+	perReflect = 87
+)
+
+// openEvents opens a handle of one of the layers.
+func openEvents(cfg engine.Config) (engine.Handle, error) {
+	ns, err := netns.Current()
+	if err != nil {
+		return nil, err
+	}
+	h := &events{cfg: cfg, layer: cfg.Program.Layer(), ns: ns}
+	h.queue = newBacklog(cfg.Limits, h.lost)
+	h.queue.overhead = perEvent
+	if h.layer == packet.LayerReflect {
+		h.queue.overhead = perReflect
+		h.feed, err = newRegistry(h)
+	} else {
+		err = h.enter()
+	}
+	if err != nil {
+		h.release()
+		return nil, err
+	}
+	return h, nil
+}
+
+// enter opens the feed and enters the handle into the registry.
+func (h *events) enter() (err error) {
+	owner := rules.Owner{
+		ID: rand.Uint64(), PID: os.Getpid(), Opened: now(),
+		Priority: h.cfg.Priority, Layer: uint8(h.layer), Flags: h.cfg.Flags, Filter: filterData(h.cfg.Program),
+	}
+	h.entry, err = rules.Open(h.ns, owner, func(key cursor.Key) (_ []rules.Rule, err error) {
+		h.feed, err = newSocketFeed(h, key)
+		return nil, err
+	})
+	return err
+}
+
+// raise queues an event.
+func (h *events) raise(data []byte, a *packet.Address) {
+	if h.queue.add(data, a) {
+		h.counts.matched.Add(1)
+	}
+}
+
+// lost counts an event that had to leave the queue.
+func (h *events) lost(_ *waiting, why dropReason) {
+	if why == dropOld {
+		h.counts.old.Add(1)
+	} else {
+		h.counts.full.Add(1)
+	}
+}
+
+// Recv implements engine.Handle.
+func (h *events) Recv(ps []packet.Packet) (int, error) {
+	if len(ps) == 0 {
+		return 0, nil
+	}
+	n, err := h.queue.recv(ps)
+	h.counts.received.Add(uint64(n))
+	return n, err
+}
+
+// Send implements engine.Handle: there is nothing to send at these layers.
+func (h *events) Send([]packet.Packet) (int, error) {
+	switch {
+	case h.closed.Load():
+		return 0, net.ErrClosed
+	case h.sendDown.Load():
+		return 0, engine.ErrShutdown
+	}
+	return 0, engine.ErrReceiveOnly
+}
+
+// Accept implements engine.Handle.
+func (h *events) Accept(ps []packet.Packet) (int, error) { return h.Send(ps) }
+
+// SetReadDeadline implements engine.Handle.
+func (h *events) SetReadDeadline(t time.Time) error {
+	if h.closed.Load() {
+		return net.ErrClosed
+	}
+	h.queue.set(func() { h.queue.deadline = t })
+	return nil
+}
+
+// SetLimits implements engine.Handle.
+func (h *events) SetLimits(l engine.Limits) error {
+	if h.closed.Load() {
+		return net.ErrClosed
+	}
+	h.queue.set(func() { h.queue.limits = l })
+	return nil
+}
+
+// SetFilter implements engine.Handle.
+func (h *events) SetFilter(p *filter.Program) error {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	switch {
+	case h.closed.Load():
+		return net.ErrClosed
+	case h.recvDown:
+		return nil
+	}
+	if err := h.feed.setFilter(p); err != nil || h.entry == nil {
+		return err
+	}
+	return h.entry.SetFilter(filterData(p))
+}
+
+// Shutdown implements engine.Handle.
+func (h *events) Shutdown(how engine.How) error {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.closed.Load() {
+		return net.ErrClosed
+	}
+	if how&engine.ShutdownSend != 0 {
+		h.sendDown.Store(true)
+	}
+	if how&engine.ShutdownRecv == 0 || h.recvDown {
+		return nil
+	}
+	h.recvDown = true
+	err := h.feed.stop()
+	h.queue.set(func() { h.queue.draining = true })
+	return err
+}
+
+// Close implements engine.Handle.
+func (h *events) Close() error {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.closed.Swap(true) {
+		return net.ErrClosed
+	}
+	return h.release()
+}
+
+// release gives back what an opened, or half opened, handle holds.
+func (h *events) release() error {
+	var errs []error
+	h.queue.set(func() { h.queue.closed = true })
+	if h.feed != nil {
+		errs = append(errs, h.feed.close())
+	}
+	if h.entry != nil {
+		errs = append(errs, h.entry.Close())
+	}
+	errs = append(errs, h.ns.Close())
+	return errors.Join(errs...)
+}
+
+// Stats implements engine.Handle.
+func (h *events) Stats() (engine.Stats, error) {
+	c := &h.counts
+	s := engine.Stats{
+		Matched: c.matched.Load(), Received: c.received.Load(),
+		DroppedFull: c.full.Load(), DroppedOld: c.old.Load(),
+	}
+	h.queue.set(func() { s.Waiting = uint64(h.queue.n) })
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.closed.Load() {
+		return s, nil
+	}
+	return s, h.feed.tally(&s)
+}
+
+// Description implements engine.Handle.
+func (h *events) Description() string { return h.feed.describe() }
+
+// maxFilterData is how long the data of a REFLECT event is at most, in bytes, with the terminating zero
+// (specification: api.md 1.1).
+const maxFilterData = 12288
+
+// filterData returns a filter as REFLECT tells it: its object string or, for a filter of the extended
+// dialect that has none, its text in normal form.
+func filterData(p *filter.Program) string {
+	text, err := p.Object()
+	if err != nil {
+		if text, err = p.Format(); err != nil {
+			text = p.String()
+		}
+	}
+	return text[:min(len(text), maxFilterData-1)]
+}
+
+// eventLayers are the layers that openEvents opens.
+var eventLayers = [packet.NumLayers]bool{packet.LayerFlow: true, packet.LayerSocket: true, packet.LayerReflect: true}
+
+// needEBPF says that a layer cannot be served without programs in the kernel.
+func needEBPF(layer packet.Layer, err error) error {
+	return fmt.Errorf("the layer %v: %w: it needs eBPF programs on cgroups: %w", layer, engine.ErrNotSupported, refusal(err))
+}
