@@ -10,10 +10,20 @@ import (
 
 // The clock of timestamps is CLOCK_MONOTONIC in nanoseconds, the same as bpf_ktime_get_ns. Go's own
 // monotonic readings are of that clock and cost no system call; they only lack its origin.
-var (
-	clockStart  = time.Now()
-	clockOrigin = monotonicNow()
-)
+var clockStart, clockOrigin = readClocks()
+
+// readClocks reads both clocks at one moment: of several tries the one that was interrupted the least.
+func readClocks() (start time.Time, origin int64) {
+	best := time.Duration(1<<63 - 1)
+	for range 10 {
+		before := time.Now()
+		at := monotonicNow()
+		if took := time.Since(before); took < best {
+			start, origin, best = before, at-int64(took/2), took
+		}
+	}
+	return start, origin
+}
 
 func monotonicNow() int64 {
 	var ts unix.Timespec

@@ -59,8 +59,9 @@ func share(l engine.Limits, lanes int) engine.Limits {
 
 // openLanes binds a handle's queues and makes its sender answer to them.
 func openLanes(h *handle) ([]*lane, error) {
-	limits := share(h.cfg.Limits, h.cfg.Queues)
-	qs, err := queue.OpenGroup(h.cfg.Queues, queueOptions(&h.cfg, limits))
+	count := max(h.cfg.Queues, 1)
+	limits := share(h.cfg.Limits, count)
+	qs, err := queue.OpenGroup(count, queueOptions(&h.cfg, limits))
 	if err != nil {
 		return nil, err
 	}
