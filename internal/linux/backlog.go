@@ -25,6 +25,7 @@ type backlog struct {
 	head, n  int
 	bytes    int
 	draining bool // nothing is added any more; empty means the end
+	closing  bool // as closed for who receives; packets are still added
 	closed   bool
 	changed  chan struct{} // closed and replaced when a reader may have reason to look again
 	watched  bool          // somebody waits for changed
@@ -136,7 +137,7 @@ func (q *backlog) recv(ps []packet.Packet) (int, error) {
 func (q *backlog) take(ps []packet.Packet) (n int, wait <-chan struct{}, deadline time.Time, err error) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
-	if q.closed {
+	if q.closing || q.closed {
 		return 0, nil, deadline, net.ErrClosed
 	}
 	if !q.deadline.IsZero() && !time.Now().Before(q.deadline) {
@@ -165,9 +166,16 @@ func (q *backlog) take(ps []packet.Packet) (n int, wait <-chan struct{}, deadlin
 
 // discard empties the backlog, giving each packet to f.
 func (q *backlog) discard(f func(*waiting)) {
-	q.mu.Lock()
-	defer q.mu.Unlock()
+	q.set(func() { q.empty(f) })
+}
+
+func (q *backlog) empty(f func(*waiting)) {
 	for q.n > 0 {
 		f(q.pop())
 	}
+}
+
+// end closes the backlog and empties it, in one step, giving each packet to f.
+func (q *backlog) end(f func(*waiting)) {
+	q.set(func() { q.closed = true; q.empty(f) })
 }

@@ -34,27 +34,29 @@ func (b *batchReader) datagram(i int, p *packet.Packet) []byte {
 	return p.Buffer(queue.BufferSize)[:min(n, queue.BufferSize)]
 }
 
-// release lets the packets that wait in queues for a reader go on as they were, and counts them.
-func release(lanes []*lane, s *sender) (passed uint64, err error) {
+// release lets the packets that wait in queues for a reader go on as they were.
+func release(lanes []*lane, s *sender) (err error) {
 	for _, l := range lanes {
-		n, e := l.release(s)
-		passed += n
-		err = errors.Join(err, e)
+		err = errors.Join(err, l.release(s))
 	}
-	return passed, err
+	return err
 }
 
-func (l *lane) release(s *sender) (passed uint64, err error) {
+// maxReleased bounds a release that more packets come to all the time: more than the longest queue holds.
+const maxReleased = 4 * 16384
+
+func (l *lane) release(s *sender) error {
 	verdicts, err := l.batch()
 	if err != nil {
-		return 0, err
+		return err
 	}
+	defer l.batches.Put(verdicts)
 	r := newBatchReader(l.q)
 	ps := make([]packet.Packet, maxBatch)
-	for {
+	for passed := 0; passed < maxReleased; {
 		got, err := r.fill(ps, false)
 		if got == 0 || err != nil {
-			return passed, err
+			return err
 		}
 		var m queue.Message
 		for i := range ps[:got] {
@@ -65,7 +67,8 @@ func (l *lane) release(s *sender) (passed uint64, err error) {
 			}
 		}
 		if err := verdicts.Flush(); err != nil {
-			return passed, err
+			return err
 		}
 	}
+	return nil
 }

@@ -32,7 +32,8 @@ type handle struct {
 	sender *sender
 	counts counts
 
-	mu        sync.Mutex            // serialises Shutdown, Close and SetFilter
+	receivers sync.RWMutex          // held for reading while something is received
+	mu        sync.Mutex            // serialises what changes the handle
 	entries   entries               // nil where the interpreter decides
 	times     atomic.Pointer[times] // of the filter in force; nil unless it asks for the time
 	guard     *rules.Guard          // nil once the handle captures nothing any more
@@ -57,6 +58,10 @@ type source interface {
 	tally(*engine.Stats) error
 	// drain makes recv return what is there and then io.EOF. The rules are gone when it is called.
 	drain()
+	// wake makes recv return with net.ErrClosed, now and from now on.
+	wake()
+	// yield lets what waits go on, while the rules still stand. Nobody is in recv any more.
+	yield() error
 	// close gives what nobody received back to the stack and ends.
 	close() error
 }
@@ -203,8 +208,11 @@ func (h *handle) recv(ps []packet.Packet, from func([]packet.Packet) (int, error
 	if len(ps) == 0 {
 		return 0, nil
 	}
+	h.receivers.RLock() // Close waits for what has been received to be counted, or given back
+	defer h.receivers.RUnlock()
 	n, err := from(ps)
 	if h.closed.Load() {
+		h.giveBack(ps[:n])
 		return 0, net.ErrClosed
 	}
 	h.counts.received.Add(uint64(n))
@@ -212,6 +220,15 @@ func (h *handle) recv(ps []packet.Packet, from func([]packet.Packet) (int, error
 		err = engine.ErrRulesGone
 	}
 	return n, err
+}
+
+// giveBack lets packets go on that were received when the handle was closing: the receiver will not hear of them.
+func (h *handle) giveBack(ps []packet.Packet) {
+	if h.cfg.Flags&engine.FlagSniff != 0 || len(ps) == 0 {
+		return
+	}
+	h.counts.passed.Add(uint64(len(ps)))
+	h.sender.pass(ps)
 }
 
 // Send implements engine.Handle.
@@ -229,6 +246,8 @@ func (h *handle) send(ps []packet.Packet, unchanged bool) (int, error) {
 
 // SetReadDeadline implements engine.Handle.
 func (h *handle) SetReadDeadline(t time.Time) error {
+	h.mu.Lock() // so that it cannot undo the waking of Close
+	defer h.mu.Unlock()
 	if h.closed.Load() {
 		return net.ErrClosed
 	}
@@ -337,17 +356,20 @@ const membarrierGlobal = 1
 func (h *handle) Close() error {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	if h.closed.Load() {
+	if h.closed.Swap(true) {
 		return net.ErrClosed
 	}
-	errs := []error{h.stop()}
+	h.source.wake()
+	h.receivers.Lock()
+	defer h.receivers.Unlock()
+	// First with the rules in place: packets that pass when they are gone would overtake those that wait.
+	errs := []error{h.source.yield(), h.stop()}
 	var err error
 	if h.last, err = h.tally(); err != nil {
 		errs = append(errs, err)
 	}
-	// What waits goes on: nobody is to receive it now.
+	// What still waits goes on: nobody is to receive it now.
 	h.last.Passed, h.last.Waiting = h.last.Passed+h.last.Waiting, 0
-	h.closed.Store(true)
 	return errors.Join(append(errs, h.release())...)
 }
 

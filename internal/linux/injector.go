@@ -5,6 +5,7 @@ package linux
 import (
 	"errors"
 	"fmt"
+	"net"
 	"sync"
 
 	"github.com/opendivert/divert/internal/engine"
@@ -21,6 +22,7 @@ type injector struct {
 	key cursor.Key
 
 	mu       sync.Mutex
+	closed   bool
 	outbound *inject.Outbound
 	inbound  *inject.Inbound
 }
@@ -59,7 +61,10 @@ func isTCP(b []byte) bool {
 func (i *injector) out() (*inject.Outbound, error) {
 	i.mu.Lock()
 	defer i.mu.Unlock()
-	if i.outbound != nil {
+	switch {
+	case i.closed:
+		return nil, net.ErrClosed
+	case i.outbound != nil:
 		return i.outbound, nil
 	}
 	err := i.ns.Do(func() (err error) {
@@ -73,7 +78,10 @@ func (i *injector) out() (*inject.Outbound, error) {
 func (i *injector) in() (*inject.Inbound, error) {
 	i.mu.Lock()
 	defer i.mu.Unlock()
-	if i.inbound != nil {
+	switch {
+	case i.closed:
+		return nil, net.ErrClosed
+	case i.inbound != nil:
 		return i.inbound, nil
 	}
 	err := i.ns.Do(func() (err error) {
@@ -102,6 +110,7 @@ func reason(err error) error {
 func (i *injector) close() {
 	i.mu.Lock()
 	defer i.mu.Unlock()
+	i.closed = true
 	if i.outbound != nil {
 		i.outbound.Close()
 	}

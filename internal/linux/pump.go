@@ -44,7 +44,7 @@ func newPump(h *handle) (*pump, error) {
 	for _, l := range lanes {
 		v, err := l.batch()
 		if err != nil {
-			p.wake()
+			p.end()
 			return nil, errors.Join(err, meter.Close(), closeLanes(lanes))
 		}
 		p.work.Go(func() { p.run(l, v) })
@@ -54,8 +54,8 @@ func newPump(h *handle) (*pump, error) {
 
 func (p *pump) actions() []rules.Action { return toQueues(p.lanes) }
 
-// wake ends the goroutines that run.
-func (p *pump) wake() {
+// end ends the goroutines that run.
+func (p *pump) end() {
 	for _, l := range p.lanes {
 		_ = l.q.SetReadDeadline(past)
 	}
@@ -119,6 +119,12 @@ func (p *pump) one(l *lane, pk *packet.Packet, datagram []byte, at int64, verdic
 			return
 		}
 		l.waiting.claim(m.ID)
+		if p.h.recvDown.Load() || p.h.closed.Load() {
+			counts.passed.Add(1)
+			verdict, o := p.h.sender.onward(m.Priority)
+			_ = verdicts.Add(m.ID, verdict, o)
+			return
+		}
 		counts.full.Add(1)
 	}
 	_ = verdicts.Add(m.ID, queue.Drop, queue.Option{})
@@ -167,12 +173,12 @@ func (p *pump) setFilter(f *filter.Program) { p.program.Store(f) }
 
 func (p *pump) drain() { p.matches.set(func() { p.matches.draining = true }) }
 
-// close gives the packets that nobody received back to the stack, as they were.
-func (p *pump) close() error {
-	p.matches.set(func() { p.matches.closed = true })
-	p.wake()
+func (p *pump) wake() { p.matches.set(func() { p.matches.closing = true }) }
+
+// yield lets the packets that nobody received go on, as they were.
+func (p *pump) yield() error {
 	oldest := now() - int64(p.matches.limits.Time)
-	p.matches.discard(func(w *waiting) {
+	p.matches.end(func(w *waiting) {
 		if w.addr.Timestamp < oldest {
 			p.lost(w, dropOld)
 			return
@@ -182,7 +188,14 @@ func (p *pump) close() error {
 		p.verdict(w, verdict, o)
 		p.h.counts.passed.Add(1)
 	})
-	_, err := release(p.lanes, p.h.sender) // nobody has looked whether these match
+	return nil
+}
+
+// close gives what has come since back to the stack.
+func (p *pump) close() error {
+	p.wake()
+	p.end()
+	err := errors.Join(p.yield(), release(p.lanes, p.h.sender)) // nobody has looked whether the latter match
 	p.meterMu.Lock()
 	defer p.meterMu.Unlock()
 	return errors.Join(err, p.meter.Close(), closeLanes(p.lanes))

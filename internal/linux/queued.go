@@ -216,11 +216,15 @@ func (s *queued) drain() {
 	_ = s.deadline(past) // wakes the readers
 }
 
+func (s *queued) wake() { _ = s.deadline(past) }
+
+func (s *queued) yield() error { return release(s.lanes, s.h.sender) }
+
 // close gives the packets that nobody received back to the stack, as they were.
 func (s *queued) close() error {
-	_ = s.deadline(past)
+	s.wake()
 	s.ages.close()
-	_, err := release(s.lanes, s.h.sender) // counted as waiting already
+	err := release(s.lanes, s.h.sender) // counted as waiting already
 	return errors.Join(err, s.any.close(), closeLanes(s.lanes))
 }
 

@@ -45,8 +45,12 @@ func (s *sink) setFilter(*filter.Program) {}
 
 func (s *sink) drain() { s.empty.set(func() { s.empty.draining = true }) }
 
+func (s *sink) wake() { s.empty.set(func() { s.empty.closed = true }) }
+
+func (s *sink) yield() error { return nil }
+
 func (s *sink) close() error {
-	s.empty.set(func() { s.empty.closed = true })
+	s.wake()
 	return s.q.Close()
 }
 

@@ -181,8 +181,12 @@ func (t *tap) drain() {
 	_ = t.log.SetReadDeadline(past) // wakes the readers
 }
 
+func (t *tap) wake() { _ = t.log.SetReadDeadline(past) }
+
+func (t *tap) yield() error { return nil }
+
 func (t *tap) close() error {
-	_ = t.log.SetReadDeadline(past)
+	t.wake()
 	return t.log.Close()
 }
 
