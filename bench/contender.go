@@ -38,9 +38,10 @@ type contender struct {
 
 // Selections of loads.
 var (
-	everywhere = []string{"udp64", "udp1400", "udp64in", "tcp1", "tcp8", "latency", "connect"}
-	main5      = []string{"udp64", "udp1400", "tcp1", "tcp8", "latency"}
+	everywhere = []string{"udp64", "udp64x8", "udp1400", "udp64in", "tcp1", "tcp8", "latency", "connect"}
+	most       = []string{"udp64", "udp1400", "tcp1", "tcp8"}
 	streams    = []string{"udp64", "tcp1"}
+	manyFlows  = []string{"udp64x8", "tcp8"}
 	udpOnly    = []string{"udp64"}
 	udpIn      = []string{"udp64in"}
 )
@@ -56,48 +57,52 @@ var contenders = []contender{
 		open: openPlain},
 
 	{name: "accept-1", about: "divert, accept, one packet per call", loads: []string{"udp64", "tcp1", "latency"},
-		open: ours(1, accept)},
+		open: ours(program{batch: 1, deal: accept})},
 	{name: "accept-64", about: "divert, accept, batches of 64", loads: everywhere,
-		open: ours(64, accept)},
+		open: ours(program{batch: 64, deal: accept})},
 	{name: "accept-255", about: "divert, accept, batches of 255", loads: streams,
-		open: ours(255, accept)},
+		open: ours(program{batch: 255, deal: accept})},
 	{name: "send-1", about: "divert, send unchanged, one packet per call",
-		open: ours(1, send)},
-	{name: "send-64", about: "divert, send unchanged, batches of 64", loads: main5,
-		open: ours(64, send)},
+		open: ours(program{batch: 1, deal: send})},
+	{name: "send-64", about: "divert, send unchanged, batches of 64", loads: append(most[:4:4], "latency"),
+		open: ours(program{batch: 64, deal: send})},
 	{name: "send-255", about: "divert, send unchanged, batches of 255",
-		open: ours(255, send)},
+		open: ours(program{batch: 255, deal: send})},
 	{name: "rewrite-1", about: "divert, send with a changed byte, one packet per call",
-		open: ours(1, rewrite)},
-	{name: "rewrite-64", about: "divert, send with a changed byte, batches of 64", loads: append(main5[:4:4], "connect"),
-		open: ours(64, rewrite)},
+		open: ours(program{batch: 1, deal: rewrite})},
+	{name: "rewrite-64", about: "divert, send with a changed byte, batches of 64", loads: append(most[:4:4], "connect"),
+		open: ours(program{batch: 64, deal: rewrite})},
 	{name: "rewrite-255", about: "divert, send with a changed byte, batches of 255",
-		open: ours(255, rewrite)},
+		open: ours(program{batch: 255, deal: rewrite})},
+	{name: "accept-64-q2", about: "accept-64 with 2 queues, each with a reader", loads: manyFlows,
+		open: oursFor(wayOnly, program{batch: 64, deal: accept, readers: 2}, divert.WithQueues(2))},
+	{name: "rewrite-64-q2", about: "rewrite-64 with 2 queues, each with a reader", loads: manyFlows,
+		open: oursFor(wayOnly, program{batch: 64, deal: rewrite, readers: 2}, divert.WithQueues(2))},
 	{name: "interpreter-64", about: "accept-64 where the interpreter decides", loads: append(streams[:2:2], "latency"),
-		open: ours(64, accept, divert.WithEngine(divert.EngineInterpreter))},
+		open: ours(program{batch: 64, deal: accept}, divert.WithEngine(divert.EngineInterpreter))},
 
 	{name: "sniff", about: "copies by divert", loads: streams,
-		open: oursFor(wayOnly, 64, count, divert.WithFlags(divert.Sniff|divert.RecvOnly))},
+		open: oursFor(wayOnly, program{batch: 64, deal: count}, divert.WithFlags(divert.Sniff|divert.RecvOnly))},
 	{name: "ring", about: "copies by an AF_PACKET TPACKET_V3 ring", loads: streams,
 		open: openRing},
 
 	{name: "drop", about: "dropped by divert", loads: udpIn, drops: true,
-		open: oursFor(wayOnly, 1, count, divert.WithFlags(divert.Drop|divert.RecvOnly))},
+		open: oursFor(wayOnly, program{batch: 1, deal: count}, divert.WithFlags(divert.Drop|divert.RecvOnly))},
 	{name: "nft-drop", about: "dropped by a rule of nftables", loads: udpIn, drops: true,
 		open: openNFTDrop},
 
 	{name: "idle-1", about: "divert, a filter of 1 port that matches nothing", loads: append(streams[:2:2], "connect"),
-		open: oursFor(ports(1), 64, accept)},
+		open: oursFor(ports(1), program{batch: 64, deal: accept})},
 	{name: "idle-10", about: "divert, 10 ports or-ed, no match", loads: streams,
-		open: oursFor(ports(10), 64, accept)},
+		open: oursFor(ports(10), program{batch: 64, deal: accept})},
 	{name: "idle-100", about: "divert, 100 ports or-ed, no match", loads: streams,
-		open: oursFor(ports(100), 64, accept)},
+		open: oursFor(ports(100), program{batch: 64, deal: accept})},
 	{name: "nft-1", about: "a rule of nftables for 1 port that matches nothing", loads: streams,
 		open: openNFTIdle},
 	{name: "set-10", about: "divert, a set of 10 ports, no match", loads: udpOnly,
-		open: oursFor(portSet(10), 64, accept)},
+		open: oursFor(portSet(10), program{batch: 64, deal: accept})},
 	{name: "set-10000", about: "divert, a set of 10,000 ports, no match", loads: udpOnly,
-		open: oursFor(portSet(10000), 64, accept)},
+		open: oursFor(portSet(10000), program{batch: 64, deal: accept})},
 }
 
 // contenderNamed returns a contender, or nil.

@@ -17,15 +17,15 @@ import (
 // Headers before the payload of a UDP packet, in bytes.
 const udpHeaders = 20 + 8
 
-// flooding returns the load that sends UDP packets of so many bytes, headers included, as fast as the sender's
-// socket takes them. The receiver is a rule that counts and drops, the cheapest there is.
-func flooding(size int) func(*course) error {
+// flooding returns the load that sends UDP packets of so many bytes, headers included, from so many sockets in
+// turn, as fast as they take them. The receiver is a rule that counts and drops, the cheapest there is.
+func flooding(size, flows int) func(*course) error {
 	return func(c *course) error {
 		sink, err := newSink(c)
 		if err != nil {
 			return err
 		}
-		err = flood(c, sink, size-udpHeaders)
+		err = flood(c, sink, size-udpHeaders, flows)
 		return errors.Join(err, sink.remove())
 	}
 }
@@ -47,14 +47,14 @@ func newSink(c *course) (s sink, err error) {
 }
 
 // flood sends for the duration, waits until nothing arrives any more and measures.
-func flood(c *course, s sink, payload int) error {
+func flood(c *course, s sink, payload, flows int) error {
 	if err := c.begin(); err != nil {
 		return err
 	}
 	began := time.Now()
 	var sent uint64
 	if err := c.from.Do(func() (err error) {
-		sent, err = floodFor(c.duration, c.target(), payload)
+		sent, err = floodFor(c.duration, c.target(), payload, flows)
 		return err
 	}); err != nil {
 		return err
@@ -104,7 +104,7 @@ func (s sink) settled(sent uint64) (arrived uint64, last time.Time, err error) {
 }
 
 // floodBatch is how many packets one system call sends.
-const floodBatch = 512
+const floodBatch = 256
 
 // sendBuffer of a flooding socket, in bytes: room for some 2,700 small packets on their way (the kernel
 // doubles the number, and counts about 768 bytes for each), fewer than a handle's queue holds.
@@ -139,35 +139,69 @@ func udpSocket(local, target netip.AddrPort) (int, error) {
 	return fd, nil
 }
 
+// flooder sends equal packets through sockets in turn. It belongs to one thread, in the sender's namespace.
+type flooder struct {
+	fds  []int
+	iov  unix.Iovec
+	hdrs []mmsghdr
+	sent uint64
+}
+
+func newFlooder(target netip.AddrPort, payload, flows int) (*flooder, error) {
+	f := &flooder{hdrs: make([]mmsghdr, floodBatch)}
+	for range flows {
+		fd, err := udpSocket(netip.AddrPort{}, target)
+		if err != nil {
+			f.close()
+			return nil, err
+		}
+		f.fds = append(f.fds, fd)
+		if unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_SNDBUFFORCE, sendBuffer/flows) != nil {
+			_ = unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_SNDBUF, sendBuffer/flows)
+		}
+	}
+	f.iov.Base = unsafe.SliceData(make([]byte, payload))
+	f.iov.SetLen(payload)
+	for i := range f.hdrs {
+		f.hdrs[i].hdr.Iov = &f.iov
+		f.hdrs[i].hdr.SetIovlen(1)
+	}
+	return f, nil
+}
+
+func (f *flooder) close() {
+	for _, fd := range f.fds {
+		unix.Close(fd)
+	}
+}
+
+// burst sends a batch through one socket.
+func (f *flooder) burst(fd int) error {
+	n, _, errno := unix.Syscall6(unix.SYS_SENDMMSG, uintptr(fd), uintptr(unsafe.Pointer(&f.hdrs[0])),
+		uintptr(len(f.hdrs)), 0, 0, 0)
+	switch errno {
+	case 0:
+		f.sent += uint64(n)
+	case unix.EINTR, unix.ENOBUFS:
+	case unix.EAGAIN:
+		return fmt.Errorf("the sender has stood still for %v", patience)
+	default:
+		return os.NewSyscallError("sendmmsg", errno)
+	}
+	return nil
+}
+
 // floodFor sends packets of so many bytes of payload for a time and returns how many the kernel took.
-func floodFor(d time.Duration, target netip.AddrPort, payload int) (sent uint64, err error) {
-	fd, err := udpSocket(netip.AddrPort{}, target)
+func floodFor(d time.Duration, target netip.AddrPort, payload, flows int) (uint64, error) {
+	f, err := newFlooder(target, payload, flows)
 	if err != nil {
 		return 0, err
 	}
-	defer unix.Close(fd)
-	if unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_SNDBUFFORCE, sendBuffer) != nil {
-		_ = unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_SNDBUF, sendBuffer)
-	}
-	bytes := make([]byte, payload)
-	iov := unix.Iovec{Base: &bytes[0]}
-	iov.SetLen(payload)
-	hdrs := make([]mmsghdr, floodBatch)
-	for i := range hdrs {
-		hdrs[i].hdr.Iov = &iov
-		hdrs[i].hdr.SetIovlen(1)
-	}
-	for end := time.Now().Add(d); time.Now().Before(end); {
-		n, _, errno := unix.Syscall6(unix.SYS_SENDMMSG, uintptr(fd), uintptr(unsafe.Pointer(&hdrs[0])), floodBatch, 0, 0, 0)
-		switch errno {
-		case 0:
-			sent += uint64(n)
-		case unix.EINTR, unix.ENOBUFS:
-		case unix.EAGAIN:
-			return sent, fmt.Errorf("the sender has stood still for %v", patience)
-		default:
-			return sent, os.NewSyscallError("sendmmsg", errno)
+	defer f.close()
+	for began, i := time.Now(), 0; time.Since(began) < d; i++ {
+		if err := f.burst(f.fds[i%flows]); err != nil {
+			return f.sent, err
 		}
 	}
-	return sent, nil
+	return f.sent, nil
 }

@@ -15,9 +15,11 @@ import (
 type load struct {
 	name     string
 	title    string
-	unit     string // what the rate counts
-	per      float64
-	inbound  bool // B sends to A; otherwise A to B
+	unit     string  // what is counted
+	per      float64 // bytes in a unit, where the load counts bytes
+	rate     string  // how the rate is printed
+	scale    float64 // and what units per second are multiplied by for that
+	inbound  bool    // B sends to A; otherwise A to B
 	protocol string
 	latency  bool // what counts is the time, not the rate
 	run      func(*course) error
@@ -25,13 +27,22 @@ type load struct {
 
 // loads are all of them, in the order of the tables.
 var loads = []load{
-	{name: "udp64", title: "UDP, 64-byte packets, as fast as they go", unit: "packet", per: 1, protocol: "udp", run: flooding(64)},
-	{name: "udp1400", title: "UDP, 1400-byte packets, as fast as they go", unit: "packet", per: 1, protocol: "udp", run: flooding(1400)},
-	{name: "udp64in", title: "UDP, 64-byte packets, as fast as they go, inbound", unit: "packet", per: 1, inbound: true, protocol: "udp", run: flooding(64)},
-	{name: "tcp1", title: "TCP bulk, 1 stream", unit: "KiB", per: 1024, protocol: "tcp", run: streaming(1)},
-	{name: "tcp8", title: "TCP bulk, 8 streams", unit: "KiB", per: 1024, protocol: "tcp", run: streaming(8)},
-	{name: "latency", title: "UDP request and response, one packet in flight", unit: "round trip", per: 1, protocol: "udp", latency: true, run: pingPong},
-	{name: "connect", title: "Short TCP connections, 4 at a time", unit: "connection", per: 1, protocol: "tcp", run: connecting(4)},
+	{name: "udp64", title: "UDP, 64-byte packets, as fast as they go", unit: "packet", rate: "1000/s", scale: 1e-3, protocol: "udp", run: flooding(64, 1)},
+	{name: "udp64x8", title: "UDP, 64-byte packets of 8 flows, as fast as they go", unit: "packet", rate: "1000/s", scale: 1e-3, protocol: "udp", run: flooding(64, 8)},
+	{name: "udp1400", title: "UDP, 1400-byte packets, as fast as they go", unit: "packet", rate: "1000/s", scale: 1e-3, protocol: "udp", run: flooding(1400, 1)},
+	{name: "udp64in", title: "UDP, 64-byte packets, as fast as they go, inbound", unit: "packet", rate: "1000/s", scale: 1e-3, inbound: true, protocol: "udp", run: flooding(64, 1)},
+	{name: "tcp1", title: "TCP bulk, 1 stream", unit: "KiB", per: 1024, rate: "Gbit/s", scale: 1024 * 8 / 1e9, protocol: "tcp", run: streaming(1)},
+	{name: "tcp8", title: "TCP bulk, 8 streams", unit: "KiB", per: 1024, rate: "Gbit/s", scale: 1024 * 8 / 1e9, protocol: "tcp", run: streaming(8)},
+	{name: "latency", title: "UDP request and response, one packet in flight", unit: "round trip", rate: "1000/s", scale: 1e-3, protocol: "udp", latency: true, run: pingPong},
+	{name: "connect", title: "Short TCP connections, 4 at a time", unit: "connection", rate: "1000/s", scale: 1e-3, protocol: "tcp", run: connecting(4)},
+}
+
+// metric is what contenders are compared by: the rate, or the median of the times.
+func (l *load) metric() metric {
+	if l.latency {
+		return p50
+	}
+	return rate
 }
 
 func (l *load) traffic() traffic { return traffic{Inbound: l.inbound, Protocol: l.protocol} }
@@ -43,10 +54,9 @@ type course struct {
 	drops    bool
 	cell     *cell
 
-	child       *child
-	before      usage
-	beforeSelf  time.Duration
-	handledBase uint64
+	child      *child
+	before     usage
+	beforeSelf time.Duration
 }
 
 // target is where the load goes.

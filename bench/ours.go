@@ -81,40 +81,51 @@ func portSet(n int) func(traffic) string {
 // firstSetPort leaves room for 10,000 elements above the ports of the loads.
 const firstSetPort = 10001
 
+// program is how a program uses its handle.
+type program struct {
+	batch   int // packets in a receive call, at most
+	deal    deal
+	readers int // goroutines that receive; 0 is 1
+}
+
 // handleWorker is a program that receives from a handle until it is closed.
 type handleWorker struct {
 	h       *divert.Handle
 	handled atomic.Uint64
+	readers int
 	done    chan error
 }
 
 // ours returns how to open a handle that takes all packets of the direction and deals with them.
-func ours(batch int, d deal, opts ...divert.Option) func(traffic) (worker, error) {
-	return oursFor(wayOnly, batch, d, opts...)
+func ours(p program, opts ...divert.Option) func(traffic) (worker, error) {
+	return oursFor(wayOnly, p, opts...)
 }
 
 // oursFor is ours with another filter. Unless the options name an engine it is the kernel's, so that no
 // other one takes its place unseen.
-func oursFor(filter func(traffic) string, batch int, d deal, opts ...divert.Option) func(traffic) (worker, error) {
+func oursFor(filter func(traffic) string, p program, opts ...divert.Option) func(traffic) (worker, error) {
 	opts = append([]divert.Option{divert.WithEngine(divert.EngineKernel)}, opts...)
 	return func(t traffic) (worker, error) {
 		h, err := divert.Open(filter(t), opts...)
 		if err != nil {
 			return nil, err
 		}
-		w := &handleWorker{h: h, done: make(chan error, 1)}
-		go func() { w.done <- w.run(batch, d) }()
+		w := &handleWorker{h: h, readers: max(p.readers, 1)}
+		w.done = make(chan error, w.readers)
+		for range w.readers {
+			go func() { w.done <- w.run(p) }()
+		}
 		return w, nil
 	}
 }
 
-func (w *handleWorker) run(batch int, d deal) error {
-	ps := make([]divert.Packet, batch)
+func (w *handleWorker) run(p program) error {
+	ps := make([]divert.Packet, p.batch)
 	for {
 		n, err := w.h.RecvBatch(ps)
 		if err == nil {
 			w.handled.Add(uint64(n))
-			err = d(w.h, ps[:n])
+			err = p.deal(w.h, ps[:n])
 		}
 		switch {
 		case errors.Is(err, net.ErrClosed), err == io.EOF:
@@ -141,5 +152,9 @@ func (w *handleWorker) counts() (handled, missed uint64, err error) {
 }
 
 func (w *handleWorker) close() error {
-	return errors.Join(w.h.Close(), <-w.done)
+	errs := []error{w.h.Close()}
+	for range w.readers {
+		errs = append(errs, <-w.done)
+	}
+	return errors.Join(errs...)
 }

@@ -107,11 +107,11 @@ func (r *report) writeLoad(out io.Writer, l *load) error {
 
 // header is the first line of a load's table.
 func header(l *load) string {
-	columns := []string{"contender", "×none", "low–high", "1000 " + l.unit + "s/s", "low–high"}
+	columns := []string{"contender", "×none", "low–high", l.rate, "low–high"}
 	if l.latency {
 		columns = append(columns, "p50 µs", "p99 µs", "p99.9 µs")
 	}
-	columns = append(columns, "CPU ns", "with load", "lost", "copies lost")
+	columns = append(columns, "ns/"+strings.ReplaceAll(l.unit, " ", "-"), "with load", "lost", "copies lost")
 	return strings.Join(columns, "\t") + "\t"
 }
 
@@ -120,7 +120,7 @@ func row(l *load, s *summary) string {
 	columns := []string{
 		s.Contender,
 		fixed(s.Ratio, 2), fixed(s.RatioLow, 2) + "–" + fixed(s.RatioHigh, 2),
-		fixed(s.Rate/1000, 1), fixed(s.RateLow/1000, 1) + "–" + fixed(s.RateHigh/1000, 1),
+		l.scaled(s.Rate), l.scaled(s.RateLow) + "–" + l.scaled(s.RateHigh),
 	}
 	if l.latency {
 		columns = append(columns, fixed(s.P50/1000, 1), fixed(s.P99/1000, 1), fixed(s.P999/1000, 1))
@@ -128,6 +128,9 @@ func row(l *load, s *summary) string {
 	columns = append(columns, fixed(s.CPU, 0), fixed(s.CPUAll, 0), fmt.Sprint(s.Lost), fmt.Sprint(s.Missed))
 	return strings.Join(columns, "\t") + "\t"
 }
+
+// scaled writes a rate in the load's way.
+func (l *load) scaled(n number) string { return fixed(n*number(l.scale), 2) }
 
 // fixed writes a number with so many decimals, "-" if there is none.
 func fixed(n number, decimals int) string {

@@ -5,7 +5,6 @@ package main
 import (
 	"math"
 	"slices"
-	"time"
 )
 
 // series are the values of something in the rounds of a run.
@@ -39,7 +38,7 @@ type summary struct {
 	Rounds    int
 
 	Rate, RateLow, RateHigh    number // units per second
-	Ratio, RatioLow, RatioHigh number // of the rate to that of "none" in the same round
+	Ratio, RatioLow, RatioHigh number // of the rate, or of P50, to that of "none" in the same round
 	CPU, CPUAll                number // ns per unit
 	P50, P99, P999             number // ns, 0 except for latency
 	Sent, Lost, Missed         uint64 // of all rounds
@@ -98,7 +97,7 @@ func (r *results) ratios(load, contender, base string, m metric) (s series) {
 func (r *results) summarise() (list []*summary) {
 	for _, l := range loads {
 		for _, c := range contenders {
-			if s := r.sum(l.name, c.name); s.Rounds > 0 {
+			if s := r.sum(&l, c.name); s.Rounds > 0 {
 				list = append(list, s)
 			}
 		}
@@ -106,7 +105,8 @@ func (r *results) summarise() (list []*summary) {
 	return list
 }
 
-func (r *results) sum(load, contender string) *summary {
+func (r *results) sum(l *load, contender string) *summary {
+	load := l.name
 	s := &summary{Load: load, Contender: contender}
 	for _, c := range r.of(load, contender) {
 		s.Rounds++
@@ -120,11 +120,8 @@ func (r *results) sum(load, contender string) *summary {
 	s.CPUAll = median(func(c *cell) float64 { return c.CPUAll })
 	low, high := r.values(load, contender, rate).spread()
 	s.RateLow, s.RateHigh = number(low), number(high)
-	ratios := r.ratios(load, contender, none, rate)
+	ratios := r.ratios(load, contender, none, l.metric())
 	low, high = ratios.spread()
 	s.Ratio, s.RatioLow, s.RatioHigh = number(ratios.median()), number(low), number(high)
 	return s
 }
-
-// duration returns nanoseconds as a duration.
-func (n number) duration() time.Duration { return time.Duration(n) }

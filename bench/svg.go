@@ -52,7 +52,11 @@ type group struct {
 // groups returns what is drawn.
 func (r *report) groups() (list []*group) {
 	for i := range loads {
-		g := &group{title: loads[i].title + " (rate, relative to no divert)", most: 1}
+		word := "rate"
+		if loads[i].latency {
+			word = "median time"
+		}
+		g := &group{title: fmt.Sprintf("%s: %s, relative to no divert", loads[i].title, word), most: 1}
 		for _, s := range r.Summaries {
 			if s.Load == loads[i].name && !math.IsNaN(float64(s.Ratio)) {
 				g.bars = append(g.bars, s)
