@@ -101,7 +101,7 @@ func compile(t *testing.T, source string, d dialect) string {
 	}
 	program := filepath.Join(dir, fmt.Sprintf("program%d", len(built.programs)))
 	args := append([]string{"-g", "-O1", "-Wall", "-Wextra", "-Werror", "-I.", "-o", program}, d.options...)
-	args = append(args, source, "-x", "none", "-L"+dir, "-Wl,-rpath,"+dir, "-lwindivert", "-lpthread", "-ldl")
+	args = append(args, source, "-x", "none", "-L"+dir, "-Wl,-rpath,"+dir, "-Wl,--as-needed", "-lwindivert", "-lpthread", "-ldl")
 	if out, err := exec.Command(d.compiler, args...).CombinedOutput(); err != nil {
 		t.Fatalf("%s as %s: %v\n%s", source, d.name, err, out)
 	}
