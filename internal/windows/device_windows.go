@@ -62,6 +62,7 @@ func (d *device) acquire(receives bool) (*operation, error) {
 		}
 	}
 	d.inUse++
+	op.cancelled = false
 	if receives {
 		d.receives = append(d.receives, op)
 	}
@@ -93,10 +94,15 @@ func (d *device) interrupt() {
 // cancelReceives does what interrupt does, with the lock held.
 func (d *device) cancelReceives() {
 	for _, op := range d.receives {
-		// An operation that has ended already, or has not begun, is not found. The latter looks at
-		// its stop flag once it has begun.
-		_ = sys.CancelIoEx(d.file, &op.overlapped)
+		op.cancel(d.file)
 	}
+}
+
+// cancelStarted cancels a receive call that has found out by itself that it must stop.
+func (d *device) cancelStarted(op *operation) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	op.cancel(d.file)
 }
 
 // close cancels what waits, waits for what is under way, and closes the device.
@@ -143,7 +149,7 @@ func (d *device) receive(ps []packet.Packet, layer packet.Layer, stop *atomic.Bo
 	err = op.start(d.file, codeRecv, buffer)
 	if err == sys.ERROR_IO_PENDING {
 		if stop.Load() || d.isClosed() { // too late for whoever set it to find the operation
-			_ = sys.CancelIoEx(d.file, &op.overlapped)
+			d.cancelStarted(op)
 		}
 		err = op.wait(d.file)
 	}

@@ -19,6 +19,8 @@ type operation struct {
 	done       uint32 // bytes transferred
 	addresses  [batchMax * packet.AddressSize]byte
 
+	cancelled bool // it was under way and has been cancelled; the device's lock guards it
+
 	out    outgoing       // SEND
 	memory runtime.Pinner // of the buffers of the present request
 	self   runtime.Pinner
@@ -51,6 +53,14 @@ func (op *operation) start(file sys.Handle, code uint32, data []byte) error {
 // wait waits until a pending request completes, and returns how.
 func (op *operation) wait(file sys.Handle) error {
 	return sys.GetOverlappedResult(file, &op.overlapped, &op.done, true)
+}
+
+// cancel cancels a request that is under way, once. One that has not begun yet is not found; whoever begins
+// it looks at its stop flag then. The caller holds the device's lock.
+func (op *operation) cancel(file sys.Handle) {
+	if !op.cancelled && sys.CancelIoEx(file, &op.overlapped) == nil {
+		op.cancelled = true
+	}
 }
 
 // run issues a request and waits for its completion.

@@ -3,7 +3,7 @@
  * captures nothing: packets are put into its queues, and faults into its answers, by control codes of
  * its own. It exists for the tests, which run it under Wine, where a driver is a library in a user process
  * and its dispatch routines run one after the other. That is what makes reading the client's
- * memory through kernel32 possible; on Windows this file would be no driver at all.
+ * memory with functions of user mode possible; on Windows this file would be no driver at all.
  */
 #include <ntddk.h>
 #include <string.h>
@@ -46,10 +46,10 @@
 #define TEST_MODE    TEST(4) /* in: u32 of the MODE_ bits */
 #define TEST_LOG     TEST(5) /* out: the oldest entry of the log, which is removed; nothing if there is none */
 #define TEST_COUNT   TEST(6) /* out: struct census */
+#define TEST_CLIENT  TEST(7) /* in: u32 process id of the caller on the system below Wine */
 
 #define MODE_LOOP 1 /* what is sent is captured */
 #define MODE_LOG  2 /* requests are logged */
-#define MODE_NONE 4 /* what is captured goes to the newest handle only */
 
 struct fault {
 	ULONG code;   /* of the requests that fail */
@@ -100,7 +100,11 @@ static struct fault fault;
 static struct { ULONG64 magic; ULONG major, minor; } version;
 static ULONG mode, sends;
 
-/* ---- Memory of the client ---- */
+/* ---- Memory of the client ----
+ *
+ * Wine can read and write another process, but stops it for that, and a client that is stopped while it hands
+ * a large buffer to the server does not survive it. So the system below Wine is asked first, for which
+ * the client tells its process id there. */
 
 __declspec(dllimport) HANDLE __stdcall OpenProcess(ULONG access, int inherit, ULONG pid);
 __declspec(dllimport) int __stdcall CloseHandle(HANDLE h);
@@ -109,7 +113,27 @@ __declspec(dllimport) int __stdcall WriteProcessMemory(HANDLE h, void *to, const
 
 #define PROCESS_VM_ACCESS 0x0038 /* operation, read, write */
 
-static BOOLEAN client(ULONG pid, BOOLEAN write, ULONG64 address, void *buffer, SIZE_T size)
+#define LINUX_PROCESS_VM_READV  310
+#define LINUX_PROCESS_VM_WRITEV 311
+
+static struct { ULONG pid, host; } client_ids; /* what TEST_CLIENT told */
+
+static BOOLEAN host_copy(long call, ULONG host, ULONG64 address, void *buffer, SIZE_T size)
+{
+	struct { void *base; SIZE_T size; } here = {buffer, size}, there = {(void *)(ULONG_PTR)address, size};
+	register long long r10 __asm__("r10") = (long long)&there;
+	register long long r8 __asm__("r8") = 1;
+	register long long r9 __asm__("r9") = 0;
+	long long result;
+
+	__asm__ volatile("syscall"
+	                 : "=a"(result)
+	                 : "a"((long long)call), "D"((long long)host), "S"(&here), "d"(1LL), "r"(r10), "r"(r8), "r"(r9)
+	                 : "rcx", "r11", "memory");
+	return result == (long long)size;
+}
+
+static BOOLEAN wine_copy(BOOLEAN write, ULONG pid, ULONG64 address, void *buffer, SIZE_T size)
 {
 	HANDLE h = OpenProcess(PROCESS_VM_ACCESS, 0, pid);
 	SIZE_T done = 0;
@@ -123,6 +147,15 @@ static BOOLEAN client(ULONG pid, BOOLEAN write, ULONG64 address, void *buffer, S
 		ok = ReadProcessMemory(h, (const void *)(ULONG_PTR)address, buffer, size, &done);
 	CloseHandle(h);
 	return ok && done == size;
+}
+
+static BOOLEAN client(ULONG pid, BOOLEAN write, ULONG64 address, void *buffer, SIZE_T size)
+{
+	long call = write ? LINUX_PROCESS_VM_WRITEV : LINUX_PROCESS_VM_READV;
+
+	if (client_ids.pid == pid && host_copy(call, client_ids.host, address, buffer, size))
+		return TRUE;
+	return wine_copy(write, pid, address, buffer, size);
 }
 
 /* ---- Requests ---- */
@@ -299,7 +332,7 @@ static NTSTATUS capture(const UCHAR *address, const UCHAR *data, ULONG size)
 			InsertTailList(&c->items, &i->link);
 			service(c);
 		}
-		if (!(c->flags & FLAG_SNIFF) || mode & MODE_NONE)
+		if (!(c->flags & FLAG_SNIFF))
 			break;
 	}
 	return status;
@@ -570,6 +603,12 @@ static NTSTATUS test(ULONG code, UCHAR *buffer, ULONG in, ULONG out, ULONG_PTR *
 		if (in != 4)
 			return STATUS_INVALID_PARAMETER;
 		mode = u32(buffer);
+		return STATUS_SUCCESS;
+	case TEST_CLIENT:
+		if (in != 4)
+			return STATUS_INVALID_PARAMETER;
+		client_ids.pid = (ULONG)(ULONG_PTR)PsGetCurrentProcessId();
+		client_ids.host = u32(buffer);
 		return STATUS_SUCCESS;
 	case TEST_LOG:
 		return next_entry(buffer, out, information);

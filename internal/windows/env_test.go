@@ -1,0 +1,5 @@
+package windows
+
+// envTestDriver names the test driver (testdata/driver), built. It speaks the protocol and captures nothing;
+// the tests that need it are skipped without.
+const envTestDriver = "DIVERT_TEST_DRIVER"

@@ -1,0 +1,293 @@
+package windows
+
+import (
+	"bytes"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"os"
+	"syscall"
+	"testing"
+	"time"
+	"unsafe"
+
+	sys "golang.org/x/sys/windows"
+
+	"github.com/opendivert/divert/filter"
+	"github.com/opendivert/divert/internal/engine"
+	"github.com/opendivert/divert/packet"
+)
+
+// testDriver returns the path of the test driver.
+func testDriver(t testing.TB) string {
+	t.Helper()
+	path := os.Getenv(envTestDriver)
+	if path == "" {
+		t.Skip(envTestDriver + " is not set: the tests of the driver run under Wine, see TestWine")
+	}
+	return path
+}
+
+// Control codes of the test driver; see testdata/driver/driver.c.
+const (
+	testReset   = 0x00122000 + 4*iota
+	testQueue   // in: address, data
+	testFail    // in: code, status, skip, count
+	testVersion // in: magic, major, minor
+	testMode    // in: the mode bits
+	testLog     // out: an entry
+	testCount   // out: census
+	testClient  // in: process id of this process below Wine
+)
+
+const (
+	modeLoop = 1 // what is sent is captured
+	modeLog  = 2 // requests are logged
+)
+
+// NT status values (specification: api.md 20).
+const (
+	statusInvalidParameter      = 0xC000000D
+	statusInvalidDeviceState    = 0xC0000184
+	statusPipeEmpty             = 0xC00000D9
+	statusBufferTooSmall        = 0xC0000023
+	statusHopLimit              = 0xC00104D0 // number 1232 in its generic form: Wine 8 does not know 0xC000A012
+	statusInsufficientResources = 0xC000009A
+	statusInvalidDeviceRequest  = 0xC0000010
+	statusAccessViolation       = 0xC0000005
+)
+
+// fixture is the test driver, through its own control codes.
+type fixture struct {
+	t testing.TB
+	d *device
+}
+
+// load starts the test driver if need be, and resets it.
+func load(t testing.TB) *fixture {
+	t.Helper()
+	d, err := connect(false, testDriver(t))
+	if err != nil {
+		t.Fatal(err)
+	}
+	f := &fixture{t, d}
+	f.ioctl(testClient, words(hostProcess(t)), nil)
+	f.ioctl(testReset, nil, nil)
+	t.Cleanup(func() {
+		f.ioctl(testReset, nil, nil)
+		if err := d.close(); err != nil {
+			t.Error(err)
+		}
+	})
+	return f
+}
+
+// hostProcess returns the id of this process on the Linux below Wine, for which the test driver reads and
+// writes it there. Windows does not tell it, so four instructions ask the kernel.
+func hostProcess(t testing.TB) uint32 {
+	t.Helper()
+	getpid := []byte{
+		0xB8, 39, 0, 0, 0, // mov eax, getpid
+		0x0F, 0x05, // syscall
+		0xC3, // ret
+	}
+	at, err := sys.VirtualAlloc(0, 4096, sys.MEM_COMMIT|sys.MEM_RESERVE, sys.PAGE_EXECUTE_READWRITE)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer sys.VirtualFree(at, 0, sys.MEM_RELEASE)
+	var copied uintptr
+	if err := sys.WriteProcessMemory(sys.CurrentProcess(), at, &getpid[0], uintptr(len(getpid)), &copied); err != nil {
+		t.Fatal(err)
+	}
+	id, _, _ := syscall.SyscallN(at)
+	return uint32(id)
+}
+
+// ioctl makes a call of the test driver's own and returns how much of out it has filled.
+func (f *fixture) ioctl(code uint32, in, out []byte) int {
+	f.t.Helper()
+	n, err := f.try(code, in, out)
+	if err != nil {
+		f.t.Fatalf("test driver, code %#x: %v", code, err)
+	}
+	return n
+}
+
+func (f *fixture) try(code uint32, in, out []byte) (int, error) {
+	op, err := newOperation()
+	if err != nil {
+		return 0, err
+	}
+	defer op.close()
+	err = sys.DeviceIoControl(f.d.file, code, unsafe.SliceData(in), uint32(len(in)), unsafe.SliceData(out), uint32(len(out)), &op.done, &op.overlapped)
+	if err == sys.ERROR_IO_PENDING {
+		err = op.wait(f.d.file)
+	}
+	return int(op.done), err
+}
+
+// queue has a packet captured.
+func (f *fixture) queue(p packet.Packet) {
+	f.t.Helper()
+	in, _ := p.Addr.AppendBinary(nil)
+	f.ioctl(testQueue, append(in, p.Data...), nil)
+}
+
+// fail makes requests fail: after skip ones, the next count.
+func (f *fixture) fail(code, status, skip, count uint32) {
+	f.t.Helper()
+	f.ioctl(testFail, words(code, status, skip, count), nil)
+}
+
+func (f *fixture) mode(bits uint32) { f.ioctl(testMode, words(bits), nil) }
+
+// words are 32-bit numbers, little-endian.
+func words(ws ...uint32) []byte {
+	var b []byte
+	for _, w := range ws {
+		b = binary.LittleEndian.AppendUint32(b, w)
+	}
+	return b
+}
+
+// entry is a request that the driver has logged.
+type entry struct {
+	code   uint32
+	record [16]byte
+	data   []byte
+}
+
+// log returns the requests since the last call.
+func (f *fixture) log() []entry {
+	f.t.Helper()
+	var all []entry
+	out := make([]byte, 1<<20)
+	for {
+		n := f.ioctl(testLog, nil, out)
+		if n == 0 {
+			return all
+		}
+		e := entry{code: binary.LittleEndian.Uint32(out), data: bytes.Clone(out[20:n])}
+		copy(e.record[:], out[4:])
+		all = append(all, e)
+	}
+}
+
+// census counts what the driver has.
+type census struct{ contexts, pending, queued, sends uint32 }
+
+func (f *fixture) census() census {
+	f.t.Helper()
+	out := make([]byte, 16)
+	f.ioctl(testCount, nil, out)
+	le := binary.LittleEndian
+	return census{le.Uint32(out), le.Uint32(out[4:]), le.Uint32(out[8:]), le.Uint32(out[12:])}
+}
+
+// eventually waits until the census is as the condition wants it.
+func (f *fixture) eventually(what string, ok func(census) bool) {
+	f.t.Helper()
+	for range 2000 {
+		if ok(f.census()) {
+			return
+		}
+		time.Sleep(5 * time.Millisecond)
+	}
+	f.t.Fatalf("%s: never; it is %+v", what, f.census())
+}
+
+// config is what a test opens a handle with.
+func config(t testing.TB, text string, layer packet.Layer, flags uint64) engine.Config {
+	t.Helper()
+	p, err := filter.Compile(text, layer, filter.Extended)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return engine.Config{Program: p, Flags: flags, Limits: defaults, Driver: os.Getenv(envTestDriver)}
+}
+
+// open opens a handle that is closed with the test.
+func open(t testing.TB, cfg engine.Config) engine.Handle {
+	t.Helper()
+	h, err := Open(cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { h.Close() })
+	return h
+}
+
+// network opens a handle at the layer NETWORK that diverts what matches.
+func network(t testing.TB, text string) engine.Handle {
+	t.Helper()
+	return open(t, config(t, text, packet.LayerNetwork, 0))
+}
+
+// numberOf returns the Windows error number in an error.
+func numberOf(err error) uint32 {
+	var number sys.Errno
+	if !errors.As(err, &number) {
+		return 0
+	}
+	return uint32(number)
+}
+
+// udp4 returns a UDP packet over IPv4 with a payload.
+func udp4(payload []byte) []byte {
+	size := 28 + len(payload)
+	b := []byte{0x45, 0, byte(size >> 8), byte(size), 0, 0, 0, 0, 64, 17, 0, 0, 10, 0, 0, 1, 10, 0, 0, 2}
+	b = append(b, 0x30, 0x39, 0, 53, byte((size-20)>>8), byte(size-20), 0, 0)
+	return append(b, payload...)
+}
+
+// udp6 returns a UDP packet over IPv6 with a payload.
+func udp6(payload []byte) []byte {
+	size := 8 + len(payload)
+	b := make([]byte, 40, 48+len(payload))
+	b[0], b[4], b[5], b[6], b[7], b[23], b[39] = 0x60, byte(size>>8), byte(size), 17, 64, 1, 2
+	b = append(b, 0x30, 0x39, 0, 53, byte(size>>8), byte(size), 0, 0)
+	return append(b, payload...)
+}
+
+// outboundAddress is the address of a packet on its way out over an interface.
+func outboundAddress(ifIdx uint32) packet.Address {
+	a := packet.Address{Timestamp: 12345, Outbound: true, IPChecksum: true, TCPChecksum: true, UDPChecksum: true}
+	a.SetNetwork(packet.NetworkData{IfIdx: ifIdx, SubIfIdx: 3})
+	return a
+}
+
+// number returns a packet with a number in it.
+func numbered(n int, long int) packet.Packet {
+	payload := make([]byte, 4+long)
+	binary.BigEndian.PutUint32(payload, uint32(n))
+	for i := range payload[4:] {
+		payload[4+i] = byte(n + i)
+	}
+	if n%2 == 0 {
+		return packet.Packet{Data: udp4(payload), Addr: outboundAddress(uint32(n))}
+	}
+	a := outboundAddress(uint32(n))
+	a.IPv6 = true
+	return packet.Packet{Data: udp6(payload), Addr: a}
+}
+
+// numberIn returns the number of a numbered packet, and whether the packet is intact.
+func numberIn(p *packet.Packet) (int, error) {
+	header := 28
+	if len(p.Data) > 0 && p.Data[0]>>4 == 6 {
+		header = 48
+	}
+	if len(p.Data) < header+4 {
+		return 0, fmt.Errorf("%d bytes", len(p.Data))
+	}
+	n := int(binary.BigEndian.Uint32(p.Data[header:]))
+	want := numbered(n, len(p.Data)-header-4)
+	if !bytes.Equal(p.Data, want.Data) {
+		return n, fmt.Errorf("packet %d is damaged", n)
+	}
+	if p.Addr.Network() != want.Addr.Network() || p.Addr.IPv6 != want.Addr.IPv6 || !p.Addr.Outbound {
+		return n, fmt.Errorf("packet %d has the address %+v", n, p.Addr)
+	}
+	return n, nil
+}

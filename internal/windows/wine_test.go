@@ -1,0 +1,187 @@
+//go:build linux
+
+package windows
+
+import (
+	"bytes"
+	"context"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+)
+
+// wineTime is how long anything may take that runs under Wine.
+const wineTime = 5 * time.Minute
+
+// TestWine runs the tests of this package that need Windows under Wine: with a driver of our own
+// (testdata/driver) that speaks the protocol, in a Wine of its own, which is gone afterwards.
+func TestWine(t *testing.T) {
+	if testing.Short() {
+		t.Skip("takes half a minute")
+	}
+	w := newWine(t)
+	w.build(t)
+	w.boot(t)
+	for _, run := range []struct{ name, tests string }{
+		{"installation", "^TestInstall$"}, // first, while no driver runs
+		{"engine", "."},
+	} {
+		t.Run(run.name, func(t *testing.T) {
+			out, err := w.command(w.wine, filepath.Join(w.dir, "engine.test.exe"), "-test.v", "-test.timeout=4m", "-test.run="+run.tests)
+			if err != nil || !strings.HasSuffix(strings.TrimSpace(out), "PASS") {
+				t.Errorf("%v\n%s", err, failures(out))
+			}
+			passed := strings.Count(out, "\n--- PASS: Test")
+			if passed == 0 {
+				t.Error("no test ran")
+			}
+			t.Logf("%d tests passed", passed)
+		})
+	}
+}
+
+// failures returns the lines of a test's output that tell what went wrong.
+func failures(out string) string {
+	var kept []string
+	for line := range strings.Lines(out) {
+		if !strings.Contains(line, "=== RUN") && !strings.Contains(line, "--- PASS") {
+			kept = append(kept, line)
+		}
+	}
+	return strings.Join(kept, "")
+}
+
+// wine is a Wine with everything that it runs, in a folder of its own.
+type wine struct {
+	dir          string
+	wine, server string // programs
+	env          []string
+}
+
+// newWine finds what is needed, or skips the test.
+func newWine(t *testing.T) *wine {
+	t.Helper()
+	w := &wine{dir: t.TempDir()}
+	w.wine = need(t, "wine64", "/usr/lib/wine/wine64", "wine")
+	w.server = need(t, "wineserver", "/usr/lib/wine/wineserver64", "/usr/lib/wine/wineserver")
+	need(t, "x86_64-w64-mingw32-gcc")
+	need(t, "x86_64-w64-mingw32-dlltool")
+	w.env = append(os.Environ(),
+		"WINEPREFIX="+filepath.Join(w.dir, "prefix"), "WINEARCH=win64", "WINEDEBUG=-all",
+		"WINEDLLOVERRIDES=mscoree,mshtml=;winemenubuilder.exe=d",
+		envTestDriver+"="+windowsPath(filepath.Join(w.dir, "WinDivert64.sys")),
+		// Wine hands large requests to its server through a pipe, and does not survive a signal in the middle.
+		"GODEBUG=asyncpreemptoff=1",
+	)
+	return w
+}
+
+// need returns the first of the programs that there is.
+func need(t *testing.T, names ...string) string {
+	t.Helper()
+	for _, name := range names {
+		if path, err := exec.LookPath(name); err == nil {
+			return path
+		}
+	}
+	t.Skipf("there is no %s (Debian: gcc-mingw-w64-x86-64 wine64 wine)", names[0])
+	return ""
+}
+
+// windowsPath returns a path as Wine shows it.
+func windowsPath(path string) string { return "Z:" + strings.ReplaceAll(path, "/", `\`) }
+
+// build builds the test driver, the library that Go needs and Wine 8 lacks, and the tests.
+func (w *wine) build(t *testing.T) {
+	t.Helper()
+	in := func(name string) string { return filepath.Join("testdata", "driver", name) }
+	out := func(name string) string { return filepath.Join(w.dir, name) }
+	compiler := "x86_64-w64-mingw32-gcc"
+	for _, args := range [][]string{
+		{"x86_64-w64-mingw32-dlltool", "-d", in("kernelbase.def"), "-l", out("libkernelbase.a")},
+		{compiler, "-Wall", "-Werror", "-O1", "-I" + driverHeaders(t, compiler), "-nostdlib",
+			"-Wl,--subsystem,native", "-Wl,--entry,DriverEntry", "-o", out("WinDivert64.sys"), in("driver.c"), "-L" + w.dir, "-lntoskrnl", "-lkernelbase"},
+		{compiler, "-Wall", "-Werror", "-O1", "-shared", "-nostdlib", "-Wl,--entry,DllMainCRTStartup",
+			"-o", out("bcryptprimitives.dll"), in("prng.c"), "-ladvapi32"},
+		{"go", "test", "-c", "-o", out("engine.test.exe"), "."},
+	} {
+		cmd := exec.Command(args[0], args[1:]...)
+		cmd.Env = append(os.Environ(), "GOOS=windows", "GOARCH=amd64", "CGO_ENABLED=0")
+		if text, err := cmd.CombinedOutput(); err != nil {
+			t.Fatalf("%s: %v\n%s", strings.Join(args, " "), err, text)
+		}
+	}
+}
+
+// driverHeaders returns the folder of the headers for drivers: "ddk", in one of those the compiler looks in.
+func driverHeaders(t *testing.T, compiler string) string {
+	t.Helper()
+	text, err := exec.Command(compiler, "-E", "-v", "-x", "c", "/dev/null").CombinedOutput()
+	if err != nil {
+		t.Fatalf("%s: %v\n%s", compiler, err, text)
+	}
+	for line := range strings.Lines(string(text)) {
+		if folder := filepath.Join(strings.TrimSpace(line), "ddk"); strings.HasPrefix(line, " /") && exists(folder) {
+			return folder
+		}
+	}
+	t.Skip("the compiler has no headers for drivers")
+	return ""
+}
+
+func exists(path string) bool {
+	_, err := os.Stat(path)
+	return err == nil
+}
+
+// boot makes the Wine, and ends it with the test.
+func (w *wine) boot(t *testing.T) {
+	t.Helper()
+	t.Cleanup(func() {
+		if out, err := w.command(w.server, "-k"); err != nil {
+			t.Logf("end Wine: %v\n%s", err, out)
+		}
+		if out, err := w.command(w.server, "-w"); err != nil {
+			t.Errorf("Wine does not end: %v\n%s", err, out)
+		}
+	})
+	if out, err := w.command(w.wine, "wineboot", "-i"); err != nil {
+		t.Fatalf("wineboot: %v\n%s", err, out)
+	}
+	if out, err := w.command(w.server, "-w"); err != nil {
+		t.Fatalf("wineboot: %v\n%s", err, out)
+	}
+	library, err := os.ReadFile(filepath.Join(w.dir, "bcryptprimitives.dll"))
+	if err == nil {
+		err = os.WriteFile(filepath.Join(w.dir, "prefix/drive_c/windows/system32/bcryptprimitives.dll"), library, 0o600)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+// command runs a program, with a time limit for it and its children, and returns what it printed. The output
+// goes to a file: a pipe would be held open by the processes that Wine leaves in the background.
+func (w *wine) command(name string, args ...string) (string, error) {
+	ctx, cancel := context.WithTimeout(context.Background(), wineTime)
+	defer cancel()
+	file, err := os.CreateTemp(w.dir, "output")
+	if err != nil {
+		return "", err
+	}
+	defer file.Close()
+	cmd := exec.CommandContext(ctx, name, args...)
+	cmd.Env, cmd.Stdout, cmd.Stderr = w.env, file, file
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
+	cmd.Cancel = func() error { return syscall.Kill(-cmd.Process.Pid, syscall.SIGKILL) }
+	err = cmd.Run()
+	out, readErr := os.ReadFile(file.Name())
+	if err == nil {
+		err = readErr
+	}
+	return string(bytes.ReplaceAll(out, []byte("\r\n"), []byte("\n"))), err
+}
