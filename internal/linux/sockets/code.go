@@ -155,6 +155,21 @@ const (
 // storage finds the storage of the socket, makes it if that is asked for, and lets the operation pass
 // if there is none.
 func (b *builder) storage(sock int16, create bool) {
+	flags := int32(0)
+	if create {
+		flags = storageCreate
+	}
+	b.loadStorage(sock, asm.Mov.Imm(asm.R3, 0), flags)
+	b.allowIf(asm.JEq, asm.R0, 0)
+	b.emit(asm.Mov.Reg(regStorage, asm.R0))
+}
+
+// storageCreate is BPF_SK_STORAGE_GET_F_CREATE.
+const storageCreate = 1
+
+// loadStorage leaves the storage of the socket in R0, 0 if there is none. What initial leaves in R3 is what a
+// new one begins with. Operations without a socket pass.
+func (b *builder) loadStorage(sock int16, initial asm.Instruction, flags int32) {
 	if sock == inContext {
 		b.emit(asm.Mov.Reg(asm.R2, regContext))
 	} else {
@@ -163,18 +178,12 @@ func (b *builder) storage(sock int16, create bool) {
 			b.allowIf(asm.JEq, asm.R2, 0)
 		}
 	}
-	flags := int32(0)
-	if create {
-		flags = 1 // BPF_SK_STORAGE_GET_F_CREATE
-	}
 	b.emit(
 		mapPtr(asm.R1, storageMap),
-		asm.Mov.Imm(asm.R3, 0),
+		initial,
 		asm.Mov.Imm(asm.R4, flags),
 		asm.FnSkStorageGet.Call(),
 	)
-	b.allowIf(asm.JEq, asm.R0, 0)
-	b.emit(asm.Mov.Reg(regStorage, asm.R0))
 }
 
 // recall starts the record with what is known of the socket, and the time.

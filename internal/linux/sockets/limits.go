@@ -23,8 +23,5 @@ func Limits(layer packet.Layer, flags uint64) string {
 	} else {
 		not = append(not, "no flows of the kernel itself and of packet sockets")
 	}
-	if !skbNamespace() {
-		not = append(not, "datagrams to sockets older than the handle are not seen (Linux 6.15)")
-	}
 	return strings.Join(not, "; ")
 }

@@ -20,6 +20,9 @@ const (
 	countersMap = "divert_counters" // see counterLost
 	peersMap    = "divert_peers"    // peers that sockets without connections have met
 	flowsMap    = "divert_flows"    // FLOW: when each flow was last seen
+
+	olderMap     = "divert_older"     // of each socket older than the handle: the body of its record
+	listenersMap = "divert_listeners" // the same, of those that listen, by address and port
 )
 
 // maxPeers is how many peers and flows the kernel remembers; the least recently used give way.
@@ -51,7 +54,7 @@ const (
 // openMaps makes the maps.
 func openMaps(ringSize uint32) (map[string]*ebpf.Map, error) {
 	maps := map[string]*ebpf.Map{}
-	for _, spec := range kernelMaps(ringSize) {
+	for _, spec := range append(kernelMaps(ringSize), olderMaps()...) {
 		m, err := ebpf.NewMap(spec)
 		if err != nil {
 			closeMaps(maps)
@@ -141,7 +144,8 @@ var sockOpsProcess = sync.OnceValue(func() bool {
 	return loads(ebpf.SockOps, ebpf.AttachCGroupSockOps, asm.FnGetCurrentPidTgid.Call())
 })
 
-// skbNamespace reports whether programs for packets are told the namespace (since Linux 6.15).
+// skbNamespace reports whether programs for packets are told the namespace (since Linux 6.15). It only
+// makes them let the packets of others pass sooner.
 var skbNamespace = sync.OnceValue(func() bool {
 	return loads(ebpf.CGroupSKB, ebpf.AttachCGroupInetIngress, asm.FnGetNetnsCookie.Call())
 })

@@ -57,7 +57,8 @@ func Cookie() (uint64, error) {
 	return cookie, os.NewSyscallError("getsockopt SO_NETNS_COOKIE", err)
 }
 
-// Open loads the programs of a handle and attaches them. From its return on events are recorded.
+// Open loads the programs of a handle and attaches them. From its return on events are recorded. The calling
+// thread is in the network namespace of the handle.
 func Open(cfg Config) (*Source, error) {
 	s := &Source{cfg: cfg, hooks: socketHooks, links: map[string]link.Link{}}
 	if cfg.Filter.Layer() == packet.LayerFlow {
@@ -69,7 +70,9 @@ func Open(cfg Config) (*Source, error) {
 	}
 	if s.maps, err = openMaps(ringSize(cfg.Events)); err == nil {
 		if s.ring, err = ringbuf.NewReader(s.maps[ringMap]); err == nil {
-			err = s.SetFilter(cfg.Filter)
+			if err = s.SetFilter(cfg.Filter); err == nil {
+				err = s.adoptOlder() // those made meanwhile the programs have seen
+			}
 		}
 	}
 	if err != nil {
@@ -113,7 +116,23 @@ func (s *Source) SetFilter(p *filter.Program) error {
 		return err
 	}
 	s.cfg = cfg
-	return nil
+	return s.forgetPeers()
+}
+
+// forgetPeers makes the programs decide anew on the peers that they have let pass.
+func (s *Source) forgetPeers() error {
+	var key, value [peerKeySize]byte
+	var keys [][peerKeySize]byte
+	all := s.maps[peersMap].Iterate()
+	for v := value[:8]; all.Next(&key, &v); {
+		keys = append(keys, key)
+	}
+	for _, k := range keys {
+		if err := s.maps[peersMap].Delete(k); err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
+			return err
+		}
+	}
+	return nil // what has been added or evicted meanwhile met one of the filters
 }
 
 // exchange attaches programs in the place of those that are attached.

@@ -10,15 +10,14 @@ import (
 )
 
 // traffic starts a program that runs for each packet of a socket. Where the kernel does not tell such
-// programs the namespace, sockets that have a storage are ours, and no others are seen.
+// programs the namespace, only sockets of ours have a storage, or are known as older ones.
 func (g *generator) traffic() {
 	if skbNamespace() {
 		g.begin(g.cookie)
-		g.storage(skbSock, true)
-		return
+	} else {
+		g.emit(asm.Mov.Reg(regContext, asm.R1))
 	}
-	g.emit(asm.Mov.Reg(regContext, asm.R1))
-	g.storage(skbSock, false)
+	g.known(skbSock)
 }
 
 // shut drops the packets of sockets that were refused when it was too late to tell the application.

@@ -176,10 +176,7 @@ func (g *generator) contact(family int, send bool) (bool, error) {
 	g.peer()
 	if send {
 		g.bound()
-		if g.sniffs() {
-			// A refusal is told each time.
-			g.allowIfMet()
-		}
+		g.allowIfMet() // a refusal is told each time
 	} else {
 		g.keep()
 	}
@@ -265,11 +262,11 @@ func (g *generator) lookUpPeer(unknown string) {
 	)
 }
 
-// allowIfMet lets what has been told already pass.
+// allowIfMet lets pass what is sent to a peer that has been told of already.
 func (g *generator) allowIfMet() {
 	first := g.newLabel()
 	g.lookUpPeer(first)
-	g.leave(allow)
+	g.allowIf(asm.JEq, asm.R0, peerMet)
 	g.mark(first)
 }
 
@@ -414,12 +411,13 @@ func (g *generator) accept() (bool, error) {
 
 // descend makes the record of a listener that of its child.
 func (g *generator) descend() {
+	g.tcpSides(true)
+	g.inherit()
 	g.emit(
 		asm.LoadMem(asm.R1, regFrame, record(codegen.EventEndpoint), asm.DWord),
 		asm.StoreMem(regFrame, record(codegen.EventParent), asm.R1, asm.DWord),
 	)
 	g.builder.cookie()
-	g.tcpSides(true)
 	g.builder.flags(flagPassive, flagClosed|flagBlocked|flagTracked)
 }
 
@@ -444,7 +442,7 @@ func (g *generator) over() (bool, error) {
 // release runs when a process closes a socket.
 func (g *generator) release() (bool, error) {
 	g.begin(g.cookie)
-	g.storage(inContext, false)
+	g.known(inContext)
 	g.recall()
 	g.process()
 	// A socket that has no port has released none.
