@@ -8,6 +8,7 @@ func TestHotPathsAllocateNothing(t *testing.T) {
 	var p Parsed
 	var addr Address
 	buf := make([]byte, 0, AddressSize)
+	answer := make([]byte, 0, 128)
 	for name, f := range map[string]func(){
 		"Parse":                     func() { p.Parse(tcp6) },
 		"ParseExact":                func() { p.ParseExact(udp) },
@@ -19,6 +20,8 @@ func TestHotPathsAllocateNothing(t *testing.T) {
 		"Hash":                      func() { sink += Hash(tcp6, 1) },
 		"DecrementTTL":              func() { tcp6[7] = 9; DecrementTTL(tcp6) },
 		"UpdateChecksum128":         func() { sink += uint64(UpdateChecksum128(1, p.IPv6(tcp6).Src().As16(), addr.Flow().LocalAddr.As16())) },
+		"AppendReset":               func() { p.Parse(tcp6); answer, _ = AppendReset(answer[:0], tcp6, &p) },
+		"AppendUnreachable":         func() { p.Parse(udp); answer, _ = AppendUnreachable(answer[:0], udp, &p, 3) },
 		"Address":                   func() { buf, _ = addr.AppendBinary(buf[:0]); _ = addr.UnmarshalBinary(buf) },
 	} {
 		p.Parse(tcp6)

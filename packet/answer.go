@@ -1,0 +1,185 @@
+package packet
+
+// This file makes the packets with which a host refuses another one: the reset of TCP and the error messages
+// of ICMP. (Specification: samples.md 2.)
+
+// The codes for AppendUnreachable that say that nothing listens at the port: of ICMP (RFC 792) and
+// of ICMPv6 (RFC 4443 section 3.1).
+const (
+	ICMPPortUnreachable   = 3
+	ICMPv6PortUnreachable = 4
+)
+
+// The types of the messages that tell of an unreachable destination.
+const (
+	icmpUnreachable   = 3 // RFC 792
+	icmpv6Unreachable = 1 // RFC 4443 section 3.1
+)
+
+// What the headers of answers have in common. The identification names the answers, all alike: they are too
+// short to be fragmented.
+const (
+	answerTTL = 64
+	answerID  = 0xDEAD
+)
+
+// How much of a refused packet an error message quotes, in bytes: of an IPv4 packet so many behind its header
+// (RFC 792), of an IPv6 packet so many in all, or so many behind the extension headers if these reach farther,
+// because the ports are what the receiver finds the socket by. An ICMPv6 message ends where the least MTU does
+// (RFC 4443 section 2.4 c).
+const (
+	quotedBehindHeader = 8
+	quotedIPv6         = 60
+	leastIPv6MTU       = 1280
+)
+
+// AppendReset appends to dst the TCP segment that refuses the one in the b that was parsed, and ends the
+// connection it belongs to: RST and ACK, from its destination to its source, as an IP packet of 40 or 60 bytes
+// with the right checksums. It returns the extended slice, and false with dst as it was if there must
+// be no answer: b holds no whole TCP header, the segment has RST or FIN, or source or destination is not the
+// address of one host (RFC 9293 sections 3.5.2 and 3.9.2.3, RFC 1122 sections 3.2.1.3 and 4.2.3.10).
+//
+// The sequence number is what the segment acknowledges, 0 if nothing; what the answer acknowledges is the
+// segment's SYN or else its payload, as long as the IP header says it is. Whether the segment's checksum is right is
+// not looked at: on the way out it may not be computed yet. A subnet's broadcast address looks like any other;
+// leave such packets out before. dst and b must not overlap.
+func AppendReset(dst, b []byte, p *Parsed) ([]byte, bool) {
+	tcp := p.TCP(b)
+	if tcp == nil || tcp.HeaderLen() != len(tcp) || tcp.Flags()&(TCPRst|TCPFin) != 0 || !p.answerable(b) {
+		return dst, false
+	}
+	dst, answer, payload := p.appendReply(dst, b, ProtocolTCP, ProtocolTCP, TCPHeaderLen)
+	r := TCP(payload)
+	r.SetSrcPort(tcp.DstPort())
+	r.SetDstPort(tcp.SrcPort())
+	if tcp.Flags()&TCPAck != 0 {
+		r.SetSeq(tcp.Ack())
+	}
+	received := uint32(p.Length - p.HeaderLen)
+	if tcp.Flags()&TCPSyn != 0 {
+		received = 1 // data that came with it was not taken (RFC 7413 section 4.2.2)
+	}
+	r.SetAck(tcp.Seq() + received)
+	r.SetHeaderLen(TCPHeaderLen)
+	r.SetFlags(TCPRst | TCPAck)
+	CalcChecksums(answer, nil, 0)
+	return dst, true
+}
+
+// AppendUnreachable appends to dst the message of ICMP or ICMPv6 that tells the source of the packet in the b
+// that was parsed that its destination cannot be reached; code says why, for instance ICMPPortUnreachable. The
+// IP packet comes from the destination, has the right checksums, and quotes as much of b as the
+// source needs to know which of its sockets is meant: of IPv4 the header with its options and 8 bytes, of IPv6
+// 60 bytes, or up to 8 bytes behind the extension headers if that is more (1280 bytes with the message's
+// headers at most); less if b ends before.
+//
+// It returns the extended slice, and false with dst as it was if there must be no answer (RFC 1122 section
+// 3.2.2, RFC 4443 section 2.4 e): b holds an error message or a redirect, or what may be one, or a fragment
+// other than the first, or source or destination is not the address of one host. A subnet's broadcast
+// address looks like any other; leave such packets out before. dst and b must not overlap.
+func AppendUnreachable(dst, b []byte, p *Parsed, code uint8) ([]byte, bool) {
+	if !p.answerable(b) || p.tellsError(b) {
+		return dst, false
+	}
+	kind, behind := uint8(icmpUnreachable), int(p.transportStart())+quotedBehindHeader
+	if p.Family == 6 {
+		kind = icmpv6Unreachable
+		behind = min(max(behind, quotedIPv6), leastIPv6MTU-IPv6HeaderLen-ICMPHeaderLen)
+	}
+	quoted := b[:min(behind, int(p.Length), len(b))]
+	dst, answer, payload := p.appendReply(dst, b, ProtocolICMP, ProtocolICMPv6, ICMPHeaderLen+len(quoted))
+	ICMP(payload).SetType(kind)
+	ICMP(payload).SetCode(code)
+	copy(payload[ICMPHeaderLen:], quoted)
+	CalcChecksums(answer, nil, 0)
+	return dst, true
+}
+
+// appendReply appends an IP packet of so many bytes behind its header, all zero, from the destination of the
+// one in b to its source. It returns the extended slice, the packet in it, and what is behind the packet's header.
+func (p *Parsed) appendReply(dst, b []byte, protocol4, protocol6 uint8, size int) (all, answer, payload []byte) {
+	header := IPv4HeaderLen
+	if p.Family == 6 {
+		header = IPv6HeaderLen
+	}
+	start := len(dst)
+	dst = append(dst, make([]byte, header+size)...) // makes nothing: the compiler extends dst
+	answer = dst[start:]
+	if p.Family == 6 {
+		ip := IPv6(answer)
+		ip[0] = 6 << 4
+		ip.SetLength(uint16(size))
+		ip.SetNextHeader(protocol6)
+		ip.SetHopLimit(answerTTL)
+		copy(ip[8:24], b[24:40])
+		copy(ip[24:40], b[8:24])
+		return dst, answer, answer[header:]
+	}
+	ip := IPv4(answer)
+	ip[0] = 4<<4 | IPv4HeaderLen/4
+	ip.SetLength(uint16(header + size))
+	ip.SetID(answerID)
+	ip.SetTTL(answerTTL)
+	ip.SetProtocol(protocol4)
+	copy(ip[12:16], b[16:20])
+	copy(ip[16:20], b[12:16])
+	return dst, answer, answer[header:]
+}
+
+// transportStart returns where in the packet the upper-layer protocol begins.
+func (p *Parsed) transportStart() int32 {
+	if at := max(p.TCPOff, p.UDPOff, p.ICMPOff, p.ICMPv6Off); at >= 0 {
+		return at
+	}
+	return p.HeaderLen
+}
+
+// answerable reports whether the packet in b goes from one host to one host and is no fragment but the first,
+// so that it may be answered with a refusal. The addresses of this host itself count as a host's: RFC 1122
+// means those that come from the network, and they never get here.
+func (p *Parsed) answerable(b []byte) bool {
+	if p.FragOff != 0 {
+		return false
+	}
+	switch p.Family {
+	case 4:
+		ip := p.IPv4(b)
+		return ip != nil && oneHost4([4]byte(ip[12:16])) && oneHost4([4]byte(ip[16:20]))
+	case 6:
+		ip := p.IPv6(b)
+		return ip != nil && oneHost6([16]byte(ip[8:24])) && oneHost6([16]byte(ip[24:40]))
+	}
+	return false
+}
+
+// oneHost4 reports whether an address can be that of one host: not of this network, multicast, class E or
+// broadcast (RFC 1122 section 3.2.1.3).
+func oneHost4(a [4]byte) bool { return a[0] != 0 && a[0] < 224 }
+
+// oneHost6 is oneHost4 for IPv6: neither unspecified nor multicast (RFC 4291 section 2.4).
+func oneHost6(a [16]byte) bool { return a != [16]byte{} && a[0] != 0xFF }
+
+// icmpErrors are the types of ICMP that tell of errors (RFC 1122 section 3.2.2): unreachable, source quench,
+// redirect, time exceeded, parameter problem.
+var icmpErrors = [256]bool{3: true, 4: true, 5: true, 11: true, 12: true}
+
+// The types of ICMPv6 up to this one tell of errors (RFC 4443 section 2.1); redirects are as bad (2.4 e).
+const (
+	lastICMPv6Error = 127
+	icmpv6Redirect  = 137
+)
+
+// tellsError reports whether the packet in b tells of an error, or may: its type is not there.
+func (p *Parsed) tellsError(b []byte) bool {
+	switch {
+	case p.Family == 4 && p.Protocol == ProtocolICMP:
+		h := p.ICMP(b)
+		return h == nil || icmpErrors[h.Type()]
+	case p.Family == 6 && p.Protocol == ProtocolICMPv6:
+		h := p.ICMPv6(b)
+		return h == nil || h.Type() <= lastICMPv6Error || h.Type() == icmpv6Redirect
+	case p.Family == 6 && isExtension[p.Protocol]:
+		return true // an extension header that is cut off hides what follows
+	}
+	return false
+}
