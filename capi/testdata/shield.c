@@ -44,12 +44,22 @@ static BOOL listen_on(struct listener *l)
            GetLastError() == ERROR_IO_PENDING;
 }
 
-/* drains tells whether a handle ends as it should once it is shut down. */
-static BOOL drains(struct listener *l)
+/* drain holds a handle to the way it should end once it is shut down: with an error, and nothing before. */
+static void drain(struct listener *l)
 {
-    return WinDivertShutdown(l->handle, WINDIVERT_SHUTDOWN_BOTH) &&
-           !GetOverlappedResult(l->handle, &l->overlapped, NULL, TRUE) && GetLastError() == ERROR_NO_DATA &&
-           !WinDivertRecv(l->handle, NULL, 0, NULL, NULL) && GetLastError() == ERROR_NO_DATA;
+    DWORD got = 0, i;
+
+    if (!WinDivertShutdown(l->handle, WINDIVERT_SHUTDOWN_BOTH))
+        printf("wrong: shutdown error %u\n", GetLastError());
+    if (GetOverlappedResult(l->handle, &l->overlapped, &got, TRUE)) {
+        printf("wrong: one more packet, %s: ", l->addr.Outbound ? "outbound" : "inbound");
+        for (i = 0; i < got; i++)
+            printf("%02x", l->packet[i]);
+        printf("\n");
+    } else if (GetLastError() != ERROR_NO_DATA)
+        printf("wrong: the last request ends with error %u\n", GetLastError());
+    if (WinDivertRecv(l->handle, NULL, 0, NULL, NULL) || GetLastError() != ERROR_NO_DATA)
+        printf("wrong: a later receive ends with error %u\n", GetLastError());
 }
 
 /*
@@ -126,8 +136,7 @@ static void try_filter(HANDLE injector, const char *filter, const UINT8 *packet,
         if (first == WAIT_OBJECT_0)
             listen_on(&tested);
     }
-    if (!drains(&tested))
-        printf("wrong: the tested handle does not drain: error %u\n", GetLastError());
+    drain(&tested);
     WinDivertClose(tested.handle);
 }
 
@@ -164,8 +173,7 @@ int main(void)
         try_filter(injector, filter, (const UINT8 *)packet, decode(packet));
         fflush(stdout);
     }
-    if (!drains(&rest))
-        printf("wrong: the last handle does not drain: error %u\n", GetLastError());
+    drain(&rest);
     WinDivertClose(rest.handle);
     WinDivertClose(sink);
     WinDivertClose(injector);

@@ -1,0 +1,257 @@
+//go:build linux
+
+package main_test
+
+import (
+	"bufio"
+	"fmt"
+	"io"
+	"net"
+	"net/netip"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/opendivert/divert/internal/lab"
+)
+
+// example returns the source of a C example.
+func example(name string) string { return filepath.Join("..", "examples", "c", name) }
+
+// TestExamplesCompile compiles the examples as C and as C++.
+func TestExamplesCompile(t *testing.T) {
+	for _, source := range []string{"netdump.c", "netfilter.c", "passthru.c"} {
+		for _, d := range dialects {
+			t.Run(source+"/"+d.name, func(t *testing.T) { compile(t, example(source), d) })
+		}
+	}
+}
+
+// TestExamplesRefuse: wrong usage and wrong filters are told on standard error, with status 1.
+func TestExamplesRefuse(t *testing.T) {
+	for _, c := range []struct{ name, source, args, want string }{
+		{"usage", "netdump.c", "", "usage: "},
+		{"too many arguments", "passthru.c", "true 1 1 1 1", "usage: "},
+		{"threads", "passthru.c", "true 65", "error: THREADS must be 1 to 64"},
+		{"filter", "netfilter.c", "tpc", `error: invalid filter "the filter has a word`},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			out, err := exec.Command(compile(t, example(c.source), gccModern), strings.Fields(c.args)...).CombinedOutput()
+			if err == nil || !strings.HasPrefix(string(out), c.want) {
+				t.Errorf("it says %q, %v; want %q", out, err, c.want)
+			}
+		})
+	}
+}
+
+// background is a program at work in a host's namespace.
+type background struct {
+	lines chan string // of its output
+}
+
+// startAt starts a program that runs until the test ends.
+func startAt(t *testing.T, h *lab.Host, cmd *exec.Cmd) *background {
+	t.Helper()
+	out, in := io.Pipe()
+	cmd.Stdout, cmd.Stderr = in, in
+	if err := h.Start(cmd); err != nil {
+		t.Fatal(err)
+	}
+	b := &background{lines: make(chan string, 10000)}
+	go func() {
+		defer close(b.lines)
+		for s := bufio.NewScanner(out); s.Scan(); {
+			b.lines <- s.Text()
+		}
+	}()
+	t.Cleanup(func() {
+		cmd.Process.Signal(syscall.SIGTERM)
+		cmd.Wait()
+		in.Close()
+	})
+	return b
+}
+
+// eventually calls f until it reports that the program is at work.
+func eventually(t *testing.T, f func() bool) {
+	t.Helper()
+	for range 100 {
+		if f() {
+			return
+		}
+		time.Sleep(50 * time.Millisecond)
+	}
+	t.Fatal("the program does not do its work")
+}
+
+// printed returns the lines printed until nothing comes for a while.
+func (b *background) printed() string {
+	var all []string
+	for {
+		select {
+		case line := <-b.lines:
+			all = append(all, line)
+		case <-time.After(300 * time.Millisecond):
+			return strings.Join(all, "\n")
+		}
+	}
+}
+
+func TestExampleNetdump(t *testing.T) {
+	pair := lab.TwoHostsT(t, lab.LinkOptions{})
+	echo, err := pair.B.Echo("udp", netip.AddrPortFrom(pair.B.Addr6(), 0).String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer echo.Close()
+	program := compile(t, example("netdump.c"), gccModern)
+	dump := startAt(t, pair.A, exec.Command(program, fmt.Sprintf("udp and remotePort == %d", echo.Addr().Port())))
+	conn, err := pair.A.Dial(t.Context(), "udp", echo.Addr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	var got string
+	eventually(t, func() bool {
+		fmt.Fprint(conn, "dumped")
+		conn.SetReadDeadline(time.Now().Add(3 * time.Second))
+		if n, err := conn.Read(make([]byte, 100)); n != 6 {
+			t.Errorf("the echo: %d bytes, %v", n, err)
+		}
+		got = dump.printed()
+		return got != ""
+	})
+	for _, want := range []string{
+		"Direction=outbound IfIdx=", "Direction=inbound IfIdx=", "IPv6 [Version=6 TrafficClass=0 FlowLabel=",
+		"SrcAddr=fd77::1 DstAddr=fd77::2]", "SrcAddr=fd77::2 DstAddr=fd77::1]",
+		fmt.Sprintf("DstPort=%d Length=14 Checksum=0x", echo.Addr().Port()), "dumped", "64756D706564", " Hash=0x",
+	} {
+		if !strings.Contains(got, want) {
+			t.Errorf("the dump lacks %q:\n%s", want, got)
+		}
+	}
+}
+
+func TestExampleNetfilter(t *testing.T) {
+	pair := lab.TwoHostsT(t, lab.LinkOptions{})
+	program := compile(t, example("netfilter.c"), gccModern)
+	wall := startAt(t, pair.A, exec.Command(program, "outbound and (tcp.DstPort == 81 or udp.DstPort == 81)"))
+	for _, addr := range []netip.Addr{pair.B.Addr4(), pair.B.Addr6()} {
+		to := netip.AddrPortFrom(addr, 81).String()
+		l, err := pair.B.Listen("tcp", to)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer l.Close()
+		eventually(t, func() bool {
+			conn, err := pair.A.Dial(t.Context(), "tcp", to)
+			if err != nil {
+				return strings.Contains(err.Error(), "refused")
+			}
+			conn.Close() // before the handle was open
+			return false
+		})
+		refused(t, pair, to)
+	}
+	if got := wall.printed(); !strings.Contains(got, "ip.DstAddr=10.77.0.2 tcp.SrcPort=") ||
+		!strings.Contains(got, "ip.DstAddr=fd77::2 udp.SrcPort=") || !strings.Contains(got, "tcp.Flags=[SYN]") {
+		t.Errorf("it prints:\n%s", got)
+	}
+}
+
+// refused checks that a datagram is answered by "port unreachable".
+func refused(t *testing.T, pair *lab.Pair, to string) {
+	t.Helper()
+	conn, err := pair.A.Dial(t.Context(), "udp", to)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	fmt.Fprint(conn, "blocked")
+	conn.SetReadDeadline(time.Now().Add(3 * time.Second))
+	if _, err := conn.Read(make([]byte, 10)); err == nil || !strings.Contains(err.Error(), "refused") {
+		t.Errorf("a datagram to %s: %v, want it refused", to, err)
+	}
+}
+
+func TestExamplePassthru(t *testing.T) {
+	pair := lab.TwoHostsT(t, lab.LinkOptions{})
+	program := compile(t, example("passthru.c"), gccModern)
+	pass := startAt(t, pair.A, exec.Command(program, "tcp", "3", "64", "5"))
+	eventually(t, func() bool { return queued(t, pair.A) >= 0 })
+	time.Sleep(100 * time.Millisecond) // the rules follow the queue at once
+	if _, err := lab.TransferTCP(t.Context(), pair.A, pair.B, netip.AddrPortFrom(pair.B.Addr4(), 0), 20<<20, 7); err != nil {
+		t.Error(err)
+	}
+	if got := pass.printed(); got != "" {
+		t.Errorf("it prints %s", got)
+	}
+	if n := queued(t, pair.A); n < 100 {
+		t.Errorf("%d packets have passed it", n)
+	}
+}
+
+// queued returns how many packets have been queued on a host, -1 if there is no queue.
+func queued(t *testing.T, h *lab.Host) (n int) {
+	t.Helper()
+	err := h.Do(func() error {
+		b, err := os.ReadFile("/proc/thread-self/net/netfilter/nfnetlink_queue")
+		if err != nil {
+			return err
+		}
+		// The kernel numbers the packets of a queue; the last column but one is the last number it gave.
+		fields := strings.Fields(string(b))
+		if n = -1; len(fields) >= 9 {
+			n, err = strconv.Atoi(fields[7])
+		}
+		return err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return n
+}
+
+// TestExamplePython lets Python change datagrams.
+func TestExamplePython(t *testing.T) {
+	python, err := exec.LookPath("python3")
+	if err != nil {
+		t.Skip(err)
+	}
+	pair := lab.TwoHostsT(t, lab.LinkOptions{})
+	conn, err := pair.B.ListenPacket("udp", netip.AddrPortFrom(pair.B.Addr4(), 0).String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	script := exec.Command(python, filepath.Join("..", "examples", "python", "edit.py"),
+		fmt.Sprintf("udp.DstPort == %d", conn.LocalAddr().(*net.UDPAddr).Port), "coffee", "cocoa!",
+		filepath.Join(library(t), "libwindivert.so"))
+	edit := startAt(t, pair.A, script)
+	select {
+	case line := <-edit.lines:
+		if line != "diverting" {
+			t.Fatal(line)
+		}
+	case <-time.After(20 * time.Second):
+		t.Fatal("it does not open its handle")
+	}
+	from, err := pair.A.Dial(t.Context(), "udp", conn.LocalAddr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer from.Close()
+	for range 3 {
+		fmt.Fprint(from, "a cup of coffee")
+		b := make([]byte, 100)
+		conn.SetReadDeadline(time.Now().Add(5 * time.Second))
+		if n, _, err := conn.ReadFrom(b); string(b[:n]) != "a cup of cocoa!" {
+			t.Fatalf("%q arrives, %v; it prints %s", b[:n], err, edit.printed())
+		}
+	}
+}

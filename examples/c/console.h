@@ -1,0 +1,64 @@
+/* console.h: what the examples share: messages in colour, errors, filters from the command line. */
+#ifndef CONSOLE_H
+#define CONSOLE_H
+
+#include <ctype.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "windivert.h"
+
+enum colour { PLAIN = 0, RED = 31, GREEN = 32, YELLOW = 33, MAGENTA = 35, CYAN = 36 };
+
+/* set_colour colours what is printed from now on, if somebody looks at it. */
+static inline void set_colour(enum colour c)
+{
+    if (isatty(STDOUT_FILENO))
+        printf("\033[%dm", c);
+}
+
+static inline void complain(const char *kind, const char *format, va_list arguments)
+{
+    fprintf(stderr, "%s: ", kind);
+    vfprintf(stderr, format, arguments);
+    fputc('\n', stderr);
+}
+
+static inline void warning(const char *format, ...)
+{
+    va_list arguments;
+
+    va_start(arguments, format);
+    complain("warning", format, arguments);
+    va_end(arguments);
+}
+
+static inline void fatal(const char *format, ...)
+{
+    va_list arguments;
+
+    va_start(arguments, format);
+    complain("error", format, arguments);
+    va_end(arguments);
+    exit(EXIT_FAILURE);
+}
+
+/* open_or_explain opens a handle, or tells what is wrong, in the words of the filter compiler if it is the filter. */
+static inline HANDLE open_or_explain(const char *filter, INT16 priority, UINT64 flags)
+{
+    HANDLE handle = WinDivertOpen(filter, WINDIVERT_LAYER_NETWORK, priority, flags);
+    const char *reason;
+
+    if (handle != INVALID_HANDLE_VALUE)
+        return handle;
+    if (GetLastError() == ERROR_INVALID_PARAMETER &&
+        !WinDivertHelperCompileFilter(filter, WINDIVERT_LAYER_NETWORK, NULL, 0, &reason, NULL))
+        fatal("invalid filter \"%s\"", reason);
+    fatal("failed to open the handle (%u)", GetLastError());
+    return INVALID_HANDLE_VALUE;
+}
+
+#endif
