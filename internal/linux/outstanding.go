@@ -23,14 +23,20 @@ func newOutstanding(n int) *outstanding {
 
 // put adds an id. If another packet had to give way, its id is returned; the caller drops that packet.
 // Ids of a queue count up, so the one that shares a slot is the oldest.
-func (o *outstanding) put(id uint32) (gone uint32, gaveWay bool) {
-	old := o.slots[id&o.mask].Swap(uint64(id)<<1 | 1)
+func (o *outstanding) put(id uint32) (gone uint32, gaveWay bool) { return o.putAt(id, id) }
+
+// putAt is put where the ids are not those of every packet: places counts the packets that are put.
+func (o *outstanding) putAt(place, id uint32) (gone uint32, gaveWay bool) {
+	old := o.slots[place&o.mask].Swap(uint64(id)<<1 | 1)
 	return uint32(old >> 1), old != 0
 }
 
 // claim takes an id out and reports whether it was there: only one sender of a packet gets it.
-func (o *outstanding) claim(id uint32) bool {
-	return o.slots[id&o.mask].CompareAndSwap(uint64(id)<<1|1, 0)
+func (o *outstanding) claim(id uint32) bool { return o.claimAt(id, id) }
+
+// claimAt is claim of an id that has its place by putAt.
+func (o *outstanding) claimAt(place, id uint32) bool {
+	return o.slots[place&o.mask].CompareAndSwap(uint64(id)<<1|1, 0)
 }
 
 // count returns how many ids are there.

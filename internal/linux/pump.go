@@ -4,6 +4,7 @@ package linux
 
 import (
 	"errors"
+	"math/bits"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -24,6 +25,8 @@ type pump struct {
 	program atomic.Pointer[filter.Program]
 	matches *backlog
 	work    sync.WaitGroup // the goroutines that run
+	places  atomic.Uint32  // of each lane's packets that wait for a reader or were received and not sent on, less 1
+	count   atomic.Uint32  // of packets that matched
 
 	meterMu sync.Mutex
 	meter   *queue.Meter
@@ -34,6 +37,9 @@ func newPump(h *handle) (*pump, error) {
 	if err != nil {
 		return nil, err
 	}
+	for _, l := range lanes {
+		l.waiting = newOutstanding(maxPlaces)
+	}
 	meter, err := queue.NewMeter()
 	if err != nil {
 		return nil, errors.Join(err, closeLanes(lanes))
@@ -41,6 +47,9 @@ func newPump(h *handle) (*pump, error) {
 	p := &pump{h: h, lanes: lanes, meter: meter}
 	p.program.Store(h.cfg.Program)
 	p.matches = newBacklog(h.cfg.Limits, p.lost)
+	if err := p.setLimits(h.cfg.Limits); err != nil {
+		return nil, errors.Join(err, meter.Close(), closeLanes(lanes))
+	}
 	for _, l := range lanes {
 		v, err := l.batch()
 		if err != nil {
@@ -111,14 +120,18 @@ func (p *pump) one(l *lane, pk *packet.Packet, datagram []byte, at int64, verdic
 	case int(m.Length) > len(m.Payload):
 		counts.long.Add(1)
 	default:
-		if gone, gaveWay := l.waiting.put(m.ID); gaveWay {
+		// Numbers of the queue do not say how many packets are under way: they count all that do not match.
+		t := tokenOf(&pk.Addr)
+		t.place = p.count.Add(1) & p.places.Load()
+		t.put(&pk.Addr)
+		if gone, gaveWay := l.waiting.putAt(t.place, m.ID); gaveWay {
 			counts.abandoned.Add(1)
 			_ = verdicts.Add(gone, queue.Drop, queue.Option{})
 		}
 		if p.matches.add(pk.Data, &pk.Addr) {
 			return
 		}
-		l.waiting.claim(m.ID)
+		l.waiting.claimAt(t.place, m.ID)
 		if p.h.recvDown.Load() || p.h.closed.Load() {
 			counts.passed.Add(1)
 			verdict, o := p.h.sender.onward(m.Priority)
@@ -144,7 +157,7 @@ func (p *pump) lost(w *waiting, why dropReason) {
 func (p *pump) verdict(w *waiting, verdict queue.Verdict, o queue.Option) {
 	t := tokenOf(&w.addr)
 	l := p.h.sender.laneOf(&t)
-	if l == nil || !l.waiting.claim(t.id) {
+	if l == nil || !l.waiting.claimAt(t.place, t.id) {
 		return
 	}
 	v, err := l.batch()
@@ -166,8 +179,16 @@ func (p *pump) setDeadline(t time.Time) error {
 
 func (p *pump) setLimits(l engine.Limits) error {
 	p.matches.set(func() { p.matches.limits = l })
+	// As many as wait, and as many again that were received and not sent on, in whichever lane.
+	places := 1 << bits.Len(uint(2*l.Length-1))
+	p.places.Store(uint32(places - 1))
+	// The kernel's queue must never be the narrowest: what does not match goes through it too.
+	l.Length = places * len(p.lanes)
 	return configureLanes(p.lanes, &p.h.cfg, l)
 }
+
+// maxPlaces is how many places the longest queue needs.
+const maxPlaces = 1 << 15
 
 func (p *pump) setFilter(f *filter.Program) { p.program.Store(f) }
 

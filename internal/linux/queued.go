@@ -159,7 +159,7 @@ func (h *handle) deliver(l *lane, p *packet.Packet, m *queue.Message, at int64) 
 	p.Addr = packet.Address{}
 	h.describe(&p.Addr, m, at)
 	t := token{
-		tag: h.sender.tag, id: m.ID, priority: m.Priority, hook: m.Hook, gso: m.GSO, lane: l.index,
+		tag: h.sender.tag, id: m.ID, place: m.ID, priority: m.Priority, hook: m.Hook, gso: m.GSO, lane: l.index,
 		ifIdx: p.Addr.Network().IfIdx, dst: destination(m.Payload),
 	}
 	t.put(&p.Addr)

@@ -92,7 +92,7 @@ func (s *sender) pass(ps []packet.Packet) {
 	var v verdicts
 	for i := range ps {
 		t := tokenOf(&ps[i].Addr)
-		if l := s.laneOf(&t); l != nil && l.waiting.claim(t.id) {
+		if l := s.laneOf(&t); l != nil && l.waiting.claimAt(t.place, t.id) {
 			_ = s.onto(&v, l, &t, nil) // fails only together with flush
 		}
 	}
@@ -111,7 +111,7 @@ func (s *sender) laneOf(t *token) *lane {
 func (s *sender) one(p *packet.Packet, v *verdicts, unchanged bool) (again bool, err error) {
 	t := tokenOf(&p.Addr)
 	l := s.laneOf(&t)
-	if unchanged && l != nil && p.Addr.Outbound == t.outbound() && !p.Addr.Impostor && l.waiting.claim(t.id) {
+	if unchanged && l != nil && p.Addr.Outbound == t.outbound() && !p.Addr.Impostor && l.waiting.claimAt(t.place, t.id) {
 		return true, s.onto(v, l, &t, nil)
 	}
 	data, err := whole(p.Data)
@@ -121,7 +121,7 @@ func (s *sender) one(p *packet.Packet, v *verdicts, unchanged bool) (again bool,
 	if err != nil {
 		return false, err // the captured packet, if it is one, still waits for a better try
 	}
-	if l != nil && l.waiting.claim(t.id) {
+	if l != nil && l.waiting.claimAt(t.place, t.id) {
 		if t.holds(data, &p.Addr) && len(data) <= queue.MaxPayload {
 			return true, s.onto(v, l, &t, data)
 		}

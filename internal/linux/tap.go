@@ -192,6 +192,9 @@ func (t *tap) close() error {
 
 // tally counts as waiting what has neither come nor been missed.
 func (t *tap) tally(st *engine.Stats) error {
+	if t.program.Load() != nil {
+		st.Matched += st.DroppedFull // whether the lost copies would have matched cannot be told any more
+	}
 	st.Waiting = rest(st.Matched, st.Received+st.DroppedFull)
 	return nil
 }

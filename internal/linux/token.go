@@ -14,6 +14,7 @@ import (
 type token struct {
 	tag      uint32 // of the handle, never 0
 	id       uint32 // of the packet in its queue
+	place    uint32 // among those received and not sent on
 	priority uint32 // skb->priority at the capture
 	ifIdx    uint32 // as captured
 	dst      uint32 // digest of the destination address
@@ -40,6 +41,7 @@ func (t *token) put(a *packet.Address) {
 		b[21] = 1
 	}
 	b[22] = t.lane
+	le.PutUint32(b[24:], t.place)
 }
 
 // tokenOf reads the token of an address. Any address has one; only the tag makes it mean something.
@@ -49,7 +51,7 @@ func tokenOf(a *packet.Address) token {
 	return token{
 		tag: le.Uint32(b[0:]), id: le.Uint32(b[4:]), priority: le.Uint32(b[8:]),
 		ifIdx: le.Uint32(b[12:]), dst: le.Uint32(b[16:]),
-		hook: queue.Hook(b[20]), gso: b[21] != 0, lane: b[22],
+		hook: queue.Hook(b[20]), gso: b[21] != 0, lane: b[22], place: le.Uint32(b[24:]),
 	}
 }
 
