@@ -16,18 +16,11 @@ import (
 	"github.com/opendivert/divert/packet"
 )
 
-// layerFlags are the flags that a layer cannot be opened without (specification: api.md 4).
-var layerFlags = [packet.NumLayers]uint64{
-	packet.LayerFlow:    engine.FlagSniff | engine.FlagRecvOnly,
-	packet.LayerSocket:  engine.FlagRecvOnly,
-	packet.LayerReflect: engine.FlagSniff | engine.FlagRecvOnly,
-}
-
 func TestOpen(t *testing.T) {
 	f := load(t)
 	for layer := range packet.NumLayers {
 		t.Run(layer.String(), func(t *testing.T) {
-			cfg := config(t, "true", layer, layerFlags[layer])
+			cfg := config(t, "true", layer, mandatory[layer])
 			cfg.Priority = -7
 			h := open(t, cfg)
 			log := f.log()
@@ -35,7 +28,7 @@ func TestOpen(t *testing.T) {
 				t.Fatalf("requests %+v", log)
 			}
 			var r record
-			if r.initialize(layer, -7, layerFlags[layer]); log[0].record != r {
+			if r.initialize(layer, -7, mandatory[layer]); log[0].record != r {
 				t.Errorf("INITIALIZE %x, want %x", log[0].record, r)
 			}
 			var v versionRecord
@@ -241,7 +234,7 @@ func TestEvents(t *testing.T) {
 		{packet.LayerReflect, packet.EventReflectOpen, "@WinDiv_WX_WWWWAA\x00"},
 	} {
 		t.Run(row.layer.String(), func(t *testing.T) {
-			h := open(t, config(t, "true", row.layer, layerFlags[row.layer]))
+			h := open(t, config(t, "true", row.layer, mandatory[row.layer]))
 			want := packet.Address{Layer: row.layer, Event: row.event, Sniffed: true}
 			for i := range want.Union()[:unionUsed[row.layer]] {
 				want.Union()[i] = byte(i + 1)

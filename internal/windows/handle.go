@@ -52,7 +52,7 @@ type source struct {
 // counts are the counters. The driver keeps none.
 type counts struct {
 	matched, received, reinjected, injected, failed atomic.Uint64
-	full, old, long                                 atomic.Uint64
+	full, old, long, passed                         atomic.Uint64
 }
 
 // defaults are the limits that a handle of the driver begins with (specification: api.md 1.1).
@@ -136,6 +136,7 @@ func (h *handle) receive(ps []packet.Packet, stop *atomic.Bool) (int, *source, e
 		case n > 0:
 			return n, s, nil
 		case errors.Is(err, engine.ErrShortBuffer):
+			h.counts.matched.Add(1)
 			h.counts.long.Add(1) // longer than any packet: the driver has cut it, and it cannot go on
 		case err == errInterrupted && !stop.Load():
 			// Somebody else was meant.
@@ -375,18 +376,24 @@ func (h *handle) Close() error {
 	return errors.Join(errs...)
 }
 
-// Stats implements engine.Handle. Matched counts what matched and has reached user space; what the driver
-// itself drops, on a handle that drops or because its queue is full or the packet too old, it does
-// not tell, so Dropped is always 0, and DroppedFull and DroppedOld are unless the interpreter
-// decides, where they count what its own queue loses.
-// Reinjected counts packets that are among the 16384 received last; others sent count as injected.
+// Stats implements engine.Handle. The driver keeps no counters, so these are those of user space. Matched
+// counts what matched and came here. What the driver drops, on a handle that drops or because its queue
+// is full or a packet too old, it does not tell, nor how many wait there: Dropped is always 0, and
+// Waiting, DroppedFull, DroppedOld and Passed are, unless the interpreter decides; then they are about the
+// queue in user space. Abandoned is always 0: a received packet takes no place in the driver.
+// Reinjected counts packets that are among the 16384 received last, others sent count as injected. If the
+// driver refuses a batch of packets for one of them, Failed counts one.
 func (h *handle) Stats() (engine.Stats, error) {
 	c := &h.counts
-	return engine.Stats{
-		Matched: c.matched.Load(), Received: c.received.Load(), Reinjected: c.reinjected.Load(),
-		Injected: c.injected.Load(), Failed: c.failed.Load(),
+	s := engine.Stats{
+		Matched: c.matched.Load(), Received: c.received.Load(), Passed: c.passed.Load(),
 		DroppedFull: c.full.Load(), DroppedOld: c.old.Load(), DroppedLong: c.long.Load(),
-	}, nil
+		Reinjected: c.reinjected.Load(), Injected: c.injected.Load(), Failed: c.failed.Load(),
+	}
+	if h.pump != nil {
+		s.Waiting = uint64(h.pump.inbox.length())
+	}
+	return s, nil
 }
 
 // Description implements engine.Handle.

@@ -77,6 +77,7 @@ func (p *pump) close() {
 	p.h.interrupt()
 	<-p.done
 	left := p.inbox.close()
+	p.h.counts.passed.Add(uint64(len(left)))
 	if p.h.newest.Load().plan.reinjects(&p.h.cfg) {
 		p.sendBack(left)
 	}
@@ -212,6 +213,13 @@ func (q *inbox) setLimits(l engine.Limits) {
 	q.limits = l
 }
 
+// length returns how many items wait.
+func (q *inbox) length() int {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	return q.n
+}
+
 // close empties the inbox and returns what was in it and is not too old.
 func (q *inbox) close() []packet.Packet {
 	q.mu.Lock()
@@ -219,7 +227,9 @@ func (q *inbox) close() []packet.Packet {
 	var left []packet.Packet
 	now := time.Now()
 	for q.n > 0 {
-		if w := q.pop(); now.Sub(w.arrived) <= q.limits.Time {
+		if w := q.pop(); now.Sub(w.arrived) > q.limits.Time {
+			q.counts.old.Add(1)
+		} else {
 			left = append(left, packet.Packet{Data: w.packet.Data, Addr: w.packet.Addr})
 		}
 	}
