@@ -38,6 +38,9 @@ var expectationTexts = [...]string{
 	wantPrefix:      "a prefix length was expected",
 }
 
+// hintStrictSets is for sets in the strict dialect.
+const hintStrictSets = "sets, as in {80, 443}, belong to the extended dialect; in this one join comparisons with \"or\""
+
 const hintUseSets = "sets are shorter and faster: tcp.DstPort in {80, 443, 8000-8999}"
 
 // unexpected makes a syntax error of the current token.
@@ -109,7 +112,7 @@ func (p *parser) fieldHint() string {
 	case tokNumber:
 		return p.lonelyNumberHint(text)
 	case tokOpen:
-		return "in this dialect \"not\" applies to a single test; write (expression? false: true)"
+		return "\"not\" before a parenthesis belongs to the extended dialect; in this one write (expression? false: true)"
 	case tokClose:
 		return "the parentheses are empty or the test before is not complete"
 	}
@@ -222,8 +225,10 @@ func (l *lexer) characterHint(c string) string {
 		return "nothing is quoted in filters"
 	case "@":
 		return "a compiled filter must start with @ at the very first byte"
-	case "{", "}", ",", "/":
-		return "sets and prefixes exist in the extended dialect only"
+	case "{", "}", ",":
+		return hintStrictSets
+	case "/":
+		return "prefixes, as in 10.0.0.0/8, belong to the extended dialect; in this one compare with both ends"
 	}
 	return ""
 }
@@ -253,5 +258,20 @@ func (l *lexer) foreignField(f Field, start, end int) *Error {
 // unknownWord makes an error of a word that is none of the language.
 func (l *lexer) unknownWord(start, end int) *Error {
 	s := l.text[start:end]
-	return l.at(ErrBadToken, start, end, "unknown word "+quote(s), suggest(s, l.layer, l.dialect))
+	hint := suggest(s, l.layer, l.dialect)
+	if l.dialect == Strict && strings.EqualFold(s, "in") {
+		hint = hintStrictSets
+	}
+	if l.dialect == Strict && l.swallowedColon(start, end) {
+		hint = "a colon right behind a word belongs to the extended dialect; in this one put a space before it"
+	}
+	return l.at(ErrBadToken, start, end, "unknown word "+quote(s), hint)
+}
+
+// swallowedColon reports whether the extended dialect would end the word at a colon in it.
+func (l *lexer) swallowedColon(start, end int) bool {
+	extended := *l
+	extended.dialect, extended.mark = Extended, token{}
+	_, ok := extended.split(start, end)
+	return ok
 }

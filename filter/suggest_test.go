@@ -70,3 +70,46 @@ func TestDistance(t *testing.T) {
 		}
 	}
 }
+
+// TestStrictHints tells who uses the additions of the extended dialect in the strict one whose they are. Kinds and
+// positions are the original's all the same (specification: filter-language.md 8).
+func TestStrictHints(t *testing.T) {
+	for _, row := range []struct {
+		text  string
+		kind  ErrorKind
+		pos   uint32
+		what  string // the hint says that this belongs to the extended dialect
+		write string // what the hint advises instead
+	}{
+		{"tcp.DstPort in {80, 443}", ErrBadToken, 12, "sets", "tcp.DstPort == 80 or tcp.DstPort == 443"},
+		{"tcp.DstPort not in {80}", ErrBadToken, 16, "sets", "tcp.DstPort != 80"},
+		{"ip.SrcAddr == 10.0.0.0/8", ErrBadToken, 23, "prefixes", "ip.SrcAddr >= 10.0.0.0 and ip.SrcAddr <= 10.255.255.255"},
+		{"ipv6.SrcAddr != fe80::/10", ErrBadToken, 23, "prefixes", "ipv6.SrcAddr < fe80:: or ipv6.SrcAddr >= fec0::"},
+		{"not (tcp or udp)", ErrUnexpectedToken, 4, "\"not\" before a parenthesis", "(tcp or udp? false: true)"},
+		{"outbound and (tcp or !(ip))", ErrUnexpectedToken, 22, "\"not\" before a parenthesis", "outbound and (tcp or (ip? false: true))"},
+		{"(tcp? udp:icmp)", ErrBadToken, 6, "a colon right behind a word", "(tcp? udp :icmp)"},
+	} {
+		if _, err := Compile(row.text, atNetwork, Extended); err != nil {
+			t.Errorf("%s: the extended dialect says %v", row.text, err)
+		}
+		_, err := Compile(row.text, atNetwork, Strict)
+		e, ok := err.(*Error)
+		if !ok || e.Kind != row.kind || e.Pos != row.pos {
+			t.Errorf("%s: %#v, want kind %d at %d", row.text, err, row.kind, row.pos)
+			continue
+		}
+		if !strings.HasPrefix(e.Hint, row.what) || !strings.Contains(e.Hint, " to the extended dialect; in this one ") {
+			t.Errorf("%s: hint %q", row.text, e.Hint)
+		}
+		if _, err := Compile(row.write, atNetwork, Strict); err != nil {
+			t.Errorf("%s: instead of %s: %v", row.write, row.text, err)
+		}
+	}
+	// What is no extension gets no such hint.
+	for _, text := range []string{"tcp.Dstport == 80", "tcp.DstPort == 80-90", "ip.SrcAddr == 10.0.0.0\\8", "not tcp udp"} {
+		_, err := Compile(text, atNetwork, Strict)
+		if e, ok := err.(*Error); !ok || strings.Contains(e.Hint, "extended") {
+			t.Errorf("%s: %#v", text, err)
+		}
+	}
+}

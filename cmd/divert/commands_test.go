@@ -55,6 +55,7 @@ divert: the filter does not compile:
   tcp.DstPort in {80}
               ^^
 unknown word "in"
+hint: sets, as in {80, 443}, belong to the extended dialect; in this one join comparisons with "or"
 `},
 		{name: "explain", args: "filter explain outbound and '(tcp? tcp.DstPort in {80,443}: udp.DstPort == 53)'", out: `
 given:   outbound and (tcp? tcp.DstPort in {80,443}: udp.DstPort == 53)
