@@ -11,6 +11,8 @@ import (
 	"math/rand/v2"
 	"os"
 	"os/exec"
+	"slices"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -381,7 +383,7 @@ func (c *churned) add(o churned) {
 // engineOf returns the engine of a subtest of eachEngine.
 func engineOf(t *testing.T) divert.Engine {
 	for _, e := range engines {
-		if t.Name()[len(t.Name())-len(e.name):] == e.name {
+		if slices.Contains(strings.Split(t.Name(), "/"), e.name) {
 			return e.engine
 		}
 	}
