@@ -12,8 +12,6 @@ import (
 	"os/exec"
 	"time"
 
-	"golang.org/x/sys/unix"
-
 	"github.com/opendivert/divert/internal/lab"
 )
 
@@ -34,15 +32,6 @@ type usage struct {
 
 	Error       string `json:",omitempty"`
 	Unavailable string `json:",omitempty"` // why the contender cannot run here
-}
-
-// cpuTime returns the user and system time of the process.
-func cpuTime() (time.Duration, error) {
-	var u unix.Rusage
-	if err := unix.Getrusage(unix.RUSAGE_SELF, &u); err != nil {
-		return 0, os.NewSyscallError("getrusage", err)
-	}
-	return time.Duration(u.Utime.Nano() + u.Stime.Nano()), nil
 }
 
 // runChild does the child's job, if this process is one, and ends the process. It tells its usage once when

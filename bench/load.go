@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"runtime"
 	"time"
 
 	"github.com/opendivert/divert/internal/lab"
@@ -57,6 +58,8 @@ type course struct {
 	child      *child
 	before     usage
 	beforeSelf time.Duration
+	beforeBusy time.Duration
+	began      time.Time
 }
 
 // target is where the load goes.
@@ -64,9 +67,14 @@ func (c *course) target() netip.AddrPort { return netip.AddrPortFrom(c.to.Addr4(
 
 // begin starts the measurement.
 func (c *course) begin() (err error) {
-	if c.before, err = c.child.ask(); err == nil {
-		c.beforeSelf, err = cpuTime()
+	if c.before, err = c.child.ask(); err != nil {
+		return err
 	}
+	c.began = time.Now()
+	if c.beforeBusy, err = busyTime(); err != nil {
+		return err
+	}
+	c.beforeSelf, err = cpuTime()
 	return err
 }
 
@@ -76,6 +84,11 @@ func (c *course) end(took time.Duration, count float64) error {
 	if err != nil {
 		return err
 	}
+	busy, err := busyTime()
+	if err != nil {
+		return err
+	}
+	window := time.Since(c.began)
 	after, err := c.child.ask()
 	if err != nil {
 		return err
@@ -88,7 +101,9 @@ func (c *course) end(took time.Duration, count float64) error {
 	r.Rate = count / took.Seconds()
 	own := after.CPU - c.before.CPU
 	r.CPU = float64(own) / count
-	r.CPUAll = float64(own+self-c.beforeSelf) / count
+	all := own + self - c.beforeSelf
+	r.CPUAll = float64(all) / count
+	r.Others = max(0, float64(busy-c.beforeBusy-all)/(float64(window)*float64(runtime.NumCPU())))
 	r.Handled, r.Missed = after.Handled-c.before.Handled, after.Missed-c.before.Missed
 	return nil
 }

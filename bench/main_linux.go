@@ -131,6 +131,7 @@ func bench(args []string) error {
 		return err
 	}
 	r.Summaries, r.Goals, r.Skipped, r.Cells = got.summarise(), got.judge(), got.Skipped, got.Cells
+	r.Others = number(got.others())
 	return errors.Join(r.writeTable(os.Stdout), writeFile(s.json, r.writeJSON), writeFile(s.svg, r.writeSVG))
 }
 

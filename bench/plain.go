@@ -147,10 +147,10 @@ func (l *plainLoop) run() error {
 				payload = append(payload[:0], a.Data...)
 			}
 		}
+		l.handled.Add(1) // before the packet can arrive anywhere
 		if _, err := unix.Write(l.fd, appendVerdict(verdict, id)); err != nil {
 			return os.NewSyscallError("send", err)
 		}
-		l.handled.Add(1)
 	}
 }
 

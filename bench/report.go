@@ -22,6 +22,7 @@ type report struct {
 	Machine   machine
 	Rounds    int
 	Seconds   float64 // of each cell
+	Others    number  // part of the processors' time that went to other processes
 	Summaries []*summary
 	Goals     []outcome
 	Skipped   map[string]string
@@ -72,6 +73,7 @@ func (r *report) writeTable(out io.Writer) error {
 	m := r.Machine
 	fmt.Fprintf(out, "Linux %s, %s, %d × %s, %s, load average %s\n%d rounds of %v s; medians, lowest and highest\n",
 		m.Kernel, m.Arch, m.CPUs, m.CPU, m.Go, m.Load, r.Rounds, r.Seconds)
+	fmt.Fprintf(out, "other processes took %s %% of the processors' time\n", fixed(r.Others*100, 0))
 	for i := range loads {
 		if err := r.writeLoad(out, &loads[i]); err != nil {
 			return err
@@ -111,7 +113,7 @@ func header(l *load) string {
 	if l.latency {
 		columns = append(columns, "p50 µs", "p99 µs", "p99.9 µs")
 	}
-	columns = append(columns, "ns/"+strings.ReplaceAll(l.unit, " ", "-"), "with load", "lost", "copies lost")
+	columns = append(columns, "ns/"+strings.ReplaceAll(l.unit, " ", "-"), "with load", "×CPU", "lost", "copies lost")
 	return strings.Join(columns, "\t") + "\t"
 }
 
@@ -125,7 +127,7 @@ func row(l *load, s *summary) string {
 	if l.latency {
 		columns = append(columns, fixed(s.P50/1000, 1), fixed(s.P99/1000, 1), fixed(s.P999/1000, 1))
 	}
-	columns = append(columns, fixed(s.CPU, 0), fixed(s.CPUAll, 0), fmt.Sprint(s.Lost), fmt.Sprint(s.Missed))
+	columns = append(columns, fixed(s.CPU, 0), fixed(s.CPUAll, 0), fixed(s.RatioCPU, 2), fmt.Sprint(s.Lost), fmt.Sprint(s.Missed))
 	return strings.Join(columns, "\t") + "\t"
 }
 

@@ -22,6 +22,7 @@ type cell struct {
 	Seconds float64
 	CPU     float64 // ns of the contender's process for each unit
 	CPUAll  float64 // the same, and of sender and receiver
+	Others  float64 // part of the processors' time that went to others
 
 	Sent    uint64 `json:",omitempty"` // packets
 	Lost    uint64 // packets sent that did not arrive

@@ -40,6 +40,7 @@ type summary struct {
 	Rate, RateLow, RateHigh    number // units per second
 	Ratio, RatioLow, RatioHigh number // of the rate, or of P50, to that of "none" in the same round
 	CPU, CPUAll                number // ns per unit
+	RatioCPU                   number // of CPUAll to that of "none" in the same round
 	P50, P99, P999             number // ns, 0 except for latency
 	Sent, Lost, Missed         uint64 // of all rounds
 }
@@ -59,6 +60,8 @@ func (n number) MarshalJSON() ([]byte, error) {
 type metric func(*cell) float64
 
 func rate(c *cell) float64 { return c.Rate }
+func cpu(c *cell) float64  { return c.CPU }
+func all(c *cell) float64  { return c.CPUAll }
 func p50(c *cell) float64  { return float64(c.P50) }
 func p99(c *cell) float64  { return float64(c.P99) }
 func p999(c *cell) float64 { return float64(c.P999) }
@@ -93,6 +96,15 @@ func (r *results) ratios(load, contender, base string, m metric) (s series) {
 	return s
 }
 
+// others returns which part of the processors' time went to others, the median over all cells.
+func (r *results) others() float64 {
+	var s series
+	for _, c := range r.Cells {
+		s = append(s, c.Others)
+	}
+	return s.median()
+}
+
 // summarise sums up what each contender has done with each load.
 func (r *results) summarise() (list []*summary) {
 	for _, l := range loads {
@@ -116,8 +128,8 @@ func (r *results) sum(l *load, contender string) *summary {
 	}
 	median := func(m metric) number { return number(r.values(load, contender, m).median()) }
 	s.Rate, s.P50, s.P99, s.P999 = median(rate), median(p50), median(p99), median(p999)
-	s.CPU = median(func(c *cell) float64 { return c.CPU })
-	s.CPUAll = median(func(c *cell) float64 { return c.CPUAll })
+	s.CPU, s.CPUAll = median(cpu), median(all)
+	s.RatioCPU = number(r.ratios(load, contender, none, all).median())
 	low, high := r.values(load, contender, rate).spread()
 	s.RateLow, s.RateHigh = number(low), number(high)
 	ratios := r.ratios(load, contender, none, l.metric())
