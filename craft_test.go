@@ -4,6 +4,7 @@ package divert_test
 
 import (
 	"encoding/binary"
+	"net"
 	"net/netip"
 	"testing"
 
@@ -51,3 +52,6 @@ func craft(t testing.TB, src, dst string, port uint16, payload []byte) []byte {
 	}
 	return b
 }
+
+// addrPort is the address of a socket.
+func addrPort(c net.PacketConn) netip.AddrPort { return c.LocalAddr().(*net.UDPAddr).AddrPort() }
