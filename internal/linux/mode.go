@@ -15,8 +15,27 @@ import (
 	"github.com/opendivert/divert/packet"
 )
 
-// probe loads a program like those of handles, once, and remembers how that ended.
-var probe = sync.OnceValue(func() error {
+// probed is what probe remembers.
+var probed struct {
+	sync.Mutex
+	done bool
+	err  error
+}
+
+// probe loads a program like those of handles and remembers how that ended, unless rights were missing: another
+// thread, or the same one later, may have them.
+func probe() error {
+	probed.Lock()
+	defer probed.Unlock()
+	if !probed.done {
+		probed.err = tryProgram()
+		probed.done = !errors.Is(probed.err, unix.EPERM) && !errors.Is(probed.err, unix.EACCES)
+	}
+	return probed.err
+}
+
+// tryProgram loads a program.
+func tryProgram() error {
 	p, err := filter.Compile("ip", packet.LayerNetwork, filter.Strict)
 	if err != nil {
 		return err
@@ -30,7 +49,7 @@ var probe = sync.OnceValue(func() error {
 		return err
 	}
 	return loaded.Close()
-})
+}
 
 // decide chooses who decides which packets match, and says why in words.
 func decide(mode engine.Mode) (engine.Mode, string, error) {
