@@ -17,7 +17,7 @@ func (p *Program) MatchesAll() bool {
 
 // Widen returns a program that the original's driver accepts (DriverCheck) and that matches whatever
 // p matches, perhaps more; exact tells that it matches nothing else. What p has too much is left open: tests
-// that have no form in the driver go both ways, long sets become fewer, larger ranges, and what
+// that have no form in the driver go both ways if their header is there, long sets become fewer, larger ranges, and what
 // then still exceeds 255 tests counts as a match.
 func (p *Program) Widen() (wide *Program, exact bool) {
 	if lowered, err := p.Lower(); err == nil && lowered.DriverCheck() == nil {
@@ -158,11 +158,7 @@ func (w *widener) next() *wideState {
 // if need be. The argument belongs to it.
 func (w *widener) state(places []Target) Target {
 	for {
-		slices.Sort(places)
-		places = slices.Compact(places)
-		for len(places) > 0 && places[0] == Reject {
-			places = places[1:]
-		}
+		places = normal(places)
 		switch {
 		case len(places) == 0:
 			return Reject
@@ -180,6 +176,20 @@ func (w *widener) state(places []Target) Target {
 		t := &w.tests[places[0]]
 		places = append(slices.Clone(places[1:]), t.Succ, t.Fail)
 	}
+}
+
+// normal sorts places in place and leaves out what adds nothing: duplicates, Reject, and all others next to
+// Accept.
+func normal(places []Target) []Target {
+	slices.Sort(places)
+	places = slices.Compact(places)
+	if len(places) > 0 && places[0] == Reject {
+		places = places[1:]
+	}
+	if len(places) > 0 && places[0] == Accept {
+		places = places[:1]
+	}
+	return places
 }
 
 // intern returns the state of normalised places.
@@ -202,25 +212,37 @@ func (w *widener) intern(places []Target, chain []Test) Target {
 func (w *widener) outcomes(places []Target) (yes, no []Target) {
 	t, rest := &w.tests[places[0]], places[1:]
 	to := func(targets ...Target) []Target {
-		all := append(slices.Clone(rest), targets...)
-		slices.Sort(all)
-		return slices.Compact(all)
+		return normal(append(slices.Clone(rest), targets...))
 	}
-	switch {
-	case !w.isCoarse(t):
-		return to(t.Succ), to(t.Fail)
-	case t.Op == OpIn:
+	switch coarse := w.isCoarse(t); {
+	case coarse && t.Op == OpNotIn:
+		return to(t.Fail), to(t.Succ, t.Fail)
+	case coarse || w.exact(t) == nil:
 		return to(t.Succ, t.Fail), to(t.Fail)
 	default:
-		return to(t.Fail), to(t.Succ, t.Fail)
+		return to(t.Succ), to(t.Fail)
 	}
 }
 
-// chain returns what spells out a test for the driver, nil if nothing does.
+// chain returns what stands for a test in the driver, nil if nothing can. That is the test itself, spelled out;
+// or one that is sure in one of its outcomes, see coarse; or, since tests fail where their header is
+// absent, one for that header.
 func (w *widener) chain(t *Test) []Test {
 	if w.isCoarse(t) {
 		return lowerIn(w.coarse(t))
 	}
+	if chain := w.exact(t); chain != nil {
+		return chain
+	}
+	header := Test{Field: t.Field.info().base, Op: OpNe, Succ: chainSucc, Fail: chainFail}
+	if header.Field == FieldZero || driverRefuses(&header, w.layer) != "" {
+		return nil
+	}
+	return []Test{header}
+}
+
+// exact returns what spells out a test for the driver, nil if nothing does.
+func (w *widener) exact(t *Test) []Test {
 	chain, ok := lowerTest(t, w.layer)
 	if !ok {
 		return nil

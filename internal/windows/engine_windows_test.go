@@ -565,7 +565,7 @@ func TestJudged(t *testing.T) {
 	} {
 		t.Run(row.name, func(t *testing.T) {
 			f.log()
-			cfg := config(t, "ipv6 and ipv6.FlowLabel == 7", packet.LayerNetwork, row.flags)
+			cfg := config(t, "ipv6.FlowLabel == 7", packet.LayerNetwork, row.flags)
 			cfg.Mode = row.mode
 			h := open(t, cfg)
 			log := f.log()
