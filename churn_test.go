@@ -217,7 +217,8 @@ func (p *process) kill() {
 	p.cmd.Wait()
 }
 
-// witness is a passthru of the lowest priority that notes the numbers it sees, by flow.
+// witness is a passthru, of the lowest priority unless an option says otherwise, that notes the numbers it sees,
+// by flow.
 type witness struct {
 	d    *divert.Handle
 	mu   sync.Mutex
@@ -227,8 +228,8 @@ type witness struct {
 
 func startWitness(t testing.TB, h *lab.Host, filter string, opts ...divert.Option) *witness {
 	t.Helper()
-	opts = append(opts, divert.WithPriority(divert.LowestPriority), divert.WithQueueLength(16384),
-		divert.WithQueueTime(16*time.Second), divert.WithQueueSize(32<<20))
+	opts = append([]divert.Option{divert.WithPriority(divert.LowestPriority), divert.WithQueueLength(16384),
+		divert.WithQueueTime(16 * time.Second), divert.WithQueueSize(32 << 20)}, opts...)
 	x := &witness{d: openAt(t, h, filter, opts...), seen: map[uint32]map[uint64]int{}}
 	x.w = batches(t, x.d, func(ps []divert.Packet) (int, error) {
 		x.mu.Lock()
