@@ -114,6 +114,9 @@ func (h *handle) open(mode engine.Mode) error {
 		}
 		return h.rules(), nil
 	})
+	if err == nil {
+		h.sender.entry.Store(h.entry)
+	}
 	if err != nil {
 		return err
 	}

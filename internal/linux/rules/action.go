@@ -22,6 +22,14 @@ type Rule struct {
 	Share   Share  // which flows the rule is for
 }
 
+// chainsOf returns the chains of rules.
+func chainsOf(rules []Rule) (cs []Chain) {
+	for _, r := range rules {
+		cs = append(cs, r.Chain)
+	}
+	return cs
+}
+
 // Share is the flows of one among several rules: those whose number, modulo Of, is Index. The zero Share is all
 // flows. Both directions of a flow, and the fragments of a datagram among themselves, have one number.
 type Share struct{ Index, Of uint32 }

@@ -6,7 +6,7 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
-	"os"
+	"net"
 	"time"
 
 	"github.com/google/nftables/userdata"
@@ -68,7 +68,7 @@ func comment(data []byte) (text string, ok bool) {
 
 // token is an abstract unix socket: a name of the network namespace that one process can hold at a time
 // and that ends with it.
-type token struct{ fd int }
+type token struct{ conn *net.UnixConn }
 
 // tokenName is the socket that tells that a handle is alive.
 func tokenName(id uint64) string { return fmt.Sprintf("@divert/handle/%x", id) }
@@ -76,21 +76,17 @@ func tokenName(id uint64) string { return fmt.Sprintf("@divert/handle/%x", id) }
 // lockName is the socket that whoever changes the table holds meanwhile.
 const lockName = "@divert/lock"
 
-// hold takes the name, or fails with unix.EADDRINUSE.
+// hold takes the name in the namespace of the calling thread, or fails with unix.EADDRINUSE.
 func hold(name string) (*token, error) {
-	fd, err := unix.Socket(unix.AF_UNIX, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
+	conn, err := net.ListenUnixgram("unixgram", &net.UnixAddr{Name: name, Net: "unixgram"})
 	if err != nil {
-		return nil, os.NewSyscallError("socket", err)
+		return nil, err
 	}
-	if err := unix.Bind(fd, &unix.SockaddrUnix{Name: name}); err != nil {
-		unix.Close(fd)
-		return nil, os.NewSyscallError("bind", err)
-	}
-	return &token{fd: fd}, nil
+	return &token{conn}, nil
 }
 
 // release gives the name back.
-func (t *token) release() { unix.Close(t.fd) }
+func (t *token) release() { t.conn.Close() }
 
 // lockTimeout is how long a change waits for another process's change, which takes milliseconds. Tests
 // wait less.

@@ -9,6 +9,8 @@ import (
 	"os"
 	"slices"
 	"strings"
+	"sync"
+	"sync/atomic"
 
 	"github.com/google/nftables"
 	"github.com/google/nftables/expr"
@@ -23,7 +25,9 @@ type Entry struct {
 	Owner
 	ns    *netns.Namespace
 	token *token
-	rules int // how many stand in the table for it
+	rules int            // how many stand in the table for it
+	below atomic.Uint32  // the chains in which other handles stand below this one
+	work  sync.WaitGroup // answer
 }
 
 // ErrCrowded means that 256 handles of the same priority are open.
@@ -38,7 +42,8 @@ var ErrGone = errors.New("another program has removed the handle's rules from th
 func Open(ns *netns.Namespace, o Owner, make func(cursor.Key) ([]Rule, error)) (*Entry, error) {
 	e := &Entry{Owner: o, ns: ns}
 	err := ns.Do(func() error {
-		return change(func(t *tx) (err error) {
+		var above []uint64
+		err := change(func(t *tx) (err error) {
 			if e.Key, err = t.newKey(o.Priority); err != nil {
 				return err
 			}
@@ -49,9 +54,15 @@ func Open(ns *netns.Namespace, o Owner, make func(cursor.Key) ([]Rule, error)) (
 			if e.token, err = hold(tokenName(o.ID)); err != nil {
 				return err
 			}
+			e.lookBelow(t)
+			above = t.above(e.Owner, chainsOf(rules))
 			e.rules, err = t.enter(e.Owner, rules)
 			return err
 		})
+		if err == nil {
+			tell(above, true)
+		}
+		return err
 	})
 	if err != nil {
 		if e.token != nil {
@@ -59,6 +70,7 @@ func Open(ns *netns.Namespace, o Owner, make func(cursor.Key) ([]Rule, error)) (
 		}
 		return nil, err
 	}
+	e.work.Go(e.answer)
 	return e, nil
 }
 
@@ -84,12 +96,19 @@ func (e *Entry) Replace(rules []Rule) error {
 // Close takes the handle's rules out of the table, and the table away if it was the last.
 func (e *Entry) Close() error {
 	err := e.ns.Do(func() error {
-		return change(func(t *tx) error {
+		var above []uint64
+		err := change(func(t *tx) error {
+			above = t.above(e.Owner, t.places(e.Owner))
 			t.bury(func(o Owner) bool { return o.ID == e.ID })
 			return nil
 		})
+		if err == nil {
+			tell(above, false)
+		}
+		return err
 	})
 	e.token.release()
+	e.work.Wait()
 	return err
 }
 
