@@ -2,7 +2,7 @@ package main
 
 /*
 #cgo CFLAGS: -DWINDIVERT_LIBRARY -Wall -Wextra
-#cgo linux LDFLAGS: -pthread
+#cgo linux LDFLAGS: -pthread -ldl
 
 #include "shim.h"
 */

@@ -10,3 +10,10 @@ func TestInterface(t *testing.T) {
 		t.Run(d.name, func(t *testing.T) { run(t, compile(t, "interface.c", d)) })
 	}
 }
+
+// TestOwnCalls: a program may bring calls of Windows itself, and the library uses them.
+func TestOwnCalls(t *testing.T) {
+	for _, d := range []dialect{gccStrict, cxxModern} {
+		t.Run(d.name, func(t *testing.T) { run(t, compile(t, "own.c", d)) })
+	}
+}

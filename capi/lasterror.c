@@ -18,6 +18,11 @@ BOOL divert_alive(void)
     return TRUE;
 }
 
+void divert_set_error(DWORD error)
+{
+    SetLastError(error);
+}
+
 BOOL divert_fail(DWORD error)
 {
     SetLastError(error);
@@ -31,6 +36,7 @@ DWORD WinDivertGetLastError(void)
 
 #else
 
+#include <dlfcn.h>
 #include <pthread.h>
 #include <sys/mman.h>
 #include <unistd.h>
@@ -70,7 +76,10 @@ static int errno_of(DWORD error)
     return EIO;
 }
 
-/* The weak pair. A program that has its own is told of errors by its own SetLastError. */
+/*
+ * The weak pair. A program that has its own is told of errors by its own SetLastError. A shared library that Go links
+ * calls itself directly, so what the program has must be looked up.
+ */
 
 __attribute__((weak)) void SetLastError(DWORD error)
 {
@@ -82,10 +91,32 @@ __attribute__((weak)) DWORD GetLastError(void)
     return last_error;
 }
 
+void *divert_program_call(const char *name, void *ours)
+{
+    void *program = dlopen(NULL, RTLD_LAZY); /* RTLD_DEFAULT would begin with the library itself */
+    void *found = program == NULL ? NULL : dlsym(program, name);
+
+    if (program != NULL)
+        dlclose(program);
+    return found == NULL ? ours : found;
+}
+
+static void (*set_last_error)(DWORD) = SetLastError;
+
+__attribute__((constructor)) static void find_program_calls(void)
+{
+    *(void **)&set_last_error = divert_program_call("SetLastError", *(void **)&set_last_error);
+}
+
+void divert_set_error(DWORD error)
+{
+    set_last_error(error);
+    last_error = error;
+}
+
 BOOL divert_fail(DWORD error)
 {
-    SetLastError(error);
-    last_error = error;
+    divert_set_error(error);
     errno = errno_of(error);
     return FALSE;
 }

@@ -42,6 +42,9 @@ static UINT32 status_of(DWORD error)
 static void lock(void) {}
 static void unlock(void) {}
 
+#define set_event SetEvent
+#define reset_event ResetEvent
+
 #else
 
 #include <fcntl.h>
@@ -68,6 +71,16 @@ static void unlock(void)
     pthread_mutex_unlock(&completions);
 }
 
+/* A program that has events of its own has its own calls for them. */
+static BOOL (*set_event)(HANDLE) = SetEvent;
+static BOOL (*reset_event)(HANDLE) = ResetEvent;
+
+__attribute__((constructor)) static void find_program_calls(void)
+{
+    *(void **)&set_event = divert_program_call("SetEvent", *(void **)&set_event);
+    *(void **)&reset_event = divert_program_call("ResetEvent", *(void **)&reset_event);
+}
+
 #endif
 
 /* set_status comes last of what is written to a request: a program that polls it may then free the request. */
@@ -81,7 +94,7 @@ void divert_begin(LPOVERLAPPED overlapped)
     overlapped->InternalHigh = 0;
     set_status(overlapped, 0x00000103u);
     if (overlapped->hEvent != NULL)
-        ResetEvent(overlapped->hEvent);
+        reset_event(overlapped->hEvent);
 }
 
 void divert_end(LPOVERLAPPED overlapped, DWORD error, DWORD transferred)
@@ -89,7 +102,7 @@ void divert_end(LPOVERLAPPED overlapped, DWORD error, DWORD transferred)
     lock();
     overlapped->InternalHigh = transferred;
     if (overlapped->hEvent != NULL)
-        SetEvent(overlapped->hEvent);
+        set_event(overlapped->hEvent);
     set_status(overlapped, status_of(error));
     unlock();
 }

@@ -12,8 +12,14 @@
 /* divert_alive tells whether Go may be called: not in a forked child, which lacks Go's threads. */
 BOOL divert_alive(void);
 
-/* divert_fail leaves an error number for the thread. It returns FALSE. */
+/* divert_fail leaves an error number for the thread, and errno. It returns FALSE. */
 BOOL divert_fail(DWORD error);
+
+/* divert_set_error leaves an error number for the thread. */
+void divert_set_error(DWORD error);
+
+/* divert_program_call returns the function of a name that the program's own calls reach, or ours. */
+void *divert_program_call(const char *name, void *ours);
 
 /* divert_begin makes a request pending, divert_end complete. error 0 is success. */
 void divert_begin(LPOVERLAPPED overlapped);

@@ -218,7 +218,7 @@ BOOL WinDivertHelperCompileFilter(const char *filter, WINDIVERT_LAYER layer, cha
         return FALSE;
     if (filter == NULL)
         return divert_fail(ERROR_INVALID_PARAMETER);
-    SetLastError(ERROR_SUCCESS);
+    divert_set_error(ERROR_SUCCESS);
     error = divertCompile((char *)filter, strlen(filter), (UINT32)layer, divert_extended(), object, objLen,
                           &description, &position);
     OUTPUT(errorStr, description);
@@ -241,7 +241,7 @@ BOOL WinDivertHelperEvalFilter(const char *filter, const VOID *pPacket, UINT pac
     if (error != ERROR_SUCCESS)
         return divert_fail(error);
     if (!match)
-        SetLastError(ERROR_SUCCESS); /* FALSE without an error: evaluated, and no match */
+        divert_set_error(ERROR_SUCCESS); /* FALSE without an error: evaluated, and no match */
     return match;
 }
 
