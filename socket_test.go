@@ -105,6 +105,9 @@ func (s stage) act(a act) (err error) {
 			err = unix.SetsockoptInt(s[a.Socket], unix.SOL_SOCKET, unix.SO_REUSEADDR, 1)
 		}
 		return err
+	case "inherit":
+		s[a.Socket] = 3 // the first of exec.Cmd's ExtraFiles
+		return nil
 	case "bind":
 		return unix.Bind(fd, sockaddr(fd, a.Addr))
 	case "connect":
@@ -163,7 +166,14 @@ func sockaddr(fd int, text string) unix.Sockaddr {
 // startPerformer starts a performer in a host.
 func startPerformer(t testing.TB, h *lab.Host) *performer {
 	t.Helper()
+	return startPerformerWith(t, h)
+}
+
+// startPerformerWith starts a performer that inherits a socket.
+func startPerformerWith(t testing.TB, h *lab.Host, files ...*os.File) *performer {
+	t.Helper()
 	cmd := exec.Command(os.Args[0])
+	cmd.ExtraFiles = files
 	cmd.Env = append(os.Environ(), childEnv+"=sockets")
 	cmd.Stderr = os.Stderr
 	stdin, err := cmd.StdinPipe()

@@ -66,7 +66,7 @@ func openEvents(cfg engine.Config) (engine.Handle, error) {
 	h.queue.overhead = perEvent
 	if h.layer == packet.LayerReflect {
 		h.queue.overhead = perReflect
-		h.feed, err = newRegistry(h)
+		err = h.follow()
 	} else {
 		err = h.enter()
 	}
@@ -83,10 +83,22 @@ func (h *events) enter() (err error) {
 		ID: rand.Uint64(), PID: os.Getpid(), Opened: now(),
 		Priority: h.cfg.Priority, Layer: uint8(h.layer), Flags: h.cfg.Flags, Filter: filterData(h.cfg.Program),
 	}
-	h.entry, err = rules.Open(h.ns, owner, func(key cursor.Key) (_ []rules.Rule, err error) {
-		h.feed, err = newSocketFeed(h, key)
+	h.entry, err = rules.Open(h.ns, owner, func(key cursor.Key) ([]rules.Rule, error) {
+		f, err := newSocketFeed(h, key)
+		if err == nil {
+			h.feed = f
+		}
 		return nil, err
 	})
+	return err
+}
+
+// follow opens the feed of a REFLECT handle.
+func (h *events) follow() error {
+	r, err := newRegistry(h)
+	if err == nil {
+		h.feed = r
+	}
 	return err
 }
 

@@ -111,12 +111,12 @@ func (s *setTable) spec() *ebpf.MapSpec {
 // eventFields says where the fields of the layers FLOW and SOCKET are found. Fields that are not in it
 // do not exist there.
 var eventFields = map[filter.Field]eventField{
-	filter.FieldZero:     {},
-	filter.FieldInbound:  {},
-	filter.FieldOutbound: {},
-	filter.FieldEvent:    {},
-	filter.FieldIP:       {}, // there is no header
-	filter.FieldIPv6:     {},
+	filter.FieldZero:     {fixed: true},
+	filter.FieldInbound:  {fixed: true},
+	filter.FieldOutbound: {fixed: true},
+	filter.FieldEvent:    {fixed: true},
+	filter.FieldIP:       {fixed: true}, // there is no header
+	filter.FieldIPv6:     {fixed: true},
 
 	filter.FieldFamilyIP:   {offset: EventIPv6, size: asm.Byte, means: one(0)},
 	filter.FieldFamilyIPv6: {offset: EventIPv6, size: asm.Byte, means: one(1)},
@@ -137,9 +137,9 @@ var eventFields = map[filter.Field]eventField{
 	filter.FieldTimestamp:        {offset: EventTime, kind: value64},
 }
 
-// eventField says how the value of a field is found in the record. A field without a size and a kind is
-// the same in all records of a hook.
+// eventField says how the value of a field is found in the record.
 type eventField struct {
+	fixed  bool // the same in all records of a hook
 	offset int16
 	size   asm.Size
 	kind   valueKind
@@ -155,9 +155,6 @@ func pair(first, second byte) *uint64 {
 	return one(uint64(binary.NativeEndian.Uint16([]byte{first, second})))
 }
 
-// fixed reports whether the field is the same in all records of a hook.
-func (f *eventField) fixed() bool { return f.size == 0 && f.kind == value32 }
-
 // exists reports whether a test can be executed.
 func (h *EventHook) exists(t *filter.Test) bool {
 	_, ok := eventFields[t.Field]
@@ -171,7 +168,7 @@ func (h *EventHook) decides(t *filter.Test) answer {
 		return dontKnow
 	}
 	c := toCondition(t)
-	if f.fixed() {
+	if f.fixed {
 		return answerOf(c.holds(h.constant(t.Field)))
 	}
 	if holds, ok := c.constant(); ok {

@@ -66,8 +66,8 @@ func attach(cgroup *os.File, kind ebpf.AttachType, p *ebpf.Program, key cursor.K
 	return link.AttachRawLink(link.RawLinkOptions{Target: int(cgroup.Fd()), Program: p, Attach: kind})
 }
 
-// firstBelow returns the first attached program of a handle with a lower key.
-func firstBelow(cgroup *os.File, kind ebpf.AttachType, key cursor.Key) (ebpf.ProgramID, bool) {
+// firstBelow returns the link of the first attached program of a handle with a lower key.
+func firstBelow(cgroup *os.File, kind ebpf.AttachType, key cursor.Key) (link.ID, bool) {
 	attached, err := link.QueryPrograms(link.QueryOptions{Target: int(cgroup.Fd()), Attach: kind})
 	if err != nil {
 		return 0, false
@@ -83,15 +83,27 @@ func firstBelow(cgroup *os.File, kind ebpf.AttachType, key cursor.Key) (ebpf.Pro
 			continue
 		}
 		if k, ok := parseProgramName(info.Name); ok && k < key {
-			return a.ID, true
+			return linkOf(a.ID)
+		}
+	}
+	return 0, false
+}
+
+// linkOf returns the link that holds a program on a cgroup.
+func linkOf(p ebpf.ProgramID) (link.ID, bool) {
+	var links link.Iterator
+	defer links.Close()
+	for links.Next() {
+		if info, err := links.Link.Info(); err == nil && info.Program == p && info.Type == link.CgroupType {
+			return links.ID, true
 		}
 	}
 	return 0, false
 }
 
 // linkBefore is BPF_LINK_CREATE with a place among the attached programs (linux/bpf.h, since Linux 6.17).
-func linkBefore(cgroup *os.File, kind ebpf.AttachType, p *ebpf.Program, before ebpf.ProgramID) (link.Link, error) {
-	const linkCreate, flagBefore, flagID = 28, 1 << 3, 1 << 5
+func linkBefore(cgroup *os.File, kind ebpf.AttachType, p *ebpf.Program, before link.ID) (link.Link, error) {
+	const linkCreate, flagBefore, flagID, flagLink = 28, 1 << 3, 1 << 5, 1 << 13
 	attr := struct {
 		program, target, kind, flags uint32
 		relative                     uint32
@@ -99,7 +111,7 @@ func linkBefore(cgroup *os.File, kind ebpf.AttachType, p *ebpf.Program, before e
 		revision                     uint64
 	}{
 		program: uint32(p.FD()), target: uint32(cgroup.Fd()), kind: uint32(kind),
-		flags: flagBefore | flagID, relative: uint32(before),
+		flags: flagBefore | flagID | flagLink, relative: uint32(before),
 	}
 	fd, _, errno := unix.Syscall(unix.SYS_BPF, linkCreate, uintptr(unsafe.Pointer(&attr)), unsafe.Sizeof(attr))
 	runtime.KeepAlive(p)

@@ -1,0 +1,302 @@
+//go:build linux
+
+package divert_test
+
+import (
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/link"
+	"golang.org/x/sys/unix"
+
+	"github.com/opendivert/divert"
+	"github.com/opendivert/divert/internal/lab"
+	"github.com/opendivert/divert/internal/linux/cursor"
+	"github.com/opendivert/divert/internal/linux/sockets"
+	"github.com/opendivert/divert/packet"
+)
+
+// TestSocketProcessID filters by process; the handle belongs to neither.
+func TestSocketProcessID(t *testing.T) {
+	pair := lab.TwoHostsT(t, lab.LinkOptions{})
+	p, q := startPerformer(t, pair.A), startPerformer(t, pair.A)
+	d := openEvents(t, pair.A, packet.LayerSocket, fmt.Sprintf("event == BIND and processId == %d", q.pid), 0)
+	p.script("socket a udp4\nbind a 127.0.0.1:5353")
+	q.script("socket a udp4\nbind a 127.0.0.1:5354 = EACCES")
+	compareLines(t, collect(t, d, map[uint32]string{q.pid: "q"}), "BIND q 17 127.0.0.1:5354 - lo #1")
+}
+
+// TestSocketsOfOtherNamespaces are neither seen nor refused.
+func TestSocketsOfOtherNamespaces(t *testing.T) {
+	pair := lab.TwoHostsT(t, lab.LinkOptions{})
+	d := openEvents(t, pair.A, packet.LayerSocket, "true", 0)
+	p := startPerformer(t, pair.B)
+	p.script(`socket l tcp4
+		bind l 10.77.0.2:80
+		listen l
+		socket c tcp4
+		connect c 10.77.0.2:80
+		accept s l
+		socket u udp6
+		send u [fd77::2]:5353
+		socket v udp4
+		bind v 10.77.0.2:5353
+		send v 10.77.0.2:5353
+		recv v`)
+	compareLines(t, collect(t, d, nil), "")
+}
+
+// TestSocketsOlderThanTheHandle have a future that is told, and can be refused.
+func TestSocketsOlderThanTheHandle(t *testing.T) {
+	for _, kind := range []string{"tcp4", "mptcp4"} {
+		t.Run(kind, func(t *testing.T) {
+			pair := lab.TwoHostsT(t, lab.LinkOptions{})
+			server, client := startPerformer(t, pair.A), startPerformer(t, pair.A)
+			names := map[uint32]string{server.pid: "server", client.pid: "client"}
+			server.script("socket l " + kind + "\nbind l 127.0.0.1:8080\nlisten l")
+			server.script("socket u udp4\nbind u 127.0.0.1:5353")
+			d := openEvents(t, pair.A, packet.LayerSocket, "event != BIND", divert.Sniff)
+			client.script("socket c tcp4\nconnect c 127.0.0.1:8080")
+			client.script("socket u udp4\nbind u 127.0.0.1:5354\nsend u 127.0.0.1:5353")
+			server.script("accept s l\nclose s\nclose u")
+			compareLines(t, collect(t, d, names), `
+				CONNECT client 6 127.0.0.1:* 127.0.0.1:8080 sniffed,lo #1
+				ACCEPT server 6 127.0.0.1:8080 127.0.0.1:* sniffed,in,lo #2<3
+				CONNECT client 17 127.0.0.1:5354 127.0.0.1:5353 sniffed,lo #4
+				ACCEPT server 17 127.0.0.1:5353 127.0.0.1:5354 sniffed,in,lo #5
+				CLOSE server 6 127.0.0.1:8080 127.0.0.1:* sniffed,lo #2<3
+				CLOSE server 17 127.0.0.1:5353 - sniffed,lo #5`)
+			d = openEvents(t, pair.A, packet.LayerSocket, "event == ACCEPT and localPort == 8080", 0)
+			client.script("socket d tcp4\nnonblock d\nconnect d 127.0.0.1:8080 = EINPROGRESS")
+			compareLines(t, collect(t, d, names), "ACCEPT server 6 127.0.0.1:8080 127.0.0.1:* in,lo #0<1")
+		})
+	}
+}
+
+// TestForkedServers accept on a listener that their parent opened: the process of the listener is the
+// last one that made it listen.
+func TestForkedServers(t *testing.T) {
+	pair := lab.TwoHostsT(t, lab.LinkOptions{})
+	d := openEvents(t, pair.A, packet.LayerSocket, "event != BIND and event != CONNECT and (localPort == 8080 or remotePort == 8080)", divert.Sniff)
+	var l net.Listener
+	if err := pair.A.Do(func() (err error) {
+		l, err = net.Listen("tcp4", "127.0.0.1:8080")
+		return err
+	}); err != nil {
+		t.Fatal(err)
+	}
+	file, err := l.(*net.TCPListener).File()
+	if err != nil {
+		t.Fatal(err)
+	}
+	p := startPerformerWith(t, pair.A, file)
+	file.Close()
+	l.Close() // the child holds it still
+	q := startPerformer(t, pair.A)
+	q.script("socket c tcp4\nconnect c 127.0.0.1:8080")
+	p.script("inherit l\naccept s l\nclose s\nclose l")
+	q.script("close c")
+	compareLines(t, collect(t, d, map[uint32]string{uint32(os.Getpid()): "parent", p.pid: "child", q.pid: "client"}), `
+		LISTEN parent 6 127.0.0.1:8080 - sniffed,lo #1
+		ACCEPT parent 6 127.0.0.1:8080 127.0.0.1:* sniffed,in,lo #2<1
+		CLOSE child 6 127.0.0.1:8080 127.0.0.1:* sniffed,lo #2<1
+		CLOSE parent 6 127.0.0.1:8080 - sniffed,lo #1
+		CLOSE client 6 127.0.0.1:* 127.0.0.1:8080 sniffed,lo #3`)
+}
+
+// TestSocketPriorities has several handles on one operation: what one refuses, lower ones do not see
+// (specification: api.md 13).
+func TestSocketPriorities(t *testing.T) {
+	pair := lab.TwoHostsT(t, lab.LinkOptions{})
+	open := func(priority int16, flags divert.Flag) *divert.Handle {
+		return openEvents(t, pair.A, packet.LayerSocket, "event == BIND or event == CLOSE", flags, divert.WithPriority(priority))
+	}
+	low, high := open(-5, divert.Sniff), open(5, divert.Sniff)
+	middle, second := open(0, 0), open(-1, 0)
+	p := startPerformer(t, pair.A)
+	names := map[uint32]string{p.pid: "client"}
+	p.script("socket a udp4\nbind a 127.0.0.1:5353 = EACCES")
+	compareLines(t, collect(t, middle, names), "BIND client 17 127.0.0.1:5353 - lo #1")
+	compareLines(t, collect(t, second, names), "")
+	compareLines(t, collect(t, high, names), "BIND client 17 127.0.0.1:5353 - sniffed,lo #1")
+	compareLines(t, collect(t, low, names), "")
+}
+
+// TestSocketSetFilter swaps the filter of a handle that refuses.
+func TestSocketSetFilter(t *testing.T) {
+	pair := lab.TwoHostsT(t, lab.LinkOptions{})
+	d := openEvents(t, pair.A, packet.LayerSocket, "remotePort == 80", 0)
+	p := startPerformer(t, pair.A)
+	p.script("socket a udp4\nsend a 127.0.0.1:80 = EACCES\nsend a 127.0.0.1:81")
+	if err := d.SetFilter("remotePort == 81"); err != nil {
+		t.Fatal(err)
+	}
+	p.script("send a 127.0.0.1:81 = EACCES\nsend a 127.0.0.1:80")
+	if err := d.SetFilter("event == ACCEPT"); err != nil {
+		t.Fatal(err)
+	}
+	p.script("send a 127.0.0.1:81\nsend a 127.0.0.1:80")
+}
+
+// programsOf counts the programs on the root of the cgroup hierarchy that belong to handles of a priority.
+func programsOf(t *testing.T, priority int16) (n int) {
+	t.Helper()
+	path, _, err := sockets.Root()
+	if err != nil {
+		t.Fatal(err)
+	}
+	f, err := os.Open(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	prefix := fmt.Sprintf("divert_%06x", uint32(cursor.NewKey(priority, 0)))[:len("divert_")+4]
+	for kind := range ebpf.AttachTCXEgress {
+		attached, err := link.QueryPrograms(link.QueryOptions{Target: int(f.Fd()), Attach: kind})
+		if err != nil {
+			continue // no kind of cgroup programs
+		}
+		for _, a := range attached.Programs {
+			p, err := ebpf.NewProgramFromID(a.ID)
+			if err != nil {
+				continue
+			}
+			info, err := p.Info()
+			p.Close()
+			if err == nil && strings.HasPrefix(info.Name, prefix) {
+				n++
+			}
+		}
+	}
+	return n
+}
+
+// TestKilledOwnersLeaveNoProgram kills the owner of a handle that refuses.
+func TestKilledOwnersLeaveNoProgram(t *testing.T) {
+	for _, layer := range []divert.Layer{divert.LayerSocket, divert.LayerFlow} {
+		t.Run(layer.String(), func(t *testing.T) {
+			pair := lab.TwoHostsT(t, lab.LinkOptions{})
+			openEvents(t, pair.A, layer, "false", divert.Sniff).Close()
+			priority := int16(20000 + os.Getpid()%9000)
+			flags := divert.RecvOnly
+			if layer == divert.LayerFlow {
+				flags |= divert.Sniff
+			}
+			cmd, _ := startHolder(t, pair.A, layer, flags, priority, "true")
+			if programsOf(t, priority) == 0 {
+				t.Fatal("no programs of the handle are found")
+			}
+			_ = cmd.Process.Kill()
+			_ = cmd.Wait()
+			for start := time.Now(); programsOf(t, priority) > 0; time.Sleep(5 * time.Millisecond) {
+				if time.Since(start) > 5*time.Second {
+					t.Fatalf("%d programs are left", programsOf(t, priority))
+				}
+			}
+			startPerformer(t, pair.A).script("socket a udp4\nbind a 127.0.0.1:5353")
+		})
+	}
+}
+
+// TestSocketRates makes many connections at once: none is lost within the limits of the queue, and what
+// was lost past them is counted.
+func TestSocketRates(t *testing.T) {
+	for _, tt := range []struct {
+		name   string
+		length int
+		read   bool
+	}{
+		{"read as they come", 16384, true},
+		{"past the limits", 64, false},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			pair := lab.TwoHostsT(t, lab.LinkOptions{})
+			d := openEvents(t, pair.A, packet.LayerSocket, "event == CONNECT and remotePort == 9", divert.Sniff,
+				divert.WithQueueLength(tt.length), divert.WithQueueSize(32<<20), divert.WithQueueTime(16*time.Second))
+			const workers, each = 4, 10000
+			var w *worker
+			if tt.read {
+				w = batches(t, d, func(ps []divert.Packet) (int, error) { return len(ps), nil })
+			}
+			start := time.Now()
+			var group sync.WaitGroup
+			for range workers {
+				group.Go(func() {
+					if err := pair.A.Do(func() error { return connectMany(each) }); err != nil {
+						t.Error(err)
+					}
+				})
+			}
+			group.Wait()
+			took := time.Since(start)
+			t.Logf("%.0f connects a second", workers*each/took.Seconds())
+			if tt.read {
+				for start := time.Now(); stats(t, d).Received < workers*each && time.Since(start) < 5*time.Second; {
+					time.Sleep(10 * time.Millisecond)
+				}
+			} else {
+				time.Sleep(200 * time.Millisecond)
+			}
+			s := stats(t, d)
+			if s.Matched != workers*each {
+				t.Errorf("%d of %d matched: %+v", s.Matched, workers*each, s)
+			}
+			if lost := s.DroppedFull + s.DroppedOld; tt.read && (lost != 0 || s.Received != workers*each) ||
+				!tt.read && (s.Waiting != uint64(tt.length) || lost != workers*each-uint64(tt.length)) {
+				t.Errorf("%+v", s)
+			}
+			if w != nil {
+				_ = d.Close()
+				w.wait()
+			}
+		})
+	}
+}
+
+// connectMany connects datagram sockets, which costs the kernel the least.
+func connectMany(n int) error {
+	to := &unix.SockaddrInet4{Port: 9, Addr: [4]byte{127, 0, 0, 1}}
+	for range n {
+		fd, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
+		if err != nil {
+			return err
+		}
+		if err := errors.Join(unix.Connect(fd, to), unix.Close(fd)); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// TestEventLayerErrors asks for what the layers cannot do.
+func TestEventLayerErrors(t *testing.T) {
+	pair := lab.TwoHostsT(t, lab.LinkOptions{})
+	openEvents(t, pair.A, packet.LayerSocket, "false", divert.Sniff)
+	err := pair.A.Do(func() error {
+		_, err := divert.Open("true", divert.WithLayer(divert.LayerSocket), divert.WithFlags(divert.RecvOnly), divert.WithEngine(divert.EngineInterpreter))
+		return err
+	})
+	if !errors.Is(err, divert.ErrNotSupported) {
+		t.Errorf("the interpreter refuses sockets: %v", err)
+	}
+	d := openEvents(t, pair.A, packet.LayerSocket, "true", divert.Sniff)
+	if err := d.Send([]byte{1}, &divert.Address{}); !errors.Is(err, divert.ErrRecvOnly) {
+		t.Errorf("send: %v", err)
+	}
+	if err := d.Shutdown(divert.ShutdownSend); err != nil {
+		t.Fatal(err)
+	}
+	if err := d.Send([]byte{1}, &divert.Address{}); !errors.Is(err, divert.ErrShutdown) {
+		t.Errorf("send: %v", err)
+	}
+	if !strings.Contains(d.Engine(), "eBPF") {
+		t.Errorf("engine %q", d.Engine())
+	}
+}
