@@ -251,7 +251,8 @@ func (h *Handle) SendBatch(ps []Packet) (int, error) {
 }
 
 // Accept lets a received packet go on as it was, whatever its Data is now; its bytes are not copied back
-// to the kernel. If the packet is not waiting any more, Data is injected as Send would.
+// to the kernel. If the packet is not waiting any more, Data is injected as Send would; so it is always on
+// Windows, where the driver keeps nothing of a packet that was received.
 func (h *Handle) Accept(p *Packet) error {
 	s := h.single()
 	defer h.singles.Put(s)

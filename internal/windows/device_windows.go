@@ -170,6 +170,21 @@ func (d *device) receive(ps []packet.Packet, layer packet.Layer, stop *atomic.Bo
 	return b.unpack(ps)
 }
 
+// objectMax is how long the data of a REFLECT event may be, in bytes.
+const objectMax = 12288
+
+// bufferSize is how much room a receive call gives to n items, in bytes. The first always fits, however
+// long it is; of the others as many as fit come along.
+func bufferSize(n int, layer packet.Layer) int {
+	switch layer {
+	case packet.LayerFlow, packet.LayerSocket:
+		return 1 // they have no data
+	case packet.LayerReflect:
+		return min(n, 8) * objectMax
+	}
+	return packetMax + min(n-1, 128)*1500
+}
+
 // send implements driver.
 func (d *device) send(ps []packet.Packet) (sent int, last error) {
 	op, err := d.acquire(false)

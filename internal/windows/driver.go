@@ -29,15 +29,3 @@ type driver interface {
 
 // errInterrupted is what a receive call returns that was made to.
 var errInterrupted = errors.New("interrupted")
-
-// bufferSize is how much room a receive call gives to n items, in bytes. The first always fits, however
-// long it is; of the others as many as fit come along.
-func bufferSize(n int, layer packet.Layer) int {
-	switch layer {
-	case packet.LayerFlow, packet.LayerSocket:
-		return 1 // they have no data
-	case packet.LayerReflect:
-		return min(n, 8) * objectMax
-	}
-	return packetMax + min(n-1, 128)*1500
-}

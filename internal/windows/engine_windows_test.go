@@ -101,7 +101,7 @@ var statuses = []struct {
 	{statusHopLimit, errnoHopLimit, engine.ErrHopLimit},
 	{statusInsufficientResources, errnoNoResources, nil},
 	{statusInvalidDeviceRequest, 1, nil},
-	{statusAccessViolation, errnoNoAccess, nil},
+	{statusAccessViolation, 998, nil},
 }
 
 func TestErrors(t *testing.T) {

@@ -15,20 +15,15 @@ const (
 	errnoAccessDenied     = 5
 	errnoBadCommand       = 22
 	errnoInvalidParameter = 87
-	errnoOpenFailed       = 110
 	errnoShortBuffer      = 122
 	errnoBadPathname      = 161
 	errnoBadExe           = 193
 	errnoNoData           = 232
 	errnoInvalidHash      = 577
 	errnoOldDriver        = 654
-	errnoCancelled        = 995
-	errnoNoAccess         = 998
 	errnoServiceDisabled  = 1058
 	errnoNoService        = 1060
 	errnoMarkedForDelete  = 1072
-	errnoServiceExists    = 1073
-	errnoAlreadyRunning   = 1056
 	errnoHopLimit         = 1232
 	errnoDriverBlocked    = 1275
 	errnoNoResources      = 1450
@@ -94,7 +89,6 @@ var causes = map[uint32]cause{
 	errnoAccessDenied:     {os.ErrPermission, remedyRights},
 	errnoBadCommand:       {net.ErrClosed, ""},
 	errnoInvalidParameter: {engine.ErrInvalid, ""},
-	errnoOpenFailed:       {nil, "the installation failed without an error number"},
 	errnoShortBuffer:      {engine.ErrShortBuffer, ""},
 	errnoBadPathname:      {engine.ErrInvalid, "the path of the driver file must be shorter than 260 characters"},
 	errnoBadExe: {engine.ErrNotSupported,
@@ -114,6 +108,7 @@ var causes = map[uint32]cause{
 	errnoHopLimit: {engine.ErrHopLimit, ""},
 	errnoDriverBlocked: {engine.ErrNotSupported,
 		"Windows blocks this driver: look at its core isolation and driver block list, and at the virus scanner"},
+	errnoNoResources: {nil, "Windows is short of memory for the driver; smaller batches need less"},
 	errnoNoEndpoint: {engine.ErrNotSupported,
 		`the Base Filtering Engine is not running: "sc start BFE"`},
 }

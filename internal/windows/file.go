@@ -6,12 +6,6 @@ import (
 	"github.com/opendivert/divert/internal/engine"
 )
 
-// EnvDriver is the environment variable that names the driver file, or the folder it lies in.
-const EnvDriver = "DIVERT_DRIVER"
-
-// pathMax is the length, in characters, that the path of the driver must stay below (MAX_PATH).
-const pathMax = 260
-
 // driverFile returns the name of the driver's file for a program of a processor (GOARCH).
 // wow64 tells that a 32-bit program runs on 64-bit Windows (specification: windows-driver.md 3).
 func driverFile(arch string, wow64 bool) (string, error) {

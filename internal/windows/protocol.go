@@ -9,14 +9,6 @@ import (
 	"github.com/opendivert/divert/packet"
 )
 
-// Names of the driver (specification: windows-driver.md 1).
-const (
-	devicePath   = `\\.\WinDivert`
-	serviceName  = "WinDivert"
-	installMutex = "WinDivertDriverInstallMutex"
-	eventLogKey  = `SYSTEM\CurrentControlSet\Services\EventLog\System\WinDivert`
-)
-
 // Control codes (windows-driver.md 4).
 const (
 	codeInitialize = 0x0012E486
@@ -38,7 +30,6 @@ const (
 const (
 	batchMax     = 255   // packets of a RECV or SEND
 	packetMax    = 65575 // bytes of the longest packet
-	objectMax    = 12288 // bytes of a REFLECT event's data
 	priorityBias = 30000
 	versionMajor = 2
 	versionMinor = 2

@@ -13,6 +13,20 @@ import (
 	"github.com/opendivert/divert/internal/engine"
 )
 
+// Names of the driver (specification: windows-driver.md 1).
+const (
+	devicePath   = `\\.\WinDivert`
+	serviceName  = "WinDivert"
+	installMutex = "WinDivertDriverInstallMutex"
+	eventLogKey  = `SYSTEM\CurrentControlSet\Services\EventLog\System\WinDivert`
+)
+
+// EnvDriver is the environment variable that names the driver file, or the folder it lies in.
+const EnvDriver = "DIVERT_DRIVER"
+
+// pathMax is the length, in characters, that the path of the driver must stay below (MAX_PATH).
+const pathMax = 260
+
 // connect opens the device. If there is none it installs and starts the driver first, unless that
 // is not wanted (specification: windows-driver.md 2).
 func connect(noInstall bool, driver string) (*device, error) {
@@ -164,8 +178,6 @@ var (
 const (
 	regOptionVolatile  = 1
 	eventTypesReported = 7 // errors, warnings, information
-
-	machineARM64 = 0xAA64 // IMAGE_FILE_MACHINE_ARM64
 )
 
 // registerEventSource tells the event viewer whose events the driver's are. It is gone with the next
@@ -196,6 +208,9 @@ func setRegistryValue(key sys.Handle, name string, kind uint32, data unsafe.Poin
 		regSetValue.Call(uintptr(key), uintptr(unsafe.Pointer(wide)), 0, uintptr(kind), uintptr(data), uintptr(size))
 	}
 }
+
+// machineARM64 is IMAGE_FILE_MACHINE_ARM64.
+const machineARM64 = 0xAA64
 
 // checkProcessor refuses Windows on ARM, also for programs that run there in an emulation: the driver
 // runs in the kernel, which is not emulated.

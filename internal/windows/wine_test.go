@@ -98,7 +98,13 @@ func windowsPath(path string) string { return "Z:" + strings.ReplaceAll(path, "/
 // build builds the test driver, the library that Go needs and Wine 8 lacks, and the tests.
 func (w *wine) build(t *testing.T) {
 	t.Helper()
-	in := func(name string) string { return filepath.Join("testdata", "driver", name) }
+	in := func(name string) string {
+		path := filepath.Join("testdata", "driver", name)
+		if !exists(path) { // asking also makes a cached result depend on the file
+			t.Fatalf("there is no %s", path)
+		}
+		return path
+	}
 	out := func(name string) string { return filepath.Join(w.dir, name) }
 	compiler := "x86_64-w64-mingw32-gcc"
 	for _, args := range [][]string{
