@@ -25,6 +25,7 @@ type app struct {
 var commands = []func(*app) *cobra.Command{
 	newDump,
 	newDrop,
+	newReject,
 	newPassthru,
 	newDemo,
 	newLab,

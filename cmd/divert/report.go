@@ -15,6 +15,8 @@ type report struct {
 	app   *app
 	json  bool
 	start time.Time
+
+	answers *answerCounts // for the summary of runs that answer packets
 }
 
 // started is the line at the beginning, as JSON.
@@ -51,6 +53,8 @@ type summary struct {
 	DroppedFull uint64  `json:"dropped_full"`
 	DroppedOld  uint64  `json:"dropped_old"`
 	DroppedLong uint64  `json:"dropped_long"`
+
+	Answers *answerCounts `json:"answers,omitempty"`
 }
 
 // end writes the handle's counters. The handle must not be closed yet.
@@ -63,10 +67,14 @@ func (r *report) end(h *divert.Handle) {
 	took := time.Since(r.start)
 	if r.json {
 		r.line(summary{"summary", took.Round(time.Microsecond).Seconds(), s.Matched, s.Received, s.Reinjected, s.Injected, s.Failed,
-			s.Dropped, s.DroppedFull, s.DroppedOld, s.DroppedLong})
+			s.Dropped, s.DroppedFull, s.DroppedOld, s.DroppedLong, r.answers})
 		return
 	}
-	fmt.Fprintf(r.app.errout, "divert: %s in %v\n", summaryText(s, h.Flags()), took.Round(time.Millisecond))
+	text := summaryText(s, h.Flags())
+	if c := r.answers; c != nil {
+		text += fmt.Sprintf(", %d answered with RST, %d with ICMP, %d not answered", c.Resets, c.Unreachables, c.Unanswered)
+	}
+	fmt.Fprintf(r.app.errout, "divert: %s in %v\n", text, took.Round(time.Millisecond))
 }
 
 // summaryText tells the counters in words: always those that the kind of handle is about, the others if

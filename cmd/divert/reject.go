@@ -1,0 +1,249 @@
+package main
+
+import (
+	"bufio"
+	"context"
+	"io"
+	"runtime"
+
+	"github.com/opendivert/divert"
+	"github.com/opendivert/divert/packet"
+	"github.com/spf13/cobra"
+)
+
+func newReject(a *app) *cobra.Command {
+	var (
+		flags   handleFlags
+		verbose bool
+		asJSON  bool
+	)
+	cmd := &cobra.Command{
+		Use:   "reject [flags] FILTER",
+		Short: "Refuse the packets that match, and tell the sender so",
+		Long: `Take the packets that match a filter out of the network and answer them: TCP with a reset
+(RST), UDP with the ICMP or ICMPv6 message that the port is unreachable. Programs then fail at once
+with "connection refused" instead of waiting, on this host (packets on the way out) as on others
+(packets on the way in, and with --layer forward those that are routed).
+
+Everything else is dropped without an answer, as are packets that must not be answered: TCP with
+RST or FIN, fragments other than the first, and what goes to many or comes from nowhere.
+Mind the connection you work over: spare it with "and tcp.SrcPort != 22", for example.
+
+With -v each packet prints a line, with --json too an object as those of divert dump.
+
+On Linux, answers to packets on the way out and to routed ones need /dev/net/tun.`,
+		Example: `  divert reject tcp.DstPort == 25                       no mail from here, and no waiting
+  divert reject 'inbound and tcp.DstPort in {3306, 5432}'   look closed from outside
+  divert reject -v udp.DstPort == 443                   browsers fall back from QUIC to TCP
+  divert reject --layer forward 'ip.DstAddr == 198.51.100.0/24'`,
+		Args: filterArguments,
+		RunE: func(cmd *cobra.Command, args []string) error {
+			p, err := flags.compile(args)
+			if err != nil {
+				return err
+			}
+			if p.Layer() == divert.LayerForward && runtime.GOOS != "linux" {
+				return usagef("--layer forward rejects on Linux only: elsewhere what is sent at this layer cannot go back to the sender")
+			}
+			ctx, stop := untilSignal(cmd.Context())
+			defer stop()
+			h, err := flags.open(p, 0)
+			if err != nil {
+				return err
+			}
+			defer h.Close()
+			r := report{app: a, json: asJSON}
+			j := newRejecter(h, r.warn)
+			if verbose {
+				j.log = newRejectLog(a, asJSON)
+			}
+			r.begin("reject", "rejecting", filterText(args), h)
+			err = j.run(ctx)
+			r.answers = &j.count
+			r.end(h)
+			return err
+		},
+	}
+	flags.add(cmd)
+	flags.addQueue(cmd, usualQueueLength, usualQueueTime, usualQueueSize)
+	cmd.Flags().BoolVarP(&verbose, "verbose", "v", false, "print a line for each packet")
+	cmd.Flags().BoolVar(&asJSON, "json", false, "messages and summary on standard error as JSON; with -v, packets too")
+	return cmd
+}
+
+// rejectBatch is how many packets are received and answered at a time.
+const rejectBatch = 64
+
+// answerCounts counts what became of the packets of a run; a reset or message that could not be sent counts as
+// made all the same, and as failed in the handle's counters.
+type answerCounts struct {
+	Resets       uint64 `json:"resets"`
+	Unreachables uint64 `json:"unreachables"`
+	Unanswered   uint64 `json:"unanswered"`
+}
+
+// rejecter answers the packets of a handle.
+type rejecter struct {
+	h        *divert.Handle
+	warnings warnings
+	log      *rejectLog // nil: none
+	count    answerCounts
+
+	subnets  broadcasts
+	parsed   packet.Parsed
+	received []divert.Packet
+	answers  []divert.Packet // their Data keep their memory
+}
+
+func newRejecter(h *divert.Handle, warn func(error)) *rejecter {
+	return &rejecter{
+		h: h, warnings: warnings{warn: warn},
+		received: make([]divert.Packet, rejectBatch), answers: make([]divert.Packet, rejectBatch),
+	}
+}
+
+// run answers packets until ctx ends and those that waited then are through.
+func (j *rejecter) run(ctx context.Context) error {
+	stop := context.AfterFunc(ctx, func() { _ = j.h.Shutdown(divert.ShutdownRecv) }) // fails if closed, which ends it too
+	defer stop()
+	for {
+		n, err := j.h.RecvBatch(j.received)
+		if err == io.EOF {
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+		if err := j.subnets.update(); err != nil {
+			j.warnings.add(err)
+		}
+		answers := j.answerAll(j.received[:n])
+		if _, err := j.h.SendBatch(answers); err != nil {
+			j.warnings.add(err)
+		}
+		if err := j.log.write(j.received[:n]); err != nil {
+			return err
+		}
+	}
+}
+
+// answerAll makes the answers to packets. A packet that is not sent on is gone.
+func (j *rejecter) answerAll(ps []divert.Packet) []divert.Packet {
+	n := 0
+	for i := range ps {
+		if j.answer(&j.answers[n], &ps[i]) {
+			n++
+		} else {
+			j.count.Unanswered++
+		}
+	}
+	return j.answers[:n]
+}
+
+// answer makes the answer to a packet and reports whether there is one. (Specification: samples.md 2.)
+func (j *rejecter) answer(a, p *divert.Packet) (ok bool) {
+	parsed := &j.parsed
+	if !parsed.Parse(p.Data) || j.subnets.contains(p.Data, parsed) {
+		return false
+	}
+	code := uint8(packet.ICMPPortUnreachable)
+	if parsed.Family == 6 {
+		code = packet.ICMPv6PortUnreachable
+	}
+	switch {
+	case parsed.TCPOff >= 0:
+		if a.Data, ok = packet.AppendReset(a.Data[:0], p.Data, parsed); ok {
+			j.count.Resets++
+		}
+	case parsed.UDPOff >= 0:
+		if a.Data, ok = packet.AppendUnreachable(a.Data[:0], p.Data, parsed, code); ok {
+			j.count.Unreachables++
+		}
+	}
+	a.Addr = p.Addr
+	a.Addr.Outbound = !p.Addr.Outbound
+	a.Addr.IPChecksum, a.Addr.TCPChecksum, a.Addr.UDPChecksum = true, true, true // they are computed
+	return ok
+}
+
+// rejectLog prints the packets that were rejected.
+type rejectLog struct {
+	w       *bufio.Writer
+	printer printer
+	json    bool
+	clock   *wallClock
+	names   interfaces
+	record  record
+	buf     []byte
+}
+
+func newRejectLog(a *app, asJSON bool) *rejectLog {
+	return &rejectLog{
+		w: bufio.NewWriterSize(a.out, bufferSize), printer: printer{colour: a.colour}, json: asJSON,
+		clock: newWallClock(), names: interfaces{}, record: record{live: true},
+	}
+}
+
+// write prints packets; nothing without a log.
+func (l *rejectLog) write(ps []divert.Packet) (err error) {
+	if l == nil {
+		return nil
+	}
+	for i := range ps {
+		if l.json {
+			l.record.set(&ps[i], l.clock, l.names)
+			if l.buf, err = l.printer.appendJSON(l.buf[:0], &l.record); err != nil {
+				return err
+			}
+		} else {
+			l.buf = l.printer.appendBlocked(l.buf[:0], ps[i].Data)
+		}
+		if _, err := l.w.Write(l.buf); err != nil {
+			return err
+		}
+	}
+	return l.w.Flush()
+}
+
+// blockedFlags are the control bits with their names, in the order of the line (specification: samples.md 2).
+var blockedFlags = [...]struct {
+	flag packet.TCPFlags
+	name string
+}{
+	{packet.TCPFin, "[FIN]"}, {packet.TCPRst, "[RST]"}, {packet.TCPUrg, "[URG]"},
+	{packet.TCPSyn, "[SYN]"}, {packet.TCPPsh, "[PSH]"}, {packet.TCPAck, "[ACK]"},
+}
+
+// appendBlocked appends the line of a packet that was rejected (specification: samples.md 2).
+func (p *printer) appendBlocked(b, data []byte) []byte {
+	b = p.bad(b, "BLOCK")
+	if !p.parsed.Parse(data) {
+		return append(b, '\n')
+	}
+	src, dst := addresses(data, &p.parsed)
+	b = src.AppendTo(append(b, " ip.SrcAddr="...))
+	b = dst.AppendTo(append(b, " ip.DstAddr="...))
+	if h := p.parsed.ICMP(data); h != nil {
+		b = appendNumber(append(b, " icmp.Type="...), h.Type())
+		b = appendNumber(append(b, " icmp.Code="...), h.Code())
+	}
+	if h := p.parsed.ICMPv6(data); h != nil {
+		b = appendNumber(append(b, " icmpv6.Type="...), h.Type())
+		b = appendNumber(append(b, " icmpv6.Code="...), h.Code())
+	}
+	if h := p.parsed.TCP(data); h != nil {
+		b = appendNumber(append(b, " tcp.SrcPort="...), h.SrcPort())
+		b = appendNumber(append(b, " tcp.DstPort="...), h.DstPort())
+		b = append(b, " tcp.Flags="...)
+		for _, f := range blockedFlags {
+			if h.Flags()&f.flag != 0 {
+				b = append(b, f.name...)
+			}
+		}
+	}
+	if h := p.parsed.UDP(data); h != nil {
+		b = appendNumber(append(b, " udp.SrcPort="...), h.SrcPort())
+		b = appendNumber(append(b, " udp.DstPort="...), h.DstPort())
+	}
+	return append(b, '\n')
+}
