@@ -130,24 +130,19 @@ func compile(text []byte, layer packet.Layer, extended bool, object *C.char, obj
 	return filter.ErrBadToken, 0, invalidParameter // the extended dialect has it, the object form does not
 }
 
-// descriptions are the texts of error kinds that programs have been given pointers to.
-var descriptions struct {
-	sync.Mutex
-	texts map[filter.ErrorKind]*C.char
-}
+// describing guards the texts that programs have been given pointers to. They are kept in memory of C, where tools
+// that look for leaks find them.
+var describing sync.Mutex
 
 // describe returns the text of an error kind, which stays valid for good.
 func describe(kind filter.ErrorKind) *C.char {
-	d := &descriptions
-	d.Lock()
-	defer d.Unlock()
-	if d.texts[kind] == nil {
-		if d.texts == nil {
-			d.texts = make(map[filter.ErrorKind]*C.char)
-		}
-		d.texts[kind] = C.CString(kind.String())
+	describing.Lock()
+	defer describing.Unlock()
+	text := &C.divert_descriptions[kind]
+	if *text == nil {
+		*text = C.CString(kind.String())
 	}
-	return d.texts[kind]
+	return *text
 }
 
 //export divertEval

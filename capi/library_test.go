@@ -54,7 +54,7 @@ var (
 var dialects = []dialect{gccStrict, gccModern, cxxAncient, cxxModern}
 
 // library builds the shared library, once, and returns its folder. It skips without a C compiler.
-func library(t *testing.T) string {
+func library(t testing.TB) string {
 	t.Helper()
 	if _, err := exec.LookPath("gcc"); err != nil {
 		t.Skipf("no C compiler: %v", err)
@@ -84,7 +84,7 @@ func buildLibrary() (err error) {
 }
 
 // compile compiles a program of testdata, or of another folder, and returns its path.
-func compile(t *testing.T, source string, d dialect) string {
+func compile(t testing.TB, source string, d dialect) string {
 	t.Helper()
 	dir := library(t)
 	if _, err := exec.LookPath(d.compiler); err != nil {

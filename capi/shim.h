@@ -31,6 +31,9 @@ void divert_refuse(LPOVERLAPPED overlapped, DWORD error);
 /* divert_extended tells whether the environment asks for the extended dialect of the filter language. */
 BOOL divert_extended(void);
 
+/* divert_descriptions are the texts of errors of the filter compiler that have been asked for, by kind. */
+extern char *divert_descriptions[256];
+
 /* divert_parsed is what the parser finds: offsets in bytes, -1 for what is absent; see packet.Parsed. */
 struct divert_parsed {
     INT32 ipv4, ipv6, icmp, icmpv6, tcp, udp, data;

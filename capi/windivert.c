@@ -4,6 +4,8 @@
 
 #include <string.h>
 
+char *divert_descriptions[256];
+
 /* done turns an error number of Go into a result. */
 static BOOL done(DWORD error)
 {
