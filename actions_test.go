@@ -19,6 +19,7 @@ import (
 	"github.com/opendivert/divert"
 	"github.com/opendivert/divert/filter"
 	"github.com/opendivert/divert/internal/lab"
+	"github.com/opendivert/divert/packet"
 )
 
 func TestDropIsSilent(t *testing.T) {
@@ -215,6 +216,20 @@ func skipWithoutDevice(t *testing.T, err error) {
 	t.Helper()
 	if errors.Is(err, os.ErrPermission) && strings.Contains(err.Error(), "/dev/net/tun") {
 		t.Skip(err)
+	}
+}
+
+// needInbound skips where inbound injection is not to be had.
+func needInbound(t *testing.T, h *lab.Host) {
+	t.Helper()
+	d := openAt(t, h, "false")
+	a := divert.Address{}
+	a.SetNetwork(packet.NetworkData{IfIdx: 1 << 30}) // no such interface: nothing is sent
+	b := make([]byte, packet.IPv4HeaderLen)
+	b[0], b[3] = 0x45, packet.IPv4HeaderLen
+	skipWithoutDevice(t, d.Send(b, &a))
+	if err := d.Close(); err != nil {
+		t.Fatal(err)
 	}
 }
 

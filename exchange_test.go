@@ -218,6 +218,7 @@ func TestInjectedAnew(t *testing.T) {
 					host := pair.A
 					if at == "inbound" {
 						host = pair.B
+						needInbound(t, host)
 					}
 					d := openAt(t, host, at+" and tcp", e)
 					w := each(t, d, func(p *divert.Packet) {

@@ -26,6 +26,7 @@ type lane struct {
 	waiting *outstanding // packets received from it and not sent on
 	batches sync.Pool    // of *queue.Verdicts
 	readers sync.Pool    // of *reader
+	runs    runs
 }
 
 // maxLanes is how many queues a handle may have.

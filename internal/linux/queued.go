@@ -74,6 +74,8 @@ func (s *queued) recvLane(l *lane, ps []packet.Packet) (int, error) {
 		return 0, closedError(err)
 	}
 	defer l.readers.Put(r)
+	l.runs.enter()
+	defer l.runs.leave()
 	for {
 		draining := s.draining.Load()
 		got, err := r.fill(ps, !draining)
@@ -96,6 +98,8 @@ func (s *queued) poll(l *lane, ps []packet.Packet) (int, error) {
 		return 0, closedError(err)
 	}
 	defer l.readers.Put(r)
+	l.runs.enter()
+	defer l.runs.leave()
 	got, err := r.fill(ps, false)
 	if err != nil {
 		return 0, closedError(err)
@@ -120,6 +124,7 @@ func (s *queued) woken(err error) error {
 func (s *queued) sort(l *lane, r *reader, ps []packet.Packet) (n int, err error) {
 	at := now()
 	var m queue.Message
+	alone := l.runs.alone()
 	for i := range ps {
 		switch m.Parse(r.datagram(i, &ps[i])) {
 		case queue.KindError:
@@ -127,6 +132,10 @@ func (s *queued) sort(l *lane, r *reader, ps []packet.Packet) (n int, err error)
 			continue
 		case queue.KindOther:
 			continue
+		}
+		if alone {
+			l.runs.begin(m.ID)
+			alone = false
 		}
 		if s.ages.tooOld(l, m.ID) {
 			s.h.counts.old.Add(1)
@@ -147,9 +156,11 @@ func (s *queued) sort(l *lane, r *reader, ps []packet.Packet) (n int, err error)
 		if gone, gaveWay := l.waiting.put(m.ID); gaveWay {
 			s.h.counts.abandoned.Add(1)
 			_ = r.drops.Add(gone, queue.Drop, queue.Option{})
+			l.runs.settled(1)
 		}
 		n++
 	}
+	l.runs.received(n)
 	return n, closedError(r.drops.Flush())
 }
 

@@ -31,27 +31,47 @@ func newSender(h *handle, key cursor.Key, tag uint32) *sender {
 func (s *sender) close() { s.fresh.close() }
 
 // verdicts are the batches that a send call has begun, one for each lane it has met.
-type verdicts [maxLanes]*queue.Verdicts
+type verdicts [maxLanes]struct {
+	batch  *queue.Verdicts
+	claims int    // packets that were taken from those outstanding
+	upTo   uint32 // the last packet of a run that goes on with one verdict
+	run    bool
+}
 
 // on returns the batch of a lane.
 func (v *verdicts) on(l *lane) (*queue.Verdicts, error) {
-	if v[l.index] == nil {
+	if v[l.index].batch == nil {
 		b, err := l.batch()
 		if err != nil {
 			return nil, err
 		}
-		v[l.index] = b
+		v[l.index].batch = b
 	}
-	return v[l.index], nil
+	return v[l.index].batch, nil
+}
+
+// claim takes a packet from those outstanding and reports whether it was there.
+func (v *verdicts) claim(l *lane, t *token) bool {
+	if !l.waiting.claimAt(t.place, t.id) {
+		return false
+	}
+	v[l.index].claims++
+	return true
 }
 
 // flush sends the batches and gives them back.
 func (v *verdicts) flush(lanes []*lane) (err error) {
 	for i, l := range lanes {
-		if v[i] != nil {
-			err = errors.Join(err, v[i].Flush())
-			l.batches.Put(v[i])
+		if v[i].batch == nil {
+			continue
 		}
+		if e := v[i].batch.Flush(); e != nil {
+			err = errors.Join(err, e)
+		} else if v[i].run {
+			l.runs.end(v[i].upTo)
+		}
+		l.batches.Put(v[i].batch)
+		l.runs.settled(v[i].claims)
 	}
 	return err
 }
@@ -88,8 +108,16 @@ func (s *sender) below(hook queue.Hook) bool {
 func (s *sender) send(ps []packet.Packet, unchanged bool) (sent int, last error) {
 	var v verdicts
 	var reinjected, injected uint64
-	for i := range ps {
-		again, err := s.one(&ps[i], &v, unchanged)
+	rest := ps
+	if unchanged && len(ps) > 1 {
+		n, err := s.run(ps, &v)
+		if err != nil {
+			return 0, closedError(err)
+		}
+		reinjected, rest = uint64(n), ps[n:]
+	}
+	for i := range rest {
+		again, err := s.one(&rest[i], &v, unchanged)
 		switch {
 		case err != nil:
 			last = err
@@ -114,7 +142,7 @@ func (s *sender) pass(ps []packet.Packet) {
 	var v verdicts
 	for i := range ps {
 		t := tokenOf(&ps[i].Addr)
-		if l := s.laneOf(&t); l != nil && l.waiting.claimAt(t.place, t.id) {
+		if l := s.laneOf(&t); l != nil && v.claim(l, &t) {
 			_ = s.onto(&v, l, &t, nil) // fails only together with flush
 		}
 	}
@@ -133,7 +161,7 @@ func (s *sender) laneOf(t *token) *lane {
 func (s *sender) one(p *packet.Packet, v *verdicts, unchanged bool) (again bool, err error) {
 	t := tokenOf(&p.Addr)
 	l := s.laneOf(&t)
-	if unchanged && l != nil && p.Addr.Outbound == t.outbound() && !p.Addr.Impostor && l.waiting.claimAt(t.place, t.id) {
+	if unchanged && l != nil && p.Addr.Outbound == t.outbound() && !p.Addr.Impostor && v.claim(l, &t) {
 		return true, s.onto(v, l, &t, nil)
 	}
 	data, err := whole(p.Data)
@@ -143,7 +171,7 @@ func (s *sender) one(p *packet.Packet, v *verdicts, unchanged bool) (again bool,
 	if err != nil {
 		return false, err // the captured packet, if it is one, still waits for a better try
 	}
-	if l != nil && l.waiting.claimAt(t.place, t.id) {
+	if l != nil && v.claim(l, &t) {
 		if t.holds(data, &p.Addr) && len(data) <= queue.MaxPayload {
 			return true, s.onto(v, l, &t, data)
 		}

@@ -374,6 +374,7 @@ func TestLostCopiesAreCounted(t *testing.T) {
 		{"one", []uint32{5, 7}, 1},
 		{"many", []uint32{0, 101, 103}, 101},
 		{"past the wrap-around", []uint32{1<<32 - 2, 1<<32 - 1, 0, 2}, 1},
+		{"one that comes late", []uint32{5, 7, 6, 8}, 0},
 	}
 	for _, row := range rows {
 		t.Run(row.name, func(t *testing.T) {

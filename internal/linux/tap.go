@@ -126,12 +126,19 @@ func (t *tap) take(ps []packet.Packet) (n int) {
 	return n
 }
 
-// countLost counts what is missing between the copies: the receive buffer was full.
+// countLost counts what is missing between the copies: the receive buffer was full. Processors may hand over
+// their copies in another order than they numbered them, so one that comes late was not lost.
 func (t *tap) countLost(seq uint32) {
-	if t.begun && seq-t.seq > 1 {
-		t.h.counts.full.Add(uint64(seq - t.seq - 1))
+	ahead := int32(seq - t.seq) // numbers wrap around
+	switch {
+	case !t.begun:
+		t.seq, t.begun = seq, true
+	case ahead > 0:
+		t.h.counts.full.Add(uint64(ahead - 1))
+		t.seq = seq
+	case ahead < 0:
+		t.h.counts.full.Add(^uint64(0))
 	}
-	t.seq, t.begun = seq, true
 }
 
 // address describes a copy.
