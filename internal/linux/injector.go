@@ -25,12 +25,20 @@ type injector struct {
 	closed   bool
 	outbound *inject.Outbound
 	inbound  *inject.Inbound
+	forward  *inject.Forward
 }
 
 // inject injects a packet the way its address says.
 func (i *injector) inject(b []byte, a *packet.Address, layer packet.Layer) error {
 	ifIdx := a.Network().IfIdx
-	if a.Outbound && layer == packet.LayerNetwork {
+	if layer == packet.LayerForward {
+		f, err := i.through()
+		if err != nil {
+			return err
+		}
+		return reason(f.Send(b, ifIdx))
+	}
+	if a.Outbound {
 		out, err := i.out()
 		if err != nil {
 			return err
@@ -92,6 +100,23 @@ func (i *injector) in() (*inject.Inbound, error) {
 	return i.inbound, err
 }
 
+// through returns the way to be forwarded.
+func (i *injector) through() (*inject.Forward, error) {
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	switch {
+	case i.closed:
+		return nil, net.ErrClosed
+	case i.forward != nil:
+		return i.forward, nil
+	}
+	err := i.ns.Do(func() (err error) {
+		i.forward, err = inject.NewForward(i.key.Pack(0), cursor.Key(0).Pack(0))
+		return err
+	})
+	return i.forward, err
+}
+
 // reason turns an error of an injection into the engine's.
 func reason(err error) error {
 	for _, r := range [...]struct{ from, to error }{
@@ -116,5 +141,8 @@ func (i *injector) close() {
 	}
 	if i.inbound != nil {
 		i.inbound.Close()
+	}
+	if i.forward != nil {
+		i.forward.Close()
 	}
 }

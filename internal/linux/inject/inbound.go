@@ -39,6 +39,7 @@ import (
 //
 // An Inbound may be used by several goroutines.
 type Inbound struct {
+	kind   uint16 // of the destination addresses: macOwn or macForward
 	cursor uint32
 	events events
 	nl     *netlink.Handle
@@ -64,8 +65,10 @@ type target struct {
 // changed it must be locked to its thread); the device is made there later, from any thread. The packets
 // carry cursor; served is the cursor that no handle looks at, for loopback packets. It needs
 // CAP_NET_ADMIN and CAP_NET_RAW there. A missing /dev/net/tun is an error of Send only.
-func NewInbound(cursor, served uint32) (*Inbound, error) {
-	in := &Inbound{cursor: cursor, tun: -1, targets: make(map[uint32]*target)}
+func NewInbound(cursor, served uint32) (*Inbound, error) { return newInbound(macOwn, cursor, served) }
+
+func newInbound(kind uint16, cursor, served uint32) (*Inbound, error) {
+	in := &Inbound{kind: kind, cursor: cursor, tun: -1, targets: make(map[uint32]*target)}
 	var err error
 	if in.events, err = openEvents(); err != nil {
 		return nil, err

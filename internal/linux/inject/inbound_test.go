@@ -25,8 +25,8 @@ import (
 
 const servedCursor = 0xd0000010
 
-// newInbound skips the test where the device cannot be made at all, and says why.
-func newInbound(t testing.TB, h *lab.Host) *Inbound {
+// inboundOf skips the test where the device cannot be made at all, and says why.
+func inboundOf(t testing.TB, h *lab.Host) *Inbound {
 	t.Helper()
 	if fd, err := unix.Open("/dev/net/tun", unix.O_RDWR|unix.O_CLOEXEC, 0); err != nil {
 		t.Skipf("/dev/net/tun: %v", err)
@@ -41,7 +41,7 @@ func newInbound(t testing.TB, h *lab.Host) *Inbound {
 
 func TestInboundArrives(t *testing.T) {
 	net := lab.TwoHostsT(t, lab.LinkOptions{})
-	in := newInbound(t, net.A)
+	in := inboundOf(t, net.A)
 	tun, err := net.A.AddTUN("tun0", netip.MustParsePrefix("10.88.0.1/24"), netip.MustParsePrefix("fd88::1/64"))
 	if err != nil {
 		t.Fatal(err)
@@ -94,7 +94,7 @@ func TestInboundArrives(t *testing.T) {
 // The packet is the interface's own at PRE_ROUTING, with no mark, and a capture there sees it as given.
 func TestInboundIsOfItsInterface(t *testing.T) {
 	net := lab.TwoHostsT(t, lab.LinkOptions{})
-	in := newInbound(t, net.A)
+	in := inboundOf(t, net.A)
 	wire := capture(t, net.LinkA)
 	marked := []expr.Any{
 		&expr.Meta{Key: expr.MetaKeyMARK, Register: 1},
@@ -134,7 +134,7 @@ func notOn(name string) []expr.Any {
 // Packets that were not injected have no cursor, and a cursor of a packet is not taken back.
 func TestCursorRule(t *testing.T) {
 	net := lab.TwoHostsT(t, lab.LinkOptions{})
-	in := newInbound(t, net.A)
+	in := inboundOf(t, net.A)
 	set := func(v uint32) []expr.Any {
 		return []expr.Any{
 			&expr.Immediate{Register: 1, Data: native(v)},
@@ -174,7 +174,7 @@ func TestCursorRule(t *testing.T) {
 
 func TestInboundBytes(t *testing.T) {
 	net := lab.TwoHostsT(t, lab.LinkOptions{})
-	in := newInbound(t, net.A)
+	in := inboundOf(t, net.A)
 	eth0 := uint32(net.LinkA.Index())
 	receive := receiveUDP(t, net.A, "10.77.0.1:53")
 	send := func(p []byte) {
@@ -251,7 +251,7 @@ func TestInboundReversePath(t *testing.T) {
 					t.Fatal(err)
 				}
 			}
-			in := newInbound(t, net.A)
+			in := inboundOf(t, net.A)
 			receive := receiveUDP(t, net.A, "10.77.0.1:53")
 			if err := in.Send(udp(tc.src, "10.77.0.1", 1, 53, []byte("x")), uint32(net.LinkA.Index())); err != nil {
 				t.Fatal(err)
@@ -270,7 +270,7 @@ func TestInboundReversePath(t *testing.T) {
 
 func TestInboundForwards(t *testing.T) {
 	net := lab.HostRouterPeerT(t, lab.LinkOptions{})
-	in := newInbound(t, net.R)
+	in := inboundOf(t, net.R)
 	receive := receiveUDP(t, net.B, "10.77.2.2:53")
 	if err := in.Send(udp("10.77.1.2", "10.77.2.2", 1, 53, []byte("on")), uint32(net.LinkRA.Index())); err != nil {
 		t.Fatal(err)
@@ -313,7 +313,7 @@ func TestInboundBridge(t *testing.T) {
 		}
 	}
 	waitCarrier(t, nl, "br0")
-	in := newInbound(t, net.A)
+	in := inboundOf(t, net.A)
 	receive := receiveUDP(t, net.A, "10.66.0.1:53")
 	if err := in.Send(udp("10.66.0.9", "10.66.0.1", 1, 53, []byte("bridge")), uint32(port.Index)); err != nil {
 		t.Fatal(err)
@@ -358,7 +358,7 @@ func TestInboundDevice(t *testing.T) {
 		}
 		return names
 	}
-	in := newInbound(t, n.A)
+	in := inboundOf(t, n.A)
 	p := udp("10.77.0.2", "10.77.0.1", 1, 53, nil)
 	if err := in.Send(udp("127.0.0.1", "127.0.0.1", 1, 53, nil), 1); err != nil || len(names()) != 0 {
 		t.Fatalf("loopback: %v, devices %v", err, names())
@@ -369,7 +369,7 @@ func TestInboundDevice(t *testing.T) {
 	if got := names(); len(got) != 1 || got[0] != "divert0" {
 		t.Fatalf("devices %v", got)
 	}
-	second := newInbound(t, n.A)
+	second := inboundOf(t, n.A)
 	if err := second.Send(p, uint32(n.LinkA.Index())); err != nil {
 		t.Fatal(err)
 	}
@@ -410,7 +410,7 @@ func TestInboundDevice(t *testing.T) {
 
 func TestInboundErrors(t *testing.T) {
 	n := lab.TwoHostsT(t, lab.LinkOptions{})
-	in := newInbound(t, n.A)
+	in := inboundOf(t, n.A)
 	eth0 := uint32(n.LinkA.Index())
 	p := udp("10.77.0.2", "10.77.0.1", 1, 53, nil)
 	check := func(name string, err, want error, index uint32) {
@@ -489,7 +489,7 @@ func addVeth(t testing.TB, nl *netlink.Handle, name string, index int) uint32 {
 
 func TestInboundConcurrent(t *testing.T) {
 	net := lab.TwoHostsT(t, lab.LinkOptions{})
-	in := newInbound(t, net.A)
+	in := inboundOf(t, net.A)
 	count, err := net.A.CountUDP("10.77.0.1:53")
 	if err != nil {
 		t.Fatal(err)
@@ -522,7 +522,7 @@ func BenchmarkInbound(b *testing.B) {
 		b.Skip(err)
 	}
 	defer net.Close()
-	in := newInbound(b, net.A)
+	in := inboundOf(b, net.A)
 	p := udp("10.77.0.2", "10.77.0.1", 1, 9, pattern(1000))
 	eth0 := uint32(net.LinkA.Index())
 	b.Run("Send", func(b *testing.B) {
@@ -568,7 +568,7 @@ func TestHoldDevice(t *testing.T) {
 // Nothing stays behind a process that is killed.
 func TestInboundKilled(t *testing.T) {
 	n := lab.TwoHostsT(t, lab.LinkOptions{})
-	newInbound(t, n.A) // skips where there can be no device
+	inboundOf(t, n.A) // skips where there can be no device
 	nl, err := n.A.Netlink()
 	if err != nil {
 		t.Fatal(err)
@@ -601,7 +601,7 @@ func TestInboundKilled(t *testing.T) {
 // Reassembly keeps the frame's addresses, so the cursor reaches the chain behind it, once.
 func TestInboundReassembledCursor(t *testing.T) {
 	net := lab.TwoHostsT(t, lab.LinkOptions{})
-	in := newInbound(t, net.A)
+	in := inboundOf(t, net.A)
 	defragment := []expr.Any{&expr.Ct{Register: 1, Key: expr.CtKeySTATE}} // turns conntrack on, and so reassembly
 	for _, tc := range []struct{ name, src, dst, listen string }{
 		{"IPv4", "10.77.0.2", "10.77.0.1", "10.77.0.1:53"},
@@ -630,7 +630,7 @@ func TestInboundReassembledCursor(t *testing.T) {
 // One device serves many interfaces, and makes room when it has no place for one more.
 func TestInboundManyTargets(t *testing.T) {
 	n := lab.TwoHostsT(t, lab.LinkOptions{})
-	in := newInbound(t, n.A)
+	in := inboundOf(t, n.A)
 	nl, err := n.A.Netlink()
 	if err != nil {
 		t.Fatal(err)

@@ -14,7 +14,12 @@ import (
 // after NF_REPEAT, it says which handles the packet has passed since.
 //
 // A cursor is known by the magic number 0xd in its highest four bits.
-func CursorRule() []expr.Any {
+func CursorRule() []expr.Any { return cursorRule(macOwn) }
+
+// ForwardCursorRule is CursorRule for the chain of FORWARD and the packets of a Forward.
+func ForwardCursorRule() []expr.Any { return cursorRule(macForward) }
+
+func cursorRule(kind uint16) []expr.Any {
 	const reg, magic, magicMask = 1, 0xd0000000, 0xf0000000
 	u16 := func(v uint16) []byte { return binary.BigEndian.AppendUint16(nil, v) }
 	u32 := func(v uint32) []byte { return binary.NativeEndian.AppendUint32(nil, v) }
@@ -23,7 +28,7 @@ func CursorRule() []expr.Any {
 	}
 	return []expr.Any{
 		etherAddr(0, 2),
-		&expr.Cmp{Op: expr.CmpOpEq, Register: reg, Data: u16(macOwn)},
+		&expr.Cmp{Op: expr.CmpOpEq, Register: reg, Data: u16(kind)},
 		etherAddr(6, 2),
 		&expr.Cmp{Op: expr.CmpOpEq, Register: reg, Data: u16(macTarget)},
 		&expr.Meta{Key: expr.MetaKeyPRIORITY, Register: reg},

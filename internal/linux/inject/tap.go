@@ -14,7 +14,8 @@ import (
 
 // The frames written to the device:
 //
-//	destination  d2:56 and the cursor, in the machine's byte order   the device's own address
+//	destination  d2:56 and the cursor, in the machine's byte order   the device's own address;
+//	             d2:58 instead of d2:56 for packets that handles are to see when they are forwarded
 //	source       d2:57 and the target's interface index, big endian
 //	EtherType    IPv4 or IPv6
 //
@@ -22,8 +23,9 @@ import (
 // so no neighbour can forge a cursor: it would have to address an interface that has such an
 // address. d2 is a locally administered, individual address.
 const (
-	macOwn    = 0xd256
-	macTarget = 0xd257
+	macOwn     = 0xd256
+	macTarget  = 0xd257
+	macForward = 0xd258
 
 	etherHeaderLen = 14
 )
@@ -50,7 +52,7 @@ type device struct {
 
 // openDevice turns fd, an open /dev/net/tun, into a device in the namespace in which fd was opened,
 // which must be that of nl.
-func openDevice(fd int, nl *netlink.Handle, cursor uint32) (*device, error) {
+func openDevice(fd int, nl *netlink.Handle, kind uint16, cursor uint32) (*device, error) {
 	request, err := unix.NewIfreq("divert%d")
 	if err != nil {
 		return nil, err
@@ -63,7 +65,7 @@ func openDevice(fd int, nl *netlink.Handle, cursor uint32) (*device, error) {
 	if err != nil {
 		return nil, fmt.Errorf("device %s: %w", request.Name(), err)
 	}
-	own := binary.NativeEndian.AppendUint32(binary.BigEndian.AppendUint16(nil, macOwn), cursor)
+	own := binary.NativeEndian.AppendUint32(binary.BigEndian.AppendUint16(nil, kind), cursor)
 	for _, step := range []struct {
 		what string
 		do   func() error
@@ -148,8 +150,8 @@ func (d *device) reset() error {
 }
 
 // frameHeader returns the Ethernet header that leads an IP packet of a version to target index.
-func frameHeader(cursor, index uint32, version int) (h [etherHeaderLen]byte) {
-	binary.BigEndian.PutUint16(h[0:], macOwn)
+func frameHeader(kind uint16, cursor, index uint32, version int) (h [etherHeaderLen]byte) {
+	binary.BigEndian.PutUint16(h[0:], kind)
 	binary.NativeEndian.PutUint32(h[2:], cursor)
 	binary.BigEndian.PutUint16(h[6:], macTarget)
 	binary.BigEndian.PutUint32(h[8:], index)

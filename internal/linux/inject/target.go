@@ -52,8 +52,8 @@ func (in *Inbound) addTarget(ifIdx uint32) error {
 	t := &target{
 		index:    uint32(link.Attrs().Index),
 		loopback: link.Attrs().Flags&net.FlagLoopback != 0,
-		header4:  frameHeader(in.cursor, ifIdx, 4),
-		header6:  frameHeader(in.cursor, ifIdx, 6),
+		header4:  frameHeader(in.kind, in.cursor, ifIdx, 4),
+		header6:  frameHeader(in.kind, in.cursor, ifIdx, 6),
 	}
 	if in.device != nil {
 		if err := in.lead(ifIdx, t); err != nil {
@@ -109,7 +109,7 @@ func (in *Inbound) lead(ifIdx uint32, t *target) error {
 // addDevice makes the device and its way to all targets known so far.
 func (in *Inbound) addDevice(ifIdx uint32) error {
 	if in.tunErr == nil {
-		in.device, in.tunErr = openDevice(in.tun, in.nl, in.cursor)
+		in.device, in.tunErr = openDevice(in.tun, in.nl, in.kind, in.cursor)
 		in.tunErr = noRedirect(in.tunErr)
 	}
 	if in.tunErr != nil {

@@ -49,7 +49,7 @@ var chains = [numChains]struct {
 }{
 	Inbound:          {"inbound", nftables.ChainHookPrerouting, afterDefrag, []fixed{opening, closing}},
 	InboundFragments: {"inbound_fragments", nftables.ChainHookPrerouting, beforeDefrag, []fixed{opening}},
-	Forward:          {"forward", nftables.ChainHookForward, afterDefrag, []fixed{closing}},
+	Forward:          {"forward", nftables.ChainHookForward, afterDefrag, []fixed{openingForward, closing}},
 	Outbound:         {"outbound", nftables.ChainHookPostrouting, beforeConfirmed, []fixed{closing}},
 	Defrag:           {"defrag", nil, 0, nil},
 	Handles:          {"handles", nil, 0, nil},
@@ -59,20 +59,24 @@ var chains = [numChains]struct {
 type fixed uint8
 
 const (
-	opening fixed = iota // takes the cursor of packets that were injected inbound from where it travelled
-	closing              // takes the cursor out of packets that have met every handle
+	opening        fixed = iota // takes the cursor of packets that were injected inbound from where it travelled
+	openingForward              // the same of packets that were injected to be forwarded
+	closing                     // takes the cursor out of packets that have met every handle
 )
 
 // fixedComment is the comment by which a fixed rule is known.
-var fixedComment = [...]string{opening: "divert: first", closing: "divert: last"}
+var fixedComment = [...]string{opening: "divert: first", openingForward: "divert: first of forwarded", closing: "divert: last"}
 
 func (f fixed) userData() []byte {
 	return userdata.AppendString(nil, userdata.TypeComment, fixedComment[f])
 }
 
 func (f fixed) exprs() []expr.Any {
-	if f == opening {
+	switch f {
+	case opening:
 		return inject.CursorRule()
+	case openingForward:
+		return inject.ForwardCursorRule()
 	}
 	return append(priorityIs(cursor.MagicMask, cursor.Magic), setPriority(cursor.OldMask, 0)...)
 }

@@ -368,7 +368,7 @@ func (t *tx) create() error {
 			r := &nftables.Rule{Table: table, Chain: c.ref(), Exprs: f.exprs(), UserData: f.userData()}
 			switch {
 			case t.has(c, f):
-			case f == opening:
+			case f != closing:
 				t.conn.InsertRule(r)
 			default:
 				t.conn.AddRule(r)

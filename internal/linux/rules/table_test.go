@@ -28,6 +28,9 @@ import (
 func distinct(t *testing.T, c Chain, comments []string) (ids []string) {
 	t.Helper()
 	first, last := fixedComment[opening], fixedComment[closing]
+	if c == Forward {
+		first = fixedComment[openingForward]
+	}
 	closed := false
 	for i, text := range comments {
 		switch {

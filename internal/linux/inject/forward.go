@@ -1,0 +1,103 @@
+//go:build linux
+
+package inject
+
+import (
+	"errors"
+	"net"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/opendivert/divert/packet"
+)
+
+// Forward hands IP packets to the stack to be forwarded. There is no way into the forward path itself, so a
+// packet comes in on the interface from which one with its source would come (by the routing table, so
+// strict rp_filter lets it pass), goes through PRE_ROUTING and the routing decision, and reaches FORWARD with
+// the cursor. Routing chooses the outgoing interface; the TTL is counted down once on the way, and
+// address translation sees a packet that begins its way.
+//
+// A source that is this host's, or that nothing is routed to, cannot come in: such a packet goes out as one of
+// this host's own, past FORWARD.
+//
+// A Forward may be used by several goroutines.
+type Forward struct {
+	in  *Inbound
+	out *Outbound
+}
+
+// NewForward is NewInbound for packets to be forwarded. ForwardCursorRule takes their cursor at FORWARD.
+func NewForward(cursor, served uint32) (*Forward, error) {
+	in, err := newInbound(macForward, cursor, served)
+	if err != nil {
+		return nil, err
+	}
+	out, err := NewOutbound(cursor)
+	if err != nil {
+		return nil, errors.Join(err, in.Close())
+	}
+	return &Forward{in: in, out: out}, nil
+}
+
+// Close gives back what NewForward took. Later calls, of Close too, return net.ErrClosed.
+func (f *Forward) Close() error { return errors.Join(f.in.Close(), f.out.Close()) }
+
+// Send injects one packet, as long as its length field says; ifIdx is the interface that it is to leave by. TCP
+// that is longer than what that carries is cut into segments, as the packet was most likely captured before
+// it was. The errors are those of Inbound.Send and Outbound.Send.
+func (f *Forward) Send(pkt []byte, ifIdx uint32) error {
+	v, err := version(pkt)
+	if err != nil {
+		return err
+	}
+	from, ok := f.in.origin(pkt, v)
+	if !ok {
+		return f.out.SendSegmented(pkt, ifIdx, 0)
+	}
+	if mss := f.in.segmentSize(pkt, ifIdx); mss > 0 {
+		return Segment(pkt, make([]byte, len(pkt)), mss, func(s []byte) error { return f.in.Send(s, from) })
+	}
+	return f.in.Send(pkt, from)
+}
+
+// origin returns the interface from which packets with the source come, and whether there is one.
+func (in *Inbound) origin(pkt []byte, v int) (ifIdx uint32, ok bool) {
+	src := net.IP(pkt[12:16])
+	if v == 6 {
+		src = net.IP(pkt[8:24])
+	}
+	in.mu.RLock()
+	defer in.mu.RUnlock()
+	if in.closed {
+		return 0, true // Send says so
+	}
+	routes, err := in.nl.RouteGet(src)
+	if err != nil || len(routes) == 0 || routes[0].Type != unix.RTN_UNICAST || routes[0].LinkIndex <= 0 {
+		return 0, false
+	}
+	return uint32(routes[0].LinkIndex), true
+}
+
+// segmentSize returns how many bytes of TCP's data fit the interface, or 0 if the whole packet does, or is no TCP.
+func (in *Inbound) segmentSize(pkt []byte, ifIdx uint32) int {
+	if len(pkt) <= minSegmented {
+		return 0
+	}
+	var p packet.Parsed
+	if !p.ParseExact(pkt) || p.TCP(pkt) == nil || p.Fragment {
+		return 0
+	}
+	in.mu.RLock()
+	defer in.mu.RUnlock()
+	if in.closed {
+		return 0
+	}
+	link, err := in.nl.LinkByIndex(int(ifIdx))
+	if err != nil || len(pkt) <= link.Attrs().MTU {
+		return 0
+	}
+	return max(link.Attrs().MTU-(len(pkt)-len(p.Payload(pkt))), 1)
+}
+
+// minSegmented is the length from which on a packet may be one that is to be cut: Ethernet's MTU, in bytes.
+const minSegmented = 1500
