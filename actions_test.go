@@ -219,15 +219,20 @@ func skipWithoutDevice(t *testing.T, err error) {
 	}
 }
 
-// needInbound skips where inbound injection is not to be had.
+// needInbound skips where inbound injection is not to be had: it tries with a packet of a protocol that nobody
+// listens to.
 func needInbound(t *testing.T, h *lab.Host) {
 	t.Helper()
 	d := openAt(t, h, "false")
-	a := divert.Address{}
-	a.SetNetwork(packet.NetworkData{IfIdx: 1 << 30}) // no such interface: nothing is sent
-	b := make([]byte, packet.IPv4HeaderLen)
-	b[0], b[3] = 0x45, packet.IPv4HeaderLen
-	skipWithoutDevice(t, d.Send(b, &a))
+	var a divert.Address
+	a.SetNetwork(packet.NetworkData{IfIdx: uint32(h.Links()[0].Index())})
+	b := packet.IPv4{0: 0x45, 3: packet.IPv4HeaderLen, 8: 64, 9: 253, 19: 0}
+	b.SetSrc(netip.MustParseAddr("10.77.0.1"))
+	b.SetDst(netip.MustParseAddr("10.77.0.2"))
+	if err := d.Send(b, &a); err != nil {
+		skipWithoutDevice(t, err)
+		t.Fatal(err)
+	}
 	if err := d.Close(); err != nil {
 		t.Fatal(err)
 	}
