@@ -4,6 +4,7 @@ package linux
 
 import (
 	"errors"
+	"fmt"
 	"io"
 	"math/rand/v2"
 	"net"
@@ -82,11 +83,21 @@ func Open(cfg engine.Config) (engine.Handle, error) {
 	if err != nil {
 		return nil, err
 	}
+	h, err := openIn(cfg, mode, why)
+	if err != nil && cfg.Mode == engine.ModeAuto && mode == engine.ModeKernel && isMissing(err) {
+		// Programs load, but no rule can ask them: a kernel without xt_bpf or nft_compat for it.
+		return openIn(cfg, engine.ModeInterpret, fmt.Sprintf("interpreter, because rules cannot ask eBPF programs: %v", err))
+	}
+	return h, err
+}
+
+// openIn opens a handle in a mode.
+func openIn(cfg engine.Config, mode engine.Mode, why string) (engine.Handle, error) {
 	ns, err := netns.Current()
 	if err != nil {
 		return nil, err
 	}
-	h := &handle{cfg: cfg, layer: layer, ns: ns, describes: why}
+	h := &handle{cfg: cfg, layer: cfg.Program.Layer(), ns: ns, describes: why}
 	if err := h.open(mode); err != nil {
 		h.release()
 		return nil, err
@@ -114,12 +125,10 @@ func (h *handle) open(mode engine.Mode) error {
 		}
 		return h.rules(), nil
 	})
-	if err == nil {
-		h.sender.entry.Store(h.entry)
-	}
 	if err != nil {
 		return err
 	}
+	h.sender.entry.Store(h.entry)
 	if h.guard, err = h.entry.Guard(h.lost); err != nil || h.entries == nil {
 		return err
 	}

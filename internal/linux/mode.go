@@ -88,3 +88,13 @@ var cursors = sync.OnceValue(func() bool {
 	}
 	return major > 5 || major == 5 && minor >= 18
 })
+
+// isMissing reports whether the kernel refused rules because it lacks an expression in them.
+func isMissing(err error) bool {
+	for _, e := range []error{unix.ENOENT, unix.EOPNOTSUPP, unix.EPROTONOSUPPORT} {
+		if errors.Is(err, e) {
+			return true
+		}
+	}
+	return false
+}
