@@ -70,18 +70,22 @@ func (r *report) end(h *divert.Handle) {
 			s.Dropped, s.DroppedFull, s.DroppedOld, s.DroppedLong, r.answers})
 		return
 	}
-	text := summaryText(s, h.Flags())
+	noun := "packet"
+	if int(h.Layer()) >= packetLayers {
+		noun = "event"
+	}
+	text := summaryText(s, h.Flags(), noun)
 	if c := r.answers; c != nil {
 		text += fmt.Sprintf(", %d answered with RST, %d with ICMP, %d not answered", c.Resets, c.Unreachables, c.Unanswered)
 	}
 	fmt.Fprintf(r.app.errout, "divert: %s in %v\n", text, took.Round(time.Millisecond))
 }
 
-// summaryText tells the counters in words: always those that the kind of handle is about, the others if
+// summaryText tells the counters of packets or events in words: always those that the kind of handle is about, the others if
 // there is something to tell.
-func summaryText(s divert.Stats, f divert.Flag) string {
+func summaryText(s divert.Stats, f divert.Flag, noun string) string {
 	var b strings.Builder
-	fmt.Fprintf(&b, "%s matched", countOf(s.Matched, "packet"))
+	fmt.Fprintf(&b, "%s matched", countOf(s.Matched, noun))
 	if f&divert.Drop == 0 {
 		fmt.Fprintf(&b, ", %d received", s.Received)
 	}

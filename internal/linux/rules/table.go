@@ -147,6 +147,19 @@ func Sweep(ns *netns.Namespace) error {
 	return ns.Do(func() error { return change(func(*tx) error { return nil }) })
 }
 
+// Dead returns the handles that have rules in the namespace and no process any more.
+func Dead(ns *netns.Namespace) (owners []Owner, err error) {
+	err = ns.Do(func() error {
+		t, err := readLocked()
+		if err != nil {
+			return err
+		}
+		owners = slices.DeleteFunc(t.owners(), Owner.alive)
+		return nil
+	})
+	return owners, err
+}
+
 // List returns the living handles of the namespace, the highest key first.
 func List(ns *netns.Namespace) (owners []Owner, err error) {
 	err = ns.Do(func() error {

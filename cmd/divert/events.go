@@ -1,0 +1,231 @@
+package main
+
+import (
+	"bufio"
+	"context"
+	"encoding/json"
+	"io"
+	"net/netip"
+	"path/filepath"
+	"strconv"
+	"time"
+
+	"github.com/opendivert/divert"
+	"github.com/opendivert/divert/packet"
+	"github.com/spf13/cobra"
+)
+
+// addEvents adds the flags of a command whose handle is at a layer with events.
+func (f *handleFlags) addEvents(cmd *cobra.Command, layer divert.Layer) {
+	f.layer = choice{names: layerNames[:], value: int(layer)}
+	f.engine.names = engineNames
+	fl := cmd.Flags()
+	fl.BoolVar(&f.strict, "strict", false, "filter language of WinDivert 2.2 to the letter, without extensions")
+	fl.Int16Var(&f.priority, "priority", 0, "events meet handles from the highest priority to the lowest, 30000 to -30000")
+	if layer != divert.LayerReflect {
+		addChoice(cmd, &f.engine, "engine", "who decides which events match")
+	}
+	fl.IntVar(&f.queueLength, "queue-length", maxQueueLength, "events that may wait for the program, 32 to 16384")
+	fl.DurationVar(&f.queueTime, "queue-time", maxQueueTime, "how long an event may wait, 100ms to 16s")
+	fl.IntVar(&f.queueSize, "queue-size", maxQueueSize, "bytes that may wait, 65535 to 33554432")
+}
+
+// eachEvent gives the events of a handle to f until ctx ends and those that waited then are through. When
+// there are no more for the moment it calls idle.
+func eachEvent(ctx context.Context, h *divert.Handle, f func(*divert.Packet) error, idle func() error) error {
+	stop := context.AfterFunc(ctx, func() { _ = h.Shutdown(divert.ShutdownRecv) }) // fails if closed, which ends it too
+	defer stop()
+	ps := make([]divert.Packet, dumpBatch)
+	for {
+		n, err := h.RecvBatch(ps)
+		if err == io.EOF {
+			return idle()
+		}
+		if err != nil {
+			return err
+		}
+		for i := range ps[:n] {
+			if err := f(&ps[i]); err != nil {
+				return err
+			}
+		}
+		if n < len(ps) {
+			if err := idle(); err != nil {
+				return err
+			}
+		}
+	}
+}
+
+// processes remembers the names of programs by process id. An id may be another process's by the time it is
+// asked for, so a name is not remembered for long.
+type processes map[uint32]processName
+
+type processName struct {
+	path    string
+	expires time.Time
+}
+
+// nameAge is how long a name is remembered.
+const nameAge = time.Second
+
+// path returns the path of a process's program, "" if it is not to be had.
+func (m processes) path(pid uint32) string {
+	now := time.Now()
+	if n, ok := m[pid]; ok && now.Before(n.expires) {
+		return n.path
+	}
+	if len(m) > 1<<12 {
+		clear(m)
+	}
+	path := programPath(pid)
+	m[pid] = processName{path, now.Add(nameAge)}
+	return path
+}
+
+// program returns the file name of a process's program, "???" if it is not to be had.
+func (m processes) program(pid uint32) string {
+	path := m.path(pid)
+	if path == "" {
+		return "???"
+	}
+	return filepath.Base(path)
+}
+
+// eventPrinter prints the events of the layers SOCKET and FLOW.
+type eventPrinter struct {
+	w         *bufio.Writer
+	json      bool
+	colour    bool
+	clock     *wallClock
+	processes processes
+	buf       []byte
+}
+
+func newEventPrinter(a *app, asJSON bool) *eventPrinter {
+	return &eventPrinter{
+		w: bufio.NewWriterSize(a.out, bufferSize), json: asJSON, colour: a.colour,
+		clock: newWallClock(), processes: processes{},
+	}
+}
+
+func (p *eventPrinter) flush() error { return p.w.Flush() }
+
+// jsonEvent is an event of the layers SOCKET and FLOW as JSON.
+type jsonEvent struct {
+	Time         time.Time   `json:"time"` // RFC 3339, UTC, nanoseconds
+	Timestamp    int64       `json:"timestamp"`
+	Layer        string      `json:"layer"`
+	Event        string      `json:"event"`
+	PID          uint32      `json:"pid"`
+	Program      string      `json:"program,omitempty"` // path
+	Endpoint     uint64      `json:"endpoint"`
+	Parent       uint64      `json:"parent,omitempty"`
+	Protocol     uint8       `json:"protocol"`
+	ProtocolName string      `json:"protocol_name,omitempty"`
+	Direction    string      `json:"direction"` // in, out
+	Loopback     bool        `json:"loopback,omitempty"`
+	IPv6         bool        `json:"ipv6,omitempty"`
+	Refused      bool        `json:"refused,omitempty"`
+	Local        *netip.Addr `json:"local,omitempty"`
+	LocalPort    uint16      `json:"lport,omitempty"`
+	Remote       *netip.Addr `json:"remote,omitempty"`
+	RemotePort   uint16      `json:"rport,omitempty"`
+}
+
+// print prints an event.
+func (p *eventPrinter) print(e *divert.Packet) error {
+	a, d := &e.Addr, e.Addr.Flow()
+	if p.json {
+		return p.printJSON(a, &d)
+	}
+	b := p.time(p.buf[:0], a.Timestamp)
+	b = p.coloured(b, eventStyles[a.Event], a.Event.String())
+	b = append(b, " pid="...)
+	b = strconv.AppendUint(b, uint64(d.ProcessID), 10)
+	b = append(append(b, " program="...), printable(p.processes.program(d.ProcessID))...)
+	b = strconv.AppendUint(append(b, " endpoint="...), d.EndpointID, 10)
+	b = strconv.AppendUint(append(b, " parent="...), d.ParentEndpointID, 10)
+	b = appendProtocol(append(b, " protocol="...), d.Protocol)
+	b = appendSide(b, " local=", d.LocalAddr, d.LocalPort)
+	b = appendSide(b, " remote=", d.RemoteAddr, d.RemotePort)
+	if refused(a) {
+		b = append(b, " refused"...)
+	}
+	p.buf = append(b, '\n')
+	_, err := p.w.Write(p.buf)
+	return err
+}
+
+// refused reports whether an event is of something that a handle refused.
+func refused(a *divert.Address) bool { return a.Layer == divert.LayerSocket && !a.Sniffed }
+
+// eventStyles are the styles of the events that are worth one.
+var eventStyles = [packet.NumEvents]style{
+	packet.EventFlowEstablished: styleInfo, packet.EventFlowDeleted: styleBad,
+	packet.EventSocketBind: styleInfo, packet.EventSocketConnect: styleInfo, packet.EventSocketListen: styleInfo,
+	packet.EventSocketAccept: styleInfo, packet.EventSocketClose: styleBad,
+	packet.EventReflectOpen: styleInfo, packet.EventReflectClose: styleBad,
+}
+
+// time appends the time of an event.
+func (p *eventPrinter) time(b []byte, timestamp int64) []byte {
+	if p.colour {
+		b = append(b, styleTime.begin...)
+	}
+	b = p.clock.time(timestamp).AppendFormat(b, shortTime)
+	if p.colour {
+		b = append(b, styleEnd...)
+	}
+	return append(b, ' ')
+}
+
+// coloured appends a text in a style.
+func (p *eventPrinter) coloured(b []byte, s style, text string) []byte {
+	if !p.colour || s.begin == "" {
+		return append(b, text...)
+	}
+	return append(append(append(b, s.begin...), text...), styleEnd...)
+}
+
+// appendSide appends one side of an event, unless there is none.
+func appendSide(b []byte, name string, addr netip.Addr, port uint16) []byte {
+	if !hasSide(addr, port) {
+		return b
+	}
+	b = append(append(b, name...), '[')
+	b = addr.AppendTo(b)
+	return strconv.AppendUint(append(b, "]:"...), uint64(port), 10)
+}
+
+// hasSide reports whether an event tells a side (specification: samples.md 7).
+func hasSide(addr netip.Addr, port uint16) bool { return addr != netip.IPv6Unspecified() || port != 0 }
+
+func (p *eventPrinter) printJSON(a *divert.Address, d *packet.FlowData) error {
+	j := jsonEvent{
+		Time: p.clock.time(a.Timestamp).UTC(), Timestamp: a.Timestamp, Layer: layerNames[a.Layer], Event: a.Event.String(),
+		PID: d.ProcessID, Program: p.processes.path(d.ProcessID), Endpoint: d.EndpointID, Parent: d.ParentEndpointID,
+		Protocol: d.Protocol, ProtocolName: protocolNames[d.Protocol], Direction: "in", Loopback: a.Loopback, IPv6: a.IPv6,
+		Refused: refused(a), LocalPort: d.LocalPort, RemotePort: d.RemotePort,
+	}
+	if a.Outbound {
+		j.Direction = "out"
+	}
+	if hasSide(d.LocalAddr, d.LocalPort) {
+		j.Local = &d.LocalAddr
+	}
+	if hasSide(d.RemoteAddr, d.RemotePort) {
+		j.Remote = &d.RemoteAddr
+	}
+	return p.line(j)
+}
+
+// line prints a value as a line of JSON.
+func (p *eventPrinter) line(v any) error {
+	b, err := json.Marshal(v)
+	if err != nil {
+		return err
+	}
+	_, err = p.w.Write(append(b, '\n'))
+	return err
+}

@@ -1,0 +1,216 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/opendivert/divert"
+	"github.com/opendivert/divert/filter"
+	"github.com/opendivert/divert/packet"
+	"github.com/spf13/cobra"
+)
+
+// handlePriority is the priority of the handles that look at others (specification: samples.md 8).
+const handlePriority = -333
+
+// reflector is a run that looks at the handles of others.
+type reflector struct {
+	app     *app
+	flags   handleFlags
+	json    bool
+	started int64 // timestamp at the start
+	printer *eventPrinter
+}
+
+func newReflector(a *app, cmd *cobra.Command) *reflector {
+	r := &reflector{app: a}
+	r.flags.addEvents(cmd, divert.LayerReflect)
+	r.flags.priority = handlePriority
+	_ = cmd.Flags().MarkHidden("priority") // there is nothing to come before or after
+	cmd.Flags().BoolVar(&r.json, "json", false, "one JSON object per handle; messages as JSON too")
+	return r
+}
+
+// open opens the handle.
+func (r *reflector) open(args []string) (*divert.Handle, error) {
+	r.started = ticks()
+	r.printer = newEventPrinter(r.app, r.json)
+	p, err := r.flags.compile(args)
+	if err != nil {
+		return nil, err
+	}
+	return r.flags.open(p, divert.RecvOnly|divert.Sniff)
+}
+
+// each gives the handles that are open now to f.
+func (r *reflector) each(ctx context.Context, args []string, f func(*divert.Packet) error) error {
+	h, err := r.open(args)
+	if err != nil {
+		return err
+	}
+	defer h.Close()
+	if err := h.Shutdown(divert.ShutdownBoth); err != nil {
+		return err
+	}
+	return eachEvent(ctx, h, func(e *divert.Packet) error {
+		if e.Addr.Event != packet.EventReflectOpen {
+			return nil
+		}
+		return f(e)
+	}, r.printer.flush)
+}
+
+// jsonHandle is a handle as JSON.
+type jsonHandle struct {
+	Event    string    `json:"event"` // OPEN, CLOSE, KILL
+	Opened   time.Time `json:"opened"`
+	PID      uint32    `json:"pid"`
+	Program  string    `json:"program,omitempty"`
+	Layer    string    `json:"layer"`
+	Flags    []string  `json:"flags"`
+	Priority int16     `json:"priority"`
+	Filter   string    `json:"filter"`
+}
+
+// print prints what happened to a handle (specification: samples.md 8).
+func (r *reflector) print(word string, s style, e *divert.Packet) error {
+	d, p := e.Addr.Reflect(), r.printer
+	path := p.processes.path(d.ProcessID)
+	flags := divert.Flag(d.Flags)
+	text := filterOf(e.Data, d.Layer)
+	if r.json {
+		j := jsonHandle{
+			Event: word, Opened: p.clock.time(d.Timestamp).UTC(), PID: d.ProcessID, Program: path,
+			Layer: d.Layer.String(), Flags: []string{}, Priority: d.Priority, Filter: text,
+		}
+		if flags != 0 {
+			j.Flags = strings.Split(flags.String(), "|")
+		}
+		return p.line(j)
+	}
+	if path == "" {
+		path = "???"
+	}
+	b := p.coloured(p.buf[:0], s, word)
+	b = append(b, " time="...)
+	b = strconv.AppendFloat(b, float64(d.Timestamp-r.started)*tickLength()/1e9, 'f', 3, 64)
+	b = fmt.Appendf(b, "s pid=%d exe=%s layer=%v flags=%v priority=%d filter=%q\n", d.ProcessID, printable(path), d.Layer, flags, d.Priority, text)
+	p.buf = b
+	_, err := p.w.Write(b)
+	return err
+}
+
+// filterOf returns the filter of a handle as text: its object in normal form or, if it is none, as it is.
+func filterOf(data []byte, layer divert.Layer) string {
+	object := strings.TrimSuffix(string(data), "\x00")
+	p, err := filter.ParseObject(object, layer)
+	if err != nil {
+		return object
+	}
+	text, err := p.Format()
+	if err != nil {
+		return object
+	}
+	return text
+}
+
+func newList(a *app) *cobra.Command {
+	cmd := &cobra.Command{
+		Use:   "list [flags] [FILTER]",
+		Short: "List the handles that are open: who diverts, and with which filter",
+		Long: `List the open handles of all processes in this network, the oldest first. The filter is one of
+the layer reflect: it chooses by processId, layer and priority.`,
+		Example: "  divert list\n  divert list layer == NETWORK and priority > 0\n  divert list --json | jq .filter",
+	}
+	r := newReflector(a, cmd)
+	cmd.RunE = func(cmd *cobra.Command, args []string) error {
+		return r.each(cmd.Context(), args, func(e *divert.Packet) error { return r.print("OPEN", styleInfo, e) })
+	}
+	return cmd
+}
+
+func newWatch(a *app) *cobra.Command {
+	cmd := &cobra.Command{
+		Use:   "watch [flags] [FILTER]",
+		Short: "Print handles as they are opened and closed",
+		Long: `Print the open handles of all processes in this network, and then each that is opened or closed,
+also by the end of its process. The filter is one of the layer reflect.`,
+		Example: "  divert watch\n  divert watch event == CLOSE\n  divert watch --json layer == SOCKET",
+	}
+	r := newReflector(a, cmd)
+	cmd.RunE = func(cmd *cobra.Command, args []string) error {
+		ctx, stop := untilSignal(cmd.Context())
+		defer stop()
+		h, err := r.open(args)
+		if err != nil {
+			return err
+		}
+		defer h.Close()
+		run := report{app: a, json: r.json}
+		run.begin("watch", "watching handles", filterText(args), h)
+		err = eachEvent(ctx, h, func(e *divert.Packet) error {
+			return r.print(e.Addr.Event.String(), eventStyles[e.Addr.Event], e)
+		}, r.printer.flush)
+		run.end(h)
+		return err
+	}
+	return cmd
+}
+
+func newKill(a *app) *cobra.Command {
+	cmd := &cobra.Command{
+		Use:   "kill [flags] PID|all",
+		Short: "End the processes that have handles open",
+		Long: `End a process that has handles open in this network, or all of them, at once and for good; the
+traffic that they held flows again. A process without a handle is left alone.`,
+		Example: "  divert kill 4711\n  divert kill all",
+	}
+	r := newReflector(a, cmd)
+	cmd.RunE = func(cmd *cobra.Command, args []string) error {
+		filter, err := whom(args)
+		if err != nil {
+			return err
+		}
+		var failed []error
+		killed := map[uint32]bool{}
+		err = r.each(cmd.Context(), filter, func(e *divert.Packet) error {
+			pid := e.Addr.Reflect().ProcessID
+			if killed[pid] {
+				return nil
+			}
+			killed[pid] = true
+			if err := r.print("KILL", styleBad, e); err != nil {
+				return err
+			}
+			if err := killProcess(pid); err != nil {
+				failed = append(failed, fmt.Errorf("kill process %d: %w", pid, err))
+			}
+			return nil
+		})
+		if err == nil && len(killed) == 0 && args[0] != "all" {
+			err = fmt.Errorf("process %s has no handle open here", args[0])
+		}
+		return errors.Join(append(failed, err)...)
+	}
+	return cmd
+}
+
+// whom returns the filter for the processes that an argument names.
+func whom(args []string) ([]string, error) {
+	if len(args) != 1 {
+		return nil, usagef("kill needs a process id, or all")
+	}
+	if args[0] == "all" {
+		return nil, nil
+	}
+	pid, err := strconv.ParseUint(args[0], 10, 32)
+	if err != nil || pid == 0 || pid > math.MaxInt32 {
+		return nil, usagef("%q is no process id", args[0])
+	}
+	return []string{"processId", "==", args[0]}, nil
+}
