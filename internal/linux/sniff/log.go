@@ -45,8 +45,10 @@ const (
 	flushTimeout = 1 // in units of 10 ms
 )
 
-// BufferSize is the size of a slot that holds any datagram of a log, in bytes.
-const BufferSize = datagramSize + 4096
+// BufferSize is the size of a slot that holds any datagram of a log, in bytes. The kernel fills the memory
+// that it has allocated for one, which is datagramSize and its own overhead rounded up to a power of two
+// (net/core/skbuff.c, kmalloc_size_roundup).
+const BufferSize = 2 * datagramSize
 
 // maxCopy is how much of a packet is copied at most, in bytes: an attribute's length has 16 bits.
 const maxCopy = 0xffff - nfnl.AttrLen
