@@ -5,6 +5,8 @@ package rules
 import (
 	"net"
 	"time"
+
+	"github.com/opendivert/divert/packet"
 )
 
 // A handle below which nobody stands can let a packet leave its chain at once; otherwise the packet has to
@@ -27,21 +29,34 @@ func (e *Entry) lookBelow(t *tx) {
 	e.below.Store(below)
 }
 
-// anyBelow reports whether a chain has rules of another handle with a lower key.
+// anyBelow reports whether a chain has rules of another handle with a lower key, or rules that packets meet
+// behind those of all handles.
 func (t *tx) anyBelow(c Chain, o Owner) bool {
 	for _, r := range t.rules[c] {
-		if p, ok := parseOwner(r.UserData); ok && p.ID != o.ID && p.Key < o.Key {
+		if p, ok := parseOwner(r.UserData); ok && p.ID != o.ID && (p.Key < o.Key || marks(c, p)) {
 			return true
 		}
 	}
 	return false
 }
 
+// marks reports whether the owner's rule in a chain is the one that marks forwarded packets for a handle of the
+// layer NETWORK.
+func marks(c Chain, o Owner) bool { return c == Forward && o.Layer != uint8(packet.LayerForward) }
+
 // above returns the handles for which it makes a difference whether this one is there: in each chain of its
 // rules the next higher one, if this is the lowest; and those that see fragments before.
 func (t *tx) above(o Owner, places []Chain) []uint64 {
 	ids := map[uint64]bool{}
 	for _, c := range places {
+		if marks(c, o) {
+			for _, f := range t.rules[c] {
+				if p, ok := parseOwner(f.UserData); ok && !marks(c, p) {
+					ids[p.ID] = true
+				}
+			}
+			continue
+		}
 		if !t.anyBelow(c, o) {
 			if next, ok := t.next(c, o); ok {
 				ids[next] = true
