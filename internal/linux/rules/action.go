@@ -22,10 +22,13 @@ type Rule struct {
 	Share   Share  // which flows the rule is for
 }
 
-// chainsOf returns the chains of rules.
+// chainsOf returns the chains in which a handle with the rules has any.
 func chainsOf(rules []Rule) (cs []Chain) {
 	for _, r := range rules {
 		cs = append(cs, r.Chain)
+		if r.Chain == Outbound && r.Program == NoProgram {
+			cs = append(cs, Forward) // the rule that marks
+		}
 	}
 	return cs
 }
