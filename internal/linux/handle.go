@@ -17,6 +17,7 @@ import (
 
 	"github.com/opendivert/divert/filter"
 	"github.com/opendivert/divert/internal/engine"
+	"github.com/opendivert/divert/internal/linux/codegen"
 	"github.com/opendivert/divert/internal/linux/cursor"
 	"github.com/opendivert/divert/internal/linux/netns"
 	"github.com/opendivert/divert/internal/linux/rules"
@@ -132,7 +133,7 @@ func (h *handle) open(mode engine.Mode) error {
 	if h.guard, err = h.entry.Guard(h.lost); err != nil || h.entries == nil {
 		return err
 	}
-	told, err := h.entries.set(h.cfg.Program, h.cfg.Flags)
+	told, err := h.entries.set(h.cfg.Program, h.cfg.Flags, h.outlet())
 	h.times.Store(told)
 	return err
 }
@@ -151,10 +152,22 @@ func (h *handle) unguard() {
 	}
 }
 
+// outlet returns where the handle's programs copy packets to, nil if they do not.
+func (h *handle) outlet() *codegen.Outlet {
+	if r, ok := h.source.(*ring); ok {
+		return r.outlet
+	}
+	return nil
+}
+
 // newSource makes the source that the handle's flags and mode ask for.
 func (h *handle) newSource(mode engine.Mode) (source, error) {
 	switch {
 	case h.cfg.Flags&engine.FlagSniff != 0:
+		// A program knows the interface that a forwarded packet came in on, the log also the one it leaves by.
+		if mode == engine.ModeKernel && h.layer == packet.LayerNetwork {
+			return newRing(h)
+		}
 		return newTap(h, mode == engine.ModeInterpret)
 	case mode == engine.ModeInterpret:
 		return newPump(h)
@@ -292,7 +305,7 @@ func (h *handle) SetFilter(p *filter.Program) error {
 	if h.recvDown.Load() {
 		return nil // nothing is captured any more
 	}
-	told, err := h.entries.set(p, h.cfg.Flags)
+	told, err := h.entries.set(p, h.cfg.Flags, h.outlet())
 	if err != nil {
 		return err
 	}

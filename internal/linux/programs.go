@@ -47,9 +47,9 @@ func newEntries(layer packet.Layer, flags uint64, key cursor.Key) (entries, erro
 }
 
 // set makes a filter decide from now on and returns the times that its programs tell, nil if the filter asks for
-// none. If it fails, the filter before stays in force.
-func (es entries) set(p *filter.Program, flags uint64) (told *times, err error) {
-	correlate := flags&engine.FlagDrop == 0 && asksForTime(p)
+// none. With an outlet the programs copy what matches to it. If it fails, the filter before stays in force.
+func (es entries) set(p *filter.Program, flags uint64, outlet *codegen.Outlet) (told *times, err error) {
+	correlate := outlet == nil && flags&engine.FlagDrop == 0 && asksForTime(p)
 	if correlate {
 		told = &times{waiting: map[uint64][]int64{}}
 		defer func() {
@@ -67,14 +67,18 @@ func (es entries) set(p *filter.Program, flags uint64) (told *times, err error) 
 	for chain := range es {
 		hook := places[chain].hook
 		hook.Event = packet.EventPacket
-		u, err := codegen.Build(p, hook, codegen.Options{Correlate: correlate, CorrelateSize: timesSize})
+		o := codegen.Options{Correlate: correlate, CorrelateSize: timesSize}
+		if outlet != nil {
+			o = codegen.Options{Sniff: true, Count: true, Tag: uint32(hook.Direction)}
+		}
+		u, err := codegen.Build(p, hook, o)
 		if err != nil {
 			return nil, err
 		}
 		if u.Outcome == codegen.Never {
 			continue
 		}
-		if loaded[chain], err = u.Load(); err != nil {
+		if loaded[chain], err = u.LoadInto(outlet); err != nil {
 			delete(loaded, chain)
 			return nil, err
 		}

@@ -43,6 +43,8 @@ type Unloaded struct {
 	Tests        int              // tests that are left after specialising
 	Instructions asm.Instructions // references to maps are by name
 	Maps         []*ebpf.MapSpec
+
+	outlet *Outlet // see LoadInto
 }
 
 // Build generates the program for a filter at a hook. It needs no privileges and asks the
@@ -207,12 +209,10 @@ func (g *generator) maps() []*ebpf.MapSpec {
 		specs = append(specs, spec)
 	}
 	if g.options.Count {
-		specs = append(specs, &ebpf.MapSpec{
-			Name: counterMap, Type: ebpf.PerCPUArray, KeySize: 4, ValueSize: counterSize, MaxEntries: 1,
-		})
+		specs = append(specs, counterSpec())
 	}
 	if g.options.Sniff {
-		specs = append(specs, &ebpf.MapSpec{Name: packetsMap, Type: ebpf.PerfEventArray})
+		specs = append(specs, packetsSpec())
 	}
 	if g.options.Correlate {
 		size := g.options.CorrelateSize
@@ -222,6 +222,14 @@ func (g *generator) maps() []*ebpf.MapSpec {
 		specs = append(specs, &ebpf.MapSpec{Name: correlateMap, Type: ebpf.RingBuf, MaxEntries: size})
 	}
 	return specs
+}
+
+func counterSpec() *ebpf.MapSpec {
+	return &ebpf.MapSpec{Name: counterMap, Type: ebpf.PerCPUArray, KeySize: 4, ValueSize: counterSize, MaxEntries: 1}
+}
+
+func packetsSpec() *ebpf.MapSpec {
+	return &ebpf.MapSpec{Name: packetsMap, Type: ebpf.PerfEventArray}
 }
 
 // String describes the program in a few words.

@@ -25,7 +25,7 @@ func (u *Unloaded) Load() (*Program, error) {
 	}
 	p := &Program{maps: make(map[string]*ebpf.Map, len(u.Maps))}
 	for _, spec := range u.Maps {
-		m, err := newMap(spec)
+		m, err := u.newMap(spec)
 		if err != nil {
 			p.Close()
 			return nil, &LoadError{Err: fmt.Errorf("map %s: %w", spec.Name, err)}
@@ -52,6 +52,51 @@ func (u *Unloaded) Load() (*Program, error) {
 		return nil, loadError(err)
 	}
 	return p, nil
+}
+
+// Outlet is where sniffing programs put their copies and counts. Several programs can have one, so that
+// a filter can be replaced by another while the copies are read.
+type Outlet struct {
+	Packets *ebpf.Map // the perf event array
+	Counts  *ebpf.Map // of Counter, for each CPU
+}
+
+// NewOutlet makes an outlet (CAP_BPF or CAP_SYS_ADMIN).
+func NewOutlet() (*Outlet, error) {
+	packets, err := ebpf.NewMap(packetsSpec())
+	if err != nil {
+		return nil, &LoadError{Err: fmt.Errorf("map %s: %w", packetsMap, err)}
+	}
+	counts, err := ebpf.NewMap(counterSpec())
+	if err != nil {
+		packets.Close()
+		return nil, &LoadError{Err: fmt.Errorf("map %s: %w", counterMap, err)}
+	}
+	return &Outlet{packets, counts}, nil
+}
+
+// Counter returns the sum of the counters of all CPUs.
+func (o *Outlet) Counter() (Counter, error) { return sumCounter(o.Counts) }
+
+// Close releases the maps. Programs that have the outlet keep it.
+func (o *Outlet) Close() error { return errors.Join(o.Packets.Close(), o.Counts.Close()) }
+
+// LoadInto is Load for a program whose copies and counts go to an outlet instead of maps of its own.
+func (u *Unloaded) LoadInto(o *Outlet) (*Program, error) {
+	into := *u
+	into.outlet = o
+	return into.Load()
+}
+
+// newMap makes a map of the program, or takes the outlet's.
+func (u *Unloaded) newMap(spec *ebpf.MapSpec) (*ebpf.Map, error) {
+	switch {
+	case u.outlet != nil && spec.Name == packetsMap:
+		return u.outlet.Packets.Clone()
+	case u.outlet != nil && spec.Name == counterMap:
+		return u.outlet.Counts.Clone()
+	}
+	return newMap(spec)
 }
 
 // newMap makes a map. What programs only read is frozen, so that nobody else writes it either.
@@ -97,6 +142,11 @@ func (p *Program) Counter() (Counter, error) {
 	if m == nil {
 		return Counter{}, nil
 	}
+	return sumCounter(m)
+}
+
+// sumCounter adds up the counters of all CPUs.
+func sumCounter(m *ebpf.Map) (Counter, error) {
 	var perCPU []Counter
 	if err := m.Lookup(uint32(0), &perCPU); err != nil {
 		return Counter{}, fmt.Errorf("codegen: counter: %w", err)

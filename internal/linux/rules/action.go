@@ -67,6 +67,11 @@ const nfqBypass = 1
 // xtAlign is what xtables aligns the data of extensions to, in bytes.
 const xtAlign = 8
 
+// ToNobody does nothing: what the rule is for, its program has done.
+type ToNobody struct{}
+
+func (ToNobody) exprs() []expr.Any { return nil }
+
 func (q ToQueue) exprs() []expr.Any {
 	info := make(xt.Unknown, xtAlign)
 	binary.NativeEndian.PutUint16(info[0:], q.Num)
@@ -101,19 +106,24 @@ func program(fd int) expr.Any {
 // exprs returns the rule's expressions.
 func (r Rule) exprs(o Owner) []expr.Any {
 	e := r.Share.exprs()
+	inbound := r.Chain == Inbound || r.Chain == InboundFragments
+	_, alone := r.Action.(ToNobody)
+	if inbound && alone {
+		e = append(e, forThisHost()...) // the program must not see others
+	}
 	if r.Program != NoProgram {
 		e = append(e, program(r.Program))
 	} else {
 		e = append(e, notServed(o.Key)...)
 	}
-	if r.Chain == Inbound || r.Chain == InboundFragments {
+	if inbound && !alone {
 		if r.Program == NoProgram {
 			e = append(e, notFromLoopback()...)
 		}
 		// After the program, because the look-up costs more than most filters.
 		e = append(e, forThisHost()...)
 	}
-	if r.Program != NoProgram {
+	if r.Program != NoProgram && !alone {
 		e = append(e, &expr.Objref{Type: int(nftables.ObjTypeCounter), Name: o.counter()})
 	}
 	return append(e, r.Action.exprs()...)

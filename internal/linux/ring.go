@@ -1,0 +1,224 @@
+//go:build linux
+
+package linux
+
+import (
+	"errors"
+	"net"
+	"os"
+	"runtime"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/cilium/ebpf/perf"
+
+	"github.com/opendivert/divert/filter"
+	"github.com/opendivert/divert/internal/engine"
+	"github.com/opendivert/divert/internal/linux/codegen"
+	"github.com/opendivert/divert/internal/linux/queue"
+	"github.com/opendivert/divert/internal/linux/rules"
+	"github.com/opendivert/divert/packet"
+)
+
+// ring is the source of a handle that sniffs where the kernel decides: the filter programs copy what
+// matches into memory that is shared with this process, one buffer for each processor, with the time at
+// which they saw it.
+type ring struct {
+	h        *handle
+	outlet   *codegen.Outlet
+	reader   *perf.Reader
+	draining atomic.Bool
+	until    atomic.Pointer[time.Time] // the read deadline
+
+	mu      sync.Mutex // held by the one who receives
+	sample  perf.Record
+	joiner  codegen.Joiner
+	seen    uint64    // samples that were taken out
+	looked  time.Time // when the programs' counts were read last
+	full    bool      // the last call returned as many packets as it was asked for
+	spare   packet.Packet
+	backlog *backlog // what was taken out of the buffers and not received yet
+}
+
+// ringSize is the size of each processor's buffer in bytes: their sum is about the queue size, and each has
+// room for some of the longest packets.
+func ringSize(l engine.Limits) int { return max(l.Size/runtime.NumCPU(), 1<<20) }
+
+func newRing(h *handle) (*ring, error) {
+	outlet, err := codegen.NewOutlet()
+	if err != nil {
+		return nil, err
+	}
+	reader, err := perf.NewReader(outlet.Packets, ringSize(h.cfg.Limits))
+	if err != nil {
+		return nil, errors.Join(err, outlet.Close())
+	}
+	r := &ring{h: h, outlet: outlet, reader: reader}
+	r.backlog = newBacklog(h.cfg.Limits, r.lost)
+	return r, nil
+}
+
+// lost counts a packet that had to leave the backlog.
+func (r *ring) lost(_ *waiting, why dropReason) {
+	if why == dropOld {
+		r.h.counts.old.Add(1)
+	} else {
+		r.h.counts.full.Add(1)
+	}
+}
+
+func (r *ring) actions() []rules.Action { return []rules.Action{rules.ToNobody{}} }
+
+func (r *ring) recv(ps []packet.Packet) (int, error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for {
+		if r.h.closed.Load() {
+			return 0, net.ErrClosed
+		}
+		draining := r.draining.Load()
+		if n, err := r.late(ps); n > 0 || err != nil {
+			return n, err
+		}
+		r.reader.SetDeadline(r.deadline(draining))
+		n, err := r.take(ps)
+		r.full = n == len(ps)
+		switch {
+		case n > 0:
+			return n, nil
+		case errors.Is(err, perf.ErrFlushed), errors.Is(err, os.ErrDeadlineExceeded) && r.draining.Load() != draining:
+			continue // woken to look at the state again
+		case errors.Is(err, os.ErrDeadlineExceeded) && draining:
+			return 0, eof
+		case err != nil:
+			return 0, closedError(err)
+		}
+	}
+}
+
+// lookInterval is how often the programs' counts are read while a reader keeps up.
+const lookInterval = 5 * time.Millisecond
+
+// late serves a reader that has fallen behind: everything is taken out of the buffers into a queue that is
+// bounded as the handle's is to be, and from there what still counts.
+func (r *ring) late(ps []packet.Packet) (int, error) {
+	if r.backlog.n == 0 {
+		if now := time.Now(); r.full || now.Sub(r.looked) > lookInterval {
+			r.looked = now
+			c, err := r.outlet.Counter()
+			if err != nil || rest(c.Matched, r.seen+c.Failed) <= uint64(len(ps)) {
+				return 0, err
+			}
+			r.catchUp()
+		}
+	}
+	n, _, _, err := r.backlog.take(ps)
+	return n, err
+}
+
+// catchUp moves what the buffers hold to the backlog.
+func (r *ring) catchUp() {
+	r.reader.SetDeadline(past)
+	for r.reader.ReadInto(&r.sample) == nil {
+		if r.fill(&r.spare) && !r.backlog.add(r.spare.Data, &r.spare.Addr) {
+			r.h.counts.full.Add(1)
+		}
+	}
+}
+
+// deadline returns until when to wait.
+func (r *ring) deadline(draining bool) time.Time {
+	if draining {
+		return past
+	}
+	if t := r.until.Load(); t != nil {
+		return *t
+	}
+	return time.Time{}
+}
+
+// take waits for a sample and takes what else is there. The processors' buffers come one after the other, so
+// the packets are put in the order of their times.
+func (r *ring) take(ps []packet.Packet) (n int, err error) {
+	for n < len(ps) {
+		if err = r.reader.ReadInto(&r.sample); err != nil {
+			break
+		}
+		if r.fill(&ps[n]) {
+			if n++; n == 1 {
+				r.reader.SetDeadline(past) // do not wait for more
+			}
+		}
+	}
+	slices.SortStableFunc(ps[:n], func(a, b packet.Packet) int {
+		return int(min(max(a.Addr.Timestamp-b.Addr.Timestamp, -1), 1))
+	})
+	return n, err
+}
+
+// fill makes a packet of the sample, and reports whether it is one.
+func (r *ring) fill(p *packet.Packet) bool {
+	if r.sample.LostSamples > 0 {
+		return false // the programs count what they could not copy
+	}
+	record, data, ok, err := r.joiner.Decode(r.sample.RawSample)
+	if err != nil || !ok {
+		return false
+	}
+	r.seen++
+	if record.Captured < record.Length {
+		r.h.counts.long.Add(1)
+		return false
+	}
+	hook := queue.HookPrerouting
+	if record.Tag == uint32(codegen.Outbound) {
+		hook = queue.HookPostrouting
+	}
+	p.Data = append(p.Buffer(len(data))[:0], data...)
+	p.Addr = packet.Address{}
+	r.h.describe(&p.Addr, &queue.Message{
+		Hook: hook, In: record.Device, Out: record.Device, Payload: data, ChecksumNotVerified: true,
+	}, record.Timestamp)
+	p.Addr.Sniffed = true
+	if pending(data) {
+		p.Addr.TCPChecksum, p.Addr.UDPChecksum = false, false
+	}
+	return true
+}
+
+func (r *ring) setDeadline(t time.Time) error {
+	r.until.Store(&t)
+	return closedError(r.reader.Flush())
+}
+
+func (r *ring) setLimits(l engine.Limits) error {
+	r.backlog.set(func() { r.backlog.limits = l })
+	return nil
+}
+
+func (r *ring) setFilter(*filter.Program) {} // the programs of the rules decide
+
+func (r *ring) drain() {
+	r.draining.Store(true)
+	_ = r.reader.Flush() // wakes the readers
+}
+
+func (r *ring) wake() { _ = r.reader.Flush() }
+
+func (r *ring) yield() error { return nil }
+
+func (r *ring) close() error { return errors.Join(r.reader.Close(), r.outlet.Close()) }
+
+// tally takes the counts of the programs.
+func (r *ring) tally(st *engine.Stats) error {
+	c, err := r.outlet.Counter()
+	if err != nil {
+		return err
+	}
+	st.Matched = c.Matched
+	st.DroppedFull += c.Failed
+	st.Waiting = rest(st.Matched, st.Received+st.DroppedFull+st.DroppedOld+st.DroppedLong)
+	return nil
+}
