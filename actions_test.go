@@ -385,6 +385,30 @@ func TestCloseLetsWaitingPacketsGoOn(t *testing.T) {
 	})
 }
 
+// TestCloseLetsGoOnWhatAnIterationLeft: packets that were received for a loop that was left early are not lost.
+func TestCloseLetsGoOnWhatAnIterationLeft(t *testing.T) {
+	eachEngine(t, lab.LinkOptions{}, func(t *testing.T, pair *lab.Pair, e divert.Option) {
+		conn, expect := receiver(t, pair.B, pair.B.Addr4())
+		d := openAt(t, pair.A, "udp", divert.WithFlags(divert.RecvOnly), e)
+		from, err := pair.A.Dial(t.Context(), "udp", conn.LocalAddr().String())
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer from.Close()
+		for _, s := range []string{"one", "two", "three"} {
+			fmt.Fprint(from, s)
+		}
+		expect()
+		for range d.Packets(t.Context()) {
+			break // "one" is received, and with it gone; the others may have come along
+		}
+		if err := d.Close(); err != nil {
+			t.Fatal(err)
+		}
+		expect("two", "three")
+	})
+}
+
 // TestShutdownDrains: after Shutdown nothing is captured, what waits is still received, and then comes io.EOF.
 func TestShutdownDrains(t *testing.T) {
 	eachEngine(t, lab.LinkOptions{}, func(t *testing.T, pair *lab.Pair, e divert.Option) {

@@ -287,7 +287,17 @@ func (h *Handle) Shutdown(how How) error {
 
 // Close closes the handle. Packets that wait in the queue go on as if they had not been captured; packets
 // that were received and not sent are lost. Receivers that wait return net.ErrClosed.
-func (h *Handle) Close() error { return opError("close", h.engine.Close()) }
+func (h *Handle) Close() error {
+	h.mu.Lock()
+	rest := h.rest
+	h.rest = nil
+	h.resting.Store(0)
+	h.mu.Unlock()
+	if r, ok := h.engine.(engine.Returner); ok && len(rest) > 0 {
+		r.Return(rest) // what an iteration left behind was not received either
+	}
+	return opError("close", h.engine.Close())
+}
 
 // SetParam sets a limit of the queue.
 func (h *Handle) SetParam(p Param, v uint64) error {

@@ -81,6 +81,11 @@ type Handle interface {
 	Description() string
 }
 
+// Returner is a Handle that can give back to the stack packets that Recv returned and nobody has looked at.
+type Returner interface {
+	Return(ps []packet.Packet)
+}
+
 // Queues is a Handle whose flows are shared out to several queues.
 type Queues interface {
 	Queues() int

@@ -210,6 +210,13 @@ func (h *handle) check(down *atomic.Bool, refused uint64, refusal, ended error) 
 // Recv implements engine.Handle.
 func (h *handle) Recv(ps []packet.Packet) (int, error) { return h.recv(ps, h.source.recv) }
 
+// Return implements engine.Returner.
+func (h *handle) Return(ps []packet.Packet) {
+	if h.sender != nil && h.cfg.Flags&engine.FlagSniff == 0 {
+		h.sender.pass(ps)
+	}
+}
+
 // Queues implements engine.Queues.
 func (h *handle) Queues() int {
 	if q, ok := h.source.(*queued); ok {
