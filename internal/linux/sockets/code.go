@@ -186,7 +186,7 @@ func (b *builder) loadStorage(sock int16, initial asm.Instruction, flags int32) 
 	)
 }
 
-// recall starts the record with what is known of the socket, and the time.
+// recall starts the record with what is known of the socket.
 func (b *builder) recall() {
 	for i := int16(0); i < bodySize; i += 8 {
 		b.emit(
@@ -194,6 +194,18 @@ func (b *builder) recall() {
 			asm.StoreMem(regFrame, frameBody+i, asm.R1, asm.DWord),
 		)
 	}
+}
+
+// blank starts the record with nothing.
+func (b *builder) blank() {
+	b.emit(asm.Mov.Imm(asm.R1, 0))
+	for i := int16(0); i < bodySize; i += 8 {
+		b.emit(asm.StoreMem(regFrame, frameBody+i, asm.R1, asm.DWord))
+	}
+}
+
+// stamp stores the time.
+func (b *builder) stamp() {
 	b.emit(asm.FnKtimeGetNs.Call(), asm.StoreMem(regFrame, record(codegen.EventTime), asm.R0, asm.DWord))
 }
 
@@ -284,21 +296,6 @@ const (
 	counterDropped = 8 // operations refused without a record
 	countersSize   = 16
 )
-
-// tell sends the record to user space.
-func (b *builder) tell() {
-	told := b.newLabel()
-	b.emit(mapPtr(asm.R1, ringMap))
-	b.point(asm.R2, frameRecord)
-	b.emit(
-		asm.Mov.Imm(asm.R3, codegen.EventSize),
-		asm.Mov.Imm(asm.R4, 0),
-		asm.FnRingbufOutput.Call(),
-		asm.JEq.Imm(asm.R0, 0, told),
-	)
-	b.count(counterLost)
-	b.mark(told)
-}
 
 // refuse refuses the operation with EACCES.
 func (b *builder) refuse() {

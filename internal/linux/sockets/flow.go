@@ -4,12 +4,10 @@ package sockets
 
 import (
 	"encoding/binary"
-	"slices"
 
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/asm"
 
-	"github.com/opendivert/divert/filter"
 	"github.com/opendivert/divert/internal/linux/codegen"
 	"github.com/opendivert/divert/packet"
 )
@@ -83,6 +81,9 @@ func (g *generator) established(op int32) (bool, error) {
 // flow ends a program that has found a new flow. User space owns the table of flows: it is told of those
 // for which the filter matches either event.
 func (g *generator) flow(inbound bool, protocol uint8) (bool, error) {
+	if g.asksForTime() {
+		g.stamp()
+	}
 	opened, err := g.answer(codegen.EventHook{Event: packet.EventFlowEstablished, Inbound: inbound, Protocol: protocol})
 	if err != nil {
 		return false, err
@@ -141,8 +142,7 @@ func (g *generator) answer(h codegen.EventHook) (bool, error) {
 
 // answerDeleted is answer for DELETED when the flow begins. Of the time when it will end nothing is known.
 func (g *generator) answerDeleted(h codegen.EventHook) (bool, error) {
-	timed := slices.ContainsFunc(g.filter.Tests(), func(t filter.Test) bool { return t.Field == filter.FieldTimestamp })
-	if !timed {
+	if !g.asksForTime() {
 		return g.answer(h)
 	}
 	_, outcome, err := g.decider.Decide(g.filter, h)
@@ -207,6 +207,7 @@ func (g *generator) datagram(inbound bool) (bool, error) {
 		asm.StoreMem(regStorage, body(codegen.EventProtocol), asm.R8, asm.Byte),
 	)
 	g.flowKey()
+	g.stamp()
 	first := g.newLabel()
 	g.emit(mapPtr(asm.R1, flowsMap))
 	g.point(asm.R2, frameKey)

@@ -3,6 +3,8 @@
 package sockets
 
 import (
+	"slices"
+
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/asm"
 
@@ -69,11 +71,79 @@ func (g *generator) decide(h codegen.EventHook) (bool, error) {
 		return false, err
 	}
 	g.setByte(codegen.EventKind, int64(h.Event))
+	if g.asksForTime() {
+		g.stamp()
+	}
 	if outcome == codegen.Depends {
 		g.emit(code...)
 		g.allowIf(asm.JEq, asm.R0, 0)
 	}
 	return true, nil
+}
+
+// asksForTime reports whether the filter does.
+func (g *generator) asksForTime() bool { return g.uses(filter.FieldTimestamp) }
+
+// usesLocal reports whether the filter asks for the local address or port.
+func (g *generator) usesLocal() bool { return g.uses(filter.FieldLocalAddr, filter.FieldLocalPort) }
+
+// uses reports whether the filter has a test of one of the fields.
+func (g *generator) uses(fields ...filter.Field) bool {
+	return slices.ContainsFunc(g.filter.Tests(), func(t filter.Test) bool { return slices.Contains(fields, t.Field) })
+}
+
+// keeps reports whether anything has to be remembered of sockets from one event to the next.
+func (g *generator) keeps() (bool, error) {
+	if g.filter.Layer() == packet.LayerFlow || !sockOpsProcess() {
+		return true, nil
+	}
+	if yes, err := g.needs(packet.EventSocketAccept, packet.EventSocketClose); yes || err != nil {
+		return yes, err
+	}
+	return g.refusesLate()
+}
+
+// refusesLate reports whether the handle may refuse something when it is too late for the kernel to do it.
+func (g *generator) refusesLate() (bool, error) {
+	if g.sniffs() {
+		return false, nil
+	}
+	late, err := g.can(packet.EventSocketListen)
+	if err == nil && !late && g.usesLocal() {
+		late, err = g.can(packet.EventSocketConnect)
+	}
+	return late, err
+}
+
+// start starts the record of an event of a socket, with its endpoint. It reports whether the record is kept.
+func (g *generator) start(sock int16) (bool, error) {
+	keeps, err := g.keeps()
+	if keeps {
+		g.storage(sock, true)
+		g.recall()
+	} else {
+		g.blank()
+	}
+	g.builder.cookie()
+	return keeps, err
+}
+
+// tell sends the record to user space.
+func (g *generator) tell() {
+	if !g.asksForTime() {
+		g.stamp()
+	}
+	told := g.newLabel()
+	g.emit(mapPtr(asm.R1, ringMap))
+	g.point(asm.R2, frameRecord)
+	g.emit(
+		asm.Mov.Imm(asm.R3, codegen.EventSize),
+		asm.Mov.Imm(asm.R4, 0),
+		asm.FnRingbufOutput.Call(),
+		asm.JEq.Imm(asm.R0, 0, told),
+	)
+	g.count(counterLost)
+	g.mark(told)
 }
 
 // conclude ends a program behind a decision that matched: the operation is told and refused, as the
@@ -94,14 +164,4 @@ func (g *generator) conclude(undo func()) {
 		undo()
 	}
 	g.refuse()
-}
-
-// usesLocal reports whether a filter asks for the local address or port.
-func usesLocal(p *filter.Program) bool {
-	for _, t := range p.Tests() {
-		if t.Field == filter.FieldLocalAddr || t.Field == filter.FieldLocalPort {
-			return true
-		}
-	}
-	return false
 }

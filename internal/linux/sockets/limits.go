@@ -15,6 +15,7 @@ func Limits(layer packet.Layer, flags uint64) string {
 	if layer == packet.LayerSocket {
 		not = append(not,
 			"no BIND for ports that the kernel chooses at connect or send",
+			"what a UDP socket answers counts as CONNECT unless the filter can match ACCEPT too",
 			"local address and port of a UDP CONNECT are 0 unless the socket was bound",
 			"raw and packet sockets are not seen")
 		if flags&engine.FlagSniff == 0 {

@@ -5,6 +5,7 @@ package sockets
 import (
 	"fmt"
 	"sync"
+	"sync/atomic"
 
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/asm"
@@ -150,20 +151,25 @@ var skbNamespace = sync.OnceValue(func() bool {
 	return loads(ebpf.CGroupSKB, ebpf.AttachCGroupInetIngress, asm.FnGetNetnsCookie.Call())
 })
 
-// Probe returns why the programs of the layers cannot be loaded here, nil if they can.
-var Probe = sync.OnceValue(func() error {
+// Probe returns why the programs of the layers cannot be loaded here, nil if they can. That they can is
+// remembered.
+func Probe() error {
+	if probed.Load() {
+		return nil
+	}
 	maps, err := openMaps(4096)
 	if err != nil {
 		return err
 	}
 	defer closeMaps(maps)
 	g := &generator{}
-	if _, err := g.create(); err != nil {
-		return err
-	}
+	g.creation()
 	p, err := newProgram("divert_probe", ebpf.CGroupSock, ebpf.AttachCGroupInetSockCreate, g.Instructions, maps)
 	if err != nil {
 		return err
 	}
+	probed.Store(true)
 	return p.Close()
-})
+}
+
+var probed atomic.Bool

@@ -22,14 +22,7 @@ func (g *generator) traffic() {
 
 // shut drops the packets of sockets that were refused when it was too late to tell the application.
 func (g *generator) shut() (bool, error) {
-	if g.sniffs() {
-		return false, nil
-	}
-	wanted, err := g.can(packet.EventSocketListen)
-	if err == nil && !wanted && usesLocal(g.filter) {
-		wanted, err = g.can(packet.EventSocketConnect)
-	}
-	if !wanted || err != nil {
+	if late, err := g.refusesLate(); !late || err != nil {
 		return false, err
 	}
 	g.emit(asm.Mov.Reg(regContext, asm.R1))

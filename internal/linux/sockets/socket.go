@@ -25,6 +25,8 @@ var socketHooks = []hook{
 	{"connect6", ebpf.CGroupSockAddr, ebpf.AttachCGroupInet6Connect, func(g *generator) (bool, error) { return g.connect(afINET6) }},
 	{"unbound4", ebpf.CGroupSockAddr, ebpf.AttachCGroupInet4Connect, func(g *generator) (bool, error) { return g.connectUnbound(afINET) }},
 	{"unbound6", ebpf.CGroupSockAddr, ebpf.AttachCGroupInet6Connect, func(g *generator) (bool, error) { return g.connectUnbound(afINET6) }},
+	{"owner4", ebpf.CGroupSockAddr, ebpf.AttachCGroupInet4Connect, (*generator).ownerTCP},
+	{"owner6", ebpf.CGroupSockAddr, ebpf.AttachCGroupInet6Connect, (*generator).ownerTCP},
 	{"contact4", ebpf.CGroupSockAddr, ebpf.AttachCGroupInet4Connect, func(g *generator) (bool, error) { return g.contact(afINET, false) }},
 	{"contact6", ebpf.CGroupSockAddr, ebpf.AttachCGroupInet6Connect, func(g *generator) (bool, error) { return g.contact(afINET6, false) }},
 	{"send4", ebpf.CGroupSockAddr, ebpf.AttachCGroupUDP4Sendmsg, func(g *generator) (bool, error) { return g.contact(afINET, true) }},
@@ -42,6 +44,15 @@ var socketHooks = []hook{
 
 // create remembers who made a socket.
 func (g *generator) create() (bool, error) {
+	if keeps, err := g.keeps(); !keeps || err != nil {
+		return false, err
+	}
+	g.creation()
+	return true, nil
+}
+
+// creation emits create.
+func (g *generator) creation() {
 	g.begin(g.cookie)
 	g.storage(inContext, true)
 	g.recall()
@@ -57,7 +68,6 @@ func (g *generator) create() (bool, error) {
 	g.mark(master)
 	g.keep()
 	g.leave(allow)
-	return true, nil
 }
 
 // protoMPTCP is IPPROTO_MPTCP (linux/in.h).
@@ -66,14 +76,16 @@ const protoMPTCP = 262
 // bind runs when a socket has been bound.
 func (g *generator) bind(family int) (bool, error) {
 	g.begin(g.cookie)
-	g.storage(inContext, true)
 	g.unlessRefused()
-	g.recall()
-	g.builder.cookie()
+	keeps, err := g.start(inContext)
+	if err != nil {
+		return false, err
+	}
 	g.process()
 	g.bindSide(family)
-	g.keep()
-	// The record of BIND has neither of these, nor does the storage yet: a bound socket has no peer.
+	if keeps {
+		g.keep()
+	}
 	g.clearPair(codegen.EventRemote)
 	matches, err := g.decide(codegen.EventHook{Event: packet.EventSocketBind})
 	if err != nil {
@@ -81,24 +93,31 @@ func (g *generator) bind(family int) (bool, error) {
 	}
 	if !matches {
 		g.leave(allow)
-		return g.needs(packet.EventSocketClose)
+		return keeps, nil
 	}
 	g.conclude(func() {
-		g.emit(asm.StoreImm(regStorage, body(codegen.EventLocalPort), 0, asm.Half))
+		if keeps {
+			g.emit(asm.StoreImm(regStorage, body(codegen.EventLocalPort), 0, asm.Half))
+		}
 	})
 	return true, nil
 }
 
-// aboutToConnect starts the programs that run before a connect. It leaves the protocol in R8.
-func (g *generator) aboutToConnect(family int) {
+// aboutToConnect starts the programs that run before a connect, of TCP or of the other protocols, and before
+// a datagram is sent. It reports whether the record is kept.
+func (g *generator) aboutToConnect(family int, tcp bool) (bool, error) {
 	g.begin(g.cookie)
-	g.storage(addrSock, true)
+	g.emit(asm.LoadMem(asm.R1, regContext, addrProtocol, asm.Word))
+	if tcp {
+		g.allowIf(asm.JNE, asm.R1, protoTCP)
+	} else {
+		g.allowIf(asm.JEq, asm.R1, protoTCP)
+	}
 	g.unlessRefused()
-	g.recall()
-	g.builder.cookie()
+	keeps, err := g.start(addrSock)
 	g.process()
 	g.connectSides(family)
-	g.emit(asm.LoadMem(asm.R8, regContext, addrProtocol, asm.Word))
+	return keeps, err
 }
 
 // connect refuses connections of TCP of which the local side is known, or not asked for.
@@ -106,9 +125,10 @@ func (g *generator) connect(family int) (bool, error) {
 	if g.sniffs() {
 		return false, nil
 	}
-	g.aboutToConnect(family)
-	g.allowIf(asm.JNE, asm.R8, protoTCP)
-	if usesLocal(g.filter) {
+	if _, err := g.aboutToConnect(family, true); err != nil {
+		return false, err
+	}
+	if g.usesLocal() {
 		g.allowUnlessLocal(true)
 	}
 	matches, err := g.decide(codegen.EventHook{Event: packet.EventSocketConnect})
@@ -121,11 +141,12 @@ func (g *generator) connect(family int) (bool, error) {
 // connectUnbound refuses connections of TCP that match whatever the local side will be. The others of
 // which it is not known yet are decided when it is, see connecting.
 func (g *generator) connectUnbound(family int) (bool, error) {
-	if g.sniffs() || !usesLocal(g.filter) {
+	if g.sniffs() || !g.usesLocal() {
 		return false, nil
 	}
-	g.aboutToConnect(family)
-	g.allowIf(asm.JNE, asm.R8, protoTCP)
+	if _, err := g.aboutToConnect(family, true); err != nil {
+		return false, err
+	}
 	g.allowUnlessLocal(false)
 	matches, err := g.decide(codegen.EventHook{Event: packet.EventSocketConnect, LocalUnknown: true})
 	if matches {
@@ -155,45 +176,61 @@ func (g *generator) allowUnlessLocal(known bool) {
 	g.mark(go_)
 }
 
-// contact runs before a socket other than of TCP is connected, and before a datagram is sent to an address.
-// CONNECT is raised once for each peer of a socket. For TCP it remembers who connects.
-func (g *generator) contact(family int, send bool) (bool, error) {
-	wanted, err := g.needs(packet.EventSocketConnect, packet.EventSocketAccept, packet.EventSocketClose)
-	if !wanted || err != nil {
+// ownerTCP remembers who connects a socket of TCP, where that cannot be asked for later.
+func (g *generator) ownerTCP() (bool, error) {
+	if wanted, err := g.needs(packet.EventSocketConnect, packet.EventSocketClose); !wanted || err != nil || sockOpsProcess() {
 		return false, err
 	}
-	g.aboutToConnect(family)
-	if !send {
-		other := g.newLabel()
-		g.emit(
-			asm.JNE.Imm(asm.R8, protoTCP, other),
-			asm.LoadMem(asm.R1, regFrame, record(codegen.EventProcess), asm.Word),
-			asm.StoreMem(regStorage, body(codegen.EventProcess), asm.R1, asm.Word),
-		)
-		g.leave(allow)
-		g.mark(other)
+	return g.owner()
+}
+
+// contact runs before a socket other than of TCP is connected, and before a datagram is sent to an address.
+// CONNECT is raised once for each peer of a socket. A peer that ACCEPT was raised for counts as known, but
+// only handles that ask for ACCEPT too pay for knowing.
+func (g *generator) contact(family int, send bool) (bool, error) {
+	keeps, err := g.aboutToConnect(family, false)
+	if err != nil {
+		return false, err
 	}
-	g.peer()
-	if send {
+	accepts, err := g.can(packet.EventSocketAccept)
+	if err != nil {
+		return false, err
+	}
+	switch {
+	case keeps && send:
 		g.bound()
-		g.allowIfMet() // a refusal is told each time
-	} else {
+	case keeps:
 		g.keep()
+	}
+	if accepts {
+		g.peer()
+		if send {
+			g.allowIfMet() // a refusal is told each time
+		}
+		if g.sniffs() {
+			g.meet(peerMet)
+		}
 	}
 	matches, err := g.decide(codegen.EventHook{Event: packet.EventSocketConnect})
 	if err != nil {
 		return false, err
 	}
 	if !matches {
-		g.meet(peerMet)
+		if accepts && !g.sniffs() {
+			g.meet(peerMet)
+		}
 		g.leave(allow)
-		return true, nil
+		return keeps || accepts, nil
 	}
-	if g.sniffs() {
+	if !accepts && g.sniffs() {
+		g.peer()
+		if send {
+			g.allowIfMet()
+		}
 		g.meet(peerMet)
 	}
 	g.conclude(func() {
-		if !send {
+		if keeps && !send {
 			g.emit(asm.StoreImm(regStorage, body(codegen.EventRemotePort), 0, asm.Half))
 		}
 	})
@@ -320,15 +357,21 @@ func (g *generator) connecting() (bool, error) {
 		return false, err
 	}
 	g.operation(opTCPConnect)
-	g.storage(opsSock, true)
-	g.recall()
-	g.builder.cookie()
+	keeps, err := g.start(opsSock)
+	if err != nil {
+		return false, err
+	}
+	if sockOpsProcess() {
+		g.process()
+	}
 	g.tcpSides(true)
-	g.keep()
-	g.watchState()
-	if !g.sniffs() && !usesLocal(g.filter) {
+	if keeps {
+		g.keep()
+		g.watchState()
+	}
+	if !g.sniffs() && !g.usesLocal() {
 		g.leave(allow) // decided before
-		return true, nil
+		return keeps, nil
 	}
 	matches, err := g.decide(codegen.EventHook{Event: packet.EventSocketConnect})
 	if err != nil {
@@ -360,16 +403,19 @@ func (g *generator) listen() (bool, error) {
 		return false, err
 	}
 	g.operation(opTCPListen)
-	g.storage(opsSock, true)
-	g.recall()
-	g.builder.cookie()
+	keeps, err := g.start(opsSock)
+	if err != nil {
+		return false, err
+	}
 	if sockOpsProcess() {
 		g.process()
 	}
 	g.tcpSides(false)
 	g.clearPair(codegen.EventRemote)
-	g.keep()
-	g.watchState()
+	if keeps {
+		g.keep()
+		g.watchState()
+	}
 	matches, err := g.decide(codegen.EventHook{Event: packet.EventSocketListen})
 	if err != nil {
 		return false, err
