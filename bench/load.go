@@ -103,7 +103,7 @@ func (c *course) end(took time.Duration, count float64) error {
 	r.CPU = float64(own) / count
 	all := own + self - c.beforeSelf
 	r.CPUAll = float64(all) / count
-	r.Others = max(0, float64(busy-c.beforeBusy-all)/(float64(window)*float64(runtime.NumCPU())))
+	r.Others = min(1, max(0, float64(busy-c.beforeBusy-all)/(float64(window)*float64(runtime.NumCPU())))) // ticks are coarse
 	r.Handled, r.Missed = after.Handled-c.before.Handled, after.Missed-c.before.Missed
 	return nil
 }

@@ -23,7 +23,7 @@ const (
 )
 
 // writeSVG draws the ratios to "none", one group of horizontal bars per load, with the lowest and the highest
-// round as a thin line over each bar.
+// round as a thin line over each bar, which ends at the edge if that round was far off.
 func (r *report) writeSVG(out io.Writer) error {
 	w := bufio.NewWriter(out)
 	groups := r.groups()
@@ -60,7 +60,7 @@ func (r *report) groups() (list []*group) {
 		for _, s := range r.Summaries {
 			if s.Load == loads[i].name && !math.IsNaN(float64(s.Ratio)) {
 				g.bars = append(g.bars, s)
-				g.most = max(g.most, float64(s.RatioHigh))
+				g.most = max(g.most, 1.25*float64(s.Ratio))
 			}
 		}
 		if len(g.bars) > 0 {
@@ -77,7 +77,7 @@ func (g *group) draw(w *bufio.Writer, y int) {
 	fmt.Fprintln(w, "</text>")
 	y += svgTitle
 	const left = svgMargin + svgLabel
-	at := func(ratio number) float64 { return left + svgFullWidth*float64(ratio)/g.most }
+	at := func(ratio number) float64 { return left + svgFullWidth*min(float64(ratio)/g.most, 1) }
 	for i, s := range g.bars {
 		top := y + i*svgLine
 		middle := float64(top) + svgBar/2
@@ -86,7 +86,7 @@ func (g *group) draw(w *bufio.Writer, y int) {
 		fmt.Fprintln(w, "</text>")
 		fmt.Fprintf(w, "<rect x=\"%d\" y=\"%d\" width=\"%.1f\" height=\"%d\" fill=\"%s\"/>\n", left, top, at(s.Ratio)-left, svgBar, colour(s))
 		fmt.Fprintf(w, "<path d=\"M%.1f %.1fH%.1f\" stroke=\"#333\"/>\n", at(s.RatioLow), middle, at(s.RatioHigh))
-		fmt.Fprintf(w, "<text x=\"%.1f\" y=\"%d\">%s</text>\n", at(s.RatioHigh)+5, top+11, fixed(s.Ratio, 2))
+		fmt.Fprintf(w, "<text x=\"%.1f\" y=\"%d\">%s</text>\n", at(max(s.Ratio, s.RatioHigh))+5, top+11, fixed(s.Ratio, 2))
 	}
 	fmt.Fprintf(w, "<path d=\"M%.1f %dV%d\" stroke=\"#999\" stroke-dasharray=\"3 3\"/>\n", at(1), y-4, y+svgLine*len(g.bars)-2)
 }
