@@ -1,0 +1,97 @@
+//go:build linux
+
+package linux
+
+import (
+	"net/netip"
+	"testing"
+	"time"
+
+	"github.com/opendivert/divert/internal/linux/sockets"
+	"github.com/opendivert/divert/packet"
+)
+
+// fakeKernel is what the kernel remembers of flows, by remote port.
+type fakeKernel struct {
+	seen      map[uint16]int64
+	forgotten []uint16
+}
+
+func (k *fakeKernel) LastSeen(r *sockets.Record) (int64, bool) {
+	at, ok := k.seen[r.Data.RemotePort]
+	return at, ok
+}
+
+func (k *fakeKernel) Forget(r *sockets.Record) {
+	k.forgotten = append(k.forgotten, r.Data.RemotePort)
+}
+
+// flowRecord is a record of a flow that begins at second at.
+func flowRecord(endpoint uint64, protocol uint8, port uint16, at int64) *sockets.Record {
+	return &sockets.Record{Time: at * int64(time.Second), Data: packet.FlowData{
+		EndpointID: endpoint, Protocol: protocol, RemotePort: port, RemoteAddr: netip.MustParseAddr("::ffff:10.0.0.1"),
+	}}
+}
+
+// TestIdleFlows ends flows of which nothing was seen: the kernel knows better than the table, unless it has
+// forgotten.
+func TestIdleFlows(t *testing.T) {
+	const second = int64(time.Second)
+	for _, tt := range []struct {
+		name     string
+		protocol uint8
+		seen     int64 // by the kernel, in seconds; 0: forgotten
+		at       int64
+		ended    bool
+	}{
+		{"UDP, young", protoUDP, 0, 119, false},
+		{"UDP, old and forgotten", protoUDP, 0, 122, true},
+		{"UDP, old and in use", protoUDP, 100, 122, false},
+		{"UDP, used and old", protoUDP, 100, 222, true},
+		{"ICMP, young", protoICMP, 0, 30, false},
+		{"ICMP, old", protoICMP, 0, 32, true},
+		{"ICMPv6, old", protoICMPv6, 0, 32, true},
+		{"SCTP, young", 132, 0, 600, false},
+		{"SCTP, old", 132, 0, 602, true},
+		{"TCP ends with its connection", protoTCP, 0, 1 << 30, false},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			table := newFlowTable()
+			r := flowRecord(7, tt.protocol, 53, 1)
+			if !table.begin(r, packet.Address{Timestamp: r.Time}) {
+				t.Fatal("the flow is not new")
+			}
+			kernel := &fakeKernel{seen: map[uint16]int64{}}
+			if tt.seen != 0 {
+				kernel.seen[53] = tt.seen * second
+			}
+			ended := table.idle(tt.at*second, kernel)
+			if (len(ended) == 1) != tt.ended || len(kernel.forgotten) != len(ended) {
+				t.Errorf("ended %d, forgotten %d", len(ended), len(kernel.forgotten))
+			}
+			if left := len(table.end(7)); (left == 0) != tt.ended {
+				t.Errorf("%d are left", left)
+			}
+		})
+	}
+}
+
+// TestFlowTwiceTold swallows a flow that the kernel tells of again after it has forgotten it.
+func TestFlowTwiceTold(t *testing.T) {
+	table := newFlowTable()
+	if !table.begin(flowRecord(7, protoUDP, 53, 1), packet.Address{}) || !table.begin(flowRecord(7, protoUDP, 54, 1), packet.Address{}) {
+		t.Fatal("the flows are not new")
+	}
+	again := flowRecord(7, protoUDP, 53, 100)
+	again.Data.ProcessID = 12 // the socket has another owner now
+	if table.begin(again, packet.Address{}) {
+		t.Error("a known flow is new")
+	}
+	ended := table.idle(200*int64(time.Second), &fakeKernel{})
+	if len(ended) != 1 || ended[0].record.Data.RemotePort != 54 {
+		t.Errorf("ended: %+v", ended)
+	}
+	if flows := table.end(7); len(flows) != 1 || flows[0].record.Data.RemotePort != 53 {
+		t.Errorf("left: %+v", flows)
+	}
+}
