@@ -1,7 +1,6 @@
 package main
 
 import (
-	"encoding/json"
 	"fmt"
 	"io"
 	"strings"
@@ -13,30 +12,20 @@ import (
 )
 
 func newDoctor(a *app) *cobra.Command {
-	var asJSON bool
+	var (
+		asJSON bool
+		driver string
+	)
 	cmd := &cobra.Command{
-		Use:   "doctor [--json]",
-		Short: "Say which engine will be used here and why, and what this system lacks",
-		Long: `Try each feature of the kernel that divert uses, and say who will decide which packets
-match (eBPF in the kernel, or the interpreter), what is missing, since which kernel version it is there,
-and what to do about it.
-
-Everything is tried in a network namespace made for it; the network of this machine is not touched.
-As an ordinary user it tries in a user namespace what would be possible there.`,
-		Example: "  divert doctor\n  divert doctor --json | jq '.features[] | select(.ok | not)'",
+		Use:     "doctor [--json]",
+		Short:   "Say which engine will be used here and why, and what this system lacks",
+		Long:    doctorHelp,
+		Example: doctorExample,
 		Args:    noArguments,
-		RunE: func(*cobra.Command, []string) error {
-			r, err := probe.Run()
-			if err != nil {
-				return err
-			}
-			if asJSON {
-				return json.NewEncoder(a.out).Encode(r)
-			}
-			return a.diagnosis(r)
-		},
+		RunE:    func(*cobra.Command, []string) error { return a.diagnose(asJSON, driver) },
 	}
 	cmd.Flags().BoolVar(&asJSON, "json", false, "one JSON object")
+	addDriver(cmd, &driver)
 	return cmd
 }
 

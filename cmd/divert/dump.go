@@ -90,7 +90,7 @@ func (d *dump) check(cmd *cobra.Command) error {
 		exclude("write", "quiet", "verbose", "hex"),
 		exclude("json", "quiet", "verbose"),
 		exclude("quiet", "verbose"),
-		exclude("read", "priority", "fragments", "engine", "queue-length", "queue-time", "queue-size"),
+		exclude("read", "priority", "fragments", "engine", "driver", "queue-length", "queue-time", "queue-size"),
 	} {
 		if err != nil {
 			return err

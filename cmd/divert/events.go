@@ -25,6 +25,7 @@ func (f *handleFlags) addEvents(cmd *cobra.Command, layer divert.Layer) {
 	if layer != divert.LayerReflect {
 		addChoice(cmd, &f.engine, "engine", "who decides which events match")
 	}
+	addDriver(cmd, &f.driver)
 	fl.IntVar(&f.queueLength, "queue-length", maxQueueLength, "events that may wait for the program, 32 to 16384")
 	fl.DurationVar(&f.queueTime, "queue-time", maxQueueTime, "how long an event may wait, 100ms to 16s")
 	fl.IntVar(&f.queueSize, "queue-size", maxQueueSize, "bytes that may wait, 65535 to 33554432")

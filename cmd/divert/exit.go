@@ -82,6 +82,8 @@ func remedy(err error) string {
 		return ""
 	}
 	switch {
+	case runtime.GOOS == "windows" && errors.Is(err, os.ErrPermission):
+		return "" // the error says it
 	case errors.Is(err, os.ErrPermission):
 		return "Run it as root, or try `divert demo`, which needs no privileges."
 	case errors.Is(err, divert.ErrNotSupported):

@@ -18,6 +18,10 @@ import (
 // handlePriority is the priority of the handles that look at others (specification: samples.md 8).
 const handlePriority = -333
 
+// codeNoService is the Windows error number of NoInstall where no driver runs, ERROR_SERVICE_DOES_NOT_EXIST
+// (specification: api.md 20).
+const codeNoService = 1060
+
 // reflector is a run that looks at the handles of others.
 type reflector struct {
 	app     *app
@@ -36,24 +40,32 @@ func newReflector(a *app, cmd *cobra.Command) *reflector {
 	return r
 }
 
-// open opens the handle.
-func (r *reflector) open(args []string) (*divert.Handle, error) {
+// open opens the handle, with more flags.
+func (r *reflector) open(args []string, more divert.Flag) (*divert.Handle, error) {
 	r.started = ticks()
 	r.printer = newEventPrinter(r.app, r.json)
 	p, err := r.flags.compile(args)
 	if err != nil {
 		return nil, err
 	}
-	return r.flags.open(p, divert.RecvOnly|divert.Sniff)
+	return r.flags.open(p, divert.RecvOnly|divert.Sniff|more)
 }
 
 // each gives the handles that are open now to f.
 func (r *reflector) each(ctx context.Context, args []string, f func(*divert.Packet) error) error {
-	h, err := r.open(args)
+	h, err := r.open(args, divert.NoInstall)
+	if divert.Code(err) == codeNoService {
+		return nil // without a driver there are no handles
+	}
 	if err != nil {
 		return err
 	}
 	defer h.Close()
+	return eachOpen(ctx, h, f, r.printer.flush)
+}
+
+// eachOpen gives the handles that are open now to f; h is at the layer REFLECT. At the end it calls idle.
+func eachOpen(ctx context.Context, h *divert.Handle, f func(*divert.Packet) error, idle func() error) error {
 	if err := h.Shutdown(divert.ShutdownBoth); err != nil {
 		return err
 	}
@@ -62,7 +74,7 @@ func (r *reflector) each(ctx context.Context, args []string, f func(*divert.Pack
 			return nil
 		}
 		return f(e)
-	}, r.printer.flush)
+	}, idle)
 }
 
 // jsonHandle is a handle as JSON.
@@ -146,7 +158,7 @@ also by the end of its process. The filter is one of the layer reflect.`,
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
 		ctx, stop := untilSignal(cmd.Context())
 		defer stop()
-		h, err := r.open(args)
+		h, err := r.open(args, 0)
 		if err != nil {
 			return err
 		}

@@ -3,6 +3,7 @@ package main
 import (
 	"errors"
 	"fmt"
+	"runtime"
 	"slices"
 	"strings"
 	"time"
@@ -106,6 +107,7 @@ type handleFlags struct {
 	queueTime   time.Duration
 	queueSize   int
 	engine      choice
+	driver      string
 }
 
 func (f *handleFlags) add(cmd *cobra.Command) {
@@ -115,6 +117,23 @@ func (f *handleFlags) add(cmd *cobra.Command) {
 	fl.BoolVar(&f.fragments, "fragments", false, "see inbound fragments as they come, not the datagram put together")
 	f.engine.names = engineNames
 	addChoice(cmd, &f.engine, "engine", "who decides which packets match")
+	addDriver(cmd, &f.driver)
+}
+
+// addDriver adds the flag for the path of the driver. Only Windows has one; elsewhere whoever gives it is told.
+func addDriver(cmd *cobra.Command, path *string) {
+	cmd.Flags().StringVar(path, "driver", "", "driver `file`, or the folder it lies in, in case the driver does not run yet")
+	if runtime.GOOS != "windows" {
+		_ = cmd.Flags().MarkHidden("driver") // the flag exists
+	}
+}
+
+// checkDriver refuses a path of a driver where there is none.
+func checkDriver(path string) error {
+	if path != "" && runtime.GOOS != "windows" {
+		return usagef("--driver is for Windows only: here nothing but the kernel is needed")
+	}
+	return nil
 }
 
 // addQueue adds the limits of the queue, with the command's defaults.
@@ -135,10 +154,14 @@ const (
 
 // open opens a handle, with the command's own options. Values that Open finds out of range are wrong usage.
 func (f *handleFlags) open(p *filter.Program, flags divert.Flag, opts ...divert.Option) (*divert.Handle, error) {
+	if err := checkDriver(f.driver); err != nil {
+		return nil, err
+	}
 	if f.fragments {
 		flags |= divert.Fragments
 	}
-	opts = append(opts, divert.WithFlags(flags), divert.WithPriority(f.priority), divert.WithEngine(divert.Engine(f.engine.value)))
+	opts = append(opts, divert.WithFlags(flags), divert.WithPriority(f.priority), divert.WithEngine(divert.Engine(f.engine.value)),
+		divert.WithDriver(f.driver))
 	if f.strict {
 		opts = append(opts, divert.WithStrict())
 	}

@@ -249,12 +249,12 @@ func (d *device) control(what string, code uint32, data []byte, set func(*record
 	return wrap(what, err)
 }
 
-// start does the handshake and uploads the filter. The packets that it matches are captured from then on.
-func (d *device) start(layer packet.Layer, priority int16, p *plan) error {
+// begin does the handshake, after which the device is a handle that captures nothing yet.
+func (d *device) begin(layer packet.Layer, priority int16, flags uint64) error {
 	version := new(versionRecord)
 	version.offer(uint32(unsafe.Sizeof(uintptr(0))) * 8)
 	err := d.control("begin with the driver", codeInitialize, version[:], func(r *record) {
-		r.initialize(layer, priority, p.flags)
+		r.initialize(layer, priority, flags)
 	})
 	if err == nil {
 		if foreign := version.check(); foreign != nil {
@@ -265,6 +265,14 @@ func (d *device) start(layer packet.Layer, priority int16, p *plan) error {
 		return err
 	}
 	d.version = *version
+	return nil
+}
+
+// start does the handshake and uploads the filter. The packets that it matches are captured from then on.
+func (d *device) start(layer packet.Layer, priority int16, p *plan) error {
+	if err := d.begin(layer, priority, p.flags); err != nil {
+		return err
+	}
 	filter := slices.Clone(p.instructions)
 	return d.control("start with the filter", codeStartup, filter, func(r *record) { r.startup(p.hints) })
 }

@@ -42,15 +42,21 @@ type Error struct {
 
 // Error returns what was attempted, what Windows says, and what to do about it.
 func (e *Error) Error() string {
+	text := e.fact()
+	if remedy := causes[e.Code].remedy; remedy != "" {
+		text += "; " + remedy
+	}
+	return text
+}
+
+// fact returns what was attempted and what Windows says.
+func (e *Error) fact() string {
 	text := fmt.Sprintf("%s: Windows error %d", e.Op, e.Code)
 	if e.errno != nil {
 		text += ": " + e.errno.Error()
 	}
 	if e.detail != "" {
 		text += "; " + e.detail
-	}
-	if remedy := causes[e.Code].remedy; remedy != "" {
-		text += "; " + remedy
 	}
 	return text
 }
@@ -78,7 +84,7 @@ type cause struct {
 
 const (
 	remedyFile = "put the driver file of a WinDivert 2.2 release next to the executable, or name it with " +
-		"the option WithDriver or the environment variable DIVERT_DRIVER"
+		"the option WithDriver (divert: --driver) or the environment variable DIVERT_DRIVER"
 	remedyRights = "run the program as Administrator"
 )
 

@@ -1,6 +1,7 @@
 package windows
 
 import (
+	"debug/pe"
 	"errors"
 	"fmt"
 	"os"
@@ -44,9 +45,13 @@ func connect(noInstall bool, driver string) (*device, error) {
 	return d, wrap("open the device", err)
 }
 
-// install starts the driver's service, and creates it if there is none (windows-driver.md 3). One
-// process does that at a time.
+// install starts the driver's service, and creates it if there is none (windows-driver.md 3).
 func install(driver string) error {
+	return withInstallMutex(func() error { return startService(driver) })
+}
+
+// withInstallMutex calls f while no other process installs the driver or takes it away.
+func withInstallMutex(f func() error) error {
 	runtime.LockOSThread() // a mutex belongs to a thread
 	defer runtime.UnlockOSThread()
 	name, err := sys.UTF16PtrFromString(installMutex)
@@ -62,7 +67,7 @@ func install(driver string) error {
 		return wrap("wait for the mutex of the installation", err)
 	}
 	defer sys.ReleaseMutex(mutex)
-	return startService(driver)
+	return f()
 }
 
 // startService starts the service, creating it first if need be.
@@ -209,21 +214,13 @@ func setRegistryValue(key sys.Handle, name string, kind uint32, data unsafe.Poin
 	}
 }
 
-// machineARM64 is IMAGE_FILE_MACHINE_ARM64.
-const machineARM64 = 0xAA64
-
 // checkProcessor refuses Windows on ARM, also for programs that run there in an emulation: the driver
 // runs in the kernel, which is not emulated.
 func checkProcessor() error {
 	if _, err := driverFile(runtime.GOARCH, true); err != nil {
 		return err
 	}
-	if isWow64Native.Find() != nil {
-		return nil // older than Windows 10 1709, which is older than Windows on ARM
-	}
-	var process, native uint16
-	ok, _, _ := isWow64Native.Call(uintptr(sys.CurrentProcess()), uintptr(unsafe.Pointer(&process)), uintptr(unsafe.Pointer(&native)))
-	if ok != 0 && native == machineARM64 {
+	if nativeMachine() == pe.IMAGE_FILE_MACHINE_ARM64 {
 		_, err := driverFile("arm64", false)
 		return err
 	}

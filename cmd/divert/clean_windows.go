@@ -1,0 +1,84 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/opendivert/divert"
+	"github.com/opendivert/divert/internal/windows"
+	"github.com/spf13/cobra"
+)
+
+func newClean(a *app) *cobra.Command {
+	return &cobra.Command{
+		Use:   "clean",
+		Short: "Stop the driver and remove its service",
+		Long: `Stop the driver and remove its service, which handles install when they need it. What dead processes
+had open is gone with them, so there is nothing else to remove. While handles are open the driver stays;
+divert kill all ends the processes that have them. The next handle that is opened installs the driver again.`,
+		Example: "  divert clean\n  divert kill all && divert clean",
+		Args:    noArguments,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			if err := waitUnused(cmd.Context()); err != nil {
+				return err
+			}
+			stopped, err := windows.Uninstall()
+			if stopped {
+				fmt.Fprintln(a.out, "removed the driver WinDivert")
+			}
+			return err
+		},
+	}
+}
+
+// Processes that were killed are not gone at once, nor are their handles.
+const (
+	unusedTries    = 10
+	unusedInterval = 100 * time.Millisecond
+)
+
+// waitUnused waits a moment for the last handle to be closed, and fails if there are still some then.
+func waitUnused(ctx context.Context) error {
+	for try := 1; ; try++ {
+		pids, err := driverUsers(ctx)
+		if err != nil || len(pids) == 0 {
+			return err
+		}
+		if try == unusedTries {
+			return inUse(pids)
+		}
+		time.Sleep(unusedInterval)
+	}
+}
+
+// driverUsers returns the processes that have handles open, in order.
+func driverUsers(ctx context.Context) ([]uint32, error) {
+	h, err := divert.Open("true", divert.WithLayer(divert.LayerReflect), divert.WithPriority(handlePriority),
+		divert.WithFlags(divert.Sniff|divert.RecvOnly|divert.NoInstall))
+	if divert.Code(err) == codeNoService {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	defer h.Close()
+	users := map[uint32]bool{}
+	err = eachOpen(ctx, h, func(e *divert.Packet) error {
+		users[e.Addr.Reflect().ProcessID] = true
+		return nil
+	}, func() error { return nil })
+	return slices.Sorted(maps.Keys(users)), err
+}
+
+// inUse says that processes have handles open.
+func inUse(pids []uint32) error {
+	names := make([]string, len(pids))
+	for i, pid := range pids {
+		names[i] = fmt.Sprintf("%d (%s)", pid, processes{}.program(pid))
+	}
+	return fmt.Errorf("the driver stays: handles are open, of the processes %s; divert list shows them, divert kill all ends them", strings.Join(names, ", "))
+}

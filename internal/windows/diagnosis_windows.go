@@ -1,0 +1,193 @@
+package windows
+
+import (
+	"debug/pe"
+	"errors"
+	"fmt"
+	"runtime"
+	"unsafe"
+
+	sys "golang.org/x/sys/windows"
+
+	"github.com/opendivert/divert/internal/engine"
+	"github.com/opendivert/divert/packet"
+)
+
+// Diagnose looks at what handles need, without installing, starting or capturing anything. driver is a
+// path as Open takes it.
+func Diagnose(driver string) *Report {
+	v := sys.RtlGetVersion()
+	r := &Report{
+		System:  fmt.Sprintf("Windows %d.%d.%d", v.MajorVersion, v.MinorVersion, v.BuildNumber),
+		Machine: machineName(nativeMachine()),
+		Program: runtime.GOARCH,
+	}
+	running, engine := checkDriver()
+	r.Engine = engine
+	r.Checks = []Check{checkMachine(r), checkRights(), checkFile(driver), checkFilteringEngine(), checkService(), running}
+	r.conclude()
+	return r
+}
+
+func checkMachine(r *Report) Check {
+	c := Check{Name: "processor", OK: true, Found: r.Machine}
+	if err := checkProcessor(); err != nil {
+		c.fail(err, "handles cannot be opened on this computer", "nothing: WinDivert is not signed for this processor")
+	}
+	return c
+}
+
+// checkRights tries to open the service manager as installing the driver does.
+func checkRights() Check {
+	c := Check{Name: "rights", OK: true, Found: "Administrator"}
+	manager, err := sys.OpenSCManager(nil, nil, sys.SC_MANAGER_ALL_ACCESS)
+	if err != nil {
+		c.fail(wrap("open the service manager", err), "the driver can be neither installed nor opened", remedyRights)
+		return c
+	}
+	_ = sys.CloseServiceHandle(manager) // nothing was done with it
+	return c
+}
+
+// checkFile looks for the driver's file, and whether it is one for this processor.
+func checkFile(driver string) Check {
+	path, err := findDriver(driver)
+	if err == nil {
+		err = checkImage(path)
+	}
+	c := Check{Name: "driver file", OK: true, Found: path}
+	if err != nil {
+		c.fail(err, "the driver cannot be installed; one that runs already is used all the same", remedyFile)
+	}
+	return c
+}
+
+// checkImage reports why a file cannot be the driver for this processor.
+func checkImage(path string) error {
+	f, err := pe.Open(path)
+	if err != nil {
+		return fmt.Errorf("%s is no driver: %w", path, err)
+	}
+	defer f.Close()
+	if native := nativeMachine(); f.Machine != native {
+		return fmt.Errorf("%s is for the processor %s, this one is %s", path, machineName(f.Machine), machineName(native))
+	}
+	return nil
+}
+
+// checkFilteringEngine looks for the service without which the driver does not start (windows-driver.md 3).
+func checkFilteringEngine() Check {
+	state, _, err := queryService("BFE")
+	if err == nil && state != sys.SERVICE_RUNNING {
+		err = errors.New(serviceStates[state])
+	}
+	c := Check{Name: "Base Filtering Engine", OK: true, Found: serviceStates[state]}
+	if err != nil {
+		c.fail(err, "the driver cannot start", causes[errnoNoEndpoint].remedy)
+	}
+	return c
+}
+
+// checkService looks at the driver's service. That there is none is as it should be.
+func checkService() Check {
+	c := Check{Name: "service " + serviceName, OK: true, Found: "not installed: the first handle does that"}
+	state, config, err := queryService(serviceName)
+	switch {
+	case err == sys.ERROR_SERVICE_DOES_NOT_EXIST:
+		return c
+	case err != nil:
+		c.fail(wrap("open the service", err), "it is not known whether the driver can be started", remedyRights)
+		return c
+	}
+	c.Found = fmt.Sprintf("%s, with the file %s", serviceStates[state], config.path)
+	switch {
+	case state == sys.SERVICE_RUNNING:
+	case config.startType == sys.SERVICE_DISABLED:
+		c.fail(errors.New("disabled"), "the driver cannot be started", causes[errnoServiceDisabled].remedy)
+	case state != sys.SERVICE_STOPPED:
+		c.fail(errors.New(c.Found), "no handle can be opened until it has stopped", causes[errnoMarkedForDelete].remedy)
+	}
+	return c
+}
+
+// checkDriver does the handshake with the driver that runs, and returns its name, empty if there is none.
+func checkDriver() (c Check, name string) {
+	c = Check{Name: "driver", OK: true, Found: "not running: the first handle starts it"}
+	d, err := connect(true, "")
+	if err == nil {
+		defer d.close()
+		err = d.begin(packet.LayerReflect, 0, engine.FlagSniff|engine.FlagRecvOnly)
+	}
+	var number sys.Errno
+	switch {
+	case err == nil:
+		c.Found = d.describe()
+		return c, c.Found
+	case errors.As(err, &number) && number == sys.ERROR_SERVICE_DOES_NOT_EXIST:
+		return c, ""
+	}
+	c.fail(err, "handles cannot be opened", `stop the driver with "sc stop WinDivert", or restart Windows`)
+	return c, ""
+}
+
+// serviceStates are the states of a service (winsvc.h, SERVICE_STATUS).
+var serviceStates = map[uint32]string{
+	sys.SERVICE_STOPPED: "stopped", sys.SERVICE_START_PENDING: "starting", sys.SERVICE_STOP_PENDING: "stopping",
+	sys.SERVICE_RUNNING: "running", sys.SERVICE_CONTINUE_PENDING: "continuing",
+	sys.SERVICE_PAUSE_PENDING: "pausing", sys.SERVICE_PAUSED: "paused",
+}
+
+// serviceConfig is of a service's configuration what matters here.
+type serviceConfig struct {
+	path      string
+	startType uint32
+}
+
+// queryService returns the state and the configuration of a service; it fails with the Windows error number
+// as it is.
+func queryService(name string) (state uint32, config serviceConfig, err error) {
+	service, err := openService(name, sys.SERVICE_QUERY_STATUS|sys.SERVICE_QUERY_CONFIG)
+	if err != nil {
+		return 0, config, err
+	}
+	defer sys.CloseServiceHandle(service)
+	var status sys.SERVICE_STATUS
+	if err := sys.QueryServiceStatus(service, &status); err != nil {
+		return 0, config, err
+	}
+	const most = 8192 // bytes, says QueryServiceConfigW
+	var buffer [most / 8]uint64
+	c := (*sys.QUERY_SERVICE_CONFIG)(unsafe.Pointer(&buffer))
+	var need uint32
+	if err := sys.QueryServiceConfig(service, c, most, &need); err != nil {
+		return 0, config, err
+	}
+	return status.CurrentState, serviceConfig{sys.UTF16PtrToString(c.BinaryPathName), c.StartType}, nil
+}
+
+// machineNames are processors as GOARCH names them.
+var machineNames = map[uint16]string{
+	pe.IMAGE_FILE_MACHINE_AMD64: "amd64", pe.IMAGE_FILE_MACHINE_I386: "386", pe.IMAGE_FILE_MACHINE_ARM64: "arm64",
+}
+
+func machineName(machine uint16) string {
+	if name, ok := machineNames[machine]; ok {
+		return name
+	}
+	return fmt.Sprintf("%#x", machine)
+}
+
+// nativeMachine returns the processor of Windows, as a value of IMAGE_FILE_MACHINE.
+func nativeMachine() uint16 {
+	var process, native uint16
+	if isWow64Native.Find() == nil { // there since Windows 10 1709
+		ok, _, _ := isWow64Native.Call(uintptr(sys.CurrentProcess()), uintptr(unsafe.Pointer(&process)), uintptr(unsafe.Pointer(&native)))
+		if ok != 0 {
+			return native
+		}
+	}
+	if runtime.GOARCH == "386" && !wow64() {
+		return pe.IMAGE_FILE_MACHINE_I386
+	}
+	return pe.IMAGE_FILE_MACHINE_AMD64 // Windows on ARM is newer
+}
