@@ -61,7 +61,8 @@ func (h *Handle) single() *[1]Packet {
 // A b of no length at all is refused before anything is received.
 //
 // It fails with io.EOF when the receive half is shut down and nothing is left, net.ErrClosed after
-// Close, and os.ErrDeadlineExceeded after the read deadline.
+// Close, os.ErrDeadlineExceeded after the read deadline, and ErrRulesGone when another program has removed
+// the handle's rules and nothing is left.
 func (h *Handle) Recv(b []byte) (int, Address, error) {
 	if len(b) == 0 && h.hasData() {
 		return 0, Address{}, opError("recv", ErrShortBuffer)

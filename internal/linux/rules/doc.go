@@ -6,6 +6,6 @@
 // (net/netfilter/nf_queue.c). Handles come and go as rules, in descending order of their keys.
 //
 // Each rule names its owner. An owner is alive as long as it holds the abstract unix socket of its handle,
-// which the kernel takes away with the process; whoever opens or closes a handle next removes the
-// rules of the dead. Changes are serialised by one more such socket.
+// which the kernel takes away with the process; whoever has a handle open, or opens or closes one next,
+// removes the rules of the dead. Changes are serialised by one more such socket.
 package rules
