@@ -230,7 +230,7 @@ func (f *socketFeed) tally(s *engine.Stats) error {
 
 // describe says how the handle is served and what it cannot see.
 func (f *socketFeed) describe() string {
-	text := "eBPF on cgroups; " + sockets.Limits(f.h.layer, f.h.cfg.Flags)
+	text := "eBPF on cgroups; " + f.source.Limits()
 	if f.interpret {
 		text = "interpreter, as asked for, behind " + text
 	}

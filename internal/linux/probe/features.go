@@ -19,6 +19,7 @@ import (
 	"github.com/opendivert/divert/internal/linux/inject"
 	"github.com/opendivert/divert/internal/linux/queue"
 	"github.com/opendivert/divert/internal/linux/sniff"
+	"github.com/opendivert/divert/internal/linux/sockets"
 	"github.com/opendivert/divert/packet"
 )
 
@@ -137,6 +138,19 @@ var Features = []*Feature{
 		Remedy: "modprobe sch_ingress cls_u32 act_mirred (CONFIG_NET_SCH_INGRESS, CONFIG_NET_CLS_U32, CONFIG_NET_ACT_MIRRED)",
 		test:   redirect,
 	},
+	{
+		Name: "eBPF programs on cgroups", Since: Version{5, 14}, For: "the layers socket and flow", Without: "handles of the layers socket and flow do not open",
+		Remedy: "run as root outside user namespaces, with a cgroup2 file system mounted (mount -t cgroup2 none /sys/fs/cgroup/unified)",
+		test:   inside(cgroupPrograms),
+	},
+}
+
+// cgroupPrograms loads a program as the handles of the layers SOCKET and FLOW do; it attaches none.
+func cgroupPrograms() error {
+	if _, _, err := sockets.Root(); err != nil {
+		return err
+	}
+	return sockets.Probe()
 }
 
 // inside makes a test of a function that works in the calling thread's namespace.

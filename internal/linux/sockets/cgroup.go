@@ -54,16 +54,17 @@ func unescape(s string) string {
 	return strings.NewReplacer(`\040`, " ", `\011`, "\t", `\012`, "\n", `\134`, `\`).Replace(s)
 }
 
-// attach links a program to the cgroup, before the programs of handles with a lower key.
-func attach(cgroup *os.File, kind ebpf.AttachType, p *ebpf.Program, key cursor.Key) (link.Link, error) {
-	if lower, ok := firstBelow(cgroup, kind, key); ok {
-		l, err := linkBefore(cgroup, kind, p, lower)
-		if err == nil {
-			return l, nil
+// attach links a program to the cgroup, before the programs of handles with a lower key. It reports false if
+// that was not to be had: before Linux 6.17 programs run in the order in which they were attached.
+func attach(cgroup *os.File, kind ebpf.AttachType, p *ebpf.Program, key cursor.Key) (l link.Link, ordered bool, err error) {
+	lower, ok := firstBelow(cgroup, kind, key)
+	if ok {
+		if l, err := linkBefore(cgroup, kind, p, lower); err == nil {
+			return l, true, nil
 		}
-		// Before Linux 6.17 programs run in the order in which they were attached.
 	}
-	return link.AttachRawLink(link.RawLinkOptions{Target: int(cgroup.Fd()), Program: p, Attach: kind})
+	l, err = link.AttachRawLink(link.RawLinkOptions{Target: int(cgroup.Fd()), Program: p, Attach: kind})
+	return l, !ok, err
 }
 
 // firstBelow returns the link of the first attached program of a handle with a lower key.

@@ -10,7 +10,10 @@ import (
 )
 
 // Limits says what the programs cannot see or do on this kernel, for people.
-func Limits(layer packet.Layer, flags uint64) string {
+func (s *Source) Limits() string {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	layer, flags := s.cfg.Filter.Layer(), s.cfg.Flags
 	var not []string
 	if layer == packet.LayerSocket {
 		not = append(not,
@@ -23,6 +26,9 @@ func Limits(layer packet.Layer, flags uint64) string {
 		}
 	} else {
 		not = append(not, "no flows of the kernel itself and of packet sockets")
+	}
+	if s.unordered {
+		not = append(not, "comes after handles of lower priority that were opened before (Linux 6.17)")
 	}
 	return strings.Join(not, "; ")
 }

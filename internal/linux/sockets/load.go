@@ -34,12 +34,12 @@ func kernelMaps(ringSize uint32) []*ebpf.MapSpec {
 	word := &btf.Int{Name: "unsigned int", Size: 4}
 	long := &btf.Int{Name: "unsigned long", Size: 8}
 	return []*ebpf.MapSpec{
+		{Name: ringMap, Type: ebpf.RingBuf, MaxEntries: ringSize}, // first: its refusal says why
 		{
 			Name: storageMap, Type: ebpf.SkStorage, KeySize: 4, ValueSize: uint32(bodySize),
 			Flags: flagNoPrealloc | flagClone,
 			Key:   word, Value: &btf.Array{Index: word, Type: long, Nelems: uint32(bodySize) / 8},
 		},
-		{Name: ringMap, Type: ebpf.RingBuf, MaxEntries: ringSize},
 		{Name: countersMap, Type: ebpf.Array, KeySize: 4, ValueSize: countersSize, MaxEntries: 1},
 		{Name: peersMap, Type: ebpf.LRUHash, KeySize: peerKeySize, ValueSize: 8, MaxEntries: maxPeers},
 		{Name: flowsMap, Type: ebpf.LRUHash, KeySize: flowKeySize, ValueSize: flowValueSize, MaxEntries: maxPeers},

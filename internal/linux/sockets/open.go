@@ -44,6 +44,8 @@ type Source struct {
 
 	mu    sync.Mutex
 	links map[string]link.Link // by the names of hooks
+
+	unordered bool // a program stands behind those of handles of lower priority
 }
 
 // Cookie returns the cookie of the calling thread's network namespace.
@@ -146,8 +148,10 @@ func (s *Source) exchange(programs []*ebpf.Program) error {
 			err = old.Update(p)
 		case p != nil:
 			var l link.Link
-			if l, err = attach(s.cgroup, h.attach, p, s.cfg.Key); err == nil {
+			var ordered bool
+			if l, ordered, err = attach(s.cgroup, h.attach, p, s.cfg.Key); err == nil {
 				s.links[h.name] = l
+				s.unordered = s.unordered || !ordered
 			}
 		case attached:
 			delete(s.links, h.name)
