@@ -38,7 +38,7 @@ func TestEveryPair(t *testing.T) {
 		t.Run(l.name, func(t *testing.T) {
 			for _, c := range s.pairs(l) {
 				t.Run(c.name, func(t *testing.T) {
-					one, err := s.measure(pair, l, c)
+					one, err := measureAtAll(s, pair, l, c)
 					if no := (errUnavailable{}); errors.As(err, &no) {
 						skipped[c.name] = no.reason
 						t.Skipf("not here: %v", no)
@@ -58,6 +58,19 @@ func TestEveryPair(t *testing.T) {
 		if slices.Contains([]string{none, "one-by-one", "interpreter-64", "nft-1"}, name) {
 			t.Errorf("%s needs no more than a lab does: %s", name, skipped[name])
 		}
+	}
+}
+
+// measureAtAll measures for a moment, and for longer if on a busy machine nothing came of it.
+func measureAtAll(s *selection, pair *lab.Pair, l *load, c *contender) (*cell, error) {
+	longer := *s
+	for tries := 0; ; tries++ {
+		one, err := longer.measure(pair, l, c)
+		copies := c.name == "sniff" || c.name == "ring"
+		if tries == 3 || !errors.Is(err, errNothing) && !(err == nil && copies && one.Handled == 0) {
+			return one, err
+		}
+		longer.duration *= 4
 	}
 }
 

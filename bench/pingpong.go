@@ -23,20 +23,24 @@ const pingPongSize = 32
 // pingPong is the load with one packet in flight: what counts is how long each round trip takes.
 func pingPong(c *course) error {
 	client := netip.AddrPortFrom(c.from.Addr4(), pingPongPort)
+	// The server is there before the first request: a refusal may be late or never come, for they are rationed.
+	var fd int
+	if err := c.to.Do(func() (err error) {
+		fd, err = udpSocket(c.target(), client)
+		return err
+	}); err != nil {
+		return err
+	}
+	defer unix.Close(fd)
 	var stop atomic.Bool
-	server := c.to.Go(func() error { return echo(&stop, c.target(), client) })
+	server := c.to.Go(func() error { return echo(&stop, fd) })
 	err := c.from.Do(func() error { return c.ping(client) })
 	stop.Store(true)
 	return errors.Join(err, <-server)
 }
 
-// echo sends back what comes until stop.
-func echo(stop *atomic.Bool, local, target netip.AddrPort) error {
-	fd, err := udpSocket(local, target)
-	if err != nil {
-		return err
-	}
-	defer unix.Close(fd)
+// echo sends back what comes on a connected socket until stop.
+func echo(stop *atomic.Bool, fd int) error {
 	if err := unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &unix.Timeval{Usec: 20000}); err != nil {
 		return os.NewSyscallError("setsockopt", err)
 	}
@@ -66,11 +70,11 @@ func (c *course) ping(client netip.AddrPort) error {
 	}
 	defer unix.Close(fd)
 	b := make([]byte, pingPongSize)
-	if err := awaitEcho(fd, b); err != nil {
-		return err
-	}
 	for i := range uint64(pingWarmUp) {
-		if _, err := roundTrip(fd, b, i+1); err != nil {
+		// What is lost here counts, like all that is.
+		if _, err := roundTrip(fd, b, i+1); errors.Is(err, unix.EAGAIN) {
+			c.cell.Lost++
+		} else if err != nil {
 			return err
 		}
 	}
@@ -97,17 +101,6 @@ func (c *course) ping(client netip.AddrPort) error {
 		c.cell.P50, c.cell.P99, c.cell.P999 = percentile(times, 0.5), percentile(times, 0.99), percentile(times, 0.999)
 	}
 	return c.end(took, float64(len(times)))
-}
-
-// awaitEcho waits until the server is there.
-func awaitEcho(fd int, b []byte) error {
-	for began := time.Now(); ; {
-		_, err := roundTrip(fd, b, 0)
-		if err == nil || time.Since(began) > patience {
-			return err
-		}
-		time.Sleep(time.Millisecond)
-	}
 }
 
 // roundTrip sends a message with a number and waits for it to come back.
