@@ -3,6 +3,7 @@
 package divert_test
 
 import (
+	"fmt"
 	"testing"
 	"time"
 
@@ -130,17 +131,19 @@ var flowSequences = []struct {
 
 // TestFlowSequences compares what processes do with the flows that a handle tells of.
 func TestFlowSequences(t *testing.T) {
-	for _, tt := range flowSequences {
-		t.Run(tt.name, func(t *testing.T) {
-			pair := lab.TwoHostsT(t, lab.LinkOptions{})
-			if err := pair.A.Sysctl("net.ipv4.ping_group_range", "0 2147483647"); err != nil {
-				t.Fatal(err)
-			}
-			d := openEvents(t, pair.A, packet.LayerFlow, tt.filter, divert.Sniff)
-			p := startPerformer(t, pair.A)
-			p.script(tt.client)
-			compareLines(t, collect(t, d, map[uint32]string{p.pid: "client"}), tt.want)
-		})
+	for _, e := range []divert.Engine{divert.EngineAuto, divert.EngineInterpreter} {
+		for _, tt := range flowSequences {
+			t.Run(fmt.Sprintf("engine %d/%s", e, tt.name), func(t *testing.T) {
+				pair := lab.TwoHostsT(t, lab.LinkOptions{})
+				if err := pair.A.Sysctl("net.ipv4.ping_group_range", "0 2147483647"); err != nil {
+					t.Fatal(err)
+				}
+				d := openEvents(t, pair.A, packet.LayerFlow, tt.filter, divert.Sniff, divert.WithEngine(e))
+				p := startPerformer(t, pair.A)
+				p.script(tt.client)
+				compareLines(t, collect(t, d, map[uint32]string{p.pid: "client"}), tt.want)
+			})
+		}
 	}
 }
 

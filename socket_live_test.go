@@ -6,7 +6,10 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"net/http"
+	"net/netip"
 	"os"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -109,6 +112,51 @@ func TestForkedServers(t *testing.T) {
 		CLOSE child 6 127.0.0.1:8080 127.0.0.1:* sniffed,lo #2<1
 		CLOSE parent 6 127.0.0.1:8080 - sniffed,lo #1
 		CLOSE client 6 127.0.0.1:* 127.0.0.1:8080 sniffed,lo #3`)
+}
+
+// TestSocketHTTP fetches a page with package net/http, which listens with MPTCP and connects without waiting.
+func TestSocketHTTP(t *testing.T) {
+	for _, f := range families {
+		t.Run(f.name, func(t *testing.T) {
+			pair := lab.TwoHostsT(t, lab.LinkOptions{})
+			d := openEvents(t, pair.A, packet.LayerSocket, "localPort == 8080 or remotePort == 8080", divert.Sniff)
+			address := netip.AddrPortFrom(f.addr(pair.A), 8080).String()
+			l, err := pair.A.Listen("tcp", address)
+			if err != nil {
+				t.Fatal(err)
+			}
+			server := &http.Server{Handler: http.NotFoundHandler()}
+			served := make(chan error, 1)
+			go func() { served <- server.Serve(l) }()
+			transport := &http.Transport{DisableKeepAlives: true, DialContext: pair.A.Dial}
+			r, err := (&http.Client{Transport: transport}).Get("http://" + address)
+			if err != nil {
+				t.Fatal(err)
+			}
+			r.Body.Close()
+			_ = server.Shutdown(t.Context())
+			<-served
+			host := f.addr(pair.A).String()
+			side := func(port string) string { return net.JoinHostPort(host, port) }
+			v6 := ""
+			if f.addr(pair.A).Is6() {
+				v6 = ",v6"
+			}
+			got := collect(t, d, map[uint32]string{uint32(os.Getpid()): "me"})
+			for i, line := range got { // the two ends close at the same time, so endpoints are left out
+				got[i] = line[:strings.Index(line, " #")]
+			}
+			slices.Sort(got)
+			compareLines(t, got, strings.NewReplacer("HERE:", side("8080"), "PORT:", side("*"), "V6", v6).Replace(`
+				ACCEPT me 6 HERE: PORT: sniffed,in,loV6
+				BIND me 6 HERE: - sniffedV6
+				CLOSE me 6 PORT: HERE: sniffed,loV6
+				CLOSE me 6 HERE: - sniffedV6
+				CLOSE me 6 HERE: PORT: sniffed,loV6
+				CONNECT me 6 PORT: HERE: sniffed,loV6
+				LISTEN me 6 HERE: - sniffedV6`))
+		})
+	}
 }
 
 // TestSocketPriorities has several handles on one operation: what one refuses, lower ones do not see
