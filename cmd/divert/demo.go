@@ -3,7 +3,6 @@ package main
 import (
 	"errors"
 	"fmt"
-	"runtime"
 
 	"github.com/spf13/cobra"
 
@@ -38,9 +37,6 @@ the interpreter, as eBPF is not for user namespaces). The network of this machin
 func withoutLab(err error) error {
 	if !errors.Is(err, lab.ErrUnavailable) {
 		return err
-	}
-	if runtime.GOOS != "linux" {
-		return fmt.Errorf("%w: they are a feature of Linux", err)
 	}
 	return fmt.Errorf("%w\n%s", err, labRemedy)
 }

@@ -2,10 +2,12 @@ package main
 
 import (
 	"bytes"
+	"runtime"
 	"strings"
 	"testing"
 
 	"github.com/opendivert/divert/internal/linux/probe"
+	"github.com/opendivert/divert/internal/windows"
 )
 
 func TestDiagnosis(t *testing.T) {
@@ -82,5 +84,76 @@ fib      4.10   ?     routes
 				t.Errorf("in colour %q", &coloured)
 			}
 		})
+	}
+}
+
+func TestDriverDiagnosis(t *testing.T) {
+	file := windows.Check{Name: "driver file", OK: true, Found: `C:\WinDivert64.sys`}
+	rights := windows.Check{Name: "rights", Found: "Windows error 5", Without: "no driver", Remedy: "run it as Administrator"}
+	rows := []struct {
+		name   string
+		report windows.Report
+		want   string
+	}{
+		{
+			"the driver runs", windows.Report{System: "Windows 10.0.1", Machine: "amd64", Program: "386", Handles: true, Engine: "WinDivert driver 2.2", Checks: []windows.Check{file}},
+			`Windows 10.0.1 amd64, program for 386
+
+Handles can be opened here, and are served by: WinDivert driver 2.2
+
+NEEDED       OK   FOUND
+driver file  yes  C:\WinDivert64.sys
+`,
+		},
+		{
+			"the driver can be installed", windows.Report{System: "Windows 10.0.1", Machine: "amd64", Program: "amd64", Handles: true, Checks: []windows.Check{file}},
+			`Windows 10.0.1 amd64, program for amd64
+
+Handles can be opened here: the first one installs and starts the driver.
+
+NEEDED       OK   FOUND
+driver file  yes  C:\WinDivert64.sys
+`,
+		},
+		{
+			"something is missing", windows.Report{System: "Windows 10.0.1", Machine: "amd64", Program: "amd64", Checks: []windows.Check{file, rights}},
+			`Windows 10.0.1 amd64, program for amd64
+
+Handles cannot be opened here.
+
+NEEDED       OK   FOUND
+driver file  yes  C:\WinDivert64.sys
+rights       no   Windows error 5
+
+rights: Windows error 5
+  without it: no driver
+  what helps: run it as Administrator
+`,
+		},
+	}
+	for _, row := range rows {
+		t.Run(row.name, func(t *testing.T) {
+			var got bytes.Buffer
+			if err := (&app{out: &got}).driverDiagnosis(&row.report); err != nil {
+				t.Fatal(err)
+			}
+			if got.String() != row.want {
+				t.Errorf("got\n%s\nwant\n%s", &got, row.want)
+			}
+		})
+	}
+}
+
+// TestDriverElsewhere checks that nobody believes to have named a driver where there is none.
+func TestDriverElsewhere(t *testing.T) {
+	if runtime.GOOS == "windows" {
+		t.Skip("here there is one")
+	}
+	for _, args := range [][]string{{"drop", "udp"}, {"sockets"}, {"list"}, {"doctor"}} {
+		r := runCommand(t, "", append(args, "--driver", "WinDivert64.sys")...)
+		want := "divert: --driver is for Windows only: here nothing but the kernel is needed\nSee `divert " + args[0] + " --help`.\n"
+		if r.status != exitUsage || r.errout != want || r.out != "" {
+			t.Errorf("%v: status %d, %s%s", args, r.status, r.out, r.errout)
+		}
 	}
 }

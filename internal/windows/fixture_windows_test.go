@@ -38,6 +38,7 @@ const (
 	testLog     // out: an entry
 	testCount   // out: census
 	testClient  // in: process id of this process below Wine
+	testReflect // in: address, data
 )
 
 const (
@@ -132,6 +133,13 @@ func (f *fixture) queue(p packet.Packet) {
 	f.t.Helper()
 	in, _ := p.Addr.AppendBinary(nil)
 	f.ioctl(testQueue, append(in, p.Data...), nil)
+}
+
+// reflect gives an event to every handle at the layer REFLECT that is opened from now on.
+func (f *fixture) reflect(p packet.Packet) {
+	f.t.Helper()
+	in, _ := p.Addr.AppendBinary(nil)
+	f.ioctl(testReflect, append(in, p.Data...), nil)
 }
 
 // fail makes requests fail: after skip ones, the next count.

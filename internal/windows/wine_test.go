@@ -18,7 +18,8 @@ import (
 const wineTime = 5 * time.Minute
 
 // TestWine runs the tests of this package that need Windows under Wine: with a driver of our own
-// (testdata/driver) that speaks the protocol, in a Wine of its own, which is gone afterwards.
+// (testdata/driver) that speaks the protocol, in a Wine of its own, which is gone afterwards. The command
+// divert is among what they run.
 func TestWine(t *testing.T) {
 	if testing.Short() {
 		t.Skip("takes half a minute")
@@ -74,6 +75,7 @@ func newWine(t *testing.T) *wine {
 		"WINEPREFIX="+filepath.Join(w.dir, "prefix"), "WINEARCH=win64", "WINEDEBUG=-all",
 		"WINEDLLOVERRIDES=mscoree,mshtml=;winemenubuilder.exe=d",
 		envTestDriver+"="+windowsPath(filepath.Join(w.dir, "WinDivert64.sys")),
+		envCommand+"="+windowsPath(filepath.Join(w.dir, "command", "divert.exe")), // not where the driver is
 		// Wine hands large requests to its server through a pipe, and does not survive a signal in the middle.
 		"GODEBUG=asyncpreemptoff=1",
 	)
@@ -114,6 +116,7 @@ func (w *wine) build(t *testing.T) {
 		{compiler, "-Wall", "-Werror", "-O1", "-shared", "-nostdlib", "-Wl,--entry,DllMainCRTStartup",
 			"-o", out("bcryptprimitives.dll"), in("prng.c"), "-ladvapi32"},
 		{"go", "test", "-c", "-o", out("engine.test.exe"), "."},
+		{"go", "build", "-o", out("command/divert.exe"), "../../cmd/divert"},
 	} {
 		cmd := exec.Command(args[0], args[1:]...)
 		cmd.Env = append(os.Environ(), "GOOS=windows", "GOARCH=amd64", "CGO_ENABLED=0")

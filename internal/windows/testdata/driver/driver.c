@@ -47,6 +47,7 @@
 #define TEST_LOG     TEST(5) /* out: the oldest entry of the log, which is removed; nothing if there is none */
 #define TEST_COUNT   TEST(6) /* out: struct census */
 #define TEST_CLIENT  TEST(7) /* in: u32 process id of the caller on the system below Wine */
+#define TEST_REFLECT TEST(8) /* in: address, data. An event that every handle at REFLECT gets at its start */
 
 #define MODE_LOOP 1 /* what is sent is captured */
 #define MODE_LOG  2 /* requests are logged */
@@ -95,7 +96,7 @@ struct context {
 	LIST_ENTRY irps; /* receives that wait, the oldest first */
 };
 
-static LIST_ENTRY contexts, logged;
+static LIST_ENTRY contexts, logged, reflected;
 static struct fault fault;
 static struct { ULONG64 magic; ULONG major, minor; } version;
 static ULONG mode, sends;
@@ -309,6 +310,19 @@ static NTSTATUS receive(struct context *c, PIRP irp, const struct request *r)
 	return STATUS_PENDING;
 }
 
+static NTSTATUS append(LIST_ENTRY *list, const UCHAR *address, const UCHAR *data, ULONG size)
+{
+	struct item *i = allocate(sizeof *i + size);
+
+	if (i == NULL)
+		return STATUS_INSUFFICIENT_RESOURCES;
+	i->size = size;
+	memcpy(i->address, address, ADDRESS_SIZE);
+	memcpy(i->data, data, size);
+	InsertTailList(list, &i->link);
+	return STATUS_SUCCESS;
+}
+
 /* Hands a packet to the newest handle that captures, and copies to the sniffing ones before it. */
 static NTSTATUS capture(const UCHAR *address, const UCHAR *data, ULONG size)
 {
@@ -317,19 +331,14 @@ static NTSTATUS capture(const UCHAR *address, const UCHAR *data, ULONG size)
 
 	for (l = contexts.Flink; l != &contexts; l = l->Flink) {
 		struct context *c = CONTAINING_RECORD(l, struct context, link);
-		struct item *i;
 
 		if (c->state != OPEN || c->recv_down)
 			continue;
 		status = STATUS_SUCCESS;
 		if (!(c->flags & FLAG_DROP)) {
-			i = allocate(sizeof *i + size);
-			if (i == NULL)
-				return STATUS_INSUFFICIENT_RESOURCES;
-			i->size = size;
-			memcpy(i->address, address, ADDRESS_SIZE);
-			memcpy(i->data, data, size);
-			InsertTailList(&c->items, &i->link);
+			status = append(&c->items, address, data, size);
+			if (status != STATUS_SUCCESS)
+				return status;
 			service(c);
 		}
 		if (!(c->flags & FLAG_SNIFF))
@@ -439,6 +448,7 @@ static NTSTATUS initialise(struct context *c, struct request *r, ULONG_PTR *info
 static NTSTATUS start(struct context *c, const struct request *r)
 {
 	ULONG count = r->out_size / INSTRUCTION_SIZE;
+	LIST_ENTRY *l;
 
 	if (c->state != INITIALISED)
 		return STATUS_INVALID_DEVICE_STATE;
@@ -446,6 +456,13 @@ static NTSTATUS start(struct context *c, const struct request *r)
 	log_request(r, NULL, 0);
 	if (u64(r->record) & ~(ULONG64)FILTER_FLAGS || r->out_size % INSTRUCTION_SIZE || count < 1 || count > FILTER_MAX)
 		return STATUS_INVALID_PARAMETER;
+	for (l = reflected.Flink; c->layer == LAYER_REFLECT && l != &reflected; l = l->Flink) {
+		const struct item *i = CONTAINING_RECORD(l, struct item, link);
+		NTSTATUS status = append(&c->items, i->address, i->data, i->size);
+
+		if (status != STATUS_SUCCESS)
+			return status;
+	}
 	return STATUS_SUCCESS;
 }
 
@@ -545,6 +562,7 @@ static void reset(void)
 	mode = MODE_LOG;
 	sends = 0;
 	discard(&logged); /* an entry begins like an item */
+	discard(&reflected);
 }
 
 static void take_census(struct census *out)
@@ -610,6 +628,10 @@ static NTSTATUS test(ULONG code, UCHAR *buffer, ULONG in, ULONG out, ULONG_PTR *
 		client_ids.pid = (ULONG)(ULONG_PTR)PsGetCurrentProcessId();
 		client_ids.host = u32(buffer);
 		return STATUS_SUCCESS;
+	case TEST_REFLECT:
+		if (in < ADDRESS_SIZE)
+			return STATUS_INVALID_PARAMETER;
+		return append(&reflected, buffer, buffer + ADDRESS_SIZE, in - ADDRESS_SIZE);
 	case TEST_LOG:
 		return next_entry(buffer, out, information);
 	case TEST_COUNT:
@@ -714,6 +736,7 @@ NTSTATUS NTAPI DriverEntry(PDRIVER_OBJECT driver, PUNICODE_STRING path)
 
 	InitializeListHead(&contexts);
 	InitializeListHead(&logged);
+	InitializeListHead(&reflected);
 	reset();
 	RtlInitUnicodeString(&name, L"\\Device\\WinDivert");
 	RtlInitUnicodeString(&link, L"\\??\\WinDivert");
