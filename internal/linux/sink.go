@@ -12,7 +12,7 @@ import (
 	"github.com/opendivert/divert/packet"
 )
 
-// sink is the source of a handle that drops in the kernel: a queue of no length. The sender of a
+// sink is the source of a handle that drops in the kernel: a queue that takes no packet. The sender of a
 // packet learns nothing, which the drop verdict of a rule would tell it (EPERM), and the
 // queue ends with the process. Receiving waits until shutdown or close.
 type sink struct {
@@ -21,7 +21,7 @@ type sink struct {
 }
 
 func newSink(h *handle) (*sink, error) {
-	q, err := queue.Open(queue.Options{MaxLen: 0, RcvBuf: 4096})
+	q, err := queue.Open(queue.Options{Discard: true, RcvBuf: 4096})
 	if err != nil {
 		return nil, err
 	}

@@ -5,6 +5,7 @@ package nfnl
 import (
 	"os"
 	"syscall"
+	"time"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
@@ -22,12 +23,10 @@ type Reader struct {
 	conn *Conn
 	hdrs []mmsghdr
 	iovs []unix.Iovec
-	want int
-	got  int
-	wait bool
-	err  syscall.Errno
-	read func(fd uintptr) bool // receive, made once: a closure made per call would be an allocation
-	poll func(fd uintptr)      // the same without waiting
+
+	wake    [2]unix.PollFd // what a wait looks at: the socket and the bell
+	timeout unix.Timespec
+	bell    [8]byte
 }
 
 // NewReader returns a reader of at most n datagrams per call.
@@ -37,8 +36,7 @@ func (c *Conn) NewReader(n int) *Reader {
 		r.hdrs[i].hdr.Iov = &r.iovs[i]
 		r.hdrs[i].hdr.SetIovlen(1)
 	}
-	r.read = r.receive
-	r.poll = func(fd uintptr) { r.receive(fd) }
+	r.wake = [2]unix.PollFd{{Fd: int32(c.fd), Events: unix.POLLIN}, {Fd: int32(c.bell), Events: unix.POLLIN}}
 	return r
 }
 
@@ -55,46 +53,74 @@ func (r *Reader) Slot(i int, b []byte) {
 // Recv receives between 1 and n datagrams, at most Cap, into the slots 0 to n-1, waiting for the first until
 // the read deadline. It fails with os.ErrClosed after Close and os.ErrDeadlineExceeded after the deadline.
 func (r *Reader) Recv(n int) (int, error) {
-	r.want, r.got, r.wait, r.err = min(n, r.Cap()), 0, true, 0
-	return r.result(r.conn.raw.Read(r.read))
+	c := r.conn
+	c.reading.Lock()
+	defer c.reading.Unlock()
+	c.mu.RLock()
+	defer c.mu.RUnlock()
+	for {
+		if c.closed.Load() {
+			return 0, os.ErrClosed
+		}
+		left := time.Duration(-1)
+		if at := c.deadline.Load(); at != 0 {
+			if left = time.Until(time.Unix(0, at)); left <= 0 {
+				return 0, os.ErrDeadlineExceeded
+			}
+		}
+		got, err := r.receive(min(n, r.Cap()))
+		if got > 0 || err != nil || n <= 0 {
+			return got, err
+		}
+		if err := r.wait(left); err != nil {
+			return 0, err
+		}
+	}
 }
 
 // Poll is Recv without waiting: it returns 0 if no datagram is there, and looks at no deadline.
 func (r *Reader) Poll(n int) (int, error) {
-	r.want, r.got, r.wait, r.err = min(n, r.Cap()), 0, false, 0
-	return r.result(r.conn.raw.Control(r.poll))
+	r.conn.mu.RLock()
+	defer r.conn.mu.RUnlock()
+	if r.conn.closed.Load() {
+		return 0, os.ErrClosed
+	}
+	return r.receive(min(n, r.Cap()))
 }
 
-// result returns what the system call left behind.
-func (r *Reader) result(err error) (int, error) {
-	if err != nil {
-		return 0, r.conn.reason(err)
-	}
-	if r.err != 0 {
-		return 0, os.NewSyscallError("recvmmsg", r.err)
-	}
-	return r.got, nil
-}
-
-// receive makes the system call and reports whether there is nothing to wait for.
-func (r *Reader) receive(fd uintptr) bool {
+// receive makes the system call; without an error it returns 0 if no datagram is there.
+func (r *Reader) receive(n int) (int, error) {
 	for {
-		n, _, errno := unix.Syscall6(unix.SYS_RECVMMSG, fd, uintptr(unsafe.Pointer(&r.hdrs[0])), uintptr(r.want), unix.MSG_DONTWAIT, 0, 0)
+		got, _, errno := unix.Syscall6(unix.SYS_RECVMMSG, uintptr(r.conn.fd), uintptr(unsafe.Pointer(&r.hdrs[0])), uintptr(n), unix.MSG_DONTWAIT, 0, 0)
 		switch errno {
 		case 0:
-			r.got = int(n)
-			return true
-		case unix.EINTR:
+			return int(got), nil
+		case unix.EINTR, unix.ENOBUFS: // the latter: the buffer overflowed since the last call; the kernel counts what it lost
 			continue
 		case unix.EAGAIN:
-			return !r.wait
-		case unix.ENOBUFS:
-			continue // the receive buffer overflowed since the last call; the kernel counts what it lost
+			return 0, nil
 		default:
-			r.err = errno
-			return true
+			return 0, os.NewSyscallError("recvmmsg", errno)
 		}
 	}
+}
+
+// wait waits until a datagram may be there, the bell rings or the time, if it is not negative, is over. Only the
+// one who receives waits, so it may silence the bell.
+func (r *Reader) wait(left time.Duration) error {
+	var timeout *unix.Timespec
+	if left >= 0 {
+		r.timeout = unix.NsecToTimespec(int64(left))
+		timeout = &r.timeout
+	}
+	r.wake[0].Revents, r.wake[1].Revents = 0, 0
+	if _, err := unix.Ppoll(r.wake[:], timeout, nil); err != nil && err != unix.EINTR {
+		return os.NewSyscallError("ppoll", err)
+	}
+	if r.wake[1].Revents != 0 {
+		_, _ = unix.Read(r.conn.bell, r.bell[:])
+	}
+	return nil
 }
 
 // Len returns the length of datagram i of the last call, and whether it was longer than its slot.
@@ -191,7 +217,7 @@ func (w *Writer) Flush() error {
 	w.msg.Iov = &w.iovs[0]
 	w.msg.SetIovlen(len(w.iovs))
 	w.err = 0
-	err := w.conn.reason(w.conn.raw.Control(w.write))
+	err := w.conn.Control(w.write)
 	w.reset()
 	if err == nil && w.err != 0 {
 		err = os.NewSyscallError("sendmsg", w.err)

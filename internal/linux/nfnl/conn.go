@@ -6,8 +6,8 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"sync"
 	"sync/atomic"
-	"syscall"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -18,16 +18,24 @@ import (
 // its own. Close unblocks receivers.
 //
 // After Close every method fails with os.ErrClosed, and so do the Readers and Writers.
+//
+// The socket is not one of those that the runtime's poller watches. That would be told of every packet that
+// comes, also while the receiver is busy with the ones before, and wake a thread for it; a
+// receiver that finds nothing waits in a system call of its own.
 type Conn struct {
-	file   *os.File
-	raw    syscall.RawConn
+	fd     int
+	bell   int          // an eventfd: rung, it ends a wait
+	mu     sync.RWMutex // held for reading while the descriptors are in use
 	closed atomic.Bool
+
+	reading  sync.Mutex   // held by the one who receives
+	deadline atomic.Int64 // of receives, ns since 1970; 0: none
 }
 
 // Dial opens a socket with the given receive buffer, in bytes. Without CAP_NET_ADMIN in the initial
 // user namespace the kernel grants at most net.core.rmem_max.
 func Dial(rcvbuf int) (*Conn, error) {
-	fd, err := unix.Socket(unix.AF_NETLINK, unix.SOCK_RAW|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, unix.NETLINK_NETFILTER)
+	fd, err := unix.Socket(unix.AF_NETLINK, unix.SOCK_RAW|unix.SOCK_CLOEXEC, unix.NETLINK_NETFILTER)
 	if err != nil {
 		return nil, os.NewSyscallError("socket", err)
 	}
@@ -48,16 +56,15 @@ func Dial(rcvbuf int) (*Conn, error) {
 	return NewConn(fd)
 }
 
-// NewConn returns a Conn of a non-blocking socket, which it closes also when it fails. A test hands it one of
+// NewConn returns a Conn of a socket, which it closes also when it fails. A test hands it one of
 // a pair to see what a package sends.
 func NewConn(fd int) (*Conn, error) {
-	file := os.NewFile(uintptr(fd), "nfnetlink")
-	raw, err := file.SyscallConn()
+	bell, err := unix.Eventfd(0, unix.EFD_CLOEXEC|unix.EFD_NONBLOCK)
 	if err != nil {
-		file.Close()
-		return nil, err
+		unix.Close(fd)
+		return nil, os.NewSyscallError("eventfd", err)
 	}
-	return &Conn{file: file, raw: raw}, nil
+	return &Conn{fd: fd, bell: bell}, nil
 }
 
 // sendBuffer is the send buffer asked for, in bytes: room for a batch of large packets.
@@ -70,69 +77,91 @@ func setBuffer(fd, force, plain, size int) {
 	}
 }
 
+// Control runs f with the socket's descriptor, which stays open meanwhile.
+func (c *Conn) Control(f func(fd uintptr)) error {
+	c.mu.RLock()
+	defer c.mu.RUnlock()
+	if c.closed.Load() {
+		return os.ErrClosed
+	}
+	f(uintptr(c.fd))
+	return nil
+}
+
 // SetReceiveBuffer changes the receive buffer, in bytes, within what Dial may do.
 func (c *Conn) SetReceiveBuffer(size int) error {
-	return c.reason(c.raw.Control(func(fd uintptr) { setBuffer(int(fd), unix.SO_RCVBUFFORCE, unix.SO_RCVBUF, size) }))
+	return c.Control(func(fd uintptr) { setBuffer(int(fd), unix.SO_RCVBUFFORCE, unix.SO_RCVBUF, size) })
 }
 
 // buffer returns a socket buffer's size as the kernel accounts it, in bytes.
 func (c *Conn) buffer(opt int) (size int, err error) {
-	ctl := c.raw.Control(func(fd uintptr) { size, err = unix.GetsockoptInt(int(fd), unix.SOL_SOCKET, opt) })
-	return size, errors.Join(c.reason(ctl), os.NewSyscallError("getsockopt", err))
+	closed := c.Control(func(fd uintptr) { size, err = unix.GetsockoptInt(int(fd), unix.SOL_SOCKET, opt) })
+	return size, errors.Join(closed, os.NewSyscallError("getsockopt", err))
 }
 
 // ReceiveBuffer returns how many bytes of packets the kernel holds for this socket before it
 // discards; the kernel's own overhead counts.
 func (c *Conn) ReceiveBuffer() (int, error) { return c.buffer(unix.SO_RCVBUF) }
 
-// SetReadDeadline makes receives fail with os.ErrDeadlineExceeded from t on; the zero time: never.
-func (c *Conn) SetReadDeadline(t time.Time) error { return c.reason(c.file.SetReadDeadline(t)) }
+// SetReadDeadline makes receives, also those that wait, fail with os.ErrDeadlineExceeded from t on; the zero
+// time: never.
+func (c *Conn) SetReadDeadline(t time.Time) error {
+	return c.Control(func(uintptr) {
+		at := int64(0)
+		if !t.IsZero() {
+			at = max(t.UnixNano(), 1)
+		}
+		c.deadline.Store(at)
+		c.ring()
+	})
+}
 
-// Control runs f with the socket's descriptor, which stays open meanwhile.
-func (c *Conn) Control(f func(fd uintptr)) error { return c.raw.Control(f) }
+// ring ends the wait of the one who receives, or the next wait.
+func (c *Conn) ring() {
+	one := [8]byte{1}
+	_, _ = unix.Write(c.bell, one[:]) // fails only when it has been rung 2^64-2 times
+}
 
 // Close closes the socket. What the kernel had bound to it, it releases.
 func (c *Conn) Close() error {
-	c.closed.Store(true)
-	return c.file.Close()
-}
-
-// reason returns why an operation of the file failed. Package os does not tell by os.ErrClosed that the file
-// was closed, except in Read and Write.
-func (c *Conn) reason(err error) error {
-	if err != nil && c.closed.Load() {
+	if c.closed.Swap(true) {
 		return os.ErrClosed
 	}
-	return err
+	c.ring()
+	c.mu.Lock() // until the last one has left
+	defer c.mu.Unlock()
+	return errors.Join(os.NewSyscallError("close", unix.Close(c.fd)), unix.Close(c.bell))
 }
 
 // ackTimeout bounds the wait for the kernel's answer, which comes at once if it comes.
 const ackTimeout = 5 * time.Second
 
 // Tell sends one message without waiting for an answer.
-func (c *Conn) Tell(m *Message) error {
-	_, err := c.file.Write(m.finish(unix.NLM_F_REQUEST))
-	return err
+func (c *Conn) Tell(m *Message) (err error) {
+	closed := c.Control(func(fd uintptr) { _, err = unix.Write(int(fd), m.finish(unix.NLM_F_REQUEST)) })
+	return errors.Join(closed, os.NewSyscallError("write", err))
 }
 
 // Request sends one message and waits for the kernel's answer to it. It belongs before the first
 // packet can arrive: other datagrams that come in meanwhile are discarded.
-func (c *Conn) Request(m *Message) error {
+func (c *Conn) Request(m *Message) (err error) {
+	closed := c.Control(func(fd uintptr) { _, err = unix.Write(int(fd), m.finish(unix.NLM_F_REQUEST|unix.NLM_F_ACK)) })
+	if err := errors.Join(closed, err); err != nil {
+		return fmt.Errorf("nfnetlink send: %w", err)
+	}
 	if err := c.SetReadDeadline(time.Now().Add(ackTimeout)); err != nil {
 		return err
 	}
 	defer c.SetReadDeadline(time.Time{})
-	b := m.finish(unix.NLM_F_REQUEST | unix.NLM_F_ACK)
-	if _, err := c.file.Write(b); err != nil {
-		return fmt.Errorf("nfnetlink send: %w", err)
-	}
 	reply := make([]byte, 8192)
+	r := c.NewReader(1)
+	r.Slot(0, reply)
 	for {
-		n, err := c.file.Read(reply)
-		if err != nil {
+		if _, err := r.Recv(1); err != nil {
 			return fmt.Errorf("nfnetlink receive: %w", err)
 		}
-		for msgs := Messages(reply[:n]); msgs.Next(); {
+		n, _ := r.Len(0)
+		for msgs := Messages(reply[:min(n, len(reply))]); msgs.Next(); {
 			if msgs.Type == unix.NLMSG_ERROR {
 				return msgs.Errno()
 			}

@@ -222,7 +222,11 @@ func TestReaderFillsSlots(t *testing.T) {
 		r.Slot(i, s)
 	}
 	for _, text := range []string{"one", "longer", "3", "the fourth"} {
-		if _, err := there.file.Write([]byte(text)); err != nil {
+		if err := there.Control(func(fd uintptr) {
+			if _, err := unix.Write(int(fd), []byte(text)); err != nil {
+				t.Error(err)
+			}
+		}); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -258,10 +262,12 @@ func next(t testing.TB, c *Conn) []byte {
 		t.Fatal(err)
 	}
 	b := make([]byte, 1<<21)
-	n, err := c.file.Read(b)
-	if err != nil {
+	r := c.NewReader(1)
+	r.Slot(0, b)
+	if _, err := r.Recv(1); err != nil {
 		t.Fatal(err)
 	}
+	n, _ := r.Len(0)
 	return b[:n]
 }
 
@@ -369,7 +375,7 @@ func TestRoom(t *testing.T) {
 // Came from a bug: the writer believed in 64 KiB at least, whatever the socket had been granted.
 func TestRoomOfASmallBuffer(t *testing.T) {
 	c, _ := dial(t, 1<<16)
-	if err := c.raw.Control(func(fd uintptr) {
+	if err := c.Control(func(fd uintptr) {
 		if err := unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_SNDBUF, 8192); err != nil {
 			t.Error(err)
 		}

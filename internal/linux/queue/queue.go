@@ -52,7 +52,8 @@ const BufferSize = 66 << 10
 
 // Options of a queue.
 type Options struct {
-	MaxLen   uint32 // packets without a verdict the kernel keeps; it refuses further ones. 0 drops every packet
+	MaxLen   uint32 // packets without a verdict the kernel keeps; it refuses further ones
+	Discard  bool   // every packet is dropped, before the kernel copies anything of it; the sender learns nothing
 	FailOpen bool   // what does not fit goes on instead of being dropped
 	RcvBuf   int    // socket receive buffer in bytes
 }
@@ -127,6 +128,9 @@ func inUse(err error, tries int) bool { return errors.Is(err, unix.EPERM) && tri
 func config(num uint16, o Options) *nfnl.Message {
 	m := nfnl.NewMessage(nfnl.Type(unix.NFNL_SUBSYS_QUEUE, msgConfig), num)
 	m.Attr(cfgCmd, cmdBind, 0, 0, unix.AF_UNSPEC)
+	if o.Discard {
+		return m // a queue to which nobody has said what to copy takes no packet
+	}
 	m.Attr(cfgParams, append(binary.BigEndian.AppendUint32(nil, MaxPayload), copyMode)...)
 	return settings(m, o)
 }
