@@ -4,6 +4,7 @@ package main_test
 
 import (
 	"bufio"
+	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -11,12 +12,15 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
 	"testing"
 	"time"
 
+	"github.com/opendivert/divert"
 	"github.com/opendivert/divert/internal/lab"
 )
 
@@ -25,7 +29,9 @@ func example(name string) string { return filepath.Join("..", "examples", "c", n
 
 // TestExamplesCompile compiles the examples as C and as C++.
 func TestExamplesCompile(t *testing.T) {
-	for _, source := range []string{"netdump.c", "netfilter.c", "passthru.c"} {
+	for _, source := range []string{
+		"netdump.c", "netfilter.c", "passthru.c", "flowtrack.c", "socketdump.c", "windivertctl.c",
+	} {
 		for _, d := range dialects {
 			t.Run(source+"/"+d.name, func(t *testing.T) { compile(t, example(source), d) })
 		}
@@ -38,6 +44,12 @@ func TestExamplesRefuse(t *testing.T) {
 		{"usage", "netdump.c", "", "usage: "},
 		{"too many arguments", "passthru.c", "true 1 1 1 1", "usage: "},
 		{"threads", "passthru.c", "true 65", "error: THREADS must be 1 to 64"},
+		{"too many filters", "flowtrack.c", "tcp udp", "usage: "},
+		{"--block and too many filters", "socketdump.c", "--block tcp udp", "usage: "},
+		{"too many filters without --block", "socketdump.c", "tcp udp", "usage: "},
+		{"no command", "windivertctl.c", "", "usage: "},
+		{"no such command", "windivertctl.c", "uninstal", "usage: "},
+		{"filter of another layer", "windivertctl.c", "list tcp", `error: invalid filter "`},
 		{"filter", "netfilter.c", "tpc", `error: invalid filter "the filter has a word`},
 	} {
 		t.Run(c.name, func(t *testing.T) {
@@ -198,6 +210,165 @@ func TestExamplePassthru(t *testing.T) {
 	}
 	if n := queued(t, pair.A); n < 100 {
 		t.Errorf("%d packets have passed it", n)
+	}
+}
+
+// await returns the next line that matches a pattern.
+func (b *background) await(t *testing.T, pattern string) string {
+	t.Helper()
+	re := regexp.MustCompile(pattern)
+	var others []string
+	timeout := time.After(20 * time.Second)
+	for {
+		select {
+		case line, ok := <-b.lines:
+			if ok && re.MatchString(line) {
+				return line
+			}
+			if others = append(others, line); !ok {
+				t.Fatalf("no line like %s, and the program has ended; it prints\n%s", pattern, strings.Join(others, "\n"))
+			}
+		case <-timeout:
+			t.Fatalf("no line like %s; it prints\n%s", pattern, strings.Join(others, "\n"))
+		}
+	}
+}
+
+func TestExampleFlowtrack(t *testing.T) {
+	pair := lab.TwoHostsT(t, lab.LinkOptions{})
+	needEvents(t, pair.A)
+	track := startAt(t, pair.A, exec.Command(compile(t, example("flowtrack.c"), gccModern), "tcp"))
+	awaitHandle(t, pair.A, divert.LayerFlow)
+	program, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	name := filepath.Base(program)
+	row := fmt.Sprintf(`^%-10d %-20.20s TCP    `, os.Getpid(), name)
+	for _, addr := range []netip.Addr{pair.B.Addr4(), pair.B.Addr6()} {
+		echo, err := pair.B.Echo("tcp", netip.AddrPortFrom(addr, 0).String())
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer echo.Close()
+		conn, err := pair.A.Dial(t.Context(), "tcp", echo.Addr().String())
+		if err != nil {
+			t.Fatal(err)
+		}
+		local := conn.LocalAddr().(*net.TCPAddr)
+		track.await(t, row+regexp.QuoteMeta(fmt.Sprintf("%v:%d ----> %v:%d", local.IP, local.Port, addr, echo.Addr().Port()))+"$")
+		conn.Close()
+		// A table without rows: one header after the other.
+		eventually(t, func() bool {
+			return strings.HasPrefix(track.await(t, ""), "PID ") && strings.HasPrefix(track.await(t, ""), "PID ")
+		})
+	}
+}
+
+// startSockets starts testdata/sockets.c on a host, and returns its process id when it is through.
+func startSockets(t *testing.T, h *lab.Host, port int) (pid int, printed []string) {
+	t.Helper()
+	cmd := exec.Command(compile(t, "sockets.c", gccModern), strconv.Itoa(port))
+	stdin, err := cmd.StdinPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { stdin.Close() })
+	b := startAt(t, h, cmd)
+	for {
+		line := b.await(t, "")
+		if line == "done" {
+			return cmd.Process.Pid, printed
+		}
+		printed = append(printed, line)
+	}
+}
+
+func TestExampleSocketdump(t *testing.T) {
+	h := host(t)
+	needEvents(t, h)
+	name := filepath.Base(compile(t, "sockets.c", gccModern))
+	dump := startAt(t, h, exec.Command(compile(t, example("socketdump.c"), gccModern), "localPort == 8080 or remotePort == 8080"))
+	awaitHandle(t, h, divert.LayerSocket)
+	pid, printed := startSockets(t, h, 8080)
+	if len(printed) != 0 {
+		t.Errorf("a step fails though nothing is refused: %q", printed)
+	}
+	const server, client = `\[127\.0\.0\.1\]:8080`, `\[127\.0\.0\.1\]:\d+`
+	for _, want := range []struct{ event, parent, sides string }{
+		{"BIND", "0", "local=" + server},
+		{"LISTEN", "0", "local=" + server},
+		{"CONNECT", "0", "local=" + client + " remote=" + server},
+		{"ACCEPT", `[1-9]\d*`, "local=" + server + " remote=" + client},
+		{"CLOSE", "0", "local=" + client + " remote=" + server},
+		{"CLOSE", `[1-9]\d*`, "local=" + server + " remote=" + client},
+		{"CLOSE", "0", "local=" + server},
+	} {
+		pattern := fmt.Sprintf(`^%s pid=%d program=%s endpoint=[1-9]\d* parent=%s protocol=TCP %s$`,
+			want.event, pid, name, want.parent, want.sides)
+		if line := dump.await(t, ""); !regexp.MustCompile(pattern).MatchString(line) {
+			t.Errorf("it prints\n%s, want\n%s", line, pattern)
+		}
+	}
+}
+
+// TestExampleSocketdumpBlocks: what is refused fails, and is printed.
+func TestExampleSocketdumpBlocks(t *testing.T) {
+	h := host(t)
+	needEvents(t, h)
+	wall := startAt(t, h, exec.Command(compile(t, example("socketdump.c"), gccModern), "--block"))
+	awaitHandle(t, h, divert.LayerSocket)
+	pid, printed := startSockets(t, h, 8080)
+	want := []string{"bind: Permission denied", "connect: Permission denied", "accept: Invalid argument"}
+	if !slices.Equal(printed, want) {
+		t.Errorf("the steps fail with %q, want %q", printed, want)
+	}
+	for _, event := range []string{"BIND", "LISTEN", "CONNECT"} {
+		if line := wall.await(t, ""); !strings.HasPrefix(line, fmt.Sprintf("%s pid=%d ", event, pid)) {
+			t.Errorf("it prints %s, want %s", line, event)
+		}
+	}
+}
+
+// TestExampleWindivertctl lists, watches and ends other programs.
+func TestExampleWindivertctl(t *testing.T) {
+	h := host(t)
+	program := compile(t, example("windivertctl.c"), gccModern)
+	ctl := func(args ...string) string {
+		t.Helper()
+		var out strings.Builder
+		cmd := exec.Command(program, args...)
+		cmd.Stdout, cmd.Stderr = &out, &out
+		if err := h.Exec(cmd); err != nil {
+			t.Errorf("%v: %v", args, err)
+		}
+		return out.String()
+	}
+	if got := ctl("list"); got != "" {
+		t.Errorf("without handles it prints %s", got)
+	}
+	watch := startAt(t, h, exec.Command(program, "watch"))
+	dumper := exec.Command(compile(t, example("netdump.c"), gccModern), "tcp.DstPort == 81 and outbound", "7")
+	startAt(t, h, dumper)
+	rest := fmt.Sprintf(` time=-?\d+\.\d{3}s pid=%d exe=%s layer=NETWORK flags=SNIFF\|FRAGMENTS priority=7 filter="tcp\.DstPort = 81 and outbound"`,
+		dumper.Process.Pid, regexp.QuoteMeta(dumper.Path))
+	watch.await(t, "^OPEN"+rest+"$") // of before it was open, or after
+	passer := exec.Command(compile(t, example("passthru.c"), gccModern), "udp")
+	startAt(t, h, passer)
+	watch.await(t, fmt.Sprintf(`^OPEN .* pid=%d .* layer=NETWORK flags=0 priority=0 filter="udp"$`, passer.Process.Pid))
+	if got := ctl("list"); !regexp.MustCompile(`^OPEN` + rest + `\nOPEN time=.* filter="udp"\n$`).MatchString(got) {
+		t.Errorf("it lists\n%s, want\n%s, and another", got, rest)
+	}
+	if got := ctl("kill", "priority == 7"); !regexp.MustCompile("^KILL" + rest + `\n$`).MatchString(got) {
+		t.Errorf("it kills\n%s, want\n%s", got, rest)
+	}
+	var ended *exec.ExitError
+	if err := dumper.Wait(); !errors.As(err, &ended) || ended.Sys().(syscall.WaitStatus).Signal() != syscall.SIGKILL {
+		t.Errorf("the program ended with %v", err)
+	}
+	watch.await(t, fmt.Sprintf(`^CLOSE .* pid=%d .* priority=7 `, dumper.Process.Pid))
+	if got := ctl("list"); strings.Count(got, "\n") != 1 || !strings.Contains(got, `filter="udp"`) {
+		t.Errorf("after it has killed one it lists\n%s", got)
 	}
 }
 

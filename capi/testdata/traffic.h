@@ -17,7 +17,7 @@ struct pair {
     UINT16 port;
 };
 
-static struct pair open_pair(int family)
+static inline struct pair open_pair(int family)
 {
     struct sockaddr_storage storage;
     struct sockaddr_in *v4 = (struct sockaddr_in *)&storage;
@@ -44,19 +44,19 @@ static struct pair open_pair(int family)
     return p;
 }
 
-static void close_pair(struct pair *p)
+static inline void close_pair(struct pair *p)
 {
     close(p->in);
     close(p->out);
 }
 
-static void say(struct pair *p, const char *text)
+static inline void say(struct pair *p, const char *text)
 {
     CHECK(send(p->out, text, strlen(text), 0) == (ssize_t)strlen(text));
 }
 
 /* heard returns the next datagram, "" if none comes within the time. */
-static const char *heard(struct pair *p, int milliseconds)
+static inline const char *heard(struct pair *p, int milliseconds)
 {
     static char text[2048];
     struct pollfd f = {p->in, POLLIN, 0};
@@ -75,7 +75,7 @@ static const char *heard(struct pair *p, int milliseconds)
         }                                                                                 \
     } while (0)
 
-static void pause_ms(long milliseconds)
+static inline void pause_ms(long milliseconds)
 {
     struct timespec t = {milliseconds / 1000, milliseconds % 1000 * 1000000};
 
@@ -83,7 +83,7 @@ static void pause_ms(long milliseconds)
 }
 
 /* open_on opens a handle for the datagrams of a pair. */
-static HANDLE open_on(struct pair *p, INT16 priority, UINT64 flags)
+static inline HANDLE open_on(struct pair *p, INT16 priority, UINT64 flags)
 {
     char filter[100];
     HANDLE h;
@@ -98,7 +98,7 @@ static HANDLE open_on(struct pair *p, INT16 priority, UINT64 flags)
 }
 
 /* header_length is that of the IP and UDP headers of a pair's packets. */
-static UINT header_length(const struct pair *p)
+static inline UINT header_length(const struct pair *p)
 {
     return p->family == AF_INET ? 28 : 48;
 }

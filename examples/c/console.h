@@ -1,4 +1,4 @@
-/* console.h: what the examples share: messages in colour, errors, filters from the command line. */
+/* console.h: what the examples share: colours, errors, time, handles with filters from the command line. */
 #ifndef CONSOLE_H
 #define CONSOLE_H
 
@@ -7,11 +7,12 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <time.h>
 #include <unistd.h>
 
 #include "windivert.h"
 
-enum colour { PLAIN = 0, RED = 31, GREEN = 32, YELLOW = 33, MAGENTA = 35, CYAN = 36 };
+enum colour { PLAIN = 0, RED = 31, GREEN = 32, YELLOW = 33, BLUE = 34, MAGENTA = 35, CYAN = 36 };
 
 /* set_colour colours what is printed from now on, if somebody looks at it. */
 static inline void set_colour(enum colour c)
@@ -47,18 +48,36 @@ static inline void fatal(const char *format, ...)
 }
 
 /* open_or_explain opens a handle, or tells what is wrong, in the words of the filter compiler if it is the filter. */
-static inline HANDLE open_or_explain(const char *filter, INT16 priority, UINT64 flags)
+static inline HANDLE open_or_explain(const char *filter, WINDIVERT_LAYER layer, INT16 priority, UINT64 flags)
 {
-    HANDLE handle = WinDivertOpen(filter, WINDIVERT_LAYER_NETWORK, priority, flags);
+    HANDLE handle = WinDivertOpen(filter, layer, priority, flags);
     const char *reason;
 
     if (handle != INVALID_HANDLE_VALUE)
         return handle;
     if (GetLastError() == ERROR_INVALID_PARAMETER &&
-        !WinDivertHelperCompileFilter(filter, WINDIVERT_LAYER_NETWORK, NULL, 0, &reason, NULL))
+        !WinDivertHelperCompileFilter(filter, layer, NULL, 0, &reason, NULL))
         fatal("invalid filter \"%s\"", reason);
     fatal("failed to open the handle (%u)", GetLastError());
     return INVALID_HANDLE_VALUE;
+}
+
+/* longest_queue lets as much wait in a handle's queue as may, for as long as may. */
+static inline void longest_queue(HANDLE handle)
+{
+    if (!WinDivertSetParam(handle, WINDIVERT_PARAM_QUEUE_LENGTH, WINDIVERT_PARAM_QUEUE_LENGTH_MAX) ||
+        !WinDivertSetParam(handle, WINDIVERT_PARAM_QUEUE_TIME, WINDIVERT_PARAM_QUEUE_TIME_MAX) ||
+        !WinDivertSetParam(handle, WINDIVERT_PARAM_QUEUE_SIZE, WINDIVERT_PARAM_QUEUE_SIZE_MAX))
+        fatal("failed to set the queue's limits (%u)", GetLastError());
+}
+
+/* ticks is the time as timestamps of addresses count it, in nanoseconds. */
+static inline INT64 ticks(void)
+{
+    struct timespec t;
+
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return (INT64)t.tv_sec * 1000000000 + t.tv_nsec;
 }
 
 #endif

@@ -1,17 +1,7 @@
 /* netdump.c prints packets that match a filter: headers, bytes and text. They go on undisturbed. */
 #include "console.h"
 
-#include <time.h>
-
 static UINT8 packet[WINDIVERT_MTU_MAX];
-
-static INT64 ticks(void)
-{
-    struct timespec t;
-
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return (INT64)t.tv_sec * 1000000000 + t.tv_nsec;
-}
 
 static UINT16 host16(UINT16 x)
 {
@@ -124,12 +114,9 @@ int main(int argc, char **argv)
         fprintf(stderr, "usage: %s FILTER [PRIORITY]\n", argv[0]);
         return EXIT_FAILURE;
     }
-    handle = open_or_explain(argv[1], argc == 3 ? (INT16)atoi(argv[2]) : 0,
+    handle = open_or_explain(argv[1], WINDIVERT_LAYER_NETWORK, argc == 3 ? (INT16)atoi(argv[2]) : 0,
                              WINDIVERT_FLAG_SNIFF | WINDIVERT_FLAG_FRAGMENTS);
-    if (!WinDivertSetParam(handle, WINDIVERT_PARAM_QUEUE_LENGTH, WINDIVERT_PARAM_QUEUE_LENGTH_MAX) ||
-        !WinDivertSetParam(handle, WINDIVERT_PARAM_QUEUE_TIME, WINDIVERT_PARAM_QUEUE_TIME_MAX) ||
-        !WinDivertSetParam(handle, WINDIVERT_PARAM_QUEUE_SIZE, WINDIVERT_PARAM_QUEUE_SIZE_MAX))
-        fatal("failed to set the queue's limits (%u)", GetLastError());
+    longest_queue(handle);
     start = ticks();
     for (;;) {
         WINDIVERT_ADDRESS addr;

@@ -135,7 +135,7 @@ int main(int argc, char **argv)
         fprintf(stderr, "usage: %s FILTER [PRIORITY]\n", argv[0]);
         return EXIT_FAILURE;
     }
-    handle = open_or_explain(argv[1], argc == 3 ? (INT16)atoi(argv[2]) : 0, 0);
+    handle = open_or_explain(argv[1], WINDIVERT_LAYER_NETWORK, argc == 3 ? (INT16)atoi(argv[2]) : 0, 0);
     for (;;) {
         WINDIVERT_ADDRESS addr;
 

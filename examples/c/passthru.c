@@ -47,7 +47,7 @@ int main(int argc, char **argv)
     threads = argument(argc, argv, 2, "THREADS", 1, 1, 64);
     batch = (UINT)argument(argc, argv, 3, "BATCH", 1, 1, WINDIVERT_BATCH_MAX);
     priority = argument(argc, argv, 4, "PRIORITY", 0, WINDIVERT_PRIORITY_LOWEST, WINDIVERT_PRIORITY_HIGHEST);
-    handle = open_or_explain(filter, (INT16)priority, 0);
+    handle = open_or_explain(filter, WINDIVERT_LAYER_NETWORK, (INT16)priority, 0);
     while (--threads > 0) {
         pthread_t thread;
 
