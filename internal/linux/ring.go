@@ -51,7 +51,8 @@ func newRing(h *handle) (*ring, error) {
 	if err != nil {
 		return nil, err
 	}
-	reader, err := perf.NewReader(outlet.Packets, ringSize(h.cfg.Limits))
+	size := ringSize(h.cfg.Limits)
+	reader, err := perf.NewReaderWithOptions(outlet.Packets, size, perf.ReaderOptions{Watermark: size / 4})
 	if err != nil {
 		return nil, errors.Join(err, outlet.Close())
 	}
@@ -82,14 +83,15 @@ func (r *ring) recv(ps []packet.Packet) (int, error) {
 		if n, err := r.late(ps); n > 0 || err != nil {
 			return n, err
 		}
-		r.reader.SetDeadline(r.deadline(draining))
+		until, final := r.deadline(draining)
+		r.reader.SetDeadline(until)
 		n, err := r.take(ps)
 		r.full = n == len(ps)
 		switch {
 		case n > 0:
 			return n, nil
-		case errors.Is(err, perf.ErrFlushed), errors.Is(err, os.ErrDeadlineExceeded) && r.draining.Load() != draining:
-			continue // woken to look at the state again
+		case errors.Is(err, perf.ErrFlushed), errors.Is(err, os.ErrDeadlineExceeded) && (!final || r.draining.Load() != draining):
+			continue // to look at the state again
 		case errors.Is(err, os.ErrDeadlineExceeded) && draining:
 			return 0, eof
 		case err != nil:
@@ -128,15 +130,21 @@ func (r *ring) catchUp() {
 	}
 }
 
-// deadline returns until when to wait.
-func (r *ring) deadline(draining bool) time.Time {
+// gatherTime is how long a copy may lie in a buffer before a reader that waits gets it. A buffer that is a
+// quarter full wakes the reader at once; to wake it for every packet would cost the sender of the packet more
+// than the copy.
+const gatherTime = 10 * time.Millisecond
+
+// deadline returns until when to wait, and whether that is the read deadline.
+func (r *ring) deadline(draining bool) (at time.Time, final bool) {
 	if draining {
-		return past
+		return past, true
 	}
-	if t := r.until.Load(); t != nil {
-		return *t
+	at = time.Now().Add(gatherTime)
+	if t := r.until.Load(); t != nil && !t.IsZero() && t.Before(at) {
+		return *t, true
 	}
-	return time.Time{}
+	return at, false
 }
 
 // take waits for a sample and takes what else is there. The processors' buffers come one after the other, so
