@@ -412,6 +412,8 @@ func TestAHandleIsEnteredOnce(t *testing.T) {
 }
 
 func TestManyOpenAtOnce(t *testing.T) {
+	defer func(d time.Duration) { lockTimeout = d }(lockTimeout)
+	lockTimeout = 2 * time.Minute // 50 transactions in a row; in an emulator each takes long
 	h, ns := newHost(t)
 	const n = 25
 	var ids []uint64
