@@ -314,7 +314,9 @@ func TestCommandDoctor(t *testing.T) {
 	c = runCommand(t, 0, "doctor", "--driver", os.Getenv("SystemRoot"))
 	c.says(&c.out, "driver file            no   find the driver file: Windows error 2",
 		"without it: the driver cannot be installed; one that runs already", "what helps: put the driver file")
-	c = runCommand(t, 0, "doctor", "--json", "--driver", os.Args[0])
+	c = runCommand(t, 0, "doctor", "--driver", os.Args[0])
+	c.says(&c.out, "engine.test.exe is a program or a library, no driver")
+	c = runCommand(t, 0, "doctor", "--json", "--driver", testDriver(t))
 	var r Report
 	if err := json.Unmarshal(c.out.Bytes(), &r); err != nil || !r.Handles || len(r.Checks) != 6 || !r.Checks[2].OK {
 		t.Errorf("%v: %s", err, &c.out)

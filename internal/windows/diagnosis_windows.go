@@ -69,10 +69,24 @@ func checkImage(path string) error {
 		return fmt.Errorf("%s is no driver: %w", path, err)
 	}
 	defer f.Close()
+	if subsystem(f) != pe.IMAGE_SUBSYSTEM_NATIVE {
+		return fmt.Errorf("%s is a program or a library, no driver", path)
+	}
 	if native := nativeMachine(); f.Machine != native {
 		return fmt.Errorf("%s is for the processor %s, this one is %s", path, machineName(f.Machine), machineName(native))
 	}
 	return nil
+}
+
+// subsystem returns what an image runs in, as a value of IMAGE_SUBSYSTEM.
+func subsystem(f *pe.File) uint16 {
+	switch h := f.OptionalHeader.(type) {
+	case *pe.OptionalHeader64:
+		return h.Subsystem
+	case *pe.OptionalHeader32:
+		return h.Subsystem
+	}
+	return pe.IMAGE_SUBSYSTEM_UNKNOWN
 }
 
 // checkFilteringEngine looks for the service without which the driver does not start (windows-driver.md 3).
