@@ -58,7 +58,7 @@ func sendable(b []byte, p *packet.Parsed) bool {
 }
 
 // TestShield tries the filters of the eval vectors on live packets, between two handles that keep all other
-// traffic away (specification: samples.md 9).
+// traffic away, and looks how each filter arrives at the layer REFLECT (specification: samples.md 9).
 func TestShield(t *testing.T) {
 	program := compile(t, "shield.c", gccModern)
 	pair := lab.TwoHostsT(t, lab.LinkOptions{MTU: 65535}) // what is longer than the path would arrive in pieces

@@ -1,18 +1,20 @@
 /*
  * shield.c tries filters on live packets. It keeps a DROP handle above all others, by which it sends and which lets
  * nothing else come near, and one below all others, which lets nothing go out; and between them the filter
- * under test, as an object string, above "true". It must run in a network namespace made for it.
+ * under test, as an object string, above "true". A handle of the layer REFLECT watches how the filters arrive. It must
+ * run in a network namespace made for it.
  *
- * Each line of the standard input is a layer's filter and a packet, both in hex. The answer says which of the
- * two handles got the packet, and whether all agrees.
+ * Each line of the standard input is a filter and a packet, both in hex. The answer says which of the two handles got
+ * the packet, and whether all agrees.
  */
 #include "windivert.h"
 
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
-enum { TIMEOUT = 2000, MAX_LINE = 1 << 20, MAX_OBJECT = 10255 };
+enum { TIMEOUT = 2000, MAX_LINE = 1 << 20, MAX_OBJECT = 10255, MAX_TEXT = 1 << 17, TESTED = 8888 };
 
 /* A handle with a receive request that is always pending. */
 struct listener {
@@ -23,11 +25,11 @@ struct listener {
 };
 
 static char line[MAX_LINE];
-static struct listener tested, rest;
+static struct listener tested, rest, watcher;
 
-static HANDLE must_open(const char *filter, INT16 priority, UINT64 flags)
+static HANDLE must_open(const char *filter, WINDIVERT_LAYER layer, INT16 priority, UINT64 flags)
 {
-    HANDLE h = WinDivertOpen(filter, WINDIVERT_LAYER_NETWORK, priority, flags);
+    HANDLE h = WinDivertOpen(filter, layer, priority, flags);
 
     if (h == INVALID_HANDLE_VALUE) {
         printf("open at %d: error %u\n", priority, GetLastError());
@@ -97,12 +99,88 @@ static const char *judge(struct listener *l, BOOL match, const char *object, BOO
     return "";
 }
 
+/* The last packets tried. */
+static struct {
+    UINT8 *bytes;
+    UINT length;
+} samples[64];
+
+static void remember(const UINT8 *packet, UINT length)
+{
+    static unsigned next;
+    unsigned i = next++ % (sizeof(samples) / sizeof(samples[0]));
+
+    free(samples[i].bytes);
+    samples[i].bytes = (UINT8 *)malloc(length);
+    samples[i].length = length;
+    if (samples[i].bytes == NULL)
+        exit(2);
+    memcpy(samples[i].bytes, packet, length);
+}
+
+/* equivalent tells whether two filters decide alike on the last packets, outbound and inbound. */
+static BOOL equivalent(const char *one, const char *other)
+{
+    WINDIVERT_ADDRESS addr;
+    size_t i;
+
+    memset(&addr, 0, sizeof(addr));
+    for (i = 0; i < 2 * sizeof(samples) / sizeof(samples[0]); i++) {
+        const UINT8 *packet = samples[i / 2].bytes;
+
+        if (packet == NULL)
+            continue;
+        addr.Outbound = i % 2;
+        addr.IPv6 = packet[0] >> 4 == 6;
+        if (WinDivertHelperEvalFilter(one, packet, samples[i / 2].length, &addr) !=
+            WinDivertHelperEvalFilter(other, packet, samples[i / 2].length, &addr))
+            return FALSE;
+    }
+    return TRUE;
+}
+
+/*
+ * compiled_again says what is wrong with a filter that was formatted and compiled again, "" if nothing is. The
+ * objects may differ: numbers that decide alike are one in the text.
+ */
+static const char *compiled_again(const char *object, BOOL random)
+{
+    static char text[MAX_TEXT], again[MAX_OBJECT];
+
+    if (!WinDivertHelperFormatFilter(object, WINDIVERT_LAYER_NETWORK, text, sizeof(text)))
+        return "the reported filter cannot be formatted";
+    if (!WinDivertHelperCompileFilter(text, WINDIVERT_LAYER_NETWORK, again, sizeof(again), NULL, NULL))
+        return "the formatted filter does not compile";
+    return random || equivalent(object, again) ? "" : "the formatted filter decides differently";
+}
+
+/* reported says what is wrong with how a handle's filter arrives at the layer REFLECT, "" if nothing is. */
+static const char *reported(const char *object, BOOL random)
+{
+    const WINDIVERT_DATA_REFLECT *handle = &watcher.addr.Reflect;
+    const char *wrong;
+    DWORD got = 0;
+
+    if (WaitForSingleObject(watcher.event, TIMEOUT) != WAIT_OBJECT_0)
+        return "the handle is not reported";
+    if (!GetOverlappedResult(watcher.handle, &watcher.overlapped, &got, FALSE))
+        return "the report failed";
+    if (handle->ProcessId != (UINT32)getpid() || handle->Layer != WINDIVERT_LAYER_NETWORK || handle->Flags != 0 ||
+        handle->Priority != TESTED)
+        return "another handle is reported";
+    if (got != strlen(object) + 1 || memcmp(watcher.packet, object, got) != 0)
+        return "another filter is reported";
+    wrong = compiled_again((const char *)watcher.packet, random);
+    return listen_on(&watcher) ? wrong : "no more reports";
+}
+
 static void try_filter(HANDLE injector, const char *filter, const UINT8 *packet, UINT length)
 {
     static char object[MAX_OBJECT];
     BOOL random = strstr(filter, "random") != NULL || strstr(filter, "timestamp") != NULL;
     HANDLE events[2];
     WINDIVERT_ADDRESS addr;
+    const char *report;
     UINT sent;
     DWORD first;
 
@@ -110,7 +188,7 @@ static void try_filter(HANDLE injector, const char *filter, const UINT8 *packet,
         printf("no filter\n");
         return;
     }
-    tested.handle = WinDivertOpen(object, WINDIVERT_LAYER_NETWORK, 8888, 0);
+    tested.handle = WinDivertOpen(object, WINDIVERT_LAYER_NETWORK, TESTED, 0);
     if (tested.handle == INVALID_HANDLE_VALUE) {
         printf("not opened %u\n", GetLastError());
         return;
@@ -119,6 +197,8 @@ static void try_filter(HANDLE injector, const char *filter, const UINT8 *packet,
         printf("wrong: receive error %u ", GetLastError());
     memset(&addr, 0, sizeof(addr));
     addr.Outbound = 1;
+    remember(packet, length);
+    report = reported(object, random);
     if (!WinDivertSend(injector, packet, length, &sent, &addr))
         printf("refused %u\n", GetLastError());
     else {
@@ -129,7 +209,7 @@ static void try_filter(HANDLE injector, const char *filter, const UINT8 *packet,
         else {
             const char *wrong = judge(first == WAIT_OBJECT_0 ? &tested : &rest, first == WAIT_OBJECT_0, object,
                                       random, packet, length);
-            printf("%s %s\n", first == WAIT_OBJECT_0 ? "match" : "none", wrong);
+            printf("%s %s\n", first == WAIT_OBJECT_0 ? "match" : "none", *wrong != 0 ? wrong : report);
         }
         if (first == WAIT_OBJECT_0 + 1)
             listen_on(&rest);
@@ -154,12 +234,18 @@ static UINT decode(char *hex)
 
 int main(void)
 {
-    HANDLE injector = must_open("true", 9999, WINDIVERT_FLAG_DROP), sink = must_open("true", -9999, WINDIVERT_FLAG_DROP);
+    HANDLE injector = must_open("true", WINDIVERT_LAYER_NETWORK, 9999, WINDIVERT_FLAG_DROP),
+           sink = must_open("true", WINDIVERT_LAYER_NETWORK, -9999, WINDIVERT_FLAG_DROP);
+    char opened[100];
     UINT64 value = 0;
 
-    rest.handle = must_open("true", 7777, 0);
+    rest.handle = must_open("true", WINDIVERT_LAYER_NETWORK, 7777, 0);
     rest.event = CreateEvent(NULL, FALSE, FALSE, NULL);
     tested.event = CreateEvent(NULL, FALSE, FALSE, NULL);
+    sprintf(opened, "event == OPEN and processId == %u and priority == %d", (unsigned)getpid(), TESTED);
+    watcher.handle = must_open(opened, WINDIVERT_LAYER_REFLECT, 0, WINDIVERT_FLAG_SNIFF | WINDIVERT_FLAG_RECV_ONLY);
+    watcher.event = CreateEvent(NULL, FALSE, FALSE, NULL);
+    listen_on(&watcher);
     if (!WinDivertSetParam(rest.handle, WINDIVERT_PARAM_QUEUE_LENGTH, 1234) ||
         !WinDivertGetParam(rest.handle, WINDIVERT_PARAM_QUEUE_LENGTH, &value) || value != 1234)
         printf("wrong: the parameter is %u\n", (unsigned)value);
@@ -174,6 +260,8 @@ int main(void)
         fflush(stdout);
     }
     drain(&rest);
+    drain(&watcher);
+    WinDivertClose(watcher.handle);
     WinDivertClose(rest.handle);
     WinDivertClose(sink);
     WinDivertClose(injector);
