@@ -10,12 +10,6 @@ import (
 	"github.com/opendivert/divert/packet"
 )
 
-// The events of the layer SOCKET.
-var socketEvents = []packet.Event{
-	packet.EventSocketBind, packet.EventSocketConnect, packet.EventSocketListen,
-	packet.EventSocketAccept, packet.EventSocketClose,
-}
-
 // socketHooks are the hooks of the layer SOCKET.
 var socketHooks = []hook{
 	{"create", ebpf.CGroupSock, ebpf.AttachCGroupInetSockCreate, (*generator).create},
