@@ -495,7 +495,7 @@ func TestKillUnderLoad(t *testing.T) {
 			go func() {
 				ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
 				defer cancel()
-				_, err := lab.TransferTCP(ctx, pair.A, pair.B, netip.AddrPortFrom(pair.B.Addr4(), 0), 200<<20, 3)
+				_, err := lab.TransferTCP(ctx, pair.A, pair.B, netip.AddrPortFrom(pair.B.Addr4(), 0), amount(200<<20), 3)
 				ended <- err
 			}()
 			time.Sleep(100 * time.Millisecond)

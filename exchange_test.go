@@ -29,8 +29,8 @@ func TestPassthruChangesNothing(t *testing.T) {
 					t.Run(f.name, func(t *testing.T) {
 						d := openAt(t, pair.A, "tcp or udp", e)
 						w := way.send(t, d)
-						transfer(t, pair.A, pair.B, f.addr(pair.B), bulk)
-						transfer(t, pair.B, pair.A, f.addr(pair.A), bulk/4)
+						transfer(t, pair.A, pair.B, f.addr(pair.B), amount(bulk))
+						transfer(t, pair.B, pair.A, f.addr(pair.A), amount(bulk/4))
 						r := exchange(t, pair.A, echoAt(t, pair.B, "udp", f.addr(pair.B)).Addr(), lab.Exchange{Count: 50, Size: 1200})
 						if r.Echoed != 50 {
 							t.Errorf("of 50 datagrams: %+v", r)

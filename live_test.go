@@ -9,6 +9,7 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"strconv"
 	"testing"
 	"time"
 
@@ -19,6 +20,15 @@ import (
 func TestMain(m *testing.M) {
 	runChild()
 	lab.Main(m)
+}
+
+// amount is how much a transfer of n bytes sends. DIVERT_TEST_SCALE divides it, for machines as slow as
+// emulators are.
+func amount(n int64) int64 {
+	if scale, err := strconv.ParseInt(os.Getenv("DIVERT_TEST_SCALE"), 10, 64); err == nil && scale > 0 {
+		return n / scale
+	}
+	return n
 }
 
 // engines are the ways to decide which packets match. Every live test runs with each of them; where eBPF

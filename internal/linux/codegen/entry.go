@@ -38,6 +38,7 @@ type Entry struct {
 
 // NewEntry loads an entry for a handle with the given key (Linux 4.20; CAP_BPF or CAP_SYS_ADMIN).
 func NewEntry(key cursor.Key, gate Gate) (*Entry, error) {
+	liftMemlock()
 	slot, err := ebpf.NewMap(&ebpf.MapSpec{
 		Name: "divert_filter", Type: ebpf.ProgramArray, KeySize: 4, ValueSize: 4, MaxEntries: 1,
 	})

@@ -77,6 +77,7 @@ func loadDecision(p *filter.Program, h EventHook) (_ *ebpf.Program, outcome Outc
 			}
 		}
 	}
+	liftMemlock()
 	loaded, err := ebpf.NewProgram(&ebpf.ProgramSpec{Type: ebpf.SocketFilter, Instructions: code, License: "GPL"})
 	return loaded, outcome, err
 }

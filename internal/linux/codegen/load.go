@@ -23,6 +23,7 @@ func (u *Unloaded) Load() (*Program, error) {
 	if u.Outcome == Never {
 		return nil, &LoadError{Err: errors.New("the filter never matches here")}
 	}
+	liftMemlock()
 	p := &Program{maps: make(map[string]*ebpf.Map, len(u.Maps))}
 	for _, spec := range u.Maps {
 		m, err := u.newMap(spec)
@@ -63,6 +64,7 @@ type Outlet struct {
 
 // NewOutlet makes an outlet (CAP_BPF or CAP_SYS_ADMIN).
 func NewOutlet() (*Outlet, error) {
+	liftMemlock()
 	packets, err := ebpf.NewMap(packetsSpec())
 	if err != nil {
 		return nil, &LoadError{Err: fmt.Errorf("map %s: %w", packetsMap, err)}
