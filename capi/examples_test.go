@@ -260,7 +260,8 @@ func TestExampleFlowtrack(t *testing.T) {
 		conn.Close()
 		// A table without rows: one header after the other.
 		eventually(t, func() bool {
-			return strings.HasPrefix(track.await(t, ""), "PID ") && strings.HasPrefix(track.await(t, ""), "PID ")
+			first, second := track.await(t, ""), track.await(t, "")
+			return strings.HasPrefix(first, "PID ") && strings.HasPrefix(second, "PID ")
 		})
 	}
 }
