@@ -33,6 +33,7 @@ func TestMain(m *testing.M) {
 
 // child opens handles, says so on the standard output, and holds them until its standard input ends.
 func child(ids string) error {
+	lockTimeout = slowLock
 	ns, err := netns.Current()
 	if err != nil {
 		return err
