@@ -261,6 +261,7 @@ const churnHandles = 13
 // lost nor doubled. Where the handles do not hold it, it keeps its order; a handle that does, as every one of the
 // interpreter, gives some of it back behind what passes when its rules have gone (specification: api.md 24).
 func TestChurn(t *testing.T) {
+	notInShort(t)
 	for _, own := range []bool{false, true} {
 		t.Run(map[bool]string{false: "handles of other traffic", true: "handles of this traffic"}[own], func(t *testing.T) {
 			eachEngine(t, lab.LinkOptions{}, func(t *testing.T, pair *lab.Pair, e divert.Option) {
@@ -302,6 +303,7 @@ func TestChurn(t *testing.T) {
 // TestChurnWithKills: the churning processes are killed. What is lost was held by the dead, and soon after
 // each death the lowest handle sees everything again.
 func TestChurnWithKills(t *testing.T) {
+	notInShort(t)
 	const (
 		window = 250                     // of each flow: more the dead cannot hold
 		soon   = 1500 * time.Millisecond // much more than a watch takes

@@ -19,6 +19,7 @@ import (
 // TestFreshInjection sends packets that were never captured, on every way, and has handles above and below look: those
 // below see each once, those above and the sender itself none.
 func TestFreshInjection(t *testing.T) {
+	notInShort(t)
 	type row struct {
 		name     string
 		outbound bool

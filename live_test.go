@@ -70,6 +70,14 @@ func needEngine(t testing.TB, h *lab.Host, e divert.Engine) {
 	}
 }
 
+// notInShort skips what takes long, and much longer with the race detector.
+func notInShort(t testing.TB) {
+	t.Helper()
+	if testing.Short() {
+		t.Skip("takes long, and -short was given")
+	}
+}
+
 // openAt opens a handle in a host's namespace and closes it when the test ends.
 func openAt(t testing.TB, h *lab.Host, text string, opts ...divert.Option) *divert.Handle {
 	t.Helper()

@@ -14,6 +14,7 @@ import (
 // TestSetFilterUnderLoad changes a handle's filter all the time, with handles above and below it: these see every
 // packet once, and the handle itself each that either filter matches.
 func TestSetFilterUnderLoad(t *testing.T) {
+	notInShort(t)
 	rows := []struct {
 		name    string
 		filters [2]string // with the port of the traffic
