@@ -135,10 +135,10 @@ func TestFlowSequences(t *testing.T) {
 		for _, tt := range flowSequences {
 			t.Run(fmt.Sprintf("engine %d/%s", e, tt.name), func(t *testing.T) {
 				pair := lab.TwoHostsT(t, lab.LinkOptions{})
+				d := openEvents(t, pair.A, packet.LayerFlow, tt.filter, divert.Sniff, divert.WithEngine(e))
 				if err := pair.A.Sysctl("net.ipv4.ping_group_range", "0 2147483647"); err != nil {
 					t.Fatal(err)
 				}
-				d := openEvents(t, pair.A, packet.LayerFlow, tt.filter, divert.Sniff, divert.WithEngine(e))
 				p := startPerformer(t, pair.A)
 				p.script(tt.client)
 				compareLines(t, collect(t, d, map[uint32]string{p.pid: "client"}), tt.want)

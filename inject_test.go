@@ -258,6 +258,9 @@ func TestTurnedRound(t *testing.T) {
 					// B's address answers, though nobody listens there.
 					to := netip.AddrPortFrom(f.addr(pair.B), 7)
 					host := map[string]*lab.Host{"outbound": pair.A, "inbound": pair.B}[way]
+					if way == "outbound" {
+						needInbound(t, host) // for the answer
+					}
 					d := openAt(t, host, way+" and udp.DstPort == 7", e)
 					w := each(t, d, func(p *divert.Packet) {
 						turn(p)
