@@ -179,3 +179,12 @@ func (q *backlog) empty(f func(*waiting)) {
 func (q *backlog) end(f func(*waiting)) {
 	q.set(func() { q.closed = true; q.empty(f) })
 }
+
+// lost counts a packet that had to leave a backlog.
+func (c *counts) lost(why dropReason) {
+	if why == dropOld {
+		c.old.Add(1)
+	} else {
+		c.full.Add(1)
+	}
+}

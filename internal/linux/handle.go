@@ -181,14 +181,14 @@ func (h *handle) newSource(mode engine.Mode) (source, error) {
 func (h *handle) rules() []rules.Rule {
 	var rs []rules.Rule
 	actions := h.source.actions()
-	for _, path := range paths(h.layer, h.cfg.Flags) {
+	for _, chain := range paths(h.layer, h.cfg.Flags) {
 		program := rules.NoProgram
-		if e := h.entries[path.chain]; e != nil {
+		if e := h.entries[chain]; e != nil {
 			program = e.FD()
 		}
 		for i, a := range actions {
 			share := rules.Share{Index: uint32(i), Of: uint32(len(actions))}
-			rs = append(rs, rules.Rule{Chain: path.chain, Program: program, Action: a, Share: share})
+			rs = append(rs, rules.Rule{Chain: chain, Program: program, Action: a, Share: share})
 		}
 	}
 	return rs

@@ -145,13 +145,13 @@ func TestPaths(t *testing.T) {
 		name  string
 		layer packet.Layer
 		flags uint64
-		want  []path
+		want  []rules.Chain
 	}{
-		{"NETWORK", packet.LayerNetwork, 0, []path{{rules.Inbound, false}, {rules.Outbound, true}}},
+		{"NETWORK", packet.LayerNetwork, 0, []rules.Chain{rules.Inbound, rules.Outbound}},
 		{"NETWORK, fragments", packet.LayerNetwork, engine.FlagFragments | engine.FlagSniff,
-			[]path{{rules.InboundFragments, false}, {rules.Outbound, true}}},
-		{"NETWORK_FORWARD", packet.LayerForward, 0, []path{{rules.Forward, true}}},
-		{"NETWORK_FORWARD, fragments", packet.LayerForward, engine.FlagFragments, []path{{rules.Forward, true}}},
+			[]rules.Chain{rules.InboundFragments, rules.Outbound}},
+		{"NETWORK_FORWARD", packet.LayerForward, 0, []rules.Chain{rules.Forward}},
+		{"NETWORK_FORWARD, fragments", packet.LayerForward, engine.FlagFragments, []rules.Chain{rules.Forward}},
 	}
 	for _, row := range rows {
 		t.Run(row.name, func(t *testing.T) {

@@ -8,20 +8,14 @@ import (
 	"github.com/opendivert/divert/packet"
 )
 
-// path is a way of packets that a handle watches.
-type path struct {
-	chain    rules.Chain
-	outbound bool
-}
-
-// paths returns the ways of a layer's packets (specification: api.md 14 and 15).
-func paths(layer packet.Layer, flags uint64) []path {
+// paths returns the chains on the ways of a layer's packets (specification: api.md 14 and 15).
+func paths(layer packet.Layer, flags uint64) []rules.Chain {
 	if layer == packet.LayerForward {
-		return []path{{rules.Forward, true}}
+		return []rules.Chain{rules.Forward}
 	}
 	inbound := rules.Inbound
 	if flags&engine.FlagFragments != 0 {
 		inbound = rules.InboundFragments
 	}
-	return []path{{inbound, false}, {rules.Outbound, true}}
+	return []rules.Chain{inbound, rules.Outbound}
 }

@@ -35,13 +35,13 @@ var places = map[rules.Chain]place{
 // newEntries loads the entries of a handle; no filter is set yet.
 func newEntries(layer packet.Layer, flags uint64, key cursor.Key) (entries, error) {
 	es := entries{}
-	for _, path := range paths(layer, flags) {
-		e, err := codegen.NewEntry(key, places[path.chain].gate)
+	for _, chain := range paths(layer, flags) {
+		e, err := codegen.NewEntry(key, places[chain].gate)
 		if err != nil {
 			es.close()
 			return nil, err
 		}
-		es[path.chain] = e
+		es[chain] = e
 	}
 	return es, nil
 }

@@ -145,11 +145,7 @@ func (p *pump) one(l *lane, pk *packet.Packet, datagram []byte, at int64, verdic
 
 // lost drops a packet that had to leave the backlog.
 func (p *pump) lost(w *waiting, why dropReason) {
-	if why == dropOld {
-		p.h.counts.old.Add(1)
-	} else {
-		p.h.counts.full.Add(1)
-	}
+	p.h.counts.lost(why)
 	p.verdict(w, queue.Drop, queue.Option{})
 }
 

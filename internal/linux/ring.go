@@ -63,11 +63,7 @@ func newRing(h *handle) (*ring, error) {
 
 // lost counts a packet that had to leave the backlog.
 func (r *ring) lost(_ *waiting, why dropReason) {
-	if why == dropOld {
-		r.h.counts.old.Add(1)
-	} else {
-		r.h.counts.full.Add(1)
-	}
+	r.h.counts.lost(why)
 }
 
 func (r *ring) actions() []rules.Action { return []rules.Action{rules.ToNobody{}} }
