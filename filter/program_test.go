@@ -8,6 +8,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/opendivert/divert/internal/race"
 	"github.com/opendivert/divert/packet"
 )
 
@@ -216,6 +217,7 @@ func TestMatchStaleParse(t *testing.T) {
 }
 
 func TestMatchDoesNotAllocate(t *testing.T) {
+	race.CannotCount(t)
 	pkt := mustHex(t, packetHex["A"])
 	a := packet.Address{Outbound: true}
 	for _, text := range []string{

@@ -5,6 +5,8 @@ import (
 	"net/netip"
 	"strings"
 	"testing"
+
+	"github.com/opendivert/divert/internal/race"
 )
 
 func TestParseIPv4Address(t *testing.T) {
@@ -173,6 +175,7 @@ func TestFormatIPv6Address(t *testing.T) {
 }
 
 func TestFormatAllocatesNothing(t *testing.T) {
+	race.CannotCount(t)
 	buf := make([]byte, 0, 39)
 	w := AddrWords{1, 2, 3, 4}
 	if n := testing.AllocsPerRun(100, func() {

@@ -1,9 +1,14 @@
 package packet
 
-import "testing"
+import (
+	"testing"
+
+	"github.com/opendivert/divert/internal/race"
+)
 
 // TestHotPathsAllocateNothing holds what is called for each packet to no allocation.
 func TestHotPathsAllocateNothing(t *testing.T) {
+	race.CannotCount(t)
 	udp, tcp6, batch := example(t, "B"), example(t, "D"), example(t, "N")
 	var p Parsed
 	var addr Address

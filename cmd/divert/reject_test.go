@@ -9,6 +9,7 @@ import (
 	"testing"
 
 	"github.com/opendivert/divert"
+	"github.com/opendivert/divert/internal/race"
 	"github.com/opendivert/divert/packet"
 )
 
@@ -125,6 +126,7 @@ func TestBlockedLines(t *testing.T) {
 }
 
 func TestRejectAllocatesNothing(t *testing.T) {
+	race.CannotCount(t)
 	j := newTestRejecter()
 	ps, _ := received()
 	ps = ps[:min(len(ps), rejectBatch)]

@@ -16,6 +16,7 @@ import (
 	"time"
 
 	"github.com/opendivert/divert/internal/engine"
+	"github.com/opendivert/divert/internal/race"
 	"github.com/opendivert/divert/packet"
 )
 
@@ -266,6 +267,7 @@ func TestBacklogConcurrently(t *testing.T) {
 }
 
 func TestBacklogAllocatesNothing(t *testing.T) {
+	race.CannotCount(t)
 	q := newBacklog(engine.Limits{Length: 100, Time: time.Hour, Size: 1 << 20}, func(*waiting, dropReason) {})
 	b := numbered(1, 1400)
 	ps := make([]packet.Packet, 8)

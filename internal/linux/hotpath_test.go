@@ -10,6 +10,7 @@ import (
 
 	"github.com/opendivert/divert/internal/linux/nfnl"
 	"github.com/opendivert/divert/internal/linux/queue"
+	"github.com/opendivert/divert/internal/race"
 	"github.com/opendivert/divert/packet"
 )
 
@@ -157,6 +158,7 @@ func TestSort(t *testing.T) {
 }
 
 func TestHotPathsAllocateNothing(t *testing.T) {
+	race.CannotCount(t)
 	s := newSorting(t, 16)
 	s.round(t)
 	if n := testing.AllocsPerRun(100, func() { s.round(t) }); n != 0 {

@@ -15,6 +15,7 @@ import (
 	sys "golang.org/x/sys/windows"
 
 	"github.com/opendivert/divert/internal/engine"
+	"github.com/opendivert/divert/internal/race"
 	"github.com/opendivert/divert/packet"
 )
 
@@ -237,6 +238,7 @@ func TestStress(t *testing.T) {
 
 // TestAllocations checks that receiving and sending allocate nothing per packet.
 func TestAllocations(t *testing.T) {
+	race.CannotCount(t)
 	f := load(t)
 	f.mode(modeLoop)
 	h := network(t, "true")

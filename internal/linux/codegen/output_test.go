@@ -7,6 +7,7 @@ import (
 	"context"
 	"encoding/binary"
 	"errors"
+	"fmt"
 	"io"
 	"net/netip"
 	"os"
@@ -220,7 +221,7 @@ func TestSniffStream(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer r.Close()
-	attachRaw(t, h, p)
+	attachRaw(t, h, p, unix.IPPROTO_TCP)
 
 	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
 	defer cancel()
@@ -231,35 +232,93 @@ func TestSniffStream(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	s := streamCheck{stream: stream}
-	r.SetDeadline(time.Now().Add(300 * time.Millisecond))
+	var s streamCheck
+	for _, sample := range samples(t, r) {
+		if err := s.add(sample); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := s.compare(stream); err != nil {
+		t.Fatal(err)
+	}
+	c, err := p.Counter()
+	t.Logf("%d packets, the longest of %d bytes, %d segmented; counter %+v, %v", len(s.packets), s.longest, s.segmented, c, err)
+	if len(s.packets) == 0 || c.Failed != 0 || int(c.Matched) != len(s.packets) {
+		t.Errorf("%d packets, counter %+v", len(s.packets), c)
+	}
+}
+
+// TestSniffLongest copies datagrams as long as IP has them, each in two samples, and compares every byte.
+func TestSniffLongest(t *testing.T) {
+	n := lab.NewT(t)
+	h, err := n.AddHost("sniffed")
+	if err != nil {
+		t.Fatal(err)
+	}
+	p := load(t, "udp", Hook{}, Options{Sniff: true, Count: true})
+	r, err := perf.NewReader(p.Packets(), 1<<20)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer r.Close()
+	attachRaw(t, h, p, unix.IPPROTO_UDP)
+	sink, err := h.ListenPacket("udp", "127.0.0.1:7777")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer sink.Close()
+	c, err := h.Dial(t.Context(), "udp", "127.0.0.1:7777")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	const longest = 0xffff - 28
+	payload := make([]byte, longest)
+	if _, err := io.ReadFull(lab.Stream(longest, 5), payload); err != nil {
+		t.Fatal(err)
+	}
+	for _, length := range []int{longest, MaxSnap - 28 + 1, MaxSnap - 28} {
+		if _, err := c.Write(payload[:length]); err != nil {
+			t.Fatal(err)
+		}
+		var j Joiner
+		packets := 0
+		for i, sample := range samples(t, r) {
+			record, b, ok, err := j.Decode(sample)
+			if err != nil || ok && (int(record.Captured) != len(b) || !bytes.Equal(b[28:], payload[:length])) {
+				t.Errorf("%d bytes: sample %d is %+v, %v, and not what was sent", length, i, record, err)
+			}
+			if ok {
+				packets++
+			}
+		}
+		if packets != 1 {
+			t.Errorf("%d bytes: %d packets", length, packets)
+		}
+	}
+}
+
+// samples returns what comes until nothing does for a while. None must be lost.
+func samples(t *testing.T, r *perf.Reader) (all [][]byte) {
+	t.Helper()
 	for {
+		r.SetDeadline(time.Now().Add(300 * time.Millisecond))
 		sample, err := r.Read()
 		if errors.Is(err, os.ErrDeadlineExceeded) {
-			break
+			return all
 		}
 		if err != nil || sample.LostSamples > 0 {
 			t.Fatalf("%v, %d lost", err, sample.LostSamples)
 		}
-		if err := s.add(sample.RawSample); err != nil {
-			t.Fatal(err)
-		}
-	}
-	c, err := p.Counter()
-	t.Logf("%d packets, the longest of %d bytes, %d segmented, %d in two samples; counter %+v, %v", s.packets, s.longest, s.segmented, s.long, c, err)
-	if s.long == 0 {
-		t.Errorf("no packet was longer than %d bytes", MaxSnap)
-	}
-	if s.packets == 0 || c.Failed != 0 || int(c.Matched) != s.packets {
-		t.Errorf("%d packets, counter %+v", s.packets, c)
+		all = append(all, sample.RawSample)
 	}
 }
 
-// attachRaw makes a raw socket in a host whose filter is a program; it receives nothing.
-func attachRaw(t *testing.T, h *lab.Host, p *Program) {
+// attachRaw makes a raw socket of a protocol in a host, whose filter is a program; it receives nothing.
+func attachRaw(t *testing.T, h *lab.Host, p *Program, protocol int) {
 	t.Helper()
 	err := h.Do(func() error {
-		fd, err := unix.Socket(unix.AF_INET, unix.SOCK_RAW|unix.SOCK_CLOEXEC, unix.IPPROTO_TCP)
+		fd, err := unix.Socket(unix.AF_INET, unix.SOCK_RAW|unix.SOCK_CLOEXEC, protocol)
 		if err != nil {
 			return err
 		}
@@ -271,12 +330,18 @@ func attachRaw(t *testing.T, h *lab.Host, p *Program) {
 	}
 }
 
-// streamCheck compares packets of a TCP stream with what was sent.
+// streamCheck compares packets of a TCP stream with what was sent. Those of one processor come in order, but one
+// processor after the other.
 type streamCheck struct {
-	joiner                            Joiner
-	stream                            []byte
-	first                             uint32 // sequence number of the stream's first byte
-	packets, longest, segmented, long int
+	joiner             Joiner
+	packets            []segment
+	longest, segmented int
+}
+
+// segment is a packet's place in its stream.
+type segment struct {
+	seq     uint32
+	payload []byte
 }
 
 func (s *streamCheck) add(sample []byte) error {
@@ -284,28 +349,42 @@ func (s *streamCheck) add(sample []byte) error {
 	if err != nil || !ok {
 		return err
 	}
-	header := 20 + int(b[32]>>4)*4
-	seq := binary.BigEndian.Uint32(b[24:])
-	if s.packets == 0 {
-		s.first = seq
-	}
-	s.packets++
-	s.longest = max(s.longest, int(r.Length))
-	if r.SegmentSize != 0 {
-		s.segmented++
-	}
-	if r.Length > MaxSnap {
-		s.long++
-	}
-	at := int(seq - s.first)
-	payload := b[header:]
 	switch {
 	case r.Captured != r.Length || int(r.Length) != len(b):
 		return errors.New("a packet was cut")
 	case len(b) != int(binary.BigEndian.Uint16(b[2:])):
 		return errors.New("a length that is not the packet's")
-	case at+len(payload) > len(s.stream) || !bytes.Equal(payload, s.stream[at:at+len(payload)]):
-		return errors.New("bytes that were not sent")
+	}
+	s.longest = max(s.longest, len(b))
+	if r.SegmentSize != 0 {
+		s.segmented++
+	}
+	header := 20 + int(b[32]>>4)*4
+	s.packets = append(s.packets, segment{binary.BigEndian.Uint32(b[24:]), bytes.Clone(b[header:])})
+	return nil
+}
+
+// compare compares each packet with its part of the stream, which must all have been seen.
+func (s *streamCheck) compare(stream []byte) error {
+	if len(s.packets) == 0 {
+		return errors.New("no packets")
+	}
+	first := s.packets[0].seq
+	for _, p := range s.packets {
+		if int32(p.seq-first) < 0 {
+			first = p.seq
+		}
+	}
+	seen := 0
+	for _, p := range s.packets {
+		at := int(p.seq - first)
+		if at+len(p.payload) > len(stream) || !bytes.Equal(p.payload, stream[at:at+len(p.payload)]) {
+			return fmt.Errorf("%d bytes at %d that were not sent", len(p.payload), at)
+		}
+		seen += len(p.payload)
+	}
+	if seen < len(stream) {
+		return fmt.Errorf("%d bytes of %d", seen, len(stream))
 	}
 	return nil
 }

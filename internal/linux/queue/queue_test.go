@@ -17,6 +17,7 @@ import (
 
 	"github.com/opendivert/divert/internal/lab"
 	"github.com/opendivert/divert/internal/linux/nfnl"
+	"github.com/opendivert/divert/internal/race"
 )
 
 func TestMain(m *testing.M) { lab.Main(m) }
@@ -407,6 +408,7 @@ func TestOpenWithoutRights(t *testing.T) {
 }
 
 func TestAllocations(t *testing.T) {
+	race.CannotCount(t)
 	b := whole(t, make([]byte, 1400))
 	var m Message
 	if n := testing.AllocsPerRun(100, func() { m.Parse(b) }); n != 0 {
