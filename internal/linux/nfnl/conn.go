@@ -27,6 +27,7 @@ type Conn struct {
 	bell   int          // an eventfd: rung, it ends a wait
 	mu     sync.RWMutex // held for reading while the descriptors are in use
 	closed atomic.Bool
+	long   atomic.Bool // the last batch had many bytes, see call
 
 	reading  sync.Mutex   // held by the one who receives
 	deadline atomic.Int64 // of receives, ns since 1970; 0: none

@@ -13,6 +13,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/opendivert/divert/internal/lab"
+	"github.com/opendivert/divert/internal/race"
 )
 
 func TestMain(m *testing.M) { lab.Main(m) }
@@ -403,6 +404,7 @@ func TestRoomOfASmallBuffer(t *testing.T) {
 }
 
 func TestAllocations(t *testing.T) {
+	race.CannotCount(t)
 	here, there := pair(t)
 	w, err := here.NewWriter()
 	if err != nil {
