@@ -106,10 +106,10 @@ func (h *churner) close(drain bool, sum *churned) error {
 	s, err := h.d.Stats()
 	if h.flags&divert.Sniff != 0 {
 		sum.Sniffed += s.Received
-	} else if h.flags&divert.Drop == 0 {
-		sum.Carried += s.Received
-		sum.Lost += s.DroppedFull + s.DroppedOld + s.DroppedLong + s.Abandoned + s.Failed
+		return err
 	}
+	sum.Carried += s.Received
+	sum.Lost += s.DroppedFull + s.DroppedOld + s.DroppedLong + s.Abandoned + s.Failed
 	return err
 }
 

@@ -34,6 +34,7 @@ type flow struct {
 	conn    net.Conn
 	sent    []time.Time   // of each datagram; the sender's
 	top     atomic.Uint64 // one more than the highest number that has arrived
+	got     atomic.Int64  // how many have arrived
 	arrived []uint64      // the receiver's
 }
 
@@ -51,7 +52,12 @@ func lasting(short time.Duration) time.Duration {
 	return short
 }
 
-// startFlood starts flows that send rate datagrams a second together, with window datagrams of each under way.
+// perDatagram is more than a small datagram takes of a buffer on its way, in bytes: 768 of its receiver's, 1280
+// of a queue's socket.
+const perDatagram = 2048
+
+// startFlood starts flows that send rate datagrams a second together, with at most window datagrams of each under
+// way: less where sockets are not granted buffers for as many, those of ordinary users.
 func startFlood(t testing.TB, from, to *lab.Host, addr netip.Addr, flows, rate, window int) *flood {
 	t.Helper()
 	recv, err := to.ListenPacket("udp", netip.AddrPortFrom(addr, 0).String())
@@ -62,7 +68,17 @@ func startFlood(t testing.TB, from, to *lab.Host, addr netip.Addr, flows, rate, 
 	if err != nil {
 		t.Fatal(err)
 	}
-	raw.Control(func(fd uintptr) { unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_RCVBUFFORCE, 32<<20) })
+	raw.Control(func(fd uintptr) {
+		unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_RCVBUFFORCE, 32<<20)
+		buffer, failed := unix.GetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_RCVBUF)
+		if failed != nil {
+			err = failed
+		}
+		window = min(window, buffer/perDatagram/flows)
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
 	f := &flood{recv: recv, stop: make(chan struct{})}
 	for range flows {
 		c, err := from.Dial(t.Context(), "udp", recv.LocalAddr().String())
@@ -81,14 +97,20 @@ func startFlood(t testing.TB, from, to *lab.Host, addr netip.Addr, flows, rate, 
 // port is the destination port.
 func (f *flood) port() int { return f.recv.LocalAddr().(*net.UDPAddr).Port }
 
+// windowTimeout is how long a full window of datagrams may be under way; then they are given up for lost.
+const windowTimeout = 500 * time.Millisecond
+
 // send sends until stop: each millisecond what is due.
 func (fl *flow) send(t testing.TB, index uint32, rate, window int, stop <-chan struct{}) {
 	b := binary.BigEndian.AppendUint32(nil, index)
 	start := time.Now()
+	lost := 0 // given up
 	for due := 0; ; due = int(time.Since(start).Seconds() * float64(rate)) {
 		for len(fl.sent) < due {
-			// A full window opens by itself after a while: it may all be lost.
-			for wait := 0; uint64(len(fl.sent)) >= fl.top.Load()+uint64(window) && wait < 250; wait++ {
+			for began := time.Now(); len(fl.sent)-int(fl.got.Load())-lost >= window; {
+				if time.Since(began) > windowTimeout {
+					lost = len(fl.sent) - int(fl.got.Load())
+				}
 				time.Sleep(200 * time.Microsecond)
 				start = start.Add(200 * time.Microsecond)
 			}
@@ -124,6 +146,7 @@ func (f *flood) receive() {
 			fl, number := f.flows[i], binary.BigEndian.Uint64(b[4:])
 			fl.arrived = append(fl.arrived, number)
 			fl.top.Store(max(fl.top.Load(), number+1))
+			fl.got.Add(1)
 		}
 	}
 }

@@ -12,9 +12,9 @@ import (
 	"github.com/opendivert/divert/packet"
 )
 
-// sink is the source of a handle that drops in the kernel: a queue that takes no packet. The sender of a
-// packet learns nothing, which the drop verdict of a rule would tell it (EPERM), and the
-// queue ends with the process. Receiving waits until shutdown or close.
+// sink is the source of a handle that drops in the kernel, with a queue that takes no packet for those whose sender
+// is on this host, see rules.ToNowhere. The queue ends with the process, as the programs do that the other
+// rules ask. Receiving waits until shutdown or close.
 type sink struct {
 	q     *queue.Queue
 	empty *backlog
@@ -29,7 +29,7 @@ func newSink(h *handle) (*sink, error) {
 }
 
 func (s *sink) actions() []rules.Action {
-	return []rules.Action{rules.ToQueue{Num: s.q.Num()}}
+	return []rules.Action{rules.ToNowhere{Num: s.q.Num()}}
 }
 
 func (s *sink) recv(ps []packet.Packet) (int, error) { return s.empty.recv(ps) }

@@ -53,7 +53,7 @@ func (s Share) exprs() []expr.Any {
 const NoProgram = -1
 
 // Action is what a rule does with its packets.
-type Action interface{ exprs() []expr.Any }
+type Action interface{ exprs(Chain) []expr.Any }
 
 // ToQueue leads packets to a queue. If nobody has bound it any more, packets pass.
 type ToQueue struct{ Num uint16 }
@@ -70,9 +70,21 @@ const xtAlign = 8
 // ToNobody does nothing: what the rule is for, its program has done.
 type ToNobody struct{}
 
-func (ToNobody) exprs() []expr.Any { return nil }
+func (ToNobody) exprs(Chain) []expr.Any { return nil }
 
-func (q ToQueue) exprs() []expr.Any {
+// ToNowhere drops packets without a word to whoever sent them. A packet of this host goes to a queue that takes
+// none, because the verdict would fail the sender's call (EPERM); where the sender is another host the verdict tells
+// nobody, and costs much less.
+type ToNowhere struct{ Num uint16 }
+
+func (n ToNowhere) exprs(c Chain) []expr.Any {
+	if c == Outbound {
+		return ToQueue(n).exprs(c)
+	}
+	return []expr.Any{&expr.Verdict{Kind: expr.VerdictDrop}}
+}
+
+func (q ToQueue) exprs(Chain) []expr.Any {
 	info := make(xt.Unknown, xtAlign)
 	binary.NativeEndian.PutUint16(info[0:], q.Num)
 	binary.NativeEndian.PutUint16(info[2:], 1) // one queue: the target itself would choose among several by address only
@@ -80,7 +92,7 @@ func (q ToQueue) exprs() []expr.Any {
 	return []expr.Any{&expr.Target{Name: "NFQUEUE", Rev: 3, Info: &info}}
 }
 
-func (l ToLog) exprs() []expr.Any {
+func (l ToLog) exprs(Chain) []expr.Any {
 	return []expr.Any{&expr.Log{
 		Key:   1<<unix.NFTA_LOG_GROUP | 1<<unix.NFTA_LOG_QTHRESHOLD,
 		Group: l.Group, QThreshold: sniff.Threshold,
@@ -126,7 +138,7 @@ func (r Rule) exprs(o Owner) []expr.Any {
 	if r.Program != NoProgram && !alone {
 		e = append(e, &expr.Objref{Type: int(nftables.ObjTypeCounter), Name: o.counter()})
 	}
-	return append(e, r.Action.exprs()...)
+	return append(e, r.Action.exprs(r.Chain)...)
 }
 
 // counter names the counter of a handle's packets. It is an object of the table, not of a rule, so it

@@ -67,8 +67,11 @@ func print(e expr.Any) string {
 			return fmt.Sprintf("log group %d, threshold %d", e.Group, e.QThreshold)
 		}
 	case *expr.Verdict:
-		if e.Kind == expr.VerdictReturn {
+		switch e.Kind {
+		case expr.VerdictReturn:
 			return "return"
+		case expr.VerdictDrop:
+			return "drop"
 		}
 	case *expr.Immediate:
 		return fmt.Sprintf("r%d = %x", e.Register, e.Data)
@@ -96,7 +99,7 @@ func TestExpressions(t *testing.T) {
 	// The key of priority 0, sub 1: 30000<<8 | 1 = 0x753001.
 	notServed := []string{"r1 = meta priority", "r1 = htonl r1", "r1 != d0000000-d753001f"}
 	notLoopback := []string{"r1 = meta iif", "r1 != 01000000"}
-	queue, log := ToQueue{Num: 0x8000}, ToLog{Group: 0x8001}
+	queue, log, nowhere := ToQueue{Num: 0x8000}, ToLog{Group: 0x8001}, ToNowhere{Num: 0x8000}
 	const toLog = "log group 32769, threshold 32"
 	join := func(parts ...any) (lines []string) {
 		for _, p := range parts {
@@ -122,6 +125,9 @@ func TestExpressions(t *testing.T) {
 		{"forward, no program", Rule{Forward, NoProgram, queue, Share{}}.exprs(o), join(notServed, toQueue)},
 		{"outbound, a share of the flows", Rule{Outbound, 7, queue, Share{2, 4}}.exprs(o), join("r1 = symhash mod 4", "r1 == 02000000", matchBPF, count, toQueue)},
 		{"inbound, no program", Rule{Inbound, NoProgram, log, Share{}}.exprs(o), join(notServed, notLoopback, local, toLog)},
+		{"outbound, dropped", Rule{Outbound, 7, nowhere, Share{}}.exprs(o), join(matchBPF, count, toQueue)},
+		{"inbound, dropped", Rule{Inbound, 7, nowhere, Share{}}.exprs(o), join(matchBPF, local, count, "drop")},
+		{"forward, dropped", Rule{Forward, 7, nowhere, Share{}}.exprs(o), join(matchBPF, count, "drop")},
 		{"closing", closing.exprs(), []string{
 			"r1 = meta priority", "r2 = r1 & 0xf0000000 ^ 0x00000000", "r2 == 000000d0",
 			"r1 = r1 & 0x0000000f ^ 0x00000000", "meta priority = r1",

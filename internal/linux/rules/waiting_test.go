@@ -23,7 +23,7 @@ func TestTheTableStaysWhilePacketsWait(t *testing.T) {
 		c.AddTable(theirs)
 		chain := c.AddChain(&nftables.Chain{Name: "out", Table: theirs, Type: nftables.ChainTypeFilter,
 			Hooknum: nftables.ChainHookOutput, Priority: nftables.ChainPriorityFilter})
-		c.AddRule(&nftables.Rule{Table: theirs, Chain: chain, Exprs: ToQueue{Num: q.Num()}.exprs()})
+		c.AddRule(&nftables.Rule{Table: theirs, Chain: chain, Exprs: ToQueue{Num: q.Num()}.exprs(Outbound)})
 		return nil
 	})
 	e := open(t, ns, 1, 0)
