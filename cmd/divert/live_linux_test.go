@@ -35,7 +35,7 @@ type process struct {
 	cmd    *exec.Cmd
 	out    io.ReadCloser
 	errout *syncBuffer
-	done   chan error
+	ended  bool
 }
 
 // syncBuffer is a buffer that one goroutine fills while another looks at it.
@@ -63,7 +63,7 @@ func start(t *testing.T, h *lab.Host, args ...string) *process {
 	if err != nil {
 		t.Fatal(err)
 	}
-	p := &process{cmd: exec.Command(exe, args...), errout: &syncBuffer{}, done: make(chan error, 1)}
+	p := &process{cmd: exec.Command(exe, args...), errout: &syncBuffer{}}
 	p.cmd.Env = append(os.Environ(), commandVariable+"=1")
 	p.cmd.Stderr = p.errout
 	if p.out, err = p.cmd.StdoutPipe(); err != nil {
@@ -73,8 +73,10 @@ func start(t *testing.T, h *lab.Host, args ...string) *process {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() {
-		_ = p.cmd.Process.Kill()
-		<-p.done
+		if !p.ended { // the test was skipped, or has failed
+			_ = p.cmd.Process.Kill()
+			_ = p.cmd.Wait()
+		}
 	})
 	begun := time.Now()
 	for !strings.Contains(p.errout.String(), "\n") {
@@ -101,7 +103,7 @@ func (p *process) end(t *testing.T, s os.Signal) (out string, status int) {
 		t.Fatal(err)
 	}
 	err = p.cmd.Wait()
-	p.done <- nil
+	p.ended = true
 	var exit *exec.ExitError
 	if err != nil && !errors.As(err, &exit) {
 		t.Fatal(err)
