@@ -23,6 +23,7 @@ import (
 )
 
 func TestDropIsSilent(t *testing.T) {
+	t.Parallel()
 	eachEngine(t, lab.LinkOptions{}, func(t *testing.T, pair *lab.Pair, e divert.Option) {
 		for _, f := range families {
 			for _, at := range []string{"outbound", "inbound"} {
@@ -88,6 +89,7 @@ func TestSniffSeesEachPacketOnceAndDelaysNone(t *testing.T) {
 }
 
 func TestLoopbackPacketIsSeenOnceAsOutbound(t *testing.T) {
+	t.Parallel()
 	eachEngine(t, lab.LinkOptions{}, func(t *testing.T, pair *lab.Pair, e divert.Option) {
 		for _, addr := range []netip.Addr{
 			netip.MustParseAddr("127.0.0.1"), netip.IPv6Loopback(), pair.A.Addr4(), pair.A.Addr6(),
@@ -241,6 +243,7 @@ func needInbound(t *testing.T, h *lab.Host) {
 // TestSendAgainLateOrNever: a packet goes on once as itself; sent again it is a new one, and one that is never
 // sent is gone and takes no place for good.
 func TestSendAgainLateOrNever(t *testing.T) {
+	t.Parallel()
 	eachEngine(t, lab.LinkOptions{}, func(t *testing.T, pair *lab.Pair, e divert.Option) {
 		for _, f := range families {
 			for _, at := range []string{"outbound", "inbound"} {
@@ -300,6 +303,7 @@ func TestSendAgainLateOrNever(t *testing.T) {
 }
 
 func TestReceiversWakeUp(t *testing.T) {
+	t.Parallel()
 	kinds := []struct {
 		name  string
 		flags divert.Flag
@@ -526,6 +530,7 @@ func TestKillUnderLoad(t *testing.T) {
 
 // TestRandomFieldsCanBeRepeated: the timestamp of an address is the one that the filter decided with.
 func TestRandomFieldsCanBeRepeated(t *testing.T) {
+	t.Parallel()
 	const text = "udp and (random8 < 100 or random16 < 10000 or random32 < 700000000)"
 	program, err := filter.Compile(text, divert.LayerNetwork, filter.Extended)
 	if err != nil {

@@ -348,6 +348,7 @@ func setUpOf(t testing.TB, h *lab.Host) string {
 // TestCoexistence: what other programs have set up works on while a handle is open, and is as it was when the handle is
 // closed.
 func TestCoexistence(t *testing.T) {
+	t.Parallel()
 	for _, n := range neighbourhoods {
 		t.Run(n.name, func(t *testing.T) {
 			eachEngine(t, lab.LinkOptions{}, func(t *testing.T, pair *lab.Pair, e divert.Option) {

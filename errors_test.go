@@ -88,6 +88,7 @@ func TestOpenRefuses(t *testing.T) {
 
 // TestFlagsOfLayers is the table of legal flags (specification: api.md 4).
 func TestFlagsOfLayers(t *testing.T) {
+	t.Parallel()
 	const (
 		network = iota // and forward
 		flow
@@ -282,6 +283,7 @@ func TestParamRefuses(t *testing.T) {
 
 // TestHalvesThatAreNotThere: the flags that take a half of the handle away.
 func TestHalvesThatAreNotThere(t *testing.T) {
+	t.Parallel()
 	eachEngine(t, lab.LinkOptions{}, func(t *testing.T, pair *lab.Pair, e divert.Option) {
 		a := divert.Address{Outbound: true}
 		b := datagram(t, "10.77.0.1", "10.77.0.2", "x")

@@ -211,6 +211,7 @@ func TestChecksumsOnTheWire(t *testing.T) {
 // TestInjectedAnew carries a TCP connection by injection alone: each packet is forgotten by the kernel and
 // injected as a new one, also the large ones that it would have cut later.
 func TestInjectedAnew(t *testing.T) {
+	t.Parallel()
 	eachEngine(t, lab.LinkOptions{}, func(t *testing.T, pair *lab.Pair, e divert.Option) {
 		for _, f := range families {
 			for _, at := range []string{"outbound", "inbound"} {

@@ -66,6 +66,7 @@ func (p *payloads) expect(t testing.TB, name string, want ...string) {
 // TestForwardInjection: a packet injected at the forward path reaches its destination, and is seen by lower handles of
 // the layer only, once.
 func TestForwardInjection(t *testing.T) {
+	t.Parallel()
 	eachForwarding(t, func(t *testing.T, r *lab.Routed, e divert.Option) {
 		for _, rp := range []string{"0", "1", "2"} {
 			for _, name := range []string{"all", "eth0", "eth1"} {
@@ -161,6 +162,7 @@ func natRules(c *nftables.Conn, to netip.Addr, port, toPort uint16, out string) 
 // those of the two ends: the destination is translated already, the source is not yet. At NETWORK, which looks
 // before, what comes in for an address of the router's is seen as the router's own, with that address.
 func TestForwardWithNAT(t *testing.T) {
+	t.Parallel()
 	const publicPort = 8053
 	eachForwarding(t, func(t *testing.T, r *lab.Routed, e divert.Option) {
 		for _, f := range families {

@@ -80,6 +80,7 @@ func drained(t testing.TB, d *divert.Handle) (n int) {
 // TestQueueLimits: what a queue has no room or no time for is dropped, and counted under the right reason.
 // The bounds are those of both engines: the kernel's own queue counts in its memory, not in bytes of packets.
 func TestQueueLimits(t *testing.T) {
+	t.Parallel()
 	eachEngine(t, lab.LinkOptions{}, func(t *testing.T, pair *lab.Pair, e divert.Option) {
 		conn, _ := receiver(t, pair.B, pair.B.Addr4())
 		c := dialUDP(t, pair.A, conn.LocalAddr())
@@ -193,6 +194,7 @@ func TestFailOpen(t *testing.T) {
 
 // TestShutdownModes: each half ends for itself, again and together without harm.
 func TestShutdownModes(t *testing.T) {
+	t.Parallel()
 	modes := []struct {
 		name       string
 		how        []divert.How

@@ -201,6 +201,7 @@ func TestReflectReplaysAndFollows(t *testing.T) {
 
 // TestReflectLists shuts down at once: exactly the open handles come (specification: api.md 9).
 func TestReflectLists(t *testing.T) {
+	t.Parallel()
 	pair := lab.TwoHostsT(t, lab.LinkOptions{})
 	var want []string
 	for i := range 20 {

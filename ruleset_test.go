@@ -32,6 +32,7 @@ func nft(t testing.TB, h *lab.Host, change func(*nftables.Conn)) {
 // TestRulesRemovedByOthers: a handle whose rules another program takes away says so to whoever waits, and
 // can be closed; the next handle works.
 func TestRulesRemovedByOthers(t *testing.T) {
+	t.Parallel()
 	ours := &nftables.Table{Name: "divert", Family: nftables.TableFamilyINet}
 	removals := []struct {
 		name   string

@@ -64,6 +64,7 @@ func init() {
 // what waits is bounded, what is lost is counted, and a handle that fails open lets pass what it has
 // no room for.
 func TestReaderStopped(t *testing.T) {
+	t.Parallel()
 	for _, open := range []string{"", "fail open"} {
 		t.Run(map[string]string{"": "fail closed"}[open]+open, func(t *testing.T) {
 			pair := lab.TwoHostsT(t, lab.LinkOptions{})
