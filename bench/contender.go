@@ -82,7 +82,7 @@ var contenders = []contender{
 		open: ours(program{batch: 64, deal: accept}, divert.WithEngine(divert.EngineInterpreter))},
 
 	{name: "sniff", about: "copies by divert", loads: streams,
-		open: oursFor(wayOnly, program{batch: 64, deal: count}, divert.WithFlags(divert.Sniff|divert.RecvOnly))},
+		open: oursFor(wayOnly, program{batch: 64, deal: count}, divert.WithFlags(divert.Sniff|divert.RecvOnly), divert.WithQueueSize(sniffMemory))},
 	{name: "ring", about: "copies by an AF_PACKET TPACKET_V3 ring", loads: streams,
 		open: openRing},
 

@@ -25,13 +25,16 @@ type ring struct {
 	done    chan error
 }
 
-// The ring is as large as the receive buffer of a handle is by default.
+// The ring is as large as the buffers of the handle that it is compared with.
 const (
 	ringBlock   = 1 << 20
-	ringBlocks  = 12
+	ringBlocks  = sniffMemory / ringBlock
 	ringFrame   = 1 << 11 // alignment only, in this version
 	ringTimeout = 10      // milliseconds
 )
+
+// sniffMemory is the memory of those who copy, in bytes.
+const sniffMemory = 16 << 20
 
 func openRing(t traffic) (worker, error) {
 	fd, err := unix.Socket(unix.AF_PACKET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0) // bound below, with the ring ready

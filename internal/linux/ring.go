@@ -119,7 +119,7 @@ func (r *ring) late(ps []packet.Packet) (int, error) {
 // catchUp moves what the buffers hold to the backlog.
 func (r *ring) catchUp() {
 	r.reader.SetDeadline(past)
-	for r.reader.ReadInto(&r.sample) == nil {
+	for r.read(&r.spare) == nil {
 		if r.fill(&r.spare) && !r.backlog.add(r.spare.Data, &r.spare.Addr) {
 			r.h.counts.full.Add(1)
 		}
@@ -147,7 +147,7 @@ func (r *ring) deadline(draining bool) (at time.Time, final bool) {
 // the packets are put in the order of their times.
 func (r *ring) take(ps []packet.Packet) (n int, err error) {
 	for n < len(ps) {
-		if err = r.reader.ReadInto(&r.sample); err != nil {
+		if err = r.read(&ps[n]); err != nil {
 			break
 		}
 		if r.fill(&ps[n]) {
@@ -162,7 +162,16 @@ func (r *ring) take(ps []packet.Packet) (n int, err error) {
 	return n, err
 }
 
-// fill makes a packet of the sample, and reports whether it is one.
+// sampleSize is what the longest sample takes, in bytes, with its padding.
+const sampleSize = codegen.RecordSize + codegen.MaxSnap + 8
+
+// read waits for a sample, which it puts into the memory of the packet that it may become.
+func (r *ring) read(p *packet.Packet) error {
+	r.sample.RawSample = p.Buffer(sampleSize)[:0]
+	return r.reader.ReadInto(&r.sample)
+}
+
+// fill makes a packet of the sample in its memory, and reports whether it is one.
 func (r *ring) fill(p *packet.Packet) bool {
 	if r.sample.LostSamples > 0 {
 		return false // the programs count what they could not copy
@@ -180,7 +189,9 @@ func (r *ring) fill(p *packet.Packet) bool {
 	if record.Tag == uint32(codegen.Outbound) {
 		hook = queue.HookPostrouting
 	}
-	p.Data = append(p.Buffer(len(data))[:0], data...)
+	if p.Data = data; len(data) > codegen.MaxSnap {
+		p.Data = append(p.Buffer(len(data))[:0], data...) // it came in two samples
+	}
 	p.Addr = packet.Address{}
 	r.h.describe(&p.Addr, &queue.Message{
 		Hook: hook, In: record.Device, Out: record.Device, Payload: data, ChecksumNotVerified: true,

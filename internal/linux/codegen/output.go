@@ -73,8 +73,8 @@ type tail struct {
 }
 
 // Decode decodes a sample. It is not ok if the sample was the end of a packet that comes later.
-// The packet is valid until the next call: its memory is that of the sample or of the Joiner. It has
-// Record.Captured bytes. The error says that the sample is too short for what it claims to hold.
+// The packet has Record.Captured bytes. Its memory is that of the sample or, if it has more than MaxSnap, of the
+// Joiner, which uses it again in the next call. The error says that the sample is too short for what it claims to hold.
 func (j *Joiner) Decode(sample []byte) (r Record, packet []byte, ok bool, err error) {
 	r, rest, err := decodeRecord(sample)
 	if err != nil {
