@@ -84,6 +84,7 @@ type options struct {
 	layer   Layer
 	dialect filter.Dialect
 	params  [VersionMajor]uint64
+	snaps   bool // WithSnapLength
 	config  engine.Config
 }
 
@@ -121,6 +122,16 @@ const MaxQueues = 16
 // goroutines can work side by side, each with RecvQueue, while every flow keeps its order. The queue
 // limits are shared out too. Platforms and handles without queues of their own have one.
 func WithQueues(n int) Option { return func(o *options) { o.config.Queues = n } }
+
+// MinSnapLength is the least that WithSnapLength takes, in bytes: the longest headers without options.
+const MinSnapLength = 64
+
+// WithSnapLength makes receive calls return at most the first n bytes of each packet, MinSnapLength or more, which
+// are all that is copied out of the kernel where that can be. It is for programs that look at headers only: accepting
+// bulk traffic costs a fraction then. The packet's own header tells its length. Accept lets the whole packet
+// go on; Send with less than the whole fails with ErrShortBuffer, and a packet that is injected anew needs all of
+// its bytes. What the filter looks at is not limited. Layers with events have no packets to cut.
+func WithSnapLength(n int) Option { return func(o *options) { o.config.Snap = n; o.snaps = true } }
 
 // WithStrict compiles the filter in the strict dialect: WinDivert 2.2 to the letter.
 func WithStrict() Option { return func(o *options) { o.dialect = filter.Strict } }
@@ -225,7 +236,7 @@ func (o *options) open(p *filter.Program) (*Handle, error) {
 	if err != nil {
 		return nil, opError("open", err)
 	}
-	return &Handle{engine: e, layer: o.layer, priority: o.config.Priority, flags: Flag(o.config.Flags), dialect: o.dialect, params: o.params}, nil
+	return &Handle{engine: e, layer: o.layer, priority: o.config.Priority, flags: Flag(o.config.Flags), dialect: o.dialect, params: o.params, snap: o.config.Snap}, nil
 }
 
 // check applies the rules of the specification in its order (api.md 4 and 5).
@@ -250,6 +261,9 @@ func (o *options) check() error {
 	}
 	if q := o.config.Queues; q < 1 || q > MaxQueues {
 		return fmt.Errorf("%w: %d queues; 1 to %d are possible", ErrInvalid, q, MaxQueues)
+	}
+	if o.snaps && o.config.Snap < MinSnapLength {
+		return fmt.Errorf("%w: snap length %d; it must be %d bytes or more", ErrInvalid, o.config.Snap, MinSnapLength)
 	}
 	for p := range paramRanges {
 		if err := checkParam(Param(p), o.params[p]); err != nil {

@@ -23,6 +23,7 @@ type Handle struct {
 	priority int16
 	flags    Flag
 	dialect  filter.Dialect
+	snap     int // 0: packets are received whole
 
 	mu       sync.Mutex // guards params, deadline and rest
 	params   [VersionMajor]uint64
@@ -110,7 +111,8 @@ func (h *Handle) RecvQueue(queue int, ps []Packet) (int, error) {
 	if !ok {
 		return h.RecvBatch(ps)
 	}
-	n, err := h.retry(context.Background(), func() (int, error) { return q.RecvQueue(queue, ps) })
+	recv := func(ps []Packet) (int, error) { return q.RecvQueue(queue, ps) }
+	n, err := h.retry(context.Background(), func() (int, error) { return h.cut(ps, recv) })
 	return n, opError("recv", err)
 }
 
@@ -168,7 +170,7 @@ func (h *Handle) recv(ctx context.Context, ps []Packet) (int, error) {
 		}
 	}
 	if ctx.Done() == nil {
-		return h.retry(ctx, func() (int, error) { return h.engine.Recv(ps) })
+		return h.retry(ctx, func() (int, error) { return h.cut(ps, h.engine.Recv) })
 	}
 	if err := ctx.Err(); err != nil {
 		return 0, err
@@ -179,13 +181,24 @@ func (h *Handle) recv(ctx context.Context, ps []Packet) (int, error) {
 		h.interrupts.Add(1)
 		_ = h.engine.SetReadDeadline(time.Unix(1, 0)) // fails when closed, which wakes too
 	})
-	n, err := h.retry(ctx, func() (int, error) { return h.engine.Recv(ps) })
+	n, err := h.retry(ctx, func() (int, error) { return h.cut(ps, h.engine.Recv) })
 	if !stop() {
 		h.mu.Lock()
 		if h.interrupts.Add(-1) == 0 {
 			_ = h.engine.SetReadDeadline(h.deadline)
 		}
 		h.mu.Unlock()
+	}
+	return n, err
+}
+
+// cut receives, and returns no more of each packet than is wanted.
+func (h *Handle) cut(ps []Packet, recv func([]Packet) (int, error)) (int, error) {
+	n, err := recv(ps)
+	if h.snap > 0 && h.layer != LayerReflect {
+		for i := range ps[:n] {
+			ps[i].Data = ps[i].Data[:min(len(ps[i].Data), h.snap)]
+		}
 	}
 	return n, err
 }

@@ -78,11 +78,15 @@ var contenders = []contender{
 		open: oursFor(wayOnly, program{batch: 64, deal: accept, readers: 2}, divert.WithQueues(2))},
 	{name: "rewrite-64-q2", about: "rewrite-64 with 2 queues, each with a reader", loads: manyFlows,
 		open: oursFor(wayOnly, program{batch: 64, deal: rewrite, readers: 2}, divert.WithQueues(2))},
+	{name: "accept-64-snap", about: "accept-64, of each packet only the first 96 bytes are received", loads: most,
+		open: ours(program{batch: 64, deal: accept}, divert.WithSnapLength(96))},
 	{name: "interpreter-64", about: "accept-64 where the interpreter decides", loads: append(streams[:2:2], "latency"),
 		open: ours(program{batch: 64, deal: accept}, divert.WithEngine(divert.EngineInterpreter))},
 
 	{name: "sniff", about: "copies by divert", loads: streams,
 		open: oursFor(wayOnly, program{batch: 64, deal: count}, divert.WithFlags(divert.Sniff|divert.RecvOnly), divert.WithQueueSize(sniffMemory))},
+	{name: "sniff-snap", about: "sniff, 96 bytes of each packet", loads: streams,
+		open: oursFor(wayOnly, program{batch: 64, deal: count}, divert.WithFlags(divert.Sniff|divert.RecvOnly), divert.WithSnapLength(96))},
 	{name: "ring", about: "copies by an AF_PACKET TPACKET_V3 ring", loads: streams,
 		open: openRing},
 

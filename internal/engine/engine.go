@@ -46,6 +46,7 @@ type Config struct {
 	Limits   Limits
 	FailOpen bool // what does not fit into the queue goes on instead of being lost
 	Queues   int  // queues that flows are shared out to, at least 1; platforms without them take no more
+	Snap     int  // bytes of each packet that the caller wants at most, 0 for all; a platform may receive more
 	Mode     Mode
 	Driver   string // Windows: path of the driver file, or of its folder; empty to look for it
 }

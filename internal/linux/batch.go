@@ -10,17 +10,22 @@ import (
 	"github.com/opendivert/divert/packet"
 )
 
-// batchReader receives datagrams of a queue into the memory of packets.
-type batchReader struct{ r *nfnl.Reader }
+// batchReader receives datagrams of a queue into the memory of packets, slot bytes of each.
+type batchReader struct {
+	r    *nfnl.Reader
+	slot int
+}
 
-func newBatchReader(q *queue.Queue) *batchReader { return &batchReader{q.NewReader(maxBatch)} }
+func newBatchReader(q *queue.Queue, snap int) *batchReader {
+	return &batchReader{r: q.NewReader(maxBatch), slot: queue.SlotSize(snap)}
+}
 
 // fill receives one datagram into each of ps, at most, and returns how many; wait says whether to
 // wait for the first.
 func (b *batchReader) fill(ps []packet.Packet, wait bool) (int, error) {
 	n := min(len(ps), b.r.Cap())
 	for i := range ps[:n] {
-		b.r.Slot(i, ps[i].Buffer(queue.BufferSize))
+		b.r.Slot(i, ps[i].Buffer(b.slot))
 	}
 	if wait {
 		return b.r.Recv(n)
@@ -31,7 +36,7 @@ func (b *batchReader) fill(ps []packet.Packet, wait bool) (int, error) {
 // datagram returns the datagram that was received into p as the i-th.
 func (b *batchReader) datagram(i int, p *packet.Packet) []byte {
 	n, _ := b.r.Len(i)
-	return p.Buffer(queue.BufferSize)[:min(n, queue.BufferSize)]
+	return p.Buffer(b.slot)[:min(n, b.slot)]
 }
 
 // release lets the packets that wait in queues for a reader go on as they were.
@@ -45,14 +50,17 @@ func release(lanes []*lane, s *sender) (err error) {
 // maxReleased bounds a release that more packets come to all the time: more than the longest queue holds.
 const maxReleased = 4 * 16384
 
+// releaseBatch is how many packets a release takes at a time: each needs memory for the longest.
+const releaseBatch = 32
+
 func (l *lane) release(s *sender) error {
 	verdicts, err := l.batch()
 	if err != nil {
 		return err
 	}
 	defer l.batches.Put(verdicts)
-	r := newBatchReader(l.q)
-	ps := make([]packet.Packet, maxBatch)
+	r := newBatchReader(l.q, l.snap)
+	ps := make([]packet.Packet, releaseBatch)
 	for passed := 0; passed < maxReleased; {
 		got, err := r.fill(ps, false)
 		if got == 0 || err != nil {

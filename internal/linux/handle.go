@@ -133,7 +133,7 @@ func (h *handle) open(mode engine.Mode) error {
 	if h.guard, err = h.entry.Guard(h.lost); err != nil || h.entries == nil {
 		return err
 	}
-	told, err := h.entries.set(h.cfg.Program, h.cfg.Flags, h.outlet())
+	told, err := h.entries.set(h.cfg.Program, &h.cfg, h.outlet())
 	h.times.Store(told)
 	return err
 }
@@ -312,7 +312,7 @@ func (h *handle) SetFilter(p *filter.Program) error {
 	if h.recvDown.Load() {
 		return nil // nothing is captured any more
 	}
-	told, err := h.entries.set(p, h.cfg.Flags, h.outlet())
+	told, err := h.entries.set(p, &h.cfg, h.outlet())
 	if err != nil {
 		return err
 	}
@@ -329,7 +329,9 @@ func (h *handle) retime(p *packet.Packet) {
 	if t == nil {
 		return
 	}
-	if at, ok := t.take(packet.Hash(p.Data, 0)); ok {
+	var parsed packet.Parsed
+	parsed.Parse(p.Data)
+	if at, ok := t.take(parsed.Hash(p.Data, 0)); ok {
 		p.Addr.Timestamp = at
 	}
 }

@@ -22,6 +22,7 @@ import (
 // work side by side and a flow still keeps its order.
 type lane struct {
 	index   uint8
+	snap    int // bytes of each packet that the queue hands over at most, 0: all
 	q       *queue.Queue
 	waiting *outstanding // packets received from it and not sent on
 	batches sync.Pool    // of *queue.Verdicts
@@ -44,7 +45,7 @@ const maxBatch = 256
 // queueOptions are the options of a queue that honours the limits, with room for as many packets again
 // that were received and not sent on.
 func queueOptions(cfg *engine.Config, l engine.Limits) queue.Options {
-	return queue.Options{MaxLen: uint32(2 * l.Length), FailOpen: cfg.FailOpen, RcvBuf: receiveBuffer(l)}
+	return queue.Options{Snap: cfg.Snap, MaxLen: uint32(2 * l.Length), FailOpen: cfg.FailOpen, RcvBuf: receiveBuffer(l)}
 }
 
 // receiveBuffer is the socket buffer for a queue of the given size, in bytes. The kernel counts the memory
@@ -62,13 +63,14 @@ func share(l engine.Limits, lanes int) engine.Limits {
 func openLanes(h *handle) ([]*lane, error) {
 	count := max(h.cfg.Queues, 1)
 	limits := share(h.cfg.Limits, count)
-	qs, err := queue.OpenGroup(count, queueOptions(&h.cfg, limits))
+	o := queueOptions(&h.cfg, limits)
+	qs, err := queue.OpenGroup(count, o)
 	if err != nil {
 		return nil, err
 	}
 	var lanes []*lane
 	for i, q := range qs {
-		lanes = append(lanes, &lane{index: uint8(i), q: q, waiting: newOutstanding(limits.Length)})
+		lanes = append(lanes, &lane{index: uint8(i), snap: o.Snap, q: q, waiting: newOutstanding(limits.Length)})
 	}
 	h.sender.lanes = lanes
 	return lanes, nil
@@ -115,7 +117,7 @@ func (l *lane) reader() (*reader, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &reader{batchReader: newBatchReader(l.q), drops: drops}, nil
+	return &reader{batchReader: newBatchReader(l.q, l.snap), drops: drops}, nil
 }
 
 // selector waits for any of several lanes: an epoll descriptor, which is itself one to wait for. A nil

@@ -48,8 +48,8 @@ func newEntries(layer packet.Layer, flags uint64, key cursor.Key) (entries, erro
 
 // set makes a filter decide from now on and returns the times that its programs tell, nil if the filter asks for
 // none. With an outlet the programs copy what matches to it. If it fails, the filter before stays in force.
-func (es entries) set(p *filter.Program, flags uint64, outlet *codegen.Outlet) (told *times, err error) {
-	correlate := outlet == nil && flags&engine.FlagDrop == 0 && asksForTime(p)
+func (es entries) set(p *filter.Program, cfg *engine.Config, outlet *codegen.Outlet) (told *times, err error) {
+	correlate := outlet == nil && cfg.Flags&engine.FlagDrop == 0 && asksForTime(p)
 	if correlate {
 		told = &times{waiting: map[uint64][]int64{}}
 		defer func() {
@@ -69,7 +69,7 @@ func (es entries) set(p *filter.Program, flags uint64, outlet *codegen.Outlet) (
 		hook.Event = packet.EventPacket
 		o := codegen.Options{Correlate: correlate, CorrelateSize: timesSize}
 		if outlet != nil {
-			o = codegen.Options{Sniff: true, Count: true, Tag: uint32(hook.Direction)}
+			o = codegen.Options{Sniff: true, Snap: uint32(cfg.Snap), Count: true, Tag: uint32(hook.Direction)}
 		}
 		u, err := codegen.Build(p, hook, o)
 		if err != nil {

@@ -33,6 +33,7 @@ type pump struct {
 }
 
 func newPump(h *handle) (*pump, error) {
+	h.cfg.Snap = 0 // the interpreter may have to look at everything
 	lanes, err := openLanes(h)
 	if err != nil {
 		return nil, err
@@ -73,7 +74,7 @@ func (p *pump) end() {
 
 // run takes packets out of a queue until wake.
 func (p *pump) run(l *lane, verdicts *queue.Verdicts) {
-	r := newBatchReader(l.q)
+	r := newBatchReader(l.q, l.snap)
 	ps := make([]packet.Packet, maxBatch)
 	for {
 		got, err := r.fill(ps, true)

@@ -142,7 +142,7 @@ func (s *queued) sort(l *lane, r *reader, ps []packet.Packet) (n int, err error)
 			_ = r.drops.Add(m.ID, queue.Drop, queue.Option{})
 			continue
 		}
-		if int(m.Length) > len(m.Payload) {
+		if int(m.Length) > len(m.Payload) && (l.snap == 0 || len(m.Payload) < l.snap) {
 			// The rest is not to be had, so it cannot be given back either.
 			s.h.counts.long.Add(1)
 			_ = r.drops.Add(m.ID, queue.Drop, queue.Option{})

@@ -39,6 +39,7 @@ type ring struct {
 	looked  time.Time // when the programs' counts were read last
 	full    bool      // the last call returned as many packets as it was asked for
 	spare   packet.Packet
+	slot    int      // memory for a sample, in bytes
 	backlog *backlog // what was taken out of the buffers and not received yet
 }
 
@@ -56,7 +57,10 @@ func newRing(h *handle) (*ring, error) {
 	if err != nil {
 		return nil, errors.Join(err, outlet.Close())
 	}
-	r := &ring{h: h, outlet: outlet, reader: reader}
+	r := &ring{h: h, outlet: outlet, reader: reader, slot: sampleSize}
+	if snap := h.cfg.Snap; snap > 0 {
+		r.slot = min(r.slot, codegen.RecordSize+snap+sampleAlign)
+	}
 	r.backlog = newBacklog(h.cfg.Limits, r.lost)
 	return r, nil
 }
@@ -162,12 +166,15 @@ func (r *ring) take(ps []packet.Packet) (n int, err error) {
 	return n, err
 }
 
-// sampleSize is what the longest sample takes, in bytes, with its padding.
-const sampleSize = codegen.RecordSize + codegen.MaxSnap + 8
+// What the longest sample takes, in bytes, with its padding.
+const (
+	sampleAlign = 8
+	sampleSize  = codegen.RecordSize + codegen.MaxSnap + sampleAlign
+)
 
 // read waits for a sample, which it puts into the memory of the packet that it may become.
 func (r *ring) read(p *packet.Packet) error {
-	r.sample.RawSample = p.Buffer(sampleSize)[:0]
+	r.sample.RawSample = p.Buffer(r.slot)[:0]
 	return r.reader.ReadInto(&r.sample)
 }
 
@@ -181,7 +188,7 @@ func (r *ring) fill(p *packet.Packet) bool {
 		return false
 	}
 	r.seen++
-	if record.Captured < record.Length {
+	if snap := uint32(r.h.cfg.Snap); record.Captured < record.Length && (snap == 0 || record.Captured < snap) {
 		r.h.counts.long.Add(1)
 		return false
 	}

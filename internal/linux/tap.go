@@ -41,7 +41,10 @@ type tap struct {
 const tapSlots = 8
 
 func newTap(h *handle, interpret bool) (*tap, error) {
-	log, err := sniff.Open(receiveBuffer(h.cfg.Limits))
+	if interpret {
+		h.cfg.Snap = 0 // it may have to look at everything
+	}
+	log, err := sniff.Open(receiveBuffer(h.cfg.Limits), h.cfg.Snap)
 	if err != nil {
 		return nil, err
 	}
@@ -153,10 +156,10 @@ func (t *tap) address(a *packet.Address, c *sniff.Copy, at int64) {
 }
 
 // pending reports whether the transport checksum field holds the sum of the pseudo-header only, as
-// the kernel leaves it for the hardware to complete.
+// the kernel leaves it for the hardware to complete. Of the packet only the headers are needed.
 func pending(b []byte) bool {
 	var p packet.Parsed
-	if !p.ParseExact(b) || p.Fragment {
+	if !p.Parse(b) || p.Extended || p.Fragment {
 		return false
 	}
 	if h := p.TCP(b); h != nil {

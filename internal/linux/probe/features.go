@@ -262,7 +262,7 @@ func bindQueue() error {
 
 // packetLog binds a log group and enters a rule that logs to it.
 func packetLog() error {
-	l, err := sniff.Open(1 << 16)
+	l, err := sniff.Open(1<<16, 0)
 	if err != nil {
 		return err
 	}

@@ -50,8 +50,20 @@ const MaxPayload = 0xffff - nfnl.AttrLen
 // BufferSize is the size of a slot that holds any message of a queue, in bytes.
 const BufferSize = 66 << 10
 
+// overhead is more than a message has beside the packet's bytes.
+const overhead = 1 << 10
+
+// SlotSize returns the size of a slot that holds any message of a queue with Options.Snap, in bytes.
+func SlotSize(snap int) int {
+	if snap == 0 {
+		return BufferSize
+	}
+	return min(snap+overhead, BufferSize)
+}
+
 // Options of a queue.
 type Options struct {
+	Snap     int    // bytes of each packet that are handed over at most, 0 for all
 	MaxLen   uint32 // packets without a verdict the kernel keeps; it refuses further ones
 	Discard  bool   // every packet is dropped, before the kernel copies anything of it; the sender learns nothing
 	FailOpen bool   // what does not fit goes on instead of being dropped
@@ -131,7 +143,11 @@ func config(num uint16, o Options) *nfnl.Message {
 	if o.Discard {
 		return m // a queue to which nobody has said what to copy takes no packet
 	}
-	m.Attr(cfgParams, append(binary.BigEndian.AppendUint32(nil, MaxPayload), copyMode)...)
+	snap := uint32(MaxPayload)
+	if o.Snap > 0 {
+		snap = min(snap, uint32(o.Snap))
+	}
+	m.Attr(cfgParams, append(binary.BigEndian.AppendUint32(nil, snap), copyMode)...)
 	return settings(m, o)
 }
 

@@ -65,8 +65,9 @@ const (
 	numGroups  = 0x8000
 )
 
-// Open binds a log group of the namespace that nobody has bound, with the socket receive buffer in bytes.
-func Open(rcvbuf int) (*Log, error) {
+// Open binds a log group of the namespace that nobody has bound, with the socket receive buffer in bytes. Of each
+// packet it copies snap bytes at most; 0 means all.
+func Open(rcvbuf, snap int) (*Log, error) {
 	conn, err := nfnl.Dial(rcvbuf)
 	if err != nil {
 		return nil, err
@@ -74,7 +75,7 @@ func Open(rcvbuf int) (*Log, error) {
 	start := rand.IntN(numGroups)
 	for i := range numGroups {
 		group := uint16(firstGroup + (start+i)%numGroups)
-		if err = conn.Request(config(group)); err == nil {
+		if err = conn.Request(config(group, snap)); err == nil {
 			return &Log{Conn: conn, group: group}, nil
 		}
 		// A group of somebody else answers EBUSY or EPERM; missing rights answer EPERM at every number.
@@ -90,10 +91,13 @@ func Open(rcvbuf int) (*Log, error) {
 }
 
 // config is the message that binds a group and sets it up, in one step.
-func config(group uint16) *nfnl.Message {
+func config(group uint16, snap int) *nfnl.Message {
+	if snap == 0 {
+		snap = maxCopy
+	}
 	m := nfnl.NewMessage(nfnl.Type(unix.NFNL_SUBSYS_ULOG, msgConfig), group)
 	m.Attr(cfgCmd, cmdBind)
-	m.Attr(cfgMode, append(binary.BigEndian.AppendUint32(nil, maxCopy), copyPacket, 0)...)
+	m.Attr(cfgMode, append(binary.BigEndian.AppendUint32(nil, uint32(min(snap, maxCopy))), copyPacket, 0)...)
 	m.Attr32(cfgBufferSize, datagramSize)
 	m.Attr32(cfgTimeout, flushTimeout)
 	m.Attr32(cfgThreshold, Threshold)

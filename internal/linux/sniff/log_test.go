@@ -64,7 +64,7 @@ func TestConfigurationBytes(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer c.Close()
-	if err := c.Tell(config(0x8001)); err != nil {
+	if err := c.Tell(config(0x8001, 0)); err != nil {
 		t.Fatal(err)
 	}
 	got := make([]byte, 4096)
@@ -172,7 +172,7 @@ func TestOpen(t *testing.T) {
 		taken := map[uint16]bool{}
 		var logs []*Log
 		for range 20 {
-			l, err := Open(1 << 16)
+			l, err := Open(1<<16, 0)
 			if err != nil {
 				return err
 			}
@@ -193,7 +193,7 @@ func TestOpen(t *testing.T) {
 	}
 	err = h.Do(func() error {
 		return lab.WithoutRights(func() error {
-			l, err := Open(1 << 16)
+			l, err := Open(1<<16, 0)
 			if err == nil {
 				err = errors.Join(errors.New("opened"), l.Close())
 			}
