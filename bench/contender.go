@@ -29,11 +29,12 @@ type worker interface {
 
 // contender is one of those that are compared.
 type contender struct {
-	name  string
-	about string
-	loads []string // those of the default selection
-	drops bool     // nothing arrives: what counts is how fast it is sent
-	open  func(traffic) (worker, error)
+	name   string
+	about  string
+	loads  []string // those of the default selection
+	drops  bool     // nothing arrives: what counts is how fast it is sent
+	copies bool     // it sees copies, of which it may miss some
+	open   func(traffic) (worker, error)
 }
 
 // Selections of loads.
@@ -83,11 +84,11 @@ var contenders = []contender{
 	{name: "interpreter-64", about: "accept-64 where the interpreter decides", loads: append(streams[:2:2], "latency"),
 		open: ours(program{batch: 64, deal: accept}, divert.WithEngine(divert.EngineInterpreter))},
 
-	{name: "sniff", about: "copies by divert", loads: streams,
+	{name: "sniff", about: "copies by divert", loads: streams, copies: true,
 		open: oursFor(wayOnly, program{batch: 64, deal: count}, divert.WithFlags(divert.Sniff|divert.RecvOnly), divert.WithQueueSize(sniffMemory))},
-	{name: "sniff-snap", about: "sniff, 96 bytes of each packet", loads: streams,
+	{name: "sniff-snap", about: "sniff, 96 bytes of each packet", loads: streams, copies: true,
 		open: oursFor(wayOnly, program{batch: 64, deal: count}, divert.WithFlags(divert.Sniff|divert.RecvOnly), divert.WithSnapLength(96))},
-	{name: "ring", about: "copies by an AF_PACKET TPACKET_V3 ring", loads: streams,
+	{name: "ring", about: "copies by an AF_PACKET TPACKET_V3 ring", loads: streams, copies: true,
 		open: openRing},
 
 	{name: "drop", about: "dropped by divert", loads: udpIn, drops: true,
