@@ -85,7 +85,7 @@ const firstSetPort = 10001
 type program struct {
 	batch   int // packets in a receive call, at most
 	deal    deal
-	readers int // goroutines that receive; 0 is 1
+	readers int // goroutines that receive, each from a queue of its own; 0 is 1, from all
 }
 
 // handleWorker is a program that receives from a handle until it is closed.
@@ -112,17 +112,21 @@ func oursFor(filter func(traffic) string, p program, opts ...divert.Option) func
 		}
 		w := &handleWorker{h: h, readers: max(p.readers, 1)}
 		w.done = make(chan error, w.readers)
-		for range w.readers {
-			go func() { w.done <- w.run(p) }()
+		for i := range w.readers {
+			receive := h.RecvBatch
+			if w.readers > 1 {
+				receive = func(ps []divert.Packet) (int, error) { return h.RecvQueue(i%h.Queues(), ps) }
+			}
+			go func() { w.done <- w.run(p, receive) }()
 		}
 		return w, nil
 	}
 }
 
-func (w *handleWorker) run(p program) error {
+func (w *handleWorker) run(p program, receive func([]divert.Packet) (int, error)) error {
 	ps := make([]divert.Packet, p.batch)
 	for {
-		n, err := w.h.RecvBatch(ps)
+		n, err := receive(ps)
 		if err == nil {
 			w.handled.Add(uint64(n))
 			err = p.deal(w.h, ps[:n])

@@ -4,13 +4,7 @@ package linux
 
 import (
 	"errors"
-	"os"
 	"sync"
-	"sync/atomic"
-	"syscall"
-	"time"
-
-	"golang.org/x/sys/unix"
 
 	"github.com/opendivert/divert/internal/engine"
 	"github.com/opendivert/divert/internal/linux/queue"
@@ -118,67 +112,4 @@ func (l *lane) reader() (*reader, error) {
 		return nil, err
 	}
 	return &reader{batchReader: newBatchReader(l.q, l.snap), drops: drops}, nil
-}
-
-// selector waits for any of several lanes: an epoll descriptor, which is itself one to wait for. A nil
-// selector has nothing to close and no deadline.
-type selector struct {
-	file  *os.File
-	raw   syscall.RawConn
-	ready func(fd uintptr) bool // made once
-	turn  atomic.Uint32
-}
-
-func newSelector(lanes []*lane) (*selector, error) {
-	fd, err := unix.EpollCreate1(unix.EPOLL_CLOEXEC)
-	if err != nil {
-		return nil, os.NewSyscallError("epoll_create1", err)
-	}
-	for _, l := range lanes {
-		var added error
-		err := l.q.Control(func(queue uintptr) {
-			added = unix.EpollCtl(fd, unix.EPOLL_CTL_ADD, int(queue), &unix.EpollEvent{Events: unix.EPOLLIN})
-		})
-		if err := errors.Join(err, added); err != nil {
-			unix.Close(fd)
-			return nil, os.NewSyscallError("epoll_ctl", err)
-		}
-	}
-	if err := unix.SetNonblock(fd, true); err != nil { // makes the runtime wait for it instead of a thread
-		unix.Close(fd)
-		return nil, os.NewSyscallError("fcntl", err)
-	}
-	s := &selector{file: os.NewFile(uintptr(fd), "epoll")}
-	if s.raw, err = s.file.SyscallConn(); err != nil {
-		s.file.Close()
-		return nil, err
-	}
-	s.ready = func(fd uintptr) bool {
-		var events [1]unix.EpollEvent
-		n, err := unix.EpollWait(int(fd), events[:], 0)
-		return n > 0 || err != nil && err != unix.EINTR
-	}
-	return s, nil
-}
-
-// next returns the lanes in turn.
-func (s *selector) next(lanes []*lane) *lane {
-	return lanes[s.turn.Add(1)%uint32(len(lanes))]
-}
-
-// wait waits until a lane may hold a packet, or the deadline.
-func (s *selector) wait() error { return s.raw.Read(s.ready) }
-
-func (s *selector) setDeadline(t time.Time) error {
-	if s == nil {
-		return nil
-	}
-	return s.file.SetReadDeadline(t)
-}
-
-func (s *selector) close() error {
-	if s == nil {
-		return nil
-	}
-	return s.file.Close()
 }

@@ -53,7 +53,7 @@ func (s *queued) recv(ps []packet.Packet) (int, error) {
 	for {
 		draining := s.draining.Load()
 		for range s.lanes {
-			n, err := s.poll(s.any.next(s.lanes), ps)
+			n, err := s.poll(s.any.next(), ps)
 			if n > 0 || err != nil {
 				return n, err
 			}

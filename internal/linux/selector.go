@@ -1,0 +1,125 @@
+//go:build linux
+
+package linux
+
+import (
+	"errors"
+	"os"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// selector waits for any of several lanes: an epoll descriptor that looks at their sockets. As the sockets themselves
+// it is not watched by the runtime's poller, which would be told of every packet that comes. A nil selector has
+// nothing to close and no deadline.
+type selector struct {
+	lanes    []*lane
+	fd, bell int // the epoll descriptor, and an eventfd: rung, it ends a wait
+	turn     atomic.Uint32
+
+	mu       sync.RWMutex // held for reading while the descriptors are in use
+	closed   bool
+	deadline atomic.Int64 // ns since 1970; 0: none
+	waiting  sync.Mutex   // held by the one who waits: the others would be woken for the same packet
+}
+
+func newSelector(lanes []*lane) (*selector, error) {
+	s := &selector{lanes: lanes, bell: -1}
+	var err error
+	if s.fd, err = unix.EpollCreate1(unix.EPOLL_CLOEXEC); err != nil {
+		return nil, os.NewSyscallError("epoll_create1", err)
+	}
+	if s.bell, err = unix.Eventfd(0, unix.EFD_CLOEXEC|unix.EFD_NONBLOCK); err != nil {
+		return nil, errors.Join(os.NewSyscallError("eventfd", err), s.close())
+	}
+	for _, l := range lanes {
+		var added error
+		err := l.q.Control(func(queue uintptr) {
+			added = unix.EpollCtl(s.fd, unix.EPOLL_CTL_ADD, int(queue), &unix.EpollEvent{Events: unix.EPOLLIN})
+		})
+		if err := errors.Join(err, os.NewSyscallError("epoll_ctl", added)); err != nil {
+			return nil, errors.Join(err, s.close())
+		}
+	}
+	return s, nil
+}
+
+// next returns the lanes in turn.
+func (s *selector) next() *lane { return s.lanes[s.turn.Add(1)%uint32(len(s.lanes))] }
+
+// wait waits until a lane may hold a packet. It fails with os.ErrDeadlineExceeded from the deadline on and with
+// os.ErrClosed after close.
+func (s *selector) wait() error {
+	s.waiting.Lock()
+	defer s.waiting.Unlock()
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	if s.closed {
+		return os.ErrClosed
+	}
+	var timeout *unix.Timespec
+	if at := s.deadline.Load(); at != 0 {
+		left := time.Until(time.Unix(0, at))
+		if left <= 0 {
+			return os.ErrDeadlineExceeded
+		}
+		t := unix.NsecToTimespec(int64(left))
+		timeout = &t
+	}
+	fds := [...]unix.PollFd{{Fd: int32(s.fd), Events: unix.POLLIN}, {Fd: int32(s.bell), Events: unix.POLLIN}}
+	if _, err := unix.Ppoll(fds[:], timeout, nil); err != nil && err != unix.EINTR {
+		return os.NewSyscallError("ppoll", err)
+	}
+	if fds[1].Revents != 0 {
+		var count [8]byte
+		_, _ = unix.Read(s.bell, count[:])
+	}
+	return nil
+}
+
+// ring ends the wait of the one who waits, or the next wait.
+func (s *selector) ring() {
+	one := [8]byte{1}
+	_, _ = unix.Write(s.bell, one[:]) // fails only when it has been rung 2^64-2 times
+}
+
+func (s *selector) setDeadline(t time.Time) error {
+	if s == nil {
+		return nil
+	}
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	if s.closed {
+		return os.ErrClosed
+	}
+	at := int64(0)
+	if !t.IsZero() {
+		at = max(t.UnixNano(), 1)
+	}
+	s.deadline.Store(at)
+	s.ring()
+	return nil
+}
+
+func (s *selector) close() error {
+	if s == nil {
+		return nil
+	}
+	if s.bell >= 0 {
+		s.ring()
+	}
+	s.mu.Lock() // until the one who waits has left
+	defer s.mu.Unlock()
+	if s.closed {
+		return os.ErrClosed
+	}
+	s.closed = true
+	err := unix.Close(s.fd)
+	if s.bell >= 0 {
+		err = errors.Join(err, unix.Close(s.bell))
+	}
+	return err
+}
