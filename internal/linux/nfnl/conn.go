@@ -3,6 +3,7 @@
 package nfnl
 
 import (
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"os"
@@ -29,6 +30,9 @@ type Conn struct {
 	closed atomic.Bool
 	long   atomic.Bool // the last batch had many bytes, see call
 
+	answers bool        // the other end is the kernel, which answers
+	blocked atomic.Bool // somebody waits in the receive call itself, see block
+
 	reading  sync.Mutex   // held by the one who receives
 	deadline atomic.Int64 // of receives, ns since 1970; 0: none
 }
@@ -54,7 +58,11 @@ func Dial(rcvbuf int) (*Conn, error) {
 			return nil, os.NewSyscallError("setsockopt", err)
 		}
 	}
-	return NewConn(fd)
+	c, err := NewConn(fd)
+	if err == nil {
+		c.answers = true
+	}
+	return c, err
 }
 
 // NewConn returns a Conn of a socket, which it closes also when it fails. A test hands it one of
@@ -117,18 +125,31 @@ func (c *Conn) SetReadDeadline(t time.Time) error {
 	})
 }
 
-// ring ends the wait of the one who receives, or the next wait.
+// ring ends the wait of the one who receives, or the next wait. What the receiver is to notice has been stored.
 func (c *Conn) ring() {
 	one := [8]byte{1}
 	_, _ = unix.Write(c.bell, one[:]) // fails only when it has been rung 2^64-2 times
+	if c.blocked.Load() {
+		_, _ = unix.Write(c.fd, noop[:]) // a full buffer, for which there would be no answer, blocks nobody
+	}
 }
+
+// noop is a message that does nothing and wants an answer (linux/netlink.h, NLMSG_NOOP).
+var noop = func() (b [unix.SizeofNlMsghdr]byte) {
+	binary.NativeEndian.PutUint32(b[0:], unix.SizeofNlMsghdr)
+	binary.NativeEndian.PutUint16(b[4:], unix.NLMSG_NOOP)
+	binary.NativeEndian.PutUint16(b[6:], unix.NLM_F_REQUEST|unix.NLM_F_ACK)
+	return b
+}()
 
 // Close closes the socket. What the kernel had bound to it, it releases.
 func (c *Conn) Close() error {
 	if c.closed.Swap(true) {
 		return os.ErrClosed
 	}
+	c.mu.RLock()
 	c.ring()
+	c.mu.RUnlock()
 	c.mu.Lock() // until the last one has left
 	defer c.mu.Unlock()
 	return errors.Join(os.NewSyscallError("close", unix.Close(c.fd)), unix.Close(c.bell))
