@@ -85,6 +85,7 @@ type options struct {
 	dialect filter.Dialect
 	params  [VersionMajor]uint64
 	config  engine.Config
+	engine  engine.Opener
 }
 
 // Option changes how Open opens a handle.
@@ -207,8 +208,13 @@ func OpenProgram(p *filter.Program, opts ...Option) (*Handle, error) {
 	return o.open(p)
 }
 
+// Package diverttest opens handles of an engine of its own; nobody outside this module can.
+func init() {
+	engine.With = func(e engine.Opener) any { return Option(func(o *options) { o.engine = e }) }
+}
+
 func newOptions(opts []Option) *options {
-	o := &options{config: engine.Config{Queues: 1}}
+	o := &options{config: engine.Config{Queues: 1}, engine: openEngine}
 	for p, r := range paramRanges {
 		o.params[p] = r.initial
 	}
@@ -221,7 +227,7 @@ func newOptions(opts []Option) *options {
 func (o *options) open(p *filter.Program) (*Handle, error) {
 	o.config.Program = p
 	o.config.Limits = limitsOf(o.params)
-	e, err := openEngine(o.config)
+	e, err := o.engine(o.config)
 	if err != nil {
 		return nil, opError("open", err)
 	}
