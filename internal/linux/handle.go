@@ -204,15 +204,15 @@ func (h *handle) rules() []rules.Rule {
 	return rs
 }
 
-// check returns why a call on the half that down tells of cannot go on.
+// check returns why a call on the half that down tells of cannot go on, in the order of the specification (api.md 8).
 func (h *handle) check(down *atomic.Bool, refused uint64, refusal, ended error) error {
 	switch {
 	case h.closed.Load():
 		return net.ErrClosed
-	case h.cfg.Flags&refused != 0:
-		return refusal
 	case down != nil && down.Load():
 		return ended
+	case h.cfg.Flags&refused != 0:
+		return refusal
 	}
 	return nil
 }
