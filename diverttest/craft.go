@@ -1,7 +1,6 @@
 package diverttest
 
 import (
-	"encoding/binary"
 	"fmt"
 	"net/netip"
 
@@ -17,10 +16,10 @@ func UDP(src, dst netip.AddrPort, payload []byte) ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
-	u := b[transport:]
-	binary.BigEndian.PutUint16(u[0:], src.Port())
-	binary.BigEndian.PutUint16(u[2:], dst.Port())
-	binary.BigEndian.PutUint16(u[4:], uint16(length))
+	u := packet.UDP(b[transport:])
+	u.SetSrcPort(src.Port())
+	u.SetDstPort(dst.Port())
+	u.SetLength(uint16(length))
 	copy(u[packet.UDPHeaderLen:], payload)
 	packet.CalcChecksums(b, nil, 0)
 	return b, nil
@@ -29,7 +28,7 @@ func UDP(src, dst netip.AddrPort, payload []byte) ([]byte, error) {
 // Segment is what a TCP segment has besides addresses and payload.
 type Segment struct {
 	Seq, Ack uint32
-	Flags    uint8 // as in the header: FIN 1, SYN 2, RST 4, PSH 8, ACK 16, URG 32
+	Flags    packet.TCPFlags
 	Window   uint16
 }
 
@@ -39,13 +38,14 @@ func TCP(src, dst netip.AddrPort, s Segment, payload []byte) ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
-	t := b[transport:]
-	binary.BigEndian.PutUint16(t[0:], src.Port())
-	binary.BigEndian.PutUint16(t[2:], dst.Port())
-	binary.BigEndian.PutUint32(t[4:], s.Seq)
-	binary.BigEndian.PutUint32(t[8:], s.Ack)
-	t[12], t[13] = packet.TCPHeaderLen/4<<4, s.Flags
-	binary.BigEndian.PutUint16(t[14:], s.Window)
+	t := packet.TCP(b[transport:])
+	t.SetSrcPort(src.Port())
+	t.SetDstPort(dst.Port())
+	t.SetSeq(s.Seq)
+	t.SetAck(s.Ack)
+	t.SetHeaderLen(packet.TCPHeaderLen)
+	t.SetFlags(s.Flags)
+	t.SetWindow(s.Window)
 	copy(t[packet.TCPHeaderLen:], payload)
 	packet.CalcChecksums(b, nil, 0)
 	return b, nil
