@@ -85,6 +85,20 @@ func (l *live) write(from, to net.PacketConn, payload string) {
 	}
 }
 
+func (l *live) bind(port uint16) bool {
+	l.Helper()
+	c, err := l.pair.A.ListenPacket("udp", netip.AddrPortFrom(l.pair.A.Addr4(), port).String())
+	if err == nil {
+		err = c.Close()
+	} else if errors.Is(err, os.ErrPermission) {
+		return false
+	}
+	if err != nil {
+		l.Fatal(err)
+	}
+	return true
+}
+
 func (l *live) expectOut(want ...string) {
 	l.Helper()
 	compare(l.T, "left the host", l.read(l.peer, len(want)), want)

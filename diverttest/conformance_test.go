@@ -27,6 +27,9 @@ type world interface {
 	addrs() (host, peer netip.AddrPort)
 	link() uint32 // the host's interface to its peer
 	settle()      // waits until what was sent is where it stays
+
+	// bind has the host bind a UDP socket to a port of its address and close it, and reports whether that was allowed.
+	bind(port uint16) bool
 }
 
 // player is what a row does things with; a failure ends the row.
@@ -47,6 +50,45 @@ func (p *player) handle(filter string, opts ...divert.Option) *divert.Handle {
 		}
 	})
 	return h
+}
+
+// events opens a handle for events of the host's sockets, or skips where that is not to be had.
+func (p *player) events(filter string, opts ...divert.Option) *divert.Handle {
+	p.Helper()
+	opts = append(opts, divert.WithLayer(divert.LayerSocket), divert.WithFlags(divert.RecvOnly))
+	h, err := p.open(filter, opts...)
+	if errors.Is(err, divert.ErrNotSupported) || errors.Is(err, os.ErrPermission) {
+		p.Skip(err)
+	}
+	p.ok(err)
+	p.Cleanup(func() { h.Close() })
+	return h
+}
+
+// event receives one event of a socket, which must be that of one bound to the port.
+func (p *player) event(h *divert.Handle, e divert.Event, port uint16, sniffed bool) {
+	p.Helper()
+	p.ok(h.SetReadDeadline(time.Now().Add(5 * time.Second)))
+	n, a, err := h.Recv(nil)
+	if err != nil {
+		p.Fatalf("receive %v: %v", e, err)
+	}
+	host, _ := p.addrs()
+	d := a.Flow()
+	if n != 0 || a.Layer != divert.LayerSocket || a.Event != e || a.Sniffed != sniffed || !a.Outbound || a.Loopback || a.IPv6 ||
+		d.LocalAddr != host.Addr() || d.LocalPort != port || d.RemoteAddr != netip.IPv6Unspecified() || d.RemotePort != 0 ||
+		d.Protocol != packet.ProtocolUDP || d.ProcessID != uint32(os.Getpid()) {
+		p.Errorf("the event is %+v of %+v, want %v of port %d", a, d, e, port)
+	}
+}
+
+// silent checks that nothing comes.
+func (p *player) silent(h *divert.Handle) {
+	p.Helper()
+	p.ok(h.SetReadDeadline(time.Now().Add(50 * time.Millisecond)))
+	if _, a, err := h.Recv(nil); !errors.Is(err, os.ErrDeadlineExceeded) {
+		p.Errorf("received %+v, %v; want nothing", a, err)
+	}
 }
 
 // recv receives one packet, which must have the payload.
@@ -518,6 +560,72 @@ var expectations = []struct {
 			}
 		}
 	}},
+	{"injected as if it came in", func(p *player) {
+		h := p.handle("udp")
+		above := p.handle("udp", pri(1), divert.WithFlags(divert.Sniff))
+		below := p.handle("udp", pri(-1), divert.WithFlags(divert.Sniff))
+		host, peer := p.addrs()
+		b, err := diverttest.UDP(peer, host, []byte("a"))
+		p.ok(err)
+		a := divert.Address{IPChecksum: true, UDPChecksum: true}
+		a.SetNetwork(packet.NetworkData{IfIdx: p.link()})
+		if err := h.Send(b, &a); errors.Is(err, os.ErrPermission) {
+			p.Skip(err) // no device for that here
+		} else {
+			p.ok(err)
+		}
+		p.expectIn("a")
+		k := p.recv(below, "a")
+		if k.Addr.Outbound || k.Addr.Impostor || k.Addr.Network().IfIdx != p.link() {
+			p.Errorf("the address below is %+v on %+v", k.Addr, k.Addr.Network())
+		}
+		p.none(above)
+		p.counts(h, divert.Stats{Injected: 1})
+	}},
+	{"socket calls are told of", func(p *player) {
+		h := p.events("localPort == 4999", divert.WithFlags(divert.Sniff))
+		if !p.bind(4999) || !p.bind(4998) {
+			p.Error("a sniffed call was refused")
+		}
+		p.event(h, packet.EventSocketBind, 4999, true)
+		p.event(h, packet.EventSocketClose, 4999, true)
+		p.silent(h)
+		p.counts(h, divert.Stats{Matched: 2, Received: 2})
+	}},
+	{"socket calls are refused, and hidden from handles below", func(p *player) {
+		low := p.events("localPort == 4999", divert.WithFlags(divert.Sniff))
+		h := p.events("event == BIND and localPort == 4999", pri(1))
+		high := p.events("event == BIND and localPort == 4999", pri(2), divert.WithFlags(divert.Sniff))
+		if p.bind(4999) || !p.bind(4998) {
+			p.Error("the wrong call was refused")
+		}
+		p.event(high, packet.EventSocketBind, 4999, true)
+		p.event(h, packet.EventSocketBind, 4999, false)
+		if p.silent(low); p.Failed() {
+			return
+		}
+		p.ok(h.Shutdown(divert.ShutdownRecv))
+		if !p.bind(4999) {
+			p.Error("refused by a handle that is shut down")
+		}
+		p.event(low, packet.EventSocketBind, 4999, true)
+		p.event(low, packet.EventSocketClose, 4999, true)
+		_, _, err := h.Recv(nil)
+		p.fails(err, io.EOF, 232)
+	}},
+	{"socket calls are refused silently", func(p *player) {
+		h := p.events("localPort == 4999", divert.WithFlags(divert.Drop))
+		if p.bind(4999) {
+			p.Error("allowed")
+		}
+		p.silent(h)
+		_, err := h.SendBatch([]divert.Packet{{Data: p.datagram("a")}})
+		p.fails(err, divert.ErrRecvOnly, 87)
+		p.ok(h.Close())
+		if !p.bind(4999) {
+			p.Error("refused by a handle that is closed")
+		}
+	}},
 	{"limits out of range", func(p *player) {
 		h := p.handle("false")
 		p.fails(h.SetParam(divert.QueueLength, 31), divert.ErrInvalid, 87)
@@ -597,6 +705,22 @@ func (f *fake) datagram(src, dst netip.AddrPort, payload string) []byte {
 		f.Fatal(err)
 	}
 	return b
+}
+
+func (f *fake) bind(port uint16) bool {
+	f.Helper()
+	host, _ := f.addrs()
+	a := divert.Address{Event: packet.EventSocketBind}
+	a.SetFlow(packet.FlowData{LocalAddr: host.Addr(), LocalPort: port, Protocol: packet.ProtocolUDP, ProcessID: uint32(os.Getpid())})
+	allowed, err := f.n.Raise(a)
+	if allowed && err == nil {
+		a.Event = packet.EventSocketClose
+		_, err = f.n.Raise(a)
+	}
+	if err != nil {
+		f.Fatal(err)
+	}
+	return allowed
 }
 
 // collect takes what was delivered, if its checksums are right: else no socket would have it.
