@@ -48,7 +48,8 @@ func (n *Network) Raise(a divert.Address) (allowed bool, err error) {
 		return n.socket(e), nil
 	}
 	e.Outbound = a.Outbound
-	return true, n.flow(e, d)
+	err = n.flow(e, d)
+	return err == nil, err
 }
 
 // socket raises an event of the layer SOCKET and reports whether it was allowed.
