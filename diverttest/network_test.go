@@ -418,6 +418,19 @@ func TestQueueLimits(t *testing.T) {
 	}
 }
 
+// TestFailOpenPassesAll: what a full queue has no room for passes the handles below too.
+func TestFailOpenPassesAll(t *testing.T) {
+	n := diverttest.New()
+	h := open(t, n, "true", divert.WithQueueLength(32), divert.WithFailOpen())
+	below := open(t, n, "true", divert.WithPriority(-1), divert.WithFlags(divert.Drop))
+	for range 33 {
+		n.Outbound(udp(t, "x"), 0)
+	}
+	delivered(t, n, "out 2 x")
+	stats(t, below, divert.Stats{})
+	stats(t, h, divert.Stats{Matched: 33, Waiting: 32, Passed: 1})
+}
+
 // TestLimitLowered: the surplus is dropped when the next item comes (api.md 11).
 func TestLimitLowered(t *testing.T) {
 	n := diverttest.New()

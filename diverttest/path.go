@@ -60,7 +60,8 @@ func (h *handle) capture(data []byte, a packet.Address) bool {
 		return true
 	case h.cfg.FailOpen && !sniff && !h.queue.Room(len(data)):
 		h.stats.Passed++
-		return false
+		h.net.deliver(data, a) // past the handles below too, as Linux has it
+		return true
 	}
 	if a.Sniffed = sniff; !sniff {
 		h.captured++
