@@ -114,7 +114,7 @@ func (l *live) read(c net.PacketConn, count int) (got []string) {
 	l.Helper()
 	b := make([]byte, 2000)
 	for {
-		wait := 5 * time.Second
+		wait := patience
 		if len(got) >= count {
 			wait = 50 * time.Millisecond // nothing more may come
 		}

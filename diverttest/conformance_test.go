@@ -26,7 +26,7 @@ type world interface {
 	expectIn(payloads ...string)  // these, and no others, have reached the host's socket
 	addrs() (host, peer netip.AddrPort)
 	link() uint32 // the host's interface to its peer
-	settle()      // waits until what was sent is where it stays
+	settle()      // gives what must not come the time to come
 
 	// bind has the host bind a UDP socket to a port of its address and close it, and reports whether that was allowed.
 	bind(port uint16) bool
@@ -68,7 +68,7 @@ func (p *player) events(filter string, opts ...divert.Option) *divert.Handle {
 // event receives one event of a socket, which must be that of one bound to the port.
 func (p *player) event(h *divert.Handle, e divert.Event, port uint16, sniffed bool) {
 	p.Helper()
-	p.ok(h.SetReadDeadline(time.Now().Add(5 * time.Second)))
+	p.ok(h.SetReadDeadline(time.Now().Add(patience)))
 	n, a, err := h.Recv(nil)
 	if err != nil {
 		p.Fatalf("receive %v: %v", e, err)
@@ -94,7 +94,7 @@ func (p *player) silent(h *divert.Handle) {
 // recv receives one packet, which must have the payload.
 func (p *player) recv(h *divert.Handle, payload string) divert.Packet {
 	p.Helper()
-	if err := h.SetReadDeadline(time.Now().Add(5 * time.Second)); err != nil {
+	if err := h.SetReadDeadline(time.Now().Add(patience)); err != nil {
 		p.Fatal(err)
 	}
 	ps := make([]divert.Packet, 1)
@@ -136,13 +136,34 @@ func (p *player) fails(err, want error, code uint32) {
 	}
 }
 
-// counts compares counters; a field that is 0 in want must be 0.
+// patience is how long a row waits for what must come.
+const patience = 20 * time.Second
+
+// until waits until a handle's counters are as they are to be.
+func (p *player) until(h *divert.Handle, what string, as func(divert.Stats) bool) divert.Stats {
+	p.Helper()
+	for begin := time.Now(); ; time.Sleep(time.Millisecond) {
+		s, err := h.Stats()
+		p.ok(err)
+		if as(s) {
+			return s
+		}
+		if time.Since(begin) > patience {
+			p.Fatalf("the counters are\n%+v, want %s", s, what)
+		}
+	}
+}
+
+// waiting waits until so many packets wait in a handle's queue.
+func (p *player) waiting(h *divert.Handle, n uint64) {
+	p.Helper()
+	p.until(h, fmt.Sprint(n, " waiting"), func(s divert.Stats) bool { return s.Waiting == n })
+}
+
+// counts compares counters, when they have become what they are to be; a field that is 0 in want must be 0.
 func (p *player) counts(h *divert.Handle, want divert.Stats) {
 	p.Helper()
-	p.settle()
-	if got, err := h.Stats(); err != nil || got != want {
-		p.Errorf("the counters are\n%+v (%v), want\n%+v", got, err, want)
-	}
+	p.until(h, fmt.Sprintf("\n%+v", want), func(s divert.Stats) bool { return s == want })
 }
 
 // datagram returns one from the host to its peer.
@@ -301,6 +322,7 @@ var expectations = []struct {
 	{"send-only swallows what matches until it is closed", func(p *player) {
 		h := p.handle("outbound and udp", divert.WithFlags(divert.SendOnly))
 		p.out("a")
+		p.waiting(h, 1)
 		p.expectOut()
 		_, _, err := h.Recv(make([]byte, 100))
 		p.fails(err, divert.ErrSendOnly, 87)
@@ -370,7 +392,7 @@ var expectations = []struct {
 	{"a filter that is set while packets wait", func(p *player) {
 		h := p.handle("outbound and udp")
 		p.out("a")
-		p.settle()
+		p.waiting(h, 1)
 		p.ok(h.SetFilter("inbound and udp"))
 		p.out("b")
 		p.in("c")
@@ -388,7 +410,7 @@ var expectations = []struct {
 		h := p.handle("outbound and udp")
 		p.out("a")
 		p.out("b")
-		p.settle()
+		p.waiting(h, 2)
 		p.ok(h.Shutdown(divert.ShutdownRecv))
 		p.out("c")
 		p.expectOut("c")
@@ -413,6 +435,7 @@ var expectations = []struct {
 	{"a handle that drops and is shut down lets packets pass", func(p *player) {
 		h := p.handle("outbound and udp", divert.WithFlags(divert.Drop))
 		p.out("a")
+		p.counts(h, divert.Stats{Matched: 1, Dropped: 1})
 		p.ok(h.Shutdown(divert.ShutdownBoth))
 		p.out("b")
 		p.expectOut("b")
@@ -425,6 +448,7 @@ var expectations = []struct {
 		p.out("a")
 		p.out("b")
 		p.recv(h, "a")
+		p.waiting(h, 1)
 		p.ok(h.Close())
 		p.expectOut()
 		k := p.recv(low, "b")
@@ -440,7 +464,7 @@ var expectations = []struct {
 		h := p.handle("outbound and udp")
 		p.out("a")
 		p.out("b")
-		p.settle()
+		p.waiting(h, 2)
 		for range h.Packets(p.Context()) {
 			break
 		}
@@ -448,10 +472,10 @@ var expectations = []struct {
 		p.expectOut("b")
 	}},
 	{"older than the queue time", func(p *player) {
-		h := p.handle("outbound and udp", divert.WithQueueTime(200*time.Millisecond))
+		h := p.handle("outbound and udp", divert.WithQueueTime(time.Second))
 		p.out("old")
-		p.settle()
-		time.Sleep(700 * time.Millisecond)
+		p.waiting(h, 1)
+		time.Sleep(1500 * time.Millisecond) // the Linux engine keeps packets up to an eighth longer
 		p.out("young")
 		p.recv(h, "young")
 		p.none(h)
@@ -546,7 +570,7 @@ var expectations = []struct {
 			{packet.EventReflectOpen, 7, divert.Sniff}, {packet.EventReflectOpen, -7, 0},
 			{packet.EventReflectClose, -7, 0}, {packet.EventReflectClose, 7, divert.Sniff},
 		} {
-			p.ok(r.SetReadDeadline(time.Now().Add(5 * time.Second)))
+			p.ok(r.SetReadDeadline(time.Now().Add(patience)))
 			b := make([]byte, 1000)
 			n, a, err := r.Recv(b)
 			p.ok(err)
@@ -647,12 +671,10 @@ var expectations = []struct {
 		for i := range 200 {
 			p.out(fmt.Sprint(i))
 		}
-		p.settle()
-		s, err := h.Stats()
-		// Engines may keep up to twice the length, and the newest instead of the oldest.
-		if err != nil || s.Matched != 200 || s.Waiting < 32 || s.Waiting > 64 || s.Waiting+s.DroppedFull != 200 {
-			p.Errorf("the counters are %+v (%v)", s, err)
-		}
+		// Engines may keep up to twice the length, and the oldest instead of the newest.
+		s := p.until(h, "32 to 64 of 200 waiting, the rest dropped", func(s divert.Stats) bool {
+			return s.Matched == 200 && s.Waiting >= 32 && s.Waiting <= 64 && s.Waiting+s.DroppedFull == 200
+		})
 		p.ok(h.Shutdown(divert.ShutdownRecv))
 		if got := p.drain(h); uint64(len(got)) != s.Waiting {
 			p.Errorf("received %d, waiting were %d", len(got), s.Waiting)
