@@ -86,6 +86,7 @@ type options struct {
 	params  [VersionMajor]uint64
 	snaps   bool // WithSnapLength
 	config  engine.Config
+	engine  engine.Opener
 }
 
 // Option changes how Open opens a handle.
@@ -218,8 +219,13 @@ func OpenProgram(p *filter.Program, opts ...Option) (*Handle, error) {
 	return o.open(p)
 }
 
+// Package diverttest opens handles of an engine of its own; nobody outside this module can.
+func init() {
+	engine.With = func(e engine.Opener) any { return Option(func(o *options) { o.engine = e }) }
+}
+
 func newOptions(opts []Option) *options {
-	o := &options{config: engine.Config{Queues: 1}}
+	o := &options{config: engine.Config{Queues: 1}, engine: openEngine}
 	for p, r := range paramRanges {
 		o.params[p] = r.initial
 	}
@@ -232,7 +238,7 @@ func newOptions(opts []Option) *options {
 func (o *options) open(p *filter.Program) (*Handle, error) {
 	o.config.Program = p
 	o.config.Limits = limitsOf(o.params)
-	e, err := openEngine(o.config)
+	e, err := o.engine(o.config)
 	if err != nil {
 		return nil, opError("open", err)
 	}

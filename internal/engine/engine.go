@@ -82,6 +82,13 @@ type Handle interface {
 	Description() string
 }
 
+// Opener opens a handle.
+type Opener func(Config) (Handle, error)
+
+// With returns a divert.Option that has handles opened by an engine other than the platform's. Package divert sets
+// it, so that package diverttest can use it without every program having it before its eyes.
+var With func(Opener) any
+
 // Returner is a Handle that can give back to the stack packets that Recv returned and nobody has looked at.
 type Returner interface {
 	Return(ps []packet.Packet)

@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/opendivert/divert/filter"
+	"github.com/opendivert/divert/internal/backlog"
 	"github.com/opendivert/divert/internal/engine"
 	"github.com/opendivert/divert/internal/linux/cursor"
 	"github.com/opendivert/divert/internal/linux/netns"
@@ -28,7 +29,7 @@ type events struct {
 	ns     *netns.Namespace
 	entry  *rules.Entry // nil for REFLECT: its handles are nobody's to see
 	feed   feed
-	queue  *backlog
+	queue  *backlog.Queue
 	counts counts
 
 	mu       sync.Mutex // serialises Shutdown, Close and SetFilter
@@ -49,12 +50,6 @@ type feed interface {
 	describe() string
 }
 
-// What an event counts in the queue beyond its bytes (specification: api.md 12).
-const (
-	perEvent   = 119
-	perReflect = 87
-)
-
 // openEvents opens a handle of one of the layers.
 func openEvents(cfg engine.Config) (engine.Handle, error) {
 	ns, err := netns.Current()
@@ -62,10 +57,8 @@ func openEvents(cfg engine.Config) (engine.Handle, error) {
 		return nil, err
 	}
 	h := &events{cfg: cfg, layer: cfg.Program.Layer(), ns: ns}
-	h.queue = newBacklog(cfg.Limits, h.lost)
-	h.queue.overhead = perEvent
+	h.queue = backlog.New(backlog.Config{Layer: h.layer, Limits: cfg.Limits, Now: now, Dropped: h.lost})
 	if h.layer == packet.LayerReflect {
-		h.queue.overhead = perReflect
 		err = h.follow()
 	} else {
 		err = h.enter()
@@ -81,7 +74,7 @@ func openEvents(cfg engine.Config) (engine.Handle, error) {
 func (h *events) enter() (err error) {
 	owner := rules.Owner{
 		ID: rand.Uint64(), PID: os.Getpid(), Opened: now(),
-		Priority: h.cfg.Priority, Layer: uint8(h.layer), Flags: h.cfg.Flags, Filter: filterData(h.cfg.Program),
+		Priority: h.cfg.Priority, Layer: uint8(h.layer), Flags: h.cfg.Flags, Filter: engine.FilterData(h.cfg.Program),
 	}
 	h.entry, err = rules.Open(h.ns, owner, func(key cursor.Key) ([]rules.Rule, error) {
 		f, err := newSocketFeed(h, key)
@@ -104,26 +97,20 @@ func (h *events) follow() error {
 
 // raise queues an event.
 func (h *events) raise(data []byte, a *packet.Address) {
-	if h.queue.add(data, a) {
+	if h.queue.Add(data, a) {
 		h.counts.matched.Add(1)
 	}
 }
 
 // lost counts an event that had to leave the queue.
-func (h *events) lost(_ *waiting, why dropReason) {
-	if why == dropOld {
-		h.counts.old.Add(1)
-	} else {
-		h.counts.full.Add(1)
-	}
-}
+func (h *events) lost(_ *backlog.Item, why backlog.Reason) { h.counts.lost(why) }
 
 // Recv implements engine.Handle.
 func (h *events) Recv(ps []packet.Packet) (int, error) {
 	if len(ps) == 0 {
 		return 0, nil
 	}
-	n, err := h.queue.recv(ps)
+	n, err := h.queue.Recv(ps)
 	h.counts.received.Add(uint64(n))
 	return n, err
 }
@@ -147,7 +134,7 @@ func (h *events) SetReadDeadline(t time.Time) error {
 	if h.closed.Load() {
 		return net.ErrClosed
 	}
-	h.queue.set(func() { h.queue.deadline = t })
+	h.queue.SetDeadline(t)
 	return nil
 }
 
@@ -156,7 +143,7 @@ func (h *events) SetLimits(l engine.Limits) error {
 	if h.closed.Load() {
 		return net.ErrClosed
 	}
-	h.queue.set(func() { h.queue.limits = l })
+	h.queue.SetLimits(l)
 	return nil
 }
 
@@ -173,7 +160,7 @@ func (h *events) SetFilter(p *filter.Program) error {
 	if err := h.feed.setFilter(p); err != nil || h.entry == nil {
 		return err
 	}
-	return h.entry.SetFilter(filterData(p))
+	return h.entry.SetFilter(engine.FilterData(p))
 }
 
 // Shutdown implements engine.Handle.
@@ -191,7 +178,7 @@ func (h *events) Shutdown(how engine.How) error {
 	}
 	h.recvDown = true
 	err := h.feed.stop()
-	h.queue.set(func() { h.queue.draining = true })
+	h.queue.Drain()
 	return err
 }
 
@@ -208,7 +195,7 @@ func (h *events) Close() error {
 // release gives back what an opened, or half opened, handle holds.
 func (h *events) release() error {
 	var errs []error
-	h.queue.set(func() { h.queue.closed = true })
+	h.queue.Close()
 	if h.feed != nil {
 		errs = append(errs, h.feed.close())
 	}
@@ -226,7 +213,7 @@ func (h *events) Stats() (engine.Stats, error) {
 		Matched: c.matched.Load(), Received: c.received.Load(),
 		DroppedFull: c.full.Load(), DroppedOld: c.old.Load(),
 	}
-	h.queue.set(func() { s.Waiting = uint64(h.queue.n) })
+	s.Waiting = uint64(h.queue.Len())
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	if h.closed.Load() {
@@ -237,22 +224,6 @@ func (h *events) Stats() (engine.Stats, error) {
 
 // Description implements engine.Handle.
 func (h *events) Description() string { return h.feed.describe() }
-
-// maxFilterData is how long the data of a REFLECT event is at most, in bytes, with the terminating zero
-// (specification: api.md 1.1).
-const maxFilterData = 12288
-
-// filterData returns a filter as REFLECT tells it: its object string or, for a filter of the extended
-// dialect that has none, its text in normal form.
-func filterData(p *filter.Program) string {
-	text, err := p.Object()
-	if err != nil {
-		if text, err = p.Format(); err != nil {
-			text = p.String()
-		}
-	}
-	return text[:min(len(text), maxFilterData-1)]
-}
 
 // eventLayers are the layers that openEvents opens.
 var eventLayers = [packet.NumLayers]bool{packet.LayerFlow: true, packet.LayerSocket: true, packet.LayerReflect: true}

@@ -16,6 +16,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/opendivert/divert/filter"
+	"github.com/opendivert/divert/internal/backlog"
 	"github.com/opendivert/divert/internal/engine"
 	"github.com/opendivert/divert/internal/linux/codegen"
 	"github.com/opendivert/divert/internal/linux/cursor"
@@ -74,6 +75,15 @@ type counts struct {
 	dropped, full, old, long, passed                           atomic.Uint64
 }
 
+// lost counts a packet or event that had to leave a backlog.
+func (c *counts) lost(why backlog.Reason) {
+	if why == backlog.Old {
+		c.old.Add(1)
+	} else {
+		c.full.Add(1)
+	}
+}
+
 // Open opens a handle in the network namespace of the calling thread.
 func Open(cfg engine.Config) (engine.Handle, error) {
 	layer := cfg.Program.Layer()
@@ -110,7 +120,7 @@ func openIn(cfg engine.Config, mode engine.Mode, why string) (engine.Handle, err
 func (h *handle) open(mode engine.Mode) error {
 	owner := rules.Owner{
 		ID: rand.Uint64(), PID: os.Getpid(), Opened: now(),
-		Priority: h.cfg.Priority, Layer: uint8(h.layer), Flags: h.cfg.Flags, Filter: filterData(h.cfg.Program),
+		Priority: h.cfg.Priority, Layer: uint8(h.layer), Flags: h.cfg.Flags, Filter: engine.FilterData(h.cfg.Program),
 	}
 	var err error
 	h.entry, err = rules.Open(h.ns, owner, func(key cursor.Key) ([]rules.Rule, error) {
@@ -194,15 +204,15 @@ func (h *handle) rules() []rules.Rule {
 	return rs
 }
 
-// check returns why a call on the half that down tells of cannot go on.
+// check returns why a call on the half that down tells of cannot go on, in the order of the specification (api.md 8).
 func (h *handle) check(down *atomic.Bool, refused uint64, refusal, ended error) error {
 	switch {
 	case h.closed.Load():
 		return net.ErrClosed
-	case h.cfg.Flags&refused != 0:
-		return refusal
 	case down != nil && down.Load():
 		return ended
+	case h.cfg.Flags&refused != 0:
+		return refusal
 	}
 	return nil
 }
@@ -338,7 +348,7 @@ func (h *handle) retime(p *packet.Packet) {
 
 // tellFilter makes REFLECT handles that are opened from now on see the filter. It is in force whether that
 // works or not.
-func (h *handle) tellFilter(p *filter.Program) { _ = h.entry.SetFilter(filterData(p)) }
+func (h *handle) tellFilter(p *filter.Program) { _ = h.entry.SetFilter(engine.FilterData(p)) }
 
 // Shutdown implements engine.Handle.
 func (h *handle) Shutdown(how engine.How) error {

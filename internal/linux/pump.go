@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/opendivert/divert/filter"
+	"github.com/opendivert/divert/internal/backlog"
 	"github.com/opendivert/divert/internal/engine"
 	"github.com/opendivert/divert/internal/linux/queue"
 	"github.com/opendivert/divert/internal/linux/rules"
@@ -23,7 +24,7 @@ type pump struct {
 	h       *handle
 	lanes   []*lane
 	program atomic.Pointer[filter.Program]
-	matches *backlog
+	matches *backlog.Queue
 	work    sync.WaitGroup // the goroutines that run
 	places  atomic.Uint32  // of each lane's packets that wait for a reader or were received and not sent on, less 1
 	count   atomic.Uint32  // of packets that matched
@@ -47,7 +48,7 @@ func newPump(h *handle) (*pump, error) {
 	}
 	p := &pump{h: h, lanes: lanes, meter: meter}
 	p.program.Store(h.cfg.Program)
-	p.matches = newBacklog(h.cfg.Limits, p.lost)
+	p.matches = backlog.New(backlog.Config{Limits: h.cfg.Limits, Now: now, Dropped: p.lost})
 	if err := p.setLimits(h.cfg.Limits); err != nil {
 		return nil, errors.Join(err, meter.Close(), closeLanes(lanes))
 	}
@@ -129,7 +130,7 @@ func (p *pump) one(l *lane, pk *packet.Packet, datagram []byte, at int64, verdic
 			counts.abandoned.Add(1)
 			_ = verdicts.Add(gone, queue.Drop, queue.Option{})
 		}
-		if p.matches.add(pk.Data, &pk.Addr) {
+		if p.matches.Add(pk.Data, &pk.Addr) {
 			return
 		}
 		l.waiting.claimAt(t.place, m.ID)
@@ -145,14 +146,14 @@ func (p *pump) one(l *lane, pk *packet.Packet, datagram []byte, at int64, verdic
 }
 
 // lost drops a packet that had to leave the backlog.
-func (p *pump) lost(w *waiting, why dropReason) {
+func (p *pump) lost(w *backlog.Item, why backlog.Reason) {
 	p.h.counts.lost(why)
 	p.verdict(w, queue.Drop, queue.Option{})
 }
 
 // verdict decides on a packet of the backlog, unless it has given way to another since.
-func (p *pump) verdict(w *waiting, verdict queue.Verdict, o queue.Option) {
-	t := tokenOf(&w.addr)
+func (p *pump) verdict(w *backlog.Item, verdict queue.Verdict, o queue.Option) {
+	t := tokenOf(&w.Addr)
 	l := p.h.sender.laneOf(&t)
 	if l == nil || !l.waiting.claimAt(t.place, t.id) {
 		return
@@ -167,15 +168,15 @@ func (p *pump) verdict(w *waiting, verdict queue.Verdict, o queue.Option) {
 	}
 }
 
-func (p *pump) recv(ps []packet.Packet) (int, error) { return p.matches.recv(ps) }
+func (p *pump) recv(ps []packet.Packet) (int, error) { return p.matches.Recv(ps) }
 
 func (p *pump) setDeadline(t time.Time) error {
-	p.matches.set(func() { p.matches.deadline = t })
+	p.matches.SetDeadline(t)
 	return nil
 }
 
 func (p *pump) setLimits(l engine.Limits) error {
-	p.matches.set(func() { p.matches.limits = l })
+	p.matches.SetLimits(l)
 	// As many as wait, and as many again that were received and not sent on, in whichever lane.
 	places := 1 << bits.Len(uint(2*l.Length-1))
 	p.places.Store(uint32(places - 1))
@@ -189,19 +190,14 @@ const maxPlaces = 1 << 15
 
 func (p *pump) setFilter(f *filter.Program) { p.program.Store(f) }
 
-func (p *pump) drain() { p.matches.set(func() { p.matches.draining = true }) }
+func (p *pump) drain() { p.matches.Drain() }
 
-func (p *pump) wake() { p.matches.set(func() { p.matches.closing = true }) }
+func (p *pump) wake() { p.matches.Wake() }
 
 // yield lets the packets that nobody received go on, as they were.
 func (p *pump) yield() error {
-	oldest := now() - int64(p.matches.limits.Time)
-	p.matches.end(func(w *waiting) {
-		if w.addr.Timestamp < oldest {
-			p.lost(w, dropOld)
-			return
-		}
-		t := tokenOf(&w.addr)
+	p.matches.End(func(w *backlog.Item) {
+		t := tokenOf(&w.Addr)
 		verdict, o := p.h.sender.onward(t.hook, t.priority)
 		p.verdict(w, verdict, o)
 		p.h.counts.passed.Add(1)
@@ -221,9 +217,7 @@ func (p *pump) close() error {
 
 // tally adds what waits, and what the kernel refused: whether that would have matched cannot be told any more.
 func (p *pump) tally(st *engine.Stats) error {
-	p.matches.mu.Lock()
-	st.Waiting = uint64(p.matches.n)
-	p.matches.mu.Unlock()
+	st.Waiting = uint64(p.matches.Len())
 	p.meterMu.Lock()
 	defer p.meterMu.Unlock()
 	for _, l := range p.lanes {

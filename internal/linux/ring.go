@@ -15,6 +15,7 @@ import (
 	"github.com/cilium/ebpf/perf"
 
 	"github.com/opendivert/divert/filter"
+	"github.com/opendivert/divert/internal/backlog"
 	"github.com/opendivert/divert/internal/engine"
 	"github.com/opendivert/divert/internal/linux/codegen"
 	"github.com/opendivert/divert/internal/linux/queue"
@@ -39,8 +40,8 @@ type ring struct {
 	looked  time.Time // when the programs' counts were read last
 	full    bool      // the last call returned as many packets as it was asked for
 	spare   packet.Packet
-	slot    int      // memory for a sample, in bytes
-	backlog *backlog // what was taken out of the buffers and not received yet
+	slot    int            // memory for a sample, in bytes
+	backlog *backlog.Queue // what was taken out of the buffers and not received yet
 }
 
 // ringSize is the size of each processor's buffer in bytes: their sum is about the queue size, and each has
@@ -61,12 +62,12 @@ func newRing(h *handle) (*ring, error) {
 	if snap := h.cfg.Snap; snap > 0 {
 		r.slot = min(r.slot, codegen.RecordSize+snap+sampleAlign)
 	}
-	r.backlog = newBacklog(h.cfg.Limits, r.lost)
+	r.backlog = backlog.New(backlog.Config{Limits: h.cfg.Limits, Now: now, Dropped: r.lost})
 	return r, nil
 }
 
 // lost counts a packet that had to leave the backlog.
-func (r *ring) lost(_ *waiting, why dropReason) {
+func (r *ring) lost(_ *backlog.Item, why backlog.Reason) {
 	r.h.counts.lost(why)
 }
 
@@ -106,7 +107,7 @@ const lookInterval = 5 * time.Millisecond
 // late serves a reader that has fallen behind: everything is taken out of the buffers into a queue that is
 // bounded as the handle's is to be, and from there what still counts.
 func (r *ring) late(ps []packet.Packet) (int, error) {
-	if r.backlog.n == 0 {
+	if r.backlog.Len() == 0 {
 		if now := time.Now(); r.full || now.Sub(r.looked) > lookInterval {
 			r.looked = now
 			c, err := r.outlet.Counter()
@@ -116,15 +117,14 @@ func (r *ring) late(ps []packet.Packet) (int, error) {
 			r.catchUp()
 		}
 	}
-	n, _, _, err := r.backlog.take(ps)
-	return n, err
+	return r.backlog.Take(ps)
 }
 
 // catchUp moves what the buffers hold to the backlog.
 func (r *ring) catchUp() {
 	r.reader.SetDeadline(past)
 	for r.read(&r.spare) == nil {
-		if r.fill(&r.spare) && !r.backlog.add(r.spare.Data, &r.spare.Addr) {
+		if r.fill(&r.spare) && !r.backlog.Add(r.spare.Data, &r.spare.Addr) {
 			r.h.counts.full.Add(1)
 		}
 	}
@@ -216,7 +216,7 @@ func (r *ring) setDeadline(t time.Time) error {
 }
 
 func (r *ring) setLimits(l engine.Limits) error {
-	r.backlog.set(func() { r.backlog.limits = l })
+	r.backlog.SetLimits(l)
 	return nil
 }
 

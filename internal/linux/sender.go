@@ -164,9 +164,9 @@ func (s *sender) one(p *packet.Packet, v *verdicts, unchanged bool) (again bool,
 	if unchanged && l != nil && p.Addr.Outbound == t.outbound() && !p.Addr.Impostor && v.claim(l, &t) {
 		return true, s.onto(v, l, &t, nil)
 	}
-	data, err := whole(p.Data)
+	data, err := engine.Whole(p.Data)
 	if err == nil {
-		err = finish(data, &p.Addr)
+		err = engine.Finish(data, &p.Addr)
 	}
 	if err != nil {
 		return false, err // the captured packet, if it is one, still waits for a better try
@@ -201,49 +201,4 @@ func (s *sender) onto(v *verdicts, l *lane, t *token, data []byte) error {
 	verdict, o := s.onward(t.hook, t.priority)
 	o.Payload = data
 	return b.Add(t.id, verdict, o)
-}
-
-// whole returns the packet at the start of b, by the length in its IP header (specification: api.md 8).
-func whole(b []byte) ([]byte, error) {
-	if len(b) < packet.IPv4HeaderLen {
-		return nil, engine.ErrShortBuffer
-	}
-	var n int
-	switch b[0] >> 4 {
-	case 4:
-		if n = int(b[2])<<8 | int(b[3]); n < packet.IPv4HeaderLen {
-			return nil, engine.ErrInvalid
-		}
-	case 6:
-		if len(b) < packet.IPv6HeaderLen {
-			return nil, engine.ErrShortBuffer
-		}
-		n = (int(b[4])<<8 | int(b[5])) + packet.IPv6HeaderLen
-	default:
-		return nil, engine.ErrInvalid
-	}
-	if len(b) < n {
-		return nil, engine.ErrShortBuffer
-	}
-	return b[:n], nil
-}
-
-// finish computes the checksums that the address calls missing and counts down the hop limit of another
-// program's packet, in this order (specification: api.md 8).
-func finish(b []byte, a *packet.Address) error {
-	skip := packet.NoICMPChecksum | packet.NoICMPv6Checksum
-	if a.IPChecksum {
-		skip |= packet.NoIPChecksum
-	}
-	if a.TCPChecksum {
-		skip |= packet.NoTCPChecksum
-	}
-	if a.UDPChecksum {
-		skip |= packet.NoUDPChecksum
-	}
-	packet.CalcChecksums(b, nil, skip) // a fragment's transport checksum stays: that is no failure of Send
-	if a.Impostor && !packet.DecrementTTL(b) {
-		return engine.ErrHopLimit
-	}
-	return nil
 }

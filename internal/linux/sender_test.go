@@ -54,7 +54,7 @@ func TestWhole(t *testing.T) {
 	}
 	for _, row := range rows {
 		t.Run(row.name, func(t *testing.T) {
-			got, err := whole(row.b)
+			got, err := engine.Whole(row.b)
 			if !errors.Is(err, row.err) || (err == nil) != (row.err == nil) || len(got) != row.want {
 				t.Errorf("%d bytes, %v, want %d, %v", len(got), err, row.want, row.err)
 			}
@@ -68,7 +68,7 @@ func FuzzWhole(f *testing.F) {
 		f.Add(unhex(f, text), uint8(0xff))
 	}
 	f.Fuzz(func(t *testing.T, b []byte, flags uint8) {
-		data, err := whole(b)
+		data, err := engine.Whole(b)
 		if err != nil {
 			if !errors.Is(err, engine.ErrShortBuffer) && !errors.Is(err, engine.ErrInvalid) {
 				t.Errorf("%v", err)
@@ -81,7 +81,7 @@ func FuzzWhole(f *testing.F) {
 		rest := bytes.Clone(b[len(data):])
 		a := packet.Address{IPChecksum: flags&1 != 0, TCPChecksum: flags&2 != 0, UDPChecksum: flags&4 != 0, Impostor: flags&8 != 0}
 		before := bytes.Clone(data)
-		if err := finish(data, &a); err != nil && !(a.Impostor && errors.Is(err, engine.ErrHopLimit)) {
+		if err := engine.Finish(data, &a); err != nil && !(a.Impostor && errors.Is(err, engine.ErrHopLimit)) {
 			t.Errorf("%v", err)
 		}
 		if !bytes.Equal(rest, b[len(data):]) {
@@ -145,7 +145,7 @@ func TestFinish(t *testing.T) {
 				b[at] ^= 0x55
 			}
 			a := row.addr
-			if err := finish(b, &a); !errors.Is(err, row.err) || (err == nil) != (row.err == nil) {
+			if err := engine.Finish(b, &a); !errors.Is(err, row.err) || (err == nil) != (row.err == nil) {
 				t.Errorf("%v, want %v", err, row.err)
 			}
 			if a != row.addr {

@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"github.com/opendivert/divert/filter"
+	"github.com/opendivert/divert/internal/backlog"
 	"github.com/opendivert/divert/internal/engine"
 	"github.com/opendivert/divert/internal/linux/queue"
 	"github.com/opendivert/divert/internal/linux/rules"
@@ -17,7 +18,7 @@ import (
 // rules ask. Receiving waits until shutdown or close.
 type sink struct {
 	q     *queue.Queue
-	empty *backlog
+	empty *backlog.Queue
 }
 
 func newSink(h *handle) (*sink, error) {
@@ -25,17 +26,17 @@ func newSink(h *handle) (*sink, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &sink{q: q, empty: newBacklog(h.cfg.Limits, nil)}, nil
+	return &sink{q: q, empty: backlog.New(backlog.Config{Limits: h.cfg.Limits, Now: now})}, nil
 }
 
 func (s *sink) actions() []rules.Action {
 	return []rules.Action{rules.ToNowhere{Num: s.q.Num()}}
 }
 
-func (s *sink) recv(ps []packet.Packet) (int, error) { return s.empty.recv(ps) }
+func (s *sink) recv(ps []packet.Packet) (int, error) { return s.empty.Recv(ps) }
 
 func (s *sink) setDeadline(t time.Time) error {
-	s.empty.set(func() { s.empty.deadline = t })
+	s.empty.SetDeadline(t)
 	return nil
 }
 
@@ -43,9 +44,9 @@ func (s *sink) setLimits(engine.Limits) error { return nil } // nothing ever wai
 
 func (s *sink) setFilter(*filter.Program) {}
 
-func (s *sink) drain() { s.empty.set(func() { s.empty.draining = true }) }
+func (s *sink) drain() { s.empty.Drain() }
 
-func (s *sink) wake() { s.empty.set(func() { s.empty.closed = true }) }
+func (s *sink) wake() { s.empty.Close() }
 
 func (s *sink) yield() error { return nil }
 

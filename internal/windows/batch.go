@@ -2,7 +2,6 @@ package windows
 
 import (
 	"bytes"
-	"encoding/binary"
 	"errors"
 	"fmt"
 
@@ -71,35 +70,8 @@ func (b *batch) next(rest []byte, last bool) (item []byte, ok bool) {
 	if last {
 		return rest, len(rest) > 0
 	}
-	size, err := lengthOf(rest)
-	if err != nil {
-		return nil, false
-	}
-	return rest[:size:size], true
-}
-
-// lengthOf returns the length of the packet at the start of b as its IP header tells it, with the checks
-// that the driver makes of a packet to be sent (api.md 8).
-func lengthOf(b []byte) (int, error) {
-	size := 0
-	switch {
-	case len(b) < packet.IPv4HeaderLen:
-		return 0, fmt.Errorf("%w: the packet ends within its IP header", engine.ErrShortBuffer)
-	case b[0]>>4 == 4:
-		if size = int(binary.BigEndian.Uint16(b[2:])); size < packet.IPv4HeaderLen {
-			return 0, fmt.Errorf("%w: the total length of the IPv4 header is %d", engine.ErrInvalid, size)
-		}
-	case b[0]>>4 != 6:
-		return 0, fmt.Errorf("%w: a packet of IP version %d", engine.ErrInvalid, b[0]>>4)
-	case len(b) < packet.IPv6HeaderLen:
-		return 0, fmt.Errorf("%w: the packet ends within its IP header", engine.ErrShortBuffer)
-	default:
-		size = int(binary.BigEndian.Uint16(b[4:])) + packet.IPv6HeaderLen
-	}
-	if len(b) < size {
-		return 0, fmt.Errorf("%w: %d bytes of a packet of %d", engine.ErrShortBuffer, len(b), size)
-	}
-	return size, nil
+	item, err := engine.Whole(rest)
+	return item[:len(item):len(item)], err == nil
 }
 
 // sendMax is how many bytes of packets a SEND carries: whatever one packet has, and of many what is
@@ -120,7 +92,7 @@ func (o *outgoing) fill(ps []packet.Packet) (done int, err error) {
 	o.data, o.addresses, o.count = o.data[:0], o.addresses[:0], 0
 	for done < len(ps) && o.count < batchMax {
 		p := &ps[done]
-		size, bad := lengthOf(p.Data)
+		data, bad := engine.Whole(p.Data)
 		if bad == nil {
 			bad = checkHops(p)
 		}
@@ -129,10 +101,10 @@ func (o *outgoing) fill(ps []packet.Packet) (done int, err error) {
 			done++
 			continue
 		}
-		if o.count > 0 && len(o.data)+size > sendMax {
+		if o.count > 0 && len(o.data)+len(data) > sendMax {
 			break
 		}
-		o.data = append(o.data, p.Data[:size]...)
+		o.data = append(o.data, data...)
 		o.addresses, _ = p.Addr.AppendBinary(o.addresses) // never fails
 		clear(o.addresses[len(o.addresses)-packet.AddressSize+16+unionUsed[packet.LayerNetwork]:])
 		o.count++

@@ -214,12 +214,12 @@ func FuzzFill(f *testing.F) {
 		var p packet.Parsed
 		rest, n := o.data, 0
 		for len(rest) > 0 {
-			size, err := lengthOf(rest)
+			first, err := engine.Whole(rest)
 			if err != nil {
 				t.Fatal(err)
 			}
-			p.Parse(rest[:size])
-			rest = rest[size:]
+			p.Parse(first)
+			rest = rest[len(first):]
 			n++
 		}
 		if n != o.count {

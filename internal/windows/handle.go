@@ -167,10 +167,10 @@ func (h *handle) Send(ps []packet.Packet) (int, error) {
 	switch {
 	case h.closed.Load():
 		return 0, net.ErrClosed
-	case h.cfg.Flags&engine.FlagRecvOnly != 0:
-		return 0, engine.ErrReceiveOnly
 	case h.sendDown.Load():
 		return 0, engine.ErrShutdown
+	case h.cfg.Flags&engine.FlagRecvOnly != 0:
+		return 0, engine.ErrReceiveOnly
 	}
 	claimed := uint64(0)
 	for i := range ps {

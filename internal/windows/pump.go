@@ -105,11 +105,8 @@ type waiting struct {
 	arrived time.Time
 }
 
-// overheads are the bytes that the driver adds to the size of an item, by layer (api.md 12).
-var overheads = [packet.NumLayers]int{63, 63, 119, 119, 87}
-
 func newInbox(l engine.Limits, layer packet.Layer, c *counts) *inbox {
-	q := &inbox{counts: c, overhead: overheads[layer], limits: l, ring: make([]waiting, pumpBatch)}
+	q := &inbox{counts: c, overhead: engine.Overheads[layer], limits: l, ring: make([]waiting, pumpBatch)}
 	q.filled = sync.NewCond(&q.mu)
 	return q
 }

@@ -47,6 +47,8 @@ var portable = []struct{ dir, skip string }{
 	{".", ""},
 	{"packet", ""},
 	{"filter", ""},
+	{"diverttest", ""},
+	{"internal/backlog", ""},
 	{"cmd/divert", "^TestCopyFile$"}, // the folder of the test cannot be removed
 }
 

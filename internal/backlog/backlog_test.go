@@ -1,6 +1,4 @@
-//go:build linux
-
-package linux
+package backlog
 
 import (
 	"encoding/binary"
@@ -20,6 +18,19 @@ import (
 	"github.com/opendivert/divert/packet"
 )
 
+// overhead is what a packet counts beyond its bytes.
+const overhead = 63
+
+// start is when the clock of these tests began.
+var start = time.Now()
+
+// now is the clock of these tests, in ns.
+func now() int64 { return int64(time.Since(start)) }
+
+func newQueue(l engine.Limits, dropped func(*Item, Reason)) *Queue {
+	return New(Config{Limits: l, Now: now, Dropped: dropped})
+}
+
 // modelled is a packet in the model of a backlog: a number, which fills its bytes, and whether it is too old.
 type modelled struct {
 	number uint32
@@ -30,7 +41,7 @@ type modelled struct {
 // loss is a packet that the model or the backlog has lost.
 type loss struct {
 	number uint32
-	why    dropReason
+	why    Reason
 }
 
 // model is the simplest queue that does what a backlog promises.
@@ -42,17 +53,17 @@ type model struct {
 
 func (m *model) bytes() (n int) {
 	for _, i := range m.items {
-		n += i.size + perItem
+		n += i.size + overhead
 	}
 	return n
 }
 
 func (m *model) add(i modelled) bool {
-	if i.size+perItem > m.limits.Size {
+	if i.size+overhead > m.limits.Size {
 		return false
 	}
-	for len(m.items) > 0 && (len(m.items) >= m.limits.Length || m.bytes()+i.size+perItem > m.limits.Size) {
-		m.lost = append(m.lost, loss{m.items[0].number, dropFull})
+	for len(m.items) > 0 && (len(m.items) >= m.limits.Length || m.bytes()+i.size+overhead > m.limits.Size) {
+		m.lost = append(m.lost, loss{m.items[0].number, Full})
 		m.items = m.items[1:]
 	}
 	m.items = append(m.items, i)
@@ -64,7 +75,7 @@ func (m *model) take(n int) (got []uint32) {
 		i := m.items[0]
 		m.items = m.items[1:]
 		if i.old {
-			m.lost = append(m.lost, loss{i.number, dropOld})
+			m.lost = append(m.lost, loss{i.number, Old})
 			continue
 		}
 		got = append(got, i.number)
@@ -88,8 +99,8 @@ func TestBacklogIsTheModel(t *testing.T) {
 		random := rand.New(rand.NewPCG(seed, 0))
 		m := &model{limits: engine.Limits{Length: 1 + random.IntN(200), Time: queueTime, Size: 2000 + random.IntN(20000)}}
 		var lost []loss
-		q := newBacklog(m.limits, func(w *waiting, why dropReason) {
-			lost = append(lost, loss{binary.BigEndian.Uint32(w.data), why})
+		q := newQueue(m.limits, func(w *Item, why Reason) {
+			lost = append(lost, loss{binary.BigEndian.Uint32(w.Data), why})
 		})
 		ps := make([]packet.Packet, 10)
 		for number := uint32(1); number < 3000; number++ {
@@ -97,13 +108,13 @@ func TestBacklogIsTheModel(t *testing.T) {
 			default:
 				i := modelled{number: number, size: 4 + random.IntN(300), old: random.IntN(5) == 0}
 				if random.IntN(50) == 0 {
-					i.size = m.limits.Size - random.IntN(2*perItem)
+					i.size = m.limits.Size - random.IntN(2*overhead)
 				}
 				addr := packet.Address{Timestamp: now(), Outbound: i.number%2 == 0}
 				if i.old {
 					addr.Timestamp -= int64(2 * queueTime)
 				}
-				if got, want := q.add(numbered(i.number, i.size), &addr), m.add(i); got != want {
+				if got, want := q.Add(numbered(i.number, i.size), &addr), m.add(i); got != want {
 					t.Fatalf("seed %d: add of %d bytes: %t, want %t", seed, i.size, got, want)
 				}
 			case 0, 1, 2:
@@ -121,19 +132,7 @@ func TestBacklogIsTheModel(t *testing.T) {
 				}
 			case 3:
 				m.limits.Length, m.limits.Size = 1+random.IntN(200), 2000+random.IntN(20000)
-				q.set(func() { q.limits = m.limits })
-			case 4:
-				if random.IntN(20) == 0 {
-					var rest []uint32
-					q.discard(func(w *waiting) { rest = append(rest, binary.BigEndian.Uint32(w.data)) })
-					for _, i := range m.items {
-						if len(rest) == 0 || rest[0] != i.number {
-							t.Fatalf("seed %d: discarded %v, want %v", seed, rest, m.items)
-						}
-						rest = rest[1:]
-					}
-					m.items = nil
-				}
+				q.SetLimits(m.limits)
 			}
 			if q.n != len(m.items) || q.bytes != m.bytes() {
 				t.Fatalf("seed %d: %d packets of %d bytes, want %d of %d", seed, q.n, q.bytes, len(m.items), m.bytes())
@@ -147,24 +146,24 @@ func TestBacklogIsTheModel(t *testing.T) {
 
 func TestBacklogEnds(t *testing.T) {
 	ample := engine.Limits{Length: 10, Time: time.Hour, Size: 10000}
-	add := func(t *testing.T, q *backlog, want bool) {
+	add := func(t *testing.T, q *Queue, want bool) {
 		t.Helper()
-		if got := q.add([]byte("packet"), &packet.Address{Timestamp: now()}); got != want {
+		if got := q.Add([]byte("packet"), &packet.Address{Timestamp: now()}); got != want {
 			t.Errorf("add: %t, want %t", got, want)
 		}
 	}
-	recv := func(t *testing.T, q *backlog, want int, wantErr error) {
+	recv := func(t *testing.T, q *Queue, want int, wantErr error) {
 		t.Helper()
-		n, err := q.recv(make([]packet.Packet, 4))
+		n, err := q.Recv(make([]packet.Packet, 4))
 		if n != want || !errors.Is(err, wantErr) || (err == nil) != (wantErr == nil) {
 			t.Errorf("recv: %d, %v, want %d, %v", n, err, want, wantErr)
 		}
 	}
-	drain := func(q *backlog) { q.set(func() { q.draining = true }) }
-	shut := func(q *backlog) { q.set(func() { q.closed = true }) }
-	deadline := func(q *backlog, at time.Time) { q.set(func() { q.deadline = at }) }
+	drain := func(q *Queue) { q.Drain() }
+	shut := func(q *Queue) { q.Close() }
+	deadline := func(q *Queue, at time.Time) { q.SetDeadline(at) }
 	t.Run("draining gives the rest, then the end", func(t *testing.T) {
-		q := newBacklog(ample, nil)
+		q := newQueue(ample, nil)
 		add(t, q, true)
 		drain(q)
 		add(t, q, false)
@@ -172,34 +171,77 @@ func TestBacklogEnds(t *testing.T) {
 		recv(t, q, 0, io.EOF)
 	})
 	t.Run("closed gives nothing", func(t *testing.T) {
-		q := newBacklog(ample, nil)
+		q := newQueue(ample, nil)
 		add(t, q, true)
 		shut(q)
 		add(t, q, false)
 		recv(t, q, 0, net.ErrClosed)
 	})
-	t.Run("a deadline that is over, and none", func(t *testing.T) {
-		q := newBacklog(ample, nil)
+	t.Run("the end gives the rest, but not what is too old", func(t *testing.T) {
+		var rest, old int
+		q := newQueue(ample, func(_ *Item, why Reason) {
+			if why == Old {
+				old++
+			}
+		})
 		add(t, q, true)
-		deadline(q, past)
+		q.Add([]byte("packet"), &packet.Address{Timestamp: now() - int64(2*ample.Time)})
+		add(t, q, true)
+		q.End(func(i *Item) {
+			if rest++; string(i.Data) != "packet" {
+				t.Errorf("the rest is %q", i.Data)
+			}
+		})
+		add(t, q, false)
+		recv(t, q, 0, net.ErrClosed)
+		if rest != 2 || old != 1 || q.Len() != 0 {
+			t.Errorf("%d items left and %d too old, want 2 and 1", rest, old)
+		}
+	})
+	t.Run("woken, it still takes what comes, for the end", func(t *testing.T) {
+		q := newQueue(ample, nil)
+		q.Wake()
+		add(t, q, true)
+		recv(t, q, 0, net.ErrClosed)
+		rest := 0
+		q.End(func(*Item) { rest++ })
+		if rest != 1 {
+			t.Errorf("%d items left, want 1", rest)
+		}
+	})
+	t.Run("room is what pushes nothing out", func(t *testing.T) {
+		q := newQueue(engine.Limits{Length: 2, Time: time.Hour, Size: 2 * (6 + overhead)}, nil)
+		add(t, q, true)
+		if !q.Room(6) || q.Room(7) {
+			t.Error("there is room for 6 bytes and not for 7")
+		}
+		add(t, q, true)
+		if q.Room(0) {
+			t.Error("there is no room behind the limit of the length")
+		}
+	})
+	t.Run("a deadline that is over, and none", func(t *testing.T) {
+		q := newQueue(ample, nil)
+		add(t, q, true)
+		deadline(q, time.Unix(1, 0))
 		recv(t, q, 0, os.ErrDeadlineExceeded)
 		deadline(q, time.Time{})
 		recv(t, q, 1, nil)
 	})
 	for _, row := range []struct {
 		name string
-		wake func(*backlog)
+		wake func(*Queue)
 		n    int
 		err  error
 	}{
-		{"a packet", func(q *backlog) { q.add([]byte("packet"), &packet.Address{Timestamp: now()}) }, 1, nil},
+		{"a packet", func(q *Queue) { q.Add([]byte("packet"), &packet.Address{Timestamp: now()}) }, 1, nil},
 		{"draining", drain, 0, io.EOF},
 		{"closing", shut, 0, net.ErrClosed},
-		{"a deadline", func(q *backlog) { deadline(q, time.Now().Add(time.Millisecond)) }, 0, os.ErrDeadlineExceeded},
-		{"a deadline that is over", func(q *backlog) { deadline(q, past) }, 0, os.ErrDeadlineExceeded},
+		{"a deadline", func(q *Queue) { deadline(q, time.Now().Add(time.Millisecond)) }, 0, os.ErrDeadlineExceeded},
+		{"a deadline that is over", func(q *Queue) { deadline(q, time.Unix(1, 0)) }, 0, os.ErrDeadlineExceeded},
 	} {
 		t.Run(row.name+" wakes readers", func(t *testing.T) {
-			q := newBacklog(ample, nil)
+			q := newQueue(ample, nil)
 			if row.n == 0 {
 				deadline(q, time.Now().Add(time.Hour))
 			}
@@ -229,14 +271,14 @@ func TestBacklogEnds(t *testing.T) {
 func TestBacklogConcurrently(t *testing.T) {
 	const packets, readers = 20000, 4
 	var dropped, received atomic.Int64
-	q := newBacklog(engine.Limits{Length: 100, Time: time.Hour, Size: 1 << 20}, func(*waiting, dropReason) { dropped.Add(1) })
+	q := newQueue(engine.Limits{Length: 100, Time: time.Hour, Size: 1 << 20}, func(*Item, Reason) { dropped.Add(1) })
 	seen := make([]atomic.Int32, packets)
 	var wg sync.WaitGroup
 	for i := range readers {
 		wg.Go(func() {
 			ps := make([]packet.Packet, 1+7*i)
 			for {
-				n, err := q.recv(ps)
+				n, err := q.Recv(ps)
 				if errors.Is(err, io.EOF) {
 					return
 				}
@@ -255,11 +297,11 @@ func TestBacklogConcurrently(t *testing.T) {
 		})
 	}
 	for number := range uint32(packets) {
-		if !q.add(numbered(number, 4+int(number%64)), &packet.Address{Timestamp: now()}) {
+		if !q.Add(numbered(number, 4+int(number%64)), &packet.Address{Timestamp: now()}) {
 			t.Fatal("refused")
 		}
 	}
-	q.set(func() { q.draining = true })
+	q.Drain()
 	wg.Wait()
 	if got := received.Load() + dropped.Load(); got != packets {
 		t.Errorf("%d received and %d dropped of %d", received.Load(), dropped.Load(), packets)
@@ -268,13 +310,13 @@ func TestBacklogConcurrently(t *testing.T) {
 
 func TestBacklogAllocatesNothing(t *testing.T) {
 	race.CannotCount(t)
-	q := newBacklog(engine.Limits{Length: 100, Time: time.Hour, Size: 1 << 20}, func(*waiting, dropReason) {})
+	q := newQueue(engine.Limits{Length: 100, Time: time.Hour, Size: 1 << 20}, func(*Item, Reason) {})
 	b := numbered(1, 1400)
 	ps := make([]packet.Packet, 8)
 	addr := packet.Address{Timestamp: now()}
 	cycle := func() {
 		for range ps {
-			q.add(b, &addr)
+			q.Add(b, &addr)
 		}
 		if n, _, _, err := q.take(ps); n != len(ps) || err != nil {
 			t.Fatal(n, err)
@@ -289,13 +331,13 @@ func TestBacklogAllocatesNothing(t *testing.T) {
 }
 
 func BenchmarkBacklog(b *testing.B) {
-	q := newBacklog(engine.Limits{Length: 1000, Time: time.Hour, Size: 1 << 22}, func(*waiting, dropReason) {})
+	q := newQueue(engine.Limits{Length: 1000, Time: time.Hour, Size: 1 << 22}, func(*Item, Reason) {})
 	data := numbered(1, 1400)
 	ps := make([]packet.Packet, 1)
 	addr := packet.Address{Timestamp: now()}
 	b.ReportAllocs()
 	for b.Loop() {
-		q.add(data, &addr)
+		q.Add(data, &addr)
 		if n, _, _, _ := q.take(ps); n != 1 {
 			b.Fatal(n)
 		}

@@ -1,0 +1,20 @@
+// Package diverttest is a fake network for the tests of programs that use package divert: its handles are those of
+// package divert, with the same code above the engine, but behind them is nothing but memory, so tests need no
+// privileges and run on any system. A test puts packets on the network and raises events, the program under test
+// receives, changes, drops and injects through handles that Network.Open has opened for it, and what leaves the
+// last handle comes back to the test. The fake follows the specification of WinDivert 2.2; one table of tests holds
+// it and the Linux engine to that.
+//
+// A program that can be tested takes the function that opens its handles, which is divert.Open in earnest and the
+// method Open of a Network in a test:
+//
+//	type Opener func(filter string, opts ...divert.Option) (*divert.Handle, error)
+//
+// Nothing waits for a clock or the system behind the test's back: a packet that was put has reached a queue, or the
+// test, when the call returns; and inside a bubble of testing/synctest, in which the Network must have been made
+// too, queue times and deadlines pass in no time.
+//
+// What the fake has not: addresses, routes and MTUs, so that ErrTooLarge comes only where FailSends makes it;
+// reassembly, so a handle without the flag Fragments sees no inbound fragments, and a test puts
+// the whole datagram for it; and several queues of a handle.
+package diverttest

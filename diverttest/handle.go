@@ -1,0 +1,194 @@
+package diverttest
+
+import (
+	"bytes"
+	"net"
+	"slices"
+	"sync/atomic"
+	"time"
+
+	"github.com/opendivert/divert/filter"
+	"github.com/opendivert/divert/internal/backlog"
+	"github.com/opendivert/divert/internal/engine"
+	"github.com/opendivert/divert/packet"
+)
+
+// handle is an open handle; see engine.Handle. What it has besides its queue is guarded by the network's lock.
+// Who holds that may take the queue's, not the other way round.
+type handle struct {
+	net   *Network
+	cfg   engine.Config
+	layer packet.Layer
+	place place
+	born  int64 // when it was opened
+	tag   uint32
+	queue *backlog.Queue
+
+	full, old atomic.Uint64 // lost by the queue
+
+	program  *filter.Program
+	stats    engine.Stats // without what is lost by the queue, and what waits
+	captured uint64       // packets that were given a token
+	held     held
+	recvDown bool
+	sendDown bool
+	closed   bool
+}
+
+// open is an engine.Opener.
+func (n *Network) open(cfg engine.Config) (engine.Handle, error) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.opened++
+	h := &handle{
+		net: n, cfg: cfg, layer: cfg.Program.Layer(), program: cfg.Program, born: n.now(),
+		place: place{priority: int(cfg.Priority), opened: n.opened}, tag: newTag(),
+	}
+	h.queue = backlog.New(backlog.Config{Layer: h.layer, Limits: cfg.Limits, Now: n.now, Dropped: h.lost})
+	if h.layer == packet.LayerReflect {
+		n.replay(h)
+	}
+	i := slices.IndexFunc(n.handles, func(other *handle) bool { return other.place.below(h.place) })
+	if i < 0 {
+		i = len(n.handles)
+	}
+	n.handles = slices.Insert(n.handles, i, h)
+	n.reflect(packet.EventReflectOpen, h)
+	return h, nil
+}
+
+// lost counts what the queue has lost. The queue is locked.
+func (h *handle) lost(_ *backlog.Item, why backlog.Reason) {
+	if why == backlog.Old {
+		h.old.Add(1)
+	} else {
+		h.full.Add(1)
+	}
+}
+
+// Recv implements engine.Handle.
+func (h *handle) Recv(ps []packet.Packet) (int, error) {
+	if h.cfg.Flags&engine.FlagSendOnly != 0 && !h.isClosed() {
+		return 0, engine.ErrSendOnly
+	}
+	if len(ps) == 0 {
+		return 0, nil
+	}
+	n, err := h.queue.Recv(ps)
+	h.net.mu.Lock()
+	defer h.net.mu.Unlock()
+	if h.closed && n > 0 {
+		// It was closed meanwhile: nobody is to receive these now.
+		for i := range ps[:n] {
+			h.release(bytes.Clone(ps[i].Data), ps[i].Addr)
+		}
+		return 0, net.ErrClosed
+	}
+	h.stats.Received += uint64(n)
+	if packets(h.layer) && h.cfg.Flags&engine.FlagSniff == 0 {
+		for i := range ps[:n] {
+			h.stats.Abandoned += h.held.put(&ps[i], h.queue.Limits().Length)
+		}
+	}
+	return n, err
+}
+
+func (h *handle) isClosed() bool {
+	h.net.mu.Lock()
+	defer h.net.mu.Unlock()
+	return h.closed
+}
+
+// release lets go of something that was captured and that nobody has received, when the handle is closing
+// (api.md 10). It keeps data.
+func (h *handle) release(data []byte, a packet.Address) {
+	if packets(h.layer) && h.cfg.Flags&engine.FlagSniff == 0 {
+		if a.Impostor && !packet.DecrementTTL(data) {
+			h.stats.Dropped++
+			return
+		}
+		h.net.carry(data, onward(a), h.place)
+	}
+	h.stats.Passed++
+}
+
+// Return implements engine.Returner.
+func (h *handle) Return(ps []packet.Packet) {
+	h.net.mu.Lock()
+	defer h.net.mu.Unlock()
+	for i := range ps {
+		if c, ok := h.held.claim(h.tokenOf(&ps[i].Addr)); ok {
+			h.net.carry(c.Data, onward(c.Addr), h.place)
+		}
+	}
+}
+
+// change calls f with the network locked, unless the handle is closed.
+func (h *handle) change(f func()) error {
+	h.net.mu.Lock()
+	defer h.net.mu.Unlock()
+	if h.closed {
+		return net.ErrClosed
+	}
+	f()
+	return nil
+}
+
+// SetReadDeadline implements engine.Handle.
+func (h *handle) SetReadDeadline(t time.Time) error {
+	return h.change(func() { h.queue.SetDeadline(t) })
+}
+
+// SetLimits implements engine.Handle.
+func (h *handle) SetLimits(l engine.Limits) error {
+	return h.change(func() { h.queue.SetLimits(l) })
+}
+
+// SetFilter implements engine.Handle.
+func (h *handle) SetFilter(p *filter.Program) error {
+	return h.change(func() { h.program = p })
+}
+
+// Shutdown implements engine.Handle.
+func (h *handle) Shutdown(how engine.How) error {
+	return h.change(func() {
+		if how&engine.ShutdownSend != 0 {
+			h.sendDown = true
+		}
+		if how&engine.ShutdownRecv != 0 {
+			h.recvDown = true
+			h.queue.Drain()
+		}
+	})
+}
+
+// Close implements engine.Handle.
+func (h *handle) Close() error {
+	return h.change(func() {
+		h.closed = true
+		h.net.handles = slices.DeleteFunc(h.net.handles, func(other *handle) bool { return other == h })
+		var left []packet.Packet
+		h.queue.End(func(i *backlog.Item) {
+			left = append(left, packet.Packet{Data: bytes.Clone(i.Data), Addr: i.Addr})
+		})
+		for _, p := range left {
+			h.release(p.Data, p.Addr)
+		}
+		h.held = held{} // received and not sent: gone
+		h.net.reflect(packet.EventReflectClose, h)
+	})
+}
+
+// Stats implements engine.Handle.
+func (h *handle) Stats() (engine.Stats, error) {
+	h.net.mu.Lock()
+	defer h.net.mu.Unlock()
+	s := h.stats
+	s.DroppedFull, s.DroppedOld = h.full.Load(), h.old.Load()
+	// What a receive call has taken out and not counted yet waits for it.
+	s.Waiting = s.Matched - (s.Received + s.Dropped + s.DroppedFull + s.DroppedOld + s.DroppedLong + s.Passed)
+	return s, nil
+}
+
+// Description implements engine.Handle.
+func (h *handle) Description() string { return "the fake network of package diverttest" }

@@ -1,0 +1,201 @@
+package diverttest
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/opendivert/divert"
+	"github.com/opendivert/divert/filter"
+	"github.com/opendivert/divert/internal/engine"
+	"github.com/opendivert/divert/packet"
+)
+
+// The interfaces that every network has.
+const (
+	Loopback uint32 = 1 // of the host to itself
+	Link     uint32 = 2 // to the others
+)
+
+// Network is the network of one fake host: its packets and events meet the handles that were opened on it, and
+// nothing else. Its methods may be called from several goroutines.
+type Network struct {
+	start time.Time // of the clock of the timestamps
+
+	mu        sync.Mutex
+	handles   []*handle // open, from the highest to the lowest
+	opened    uint64    // how many handles were ever opened
+	devices   map[uint32]bool
+	flows     map[packet.FlowData]uint64 // established and not deleted, with the value of opened then
+	refuse    func(*divert.Packet) error
+	delivered []divert.Packet
+	changed   chan struct{} // closed and replaced when something is delivered
+}
+
+// New returns a network without handles, with the interfaces Loopback and Link.
+func New() *Network {
+	return &Network{
+		start:   time.Now(),
+		devices: map[uint32]bool{Loopback: true, Link: true},
+		flows:   make(map[packet.FlowData]uint64),
+		changed: make(chan struct{}),
+	}
+}
+
+// Open opens a handle on the network. It is divert.Open in all but where the packets come from: filter and options
+// are checked the same way, with the same errors. It needs no rights; WithEngine and WithDriver change nothing.
+func (n *Network) Open(text string, opts ...divert.Option) (*divert.Handle, error) {
+	return divert.Open(text, n.with(opts)...)
+}
+
+// OpenProgram is Open for a filter that is compiled already, as divert.OpenProgram.
+func (n *Network) OpenProgram(p *filter.Program, opts ...divert.Option) (*divert.Handle, error) {
+	return divert.OpenProgram(p, n.with(opts)...)
+}
+
+// with returns options that open handles on this network.
+func (n *Network) with(opts []divert.Option) []divert.Option {
+	return append(slices.Clip(opts), engine.With(n.open).(divert.Option))
+}
+
+// Handles returns how many handles are open, for a test whether a program closes what it has opened.
+func (n *Network) Handles() int {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return len(n.handles)
+}
+
+// AddInterface adds an interface, so that packets can be injected as if they came in on it. Those that the test
+// puts packets on are added by that. Index 0 is none.
+func (n *Network) AddInterface(ifIdx uint32) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.add(ifIdx)
+}
+
+func (n *Network) add(ifIdx uint32) {
+	if ifIdx != 0 {
+		n.devices[ifIdx] = true
+	}
+}
+
+// FailSends has f asked about each packet that is sent on a handle, except those that Accept lets go on as they
+// were, once its bytes have been found to be a packet: the error that f returns, if any, is that of
+// the call, and the packet is not sent. f must not call the network or its handles. A nil f lets all pass again.
+func (n *Network) FailSends(f func(*divert.Packet) error) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.refuse = f
+}
+
+// Outbound puts an IP packet on the network that the host sends over an interface, Link if ifIdx is 0.
+// On Loopback it is one from the host to itself, which handles see as outbound only.
+//
+// When it returns, the packet waits in the queue of a handle, was dropped by one, or has been delivered. Bytes that
+// are no IP packet, or not as long as their IP header says, match no filter and are delivered.
+func (n *Network) Outbound(b []byte, ifIdx uint32) {
+	n.put(b, fresh(divert.LayerNetwork, true, ifIdx))
+}
+
+// Inbound puts an IP packet on the network that the host receives on an interface; else it is as Outbound.
+func (n *Network) Inbound(b []byte, ifIdx uint32) {
+	n.put(b, fresh(divert.LayerNetwork, false, ifIdx))
+}
+
+// Forward puts an IP packet on the network that the host routes and is about to send over an interface; else it is
+// as Outbound.
+func (n *Network) Forward(b []byte, ifIdx uint32) {
+	n.put(b, fresh(divert.LayerForward, true, ifIdx))
+}
+
+// Put puts a packet on the network with the address that the handles are to see, for what the other methods
+// do not do: packets of another program's injection (Impostor), and those whose checksums are left to
+// the hardware (IPChecksum, TCPChecksum, UDPChecksum false). Timestamp, Sniffed and IPv6 are set as it
+// goes. The layer must be LayerNetwork or LayerForward, else the error is divert.ErrInvalid.
+func (n *Network) Put(b []byte, a divert.Address) error {
+	if !packets(a.Layer) || a.Event != packet.EventPacket {
+		return fmt.Errorf("diverttest: %w: there are no packets at the layer %v with the event %v; events are raised with Raise",
+			divert.ErrInvalid, a.Layer, a.Event)
+	}
+	n.put(b, a)
+	return nil
+}
+
+// fresh returns the address of a packet whose checksums are right.
+func fresh(l divert.Layer, outbound bool, ifIdx uint32) divert.Address {
+	a := divert.Address{Layer: l, Outbound: outbound, IPChecksum: true, TCPChecksum: true, UDPChecksum: true}
+	a.SetNetwork(packet.NetworkData{IfIdx: ifIdx})
+	return a
+}
+
+// put puts a packet on the network.
+func (n *Network) put(b []byte, a divert.Address) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	d := a.Network()
+	if d.IfIdx == 0 {
+		d.IfIdx = Link
+	}
+	n.add(d.IfIdx)
+	forget(&a)
+	a.SetNetwork(d)
+	a.Sniffed = false
+	a.Loopback = a.Layer == divert.LayerNetwork && d.IfIdx == Loopback
+	a.Outbound = a.Outbound || a.Layer == divert.LayerForward // api.md 15
+	n.carry(bytes.Clone(b), a, above)
+}
+
+// packets reports whether the layer is one with packets.
+func packets(l divert.Layer) bool { return l == divert.LayerNetwork || l == divert.LayerForward }
+
+// now returns the time of the timestamps, in ns since the network was made.
+func (n *Network) now() int64 { return int64(time.Since(n.start)) }
+
+// Delivered returns the packets that have left the last handle since it was called the last time, in that order,
+// and lets go of them: Addr says where each goes, by Layer, Outbound and Network().IfIdx. Outbound
+// packets have left the host, inbound ones have reached its sockets.
+func (n *Network) Delivered() []divert.Packet {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	ps := n.delivered
+	n.delivered = nil
+	return ps
+}
+
+// Next waits for a packet that has left the last handle and takes it from those that Delivered would return. It
+// fails only when ctx ends, with its error.
+func (n *Network) Next(ctx context.Context) (divert.Packet, error) {
+	for {
+		p, changed := n.first()
+		if changed == nil {
+			return p, nil
+		}
+		select {
+		case <-changed:
+		case <-ctx.Done():
+			return divert.Packet{}, ctx.Err()
+		}
+	}
+}
+
+// first takes the first packet that was delivered, or returns what to wait for.
+func (n *Network) first() (p divert.Packet, changed <-chan struct{}) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if len(n.delivered) == 0 {
+		return p, n.changed
+	}
+	p = n.delivered[0]
+	n.delivered = n.delivered[1:]
+	return p, nil
+}
+
+// deliver hands a packet to the test.
+func (n *Network) deliver(data []byte, a packet.Address) {
+	n.delivered = append(n.delivered, divert.Packet{Data: data, Addr: a})
+	close(n.changed)
+	n.changed = make(chan struct{})
+}

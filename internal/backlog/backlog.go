@@ -1,0 +1,231 @@
+package backlog
+
+import (
+	"io"
+	"net"
+	"os"
+	"sync"
+	"time"
+
+	"github.com/opendivert/divert/internal/engine"
+	"github.com/opendivert/divert/packet"
+)
+
+// Queue is a backlog. Its methods may be called from several goroutines.
+type Queue struct {
+	now      func() int64              // the clock of the timestamps, in ns
+	dropped  func(i *Item, why Reason) // told of each item that is pushed out, with the lock held
+	overhead int                       // what an item counts beyond its bytes
+
+	mu       sync.Mutex
+	limits   engine.Limits
+	items    []Item // a ring
+	head, n  int
+	bytes    int
+	draining bool // nothing is added any more; empty means the end
+	closing  bool // as closed for who receives; items are still added
+	closed   bool
+	changed  chan struct{} // closed and replaced when a reader may have reason to look again
+	watched  bool          // somebody waits for changed
+	deadline time.Time
+}
+
+// Item is a packet or event that waits.
+type Item struct {
+	Data []byte // its own memory, kept for the next item in the same place
+	Addr packet.Address
+}
+
+// Reason says why an item was lost.
+type Reason uint8
+
+// The reasons.
+const (
+	Full Reason = iota // it was the oldest, and a new one needed its room
+	Old                // it had waited longer than the queue time
+)
+
+// Config is what a queue is made with.
+type Config struct {
+	Layer   packet.Layer        // whose items wait; it says what they count beyond their bytes
+	Limits  engine.Limits       // at first
+	Now     func() int64        // the clock of the timestamps, in ns
+	Dropped func(*Item, Reason) // told of each item that is lost, which is valid until it returns; it must not call the queue
+}
+
+// New returns an empty queue.
+func New(c Config) *Queue {
+	return &Queue{
+		now: c.Now, dropped: c.Dropped, overhead: engine.Overheads[c.Layer], limits: c.Limits,
+		items: make([]Item, 64), changed: make(chan struct{}),
+	}
+}
+
+// Add appends a copy of an item and reports false if it is larger than the whole queue may be, or nothing is to
+// be added any more.
+func (q *Queue) Add(data []byte, addr *packet.Address) bool {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	size := len(data) + q.overhead
+	if q.closed || q.draining || size > q.limits.Size {
+		return false
+	}
+	for q.n > 0 && (q.n+1 > q.limits.Length || q.bytes+size > q.limits.Size) {
+		q.dropped(q.pop(), Full)
+	}
+	if q.n == len(q.items) {
+		q.grow()
+	}
+	i := &q.items[(q.head+q.n)%len(q.items)]
+	i.Data = append(i.Data[:0], data...)
+	i.Addr = *addr
+	q.n++
+	q.bytes += size
+	if q.n == 1 {
+		q.signal()
+	}
+	return true
+}
+
+// Room reports whether an item with so many bytes of data would push out no other.
+func (q *Queue) Room(data int) bool {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	return q.n < q.limits.Length && q.bytes+data+q.overhead <= q.limits.Size
+}
+
+// grow doubles the ring.
+func (q *Queue) grow() {
+	items := make([]Item, 2*len(q.items))
+	for i := range q.n {
+		items[i] = q.items[(q.head+i)%len(q.items)]
+	}
+	q.items, q.head = items, 0
+}
+
+// pop takes the oldest item out; it stays valid until the next Add.
+func (q *Queue) pop() *Item {
+	i := &q.items[q.head]
+	q.head = (q.head + 1) % len(q.items)
+	q.n--
+	q.bytes -= len(i.Data) + q.overhead
+	return i
+}
+
+// signal makes waiting readers look again.
+func (q *Queue) signal() {
+	if q.watched {
+		close(q.changed)
+		q.changed, q.watched = make(chan struct{}), false
+	}
+}
+
+// set changes the state and wakes the readers.
+func (q *Queue) set(f func()) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	f()
+	q.signal()
+}
+
+// SetDeadline sets the time from which on Recv and Take fail; the zero time takes it away.
+func (q *Queue) SetDeadline(t time.Time) { q.set(func() { q.deadline = t }) }
+
+// SetLimits changes the limits. What is above them stays until the next Add.
+func (q *Queue) SetLimits(l engine.Limits) { q.set(func() { q.limits = l }) }
+
+// Limits returns the limits.
+func (q *Queue) Limits() engine.Limits {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	return q.limits
+}
+
+// Len returns how many items wait.
+func (q *Queue) Len() int {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	return q.n
+}
+
+// Drain ends adding: Recv returns what is there and then io.EOF.
+func (q *Queue) Drain() { q.set(func() { q.draining = true }) }
+
+// Wake makes receiving fail with net.ErrClosed, now and from now on; items are still added, for End.
+func (q *Queue) Wake() { q.set(func() { q.closing = true }) }
+
+// Close ends adding and receiving. What is in the queue stays for End.
+func (q *Queue) Close() { q.set(func() { q.closed = true }) }
+
+// Recv waits for items and fills 1 to len(ps) of ps with them; see engine.Handle.
+func (q *Queue) Recv(ps []packet.Packet) (int, error) {
+	for {
+		n, wait, deadline, err := q.take(ps)
+		if n > 0 || err != nil {
+			return n, err
+		}
+		if deadline.IsZero() {
+			<-wait
+			continue
+		}
+		timer := time.NewTimer(time.Until(deadline))
+		select {
+		case <-wait:
+		case <-timer.C:
+		}
+		timer.Stop()
+	}
+}
+
+// Take is Recv without waiting: it returns 0 and no error if nothing is there.
+func (q *Queue) Take(ps []packet.Packet) (int, error) {
+	n, _, _, err := q.take(ps)
+	return n, err
+}
+
+// take takes what is there; if nothing is, it says what to wait for.
+func (q *Queue) take(ps []packet.Packet) (n int, wait <-chan struct{}, deadline time.Time, err error) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	if q.closing || q.closed {
+		return 0, nil, deadline, net.ErrClosed
+	}
+	if !q.deadline.IsZero() && !time.Now().Before(q.deadline) {
+		return 0, nil, deadline, os.ErrDeadlineExceeded
+	}
+	oldest := q.now() - int64(q.limits.Time)
+	for n < len(ps) && q.n > 0 {
+		i := q.pop()
+		if i.Addr.Timestamp < oldest {
+			q.dropped(i, Old)
+			continue
+		}
+		p := &ps[n]
+		p.Data = append(p.Buffer(len(i.Data))[:0], i.Data...)
+		p.Addr = i.Addr
+		n++
+	}
+	if n == 0 && q.draining {
+		return 0, nil, deadline, io.EOF
+	}
+	if n == 0 {
+		q.watched = true
+	}
+	return n, q.changed, q.deadline, nil
+}
+
+// End closes the queue and empties it, in one step: what is too old is dropped, the rest is given to f, each valid
+// until f returns. Both are called with the lock held.
+func (q *Queue) End(f func(*Item)) {
+	q.set(func() {
+		q.closed = true
+		oldest := q.now() - int64(q.limits.Time)
+		for q.n > 0 {
+			if i := q.pop(); i.Addr.Timestamp < oldest {
+				q.dropped(i, Old)
+			} else {
+				f(i)
+			}
+		}
+	})
+}

@@ -1,0 +1,19 @@
+package engine
+
+import "github.com/opendivert/divert/filter"
+
+// maxFilterData is how long the data of a REFLECT event is at most, in bytes, with the terminating zero
+// (specification: api.md 1.1).
+const maxFilterData = 12288
+
+// FilterData returns a filter as REFLECT tells it, without the terminating zero: its object string or, for a filter
+// of the extended dialect that has none, its text in normal form.
+func FilterData(p *filter.Program) string {
+	text, err := p.Object()
+	if err != nil {
+		if text, err = p.Format(); err != nil {
+			text = p.String()
+		}
+	}
+	return text[:min(len(text), maxFilterData-1)]
+}

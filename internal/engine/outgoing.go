@@ -1,0 +1,57 @@
+package engine
+
+import (
+	"encoding/binary"
+	"fmt"
+
+	"github.com/opendivert/divert/packet"
+)
+
+// Overheads are the bytes that an item in a handle's queue counts beyond its own, by layer (specification: api.md 12).
+var Overheads = [packet.NumLayers]int{
+	packet.LayerNetwork: 63, packet.LayerForward: 63, packet.LayerFlow: 119, packet.LayerSocket: 119, packet.LayerReflect: 87,
+}
+
+// Whole returns the packet at the start of b, as long as its IP header tells it, with the checks that the original's
+// driver makes of a packet to be sent (api.md 8). It fails with ErrShortBuffer or ErrInvalid.
+func Whole(b []byte) ([]byte, error) {
+	size := 0
+	switch {
+	case len(b) < packet.IPv4HeaderLen:
+		return nil, fmt.Errorf("%w: the packet ends within its IP header", ErrShortBuffer)
+	case b[0]>>4 == 4:
+		if size = int(binary.BigEndian.Uint16(b[2:])); size < packet.IPv4HeaderLen {
+			return nil, fmt.Errorf("%w: the total length of the IPv4 header is %d", ErrInvalid, size)
+		}
+	case b[0]>>4 != 6:
+		return nil, fmt.Errorf("%w: a packet of IP version %d", ErrInvalid, b[0]>>4)
+	case len(b) < packet.IPv6HeaderLen:
+		return nil, fmt.Errorf("%w: the packet ends within its IP header", ErrShortBuffer)
+	default:
+		size = int(binary.BigEndian.Uint16(b[4:])) + packet.IPv6HeaderLen
+	}
+	if len(b) < size {
+		return nil, fmt.Errorf("%w: %d bytes of a packet of %d", ErrShortBuffer, len(b), size)
+	}
+	return b[:size], nil
+}
+
+// Finish computes the checksums that the address calls missing and counts down the hop limit of another
+// program's packet, in this order, in b, a whole packet (specification: api.md 8). It fails with ErrHopLimit.
+func Finish(b []byte, a *packet.Address) error {
+	skip := packet.NoICMPChecksum | packet.NoICMPv6Checksum
+	if a.IPChecksum {
+		skip |= packet.NoIPChecksum
+	}
+	if a.TCPChecksum {
+		skip |= packet.NoTCPChecksum
+	}
+	if a.UDPChecksum {
+		skip |= packet.NoUDPChecksum
+	}
+	packet.CalcChecksums(b, nil, skip) // a fragment's transport checksum stays: that is no failure of Send
+	if a.Impostor && !packet.DecrementTTL(b) {
+		return ErrHopLimit
+	}
+	return nil
+}
