@@ -42,7 +42,7 @@ connections are not answered, and a socket that listens is aborted. Close is nev
 			r := report{app: a, json: asJSON}
 			r.begin("sockets", doing, filterText(args), h)
 			printer := newEventPrinter(a, asJSON)
-			err = eachEvent(ctx, h, printer.print, printer.flush)
+			err = eachEvent(ctx, h, 0, printer.print, printer.flush)
 			r.end(h)
 			return err
 		},
