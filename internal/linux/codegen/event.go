@@ -44,8 +44,9 @@ type EventHook struct {
 	// LocalUnknown is for records without the local address and port: the decision matches
 	// only what matches whatever they turn out to be.
 	LocalUnknown bool
-	// Protocol is the protocol of all records, 0 if they may have any.
+	// Protocol is the protocol of all records, 0 if they may have any. NoTCP: any but TCP.
 	Protocol uint8
+	NoTCP    bool
 }
 
 // EventDecider generates the decisions of one program, which share a map of sets.
@@ -173,6 +174,9 @@ func (h *EventHook) decides(t *filter.Test) answer {
 	}
 	if holds, ok := c.constant(); ok {
 		return answerOf(holds)
+	}
+	if h.NoTCP && t.Field == filter.FieldTCP {
+		return answerOf(c.holds(zero))
 	}
 	if h.Protocol != 0 {
 		return h.byProtocol(t.Field, &c)
