@@ -14,17 +14,17 @@ import (
 
 // flowHooks are the hooks of the layer FLOW.
 var flowHooks = []hook{
-	{"create", ebpf.CGroupSock, ebpf.AttachCGroupInetSockCreate, (*generator).create},
-	{"owner4", ebpf.CGroupSockAddr, ebpf.AttachCGroupInet4Connect, (*generator).owner},
-	{"owner6", ebpf.CGroupSockAddr, ebpf.AttachCGroupInet6Connect, (*generator).owner},
-	{"tcp", ebpf.SockOps, ebpf.AttachCGroupSockOps, operations(
+	{"create", ebpf.CGroupSock, ebpf.AttachCGroupInetSockCreate, "", (*generator).create},
+	{"owner4", ebpf.CGroupSockAddr, ebpf.AttachCGroupInet4Connect, "", (*generator).owner},
+	{"owner6", ebpf.CGroupSockAddr, ebpf.AttachCGroupInet6Connect, "", (*generator).owner},
+	{"tcp", ebpf.SockOps, ebpf.AttachCGroupSockOps, "", operations(
 		part{opTCPListen, (*generator).listener},
 		part{opActiveEstablished, func(g *generator) (bool, error) { return g.established(false) }},
 		part{opPassiveEstablished, func(g *generator) (bool, error) { return g.established(true) }},
 		part{opState, (*generator).ended})},
-	{"release", ebpf.CGroupSock, ebpf.AttachCgroupInetSockRelease, (*generator).released},
-	{"in", ebpf.CGroupSKB, ebpf.AttachCGroupInetIngress, func(g *generator) (bool, error) { return g.datagram(true) }},
-	{"out", ebpf.CGroupSKB, ebpf.AttachCGroupInetEgress, func(g *generator) (bool, error) { return g.datagram(false) }},
+	{"release", ebpf.CGroupSock, ebpf.AttachCgroupInetSockRelease, "", (*generator).released},
+	{"in", ebpf.CGroupSKB, ebpf.AttachCGroupInetIngress, "", func(g *generator) (bool, error) { return g.datagram(true) }},
+	{"out", ebpf.CGroupSKB, ebpf.AttachCGroupInetEgress, "", func(g *generator) (bool, error) { return g.datagram(false) }},
 }
 
 // owner remembers who connects a socket.

@@ -19,6 +19,7 @@ type hook struct {
 	name   string
 	kind   ebpf.ProgramType
 	attach ebpf.AttachType
+	target string // the function of the kernel that the program is attached to; "": none, but a cgroup
 	// build emits the program. It reports false if the filter leaves it nothing to do.
 	build func(g *generator) (bool, error)
 }
@@ -29,6 +30,7 @@ type generator struct {
 	filter  *filter.Program
 	flags   uint64 // of the handle
 	cookie  uint64 // of the network namespace
+	inode   uint32 // of the same, for programs that are not told the cookie
 	decider codegen.EventDecider
 	owed    []func() // parts of the record that are only wanted if the filter matches
 }

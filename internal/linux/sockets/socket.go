@@ -12,27 +12,27 @@ import (
 
 // socketHooks are the hooks of the layer SOCKET.
 var socketHooks = []hook{
-	{"create", ebpf.CGroupSock, ebpf.AttachCGroupInetSockCreate, (*generator).create},
-	{"bind4", ebpf.CGroupSock, ebpf.AttachCGroupInet4PostBind, func(g *generator) (bool, error) { return g.bind(afINET) }},
-	{"bind6", ebpf.CGroupSock, ebpf.AttachCGroupInet6PostBind, func(g *generator) (bool, error) { return g.bind(afINET6) }},
-	{"connect4", ebpf.CGroupSockAddr, ebpf.AttachCGroupInet4Connect, func(g *generator) (bool, error) { return g.connect(afINET) }},
-	{"connect6", ebpf.CGroupSockAddr, ebpf.AttachCGroupInet6Connect, func(g *generator) (bool, error) { return g.connect(afINET6) }},
-	{"unbound4", ebpf.CGroupSockAddr, ebpf.AttachCGroupInet4Connect, func(g *generator) (bool, error) { return g.connectUnbound(afINET) }},
-	{"unbound6", ebpf.CGroupSockAddr, ebpf.AttachCGroupInet6Connect, func(g *generator) (bool, error) { return g.connectUnbound(afINET6) }},
-	{"owner4", ebpf.CGroupSockAddr, ebpf.AttachCGroupInet4Connect, (*generator).ownerTCP},
-	{"owner6", ebpf.CGroupSockAddr, ebpf.AttachCGroupInet6Connect, (*generator).ownerTCP},
-	{"contact4", ebpf.CGroupSockAddr, ebpf.AttachCGroupInet4Connect, func(g *generator) (bool, error) { return g.contact(afINET, false) }},
-	{"contact6", ebpf.CGroupSockAddr, ebpf.AttachCGroupInet6Connect, func(g *generator) (bool, error) { return g.contact(afINET6, false) }},
-	{"send4", ebpf.CGroupSockAddr, ebpf.AttachCGroupUDP4Sendmsg, func(g *generator) (bool, error) { return g.contact(afINET, true) }},
-	{"send6", ebpf.CGroupSockAddr, ebpf.AttachCGroupUDP6Sendmsg, func(g *generator) (bool, error) { return g.contact(afINET6, true) }},
-	{"tcp", ebpf.SockOps, ebpf.AttachCGroupSockOps, operations(
+	{"create", ebpf.CGroupSock, ebpf.AttachCGroupInetSockCreate, "", (*generator).create},
+	{"bind4", ebpf.CGroupSock, ebpf.AttachCGroupInet4PostBind, "", func(g *generator) (bool, error) { return g.bind(afINET) }},
+	{"bind6", ebpf.CGroupSock, ebpf.AttachCGroupInet6PostBind, "", func(g *generator) (bool, error) { return g.bind(afINET6) }},
+	{"connect4", ebpf.CGroupSockAddr, ebpf.AttachCGroupInet4Connect, "", func(g *generator) (bool, error) { return g.connect(afINET) }},
+	{"connect6", ebpf.CGroupSockAddr, ebpf.AttachCGroupInet6Connect, "", func(g *generator) (bool, error) { return g.connect(afINET6) }},
+	{"unbound4", ebpf.CGroupSockAddr, ebpf.AttachCGroupInet4Connect, "", func(g *generator) (bool, error) { return g.connectUnbound(afINET) }},
+	{"unbound6", ebpf.CGroupSockAddr, ebpf.AttachCGroupInet6Connect, "", func(g *generator) (bool, error) { return g.connectUnbound(afINET6) }},
+	{"owner4", ebpf.CGroupSockAddr, ebpf.AttachCGroupInet4Connect, "", (*generator).ownerTCP},
+	{"owner6", ebpf.CGroupSockAddr, ebpf.AttachCGroupInet6Connect, "", (*generator).ownerTCP},
+	{"contact4", ebpf.CGroupSockAddr, ebpf.AttachCGroupInet4Connect, "", func(g *generator) (bool, error) { return g.contact(afINET, false) }},
+	{"contact6", ebpf.CGroupSockAddr, ebpf.AttachCGroupInet6Connect, "", func(g *generator) (bool, error) { return g.contact(afINET6, false) }},
+	{"send4", ebpf.CGroupSockAddr, ebpf.AttachCGroupUDP4Sendmsg, "", func(g *generator) (bool, error) { return g.contact(afINET, true) }},
+	{"send6", ebpf.CGroupSockAddr, ebpf.AttachCGroupUDP6Sendmsg, "", func(g *generator) (bool, error) { return g.contact(afINET6, true) }},
+	{"tcp", ebpf.SockOps, ebpf.AttachCGroupSockOps, "", operations(
 		part{opTCPConnect, (*generator).connecting}, part{opTCPListen, (*generator).listen},
 		part{opPassiveEstablished, (*generator).accept}, part{opState, (*generator).over})},
-	{"release", ebpf.CGroupSock, ebpf.AttachCgroupInetSockRelease, (*generator).release},
-	{"visit", ebpf.CGroupSKB, ebpf.AttachCGroupInetIngress, (*generator).visit},
-	{"syn", ebpf.CGroupSKB, ebpf.AttachCGroupInetIngress, (*generator).syn},
-	{"shut_in", ebpf.CGroupSKB, ebpf.AttachCGroupInetIngress, (*generator).shut},
-	{"shut_out", ebpf.CGroupSKB, ebpf.AttachCGroupInetEgress, (*generator).shut},
+	{"release", ebpf.CGroupSock, ebpf.AttachCgroupInetSockRelease, "", (*generator).release},
+	{"visit", ebpf.CGroupSKB, ebpf.AttachCGroupInetIngress, "", (*generator).visit},
+	{"syn", ebpf.CGroupSKB, ebpf.AttachCGroupInetIngress, "", (*generator).syn},
+	{"shut_in", ebpf.CGroupSKB, ebpf.AttachCGroupInetIngress, "", (*generator).shut},
+	{"shut_out", ebpf.CGroupSKB, ebpf.AttachCGroupInetEgress, "", (*generator).shut},
 }
 
 // create remembers who made a socket.
