@@ -418,6 +418,40 @@ var socketSequences = []struct {
 		 CLOSE client 6 10.77.0.1:8080 - sniffed #1`,
 	},
 	{
+		"a port that nobody listens at, over IPv6 and without waiting", "true",
+		`socket c tcp6
+		 nonblock c
+		 connect c [fd77::1]:81 = EINPROGRESS
+		 finish c = ECONNREFUSED
+		 close c`,
+		`CONNECT client 6 [fd77::1]:* [fd77::1]:81 sniffed,lo,v6 #1
+		 CLOSE client 6 [fd77::1]:* [fd77::1]:81 sniffed,lo,v6 #1`,
+	},
+	{
+		"a server that accepts one after the other", "event == ACCEPT or event == CLOSE and localPort == 8080",
+		`socket l tcp6
+		 bind l [::1]:8080
+		 listen l
+		 socket c tcp6
+		 connect c [::1]:8080
+		 accept s l
+		 close s
+		 close c
+		 socket c tcp6
+		 nonblock c
+		 connect c [::1]:8080 = EINPROGRESS
+		 accept s l
+		 finish c
+		 close s
+		 close c
+		 close l`,
+		`ACCEPT client 6 [::1]:8080 [::1]:* sniffed,in,lo,v6 #1<2
+		 CLOSE client 6 [::1]:8080 [::1]:* sniffed,lo,v6 #1<2
+		 ACCEPT client 6 [::1]:8080 [::1]:* sniffed,in,lo,v6 #3<2
+		 CLOSE client 6 [::1]:8080 [::1]:* sniffed,lo,v6 #3<2
+		 CLOSE client 6 [::1]:8080 - sniffed,lo,v6 #2`,
+	},
+	{
 		"a connection that is never accepted", "event == ACCEPT or event == CLOSE",
 		`socket l tcp4
 		 bind l 127.0.0.1:8080
@@ -492,6 +526,43 @@ var socketSequences = []struct {
 		 CONNECT client 17 [::1]:5354 [::1]:5355 sniffed,lo,v6 #2
 		 CLOSE client 17 [::1]:5354 - sniffed,lo,v6 #2
 		 CLOSE client 17 [::1]:5353 - sniffed,lo,v6 #1`,
+	},
+	{
+		"UDP of an IPv6 socket with an IPv4 peer", "true",
+		`socket l udp4
+		 bind l 127.0.0.1:5353
+		 socket c udp6
+		 bind c [::ffff:127.0.0.1]:5354
+		 send c [::ffff:127.0.0.1]:5353
+		 recv l
+		 send l 127.0.0.1:5354
+		 recv c
+		 connect c [::ffff:127.0.0.1]:5353
+		 write c
+		 recv l
+		 close c
+		 close l`,
+		`BIND client 17 127.0.0.1:5353 - sniffed,lo #1
+		 BIND client 17 127.0.0.1:5354 - sniffed,lo #2
+		 CONNECT client 17 127.0.0.1:5354 127.0.0.1:5353 sniffed,lo #2
+		 ACCEPT client 17 127.0.0.1:5353 127.0.0.1:5354 sniffed,in,lo #1
+		 CONNECT client 17 127.0.0.1:5354 127.0.0.1:5353 sniffed,lo #2
+		 CLOSE client 17 127.0.0.1:5354 127.0.0.1:5353 sniffed,lo #2
+		 CLOSE client 17 127.0.0.1:5353 - sniffed,lo #1`,
+	},
+	{
+		"UDP over IPv6 that is connected and not bound", "event != BIND and event != CLOSE",
+		`socket l udp6
+		 bind l [::]:7
+		 socket c udp6
+		 connect c [fd77::1]:7
+		 write c
+		 recv l
+		 close l
+		 write c
+		 close c`,
+		`CONNECT client 17 - [fd77::1]:7 sniffed,v6 #1
+		 ACCEPT client 17 [fd77::1]:7 [fd77::1]:* sniffed,in,lo,v6 #2`,
 	},
 	{
 		"a socket that is only made", "true",
