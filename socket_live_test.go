@@ -253,6 +253,28 @@ func TestSocketListenRefused(t *testing.T) {
 	}
 }
 
+// TestSocketLongFilter opens handles whose programs have several decisions, each of thousands of branches.
+func TestSocketLongFilter(t *testing.T) {
+	if testing.Short() {
+		t.Skip("takes long")
+	}
+	var b strings.Builder
+	for i := range 2500 {
+		fmt.Fprintf(&b, "(remotePort == %d and remoteAddr == 10.0.%d.%d) or ", i+1, i>>8, i&255)
+	}
+	text := "tcp and (" + b.String() + "remotePort == 8080)"
+	pair := lab.TwoHostsT(t, lab.LinkOptions{})
+	d := openEvents(t, pair.A, packet.LayerSocket, "(event == CONNECT or event == ACCEPT) and "+text, divert.Sniff)
+	f := openEvents(t, pair.A, packet.LayerFlow, text, divert.Sniff)
+	p := startPerformer(t, pair.A)
+	p.script("socket l tcp4\nbind l 127.0.0.1:8080\nlisten l\nsocket c tcp4\nconnect c 127.0.0.1:8080\naccept s l\nreset c")
+	names := map[uint32]string{p.pid: "client"}
+	compareLines(t, collect(t, d, names), "CONNECT client 6 127.0.0.1:* 127.0.0.1:8080 sniffed,lo #1")
+	compareLines(t, collect(t, f, names), `
+		ESTABLISHED client 6 127.0.0.1:* 127.0.0.1:8080 sniffed,lo #1
+		DELETED client 6 127.0.0.1:* 127.0.0.1:8080 sniffed,lo #1`)
+}
+
 // programsOf counts the programs on the root of the cgroup hierarchy that belong to handles of a priority.
 func programsOf(t *testing.T, priority int16) (n int) {
 	t.Helper()

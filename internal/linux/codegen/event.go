@@ -64,18 +64,21 @@ func (d *EventDecider) Decide(p *filter.Program, h EventHook) (asm.Instructions,
 		return nil, outcome, nil
 	}
 	code, branches := d.emit(list, h, false)
-	if branches > maxWaiting {
+	if branches > maxWaitingEvent {
 		code, _ = d.emit(list, h, true)
 	}
 	out, err := code.link()
 	return out, outcome, err
 }
 
+// maxWaitingEvent is maxWaiting for one of two decisions that a program asks for one after the other, as those of FLOW do.
+const maxWaitingEvent = maxWaiting / 2
+
 func (d *EventDecider) emit(list []filter.Test, h EventHook, long bool) (*assembler, int) {
 	a := &assembler{}
 	t := tests{
 		assembler: a, loader: &eventLoader{}, sets: &d.sets,
-		long: long, many: long && len(list) > maxWaiting, accept: a.newLabel(), reject: a.newLabel(),
+		long: long, many: long && len(list) > maxWaitingEvent, accept: a.newLabel(), reject: a.newLabel(),
 	}
 	end := a.newLabel()
 	t.emitAll(list)
