@@ -37,7 +37,10 @@ func openEvents(t testing.TB, h *lab.Host, layer divert.Layer, text string, flag
 	if errors.Is(err, divert.ErrNotSupported) && os.Getenv("DIVERT_NEED_KERNEL") == "" {
 		t.Skipf("%v", err)
 	}
-	return openAt(t, h, text, append(opts, divert.WithLayer(layer), divert.WithFlags(flags|divert.RecvOnly))...)
+	opts = append([]divert.Option{
+		divert.WithLayer(layer), divert.WithFlags(flags | divert.RecvOnly), divert.WithQueueTime(16 * time.Second), // machines may be slow
+	}, opts...)
+	return openAt(t, h, text, opts...)
 }
 
 // act is what a child process of a test does with sockets, one after the other.
