@@ -193,6 +193,88 @@ func TestSocketSetFilter(t *testing.T) {
 	p.script("send a 127.0.0.1:81\nsend a 127.0.0.1:80")
 }
 
+// TestSocketListenRefused refuses LISTEN: at once where the kernel lets programs do so, else when it has happened.
+func TestSocketListenRefused(t *testing.T) {
+	const late = "listen l\naccept s l = EINVAL"
+	for _, tt := range []struct {
+		name, filter, network, bind, connect string
+		early                                string // what becomes of listen and then accept
+		want                                 string
+	}{
+		{"IPv4", "event == LISTEN", "tcp4", "127.0.0.1:8080", "127.0.0.1:8080", "listen l = EACCES", "LISTEN client 6 127.0.0.1:8080 - lo #1"},
+		{"IPv6", "event == LISTEN and localPort == 8080", "tcp6", "[::]:8080", "127.0.0.1:8080", "listen l = EACCES", "LISTEN client 6 [::]:8080 - v6 #1"},
+		{"IPv6, mapped", "localAddr == 127.0.0.1 and event == LISTEN", "tcp6", "[::ffff:127.0.0.1]:8080", "127.0.0.1:8080", "listen l = EACCES",
+			"LISTEN client 6 127.0.0.1:8080 - lo #1"},
+		{"MPTCP", "event == LISTEN", "mptcp4", "127.0.0.1:8080", "127.0.0.1:8080", "listen l = EACCES", "LISTEN client 6 127.0.0.1:8080 - lo #1"},
+		{"a port that the kernel chooses", "event == LISTEN and localPort != 7", "tcp4", "", "", late, "LISTEN client 6 0.0.0.0:* -  #1"},
+		{"another port", "event == LISTEN and localPort == 8081", "tcp4", "127.0.0.1:8080", "", "listen l\nnonblock l\naccept s l = EAGAIN", ""},
+		{"silently", "event == LISTEN", "tcp4", "127.0.0.1:8080", "127.0.0.1:8080", "listen l = EACCES", ""},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			pair := lab.TwoHostsT(t, lab.LinkOptions{})
+			flags := divert.Flag(0)
+			if tt.name == "silently" {
+				flags = divert.Drop
+			}
+			d := openEvents(t, pair.A, packet.LayerSocket, tt.filter, flags)
+			early := strings.Contains(d.Engine(), "a refused LISTEN fails")
+			if os.Getenv("DIVERT_NEED_LISTEN") != "" && !early {
+				t.Fatalf("this kernel should refuse at once: %+v", sockets.ProbeListen())
+			}
+			refusal := tt.early
+			switch {
+			case early || !strings.Contains(refusal, "EACCES"):
+			case tt.name == "MPTCP":
+				// The kernel destroys no MPTCP socket that listens: it waits in vain, as does who connects.
+				refusal = "listen l\nnonblock l\nsocket c tcp4\nnonblock c\nconnect c " + tt.connect + " = EINPROGRESS\naccept s l = EAGAIN"
+				tt.connect = ""
+			default:
+				refusal = late
+			}
+			p := startPerformer(t, pair.A)
+			p.script("socket l " + tt.network)
+			if tt.bind != "" {
+				p.script("bind l " + tt.bind)
+			}
+			p.script(refusal)
+			if tt.connect != "" {
+				p.script("socket c tcp4\nconnect c " + tt.connect + " = ECONNREFUSED")
+			}
+			compareLines(t, collect(t, d, map[uint32]string{p.pid: "client"}), tt.want)
+			if s := stats(t, d); flags == divert.Drop && s.Dropped != 1 {
+				t.Errorf("%+v", s)
+			}
+			p.script("close l\nsocket m " + tt.network)
+			if tt.bind != "" {
+				p.script("bind m " + tt.bind)
+			}
+			p.script("listen m")
+		})
+	}
+}
+
+// TestSocketLongFilter opens handles whose programs have several decisions, each of thousands of branches.
+func TestSocketLongFilter(t *testing.T) {
+	if testing.Short() {
+		t.Skip("takes long")
+	}
+	var b strings.Builder
+	for i := range 2500 {
+		fmt.Fprintf(&b, "(remotePort == %d and remoteAddr == 10.0.%d.%d) or ", i+1, i>>8, i&255)
+	}
+	text := "tcp and (" + b.String() + "remotePort == 8080)"
+	pair := lab.TwoHostsT(t, lab.LinkOptions{})
+	d := openEvents(t, pair.A, packet.LayerSocket, "(event == CONNECT or event == ACCEPT) and "+text, divert.Sniff)
+	f := openEvents(t, pair.A, packet.LayerFlow, text, divert.Sniff)
+	p := startPerformer(t, pair.A)
+	p.script("socket l tcp4\nbind l 127.0.0.1:8080\nlisten l\nsocket c tcp4\nconnect c 127.0.0.1:8080\naccept s l\nreset c")
+	names := map[uint32]string{p.pid: "client"}
+	compareLines(t, collect(t, d, names), "CONNECT client 6 127.0.0.1:* 127.0.0.1:8080 sniffed,lo #1")
+	compareLines(t, collect(t, f, names), `
+		ESTABLISHED client 6 127.0.0.1:* 127.0.0.1:8080 sniffed,lo #1
+		DELETED client 6 127.0.0.1:* 127.0.0.1:8080 sniffed,lo #1`)
+}
+
 // programsOf counts the programs on the root of the cgroup hierarchy that belong to handles of a priority.
 func programsOf(t *testing.T, priority int16) (n int) {
 	t.Helper()

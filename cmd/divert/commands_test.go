@@ -130,7 +130,26 @@ the compiled filter is malformed
 			errout: "divert: unknown shorthand flag: '3' in -3; a filter with a negative number goes in quotes\nSee `divert passthru --help`.\n"},
 		{name: "negative number in quotes", args: "filter format 'timestamp > -3'", out: "timestamp > -3\n"},
 		{name: "flag value", args: "dump --layer netwrk", status: exitUsage,
-			errout: "divert: invalid argument \"netwrk\" for \"--layer\" flag: must be one of network, forward\nSee `divert dump --help`.\n"},
+			errout: "divert: invalid argument \"netwrk\" for \"--layer\" flag: must be one of network, forward, flow, socket, reflect\nSee `divert dump --help`.\n"},
+		{name: "dump, file of events", args: "dump --layer socket -w x", status: exitUsage,
+			errout: "divert: --write is about packets, and the layer socket has events\nSee `divert dump --help`.\n"},
+		{name: "dump, events of a file", args: "dump --layer flow -r x", status: exitUsage,
+			errout: "divert: --read is about packets, and the layer flow has events\nSee `divert dump --help`.\n"},
+		{name: "dump, bytes of events", args: "dump --layer reflect -x", status: exitUsage,
+			errout: "divert: --hex is about packets, and the layer reflect has events\nSee `divert dump --help`.\n"},
+		{name: "dump, fragments of events", args: "dump --layer socket --fragments", status: exitUsage,
+			errout: "divert: --fragments is about packets, and the layer socket has events\nSee `divert dump --help`.\n"},
+		{name: "dump, engine of handles", args: "dump --layer reflect --engine kernel", status: exitUsage,
+			errout: "divert: --engine is about filters in the kernel, and at the layer reflect there are none\nSee `divert dump --help`.\n"},
+		{name: "dump, filter of events", args: "dump --layer socket ifIdx == 4", status: exitUsage, errout: `
+divert: the filter does not compile:
+  ifIdx == 4
+  ^^^^^
+ifIdx does not exist at layer SOCKET
+hint: ifIdx exists at NETWORK, NETWORK_FORWARD
+`},
+		{name: "drop, layer", args: "drop --layer flow true", status: exitUsage,
+			errout: "divert: invalid argument \"flow\" for \"--layer\" flag: must be one of network, forward, socket\nSee `divert drop --help`.\n"},
 		{name: "dump, negative count", args: "dump -c -1", status: exitUsage, errout: "divert: --count -1 is negative\nSee `divert dump --help`.\n"},
 		{name: "dump, flags", args: "dump -w x -v", status: exitUsage, errout: "divert: --write and --verbose do not go together\nSee `divert dump --help`.\n"},
 		{name: "dump, flags of handles", args: "dump -r x --priority 5", status: exitUsage,

@@ -12,14 +12,18 @@ func newDrop(a *app) *cobra.Command {
 	)
 	cmd := &cobra.Command{
 		Use:   "drop [flags] FILTER",
-		Short: "Drop the packets that match, in the kernel and silently",
+		Short: "Drop the packets that match, or refuse sockets, in the kernel and silently",
 		Long: `Drop the packets that match a filter. They never reach this program: the kernel drops
 them, and neither side is told. The traffic is back as soon as the command ends, however it ends.
-Mind the connection you work over: spare it with "and not tcp.SrcPort == 22", for example.`,
+Mind the connection you work over: spare it with "and not tcp.SrcPort == 22", for example.
+
+With --layer socket it refuses what processes do with sockets, as divert sockets --block does, and only
+counts it. Close is never refused.`,
 		Example: `  divert drop udp.DstPort == 53                     no DNS in or out
   divert drop 'outbound and tcp.DstPort in {80, 443}'
   divert drop 'ip.SrcAddr == 192.0.2.0/24'          ignore a network
-  divert drop 'random8 < 25'                        lose one packet in ten`,
+  divert drop 'random8 < 25'                        lose one packet in ten
+  divert drop --layer socket 'event == CONNECT and remotePort == 25'`,
 		Args: filterArguments,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			p, err := flags.compile(args)
@@ -28,19 +32,23 @@ Mind the connection you work over: spare it with "and not tcp.SrcPort == 22", fo
 			}
 			ctx, stop := untilSignal(cmd.Context())
 			defer stop()
-			h, err := flags.open(p, divert.Drop)
+			mode, doing := divert.Drop, "dropping"
+			if p.Layer() == divert.LayerSocket {
+				mode, doing = divert.Drop|divert.RecvOnly, "refusing what sockets do"
+			}
+			h, err := flags.open(p, mode)
 			if err != nil {
 				return err
 			}
 			defer h.Close()
 			r := report{app: a, json: asJSON}
-			r.begin("drop", "dropping", filterText(args), h)
+			r.begin("drop", doing, filterText(args), h)
 			<-ctx.Done()
 			r.end(h)
 			return nil
 		},
 	}
-	flags.add(cmd)
+	flags.add(cmd, []divert.Layer{divert.LayerNetwork, divert.LayerForward, divert.LayerSocket})
 	flags.addQueue(cmd, usualQueueLength, usualQueueTime, usualQueueSize)
 	cmd.Flags().BoolVar(&asJSON, "json", false, "messages and summary on standard error as JSON")
 	return cmd

@@ -32,9 +32,10 @@ func newDump(a *app) *cobra.Command {
 	d := &dump{app: a}
 	cmd := &cobra.Command{
 		Use:   "dump [flags] [FILTER]",
-		Short: "Print the packets that match, or write them to a capture file",
+		Short: "Print the packets or events that match, or write packets to a capture file",
 		Long: `Print copies of the packets that match a filter (all, if there is none); the packets
-themselves go on undelayed.
+themselves go on undelayed. At the layers flow, socket and reflect it prints events, as divert flows,
+divert sockets and divert watch do.
 
 A line has the time, the interface, the direction, and then what tcpdump would print:
   <-  comes in     ->  goes out     <>  from this host to itself     >>  is routed through
@@ -45,7 +46,10 @@ count as inbound unless the file says that they went out, and their interface in
 With --json each line is an object. Keys: time, timestamp, layer, direction (in, out, loopback,
 forward), ifindex, ifname, impostor, length, captured, version, src, dst, ttl, protocol,
 protocol_name, sport, dport, payload_length, fragment {id, offset, more}, tcp {flags, seq, ack, window},
-icmp {type, code, body}, and with -x data. Keys that make no sense for a packet are absent.`,
+icmp {type, code, body}, and with -x data. Keys that make no sense for a packet are absent.
+Events of flow and socket have time, timestamp, layer, event, pid, program, endpoint, parent, protocol,
+protocol_name, direction, loopback, ipv6, local, lport, remote, rport; those of reflect time, timestamp,
+event, and of the handle opened, pid, program, layer, flags, priority and filter.`,
 		Example: `  divert dump                                          everything
   divert dump -c 10 tcp.DstPort == 443 and tcp.Syn     ten connections that begin
   divert dump -x 'udp.DstPort == 53 or udp.SrcPort == 53'
@@ -53,7 +57,10 @@ icmp {type, code, body}, and with -x data. Keys that make no sense for a packet 
   divert dump -w web.pcapng 'tcp.DstPort in {80, 443}' for Wireshark
   divert dump -r web.pcapng 'tcp.PayloadLength > 0'    from a file
   divert dump -w - tcp | wireshark -k -i -             live in Wireshark
-  divert dump --json udp | jq -r .src                  for programs`,
+  divert dump --json udp | jq -r .src                  for programs
+  divert dump --layer socket event == CONNECT          what connects, with its process
+  divert dump --layer flow -q tcp                      connections, in short lines
+  divert dump --layer reflect                          who diverts`,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if err := d.check(cmd); err != nil {
 				return err
@@ -61,14 +68,14 @@ icmp {type, code, body}, and with -x data. Keys that make no sense for a packet 
 			return d.run(cmd.Context(), args)
 		},
 	}
-	d.flags.add(cmd)
+	d.flags.add(cmd, allLayers)
 	d.flags.addQueue(cmd, maxQueueLength, maxQueueTime, maxQueueSize)
 	fl := cmd.Flags()
-	fl.IntVarP(&d.count, "count", "c", 0, "end after so many packets")
-	fl.BoolVarP(&d.printer.quiet, "quiet", "q", false, "short lines: protocol and payload length only")
-	fl.CountVarP(&d.printer.verbose, "verbose", "v", "also all header fields, with their names in filters, and the date")
+	fl.IntVarP(&d.count, "count", "c", 0, "end after so many packets or events")
+	fl.BoolVarP(&d.printer.quiet, "quiet", "q", false, "short lines: of packets protocol and payload length only")
+	fl.CountVarP(&d.printer.verbose, "verbose", "v", "also all fields, with their names in filters, and the date")
 	fl.BoolVarP(&d.printer.hex, "hex", "x", false, "also the bytes in hexadecimal and ASCII")
-	fl.BoolVar(&d.json, "json", false, "one JSON object per packet; messages as JSON too")
+	fl.BoolVar(&d.json, "json", false, "one JSON object per packet or event; messages as JSON too")
 	fl.StringVarP(&d.write, "write", "w", "", "write a pcapng `file` instead of printing; - is standard output")
 	fl.StringVarP(&d.read, "read", "r", "", "read a pcap or pcapng `file` instead of the network; - is standard input")
 	return cmd
@@ -94,6 +101,13 @@ func (d *dump) check(cmd *cobra.Command) error {
 	} {
 		if err != nil {
 			return err
+		}
+	}
+	if layer := d.flags.layer(); hasEvents(layer) {
+		for _, name := range []string{"write", "read", "hex"} {
+			if changed(name) {
+				return usagef("--%s is about packets, and the layer %s has events", name, layerNames[layer])
+			}
 		}
 	}
 	if d.write == "-" && d.app.colour {
@@ -123,10 +137,16 @@ func (d *dump) live(ctx context.Context) error {
 		return err
 	}
 	defer h.Close()
+	r := report{app: d.app, json: d.json}
+	if hasEvents(h.Layer()) {
+		r.begin("dump", "watching", d.text, h)
+		err = d.events(ctx, h)
+		r.end(h)
+		return err
+	}
 	if err := d.openSink(); err != nil {
 		return err
 	}
-	r := report{app: d.app, json: d.json}
 	r.begin("dump", "watching", d.text, h)
 	err = d.receive(ctx, h)
 	if closed := d.sink.close(); err == nil {
@@ -134,6 +154,13 @@ func (d *dump) live(ctx context.Context) error {
 	}
 	r.end(h)
 	return err
+}
+
+// events prints the events that a handle receives.
+func (d *dump) events(ctx context.Context, h *divert.Handle) error {
+	p := newEventPrinter(d.app, d.json)
+	p.quiet, p.verbose = d.printer.quiet, d.printer.verbose > 0
+	return eachEvent(ctx, h, d.count, p.print, p.flush)
 }
 
 // dumpBatch is how many packets are received at a time.

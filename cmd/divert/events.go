@@ -17,7 +17,7 @@ import (
 
 // addEvents adds the flags of a command whose handle is at a layer with events.
 func (f *handleFlags) addEvents(cmd *cobra.Command, layer divert.Layer) {
-	f.layer = choice{names: layerNames[:], value: int(layer)}
+	f.layers, f.choice.names = []divert.Layer{layer}, layerNames[layer:layer+1]
 	f.engine.names = engineNames
 	fl := cmd.Flags()
 	fl.BoolVar(&f.strict, "strict", false, "filter language of WinDivert 2.2 to the letter, without extensions")
@@ -31,13 +31,16 @@ func (f *handleFlags) addEvents(cmd *cobra.Command, layer divert.Layer) {
 	fl.IntVar(&f.queueSize, "queue-size", maxQueueSize, "bytes that may wait, 65535 to 33554432")
 }
 
-// eachEvent gives the events of a handle to f until ctx ends and those that waited then are through. When
-// there are no more for the moment it calls idle.
-func eachEvent(ctx context.Context, h *divert.Handle, f func(*divert.Packet) error, idle func() error) error {
+// eachEvent gives the events of a handle to f, so many of them unless count is 0, until ctx ends and those that
+// waited then are through. When there are no more for the moment, and at the end, it calls idle.
+func eachEvent(ctx context.Context, h *divert.Handle, count int, f func(*divert.Packet) error, idle func() error) error {
 	stop := context.AfterFunc(ctx, func() { _ = h.Shutdown(divert.ShutdownRecv) }) // fails if closed, which ends it too
 	defer stop()
 	ps := make([]divert.Packet, dumpBatch)
-	for {
+	for seen := 0; count == 0 || seen < count; {
+		if count > 0 {
+			ps = ps[:min(len(ps), count-seen)]
+		}
 		n, err := h.RecvBatch(ps)
 		if err == io.EOF {
 			return idle()
@@ -50,12 +53,14 @@ func eachEvent(ctx context.Context, h *divert.Handle, f func(*divert.Packet) err
 				return err
 			}
 		}
+		seen += n
 		if n < len(ps) {
 			if err := idle(); err != nil {
 				return err
 			}
 		}
 	}
+	return idle()
 }
 
 // processes remembers the names of programs by process id. An id may be another process's by the time it is
@@ -93,11 +98,14 @@ func (m processes) program(pid uint32) string {
 	return filepath.Base(path)
 }
 
-// eventPrinter prints the events of the layers SOCKET and FLOW.
+// eventPrinter prints the events of the layers SOCKET, FLOW and REFLECT.
 type eventPrinter struct {
 	w         *bufio.Writer
 	json      bool
+	quiet     bool // less of each event
+	verbose   bool // all fields too
 	colour    bool
+	started   int64 // timestamp at the start
 	clock     *wallClock
 	processes processes
 	buf       []byte
@@ -106,7 +114,7 @@ type eventPrinter struct {
 func newEventPrinter(a *app, asJSON bool) *eventPrinter {
 	return &eventPrinter{
 		w: bufio.NewWriterSize(a.out, bufferSize), json: asJSON, colour: a.colour,
-		clock: newWallClock(), processes: processes{},
+		clock: newWallClock(), processes: processes{}, started: ticks(),
 	}
 }
 
@@ -134,28 +142,64 @@ type jsonEvent struct {
 	RemotePort   uint16      `json:"rport,omitempty"`
 }
 
-// print prints an event.
-func (p *eventPrinter) print(e *divert.Packet) error {
+// eventPrinters are how the events of each layer are printed.
+var eventPrinters = [packet.NumLayers]func(*eventPrinter, *divert.Packet) error{
+	divert.LayerFlow: (*eventPrinter).flow, divert.LayerSocket: (*eventPrinter).socket, divert.LayerReflect: (*eventPrinter).reflect,
+}
+
+// print prints an event of any layer that has them.
+func (p *eventPrinter) print(e *divert.Packet) error { return eventPrinters[e.Addr.Layer](p, e) }
+
+// socket prints an event of SOCKET, or of FLOW.
+func (p *eventPrinter) socket(e *divert.Packet) error {
 	a, d := &e.Addr, e.Addr.Flow()
 	if p.json {
-		return p.printJSON(a, &d)
+		return p.socketJSON(a, &d)
 	}
 	b := p.time(p.buf[:0], a.Timestamp)
 	b = p.coloured(b, eventStyles[a.Event], a.Event.String())
 	b = append(b, " pid="...)
 	b = strconv.AppendUint(b, uint64(d.ProcessID), 10)
-	b = append(append(b, " program="...), printable(p.processes.program(d.ProcessID))...)
-	b = strconv.AppendUint(append(b, " endpoint="...), d.EndpointID, 10)
-	b = strconv.AppendUint(append(b, " parent="...), d.ParentEndpointID, 10)
+	if !p.quiet {
+		b = append(append(b, " program="...), printable(p.processes.program(d.ProcessID))...)
+		b = strconv.AppendUint(append(b, " endpoint="...), d.EndpointID, 10)
+		b = strconv.AppendUint(append(b, " parent="...), d.ParentEndpointID, 10)
+	}
 	b = appendProtocol(append(b, " protocol="...), d.Protocol)
 	b = appendSide(b, " local=", d.LocalAddr, d.LocalPort)
 	b = appendSide(b, " remote=", d.RemoteAddr, d.RemotePort)
 	if refused(a) {
 		b = append(b, " refused"...)
 	}
-	p.buf = append(b, '\n')
-	_, err := p.w.Write(p.buf)
+	b = append(b, '\n')
+	if p.verbose {
+		b = p.socketFields(b, a, &d)
+	}
+	return p.write(b)
+}
+
+// write writes what was appended to the buffer.
+func (p *eventPrinter) write(b []byte) error {
+	p.buf = b
+	_, err := p.w.Write(b)
 	return err
+}
+
+// socketFields appends a line with the names and values that filters know.
+func (p *eventPrinter) socketFields(b []byte, a *divert.Address, d *packet.FlowData) []byte {
+	b = p.coloured(append(b, '\t'), styleProto, "event")
+	b = append(append(b, " event="...), a.Event.String()...)
+	b = appendFlag(b, "outbound", a.Outbound)
+	b = appendFlag(b, "loopback", a.Loopback)
+	b = appendNumber(append(b, " protocol="...), d.Protocol)
+	b = appendNumber(append(b, " processId="...), d.ProcessID)
+	b = appendNumber(append(b, " endpointId="...), d.EndpointID)
+	b = appendNumber(append(b, " parentEndpointId="...), d.ParentEndpointID)
+	b = d.LocalAddr.AppendTo(append(b, " localAddr="...))
+	b = appendNumber(append(b, " localPort="...), d.LocalPort)
+	b = d.RemoteAddr.AppendTo(append(b, " remoteAddr="...))
+	b = appendNumber(append(b, " remotePort="...), d.RemotePort)
+	return append(appendNumber(append(b, " timestamp="...), a.Timestamp), '\n')
 }
 
 // refused reports whether an event is of something that a handle refused.
@@ -174,7 +218,11 @@ func (p *eventPrinter) time(b []byte, timestamp int64) []byte {
 	if p.colour {
 		b = append(b, styleTime.begin...)
 	}
-	b = p.clock.time(timestamp).AppendFormat(b, shortTime)
+	layout := shortTime
+	if p.verbose {
+		layout = longTime
+	}
+	b = p.clock.time(timestamp).AppendFormat(b, layout)
 	if p.colour {
 		b = append(b, styleEnd...)
 	}
@@ -202,7 +250,7 @@ func appendSide(b []byte, name string, addr netip.Addr, port uint16) []byte {
 // hasSide reports whether an event tells a side (specification: samples.md 7).
 func hasSide(addr netip.Addr, port uint16) bool { return addr != netip.IPv6Unspecified() || port != 0 }
 
-func (p *eventPrinter) printJSON(a *divert.Address, d *packet.FlowData) error {
+func (p *eventPrinter) socketJSON(a *divert.Address, d *packet.FlowData) error {
 	j := jsonEvent{
 		Time: p.clock.time(a.Timestamp).UTC(), Timestamp: a.Timestamp, Layer: layerNames[a.Layer], Event: a.Event.String(),
 		PID: d.ProcessID, Program: p.processes.path(d.ProcessID), Endpoint: d.EndpointID, Parent: d.ParentEndpointID,

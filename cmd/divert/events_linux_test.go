@@ -2,6 +2,7 @@ package main
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
 	"os"
 	"regexp"
@@ -46,7 +47,9 @@ func connectTCP(t *testing.T, h *lab.Host, port int) {
 // shape replaces what differs from run to run in the output of a command.
 func shape(text string) []string {
 	for _, r := range [...]struct{ pattern, with string }{
-		{`\d\d:\d\d:\d\d\.\d+`, "TIME"}, {`endpoint=\d+`, "endpoint=N"}, {`parent=[1-9]\d*`, "parent=N"},
+		{`"\d{4}-\d\d-\d\dT[^"]+"`, `"N"`}, {`\d{4}-\d\d-\d\d \d`, "DATE 0"},
+		{`\d\d:\d\d:\d\d\.\d+`, "TIME"}, {`(timestamp"?[=:]|(?i:endpoint)(?:Id=|":))\d+`, "${1}N"},
+		{`remotePort=[3-6]\d{4}`, "remotePort=PORT"}, {`endpoint=\d+`, "endpoint=N"}, {`parent=[1-9]\d*`, "parent=N"},
 		{`time=-?\d+\.\d{3}s`, "time=T"}, {fmt.Sprintf(`\b%d\b`, os.Getpid()), "PID"},
 		{`(\]?):[3-6]\d{4}\b`, "$1:PORT"}, {`[\w./-]+\.test\b`, "TEST"}, {` +`, " "},
 	} {
@@ -115,6 +118,110 @@ func TestFlowsCommand(t *testing.T) {
 	want = []string{"PID PROGRAM OPEN TOTAL IN TCP UDP OTHER", "PID TEST 0 1 1 1 0 0"}
 	if got := shape(out); status != 0 || strings.Join(got, "\n") != strings.Join(want, "\n") {
 		t.Errorf("status %d, got\n%s", status, strings.Join(got, "\n"))
+	}
+}
+
+// TestDumpEvents prints the events of each layer in each form.
+func TestDumpEvents(t *testing.T) {
+	pair := lab.TwoHostsT(t, lab.LinkOptions{})
+	const (
+		sockets = "(event == LISTEN or event == ACCEPT) and localPort == 80"
+		local   = "127.0.0.1:80"
+		remote  = "127.0.0.1:PORT"
+		fields  = " loopback=1 protocol=6 processId=PID endpointId=N parentEndpointId=N localAddr=127.0.0.1 localPort=80"
+		handle  = `pid=NUMBER exe=TEST layer=SOCKET flags=SNIFF|RECV_ONLY priority=-7 filter="event = CLOSE"`
+	)
+	socket := func(more ...string) []string {
+		return append([]string{"--layer", "socket"}, append(more, sockets)...)
+	}
+	flow := func(more ...string) []string {
+		return append([]string{"--layer", "flow"}, append(more, "localPort == 80")...)
+	}
+	reflect := func(more ...string) []string {
+		return append([]string{"--layer", "reflect"}, append(more, "priority == -7")...)
+	}
+	tests := []struct {
+		args []string
+		want []string
+		run  *process
+	}{
+		{args: socket(), want: []string{
+			"TIME LISTEN pid=PID program=TEST endpoint=N parent=0 protocol=TCP local=[127.0.0.1]:80",
+			"TIME ACCEPT pid=PID program=TEST endpoint=N parent=N protocol=TCP local=[127.0.0.1]:80 remote=[127.0.0.1]:PORT",
+		}},
+		{args: socket("-q", "--priority", "3", "--strict", "--queue-length", "32"), want: []string{
+			"TIME LISTEN pid=PID protocol=TCP local=[127.0.0.1]:80",
+			"TIME ACCEPT pid=PID protocol=TCP local=[127.0.0.1]:80 remote=[127.0.0.1]:PORT",
+		}},
+		{args: socket("-v", "-c", "1"), want: []string{
+			"DATE TIME LISTEN pid=PID program=TEST endpoint=N parent=0 protocol=TCP local=[127.0.0.1]:80",
+			"\tevent event=LISTEN outbound=1" + fields + " remoteAddr=:: remotePort=0 timestamp=N",
+		}},
+		{args: socket("--json", "-c", "1"), want: []string{`{"time":"N","timestamp":N,"layer":"socket","event":"LISTEN","pid":PID,` +
+			`"program":"TEST","endpoint":N,"protocol":6,"protocol_name":"TCP","direction":"out","loopback":true,"local":"127.0.0.1","lport":80}`}},
+		{args: flow(), want: []string{
+			"TIME ESTABLISHED PID TEST TCP " + local + " <---- " + remote,
+			"TIME DELETED PID TEST TCP " + local + " <---- " + remote,
+		}},
+		{args: flow("-q", "-c", "1"), want: []string{"TIME ESTABLISHED pid=PID protocol=TCP local=[127.0.0.1]:80 remote=[127.0.0.1]:PORT"}},
+		{args: flow("-v", "-c", "1"), want: []string{
+			"DATE TIME ESTABLISHED pid=PID program=TEST endpoint=N parent=N protocol=TCP local=[127.0.0.1]:80 remote=[127.0.0.1]:PORT",
+			"\tevent event=ESTABLISHED outbound=0" + fields + " remoteAddr=127.0.0.1 remotePort=PORT timestamp=N",
+		}},
+		{args: reflect(), want: []string{"OPEN time=T " + handle, "CLOSE time=T " + handle}},
+		{args: reflect("-q", "-c", "1"), want: []string{`OPEN pid=NUMBER layer=SOCKET priority=-7 filter="event = CLOSE"`}},
+		{args: reflect("-v", "-c", "1"), want: []string{
+			"DATE TIME OPEN time=T " + handle,
+			"\thandle event=OPEN processId=N layer=SOCKET priority=-7 timestamp=N",
+		}},
+		{args: reflect("--json", "-c", "1"), want: []string{`{"time":"N","timestamp":N,"event":"OPEN","opened":"N","pid":N,"program":"TEST",` +
+			`"layer":"SOCKET","flags":["SNIFF","RECV_ONLY"],"priority":-7,"filter":"event = CLOSE"}`}},
+	}
+	for i := range tests {
+		tests[i].run = startEvents(t, pair.A, append([]string{"dump"}, tests[i].args...)...)
+	}
+	other := start(t, pair.A, "sockets", "--priority=-7", "event == CLOSE")
+	connectTCP(t, pair.A, 80)
+	if _, status := other.end(t, syscall.SIGINT); status != 0 {
+		t.Errorf("status %d", status)
+	}
+	pid := regexp.MustCompile(fmt.Sprintf(`\b%d\b`, other.cmd.Process.Pid))
+	time.Sleep(500 * time.Millisecond)
+	for _, tt := range tests {
+		name := strings.Join(tt.args, " ")
+		signal := os.Signal(syscall.SIGINT)
+		if strings.Contains(name, "-c 1") {
+			signal = nil // it ends by itself
+		}
+		out, status := tt.run.end(t, signal)
+		out = strings.ReplaceAll(pid.ReplaceAllString(out, "NUMBER"), `"pid":NUMBER`, `"pid":N`)
+		got, want := strings.Join(shape(out), "\n"), strings.Join(tt.want, "\n")
+		if status != 0 || strings.ReplaceAll(got, "processId=NUMBER", "processId=N") != want {
+			t.Errorf("%s: status %d, got\n%s\nwant\n%s", name, status, got, want)
+		}
+		if signal != nil && !strings.Contains(tt.run.errout.String(), "2 events matched, 2 received") {
+			t.Errorf("%s: summary: %s", name, tt.run.errout)
+		}
+	}
+}
+
+// TestDropSockets refuses silently what sockets do.
+func TestDropSockets(t *testing.T) {
+	pair := lab.TwoHostsT(t, lab.LinkOptions{})
+	p := startEvents(t, pair.A, "drop", "--layer", "socket", "event == BIND and localPort == 81")
+	if l, err := pair.A.Listen("tcp4", "127.0.0.1:81"); !errors.Is(err, syscall.EACCES) {
+		t.Errorf("the bind was not refused: %v, %v", l, err)
+	}
+	l, err := pair.A.Listen("tcp4", "127.0.0.1:82")
+	if err != nil {
+		t.Fatal(err)
+	}
+	l.Close()
+	if out, status := p.end(t, syscall.SIGINT); out != "" || status != 0 {
+		t.Errorf("status %d: %s", status, out)
+	}
+	if !strings.Contains(p.errout.String(), "1 event matched, 1 dropped") {
+		t.Errorf("summary: %s", p.errout)
 	}
 }
 

@@ -45,7 +45,7 @@ func filterCommand(a *app, cmd *cobra.Command, run func(w io.Writer, p *filter.P
 // textCommand is filterCommand for those that need the text and the flags too.
 func textCommand(a *app, cmd *cobra.Command, run func(io.Writer, string, *filter.Program, *dialectFlags) error) *cobra.Command {
 	var flags dialectFlags
-	flags.add(cmd, len(layerNames))
+	flags.add(cmd, allLayers)
 	cmd.RunE = func(_ *cobra.Command, args []string) error {
 		text, err := a.filterOrInput(args)
 		if err != nil {

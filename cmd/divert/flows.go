@@ -59,7 +59,7 @@ With --top it prints totals per process instead, every --interval, those with th
 				t := &topFlows{printer: printer, interval: interval, next: time.Now().Add(interval), byProcess: map[uint32]*flowTotals{}}
 				err = t.run(ctx, h)
 			} else {
-				err = eachEvent(ctx, h, printer.flow, printer.flush)
+				err = eachEvent(ctx, h, 0, printer.print, printer.flush)
 			}
 			r.end(h)
 			return err
@@ -75,17 +75,14 @@ With --top it prints totals per process instead, every --interval, those with th
 
 // flow prints an event of a flow, in the columns of the specification's sample (samples.md 6).
 func (p *eventPrinter) flow(e *divert.Packet) error {
-	if p.json {
-		return p.print(e)
+	if p.json || p.quiet || p.verbose {
+		return p.socket(e)
 	}
 	a, d := &e.Addr, e.Addr.Flow()
 	b := p.time(p.buf[:0], a.Timestamp)
 	b = p.coloured(b, eventStyles[a.Event], fmt.Sprintf("%-11v", a.Event))
 	b = fmt.Appendf(b, " %-10d %-20.20s %-6s ", d.ProcessID, printable(p.processes.program(d.ProcessID)), appendProtocol(nil, d.Protocol))
-	b = appendFlow(b, a, &d)
-	p.buf = append(b, '\n')
-	_, err := p.w.Write(p.buf)
-	return err
+	return p.write(append(appendFlow(b, a, &d), '\n'))
 }
 
 // appendFlow appends both sides of a flow with an arrow in the direction in which it began.

@@ -27,7 +27,6 @@ type reflector struct {
 	app     *app
 	flags   handleFlags
 	json    bool
-	started int64 // timestamp at the start
 	printer *eventPrinter
 }
 
@@ -42,7 +41,6 @@ func newReflector(a *app, cmd *cobra.Command) *reflector {
 
 // open opens the handle, with more flags.
 func (r *reflector) open(args []string, more divert.Flag) (*divert.Handle, error) {
-	r.started = ticks()
 	r.printer = newEventPrinter(r.app, r.json)
 	p, err := r.flags.compile(args)
 	if err != nil {
@@ -69,7 +67,7 @@ func eachOpen(ctx context.Context, h *divert.Handle, f func(*divert.Packet) erro
 	if err := h.Shutdown(divert.ShutdownBoth); err != nil {
 		return err
 	}
-	return eachEvent(ctx, h, func(e *divert.Packet) error {
+	return eachEvent(ctx, h, 0, func(e *divert.Packet) error {
 		if e.Addr.Event != packet.EventReflectOpen {
 			return nil
 		}
@@ -79,25 +77,32 @@ func eachOpen(ctx context.Context, h *divert.Handle, f func(*divert.Packet) erro
 
 // jsonHandle is a handle as JSON.
 type jsonHandle struct {
-	Event    string    `json:"event"` // OPEN, CLOSE, KILL
-	Opened   time.Time `json:"opened"`
-	PID      uint32    `json:"pid"`
-	Program  string    `json:"program,omitempty"`
-	Layer    string    `json:"layer"`
-	Flags    []string  `json:"flags"`
-	Priority int16     `json:"priority"`
-	Filter   string    `json:"filter"`
+	Time      time.Time `json:"time"` // of the event: RFC 3339, UTC, nanoseconds
+	Timestamp int64     `json:"timestamp"`
+	Event     string    `json:"event"` // OPEN, CLOSE, KILL
+	Opened    time.Time `json:"opened"`
+	PID       uint32    `json:"pid"`
+	Program   string    `json:"program,omitempty"`
+	Layer     string    `json:"layer"` // of the handle
+	Flags     []string  `json:"flags"`
+	Priority  int16     `json:"priority"`
+	Filter    string    `json:"filter"`
 }
 
-// print prints what happened to a handle (specification: samples.md 8).
-func (r *reflector) print(word string, s style, e *divert.Packet) error {
-	d, p := e.Addr.Reflect(), r.printer
+// reflect prints an event of REFLECT.
+func (p *eventPrinter) reflect(e *divert.Packet) error {
+	return p.handle(e.Addr.Event.String(), eventStyles[e.Addr.Event], e)
+}
+
+// handle prints what happened to a handle (specification: samples.md 8).
+func (p *eventPrinter) handle(word string, s style, e *divert.Packet) error {
+	d := e.Addr.Reflect()
 	path := p.processes.path(d.ProcessID)
 	flags := divert.Flag(d.Flags)
 	text := filterOf(e.Data, d.Layer)
-	if r.json {
+	if p.json {
 		j := jsonHandle{
-			Event: word, Opened: p.clock.time(d.Timestamp).UTC(), PID: d.ProcessID, Program: path,
+			Time: p.clock.time(e.Addr.Timestamp).UTC(), Timestamp: e.Addr.Timestamp, Event: word, Opened: p.clock.time(d.Timestamp).UTC(), PID: d.ProcessID, Program: path,
 			Layer: d.Layer.String(), Flags: []string{}, Priority: d.Priority, Filter: text,
 		}
 		if flags != 0 {
@@ -108,13 +113,22 @@ func (r *reflector) print(word string, s style, e *divert.Packet) error {
 	if path == "" {
 		path = "???"
 	}
-	b := p.coloured(p.buf[:0], s, word)
+	b := p.buf[:0]
+	if p.verbose {
+		b = p.time(b, e.Addr.Timestamp)
+	}
+	b = p.coloured(b, s, word)
+	if p.quiet {
+		return p.write(fmt.Appendf(b, " pid=%d layer=%v priority=%d filter=%q\n", d.ProcessID, d.Layer, d.Priority, text))
+	}
 	b = append(b, " time="...)
-	b = strconv.AppendFloat(b, float64(d.Timestamp-r.started)*tickLength()/1e9, 'f', 3, 64)
+	b = strconv.AppendFloat(b, float64(d.Timestamp-p.started)*tickLength()/1e9, 'f', 3, 64)
 	b = fmt.Appendf(b, "s pid=%d exe=%s layer=%v flags=%v priority=%d filter=%q\n", d.ProcessID, printable(path), d.Layer, flags, d.Priority, text)
-	p.buf = b
-	_, err := p.w.Write(b)
-	return err
+	if p.verbose {
+		b = p.coloured(append(b, '\t'), styleProto, "handle")
+		b = fmt.Appendf(b, " event=%v processId=%d layer=%v priority=%d timestamp=%d\n", e.Addr.Event, d.ProcessID, d.Layer, d.Priority, e.Addr.Timestamp)
+	}
+	return p.write(b)
 }
 
 // filterOf returns the filter of a handle as text: its object in normal form or, if it is none, as it is.
@@ -141,7 +155,7 @@ the layer reflect: it chooses by processId, layer and priority.`,
 	}
 	r := newReflector(a, cmd)
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
-		return r.each(cmd.Context(), args, func(e *divert.Packet) error { return r.print("OPEN", styleInfo, e) })
+		return r.each(cmd.Context(), args, func(e *divert.Packet) error { return r.printer.print(e) })
 	}
 	return cmd
 }
@@ -165,9 +179,7 @@ also by the end of its process. The filter is one of the layer reflect.`,
 		defer h.Close()
 		run := report{app: a, json: r.json}
 		run.begin("watch", "watching handles", filterText(args), h)
-		err = eachEvent(ctx, h, func(e *divert.Packet) error {
-			return r.print(e.Addr.Event.String(), eventStyles[e.Addr.Event], e)
-		}, r.printer.flush)
+		err = eachEvent(ctx, h, 0, r.printer.print, r.printer.flush)
 		run.end(h)
 		return err
 	}
@@ -196,7 +208,7 @@ traffic that they held flows again. A process without a handle is left alone.`,
 				return nil
 			}
 			killed[pid] = true
-			if err := r.print("KILL", styleBad, e); err != nil {
+			if err := r.printer.handle("KILL", styleBad, e); err != nil {
 				return err
 			}
 			if err := killProcess(pid); err != nil {

@@ -23,8 +23,14 @@ var layerNames = [packet.NumLayers]string{
 	divert.LayerReflect: "reflect",
 }
 
-// packetLayers is how many of the layers, the first ones, have packets; the others have events.
-const packetLayers = int(divert.LayerForward) + 1
+// packetLayers are the layers with packets; the others have events. allLayers are all.
+var (
+	packetLayers = []divert.Layer{divert.LayerNetwork, divert.LayerForward}
+	allLayers    = []divert.Layer{divert.LayerNetwork, divert.LayerForward, divert.LayerFlow, divert.LayerSocket, divert.LayerReflect}
+)
+
+// hasEvents reports whether a layer has events, not packets.
+func hasEvents(l divert.Layer) bool { return !slices.Contains(packetLayers, l) }
 
 // engineNames are the values of --engine.
 var engineNames = []string{
@@ -63,16 +69,23 @@ func addChoice(cmd *cobra.Command, c *choice, name, usage string) {
 
 // dialectFlags say how a filter is compiled.
 type dialectFlags struct {
-	layer  choice
+	layers []divert.Layer // to choose from
+	choice choice         // of one of them
 	strict bool
 }
 
-// add adds the flags; the layer is one of the first so many.
-func (f *dialectFlags) add(cmd *cobra.Command, layers int) {
-	f.layer.names = layerNames[:layers]
-	addChoice(cmd, &f.layer, "layer", "where in the network stack the filter works")
+// add adds the flags, with the layers that the command works at.
+func (f *dialectFlags) add(cmd *cobra.Command, layers []divert.Layer) {
+	f.layers = layers
+	for _, l := range layers {
+		f.choice.names = append(f.choice.names, layerNames[l])
+	}
+	addChoice(cmd, &f.choice, "layer", "where in the network stack the filter works")
 	cmd.Flags().BoolVar(&f.strict, "strict", false, "filter language of WinDivert 2.2 to the letter, without extensions")
 }
+
+// layer returns the layer that was chosen.
+func (f *dialectFlags) layer() divert.Layer { return f.layers[f.choice.value] }
 
 func (f *dialectFlags) dialect() filter.Dialect {
 	if f.strict {
@@ -87,7 +100,7 @@ func (f *dialectFlags) compile(args []string) (*filter.Program, error) {
 }
 
 func (f *dialectFlags) compileText(text string) (*filter.Program, error) {
-	return filter.Compile(text, divert.Layer(f.layer.value), f.dialect())
+	return filter.Compile(text, f.layer(), f.dialect())
 }
 
 // filterText joins arguments to a filter.
@@ -110,13 +123,18 @@ type handleFlags struct {
 	driver      string
 }
 
-func (f *handleFlags) add(cmd *cobra.Command) {
-	f.dialectFlags.add(cmd, packetLayers)
+// add adds the flags of a command whose handle is at one of the layers.
+func (f *handleFlags) add(cmd *cobra.Command, layers []divert.Layer) {
+	f.dialectFlags.add(cmd, layers)
+	noun := "packets"
+	if slices.ContainsFunc(layers, hasEvents) {
+		noun = "packets and events"
+	}
 	fl := cmd.Flags()
-	fl.Int16Var(&f.priority, "priority", 0, "packets meet handles from the highest priority to the lowest, 30000 to -30000")
+	fl.Int16Var(&f.priority, "priority", 0, noun+" meet handles from the highest priority to the lowest, 30000 to -30000")
 	fl.BoolVar(&f.fragments, "fragments", false, "see inbound fragments as they come, not the datagram put together")
 	f.engine.names = engineNames
-	addChoice(cmd, &f.engine, "engine", "who decides which packets match")
+	addChoice(cmd, &f.engine, "engine", "who decides which "+noun+" match")
 	addDriver(cmd, &f.driver)
 }
 
@@ -157,7 +175,12 @@ func (f *handleFlags) open(p *filter.Program, flags divert.Flag, opts ...divert.
 	if err := checkDriver(f.driver); err != nil {
 		return nil, err
 	}
-	if f.fragments {
+	switch l := f.layer(); {
+	case f.fragments && hasEvents(l):
+		return nil, usagef("--fragments is about packets, and the layer %s has events", layerNames[l])
+	case f.engine.value != 0 && l == divert.LayerReflect:
+		return nil, usagef("--engine is about filters in the kernel, and at the layer reflect there are none")
+	case f.fragments:
 		flags |= divert.Fragments
 	}
 	opts = append(opts, divert.WithFlags(flags), divert.WithPriority(f.priority), divert.WithEngine(divert.Engine(f.engine.value)),

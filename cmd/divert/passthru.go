@@ -52,7 +52,7 @@ With --rewrite the bytes of each packet go back to the kernel too, as if the pro
 			return err
 		},
 	}
-	flags.add(cmd)
+	flags.add(cmd, packetLayers)
 	flags.addQueue(cmd, usualQueueLength, usualQueueTime, usualQueueSize)
 	fl := cmd.Flags()
 	fl.IntVar(&queues, "queues", 1, fmt.Sprintf("share the flows out to so many queues with a thread each, 1 to %d", divert.MaxQueues))

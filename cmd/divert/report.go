@@ -71,7 +71,7 @@ func (r *report) end(h *divert.Handle) {
 		return
 	}
 	noun := "packet"
-	if int(h.Layer()) >= packetLayers {
+	if hasEvents(h.Layer()) {
 		noun = "event"
 	}
 	text := summaryText(s, h.Flags(), noun)

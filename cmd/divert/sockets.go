@@ -16,8 +16,9 @@ func newSockets(a *app) *cobra.Command {
 		Long: `Print bind, connect, listen, accept and close of the processes in this network, as they happen,
 with the process, the endpoint and its parent, and both sides.
 
-With --block what matches is refused: bind and connect fail with "permission denied" (EACCES), incoming
-connections are not answered, and a socket that listens is aborted. Close is never refused.`,
+With --block what matches is refused: bind and connect fail with "permission denied" (EACCES), and incoming
+connections are not answered. Listen fails too where the kernel lets a program do that (divert doctor);
+elsewhere the socket is aborted. Close is never refused.`,
 		Example: `  divert sockets                                        everything
   divert sockets event == CONNECT and remotePort == 443
   divert sockets 'event == LISTEN and not loopback'     who opens a port
@@ -42,7 +43,7 @@ connections are not answered, and a socket that listens is aborted. Close is nev
 			r := report{app: a, json: asJSON}
 			r.begin("sockets", doing, filterText(args), h)
 			printer := newEventPrinter(a, asJSON)
-			err = eachEvent(ctx, h, printer.print, printer.flush)
+			err = eachEvent(ctx, h, 0, printer.print, printer.flush)
 			r.end(h)
 			return err
 		},

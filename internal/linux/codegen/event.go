@@ -44,8 +44,9 @@ type EventHook struct {
 	// LocalUnknown is for records without the local address and port: the decision matches
 	// only what matches whatever they turn out to be.
 	LocalUnknown bool
-	// Protocol is the protocol of all records, 0 if they may have any.
+	// Protocol is the protocol of all records, 0 if they may have any. NoTCP: any but TCP.
 	Protocol uint8
+	NoTCP    bool
 }
 
 // EventDecider generates the decisions of one program, which share a map of sets.
@@ -63,18 +64,21 @@ func (d *EventDecider) Decide(p *filter.Program, h EventHook) (asm.Instructions,
 		return nil, outcome, nil
 	}
 	code, branches := d.emit(list, h, false)
-	if branches > maxWaiting {
+	if branches > maxWaitingEvent {
 		code, _ = d.emit(list, h, true)
 	}
 	out, err := code.link()
 	return out, outcome, err
 }
 
+// maxWaitingEvent is maxWaiting for one of two decisions that a program asks for one after the other, as those of FLOW do.
+const maxWaitingEvent = maxWaiting / 2
+
 func (d *EventDecider) emit(list []filter.Test, h EventHook, long bool) (*assembler, int) {
 	a := &assembler{}
 	t := tests{
 		assembler: a, loader: &eventLoader{}, sets: &d.sets,
-		long: long, many: long && len(list) > maxWaiting, accept: a.newLabel(), reject: a.newLabel(),
+		long: long, many: long && len(list) > maxWaitingEvent, accept: a.newLabel(), reject: a.newLabel(),
 	}
 	end := a.newLabel()
 	t.emitAll(list)
@@ -173,6 +177,9 @@ func (h *EventHook) decides(t *filter.Test) answer {
 	}
 	if holds, ok := c.constant(); ok {
 		return answerOf(holds)
+	}
+	if h.NoTCP && t.Field == filter.FieldTCP {
+		return answerOf(c.holds(zero))
 	}
 	if h.Protocol != 0 {
 		return h.byProtocol(t.Field, &c)

@@ -134,8 +134,11 @@ func compareEvent(t *testing.T, r *rand.Rand, a *packet.Address) {
 		return
 	}
 	h := EventHook{Event: a.Event, Inbound: !a.Outbound}
-	if r.IntN(3) == 0 {
+	switch r.IntN(3) {
+	case 0:
 		h.Protocol = d.Protocol
+	case 1:
+		h.NoTCP = d.Protocol != protoTCP
 	}
 	got, err := decideEvent(p, a, h)
 	if err != nil {

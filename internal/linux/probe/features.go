@@ -143,6 +143,12 @@ var Features = []*Feature{
 		Remedy: "run as root outside user namespaces, with a cgroup2 file system mounted (mount -t cgroup2 none /sys/fs/cgroup/unified)",
 		test:   inside(cgroupPrograms),
 	},
+	{
+		Name: "eBPF fmod_ret programs", Since: Version{5, 12}, For: "refusing listen at once (layer socket)",
+		Without: "a refused listen succeeds, and the socket is destroyed at once",
+		Remedy:  "run as root, on a kernel with type information that lets such programs load (CONFIG_DEBUG_INFO_BTF)",
+		test:    inside(sockets.ProbeListen),
+	},
 }
 
 // cgroupPrograms loads a program as the handles of the layers SOCKET and FLOW do; it attaches none.

@@ -18,6 +18,7 @@ import (
 
 	"github.com/opendivert/divert/internal/linux/cursor"
 	"github.com/opendivert/divert/internal/linux/netns"
+	"github.com/opendivert/divert/packet"
 )
 
 // Entry is a handle's stay in the table.
@@ -350,10 +351,19 @@ func (t *tx) bury(match func(Owner) bool) {
 	}
 }
 
-// complete reports whether the chains, and the rules that are nobody's, are there. Somebody may have flushed
-// the table; without those rules packets would keep their cursors.
-func (t *tx) complete() bool {
+// needs reports whether a handle needs a chain. Packets pay for every chain in their path, so handles that have
+// none to do with packets make do with the others.
+func (o Owner) needs(c Chain) bool {
+	return chains[c].hook == nil || o.Layer == uint8(packet.LayerNetwork) || o.Layer == uint8(packet.LayerForward)
+}
+
+// complete reports whether the chains that a handle needs, and the rules that are nobody's, are there. Somebody
+// may have flushed the table; without those rules packets would keep their cursors.
+func (t *tx) complete(o Owner) bool {
 	for c := range numChains {
+		if !o.needs(c) {
+			continue
+		}
 		if !t.chains[c] {
 			return false
 		}
@@ -371,11 +381,14 @@ func (t *tx) has(c Chain, f fixed) bool {
 	return slices.ContainsFunc(t.rules[c], func(r *nftables.Rule) bool { return f.is(r.UserData) })
 }
 
-// create makes what is missing of the table, its chains and the rules that are nobody's, and reads them:
+// create makes what a handle misses of the table, its chains and the rules that are nobody's, and reads them:
 // rules are placed by the numbers that the kernel gives them.
-func (t *tx) create() error {
+func (t *tx) create(o Owner) error {
 	t.conn.AddTable(table)
 	for c := range numChains {
+		if !o.needs(c) {
+			continue
+		}
 		t.conn.AddChain(c.definition())
 		for _, f := range chains[c].fixed {
 			r := &nftables.Rule{Table: table, Chain: c.ref(), Exprs: f.exprs(), UserData: f.userData()}
@@ -414,8 +427,8 @@ func (t *tx) counts() map[uint64]int {
 
 // enter adds a handle's rules, each before the first of a lower handle, and returns how many it made.
 func (t *tx) enter(o Owner, rules []Rule) (n int, err error) {
-	if !t.complete() {
-		if err := t.create(); err != nil {
+	if !t.complete(o) {
+		if err := t.create(o); err != nil {
 			return 0, err
 		}
 	}

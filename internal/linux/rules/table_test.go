@@ -21,6 +21,7 @@ import (
 
 	"github.com/opendivert/divert/internal/lab"
 	"github.com/opendivert/divert/internal/linux/cursor"
+	"github.com/opendivert/divert/packet"
 )
 
 // distinct returns the handles of a chain in order, each once for a run of its rules, and checks that the
@@ -408,6 +409,40 @@ func TestAHandleIsEnteredOnce(t *testing.T) {
 	}
 	checkOrder(t, h, []*Entry{e})
 	closeAll(t, e)
+	noTable(t, h)
+}
+
+// TestHandlesWithoutPackets put no chain into the path of packets; handles that come later do.
+func TestHandlesWithoutPackets(t *testing.T) {
+	h, ns := newHost(t)
+	there := func() (hooked, others int) {
+		do(t, h, func() error {
+			now, err := read()
+			for c := range numChains {
+				switch {
+				case err != nil || !now.chains[c]:
+				case chains[c].hook != nil:
+					hooked++
+				default:
+					others++
+				}
+			}
+			return err
+		})
+		return hooked, others
+	}
+	e, err := Open(ns, Owner{ID: 1, PID: os.Getpid(), Layer: uint8(packet.LayerSocket)}, func(cursor.Key) ([]Rule, error) { return nil, nil })
+	if err != nil {
+		t.Fatal(err)
+	}
+	if hooked, others := there(); hooked != 0 || others != 2 {
+		t.Errorf("%d chains in paths, %d others", hooked, others)
+	}
+	f := open(t, ns, 2, 0)
+	if hooked, others := there(); hooked != 4 || others != 2 {
+		t.Errorf("with a handle of NETWORK %d chains in paths, %d others", hooked, others)
+	}
+	closeAll(t, f, e)
 	noTable(t, h)
 }
 

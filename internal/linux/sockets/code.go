@@ -60,6 +60,8 @@ type builder struct {
 	asm.Instructions
 	names int
 	next  string // label of the next instruction
+
+	modifies bool // the program's verdict is what a function of the kernel returns: 0 or an errno
 }
 
 func (b *builder) emit(ins ...asm.Instruction) {
@@ -88,6 +90,9 @@ func (b *builder) mark(label string) {
 
 // leave ends the program.
 func (b *builder) leave(verdict int32) {
+	if b.modifies {
+		verdict = map[int32]int32{allow: 0, refuse: -eacces}[verdict]
+	}
 	b.emit(asm.Mov.Imm(asm.R0, verdict), asm.Return())
 }
 
@@ -297,9 +302,13 @@ const (
 	countersSize   = 16
 )
 
+// eacces is what refused operations fail with (asm-generic/errno-base.h).
+const eacces = 13
+
 // refuse refuses the operation with EACCES.
 func (b *builder) refuse() {
-	const eacces = 13
-	b.emit(asm.Mov.Imm(asm.R1, -eacces), asm.FnSetRetval.Call())
+	if !b.modifies {
+		b.emit(asm.Mov.Imm(asm.R1, -eacces), asm.FnSetRetval.Call())
+	}
 	b.leave(refuse)
 }

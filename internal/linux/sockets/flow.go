@@ -14,16 +14,17 @@ import (
 
 // flowHooks are the hooks of the layer FLOW.
 var flowHooks = []hook{
-	{"create", ebpf.CGroupSock, ebpf.AttachCGroupInetSockCreate, (*generator).create},
-	{"owner4", ebpf.CGroupSockAddr, ebpf.AttachCGroupInet4Connect, (*generator).owner},
-	{"owner6", ebpf.CGroupSockAddr, ebpf.AttachCGroupInet6Connect, (*generator).owner},
-	{"listener", ebpf.SockOps, ebpf.AttachCGroupSockOps, (*generator).listener},
-	{"active", ebpf.SockOps, ebpf.AttachCGroupSockOps, func(g *generator) (bool, error) { return g.established(opActiveEstablished) }},
-	{"passive", ebpf.SockOps, ebpf.AttachCGroupSockOps, func(g *generator) (bool, error) { return g.established(opPassiveEstablished) }},
-	{"over", ebpf.SockOps, ebpf.AttachCGroupSockOps, (*generator).ended},
-	{"release", ebpf.CGroupSock, ebpf.AttachCgroupInetSockRelease, (*generator).released},
-	{"in", ebpf.CGroupSKB, ebpf.AttachCGroupInetIngress, func(g *generator) (bool, error) { return g.datagram(true) }},
-	{"out", ebpf.CGroupSKB, ebpf.AttachCGroupInetEgress, func(g *generator) (bool, error) { return g.datagram(false) }},
+	{"create", ebpf.CGroupSock, ebpf.AttachCGroupInetSockCreate, "", (*generator).create},
+	{"owner4", ebpf.CGroupSockAddr, ebpf.AttachCGroupInet4Connect, "", (*generator).owner},
+	{"owner6", ebpf.CGroupSockAddr, ebpf.AttachCGroupInet6Connect, "", (*generator).owner},
+	{"tcp", ebpf.SockOps, ebpf.AttachCGroupSockOps, "", operations(
+		part{opTCPListen, (*generator).listener},
+		part{opActiveEstablished, func(g *generator) (bool, error) { return g.established(false) }},
+		part{opPassiveEstablished, func(g *generator) (bool, error) { return g.established(true) }},
+		part{opState, (*generator).ended})},
+	{"release", ebpf.CGroupSock, ebpf.AttachCgroupInetSockRelease, "", (*generator).released},
+	{"in", ebpf.CGroupSKB, ebpf.AttachCGroupInetIngress, "", func(g *generator) (bool, error) { return g.datagram(true) }},
+	{"out", ebpf.CGroupSKB, ebpf.AttachCGroupInetEgress, "", func(g *generator) (bool, error) { return g.datagram(false) }},
 }
 
 // owner remembers who connects a socket.
@@ -36,7 +37,7 @@ func (g *generator) owner() (bool, error) {
 
 // listener remembers who listens.
 func (g *generator) listener() (bool, error) {
-	g.operation(opTCPListen)
+	g.begin(g.cookie)
 	g.storage(opsSock, true)
 	// Connections find out who the parent is from here.
 	g.emit(
@@ -63,9 +64,8 @@ func (g *generator) owned() {
 }
 
 // established runs when a connection of TCP is established.
-func (g *generator) established(op int32) (bool, error) {
-	inbound := op == opPassiveEstablished
-	g.operation(op)
+func (g *generator) established(inbound bool) (bool, error) {
+	g.begin(g.cookie)
 	g.storage(opsSock, true)
 	g.recall()
 	if inbound {
@@ -155,9 +155,7 @@ func (g *generator) answerDeleted(h codegen.EventHook) (bool, error) {
 
 // ended runs when a connection of TCP is over.
 func (g *generator) ended() (bool, error) {
-	g.operation(opState)
-	g.emit(asm.LoadMem(asm.R1, regContext, opsNewState, asm.Word))
-	g.allowIf(asm.JNE, asm.R1, tcpClose)
+	g.ends()
 	g.storage(opsSock, false)
 	return g.end()
 }
@@ -194,9 +192,7 @@ func (g *generator) datagram(inbound bool) (bool, error) {
 	if !wanted || err != nil {
 		return false, err
 	}
-	g.traffic()
-	g.emit(asm.LoadMem(asm.R1, regStorage, body(codegen.EventProtocol), asm.Byte))
-	g.allowIf(asm.JEq, asm.R1, protoTCP)
+	g.traffic(asm.JEq, protoTCP)
 	g.recall()
 	g.builder.cookie()
 	g.packet(inbound)

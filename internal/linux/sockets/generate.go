@@ -19,6 +19,7 @@ type hook struct {
 	name   string
 	kind   ebpf.ProgramType
 	attach ebpf.AttachType
+	target string // the function of the kernel that the program is attached to; "": none, but a cgroup
 	// build emits the program. It reports false if the filter leaves it nothing to do.
 	build func(g *generator) (bool, error)
 }
@@ -29,7 +30,9 @@ type generator struct {
 	filter  *filter.Program
 	flags   uint64 // of the handle
 	cookie  uint64 // of the network namespace
+	inode   uint32 // of the same, for programs that are not told the cookie
 	decider codegen.EventDecider
+	owed    []func() // parts of the record that are only wanted if the filter matches
 }
 
 // sniffs reports whether the handle refuses nothing.
@@ -70,7 +73,6 @@ func (g *generator) decide(h codegen.EventHook) (bool, error) {
 	if err != nil || outcome == codegen.Never {
 		return false, err
 	}
-	g.setByte(codegen.EventKind, int64(h.Event))
 	if g.asksForTime() {
 		g.stamp()
 	}
@@ -78,6 +80,8 @@ func (g *generator) decide(h codegen.EventHook) (bool, error) {
 		g.emit(code...)
 		g.allowIf(asm.JEq, asm.R0, 0)
 	}
+	g.setByte(codegen.EventKind, int64(h.Event))
+	g.settle()
 	return true, nil
 }
 
@@ -115,17 +119,37 @@ func (g *generator) refusesLate() (bool, error) {
 	return late, err
 }
 
-// start starts the record of an event of a socket, with its endpoint. It reports whether the record is kept.
-func (g *generator) start(sock int16) (bool, error) {
+// start starts the record of an event of a socket, with its endpoint and the running process where the hook knows
+// it. At a hook that may refuse, what was refused already passes. It reports whether the record is kept; if not, what
+// the filter does not ask for waits for a match.
+func (g *generator) start(sock int16, mayRefuse bool) (bool, error) {
 	keeps, err := g.keeps()
+	now := func(f func()) { f() }
+	later := func(f func()) { g.owed = append(g.owed, f) }
+	when := map[bool]func(func()){true: now, false: later}
+	g.owed = nil
+	if mayRefuse {
+		when[keeps](g.unlessRefused)
+	}
 	if keeps {
 		g.storage(sock, true)
 		g.recall()
 	} else {
 		g.blank()
 	}
-	g.builder.cookie()
+	when[keeps || g.uses(filter.FieldEndpointID)](g.builder.cookie)
+	if sock != opsSock || sockOpsProcess() {
+		when[keeps || g.uses(filter.FieldProcessID)](g.process)
+	}
 	return keeps, err
+}
+
+// settle emits what the record still lacks.
+func (g *generator) settle() {
+	for _, f := range g.owed {
+		f()
+	}
+	g.owed = nil
 }
 
 // tell sends the record to user space.

@@ -5,7 +5,6 @@ package sockets
 import (
 	"strings"
 
-	"github.com/opendivert/divert/internal/engine"
 	"github.com/opendivert/divert/packet"
 )
 
@@ -13,7 +12,7 @@ import (
 func (s *Source) Limits() string {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	layer, flags := s.cfg.Filter.Layer(), s.cfg.Flags
+	layer := s.cfg.Filter.Layer()
 	var not []string
 	if layer == packet.LayerSocket {
 		not = append(not,
@@ -21,8 +20,8 @@ func (s *Source) Limits() string {
 			"what a UDP socket answers counts as CONNECT unless the filter can match ACCEPT too",
 			"local address and port of a UDP CONNECT are 0 unless the socket was bound",
 			"raw and packet sockets are not seen")
-		if flags&engine.FlagSniff == 0 {
-			not = append(not, "a refused LISTEN succeeds and the socket is destroyed at once")
+		if limit := s.listenLimit(); limit != "" {
+			not = append(not, limit)
 		}
 	} else {
 		not = append(not, "no flows of the kernel itself and of packet sockets")
@@ -31,4 +30,16 @@ func (s *Source) Limits() string {
 		not = append(not, "comes after handles of lower priority that were opened before (Linux 6.17)")
 	}
 	return strings.Join(not, "; ")
+}
+
+// listenLimit says how LISTEN is refused, "" if it is not.
+func (s *Source) listenLimit() string {
+	g := &generator{filter: s.cfg.Filter, flags: s.cfg.Flags}
+	if refuses, err := g.can(packet.EventSocketListen); !refuses || err != nil || g.sniffs() {
+		return ""
+	}
+	if s.listen != nil {
+		return "a refused LISTEN fails (fmod_ret); of a socket without a port that the filter asks for it succeeds, and the socket is destroyed at once"
+	}
+	return "a refused LISTEN succeeds and the socket is destroyed at once"
 }

@@ -74,7 +74,7 @@ func closeMaps(maps map[string]*ebpf.Map) {
 
 // load loads the program of a hook, or returns nil if the filter leaves it nothing to do.
 func load(h *hook, cfg *Config, maps map[string]*ebpf.Map) (*ebpf.Program, error) {
-	g := &generator{filter: cfg.Filter, flags: cfg.Flags, cookie: cfg.Cookie}
+	g := &generator{filter: cfg.Filter, flags: cfg.Flags, cookie: cfg.Cookie, inode: cfg.inode}
 	wanted, err := h.build(g)
 	if !wanted || err != nil {
 		return nil, err
@@ -88,7 +88,7 @@ func load(h *hook, cfg *Config, maps map[string]*ebpf.Map) (*ebpf.Program, error
 		}
 		own[spec.Name] = m
 	}
-	return newProgram(programName(cfg.Key), h.kind, h.attach, g.Instructions, maps, own)
+	return newProgram(programName(cfg.Key), h, g.Instructions, maps, own)
 }
 
 // newSets makes the map of a decision's sets, which nobody writes any more.
@@ -104,8 +104,8 @@ func newSets(spec *ebpf.MapSpec) (*ebpf.Map, error) {
 	return m, nil
 }
 
-// newProgram loads instructions that refer to maps by name.
-func newProgram(name string, kind ebpf.ProgramType, attach ebpf.AttachType, code asm.Instructions, maps ...map[string]*ebpf.Map) (*ebpf.Program, error) {
+// newProgram loads instructions that refer to maps by name, for a hook.
+func newProgram(name string, h *hook, code asm.Instructions, maps ...map[string]*ebpf.Map) (*ebpf.Program, error) {
 	for i := range code {
 		for _, m := range maps {
 			if m, ok := m[code[i].Reference()]; ok && code[i].IsLoadFromMap() {
@@ -116,7 +116,7 @@ func newProgram(name string, kind ebpf.ProgramType, attach ebpf.AttachType, code
 		}
 	}
 	return ebpf.NewProgram(&ebpf.ProgramSpec{
-		Name: name, Type: kind, AttachType: attach, Instructions: code, License: "GPL",
+		Name: name, Type: h.kind, AttachType: h.attach, AttachTo: h.target, Instructions: code, License: "GPL",
 	})
 }
 
@@ -132,7 +132,7 @@ func parseProgramName(name string) (k cursor.Key, ok bool) {
 
 // loads reports whether a program loads; it is for what kernels differ in.
 func loads(kind ebpf.ProgramType, attach ebpf.AttachType, code ...asm.Instruction) bool {
-	p, err := newProgram("divert_probe", kind, attach, append(code, asm.Mov.Imm(asm.R0, allow), asm.Return()))
+	p, err := newProgram("divert_probe", &hook{kind: kind, attach: attach}, append(code, asm.Mov.Imm(asm.R0, allow), asm.Return()))
 	if err != nil {
 		return false
 	}
@@ -164,7 +164,7 @@ func Probe() error {
 	defer closeMaps(maps)
 	g := &generator{}
 	g.creation()
-	p, err := newProgram("divert_probe", ebpf.CGroupSock, ebpf.AttachCGroupInetSockCreate, g.Instructions, maps)
+	p, err := newProgram("divert_probe", &hook{kind: ebpf.CGroupSock, attach: ebpf.AttachCGroupInetSockCreate}, g.Instructions, maps)
 	if err != nil {
 		return err
 	}

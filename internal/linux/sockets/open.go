@@ -30,6 +30,8 @@ type Config struct {
 	Cookie uint64          // of the network namespace, see Cookie
 	Cgroup string          // directory of the cgroup to attach to, see Root
 	Events int             // records for which the ring has room at least
+
+	inode uint32 // of the network namespace
 }
 
 // Source is what a handle has in the kernel. Its methods may be called from several goroutines, Read
@@ -42,8 +44,9 @@ type Source struct {
 	ring   *ringbuf.Reader
 	record ringbuf.Record
 
-	mu    sync.Mutex
-	links map[string]link.Link // by the names of hooks
+	mu     sync.Mutex
+	links  map[string]link.Link // by the names of hooks
+	listen link.Link            // refuses LISTEN before it happens; nil: nothing does
 
 	unordered bool // a program stands behind those of handles of lower priority
 }
@@ -67,6 +70,9 @@ func Open(cfg Config) (*Source, error) {
 		s.hooks = flowHooks
 	}
 	var err error
+	if s.cfg.inode, err = namespaceInode(); err != nil {
+		return nil, err
+	}
 	if s.cgroup, err = os.Open(cfg.Cgroup); err != nil {
 		return nil, err
 	}
@@ -116,6 +122,9 @@ func (s *Source) SetFilter(p *filter.Program) error {
 	}
 	if err := s.exchange(programs); err != nil {
 		return err
+	}
+	if err := s.exchangeListen(&cfg); err != nil {
+		return fmt.Errorf("program %s: %w", listenHook.name, err)
 	}
 	s.cfg = cfg
 	return s.forgetPeers()
@@ -172,6 +181,10 @@ func (s *Source) Detach() error {
 	for name, l := range s.links {
 		errs = append(errs, l.Close())
 		delete(s.links, name)
+	}
+	if s.listen != nil {
+		errs = append(errs, s.listen.Close())
+		s.listen = nil
 	}
 	return errors.Join(errs...)
 }

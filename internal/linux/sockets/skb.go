@@ -9,15 +9,40 @@ import (
 	"github.com/opendivert/divert/packet"
 )
 
-// traffic starts a program that runs for each packet of a socket. Where the kernel does not tell such
-// programs the namespace, only sockets of ours have a storage, or are known as older ones.
-func (g *generator) traffic() {
+// traffic starts a program that runs for each packet of a socket, and lets those pass for whose protocol the
+// comparison holds. Where the kernel does not tell such programs the namespace, only sockets of ours have a
+// storage, or are known as older ones.
+func (g *generator) traffic(op asm.JumpOp, protocol int32) {
+	g.emit(
+		asm.Mov.Reg(regContext, asm.R1),
+		asm.LoadMem(asm.R1, regContext, skbSock, asm.DWord),
+	)
+	g.allowIf(asm.JEq, asm.R1, 0)
+	g.emit(asm.FnSkFullsock.Call())
+	g.allowIf(asm.JEq, asm.R0, 0)
+	g.emit(asm.LoadMem(asm.R1, asm.R0, sockProtocol, asm.Word))
+	g.allowIf(op, asm.R1, protocol)
 	if skbNamespace() {
+		g.emit(asm.Mov.Reg(asm.R1, regContext))
 		g.begin(g.cookie)
-	} else {
-		g.emit(asm.Mov.Reg(regContext, asm.R1))
 	}
 	g.known(skbSock)
+}
+
+// unlessStates lets the packets pass of sockets that are in none of the states of TCP.
+func (g *generator) unlessStates(states ...int32) {
+	stay := g.newLabel()
+	g.emit(
+		asm.Mov.Reg(regContext, asm.R1),
+		asm.LoadMem(asm.R1, regContext, skbSock, asm.DWord),
+	)
+	g.allowIf(asm.JEq, asm.R1, 0)
+	g.emit(asm.LoadMem(asm.R1, asm.R1, sockState, asm.Word))
+	for _, s := range states {
+		g.emit(asm.JEq.Imm(asm.R1, s, stay))
+	}
+	g.leave(allow)
+	g.mark(stay)
 }
 
 // shut drops the packets of sockets that were refused when it was too late to tell the application.
@@ -25,7 +50,7 @@ func (g *generator) shut() (bool, error) {
 	if late, err := g.refusesLate(); !late || err != nil {
 		return false, err
 	}
-	g.emit(asm.Mov.Reg(regContext, asm.R1))
+	g.unlessStates(tcpSynSent, tcpListen) // what else it becomes, it becomes by packets
 	g.storage(skbSock, false)
 	g.emit(asm.LoadMem(asm.R1, regStorage, body(codegen.EventFlags), asm.Word))
 	g.allowUnlessSet(asm.R1, flagBlocked)
@@ -35,7 +60,7 @@ func (g *generator) shut() (bool, error) {
 
 // visit raises ACCEPT for the first datagram of a peer that the socket has not sent to.
 func (g *generator) visit() (bool, error) {
-	g.traffic()
+	g.traffic(asm.JNE, protoUDP)
 	g.recall()
 	g.builder.cookie()
 	g.packet(true)
@@ -54,11 +79,9 @@ func (g *generator) syn() (bool, error) {
 	if g.sniffs() {
 		return false, nil
 	}
-	g.traffic()
-	g.emit(asm.LoadMem(asm.R1, regContext, skbSock, asm.DWord))
-	g.allowIf(asm.JEq, asm.R1, 0)
-	g.emit(asm.LoadMem(asm.R1, asm.R1, sockState, asm.Word))
-	g.allowIf(asm.JNE, asm.R1, tcpListen)
+	g.unlessStates(tcpListen)
+	g.emit(asm.Mov.Reg(asm.R1, regContext))
+	g.traffic(asm.JNE, protoTCP)
 	g.recall()
 	g.builder.cookie()
 	g.packet(true)

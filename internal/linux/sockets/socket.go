@@ -12,28 +12,27 @@ import (
 
 // socketHooks are the hooks of the layer SOCKET.
 var socketHooks = []hook{
-	{"create", ebpf.CGroupSock, ebpf.AttachCGroupInetSockCreate, (*generator).create},
-	{"bind4", ebpf.CGroupSock, ebpf.AttachCGroupInet4PostBind, func(g *generator) (bool, error) { return g.bind(afINET) }},
-	{"bind6", ebpf.CGroupSock, ebpf.AttachCGroupInet6PostBind, func(g *generator) (bool, error) { return g.bind(afINET6) }},
-	{"connect4", ebpf.CGroupSockAddr, ebpf.AttachCGroupInet4Connect, func(g *generator) (bool, error) { return g.connect(afINET) }},
-	{"connect6", ebpf.CGroupSockAddr, ebpf.AttachCGroupInet6Connect, func(g *generator) (bool, error) { return g.connect(afINET6) }},
-	{"unbound4", ebpf.CGroupSockAddr, ebpf.AttachCGroupInet4Connect, func(g *generator) (bool, error) { return g.connectUnbound(afINET) }},
-	{"unbound6", ebpf.CGroupSockAddr, ebpf.AttachCGroupInet6Connect, func(g *generator) (bool, error) { return g.connectUnbound(afINET6) }},
-	{"owner4", ebpf.CGroupSockAddr, ebpf.AttachCGroupInet4Connect, (*generator).ownerTCP},
-	{"owner6", ebpf.CGroupSockAddr, ebpf.AttachCGroupInet6Connect, (*generator).ownerTCP},
-	{"contact4", ebpf.CGroupSockAddr, ebpf.AttachCGroupInet4Connect, func(g *generator) (bool, error) { return g.contact(afINET, false) }},
-	{"contact6", ebpf.CGroupSockAddr, ebpf.AttachCGroupInet6Connect, func(g *generator) (bool, error) { return g.contact(afINET6, false) }},
-	{"send4", ebpf.CGroupSockAddr, ebpf.AttachCGroupUDP4Sendmsg, func(g *generator) (bool, error) { return g.contact(afINET, true) }},
-	{"send6", ebpf.CGroupSockAddr, ebpf.AttachCGroupUDP6Sendmsg, func(g *generator) (bool, error) { return g.contact(afINET6, true) }},
-	{"connecting", ebpf.SockOps, ebpf.AttachCGroupSockOps, (*generator).connecting},
-	{"listen", ebpf.SockOps, ebpf.AttachCGroupSockOps, (*generator).listen},
-	{"accept", ebpf.SockOps, ebpf.AttachCGroupSockOps, (*generator).accept},
-	{"over", ebpf.SockOps, ebpf.AttachCGroupSockOps, (*generator).over},
-	{"release", ebpf.CGroupSock, ebpf.AttachCgroupInetSockRelease, (*generator).release},
-	{"visit", ebpf.CGroupSKB, ebpf.AttachCGroupInetIngress, (*generator).visit},
-	{"syn", ebpf.CGroupSKB, ebpf.AttachCGroupInetIngress, (*generator).syn},
-	{"shut_in", ebpf.CGroupSKB, ebpf.AttachCGroupInetIngress, (*generator).shut},
-	{"shut_out", ebpf.CGroupSKB, ebpf.AttachCGroupInetEgress, (*generator).shut},
+	{"create", ebpf.CGroupSock, ebpf.AttachCGroupInetSockCreate, "", (*generator).create},
+	{"bind4", ebpf.CGroupSock, ebpf.AttachCGroupInet4PostBind, "", func(g *generator) (bool, error) { return g.bind(afINET) }},
+	{"bind6", ebpf.CGroupSock, ebpf.AttachCGroupInet6PostBind, "", func(g *generator) (bool, error) { return g.bind(afINET6) }},
+	{"connect4", ebpf.CGroupSockAddr, ebpf.AttachCGroupInet4Connect, "", func(g *generator) (bool, error) { return g.connect(afINET) }},
+	{"connect6", ebpf.CGroupSockAddr, ebpf.AttachCGroupInet6Connect, "", func(g *generator) (bool, error) { return g.connect(afINET6) }},
+	{"unbound4", ebpf.CGroupSockAddr, ebpf.AttachCGroupInet4Connect, "", func(g *generator) (bool, error) { return g.connectUnbound(afINET) }},
+	{"unbound6", ebpf.CGroupSockAddr, ebpf.AttachCGroupInet6Connect, "", func(g *generator) (bool, error) { return g.connectUnbound(afINET6) }},
+	{"owner4", ebpf.CGroupSockAddr, ebpf.AttachCGroupInet4Connect, "", (*generator).ownerTCP},
+	{"owner6", ebpf.CGroupSockAddr, ebpf.AttachCGroupInet6Connect, "", (*generator).ownerTCP},
+	{"contact4", ebpf.CGroupSockAddr, ebpf.AttachCGroupInet4Connect, "", func(g *generator) (bool, error) { return g.contact(afINET, false) }},
+	{"contact6", ebpf.CGroupSockAddr, ebpf.AttachCGroupInet6Connect, "", func(g *generator) (bool, error) { return g.contact(afINET6, false) }},
+	{"send4", ebpf.CGroupSockAddr, ebpf.AttachCGroupUDP4Sendmsg, "", func(g *generator) (bool, error) { return g.contact(afINET, true) }},
+	{"send6", ebpf.CGroupSockAddr, ebpf.AttachCGroupUDP6Sendmsg, "", func(g *generator) (bool, error) { return g.contact(afINET6, true) }},
+	{"tcp", ebpf.SockOps, ebpf.AttachCGroupSockOps, "", operations(
+		part{opTCPConnect, (*generator).connecting}, part{opTCPListen, (*generator).listen},
+		part{opPassiveEstablished, (*generator).accept}, part{opState, (*generator).over})},
+	{"release", ebpf.CGroupSock, ebpf.AttachCgroupInetSockRelease, "", (*generator).release},
+	{"visit", ebpf.CGroupSKB, ebpf.AttachCGroupInetIngress, "", (*generator).visit},
+	{"syn", ebpf.CGroupSKB, ebpf.AttachCGroupInetIngress, "", (*generator).syn},
+	{"shut_in", ebpf.CGroupSKB, ebpf.AttachCGroupInetIngress, "", (*generator).shut},
+	{"shut_out", ebpf.CGroupSKB, ebpf.AttachCGroupInetEgress, "", (*generator).shut},
 }
 
 // create remembers who made a socket.
@@ -70,12 +69,10 @@ const protoMPTCP = 262
 // bind runs when a socket has been bound.
 func (g *generator) bind(family int) (bool, error) {
 	g.begin(g.cookie)
-	g.unlessRefused()
-	keeps, err := g.start(inContext)
+	keeps, err := g.start(inContext, true)
 	if err != nil {
 		return false, err
 	}
-	g.process()
 	g.bindSide(family)
 	if keeps {
 		g.keep()
@@ -100,16 +97,14 @@ func (g *generator) bind(family int) (bool, error) {
 // aboutToConnect starts the programs that run before a connect, of TCP or of the other protocols, and before
 // a datagram is sent. It reports whether the record is kept.
 func (g *generator) aboutToConnect(family int, tcp bool) (bool, error) {
-	g.begin(g.cookie)
-	g.emit(asm.LoadMem(asm.R1, regContext, addrProtocol, asm.Word))
+	g.emit(asm.LoadMem(asm.R2, asm.R1, addrProtocol, asm.Word))
 	if tcp {
-		g.allowIf(asm.JNE, asm.R1, protoTCP)
+		g.allowIf(asm.JNE, asm.R2, protoTCP)
 	} else {
-		g.allowIf(asm.JEq, asm.R1, protoTCP)
+		g.allowIf(asm.JEq, asm.R2, protoTCP)
 	}
-	g.unlessRefused()
-	keeps, err := g.start(addrSock)
-	g.process()
+	g.begin(g.cookie)
+	keeps, err := g.start(addrSock, true)
 	g.connectSides(family)
 	return keeps, err
 }
@@ -125,7 +120,7 @@ func (g *generator) connect(family int) (bool, error) {
 	if g.usesLocal() {
 		g.allowUnlessLocal(true)
 	}
-	matches, err := g.decide(codegen.EventHook{Event: packet.EventSocketConnect})
+	matches, err := g.decide(codegen.EventHook{Event: packet.EventSocketConnect, Protocol: protoTCP})
 	if matches {
 		g.conclude(nil)
 	}
@@ -142,7 +137,7 @@ func (g *generator) connectUnbound(family int) (bool, error) {
 		return false, err
 	}
 	g.allowUnlessLocal(false)
-	matches, err := g.decide(codegen.EventHook{Event: packet.EventSocketConnect, LocalUnknown: true})
+	matches, err := g.decide(codegen.EventHook{Event: packet.EventSocketConnect, Protocol: protoTCP, LocalUnknown: true})
 	if matches {
 		g.conclude(nil)
 	}
@@ -197,6 +192,7 @@ func (g *generator) contact(family int, send bool) (bool, error) {
 		g.keep()
 	}
 	if accepts {
+		g.settle()
 		g.peer()
 		if send {
 			g.allowIfMet() // a refusal is told each time
@@ -205,7 +201,7 @@ func (g *generator) contact(family int, send bool) (bool, error) {
 			g.meet(peerMet)
 		}
 	}
-	matches, err := g.decide(codegen.EventHook{Event: packet.EventSocketConnect})
+	matches, err := g.decide(codegen.EventHook{Event: packet.EventSocketConnect, NoTCP: true})
 	if err != nil {
 		return false, err
 	}
@@ -313,7 +309,7 @@ func (g *generator) meet(value int32) {
 	g.emit(asm.Mov.Imm(asm.R4, 0), asm.FnMapUpdateElem.Call())
 }
 
-// Operations of sock_ops programs (linux/bpf.h, BPF_SOCK_OPS_*), and the state CLOSE of TCP.
+// Operations of sock_ops programs (linux/bpf.h, BPF_SOCK_OPS_*), and states of TCP.
 const (
 	opTCPConnect         = 3
 	opActiveEstablished  = 4
@@ -321,17 +317,34 @@ const (
 	opState              = 10
 	opTCPListen          = 11
 
-	tcpClose  = 7
-	tcpListen = 10
+	tcpSynSent = 2
+	tcpClose   = 7
+	tcpListen  = 10
 
 	stateCallbacks = 1 << 2 // BPF_SOCK_OPS_STATE_CB_FLAG
 )
 
-// operation starts a sock_ops program for an operation.
-func (g *generator) operation(op int32) {
+// ends lets every change of a connection's state pass but its end.
+func (g *generator) ends() {
+	g.emit(asm.LoadMem(asm.R2, asm.R1, opsNewState, asm.Word))
+	g.allowIf(asm.JNE, asm.R2, tcpClose)
 	g.begin(g.cookie)
-	g.emit(asm.LoadMem(asm.R1, regContext, opsOp, asm.Word))
-	g.allowIf(asm.JNE, asm.R1, op)
+}
+
+// watchOrphan asks for the changes of the connection's state if it is none that a process closes, and CLOSE is asked for.
+func (g *generator) watchOrphan() error {
+	if wanted, err := g.can(packet.EventSocketClose); !wanted || err != nil || g.drops() {
+		return err
+	}
+	user := g.newLabel()
+	g.emit(
+		asm.LoadMem(asm.R1, regFrame, record(codegen.EventFlags), asm.Word),
+		asm.And.Imm32(asm.R1, flagUser|flagPassive),
+		asm.JEq.Imm(asm.R1, flagUser, user),
+	)
+	g.watchState()
+	g.mark(user)
+	return nil
 }
 
 // watchState asks for the changes of the connection's state, besides what others have asked for.
@@ -350,24 +363,23 @@ func (g *generator) connecting() (bool, error) {
 	if !wanted || err != nil {
 		return false, err
 	}
-	g.operation(opTCPConnect)
-	keeps, err := g.start(opsSock)
+	g.begin(g.cookie)
+	keeps, err := g.start(opsSock, false)
 	if err != nil {
 		return false, err
-	}
-	if sockOpsProcess() {
-		g.process()
 	}
 	g.tcpSides(true)
 	if keeps {
 		g.keep()
-		g.watchState()
+		if err := g.watchOrphan(); err != nil {
+			return false, err
+		}
 	}
 	if !g.sniffs() && !g.usesLocal() {
 		g.leave(allow) // decided before
 		return keeps, nil
 	}
-	matches, err := g.decide(codegen.EventHook{Event: packet.EventSocketConnect})
+	matches, err := g.decide(codegen.EventHook{Event: packet.EventSocketConnect, Protocol: protoTCP})
 	if err != nil {
 		return false, err
 	}
@@ -376,7 +388,7 @@ func (g *generator) connecting() (bool, error) {
 	} else {
 		g.leave(allow)
 	}
-	return true, nil
+	return keeps || matches, nil
 }
 
 // concludeLate ends a program behind a decision that matched, where the kernel does not ask: the socket's
@@ -396,21 +408,20 @@ func (g *generator) listen() (bool, error) {
 	if !wanted || err != nil {
 		return false, err
 	}
-	g.operation(opTCPListen)
-	keeps, err := g.start(opsSock)
+	g.begin(g.cookie)
+	keeps, err := g.start(opsSock, false)
 	if err != nil {
 		return false, err
-	}
-	if sockOpsProcess() {
-		g.process()
 	}
 	g.tcpSides(false)
 	g.clearPair(codegen.EventRemote)
 	if keeps {
 		g.keep()
-		g.watchState()
+		if err := g.watchOrphan(); err != nil {
+			return false, err
+		}
 	}
-	matches, err := g.decide(codegen.EventHook{Event: packet.EventSocketListen})
+	matches, err := g.decide(codegen.EventHook{Event: packet.EventSocketListen, Protocol: protoTCP})
 	if err != nil {
 		return false, err
 	}
@@ -419,7 +430,7 @@ func (g *generator) listen() (bool, error) {
 	} else {
 		g.leave(allow)
 	}
-	return true, nil
+	return keeps || matches, nil
 }
 
 // accept runs when an incoming connection of TCP is established. The storage is a copy of the listener's.
@@ -428,17 +439,19 @@ func (g *generator) accept() (bool, error) {
 	if !wanted || err != nil {
 		return false, err
 	}
-	g.operation(opPassiveEstablished)
+	g.begin(g.cookie)
 	g.storage(opsSock, true)
 	g.recall()
 	g.descend()
 	g.keep()
-	g.watchState()
+	if err := g.watchOrphan(); err != nil {
+		return false, err
+	}
 	if !g.sniffs() {
 		g.leave(allow) // decided before, see syn
 		return true, nil
 	}
-	matches, err := g.decide(codegen.EventHook{Event: packet.EventSocketAccept, Inbound: true})
+	matches, err := g.decide(codegen.EventHook{Event: packet.EventSocketAccept, Inbound: true, Protocol: protoTCP})
 	if err != nil {
 		return false, err
 	}
@@ -464,9 +477,7 @@ func (g *generator) descend() {
 // over runs when a connection of TCP or a listener is over. It tells CLOSE for those that no process
 // closes: children that were never accepted, and the connections of MPTCP sockets.
 func (g *generator) over() (bool, error) {
-	g.operation(opState)
-	g.emit(asm.LoadMem(asm.R1, regContext, opsNewState, asm.Word))
-	g.allowIf(asm.JNE, asm.R1, tcpClose)
+	g.ends()
 	g.storage(opsSock, false)
 	g.recall()
 	orphan := g.newLabel()

@@ -1,0 +1,293 @@
+//go:build linux
+
+package sockets
+
+import (
+	"errors"
+	"fmt"
+	"sync"
+
+	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/asm"
+	"github.com/cilium/ebpf/btf"
+	"github.com/cilium/ebpf/link"
+	"golang.org/x/sys/unix"
+
+	"github.com/opendivert/divert/internal/linux/codegen"
+	"github.com/opendivert/divert/packet"
+)
+
+// No hook on cgroups comes before a socket listens. Where the kernel lets programs change what its functions return,
+// one of them refuses LISTEN before it happens; elsewhere, and for sockets that it cannot judge, the
+// program of sock_ops does so when it is too late for the call. Such programs are preferred to those of BPF LSM, which
+// load and never run where the kernel was not started with lsm=bpf. They have no socket storage.
+
+// listenHook is where LISTEN is refused.
+var listenHook = hook{
+	name: "refuse_listen", kind: ebpf.Tracing, attach: ebpf.AttachModifyReturn, target: "security_socket_listen",
+	build: (*generator).refuseListen,
+}
+
+// exchangeListen attaches the program of a configuration in the place of that which is attached. That there is none
+// is no error. Between the two, LISTEN is refused late.
+func (s *Source) exchangeListen(cfg *Config) error {
+	if s.listen != nil {
+		if err := s.listen.Close(); err != nil {
+			return err
+		}
+		s.listen = nil
+	}
+	g := &generator{filter: cfg.Filter, flags: cfg.Flags}
+	if cfg.Filter.Layer() != packet.LayerSocket || g.sniffs() {
+		return nil
+	}
+	if wanted, err := g.can(packet.EventSocketListen); !wanted || err != nil || ProbeListen() != nil {
+		return err
+	}
+	p, err := load(&listenHook, cfg, s.maps)
+	if err != nil || p == nil {
+		return err
+	}
+	defer p.Close() // the link keeps it
+	if l, err := link.AttachTracing(link.TracingOptions{Program: p, AttachType: ebpf.AttachModifyReturn}); err == nil {
+		s.listen = l // else there are 38 already, or the kernel has no trampolines
+	}
+	return nil
+}
+
+// ProbeListen returns why LISTEN cannot be refused before it happens, nil if it can.
+var ProbeListen = sync.OnceValue(func() error {
+	at, err := kernelLayout()
+	if err != nil {
+		return err
+	}
+	g := &generator{builder: builder{modifies: true}}
+	g.aboutToListen(at)
+	g.leave(allow)
+	p, err := newProgram("divert_probe", &listenHook, g.Instructions)
+	switch {
+	case errors.Is(err, unix.EPERM): // the library's hint at locked memory leads astray
+		return fmt.Errorf("the kernel does not let such a program load: %w", unix.EPERM)
+	case err != nil:
+		return err
+	}
+	return p.Close()
+})
+
+// layout says where the kernel keeps what is asked of sockets: offsets in bytes.
+type layout struct {
+	sk       int16 // struct socket
+	net      int16 // struct sock, as those down to protocol
+	family   int16
+	state    int16
+	local4   int16
+	local6   int16
+	port     int16 // host byte order
+	cookie   int16
+	protocol int16
+	inode    int16 // struct net
+	first    int16 // struct mptcp_sock: the connection that listens; -1 if the kernel has no MPTCP
+}
+
+// kernelLayout reads the layout of the running kernel from its type information.
+var kernelLayout = sync.OnceValues(func() (*layout, error) {
+	spec, err := btf.LoadKernelSpec()
+	if err != nil {
+		return nil, err
+	}
+	l := &layout{first: -1}
+	for _, f := range [...]struct {
+		to   *int16
+		path []string
+	}{
+		{&l.sk, []string{"socket", "sk"}},
+		{&l.net, []string{"sock_common", "skc_net"}},
+		{&l.family, []string{"sock_common", "skc_family"}},
+		{&l.state, []string{"sock_common", "skc_state"}},
+		{&l.local4, []string{"sock_common", "skc_rcv_saddr"}},
+		{&l.local6, []string{"sock_common", "skc_v6_rcv_saddr"}},
+		{&l.port, []string{"sock_common", "skc_num"}},
+		{&l.cookie, []string{"sock_common", "skc_cookie"}},
+		{&l.protocol, []string{"sock", "sk_protocol"}},
+		{&l.inode, []string{"net", "ns", "inum"}},
+	} {
+		if *f.to, err = offsetOf(spec, f.path); err != nil {
+			return nil, err
+		}
+	}
+	if at, err := offsetOf(spec, []string{"mptcp_sock", "first"}); err == nil {
+		l.first = at
+	}
+	return l, nil
+})
+
+// offsetOf returns the offset of a member, named by a structure and the names below it. struct sock begins with its
+// struct sock_common.
+func offsetOf(spec *btf.Spec, path []string) (int16, error) {
+	var s *btf.Struct
+	if err := spec.TypeByName(path[0], &s); err != nil {
+		return 0, fmt.Errorf("struct %s: %w", path[0], err)
+	}
+	var at uint32
+	var t btf.Type = s
+	for _, name := range path[1:] {
+		m, below, ok := member(t, name)
+		if !ok {
+			return 0, fmt.Errorf("struct %s has no member %s", path[0], name)
+		}
+		at += below
+		t = m
+	}
+	if at > 1<<15-1 {
+		return 0, fmt.Errorf("struct %s: a member at offset %d is out of reach", path[0], at)
+	}
+	return int16(at), nil
+}
+
+// member finds a member of a structure or union, also in those without a name within it.
+func member(t btf.Type, name string) (of btf.Type, at uint32, ok bool) {
+	var members []btf.Member
+	switch t := btf.UnderlyingType(t).(type) {
+	case *btf.Struct:
+		members = t.Members
+	case *btf.Union:
+		members = t.Members
+	}
+	for _, m := range members {
+		if m.Name == name {
+			return m.Type, m.Offset.Bytes(), true
+		}
+		if m.Name != "" {
+			continue
+		}
+		if of, at, ok := member(m.Type, name); ok {
+			return of, at + m.Offset.Bytes(), true
+		}
+	}
+	return nil, 0, false
+}
+
+// namespaceInode returns the inode of the calling thread's network namespace.
+func namespaceInode() (uint32, error) {
+	var st unix.Stat_t
+	if err := unix.Stat("/proc/thread-self/ns/net", &st); err != nil {
+		return 0, fmt.Errorf("/proc/thread-self/ns/net: %w", err)
+	}
+	return uint32(st.Ino), nil
+}
+
+// refuseListen runs before a socket listens.
+func (g *generator) refuseListen() (bool, error) {
+	at, err := kernelLayout()
+	if err != nil {
+		return false, err
+	}
+	g.modifies = true
+	g.aboutToListen(at)
+	if g.usesLocal() {
+		g.emit(asm.LoadMem(asm.R1, regFrame, record(codegen.EventLocalPort), asm.Half))
+		g.allowIf(asm.JEq, asm.R1, 0) // not known before it listens
+	}
+	matches, err := g.decide(codegen.EventHook{Event: packet.EventSocketListen, Protocol: protoTCP})
+	if matches {
+		g.conclude(nil)
+	}
+	return matches, err
+}
+
+// regSock is where aboutToListen keeps the struct sock.
+const regSock = regStorage
+
+// aboutToListen makes the record of a socket that is about to listen, from struct socket, the first argument of the
+// function. Sockets of other namespaces, other than of TCP, and those that listen already pass.
+func (g *generator) aboutToListen(at *layout) {
+	g.emit(
+		asm.LoadMem(asm.R1, asm.R1, 0, asm.DWord),
+		asm.LoadMem(regSock, asm.R1, at.sk, asm.DWord),
+	)
+	g.allowIf(asm.JEq, regSock, 0)
+	ours := g.newLabel()
+	g.emit(
+		asm.LoadMem(asm.R1, regSock, at.net, asm.DWord),
+		asm.LoadMem(asm.R1, asm.R1, at.inode, asm.Word),
+		asm.LoadImm(asm.R2, int64(g.inode), asm.DWord),
+		asm.JEq.Reg(asm.R1, asm.R2, ours),
+	)
+	g.leave(allow)
+	g.mark(ours)
+	g.emit(asm.LoadMem(asm.R1, regSock, at.state, asm.Byte))
+	g.allowIf(asm.JNE, asm.R1, tcpClose)
+	g.connections(at)
+	g.blank()
+	g.emit(
+		asm.Mov.Reg(asm.R1, regSock),
+		asm.FnGetSocketCookie.Call(),
+		asm.StoreMem(regFrame, record(codegen.EventEndpoint), asm.R0, asm.DWord),
+	)
+	g.firstConnection(at)
+	g.process()
+	g.emit(
+		asm.LoadMem(asm.R1, regSock, at.port, asm.Half),
+		asm.StoreMem(regFrame, record(codegen.EventLocalPort), asm.R1, asm.Half),
+	)
+	g.listenerAddress(at)
+	g.setByte(codegen.EventProtocol, protoTCP)
+	g.loopback(codegen.EventLocal)
+}
+
+// connections lets sockets pass that are not of TCP, or of MPTCP, and leaves the protocol in R8.
+func (g *generator) connections(at *layout) {
+	tcp := g.newLabel()
+	g.emit(
+		asm.LoadMem(asm.R8, regSock, at.protocol, asm.Half),
+		asm.JEq.Imm(asm.R8, protoTCP, tcp),
+	)
+	if at.first >= 0 {
+		g.emit(asm.JEq.Imm(asm.R8, protoMPTCP, tcp))
+	}
+	g.leave(allow)
+	g.mark(tcp)
+}
+
+// firstConnection makes the endpoint of an MPTCP socket that is bound that of the connection that will listen, by
+// which the other programs know it. Its sides are the same.
+func (g *generator) firstConnection(at *layout) {
+	if at.first < 0 {
+		return
+	}
+	end := g.newLabel()
+	read := func(at int16) {
+		g.emit(asm.Add.Imm(asm.R3, int32(at)))
+		g.point(asm.R1, frameKey)
+		g.emit(
+			asm.Mov.Imm(asm.R2, 8), asm.FnProbeReadKernel.Call(),
+			asm.LoadMem(asm.R3, regFrame, frameKey, asm.DWord),
+			asm.JEq.Imm(asm.R3, 0, end),
+		)
+	}
+	g.emit(
+		asm.JNE.Imm(asm.R8, protoMPTCP, end),
+		asm.Mov.Reg(asm.R3, regSock),
+	)
+	read(at.first)
+	read(at.cookie)
+	g.emit(asm.StoreMem(regFrame, record(codegen.EventEndpoint), asm.R3, asm.DWord))
+	g.mark(end)
+}
+
+// listenerAddress stores the local address.
+func (g *generator) listenerAddress(at *layout) {
+	six, end := g.newLabel(), g.newLabel()
+	g.emit(
+		asm.LoadMem(asm.R1, regSock, at.family, asm.Half),
+		asm.JEq.Imm(asm.R1, afINET6, six),
+	)
+	g.allowIf(asm.JNE, asm.R1, afINET)
+	g.address4(regSock, at.local4, codegen.EventLocal)
+	g.setByte(codegen.EventIPv6, 0)
+	g.emit(asm.Ja.Label(end))
+	g.mark(six)
+	g.address6(regSock, at.local6, codegen.EventLocal)
+	g.family6(codegen.EventLocal)
+	g.mark(end)
+}
