@@ -47,7 +47,9 @@ type Config struct {
 	FailOpen bool // what does not fit into the queue goes on instead of being lost
 	Queues   int  // queues that flows are shared out to, at least 1; platforms without them take no more
 	Mode     Mode
-	Driver   string // Windows: path of the driver file, or of its folder; empty to look for it
+
+	Processes bool   // addresses at the layer NETWORK are to have the process
+	Driver    string // Windows: path of the driver file, or of its folder; empty to look for it
 }
 
 // How says which half of a handle Shutdown ends, with the values of WINDIVERT_SHUTDOWN.
@@ -122,5 +124,6 @@ var (
 	ErrNoSuchDevice = errors.New("no such network interface")
 	ErrReceiveOnly  = errors.New("the handle was opened to receive only")
 	ErrSendOnly     = errors.New("the handle was opened to send only")
+	ErrNoProcess    = errors.New("the process of a packet is not known here")
 	ErrRulesGone    = errors.New("another program has removed the handle's rules from the kernel")
 )
