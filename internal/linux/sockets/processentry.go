@@ -195,7 +195,7 @@ func (b *processBuilder) enterPort() {
 		b.emit(
 			asm.Mov.Imm(asm.R0, 0), // the place must be free
 			asm.Mov.Reg(asm.R3, asm.R1),
-			asm.CmpXchg.Mem(regHolders, asm.R3, asm.DWord, int16(i)*codegen.HolderSize+codegen.HolderCookie),
+			exchange(regHolders, asm.R3, int16(i)*codegen.HolderSize+codegen.HolderCookie),
 			asm.JEq.Imm(asm.R0, 0, take[i]),
 		)
 	}
@@ -208,6 +208,15 @@ func (b *processBuilder) enterPort() {
 		)
 	}
 	b.mark(end)
+}
+
+// exchange stores src at an address if R0 stands there, and leaves what stood there in R0 (since Linux 5.12). The
+// library (v0.22) knows the operation but writes it without its number, so that it would add.
+func exchange(address, src asm.Register, offset int16) asm.Instruction {
+	const cmpxchg = 0xf1 // BPF_CMPXCHG
+	ins := asm.CmpXchg.Mem(address, src, asm.DWord, offset)
+	ins.Constant = cmpxchg
+	return ins
 }
 
 // dropPort takes the socket away from under the key of its port. If another socket is entered in the very moment in
