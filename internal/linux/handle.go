@@ -511,7 +511,14 @@ func (h *handle) remaining(s *engine.Stats) error {
 }
 
 // Description implements engine.Handle.
-func (h *handle) Description() string { return h.describes }
+func (h *handle) Description() string {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.processes == nil {
+		return h.describes
+	}
+	return h.describes + ", " + h.processes.Description()
+}
 
 // eof is what a drained source returns.
 var eof = io.EOF

@@ -32,6 +32,9 @@ type Processes struct {
 	links []link.Link
 	users int
 	space uint64 // cookie of the namespace
+
+	cgroup string // where the programs are attached
+	whole  bool   // that is the root of the hierarchy, so that every process is seen
 }
 
 // shared are the Processes that are open, by namespace.
@@ -68,11 +71,11 @@ func OpenProcesses() (*Processes, error) {
 // open attaches the programs and then enters the sockets that are older: those made meanwhile the programs
 // have seen.
 func (ps *Processes) open() error {
-	path, _, err := Root()
-	if err != nil {
+	var err error
+	if ps.cgroup, ps.whole, err = Root(); err != nil {
 		return err
 	}
-	cgroup, err := os.Open(path)
+	cgroup, err := os.Open(ps.cgroup)
 	if err != nil {
 		return err
 	}
@@ -135,6 +138,14 @@ func ProbeProcesses() error {
 	programs, err := loadProcessPrograms(0, maps)
 	closePrograms(programs)
 	return err
+}
+
+// Description says what is known, for people.
+func (ps *Processes) Description() string {
+	if ps.whole {
+		return "which knows processes"
+	}
+	return "which knows the processes below " + ps.cgroup + " only"
 }
 
 // Maps returns the maps for filter programs. They belong to ps.
