@@ -116,6 +116,12 @@ func withParam(p Param, v uint64) Option { return func(o *options) { o.params[p]
 // WithFailOpen lets packets pass that the queue has no room for, instead of dropping them.
 func WithFailOpen() Option { return func(o *options) { o.config.FailOpen = true } }
 
+// WithProcessID makes the addresses of packets at LayerNetwork tell the process (NetworkData.ProcessID), as they do
+// anyway if the filter tests processId. Open fails with ErrNoProcess where it cannot be known: Linux needs eBPF
+// programs on the root of the cgroup hierarchy for it, and Windows does not know it. At the layers with events
+// addresses have it always.
+func WithProcessID() Option { return func(o *options) { o.config.Processes = true } }
+
 // MaxQueues is how many queues a handle may have.
 const MaxQueues = 16
 
@@ -264,6 +270,9 @@ func (o *options) check() error {
 	}
 	if missing := mandatory[o.layer] &^ f; missing != 0 {
 		return fmt.Errorf("%w: the layer %v needs the flags %v", ErrInvalid, o.layer, missing)
+	}
+	if o.config.Processes && o.layer == LayerForward {
+		return fmt.Errorf("%w: forwarded packets belong to no process of this host", ErrInvalid)
 	}
 	if q := o.config.Queues; q < 1 || q > MaxQueues {
 		return fmt.Errorf("%w: %d queues; 1 to %d are possible", ErrInvalid, q, MaxQueues)

@@ -24,6 +24,7 @@ var (
 	ErrNoSuchDevice = engine.ErrNoSuchDevice // the address names an interface that does not exist
 	ErrRecvOnly     = engine.ErrReceiveOnly  // sending on a handle opened with RecvOnly
 	ErrSendOnly     = engine.ErrSendOnly     // receiving on a handle opened with SendOnly
+	ErrNoProcess    = engine.ErrNoProcess    // the process of a packet is asked for, by the filter or by WithProcessID, where only ErrNotSupported can be the answer
 	ErrRulesGone    = engine.ErrRulesGone    // Linux: another program has removed the handle's rules (`nft flush ruleset`): it captures nothing any more; close it and open another
 )
 

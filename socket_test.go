@@ -111,6 +111,9 @@ func (s stage) act(a act) (err error) {
 	case "inherit":
 		s[a.Socket] = 3 // the first of exec.Cmd's ExtraFiles
 		return nil
+	case "share": // the port with others
+		return errors.Join(unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_REUSEADDR, 1),
+			unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_REUSEPORT, 1))
 	case "bind":
 		return unix.Bind(fd, sockaddr(fd, a.Addr))
 	case "connect":

@@ -51,6 +51,7 @@ var (
 type fieldInfo struct {
 	name   string    // as written in filters
 	layers layerMask // where the field exists
+	more   layerMask // where it exists in the extended dialect too
 	kind   FieldKind
 	doc    string // for people, a few words
 
@@ -148,7 +149,7 @@ var fieldTable = [numFields]fieldInfo{
 	FieldLoopback: flag("loopback", onLocal, FieldZero, "from this host to itself").driverUpTo(boundU32).neverFolds(),
 	FieldImpostor: flag("impostor", onPackets, FieldZero, "injected by another program").driverUpTo(boundU32).neverFolds(),
 
-	FieldProcessID:        number("processId", onFlow|onSocket|onReflect, FieldZero, boundU32, "process that owns the flow, socket or handle"),
+	FieldProcessID:        number("processId", onFlow|onSocket|onReflect, FieldZero, boundU32, "process that owns the packet, flow, socket or handle; 0: unknown, or none").extendedTo(onNetwork),
 	FieldLocalAddr:        addr6("localAddr", onLocal, FieldZero, KindAddr, "address of this host"),
 	FieldRemoteAddr:       addr6("remoteAddr", onLocal, FieldZero, KindAddr, "address of the other host"),
 	FieldLocalPort:        number("localPort", onLocal, FieldZero, boundU16, "port of this host, or ICMP type"),
@@ -247,6 +248,17 @@ func (i fieldInfo) upTo(hi bound) fieldInfo       { i.hi, i.drvHi = hi, hi; retu
 func (i fieldInfo) from(lo uint64) fieldInfo      { i.lo, i.drvLo = small(lo), small(lo); return i }
 func (i fieldInfo) foldUpTo(hi bound) fieldInfo   { i.hi = hi; return i }
 func (i fieldInfo) driverUpTo(hi bound) fieldInfo { i.drvHi = hi; return i }
+
+// extendedTo adds layers at which only the extended dialect has the field.
+func (i fieldInfo) extendedTo(m layerMask) fieldInfo { i.more = m; return i }
+
+// in returns where the field exists in a dialect.
+func (i *fieldInfo) in(d Dialect) layerMask {
+	if d == Extended {
+		return i.layers | i.more
+	}
+	return i.layers
+}
 
 // neverFolds marks a field whose tests the original never folds.
 func (i fieldInfo) neverFolds() fieldInfo { i.folds = false; return i }

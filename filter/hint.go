@@ -3,6 +3,8 @@ package filter
 import (
 	"fmt"
 	"strings"
+
+	"github.com/opendivert/divert/packet"
 )
 
 // expectation is what the parser wanted to see.
@@ -251,8 +253,14 @@ func (l *lexer) strayMark(start, end int) *Error {
 
 // foreignField makes an error of a field that the layer does not have.
 func (l *lexer) foreignField(f Field, start, end int) *Error {
-	return l.at(ErrBadTokenForLayer, start, end,
-		fmt.Sprintf("%s does not exist at layer %s", f, l.layer), fmt.Sprintf("%s exists at %s", f, f.info().layers))
+	hint := fmt.Sprintf("%s exists at %s", f, f.info().in(l.dialect))
+	switch {
+	case f == FieldProcessID && l.layer == packet.LayerForward:
+		hint = "forwarded packets belong to no process of this host; " + hint
+	case !f.info().layers.has(l.layer) && f.info().more.has(l.layer):
+		hint += "; in the extended dialect also at " + f.info().more.String()
+	}
+	return l.at(ErrBadTokenForLayer, start, end, fmt.Sprintf("%s does not exist at layer %s", f, l.layer), hint)
 }
 
 // unknownWord makes an error of a word that is none of the language.

@@ -7,7 +7,7 @@ type FieldInfo struct {
 	Field  Field // what Compile makes of the name in the extended dialect; FieldZero for true and false
 	Name   string
 	Kind   FieldKind
-	Layers []Layer // the layers that have the field
+	Layers []Layer // the layers that have the field in the extended dialect
 	Min    string  // the least value, as it is written in filters
 	Max    string  // the greatest value
 	Size   int     // KindBytes: size of an element in bytes; otherwise 0
@@ -32,7 +32,7 @@ func describe(f Field) FieldInfo {
 	info := f.info()
 	d := FieldInfo{Field: f, Name: info.name, Kind: info.kind, Size: info.elem, Doc: info.doc}
 	for l := range packet.NumLayers {
-		if info.layers.has(l) {
+		if info.in(Extended).has(l) {
 			d.Layers = append(d.Layers, l)
 		}
 	}

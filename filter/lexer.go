@@ -209,7 +209,7 @@ func (l *lexer) reserved(w word, start, end int) (token, *Error) {
 	t := token{kind: w.kind, pos: start, end: end}
 	switch w.kind {
 	case tokField:
-		if t.field = w.field; !w.constant() && !w.field.info().layers.has(l.layer) {
+		if t.field = w.field; !w.constant() && !w.field.info().in(l.dialect).has(l.layer) {
 			return token{}, l.foreignField(w.field, start, end)
 		}
 		if l.dialect == Extended {

@@ -109,7 +109,7 @@ func suggest(s string, layer Layer, d Dialect) string {
 	if m := matching(layer, d, func(name string) bool { return strings.ToLower(name) == lower }); m != nil {
 		return didYouMean(m)
 	}
-	if m := onLayer(otherWords[lower], layer); m != nil {
+	if m := onLayer(otherWords[lower], layer, d); m != nil {
 		return didYouMean(m)
 	}
 	if m := matching(layer, d, func(name string) bool {
@@ -147,7 +147,7 @@ func matching(layer Layer, d Dialect, match func(name string) bool) []string {
 	for name, w := range words {
 		switch {
 		case w.kind == tokIn && d == Strict || !match(name):
-		case w.on(layer):
+		case w.on(layer, d):
 			here = append(here, name)
 		default:
 			elsewhere = append(elsewhere, name)
@@ -161,10 +161,10 @@ func matching(layer Layer, d Dialect, match func(name string) bool) []string {
 }
 
 // on reports whether the word can be used on a layer.
-func (w word) on(layer Layer) bool {
+func (w word) on(layer Layer, d Dialect) bool {
 	switch w.kind {
 	case tokField:
-		return w.constant() || w.field.info().layers.has(layer)
+		return w.constant() || w.field.info().in(d).has(layer)
 	case tokMacro:
 		_, ok := macroValue(w, layer)
 		return ok
@@ -173,10 +173,10 @@ func (w word) on(layer Layer) bool {
 }
 
 // onLayer returns those names that are no fields or fields of the layer; all of them if none is.
-func onLayer(names []string, layer Layer) []string {
+func onLayer(names []string, layer Layer, d Dialect) []string {
 	var here []string
 	for _, name := range names {
-		if w, reserved := words[name]; !reserved || w.on(layer) {
+		if w, reserved := words[name]; !reserved || w.on(layer, d) {
 			here = append(here, name)
 		}
 	}
@@ -195,7 +195,7 @@ func nearest(s string, layer Layer, d Dialect) []string {
 	}
 	var found []string
 	for name, w := range words {
-		if !w.on(layer) || w.kind == tokIn && d == Strict {
+		if !w.on(layer, d) || w.kind == tokIn && d == Strict {
 			continue
 		}
 		switch n := distance(s, strings.ToLower(name)); {

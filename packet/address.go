@@ -95,7 +95,16 @@ type Address struct {
 type NetworkData struct {
 	IfIdx    uint32 // interface index
 	SubIfIdx uint32 // sub-interface index, 0 on Linux
+
+	// ProcessID is the process that the packet comes from or goes to, 0 if it is unknown or there is none. Handles
+	// of LayerNetwork whose filter tests processId tell it, and those that were asked for it; sending
+	// does not look at it. WinDivert has no such member: it lies in bytes 36 to 39 of the union, which are
+	// unused there.
+	ProcessID uint32
 }
+
+// networkProcessID is where the process of a packet lies in the layer data.
+const networkProcessID = 36
 
 // FlowData is the layer data of the layers FLOW and SOCKET. IPv4 addresses are kept mapped
 // (::ffff:a.b.c.d); the accessors give them unmapped. An address of all zeros is "::".
@@ -124,6 +133,8 @@ func (a *Address) Network() NetworkData {
 	return NetworkData{
 		IfIdx:    binary.LittleEndian.Uint32(a.data[0:]),
 		SubIfIdx: binary.LittleEndian.Uint32(a.data[4:]),
+
+		ProcessID: binary.LittleEndian.Uint32(a.data[networkProcessID:]),
 	}
 }
 
@@ -131,6 +142,7 @@ func (a *Address) Network() NetworkData {
 func (a *Address) SetNetwork(d NetworkData) {
 	binary.LittleEndian.PutUint32(a.data[0:], d.IfIdx)
 	binary.LittleEndian.PutUint32(a.data[4:], d.SubIfIdx)
+	binary.LittleEndian.PutUint32(a.data[networkProcessID:], d.ProcessID)
 }
 
 // Flow returns the layer data of an address of the layers FLOW and SOCKET.

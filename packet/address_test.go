@@ -46,6 +46,7 @@ func TestAddressLayout(t *testing.T) {
 		{"UDPChecksum", Address{UDPChecksum: true}, 10, []byte{0x80}},
 		{"Network.IfIdx", network(NetworkData{IfIdx: 0x04030201}), 16, []byte{1, 2, 3, 4}},
 		{"Network.SubIfIdx", network(NetworkData{SubIfIdx: 0x04030201}), 20, []byte{1, 2, 3, 4}},
+		{"Network.ProcessID", network(NetworkData{ProcessID: 0x04030201}), 52, []byte{1, 2, 3, 4}},
 		{"Flow.EndpointId", flow(func(d *FlowData) { d.EndpointID = 0x0807060504030201 }), 16, []byte{1, 2, 3, 4, 5, 6, 7, 8}},
 		{"Flow.ParentEndpointId", flow(func(d *FlowData) { d.ParentEndpointID = 0x0807060504030201 }), 24, []byte{1, 2, 3, 4, 5, 6, 7, 8}},
 		{"Flow.ProcessId", flow(func(d *FlowData) { d.ProcessID = 0x04030201 }), 32, []byte{1, 2, 3, 4}},

@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -39,12 +40,14 @@ divert sockets and divert watch do.
 
 A line has the time, the interface, the direction, and then what tcpdump would print:
   <-  comes in     ->  goes out     <>  from this host to itself     >>  is routed through
+and last, where it can be known, the program that sends or receives the packet and its process id. It is
+known at layer network if the kernel decides; what the kernel sends by itself has none.
 
 With -r the filter is applied to a capture file instead, which needs no privileges. Packets of a file
 count as inbound unless the file says that they went out, and their interface index is 0.
 
 With --json each line is an object. Keys: time, timestamp, layer, direction (in, out, loopback,
-forward), ifindex, ifname, impostor, length, captured, version, src, dst, ttl, protocol,
+forward), ifindex, ifname, pid, program (its path), impostor, length, captured, version, src, dst, ttl, protocol,
 protocol_name, sport, dport, payload_length, fragment {id, offset, more}, tcp {flags, seq, ack, window},
 icmp {type, code, body}, and with -x data. Keys that make no sense for a packet are absent.
 Events of flow and socket have time, timestamp, layer, event, pid, program, endpoint, parent, protocol,
@@ -54,6 +57,7 @@ event, and of the handle opened, pid, program, layer, flags, priority and filter
   divert dump -c 10 tcp.DstPort == 443 and tcp.Syn     ten connections that begin
   divert dump -x 'udp.DstPort == 53 or udp.SrcPort == 53'
   divert dump -v icmp or icmpv6                        every header field
+  divert dump processId == 4711                        what a process sends and receives
   divert dump -w web.pcapng 'tcp.DstPort in {80, 443}' for Wireshark
   divert dump -r web.pcapng 'tcp.PayloadLength > 0'    from a file
   divert dump -w - tcp | wireshark -k -i -             live in Wireshark
@@ -132,7 +136,7 @@ func (d *dump) run(ctx context.Context, args []string) (err error) {
 
 // live prints what a handle receives.
 func (d *dump) live(ctx context.Context) error {
-	h, err := d.flags.open(d.program, divert.Sniff|divert.RecvOnly)
+	h, err := d.open()
 	if err != nil {
 		return err
 	}
@@ -161,6 +165,27 @@ func (d *dump) events(ctx context.Context, h *divert.Handle) error {
 	p := newEventPrinter(d.app, d.json)
 	p.quiet, p.verbose = d.printer.quiet, d.printer.verbose > 0
 	return eachEvent(ctx, h, d.count, p.print, p.flush)
+}
+
+// open opens a handle that tells the processes of packets if they are printed and can be known; if the filter asks
+// for them, they must be.
+func (d *dump) open() (*divert.Handle, error) {
+	const flags = divert.Sniff | divert.RecvOnly
+	if d.program.Layer() == divert.LayerNetwork && d.write == "" {
+		h, err := d.flags.open(d.program, flags, divert.WithProcessID())
+		if err == nil {
+			d.printer.processes = processes{}
+		}
+		if !errors.Is(err, divert.ErrNoProcess) || testsProcess(d.program) {
+			return h, err
+		}
+	}
+	return d.flags.open(d.program, flags)
+}
+
+// testsProcess reports whether a filter of packets asks for their process.
+func testsProcess(p *filter.Program) bool {
+	return slices.ContainsFunc(p.Tests(), func(t filter.Test) bool { return t.Field == filter.FieldProcessID })
 }
 
 // dumpBatch is how many packets are received at a time.
@@ -216,6 +241,9 @@ func (d *dump) show(r *record) (done bool, err error) {
 
 // file prints the packets of a capture file that match.
 func (d *dump) file(ctx context.Context) error {
+	if testsProcess(d.program) {
+		return usagef("a capture file does not tell the processes of packets, which the filter asks for by processId")
+	}
 	in := d.app.in
 	if d.read != "-" {
 		f, err := os.Open(d.read)

@@ -56,6 +56,9 @@ func (p *printer) appendAddress(b []byte, r *record, valid bool) []byte {
 		b = appendFlag(b, "impostor", r.addr.Impostor)
 		b = appendNumber(append(b, " ifIdx="...), n.IfIdx)
 		b = appendNumber(append(b, " subIfIdx="...), n.SubIfIdx)
+		if p.processes != nil {
+			b = appendNumber(append(b, " processId="...), n.ProcessID)
+		}
 		b = appendNumber(append(b, " timestamp="...), r.addr.Timestamp)
 	}
 	if valid {

@@ -18,6 +18,8 @@ type jsonPacket struct {
 	Direction string    `json:"direction,omitempty"` // in, out, loopback, forward
 	IfIndex   uint32    `json:"ifindex,omitempty"`
 	IfName    string    `json:"ifname,omitempty"`
+	PID       uint32    `json:"pid,omitempty"`     // of the process, if that is known
+	Program   string    `json:"program,omitempty"` // its path
 	Impostor  bool      `json:"impostor,omitempty"`
 	Length    int       `json:"length"`             // of the packet in bytes
 	Captured  int       `json:"captured,omitempty"` // bytes that are here, if they are fewer
@@ -68,6 +70,9 @@ func (p *printer) appendJSON(b []byte, r *record) ([]byte, error) {
 		j.Layer = layerNames[r.addr.Layer]
 		j.IfIndex = r.addr.Network().IfIdx
 		j.Impostor = r.addr.Impostor
+	}
+	if j.PID = p.processOf(r); j.PID != 0 {
+		j.Program = p.processes.path(j.PID)
 	}
 	if len(r.data) < r.length {
 		j.Captured = len(r.data)

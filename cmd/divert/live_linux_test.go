@@ -5,10 +5,12 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"io"
 	"net/netip"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"strings"
 	"sync"
 	"syscall"
@@ -18,6 +20,7 @@ import (
 	"github.com/gopacket/gopacket/layers"
 	"github.com/gopacket/gopacket/pcapgo"
 	"github.com/opendivert/divert/internal/lab"
+	"github.com/opendivert/divert/internal/linux/sockets"
 )
 
 // commandVariable makes the test binary be the command: for runs in a process of their own.
@@ -157,8 +160,12 @@ func TestDumpLive(t *testing.T) {
 		if len(lines) != 4 {
 			t.Fatalf("%d lines:\n%s", len(lines), out)
 		}
+		end := ": UDP, length 64"
+		if strings.Contains(p.errout.String(), "(eBPF") && needProcesses() == nil {
+			end += fmt.Sprintf(" [%s %d]", filepath.Base(os.Args[0]), os.Getpid())
+		}
 		for i, arrow := range []string{" -> IP 10.", " <- IP 10.", " -> IP 10.", " <- IP 10."} {
-			if !strings.Contains(lines[i], "eth0"+arrow) || !strings.HasSuffix(lines[i], ": UDP, length 64") {
+			if !strings.Contains(lines[i], "eth0"+arrow) || !strings.HasSuffix(lines[i], end) {
 				t.Errorf("line %d is %s", i, lines[i])
 			}
 		}
@@ -174,6 +181,63 @@ func TestDumpLive(t *testing.T) {
 			t.Errorf("standard error: %s", s)
 		}
 	})
+}
+
+// needProcesses returns why the processes of packets are not to be had, nil if they are.
+func needProcesses() error { return sockets.ProbeProcesses() }
+
+// TestProcesses prints and drops the packets of a process.
+func TestProcesses(t *testing.T) {
+	if err := needProcesses(); err != nil {
+		t.Skipf("the processes of packets are not known here: %v", err)
+	}
+	pair, echo := hosts(t)
+	mine := fmt.Sprintf("processId == %d", os.Getpid())
+	for _, test := range []struct {
+		name string
+		args []string
+		want []string // on the first line
+	}{
+		{"text", []string{"dump", "-c", "2", mine + " and udp"}, []string{fmt.Sprintf(" %d]\n", os.Getpid())}},
+		{"fields", []string{"dump", "-c", "2", "-v", mine + " and udp"}, []string{fmt.Sprintf(" processId=%d ", os.Getpid())}},
+		{"JSON", []string{"dump", "-c", "2", "--json", mine + " and udp"},
+			[]string{fmt.Sprintf(`"pid":%d`, os.Getpid()), `"program":"/`, filepath.Base(os.Args[0])}},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			p := start(t, pair.A, test.args...)
+			if n := exchange(t, pair.A, echo, 1, 5*time.Second); n != 1 {
+				t.Errorf("%d datagrams came back", n)
+			}
+			out, status := p.end(t, nil)
+			if status != exitOK {
+				t.Errorf("status %d", status)
+			}
+			for _, want := range test.want {
+				if !strings.Contains(out, want) {
+					t.Errorf("%q is not in\n%s", want, out)
+				}
+			}
+		})
+	}
+	p := start(t, pair.A, "drop", mine+" and outbound")
+	if n := exchange(t, pair.A, echo, 1, 100*time.Millisecond); n != 0 {
+		t.Errorf("%d datagrams came back", n)
+	}
+	p.end(t, os.Interrupt)
+	for _, test := range []struct {
+		args []string
+		want string
+	}{
+		{[]string{"dump", "--engine", "interpreter", mine}, "the process of a packet is not known here"},
+		{[]string{"dump", "-r", "-", mine}, "a capture file does not tell the processes"},
+	} {
+		_ = pair.A.Do(func() error {
+			if r := runCommand(t, "", test.args...); r.status == exitOK || !strings.Contains(r.errout, test.want) {
+				t.Errorf("%v: %+v", test.args, r)
+			}
+			return nil
+		})
+	}
 }
 
 // timeOfDay returns the time since midnight.

@@ -14,7 +14,8 @@ type printer struct {
 	hex     bool // the bytes too
 	colour  bool
 
-	parsed packet.Parsed
+	processes processes // nil if the processes of packets are not known
+	parsed    packet.Parsed
 }
 
 // The layouts of times. The date is what a short line has no room for.
@@ -56,6 +57,7 @@ func (p *printer) append(b []byte, r *record) []byte {
 	if r.live && r.addr.Impostor {
 		b = append(b, " [impostor]"...)
 	}
+	b = p.appendProcess(b, r)
 	b = append(b, '\n')
 	if p.verbose > 0 {
 		b = p.appendFields(b, r, valid)
@@ -66,6 +68,27 @@ func (p *printer) append(b []byte, r *record) []byte {
 		b = p.end(b)
 	}
 	return b
+}
+
+// processOf returns the process of a packet, 0 if there is none or it is not known.
+func (p *printer) processOf(r *record) uint32 {
+	if p.processes == nil || !r.live {
+		return 0
+	}
+	return r.addr.Network().ProcessID
+}
+
+// appendProcess appends the program and the process of a packet, if there is one.
+func (p *printer) appendProcess(b []byte, r *record) []byte {
+	pid := p.processOf(r)
+	if pid == 0 {
+		return b
+	}
+	b = append(b, " ["...)
+	b = p.begin(b, styleInfo)
+	b = append(b, printable(p.processes.program(pid))...)
+	b = p.end(b)
+	return append(appendNumber(append(b, ' '), pid), ']')
 }
 
 // begin and end enclose what stands in a style; bad appends a text in the style of what is wrong.

@@ -48,7 +48,9 @@ type Config struct {
 	Queues   int  // queues that flows are shared out to, at least 1; platforms without them take no more
 	Snap     int  // bytes of each packet that the caller wants at most, 0 for all; a platform may receive more
 	Mode     Mode
-	Driver   string // Windows: path of the driver file, or of its folder; empty to look for it
+
+	Processes bool   // addresses at the layer NETWORK are to have the process
+	Driver    string // Windows: path of the driver file, or of its folder; empty to look for it
 }
 
 // How says which half of a handle Shutdown ends, with the values of WINDIVERT_SHUTDOWN.
@@ -130,5 +132,6 @@ var (
 	ErrNoSuchDevice = errors.New("no such network interface")
 	ErrReceiveOnly  = errors.New("the handle was opened to receive only")
 	ErrSendOnly     = errors.New("the handle was opened to send only")
+	ErrNoProcess    = errors.New("the process of a packet is not known here")
 	ErrRulesGone    = errors.New("another program has removed the handle's rules from the kernel")
 )

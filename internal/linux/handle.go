@@ -22,6 +22,7 @@ import (
 	"github.com/opendivert/divert/internal/linux/cursor"
 	"github.com/opendivert/divert/internal/linux/netns"
 	"github.com/opendivert/divert/internal/linux/rules"
+	"github.com/opendivert/divert/internal/linux/sockets"
 	"github.com/opendivert/divert/packet"
 )
 
@@ -38,8 +39,9 @@ type handle struct {
 	receivers sync.RWMutex          // held for reading while something is received
 	mu        sync.Mutex            // serialises what changes the handle
 	entries   entries               // nil where the interpreter decides
-	times     atomic.Pointer[times] // of the filter in force; nil unless it asks for the time
+	times     atomic.Pointer[times] // of the filter in force; nil unless it asks for the time or the process
 	guard     *rules.Guard          // nil once the handle captures nothing any more
+	processes *sockets.Processes    // nil unless the filter in force, or the user, asks for the processes of packets
 	gone      atomic.Bool           // somebody else has removed the rules
 	recvDown  atomic.Bool
 	sendDown  atomic.Bool
@@ -95,7 +97,7 @@ func Open(cfg engine.Config) (engine.Handle, error) {
 		return nil, err
 	}
 	h, err := openIn(cfg, mode, why)
-	if err != nil && cfg.Mode == engine.ModeAuto && mode == engine.ModeKernel && isMissing(err) {
+	if err != nil && cfg.Mode == engine.ModeAuto && mode == engine.ModeKernel && isMissing(err) && !errors.Is(err, engine.ErrNoProcess) {
 		// Programs load, but no rule can ask them: a kernel without xt_bpf or nft_compat for it.
 		return openIn(cfg, engine.ModeInterpret, fmt.Sprintf("interpreter, because rules cannot ask eBPF programs: %v", err))
 	}
@@ -123,6 +125,14 @@ func (h *handle) open(mode engine.Mode) error {
 		Priority: h.cfg.Priority, Layer: uint8(h.layer), Flags: h.cfg.Flags, Filter: engine.FilterData(h.cfg.Program),
 	}
 	var err error
+	if mode == engine.ModeInterpret {
+		err = h.refuseProcess(h.cfg.Program)
+	} else {
+		h.processes, err = h.processesFor(h.cfg.Program)
+	}
+	if err != nil {
+		return err
+	}
 	h.entry, err = rules.Open(h.ns, owner, func(key cursor.Key) ([]rules.Rule, error) {
 		var err error
 		h.sender = newSender(h, key, uint32(owner.ID)|1)
@@ -143,7 +153,7 @@ func (h *handle) open(mode engine.Mode) error {
 	if h.guard, err = h.entry.Guard(h.lost); err != nil || h.entries == nil {
 		return err
 	}
-	told, err := h.entries.set(h.cfg.Program, &h.cfg, h.outlet())
+	told, err := h.setEntries(h.cfg.Program, h.processes)
 	h.times.Store(told)
 	return err
 }
@@ -315,6 +325,9 @@ func (h *handle) SetFilter(p *filter.Program) error {
 		return engine.ErrRulesGone
 	}
 	if h.entries == nil {
+		if err := h.refuseProcess(p); err != nil {
+			return err
+		}
 		h.source.setFilter(p)
 		h.tellFilter(p)
 		return nil
@@ -322,28 +335,57 @@ func (h *handle) SetFilter(p *filter.Program) error {
 	if h.recvDown.Load() {
 		return nil // nothing is captured any more
 	}
-	told, err := h.entries.set(p, &h.cfg, h.outlet())
+	ps, err := h.processesFor(p)
 	if err != nil {
 		return err
 	}
-	h.tellFilter(p)
-	if before := h.times.Swap(told); before != nil {
-		return before.close()
+	told, err := h.setEntries(p, ps)
+	if err != nil {
+		if ps != nil && ps != h.processes {
+			err = errors.Join(err, ps.Close())
+		}
+		return err
 	}
-	return nil
+	h.tellFilter(p)
+	err = h.keepProcesses(ps)
+	if before := h.times.Swap(told); before != nil {
+		err = errors.Join(err, before.close())
+	}
+	return err
 }
 
-// retime gives a packet the timestamp with which its filter program decided, where the answer depends on it.
+// setEntries makes a filter decide from now on.
+func (h *handle) setEntries(p *filter.Program, ps *sockets.Processes) (*times, error) {
+	return h.entries.set(p, setting{
+		outlet: h.outlet(), processes: processMaps(ps), tell: h.tellsProcess(p), drops: h.cfg.Flags&engine.FlagDrop != 0,
+		snap: h.cfg.Snap,
+	})
+}
+
+// retime gives a packet the timestamp with which its filter program decided, where the answer depends on it, and the
+// process that the program has found.
 func (h *handle) retime(p *packet.Packet) {
 	t := h.times.Load()
 	if t == nil {
 		return
 	}
 	var parsed packet.Parsed
-	parsed.Parse(p.Data)
-	if at, ok := t.take(parsed.Hash(p.Data, 0)); ok {
-		p.Addr.Timestamp = at
+	parsed.Parse(p.Data) // of a part too: WithSnapLength
+	told, ok := t.take(parsed.Hash(p.Data, 0))
+	if !ok {
+		return
 	}
+	if t.clock {
+		p.Addr.Timestamp = told.Timestamp
+	}
+	setProcess(&p.Addr, told.Process)
+}
+
+// setProcess sets the process of a packet.
+func setProcess(a *packet.Address, process uint32) {
+	n := a.Network()
+	n.ProcessID = process
+	a.SetNetwork(n)
 }
 
 // tellFilter makes REFLECT handles that are opened from now on see the filter. It is in force whether that
@@ -435,6 +477,9 @@ func (h *handle) release() error {
 	if told := h.times.Load(); told != nil {
 		told.close()
 	}
+	if h.processes != nil {
+		errs = append(errs, h.processes.Close()) // after the programs that ask it
+	}
 	h.ns.Close()
 	return errors.Join(errs...)
 }
@@ -479,7 +524,14 @@ func (h *handle) remaining(s *engine.Stats) error {
 }
 
 // Description implements engine.Handle.
-func (h *handle) Description() string { return h.describes }
+func (h *handle) Description() string {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.processes == nil {
+		return h.describes
+	}
+	return h.describes + ", " + h.processes.Description()
+}
 
 // eof is what a drained source returns.
 var eof = io.EOF

@@ -6,7 +6,6 @@ import (
 	"errors"
 
 	"github.com/opendivert/divert/filter"
-	"github.com/opendivert/divert/internal/engine"
 	"github.com/opendivert/divert/internal/linux/codegen"
 	"github.com/opendivert/divert/internal/linux/cursor"
 	"github.com/opendivert/divert/internal/linux/rules"
@@ -46,12 +45,22 @@ func newEntries(layer packet.Layer, flags uint64, key cursor.Key) (entries, erro
 	return es, nil
 }
 
-// set makes a filter decide from now on and returns the times that its programs tell, nil if the filter asks for
-// none. With an outlet the programs copy what matches to it. If it fails, the filter before stays in force.
-func (es entries) set(p *filter.Program, cfg *engine.Config, outlet *codegen.Outlet) (told *times, err error) {
-	correlate := outlet == nil && cfg.Flags&engine.FlagDrop == 0 && asksForTime(p)
+// setting is what a filter's programs work with.
+type setting struct {
+	outlet    *codegen.Outlet    // what matches is copied there; nil: it is not copied
+	processes *codegen.Processes // nil: the processes of packets are not known
+	tell      bool               // of each packet that matches, the process
+	drops     bool               // nobody is to hear of the packets
+	snap      int                // bytes of each packet to copy at most, 0: all
+}
+
+// set makes a filter decide from now on and returns what its programs tell of packets that are not copied, nil if
+// they tell nothing. If it fails, the filter before stays in force.
+func (es entries) set(p *filter.Program, s setting) (told *times, err error) {
+	clock := asksForTime(p)
+	correlate := s.outlet == nil && !s.drops && (clock || s.tell)
 	if correlate {
-		told = &times{waiting: map[uint64][]int64{}}
+		told = newTimes(clock)
 		defer func() {
 			if err != nil {
 				told.close()
@@ -67,9 +76,10 @@ func (es entries) set(p *filter.Program, cfg *engine.Config, outlet *codegen.Out
 	for chain := range es {
 		hook := places[chain].hook
 		hook.Event = packet.EventPacket
-		o := codegen.Options{Correlate: correlate, CorrelateSize: timesSize}
-		if outlet != nil {
-			o = codegen.Options{Sniff: true, Snap: uint32(cfg.Snap), Count: true, Tag: uint32(hook.Direction)}
+		hook.Processes = s.processes != nil
+		o := codegen.Options{Correlate: correlate, CorrelateSize: timesSize, Process: s.tell}
+		if s.outlet != nil {
+			o = codegen.Options{Sniff: true, Snap: uint32(s.snap), Count: true, Tag: uint32(hook.Direction), Process: s.tell}
 		}
 		u, err := codegen.Build(p, hook, o)
 		if err != nil {
@@ -78,7 +88,7 @@ func (es entries) set(p *filter.Program, cfg *engine.Config, outlet *codegen.Out
 		if u.Outcome == codegen.Never {
 			continue
 		}
-		if loaded[chain], err = u.LoadInto(outlet); err != nil {
+		if loaded[chain], err = u.LoadInto(s.outlet, s.processes); err != nil {
 			delete(loaded, chain)
 			return nil, err
 		}
@@ -110,8 +120,8 @@ func (es entries) put(loaded map[rules.Chain]*codegen.Program) error {
 // clear makes nothing match from now on.
 func (es entries) clear() error { return es.put(nil) }
 
-// timesSize is the size of the ring through which a program tells the times of its packets, in bytes: room for
-// some more than the longest queue.
+// timesSize is the size of the ring through which a program tells of its packets, in bytes: room for
+// twice as many as the longest queue has.
 const timesSize = 1 << 20
 
 // close lets go of the entries; rules that hold them match nothing.

@@ -204,6 +204,7 @@ func (r *ring) fill(p *packet.Packet) bool {
 		Hook: hook, In: record.Device, Out: record.Device, Payload: data, ChecksumNotVerified: true,
 	}, record.Timestamp)
 	p.Addr.Sniffed = true
+	setProcess(&p.Addr, record.Process)
 	if pending(data) {
 		p.Addr.TCPChecksum, p.Addr.UDPChecksum = false, false
 	}

@@ -15,19 +15,26 @@ import (
 	"github.com/opendivert/divert/internal/linux/codegen"
 )
 
-// times are the timestamps that filter programs gave to packets. A filter that asks for the time, or
-// for a random number, which depends on it, has decided with a time of its own; the
-// program's address must carry that one, so that the decision can be repeated (specification:
-// filter-language.md 6). Programs tell it with the packet's hash, in the order of their packets.
+// times are what filter programs told of queued packets, which do not carry it themselves. A filter that asks for
+// the time, or for a random number, which depends on it, has decided with a time of its own; the packet's
+// address must carry that one, so that the decision can be repeated (specification: filter-language.md 6). And what
+// process the program has found may be found no more later. Programs tell it with the packet's hash, in the
+// order of their packets.
 type times struct {
+	clock bool // the time is asked for
+
 	mu      sync.Mutex
 	rings   []*ringbuf.Reader
 	record  ringbuf.Record
-	waiting map[uint64][]int64 // by hash, the oldest first
+	waiting map[uint64][]codegen.Time // by hash, the oldest first
 	count   int
 }
 
-// maxTimes is how many timestamps are kept for packets that have not come: most of those never will,
+func newTimes(clock bool) *times {
+	return &times{clock: clock, waiting: map[uint64][]codegen.Time{}}
+}
+
+// maxTimes is how many are kept for packets that have not come: most of those never will,
 // because they matched and were then none of the handle's, or lost.
 const maxTimes = 1 << 16
 
@@ -42,7 +49,7 @@ func asksForTime(p *filter.Program) bool {
 	})
 }
 
-// add listens to a program's times.
+// add listens to a program.
 func (t *times) add(ring *ebpf.Map) error {
 	r, err := ringbuf.NewReader(ring)
 	if err != nil {
@@ -53,25 +60,27 @@ func (t *times) add(ring *ebpf.Map) error {
 	return nil
 }
 
-// take returns the time of a packet by its hash with seed 0.
-func (t *times) take(hash uint64) (at int64, ok bool) {
+// take returns what was told of a packet, by its hash with seed 0.
+func (t *times) take(hash uint64) (told codegen.Time, ok bool) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	// A program tells the time before the packet reaches the queue, so it is there by now.
-	for _, r := range t.rings {
-		t.drain(r)
-	}
 	list := t.waiting[hash]
 	if len(list) == 0 {
-		return 0, false
+		// A program tells of a packet before that reaches the queue, so it is there by now.
+		for _, r := range t.rings {
+			t.drain(r)
+		}
+		if list = t.waiting[hash]; len(list) == 0 {
+			return told, false
+		}
 	}
 	t.count--
-	if at = list[0]; len(list) == 1 {
+	if told = list[0]; len(list) == 1 {
 		delete(t.waiting, hash)
 	} else {
 		t.waiting[hash] = list[1:]
 	}
-	return at, true
+	return told, true
 }
 
 // drain reads what a ring holds.
@@ -85,7 +94,7 @@ func (t *times) drain(r *ringbuf.Reader) {
 			clear(t.waiting)
 			t.count = 0
 		}
-		t.waiting[told.Hash] = append(t.waiting[told.Hash], told.Timestamp)
+		t.waiting[told.Hash] = append(t.waiting[told.Hash], told)
 		t.count++
 	}
 }

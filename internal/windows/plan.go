@@ -33,8 +33,8 @@ type plan struct {
 // planFor decides how a filter is carried out.
 func planFor(cfg *engine.Config, p *filter.Program) (*plan, error) {
 	layer := p.Layer()
-	if packets(layer) && usesProcess(p) {
-		return nil, fmt.Errorf("processId at the layer %v: %w on Windows", layer, engine.ErrNotSupported)
+	if packets(layer) && (usesProcess(p) || cfg.Processes) {
+		return nil, fmt.Errorf("%w (%w): the Windows driver tells it at the layers FLOW and SOCKET only", engine.ErrNoProcess, engine.ErrNotSupported)
 	}
 	if cfg.FailOpen && cfg.Flags&engine.FlagSniff == 0 {
 		return nil, fmt.Errorf("the Windows driver drops what its queue has no room for: fail-open is %w", engine.ErrNotSupported)

@@ -19,10 +19,13 @@ type Options struct {
 	Snap  uint32 // with Sniff: bytes to copy at most; 0 and all above MaxSnap mean MaxSnap
 	Tag   uint32 // with Sniff: Record.Tag
 
-	// Correlate sends {hash with seed 0, timestamp} of each match through a ring buffer of
+	// Correlate sends a Time of each match through a ring buffer of
 	// CorrelateSize bytes, a power of two and a multiple of the page size; 0 means 64 KiB.
 	Correlate     bool
 	CorrelateSize uint32
+
+	// Process makes records and times tell the process. It needs a hook with Processes and a direction.
+	Process bool
 
 	// Count counts matches and failures.
 	Count bool
@@ -44,7 +47,8 @@ type Unloaded struct {
 	Instructions asm.Instructions // references to maps are by name
 	Maps         []*ebpf.MapSpec
 
-	outlet *Outlet // see LoadInto
+	outlet    *Outlet    // see LoadInto
+	processes *Processes // see LoadInto
 }
 
 // Build generates the program for a filter at a hook. It needs no privileges and asks the
@@ -67,6 +71,11 @@ func build(p *filter.Program, h Hook, o Options, long, many bool) (*Unloaded, er
 			return nil, err
 		}
 	}
+	if o.Process {
+		if err := h.knows(filter.FieldProcessID); err != nil {
+			return nil, err
+		}
+	}
 	g := newGenerator(h, o, list)
 	g.long, g.many = long, many
 	g.generate(outcome)
@@ -85,9 +94,10 @@ func build(p *filter.Program, h Hook, o Options, long, many bool) (*Unloaded, er
 // knows returns an error unless the hook knows the value of a field that is left after specialising.
 func (h *Hook) knows(f filter.Field) error {
 	l, ok := locations[f]
-	fromSides := l.needs&(needAddresses|needPorts) != 0
+	fromSides := l.needs.implied()&(needAddresses|needPorts) != 0
 	byInterface := f == filter.FieldLoopback
-	if !ok || l.place == inHook && !byInterface || fromSides && h.Direction == AnyDirection {
+	noProcess := l.needs&needProcess != 0 && !h.Processes
+	if !ok || l.place == inHook && !byInterface || fromSides && h.Direction == AnyDirection || noProcess {
 		return &FieldError{Field: f}
 	}
 	return nil
@@ -117,6 +127,9 @@ func newGenerator(h Hook, o Options, list []filter.Test) *generator {
 	if o.Correlate {
 		need |= needHash
 	}
+	if o.Process {
+		need |= needSides
+	}
 	g.parser = parser{assembler: &g.assembler, need: need.implied(), family: h.Family, reject: g.reject}
 	return g
 }
@@ -127,6 +140,9 @@ func (g *generator) generate(outcome Outcome) {
 	g.clock()
 	g.parser.parse()
 	g.parser.sides(g.hook.Direction == Outbound)
+	if g.parser.need&needProcess != 0 {
+		g.process()
+	}
 	g.random()
 	if outcome != Always {
 		t := tests{
@@ -193,6 +209,9 @@ func (g *generator) end(outcome Outcome) {
 	g.mark(g.reject)
 	g.emit(asm.Mov.Imm(asm.R0, 0), asm.Return())
 	g.mark(g.accept)
+	if g.options.Process && g.parser.need&needProcess == 0 {
+		g.process() // of what matched only
+	}
 	g.count()
 	g.correlate()
 	result := int32(1)
@@ -220,6 +239,9 @@ func (g *generator) maps() []*ebpf.MapSpec {
 			size = defaultCorrelateSize
 		}
 		specs = append(specs, &ebpf.MapSpec{Name: correlateMap, Type: ebpf.RingBuf, MaxEntries: size})
+	}
+	if g.options.Process || g.parser.need&needProcess != 0 {
+		specs = append(specs, processSpecs()...)
 	}
 	return specs
 }

@@ -76,10 +76,12 @@ const (
 	needTime                       // the timestamp
 	needRandom                     // the hash with the timestamp as seed
 	needHash                       // the hash with seed 0
+	needProcess                    // the process, before the tests
 
 	needTransport = needTCP | needUDP | needICMP | needICMPv6
 	needWalk      = needTransport | needFragment | needProtocol | needPayload
 	needFlags     = needTransport | needFragment
+	needSides     = needAddresses | needPorts | needProtocol // what tells a socket
 )
 
 // implied completes a set of needs.
@@ -89,6 +91,9 @@ func (n need) implied() need {
 	}
 	if n&(needRandom|needHash) != 0 {
 		n |= needIPv6 | needTransport
+	}
+	if n&needProcess != 0 {
+		n |= needSides
 	}
 	if n&needPorts != 0 {
 		n |= needTransport
@@ -191,8 +196,9 @@ var locations = map[filter.Field]location{
 	filter.FieldImpostor: constant(1),
 	filter.FieldEvent:    constant(255),
 
+	filter.FieldProcessID: variable(varProcess, asm.Word, needProcess),
+
 	// Of events only, see eventFields.
-	filter.FieldProcessID:        constant(1<<32 - 1),
 	filter.FieldEndpointID:       location{kind: value128},
 	filter.FieldParentEndpointID: location{kind: value128},
 	filter.FieldFamilyIP:         constant(1),

@@ -26,9 +26,11 @@ const (
 	varRandom      int16 = varFlags - 84  // hash with the timestamp as seed
 	varElement     int16 = varFlags - 92  // an element of the packet; an extension header
 	varKey         int16 = varFlags - 100 // key of a map
+	varProcess     int16 = varFlags - 96  // process id
 	frameSearch    int16 = varFlags - 116 // a value of 128 bits while it is searched
 	frameWords     int16 = varFlags - 180 // the eight words of the hash
-	frameRecord    int16 = varFlags - 308 // a record for user space, 128 bytes
+	frameRecord    int16 = varFlags - 324 // a record for user space, 144 bytes
+	frameProcess   int16 = varFlags - 372 // a key of the maps of processes, 48 bytes
 )
 
 // Offsets in struct __sk_buff (include/uapi/linux/bpf.h).

@@ -20,7 +20,7 @@ func anyFields(layer packet.Layer) []filter.FieldInfo {
 	var all []filter.FieldInfo
 	for _, f := range filter.Fields() {
 		for _, l := range f.Layers {
-			if l == layer && f.Field != filter.FieldProcessID {
+			if l == layer {
 				all = append(all, f)
 			}
 		}
@@ -153,7 +153,8 @@ func FuzzBPFvsInterpreter(f *testing.F) {
 		if r.IntN(2) == 0 {
 			h.Family = familyOf(b)
 		}
-		u, err := build(p, h, Options{Count: true, Correlate: seed%2 == 0}, r.IntN(2) == 0, r.IntN(2) == 0)
+		h.Processes = a.Layer == packet.LayerNetwork // which know nobody here
+		u, err := build(p, h, Options{Count: true, Correlate: seed%2 == 0, Process: seed%3 == 0 && h.Processes}, r.IntN(2) == 0, r.IntN(2) == 0)
 		if err != nil {
 			t.Fatalf("%s: %v", text, err)
 		}
@@ -180,7 +181,8 @@ func FuzzBPFvsInterpreter(f *testing.F) {
 					t.Fatal(err)
 				}
 			}
-			if want := p.MatchExact(q, &a); got != want {
+			var parsed packet.Parsed
+			if want := parsed.ParseExact(q) && p.MatchProcess(q, &parsed, &a, 0); got != want {
 				t.Fatalf("%s\npacket %x\naddress %+v\nhook %+v\ngot %v, want %v", text, q, a, h, got, want)
 			}
 		}

@@ -77,4 +77,5 @@ type Hook struct {
 	Clock     ClockSource
 	Timestamp int64 // for ClockConstant
 	Cursor    CursorCheck
+	Processes bool // there are maps of processes, see Processes
 }

@@ -83,15 +83,19 @@ func (o *Outlet) Counter() (Counter, error) { return sumCounter(o.Counts) }
 // Close releases the maps. Programs that have the outlet keep it.
 func (o *Outlet) Close() error { return errors.Join(o.Packets.Close(), o.Counts.Close()) }
 
-// LoadInto is Load for a program whose copies and counts go to an outlet instead of maps of its own.
-func (u *Unloaded) LoadInto(o *Outlet) (*Program, error) {
+// LoadInto is Load for a program whose copies and counts go to an outlet, and which looks processes up in maps
+// that others keep, instead of maps of its own. Either may be nil.
+func (u *Unloaded) LoadInto(o *Outlet, ps *Processes) (*Program, error) {
 	into := *u
-	into.outlet = o
+	into.outlet, into.processes = o, ps
 	return into.Load()
 }
 
-// newMap makes a map of the program, or takes the outlet's.
+// newMap makes a map of the program, or takes the outlet's or one of processes.
 func (u *Unloaded) newMap(spec *ebpf.MapSpec) (*ebpf.Map, error) {
+	if m := u.processes.named(spec.Name); m != nil {
+		return m.Clone()
+	}
 	switch {
 	case u.outlet != nil && spec.Name == packetsMap:
 		return u.outlet.Packets.Clone()

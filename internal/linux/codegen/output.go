@@ -19,10 +19,11 @@ type Record struct {
 	Ingress     uint32 // skb->ingress_ifindex
 	SegmentSize uint32 // of a packet that is still to be cut (GSO): payload bytes of each segment, else 0
 	Tag         uint32 // Options.Tag
+	Process     uint32 // with Options.Process, else 0; four unused bytes follow
 }
 
 // RecordSize is the size of a Record in bytes.
-const RecordSize = 32
+const RecordSize = 40
 
 // MaxSnap is how many bytes of a packet stand in one sample at most. The size of a record in the
 // perf buffer has 16 bits and is a multiple of 8 (struct perf_event_header, member size); of the
@@ -34,7 +35,7 @@ const MaxSnap = 65528 - 12 - RecordSize
 
 // tailSize is the length of the end of a long packet that comes before it, in bytes: at least
 // what is missing of the longest.
-const tailSize = 96
+const tailSize = 104
 
 // decodeRecord splits a sample of the perf buffer into its record and what follows.
 func decodeRecord(sample []byte) (r Record, rest []byte, err error) {
@@ -50,6 +51,7 @@ func decodeRecord(sample []byte) (r Record, rest []byte, err error) {
 		Ingress:     ne.Uint32(sample[20:]),
 		SegmentSize: ne.Uint32(sample[24:]),
 		Tag:         ne.Uint32(sample[28:]),
+		Process:     ne.Uint32(sample[32:]),
 	}
 	rest = sample[RecordSize:]
 	if uint64(len(rest)) < uint64(r.Captured) || r.Captured > r.Length {
@@ -118,10 +120,11 @@ func (j *Joiner) join(r *Record, packet []byte, missing int) []byte {
 type Time struct {
 	Hash      uint64 // of the packet, seed 0
 	Timestamp int64  // the timestamp that the filter saw
+	Process   uint32 // with Options.Process, else 0; four unused bytes follow
 }
 
 // TimeSize is the size of a Time in the ring buffer, in bytes.
-const TimeSize = 16
+const TimeSize = 24
 
 // DecodeTime reads a sample of the ring buffer.
 func DecodeTime(sample []byte) (Time, error) {
@@ -129,7 +132,7 @@ func DecodeTime(sample []byte) (Time, error) {
 		return Time{}, fmt.Errorf("codegen: a time of %d bytes, need %d", len(sample), TimeSize)
 	}
 	ne := binary.NativeEndian
-	return Time{Hash: ne.Uint64(sample), Timestamp: int64(ne.Uint64(sample[8:]))}, nil
+	return Time{Hash: ne.Uint64(sample), Timestamp: int64(ne.Uint64(sample[8:])), Process: ne.Uint32(sample[16:])}, nil
 }
 
 // Counter has the counts of a program.
@@ -200,7 +203,7 @@ func (g *generator) timestamp() {
 	g.flipSign(asm.R1)
 }
 
-// correlate sends the hash and the timestamp (bpf_ringbuf_output, since Linux 5.8).
+// correlate sends the hash, the timestamp and the process (bpf_ringbuf_output, since Linux 5.8).
 func (g *generator) correlate() {
 	if !g.options.Correlate {
 		return
@@ -215,6 +218,9 @@ func (g *generator) correlate() {
 	g.timestamp()
 	g.emit(
 		asm.StoreMem(regFrame, frameRecord+8, asm.R1, asm.DWord),
+	)
+	g.tellProcess(frameRecord + 16)
+	g.emit(
 		asm.LoadMapPtr(asm.R1, 0).WithReference(correlateMap),
 		asm.Mov.Reg(asm.R2, regFrame),
 		asm.Add.Imm(asm.R2, int32(frameRecord)),
@@ -266,6 +272,21 @@ func (g *generator) record() {
 		asm.Mov.Imm32(asm.R1, int32(g.options.Tag)),
 		asm.StoreMem(regFrame, frameRecord+28, asm.R1, asm.Word),
 	)
+	g.tellProcess(frameRecord + 32)
+}
+
+// tellProcess stores the process, or 0, in 8 bytes of a record.
+func (g *generator) tellProcess(at int16) {
+	g.emit(
+		asm.Mov.Imm(asm.R1, 0),
+		asm.StoreMem(regFrame, at, asm.R1, asm.DWord),
+	)
+	if g.options.Process {
+		g.emit(
+			asm.LoadMem(asm.R1, regFrame, varProcess, asm.Word),
+			asm.StoreMem(regFrame, at, asm.R1, asm.Word),
+		)
+	}
 }
 
 // tail sends the end of a packet that is too long for one sample; its length is in R8.

@@ -219,6 +219,7 @@ var notForwarded = map[filter.Field]bool{
 	filter.FieldInbound: true, filter.FieldOutbound: true, filter.FieldLoopback: true,
 	filter.FieldLocalAddr: true, filter.FieldRemoteAddr: true,
 	filter.FieldLocalPort: true, filter.FieldRemotePort: true, filter.FieldProtocol: true,
+	filter.FieldProcessID: true,
 }
 
 // exists reports whether a test can be executed on a layer. Object strings may hold tests that
@@ -226,9 +227,6 @@ var notForwarded = map[filter.Field]bool{
 func exists(t *filter.Test, layer packet.Layer) bool {
 	if t.Op > filter.OpNotIn || onlyEvents[t.Field] {
 		return false
-	}
-	if t.Field == filter.FieldProcessID {
-		return true // but no hook knows it, see Build
 	}
 	_, ok := locations[t.Field]
 	return ok && !(layer == packet.LayerForward && notForwarded[t.Field])

@@ -149,6 +149,12 @@ var Features = []*Feature{
 		Remedy:  "run as root, on a kernel with type information that lets such programs load (CONFIG_DEBUG_INFO_BTF)",
 		test:    inside(sockets.ProbeListen),
 	},
+	{
+		Name: "processes of packets", Since: Version{5, 14}, For: "processId at the layer network, and in dump",
+		Without: "handles whose filter has processId at the layer network do not open, and dump does not tell processes",
+		Remedy:  "run as root outside user namespaces, with a cgroup2 file system mounted (mount -t cgroup2 none /sys/fs/cgroup/unified)",
+		test:    inside(sockets.ProbeProcesses),
+	},
 }
 
 // cgroupPrograms loads a program as the handles of the layers SOCKET and FLOW do; it attaches none.

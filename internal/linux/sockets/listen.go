@@ -195,39 +195,39 @@ func (g *generator) refuseListen() (bool, error) {
 	return matches, err
 }
 
-// regSock is where aboutToListen keeps the struct sock.
-const regSock = regStorage
+// regListener is where aboutToListen keeps the struct sock.
+const regListener = regStorage
 
 // aboutToListen makes the record of a socket that is about to listen, from struct socket, the first argument of the
 // function. Sockets of other namespaces, other than of TCP, and those that listen already pass.
 func (g *generator) aboutToListen(at *layout) {
 	g.emit(
 		asm.LoadMem(asm.R1, asm.R1, 0, asm.DWord),
-		asm.LoadMem(regSock, asm.R1, at.sk, asm.DWord),
+		asm.LoadMem(regListener, asm.R1, at.sk, asm.DWord),
 	)
-	g.allowIf(asm.JEq, regSock, 0)
+	g.allowIf(asm.JEq, regListener, 0)
 	ours := g.newLabel()
 	g.emit(
-		asm.LoadMem(asm.R1, regSock, at.net, asm.DWord),
+		asm.LoadMem(asm.R1, regListener, at.net, asm.DWord),
 		asm.LoadMem(asm.R1, asm.R1, at.inode, asm.Word),
 		asm.LoadImm(asm.R2, int64(g.inode), asm.DWord),
 		asm.JEq.Reg(asm.R1, asm.R2, ours),
 	)
 	g.leave(allow)
 	g.mark(ours)
-	g.emit(asm.LoadMem(asm.R1, regSock, at.state, asm.Byte))
+	g.emit(asm.LoadMem(asm.R1, regListener, at.state, asm.Byte))
 	g.allowIf(asm.JNE, asm.R1, tcpClose)
 	g.connections(at)
 	g.blank()
 	g.emit(
-		asm.Mov.Reg(asm.R1, regSock),
+		asm.Mov.Reg(asm.R1, regListener),
 		asm.FnGetSocketCookie.Call(),
 		asm.StoreMem(regFrame, record(codegen.EventEndpoint), asm.R0, asm.DWord),
 	)
 	g.firstConnection(at)
 	g.process()
 	g.emit(
-		asm.LoadMem(asm.R1, regSock, at.port, asm.Half),
+		asm.LoadMem(asm.R1, regListener, at.port, asm.Half),
 		asm.StoreMem(regFrame, record(codegen.EventLocalPort), asm.R1, asm.Half),
 	)
 	g.listenerAddress(at)
@@ -239,7 +239,7 @@ func (g *generator) aboutToListen(at *layout) {
 func (g *generator) connections(at *layout) {
 	tcp := g.newLabel()
 	g.emit(
-		asm.LoadMem(asm.R8, regSock, at.protocol, asm.Half),
+		asm.LoadMem(asm.R8, regListener, at.protocol, asm.Half),
 		asm.JEq.Imm(asm.R8, protoTCP, tcp),
 	)
 	if at.first >= 0 {
@@ -267,7 +267,7 @@ func (g *generator) firstConnection(at *layout) {
 	}
 	g.emit(
 		asm.JNE.Imm(asm.R8, protoMPTCP, end),
-		asm.Mov.Reg(asm.R3, regSock),
+		asm.Mov.Reg(asm.R3, regListener),
 	)
 	read(at.first)
 	read(at.cookie)
@@ -279,15 +279,15 @@ func (g *generator) firstConnection(at *layout) {
 func (g *generator) listenerAddress(at *layout) {
 	six, end := g.newLabel(), g.newLabel()
 	g.emit(
-		asm.LoadMem(asm.R1, regSock, at.family, asm.Half),
+		asm.LoadMem(asm.R1, regListener, at.family, asm.Half),
 		asm.JEq.Imm(asm.R1, afINET6, six),
 	)
 	g.allowIf(asm.JNE, asm.R1, afINET)
-	g.address4(regSock, at.local4, codegen.EventLocal)
+	g.address4(regListener, at.local4, codegen.EventLocal)
 	g.setByte(codegen.EventIPv6, 0)
 	g.emit(asm.Ja.Label(end))
 	g.mark(six)
-	g.address6(regSock, at.local6, codegen.EventLocal)
+	g.address6(regListener, at.local6, codegen.EventLocal)
 	g.family6(codegen.EventLocal)
 	g.mark(end)
 }

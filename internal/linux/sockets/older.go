@@ -92,6 +92,18 @@ const (
 
 // listSockets returns the sockets of a family and protocol (linux/inet_diag.h).
 func listSockets(conn *netlink.Conn, family, protocol uint8, owners map[uint32]uint32) ([]older, error) {
+	messages, err := dumpSockets(conn, family, protocol)
+	var list []older
+	for _, m := range messages {
+		if o, ok := parseOlder(m.Data, protocol, owners); ok {
+			list = append(list, o)
+		}
+	}
+	return list, err
+}
+
+// dumpSockets asks the kernel for the sockets of a family and protocol.
+func dumpSockets(conn *netlink.Conn, family, protocol uint8) ([]netlink.Message, error) {
 	const byFamily = 20
 	request := make([]byte, diagRequestSize)
 	request[0], request[1] = family, protocol
@@ -103,13 +115,31 @@ func listSockets(conn *netlink.Conn, family, protocol uint8, owners map[uint32]u
 	if errors.Is(err, unix.ENOENT) || errors.Is(err, unix.EINVAL) {
 		return nil, nil // this kernel has no such family, or does not list it
 	}
-	var list []older
-	for _, m := range messages {
-		if o, ok := parseOlder(m.Data, protocol, owners); ok {
-			list = append(list, o)
-		}
+	return messages, err
+}
+
+// listed is a socket that the kernel has listed.
+type listed struct {
+	family, state uint8
+	protocol      uint8
+	inode         uint32
+	cookie        uint64
+	local, remote netip.AddrPort // IPv4 mapped
+}
+
+// parseListed reads a socket from a message (struct inet_diag_msg of linux/inet_diag.h).
+func parseListed(b []byte, protocol uint8) (s listed, ok bool) {
+	if len(b) < diagSize {
+		return s, false
 	}
-	return list, err
+	ne, be := binary.NativeEndian, binary.BigEndian
+	return listed{
+		family: b[0], state: b[1], protocol: protocol,
+		inode:  ne.Uint32(b[68:]),
+		cookie: uint64(ne.Uint32(b[44:])) | uint64(ne.Uint32(b[48:]))<<32,
+		local:  netip.AddrPortFrom(diagAddr(b[8:24], b[0]), be.Uint16(b[4:])),
+		remote: netip.AddrPortFrom(diagAddr(b[24:40], b[0]), be.Uint16(b[6:])),
+	}, true
 }
 
 // diagSize is the size of struct inet_diag_msg.
@@ -117,21 +147,22 @@ const diagSize = 72
 
 // parseOlder reads a socket from a message. Those that belong to no process are passed over.
 func parseOlder(b []byte, protocol uint8, owners map[uint32]uint32) (o older, ok bool) {
-	if len(b) < diagSize {
-		return o, false
-	}
-	ne := binary.NativeEndian
-	pid, ok := owners[ne.Uint32(b[68:])]
+	s, ok := parseListed(b, protocol)
 	if !ok {
 		return o, false
 	}
-	local, remote := diagAddr(b[8:24], b[0]), diagAddr(b[24:40], b[0])
-	localPort, remotePort := binary.BigEndian.Uint16(b[4:]), binary.BigEndian.Uint16(b[6:])
+	pid, ok := owners[s.inode]
+	if !ok {
+		return o, false
+	}
+	ne := binary.NativeEndian
+	local, remote := s.local.Addr(), s.remote.Addr()
+	localPort, remotePort := s.local.Port(), s.remote.Port()
 	if remotePort == 0 && remote.Unmap().IsUnspecified() {
 		remote = netip.IPv6Unspecified()
 	}
-	o.endpoint = uint64(ne.Uint32(b[44:])) | uint64(ne.Uint32(b[48:]))<<32
-	o.listens = protocol == protoTCP && b[1] == stateListen
+	o.endpoint = s.cookie
+	o.listens = protocol == protoTCP && s.state == stateListen
 	put := func(field int16) []byte { return o.body[body(field):] }
 	ne.PutUint64(put(codegen.EventEndpoint), o.endpoint)
 	putAddr(put(codegen.EventLocal), local)
@@ -168,12 +199,28 @@ func putAddr(b []byte, a netip.Addr) {
 }
 
 // socketOwners returns the processes that have sockets of the calling thread's network namespace open, by
-// the inodes of the sockets. Of several processes it is the one with the lowest id.
+// the inodes of the sockets.
 func socketOwners() map[uint32]uint32 {
 	owners := map[uint32]uint32{}
+	for inode, h := range socketHolders() {
+		owners[inode] = h.process
+	}
+	return owners
+}
+
+// holder is a process that has a socket open, and its descriptor of it.
+type holder struct {
+	process uint32
+	fd      int
+}
+
+// socketHolders returns who has sockets of the calling thread's network namespace open, and of others the calling
+// process, by the inodes of the sockets. Of several processes it is the one with the lowest id.
+func socketHolders() map[uint32]holder {
+	holders := map[uint32]holder{}
 	here, err := os.Readlink("/proc/thread-self/ns/net")
 	if err != nil {
-		return owners
+		return holders
 	}
 	processes, _ := filepath.Glob("/proc/[0-9]*")
 	for _, dir := range processes {
@@ -184,22 +231,23 @@ func socketOwners() map[uint32]uint32 {
 		if ns, err := os.Readlink(dir + "/ns/net"); err != nil || ns != here && uint64(os.Getpid()) != pid {
 			continue // of another namespace, gone, or not ours to look at
 		}
-		for _, inode := range socketInodes(dir + "/fd") {
-			if owner, has := owners[inode]; !has || uint32(pid) < owner {
-				owners[inode] = uint32(pid)
+		for inode, fd := range socketInodes(dir + "/fd") {
+			if h, has := holders[inode]; !has || uint32(pid) < h.process {
+				holders[inode] = holder{uint32(pid), fd}
 			}
 		}
 	}
-	return owners
+	return holders
 }
 
-// socketInodes returns the inodes of the sockets in a directory of descriptors.
-func socketInodes(dir string) (inodes []uint32) {
+// socketInodes returns the inodes of the sockets in a directory of descriptors, with a descriptor of each.
+func socketInodes(dir string) map[uint32]int {
 	f, err := os.Open(dir)
 	if err != nil {
 		return nil
 	}
 	defer f.Close()
+	inodes := map[uint32]int{}
 	names, _ := f.Readdirnames(-1)
 	for _, name := range names {
 		target, err := os.Readlink(dir + "/" + name)
@@ -207,8 +255,12 @@ func socketInodes(dir string) (inodes []uint32) {
 			continue
 		}
 		number, isSocket := strings.CutPrefix(target, "socket:[")
-		if inode, err := strconv.ParseUint(strings.TrimSuffix(number, "]"), 10, 32); isSocket && err == nil {
-			inodes = append(inodes, uint32(inode))
+		inode, err := strconv.ParseUint(strings.TrimSuffix(number, "]"), 10, 32)
+		if !isSocket || err != nil {
+			continue
+		}
+		if fd, err := strconv.Atoi(name); err == nil {
+			inodes[uint32(inode)] = fd
 		}
 	}
 	return inodes

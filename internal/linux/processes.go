@@ -1,0 +1,82 @@
+//go:build linux
+
+package linux
+
+import (
+	"fmt"
+	"slices"
+
+	"github.com/opendivert/divert/filter"
+	"github.com/opendivert/divert/internal/engine"
+	"github.com/opendivert/divert/internal/linux/codegen"
+	"github.com/opendivert/divert/internal/linux/sockets"
+	"github.com/opendivert/divert/packet"
+)
+
+// testsProcess reports whether a filter of packets asks for their process.
+func testsProcess(p *filter.Program) bool {
+	return p.Layer() == packet.LayerNetwork &&
+		slices.ContainsFunc(p.Tests(), func(t filter.Test) bool { return t.Field == filter.FieldProcessID })
+}
+
+// wantsProcess reports whether a handle with the filter needs the processes of packets.
+func (h *handle) wantsProcess(p *filter.Program) bool {
+	return h.layer == packet.LayerNetwork && (h.cfg.Processes || testsProcess(p))
+}
+
+// tellsProcess reports whether the handle's addresses have the process.
+func (h *handle) tellsProcess(p *filter.Program) bool {
+	return h.wantsProcess(p) && h.cfg.Flags&engine.FlagDrop == 0
+}
+
+// noProcess says that the process of a packet cannot be known, and what would help.
+func noProcess(err error) error {
+	return fmt.Errorf("%w (%w): only eBPF programs on the root of a cgroup2 file system know it: %w",
+		engine.ErrNoProcess, engine.ErrNotSupported, refusal(err))
+}
+
+// refuseProcess returns why the interpreter cannot serve a filter, nil if it can.
+func (h *handle) refuseProcess(p *filter.Program) error {
+	if !h.wantsProcess(p) {
+		return nil
+	}
+	return noProcess(fmt.Errorf("this handle has the %s", h.describes))
+}
+
+// processesFor returns the processes for a filter: the ones that the handle has, or new ones, or nil if it needs
+// none.
+func (h *handle) processesFor(p *filter.Program) (*sockets.Processes, error) {
+	switch {
+	case !h.wantsProcess(p):
+		return nil, nil
+	case h.processes != nil:
+		return h.processes, nil
+	}
+	var ps *sockets.Processes
+	err := h.ns.Do(func() (err error) {
+		ps, err = sockets.OpenProcesses()
+		return err
+	})
+	if err != nil {
+		return nil, noProcess(err)
+	}
+	return ps, nil
+}
+
+// keepProcesses makes ps those of the handle and lets go of others.
+func (h *handle) keepProcesses(ps *sockets.Processes) error {
+	before := h.processes
+	h.processes = ps
+	if before == nil || before == ps {
+		return nil
+	}
+	return before.Close()
+}
+
+// processMaps returns the maps for filter programs, nil if there are none.
+func processMaps(ps *sockets.Processes) *codegen.Processes {
+	if ps == nil {
+		return nil
+	}
+	return ps.Maps()
+}
