@@ -10,6 +10,7 @@ import (
 
 	"github.com/opendivert/divert"
 	"github.com/opendivert/divert/filter"
+	"github.com/opendivert/divert/packet"
 	"github.com/spf13/cobra"
 )
 
@@ -20,6 +21,7 @@ type dump struct {
 	printer printer
 	json    bool
 	count   int    // packets to print, 0: no limit
+	snap    int    // bytes of each packet to receive at most, 0: all
 	read    string // capture file to read, "-": standard input
 	write   string // capture file to write, "-": standard output
 
@@ -59,6 +61,7 @@ event, and of the handle opened, pid, program, layer, flags, priority and filter
   divert dump -v icmp or icmpv6                        every header field
   divert dump processId == 4711                        what a process sends and receives
   divert dump -w web.pcapng 'tcp.DstPort in {80, 443}' for Wireshark
+  divert dump -s 96 -w headers.pcapng tcp              the headers only
   divert dump -r web.pcapng 'tcp.PayloadLength > 0'    from a file
   divert dump -w - tcp | wireshark -k -i -             live in Wireshark
   divert dump --json udp | jq -r .src                  for programs
@@ -76,6 +79,7 @@ event, and of the handle opened, pid, program, layer, flags, priority and filter
 	d.flags.addQueue(cmd, maxQueueLength, maxQueueTime, maxQueueSize)
 	fl := cmd.Flags()
 	fl.IntVarP(&d.count, "count", "c", 0, "end after so many packets or events")
+	fl.IntVarP(&d.snap, "snapshot-length", "s", 0, "receive only so many `bytes` of each packet, 64 or more; 0: all")
 	fl.BoolVarP(&d.printer.quiet, "quiet", "q", false, "short lines: of packets protocol and payload length only")
 	fl.CountVarP(&d.printer.verbose, "verbose", "v", "also all fields, with their names in filters, and the date")
 	fl.BoolVarP(&d.printer.hex, "hex", "x", false, "also the bytes in hexadecimal and ASCII")
@@ -90,6 +94,9 @@ func (d *dump) check(cmd *cobra.Command) error {
 	if d.count < 0 {
 		return usagef("--count %d is negative", d.count)
 	}
+	if d.snap != 0 && d.snap < divert.MinSnapLength {
+		return usagef("--snapshot-length %d is less than the longest headers take; it must be 0 or at least %d", d.snap, divert.MinSnapLength)
+	}
 	changed := func(name string) bool { return cmd.Flags().Changed(name) }
 	exclude := func(flag string, others ...string) error {
 		if i := slices.IndexFunc(others, changed); changed(flag) && i >= 0 {
@@ -101,14 +108,14 @@ func (d *dump) check(cmd *cobra.Command) error {
 		exclude("write", "quiet", "verbose", "hex"),
 		exclude("json", "quiet", "verbose"),
 		exclude("quiet", "verbose"),
-		exclude("read", "priority", "fragments", "engine", "driver", "queue-length", "queue-time", "queue-size"),
+		exclude("read", "snapshot-length", "priority", "fragments", "engine", "driver", "queue-length", "queue-time", "queue-size"),
 	} {
 		if err != nil {
 			return err
 		}
 	}
 	if layer := d.flags.layer(); hasEvents(layer) {
-		for _, name := range []string{"write", "read", "hex"} {
+		for _, name := range []string{"write", "read", "hex", "snapshot-length"} {
 			if changed(name) {
 				return usagef("--%s is about packets, and the layer %s has events", name, layerNames[layer])
 			}
@@ -171,8 +178,12 @@ func (d *dump) events(ctx context.Context, h *divert.Handle) error {
 // for them, they must be.
 func (d *dump) open() (*divert.Handle, error) {
 	const flags = divert.Sniff | divert.RecvOnly
+	var opts []divert.Option
+	if d.snap > 0 {
+		opts = append(opts, divert.WithSnapLength(d.snap))
+	}
 	if d.program.Layer() == divert.LayerNetwork && d.write == "" {
-		h, err := d.flags.open(d.program, flags, divert.WithProcessID())
+		h, err := d.flags.open(d.program, flags, append(opts, divert.WithProcessID())...)
 		if err == nil {
 			d.printer.processes = processes{}
 		}
@@ -180,7 +191,7 @@ func (d *dump) open() (*divert.Handle, error) {
 			return h, err
 		}
 	}
-	return d.flags.open(d.program, flags)
+	return d.flags.open(d.program, flags, opts...)
 }
 
 // testsProcess reports whether a filter of packets asks for their process.
@@ -225,6 +236,9 @@ func (d *dump) receive(ctx context.Context, h *divert.Handle) error {
 // set makes a record of a packet that was received.
 func (r *record) set(p *divert.Packet, clock *wallClock, names interfaces) {
 	r.data, r.length, r.addr = p.Data, len(p.Data), &p.Addr
+	if whole := (packet.Parsed{}); whole.Parse(p.Data) {
+		r.length = int(whole.Length) // of which there may be less, with --snapshot-length
+	}
 	r.when = clock.time(p.Addr.Timestamp)
 	r.device = names.name(p.Addr.Network().IfIdx)
 	r.direction = directionOf(&p.Addr)

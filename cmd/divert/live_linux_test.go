@@ -183,6 +183,31 @@ func TestDumpLive(t *testing.T) {
 	})
 }
 
+// TestDumpSnapshots prints and writes the beginnings of packets, with their whole lengths.
+func TestDumpSnapshots(t *testing.T) {
+	eachEngine(t, func(t *testing.T, engine string) {
+		pair, echo := hosts(t)
+		p := start(t, pair.A, "dump", "--engine", engine, "-s", "64", "-c", "1", "--json", "-x", "outbound and udp.DstPort == 7")
+		written := filepath.Join(t.TempDir(), "written.pcapng")
+		w := start(t, pair.A, "dump", "--engine", engine, "-s", "64", "-c", "1", "-w", written, "outbound and udp.DstPort == 7")
+		exchange(t, pair.A, echo, 1, 5*time.Second) // 64 bytes of payload
+		out, status := p.end(t, nil)
+		var j jsonPacket
+		if err := json.Unmarshal([]byte(out), &j); err != nil || status != exitOK {
+			t.Fatalf("status %d, %v: %s", status, err, out)
+		}
+		if j.Length != 92 || j.Captured != 64 || len(j.Data) != 2*64 || j.PayloadLength == nil || *j.PayloadLength != 64 {
+			t.Errorf("%s", out)
+		}
+		if _, status := w.end(t, nil); status != exitOK {
+			t.Errorf("status %d: %s", status, w.errout)
+		}
+		if r := runCommand(t, "", "dump", "-r", written); !strings.Contains(r.out, "UDP, length 64") || !strings.Contains(r.out, "captured 64 of 92 bytes") {
+			t.Errorf("read back: %s%s", r.out, r.errout)
+		}
+	})
+}
+
 // needProcesses returns why the processes of packets are not to be had, nil if they are.
 func needProcesses() error { return sockets.ProbeProcesses() }
 

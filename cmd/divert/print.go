@@ -50,7 +50,10 @@ func (p *printer) append(b []byte, r *record) []byte {
 		b = appendNumber(append(b, ", length "...), r.length)
 	}
 	if r.length > len(r.data) {
-		b = p.bad(append(b, ' '), "[captured "+strconv.Itoa(len(r.data))+" of "+strconv.Itoa(r.length)+" bytes]")
+		b = p.begin(append(b, ' '), styleBad)
+		b = appendNumber(append(b, "[captured "...), len(r.data))
+		b = appendNumber(append(b, " of "...), r.length)
+		b = p.end(append(b, " bytes]"...))
 	} else if valid && p.parsed.Truncated {
 		b = p.bad(append(b, ' '), "[cut to "+strconv.Itoa(len(r.data))+" bytes]")
 	}
