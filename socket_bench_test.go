@@ -91,6 +91,8 @@ func BenchmarkSocketCost(b *testing.B) {
 		{"SOCKET CONNECT refusing", packet.LayerSocket, "event == CONNECT and remotePort == 1 and processId == 1", 0},
 		{"SOCKET all events", packet.LayerSocket, "remotePort == 1 and processId == 1", divert.Sniff},
 		{"FLOW", packet.LayerFlow, "remotePort == 1 and processId == 1", divert.Sniff},
+		{"NETWORK", packet.LayerNetwork, "remotePort == 1", divert.Sniff},
+		{"NETWORK processes", packet.LayerNetwork, "remotePort == 1 and processId == 1", divert.Sniff},
 	}
 	for _, cost := range socketCosts {
 		for _, h := range handles {

@@ -191,8 +191,8 @@ func connectOnce(target netip.AddrPort) error {
 	if err := unix.SetsockoptLinger(fd, unix.SOL_SOCKET, unix.SO_LINGER, &unix.Linger{Onoff: 1}); err != nil {
 		return os.NewSyscallError("setsockopt", err)
 	}
-	if err := unix.Connect(fd, &unix.SockaddrInet4{Port: int(target.Port()), Addr: target.Addr().As4()}); err != nil {
-		return os.NewSyscallError("connect", err)
+	if err := connectThrough(fd, target); err != nil {
+		return err
 	}
 	var b [shortMessage]byte
 	if _, err := unix.Write(fd, b[:]); err != nil {
@@ -205,6 +205,20 @@ func connectOnce(target netip.AddrPort) error {
 			return os.NewSyscallError("recv", err)
 		case n == 0:
 			return nil
+		}
+	}
+}
+
+// connectThrough connects a socket. A call that a signal interrupts goes on waiting when it is made again
+// (net/ipv4/af_inet.c, __inet_stream_connect).
+func connectThrough(fd int, target netip.AddrPort) error {
+	for {
+		switch err := unix.Connect(fd, &unix.SockaddrInet4{Port: int(target.Port()), Addr: target.Addr().As4()}); err {
+		case unix.EINTR:
+		case unix.EISCONN:
+			return nil
+		default:
+			return os.NewSyscallError("connect", err)
 		}
 	}
 }

@@ -3,6 +3,8 @@
 package sockets
 
 import (
+	"encoding/binary"
+
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/asm"
 
@@ -105,6 +107,7 @@ func (b *processBuilder) connect() {
 	b.begin(b.namespace)
 	b.unlessRefused()
 	b.cookie()
+	b.unlessWorker()
 	b.process()
 	b.entry(0)
 	b.own()
@@ -112,6 +115,27 @@ func (b *processBuilder) connect() {
 	b.enterFlow()
 	b.leave(allow)
 }
+
+// unlessWorker ends the program if the socket is not known and a thread of the kernel connects it: so MPTCP opens
+// further paths of a connection, in the name of nobody.
+func (b *processBuilder) unlessWorker() {
+	known := b.newLabel()
+	b.lookUp(codegen.SocketsMap, record(codegen.EventEndpoint))
+	b.emit(asm.JNE.Imm(asm.R0, 0, known))
+	b.point(asm.R1, frameSocketData)
+	b.emit(
+		asm.Mov.Imm(asm.R2, taskCommLen),
+		asm.FnGetCurrentComm.Call(),
+		asm.LoadMem(asm.R1, regFrame, frameSocketData, asm.DWord),
+		asm.LoadImm(asm.R2, int64(binary.NativeEndian.Uint64([]byte("kworker/"))), asm.DWord),
+		asm.JNE.Reg(asm.R1, asm.R2, known),
+	)
+	b.leave(allow)
+	b.mark(known)
+}
+
+// taskCommLen is TASK_COMM_LEN, the size of the name of a thread (linux/sched.h).
+const taskCommLen = 16
 
 // tcp runs at the turns of a connection.
 func (b *processBuilder) tcp() {
@@ -129,10 +153,7 @@ func (b *processBuilder) tcp() {
 	b.leave(allow)
 
 	b.mark(connecting)
-	if sockOpsProcess() {
-		b.process()
-	}
-	b.entry(0)
+	b.entry(0) // of nobody, if the program for connects did not see a process
 	b.connection()
 
 	b.mark(listening)
