@@ -63,8 +63,8 @@ func contend(text string, in io.Reader, out *json.Encoder) error {
 		return err
 	}
 	c := contenderNamed(j.Contender)
-	if c == nil {
-		return fmt.Errorf("there is no contender %q", j.Contender)
+	if c == nil || c.open == nil {
+		return fmt.Errorf("there is no contender %q here", j.Contender)
 	}
 	w, err := c.open(j.Traffic)
 	if err != nil {
@@ -103,8 +103,11 @@ type errUnavailable struct{ reason string }
 
 func (e errUnavailable) Error() string { return e.reason }
 
-// startChild starts a contender on a host and waits until it is ready.
-func startChild(h *lab.Host, j job) (*child, error) {
+// command returns what starts a contender: this program as its child, or another one.
+func command(j job) (*exec.Cmd, error) {
+	if c := contenderNamed(j.Contender); c != nil && c.start != nil {
+		return c.start(j.Traffic)
+	}
 	text, err := json.Marshal(j)
 	if err != nil {
 		return nil, err
@@ -115,6 +118,15 @@ func startChild(h *lab.Host, j job) (*child, error) {
 	}
 	cmd := exec.Command(self)
 	cmd.Env = append(os.Environ(), childVariable+"="+string(text))
+	return cmd, nil
+}
+
+// startChild starts a contender on a host and waits until it is ready.
+func startChild(h *lab.Host, j job) (*child, error) {
+	cmd, err := command(j)
+	if err != nil {
+		return nil, err
+	}
 	cmd.Stderr = os.Stderr
 	in, err := cmd.StdinPipe()
 	if err != nil {

@@ -3,6 +3,8 @@
 package main
 
 import (
+	"os/exec"
+
 	"github.com/opendivert/divert"
 )
 
@@ -35,6 +37,7 @@ type contender struct {
 	drops  bool     // nothing arrives: what counts is how fast it is sent
 	copies bool     // it sees copies, of which it may miss some
 	open   func(traffic) (worker, error)
+	start  func(traffic) (*exec.Cmd, error) // instead of open: another program, which tells what a child tells
 }
 
 // Selections of loads.
@@ -79,6 +82,8 @@ var contenders = []contender{
 		open: oursFor(wayOnly, program{batch: 64, deal: accept, readers: 2}, divert.WithQueues(2))},
 	{name: "rewrite-64-q2", about: "rewrite-64 with 2 queues, each with a reader", loads: manyFlows,
 		open: oursFor(wayOnly, program{batch: 64, deal: rewrite, readers: 2}, divert.WithQueues(2))},
+	{name: "c-send-64", about: "send-64 by a C program, with WinDivertRecvEx and WinDivertSendEx", loads: streams,
+		start: throughC(64)},
 	{name: "accept-64-snap", about: "accept-64, of each packet only the first 96 bytes are received", loads: most,
 		open: ours(program{batch: 64, deal: accept}, divert.WithSnapLength(96))},
 	{name: "interpreter-64", about: "accept-64 where the interpreter decides", loads: append(streams[:2:2], "latency"),

@@ -42,6 +42,8 @@ var goals = []goal{
 	{load: "tcp1", contender: "sniff", base: "ring", metric: rate, word: "rate", least: 1},
 	{load: "udp64", contender: "sniff", base: "ring", metric: kept, word: "copies kept", least: 1},
 	{load: "tcp1", contender: "sniff", base: "ring", metric: kept, word: "copies kept", least: 1},
+	{load: "udp64", contender: "c-send-64", base: "send-64", metric: rate, word: "rate", least: 0.9},
+	{load: "tcp1", contender: "c-send-64", base: "send-64", metric: rate, word: "rate", least: 0.9},
 	{load: "latency", contender: "accept-1", base: "one-by-one", metric: p50, word: "p50", most: 1},
 	{load: "latency", contender: "accept-1", base: "one-by-one", metric: p99, word: "p99", most: 1},
 	{load: "latency", contender: "accept-64", base: "one-by-one", metric: p50, word: "p50", most: 1},
