@@ -33,6 +33,7 @@ func TestWine(t *testing.T) {
 	} {
 		t.Run(run.name, func(t *testing.T) { w.tests(t, ".", "engine.test.exe", "-test.run="+run.tests) })
 	}
+	t.Run("library", w.library)
 	for _, p := range portable {
 		t.Run(p.dir, func(t *testing.T) {
 			dir, program := filepath.Join("..", "..", p.dir), filepath.Base(p.dir)+".test.exe"
@@ -40,6 +41,29 @@ func TestWine(t *testing.T) {
 			w.tests(t, dir, program, "-test.short", "-test.skip="+p.skip)
 		})
 	}
+}
+
+// library runs a C program that uses WinDivert.dll.
+func (w *wine) library(t *testing.T) {
+	const compiler = "x86_64-w64-mingw32-gcc"
+	dll, program := filepath.Join(w.dir, "WinDivert.dll"), filepath.Join(w.dir, "library.exe")
+	build := exec.Command("go", "build", "-buildmode=c-shared", "-o", dll, "../../capi")
+	build.Env = append(os.Environ(), "CC="+compiler, "GOOS=windows", "GOARCH=amd64", "CGO_ENABLED=1")
+	for _, cmd := range []*exec.Cmd{
+		build,
+		exec.Command(compiler, "-Wall", "-Wextra", "-Werror", "-O1", "-I../../capi", "-o", program, filepath.Join("testdata", "library.c"), dll),
+	} {
+		if text, err := cmd.CombinedOutput(); err != nil {
+			t.Fatalf("%s: %v\n%s", strings.Join(cmd.Args, " "), err, text)
+		}
+	}
+	with := *w
+	with.env = append(with.env[:len(with.env):len(with.env)], "DIVERT_DRIVER="+windowsPath(filepath.Join(w.dir, "WinDivert64.sys")))
+	out, err := with.command(w.wine, program)
+	if err != nil || !strings.HasSuffix(strings.TrimSpace(out), " steps") {
+		t.Errorf("%v\n%s", err, out)
+	}
+	t.Logf("%s", out)
 }
 
 // portable are the packages with tests that need no driver, and those of the tests that Wine 8 fails.
