@@ -51,6 +51,7 @@ func TestDropIsSilent(t *testing.T) {
 }
 
 func TestSniffSeesEachPacketOnceAndDelaysNone(t *testing.T) {
+	t.Parallel()
 	eachEngine(t, lab.LinkOptions{}, func(t *testing.T, pair *lab.Pair, e divert.Option) {
 		for _, f := range families {
 			t.Run(f.name, func(t *testing.T) {
@@ -490,6 +491,7 @@ func startChild(t *testing.T, h *lab.Host, job string, env ...string) *exec.Cmd 
 
 // TestKillUnderLoad kills a diverting process while traffic flows through it.
 func TestKillUnderLoad(t *testing.T) {
+	t.Parallel()
 	for i, e := range engines {
 		t.Run(e.name, func(t *testing.T) {
 			pair := lab.TwoHostsT(t, lab.LinkOptions{})

@@ -262,6 +262,7 @@ const churnHandles = 13
 // interpreter, gives some of it back behind what passes when its rules have gone (specification: api.md 24).
 func TestChurn(t *testing.T) {
 	notInShort(t)
+	t.Parallel()
 	for _, own := range []bool{false, true} {
 		t.Run(map[bool]string{false: "handles of other traffic", true: "handles of this traffic"}[own], func(t *testing.T) {
 			eachEngine(t, lab.LinkOptions{}, func(t *testing.T, pair *lab.Pair, e divert.Option) {
@@ -304,6 +305,7 @@ func TestChurn(t *testing.T) {
 // each death the lowest handle sees everything again.
 func TestChurnWithKills(t *testing.T) {
 	notInShort(t)
+	t.Parallel()
 	const (
 		window = 250                     // of each flow: more the dead cannot hold
 		soon   = 1500 * time.Millisecond // much more than a watch takes

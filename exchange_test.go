@@ -19,6 +19,7 @@ import (
 const bulk = 100 << 20
 
 func TestPassthruChangesNothing(t *testing.T) {
+	t.Parallel()
 	for _, way := range []struct {
 		name string
 		send func(testing.TB, *divert.Handle) *worker
@@ -77,6 +78,7 @@ func rewrite(t testing.TB, d *divert.Handle) *worker {
 }
 
 func TestRewrittenPayloadArrivesWithRightChecksums(t *testing.T) {
+	t.Parallel()
 	links := []struct {
 		name    string
 		without lab.Offload
@@ -181,6 +183,7 @@ func checkUpperTCP(t *testing.T, pair *lab.Pair, addr netip.Addr, n int) {
 
 // TestChecksumsOnTheWire looks at rewritten packets as they leave: what no device completes must be right.
 func TestChecksumsOnTheWire(t *testing.T) {
+	t.Parallel()
 	eachEngine(t, lab.LinkOptions{Without: lab.OffloadAll}, func(t *testing.T, pair *lab.Pair, e divert.Option) {
 		capture, err := pair.LinkB.Capture()
 		if err != nil {

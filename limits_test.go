@@ -165,6 +165,7 @@ func TestQueueLimits(t *testing.T) {
 
 // TestFailOpen: what a full queue has no room for passes, and is counted as passed.
 func TestFailOpen(t *testing.T) {
+	t.Parallel()
 	pair := lab.TwoHostsT(t, lab.LinkOptions{})
 	needEngine(t, pair.A, divert.EngineKernel)
 	k, err := pair.B.CountUDP("10.77.0.2:0")
@@ -270,6 +271,7 @@ func TestShutdownModes(t *testing.T) {
 
 // TestCloseUnderLoad closes handles while many goroutines receive from them and send.
 func TestCloseUnderLoad(t *testing.T) {
+	t.Parallel()
 	eachEngine(t, lab.LinkOptions{}, func(t *testing.T, pair *lab.Pair, e divert.Option) {
 		f := startFlood(t, pair.A, pair.B, pair.B.Addr4(), 2, 4000, 250)
 		for _, flags := range []divert.Flag{0, divert.Sniff, divert.Drop} {

@@ -237,6 +237,7 @@ func inOrder(n int) (numbers []uint64) {
 // TestHandlesInOrder is the matrix: one, two and five handles that divert, sniff or drop, in one process or each
 // in its own, on every way, for both families. Each sees exactly the packets it should, once, in order.
 func TestHandlesInOrder(t *testing.T) {
+	t.Parallel()
 	for _, e := range engines {
 		t.Run(e.name, func(t *testing.T) {
 			for _, w := range ways {
@@ -341,6 +342,7 @@ func runMatrix(t *testing.T, from, to, at *lab.Host, addr netip.Addr, os []*obse
 
 // TestQueuesKeepTheOrderOfFlows shares out several flows to several queues with a goroutine for each.
 func TestQueuesKeepTheOrderOfFlows(t *testing.T) {
+	t.Parallel()
 	const queues, flows, each = 4, 16, 200
 	eachEngine(t, lab.LinkOptions{}, func(t *testing.T, pair *lab.Pair, e divert.Option) {
 		c, err := pair.B.ListenPacket("udp", netip.AddrPortFrom(pair.B.Addr4(), 0).String())

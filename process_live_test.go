@@ -215,6 +215,7 @@ var processCases = []struct {
 // TestProcessID has two processes do the same, one after the other. A handle whose filter asks for the first sees all
 // of its packets, both ways, and none of the second; and addresses tell whose each packet is.
 func TestProcessID(t *testing.T) {
+	t.Parallel()
 	for _, f := range families {
 		t.Run(f.name, func(t *testing.T) {
 			for _, c := range processCases {

@@ -264,6 +264,7 @@ func TestReflectTellsOfTheKilled(t *testing.T) {
 
 // TestReflectFollowsManyThatComeAndGo misses none.
 func TestReflectFollowsManyThatComeAndGo(t *testing.T) {
+	t.Parallel()
 	pair := lab.TwoHostsT(t, lab.LinkOptions{})
 	d := openReflect(t, pair.A, "true")
 	const rounds = 50

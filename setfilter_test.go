@@ -15,6 +15,7 @@ import (
 // packet once, and the handle itself each that either filter matches.
 func TestSetFilterUnderLoad(t *testing.T) {
 	notInShort(t)
+	t.Parallel()
 	rows := []struct {
 		name    string
 		filters [2]string // with the port of the traffic
