@@ -22,9 +22,12 @@ func TestMain(m *testing.M) {
 	lab.Main(m)
 }
 
-// amount is how much a transfer of n bytes sends. DIVERT_TEST_SCALE divides it, for machines as slow as
-// emulators are.
+// amount is how much a transfer of n bytes sends, with -short a part of it. DIVERT_TEST_SCALE divides it, for machines
+// as slow as emulators are.
 func amount(n int64) int64 {
+	if testing.Short() {
+		n /= 4
+	}
 	if scale, err := strconv.ParseInt(os.Getenv("DIVERT_TEST_SCALE"), 10, 64); err == nil && scale > 0 {
 		return n / scale
 	}

@@ -94,7 +94,7 @@ func (e *Entry) SetFilter(text string) error {
 				return true
 			})
 			e.Filter = text
-			e.rules += t.enterFilter(e.Owner) - removed
+			e.rules.Add(int32(t.enterFilter(e.Owner) - removed))
 			return nil
 		})
 	})

@@ -26,7 +26,7 @@ type Entry struct {
 	Owner
 	ns    *netns.Namespace
 	token *token
-	rules int            // how many stand in the table for it
+	rules atomic.Int32   // how many stand in the table for it; it changes while the table is locked
 	below atomic.Uint32  // the chains in which other handles stand below this one
 	work  sync.WaitGroup // answer
 }
@@ -57,8 +57,7 @@ func Open(ns *netns.Namespace, o Owner, make func(cursor.Key) ([]Rule, error)) (
 			}
 			e.lookBelow(t)
 			above = t.above(e.Owner, chainsOf(rules))
-			e.rules, err = t.enter(e.Owner, rules)
-			return err
+			return e.enter(t, rules)
 		})
 		if err == nil {
 			tell(above, true)
@@ -75,6 +74,13 @@ func Open(ns *netns.Namespace, o Owner, make func(cursor.Key) ([]Rule, error)) (
 	return e, nil
 }
 
+// enter adds the handle's rules to a change of the table.
+func (e *Entry) enter(t *tx, rules []Rule) error {
+	n, err := t.enter(e.Owner, rules)
+	e.rules.Store(int32(n))
+	return err
+}
+
 // Replace swaps the handle's rules for others in one transaction: each packet meets either the old ones or
 // the new ones. The handle keeps its place. Where others have removed the handle's rules its place may be
 // taken, so the answer is ErrGone, unless it wants no rules anyway.
@@ -84,8 +90,7 @@ func (e *Entry) Replace(rules []Rule) error {
 			removed := t.remove(func(o Owner) bool { return o.ID == e.ID })
 			switch {
 			case len(removed) > 0:
-				e.rules, err = t.enter(e.Owner, rules)
-				return err
+				return e.enter(t, rules)
 			case len(rules) > 0:
 				return ErrGone
 			}

@@ -188,13 +188,12 @@ func (w *watch) look() error {
 			guarded = append(guarded, g)
 		}
 		w.mu.Unlock()
-		t, err := readLocked()
+		t, missing, err := lookFor(guarded)
 		if err != nil {
 			return err
 		}
-		there := t.counts()
-		for _, g := range guarded {
-			w.compare(g, there[g.entry.ID])
+		for _, g := range missing {
+			w.tell(g)
 		}
 		w.foreign = w.foreign[:0]
 		w.mu.Lock()
@@ -208,12 +207,31 @@ func (w *watch) look() error {
 	})
 }
 
-// compare tells a guard's owner if fewer rules are there than were made, unless the guard has been closed
-// meanwhile.
-func (w *watch) compare(g *Guard, there int) {
+// lookFor reads the table and returns the guards of whose handles fewer rules are there than were made. Both counts
+// are of one moment: handles may be changing their rules.
+func lookFor(guarded []*Guard) (t *tx, missing []*Guard, err error) {
+	l, err := lock()
+	if err != nil {
+		return nil, nil, err
+	}
+	defer l.release()
+	if t, err = read(); err != nil {
+		return nil, nil, err
+	}
+	there := t.counts()
+	for _, g := range guarded {
+		if there[g.entry.ID] < int(g.entry.rules.Load()) {
+			missing = append(missing, g)
+		}
+	}
+	return t, missing, nil
+}
+
+// tell tells a guard's owner that rules are gone, unless the guard has been closed meanwhile.
+func (w *watch) tell(g *Guard) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	if w.guards[g.entry.ID] == g && there < g.entry.rules {
+	if w.guards[g.entry.ID] == g {
 		delete(w.guards, g.entry.ID)
 		go g.gone()
 	}
