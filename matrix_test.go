@@ -21,6 +21,7 @@ import (
 
 	"github.com/opendivert/divert"
 	"github.com/opendivert/divert/internal/lab"
+	"github.com/opendivert/divert/internal/race"
 	"github.com/opendivert/divert/packet"
 )
 
@@ -253,6 +254,9 @@ func TestHandlesInOrder(t *testing.T) {
 									t.Run(name, func(t *testing.T) {
 										if testing.Short() && (count != 5 || f.name == "IPv6" || last == divert.Sniff) {
 											t.Skip("a part of the matrix is enough for -short")
+										}
+										if race.Enabled && process != "same process" {
+											t.Skip("the race detector sees one process, and makes the others slow")
 										}
 										os := stack(w, e.engine, count, last)
 										start := (*observer).here
