@@ -1,7 +1,12 @@
 package divert
 
 import (
+	"context"
 	"errors"
+	"fmt"
+	"io"
+	"net"
+	"os"
 	"testing"
 
 	"github.com/opendivert/divert/internal/windows"
@@ -19,3 +24,25 @@ func TestCodeOfWindows(t *testing.T) {
 		t.Errorf("%v is no ErrNotSupported", err)
 	}
 }
+
+// TestCodes: each error has its number, however deep it lies, and what nobody foresaw has one too.
+func TestCodes(t *testing.T) {
+	rows := append([]errorCode{
+		{nil, 0}, {io.EOF, 232}, {ErrShutdown, 232}, {ErrShortBuffer, 122}, {ErrHopLimit, 1232}, {ErrRecvOnly, 87},
+		{ErrSendOnly, 87}, {ErrInvalid, 87}, {ErrTooLarge, 87}, {ErrNoSuchDevice, 87}, {net.ErrClosed, 995},
+		{os.ErrDeadlineExceeded, 995}, {context.Canceled, 995}, {context.DeadlineExceeded, 995}, {os.ErrPermission, 5},
+		{ErrNotSupported, 50}, {ErrRulesGone, 1167}, {errors.New("something else"), 31},
+	}, systemRows...)
+	for _, r := range rows {
+		err := r.err
+		if err != nil {
+			err = opError("send", fmt.Errorf("deep: %w", err))
+		}
+		if got := Code(err); got != r.code {
+			t.Errorf("the code of %v is %d, want %d", err, got, r.code)
+		}
+	}
+}
+
+// systemRows are the rows of TestCodes that only one system has.
+var systemRows []errorCode

@@ -81,6 +81,7 @@ const (
 
 // options are what the functions With… set.
 type options struct {
+	wrong   error // what is wrong with an argument that params and config cannot hold
 	layer   Layer
 	dialect filter.Dialect
 	params  [VersionMajor]uint64
@@ -103,15 +104,23 @@ func WithPriority(priority int16) Option { return func(o *options) { o.config.Pr
 func WithFlags(f Flag) Option { return func(o *options) { o.config.Flags |= uint64(f) } }
 
 // WithQueueLength limits how many packets wait in the handle's queue, 32 to 16384, instead of 4096.
-func WithQueueLength(n int) Option { return withParam(QueueLength, uint64(n)) }
+func WithQueueLength(n int) Option { return withParam(QueueLength, int64(n)) }
 
 // WithQueueTime limits how long a packet waits in the handle's queue, 100 ms to 16 s, instead of 2 s.
-func WithQueueTime(d time.Duration) Option { return withParam(QueueTime, uint64(d.Milliseconds())) }
+func WithQueueTime(d time.Duration) Option { return withParam(QueueTime, d.Milliseconds()) }
 
 // WithQueueSize limits how many bytes wait in the handle's queue, 65535 to 33554432, instead of 4194304.
-func WithQueueSize(n int) Option { return withParam(QueueSize, uint64(n)) }
+func WithQueueSize(n int) Option { return withParam(QueueSize, int64(n)) }
 
-func withParam(p Param, v uint64) Option { return func(o *options) { o.params[p] = v } }
+func withParam(p Param, v int64) Option {
+	return func(o *options) {
+		if v < 0 { // as a parameter it would be a number the caller never wrote
+			o.wrong = outOfRange(p, v)
+			return
+		}
+		o.params[p] = uint64(v)
+	}
+}
 
 // WithFailOpen lets packets pass that the queue has no room for, instead of dropping them.
 func WithFailOpen() Option { return func(o *options) { o.config.FailOpen = true } }
@@ -164,25 +173,38 @@ func WithDriver(path string) Option { return func(o *options) { o.config.Driver 
 
 // paramRange is what a parameter may be, and is by default.
 type paramRange struct {
-	name              string
+	name, unit        string
 	initial, min, max uint64
 }
 
 var paramRanges = [VersionMajor]paramRange{
-	QueueLength: {"queue length", 4096, 32, 16384},
-	QueueTime:   {"queue time", 2000, 100, 16000},
-	QueueSize:   {"queue size", 4194304, 65535, 33554432},
+	QueueLength: {"queue length", "packets", 4096, 32, 16384},
+	QueueTime:   {"queue time", "milliseconds", 2000, 100, 16000},
+	QueueSize:   {"queue size", "bytes", 4194304, 65535, 33554432},
+}
+
+// outOfRange is the error for a value that a parameter cannot have.
+func outOfRange[V int64 | uint64](p Param, v V) error {
+	r := paramRanges[p]
+	return fmt.Errorf("%w: %s %d is out of range (%d to %d %s)", ErrInvalid, r.name, v, r.min, r.max, r.unit)
 }
 
 // checkParam returns why a parameter cannot have a value.
 func checkParam(p Param, v uint64) error {
-	if p >= VersionMajor {
-		return fmt.Errorf("%w: parameter %d cannot be set", ErrInvalid, p)
+	switch {
+	case p > VersionMinor:
+		return noSuchParam(p)
+	case p >= VersionMajor:
+		return fmt.Errorf("%w: the version (parameter %d) can only be read", ErrInvalid, p)
 	}
 	if r := paramRanges[p]; v < r.min || v > r.max {
-		return fmt.Errorf("%w: %s %d is out of range (%d to %d)", ErrInvalid, r.name, v, r.min, r.max)
+		return outOfRange(p, v)
 	}
 	return nil
+}
+
+func noSuchParam(p Param) error {
+	return fmt.Errorf("%w: there is no parameter %d; they go from %d to %d", ErrInvalid, p, QueueLength, VersionMinor)
 }
 
 // limitsOf returns parameters as the engines take them.
@@ -215,8 +237,12 @@ func Open(text string, opts ...Option) (*Handle, error) {
 	return o.open(p)
 }
 
-// OpenProgram is Open for a filter that is compiled already; its layer is the handle's.
+// OpenProgram is Open for a filter that is compiled already; its layer is the handle's. A nil program is
+// ErrInvalid. The program is only read, and may serve several handles.
 func OpenProgram(p *filter.Program, opts ...Option) (*Handle, error) {
+	if p == nil {
+		return nil, opError("open", fmt.Errorf("%w: the program is nil; filter.Compile makes one", ErrInvalid))
+	}
 	o := newOptions(opts)
 	o.layer = p.Layer()
 	if err := o.check(); err != nil {
@@ -236,7 +262,9 @@ func newOptions(opts []Option) *options {
 		o.params[p] = r.initial
 	}
 	for _, opt := range opts {
-		opt(o)
+		if opt != nil { // an option that a program leaves out
+			opt(o)
+		}
 	}
 	return o
 }
@@ -285,7 +313,10 @@ func (o *options) check() error {
 			return err
 		}
 	}
-	return nil
+	if m := o.config.Mode; m > engine.ModeInterpret {
+		return fmt.Errorf("%w: there is no engine %d", ErrInvalid, m)
+	}
+	return o.wrong
 }
 
 // mandatory are the flags that a layer cannot be opened without.

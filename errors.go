@@ -1,6 +1,7 @@
 package divert
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -30,7 +31,7 @@ var (
 
 // OpError is the error of an operation on a handle.
 type OpError struct {
-	Op  string // open, recv, send, accept, shutdown, close, set param, set filter, stats
+	Op  string // open, recv, send, accept, shutdown, close, set deadline, set param, param, set filter, stats
 	Err error
 }
 
@@ -62,9 +63,11 @@ func Code(err error) uint32 {
 	if errors.As(err, &w) {
 		return w.WindowsError()
 	}
-	for _, c := range codes {
-		if errors.Is(err, c.err) {
-			return c.code
+	for _, table := range [...][]errorCode{codes[:], systemCodes} {
+		for _, c := range table {
+			if errors.Is(err, c.err) {
+				return c.code
+			}
 		}
 	}
 	return codeGenFailure
@@ -75,11 +78,14 @@ const (
 	codeGenFailure = 31
 )
 
-// codes is checked in order.
-var codes = [...]struct {
+// errorCode is an error with its Windows error number.
+type errorCode struct {
 	err  error
 	code uint32
-}{
+}
+
+// codes is checked in order; systemCodes, of the platform, comes after it.
+var codes = [...]errorCode{
 	{io.EOF, 232},
 	{ErrShutdown, 232},
 	{ErrShortBuffer, 122},
@@ -91,6 +97,8 @@ var codes = [...]struct {
 	{ErrNoSuchDevice, codeInvalid},
 	{net.ErrClosed, 995},
 	{os.ErrDeadlineExceeded, 995},
+	{context.Canceled, 995}, // of Packets
+	{context.DeadlineExceeded, 995},
 	{os.ErrPermission, 5},
 	{ErrNotSupported, 50},
 	{ErrRulesGone, 1167}, // ERROR_DEVICE_NOT_CONNECTED

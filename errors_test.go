@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"strings"
 	"testing"
 	"time"
 
@@ -70,6 +71,9 @@ func TestOpenRefuses(t *testing.T) {
 		{"queue too small", "true", []divert.Option{divert.WithQueueSize(65534)}, invalid},
 		{"queue too large", "true", []divert.Option{divert.WithQueueSize(33554433)}, invalid},
 		{"negative queue", "true", []divert.Option{divert.WithQueueLength(-1)}, invalid},
+		{"negative queue time", "true", []divert.Option{divert.WithQueueTime(-time.Second)}, invalid},
+		{"negative queue size", "true", []divert.Option{divert.WithQueueSize(-1)}, invalid},
+		{"no such engine", "true", []divert.Option{divert.WithEngine(divert.EngineInterpreter + 1)}, invalid},
 		{"bad flags before a bad filter", "foo", []divert.Option{divert.WithFlags(0x40)}, invalid},
 	} {
 		t.Run(row.name, func(t *testing.T) {
@@ -83,6 +87,50 @@ func TestOpenRefuses(t *testing.T) {
 	}
 	if tables, err := pair.A.NFTables(); err != nil || len(tables) != 0 {
 		t.Errorf("left behind: tables %v (%v)", tables, err)
+	}
+}
+
+// TestNil: what must not be nil is refused; an option may be.
+func TestNil(t *testing.T) {
+	pair := lab.TwoHostsT(t, lab.LinkOptions{})
+	d := openAt(t, pair.A, "false", nil)
+	invalid.check(t, "send", d.Send(datagram(t, "10.77.0.1", "10.77.0.2", "x"), nil))
+	invalid.check(t, "accept", d.Accept(nil))
+	_, err := divert.OpenProgram(nil)
+	invalid.check(t, "open", err)
+	for name, batch := range map[string]func([]divert.Packet) (int, error){
+		"RecvBatch": d.RecvBatch, "SendBatch": d.SendBatch, "AcceptBatch": d.AcceptBatch,
+	} {
+		if n, err := batch(nil); n != 0 || err != nil {
+			t.Errorf("%s of nothing: %d, %v", name, n, err)
+		}
+	}
+}
+
+// TestMessages: an error names the thing as the caller wrote it, and what would do.
+func TestMessages(t *testing.T) {
+	pair := lab.TwoHostsT(t, lab.LinkOptions{})
+	open := func(opts ...divert.Option) error {
+		d, err := openHere(pair.A, "false", opts...)
+		if err == nil {
+			d.Close()
+		}
+		return err
+	}
+	d := openAt(t, pair.A, "false")
+	for _, row := range []struct {
+		err  error
+		want string
+	}{
+		{open(divert.WithQueueLength(-1)), "queue length -1 is out of range (32 to 16384 packets)"},
+		{open(divert.WithQueueTime(-time.Second)), "queue time -1000 is out of range (100 to 16000 milliseconds)"},
+		{open(divert.WithQueueSize(7)), "queue size 7 is out of range (65535 to 33554432 bytes)"},
+		{d.SetParam(divert.VersionMajor, 2), "the version (parameter 3) can only be read"},
+		{d.SetParam(5, 2), "there is no parameter 5; they go from 0 to 4"},
+	} {
+		if row.err == nil || !strings.HasSuffix(row.err.Error(), row.want) {
+			t.Errorf("the error is %v, want %s", row.err, row.want)
+		}
 	}
 }
 

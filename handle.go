@@ -86,7 +86,7 @@ func (h *Handle) hasData() bool { return h.layer != LayerFlow && h.layer != Laye
 // RecvBatch waits for packets and fills 1 to len(ps) of ps with what is there, at most MaxBatch; it does
 // not wait for more. Each packet's Data lies in memory of its own Packet and stays valid until that Packet
 // is given to a receive call again, so a program that uses the same Packets again allocates nothing.
-// The errors are those of Recv, except ErrShortBuffer.
+// With no ps it returns 0 at once. The errors are those of Recv, except ErrShortBuffer.
 func (h *Handle) RecvBatch(ps []Packet) (int, error) {
 	n, err := h.recv(context.Background(), ps[:min(len(ps), MaxBatch)])
 	return n, opError("recv", err)
@@ -246,6 +246,9 @@ func (h *Handle) SetReadDeadline(t time.Time) error {
 // It fails with ErrShortBuffer or ErrInvalid if b is not a whole packet, ErrHopLimit, ErrTooLarge,
 // ErrNoSuchDevice, ErrRecvOnly, ErrShutdown, net.ErrClosed, or what the system says.
 func (h *Handle) Send(b []byte, a *Address) error {
+	if a == nil {
+		return opError("send", fmt.Errorf("%w: the address is nil; it says which way the packet goes", ErrInvalid))
+	}
 	s := h.single()
 	defer h.singles.Put(s)
 	s[0].Data, s[0].Addr = b, *a
@@ -268,6 +271,9 @@ func (h *Handle) SendBatch(ps []Packet) (int, error) {
 // to the kernel. If the packet is not waiting any more, Data is injected as Send would; so it is always on
 // Windows, where the driver keeps nothing of a packet that was received.
 func (h *Handle) Accept(p *Packet) error {
+	if p == nil {
+		return opError("accept", fmt.Errorf("%w: the packet is nil", ErrInvalid))
+	}
 	s := h.single()
 	defer h.singles.Put(s)
 	s[0].Data, s[0].Addr = p.Data, p.Addr
@@ -290,8 +296,10 @@ func tooMany(n int) error {
 	return fmt.Errorf("%w: a batch of %d packets; at most %d", ErrInvalid, n, MaxBatch)
 }
 
-// Shutdown ends receiving, sending or both, for good. After ShutdownRecv no further packet is captured,
-// those that wait can still be received, and then receiving gives io.EOF.
+// Shutdown ends receiving, sending or both, for good; halves that are ended already stay so. After ShutdownRecv no
+// further packet is captured, those that wait can still be received, and then receiving gives io.EOF, also to
+// receivers that wait already. After ShutdownSend sending gives ErrShutdown. It fails with ErrInvalid, or
+// net.ErrClosed.
 func (h *Handle) Shutdown(how How) error {
 	if how < ShutdownRecv || how > ShutdownBoth {
 		return opError("shutdown", fmt.Errorf("%w: there is no way %d to shut down", ErrInvalid, how))
@@ -300,7 +308,7 @@ func (h *Handle) Shutdown(how How) error {
 }
 
 // Close closes the handle. Packets that wait in the queue go on as if they had not been captured; packets
-// that were received and not sent are lost. Receivers that wait return net.ErrClosed.
+// that were received and not sent are lost. Receivers that wait return net.ErrClosed, and so does a second Close.
 func (h *Handle) Close() error {
 	h.mu.Lock()
 	rest := h.rest
@@ -313,7 +321,8 @@ func (h *Handle) Close() error {
 	return opError("close", h.engine.Close())
 }
 
-// SetParam sets a limit of the queue.
+// SetParam sets a limit of the queue, in the parameter's unit. It fails with ErrInvalid for a value out of range or a
+// parameter that can only be read, or with net.ErrClosed.
 func (h *Handle) SetParam(p Param, v uint64) error {
 	if err := checkParam(p, v); err != nil {
 		return opError("set param", err)
@@ -329,14 +338,14 @@ func (h *Handle) SetParam(p Param, v uint64) error {
 	return nil
 }
 
-// Param returns a parameter.
+// Param returns a parameter, in its unit, also of a closed handle. It fails with ErrInvalid if there is none such.
 func (h *Handle) Param(p Param) (uint64, error) {
 	switch p {
 	case VersionMajor, VersionMinor:
 		return 2, nil
 	}
 	if p > VersionMinor {
-		return 0, opError("param", fmt.Errorf("%w: there is no parameter %d", ErrInvalid, p))
+		return 0, opError("param", noSuchParam(p))
 	}
 	h.mu.Lock()
 	defer h.mu.Unlock()

@@ -2,7 +2,29 @@
 
 package main_test
 
-import "testing"
+import (
+	"os/exec"
+	"testing"
+)
+
+// TestHeader compiles testdata/header.c, which includes the header beside those of the system, by each standard,
+// with warnings that the other programs are spared.
+func TestHeader(t *testing.T) {
+	for compiler, standards := range map[string][]string{
+		"gcc": {"gnu89", "c99", "c11", "c17"}, "g++": {"c++98", "c++11", "c++14", "c++17", "c++20"},
+	} {
+		language := map[string]string{"gcc": "c", "g++": "c++"}[compiler]
+		for _, standard := range standards {
+			t.Run(standard, func(t *testing.T) {
+				if _, err := exec.LookPath(compiler); err != nil {
+					t.Skipf("no compiler: %v", err)
+				}
+				must(t, compiler, "-std="+standard, "-D_DEFAULT_SOURCE", "-pedantic", "-Wall", "-Wextra", "-Wconversion",
+					"-Werror", "-fsyntax-only", "-I.", "-x", language, "testdata/header.c")
+			})
+		}
+	}
+}
 
 // TestInterface compiles and runs testdata/interface.c with each compiler: the header must serve them all.
 func TestInterface(t *testing.T) {

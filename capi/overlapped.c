@@ -3,7 +3,7 @@
 
 /*
  * Internal of an OVERLAPPED is an NT status, so that Windows' own GetOverlappedResult understands it. These are
- * the pairs of the specification (api.md 20).
+ * the pairs of the specification (api.md 20), and Windows' own for the numbers that only Linux gives.
  */
 static const struct {
     DWORD error;
@@ -22,6 +22,8 @@ static const struct {
     {ERROR_NOACCESS, 0xC0000005u},
     {ERROR_INVALID_HANDLE, 0xC0000008u},
     {ERROR_NOT_SUPPORTED, 0xC00000BBu},
+    {ERROR_ACCESS_DENIED, 0xC0000022u},
+    {ERROR_DEVICE_NOT_CONNECTED, 0xC000009Du},
     {ERROR_GEN_FAILURE, 0xC0000001u},
 };
 

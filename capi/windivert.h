@@ -180,6 +180,9 @@ WINDIVERT_EXTENSION_ typedef struct _OVERLAPPED
 #ifndef ERROR_SERVICE_DOES_NOT_EXIST
 #define ERROR_SERVICE_DOES_NOT_EXIST 1060
 #endif
+#ifndef ERROR_DEVICE_NOT_CONNECTED
+#define ERROR_DEVICE_NOT_CONNECTED 1167 /* another program has removed the handle's rules: close it, open another */
+#endif
 #ifndef ERROR_NOT_FOUND
 #define ERROR_NOT_FOUND 1168
 #endif

@@ -4,9 +4,9 @@ package packet
 //
 // Data is the packet, starting at its IP header. After a receive call it lies in memory that belongs to
 // the Packet and stays valid until the Packet is given to a receive call again; the caller may change
-// it in place, make it shorter, or set Data to memory of its own. Nothing but the receive call
-// writes to it, and send calls only read it. A Packet must not be used by two
-// goroutines at once, nor copied while both copies go on to receive: they would share their memory.
+// it in place, make it shorter, or set Data to memory of its own. Besides receive calls only send calls
+// write to it: the checksums that Addr calls missing, and the hop limit of an impostor. A Packet must not be
+// used by two goroutines at once, nor copied while both copies go on to receive: they would share their memory.
 //
 // The zero Packet is ready for use. Using the same Packets for call after call saves the allocations.
 type Packet struct {
