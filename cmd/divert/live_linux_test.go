@@ -391,7 +391,7 @@ func TestOpenErrors(t *testing.T) {
 		text   string
 	}{
 		{"priority", []string{"dump", "--priority", "30001"}, exitUsage, "divert: invalid argument: priority 30001 is out of range (-30000 to 30000)\nSee `divert dump --help`.\n"},
-		{"queue", []string{"passthru", "--queue-length", "1"}, exitUsage, "divert: invalid argument: queue length 1 is out of range (32 to 16384)\nSee `divert passthru --help`.\n"},
+		{"queue", []string{"passthru", "--queue-length", "1"}, exitUsage, "divert: invalid argument: queue length 1 is out of range (32 to 16384 packets)\nSee `divert passthru --help`.\n"},
 		{"queues", []string{"passthru", "--queues", "0"}, exitUsage, "divert: invalid argument: 0 queues; 1 to 16 are possible\nSee `divert passthru --help`.\n"},
 		{"file", []string{"dump", "-w", "/nowhere/x"}, exitFailed, "divert: open /nowhere/x: no such file or directory\n"},
 	} {
