@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"net/netip"
 	"os"
 	"os/exec"
 	"slices"
@@ -281,4 +282,28 @@ func TestReflectFollowsManyThatComeAndGo(t *testing.T) {
 			}
 		}
 	}
+}
+
+// TestReflectTellsOfHandlesThatWork: a handle of which OPEN is told captures what is sent from then on.
+func TestReflectTellsOfHandlesThatWork(t *testing.T) {
+	eachEngine(t, lab.LinkOptions{}, func(t *testing.T, pair *lab.Pair, e divert.Option) {
+		r := openAt(t, pair.A, "event == OPEN and layer == NETWORK", divert.WithLayer(divert.LayerReflect),
+			divert.WithFlags(divert.Sniff|divert.RecvOnly))
+		c := dialUDP(t, pair.A, net.UDPAddrFromAddrPort(netip.AddrPortFrom(pair.B.Addr4(), 9)))
+		sent := make(chan error, 1)
+		go func() {
+			_, _, err := r.Recv(make([]byte, 4096))
+			if err == nil {
+				_, err = c.Write([]byte("now"))
+			}
+			sent <- err
+		}()
+		d := openAt(t, pair.A, "outbound and udp.DstPort == 9", e)
+		if err := <-sent; err != nil {
+			t.Fatal(err)
+		}
+		if s := quiet(t, d); s.Matched != 1 {
+			t.Errorf("%+v", s)
+		}
+	})
 }

@@ -118,7 +118,8 @@ func openIn(cfg engine.Config, mode engine.Mode, why string) (engine.Handle, err
 	return h, nil
 }
 
-// open binds where packets will come to, enters the rules that lead them there, and then sets the filter.
+// open binds where packets will come to, sets the filter, and then enters the rules that lead them there: from then
+// on the handle works, and REFLECT handles see it.
 func (h *handle) open(mode engine.Mode) error {
 	owner := rules.Owner{
 		ID: rand.Uint64(), PID: os.Getpid(), Opened: now(),
@@ -144,17 +145,20 @@ func (h *handle) open(mode engine.Mode) error {
 		if h.source, err = h.newSource(mode); err != nil {
 			return nil, err
 		}
+		if h.entries != nil {
+			told, err := h.setEntries(h.cfg.Program, h.processes)
+			if err != nil {
+				return nil, err
+			}
+			h.times.Store(told)
+		}
 		return h.rules(), nil
 	})
 	if err != nil {
 		return err
 	}
 	h.sender.entry.Store(h.entry)
-	if h.guard, err = h.entry.Guard(h.lost); err != nil || h.entries == nil {
-		return err
-	}
-	told, err := h.setEntries(h.cfg.Program, h.processes)
-	h.times.Store(told)
+	h.guard, err = h.entry.Guard(h.lost)
 	return err
 }
 
