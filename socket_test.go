@@ -121,8 +121,7 @@ func (s stage) act(a act) (err error) {
 	case "nonblock":
 		return unix.SetNonblock(fd, true)
 	case "finish": // a connect that was begun
-		ps := []unix.PollFd{{Fd: int32(fd), Events: unix.POLLOUT}}
-		if _, err := unix.Poll(ps, 5000); err != nil {
+		if err := ready(fd, unix.POLLOUT); err != nil {
 			return err
 		}
 		v, err := unix.GetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_ERROR)
@@ -170,11 +169,22 @@ func patience(fd int) error {
 	if err != nil || flags&unix.O_NONBLOCK != 0 {
 		return err
 	}
-	n, err := unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}, 5000)
-	if err == nil && n == 0 {
-		err = unix.ETIMEDOUT
+	return ready(fd, unix.POLLIN)
+}
+
+// ready waits, some seconds at most, for an event of a socket. The runtime's signals interrupt poll, which no
+// SA_RESTART resumes (signal(7)).
+func ready(fd int, events int16) error {
+	for deadline := time.Now().Add(5 * time.Second); ; {
+		switch n, err := unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: events}}, int(time.Until(deadline).Milliseconds())); {
+		case err != nil && err != unix.EINTR:
+			return err
+		case n > 0:
+			return nil
+		case time.Until(deadline) < time.Millisecond:
+			return unix.ETIMEDOUT
+		}
 	}
-	return err
 }
 
 // sockaddr makes the address of a socket's family.
