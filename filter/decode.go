@@ -56,22 +56,38 @@ type instr struct {
 	lo     uint32
 	span   uint32
 
-	// The next instruction, or Accept or Reject: if the value lies in the range or set, if
-	// it does not, and if there is none.
-	hit, miss, fail uint32
-
-	// Where the value is remembered during an evaluation; without a slot slotBit is 0.
-	// rangeBit is slotBit if the check is checkRange, else 0.
-	slotBit  uint32
-	rangeBit uint32
+	slotBit uint32 // where the value is remembered during an evaluation: 1<<slot, 0 without a slot
 }
+
+// step is a place of the program for the interpreter's loop: what most tests need, close together.
+type step struct {
+	lo, span uint32 // of a check for a range
+
+	hit, miss uint32 // the next step, or Accept or Reject, if the value lies in the range or set and if it does not
+
+	slotBit  uint32 // as in instr
+	rangeBit uint32 // slotBit if the check is checkRange, else 0
+	instr    uint32 // index of the instruction
+	slot     uint8
+	flow     flow
+}
+
+// flow is what makes steps alike take a short way.
+type flow uint8
+
+const (
+	hitNext  flow = 1 << iota // hit is the step behind this one
+	missNext                  // miss is
+	failHits                  // if there is no value, hit is next, not miss
+)
 
 // accepted is the end of an evaluation that matches, Accept as the interpreter has it.
 const accepted = ^uint32(0)
 
 // code is what the interpreter needs of a program.
 type code struct {
-	instrs   []instr
+	instrs   []instr // of each test, and behind them of tests joined into one
+	steps    []step  // as many as there are tests
 	bitmaps  []*bitmap
 	sets     []set32
 	ranges   []Range
@@ -144,11 +160,16 @@ var presence = map[Field]base{
 	FieldICMPv6: baseICMPv6, FieldTCP: baseTCP, FieldUDP: baseUDP,
 }
 
+// leastList is how many tests of one field in a row become a set, which takes longer to look up than a range
+// to compare.
+const leastList = 4
+
 // newProgram makes a program of tests, which it keeps: they must not be changed any more.
 // Every program is made here.
 func newProgram(layer Layer, tests []Test) *Program {
 	p := &Program{layer: layer, tests: tests}
 	p.code.instrs = make([]instr, len(tests))
+	p.code.steps = make([]step, len(tests))
 	slots := make(map[slotKey]uint8)
 	for i := range tests {
 		in := p.decode(&tests[i])
@@ -162,21 +183,42 @@ func newProgram(layer Layer, tests []Test) *Program {
 			if known {
 				in.slot, in.slotBit = slot, 1<<slot
 			}
-			if in.check == checkRange {
-				in.rangeBit = in.slotBit
-			}
 		}
-		in.setTargets(tests[i].Succ, tests[i].Fail)
 		p.code.instrs[i] = in
+	}
+	for i, t := range gatherSets(tests, leastList) {
+		n := i
+		if t.Set != tests[i].Set { // a list was joined
+			in := p.decode(&t)
+			in.slot, in.slotBit = p.code.instrs[i].slot, p.code.instrs[i].slotBit
+			n = len(p.code.instrs)
+			p.code.instrs = append(p.code.instrs, in)
+		}
+		p.code.steps[i] = p.code.instrs[n].step(n, i, t.Succ, t.Fail)
 	}
 	return p
 }
 
-func (in *instr) setTargets(succ, fail Target) {
-	in.hit, in.miss, in.fail = uint32(succ), uint32(fail), uint32(fail)
-	if in.invert {
-		in.hit, in.miss = in.miss, in.hit
+// step returns the step at a place of the program that executes in, the instruction n.
+func (in *instr) step(n, at int, succ, fail Target) step {
+	st := step{
+		lo: in.lo, span: in.span, slot: in.slot, slotBit: in.slotBit,
+		instr: uint32(n), hit: uint32(succ), miss: uint32(fail),
 	}
+	if in.check == checkRange {
+		st.rangeBit = in.slotBit
+	}
+	if in.invert {
+		st.hit, st.miss = st.miss, st.hit
+		st.flow |= failHits
+	}
+	if st.hit == uint32(at+1) {
+		st.flow |= hitNext
+	}
+	if st.miss == uint32(at+1) {
+		st.flow |= missNext
+	}
+	return st
 }
 
 // slotKey says what tests have the same value.

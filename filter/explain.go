@@ -75,11 +75,9 @@ func (p *Program) Explain(b []byte, a *packet.Address) ([]Step, error) {
 
 // step executes the test at pc alone and returns its result and where it leads.
 func (p *Program) step(s *state, pc Target) (result bool, next Target) {
-	one := p.code
-	in := one.instrs[pc]
-	in.setTargets(Accept, Reject)
-	one.instrs = []instr{in}
-	if one.run(s) == accepted {
+	in := &p.code.instrs[pc]
+	switch f := s.decide(&p.code, in); {
+	case f == foundHit && !in.invert, f == foundMiss && in.invert:
 		return true, p.tests[pc].Succ
 	}
 	return false, p.tests[pc].Fail

@@ -74,15 +74,44 @@ func (g generator) target(i, n int) Target {
 	return Target(i + 1 + g.IntN(min(n-i-1, 4)))
 }
 
-// program makes a program whose fields the layer mostly has.
+// program makes a program whose fields the layer mostly has: now and then with more values than an evaluation
+// remembers, and with lists.
 func (g generator) program(layer Layer, own bool) *Program {
-	tests := make([]Test, 1+g.IntN(24))
+	most := 24
+	if g.IntN(8) == 0 {
+		most = 200
+	}
+	tests := make([]Test, 1+g.IntN(most))
 	for i := range tests {
+		if i > 0 && g.IntN(3) == 0 && tests[i-1].Op <= OpNe {
+			g.prolong(tests, i)
+			continue
+		}
 		for tests[i] = g.test(i, len(tests), own); !tests[i].Field.info().layers.has(layer) && g.IntN(100) > 0; {
 			tests[i] = g.test(i, len(tests), own)
 		}
 	}
 	return newProgram(layer, tests)
+}
+
+// prolong makes test i the next of a list that the test before it belongs to.
+func (g generator) prolong(tests []Test, i int) {
+	last := &tests[i-1]
+	tests[i] = *last
+	next, end := &last.Fail, last.Succ
+	if last.Op == OpNe {
+		next, end = &last.Succ, last.Fail
+	}
+	if end >= 0 { // that may be this test, or one before it in a program of n
+		end = g.target(i, len(tests))
+	}
+	*next = Target(i)
+	tests[i].Value, tests[i].Succ, tests[i].Fail = g.literal(), g.target(i, len(tests)), g.target(i, len(tests))
+	if last.Op == OpEq {
+		last.Succ, tests[i].Succ = end, end
+	} else {
+		last.Fail, tests[i].Fail = end, end
+	}
 }
 
 // packet makes a packet out of one of the worked examples.

@@ -111,33 +111,46 @@ const faulted = ^uint32(2)
 
 // run executes the program and returns Accept or Reject, as unsigned numbers, or faulted.
 func (c *code) run(s *state) uint32 {
-	instrs := c.instrs
+	steps := c.steps
 	pc := uint32(0)
-	for uint(pc) < uint(len(instrs)) {
-		in := &instrs[pc]
-		// Nearly all steps of long programs go this way: a known value and a range.
-		if s.ready&in.rangeBit != 0 {
-			if s.slots[in.slot%numSlots]-in.lo <= in.span {
-				pc = in.hit
-			} else {
-				pc = in.miss
+	for uint(pc) < uint(len(steps)) {
+		st := &steps[pc]
+		hit := false
+		switch {
+		// Nearly all steps of long programs go this way: a known value and a range. Where the next step is the one
+		// behind, the processor need not wait for its number.
+		case s.ready&st.rangeBit != 0:
+			if s.slots[st.slot%numSlots]-st.lo > st.span {
+				if st.flow&missNext != 0 {
+					pc++
+					continue
+				}
+				pc = st.miss
+				continue
 			}
+			if st.flow&hitNext != 0 {
+				pc++
+				continue
+			}
+			pc = st.hit
 			continue
-		}
-		if s.absent&in.slotBit != 0 {
-			pc = in.fail
-			continue
-		}
-		switch s.decide(c, in) {
-		case foundHit:
-			pc = in.hit
-		case foundMiss:
-			pc = in.miss
-		case foundAbsent:
-			pc = in.fail
+		case s.absent&st.slotBit != 0:
+			hit = st.flow&failHits != 0
 		default:
-			s.fault = pc
-			return faulted
+			switch s.decide(c, &c.instrs[st.instr]) {
+			case foundHit:
+				hit = true
+			case foundAbsent:
+				hit = st.flow&failHits != 0
+			case foundFault:
+				s.fault = pc
+				return faulted
+			}
+		}
+		if hit {
+			pc = st.hit
+		} else {
+			pc = st.miss
 		}
 	}
 	return pc
@@ -145,9 +158,7 @@ func (c *code) run(s *state) uint32 {
 
 // decide looks up the value that the test in asks for and compares it.
 func (s *state) decide(c *code, in *instr) found {
-	v, hit := uint32(0), false
-	switch {
-	case in.origin == fromWide:
+	if in.origin == fromWide {
 		if s.wideField != in.field {
 			wide, ok := s.wideValue(in.field)
 			if !ok {
@@ -155,18 +166,23 @@ func (s *state) decide(c *code, in *instr) found {
 			}
 			s.wide, s.wideField = wide, in.field
 		}
-		hit = c.acceptsWide(in, s.wide)
-	case s.ready&in.slotBit != 0:
-		v = s.slots[in.slot%numSlots]
-		hit = c.accepts(in, v)
-	default:
+		return inside(c.acceptsWide(in, s.wide))
+	}
+	v := s.slots[in.slot%numSlots]
+	if s.ready&in.slotBit == 0 {
 		var f found
 		if v, f = s.fetch(in); f != foundHit {
 			return f
 		}
-		hit = c.accepts(in, v)
 	}
-	if hit {
+	if in.check == checkRange {
+		return inside(v-in.lo <= in.span)
+	}
+	return inside(c.contains(in, v))
+}
+
+func inside(yes bool) found {
+	if yes {
 		return foundHit
 	}
 	return foundMiss
@@ -178,7 +194,11 @@ func (s *state) fetch(in *instr) (v uint32, f found) {
 	var ok bool
 	switch in.origin {
 	case fromWord:
-		v, ok = s.headerWord(in)
+		at := s.offset(in.base)
+		off := at + int(in.off)
+		if ok = at >= 0 && off <= len(s.packet)-4; ok {
+			v = binary.BigEndian.Uint32(s.packet[off:]) >> (in.shift & 31) & in.mask
+		}
 	case fromPresent:
 		v, ok = bit(s.offset(in.base) >= 0), true
 	case fromElement:
@@ -197,8 +217,10 @@ func (s *state) fetch(in *instr) (v uint32, f found) {
 		s.absent |= in.slotBit
 		return 0, foundAbsent
 	}
-	s.slots[in.slot%numSlots] = v
-	s.ready |= in.slotBit
+	if in.slotBit != 0 {
+		s.slots[in.slot%numSlots] = v
+		s.ready |= in.slotBit
+	}
 	return v, foundHit
 }
 
@@ -221,28 +243,15 @@ func (s *state) offset(b base) int {
 	}
 }
 
-// headerWord reads a field of a header, not ok if the header is absent.
-func (s *state) headerWord(in *instr) (v uint32, ok bool) {
-	at := s.offset(in.base)
-	off := at + int(in.off)
-	if at < 0 || off > len(s.packet)-4 {
-		return 0, false
-	}
-	return binary.BigEndian.Uint32(s.packet[off:]) >> (in.shift & 31) & in.mask, true
-}
-
-// accepts reports whether v lies in the range or set of in.
-func (c *code) accepts(in *instr, v uint32) bool {
-	switch in.check {
-	case checkBitmap:
+// contains reports whether v lies in the set of in.
+func (c *code) contains(in *instr, v uint32) bool {
+	if in.check == checkBitmap {
 		return c.bitmaps[in.set].contains(v)
-	case checkSet32:
-		return c.sets[in.set].contains(v)
 	}
-	return v-in.lo <= in.span
+	return c.sets[in.set].contains(v)
 }
 
-// acceptsWide is accepts for wide values.
+// acceptsWide reports whether a wide value lies in the range or set of in.
 func (c *code) acceptsWide(in *instr, v Value) bool {
 	if in.check == checkWideSet {
 		return c.wideSets[in.set].Contains(v)

@@ -216,6 +216,20 @@ func TestMatchStaleParse(t *testing.T) {
 	}
 }
 
+// TestManyValues asks for more values than an evaluation remembers, and then for the first again.
+func TestManyValues(t *testing.T) {
+	for _, n := range []int{1, numSlots - 1, numSlots, numSlots + 1, 3 * numSlots} {
+		var text strings.Builder
+		for i := range n {
+			fmt.Fprintf(&text, "packet[%d] == 0xEE or ", i%40)
+		}
+		text.WriteString("packet[0] == 0x45 and packet[1] != 0x45")
+		if !mustCompile(t, text.String(), packet.LayerNetwork, Extended).Match(mustHex(t, packetHex["A"]), &packet.Address{}) {
+			t.Errorf("%d values: the first is not what it was", n)
+		}
+	}
+}
+
 func TestMatchDoesNotAllocate(t *testing.T) {
 	race.CannotCount(t)
 	pkt := mustHex(t, packetHex["A"])

@@ -23,7 +23,7 @@ func (p *Program) Widen() (wide *Program, exact bool) {
 	if lowered, err := p.Lower(); err == nil && lowered.DriverCheck() == nil {
 		return lowered, true
 	}
-	tests := gatherSets(p.tests)
+	tests := gatherSets(p.tests, 2)
 	for limit := maxDriverTests / 2; limit > 0; limit /= 2 {
 		w := widener{layer: p.layer, tests: tests, ranges: limit}
 		if w.explore(); !w.cut {
@@ -35,9 +35,9 @@ func (p *Program) Widen() (wide *Program, exact bool) {
 	return w.program(), false
 }
 
-// gatherSets joins lists such as "port == 1 or port == 2 or …" and their opposites into sets, which can be
-// widened gently. The first test of a list takes the others in, which nothing leads to any more.
-func gatherSets(tests []Test) []Test {
+// gatherSets joins lists such as "port == 1 or port == 2 or …" and their opposites, of least tests or more, into sets. The
+// first test of a list takes the others in, which nothing leads to any more.
+func gatherSets(tests []Test, least int) []Test {
 	refs := make([]int, len(tests))
 	for i := range tests {
 		for _, t := range [...]Target{tests[i].Succ, tests[i].Fail} {
@@ -59,7 +59,7 @@ func gatherSets(tests []Test) []Test {
 			ranges = append(ranges, more...)
 			last++
 		}
-		if last == i {
+		if last-i+1 < least {
 			continue
 		}
 		first.Op, first.Value, first.Set = OpIn, Value{}, NewSet(ranges)
