@@ -158,18 +158,12 @@ func (c *code) run(s *state) uint32 {
 
 // decide looks up the value that the test in asks for and compares it.
 func (s *state) decide(c *code, in *instr) found {
-	if in.origin == fromWide {
-		if s.wideField != in.field {
-			wide, ok := s.wideValue(in.field)
-			if !ok {
-				return foundAbsent
-			}
-			s.wide, s.wideField = wide, in.field
-		}
-		return inside(c.acceptsWide(in, s.wide))
-	}
 	v := s.slots[in.slot%numSlots]
-	if s.ready&in.slotBit == 0 {
+	switch {
+	case in.origin == fromWide:
+		return s.decideWide(c, in)
+	case s.ready&in.slotBit != 0:
+	default:
 		var f found
 		if v, f = s.fetch(in); f != foundHit {
 			return f
@@ -181,11 +175,30 @@ func (s *state) decide(c *code, in *instr) found {
 	return inside(c.contains(in, v))
 }
 
+func (s *state) decideWide(c *code, in *instr) found {
+	if s.wideField != in.field {
+		wide, ok := s.wideValue(in.field)
+		if !ok {
+			return foundAbsent
+		}
+		s.wide, s.wideField = wide, in.field
+	}
+	return inside(c.acceptsWide(in, s.wide))
+}
+
 func inside(yes bool) found {
 	if yes {
 		return foundHit
 	}
 	return foundMiss
+}
+
+// remember notes the value that the test in asks for, if it has a slot.
+func (s *state) remember(in *instr, v uint32) {
+	if in.slotBit != 0 {
+		s.slots[in.slot%numSlots] = v
+		s.ready |= in.slotBit
+	}
 }
 
 // fetch finds the 32-bit value that the test in asks for and notes it in its slot. It returns
@@ -194,10 +207,13 @@ func (s *state) fetch(in *instr) (v uint32, f found) {
 	var ok bool
 	switch in.origin {
 	case fromWord:
+		// The most frequent origin goes the shortest way.
 		at := s.offset(in.base)
 		off := at + int(in.off)
-		if ok = at >= 0 && off <= len(s.packet)-4; ok {
+		if at >= 0 && off <= len(s.packet)-4 {
 			v = binary.BigEndian.Uint32(s.packet[off:]) >> (in.shift & 31) & in.mask
+			s.remember(in, v)
+			return v, foundHit
 		}
 	case fromPresent:
 		v, ok = bit(s.offset(in.base) >= 0), true
@@ -217,10 +233,7 @@ func (s *state) fetch(in *instr) (v uint32, f found) {
 		s.absent |= in.slotBit
 		return 0, foundAbsent
 	}
-	if in.slotBit != 0 {
-		s.slots[in.slot%numSlots] = v
-		s.ready |= in.slotBit
-	}
+	s.remember(in, v)
 	return v, foundHit
 }
 

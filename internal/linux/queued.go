@@ -171,7 +171,10 @@ func (h *handle) deliver(l *lane, p *packet.Packet, m *queue.Message, at int64) 
 	h.describe(&p.Addr, m, at)
 	t := token{
 		tag: h.sender.tag, id: m.ID, place: m.ID, priority: m.Priority, hook: m.Hook, gso: m.GSO, lane: l.index,
-		ifIdx: p.Addr.Network().IfIdx, dst: destination(m.Payload),
+		ifIdx: p.Addr.Network().IfIdx, dst: destination(m.Payload), sums: sumsOf(&p.Addr),
+	}
+	if int(m.Length) == len(m.Payload) && h.sender.habit.wants(m.ID) {
+		t.digest = digest(m.Payload)
 	}
 	t.put(&p.Addr)
 }

@@ -41,12 +41,12 @@ func (r *runs) next(id uint32) bool { return r.low.Load() == 1<<32|uint64(id-1) 
 // end notes that all up to a number have their verdicts.
 func (r *runs) end(id uint32) { r.low.Store(1<<32 | uint64(id)) }
 
-// run lets the packets at the start of ps that follow each other go on with one verdict, and returns how many
-// those are.
-func (s *sender) run(ps []packet.Packet, v *verdicts) (int, error) {
+// run lets the packets at the start of ps that follow each other and are as they were captured, of which unchanged
+// assures it, go on with one verdict, and returns how many those are.
+func (s *sender) run(ps []packet.Packet, v *verdicts, unchanged bool) (int, error) {
 	first := tokenOf(&ps[0].Addr)
 	l := s.laneOf(&first)
-	if l == nil || !l.runs.next(first.id) {
+	if l == nil || !l.runs.next(first.id) || !unchanged && first.digest == 0 {
 		return 0, nil
 	}
 	n := 0
@@ -55,7 +55,7 @@ func (s *sender) run(ps []packet.Packet, v *verdicts) (int, error) {
 		t := tokenOf(a)
 		follows := t.tag == first.tag && t.lane == first.lane && t.id == first.id+uint32(n) &&
 			t.hook == first.hook && t.priority == first.priority && a.Outbound == t.outbound() && !a.Impostor
-		if !follows || !v.claim(l, &t) {
+		if !follows || !unchanged && !v.compare(&ps[n], &t) || !v.claim(l, &t) {
 			break
 		}
 	}
@@ -68,6 +68,6 @@ func (s *sender) run(ps []packet.Packet, v *verdicts) (int, error) {
 	}
 	last := first.id + uint32(n-1)
 	verdict, o := s.onward(first.hook, first.priority)
-	v[l.index].upTo, v[l.index].run = last, true
+	v.lanes[l.index].upTo, v.lanes[l.index].run = last, true
 	return n, b.AddUpTo(last, verdict, o)
 }

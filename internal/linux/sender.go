@@ -21,6 +21,7 @@ type sender struct {
 	tag   uint32
 	lanes []*lane // none for handles without a queue
 	fresh injector
+	habit habit
 	entry atomic.Pointer[rules.Entry] // nil while the handle is opening
 }
 
@@ -30,24 +31,27 @@ func newSender(h *handle, key cursor.Key, tag uint32) *sender {
 
 func (s *sender) close() { s.fresh.close() }
 
-// verdicts are the batches that a send call has begun, one for each lane it has met.
-type verdicts [maxLanes]struct {
-	batch  *queue.Verdicts
-	claims int    // packets that were taken from those outstanding
-	upTo   uint32 // the last packet of a run that goes on with one verdict
-	run    bool
+// verdicts are what a send call does to captured packets.
+type verdicts struct {
+	lanes [maxLanes]struct { // of each lane that the call has met
+		batch  *queue.Verdicts
+		claims int    // packets that were taken from those outstanding
+		upTo   uint32 // the last packet of a run that goes on with one verdict
+		run    bool
+	}
+	same, changed, unknown int32 // packets that Send found as they had been captured, or not, or cannot tell
 }
 
 // on returns the batch of a lane.
 func (v *verdicts) on(l *lane) (*queue.Verdicts, error) {
-	if v[l.index].batch == nil {
+	if v.lanes[l.index].batch == nil {
 		b, err := l.batch()
 		if err != nil {
 			return nil, err
 		}
-		v[l.index].batch = b
+		v.lanes[l.index].batch = b
 	}
-	return v[l.index].batch, nil
+	return v.lanes[l.index].batch, nil
 }
 
 // claim takes a packet from those outstanding and reports whether it was there.
@@ -55,23 +59,37 @@ func (v *verdicts) claim(l *lane, t *token) bool {
 	if !l.waiting.claimAt(t.place, t.id) {
 		return false
 	}
-	v[l.index].claims++
+	v.lanes[l.index].claims++
 	return true
+}
+
+// compare reports whether a packet that is to be sent is as it was captured, and counts what it finds.
+func (v *verdicts) compare(p *packet.Packet, t *token) bool {
+	switch {
+	case t.digest == 0:
+		v.unknown++
+	case t.same(p):
+		v.same++
+		return true
+	default:
+		v.changed++
+	}
+	return false
 }
 
 // flush sends the batches and gives them back.
 func (v *verdicts) flush(lanes []*lane) (err error) {
 	for i, l := range lanes {
-		if v[i].batch == nil {
+		if v.lanes[i].batch == nil {
 			continue
 		}
-		if e := v[i].batch.Flush(); e != nil {
+		if e := v.lanes[i].batch.Flush(); e != nil {
 			err = errors.Join(err, e)
-		} else if v[i].run {
-			l.runs.end(v[i].upTo)
+		} else if v.lanes[i].run {
+			l.runs.end(v.lanes[i].upTo)
 		}
-		l.batches.Put(v[i].batch)
-		l.runs.settled(v[i].claims)
+		l.batches.Put(v.lanes[i].batch)
+		l.runs.settled(v.lanes[i].claims)
 	}
 	return err
 }
@@ -109,8 +127,8 @@ func (s *sender) send(ps []packet.Packet, unchanged bool) (sent int, last error)
 	var v verdicts
 	var reinjected, injected uint64
 	rest := ps
-	if unchanged && len(ps) > 1 {
-		n, err := s.run(ps, &v)
+	if len(ps) > 1 {
+		n, err := s.run(ps, &v, unchanged)
 		if err != nil {
 			return 0, closedError(err)
 		}
@@ -127,6 +145,7 @@ func (s *sender) send(ps []packet.Packet, unchanged bool) (sent int, last error)
 			injected++
 		}
 	}
+	s.habit.learn(v.same, v.changed, v.unknown)
 	if err := v.flush(s.lanes); err != nil {
 		return 0, closedError(err)
 	}
@@ -161,7 +180,7 @@ func (s *sender) laneOf(t *token) *lane {
 func (s *sender) one(p *packet.Packet, v *verdicts, unchanged bool) (again bool, err error) {
 	t := tokenOf(&p.Addr)
 	l := s.laneOf(&t)
-	if unchanged && l != nil && p.Addr.Outbound == t.outbound() && !p.Addr.Impostor && v.claim(l, &t) {
+	if l != nil && p.Addr.Outbound == t.outbound() && !p.Addr.Impostor && (unchanged || v.compare(p, &t)) && v.claim(l, &t) {
 		return true, s.onto(v, l, &t, nil)
 	}
 	data, err := engine.Whole(p.Data)

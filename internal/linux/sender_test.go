@@ -215,6 +215,9 @@ func (s *sender) captured(t testing.TB, hex string, m queue.Message) *packet.Pac
 	t.Helper()
 	p := &packet.Packet{}
 	m.Payload = unhex(t, hex)
+	if m.Length == 0 {
+		m.Length = uint32(len(m.Payload))
+	}
 	s.h.deliver(s.lanes[0], p, &m, now())
 	s.lanes[0].waiting.put(m.ID)
 	return p

@@ -19,8 +19,10 @@ type token struct {
 	ifIdx    uint32 // as captured
 	dst      uint32 // digest of the destination address
 	hook     queue.Hook
-	gso      bool  // the packet is to be cut into segments
-	lane     uint8 // which of the handle's queues
+	gso      bool   // the packet is to be cut into segments
+	lane     uint8  // which of the handle's queues
+	sums     uint8  // sumsOf the address, as captured
+	digest   uint64 // of the packet's bytes, 0: unknown
 }
 
 // tokenOffset is where the token lies in the layer data, behind interface and sub-interface.
@@ -41,7 +43,10 @@ func (t *token) put(a *packet.Address) {
 		b[21] = 1
 	}
 	b[22] = t.lane
+	b[23] = t.sums
 	le.PutUint32(b[24:], t.place)
+	// Four bytes are the process's (packet.NetworkData).
+	le.PutUint64(b[32:], t.digest)
 }
 
 // tokenOf reads the token of an address. Any address has one; only the tag makes it mean something.
@@ -51,7 +56,8 @@ func tokenOf(a *packet.Address) token {
 	return token{
 		tag: le.Uint32(b[0:]), id: le.Uint32(b[4:]), priority: le.Uint32(b[8:]),
 		ifIdx: le.Uint32(b[12:]), dst: le.Uint32(b[16:]),
-		hook: queue.Hook(b[20]), gso: b[21] != 0, lane: b[22], place: le.Uint32(b[24:]),
+		hook: queue.Hook(b[20]), gso: b[21] != 0, lane: b[22], sums: b[23],
+		place: le.Uint32(b[24:]), digest: le.Uint64(b[32:]),
 	}
 }
 
