@@ -346,26 +346,6 @@ func TestFormatQuirks(t *testing.T) { // filter-object.md 5
 	}
 }
 
-// TestFormatManyReferences has a test that 256 others lead to: the original counts in 8 bits.
-func TestFormatManyReferences(t *testing.T) {
-	for n := 250; n <= 256; n++ {
-		tests := make([]Test, n)
-		for i := range tests {
-			tests[i] = Test{Field: FieldTCP, Value: Value{Lo: 1}, Succ: Target(i + 1), Fail: Target(n - 1)}
-		}
-		tests[n-2].Succ = Reject
-		tests[n-1] = Test{Field: FieldUDP, Value: Value{Lo: 1}, Succ: Accept, Fail: Reject}
-		p := newProgram(packet.LayerNetwork, tests)
-		again := mustCompile(t, p.String(), packet.LayerNetwork, Extended)
-		for _, name := range []string{"A", "B", "C"} {
-			b := mustHex(t, packetHex[name])
-			if p.Match(b, &packet.Address{}) != again.Match(b, &packet.Address{}) {
-				t.Errorf("%d tests, packet %s: the text decides otherwise", n, name)
-			}
-		}
-	}
-}
-
 // TestFormatExplosion has a program whose text would have 2^99 parts.
 func TestFormatExplosion(t *testing.T) {
 	const levels = 100

@@ -87,7 +87,7 @@ func TestParseIPv6Address(t *testing.T) {
 		{"Quirk: six zero groups before IPv4", "0:0:0:0:0:0:1.2.3.4", nil},
 		{"Quirk: ffff is not anchored at the right", "0:0:0:0:ffff:1.2.3.4", nil},
 		{"Quirk: six groups between :: and IPv4", "::0:0:0:0:0:ffff:1.2.3.4", &mapped},
-		{"Quirk: seven groups between :: and IPv4 are too many", "::0:0:0:0:0:0:0:1.2.3.4", nil},
+		{"Quirk, not kept as recommended: seven groups between :: and IPv4 are too many", "::0:0:0:0:0:0:0:1.2.3.4", nil},
 		{"nine groups in all overlap", "0:0:0:0:0::0:ffff:1.2.3.4", &mapped},
 
 		{"a group before IPv4", "1::1.2.3.4", nil},

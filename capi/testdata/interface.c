@@ -202,6 +202,28 @@ static void check_byte_order(void)
 static UINT8 syn[44] = {0x45, 0, 0, 0x2c, 0x1c, 0x46, 0x40, 0, 0x40, 6, 0x50, 0x7b, 10, 1, 2, 3, 192, 0, 2, 7, 0xc0, 0, 0,
                         0x50, 1, 2, 3, 4, 0, 0, 0, 0, 0x60, 2, 0xfa, 0xf0, 0x0a, 0xd4, 0, 0, 2, 4, 5, 0xb4};
 
+/* check_untouched: of what is no whole packet nothing is told; all outputs stay as they were (packets.md 1.3). */
+static void check_untouched(const UINT8 *packet, UINT length)
+{
+    struct {
+        PWINDIVERT_IPHDR ip;
+        PWINDIVERT_IPV6HDR ipv6;
+        PWINDIVERT_ICMPHDR icmp;
+        PWINDIVERT_ICMPV6HDR icmpv6;
+        PWINDIVERT_TCPHDR tcp;
+        PWINDIVERT_UDPHDR udp;
+        PVOID data, next;
+        UINT data_length, next_length;
+        UINT8 protocol;
+    } out, before;
+
+    memset(&out, 0xA5, sizeof(out));
+    memcpy(&before, &out, sizeof(out));
+    CHECK(!WinDivertHelperParsePacket(packet, length, &out.ip, &out.ipv6, &out.protocol, &out.icmp, &out.icmpv6,
+                                      &out.tcp, &out.udp, &out.data, &out.data_length, &out.next, &out.next_length));
+    CHECK(memcmp(&before, &out, sizeof(out)) == 0);
+}
+
 static void check_packets(void)
 {
     PWINDIVERT_TCPHDR tcp = NULL;
@@ -219,9 +241,9 @@ static void check_packets(void)
     SetLastError(12345);
     CHECK(WinDivertHelperParsePacket(syn, sizeof(syn), NULL, NULL, NULL, NULL, NULL, &tcp, NULL, NULL, NULL, NULL, NULL));
     CHECK((UINT8 *)tcp == syn + 20);
-    CHECK(!WinDivertHelperParsePacket(syn, 43, NULL, NULL, NULL, NULL, NULL, &tcp, NULL, NULL, NULL, NULL, NULL));
-    CHECK(!WinDivertHelperParsePacket(NULL, 44, NULL, NULL, NULL, NULL, NULL, &tcp, NULL, NULL, NULL, NULL, NULL));
-    CHECK((UINT8 *)tcp == syn + 20);
+    check_untouched(syn, 43);
+    check_untouched(syn, 19);
+    check_untouched(NULL, 44);
     CHECK(!WinDivertHelperCalcChecksums(NULL, 40, NULL, 0));
     CHECK(!WinDivertHelperDecrementTTL(NULL, 40));
     EQUAL(GetLastError(), 12345);
@@ -250,6 +272,10 @@ static void check_addresses(void)
     FAILS(WinDivertHelperParseIPv6Address(NULL, addr), ERROR_INVALID_PARAMETER, EINVAL);
     FAILS(WinDivertHelperParseIPv6Address("::1::", addr), ERROR_INVALID_PARAMETER, EINVAL);
     EQUAL(addr[0], 0x01020304u); /* untouched */
+    /* Quirk: what stands before an IPv4 address is looked at even if nobody wants the result. */
+    FAILS(WinDivertHelperParseIPv6Address("1::1.2.3.4", NULL), ERROR_INVALID_PARAMETER, EINVAL);
+    SUCCEEDS(WinDivertHelperParseIPv6Address("::ffff:1.2.3.4", NULL));
+    SUCCEEDS(WinDivertHelperParseIPv6Address("1::2", NULL));
     SUCCEEDS(WinDivertHelperParseIPv4Address("4.3.2.1", NULL));
     SUCCEEDS(WinDivertHelperParseIPv4Address("4.3.2.1", addr + 2));
     EQUAL(addr[2], 0x04030201u);
@@ -260,7 +286,14 @@ static void check_addresses(void)
     CHECK(strcmp(text, "1.2.3.") == 0);
     FAILS(WinDivertHelperFormatIPv4Address(addr[0], text, 6), ERROR_INSUFFICIENT_BUFFER, EMSGSIZE);
     CHECK(strcmp(text, "1.2.3") == 0);
+    SUCCEEDS(WinDivertHelperFormatIPv4Address(addr[0], text, 8));
+    CHECK(strcmp(text, "1.2.3.4") == 0);
     FAILS(WinDivertHelperFormatIPv4Address(addr[0], text, 0), ERROR_INSUFFICIENT_BUFFER, EMSGSIZE);
+    CHECK(strcmp(text, "1.2.3.4") == 0);
+    SUCCEEDS(WinDivertHelperFormatIPv6Address(addr, text, 7)); /* the same quirk */
+    CHECK(strcmp(text, "1.2.3.") == 0);
+    FAILS(WinDivertHelperFormatIPv6Address(addr, text, 6), ERROR_INSUFFICIENT_BUFFER, EMSGSIZE);
+    CHECK(strcmp(text, "1.2.3") == 0);
     FAILS(WinDivertHelperFormatIPv4Address(addr[0], NULL, 20), ERROR_INSUFFICIENT_BUFFER, EMSGSIZE);
     FAILS(WinDivertHelperFormatIPv6Address(addr, NULL, 20), ERROR_INSUFFICIENT_BUFFER, EMSGSIZE);
     FAILS(WinDivertHelperFormatIPv6Address(NULL, text, 16), ERROR_INVALID_PARAMETER, EINVAL);
@@ -282,7 +315,7 @@ static void check_filters(void)
     WINDIVERT_ADDRESS addr;
     const char *error = "unchanged";
     UINT position = 12345;
-    char buffer[10255], *filter;
+    char buffer[10255], cut[20], *filter;
 
     FAILS(WinDivertHelperCompileFilter(NULL, WINDIVERT_LAYER_NETWORK, buffer, sizeof(buffer), &error, &position),
           ERROR_INVALID_PARAMETER, EINVAL);
@@ -296,6 +329,12 @@ static void check_filters(void)
     CHECK(strcmp(buffer, "@Win") == 0 && position == 0 && strstr(error, "buffer") != NULL);
     CHECK(WinDivertHelperCompileFilter("true", WINDIVERT_LAYER_NETWORK, buffer, sizeof(buffer), &error, &position));
     EQUAL(GetLastError(), 0); /* set on entry */
+    CHECK(strcmp(buffer, "@WinDiv_WX_WWWWAA") == 0);
+    CHECK(WinDivertHelperCompileFilter("true", WINDIVERT_LAYER_NETWORK, cut, 17, NULL, NULL)); /* quirk: no NUL fits */
+    CHECK(strcmp(cut, "@WinDiv_WX_WWWWA") == 0);
+    FAILS(WinDivertHelperCompileFilter("true", WINDIVERT_LAYER_NETWORK, cut, 16, NULL, NULL), ERROR_INSUFFICIENT_BUFFER,
+          EMSGSIZE);
+    CHECK(strcmp(cut, "@WinDiv_WX_WWWW") == 0);
     CHECK(WinDivertHelperCompileFilter(buffer, WINDIVERT_LAYER_NETWORK, NULL, 0, &error, &position));
     CHECK(position == 0 && error != NULL);
     /* The number of the layer is not looked at, but no layer has fields then. */
@@ -306,6 +345,13 @@ static void check_filters(void)
     CHECK(WinDivertHelperCompileFilter(filter, WINDIVERT_LAYER_NETWORK, buffer, sizeof(buffer), NULL, NULL));
     CHECK(strcmp(buffer, "@WinDiv_WW") == 0);
     free(filter);
+    /* Quirk: that is success, and nobody accepts the result. */
+    FAILS(WinDivertHelperCompileFilter(buffer, WINDIVERT_LAYER_NETWORK, NULL, 0, NULL, NULL), ERROR_INVALID_PARAMETER,
+          EINVAL);
+    FAILS(WinDivertHelperFormatFilter(buffer, WINDIVERT_LAYER_NETWORK, cut, sizeof(cut)), ERROR_INVALID_PARAMETER,
+          EINVAL);
+    memset(&addr, 0, sizeof(addr));
+    FAILS(WinDivertHelperEvalFilter(buffer, syn, sizeof(syn), &addr), ERROR_INVALID_PARAMETER, EINVAL);
     filter = many(257);
     CHECK(!WinDivertHelperCompileFilter(filter, WINDIVERT_LAYER_NETWORK, NULL, 0, NULL, NULL));
     free(filter);
@@ -316,6 +362,14 @@ static void check_filters(void)
     FAILS(WinDivertHelperFormatFilter("tcp", WINDIVERT_LAYER_NETWORK, buffer, 0), ERROR_INSUFFICIENT_BUFFER, EMSGSIZE);
     FAILS(WinDivertHelperFormatFilter("tcp", WINDIVERT_LAYER_NETWORK, buffer, 2), ERROR_INSUFFICIENT_BUFFER, EMSGSIZE);
     CHECK(strcmp(buffer, "t") == 0);
+    SUCCEEDS(WinDivertHelperFormatFilter("tcp", WINDIVERT_LAYER_NETWORK, buffer, 3)); /* quirk: no NUL fits */
+    CHECK(strcmp(buffer, "tc") == 0);
+    SUCCEEDS(WinDivertHelperFormatFilter("tcp", WINDIVERT_LAYER_NETWORK, buffer, 4));
+    CHECK(strcmp(buffer, "tcp") == 0);
+    /* The original returns TRUE here, as it skips udp. The specification recommends FALSE. */
+    FAILS(WinDivertHelperFormatFilter("tcp and udp", WINDIVERT_LAYER_NETWORK, buffer, 8), ERROR_INSUFFICIENT_BUFFER,
+          EMSGSIZE);
+    CHECK(strcmp(buffer, "tcp and") == 0);
     SUCCEEDS(WinDivertHelperFormatFilter("event == 1", WINDIVERT_LAYER_FLOW, buffer, sizeof(buffer)));
     CHECK(strcmp(buffer, "event = ESTABLISHED") == 0);
     CHECK(WinDivertHelperCompileFilter("event == 1", WINDIVERT_LAYER_FLOW, buffer, sizeof(buffer), NULL, NULL));
@@ -422,6 +476,7 @@ static void check_open(void)
     refuses(NULL, WINDIVERT_LAYER_NETWORK, 0, 0);
     refuses("", WINDIVERT_LAYER_NETWORK, 0, 0);
     refuses("tcp and", WINDIVERT_LAYER_NETWORK, 0, 0);
+    refuses("@WinDiv_WW", WINDIVERT_LAYER_NETWORK, 0, 0); /* the object of 256 tests */
     refuses("true", 5, 0, 0);
     refuses("true", -1, 0, 0);
     refuses("true", WINDIVERT_LAYER_NETWORK, 30001, 0);
