@@ -13,7 +13,6 @@ import (
 
 	"github.com/opendivert/divert/filter"
 	"github.com/opendivert/divert/internal/vectors"
-	"github.com/opendivert/divert/packet"
 )
 
 // helper is testdata/vectors.c at work: it answers a line with a line.
@@ -77,11 +76,6 @@ func expect(got, want string) error {
 	return nil
 }
 
-var layers = map[string]packet.Layer{
-	"NETWORK": packet.LayerNetwork, "NETWORK_FORWARD": packet.LayerForward, "FLOW": packet.LayerFlow,
-	"SOCKET": packet.LayerSocket, "REFLECT": packet.LayerReflect,
-}
-
 // kinds are the errors of the compiler by their names in the vectors.
 var kinds = map[string]filter.ErrorKind{
 	"TOO_DEEP": filter.ErrTooDeep, "TOO_LONG": filter.ErrTooLong, "BAD_TOKEN": filter.ErrBadToken,
@@ -92,13 +86,14 @@ var kinds = map[string]filter.ErrorKind{
 
 func TestVectorCompile(t *testing.T) {
 	type row struct {
-		Layer, Filter, Object, Error string
-		OK                           bool
-		Pos                          uint32
+		Layer                 vectors.Layer
+		Filter, Object, Error string
+		OK                    bool
+		Pos                   uint32
 	}
 	h := startHelper(t)
 	vectors.Run(t, "compile", func(r row) error {
-		got := h.ask("compile %d %s", layers[r.Layer], text(r.Filter))
+		got := h.ask("compile %d %s", r.Layer, text(r.Filter))
 		if r.OK {
 			return expect(got, "ok "+text(r.Object))
 		}
@@ -111,21 +106,25 @@ func TestVectorCompile(t *testing.T) {
 }
 
 func TestVectorFormat(t *testing.T) {
-	type row struct{ Layer, Filter, Text string }
+	type row struct {
+		Layer        vectors.Layer
+		Filter, Text string
+	}
 	h := startHelper(t)
 	vectors.Run(t, "format", func(r row) error {
-		return expect(h.ask("format %d %s", layers[r.Layer], text(r.Filter)), "ok "+text(r.Text))
+		return expect(h.ask("format %d %s", r.Layer, text(r.Filter)), "ok "+text(r.Text))
 	})
 }
 
 func TestVectorObjects(t *testing.T) {
 	type row struct {
-		Layer, Object string
-		OK            bool
+		Layer  vectors.Layer
+		Object string
+		OK     bool
 	}
 	h := startHelper(t)
 	vectors.Run(t, "objects", func(r row) error {
-		got := h.ask("compile %d %s", layers[r.Layer], text(r.Object))
+		got := h.ask("compile %d %s", r.Layer, text(r.Object))
 		if r.OK {
 			if !strings.HasPrefix(got, "ok =") {
 				return fmt.Errorf("the library answers %q", got)
@@ -138,9 +137,10 @@ func TestVectorObjects(t *testing.T) {
 
 func TestVectorEval(t *testing.T) {
 	type row struct {
-		Layer, Filter string
-		Packet, Addr  vectors.Bytes
-		Match         bool
+		Layer        vectors.Layer // that of the address
+		Filter       string
+		Packet, Addr vectors.Bytes
+		Match        bool
 	}
 	h := startHelper(t)
 	vectors.Run(t, "eval", func(r row) error {

@@ -6,7 +6,6 @@ import (
 	"testing"
 
 	"github.com/opendivert/divert/internal/vectors"
-	"github.com/opendivert/divert/packet"
 )
 
 // vectorErrors are the names of error kinds in the vectors.
@@ -18,16 +17,6 @@ var vectorErrors = map[ErrorKind]string{
 	ErrUnexpectedToken:  "UNEXPECTED_TOKEN",
 	ErrIndexOutOfBounds: "INDEX_OOB",
 	ErrBadObject:        "BAD_OBJECT",
-}
-
-// layerNamed returns the layer of a name in the vectors.
-func layerNamed(name string) (Layer, error) {
-	for l := range packet.NumLayers {
-		if l.String() == name {
-			return l, nil
-		}
-	}
-	return 0, fmt.Errorf("no layer %q", name)
 }
 
 // compileResult compiles in the strict dialect and returns the object, or "ERROR at position".
@@ -48,20 +37,18 @@ func compileResult(text string, layer Layer) string {
 
 func TestVectorCompile(t *testing.T) {
 	vectors.Run(t, "compile", func(row struct {
-		Layer, Filter, Object, Error string
-		OK                           bool
-		Pos                          uint32
+		Layer                 vectors.Layer
+		Filter, Object, Error string
+		OK                    bool
+		Pos                   uint32
 	}) error {
-		layer, err := layerNamed(row.Layer)
-		if err != nil {
-			return err
-		}
+		layer := Layer(row.Layer)
 		want := row.Object
 		if !row.OK {
 			want = fmt.Sprintf("%s at %d", row.Error, row.Pos)
 		}
 		if got := compileResult(row.Filter, layer); got != want {
-			return fmt.Errorf("%s %q: got %s, want %s", row.Layer, row.Filter, got, want)
+			return fmt.Errorf("%s %q: got %s, want %s", layer, row.Filter, got, want)
 		}
 		return nil
 	})

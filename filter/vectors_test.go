@@ -8,27 +8,19 @@ import (
 	"github.com/opendivert/divert/packet"
 )
 
-// layerByName has the layers by the names the vectors use.
-var layerByName = func() map[string]Layer {
-	m := make(map[string]Layer)
-	for l := range packet.NumLayers {
-		m[l.String()] = l
-	}
-	return m
-}()
-
 func TestVectorEval(t *testing.T) {
 	type row struct {
-		Layer, Filter string
-		Packet, Addr  vectors.Bytes
-		Match         bool
+		Layer        vectors.Layer
+		Filter       string
+		Packet, Addr vectors.Bytes
+		Match        bool
 	}
 	vectors.Run(t, "eval", func(r row) error {
 		var a packet.Address
 		if err := a.UnmarshalBinary(r.Addr); err != nil {
 			return err
 		}
-		p, err := Compile(r.Filter, layerByName[r.Layer], Strict)
+		p, err := Compile(r.Filter, Layer(r.Layer), Strict)
 		if err != nil {
 			return err
 		}
@@ -44,9 +36,12 @@ func TestVectorEval(t *testing.T) {
 }
 
 func TestVectorFormat(t *testing.T) {
-	type row struct{ Layer, Filter, Text string }
+	type row struct {
+		Layer        vectors.Layer
+		Filter, Text string
+	}
 	vectors.Run(t, "format", func(r row) error {
-		p, err := Compile(r.Filter, layerByName[r.Layer], Strict)
+		p, err := Compile(r.Filter, Layer(r.Layer), Strict)
 		if err != nil {
 			return err
 		}
@@ -59,11 +54,12 @@ func TestVectorFormat(t *testing.T) {
 
 func TestVectorObjects(t *testing.T) {
 	type row struct {
-		Layer, Object string
-		OK            bool
+		Layer  vectors.Layer
+		Object string
+		OK     bool
 	}
 	vectors.Run(t, "objects", func(r row) error {
-		p, err := Compile(r.Object, layerByName[r.Layer], Strict)
+		p, err := Compile(r.Object, Layer(r.Layer), Strict)
 		if (err == nil) != r.OK {
 			return fmt.Errorf("Compile: %v", err)
 		}
@@ -80,7 +76,7 @@ func TestVectorObjects(t *testing.T) {
 			}
 			return nil
 		}
-		again, err := ParseObject(object, layerByName[r.Layer])
+		again, err := ParseObject(object, Layer(r.Layer))
 		if err != nil {
 			return fmt.Errorf("%s is not accepted again: %v", object, err)
 		}

@@ -10,6 +10,16 @@ import (
 	"github.com/opendivert/divert/internal/vectors"
 )
 
+// TestVectorLayers holds the names of layers in the vectors to those of this package.
+func TestVectorLayers(t *testing.T) {
+	for l := range NumLayers {
+		var named vectors.Layer
+		if err := named.UnmarshalText([]byte(l.String())); err != nil || Layer(named) != l {
+			t.Errorf("%v is %v, %v", l, Layer(named), err)
+		}
+	}
+}
+
 func TestVectorHash(t *testing.T) {
 	type row struct {
 		Packet     vectors.Bytes

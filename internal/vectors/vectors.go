@@ -5,6 +5,7 @@ package vectors
 
 import (
 	"bufio"
+	"bytes"
 	"compress/gzip"
 	"encoding/hex"
 	"encoding/json"
@@ -14,6 +15,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"runtime/debug"
 	"slices"
 	"testing"
 )
@@ -21,8 +23,11 @@ import (
 // Env is the environment variable that names the folder to read instead of the project's own.
 const Env = "DIVERT_VECTORS"
 
-// maxReported is how many failed rows are reported one by one.
-const maxReported = 20
+// maxReported is how many failed rows are reported one by one, and maxRow how much of each, in bytes.
+const (
+	maxReported = 20
+	maxRow      = 500
+)
 
 // Kinds are the kinds of vectors; the rows of a kind are the lines of KIND.jsonl or KIND.jsonl.gz.
 var Kinds = []string{
@@ -43,8 +48,24 @@ func (b *Bytes) UnmarshalText(text []byte) error {
 	return err
 }
 
+// Layer is the number of a layer, which a row has by its name. Another name is an error.
+type Layer uint8
+
+// layerNames are the names by their numbers.
+var layerNames = []string{"NETWORK", "NETWORK_FORWARD", "FLOW", "SOCKET", "REFLECT"}
+
+// UnmarshalText sets l from a name.
+func (l *Layer) UnmarshalText(text []byte) error {
+	number := slices.Index(layerNames, string(text))
+	if number < 0 {
+		return fmt.Errorf("unknown layer %q", text)
+	}
+	*l = Layer(number)
+	return nil
+}
+
 // Run reads all rows of a kind and calls check for each; T is a struct with the JSON fields of a row.
-// It reports the first 20 rows for which check returns an error, with their line number, and prints
+// It reports the first 20 rows for which check returns an error or panics, with their line number, and prints
 // a line "KIND: N passed, M failed". No rows at all is a failure. A kind that is missing from
 // the folder of DIVERT_VECTORS skips the test, unless no kind at all is there: that is a failure.
 //
@@ -81,7 +102,7 @@ func run[T any](t reporter, kind string, check func(row T) error) {
 		var row T
 		err := json.Unmarshal(line, &row)
 		if err == nil {
-			err = check(row)
+			err = safely(check, row)
 		}
 		if err == nil {
 			passed++
@@ -89,7 +110,7 @@ func run[T any](t reporter, kind string, check func(row T) error) {
 		}
 		failed++
 		if failed <= maxReported {
-			t.Errorf("%s line %d: %v\n\t%s", kind, number, err, line)
+			t.Errorf("%s line %d: %v\n\t%s", kind, number, err, clipped(line))
 		}
 	})
 	fmt.Printf("%s: %d passed, %d failed\n", kind, passed, failed)
@@ -103,6 +124,24 @@ func run[T any](t reporter, kind string, check func(row T) error) {
 	if passed+failed == 0 {
 		t.Errorf("%s: no rows", kind)
 	}
+}
+
+// safely calls check. A panic becomes an error, so that the other rows are checked all the same.
+func safely[T any](check func(row T) error, row T) (err error) {
+	defer func() {
+		if v := recover(); v != nil {
+			err = fmt.Errorf("panic: %v\n%s", v, debug.Stack())
+		}
+	}()
+	return check(row)
+}
+
+// clipped returns the beginning of a row that is long, with its length, and any other row as it is.
+func clipped(row []byte) string {
+	if len(row) <= maxRow {
+		return string(row)
+	}
+	return fmt.Sprintf("%s… (%d bytes)", bytes.ToValidUTF8(row[:maxRow], nil), len(row))
 }
 
 // lines calls f for each line of r that is not empty, with its number (from 1).

@@ -27,11 +27,15 @@ func (r *recorder) Skipf(format string, args ...any) {
 }
 
 type row struct {
+	Layer  Layer
 	Packet Bytes
 	OK     bool
 }
 
 func checkOK(r row) error {
+	if len(r.Packet) > 0 && r.Packet[0] == 0xFF {
+		panic("the check gives up")
+	}
 	if !r.OK {
 		return errors.New("not ok")
 	}
@@ -56,6 +60,8 @@ func write(t *testing.T, path, text string) {
 func TestRun(t *testing.T) {
 	good := `{"packet":"4500","ok":true}` + "\n"
 	bad := `{"packet":"","ok":false}` + "\n"
+	panics := `{"packet":"ff","ok":true}` + "\n"
+	long := `{"packet":"` + strings.Repeat("45", maxRow) + `","ok":false}` + "\n"
 	tests := []struct {
 		name, file, text      string
 		errors, fatals, skips int
@@ -68,6 +74,12 @@ func TestRun(t *testing.T) {
 		{name: "at most 20 rows are reported", file: "ttl.jsonl", text: strings.Repeat(bad, 30), errors: 21},
 		{name: "broken JSON is a failed row", file: "ttl.jsonl", text: good + "{\n", errors: 1, first: "line 2"},
 		{name: "broken hex is a failed row", file: "ttl.jsonl", text: `{"packet":"4x","ok":true}`, errors: 1},
+		{name: "a panic is a failed row", file: "ttl.jsonl", text: good + panics + bad + good, errors: 2, first: "ttl line 2: panic: the check gives up\n"},
+		{name: "the row of a panic is told", file: "ttl.jsonl", text: panics, errors: 1, first: "\n\t" + strings.TrimSpace(panics)},
+		{name: "a long row is clipped", file: "ttl.jsonl", text: long, errors: 1, first: "not ok\n\t" + long[:maxRow] + fmt.Sprintf("… (%d bytes)", len(long)-1)},
+		{name: "a layer", file: "ttl.jsonl", text: `{"layer":"REFLECT","ok":true}`},
+		{name: "an unknown layer is a failed row", file: "ttl.jsonl", text: good + `{"layer":"NETWROK","ok":true}`, errors: 1, first: `line 2: unknown layer "NETWROK"`},
+		{name: "no name of a layer is a failed row", file: "ttl.jsonl", text: `{"layer":"","ok":true}`, errors: 1, first: `unknown layer ""`},
 		{name: "no rows", file: "ttl.jsonl", errors: 1, first: "no rows"},
 		{name: "another kind is there", file: "hash.jsonl", text: good, skips: 1, first: "no ttl.jsonl"},
 		{name: "no kind is there", file: "other.jsonl", text: good, fatals: 1},
@@ -87,6 +99,18 @@ func TestRun(t *testing.T) {
 				t.Errorf("reported %q, want %q in it", all[0], tt.first)
 			}
 		})
+	}
+}
+
+func TestClipped(t *testing.T) {
+	whole := strings.Repeat("x", maxRow)
+	for text, want := range map[string]string{
+		whole: whole, whole + "y": whole + fmt.Sprintf("… (%d bytes)", maxRow+1),
+		whole[1:] + "é": whole[1:] + fmt.Sprintf("… (%d bytes)", maxRow+1),
+	} {
+		if got := clipped([]byte(text)); got != want {
+			t.Errorf("%d bytes: %q", len(text), got)
+		}
 	}
 }
 

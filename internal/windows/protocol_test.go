@@ -163,20 +163,16 @@ func (o *object) instruction() []byte {
 // the original compiles the filters to.
 func TestUpload(t *testing.T) {
 	type row struct {
-		Layer, Filter string
-		OK            bool
-		Object        string
-	}
-	layers := make(map[string]packet.Layer)
-	for l := range packet.NumLayers {
-		layers[l.String()] = l
+		Layer          vectors.Layer
+		Filter, Object string
+		OK             bool
 	}
 	uploaded, refused := 0, 0
 	vectors.Run(t, "compile", func(r row) error {
 		if !r.OK {
 			return nil
 		}
-		layer := layers[r.Layer]
+		layer := packet.Layer(r.Layer)
 		p, err := filter.Compile(r.Filter, layer, filter.Strict)
 		if err != nil {
 			return err
