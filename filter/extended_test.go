@@ -163,6 +163,20 @@ var extendedErrors = []struct {
 	{"field on the right", atNetwork, "tcp.DstPort == tcp.SrcPort", ErrUnexpectedToken, 15, "tcp.SrcPort", "numbers and addresses"},
 	{"true on the right", atNetwork, "tcp == true", ErrUnexpectedToken, 7, "true", "TRUE"},
 	{"three equals signs", atNetwork, "tcp === 1", ErrUnexpectedToken, 6, "=", "=="},
+	{"less or equal turned round", atNetwork, "tcp.DstPort =< 80", ErrUnexpectedToken, 13, "<", "the operator is <="},
+	{"greater or equal turned round", atNetwork, "tcp.DstPort => 80", ErrUnexpectedToken, 13, ">", "the operator is >="},
+	{"unequal turned round", atNetwork, "tcp.DstPort =! 80", ErrUnexpectedToken, 13, "!", "the operator is !="},
+	{"unequal with two equals signs", atNetwork, "tcp.DstPort ==!80", ErrUnexpectedToken, 14, "!", "the operator is !="},
+	{"unequal of other languages", atNetwork, "tcp.DstPort <> 80", ErrUnexpectedToken, 13, ">", "the operator is !="},
+	{"unequal of other languages turned round", atNetwork, "tcp.DstPort >< 80", ErrUnexpectedToken, 13, "<", "the operator is !="},
+	{"greater and two equals signs", atNetwork, "packet[0] >== 80", ErrUnexpectedToken, 12, "=", "the operator is >="},
+	{"less or equal apart", atNetwork, "packet[0] <\t= 80", ErrUnexpectedToken, 12, "=", "the operator is <="},
+	{"less and two equals signs", atNetwork, "packet[0] <== 80", ErrUnexpectedToken, 12, "=", "the operator is <="},
+	{"unequal with two equals signs, in the right order", atNetwork, "packet[0] !== 80", ErrUnexpectedToken, 12, "=", "the operator is !="},
+	{"greater or equal apart", atNetwork, "packet[0] > = 80", ErrUnexpectedToken, 12, "=", "the operator is >="},
+	{"equals signs apart", atNetwork, "packet[0] = = 80", ErrUnexpectedToken, 12, "=", "the operator is =="},
+	{"not on the right", atNetwork, "tcp == not 1", ErrUnexpectedToken, 7, "not", ""},
+	{"two operators", atNetwork, "tcp < <= 1", ErrUnexpectedToken, 6, "<=", ""},
 	{"conditional without parentheses", atNetwork, "tcp? udp: icmp", ErrUnexpectedToken, 3, "?", "(a? b: c)"},
 	{"empty condition", atNetwork, "(? udp: icmp)", ErrUnexpectedToken, 1, "?", ""},
 	{"colon outside a conditional", atNetwork, "udp:icmp", ErrUnexpectedToken, 3, ":", "conditional"},
@@ -231,7 +245,11 @@ var extendedErrors = []struct {
 	{"too deep", atNetwork, nested(1025, "tcp"), ErrTooDeep, 1025, "tcp", ""},
 	{"too many tests", atNetwork, repeat(65536, "tcp", " or "), ErrTooLong, 65535 * 7, "tcp", "sets"},
 	{"too long", atNetwork, strings.Repeat(" ", maxText) + "tcp", ErrTooLong, 0, "", "sets"},
-	{"object", atNetwork, "@WinDiv_", ErrBadObject, 0, "", ""},
+	{"object", atNetwork, "@WinDiv_", ErrBadObject, 0, "", "this one is damaged"},
+	{"object cut off", atNetwork, "@WinDiv_WX_eXWWA", ErrBadObject, 0, "", "this one is damaged"},
+	{"object and more", atNetwork, "@WinDiv_WX_eXWWAX and udp", ErrBadObject, 0, "", "this one is damaged"},
+	{"object of 256 tests", atNetwork, "@WinDiv_WW", ErrBadObject, 0, "", "256 tests"},
+	{"no object", atNetwork, "@tcp", ErrBadObject, 0, "", "start with @WinDiv_"},
 }
 
 func TestExtendedErrors(t *testing.T) {
@@ -285,7 +303,7 @@ func TestSnippet(t *testing.T) {
 		{"long", long + " and foo9 and " + long,
 			"  … p and tcp and tcp and tcp and foo9 and tcp and tcp and tcp and tcp and tcp a …\n" +
 				"                                  ^^^^\nunknown word \"foo9\""},
-		{"no place", "@WinDiv_", "filter: " + ErrBadObject.String()},
+		{"no place", "@WinDiv_", "filter: " + ErrBadObject.String() + "; " + objectHint("@WinDiv_")},
 	} {
 		_, err := Compile(row.filter, atNetwork, Extended)
 		var e *Error

@@ -148,6 +148,13 @@ func (p *parser) lonelyNumberHint(text string) string {
 	return hint
 }
 
+// misspelt are what is written for operators, without the white space in it: in the wrong order, as other languages
+// have it, or apart.
+var misspelt = map[string]string{
+	"=<": "<=", "<==": "<=", "<=": "<=", "=>": ">=", ">==": ">=", ">=": ">=",
+	"<>": "!=", "><": "!=", "=!": "!=", "==!": "!=", "!==": "!=", "===": "==", "==": "==",
+}
+
 // numberHint advises where the right side of a comparison was expected.
 func (p *parser) numberHint() string {
 	text := p.text[p.tok.pos:p.tok.end]
@@ -159,8 +166,11 @@ func (p *parser) numberHint() string {
 		return "fields can be compared with numbers and addresses only"
 	case tokOpenSet:
 		return "write " + shortened(p.text[p.last.start:p.last.field]) + " in {…}"
-	case tokEq:
-		return "the operator is =="
+	case tokEq, tokLt, tokGt, tokNot:
+		written := strings.Join(strings.Fields(p.text[p.last.field:p.tok.end]), "")
+		if op, ok := misspelt[written]; ok {
+			return "the operator is " + op
+		}
 	}
 	return ""
 }
@@ -188,6 +198,17 @@ func (p *parser) endHint() string {
 		}
 	}
 	return ""
+}
+
+// objectHint advises on an object string that cannot be read.
+func objectHint(s string) string {
+	switch {
+	case !strings.HasPrefix(s, objectMagic):
+		return "text that starts with @ is a compiled filter object, and those start with " + objectMagic
+	case s == objectMagic+"WW": // as the original counts 256 (specification: filter-object.md 4.3)
+		return "this is what WinDivert makes of a filter of 256 tests, and nothing can read it; 255 is the most"
+	}
+	return "text that starts with " + objectMagic + " is a compiled filter object, and this one is damaged: compile the filter again"
 }
 
 // indexOutOfBounds makes an error at token t about an index.

@@ -63,20 +63,22 @@ func parseObject(s string, layer Layer) (*Program, error) {
 	}
 	count := r.number(digitsSmall)
 	if r.bad || count < 1 || count > maxObjectTests {
-		return nil, &Error{Kind: ErrBadObject, Filter: s}
+		return nil, badObject(s)
 	}
 	tests := make([]Test, count)
 	for i := range tests {
 		tests[i] = r.test(i, len(tests))
 		if r.bad {
-			return nil, &Error{Kind: ErrBadObject, Filter: s}
+			return nil, badObject(s)
 		}
 	}
 	if r.rest != "" {
-		return nil, &Error{Kind: ErrBadObject, Filter: s}
+		return nil, badObject(s)
 	}
 	return newProgram(layer, tests), nil
 }
+
+func badObject(s string) error { return &Error{Kind: ErrBadObject, Filter: s, Hint: objectHint(s)} }
 
 // objectReader reads the parts of an object string. After the first violation bad is set and every
 // number is zero.

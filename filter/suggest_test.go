@@ -105,6 +105,26 @@ func TestStrictHints(t *testing.T) {
 			t.Errorf("%s: instead of %s: %v", row.write, row.text, err)
 		}
 	}
+	// Hints of both dialects, which leave the strict one's kinds and positions alone.
+	for _, row := range []struct {
+		text string
+		kind ErrorKind
+		pos  uint32
+		hint string
+	}{
+		{"tcp.DstPort =< 80", ErrUnexpectedToken, 13, "the operator is <="},
+		{"tcp.DstPort => 80", ErrUnexpectedToken, 13, "the operator is >="},
+		{"tcp.DstPort =! 80", ErrUnexpectedToken, 13, "the operator is !="},
+		{"tcp.DstPort <> 80", ErrUnexpectedToken, 13, "the operator is !="},
+		{"tcp.DstPort >< 80", ErrUnexpectedToken, 13, "the operator is !="},
+		{"(tcp.DstPort =< 80)", ErrUnexpectedToken, 14, "the operator is <="},
+		{"@WinDiv_WX_eXWWA", ErrBadObject, 0, "text that starts with @WinDiv_ is a compiled filter object, and this one is damaged: compile the filter again"},
+	} {
+		_, err := Compile(row.text, atNetwork, Strict)
+		if e, ok := err.(*Error); !ok || e.Kind != row.kind || e.Pos != row.pos || e.Hint != row.hint {
+			t.Errorf("%s: %#v, want kind %d at %d, %s", row.text, err, row.kind, row.pos, row.hint)
+		}
+	}
 	// What is no extension gets no such hint.
 	for _, text := range []string{"tcp.Dstport == 80", "tcp.DstPort == 80-90", "ip.SrcAddr == 10.0.0.0\\8", "not tcp udp"} {
 		_, err := Compile(text, atNetwork, Strict)

@@ -97,7 +97,7 @@ driver:  WinDivert would take it
 		{name: "format an object", in: "@WinDiv_WX_1dWW2mAX\n", args: "filter format", out: "tcp.DstPort = 80\n"},
 		{name: "format, bad object", args: "filter format @WinDiv_", status: exitUsage, errout: `
 divert: the filter does not compile:
-the compiled filter is malformed
+the compiled filter is malformed; text that starts with @WinDiv_ is a compiled filter object, and this one is damaged: compile the filter again
 `},
 		{name: "eval", args: "filter eval tcp.DstPort == 80 -p '" + synHex + "' -p " + udpHex, out: `
 1: match  IP 10.77.0.1.40022 > 10.77.0.2.80: Flags [S], seq 1000000, win 64240, length 0
