@@ -3,9 +3,9 @@
 package linux
 
 import (
-	"crypto/rand"
 	"encoding/binary"
 	"math/bits"
+	"math/rand/v2"
 	"sync/atomic"
 
 	"github.com/opendivert/divert/packet"
@@ -15,16 +15,18 @@ import (
 // into the kernel, and a whole batch needs one verdict. Whether it has them, a digest of the captured bytes
 // tells, which the packet's token carries.
 
-// digestKey are random numbers of this process: 128 for the words of a block, and two to join the blocks. Who
-// does not know them cannot make packets of equal digests.
-var digestKey = func() (key [blockWords + 2]uint64) {
-	var b [8 * len(key)]byte
-	_, _ = rand.Read(b[:]) // never fails (crypto/rand)
-	for i := range key {
-		key[i] = binary.NativeEndian.Uint64(b[8*i:])
+// The key of the digests are random numbers of this process. Who does not know them cannot make packets of equal digests.
+var (
+	digestWords             = randomWords()                // added to the words of a block
+	digestFirst, digestJoin = rand.Uint64(), rand.Uint64() // where the chain starts, and what each block is added to
+)
+
+func randomWords() (words [blockWords]uint64) {
+	for i := range words {
+		words[i] = rand.Uint64()
 	}
-	return key
-}()
+	return words
+}
 
 // blockWords is how many words of 64 bits the inner hash takes at a time, and blockSize the same in bytes.
 const (
@@ -35,42 +37,63 @@ const (
 // digest returns a number that two different packets share with a probability of some 2^-60, never 0. It is the hash
 // NH of UMAC (RFC 4418, 5.2.1) with words of 64 bits, whose results a chain of multiplications joins.
 func digest(b []byte) uint64 {
-	d := uint64(len(b)) ^ digestKey[blockWords]
-	for {
-		n := min(len(b), blockSize)
-		lo, hi := blockHash(b[:n])
-		hi, lo = bits.Mul64(d^lo, hi+digestKey[blockWords+1])
-		d = hi ^ lo
-		if b = b[n:]; len(b) == 0 {
-			return max(d, 1)
-		}
+	d := uint64(len(b)) ^ digestFirst
+	for ; len(b) > blockSize; b = b[blockSize:] {
+		d = joined(d, hashBlock((*[blockSize]byte)(b)))
 	}
+	return max(joined(d, hashRest(b)), 1)
 }
 
-// blockHash is the inner hash of at most a block: the sum, modulo 2^128, of the products of neighbouring words, to each
-// of which its part of the key was added.
-func blockHash(b []byte) (lo, hi uint64) {
-	key := digestKey[:blockWords]
-	le := binary.LittleEndian
+// wide is a sum modulo 2^128.
+type wide struct{ lo, hi uint64 }
+
+// plus adds the product of two words.
+func (w wide) plus(a, b uint64) wide {
+	hi, lo := bits.Mul64(a, b)
 	var carry uint64
-	for len(b) >= 32 && len(key) >= 4 {
-		h0, l0 := bits.Mul64(le.Uint64(b)+key[0], le.Uint64(b[8:])+key[1])
-		h1, l1 := bits.Mul64(le.Uint64(b[16:])+key[2], le.Uint64(b[24:])+key[3])
-		lo, carry = bits.Add64(lo, l0, 0)
-		hi, _ = bits.Add64(hi, h0, carry)
-		lo, carry = bits.Add64(lo, l1, 0)
-		hi, _ = bits.Add64(hi, h1, carry)
-		b, key = b[32:], key[4:]
+	w.lo, carry = bits.Add64(w.lo, lo, 0)
+	w.hi, _ = bits.Add64(w.hi, hi, carry)
+	return w
+}
+
+// joined is the chain, one block longer.
+func joined(d uint64, w wide) uint64 {
+	hi, lo := bits.Mul64(d^w.lo, w.hi+digestJoin)
+	return hi ^ lo
+}
+
+// hashBlock is the inner hash of a block: the sum of the products of neighbouring words, to each of which its part of
+// the key was added.
+func hashBlock(b *[blockSize]byte) (sum wide) {
+	le := binary.LittleEndian
+	for i := 0; i < blockWords; i += 4 { // two products at a time: twice as fast as one
+		m, k := (*[32]byte)(b[8*i:]), (*[4]uint64)(digestWords[i:])
+		sum = sum.plus(le.Uint64(m[0:])+k[0], le.Uint64(m[8:])+k[1])
+		sum = sum.plus(le.Uint64(m[16:])+k[2], le.Uint64(m[24:])+k[3])
 	}
-	for len(b) > 0 {
-		var last [16]byte
-		n := copy(last[:], b)
-		h, l := bits.Mul64(le.Uint64(last[:])+key[0], le.Uint64(last[8:])+key[1])
-		lo, carry = bits.Add64(lo, l, 0)
-		hi, _ = bits.Add64(hi, h, carry)
-		b, key = b[n:], key[2:]
+	return sum
+}
+
+// hashRest is the inner hash of a block or less. What is left of it behind the last two whole words is hashed with the
+// bytes before it, and in less than two words with zeros behind.
+func hashRest(b []byte) (sum wide) {
+	le := binary.LittleEndian
+	i := 0
+	for ; i <= len(b)-16 && i < blockSize; i += 16 {
+		m, k := (*[16]byte)(b[i:]), (*[2]uint64)(digestWords[i/8:])
+		sum = sum.plus(le.Uint64(m[0:])+k[0], le.Uint64(m[8:])+k[1])
 	}
-	return lo, hi
+	if i >= len(b) || i >= blockSize {
+		return sum
+	}
+	var last [16]byte
+	if i > 0 {
+		last = [16]byte(b[len(b)-16:])
+	} else {
+		copy(last[:], b)
+	}
+	k := (*[2]uint64)(digestWords[i/8:])
+	return sum.plus(le.Uint64(last[:])+k[0], le.Uint64(last[8:])+k[1])
 }
 
 // habit is what a program does with what it captures, as far as it is known: digests are worth their time only for
