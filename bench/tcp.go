@@ -270,8 +270,12 @@ func (s *shortServer) serve() error {
 			return os.NewSyscallError("accept", err)
 		}
 		if limitWaits(fd) == nil {
-			// What goes wrong here the client sees.
-			if _, err := unix.Read(fd, b[:]); err == nil {
+			// What goes wrong here the client sees. The runtime's signals interrupt calls that have a limit (signal(7)).
+			_, err := unix.Read(fd, b[:])
+			for err == unix.EINTR {
+				_, err = unix.Read(fd, b[:])
+			}
+			if err == nil {
 				_, _ = unix.Write(fd, b[:])
 			}
 		}
