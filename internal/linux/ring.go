@@ -38,7 +38,10 @@ type ring struct {
 	joiner  codegen.Joiner
 	seen    uint64    // samples that were taken out
 	looked  time.Time // when the programs' counts were read last
-	full    bool      // the last call returned as many packets as it was asked for
+	paced   time.Time // when gather was set,
+	matched uint64    // and what the programs had counted then
+	gather  time.Duration
+	full    bool // the last call returned as many packets as it was asked for
 	spare   packet.Packet
 	slot    int            // memory for a sample, in bytes
 	backlog *backlog.Queue // what was taken out of the buffers and not received yet
@@ -48,17 +51,24 @@ type ring struct {
 // room for some of the longest packets.
 func ringSize(l engine.Limits) int { return max(l.Size/runtime.NumCPU(), 1<<20) }
 
+// watermark is how much a buffer holds, in bytes, when the reader is woken: a quarter of it, or as many of the shortest
+// packets as the queue may have, lest a burst be lost before its reader knows of it.
+func watermark(size int, l engine.Limits) int { return min(size/4, l.Length*shortSample) }
+
+// shortSample is less than the sample of any packet takes in a buffer, in bytes.
+const shortSample = codegen.RecordSize + packet.IPv4HeaderLen
+
 func newRing(h *handle) (*ring, error) {
 	outlet, err := codegen.NewOutlet()
 	if err != nil {
 		return nil, err
 	}
 	size := ringSize(h.cfg.Limits)
-	reader, err := perf.NewReaderWithOptions(outlet.Packets, size, perf.ReaderOptions{Watermark: size / 4})
+	reader, err := perf.NewReaderWithOptions(outlet.Packets, size, perf.ReaderOptions{Watermark: watermark(size, h.cfg.Limits)})
 	if err != nil {
 		return nil, errors.Join(err, outlet.Close())
 	}
-	r := &ring{h: h, outlet: outlet, reader: reader, slot: sampleSize}
+	r := &ring{h: h, outlet: outlet, reader: reader, slot: sampleSize, gather: gatherTime}
 	if snap := h.cfg.Snap; snap > 0 {
 		r.slot = min(r.slot, codegen.RecordSize+snap+sampleAlign)
 	}
@@ -104,18 +114,23 @@ func (r *ring) recv(ps []packet.Packet) (int, error) {
 // lookInterval is how often the programs' counts are read while a reader keeps up.
 const lookInterval = 5 * time.Millisecond
 
-// late serves a reader that has fallen behind: everything is taken out of the buffers into a queue that is
-// bounded as the handle's is to be, and from there what still counts.
+// late serves a reader that has fallen behind, or was away for long: everything is taken out of the buffers into a
+// queue that is bounded as the handle's is to be, and from there what still counts.
 func (r *ring) late(ps []packet.Packet) (int, error) {
-	if r.backlog.Len() == 0 {
-		if now := time.Now(); r.full || now.Sub(r.looked) > lookInterval {
-			r.looked = now
-			c, err := r.outlet.Counter()
-			if err != nil || rest(c.Matched, r.seen+c.Failed) <= uint64(len(ps)) {
-				return 0, err
-			}
-			r.catchUp()
+	now := time.Now()
+	away := now.Sub(r.looked)
+	if r.backlog.Len() == 0 && (r.full || away > lookInterval) {
+		r.looked = now
+		c, err := r.outlet.Counter()
+		if err != nil {
+			return 0, err
 		}
+		r.pace(c.Matched, now)
+		limits, waiting := r.backlog.Limits(), rest(c.Matched, r.seen+c.Failed)
+		if waiting < uint64(limits.Length)/2 && away < limits.Time/2 {
+			return 0, nil // none of them can be too many, or too old
+		}
+		r.catchUp()
 	}
 	return r.backlog.Take(ps)
 }
@@ -130,17 +145,34 @@ func (r *ring) catchUp() {
 	}
 }
 
-// gatherTime is how long a copy may lie in a buffer before a reader that waits gets it. A buffer that is a
-// quarter full wakes the reader at once; to wake it for every packet would cost the sender of the packet more
-// than the copy.
-const gatherTime = 10 * time.Millisecond
+// How long a copy may lie in a buffer before a reader that waits gets it. A buffer that is full up to the watermark
+// wakes the reader at once; to wake it for every packet would cost the sender of the packet more than the copy.
+const (
+	gatherTime    = 10 * time.Millisecond
+	minGatherTime = gatherTime / 20
+)
+
+// pace shortens the time while so many packets come that more than a quarter of the queue would be full after it: they
+// would be lost if the reader came a little late. It makes the time longer again when fewer come.
+func (r *ring) pace(matched uint64, now time.Time) {
+	since := now.Sub(r.paced)
+	if since < minGatherTime {
+		return // too short to tell
+	}
+	r.gather = gatherTime
+	if n := rest(matched, r.matched); n > 0 {
+		quarter := float64(r.backlog.Limits().Length) / 4
+		r.gather = time.Duration(min(max(quarter/float64(n)*float64(since), float64(minGatherTime)), float64(gatherTime)))
+	}
+	r.matched, r.paced = matched, now
+}
 
 // deadline returns until when to wait, and whether that is the read deadline.
 func (r *ring) deadline(draining bool) (at time.Time, final bool) {
 	if draining {
 		return past, true
 	}
-	at = time.Now().Add(gatherTime)
+	at = time.Now().Add(r.gather)
 	if t := r.until.Load(); t != nil && !t.IsZero() && t.Before(at) {
 		return *t, true
 	}
