@@ -3,6 +3,7 @@
 package linux
 
 import (
+	"cmp"
 	"errors"
 	"net"
 	"os"
@@ -43,6 +44,10 @@ type ring struct {
 	gather  time.Duration
 	full    bool // the last call returned as many packets as it was asked for
 	spare   packet.Packet
+	window  []packet.Packet // the first were taken out of the buffers: see take
+	waiting int             // how many those are,
+	ready   int             // and how many of them are the next in order
+	freed   []packet.Packet
 	slot    int            // memory for a sample, in bytes
 	backlog *backlog.Queue // what was taken out of the buffers and not received yet
 }
@@ -137,6 +142,10 @@ func (r *ring) late(ps []packet.Packet) (int, error) {
 
 // catchUp moves what the buffers hold to the backlog.
 func (r *ring) catchUp() {
+	for i := range r.window[:r.waiting] {
+		r.backlog.Add(r.window[i].Data, &r.window[i].Addr)
+	}
+	r.waiting, r.ready = 0, 0
 	r.reader.SetDeadline(past)
 	for r.read(&r.spare) == nil {
 		if r.fill(&r.spare) && !r.backlog.Add(r.spare.Data, &r.spare.Addr) {
@@ -179,23 +188,74 @@ func (r *ring) deadline(draining bool) (at time.Time, final bool) {
 	return at, false
 }
 
-// take waits for a sample and takes what else is there. The processors' buffers come one after the other, so
-// the packets are put in the order of their times.
-func (r *ring) take(ps []packet.Packet) (n int, err error) {
-	for n < len(ps) {
-		if err = r.read(&ps[n]); err != nil {
-			break
+// take waits for a sample and takes what else is there. The processors' buffers are read one after the other, so the
+// packets are put in the order of their times; and while one is read, an older packet than the last of its may come into
+// another. So packets wait in a window, and those that came after the last look at all buffers stay there.
+func (r *ring) take(ps []packet.Packet) (int, error) {
+	if r.ready == 0 {
+		if err := r.fillWindow(max(len(ps), leastWindow)); err != nil {
+			return 0, err
 		}
-		if r.fill(&ps[n]) {
-			if n++; n == 1 {
-				r.reader.SetDeadline(past) // do not wait for more
+	}
+	n := min(len(ps), r.ready)
+	r.freed = append(r.freed[:0], ps[:n]...)
+	copy(ps, r.window[:n])
+	copy(r.window, r.window[n:r.waiting])
+	r.waiting, r.ready = r.waiting-n, r.ready-n
+	copy(r.window[r.waiting:], r.freed)
+	return n, nil
+}
+
+// leastWindow is how many packets are put in order at a time at least, for receivers of few.
+const leastWindow = 64
+
+// fillWindow waits for a sample, unless packets wait in the window, and takes up to size into it.
+func (r *ring) fillWindow(size int) error {
+	if len(r.window) < size {
+		r.window = append(r.window, make([]packet.Packet, size-len(r.window))...)
+	}
+	err := r.gatherUpTo(size)
+	if r.waiting == 0 {
+		return err
+	}
+	if r.waiting >= size {
+		r.order(1<<63 - 1)
+		return nil
+	}
+	cut := now()
+	_ = r.gatherUpTo(size) // whatever came before the cut is there now
+	r.order(cut)
+	return nil
+}
+
+// gatherUpTo reads samples into the window until it holds so many packets, waiting only for the first.
+func (r *ring) gatherUpTo(size int) error {
+	if r.waiting > 0 {
+		r.reader.SetDeadline(past)
+	}
+	for r.waiting < size {
+		p := &r.window[r.waiting]
+		if err := r.read(p); err != nil {
+			return err
+		}
+		if r.fill(p) {
+			if r.waiting++; r.waiting == 1 {
+				r.reader.SetDeadline(past)
 			}
 		}
 	}
-	slices.SortStableFunc(ps[:n], func(a, b packet.Packet) int {
-		return int(min(max(a.Addr.Timestamp-b.Addr.Timestamp, -1), 1))
+	return nil
+}
+
+// order puts the window in order; ready are the packets until cut, but at least one.
+func (r *ring) order(cut int64) {
+	slices.SortStableFunc(r.window[:r.waiting], func(a, b packet.Packet) int {
+		return cmp.Compare(a.Addr.Timestamp, b.Addr.Timestamp)
 	})
-	return n, err
+	r.ready = r.waiting
+	for r.ready > 1 && r.window[r.ready-1].Addr.Timestamp > cut {
+		r.ready--
+	}
 }
 
 // What the longest sample takes, in bytes, with its padding.

@@ -163,10 +163,14 @@ func TestDeadlineAndClose(t *testing.T) {
 		t.Fatal(err)
 	}
 	ended := make(chan error, 1)
-	go func() {
-		_, err := r.Recv(2)
+	wait := func() {
+		n, err := r.Recv(2)
+		for err == nil && n > 0 { // the answer to what ended the wait
+			n, err = r.Recv(2)
+		}
 		ended <- err
-	}()
+	}
+	go wait()
 	if err := c.SetReadDeadline(time.Now().Add(5 * time.Millisecond)); err != nil {
 		t.Fatal(err)
 	}
@@ -176,10 +180,7 @@ func TestDeadlineAndClose(t *testing.T) {
 	if err := c.SetReadDeadline(time.Time{}); err != nil {
 		t.Fatal(err)
 	}
-	go func() {
-		_, err := r.Recv(2)
-		ended <- err
-	}()
+	go wait()
 	w, err := c.NewWriter()
 	if err != nil {
 		t.Fatal(err)
