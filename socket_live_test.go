@@ -375,11 +375,13 @@ func TestSocketRates(t *testing.T) {
 			took := time.Since(start)
 			t.Logf("%.0f connects a second", workers*each/took.Seconds())
 			if tt.read {
-				for start := time.Now(); stats(t, d).Received < workers*each && time.Since(start) < 5*time.Second; {
+				for start := time.Now(); stats(t, d).Received < workers*each && time.Since(start) < 20*time.Second; {
 					time.Sleep(10 * time.Millisecond)
 				}
 			} else {
-				time.Sleep(200 * time.Millisecond)
+				for start := time.Now(); stats(t, d).Matched < workers*each && time.Since(start) < 20*time.Second; {
+					time.Sleep(10 * time.Millisecond)
+				}
 			}
 			s := stats(t, d)
 			if s.Matched != workers*each {
