@@ -374,14 +374,15 @@ func TestSocketRates(t *testing.T) {
 			group.Wait()
 			took := time.Since(start)
 			t.Logf("%.0f connects a second", workers*each/took.Seconds())
-			if tt.read {
-				for start := time.Now(); stats(t, d).Received < workers*each && time.Since(start) < 20*time.Second; {
-					time.Sleep(10 * time.Millisecond)
+			counted := func() uint64 {
+				s := stats(t, d)
+				if tt.read {
+					return s.Received
 				}
-			} else {
-				for start := time.Now(); stats(t, d).Matched < workers*each && time.Since(start) < 20*time.Second; {
-					time.Sleep(10 * time.Millisecond)
-				}
+				return s.Matched
+			}
+			for start := time.Now(); counted() < workers*each && time.Since(start) < 20*time.Second; {
+				time.Sleep(10 * time.Millisecond)
 			}
 			s := stats(t, d)
 			if s.Matched != workers*each {

@@ -199,12 +199,20 @@ func connectOnce(target netip.AddrPort) error {
 		return os.NewSyscallError("send", err)
 	}
 	for {
-		switch n, err := unix.Read(fd, b[:]); {
-		case err == unix.EINTR:
+		switch n, err := read(fd, b[:]); {
 		case err != nil:
 			return os.NewSyscallError("recv", err)
 		case n == 0:
 			return nil
+		}
+	}
+}
+
+// read reads from a socket whose waits are limited, and on when a signal interrupts it (signal(7)).
+func read(fd int, b []byte) (n int, err error) {
+	for {
+		if n, err = unix.Read(fd, b); err != unix.EINTR {
+			return n, err
 		}
 	}
 }
@@ -270,12 +278,8 @@ func (s *shortServer) serve() error {
 			return os.NewSyscallError("accept", err)
 		}
 		if limitWaits(fd) == nil {
-			// What goes wrong here the client sees. The runtime's signals interrupt calls that have a limit (signal(7)).
-			_, err := unix.Read(fd, b[:])
-			for err == unix.EINTR {
-				_, err = unix.Read(fd, b[:])
-			}
-			if err == nil {
+			// What goes wrong here the client sees.
+			if _, err := read(fd, b[:]); err == nil {
 				_, _ = unix.Write(fd, b[:])
 			}
 		}

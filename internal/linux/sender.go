@@ -39,7 +39,8 @@ type verdicts struct {
 		upTo   uint32 // the last packet of a run that goes on with one verdict
 		run    bool
 	}
-	same, changed, unknown int32 // packets that Send found as they had been captured, or not, or cannot tell
+	same, changed, unknown int32          // packets that Send found as they had been captured, or not, or cannot tell
+	differs                *packet.Packet // the last that was not: run ends there, and one goes on with it
 }
 
 // on returns the batch of a lane.
@@ -68,11 +69,13 @@ func (v *verdicts) compare(p *packet.Packet, t *token) bool {
 	switch {
 	case t.digest == 0:
 		v.unknown++
+	case p == v.differs: // no need to digest it again
 	case t.same(p):
 		v.same++
 		return true
 	default:
 		v.changed++
+		v.differs = p
 	}
 	return false
 }
