@@ -2,8 +2,8 @@
 // half that moves its packets.
 //
 // A handle of a NETWORK layer is a rule in each chain of its path (package rules), a filter program that
-// the rule asks (package codegen), and the queue or the log that matching packets come through
-// (packages queue and sniff). What is sent goes back as a verdict on the queued packet, or as an
+// the rule asks (package codegen), and the queue, buffers or log that matching packets come through
+// (packages queue, perfbuf and nflog). What is sent goes back as a verdict on the queued packet, or as an
 // injection of its own (package inject). Where eBPF is not to be had, the rules take every packet
 // of the path and the interpreter decides here.
 package linux

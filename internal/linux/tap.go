@@ -12,10 +12,10 @@ import (
 
 	"github.com/opendivert/divert/filter"
 	"github.com/opendivert/divert/internal/engine"
+	"github.com/opendivert/divert/internal/linux/nflog"
 	"github.com/opendivert/divert/internal/linux/nfnl"
 	"github.com/opendivert/divert/internal/linux/queue"
 	"github.com/opendivert/divert/internal/linux/rules"
-	"github.com/opendivert/divert/internal/linux/sniff"
 	"github.com/opendivert/divert/packet"
 )
 
@@ -23,7 +23,7 @@ import (
 // every packet of the handle's paths is copied and what does not match is passed over here.
 type tap struct {
 	h        *handle
-	log      *sniff.Log
+	log      *nflog.Log
 	program  atomic.Pointer[filter.Program] // nil where the kernel decides
 	draining atomic.Bool
 
@@ -32,25 +32,25 @@ type tap struct {
 	slots   [tapSlots][]byte
 	got     int            // datagrams in the slots
 	next    int            // the first of them that was not begun
-	current sniff.Datagram // what is left of the one before
+	current nflog.Datagram // what is left of the one before
 	seq     uint32         // of the last copy
 	begun   bool           // there was a last copy
 }
 
-// tapSlots is how many datagrams one system call takes; each holds up to sniff.Threshold packets.
+// tapSlots is how many datagrams one system call takes; each holds up to nflog.Threshold packets.
 const tapSlots = 8
 
 func newTap(h *handle, interpret bool) (*tap, error) {
 	if interpret {
 		h.cfg.Snap = 0 // it may have to look at everything
 	}
-	log, err := sniff.Open(receiveBuffer(h.cfg.Limits), h.cfg.Snap)
+	log, err := nflog.Open(receiveBuffer(h.cfg.Limits), h.cfg.Snap)
 	if err != nil {
 		return nil, err
 	}
 	t := &tap{h: h, log: log, reader: log.NewReader(tapSlots)}
 	for i := range t.slots {
-		t.slots[i] = make([]byte, sniff.BufferSize)
+		t.slots[i] = make([]byte, nflog.BufferSize)
 	}
 	if interpret {
 		t.program.Store(h.cfg.Program)
@@ -102,14 +102,14 @@ func (t *tap) refill(wait bool) (err error) {
 func (t *tap) take(ps []packet.Packet) (n int) {
 	at := now()
 	program := t.program.Load()
-	var c sniff.Copy
+	var c nflog.Copy
 	for n < len(ps) {
 		if !t.current.Next(&c) {
 			if t.next == t.got {
 				break
 			}
 			length, _ := t.reader.Len(t.next)
-			t.current = sniff.Copies(t.slots[t.next][:min(length, sniff.BufferSize)])
+			t.current = nflog.Copies(t.slots[t.next][:min(length, nflog.BufferSize)])
 			t.next++
 			continue
 		}
@@ -145,7 +145,7 @@ func (t *tap) countLost(seq uint32) {
 }
 
 // address describes a copy.
-func (t *tap) address(a *packet.Address, c *sniff.Copy, at int64) {
+func (t *tap) address(a *packet.Address, c *nflog.Copy, at int64) {
 	*a = packet.Address{}
 	t.h.describe(a, &queue.Message{Hook: queue.Hook(c.Hook), In: c.In, Out: c.Out, Payload: c.Payload, ChecksumNotVerified: true}, at)
 	a.Sniffed = true

@@ -37,23 +37,30 @@ const MaxSnap = 65528 - 12 - RecordSize
 // what is missing of the longest.
 const tailSize = 104
 
+// DecodeRecord reads a record.
+func DecodeRecord(b *[RecordSize]byte) Record {
+	ne := binary.NativeEndian
+	return Record{
+		Timestamp:   int64(ne.Uint64(b[:])),
+		Length:      ne.Uint32(b[8:]),
+		Captured:    ne.Uint32(b[12:]),
+		Device:      ne.Uint32(b[16:]),
+		Ingress:     ne.Uint32(b[20:]),
+		SegmentSize: ne.Uint32(b[24:]),
+		Tag:         ne.Uint32(b[28:]),
+		Process:     ne.Uint32(b[32:]),
+	}
+}
+
+// End reports whether the sample is the end of a packet that comes in one of the next.
+func (r *Record) End() bool { return r.Captured == 0 && r.Length > MaxSnap }
+
 // decodeRecord splits a sample of the perf buffer into its record and what follows.
 func decodeRecord(sample []byte) (r Record, rest []byte, err error) {
 	if len(sample) < RecordSize {
 		return r, nil, fmt.Errorf("codegen: a record of %d bytes, need %d", len(sample), RecordSize)
 	}
-	ne := binary.NativeEndian
-	r = Record{
-		Timestamp:   int64(ne.Uint64(sample)),
-		Length:      ne.Uint32(sample[8:]),
-		Captured:    ne.Uint32(sample[12:]),
-		Device:      ne.Uint32(sample[16:]),
-		Ingress:     ne.Uint32(sample[20:]),
-		SegmentSize: ne.Uint32(sample[24:]),
-		Tag:         ne.Uint32(sample[28:]),
-		Process:     ne.Uint32(sample[32:]),
-	}
-	rest = sample[RecordSize:]
+	r, rest = DecodeRecord((*[RecordSize]byte)(sample)), sample[RecordSize:]
 	if uint64(len(rest)) < uint64(r.Captured) || r.Captured > r.Length {
 		return r, nil, fmt.Errorf("codegen: a record of %d of %d bytes has %d", r.Captured, r.Length, len(rest))
 	}
@@ -82,7 +89,7 @@ func (j *Joiner) Decode(sample []byte) (r Record, packet []byte, ok bool, err er
 	if err != nil {
 		return r, nil, false, err
 	}
-	if r.Captured == 0 && r.Length > MaxSnap {
+	if r.End() {
 		if len(rest) < tailSize {
 			return r, nil, false, fmt.Errorf("codegen: the end of a packet has %d bytes, need %d", len(rest), tailSize)
 		}

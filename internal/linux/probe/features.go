@@ -17,8 +17,8 @@ import (
 	"github.com/opendivert/divert/filter"
 	"github.com/opendivert/divert/internal/linux/codegen"
 	"github.com/opendivert/divert/internal/linux/inject"
+	"github.com/opendivert/divert/internal/linux/nflog"
 	"github.com/opendivert/divert/internal/linux/queue"
-	"github.com/opendivert/divert/internal/linux/sniff"
 	"github.com/opendivert/divert/internal/linux/sockets"
 	"github.com/opendivert/divert/packet"
 )
@@ -274,13 +274,13 @@ func bindQueue() error {
 
 // packetLog binds a log group and enters a rule that logs to it.
 func packetLog() error {
-	l, err := sniff.Open(1<<16, 0)
+	l, err := nflog.Open(1<<16, 0)
 	if err != nil {
 		return err
 	}
 	err = enter(&expr.Log{
 		Key:   1<<unix.NFTA_LOG_GROUP | 1<<unix.NFTA_LOG_QTHRESHOLD,
-		Group: l.Group(), QThreshold: sniff.Threshold,
+		Group: l.Group(), QThreshold: nflog.Threshold,
 	})
 	return errors.Join(err, l.Close())
 }

@@ -11,7 +11,7 @@ import (
 	"github.com/google/nftables/xt"
 	"golang.org/x/sys/unix"
 
-	"github.com/opendivert/divert/internal/linux/sniff"
+	"github.com/opendivert/divert/internal/linux/nflog"
 )
 
 // Rule is a handle's place in one chain.
@@ -95,7 +95,7 @@ func (q ToQueue) exprs(Chain) []expr.Any {
 func (l ToLog) exprs(Chain) []expr.Any {
 	return []expr.Any{&expr.Log{
 		Key:   1<<unix.NFTA_LOG_GROUP | 1<<unix.NFTA_LOG_QTHRESHOLD,
-		Group: l.Group, QThreshold: sniff.Threshold,
+		Group: l.Group, QThreshold: nflog.Threshold,
 	}}
 }
 

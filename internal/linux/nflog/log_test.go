@@ -1,6 +1,6 @@
 //go:build linux
 
-package sniff
+package nflog
 
 import (
 	"bytes"

@@ -1,0 +1,166 @@
+//go:build linux
+
+package divert_test
+
+import (
+	"io"
+	"net"
+	"runtime"
+	"slices"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/opendivert/divert"
+	"github.com/opendivert/divert/internal/lab"
+)
+
+// sendEverywhere sends n datagrams as send does, each from another processor than the one before.
+func sendEverywhere(t *testing.T, c net.Conn, n, size int) {
+	t.Helper()
+	runtime.LockOSThread() // and never unlocked: the thread ends with the test
+	for i := range n {
+		var one unix.CPUSet
+		one.Set(i % runtime.NumCPU())
+		if err := unix.SchedSetaffinity(0, &one); err != nil {
+			t.Skipf("processor %d: %v", i%runtime.NumCPU(), err)
+		}
+		b := append([]byte(strconv.Itoa(i)+" "), make([]byte, size)...)[:size]
+		if _, err := c.Write(b); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+// sniffed receives what waits after a shutdown, up to batch packets per call, and returns the numbers of the datagrams.
+func sniffed(t *testing.T, d *divert.Handle, batch int) (numbers []int) {
+	t.Helper()
+	if err := d.Shutdown(divert.ShutdownRecv); err != nil {
+		t.Fatal(err)
+	}
+	for ps := make([]divert.Packet, batch); ; {
+		n, err := d.RecvBatch(ps)
+		for _, p := range ps[:n] {
+			text, _, _ := strings.Cut(string(p.Data[28:]), " ")
+			number, err := strconv.Atoi(text)
+			if err != nil {
+				t.Fatal(err)
+			}
+			numbers = append(numbers, number)
+		}
+		if err == io.EOF {
+			return numbers
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+// fromTo returns n to m-1.
+func fromTo(n, m int) (numbers []int) {
+	for ; n < m; n++ {
+		numbers = append(numbers, n)
+	}
+	return numbers
+}
+
+// TestSniffedQueue: what a handle that sniffs has no room or no time for is dropped from its old end, on whatever
+// processors it came, and the rest comes in order.
+func TestSniffedQueue(t *testing.T) {
+	t.Parallel()
+	pair := lab.TwoHostsT(t, lab.LinkOptions{})
+	needEngine(t, pair.A, divert.EngineKernel)
+	conn, err := pair.B.ListenPacket("udp", "10.77.0.2:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	c := dialUDP(t, pair.A, conn.LocalAddr())
+	open := func(t *testing.T, opts ...divert.Option) *divert.Handle {
+		return openAt(t, pair.A, "outbound and udp", append(opts, divert.WithFlags(divert.Sniff), divert.WithEngine(divert.EngineKernel))...)
+	}
+	set := func(t *testing.T, d *divert.Handle, p divert.Param, v uint64) {
+		t.Helper()
+		if err := d.SetParam(p, v); err != nil {
+			t.Fatal(err)
+		}
+	}
+	check := func(t *testing.T, d *divert.Handle, batch int, want []int) divert.Stats {
+		t.Helper()
+		if got := sniffed(t, d, batch); !slices.Equal(got, want) {
+			t.Errorf("%d received: %v, want %d", len(got), got, len(want))
+		}
+		s := stats(t, d)
+		balanced(t, s)
+		return s
+	}
+	for _, batch := range []int{1, 7, 64} {
+		t.Run("in order/"+strconv.Itoa(batch), func(t *testing.T) {
+			d := open(t)
+			sendEverywhere(t, c, 500, 40)
+			check(t, d, batch, fromTo(0, 500))
+		})
+		t.Run("length/"+strconv.Itoa(batch), func(t *testing.T) {
+			d := open(t, divert.WithQueueLength(32))
+			sendEverywhere(t, c, 500, 40)
+			if s := check(t, d, batch, fromTo(468, 500)); s.DroppedFull != 468 || s.DroppedOld != 0 {
+				t.Errorf("%+v", s)
+			}
+		})
+	}
+	t.Run("size", func(t *testing.T) {
+		d := open(t, divert.WithQueueSize(65535))
+		sendEverywhere(t, c, 200, 1000)
+		const most = 65535 / (1028 + 63) // the address counts (specification: api.md 12)
+		if s := check(t, d, 64, fromTo(200-most, 200)); s.DroppedFull != 200-most || s.DroppedOld != 0 {
+			t.Errorf("%+v", s)
+		}
+	})
+	t.Run("time", func(t *testing.T) {
+		d := open(t, divert.WithQueueTime(500*time.Millisecond))
+		sendEverywhere(t, c, 20, 40)
+		time.Sleep(time.Second)
+		sendEverywhere(t, c, 5, 40)
+		if s := check(t, d, 64, fromTo(0, 5)); s.DroppedFull != 0 || s.DroppedOld != 20 {
+			t.Errorf("%+v", s)
+		}
+	})
+	t.Run("grown", func(t *testing.T) {
+		d := open(t)
+		send(t, c, 100, 1000) // stay in what it had before
+		set(t, d, divert.QueueLength, 16384)
+		set(t, d, divert.QueueSize, 32<<20)
+		set(t, d, divert.QueueTime, 16000)
+		send(t, c, 12000, 1400)
+		if n := drained(t, d); n != 12100 {
+			t.Errorf("%d received: %+v", n, stats(t, d))
+		}
+		balanced(t, stats(t, d))
+	})
+	t.Run("grown while somebody waits", func(t *testing.T) {
+		d := open(t)
+		done := make(chan error, 2)
+		for range cap(done) {
+			go func() {
+				_, err := d.RecvBatch(make([]divert.Packet, 64))
+				done <- err
+			}()
+		}
+		time.Sleep(20 * time.Millisecond)
+		for size := uint64(8 << 20); size <= 32<<20; size *= 2 {
+			set(t, d, divert.QueueSize, size)
+		}
+		send(t, c, 1, 40)
+		if err := <-done; err != nil {
+			t.Error(err)
+		}
+		send(t, c, 1, 40)
+		if err := <-done; err != nil {
+			t.Error(err)
+		}
+	})
+}
