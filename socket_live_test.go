@@ -182,15 +182,60 @@ func TestSocketSetFilter(t *testing.T) {
 	pair := lab.TwoHostsT(t, lab.LinkOptions{})
 	d := openEvents(t, pair.A, packet.LayerSocket, "remotePort == 80", 0)
 	p := startPerformer(t, pair.A)
-	p.script("socket a udp4\nsend a 127.0.0.1:80 = EACCES\nsend a 127.0.0.1:81")
+	p.script("socket a udp4\nsend a 127.0.0.1:80 = EACCES\nsend a 127.0.0.1:81\nsend a 127.0.0.1:81\nsend a 127.0.0.1:80 = EACCES\nsend a 127.0.0.1:81")
 	if err := d.SetFilter("remotePort == 81"); err != nil {
 		t.Fatal(err)
 	}
-	p.script("send a 127.0.0.1:81 = EACCES\nsend a 127.0.0.1:80")
+	p.script("send a 127.0.0.1:81 = EACCES\nsend a 127.0.0.1:80\nsend a 127.0.0.1:80\nsend a 127.0.0.1:81 = EACCES")
 	if err := d.SetFilter("event == ACCEPT"); err != nil {
 		t.Fatal(err)
 	}
 	p.script("send a 127.0.0.1:81\nsend a 127.0.0.1:80")
+}
+
+// TestSocketPeers sends datagrams to and fro: each peer of a socket is told of once, whichever sent first and
+// however they take turns, and once more with another filter.
+func TestSocketPeers(t *testing.T) {
+	for _, f := range []struct{ network, host, told, v6 string }{
+		{"udp4", "127.0.0.1", "127.0.0.1", ""}, {"udp6", "[::1]", "[::1]", ",v6"}, {"udp6", "[::ffff:127.0.0.1]", "127.0.0.1", ""},
+	} {
+		t.Run(f.host, func(t *testing.T) {
+			pair := lab.TwoHostsT(t, lab.LinkOptions{})
+			const text = "event == CONNECT or event == ACCEPT"
+			d := openEvents(t, pair.A, packet.LayerSocket, text, divert.Sniff)
+			p := startPerformer(t, pair.A)
+			script := func(text string) { p.script(strings.NewReplacer("NET", f.network, "HOST", f.host).Replace(text)) }
+			script(`socket a NET
+				socket b NET
+				socket c NET
+				bind a HOST:7001
+				bind b HOST:7002
+				bind c HOST:7003
+				send a HOST:7002
+				send a HOST:7002
+				send a HOST:7003
+				send a HOST:7002
+				send b HOST:7001
+				send b HOST:7003
+				send b HOST:7001
+				send c HOST:7002
+				send a HOST:7003`)
+			if err := d.SetFilter("(" + text + ") and remotePort != 7003"); err != nil {
+				t.Fatal(err)
+			}
+			script("send a HOST:7003\nsend a HOST:7002\nsend a HOST:7003\nsend a HOST:7002")
+			compareLines(t, collect(t, d, map[uint32]string{p.pid: "me"}), strings.NewReplacer("HOST", f.told, "V6", f.v6).Replace(`
+				CONNECT me 17 HOST:7001 HOST:7002 sniffed,loV6 #1
+				ACCEPT me 17 HOST:7002 HOST:7001 sniffed,in,loV6 #2
+				CONNECT me 17 HOST:7001 HOST:7003 sniffed,loV6 #1
+				ACCEPT me 17 HOST:7003 HOST:7001 sniffed,in,loV6 #3
+				CONNECT me 17 HOST:7002 HOST:7003 sniffed,loV6 #2
+				ACCEPT me 17 HOST:7003 HOST:7002 sniffed,in,loV6 #3
+				ACCEPT me 17 HOST:7003 HOST:7001 sniffed,in,loV6 #3
+				CONNECT me 17 HOST:7001 HOST:7002 sniffed,loV6 #1
+				ACCEPT me 17 HOST:7002 HOST:7001 sniffed,in,loV6 #2`))
+		})
+	}
 }
 
 // TestSocketListenRefused refuses LISTEN: at once where the kernel lets programs do so, else when it has happened.

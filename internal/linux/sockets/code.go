@@ -15,6 +15,8 @@ const (
 	frameRecord = codegen.EventFrame
 	frameBody   = frameRecord + codegen.EventEndpoint // what is kept in the storage of the socket
 	bodySize    = codegen.EventSize - codegen.EventEndpoint
+	storedPeer  = bodySize       // behind the body in the storage: see lastPeer
+	storedSize  = storedPeer + 8 // of the storage
 
 	frameKey    = frameRecord - flowKeySize // key of a map
 	frameValue  = frameKey - flowValueSize  // value of a map

@@ -27,12 +27,14 @@ type hook struct {
 // generator generates the program of one hook.
 type generator struct {
 	builder
-	filter  *filter.Program
-	flags   uint64 // of the handle
-	cookie  uint64 // of the network namespace
-	inode   uint32 // of the same, for programs that are not told the cookie
-	decider codegen.EventDecider
-	owed    []func() // parts of the record that are only wanted if the filter matches
+	filter     *filter.Program
+	flags      uint64 // of the handle
+	cookie     uint64 // of the network namespace
+	inode      uint32 // of the same, for programs that are not told the cookie
+	generation uint16 // of the filter, see lastPeer
+	decider    codegen.EventDecider
+	early      func()   // emitted when the storage of a socket has been found, before the record begins
+	owed       []func() // parts of the record that are only wanted if the filter matches
 }
 
 // sniffs reports whether the handle refuses nothing.
@@ -133,6 +135,9 @@ func (g *generator) start(sock int16, mayRefuse bool) (bool, error) {
 	}
 	if keeps {
 		g.storage(sock, true)
+		if g.early != nil {
+			g.early()
+		}
 		g.recall()
 	} else {
 		g.blank()

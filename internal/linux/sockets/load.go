@@ -16,13 +16,13 @@ import (
 
 // Names of the maps, as programs refer to them.
 const (
-	storageMap  = "divert_sockets"  // of each socket: the body of its record
+	storageMap  = "divert_sockets"  // of each socket: the body of its record, and its last peer
 	ringMap     = "divert_events"   // records for user space
 	countersMap = "divert_counters" // see counterLost
 	peersMap    = "divert_peers"    // peers that sockets without connections have met
 	flowsMap    = "divert_flows"    // FLOW: when each flow was last seen
 
-	olderMap     = "divert_older"     // of each socket older than the handle: the body of its record
+	olderMap     = "divert_older"     // of each socket older than the handle: what its storage begins with
 	listenersMap = "divert_listeners" // the same, of those that listen, by address and port
 )
 
@@ -36,9 +36,9 @@ func kernelMaps(ringSize uint32) []*ebpf.MapSpec {
 	return []*ebpf.MapSpec{
 		{Name: ringMap, Type: ebpf.RingBuf, MaxEntries: ringSize}, // first: its refusal says why
 		{
-			Name: storageMap, Type: ebpf.SkStorage, KeySize: 4, ValueSize: uint32(bodySize),
+			Name: storageMap, Type: ebpf.SkStorage, KeySize: 4, ValueSize: uint32(storedSize),
 			Flags: flagNoPrealloc | flagClone,
-			Key:   word, Value: &btf.Array{Index: word, Type: long, Nelems: uint32(bodySize) / 8},
+			Key:   word, Value: &btf.Array{Index: word, Type: long, Nelems: uint32(storedSize) / 8},
 		},
 		{Name: countersMap, Type: ebpf.Array, KeySize: 4, ValueSize: countersSize, MaxEntries: 1},
 		{Name: peersMap, Type: ebpf.LRUHash, KeySize: peerKeySize, ValueSize: 8, MaxEntries: maxPeers},
@@ -74,7 +74,7 @@ func closeMaps(maps map[string]*ebpf.Map) {
 
 // load loads the program of a hook, or returns nil if the filter leaves it nothing to do.
 func load(h *hook, cfg *Config, maps map[string]*ebpf.Map) (*ebpf.Program, error) {
-	g := &generator{filter: cfg.Filter, flags: cfg.Flags, cookie: cfg.Cookie, inode: cfg.inode}
+	g := &generator{filter: cfg.Filter, flags: cfg.Flags, cookie: cfg.Cookie, inode: cfg.inode, generation: cfg.generation}
 	wanted, err := h.build(g)
 	if !wanted || err != nil {
 		return nil, err

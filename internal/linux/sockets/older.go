@@ -27,7 +27,7 @@ import (
 
 // older is a socket that was there before.
 type older struct {
-	body     [bodySize]byte // as it is kept in storage
+	body     [storedSize]byte // as it is kept in storage
 	endpoint uint64
 	listener [listenerKeySize]byte // the key of the map of listeners
 	listens  bool
@@ -269,8 +269,8 @@ func socketInodes(dir string) map[uint32]int {
 // olderMaps are the maps of older sockets.
 func olderMaps() []*ebpf.MapSpec {
 	return []*ebpf.MapSpec{
-		{Name: olderMap, Type: ebpf.Hash, KeySize: 8, ValueSize: uint32(bodySize), MaxEntries: maxOlder, Flags: flagNoPrealloc},
-		{Name: listenersMap, Type: ebpf.Hash, KeySize: listenerKeySize, ValueSize: uint32(bodySize), MaxEntries: maxOlder, Flags: flagNoPrealloc},
+		{Name: olderMap, Type: ebpf.Hash, KeySize: 8, ValueSize: uint32(storedSize), MaxEntries: maxOlder, Flags: flagNoPrealloc},
+		{Name: listenersMap, Type: ebpf.Hash, KeySize: listenerKeySize, ValueSize: uint32(storedSize), MaxEntries: maxOlder, Flags: flagNoPrealloc},
 	}
 }
 

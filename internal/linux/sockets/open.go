@@ -6,6 +6,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"math"
 	"math/bits"
 	"os"
 	"sync"
@@ -31,7 +32,8 @@ type Config struct {
 	Cgroup string          // directory of the cgroup to attach to, see Root
 	Events int             // records for which the ring has room at least
 
-	inode uint32 // of the network namespace
+	inode      uint32 // of the network namespace
+	generation uint16 // counts the filters; 0 when there were too many to count
 }
 
 // Source is what a handle has in the kernel. Its methods may be called from several goroutines, Read
@@ -46,6 +48,7 @@ type Source struct {
 
 	mu     sync.Mutex
 	links  map[string]link.Link // by the names of hooks
+	swaps  int                  // filters that there were, with those that failed
 	listen link.Link            // refuses LISTEN before it happens; nil: nothing does
 
 	unordered bool // a program stands behind those of handles of lower priority
@@ -106,6 +109,11 @@ func (s *Source) SetFilter(p *filter.Program) error {
 	defer s.mu.Unlock()
 	cfg := s.cfg
 	cfg.Filter = p
+	if s.swaps++; s.swaps <= math.MaxUint16 {
+		cfg.generation = uint16(s.swaps)
+	} else {
+		cfg.generation = 0
+	}
 	programs := make([]*ebpf.Program, len(s.hooks))
 	defer func() {
 		for _, p := range programs {

@@ -62,16 +62,49 @@ func (g *generator) shut() (bool, error) {
 func (g *generator) visit() (bool, error) {
 	g.traffic(asm.JNE, protoUDP)
 	g.recall()
-	g.builder.cookie()
 	g.packet(true)
 	g.allowIf(asm.JNE, asm.R8, protoUDP)
+	g.unlessLastSender()
+	g.builder.cookie()
 	g.peer()
-	g.refuseOrAllowIfMet()
+	g.refuseOrAllowIfMet(g.keepLastSender)
 	h := codegen.EventHook{Event: packet.EventSocketAccept, Inbound: true, Protocol: protoUDP}
 	if g.sniffs() {
 		g.meet(peerMet)
+		g.keepLastSender()
 	}
 	return g.incoming(h)
+}
+
+// unlessLastSender lets the packets of the last peer pass.
+func (g *generator) unlessLastSender() {
+	g.lastSender(func(other string) {
+		g.emit(
+			asm.LoadMem(asm.R2, regStorage, storedPeer, asm.DWord),
+			asm.JNE.Reg(asm.R1, asm.R2, other),
+		)
+		g.leave(allow)
+	})
+}
+
+// keepLastSender makes the sender of the packet the last peer.
+func (g *generator) keepLastSender() {
+	g.lastSender(func(string) { g.emit(asm.StoreMem(regStorage, storedPeer, asm.R1, asm.DWord)) })
+}
+
+// lastSender emits f, which finds the sender of the packet in R1, as loadPeer leaves it, or goes to the label behind f.
+func (g *generator) lastSender(f func(other string)) {
+	if g.generation == 0 {
+		return
+	}
+	other := g.newLabel()
+	g.emit(
+		asm.LoadMem(asm.R1, regFrame, record(codegen.EventIPv6), asm.Byte),
+		asm.JNE.Imm(asm.R1, 0, other),
+	)
+	g.loadPeer(regFrame, framePacket+12, framePacket, asm.Half) // packet has left them there
+	f(other)
+	g.mark(other)
 }
 
 // syn refuses incoming connections of TCP: the packet is dropped, and those that repeat it.
@@ -94,7 +127,7 @@ func (g *generator) syn() (bool, error) {
 	)
 	g.allowIf(asm.JNE, asm.R1, syn)
 	g.peer()
-	g.refuseOrAllowIfMet()
+	g.refuseOrAllowIfMet(nil)
 	g.emit(
 		asm.LoadMem(asm.R1, regFrame, record(codegen.EventEndpoint), asm.DWord),
 		asm.StoreMem(regFrame, record(codegen.EventParent), asm.R1, asm.DWord),
@@ -107,13 +140,17 @@ func (g *generator) syn() (bool, error) {
 // tcpFlags is the offset of the flags in a TCP header (RFC 9293 3.1).
 const tcpFlags = 13
 
-// refuseOrAllowIfMet lets the packets of a peer that was decided on already go the same way.
-func (g *generator) refuseOrAllowIfMet() {
+// refuseOrAllowIfMet lets the packets of a peer that was decided on already go the same way. What onMet emits, if
+// it is not nil, runs before they pass.
+func (g *generator) refuseOrAllowIfMet(onMet func()) {
 	first, met := g.newLabel(), g.newLabel()
 	g.lookUpPeer(first)
 	g.emit(asm.JNE.Imm(asm.R0, peerRefused, met))
 	g.leave(refuse)
 	g.mark(met)
+	if onMet != nil {
+		onMet()
+	}
 	g.leave(allow)
 	g.mark(first)
 }

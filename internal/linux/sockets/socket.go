@@ -177,11 +177,15 @@ func (g *generator) ownerTCP() (bool, error) {
 // CONNECT is raised once for each peer of a socket. A peer that ACCEPT was raised for counts as known, but
 // only handles that ask for ACCEPT too pay for knowing.
 func (g *generator) contact(family int, send bool) (bool, error) {
-	keeps, err := g.aboutToConnect(family, false)
+	accepts, err := g.can(packet.EventSocketAccept)
 	if err != nil {
 		return false, err
 	}
-	accepts, err := g.can(packet.EventSocketAccept)
+	last := accepts && send && family == afINET && g.generation != 0
+	if last {
+		g.early = func() { g.allowIfLastPeer(regContext, addrIP4, addrPort) }
+	}
+	keeps, err := g.aboutToConnect(family, false)
 	if err != nil {
 		return false, err
 	}
@@ -195,10 +199,11 @@ func (g *generator) contact(family int, send bool) (bool, error) {
 		g.settle()
 		g.peer()
 		if send {
-			g.allowIfMet() // a refusal is told each time
+			g.allowIfMet(last) // a refusal is told each time
 		}
 		if g.sniffs() {
 			g.meet(peerMet)
+			g.keepLastPeer(last)
 		}
 	}
 	matches, err := g.decide(codegen.EventHook{Event: packet.EventSocketConnect, NoTCP: true})
@@ -208,6 +213,7 @@ func (g *generator) contact(family int, send bool) (bool, error) {
 	if !matches {
 		if accepts && !g.sniffs() {
 			g.meet(peerMet)
+			g.keepLastPeer(last)
 		}
 		g.leave(allow)
 		return keeps || accepts, nil
@@ -215,7 +221,7 @@ func (g *generator) contact(family int, send bool) (bool, error) {
 	if !accepts && g.sniffs() {
 		g.peer()
 		if send {
-			g.allowIfMet()
+			g.allowIfMet(false)
 		}
 		g.meet(peerMet)
 	}
@@ -289,12 +295,53 @@ func (g *generator) lookUpPeer(unknown string) {
 	)
 }
 
-// allowIfMet lets pass what is sent to a peer that has been told of already.
-func (g *generator) allowIfMet() {
+// allowIfMet lets pass what is sent to a peer that has been told of already, and may keep it as the last.
+func (g *generator) allowIfMet(last bool) {
 	first := g.newLabel()
 	g.lookUpPeer(first)
-	g.allowIf(asm.JEq, asm.R0, peerMet)
+	g.emit(asm.JNE.Imm(asm.R0, peerMet, first))
+	g.keepLastPeer(last)
+	g.leave(allow)
 	g.mark(first)
+}
+
+// A socket mostly sends to the peer that it has sent to before, or received from. The storage has the last peer that is
+// known and lets pass, if it is one of IPv4, in one word, so that several threads can write it: its address and its port
+// in network byte order, and the generation of the filter that has decided.
+
+// loadPeer leaves the word of the peer in R1, whose address and port stand in memory as the network has them.
+func (g *generator) loadPeer(base asm.Register, address, port int16, portSize asm.Size) {
+	g.emit(
+		asm.LoadMem(asm.R1, base, address, asm.Word),
+		asm.LSh.Imm(asm.R1, 32),
+		asm.LoadMem(asm.R2, base, port, portSize),
+		asm.LSh.Imm(asm.R2, 16),
+		asm.Or.Reg(asm.R1, asm.R2),
+		asm.Or.Imm(asm.R1, int32(g.generation)),
+	)
+}
+
+// allowIfLastPeer lets pass what the last peer is sent by a socket whose local side is known.
+func (g *generator) allowIfLastPeer(base asm.Register, address, port int16) {
+	other := g.newLabel()
+	g.loadPeer(base, address, port, asm.Word)
+	g.emit(
+		asm.LoadMem(asm.R2, regStorage, storedPeer, asm.DWord),
+		asm.JNE.Reg(asm.R1, asm.R2, other),
+		asm.LoadMem(asm.R1, regStorage, body(codegen.EventLocalPort), asm.Half),
+		asm.JEq.Imm(asm.R1, 0, other),
+	)
+	g.leave(allow)
+	g.mark(other)
+}
+
+// keepLastPeer keeps the peer of the record, if that is wanted.
+func (g *generator) keepLastPeer(wanted bool) {
+	if !wanted {
+		return
+	}
+	g.loadPeer(regContext, addrIP4, addrPort, asm.Word)
+	g.emit(asm.StoreMem(regStorage, storedPeer, asm.R1, asm.DWord))
 }
 
 // meet notes that a peer is known.
