@@ -54,10 +54,7 @@ func (l *Link) Capture() (*Capture, error) {
 		file: os.NewFile(uintptr(fd), "packet:"+l.name),
 		buf:  make([]byte, maxFrame), oob: make([]byte, 256),
 	}
-	const room = 64 << 20 // bytes; refused to rootless labs, which get what the machine allows
-	if unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_RCVBUFFORCE, room) != nil {
-		_ = unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_RCVBUF, room)
-	}
+	setReceiveBuffer(fd, 64<<20)
 	err = os.NewSyscallError("setsockopt", unix.SetsockoptInt(fd, unix.SOL_PACKET, unix.PACKET_AUXDATA, 1))
 	if err == nil {
 		err = os.NewSyscallError("bind", unix.Bind(fd, &unix.SockaddrLinklayer{Protocol: htons(unix.ETH_P_ALL), Ifindex: l.index}))
@@ -66,6 +63,13 @@ func (l *Link) Capture() (*Capture, error) {
 		return nil, errors.Join(fmt.Errorf("lab: capture on %s:%s: %w", l.host, l.name, err), c.Close())
 	}
 	return c, nil
+}
+
+// setReceiveBuffer makes room for so many bytes. To rootless labs that is refused; they get what the machine allows.
+func setReceiveBuffer(fd, bytes int) {
+	if unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_RCVBUFFORCE, bytes) != nil {
+		_ = unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_RCVBUF, bytes)
+	}
 }
 
 // htons puts a 16-bit number into network byte order.

@@ -315,7 +315,13 @@ func (h *Host) CountUDP(addr string) (*Counter, error) {
 		return nil, err
 	}
 	if u, ok := c.(*net.UDPConn); ok {
-		_ = u.SetReadBuffer(16 << 20) // bytes; the kernel gives what it allows
+		raw, err := u.SyscallConn()
+		if err == nil {
+			err = raw.Control(func(fd uintptr) { setReceiveBuffer(int(fd), 16<<20) })
+		}
+		if err != nil {
+			return nil, errors.Join(err, c.Close())
+		}
 	}
 	k := &Counter{conn: c, done: make(chan struct{}), more: make(chan struct{})}
 	go k.count()

@@ -495,24 +495,27 @@ func TestInboundConcurrent(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer count.Close()
-	const senders, each = 4, 200
-	var wg sync.WaitGroup
-	for range senders {
-		wg.Go(func() {
-			p := udp("10.77.0.2", "10.77.0.1", 1, 53, pattern(100))
-			for range each {
-				if err := in.Send(p, uint32(net.LinkA.Index())); err != nil {
-					t.Error(err)
-					return
+	const rounds, senders, each = 16, 4, 50 // of a round, the counter's buffer has room for all
+	for round := range rounds {
+		var wg sync.WaitGroup
+		for range senders {
+			wg.Go(func() {
+				p := udp("10.77.0.2", "10.77.0.1", 1, 53, pattern(100))
+				for range each {
+					if err := in.Send(p, uint32(net.LinkA.Index())); err != nil {
+						t.Error(err)
+						return
+					}
 				}
-			}
-		})
-	}
-	wg.Wait()
-	ctx, cancel := context.WithTimeout(context.Background(), arrival)
-	defer cancel()
-	if err := count.Wait(ctx, senders*each); err != nil {
-		t.Error(err)
+			})
+		}
+		wg.Wait()
+		ctx, cancel := context.WithTimeout(context.Background(), arrival)
+		err := count.Wait(ctx, int64(round+1)*senders*each)
+		cancel()
+		if err != nil {
+			t.Fatal(err)
+		}
 	}
 }
 
