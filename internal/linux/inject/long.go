@@ -180,7 +180,11 @@ func mtuIPv4(fd int, pkt []byte, ifIdx uint32) (int, error) {
 	if src := [4]byte(pkt[12:16]); routableSource(src) {
 		local.Addr = src
 	}
-	if err := unix.Bind(fd, &local); err != nil {
+	err := unix.Bind(fd, &local)
+	if err == unix.EADDRNOTAVAIL { // before Linux 5.17 raw sockets are bound to no foreign address
+		err = unix.Bind(fd, &unix.SockaddrInet4{})
+	}
+	if err != nil {
 		return 0, err
 	}
 	// The interface counts for multicast only, here as in the sending socket.

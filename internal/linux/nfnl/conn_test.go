@@ -223,15 +223,18 @@ func TestReaderFillsSlots(t *testing.T) {
 	for i, s := range slots {
 		r.Slot(i, s)
 	}
-	for _, text := range []string{"one", "longer", "3", "the fourth"} {
-		if err := there.Control(func(fd uintptr) {
-			if _, err := unix.Write(int(fd), []byte(text)); err != nil {
-				t.Error(err)
+	send := func(texts ...string) {
+		for _, text := range texts {
+			if err := there.Control(func(fd uintptr) {
+				if _, err := unix.Write(int(fd), []byte(text)); err != nil {
+					t.Error(err)
+				}
+			}); err != nil {
+				t.Fatal(err)
 			}
-		}); err != nil {
-			t.Fatal(err)
 		}
 	}
+	send("one", "longer", "3", "the fourth")
 	if n, err := r.Recv(2); n != 2 || err != nil {
 		t.Fatalf("Recv(2): %d, %v", n, err)
 	}
@@ -254,6 +257,22 @@ func TestReaderFillsSlots(t *testing.T) {
 	}
 	if n, err := r.Recv(0); n != 0 || err != nil {
 		t.Errorf("Recv(0): %d, %v", n, err)
+	}
+	// One at a time is received by another system call.
+	send("longer than", "exactly8", "short")
+	for _, want := range []struct {
+		text      string
+		truncated bool
+	}{{"longer t", true}, {"exactly8", false}, {"short", false}} {
+		if n, err := r.Recv(1); n != 1 || err != nil {
+			t.Fatalf("Recv(1): %d, %v", n, err)
+		}
+		if n, truncated := r.Len(0); string(slots[0][:n]) != want.text || truncated != want.truncated {
+			t.Errorf("%d bytes, truncated %t: %q, want %q", n, truncated, slots[0], want.text)
+		}
+	}
+	if n, err := r.Poll(1); n != 0 || err != nil {
+		t.Errorf("Poll(1) of nothing: %d, %v", n, err)
 	}
 }
 

@@ -114,8 +114,8 @@ func verdictPriority(p *Prober) error {
 			&expr.Counter{},
 			&expr.Verdict{Kind: expr.VerdictAccept},
 		}
-		// The answer to the datagram must pass: a packet that waits in a queue while its chain is taken away makes
-		// Linux 6.1 complain in its log (nf_reinject).
+		// No packet may wait in the queue when the chain is taken away: kernels up to 6.1 at least complain of it in their
+		// log (nf_reinject). So the answer to the datagram passes, and what is queued once more goes on.
 		queued := []expr.Any{
 			&expr.Meta{Key: expr.MetaKeyL4PROTO, Register: unix.NFT_REG_1},
 			&expr.Cmp{Op: expr.CmpOpEq, Register: unix.NFT_REG_1, Data: []byte{unix.IPPROTO_UDP}},
@@ -125,10 +125,13 @@ func verdictPriority(p *Prober) error {
 			if err := sendOverLoopback(); err != nil {
 				return err
 			}
-			if err := repeatWithPriority(q); err != nil {
+			if err := verdict(q, queue.Repeat, queue.Option{Priority: probePriority, SetPriority: true}); err != nil {
 				return err
 			}
 			n, err := countOf(conn, c)
+			if n == 0 {
+				err = errors.Join(err, verdict(q, queue.Accept, queue.Option{}))
+			}
 			if err == nil && n == 0 {
 				err = errNotSet
 			}
@@ -147,8 +150,8 @@ func sendOverLoopback() error {
 	return errors.Join(err, c.Close())
 }
 
-// repeatWithPriority receives a packet of the queue and sends it through the rules once more.
-func repeatWithPriority(q *queue.Queue) error {
+// verdict receives a packet of the queue and tells what happens to it.
+func verdict(q *queue.Queue, what queue.Verdict, o queue.Option) error {
 	if err := q.SetReadDeadline(time.Now().Add(2 * time.Second)); err != nil {
 		return err
 	}
@@ -167,7 +170,7 @@ func repeatWithPriority(q *queue.Queue) error {
 	if err != nil {
 		return err
 	}
-	if err := v.Add(m.ID, queue.Repeat, queue.Option{Priority: probePriority, SetPriority: true}); err != nil {
+	if err := v.Add(m.ID, what, o); err != nil {
 		return err
 	}
 	return v.Flush() // the packet goes on before this returns

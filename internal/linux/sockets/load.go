@@ -157,6 +157,9 @@ func Probe() error {
 	if probed.Load() {
 		return nil
 	}
+	if _, err := Cookie(); err != nil {
+		return err
+	}
 	maps, err := openMaps(4096)
 	if err != nil {
 		return err
