@@ -121,38 +121,15 @@ func (r *Reader) block(n int) (int, error) {
 	if c.closed.Load() || c.deadline.Load() != 0 {
 		return 0, nil // stored before the ringer could know of the wait
 	}
-	trap, p, size, flags := r.operation(n, unix.MSG_WAITFORONE)
-	got, _, errno := unix.Syscall6(trap, uintptr(c.fd), uintptr(p), size, flags, 0, 0)
+	got, _, errno := unix.Syscall6(unix.SYS_RECVMMSG, uintptr(c.fd), uintptr(unsafe.Pointer(&r.hdrs[0])), uintptr(n), unix.MSG_WAITFORONE, 0, 0)
 	switch errno {
 	case 0:
-		return r.took(n, got), nil
+		c.received(r.hdrs[:got])
+		return int(got), nil
 	case unix.EINTR, unix.ENOBUFS:
 		return 0, nil
 	}
-	return 0, os.NewSyscallError("receive", errno)
-}
-
-// operation returns the system call that receives up to n datagrams, with its arguments but the descriptor. For one
-// there is a cheaper call.
-func (r *Reader) operation(n int, flags uintptr) (trap uintptr, p unsafe.Pointer, size, _ uintptr) {
-	if n == 1 {
-		return unix.SYS_RECVFROM, unsafe.Pointer(r.iovs[0].Base), uintptr(r.iovs[0].Len), flags&^unix.MSG_WAITFORONE | unix.MSG_TRUNC
-	}
-	return unix.SYS_RECVMMSG, unsafe.Pointer(&r.hdrs[0]), uintptr(n), flags
-}
-
-// took notes what the call has received and returns how many datagrams.
-func (r *Reader) took(n int, got uintptr) int {
-	if n == 1 { // got is the length of the datagram, also if it was longer than its slot (MSG_TRUNC)
-		room := uintptr(r.iovs[0].Len)
-		r.hdrs[0].len, r.hdrs[0].hdr.Flags = uint32(min(got, room)), 0
-		if got > room {
-			r.hdrs[0].hdr.Flags = unix.MSG_TRUNC
-		}
-		got = 1
-	}
-	r.conn.received(r.hdrs[:got])
-	return int(got)
+	return 0, os.NewSyscallError("recvmmsg", errno)
 }
 
 // Poll is Recv without waiting: it returns 0 if no datagram is there, and looks at no deadline.
@@ -168,17 +145,17 @@ func (r *Reader) Poll(n int) (int, error) {
 // receive makes the system call; without an error it returns 0 if no datagram is there.
 func (r *Reader) receive(n int) (int, error) {
 	for {
-		trap, p, size, flags := r.operation(n, unix.MSG_DONTWAIT)
-		got, errno := r.conn.call(trap, uintptr(r.conn.fd), p, size, flags)
+		got, errno := r.conn.call(unix.SYS_RECVMMSG, uintptr(r.conn.fd), unsafe.Pointer(&r.hdrs[0]), uintptr(n), unix.MSG_DONTWAIT)
 		switch errno {
 		case 0:
-			return r.took(n, got), nil
+			r.conn.received(r.hdrs[:got])
+			return int(got), nil
 		case unix.EINTR, unix.ENOBUFS: // the latter: the buffer overflowed since the last call; the kernel counts what it lost
 			continue
 		case unix.EAGAIN:
 			return 0, nil
 		default:
-			return 0, os.NewSyscallError("receive", errno)
+			return 0, os.NewSyscallError("recvmmsg", errno)
 		}
 	}
 }
@@ -298,7 +275,7 @@ func (w *Writer) Flush() error {
 	err := w.conn.Control(w.write)
 	w.reset()
 	if err == nil && w.err != 0 {
-		err = os.NewSyscallError("send", w.err)
+		err = os.NewSyscallError("sendmsg", w.err)
 	}
 	return err
 }
@@ -310,15 +287,10 @@ func (w *Writer) reset() {
 	w.parts, w.iovs, w.heads, w.size = w.parts[:0], w.iovs[:0], w.heads[:0], 0
 }
 
-// send makes the system call, for what lies in one piece the cheaper one. The kernel works on the messages before it
-// returns.
+// send makes the system call. The kernel works on the messages before it returns.
 func (w *Writer) send(fd uintptr) {
-	trap, p, size := uintptr(unix.SYS_SENDMSG), unsafe.Pointer(&w.msg), uintptr(0)
-	if len(w.iovs) == 1 {
-		trap, p, size = unix.SYS_SENDTO, unsafe.Pointer(w.iovs[0].Base), uintptr(w.iovs[0].Len)
-	}
 	for {
-		_, errno := w.conn.call(trap, fd, p, size, 0)
+		_, errno := w.conn.call(unix.SYS_SENDMSG, fd, unsafe.Pointer(&w.msg), 0, 0)
 		if errno == unix.EINTR {
 			continue
 		}

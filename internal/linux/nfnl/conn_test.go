@@ -258,7 +258,7 @@ func TestReaderFillsSlots(t *testing.T) {
 	if n, err := r.Recv(0); n != 0 || err != nil {
 		t.Errorf("Recv(0): %d, %v", n, err)
 	}
-	// One at a time is received by another system call.
+	// One at a time.
 	send("longer than", "exactly8", "short")
 	for _, want := range []struct {
 		text      string
