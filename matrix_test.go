@@ -16,6 +16,7 @@ import (
 	"os/exec"
 	"slices"
 	"sync"
+	"syscall"
 	"testing"
 	"time"
 
@@ -33,7 +34,9 @@ type observer struct {
 	Flags    divert.Flag
 	Engine   divert.Engine
 
-	finish func() (seen, error) // ends it and returns what it saw
+	rights    *syscall.SysProcAttr // of another process; nil: those of this one
+	complaint io.Writer            // gets what it writes to standard error; nil: as this process
+	finish    func() (seen, error) // ends it and returns what it saw
 }
 
 // seen is what an observer saw.
@@ -108,7 +111,10 @@ func (o *observer) elsewhere(h *lab.Host) error {
 	}
 	cmd := exec.Command("/proc/self/exe")
 	cmd.Env = append(os.Environ(), childEnv+"=observe", "DIVERT_TEST_OBSERVER="+string(spec))
-	cmd.Stderr = os.Stderr
+	if cmd.Stderr = o.complaint; o.complaint == nil {
+		cmd.Stderr = os.Stderr
+	}
+	cmd.SysProcAttr = o.rights
 	in, err := cmd.StdinPipe()
 	if err != nil {
 		return err
@@ -158,7 +164,7 @@ func init() {
 func (o *observer) MarshalJSON() ([]byte, error) {
 	type plain observer
 	p := plain(*o)
-	p.finish = nil
+	p.finish, p.rights, p.complaint = nil, nil, nil
 	return json.Marshal(p)
 }
 

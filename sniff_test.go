@@ -3,12 +3,14 @@
 package divert_test
 
 import (
+	"bytes"
 	"io"
 	"net"
 	"runtime"
 	"slices"
 	"strconv"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -66,6 +68,65 @@ func fromTo(n, m int) (numbers []int) {
 		numbers = append(numbers, n)
 	}
 	return numbers
+}
+
+// TestFewRights has handles in a process of a user that is not root: with the rights that the manual names, without the
+// one to watch processors (CAP_PERFMON), which perf buffers need, and without the one to read the counters of queues.
+func TestFewRights(t *testing.T) {
+	t.Parallel()
+	pair := lab.TwoHostsT(t, lab.LinkOptions{})
+	needEngine(t, pair.A, divert.EngineKernel)
+	few := []uintptr{unix.CAP_NET_ADMIN, unix.CAP_NET_RAW, unix.CAP_BPF}
+	for _, tt := range []struct {
+		name   string
+		flags  divert.Flag
+		rights []uintptr // beyond those
+		want   string    // what Open says
+	}{
+		{"divert", 0, []uintptr{unix.CAP_DAC_READ_SEARCH}, ""},
+		{"divert without counters", 0, nil, "needs to be root, or CAP_DAC_READ_SEARCH"},
+		{"sniff", divert.Sniff, []uintptr{unix.CAP_PERFMON}, ""},
+		{"sniff through the log", divert.Sniff, nil, ""},
+		{"drop", divert.Drop, nil, ""},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			o := &observer{Filter: "outbound and udp", Flags: tt.flags, rights: &syscall.SysProcAttr{
+				Credential:  &syscall.Credential{Uid: 65534, Gid: 65534},
+				AmbientCaps: slices.Concat(few, tt.rights),
+			}}
+			var complaint bytes.Buffer
+			o.complaint = &complaint
+			if err := o.elsewhere(pair.A); err != nil {
+				if tt.want == "" || !strings.Contains(complaint.String(), tt.want) {
+					t.Errorf("%v, %s", err, &complaint)
+				}
+				return
+			}
+			if tt.want != "" {
+				t.Errorf("it opens, want %q", tt.want)
+			}
+			conn, err := pair.B.ListenPacket("udp", "10.77.0.2:0")
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer conn.Close()
+			sendNumbered(t, pair.A, conn.LocalAddr().String())
+			want := perRun
+			if tt.flags&divert.Drop != 0 {
+				want = 0
+			}
+			if got := receiveNumbered(conn, want); !slices.Equal(got, inOrder(want)) {
+				t.Errorf("arrived %v, want %d in order", got, want)
+			}
+			s, err := o.finish()
+			if err != nil {
+				t.Fatal(err)
+			}
+			if s.Matched != perRun || tt.flags&divert.Drop == 0 && !slices.Equal(s.Numbers, inOrder(perRun)) {
+				t.Errorf("%+v", s)
+			}
+		})
+	}
 }
 
 // TestSniffedQueue: what a handle that sniffs has no room or no time for is dropped from its old end, on whatever

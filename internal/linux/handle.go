@@ -142,9 +142,11 @@ func (h *handle) open(mode engine.Mode) error {
 				return nil, err
 			}
 		}
-		if h.source, err = h.newSource(mode); err != nil {
-			return nil, err
+		source, err := h.newSource(mode)
+		if err != nil {
+			return nil, err // and h.source stays nil, which a source that is a nil pointer is not
 		}
+		h.source = source
 		if h.entries != nil {
 			told, err := h.setEntries(h.cfg.Program, h.processes)
 			if err != nil {
@@ -190,7 +192,12 @@ func (h *handle) newSource(mode engine.Mode) (source, error) {
 	case h.cfg.Flags&engine.FlagSniff != 0:
 		// A program knows the interface that a forwarded packet came in on, the log also the one it leaves by.
 		if mode == engine.ModeKernel && h.layer == packet.LayerNetwork {
-			return newRing(h)
+			r, err := newRing(h)
+			if !errors.Is(err, os.ErrPermission) {
+				return r, err
+			}
+			// Perf buffers need a right more than programs do (CAP_PERFMON).
+			h.describes += fmt.Sprintf(", copies come through the packet log: %v", err)
 		}
 		return newTap(h, mode == engine.ModeInterpret)
 	case mode == engine.ModeInterpret:

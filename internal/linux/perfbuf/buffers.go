@@ -83,7 +83,11 @@ func open(cpu, size, watermark int) (_ *buffer, err error) {
 	attr.Size = uint32(unsafe.Sizeof(attr))
 	b := &buffer{}
 	if b.fd, err = unix.PerfEventOpen(&attr, -1, cpu, -1, unix.PERF_FLAG_FD_CLOEXEC); err != nil {
-		return nil, os.NewSyscallError("perf_event_open", err)
+		err = os.NewSyscallError("perf_event_open", err)
+		if errors.Is(err, os.ErrPermission) {
+			err = fmt.Errorf("%w (needs CAP_PERFMON)", err)
+		}
+		return nil, err
 	}
 	page := os.Getpagesize()
 	pages := 1 << bits.Len(uint((max(size, page)-1)/page))

@@ -26,7 +26,7 @@ import (
 const (
 	noHandles = "no handle can be opened"
 	noEBPF    = "the interpreter decides: same answers, but every packet comes to user space"
-	runAsRoot = "run as root, or give the program the capability: setcap cap_net_admin,cap_net_raw,cap_bpf+ep FILE"
+	runAsRoot = "run as root, or give the program the capability: setcap cap_net_admin,cap_net_raw,cap_bpf,cap_perfmon,cap_dac_read_search+ep FILE"
 )
 
 // The rights of the caller.
@@ -48,6 +48,26 @@ var (
 			return capability(unix.CAP_BPF)(p)
 		},
 	}
+	capPerfmon = &Feature{
+		Name: "CAP_PERFMON", For: "sniffing through shared memory (before 5.8: CAP_SYS_ADMIN)",
+		Without: "handles that sniff get their copies through the packet log, which takes longer", Remedy: runAsRoot,
+		test: func(p *Prober) error {
+			if p.kernel.before(Version{5, 8}) {
+				return capability(unix.CAP_SYS_ADMIN)(p)
+			}
+			return capability(unix.CAP_PERFMON)(p)
+		},
+	}
+	capRead = &Feature{
+		Name: "CAP_DAC_READ_SEARCH", For: "reading the counters of queues, which belong to root",
+		Without: "only handles that sniff or drop can be opened", Remedy: runAsRoot,
+		test: func(p *Prober) error {
+			if p.caller.UID == 0 || capability(unix.CAP_DAC_OVERRIDE)(p) == nil {
+				return nil
+			}
+			return capability(unix.CAP_DAC_READ_SEARCH)(p)
+		},
+	}
 	capSysAdmin = &Feature{
 		Name: "CAP_SYS_ADMIN", For: "network namespaces without a user namespace",
 		Without: "tests, demo and lab work in a user namespace, with the interpreter", Remedy: "run as root",
@@ -64,7 +84,7 @@ var filterPrograms = &Feature{
 
 // Features is everything that is probed, what comes first being the most basic.
 var Features = []*Feature{
-	capNetAdmin, capNetRaw, capBPF, capSysAdmin,
+	capNetAdmin, capNetRaw, capRead, capBPF, capPerfmon, capSysAdmin,
 	{
 		Name: "network namespaces", Since: Version{3, 8}, For: "tests, demo, lab and this probe",
 		Without: "none of them works, and the rest of this list is not tried", Remedy: "run as root, or allow user namespaces",

@@ -152,6 +152,9 @@ func (p *Prober) judge(r *Report) {
 		// It has the rights that count, but none to make namespaces: what it can load, it can load here.
 		r.Engine = "eBPF in netfilter"
 	}
+	if err := p.Test(capRead); r.Here && err != nil {
+		r.Engine += fmt.Sprintf("; but only those that sniff or drop: %v", err)
+	}
 }
 
 // tryHandle opens a handle and returns how it is served.

@@ -81,7 +81,7 @@ func TestWithoutNamespaces(t *testing.T) {
 		t.Errorf("report %+v", r)
 	}
 	triedAnyway := map[string]bool{
-		"CAP_NET_ADMIN": true, "CAP_NET_RAW": true, "CAP_BPF": true, "CAP_SYS_ADMIN": true,
+		"CAP_NET_ADMIN": true, "CAP_NET_RAW": true, "CAP_DAC_READ_SEARCH": true, "CAP_BPF": true, "CAP_PERFMON": true, "CAP_SYS_ADMIN": true,
 		"network namespaces": true, "user namespaces": true, "eBPF filter programs": true,
 	}
 	for _, f := range r.Features {

@@ -4,6 +4,7 @@ package queue
 
 import (
 	"bytes"
+	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -28,6 +29,9 @@ type Meter struct {
 func NewMeter() (*Meter, error) {
 	f, err := os.Open("/proc/thread-self/net/netfilter/nfnetlink_queue")
 	if err != nil {
+		if errors.Is(err, os.ErrPermission) {
+			err = fmt.Errorf("%w (needs to be root, or CAP_DAC_READ_SEARCH)", err)
+		}
 		return nil, fmt.Errorf("counters of the netfilter queues: %w", err)
 	}
 	return &Meter{file: f, buf: make([]byte, 4096)}, nil
