@@ -79,18 +79,24 @@ func TestFewRights(t *testing.T) {
 	few := []uintptr{unix.CAP_NET_ADMIN, unix.CAP_NET_RAW, unix.CAP_BPF}
 	for _, tt := range []struct {
 		name   string
+		filter string
 		flags  divert.Flag
 		rights []uintptr // beyond those
 		want   string    // what Open says
 	}{
-		{"divert", 0, []uintptr{unix.CAP_DAC_READ_SEARCH}, ""},
-		{"divert without counters", 0, nil, "needs to be root, or CAP_DAC_READ_SEARCH"},
-		{"sniff", divert.Sniff, []uintptr{unix.CAP_PERFMON}, ""},
-		{"sniff through the log", divert.Sniff, nil, ""},
-		{"drop", divert.Drop, nil, ""},
+		{"divert", "", 0, []uintptr{unix.CAP_DAC_READ_SEARCH}, ""},
+		{"divert without counters", "", 0, nil, "needs to be root, or CAP_DAC_READ_SEARCH"},
+		{"sniff", "", divert.Sniff, []uintptr{unix.CAP_PERFMON}, ""},
+		{"sniff through the log", "", divert.Sniff, nil, ""},
+		{"processes", "processId != 1", divert.Sniff, []uintptr{unix.CAP_PERFMON}, ""},
+		{"processes without the right", "processId != 1", divert.Sniff, nil, "without CAP_PERFMON they may not ask"},
+		{"drop", "", divert.Drop, nil, ""},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
-			o := &observer{Filter: "outbound and udp", Flags: tt.flags, rights: &syscall.SysProcAttr{
+			if tt.filter != "" {
+				needProcesses(t, pair.A)
+			}
+			o := &observer{Filter: strings.TrimSuffix("outbound and udp and "+tt.filter, " and "), Flags: tt.flags, rights: &syscall.SysProcAttr{
 				Credential:  &syscall.Credential{Uid: 65534, Gid: 65534},
 				AmbientCaps: slices.Concat(few, tt.rights),
 			}}

@@ -76,6 +76,21 @@ func refusal(err error) error {
 	return err
 }
 
+// mayPerfmon reports whether the process may what CAP_PERFMON allows, as far as its own user namespace goes.
+func mayPerfmon() bool {
+	header := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
+	var data [2]unix.CapUserData
+	if unix.Capget(&header, &data[0]) != nil {
+		return true // who knows
+	}
+	for _, c := range []uint{unix.CAP_PERFMON, unix.CAP_SYS_ADMIN} {
+		if data[c/32].Effective&(1<<(c%32)) != 0 {
+			return true
+		}
+	}
+	return false
+}
+
 // cursors reports whether verdicts can set the priority of a packet (NFQA_PRIORITY, kernel 5.18).
 var cursors = sync.OnceValue(func() bool {
 	var u unix.Utsname

@@ -58,6 +58,9 @@ func (h *handle) processesFor(p *filter.Program) (*sockets.Processes, error) {
 		return err
 	})
 	if err != nil {
+		if !mayPerfmon() {
+			err = fmt.Errorf("without CAP_PERFMON they may not ask who is running: %w", err)
+		}
 		return nil, noProcess(err)
 	}
 	return ps, nil

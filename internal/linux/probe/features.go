@@ -49,8 +49,8 @@ var (
 		},
 	}
 	capPerfmon = &Feature{
-		Name: "CAP_PERFMON", For: "sniffing through shared memory (before 5.8: CAP_SYS_ADMIN)",
-		Without: "handles that sniff get their copies through the packet log, which takes longer", Remedy: runAsRoot,
+		Name: "CAP_PERFMON", For: "sniffing through shared memory, processes of packets (before 5.8: CAP_SYS_ADMIN)",
+		Without: "handles that sniff get their copies through the packet log, which takes longer, and processId is not known at the layer network", Remedy: runAsRoot,
 		test: func(p *Prober) error {
 			if p.kernel.before(Version{5, 8}) {
 				return capability(unix.CAP_SYS_ADMIN)(p)
