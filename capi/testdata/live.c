@@ -234,12 +234,12 @@ static void check_queue_time(void)
     SUCCEEDS(WinDivertSetParam(h, WINDIVERT_PARAM_QUEUE_TIME, 200));
     fill("123");
     batch(h, buffer, 29, addrs, 10, "1");
-    pause_ms(400);
+    pause_ms(1000);
     fill("4");
     batch(h, buffer, sizeof(buffer), addrs, 10, "4");
     fill("56");
     batch(h, buffer, 29, addrs, 10, "5");
-    pause_ms(400);
+    pause_ms(1000);
     SUCCEEDS(WinDivertClose(h));
     HEARS(&udp, "");
 }
