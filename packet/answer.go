@@ -156,8 +156,14 @@ func (p *Parsed) answerable(b []byte) bool {
 // broadcast (RFC 1122 section 3.2.1.3).
 func oneHost4(a [4]byte) bool { return a[0] != 0 && a[0] < 224 }
 
-// oneHost6 is oneHost4 for IPv6: neither unspecified nor multicast (RFC 4291 section 2.4).
-func oneHost6(a [16]byte) bool { return a != [16]byte{} && a[0] != 0xFF }
+// oneHost6 is oneHost4 for IPv6: neither unspecified nor multicast (RFC 4291 section 2.4), nor a mapped address of IPv4
+// that is not one host's.
+func oneHost6(a [16]byte) bool {
+	if [12]byte(a[:12]) == [12]byte{10: 0xFF, 11: 0xFF} {
+		return oneHost4([4]byte(a[12:]))
+	}
+	return a != [16]byte{} && a[0] != 0xFF
+}
 
 // icmpErrors are the types of ICMP that tell of errors (RFC 1122 section 3.2.2): unreachable, source quench,
 // redirect, time exceeded, parameter problem.

@@ -240,6 +240,7 @@ func FuzzAnswers(f *testing.F) {
 		f.Add(unhex(f, e.hex))
 	}
 	f.Add(behind(f, 48))
+	f.Add([]byte("a00000000000000000000000\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\xff\xff\xe5000")) // to a mapped multicast address
 	f.Fuzz(func(t *testing.T, b []byte) {
 		var p Parsed
 		if !p.Parse(b) {
