@@ -59,17 +59,26 @@ func send(t testing.TB, c net.Conn, n, size int) {
 	}
 }
 
-// drained receives what waits, after a shutdown, without sending it on.
+// drained receives what waits, after a shutdown, without sending it on, and returns how much.
 func drained(t testing.TB, d *divert.Handle) (n int) {
+	t.Helper()
+	drain(t, d, 64, func(*divert.Packet) { n++ })
+	return n
+}
+
+// drain receives what waits, after a shutdown, up to batch packets per call, without sending it on.
+func drain(t testing.TB, d *divert.Handle, batch int, each func(*divert.Packet)) {
 	t.Helper()
 	if err := d.Shutdown(divert.ShutdownRecv); err != nil {
 		t.Fatal(err)
 	}
-	for ps := make([]divert.Packet, 64); ; {
-		got, err := d.RecvBatch(ps)
-		n += got
+	for ps := make([]divert.Packet, batch); ; {
+		n, err := d.RecvBatch(ps)
+		for i := range ps[:n] {
+			each(&ps[i])
+		}
 		if err == io.EOF {
-			return n
+			return
 		}
 		if err != nil {
 			t.Fatal(err)

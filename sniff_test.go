@@ -4,7 +4,7 @@ package divert_test
 
 import (
 	"bytes"
-	"io"
+	"encoding/binary"
 	"net"
 	"runtime"
 	"slices"
@@ -20,54 +20,23 @@ import (
 	"github.com/opendivert/divert/internal/lab"
 )
 
-// sendEverywhere sends n datagrams as send does, each from another processor than the one before.
+// sendEverywhere sends n numbered datagrams of a size, each from another processor than the one before.
 func sendEverywhere(t *testing.T, c net.Conn, n, size int) {
 	t.Helper()
-	runtime.LockOSThread() // and never unlocked: the thread ends with the test
 	for i := range n {
-		var one unix.CPUSet
-		one.Set(i % runtime.NumCPU())
-		if err := unix.SchedSetaffinity(0, &one); err != nil {
-			t.Skipf("processor %d: %v", i%runtime.NumCPU(), err)
-		}
-		b := append([]byte(strconv.Itoa(i)+" "), make([]byte, size)...)[:size]
-		if _, err := c.Write(b); err != nil {
-			t.Fatal(err)
-		}
-	}
-}
-
-// sniffed receives what waits after a shutdown, up to batch packets per call, and returns the numbers of the datagrams.
-func sniffed(t *testing.T, d *divert.Handle, batch int) (numbers []int) {
-	t.Helper()
-	if err := d.Shutdown(divert.ShutdownRecv); err != nil {
-		t.Fatal(err)
-	}
-	for ps := make([]divert.Packet, batch); ; {
-		n, err := d.RecvBatch(ps)
-		for _, p := range ps[:n] {
-			text, _, _ := strings.Cut(string(p.Data[28:]), " ")
-			number, err := strconv.Atoi(text)
-			if err != nil {
-				t.Fatal(err)
-			}
-			numbers = append(numbers, number)
-		}
-		if err == io.EOF {
-			return numbers
-		}
+		cpu := i % runtime.NumCPU()
+		var failed error
+		err := lab.OnProcessor(cpu, func() error {
+			_, failed = c.Write(append(binary.BigEndian.AppendUint64(nil, uint64(i)), make([]byte, size-8)...))
+			return nil
+		})
 		if err != nil {
-			t.Fatal(err)
+			t.Skipf("processor %d: %v", cpu, err)
+		}
+		if failed != nil {
+			t.Fatal(failed)
 		}
 	}
-}
-
-// fromTo returns n to m-1.
-func fromTo(n, m int) (numbers []int) {
-	for ; n < m; n++ {
-		numbers = append(numbers, n)
-	}
-	return numbers
 }
 
 // TestFewRights has handles in a process of a user that is not root: with the rights that the manual names, without the
@@ -156,9 +125,11 @@ func TestSniffedQueue(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	check := func(t *testing.T, d *divert.Handle, batch int, want []int) divert.Stats {
+	check := func(t *testing.T, d *divert.Handle, batch int, want []uint64) divert.Stats {
 		t.Helper()
-		if got := sniffed(t, d, batch); !slices.Equal(got, want) {
+		var got []uint64
+		drain(t, d, batch, func(p *divert.Packet) { got = append(got, number(p.Data)) })
+		if !slices.Equal(got, want) {
 			t.Errorf("%d received: %v, want %d", len(got), got, len(want))
 		}
 		s := stats(t, d)
@@ -169,12 +140,12 @@ func TestSniffedQueue(t *testing.T) {
 		t.Run("in order/"+strconv.Itoa(batch), func(t *testing.T) {
 			d := open(t)
 			sendEverywhere(t, c, 500, 40)
-			check(t, d, batch, fromTo(0, 500))
+			check(t, d, batch, inOrder(500))
 		})
 		t.Run("length/"+strconv.Itoa(batch), func(t *testing.T) {
 			d := open(t, divert.WithQueueLength(32))
 			sendEverywhere(t, c, 500, 40)
-			if s := check(t, d, batch, fromTo(468, 500)); s.DroppedFull != 468 || s.DroppedOld != 0 {
+			if s := check(t, d, batch, inOrder(500)[468:]); s.DroppedFull != 468 || s.DroppedOld != 0 {
 				t.Errorf("%+v", s)
 			}
 		})
@@ -183,7 +154,7 @@ func TestSniffedQueue(t *testing.T) {
 		d := open(t, divert.WithQueueSize(65535))
 		sendEverywhere(t, c, 200, 1000)
 		const most = 65535 / (1028 + 63) // the address counts (specification: api.md 12)
-		if s := check(t, d, 64, fromTo(200-most, 200)); s.DroppedFull != 200-most || s.DroppedOld != 0 {
+		if s := check(t, d, 64, inOrder(200)[200-most:]); s.DroppedFull != 200-most || s.DroppedOld != 0 {
 			t.Errorf("%+v", s)
 		}
 	})
@@ -192,7 +163,7 @@ func TestSniffedQueue(t *testing.T) {
 		sendEverywhere(t, c, 20, 40)
 		time.Sleep(time.Second)
 		sendEverywhere(t, c, 5, 40)
-		if s := check(t, d, 64, fromTo(0, 5)); s.DroppedFull != 0 || s.DroppedOld != 20 {
+		if s := check(t, d, 64, inOrder(5)); s.DroppedFull != 0 || s.DroppedOld != 20 {
 			t.Errorf("%+v", s)
 		}
 	})

@@ -15,6 +15,8 @@ import (
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
+
+	"github.com/opendivert/divert/internal/linux/rights"
 )
 
 // guardVariable tells the second start of a program that it is the second, so it never makes a third.
@@ -70,13 +72,9 @@ var available = sync.OnceValue(func() error {
 
 // capable reports whether the process has the two capabilities that labs need, effective.
 func capable() bool {
-	header := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
-	var data [2]unix.CapUserData
-	if unix.Capget(&header, &data[0]) != nil {
-		return false
-	}
 	const need = 1<<unix.CAP_NET_ADMIN | 1<<unix.CAP_SYS_ADMIN
-	return data[0].Effective&need == need
+	have, err := rights.Effective()
+	return err == nil && have&need == need
 }
 
 // restart runs the program again in namespaces of its own and ends this process with its status.

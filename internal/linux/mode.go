@@ -12,6 +12,7 @@ import (
 	"github.com/opendivert/divert/filter"
 	"github.com/opendivert/divert/internal/engine"
 	"github.com/opendivert/divert/internal/linux/codegen"
+	"github.com/opendivert/divert/internal/linux/rights"
 	"github.com/opendivert/divert/packet"
 )
 
@@ -78,17 +79,8 @@ func refusal(err error) error {
 
 // mayPerfmon reports whether the process may what CAP_PERFMON allows, as far as its own user namespace goes.
 func mayPerfmon() bool {
-	header := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
-	var data [2]unix.CapUserData
-	if unix.Capget(&header, &data[0]) != nil {
-		return true // who knows
-	}
-	for _, c := range []uint{unix.CAP_PERFMON, unix.CAP_SYS_ADMIN} {
-		if data[c/32].Effective&(1<<(c%32)) != 0 {
-			return true
-		}
-	}
-	return false
+	have, err := rights.Effective()
+	return err != nil || have&(1<<unix.CAP_PERFMON|1<<unix.CAP_SYS_ADMIN) != 0
 }
 
 // cursors reports whether verdicts can set the priority of a packet (NFQA_PRIORITY, kernel 5.18).

@@ -15,6 +15,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/opendivert/divert/filter"
+	"github.com/opendivert/divert/internal/lab"
 	"github.com/opendivert/divert/internal/linux/codegen"
 	"github.com/opendivert/divert/internal/race"
 	"github.com/opendivert/divert/packet"
@@ -88,21 +89,12 @@ func monotonic() int64 {
 	return now.Nano()
 }
 
-// onProcessor runs f on a processor.
+// onProcessor runs f on a processor, or skips the test.
 func onProcessor(t testing.TB, cpu int, f func()) {
 	t.Helper()
-	runtime.LockOSThread()
-	defer runtime.UnlockOSThread()
-	var before, one unix.CPUSet
-	if err := unix.SchedGetaffinity(0, &before); err != nil {
-		t.Fatal(err)
-	}
-	one.Set(cpu)
-	if err := unix.SchedSetaffinity(0, &one); err != nil {
+	if err := lab.OnProcessor(cpu, func() error { f(); return nil }); err != nil {
 		t.Skipf("processor %d: %v", cpu, err)
 	}
-	defer unix.SchedSetaffinity(0, &before)
-	f()
 }
 
 // payloads takes what is there and returns the payloads.

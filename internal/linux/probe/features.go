@@ -41,22 +41,12 @@ var (
 	}
 	capBPF = &Feature{
 		Name: "CAP_BPF", For: "loading filter programs (before 5.8: CAP_SYS_ADMIN)", Without: noEBPF, Remedy: runAsRoot,
-		test: func(p *Prober) error {
-			if p.kernel.before(Version{5, 8}) {
-				return capability(unix.CAP_SYS_ADMIN)(p)
-			}
-			return capability(unix.CAP_BPF)(p)
-		},
+		test: capabilityOrAdmin(unix.CAP_BPF),
 	}
 	capPerfmon = &Feature{
 		Name: "CAP_PERFMON", For: "sniffing through shared memory, processes of packets (before 5.8: CAP_SYS_ADMIN)",
 		Without: "handles that sniff get their copies through the packet log, which takes longer, and processId is not known at the layer network", Remedy: runAsRoot,
-		test: func(p *Prober) error {
-			if p.kernel.before(Version{5, 8}) {
-				return capability(unix.CAP_SYS_ADMIN)(p)
-			}
-			return capability(unix.CAP_PERFMON)(p)
-		},
+		test: capabilityOrAdmin(unix.CAP_PERFMON),
 	}
 	capRead = &Feature{
 		Name: "CAP_DAC_READ_SEARCH", For: "reading the counters of queues, which belong to root",
@@ -200,6 +190,16 @@ func capability(number int) func(*Prober) error {
 			return errNoRight
 		}
 		return nil
+	}
+}
+
+// capabilityOrAdmin tests a capability that was a part of CAP_SYS_ADMIN before Linux 5.8.
+func capabilityOrAdmin(number int) func(*Prober) error {
+	return func(p *Prober) error {
+		if p.kernel.before(Version{5, 8}) {
+			return capability(unix.CAP_SYS_ADMIN)(p)
+		}
+		return capability(number)(p)
 	}
 }
 

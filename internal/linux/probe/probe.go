@@ -14,6 +14,7 @@ import (
 	"github.com/opendivert/divert/internal/engine"
 	"github.com/opendivert/divert/internal/lab"
 	"github.com/opendivert/divert/internal/linux"
+	"github.com/opendivert/divert/internal/linux/rights"
 	"github.com/opendivert/divert/packet"
 )
 
@@ -178,7 +179,8 @@ func whoAmI() caller {
 		c.Rootless = true
 		return c
 	}
-	c.UID, c.Capabilities = os.Getuid(), effective()
+	c.UID = os.Getuid()
+	c.Capabilities, _ = rights.Effective() // none if it cannot be told
 	switch err := loadProgram(func(int) error { return nil }); {
 	case errors.Is(err, unix.EPERM), errors.Is(err, unix.EACCES):
 		c.Programs = "not permitted (needs CAP_BPF in the initial user namespace)"
@@ -198,16 +200,6 @@ func (c caller) remember() error {
 		return err
 	}
 	return os.Setenv(callerVariable, string(text))
-}
-
-// effective returns the capabilities in force.
-func effective() uint64 {
-	header := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
-	var data [2]unix.CapUserData
-	if unix.Capget(&header, &data[0]) != nil {
-		return 0
-	}
-	return uint64(data[0].Effective) | uint64(data[1].Effective)<<32
 }
 
 // running returns the version of the kernel, the zero Version if it does not say.

@@ -15,7 +15,7 @@ const (
 	frameRecord = codegen.EventFrame
 	frameBody   = frameRecord + codegen.EventEndpoint // what is kept in the storage of the socket
 	bodySize    = codegen.EventSize - codegen.EventEndpoint
-	storedPeer  = bodySize       // behind the body in the storage: see lastPeer
+	storedPeer  = bodySize       // behind the body in the storage: see loadPeer
 	storedSize  = storedPeer + 8 // of the storage
 
 	frameKey    = frameRecord - flowKeySize // key of a map

@@ -31,7 +31,7 @@ type generator struct {
 	flags      uint64 // of the handle
 	cookie     uint64 // of the network namespace
 	inode      uint32 // of the same, for programs that are not told the cookie
-	generation uint16 // of the filter, see lastPeer
+	generation uint16 // of the filter, see loadPeer
 	decider    codegen.EventDecider
 	early      func()   // emitted when the storage of a socket has been found, before the record begins
 	owed       []func() // parts of the record that are only wanted if the filter matches
