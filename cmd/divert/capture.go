@@ -5,27 +5,54 @@ import (
 	"compress/gzip"
 	"context"
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"io"
+	"slices"
+	"strings"
+	"time"
 
-	"github.com/gopacket/gopacket"
-	"github.com/gopacket/gopacket/layers"
-	"github.com/gopacket/gopacket/pcapgo"
 	"github.com/opendivert/divert"
 	"github.com/opendivert/divert/packet"
 )
 
 // captureReader reads the IP packets of a pcap or pcapng file, compressed with gzip or not.
 type captureReader struct {
-	in   *bufio.Reader
-	pcap *pcapgo.Reader // one of the two
-	ng   *pcapgo.NgReader
+	in     *bufio.Reader
+	frames frameReader
+	frame  frame
+	notes  notes
 
-	layer   divert.Layer
-	addr    divert.Address
-	parsed  packet.Parsed
-	frames  int // read
+	layer  divert.Layer
+	addr   divert.Address
+	parsed packet.Parsed
+
+	read    int // frames
 	skipped int // of them, no IP packets
+	unknown int // of them, of link types that are not understood
+}
+
+// frame is a frame of a capture file. Data is good until the next one is read.
+type frame struct {
+	data      []byte
+	length    int // on the wire, as the file says
+	when      time.Time
+	linkType  linkType
+	device    string    // "" if the file does not tell it
+	direction direction // as far as the file tells it
+}
+
+// frameReader reads a file of one of the formats. At the end of the file next returns io.EOF; if that comes too early,
+// an error that wraps io.ErrUnexpectedEOF.
+type frameReader interface{ next(f *frame) error }
+
+// notes are what is to be said about a file at its end, each once.
+type notes []string
+
+func (n *notes) add(text string) {
+	if !slices.Contains(*n, text) {
+		*n = append(*n, text)
+	}
 }
 
 // newCaptureReader begins to read a file. Its packets get addresses of the layer.
@@ -41,16 +68,27 @@ func newCaptureReader(in io.Reader, layer divert.Layer) (*captureReader, error) 
 	}
 	c.in = b
 	magic, err := b.Peek(4)
-	if err != nil {
-		return nil, fmt.Errorf("the capture file is empty or damaged: %w", noEOF(err))
+	switch {
+	case err == io.EOF && len(magic) == 0:
+		return nil, errors.New("the capture file is empty")
+	case err != nil:
+		return nil, fmt.Errorf("the capture file: %w", cutOff(err, "the header of the file", len(magic), pcapHeader))
 	}
-	if binary.LittleEndian.Uint32(magic) == blockSection {
-		c.ng, err = pcapgo.NewNgReader(b, pcapgo.NgReaderOptions{WantMixedLinkType: true, SkipUnknownVersion: true})
-	} else if c.pcap, err = pcapgo.NewReader(b); err == nil {
-		c.pcap.SetSnaplen(maxSnapLength) // many writers do not keep to what they announce
-	}
-	if err != nil {
-		return nil, fmt.Errorf("the file is no pcap or pcapng file, or damaged: %w", noEOF(err))
+	order := pcapOrder(magic)
+	switch {
+	case binary.LittleEndian.Uint32(magic) == blockSection:
+		c.frames = newPcapngReader(b, &c.notes)
+	case order != nil:
+		p, err := newPcapReader(b, order)
+		if err != nil {
+			return nil, fmt.Errorf("the capture file: %w", err)
+		}
+		if linkLayers[p.linkType.number()] == nil {
+			return nil, fmt.Errorf("the capture file: link type %v is not understood", p.linkType)
+		}
+		c.frames = p
+	default:
+		return nil, fmt.Errorf("the file is no pcap or pcapng file: it begins with % x", magic)
 	}
 	return c, nil
 }
@@ -102,151 +140,59 @@ func (i *interruptible) fill(n int) {
 	}
 }
 
-// maxSnapLength is the longest frame that is read, as in libpcap.
-const maxSnapLength = 262144
-
-// noEOF turns the end of a file where more was to come into an error of its own.
-func noEOF(err error) error {
-	if err == io.EOF {
-		return io.ErrUnexpectedEOF
-	}
-	return err
-}
-
 // next reads the next IP packet to r, which is good until the following call. It returns io.EOF at the end.
 func (c *captureReader) next(r *record) error {
+	f := &c.frame
 	for {
-		frame, info, err := c.read(r)
-		if err == io.EOF {
+		switch err := c.frames.next(f); {
+		case err == io.EOF && c.unknown > 0 && c.unknown == c.read:
+			return errors.New("nothing in the capture file could be read: " + strings.Join(c.notes, "; "))
+		case err == io.EOF:
 			return err
+		case err != nil:
+			return fmt.Errorf("the capture file, behind frame %d: %w", c.read, err)
 		}
-		if err != nil {
-			return fmt.Errorf("the capture file, behind frame %d: %w", c.frames, err)
-		}
-		c.frames++
-		linkType := c.linkType(info)
-		strip := linkLayers[linkType]
+		c.read++
+		strip := linkLayers[f.linkType.number()]
 		if strip == nil {
-			return fmt.Errorf("the capture file, frame %d: link type %d (%v) is not supported", c.frames, uint16(linkType), linkType)
+			c.unknown++
+			c.notes.add(fmt.Sprintf("link type %v is not understood", f.linkType))
+			continue
 		}
-		data, direction := strip(frame)
+		data, direction := strip(f.data)
 		if !c.parsed.Parse(data) {
 			c.skipped++
 			continue
 		}
-		if direction != directionUnknown {
-			r.direction = direction
+		if direction == directionUnknown {
+			direction = f.direction
 		}
-		c.fill(r, data, len(frame)-len(data), info)
+		r.device, r.direction = f.device, direction
+		c.fill(r, data, f)
 		return nil
 	}
 }
 
-// read reads a frame, and of r what only the file knows: device and direction.
-func (c *captureReader) read(r *record) (frame []byte, info gopacket.CaptureInfo, err error) {
-	r.device, r.direction = "", directionUnknown
-	if c.pcap != nil {
-		frame, info, err = c.pcap.ZeroCopyReadPacketData()
-		return frame, info, err
+// complaints are what a user should know of the file when it has been read.
+func (c *captureReader) complaints() (list []string) {
+	if c.skipped > 0 {
+		list = append(list, fmt.Sprintf("%d of %d frames have no IP packet", c.skipped, c.read))
 	}
-	var options pcapgo.NgPacketOptions
-	frame, info, options, err = c.ng.ZeroCopyReadPacketDataWithOptions()
-	if err != nil {
-		return nil, info, err
+	if c.unknown > 0 {
+		list = append(list, fmt.Sprintf("%d of %d frames are left out", c.unknown, c.read))
 	}
-	if i, err := c.ng.Interface(info.InterfaceIndex); err == nil {
-		r.device = i.Name
-	}
-	if options.Flags != nil {
-		switch options.Flags.Direction {
-		case pcapgo.NgEpbFlagDirectionInbound:
-			r.direction = directionIn
-		case pcapgo.NgEpbFlagDirectionOutbound:
-			r.direction = directionOut
-		}
-	}
-	return frame, info, nil
+	return append(list, c.notes...)
 }
 
-// linkType returns the link type of the frame that was read.
-func (c *captureReader) linkType(info gopacket.CaptureInfo) layers.LinkType {
-	if c.pcap != nil {
-		return c.pcap.LinkType()
-	}
-	i, err := c.ng.Interface(info.InterfaceIndex)
-	if err != nil {
-		return layers.LinkTypeMax
-	}
-	return i.LinkType
-}
-
-// fill makes the record of a packet of which header bytes of link layer are taken off.
-func (c *captureReader) fill(r *record, data []byte, header int, info gopacket.CaptureInfo) {
-	length := max(info.Length-header, len(data))
+// fill makes the record of a packet, which is the end of a frame.
+func (c *captureReader) fill(r *record, data []byte, f *frame) {
+	length := max(f.length-(len(f.data)-len(data)), len(data))
 	// Frames may be padded: what lies behind the packet is none of it.
 	if c.parsed.Extended {
 		data, length = data[:c.parsed.Length], int(c.parsed.Length)
 	}
 	c.addr = divert.Address{
-		Timestamp: info.Timestamp.UnixNano(), Layer: c.layer, Outbound: r.direction == directionOut, IPv6: c.parsed.Family == 6,
+		Timestamp: f.when.UnixNano(), Layer: c.layer, Outbound: r.direction == directionOut, IPv6: c.parsed.Family == 6,
 	}
-	r.data, r.length, r.when, r.addr, r.live = data, length, info.Timestamp, &c.addr, false
-}
-
-// linkLayers take the header of a link type off a frame. They return what follows if that is an IP packet, or
-// nothing, and the direction if the header tells it (tcpdump.org/linktypes.html).
-var linkLayers = map[layers.LinkType]func([]byte) ([]byte, direction){
-	layers.LinkTypeRaw:       bare,
-	layers.LinkTypeIPv4:      bare,
-	layers.LinkTypeIPv6:      bare,
-	12:                       bare, // what RAW is in files of OpenBSD's and others' DLT numbers
-	14:                       bare,
-	layers.LinkTypeNull:      func(b []byte) ([]byte, direction) { return b[min(4, len(b)):], directionUnknown },
-	layers.LinkTypeLoop:      func(b []byte) ([]byte, direction) { return b[min(4, len(b)):], directionUnknown },
-	layers.LinkTypeEthernet:  ethernet,
-	layers.LinkTypeLinuxSLL:  func(b []byte) ([]byte, direction) { return cooked(b, 16, 14, 1) },
-	layers.LinkTypeLinuxSLL2: func(b []byte) ([]byte, direction) { return cooked(b, 20, 0, 10) },
-}
-
-func bare(b []byte) ([]byte, direction) { return b, directionUnknown }
-
-// The EtherTypes (IANA IEEE 802 numbers).
-const (
-	etherIPv4    = 0x0800
-	etherIPv6    = 0x86DD
-	etherVLAN    = 0x8100
-	etherService = 0x88A8 // outer VLAN tag
-)
-
-// ethernet takes an Ethernet header off, with VLAN tags.
-func ethernet(b []byte) ([]byte, direction) {
-	for at := 12; at+2 <= len(b); at += 4 {
-		switch be16(b[at:]) {
-		case etherIPv4, etherIPv6:
-			return b[at+2:], directionUnknown
-		case etherVLAN, etherService:
-		default:
-			return nil, directionUnknown
-		}
-	}
-	return nil, directionUnknown
-}
-
-// outgoingPacket is the packet type of what the host sends, in the headers of LINUX_SLL and LINUX_SLL2.
-const outgoingPacket = 4
-
-// cooked takes a header of Linux's cooked captures off: its size, and where the EtherType and the
-// low byte of the packet type stand.
-func cooked(b []byte, size, etherType, packetType int) ([]byte, direction) {
-	if len(b) < size {
-		return nil, directionUnknown
-	}
-	way := directionIn
-	if b[packetType] == outgoingPacket {
-		way = directionOut
-	}
-	if t := be16(b[etherType:]); t != etherIPv4 && t != etherIPv6 {
-		return nil, way
-	}
-	return b[size:], way
+	r.data, r.length, r.when, r.addr, r.live = data, length, f.when, &c.addr, false
 }

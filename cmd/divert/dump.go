@@ -3,7 +3,6 @@ package main
 import (
 	"context"
 	"errors"
-	"fmt"
 	"io"
 	"os"
 	"slices"
@@ -45,8 +44,9 @@ A line has the time, the interface, the direction, and then what tcpdump would p
 and last, where it can be known, the program that sends or receives the packet and its process id. It is
 known at layer network if the kernel decides; what the kernel sends by itself has none.
 
-With -r the filter is applied to a capture file instead, which needs no privileges. Packets of a file
-count as inbound unless the file says that they went out, and their interface index is 0.
+With -r the filter is applied to a capture file instead, which needs no privileges: pcap of versions 2.0 to
+2.4 or pcapng, compressed with gzip or not. Packets of a file count as inbound unless the file says that they
+went out, and their interface index is 0. Of a file that is cut off, the whole packets are printed first.
 
 With --json each line is an object. Keys: time, timestamp, layer, direction (in, out, loopback,
 forward), ifindex, ifname, pid, program (its path), impostor, length, captured, version, src, dst, ttl, protocol,
@@ -281,9 +281,12 @@ func (d *dump) file(ctx context.Context) error {
 	if closed := d.sink.close(); err == nil {
 		err = closed
 	}
-	if err == nil && c.skipped > 0 {
-		r := report{app: d.app, json: d.json}
-		r.warn(fmt.Errorf("%d of %d frames have no IP packet", c.skipped, c.frames))
+	if err != nil {
+		return err
+	}
+	r := report{app: d.app, json: d.json}
+	for _, text := range c.complaints() {
+		r.warn(errors.New(text))
 	}
 	return err
 }

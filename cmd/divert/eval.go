@@ -3,6 +3,7 @@ package main
 import (
 	"bufio"
 	"encoding/hex"
+	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -142,6 +143,9 @@ func (e *eval) file() (count int, err error) {
 	var r record
 	for {
 		if err := c.next(&r); err == io.EOF {
+			for _, text := range c.complaints() {
+				(&report{app: e.app}).warn(errors.New(text))
+			}
 			return count, nil
 		} else if err != nil {
 			return count, err

@@ -2,6 +2,7 @@ package main
 
 import (
 	"bytes"
+	"encoding/binary"
 	"io"
 	"slices"
 	"testing"
@@ -58,6 +59,14 @@ func FuzzCapture(f *testing.F) {
 	f.Add(sampleFile(f))
 	for _, file := range captureFiles {
 		f.Add(file.pcap())
+	}
+	for _, v := range pcapVariants {
+		f.Add(v.file())
+	}
+	for _, order := range []binary.AppendByteOrder{binary.LittleEndian, binary.BigEndian} {
+		w := &ngWriter{order: order}
+		w.section(0).device(1, 96, w.option(optionName, []byte("eth0\x1b[2J")...), w.option(optionResolution, 9)).device(101, 0)
+		f.Add(w.packet(1, 1e15, w.option(optionFlags, 1, 0, 0, 1)).block(blockSimplePacket, w.words(4, 5)...).block(77, 1).section(2).b)
 	}
 	f.Fuzz(func(t *testing.T, file []byte) {
 		first, copied := reread(t, file)

@@ -4,8 +4,7 @@ import (
 	"encoding/binary"
 	"io"
 	"runtime"
-
-	"github.com/gopacket/gopacket/layers"
+	"strings"
 )
 
 // captureWriter writes packets to a pcapng file (draft-ietf-opsawg-pcapng): one interface block for each
@@ -82,10 +81,10 @@ func (c *captureWriter) write(r *record) error {
 // describe writes the block of an interface.
 func (c *captureWriter) describe(device string) error {
 	c.open(blockInterface)
-	c.word(uint32(layers.LinkTypeRaw))
+	c.word(uint32(linkTypeRaw))
 	c.word(0) // no limit to the length of packets
 	if device != "" {
-		c.option(optionName, device)
+		c.option(optionName, strings.ToValidUTF8(device, "\uFFFD")) // strings are UTF-8
 	}
 	if c.filter != "" && len(c.filter) < maxOptionLength {
 		c.option(optionFilter, string(rune(filterIsText))+c.filter)
