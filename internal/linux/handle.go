@@ -36,13 +36,14 @@ type handle struct {
 	sender *sender
 	counts counts
 
-	receivers sync.RWMutex          // held for reading while something is received
-	mu        sync.Mutex            // serialises what changes the handle
-	entries   entries               // nil where the interpreter decides
-	times     atomic.Pointer[times] // of the filter in force; nil unless it asks for the time or the process
-	guard     *rules.Guard          // nil once the handle captures nothing any more
-	processes *sockets.Processes    // nil unless the filter in force, or the user, asks for the processes of packets
-	gone      atomic.Bool           // somebody else has removed the rules
+	receivers sync.RWMutex                   // held for reading while something is received
+	mu        sync.Mutex                     // serialises what changes the handle
+	entries   entries                        // nil where the interpreter decides
+	times     atomic.Pointer[times]          // of the filter in force; nil unless it asks for the time or the process
+	second    atomic.Pointer[filter.Program] // decides where a program could not, see refuses; nil where programs always can
+	guard     *rules.Guard                   // nil once the handle captures nothing any more
+	processes *sockets.Processes             // nil unless the filter in force, or the user, asks for the processes of packets
+	gone      atomic.Bool                    // somebody else has removed the rules
 	recvDown  atomic.Bool
 	sendDown  atomic.Bool
 	closed    atomic.Bool
@@ -367,10 +368,14 @@ func (h *handle) SetFilter(p *filter.Program) error {
 
 // setEntries makes a filter decide from now on.
 func (h *handle) setEntries(p *filter.Program, ps *sockets.Processes) (*times, error) {
-	return h.entries.set(p, setting{
+	told, err := h.entries.set(p, setting{
 		outlet: h.outlet(), processes: processMaps(ps), tell: h.tellsProcess(p), drops: h.cfg.Flags&engine.FlagDrop != 0,
 		snap: h.cfg.Snap,
 	})
+	if err == nil && bounded() {
+		h.second.Store(p)
+	}
+	return told, err
 }
 
 // retime gives a packet the timestamp with which its filter program decided, where the answer depends on it, and the
@@ -538,10 +543,14 @@ func (h *handle) remaining(s *engine.Stats) error {
 func (h *handle) Description() string {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	if h.processes == nil {
-		return h.describes
+	text := h.describes
+	if h.entries != nil && bounded() {
+		text += doubts
 	}
-	return h.describes + ", " + h.processes.Description()
+	if h.processes != nil {
+		text += ", " + h.processes.Description()
+	}
+	return text
 }
 
 // eof is what a drained source returns.

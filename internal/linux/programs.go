@@ -81,6 +81,7 @@ func (es entries) set(p *filter.Program, s setting) (told *times, err error) {
 		if s.outlet != nil {
 			o = codegen.Options{Sniff: true, Snap: uint32(s.snap), Count: true, Tag: uint32(hook.Direction), Process: s.tell}
 		}
+		o.Bounded = bounded()
 		u, err := codegen.Build(p, hook, o)
 		if err != nil {
 			return nil, err

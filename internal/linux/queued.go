@@ -153,6 +153,12 @@ func (s *queued) sort(l *lane, r *reader, ps []packet.Packet) (n int, err error)
 		}
 		s.h.deliver(l, &ps[n], &m, at)
 		s.h.retime(&ps[n])
+		if s.h.refuses(&ps[n], int(m.Length) > len(m.Payload)) {
+			s.h.counts.passed.Add(1)
+			verdict, o := s.h.sender.onward(m.Hook, m.Priority)
+			_ = r.drops.Add(m.ID, verdict, o)
+			continue
+		}
 		if gone, gaveWay := l.waiting.put(m.ID); gaveWay {
 			s.h.counts.abandoned.Add(1)
 			_ = r.drops.Add(gone, queue.Drop, queue.Option{})

@@ -254,6 +254,10 @@ func (r *ring) fill(p *packet.Packet) bool {
 	if pending(data) {
 		p.Addr.TCPChecksum, p.Addr.UDPChecksum = false, false
 	}
+	if r.h.refuses(p, record.Captured < record.Length) {
+		r.h.counts.passed.Add(1)
+		return false
+	}
 	return true
 }
 
@@ -309,7 +313,8 @@ func (r *ring) tally(st *engine.Stats) error {
 	if err != nil {
 		return err
 	}
-	st.Matched = c.Matched
+	st.Matched = rest(c.Matched, st.Passed) // what a second look has refused
+	st.Passed = 0
 	st.DroppedFull += c.Failed
 	st.Waiting = rest(st.Matched, st.Received+st.DroppedFull+st.DroppedOld+st.DroppedLong)
 	return nil

@@ -100,7 +100,25 @@ func width(ins *asm.Instruction) int {
 	return 1
 }
 
-// maxJump is the greatest distance of a jump, in slots, less a margin for the island's own first jump.
+// grown is at most how many slots an instruction has when the kernel has rewritten it. The kernel refuses a program
+// when a jump reaches too far after that (bpf_adj_branches in kernel/bpf/core.c).
+func grown(ins *asm.Instruction) int {
+	switch class := ins.OpCode.Class(); {
+	case ins.IsFunctionReference(), ins.OpCode.IsDWordLoad():
+		return 2
+	case class == asm.LdXClass && ins.Src == regContext:
+		return 8 // members of struct __sk_buff (bpf_convert_ctx_access in net/core/filter.c)
+	case ins.IsBuiltinCall() && (ins.Constant == int64(asm.FnLoop) || ins.Constant == int64(asm.FnMapLookupElem)):
+		return 32 // may be put in place of the call (INSN_BUF_SIZE in include/linux/bpf_verifier.h)
+	case class == asm.ALU64Class && ins.OpCode.ALUOp() == asm.Add && ins.OpCode.Source() == asm.RegSource:
+		return 10 // to a pointer, without CAP_PERFMON (the masking of do_misc_fixups in kernel/bpf/verifier.c)
+	case class == asm.StXClass:
+		return 2 // a barrier behind a pointer, without CAP_PERFMON
+	}
+	return 1
+}
+
+// maxJump is the greatest distance of a jump, in slots as they have grown, less a margin for the island's own first jump.
 const maxJump = math.MaxInt16 - 8
 
 // maxInstructions is BPF_COMPLEXITY_LIMIT_INSNS (include/linux/bpf_verifier.h): what a program of a
@@ -118,7 +136,7 @@ func (a *assembler) link() (asm.Instructions, error) {
 			if len(cuts) > 0 {
 				next = cuts[0]
 			}
-			if l.mustBridge(a.slots(i, next)) {
+			if l.mustBridge(a.grown(i, next)) {
 				if err := l.island(); err != nil {
 					return nil, err
 				}
@@ -137,22 +155,23 @@ func (a *assembler) link() (asm.Instructions, error) {
 	return l.out, nil
 }
 
-// slots returns the number of slots from code index i to j.
-func (a *assembler) slots(i, j int) int {
+// grown returns the number of slots from code index i to j, as they may grow.
+func (a *assembler) grown(i, j int) int {
 	n := 0
 	for ; i < j; i++ {
-		n += width(&a.code[i].Instruction)
+		n += grown(&a.code[i].Instruction)
 	}
 	return n
 }
 
 // reference is a jump that waits for its target.
-type reference struct{ index, slot int }
+type reference struct{ index, slot, grown int }
 
 // linker is the state of the layout.
 type linker struct {
 	out     asm.Instructions
 	slot    int // slots used by out
+	grown   int // the same, as they may grow
 	placed  map[label]int
 	pending map[label][]reference
 }
@@ -160,9 +179,9 @@ type linker struct {
 // mustBridge reports whether some waiting jump cannot be sure of a place within reach once the next
 // block, of the given number of slots, has been laid out.
 func (l *linker) mustBridge(block int) bool {
-	limit := l.slot + block + len(l.pending) + 1 - maxJump
+	limit := l.grown + block + len(l.pending) + 1 - maxJump
 	for _, refs := range l.pending {
-		if refs[0].slot < limit {
+		if refs[0].grown < limit {
 			return true
 		}
 	}
@@ -187,7 +206,7 @@ func (l *linker) island() error {
 	}
 	for _, to := range labels {
 		l.resolve(to)
-		l.pending[to] = []reference{{len(l.out), l.slot}}
+		l.pending[to] = []reference{{len(l.out), l.slot, l.grown}}
 		l.add(asm.Instruction{OpCode: ja.OpCode})
 	}
 	return nil
@@ -203,6 +222,7 @@ func (l *linker) leaves() bool {
 func (l *linker) add(ins asm.Instruction) {
 	l.out = append(l.out, ins)
 	l.slot += width(&ins)
+	l.grown += grown(&ins)
 }
 
 // resolve points all jumps that wait for a label to the current slot.
@@ -217,7 +237,7 @@ func (l *linker) resolve(to label) {
 func (l *linker) place(ins *instruction) error {
 	for _, at := range ins.at {
 		for _, ref := range l.pending[at] {
-			if l.slot-ref.slot > math.MaxInt16 {
+			if l.grown-ref.grown > math.MaxInt16 {
 				return errInternal("a jump beyond reach")
 			}
 		}
@@ -231,7 +251,7 @@ func (l *linker) place(ins *instruction) error {
 			}
 			ins.Offset = int16(slot - l.slot - 1)
 		} else {
-			l.pending[ins.target] = append(l.pending[ins.target], reference{len(l.out), l.slot})
+			l.pending[ins.target] = append(l.pending[ins.target], reference{len(l.out), l.slot, l.grown})
 		}
 	}
 	l.add(ins.Instruction)

@@ -29,6 +29,10 @@ type Options struct {
 
 	// Count counts matches and failures.
 	Count bool
+
+	// Bounded is for kernels where Loops fails. The program passes MaxExtensionHeaders at most; a packet of IPv6 with
+	// more of them matches, and what PastWalk reports of it has to be decided on again.
+	Bounded bool
 }
 
 // Names of the maps.
@@ -113,8 +117,10 @@ type generator struct {
 	many    bool
 	sets    setTable
 	accept  label
-	reject  label
-	parser  parser
+	reject  label // the tests say no
+
+	malformed label // not a packet, or none to see
+	parser    parser
 }
 
 func newGenerator(h Hook, o Options, list []filter.Test) *generator {
@@ -130,12 +136,13 @@ func newGenerator(h Hook, o Options, list []filter.Test) *generator {
 	if o.Process {
 		need |= needSides
 	}
-	g.parser = parser{assembler: &g.assembler, need: need.implied(), family: h.Family, reject: g.reject}
+	g.malformed = g.newLabel()
+	g.parser = parser{assembler: &g.assembler, need: need.implied(), family: h.Family, bounded: o.Bounded, reject: g.malformed}
 	return g
 }
 
 func (g *generator) generate(outcome Outcome) {
-	g.emit(asm.Mov.Reg(regContext, asm.R1))
+	g.emit(asm.Mov.Reg(regContext, asm.R1).WithSymbol(mainName))
 	g.cursor()
 	g.clock()
 	g.parser.parse()
@@ -165,7 +172,7 @@ func (g *generator) cursor() {
 		asm.LoadMem(asm.R1, asm.R6, skbPriority, asm.Word),
 		asm.Sub.Imm32(asm.R1, int32(first)),
 	)
-	g.jumpImm(asm.JLE, asm.R1, last-first, g.reject)
+	g.jumpImm(asm.JLE, asm.R1, last-first, g.malformed)
 }
 
 // clock stores the biased timestamp.
@@ -207,6 +214,10 @@ func (g *generator) end(outcome Outcome) {
 		g.jump(g.accept)
 	}
 	g.mark(g.reject)
+	if outcome != Always {
+		g.undecided()
+	}
+	g.mark(g.malformed)
 	g.emit(asm.Mov.Imm(asm.R0, 0), asm.Return())
 	g.mark(g.accept)
 	if g.options.Process && g.parser.need&needProcess == 0 {
@@ -220,6 +231,16 @@ func (g *generator) end(outcome Outcome) {
 		result = 0
 	}
 	g.emit(asm.Mov.Imm(asm.R0, result), asm.Return())
+	g.parser.walkStep()
+}
+
+// undecided accepts what the tests have refused without knowing all of it: only a part of the packet was walked over.
+func (g *generator) undecided() {
+	if p := &g.parser; !p.bounded || p.need&needWalk == 0 || p.family == IPv4 {
+		return
+	}
+	g.emit(asm.LoadMem(asm.R1, regFrame, varFlags, asm.Word))
+	g.jumpImm(asm.JSet, asm.R1, 1<<flagUndecided, g.accept)
 }
 
 func (g *generator) maps() []*ebpf.MapSpec {

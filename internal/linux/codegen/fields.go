@@ -112,8 +112,9 @@ const (
 	flagUDP
 	flagICMP
 	flagICMPv6
-	flagLater // a later fragment: no transport header
-	flagSet   // always
+	flagLater     // a later fragment: no transport header
+	flagSet       // always
+	flagUndecided // there are more extension headers than the program could pass
 )
 
 func ip4(offset int16, size asm.Size) location {

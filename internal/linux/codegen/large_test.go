@@ -91,6 +91,9 @@ var largeFilters = []struct {
 			return fmt.Sprintf("tcp.SrcPort in {%d, %d-%d, %d}", i, i+10, i+20, i+30)
 		})
 	}},
+	{"interfaces", func(r *rand.Rand, n int) string { // each asks the kernel for more instructions than the program has
+		return join(n, " or ", func(i int) string { return fmt.Sprintf("ifIdx == %d", 2+i) })
+	}},
 	{"deep mix", deepMix},
 }
 
@@ -107,7 +110,9 @@ func TestLargeFilters(t *testing.T) {
 				t.Fatal(err)
 			}
 			a := packet.Address{Outbound: true}
-			u, err := Build(p, hookOf(&a), Options{})
+			h := hookOf(&a)
+			h.Index = IndexDevice
+			u, err := Build(p, h, Options{})
 			if err != nil {
 				t.Fatal(err)
 			}

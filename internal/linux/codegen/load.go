@@ -34,6 +34,7 @@ func (u *Unloaded) Load() (*Program, error) {
 		p.maps[spec.Name] = m
 	}
 	code := append(u.Instructions[:0:0], u.Instructions...)
+	describe(code)
 	for i := range code {
 		m, ok := p.maps[code[i].Reference()]
 		if !ok {

@@ -57,6 +57,43 @@ func extensions(n int, next byte, rest []byte) []byte {
 	return append(b, rest...)
 }
 
+// chain makes a packet with n extension headers, of the kinds in turn (destination options if none is named), before
+// next. Only one can be a fragment header: its other turns are destination options.
+func chain(n int, next byte, rest []byte, kinds ...byte) []byte {
+	if len(kinds) == 0 {
+		kinds = []byte{protoDestination}
+	}
+	fragmented := false
+	order := make([]byte, 0, n+1)
+	for i := range n {
+		kind := kinds[i%len(kinds)]
+		if kind == protoFragment {
+			if fragmented {
+				kind = protoDestination
+			}
+			fragmented = true
+		}
+		order = append(order, kind)
+	}
+	order = append(order, next)
+	var b []byte
+	for i, kind := range order[:n] {
+		h := [12]byte{0: order[i+1]}
+		switch kind {
+		case protoAH:
+			h[1] = 1
+			b = append(b, h[:12]...)
+			continue
+		case protoFragment:
+			h[3] = 1 // the first fragment, more follow
+		default:
+			h[2], h[3] = 1, 4 // PadN
+		}
+		b = append(b, h[:8]...)
+	}
+	return header6(order[0], append(b, rest...))
+}
+
 // samplePackets are packets of every kind that the parser tells apart.
 func samplePackets() [][]byte {
 	icmp := []byte{8, 0, 0x33, 0x36, 0, 1, 0, 2, 'a', 'b'}
@@ -100,7 +137,9 @@ func samplePackets() [][]byte {
 		header6(protoFragment, frag(protoDestination, 8, extensions(1, protoTCP, tcpHeader(5, 0, "")))),
 		header6(protoDestination, []byte{protoUDP, 4, 0, 0, 0, 0, 0, 0}), // longer than the packet
 		header6(protoDestination, []byte{protoUDP}),
-		header6(protoDestination, extensions(MaxExtensionHeaders, protoUDP, udpHeader("far"))),
+		chain(MaxExtensionHeaders, protoUDP, udpHeader("far")),
+		chain(MaxExtensionHeaders+1, protoUDP, udpHeader("farther"), protoMobility, protoDestination),
+		chain(170, protoTCP, tcpHeader(5, 2, "farthest"), protoHopByHop, protoRouting, protoFragment, protoAH),
 		header6(protoUDP, udpHeader("x"))[:47],
 	}
 }

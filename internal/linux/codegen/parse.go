@@ -4,11 +4,6 @@ package codegen
 
 import "github.com/cilium/ebpf/asm"
 
-// MaxExtensionHeaders is how many IPv6 extension headers a program walks over. A packet with more
-// matches nothing, whatever the filter: the verifier takes the walk apart header by header, so each
-// one more makes loading longer (64 of them take about 5 ms). The interpreter has no such bound.
-const MaxExtensionHeaders = 64
-
 // Protocol numbers (IANA).
 const (
 	protoHopByHop    = 0
@@ -43,9 +38,11 @@ const (
 // (specification: packets.md 1.4). Packets that are not well formed go to reject.
 type parser struct {
 	*assembler
-	need   need
-	family Family
-	reject label
+	need    need
+	family  Family
+	bounded bool // see Options.Bounded
+	steps   bool // the function of walkStep is called
+	reject  label
 }
 
 // parse emits the parser.
@@ -95,10 +92,13 @@ func (p *parser) parse() {
 
 // loadBytes copies n bytes of the packet, from the offset in R2, to the frame with
 // bpf_skb_load_bytes (since Linux 4.5). If the packet ends before, R0 is negative and the memory zero.
-func (a *assembler) loadBytes(to int16, n int32) {
+func (a *assembler) loadBytes(to int16, n int32) { a.loadBytesInto(regFrame, to, n) }
+
+// loadBytesInto is loadBytes for a frame whose address is in a register.
+func (a *assembler) loadBytesInto(frame asm.Register, to int16, n int32) {
 	a.emit(
 		asm.Mov.Reg(asm.R1, regContext),
-		asm.Mov.Reg(asm.R3, regFrame),
+		asm.Mov.Reg(asm.R3, frame),
 		asm.Add.Imm(asm.R3, int32(to)),
 		asm.Mov.Imm(asm.R4, n),
 		asm.FnSkbLoadBytes.Call(),
@@ -178,98 +178,6 @@ func (p *parser) ipv6(loaded int32) {
 	if p.need&needWalk != 0 {
 		p.walk()
 	}
-}
-
-// walk passes the extension headers (specification: packets.md 1.1). None is shorter than 8 bytes,
-// so a header of which less is there ends the walk whatever it is.
-func (p *parser) walk() {
-	next, fragment, again, end := p.newLabel(), p.newLabel(), p.newLabel(), p.newLabel()
-	p.emit(
-		asm.Mov.Imm(regOffset, lenIPv6),
-		asm.LoadMem(regProtocol, regFrame, frameIP+6, asm.Byte),
-		asm.Mov.Imm(asm.R1, 1<<flagSet),
-		asm.StoreMem(regFrame, varFlags, asm.R1, asm.Word),
-		asm.Mov.Imm(regCount, 0),
-	)
-	p.mark(next)
-	p.isExtension()
-	p.jumpImm(asm.JEq, asm.R1, 0, end)
-	p.emit(asm.Mov.Reg(asm.R2, regOffset))
-	p.loadBytes(varElement, lenExtension)
-	p.jumpNegative(end)
-	p.jumpImm(asm.JEq, regProtocol, protoFragment, fragment)
-	p.extensionLength()
-	p.emit(
-		asm.Add.Reg32(asm.R1, regOffset),
-		asm.LoadMem(asm.R2, regContext, skbLen, asm.Word),
-	)
-	p.jumpReg(asm.JGT, asm.R1, asm.R2, end)
-	p.emit(asm.Mov.Reg32(regOffset, asm.R1))
-	p.mark(again)
-	p.emit(
-		asm.LoadMem(regProtocol, regFrame, varElement, asm.Byte),
-		asm.Add.Imm(regCount, 1),
-	)
-	p.jumpImm(asm.JLE, regCount, MaxExtensionHeaders, next)
-	p.jump(p.reject)
-
-	p.mark(fragment)
-	p.emit(asm.LoadMem(asm.R1, regFrame, varFlags, asm.Word))
-	p.jumpImm(asm.JSet, asm.R1, 1<<flagFragment, end) // a second one stays
-	p.emit(
-		asm.Or.Imm32(asm.R1, 1<<flagFragment),
-		asm.StoreMem(regFrame, varFlags, asm.R1, asm.Word),
-		asm.Add.Imm32(regOffset, lenExtension),
-		asm.LoadMem(asm.R2, regFrame, varElement+2, asm.Half),
-		asm.HostTo(asm.BE, asm.R2, asm.Half),
-		asm.And.Imm32(asm.R2, 0xFFF8),
-	)
-	p.jumpImm(asm.JEq, asm.R2, 0, again)
-	p.emit(
-		asm.Or.Imm32(asm.R1, 1<<flagLater),
-		asm.StoreMem(regFrame, varFlags, asm.R1, asm.Word),
-		asm.LoadMem(regProtocol, regFrame, varElement, asm.Byte),
-	)
-	p.mark(end)
-}
-
-// isExtension sets R1 to 1 if regProtocol is an extension header that the walk passes, else to 0. The
-// verifier takes all ways through the walk for each header, so this has no branches: ((a xor b) - 1)
-// has its top bit set if a and b, bytes, are equal.
-func (p *parser) isExtension() {
-	const small = 1<<protoHopByHop | 1<<protoRouting | 1<<protoFragment | 1<<protoAH | 1<<protoDestination
-	p.emit(
-		asm.Mov.Reg(asm.R2, regProtocol),
-		asm.And.Imm(asm.R2, 63),
-		asm.LoadImm(asm.R1, small, asm.DWord),
-		asm.RSh.Reg(asm.R1, asm.R2),
-		asm.Mov.Reg(asm.R2, regProtocol),
-		asm.Sub.Imm(asm.R2, 64),
-		asm.RSh.Imm(asm.R2, 63), // below 64?
-		asm.And.Reg(asm.R1, asm.R2),
-		asm.Mov.Reg(asm.R2, regProtocol),
-		asm.Xor.Imm(asm.R2, protoMobility),
-		asm.Sub.Imm(asm.R2, 1),
-		asm.RSh.Imm(asm.R2, 63),
-		asm.Or.Reg(asm.R1, asm.R2),
-		asm.And.Imm(asm.R1, 1),
-	)
-}
-
-// extensionLength leaves the length of the extension header in R1: (n+1)·8, for the authentication
-// header (n+2)·4.
-func (p *parser) extensionLength() {
-	p.emit(
-		asm.Mov.Reg(asm.R2, regProtocol),
-		asm.Xor.Imm(asm.R2, protoAH),
-		asm.Sub.Imm(asm.R2, 1),
-		asm.RSh.Imm(asm.R2, 63), // 1: authentication
-		asm.LoadMem(asm.R1, regFrame, varElement+1, asm.Byte),
-		asm.Add.Imm(asm.R1, 1),
-		asm.Add.Reg(asm.R1, asm.R2),
-		asm.LSh.Imm(asm.R1, 3),
-		asm.RSh.Reg(asm.R1, asm.R2),
-	)
 }
 
 // transportHeader is one row of the table of transport headers.

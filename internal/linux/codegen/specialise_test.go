@@ -116,28 +116,3 @@ func TestBuildIsDeterministic(t *testing.T) {
 		}
 	}
 }
-
-// TestExtensionHeaders runs at the bound of the walk.
-func TestExtensionHeaders(t *testing.T) {
-	p := load(t, "true", Hook{}, Options{})
-	udp := load(t, "udp.DstPort == 53", Hook{}, Options{})
-	for _, row := range []struct {
-		name      string
-		headers   int
-		all, some bool
-	}{
-		{"none", 0, true, true},
-		{"one", 1, true, true},
-		{"as many as are walked", MaxExtensionHeaders, true, true},
-		{"one more", MaxExtensionHeaders + 1, true, false},
-	} {
-		t.Run(row.name, func(t *testing.T) {
-			b := header6(protoUDP, udpHeader("x"))
-			if row.headers > 0 {
-				b = header6(protoDestination, extensions(row.headers, protoUDP, udpHeader("x")))
-			}
-			wantRun(t, p, b, row.all) // needs no walk
-			wantRun(t, udp, b, row.some)
-		})
-	}
-}

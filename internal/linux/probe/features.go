@@ -129,6 +129,12 @@ var Features = []*Feature{
 	},
 	filterPrograms,
 	{
+		Name: "bpf_loop", Since: Version{5, 17}, For: "filters that look behind any number of IPv6 extension headers",
+		Without: "packets with more than 64 of them come to user space, where the interpreter decides; handles that drop, drop them all",
+		Remedy:  "a newer kernel, which translates programs (sysctl net.core.bpf_jit_enable=1)",
+		test:    loopable,
+	},
+	{
 		Name: "xt_bpf by descriptor", Since: Version{4, 10}, For: "filter programs in rules", Without: "no handle opens unless it asks for the interpreter",
 		Remedy: "modprobe xt_bpf (CONFIG_NETFILTER_XT_MATCH_BPF)",
 		test:   programInRule,
@@ -247,6 +253,17 @@ func cloneUser() error {
 func loadable(p *Prober) error {
 	if p.caller.Programs != "" {
 		return errors.New(p.caller.Programs)
+	}
+	return nil
+}
+
+// loopable tests whether the programs that the caller may load can walk over headers without a bound.
+func loopable(p *Prober) error {
+	if err := loadable(p); err != nil {
+		return err
+	}
+	if p.caller.Loops != "" {
+		return errors.New(p.caller.Loops)
 	}
 	return nil
 }

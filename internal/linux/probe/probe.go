@@ -14,6 +14,7 @@ import (
 	"github.com/opendivert/divert/internal/engine"
 	"github.com/opendivert/divert/internal/lab"
 	"github.com/opendivert/divert/internal/linux"
+	"github.com/opendivert/divert/internal/linux/codegen"
 	"github.com/opendivert/divert/internal/linux/rights"
 	"github.com/opendivert/divert/packet"
 )
@@ -43,6 +44,7 @@ type caller struct {
 	UID          int
 	Capabilities uint64
 	Programs     string // why it cannot load filter programs, "" if it can
+	Loops        string // why they cannot walk over headers without a bound, "" if they can
 	Rootless     bool   // it did start itself again
 }
 
@@ -186,6 +188,11 @@ func whoAmI() caller {
 		c.Programs = "not permitted (needs CAP_BPF in the initial user namespace)"
 	case err != nil:
 		c.Programs = err.Error()
+	}
+	if c.Programs == "" {
+		if err := codegen.Loops(); err != nil {
+			c.Loops = err.Error()
+		}
 	}
 	return c
 }

@@ -1,0 +1,282 @@
+//go:build linux
+
+package codegen
+
+import (
+	"errors"
+	"slices"
+	"sync"
+
+	"github.com/cilium/ebpf/asm"
+	"github.com/cilium/ebpf/btf"
+	"golang.org/x/sys/unix"
+)
+
+// A program passes the extension headers of IPv6 with bpf_loop (since Linux 5.17), which ends only with the chain
+// of headers, however long it is. Kernels without it take a loop only if they can see its end: the verifier goes
+// through it once for each header. There a program stops after MaxExtensionHeaders and does not know what
+// follows, so it answers that the packet matches and leaves the decision to its caller, see Options.Bounded.
+
+// MaxExtensionHeaders is how many IPv6 extension headers a program of Options.Bounded passes. Each one more makes
+// loading it longer (64 of them take about 5 ms).
+const MaxExtensionHeaders = 64
+
+// maxWalk is more extension headers, of at least 8 bytes each, than the 65,535 bytes behind an IPv6 header hold.
+const maxWalk = 1 << 13
+
+// walk passes the extension headers (specification: packets.md 1.1). It leaves the offset of what follows in
+// regOffset, its protocol in regProtocol, and the fragment flags in varFlags.
+func (p *parser) walk() {
+	end := p.newLabel()
+	p.emit(
+		asm.Mov.Imm(regOffset, lenIPv6),
+		asm.LoadMem(regProtocol, regFrame, frameIP+6, asm.Byte),
+		asm.Mov.Imm(asm.R1, 1<<flagSet),
+		asm.StoreMem(regFrame, varFlags, asm.R1, asm.Word),
+	)
+	if p.bounded {
+		p.walkBounded(end)
+	} else {
+		p.walkAll(end)
+	}
+	p.mark(end)
+}
+
+// walkAll calls the function of walkStep until the chain ends.
+func (p *parser) walkAll(end label) {
+	p.steps = true
+	p.isExtension()
+	p.jumpImm(asm.JEq, asm.R1, 0, end)
+	p.emit(
+		asm.StoreMem(regFrame, frameWords, regContext, asm.DWord), // for the function, which has registers of its own
+		asm.StoreMem(regFrame, varPayload, regOffset, asm.Word),
+		asm.StoreMem(regFrame, varProtocol, regProtocol, asm.Word),
+		asm.Mov.Imm(asm.R1, maxWalk),
+		asm.Instruction{OpCode: asm.LoadImmOp(asm.DWord), Dst: asm.R2, Src: asm.PseudoFunc, Constant: -1}.WithReference(stepName),
+		asm.Mov.Reg(asm.R3, regFrame),
+		asm.Mov.Imm(asm.R4, 0),
+		asm.FnLoop.Call(),
+		asm.LoadMem(regOffset, regFrame, varPayload, asm.Word),
+		asm.LoadMem(regProtocol, regFrame, varProtocol, asm.Word),
+	)
+}
+
+// Names of the functions of a program.
+const (
+	mainName = "divert"
+	stepName = "divert_step"
+)
+
+// walkStep emits the function that passes one extension header, if walkAll has called it. Its second argument
+// is the frame of the program. It returns 1 when the walk is over.
+//
+// Kernels before 6.7 verify it once, as if it were called once: so what it changes must look unknown from the
+// start, which is what it does in slots that are not aligned to 8 bytes.
+func (p *parser) walkStep() {
+	if !p.steps {
+		return
+	}
+	const frame = asm.R9
+	end := p.newLabel()
+	p.emit(
+		asm.Mov.Reg(frame, asm.R2).WithSymbol(stepName),
+		asm.LoadMem(regContext, frame, frameWords, asm.DWord),
+		asm.LoadMem(regOffset, frame, varPayload, asm.Word),
+		asm.LoadMem(regProtocol, frame, varProtocol, asm.Word),
+	)
+	p.isExtension()
+	p.jumpImm(asm.JEq, asm.R1, 0, end)
+	p.passExtension(frame, end)
+	p.emit(
+		asm.StoreMem(frame, varPayload, regOffset, asm.Word),
+		asm.StoreMem(frame, varProtocol, regProtocol, asm.Word),
+	)
+	p.jumpImm(asm.JSet, asm.R5, 1<<flagLater, end)
+	p.emit(asm.Mov.Imm(asm.R0, 0), asm.Return())
+	p.mark(end)
+	p.emit(asm.Mov.Imm(asm.R0, 1), asm.Return())
+}
+
+// walkBounded passes up to MaxExtensionHeaders.
+func (p *parser) walkBounded(end label) {
+	next := p.newLabel()
+	p.emit(asm.Mov.Imm(regCount, 0))
+	p.mark(next)
+	p.isExtension()
+	p.jumpImm(asm.JEq, asm.R1, 0, end)
+	p.passExtension(regFrame, end)
+	p.jumpImm(asm.JSet, asm.R5, 1<<flagLater, end)
+	p.emit(asm.Add.Imm(regCount, 1))
+	p.jumpImm(asm.JLT, regCount, MaxExtensionHeaders, next)
+	p.isExtension()
+	p.jumpImm(asm.JEq, asm.R1, 0, end)
+	p.emit(
+		asm.LoadMem(asm.R1, regFrame, varFlags, asm.Word),
+		asm.Or.Imm32(asm.R1, 1<<flagUndecided),
+		asm.StoreMem(regFrame, varFlags, asm.R1, asm.Word),
+	)
+}
+
+// passExtension passes the extension header of regProtocol at regOffset and leaves varFlags in R5, or goes to end if
+// the header is not all there, or a second fragment header. None is shorter than 8 bytes, so a header of which less is
+// there ends the walk whatever it is.
+func (p *parser) passExtension(frame asm.Register, end label) {
+	fragment, passed := p.newLabel(), p.newLabel()
+	p.emit(asm.Mov.Reg(asm.R2, regOffset))
+	p.loadBytesInto(frame, varElement, lenExtension)
+	p.jumpNegative(end)
+	p.emit(asm.LoadMem(asm.R5, frame, varFlags, asm.Word))
+	p.jumpImm(asm.JEq, regProtocol, protoFragment, fragment)
+	p.extensionLength(frame)
+	p.emit(
+		asm.Add.Reg32(asm.R1, regOffset),
+		asm.LoadMem(asm.R2, regContext, skbLen, asm.Word),
+	)
+	p.jumpReg(asm.JGT, asm.R1, asm.R2, end)
+	p.emit(asm.Mov.Reg32(regOffset, asm.R1))
+	p.jump(passed)
+
+	p.mark(fragment)
+	p.jumpImm(asm.JSet, asm.R5, 1<<flagFragment, end) // a second one stays
+	p.emit(
+		asm.Add.Imm32(regOffset, lenExtension),
+		asm.LoadMem(asm.R2, frame, varElement+2, asm.Half),
+		asm.HostTo(asm.BE, asm.R2, asm.Half),
+		asm.And.Imm32(asm.R2, 0xFFF8),
+		asm.Neg.Imm(asm.R2, 0),
+		asm.RSh.Imm(asm.R2, 63), // 1: the offset is not 0
+		asm.LSh.Imm(asm.R2, flagLater),
+		asm.Or.Imm32(asm.R5, 1<<flagFragment),
+		asm.Or.Reg32(asm.R5, asm.R2),
+		asm.StoreMem(frame, varFlags, asm.R5, asm.Word),
+	)
+	p.mark(passed)
+	p.emit(asm.LoadMem(regProtocol, frame, varElement, asm.Byte))
+}
+
+// isExtension sets R1 to 1 if regProtocol is an extension header that the walk passes, else to 0. The
+// verifier takes all ways through the walk for each header, so this has no branches: ((a xor b) - 1)
+// has its top bit set if a and b, bytes, are equal.
+func (p *parser) isExtension() {
+	const small = 1<<protoHopByHop | 1<<protoRouting | 1<<protoFragment | 1<<protoAH | 1<<protoDestination
+	p.emit(
+		asm.Mov.Reg(asm.R2, regProtocol),
+		asm.And.Imm(asm.R2, 63),
+		asm.LoadImm(asm.R1, small, asm.DWord),
+		asm.RSh.Reg(asm.R1, asm.R2),
+		asm.Mov.Reg(asm.R2, regProtocol),
+		asm.Sub.Imm(asm.R2, 64),
+		asm.RSh.Imm(asm.R2, 63), // below 64?
+		asm.And.Reg(asm.R1, asm.R2),
+		asm.Mov.Reg(asm.R2, regProtocol),
+		asm.Xor.Imm(asm.R2, protoMobility),
+		asm.Sub.Imm(asm.R2, 1),
+		asm.RSh.Imm(asm.R2, 63),
+		asm.Or.Reg(asm.R1, asm.R2),
+		asm.And.Imm(asm.R1, 1),
+	)
+}
+
+// extensionLength leaves the length of the extension header in R1: (n+1)·8, for the authentication
+// header (n+2)·4.
+func (p *parser) extensionLength(frame asm.Register) {
+	p.emit(
+		asm.Mov.Reg(asm.R2, regProtocol),
+		asm.Xor.Imm(asm.R2, protoAH),
+		asm.Sub.Imm(asm.R2, 1),
+		asm.RSh.Imm(asm.R2, 63), // 1: authentication
+		asm.LoadMem(asm.R1, frame, varElement+1, asm.Byte),
+		asm.Add.Imm(asm.R1, 1),
+		asm.Add.Reg(asm.R1, asm.R2),
+		asm.LSh.Imm(asm.R1, 3),
+		asm.RSh.Reg(asm.R1, asm.R2),
+	)
+}
+
+// PastWalk reports whether a packet has so many extension headers that a program of Options.Bounded cannot decide
+// on it. Of the packet its beginning is enough, if it is long enough.
+func PastWalk(b []byte) bool {
+	if len(b) <= lenIPv6+lenExtension*MaxExtensionHeaders || b[0]>>4 != 6 {
+		return false
+	}
+	protocol, at := b[6], lenIPv6
+	for range MaxExtensionHeaders {
+		if !isExtension[protocol] || at+lenExtension > len(b) {
+			return false
+		}
+		size := 8 * (int(b[at+1]) + 1)
+		switch protocol {
+		case protoAH:
+			size = 4 * (int(b[at+1]) + 2)
+		case protoFragment:
+			size = lenExtension
+		}
+		protocol, at = b[at], at+size
+	}
+	return isExtension[protocol]
+}
+
+// isExtension are the extension headers that are passed.
+var isExtension = [256]bool{
+	protoHopByHop: true, protoRouting: true, protoFragment: true, protoAH: true, protoDestination: true, protoMobility: true,
+}
+
+// describe gives the functions of a program the types that the kernel wants of programs with a function that
+// bpf_loop calls.
+func describe(code asm.Instructions) {
+	if !slices.ContainsFunc(code, func(i asm.Instruction) bool { return i.Symbol() == stepName }) {
+		return
+	}
+	long := &btf.Int{Name: "long", Size: 8, Encoding: btf.Signed}
+	skb := &btf.Pointer{Target: &btf.Void{}}
+	for i := range code {
+		switch code[i].Symbol() {
+		case mainName:
+			code[i] = btf.WithFuncMetadata(code[i], &btf.Func{
+				Name: mainName, Linkage: btf.GlobalFunc,
+				Type: &btf.FuncProto{Return: long, Params: []btf.FuncParam{{Name: "skb", Type: skb}}},
+			})
+		case stepName:
+			code[i] = btf.WithFuncMetadata(code[i], &btf.Func{
+				Name: stepName, Linkage: btf.StaticFunc,
+				Type: &btf.FuncProto{Return: long, Params: []btf.FuncParam{{Name: "i", Type: long}, {Name: "frame", Type: skb}}},
+			})
+		}
+	}
+}
+
+// loops is what Loops remembers.
+var loops struct {
+	sync.Mutex
+	known bool
+	err   error
+}
+
+// Loops returns why programs cannot walk without a bound here, nil if they can: without, they take Options.Bounded. It needs
+// Linux 5.17 and a kernel that translates programs (net.core.bpf_jit_enable). The answer is remembered, unless rights were
+// missing.
+func Loops() error {
+	loops.Lock()
+	defer loops.Unlock()
+	if !loops.known {
+		loops.err = tryLoop()
+		loops.known = !errors.Is(loops.err, unix.EPERM) && !errors.Is(loops.err, unix.EACCES)
+	}
+	return loops.err
+}
+
+// tryLoop loads a program that walks.
+func tryLoop() error {
+	g := newGenerator(Hook{Family: IPv6}, Options{}, nil)
+	g.parser.need |= needProtocol
+	g.generate(Always)
+	code, err := g.link()
+	if err != nil {
+		return err
+	}
+	p, err := (&Unloaded{Outcome: Depends, Instructions: code}).Load()
+	if err != nil {
+		return err
+	}
+	return p.Close()
+}

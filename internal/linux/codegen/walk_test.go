@@ -1,0 +1,124 @@
+//go:build linux
+
+package codegen
+
+import (
+	"fmt"
+	"os"
+	"testing"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/opendivert/divert/filter"
+	"github.com/opendivert/divert/packet"
+)
+
+// TestExtensionHeaders holds programs to the interpreter however long the chain of extension headers is. A program
+// that may not walk without a bound matches what it cannot decide on, and only that.
+func TestExtensionHeaders(t *testing.T) {
+	requireBPF(t)
+	orders := map[string][]byte{
+		"destination options": {protoDestination},
+		"hop-by-hop first":    {protoHopByHop, protoDestination, protoDestination},
+		"routing":             {protoRouting, protoDestination},
+		"mobility":            {protoMobility},
+		"authentication":      {protoAH, protoDestination, protoAH},
+		"fragment":            {protoDestination, protoFragment, protoDestination},
+		"all kinds":           {protoHopByHop, protoRouting, protoAH, protoMobility, protoFragment, protoDestination},
+	}
+	for _, text := range []string{
+		"udp.DstPort == 53", "not udp", "tcp", "udp.Payload[0] == 120", "protocol == 17", "fragment", "ipv6",
+		"remotePort == 53 and random8 < 255", "udp.PayloadLength == 1",
+	} {
+		p := compile(t, text)
+		a := packet.Address{Outbound: true}
+		for _, family := range []Family{AnyFamily, IPv6} {
+			h := hookOf(&a)
+			h.Family = family
+			whole, bounded := load(t, text, h, Options{}), load(t, text, h, Options{Bounded: true})
+			for name, kinds := range orders {
+				for _, n := range []int{0, 1, 63, 64, 65, 66, 100, 150, 170, 300} {
+					b := chain(n, protoUDP, udpHeader("x"), kinds...)
+					where := fmt.Sprintf("%s, family %d, %s, %d headers", text, family, name, n)
+					want := p.MatchExact(b, &a)
+					if got, err := run(whole, b); err != nil || got != want {
+						t.Errorf("%s: got %v, %v, want %v", where, got, err, want)
+					}
+					if past := PastWalk(b); past != (n > MaxExtensionHeaders) {
+						t.Errorf("%s: past the walk: %v", where, past)
+					}
+					undecided := n > MaxExtensionHeaders && text != "ipv6"
+					if got, err := run(bounded, b); err != nil || got != (want || undecided) {
+						t.Errorf("%s, bounded: got %v, %v, want %v", where, got, err, want || undecided)
+					}
+				}
+			}
+		}
+	}
+}
+
+// TestExtensionHeadersEnd holds chains that end in the middle, or later in fragments, to the interpreter.
+func TestExtensionHeadersEnd(t *testing.T) {
+	requireBPF(t)
+	p := compile(t, "udp or protocol == 60 or protocol == 44")
+	a := packet.Address{Outbound: true}
+	loaded := load(t, "udp or protocol == 60 or protocol == 44", hookOf(&a), Options{})
+	whole := chain(100, protoUDP, udpHeader("x"), protoDestination, protoMobility)
+	for end := lenIPv6; end < len(whole); end++ {
+		b := append([]byte(nil), whole[:end]...)
+		b[4], b[5] = byte((end-lenIPv6)>>8), byte(end-lenIPv6)
+		wantRun(t, loaded, b, p.MatchExact(b, &a))
+	}
+	for at := range 100 { // each header in turn is that of a later fragment, or a second one
+		for _, offset := range []byte{0, 8} {
+			b := append([]byte(nil), whole...)
+			if at > 0 {
+				b[lenIPv6+8*(at-1)] = protoFragment
+			} else {
+				b[6] = protoFragment
+			}
+			b[lenIPv6+8*at+3] = offset
+			wantRun(t, loaded, b, p.MatchExact(b, &a))
+		}
+	}
+}
+
+// compile compiles a filter of the layer NETWORK.
+func compile(t testing.TB, text string) *filter.Program {
+	t.Helper()
+	p, err := filter.Compile(text, packet.LayerNetwork, filter.Extended)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return p
+}
+
+// FuzzPastWalk gives PastWalk any bytes: it reads none that are not there, and means packets of IPv6 only.
+func FuzzPastWalk(f *testing.F) {
+	for _, b := range samplePackets() {
+		f.Add(b)
+	}
+	f.Fuzz(func(t *testing.T, b []byte) {
+		if PastWalk(b) && (len(b) < lenIPv6 || b[0]>>4 != 6) {
+			t.Errorf("%x is no packet of IPv6", b)
+		}
+	})
+}
+
+// TestLoops holds the answer of Loops to the kernel's version: a kernel that translates programs has bpf_loop since 5.17.
+func TestLoops(t *testing.T) {
+	requireBPF(t)
+	var u unix.Utsname
+	if err := unix.Uname(&u); err != nil {
+		t.Fatal(err)
+	}
+	var major, minor int
+	fmt.Sscanf(unix.ByteSliceToString(u.Release[:]), "%d.%d", &major, &minor)
+	has := major > 5 || major == 5 && minor >= 17
+	if jit, err := os.ReadFile("/proc/sys/net/core/bpf_jit_enable"); err == nil && jit[0] == '0' {
+		has = false
+	}
+	if err := Loops(); (err == nil) != has {
+		t.Errorf("Linux %d.%d: %+v", major, minor, err)
+	}
+}
