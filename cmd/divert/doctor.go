@@ -29,6 +29,16 @@ func newDoctor(a *app) *cobra.Command {
 	return cmd
 }
 
+// writeJSON writes a value as a line of JSON.
+func (a *app) writeJSON(v any) error {
+	b, err := appendJSONLine(nil, v)
+	if err != nil {
+		return err
+	}
+	_, err = a.out.Write(b)
+	return err
+}
+
 // diagnosis writes a report for people.
 func (a *app) diagnosis(r *probe.Report) error {
 	var b strings.Builder

@@ -3,8 +3,6 @@
 package main
 
 import (
-	"encoding/json"
-
 	"github.com/opendivert/divert/internal/linux/probe"
 )
 
@@ -27,7 +25,7 @@ func (a *app) diagnose(asJSON bool, driver string) error {
 		return err
 	}
 	if asJSON {
-		return json.NewEncoder(a.out).Encode(r)
+		return a.writeJSON(r)
 	}
 	return a.diagnosis(r)
 }

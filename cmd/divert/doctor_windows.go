@@ -1,8 +1,6 @@
 package main
 
 import (
-	"encoding/json"
-
 	"github.com/opendivert/divert/internal/windows"
 )
 
@@ -18,7 +16,7 @@ const doctorExample = "  divert doctor\n  divert doctor --driver C:\\WinDivert\\
 func (a *app) diagnose(asJSON bool, driver string) error {
 	r := windows.Diagnose(driver)
 	if asJSON {
-		return json.NewEncoder(a.out).Encode(r)
+		return a.writeJSON(r)
 	}
 	return a.driverDiagnosis(r)
 }

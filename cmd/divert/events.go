@@ -3,7 +3,6 @@ package main
 import (
 	"bufio"
 	"context"
-	"encoding/json"
 	"io"
 	"net/netip"
 	"path/filepath"
@@ -271,10 +270,9 @@ func (p *eventPrinter) socketJSON(a *divert.Address, d *packet.FlowData) error {
 
 // line prints a value as a line of JSON.
 func (p *eventPrinter) line(v any) error {
-	b, err := json.Marshal(v)
+	b, err := appendJSONLine(p.buf[:0], v)
 	if err != nil {
 		return err
 	}
-	_, err = p.w.Write(append(b, '\n'))
-	return err
+	return p.write(b)
 }

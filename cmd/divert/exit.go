@@ -52,7 +52,7 @@ func (a *app) exit(cmd *cobra.Command, err error) int {
 		fmt.Fprintf(a.errout, "%s the filter does not compile:\n%s\n", a.label(), strings.TrimPrefix(f.Snippet(), "filter: "))
 		return exitUsage
 	case errors.As(err, &usage):
-		fmt.Fprintf(a.errout, "%s %v\nSee `%s --help`.\n", a.label(), err, cmd.CommandPath())
+		fmt.Fprintf(a.errout, "%s %s\nSee `%s --help`.\n", a.label(), oneLine(err.Error()), cmd.CommandPath())
 		return exitUsage
 	}
 	fmt.Fprintf(a.errout, "%s %s\n", a.label(), plain(err))
@@ -64,7 +64,7 @@ func (a *app) exit(cmd *cobra.Command, err error) int {
 
 // plain returns an error without the name of the package it comes from, if it is one of ours.
 func plain(err error) string {
-	return strings.TrimPrefix(strings.TrimPrefix(err.Error(), "divert: "), "filter: ")
+	return strings.TrimPrefix(strings.TrimPrefix(quotePaths(err), "divert: "), "filter: ")
 }
 
 // label is what error messages start with.

@@ -182,7 +182,7 @@ func explain(w io.Writer, text string, p *filter.Program, flags *dialectFlags) e
 		return err
 	}
 	if normal != text {
-		fmt.Fprintf(w, "given:   %s\n", text)
+		fmt.Fprintf(w, "given:   %s\n", printable(text))
 	}
 	fmt.Fprintf(w, "filter:  %s\nprogram: %s at layer %s\n", normal, countOf(p.Len(), "test"), layerNames[p.Layer()])
 	for line := range strings.Lines(strings.TrimSuffix(p.Listing(), "\n")) {

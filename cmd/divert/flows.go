@@ -161,7 +161,7 @@ func (t *topFlows) table() error {
 	}
 	var text strings.Builder
 	if t.printer.colour {
-		text.WriteString("\x1b[H\x1b[2J") // to the top of an empty screen (ECMA-48 8.3.21, 8.3.39)
+		text.WriteString(emptyScreen)
 	}
 	columns := tabwriter.NewWriter(&text, 0, 0, 2, ' ', 0)
 	fmt.Fprintln(columns, "PID\tPROGRAM\tOPEN\tTOTAL\tIN\tTCP\tUDP\tOTHER")

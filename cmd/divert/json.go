@@ -2,7 +2,6 @@ package main
 
 import (
 	"encoding/hex"
-	"encoding/json"
 	"net/netip"
 	"time"
 
@@ -83,8 +82,7 @@ func (p *printer) appendJSON(b []byte, r *record) ([]byte, error) {
 	if p.parsed.Parse(r.data) {
 		j.setPacket(r.data, &p.parsed)
 	}
-	line, err := json.Marshal(&j)
-	return append(append(b, line...), '\n'), err
+	return appendJSONLine(b, &j)
 }
 
 // setPacket sets what the headers say.

@@ -27,6 +27,9 @@ import (
 const commandVariable = "DIVERT_TEST_COMMAND"
 
 func TestMain(m *testing.M) {
+	if to := os.Getenv(sendVariable); to != "" {
+		sendOne(to)
+	}
 	if os.Getenv(commandVariable) != "" {
 		main()
 	}
@@ -66,6 +69,13 @@ func start(t *testing.T, h *lab.Host, args ...string) *process {
 	if err != nil {
 		t.Fatal(err)
 	}
+	return startProgram(t, h, exe, args...)
+}
+
+// startProgram is start for the command under another name.
+func startProgram(t *testing.T, h *lab.Host, exe string, args ...string) *process {
+	t.Helper()
+	var err error
 	p := &process{cmd: exec.Command(exe, args...), errout: &syncBuffer{}}
 	p.cmd.Env = append(os.Environ(), commandVariable+"=1")
 	p.cmd.Stderr = p.errout

@@ -17,6 +17,9 @@ type app struct {
 	out    io.Writer // data
 	errout io.Writer // diagnostics
 
+	// The same without the safeWriter that run puts before them: for what is no text of this command.
+	rawOut, rawErr io.Writer
+
 	colour    bool // out is a terminal that shows colours
 	errColour bool // the same for errout
 }
@@ -74,6 +77,10 @@ func isTerminal(f *os.File) bool {
 
 // run runs the command with its arguments and returns the exit status.
 func (a *app) run(ctx context.Context, args []string) int {
+	out, errout := &safeWriter{w: a.out, styles: a.colour}, &safeWriter{w: a.errout, styles: a.errColour}
+	defer errout.finish()
+	defer out.finish()
+	a.rawOut, a.rawErr, a.out, a.errout = a.out, a.errout, out, errout
 	root := a.newRoot()
 	root.SetArgs(args)
 	cmd, err := root.ExecuteContextC(ctx)

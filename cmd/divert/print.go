@@ -275,13 +275,3 @@ func appendHex[T integer](b []byte, v T, digits int) []byte {
 
 func be16(b []byte) uint16 { return uint16(b[0])<<8 | uint16(b[1]) }
 func be32(b []byte) uint32 { return uint32(be16(b))<<16 | uint32(be16(b[2:])) }
-
-// printable replaces what a terminal would take for commands; names come from files too.
-func printable(s string) string {
-	for i := range len(s) {
-		if s[i] < ' ' || s[i] > '~' {
-			return strconv.QuoteToASCII(s)
-		}
-	}
-	return s
-}

@@ -1,7 +1,6 @@
 package main
 
 import (
-	"encoding/json"
 	"fmt"
 	"strings"
 	"time"
@@ -128,8 +127,8 @@ func (r *report) warn(err error) {
 
 // line writes a JSON object.
 func (r *report) line(v any) {
-	b, err := json.Marshal(v)
+	b, err := appendJSONLine(nil, v)
 	if err == nil {
-		_, _ = r.app.errout.Write(append(b, '\n')) // there is no place to report it
+		_, _ = r.app.errout.Write(b) // there is no place to report it
 	}
 }

@@ -3,7 +3,6 @@ package main
 import (
 	"bufio"
 	"fmt"
-	"io"
 	"os"
 )
 
@@ -24,10 +23,10 @@ func (d *dump) openSink() (err error) {
 		return nil
 	}
 	if sameFile(d.read, d.write) {
-		return usagef("%s cannot be read and written at once", d.read)
+		return usagef("%s cannot be read and written at once", printable(d.read))
 	}
 	s := &fileSink{}
-	var w io.Writer = d.app.out
+	w := d.app.rawOut
 	if d.write != "-" {
 		if s.file, err = os.Create(d.write); err != nil {
 			return err

@@ -15,3 +15,15 @@ var (
 )
 
 const styleEnd = "\x1b[0m"
+
+// emptyScreen goes to the top of an empty screen (ECMA-48 8.3.21, 8.3.39).
+const emptyScreen = "\x1b[H\x1b[2J"
+
+// escape begins every sequence.
+const escape = '\x1b'
+
+// sequences are all that the command sends to a terminal.
+var sequences = []string{
+	styleError.begin, styleTime.begin, styleProto.begin, styleInfo.begin, styleBytes.begin, styleBad.begin, styleHeading.begin,
+	styleEnd, emptyScreen,
+}
