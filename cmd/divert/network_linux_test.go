@@ -115,6 +115,7 @@ func TestDemoCommand(t *testing.T) {
 }
 
 func TestLabCommand(t *testing.T) {
+	version := runCommand(t, "", "version").out
 	eachUser(t, func(t *testing.T, run func(...string) result) {
 		rows := []struct {
 			name   string
@@ -124,12 +125,16 @@ func TestLabCommand(t *testing.T) {
 		}{
 			{"a command", []string{"lab", "--", "/bin/sh", "-c", "echo here; exit 5"}, 5, "here\n"},
 			{"flags of the command", []string{"lab", "--at", "router", "/bin/echo", "-n", "--at"}, 0, "--at"},
+			{"this program", []string{"lab", "--at", "router", "--", "divert", "version"}, 0, version},
+			{"this program in a shell", []string{"lab", "--", "/bin/sh", "-c", "divert version"}, 0, version},
 			{"no such place", []string{"lab", "--at", "moon"}, 2, ""},
 			{"no such command", []string{"lab", "--", "/no/such/command"}, 1, ""},
 		}
 		for _, row := range rows {
 			if r := run(row.args...); r.status != row.status || r.out != row.out {
 				t.Errorf("%s: status %d, output %q, want %d and %q\n%s", row.name, r.status, r.out, row.status, row.out, r.errout)
+			} else if r.status != 2 && !strings.Contains(r.errout, "It is no jail") {
+				t.Errorf("%s: it is not said what a lab does not do: %s", row.name, r.errout)
 			}
 		}
 	})

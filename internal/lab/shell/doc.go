@@ -6,11 +6,14 @@ import "io"
 
 // Options say what to run and where.
 type Options struct {
+	Divert  string    // the program that the command finds as "divert"; empty: whatever PATH has
 	Command []string  // empty: the user's shell
 	At      string    // host, router or peer; empty: host
 	In      io.Reader // the command's standard input
 	Out     io.Writer // its standard output
 	Err     io.Writer // its standard error, and what is said about the network
+
+	path string // the directory of Divert under its name
 }
 
 // Places are the values of Options.At.

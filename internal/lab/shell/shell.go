@@ -12,6 +12,7 @@ import (
 	"os"
 	"os/exec"
 	"os/signal"
+	"path/filepath"
 	"strings"
 	"syscall"
 	"time"
@@ -49,6 +50,14 @@ func Run(ctx context.Context, o Options) (status int, err error) {
 	if err != nil {
 		return 0, err
 	}
+	if o.Divert != "" {
+		dir, err := binDir(o.Divert)
+		if err != nil {
+			return 0, err
+		}
+		defer func() { err = errors.Join(err, os.RemoveAll(dir)) }()
+		o.path = dir
+	}
 	describe(o.Err, n, at)
 	return run(ctx, at, o)
 }
@@ -71,7 +80,7 @@ func describe(w io.Writer, n *lab.Routed, at *lab.Host) {
 		}
 		return ""
 	}
-	fmt.Fprintf(w, "A network of its own; that of this machine is not touched.\n\n")
+	fmt.Fprintf(w, "A network of its own: no link leads out of it. It is no jail: files and processes are those of this\nmachine, and a program of root's can leave it.\n\n")
 	fmt.Fprintf(w, "  host    %v %v%s\n", n.A.Addr4(), n.A.Addr6(), here(n.A))
 	fmt.Fprintf(w, "    |     %s\n", n.LinkA.Name())
 	fmt.Fprintf(w, "  router  %v %v%s\n", n.LinkRA.Addrs()[0].Addr(), n.LinkRA.Addrs()[1].Addr(), here(n.R))
@@ -129,14 +138,40 @@ func closeAll(cs []io.Closer) (err error) {
 	return err
 }
 
-// run runs the command on a host.
-func run(ctx context.Context, at *lab.Host, o Options) (int, error) {
+// binDir makes a directory in which a program has the name divert, and nothing else is.
+func binDir(program string) (string, error) {
+	dir, err := os.MkdirTemp("", "divert-lab-")
+	if err != nil {
+		return "", err
+	}
+	if err := os.Symlink(program, filepath.Join(dir, "divert")); err != nil {
+		return "", errors.Join(err, os.RemoveAll(dir))
+	}
+	return dir, nil
+}
+
+// command returns the command, which finds what is in the directory path before anything else.
+func (o *Options) command() *exec.Cmd {
 	args := o.Command
 	if len(args) == 0 {
 		args = []string{userShell()}
 	}
-	cmd := exec.Command(args[0], args[1:]...)
+	name := args[0]
+	if o.path != "" && name == "divert" {
+		name = filepath.Join(o.path, name)
+	}
+	cmd := exec.Command(name, args[1:]...)
+	cmd.Args[0] = args[0]
+	if o.path != "" {
+		cmd.Env = append(os.Environ(), "PATH="+o.path+string(filepath.ListSeparator)+os.Getenv("PATH"))
+	}
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = o.In, o.Out, o.Err
+	return cmd
+}
+
+// run runs the command on a host.
+func run(ctx context.Context, at *lab.Host, o Options) (int, error) {
+	cmd := o.command()
 	// A terminal sends these to the command as well, and it is for the command to say what they mean.
 	signals := make(chan os.Signal, 1)
 	signal.Notify(signals, unix.SIGINT, unix.SIGQUIT)
