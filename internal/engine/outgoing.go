@@ -39,17 +39,7 @@ func Whole(b []byte) ([]byte, error) {
 // Finish computes the checksums that the address calls missing and counts down the hop limit of another
 // program's packet, in this order, in b, a whole packet (specification: api.md 8). It fails with ErrHopLimit.
 func Finish(b []byte, a *packet.Address) error {
-	skip := packet.NoICMPChecksum | packet.NoICMPv6Checksum
-	if a.IPChecksum {
-		skip |= packet.NoIPChecksum
-	}
-	if a.TCPChecksum {
-		skip |= packet.NoTCPChecksum
-	}
-	if a.UDPChecksum {
-		skip |= packet.NoUDPChecksum
-	}
-	packet.CalcChecksums(b, nil, skip) // a fragment's transport checksum stays: that is no failure of Send
+	complete(b, a)
 	if a.Impostor && !packet.DecrementTTL(b) {
 		return ErrHopLimit
 	}

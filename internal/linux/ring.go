@@ -251,7 +251,7 @@ func (r *ring) fill(p *packet.Packet) bool {
 	}, record.Timestamp)
 	p.Addr.Sniffed = true
 	setProcess(&p.Addr, record.Process)
-	if pending(data) {
+	if engine.Unfinished(data) {
 		p.Addr.TCPChecksum, p.Addr.UDPChecksum = false, false
 	}
 	if r.h.refuses(p, record.Captured < record.Length) {

@@ -90,7 +90,7 @@ func FuzzWhole(f *testing.F) {
 		if flags&15 == 7 && !bytes.Equal(before, data) {
 			t.Error("nothing was to be done, and the packet changed")
 		}
-		pending(data)
+		engine.Unfinished(data)
 		destination(data)
 	})
 }
@@ -342,25 +342,25 @@ func TestPending(t *testing.T) {
 	for _, row := range rows {
 		t.Run(row.name, func(t *testing.T) {
 			b := unhex(t, row.hex)
-			if pending(b) {
+			if engine.Unfinished(b) {
 				t.Error("a finished checksum is pending")
 			}
 			length := len(b) - row.header
 			binary.BigEndian.PutUint16(b[row.at:], sum(b[row.addrs[0]:row.addrs[1]], []byte{0, row.protocol}, []byte{byte(length >> 8), byte(length)}))
-			if !pending(b) {
+			if !engine.Unfinished(b) {
 				t.Error("the sum of the pseudo-header is not pending")
 			}
-			if !pending(b[:len(b)-1]) || pending(append(b, 0)) {
+			if !engine.Unfinished(b[:len(b)-1]) || engine.Unfinished(append(b, 0)) {
 				t.Error("it is to be seen in the headers, of one packet")
 			}
 			b[row.at] ^= 1
-			if pending(b) {
+			if engine.Unfinished(b) {
 				t.Error("any other value is pending")
 			}
 		})
 	}
 	for name, text := range map[string]string{"ICMP": icmp4, "a fragment": fragment, "nothing": ""} {
-		if pending(unhex(t, text)) {
+		if engine.Unfinished(unhex(t, text)) {
 			t.Errorf("pending in %s", name)
 		}
 	}

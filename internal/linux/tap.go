@@ -150,25 +150,9 @@ func (t *tap) address(a *packet.Address, c *nflog.Copy, at int64) {
 	t.h.describe(a, &queue.Message{Hook: queue.Hook(c.Hook), In: c.In, Out: c.Out, Payload: c.Payload, ChecksumNotVerified: true}, at)
 	a.Sniffed = true
 	// The log does not tell a checksum that is left to the hardware; what stands in the field then does.
-	if pending(c.Payload) {
+	if engine.Unfinished(c.Payload) {
 		a.TCPChecksum, a.UDPChecksum = false, false
 	}
-}
-
-// pending reports whether the transport checksum field holds the sum of the pseudo-header only, as
-// the kernel leaves it for the hardware to complete. Of the packet only the headers are needed.
-func pending(b []byte) bool {
-	var p packet.Parsed
-	if !p.Parse(b) || p.Extended || p.Fragment {
-		return false
-	}
-	if h := p.TCP(b); h != nil {
-		return h.Checksum() == p.PseudoHeaderSum(b)
-	}
-	if h := p.UDP(b); h != nil {
-		return h.Checksum() == p.PseudoHeaderSum(b)
-	}
-	return false
 }
 
 func (t *tap) setDeadline(at time.Time) error {

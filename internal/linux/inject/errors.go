@@ -19,7 +19,7 @@ var (
 	ErrNoSource = errors.New("inject: IPv4 source address 0.0.0.0 cannot be sent")
 
 	// ErrNotSegmentable says that a packet cannot be cut into TCP segments or UDP datagrams: it is a
-	// fragment, of another protocol, or its checksum covers addresses of a routing header.
+	// fragment, of another protocol, or its checksum covers a final destination that its routing header does not tell.
 	ErrNotSegmentable = errors.New("inject: packet cannot be segmented")
 
 	// ErrNotFragmentable says that a packet cannot be cut into fragments of the wanted size.

@@ -23,8 +23,9 @@ type Segmenter struct {
 	l4    int // position of the TCP or UDP header
 	hlen  int // length of all headers
 	mss   int
-	pos   int // payload handed out so far
-	index int // segments handed out so far
+	ends  uint16 // sum of the addresses that the checksums cover
+	pos   int    // payload handed out so far
+	index int    // segments handed out so far
 }
 
 // NewSegmenter prepares to cut pkt, a whole IPv4 or IPv6 packet with TCP or UDP in it, into packets
@@ -43,7 +44,7 @@ func NewSegmenter(pkt []byte, mss int) (Segmenter, error) {
 		if err != nil {
 			return Segmenter{}, err
 		}
-		if c.rerouted {
+		if _, _, known := ends(pkt); c.rerouted && !known {
 			return Segmenter{}, ErrNotSegmentable
 		}
 		s.proto, s.l4 = c.next, c.end
@@ -74,6 +75,7 @@ func NewSegmenter(pkt []byte, mss int) (Segmenter, error) {
 	if mss <= 0 {
 		return Segmenter{}, ErrNotSegmentable
 	}
+	s.ends = endsSum(pkt)
 	return s, nil
 }
 
@@ -119,7 +121,7 @@ func (s *Segmenter) fixTCP(dst []byte, last bool) {
 		t[13] &^= tcpCWR
 	}
 	binary.BigEndian.PutUint16(t[16:], 0)
-	binary.BigEndian.PutUint16(t[16:], transportChecksum(dst, t, protoTCP))
+	binary.BigEndian.PutUint16(t[16:], transportChecksum(s.ends, t, protoTCP))
 }
 
 func (s *Segmenter) fixUDP(dst []byte) {
@@ -129,7 +131,7 @@ func (s *Segmenter) fixUDP(dst []byte) {
 		return
 	}
 	binary.BigEndian.PutUint16(u[6:], 0)
-	sum := transportChecksum(dst, u, protoUDP)
+	sum := transportChecksum(s.ends, u, protoUDP)
 	if sum == 0 {
 		sum = 0xffff // 0 means no checksum (RFC 768)
 	}
