@@ -61,6 +61,9 @@ func (h *Handle) single() *[1]Packet {
 // ErrShortBuffer; the address is good, and Accept with it still lets the whole packet go on.
 // A b of no length at all is refused before anything is received.
 //
+// On Linux only the first 65,531 bytes of a longer packet are received, and its IP header tells its length. Accept lets
+// all of it go on, and so does Send if b has not changed; if it has, Send fails with ErrShortBuffer.
+//
 // It fails with io.EOF when the receive half is shut down and nothing is left, net.ErrClosed after
 // Close, os.ErrDeadlineExceeded after the read deadline, and ErrRulesGone when another program has removed
 // the handle's rules and nothing is left.

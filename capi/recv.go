@@ -130,6 +130,9 @@ func (h *handle) deliver(d *delivery) code {
 		if !fits {
 			return insufficientBuffer
 		}
+		if len(data) == maxReceived {
+			break // it may be cut, and then its header does not tell where the next one begins
+		}
 	}
 	return success
 }

@@ -74,7 +74,11 @@ func (ps *batch) forget(n int) {
 	}
 }
 
-// wholePacket returns the length of the packet at the start of b by its IP header; only that is looked at.
+// maxReceived is how many bytes the kernel hands over of a packet at most. One that is longer is received cut.
+const maxReceived = 65531
+
+// wholePacket returns the length of the packet at the start of b by its IP header; only that is looked at. A packet that
+// was received cut may be sent back as it is: it ends with b.
 func wholePacket(b []byte) (int, code) {
 	if len(b) < packet.IPv4HeaderLen {
 		return 0, insufficientBuffer
@@ -93,8 +97,11 @@ func wholePacket(b []byte) (int, code) {
 	default:
 		return 0, invalidParameter
 	}
-	if len(b) < n {
-		return 0, insufficientBuffer
+	switch {
+	case len(b) >= n:
+		return n, success
+	case len(b) == maxReceived:
+		return maxReceived, success
 	}
-	return n, success
+	return 0, insufficientBuffer
 }

@@ -501,7 +501,9 @@ WINDIVERT_ASSERT_(udphdr, sizeof(WINDIVERT_UDPHDR) == 8);
 WINDIVERTEXPORT HANDLE WinDivertOpen(const char *filter, WINDIVERT_LAYER layer, INT16 priority, UINT64 flags);
 
 /*
- * Waits for a packet or event. Each pointer but the handle may be NULL. *pRecvLen is the packet's length.
+ * Waits for a packet or event. Each pointer but the handle may be NULL. *pRecvLen is the packet's length; of a
+ * packet longer than 65531 bytes, of which its IP header tells, the first 65531 are received, and WinDivertSend
+ * lets all of it go on if they are not changed.
  * Errors: 122 the packet was longer than the buffer: its first packetLen bytes and the address are there, the
  * rest is lost, *pRecvLen is untouched; 232 shut down and drained; 995 closed meanwhile; 87 SEND_ONLY.
  */
@@ -509,7 +511,7 @@ WINDIVERTEXPORT BOOL WinDivertRecv(HANDLE handle, VOID *pPacket, UINT packetLen,
                                    WINDIVERT_ADDRESS *pAddr);
 
 /*
- * WinDivertRecv for up to 255 packets, back to back in pPacket. With pAddrLen, *pAddrLen is the size of the
+ * WinDivertRecv for up to 255 packets, back to back in pPacket; one of 65531 bytes is the last. With pAddrLen, *pAddrLen is the size of the
  * array pAddr in bytes (80 to 20400), and of the addresses received on return. flags must be 0.
  * With overlapped the call does not wait: FALSE with 997 means that the buffers are in use
  * until the request completes.
@@ -520,8 +522,8 @@ WINDIVERTEXPORT BOOL WinDivertRecvEx(HANDLE handle, VOID *pPacket, UINT packetLe
 /*
  * Injects a packet. With the address it was received with it goes on as that packet, once. The packet is not
  * changed: missing checksums (address bits of 0) are computed in a copy. *pSendLen may be NULL.
- * Errors: 122 the packet ends before its IP length; 87 no IP packet, or RECV_ONLY; 232 shut down; 1232 the hop
- * limit of an impostor packet.
+ * Errors: 122 the packet ends before its IP length (but one that was received so is sent if it is not changed);
+ * 87 no IP packet, or RECV_ONLY; 232 shut down; 1232 the hop limit of an impostor packet.
  */
 WINDIVERTEXPORT BOOL WinDivertSend(HANDLE handle, const VOID *pPacket, UINT packetLen, UINT *pSendLen,
                                    const WINDIVERT_ADDRESS *pAddr);

@@ -101,6 +101,36 @@ static void check_truncation(void)
     HEARS(&udp, "");
 }
 
+/* The longest datagram is received cut, ends a batch, and goes on whole if it is sent as it was received. */
+static void check_longest(struct pair *p)
+{
+    static UINT8 packets[2 * WINDIVERT_MTU_MAX], payload[65535];
+    HANDLE h = open_on(p, 0, 0);
+    WINDIVERT_ADDRESS addrs[3];
+    UINT headers = header_length(p), length = 0, sent = 0, size = sizeof(addrs);
+    size_t longest = p->family == AF_INET ? 65535 - headers : 65575 - headers;
+
+    memset(payload, 7, sizeof(payload));
+    CHECK(send(p->out, payload, longest, 0) == (ssize_t)longest);
+    say(p, "behind");
+    pause_ms(50);
+    SUCCEEDS(WinDivertRecvEx(h, packets, sizeof(packets), &length, 0, addrs, &size, NULL));
+    EQUAL(length, 65531);
+    EQUAL(size, sizeof(*addrs));
+    packets[100]++;
+    FAILS(WinDivertSend(h, packets, length, &sent, addrs), ERROR_INSUFFICIENT_BUFFER, EMSGSIZE);
+    packets[100]--;
+    SUCCEEDS(WinDivertSend(h, packets, length, &sent, addrs));
+    EQUAL(sent, 65531);
+    CHECK(recv(p->in, packets, sizeof(packets), 0) == (ssize_t)longest);
+    CHECK(memcmp(packets, payload, longest) == 0);
+    SUCCEEDS(WinDivertRecv(h, packets, sizeof(packets), &length, addrs));
+    EQUAL(length, headers + 6);
+    SUCCEEDS(WinDivertSend(h, packets, length, NULL, addrs));
+    HEARS(p, "behind");
+    SUCCEEDS(WinDivertClose(h));
+}
+
 /* fill sends datagrams of one digit each and waits until they are in the queue. */
 static void fill(const char *digits)
 {
@@ -667,6 +697,8 @@ int main(void)
     udp = open_pair(AF_INET);
     check_divert(&udp);
     check_divert(&udp6);
+    check_longest(&udp);
+    check_longest(&udp6);
     for (i = 0; i < sizeof(checks) / sizeof(checks[0]); i++) {
         int before = check_failures;
         checks[i].check();

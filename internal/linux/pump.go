@@ -105,7 +105,7 @@ func (p *pump) one(l *lane, pk *packet.Packet, datagram []byte, at int64, verdic
 	p.h.deliver(l, pk, &m, at)
 	counts := &p.h.counts
 	switch {
-	case int(m.Length) == len(m.Payload) && !p.program.Load().MatchExact(pk.Data, &pk.Addr):
+	case !mayMatch(p.program.Load(), pk.Data, int(m.Length), &pk.Addr):
 		verdict, o := p.h.sender.onward(m.Hook, m.Priority)
 		_ = verdicts.Add(m.ID, verdict, o)
 		return
@@ -119,8 +119,6 @@ func (p *pump) one(l *lane, pk *packet.Packet, datagram []byte, at int64, verdic
 	switch {
 	case p.h.cfg.Flags&engine.FlagDrop != 0:
 		counts.dropped.Add(1)
-	case int(m.Length) > len(m.Payload):
-		counts.long.Add(1)
 	default:
 		// Numbers of the queue do not say how many packets are under way: they count all that do not match.
 		t := tokenOf(&pk.Addr)

@@ -142,12 +142,6 @@ func (s *queued) sort(l *lane, r *reader, ps []packet.Packet) (n int, err error)
 			_ = r.drops.Add(m.ID, queue.Drop, queue.Option{})
 			continue
 		}
-		if int(m.Length) > len(m.Payload) && (l.snap == 0 || len(m.Payload) < l.snap) {
-			// The rest is not to be had, so it cannot be given back either.
-			s.h.counts.long.Add(1)
-			_ = r.drops.Add(m.ID, queue.Drop, queue.Option{})
-			continue
-		}
 		if n != i {
 			ps[n], ps[i] = ps[i], ps[n]
 		}
@@ -179,7 +173,10 @@ func (h *handle) deliver(l *lane, p *packet.Packet, m *queue.Message, at int64) 
 		tag: h.sender.tag, id: m.ID, place: m.ID, priority: m.Priority, hook: m.Hook, gso: m.GSO, lane: l.index,
 		ifIdx: p.Addr.Network().IfIdx, dst: destination(m.Payload), sums: sumsOf(&p.Addr),
 	}
-	if int(m.Length) == len(m.Payload) && h.sender.habit.wants(m.ID) {
+	// Of a packet that is too long for the queue Send can only let go on what was captured, or refuse. So it always
+	// has a digest, but not where the program asked for beginnings (WithSnapLength).
+	t.cut = int(m.Length) > len(m.Payload)
+	if t.cut && len(m.Payload) == queue.MaxPayload || !t.cut && h.sender.habit.wants(m.ID) {
 		t.digest = digest(m.Payload)
 	}
 	t.put(&p.Addr)

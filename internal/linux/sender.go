@@ -4,6 +4,7 @@ package linux
 
 import (
 	"errors"
+	"fmt"
 	"sync/atomic"
 
 	"github.com/opendivert/divert/internal/engine"
@@ -191,6 +192,9 @@ func (s *sender) one(p *packet.Packet, v *verdicts, unchanged bool) (again bool,
 		err = engine.Finish(data, &p.Addr)
 	}
 	if err != nil {
+		if l != nil && t.cut && errors.Is(err, engine.ErrShortBuffer) {
+			err = fmt.Errorf("%w: only the beginning of the packet was received; Accept lets all of it go on", err)
+		}
 		return false, err // the captured packet, if it is one, still waits for a better try
 	}
 	if l != nil && v.claim(l, &t) {

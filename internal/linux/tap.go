@@ -117,7 +117,7 @@ func (t *tap) take(ps []packet.Packet) (n int) {
 		p := &ps[n]
 		t.address(&p.Addr, &c, at)
 		if program != nil {
-			if !program.MatchExact(c.Payload, &p.Addr) {
+			if !mayMatch(program, c.Payload, copied(c.Payload), &p.Addr) {
 				continue
 			}
 			t.h.counts.matched.Add(1)

@@ -20,10 +20,17 @@ type token struct {
 	dst      uint32 // digest of the destination address
 	hook     queue.Hook
 	gso      bool   // the packet is to be cut into segments
+	cut      bool   // only the beginning of the packet was received
 	lane     uint8  // which of the handle's queues
 	sums     uint8  // sumsOf the address, as captured
 	digest   uint64 // of the packet's bytes, 0: unknown
 }
+
+// The bits of a token's flags.
+const (
+	tokenGSO = 1 << iota
+	tokenCut
+)
 
 // tokenOffset is where the token lies in the layer data, behind interface and sub-interface.
 const tokenOffset = 8
@@ -40,7 +47,10 @@ func (t *token) put(a *packet.Address) {
 	b[20] = byte(t.hook)
 	b[21] = 0
 	if t.gso {
-		b[21] = 1
+		b[21] |= tokenGSO
+	}
+	if t.cut {
+		b[21] |= tokenCut
 	}
 	b[22] = t.lane
 	b[23] = t.sums
@@ -56,7 +66,7 @@ func tokenOf(a *packet.Address) token {
 	return token{
 		tag: le.Uint32(b[0:]), id: le.Uint32(b[4:]), priority: le.Uint32(b[8:]),
 		ifIdx: le.Uint32(b[12:]), dst: le.Uint32(b[16:]),
-		hook: queue.Hook(b[20]), gso: b[21] != 0, lane: b[22], sums: b[23],
+		hook: queue.Hook(b[20]), gso: b[21]&tokenGSO != 0, cut: b[21]&tokenCut != 0, lane: b[22], sums: b[23],
 		place: le.Uint32(b[24:]), digest: le.Uint64(b[32:]),
 	}
 }

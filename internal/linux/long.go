@@ -1,0 +1,71 @@
+//go:build linux
+
+package linux
+
+import (
+	"sync"
+
+	"github.com/opendivert/divert/filter"
+	"github.com/opendivert/divert/internal/linux/queue"
+	"github.com/opendivert/divert/packet"
+)
+
+// The kernel's messages carry 65,531 bytes of a packet, and a packet may have 65,575: IPv4 up to 65,535, IPv6 40 more.
+// Such a packet is received cut.
+
+// maxPacket is the length of the longest packet that an IP header can tell, in bytes.
+const maxPacket = packet.IPv6HeaderLen + 0xffff
+
+// paddings are memory for packets of which the end is missing.
+var paddings = sync.Pool{New: func() any { return new([maxPacket]byte) }}
+
+// mayMatch decides on a packet of length bytes, of which b is all or, where it does not fit into a message of the kernel,
+// the beginning. If the filter looks at what is missing, nobody can tell: the packet counts as a match.
+func mayMatch(f *filter.Program, b []byte, length int, a *packet.Address) bool {
+	if length <= len(b) || length > maxPacket || len(b) < queue.MaxPayload {
+		return f.MatchExact(b, a)
+	}
+	var parsed packet.Parsed
+	if !parsed.Parse(b) || int(parsed.Length) != length {
+		return false // as exact matching decides
+	}
+	if looksBehind(f, &parsed, len(b)) {
+		return true
+	}
+	whole := paddings.Get().(*[maxPacket]byte)
+	defer paddings.Put(whole)
+	clear(whole[copy(whole[:], b):])
+	return f.MatchExact(whole[:length], a)
+}
+
+// looksBehind reports whether a filter has a test of an element of a packet that lies behind its first n bytes.
+func looksBehind(f *filter.Program, p *packet.Parsed, n int) bool {
+	for _, t := range f.Tests() {
+		start := 0
+		switch t.Field {
+		case filter.FieldPacket, filter.FieldPacket16, filter.FieldPacket32:
+		case filter.FieldTCPPayload, filter.FieldTCPPayload16, filter.FieldTCPPayload32,
+			filter.FieldUDPPayload, filter.FieldUDPPayload16, filter.FieldUDPPayload32:
+			start = int(p.HeaderLen)
+		default:
+			continue
+		}
+		if t.Index < 0 {
+			start = int(p.Length) // it counts from the end
+		}
+		const longest = 4 // bytes of an element
+		if start+int(t.Index)+longest > n {
+			return true
+		}
+	}
+	return false
+}
+
+// copied returns the length of a packet of which the log has made a copy that is not limited otherwise.
+func copied(b []byte) int {
+	var p packet.Parsed
+	if len(b) == queue.MaxPayload && p.Parse(b) && p.Truncated {
+		return int(p.Length)
+	}
+	return len(b)
+}
