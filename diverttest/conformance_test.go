@@ -170,7 +170,7 @@ func (p *player) counts(h *divert.Handle, want divert.Stats) {
 func (p *player) datagram(payload string) []byte {
 	p.Helper()
 	host, peer := p.addrs()
-	b, err := diverttest.UDP(host, peer, []byte(payload))
+	b, err := (&packet.Header{Src: host, Dst: peer}).AppendUDP(nil, []byte(payload))
 	p.ok(err)
 	return b
 }
@@ -541,7 +541,7 @@ var expectations = []struct {
 		p.in("ping")
 		k := p.recv(h, "ping")
 		host, peer := p.addrs()
-		answer, err := diverttest.UDP(host, peer, []byte("pong"))
+		answer, err := (&packet.Header{Src: host, Dst: peer}).AppendUDP(nil, []byte("pong"))
 		p.ok(err)
 		k.Addr.Outbound = true
 		p.ok(h.Send(answer, &k.Addr))
@@ -589,7 +589,7 @@ var expectations = []struct {
 		above := p.handle("udp", pri(1), divert.WithFlags(divert.Sniff))
 		below := p.handle("udp", pri(-1), divert.WithFlags(divert.Sniff))
 		host, peer := p.addrs()
-		b, err := diverttest.UDP(peer, host, []byte("a"))
+		b, err := (&packet.Header{Src: peer, Dst: host}).AppendUDP(nil, []byte("a"))
 		p.ok(err)
 		a := divert.Address{IPChecksum: true, UDPChecksum: true}
 		a.SetNetwork(packet.NetworkData{IfIdx: p.link()})
@@ -722,7 +722,7 @@ func (f *fake) in(payload string) {
 
 func (f *fake) datagram(src, dst netip.AddrPort, payload string) []byte {
 	f.Helper()
-	b, err := diverttest.UDP(src, dst, []byte(payload))
+	b, err := (&packet.Header{Src: src, Dst: dst}).AppendUDP(nil, []byte(payload))
 	if err != nil {
 		f.Fatal(err)
 	}

@@ -48,7 +48,7 @@ func Example() {
 	}()
 	<-opened // what is put from now on is captured
 
-	query, err := diverttest.UDP(netip.MustParseAddrPort("10.0.0.1:40000"), netip.MustParseAddrPort("192.0.2.1:53"), []byte("query"))
+	query, err := (&packet.Header{Src: netip.MustParseAddrPort("10.0.0.1:40000"), Dst: netip.MustParseAddrPort("192.0.2.1:53")}).AppendUDP(nil, []byte("query"))
 	if err != nil {
 		log.Fatal(err)
 	}
@@ -109,7 +109,7 @@ func ExampleNetwork_FailSends() {
 		}
 		return nil
 	})
-	long, err := diverttest.UDP(netip.MustParseAddrPort("[fd00::1]:1"), netip.MustParseAddrPort("[fd00::2]:2"), make([]byte, 1400))
+	long, err := (&packet.Header{Src: netip.MustParseAddrPort("[fd00::1]:1"), Dst: netip.MustParseAddrPort("[fd00::2]:2")}).AppendUDP(nil, make([]byte, 1400))
 	if err != nil {
 		log.Fatal(err)
 	}

@@ -31,7 +31,7 @@ func udp(t testing.TB, payload string) []byte { return datagram(t, near4, far4, 
 
 func datagram(t testing.TB, src, dst netip.AddrPort, payload string) []byte {
 	t.Helper()
-	b, err := diverttest.UDP(src, dst, []byte(payload))
+	b, err := (&packet.Header{Src: src, Dst: dst}).AppendUDP(nil, []byte(payload))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -615,43 +615,6 @@ func TestCloseWhileReceiving(t *testing.T) {
 		check(t, h.Close())
 		if k, out := <-received, len(n.Delivered()); k+out != 3 {
 			t.Fatalf("%d received and %d delivered, want 3 together", k, out)
-		}
-	}
-}
-
-func TestCraft(t *testing.T) {
-	for _, row := range []struct {
-		src, dst netip.AddrPort
-	}{{near4, far4}, {near6, far6}, {netip.AddrPortFrom(netip.AddrFrom16(near4.Addr().As16()), 1), far4}} {
-		s := diverttest.Segment{Seq: 0x01020304, Ack: 0x05060708, Flags: packet.TCPSyn | packet.TCPAck, Window: 1234}
-		b, err := diverttest.TCP(row.src, row.dst, s, []byte("payload"))
-		check(t, err)
-		var p packet.Parsed
-		if !p.ParseExact(b) || !p.VerifyTransportChecksum(b) || p.Family == 4 && !p.VerifyIPChecksum(b) {
-			t.Fatalf("the segment is %x", b)
-		}
-		h := p.TCP(b)
-		if h.SrcPort() != row.src.Port() || h.DstPort() != row.dst.Port() || h.Seq() != s.Seq || h.Ack() != s.Ack ||
-			h.Flags() != s.Flags || h.Window() != s.Window || string(p.Payload(b)) != "payload" {
-			t.Errorf("the segment is %x", b)
-		}
-	}
-	for _, row := range []struct {
-		src, dst netip.AddrPort
-		length   int
-	}{{near4, far6, 0}, {netip.AddrPort{}, far4, 0}, {near4, netip.AddrPort{}, 0}, {near4, far4, 65508}, {near6, far6, 65528}} {
-		if b, err := diverttest.UDP(row.src, row.dst, make([]byte, row.length)); b != nil || !errors.Is(err, divert.ErrInvalid) {
-			t.Errorf("from %v to %v with %d bytes: %d bytes, %v", row.src, row.dst, row.length, len(b), err)
-		}
-	}
-	for _, row := range []struct {
-		src, dst netip.AddrPort
-		length   int
-	}{{near4, far4, 65507}, {near6, far6, 65527}} {
-		b, err := diverttest.UDP(row.src, row.dst, make([]byte, row.length))
-		var p packet.Parsed
-		if err != nil || !p.ParseExact(b) || !p.VerifyTransportChecksum(b) {
-			t.Errorf("%d bytes of payload: %d bytes, %v", row.length, len(b), err)
 		}
 	}
 }

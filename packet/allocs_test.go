@@ -14,6 +14,9 @@ func TestHotPathsAllocateNothing(t *testing.T) {
 	var addr Address
 	buf := make([]byte, 0, AddressSize)
 	answer := make([]byte, 0, 128)
+	edited, edited6 := vouched(example(t, "B")), vouched(example(t, "D"))
+	header := Header{Src: near4, Dst: far4}
+	var stream Stream
 	for name, f := range map[string]func(){
 		"Parse":                     func() { p.Parse(tcp6) },
 		"ParseExact":                func() { p.ParseExact(udp) },
@@ -27,6 +30,9 @@ func TestHotPathsAllocateNothing(t *testing.T) {
 		"UpdateChecksum128":         func() { sink += uint64(UpdateChecksum128(1, p.IPv6(tcp6).Src().As16(), addr.Flow().LocalAddr.As16())) },
 		"AppendReset":               func() { p.Parse(tcp6); answer, _ = AppendReset(answer[:0], tcp6, &p) },
 		"AppendUnreachable":         func() { p.Parse(udp); answer, _ = AppendUnreachable(answer[:0], udp, &p, 3) },
+		"SetSrc and SetDst":         func() { _ = edited.SetSrc(edited.Dst()); _ = edited.SetDst(edited.Src()) },
+		"AppendUDP":                 func() { answer, _ = header.AppendUDP(answer[:0], udp) },
+		"Stream.Edit":               func() { _ = stream.Edit(edited6, nil) },
 		"Address":                   func() { buf, _ = addr.AppendBinary(buf[:0]); _ = addr.UnmarshalBinary(buf) },
 	} {
 		p.Parse(tcp6)

@@ -19,7 +19,7 @@ const (
 // What the headers of answers have in common. The identification names the answers, all alike: they are too
 // short to be fragmented.
 const (
-	answerTTL = 64
+	answerTTL = defaultTTL
 	answerID  = 0xDEAD
 )
 
@@ -98,31 +98,15 @@ func AppendUnreachable(dst, b []byte, p *Parsed, code uint8) ([]byte, bool) {
 // appendReply appends an IP packet of so many bytes behind its header, all zero, from the destination of the
 // one in b to its source. It returns the extended slice, the packet in it, and what is behind the packet's header.
 func (p *Parsed) appendReply(dst, b []byte, protocol4, protocol6 uint8, size int) (all, answer, payload []byte) {
-	header := IPv4HeaderLen
+	dst, answer, header := appendHeader(dst, p.Family, protocol4, protocol6, answerTTL, size)
 	if p.Family == 6 {
-		header = IPv6HeaderLen
-	}
-	start := len(dst)
-	dst = append(dst, make([]byte, header+size)...) // makes nothing: the compiler extends dst
-	answer = dst[start:]
-	if p.Family == 6 {
-		ip := IPv6(answer)
-		ip[0] = 6 << 4
-		ip.SetLength(uint16(size))
-		ip.SetNextHeader(protocol6)
-		ip.SetHopLimit(answerTTL)
-		copy(ip[8:24], b[24:40])
-		copy(ip[24:40], b[8:24])
+		copy(answer[8:24], b[24:40])
+		copy(answer[24:40], b[8:24])
 		return dst, answer, answer[header:]
 	}
-	ip := IPv4(answer)
-	ip[0] = 4<<4 | IPv4HeaderLen/4
-	ip.SetLength(uint16(header + size))
-	ip.SetID(answerID)
-	ip.SetTTL(answerTTL)
-	ip.SetProtocol(protocol4)
-	copy(ip[12:16], b[16:20])
-	copy(ip[16:20], b[12:16])
+	IPv4(answer).SetID(answerID)
+	copy(answer[12:16], b[16:20])
+	copy(answer[16:20], b[12:16])
 	return dst, answer, answer[header:]
 }
 

@@ -2,6 +2,7 @@ package packet
 
 import (
 	"fmt"
+	"net/netip"
 	"testing"
 )
 
@@ -153,3 +154,29 @@ func BenchmarkAddressBinary(b *testing.B) {
 
 // sink keeps results alive.
 var sink uint64
+
+func BenchmarkSetDst(b *testing.B) {
+	for _, id := range []string{"B", "D"} {
+		p := vouched(example(b, id))
+		ends := [2]netip.AddrPort{p.Src(), p.Dst()}
+		b.Run(id, func(b *testing.B) {
+			b.ReportAllocs()
+			for i := 0; b.Loop(); i++ {
+				if err := p.SetDst(ends[i&1]); err != nil {
+					b.Fatal(err)
+				}
+			}
+		})
+	}
+}
+
+func BenchmarkStreamEdit(b *testing.B) {
+	var s Stream
+	p := vouched(example(b, "D"))
+	b.ReportAllocs()
+	for b.Loop() {
+		if err := s.Edit(p, nil); err != nil {
+			b.Fatal(err)
+		}
+	}
+}

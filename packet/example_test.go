@@ -1,6 +1,7 @@
 package packet_test
 
 import (
+	"bytes"
 	"encoding/hex"
 	"fmt"
 	"net/netip"
@@ -79,4 +80,58 @@ func ExampleFormatIPv6Address() {
 	w, ok := packet.ParseIPv6Address("1:0:3:4:5:6:7:8")
 	fmt.Println(ok, packet.FormatIPv6Address(w), w.Addr())
 	// Output: true 1::3:4:5:6:7:8 1:0:3:4:5:6:7:8
+}
+
+// A program that leads DNS queries elsewhere changes the destination, and Send has nothing left to compute.
+func ExamplePacket_SetDst() {
+	p := packet.Packet{Data: dnsQuery(), Addr: packet.Address{IPChecksum: true, UDPChecksum: true}}
+	if err := p.SetDst(netip.MustParseAddrPort("192.0.2.53:5300")); err != nil {
+		fmt.Println(err)
+		return
+	}
+	fmt.Printf("%v > %v %q, checksum %t\n", p.Src(), p.Dst(), p.Payload(), p.Addr.UDPChecksum)
+	// Output: 10.1.2.3:5353 > 192.0.2.53:5300 "hello", checksum true
+}
+
+func ExamplePacket_SetPayload() {
+	p := packet.Packet{Data: dnsQuery()}
+	if err := p.SetPayload([]byte("hello, world")); err != nil {
+		fmt.Println(err)
+		return
+	}
+	fmt.Printf("%d bytes, %q\n", len(p.Data), p.Payload())
+	// Output: 40 bytes, "hello, world"
+}
+
+func ExampleHeader_AppendTCP() {
+	h := packet.Header{Src: netip.MustParseAddrPort("[2001:db8::1]:40000"), Dst: netip.MustParseAddrPort("[2001:db8::2]:80")}
+	b, err := h.AppendTCP(nil, packet.Segment{Seq: 1, Flags: packet.TCPSyn, Window: 0xFFFF}, nil)
+	fmt.Println(len(b), err)
+	// Output: 60 <nil>
+}
+
+// A word becomes a longer one, and both ends agree on how many bytes there were.
+func ExampleStream() {
+	client, server := netip.MustParseAddrPort("10.0.0.1:40000"), netip.MustParseAddrPort("10.0.0.2:80")
+	out, back := packet.Header{Src: client, Dst: server}, packet.Header{Src: server, Dst: client}
+	request, _ := out.AppendTCP(nil, packet.Segment{Seq: 100, Flags: packet.TCPAck}, []byte("a cat"))
+	answer, _ := back.AppendTCP(nil, packet.Segment{Ack: 110, Flags: packet.TCPAck}, nil)
+
+	var s packet.Stream
+	for _, data := range [][]byte{request, answer} {
+		p := packet.Packet{Data: data}
+		err := s.Edit(&p, func(fresh []byte) []byte {
+			return bytes.ReplaceAll(fresh, []byte("cat"), []byte("elephant"))
+		})
+		if err != nil {
+			fmt.Println(err)
+			return
+		}
+		var h packet.Parsed
+		h.Parse(p.Data)
+		fmt.Printf("%q seq %d ack %d\n", p.Payload(), h.TCP(p.Data).Seq(), h.TCP(p.Data).Ack())
+	}
+	// Output:
+	// "a elephant" seq 100 ack 0
+	// "" seq 0 ack 105
 }

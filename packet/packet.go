@@ -14,6 +14,7 @@ type Packet struct {
 	Addr Address
 
 	buf []byte // what Buffer has allocated
+	own []byte // what SetPayload has allocated, for packets that grew
 }
 
 // Buffer returns the packet's own memory, n bytes at least, for an engine to receive into before it

@@ -1,0 +1,154 @@
+package packet
+
+import (
+	"fmt"
+	"net/netip"
+)
+
+// Header is what a new packet gets for its IP header, and the two ports of TCP and UDP. Its methods append whole packets
+// with right checksums to memory of the caller's. Both addresses must be of one family, IPv4-mapped ones count as IPv4;
+// for ICMP the ports do not count.
+type Header struct {
+	Src, Dst netip.AddrPort
+
+	TTL       uint8  // the hop limit; 0 stands for 64
+	TOS       uint8  // the traffic class: DSCP and ECN
+	ID        uint16 // IPv4: the identification
+	DF        bool   // IPv4: routers must not cut it
+	FlowLabel uint32 // IPv6: 20 bits
+}
+
+// Segment is what a new TCP segment has besides ports and payload.
+type Segment struct {
+	Seq, Ack uint32
+	Flags    TCPFlags
+	Window   uint16
+	Urgent   uint16
+	Options  []byte // at most 40 bytes; zeros (the end of the list) fill the last four up
+}
+
+// defaultTTL is the hop limit of new packets (RFC 1700, and what Linux takes).
+const defaultTTL = 64
+
+// AppendUDP appends a datagram of UDP to dst and returns the extended slice. The errors are ErrFamily and ErrTooLong;
+// dst is returned as it was then.
+func (h *Header) AppendUDP(dst, payload []byte) ([]byte, error) {
+	dst, b, at, err := h.appendIP(dst, ProtocolUDP, ProtocolUDP, UDPHeaderLen+len(payload))
+	if err != nil {
+		return dst, err
+	}
+	u := UDP(b[at:])
+	u.SetSrcPort(h.Src.Port())
+	u.SetDstPort(h.Dst.Port())
+	u.SetLength(uint16(len(u)))
+	copy(u[UDPHeaderLen:], payload)
+	CalcChecksums(b, nil, 0)
+	return dst, nil
+}
+
+// AppendTCP appends a segment of TCP, as AppendUDP does. Options of more than 40 bytes are ErrTooLong too.
+func (h *Header) AppendTCP(dst []byte, s Segment, payload []byte) ([]byte, error) {
+	header := TCPHeaderLen + (len(s.Options)+3)&^3
+	if header > maxTCPHeader {
+		return dst, fmt.Errorf("packet: TCP options of %d bytes: %w; the most are %d", len(s.Options), ErrTooLong, maxTCPHeader-TCPHeaderLen)
+	}
+	dst, b, at, err := h.appendIP(dst, ProtocolTCP, ProtocolTCP, header+len(payload))
+	if err != nil {
+		return dst, err
+	}
+	t := TCP(b[at:])
+	t.SetSrcPort(h.Src.Port())
+	t.SetDstPort(h.Dst.Port())
+	t.SetSeq(s.Seq)
+	t.SetAck(s.Ack)
+	t.SetHeaderLen(header)
+	t.SetFlags(s.Flags)
+	t.SetWindow(s.Window)
+	t.SetUrgent(s.Urgent)
+	copy(t[TCPHeaderLen:], s.Options)
+	copy(t[header:], payload)
+	CalcChecksums(b, nil, 0)
+	return dst, nil
+}
+
+// maxTCPHeader is how long a TCP header with its options can be, in bytes: 15 words.
+const maxTCPHeader = 60
+
+// AppendICMP appends a message of ICMP, or of ICMPv6 if the addresses are of IPv6, as AppendUDP does. The numbers of
+// type and code are the family's own; body are the 4 bytes whose meaning depends on the type.
+func (h *Header) AppendICMP(dst []byte, typ, code uint8, body uint32, payload []byte) ([]byte, error) {
+	dst, b, at, err := h.appendIP(dst, ProtocolICMP, ProtocolICMPv6, ICMPHeaderLen+len(payload))
+	if err != nil {
+		return dst, err
+	}
+	m := ICMP(b[at:])
+	m.SetType(typ)
+	m.SetCode(code)
+	m.SetBody(body)
+	copy(m[ICMPHeaderLen:], payload)
+	CalcChecksums(b, nil, 0)
+	return dst, nil
+}
+
+// appendIP appends a packet with so many zero bytes behind its IP header. It returns the extended slice, the packet in
+// it, and where the bytes begin. protocol4 is the protocol if the packet is of IPv4.
+func (h *Header) appendIP(dst []byte, protocol4, protocol6 uint8, length int) (all, b []byte, at int, err error) {
+	from, to := h.Src.Addr().Unmap(), h.Dst.Addr().Unmap()
+	if !from.IsValid() || !to.IsValid() || from.Is4() != to.Is4() {
+		return dst, nil, 0, fmt.Errorf("packet: from %v to %v: %w", h.Src.Addr(), h.Dst.Addr(), ErrFamily)
+	}
+	longest := 0xFFFF
+	if from.Is4() {
+		longest -= IPv4HeaderLen
+	}
+	if length > longest {
+		return dst, nil, 0, fmt.Errorf("packet: %d bytes behind the IP header: %w; the most are %d", length, ErrTooLong, longest)
+	}
+	ttl := h.TTL
+	if ttl == 0 {
+		ttl = defaultTTL
+	}
+	if from.Is4() {
+		all, b, at = appendHeader(dst, 4, protocol4, protocol6, ttl, length)
+		ip := IPv4(b)
+		ip.SetTOS(h.TOS)
+		ip.SetID(h.ID)
+		ip.SetDF(h.DF)
+		ip.SetSrc(from)
+		ip.SetDst(to)
+		return all, b, at, nil
+	}
+	all, b, at = appendHeader(dst, 6, protocol4, protocol6, ttl, length)
+	ip := IPv6(b)
+	ip.SetTrafficClass(h.TOS)
+	ip.SetFlowLabel(h.FlowLabel)
+	ip.SetSrc(from)
+	ip.SetDst(to)
+	return all, b, at, nil
+}
+
+// appendHeader appends an IP packet with so many zero bytes behind its header, which lacks the addresses. It returns the
+// extended slice, the packet in it, and the header's length.
+func appendHeader(dst []byte, family, protocol4, protocol6, ttl uint8, length int) (all, b []byte, header int) {
+	header = IPv4HeaderLen
+	if family == 6 {
+		header = IPv6HeaderLen
+	}
+	begin := len(dst)
+	all = append(dst, make([]byte, header+length)...) // makes nothing: the compiler extends dst
+	b = all[begin:]
+	if family == 6 {
+		ip := IPv6(b)
+		ip[0] = 6 << 4
+		ip.SetLength(uint16(length))
+		ip.SetNextHeader(protocol6)
+		ip.SetHopLimit(ttl)
+		return all, b, header
+	}
+	ip := IPv4(b)
+	ip[0] = 4<<4 | IPv4HeaderLen/4
+	ip.SetLength(uint16(len(b)))
+	ip.SetTTL(ttl)
+	ip.SetProtocol(protocol4)
+	return all, b, header
+}

@@ -1,0 +1,374 @@
+package packet
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"iter"
+	"net/netip"
+	"slices"
+)
+
+// Stream keeps a TCP connection whole while a program changes how many bytes its segments carry. Give it each packet of
+// the connection, of both directions, in the order in which they came, before sending it on:
+//
+//	err := s.Edit(&p, func(fresh []byte) []byte { return bytes.ReplaceAll(fresh, old, new) })
+//
+// It shifts sequence and acknowledgment numbers, the blocks of selective acknowledgments (RFC 2018) and the window, so
+// that each end sees a stream without holes. It remembers what bytes became until the receiver has acknowledged them:
+// sent again, cut in other places, they become the same. A packet may be dropped or held after Edit; the sender will
+// send it again.
+//
+// Begin with the connection's SYN, or in its middle: then windows are left alone, since their scale (RFC 7323) is not
+// known. A Stream is for one connection, the zero Stream for the next that comes; a new SYN begins anew. Not for use by
+// several goroutines at once.
+//
+// Packets should be as they are on the wire. A segment that the kernel is still to cut, of up to 64 KiB, can be edited,
+// but has little room to grow.
+type Stream struct {
+	a, b netip.AddrPort
+	half [2]half // what a sends, what b sends
+}
+
+// ErrTooManyEdits says that a Stream remembers as many edits as it may: the receiver has acknowledged nothing for long,
+// or its packets are not given to the Stream.
+var ErrTooManyEdits = errors.New("too many edits that nobody has acknowledged")
+
+// ErrOtherStream says that a packet given to a Stream is of another connection.
+var ErrOtherStream = errors.New("not the connection")
+
+// maxEdits is how many edits a direction remembers. The receiver's window bounds them where its packets are seen.
+const maxEdits = 1 << 14
+
+// half is one direction. Positions count the sender's sequence numbers from base on, without end; the receiver's count
+// the same stream as edited.
+type half struct {
+	known  bool
+	base   uint32 // the sequence number at position 0
+	gone   int64  // where what was never sent on begins: only that may still be edited
+	shift  int64  // the receiver's positions less the sender's, before the first edit
+	edits  []edit // not acknowledged as a whole, in order
+	begun  bool   // the sender's SYN was seen,
+	scales bool   // and it has a scale of the windows that it offers, which counts if both ends have one
+	scale  uint8
+}
+
+// edit is a part of a stream that has become something else.
+type edit struct {
+	at   int64 // the sender's position
+	size int64 // of the sender's bytes, at least 1
+	by   []byte
+}
+
+func (e *edit) end() int64  { return e.at + e.size }
+func (e *edit) more() int64 { return int64(len(e.by)) - e.size }
+
+// Edit changes p, a TCP packet of the connection, so that it fits what was edited before. If change is not nil it is
+// called with the part of the payload that goes by for the first time, if there is one, and returns what should stand
+// in its place, of any length, or its argument if it should stay. change must not keep or change its argument. Bytes
+// that went by before stay what they became then.
+//
+// It fails with ErrMalformed if p is not a whole TCP segment, ErrFragment, ErrOtherStream, ErrTooLong if what it becomes
+// does not fit, and ErrTooManyEdits. Neither p nor what was edited has changed then.
+func (s *Stream) Edit(p *Packet, change func(fresh []byte) []byte) error {
+	var h Parsed
+	if !h.Parse(p.Data) || h.TCPOff < 0 || h.Truncated || h.headerCut(p.Data) {
+		return fmt.Errorf("packet: edit a stream: %w with TCP", ErrMalformed)
+	}
+	if h.Fragment && (h.MF || h.FragOff > 0) {
+		return fmt.Errorf("packet: edit a stream: %w", ErrFragment)
+	}
+	from, to, err := s.direction(p)
+	if err != nil {
+		return err
+	}
+	t := h.TCP(p.Data)
+	if t.Flags()&TCPSyn != 0 {
+		s.begin(from, t)
+	} else if !from.known {
+		*from = half{known: true, base: t.Seq()}
+	}
+	if err := from.send(p, &h, change); err != nil {
+		return err
+	}
+	to.acknowledge(p, from)
+	return nil
+}
+
+// direction returns the direction of a packet, and the other one.
+func (s *Stream) direction(p *Packet) (from, to *half, err error) {
+	src, dst := p.Src(), p.Dst()
+	switch {
+	case !s.half[0].known && !s.half[1].known:
+		s.a, s.b = src, dst
+	case s.a == dst && s.b == src:
+		return &s.half[1], &s.half[0], nil
+	case s.a != src || s.b != dst:
+		return nil, nil, fmt.Errorf("packet: from %v to %v: %w from %v to %v", src, dst, ErrOtherStream, s.a, s.b)
+	}
+	return &s.half[0], &s.half[1], nil
+}
+
+// begin takes in a SYN. One that is not sent again begins a connection.
+func (s *Stream) begin(from *half, t TCP) {
+	if from.known && from.base == t.Seq() {
+		return
+	}
+	if t.Flags()&TCPAck == 0 {
+		s.half = [2]half{}
+	}
+	*from = half{known: true, base: t.Seq(), begun: true}
+	for o := range tcpOptions(t.Options()) {
+		if o[0] == tcpWindowScale && len(o) == 3 {
+			from.scales, from.scale = true, min(o[2], 14) // RFC 7323 section 2.3
+		}
+	}
+}
+
+// position returns where a sequence number of the sender is, the next one to what has gone.
+func (h *half) position(seq uint32) int64 { return h.gone + int64(int32(seq-h.base-uint32(h.gone))) }
+
+// send makes a packet of the sender one for the receiver.
+func (h *half) send(p *Packet, parsed *Parsed, change func([]byte) []byte) error {
+	t, payload := parsed.TCP(p.Data), parsed.Payload(p.Data)
+	begin := h.position(t.Seq())
+	data := begin
+	if t.Flags()&TCPSyn != 0 {
+		data++
+	}
+	end := data + int64(len(payload))
+	edits := h.edits
+	if change != nil && t.Flags()&TCPRst == 0 && end > max(data, h.gone) {
+		fresh := payload[max(h.gone-data, 0):]
+		if e, ok := difference(max(data, h.gone), fresh, change(fresh)); ok {
+			if len(edits) >= maxEdits {
+				return fmt.Errorf("packet: edit a stream: %w", ErrTooManyEdits)
+			}
+			edits = append(edits, e)
+		}
+	}
+	now := half{shift: h.shift, edits: edits}
+	at, out, changed := now.became(data, payload)
+	if changed {
+		if err := p.SetPayload(out); err != nil {
+			return err
+		}
+		t = parsed.TCP(p.Data) // SetPayload may have moved it
+	}
+	h.edits = edits
+	if t.Flags()&TCPFin != 0 {
+		end++
+	}
+	h.gone = max(h.gone, end)
+	seq := h.base + uint32(at-(data-begin))
+	if len(payload) > 0 && len(out) == 0 && t.Flags()&(TCPSyn|TCPFin) == 0 {
+		// The receiver does not answer an empty segment in its place; one that is old makes it say what it has
+		// (RFC 9293 section 3.8.4), which acknowledges the bytes that went.
+		seq--
+	}
+	p.setNumber(parsed, t[4:8], seq)
+	return nil
+}
+
+// difference returns the edit that turns the bytes at a position into others, without what both begin and end with.
+func difference(at int64, fresh, by []byte) (edit, bool) {
+	if bytes.Equal(fresh, by) {
+		return edit{}, false
+	}
+	// One byte of the sender's at least has to be in it.
+	same := 0
+	for same < min(len(fresh)-1, len(by)) && fresh[same] == by[same] {
+		same++
+	}
+	fresh, by = fresh[same:], by[same:]
+	n := 0
+	for n < min(len(fresh)-1, len(by)) && fresh[len(fresh)-1-n] == by[len(by)-1-n] {
+		n++
+	}
+	return edit{at: at + int64(same), size: int64(len(fresh) - n), by: bytes.Clone(by[:len(by)-n])}, true
+}
+
+// became returns what the bytes at a position of the sender's are for the receiver, where they begin there, and whether
+// they are others. An edit that they reach into comes whole.
+func (h *half) became(data int64, payload []byte) (at int64, out []byte, changed bool) {
+	shift, next, end := h.shift, data, data+int64(len(payload))
+	at = -1
+	for i := range h.edits {
+		e := &h.edits[i]
+		if e.at >= end {
+			break
+		}
+		if e.end() <= data {
+			shift += e.more()
+			continue
+		}
+		if at < 0 {
+			at = min(data, e.at) + shift
+		}
+		if len(payload) == 0 {
+			break
+		}
+		changed = true
+		if e.at > next {
+			out = append(out, payload[next-data:e.at-data]...)
+		}
+		out = append(out, e.by...)
+		next = min(e.end(), end)
+	}
+	if at < 0 {
+		at = data + shift
+	}
+	if !changed {
+		return at, payload, false
+	}
+	return at, append(out, payload[next-data:]...), true
+}
+
+// acknowledge makes what a packet of the receiver says of the stream fit the sender's. from is the direction of the
+// packet itself.
+func (h *half) acknowledge(p *Packet, from *half) {
+	var parsed Parsed
+	parsed.Parse(p.Data)
+	t := parsed.TCP(p.Data)
+	if t.Flags()&TCPAck == 0 || !h.known {
+		return
+	}
+	ack := h.received(t.Ack())
+	if before := h.sent(ack, false); before != ack {
+		p.setNumber(&parsed, t[8:12], h.base+uint32(before))
+	}
+	if from.begun && h.begun && t.Flags()&TCPSyn == 0 {
+		h.setWindow(p, &parsed, t, ack, from.windowScale(h))
+	}
+	h.setBlocks(p, t)
+	h.settle(h.sent(ack, false))
+}
+
+// received returns the position of a sequence number as the receiver counts.
+func (h *half) received(seq uint32) int64 {
+	last := h.gone + h.total()
+	return last + int64(int32(seq-h.base-uint32(last)))
+}
+
+// total returns the receiver's positions less the sender's behind all edits.
+func (h *half) total() int64 {
+	shift := h.shift
+	for i := range h.edits {
+		shift += h.edits[i].more()
+	}
+	return shift
+}
+
+// sent returns which position of the sender's a position of the receiver's is. Within an edit it is the edit's begin,
+// or its end if up.
+func (h *half) sent(at int64, up bool) int64 {
+	shift := h.shift
+	for i := range h.edits {
+		e := &h.edits[i]
+		begin := e.at + shift
+		switch {
+		case at <= begin && (at < begin || len(e.by) > 0):
+			return at - shift
+		case at < begin+int64(len(e.by)) && up:
+			return e.end()
+		case at < begin+int64(len(e.by)):
+			return e.at
+		}
+		shift += e.more()
+	}
+	return at - shift
+}
+
+// windowScale returns the scale of the windows that the sender offers the other end.
+func (h *half) windowScale(other *half) uint8 {
+	if h.scales && other.scales {
+		return h.scale
+	}
+	return 0
+}
+
+// setWindow makes the window end at the same byte for the sender as for the receiver (RFC 9293 section 3.8.6).
+func (h *half) setWindow(p *Packet, parsed *Parsed, t TCP, ack int64, scale uint8) {
+	end := h.sent(ack+int64(t.Window())<<scale, false)
+	window := min(max(end-h.sent(ack, false), 0)>>scale, 0xFFFF)
+	if uint16(window) != t.Window() {
+		var by [2]byte
+		be.PutUint16(by[:], uint16(window))
+		p.put(parsed, t[14:16], by[:], false, true)
+	}
+}
+
+// setBlocks makes the blocks of selective acknowledgments the sender's, and leaves out those of which nothing is left.
+func (h *half) setBlocks(p *Packet, t TCP) {
+	if h.shift == 0 && len(h.edits) == 0 {
+		return
+	}
+	for o := range tcpOptions(t.Options()) {
+		if o[0] != tcpSACK {
+			continue
+		}
+		kept := o[:2]
+		for b := o[2:]; len(b) >= 8; b = b[8:] {
+			left, right := h.sent(h.received(be.Uint32(b)), true), h.sent(h.received(be.Uint32(b[4:])), false)
+			if left < right {
+				kept = be.AppendUint32(kept, h.base+uint32(left))
+				kept = be.AppendUint32(kept, h.base+uint32(right))
+			}
+		}
+		o[1] = uint8(len(kept))
+		if len(kept) == 2 {
+			kept = kept[:0]
+		}
+		for i := len(kept); i < len(o); i++ {
+			o[i] = tcpNop
+		}
+		p.Addr.TCPChecksum = false
+	}
+}
+
+// settle forgets the edits that the receiver has as a whole, up to a position of the sender's.
+func (h *half) settle(upTo int64) {
+	n := 0
+	for n < len(h.edits) && h.edits[n].end() <= upTo {
+		h.shift += h.edits[n].more()
+		n++
+	}
+	h.edits = slices.Delete(h.edits, 0, n)
+}
+
+// setNumber replaces a 32-bit field of the TCP header and corrects the checksum.
+func (p *Packet) setNumber(h *Parsed, field []byte, v uint32) {
+	if be.Uint32(field) != v {
+		var by [4]byte
+		be.PutUint32(by[:], v)
+		p.put(h, field, by[:], false, true)
+	}
+}
+
+// Kinds of TCP options (RFC 9293 section 3.2, RFC 7323 section 2.2, RFC 2018 section 3).
+const (
+	tcpEnd         = 0
+	tcpNop         = 1
+	tcpWindowScale = 3
+	tcpSACK        = 5
+)
+
+// tcpOptions iterates over the options of a TCP header that have a length: each with its kind and length.
+func tcpOptions(options []byte) iter.Seq[[]byte] {
+	return func(yield func([]byte) bool) {
+		for len(options) > 0 && options[0] != tcpEnd {
+			if options[0] == tcpNop {
+				options = options[1:]
+				continue
+			}
+			if len(options) < 2 || options[1] < 2 || int(options[1]) > len(options) {
+				return
+			}
+			n := int(options[1])
+			if !yield(options[:n:n]) {
+				return
+			}
+			options = options[n:]
+		}
+	}
+}
