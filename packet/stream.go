@@ -23,8 +23,9 @@ import (
 // known. A Stream is for one connection, the zero Stream for the next that comes; a new SYN begins anew. Not for use by
 // several goroutines at once.
 //
-// Packets should be as they are on the wire. A segment that the kernel is still to cut, of up to 64 KiB, can be edited,
-// but has little room to grow.
+// Where bytes become more, the window that the sender is offered is made smaller by as much as its bytes grew so far, since
+// the receiver takes no more than it has offered. Packets should be as they are on the wire: a segment that the kernel is
+// still to cut, of up to 64 KiB, can be edited, but has little room to grow.
 type Stream struct {
 	a, b netip.AddrPort
 	half [2]half // what a sends, what b sends
@@ -48,6 +49,9 @@ type half struct {
 	gone   int64  // where what was never sent on begins: only that may still be edited
 	shift  int64  // the receiver's positions less the sender's, before the first edit
 	edits  []edit // not acknowledged as a whole, in order
+	length int64  // of the sender's bytes that were edited or looked at,
+	became int64  // and of what they are now
+	edge   int64  // where the receiver's window ends, as it counts; 0: unknown
 	begun  bool   // the sender's SYN was seen,
 	scales bool   // and it has a scale of the windows that it offers, which counts if both ends have one
 	scale  uint8
@@ -137,29 +141,36 @@ func (h *half) send(p *Packet, parsed *Parsed, change func([]byte) []byte) error
 		data++
 	}
 	end := data + int64(len(payload))
-	edits := h.edits
+	edits, length, became := h.edits, h.length, h.became
 	if change != nil && t.Flags()&TCPRst == 0 && end > max(data, h.gone) {
 		fresh := payload[max(h.gone-data, 0):]
-		if e, ok := difference(max(data, h.gone), fresh, change(fresh)); ok {
+		by := change(fresh)
+		if e, ok := difference(max(data, h.gone), fresh, by); ok {
 			if len(edits) >= maxEdits {
 				return fmt.Errorf("packet: edit a stream: %w", ErrTooManyEdits)
 			}
 			edits = append(edits, e)
 		}
+		length, became = length+int64(len(fresh)), became+int64(len(by))
 	}
 	now := half{shift: h.shift, edits: edits}
-	at, out, changed := now.became(data, payload)
+	at, out, changed := now.edited(data, payload)
 	if changed {
 		if err := p.SetPayload(out); err != nil {
 			return err
 		}
 		t = parsed.TCP(p.Data) // SetPayload may have moved it
 	}
-	h.edits = edits
+	h.edits, h.length, h.became = edits, length, became
 	if t.Flags()&TCPFin != 0 {
 		end++
 	}
 	h.gone = max(h.gone, end)
+	if end == begin && h.edge > 0 {
+		// A receiver does not look at what is beyond its window, not even at an acknowledgment. The sender does not know
+		// that its bytes became more.
+		at = min(at, h.edge)
+	}
 	seq := h.base + uint32(at-(data-begin))
 	if len(payload) > 0 && len(out) == 0 && t.Flags()&(TCPSyn|TCPFin) == 0 {
 		// The receiver does not answer an empty segment in its place; one that is old makes it say what it has
@@ -188,9 +199,9 @@ func difference(at int64, fresh, by []byte) (edit, bool) {
 	return edit{at: at + int64(same), size: int64(len(fresh) - n), by: bytes.Clone(by[:len(by)-n])}, true
 }
 
-// became returns what the bytes at a position of the sender's are for the receiver, where they begin there, and whether
+// edited returns what the bytes at a position of the sender's are for the receiver, where they begin there, and whether
 // they are others. An edit that they reach into comes whole.
-func (h *half) became(data int64, payload []byte) (at int64, out []byte, changed bool) {
+func (h *half) edited(data int64, payload []byte) (at int64, out []byte, changed bool) {
 	shift, next, end := h.shift, data, data+int64(len(payload))
 	at = -1
 	for i := range h.edits {
@@ -287,9 +298,14 @@ func (h *half) windowScale(other *half) uint8 {
 	return 0
 }
 
-// setWindow makes the window end at the same byte for the sender as for the receiver (RFC 9293 section 3.8.6).
+// setWindow makes the window end at the same byte for the sender as for the receiver (RFC 9293 section 3.8.6). What the
+// sender may still send is expected to grow as what it has sent did.
 func (h *half) setWindow(p *Packet, parsed *Parsed, t TCP, ack int64, scale uint8) {
-	end := h.sent(ack+int64(t.Window())<<scale, false)
+	h.edge = ack + int64(t.Window())<<scale
+	end := h.sent(h.edge, false)
+	if end > h.gone && h.became > h.length {
+		end = h.gone + int64(float64(end-h.gone)*float64(h.length)/float64(h.became))
+	}
 	window := min(max(end-h.sent(ack, false), 0)>>scale, 0xFFFF)
 	if uint16(window) != t.Window() {
 		var by [2]byte
