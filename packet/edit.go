@@ -1,6 +1,7 @@
 package packet
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 	"net/netip"
@@ -103,7 +104,7 @@ func (p *Packet) setEnd(source bool, to netip.AddrPort) error {
 	if port == nil && to.Port() != 0 {
 		return fmt.Errorf("packet: set port %d of a packet of protocol %d: %w", to.Port(), h.Protocol, ErrNoPorts)
 	}
-	p.put(&h, h.addrField(p.Data, source), addr[:size], true, source || !h.routed(p.Data))
+	p.put(&h, h.addrField(p.Data, source), addr[:size], true, h.summed(p.Data, source))
 	if port != nil {
 		var by [2]byte
 		be.PutUint16(by[:], to.Port())
@@ -151,60 +152,15 @@ func (p *Packet) put(h *Parsed, field, by []byte, inIP, inTransport bool) {
 	be.PutUint16(p.Data[at:], sum)
 }
 
-// routed reports whether the destination in the header of the b that was parsed is a stop on the way: an IPv6 routing
-// header has segments left (RFC 8200 section 4.4), or an IPv4 source route is not at its end (RFC 791 section 3.1).
-// The checksums of the transport are over the last destination.
-func (p *Parsed) routed(b []byte) bool {
-	if p.Family == 4 {
-		return sourceRouted(p.IPv4(b).Options())
+// summed reports whether the transport's checksum covers an address in the header of the b that was parsed: it does not
+// where Ends tells of another one.
+func (p *Parsed) summed(b []byte, source bool) bool {
+	src, dst, ok := p.Ends(b)
+	field := p.addrField(b, source)
+	if source {
+		return !ok || bytes.Equal(src.AsSlice(), field)
 	}
-	b = b[:min(len(b), int(p.Length))]
-	next := b[6]
-	for at := IPv6HeaderLen; at+4 <= len(b) && isExtension[next]; {
-		size := (int(b[at+1]) + 1) * 8
-		switch next {
-		case ProtocolRouting:
-			if b[at+3] != 0 {
-				return true
-			}
-		case ProtocolFragment:
-			size = 8
-			if be.Uint16(b[at+2:])&0xFFF8 != 0 {
-				return false // what follows is the middle of a datagram
-			}
-		case ProtocolAH:
-			size = (int(b[at+1]) + 2) * 4
-		}
-		next, at = b[at], at+size
-	}
-	return false
-}
-
-// The options of IPv4 that lead a packet (RFC 791 section 3.1).
-const (
-	optionEnd   = 0
-	optionNop   = 1
-	optionLSRR  = 131
-	optionSSRR  = 137
-	routePtrMin = 4
-)
-
-// sourceRouted reports whether options hold a source route with stops left.
-func sourceRouted(options []byte) bool {
-	for len(options) > 0 && options[0] != optionEnd {
-		if options[0] == optionNop {
-			options = options[1:]
-			continue
-		}
-		if len(options) < 2 || int(options[1]) < 2 || int(options[1]) > len(options) {
-			return false
-		}
-		if o := options[:options[1]]; (o[0] == optionLSRR || o[0] == optionSSRR) && len(o) > 2 && o[2] >= routePtrMin {
-			return int(o[2])+3 <= len(o)
-		}
-		options = options[options[1]:]
-	}
-	return false
+	return !ok || bytes.Equal(dst.AsSlice(), field)
 }
 
 // Payload returns the bytes behind the transport header, a part of Data, or behind the IP headers if the transport is
