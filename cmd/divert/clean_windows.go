@@ -78,7 +78,7 @@ func driverUsers(ctx context.Context) ([]uint32, error) {
 func inUse(pids []uint32) error {
 	names := make([]string, len(pids))
 	for i, pid := range pids {
-		names[i] = fmt.Sprintf("%d (%s)", pid, processes{}.program(pid))
+		names[i] = fmt.Sprintf("%d (%s)", pid, newProcesses().program(pid))
 	}
 	return fmt.Errorf("the driver stays: handles are open, of the processes %s; divert list shows them, divert kill all ends them", strings.Join(names, ", "))
 }

@@ -185,7 +185,7 @@ func (d *dump) open() (*divert.Handle, error) {
 	if d.program.Layer() == divert.LayerNetwork && d.write == "" {
 		h, err := d.flags.open(d.program, flags, append(opts, divert.WithProcessID())...)
 		if err == nil {
-			d.printer.processes = processes{}
+			d.printer.processes = newProcesses()
 		}
 		if !errors.Is(err, divert.ErrNoProcess) || testsProcess(d.program) {
 			return h, err

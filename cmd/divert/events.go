@@ -6,11 +6,13 @@ import (
 	"io"
 	"net/netip"
 	"path/filepath"
+	"runtime"
 	"strconv"
 	"time"
 
 	"github.com/opendivert/divert"
 	"github.com/opendivert/divert/packet"
+	"github.com/opendivert/divert/process"
 	"github.com/spf13/cobra"
 )
 
@@ -62,39 +64,35 @@ func eachEvent(ctx context.Context, h *divert.Handle, count int, f func(*divert.
 	return idle()
 }
 
-// processes remembers the names of programs by process id. An id may be another process's by the time it is
-// asked for, so a name is not remembered for long.
-type processes map[uint32]processName
-
-type processName struct {
-	path    string
-	expires time.Time
+// processes names the programs of processes.
+type processes struct {
+	lookup func(uint32) (process.Process, error)
 }
 
-// nameAge is how long a name is remembered.
-const nameAge = time.Second
+func newProcesses() *processes { return &processes{lookup: new(process.Cache).Lookup} }
 
 // path returns the path of a process's program, "" if it is not to be had.
-func (m processes) path(pid uint32) string {
-	now := time.Now()
-	if n, ok := m[pid]; ok && now.Before(n.expires) {
-		return n.path
+func (m *processes) path(pid uint32) string {
+	p, _ := m.lookup(pid)
+	if runtime.GOOS == "windows" && pid == windowsKernel {
+		return "Windows"
 	}
-	if len(m) > 1<<12 {
-		clear(m)
-	}
-	path := programPath(pid)
-	m[pid] = processName{path, now.Add(nameAge)}
-	return path
+	return p.Executable
 }
 
-// program returns the file name of a process's program, "???" if it is not to be had.
-func (m processes) program(pid uint32) string {
-	path := m.path(pid)
-	if path == "" {
-		return "???"
+// windowsKernel is the process that the kernel of Windows is; it has no program (specification: samples.md 6).
+const windowsKernel = 4
+
+// program returns the file name of a process's program, or the name of a process whose program must not be known, "???"
+// if there is neither.
+func (m *processes) program(pid uint32) string {
+	if path := m.path(pid); path != "" {
+		return filepath.Base(path)
 	}
-	return filepath.Base(path)
+	if p, err := m.lookup(pid); err == nil && p.Name != "" {
+		return p.Name
+	}
+	return "???"
 }
 
 // eventPrinter prints the events of the layers SOCKET, FLOW and REFLECT.
@@ -106,14 +104,14 @@ type eventPrinter struct {
 	colour    bool
 	started   int64 // timestamp at the start
 	clock     *wallClock
-	processes processes
+	processes *processes
 	buf       []byte
 }
 
 func newEventPrinter(a *app, asJSON bool) *eventPrinter {
 	return &eventPrinter{
 		w: bufio.NewWriterSize(a.out, bufferSize), json: asJSON, colour: a.colour,
-		clock: newWallClock(), processes: processes{}, started: ticks(),
+		clock: newWallClock(), processes: newProcesses(), started: ticks(),
 	}
 }
 

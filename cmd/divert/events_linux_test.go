@@ -15,7 +15,7 @@ import (
 )
 
 // startEvents starts a command at a layer with events, or skips where that is not to be had.
-func startEvents(t *testing.T, h *lab.Host, args ...string) *process {
+func startEvents(t *testing.T, h *lab.Host, args ...string) *running {
 	t.Helper()
 	p := start(t, h, args...)
 	if text := p.errout.String(); strings.Contains(text, "not supported") {
@@ -143,7 +143,7 @@ func TestDumpEvents(t *testing.T) {
 	tests := []struct {
 		args []string
 		want []string
-		run  *process
+		run  *running
 	}{
 		{args: socket(), want: []string{
 			"TIME LISTEN pid=PID program=TEST endpoint=N parent=0 protocol=TCP local=[127.0.0.1]:80",

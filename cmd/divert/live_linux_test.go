@@ -36,8 +36,8 @@ func TestMain(m *testing.M) {
 	lab.Main(m)
 }
 
-// process is the command in a process of its own on a host.
-type process struct {
+// running is the command in a process of its own on a host.
+type running struct {
 	cmd    *exec.Cmd
 	out    io.ReadCloser
 	errout *syncBuffer
@@ -63,7 +63,7 @@ func (s *syncBuffer) String() string {
 }
 
 // start starts the command on a host and waits until it says that its handle is open.
-func start(t *testing.T, h *lab.Host, args ...string) *process {
+func start(t *testing.T, h *lab.Host, args ...string) *running {
 	t.Helper()
 	exe, err := os.Executable()
 	if err != nil {
@@ -73,10 +73,10 @@ func start(t *testing.T, h *lab.Host, args ...string) *process {
 }
 
 // startProgram is start for the command under another name.
-func startProgram(t *testing.T, h *lab.Host, exe string, args ...string) *process {
+func startProgram(t *testing.T, h *lab.Host, exe string, args ...string) *running {
 	t.Helper()
 	var err error
-	p := &process{cmd: exec.Command(exe, args...), errout: &syncBuffer{}}
+	p := &running{cmd: exec.Command(exe, args...), errout: &syncBuffer{}}
 	p.cmd.Env = append(os.Environ(), commandVariable+"=1")
 	p.cmd.Stderr = p.errout
 	if p.out, err = p.cmd.StdoutPipe(); err != nil {
@@ -102,7 +102,7 @@ func startProgram(t *testing.T, h *lab.Host, exe string, args ...string) *proces
 }
 
 // end sends a signal, waits for the end, and returns the output and the exit status.
-func (p *process) end(t *testing.T, s os.Signal) (out string, status int) {
+func (p *running) end(t *testing.T, s os.Signal) (out string, status int) {
 	t.Helper()
 	if s != nil {
 		if err := p.cmd.Process.Signal(s); err != nil {

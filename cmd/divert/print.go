@@ -14,7 +14,7 @@ type printer struct {
 	hex     bool // the bytes too
 	colour  bool
 
-	processes processes // nil if the processes of packets are not known
+	processes *processes // nil if the processes of packets are not known
 	parsed    packet.Parsed
 }
 

@@ -13,11 +13,11 @@ import (
 	"strconv"
 	"strings"
 	"testing"
-	"time"
 	"unicode/utf8"
 
 	"github.com/opendivert/divert"
 	"github.com/opendivert/divert/packet"
+	"github.com/opendivert/divert/process"
 )
 
 // nasty is text of which nothing may reach a terminal as it is: it sets the title, clears the screen (with C0 and C1
@@ -51,7 +51,9 @@ func clean(t *testing.T, text string, asJSON bool) {
 
 // TestNamesCannotCommandTerminals gives names with everything in them to each form of output.
 func TestNamesCannotCommandTerminals(t *testing.T) {
-	names := processes{4711: {path: "/bin/" + nasty, expires: time.Now().Add(time.Hour)}}
+	names := &processes{lookup: func(uint32) (process.Process, error) {
+		return process.Process{Name: nasty, Executable: "/bin/" + nasty}, nil
+	}}
 	flow := divert.Packet{Addr: divert.Address{Layer: divert.LayerFlow, Event: packet.EventFlowEstablished}}
 	flow.Addr.SetFlow(packet.FlowData{ProcessID: 4711, Protocol: 6, LocalAddr: netip.IPv6Loopback(), RemoteAddr: netip.IPv6Loopback()})
 	socket := divert.Packet{Addr: divert.Address{Layer: divert.LayerSocket, Event: packet.EventSocketConnect}}
