@@ -123,10 +123,17 @@ func (p *parser) forgetHalf(offset int16) {
 	p.emit(asm.StoreMem(regFrame, offset, asm.R0, asm.Word))
 }
 
-// checkLength rejects the packet unless its total length, in R2, is the length of the buffer.
-func (p *parser) checkLength() {
+// checkLength rejects the packet unless its total length, in R2, is the length of the buffer; none is what stands in R2
+// if its header tells no length, as that of TCP that is still to be cut does where it is longer than a header
+// can tell (BIG TCP, since Linux 5.19; include/linux/ip.h, iph_totlen).
+func (p *parser) checkLength(none uint32) {
+	fine := p.newLabel()
 	p.emit(asm.LoadMem(asm.R3, regContext, skbLen, asm.Word))
-	p.jumpReg(asm.JNE, asm.R2, asm.R3, p.reject)
+	p.jumpReg(asm.JEq, asm.R2, asm.R3, fine)
+	p.jumpImm(asm.JNE, asm.R2, none, p.reject)
+	p.emit(asm.LoadMem(asm.R3, regContext, skbGSOSize, asm.Word))
+	p.jumpImm(asm.JEq, asm.R3, 0, p.reject)
+	p.mark(fine)
 }
 
 // ipv4 expects the first byte of the header in R1.
@@ -138,8 +145,9 @@ func (p *parser) ipv4() {
 		asm.LoadMem(asm.R2, regFrame, frameIP+2, asm.Half),
 		asm.HostTo(asm.BE, asm.R2, asm.Half),
 	)
+	p.checkLength(0)
+	p.emit(asm.LoadMem(asm.R2, regContext, skbLen, asm.Word))
 	p.jumpReg(asm.JLT, asm.R2, asm.R1, p.reject)
-	p.checkLength()
 	if p.need&needWalk == 0 {
 		return
 	}
@@ -170,7 +178,7 @@ func (p *parser) ipv6(loaded int32) {
 		asm.HostTo(asm.BE, asm.R2, asm.Half),
 		asm.Add.Imm32(asm.R2, lenIPv6),
 	)
-	p.checkLength()
+	p.checkLength(lenIPv6)
 	if p.need&needIPv6 != 0 && loaded < lenIPv6 {
 		p.emit(asm.Mov.Imm(asm.R2, lenIPv4))
 		p.loadBytes(frameIP+lenIPv4, lenIPv6-lenIPv4)

@@ -3,10 +3,12 @@
 package codegen
 
 import (
+	"encoding/binary"
 	"fmt"
 	"os"
 	"testing"
 
+	"github.com/cilium/ebpf"
 	"golang.org/x/sys/unix"
 
 	"github.com/opendivert/divert/filter"
@@ -120,5 +122,36 @@ func TestLoops(t *testing.T) {
 	}
 	if err := Loops(); (err == nil) != has {
 		t.Errorf("Linux %d.%d: %+v", major, minor, err)
+	}
+}
+
+// TestLengthThatNoHeaderTells runs packets of TCP that are still to be cut and whose header tells no length.
+func TestLengthThatNoHeaderTells(t *testing.T) {
+	for _, row := range []struct {
+		name string
+		b    []byte
+		at   int // where the length stands
+	}{
+		{"IPv4", header4(protoTCP, nil, 0, tcpHeader(5, 0x10, "hello world")), 2},
+		{"IPv6", header6(protoTCP, tcpHeader(5, 0x10, "hello world")), 4},
+	} {
+		t.Run(row.name, func(t *testing.T) {
+			p := load(t, "tcp.DstPort == 443 and tcp.PayloadLength == 11", Hook{}, Options{})
+			for _, length := range []byte{0, 1} {
+				for _, segment := range []uint32{0, 5} {
+					b := append([]byte(nil), row.b...)
+					b[row.at], b[row.at+1] = 0, length
+					skb := make([]byte, 192) // struct __sk_buff
+					binary.NativeEndian.PutUint32(skb[skbGSOSize:], segment)
+					got, err := p.program.Run(&ebpf.RunOptions{Data: frame(b), Context: skb})
+					if err != nil {
+						t.Fatal(err)
+					}
+					if want := length == 0 && segment != 0; (got != 0) != want {
+						t.Errorf("length %d, segments of %d: got %d, want %v", length, segment, got, want)
+					}
+				}
+			}
+		})
 	}
 }

@@ -1,0 +1,78 @@
+//go:build linux
+
+package linux
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"net/netip"
+	"os"
+	"testing"
+	"time"
+
+	"github.com/opendivert/divert/internal/engine"
+	"github.com/opendivert/divert/internal/lab"
+	"github.com/opendivert/divert/packet"
+)
+
+// TestBigTCPIsSeen sniffs a transfer whose packets are longer than their headers can tell, which say 0 then.
+func TestBigTCPIsSeen(t *testing.T) {
+	needPrograms(t)
+	for _, six := range []bool{false, true} {
+		t.Run(fmt.Sprintf("IPv6 %v", six), func(t *testing.T) {
+			pair := lab.TwoHostsT(t, lab.LinkOptions{})
+			for _, l := range []*lab.Link{pair.LinkA, pair.LinkB} {
+				longSegments(t, l)
+			}
+			h := openOn(t, pair.A, engine.Config{
+				Program: program(t, "outbound and tcp.PayloadLength > 1000"), Flags: engine.FlagSniff, Mode: engine.ModeKernel, Queues: 1,
+				Limits: engine.Limits{Length: 4096, Time: 10 * time.Second, Size: 4 << 20}, Snap: 100,
+			})
+			to := pair.B.Addr4()
+			if six {
+				to = pair.B.Addr6()
+			}
+			if _, err := lab.TransferTCP(t.Context(), pair.A, pair.B, netip.AddrPortFrom(to, 0), 20<<20, 7); err != nil {
+				t.Fatal(err)
+			}
+			if err := h.SetReadDeadline(time.Now().Add(5 * time.Second)); err != nil {
+				t.Fatal(err)
+			}
+			ps := make([]packet.Packet, 64)
+			for {
+				n, err := h.Recv(ps)
+				if errors.Is(err, os.ErrDeadlineExceeded) {
+					t.Fatal("no long packet among those that were seen")
+				}
+				if err != nil {
+					t.Fatal(err)
+				}
+				for i := range ps[:n] {
+					b := ps[i].Data
+					if !six && binary.BigEndian.Uint16(b[2:]) == 0 || six && binary.BigEndian.Uint16(b[4:]) == 0 {
+						return
+					}
+				}
+			}
+		})
+	}
+}
+
+// longSegments lets TCP hand packets of up to 180,000 bytes to a link, or skips.
+func longSegments(t *testing.T, l *lab.Link) {
+	t.Helper()
+	nl, err := l.Host().Netlink()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer nl.Close()
+	link, err := nl.LinkByName(l.Name())
+	if err == nil {
+		const most = 180_000
+		err = errors.Join(nl.LinkSetGSOMaxSize(link, most), nl.LinkSetGSOIPv4MaxSize(link, most))
+	}
+	if err != nil {
+		t.Skipf("no BIG TCP here: %v", err)
+	}
+}
