@@ -35,6 +35,11 @@ func (p *Program) Widen() (wide *Program, exact bool) {
 	return w.program(), false
 }
 
+// Gathered returns tests of the same meaning, at the same places, of which lists such as "port == 1 or port == 2 or …" and
+// their opposites have become sets. What a list has been joined into stands at its first test; the others stay, and nothing
+// leads to them. The tests are copies; their sets may be the program's own, so do not write to them.
+func (p *Program) Gathered() []Test { return gatherSets(p.tests, leastList) }
+
 // gatherSets joins lists such as "port == 1 or port == 2 or …" and their opposites, of least tests or more, into sets. The
 // first test of a list takes the others in, which nothing leads to any more.
 func gatherSets(tests []Test, least int) []Test {
@@ -50,6 +55,7 @@ func gatherSets(tests []Test, least int) []Test {
 	for i := 0; i < len(out); i++ {
 		first := &out[i]
 		ranges, positive, ok := listed(first)
+		ranges = slices.Clip(ranges) // which may be those of a set
 		last := i
 		for ok && last+1 < len(out) && refs[last+1] == 1 {
 			more, same, isList := listed(&out[last+1])
@@ -72,12 +78,13 @@ func gatherSets(tests []Test, least int) []Test {
 	return out
 }
 
-// listed returns the values that a test is for, or against, as an element of a list may be.
+// listed returns the values that a test is for, or against, as an element of a list may be. They may be those of its set:
+// do not write to them.
 func listed(t *Test) (ranges []Range, positive, ok bool) {
 	info := t.Field.info()
 	switch {
 	case t.Op == OpIn || t.Op == OpNotIn:
-		return slices.Clone(t.Set.Ranges), t.Op == OpIn, true
+		return t.Set.Ranges, t.Op == OpIn, true
 	case t.Op > OpNe || t.Neg || info.kind == KindSigned || info.kind == KindBool:
 		return nil, false, false
 	}

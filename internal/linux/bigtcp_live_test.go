@@ -6,6 +6,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"net"
 	"net/netip"
 	"os"
 	"testing"
@@ -74,5 +75,45 @@ func longSegments(t *testing.T, l *lab.Link) {
 	}
 	if err != nil {
 		t.Skipf("no BIG TCP here: %v", err)
+	}
+}
+
+// TestBigTCPIsAccepted diverts such a transfer and lets it go on: a packet comes cut, and goes on whole.
+func TestBigTCPIsAccepted(t *testing.T) {
+	needPrograms(t)
+	pair := lab.TwoHostsT(t, lab.LinkOptions{})
+	for _, l := range []*lab.Link{pair.LinkA, pair.LinkB} {
+		longSegments(t, l)
+	}
+	h := openOn(t, pair.A, engine.Config{
+		Program: program(t, "outbound and tcp"), Mode: engine.ModeKernel, Queues: 1,
+		Limits: engine.Limits{Length: 4096, Time: 10 * time.Second, Size: 4 << 20},
+	})
+	done := make(chan error, 1)
+	go func() {
+		ps := make([]packet.Packet, 64)
+		for {
+			n, err := h.Recv(ps)
+			if err == nil {
+				_, err = h.Accept(ps[:n])
+			}
+			if err != nil {
+				done <- err
+				return
+			}
+		}
+	}()
+	if _, err := lab.TransferTCP(t.Context(), pair.A, pair.B, netip.AddrPortFrom(pair.B.Addr6(), 0), 20<<20, 7); err != nil {
+		t.Fatal(err)
+	}
+	s, err := h.Stats()
+	if err != nil || s.Dropped+s.DroppedLong+s.DroppedFull != 0 {
+		t.Errorf("%+v, %v", s, err)
+	}
+	if err := h.Close(); err != nil {
+		t.Error(err)
+	}
+	if err := <-done; !errors.Is(err, net.ErrClosed) {
+		t.Error(err)
 	}
 }

@@ -81,6 +81,10 @@ func (a *assembler) emitJump(ins asm.Instruction, to label) {
 // verifier at once: BPF_COMPLEXITY_LIMIT_JMP_SEQ, 8,192, less a margin for those of loops.
 const maxWaiting = 8192 - 1024
 
+// MaxTests is how many tests a program may have, when lists have become sets and what the hook knows has fallen away. The
+// tests of a long filter have a branch each, of which all may wait; the parser has fewer than 168.
+const MaxTests = maxWaiting - 168
+
 // branches counts the conditional jumps.
 func (a *assembler) branches() int {
 	n := 0
@@ -125,6 +129,10 @@ const maxJump = math.MaxInt16 - 8
 // privileged user may have.
 const maxInstructions = 1_000_000
 
+// maxCode is how many a program has at most here: the verifier goes through most of them once, and counts what it goes
+// through.
+const maxCode = maxInstructions * 9 / 10
+
 // link lays the code out, resolves all jumps and returns the finished instructions.
 func (a *assembler) link() (asm.Instructions, error) {
 	l := linker{placed: make(map[label]int), pending: make(map[label][]reference)}
@@ -149,8 +157,8 @@ func (a *assembler) link() (asm.Instructions, error) {
 	if len(l.pending) > 0 {
 		return nil, errInternal("a jump without a target")
 	}
-	if l.slot > maxInstructions {
-		return nil, &LimitError{Limit: "instructions", Max: maxInstructions}
+	if l.slot > maxCode {
+		return nil, &LimitError{Limit: "instructions", Have: l.slot, Max: maxCode}
 	}
 	return l.out, nil
 }
@@ -191,7 +199,7 @@ func (l *linker) mustBridge(block int) bool {
 // island passes every waiting jump on.
 func (l *linker) island() error {
 	if len(l.pending) > maxJump/2 {
-		return &LimitError{Limit: "jumps that cross an island", Max: maxJump / 2}
+		return &LimitError{Limit: "jumps over 32,767 instructions", Have: len(l.pending), Max: maxJump / 2}
 	}
 	labels := make([]label, 0, len(l.pending))
 	for to := range l.pending {

@@ -37,7 +37,7 @@ var benchFilters = []struct {
 }
 
 func ports(n int) string {
-	return join(n, " or ", func(i int) string { return fmt.Sprintf("tcp.DstPort == %d", 10000+2*i) })
+	return join(n, " or ", func(i int) string { return fmt.Sprintf("tcp.%s == %d", turns("DstPort", "SrcPort", i), 10000+2*i) })
 }
 
 func port(r *rand.Rand) string { return fmt.Sprint(1000 + 2*r.IntN(30000)) }

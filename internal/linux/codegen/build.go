@@ -58,11 +58,11 @@ type Unloaded struct {
 // Build generates the program for a filter at a hook. It needs no privileges and asks the
 // kernel nothing. The errors are *LayerError, *FieldError and *LimitError.
 func Build(p *filter.Program, h Hook, o Options) (*Unloaded, error) {
-	return build(p, h, o, false, false)
+	return build(p, h, o, false)
 }
 
-// build is Build; long and many make the tests those of a filter of that size, whatever its size.
-func build(p *filter.Program, h Hook, o Options, long, many bool) (*Unloaded, error) {
+// build is Build; long makes the tests those of a long filter, whatever its size.
+func build(p *filter.Program, h Hook, o Options, long bool) (*Unloaded, error) {
 	if l := p.Layer(); l != packet.LayerNetwork && l != packet.LayerForward {
 		return nil, &LayerError{Layer: l}
 	}
@@ -80,12 +80,15 @@ func build(p *filter.Program, h Hook, o Options, long, many bool) (*Unloaded, er
 			return nil, err
 		}
 	}
+	if len(list) > MaxTests {
+		return nil, tooManyTests(len(list), MaxTests)
+	}
 	g := newGenerator(h, o, list)
-	g.long, g.many = long, many
+	g.long = long
 	g.generate(outcome)
 	if g.branches() > maxWaiting && !long {
 		g = newGenerator(h, o, list)
-		g.long, g.many = true, len(list) > maxWaiting
+		g.long = true
 		g.generate(outcome)
 	}
 	code, err := g.link()
@@ -114,7 +117,6 @@ type generator struct {
 	options Options
 	list    []filter.Test
 	long    bool // see tests
-	many    bool
 	sets    setTable
 	accept  label
 	reject  label // the tests say no
@@ -154,7 +156,7 @@ func (g *generator) generate(outcome Outcome) {
 	if outcome != Always {
 		t := tests{
 			assembler: &g.assembler, loader: &packetLoader{&g.hook}, sets: &g.sets,
-			long: g.long, many: g.many, accept: g.accept, reject: g.reject,
+			long: g.long, accept: g.accept, reject: g.reject,
 		}
 		t.emitAll(g.list)
 	}

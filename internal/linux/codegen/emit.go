@@ -28,7 +28,6 @@ type tests struct {
 	loader loader
 	sets   *setTable
 	long   bool
-	many   bool // long, and more tests than branches may wait
 	accept label
 	reject label
 }

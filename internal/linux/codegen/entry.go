@@ -50,7 +50,7 @@ func NewEntry(key cursor.Key, gate Gate) (*Entry, error) {
 	})
 	if err != nil {
 		slot.Close()
-		return nil, loadError(err)
+		return nil, Refused(err)
 	}
 	return &Entry{program: program, slot: slot}, nil
 }

@@ -31,13 +31,21 @@ func (e *FieldError) Error() string {
 // LimitError says that a filter is too large for the kernel.
 type LimitError struct {
 	Limit string // what there is too much of
+	Have  int    // how much, 0 if only the kernel has counted
 	Max   int    // how much the kernel takes
 	Err   error  // the kernel's answer, if it was asked
 }
 
 func (e *LimitError) Error() string {
-	return fmt.Sprintf("codegen: the filter is too large for the kernel: more than %d %s", e.Max, e.Limit)
+	have := "more"
+	if e.Have != 0 {
+		have = fmt.Sprint(e.Have)
+	}
+	return fmt.Sprintf("the filter is too large for a program in the kernel: it takes %d %s, the filter comes to %s"+
+		"; a set, such as \"tcp.DstPort in {80, 443}\", is one test", e.Max, e.Limit, have)
 }
+
+func tooManyTests(have, most int) error { return &LimitError{Limit: "tests", Have: have, Max: most} }
 
 // Unwrap returns the kernel's answer.
 func (e *LimitError) Unwrap() error { return e.Err }
@@ -74,8 +82,8 @@ var verifierLimits = []struct {
 	{"jumps is too complex", "branches on one path", 8192},
 }
 
-// loadError gives the error of a load its type.
-func loadError(err error) error {
+// Refused gives the error of a load its type: *LimitError or *LoadError.
+func Refused(err error) error {
 	var refused *ebpf.VerifierError
 	if errors.As(err, &refused) {
 		for _, line := range refused.Log {

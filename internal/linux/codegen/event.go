@@ -59,26 +59,30 @@ func (d *EventDecider) Decide(p *filter.Program, h EventHook) (asm.Instructions,
 	if l := p.Layer(); l != packet.LayerFlow && l != packet.LayerSocket {
 		return nil, Never, &LayerError{Layer: l}
 	}
-	list, outcome := specialise(p.Tests(), h.exists, h.decides)
+	list, outcome := specialise(p.Gathered(), h.exists, h.decides)
 	if outcome != Depends {
 		return nil, outcome, nil
 	}
-	code, branches := d.emit(list, h, false)
-	if branches > maxWaitingEvent {
-		code, _ = d.emit(list, h, true)
+	decisions := 1
+	if p.Layer() == packet.LayerFlow {
+		decisions = 2 // which a program asks for one after the other
+	}
+	if most := MaxTests / decisions; len(list) > most {
+		return nil, outcome, tooManyTests(len(list), most)
+	}
+	code, branches := d.emit(list, false)
+	if branches > maxWaiting/decisions {
+		code, _ = d.emit(list, true)
 	}
 	out, err := code.link()
 	return out, outcome, err
 }
 
-// maxWaitingEvent is maxWaiting for one of two decisions that a program asks for one after the other, as those of FLOW do.
-const maxWaitingEvent = maxWaiting / 2
-
-func (d *EventDecider) emit(list []filter.Test, h EventHook, long bool) (*assembler, int) {
+func (d *EventDecider) emit(list []filter.Test, long bool) (*assembler, int) {
 	a := &assembler{}
 	t := tests{
 		assembler: a, loader: &eventLoader{}, sets: &d.sets,
-		long: long, many: long && len(list) > maxWaitingEvent, accept: a.newLabel(), reject: a.newLabel(),
+		long: long, accept: a.newLabel(), reject: a.newLabel(),
 	}
 	end := a.newLabel()
 	t.emitAll(list)

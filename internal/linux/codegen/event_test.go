@@ -193,7 +193,7 @@ func anyEventFilter(r *rand.Rand, a *packet.Address) (*filter.Program, string) {
 func TestLongEventFilters(t *testing.T) {
 	requireBPF(t)
 	var b strings.Builder
-	for i := range 4500 {
+	for i := range 3400 {
 		fmt.Fprintf(&b, "(remotePort == %d and localAddr == 10.0.%d.%d) or ", i, i>>8, i&255)
 	}
 	p, err := filter.Compile(b.String()+"processId == 7", packet.LayerSocket, filter.Extended)
@@ -211,8 +211,8 @@ func TestLongEventFilters(t *testing.T) {
 	}{
 		{packet.FlowData{ProcessID: 7}, 1},
 		{packet.FlowData{ProcessID: 8}, 0},
-		{packet.FlowData{RemotePort: 4499, LocalAddr: netip.AddrFrom4([4]byte{10, 0, 17, 147})}, 1},
-		{packet.FlowData{RemotePort: 4499, LocalAddr: netip.AddrFrom4([4]byte{10, 0, 17, 148})}, 0},
+		{packet.FlowData{RemotePort: 3399, LocalAddr: netip.AddrFrom4([4]byte{10, 0, 13, 71})}, 1},
+		{packet.FlowData{RemotePort: 3399, LocalAddr: netip.AddrFrom4([4]byte{10, 0, 13, 72})}, 0},
 	} {
 		a := packet.Address{Layer: packet.LayerSocket, Event: packet.EventSocketBind, Outbound: true}
 		if !tt.data.LocalAddr.IsValid() {

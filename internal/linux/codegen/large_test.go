@@ -11,7 +11,6 @@ import (
 	"testing"
 	"time"
 
-	"github.com/opendivert/divert/filter"
 	"github.com/opendivert/divert/packet"
 )
 
@@ -66,13 +65,13 @@ var largeFilters = []struct {
 	text func(r *rand.Rand, n int) string
 }{
 	{"or of ports", func(r *rand.Rand, n int) string {
-		return join(n, " or ", func(i int) string { return fmt.Sprintf("tcp.DstPort == %d", i) })
+		return join(n, " or ", func(i int) string { return fmt.Sprintf("tcp.%s == %d", turns("DstPort", "SrcPort", i), i) })
 	}},
 	{"and of ports", func(r *rand.Rand, n int) string {
-		return join(n, " and ", func(i int) string { return fmt.Sprintf("udp.DstPort != %d", i) })
+		return join(n, " and ", func(i int) string { return fmt.Sprintf("udp.%s != %d", turns("DstPort", "SrcPort", i), i) })
 	}},
 	{"or of addresses", func(r *rand.Rand, n int) string {
-		return join(n, " or ", func(i int) string { return "ipv6.DstAddr == " + randomIPv6(r) })
+		return join(n, " or ", func(i int) string { return "ipv6." + turns("DstAddr", "SrcAddr", i) + " == " + randomIPv6(r) })
 	}},
 	{"order of addresses", func(r *rand.Rand, n int) string {
 		return join(n/2, " and ", func(i int) string { return "(remoteAddr > " + randomIPv6(r) + " or ip)" })
@@ -88,27 +87,29 @@ var largeFilters = []struct {
 	}},
 	{"small sets", func(r *rand.Rand, n int) string {
 		return join(n, " or ", func(i int) string {
-			return fmt.Sprintf("tcp.SrcPort in {%d, %d-%d, %d}", i, i+10, i+20, i+30)
+			return fmt.Sprintf("tcp.%s in {%d, %d-%d, %d}", turns("DstPort", "SrcPort", i), i, i+10, i+20, i+30)
 		})
 	}},
 	{"interfaces", func(r *rand.Rand, n int) string { // each asks the kernel for more instructions than the program has
-		return join(n, " or ", func(i int) string { return fmt.Sprintf("ifIdx == %d", 2+i) })
+		return join(n/6, " or ", func(i int) string { return fmt.Sprintf("ifIdx == %d or tcp.DstPort == %d", 2+i, i) })
 	}},
-	{"deep mix", deepMix},
+	{"deep mix", func(r *rand.Rand, n int) string { return deepMix(r, n-n/50) }},
 }
 
-// maxTests is the number of tests that a program must at least have room for.
-const maxTests = 4096
+// turns returns one of two fields in turn, so that the tests of a list do not become a set.
+func turns(even, odd string, i int) string {
+	if i%2 == 0 {
+		return even
+	}
+	return odd
+}
 
 func TestLargeFilters(t *testing.T) {
 	requireBPF(t)
 	packets := samplePackets()
 	for _, f := range largeFilters {
 		t.Run(f.name, func(t *testing.T) {
-			p, err := filter.Compile(f.text(rand.New(rand.NewPCG(1, 2)), maxTests), packet.LayerNetwork, filter.Extended)
-			if err != nil {
-				t.Fatal(err)
-			}
+			p := compile(t, f.text(rand.New(rand.NewPCG(1, 2)), MaxTests))
 			a := packet.Address{Outbound: true}
 			h := hookOf(&a)
 			h.Index = IndexDevice
@@ -138,28 +139,46 @@ func TestLargeFilters(t *testing.T) {
 	}
 }
 
-// TestTooLarge holds the error for what the kernel cannot take to its type.
+// TestTooLarge refuses a filter that is too large before the kernel is asked, and says how large it may be.
 func TestTooLarge(t *testing.T) {
-	requireBPF(t)
-	p, err := filter.Compile(join(60_000, " or ", func(i int) string {
-		return fmt.Sprintf("tcp.Payload16[%d] == %d", i%700, 1+i%65535)
-	}), packet.LayerNetwork, filter.Extended)
-	if err != nil {
-		t.Fatal(err)
+	for _, row := range []struct {
+		name, text, says string
+	}{
+		{"tests", join(20_001, " or ", func(i int) string { return fmt.Sprintf("tcp.%s == %d", turns("DstPort", "SrcPort", i), i) }),
+			"it takes 7000 tests, the filter comes to 20001"},
+		{"instructions", join(6_900, " or ", func(i int) string {
+			var set []string
+			for j := range 14 {
+				set = append(set, fmt.Sprintf("2001:db8:%x:%x::%x", i, j*j, j))
+			}
+			return "ipv6." + turns("DstAddr", "SrcAddr", i) + " in {" + strings.Join(set, ", ") + "}"
+		}), "it takes 900000 instructions, the filter comes to "},
+	} {
+		t.Run(row.name, func(t *testing.T) {
+			_, err := Build(compile(t, row.text), Hook{}, Options{})
+			var limit *LimitError
+			if !errors.As(err, &limit) || !strings.Contains(err.Error(), row.says) || strings.Contains(err.Error(), "\n") {
+				t.Errorf("got %v", err)
+			}
+			t.Log(err)
+		})
 	}
-	u, err := Build(p, Hook{}, Options{})
-	if err == nil {
-		var loaded *Program
-		if loaded, err = u.Load(); err == nil {
-			loaded.Close()
-		}
+}
+
+// TestListsAreSets loads lists that are longer than a program may have tests.
+func TestListsAreSets(t *testing.T) {
+	for _, row := range []struct {
+		name, text string
+		match, not uint16 // ports
+	}{
+		{"or", join(20_001, " or ", func(i int) string { return fmt.Sprintf("udp.DstPort == %d", 3*i) }), 30_000, 30_001},
+		{"and", join(20_001, " and ", func(i int) string { return fmt.Sprintf("udp.DstPort != %d", 3*i) }), 30_001, 30_000},
+	} {
+		t.Run(row.name, func(t *testing.T) {
+			p := load(t, row.text, Hook{}, Options{})
+			for port, want := range map[uint16]bool{row.match: true, row.not: false} {
+				wantRun(t, p, withValue["udp.DstPort"](low(uint64(port))), want)
+			}
+		})
 	}
-	var limit *LimitError
-	if !errors.As(err, &limit) {
-		t.Fatalf("got %v, want a LimitError", err)
-	}
-	if strings.Contains(err.Error(), "\n") {
-		t.Errorf("the error has several lines: %q", err)
-	}
-	t.Log(err)
 }

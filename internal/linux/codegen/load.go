@@ -7,6 +7,7 @@ import (
 	"fmt"
 
 	"github.com/cilium/ebpf"
+	"golang.org/x/sys/unix"
 )
 
 // Program is a loaded program. Its methods may be called by several goroutines at once, Close
@@ -29,6 +30,9 @@ func (u *Unloaded) Load() (*Program, error) {
 		m, err := u.newMap(spec)
 		if err != nil {
 			p.Close()
+			if spec.Name == setsMap && errors.Is(err, unix.E2BIG) {
+				return nil, tooLargeSets(spec, err)
+			}
 			return nil, &LoadError{Err: fmt.Errorf("map %s: %w", spec.Name, err)}
 		}
 		p.maps[spec.Name] = m
@@ -51,9 +55,15 @@ func (u *Unloaded) Load() (*Program, error) {
 	})
 	if err != nil {
 		p.Close()
-		return nil, loadError(err)
+		return nil, Refused(err)
 	}
 	return p, nil
+}
+
+// tooLargeSets is the error for a map of sets that the kernel refuses. Some versions take 4 MiB (KMALLOC_MAX_SIZE), others
+// 2 GiB.
+func tooLargeSets(spec *ebpf.MapSpec, err error) error {
+	return &LimitError{Limit: "bytes of sets", Have: int(spec.ValueSize), Max: 4 << 20, Err: err}
 }
 
 // Outlet is where sniffing programs put their copies and counts. Several programs can have one, so that

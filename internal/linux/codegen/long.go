@@ -26,7 +26,7 @@ func (t *tests) emitLong(c *condition, kind valueKind, succ, fail, next label) {
 	}
 	t.emit(asm.Or.Reg(asm.R0, regAbsent))
 	op, taken, behind := asm.JSLT, fail, succ
-	if ends := succ == t.accept || succ == t.reject; ends != t.many {
+	if succ == t.accept || succ == t.reject {
 		op, taken, behind = asm.JSGE, succ, fail
 	}
 	t.jumpSigned(op, asm.R0, taken)

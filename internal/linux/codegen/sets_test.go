@@ -122,7 +122,7 @@ func checkSet(t *testing.T, field, text string, probes []filter.Value, r *rand.R
 	if err != nil {
 		t.Fatal(err)
 	}
-	u, err := build(p, Hook{Direction: Inbound}, Options{}, long, false)
+	u, err := build(p, Hook{Direction: Inbound}, Options{}, long)
 	if err != nil {
 		t.Fatal(err)
 	}

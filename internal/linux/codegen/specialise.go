@@ -17,13 +17,13 @@ const (
 	Always                 // every well-formed packet of the hook's family matches
 )
 
-// Specialise decides what a hook decides: tests on constants and on headers that its packets never
+// Specialise decides what a hook decides, when lists have become sets: tests on constants and on headers that its packets never
 // have fall away, tests that cannot be reached are dropped, and jumps go straight to where they end.
 // The tests are copies; they are nil unless the outcome is Depends. The targets keep the form of
 // filter.Program: they lead forward, and the first test is entered first.
 func Specialise(p *filter.Program, h Hook) ([]filter.Test, Outcome) {
 	exists := func(t *filter.Test) bool { return exists(t, p.Layer()) }
-	return specialise(p.Tests(), exists, func(t *filter.Test) answer {
+	return specialise(p.Gathered(), exists, func(t *filter.Test) answer {
 		switch holds, known := h.decides(t); {
 		case !known:
 			return depends
