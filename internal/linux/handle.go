@@ -102,7 +102,18 @@ func Open(cfg engine.Config) (engine.Handle, error) {
 		// Programs load, but no rule can ask them: a kernel without xt_bpf or nft_compat for it.
 		return openIn(cfg, engine.ModeInterpret, fmt.Sprintf("interpreter, because rules cannot ask eBPF programs: %v", err))
 	}
-	return h, err
+	var limit *codegen.LimitError
+	if !errors.As(err, &limit) || mode != engine.ModeKernel {
+		return h, err
+	}
+	if cfg.Mode == engine.ModeAuto {
+		h, without := openIn(cfg, engine.ModeInterpret, fmt.Sprintf("interpreter, because %v", limit))
+		if !errors.Is(without, engine.ErrNoProcess) {
+			return h, without
+		}
+		return nil, fmt.Errorf("%w: %w; and the interpreter does not know processes", engine.ErrNotSupported, limit)
+	}
+	return nil, fmt.Errorf("%w: %w; without EngineKernel the interpreter decides", engine.ErrNotSupported, limit)
 }
 
 // openIn opens a handle in a mode.
@@ -352,7 +363,7 @@ func (h *handle) SetFilter(p *filter.Program) error {
 		return err
 	}
 	told, err := h.setEntries(p, ps)
-	if err != nil {
+	if err = keepsOld(err); err != nil {
 		if ps != nil && ps != h.processes {
 			err = errors.Join(err, ps.Close())
 		}
@@ -364,6 +375,16 @@ func (h *handle) SetFilter(p *filter.Program) error {
 		err = errors.Join(err, before.close())
 	}
 	return err
+}
+
+// keepsOld says of a filter that is too large what becomes of it.
+func keepsOld(err error) error {
+	var limit *codegen.LimitError
+	if !errors.As(err, &limit) {
+		return err
+	}
+	return fmt.Errorf("%w: %w; the filter before stays in force; a handle that opens with this one may have the interpreter decide",
+		engine.ErrNotSupported, limit)
 }
 
 // setEntries makes a filter decide from now on.

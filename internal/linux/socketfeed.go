@@ -13,6 +13,7 @@ import (
 
 	"github.com/opendivert/divert/filter"
 	"github.com/opendivert/divert/internal/engine"
+	"github.com/opendivert/divert/internal/linux/codegen"
 	"github.com/opendivert/divert/internal/linux/cursor"
 	"github.com/opendivert/divert/internal/linux/sockets"
 	"github.com/opendivert/divert/packet"
@@ -25,7 +26,7 @@ type socketFeed struct {
 	destroyer *sockets.Destroyer             // nil where nothing is refused
 	flows     *flowTable                     // nil at SOCKET
 	program   atomic.Pointer[filter.Program] // the filter in force
-	interpret bool                           // the kernel tells of everything, and the interpreter decides
+	interpret string                         // why the kernel tells of everything and the interpreter decides; "": it does not
 	whole     bool                           // the programs see every process
 
 	mu       sync.Mutex // held while a record is worked on, and flows are swept
@@ -36,10 +37,13 @@ type socketFeed struct {
 
 // newSocketFeed opens the feed in the namespace of the calling thread.
 func newSocketFeed(h *events, key cursor.Key) (_ *socketFeed, err error) {
-	f := &socketFeed{h: h, interpret: h.cfg.Mode == engine.ModeInterpret, quit: make(chan struct{})}
+	f := &socketFeed{h: h, quit: make(chan struct{})}
+	if h.cfg.Mode == engine.ModeInterpret {
+		f.interpret = "as asked for"
+	}
 	f.program.Store(h.cfg.Program)
 	sniffs := h.cfg.Flags&engine.FlagSniff != 0
-	if f.interpret && !sniffs {
+	if f.interpret != "" && !sniffs {
 		return nil, fmt.Errorf("%w: the interpreter cannot refuse what sockets do; only eBPF programs can", engine.ErrNotSupported)
 	}
 	if err := sockets.Probe(); err != nil {
@@ -62,12 +66,27 @@ func newSocketFeed(h *events, key cursor.Key) (_ *socketFeed, err error) {
 	if h.layer == packet.LayerFlow {
 		f.flows = newFlowTable()
 	}
-	program, err := f.kernelProgram(h.cfg.Program)
-	if err == nil {
-		f.source, err = sockets.Open(sockets.Config{
-			Filter: program, Flags: h.cfg.Flags, Key: key,
-			Cookie: cookie, Cgroup: cgroup, Events: h.cfg.Limits.Length,
-		})
+	open := func() (err error) {
+		program, err := f.kernelProgram(h.cfg.Program)
+		if err == nil {
+			f.source, err = sockets.Open(sockets.Config{
+				Filter: program, Flags: h.cfg.Flags, Key: key,
+				Cookie: cookie, Cgroup: cgroup, Events: h.cfg.Limits.Length,
+			})
+		}
+		return err
+	}
+	err = open()
+	var limit *codegen.LimitError
+	switch {
+	case !errors.As(err, &limit):
+	case sniffs && h.cfg.Mode == engine.ModeAuto:
+		f.interpret = "because " + limit.Error()
+		err = open()
+	case sniffs:
+		err = fmt.Errorf("%w: %w; without EngineKernel the interpreter decides", engine.ErrNotSupported, limit)
+	default:
+		err = fmt.Errorf("%w: %w; only a program can refuse what sockets do", engine.ErrNotSupported, limit)
 	}
 	if err != nil {
 		if f.destroyer != nil {
@@ -84,7 +103,7 @@ func newSocketFeed(h *events, key cursor.Key) (_ *socketFeed, err error) {
 
 // kernelProgram returns the filter that the kernel works with.
 func (f *socketFeed) kernelProgram(p *filter.Program) (*filter.Program, error) {
-	if f.interpret {
+	if f.interpret != "" {
 		return filter.Compile("true", p.Layer(), filter.Strict)
 	}
 	return p, nil
@@ -124,7 +143,7 @@ func (f *socketFeed) record(r *sockets.Record) {
 	}
 	a := f.address(r)
 	a.Sniffed = !r.Refused
-	if f.interpret && !f.program.Load().Match(nil, &a) {
+	if f.interpret != "" && !f.program.Load().Match(nil, &a) {
 		return
 	}
 	f.h.raise(nil, &a)
@@ -152,7 +171,7 @@ func (f *socketFeed) flow(r *sockets.Record) {
 		return
 	}
 	a := f.address(r)
-	if matched := r.Matched; matched && !f.interpret || f.interpret && f.program.Load().Match(nil, &a) {
+	if r.Matched && f.interpret == "" || f.interpret != "" && f.program.Load().Match(nil, &a) {
 		f.h.raise(nil, &a)
 	}
 }
@@ -192,7 +211,7 @@ func (f *socketFeed) setFilter(p *filter.Program) error {
 	if err != nil {
 		return err
 	}
-	if err := f.source.SetFilter(k); err != nil {
+	if err := keepsOld(f.source.SetFilter(k)); err != nil {
 		return err
 	}
 	f.program.Store(p)
@@ -231,8 +250,8 @@ func (f *socketFeed) tally(s *engine.Stats) error {
 // describe says how the handle is served and what it cannot see.
 func (f *socketFeed) describe() string {
 	text := "eBPF on cgroups; " + f.source.Limits()
-	if f.interpret {
-		text = "interpreter, as asked for, behind " + text
+	if f.interpret != "" {
+		text = "interpreter, " + f.interpret + ", behind " + text
 	}
 	if !f.whole {
 		text += "; processes outside of this cgroup namespace are not seen"

@@ -30,10 +30,7 @@ func (u *Unloaded) Load() (*Program, error) {
 		m, err := u.newMap(spec)
 		if err != nil {
 			p.Close()
-			if spec.Name == setsMap && errors.Is(err, unix.E2BIG) {
-				return nil, tooLargeSets(spec, err)
-			}
-			return nil, &LoadError{Err: fmt.Errorf("map %s: %w", spec.Name, err)}
+			return nil, RefusedSets(spec, err)
 		}
 		p.maps[spec.Name] = m
 	}
@@ -60,10 +57,13 @@ func (u *Unloaded) Load() (*Program, error) {
 	return p, nil
 }
 
-// tooLargeSets is the error for a map of sets that the kernel refuses. Some versions take 4 MiB (KMALLOC_MAX_SIZE), others
-// 2 GiB.
-func tooLargeSets(spec *ebpf.MapSpec, err error) error {
-	return &LimitError{Limit: "bytes of sets", Have: int(spec.ValueSize), Max: 4 << 20, Err: err}
+// RefusedSets gives the error of making a map its type: *LimitError if it is one of sets and too large, else *LoadError. Some
+// kernels take 4 MiB (KMALLOC_MAX_SIZE), others 2 GiB.
+func RefusedSets(spec *ebpf.MapSpec, err error) error {
+	if spec.Name == setsMap && errors.Is(err, unix.E2BIG) {
+		return &LimitError{Limit: "bytes of sets", Have: int(spec.ValueSize), Max: 4 << 20, Err: err}
+	}
+	return &LoadError{Err: fmt.Errorf("map %s: %w", spec.Name, err)}
 }
 
 // Outlet is where sniffing programs put their copies and counts. Several programs can have one, so that

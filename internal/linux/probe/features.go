@@ -67,7 +67,7 @@ var (
 
 // filterPrograms is what decides between the engines.
 var filterPrograms = &Feature{
-	Name: "eBPF filter programs", Since: Version{5, 8}, For: "filters decided in the kernel", Without: noEBPF,
+	Name: "eBPF filter programs", Since: Version{5, 8}, For: "filters of up to 7,000 tests (a set is one) decided in the kernel", Without: noEBPF,
 	Remedy: "run as root outside user namespaces; a container needs --cap-add BPF, and a seccomp profile that allows bpf(2)",
 	test:   loadable,
 }

@@ -11,6 +11,7 @@ import (
 	"github.com/cilium/ebpf/asm"
 	"github.com/cilium/ebpf/btf"
 
+	"github.com/opendivert/divert/internal/linux/codegen"
 	"github.com/opendivert/divert/internal/linux/cursor"
 )
 
@@ -95,7 +96,7 @@ func load(h *hook, cfg *Config, maps map[string]*ebpf.Map) (*ebpf.Program, error
 func newSets(spec *ebpf.MapSpec) (*ebpf.Map, error) {
 	m, err := ebpf.NewMap(spec)
 	if err != nil {
-		return nil, err
+		return nil, codegen.RefusedSets(spec, err)
 	}
 	if err := m.Freeze(); err != nil {
 		m.Close()
@@ -115,9 +116,13 @@ func newProgram(name string, h *hook, code asm.Instructions, maps ...map[string]
 			}
 		}
 	}
-	return ebpf.NewProgram(&ebpf.ProgramSpec{
+	p, err := ebpf.NewProgram(&ebpf.ProgramSpec{
 		Name: name, Type: h.kind, AttachType: h.attach, AttachTo: h.target, Instructions: code, License: "GPL",
 	})
+	if err != nil {
+		return nil, codegen.Refused(err)
+	}
+	return p, nil
 }
 
 // programName names a handle's programs, so that others can place theirs before or behind them.
