@@ -69,7 +69,7 @@ func (l *lane) release(s *sender) error {
 		var m queue.Message
 		for i := range ps[:got] {
 			if m.Parse(r.datagram(i, &ps[i])) == queue.KindPacket {
-				verdict, o := s.onward(m.Hook, m.Priority)
+				verdict, o := s.onward(m.Priority)
 				_ = verdicts.Add(m.ID, verdict, o) // fails only together with Flush
 				passed++
 			}

@@ -15,7 +15,6 @@ import (
 	"github.com/opendivert/divert/filter"
 	"github.com/opendivert/divert/internal/backlog"
 	"github.com/opendivert/divert/internal/engine"
-	"github.com/opendivert/divert/internal/linux/cursor"
 	"github.com/opendivert/divert/internal/linux/netns"
 	"github.com/opendivert/divert/internal/linux/rules"
 	"github.com/opendivert/divert/packet"
@@ -76,14 +75,16 @@ func (h *events) enter() (err error) {
 		ID: rand.Uint64(), PID: os.Getpid(), Opened: now(),
 		Priority: h.cfg.Priority, Layer: uint8(h.layer), Flags: h.cfg.Flags, Filter: engine.FilterData(h.cfg.Program),
 	}
-	h.entry, err = rules.Open(h.ns, owner, func(key cursor.Key) ([]rules.Rule, error) {
-		f, err := newSocketFeed(h, key)
-		if err == nil {
-			h.feed = f
-		}
-		return nil, err
-	})
-	return err
+	if h.entry, err = rules.Open(h.ns, owner); err != nil {
+		return err
+	}
+	var f *socketFeed
+	err = h.ns.Do(func() (err error) { f, err = newSocketFeed(h, h.entry.Key); return err })
+	if err != nil {
+		return err
+	}
+	h.feed = f
+	return h.entry.Install(nil)
 }
 
 // follow opens the feed of a REFLECT handle.

@@ -19,7 +19,6 @@ import (
 	"github.com/opendivert/divert/internal/backlog"
 	"github.com/opendivert/divert/internal/engine"
 	"github.com/opendivert/divert/internal/linux/codegen"
-	"github.com/opendivert/divert/internal/linux/cursor"
 	"github.com/opendivert/divert/internal/linux/netns"
 	"github.com/opendivert/divert/internal/linux/rules"
 	"github.com/opendivert/divert/internal/linux/sockets"
@@ -130,8 +129,8 @@ func openIn(cfg engine.Config, mode engine.Mode, why string) (engine.Handle, err
 	return h, nil
 }
 
-// open binds where packets will come to, sets the filter, and then enters the rules that lead them there: from then
-// on the handle works, and REFLECT handles see it.
+// open reserves a place among the handles, prepares where packets will come to, and then installs the rules that lead
+// them there: from then on the handle works, and REFLECT handles see it.
 func (h *handle) open(mode engine.Mode) error {
 	owner := rules.Owner{
 		ID: rand.Uint64(), PID: os.Getpid(), Opened: now(),
@@ -146,34 +145,41 @@ func (h *handle) open(mode engine.Mode) error {
 	if err != nil {
 		return err
 	}
-	h.entry, err = rules.Open(h.ns, owner, func(key cursor.Key) ([]rules.Rule, error) {
-		var err error
-		h.sender = newSender(h, key, uint32(owner.ID)|1)
-		if mode == engine.ModeKernel {
-			if h.entries, err = newEntries(h.layer, h.cfg.Flags, key); err != nil {
-				return nil, err
-			}
-		}
-		source, err := h.newSource(mode)
-		if err != nil {
-			return nil, err // and h.source stays nil, which a source that is a nil pointer is not
-		}
-		h.source = source
-		if h.entries != nil {
-			told, err := h.setEntries(h.cfg.Program, h.processes)
-			if err != nil {
-				return nil, err
-			}
-			h.times.Store(told)
-		}
-		return h.rules(), nil
-	})
-	if err != nil {
+	if h.entry, err = rules.Open(h.ns, owner); err != nil {
 		return err
 	}
-	h.sender.entry.Store(h.entry)
+	// Until Install no rule leads anywhere, and nobody waits for what is opened and loaded meanwhile.
+	h.sender = newSender(h, h.entry.Key, uint32(owner.ID)|1)
+	if err := h.ns.Do(func() error { return h.prepare(mode) }); err != nil {
+		return err
+	}
+	if err := h.entry.Install(h.rules()); err != nil {
+		return err
+	}
 	h.guard, err = h.entry.Guard(h.lost)
 	return err
+}
+
+// prepare opens where packets will come to, and loads the programs that choose them.
+func (h *handle) prepare(mode engine.Mode) (err error) {
+	if mode == engine.ModeKernel {
+		if h.entries, err = newEntries(h.layer, h.cfg.Flags, h.entry.Key); err != nil {
+			return err
+		}
+	}
+	source, err := h.newSource(mode)
+	if err != nil {
+		return err // and h.source stays nil, which a source that is a nil pointer is not
+	}
+	h.source = source
+	if h.entries != nil {
+		told, err := h.setEntries(h.cfg.Program, h.processes)
+		if err != nil {
+			return err
+		}
+		h.times.Store(told)
+	}
+	return nil
 }
 
 // lost makes receivers fail when they have received what is there: no more will come.

@@ -106,12 +106,12 @@ func (p *pump) one(l *lane, pk *packet.Packet, datagram []byte, at int64, verdic
 	counts := &p.h.counts
 	switch {
 	case !mayMatch(p.program.Load(), pk.Data, int(m.Length), &pk.Addr):
-		verdict, o := p.h.sender.onward(m.Hook, m.Priority)
+		verdict, o := p.h.sender.onward(m.Priority)
 		_ = verdicts.Add(m.ID, verdict, o)
 		return
 	case p.h.recvDown.Load():
 		// The rules are gone, and what was under way to the queue goes on (specification: api.md 9).
-		verdict, o := p.h.sender.onward(m.Hook, m.Priority)
+		verdict, o := p.h.sender.onward(m.Priority)
 		_ = verdicts.Add(m.ID, verdict, o)
 		return
 	}
@@ -134,7 +134,7 @@ func (p *pump) one(l *lane, pk *packet.Packet, datagram []byte, at int64, verdic
 		l.waiting.claimAt(t.place, m.ID)
 		if p.h.recvDown.Load() || p.h.closed.Load() {
 			counts.passed.Add(1)
-			verdict, o := p.h.sender.onward(m.Hook, m.Priority)
+			verdict, o := p.h.sender.onward(m.Priority)
 			_ = verdicts.Add(m.ID, verdict, o)
 			return
 		}
@@ -196,7 +196,7 @@ func (p *pump) wake() { p.matches.Wake() }
 func (p *pump) yield() error {
 	p.matches.End(func(w *backlog.Item) {
 		t := tokenOf(&w.Addr)
-		verdict, o := p.h.sender.onward(t.hook, t.priority)
+		verdict, o := p.h.sender.onward(t.priority)
 		p.verdict(w, verdict, o)
 		p.h.counts.passed.Add(1)
 	})

@@ -149,7 +149,7 @@ func (s *queued) sort(l *lane, r *reader, ps []packet.Packet) (n int, err error)
 		s.h.retime(&ps[n])
 		if s.h.refuses(&ps[n], int(m.Length) > len(m.Payload)) {
 			s.h.counts.passed.Add(1)
-			verdict, o := s.h.sender.onward(m.Hook, m.Priority)
+			verdict, o := s.h.sender.onward(m.Priority)
 			_ = r.drops.Add(m.ID, verdict, o)
 			continue
 		}

@@ -52,7 +52,7 @@ func (r *registry) run() {
 			return
 		default:
 			r.h.counts.failed.Add(1)
-			time.Sleep(retryInterval) // the lock of the table is taken for long, or memory is short
+			time.Sleep(retryInterval) // rules are changed all the time, or memory is short
 		}
 	}
 }
@@ -69,7 +69,7 @@ func (r *registry) raise(c rules.Change) {
 		a.Event = packet.EventReflectClose
 	}
 	a.SetReflect(packet.ReflectData{
-		Timestamp: c.Opened, ProcessID: uint32(c.PID), Layer: packet.Layer(c.Layer), Flags: c.Flags, Priority: c.Priority,
+		Timestamp: c.Opened, ProcessID: uint32(c.Process), Layer: packet.Layer(c.Layer), Flags: c.Flags, Priority: c.Priority,
 	})
 	if r.program.Load().Match(nil, &a) {
 		r.h.raise(append([]byte(c.Filter), 0), &a)

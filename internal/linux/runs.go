@@ -67,7 +67,7 @@ func (s *sender) run(ps []packet.Packet, v *verdicts, unchanged bool) (int, erro
 		return 0, err
 	}
 	last := first.id + uint32(n-1)
-	verdict, o := s.onward(first.hook, first.priority)
+	verdict, o := s.onward(first.priority)
 	v.lanes[l.index].upTo, v.lanes[l.index].run = last, true
 	return n, b.AddUpTo(last, verdict, o)
 }

@@ -5,12 +5,10 @@ package linux
 import (
 	"errors"
 	"fmt"
-	"sync/atomic"
 
 	"github.com/opendivert/divert/internal/engine"
 	"github.com/opendivert/divert/internal/linux/cursor"
 	"github.com/opendivert/divert/internal/linux/queue"
-	"github.com/opendivert/divert/internal/linux/rules"
 	"github.com/opendivert/divert/packet"
 )
 
@@ -23,7 +21,6 @@ type sender struct {
 	lanes []*lane // none for handles without a queue
 	fresh injector
 	habit habit
-	entry atomic.Pointer[rules.Entry] // nil while the handle is opening
 }
 
 func newSender(h *handle, key cursor.Key, tag uint32) *sender {
@@ -98,32 +95,18 @@ func (v *verdicts) flush(lanes []*lane) (err error) {
 	return err
 }
 
-// onward is the verdict that lets a packet go on to the handles below this one.
-func (s *sender) onward(hook queue.Hook, priority uint32) (queue.Verdict, queue.Option) {
-	if s.below(hook) && cursors() && cursor.Keeps(priority) {
+// onward is the verdict that lets a packet go on to the handles below this one: through the chain once more, with a
+// cursor by which it meets the lower handles only. Whether there are any is the kernel's to find out: what another
+// process does, or fails to do, makes no difference.
+func (s *sender) onward(priority uint32) (queue.Verdict, queue.Option) {
+	if cursors() && cursor.Keeps(priority) {
 		return queue.Repeat, queue.Option{Priority: s.key.Pack(priority), SetPriority: true}
 	}
-	// It leaves the chain: nobody is below, or the cursor has no place in this packet and nobody below sees it.
+	// The cursor has no place in this packet, or cannot be set: it leaves the chain, and nobody below sees it.
 	if _, ok := cursor.Unpack(priority); ok {
 		return queue.Accept, queue.Option{Priority: priority & cursor.OldMask, SetPriority: true}
 	}
 	return queue.Accept, queue.Option{}
-}
-
-// below reports whether packets of a hook can meet a handle below this one.
-func (s *sender) below(hook queue.Hook) bool {
-	entry := s.entry.Load()
-	switch {
-	case entry == nil:
-		return true
-	case hook == queue.HookPrerouting && s.h.cfg.Flags&engine.FlagFragments != 0:
-		return entry.Below(rules.InboundFragments)
-	case hook == queue.HookPrerouting:
-		return entry.Below(rules.Inbound)
-	case hook == queue.HookForward:
-		return entry.Below(rules.Forward)
-	}
-	return entry.Below(rules.Outbound)
 }
 
 // send sends ps. A packet that fails does not hold up the others; the last error is returned.
@@ -226,7 +209,7 @@ func (s *sender) onto(v *verdicts, l *lane, t *token, data []byte) error {
 	if err != nil {
 		return err
 	}
-	verdict, o := s.onward(t.hook, t.priority)
+	verdict, o := s.onward(t.priority)
 	o.Payload = data
 	return b.Add(t.id, verdict, o)
 }

@@ -19,6 +19,9 @@ type Counters struct {
 	LastID      uint32 // the number of the last packet: all that were given numbers
 }
 
+// countersPath holds a line for each queue of the calling thread's namespace.
+const countersPath = "/proc/thread-self/net/netfilter/nfnetlink_queue"
+
 // Meter reads the counters of the queues of one network namespace. It is for one goroutine at a time.
 type Meter struct {
 	file *os.File
@@ -27,7 +30,7 @@ type Meter struct {
 
 // NewMeter opens the counters of the calling thread's namespace.
 func NewMeter() (*Meter, error) {
-	f, err := os.Open("/proc/thread-self/net/netfilter/nfnetlink_queue")
+	f, err := os.Open(countersPath)
 	if err != nil {
 		if errors.Is(err, os.ErrPermission) {
 			err = fmt.Errorf("%w (needs to be root, or CAP_DAC_READ_SEARCH)", err)
@@ -40,21 +43,37 @@ func NewMeter() (*Meter, error) {
 // Close closes the meter.
 func (m *Meter) Close() error { return m.file.Close() }
 
+// readTries is how often a meter looks for a queue that it does not find.
+const readTries = 3
+
 // Read returns the counters of a queue, all zero if it does not exist.
-func (m *Meter) Read(num uint16) (c Counters, err error) {
-	var n int
-	for {
-		// One read from the start gives one consistent text, if the buffer holds it all.
-		n, err = m.file.ReadAt(m.buf, 0)
-		if n < len(m.buf) {
-			break
+func (m *Meter) Read(num uint16) (Counters, error) {
+	for range readTries {
+		text, err := m.text()
+		if err != nil {
+			return Counters{}, fmt.Errorf("counters of the netfilter queues: %w", err)
 		}
-		m.buf = make([]byte, 2*len(m.buf))
+		if c, ok := parseCounters(text, num); ok {
+			return c, nil
+		}
+		// The kernel gives a page at a time: a line may be passed over when others bind or release queues meanwhile.
 	}
-	if err != nil && err != io.EOF {
-		return c, fmt.Errorf("counters of the netfilter queues: %w", err)
+	return Counters{}, nil
+}
+
+// text reads the lines of all queues.
+func (m *Meter) text() ([]byte, error) {
+	for n := 0; ; {
+		got, err := m.file.ReadAt(m.buf[n:], int64(n)) // fills the buffer or reaches the end
+		n += got
+		switch {
+		case err == io.EOF:
+			return m.buf[:n], nil
+		case err != nil:
+			return nil, err
+		}
+		m.buf = append(m.buf, make([]byte, len(m.buf))...)
 	}
-	return parseCounters(m.buf[:n], num), nil
 }
 
 // Columns of a queue's line (net/netfilter/nfnetlink_queue.c, seq_show).
@@ -71,7 +90,7 @@ const (
 )
 
 // parseCounters finds the line of a queue.
-func parseCounters(text []byte, num uint16) (c Counters) {
+func parseCounters(text []byte, num uint16) (c Counters, ok bool) {
 	for line := range bytes.Lines(text) {
 		f := bytes.Fields(line)
 		if len(f) < columns || number(f[columnNum]) != uint64(num) {
@@ -82,9 +101,9 @@ func parseCounters(text []byte, num uint16) (c Counters) {
 			DroppedFull: number(f[columnDropped]),
 			DroppedUser: number(f[columnUserDropped]),
 			LastID:      uint32(number(f[columnLastID])),
-		}
+		}, true
 	}
-	return c
+	return c, false
 }
 
 // number reads a column, 0 if it is none.

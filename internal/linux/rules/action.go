@@ -22,17 +22,6 @@ type Rule struct {
 	Share   Share  // which flows the rule is for
 }
 
-// chainsOf returns the chains in which a handle with the rules has any.
-func chainsOf(rules []Rule) (cs []Chain) {
-	for _, r := range rules {
-		cs = append(cs, r.Chain)
-		if r.Chain == Outbound && r.Program == NoProgram {
-			cs = append(cs, Forward) // the rule that marks
-		}
-	}
-	return cs
-}
-
 // Share is the flows of one among several rules: those whose number, modulo Of, is Index. The zero Share is all
 // flows. Both directions of a flow, and the fragments of a datagram among themselves, have one number.
 type Share struct{ Index, Of uint32 }
@@ -144,8 +133,3 @@ func (r Rule) exprs(o Owner) []expr.Any {
 // counter names the counter of a handle's packets. It is an object of the table, not of a rule, so it
 // goes on counting when the rules are replaced.
 func (o Owner) counter() string { return fmt.Sprintf("handle_%x", o.ID) }
-
-// counterObject is the handle's counter.
-func counterObject(o Owner) *nftables.NamedObj {
-	return &nftables.NamedObj{Table: table, Name: o.counter(), Type: nftables.ObjTypeCounter, Obj: &expr.Counter{}}
-}

@@ -173,6 +173,7 @@ func TestChainsStandAtTheirPlaces(t *testing.T) {
 		"outbound":          {nftables.ChainHookPostrouting, 2147483547},
 		"defrag":            {},
 		"handles":           {},
+		"filter_1":          {},
 	}
 	nft(t, h, func(c *nftables.Conn) error {
 		chains, err := c.ListChainsOfTableFamily(nftables.TableFamilyINet)

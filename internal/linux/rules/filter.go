@@ -4,25 +4,40 @@ package rules
 
 import (
 	"encoding/binary"
-	"slices"
+	"fmt"
 
 	"github.com/google/nftables"
 	"github.com/google/nftables/userdata"
 )
 
-// The filter of a handle stands in the registry too, for those who list the handles: in rules of the chain
-// "handles" that do nothing, a part in each, because a rule has no more than 256 bytes of userdata. Such a
-// rule has its owner's comment like any other, and behind it an entry of a type of our own.
+// The filter of a handle stands in the registry too, for those who list the handles: in rules that do nothing, of a
+// chain without a hook that the handle has for it, a part in each, because a rule has no more than 256 bytes of userdata.
+// A chain for each handle: who opens or closes another handle need not read the filters.
 
 const (
 	maxUserData = 256                 // NFT_USERDATA_MAXLEN (linux/netfilter/nf_tables.h)
 	typeFilter  = userdata.Type(0xD1) // types of libnftnl count up from 0
 	partHeader  = 4                   // number of the part, number of all parts
+
+	filterChainFormat   = "filter_%x"
+	filterCommentFormat = "divert filter of handle=%x"
 )
+
+// filterChain is the name of the chain with the handle's filter.
+func (o Owner) filterChain() string { return fmt.Sprintf(filterChainFormat, o.ID) }
+
+// filterChainOf returns the handle whose filter a chain holds.
+func filterChainOf(name string) (id uint64, ok bool) { return parseID(filterChainFormat, name) }
+
+// parseID reads the id in a text that was made by a format.
+func parseID(format, text string) (id uint64, ok bool) {
+	_, err := fmt.Sscanf(text, format, &id)
+	return id, err == nil && fmt.Sprintf(format, id) == text
+}
 
 // filterParts returns the userdata of the rules that hold the owner's filter.
 func (o Owner) filterParts() [][]byte {
-	owner := o.userData()
+	owner := userdata.AppendString(nil, userdata.TypeComment, fmt.Sprintf(filterCommentFormat, o.ID))
 	size := maxUserData - len(owner) - 2 - partHeader
 	count := (len(o.Filter) + size - 1) / size
 	parts := make([][]byte, count)
@@ -35,14 +50,29 @@ func (o Owner) filterParts() [][]byte {
 	return parts
 }
 
-// filterPart reads a part of a filter from the userdata of a rule.
-func filterPart(data []byte) (index, count int, text string, ok bool) {
+// filterPart is a part of a handle's filter.
+type filterPart struct {
+	handle       uint64
+	index, count int
+	text         string
+}
+
+// parseFilterPart reads a part of a filter from the userdata of a rule.
+func parseFilterPart(data []byte) (p filterPart, ok bool) {
+	text, ok := comment(data)
+	if !ok {
+		return p, false
+	}
+	if p.handle, ok = parseID(filterCommentFormat, text); !ok {
+		return p, false
+	}
 	b := entry(data, typeFilter)
 	if len(b) < partHeader {
-		return 0, 0, "", false
+		return p, false
 	}
-	index, count = int(binary.BigEndian.Uint16(b)), int(binary.BigEndian.Uint16(b[2:]))
-	return index, count, string(b[partHeader:]), index < count
+	p.index, p.count = int(binary.BigEndian.Uint16(b)), int(binary.BigEndian.Uint16(b[2:]))
+	p.text = string(b[partHeader:])
+	return p, p.index < p.count
 }
 
 // entry returns the value of the first entry of a type in userdata, nil if there is none.
@@ -61,12 +91,12 @@ func entry(data []byte, t userdata.Type) []byte {
 type filterText struct{ parts []string }
 
 // add adds a part.
-func (f *filterText) add(index, count int, text string) {
-	if len(f.parts) < count {
-		f.parts = append(f.parts, make([]string, count-len(f.parts))...)
+func (f *filterText) add(p filterPart) {
+	if len(f.parts) < p.count {
+		f.parts = append(f.parts, make([]string, p.count-len(f.parts))...)
 	}
-	if index < len(f.parts) {
-		f.parts[index] = text
+	if p.index < len(f.parts) {
+		f.parts[p.index] = p.text
 	}
 }
 
@@ -81,60 +111,44 @@ func (f *filterText) String() string {
 
 // SetFilter replaces what the registry tells of the handle's filter.
 func (e *Entry) SetFilter(text string) error {
-	return e.ns.Do(func() error {
-		return change(func(t *tx) error {
-			removed := 0
-			t.rules[Handles] = slices.DeleteFunc(t.rules[Handles], func(r *nftables.Rule) bool {
-				o, ok := parseOwner(r.UserData)
-				if _, _, _, part := filterPart(r.UserData); !ok || !part || o.ID != e.ID {
-					return false
-				}
-				t.drop(r)
-				removed++
-				return true
-			})
-			e.Filter = text
-			e.rules.Add(int32(t.enterFilter(e.Owner) - removed))
-			return nil
-		})
+	return e.change(func(t *tx) error {
+		e.Filter = text
+		if t.filters[e.ID] {
+			t.enterFilter(e.Owner)
+		}
+		return nil // else others have removed the chain
 	})
 }
 
-// drop takes a rule of the chain "handles" away.
-func (t *tx) drop(r *nftables.Rule) {
-	_ = t.conn.DelRule(&nftables.Rule{Table: table, Chain: Handles.ref(), Handle: r.Handle}) // fails only without a handle number
-	t.fresh = true
-}
-
-// enterFilter adds the rules that hold the owner's filter and returns how many they are.
-func (t *tx) enterFilter(o Owner) int {
-	parts := o.filterParts()
-	for _, data := range parts {
-		r := t.rule(o, Handles, nil)
-		r.UserData = data
-		t.conn.AddRule(r)
+// enterFilter makes the owner's filter the one that the registry holds.
+func (t *tx) enterFilter(o Owner) {
+	chain := o.filterChain()
+	if t.filters[o.ID] {
+		t.batch.flushChain(chain)
+	} else {
+		t.batch.newChain(&nftables.Chain{Name: chain})
+		t.filters[o.ID] = true
 	}
-	return len(parts)
+	for _, data := range o.filterParts() {
+		t.batch.newRule(chain, &rule{data: data}, 0)
+	}
 }
 
-// filters returns the filters of the handles, by id.
-func (t *tx) filters() map[uint64]string {
-	texts := map[uint64]*filterText{}
-	for _, r := range t.rules[Handles] {
-		o, ok := parseOwner(r.UserData)
-		if !ok {
-			continue
+// readFilters reads the filters of all handles.
+func (t *tx) readFilters() error {
+	t.texts = map[uint64]string{}
+	for id := range t.filters {
+		rules, err := t.conn.rules(Owner{ID: id}.filterChain())
+		if err != nil {
+			return explain(changedOr(err))
 		}
-		if index, count, text, ok := filterPart(r.UserData); ok {
-			if texts[o.ID] == nil {
-				texts[o.ID] = &filterText{}
+		var f filterText
+		for _, r := range rules {
+			if p, ok := parseFilterPart(r.data); ok && p.handle == id {
+				f.add(p)
 			}
-			texts[o.ID].add(index, count, text)
 		}
+		t.texts[id] = f.String()
 	}
-	filters := make(map[uint64]string, len(texts))
-	for id, f := range texts {
-		filters[id] = f.String()
-	}
-	return filters
+	return t.unchanged()
 }

@@ -10,6 +10,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/opendivert/divert/internal/linux/cursor"
+	"github.com/opendivert/divert/internal/linux/nfnl"
 )
 
 // TestFiltersInUserData puts filters of all lengths together again, from parts in any order.
@@ -24,21 +25,17 @@ func TestFiltersInUserData(t *testing.T) {
 			if len(data) > maxUserData {
 				t.Errorf("%d bytes of userdata", len(data))
 			}
-			owner, ok := parseOwner(data)
-			if owner.Filter = o.Filter; !ok || owner != o {
-				t.Fatalf("owner %+v, %v", owner, ok)
+			p, ok := parseFilterPart(data)
+			if !ok || p.handle != o.ID || p.count != len(parts) {
+				t.Fatalf("part %+v, %v", p, ok)
 			}
-			index, count, text, ok := filterPart(data)
-			if !ok || count != len(parts) {
-				t.Fatalf("part %d of %d, %v", index, count, ok)
-			}
-			f.add(index, count, text)
+			f.add(p)
 		}
 		if f.String() != o.Filter {
 			t.Errorf("%d bytes became %d", n, len(f.String()))
 		}
 	}
-	if _, _, _, ok := filterPart(o.userData()); ok {
+	if _, ok := parseFilterPart(o.userData()); ok {
 		t.Error("an owner is a part of a filter")
 	}
 }
@@ -48,11 +45,11 @@ func FuzzFilterPart(f *testing.F) {
 	f.Add(o.filterParts()[0])
 	f.Add(o.userData())
 	f.Fuzz(func(t *testing.T, data []byte) {
-		if index, count, text, ok := filterPart(data); ok {
+		if p, ok := parseFilterPart(data); ok {
 			var filter filterText
-			filter.add(index, count, text)
-			if filter.String() != text {
-				t.Errorf("%q became %q", text, filter.String())
+			filter.add(p)
+			if filter.String() != p.text {
+				t.Errorf("%q became %q", p.text, filter.String())
 			}
 		}
 	})
@@ -82,7 +79,10 @@ func FuzzObservedMessages(f *testing.F) {
 			fresh: map[uint64]Owner{}, gone: map[uint64]bool{},
 		}
 		const nftables = unix.NFNL_SUBSYS_NFTABLES << 8
-		end := netlink.Message{Header: netlink.Header{Type: nftables | unix.NFT_MSG_NEWGEN}}
+		end := netlink.Message{
+			Header: netlink.Header{Type: nftables | unix.NFT_MSG_NEWGEN},
+			Data:   append(make([]byte, nfgenmsgLen), nfnl.AppendAttr32(nil, unix.NFTA_GEN_ID, 1)...),
+		}
 		open := 0
 		for _, m := range []netlink.Message{
 			{Header: netlink.Header{Type: nftables | unix.NFT_MSG_NEWRULE}, Data: added}, end,

@@ -3,6 +3,7 @@
 package rules
 
 import (
+	"errors"
 	"fmt"
 	"os"
 	"os/exec"
@@ -13,7 +14,6 @@ import (
 	"github.com/google/nftables"
 
 	"github.com/opendivert/divert/internal/lab"
-	"github.com/opendivert/divert/internal/linux/cursor"
 	"github.com/opendivert/divert/internal/linux/netns"
 )
 
@@ -33,7 +33,6 @@ func TestMain(m *testing.M) {
 
 // child opens handles, says so on the standard output, and holds them until its standard input ends.
 func child(ids string) error {
-	lockTimeout = slowLock
 	ns, err := netns.Current()
 	if err != nil {
 		return err
@@ -43,7 +42,7 @@ func child(ids string) error {
 		if err != nil {
 			return err
 		}
-		if _, err := Open(ns, Owner{ID: id, PID: os.Getpid()}, plain); err != nil {
+		if _, err := enter(ns, Owner{ID: id, PID: os.Getpid()}, plain()); err != nil {
 			return err
 		}
 	}
@@ -87,12 +86,23 @@ func startChild(t *testing.T, h *lab.Host, ids ...uint64) *exec.Cmd {
 }
 
 // plain are the rules of a handle for which the interpreter decides. Nobody has bound the queue: packets pass.
-func plain(cursor.Key) ([]Rule, error) {
-	var rules []Rule
+func plain() (rules []Rule) {
 	for _, c := range []Chain{Inbound, InboundFragments, Forward, Outbound} {
 		rules = append(rules, Rule{Chain: c, Program: NoProgram, Action: ToQueue{Num: 0xfff0}})
 	}
-	return rules, nil
+	return rules
+}
+
+// enter opens a handle with its rules.
+func enter(ns *netns.Namespace, o Owner, rules []Rule) (*Entry, error) {
+	e, err := Open(ns, o)
+	if err != nil {
+		return nil, err
+	}
+	if err := e.Install(rules); err != nil {
+		return nil, errors.Join(err, e.Close())
+	}
+	return e, nil
 }
 
 // newHost returns a host on its own, and its namespace.
@@ -139,7 +149,7 @@ func nft(t testing.TB, h *lab.Host, f func(*nftables.Conn) error) {
 // open opens a handle of a priority, which the test closes at its end at the latest.
 func open(t testing.TB, ns *netns.Namespace, id uint64, priority int16) *Entry {
 	t.Helper()
-	e, err := Open(ns, Owner{ID: id, PID: os.Getpid(), Priority: priority}, plain)
+	e, err := enter(ns, Owner{ID: id, PID: os.Getpid(), Priority: priority}, plain())
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -160,23 +170,31 @@ func closeAll(t testing.TB, entries ...*Entry) {
 func comments(t testing.TB, h *lab.Host) (chains [numChains][]string, counters []string) {
 	t.Helper()
 	do(t, h, func() error {
-		now, err := read()
+		now, err := snapshot()
 		if err != nil {
 			return err
 		}
 		for c, rules := range now.rules {
 			for _, r := range rules {
-				text, _ := comment(r.UserData)
-				if o, ok := parseOwner(r.UserData); ok {
+				text, _ := comment(r.data)
+				if o, ok := parseOwner(r.data); ok {
 					text = fmt.Sprintf("handle %x", o.ID)
 				}
 				chains[c] = append(chains[c], text)
 			}
 		}
-		for name := range now.counters {
-			counters = append(counters, name)
+		if !now.table.there {
+			return nil
 		}
-		return nil
+		conn, err := nftables.New()
+		if err != nil {
+			return err
+		}
+		objects, err := conn.GetNamedObjects(table)
+		for _, o := range objects {
+			counters = append(counters, o.(*nftables.NamedObj).Name)
+		}
+		return err
 	})
 	return chains, counters
 }

@@ -3,9 +3,7 @@
 package rules
 
 import (
-	"bytes"
 	"cmp"
-	"encoding/binary"
 	"errors"
 	"os"
 	"slices"
@@ -15,6 +13,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/opendivert/divert/internal/linux/netns"
+	"github.com/opendivert/divert/internal/linux/nfnl"
 )
 
 // Change is a handle that was opened or closed.
@@ -32,6 +31,7 @@ type Observer struct {
 	filters map[uint64]filterText // of handles whose rules are just coming
 	fresh   map[uint64]Owner      // whose rules the transaction that is being read adds
 	gone    map[uint64]bool       // whose rules it removes
+	seen    uint32                // the generation of the rules that was read last
 	checked time.Time
 }
 
@@ -72,29 +72,24 @@ const observeBuffer = 4 << 20
 // Close ends Next with os.ErrClosed.
 func (o *Observer) Close() error { return o.conn.Close() }
 
-// read makes what stands in the table what is known, and returns the living handles, the oldest first.
+// read makes what stands in the table what is known, and returns the living handles, the oldest first. What it has
+// read is not told again by the messages about it, which are still to come.
 func (o *Observer) read() ([]Owner, error) {
-	t, err := readLocked()
+	t, err := snapshot()
 	if err != nil {
 		return nil, err
 	}
 	clear(o.known)
 	clear(o.numbers)
+	o.seen = t.generation
 	for _, r := range t.rules[Handles] {
-		if owner, ok := parseOwner(r.UserData); ok {
-			if _, _, _, part := filterPart(r.UserData); !part {
-				o.numbers[r.Handle] = owner.ID
-			}
+		if owner, ok := parseOwner(r.data); ok && !owner.Opening {
+			o.numbers[r.number] = owner.ID
 		}
 	}
-	filters := t.filters()
-	var open []Owner
-	for _, owner := range t.owners() {
-		if owner.alive() {
-			owner.Filter = filters[owner.ID]
-			o.known[owner.ID] = owner
-			open = append(open, owner)
-		}
+	open, _ := t.sort()
+	for _, owner := range open {
+		o.known[owner.ID] = owner
 	}
 	sortByAge(open)
 	return open, nil
@@ -128,7 +123,38 @@ func (o *Observer) Next() ([]Change, error) {
 	for _, m := range messages {
 		changes = append(changes, o.message(m)...)
 	}
-	return changes, nil
+	return changes, o.identify(changes)
+}
+
+// identify fills in the processes of handles that have been opened.
+func (o *Observer) identify(changes []Change) error {
+	var opened []*Owner
+	for i := range changes {
+		if !changes[i].Closed {
+			opened = append(opened, &changes[i].Owner)
+		}
+	}
+	if len(opened) == 0 {
+		return nil
+	}
+	err := o.ns.Do(func() error { identify(opened); return nil })
+	for i := range changes {
+		c := &changes[i]
+		if c.Closed {
+			continue
+		}
+		if k, still := o.known[c.ID]; still {
+			k.Process = c.Process
+			o.known[c.ID] = k
+			continue
+		}
+		for j := range changes[i:] { // closed already
+			if later := &changes[i+j]; later.ID == c.ID {
+				later.Process = c.Process
+			}
+		}
+	}
+	return err
 }
 
 // closed names the error of a closed connection.
@@ -142,8 +168,10 @@ func closed(err error) error {
 // dead returns the handles whose process has ended without closing them, and removes their rules.
 func (o *Observer) dead() (changes []Change) {
 	_ = o.ns.Do(func() error {
+		l := census()
+		defer l.close()
 		for id, owner := range o.known {
-			if !owner.alive() {
+			if !l.alive(owner) {
 				changes = append(changes, Change{owner, true})
 				delete(o.known, id)
 			}
@@ -187,72 +215,59 @@ func (o *Observer) catchUp() (changes []Change, err error) {
 // number of the new generation.
 func (o *Observer) message(m netlink.Message) []Change {
 	const subsystem = unix.NFNL_SUBSYS_NFTABLES << 8
+	if len(m.Data) < nfgenmsgLen {
+		return nil
+	}
+	attributes := nfnl.Attrs(m.Data[nfgenmsgLen:])
 	switch m.Header.Type {
 	case subsystem | unix.NFT_MSG_NEWRULE:
-		if r, ok := parseRule(m.Data); ok {
+		if r, ok := o.registered(&m); ok {
 			o.added(&r)
 		}
 	case subsystem | unix.NFT_MSG_DELRULE:
-		if r, ok := parseRule(m.Data); ok {
+		if r, ok := o.registered(&m); ok {
 			if id, ok := o.numbers[r.number]; ok {
 				delete(o.numbers, r.number)
 				o.gone[id] = true
 			}
 		}
 	case subsystem | unix.NFT_MSG_NEWGEN:
+		for attributes.Next() {
+			if attributes.Type == unix.NFTA_GEN_ID && int32(attributes.Uint32()-o.seen) <= 0 {
+				o.forget() // of before the table was read
+				return nil
+			}
+		}
 		return o.commit()
 	}
 	return nil
 }
 
-// observedRule is a rule of the chain "handles" in a message.
-type observedRule struct {
-	number   uint64
-	userData []byte
-}
-
-// parseRule reads a rule, if it is one of the chain "handles".
-func parseRule(data []byte) (r observedRule, ok bool) {
-	const nfgenmsg = 4
-	if len(data) < nfgenmsg || data[0] != unix.NFPROTO_INET {
+// registered returns the rule of a message if it is one of the registry: of the chain "handles", or a part of a filter.
+func (o *Observer) registered(m *netlink.Message) (r rule, ok bool) {
+	if m.Data[0] != unix.NFPROTO_INET {
 		return r, false
 	}
-	attributes, err := netlink.UnmarshalAttributes(data[nfgenmsg:])
-	if err != nil {
+	table, chain, r := parseRule(nfnl.Attrs(m.Data[nfgenmsgLen:]))
+	if table != tableName {
 		return r, false
 	}
-	var inTable, inChain bool
-	for _, a := range attributes {
-		switch a.Type {
-		case unix.NFTA_RULE_TABLE:
-			inTable = string(bytes.TrimRight(a.Data, "\x00")) == tableName
-		case unix.NFTA_RULE_CHAIN:
-			inChain = string(bytes.TrimRight(a.Data, "\x00")) == chains[Handles].name
-		case unix.NFTA_RULE_HANDLE:
-			if len(a.Data) == 8 {
-				r.number = binary.BigEndian.Uint64(a.Data)
-			}
-		case unix.NFTA_RULE_USERDATA:
-			r.userData = a.Data
-		}
-	}
-	return r, inTable && inChain
+	_, filter := filterChainOf(chain)
+	return r, filter || chain == chains[Handles].name
 }
 
 // added takes in a new rule.
-func (o *Observer) added(r *observedRule) {
-	owner, ok := parseOwner(r.userData)
-	if !ok {
+func (o *Observer) added(r *rule) {
+	if p, ok := parseFilterPart(r.data); ok {
+		f := o.filters[p.handle]
+		f.add(p)
+		o.filters[p.handle] = f
 		return
 	}
-	if index, count, text, ok := filterPart(r.userData); ok {
-		f := o.filters[owner.ID]
-		f.add(index, count, text)
-		o.filters[owner.ID] = f
-		return
+	if owner, ok := parseOwner(r.data); ok && !owner.Opening {
+		o.numbers[r.number] = owner.ID
+		o.fresh[owner.ID] = owner
 	}
-	o.numbers[r.number] = owner.ID
-	o.fresh[owner.ID] = owner
 }
 
 // commit returns what the transaction has changed. A handle whose rules were exchanged stays open.

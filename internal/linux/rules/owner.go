@@ -4,19 +4,16 @@ package rules
 
 import (
 	"bytes"
-	"errors"
 	"fmt"
-	"net"
-	"time"
 
 	"github.com/google/nftables/userdata"
-	"golang.org/x/sys/unix"
 
 	"github.com/opendivert/divert/internal/linux/cursor"
 )
 
 // Owner is the handle that a rule belongs to. It stands in each of its rules as a comment, so that
-// `nft list ruleset` shows it too.
+// `nft list ruleset` shows it too. Whoever may change rules can write such a comment: it is a claim, which token and
+// process check against what the kernel says.
 type Owner struct {
 	ID       uint64 // random, names the handle
 	PID      int    // in the pid namespace of the process itself
@@ -25,14 +22,26 @@ type Owner struct {
 	Priority int16
 	Layer    uint8
 	Flags    uint64
-	Filter   string // what REFLECT tells of the handle's filter; in rules of its own, see filterParts
+	Queue    uint16 // of the token
+	Port     uint32 // of the token's socket
+	Opening  bool   // the key is reserved, the rules are still to come
+
+	Filter  string // what REFLECT tells of the handle's filter; in rules of its own, see filterParts
+	Process int    // the process as the caller's pid namespace numbers it, 0 if it cannot be told for certain; see identify
 }
 
-const ownerFormat = "divert handle=%x pid=%d opened=%d key=%d priority=%d layer=%d flags=%d"
+const (
+	ownerFormat   = "divert handle=%x pid=%d opened=%d key=%d priority=%d layer=%d flags=%d queue=%d port=%d"
+	openingSuffix = " opening"
+)
 
 // comment returns the owner as the comment of a rule.
 func (o Owner) comment() string {
-	return fmt.Sprintf(ownerFormat, o.ID, o.PID, o.Opened, o.Key, o.Priority, o.Layer, o.Flags)
+	text := fmt.Sprintf(ownerFormat, o.ID, o.PID, o.Opened, o.Key, o.Priority, o.Layer, o.Flags, o.Queue, o.Port)
+	if o.Opening {
+		text += openingSuffix
+	}
+	return text
 }
 
 // userData returns the owner as userdata of a rule.
@@ -48,7 +57,8 @@ func parseOwner(data []byte) (Owner, bool) {
 		return Owner{}, false
 	}
 	var o Owner
-	_, err := fmt.Sscanf(text, ownerFormat, &o.ID, &o.PID, &o.Opened, &o.Key, &o.Priority, &o.Layer, &o.Flags)
+	_, err := fmt.Sscanf(text, ownerFormat, &o.ID, &o.PID, &o.Opened, &o.Key, &o.Priority, &o.Layer, &o.Flags, &o.Queue, &o.Port)
+	o.Opening = len(text) > len(openingSuffix) && text[len(text)-len(openingSuffix):] == openingSuffix
 	if err != nil || o.comment() != text || o.Key != cursor.NewKey(o.Priority, o.Key.Sub()) {
 		return Owner{}, false
 	}
@@ -64,57 +74,4 @@ func comment(data []byte) (text string, ok bool) {
 	}
 	value, _ = bytes.CutSuffix(value, []byte{0})
 	return string(value), true
-}
-
-// token is an abstract unix socket: a name of the network namespace that one process can hold at a time
-// and that ends with it.
-type token struct{ conn *net.UnixConn }
-
-// tokenName is the socket that tells that a handle is alive.
-func tokenName(id uint64) string { return fmt.Sprintf("@divert/handle/%x", id) }
-
-// lockName is the socket that whoever changes the table holds meanwhile.
-const lockName = "@divert/lock"
-
-// hold takes the name in the namespace of the calling thread, or fails with unix.EADDRINUSE.
-func hold(name string) (*token, error) {
-	conn, err := net.ListenUnixgram("unixgram", &net.UnixAddr{Name: name, Net: "unixgram"})
-	if err != nil {
-		return nil, err
-	}
-	return &token{conn}, nil
-}
-
-// release gives the name back.
-func (t *token) release() { t.conn.Close() }
-
-// lockTimeout is how long a change waits for another process's change, which takes milliseconds. Tests
-// wait less.
-var lockTimeout = 10 * time.Second
-
-// ErrBusy means that another process has been changing the table for too long.
-var ErrBusy = errors.New("another process has held the lock of the divert table (abstract socket " + lockName + ") for 10 seconds; see who with `ss -xlp`")
-
-// lock waits for the right to change the table.
-func lock() (*token, error) {
-	for start, pause := time.Now(), 100*time.Microsecond; ; pause = min(2*pause, 5*time.Millisecond) {
-		t, err := hold(lockName)
-		if !errors.Is(err, unix.EADDRINUSE) {
-			return t, err
-		}
-		if time.Since(start) > lockTimeout {
-			return nil, ErrBusy
-		}
-		time.Sleep(pause)
-	}
-}
-
-// alive reports whether somebody holds the handle's token. When in doubt a handle counts as alive.
-func (o Owner) alive() bool {
-	fd, err := unix.Socket(unix.AF_UNIX, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
-	if err != nil {
-		return true
-	}
-	defer unix.Close(fd)
-	return !errors.Is(unix.Connect(fd, &unix.SockaddrUnix{Name: tokenName(o.ID)}), unix.ECONNREFUSED)
 }

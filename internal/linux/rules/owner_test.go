@@ -7,7 +7,6 @@ import (
 	"math"
 	"testing"
 
-	"github.com/google/nftables"
 	"github.com/google/nftables/userdata"
 
 	"github.com/opendivert/divert/internal/linux/cursor"
@@ -16,10 +15,11 @@ import (
 // owners are handles whose comments are as short and as long as comments get.
 var owners = []Owner{
 	{Key: cursor.NewKey(0, 0)},
-	{ID: 0xabc, PID: 4711, Opened: 1e9, Key: cursor.NewKey(-1, 7), Priority: -1, Layer: 1, Flags: 5},
+	{ID: 0xabc, PID: 4711, Opened: 1e9, Queue: 40000, Port: 4712, Opening: true, Key: cursor.NewKey(-1, 7), Priority: -1, Layer: 1, Flags: 5},
 	{
 		ID: math.MaxUint64, PID: math.MaxInt32, Opened: math.MaxInt64,
 		Key: cursor.NewKey(30000, 255), Priority: 30000, Layer: 255, Flags: math.MaxUint64,
+		Queue: math.MaxUint16, Port: math.MaxUint32, Opening: true,
 	},
 	{ID: 1, PID: math.MinInt32, Opened: math.MinInt64, Key: cursor.NewKey(-30000, 0), Priority: -30000},
 }
@@ -43,7 +43,7 @@ func TestOwnerInUserData(t *testing.T) {
 
 func TestNoOwner(t *testing.T) {
 	text := func(s string) []byte { return userdata.AppendString(nil, userdata.TypeComment, s) }
-	const good = "divert handle=1 pid=2 opened=3 key=7680000 priority=0 layer=0 flags=0"
+	const good = "divert handle=1 pid=2 opened=3 key=7680000 priority=0 layer=0 flags=0 queue=32768 port=5"
 	if _, ok := parseOwner(text(good)); !ok {
 		t.Fatal("the pattern of the rows is no owner")
 	}
@@ -61,11 +61,13 @@ func TestNoOwner(t *testing.T) {
 		{"an empty comment", text("")},
 		{"cut", text(good[:len(good)-2])},
 		{"more behind it", text(good + " x")},
-		{"a sign", text("divert handle=1 pid=+2 opened=3 key=7680000 priority=0 layer=0 flags=0")},
-		{"a zero in front", text("divert handle=01 pid=2 opened=3 key=7680000 priority=0 layer=0 flags=0")},
-		{"a key of another priority", text("divert handle=1 pid=2 opened=3 key=7680000 priority=1 layer=0 flags=0")},
-		{"a key of more than 24 bits", text("divert handle=1 pid=2 opened=3 key=4294967295 priority=0 layer=0 flags=0")},
-		{"a layer of more than 8 bits", text("divert handle=1 pid=2 opened=3 key=7680000 priority=0 layer=256 flags=0")},
+		{"a sign", text("divert handle=1 pid=+2 opened=3 key=7680000 priority=0 layer=0 flags=0 queue=32768 port=5")},
+		{"a zero in front", text("divert handle=01 pid=2 opened=3 key=7680000 priority=0 layer=0 flags=0 queue=32768 port=5")},
+		{"a key of another priority", text("divert handle=1 pid=2 opened=3 key=7680000 priority=1 layer=0 flags=0 queue=32768 port=5")},
+		{"a key of more than 24 bits", text("divert handle=1 pid=2 opened=3 key=4294967295 priority=0 layer=0 flags=0 queue=32768 port=5")},
+		{"a layer of more than 8 bits", text("divert handle=1 pid=2 opened=3 key=7680000 priority=0 layer=256 flags=0 queue=32768 port=5")},
+		{"a queue of more than 16 bits", text("divert handle=1 pid=2 opened=3 key=7680000 priority=0 layer=0 flags=0 queue=65536 port=5")},
+		{"opening twice", text(good + openingSuffix + openingSuffix)},
 		{"another type of entry", userdata.AppendString(nil, 1, good)},
 	}
 	for _, row := range rows {
@@ -131,7 +133,7 @@ func TestKeys(t *testing.T) {
 			var x tx
 			add := func(priority int16, sub int) {
 				o := Owner{ID: uint64(priority)<<32 | uint64(sub), Priority: priority, Key: cursor.NewKey(priority, uint8(sub))}
-				x.rules[Handles] = append(x.rules[Handles], &nftables.Rule{UserData: o.userData()})
+				x.rules[Handles] = append(x.rules[Handles], rule{data: o.userData()})
 			}
 			for _, sub := range row.taken {
 				add(priority, sub)

@@ -11,8 +11,8 @@ import (
 	"strings"
 	"sync"
 	"sync/atomic"
+	"time"
 
-	"github.com/google/nftables"
 	"github.com/google/nftables/expr"
 	"golang.org/x/sys/unix"
 
@@ -26,9 +26,7 @@ type Entry struct {
 	Owner
 	ns    *netns.Namespace
 	token *token
-	rules atomic.Int32   // how many stand in the table for it; it changes while the table is locked
-	below atomic.Uint32  // the chains in which other handles stand below this one
-	work  sync.WaitGroup // answer
+	rules atomic.Int32 // how many stand in the table for it; it changes under the namespace's mutex
 }
 
 // ErrCrowded means that 256 handles of the same priority are open.
@@ -37,250 +35,324 @@ var ErrCrowded = fmt.Errorf("%d handles of this priority are open already; choos
 // ErrGone means that another program has taken the handle's rules away, as `nft flush ruleset` does.
 var ErrGone = errors.New("another program has removed the handle's rules from the nftables table inet " + tableName)
 
-// Open enters a handle into the table of the namespace and removes what dead ones left. It chooses the
-// handle's key by its priority, the newest among equals the highest, and asks make for the rules
-// with that key. From its return on, the rules work. The namespace must outlive the entry.
-func Open(ns *netns.Namespace, o Owner, make func(cursor.Key) ([]Rule, error)) (*Entry, error) {
+// busyTimeout is how long a change is tried again because others change rules of the namespace all the time. Tests
+// wait less.
+var busyTimeout = 10 * time.Second
+
+// ErrBusy means that others have changed rules of the namespace for so long that a change of ours found no moment.
+var ErrBusy = errors.New("other programs change the nftables rules of this network all the time, and each change has " +
+	"to be made on rules that stand still; `nft monitor` shows who does; try again when they are done")
+
+// Open reserves a place in the table of the namespace for a handle, and removes what dead handles left. It chooses
+// the handle's key by its priority, the newest among equals the highest. No rule leads packets to the handle until
+// Install. The namespace must outlive the entry. Close the entry also if Install fails.
+func Open(ns *netns.Namespace, o Owner) (*Entry, error) {
 	e := &Entry{Owner: o, ns: ns}
-	err := ns.Do(func() error {
-		var above []uint64
-		err := change(func(t *tx) (err error) {
+	err := ns.Do(func() (err error) {
+		if e.token, err = newToken(o.ID); err != nil {
+			return err
+		}
+		e.Queue, e.Port = e.token.Num(), e.token.port
+		return change(ns, (*tx).bury, (*tx).usable, func(t *tx) (err error) {
+			t.remove(func(o Owner) bool { return o.ID == e.ID }) // of a try whose answer was lost
 			if e.Key, err = t.newKey(o.Priority); err != nil {
 				return err
 			}
-			rules, err := make(e.Key)
-			if err != nil {
-				return err
-			}
-			if e.token, err = hold(tokenName(o.ID)); err != nil {
-				return err
-			}
-			e.lookBelow(t)
-			above = t.above(e.Owner, chainsOf(rules))
-			return e.enter(t, rules)
+			t.reserve(e.Owner)
+			return nil
 		})
-		if err == nil {
-			tell(above, true)
-		}
-		return err
 	})
 	if err != nil {
-		if e.token != nil {
-			e.token.release()
-		}
+		e.release()
 		return nil, err
 	}
-	e.work.Go(e.answer)
 	return e, nil
 }
 
-// enter adds the handle's rules to a change of the table.
-func (e *Entry) enter(t *tx, rules []Rule) error {
-	n, err := t.enter(e.Owner, rules)
-	e.rules.Store(int32(n))
-	return err
+// release gives the token back.
+func (e *Entry) release() {
+	if e.token != nil {
+		e.token.Close()
+		e.token = nil
+		own.leave(e.ID)
+	}
+}
+
+// Install makes the handle's rules stand in the table. From its return on they work, and others see the handle. What
+// no rule has asked for yet may be opened and loaded between Open and Install: nobody waits for it.
+func (e *Entry) Install(rules []Rule) error {
+	return e.change(func(t *tx) error {
+		if err := t.usable(); err != nil {
+			return err
+		}
+		if len(t.remove(e.is)) == 0 {
+			return ErrGone // and its key may be another handle's by now
+		}
+		e.rules.Store(int32(t.enter(e.Owner, rules)))
+		return nil
+	})
 }
 
 // Replace swaps the handle's rules for others in one transaction: each packet meets either the old ones or
 // the new ones. The handle keeps its place. Where others have removed the handle's rules its place may be
 // taken, so the answer is ErrGone, unless it wants no rules anyway.
 func (e *Entry) Replace(rules []Rule) error {
-	return e.ns.Do(func() error {
-		return change(func(t *tx) (err error) {
-			removed := t.remove(func(o Owner) bool { return o.ID == e.ID })
-			switch {
-			case len(removed) > 0:
-				return e.enter(t, rules)
-			case len(rules) > 0:
-				return ErrGone
-			}
-			return nil
-		})
+	return e.change(func(t *tx) error {
+		removed := t.remove(e.is)
+		switch {
+		case len(removed) > 0:
+			e.rules.Store(int32(t.enter(e.Owner, rules)))
+		case len(rules) > 0:
+			return ErrGone
+		}
+		return nil
 	})
 }
 
 // Close takes the handle's rules out of the table, and the table away if it was the last.
 func (e *Entry) Close() error {
-	err := e.ns.Do(func() error {
-		var above []uint64
-		err := change(func(t *tx) error {
-			above = t.above(e.Owner, t.places(e.Owner))
-			t.bury(func(o Owner) bool { return o.ID == e.ID })
-			return nil
-		})
-		if err == nil {
-			tell(above, false)
-		}
-		return err
-	})
-	e.token.release()
-	e.work.Wait()
+	err := e.change(func(t *tx) error { return t.takeAway(e.is) })
+	e.release()
 	return err
+}
+
+// is reports whether a rule's owner is this handle.
+func (e *Entry) is(o Owner) bool { return o.ID == e.ID }
+
+// change changes the table and removes the dead.
+func (e *Entry) change(f func(*tx) error) error {
+	return e.ns.Do(func() error { return change(e.ns, (*tx).bury, f) })
 }
 
 // Matched returns how many packets the rules of the handle have led to their action, since it was opened. It
 // fails with ErrGone where others have removed the counter.
 func (e *Entry) Matched() (n uint64, err error) {
 	err = e.ns.Do(func() error {
-		conn, err := nftables.New()
+		c, err := dial()
 		if err != nil {
 			return err
 		}
-		obj, err := conn.GetObject(counterObject(e.Owner))
-		if err != nil {
-			// The library does not tell what the kernel answered.
-			if t, failed := readLocked(); failed == nil && !t.counters[e.counter()] {
-				return ErrGone
-			}
-			return explain(err)
+		defer c.Close()
+		if n, err = c.counter(e.counter()); errors.Is(err, unix.ENOENT) {
+			return ErrGone
 		}
-		named, ok := obj.(*nftables.NamedObj)
-		if !ok {
-			return fmt.Errorf("read the counter of a handle: a %T", obj)
-		}
-		c, ok := named.Obj.(*expr.Counter)
-		if !ok {
-			return fmt.Errorf("read the counter of a handle: a %T", named.Obj)
-		}
-		n = c.Packets
-		return nil
+		return explain(err)
 	})
 	return n, err
 }
 
 // Sweep removes the rules of dead handles, and the table if none is left.
 func Sweep(ns *netns.Namespace) error {
-	return ns.Do(func() error { return change(func(*tx) error { return nil }) })
+	return ns.Do(func() error { return change(ns, (*tx).bury) })
 }
 
 // Dead returns the handles that have rules in the namespace and no process any more.
 func Dead(ns *netns.Namespace) (owners []Owner, err error) {
-	err = ns.Do(func() error {
-		t, err := readLocked()
-		if err != nil {
-			return err
-		}
-		owners = slices.DeleteFunc(t.owners(), Owner.alive)
-		return nil
-	})
+	_, owners, err = look(ns)
 	return owners, err
 }
 
 // List returns the living handles of the namespace, the highest key first.
 func List(ns *netns.Namespace) (owners []Owner, err error) {
-	err = ns.Do(func() error {
-		t, err := readLocked()
-		if err != nil {
-			return err
-		}
-		filters := t.filters()
-		for _, o := range t.owners() {
-			if o.alive() {
-				o.Filter = filters[o.ID]
-				owners = append(owners, o)
-			}
-		}
-		return nil
-	})
+	owners, _, err = look(ns)
 	return owners, err
 }
 
-// tx is a change of the table: what was read, and the commands gathered since.
-type tx struct {
-	conn     *nftables.Conn
-	exists   bool
-	chains   [numChains]bool // which exist
-	rules    [numChains][]*nftables.Rule
-	counters map[string]bool // the names of the handles' counters
-	fresh    bool            // commands were gathered
+// look reads which handles of the namespace are alive, with their filters and processes, and which are dead.
+func look(ns *netns.Namespace) (alive, dead []Owner, err error) {
+	err = ns.Do(func() error {
+		t, err := snapshot()
+		if err != nil {
+			return err
+		}
+		alive, dead = t.sort()
+		return nil
+	})
+	return alive, dead, err
 }
 
-// change reads the table under the lock, removes the dead, lets f add its part, and commits all at once.
-func change(f func(*tx) error) error {
-	l, err := lock()
-	if err != nil {
-		return err
+// sort sorts the handles into the living, with their processes, and the dead, each the highest key first.
+func (t *tx) sort() (alive, dead []Owner) {
+	l := census()
+	defer l.close()
+	for _, o := range t.owners() {
+		switch {
+		case !l.alive(o):
+			dead = append(dead, o)
+		case !o.Opening:
+			o.Filter = t.texts[o.ID]
+			alive = append(alive, o)
+		}
 	}
-	defer l.release()
+	identify(pointers(alive))
+	return alive, dead
+}
+
+func pointers(owners []Owner) (ps []*Owner) {
+	for i := range owners {
+		ps = append(ps, &owners[i])
+	}
+	return ps
+}
+
+// tx is a change of the table: what was read, and what is to be different. The lists of rules are those after the
+// change; commands makes the commands that lead to them.
+type tx struct {
+	conn       *conn
+	generation uint32
+	table      tableState
+	chains     [numChains]bool // which exist, or will
+	rules      [numChains][]rule
+	filters    map[uint64]bool   // handles that have a chain with their filter
+	texts      map[uint64]string // the filters, where they have been read
+	foreign    []string          // what another program has made of the table, in words
+	batch      batch
+}
+
+// mutexes serialise the changes that this process makes in a namespace, which would else only make each other
+// repeat their work. Namespaces may share one.
+var mutexes [64]sync.Mutex
+
+func mutexOf(ns *netns.Namespace) *sync.Mutex { return &mutexes[ns.Inode()%uint64(len(mutexes))] }
+
+// change reads the table, lets each of fs add its part, and commits all at once, on a thread of the namespace. Where
+// others have changed rules meanwhile it does so again: the fs may run several times, each time on a table as it is.
+func change(ns *netns.Namespace, fs ...func(*tx) error) error {
+	mu := mutexOf(ns)
+	mu.Lock()
+	defer mu.Unlock()
+	for start := time.Now(); ; {
+		err := attempt(fs)
+		switch {
+		case !again(err):
+			return err
+		case time.Since(start) > busyTimeout:
+			return fmt.Errorf("%w (tried for %v, at last: %w)", ErrBusy, busyTimeout, err)
+		}
+	}
+}
+
+// again reports whether an error may be another at the next try.
+func again(err error) bool { return errors.Is(err, errChanged) || errors.Is(err, unix.ENOBUFS) }
+
+// attempt is one try of a change.
+func attempt(fs []func(*tx) error) error {
 	t, err := read()
 	if err != nil {
 		return err
 	}
-	t.bury(func(o Owner) bool { return !o.alive() })
-	if err := f(t); err != nil {
-		return err
-	}
-	if t.fresh {
-		if err := t.conn.Flush(); err != nil {
-			_ = t.fold() // the chains may have been made for nothing
-			return explain(err)
+	defer t.conn.Close()
+	for _, f := range fs {
+		if err := f(t); err != nil {
+			return err
 		}
 	}
-	return t.fold()
+	t.fold()
+	t.commands()
+	return explain(t.conn.commit(&t.batch, t.generation))
 }
 
-// explain names what a refused transaction most often means.
+// explain names what a refused request most often means.
 func explain(err error) error {
 	switch {
+	case err == nil, again(err):
+		return err
 	case errors.Is(err, unix.EPERM):
 		return fmt.Errorf("change nftables rules: %w (needs CAP_NET_ADMIN)", err)
-	case errors.Is(err, unix.ENOENT), errors.Is(err, unix.EOPNOTSUPP), errors.Is(err, unix.EPROTONOSUPPORT):
-		return fmt.Errorf("change nftables rules: %w (the kernel lacks nf_tables, nft_compat, xt_NFQUEUE, xt_bpf, nft_fib_inet or nft_tproxy, see `divert doctor`; or another program has changed the table inet "+tableName+")", err)
+	case errors.Is(err, unix.ENOENT), errors.Is(err, unix.EOPNOTSUPP), errors.Is(err, unix.EPROTONOSUPPORT), errors.Is(err, unix.EAFNOSUPPORT):
+		return fmt.Errorf("change nftables rules: %w (the kernel lacks nf_tables, nft_compat, xt_NFQUEUE, xt_bpf, nft_fib_inet or nft_tproxy: see `divert doctor`)", err)
 	}
 	return fmt.Errorf("change nftables rules: %w", err)
 }
 
-// readLocked reads the table while nobody changes it.
-func readLocked() (*tx, error) {
-	l, err := lock()
-	if err != nil {
-		return nil, err
+// snapshot reads the table, with the filters of the handles, as it was at one moment.
+func snapshot() (*tx, error) {
+	for start := time.Now(); ; {
+		t, err := read()
+		if err == nil {
+			err = t.readFilters()
+			t.conn.Close()
+		}
+		switch {
+		case err == nil:
+			return t, nil
+		case !again(err):
+			return nil, err
+		case time.Since(start) > busyTimeout:
+			return nil, fmt.Errorf("%w (tried for %v, at last: %w)", ErrBusy, busyTimeout, err)
+		}
 	}
-	defer l.release()
-	return read()
 }
 
-// read reads the table.
+// read reads the table, and fails with errChanged if it was changed meanwhile. The filters of the handles are
+// left out: they are most of it.
 func read() (*tx, error) {
-	conn, err := nftables.New()
+	c, err := dial()
 	if err != nil {
 		return nil, err
 	}
-	t := &tx{conn: conn, counters: map[string]bool{}}
-	tables, err := conn.ListTablesOfFamily(nftables.TableFamilyINet)
-	if err != nil {
+	t := &tx{conn: c, filters: map[uint64]bool{}}
+	if err = t.read(); err != nil {
+		c.Close()
 		return nil, explain(err)
 	}
-	t.exists = slices.ContainsFunc(tables, func(t *nftables.Table) bool { return t.Name == tableName })
-	if !t.exists {
-		return t, nil
+	return t, nil
+}
+
+func (t *tx) read() (err error) {
+	if t.generation, err = t.conn.generation(); err != nil {
+		return err
 	}
-	there, err := conn.ListChainsOfTableFamily(nftables.TableFamilyINet)
-	if err != nil {
-		return nil, explain(err)
+	if t.table, err = t.conn.table(); err != nil || !t.table.there {
+		return err
+	}
+	if err = t.conn.eachChain(t.found); err != nil {
+		return err
 	}
 	for c := range numChains {
-		// Somebody else may have taken it away.
-		t.chains[c] = slices.ContainsFunc(there, func(d *nftables.Chain) bool {
-			return d.Table.Name == tableName && d.Name == chains[c].name
-		})
 		if !t.chains[c] {
 			continue
 		}
-		if t.rules[c], err = conn.GetRules(table, c.ref()); err != nil {
-			return nil, explain(err)
+		if t.rules[c], err = t.conn.rules(chains[c].name); err != nil {
+			return changedOr(err)
 		}
 	}
-	objects, err := conn.GetNamedObjects(table)
-	if err != nil {
-		return nil, explain(err)
+	return t.unchanged()
+}
+
+// unchanged fails with errChanged if the generation is another than at the beginning.
+func (t *tx) unchanged() error {
+	now, err := t.conn.generation()
+	if err == nil && now != t.generation {
+		err = errChanged
 	}
-	for _, obj := range objects {
-		if o, ok := obj.(*nftables.NamedObj); ok {
-			t.counters[o.Name] = true
+	return err
+}
+
+// changedOr is for errors about something that was there a moment ago.
+func changedOr(err error) error {
+	if errors.Is(err, unix.ENOENT) {
+		return errChanged
+	}
+	return err
+}
+
+// found takes in a chain of the table.
+func (t *tx) found(s chainState) {
+	for c := range numChains {
+		if s.name == chains[c].name {
+			t.chains[c] = true
+			if wrong := c.differs(s); wrong != "" {
+				t.foreign = append(t.foreign, wrong)
+			}
+			return
 		}
 	}
-	return t, nil
+	if id, ok := filterChainOf(s.name); ok && !s.hooked {
+		t.filters[id] = true
+		return
+	}
+	t.foreign = append(t.foreign, fmt.Sprintf("the chain %q is none of them", s.name))
 }
 
 // owners returns the handles that have rules, the highest key first.
@@ -288,7 +360,7 @@ func (t *tx) owners() []Owner {
 	byID := map[uint64]Owner{}
 	for _, rules := range t.rules {
 		for _, r := range rules {
-			if o, ok := parseOwner(r.UserData); ok {
+			if o, ok := parseOwner(r.data); ok {
 				byID[o.ID] = o
 			}
 		}
@@ -323,8 +395,8 @@ func (t *tx) newKey(priority int16) (cursor.Key, error) {
 func (t *tx) remove(match func(Owner) bool) (removed []Owner) {
 	verdict := map[uint64]bool{}
 	for c := range numChains {
-		t.rules[c] = slices.DeleteFunc(t.rules[c], func(r *nftables.Rule) bool {
-			o, ok := parseOwner(r.UserData)
+		t.rules[c] = slices.DeleteFunc(t.rules[c], func(r rule) bool {
+			o, ok := parseOwner(r.data)
 			if !ok {
 				return false
 			}
@@ -336,9 +408,8 @@ func (t *tx) remove(match func(Owner) bool) (removed []Owner) {
 					removed = append(removed, o)
 				}
 			}
-			if gone {
-				_ = t.conn.DelRule(&nftables.Rule{Table: table, Chain: c.ref(), Handle: r.Handle}) // fails only without a handle number
-				t.fresh = true
+			if gone && r.number != 0 {
+				t.batch.deleteRule(chains[c].name, r.number)
 			}
 			return gone
 		})
@@ -346,14 +417,28 @@ func (t *tx) remove(match func(Owner) bool) (removed []Owner) {
 	return removed
 }
 
-// bury takes away all that belongs to the owners that match.
-func (t *tx) bury(match func(Owner) bool) {
+// takeAway takes away all that belongs to the owners that match.
+func (t *tx) takeAway(match func(Owner) bool) error {
 	for _, o := range t.remove(match) {
-		if t.counters[o.counter()] {
-			t.conn.DeleteObject(counterObject(o))
-			delete(t.counters, o.counter())
+		switch _, err := t.conn.counter(o.counter()); {
+		case err == nil:
+			t.batch.deleteCounter(o.counter())
+		case !errors.Is(err, unix.ENOENT):
+			return explain(err)
+		}
+		if t.filters[o.ID] {
+			t.batch.deleteChain(o.filterChain())
+			delete(t.filters, o.ID)
 		}
 	}
+	return nil
+}
+
+// bury takes away all that belongs to the dead.
+func (t *tx) bury() error {
+	l := census()
+	defer l.close()
+	return t.takeAway(func(o Owner) bool { return !l.alive(o) })
 }
 
 // needs reports whether a handle needs a chain. Packets pay for every chain in their path, so handles that have
@@ -362,139 +447,115 @@ func (o Owner) needs(c Chain) bool {
 	return chains[c].hook == nil || o.Layer == uint8(packet.LayerNetwork) || o.Layer == uint8(packet.LayerForward)
 }
 
-// complete reports whether the chains that a handle needs, and the rules that are nobody's, are there. Somebody
-// may have flushed the table; without those rules packets would keep their cursors.
-func (t *tx) complete(o Owner) bool {
-	for c := range numChains {
-		if !o.needs(c) {
-			continue
-		}
-		if !t.chains[c] {
-			return false
-		}
-		for _, f := range chains[c].fixed {
-			if !t.has(c, f) {
-				return false
-			}
+// reserve adds a rule that reserves the key of a handle that is opening.
+func (t *tx) reserve(o Owner) {
+	t.make(Handles)
+	o.Opening = true
+	t.insert(o, Handles, nil)
+}
+
+// make adds a chain and the rules in it that are nobody's, as far as they are missing: somebody may have flushed the
+// table, and without those rules packets would keep their cursors.
+func (t *tx) make(c Chain) {
+	if !t.table.there {
+		t.batch.newTable()
+		t.table.there = true
+	}
+	if !t.chains[c] {
+		t.batch.newChain(c.definition())
+		t.chains[c] = true
+	}
+	for _, f := range slices.Backward(chains[c].fixed) {
+		r := rule{data: f.userData(), exprs: f.exprs()}
+		switch {
+		case t.has(c, f):
+		case f == closing:
+			t.rules[c] = append(t.rules[c], r)
+		default:
+			t.rules[c] = slices.Insert(t.rules[c], 0, r)
 		}
 	}
-	return t.exists
 }
 
 // has reports whether a fixed rule stands in a chain.
 func (t *tx) has(c Chain, f fixed) bool {
-	return slices.ContainsFunc(t.rules[c], func(r *nftables.Rule) bool { return f.is(r.UserData) })
-}
-
-// create makes what a handle misses of the table, its chains and the rules that are nobody's, and reads them:
-// rules are placed by the numbers that the kernel gives them.
-func (t *tx) create(o Owner) error {
-	t.conn.AddTable(table)
-	for c := range numChains {
-		if !o.needs(c) {
-			continue
-		}
-		t.conn.AddChain(c.definition())
-		for _, f := range chains[c].fixed {
-			r := &nftables.Rule{Table: table, Chain: c.ref(), Exprs: f.exprs(), UserData: f.userData()}
-			switch {
-			case t.has(c, f):
-			case f != closing:
-				t.conn.InsertRule(r)
-			default:
-				t.conn.AddRule(r)
-			}
-		}
-	}
-	if err := t.conn.Flush(); err != nil {
-		return explain(err)
-	}
-	now, err := read()
-	if err != nil {
-		return err
-	}
-	t.exists, t.chains, t.rules, t.counters = true, now.chains, now.rules, now.counters
-	return nil
-}
-
-// counts returns how many rules each handle has.
-func (t *tx) counts() map[uint64]int {
-	n := map[uint64]int{}
-	for _, rules := range t.rules {
-		for _, r := range rules {
-			if o, ok := parseOwner(r.UserData); ok {
-				n[o.ID]++
-			}
-		}
-	}
-	return n
+	return slices.ContainsFunc(t.rules[c], func(r rule) bool { return f.is(r.data) })
 }
 
 // enter adds a handle's rules, each before the first of a lower handle, and returns how many it made.
-func (t *tx) enter(o Owner, rules []Rule) (n int, err error) {
-	if !t.complete(o) {
-		if err := t.create(o); err != nil {
-			return 0, err
+func (t *tx) enter(o Owner, rules []Rule) (n int) {
+	for c := range numChains {
+		if o.needs(c) {
+			t.make(c)
 		}
 	}
+	o.Opening = false
 	n = 1 + len(rules)
 	t.insert(o, Handles, nil)
-	n += t.enterFilter(o)
-	if !t.counters[o.counter()] {
-		t.conn.AddObj(counterObject(o))
-		t.counters[o.counter()] = true
-	}
+	t.enterFilter(o)
+	t.batch.newCounter(o.counter())
 	for _, r := range rules {
 		switch {
 		case r.Chain == Inbound && len(t.rules[Defrag]) == 0:
 			for _, e := range defragRules() {
-				t.conn.AddRule(&nftables.Rule{Table: table, Chain: Defrag.ref(), Exprs: e})
-				t.fresh = true
+				t.rules[Defrag] = append(t.rules[Defrag], rule{exprs: e})
 			}
 		case r.Chain == Outbound && r.Program == NoProgram:
 			// Beside the handle's own rule: every rule of an owner marks the place of its key.
 			t.insert(o, Outbound, passForwarded())
-			t.conn.AddRule(t.rule(o, Forward, markForwarded()))
+			t.rules[Forward] = append(t.rules[Forward], rule{data: o.userData(), exprs: markForwarded()})
 			n += 2
 		}
 		t.insert(o, r.Chain, r.exprs(o))
 	}
-	return n, nil
-}
-
-// rule returns a rule of an owner.
-func (t *tx) rule(o Owner, c Chain, e []expr.Any) *nftables.Rule {
-	t.fresh = true
-	return &nftables.Rule{Table: table, Chain: c.ref(), Exprs: e, UserData: o.userData()}
+	return n
 }
 
 // insert adds a rule where the owner's key belongs.
 func (t *tx) insert(o Owner, c Chain, e []expr.Any) {
-	r := t.rule(o, c, e)
-	for _, other := range t.rules[c] {
-		if p, ok := parseOwner(other.UserData); ok && p.Key < o.Key || closing.is(other.UserData) {
-			r.Position = other.Handle
-			t.conn.InsertRule(r)
-			return
-		}
+	at := slices.IndexFunc(t.rules[c], func(r rule) bool {
+		p, ok := parseOwner(r.data)
+		return ok && p.Key < o.Key || closing.is(r.data)
+	})
+	if at < 0 {
+		at = len(t.rules[c])
 	}
-	t.conn.AddRule(r)
+	t.rules[c] = slices.Insert(t.rules[c], at, rule{data: o.userData(), exprs: e})
 }
 
-// fold takes the table away when no handle is left and no queue of the namespace holds a packet.
-func (t *tx) fold() error {
-	now, err := read()
-	if err != nil || !now.exists || len(now.owners()) > 0 {
-		return err
+// commands adds the commands for the rules that are new: each before the next one that is in the kernel already.
+func (t *tx) commands() {
+	if !t.table.there {
+		return
+	}
+	for c := range numChains {
+		for i := range t.rules[c] {
+			r := &t.rules[c][i]
+			if r.number != 0 {
+				continue
+			}
+			before := uint64(0)
+			if next := slices.IndexFunc(t.rules[c][i:], func(r rule) bool { return r.number != 0 }); next > 0 {
+				before = t.rules[c][i+next].number
+			}
+			t.batch.newRule(chains[c].name, r, before)
+		}
+	}
+}
+
+// fold takes the table away when no handle is left, nobody else has made anything of it, and no queue of the
+// namespace holds a packet.
+func (t *tx) fold() {
+	ours := slices.Contains(t.chains[:], true) && len(t.foreign) == 0 && t.table.flags&flagOwner == 0
+	if !t.table.there || !ours || len(t.owners()) > 0 {
+		return
 	}
 	if waiting, err := packetsWaiting(); err != nil || waiting {
-		return nil // an empty table costs nothing; the next change looks again
+		return // an empty table costs nothing; the next change looks again
 	}
-	now.conn.DelTable(table)
-	if err := now.conn.Flush(); err != nil {
-		return explain(err)
-	}
-	return nil
+	t.batch = batch{}
+	t.batch.deleteTable()
+	t.table.there = false
 }
 
 // packetsWaiting reports whether any queue of the calling thread's namespace holds a packet

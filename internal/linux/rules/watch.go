@@ -3,6 +3,7 @@
 package rules
 
 import (
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -24,8 +25,8 @@ import (
 // handles below do not see them until the rule is gone.
 
 // watchInterval is how often the watch looks: the time that lower handles miss packets after a process with a
-// rule without a program has died, and that passes until a handle learns of its lost rules. A look
-// costs one system call for each handle of another process, and reads the table only after a change.
+// rule without a program has died, and that passes until a handle learns of its lost rules. A look reads the kernel's
+// list of queues if there are handles of other processes, and the table only after a change.
 const watchInterval = 200 * time.Millisecond
 
 // Guard is what stands between an entry and silence: it calls back when the entry's rules are gone.
@@ -42,7 +43,7 @@ type watch struct {
 	changed atomic.Bool
 	stop    chan struct{}
 	ended   sync.WaitGroup
-	foreign []Owner // other processes' handles, as read last
+	foreign []Owner // the handles that this watch does not guard, as read last
 	users   int     // guards that are not closed; under the lock of watches
 
 	mu     sync.Mutex
@@ -157,23 +158,22 @@ func (w *watch) run() {
 		}
 		if w.events == nil || w.changed.Swap(false) {
 			if w.look() != nil {
-				w.changed.Store(true) // the lock is taken for long, or memory is short: again next time
+				w.changed.Store(true) // others change rules all the time, or memory is short: again next time
 			}
 		}
-		for _, o := range w.foreign {
-			if w.dead(o) {
-				_ = Sweep(w.ns) // if it fails, the next look finds the dead one again
-				w.changed.Store(true)
-				break
-			}
+		if len(w.foreign) > 0 && w.dead() {
+			_ = Sweep(w.ns) // if it fails, the next look finds the dead one again
+			w.changed.Store(true)
 		}
 	}
 }
 
-// dead reports whether the handle's process has ended.
-func (w *watch) dead(o Owner) (dead bool) {
+// dead reports whether the process of another handle has ended.
+func (w *watch) dead() (dead bool) {
 	_ = w.ns.Do(func() error {
-		dead = !o.alive()
+		l := census()
+		defer l.close()
+		dead = slices.ContainsFunc(w.foreign, func(o Owner) bool { return !l.alive(o) })
 		return nil
 	})
 	return dead
@@ -188,7 +188,7 @@ func (w *watch) look() error {
 			guarded = append(guarded, g)
 		}
 		w.mu.Unlock()
-		t, missing, err := lookFor(guarded)
+		t, missing, err := lookFor(w.ns, guarded)
 		if err != nil {
 			return err
 		}
@@ -208,16 +208,15 @@ func (w *watch) look() error {
 }
 
 // lookFor reads the table and returns the guards of whose handles fewer rules are there than were made. Both counts
-// are of one moment: handles may be changing their rules.
-func lookFor(guarded []*Guard) (t *tx, missing []*Guard, err error) {
-	l, err := lock()
-	if err != nil {
-		return nil, nil, err
-	}
-	defer l.release()
+// are of one moment: handles may be changing their rules, which they do under the mutex.
+func lookFor(ns *netns.Namespace, guarded []*Guard) (t *tx, missing []*Guard, err error) {
+	mu := mutexOf(ns)
+	mu.Lock()
+	defer mu.Unlock()
 	if t, err = read(); err != nil {
 		return nil, nil, err
 	}
+	t.conn.Close()
 	there := t.counts()
 	for _, g := range guarded {
 		if there[g.entry.ID] < int(g.entry.rules.Load()) {
@@ -225,6 +224,19 @@ func lookFor(guarded []*Guard) (t *tx, missing []*Guard, err error) {
 		}
 	}
 	return t, missing, nil
+}
+
+// counts returns how many rules each handle has.
+func (t *tx) counts() map[uint64]int {
+	n := map[uint64]int{}
+	for _, rules := range t.rules {
+		for _, r := range rules {
+			if o, ok := parseOwner(r.data); ok {
+				n[o.ID]++
+			}
+		}
+	}
+	return n
 }
 
 // tell tells a guard's owner that rules are gone, unless the guard has been closed meanwhile.

@@ -1,0 +1,113 @@
+//go:build linux
+
+package rules
+
+import (
+	"fmt"
+	"sync"
+
+	"github.com/opendivert/divert/internal/linux/queue"
+)
+
+// A handle's token tells that the handle is alive: a packet queue that no rule leads to. Only who has CAP_NET_ADMIN in
+// the network namespace can bind a queue, only one socket can have bound it, and the kernel takes it away with its
+// process. The handle's rules name the queue and the port of its socket, and the number of bytes that the queue
+// says it copies is derived from the handle's id, so that the queue of another program is nobody's token.
+
+// token is the token of a handle of this process.
+type token struct {
+	*queue.Queue
+	port uint32
+}
+
+// newToken binds a token in the namespace of the calling thread.
+func newToken(id uint64) (*token, error) {
+	// What somebody else's rule leads here passes.
+	q, err := queue.Open(queue.Options{Snap: tokenSnap(id), FailOpen: true, RcvBuf: 4096})
+	if err != nil {
+		return nil, fmt.Errorf("the handle's sign of life: %w", err)
+	}
+	port, err := q.Port()
+	if err != nil {
+		q.Close()
+		return nil, fmt.Errorf("the handle's sign of life: %w", err)
+	}
+	own.enter(id)
+	return &token{q, port}, nil
+}
+
+// tokenSnap is the number of bytes that the token of a handle copies: none that other programs ask for.
+func tokenSnap(id uint64) int { return 0x100 + int(id%0x7e00) }
+
+// own are the handles of this process: those that are open, and the last that were closed, because an observer may
+// hear of a handle when it is closed already.
+var own ownHandles
+
+type ownHandles struct {
+	mu     sync.Mutex
+	ids    map[uint64]bool
+	recent [1024]uint64 // a ring of ids
+	next   int
+}
+
+func (h *ownHandles) enter(id uint64) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.ids == nil {
+		h.ids = map[uint64]bool{}
+	}
+	h.ids[id] = true
+}
+
+// leave keeps a closed handle for a while.
+func (h *ownHandles) leave(id uint64) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	delete(h.ids, h.recent[h.next])
+	h.recent[h.next] = id
+	h.next = (h.next + 1) % len(h.recent)
+}
+
+func (h *ownHandles) has(id uint64) bool {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return h.ids[id]
+}
+
+// living tells which handles are alive. It belongs to one goroutine on a thread of the namespace.
+type living struct {
+	bound  map[uint16]queue.Binding // nil if it is not to be read
+	prober *queue.Prober            // nil until it is needed
+}
+
+// census begins a look at who is alive. It must come after the owners in question have been read: a token is there
+// before its rules are.
+func census() *living {
+	bound, _ := queue.Bindings() // without it each queue is asked for
+	return &living{bound: bound}
+}
+
+func (l *living) close() {
+	if l.prober != nil {
+		l.prober.Close()
+	}
+}
+
+// alive reports whether a handle's token is there. When in doubt the handle counts as alive.
+func (l *living) alive(o Owner) bool {
+	if b, ok := l.bound[o.Queue]; ok {
+		return b == queue.Binding{Port: o.Port, Snap: tokenSnap(o.ID)}
+	}
+	if l.prober == nil {
+		var err error
+		if l.prober, err = queue.NewProber(); err != nil {
+			return true
+		}
+	}
+	return !l.prober.Free(o.Queue)
+}
+
+// certain reports whether the kernel has said that a handle's token is there, and nobody else's queue.
+func (l *living) certain(o Owner) bool {
+	return l.bound[o.Queue] == queue.Binding{Port: o.Port, Snap: tokenSnap(o.ID)}
+}
