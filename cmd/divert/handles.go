@@ -81,7 +81,7 @@ type jsonHandle struct {
 	Timestamp int64     `json:"timestamp"`
 	Event     string    `json:"event"` // OPEN, CLOSE, KILL
 	Opened    time.Time `json:"opened"`
-	PID       uint32    `json:"pid"`
+	PID       uint32    `json:"pid"` // 0: the kernel does not tell
 	Program   string    `json:"program,omitempty"`
 	Layer     string    `json:"layer"` // of the handle
 	Flags     []string  `json:"flags"`
@@ -113,17 +113,21 @@ func (p *eventPrinter) handle(word string, s style, e *divert.Packet) error {
 	if path == "" {
 		path = "???"
 	}
+	pid := strconv.FormatUint(uint64(d.ProcessID), 10)
+	if d.ProcessID == 0 {
+		pid = "?" // unknownProcess
+	}
 	b := p.buf[:0]
 	if p.verbose {
 		b = p.time(b, e.Addr.Timestamp)
 	}
 	b = p.coloured(b, s, word)
 	if p.quiet {
-		return p.write(fmt.Appendf(b, " pid=%d layer=%v priority=%d filter=%q\n", d.ProcessID, d.Layer, d.Priority, text))
+		return p.write(fmt.Appendf(b, " pid=%s layer=%v priority=%d filter=%q\n", pid, d.Layer, d.Priority, text))
 	}
 	b = append(b, " time="...)
 	b = strconv.AppendFloat(b, float64(d.Timestamp-p.started)*tickLength()/1e9, 'f', 3, 64)
-	b = fmt.Appendf(b, "s pid=%d exe=%s layer=%v flags=%v priority=%d filter=%q\n", d.ProcessID, printable(path), d.Layer, flags, d.Priority, text)
+	b = fmt.Appendf(b, "s pid=%s exe=%s layer=%v flags=%v priority=%d filter=%q\n", pid, printable(path), d.Layer, flags, d.Priority, text)
 	if p.verbose {
 		b = p.coloured(append(b, '\t'), styleProto, "handle")
 		b = fmt.Appendf(b, " event=%v processId=%d layer=%v priority=%d timestamp=%d\n", e.Addr.Event, d.ProcessID, d.Layer, d.Priority, e.Addr.Timestamp)
@@ -150,7 +154,8 @@ func newList(a *app) *cobra.Command {
 		Use:   "list [flags] [FILTER]",
 		Short: "List the handles that are open: who diverts, and with which filter",
 		Long: `List the open handles of all processes in this network, the oldest first. The filter is one of
-the layer reflect: it chooses by processId, layer and priority.`,
+the layer reflect: it chooses by processId, layer and priority. The process id is the one that the kernel
+confirms; where it does not, since the process is of another pid namespace or another user's, it reads "?".`,
 		Example: "  divert list\n  divert list layer == NETWORK and priority > 0\n  divert list --json | jq .filter",
 	}
 	r := newReflector(a, cmd)
@@ -191,50 +196,61 @@ func newKill(a *app) *cobra.Command {
 		Use:   "kill [flags] PID|all",
 		Short: "End the processes that have handles open",
 		Long: `End a process that has handles open in this network, or all of them, at once and for good; the
-traffic that they held flows again. A process without a handle is left alone.`,
+traffic that they held flows again. A process without a handle is left alone, and so is one of which the kernel
+does not confirm that it has one.`,
 		Example: "  divert kill 4711\n  divert kill all",
 	}
 	r := newReflector(a, cmd)
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
-		filter, err := whom(args)
+		only, err := whom(args)
 		if err != nil {
 			return err
 		}
 		var failed []error
-		killed := map[uint32]bool{}
-		err = r.each(cmd.Context(), filter, func(e *divert.Packet) error {
+		asked := map[uint32]bool{}
+		unknown := 0
+		err = r.each(cmd.Context(), nil, func(e *divert.Packet) error {
 			pid := e.Addr.Reflect().ProcessID
-			if killed[pid] {
+			if pid == 0 {
+				unknown++
+			}
+			if pid == 0 || asked[pid] || only != 0 && pid != only {
 				return nil
 			}
-			killed[pid] = true
-			if err := r.printer.handle("KILL", styleBad, e); err != nil {
-				return err
-			}
+			asked[pid] = true
+			r.printer.processes.path(pid) // while it is there
 			if err := killProcess(pid); err != nil {
-				failed = append(failed, fmt.Errorf("kill process %d: %w", pid, err))
+				failed = append(failed, fmt.Errorf("process %d was left alone: %w", pid, err))
+				return nil
 			}
-			return nil
+			return r.printer.handle("KILL", styleBad, e)
 		})
-		if err == nil && len(killed) == 0 && args[0] != "all" {
-			err = fmt.Errorf("process %s has no handle open here", args[0])
+		switch {
+		case err != nil:
+		case unknown > 0 && (only == 0 || !asked[only]):
+			err = fmt.Errorf("whose %d of the open handles are is not known here, so that they were left alone (%s)", unknown, unknownProcess)
+		case only != 0 && !asked[only]:
+			err = fmt.Errorf("process %d has no handle open here", only)
 		}
 		return errors.Join(append(failed, err)...)
 	}
 	return cmd
 }
 
-// whom returns the filter for the processes that an argument names.
-func whom(args []string) ([]string, error) {
+// unknownProcess says why the process of a handle is not known.
+const unknownProcess = "it is of another pid namespace, or to see it takes root's rights"
+
+// whom returns the process that an argument names, 0 for all.
+func whom(args []string) (uint32, error) {
 	if len(args) != 1 {
-		return nil, usagef("kill needs a process id, or all")
+		return 0, usagef("kill needs a process id, or all")
 	}
 	if args[0] == "all" {
-		return nil, nil
+		return 0, nil
 	}
 	pid, err := strconv.ParseUint(args[0], 10, 32)
 	if err != nil || pid == 0 || pid > math.MaxInt32 {
-		return nil, usagef("%q is no process id", args[0])
+		return 0, usagef("%q is no process id", args[0])
 	}
-	return []string{"processId", "==", args[0]}, nil
+	return uint32(pid), nil
 }

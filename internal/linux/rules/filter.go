@@ -111,12 +111,14 @@ func (f *filterText) String() string {
 
 // SetFilter replaces what the registry tells of the handle's filter.
 func (e *Entry) SetFilter(text string) error {
-	return e.change(func(t *tx) error {
-		e.Filter = text
-		if t.filters[e.ID] {
-			t.enterFilter(e.Owner)
-		}
-		return nil // else others have removed the chain
+	return e.ns.Do(func() error {
+		return change(e.ns, func(t *tx) error {
+			e.Filter = text
+			if t.filters[e.ID] {
+				t.enterFilter(e.Owner)
+			}
+			return nil // else others have removed the chain
+		})
 	})
 }
 

@@ -9,6 +9,7 @@ import (
 	"os/exec"
 	"strconv"
 	"strings"
+	"syscall"
 	"testing"
 
 	"github.com/google/nftables"
@@ -57,6 +58,12 @@ func child(ids string) error {
 // startChild starts a child in a host and waits until its handles are open.
 func startChild(t *testing.T, h *lab.Host, ids ...uint64) *exec.Cmd {
 	t.Helper()
+	return startChildWith(t, h, nil, ids...)
+}
+
+// startChildWith is startChild of a process with attributes.
+func startChildWith(t *testing.T, h *lab.Host, attributes *syscall.SysProcAttr, ids ...uint64) *exec.Cmd {
+	t.Helper()
 	self, err := os.Executable()
 	if err != nil {
 		t.Fatal(err)
@@ -64,6 +71,7 @@ func startChild(t *testing.T, h *lab.Host, ids ...uint64) *exec.Cmd {
 	cmd := exec.Command(self)
 	cmd.Env = append(os.Environ(), childEnv+"="+strings.Trim(fmt.Sprint(ids), "[]"))
 	cmd.Stderr = os.Stderr
+	cmd.SysProcAttr = attributes
 	in, err := cmd.StdinPipe()
 	if err != nil {
 		t.Fatal(err)

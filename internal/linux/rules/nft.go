@@ -3,10 +3,11 @@
 package rules
 
 import (
+	"bytes"
 	"encoding/binary"
 	"errors"
 	"fmt"
-	"time"
+	"os"
 
 	"github.com/google/nftables"
 	"github.com/google/nftables/expr"
@@ -34,29 +35,85 @@ const (
 	flagOwner   = 2 // NFT_TABLE_F_OWNER
 )
 
-// answerDeadline bounds the wait for an answer of the kernel, which comes at once if it comes.
-const answerDeadline = 30 * time.Second
+// conn is a socket on which nf_tables of the namespace is read and changed that the calling thread was in when it was
+// opened. It is for one goroutine. Its calls block the thread, because an answer is there as soon as a request is sent.
+type conn struct {
+	fd  int
+	buf []byte // of a datagram
+}
 
-// conn is a socket on which nf_tables of the calling thread's namespace is read and changed.
-type conn struct{ *netlink.Conn }
+const (
+	// receiveBuffer is the receive buffer of a socket, in bytes. Without CAP_NET_ADMIN in the initial user namespace
+	// the kernel may grant less; dumps then come in smaller parts.
+	receiveBuffer = 1 << 20
+	// datagramSize is more than the kernel puts into a datagram of a dump, in bytes (net/netlink/af_netlink.c).
+	datagramSize = 64 << 10
+)
 
-// receiveBuffer is the receive buffer of a socket for requests, in bytes. Without CAP_NET_ADMIN in the initial user
-// namespace the kernel may grant less; dumps then come in smaller parts.
-const receiveBuffer = 1 << 20
+// answerTimeout turns an answer that is lost into an error.
+var answerTimeout = unix.Timeval{Sec: 30}
 
 func dial() (*conn, error) {
-	c, err := netlink.Dial(unix.NETLINK_NETFILTER, nil)
+	fd, err := unix.Socket(unix.AF_NETLINK, unix.SOCK_RAW|unix.SOCK_CLOEXEC, unix.NETLINK_NETFILTER)
 	if err != nil {
-		return nil, err
+		return nil, os.NewSyscallError("socket", err)
 	}
-	_ = c.SetReadBuffer(receiveBuffer)
-	_ = c.SetOption(netlink.CapAcknowledge, true) // an error need not repeat the failed message
-	// The kernel answers at once. The deadline turns a lost answer into an error.
-	if err := c.SetDeadline(time.Now().Add(answerDeadline)); err != nil {
-		c.Close()
-		return nil, err
+	err = errors.Join(
+		unix.Bind(fd, &unix.SockaddrNetlink{Family: unix.AF_NETLINK}),
+		// An error need not repeat the message that failed.
+		unix.SetsockoptInt(fd, unix.SOL_NETLINK, unix.NETLINK_CAP_ACK, 1),
+		unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &answerTimeout),
+	)
+	if err != nil {
+		unix.Close(fd)
+		return nil, fmt.Errorf("open a netfilter socket: %w", err)
 	}
-	return &conn{c}, nil
+	c := &conn{fd: fd, buf: make([]byte, datagramSize)}
+	c.setBuffer(unix.SO_RCVBUFFORCE, unix.SO_RCVBUF, receiveBuffer)
+	return c, nil
+}
+
+// Close closes the socket.
+func (c *conn) Close() error { return unix.Close(c.fd) }
+
+// setBuffer sets a socket buffer past the system's limit where that is allowed, else up to it.
+func (c *conn) setBuffer(force, plain, size int) {
+	if unix.SetsockoptInt(c.fd, unix.SOL_SOCKET, force, size) != nil {
+		_ = unix.SetsockoptInt(c.fd, unix.SOL_SOCKET, plain, size)
+	}
+}
+
+// send sends messages in one datagram.
+func (c *conn) send(messages ...netlink.Message) error {
+	var b []byte
+	for i := range messages {
+		m := &messages[i]
+		m.Header.Length = uint32(unix.SizeofNlMsghdr + nfnl.Align(len(m.Data)))
+		m.Data = append(m.Data, make([]byte, nfnl.Align(len(m.Data))-len(m.Data))...)
+		one, err := m.MarshalBinary()
+		if err != nil {
+			return err
+		}
+		b = append(b, one...)
+	}
+	c.setBuffer(unix.SO_SNDBUFFORCE, unix.SO_SNDBUF, 2*len(b)+receiveBuffer)
+	if err := unix.Sendto(c.fd, b, 0, &unix.SockaddrNetlink{Family: unix.AF_NETLINK}); err != nil {
+		return fmt.Errorf("send %d commands of %d bytes: %w", len(messages), len(b), err)
+	}
+	return nil
+}
+
+// receive receives a datagram.
+func (c *conn) receive() (nfnl.MessageIter, error) {
+	for {
+		n, _, err := unix.Recvfrom(c.fd, c.buf, 0)
+		if err == nil {
+			return nfnl.Messages(c.buf[:n]), nil
+		}
+		if err != unix.EINTR {
+			return nfnl.MessageIter{}, os.NewSyscallError("receive an answer of nf_tables", err)
+		}
+	}
 }
 
 // message returns a message of nf_tables about the table's family.
@@ -73,22 +130,39 @@ func message(kind uint16, flags netlink.HeaderFlags, build func(*netlink.Attribu
 	}, err
 }
 
-// ask sends a request and gives the attributes of each answer to f.
+// ask sends a request and gives the attributes of each answer to f, which keeps none of their memory.
 func (c *conn) ask(kind uint16, flags netlink.HeaderFlags, build func(*netlink.AttributeEncoder), f func(nfnl.AttrIter)) error {
 	m, err := message(kind, flags, build)
-	if err != nil {
-		return err
+	if err == nil {
+		err = c.send(m)
 	}
-	answers, err := c.Execute(m)
-	if err != nil {
-		return err
+	for done := false; err == nil && !done; {
+		var answers nfnl.MessageIter
+		if answers, err = c.receive(); err != nil {
+			break
+		}
+		done, err = take(&answers, f)
+		done = done || flags&netlink.Dump == 0
 	}
-	for _, a := range answers {
-		if len(a.Data) >= nfgenmsgLen {
-			f(nfnl.Attrs(a.Data[nfgenmsgLen:]))
+	return err
+}
+
+// take gives the attributes of each answer in a datagram to f and reports whether a dump has ended.
+func take(answers *nfnl.MessageIter, f func(nfnl.AttrIter)) (done bool, err error) {
+	for answers.Next() {
+		switch answers.Type {
+		case unix.NLMSG_ERROR:
+			return true, answers.Errno()
+		case unix.NLMSG_DONE:
+			if len(answers.Body) < 4 {
+				return true, nil
+			}
+			return true, answers.Errno()
+		default:
+			f(nfnl.Attrs(answers.Body))
 		}
 	}
-	return nil
+	return false, nil
 }
 
 // generation returns the number of the rules' generation in the namespace.
@@ -185,8 +259,12 @@ func text(b []byte) string {
 type rule struct {
 	number uint64 // the kernel's, 0 for a rule that is not in the kernel yet
 	data   []byte // userdata
+	owner  *Owner // nil for a rule that belongs to no handle
 	exprs  []expr.Any
 }
+
+// owned returns a new rule of a handle.
+func owned(o Owner, e []expr.Any) rule { return rule{data: o.userData(), owner: &o, exprs: e} }
 
 // rules returns the rules of a chain, in order.
 func (c *conn) rules(chain string) (rs []rule, err error) {
@@ -213,7 +291,10 @@ func parseRule(a nfnl.AttrIter) (table, chain string, r rule) {
 				r.number = binary.BigEndian.Uint64(a.Data)
 			}
 		case unix.NFTA_RULE_USERDATA:
-			r.data = a.Data
+			r.data = bytes.Clone(a.Data)
+			if o, ok := parseOwner(a.Data); ok {
+				r.owner = &o
+			}
 		}
 	}
 	return table, chain, r
@@ -362,15 +443,13 @@ func (c *conn) commit(b *batch, generation uint32) error {
 	// One answer is asked for, to the last command: one for each could overflow the receive buffer. A command that
 	// fails answers in any case, and first.
 	b.messages[len(b.messages)-1].Header.Flags |= netlink.Acknowledge
-	size := 0
-	for _, m := range b.messages {
-		size += unix.SizeofNlMsghdr + nfnl.Align(len(m.Data))
+	if err := c.send(frame(b.messages, generation)...); err != nil {
+		return err
 	}
-	_ = c.SetWriteBuffer(2*size + receiveBuffer)
-	if _, err := c.SendMessages(frame(b.messages, generation)); err != nil {
-		return fmt.Errorf("%d commands of %d bytes: %w", len(b.messages), size, err)
+	answers, err := c.receive()
+	if err == nil {
+		_, err = take(&answers, func(nfnl.AttrIter) {})
 	}
-	_, err := c.Receive()
 	if errors.Is(err, unix.ERESTART) {
 		return errChanged
 	}

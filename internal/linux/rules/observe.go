@@ -83,8 +83,8 @@ func (o *Observer) read() ([]Owner, error) {
 	clear(o.numbers)
 	o.seen = t.generation
 	for _, r := range t.rules[Handles] {
-		if owner, ok := parseOwner(r.data); ok && !owner.Opening {
-			o.numbers[r.number] = owner.ID
+		if r.owner != nil && !r.owner.Opening {
+			o.numbers[r.number] = r.owner.ID
 		}
 	}
 	open, _ := t.sort()
@@ -264,9 +264,9 @@ func (o *Observer) added(r *rule) {
 		o.filters[p.handle] = f
 		return
 	}
-	if owner, ok := parseOwner(r.data); ok && !owner.Opening {
-		o.numbers[r.number] = owner.ID
-		o.fresh[owner.ID] = owner
+	if r.owner != nil && !r.owner.Opening {
+		o.numbers[r.number] = r.owner.ID
+		o.fresh[r.owner.ID] = *r.owner
 	}
 }
 

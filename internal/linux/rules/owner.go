@@ -4,7 +4,8 @@ package rules
 
 import (
 	"bytes"
-	"fmt"
+	"strconv"
+	"strings"
 
 	"github.com/google/nftables/userdata"
 
@@ -30,18 +31,29 @@ type Owner struct {
 	Process int    // the process as the caller's pid namespace numbers it, 0 if it cannot be told for certain; see identify
 }
 
+// The comment's words, each followed by a number: hexadecimal for the handle, decimal for the others.
 const (
-	ownerFormat   = "divert handle=%x pid=%d opened=%d key=%d priority=%d layer=%d flags=%d queue=%d port=%d"
+	ownerPrefix   = "divert handle="
 	openingSuffix = " opening"
 )
 
+var ownerWords = [...]string{" pid=", " opened=", " key=", " priority=", " layer=", " flags=", " queue=", " port="}
+
 // comment returns the owner as the comment of a rule.
 func (o Owner) comment() string {
-	text := fmt.Sprintf(ownerFormat, o.ID, o.PID, o.Opened, o.Key, o.Priority, o.Layer, o.Flags, o.Queue, o.Port)
+	b := strconv.AppendUint(append(make([]byte, 0, maxUserData), ownerPrefix...), o.ID, 16)
+	b = strconv.AppendInt(append(b, ownerWords[0]...), int64(o.PID), 10)
+	b = strconv.AppendInt(append(b, ownerWords[1]...), o.Opened, 10)
+	b = strconv.AppendUint(append(b, ownerWords[2]...), uint64(o.Key), 10)
+	b = strconv.AppendInt(append(b, ownerWords[3]...), int64(o.Priority), 10)
+	b = strconv.AppendUint(append(b, ownerWords[4]...), uint64(o.Layer), 10)
+	b = strconv.AppendUint(append(b, ownerWords[5]...), o.Flags, 10)
+	b = strconv.AppendUint(append(b, ownerWords[6]...), uint64(o.Queue), 10)
+	b = strconv.AppendUint(append(b, ownerWords[7]...), uint64(o.Port), 10)
 	if o.Opening {
-		text += openingSuffix
+		b = append(b, openingSuffix...)
 	}
-	return text
+	return string(b)
 }
 
 // userData returns the owner as userdata of a rule.
@@ -56,13 +68,40 @@ func parseOwner(data []byte) (Owner, bool) {
 	if !ok {
 		return Owner{}, false
 	}
+	rest, ok := strings.CutPrefix(text, ownerPrefix)
+	if !ok {
+		return Owner{}, false
+	}
 	var o Owner
-	_, err := fmt.Sscanf(text, ownerFormat, &o.ID, &o.PID, &o.Opened, &o.Key, &o.Priority, &o.Layer, &o.Flags, &o.Queue, &o.Port)
-	o.Opening = len(text) > len(openingSuffix) && text[len(text)-len(openingSuffix):] == openingSuffix
-	if err != nil || o.comment() != text || o.Key != cursor.NewKey(o.Priority, o.Key.Sub()) {
+	rest, o.Opening = strings.CutSuffix(rest, openingSuffix)
+	var numbers [1 + len(ownerWords)]string
+	for i, word := range ownerWords {
+		if numbers[i], rest, ok = strings.Cut(rest, word); !ok {
+			return Owner{}, false
+		}
+	}
+	numbers[len(ownerWords)] = rest
+	// What is no number, or too great, is another text when it is written again.
+	o.ID, _ = strconv.ParseUint(numbers[0], 16, 64)
+	o.PID, _ = strconv.Atoi(numbers[1])
+	o.Opened, _ = strconv.ParseInt(numbers[2], 10, 64)
+	o.Key = cursor.Key(unsigned(numbers[3], 32))
+	priority, _ := strconv.ParseInt(numbers[4], 10, 16)
+	o.Priority = int16(priority)
+	o.Layer = uint8(unsigned(numbers[5], 8))
+	o.Flags = unsigned(numbers[6], 64)
+	o.Queue = uint16(unsigned(numbers[7], 16))
+	o.Port = uint32(unsigned(numbers[8], 32))
+	if o.comment() != text || o.Key != cursor.NewKey(o.Priority, o.Key.Sub()) {
 		return Owner{}, false
 	}
 	return o, true
+}
+
+// unsigned reads a number, whatever if it is none.
+func unsigned(text string, bits int) uint64 {
+	n, _ := strconv.ParseUint(text, 10, bits)
+	return n
 }
 
 // comment returns the comment in userdata: entries of type, length and value, where a text ends with a

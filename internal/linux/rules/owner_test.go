@@ -133,7 +133,7 @@ func TestKeys(t *testing.T) {
 			var x tx
 			add := func(priority int16, sub int) {
 				o := Owner{ID: uint64(priority)<<32 | uint64(sub), Priority: priority, Key: cursor.NewKey(priority, uint8(sub))}
-				x.rules[Handles] = append(x.rules[Handles], rule{data: o.userData()})
+				x.rules[Handles] = append(x.rules[Handles], owned(o, nil))
 			}
 			for _, sub := range row.taken {
 				add(priority, sub)

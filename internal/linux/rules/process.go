@@ -106,7 +106,7 @@ func identify(owners []*Owner) {
 	numbered := ownProc()
 	for _, o := range owners {
 		o.Process = 0
-		if own.has(o.ID) {
+		if own.has(ownHandle{o.ID, o.Port}) {
 			o.Process = os.Getpid()
 			continue
 		}

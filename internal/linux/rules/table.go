@@ -54,7 +54,7 @@ func Open(ns *netns.Namespace, o Owner) (*Entry, error) {
 		}
 		e.Queue, e.Port = e.token.Num(), e.token.port
 		return change(ns, (*tx).bury, (*tx).usable, func(t *tx) (err error) {
-			t.remove(func(o Owner) bool { return o.ID == e.ID }) // of a try whose answer was lost
+			t.remove(e.is) // of a try whose answer was lost
 			if e.Key, err = t.newKey(o.Priority); err != nil {
 				return err
 			}
@@ -74,7 +74,7 @@ func (e *Entry) release() {
 	if e.token != nil {
 		e.token.Close()
 		e.token = nil
-		own.leave(e.ID)
+		own.leave(ownHandle{e.ID, e.Port})
 	}
 }
 
@@ -119,9 +119,9 @@ func (e *Entry) Close() error {
 // is reports whether a rule's owner is this handle.
 func (e *Entry) is(o Owner) bool { return o.ID == e.ID }
 
-// change changes the table and removes the dead.
+// change changes rules of all chains and removes the dead.
 func (e *Entry) change(f func(*tx) error) error {
-	return e.ns.Do(func() error { return change(e.ns, (*tx).bury, f) })
+	return e.ns.Do(func() error { return change(e.ns, (*tx).load, (*tx).bury, f) })
 }
 
 // Matched returns how many packets the rules of the handle have led to their action, since it was opened. It
@@ -143,7 +143,7 @@ func (e *Entry) Matched() (n uint64, err error) {
 
 // Sweep removes the rules of dead handles, and the table if none is left.
 func Sweep(ns *netns.Namespace) error {
-	return ns.Do(func() error { return change(ns, (*tx).bury) })
+	return ns.Do(func() error { return change(ns, (*tx).load, (*tx).bury) })
 }
 
 // Dead returns the handles that have rules in the namespace and no process any more.
@@ -201,8 +201,9 @@ type tx struct {
 	conn       *conn
 	generation uint32
 	table      tableState
-	chains     [numChains]bool // which exist, or will
-	rules      [numChains][]rule
+	chains     [numChains]bool   // which exist, or will
+	rules      [numChains][]rule // of the chain Handles; of the others when they are loaded
+	loaded     bool
 	filters    map[uint64]bool   // handles that have a chain with their filter
 	texts      map[uint64]string // the filters, where they have been read
 	foreign    []string          // what another program has made of the table, in words
@@ -270,7 +271,7 @@ func snapshot() (*tx, error) {
 	for start := time.Now(); ; {
 		t, err := read()
 		if err == nil {
-			err = t.readFilters()
+			err = errors.Join(t.load(), t.readFilters())
 			t.conn.Close()
 		}
 		switch {
@@ -284,8 +285,9 @@ func snapshot() (*tx, error) {
 	}
 }
 
-// read reads the table, and fails with errChanged if it was changed meanwhile. The filters of the handles are
-// left out: they are most of it.
+// read reads which chains there are and the registry of handles, and fails with errChanged if that was changed
+// meanwhile. The rules of the other chains are for load, the filters for readFilters: they are most of the table, and
+// who opens a handle needs few of them.
 func read() (*tx, error) {
 	c, err := dial()
 	if err != nil {
@@ -299,6 +301,24 @@ func read() (*tx, error) {
 	return t, nil
 }
 
+// load reads the rules of all chains, as far as that has not been done.
+func (t *tx) load() error {
+	if t.loaded {
+		return nil
+	}
+	for c := range numChains {
+		if c == Handles || !t.chains[c] {
+			continue
+		}
+		var err error
+		if t.rules[c], err = t.conn.rules(chains[c].name); err != nil {
+			return explain(changedOr(err))
+		}
+	}
+	t.loaded = true
+	return explain(t.unchanged())
+}
+
 func (t *tx) read() (err error) {
 	if t.generation, err = t.conn.generation(); err != nil {
 		return err
@@ -309,11 +329,8 @@ func (t *tx) read() (err error) {
 	if err = t.conn.eachChain(t.found); err != nil {
 		return err
 	}
-	for c := range numChains {
-		if !t.chains[c] {
-			continue
-		}
-		if t.rules[c], err = t.conn.rules(chains[c].name); err != nil {
+	if t.chains[Handles] {
+		if t.rules[Handles], err = t.conn.rules(chains[Handles].name); err != nil {
 			return changedOr(err)
 		}
 	}
@@ -360,8 +377,8 @@ func (t *tx) owners() []Owner {
 	byID := map[uint64]Owner{}
 	for _, rules := range t.rules {
 		for _, r := range rules {
-			if o, ok := parseOwner(r.data); ok {
-				byID[o.ID] = o
+			if r.owner != nil {
+				byID[r.owner.ID] = *r.owner
 			}
 		}
 	}
@@ -396,16 +413,15 @@ func (t *tx) remove(match func(Owner) bool) (removed []Owner) {
 	verdict := map[uint64]bool{}
 	for c := range numChains {
 		t.rules[c] = slices.DeleteFunc(t.rules[c], func(r rule) bool {
-			o, ok := parseOwner(r.data)
-			if !ok {
+			if r.owner == nil {
 				return false
 			}
-			gone, known := verdict[o.ID]
+			gone, known := verdict[r.owner.ID]
 			if !known {
-				gone = match(o)
-				verdict[o.ID] = gone
+				gone = match(*r.owner)
+				verdict[r.owner.ID] = gone
 				if gone {
-					removed = append(removed, o)
+					removed = append(removed, *r.owner)
 				}
 			}
 			if gone && r.number != 0 {
@@ -438,7 +454,14 @@ func (t *tx) takeAway(match func(Owner) bool) error {
 func (t *tx) bury() error {
 	l := census()
 	defer l.close()
-	return t.takeAway(func(o Owner) bool { return !l.alive(o) })
+	dead := func(o Owner) bool { return !l.alive(o) }
+	if !t.loaded && !slices.ContainsFunc(t.owners(), dead) {
+		return nil
+	}
+	if err := t.load(); err != nil {
+		return err
+	}
+	return t.takeAway(dead)
 }
 
 // needs reports whether a handle needs a chain. Packets pay for every chain in their path, so handles that have
@@ -503,7 +526,7 @@ func (t *tx) enter(o Owner, rules []Rule) (n int) {
 		case r.Chain == Outbound && r.Program == NoProgram:
 			// Beside the handle's own rule: every rule of an owner marks the place of its key.
 			t.insert(o, Outbound, passForwarded())
-			t.rules[Forward] = append(t.rules[Forward], rule{data: o.userData(), exprs: markForwarded()})
+			t.rules[Forward] = append(t.rules[Forward], owned(o, markForwarded()))
 			n += 2
 		}
 		t.insert(o, r.Chain, r.exprs(o))
@@ -514,13 +537,12 @@ func (t *tx) enter(o Owner, rules []Rule) (n int) {
 // insert adds a rule where the owner's key belongs.
 func (t *tx) insert(o Owner, c Chain, e []expr.Any) {
 	at := slices.IndexFunc(t.rules[c], func(r rule) bool {
-		p, ok := parseOwner(r.data)
-		return ok && p.Key < o.Key || closing.is(r.data)
+		return r.owner != nil && r.owner.Key < o.Key || closing.is(r.data)
 	})
 	if at < 0 {
 		at = len(t.rules[c])
 	}
-	t.rules[c] = slices.Insert(t.rules[c], at, rule{data: o.userData(), exprs: e})
+	t.rules[c] = slices.Insert(t.rules[c], at, owned(o, e))
 }
 
 // commands adds the commands for the rules that are new: each before the next one that is in the kernel already.
@@ -546,7 +568,8 @@ func (t *tx) commands() {
 // fold takes the table away when no handle is left, nobody else has made anything of it, and no queue of the
 // namespace holds a packet.
 func (t *tx) fold() {
-	ours := slices.Contains(t.chains[:], true) && len(t.foreign) == 0 && t.table.flags&flagOwner == 0
+	// Who has rules in other chains only has been found if those were loaded.
+	ours := t.loaded && slices.Contains(t.chains[:], true) && len(t.foreign) == 0 && t.table.flags&flagOwner == 0
 	if !t.table.there || !ours || len(t.owners()) > 0 {
 		return
 	}

@@ -32,7 +32,7 @@ func newToken(id uint64) (*token, error) {
 		q.Close()
 		return nil, fmt.Errorf("the handle's sign of life: %w", err)
 	}
-	own.enter(id)
+	own.enter(ownHandle{id, port})
 	return &token{q, port}, nil
 }
 
@@ -45,33 +45,39 @@ var own ownHandles
 
 type ownHandles struct {
 	mu     sync.Mutex
-	ids    map[uint64]bool
-	recent [1024]uint64 // a ring of ids
+	there  map[ownHandle]bool
+	recent [1024]ownHandle // a ring
 	next   int
 }
 
-func (h *ownHandles) enter(id uint64) {
+// ownHandle is a handle by its id and its token's port.
+type ownHandle struct {
+	id   uint64
+	port uint32
+}
+
+func (h *ownHandles) enter(o ownHandle) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	if h.ids == nil {
-		h.ids = map[uint64]bool{}
+	if h.there == nil {
+		h.there = map[ownHandle]bool{}
 	}
-	h.ids[id] = true
+	h.there[o] = true
 }
 
 // leave keeps a closed handle for a while.
-func (h *ownHandles) leave(id uint64) {
+func (h *ownHandles) leave(o ownHandle) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	delete(h.ids, h.recent[h.next])
-	h.recent[h.next] = id
+	delete(h.there, h.recent[h.next])
+	h.recent[h.next] = o
 	h.next = (h.next + 1) % len(h.recent)
 }
 
-func (h *ownHandles) has(id uint64) bool {
+func (h *ownHandles) has(o ownHandle) bool {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	return h.ids[id]
+	return h.there[o]
 }
 
 // living tells which handles are alive. It belongs to one goroutine on a thread of the namespace.

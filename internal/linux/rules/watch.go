@@ -216,7 +216,11 @@ func lookFor(ns *netns.Namespace, guarded []*Guard) (t *tx, missing []*Guard, er
 	if t, err = read(); err != nil {
 		return nil, nil, err
 	}
+	err = t.load()
 	t.conn.Close()
+	if err != nil {
+		return nil, nil, err
+	}
 	there := t.counts()
 	for _, g := range guarded {
 		if there[g.entry.ID] < int(g.entry.rules.Load()) {
@@ -231,8 +235,8 @@ func (t *tx) counts() map[uint64]int {
 	n := map[uint64]int{}
 	for _, rules := range t.rules {
 		for _, r := range rules {
-			if o, ok := parseOwner(r.data); ok {
-				n[o.ID]++
+			if r.owner != nil {
+				n[r.owner.ID]++
 			}
 		}
 	}

@@ -1,0 +1,18 @@
+package main
+
+import (
+	"errors"
+
+	"github.com/opendivert/divert/internal/linux/netns"
+	"github.com/opendivert/divert/internal/linux/rules"
+)
+
+// killProcess ends a process that has a handle of this network open, and never another. One that is gone already is no
+// error.
+func killProcess(pid uint32) error {
+	ns, err := netns.Current()
+	if err != nil {
+		return err
+	}
+	return errors.Join(rules.Kill(ns, int(pid)), ns.Close())
+}
