@@ -57,15 +57,26 @@ func unescape(s string) string {
 // attach links a program to the cgroup, before the programs of handles with a lower key. It reports false if
 // that was not to be had: before Linux 6.17 programs run in the order in which they were attached.
 func attach(cgroup *os.File, kind ebpf.AttachType, p *ebpf.Program, key cursor.Key) (l link.Link, ordered bool, err error) {
-	lower, ok := firstBelow(cgroup, kind, key)
-	if ok {
-		if l, err := linkBefore(cgroup, kind, p, lower); err == nil {
+	var lower link.ID
+	placed := true
+	for range attachTries {
+		if lower, placed = firstBelow(cgroup, kind, key); !placed {
+			break
+		}
+		l, err := linkBefore(cgroup, kind, p, lower)
+		if err == nil {
 			return l, true, nil
+		}
+		if !errors.Is(err, unix.ENOENT) && !errors.Is(err, unix.EAGAIN) {
+			break // else the lower handle has closed meanwhile, of whichever namespace it was
 		}
 	}
 	l, err = link.AttachRawLink(link.RawLinkOptions{Target: int(cgroup.Fd()), Program: p, Attach: kind})
-	return l, !ok, err
+	return l, !placed, err
 }
+
+// attachTries is how often a place among the attached programs is looked for while others come and go.
+const attachTries = 20
 
 // firstBelow returns the link of the first attached program of a handle with a lower key.
 func firstBelow(cgroup *os.File, kind ebpf.AttachType, key cursor.Key) (link.ID, bool) {
@@ -84,7 +95,9 @@ func firstBelow(cgroup *os.File, kind ebpf.AttachType, key cursor.Key) (link.ID,
 			continue
 		}
 		if k, ok := parseProgramName(info.Name); ok && k < key {
-			return linkOf(a.ID)
+			if l, ok := linkOf(a.ID); ok { // else it is gone by now
+				return l, true
+			}
 		}
 	}
 	return 0, false
