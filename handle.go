@@ -367,6 +367,21 @@ func (h *Handle) SetFilter(text string) error {
 	return opError("set filter", err)
 }
 
+// SetProgram is SetFilter for a filter that is compiled already, for the layer of the handle. Another layer's, and a
+// nil program, are ErrInvalid. The program is only read, and may serve several handles.
+func (h *Handle) SetProgram(p *filter.Program) error {
+	var err error
+	switch {
+	case p == nil:
+		err = fmt.Errorf("%w: the program is nil; filter.Compile makes one", ErrInvalid)
+	case p.Layer() != h.layer:
+		err = fmt.Errorf("%w: a filter of layer %v for a handle of layer %v", ErrInvalid, p.Layer(), h.layer)
+	default:
+		err = h.engine.SetFilter(p)
+	}
+	return opError("set filter", err)
+}
+
 // Stats counts a handle's packets or events since it was opened. Each packet that matched is in one place:
 // Matched = Received + Waiting + Dropped + DroppedFull + DroppedOld + DroppedLong + Passed.
 type Stats struct {

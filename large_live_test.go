@@ -5,11 +5,13 @@ package divert_test
 import (
 	"errors"
 	"fmt"
+	"net/netip"
 	"strings"
 	"testing"
 	"time"
 
 	"github.com/opendivert/divert"
+	"github.com/opendivert/divert/filter"
 	"github.com/opendivert/divert/internal/lab"
 )
 
@@ -146,4 +148,61 @@ func TestEventFilterThatIsTooLargeForTheKernel(t *testing.T) {
 			}
 		})
 	}
+}
+
+// TestSetOf500000Prefixes opens handles with a set that no text has room for, and gives it to one that is open.
+func TestSetOf500000Prefixes(t *testing.T) {
+	prefixes := make([]netip.Prefix, 500_000)
+	for i := range prefixes {
+		v := i << 5
+		prefixes[i] = netip.PrefixFrom(netip.AddrFrom4([4]byte{16 + byte(v>>24), byte(v >> 16), byte(v >> 8), byte(v)}), 28)
+	}
+	with := filter.UDP.And(filter.IP.DstAddr.In(append(prefixes, netip.MustParsePrefix("10.77.0.0/24"))...))
+	without, err := filter.UDP.And(filter.IP.DstAddr.In(prefixes...)).Compile(divert.LayerNetwork)
+	if err != nil {
+		t.Fatal(err)
+	}
+	p, err := with.Compile(divert.LayerNetwork)
+	if err != nil {
+		t.Fatal(err)
+	}
+	eachEngine(t, lab.LinkOptions{}, func(t *testing.T, pair *lab.Pair, e divert.Option) {
+		in, err := pair.B.ListenPacket("udp4", "10.77.0.2:0")
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer in.Close()
+		out := dialUDP(t, pair.A, in.LocalAddr())
+		var d *divert.Handle
+		start := time.Now()
+		if err := pair.A.Do(func() (err error) { d, err = divert.OpenProgram(p, e); return err }); err != nil {
+			t.Fatal(err)
+		}
+		defer d.Close()
+		t.Logf("opened in %v", time.Since(start))
+		send(t, out, 1, 10)
+		receiveOne(t, d)
+		if err := d.SetProgram(without); err != nil {
+			t.Fatal(err)
+		}
+		send(t, out, 1, 10)
+		for i := range 2 {
+			in.SetReadDeadline(time.Now().Add(5 * time.Second))
+			if _, _, err := in.ReadFrom(make([]byte, 100)); err != nil {
+				t.Fatalf("datagram %d: %v", i, err)
+			}
+		}
+		if s := stats(t, d); s.Matched != 1 {
+			t.Errorf("%+v", s)
+		}
+		other, err := filter.Compile("true", divert.LayerForward, filter.Extended)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, wrong := range []*filter.Program{nil, other} {
+			if err := d.SetProgram(wrong); !errors.Is(err, divert.ErrInvalid) {
+				t.Errorf("SetProgram(%v): %v", wrong, err)
+			}
+		}
+	})
 }

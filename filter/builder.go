@@ -106,16 +106,18 @@ func (e Expr) text() (string, error) {
 }
 
 // Compile compiles the expression for a layer. The errors are that of Err, ErrFormatTooLong, and those of
-// the function Compile.
+// the function Compile. Sets may be of any size: 4 MiB is the limit of the text without them. The program keeps the
+// memory of a large set, 32 bytes a range, and so do all programs of the same expression.
 func (e Expr) Compile(layer Layer) (*Program, error) {
 	if err := e.Err(); err != nil {
 		return nil, err
 	}
-	text, err := e.text()
-	if err != nil {
-		return nil, err
+	w := formatter{style: style{layer: anyLayer}, large: map[int]*Set{}}
+	w.write(e.tree, nil)
+	if w.full {
+		return nil, ErrFormatTooLong
 	}
-	return Compile(text, layer, Extended)
+	return compile(source{text: string(w.text), layer: layer}, w.large)
 }
 
 // subject is a field, with its index if it has one, as the left side of a comparison.

@@ -188,3 +188,58 @@ func TestBuilderReachesEveryField(t *testing.T) {
 		t.Error("one of the expressions is in error")
 	}
 }
+
+// manyPrefixes returns n networks that do not touch, of IPv4 (/28) or of IPv6 (/56).
+func manyPrefixes(n int, six bool) []netip.Prefix {
+	list := make([]netip.Prefix, n)
+	for i := range list {
+		v := uint32(i) << 5
+		if six {
+			list[i] = netip.PrefixFrom(netip.AddrFrom16([16]byte{0: 0x20, 1: 1, 3: byte(i >> 16), 4: byte(i >> 8), 5: byte(i)}), 56)
+		} else {
+			list[i] = netip.PrefixFrom(netip.AddrFrom4([4]byte{16 + byte(v>>24), byte(v >> 16), byte(v >> 8), byte(v)}), 28)
+		}
+	}
+	return list
+}
+
+// TestBuilderTakesLargeSets compiles sets that have no text: it would be longer than filters may be.
+func TestBuilderTakesLargeSets(t *testing.T) {
+	const n = 500_000
+	ports := make([]uint16, 0, 30_000)
+	for i := range 30_000 {
+		ports = append(ports, uint16(2*i))
+	}
+	e := IP.SrcAddr.In(manyPrefixes(n, false)...).And(UDP.DstPort.In(ports...).Not()).
+		Or(IPv6.SrcAddr.In(manyPrefixes(n, true)...), TCP.DstPort.Eq(80))
+	p, err := e.Compile(packet.LayerNetwork)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if tests := p.Tests(); len(tests) != 4 || len(tests[0].Set.Ranges) != n || len(tests[1].Set.Ranges) != 30_000 || len(tests[2].Set.Ranges) != n {
+		t.Fatalf("%d tests", len(tests))
+	}
+	udp := func(port uint16, src string) []byte {
+		a := netip.MustParseAddr(src)
+		b := []byte{0x45, 0, 0, 28, 0, 0, 0, 0, 64, 17, 0, 0}
+		b = append(append(b, a.AsSlice()...), 10, 0, 0, 1)
+		if a.Is6() {
+			b = append([]byte{0x60, 0, 0, 0, 0, 8, 17, 64}, a.AsSlice()...)
+			b = append(b, make([]byte, 16)...)
+		}
+		return append(b, 0, 1, byte(port>>8), byte(port), 0, 8, 0, 0)
+	}
+	for _, row := range []struct {
+		src  string
+		port uint16
+		want bool
+	}{
+		{"16.0.0.15", 53, true}, {"16.0.0.15", 54, false}, {"16.0.0.16", 53, false}, {"16.244.36.0", 53, false},
+		{"16.244.35.224", 53, true}, {"16.244.35.240", 53, false}, {"16.122.18.0", 53, true},
+		{"2001:1:2::1", 54, true}, {"2001:a:2::1", 54, false}, {"2001:0:2:ff::1", 54, true}, {"2001:0:2:100::1", 54, false},
+	} {
+		if got := p.MatchExact(udp(row.port, row.src), &packet.Address{IPv6: row.src[4] == ':'}); got != row.want {
+			t.Errorf("%s port %d: %v", row.src, row.port, got)
+		}
+	}
+}

@@ -187,6 +187,27 @@ type formatter struct {
 	style style
 	text  []byte
 	full  bool
+
+	// If large is not nil, the text has only the ends of large sets, and the sets stand here by the number of their test
+	// in the text. See source.
+	large map[int]*Set
+	tests int
+}
+
+// fewestElided is how many ranges a set has at least that has no text when an expression is compiled.
+const fewestElided = 64
+
+// short returns what is written for a test, and counts it.
+func (w *formatter) short(t *Test) *Test {
+	n := w.tests
+	w.tests++
+	if w.large == nil || t.Set == nil || len(t.Set.Ranges) < fewestElided {
+		return t
+	}
+	w.large[n] = t.Set
+	ends := *t
+	ends.Set = &Set{Ranges: []Range{t.Set.Ranges[0], t.Set.Ranges[len(t.Set.Ranges)-1]}}
+	return &ends
 }
 
 // write appends an expression; outer is the "and" or "or" that it is directly part of, or nil.
@@ -197,13 +218,14 @@ func (w *formatter) write(e, outer *expr) {
 	}
 	switch e.kind {
 	case exprConst:
+		w.tests++
 		if e.value {
 			w.text = append(w.text, "true"...)
 		} else {
 			w.text = append(w.text, "false"...)
 		}
 	case exprTest:
-		w.text = w.style.appendTest(w.text, e.test)
+		w.text = w.style.appendTest(w.text, w.short(e.test))
 	case exprAnd:
 		w.join(e, " and ", outer != nil && outer.kind != exprAnd)
 	case exprOr:

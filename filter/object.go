@@ -169,6 +169,9 @@ func (r *objectReader) target(i, count int) Target {
 // 32-bit literals). And as in the original, which counts in 8 bits, a program of exactly 256 tests that
 // was compiled in the strict dialect becomes "@WinDiv_WW", which no reader accepts.
 func (p *Program) Object() (string, error) {
+	if p.hasLargeSet() {
+		return "", &Error{Kind: ErrTooLong}
+	}
 	p, err := p.Lower()
 	if err != nil {
 		return "", err
@@ -188,6 +191,20 @@ func (p *Program) Object() (string, error) {
 		b = appendObjectTest(b, &p.tests[i])
 	}
 	return string(b), nil
+}
+
+// hasLargeSet reports whether a set alone has more tests, spelled out, than an object may have, and nothing else is in
+// the way. It saves spelling out what is of no use then.
+func (p *Program) hasLargeSet() bool {
+	large := false
+	for i := range p.tests {
+		t := &p.tests[i]
+		if t.Field >= numSpecFields {
+			return false // Lower tells more
+		}
+		large = large || t.Set != nil && len(t.Set.Ranges) > maxObjectTests && len(comparable(t)) > maxObjectTests
+	}
+	return large
 }
 
 func appendObjectTest(b []byte, t *Test) []byte {

@@ -7,8 +7,10 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"net/netip"
+	"runtime"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/opendivert/divert/filter"
 	"github.com/opendivert/divert/packet"
@@ -153,5 +155,80 @@ func checkSet(t *testing.T, field, text string, probes []filter.Value, r *rand.R
 	}
 	if matched < 100 {
 		t.Errorf("only %d values matched", matched)
+	}
+}
+
+// TestLargeSets loads sets of 500,000 prefixes, which no text has room for, and says what they cost.
+func TestLargeSets(t *testing.T) {
+	requireBPF(t)
+	const n = 500_000
+	for _, six := range []bool{false, true} {
+		t.Run(fmt.Sprintf("IPv6 %v", six), func(t *testing.T) {
+			r := rand.New(rand.NewPCG(1, 2))
+			prefixes := make([]netip.Prefix, n)
+			for i := range prefixes {
+				var b [16]byte
+				binary.BigEndian.PutUint64(b[:], r.Uint64())
+				prefixes[i] = netip.PrefixFrom(netip.AddrFrom4([4]byte(b[:4])), 24+r.IntN(9))
+				if b[0] = 0x20; six {
+					prefixes[i] = netip.PrefixFrom(netip.AddrFrom16(b), 32+r.IntN(33))
+				}
+			}
+			var before, after runtime.MemStats
+			runtime.GC()
+			runtime.ReadMemStats(&before)
+			start := time.Now()
+			e, field := filter.IP.DstAddr.In(prefixes...), "ip.DstAddr"
+			if six {
+				e, field = filter.IPv6.SrcAddr.In(prefixes...), "ipv6.SrcAddr"
+			}
+			p, err := e.Compile(packet.LayerNetwork)
+			if err != nil {
+				t.Fatal(err)
+			}
+			compiled := time.Since(start)
+			runtime.GC()
+			runtime.ReadMemStats(&after)
+			start = time.Now()
+			u, err := Build(p, Hook{}, Options{})
+			if err != nil {
+				t.Fatal(err)
+			}
+			built := time.Since(start)
+			start = time.Now()
+			loaded, err := u.Load()
+			if err != nil {
+				t.Fatalf("%+v", err)
+			}
+			defer loaded.Close()
+			t.Logf("compiled in %v, program of %d MiB; built in %v, loaded in %v, %d KiB in the kernel", compiled,
+				(after.HeapAlloc-before.HeapAlloc)>>20, built, time.Since(start), loaded.maps[setsMap].ValueSize()>>10)
+			compareSet(t, p, loaded, field, prefixes, r)
+		})
+	}
+}
+
+// compareSet holds a program to the interpreter for addresses in and near prefixes.
+func compareSet(t *testing.T, p *filter.Program, loaded *Program, field string, prefixes []netip.Prefix, r *rand.Rand) {
+	t.Helper()
+	matched := 0
+	for i := range 500 {
+		prefix := prefixes[r.IntN(len(prefixes))]
+		b := prefix.Masked().Addr().As16()
+		v := filter.Value{Hi: binary.BigEndian.Uint64(b[:]), Lo: binary.BigEndian.Uint64(b[8:])}
+		if i%2 == 0 {
+			v = sub1(v)
+		}
+		packet4or6 := withValue[field](v)
+		want := p.MatchExact(packet4or6, &packet.Address{IPv6: prefix.Addr().Is6()})
+		if want {
+			matched++
+		}
+		if got, err := run(loaded, packet4or6); err != nil || got != want {
+			t.Fatalf("%v, value %+v: got %v, %v, want %v", prefix, v, got, err, want)
+		}
+	}
+	if matched < 250 || matched == 500 {
+		t.Errorf("%d values matched", matched)
 	}
 }
