@@ -77,7 +77,7 @@ func (h *churner) read() error {
 	ps := make([]divert.Packet, 64)
 	for {
 		n, err := h.d.RecvBatch(ps)
-		if err == io.EOF || errors.Is(err, os.ErrDeadlineExceeded) {
+		if err == io.EOF || errors.Is(err, os.ErrDeadlineExceeded) || errors.Is(err, divert.ErrDropOnly) {
 			return nil
 		}
 		if err != nil {

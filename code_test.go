@@ -29,7 +29,7 @@ func TestCodeOfWindows(t *testing.T) {
 func TestCodes(t *testing.T) {
 	rows := append([]errorCode{
 		{nil, 0}, {io.EOF, 232}, {ErrShutdown, 232}, {ErrShortBuffer, 122}, {ErrHopLimit, 1232}, {ErrRecvOnly, 87},
-		{ErrSendOnly, 87}, {ErrInvalid, 87}, {ErrTooLarge, 87}, {ErrNoSuchDevice, 87}, {net.ErrClosed, 995},
+		{ErrSendOnly, 87}, {ErrDropOnly, 87}, {ErrInvalid, 87}, {ErrTooLarge, 87}, {ErrNoSuchDevice, 87}, {net.ErrClosed, 995},
 		{os.ErrDeadlineExceeded, 995}, {context.Canceled, 995}, {context.DeadlineExceeded, 995}, {os.ErrPermission, 5},
 		{ErrNotSupported, 50}, {ErrRulesGone, 1167}, {errors.New("something else"), 31},
 	}, systemRows...)

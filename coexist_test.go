@@ -22,6 +22,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/opendivert/divert"
+	"github.com/opendivert/divert/internal/engine"
 	"github.com/opendivert/divert/internal/lab"
 	"github.com/opendivert/divert/internal/linux/netns"
 	"github.com/opendivert/divert/internal/linux/queue"
@@ -172,7 +173,7 @@ func setUpDrop(t *testing.T, pair *lab.Pair) {
 		b := make([]byte, queue.BufferSize)
 		for {
 			r.Slot(0, b)
-			if n, err := r.Recv(1); n == 0 || err != nil {
+			if n, err := r.Recv(engine.Wait{}, 1); n == 0 || err != nil {
 				return
 			}
 			n, _ := r.Len(0)

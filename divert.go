@@ -37,7 +37,7 @@ type Flag uint64
 // The flags.
 const (
 	Sniff     Flag = engine.FlagSniff     // copies come, the packets themselves go on undelayed
-	Drop      Flag = engine.FlagDrop      // matching packets are dropped in the kernel, none comes
+	Drop      Flag = engine.FlagDrop      // matching packets are dropped in the kernel; none comes, and receiving fails with ErrDropOnly
 	RecvOnly  Flag = engine.FlagRecvOnly  // nothing can be sent
 	SendOnly  Flag = engine.FlagSendOnly  // nothing can be received, though matching packets leave the stack
 	NoInstall Flag = engine.FlagNoInstall // Windows: fail if the driver is not installed
@@ -88,6 +88,8 @@ type options struct {
 	snaps   bool // WithSnapLength
 	config  engine.Config
 	engine  engine.Opener
+
+	dropWaits bool // see engine.DropWaits
 }
 
 // Option changes how Open opens a handle.
@@ -251,9 +253,11 @@ func OpenProgram(p *filter.Program, opts ...Option) (*Handle, error) {
 	return o.open(p)
 }
 
-// Package diverttest opens handles of an engine of its own; nobody outside this module can.
+// Package diverttest opens handles of an engine of its own, and the C interface such that wait where Go's fail; nobody
+// outside this module can.
 func init() {
 	engine.With = func(e engine.Opener) any { return Option(func(o *options) { o.engine = e }) }
+	engine.DropWaits = func() any { return Option(func(o *options) { o.dropWaits = true }) }
 }
 
 func newOptions(opts []Option) *options {
@@ -276,7 +280,12 @@ func (o *options) open(p *filter.Program) (*Handle, error) {
 	if err != nil {
 		return nil, opError("open", err)
 	}
-	return &Handle{engine: e, layer: o.layer, priority: o.config.Priority, flags: Flag(o.config.Flags), dialect: o.dialect, params: o.params, snap: o.config.Snap}, nil
+	h := &Handle{
+		engine: e, layer: o.layer, priority: o.config.Priority, flags: Flag(o.config.Flags), dialect: o.dialect,
+		params: o.params, snap: o.config.Snap, dropWaits: o.dropWaits,
+	}
+	h.deadline.Init(e.Wake)
+	return h, nil
 }
 
 // check applies the rules of the specification in its order (api.md 4 and 5).

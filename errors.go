@@ -25,6 +25,7 @@ var (
 	ErrNoSuchDevice = engine.ErrNoSuchDevice // the address names an interface that does not exist
 	ErrRecvOnly     = engine.ErrReceiveOnly  // sending on a handle opened with RecvOnly
 	ErrSendOnly     = engine.ErrSendOnly     // receiving on a handle opened with SendOnly
+	ErrDropOnly     = engine.ErrDropOnly     // receiving on a handle opened with Drop: no packet ever comes
 	ErrNoProcess    = engine.ErrNoProcess    // the process of a packet is asked for, by the filter or by WithProcessID, where only ErrNotSupported can be the answer
 	ErrRulesGone    = engine.ErrRulesGone    // Linux: another program has removed the handle's rules (`nft flush ruleset`): it captures nothing any more; close it and open another
 )
@@ -92,6 +93,7 @@ var codes = [...]errorCode{
 	{ErrHopLimit, 1232},
 	{ErrRecvOnly, codeInvalid},
 	{ErrSendOnly, codeInvalid},
+	{ErrDropOnly, codeInvalid}, // of Go only: in C such a call waits
 	{ErrInvalid, codeInvalid},
 	{ErrTooLarge, codeInvalid},
 	{ErrNoSuchDevice, codeInvalid},

@@ -1,15 +1,10 @@
 package divert
 
 import (
-	"context"
-	"errors"
 	"fmt"
-	"io"
-	"iter"
-	"os"
+	"net"
 	"sync"
 	"sync/atomic"
-	"time"
 
 	"github.com/opendivert/divert/filter"
 	"github.com/opendivert/divert/internal/engine"
@@ -25,13 +20,18 @@ type Handle struct {
 	dialect  filter.Dialect
 	snap     int // 0: packets are received whole
 
-	mu       sync.Mutex // guards params, deadline and rest
-	params   [VersionMajor]uint64
-	deadline time.Time
-	rest     []Packet // received and not yet returned: what an iteration left behind
+	dropWaits bool // receiving from a handle that drops waits instead of failing; see engine.DropWaits
 
-	resting    atomic.Int32 // len(rest)
-	interrupts atomic.Int32 // receive calls whose context has ended and that have not noticed yet
+	receiving sync.RWMutex // held for reading by receive calls; Close waits for them
+	deadline  engine.Deadline
+	recvDown  atomic.Bool // Shutdown has ended the receive half
+	closed    atomic.Bool // Close has begun
+	closing   sync.Mutex  // held by Close
+
+	mu     sync.Mutex // guards params
+	params [VersionMajor]uint64
+
+	left leftovers
 
 	singles sync.Pool // of *[1]Packet
 }
@@ -54,188 +54,6 @@ func (h *Handle) single() *[1]Packet {
 		return s
 	}
 	return new([1]Packet)
-}
-
-// Recv waits for a packet or event and copies it to b. It returns the length, which is 0 for events that
-// have no data. If b is too small it is filled, the rest of the packet is lost, and the error is
-// ErrShortBuffer; the address is good, and Accept with it still lets the whole packet go on.
-// A b of no length at all is refused before anything is received.
-//
-// On Linux only the first 65,531 bytes of a longer packet are received, and its IP header tells its length. Accept lets
-// all of it go on, and so does Send if b has not changed; if it has, Send fails with ErrShortBuffer.
-//
-// It fails with io.EOF when the receive half is shut down and nothing is left, net.ErrClosed after
-// Close, os.ErrDeadlineExceeded after the read deadline, and ErrRulesGone when another program has removed
-// the handle's rules and nothing is left.
-func (h *Handle) Recv(b []byte) (int, Address, error) {
-	if len(b) == 0 && h.hasData() {
-		return 0, Address{}, opError("recv", ErrShortBuffer)
-	}
-	s := h.single()
-	defer h.singles.Put(s)
-	if _, err := h.recv(context.Background(), s[:]); err != nil {
-		return 0, Address{}, opError("recv", err)
-	}
-	n := copy(b, s[0].Data)
-	if n < len(s[0].Data) && h.hasData() {
-		return n, s[0].Addr, opError("recv", ErrShortBuffer)
-	}
-	return n, s[0].Addr, nil
-}
-
-// hasData reports whether what the handle receives has bytes.
-func (h *Handle) hasData() bool { return h.layer != LayerFlow && h.layer != LayerSocket }
-
-// RecvBatch waits for packets and fills 1 to len(ps) of ps with what is there, at most MaxBatch; it does
-// not wait for more. Each packet's Data lies in memory of its own Packet and stays valid until that Packet
-// is given to a receive call again, so a program that uses the same Packets again allocates nothing.
-// With no ps it returns 0 at once. The errors are those of Recv, except ErrShortBuffer.
-func (h *Handle) RecvBatch(ps []Packet) (int, error) {
-	n, err := h.recv(context.Background(), ps[:min(len(ps), MaxBatch)])
-	return n, opError("recv", err)
-}
-
-// Queues returns how many queues the handle's flows are shared out to.
-func (h *Handle) Queues() int {
-	if q, ok := h.engine.(engine.Queues); ok {
-		return q.Queues()
-	}
-	return 1
-}
-
-// RecvQueue is RecvBatch for the packets of one queue, 0 to Queues()-1. With one goroutine for each queue the
-// packets of a flow keep their order.
-func (h *Handle) RecvQueue(queue int, ps []Packet) (int, error) {
-	if queue < 0 || queue >= h.Queues() {
-		return 0, opError("recv", fmt.Errorf("%w: there is no queue %d; the handle has %d", ErrInvalid, queue, h.Queues()))
-	}
-	ps = ps[:min(len(ps), MaxBatch)]
-	q, ok := h.engine.(engine.Queues)
-	if !ok {
-		return h.RecvBatch(ps)
-	}
-	recv := func(ps []Packet) (int, error) { return q.RecvQueue(queue, ps) }
-	n, err := h.retry(context.Background(), func() (int, error) { return h.cut(ps, recv) })
-	return n, opError("recv", err)
-}
-
-// Packets returns an iterator over the packets, for one goroutine. Each is valid until the next round
-// of the loop. It ends without an error at the end of a shut-down queue; with an error, as its last round,
-// when ctx ends or receiving fails. What it has received but not handed out when the loop is left stays
-// with the handle for the next receive call.
-func (h *Handle) Packets(ctx context.Context) iter.Seq2[*Packet, error] {
-	return func(yield func(*Packet, error) bool) {
-		ps := make([]Packet, iterationBatch)
-		for {
-			n, err := h.recv(ctx, ps)
-			if err != nil {
-				if err != io.EOF {
-					yield(nil, opError("recv", err))
-				}
-				return
-			}
-			for i := range ps[:n] {
-				if !yield(&ps[i], nil) {
-					h.keep(ps[i+1 : n])
-					return
-				}
-			}
-		}
-	}
-}
-
-// iterationBatch is how many packets an iteration receives at a time.
-const iterationBatch = 64
-
-// keep holds received packets for the next receive call.
-func (h *Handle) keep(ps []Packet) {
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	h.rest = append(h.rest, ps...)
-	h.resting.Store(int32(len(h.rest)))
-}
-
-// kept moves packets that an iteration left behind to ps.
-func (h *Handle) kept(ps []Packet) (n int) {
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	n = copy(ps, h.rest)
-	h.rest = h.rest[n:]
-	h.resting.Store(int32(len(h.rest)))
-	return n
-}
-
-// recv receives until ctx ends.
-func (h *Handle) recv(ctx context.Context, ps []Packet) (int, error) {
-	if h.resting.Load() > 0 {
-		if n := h.kept(ps); n > 0 {
-			return n, nil
-		}
-	}
-	if ctx.Done() == nil {
-		return h.retry(ctx, func() (int, error) { return h.cut(ps, h.engine.Recv) })
-	}
-	if err := ctx.Err(); err != nil {
-		return 0, err
-	}
-	// The engine knows one deadline for all who receive. When ctx ends it is set to the past for a moment:
-	// everybody wakes, and everybody but this call goes on waiting.
-	stop := context.AfterFunc(ctx, func() {
-		h.interrupts.Add(1)
-		_ = h.engine.SetReadDeadline(time.Unix(1, 0)) // fails when closed, which wakes too
-	})
-	n, err := h.retry(ctx, func() (int, error) { return h.cut(ps, h.engine.Recv) })
-	if !stop() {
-		h.mu.Lock()
-		if h.interrupts.Add(-1) == 0 {
-			_ = h.engine.SetReadDeadline(h.deadline)
-		}
-		h.mu.Unlock()
-	}
-	return n, err
-}
-
-// cut receives, and returns no more of each packet than is wanted.
-func (h *Handle) cut(ps []Packet, recv func([]Packet) (int, error)) (int, error) {
-	n, err := recv(ps)
-	if h.snap > 0 && h.layer != LayerReflect {
-		for i := range ps[:n] {
-			ps[i].Data = ps[i].Data[:min(len(ps[i].Data), h.snap)]
-		}
-	}
-	return n, err
-}
-
-// retry receives, and goes on when it was woken for the sake of another call.
-func (h *Handle) retry(ctx context.Context, recv func() (int, error)) (int, error) {
-	for {
-		n, err := recv()
-		if n > 0 || err == nil || !errors.Is(err, os.ErrDeadlineExceeded) {
-			return n, err
-		}
-		if err := ctx.Err(); err != nil {
-			return 0, err
-		}
-		h.mu.Lock()
-		expired := !h.deadline.IsZero() && !time.Now().Before(h.deadline)
-		h.mu.Unlock()
-		if expired {
-			return 0, os.ErrDeadlineExceeded
-		}
-		time.Sleep(50 * time.Microsecond) // until the interrupted call has set the deadline back
-	}
-}
-
-// SetReadDeadline makes receive calls, also those that wait already, fail with os.ErrDeadlineExceeded
-// from t on. The zero time takes the deadline away.
-func (h *Handle) SetReadDeadline(t time.Time) error {
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	h.deadline = t
-	if h.interrupts.Load() > 0 {
-		return nil // set when the interruption is over
-	}
-	return opError("set deadline", h.engine.SetReadDeadline(t))
 }
 
 // Send injects a packet, an IP header first and as long as the header says. With the address that a packet
@@ -309,19 +127,28 @@ func (h *Handle) Shutdown(how How) error {
 	if how < ShutdownRecv || how > ShutdownBoth {
 		return opError("shutdown", fmt.Errorf("%w: there is no way %d to shut down", ErrInvalid, how))
 	}
-	return opError("shutdown", h.engine.Shutdown(engine.How(how)))
+	err := h.engine.Shutdown(engine.How(how))
+	if err == nil && how&ShutdownRecv != 0 {
+		h.recvDown.Store(true)
+	}
+	return opError("shutdown", err)
 }
 
-// Close closes the handle. Packets that wait in the queue go on as if they had not been captured; packets
-// that were received and not sent are lost. Receivers that wait return net.ErrClosed, and so does a second Close.
+// Close closes the handle. Packets that wait in the queue go on as if they had not been captured, and so do those that
+// an iteration has received and not handed out; packets that were handed out and not sent are lost. Receivers that
+// wait return net.ErrClosed, and so does a second Close, which waits for the first. After an error of another kind the
+// handle is closed all the same: what could be given up is.
 func (h *Handle) Close() error {
-	h.mu.Lock()
-	rest := h.rest
-	h.rest = nil
-	h.resting.Store(0)
-	h.mu.Unlock()
-	if r, ok := h.engine.(engine.Returner); ok && len(rest) > 0 {
-		r.Return(rest) // what an iteration left behind was not received either
+	h.closing.Lock()
+	defer h.closing.Unlock()
+	if h.closed.Swap(true) {
+		return opError("close", net.ErrClosed)
+	}
+	h.deadline.Close() // ends the waits of receivers
+	h.receiving.Lock() // until the last of them has left
+	defer h.receiving.Unlock()
+	if ps := h.left.sweep(); len(ps) > 0 {
+		h.engine.Return(ps)
 	}
 	return opError("close", h.engine.Close())
 }
@@ -386,7 +213,7 @@ func (h *Handle) SetProgram(p *filter.Program) error {
 // Matched = Received + Waiting + Dropped + DroppedFull + DroppedOld + DroppedLong + Passed.
 type Stats struct {
 	Matched     uint64 // matched the filter
-	Received    uint64 // returned by receive calls
+	Received    uint64 // returned by receive calls, or taken by an iteration that goes on
 	Waiting     uint64 // in the queue now
 	Dropped     uint64 // dropped by a handle that drops
 	DroppedFull uint64 // lost because the queue was full
@@ -403,6 +230,10 @@ type Stats struct {
 // Stats returns the counters. Each is exact; while packets flow they are not all of one instant. After Close
 // they are those of the end.
 func (h *Handle) Stats() (Stats, error) {
+	waiting := h.left.count()
 	s, err := h.engine.Stats()
+	waiting = min(waiting, s.Received) // all of them, unless Close has given them back meanwhile
+	s.Received -= waiting
+	s.Waiting += waiting
 	return Stats(s), opError("stats", err)
 }

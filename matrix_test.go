@@ -58,8 +58,14 @@ func (o *observer) run(opened func(), stop <-chan struct{}) (s seen, err error) 
 		<-stop
 		d.Shutdown(divert.ShutdownRecv)
 	}()
+	if o.Flags&divert.Drop != 0 {
+		<-stop // there is nothing to receive before
+	}
 	for p, err := range d.Packets(context.Background()) {
-		if err != nil {
+		switch {
+		case errors.Is(err, divert.ErrDropOnly):
+			continue
+		case err != nil:
 			return s, err
 		}
 		s.Numbers = append(s.Numbers, number(p.Data))

@@ -8,6 +8,7 @@ import (
 
 	"github.com/opendivert/divert"
 	"github.com/opendivert/divert/filter"
+	"github.com/opendivert/divert/internal/engine"
 	"github.com/opendivert/divert/packet"
 )
 
@@ -46,7 +47,8 @@ func openHandle(text string, layer uint32, priority int16, flags uint64, extende
 	if err != nil {
 		return 0, invalidParameter
 	}
-	d, err := divert.OpenProgram(p, divert.WithPriority(priority), divert.WithFlags(divert.Flag(flags)))
+	d, err := divert.OpenProgram(p, divert.WithPriority(priority), divert.WithFlags(divert.Flag(flags)),
+		engine.DropWaits().(divert.Option)) // api.md 6
 	if err != nil {
 		return 0, code(divert.Code(err))
 	}

@@ -120,6 +120,13 @@ func (p *player) none(h *divert.Handle) {
 	}
 }
 
+// dropsOnly checks that receiving from a handle that drops fails at once.
+func (p *player) dropsOnly(h *divert.Handle) {
+	p.Helper()
+	_, _, err := h.Recv(make([]byte, 100))
+	p.fails(err, divert.ErrDropOnly, 87)
+}
+
 // ok ends the row at an error.
 func (p *player) ok(err error) {
 	p.Helper()
@@ -291,7 +298,7 @@ var expectations = []struct {
 		p.in("b")
 		p.expectOut()
 		p.expectIn()
-		p.none(h)
+		p.dropsOnly(h)
 		p.counts(h, divert.Stats{Matched: 2, Dropped: 2})
 	}},
 	{"sniffed", func(p *player) {
@@ -642,7 +649,7 @@ var expectations = []struct {
 		if p.bind(4999) {
 			p.Error("allowed")
 		}
-		p.silent(h)
+		p.dropsOnly(h)
 		_, err := h.SendBatch([]divert.Packet{{Data: p.datagram("a")}})
 		p.fails(err, divert.ErrRecvOnly, 87)
 		p.ok(h.Close())

@@ -5,7 +5,6 @@ import (
 	"net"
 	"slices"
 	"sync/atomic"
-	"time"
 
 	"github.com/opendivert/divert/filter"
 	"github.com/opendivert/divert/internal/backlog"
@@ -67,23 +66,10 @@ func (h *handle) lost(_ *backlog.Item, why backlog.Reason) {
 }
 
 // Recv implements engine.Handle.
-func (h *handle) Recv(ps []packet.Packet) (int, error) {
-	if h.cfg.Flags&engine.FlagSendOnly != 0 && !h.isClosed() {
-		return 0, engine.ErrSendOnly
-	}
-	if len(ps) == 0 {
-		return 0, nil
-	}
-	n, err := h.queue.Recv(ps)
+func (h *handle) Recv(w engine.Wait, ps []packet.Packet) (int, error) {
+	n, err := h.queue.Recv(w, ps)
 	h.net.mu.Lock()
 	defer h.net.mu.Unlock()
-	if h.closed && n > 0 {
-		// It was closed meanwhile: nobody is to receive these now.
-		for i := range ps[:n] {
-			h.release(bytes.Clone(ps[i].Data), ps[i].Addr)
-		}
-		return 0, net.ErrClosed
-	}
 	h.stats.Received += uint64(n)
 	if packets(h.layer) && h.cfg.Flags&engine.FlagSniff == 0 {
 		for i := range ps[:n] {
@@ -93,11 +79,8 @@ func (h *handle) Recv(ps []packet.Packet) (int, error) {
 	return n, err
 }
 
-func (h *handle) isClosed() bool {
-	h.net.mu.Lock()
-	defer h.net.mu.Unlock()
-	return h.closed
-}
+// Wake implements engine.Handle: nobody waits in a system call.
+func (h *handle) Wake() {}
 
 // release lets go of something that was captured and that nobody has received, when the handle is closing
 // (api.md 10). It keeps data.
@@ -112,14 +95,21 @@ func (h *handle) release(data []byte, a packet.Address) {
 	h.stats.Passed++
 }
 
-// Return implements engine.Returner.
+// Return implements engine.Handle.
 func (h *handle) Return(ps []packet.Packet) {
 	h.net.mu.Lock()
 	defer h.net.mu.Unlock()
 	for i := range ps {
-		if c, ok := h.held.claim(h.tokenOf(&ps[i].Addr)); ok {
-			h.net.carry(c.Data, onward(c.Addr), h.place)
+		p := &ps[i]
+		if packets(h.layer) && h.cfg.Flags&engine.FlagSniff == 0 {
+			c, ok := h.held.claim(h.tokenOf(&p.Addr))
+			if !ok {
+				continue // it has given way to others
+			}
+			p = &c
 		}
+		h.stats.Received--
+		h.release(p.Data, p.Addr)
 	}
 }
 
@@ -132,11 +122,6 @@ func (h *handle) change(f func()) error {
 	}
 	f()
 	return nil
-}
-
-// SetReadDeadline implements engine.Handle.
-func (h *handle) SetReadDeadline(t time.Time) error {
-	return h.change(func() { h.queue.SetDeadline(t) })
 }
 
 // SetLimits implements engine.Handle.

@@ -3,9 +3,7 @@ package backlog
 import (
 	"io"
 	"net"
-	"os"
 	"sync"
-	"time"
 
 	"github.com/opendivert/divert/internal/engine"
 	"github.com/opendivert/divert/packet"
@@ -23,11 +21,9 @@ type Queue struct {
 	head, n  int
 	bytes    int
 	draining bool // nothing is added any more; empty means the end
-	closing  bool // as closed for who receives; items are still added
 	closed   bool
 	changed  chan struct{} // closed and replaced when a reader may have reason to look again
 	watched  bool          // somebody waits for changed
-	deadline time.Time
 }
 
 // Item is a packet or event that waits.
@@ -128,9 +124,6 @@ func (q *Queue) set(f func()) {
 	q.signal()
 }
 
-// SetDeadline sets the time from which on Recv and Take fail; the zero time takes it away.
-func (q *Queue) SetDeadline(t time.Time) { q.set(func() { q.deadline = t }) }
-
 // SetLimits changes the limits. What is above them stays until the next Add.
 func (q *Queue) SetLimits(l engine.Limits) { q.set(func() { q.limits = l }) }
 
@@ -151,47 +144,29 @@ func (q *Queue) Len() int {
 // Drain ends adding: Recv returns what is there and then io.EOF.
 func (q *Queue) Drain() { q.set(func() { q.draining = true }) }
 
-// Wake makes receiving fail with net.ErrClosed, now and from now on; items are still added, for End.
-func (q *Queue) Wake() { q.set(func() { q.closing = true }) }
-
-// Close ends adding and receiving. What is in the queue stays for End.
-func (q *Queue) Close() { q.set(func() { q.closed = true }) }
-
-// Recv waits for items and fills 1 to len(ps) of ps with them; see engine.Handle.
-func (q *Queue) Recv(ps []packet.Packet) (int, error) {
+// Recv waits for items and fills 1 to len(ps) of ps with them; see engine.Handle. It fails with net.ErrClosed after End.
+func (q *Queue) Recv(w engine.Wait, ps []packet.Packet) (int, error) {
 	for {
-		n, wait, deadline, err := q.take(ps)
+		n, changed, err := q.take(ps)
 		if n > 0 || err != nil {
 			return n, err
 		}
-		if deadline.IsZero() {
-			<-wait
-			continue
-		}
-		timer := time.NewTimer(time.Until(deadline))
 		select {
-		case <-wait:
-		case <-timer.C:
+		case <-changed:
+		case <-w.Context:
+			return 0, engine.ErrInterrupted
+		case <-w.Handle:
+			return 0, engine.ErrInterrupted
 		}
-		timer.Stop()
 	}
-}
-
-// Take is Recv without waiting: it returns 0 and no error if nothing is there.
-func (q *Queue) Take(ps []packet.Packet) (int, error) {
-	n, _, _, err := q.take(ps)
-	return n, err
 }
 
 // take takes what is there; if nothing is, it says what to wait for.
-func (q *Queue) take(ps []packet.Packet) (n int, wait <-chan struct{}, deadline time.Time, err error) {
+func (q *Queue) take(ps []packet.Packet) (n int, changed <-chan struct{}, err error) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
-	if q.closing || q.closed {
-		return 0, nil, deadline, net.ErrClosed
-	}
-	if !q.deadline.IsZero() && !time.Now().Before(q.deadline) {
-		return 0, nil, deadline, os.ErrDeadlineExceeded
+	if q.closed {
+		return 0, nil, net.ErrClosed
 	}
 	oldest := q.now() - int64(q.limits.Time)
 	for n < len(ps) && q.n > 0 {
@@ -206,12 +181,12 @@ func (q *Queue) take(ps []packet.Packet) (n int, wait <-chan struct{}, deadline 
 		n++
 	}
 	if n == 0 && q.draining {
-		return 0, nil, deadline, io.EOF
+		return 0, nil, io.EOF
 	}
 	if n == 0 {
 		q.watched = true
 	}
-	return n, q.changed, q.deadline, nil
+	return n, q.changed, nil
 }
 
 // End closes the queue and empties it, in one step: what is too old is dropped, the rest is given to f, each valid

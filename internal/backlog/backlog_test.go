@@ -6,7 +6,6 @@ import (
 	"io"
 	"math/rand/v2"
 	"net"
-	"os"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -120,7 +119,7 @@ func TestBacklogIsTheModel(t *testing.T) {
 			case 0, 1, 2:
 				n := 1 + random.IntN(len(ps))
 				want := m.take(n)
-				got, wait, _, err := q.take(ps[:n])
+				got, wait, err := q.take(ps[:n])
 				if err != nil || got != len(want) || got == 0 && wait == nil {
 					t.Fatalf("seed %d: took %d, %v, want %d", seed, got, err, len(want))
 				}
@@ -152,30 +151,31 @@ func TestBacklogEnds(t *testing.T) {
 			t.Errorf("add: %t, want %t", got, want)
 		}
 	}
-	recv := func(t *testing.T, q *Queue, want int, wantErr error) {
+	recv := func(t *testing.T, q *Queue, w engine.Wait, want int, wantErr error) {
 		t.Helper()
-		n, err := q.Recv(make([]packet.Packet, 4))
+		n, err := q.Recv(w, make([]packet.Packet, 4))
 		if n != want || !errors.Is(err, wantErr) || (err == nil) != (wantErr == nil) {
 			t.Errorf("recv: %d, %v, want %d, %v", n, err, want, wantErr)
 		}
 	}
 	drain := func(q *Queue) { q.Drain() }
-	shut := func(q *Queue) { q.Close() }
-	deadline := func(q *Queue, at time.Time) { q.SetDeadline(at) }
+	shut := func(q *Queue) { q.End(func(*Item) {}) }
+	over := make(chan struct{})
+	close(over)
 	t.Run("draining gives the rest, then the end", func(t *testing.T) {
 		q := newQueue(ample, nil)
 		add(t, q, true)
 		drain(q)
 		add(t, q, false)
-		recv(t, q, 1, nil)
-		recv(t, q, 0, io.EOF)
+		recv(t, q, engine.Wait{}, 1, nil)
+		recv(t, q, engine.Wait{}, 0, io.EOF)
 	})
 	t.Run("closed gives nothing", func(t *testing.T) {
 		q := newQueue(ample, nil)
 		add(t, q, true)
 		shut(q)
 		add(t, q, false)
-		recv(t, q, 0, net.ErrClosed)
+		recv(t, q, engine.Wait{}, 0, net.ErrClosed)
 	})
 	t.Run("the end gives the rest, but not what is too old", func(t *testing.T) {
 		var rest, old int
@@ -193,20 +193,9 @@ func TestBacklogEnds(t *testing.T) {
 			}
 		})
 		add(t, q, false)
-		recv(t, q, 0, net.ErrClosed)
+		recv(t, q, engine.Wait{}, 0, net.ErrClosed)
 		if rest != 2 || old != 1 || q.Len() != 0 {
 			t.Errorf("%d items left and %d too old, want 2 and 1", rest, old)
-		}
-	})
-	t.Run("woken, it still takes what comes, for the end", func(t *testing.T) {
-		q := newQueue(ample, nil)
-		q.Wake()
-		add(t, q, true)
-		recv(t, q, 0, net.ErrClosed)
-		rest := 0
-		q.End(func(*Item) { rest++ })
-		if rest != 1 {
-			t.Errorf("%d items left, want 1", rest)
 		}
 	})
 	t.Run("room is what pushes nothing out", func(t *testing.T) {
@@ -220,38 +209,37 @@ func TestBacklogEnds(t *testing.T) {
 			t.Error("there is no room behind the limit of the length")
 		}
 	})
-	t.Run("a deadline that is over, and none", func(t *testing.T) {
+	t.Run("what is there comes without a wait, whatever has ended", func(t *testing.T) {
 		q := newQueue(ample, nil)
 		add(t, q, true)
-		deadline(q, time.Unix(1, 0))
-		recv(t, q, 0, os.ErrDeadlineExceeded)
-		deadline(q, time.Time{})
-		recv(t, q, 1, nil)
+		recv(t, q, engine.Wait{Context: over, Handle: over}, 1, nil)
+		recv(t, q, engine.Wait{Context: over}, 0, engine.ErrInterrupted)
+		recv(t, q, engine.Wait{Handle: over}, 0, engine.ErrInterrupted)
 	})
 	for _, row := range []struct {
 		name string
-		wake func(*Queue)
+		wake func(q *Queue, context, handle chan struct{})
 		n    int
 		err  error
 	}{
-		{"a packet", func(q *Queue) { q.Add([]byte("packet"), &packet.Address{Timestamp: now()}) }, 1, nil},
-		{"draining", drain, 0, io.EOF},
-		{"closing", shut, 0, net.ErrClosed},
-		{"a deadline", func(q *Queue) { deadline(q, time.Now().Add(time.Millisecond)) }, 0, os.ErrDeadlineExceeded},
-		{"a deadline that is over", func(q *Queue) { deadline(q, time.Unix(1, 0)) }, 0, os.ErrDeadlineExceeded},
+		{"a packet", func(q *Queue, _, _ chan struct{}) { q.Add([]byte("packet"), &packet.Address{Timestamp: now()}) }, 1, nil},
+		{"draining", func(q *Queue, _, _ chan struct{}) { drain(q) }, 0, io.EOF},
+		{"the end", func(q *Queue, _, _ chan struct{}) { shut(q) }, 0, net.ErrClosed},
+		{"a context", func(_ *Queue, context, _ chan struct{}) { close(context) }, 0, engine.ErrInterrupted},
+		{"a deadline", func(_ *Queue, _, handle chan struct{}) { close(handle) }, 0, engine.ErrInterrupted},
 	} {
 		t.Run(row.name+" wakes readers", func(t *testing.T) {
 			q := newQueue(ample, nil)
-			if row.n == 0 {
-				deadline(q, time.Now().Add(time.Hour))
-			}
+			w := engine.Wait{}
+			context, handle := make(chan struct{}), make(chan struct{})
+			w.Context, w.Handle = context, handle
 			var wg sync.WaitGroup
 			readers := 3
 			if row.n > 0 {
 				readers = 1
 			}
 			for range readers {
-				wg.Go(func() { recv(t, q, row.n, row.err) })
+				wg.Go(func() { recv(t, q, w, row.n, row.err) })
 			}
 			for { // until they wait
 				q.mu.Lock()
@@ -262,7 +250,7 @@ func TestBacklogEnds(t *testing.T) {
 				}
 				time.Sleep(time.Millisecond)
 			}
-			row.wake(q)
+			row.wake(q, context, handle)
 			wg.Wait()
 		})
 	}
@@ -278,7 +266,7 @@ func TestBacklogConcurrently(t *testing.T) {
 		wg.Go(func() {
 			ps := make([]packet.Packet, 1+7*i)
 			for {
-				n, err := q.Recv(ps)
+				n, err := q.Recv(engine.Wait{}, ps)
 				if errors.Is(err, io.EOF) {
 					return
 				}
@@ -318,7 +306,7 @@ func TestBacklogAllocatesNothing(t *testing.T) {
 		for range ps {
 			q.Add(b, &addr)
 		}
-		if n, _, _, err := q.take(ps); n != len(ps) || err != nil {
+		if n, _, err := q.take(ps); n != len(ps) || err != nil {
 			t.Fatal(n, err)
 		}
 	}
@@ -338,7 +326,7 @@ func BenchmarkBacklog(b *testing.B) {
 	b.ReportAllocs()
 	for b.Loop() {
 		q.Add(data, &addr)
-		if n, _, _, _ := q.take(ps); n != 1 {
+		if n, _, _ := q.take(ps); n != 1 {
 			b.Fatal(n)
 		}
 	}

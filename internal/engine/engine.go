@@ -65,17 +65,25 @@ const (
 
 // Handle is an open handle of a platform. All methods may be called from several goroutines.
 type Handle interface {
-	// Recv waits for packets or events and fills 1 to len(ps) of ps. It fails with io.EOF when the
-	// receive half is shut down and nothing is left, net.ErrClosed after Close, and
-	// os.ErrDeadlineExceeded after the read deadline.
-	Recv(ps []packet.Packet) (int, error)
+	// Recv waits for packets or events, no longer than w, and fills 1 to len(ps) of ps, which is not empty. It fails
+	// with ErrInterrupted when w has ended, and with io.EOF when the receive half is shut down and nothing is left.
+	// The handle was not opened to send only.
+	Recv(w Wait, ps []packet.Packet) (int, error)
+	// Wake makes receive calls that wait look whether their Wait has ended. It may be called at any time, also after
+	// Close, and holds nobody up.
+	Wake()
+	// Return gives back packets or events that Recv has returned and nobody was given: packets go on as they were,
+	// unless they are copies, and count as passed instead of received. It works after Shutdown, and on handles that
+	// cannot send.
+	Return(ps []packet.Packet)
 	// Send injects packets, or lets the ones that they were received as go on with the bytes of ps.
 	// It returns how many were accepted; the error is the last one's that failed.
 	Send(ps []packet.Packet) (int, error)
 	// Accept lets received packets go on as they were.
 	Accept(ps []packet.Packet) (int, error)
-	SetReadDeadline(t time.Time) error
 	Shutdown(how How) error
+	// Close lets what waits go on. No receive call is under way when it is called, and none begins afterwards. It
+	// gives up every part of the handle, also if one fails; a second call fails with net.ErrClosed.
 	Close() error
 	SetLimits(Limits) error
 	SetFilter(*filter.Program) error
@@ -91,16 +99,17 @@ type Opener func(Config) (Handle, error)
 // it, so that package diverttest can use it without every program having it before its eyes.
 var With func(Opener) any
 
-// Returner is a Handle that can give back to the stack packets that Recv returned and nobody has looked at.
-type Returner interface {
-	Return(ps []packet.Packet)
-}
+// DropWaits returns a divert.Option for the C interface, whose callers wait when they receive from a handle that
+// drops, as those of the original do (specification: api.md 6); in Go they are told at once. Package divert sets it.
+var DropWaits func() any
 
 // Queues is a Handle whose flows are shared out to several queues.
 type Queues interface {
 	Queues() int
 	// RecvQueue is Recv for the packets of one queue.
-	RecvQueue(queue int, ps []packet.Packet) (int, error)
+	RecvQueue(queue int, w Wait, ps []packet.Packet) (int, error)
+	// QueueOf returns the queue of a packet that Recv has returned.
+	QueueOf(p *packet.Packet) int
 }
 
 // Stats counts a handle's packets or events since it was opened. Each packet that matched is in one place:
@@ -132,6 +141,7 @@ var (
 	ErrNoSuchDevice = errors.New("no such network interface")
 	ErrReceiveOnly  = errors.New("the handle was opened to receive only")
 	ErrSendOnly     = errors.New("the handle was opened to send only")
+	ErrDropOnly     = errors.New("the handle was opened to drop only: nothing can be received from it; Stats counts what it drops")
 	ErrNoProcess    = errors.New("the process of a packet is not known here")
 	ErrRulesGone    = errors.New("another program has removed the handle's rules from the kernel")
 )

@@ -5,6 +5,7 @@ package linux
 import (
 	"errors"
 
+	"github.com/opendivert/divert/internal/engine"
 	"github.com/opendivert/divert/internal/linux/nfnl"
 	"github.com/opendivert/divert/internal/linux/queue"
 	"github.com/opendivert/divert/packet"
@@ -20,17 +21,21 @@ func newBatchReader(q *queue.Queue, snap int) *batchReader {
 	return &batchReader{r: q.NewReader(maxBatch), slot: queue.SlotSize(snap)}
 }
 
-// fill receives one datagram into each of ps, at most, and returns how many; wait says whether to
-// wait for the first.
-func (b *batchReader) fill(ps []packet.Packet, wait bool) (int, error) {
+// fill waits for datagrams, and receives one into each of ps, at most; see nfnl.Reader.Recv.
+func (b *batchReader) fill(w engine.Wait, ps []packet.Packet) (int, error) {
+	return b.r.Recv(w, b.slots(ps))
+}
+
+// poll is fill without waiting: it returns 0 if no datagram is there.
+func (b *batchReader) poll(ps []packet.Packet) (int, error) { return b.r.Poll(b.slots(ps)) }
+
+// slots makes the next call receive into ps, and returns into how many of them.
+func (b *batchReader) slots(ps []packet.Packet) int {
 	n := min(len(ps), b.r.Cap())
 	for i := range ps[:n] {
 		b.r.Slot(i, ps[i].Buffer(b.slot))
 	}
-	if wait {
-		return b.r.Recv(n)
-	}
-	return b.r.Poll(n)
+	return n
 }
 
 // datagram returns the datagram that was received into p as the i-th.
@@ -62,7 +67,7 @@ func (l *lane) release(s *sender) error {
 	r := newBatchReader(l.q, l.snap)
 	ps := make([]packet.Packet, releaseBatch)
 	for passed := 0; passed < maxReleased; {
-		got, err := r.fill(ps, false)
+		got, err := r.poll(ps)
 		if got == 0 || err != nil {
 			return err
 		}

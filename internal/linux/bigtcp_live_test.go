@@ -6,9 +6,8 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
-	"net"
+	"io"
 	"net/netip"
-	"os"
 	"testing"
 	"time"
 
@@ -37,13 +36,11 @@ func TestBigTCPIsSeen(t *testing.T) {
 			if _, err := lab.TransferTCP(t.Context(), pair.A, pair.B, netip.AddrPortFrom(to, 0), 20<<20, 7); err != nil {
 				t.Fatal(err)
 			}
-			if err := h.SetReadDeadline(time.Now().Add(5 * time.Second)); err != nil {
-				t.Fatal(err)
-			}
+			wait := patience(t, h, 5*time.Second)
 			ps := make([]packet.Packet, 64)
 			for {
-				n, err := h.Recv(ps)
-				if errors.Is(err, os.ErrDeadlineExceeded) {
+				n, err := h.Recv(wait, ps)
+				if err == engine.ErrInterrupted {
 					t.Fatal("no long packet among those that were seen")
 				}
 				if err != nil {
@@ -93,7 +90,7 @@ func TestBigTCPIsAccepted(t *testing.T) {
 	go func() {
 		ps := make([]packet.Packet, 64)
 		for {
-			n, err := h.Recv(ps)
+			n, err := h.Recv(engine.Wait{}, ps)
 			if err == nil {
 				_, err = h.Accept(ps[:n])
 			}
@@ -110,10 +107,10 @@ func TestBigTCPIsAccepted(t *testing.T) {
 	if err != nil || s.Dropped+s.DroppedLong+s.DroppedFull != 0 {
 		t.Errorf("%+v, %v", s, err)
 	}
-	if err := h.Close(); err != nil {
+	if err := h.Shutdown(engine.ShutdownRecv); err != nil {
 		t.Error(err)
 	}
-	if err := <-done; !errors.Is(err, net.ErrClosed) {
+	if err := <-done; err != io.EOF {
 		t.Error(err)
 	}
 }

@@ -10,7 +10,6 @@ import (
 	"os"
 	"sync"
 	"sync/atomic"
-	"time"
 
 	"github.com/opendivert/divert/filter"
 	"github.com/opendivert/divert/internal/backlog"
@@ -107,13 +106,19 @@ func (h *events) raise(data []byte, a *packet.Address) {
 func (h *events) lost(_ *backlog.Item, why backlog.Reason) { h.counts.lost(why) }
 
 // Recv implements engine.Handle.
-func (h *events) Recv(ps []packet.Packet) (int, error) {
-	if len(ps) == 0 {
-		return 0, nil
-	}
-	n, err := h.queue.Recv(ps)
+func (h *events) Recv(w engine.Wait, ps []packet.Packet) (int, error) {
+	n, err := h.queue.Recv(w, ps)
 	h.counts.received.Add(uint64(n))
 	return n, err
+}
+
+// Wake implements engine.Handle: nobody waits in a system call.
+func (h *events) Wake() {}
+
+// Return implements engine.Handle.
+func (h *events) Return(ps []packet.Packet) {
+	h.counts.received.Add(-uint64(len(ps)))
+	h.counts.passed.Add(uint64(len(ps)))
 }
 
 // Send implements engine.Handle: there is nothing to send at these layers.
@@ -129,15 +134,6 @@ func (h *events) Send([]packet.Packet) (int, error) {
 
 // Accept implements engine.Handle.
 func (h *events) Accept(ps []packet.Packet) (int, error) { return h.Send(ps) }
-
-// SetReadDeadline implements engine.Handle.
-func (h *events) SetReadDeadline(t time.Time) error {
-	if h.closed.Load() {
-		return net.ErrClosed
-	}
-	h.queue.SetDeadline(t)
-	return nil
-}
 
 // SetLimits implements engine.Handle.
 func (h *events) SetLimits(l engine.Limits) error {
@@ -196,7 +192,7 @@ func (h *events) Close() error {
 // release gives back what an opened, or half opened, handle holds.
 func (h *events) release() error {
 	var errs []error
-	h.queue.Close()
+	h.queue.End(func(*backlog.Item) { h.counts.passed.Add(1) })
 	if h.feed != nil {
 		errs = append(errs, h.feed.close())
 	}
@@ -212,7 +208,7 @@ func (h *events) Stats() (engine.Stats, error) {
 	c := &h.counts
 	s := engine.Stats{
 		Matched: c.matched.Load(), Received: c.received.Load(),
-		DroppedFull: c.full.Load(), DroppedOld: c.old.Load(),
+		DroppedFull: c.full.Load(), DroppedOld: c.old.Load(), Passed: c.passed.Load(),
 	}
 	s.Waiting = uint64(h.queue.Len())
 	h.mu.Lock()

@@ -3,6 +3,7 @@
 package linux
 
 import (
+	"context"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -133,6 +134,14 @@ func openOn(t testing.TB, host *lab.Host, cfg engine.Config) (h engine.Handle) {
 	return h
 }
 
+// patience returns what ends the waits of a handle's receive calls after a time, or with the test.
+func patience(t testing.TB, h engine.Handle, d time.Duration) engine.Wait {
+	ctx, cancel := context.WithTimeout(t.Context(), d)
+	t.Cleanup(cancel)
+	context.AfterFunc(ctx, h.Wake)
+	return engine.Wait{Context: ctx.Done()}
+}
+
 func listenUDP6(t testing.TB, host *lab.Host) net.PacketConn {
 	t.Helper()
 	c, err := host.ListenPacket("udp6", netip.AddrPortFrom(host.Addr6(), 0).String())
@@ -189,12 +198,10 @@ func sendRaw(t testing.TB, from *lab.Host, b []byte) {
 // receiveChains receives n packets from a handle, lets them go on if that is wanted, and returns the numbers in them.
 func receiveChains(t testing.TB, h engine.Handle, n int, accept bool) (numbers []int) {
 	t.Helper()
-	if err := h.SetReadDeadline(time.Now().Add(10 * time.Second)); err != nil {
-		t.Fatal(err)
-	}
+	wait := patience(t, h, 10*time.Second)
 	for len(numbers) < n {
 		ps := make([]packet.Packet, n)
-		got, err := h.Recv(ps)
+		got, err := h.Recv(wait, ps)
 		if err != nil {
 			t.Errorf("after %v: %v", numbers, err)
 			return numbers

@@ -35,7 +35,6 @@ type handle struct {
 	sender *sender
 	counts counts
 
-	receivers sync.RWMutex                   // held for reading while something is received
 	mu        sync.Mutex                     // serialises what changes the handle
 	entries   entries                        // nil where the interpreter decides
 	times     atomic.Pointer[times]          // of the filter in force; nil unless it asks for the time or the process
@@ -54,18 +53,16 @@ type handle struct {
 type source interface {
 	// actions are what rules do to lead packets here: one, or several that share out the flows.
 	actions() []rules.Action
-	// recv is engine.Handle's Recv.
-	recv(ps []packet.Packet) (int, error)
-	setDeadline(t time.Time) error
+	// recv is engine.Handle's Recv, and wake its Wake.
+	recv(w engine.Wait, ps []packet.Packet) (int, error)
+	wake()
 	setLimits(l engine.Limits) error
 	setFilter(p *filter.Program)
 	// tally adds to the counters what only the source knows. Those of user space and Matched are filled in.
 	tally(*engine.Stats) error
 	// drain makes recv return what is there and then io.EOF. The rules are gone when it is called.
 	drain()
-	// wake makes recv return with net.ErrClosed, now and from now on.
-	wake()
-	// yield lets what waits go on, while the rules still stand. Nobody is in recv any more.
+	// yield lets what waits go on, while the rules still stand. Nobody receives any more.
 	yield() error
 	// close gives what nobody received back to the stack and ends.
 	close() error
@@ -257,13 +254,30 @@ func (h *handle) check(down *atomic.Bool, refused uint64, refusal, ended error) 
 }
 
 // Recv implements engine.Handle.
-func (h *handle) Recv(ps []packet.Packet) (int, error) { return h.recv(ps, h.source.recv) }
+func (h *handle) Recv(w engine.Wait, ps []packet.Packet) (int, error) {
+	return h.received(h.source.recv(w, ps))
+}
 
-// Return implements engine.Returner.
-func (h *handle) Return(ps []packet.Packet) {
-	if h.sender != nil && h.cfg.Flags&engine.FlagSniff == 0 {
-		h.sender.pass(ps)
+// received counts what a source has returned.
+func (h *handle) received(n int, err error) (int, error) {
+	h.counts.received.Add(uint64(n))
+	if err == io.EOF && h.gone.Load() && !h.recvDown.Load() {
+		err = engine.ErrRulesGone
 	}
+	return n, err
+}
+
+// Wake implements engine.Handle.
+func (h *handle) Wake() { h.source.wake() }
+
+// Return implements engine.Handle.
+func (h *handle) Return(ps []packet.Packet) {
+	passed := uint64(len(ps))
+	if h.cfg.Flags&engine.FlagSniff == 0 {
+		passed = h.sender.pass(ps)
+	}
+	h.counts.received.Add(-passed)
+	h.counts.passed.Add(passed)
 }
 
 // Queues implements engine.Queues.
@@ -275,41 +289,19 @@ func (h *handle) Queues() int {
 }
 
 // RecvQueue implements engine.Queues. The caller has checked the number.
-func (h *handle) RecvQueue(queue int, ps []packet.Packet) (int, error) {
+func (h *handle) RecvQueue(queue int, w engine.Wait, ps []packet.Packet) (int, error) {
 	if q, ok := h.source.(*queued); ok {
-		return h.recv(ps, func(ps []packet.Packet) (int, error) { return q.recvLane(q.lanes[queue], ps) })
+		return h.received(q.recvLane(q.lanes[queue], w, ps))
 	}
-	return h.Recv(ps)
+	return h.Recv(w, ps)
 }
 
-func (h *handle) recv(ps []packet.Packet, from func([]packet.Packet) (int, error)) (int, error) {
-	if err := h.check(nil, engine.FlagSendOnly, engine.ErrSendOnly, nil); err != nil {
-		return 0, err
+// QueueOf implements engine.Queues.
+func (h *handle) QueueOf(p *packet.Packet) int {
+	if _, ok := h.source.(*queued); !ok {
+		return 0
 	}
-	if len(ps) == 0 {
-		return 0, nil
-	}
-	h.receivers.RLock() // Close waits for what has been received to be counted, or given back
-	defer h.receivers.RUnlock()
-	n, err := from(ps)
-	if h.closed.Load() {
-		h.giveBack(ps[:n])
-		return 0, net.ErrClosed
-	}
-	h.counts.received.Add(uint64(n))
-	if err == eof && h.gone.Load() && !h.recvDown.Load() {
-		err = engine.ErrRulesGone
-	}
-	return n, err
-}
-
-// giveBack lets packets go on that were received when the handle was closing: the receiver will not hear of them.
-func (h *handle) giveBack(ps []packet.Packet) {
-	if h.cfg.Flags&engine.FlagSniff != 0 || len(ps) == 0 {
-		return
-	}
-	h.counts.passed.Add(uint64(len(ps)))
-	h.sender.pass(ps)
+	return int(tokenOf(&p.Addr).lane)
 }
 
 // Send implements engine.Handle.
@@ -323,16 +315,6 @@ func (h *handle) send(ps []packet.Packet, unchanged bool) (int, error) {
 		return 0, err
 	}
 	return h.sender.send(ps, unchanged)
-}
-
-// SetReadDeadline implements engine.Handle.
-func (h *handle) SetReadDeadline(t time.Time) error {
-	h.mu.Lock() // so that it cannot undo the waking of Close
-	defer h.mu.Unlock()
-	if h.closed.Load() {
-		return net.ErrClosed
-	}
-	return h.source.setDeadline(t)
 }
 
 // SetLimits implements engine.Handle.
@@ -488,9 +470,6 @@ func (h *handle) Close() error {
 	if h.closed.Swap(true) {
 		return net.ErrClosed
 	}
-	h.source.wake()
-	h.receivers.Lock()
-	defer h.receivers.Unlock()
 	// First with the rules in place: packets that pass when they are gone would overtake those that wait.
 	errs := []error{h.source.yield(), h.stop()}
 	var err error
@@ -579,6 +558,3 @@ func (h *handle) Description() string {
 	}
 	return text
 }
-
-// eof is what a drained source returns.
-var eof = io.EOF

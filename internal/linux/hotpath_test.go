@@ -8,6 +8,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/opendivert/divert/internal/engine"
 	"github.com/opendivert/divert/internal/linux/nfnl"
 	"github.com/opendivert/divert/internal/linux/queue"
 	"github.com/opendivert/divert/internal/race"
@@ -76,7 +77,7 @@ func newSorting(t testing.TB, n int) *sorting {
 		}
 	}
 	ps := make([]packet.Packet, n)
-	if got, err := r.fill(ps, true); got != n || err != nil {
+	if got, err := r.fill(engine.Wait{}, ps); got != n || err != nil {
 		t.Fatalf("received %d, %v", got, err)
 	}
 	return &sorting{q, r, ps, there, make([]byte, 1<<20)}
@@ -115,7 +116,7 @@ func TestSort(t *testing.T) {
 		}
 	}
 	ps := make([]packet.Packet, 10)
-	got, err := r.fill(ps, false)
+	got, err := r.poll(ps)
 	if got != 7 || err != nil {
 		t.Fatal(got, err)
 	}

@@ -7,7 +7,6 @@ import (
 	"math/bits"
 	"sync"
 	"sync/atomic"
-	"time"
 
 	"github.com/opendivert/divert/filter"
 	"github.com/opendivert/divert/internal/backlog"
@@ -73,12 +72,12 @@ func (p *pump) end() {
 	p.work.Wait()
 }
 
-// run takes packets out of a queue until wake.
+// run takes packets out of a queue until end.
 func (p *pump) run(l *lane, verdicts *queue.Verdicts) {
 	r := newBatchReader(l.q, l.snap)
 	ps := make([]packet.Packet, maxBatch)
 	for {
-		got, err := r.fill(ps, true)
+		got, err := r.fill(engine.Wait{}, ps)
 		if err != nil {
 			return
 		}
@@ -166,12 +165,7 @@ func (p *pump) verdict(w *backlog.Item, verdict queue.Verdict, o queue.Option) {
 	}
 }
 
-func (p *pump) recv(ps []packet.Packet) (int, error) { return p.matches.Recv(ps) }
-
-func (p *pump) setDeadline(t time.Time) error {
-	p.matches.SetDeadline(t)
-	return nil
-}
+func (p *pump) recv(w engine.Wait, ps []packet.Packet) (int, error) { return p.matches.Recv(w, ps) }
 
 func (p *pump) setLimits(l engine.Limits) error {
 	p.matches.SetLimits(l)
@@ -190,7 +184,7 @@ func (p *pump) setFilter(f *filter.Program) { p.program.Store(f) }
 
 func (p *pump) drain() { p.matches.Drain() }
 
-func (p *pump) wake() { p.matches.Wake() }
+func (p *pump) wake() {} // nobody waits in a system call
 
 // yield lets the packets that nobody received go on, as they were.
 func (p *pump) yield() error {
@@ -205,7 +199,6 @@ func (p *pump) yield() error {
 
 // close gives what has come since back to the stack.
 func (p *pump) close() error {
-	p.wake()
 	p.end()
 	err := errors.Join(p.yield(), release(p.lanes, p.h.sender)) // nobody has looked whether the latter match
 	p.meterMu.Lock()

@@ -4,10 +4,9 @@ package linux
 
 import (
 	"errors"
+	"io"
 	"net"
 	"os"
-	"sync/atomic"
-	"time"
 
 	"github.com/opendivert/divert/filter"
 	"github.com/opendivert/divert/internal/engine"
@@ -19,11 +18,10 @@ import (
 // queued is the source of a handle whose packets the kernel has chosen: they are received from its queues
 // straight into the caller's memory.
 type queued struct {
-	h        *handle
-	lanes    []*lane
-	any      *selector // waits for any of several lanes; nil if there is one
-	draining atomic.Bool
-	ages     *ages
+	h     *handle
+	lanes []*lane
+	any   *selector // waits for any of several lanes; nil if there is one
+	ages  *ages
 }
 
 func newQueued(h *handle) (*queued, error) {
@@ -46,29 +44,29 @@ func newQueued(h *handle) (*queued, error) {
 func (s *queued) actions() []rules.Action { return toQueues(s.lanes) }
 
 // recv receives from any lane.
-func (s *queued) recv(ps []packet.Packet) (int, error) {
+func (s *queued) recv(w engine.Wait, ps []packet.Packet) (int, error) {
 	if s.any == nil {
-		return s.recvLane(s.lanes[0], ps)
+		return s.recvLane(s.lanes[0], w, ps)
 	}
 	for {
-		draining := s.draining.Load()
+		drained := s.any.drained.Load() // before the look at what is there
 		for range s.lanes {
 			n, err := s.poll(s.any.next(), ps)
 			if n > 0 || err != nil {
 				return n, err
 			}
 		}
-		if draining {
-			return 0, eof
+		if drained {
+			return 0, io.EOF
 		}
-		if err := s.woken(s.any.wait()); err != nil {
-			return 0, err
+		if err := s.any.wait(w); err != nil {
+			return 0, closedError(err)
 		}
 	}
 }
 
 // recvLane receives from one lane.
-func (s *queued) recvLane(l *lane, ps []packet.Packet) (int, error) {
+func (s *queued) recvLane(l *lane, w engine.Wait, ps []packet.Packet) (int, error) {
 	r, err := l.reader()
 	if err != nil {
 		return 0, closedError(err)
@@ -77,13 +75,9 @@ func (s *queued) recvLane(l *lane, ps []packet.Packet) (int, error) {
 	l.runs.enter()
 	defer l.runs.leave()
 	for {
-		draining := s.draining.Load()
-		got, err := r.fill(ps, !draining)
-		if err := s.woken(err); err != nil {
-			return 0, err
-		}
-		if got == 0 && draining {
-			return 0, eof
+		got, err := r.fill(w, ps)
+		if err != nil {
+			return 0, closedError(err)
 		}
 		if n, err := s.sort(l, r, ps[:got]); n > 0 || err != nil {
 			return n, err
@@ -100,24 +94,11 @@ func (s *queued) poll(l *lane, ps []packet.Packet) (int, error) {
 	defer l.readers.Put(r)
 	l.runs.enter()
 	defer l.runs.leave()
-	got, err := r.fill(ps, false)
+	got, err := r.poll(ps)
 	if err != nil {
 		return 0, closedError(err)
 	}
 	return s.sort(l, r, ps[:got])
-}
-
-// woken returns the error of a wait, or nil if the wait was only ended for the handle to look again.
-func (s *queued) woken(err error) error {
-	switch {
-	case !errors.Is(err, os.ErrDeadlineExceeded):
-		return closedError(err)
-	case s.h.closed.Load():
-		return net.ErrClosed
-	case s.draining.Load():
-		return nil
-	}
-	return err
 }
 
 // sort puts the packets among the datagrams in ps first and returns how many they are.
@@ -205,22 +186,6 @@ func (h *handle) describe(a *packet.Address, m *queue.Message, at int64) {
 	a.IPChecksum, a.TCPChecksum, a.UDPChecksum = true, trusted, trusted
 }
 
-func (s *queued) setDeadline(t time.Time) error {
-	if s.draining.Load() {
-		return nil // nothing waits any more
-	}
-	return closedError(s.deadline(t))
-}
-
-// deadline sets the deadline of whoever waits.
-func (s *queued) deadline(t time.Time) error {
-	err := s.any.setDeadline(t)
-	for _, l := range s.lanes {
-		err = errors.Join(err, l.q.SetReadDeadline(t))
-	}
-	return err
-}
-
 func (s *queued) setLimits(l engine.Limits) error {
 	s.ages.limit.Store(int64(l.Time))
 	return configureLanes(s.lanes, &s.h.cfg, l)
@@ -229,17 +194,23 @@ func (s *queued) setLimits(l engine.Limits) error {
 func (s *queued) setFilter(*filter.Program) {} // the programs of the rules decide
 
 func (s *queued) drain() {
-	s.draining.Store(true)
-	_ = s.deadline(past) // wakes the readers
+	for _, l := range s.lanes {
+		l.q.Drain()
+	}
+	s.any.drain()
 }
 
-func (s *queued) wake() { _ = s.deadline(past) }
+func (s *queued) wake() {
+	for _, l := range s.lanes {
+		l.q.Wake()
+	}
+	s.any.wake()
+}
 
 func (s *queued) yield() error { return release(s.lanes, s.h.sender) }
 
 // close gives the packets that nobody received back to the stack, as they were.
 func (s *queued) close() error {
-	s.wake()
 	s.ages.close()
 	err := release(s.lanes, s.h.sender) // counted as waiting already
 	return errors.Join(err, s.any.close(), closeLanes(s.lanes))

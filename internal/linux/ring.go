@@ -4,8 +4,7 @@ package linux
 
 import (
 	"errors"
-	"net"
-	"os"
+	"io"
 	"runtime"
 	"sync"
 	"sync/atomic"
@@ -28,11 +27,11 @@ type ring struct {
 	outlet   *codegen.Outlet
 	buffers  *perfbuf.Buffers
 	draining atomic.Bool
-	until    atomic.Pointer[time.Time] // the read deadline
 	limits   atomic.Pointer[engine.Limits]
 
-	mu     sync.Mutex // held by the one who receives
-	size   int        // of each buffer, in bytes
+	turn   *engine.Turn // of the one who receives
+	mu     sync.Mutex   // held by who receives, or changes the buffers
+	size   int          // of each buffer, in bytes
 	joiner codegen.Joiner
 	slots  slotSizes
 	looked int64  // when the buffers were looked into last
@@ -60,19 +59,23 @@ func newRing(h *handle) (*ring, error) {
 	if err != nil {
 		return nil, errors.Join(err, outlet.Close())
 	}
-	r := &ring{h: h, outlet: outlet, buffers: buffers, size: size, slots: slotSizesFor(h.cfg.Snap), gather: gatherTime}
+	r := &ring{h: h, outlet: outlet, buffers: buffers, turn: engine.NewTurn(), size: size, slots: slotSizesFor(h.cfg.Snap), gather: gatherTime}
 	r.limits.Store(&h.cfg.Limits)
 	return r, nil
 }
 
 func (r *ring) actions() []rules.Action { return []rules.Action{rules.ToNobody{}} }
 
-func (r *ring) recv(ps []packet.Packet) (int, error) {
+func (r *ring) recv(w engine.Wait, ps []packet.Packet) (int, error) {
+	if !r.turn.Take(w) {
+		return 0, engine.ErrInterrupted
+	}
+	defer r.turn.Release()
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	for {
-		if r.h.closed.Load() {
-			return 0, net.ErrClosed
+		if w.Ended() {
+			return 0, engine.ErrInterrupted
 		}
 		draining := r.draining.Load()
 		n, err := r.take(ps)
@@ -80,17 +83,9 @@ func (r *ring) recv(ps []packet.Packet) (int, error) {
 		case n > 0 || err != nil:
 			return n, err
 		case draining:
-			return 0, eof
+			return 0, io.EOF
 		}
-		wait := r.gather
-		if t := r.until.Load(); t != nil && !t.IsZero() {
-			left := time.Until(*t)
-			if left <= 0 {
-				return 0, os.ErrDeadlineExceeded
-			}
-			wait = min(wait, left)
-		}
-		if err := r.buffers.Wait(wait); err != nil {
+		if err := r.buffers.Wait(r.gather); err != nil {
 			return 0, err
 		}
 		r.mu.Unlock() // for setLimits
@@ -259,11 +254,6 @@ func (r *ring) fill(p *packet.Packet) bool {
 		return false
 	}
 	return true
-}
-
-func (r *ring) setDeadline(t time.Time) error {
-	r.until.Store(&t)
-	return closedError(r.buffers.Wake())
 }
 
 func (r *ring) setLimits(l engine.Limits) error {

@@ -7,27 +7,28 @@ import (
 	"os"
 	"sync"
 	"sync/atomic"
-	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/opendivert/divert/internal/engine"
 )
 
 // selector waits for any of several lanes: an epoll descriptor that looks at their sockets. As the sockets themselves
 // it is not watched by the runtime's poller, which would be told of every packet that comes. A nil selector has
-// nothing to close and no deadline.
+// nothing to wake and nothing to close.
 type selector struct {
 	lanes    []*lane
 	fd, bell int // the epoll descriptor, and an eventfd: rung, it ends a wait
 	turn     atomic.Uint32
 
-	mu       sync.RWMutex // held for reading while the descriptors are in use
-	closed   bool
-	deadline atomic.Int64 // ns since 1970; 0: none
-	waiting  sync.Mutex   // held by the one who waits: the others would be woken for the same packet
+	mu      sync.RWMutex // held for reading while the descriptors are in use
+	closed  bool
+	drained atomic.Bool  // nobody waits any more
+	waiting *engine.Turn // of the one who waits: the others would be woken for the same packet
 }
 
 func newSelector(lanes []*lane) (*selector, error) {
-	s := &selector{lanes: lanes, bell: -1}
+	s := &selector{lanes: lanes, bell: -1, waiting: engine.NewTurn()}
 	var err error
 	if s.fd, err = unix.EpollCreate1(unix.EPOLL_CLOEXEC); err != nil {
 		return nil, os.NewSyscallError("epoll_create1", err)
@@ -50,27 +51,25 @@ func newSelector(lanes []*lane) (*selector, error) {
 // next returns the lanes in turn.
 func (s *selector) next() *lane { return s.lanes[s.turn.Add(1)%uint32(len(s.lanes))] }
 
-// wait waits until a lane may hold a packet. It fails with os.ErrDeadlineExceeded from the deadline on and with
-// os.ErrClosed after close.
-func (s *selector) wait() error {
-	s.waiting.Lock()
-	defer s.waiting.Unlock()
+// wait waits until a lane may hold a packet, or drain is called. It fails with engine.ErrInterrupted when w has ended
+// and with os.ErrClosed after close.
+func (s *selector) wait(w engine.Wait) error {
+	if !s.waiting.Take(w) {
+		return engine.ErrInterrupted
+	}
+	defer s.waiting.Release()
 	s.mu.RLock()
 	defer s.mu.RUnlock()
-	if s.closed {
+	switch {
+	case s.closed:
 		return os.ErrClosed
-	}
-	var timeout *unix.Timespec
-	if at := s.deadline.Load(); at != 0 {
-		left := time.Until(time.Unix(0, at))
-		if left <= 0 {
-			return os.ErrDeadlineExceeded
-		}
-		t := unix.NsecToTimespec(int64(left))
-		timeout = &t
+	case w.Ended():
+		return engine.ErrInterrupted
+	case s.drained.Load():
+		return nil
 	}
 	fds := [...]unix.PollFd{{Fd: int32(s.fd), Events: unix.POLLIN}, {Fd: int32(s.bell), Events: unix.POLLIN}}
-	if _, err := unix.Ppoll(fds[:], timeout, nil); err != nil && err != unix.EINTR {
+	if _, err := unix.Ppoll(fds[:], nil, nil); err != nil && err != unix.EINTR {
 		return os.NewSyscallError("ppoll", err)
 	}
 	if fds[1].Revents != 0 {
@@ -86,40 +85,40 @@ func (s *selector) ring() {
 	_, _ = unix.Write(s.bell, one[:]) // fails only when it has been rung 2^64-2 times
 }
 
-func (s *selector) setDeadline(t time.Time) error {
+// wake makes the one who waits look again. Those that wait for their turn need no waking.
+func (s *selector) wake() {
 	if s == nil {
-		return nil
+		return
 	}
 	s.mu.RLock()
 	defer s.mu.RUnlock()
-	if s.closed {
-		return os.ErrClosed
+	if !s.closed {
+		s.ring()
 	}
-	at := int64(0)
-	if !t.IsZero() {
-		at = max(t.UnixNano(), 1)
+}
+
+// drain ends waiting for good.
+func (s *selector) drain() {
+	if s != nil {
+		s.drained.Store(true)
+		s.wake()
 	}
-	s.deadline.Store(at)
-	s.ring()
-	return nil
 }
 
 func (s *selector) close() error {
 	if s == nil {
 		return nil
 	}
-	if s.bell >= 0 {
-		s.ring()
-	}
+	s.wake()
 	s.mu.Lock() // until the one who waits has left
 	defer s.mu.Unlock()
 	if s.closed {
 		return os.ErrClosed
 	}
 	s.closed = true
-	err := unix.Close(s.fd)
+	err := os.NewSyscallError("close", unix.Close(s.fd))
 	if s.bell >= 0 {
-		err = errors.Join(err, unix.Close(s.bell))
+		err = errors.Join(err, os.NewSyscallError("close", unix.Close(s.bell)))
 	}
 	return err
 }

@@ -143,16 +143,18 @@ func (s *sender) send(ps []packet.Packet, unchanged bool) (sent int, last error)
 	return sent, last
 }
 
-// pass lets captured packets go on as they were, without counting them.
-func (s *sender) pass(ps []packet.Packet) {
+// pass lets captured packets go on as they were, and returns how many: those that still had their place.
+func (s *sender) pass(ps []packet.Packet) (passed uint64) {
 	var v verdicts
 	for i := range ps {
 		t := tokenOf(&ps[i].Addr)
 		if l := s.laneOf(&t); l != nil && v.claim(l, &t) {
 			_ = s.onto(&v, l, &t, nil) // fails only together with flush
+			passed++
 		}
 	}
 	_ = v.flush(s.lanes) // fails only when the queue is gone, and the packets with it
+	return passed
 }
 
 // laneOf returns the lane of a token of this handle, nil for any other.

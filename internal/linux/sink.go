@@ -3,8 +3,6 @@
 package linux
 
 import (
-	"time"
-
 	"github.com/opendivert/divert/filter"
 	"github.com/opendivert/divert/internal/backlog"
 	"github.com/opendivert/divert/internal/engine"
@@ -33,12 +31,7 @@ func (s *sink) actions() []rules.Action {
 	return []rules.Action{rules.ToNowhere{Num: s.q.Num()}}
 }
 
-func (s *sink) recv(ps []packet.Packet) (int, error) { return s.empty.Recv(ps) }
-
-func (s *sink) setDeadline(t time.Time) error {
-	s.empty.SetDeadline(t)
-	return nil
-}
+func (s *sink) recv(w engine.Wait, ps []packet.Packet) (int, error) { return s.empty.Recv(w, ps) }
 
 func (s *sink) setLimits(engine.Limits) error { return nil } // nothing ever waits
 
@@ -46,14 +39,11 @@ func (s *sink) setFilter(*filter.Program) {}
 
 func (s *sink) drain() { s.empty.Drain() }
 
-func (s *sink) wake() { s.empty.Close() }
+func (s *sink) wake() {} // nobody waits in a system call
 
 func (s *sink) yield() error { return nil }
 
-func (s *sink) close() error {
-	s.wake()
-	return s.q.Close()
-}
+func (s *sink) close() error { return s.q.Close() }
 
 // tally counts as dropped what matched.
 func (s *sink) tally(st *engine.Stats) error {

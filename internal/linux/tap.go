@@ -3,10 +3,6 @@
 package linux
 
 import (
-	"errors"
-	"net"
-	"os"
-	"sync"
 	"sync/atomic"
 	"time"
 
@@ -22,12 +18,11 @@ import (
 // tap is the source of a handle that sniffs: copies from the packet log. Where the interpreter decides,
 // every packet of the handle's paths is copied and what does not match is passed over here.
 type tap struct {
-	h        *handle
-	log      *nflog.Log
-	program  atomic.Pointer[filter.Program] // nil where the kernel decides
-	draining atomic.Bool
+	h       *handle
+	log     *nflog.Log
+	program atomic.Pointer[filter.Program] // nil where the kernel decides
 
-	mu      sync.Mutex // held by the one who receives
+	turn    *engine.Turn // of the one who receives; what follows is guarded by it
 	reader  *nfnl.Reader
 	slots   [tapSlots][]byte
 	got     int            // datagrams in the slots
@@ -48,7 +43,7 @@ func newTap(h *handle, interpret bool) (*tap, error) {
 	if err != nil {
 		return nil, err
 	}
-	t := &tap{h: h, log: log, reader: log.NewReader(tapSlots)}
+	t := &tap{h: h, log: log, turn: engine.NewTurn(), reader: log.NewReader(tapSlots)}
 	for i := range t.slots {
 		t.slots[i] = make([]byte, nflog.BufferSize)
 	}
@@ -62,39 +57,28 @@ func (t *tap) actions() []rules.Action {
 	return []rules.Action{rules.ToLog{Group: t.log.Group()}}
 }
 
-func (t *tap) recv(ps []packet.Packet) (int, error) {
-	t.mu.Lock()
-	defer t.mu.Unlock()
+func (t *tap) recv(w engine.Wait, ps []packet.Packet) (int, error) {
+	if !t.turn.Take(w) {
+		return 0, engine.ErrInterrupted
+	}
+	defer t.turn.Release()
 	for {
 		if n := t.take(ps); n > 0 {
 			return n, nil
 		}
-		draining := t.draining.Load()
-		err := t.refill(!draining)
-		switch {
-		case errors.Is(err, os.ErrDeadlineExceeded) && (t.draining.Load() || t.h.closed.Load()):
-			if t.h.closed.Load() {
-				return 0, net.ErrClosed
-			}
-		case err != nil:
+		if err := t.refill(w); err != nil {
 			return 0, closedError(err)
-		case t.got == 0 && draining:
-			return 0, eof
 		}
 	}
 }
 
 // refill receives datagrams into the slots.
-func (t *tap) refill(wait bool) (err error) {
+func (t *tap) refill(w engine.Wait) (err error) {
 	for i, s := range t.slots {
 		t.reader.Slot(i, s)
 	}
 	t.got, t.next = 0, 0
-	if wait {
-		t.got, err = t.reader.Recv(tapSlots)
-	} else {
-		t.got, err = t.reader.Poll(tapSlots)
-	}
+	t.got, err = t.reader.Recv(w, tapSlots)
 	return err
 }
 
@@ -155,13 +139,6 @@ func (t *tap) address(a *packet.Address, c *nflog.Copy, at int64) {
 	}
 }
 
-func (t *tap) setDeadline(at time.Time) error {
-	if t.draining.Load() {
-		return nil // nothing waits any more
-	}
-	return closedError(t.log.SetReadDeadline(at))
-}
-
 func (t *tap) setLimits(l engine.Limits) error {
 	return closedError(t.log.SetReceiveBuffer(receiveBuffer(l)))
 }
@@ -171,18 +148,14 @@ func (t *tap) setFilter(p *filter.Program) { t.program.Store(p) }
 func (t *tap) drain() {
 	// What the kernel gathers for a datagram comes within 10 ms.
 	time.Sleep(20 * time.Millisecond)
-	t.draining.Store(true)
-	_ = t.log.SetReadDeadline(past) // wakes the readers
+	t.log.Drain()
 }
 
-func (t *tap) wake() { _ = t.log.SetReadDeadline(past) }
+func (t *tap) wake() { t.log.Wake() }
 
 func (t *tap) yield() error { return nil }
 
-func (t *tap) close() error {
-	t.wake()
-	return t.log.Close()
-}
+func (t *tap) close() error { return t.log.Close() }
 
 // tally counts as waiting what has neither come nor been missed.
 func (t *tap) tally(st *engine.Stats) error {

@@ -6,7 +6,6 @@ import (
 	"net"
 	"slices"
 	"sync"
-	"sync/atomic"
 	"unsafe"
 
 	sys "golang.org/x/sys/windows"
@@ -132,14 +131,14 @@ func (d *device) isClosed() bool {
 }
 
 // receive implements driver.
-func (d *device) receive(ps []packet.Packet, layer packet.Layer, stop *atomic.Bool) (int, error) {
+func (d *device) receive(w engine.Wait, ps []packet.Packet, layer packet.Layer) (int, error) {
 	op, err := d.acquire(true)
 	if err != nil {
 		return 0, err
 	}
 	defer d.release(op)
-	if stop.Load() {
-		return 0, errInterrupted
+	if w.Ended() {
+		return 0, engine.ErrInterrupted
 	}
 	ps = ps[:min(len(ps), batchMax)]
 	buffer := ps[0].Buffer(bufferSize(len(ps), layer))
@@ -148,7 +147,7 @@ func (d *device) receive(ps []packet.Packet, layer packet.Layer, stop *atomic.Bo
 	op.memory.Pin(&buffer[0])
 	err = op.start(d.file, codeRecv, buffer)
 	if err == sys.ERROR_IO_PENDING {
-		if stop.Load() || d.isClosed() { // too late for whoever set it to find the operation
+		if w.Ended() || d.isClosed() { // too late for whoever ended it to find the operation
 			d.cancelStarted(op)
 		}
 		err = op.wait(d.file)
@@ -157,7 +156,7 @@ func (d *device) receive(ps []packet.Packet, layer packet.Layer, stop *atomic.Bo
 	switch err {
 	case nil:
 	case sys.ERROR_OPERATION_ABORTED:
-		return 0, errInterrupted
+		return 0, engine.ErrInterrupted
 	case sys.ERROR_NO_DATA:
 		return 0, io.EOF
 	default:

@@ -1,9 +1,6 @@
 package windows
 
 import (
-	"errors"
-	"sync/atomic"
-
 	"github.com/opendivert/divert/internal/engine"
 	"github.com/opendivert/divert/packet"
 )
@@ -13,9 +10,9 @@ import (
 // close they fail with net.ErrClosed.
 type driver interface {
 	// receive waits for items and fills 1 to len(ps) of ps, which is not empty. It fails with io.EOF when
-	// receiving is shut down and nothing is left, and with errInterrupted if stop is set.
-	receive(ps []packet.Packet, layer packet.Layer, stop *atomic.Bool) (int, error)
-	// interrupt makes the receive calls that wait return. Whoever calls it sets their stop first.
+	// receiving is shut down and nothing is left, and with engine.ErrInterrupted if w has ended or interrupt was called.
+	receive(w engine.Wait, ps []packet.Packet, layer packet.Layer) (int, error)
+	// interrupt makes the receive calls that wait return. Whoever calls it ends their wait first.
 	interrupt()
 	// send injects packets; see engine.Handle.
 	send(ps []packet.Packet) (int, error)
@@ -26,6 +23,3 @@ type driver interface {
 	// describe names the driver and its version.
 	describe() string
 }
-
-// errInterrupted is what a receive call returns that was made to.
-var errInterrupted = errors.New("interrupted")

@@ -462,7 +462,7 @@ func TestLimits(t *testing.T) {
 	load(t)
 	cfg := config(t, "true", packet.LayerNetwork, 0)
 	cfg.Limits = engine.Limits{Length: 100, Time: 3 * time.Second, Size: 1 << 20}
-	h := open(t, cfg).(*handle)
+	h := open(t, cfg)
 	check := func(length, ms, size uint64) {
 		t.Helper()
 		for param, want := range []uint64{length, ms, size, 2, 2} {

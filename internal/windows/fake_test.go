@@ -5,7 +5,6 @@ import (
 	"io"
 	"net"
 	"sync"
-	"sync/atomic"
 	"testing"
 
 	"github.com/opendivert/divert/filter"
@@ -59,7 +58,7 @@ func (s *fakeStack) open(_ int16, pl *plan) (driver, error) {
 }
 
 // handle opens a handle in the stack.
-func (s *fakeStack) handle(text string, layer packet.Layer, cfg engine.Config) *handle {
+func (s *fakeStack) handle(text string, layer packet.Layer, cfg engine.Config) *client {
 	s.t.Helper()
 	p, err := filter.Compile(text, layer, filter.Extended)
 	if err != nil {
@@ -73,8 +72,7 @@ func (s *fakeStack) handle(text string, layer packet.Layer, cfg engine.Config) *
 	if err != nil {
 		s.t.Fatal(err)
 	}
-	s.t.Cleanup(func() { h.Close() })
-	return h
+	return newClient(s.t, h)
 }
 
 // capture sends a packet through the stack.
@@ -107,15 +105,15 @@ func (s *fakeStack) numPassed() int {
 	return len(s.passed)
 }
 
-func (d *fakeDriver) receive(ps []packet.Packet, _ packet.Layer, stop *atomic.Bool) (int, error) {
+func (d *fakeDriver) receive(w engine.Wait, ps []packet.Packet, _ packet.Layer) (int, error) {
 	d.stack.mu.Lock()
 	defer d.stack.mu.Unlock()
 	for {
 		switch {
 		case d.closed:
 			return 0, net.ErrClosed
-		case stop.Load():
-			return 0, errInterrupted
+		case w.Ended():
+			return 0, engine.ErrInterrupted
 		case len(d.queue) > 0:
 			n := min(len(ps), len(d.queue), 7)
 			for i, p := range d.queue[:n] {
@@ -197,7 +195,7 @@ func (d *fakeDriver) close() error {
 func (d *fakeDriver) describe() string { return "fake driver" }
 
 // recvAll ends receiving and returns what has been captured until then.
-func recvAll(t testing.TB, h *handle) (all []packet.Packet) {
+func recvAll(t testing.TB, h *client) (all []packet.Packet) {
 	t.Helper()
 	if err := h.Shutdown(engine.ShutdownRecv); err != nil {
 		t.Fatal(err)

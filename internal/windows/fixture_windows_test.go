@@ -216,18 +216,17 @@ func config(t testing.TB, text string, layer packet.Layer, flags uint64) engine.
 }
 
 // open opens a handle that is closed with the test.
-func open(t testing.TB, cfg engine.Config) engine.Handle {
+func open(t testing.TB, cfg engine.Config) *client {
 	t.Helper()
 	h, err := Open(cfg)
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() { h.Close() })
-	return h
+	return newClient(t, h.(*handle))
 }
 
 // network opens a handle at the layer NETWORK that diverts what matches.
-func network(t testing.TB, text string) engine.Handle {
+func network(t testing.TB, text string) *client {
 	t.Helper()
 	return open(t, config(t, text, packet.LayerNetwork, 0))
 }

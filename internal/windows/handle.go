@@ -6,7 +6,6 @@ import (
 	"io"
 	"math/rand/v2"
 	"net"
-	"os"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -36,8 +35,7 @@ type handle struct {
 	sendDown atomic.Bool
 	closed   atomic.Bool
 
-	deadline deadline
-	counts   counts
+	counts counts
 }
 
 // source is a driver's handle and its filter. When the filter is exchanged there are two: the old one,
@@ -62,7 +60,6 @@ var defaults = engine.Limits{Length: 4096, Time: 2 * time.Second, Size: 4 << 20}
 func newHandle(cfg engine.Config, open opener) (*handle, error) {
 	h := &handle{cfg: cfg, layer: cfg.Program.Layer(), open: open, limits: defaults}
 	h.received.tag = rand.Uint32() | 1
-	h.deadline.wake = h.wake
 	pl, err := planFor(&h.cfg, cfg.Program)
 	if err != nil {
 		return nil, err
@@ -95,30 +92,15 @@ func (h *handle) newSource(pl *plan) (*source, error) {
 }
 
 // Recv implements engine.Handle.
-func (h *handle) Recv(ps []packet.Packet) (int, error) {
-	switch {
-	case h.closed.Load():
-		return 0, net.ErrClosed
-	case h.cfg.Flags&engine.FlagSendOnly != 0:
-		return 0, engine.ErrSendOnly
-	case len(ps) == 0:
-		return 0, nil
-	}
-	n, err := 0, error(nil)
+func (h *handle) Recv(w engine.Wait, ps []packet.Packet) (n int, err error) {
 	if h.pump != nil {
-		n, err = h.pump.inbox.take(ps, &h.deadline.stop)
+		n, err = h.pump.inbox.take(w, ps)
 	} else {
-		n, _, err = h.receive(ps, &h.deadline.stop)
+		n, _, err = h.receive(w, ps)
 		h.counts.matched.Add(uint64(n))
 	}
-	switch {
-	case err == errInterrupted && h.closed.Load():
-		return 0, net.ErrClosed
-	case err == errInterrupted:
-		return 0, os.ErrDeadlineExceeded
-	}
 	h.counts.received.Add(uint64(n))
-	if packets(h.layer) && h.cfg.Flags&engine.FlagSniff == 0 {
+	if h.holds() {
 		for i := range ps[:n] {
 			h.received.put(&ps[i].Addr)
 		}
@@ -126,21 +108,24 @@ func (h *handle) Recv(ps []packet.Packet) (int, error) {
 	return n, err
 }
 
+// holds reports whether what the handle receives is packets that do not go on by themselves.
+func (h *handle) holds() bool { return packets(h.layer) && h.cfg.Flags&engine.FlagSniff == 0 }
+
 // receive receives from the oldest source, and says which one that was. It goes on to the next when that
 // is empty for good.
-func (h *handle) receive(ps []packet.Packet, stop *atomic.Bool) (int, *source, error) {
+func (h *handle) receive(w engine.Wait, ps []packet.Packet) (int, *source, error) {
 	for {
 		s := h.oldest.Load()
-		n, err := s.driver.receive(ps, h.layer, stop)
+		n, err := s.driver.receive(w, ps, h.layer)
 		switch {
 		case n > 0:
 			return n, s, nil
 		case errors.Is(err, engine.ErrShortBuffer):
 			h.counts.matched.Add(1)
 			h.counts.long.Add(1) // longer than any packet: the driver has cut it, and it cannot go on
-		case err == errInterrupted && !stop.Load():
+		case err == engine.ErrInterrupted && !w.Ended():
 			// Somebody else was meant.
-		case err == io.EOF || err == net.ErrClosed || err == errInterrupted:
+		case err == io.EOF || err == net.ErrClosed || err == engine.ErrInterrupted:
 			if h.oldest.Load() == s && !(err == io.EOF && h.advance(s)) {
 				return 0, s, err
 			}
@@ -201,17 +186,8 @@ func (h *handle) send(ps []packet.Packet) (int, error) {
 // Accept implements engine.Handle. The driver keeps nothing of a packet that was received, so it is sent.
 func (h *handle) Accept(ps []packet.Packet) (int, error) { return h.Send(ps) }
 
-// SetReadDeadline implements engine.Handle.
-func (h *handle) SetReadDeadline(t time.Time) error {
-	if h.closed.Load() {
-		return net.ErrClosed
-	}
-	h.deadline.set(t)
-	return nil
-}
-
-// wake makes all receive calls look at the deadline.
-func (h *handle) wake() {
+// Wake implements engine.Handle.
+func (h *handle) Wake() {
 	if h.pump != nil {
 		h.pump.inbox.wake()
 		return
@@ -363,7 +339,6 @@ func (h *handle) Close() error {
 	if h.closed.Swap(true) {
 		return net.ErrClosed
 	}
-	h.deadline.close()
 	if h.pump != nil {
 		h.pump.close()
 	}
@@ -406,60 +381,4 @@ func (h *handle) Description() string {
 		return s.driver.describe() + ", which passes everything to the interpreter"
 	}
 	return s.driver.describe() + ", with a wider filter, and the interpreter"
-}
-
-// deadline is a read deadline.
-type deadline struct {
-	stop atomic.Bool // it has passed, or the handle is closed
-	wake func()      // called after stop was set
-
-	mu     sync.Mutex
-	timer  *time.Timer
-	turn   int // how often it was set; a timer of an earlier turn does nothing
-	closed bool
-}
-
-// set changes the deadline; the zero time takes it away.
-func (d *deadline) set(t time.Time) {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	d.turn++
-	if d.timer != nil {
-		d.timer.Stop()
-		d.timer = nil
-	}
-	if d.closed {
-		return
-	}
-	left := time.Until(t)
-	switch turn := d.turn; {
-	case t.IsZero():
-		d.stop.Store(false)
-	case left <= 0:
-		d.pass()
-	default:
-		d.stop.Store(false)
-		d.timer = time.AfterFunc(left, func() {
-			d.mu.Lock()
-			defer d.mu.Unlock()
-			if d.turn == turn {
-				d.pass()
-			}
-		})
-	}
-}
-
-// pass makes receive calls end.
-func (d *deadline) pass() {
-	d.stop.Store(true)
-	d.wake()
-}
-
-// close makes receive calls end for good.
-func (d *deadline) close() {
-	d.set(time.Time{})
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	d.closed = true
-	d.pass()
 }

@@ -3,7 +3,6 @@ package windows
 import (
 	"io"
 	"sync"
-	"sync/atomic"
 	"time"
 
 	"github.com/opendivert/divert/internal/engine"
@@ -18,14 +17,14 @@ const pumpBatch = 64
 type pump struct {
 	h     *handle
 	inbox *inbox
-	stop  atomic.Bool
+	stop  chan struct{} // closed to stop it
 	done  chan struct{}
 
 	back []packet.Packet // of the batch at hand, to be sent back; memory for the next batch
 }
 
 func newPump(h *handle) *pump {
-	p := &pump{h: h, inbox: newInbox(h.limits, h.layer, &h.counts), done: make(chan struct{})}
+	p := &pump{h: h, inbox: newInbox(h.limits, h.layer, &h.counts), stop: make(chan struct{}), done: make(chan struct{})}
 	go p.run()
 	return p
 }
@@ -35,7 +34,7 @@ func (p *pump) run() {
 	defer close(p.done)
 	ps := make([]packet.Packet, pumpBatch)
 	for {
-		n, s, err := p.h.receive(ps, &p.stop)
+		n, s, err := p.h.receive(engine.Wait{Handle: p.stop}, ps)
 		if err != nil {
 			p.inbox.end(err)
 			return
@@ -73,7 +72,7 @@ func (p *pump) sendBack(ps []packet.Packet) {
 
 // close stops the pump and lets packets that nobody received go on, as the driver does with its own.
 func (p *pump) close() {
-	p.stop.Store(true)
+	close(p.stop)
 	p.h.interrupt()
 	<-p.done
 	left := p.inbox.close()
@@ -90,7 +89,7 @@ type inbox struct {
 	overhead int // bytes that an item counts beyond its own
 
 	mu     sync.Mutex
-	filled *sync.Cond // an item, the end, or a reason to look at stop
+	filled *sync.Cond // an item, the end, or the end of somebody's wait
 	limits engine.Limits
 	ring   []waiting
 	head   int
@@ -156,12 +155,13 @@ func (q *inbox) pop() *waiting {
 
 // take waits for items and moves up to len(ps) of them to ps; see engine.Handle. The packets
 // change places, so that no byte is copied.
-func (q *inbox) take(ps []packet.Packet, stop *atomic.Bool) (n int, err error) {
+func (q *inbox) take(w engine.Wait, ps []packet.Packet) (n int, err error) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	for {
-		if stop.Load() {
-			return 0, errInterrupted
+		if w.Ended() {
+			q.signal() // the one that woke this call may have been for an item
+			return 0, engine.ErrInterrupted
 		}
 		now := time.Now()
 		for n < len(ps) && q.n > 0 {
@@ -175,9 +175,7 @@ func (q *inbox) take(ps []packet.Packet, stop *atomic.Bool) (n int, err error) {
 		}
 		switch {
 		case n > 0:
-			if q.n > 0 {
-				q.filled.Signal() // another reader's turn: one signal may stand for several items
-			}
+			q.signal() // another reader's turn: one signal may stand for several items
 			return n, nil
 		case q.err != nil:
 			return 0, q.err
@@ -186,7 +184,14 @@ func (q *inbox) take(ps []packet.Packet, stop *atomic.Bool) (n int, err error) {
 	}
 }
 
-// wake makes all who wait look at their stop.
+// signal wakes a reader if there is something for it. The caller holds the lock.
+func (q *inbox) signal() {
+	if q.n > 0 {
+		q.filled.Signal()
+	}
+}
+
+// wake makes all who wait look whether their wait has ended.
 func (q *inbox) wake() {
 	q.mu.Lock()
 	defer q.mu.Unlock()
@@ -195,7 +200,7 @@ func (q *inbox) wake() {
 
 // end says that no more items come: io.EOF, or what went wrong.
 func (q *inbox) end(err error) {
-	if err == errInterrupted {
+	if err == engine.ErrInterrupted {
 		err = io.EOF
 	}
 	q.mu.Lock()

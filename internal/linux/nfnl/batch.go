@@ -3,12 +3,15 @@
 package nfnl
 
 import (
+	"io"
 	"os"
 	"syscall"
 	"time"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/opendivert/divert/internal/engine"
 )
 
 // mmsghdr is struct mmsghdr of recvmmsg(2).
@@ -78,18 +81,24 @@ func (r *Reader) Slot(i int, b []byte) {
 	r.iovs[i].SetLen(len(b))
 }
 
-// Recv receives between 1 and n datagrams, at most Cap, into the slots 0 to n-1, waiting for the first until
-// the read deadline. It fails with os.ErrClosed after Close and os.ErrDeadlineExceeded after the deadline. A datagram
-// may be the kernel's answer to a message that was to end the wait.
-func (r *Reader) Recv(n int) (int, error) {
+// Recv receives between 1 and n datagrams, at most Cap, into the slots 0 to n-1, waiting for the first until w ends or
+// the read deadline. It fails with engine.ErrInterrupted when w has ended, os.ErrClosed after Close,
+// os.ErrDeadlineExceeded after the deadline, and io.EOF after Drain when nothing is there. A datagram may be the
+// kernel's answer to a message that was to end the wait.
+func (r *Reader) Recv(w engine.Wait, n int) (int, error) {
 	c := r.conn
-	c.reading.Lock()
-	defer c.reading.Unlock()
+	if !c.reading.Take(w) {
+		return 0, engine.ErrInterrupted
+	}
+	defer c.reading.Release()
 	c.mu.RLock()
 	defer c.mu.RUnlock()
 	for {
 		if c.closed.Load() {
 			return 0, os.ErrClosed
+		}
+		if w.Ended() {
+			return 0, engine.ErrInterrupted
 		}
 		left := time.Duration(-1)
 		if at := c.deadline.Load(); at != 0 {
@@ -97,13 +106,16 @@ func (r *Reader) Recv(n int) (int, error) {
 				return 0, os.ErrDeadlineExceeded
 			}
 		}
+		drained := c.drained.Load() // before the look at what is there
 		got, err := r.receive(min(n, r.Cap()))
-		if got > 0 || err != nil || n <= 0 {
+		switch {
+		case got > 0 || err != nil || n <= 0:
 			return got, err
-		}
-		if left < 0 && c.answers {
-			got, err = r.block(min(n, r.Cap()))
-		} else {
+		case drained:
+			return 0, io.EOF
+		case left < 0 && c.answers:
+			got, err = r.block(w, min(n, r.Cap()))
+		default:
 			err = r.wait(left)
 		}
 		if got > 0 || err != nil {
@@ -114,11 +126,11 @@ func (r *Reader) Recv(n int) (int, error) {
 
 // block waits in the receive call itself, which takes fewer calls for each packet than to wait first. It returns 0 if
 // there is something to notice.
-func (r *Reader) block(n int) (int, error) {
+func (r *Reader) block(w engine.Wait, n int) (int, error) {
 	c := r.conn
 	c.blocked.Store(true)
 	defer c.blocked.Store(false)
-	if c.closed.Load() || c.deadline.Load() != 0 {
+	if c.closed.Load() || c.deadline.Load() != 0 || c.drained.Load() || w.Ended() {
 		return 0, nil // stored before the ringer could know of the wait
 	}
 	got, _, errno := unix.Syscall6(unix.SYS_RECVMMSG, uintptr(c.fd), uintptr(unsafe.Pointer(&r.hdrs[0])), uintptr(n), unix.MSG_WAITFORONE, 0, 0)

@@ -12,6 +12,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/opendivert/divert/internal/engine"
 )
 
 // Conn is an nfnetlink socket in the network namespace of the thread that opened it. Receiving
@@ -33,8 +35,9 @@ type Conn struct {
 	answers bool        // the other end is the kernel, which answers
 	blocked atomic.Bool // somebody waits in the receive call itself, see block
 
-	reading  sync.Mutex   // held by the one who receives
+	reading  *engine.Turn // of the one who receives
 	deadline atomic.Int64 // of receives, ns since 1970; 0: none
+	drained  atomic.Bool  // receives do not wait any more
 }
 
 // Dial opens a socket with the given receive buffer, in bytes. Without CAP_NET_ADMIN in the initial
@@ -73,7 +76,7 @@ func NewConn(fd int) (*Conn, error) {
 		unix.Close(fd)
 		return nil, os.NewSyscallError("eventfd", err)
 	}
-	return &Conn{fd: fd, bell: bell}, nil
+	return &Conn{fd: fd, bell: bell, reading: engine.NewTurn()}, nil
 }
 
 // sendBuffer is the send buffer asked for, in bytes: room for a batch of large packets.
@@ -125,6 +128,15 @@ func (c *Conn) SetReadDeadline(t time.Time) error {
 	})
 }
 
+// Wake makes the one who waits look whether its engine.Wait has ended. Those that wait for their turn need no waking.
+func (c *Conn) Wake() { _ = c.Control(func(uintptr) { c.ring() }) } // fails when closed, which has woken everybody
+
+// Drain makes receives, also those that wait, return what is there and then fail with io.EOF.
+func (c *Conn) Drain() {
+	c.drained.Store(true)
+	c.Wake()
+}
+
 // ring ends the wait of the one who receives, or the next wait. What the receiver is to notice has been stored.
 func (c *Conn) ring() {
 	one := [8]byte{1}
@@ -152,7 +164,7 @@ func (c *Conn) Close() error {
 	c.mu.RUnlock()
 	c.mu.Lock() // until the last one has left
 	defer c.mu.Unlock()
-	return errors.Join(os.NewSyscallError("close", unix.Close(c.fd)), unix.Close(c.bell))
+	return errors.Join(os.NewSyscallError("close", unix.Close(c.fd)), os.NewSyscallError("close", unix.Close(c.bell)))
 }
 
 // ackTimeout bounds the wait for the kernel's answer, which comes at once if it comes.
@@ -179,7 +191,7 @@ func (c *Conn) Request(m *Message) (err error) {
 	r := c.NewReader(1)
 	r.Slot(0, reply)
 	for {
-		if _, err := r.Recv(1); err != nil {
+		if _, err := r.Recv(engine.Wait{}, 1); err != nil {
 			return fmt.Errorf("nfnetlink receive: %w", err)
 		}
 		n, _ := r.Len(0)

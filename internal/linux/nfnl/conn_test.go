@@ -12,6 +12,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/opendivert/divert/internal/engine"
 	"github.com/opendivert/divert/internal/lab"
 	"github.com/opendivert/divert/internal/race"
 )
@@ -98,7 +99,7 @@ func TestRequest(t *testing.T) {
 	if err := c.SetReadDeadline(time.Now().Add(10 * time.Second)); err != nil {
 		t.Fatal(err)
 	}
-	if n, err := r.Recv(1); n != 1 || err != nil {
+	if n, err := r.Recv(engine.Wait{}, 1); n != 1 || err != nil {
 		t.Fatal(n, err)
 	}
 	n, truncated := r.Len(0)
@@ -153,7 +154,7 @@ func TestDeadlineAndClose(t *testing.T) {
 	if err := c.SetReadDeadline(time.Unix(1, 0)); err != nil {
 		t.Fatal(err)
 	}
-	if n, err := r.Recv(2); n != 0 || !errors.Is(err, os.ErrDeadlineExceeded) {
+	if n, err := r.Recv(engine.Wait{}, 2); n != 0 || !errors.Is(err, os.ErrDeadlineExceeded) {
 		t.Errorf("Recv after the deadline: %d, %v", n, err)
 	}
 	if n, err := r.Poll(2); n != 0 || err != nil {
@@ -164,9 +165,9 @@ func TestDeadlineAndClose(t *testing.T) {
 	}
 	ended := make(chan error, 1)
 	wait := func() {
-		n, err := r.Recv(2)
+		n, err := r.Recv(engine.Wait{}, 2)
 		for err == nil && n > 0 { // the answer to what ended the wait
-			n, err = r.Recv(2)
+			n, err = r.Recv(engine.Wait{}, 2)
 		}
 		ended <- err
 	}
@@ -193,7 +194,7 @@ func TestDeadlineAndClose(t *testing.T) {
 	}
 	AppendHeader(w.Head(HeaderLen), HeaderLen, Type(3, 1), 0, 0)
 	for name, call := range map[string]func() error{
-		"Recv":             func() error { _, err := r.Recv(1); return err },
+		"Recv":             func() error { _, err := r.Recv(engine.Wait{}, 1); return err },
 		"Poll":             func() error { _, err := r.Poll(1); return err },
 		"Flush":            w.Flush,
 		"NewWriter":        func() error { _, err := c.NewWriter(); return err },
@@ -235,7 +236,7 @@ func TestReaderFillsSlots(t *testing.T) {
 		}
 	}
 	send("one", "longer", "3", "the fourth")
-	if n, err := r.Recv(2); n != 2 || err != nil {
+	if n, err := r.Recv(engine.Wait{}, 2); n != 2 || err != nil {
 		t.Fatalf("Recv(2): %d, %v", n, err)
 	}
 	for i, want := range []struct {
@@ -255,7 +256,7 @@ func TestReaderFillsSlots(t *testing.T) {
 	if n, truncated := r.Len(0); n != 1 || truncated {
 		t.Errorf("slot 0: %d bytes, truncated %t", n, truncated)
 	}
-	if n, err := r.Recv(0); n != 0 || err != nil {
+	if n, err := r.Recv(engine.Wait{}, 0); n != 0 || err != nil {
 		t.Errorf("Recv(0): %d, %v", n, err)
 	}
 	// One at a time.
@@ -264,7 +265,7 @@ func TestReaderFillsSlots(t *testing.T) {
 		text      string
 		truncated bool
 	}{{"longer t", true}, {"exactly8", false}, {"short", false}} {
-		if n, err := r.Recv(1); n != 1 || err != nil {
+		if n, err := r.Recv(engine.Wait{}, 1); n != 1 || err != nil {
 			t.Fatalf("Recv(1): %d, %v", n, err)
 		}
 		if n, truncated := r.Len(0); string(slots[0][:n]) != want.text || truncated != want.truncated {
@@ -285,7 +286,7 @@ func next(t testing.TB, c *Conn) []byte {
 	b := make([]byte, 1<<21)
 	r := c.NewReader(1)
 	r.Slot(0, b)
-	if _, err := r.Recv(1); err != nil {
+	if _, err := r.Recv(engine.Wait{}, 1); err != nil {
 		t.Fatal(err)
 	}
 	n, _ := r.Len(0)
@@ -443,7 +444,7 @@ func TestAllocations(t *testing.T) {
 		if err := w.Flush(); err != nil {
 			t.Fatal(err)
 		}
-		if got, err := r.Recv(8); got != 1 || err != nil {
+		if got, err := r.Recv(engine.Wait{}, 8); got != 1 || err != nil {
 			t.Fatal(got, err)
 		}
 		if got, err := r.Poll(8); got != 0 || err != nil {

@@ -16,6 +16,7 @@ import (
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
+	"github.com/opendivert/divert/internal/engine"
 	"github.com/opendivert/divert/internal/linux/queue"
 )
 
@@ -158,7 +159,7 @@ func verdict(q *queue.Queue, what queue.Verdict, o queue.Option) error {
 	slot := make([]byte, queue.BufferSize)
 	r := q.NewReader(1)
 	r.Slot(0, slot)
-	if _, err := r.Recv(1); err != nil {
+	if _, err := r.Recv(engine.Wait{}, 1); err != nil {
 		return err
 	}
 	n, _ := r.Len(0)

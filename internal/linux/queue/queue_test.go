@@ -15,6 +15,7 @@ import (
 	"github.com/mdlayher/netlink"
 	"golang.org/x/sys/unix"
 
+	"github.com/opendivert/divert/internal/engine"
 	"github.com/opendivert/divert/internal/lab"
 	"github.com/opendivert/divert/internal/linux/nfnl"
 	"github.com/opendivert/divert/internal/race"
@@ -318,7 +319,7 @@ func receive(t testing.TB, q *Queue) Kind {
 	slot := make([]byte, BufferSize)
 	r := q.NewReader(1)
 	r.Slot(0, slot)
-	if _, err := r.Recv(1); err != nil {
+	if _, err := r.Recv(engine.Wait{}, 1); err != nil {
 		t.Fatal(err)
 	}
 	n, _ := r.Len(0)

@@ -9,6 +9,7 @@ import (
 
 	"github.com/google/nftables"
 
+	"github.com/opendivert/divert/internal/engine"
 	"github.com/opendivert/divert/internal/linux/queue"
 )
 
@@ -47,7 +48,7 @@ func TestTheTableStaysWhilePacketsWait(t *testing.T) {
 	slot := make([]byte, queue.BufferSize)
 	r := q.NewReader(1)
 	r.Slot(0, slot)
-	if _, err := r.Recv(1); err != nil {
+	if _, err := r.Recv(engine.Wait{}, 1); err != nil {
 		t.Fatal(err)
 	}
 	n, _ := r.Len(0)

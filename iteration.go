@@ -1,0 +1,145 @@
+package divert
+
+import (
+	"context"
+	"io"
+	"iter"
+	"math"
+	"slices"
+	"sync"
+	"sync/atomic"
+
+	"github.com/opendivert/divert/internal/engine"
+)
+
+// Packets returns an iterator over the packets, for one goroutine. Each is valid until the next round of the loop. It
+// ends without an error at the end of a shut-down queue; with an error, as its last round, when ctx ends or receiving
+// fails, and after Close, wherever that is called, also in the loop: with net.ErrClosed.
+//
+// What it has received and not handed out when the loop is left, by a panic too, stays with the handle for the next
+// receive call. After Close it hands out nothing: what it has received goes on as if it had not been captured.
+func (h *Handle) Packets(ctx context.Context) iter.Seq2[*Packet, error] {
+	return func(yield func(*Packet, error) bool) {
+		it := &iteration{ps: make([]Packet, iterationBatch)}
+		h.left.begin(it)
+		defer h.left.end(it)
+		if ctx.Done() != nil {
+			defer context.AfterFunc(ctx, h.engine.Wake)()
+		}
+		for {
+			if err := h.refill(ctx, it); err != nil {
+				if err != io.EOF {
+					yield(nil, opError("recv", err))
+				}
+				return
+			}
+			for p := it.next(); p != nil; p = it.next() {
+				h.cut(p)
+				if !yield(p, nil) {
+					return
+				}
+			}
+		}
+	}
+}
+
+// iterationBatch is how many packets an iteration receives at a time.
+const iterationBatch = 64
+
+// refill receives the packets that an iteration is to hand out next.
+func (h *Handle) refill(ctx context.Context, it *iteration) error {
+	h.receiving.RLock() // Close comes before, and it receives nothing, or after, and finds what it has received
+	defer h.receiving.RUnlock()
+	n, err := h.receive(ctx, anyQueue, it.ps)
+	it.batch = it.ps[:n]
+	it.taken.Store(0)
+	return err
+}
+
+// iteration is a loop over Handle.Packets.
+type iteration struct {
+	ps    []Packet     // memory
+	batch []Packet     // received last
+	taken atomic.Int32 // how many of them were handed out; more than there are after the rest was taken back
+}
+
+// next returns the next packet to be handed out, nil if there is none.
+func (it *iteration) next() *Packet {
+	if i := int(it.taken.Add(1)) - 1; i < len(it.batch) {
+		return &it.batch[i]
+	}
+	return nil
+}
+
+// takeBack returns the packets that were not handed out, and lets none be handed out any more.
+func (it *iteration) takeBack() []Packet {
+	i := int(it.taken.Swap(math.MaxInt32 / 2)) // next may be called some times more
+	return it.batch[min(i, len(it.batch)):]
+}
+
+// leftovers are packets that a handle has received and nobody was given: what iterations have left behind, and what
+// those under way still have to hand out.
+type leftovers struct {
+	mu         sync.Mutex
+	iterations []*iteration
+	rest       []Packet     // left behind, the oldest first
+	resting    atomic.Int32 // len(rest)
+	closed     bool         // there are none any more
+}
+
+// begin enters an iteration.
+func (l *leftovers) begin(it *iteration) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.iterations = append(l.iterations, it)
+}
+
+// end removes an iteration and keeps what it has not handed out.
+func (l *leftovers) end(it *iteration) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.iterations = slices.DeleteFunc(l.iterations, func(other *iteration) bool { return other == it })
+	if !l.closed { // else sweep has taken what there was
+		l.rest = append(l.rest, it.takeBack()...)
+		l.resting.Store(int32(len(l.rest)))
+	}
+}
+
+// take moves the oldest packets of a queue that were left behind to ps.
+func (l *leftovers) take(q engine.Queues, queue int, ps []Packet) (n int) {
+	if l.resting.Load() == 0 {
+		return 0
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	kept := l.rest[:0]
+	for i := range l.rest {
+		p := &l.rest[i]
+		if n == len(ps) || q != nil && queue != anyQueue && q.QueueOf(p) != queue {
+			kept = append(kept, *p)
+			continue
+		}
+		ps[n] = *p
+		n++
+	}
+	clear(l.rest[len(kept):]) // their memory is the caller's now
+	l.rest = kept
+	l.resting.Store(int32(len(kept)))
+	return n
+}
+
+// count returns how many packets were left behind.
+func (l *leftovers) count() uint64 { return uint64(l.resting.Load()) }
+
+// sweep takes all packets that nobody was given. Nobody receives meanwhile, or afterwards.
+func (l *leftovers) sweep() []Packet {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	ps := l.rest
+	for _, it := range l.iterations {
+		ps = append(ps, it.takeBack()...)
+	}
+	l.rest, l.iterations, l.closed = nil, nil, true
+	l.resting.Store(0)
+	return ps
+}

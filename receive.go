@@ -1,0 +1,163 @@
+package divert
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"time"
+
+	"github.com/opendivert/divert/internal/engine"
+)
+
+// Recv waits for a packet or event and copies it to b. It returns the length, which is 0 for events that
+// have no data. If b is too small it is filled, the rest of the packet is lost, and the error is
+// ErrShortBuffer; the address is good, and Accept with it still lets the whole packet go on.
+// A b of no length at all is refused before anything is received.
+//
+// On Linux only the first 65,531 bytes of a longer packet are received, and its IP header tells its length. Accept lets
+// all of it go on, and so does Send if b has not changed; if it has, Send fails with ErrShortBuffer.
+//
+// It fails with io.EOF when the receive half is shut down and nothing is left, net.ErrClosed after
+// Close, os.ErrDeadlineExceeded after the read deadline, and ErrRulesGone when another program has removed the handle's
+// rules and nothing is left. On a handle with the flag SendOnly or Drop nothing can be received: where none of the
+// other errors applies it fails with ErrSendOnly or ErrDropOnly, at once.
+func (h *Handle) Recv(b []byte) (int, Address, error) {
+	if len(b) == 0 && h.hasData() {
+		return 0, Address{}, opError("recv", ErrShortBuffer)
+	}
+	s := h.single()
+	defer h.singles.Put(s)
+	if _, err := h.recv(anyQueue, s[:]); err != nil {
+		return 0, Address{}, err
+	}
+	n := copy(b, s[0].Data)
+	if n < len(s[0].Data) && h.hasData() {
+		return n, s[0].Addr, opError("recv", ErrShortBuffer)
+	}
+	return n, s[0].Addr, nil
+}
+
+// hasData reports whether what the handle receives has bytes.
+func (h *Handle) hasData() bool { return h.layer != LayerFlow && h.layer != LayerSocket }
+
+// RecvBatch waits for packets and fills 1 to len(ps) of ps with what is there, at most MaxBatch; it does
+// not wait for more. Each packet's Data lies in memory of its own Packet and stays valid until that Packet
+// is given to a receive call again, so a program that uses the same Packets again allocates nothing.
+// With no ps it receives nothing and returns at once. The errors are those of Recv, except ErrShortBuffer.
+func (h *Handle) RecvBatch(ps []Packet) (int, error) { return h.recv(anyQueue, ps) }
+
+// Queues returns how many queues the handle's flows are shared out to.
+func (h *Handle) Queues() int {
+	if q, ok := h.engine.(engine.Queues); ok {
+		return q.Queues()
+	}
+	return 1
+}
+
+// RecvQueue is RecvBatch for the packets of one queue, 0 to Queues()-1. With one goroutine for each queue the
+// packets of a flow keep their order.
+func (h *Handle) RecvQueue(queue int, ps []Packet) (int, error) {
+	if queue < 0 || queue >= h.Queues() {
+		return 0, opError("recv", fmt.Errorf("%w: there is no queue %d; the handle has %d", ErrInvalid, queue, h.Queues()))
+	}
+	return h.recv(queue, ps)
+}
+
+// SetReadDeadline makes receive calls, also those that wait already, fail with os.ErrDeadlineExceeded
+// from t on. The zero time takes the deadline away. It fails with net.ErrClosed after Close.
+func (h *Handle) SetReadDeadline(t time.Time) error {
+	return opError("set deadline", h.deadline.Set(t))
+}
+
+// anyQueue stands for all queues of a handle.
+const anyQueue = -1
+
+// recv is RecvBatch for a queue.
+func (h *Handle) recv(queue int, ps []Packet) (int, error) {
+	h.receiving.RLock()
+	defer h.receiving.RUnlock()
+	n, err := h.receive(context.Background(), queue, ps[:min(len(ps), MaxBatch)])
+	for i := range ps[:n] {
+		h.cut(&ps[i])
+	}
+	return n, opError("recv", err)
+}
+
+// receive receives from a queue until ctx ends. The caller holds h.receiving, and cuts the packets.
+func (h *Handle) receive(ctx context.Context, queue int, ps []Packet) (int, error) {
+	w := engine.Wait{Context: ctx.Done(), Handle: h.deadline.Passed()}
+	switch {
+	case h.closed.Load():
+		return 0, net.ErrClosed
+	case h.flags&SendOnly != 0:
+		return 0, ErrSendOnly
+	case h.flags&Drop != 0 && !h.dropWaits:
+		return 0, h.nothing()
+	case len(ps) == 0:
+		return 0, nil
+	case w.Ended():
+		return 0, h.ended(ctx)
+	}
+	n, err := h.next(queue, w, ps)
+	switch {
+	case h.closed.Load():
+		if n > 0 {
+			h.engine.Return(ps[:n]) // the engine stays open until this call has left
+		}
+		return 0, net.ErrClosed
+	case err == engine.ErrInterrupted:
+		return 0, h.ended(ctx)
+	}
+	return n, err
+}
+
+// nothing says why nothing can be received from a handle that drops: ErrDropOnly, unless the engine knows more.
+func (h *Handle) nothing() error {
+	if h.recvDown.Load() {
+		return io.EOF
+	}
+	_, err := h.engine.Recv(engine.Wait{Handle: over}, make([]Packet, 1))
+	if err == engine.ErrInterrupted {
+		return ErrDropOnly
+	}
+	return err
+}
+
+// over ends a wait before it begins.
+var over = func() chan struct{} {
+	c := make(chan struct{})
+	close(c)
+	return c
+}()
+
+// next takes what an iteration has left behind, or else receives.
+func (h *Handle) next(queue int, w engine.Wait, ps []Packet) (int, error) {
+	q, _ := h.engine.(engine.Queues)
+	if n := h.left.take(q, queue, ps); n > 0 {
+		return n, nil
+	}
+	if q != nil && queue != anyQueue {
+		return q.RecvQueue(queue, w, ps)
+	}
+	return h.engine.Recv(w, ps)
+}
+
+// ended says why the wait of a receive call has ended.
+func (h *Handle) ended(ctx context.Context) error {
+	if h.closed.Load() {
+		return net.ErrClosed
+	}
+	if err := ctx.Err(); err != nil {
+		return err
+	}
+	return os.ErrDeadlineExceeded
+}
+
+// cut leaves no more of a packet than is wanted.
+func (h *Handle) cut(p *Packet) {
+	if h.snap > 0 && h.layer != LayerReflect {
+		p.Data = p.Data[:min(len(p.Data), h.snap)]
+	}
+}
