@@ -12,7 +12,8 @@ import (
 // flowTable are the flows that a handle has been told of and that have not ended. The kernel only finds
 // them: what it remembers may be lost there, and then it tells of a flow a second time.
 type flowTable struct {
-	byEndpoint map[uint64][]*flowState
+	flows     map[packet.FlowData]*flowState // by what makes a flow, see flowKey
+	endpoints map[uint64]*flowState          // the first flow of each endpoint that has one
 }
 
 // flowState is a flow.
@@ -20,6 +21,9 @@ type flowState struct {
 	record sockets.Record
 	addr   packet.Address // of its ESTABLISHED
 	seen   int64          // when the kernel last saw a packet, as far as is known
+
+	next, last *flowState // of the same endpoint, in the order in which they began; last is the first one's
+	before     *flowState
 }
 
 // idleTimes are how long flows without a connection live without packets: what connection tracking of
@@ -44,34 +48,77 @@ const (
 // sweepInterval is how often idle flows are looked for.
 const sweepInterval = time.Second
 
-func newFlowTable() *flowTable { return &flowTable{byEndpoint: map[uint64][]*flowState{}} }
+func newFlowTable() *flowTable {
+	return &flowTable{flows: map[packet.FlowData]*flowState{}, endpoints: map[uint64]*flowState{}}
+}
 
 // begin enters a flow and reports false if it is there already.
 func (t *flowTable) begin(r *sockets.Record, a packet.Address) bool {
-	id := r.Data.EndpointID
-	for _, f := range t.byEndpoint[id] {
-		if f.record.Data == r.Data || sameFlow(&f.record.Data, &r.Data) {
-			f.seen = r.Time
-			return false
-		}
+	key := flowKey(&r.Data)
+	if f := t.flows[key]; f != nil {
+		f.seen = r.Time
+		return false
 	}
-	t.byEndpoint[id] = append(t.byEndpoint[id], &flowState{record: *r, addr: a, seen: r.Time})
+	f := &flowState{record: *r, addr: a, seen: r.Time}
+	t.flows[key] = f
+	first := t.endpoints[r.Data.EndpointID]
+	if first == nil {
+		f.last = f
+		t.endpoints[r.Data.EndpointID] = f
+		return true
+	}
+	first.last.next, f.before, first.last = f, first.last, f
 	return true
 }
 
-// sameFlow reports whether two descriptions differ in nothing that makes a flow.
-func sameFlow(a, b *packet.FlowData) bool {
-	x, y := *a, *b
-	x.ProcessID, y.ProcessID = 0, 0
-	x.ParentEndpointID, y.ParentEndpointID = 0, 0
-	return x == y
+// flowKey is what makes a flow: all of its description but whose it is, which may change.
+func flowKey(d *packet.FlowData) packet.FlowData {
+	key := *d
+	key.ProcessID, key.ParentEndpointID = 0, 0
+	return key
 }
 
 // end takes the flows of an endpoint out.
-func (t *flowTable) end(endpoint uint64) []*flowState {
-	flows := t.byEndpoint[endpoint]
-	delete(t.byEndpoint, endpoint)
-	return flows
+func (t *flowTable) end(endpoint uint64) (ended []*flowState) {
+	for f := t.endpoints[endpoint]; f != nil; f = f.next {
+		delete(t.flows, flowKey(&f.record.Data))
+		ended = append(ended, f)
+	}
+	delete(t.endpoints, endpoint)
+	return ended
+}
+
+// remove takes a flow out.
+func (t *flowTable) remove(f *flowState) {
+	delete(t.flows, flowKey(&f.record.Data))
+	id := f.record.Data.EndpointID
+	first := t.endpoints[id]
+	switch {
+	case first != f:
+		f.before.next = f.next
+	case f.next == nil:
+		delete(t.endpoints, id)
+		return
+	default:
+		first = f.next
+		first.last = f.last
+		t.endpoints[id] = first
+	}
+	if f.next != nil {
+		f.next.before = f.before
+	} else {
+		first.last = f.before
+	}
+}
+
+// gone takes out the flows of endpoints that are not there any more, of those that had begun at a time.
+func (t *flowTable) gone(at int64, live *sockets.Live) (ended []*flowState) {
+	for id, f := range t.endpoints {
+		if f.record.Time < at && live.Gone(&f.record.Data) {
+			ended = append(ended, t.end(id)...)
+		}
+	}
+	return ended
 }
 
 // lastSeen is what the table asks of the kernel.
@@ -82,19 +129,11 @@ type lastSeen interface {
 
 // idle takes out the flows of which nothing was seen for too long at a time.
 func (t *flowTable) idle(at int64, kernel lastSeen) (ended []*flowState) {
-	for id, flows := range t.byEndpoint {
-		rest := flows[:0]
-		for _, f := range flows {
-			if f.expired(at, kernel) {
-				kernel.Forget(&f.record)
-				ended = append(ended, f)
-			} else {
-				rest = append(rest, f)
-			}
-		}
-		clear(flows[len(rest):])
-		if t.byEndpoint[id] = rest; len(rest) == 0 {
-			delete(t.byEndpoint, id)
+	for _, f := range t.flows {
+		if f.expired(at, kernel) {
+			kernel.Forget(&f.record)
+			t.remove(f)
+			ended = append(ended, f)
 		}
 	}
 	return ended

@@ -3,7 +3,10 @@
 package linux
 
 import (
+	"fmt"
+	"math/rand/v2"
 	"net/netip"
+	"slices"
 	"testing"
 	"time"
 
@@ -93,5 +96,72 @@ func TestFlowTwiceTold(t *testing.T) {
 	}
 	if flows := table.end(7); len(flows) != 1 || flows[0].record.Data.RemotePort != 53 {
 		t.Errorf("left: %+v", flows)
+	}
+}
+
+// TestManyFlowsOfOneSocket enters, knows again and ends more flows of one socket than a table could that compares each with
+// each.
+func TestManyFlowsOfOneSocket(t *testing.T) {
+	const n = 200_000
+	table := newFlowTable()
+	flow := func(i int) *sockets.Record {
+		r := flowRecord(7, protoUDP, uint16(i), int64(1+i))
+		r.Data.RemoteAddr = netip.AddrFrom4([4]byte{10, byte(i >> 16), 0, 1})
+		return r
+	}
+	for i := range n {
+		if !table.begin(flow(i), packet.Address{}) || table.begin(flow(i), packet.Address{}) {
+			t.Fatalf("flow %d", i)
+		}
+	}
+	ended := table.end(7)
+	if len(ended) != n || len(table.flows)+len(table.endpoints) != 0 {
+		t.Fatalf("%d ended, %d left", len(ended), len(table.flows))
+	}
+	for i, f := range ended {
+		if f.record.Time != flow(i).Time {
+			t.Fatalf("flow %d ended out of its turn", i)
+		}
+	}
+}
+
+// TestFlowsLeaveInAnyOrder takes flows of a socket out one by one.
+func TestFlowsLeaveInAnyOrder(t *testing.T) {
+	r := rand.New(rand.NewPCG(1, 2))
+	for range 200 {
+		table := newFlowTable()
+		var left []*flowState
+		for port := range uint16(6) {
+			table.begin(flowRecord(7, protoUDP, port, 1), packet.Address{})
+			left = append(left, table.flows[flowKey(&flowRecord(7, protoUDP, port, 1).Data)])
+		}
+		for range r.IntN(7) {
+			i := r.IntN(len(left))
+			table.remove(left[i])
+			left = slices.Delete(left, i, i+1)
+		}
+		if got := table.end(7); !slices.Equal(got, left) || len(table.flows) != 0 {
+			t.Fatalf("got %v, want %v", got, left)
+		}
+	}
+}
+
+func BenchmarkFlows(b *testing.B) {
+	for _, peers := range []int{1, 1000, 32000} {
+		b.Run(fmt.Sprint(peers), func(b *testing.B) {
+			table := newFlowTable()
+			records := make([]*sockets.Record, peers)
+			for i := range records {
+				records[i] = flowRecord(7, protoUDP, uint16(i), 1)
+			}
+			b.ReportAllocs()
+			for b.Loop() {
+				for _, r := range records {
+					table.begin(r, packet.Address{})
+				}
+				table.end(7)
+			}
+			b.ReportMetric(float64(b.Elapsed().Nanoseconds())/float64(b.N*peers), "ns/flow")
+		})
 	}
 }

@@ -30,6 +30,9 @@ type socketFeed struct {
 	whole     bool                           // the programs see every process
 
 	mu       sync.Mutex // held while a record is worked on, and flows are swept
+	lost     uint64     // records that were lost until the flows were last compared with the sockets that there are
+	compared int64      // when that was
+	again    bool       // a flow that had begun then was told of only later
 	stopping atomic.Bool
 	quit     chan struct{}
 	running  sync.WaitGroup
@@ -170,6 +173,7 @@ func (f *socketFeed) flow(r *sockets.Record) {
 	if !f.flows.begin(r, f.address(r)) {
 		return
 	}
+	f.again = f.again || r.Time < f.compared
 	a := f.address(r)
 	if r.Matched && f.interpret == "" || f.interpret != "" && f.program.Load().Match(nil, &a) {
 		f.h.raise(nil, &a)
@@ -201,6 +205,32 @@ func (f *socketFeed) sweep() {
 			f.deleted(flow, at)
 		}
 		f.mu.Unlock()
+		f.compare()
+	}
+}
+
+// compare ends the flows whose sockets are gone, if records were lost: theirs may have been among them.
+func (f *socketFeed) compare() {
+	c, err := f.source.Counts()
+	if err != nil {
+		return
+	}
+	f.mu.Lock()
+	needless := c.Lost == f.lost && !f.again
+	f.mu.Unlock()
+	if needless {
+		return
+	}
+	at := now()
+	var live *sockets.Live
+	if f.h.ns.Do(func() (err error) { live, err = sockets.ListLive(); return err }) != nil {
+		return // the next sweep tries again
+	}
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.lost, f.compared, f.again = c.Lost, at, false
+	for _, flow := range f.flows.gone(at, live) {
+		f.deleted(flow, at)
 	}
 }
 
@@ -227,6 +257,9 @@ func (f *socketFeed) stop() error {
 	close(f.quit)
 	f.source.Flush()
 	f.running.Wait()
+	if f.flows != nil {
+		f.compare()
+	}
 	return err
 }
 

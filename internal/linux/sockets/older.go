@@ -93,6 +93,9 @@ const (
 // listSockets returns the sockets of a family and protocol (linux/inet_diag.h).
 func listSockets(conn *netlink.Conn, family, protocol uint8, owners map[uint32]uint32) ([]older, error) {
 	messages, err := dumpSockets(conn, family, protocol)
+	if unlisted(err) {
+		return nil, nil
+	}
 	var list []older
 	for _, m := range messages {
 		if o, ok := parseOlder(m.Data, protocol, owners); ok {
@@ -108,15 +111,14 @@ func dumpSockets(conn *netlink.Conn, family, protocol uint8) ([]netlink.Message,
 	request := make([]byte, diagRequestSize)
 	request[0], request[1] = family, protocol
 	binary.NativeEndian.PutUint32(request[4:], statesListed)
-	messages, err := conn.Execute(netlink.Message{
+	return conn.Execute(netlink.Message{
 		Header: netlink.Header{Type: byFamily, Flags: netlink.Request | netlink.Dump},
 		Data:   request,
 	})
-	if errors.Is(err, unix.ENOENT) || errors.Is(err, unix.EINVAL) {
-		return nil, nil // this kernel has no such family, or does not list it
-	}
-	return messages, err
 }
+
+// unlisted reports whether a dump has failed because the kernel does not list such sockets, or has none.
+func unlisted(err error) bool { return errors.Is(err, unix.ENOENT) || errors.Is(err, unix.EINVAL) }
 
 // listed is a socket that the kernel has listed.
 type listed struct {

@@ -57,6 +57,9 @@ func listAll() (list []listed, err error) {
 	defer conn.Close()
 	for _, kind := range olderKinds {
 		messages, err := dumpSockets(conn, kind.family, kind.protocol)
+		if unlisted(err) {
+			continue
+		}
 		if err != nil {
 			return nil, err
 		}
