@@ -109,7 +109,7 @@ func (h *churner) close(drain bool, sum *churned) error {
 		return err
 	}
 	sum.Carried += s.Received
-	sum.Lost += s.DroppedFull + s.DroppedOld + s.DroppedLong + s.Abandoned + s.Failed
+	sum.Lost += s.DroppedFull + s.DroppedOld + s.DroppedLong + s.Lost + s.Abandoned + s.Failed
 	return err
 }
 

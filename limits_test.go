@@ -30,7 +30,7 @@ func dialUDP(t testing.TB, from *lab.Host, to net.Addr) net.Conn {
 // balanced checks that each packet that matched is in one place.
 func balanced(t testing.TB, s divert.Stats) {
 	t.Helper()
-	if sum := s.Received + s.Waiting + s.Dropped + s.DroppedFull + s.DroppedOld + s.DroppedLong + s.Passed; sum != s.Matched {
+	if sum := s.Received + s.Waiting + s.Dropped + s.DroppedFull + s.DroppedOld + s.DroppedLong + s.Passed + s.Lost; sum != s.Matched {
 		t.Errorf("%d matched, %d accounted for: %+v", s.Matched, sum, s)
 	}
 }

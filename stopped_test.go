@@ -119,7 +119,7 @@ func TestReaderStopped(t *testing.T) {
 			if most < stoppedQueue || most > 2*stoppedQueue+100 {
 				t.Errorf("%d packets waited in the kernel, want %d to %d", most, stoppedQueue, 2*stoppedQueue)
 			}
-			if dropped := s.DroppedFull + s.DroppedOld + s.DroppedLong; uint64(sum.lost) != dropped {
+			if dropped := s.DroppedFull + s.DroppedOld + s.DroppedLong + s.Lost; uint64(sum.lost) != dropped {
 				t.Errorf("%d lost, %d counted", sum.lost, dropped)
 			}
 			if open == "" && (s.DroppedFull == 0 || s.Passed != 0) || open != "" && (s.DroppedFull != 0 || s.Passed == 0) {

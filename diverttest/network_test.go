@@ -660,7 +660,7 @@ func FuzzNetwork(f *testing.F) {
 		out = uint64(len(n.Delivered()))
 		for i, h := range handles {
 			s, err := h.Stats()
-			if err != nil || s.Matched != s.Received+s.Waiting+s.Dropped+s.DroppedFull+s.DroppedOld+s.DroppedLong+s.Passed {
+			if err != nil || s.Matched != s.Received+s.Waiting+s.Dropped+s.DroppedFull+s.DroppedOld+s.DroppedLong+s.Passed+s.Lost {
 				t.Errorf("handle %d: %+v (%v)", i, s, err)
 			}
 			in += s.Injected + s.Reinjected

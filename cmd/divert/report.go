@@ -52,6 +52,9 @@ type summary struct {
 	DroppedFull uint64  `json:"dropped_full"`
 	DroppedOld  uint64  `json:"dropped_old"`
 	DroppedLong uint64  `json:"dropped_long"`
+	Passed      uint64  `json:"passed"`
+	Lost        uint64  `json:"lost"`
+	Foreign     uint64  `json:"foreign"`
 
 	Answers *answerCounts `json:"answers,omitempty"`
 }
@@ -66,7 +69,7 @@ func (r *report) end(h *divert.Handle) {
 	took := time.Since(r.start)
 	if r.json {
 		r.line(summary{"summary", took.Round(time.Microsecond).Seconds(), s.Matched, s.Received, s.Reinjected, s.Injected, s.Failed,
-			s.Dropped, s.DroppedFull, s.DroppedOld, s.DroppedLong, r.answers})
+			s.Dropped, s.DroppedFull, s.DroppedOld, s.DroppedLong, s.Passed, s.Lost, s.Foreign, r.answers})
 		return
 	}
 	noun := "packet"
@@ -101,6 +104,9 @@ func summaryText(s divert.Stats, f divert.Flag, noun string) string {
 		{s.DroppedFull, false, "lost because the queue was full"},
 		{s.DroppedOld, false, "lost because they waited too long"},
 		{s.DroppedLong, false, "lost because they were too long for the queue"},
+		{s.Lost, false, "lost in the kernel"},
+		{s.Passed, false, "went on unseen"},
+		{s.Foreign, false, "queued by another program's rules went on"},
 	} {
 		if c.n > 0 || c.always {
 			fmt.Fprintf(&b, ", %d %s", c.n, c.text)

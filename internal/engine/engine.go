@@ -113,7 +113,11 @@ type Queues interface {
 }
 
 // Stats counts a handle's packets or events since it was opened. Each packet that matched is in one place:
-// Matched = Received + Waiting + Dropped + DroppedFull + DroppedOld + DroppedLong + Passed.
+//
+//	Matched = Received + Waiting + Dropped + DroppedFull + DroppedOld + DroppedLong + Passed + Lost
+//
+// Of the packets that were received, Reinjected went on as they came or with other bytes, Abandoned are gone, and the
+// others are still with the program. Foreign stands outside: those packets did not match.
 type Stats struct {
 	Matched     uint64 // matched the filter
 	Received    uint64 // returned by receive calls
@@ -123,11 +127,18 @@ type Stats struct {
 	DroppedOld  uint64 // lost because they had waited longer than the queue time
 	DroppedLong uint64 // lost because they were longer than the queue can carry
 	Passed      uint64 // went on unseen: the queue was full and the handle fails open, or the handle was closing
+	Lost        uint64 // lost in the kernel, which does not say why: it had no memory, or would not queue this packet
 
 	Reinjected uint64 // received packets that were sent on
 	Abandoned  uint64 // received packets that were not sent on before their place was needed: they are gone
 	Injected   uint64 // packets sent that were none of the received ones
-	Failed     uint64 // sends that were refused
+	Failed     uint64 // sends that were refused, also because the packet was gone: its network interface went down
+	Foreign    uint64 // packets that another program's rules led to the handle's queue; they went on, and nobody received them
+}
+
+// Accounted returns how many packets that matched are known to be in some place.
+func (s *Stats) Accounted() uint64 {
+	return s.Received + s.Waiting + s.Dropped + s.DroppedFull + s.DroppedOld + s.DroppedLong + s.Passed + s.Lost
 }
 
 // The errors that platforms return, besides those of net, io and os.

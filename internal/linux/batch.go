@@ -4,6 +4,7 @@ package linux
 
 import (
 	"errors"
+	"os"
 
 	"github.com/opendivert/divert/internal/engine"
 	"github.com/opendivert/divert/internal/linux/nfnl"
@@ -44,10 +45,10 @@ func (b *batchReader) datagram(i int, p *packet.Packet) []byte {
 	return p.Buffer(b.slot)[:min(n, b.slot)]
 }
 
-// release lets the packets that wait in queues for a reader go on as they were.
-func release(lanes []*lane, s *sender) (err error) {
+// release lets the packets that wait in queues for a reader go on as they were, and counts them as passed if wanted.
+func release(lanes []*lane, s *sender, count bool) (err error) {
 	for _, l := range lanes {
-		err = errors.Join(err, l.release(s))
+		err = errors.Join(err, l.release(s, count))
 	}
 	return err
 }
@@ -58,7 +59,7 @@ const maxReleased = 4 * 16384
 // releaseBatch is how many packets a release takes at a time: each needs memory for the longest.
 const releaseBatch = 32
 
-func (l *lane) release(s *sender) error {
+func (l *lane) release(s *sender, count bool) error {
 	verdicts, err := l.batch()
 	if err != nil {
 		return err
@@ -73,15 +74,32 @@ func (l *lane) release(s *sender) error {
 		}
 		var m queue.Message
 		for i := range ps[:got] {
-			if m.Parse(r.datagram(i, &ps[i])) == queue.KindPacket {
-				verdict, o := s.onward(m.Priority)
-				_ = verdicts.Add(m.ID, verdict, o) // fails only together with Flush
+			switch m.Parse(r.datagram(i, &ps[i])) {
+			case queue.KindError:
+				s.h.counts.refused(m.Tag)
+			case queue.KindPacket:
+				l.passOn(s, verdicts, &m, count)
 				passed++
 			}
 		}
-		if err := verdicts.Flush(); err != nil {
+		if _, err := l.flush(verdicts); errors.Is(err, os.ErrClosed) {
 			return err
 		}
 	}
 	return nil
+}
+
+// passOn lets a packet that nobody received go on.
+func (l *lane) passOn(s *sender, v *queue.Verdicts, m *queue.Message, count bool) {
+	if s.strange(m) {
+		s.h.counts.foreign.Add(1)
+		s.leave(v, m)
+		return
+	}
+	verdict, o := s.onward(m.Priority)
+	if count {
+		s.h.counts.passed.Add(1)
+		o.Tag = passedTag(1)
+	}
+	_ = v.Add(m.ID, verdict, o) // fails only for a payload
 }

@@ -72,6 +72,7 @@ type source interface {
 type counts struct {
 	matched, received, reinjected, abandoned, injected, failed atomic.Uint64
 	dropped, full, old, long, passed                           atomic.Uint64
+	missing, foreign                                           atomic.Uint64
 }
 
 // lost counts a packet or event that had to leave a backlog.
@@ -523,26 +524,20 @@ func (h *handle) tally() (engine.Stats, error) {
 		Matched: c.matched.Load(), Received: c.received.Load(),
 		Dropped: c.dropped.Load(), DroppedFull: c.full.Load(), DroppedOld: c.old.Load(), DroppedLong: c.long.Load(),
 		Passed: c.passed.Load(), Reinjected: c.reinjected.Load(), Abandoned: c.abandoned.Load(),
-		Injected: c.injected.Load(), Failed: c.failed.Load(),
+		Injected: c.injected.Load(), Failed: c.failed.Load(), Lost: c.missing.Load(), Foreign: c.foreign.Load(),
 	}
 	if h.entries != nil {
 		var err error
-		if s.Matched, err = h.entry.Matched(); errors.Is(err, rules.ErrGone) {
-			return s, h.remaining(&s)
-		} else if err != nil {
+		// Without the counter, as others have removed it, what is known of otherwise has matched.
+		if s.Matched, err = h.entry.Matched(); err != nil && !errors.Is(err, rules.ErrGone) {
 			return s, err
 		}
 	}
-	return s, h.source.tally(&s)
-}
-
-// remaining counts when the counter of the rules is gone: what is known of otherwise has matched.
-func (h *handle) remaining(s *engine.Stats) error {
-	if err := h.source.tally(s); err != nil {
-		return err
+	if err := h.source.tally(&s); err != nil {
+		return s, err
 	}
-	s.Matched = s.Received + s.Waiting + s.Dropped + s.DroppedFull + s.DroppedOld + s.DroppedLong + s.Passed
-	return nil
+	s.Matched = max(s.Matched, s.Accounted()) // a packet may have come while the counters were read
+	return s, nil
 }
 
 // Description implements engine.Handle.

@@ -51,7 +51,7 @@ type sorting struct {
 
 // flush sends verdicts and takes them away at the other end.
 func (s *sorting) flush(t testing.TB, v *verdicts) {
-	if err := v.flush(s.lanes); err != nil {
+	if _, err := v.flush(s.lanes); err != nil {
 		t.Fatal(err)
 	}
 	if _, err := unix.Read(s.there, s.sink); err != nil {
@@ -103,7 +103,10 @@ func TestSort(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	refused := binary.NativeEndian.AppendUint32(nfnl.AppendHeader(nil, 20, unix.NLMSG_ERROR, 0, 0)[:16], 0xfffffffe)
+	refused := binary.NativeEndian.AppendUint32(nfnl.AppendHeader(nil, 36, unix.NLMSG_ERROR, 0, 0)[:16], 0xfffffffe)
+	refused = append(refused, nfnl.AppendHeader(nil, 32, 0, 0, 0)[:16]...)
+	binary.NativeEndian.PutUint32(refused[16+4+8:], reinjectedTag(3))
+	s.h.counts.reinjected.Store(5)
 	cut := datagram(6, unhex(t, tcp4)) // says that the packet had 100 bytes
 	cut = nfnl.AppendAttr32(cut, nfqaCapLen, 100)
 	binary.NativeEndian.PutUint32(cut, uint32(len(cut)))
@@ -153,8 +156,8 @@ func TestSort(t *testing.T) {
 		}
 	}
 	c := &s.h.counts
-	if c.failed.Load() != 1 || c.old.Load() != 1 || c.long.Load() != 1 || c.abandoned.Load() != 1 {
-		t.Errorf("counted failed %d, old %d, long %d, abandoned %d", c.failed.Load(), c.old.Load(), c.long.Load(), c.abandoned.Load())
+	if c.failed.Load() != 3 || c.reinjected.Load() != 2 || c.old.Load() != 1 || c.long.Load() != 1 || c.abandoned.Load() != 1 {
+		t.Errorf("counted failed %d, reinjected %d, old %d, long %d, abandoned %d", c.failed.Load(), c.reinjected.Load(), c.old.Load(), c.long.Load(), c.abandoned.Load())
 	}
 }
 

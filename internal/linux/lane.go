@@ -22,6 +22,8 @@ type lane struct {
 	batches sync.Pool    // of *queue.Verdicts
 	readers sync.Pool    // of *reader
 	runs    runs
+	owed    owed
+	last    uint32 // number of the last packet, see pump.number
 }
 
 // maxLanes is how many queues a handle may have.

@@ -5,6 +5,7 @@ package linux
 import (
 	"errors"
 	"math/bits"
+	"os"
 	"sync"
 	"sync/atomic"
 
@@ -27,6 +28,8 @@ type pump struct {
 	work    sync.WaitGroup // the goroutines that run
 	places  atomic.Uint32  // of each lane's packets that wait for a reader or were received and not sent on, less 1
 	count   atomic.Uint32  // of packets that matched
+
+	skipped atomic.Uint64 // numbers of packets that did not come, where the handle fails open
 
 	meterMu sync.Mutex
 	meter   *queue.Meter
@@ -85,7 +88,7 @@ func (p *pump) run(l *lane, verdicts *queue.Verdicts) {
 		for i := range ps[:got] {
 			p.one(l, &ps[i], r.datagram(i, &ps[i]), at, verdicts)
 		}
-		if verdicts.Flush() != nil {
+		if _, err := l.flush(verdicts); errors.Is(err, os.ErrClosed) {
 			return
 		}
 	}
@@ -96,13 +99,19 @@ func (p *pump) one(l *lane, pk *packet.Packet, datagram []byte, at int64, verdic
 	var m queue.Message
 	switch m.Parse(datagram) {
 	case queue.KindError:
-		p.h.counts.failed.Add(1)
+		p.h.counts.refused(m.Tag)
 		return
 	case queue.KindOther:
 		return
 	}
-	p.h.deliver(l, pk, &m, at)
 	counts := &p.h.counts
+	p.number(l, m.ID)
+	if p.h.sender.strange(&m) {
+		counts.foreign.Add(1)
+		p.h.sender.leave(verdicts, &m)
+		return
+	}
+	p.h.deliver(l, pk, &m, at)
 	switch {
 	case !mayMatch(p.program.Load(), pk.Data, int(m.Length), &pk.Addr):
 		verdict, o := p.h.sender.onward(m.Priority)
@@ -134,6 +143,7 @@ func (p *pump) one(l *lane, pk *packet.Packet, datagram []byte, at int64, verdic
 		if p.h.recvDown.Load() || p.h.closed.Load() {
 			counts.passed.Add(1)
 			verdict, o := p.h.sender.onward(m.Priority)
+			o.Tag = passedTag(1)
 			_ = verdicts.Add(m.ID, verdict, o)
 			return
 		}
@@ -161,7 +171,7 @@ func (p *pump) verdict(w *backlog.Item, verdict queue.Verdict, o queue.Option) {
 	}
 	defer l.batches.Put(v)
 	if v.Add(t.id, verdict, o) == nil {
-		_ = v.Flush() // fails only when the queue is closed, and the packet with it
+		_, _ = l.flush(v) // what fails is owed, or gone with the queue
 	}
 }
 
@@ -191,8 +201,9 @@ func (p *pump) yield() error {
 	p.matches.End(func(w *backlog.Item) {
 		t := tokenOf(&w.Addr)
 		verdict, o := p.h.sender.onward(t.priority)
-		p.verdict(w, verdict, o)
+		o.Tag = passedTag(1)
 		p.h.counts.passed.Add(1)
+		p.verdict(w, verdict, o)
 	})
 	return nil
 }
@@ -200,25 +211,57 @@ func (p *pump) yield() error {
 // close gives what has come since back to the stack.
 func (p *pump) close() error {
 	p.end()
-	err := errors.Join(p.yield(), release(p.lanes, p.h.sender)) // nobody has looked whether the latter match
+	err := errors.Join(p.yield(), release(p.lanes, p.h.sender, false)) // nobody has looked whether the latter match
 	p.meterMu.Lock()
 	defer p.meterMu.Unlock()
 	return errors.Join(err, p.meter.Close(), closeLanes(p.lanes))
 }
 
-// tally adds what waits, and what the kernel refused: whether that would have matched cannot be told any more.
-func (p *pump) tally(st *engine.Stats) error {
-	st.Waiting = uint64(p.matches.Len())
+// number notes the number of a packet. Those of a handle that fails open for which the socket had no room are missing
+// between the numbers: the kernel let them go on.
+func (p *pump) number(l *lane, id uint32) {
+	if p.h.cfg.FailOpen {
+		p.skipped.Add(uint64(id - l.last - 1)) // the first number is 1, and they wrap around
+	}
+	if l.last = id; id%meterInterval == 0 {
+		_, _ = p.counters(l) // before its 32 bits wrap around
+	}
+}
+
+// meterInterval is after how many packets the kernel's counters are read, at the latest. Far fewer than 2^32, and so
+// many that the reading costs nothing.
+const meterInterval = 1 << 24
+
+// counters reads the counters of a lane's queue.
+func (p *pump) counters(l *lane) (queue.Counters, error) {
 	p.meterMu.Lock()
 	defer p.meterMu.Unlock()
+	return p.meter.Read(l.q.Num())
+}
+
+// tally adds what waits, and what has not come here: whether that would have matched cannot be told any more.
+func (p *pump) tally(st *engine.Stats) error {
+	st.Waiting = uint64(p.matches.Len())
+	led, err := p.h.entry.Matched()
+	if err != nil && !errors.Is(err, rules.ErrGone) {
+		return err
+	}
+	var numbered, full, unread uint64
 	for _, l := range p.lanes {
-		c, err := p.meter.Read(l.q.Num())
+		c, err := p.counters(l)
 		if err != nil {
 			return err
 		}
-		refused := c.DroppedFull + c.DroppedUser
-		st.Matched += refused
-		st.DroppedFull += refused
+		numbered, full, unread = numbered+c.Numbered, full+c.DroppedFull, unread+c.DroppedUser
 	}
+	st.DroppedFull += full + unread
+	missing := rest(led+st.Foreign, numbered+full)
+	if p.h.cfg.FailOpen {
+		missing += p.skipped.Load()
+		st.Passed += missing
+	} else {
+		st.Lost += missing
+	}
+	st.Matched += full + unread + missing
 	return nil
 }

@@ -105,11 +105,11 @@ func (s *queued) poll(l *lane, ps []packet.Packet) (int, error) {
 func (s *queued) sort(l *lane, r *reader, ps []packet.Packet) (n int, err error) {
 	at := now()
 	var m queue.Message
-	alone := l.runs.alone()
+	alone := l.runs.alone() && !l.owed.there.Load()
 	for i := range ps {
 		switch m.Parse(r.datagram(i, &ps[i])) {
 		case queue.KindError:
-			s.h.counts.failed.Add(1)
+			s.h.counts.refused(m.Tag)
 			continue
 		case queue.KindOther:
 			continue
@@ -117,6 +117,11 @@ func (s *queued) sort(l *lane, r *reader, ps []packet.Packet) (n int, err error)
 		if alone {
 			l.runs.begin(m.ID)
 			alone = false
+		}
+		if s.h.sender.strange(&m) {
+			s.h.counts.foreign.Add(1)
+			s.h.sender.leave(r.drops, &m)
+			continue
 		}
 		if s.ages.tooOld(l, m.ID) {
 			s.h.counts.old.Add(1)
@@ -142,7 +147,10 @@ func (s *queued) sort(l *lane, r *reader, ps []packet.Packet) (n int, err error)
 		n++
 	}
 	l.runs.received(n)
-	return n, closedError(r.drops.Flush())
+	if _, err := l.flush(r.drops); errors.Is(err, os.ErrClosed) {
+		return n, net.ErrClosed
+	}
+	return n, nil // a drop that the kernel had no memory for is owed
 }
 
 // deliver makes a packet of a message whose payload lies in the packet's memory.
@@ -207,12 +215,12 @@ func (s *queued) wake() {
 	s.any.wake()
 }
 
-func (s *queued) yield() error { return release(s.lanes, s.h.sender) }
+func (s *queued) yield() error { return release(s.lanes, s.h.sender, true) }
 
 // close gives the packets that nobody received back to the stack, as they were.
 func (s *queued) close() error {
 	s.ages.close()
-	err := release(s.lanes, s.h.sender) // counted as waiting already
+	err := release(s.lanes, s.h.sender, true)
 	return errors.Join(err, s.any.close(), closeLanes(s.lanes))
 }
 
@@ -224,17 +232,28 @@ func closedError(err error) error {
 	return err
 }
 
-// tally adds what the kernel counts.
+// tally adds what the kernel counts: the rules count what they lead to the queue, the queue numbers what it takes.
 func (s *queued) tally(st *engine.Stats) error {
+	var waiting, numbered, full, unread uint64
 	for _, l := range s.lanes {
 		c, err := s.ages.counters(l)
 		if err != nil {
 			return err
 		}
-		st.DroppedFull += c.DroppedFull + c.DroppedUser
-		st.Waiting += rest(c.Total, l.waiting.count())
+		waiting += rest(c.Total, l.waiting.count())
+		numbered, full, unread = numbered+c.Numbered, full+c.DroppedFull, unread+c.DroppedUser
 	}
-	st.Passed += rest(st.Matched, st.Received+st.Waiting+st.DroppedFull+st.DroppedOld+st.DroppedLong+st.Passed)
+	st.DroppedFull += full + unread
+	known := st.Received + st.DroppedOld + st.DroppedLong + st.Passed
+	if s.h.cfg.FailOpen {
+		// A packet for which there is no room in the socket goes on with a number, one for which there is none in the
+		// queue without. The kernel counts neither.
+		st.Waiting = waiting
+		st.Passed += rest(st.Matched, known+waiting)
+		return nil
+	}
+	st.Waiting = rest(numbered, unread+known+st.Foreign)
+	st.Lost += rest(st.Matched+st.Foreign, numbered+full)
 	return nil
 }
 

@@ -27,6 +27,7 @@ type ring struct {
 	outlet   *codegen.Outlet
 	buffers  *perfbuf.Buffers
 	draining atomic.Bool
+	drained  atomic.Bool // nothing comes any more
 	limits   atomic.Pointer[engine.Limits]
 
 	turn   *engine.Turn // of the one who receives
@@ -83,6 +84,7 @@ func (r *ring) recv(w engine.Wait, ps []packet.Packet) (int, error) {
 		case n > 0 || err != nil:
 			return n, err
 		case draining:
+			r.drained.Store(true)
 			return 0, io.EOF
 		}
 		if err := r.buffers.Wait(r.gather); err != nil {
@@ -306,6 +308,10 @@ func (r *ring) tally(st *engine.Stats) error {
 	st.Matched = rest(c.Matched, st.Passed) // what a second look has refused
 	st.Passed = 0
 	st.DroppedFull += c.Failed
-	st.Waiting = rest(st.Matched, st.Received+st.DroppedFull+st.DroppedOld+st.DroppedLong)
+	if missing := rest(st.Matched, st.Received+st.DroppedFull+st.DroppedOld+st.DroppedLong); r.drained.Load() {
+		st.Lost = missing
+	} else {
+		st.Waiting = missing
+	}
 	return nil
 }

@@ -5,6 +5,7 @@ package linux
 import (
 	"sync/atomic"
 
+	"github.com/opendivert/divert/internal/linux/queue"
 	"github.com/opendivert/divert/packet"
 )
 
@@ -42,7 +43,9 @@ func (r *runs) next(id uint32) bool { return r.low.Load() == 1<<32|uint64(id-1) 
 func (r *runs) end(id uint32) { r.low.Store(1<<32 | uint64(id)) }
 
 // run lets the packets at the start of ps that follow each other and are as they were captured, of which unchanged
-// assures it, go on with one verdict, and returns how many those are.
+// assures it, go on with one verdict, and returns how many those are. They are of one device, so when that goes down
+// the kernel has dropped all of them, and refuses the verdict, or none. Forwarded packets are not told apart by their
+// devices: both directions of a flow would have no run in common.
 func (s *sender) run(ps []packet.Packet, v *verdicts, unchanged bool) (int, error) {
 	first := tokenOf(&ps[0].Addr)
 	l := s.laneOf(&first)
@@ -54,7 +57,8 @@ func (s *sender) run(ps []packet.Packet, v *verdicts, unchanged bool) (int, erro
 		a := &ps[n].Addr
 		t := tokenOf(a)
 		follows := t.tag == first.tag && t.lane == first.lane && t.id == first.id+uint32(n) &&
-			t.hook == first.hook && t.priority == first.priority && a.Outbound == t.outbound() && !a.Impostor
+			t.hook == first.hook && (t.ifIdx == first.ifIdx || t.hook == queue.HookForward) &&
+			t.priority == first.priority && a.Outbound == t.outbound() && !a.Impostor
 		if !follows || !unchanged && !v.compare(&ps[n], &t) || !v.claim(l, &t) {
 			break
 		}
@@ -68,6 +72,8 @@ func (s *sender) run(ps []packet.Packet, v *verdicts, unchanged bool) (int, erro
 	}
 	last := first.id + uint32(n-1)
 	verdict, o := s.onward(first.priority)
+	o.Tag = reinjectedTag(n)
 	v.lanes[l.index].upTo, v.lanes[l.index].run = last, true
-	return n, b.AddUpTo(last, verdict, o)
+	b.AddUpTo(last, verdict, o)
+	return n, nil
 }

@@ -78,13 +78,14 @@ func (v *verdicts) compare(p *packet.Packet, t *token) bool {
 	return false
 }
 
-// flush sends the batches and gives them back.
-func (v *verdicts) flush(lanes []*lane) (err error) {
+// flush sends the batches and gives them back. It returns how many packets failed, see lane.flush.
+func (v *verdicts) flush(lanes []*lane) (failed int, err error) {
 	for i, l := range lanes {
 		if v.lanes[i].batch == nil {
 			continue
 		}
-		if e := v.lanes[i].batch.Flush(); e != nil {
+		if n, e := l.flush(v.lanes[i].batch); e != nil {
+			failed += n
 			err = errors.Join(err, e)
 		} else if v.lanes[i].run {
 			l.runs.end(v.lanes[i].upTo)
@@ -92,7 +93,7 @@ func (v *verdicts) flush(lanes []*lane) (err error) {
 		l.batches.Put(v.lanes[i].batch)
 		l.runs.settled(v.lanes[i].claims)
 	}
-	return err
+	return failed, err
 }
 
 // onward is the verdict that lets a packet go on to the handles below this one: through the chain once more, with a
@@ -107,6 +108,26 @@ func (s *sender) onward(priority uint32) (queue.Verdict, queue.Option) {
 		return queue.Accept, queue.Option{Priority: priority & cursor.OldMask, SetPriority: true}
 	}
 	return queue.Accept, queue.Option{}
+}
+
+// strange reports whether another program's rule has led a packet to the handle's queue: at a hook that is none of the
+// handle's, or with the cursor of a packet that the handle has served. Its own rules lead no such packet there.
+func (s *sender) strange(m *queue.Message) bool {
+	forward := m.Hook == queue.HookForward
+	if forward != (s.h.layer == packet.LayerForward) || !forward && m.Hook != queue.HookPrerouting && m.Hook != queue.HookPostrouting {
+		return true
+	}
+	key, ok := cursor.Unpack(m.Priority)
+	return ok && key <= s.key
+}
+
+// leave lets a strange packet go on. It must not enter the chain that queued it again: that would queue it for ever.
+func (s *sender) leave(v *queue.Verdicts, m *queue.Message) {
+	var o queue.Option
+	if _, ok := cursor.Unpack(m.Priority); ok {
+		o = queue.Option{Priority: m.Priority & cursor.OldMask, SetPriority: true}
+	}
+	_ = v.Add(m.ID, queue.Accept, o) // fails only for a payload
 }
 
 // send sends ps. A packet that fails does not hold up the others; the last error is returned.
@@ -133,27 +154,31 @@ func (s *sender) send(ps []packet.Packet, unchanged bool) (sent int, last error)
 		}
 	}
 	s.habit.learn(v.same, v.changed, v.unknown)
-	if err := v.flush(s.lanes); err != nil {
-		return 0, closedError(err)
+	s.h.counts.reinjected.Add(reinjected) // before the kernel can refuse any of them
+	failed, err := v.flush(s.lanes)
+	if err != nil {
+		s.h.counts.reinjected.Add(-uint64(failed))
+		reinjected -= uint64(failed)
+		last = closedError(err)
 	}
 	sent = int(reinjected + injected)
-	s.h.counts.reinjected.Add(reinjected)
 	s.h.counts.injected.Add(injected)
 	s.h.counts.failed.Add(uint64(len(ps) - sent))
 	return sent, last
 }
 
-// pass lets captured packets go on as they were, and returns how many: those that still had their place.
+// pass lets captured packets go on as they were, which the caller counts as passed, and returns how many: those that
+// still had their place.
 func (s *sender) pass(ps []packet.Packet) (passed uint64) {
 	var v verdicts
 	for i := range ps {
 		t := tokenOf(&ps[i].Addr)
 		if l := s.laneOf(&t); l != nil && v.claim(l, &t) {
-			_ = s.onto(&v, l, &t, nil) // fails only together with flush
+			_ = s.onto(&v, l, &t, nil, passedTag(1)) // fails only if no batch can be made
 			passed++
 		}
 	}
-	_ = v.flush(s.lanes) // fails only when the queue is gone, and the packets with it
+	_, _ = v.flush(s.lanes) // what fails is owed, or gone with the queue
 	return passed
 }
 
@@ -170,7 +195,7 @@ func (s *sender) one(p *packet.Packet, v *verdicts, unchanged bool) (again bool,
 	t := tokenOf(&p.Addr)
 	l := s.laneOf(&t)
 	if l != nil && p.Addr.Outbound == t.outbound() && !p.Addr.Impostor && (unchanged || v.compare(p, &t)) && v.claim(l, &t) {
-		return true, s.onto(v, l, &t, nil)
+		return true, s.onto(v, l, &t, nil, reinjectedTag(1))
 	}
 	data, err := engine.Whole(p.Data)
 	if err == nil {
@@ -186,7 +211,7 @@ func (s *sender) one(p *packet.Packet, v *verdicts, unchanged bool) (again bool,
 		// The kernel makes the checksums of a changed packet's segments anew, by the destination in their IP header.
 		cut := t.gso && t.hook == queue.HookPostrouting && engine.Rerouted(data)
 		if t.holds(data, &p.Addr) && len(data) <= queue.MaxPayload && !cut {
-			return true, s.onto(v, l, &t, data)
+			return true, s.onto(v, l, &t, data, reinjectedTag(1))
 		}
 		// It was turned round or sent elsewhere: the captured packet itself ends here.
 		if err := v.drop(l, t.id); err != nil {
@@ -205,13 +230,14 @@ func (v *verdicts) drop(l *lane, id uint32) error {
 	return b.Add(id, queue.Drop, queue.Option{})
 }
 
-// onto lets a queued packet go on to the handles below, with other bytes unless data is nil.
-func (s *sender) onto(v *verdicts, l *lane, t *token, data []byte) error {
+// onto lets a queued packet go on to the handles below, with other bytes unless data is nil. The tag says how it is
+// counted.
+func (s *sender) onto(v *verdicts, l *lane, t *token, data []byte, tag uint32) error {
 	b, err := v.on(l)
 	if err != nil {
 		return err
 	}
 	verdict, o := s.onward(t.priority)
-	o.Payload = data
+	o.Payload, o.Tag = data, tag
 	return b.Add(t.id, verdict, o)
 }

@@ -3,6 +3,7 @@
 package linux
 
 import (
+	"io"
 	"sync/atomic"
 	"time"
 
@@ -28,8 +29,9 @@ type tap struct {
 	got     int            // datagrams in the slots
 	next    int            // the first of them that was not begun
 	current nflog.Datagram // what is left of the one before
-	seq     uint32         // of the last copy
-	begun   bool           // there was a last copy
+	seq     uint32         // that follows the last copy's
+	missed  atomic.Uint64  // copies that are missing between those that came
+	drained atomic.Bool    // nothing comes any more
 }
 
 // tapSlots is how many datagrams one system call takes; each holds up to nflog.Threshold packets.
@@ -67,6 +69,9 @@ func (t *tap) recv(w engine.Wait, ps []packet.Packet) (int, error) {
 			return n, nil
 		}
 		if err := t.refill(w); err != nil {
+			if err == io.EOF {
+				t.drained.Store(true)
+			}
 			return 0, closedError(err)
 		}
 	}
@@ -113,18 +118,16 @@ func (t *tap) take(ps []packet.Packet) (n int) {
 	return n
 }
 
-// countLost counts what is missing between the copies: the receive buffer was full. Processors may hand over
-// their copies in another order than they numbered them, so one that comes late was not lost.
+// countLost counts what is missing between the copies, which the kernel numbers from 0 on: the receive buffer was full.
+// Processors may hand over their copies in another order than they numbered them, so one that comes late was not lost.
 func (t *tap) countLost(seq uint32) {
 	ahead := int32(seq - t.seq) // numbers wrap around
 	switch {
-	case !t.begun:
-		t.seq, t.begun = seq, true
-	case ahead > 0:
-		t.h.counts.full.Add(uint64(ahead - 1))
-		t.seq = seq
-	case ahead < 0:
-		t.h.counts.full.Add(^uint64(0))
+	case ahead >= 0:
+		t.missed.Add(uint64(ahead))
+		t.seq = seq + 1
+	case t.missed.Load() > 0: // else it came twice
+		t.missed.Add(^uint64(0))
 	}
 }
 
@@ -157,11 +160,19 @@ func (t *tap) yield() error { return nil }
 
 func (t *tap) close() error { return t.log.Close() }
 
-// tally counts as waiting what has neither come nor been missed.
+// tally counts as waiting what has neither come nor been missed, and as lost what will not come any more: no copy
+// behind it shows that it is missing.
 func (t *tap) tally(st *engine.Stats) error {
+	st.DroppedFull += t.missed.Load()
 	if t.program.Load() != nil {
 		st.Matched += st.DroppedFull // whether the lost copies would have matched cannot be told any more
+		st.Waiting = rest(st.Matched, st.Received+st.DroppedFull)
+		return nil
 	}
-	st.Waiting = rest(st.Matched, st.Received+st.DroppedFull)
+	if missing := rest(st.Matched, st.Received+st.DroppedFull); t.drained.Load() {
+		st.Lost = missing
+	} else {
+		st.Waiting = missing
+	}
 	return nil
 }

@@ -187,7 +187,7 @@ func TestInboxLimits(t *testing.T) {
 	if st.DroppedOld != 31 || st.DroppedLong != 1 || st.Received != 2 || st.Waiting != 0 {
 		t.Errorf("counted %+v", st)
 	}
-	if sum := st.Received + st.Waiting + st.Dropped + st.DroppedFull + st.DroppedOld + st.DroppedLong + st.Passed; sum != st.Matched {
+	if sum := st.Received + st.Waiting + st.Dropped + st.DroppedFull + st.DroppedOld + st.DroppedLong + st.Passed + st.Lost; sum != st.Matched {
 		t.Errorf("%d are accounted for of %+v", sum, st)
 	}
 }

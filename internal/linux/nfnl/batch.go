@@ -3,6 +3,7 @@
 package nfnl
 
 import (
+	"encoding/binary"
 	"io"
 	"os"
 	"syscall"
@@ -204,10 +205,11 @@ type Writer struct {
 	size  int // bytes of all parts
 	limit int // bytes that go into one call
 
-	iovs  []unix.Iovec
-	msg   unix.Msghdr
-	err   syscall.Errno
-	write func(fd uintptr) // send, made once
+	iovs   []unix.Iovec
+	msg    unix.Msghdr
+	err    syscall.Errno
+	write  func(fd uintptr)  // send, made once
+	unsent func(head []byte) // see OnUnsent; may be nil
 }
 
 // part is a run of bytes to send: of the heads, or a payload of the caller.
@@ -266,36 +268,88 @@ func (w *Writer) Payload(b []byte) {
 	}
 }
 
-// Flush sends what was gathered and empties the writer, also when it fails.
+// OnUnsent makes Flush call f with the start of each message that it could not send, at least up to the first
+// payload. The bytes are the writer's.
+func (w *Writer) OnUnsent(f func(head []byte)) { w.unsent = f }
+
+// Flush sends what was gathered and empties the writer, also when it fails. If the kernel refuses the batch, for which
+// it needs memory in one piece, Flush sends the messages one by one; it fails if any of them could not be sent.
 func (w *Writer) Flush() error {
 	if w.size == 0 {
 		return nil
 	}
+	defer w.reset()
 	w.iovs = w.iovs[:0]
-	for _, p := range w.parts {
-		b := p.payload
-		if b == nil {
-			b = w.heads[p.start:p.end]
-		}
-		iov := unix.Iovec{Base: unsafe.SliceData(b)}
-		iov.SetLen(len(b))
-		w.iovs = append(w.iovs, iov)
+	for i := range w.parts {
+		w.add(w.bytes(i))
 	}
+	if w.call() == nil {
+		return nil
+	}
+	return w.flushEach()
+}
+
+// flushEach sends the messages one by one and returns the last error.
+func (w *Writer) flushEach() (last error) {
+	for i, at := 0, 0; i < len(w.parts); {
+		head := w.bytes(i)[at:]
+		w.iovs = w.iovs[:0]
+		left := Align(int(binary.NativeEndian.Uint32(head)))
+		if left < unix.SizeofNlMsghdr {
+			left = w.size // no message: nothing tells where it ends
+		}
+		for left > 0 && i < len(w.parts) {
+			b := w.bytes(i)[at:]
+			b = b[:min(left, len(b))]
+			w.add(b)
+			left -= len(b)
+			if at += len(b); at == len(w.bytes(i)) {
+				i, at = i+1, 0
+			}
+		}
+		if err := w.call(); err != nil {
+			last = err
+			if w.unsent != nil {
+				w.unsent(head)
+			}
+		}
+	}
+	return last
+}
+
+// bytes returns the bytes of a part.
+func (w *Writer) bytes(i int) []byte {
+	if p := &w.parts[i]; p.payload == nil {
+		return w.heads[p.start:p.end]
+	}
+	return w.parts[i].payload
+}
+
+// add adds bytes to the next call.
+func (w *Writer) add(b []byte) {
+	iov := unix.Iovec{Base: unsafe.SliceData(b)}
+	iov.SetLen(len(b))
+	w.iovs = append(w.iovs, iov)
+}
+
+// call sends the bytes that were added, with one system call.
+func (w *Writer) call() error {
 	w.msg.Iov = &w.iovs[0]
 	w.msg.SetIovlen(len(w.iovs))
 	w.err = 0
-	err := w.conn.Control(w.write)
-	w.reset()
-	if err == nil && w.err != 0 {
-		err = os.NewSyscallError("sendmsg", w.err)
+	if err := w.conn.Control(w.write); err != nil {
+		return err
 	}
-	return err
+	if w.err != 0 {
+		return os.NewSyscallError("sendmsg", w.err)
+	}
+	return nil
 }
 
 // reset forgets all parts, and the callers' memory with them.
 func (w *Writer) reset() {
 	clear(w.parts)
-	clear(w.iovs)
+	clear(w.iovs[:cap(w.iovs)])
 	w.parts, w.iovs, w.heads, w.size = w.parts[:0], w.iovs[:0], w.heads[:0], 0
 }
 

@@ -11,21 +11,40 @@ import (
 	"strconv"
 )
 
-// Counters are what the kernel counts of a queue.
+// Counters are what the kernel counts of a queue. Its counters have 32 bits and wrap around; a Meter that reads them
+// often enough adds up what they have counted.
 type Counters struct {
 	Total       uint64 // packets without a verdict, received or not
-	DroppedFull uint64 // refused because MaxLen packets had no verdict
+	DroppedFull uint64 // refused because MaxLen packets had no verdict; they have no numbers
 	DroppedUser uint64 // refused because the socket's receive buffer was full; they have numbers
-	LastID      uint32 // the number of the last packet: all that were given numbers
+	Numbered    uint64 // given numbers
+	LastID      uint32 // the last of these numbers
 }
 
 // countersPath holds a line for each queue of the calling thread's namespace.
 const countersPath = "/proc/thread-self/net/netfilter/nfnetlink_queue"
 
-// Meter reads the counters of the queues of one network namespace. It is for one goroutine at a time.
+// Meter reads the counters of the queues of one network namespace, from the time they are bound on. It is for one
+// goroutine at a time.
 type Meter struct {
 	file *os.File
 	buf  []byte
+	sums map[uint16]*sum
+}
+
+// sum is what has been read of a queue.
+type sum struct {
+	total Counters
+	last  [3]uint32 // DroppedFull, DroppedUser and LastID, as read last
+}
+
+// add adds what the counters that were just read have counted since.
+func (s *sum) add(full, user, id uint32) {
+	s.total.DroppedFull += uint64(full - s.last[0]) // modulo 2^32
+	s.total.DroppedUser += uint64(user - s.last[1])
+	s.total.Numbered += uint64(id - s.last[2])
+	s.total.LastID = id
+	s.last = [3]uint32{full, user, id}
 }
 
 // NewMeter opens the counters of the calling thread's namespace.
@@ -37,7 +56,7 @@ func NewMeter() (*Meter, error) {
 		}
 		return nil, fmt.Errorf("counters of the netfilter queues: %w", err)
 	}
-	return &Meter{file: f, buf: make([]byte, 4096)}, nil
+	return &Meter{file: f, buf: make([]byte, 4096), sums: map[uint16]*sum{}}, nil
 }
 
 // Close closes the meter.
@@ -46,19 +65,25 @@ func (m *Meter) Close() error { return m.file.Close() }
 // readTries is how often a meter looks for a queue that it does not find.
 const readTries = 3
 
-// Read returns the counters of a queue, all zero if it does not exist.
+// Read returns the counters of a queue: those of the last call, and nothing without a verdict, if it does not exist
+// any more.
 func (m *Meter) Read(num uint16) (Counters, error) {
+	s := m.sums[num]
+	if s == nil {
+		s = &sum{}
+		m.sums[num] = s
+	}
 	for range readTries {
 		text, err := m.text()
 		if err != nil {
 			return Counters{}, fmt.Errorf("counters of the netfilter queues: %w", err)
 		}
-		if c, ok := parseCounters(text, num); ok {
-			return c, nil
+		if s.read(text, num) {
+			break
 		}
 		// The kernel gives a page at a time: a line may be passed over when others bind or release queues meanwhile.
 	}
-	return Counters{}, nil
+	return s.total, nil
 }
 
 // text reads the lines of all queues.
@@ -89,21 +114,19 @@ const (
 	columns
 )
 
-// parseCounters finds the line of a queue.
-func parseCounters(text []byte, num uint16) (c Counters, ok bool) {
+// read finds the line of a queue, adds what it says, and reports whether it is there.
+func (s *sum) read(text []byte, num uint16) bool {
+	s.total.Total = 0
 	for line := range bytes.Lines(text) {
 		f := bytes.Fields(line)
 		if len(f) < columns || number(f[columnNum]) != uint64(num) {
 			continue
 		}
-		return Counters{
-			Total:       number(f[columnTotal]),
-			DroppedFull: number(f[columnDropped]),
-			DroppedUser: number(f[columnUserDropped]),
-			LastID:      uint32(number(f[columnLastID])),
-		}, true
+		s.total.Total = number(f[columnTotal])
+		s.add(uint32(number(f[columnDropped])), uint32(number(f[columnUserDropped])), uint32(number(f[columnLastID])))
+		return true
 	}
-	return c, false
+	return false
 }
 
 // number reads a column, 0 if it is none.

@@ -185,6 +185,7 @@ type Message struct {
 	Length   uint32 // length of the packet in bytes; more than len(Payload) if it was cut
 	Time     int64  // wall clock of the arrival in ns, 0 if the kernel has none
 	Payload  []byte // part of the slot
+	Tag      uint32 // of KindError: that of the verdict, see Option
 
 	ChecksumNotReady    bool // the transport checksum is left to the hardware: the field holds a partial sum
 	ChecksumNotVerified bool // nobody has verified the checksums
@@ -217,6 +218,11 @@ func (m *Message) Parse(b []byte) Kind {
 	if msgs.Type == unix.NLMSG_ERROR {
 		if msgs.Errno() == nil {
 			return KindOther
+		}
+		*m = Message{}
+		const errno = 4 // struct nlmsgerr: the error, then the header of the message
+		if len(msgs.Body) >= errno+unix.SizeofNlMsghdr {
+			m.Tag = binary.NativeEndian.Uint32(msgs.Body[errno+seqOffset:])
 		}
 		return KindError
 	}

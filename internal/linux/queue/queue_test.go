@@ -131,9 +131,10 @@ func TestVerdictBytes(t *testing.T) {
 		{"all of it", func(v *Verdicts) error {
 			return v.Add(9, Repeat, Option{Priority: 0xd0000015, SetPriority: true, Payload: payload})
 		}, single, []netlink.Attribute{header(4, 9), priority, {Type: 10, Data: payload}}},
-		{"up to", func(v *Verdicts) error { return v.AddUpTo(10, Accept, Option{}) }, upTo, []netlink.Attribute{header(1, 10)}},
+		{"up to", func(v *Verdicts) error { v.AddUpTo(10, Accept, Option{}); return nil }, upTo, []netlink.Attribute{header(1, 10)}},
 		{"up to, with a priority", func(v *Verdicts) error {
-			return v.AddUpTo(10, Repeat, Option{Priority: 0xd0000015, SetPriority: true})
+			v.AddUpTo(10, Repeat, Option{Priority: 0xd0000015, SetPriority: true})
+			return nil
 		}, upTo, []netlink.Attribute{header(4, 10), priority}},
 	}
 	q, there := sentBy(t)
@@ -203,6 +204,69 @@ func TestVerdictBytes(t *testing.T) {
 	})
 }
 
+// A batch for which the kernel has no memory goes message by message; what it refuses even so is told.
+func TestVerdictsThatDoNotReachTheKernel(t *testing.T) {
+	var buffer int // of the sending socket
+	set := func(q *Queue, size int) {
+		if err := q.Control(func(fd uintptr) {
+			buffer, _ = unix.GetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_SNDBUF)
+			_ = unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_SNDBUF, size)
+		}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	q, there := sentBy(t)
+	v, err := q.NewVerdicts()
+	if err != nil {
+		t.Fatal(err)
+	}
+	set(q, 20000) // which the kernel doubles; smaller than what the batch was made for, so the whole batch is refused
+	small, large := make([]byte, 100), make([]byte, 50000)
+	const n = 10
+	o := Option{Priority: 7, SetPriority: true, Payload: small, Tag: 3}
+	for id := range uint32(n) {
+		if id == n/2 {
+			o.Payload = large // too long also alone
+		} else if id > n/2 {
+			o.Payload = small
+		}
+		if err := v.Add(id, Repeat, o); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := v.Flush(); !errors.Is(err, unix.EMSGSIZE) {
+		t.Errorf("flush: %v, want EMSGSIZE", err)
+	}
+	u := v.Unsent()
+	want := Unsent{ID: n / 2, Verdict: Repeat, Payload: true, Option: Option{Priority: 7, SetPriority: true, Tag: 3}}
+	if len(u) != 1 || u[0].Option.Payload != nil || u[0].ID != want.ID || u[0].Verdict != want.Verdict || !u[0].Payload || u[0].UpTo ||
+		u[0].Option.Tag != 3 || u[0].Option.Priority != 7 || !u[0].Option.SetPriority {
+		t.Errorf("unsent %+v, want %+v", u, want)
+	}
+	for id := range uint32(n) {
+		if id == n/2 {
+			continue
+		}
+		a := nfnl.Attrs(next(t, there)[nfnl.HeaderLen:])
+		if !a.Next() || binary.BigEndian.Uint32(a.Data[4:]) != id {
+			t.Fatalf("verdict %d: %x", id, a.Data)
+		}
+	}
+	// What has no payload can be added again as it was.
+	for err = nil; err == nil; {
+		v.AddUpTo(99, Accept, Option{Tag: 5}) // until nothing has room any more: nobody reads
+		err = v.Flush()
+	}
+	if u = v.Unsent(); len(u) != 1 || u[0].ID != 99 || !u[0].UpTo || u[0].Verdict != Accept || u[0].Payload || u[0].Option.Tag != 5 {
+		t.Fatalf("unsent %+v", u)
+	}
+	set(q, buffer)
+	u[0].Add(v)
+	if err := v.Flush(); err != nil || v.Unsent() != nil {
+		t.Errorf("flush with room: %v", err)
+	}
+}
+
 // whole is a packet message with every attribute that the kernel sends.
 func whole(t testing.TB, payload []byte) []byte {
 	return message(t, 0, 0, 0x8001,
@@ -216,6 +280,15 @@ func whole(t testing.TB, payload []byte) []byte {
 		netlink.Attribute{Type: 14, Data: be32(1 | 2 | 4)},
 		netlink.Attribute{Type: 10, Data: payload},
 	)
+}
+
+// refusal is the kernel's answer to a verdict with a tag (struct nlmsgerr of linux/netlink.h).
+func refusal(errno unix.Errno, tag uint32) []byte {
+	b := nfnl.AppendHeader(nil, 36, unix.NLMSG_ERROR, 0, 0)[:16]
+	b = binary.NativeEndian.AppendUint32(b, uint32(-int32(errno)))
+	refused := nfnl.AppendHeader(nil, 32, nfnl.Type(unix.NFNL_SUBSYS_QUEUE, 1), unix.NLM_F_REQUEST, 1)[:16]
+	binary.NativeEndian.PutUint32(refused[8:], tag)
+	return append(b, refused...)
 }
 
 func TestParse(t *testing.T) {
@@ -241,12 +314,17 @@ func TestParse(t *testing.T) {
 		{"nothing", nil, KindOther, Message{}},
 		{"an acknowledgement", append(nfnl.AppendHeader(nil, 20, unix.NLMSG_ERROR, 0, 0)[:16], 0, 0, 0, 0), KindOther, Message{}},
 		{"a refusal", refused, KindError, Message{}},
+		{"a refusal that names the verdict", refusal(unix.ENOENT, 0x123), KindError, Message{Tag: 0x123}},
+		{"a refusal without an error number", nfnl.AppendHeader(nil, 16, unix.NLMSG_ERROR, 0, 0)[:16], KindError, Message{}},
 	}
 	for _, row := range rows {
 		t.Run(row.name, func(t *testing.T) {
 			var m Message
 			if kind := m.Parse(row.b); kind != row.kind {
 				t.Fatalf("kind %d, want %d", kind, row.kind)
+			}
+			if row.kind == KindError && m.Tag != row.want.Tag {
+				t.Errorf("tag %#x, want %#x", m.Tag, row.want.Tag)
 			}
 			if row.kind != KindPacket {
 				return
@@ -384,7 +462,8 @@ func TestRefusalsComeAsDatagrams(t *testing.T) {
 	if err := q.Configure(Options{MaxLen: 20, RcvBuf: 1 << 16}); err != nil {
 		t.Fatal(err)
 	}
-	if err := errors.Join(v.AddUpTo(1, Accept, Option{}), v.Flush()); err != nil {
+	v.AddUpTo(1, Accept, Option{})
+	if err := v.Flush(); err != nil {
 		t.Fatal(err)
 	}
 	if kind := receive(t, q); kind != KindError {

@@ -33,8 +33,10 @@ const (
 // Verdicts gathers verdicts and sends them with one system call. It belongs to one goroutine at a
 // time; a queue may have several. A verdict on a packet that is gone answers with a KindError datagram.
 type Verdicts struct {
-	w   *nfnl.Writer
-	num uint16
+	w      *nfnl.Writer
+	num    uint16
+	err    error // of a Flush that Add made
+	unsent []Unsent
 }
 
 // NewVerdicts returns an empty batch of verdicts.
@@ -43,7 +45,9 @@ func (q *Queue) NewVerdicts() (*Verdicts, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &Verdicts{w: w, num: q.num}, nil
+	v := &Verdicts{w: w, num: q.num}
+	w.OnUnsent(func(head []byte) { v.unsent = append(v.unsent, parseUnsent(head)) })
+	return v, nil
 }
 
 // Option says what a verdict changes besides the packet's fate.
@@ -51,9 +55,59 @@ type Option struct {
 	Priority    uint32 // skb->priority, when SetPriority is set (kernel 5.18)
 	SetPriority bool
 	Payload     []byte // the packet's new bytes, nil to leave it as it is; kept until Flush
+
+	// Tag comes back in Message.Tag if the kernel refuses the verdict, and in Unsent.
+	Tag uint32
 }
 
-// Add adds a verdict. It sends what was gathered first when this one does not fit.
+// Unsent is a verdict that did not reach the kernel, without its payload.
+type Unsent struct {
+	ID      uint32
+	UpTo    bool // of AddUpTo
+	Verdict Verdict
+	Option  Option
+	Payload bool // it had one
+}
+
+// Add adds the verdict to a batch again.
+func (u Unsent) Add(v *Verdicts) {
+	if u.UpTo {
+		v.AddUpTo(u.ID, u.Verdict, u.Option)
+	} else {
+		_ = v.Add(u.ID, u.Verdict, u.Option) // fails only for a payload
+	}
+}
+
+// parseUnsent reads the start of a message of begin.
+func parseUnsent(head []byte) (u Unsent) {
+	length := int(binary.NativeEndian.Uint32(head))
+	u.UpTo = binary.NativeEndian.Uint16(head[4:]) == nfnl.Type(unix.NFNL_SUBSYS_QUEUE, msgVerdictBatch)
+	u.Option.Tag = binary.NativeEndian.Uint32(head[seqOffset:])
+	for a := nfnl.Attrs(head[nfnl.HeaderLen:min(length, len(head))]); a.Next(); {
+		switch a.Type {
+		case attrVerdictHdr:
+			u.Verdict, u.ID = Verdict(a.Uint32()), binary.BigEndian.Uint32(a.Data[4:])
+		case attrPriority:
+			u.Option.Priority, u.Option.SetPriority = a.Uint32(), true
+		}
+	}
+	head = head[verdictHead:min(length, len(head))]
+	if u.Option.SetPriority {
+		head = head[priorityAttr:]
+	}
+	u.Payload = len(head) > 0
+	return u
+}
+
+// Unsent returns the verdicts that the calls of Flush since its last call could not send. The slice is the caller's.
+func (v *Verdicts) Unsent() []Unsent {
+	u := v.unsent
+	v.unsent = nil
+	return u
+}
+
+// Add adds a verdict. It sends what was gathered first when this one does not fit; if that fails, the next Flush says
+// so. Add itself fails only with ErrTooLong.
 func (v *Verdicts) Add(id uint32, verdict Verdict, o Option) error {
 	if len(o.Payload) > MaxPayload {
 		return ErrTooLong
@@ -67,15 +121,7 @@ func (v *Verdicts) Add(id uint32, verdict Verdict, o Option) error {
 		head += nfnl.AttrLen
 		length = head + nfnl.Align(len(o.Payload))
 	}
-	if !v.w.Room(length) {
-		if err := v.Flush(); err != nil {
-			return err
-		}
-	}
-	b := v.begin(v.w.Head(head), length, msgVerdict, id, verdict)
-	if o.SetPriority {
-		b = nfnl.AppendAttr32(b, attrPriority, o.Priority)
-	}
+	b := v.begin(head, length, msgVerdict, id, verdict, &o)
 	if o.Payload != nil {
 		nfnl.AppendAttr(b, attrPayload, len(o.Payload))
 		v.w.Payload(o.Payload)
@@ -85,30 +131,39 @@ func (v *Verdicts) Add(id uint32, verdict Verdict, o Option) error {
 
 // AddUpTo adds one verdict for all packets without one whose id is at most id, counted with wrap-around:
 // for a run that goes on unchanged.
-func (v *Verdicts) AddUpTo(id uint32, verdict Verdict, o Option) error {
+func (v *Verdicts) AddUpTo(id uint32, verdict Verdict, o Option) {
 	length := verdictHead
 	if o.SetPriority {
 		length += priorityAttr
 	}
-	if !v.w.Room(length) {
-		if err := v.Flush(); err != nil {
-			return err
-		}
-	}
-	b := v.begin(v.w.Head(length), length, msgVerdictBatch, id, verdict)
-	if o.SetPriority {
-		nfnl.AppendAttr32(b, attrPriority, o.Priority)
-	}
-	return nil
+	v.begin(length, length, msgVerdictBatch, id, verdict, &o)
 }
 
-// begin appends the headers and the verdict itself.
-func (v *Verdicts) begin(b []byte, length int, typ uint16, id uint32, verdict Verdict) []byte {
-	b = nfnl.AppendHeader(b, length, nfnl.Type(unix.NFNL_SUBSYS_QUEUE, typ), unix.NLM_F_REQUEST, v.num)
+// seqOffset is where the sequence number stands in a netlink header. The kernel's answer repeats it.
+const seqOffset = 8
+
+// begin makes room for a message and appends the headers, the verdict itself and the priority.
+func (v *Verdicts) begin(head, length int, typ uint16, id uint32, verdict Verdict, o *Option) []byte {
+	if !v.w.Room(length) {
+		v.err = errors.Join(v.err, v.w.Flush())
+	}
+	b := nfnl.AppendHeader(v.w.Head(head), length, nfnl.Type(unix.NFNL_SUBSYS_QUEUE, typ), unix.NLM_F_REQUEST, v.num)
+	binary.NativeEndian.PutUint32(b[seqOffset:], o.Tag)
 	b = nfnl.AppendAttr(b, attrVerdictHdr, 8)
 	b = binary.BigEndian.AppendUint32(b, uint32(verdict))
-	return binary.BigEndian.AppendUint32(b, id)
+	b = binary.BigEndian.AppendUint32(b, id)
+	if o.SetPriority {
+		b = nfnl.AppendAttr32(b, attrPriority, o.Priority)
+	}
+	return b
 }
 
-// Flush sends what was gathered.
-func (v *Verdicts) Flush() error { return v.w.Flush() }
+// Flush sends what was gathered. If it fails, Unsent tells which verdicts the kernel has not got; the others, of this
+// call and of Add, are in force.
+func (v *Verdicts) Flush() error {
+	err := v.w.Flush()
+	if v.err != nil {
+		err, v.err = errors.Join(v.err, err), nil
+	}
+	return err
+}

@@ -124,7 +124,7 @@ func (r Rule) exprs(o Owner) []expr.Any {
 		// After the program, because the look-up costs more than most filters.
 		e = append(e, forThisHost()...)
 	}
-	if r.Program != NoProgram && !alone {
+	if !alone {
 		e = append(e, &expr.Objref{Type: int(nftables.ObjTypeCounter), Name: o.counter()})
 	}
 	return append(e, r.Action.exprs(r.Chain)...)

@@ -1,0 +1,98 @@
+//go:build linux
+
+package linux
+
+import (
+	"errors"
+	"testing"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/opendivert/divert/internal/linux/queue"
+	"github.com/opendivert/divert/packet"
+)
+
+// fill makes the lane's socket refuse whatever comes, until the other end is read.
+func (l *lane) fill(t testing.TB) {
+	t.Helper()
+	v, err := l.q.NewVerdicts()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for id := uint32(1 << 30); ; id++ {
+		if err := v.Add(id, queue.Accept, queue.Option{}); err != nil {
+			t.Fatal(err)
+		}
+		if err := v.Flush(); errors.Is(err, unix.EAGAIN) {
+			return
+		} else if err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+// A verdict that the kernel has no memory for is a failure that the caller hears of, and its packet does not stay in
+// the kernel's queue: it is dropped with the next verdicts.
+func TestVerdictsThatFailLeaveNoPacketBehind(t *testing.T) {
+	s, there := newTestSender(t)
+	l := s.lanes[0]
+	var ps []packet.Packet
+	for id := range uint32(4) {
+		ps = append(ps, *s.captured(t, tcp4, queue.Message{ID: id, Hook: queue.HookPostrouting, Out: 2}))
+	}
+	l.runs.enter()
+	l.runs.begin(0)
+	l.runs.received(4)
+	l.runs.leave()
+	l.fill(t)
+	if n, err := s.send(ps[:2], true); n != 0 || !errors.Is(err, unix.EAGAIN) { // one verdict for both
+		t.Errorf("%d accepted, %v", n, err)
+	}
+	if n, err := s.send(ps[2:3], false); n != 0 || !errors.Is(err, unix.EAGAIN) {
+		t.Errorf("%d sent, %v", n, err)
+	}
+	if c := &s.h.counts; c.reinjected.Load() != 0 || c.failed.Load() != 3 {
+		t.Errorf("counted %d sent on, %d failed", c.reinjected.Load(), c.failed.Load())
+	}
+	for sentVerdicts(t, there) != nil {
+	}
+	if n, err := s.send(ps[3:], true); n != 1 || err != nil {
+		t.Errorf("%d accepted, %v", n, err)
+	}
+	got := sentVerdicts(t, there)
+	if len(got) != 3 || got[0].id != 3 || got[1] != (verdict{id: 2}) || got[2] != (verdict{id: 1}) {
+		t.Errorf("verdicts %v, want one on 3 and drops of 2 and up to 1", got)
+	}
+	if l.owed.there.Load() || l.owed.list != nil {
+		t.Errorf("still owed: %v", l.owed.list)
+	}
+}
+
+// What was to go on as it was, because nobody received it, goes on a little later.
+func TestPacketsThatPassAreOwedTheirVerdict(t *testing.T) {
+	s, there := newTestSender(t)
+	p := s.captured(t, tcp4, queue.Message{ID: 7, Hook: queue.HookPostrouting, Out: 2})
+	q := s.captured(t, tcp4, queue.Message{ID: 8, Hook: queue.HookPostrouting, Out: 2})
+	s.lanes[0].fill(t)
+	s.pass([]packet.Packet{*p})
+	for sentVerdicts(t, there) != nil {
+	}
+	s.pass([]packet.Packet{*q})
+	got := sentVerdicts(t, there)
+	if len(got) != 2 || got[1].id != 7 || got[1].verdict != got[0].verdict || got[1].priority != got[0].priority {
+		t.Errorf("verdicts %v, want the same on 8 and 7", got)
+	}
+}
+
+// The kernel refuses a verdict on a packet that it has dropped meanwhile.
+func TestRefusedVerdictsAreCountedOnce(t *testing.T) {
+	var c counts
+	c.reinjected.Store(10)
+	c.passed.Store(5)
+	c.refused(reinjectedTag(3))
+	c.refused(passedTag(2))
+	c.refused(0)
+	if c.reinjected.Load() != 7 || c.failed.Load() != 3 || c.passed.Load() != 3 || c.missing.Load() != 2 {
+		t.Errorf("%d sent on, %d failed, %d passed, %d lost", c.reinjected.Load(), c.failed.Load(), c.passed.Load(), c.missing.Load())
+	}
+}
