@@ -136,6 +136,7 @@ func (s *queued) sort(l *lane, r *reader, ps []packet.Packet) (n int, err error)
 		if s.h.refuses(&ps[n], int(m.Length) > len(m.Payload)) {
 			s.h.counts.passed.Add(1)
 			verdict, o := s.h.sender.onward(m.Priority)
+			o.Tag = passedTag(1)
 			_ = r.drops.Add(m.ID, verdict, o)
 			continue
 		}
