@@ -6,6 +6,7 @@ import (
 	"context"
 	"encoding/binary"
 	"errors"
+	"fmt"
 	"net"
 	"net/netip"
 	"os"
@@ -121,17 +122,19 @@ func TestPacketsOfADeadLinkAreFailures(t *testing.T) {
 	})
 }
 
-// queueNumber returns the number of the only packet queue of a host.
+// queueNumber returns the number of the only queue of a host that hands over whole packets.
 func queueNumber(t testing.TB, h *lab.Host) (num uint16) {
 	t.Helper()
 	if err := h.Do(func() error {
 		b, err := os.ReadFile("/proc/thread-self/net/netfilter/nfnetlink_queue")
-		if f := strings.Fields(string(b)); err == nil && len(f) > 0 && strings.Count(string(b), "\n") == 1 {
-			n, err := strconv.ParseUint(f[0], 10, 16)
-			num = uint16(n)
-			return err
+		for line := range strings.Lines(string(b)) {
+			if f := strings.Fields(line); len(f) > 4 && f[4] == "65531" {
+				n, err := strconv.ParseUint(f[0], 10, 16)
+				num = uint16(n)
+				return err
+			}
 		}
-		return errors.Join(err, errors.New("not one queue: "+string(b)))
+		return errors.Join(err, fmt.Errorf("no such queue: %s", b))
 	}); err != nil {
 		t.Fatal(err)
 	}
