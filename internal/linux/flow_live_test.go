@@ -3,6 +3,7 @@
 package linux
 
 import (
+	"context"
 	"errors"
 	"net"
 	"net/netip"
@@ -86,12 +87,12 @@ func TestFlowEndsThoughItsRecordIsLost(t *testing.T) {
 // awaitFlow receives until an event of a connection to a port has come.
 func awaitFlow(t *testing.T, h engine.Handle, event packet.Event, port int) {
 	t.Helper()
-	if err := h.SetReadDeadline(time.Now().Add(15 * time.Second)); err != nil {
-		t.Fatal(err)
-	}
+	ctx, cancel := context.WithTimeout(t.Context(), 15*time.Second)
+	defer cancel()
+	defer context.AfterFunc(ctx, h.Wake)()
 	ps := make([]packet.Packet, 256)
 	for {
-		n, err := h.Recv(ps)
+		n, err := h.Recv(engine.Wait{Context: ctx.Done()}, ps)
 		if err != nil {
 			t.Fatalf("no %v: %v", event, err)
 		}
