@@ -323,14 +323,11 @@ func TestSocketLongFilter(t *testing.T) {
 // programsOf counts the programs on the root of the cgroup hierarchy that belong to handles of a priority.
 func programsOf(t *testing.T, priority int16) (n int) {
 	t.Helper()
-	path, _, err := sockets.Root()
+	cgroup, err := sockets.OpenCgroup()
 	if err != nil {
 		t.Fatal(err)
 	}
-	f, err := os.Open(path)
-	if err != nil {
-		t.Fatal(err)
-	}
+	f := cgroup.Dir
 	defer f.Close()
 	prefix := fmt.Sprintf("divert_%06x", uint32(cursor.NewKey(priority, 0)))[:len("divert_")+4]
 	for kind := range ebpf.AttachTCXEgress {

@@ -22,12 +22,12 @@ import (
 // socketFeed raises the events of the layers SOCKET and FLOW from what programs in the kernel tell.
 type socketFeed struct {
 	h         *events
+	cgroup    *sockets.Cgroup
 	source    *sockets.Source
 	destroyer *sockets.Destroyer             // nil where nothing is refused
 	flows     *flowTable                     // nil at SOCKET
 	program   atomic.Pointer[filter.Program] // the filter in force
 	interpret string                         // why the kernel tells of everything and the interpreter decides; "": it does not
-	whole     bool                           // the programs see every process
 
 	mu       sync.Mutex // held while a record is worked on, and flows are swept
 	lost     uint64     // records that were lost until the flows were last compared with the sockets that there are
@@ -52,11 +52,14 @@ func newSocketFeed(h *events, key cursor.Key) (_ *socketFeed, err error) {
 	if err := sockets.Probe(); err != nil {
 		return nil, needEBPF(h.layer, err)
 	}
-	cgroup, whole, err := sockets.Root()
-	if err != nil {
+	if f.cgroup, err = sockets.OpenCgroup(); err != nil {
 		return nil, needEBPF(h.layer, err)
 	}
-	f.whole = whole
+	defer func() {
+		if err != nil {
+			f.cgroup.Dir.Close()
+		}
+	}()
 	cookie, err := sockets.Cookie()
 	if err != nil {
 		return nil, needEBPF(h.layer, err)
@@ -74,7 +77,7 @@ func newSocketFeed(h *events, key cursor.Key) (_ *socketFeed, err error) {
 		if err == nil {
 			f.source, err = sockets.Open(sockets.Config{
 				Filter: program, Flags: h.cfg.Flags, Key: key,
-				Cookie: cookie, Cgroup: cgroup, Events: h.cfg.Limits.Length,
+				Cookie: cookie, Cgroup: f.cgroup.Dir, Events: h.cfg.Limits.Length,
 			})
 		}
 		return err
@@ -264,7 +267,7 @@ func (f *socketFeed) stop() error {
 }
 
 func (f *socketFeed) close() error {
-	errs := []error{f.stop(), f.source.Close()}
+	errs := []error{f.stop(), f.source.Close(), f.cgroup.Dir.Close()}
 	if f.destroyer != nil {
 		errs = append(errs, f.destroyer.Close())
 	}
@@ -286,7 +289,7 @@ func (f *socketFeed) describe() string {
 	if f.interpret != "" {
 		text = "interpreter, " + f.interpret + ", behind " + text
 	}
-	if !f.whole {
+	if !f.cgroup.Whole {
 		text += "; processes outside of this cgroup namespace are not seen"
 	}
 	return text

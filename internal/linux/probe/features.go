@@ -24,9 +24,10 @@ import (
 )
 
 const (
-	noHandles = "no handle can be opened"
-	noEBPF    = "the interpreter decides: same answers, but every packet comes to user space"
-	runAsRoot = "run as root, or give the program the capability: setcap cap_net_admin,cap_net_raw,cap_bpf,cap_perfmon,cap_dac_read_search+ep FILE"
+	noHandles    = "no handle can be opened"
+	noEBPF       = "the interpreter decides: same answers, but every packet comes to user space"
+	cgroupRemedy = "run as root outside user namespaces; without CAP_SYS_ADMIN a cgroup2 file system must be mounted (mount -t cgroup2 none /sys/fs/cgroup)"
+	runAsRoot    = "run as root, or give the program the capability: setcap cap_net_admin,cap_net_raw,cap_bpf,cap_perfmon,cap_dac_read_search+ep FILE"
 )
 
 // The rights of the caller.
@@ -156,7 +157,7 @@ var Features = []*Feature{
 	},
 	{
 		Name: "eBPF programs on cgroups", Since: Version{5, 14}, For: "the layers socket and flow", Without: "handles of the layers socket and flow do not open",
-		Remedy: "run as root outside user namespaces, with a cgroup2 file system mounted (mount -t cgroup2 none /sys/fs/cgroup/unified)",
+		Remedy: cgroupRemedy,
 		test:   inside(cgroupPrograms),
 	},
 	{
@@ -168,17 +169,18 @@ var Features = []*Feature{
 	{
 		Name: "processes of packets", Since: Version{5, 14}, For: "processId at the layer network, and in dump",
 		Without: "handles whose filter has processId at the layer network do not open, and dump does not tell processes",
-		Remedy:  "run as root outside user namespaces, with a cgroup2 file system mounted (mount -t cgroup2 none /sys/fs/cgroup/unified)",
+		Remedy:  cgroupRemedy,
 		test:    inside(sockets.ProbeProcesses),
 	},
 }
 
 // cgroupPrograms loads a program as the handles of the layers SOCKET and FLOW do; it attaches none.
 func cgroupPrograms() error {
-	if _, _, err := sockets.Root(); err != nil {
+	cgroup, err := sockets.OpenCgroup()
+	if err != nil {
 		return err
 	}
-	return sockets.Probe()
+	return errors.Join(sockets.Probe(), cgroup.Dir.Close())
 }
 
 // inside makes a test of a function that works in the calling thread's namespace.

@@ -18,15 +18,43 @@ import (
 	"github.com/opendivert/divert/internal/linux/cursor"
 )
 
-// ErrNoCgroup means that no cgroup hierarchy of version 2 is mounted.
-var ErrNoCgroup = errors.New("no cgroup2 file system is mounted")
+// ErrNoCgroup means that there is no way to the cgroup hierarchy of version 2.
+var ErrNoCgroup = errors.New("no cgroup2 file system is mounted, and to reach it without takes CAP_SYS_ADMIN" +
+	" (mount -t cgroup2 none /sys/fs/cgroup, in the mount namespace of the program)")
 
-// Root returns where the cgroup hierarchy of version 2 is mounted, and whether what is mounted there is
-// its root: in a container it may be the container's part of it only.
-func Root() (path string, whole bool, err error) {
+// Cgroup is the cgroup that programs are attached to.
+type Cgroup struct {
+	Dir   *os.File // its directory; belongs to who has opened it
+	Path  string   // where it is mounted, "" if nowhere
+	Whole bool     // it is the root of the hierarchy, so that the programs see every process
+}
+
+// OpenCgroup opens the root of the cgroup hierarchy of version 2, or, in a container, of the part of it that the
+// container has. It need not be mounted: `ip netns exec`, which mounts a /sys of its own, leaves it out.
+func OpenCgroup() (*Cgroup, error) {
+	part, err := mountedCgroup()
+	if err != nil || part != nil && part.Whole {
+		return part, err
+	}
+	detached, err := detachedCgroup()
+	if part == nil {
+		return detached, err
+	}
+	if err == nil && detached.Whole {
+		part.Dir.Close()
+		return detached, nil
+	}
+	if err == nil {
+		detached.Dir.Close()
+	}
+	return part, nil
+}
+
+// mountedCgroup opens what is mounted of the hierarchy, the root if that is. It returns nil if nothing is.
+func mountedCgroup() (part *Cgroup, err error) {
 	f, err := os.Open("/proc/self/mountinfo")
 	if err != nil {
-		return "", false, err
+		return nil, err
 	}
 	defer f.Close()
 	for s := bufio.NewScanner(f); s.Scan(); {
@@ -36,14 +64,77 @@ func Root() (path string, whole bool, err error) {
 		if !ok || len(fields) < 5 || !strings.HasPrefix(kind, "cgroup2 ") {
 			continue
 		}
-		path = unescape(fields[4])
-		var st unix.Stat_t
-		if err := unix.Stat(path, &st); err != nil {
-			return "", false, fmt.Errorf("%s: %w", path, err)
+		c, err := cgroupAt(unescape(fields[4]))
+		if err != nil {
+			continue // something else is mounted above it, or it is not ours to open
 		}
-		return path, st.Ino == rootInode, nil
+		if c.Whole || part == nil {
+			c, part = part, c
+		}
+		if c != nil {
+			c.Dir.Close()
+		}
+		if part.Whole {
+			return part, nil
+		}
 	}
-	return "", false, ErrNoCgroup
+	return part, nil
+}
+
+// errNoCgroup means that a directory is none of a cgroup.
+var errNoCgroup = errors.New("not a cgroup")
+
+// cgroupAt opens a directory of a mounted hierarchy.
+func cgroupAt(path string) (*Cgroup, error) {
+	dir, err := os.Open(path)
+	if err != nil {
+		return nil, err
+	}
+	c, err := cgroupOf(dir)
+	if err != nil {
+		return nil, errors.Join(err, dir.Close())
+	}
+	c.Path = path
+	return c, nil
+}
+
+// cgroupOf says what a directory is.
+func cgroupOf(dir *os.File) (*Cgroup, error) {
+	var fs unix.Statfs_t
+	var st unix.Stat_t
+	if err := unix.Fstatfs(int(dir.Fd()), &fs); err != nil {
+		return nil, os.NewSyscallError("fstatfs", err)
+	}
+	if err := unix.Fstat(int(dir.Fd()), &st); err != nil {
+		return nil, os.NewSyscallError("fstat", err)
+	}
+	if fs.Type != unix.CGROUP2_SUPER_MAGIC {
+		return nil, errNoCgroup
+	}
+	return &Cgroup{Dir: dir, Whole: st.Ino == rootInode}, nil
+}
+
+// detachedCgroup makes a mount of the hierarchy that is nowhere in the file system and ends with its descriptor (fsopen(2),
+// since Linux 5.2; CAP_SYS_ADMIN). Its root is that of the cgroup namespace.
+func detachedCgroup() (*Cgroup, error) {
+	fs, err := unix.Fsopen("cgroup2", unix.FSOPEN_CLOEXEC)
+	if err != nil {
+		return nil, fmt.Errorf("%w: fsopen: %w", ErrNoCgroup, err)
+	}
+	defer unix.Close(fs)
+	if err := unix.FsconfigCreate(fs); err != nil {
+		return nil, fmt.Errorf("%w: fsconfig: %w", ErrNoCgroup, err)
+	}
+	mount, err := unix.Fsmount(fs, unix.FSMOUNT_CLOEXEC, unix.MOUNT_ATTR_NOSUID|unix.MOUNT_ATTR_NODEV|unix.MOUNT_ATTR_NOEXEC)
+	if err != nil {
+		return nil, fmt.Errorf("%w: fsmount: %w", ErrNoCgroup, err)
+	}
+	dir := os.NewFile(uintptr(mount), "cgroup2")
+	c, err := cgroupOf(dir)
+	if err != nil {
+		return nil, errors.Join(err, dir.Close())
+	}
+	return c, nil
 }
 
 // rootInode is the inode of the root of a cgroup hierarchy (fs/kernfs: the first one it gives).

@@ -29,7 +29,7 @@ type Config struct {
 	Flags  uint64          // of the handle
 	Key    cursor.Key      // its place among the handles of the namespace
 	Cookie uint64          // of the network namespace, see Cookie
-	Cgroup string          // directory of the cgroup to attach to, see Root
+	Cgroup *os.File        // directory of the cgroup to attach to, see OpenCgroup
 	Events int             // records for which the ring has room at least
 
 	inode      uint32 // of the network namespace
@@ -66,17 +66,14 @@ func Cookie() (uint64, error) {
 }
 
 // Open loads the programs of a handle and attaches them. From its return on events are recorded. The calling
-// thread is in the network namespace of the handle.
+// thread is in the network namespace of the handle. The cgroup belongs to the caller, and must stay open.
 func Open(cfg Config) (*Source, error) {
-	s := &Source{cfg: cfg, hooks: socketHooks, links: map[string]link.Link{}}
+	s := &Source{cfg: cfg, hooks: socketHooks, cgroup: cfg.Cgroup, links: map[string]link.Link{}}
 	if cfg.Filter.Layer() == packet.LayerFlow {
 		s.hooks = flowHooks
 	}
 	var err error
 	if s.cfg.inode, err = namespaceInode(); err != nil {
-		return nil, err
-	}
-	if s.cgroup, err = os.Open(cfg.Cgroup); err != nil {
 		return nil, err
 	}
 	if s.maps, err = openMaps(ringSize(cfg.Events)); err == nil {
@@ -204,7 +201,7 @@ func (s *Source) Close() error {
 		errs = append(errs, s.ring.Close())
 	}
 	closeMaps(s.maps)
-	return errors.Join(append(errs, s.cgroup.Close())...)
+	return errors.Join(errs...)
 }
 
 // Counts are the counters that the programs keep.

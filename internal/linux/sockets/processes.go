@@ -5,7 +5,6 @@ package sockets
 import (
 	"errors"
 	"fmt"
-	"os"
 	"sync"
 
 	"github.com/cilium/ebpf"
@@ -33,8 +32,8 @@ type Processes struct {
 	users int
 	space uint64 // cookie of the namespace
 
-	cgroup string // where the programs are attached
-	whole  bool   // that is the root of the hierarchy, so that every process is seen
+	whole  bool   // the programs are attached to the root of the hierarchy, so that every process is seen
+	cgroup string // where else
 }
 
 // shared are the Processes that are open, by namespace.
@@ -71,15 +70,12 @@ func OpenProcesses() (*Processes, error) {
 // open attaches the programs and then enters the sockets that are older: those made meanwhile the programs
 // have seen.
 func (ps *Processes) open() error {
-	var err error
-	if ps.cgroup, ps.whole, err = Root(); err != nil {
-		return err
-	}
-	cgroup, err := os.Open(ps.cgroup)
+	cgroup, err := OpenCgroup()
 	if err != nil {
 		return err
 	}
-	defer cgroup.Close()
+	defer cgroup.Dir.Close() // the links keep the cgroup
+	ps.whole, ps.cgroup = cgroup.Whole, cgroup.Path
 	if ps.maps, err = codegen.NewProcesses(); err != nil {
 		return err
 	}
@@ -90,7 +86,7 @@ func (ps *Processes) open() error {
 	}
 	for i, p := range programs {
 		h := &processHooks[i]
-		l, err := link.AttachRawLink(link.RawLinkOptions{Target: int(cgroup.Fd()), Program: p, Attach: h.attach})
+		l, err := link.AttachRawLink(link.RawLinkOptions{Target: int(cgroup.Dir.Fd()), Program: p, Attach: h.attach})
 		if err != nil {
 			return fmt.Errorf("attach %s: %w", h.name, err)
 		}
@@ -127,9 +123,11 @@ func closePrograms(programs []*ebpf.Program) {
 
 // ProbeProcesses returns why the programs cannot be loaded here, nil if they can.
 func ProbeProcesses() error {
-	if _, _, err := Root(); err != nil {
+	cgroup, err := OpenCgroup()
+	if err != nil {
 		return err
 	}
+	defer cgroup.Dir.Close()
 	maps, err := codegen.NewProcesses()
 	if err != nil {
 		return err
@@ -144,6 +142,9 @@ func ProbeProcesses() error {
 func (ps *Processes) Description() string {
 	if ps.whole {
 		return "which knows processes"
+	}
+	if ps.cgroup == "" {
+		return "which knows the processes of this cgroup namespace only"
 	}
 	return "which knows the processes below " + ps.cgroup + " only"
 }
