@@ -202,3 +202,47 @@ func TestSniffedQueue(t *testing.T) {
 		}
 	})
 }
+
+// TestSniffedQueueGrowsUnderReceivers makes the queue larger while receivers wait, who must let go of it for that.
+func TestSniffedQueueGrowsUnderReceivers(t *testing.T) {
+	t.Parallel()
+	pair := lab.TwoHostsT(t, lab.LinkOptions{})
+	needEngine(t, pair.A, divert.EngineKernel)
+	d := openAt(t, pair.A, "outbound and udp", divert.WithFlags(divert.Sniff), divert.WithQueueSize(1<<16))
+	got := make(chan int, 3)
+	for range cap(got) {
+		go func() {
+			sum, ps := 0, make([]divert.Packet, 8)
+			for {
+				n, err := d.RecvBatch(ps)
+				if sum += n; err != nil {
+					got <- sum
+					return
+				}
+			}
+		}()
+	}
+	conn, err := pair.B.ListenPacket("udp", "10.77.0.2:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	c := dialUDP(t, pair.A, conn.LocalAddr())
+	const rounds = 6
+	for i := range rounds {
+		if err := d.SetParam(divert.QueueSize, uint64(1<<20)<<i); err != nil {
+			t.Fatal(err)
+		}
+		sendEverywhere(t, c, 10, 40)
+	}
+	if err := d.Shutdown(divert.ShutdownRecv); err != nil {
+		t.Fatal(err)
+	}
+	sum := 0
+	for range cap(got) {
+		sum += <-got
+	}
+	if sum != 10*rounds {
+		t.Errorf("%d copies were received, want %d", sum, 10*rounds)
+	}
+}

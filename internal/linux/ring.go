@@ -30,16 +30,21 @@ type ring struct {
 	drained  atomic.Bool // nothing comes any more
 	limits   atomic.Pointer[engine.Limits]
 
+	changing sync.Mutex  // held by the one who changes the buffers, also while waiting for mu
+	growing  atomic.Bool // somebody does
+
 	turn   *engine.Turn // of the one who receives
 	mu     sync.Mutex   // held by who receives, or changes the buffers
 	size   int          // of each buffer, in bytes
 	joiner codegen.Joiner
 	slots  slotSizes
 	looked int64  // when the buffers were looked into last
-	came   uint64 // samples that were taken or skipped
-	paced  int64  // when gather was set,
+	came   uint64 // samples that were taken or skipped,
+	bytes  uint64 // and how many bytes they had
+	paced  int64  // when most was set,
 	before uint64 // and what had come then
-	gather time.Duration
+	most   time.Duration
+	rhythm rhythm
 }
 
 // ringSize is the size of each processor's buffer in bytes: two have room for the whole queue, of many each for their
@@ -56,11 +61,11 @@ func newRing(h *handle) (*ring, error) {
 		return nil, err
 	}
 	size := ringSize(h.cfg.Limits)
-	buffers, err := perfbuf.Open(outlet.Packets, size, watermark(size, h.cfg.Limits))
+	buffers, err := perfbuf.Open(outlet, size, watermark(size, h.cfg.Limits))
 	if err != nil {
 		return nil, errors.Join(err, outlet.Close())
 	}
-	r := &ring{h: h, outlet: outlet, buffers: buffers, turn: engine.NewTurn(), size: size, slots: slotSizesFor(h.cfg.Snap), gather: gatherTime}
+	r := &ring{h: h, outlet: outlet, buffers: buffers, turn: engine.NewTurn(), size: size, slots: slotSizesFor(h.cfg.Snap), most: gatherTime}
 	r.limits.Store(&h.cfg.Limits)
 	return r, nil
 }
@@ -87,12 +92,77 @@ func (r *ring) recv(w engine.Wait, ps []packet.Packet) (int, error) {
 			r.drained.Store(true)
 			return 0, io.EOF
 		}
-		if err := r.buffers.Wait(r.gather); err != nil {
+		if r.growing.Load() {
+			r.giveWay()
+		} else if err := r.wait(); err != nil {
 			return 0, err
 		}
-		r.mu.Unlock() // for setLimits
-		r.mu.Lock()
 	}
+}
+
+// giveWay lets go of the lock until those who change the buffers have finished.
+func (r *ring) giveWay() {
+	r.mu.Unlock()
+	defer r.mu.Lock()
+	r.changing.Lock()
+	defer r.changing.Unlock()
+}
+
+// rhythm decides how a reader waits that has found nothing: until the first copy comes, which rings the bell, or for a
+// time in which copies gather. To wake it costs the sender of a packet more than the copy, so copies gather when they
+// come faster than the reader: when many came while it was woken for the first.
+type rhythm struct {
+	came   uint64 // when it was asked last,
+	bytes  uint64
+	gather time.Duration // and what it said; 0: the bell
+}
+
+// So many copies for one wait, or so many bytes of them, say that they come faster than the reader, or that more of its
+// time goes into each than into being woken.
+const (
+	burst      = 8
+	burstBytes = 64 << 10
+)
+
+// next returns for how long copies are to gather now, 0 for the bell. So many have come in all, with so many bytes; most is
+// the longest time. The time begins short, so that a burst delays the next copy little, and grows while many come in it.
+func (r *rhythm) next(came, bytes uint64, most time.Duration) time.Duration {
+	many := came-r.came >= burst || bytes-r.bytes >= burstBytes
+	r.came, r.bytes = came, bytes
+	switch {
+	case !many:
+		r.gather = 0
+	case r.gather == 0:
+		r.gather = minGatherTime
+	default:
+		r.gather = min(2*r.gather, most)
+	}
+	return r.gather
+}
+
+// recheckTime is how long after it has begun to wait for the bell the reader looks once more, whatever has come. A
+// processor may let a program look for a sleeping reader before others see its copy, and the reader look for copies before
+// others see that it sleeps; that both happen at once, in a matter of nanoseconds, would otherwise leave the copy unseen.
+// A barrier in the program would prevent it, and cost every packet more than this costs anybody.
+const recheckTime = 10 * time.Millisecond
+
+// wait waits for copies, or until somebody calls wake. It may return early.
+func (r *ring) wait() error {
+	if gather := r.rhythm.next(r.came+r.buffers.Lost(), r.bytes, r.most); gather > 0 {
+		_, err := r.buffers.Wait(gather)
+		return err
+	}
+	r.buffers.Sleep()
+	defer r.buffers.Awake()
+	for _, d := range []time.Duration{recheckTime, perfbuf.Forever} {
+		if err := r.look(now()); err != nil || r.buffers.Written() > 0 {
+			return err
+		}
+		if over, err := r.buffers.Wait(d); !over || err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // lookInterval is how long what the last look found may last, in nanoseconds, before what came since counts.
@@ -159,7 +229,7 @@ func (r *ring) look(at int64) error {
 
 // skip leaves the next sample out, and counts it if it is a packet.
 func (r *ring) skip(record *codegen.Record, counter *atomic.Uint64) bool {
-	r.came++
+	r.came, r.bytes = r.came+1, r.bytes+uint64(r.buffers.Size())
 	r.buffers.Skip()
 	if record.End() {
 		return false
@@ -168,25 +238,24 @@ func (r *ring) skip(record *codegen.Record, counter *atomic.Uint64) bool {
 	return true
 }
 
-// How long a copy may lie in a buffer before a reader that waits gets it. A buffer that is full up to the watermark
-// wakes the reader at once; to wake it for every packet would cost the sender of the packet more than the copy.
+// How long copies may gather. A buffer that is full up to the watermark wakes the reader at once.
 const (
 	gatherTime    = 10 * time.Millisecond
 	minGatherTime = gatherTime / 20
 )
 
-// pace shortens the time while so many packets come that more than a quarter of the queue would be full after it: they
-// would be lost if the reader came a little late. It makes the time longer again when fewer come. It is told how many
-// have come in all, and the time.
+// pace shortens the longest time for which copies may gather while so many packets come that more than a quarter of the queue would be full after it: they
+// would be lost if the reader came a little late. It makes that longer again when fewer come. It is told
+// how many have come in all, and the time.
 func (r *ring) pace(came uint64, at int64) {
 	since := at - r.paced
 	if since < int64(minGatherTime) {
 		return // too short to tell
 	}
-	r.gather = gatherTime
+	r.most = gatherTime
 	if n := came - r.before; n > 0 {
 		quarter := float64(r.limits.Load().Length) / 4
-		r.gather = time.Duration(min(max(quarter/float64(n)*float64(since), float64(minGatherTime)), float64(gatherTime)))
+		r.most = time.Duration(min(max(quarter/float64(n)*float64(since), float64(minGatherTime)), float64(gatherTime)))
 	}
 	r.before, r.paced = came, at
 }
@@ -220,8 +289,8 @@ func (s slotSizes) of(size int) int {
 
 // fill takes the next sample into the memory of the packet that it may become, and reports whether it is one.
 func (r *ring) fill(p *packet.Packet) bool {
-	r.came++
 	size := r.buffers.Size()
+	r.came, r.bytes = r.came+1, r.bytes+uint64(size)
 	sample := p.Buffer(r.slots.of(size))[:size]
 	r.buffers.Take(sample)
 	record, data, ok, err := r.joiner.Decode(sample)
@@ -268,7 +337,11 @@ func (r *ring) setLimits(l engine.Limits) error {
 
 // grow makes larger buffers if the queue is to have more than these have room for.
 func (r *ring) grow(l engine.Limits) error {
-	_ = r.buffers.Wake() // the one who waits lets go of the lock
+	r.changing.Lock()
+	defer r.changing.Unlock()
+	r.growing.Store(true)
+	defer r.growing.Store(false)
+	_ = r.buffers.Wake() // the one who waits gives way
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	size := ringSize(l)

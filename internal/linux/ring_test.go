@@ -12,7 +12,7 @@ import (
 
 // TestRingPace looks at how long copies may lie in their buffers as more and fewer packets come.
 func TestRingPace(t *testing.T) {
-	r := ring{gather: gatherTime}
+	r := ring{most: gatherTime}
 	r.limits.Store(&engine.Limits{Length: 4096})
 	at := int64(1000)
 	r.pace(0, at)
@@ -30,8 +30,27 @@ func TestRingPace(t *testing.T) {
 		{"hardly any in a day", 24 * time.Hour, 105 + 1e7 + 102400 + 409600, gatherTime},
 	} {
 		at += int64(step.after)
-		if r.pace(step.came, at); r.gather != step.want {
-			t.Errorf("%s: %v, want %v", step.name, r.gather, step.want)
+		if r.pace(step.came, at); r.most != step.want {
+			t.Errorf("%s: %v, want %v", step.name, r.most, step.want)
+		}
+	}
+}
+
+// TestRingRhythm: copies gather only when they come faster than the reader, for longer and longer.
+func TestRingRhythm(t *testing.T) {
+	var r rhythm
+	came, bytes := uint64(0), uint64(0)
+	for i, step := range []struct {
+		came, bytes uint64 // since the last time
+		want        time.Duration
+	}{
+		{0, 0, 0}, {1, 100, 0}, {burst - 1, 700, 0}, {burst, 800, minGatherTime}, {1, 100, 0}, {1, 1500, 0},
+		{100, 0, minGatherTime}, {100, 0, 2 * minGatherTime}, {100, 0, 4 * minGatherTime}, {100, 0, 5 * minGatherTime}, {100, 0, 5 * minGatherTime},
+		{burst - 1, 0, 0}, {1000, 0, minGatherTime}, {0, 0, 0}, {1, burstBytes, minGatherTime}, {2, burstBytes, 2 * minGatherTime}, {1, burstBytes - 1, 0},
+	} {
+		came, bytes = came+step.came, bytes+step.bytes
+		if got := r.next(came, bytes, 5*minGatherTime); got != step.want {
+			t.Errorf("step %d: %v, want %v", i, got, step.want)
 		}
 	}
 }

@@ -32,6 +32,9 @@ type tap struct {
 	seq     uint32         // that follows the last copy's
 	missed  atomic.Uint64  // copies that are missing between those that came
 	drained atomic.Bool    // nothing comes any more
+
+	gathers bool // the log
+	came    int  // copies of the datagrams in the slots
 }
 
 // tapSlots is how many datagrams one system call takes; each holds up to nflog.Threshold packets.
@@ -82,9 +85,29 @@ func (t *tap) refill(w engine.Wait) (err error) {
 	for i, s := range t.slots {
 		t.reader.Slot(i, s)
 	}
-	t.got, t.next = 0, 0
+	if err := t.pace(); err != nil {
+		return err
+	}
+	t.got, t.next, t.came = 0, 0, 0
 	t.got, err = t.reader.Recv(w, tapSlots)
 	return err
+}
+
+// pace lets the log gather copies when the last call has brought as much as there is room for, so that they come faster than
+// they are received; and no more when the last datagram was not full.
+func (t *tap) pace() error {
+	switch {
+	case !t.gathers && t.got == tapSlots:
+		return t.gather(true)
+	case t.gathers && 0 < t.got && t.got < tapSlots && t.came < nflog.Threshold:
+		return t.gather(false)
+	}
+	return nil
+}
+
+func (t *tap) gather(on bool) error {
+	t.gathers = on
+	return t.log.Gather(on)
 }
 
 // take moves copies out of the slots.
@@ -102,6 +125,7 @@ func (t *tap) take(ps []packet.Packet) (n int) {
 			t.next++
 			continue
 		}
+		t.came++
 		t.countLost(c.Seq)
 		p := &ps[n]
 		t.address(&p.Addr, &c, at)

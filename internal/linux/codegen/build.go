@@ -254,7 +254,7 @@ func (g *generator) maps() []*ebpf.MapSpec {
 		specs = append(specs, counterSpec())
 	}
 	if g.options.Sniff {
-		specs = append(specs, packetsSpec())
+		specs = append(specs, packetsSpec(), asleepSpec(), bellSpec())
 	}
 	if g.options.Correlate {
 		size := g.options.CorrelateSize

@@ -71,28 +71,42 @@ func RefusedSets(spec *ebpf.MapSpec, err error) error {
 type Outlet struct {
 	Packets *ebpf.Map // the perf event array
 	Counts  *ebpf.Map // of Counter, for each CPU
+	Asleep  *ebpf.Map // an array of one number of 32 bits: 1 if the reader sleeps. It can be mapped into memory.
+	Bell    *ebpf.Map // a ring buffer in which there is something if a program has woken the reader
 }
 
 // NewOutlet makes an outlet (CAP_BPF or CAP_SYS_ADMIN).
 func NewOutlet() (*Outlet, error) {
 	liftMemlock()
-	packets, err := ebpf.NewMap(packetsSpec())
-	if err != nil {
-		return nil, &LoadError{Err: fmt.Errorf("map %s: %w", packetsMap, err)}
+	o := &Outlet{}
+	for _, part := range []struct {
+		m    **ebpf.Map
+		spec *ebpf.MapSpec
+	}{{&o.Packets, packetsSpec()}, {&o.Counts, counterSpec()}, {&o.Asleep, asleepSpec()}, {&o.Bell, bellSpec()}} {
+		m, err := ebpf.NewMap(part.spec)
+		if err != nil {
+			return nil, errors.Join(&LoadError{Err: fmt.Errorf("map %s: %w", part.spec.Name, err)}, o.Close())
+		}
+		*part.m = m
 	}
-	counts, err := ebpf.NewMap(counterSpec())
-	if err != nil {
-		packets.Close()
-		return nil, &LoadError{Err: fmt.Errorf("map %s: %w", counterMap, err)}
+	return o, nil
+}
+
+// named returns the outlet's map of a name, nil if it has none.
+func (o *Outlet) named(name string) *ebpf.Map {
+	if o == nil {
+		return nil
 	}
-	return &Outlet{packets, counts}, nil
+	return map[string]*ebpf.Map{packetsMap: o.Packets, counterMap: o.Counts, asleepMap: o.Asleep, bellMap: o.Bell}[name]
 }
 
 // Counter returns the sum of the counters of all CPUs.
 func (o *Outlet) Counter() (Counter, error) { return sumCounter(o.Counts) }
 
 // Close releases the maps. Programs that have the outlet keep it.
-func (o *Outlet) Close() error { return errors.Join(o.Packets.Close(), o.Counts.Close()) }
+func (o *Outlet) Close() error {
+	return errors.Join(o.Packets.Close(), o.Counts.Close(), o.Asleep.Close(), o.Bell.Close())
+}
 
 // LoadInto is Load for a program whose copies and counts go to an outlet, and which looks processes up in maps
 // that others keep, instead of maps of its own. Either may be nil.
@@ -107,11 +121,8 @@ func (u *Unloaded) newMap(spec *ebpf.MapSpec) (*ebpf.Map, error) {
 	if m := u.processes.named(spec.Name); m != nil {
 		return m.Clone()
 	}
-	switch {
-	case u.outlet != nil && spec.Name == packetsMap:
-		return u.outlet.Packets.Clone()
-	case u.outlet != nil && spec.Name == counterMap:
-		return u.outlet.Counts.Clone()
+	if m := u.outlet.named(spec.Name); m != nil {
+		return m.Clone()
 	}
 	return newMap(spec)
 }

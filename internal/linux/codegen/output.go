@@ -261,6 +261,7 @@ func (g *generator) sniff() {
 		asm.Mov.Reg(asm.R3, asm.R8),
 	)
 	g.output(RecordSize)
+	g.ring()
 }
 
 // record writes the record, all but Captured.

@@ -37,13 +37,17 @@ const (
 	flagSeq    = 1
 )
 
-// The kernel gathers copies into one datagram until it is full, holds Threshold of them, or the oldest
+// A log that gathers (see Gather) gathers copies into one datagram until it is full, holds Threshold of them, or the oldest
 // has waited for flushTimeout.
 const (
 	datagramSize = 128 << 10 // the most the kernel allows, in bytes
 	Threshold    = 32
 	flushTimeout = 1 // in units of 10 ms
 )
+
+// singleSize is the memory for a datagram of one copy, in bytes; for a longer one the kernel takes what it needs. The kernel
+// allows no less than a page of it, or 8 KiB where pages are larger (NFULNL_NLBUFSIZ_DEFAULT, net/netfilter/nfnetlink_log.c).
+const singleSize = 8 << 10
 
 // BufferSize is the size of a slot that holds any datagram of a log, in bytes. The kernel fills the memory
 // that it has allocated for one, which is datagramSize and its own overhead rounded up to a power of two
@@ -98,11 +102,28 @@ func config(group uint16, snap int) *nfnl.Message {
 	m := nfnl.NewMessage(nfnl.Type(unix.NFNL_SUBSYS_ULOG, msgConfig), group)
 	m.Attr(cfgCmd, cmdBind)
 	m.Attr(cfgMode, append(binary.BigEndian.AppendUint32(nil, uint32(min(snap, maxCopy))), copyPacket, 0)...)
-	m.Attr32(cfgBufferSize, datagramSize)
 	m.Attr32(cfgTimeout, flushTimeout)
-	m.Attr32(cfgThreshold, Threshold)
+	setGather(m, false)
 	m.Attr(cfgFlags, binary.BigEndian.AppendUint16(nil, flagSeq)...)
 	return m
+}
+
+// setGather adds the attributes of Gather.
+func setGather(m *nfnl.Message, on bool) {
+	size, threshold := uint32(singleSize), uint32(1)
+	if on {
+		size, threshold = datagramSize, Threshold
+	}
+	m.Attr32(cfgBufferSize, size)
+	m.Attr32(cfgThreshold, threshold)
+}
+
+// Gather says whether copies are gathered, which takes less work for each and delays it by some 10 ms where few come, or
+// sent at once, as after Open. What has been gathered before still comes within that time.
+func (l *Log) Gather(on bool) error {
+	m := nfnl.NewMessage(nfnl.Type(unix.NFNL_SUBSYS_ULOG, msgConfig), l.group)
+	setGather(m, on)
+	return l.Tell(m)
 }
 
 // Group returns the group's number.

@@ -75,9 +75,9 @@ func TestConfigurationBytes(t *testing.T) {
 	want := message(t, 1, unix.NLM_F_REQUEST, 0x8001,
 		netlink.Attribute{Type: 1, Data: []byte{1}},                      // bind
 		netlink.Attribute{Type: 2, Data: []byte{0, 0, 0xff, 0xfb, 2, 0}}, // whole packets
-		netlink.Attribute{Type: 3, Data: be32(128 << 10)},                // datagram
 		netlink.Attribute{Type: 4, Data: be32(1)},                        // 10 ms
-		netlink.Attribute{Type: 5, Data: be32(32)},                       // copies in a datagram
+		netlink.Attribute{Type: 3, Data: be32(8 << 10)},                  // datagram
+		netlink.Attribute{Type: 5, Data: be32(1)},                        // copies in a datagram
 		netlink.Attribute{Type: 6, Data: []byte{0, 1}},                   // numbered
 	)
 	if !bytes.Equal(got[:n], want) {

@@ -5,6 +5,7 @@ package perfbuf
 import (
 	"errors"
 	"fmt"
+	"math"
 	"math/bits"
 	"os"
 	"sync"
@@ -21,8 +22,10 @@ import (
 // after Close.
 type Buffers struct {
 	array   *ebpf.Map
+	bell    *bell
 	buffers []*buffer     // those of processors that have another since Grow stay until Close
-	poll    []unix.PollFd // the buffers', that of wake first
+	poll    []unix.PollFd // those of wake and the bell, and then the buffers'
+	rung    uint64
 
 	cut    int64     // samples of later times were perhaps not all seen by the last Look
 	active []*buffer // those that have a next sample
@@ -35,16 +38,19 @@ type Buffers struct {
 	wake int // eventfd, -1 after Close
 }
 
-// Open makes the buffers of an array for the processors that are online, each of size bytes, which is rounded up to a
+// Open makes the buffers of an outlet for the processors that are online, each of size bytes, which is rounded up to a
 // power of two, and connects them (CAP_PERFMON or CAP_SYS_ADMIN). Wait returns when one of them has watermark bytes.
-// The array must be open for as long as the buffers are to be filled.
-func Open(array *ebpf.Map, size, watermark int) (*Buffers, error) {
-	b := &Buffers{array: array}
+// The outlet must be open for as long as the buffers are in use.
+func Open(o *codegen.Outlet, size, watermark int) (*Buffers, error) {
+	b := &Buffers{array: o.Packets}
 	var err error
 	if b.wake, err = unix.Eventfd(0, unix.EFD_CLOEXEC|unix.EFD_NONBLOCK); err != nil {
 		return nil, os.NewSyscallError("eventfd", err)
 	}
-	b.poll = []unix.PollFd{{Fd: int32(b.wake), Events: unix.POLLIN}}
+	if b.bell, err = openBell(o); err != nil {
+		return nil, errors.Join(err, b.Close())
+	}
+	b.poll = []unix.PollFd{{Fd: int32(b.wake), Events: unix.POLLIN}, {Fd: int32(b.bell.fd), Events: unix.POLLIN}}
 	if err := b.Grow(size, watermark); err != nil {
 		return nil, errors.Join(err, b.Close())
 	}
@@ -107,6 +113,7 @@ func (b *Buffers) Close() error {
 		errs = append(errs, unix.Munmap(one.memory), unix.Close(one.fd))
 	}
 	b.buffers, b.active, b.oldest = nil, nil, nil
+	errs = append(errs, b.bell.close())
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	if b.wake >= 0 {
@@ -130,19 +137,23 @@ func (b *Buffers) Wake() error {
 	return nil
 }
 
-// Wait waits until a buffer has reached the watermark since the last Wait, Wake is called or the time is over. A buffer
-// of which everything was taken since may be what makes it return.
-func (b *Buffers) Wait(d time.Duration) error {
-	until := time.Now().Add(d)
+// Forever is a time without an end.
+const Forever time.Duration = math.MaxInt64
+
+// Wait waits until a buffer has reached the watermark since the last Wait, something was copied since Sleep, Wake is called
+// or the time is over, and reports whether it was the last. A buffer of which everything was taken since may be what makes it
+// return.
+func (b *Buffers) Wait(d time.Duration) (over bool, err error) {
+	begin := time.Now()
 	n, err := b.ppoll(d)
 	for err == unix.EINTR { // by a signal; poll is never taken up again
-		n, err = b.ppoll(time.Until(until))
+		n, err = b.ppoll(d - time.Since(begin))
 	}
 	if err != nil {
-		return os.NewSyscallError("ppoll", err)
+		return false, os.NewSyscallError("ppoll", err)
 	}
 	if n == 0 {
-		return nil
+		return true, nil
 	}
 	for i := range b.poll {
 		p := &b.poll[i]
@@ -150,14 +161,20 @@ func (b *Buffers) Wait(d time.Duration) error {
 		case i == 0 && p.Revents != 0:
 			var count [8]byte
 			_, _ = unix.Read(int(p.Fd), count[:])
+		case i == 1 && p.Revents != 0:
+			b.bell.silence()
+			b.rung++
 		case p.Revents&^unix.POLLIN != 0:
 			p.Fd = -1 // its processor is gone, and it would say so forever
 		}
 	}
-	return nil
+	return false, nil
 }
 
 func (b *Buffers) ppoll(d time.Duration) (int, error) {
+	if d == Forever {
+		return unix.Ppoll(b.poll, nil, nil)
+	}
 	timeout := unix.NsecToTimespec(max(0, d.Nanoseconds()))
 	return unix.Ppoll(b.poll, &timeout, nil)
 }
@@ -265,6 +282,9 @@ func (b *Buffers) Count() (packets, bytes int) {
 	}
 	return packets, bytes
 }
+
+// Rung returns how often copies have ended a Wait because of Sleep.
+func (b *Buffers) Rung() uint64 { return b.rung }
 
 // Lost returns how many samples found no room, as far as has been read.
 func (b *Buffers) Lost() uint64 { return b.lost }

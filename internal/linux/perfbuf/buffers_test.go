@@ -60,7 +60,7 @@ func openLive(t testing.TB, size, watermark int) *live {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { program.Close() })
-	buffers, err := Open(outlet.Packets, size, watermark)
+	buffers, err := Open(outlet, size, watermark)
 	if errors.Is(err, os.ErrPermission) {
 		t.Skipf("needs CAP_PERFMON: %v", err)
 	}
@@ -159,8 +159,9 @@ func TestLiveWait(t *testing.T) {
 	l := openLive(t, 1<<16, 1<<12)
 	wait := func(d time.Duration) time.Duration {
 		begin := time.Now()
-		if err := l.Wait(d); err != nil {
-			t.Fatal(err)
+		over, err := l.Wait(d)
+		if took := time.Since(begin); err != nil || over != (took >= d) {
+			t.Fatalf("over %v after %v, %v", over, took, err)
 		}
 		return time.Since(begin)
 	}
@@ -186,6 +187,29 @@ func TestLiveWait(t *testing.T) {
 	}
 	if took := wait(20 * time.Millisecond); took < 20*time.Millisecond {
 		t.Errorf("woken twice, after %v", took)
+	}
+	l.run(t, "nobody sleeps", 1)
+	if took := wait(20 * time.Millisecond); took < 20*time.Millisecond || l.Rung() != 0 {
+		t.Errorf("the bell has rung for a reader that is awake, after %v", took)
+	}
+	for range 3 {
+		l.Sleep()
+		l.run(t, "below the watermark", 5)
+		if took := wait(time.Minute); took > 30*time.Second {
+			t.Errorf("was not woken for %v", took)
+		}
+	}
+	if n := l.Rung(); n != 3 {
+		t.Errorf("the bell has rung %d times, want 3", n)
+	}
+	if took := wait(20 * time.Millisecond); took < 20*time.Millisecond {
+		t.Errorf("woken once more, after %v", took)
+	}
+	l.Sleep()
+	l.Awake()
+	l.run(t, "nobody sleeps any more", 1)
+	if took := wait(20 * time.Millisecond); took < 20*time.Millisecond || l.Rung() != 3 {
+		t.Errorf("the bell has rung for a reader that is awake again, after %v", took)
 	}
 	if err := l.Close(); err != nil {
 		t.Fatal(err)
