@@ -219,7 +219,7 @@ func TestLoggedCopiesComeAtOnce(t *testing.T) {
 	if l.gathers {
 		t.Error("copies still gather when few come")
 	}
-	if s.counts.full.Load() != 0 {
-		t.Errorf("%d copies were lost", s.counts.full.Load())
+	if n := l.missed.Load(); n != 0 {
+		t.Errorf("%d copies were lost", n)
 	}
 }
