@@ -5,6 +5,7 @@ package queue
 import (
 	"bytes"
 	"errors"
+	"math"
 	"os"
 
 	"golang.org/x/sys/unix"
@@ -31,8 +32,12 @@ func Bindings() (map[uint16]Binding, error) {
 func parseBindings(text []byte) map[uint16]Binding {
 	all := map[uint16]Binding{}
 	for line := range bytes.Lines(text) {
-		if f := bytes.Fields(line); len(f) >= columns {
-			all[uint16(number(f[columnNum]))] = Binding{uint32(number(f[columnPort])), int(number(f[columnCopyRange]))}
+		f := bytes.Fields(line)
+		if len(f) < columns {
+			continue
+		}
+		if num := number(f[columnNum]); num <= math.MaxUint16 {
+			all[uint16(num)] = Binding{uint32(number(f[columnPort])), int(number(f[columnCopyRange]))}
 		}
 	}
 	return all

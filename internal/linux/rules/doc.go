@@ -5,7 +5,9 @@
 // chain away makes the kernel drop every packet that waits in any queue of the namespace
 // (net/netfilter/nf_queue.c). Handles come and go as rules, in descending order of their keys.
 //
-// Each rule names its owner. An owner is alive as long as it holds the abstract unix socket of its handle,
-// which the kernel takes away with the process; whoever has a handle open, or opens or closes one next,
-// removes the rules of the dead. Changes are serialised by one more such socket.
+// Nothing that an unprivileged process can create, hold or stop has a say. Changes are transactions that the kernel
+// refuses if the rules have changed since they were read, and are then made again (nft.go). A handle first reserves
+// its key, then loads its programs while nobody waits, and then installs its rules. It is alive as long as the packet
+// queue is bound that it has as a token (token.go); whoever has a handle open, or opens or closes one next, removes the
+// rules of the dead. Which process a handle belongs to is what the kernel says of that token's socket (process.go).
 package rules
