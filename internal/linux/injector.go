@@ -9,37 +9,38 @@ import (
 	"sync"
 
 	"github.com/opendivert/divert/internal/engine"
-	"github.com/opendivert/divert/internal/linux/cursor"
 	"github.com/opendivert/divert/internal/linux/inject"
 	"github.com/opendivert/divert/internal/linux/netns"
+	"github.com/opendivert/divert/internal/linux/rules"
 	"github.com/opendivert/divert/packet"
 )
 
 // injector injects packets that are not, or no longer, a queued one. Its sockets and its device are
 // made when they are first needed.
 type injector struct {
-	ns  *netns.Namespace
-	key cursor.Key
+	ns *netns.Namespace
 
 	mu       sync.Mutex
 	closed   bool
+	origin   *rules.Credentials // nil before the first packet
 	outbound *inject.Outbound
 	inbound  *inject.Inbound
 	forward  *inject.Forward
 }
 
 // inject injects a packet the way its address says.
-func (i *injector) inject(b []byte, a *packet.Address, layer packet.Layer) error {
+// The entry is the handle's.
+func (i *injector) inject(entry *rules.Entry, b []byte, a *packet.Address, layer packet.Layer) error {
 	ifIdx := a.Network().IfIdx
 	if layer == packet.LayerForward {
-		f, err := i.through()
+		f, err := i.through(entry)
 		if err != nil {
 			return err
 		}
 		return reason(f.Send(b, ifIdx))
 	}
 	if a.Outbound {
-		out, err := i.out()
+		out, err := i.out(entry)
 		if err != nil {
 			return err
 		}
@@ -49,7 +50,7 @@ func (i *injector) inject(b []byte, a *packet.Address, layer packet.Layer) error
 		}
 		return reason(out.Send(b, ifIdx))
 	}
-	in, err := i.in()
+	in, err := i.in(entry)
 	if err != nil {
 		return err
 	}
@@ -65,8 +66,22 @@ func isTCP(b []byte) bool {
 	return p.ParseExact(b) && p.TCPOff >= 0 && !p.Fragment
 }
 
+// vouch makes the handle's rules know what will be injected, before anything is. The caller holds the lock.
+func (i *injector) vouch(entry *rules.Entry) error {
+	if i.origin != nil {
+		return nil
+	}
+	c := rules.NewCredentials()
+	// Without the handle's rules nobody is left to be passed over.
+	if err := entry.Vouch(c); err != nil && !errors.Is(err, rules.ErrGone) {
+		return err
+	}
+	i.origin = &c
+	return nil
+}
+
 // out returns the way out.
-func (i *injector) out() (*inject.Outbound, error) {
+func (i *injector) out(entry *rules.Entry) (*inject.Outbound, error) {
 	i.mu.Lock()
 	defer i.mu.Unlock()
 	switch {
@@ -75,15 +90,18 @@ func (i *injector) out() (*inject.Outbound, error) {
 	case i.outbound != nil:
 		return i.outbound, nil
 	}
+	if err := i.vouch(entry); err != nil {
+		return nil, err
+	}
 	err := i.ns.Do(func() (err error) {
-		i.outbound, err = inject.NewOutbound(i.key.Pack(0))
+		i.outbound, err = inject.NewOutbound(i.origin.Own)
 		return err
 	})
 	return i.outbound, err
 }
 
 // in returns the way in.
-func (i *injector) in() (*inject.Inbound, error) {
+func (i *injector) in(entry *rules.Entry) (*inject.Inbound, error) {
 	i.mu.Lock()
 	defer i.mu.Unlock()
 	switch {
@@ -92,16 +110,18 @@ func (i *injector) in() (*inject.Inbound, error) {
 	case i.inbound != nil:
 		return i.inbound, nil
 	}
+	if err := i.vouch(entry); err != nil {
+		return nil, err
+	}
 	err := i.ns.Do(func() (err error) {
-		// The key 0 has served everybody: no handle is below it.
-		i.inbound, err = inject.NewInbound(i.key.Pack(0), cursor.Key(0).Pack(0))
+		i.inbound, err = inject.NewInbound(i.origin.Seal, i.origin.Served)
 		return err
 	})
 	return i.inbound, err
 }
 
 // through returns the way to be forwarded.
-func (i *injector) through() (*inject.Forward, error) {
+func (i *injector) through(entry *rules.Entry) (*inject.Forward, error) {
 	i.mu.Lock()
 	defer i.mu.Unlock()
 	switch {
@@ -110,8 +130,11 @@ func (i *injector) through() (*inject.Forward, error) {
 	case i.forward != nil:
 		return i.forward, nil
 	}
+	if err := i.vouch(entry); err != nil {
+		return nil, err
+	}
 	err := i.ns.Do(func() (err error) {
-		i.forward, err = inject.NewForward(i.key.Pack(0), cursor.Key(0).Pack(0))
+		i.forward, err = inject.NewForward(i.origin.Seal, i.origin.Own, i.origin.Served)
 		return err
 	})
 	return i.forward, err

@@ -24,7 +24,7 @@ type sender struct {
 }
 
 func newSender(h *handle, key cursor.Key, tag uint32) *sender {
-	return &sender{h: h, key: key, tag: tag, fresh: injector{ns: h.ns, key: key}}
+	return &sender{h: h, key: key, tag: tag, fresh: injector{ns: h.ns}}
 }
 
 func (s *sender) close() { s.fresh.close() }
@@ -218,7 +218,7 @@ func (s *sender) one(p *packet.Packet, v *verdicts, unchanged bool) (again bool,
 			return false, err
 		}
 	}
-	return false, s.fresh.inject(data, &p.Addr, s.h.layer)
+	return false, s.fresh.inject(s.h.entry, data, &p.Addr, s.h.layer)
 }
 
 // drop adds the end of a packet.

@@ -10,8 +10,9 @@ package cursor
 // Key orders the handles of a namespace: 24 bits, unique; a packet meets the higher keys first.
 type Key uint32
 
-// Layout of the field.
+// Layout of the field. A field with both of the highest bits is ours, whatever the other two say.
 const (
+	Ours      = 0xC0000000
 	Magic     = 0xD0000000
 	MagicMask = 0xF0000000
 	KeyMask   = 0x0FFFFFF0

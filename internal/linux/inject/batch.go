@@ -19,10 +19,21 @@ type mmsghdr struct {
 	len uint32
 }
 
-// control is one control message with the packet's source address.
+// control holds the control messages of a packet: its mark, which is 0 whatever the socket's is (Password), and its
+// source address, if that has a say in the route.
 type control struct {
-	hdr  unix.Cmsghdr
-	data [unix.SizeofInet6Pktinfo + 4]byte // the kernel's length is rounded up to 8
+	markHdr unix.Cmsghdr
+	mark    [2]uint32 // the length is rounded up to 8 bytes
+	hdr     unix.Cmsghdr
+	data    [unix.SizeofInet6Pktinfo + 4]byte
+}
+
+// setMark makes the control message with the mark and returns its length.
+func (c *control) setMark() int {
+	c.markHdr.Level, c.markHdr.Type = unix.SOL_SOCKET, unix.SO_MARK
+	c.markHdr.SetLen(unix.CmsgLen(4))
+	c.mark = [2]uint32{}
+	return unix.CmsgSpace(4)
 }
 
 // batch is the memory of one sendmmsg(2), reused so that sending allocates nothing.
@@ -72,20 +83,18 @@ func (b *batch) set(i, family int, pkt []byte, ifIdx uint32) {
 	h := &b.msgs[i].hdr
 	*h = unix.Msghdr{Iov: &b.iovs[i]}
 	h.SetIovlen(1)
-	var n int
+	n := b.controls[i].setMark()
 	if family == sockIPv4 {
 		b.names4[i] = unix.RawSockaddrInet4{Family: unix.AF_INET, Addr: [4]byte(pkt[16:20])}
 		h.Name, h.Namelen = (*byte)(unsafe.Pointer(&b.names4[i])), unix.SizeofSockaddrInet4
-		n = b.controls[i].setIPv4(pkt, ifIdx)
+		n += b.controls[i].setIPv4(pkt, ifIdx)
 	} else {
 		b.names6[i] = sockaddrIPv6(pkt, ifIdx)
 		h.Name, h.Namelen = (*byte)(unsafe.Pointer(&b.names6[i])), unix.SizeofSockaddrInet6
-		n = b.controls[i].setIPv6(pkt, ifIdx)
+		n += b.controls[i].setIPv6(pkt, ifIdx)
 	}
-	if n > 0 {
-		h.Control = (*byte)(unsafe.Pointer(&b.controls[i]))
-		h.SetControllen(n)
-	}
+	h.Control = (*byte)(unsafe.Pointer(&b.controls[i]))
+	h.SetControllen(n)
 }
 
 func sockaddrIPv6(pkt []byte, ifIdx uint32) unix.RawSockaddrInet6 {

@@ -13,8 +13,7 @@ import (
 
 // Forward hands IP packets to the stack to be forwarded. There is no way into the forward path itself, so a
 // packet comes in on the interface from which one with its source would come (by the routing table, so
-// strict rp_filter lets it pass), goes through PRE_ROUTING and the routing decision, and reaches FORWARD with
-// the cursor. Routing chooses the outgoing interface; the TTL is counted down once on the way, and
+// strict rp_filter lets it pass), goes through PRE_ROUTING and the routing decision, and reaches FORWARD. Routing chooses the outgoing interface; the TTL is counted down once on the way, and
 // address translation sees a packet that begins its way.
 //
 // A source that is this host's, or that nothing is routed to, cannot come in: such a packet goes out as one of
@@ -26,13 +25,13 @@ type Forward struct {
 	out *Outbound
 }
 
-// NewForward is NewInbound for packets to be forwarded. ForwardCursorRule takes their cursor at FORWARD.
-func NewForward(cursor, served uint32) (*Forward, error) {
-	in, err := newInbound(macForward, cursor, served)
+// NewForward is NewInbound for packets to be forwarded. Those that cannot come in have the password own.
+func NewForward(s Seal, own, served Password) (*Forward, error) {
+	in, err := NewInbound(s, served)
 	if err != nil {
 		return nil, err
 	}
-	out, err := NewOutbound(cursor)
+	out, err := NewOutbound(own)
 	if err != nil {
 		return nil, errors.Join(err, in.Close())
 	}

@@ -27,8 +27,7 @@ import (
 // what is wrong. The target's rp_filter applies, as to any packet: 1 drops a source that is not
 // routed over the target, 2 one that is not routed at all.
 //
-// At PRE_ROUTING the cursor is in the frame's destination address; the rule CursorRule takes it
-// from there to skb->priority.
+// At PRE_ROUTING the frame's addresses hold the seal, for which SealRule gives the packet its cursor.
 //
 // A packet for an address of this host that says it comes from this host (and one for the loopback
 // interface) would be refused on any interface as a martian. It goes the way such packets go
@@ -39,8 +38,7 @@ import (
 //
 // An Inbound may be used by several goroutines.
 type Inbound struct {
-	kind   uint16 // of the destination addresses: macOwn or macForward
-	cursor uint32
+	seal   Seal
 	events events
 	nl     *netlink.Handle
 	loop   *Outbound
@@ -58,17 +56,15 @@ type Inbound struct {
 type target struct {
 	index            uint32 // the interface itself, or its bridge
 	loopback         bool
-	header4, header6 [etherHeaderLen]byte
+	header4, header6 [etherHeaderLen]byte // set once the device leads to it
 }
 
 // NewInbound prepares injection in the network namespace of the calling thread (a goroutine that has
-// changed it must be locked to its thread); the device is made there later, from any thread. The packets
-// carry cursor; served is the cursor that no handle looks at, for loopback packets. It needs
+// changed it must be locked to its thread); the device is made there later, from any thread. The frames
+// carry the seal; served is the password of loopback packets, for a cursor that no handle looks at. It needs
 // CAP_NET_ADMIN and CAP_NET_RAW there. A missing /dev/net/tun is an error of Send only.
-func NewInbound(cursor, served uint32) (*Inbound, error) { return newInbound(macOwn, cursor, served) }
-
-func newInbound(kind uint16, cursor, served uint32) (*Inbound, error) {
-	in := &Inbound{kind: kind, cursor: cursor, tun: -1, targets: make(map[uint32]*target)}
+func NewInbound(s Seal, served Password) (*Inbound, error) {
+	in := &Inbound{seal: s, tun: -1, targets: make(map[uint32]*target)}
 	var err error
 	if in.events, err = openEvents(); err != nil {
 		return nil, err

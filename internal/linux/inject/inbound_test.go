@@ -25,6 +25,14 @@ import (
 
 const servedCursor = 0xd0000010
 
+var testSeal = NewSeal()
+
+// sealed is SealRule without its end: packets go on to the test's next rule.
+func sealed() []expr.Any {
+	e := SealRule(testSeal, testCursor)
+	return e[:len(e)-1]
+}
+
 // inboundOf skips the test where the device cannot be made at all, and says why.
 func inboundOf(t testing.TB, h *lab.Host) *Inbound {
 	t.Helper()
@@ -34,7 +42,7 @@ func inboundOf(t testing.TB, h *lab.Host) *Inbound {
 		unix.Close(fd)
 	}
 	var in *Inbound
-	do(t, h, func() (err error) { in, err = NewInbound(testCursor, servedCursor); return err })
+	do(t, h, func() (err error) { in, err = NewInbound(testSeal, Password{Priority: servedCursor}); return err })
 	t.Cleanup(func() { in.Close() })
 	return in
 }
@@ -72,7 +80,7 @@ func TestInboundArrives(t *testing.T) {
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			receive := receiveUDP(t, net.A, tc.listen)
-			hook, first := nftables.ChainHookPrerouting, CursorRule()
+			hook, first := nftables.ChainHookPrerouting, sealed()
 			if tc.cursor == servedCursor {
 				// It is sent, over the loopback interface.
 				hook, first = nftables.ChainHookPostrouting, []expr.Any{&expr.Counter{}}
@@ -107,7 +115,7 @@ func TestInboundIsOfItsInterface(t *testing.T) {
 		&expr.Verdict{Kind: expr.VerdictDrop},
 	}
 	count := countPriority(t, net.A, nftables.ChainHookPrerouting, testCursor,
-		notOn(net.LinkA.Name()), marked, other, CursorRule())
+		notOn(net.LinkA.Name()), marked, other, sealed())
 	p := udp("10.77.0.2", "10.77.0.1", 1000, 53, pattern(100))
 	if err := in.Send(p, uint32(net.LinkA.Index())); err != nil {
 		t.Fatal(err)
@@ -131,8 +139,8 @@ func notOn(name string) []expr.Any {
 	}
 }
 
-// Packets that were not injected have no cursor, and a cursor of a packet is not taken back.
-func TestCursorRule(t *testing.T) {
+// Only the frames of an Inbound with the seal get the cursor.
+func TestSealRule(t *testing.T) {
 	net := lab.TwoHostsT(t, lab.LinkOptions{})
 	in := inboundOf(t, net.A)
 	set := func(v uint32) []expr.Any {
@@ -142,7 +150,7 @@ func TestCursorRule(t *testing.T) {
 		}
 	}
 	t.Run("other packets", func(t *testing.T) {
-		count := countPriority(t, net.A, nftables.ChainHookPrerouting, 7, set(7), CursorRule())
+		count := countPriority(t, net.A, nftables.ChainHookPrerouting, 7, set(7), sealed())
 		receive := receiveUDP(t, net.A, "10.77.0.1:53")
 		o := newOutbound(t, net.B, testCursor)
 		if err := o.Send(udp("10.77.0.2", "10.77.0.1", 1, 53, nil), 0); err != nil || receive(arrival) == nil {
@@ -158,10 +166,10 @@ func TestCursorRule(t *testing.T) {
 	}{
 		{"no priority", 0, testCursor},
 		{"another's priority", 6, testCursor},
-		{"a later cursor stays", 0xd1111110, 0xd1111110},
+		{"a forged cursor", 0xd1111110, testCursor},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
-			count := countPriority(t, net.A, nftables.ChainHookPrerouting, tc.want, set(tc.before), CursorRule())
+			count := countPriority(t, net.A, nftables.ChainHookPrerouting, tc.want, set(tc.before), sealed())
 			if err := in.Send(udp("10.77.0.2", "10.77.0.1", 1, 53, nil), uint32(net.LinkA.Index())); err != nil {
 				t.Fatal(err)
 			}
@@ -170,6 +178,20 @@ func TestCursorRule(t *testing.T) {
 			}
 		})
 	}
+	t.Run("another's seal", func(t *testing.T) {
+		for i := 3; i < len(testSeal); i++ {
+			other := testSeal
+			other[i] ^= 0x10
+			rule := SealRule(other, testCursor)
+			count := countPriority(t, net.A, nftables.ChainHookPrerouting, 7, set(7), rule)
+			if err := in.Send(udp("10.77.0.2", "10.77.0.1", 1, 53, nil), uint32(net.LinkA.Index())); err != nil {
+				t.Fatal(err)
+			}
+			if n := count.packets(t); n != 1 {
+				t.Errorf("byte %d of the seal differs: %d packets go on as they were, want 1", i, n)
+			}
+		}
+	})
 }
 
 func TestInboundBytes(t *testing.T) {
@@ -438,7 +460,7 @@ func TestInboundErrors(t *testing.T) {
 	check("after it has gone", in.Send(p, gone), ErrNoInterface, gone)
 	// The index is taken again, by an interface that must get its own packets.
 	addVeth(t, nl, "again0", int(gone))
-	count := countPriority(t, n.A, nftables.ChainHookPrerouting, testCursor, notOn("again0"), CursorRule())
+	count := countPriority(t, n.A, nftables.ChainHookPrerouting, testCursor, notOn("again0"), sealed())
 	check("when its index is taken again", in.Send(p, gone), nil, 0)
 	if n := count.packets(t); n != 1 {
 		t.Errorf("%d packets on the new interface", n)
@@ -558,7 +580,7 @@ func TestHoldDevice(t *testing.T) {
 	if err != nil {
 		t.Skip("only of use to TestInboundKilled")
 	}
-	in, err := NewInbound(testCursor, servedCursor)
+	in, err := NewInbound(testSeal, Password{Priority: servedCursor})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -601,7 +623,7 @@ func TestInboundKilled(t *testing.T) {
 	waitDevice(false)
 }
 
-// Reassembly keeps the frame's addresses, so the cursor reaches the chain behind it, once.
+// Reassembly keeps the cursor that the fragments were given before, so it reaches the chain behind, once.
 func TestInboundReassembledCursor(t *testing.T) {
 	net := lab.TwoHostsT(t, lab.LinkOptions{})
 	in := inboundOf(t, net.A)
@@ -612,7 +634,8 @@ func TestInboundReassembledCursor(t *testing.T) {
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			receive := receiveUDP(t, net.A, tc.listen)
-			count := countPriority(t, net.A, nftables.ChainHookPrerouting, testCursor, defragment, CursorRule())
+			countAt(t, net.A, nftables.ChainHookPrerouting, -451, testCursor, sealed())
+			count := countPriority(t, net.A, nftables.ChainHookPrerouting, testCursor, defragment)
 			p := udp(tc.src, tc.dst, 1, 53, pattern(4000))
 			err := Fragment(p, make([]byte, MinScratch), 1500, 1, func(f []byte) error {
 				return in.Send(f, uint32(net.LinkA.Index()))
@@ -653,7 +676,7 @@ func TestInboundManyTargets(t *testing.T) {
 			in.mu.Unlock()
 		}
 		for i, name := range names {
-			count := countPriority(t, n.A, nftables.ChainHookPrerouting, testCursor, notOn(name), CursorRule())
+			count := countPriority(t, n.A, nftables.ChainHookPrerouting, testCursor, notOn(name), sealed())
 			if err := in.Send(p, indexes[i]); err != nil {
 				t.Fatal(err)
 			}

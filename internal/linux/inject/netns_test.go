@@ -4,7 +4,6 @@ package inject
 
 import (
 	"context"
-	"encoding/binary"
 	"fmt"
 	"sync/atomic"
 	"testing"
@@ -28,10 +27,16 @@ func do(t testing.TB, h *lab.Host, f func() error) {
 	}
 }
 
-func newOutbound(t testing.TB, h *lab.Host, cursor uint32) *Outbound {
+// newOutbound opens an Outbound whose packets have the priority: without the rules of handles it stays.
+func newOutbound(t testing.TB, h *lab.Host, priority uint32) *Outbound {
+	t.Helper()
+	return outboundWith(t, h, Password{Priority: priority, Mark: 0x5aa5})
+}
+
+func outboundWith(t testing.TB, h *lab.Host, p Password) *Outbound {
 	t.Helper()
 	var o *Outbound
-	do(t, h, func() (err error) { o, err = NewOutbound(cursor); return err })
+	do(t, h, func() (err error) { o, err = NewOutbound(p); return err })
 	t.Cleanup(func() { o.Close() })
 	return o
 }
@@ -46,6 +51,12 @@ type counter struct {
 
 // countPriority installs a counter behind the rules in first. The table is the test's own.
 func countPriority(t testing.TB, h *lab.Host, hook *nftables.ChainHook, priority uint32, first ...[]expr.Any) *counter {
+	t.Helper()
+	return countAt(t, h, hook, -399, priority, first...)
+}
+
+// countAt is countPriority in a chain of another priority.
+func countAt(t testing.TB, h *lab.Host, hook *nftables.ChainHook, place nftables.ChainPriority, priority uint32, first ...[]expr.Any) *counter {
 	t.Helper()
 	c := &counter{}
 	do(t, h, func() (err error) {
@@ -62,7 +73,7 @@ func countPriority(t testing.TB, h *lab.Host, hook *nftables.ChainHook, priority
 		c.conn.CloseLasting()
 	})
 	c.chain = c.conn.AddChain(&nftables.Chain{Name: "c", Table: table, Type: nftables.ChainTypeFilter,
-		Hooknum: hook, Priority: nftables.ChainPriorityRef(-399)})
+		Hooknum: hook, Priority: nftables.ChainPriorityRef(place)})
 	for _, exprs := range first {
 		c.conn.AddRule(&nftables.Rule{Table: table, Chain: c.chain, Exprs: exprs})
 	}
@@ -76,8 +87,6 @@ func countPriority(t testing.TB, h *lab.Host, hook *nftables.ChainHook, priority
 	}
 	return c
 }
-
-func native(v uint32) []byte { return binary.NativeEndian.AppendUint32(nil, v) }
 
 // packets returns how many packets were counted.
 func (c *counter) packets(t testing.TB) uint64 {

@@ -64,10 +64,10 @@ const (
 )
 
 // NewOutbound opens the sockets in the network namespace of the calling thread (a goroutine that has
-// changed it must be locked to its thread). The packets carry cursor in skb->priority, in the byte
-// order of the machine. It needs CAP_NET_RAW and, for the priority, CAP_NET_ADMIN there; without, the
-// error is an EPERM. Where the kernel has no IPv6, sending IPv6 gives EAFNOSUPPORT.
-func NewOutbound(cursor uint32) (*Outbound, error) {
+// changed it must be locked to its thread). The packets carry the password to LOCAL_OUT. It needs CAP_NET_RAW and, for
+// priority and mark, CAP_NET_ADMIN there; without, the error is an EPERM. Where the kernel has no IPv6, sending
+// IPv6 gives EAFNOSUPPORT.
+func NewOutbound(p Password) (*Outbound, error) {
 	o := &Outbound{wake: -1}
 	for i := range o.socks {
 		o.socks[i] = rawSocket{fd: -1, probe: -1}
@@ -79,7 +79,7 @@ func NewOutbound(cursor uint32) (*Outbound, error) {
 	}
 	for i, family := range [2]int{unix.AF_INET, unix.AF_INET6} {
 		s := &o.socks[i]
-		s.err = s.open(family, cursor)
+		s.err = s.open(family, p)
 		if s.err != nil && !(family == unix.AF_INET6 && errors.Is(s.err, unix.EAFNOSUPPORT)) {
 			o.release()
 			return nil, s.err
@@ -88,15 +88,18 @@ func NewOutbound(cursor uint32) (*Outbound, error) {
 	return o, nil
 }
 
-func (s *rawSocket) open(family int, cursor uint32) (err error) {
+func (s *rawSocket) open(family int, p Password) (err error) {
 	if s.fd, err = openRaw(family); err != nil {
 		return err
 	}
 	if s.probe, err = openRaw(family); err != nil {
 		return err
 	}
-	if err := unix.SetsockoptInt(s.fd, unix.SOL_SOCKET, unix.SO_PRIORITY, int(int32(cursor))); err != nil {
+	if err := unix.SetsockoptInt(s.fd, unix.SOL_SOCKET, unix.SO_PRIORITY, int(int32(p.Priority))); err != nil {
 		return fmt.Errorf("inject: raw socket: SO_PRIORITY: %w", err)
+	}
+	if err := unix.SetsockoptInt(s.fd, unix.SOL_SOCKET, unix.SO_MARK, int(int32(p.Mark))); err != nil {
+		return fmt.Errorf("inject: raw socket: SO_MARK: %w", err)
 	}
 	if unix.SetsockoptInt(s.fd, unix.SOL_SOCKET, unix.SO_SNDBUFFORCE, sendBuffer) != nil {
 		// Without CAP_NET_ADMIN in the first user namespace of an older kernel: what is allowed to all.

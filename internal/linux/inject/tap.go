@@ -14,21 +14,14 @@ import (
 
 // The frames written to the device:
 //
-//	destination  d2:56 and the cursor, in the machine's byte order   the device's own address;
-//	             d2:58 instead of d2:56 for packets that handles are to see when they are forwarded
-//	source       d2:57 and the target's interface index, big endian
+//	destination  the device's own address                     48 bits of the seal
+//	source       a secret, and the number of the target       36 bits of the seal, 12 of the number
 //	EtherType    IPv4 or IPv6
 //
-// The destination makes the frame one for this host (a frame for another never reaches PRE_ROUTING),
-// so no neighbour can forge a cursor: it would have to address an interface that has such an
-// address. d2 is a locally administered, individual address.
-const (
-	macOwn     = 0xd256
-	macTarget  = 0xd257
-	macForward = 0xd258
-
-	etherHeaderLen = 14
-)
+// The destination makes the frame one for this host: a frame for another is dropped before it is looked at. Whoever
+// wants to forge one needs a device of the namespace with that address, as the holder of a TAP device can set it
+// (SIOCSIFHWADDR, drivers/net/tun.c), and the secret, which packet sockets of the namespace show.
+const etherHeaderLen = 14
 
 // deviceMTU is below IPv6's smallest, 1280: so the kernel keeps IPv6 off the device altogether, and
 // with it neighbour discovery and multicast reports, without a write to /proc/sys, which
@@ -36,7 +29,7 @@ const (
 // the device.
 const deviceMTU = 1279
 
-// maxTargets is how many interfaces a device leads to at a time: the nodes of one u32 hash bucket.
+// maxTargets is how many interfaces a device leads to at a time: the nodes of one u32 hash bucket, 12 bits.
 const maxTargets = 0xfff
 
 // device is a TAP device whose frames the kernel redirects to the ingress of other interfaces:
@@ -52,7 +45,7 @@ type device struct {
 
 // openDevice turns fd, an open /dev/net/tun, into a device in the namespace in which fd was opened,
 // which must be that of nl.
-func openDevice(fd int, nl *netlink.Handle, kind uint16, cursor uint32) (*device, error) {
+func openDevice(fd int, nl *netlink.Handle, seal Seal) (*device, error) {
 	request, err := unix.NewIfreq("divert%d")
 	if err != nil {
 		return nil, err
@@ -65,13 +58,12 @@ func openDevice(fd int, nl *netlink.Handle, kind uint16, cursor uint32) (*device
 	if err != nil {
 		return nil, fmt.Errorf("device %s: %w", request.Name(), err)
 	}
-	own := binary.NativeEndian.AppendUint32(binary.BigEndian.AppendUint16(nil, kind), cursor)
 	for _, step := range []struct {
 		what string
 		do   func() error
 	}{
 		{"MTU", func() error { return nl.LinkSetMTU(link, deviceMTU) }},
-		{"address", func() error { return nl.LinkSetHardwareAddr(link, net.HardwareAddr(own)) }},
+		{"address", func() error { return nl.LinkSetHardwareAddr(link, net.HardwareAddr(seal[:6])) }},
 		{"ARP off", func() error { return nl.LinkSetARPOff(link) }},
 		{"multicast off", func() error { return nl.LinkSetMulticastOff(link) }},
 		{"ingress", func() error { return nl.QdiscAdd(ingressOf(link)) }},
@@ -99,32 +91,34 @@ func (d *device) alive() bool {
 	return err == nil && unix.IoctlIfreq(d.fd, unix.TUNGETIFF, request) == nil
 }
 
-// lead makes frames with macTarget and index come in on the interface target. With ENOSPC all
+// lead makes frames with the number that it returns come in on the interface target. With ENOSPC all
 // places are taken: reset.
-func (d *device) lead(index, target uint32) error {
+func (d *device) lead(target uint32) (number uint16, err error) {
 	if d.used == maxTargets {
-		return unix.ENOSPC
+		return 0, unix.ENOSPC
 	}
-	if err := d.nl.FilterAdd(d.filter(uint32(d.used+1), index, target)); err != nil {
-		return fmt.Errorf("u32 and mirred: %w", err)
+	number = uint16(d.used + 1)
+	if err := d.nl.FilterAdd(d.filter(number, target)); err != nil {
+		return 0, fmt.Errorf("u32 and mirred: %w", err)
 	}
 	d.used++
-	return nil
+	return number, nil
 }
 
-// filter matches the source address, which is in front of the network header that u32 counts from.
-func (d *device) filter(node, index, target uint32) netlink.Filter {
+// filter matches the end of the source address, which is in front of the network header that u32 counts from. It does not
+// look at the secret, since anybody may read filters.
+func (d *device) filter(number uint16, target uint32) netlink.Filter {
 	return &netlink.U32{
 		FilterAttrs: netlink.FilterAttrs{
 			LinkIndex: int(d.index),
 			Parent:    netlink.MakeHandle(0xffff, 0),
-			Handle:    node,
+			Handle:    uint32(number),
 			Priority:  1,
 			Protocol:  unix.ETH_P_ALL,
 		},
 		Sel: &netlink.TcU32Sel{
 			Flags: netlink.TC_U32_TERMINAL,
-			Keys:  []netlink.TcU32Key{{Mask: 0xffffffff, Val: index, Off: -6}},
+			Keys:  []netlink.TcU32Key{{Mask: maxTargets, Val: uint32(number), Off: -6}},
 		},
 		Actions: []netlink.Action{&netlink.MirredAction{
 			ActionAttrs:  netlink.ActionAttrs{Action: netlink.TC_ACT_STOLEN},
@@ -149,12 +143,11 @@ func (d *device) reset() error {
 	return nil
 }
 
-// frameHeader returns the Ethernet header that leads an IP packet of a version to target index.
-func frameHeader(kind uint16, cursor, index uint32, version int) (h [etherHeaderLen]byte) {
-	binary.BigEndian.PutUint16(h[0:], kind)
-	binary.NativeEndian.PutUint32(h[2:], cursor)
-	binary.BigEndian.PutUint16(h[6:], macTarget)
-	binary.BigEndian.PutUint32(h[8:], index)
+// frameHeader returns the Ethernet header that leads an IP packet of a version to a target.
+func frameHeader(seal Seal, number uint16, version int) (h [etherHeaderLen]byte) {
+	copy(h[:], seal[:])
+	h[10] |= byte(number >> 8)
+	h[11] = byte(number)
 	binary.BigEndian.PutUint16(h[12:], unix.ETH_P_IP)
 	if version == 6 {
 		binary.BigEndian.PutUint16(h[12:], unix.ETH_P_IPV6)

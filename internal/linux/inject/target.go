@@ -52,11 +52,9 @@ func (in *Inbound) addTarget(ifIdx uint32) error {
 	t := &target{
 		index:    uint32(link.Attrs().Index),
 		loopback: link.Attrs().Flags&net.FlagLoopback != 0,
-		header4:  frameHeader(in.kind, in.cursor, ifIdx, 4),
-		header6:  frameHeader(in.kind, in.cursor, ifIdx, 6),
 	}
 	if in.device != nil {
-		if err := in.lead(ifIdx, t); err != nil {
+		if err := in.lead(t); err != nil {
 			return &InterfaceError{Index: ifIdx, Err: err}
 		}
 	}
@@ -91,32 +89,36 @@ func (in *Inbound) find(ifIdx uint32) (netlink.Link, error) {
 	return link, nil
 }
 
-// lead leads frames for ifIdx to t, with all targets forgotten if there is no place for one more.
-func (in *Inbound) lead(ifIdx uint32, t *target) error {
-	err := in.device.lead(ifIdx, t.index)
+// lead makes the device lead to t, with all targets forgotten if there is no place for one more.
+func (in *Inbound) lead(t *target) error {
+	number, err := in.device.lead(t.index)
 	if errors.Is(err, unix.ENOSPC) {
 		if err := in.forget(); err != nil {
 			return err
 		}
-		err = in.device.lead(ifIdx, t.index)
+		number, err = in.device.lead(t.index)
 	}
 	if errors.Is(err, unix.ENODEV) {
 		return ErrNoInterface // it has gone since it was found
 	}
-	return noRedirect(err)
+	if err != nil {
+		return noRedirect(err)
+	}
+	t.header4, t.header6 = frameHeader(in.seal, number, 4), frameHeader(in.seal, number, 6)
+	return nil
 }
 
 // addDevice makes the device and its way to all targets known so far.
 func (in *Inbound) addDevice(ifIdx uint32) error {
 	if in.tunErr == nil {
-		in.device, in.tunErr = openDevice(in.tun, in.nl, in.kind, in.cursor)
+		in.device, in.tunErr = openDevice(in.tun, in.nl, in.seal)
 		in.tunErr = noRedirect(in.tunErr)
 	}
 	if in.tunErr != nil {
 		return &InterfaceError{Index: ifIdx, Err: in.tunErr}
 	}
 	for i, t := range in.targets {
-		if i == ifIdx || in.lead(i, t) != nil {
+		if i == ifIdx || in.lead(t) != nil {
 			delete(in.targets, i) // what cannot be led to is found out with its next packet
 		}
 	}

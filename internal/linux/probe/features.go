@@ -336,7 +336,7 @@ func tproxy() []expr.Any {
 
 // rawSockets opens the sockets of outbound injection.
 func rawSockets() error {
-	o, err := inject.NewOutbound(0)
+	o, err := inject.NewOutbound(inject.NewPassword())
 	if err != nil {
 		return err
 	}

@@ -3,6 +3,9 @@
 package rules
 
 import (
+	"os"
+	"slices"
+
 	"github.com/google/nftables"
 	"github.com/google/nftables/binaryutil"
 	"github.com/google/nftables/expr"
@@ -10,7 +13,6 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/opendivert/divert/internal/linux/cursor"
-	"github.com/opendivert/divert/internal/linux/inject"
 )
 
 // Chain is a chain of the table.
@@ -23,6 +25,9 @@ const (
 	InboundFragments              // packets for this host as they came
 	Forward                       // packets routed through this host
 	Outbound                      // packets of this host
+	InboundOrigin                 // all that comes in, once: no cursor but that of what was injected
+	OutboundOrigin                // all that this host sends, once: the same
+	ForwardOrigin                 // a part of Forward: the cursor of what was injected
 	Defrag                        // in no path: its rules switch reassembly on
 	Handles                       // in no path: one rule for each handle, also for those whose filter matches nothing
 	numChains
@@ -31,41 +36,63 @@ const (
 // tableName names the table, family inet.
 const tableName = "divert"
 
+const forwardOrigin = "forward_origin"
+
 // Priorities of the base chains among those of others (linux/netfilter_ipv4.h): reassembly sits at -400,
 // connection tracking at -200, its confirmation of outgoing packets at the very end.
 const (
+	first           = -451 // once for each packet: NF_REPEAT returns to the chain that queued it, not to one before
 	beforeDefrag    = -450
 	afterDefrag     = -300
 	beforeConfirmed = 1<<31 - 1 - 100
 )
 
-// chains describes the chains: the hook of each, nil for a chain in no path, and the rules that are nobody's.
+// chains describes the chains: the hook of each, nil for a chain in no path, and the rules that are nobody's, which stand
+// before and behind those of the handles.
 // A packet keeps its cursor from inbound_fragments to inbound: they are one way.
 var chains = [numChains]struct {
-	name     string
-	hook     *nftables.ChainHook
-	priority int32
-	fixed    []fixed
+	name       string
+	hook       *nftables.ChainHook
+	priority   int32
+	head, tail []fixed
 }{
-	Inbound:          {"inbound", nftables.ChainHookPrerouting, afterDefrag, []fixed{opening, closing}},
-	InboundFragments: {"inbound_fragments", nftables.ChainHookPrerouting, beforeDefrag, []fixed{opening}},
-	Forward:          {"forward", nftables.ChainHookForward, afterDefrag, []fixed{openingForward, closing}},
-	Outbound:         {"outbound", nftables.ChainHookPostrouting, beforeConfirmed, []fixed{closing}},
-	Defrag:           {"defrag", nil, 0, nil},
-	Handles:          {"handles", nil, 0, nil},
+	Inbound:          {"inbound", nftables.ChainHookPrerouting, afterDefrag, []fixed{fromVRF}, []fixed{closing}},
+	InboundFragments: {"inbound_fragments", nftables.ChainHookPrerouting, beforeDefrag, nil, nil},
+	Forward:          {"forward", nftables.ChainHookForward, afterDefrag, []fixed{entering}, []fixed{closing}},
+	Outbound:         {"outbound", nftables.ChainHookPostrouting, beforeConfirmed, []fixed{toVRF}, []fixed{closing}},
+	InboundOrigin:    {"inbound_origin", nftables.ChainHookPrerouting, first, nil, []fixed{passing, fromVRF, clearing}},
+	OutboundOrigin:   {"outbound_origin", nftables.ChainHookOutput, first, []fixed{passing, toVRF}, []fixed{clearing}},
+	ForwardOrigin:    {forwardOrigin, nil, 0, nil, nil},
+	Defrag:           {"defrag", nil, 0, nil, nil},
+	Handles:          {"handles", nil, 0, nil, nil},
+}
+
+// fixed returns the rules of a chain that are nobody's, in order.
+func (c Chain) fixed() []fixed { return slices.Concat(chains[c].head, chains[c].tail) }
+
+// behind reports whether a rule with this userdata is one of those behind the rules of the handles.
+func (c Chain) behind(data []byte) bool {
+	return slices.ContainsFunc(chains[c].tail, func(f fixed) bool { return f.is(data) })
 }
 
 // fixed is a rule that stands in a chain for all handles.
 type fixed uint8
 
 const (
-	opening        fixed = iota // takes the cursor of packets that were injected inbound from where it travelled
-	openingForward              // the same of packets that were injected to be forwarded
-	closing                     // takes the cursor out of packets that have met every handle
+	entering fixed = iota // leads packets without a cursor through forward_origin
+	passing               // lets packets go on that carry no cursor, true or forged
+	fromVRF               // lets packets go on that a VRF device received: they have come in by its port already
+	toVRF                 // lets packets go on that a VRF device will send: its port sends them once more
+	clearing              // takes forged cursors out of packets; those that proved theirs have left the chain
+	closing               // takes the cursor out of packets that have met every handle
 )
 
 // fixedComment is the comment by which a fixed rule is known.
-var fixedComment = [...]string{opening: "divert: first", openingForward: "divert: first of forwarded", closing: "divert: last"}
+var fixedComment = [...]string{
+	entering: "divert: first of forwarded", passing: "divert: without cursor",
+	fromVRF: "divert: second of two in a VRF", toVRF: "divert: first of two in a VRF",
+	clearing: "divert: forged", closing: "divert: last",
+}
 
 func (f fixed) userData() []byte {
 	return userdata.AppendString(nil, userdata.TypeComment, fixedComment[f])
@@ -73,10 +100,17 @@ func (f fixed) userData() []byte {
 
 func (f fixed) exprs() []expr.Any {
 	switch f {
-	case opening:
-		return inject.CursorRule()
-	case openingForward:
-		return inject.ForwardCursorRule()
+	case entering:
+		// Here and not at PRE_ROUTING, because IPv4 sets the priority before FORWARD (ip_forward, net/ipv4/ip_forward.c).
+		return append(priorityDiffers(cursor.MagicMask, cursor.Magic), &expr.Verdict{Kind: expr.VerdictJump, Chain: forwardOrigin})
+	case passing:
+		return append(priorityDiffers(cursor.Ours, cursor.Ours), &expr.Verdict{Kind: expr.VerdictAccept})
+	case fromVRF:
+		return passVRF(metaIIFKind)
+	case toVRF:
+		return passVRF(metaOIFKind)
+	case clearing:
+		return append(priorityIs(cursor.Ours, cursor.Ours), setPriority(cursor.OldMask, 0)...)
 	}
 	return append(priorityIs(cursor.MagicMask, cursor.Magic), setPriority(cursor.OldMask, 0)...)
 }
@@ -125,6 +159,13 @@ func priorityIs(mask, value uint32) []expr.Any {
 	}
 }
 
+// priorityDiffers matches packets whose skb->priority, under mask, is not value.
+func priorityDiffers(mask, value uint32) []expr.Any {
+	e := priorityIs(mask, value)
+	e[len(e)-1].(*expr.Cmp).Op = expr.CmpOpNeq
+	return e
+}
+
 // setPriority replaces skb->priority by reg1 under mask, with the bits of or set.
 func setPriority(mask, or uint32) []expr.Any {
 	return []expr.Any{
@@ -152,6 +193,46 @@ func notFromLoopback() []expr.Any {
 	return []expr.Any{
 		&expr.Meta{Key: expr.MetaKeyIIF, Register: reg1},
 		&expr.Cmp{Op: expr.CmpOpNeq, Register: reg1, Data: native(loopbackIfIndex)},
+	}
+}
+
+// Keys of meta that the library does not name: the kind of the incoming and of the outgoing device
+// (linux/netfilter/nf_tables.h, Linux 5.1).
+const (
+	metaIIFKind expr.MetaKey = 26
+	metaOIFKind expr.MetaKey = 27
+)
+
+// A VRF device passes on what its ports receive and send, so such packets enter PRE_ROUTING, LOCAL_OUT and POST_ROUTING
+// twice (drivers/net/vrf.c). The pass of the port is the one that counts: what waits in a queue in that of the VRF device
+// at PRE_ROUTING is lost (vrf_rcv_finish).
+
+// needed reports whether a fixed rule has a use in a chain on this host. At the head of inbound and outbound every packet
+// pays for the rules that know VRF devices, so there they wait for the module that makes such devices: a handle
+// that opens after it was loaded adds them.
+func (c Chain) needed(f fixed) bool {
+	return f != fromVRF && f != toVRF || c != Inbound && c != Outbound || mayHaveVRF()
+}
+
+// mayHaveVRF reports whether the host can have VRF devices at this moment. Built in, the module is always there.
+func mayHaveVRF() bool {
+	_, err := os.Stat("/sys/module/vrf")
+	if err == nil {
+		return true
+	}
+	_, err = os.Stat("/sys/module")
+	return err != nil // nobody knows
+}
+
+// passVRF lets packets go on whose device, of the kind that key reads, is a VRF device. Devices that are made by a driver have
+// no kind, so that the expression ends the rule: a rule that tests for another kind would miss them.
+func passVRF(key expr.MetaKey) []expr.Any {
+	kind := make([]byte, unix.IFNAMSIZ)
+	copy(kind, "vrf")
+	return []expr.Any{
+		&expr.Meta{Key: key, Register: reg1},
+		&expr.Cmp{Op: expr.CmpOpEq, Register: reg1, Data: kind},
+		&expr.Verdict{Kind: expr.VerdictAccept},
 	}
 }
 

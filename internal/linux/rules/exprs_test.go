@@ -68,8 +68,12 @@ func print(e expr.Any) string {
 		}
 	case *expr.Verdict:
 		switch e.Kind {
+		case expr.VerdictAccept:
+			return "accept"
 		case expr.VerdictReturn:
 			return "return"
+		case expr.VerdictJump:
+			return "jump " + e.Chain
 		case expr.VerdictDrop:
 			return "drop"
 		}
@@ -132,6 +136,16 @@ func TestExpressions(t *testing.T) {
 			"r1 = meta priority", "r2 = r1 & 0xf0000000 ^ 0x00000000", "r2 == 000000d0",
 			"r1 = r1 & 0x0000000f ^ 0x00000000", "meta priority = r1",
 		}},
+		{"without a cursor", passing.exprs(), []string{
+			"r1 = meta priority", "r2 = r1 & 0xc0000000 ^ 0x00000000", "r2 != 000000c0", "accept",
+		}},
+		{"a forged cursor", clearing.exprs(), []string{
+			"r1 = meta priority", "r2 = r1 & 0xc0000000 ^ 0x00000000", "r2 == 000000c0",
+			"r1 = r1 & 0x0000000f ^ 0x00000000", "meta priority = r1",
+		}},
+		{"forwarded without a cursor", entering.exprs(), []string{
+			"r1 = meta priority", "r2 = r1 & 0xf0000000 ^ 0x00000000", "r2 != 000000d0", "jump forward_origin",
+		}},
 		{"forwarded packets marked", markForwarded(), []string{
 			"r1 = meta priority", "r2 = r1 & 0xfffffff0 ^ 0x00000000", "r2 == 00000000",
 			"r1 = r1 & 0x0000000f ^ 0xc0000000", "meta priority = r1",
@@ -171,6 +185,9 @@ func TestChainsStandAtTheirPlaces(t *testing.T) {
 		"inbound_fragments": {nftables.ChainHookPrerouting, -450},
 		"forward":           {nftables.ChainHookForward, -300},
 		"outbound":          {nftables.ChainHookPostrouting, 2147483547},
+		"inbound_origin":    {nftables.ChainHookPrerouting, -451},
+		"forward_origin":    {},
+		"outbound_origin":   {nftables.ChainHookOutput, -451},
 		"defrag":            {},
 		"handles":           {},
 		"filter_1":          {},

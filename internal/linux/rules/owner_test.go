@@ -56,7 +56,7 @@ func TestNoOwner(t *testing.T) {
 		{"an entry longer than the data", []byte{0, 200, 'd'}},
 		{"no list of entries", []byte("mine")},
 		{"a comment of somebody else", text("accept ssh")},
-		{"the opening rule", opening.userData()},
+		{"a rule in front of all handles", passing.userData()},
 		{"the closing rule", closing.userData()},
 		{"an empty comment", text("")},
 		{"cut", text(good[:len(good)-2])},
@@ -87,7 +87,7 @@ func FuzzParseOwner(f *testing.F) {
 	f.Add([]byte{1, 1, 0, 0, 200})
 	f.Fuzz(func(t *testing.T, data []byte) {
 		o, ok := parseOwner(data)
-		opened, closed := opening.is(data), closing.is(data)
+		opened, closed := passing.is(data), closing.is(data)
 		if ok && (opened || closed) || opened && closed {
 			t.Errorf("a rule of several: %q", data)
 		}

@@ -24,9 +24,10 @@ import (
 // Entry is a handle's stay in the table.
 type Entry struct {
 	Owner
-	ns    *netns.Namespace
-	token *token
-	rules atomic.Int32 // how many stand in the table for it; it changes under the namespace's mutex
+	ns      *netns.Namespace
+	token   *token
+	rules   atomic.Int32                // how many stand in the table for it; it changes under the namespace's mutex
+	vouched atomic.Pointer[Credentials] // nil until Vouch
 }
 
 // ErrCrowded means that 256 handles of the same priority are open.
@@ -101,7 +102,7 @@ func (e *Entry) Replace(rules []Rule) error {
 		removed := t.remove(e.is)
 		switch {
 		case len(removed) > 0:
-			e.rules.Store(int32(t.enter(e.Owner, rules)))
+			e.rules.Store(int32(t.enter(e.Owner, rules) + t.vouch(e.Owner, e.vouched.Load())))
 		case len(rules) > 0:
 			return ErrGone
 		}
@@ -488,14 +489,14 @@ func (t *tx) make(c Chain) {
 		t.batch.newChain(c.definition())
 		t.chains[c] = true
 	}
-	for _, f := range slices.Backward(chains[c].fixed) {
-		r := rule{data: f.userData(), exprs: f.exprs()}
-		switch {
-		case t.has(c, f):
-		case f == closing:
-			t.rules[c] = append(t.rules[c], r)
-		default:
-			t.rules[c] = slices.Insert(t.rules[c], 0, r)
+	for _, f := range slices.Backward(chains[c].head) {
+		if c.needed(f) && !t.has(c, f) {
+			t.rules[c] = slices.Insert(t.rules[c], 0, rule{data: f.userData(), exprs: f.exprs()})
+		}
+	}
+	for _, f := range chains[c].tail {
+		if c.needed(f) && !t.has(c, f) {
+			t.rules[c] = append(t.rules[c], rule{data: f.userData(), exprs: f.exprs()})
 		}
 	}
 }
@@ -523,6 +524,9 @@ func (t *tx) enter(o Owner, rules []Rule) (n int) {
 			for _, e := range defragRules() {
 				t.rules[Defrag] = append(t.rules[Defrag], rule{exprs: e})
 			}
+		case r.Chain == InboundFragments:
+			t.insert(o, InboundFragments, fromVRF.exprs()) // not for all: without such handles the chain is empty
+			n++
 		case r.Chain == Outbound && r.Program == NoProgram:
 			// Beside the handle's own rule: every rule of an owner marks the place of its key.
 			t.insert(o, Outbound, passForwarded())
@@ -537,7 +541,7 @@ func (t *tx) enter(o Owner, rules []Rule) (n int) {
 // insert adds a rule where the owner's key belongs.
 func (t *tx) insert(o Owner, c Chain, e []expr.Any) {
 	at := slices.IndexFunc(t.rules[c], func(r rule) bool {
-		return r.owner != nil && r.owner.Key < o.Key || closing.is(r.data)
+		return r.owner != nil && r.owner.Key < o.Key || c.behind(r.data)
 	})
 	if at < 0 {
 		at = len(t.rules[c])
