@@ -4,8 +4,11 @@ package divert_test
 
 import (
 	"fmt"
+	"os"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/opendivert/divert"
 	"github.com/opendivert/divert/internal/lab"
@@ -65,4 +68,76 @@ func TestSetFilterUnderLoad(t *testing.T) {
 			})
 		}
 	})
+}
+
+// TestSetFilterKeepsTheTimesOfPacketsThatWait: packets that wait while the filter is replaced have the timestamp with
+// which their filter decided, and the process that it found, whether the new filter asks for either or not.
+func TestSetFilterKeepsTheTimesOfPacketsThatWait(t *testing.T) {
+	t.Parallel()
+	pair := lab.TwoHostsT(t, lab.LinkOptions{})
+	needEngine(t, pair.A, divert.EngineKernel)
+	conn, _ := receiver(t, pair.B, pair.B.Addr4())
+	c := dialUDP(t, pair.A, conn.LocalAddr())
+	const times, random, plain = "outbound and udp and timestamp > 0", "outbound and udp and random32 > 0", "outbound and udp"
+	for _, row := range []struct {
+		name    string
+		filters []string
+		process bool
+	}{
+		{"to another that asks", []string{times, random}, false},
+		{"to one that does not", []string{times, plain}, false},
+		{"there and back", []string{random, plain, times}, false},
+		{"several that ask", []string{random, times, random, times}, false},
+		{"the process", []string{fmt.Sprintf("outbound and udp and processId == %d", os.Getpid()), plain}, true},
+	} {
+		t.Run(row.name, func(t *testing.T) {
+			if row.process {
+				needProcesses(t, pair.A)
+			}
+			d := openAt(t, pair.A, row.filters[0], divert.WithEngine(divert.EngineKernel))
+			process := uint32(0)
+			if row.process {
+				process = uint32(os.Getpid())
+				c = dialUDP(t, pair.A, conn.LocalAddr()) // its process is known
+			}
+			send(t, c, 5, 64)
+			asks, last := true, monotonic(t)
+			var bounds []int64 // each packet of a filter that asks came before one of them
+			for range 5 {
+				bounds = append(bounds, last)
+			}
+			for _, text := range row.filters[1:] {
+				if err := d.SetFilter(text); err != nil {
+					t.Fatal(err)
+				}
+				asks = text != plain
+				send(t, c, 3, 64)
+				last = monotonic(t)
+				for range 3 {
+					if !asks {
+						last = 0
+					}
+					bounds = append(bounds, last)
+				}
+			}
+			for i, p := range taken(t, d, len(bounds)) {
+				if bounds[i] != 0 && p.Addr.Timestamp > bounds[i] {
+					t.Errorf("packet %d has the time %d, %v after it was sent", i, p.Addr.Timestamp, time.Duration(p.Addr.Timestamp-bounds[i]))
+				}
+				if got := p.Addr.Network().ProcessID; i < 5 && got != process {
+					t.Errorf("packet %d is of process %d, want %d", i, got, process)
+				}
+			}
+		})
+	}
+}
+
+// monotonic returns the time of the clock of timestamps.
+func monotonic(t testing.TB) int64 {
+	t.Helper()
+	var ts unix.Timespec
+	if err := unix.ClockGettime(unix.CLOCK_MONOTONIC, &ts); err != nil {
+		t.Fatal(err)
+	}
+	return ts.Nano()
 }

@@ -36,8 +36,8 @@ type handle struct {
 	counts counts
 
 	mu        sync.Mutex                     // serialises what changes the handle
-	entries   entries                        // nil where the interpreter decides
-	times     atomic.Pointer[times]          // of the filter in force; nil unless it asks for the time or the process
+	entries   *entries                       // nil where the interpreter decides
+	times     atomic.Pointer[times]          // nil until a filter asks for the time or the process
 	second    atomic.Pointer[filter.Program] // decides where a program could not, see refuses; nil where programs always can
 	guard     *rules.Guard                   // nil once the handle captures nothing any more
 	processes *sockets.Processes             // nil unless the filter in force, or the user, asks for the processes of packets
@@ -171,11 +171,7 @@ func (h *handle) prepare(mode engine.Mode) (err error) {
 	}
 	h.source = source
 	if h.entries != nil {
-		told, err := h.setEntries(h.cfg.Program, h.processes)
-		if err != nil {
-			return err
-		}
-		h.times.Store(told)
+		return h.setEntries(h.cfg.Program, h.processes)
 	}
 	return nil
 }
@@ -230,8 +226,8 @@ func (h *handle) rules() []rules.Rule {
 	actions := h.source.actions()
 	for _, chain := range paths(h.layer, h.cfg.Flags) {
 		program := rules.NoProgram
-		if e := h.entries[chain]; e != nil {
-			program = e.FD()
+		if h.entries != nil {
+			program = h.entries.at[chain].FD()
 		}
 		for i, a := range actions {
 			share := rules.Share{Index: uint32(i), Of: uint32(len(actions))}
@@ -351,19 +347,14 @@ func (h *handle) SetFilter(p *filter.Program) error {
 	if err != nil {
 		return err
 	}
-	told, err := h.setEntries(p, ps)
-	if err = keepsOld(err); err != nil {
+	if err := keepsOld(h.setEntries(p, ps)); err != nil {
 		if ps != nil && ps != h.processes {
 			err = errors.Join(err, ps.Close())
 		}
 		return err
 	}
 	h.tellFilter(p)
-	err = h.keepProcesses(ps)
-	if before := h.times.Swap(told); before != nil {
-		err = errors.Join(err, before.close())
-	}
-	return err
+	return h.keepProcesses(ps)
 }
 
 // keepsOld says of a filter that is too large what becomes of it.
@@ -376,35 +367,52 @@ func keepsOld(err error) error {
 		engine.ErrNotSupported, limit)
 }
 
-// setEntries makes a filter decide from now on.
-func (h *handle) setEntries(p *filter.Program, ps *sockets.Processes) (*times, error) {
-	told, err := h.entries.set(p, setting{
+// setEntries makes a filter decide from now on. If it fails, the one before stays in force.
+func (h *handle) setEntries(p *filter.Program, ps *sockets.Processes) error {
+	set := setting{
 		outlet: h.outlet(), processes: processMaps(ps), tell: h.tellsProcess(p), drops: h.cfg.Flags&engine.FlagDrop != 0,
 		snap: h.cfg.Snap,
-	})
-	if err == nil && bounded() {
+	}
+	tells := set.outlet == nil && !set.drops && (asksForTime(p) || set.tell)
+	if tells {
+		if h.times.Load() == nil {
+			t, err := newTimes()
+			if err != nil {
+				return err
+			}
+			h.times.Store(t)
+		}
+		set.times = h.times.Load().outlet
+		h.times.Load().begin()
+	}
+	if err := h.entries.set(p, set); err != nil {
+		return err
+	}
+	if bounded() {
 		h.second.Store(p)
 	}
-	return told, err
+	if q, ok := h.source.(*queued); ok && !tells && h.times.Load() != nil {
+		settle() // then the packets of which a program has told are in the queues
+		if last, err := q.lastNumbers(); err == nil {
+			h.times.Load().end(last)
+		}
+	}
+	return nil
 }
 
-// retime gives a packet the timestamp with which its filter program decided, where the answer depends on it, and the
-// process that the program has found.
-func (h *handle) retime(p *packet.Packet) {
+// retime gives a packet the timestamp with which its filter program decided, which the answer may depend on, and the
+// process that the program has found. Lane and number are those of a queued packet; other packets have no lane.
+func (h *handle) retime(p *packet.Packet, l *lane, id uint32) {
 	t := h.times.Load()
-	if t == nil {
+	if t == nil || !t.asked(l, id) {
 		return
 	}
 	var parsed packet.Parsed
 	parsed.Parse(p.Data) // of a part too: WithSnapLength
-	told, ok := t.take(parsed.Hash(p.Data, 0))
-	if !ok {
-		return
-	}
-	if t.clock {
+	if told, ok := t.take(parsed.Hash(p.Data, 0)); ok {
 		p.Addr.Timestamp = told.Timestamp
+		setProcess(&p.Addr, told.Process)
 	}
-	setProcess(&p.Addr, told.Process)
 }
 
 // setProcess sets the process of a packet.

@@ -4,6 +4,7 @@ package linux
 
 import (
 	"errors"
+	"fmt"
 
 	"github.com/opendivert/divert/filter"
 	"github.com/opendivert/divert/internal/linux/codegen"
@@ -12,8 +13,11 @@ import (
 	"github.com/opendivert/divert/packet"
 )
 
-// entries are a handle's programs in the kernel, one for each way of packets.
-type entries map[rules.Chain]*codegen.Entry
+// entries are a handle's programs in the kernel.
+type entries struct {
+	at       map[rules.Chain]*codegen.Entry   // one for each way of packets
+	programs map[rules.Chain]*codegen.Program // those of the filter in force; where there is none, nothing matches
+}
 
 // place is where a chain's programs run: what is known of its packets, and where the rest is found
 // (linux/skbuff.h; which device is which was measured at each hook).
@@ -32,15 +36,15 @@ var places = map[rules.Chain]place{
 }
 
 // newEntries loads the entries of a handle; no filter is set yet.
-func newEntries(layer packet.Layer, flags uint64, key cursor.Key) (entries, error) {
-	es := entries{}
+func newEntries(layer packet.Layer, flags uint64, key cursor.Key) (*entries, error) {
+	es := &entries{at: map[rules.Chain]*codegen.Entry{}}
 	for _, chain := range paths(layer, flags) {
 		e, err := codegen.NewEntry(key, places[chain].gate)
 		if err != nil {
 			es.close()
 			return nil, err
 		}
-		es[chain] = e
+		es.at[chain] = e
 	}
 	return es, nil
 }
@@ -48,87 +52,98 @@ func newEntries(layer packet.Layer, flags uint64, key cursor.Key) (entries, erro
 // setting is what a filter's programs work with.
 type setting struct {
 	outlet    *codegen.Outlet    // what matches is copied there; nil: it is not copied
+	times     *codegen.Outlet    // what matches and is not copied is told of there; nil: it is not told of
 	processes *codegen.Processes // nil: the processes of packets are not known
 	tell      bool               // of each packet that matches, the process
 	drops     bool               // nobody is to hear of the packets
 	snap      int                // bytes of each packet to copy at most, 0: all
 }
 
-// set makes a filter decide from now on and returns what its programs tell of packets that are not copied, nil if
-// they tell nothing. If it fails, the filter before stays in force.
-func (es entries) set(p *filter.Program, s setting) (told *times, err error) {
-	clock := asksForTime(p)
-	correlate := s.outlet == nil && !s.drops && (clock || s.tell)
-	if correlate {
-		told = newTimes(clock)
-		defer func() {
-			if err != nil {
-				told.close()
-			}
-		}()
-	}
+// set makes a filter decide from now on. If it fails, the filter before stays in force.
+func (es *entries) set(p *filter.Program, s setting) (err error) {
 	loaded := map[rules.Chain]*codegen.Program{}
 	defer func() {
-		for _, program := range loaded {
-			program.Close()
+		if err != nil {
+			err = errors.Join(err, closePrograms(loaded))
 		}
 	}()
-	for chain := range es {
+	for chain := range es.at {
 		hook := places[chain].hook
 		hook.Event = packet.EventPacket
 		hook.Processes = s.processes != nil
-		o := codegen.Options{Correlate: correlate, CorrelateSize: timesSize, Process: s.tell}
+		o, outlet := codegen.Options{Correlate: s.times != nil, Process: s.tell}, s.times
 		if s.outlet != nil {
 			o = codegen.Options{Sniff: true, Snap: uint32(s.snap), Count: true, Tag: uint32(hook.Direction), Process: s.tell}
+			outlet = s.outlet
 		}
 		o.Bounded = bounded()
 		u, err := codegen.Build(p, hook, o)
 		if err != nil {
-			return nil, err
+			return err
 		}
 		if u.Outcome == codegen.Never {
 			continue
 		}
-		if loaded[chain], err = u.LoadInto(s.outlet, s.processes); err != nil {
-			delete(loaded, chain)
-			return nil, err
-		}
-		if correlate {
-			if err := told.add(loaded[chain].Times()); err != nil {
-				return nil, err
-			}
-		}
-	}
-	return told, es.put(loaded)
-}
-
-// put sets the programs; where there is none, nothing matches.
-func (es entries) put(loaded map[rules.Chain]*codegen.Program) error {
-	for chain, e := range es {
-		var err error
-		if program := loaded[chain]; program != nil {
-			err = e.Set(program)
-		} else {
-			err = e.Clear()
-		}
+		program, err := u.LoadInto(outlet, s.processes)
 		if err != nil {
 			return err
 		}
+		loaded[chain] = program
+		if err := program.CloseMaps(); err != nil {
+			return err
+		}
 	}
-	return nil
+	return es.put(loaded)
+}
+
+// put sets the programs; where there is none, nothing matches. If it fails, those before are in force.
+func (es *entries) put(loaded map[rules.Chain]*codegen.Program) error {
+	var done []rules.Chain
+	for chain, e := range es.at {
+		err := setEntry(e, loaded[chain])
+		if err == nil {
+			done = append(done, chain)
+			continue
+		}
+		for _, before := range done {
+			if back := setEntry(es.at[before], es.programs[before]); back != nil {
+				err = errors.Join(err, fmt.Errorf("the filter before is not in force everywhere, close the handle: %w", back))
+			}
+		}
+		return err
+	}
+	before := es.programs
+	es.programs = loaded
+	return closePrograms(before)
+}
+
+// setEntry sets the program of one entry, or none. Tests make it fail.
+var setEntry = func(e *codegen.Entry, p *codegen.Program) error {
+	if p == nil {
+		return e.Clear()
+	}
+	return e.Set(p)
+}
+
+// closePrograms lets go of programs.
+func closePrograms(programs map[rules.Chain]*codegen.Program) error {
+	var errs []error
+	for _, p := range programs {
+		errs = append(errs, p.Close())
+	}
+	return errors.Join(errs...)
 }
 
 // clear makes nothing match from now on.
-func (es entries) clear() error { return es.put(nil) }
-
-// timesSize is the size of the ring through which a program tells of its packets, in bytes: room for
-// twice as many as the longest queue has.
-const timesSize = 1 << 20
+func (es *entries) clear() error { return es.put(nil) }
 
 // close lets go of the entries; rules that hold them match nothing.
-func (es entries) close() error {
-	var errs []error
-	for _, e := range es {
+func (es *entries) close() error {
+	if es == nil {
+		return nil
+	}
+	errs := []error{closePrograms(es.programs)}
+	for _, e := range es.at {
 		errs = append(errs, e.Close())
 	}
 	return errors.Join(errs...)

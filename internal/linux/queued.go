@@ -132,7 +132,7 @@ func (s *queued) sort(l *lane, r *reader, ps []packet.Packet) (n int, err error)
 			ps[n], ps[i] = ps[i], ps[n]
 		}
 		s.h.deliver(l, &ps[n], &m, at)
-		s.h.retime(&ps[n])
+		s.h.retime(&ps[n], l, m.ID)
 		if s.h.refuses(&ps[n], int(m.Length) > len(m.Payload)) {
 			s.h.counts.passed.Add(1)
 			verdict, o := s.h.sender.onward(m.Priority)
@@ -231,6 +231,19 @@ func closedError(err error) error {
 		return net.ErrClosed
 	}
 	return err
+}
+
+// lastNumbers returns the last number that each lane's queue has given a packet.
+func (s *queued) lastNumbers() ([]uint32, error) {
+	last := make([]uint32, len(s.lanes))
+	for i, l := range s.lanes {
+		c, err := s.ages.counters(l)
+		if err != nil {
+			return nil, err
+		}
+		last[i] = c.LastID
+	}
+	return last, nil
 }
 
 // tally adds what the kernel counts: the rules count what they lead to the queue, the queue numbers what it takes.

@@ -136,7 +136,7 @@ func (t *tap) take(ps []packet.Packet) (n int) {
 			t.h.counts.matched.Add(1)
 		}
 		p.Data = append(p.Buffer(len(c.Payload))[:0], c.Payload...)
-		t.h.retime(p)
+		t.h.retime(p, nil, 0)
 		n++
 	}
 	return n

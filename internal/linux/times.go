@@ -6,9 +6,9 @@ import (
 	"errors"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
-	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/ringbuf"
 
 	"github.com/opendivert/divert/filter"
@@ -20,23 +20,41 @@ import (
 // address must carry that one, so that the decision can be repeated (specification: filter-language.md 6). And what
 // process the program has found may be found no more later. Programs tell it with the packet's hash, in the
 // order of their packets.
+//
+// All filters of a handle have one ring, so that packets that wait while the filter is replaced find what the program
+// that chose them has told.
 type times struct {
-	clock bool // the time is asked for
+	outlet  *codegen.Outlet
+	telling atomic.Bool             // the programs of the filter in force tell
+	until   [maxLanes]atomic.Uint64 // of each lane, if they do not: 1<<32 | the last number of a packet of those before; 0: unknown
 
-	mu      sync.Mutex
-	rings   []*ringbuf.Reader
-	record  ringbuf.Record
-	waiting map[uint64][]codegen.Time // by hash, the oldest first
-	count   int
+	mu     sync.Mutex
+	ring   *ringbuf.Reader
+	record ringbuf.Record
+	told   [2]map[uint64][]codegen.Time // by hash, the oldest first; those of the second are newer
+	count  int                          // in the second
 }
 
-func newTimes(clock bool) *times {
-	return &times{clock: clock, waiting: map[uint64][]codegen.Time{}}
+// timesSize is the size of the ring in bytes: room for twice as many as the longest queue has, of each direction.
+const timesSize = 2 << 20
+
+// newTimes makes the ring of a handle.
+func newTimes() (*times, error) {
+	outlet, err := codegen.NewTimes(timesSize)
+	if err != nil {
+		return nil, err
+	}
+	ring, err := ringbuf.NewReader(outlet.Times)
+	if err != nil {
+		return nil, errors.Join(err, outlet.Close())
+	}
+	ring.SetDeadline(past) // reads what is there and does not wait
+	return &times{outlet: outlet, ring: ring, told: [2]map[uint64][]codegen.Time{{}, {}}}, nil
 }
 
-// maxTimes is how many are kept for packets that have not come: most of those never will,
+// maxTimes is how many are kept at least for packets that have not come, twice as many at most: most of those never will,
 // because they matched and were then none of the handle's, or lost.
-const maxTimes = 1 << 16
+const maxTimes = 1 << 15
 
 // asksForTime reports whether a filter's answer depends on the timestamp.
 func asksForTime(p *filter.Program) bool {
@@ -49,66 +67,80 @@ func asksForTime(p *filter.Program) bool {
 	})
 }
 
-// add listens to a program.
-func (t *times) add(ring *ebpf.Map) error {
-	r, err := ringbuf.NewReader(ring)
-	if err != nil {
-		return err
+// asked reports whether a program may have told of a packet, by its lane and number; without a lane it may.
+func (t *times) asked(l *lane, id uint32) bool {
+	if t.telling.Load() || l == nil {
+		return true
 	}
-	r.SetDeadline(past) // reads what is there and does not wait
-	t.rings = append(t.rings, r)
-	return nil
+	last := t.until[l.index].Load()
+	return last == 0 || int32(uint32(last)-id) >= 0 // numbers wrap around
+}
+
+// begin is called before programs that tell are set.
+func (t *times) begin() { t.telling.Store(true) }
+
+// end notes that the programs do not tell any more of packets with higher numbers than those of the lanes.
+func (t *times) end(last []uint32) {
+	for i, id := range last {
+		t.until[i].Store(1<<32 | uint64(id))
+	}
+	t.telling.Store(false)
 }
 
 // take returns what was told of a packet, by its hash with seed 0.
-func (t *times) take(hash uint64) (told codegen.Time, ok bool) {
+func (t *times) take(hash uint64) (codegen.Time, bool) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	list := t.waiting[hash]
-	if len(list) == 0 {
-		// A program tells of a packet before that reaches the queue, so it is there by now.
-		for _, r := range t.rings {
-			t.drain(r)
-		}
-		if list = t.waiting[hash]; len(list) == 0 {
-			return told, false
+	if told, ok := t.find(hash); ok {
+		return told, true
+	}
+	// A program tells of a packet before that reaches the queue, so it is there by now.
+	for t.ring != nil && t.ring.ReadInto(&t.record) == nil {
+		if told, err := codegen.DecodeTime(t.record.RawSample); err == nil {
+			t.keep(told)
 		}
 	}
-	t.count--
-	if told = list[0]; len(list) == 1 {
-		delete(t.waiting, hash)
-	} else {
-		t.waiting[hash] = list[1:]
-	}
-	return told, true
+	return t.find(hash)
 }
 
-// drain reads what a ring holds.
-func (t *times) drain(r *ringbuf.Reader) {
-	for r.ReadInto(&t.record) == nil {
-		told, err := codegen.DecodeTime(t.record.RawSample)
-		if err != nil {
+// find takes the oldest with a hash.
+func (t *times) find(hash uint64) (codegen.Time, bool) {
+	for i, m := range t.told {
+		list := m[hash]
+		if len(list) == 0 {
 			continue
 		}
-		if t.count >= maxTimes {
-			clear(t.waiting)
-			t.count = 0
+		if len(list) == 1 {
+			delete(m, hash)
+		} else {
+			m[hash] = list[1:]
 		}
-		t.waiting[told.Hash] = append(t.waiting[told.Hash], told)
-		t.count++
+		t.count -= i
+		return list[0], true
 	}
+	return codegen.Time{}, false
 }
 
-// close lets go of the rings.
+// keep adds one, and forgets the older half when there are too many.
+func (t *times) keep(told codegen.Time) {
+	if t.count >= maxTimes {
+		clear(t.told[0])
+		t.told[0], t.told[1], t.count = t.told[1], t.told[0], 0
+	}
+	t.told[1][told.Hash] = append(t.told[1][told.Hash], told)
+	t.count++
+}
+
+// close lets go of the ring.
 func (t *times) close() error {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	var errs []error
-	for _, r := range t.rings {
-		errs = append(errs, r.Close())
+	if t.ring == nil {
+		return nil
 	}
-	t.rings = nil
-	return errors.Join(errs...)
+	err := errors.Join(t.ring.Close(), t.outlet.Close())
+	t.ring = nil
+	return err
 }
 
 // past is a deadline that wakes whoever waits, and lets nobody wait.

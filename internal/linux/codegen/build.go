@@ -261,7 +261,7 @@ func (g *generator) maps() []*ebpf.MapSpec {
 		if size == 0 {
 			size = defaultCorrelateSize
 		}
-		specs = append(specs, &ebpf.MapSpec{Name: correlateMap, Type: ebpf.RingBuf, MaxEntries: size})
+		specs = append(specs, timesSpec(size))
 	}
 	if g.options.Process || g.parser.need&needProcess != 0 {
 		specs = append(specs, processSpecs()...)
@@ -271,6 +271,10 @@ func (g *generator) maps() []*ebpf.MapSpec {
 
 func counterSpec() *ebpf.MapSpec {
 	return &ebpf.MapSpec{Name: counterMap, Type: ebpf.PerCPUArray, KeySize: 4, ValueSize: counterSize, MaxEntries: 1}
+}
+
+func timesSpec(size uint32) *ebpf.MapSpec {
+	return &ebpf.MapSpec{Name: correlateMap, Type: ebpf.RingBuf, MaxEntries: size}
 }
 
 func packetsSpec() *ebpf.MapSpec {

@@ -66,16 +66,29 @@ func RefusedSets(spec *ebpf.MapSpec, err error) error {
 	return &LoadError{Err: fmt.Errorf("map %s: %w", spec.Name, err)}
 }
 
-// Outlet is where sniffing programs put their copies and counts. Several programs can have one, so that
-// a filter can be replaced by another while the copies are read.
+// Outlet is where programs put what they tell. Several programs can have one, so that a filter can be replaced by
+// another and what the programs of both have told is read in one place. A program for which a map is missing here has one
+// of its own.
 type Outlet struct {
-	Packets *ebpf.Map // the perf event array
+	Packets *ebpf.Map // of sniffing programs: the perf event array
 	Counts  *ebpf.Map // of Counter, for each CPU
 	Asleep  *ebpf.Map // an array of one number of 32 bits: 1 if the reader sleeps. It can be mapped into memory.
 	Bell    *ebpf.Map // a ring buffer in which there is something if a program has woken the reader
+	Times   *ebpf.Map // of Options.Correlate: the ring buffer
 }
 
-// NewOutlet makes an outlet (CAP_BPF or CAP_SYS_ADMIN).
+// NewTimes makes an outlet for times: a ring buffer of a size in bytes, a power of two and a multiple of the page size
+// (Linux 5.8; CAP_BPF or CAP_SYS_ADMIN).
+func NewTimes(size uint32) (*Outlet, error) {
+	liftMemlock()
+	m, err := ebpf.NewMap(timesSpec(size))
+	if err != nil {
+		return nil, &LoadError{Err: fmt.Errorf("map %s: %w", correlateMap, err)}
+	}
+	return &Outlet{Times: m}, nil
+}
+
+// NewOutlet makes an outlet for copies (CAP_BPF or CAP_SYS_ADMIN).
 func NewOutlet() (*Outlet, error) {
 	liftMemlock()
 	o := &Outlet{}
@@ -97,7 +110,7 @@ func (o *Outlet) named(name string) *ebpf.Map {
 	if o == nil {
 		return nil
 	}
-	return map[string]*ebpf.Map{packetsMap: o.Packets, counterMap: o.Counts, asleepMap: o.Asleep, bellMap: o.Bell}[name]
+	return map[string]*ebpf.Map{packetsMap: o.Packets, counterMap: o.Counts, asleepMap: o.Asleep, bellMap: o.Bell, correlateMap: o.Times}[name]
 }
 
 // Counter returns the sum of the counters of all CPUs.
@@ -105,7 +118,7 @@ func (o *Outlet) Counter() (Counter, error) { return sumCounter(o.Counts) }
 
 // Close releases the maps. Programs that have the outlet keep it.
 func (o *Outlet) Close() error {
-	return errors.Join(o.Packets.Close(), o.Counts.Close(), o.Asleep.Close(), o.Bell.Close())
+	return errors.Join(o.Packets.Close(), o.Counts.Close(), o.Asleep.Close(), o.Bell.Close(), o.Times.Close())
 }
 
 // LoadInto is Load for a program whose copies and counts go to an outlet, and which looks processes up in maps
@@ -142,16 +155,23 @@ func newMap(spec *ebpf.MapSpec) (*ebpf.Map, error) {
 	return m, nil
 }
 
+// CloseMaps releases the descriptors of the maps, which the program itself keeps alive. Its methods find none any more.
+func (p *Program) CloseMaps() error {
+	var errs []error
+	for _, m := range p.maps {
+		errs = append(errs, m.Close())
+	}
+	p.maps = nil
+	return errors.Join(errs...)
+}
+
 // Close releases the program and its maps. A rule that holds the program keeps it alive.
 func (p *Program) Close() error {
 	var errs []error
 	if p.program != nil {
 		errs = append(errs, p.program.Close())
 	}
-	for _, m := range p.maps {
-		errs = append(errs, m.Close())
-	}
-	return errors.Join(errs...)
+	return errors.Join(append(errs, p.CloseMaps())...)
 }
 
 // FD returns the file descriptor of the program. It belongs to the program: do not close it.

@@ -28,31 +28,33 @@ var listenHook = hook{
 	build: (*generator).refuseListen,
 }
 
-// exchangeListen attaches the program of a configuration in the place of that which is attached. That there is none
-// is no error. Between the two, LISTEN is refused late.
-func (s *Source) exchangeListen(cfg *Config) error {
-	if s.listen != nil {
-		if err := s.listen.Close(); err != nil {
-			return err
-		}
-		s.listen = nil
-	}
+// loadListen loads the program that refuses LISTEN before it happens, nil if the filter needs none or the kernel can
+// have none.
+func loadListen(cfg *Config, maps map[string]*ebpf.Map) (*ebpf.Program, error) {
 	g := &generator{filter: cfg.Filter, flags: cfg.Flags}
 	if cfg.Filter.Layer() != packet.LayerSocket || g.sniffs() {
-		return nil
+		return nil, nil
 	}
 	if wanted, err := g.can(packet.EventSocketListen); !wanted || err != nil || ProbeListen() != nil {
+		return nil, err
+	}
+	return load(&listenHook, cfg, maps)
+}
+
+// exchangeListen attaches the program of loadListen in the place of that which is attached. That there is none
+// is no error. Between the two, LISTEN is refused late.
+func (s *Source) exchangeListen(p *ebpf.Program) (err error) {
+	if s.listen != nil {
+		err = s.listen.Close()
+		s.listen = nil
+	}
+	if p == nil {
 		return err
 	}
-	p, err := load(&listenHook, cfg, s.maps)
-	if err != nil || p == nil {
-		return err
-	}
-	defer p.Close() // the link keeps it
-	if l, err := link.AttachTracing(link.TracingOptions{Program: p, AttachType: ebpf.AttachModifyReturn}); err == nil {
+	if l, failed := link.AttachTracing(link.TracingOptions{Program: p, AttachType: ebpf.AttachModifyReturn}); failed == nil {
 		s.listen = l // else there are 38 already, or the kernel has no trampolines
 	}
-	return nil
+	return err
 }
 
 // ProbeListen returns why LISTEN cannot be refused before it happens, nil if it can.

@@ -48,6 +48,7 @@ type Source struct {
 
 	mu     sync.Mutex
 	links  map[string]link.Link // by the names of hooks
+	loaded []*ebpf.Program      // what they attach, by hook; nil where nothing is attached
 	swaps  int                  // filters that there were, with those that failed
 	listen link.Link            // refuses LISTEN before it happens; nil: nothing does
 
@@ -100,8 +101,9 @@ func ringSize(events int) uint32 {
 // minRingSize is 13,000 records: what comes while user space is not scheduled.
 const minRingSize = 1 << 20
 
-// SetFilter replaces the filter. Each operation meets the programs of the old one or those of the new one.
-func (s *Source) SetFilter(p *filter.Program) error {
+// SetFilter replaces the filter. Each operation meets the programs of the old one or those of the new one. If it fails,
+// the old one is in force at every hook.
+func (s *Source) SetFilter(p *filter.Program) (err error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	cfg := s.cfg
@@ -112,27 +114,29 @@ func (s *Source) SetFilter(p *filter.Program) error {
 		cfg.generation = 0
 	}
 	programs := make([]*ebpf.Program, len(s.hooks))
+	var listen *ebpf.Program
 	defer func() {
-		for _, p := range programs {
-			if p != nil {
-				p.Close() // the links keep them
-			}
+		if listen != nil {
+			listen.Close() // the link keeps it
 		}
+		closePrograms(programs) // those that are not in force
 	}()
 	for i := range s.hooks {
-		var err error
 		if programs[i], err = load(&s.hooks[i], &cfg, s.maps); err != nil {
 			return fmt.Errorf("program %s: %w", s.hooks[i].name, err)
 		}
 	}
-	if err := s.exchange(programs); err != nil {
-		return err
-	}
-	if err := s.exchangeListen(&cfg); err != nil {
+	if listen, err = loadListen(&cfg, s.maps); err != nil {
 		return fmt.Errorf("program %s: %w", listenHook.name, err)
 	}
-	s.cfg = cfg
-	return s.forgetPeers()
+	if err = s.attach(programs); err == nil {
+		err = s.forgetPeers()
+	}
+	if err != nil {
+		return errors.Join(err, s.restore(programs))
+	}
+	s.cfg, s.loaded, programs = cfg, programs, s.loaded
+	return errors.Join(s.detachOthers(), s.exchangeListen(listen))
 }
 
 // forgetPeers makes the programs decide anew on the peers that they have let pass.
@@ -151,31 +155,68 @@ func (s *Source) forgetPeers() error {
 	return nil // what has been added or evicted meanwhile met one of the filters
 }
 
-// exchange attaches programs in the place of those that are attached.
-func (s *Source) exchange(programs []*ebpf.Program) error {
+// Steps of SetFilter that the kernel may refuse. Tests make them fail.
+var (
+	updateLink = func(l link.Link, p *ebpf.Program) error { return l.Update(p) }
+	attachNew  = attach
+)
+
+// attach attaches programs, in the place of those that are attached. What is attached where there is no new program
+// stays.
+func (s *Source) attach(programs []*ebpf.Program) error {
 	for i, p := range programs {
 		h := &s.hooks[i]
 		old, attached := s.links[h.name]
 		var err error
 		switch {
 		case p != nil && attached:
-			err = old.Update(p)
+			err = updateLink(old, p)
 		case p != nil:
 			var l link.Link
 			var ordered bool
-			if l, ordered, err = attach(s.cgroup, h.attach, p, s.cfg.Key); err == nil {
+			if l, ordered, err = attachNew(s.cgroup, h.attach, p, s.cfg.Key); err == nil {
 				s.links[h.name] = l
 				s.unordered = s.unordered || !ordered
 			}
-		case attached:
-			delete(s.links, h.name)
-			err = old.Close()
 		}
 		if err != nil {
 			return fmt.Errorf("attach %s: %w", h.name, err)
 		}
 	}
 	return nil
+}
+
+// restore undoes attach, also where it has failed half-way.
+func (s *Source) restore(programs []*ebpf.Program) error {
+	var errs []error
+	for i := range programs {
+		name := s.hooks[i].name
+		l, attached := s.links[name]
+		switch {
+		case programs[i] == nil || !attached:
+		case s.loaded == nil || s.loaded[i] == nil:
+			delete(s.links, name)
+			errs = append(errs, l.Close())
+		default:
+			if err := updateLink(l, s.loaded[i]); err != nil {
+				errs = append(errs, fmt.Errorf("the filter before is not in force everywhere, close the handle: attach %s: %w", name, err))
+			}
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// detachOthers takes away what is attached where the filter in force has no program.
+func (s *Source) detachOthers() error {
+	var errs []error
+	for i, p := range s.loaded {
+		name := s.hooks[i].name
+		if l, attached := s.links[name]; attached && p == nil {
+			delete(s.links, name)
+			errs = append(errs, l.Close())
+		}
+	}
+	return errors.Join(errs...)
 }
 
 // Detach takes the programs away. What they have recorded can still be read.
@@ -187,6 +228,8 @@ func (s *Source) Detach() error {
 		errs = append(errs, l.Close())
 		delete(s.links, name)
 	}
+	closePrograms(s.loaded)
+	s.loaded = nil
 	if s.listen != nil {
 		errs = append(errs, s.listen.Close())
 		s.listen = nil
