@@ -6,7 +6,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
-	"net"
+	"unsafe"
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
@@ -43,9 +43,12 @@ type device struct {
 	used  int // u32 nodes taken; they are numbered from 1
 }
 
-// openDevice turns fd, an open /dev/net/tun, into a device in the namespace in which fd was opened,
-// which must be that of nl.
-func openDevice(fd int, nl *netlink.Handle, seal Seal) (*device, error) {
+// openDevice turns fd, an open /dev/net/tun, into a device in the namespace in which fd was opened, which must be that of nl
+// and of sock, any socket.
+//
+// The first packet waits for it. Every step takes the lock of all configuration of networks of the machine (rtnl), for which
+// it may have to wait longer than it takes itself: so the steps are few, and by ioctl(2), which answers nothing.
+func openDevice(fd, sock int, nl *netlink.Handle, seal Seal) (*device, error) {
 	request, err := unix.NewIfreq("divert%d")
 	if err != nil {
 		return nil, err
@@ -54,32 +57,61 @@ func openDevice(fd int, nl *netlink.Handle, seal Seal) (*device, error) {
 	if err := unix.IoctlIfreq(fd, unix.TUNSETIFF, request); err != nil {
 		return nil, fmt.Errorf("TUNSETIFF: %w", err)
 	}
-	link, err := nl.LinkByName(request.Name())
-	if err != nil {
-		return nil, fmt.Errorf("device %s: %w", request.Name(), err)
-	}
+	d := &device{fd: fd, nl: nl}
 	for _, step := range []struct {
 		what string
 		do   func() error
 	}{
-		{"MTU", func() error { return nl.LinkSetMTU(link, deviceMTU) }},
-		{"address", func() error { return nl.LinkSetHardwareAddr(link, net.HardwareAddr(seal[:6])) }},
-		{"ARP off", func() error { return nl.LinkSetARPOff(link) }},
-		{"multicast off", func() error { return nl.LinkSetMulticastOff(link) }},
-		{"ingress", func() error { return nl.QdiscAdd(ingressOf(link)) }},
-		{"up", func() error { return nl.LinkSetUp(link) }},
+		{"index", func() error {
+			err := unix.IoctlIfreq(sock, unix.SIOCGIFINDEX, request)
+			d.index = request.Uint32()
+			return err
+		}},
+		{"MTU", func() error { request.SetUint32(deviceMTU); return unix.IoctlIfreq(sock, unix.SIOCSIFMTU, request) }},
+		{"address", func() error { return setAddress(sock, request.Name(), [6]byte(seal[:6])) }},
+		{"ingress", func() error { return nl.QdiscAdd(ingressOf(d.index)) }},
+		// Neither of what is up usually: ARP and multicast.
+		{"up", func() error {
+			request.SetUint16(unix.IFF_UP | unix.IFF_NOARP)
+			return unix.IoctlIfreq(sock, unix.SIOCSIFFLAGS, request)
+		}},
 	} {
 		if err := step.do(); err != nil {
 			err = fmt.Errorf("device %s: %s: %w", request.Name(), step.what, err)
-			return nil, errors.Join(err, nl.LinkDel(link))
+			return nil, errors.Join(err, d.remove())
 		}
 	}
-	return &device{fd: fd, index: uint32(link.Attrs().Index), nl: nl}, nil
+	return d, nil
 }
 
-func ingressOf(link netlink.Link) netlink.Qdisc {
+// remove removes the device before its descriptor is closed.
+func (d *device) remove() error {
+	if d.index == 0 {
+		return nil
+	}
+	return d.nl.LinkDel(&netlink.Device{LinkAttrs: netlink.LinkAttrs{Index: int(d.index)}})
+}
+
+// setAddress gives a device its Ethernet address.
+func setAddress(sock int, name string, address [6]byte) error {
+	var request struct { // struct ifreq with a struct sockaddr in it (linux/if.h)
+		name    [unix.IFNAMSIZ]byte
+		family  uint16
+		address [22]byte
+	}
+	copy(request.name[:unix.IFNAMSIZ-1], name)
+	request.family = unix.ARPHRD_ETHER
+	copy(request.address[:], address[:])
+	_, _, errno := unix.Syscall(unix.SYS_IOCTL, uintptr(sock), unix.SIOCSIFHWADDR, uintptr(unsafe.Pointer(&request)))
+	if errno != 0 {
+		return errno
+	}
+	return nil
+}
+
+func ingressOf(index uint32) netlink.Qdisc {
 	return &netlink.Ingress{QdiscAttrs: netlink.QdiscAttrs{
-		LinkIndex: link.Attrs().Index,
+		LinkIndex: int(index),
 		Handle:    netlink.MakeHandle(0xffff, 0),
 		Parent:    netlink.HANDLE_INGRESS,
 	}}

@@ -111,7 +111,7 @@ func (in *Inbound) lead(t *target) error {
 // addDevice makes the device and its way to all targets known so far.
 func (in *Inbound) addDevice(ifIdx uint32) error {
 	if in.tunErr == nil {
-		in.device, in.tunErr = openDevice(in.tun, in.nl, in.seal)
+		in.device, in.tunErr = openDevice(in.tun, in.events.fd, in.nl, in.seal)
 		in.tunErr = noRedirect(in.tunErr)
 	}
 	if in.tunErr != nil {
