@@ -115,6 +115,39 @@ func (h *Handle) AcceptBatch(ps []Packet) (int, error) {
 	return n, opError("accept", err)
 }
 
+// Drop ends a received packet: it is gone at once. A packet that is neither sent nor dropped goes the same way, but the
+// kernel of Linux keeps one of this host's own for a while, up to a second, in case it is sent still; until then it counts
+// against its sender's socket buffer and TCP does not send it again. Drop does nothing to packets that were sent, copied or
+// never received. It works on handles that only receive, and after ShutdownSend; it fails with ErrInvalid if p is nil, or
+// with net.ErrClosed.
+func (h *Handle) Drop(p *Packet) error {
+	if p == nil {
+		return opError("drop", fmt.Errorf("%w: the packet is nil", ErrInvalid))
+	}
+	s := h.single()
+	defer h.singles.Put(s)
+	s[0].Addr = p.Addr
+	return h.drop(s[:])
+}
+
+// DropBatch drops packets as Drop does, with few system calls, at most MaxBatch.
+func (h *Handle) DropBatch(ps []Packet) error {
+	if len(ps) > MaxBatch {
+		return opError("drop", tooMany(len(ps)))
+	}
+	return h.drop(ps)
+}
+
+func (h *Handle) drop(ps []Packet) error {
+	if d, ok := h.engine.(engine.Dropper); ok {
+		return opError("drop", d.Drop(ps))
+	}
+	if h.closed.Load() {
+		return opError("drop", net.ErrClosed)
+	}
+	return nil // received packets take no place there
+}
+
 func tooMany(n int) error {
 	return fmt.Errorf("%w: a batch of %d packets; at most %d", ErrInvalid, n, MaxBatch)
 }
@@ -227,7 +260,7 @@ type Stats struct {
 	Lost        uint64 // lost in the kernel, which does not say why: it had no memory, or would not queue this packet
 
 	Reinjected uint64 // received packets that were sent on
-	Abandoned  uint64 // received packets that were not sent on before their place was needed: they are gone
+	Abandoned  uint64 // received packets that are gone: dropped by Drop, or not sent on for too long
 	Injected   uint64 // packets sent that were none of the received ones
 	Failed     uint64 // sends that were refused, also because the packet was gone: its network interface went down
 	Foreign    uint64 // packets that another program's rules led to the handle's queue; they went on, and nobody received them

@@ -292,6 +292,15 @@ var expectations = []struct {
 			p.Errorf("the counters are %+v (%v)", s, err)
 		}
 	}},
+	{"received and dropped", func(p *player) {
+		h := p.handle("outbound and udp")
+		p.out("a")
+		k := p.recv(h, "a")
+		p.ok(h.Drop(&k))
+		p.ok(h.Drop(&k))
+		p.expectOut()
+		p.counts(h, divert.Stats{Matched: 1, Received: 1, Abandoned: 1})
+	}},
 	{"dropped", func(p *player) {
 		h := p.handle("udp", divert.WithFlags(divert.Drop))
 		p.out("a")

@@ -103,6 +103,21 @@ func (h *handle) send(ps []packet.Packet, unchanged bool) (sent int, last error)
 	return sent, last
 }
 
+// Drop implements engine.Dropper.
+func (h *handle) Drop(ps []packet.Packet) error {
+	h.net.mu.Lock()
+	defer h.net.mu.Unlock()
+	if h.closed {
+		return net.ErrClosed
+	}
+	for i := range ps {
+		if _, ok := h.held.claim(h.tokenOf(&ps[i].Addr)); ok {
+			h.stats.Abandoned++
+		}
+	}
+	return nil
+}
+
 // one sends one packet.
 func (h *handle) one(p *packet.Packet, unchanged bool) error {
 	id := h.tokenOf(&p.Addr)

@@ -103,6 +103,13 @@ var With func(Opener) any
 // drops, as those of the original do (specification: api.md 6); in Go they are told at once. Package divert sets it.
 var DropWaits func() any
 
+// Dropper is a Handle for which received packets take a place until they are sent, dropped or given up.
+type Dropper interface {
+	// Drop ends packets that Recv has returned, and does nothing about others. They count as abandoned. It works after
+	// Shutdown, and on handles that cannot send; after Close it fails with net.ErrClosed.
+	Drop(ps []packet.Packet) error
+}
+
 // Queues is a Handle whose flows are shared out to several queues.
 type Queues interface {
 	Queues() int
@@ -130,7 +137,7 @@ type Stats struct {
 	Lost        uint64 // lost in the kernel, which does not say why: it had no memory, or would not queue this packet
 
 	Reinjected uint64 // received packets that were sent on
-	Abandoned  uint64 // received packets that were not sent on before their place was needed: they are gone
+	Abandoned  uint64 // received packets that are gone: dropped by Drop, or not sent on for too long
 	Injected   uint64 // packets sent that were none of the received ones
 	Failed     uint64 // sends that were refused, also because the packet was gone: its network interface went down
 	Foreign    uint64 // packets that another program's rules led to the handle's queue; they went on, and nobody received them

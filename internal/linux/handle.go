@@ -151,6 +151,7 @@ func (h *handle) open(mode engine.Mode) error {
 	if err := h.ns.Do(func() error { return h.prepare(mode) }); err != nil {
 		return err
 	}
+	h.sender.held = newHeld(h.sender)
 	if err := h.entry.Install(h.rules()); err != nil {
 		return err
 	}
@@ -252,12 +253,14 @@ func (h *handle) check(down *atomic.Bool, refused uint64, refusal, ended error) 
 
 // Recv implements engine.Handle.
 func (h *handle) Recv(w engine.Wait, ps []packet.Packet) (int, error) {
-	return h.received(h.source.recv(w, ps))
+	n, err := h.source.recv(w, ps)
+	return h.received(ps, n, err)
 }
 
 // received counts what a source has returned.
-func (h *handle) received(n int, err error) (int, error) {
+func (h *handle) received(ps []packet.Packet, n int, err error) (int, error) {
 	h.counts.received.Add(uint64(n))
+	h.sender.held.received(ps[:n])
 	if err == io.EOF && h.gone.Load() && !h.recvDown.Load() {
 		err = engine.ErrRulesGone
 	}
@@ -277,6 +280,14 @@ func (h *handle) Return(ps []packet.Packet) {
 	h.counts.passed.Add(passed)
 }
 
+// Drop implements engine.Dropper.
+func (h *handle) Drop(ps []packet.Packet) error {
+	if h.closed.Load() {
+		return net.ErrClosed
+	}
+	return closedError(h.sender.drop(ps))
+}
+
 // Queues implements engine.Queues.
 func (h *handle) Queues() int {
 	if q, ok := h.source.(*queued); ok {
@@ -288,7 +299,8 @@ func (h *handle) Queues() int {
 // RecvQueue implements engine.Queues. The caller has checked the number.
 func (h *handle) RecvQueue(queue int, w engine.Wait, ps []packet.Packet) (int, error) {
 	if q, ok := h.source.(*queued); ok {
-		return h.received(q.recvLane(q.lanes[queue], w, ps))
+		n, err := q.recvLane(q.lanes[queue], w, ps)
+		return h.received(ps, n, err)
 	}
 	return h.Recv(w, ps)
 }
@@ -479,6 +491,7 @@ func (h *handle) Close() error {
 	if h.closed.Swap(true) {
 		return net.ErrClosed
 	}
+	h.sender.held.close()
 	// First with the rules in place: packets that pass when they are gone would overtake those that wait.
 	errs := []error{h.source.yield(), h.stop()}
 	var err error

@@ -12,8 +12,15 @@ import (
 // pushes out the one that has had its place the longest. Lock-free, for any number of goroutines.
 type outstanding struct {
 	mask  uint32
-	slots []atomic.Uint64 // id<<1 | 1, or 0
+	slots []atomic.Uint64 // id<<2 and a state; 0: empty
 }
+
+// The states of a slot.
+const (
+	slotWaits   = 1 // the packet waits in the kernel's queue
+	slotGivenUp = 2 // the kernel has dropped it; it can still be injected anew, see held
+	slotState   = 3
+)
 
 // newOutstanding returns room for n packets or a few more.
 func newOutstanding(n int) *outstanding {
@@ -27,8 +34,8 @@ func (o *outstanding) put(id uint32) (gone uint32, gaveWay bool) { return o.putA
 
 // putAt is put where the ids are not those of every packet: places counts the packets that are put.
 func (o *outstanding) putAt(place, id uint32) (gone uint32, gaveWay bool) {
-	old := o.slots[place&o.mask].Swap(uint64(id)<<1 | 1)
-	return uint32(old >> 1), old != 0
+	old := o.slots[place&o.mask].Swap(uint64(id)<<2 | slotWaits)
+	return uint32(old >> 2), old&slotState == slotWaits
 }
 
 // claim takes an id out and reports whether it was there: only one sender of a packet gets it.
@@ -36,13 +43,23 @@ func (o *outstanding) claim(id uint32) bool { return o.claimAt(id, id) }
 
 // claimAt is claim of an id that has its place by putAt.
 func (o *outstanding) claimAt(place, id uint32) bool {
-	return o.slots[place&o.mask].CompareAndSwap(uint64(id)<<1|1, 0)
+	return o.slots[place&o.mask].CompareAndSwap(uint64(id)<<2|slotWaits, 0)
 }
 
-// count returns how many ids are there.
+// giveUp notes that the caller drops a packet, and reports whether it was there.
+func (o *outstanding) giveUp(place, id uint32) bool {
+	return o.slots[place&o.mask].CompareAndSwap(uint64(id)<<2|slotWaits, uint64(id)<<2|slotGivenUp)
+}
+
+// takeGivenUp takes out a packet that was given up, and reports whether it was: only the first sender after that gets it.
+func (o *outstanding) takeGivenUp(place, id uint32) bool {
+	return o.slots[place&o.mask].CompareAndSwap(uint64(id)<<2|slotGivenUp, 0)
+}
+
+// count returns how many packets wait.
 func (o *outstanding) count() (n uint64) {
 	for i := range o.slots {
-		if o.slots[i].Load() != 0 {
+		if o.slots[i].Load()&slotState == slotWaits {
 			n++
 		}
 	}

@@ -21,13 +21,17 @@ type sender struct {
 	lanes []*lane // none for handles without a queue
 	fresh injector
 	habit habit
+	held  *held // nil where nobody is held up by packets that are not sent on
 }
 
 func newSender(h *handle, key cursor.Key, tag uint32) *sender {
 	return &sender{h: h, key: key, tag: tag, fresh: injector{ns: h.ns}}
 }
 
-func (s *sender) close() { s.fresh.close() }
+func (s *sender) close() {
+	s.held.close()
+	s.fresh.close()
+}
 
 // verdicts are what a send call does to captured packets.
 type verdicts struct {
@@ -176,10 +180,32 @@ func (s *sender) pass(ps []packet.Packet) (passed uint64) {
 		if l := s.laneOf(&t); l != nil && v.claim(l, &t) {
 			_ = s.onto(&v, l, &t, nil, passedTag(1)) // fails only if no batch can be made
 			passed++
+		} else if data, err := engine.Whole(ps[i].Data); err == nil && s.held.late(l, &t) {
+			if s.fresh.inject(s.h.entry, data, &ps[i].Addr, s.h.layer) == nil {
+				passed++
+			} else {
+				s.h.counts.abandoned.Add(1)
+			}
 		}
 	}
 	_, _ = v.flush(s.lanes) // what fails is owed, or gone with the queue
 	return passed
+}
+
+// drop ends captured packets.
+func (s *sender) drop(ps []packet.Packet) error {
+	var v verdicts
+	dropped := uint64(0)
+	for i := range ps {
+		t := tokenOf(&ps[i].Addr)
+		if l := s.laneOf(&t); l != nil && v.claim(l, &t) {
+			_ = v.drop(l, t.id) // fails only if no batch can be made
+			dropped++
+		}
+	}
+	s.h.counts.abandoned.Add(dropped)
+	_, err := v.flush(s.lanes) // what the kernel had no memory for is owed
+	return err
 }
 
 // laneOf returns the lane of a token of this handle, nil for any other.
@@ -203,7 +229,7 @@ func (s *sender) one(p *packet.Packet, v *verdicts, unchanged bool) (again bool,
 	}
 	if err != nil {
 		if l != nil && t.cut && errors.Is(err, engine.ErrShortBuffer) {
-			err = fmt.Errorf("%w: only the beginning of the packet was received; Accept lets all of it go on", err)
+			err = s.beginning(l, &t, err)
 		}
 		return false, err // the captured packet, if it is one, still waits for a better try
 	}
@@ -218,7 +244,21 @@ func (s *sender) one(p *packet.Packet, v *verdicts, unchanged bool) (again bool,
 			return false, err
 		}
 	}
-	return false, s.fresh.inject(s.h.entry, data, &p.Addr, s.h.layer)
+	late := s.held.late(l, &t)
+	err = s.fresh.inject(s.h.entry, data, &p.Addr, s.h.layer)
+	if late && err != nil {
+		s.h.counts.abandoned.Add(1) // it stays gone
+	}
+	return late, err
+}
+
+// beginning says why a packet of which only the beginning was received cannot be sent.
+func (s *sender) beginning(l *lane, t *token, err error) error {
+	if s.held.late(l, t) {
+		s.h.counts.abandoned.Add(1) // it is
+		return fmt.Errorf("%w: only the beginning of the packet was received, and the rest was held for longer than %v and is gone", err, mostPatience)
+	}
+	return fmt.Errorf("%w: only the beginning of the packet was received; Accept lets all of it go on", err)
 }
 
 // drop adds the end of a packet.
