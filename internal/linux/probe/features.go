@@ -26,7 +26,7 @@ import (
 const (
 	noHandles    = "no handle can be opened"
 	noEBPF       = "the interpreter decides: same answers, but every packet comes to user space"
-	cgroupRemedy = "run as root outside user namespaces; without CAP_SYS_ADMIN a cgroup2 file system must be mounted (mount -t cgroup2 none /sys/fs/cgroup)"
+	cgroupRemedy = "run as root outside user namespaces; without CAP_SYS_ADMIN a cgroup2 file system must be mounted (mkdir -p /run/cgroup2 && mount -t cgroup2 none /run/cgroup2)"
 	runAsRoot    = "run as root, or give the program the capability: setcap cap_net_admin,cap_net_raw,cap_bpf,cap_perfmon,cap_dac_read_search+ep FILE"
 )
 

@@ -19,8 +19,8 @@ import (
 )
 
 // ErrNoCgroup means that there is no way to the cgroup hierarchy of version 2.
-var ErrNoCgroup = errors.New("no cgroup2 file system is mounted, and to reach it without takes CAP_SYS_ADMIN" +
-	" (mount -t cgroup2 none /sys/fs/cgroup, in the mount namespace of the program)")
+var ErrNoCgroup = errors.New("no cgroup2 file system is mounted where the program sees it, and to do without takes" +
+	" CAP_SYS_ADMIN and Linux 5.2 (mkdir -p /run/cgroup2 && mount -t cgroup2 none /run/cgroup2)")
 
 // Cgroup is the cgroup that programs are attached to.
 type Cgroup struct {
@@ -115,19 +115,20 @@ func cgroupOf(dir *os.File) (*Cgroup, error) {
 }
 
 // detachedCgroup makes a mount of the hierarchy that is nowhere in the file system and ends with its descriptor (fsopen(2),
-// since Linux 5.2; CAP_SYS_ADMIN). Its root is that of the cgroup namespace.
+// since Linux 5.2; CAP_SYS_ADMIN). Its root is that of the cgroup namespace. The error is ErrNoCgroup and not that of a missing right,
+// which would be taken for CAP_BPF.
 func detachedCgroup() (*Cgroup, error) {
 	fs, err := unix.Fsopen("cgroup2", unix.FSOPEN_CLOEXEC)
 	if err != nil {
-		return nil, fmt.Errorf("%w: fsopen: %w", ErrNoCgroup, err)
+		return nil, fmt.Errorf("%w: fsopen: %v", ErrNoCgroup, err)
 	}
 	defer unix.Close(fs)
 	if err := unix.FsconfigCreate(fs); err != nil {
-		return nil, fmt.Errorf("%w: fsconfig: %w", ErrNoCgroup, err)
+		return nil, fmt.Errorf("%w: fsconfig: %v", ErrNoCgroup, err)
 	}
 	mount, err := unix.Fsmount(fs, unix.FSMOUNT_CLOEXEC, unix.MOUNT_ATTR_NOSUID|unix.MOUNT_ATTR_NODEV|unix.MOUNT_ATTR_NOEXEC)
 	if err != nil {
-		return nil, fmt.Errorf("%w: fsmount: %w", ErrNoCgroup, err)
+		return nil, fmt.Errorf("%w: fsmount: %v", ErrNoCgroup, err)
 	}
 	dir := os.NewFile(uintptr(mount), "cgroup2")
 	c, err := cgroupOf(dir)
