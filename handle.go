@@ -256,7 +256,7 @@ type Stats struct {
 	DroppedFull uint64 // lost because the queue was full
 	DroppedOld  uint64 // lost because they had waited longer than the queue time
 	DroppedLong uint64 // lost because they were longer than the queue can carry
-	Passed      uint64 // went on unseen: the queue was full and the handle fails open, or the handle was closing
+	Passed      uint64 // went on unseen: the queue was full and the handle fails open, the handle was closing, or the kernel refuses to queue such a packet
 	Lost        uint64 // lost in the kernel, which does not say why: it had no memory, or would not queue this packet
 
 	Reinjected uint64 // received packets that were sent on

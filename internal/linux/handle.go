@@ -35,18 +35,20 @@ type handle struct {
 	sender *sender
 	counts counts
 
-	mu        sync.Mutex                     // serialises what changes the handle
-	entries   *entries                       // nil where the interpreter decides
-	times     atomic.Pointer[times]          // nil until a filter asks for the time or the process
-	second    atomic.Pointer[filter.Program] // decides where a program could not, see refuses; nil where programs always can
-	guard     *rules.Guard                   // nil once the handle captures nothing any more
-	processes *sockets.Processes             // nil unless the filter in force, or the user, asks for the processes of packets
-	gone      atomic.Bool                    // somebody else has removed the rules
-	recvDown  atomic.Bool
-	sendDown  atomic.Bool
-	closed    atomic.Bool
-	last      engine.Stats // of a closed handle
-	describes string
+	mu         sync.Mutex                     // serialises what changes the handle
+	entries    *entries                       // nil where the interpreter decides
+	times      atomic.Pointer[times]          // nil until a filter asks for the time or the process
+	second     atomic.Pointer[filter.Program] // decides where a program could not, see refuses; nil where programs always can
+	guard      *rules.Guard                   // nil once the handle captures nothing any more
+	clones     *codegen.Outlet                // of cloneCheck; nil without
+	cloneCheck *codegen.CloneCheck
+	processes  *sockets.Processes // nil unless the filter in force, or the user, asks for the processes of packets
+	gone       atomic.Bool        // somebody else has removed the rules
+	recvDown   atomic.Bool
+	sendDown   atomic.Bool
+	closed     atomic.Bool
+	last       engine.Stats // of a closed handle
+	describes  string
 }
 
 // source is where a handle's packets come from.
@@ -171,10 +173,13 @@ func (h *handle) prepare(mode engine.Mode) (err error) {
 		return err // and h.source stays nil, which a source that is a nil pointer is not
 	}
 	h.source = source
-	if h.entries != nil {
-		return h.setEntries(h.cfg.Program, h.processes)
+	if h.entries == nil {
+		return nil
 	}
-	return nil
+	if err := h.checkClones(); err != nil {
+		return err
+	}
+	return h.setEntries(h.cfg.Program, h.processes)
 }
 
 // lost makes receivers fail when they have received what is there: no more will come.
@@ -383,7 +388,7 @@ func keepsOld(err error) error {
 func (h *handle) setEntries(p *filter.Program, ps *sockets.Processes) error {
 	set := setting{
 		outlet: h.outlet(), processes: processMaps(ps), tell: h.tellsProcess(p), drops: h.cfg.Flags&engine.FlagDrop != 0,
-		snap: h.cfg.Snap,
+		snap: h.cfg.Snap, clones: h.clones, cloneCheck: h.cloneCheck,
 	}
 	tells := set.outlet == nil && !set.drops && (asksForTime(p) || set.tell)
 	if tells {
@@ -394,7 +399,7 @@ func (h *handle) setEntries(p *filter.Program, ps *sockets.Processes) error {
 			}
 			h.times.Store(t)
 		}
-		set.times = h.times.Load().outlet
+		set.times = h.times.Load().outlet.Times
 		h.times.Load().begin()
 	}
 	if err := h.entries.set(p, set); err != nil {
@@ -518,6 +523,9 @@ func (h *handle) release() error {
 		h.sender.close()
 	}
 	h.entries.close()
+	if h.clones != nil {
+		h.clones.Close()
+	}
 	if told := h.times.Load(); told != nil {
 		told.close()
 	}

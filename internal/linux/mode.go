@@ -84,7 +84,10 @@ func mayPerfmon() bool {
 }
 
 // cursors reports whether verdicts can set the priority of a packet (NFQA_PRIORITY, kernel 5.18).
-var cursors = sync.OnceValue(func() bool {
+var cursors = sync.OnceValue(func() bool { return atLeast(5, 18) })
+
+// atLeast reports whether the kernel has a version or a later one. One that cannot be read counts as the latest.
+func atLeast(wantMajor, wantMinor int) bool {
 	var u unix.Utsname
 	if unix.Uname(&u) != nil {
 		return true
@@ -93,8 +96,8 @@ var cursors = sync.OnceValue(func() bool {
 	if _, err := fmt.Sscanf(unix.ByteSliceToString(u.Release[:]), "%d.%d", &major, &minor); err != nil {
 		return true
 	}
-	return major > 5 || major == 5 && minor >= 18
-})
+	return major > wantMajor || major == wantMajor && minor >= wantMinor
+}
 
 // isMissing reports whether the kernel refused rules because it lacks an expression in them.
 func isMissing(err error) bool {

@@ -6,6 +6,8 @@ import (
 	"errors"
 	"fmt"
 
+	"github.com/cilium/ebpf"
+
 	"github.com/opendivert/divert/filter"
 	"github.com/opendivert/divert/internal/linux/codegen"
 	"github.com/opendivert/divert/internal/linux/cursor"
@@ -51,12 +53,14 @@ func newEntries(layer packet.Layer, flags uint64, key cursor.Key) (*entries, err
 
 // setting is what a filter's programs work with.
 type setting struct {
-	outlet    *codegen.Outlet    // what matches is copied there; nil: it is not copied
-	times     *codegen.Outlet    // what matches and is not copied is told of there; nil: it is not told of
-	processes *codegen.Processes // nil: the processes of packets are not known
-	tell      bool               // of each packet that matches, the process
-	drops     bool               // nobody is to hear of the packets
-	snap      int                // bytes of each packet to copy at most, 0: all
+	outlet     *codegen.Outlet     // what matches is copied there; nil: it is not copied
+	times      *ebpf.Map           // what matches and is not copied is told of there; nil: it is not told of
+	clones     *codegen.Outlet     // with cloneCheck
+	cloneCheck *codegen.CloneCheck // nil: none
+	processes  *codegen.Processes  // nil: the processes of packets are not known
+	tell       bool                // of each packet that matches, the process
+	drops      bool                // nobody is to hear of the packets
+	snap       int                 // bytes of each packet to copy at most, 0: all
 }
 
 // set makes a filter decide from now on. If it fails, the filter before stays in force.
@@ -71,7 +75,10 @@ func (es *entries) set(p *filter.Program, s setting) (err error) {
 		hook := places[chain].hook
 		hook.Event = packet.EventPacket
 		hook.Processes = s.processes != nil
-		o, outlet := codegen.Options{Correlate: s.times != nil, Process: s.tell}, s.times
+		o, outlet := codegen.Options{Correlate: s.times != nil, Process: s.tell}, &codegen.Outlet{Times: s.times}
+		if s.cloneCheck != nil && clonesCome(chain) {
+			o.Clones, outlet.Clones = s.cloneCheck, s.clones.Clones
+		}
 		if s.outlet != nil {
 			o = codegen.Options{Sniff: true, Snap: uint32(s.snap), Count: true, Tag: uint32(hook.Direction), Process: s.tell}
 			outlet = s.outlet

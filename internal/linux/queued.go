@@ -257,6 +257,13 @@ func (s *queued) tally(st *engine.Stats) error {
 		waiting += rest(c.Total, l.waiting.count())
 		numbered, full, unread = numbered+c.Numbered, full+c.DroppedFull, unread+c.DroppedUser
 	}
+	if s.h.clones != nil {
+		left, err := s.h.clones.CloneCount()
+		if err != nil {
+			return err
+		}
+		defer func() { st.Matched, st.Passed = st.Matched+left, st.Passed+left }() // which the rules have not counted
+	}
 	st.DroppedFull += full + unread
 	known := st.Received + st.DroppedOld + st.DroppedLong + st.Passed
 	if s.h.cfg.FailOpen {

@@ -30,6 +30,9 @@ type Options struct {
 	// Count counts matches and failures.
 	Count bool
 
+	// Clones is for programs whose matches go to a packet queue. Nil: what the queue would drop is not left alone.
+	Clones *CloneCheck
+
 	// Bounded is for kernels where Loops fails. The program passes MaxExtensionHeaders at most; a packet of IPv6 with
 	// more of them matches, and what PastWalk reports of it has to be decided on again.
 	Bounded bool
@@ -222,6 +225,7 @@ func (g *generator) end(outcome Outcome) {
 	g.mark(g.malformed)
 	g.emit(asm.Mov.Imm(asm.R0, 0), asm.Return())
 	g.mark(g.accept)
+	g.clones()
 	if g.options.Process && g.parser.need&needProcess == 0 {
 		g.process() // of what matched only
 	}
@@ -252,6 +256,9 @@ func (g *generator) maps() []*ebpf.MapSpec {
 	}
 	if g.options.Count {
 		specs = append(specs, counterSpec())
+	}
+	if g.options.Clones != nil {
+		specs = append(specs, clonesSpec())
 	}
 	if g.options.Sniff {
 		specs = append(specs, packetsSpec(), asleepSpec(), bellSpec())

@@ -75,6 +75,7 @@ type Outlet struct {
 	Asleep  *ebpf.Map // an array of one number of 32 bits: 1 if the reader sleeps. It can be mapped into memory.
 	Bell    *ebpf.Map // a ring buffer in which there is something if a program has woken the reader
 	Times   *ebpf.Map // of Options.Correlate: the ring buffer
+	Clones  *ebpf.Map // of Options.Clones: how many packets, for each CPU
 }
 
 // NewTimes makes an outlet for times: a ring buffer of a size in bytes, a power of two and a multiple of the page size
@@ -110,7 +111,7 @@ func (o *Outlet) named(name string) *ebpf.Map {
 	if o == nil {
 		return nil
 	}
-	return map[string]*ebpf.Map{packetsMap: o.Packets, counterMap: o.Counts, asleepMap: o.Asleep, bellMap: o.Bell, correlateMap: o.Times}[name]
+	return map[string]*ebpf.Map{packetsMap: o.Packets, counterMap: o.Counts, asleepMap: o.Asleep, bellMap: o.Bell, correlateMap: o.Times, clonesMap: o.Clones}[name]
 }
 
 // Counter returns the sum of the counters of all CPUs.
@@ -118,7 +119,7 @@ func (o *Outlet) Counter() (Counter, error) { return sumCounter(o.Counts) }
 
 // Close releases the maps. Programs that have the outlet keep it.
 func (o *Outlet) Close() error {
-	return errors.Join(o.Packets.Close(), o.Counts.Close(), o.Asleep.Close(), o.Bell.Close(), o.Times.Close())
+	return errors.Join(o.Packets.Close(), o.Counts.Close(), o.Asleep.Close(), o.Bell.Close(), o.Times.Close(), o.Clones.Close())
 }
 
 // LoadInto is Load for a program whose copies and counts go to an outlet, and which looks processes up in maps
