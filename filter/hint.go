@@ -178,6 +178,13 @@ func (p *parser) numberHint() string {
 // endHint advises where a test is complete and something else than "and", "or" or ")" follows.
 func (p *parser) endHint() string {
 	switch p.tok.kind {
+	case tokNumber:
+		if p.last.op == 0 && p.tok.end-p.last.start <= longestQuote {
+			test := p.text[p.last.start:p.end] + " == " + p.text[p.tok.pos:p.tok.end]
+			if _, err := Compile(test, p.lexer.layer, p.dialect); err == nil {
+				return "is an operator missing? " + test
+			}
+		}
 	case tokClose:
 		return "there is no open parenthesis"
 	case tokField, tokNot, tokOpen:
@@ -287,7 +294,10 @@ func (l *lexer) foreignField(f Field, start, end int) *Error {
 // unknownWord makes an error of a word that is none of the language.
 func (l *lexer) unknownWord(start, end int) *Error {
 	s := l.text[start:end]
-	hint := suggest(s, l.layer, l.dialect)
+	hint := withValue(s, l.text[end:], l.layer, l.dialect)
+	if hint == "" {
+		hint = suggest(s, l.layer, l.dialect)
+	}
 	if l.dialect == Strict && strings.EqualFold(s, "in") {
 		hint = hintStrictSets
 	}

@@ -59,8 +59,6 @@ var otherWords = map[string][]string{
 	"data":      {"tcp.Payload", "udp.Payload", "packet"},
 	"len":       {"length"},
 	"size":      {"length"},
-	"greater":   {"length"},
-	"less":      {"length"},
 	"incoming":  {"inbound"},
 	"ingress":   {"inbound"},
 	"outgoing":  {"outbound"},
@@ -96,6 +94,26 @@ var otherWords = map[string][]string{
 	"localhost": {"loopback", "127.0.0.1", "::1"},
 }
 
+// otherThings are words for what filters have not, in lower case, with what there is to say.
+var otherThings = map[string]string{
+	"contains":    "filters compare single bytes and words of the payload, as in tcp.Payload32[0] == 0x47455420",
+	"matches":     "filters compare single bytes and words of the payload, as in tcp.Payload32[0] == 0x47455420",
+	"arp":         "ARP is no IP, and handles see IP packets only",
+	"ether":       "handles see packets from the IP header on, without that of Ethernet",
+	"eth":         "handles see packets from the IP header on, without that of Ethernet",
+	"vlan":        "handles see packets from the IP header on, without that of Ethernet",
+	"processname": "processes are known by their number: processId == 4711",
+	"exe":         "processes are known by their number: processId == 4711",
+	"program":     "processes are known by their number: processId == 4711",
+	"uid":         "processes are known by their number, not by their user: processId == 4711",
+	"user":        "processes are known by their number, not by their user: processId == 4711",
+	"echo":        "types of ICMP are numbers: icmp.Type == 8 is an echo request, 0 a reply; icmpv6.Type 128 and 129",
+	"echoreply":   "types of ICMP are numbers: icmp.Type == 8 is an echo request, 0 a reply; icmpv6.Type 128 and 129",
+	"icmp-echo":   "types of ICMP are numbers: icmp.Type == 8 is an echo request, 0 a reply; icmpv6.Type 128 and 129",
+	"greater":     "lengths are compared, as in length >= 100",
+	"less":        "lengths are compared, as in length <= 100",
+}
+
 // suggest tells what an unknown word may have been meant to be, or nothing.
 func suggest(s string, layer Layer, d Dialect) string {
 	const longest = 40
@@ -106,6 +124,9 @@ func suggest(s string, layer Layer, d Dialect) string {
 		return hint
 	}
 	lower := strings.ToLower(s)
+	if hint := otherThings[lower]; hint != "" {
+		return hint
+	}
 	if m := matching(layer, d, func(name string) bool { return strings.ToLower(name) == lower }); m != nil {
 		return didYouMean(m)
 	}
@@ -117,7 +138,46 @@ func suggest(s string, layer Layer, d Dialect) string {
 	}); m != nil {
 		return didYouMean(m)
 	}
-	return didYouMean(nearest(lower, layer, d))
+	if m := nearest(lower, layer, d); m != nil {
+		return didYouMean(m)
+	}
+	return hostAdvice(lower)
+}
+
+// withValue suggests tests for a word of another language that a value follows without an operator, as in "port 53"; rest is what
+// follows. It returns nothing if that is no value, or the word none of those.
+func withValue(s, rest string, layer Layer, d Dialect) string {
+	names := otherWords[strings.ToLower(s)]
+	rest = strings.TrimLeft(rest, " \t\r\n")
+	n := 0
+	for n < len(rest) && n < 40 && strings.IndexByte("0123456789abcdefABCDEF.:/", rest[n]) >= 0 {
+		n++
+	}
+	var tests []string
+	for _, name := range onLayer(names, layer, d) {
+		if test := name + " == " + rest[:n]; n > 0 {
+			if _, err := Compile(test, layer, d); err == nil {
+				tests = append(tests, test)
+			}
+		}
+	}
+	return didYouMean(tests)
+}
+
+// hostAdvice advises on a word that looks like the name of a host: labels of letters, digits and hyphens between dots, the last
+// of them of letters (RFC 1123 section 2.1), and the first of them none of the language's headers.
+func hostAdvice(s string) string {
+	labels := strings.Split(s, ".")
+	last := labels[len(labels)-1]
+	if len(labels) < 2 || len(last) < 2 || strings.Trim(last, "abcdefghijklmnopqrstuvwxyz") != "" {
+		return ""
+	}
+	for name := range words {
+		if header, _, ok := strings.Cut(name, "."); ok && strings.ToLower(header) == labels[0] {
+			return ""
+		}
+	}
+	return "filters know addresses, not names of hosts; look the name up first"
 }
 
 // numberAdvice advises on a word that was to be a number or an address.

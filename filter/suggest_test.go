@@ -23,6 +23,23 @@ func TestOtherWords(t *testing.T) {
 	}
 }
 
+// The examples in what is said of other words must compile on one of the layers.
+func TestOtherThings(t *testing.T) {
+	for other, text := range otherThings {
+		if _, reserved := words[other]; reserved || other != strings.ToLower(other) || otherWords[other] != nil {
+			t.Errorf("%s is a word of the language, known by another list, or not in lower case", other)
+		}
+		fields := strings.Fields(strings.ReplaceAll(text, ";", " "))
+		for i := 1; i+1 < len(fields); i++ {
+			if op := fields[i]; op == "==" || op == ">=" || op == "<=" {
+				if test := strings.Join(fields[i-1:i+2], " "); !compilesSomewhere(test) {
+					t.Errorf("%s: %s does not compile", other, test)
+				}
+			}
+		}
+	}
+}
+
 func compilesSomewhere(text string) bool {
 	for layer := range packet.NumLayers {
 		if _, err := Compile(text, layer, Extended); err == nil {
