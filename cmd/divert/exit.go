@@ -11,7 +11,6 @@ import (
 	"github.com/opendivert/divert"
 	"github.com/opendivert/divert/filter"
 	"github.com/spf13/cobra"
-	"github.com/spf13/pflag"
 )
 
 // The exit statuses.
@@ -103,15 +102,6 @@ func brokenPipe(err error) bool {
 		return false
 	}
 	return n == 109 || n == 232 // ERROR_BROKEN_PIPE, ERROR_NO_DATA
-}
-
-// flagError returns what is wrong with a flag. A negative number in a filter looks like one.
-func flagError(err error) error {
-	var unknown *pflag.NotExistError
-	if errors.As(err, &unknown) && strings.Trim(unknown.GetSpecifiedName(), "0123456789") == "" {
-		err = fmt.Errorf("%w; a filter with a negative number goes in quotes", err)
-	}
-	return usageError{err}
 }
 
 // knownCommand refuses arguments of a command that has only subcommands, with a suggestion.

@@ -99,16 +99,18 @@ program, which drops, changes or re-injects them. Packets that do not match neve
   divert drop udp.DstPort == 53           drop packets
   divert filter explain 'tcp or udp'      learn what a filter does
   divert help filter                      the filter language in short`,
+		Version:       buildVersion(),
 		SilenceErrors: true,
 		SilenceUsage:  true,
 		Args:          knownCommand,
 		RunE:          func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 	}
+	root.SetVersionTemplate(versionText())
 	root.SetIn(a.in)
 	root.SetOut(a.out)
 	root.SetErr(a.errout)
 	root.SetHelpCommand(newHelp(root))
-	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return flagError(err) })
+	root.SetFlagErrorFunc(flagError)
 	for _, c := range commands {
 		root.AddCommand(c(a))
 	}

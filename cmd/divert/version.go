@@ -2,6 +2,7 @@ package main
 
 import (
 	"fmt"
+	"io"
 	"runtime"
 	"runtime/debug"
 
@@ -15,11 +16,15 @@ func newVersion(a *app) *cobra.Command {
 		Example: "  divert version",
 		Args:    noArguments,
 		RunE: func(*cobra.Command, []string) error {
-			_, err := fmt.Fprintf(a.out, "divert %s (WinDivert 2.2 interface), %s, %s/%s\n",
-				buildVersion(), runtime.Version(), runtime.GOOS, runtime.GOARCH)
+			_, err := io.WriteString(a.out, versionText())
 			return err
 		},
 	}
+}
+
+// versionText is the line that tells the version.
+func versionText() string {
+	return fmt.Sprintf("divert %s (WinDivert 2.2 interface), %s, %s/%s\n", buildVersion(), runtime.Version(), runtime.GOOS, runtime.GOARCH)
 }
 
 // buildVersion returns the version that the module system or version control gave the build.
