@@ -62,9 +62,10 @@ func (h *Handle) single() *[1]Packet {
 // it came in on the interface of the address.
 //
 // Checksums that the address calls missing are computed, in b; and the TTL of an impostor is counted
-// down there (specification: api.md 8). On Linux the checksum of a packet on a source route is that for its final
-// destination, and SCTP's counts as missing if both TCPChecksum and UDPChecksum are false. Send keeps nothing of b. On Linux a received packet of which neither a byte nor
-// what the address says of its checksums has changed goes on as with Accept: nothing is copied or computed then.
+// down there (specification: api.md 8). For a received packet this goes beyond package packet: on a source route the
+// checksum is that for the final destination, and SCTP's counts as missing if both TCPChecksum and UDPChecksum are false.
+// Send keeps nothing of b. On Linux a received packet of which neither a byte nor what the address says of its checksums
+// has changed goes on as with Accept: nothing is copied or computed then.
 //
 // It fails with ErrShortBuffer or ErrInvalid if b is not a whole packet, ErrHopLimit, ErrTooLarge,
 // ErrNoSuchDevice, ErrRecvOnly, ErrShutdown, net.ErrClosed, or what the system says.

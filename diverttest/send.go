@@ -133,7 +133,7 @@ func (h *handle) one(p *packet.Packet, unchanged bool) error {
 		err = h.net.refuse(p)
 	}
 	if err == nil {
-		err = engine.Finish(data, &p.Addr)
+		err = engine.Finish(data, &p.Addr, waits)
 	}
 	if err != nil {
 		return err // the captured packet, if it is one, still waits for a better try

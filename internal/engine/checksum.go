@@ -8,12 +8,11 @@ import (
 	"github.com/opendivert/divert/packet"
 )
 
-// complete computes the checksums that the address calls missing. It goes beyond packet.CalcChecksums, which follows the
-// original, in two ways: on a source route the checksum covers the final destination, where it will be verified; and
-// the CRC32c of SCTP is computed where TCPChecksum and UDPChecksum are both false.
-//
-// It makes no difference whether the kernel had left the sum unfinished: the kernel's sum covers the same addresses.
-func complete(b []byte, a *packet.Address) {
+// complete computes the checksums that the address calls missing. Those of a new packet are what packet.CalcChecksums makes
+// them, as in the original. For a captured one it goes beyond in two ways, since a kernel may have left the sum unfinished:
+// on a source route it covers the final destination, where it will be verified, as the kernel's does; and the CRC32c of
+// SCTP is computed where TCPChecksum and UDPChecksum are both false.
+func complete(b []byte, a *packet.Address, captured bool) {
 	skip := packet.NoICMPChecksum | packet.NoICMPv6Checksum
 	if a.IPChecksum {
 		skip |= packet.NoIPChecksum
@@ -27,7 +26,7 @@ func complete(b []byte, a *packet.Address) {
 	// What was written is told by an address. A fragment's transport checksum stays: that is no failure of Send.
 	var written packet.Address
 	packet.CalcChecksums(b, &written, skip)
-	if !special(b) {
+	if !captured || !special(b) {
 		return
 	}
 	var p packet.Parsed

@@ -83,7 +83,7 @@ func TestChecksumsOfSourceRoutes(t *testing.T) {
 			for _, left := range []uint16{0, 0x1234, ^be.Uint16(want[at:])} { // nothing, anything
 				b := bytes.Clone(want)
 				be.PutUint16(b[at:], left)
-				if err := Finish(b, new(packet.Address)); err != nil || !bytes.Equal(b, want) {
+				if err := Finish(b, new(packet.Address), true); err != nil || !bytes.Equal(b, want) {
 					t.Errorf("%v\n%x, want\n%x", err, b, want)
 				}
 			}
@@ -92,8 +92,16 @@ func TestChecksumsOfSourceRoutes(t *testing.T) {
 			}
 			b := bytes.Clone(want)
 			be.PutUint16(b[at:], 0x1234)
+			if err := Finish(b, new(packet.Address), false); err != nil {
+				t.Fatal(err)
+			}
+			anew := bytes.Clone(b)
+			if packet.CalcChecksums(anew, nil, 0); !bytes.Equal(b, anew) {
+				t.Errorf("a new packet became %x, want %x as CalcChecksums makes it", b, anew)
+			}
+			be.PutUint16(b[at:], 0x1234)
 			a := packet.Address{TCPChecksum: true, UDPChecksum: true}
-			if err := Finish(b, &a); err != nil || be.Uint16(b[at:]) != 0x1234 {
+			if err := Finish(b, &a, true); err != nil || be.Uint16(b[at:]) != 0x1234 {
 				t.Errorf("a checksum that the address vouches for became %x", b[at:at+2])
 			}
 			if Unfinished(want) {
@@ -116,7 +124,7 @@ func TestUDPChecksumZeroOfSourceRoutes(t *testing.T) {
 		plain, _ := routed(packet.ProtocolUDP, udpSegment(0, 0))
 		sum := be.Uint16(plain[len(plain)-4:]) // the checksum of zeros makes it 0
 		_, b := routed(packet.ProtocolUDP, udpSegment(byte(sum>>8), byte(sum)))
-		if err := Finish(b, new(packet.Address)); err != nil || be.Uint16(b[len(b)-4:]) != 0xFFFF {
+		if err := Finish(b, new(packet.Address), true); err != nil || be.Uint16(b[len(b)-4:]) != 0xFFFF {
 			t.Errorf("%v, checksum %x", err, b[len(b)-4:len(b)-2])
 		}
 	}
@@ -147,11 +155,11 @@ func TestSCTPChecksum(t *testing.T) {
 			if !Unfinished(b) {
 				t.Errorf("%s: no sum counts as finished", name)
 			}
-			if err := Finish(b, &packet.Address{UDPChecksum: true}); err != nil || be.Uint32(field) != 0 {
+			if err := Finish(b, &packet.Address{UDPChecksum: true}, true); err != nil || be.Uint32(field) != 0 {
 				t.Errorf("%s: %v, the address vouches for the sum, which became %x", name, err, field)
 			}
 			copy(field, "abcd") // is overwritten
-			if err := Finish(b, new(packet.Address)); err != nil || !bytes.Equal(field, right) {
+			if err := Finish(b, new(packet.Address), true); err != nil || !bytes.Equal(field, right) {
 				t.Errorf("%s: %v, %x, want %x", name, err, field, right)
 			}
 			if Unfinished(b) {
@@ -160,13 +168,13 @@ func TestSCTPChecksum(t *testing.T) {
 		}
 		short, _ := routed(protocolSCTP, segment[:11])
 		before := bytes.Clone(short)
-		if err := Finish(short, &packet.Address{IPChecksum: true}); err != nil || !bytes.Equal(short, before) {
+		if err := Finish(short, &packet.Address{IPChecksum: true}, true); err != nil || !bytes.Equal(short, before) {
 			t.Errorf("%s: %v, a header that is cut became %x", name, err, short)
 		}
 	}
 	part, _ := routed4(protocolSCTP, segment)
 	part[6] = 0x20 // more fragments
-	if err := Finish(part, new(packet.Address)); err != nil || be.Uint32(part[len(part)-len(segment)+sctpField:]) != 0 {
+	if err := Finish(part, new(packet.Address), true); err != nil || be.Uint32(part[len(part)-len(segment)+sctpField:]) != 0 {
 		t.Errorf("%v, a fragment became %x", err, part)
 	}
 }
@@ -185,11 +193,11 @@ func FuzzFinish(f *testing.F) {
 			return
 		}
 		Rerouted(whole)
-		if err := Finish(whole, new(packet.Address)); err != nil {
+		if err := Finish(whole, new(packet.Address), true); err != nil {
 			t.Fatal(err)
 		}
 		once := bytes.Clone(whole)
-		if err := Finish(whole, new(packet.Address)); err != nil || !bytes.Equal(whole, once) {
+		if err := Finish(whole, new(packet.Address), true); err != nil || !bytes.Equal(whole, once) {
 			t.Errorf("%v, the checksums of %x change again", err, once)
 		}
 	})

@@ -37,9 +37,10 @@ func Whole(b []byte) ([]byte, error) {
 }
 
 // Finish computes the checksums that the address calls missing and counts down the hop limit of another
-// program's packet, in this order, in b, a whole packet (specification: api.md 8). It fails with ErrHopLimit.
-func Finish(b []byte, a *packet.Address) error {
-	complete(b, a)
+// program's packet, in this order, in b, a whole packet (specification: api.md 8); captured says whether the packet is one
+// that was received, and not new. It fails with ErrHopLimit.
+func Finish(b []byte, a *packet.Address, captured bool) error {
+	complete(b, a, captured)
 	if a.Impostor && !packet.DecrementTTL(b) {
 		return ErrHopLimit
 	}

@@ -225,7 +225,7 @@ func (s *sender) one(p *packet.Packet, v *verdicts, unchanged bool) (again bool,
 	}
 	data, err := engine.Whole(p.Data)
 	if err == nil {
-		err = engine.Finish(data, &p.Addr)
+		err = engine.Finish(data, &p.Addr, l != nil)
 	}
 	if err != nil {
 		if l != nil && t.cut && errors.Is(err, engine.ErrShortBuffer) {

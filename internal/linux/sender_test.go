@@ -81,7 +81,7 @@ func FuzzWhole(f *testing.F) {
 		rest := bytes.Clone(b[len(data):])
 		a := packet.Address{IPChecksum: flags&1 != 0, TCPChecksum: flags&2 != 0, UDPChecksum: flags&4 != 0, Impostor: flags&8 != 0}
 		before := bytes.Clone(data)
-		if err := engine.Finish(data, &a); err != nil && !(a.Impostor && errors.Is(err, engine.ErrHopLimit)) {
+		if err := engine.Finish(data, &a, flags&16 != 0); err != nil && !(a.Impostor && errors.Is(err, engine.ErrHopLimit)) {
 			t.Errorf("%v", err)
 		}
 		if !bytes.Equal(rest, b[len(data):]) {
@@ -145,7 +145,7 @@ func TestFinish(t *testing.T) {
 				b[at] ^= 0x55
 			}
 			a := row.addr
-			if err := engine.Finish(b, &a); !errors.Is(err, row.err) || (err == nil) != (row.err == nil) {
+			if err := engine.Finish(b, &a, false); !errors.Is(err, row.err) || (err == nil) != (row.err == nil) {
 				t.Errorf("%v, want %v", err, row.err)
 			}
 			if a != row.addr {
