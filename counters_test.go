@@ -359,3 +359,58 @@ func TestFirstMulticastAndBroadcast(t *testing.T) {
 		}
 	})
 }
+
+// TestCountersAddUpToTheEnd: whatever a program leaves undone, each packet that matched is in one place when the handle is
+// closed, and as many have arrived as the counters let go on.
+func TestCountersAddUpToTheEnd(t *testing.T) {
+	t.Parallel()
+	const n = 300
+	rows := []struct {
+		name  string
+		flags divert.Flag
+		take  int  // packets received before the end
+		send  int  // of which are sent on
+		drain bool // the rest is received before the close
+		is    func(divert.Stats) bool
+	}{
+		{"nothing received", 0, 0, 0, false, func(s divert.Stats) bool { return s.Received == 0 && s.DroppedFull > 0 && s.Passed > 0 }},
+		{"some not sent on", 0, 20, 10, false, func(s divert.Stats) bool { return s.Received == 20 && s.Reinjected == 10 }},
+		{"all received, none sent on", 0, 32, 0, true, func(s divert.Stats) bool { return s.Passed == 0 && s.Reinjected == 0 }},
+		{"dropped", divert.Drop, 0, 0, false, func(s divert.Stats) bool { return s.Dropped > 0 && s.Dropped+s.DroppedFull == n }},
+		{"copies", divert.Sniff, 20, 0, false, func(s divert.Stats) bool { return s.Received == 20 }},
+		{"copies, all received", divert.Sniff, 20, 0, true, func(s divert.Stats) bool { return s.Waiting == 0 && s.Received > 20 }},
+	}
+	eachEngine(t, lab.LinkOptions{}, func(t *testing.T, pair *lab.Pair, e divert.Option) {
+		for _, row := range rows {
+			t.Run(row.name, func(t *testing.T) {
+				k := counterAt(t, pair.B)
+				d := openAt(t, pair.A, fmt.Sprintf("outbound and udp.DstPort == %d", k.Addr().Port()), e, divert.WithQueueLength(32), divert.WithFlags(row.flags))
+				c := dialUDP(t, pair.A, net.UDPAddrFromAddrPort(k.Addr()))
+				send(t, c, n, 64)
+				got := taken(t, d, row.take)
+				if row.send > 0 {
+					if sent, err := d.AcceptBatch(got[:row.send]); sent != row.send || err != nil {
+						t.Fatalf("%d sent on: %v", sent, err)
+					}
+				}
+				if row.drain {
+					drained(t, d)
+				}
+				if err := d.Close(); err != nil {
+					t.Fatal(err)
+				}
+				s := counted(t, d, row.is)
+				// The interpreter has not looked at copies that nobody received.
+				looked := row.flags&divert.Sniff == 0 || row.drain || engineOf(t) == divert.EngineKernel
+				if looked && s.Matched != n || s.Waiting != 0 || s.Lost != 0 || s.Failed != 0 {
+					t.Errorf("at the end %+v", s)
+				}
+				went := s.Passed + s.Reinjected
+				if row.flags&divert.Sniff != 0 {
+					went = n
+				}
+				arrived(t, k, int64(went))
+			})
+		}
+	})
+}

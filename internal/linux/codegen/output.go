@@ -261,6 +261,7 @@ func (g *generator) sniff() {
 		asm.Mov.Reg(asm.R3, asm.R8),
 	)
 	g.output(RecordSize)
+	g.countFailure() // once for a packet, whether its end found room or not
 	g.ring()
 }
 
@@ -326,5 +327,4 @@ func (g *generator) output(n int32) {
 		asm.Mov.Imm(asm.R5, n),
 		asm.FnPerfEventOutput.Call(),
 	)
-	g.countFailure()
 }
