@@ -248,3 +248,40 @@ func arrived(t testing.TB, c net.PacketConn, n int) (numbers []int) {
 		numbers = append(numbers, number)
 	}
 }
+
+// TestExtensionHeadersHideNoPeer refuses the first datagram of a peer, which comes behind a chain of extension headers.
+func TestExtensionHeadersHideNoPeer(t *testing.T) {
+	pair := lab.TwoHostsT(t, lab.LinkOptions{})
+	for _, n := range []int{0, 1, 2, 64, 65, 170} {
+		t.Run(fmt.Sprint(n), func(t *testing.T) {
+			refused, other := listenUDP6(t, pair.A), listenUDP6(t, pair.A)
+			port := refused.LocalAddr().(*net.UDPAddr).Port
+			p, err := filter.Compile(fmt.Sprintf("event == ACCEPT and localPort == %d", port), packet.LayerSocket, filter.Extended)
+			if err != nil {
+				t.Fatal(err)
+			}
+			var h engine.Handle
+			err = pair.A.Do(func() (err error) {
+				h, err = Open(engine.Config{
+					Program: p, Flags: engine.FlagRecvOnly, Queues: 1, Limits: engine.Limits{Length: 64, Time: time.Second, Size: 1 << 20},
+				})
+				return err
+			})
+			if errors.Is(err, engine.ErrNotSupported) {
+				t.Skip(err)
+			}
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer h.Close()
+			sendRaw(t, pair.B, chained(pair.B.Addr6(), pair.A.Addr6(), port, n))
+			sendRaw(t, pair.B, chained(pair.B.Addr6(), pair.A.Addr6(), other.LocalAddr().(*net.UDPAddr).Port, min(n, 64)))
+			if got := arrived(t, other, 1); len(got) != 1 {
+				t.Errorf("at the other port arrived %v", got)
+			}
+			if got := arrived(t, refused, 0); len(got) != 0 {
+				t.Errorf("arrived %v", got)
+			}
+		})
+	}
+}

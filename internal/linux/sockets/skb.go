@@ -187,8 +187,9 @@ func (g *generator) loadPacket(to int16, n int32) {
 }
 
 // packet stores both sides of a packet and leaves its protocol in R8 and the offset of the transport
-// header in R7. Packets that it cannot place pass: later fragments, and of IPv6 those with extension
-// headers, which sockets do not send before they are routed.
+// header in R7. Packets that it cannot place pass: later fragments, which sockets neither send nor get. Of IPv6
+// packets with more than maxExtensions extension headers it cannot tell what they are: those pass a handle that refuses
+// nothing, and no other.
 func (g *generator) packet(inbound bool) {
 	source, destination := codegen.EventLocal, codegen.EventRemote
 	if inbound {
@@ -229,10 +230,72 @@ func (g *generator) packet(inbound bool) {
 		asm.Mov.Imm(regOffset, 40),
 		asm.LoadMem(asm.R8, regFrame, framePacket+6, asm.Byte),
 	)
+	g.extensions(join)
 	g.mark(join)
 	g.emit(asm.StoreMem(regFrame, record(codegen.EventProtocol), asm.R8, asm.Byte))
 	g.packetPorts(inbound)
 	g.loopback(codegen.EventRemote)
+}
+
+// Extension headers of IPv6 (IANA).
+const (
+	protoHopByHop    = 0
+	protoRouting     = 43
+	protoFragment    = 44
+	protoAH          = 51
+	protoDestination = 60
+	protoMobility    = 135
+)
+
+// maxExtensions is how many extension headers of IPv6 are passed. The verifier goes through the loop once for each.
+const maxExtensions = 64
+
+// extensions passes the extension headers (RFC 8200 4, RFC 4302 2.2, RFC 6275 6.1) from R7 on, of which R8 tells the first,
+// and goes to end. It uses framePacket and frameValue.
+func (g *generator) extensions(end string) {
+	next, pass, fragment, auth, passed := g.newLabel(), g.newLabel(), g.newLabel(), g.newLabel(), g.newLabel()
+	g.emit(asm.Mov.Imm(asm.R1, 0), asm.StoreMem(regFrame, frameValue, asm.R1, asm.DWord)) // how many were passed
+	g.mark(next)
+	for _, header := range [...]int32{protoHopByHop, protoRouting, protoFragment, protoAH, protoDestination, protoMobility} {
+		g.emit(asm.JEq.Imm(asm.R8, header, pass))
+	}
+	g.emit(asm.Ja.Label(end))
+	g.mark(pass)
+	more := g.newLabel()
+	g.emit(
+		asm.LoadMem(asm.R1, regFrame, frameValue, asm.DWord),
+		asm.JLT.Imm(asm.R1, maxExtensions, more),
+	)
+	if g.sniffs() {
+		g.leave(allow)
+	} else {
+		g.leave(refuse)
+	}
+	g.mark(more)
+	g.emit(asm.Add.Imm(asm.R1, 1), asm.StoreMem(regFrame, frameValue, asm.R1, asm.DWord))
+	g.loadPacket(framePacket, 8)
+	g.emit(
+		asm.LoadMem(asm.R1, regFrame, framePacket+1, asm.Byte),
+		asm.JEq.Imm(asm.R8, protoFragment, fragment),
+		asm.JEq.Imm(asm.R8, protoAH, auth),
+		asm.Add.Imm(asm.R1, 1),
+		asm.LSh.Imm(asm.R1, 3),
+		asm.Ja.Label(passed),
+	)
+	g.mark(auth)
+	g.emit(
+		asm.Add.Imm(asm.R1, 2),
+		asm.LSh.Imm(asm.R1, 2),
+		asm.Ja.Label(passed),
+	)
+	g.mark(fragment)
+	g.emit(asm.Mov.Imm(asm.R1, 8))
+	g.mark(passed)
+	g.emit(
+		asm.Add.Reg(regOffset, asm.R1),
+		asm.LoadMem(asm.R8, regFrame, framePacket, asm.Byte),
+		asm.Ja.Label(next),
+	)
 }
 
 // packetPorts stores the ports of TCP and UDP. Other protocols have none, except that the identifier of
