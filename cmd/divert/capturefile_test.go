@@ -143,6 +143,10 @@ func compareWithTcpdump(t *testing.T, tcpdump string, file []byte, got string, s
 	if err != nil && !errors.As(err, &exit) {
 		t.Fatal(err)
 	}
+	if strings.Contains(errout.String(), "Couldn't change to") {
+		t.Log("not compared with tcpdump, which cannot become another user here")
+		return
+	}
 	theirs := packetLines(out.String())
 	if ours := packetLines(got); ours != theirs || (status == exitOK) != (err == nil) {
 		t.Errorf("status %d and\n%stcpdump: %v and\n%s%s", status, ours, err, theirs, &errout)
