@@ -104,6 +104,11 @@ func (l *live) expectOut(want ...string) {
 	compare(l.T, "left the host", l.read(l.peer, len(want)), want)
 }
 
+func (l *live) forget() {
+	l.Helper()
+	l.read(l.peer, 0)
+}
+
 func (l *live) expectIn(want ...string) {
 	l.Helper()
 	compare(l.T, "reached the host", l.read(l.host, len(want)), want)

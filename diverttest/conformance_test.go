@@ -24,6 +24,7 @@ type world interface {
 	in(payload string)            // the peer sends one to the host
 	expectOut(payloads ...string) // these, and no others, have left the host since it was called the last time
 	expectIn(payloads ...string)  // these, and no others, have reached the host's socket
+	forget()                      // what has left the host since
 	addrs() (host, peer netip.AddrPort)
 	link() uint32 // the host's interface to its peer
 	settle()      // gives what must not come the time to come
@@ -784,6 +785,11 @@ func (f *fake) expectOut(want ...string) {
 	f.Helper()
 	f.collect()
 	compare(f.T, "left the host", f.sentOut, want)
+	f.sentOut = nil
+}
+
+func (f *fake) forget() {
+	f.collect()
 	f.sentOut = nil
 }
 
