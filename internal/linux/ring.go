@@ -29,6 +29,7 @@ type ring struct {
 	draining atomic.Bool
 	drained  atomic.Bool // nothing comes any more
 	limits   atomic.Pointer[engine.Limits]
+	refused  atomic.Uint64 // copies that a second look has refused
 
 	changing sync.Mutex  // held by the one who changes the buffers, also while waiting for mu
 	growing  atomic.Bool // somebody does
@@ -321,7 +322,7 @@ func (r *ring) fill(p *packet.Packet) bool {
 		p.Addr.TCPChecksum, p.Addr.UDPChecksum = false, false
 	}
 	if r.h.refuses(p, record.Captured < record.Length) {
-		r.h.counts.passed.Add(1)
+		r.refused.Add(1)
 		return false
 	}
 	return true
@@ -378,10 +379,9 @@ func (r *ring) tally(st *engine.Stats) error {
 	if err != nil {
 		return err
 	}
-	st.Matched = rest(c.Matched, st.Passed) // what a second look has refused
-	st.Passed = 0
+	st.Matched = rest(c.Matched, r.refused.Load())
 	st.DroppedFull += c.Failed
-	if missing := rest(st.Matched, st.Received+st.DroppedFull+st.DroppedOld+st.DroppedLong); r.drained.Load() {
+	if missing := rest(st.Matched, st.Received+st.DroppedFull+st.DroppedOld+st.DroppedLong+st.Passed); r.drained.Load() {
 		st.Lost = missing
 	} else {
 		st.Waiting = missing

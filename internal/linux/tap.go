@@ -190,10 +190,10 @@ func (t *tap) tally(st *engine.Stats) error {
 	st.DroppedFull += t.missed.Load()
 	if t.program.Load() != nil {
 		st.Matched += st.DroppedFull // whether the lost copies would have matched cannot be told any more
-		st.Waiting = rest(st.Matched, st.Received+st.DroppedFull)
+		st.Waiting = rest(st.Matched, st.Received+st.DroppedFull+st.Passed)
 		return nil
 	}
-	if missing := rest(st.Matched, st.Received+st.DroppedFull); t.drained.Load() {
+	if missing := rest(st.Matched, st.Received+st.DroppedFull+st.Passed); t.drained.Load() {
 		st.Lost = missing
 	} else {
 		st.Waiting = missing
