@@ -38,7 +38,7 @@ func (p *player) expectFrom(first, n int) {
 // rounds is how often a row tries a race.
 func (p *player) rounds() int {
 	if _, ok := p.world.(*fake); ok {
-		return 4000
+		return 20000
 	}
 	return 1000
 }
@@ -200,7 +200,7 @@ var leftovers = []struct {
 		}
 	}},
 	{"closed by another while loops are left: each packet goes on once", func(p *player) {
-		for round := range p.rounds() / 50 {
+		for round := range p.rounds() / 100 {
 			h := p.handle("outbound and udp")
 			for range 5 {
 				p.out("x") // in whatever order

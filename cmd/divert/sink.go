@@ -2,6 +2,7 @@ package main
 
 import (
 	"bufio"
+	"errors"
 	"fmt"
 	"os"
 )
@@ -85,11 +86,8 @@ func (s *fileSink) flush() error          { return s.w.Flush() }
 
 func (s *fileSink) close() error {
 	err := s.w.Flush()
-	if s.file == nil {
-		return err
-	}
-	if closed := s.file.Close(); err == nil {
-		err = closed
+	if s.file != nil {
+		err = errors.Join(err, s.file.Close())
 	}
 	return err
 }

@@ -94,10 +94,10 @@ func (a *ages) counters(l *lane) (queue.Counters, error) {
 }
 
 // close ends the watch.
-func (a *ages) close() {
+func (a *ages) close() error {
 	close(a.stop)
 	<-a.done
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	a.meter.Close()
+	return a.meter.Close()
 }

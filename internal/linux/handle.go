@@ -520,20 +520,19 @@ func (h *handle) release() error {
 		errs = append(errs, h.entry.Close())
 	}
 	if h.sender != nil {
-		h.sender.close()
+		errs = append(errs, h.sender.close())
 	}
-	h.entries.close()
+	errs = append(errs, h.entries.close())
 	if h.clones != nil {
-		h.clones.Close()
+		errs = append(errs, h.clones.Close())
 	}
 	if told := h.times.Load(); told != nil {
-		told.close()
+		errs = append(errs, told.close())
 	}
 	if h.processes != nil {
 		errs = append(errs, h.processes.Close()) // after the programs that ask it
 	}
-	h.ns.Close()
-	return errors.Join(errs...)
+	return errors.Join(append(errs, h.ns.Close())...)
 }
 
 // Stats implements engine.Handle.

@@ -155,17 +155,19 @@ func reason(err error) error {
 }
 
 // close gives sockets and device back.
-func (i *injector) close() {
+func (i *injector) close() error {
 	i.mu.Lock()
 	defer i.mu.Unlock()
 	i.closed = true
+	var errs []error
 	if i.outbound != nil {
-		i.outbound.Close()
+		errs = append(errs, i.outbound.Close())
 	}
 	if i.inbound != nil {
-		i.inbound.Close()
+		errs = append(errs, i.inbound.Close())
 	}
 	if i.forward != nil {
-		i.forward.Close()
+		errs = append(errs, i.forward.Close())
 	}
+	return errors.Join(errs...)
 }

@@ -220,8 +220,7 @@ func (s *queued) yield() error { return release(s.lanes, s.h.sender, true) }
 
 // close gives the packets that nobody received back to the stack, as they were.
 func (s *queued) close() error {
-	s.ages.close()
-	err := release(s.lanes, s.h.sender, true)
+	err := errors.Join(s.ages.close(), release(s.lanes, s.h.sender, true))
 	return errors.Join(err, s.any.close(), closeLanes(s.lanes))
 }
 

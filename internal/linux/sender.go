@@ -28,9 +28,9 @@ func newSender(h *handle, key cursor.Key, tag uint32) *sender {
 	return &sender{h: h, key: key, tag: tag, fresh: injector{ns: h.ns}}
 }
 
-func (s *sender) close() {
+func (s *sender) close() error {
 	s.held.close()
-	s.fresh.close()
+	return s.fresh.close()
 }
 
 // verdicts are what a send call does to captured packets.

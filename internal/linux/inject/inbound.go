@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"os"
 	"sync"
 	"unsafe"
 
@@ -95,16 +96,17 @@ func openTun() (int, error) {
 // Close removes the device. Later calls, of Close too, return net.ErrClosed.
 func (in *Inbound) Close() error {
 	// First, and without the lock: a Send that waits for the loopback interface holds it.
-	if err := in.loop.Close(); err != nil {
-		return err
-	}
+	err := in.loop.Close()
 	in.mu.Lock()
 	defer in.mu.Unlock()
+	if in.closed {
+		return net.ErrClosed
+	}
 	in.closed = true
 	in.nl.Close()
-	err := unix.Close(in.events.fd)
+	err = errors.Join(err, os.NewSyscallError("close", unix.Close(in.events.fd)))
 	if in.tun >= 0 {
-		err = errors.Join(err, unix.Close(in.tun))
+		err = errors.Join(err, os.NewSyscallError("close", unix.Close(in.tun)))
 	}
 	return err
 }

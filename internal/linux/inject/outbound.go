@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"net"
+	"os"
 	"sync"
 	"sync/atomic"
 
@@ -160,22 +161,23 @@ func (o *Outbound) Close() error {
 	}
 	var one [8]byte
 	binary.NativeEndian.PutUint64(one[:], 1)
-	if _, err := unix.Write(o.wake, one[:]); err != nil {
-		return fmt.Errorf("inject: eventfd: %w", err)
+	_, err := unix.Write(o.wake, one[:]) // fails only if the eventfd is broken; then it takes as long as the Send that waits
+	if err != nil {
+		err = fmt.Errorf("inject: eventfd: %w", err)
 	}
 	o.mu.Lock()
 	defer o.mu.Unlock()
-	o.release()
-	return nil
+	return errors.Join(err, o.release())
 }
 
-func (o *Outbound) release() {
+func (o *Outbound) release() (err error) {
 	for _, fd := range []int{o.socks[sockIPv4].fd, o.socks[sockIPv4].probe,
 		o.socks[sockIPv6].fd, o.socks[sockIPv6].probe, o.wake} {
 		if fd >= 0 {
-			unix.Close(fd)
+			err = errors.Join(err, os.NewSyscallError("close", unix.Close(fd)))
 		}
 	}
+	return err
 }
 
 // Send sends one packet: IPv4 or IPv6 from its header on, as long as its length field says. The

@@ -71,12 +71,14 @@ func Open(ns *netns.Namespace, o Owner) (*Entry, error) {
 }
 
 // release gives the token back.
-func (e *Entry) release() {
-	if e.token != nil {
-		e.token.Close()
-		e.token = nil
-		own.leave(ownHandle{e.ID, e.Port})
+func (e *Entry) release() error {
+	if e.token == nil {
+		return nil
 	}
+	err := e.token.Close()
+	e.token = nil
+	own.leave(ownHandle{e.ID, e.Port})
+	return err
 }
 
 // Install makes the handle's rules stand in the table. From its return on they work, and others see the handle. What
@@ -113,8 +115,7 @@ func (e *Entry) Replace(rules []Rule) error {
 // Close takes the handle's rules out of the table, and the table away if it was the last.
 func (e *Entry) Close() error {
 	err := e.change(func(t *tx) error { return t.takeAway(e.is) })
-	e.release()
-	return err
+	return errors.Join(err, e.release())
 }
 
 // is reports whether a rule's owner is this handle.

@@ -3,6 +3,7 @@
 package sockets
 
 import (
+	"errors"
 	"fmt"
 	"sync"
 	"sync/atomic"
@@ -67,10 +68,11 @@ func openMaps(ringSize uint32) (map[string]*ebpf.Map, error) {
 	return maps, nil
 }
 
-func closeMaps(maps map[string]*ebpf.Map) {
+func closeMaps(maps map[string]*ebpf.Map) (err error) {
 	for _, m := range maps {
-		m.Close()
+		err = errors.Join(err, m.Close())
 	}
+	return err
 }
 
 // load loads the program of a hook, or returns nil if the filter leaves it nothing to do.

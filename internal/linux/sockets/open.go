@@ -243,8 +243,7 @@ func (s *Source) Close() error {
 	if s.ring != nil {
 		errs = append(errs, s.ring.Close())
 	}
-	closeMaps(s.maps)
-	return errors.Join(errs...)
+	return errors.Join(append(errs, closeMaps(s.maps))...)
 }
 
 // Counts are the counters that the programs keep.
