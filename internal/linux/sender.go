@@ -181,7 +181,11 @@ func (s *sender) pass(ps []packet.Packet) (passed uint64) {
 			_ = s.onto(&v, l, &t, nil, passedTag(1)) // fails only if no batch can be made
 			passed++
 		} else if data, err := engine.Whole(ps[i].Data); err == nil && s.held.late(l, &t) {
-			if s.fresh.inject(s.h.entry, data, &ps[i].Addr, s.h.layer) == nil {
+			err := engine.Finish(data, &ps[i].Addr, true)
+			if err == nil {
+				err = s.fresh.inject(s.h.entry, data, &ps[i].Addr, s.h.layer)
+			}
+			if err == nil {
 				passed++
 			} else {
 				s.h.counts.abandoned.Add(1)
