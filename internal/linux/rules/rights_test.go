@@ -99,6 +99,9 @@ func TestAHandleThatIsOpening(t *testing.T) {
 		t.Fatal(err)
 	}
 	checkOrder(t, h, []*Entry{first, second})
+	if err := first.Replace([]Rule{{Chain: Outbound, Program: 1 << 20, Action: ToQueue{}}}); err == nil || first.rules.Load() != second.rules.Load() {
+		t.Errorf("refused rules: %v, and %d rules are taken to be there, not %d", err, first.rules.Load(), second.rules.Load())
+	}
 	third, err := Open(ns, Owner{ID: 3})
 	if err != nil {
 		t.Fatal(err)
@@ -249,7 +252,7 @@ func TestManyHandles(t *testing.T) {
 	h, ns := newHost(t)
 	filter := strings.Repeat("0123456789abcdef", 700)
 	var entries []*Entry
-	for i := range 200 {
+	for i := range 120 {
 		e, err := enter(ns, Owner{ID: uint64(i + 1), PID: os.Getpid(), Filter: filter}, plain())
 		if err != nil {
 			t.Fatalf("handle %d: %v", i+1, err)

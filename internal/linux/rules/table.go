@@ -91,7 +91,7 @@ func (e *Entry) Install(rules []Rule) error {
 		if len(t.remove(e.is)) == 0 {
 			return ErrGone // and its key may be another handle's by now
 		}
-		e.rules.Store(int32(t.enter(e.Owner, rules)))
+		t.enterEntry(e, rules)
 		return nil
 	})
 }
@@ -104,7 +104,7 @@ func (e *Entry) Replace(rules []Rule) error {
 		removed := t.remove(e.is)
 		switch {
 		case len(removed) > 0:
-			e.rules.Store(int32(t.enter(e.Owner, rules) + t.vouch(e.Owner, e.vouched.Load())))
+			t.enterEntry(e, rules)
 		case len(rules) > 0:
 			return ErrGone
 		}
@@ -210,6 +210,7 @@ type tx struct {
 	texts      map[uint64]string // the filters, where they have been read
 	foreign    []string          // what another program has made of the table, in words
 	batch      batch
+	committed  func() // called after the commit, under the namespace's mutex; nil: nothing is to be done
 }
 
 // mutexes serialise the changes that this process makes in a namespace, which would else only make each other
@@ -252,7 +253,13 @@ func attempt(fs []func(*tx) error) error {
 	}
 	t.fold()
 	t.commands()
-	return explain(t.conn.commit(&t.batch, t.generation))
+	if err := t.conn.commit(&t.batch, t.generation); err != nil {
+		return explain(err)
+	}
+	if t.committed != nil {
+		t.committed()
+	}
+	return nil
 }
 
 // explain names what a refused request most often means.
@@ -505,6 +512,12 @@ func (t *tx) make(c Chain) {
 // has reports whether a fixed rule stands in a chain.
 func (t *tx) has(c Chain, f fixed) bool {
 	return slices.ContainsFunc(t.rules[c], func(r rule) bool { return f.is(r.data) })
+}
+
+// enterEntry adds the rules of a handle of this process, and notes their number when they are there.
+func (t *tx) enterEntry(e *Entry, rules []Rule) {
+	n := t.enter(e.Owner, rules) + t.vouch(e.Owner, e.vouched.Load())
+	t.committed = func() { e.rules.Store(int32(n)) }
 }
 
 // enter adds a handle's rules, each before the first of a lower handle, and returns how many it made.
