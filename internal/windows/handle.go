@@ -355,7 +355,8 @@ func (h *handle) Close() error {
 // counts what matched and came here. What the driver drops, on a handle that drops or because its queue
 // is full or a packet too old, it does not tell, nor how many wait there: Dropped is always 0, and
 // Waiting, DroppedFull, DroppedOld and Passed are, unless the interpreter decides; then they are about the
-// queue in user space. Abandoned is always 0: a received packet takes no place in the driver.
+// queue in user space. Abandoned is always 0: a received packet takes no place in the driver. So are
+// Lost and Foreign.
 // Reinjected counts packets that are among the 16384 received last, others sent count as injected. If the
 // driver refuses a batch of packets for one of them, Failed counts one.
 func (h *handle) Stats() (engine.Stats, error) {
