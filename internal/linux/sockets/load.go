@@ -54,10 +54,10 @@ const (
 	flagClone      = 1 << 9
 )
 
-// openMaps makes the maps.
-func openMaps(ringSize uint32) (map[string]*ebpf.Map, error) {
+// openMaps makes the maps, with room for so many older sockets.
+func openMaps(ringSize, older uint32) (map[string]*ebpf.Map, error) {
 	maps := map[string]*ebpf.Map{}
-	for _, spec := range append(kernelMaps(ringSize), olderMaps()...) {
+	for _, spec := range append(kernelMaps(ringSize), olderMaps(older)...) {
 		m, err := ebpf.NewMap(spec)
 		if err != nil {
 			closeMaps(maps)
@@ -167,7 +167,7 @@ func Probe() error {
 	if _, err := Cookie(); err != nil {
 		return err
 	}
-	maps, err := openMaps(4096)
+	maps, err := openMaps(4096, 1)
 	if err != nil {
 		return err
 	}

@@ -33,8 +33,36 @@ type older struct {
 	listens  bool
 }
 
-// maxOlder is how many older sockets are known at most.
-const maxOlder = 1 << 16
+// leastOlder is how many older sockets the maps have room for at least.
+const leastOlder = 1 << 16
+
+// olderRoom returns how many older sockets the maps are to have room for: twice as many as there are in the calling
+// thread's namespace, since they are listed only later.
+func olderRoom() uint32 {
+	n := 0
+	for _, name := range [...]string{"sockstat", "sockstat6"} {
+		if text, err := os.ReadFile("/proc/thread-self/net/" + name); err == nil {
+			n += inUse(string(text))
+		}
+	}
+	return uint32(max(leastOlder, 2*n))
+}
+
+// inUse adds up the sockets of TCP and UDP in /proc/net/sockstat or sockstat6 (proc_pid_net(5)), lines such as "TCP: inuse 1 …".
+func inUse(sockstat string) (n int) {
+	for line := range strings.Lines(sockstat) {
+		f := strings.Fields(line)
+		if len(f) < 3 || f[1] != "inuse" {
+			continue
+		}
+		switch f[0] {
+		case "TCP:", "UDP:", "TCP6:", "UDP6:":
+			count, _ := strconv.Atoi(f[2])
+			n += count
+		}
+	}
+	return n
+}
 
 // listenerKeySize is the size of the key of the map of older listeners: address and port.
 const listenerKeySize = 24
@@ -68,7 +96,7 @@ func (s *Source) adoptOlder() error {
 	return nil
 }
 
-// adopt enters a socket. Past maxOlder there is no room, and the rest stays unseen.
+// adopt enters a socket. If more have come since olderRoom than it has allowed for, those without room stay unseen.
 func (s *Source) adopt(o *older) error {
 	err := s.maps[olderMap].Put(o.endpoint, o.body[:])
 	if err == nil && o.listens {
@@ -269,10 +297,10 @@ func socketInodes(dir string) map[uint32]int {
 }
 
 // olderMaps are the maps of older sockets.
-func olderMaps() []*ebpf.MapSpec {
+func olderMaps(room uint32) []*ebpf.MapSpec {
 	return []*ebpf.MapSpec{
-		{Name: olderMap, Type: ebpf.Hash, KeySize: 8, ValueSize: uint32(storedSize), MaxEntries: maxOlder, Flags: flagNoPrealloc},
-		{Name: listenersMap, Type: ebpf.Hash, KeySize: listenerKeySize, ValueSize: uint32(storedSize), MaxEntries: maxOlder, Flags: flagNoPrealloc},
+		{Name: olderMap, Type: ebpf.Hash, KeySize: 8, ValueSize: uint32(storedSize), MaxEntries: room, Flags: flagNoPrealloc},
+		{Name: listenersMap, Type: ebpf.Hash, KeySize: listenerKeySize, ValueSize: uint32(storedSize), MaxEntries: room, Flags: flagNoPrealloc},
 	}
 }
 

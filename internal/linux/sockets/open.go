@@ -77,7 +77,7 @@ func Open(cfg Config) (*Source, error) {
 	if s.cfg.inode, err = namespaceInode(); err != nil {
 		return nil, err
 	}
-	if s.maps, err = openMaps(ringSize(cfg.Events)); err == nil {
+	if s.maps, err = openMaps(ringSize(cfg.Events), olderRoom()); err == nil {
 		if s.ring, err = ringbuf.NewReader(s.maps[ringMap]); err == nil {
 			if err = s.SetFilter(cfg.Filter); err == nil {
 				err = s.adoptOlder() // those made meanwhile the programs have seen

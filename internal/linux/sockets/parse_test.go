@@ -164,3 +164,22 @@ func FuzzOlderSocket(f *testing.F) {
 		}
 	})
 }
+
+// TestRoomForOlderSockets counts the sockets that there are before they are listed.
+func TestRoomForOlderSockets(t *testing.T) {
+	const text = "sockets: used 17\nTCP: inuse 70000 orphan 0 tw 5 alloc 1 mem 227\nUDP: inuse 20 mem 0\nUDPLITE: inuse 3\nRAW: inuse 9\nFRAG: inuse 0 memory 0\n"
+	if n := inUse(text); n != 70020 {
+		t.Errorf("%d sockets", n)
+	}
+	if n := inUse("TCP6: inuse 4\nUDP6: inuse x\nTCP: inuse"); n != 4 {
+		t.Errorf("%d sockets of IPv6", n)
+	}
+	if n := olderRoom(); n < leastOlder {
+		t.Errorf("room for %d", n)
+	}
+}
+
+func FuzzInUse(f *testing.F) {
+	f.Add("TCP: inuse 1 orphan 0\nUDP6: inuse 2\n")
+	f.Fuzz(func(t *testing.T, text string) { inUse(text) })
+}
