@@ -218,22 +218,6 @@ func TestCommandEvents(t *testing.T) {
 	}
 }
 
-// handleEvent is the event of a handle of a process.
-func handleEvent(t testing.TB, pid int, text string) packet.Packet {
-	t.Helper()
-	p, err := filter.Compile(text, packet.LayerNetwork, filter.Strict)
-	if err != nil {
-		t.Fatal(err)
-	}
-	object, err := p.Object()
-	if err != nil {
-		t.Fatal(err)
-	}
-	a := event(packet.LayerReflect, packet.EventReflectOpen)
-	a.SetReflect(packet.ReflectData{Timestamp: 1, ProcessID: uint32(pid), Layer: packet.LayerNetwork, Flags: 2, Priority: 77})
-	return packet.Packet{Data: append([]byte(object), 0), Addr: a}
-}
-
 // TestCommandList lists and kills another run of the command.
 func TestCommandList(t *testing.T) {
 	f := load(t)
@@ -241,7 +225,6 @@ func TestCommandList(t *testing.T) {
 	victim := startCommand(t, "drop", "--priority", "77", "tcp.DstPort == 80")
 	f.uploaded()
 	pid := victim.cmd.Process.Pid
-	f.reflect(handleEvent(t, pid, "tcp.DstPort == 80"))
 
 	list := runCommand(t, 0, "list")
 	list.says(&list.out, "OPEN time=", fmt.Sprintf(" pid=%d exe=", pid), `divert.exe layer=NETWORK flags=DROP priority=77 filter="tcp.DstPort = 80"`)
@@ -270,18 +253,18 @@ func (c *command) wantNothing() {
 	}
 }
 
-// TestCommandWatch watches for handles that are opened and closed.
+// TestCommandWatch watches a handle being opened and closed.
 func TestCommandWatch(t *testing.T) {
 	f := load(t)
 	c := startCommand(t, "watch")
 	f.uploaded()
-	p := handleEvent(t, os.Getpid(), "udp")
-	f.queue(p)
-	p.Addr.Event = packet.EventReflectClose
-	f.eventually("the event is taken", func(c census) bool { return c.queued == 0 })
-	f.last(p)
+	f.eventually("the command receives", func(c census) bool { return c.pending == 1 })
+	h := network(t, "udp")
+	f.eventually("the opening is taken", func(c census) bool { return c.pending == 1 && c.queued == 0 })
+	f.fail(codeRecv, statusPipeEmpty, 0, 1)
+	h.Close()
 	c.wait(0)
-	c.says(&c.out, "OPEN time=", "CLOSE time=", `filter="udp"`)
+	c.says(&c.out, "OPEN time=", "CLOSE time=", fmt.Sprintf(" pid=%d ", os.Getpid()), `filter="udp"`)
 }
 
 // TestCommandErrors checks what the command says about the answers of the driver.

@@ -2,10 +2,12 @@ package windows
 
 import (
 	"errors"
+	"fmt"
 	"io"
 	"net"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"unsafe"
 
 	sys "golang.org/x/sys/windows"
@@ -20,12 +22,12 @@ type device struct {
 	file    sys.Handle
 	version versionRecord // what the driver answered
 
-	mu       sync.Mutex
-	closed   bool
-	free     []*operation // not in use, for the next calls
-	inUse    int
-	receives []*operation // receive calls on their way, to be cancelled
-	idle     *sync.Cond   // signalled when inUse becomes 0
+	closed atomic.Bool // set with the lock held
+
+	mu   sync.Mutex
+	free []*operation // not in use, for the next calls
+	busy []*operation // of calls on their way, to be cancelled
+	idle *sync.Cond   // signalled when busy becomes empty
 }
 
 // openDevice opens the device, which fails with the Windows error number as it is.
@@ -48,7 +50,7 @@ func openDevice() (*device, error) {
 func (d *device) acquire(receives bool) (*operation, error) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	if d.closed {
+	if d.closed.Load() {
 		return nil, net.ErrClosed
 	}
 	var op *operation
@@ -60,25 +62,20 @@ func (d *device) acquire(receives bool) (*operation, error) {
 			return nil, err
 		}
 	}
-	d.inUse++
-	op.cancelled = false
-	if receives {
-		d.receives = append(d.receives, op)
-	}
+	op.cancelled, op.receives = false, receives
+	d.busy = append(d.busy, op)
 	return op, nil
 }
 
 func (d *device) release(op *operation) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	if i := slices.Index(d.receives, op); i >= 0 {
-		last := len(d.receives) - 1
-		d.receives[i] = d.receives[last]
-		d.receives[last] = nil
-		d.receives = d.receives[:last]
-	}
+	last := len(d.busy) - 1
+	d.busy[slices.Index(d.busy, op)] = d.busy[last]
+	d.busy[last] = nil
+	d.busy = d.busy[:last]
 	d.free = append(d.free, op)
-	if d.inUse--; d.inUse == 0 {
+	if last == 0 {
 		d.idle.Broadcast()
 	}
 }
@@ -87,33 +84,31 @@ func (d *device) release(op *operation) {
 func (d *device) interrupt() {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	d.cancelReceives()
-}
-
-// cancelReceives does what interrupt does, with the lock held.
-func (d *device) cancelReceives() {
-	for _, op := range d.receives {
-		op.cancel(d.file)
+	for _, op := range d.busy {
+		if op.receives {
+			op.cancel(d.file)
+		}
 	}
 }
 
-// cancelStarted cancels a receive call that has found out by itself that it must stop.
+// cancelStarted cancels a request that was issued too late for whoever wanted to cancel it.
 func (d *device) cancelStarted(op *operation) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	op.cancel(d.file)
 }
 
-// close cancels what waits, waits for what is under way, and closes the device.
+// close cancels what is under way, waits until it has ended, and closes the device.
 func (d *device) close() error {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	if d.closed {
+	if d.closed.Swap(true) {
 		return net.ErrClosed
 	}
-	d.closed = true
-	d.cancelReceives()
-	for d.inUse > 0 {
+	for _, op := range d.busy {
+		op.cancel(d.file)
+	}
+	for len(d.busy) > 0 {
 		d.idle.Wait()
 	}
 	for _, op := range d.free {
@@ -123,11 +118,21 @@ func (d *device) close() error {
 	return wrap("close the device", sys.CloseHandle(d.file))
 }
 
-// isClosed reports whether close has been called.
-func (d *device) isClosed() bool {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	return d.closed
+// run issues a request and waits until it is complete; w ends one that is issued too late for whoever ended w to find
+// it. The driver leaves every request pending, however soon it is done. A request that the closing of the device has
+// cancelled is net.ErrClosed.
+func (d *device) run(op *operation, code uint32, data []byte, w engine.Wait) error {
+	err := op.start(d.file, code, data)
+	if err == sys.ERROR_IO_PENDING {
+		if w.Ended() || d.closed.Load() {
+			d.cancelStarted(op)
+		}
+		err = op.wait(d.file)
+	}
+	if err == sys.ERROR_OPERATION_ABORTED && d.closed.Load() {
+		return net.ErrClosed
+	}
+	return err
 }
 
 // receive implements driver.
@@ -145,17 +150,11 @@ func (d *device) receive(w engine.Wait, ps []packet.Packet, layer packet.Layer) 
 	op.length = uint32(len(ps) * packet.AddressSize)
 	op.record.recv(uintptr(unsafe.Pointer(&op.addresses)), uintptr(unsafe.Pointer(&op.length)))
 	op.memory.Pin(&buffer[0])
-	err = op.start(d.file, codeRecv, buffer)
-	if err == sys.ERROR_IO_PENDING {
-		if w.Ended() || d.isClosed() { // too late for whoever ended it to find the operation
-			d.cancelStarted(op)
-		}
-		err = op.wait(d.file)
-	}
+	err = d.run(op, codeRecv, buffer, w)
 	op.memory.Unpin()
 	switch err {
 	case nil:
-	case sys.ERROR_OPERATION_ABORTED:
+	case sys.ERROR_OPERATION_ABORTED, net.ErrClosed:
 		return 0, engine.ErrInterrupted
 	case sys.ERROR_NO_DATA:
 		return 0, io.EOF
@@ -203,13 +202,19 @@ func (d *device) send(ps []packet.Packet) (sent int, last error) {
 		op.record.send(uintptr(unsafe.Pointer(unsafe.SliceData(op.out.addresses))), len(op.out.addresses))
 		op.memory.Pin(unsafe.SliceData(op.out.addresses))
 		op.memory.Pin(unsafe.SliceData(op.out.data))
-		err = op.run(d.file, codeSend, op.out.data)
+		err = d.run(op, codeSend, op.out.data, engine.Wait{})
 		op.memory.Unpin()
-		n, ended := accepted(op.out.count, err)
-		sent += n
-		if err != nil {
-			last = wrap("send", err)
+		if err == nil {
+			sent += op.out.count
+			continue
 		}
+		if err == net.ErrClosed && (sent > 0 || last != nil) {
+			err = fmt.Errorf("send: %w", net.ErrClosed) // not a call that may be repeated as a whole
+		}
+		var ended bool
+		var n int
+		n, ended, last = op.out.refused(err, int(op.done))
+		sent += n
 		if ended {
 			break
 		}
@@ -217,19 +222,29 @@ func (d *device) send(ps []packet.Packet) (sent int, last error) {
 	return sent, last
 }
 
-// accepted returns how many packets of a batch the driver took in spite of an error, and whether further
-// ones are useless. The driver tells no number: of a batch that fails for one of its packets the others are
-// taken to be accepted (specification: api.md 8).
-func accepted(count int, err error) (n int, ended bool) {
+// refused returns how many packets of a batch were sent although the request failed, whether further ones are
+// useless, and the error to tell. The driver tells that only by the number of bytes: all, if it has gone through the
+// batch and refused one or more of the packets, it does not say which; none, if it stopped at one, and
+// then some before that may be out (driver-2.2.2.md 1.4). No packet is sent again in either case.
+func (o *outgoing) refused(err error, bytes int) (sent int, ended bool, told error) {
 	switch err {
-	case nil:
-		return count, false
-	case sys.ERROR_NO_DATA, sys.ERROR_BAD_COMMAND, sys.ERROR_INVALID_PARAMETER, sys.ERROR_OPERATION_ABORTED:
-		return 0, true
-	case sys.ERROR_INSUFFICIENT_BUFFER, sys.ERROR_NOACCESS, sys.ERROR_NO_SYSTEM_RESOURCES:
-		return 0, false
+	case net.ErrClosed:
+		return 0, true, err
+	case sys.ERROR_NO_DATA, sys.ERROR_BAD_COMMAND, sys.ERROR_OPERATION_ABORTED, sys.ERROR_INVALID_HANDLE:
+		return 0, true, wrap("send", err)
 	}
-	return count - 1, false
+	told = wrap("send", err)
+	var e *Error
+	if o.count > 1 && errors.As(told, &e) {
+		e.detail = fmt.Sprintf("one or more of %d packets sent together were refused", o.count)
+		if bytes == 0 {
+			e.detail = fmt.Sprintf("the driver stopped at one of %d packets sent together; those before it may be out", o.count)
+		}
+	}
+	if bytes == 0 {
+		return 0, false, told
+	}
+	return o.count - 1, false, told
 }
 
 // control makes a call whose record set sets; data is its output buffer, which may be empty.
@@ -243,7 +258,7 @@ func (d *device) control(what string, code uint32, data []byte, set func(*record
 	if len(data) > 0 {
 		op.memory.Pin(&data[0])
 	}
-	err = op.run(d.file, code, data)
+	err = d.run(op, code, data, engine.Wait{})
 	op.memory.Unpin()
 	return wrap(what, err)
 }

@@ -24,6 +24,7 @@ const (
 	errnoServiceDisabled  = 1058
 	errnoNoService        = 1060
 	errnoMarkedForDelete  = 1072
+	errnoAborted          = 995
 	errnoHopLimit         = 1232
 	errnoDriverBlocked    = 1275
 	errnoNoResources      = 1450

@@ -28,22 +28,35 @@ func testDriver(t testing.TB) string {
 	return path
 }
 
-// Control codes of the test driver; see testdata/driver/driver.c.
+// Control codes of the test driver; see testdata/driver/model.h.
 const (
 	testReset   = 0x00122000 + 4*iota
-	testQueue   // in: address, data
-	testFail    // in: code, status, skip, count
+	testCapture // in: address, data
+	testFail    // in: code, status, skip, count, how, slot
 	testVersion // in: magic, major, minor
 	testMode    // in: the mode bits
 	testLog     // out: an entry
 	testCount   // out: census
 	testClient  // in: process id of this process below Wine
-	testReflect // in: address, data
+	testClock   // in: milliseconds
+	testRelease
+	testLeft // out: address, data
 )
 
 const (
-	modeLoop = 1 // what is sent is captured
-	modeLog  = 2 // requests are logged
+	modeLoop   = 1 // what leaves comes back
+	modeLog    = 2 // requests are logged
+	modeAtOnce = 4 // requests complete within their call
+	modeKeep   = 8 // what leaves is kept
+)
+
+// Where a request fails.
+const (
+	instead  = iota // it is not carried out
+	after           // it is carried out, and its bytes are told
+	held            // it waits until it is released or cancelled
+	slotSoft        // SEND: a packet is refused, the others go out
+	slotHard        // SEND: a packet ends the call, those before it are out
 )
 
 // NT status values (specification: api.md 20).
@@ -56,6 +69,7 @@ const (
 	statusInsufficientResources = 0xC000009A
 	statusInvalidDeviceRequest  = 0xC0000010
 	statusAccessViolation       = 0xC0000005
+	statusCancelled             = 0xC0000120
 )
 
 // fixture is the test driver, through its own control codes.
@@ -128,24 +142,59 @@ func (f *fixture) try(code uint32, in, out []byte) (int, error) {
 	return int(op.done), err
 }
 
-// queue has a packet captured.
+// queue has the network bring a packet, or an event.
 func (f *fixture) queue(p packet.Packet) {
 	f.t.Helper()
 	in, _ := p.Addr.AppendBinary(nil)
-	f.ioctl(testQueue, append(in, p.Data...), nil)
+	f.ioctl(testCapture, append(in, p.Data...), nil)
 }
 
-// reflect gives an event to every handle at the layer REFLECT that is opened from now on.
-func (f *fixture) reflect(p packet.Packet) {
-	f.t.Helper()
-	in, _ := p.Addr.AppendBinary(nil)
-	f.ioctl(testReflect, append(in, p.Data...), nil)
-}
-
-// fail makes requests fail: after skip ones, the next count.
+// fail makes requests fail instead of being carried out: after skip ones, the next count.
 func (f *fixture) fail(code, status, skip, count uint32) {
 	f.t.Helper()
-	f.ioctl(testFail, words(code, status, skip, count), nil)
+	f.failAt(instead, 0, code, status, skip, count)
+}
+
+// failAt makes requests fail in a way; slot is which packet of a batch does, for the ways that are about one.
+func (f *fixture) failAt(how, slot, code, status, skip, count uint32) {
+	f.t.Helper()
+	f.ioctl(testFail, words(code, status, skip, count, how, slot), nil)
+}
+
+// hold makes the next count requests of a code wait until they are released or cancelled.
+func (f *fixture) hold(code, count uint32) {
+	f.t.Helper()
+	f.failAt(held, 0, code, 0, 0, count)
+}
+
+// release lets the requests go on that are held.
+func (f *fixture) release() {
+	f.t.Helper()
+	f.ioctl(testRelease, nil, nil)
+}
+
+// pass lets time pass in the driver, where it stands still otherwise.
+func (f *fixture) pass(d time.Duration) {
+	f.t.Helper()
+	f.ioctl(testClock, words(uint32(d.Milliseconds())), nil)
+}
+
+// left returns the packets that have left the stack since the last call, in modeKeep.
+func (f *fixture) left() (all []packet.Packet) {
+	f.t.Helper()
+	out := make([]byte, 1<<17)
+	for {
+		n := f.ioctl(testLeft, nil, out)
+		if n == 0 {
+			return all
+		}
+		var p packet.Packet
+		if err := p.Addr.UnmarshalBinary(out[:packet.AddressSize]); err != nil {
+			f.t.Fatal(err)
+		}
+		p.Data = bytes.Clone(out[packet.AddressSize:n])
+		all = append(all, p)
+	}
 }
 
 func (f *fixture) mode(bits uint32) { f.ioctl(testMode, words(bits), nil) }
@@ -183,14 +232,13 @@ func (f *fixture) log() []entry {
 }
 
 // census counts what the driver has.
-type census struct{ contexts, pending, queued, sends uint32 }
+type census struct{ contexts, pending, queued, sends, held, left uint32 }
 
 func (f *fixture) census() census {
 	f.t.Helper()
-	out := make([]byte, 16)
-	f.ioctl(testCount, nil, out)
-	le := binary.LittleEndian
-	return census{le.Uint32(out), le.Uint32(out[4:]), le.Uint32(out[8:]), le.Uint32(out[12:])}
+	var c census
+	f.ioctl(testCount, nil, unsafe.Slice((*byte)(unsafe.Pointer(&c)), unsafe.Sizeof(c)))
+	return c
 }
 
 // eventually waits until the census is as the condition wants it.

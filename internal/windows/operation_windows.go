@@ -19,7 +19,9 @@ type operation struct {
 	done       uint32 // bytes transferred
 	addresses  [batchMax * packet.AddressSize]byte
 
-	cancelled bool // it was under way and has been cancelled; the device's lock guards it
+	// The device's lock guards these.
+	receives  bool // it is a receive call's
+	cancelled bool // it was under way and has been cancelled
 
 	out    outgoing       // SEND
 	memory runtime.Pinner // of the buffers of the present request
@@ -61,13 +63,4 @@ func (op *operation) cancel(file sys.Handle) {
 	if !op.cancelled && sys.CancelIoEx(file, &op.overlapped) == nil {
 		op.cancelled = true
 	}
-}
-
-// run issues a request and waits for its completion.
-func (op *operation) run(file sys.Handle, code uint32, data []byte) error {
-	err := op.start(file, code, data)
-	if err == sys.ERROR_IO_PENDING {
-		err = op.wait(file)
-	}
-	return err
 }

@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -157,8 +158,9 @@ func (w *wine) build(t *testing.T) {
 	compiler := "x86_64-w64-mingw32-gcc"
 	for _, args := range [][]string{
 		{"x86_64-w64-mingw32-dlltool", "-d", in("kernelbase.def"), "-l", out("libkernelbase.a")},
-		{compiler, "-Wall", "-Werror", "-O1", "-I" + driverHeaders(t, compiler), "-nostdlib",
-			"-Wl,--subsystem,native", "-Wl,--entry,DriverEntry", "-o", out("WinDivert64.sys"), in("driver.c"), "-L" + w.dir, "-lntoskrnl", "-lkernelbase"},
+		slices.Concat([]string{compiler, "-Wall", "-Werror", "-O1", "-I" + driverHeaders(t, compiler), "-nostdlib",
+			"-Wl,--subsystem,native", "-Wl,--entry,DriverEntry", "-o", out("WinDivert64.sys")}, driverSources(in),
+			[]string{"-L" + w.dir, "-lntoskrnl", "-lkernelbase"}),
 		{compiler, "-Wall", "-Werror", "-O1", "-shared", "-nostdlib", "-Wl,--entry,DllMainCRTStartup",
 			"-o", out("bcryptprimitives.dll"), in("prng.c"), "-ladvapi32"},
 	} {
@@ -168,6 +170,16 @@ func (w *wine) build(t *testing.T) {
 	}
 	w.gocmd(t, "test", "-c", "-o", out("engine.test.exe"), ".")
 	w.gocmd(t, "build", "-o", out("command/divert.exe"), "../../cmd/divert")
+}
+
+// driverSources returns what the test driver is made of.
+func driverSources(in func(string) string) []string {
+	in("model.h")
+	var all []string
+	for _, name := range []string{"driver.c", "client.c", "queue.c", "stack.c", "filter.c", "reflect.c", "tests.c"} {
+		all = append(all, in(name))
+	}
+	return all
 }
 
 // gocmd runs the go command for Windows.
