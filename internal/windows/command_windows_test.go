@@ -275,7 +275,7 @@ func TestCommandErrors(t *testing.T) {
 	c.says(&c.errout, "Windows error 5", "run the program as Administrator")
 	f.ioctl(testVersion, append(words(0x69645723, 0x53595376), words(1, 4)...), nil)
 	c = runCommand(t, 1, "dump")
-	c.says(&c.errout, "Windows error 654", "sc stop WinDivert")
+	c.says(&c.errout, "Windows error 654", "sc.exe stop WinDivert")
 	c = runCommand(t, 2, "dump", "tcp.Port == 1")
 	c.says(&c.errout, "unknown word")
 	c = runCommand(t, 1, "demo")

@@ -4,6 +4,7 @@ import (
 	"debug/pe"
 	"errors"
 	"fmt"
+	"os"
 	"runtime"
 	"unsafe"
 
@@ -24,7 +25,8 @@ func Diagnose(driver string) *Report {
 	}
 	running, engine := checkDriver()
 	r.Engine = engine
-	r.Checks = []Check{checkMachine(r), checkRights(), checkFile(driver), checkFilteringEngine(), checkService(), running}
+	service := registered(serviceName)
+	r.Checks = []Check{checkMachine(r), checkRights(), checkFile(driver, service), checkFilteringEngine(), checkService(driver, service), running}
 	r.conclude()
 	return r
 }
@@ -49,10 +51,16 @@ func checkRights() Check {
 	return c
 }
 
-// checkFile looks for the driver's file, and whether it is one for this processor.
-func checkFile(driver string) Check {
+// checkFile looks for the driver's file, and whether it is one for this processor. That none is next to the
+// program does not matter if the service is registered for one.
+func checkFile(driver string, s service) Check {
 	path, err := findDriver(driver)
-	if err == nil {
+	if err != nil && driver == "" && s.exists() && !s.config.stale() {
+		path, err = s.config.path, nil
+		if file := s.config.file(); file != "" {
+			path, err = file+", which the service is registered for", checkImage(file)
+		}
+	} else if err == nil {
 		err = checkImage(path)
 	}
 	c := Check{Name: "driver file", OK: true, Found: path}
@@ -91,11 +99,12 @@ func subsystem(f *pe.File) uint16 {
 
 // checkFilteringEngine looks for the service without which the driver does not start (windows-driver.md 3).
 func checkFilteringEngine() Check {
-	state, _, err := queryService("BFE")
-	if err == nil && state != sys.SERVICE_RUNNING {
-		err = errors.New(serviceStates[state])
+	s := registered("BFE")
+	err := s.err
+	if err == nil && s.state != sys.SERVICE_RUNNING {
+		err = errors.New(serviceStates[s.state])
 	}
-	c := Check{Name: "Base Filtering Engine", OK: true, Found: serviceStates[state]}
+	c := Check{Name: "Base Filtering Engine", OK: true, Found: serviceStates[s.state]}
 	if err != nil {
 		c.fail(err, "the driver cannot start", causes[errnoNoEndpoint].remedy)
 	}
@@ -103,23 +112,28 @@ func checkFilteringEngine() Check {
 }
 
 // checkService looks at the driver's service. That there is none is as it should be.
-func checkService() Check {
+func checkService(driver string, s service) Check {
 	c := Check{Name: "service " + serviceName, OK: true, Found: "not installed: the first handle does that"}
-	state, config, err := queryService(serviceName)
 	switch {
-	case err == sys.ERROR_SERVICE_DOES_NOT_EXIST:
+	case s.err == sys.ERROR_SERVICE_DOES_NOT_EXIST:
 		return c
-	case err != nil:
-		c.fail(wrap("open the service", err), "it is not known whether the driver can be started", remedyRights)
+	case s.err != nil:
+		c.fail(wrap("open the service", s.err), "it is not known whether the driver can be started", remedyRights)
 		return c
 	}
-	c.Found = fmt.Sprintf("%s, with the file %s", serviceStates[state], config.path)
+	c.Found = fmt.Sprintf("%s, with the file %s", serviceStates[s.state], s.config.path)
+	_, noFile := findDriver(driver)
 	switch {
-	case state == sys.SERVICE_RUNNING:
-	case config.startType == sys.SERVICE_DISABLED:
+	case s.state == sys.SERVICE_RUNNING:
+	case s.config.startType == sys.SERVICE_DISABLED:
 		c.fail(errors.New("disabled"), "the driver cannot be started", causes[errnoServiceDisabled].remedy)
-	case state != sys.SERVICE_STOPPED:
-		c.fail(errors.New(c.Found), "no handle can be opened until it has stopped", causes[errnoMarkedForDelete].remedy)
+	case s.state != sys.SERVICE_STOPPED:
+		c.fail(errors.New(c.Found), "no handle can be opened until it has stopped", causes[errnoServiceDisabled].remedy)
+	case s.config.stale() && noFile != nil:
+		c.fail(fmt.Errorf("%s, which is not there", c.Found), "the driver cannot be started",
+			`remove the service with "divert clean"; then `+remedyFile)
+	case s.config.stale():
+		c.Found += ", which is not there: the first handle registers the driver file above; other programs fail until then, or until \"divert clean\""
 	}
 	return c
 }
@@ -140,7 +154,7 @@ func checkDriver() (c Check, name string) {
 	case errors.As(err, &number) && number == sys.ERROR_SERVICE_DOES_NOT_EXIST:
 		return c, ""
 	}
-	c.fail(err, "handles cannot be opened", `stop the driver with "sc stop WinDivert", or restart Windows`)
+	c.fail(err, "handles cannot be opened", `stop the driver with "sc.exe stop WinDivert", or restart Windows`)
 	return c, ""
 }
 
@@ -151,32 +165,60 @@ var serviceStates = map[uint32]string{
 	sys.SERVICE_PAUSE_PENDING: "pausing", sys.SERVICE_PAUSED: "paused",
 }
 
+// service is what is known of a service.
+type service struct {
+	state  uint32
+	config serviceConfig
+	err    error // why nothing is known: a Windows error number
+}
+
+func (s *service) exists() bool { return s.err == nil }
+
 // serviceConfig is of a service's configuration what matters here.
 type serviceConfig struct {
 	path      string
 	startType uint32
 }
 
-// queryService returns the state and the configuration of a service; it fails with the Windows error number
-// as it is.
-func queryService(name string) (state uint32, config serviceConfig, err error) {
-	service, err := openService(name, sys.SERVICE_QUERY_STATUS|sys.SERVICE_QUERY_CONFIG)
+// file returns the file that the service is registered for; empty if that cannot be told.
+func (c *serviceConfig) file() string { return imagePath(c.path, os.Getenv("SystemRoot")) }
+
+// stale reports whether that file is certainly not there.
+func (c *serviceConfig) stale() bool {
+	file := c.file()
+	if file == "" {
+		return false
+	}
+	_, err := os.Stat(file)
+	return errors.Is(err, os.ErrNotExist)
+}
+
+// registered returns what is known of a service.
+func registered(name string) (s service) {
+	handle, err := openService(name, sys.SERVICE_QUERY_STATUS|sys.SERVICE_QUERY_CONFIG)
 	if err != nil {
-		return 0, config, err
+		return service{err: err}
 	}
-	defer sys.CloseServiceHandle(service)
+	defer sys.CloseServiceHandle(handle)
 	var status sys.SERVICE_STATUS
-	if err := sys.QueryServiceStatus(service, &status); err != nil {
-		return 0, config, err
+	if err := sys.QueryServiceStatus(handle, &status); err != nil {
+		return service{err: err}
 	}
+	s.state = status.CurrentState
+	s.config, s.err = queryConfig(handle)
+	return s
+}
+
+// queryConfig returns the configuration of a service; it fails with the Windows error number as it is.
+func queryConfig(handle sys.Handle) (serviceConfig, error) {
 	const most = 8192 // bytes, says QueryServiceConfigW
 	var buffer [most / 8]uint64
 	c := (*sys.QUERY_SERVICE_CONFIG)(unsafe.Pointer(&buffer))
 	var need uint32
-	if err := sys.QueryServiceConfig(service, c, most, &need); err != nil {
-		return 0, config, err
+	if err := sys.QueryServiceConfig(handle, c, most, &need); err != nil {
+		return serviceConfig{}, err
 	}
-	return status.CurrentState, serviceConfig{sys.UTF16PtrToString(c.BinaryPathName), c.StartType}, nil
+	return serviceConfig{sys.UTF16PtrToString(c.BinaryPathName), c.StartType}, nil
 }
 
 // machineNames are processors as GOARCH names them.

@@ -18,6 +18,7 @@ const (
 	errnoShortBuffer      = 122
 	errnoBadPathname      = 161
 	errnoBadExe           = 193
+	errnoVirus            = 225
 	errnoNoData           = 232
 	errnoInvalidHash      = 577
 	errnoOldDriver        = 654
@@ -29,6 +30,9 @@ const (
 	errnoDriverBlocked    = 1275
 	errnoNoResources      = 1450
 	errnoNoEndpoint       = 1753
+	errnoOldAccount       = 1808       // says that the account is that of a computer; what it means here was found out by users
+	errnoIntegrity        = 4551       // ERROR_SYSTEM_INTEGRITY_POLICY_VIOLATION
+	errnoRevoked          = 0x800B010C // CERT_E_REVOKED
 )
 
 // Error is what Windows or the driver answered to a request. errors.Is finds the engine's sentinels in it,
@@ -84,15 +88,17 @@ type cause struct {
 }
 
 const (
-	remedyFile = "put the driver file of a WinDivert 2.2 release next to the executable, or name it with " +
+	remedyFile = "put the driver file of the WinDivert 2.2.2 release next to the program, or name it with " +
 		"the option WithDriver (divert: --driver) or the environment variable DIVERT_DRIVER"
-	remedyRights = "run the program as Administrator"
+	remedyRights = "run the program as Administrator; if it does, the virus scanner or a policy of Windows refuses the driver, " +
+		`or its service is damaged: "divert clean" removes that`
+	remedyStale  = `; a service that is registered for a file that is not there goes with "divert clean" or "sc.exe delete WinDivert"`
+	remedyUnload = `end the programs that use it, and unload it with "divert clean" or "sc.exe stop WinDivert"`
 )
 
 var causes = map[uint32]cause{
-	errnoFileNotFound: {os.ErrNotExist, remedyFile +
-		`; a service registered for a file that has moved goes with "sc delete WinDivert"`},
-	errnoPathNotFound:     {os.ErrNotExist, remedyFile},
+	errnoFileNotFound:     {os.ErrNotExist, remedyFile + remedyStale},
+	errnoPathNotFound:     {os.ErrNotExist, remedyFile + remedyStale},
 	errnoAccessDenied:     {os.ErrPermission, remedyRights},
 	errnoBadCommand:       {net.ErrClosed, ""},
 	errnoInvalidParameter: {engine.ErrInvalid, ""},
@@ -100,14 +106,18 @@ var causes = map[uint32]cause{
 	errnoBadPathname:      {engine.ErrInvalid, "the path of the driver file must be shorter than 260 characters"},
 	errnoBadExe: {engine.ErrNotSupported,
 		"the driver file is for another processor: 64-bit Windows needs WinDivert64.sys, 32-bit Windows WinDivert32.sys"},
+	errnoVirus: {engine.ErrNotSupported,
+		"the virus scanner takes the driver file for malware: if it is that of the WinDivert 2.2.2 release, exempt it"},
 	errnoNoData: {engine.ErrShutdown, ""},
 	errnoInvalidHash: {engine.ErrNotSupported,
-		"the signature of the driver file is not accepted: use the file of a WinDivert 2.2 release unchanged, " +
+		"the signature of the driver file is not accepted: use the file of the WinDivert 2.2.2 release unchanged, " +
 			"and update Windows if it does not know the certificate"},
-	errnoOldDriver: {engine.ErrNotSupported,
-		`a driver of another version is loaded: end the programs that use it and unload it with "sc stop WinDivert"`},
+	errnoRevoked: {engine.ErrNotSupported,
+		"the certificate of the driver file has been revoked: use the file of the WinDivert 2.2.2 release"},
+	errnoOldDriver: {engine.ErrNotSupported, "a driver of another version is loaded: " + remedyUnload},
 	errnoServiceDisabled: {engine.ErrNotSupported,
-		`the service is disabled, or about to be deleted: "sc config WinDivert start= demand", or restart Windows`},
+		"the driver was told to stop while handles were open: end the programs that have them, and try again, or restart Windows; " +
+			`or its service is disabled: "sc.exe config WinDivert start= demand"`},
 	errnoNoService: {engine.ErrNotSupported,
 		"the driver is not running, and NoInstall keeps it from being started: start it, or leave the flag out"},
 	errnoMarkedForDelete: {engine.ErrNotSupported,
@@ -117,5 +127,9 @@ var causes = map[uint32]cause{
 		"Windows blocks this driver: look at its core isolation and driver block list, and at the virus scanner"},
 	errnoNoResources: {nil, "Windows is short of memory for the driver; smaller batches need less"},
 	errnoNoEndpoint: {engine.ErrNotSupported,
-		`the Base Filtering Engine is not running: "sc start BFE"`},
+		`the Base Filtering Engine is not running: "sc.exe start BFE"`},
+	errnoOldAccount: {engine.ErrNotSupported,
+		"a driver of WinDivert 1 is in the way, which has the same name: " + remedyUnload + `, then "sc.exe delete WinDivert"`},
+	errnoIntegrity: {engine.ErrNotSupported,
+		"a policy of Windows blocks the driver: look at Smart App Control and the application control of your organisation"},
 }

@@ -2,6 +2,7 @@ package windows
 
 import (
 	"fmt"
+	"strings"
 
 	"github.com/opendivert/divert/internal/engine"
 )
@@ -16,4 +17,34 @@ func driverFile(arch string, wow64 bool) (string, error) {
 		return "WinDivert32.sys", nil
 	}
 	return "", fmt.Errorf("there is no signed driver for Windows on %s: %w", arch, engine.ErrNotSupported)
+}
+
+// imagePath returns the file that a service of the kernel is registered for, from the path in its configuration; empty
+// if that names it in a way that only the kernel can follow.
+func imagePath(path, systemRoot string) string {
+	path = strings.Trim(path, `"`)
+	if rest, ok := cutPrefixFold(path, `\??\UNC\`); ok {
+		return `\\` + rest
+	}
+	if rest, ok := cutPrefixFold(path, `\??\`); ok {
+		return rest
+	}
+	if rest, ok := cutPrefixFold(path, `\SystemRoot\`); ok {
+		return systemRoot + `\` + rest
+	}
+	switch {
+	case path == "", strings.HasPrefix(path, `\`):
+		return ""
+	case len(path) > 2 && path[1] == ':':
+		return path
+	}
+	return systemRoot + `\` + path
+}
+
+// cutPrefixFold is strings.CutPrefix for names of Windows, of which the case does not matter.
+func cutPrefixFold(s, prefix string) (string, bool) {
+	if len(s) < len(prefix) || !strings.EqualFold(s[:len(prefix)], prefix) {
+		return s, false
+	}
+	return s[len(prefix):], true
 }

@@ -293,26 +293,38 @@ func TestErrorText(t *testing.T) {
 		text string
 	}{
 		{2, os.ErrNotExist, "WithDriver"},
+		{3, os.ErrNotExist, "divert clean"},
 		{5, os.ErrPermission, "Administrator"},
+		{5, os.ErrPermission, "virus scanner"},
 		{22, net.ErrClosed, "22"},
 		{87, engine.ErrInvalid, "87"},
 		{122, engine.ErrShortBuffer, ""},
 		{193, engine.ErrNotSupported, "another processor"},
 		{232, engine.ErrShutdown, ""},
+		{225, engine.ErrNotSupported, "exempt"},
 		{577, engine.ErrNotSupported, "signature"},
 		{654, engine.ErrNotSupported, "another version"},
 		{1058, engine.ErrNotSupported, "disabled"},
+		{1058, engine.ErrNotSupported, "while handles were open"},
 		{1060, engine.ErrNotSupported, "NoInstall"},
 		{1072, engine.ErrNotSupported, "deleted"},
 		{1232, engine.ErrHopLimit, ""},
 		{1275, engine.ErrNotSupported, "block"},
 		{1753, engine.ErrNotSupported, "Base Filtering Engine"},
+		{1808, engine.ErrNotSupported, "WinDivert 1"},
+		{4551, engine.ErrNotSupported, "Smart App Control"},
+		{0x800B010C, engine.ErrNotSupported, "revoked"},
 	} {
 		err := error(&Error{Op: "open the device", Code: row.code, detail: "details"})
 		text := err.Error()
 		if !errors.Is(err, row.is) || !strings.Contains(text, row.text) || !strings.HasPrefix(text, "open the device: Windows error ") ||
 			!strings.Contains(text, "details") {
 			t.Errorf("%d: %v", row.code, err)
+		}
+	}
+	for code, c := range causes { // in PowerShell 5.1, sc is another command
+		if strings.Contains(c.remedy, `"sc `) {
+			t.Errorf("%d: %s", code, c.remedy)
 		}
 	}
 	if err := (&Error{Op: "send", Code: 4711}); err.Error() != "send: Windows error 4711" || len(err.Unwrap()) != 0 {

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"reflect"
 	"runtime"
 	"unsafe"
 
@@ -81,6 +82,13 @@ func startService(driver string) error {
 	if err != nil {
 		return err
 	}
+	return startOrStopFirst(
+		func() error { return tryService(manager, name, driver) },
+		func() error { return stopOnce(manager, name) })
+}
+
+// tryService is startService once.
+func tryService(manager sys.Handle, name *uint16, driver string) error {
 	service, err := sys.OpenService(manager, name, sys.SERVICE_ALL_ACCESS)
 	created := false
 	if err != nil {
@@ -90,7 +98,11 @@ func startService(driver string) error {
 	}
 	defer sys.CloseServiceHandle(service)
 
-	switch err := sys.StartService(service, 0, nil); {
+	err = sys.StartService(service, 0, nil)
+	if err != nil && err != sys.ERROR_SERVICE_ALREADY_RUNNING && !created {
+		err = startStale(service, driver, err)
+	}
+	switch {
 	case err == sys.ERROR_SERVICE_ALREADY_RUNNING:
 		return nil
 	case err != nil:
@@ -102,6 +114,43 @@ func startService(driver string) error {
 	// From here on it vanishes when it is stopped, or with the next start of Windows.
 	_ = sys.DeleteService(service)
 	return nil
+}
+
+// startStale starts a service that failed to start, with the file that is here, if its own is not there any more: that of
+// a program that has moved or is gone. failed is what is wrong otherwise.
+func startStale(service sys.Handle, driver string, failed error) error {
+	config, err := queryConfig(service)
+	if err != nil || !config.stale() {
+		return failed
+	}
+	gone := "the service is registered for " + config.path + ", which is not there; \"divert clean\" or \"sc.exe delete WinDivert\" removes it"
+	file, err := findDriver(driver)
+	if err != nil {
+		number := sys.Errno(errnoFileNotFound)
+		errors.As(failed, &number)
+		return newError("start the driver", number, gone)
+	}
+	path, err := sys.UTF16PtrFromString(file)
+	if err != nil {
+		return failed
+	}
+	err = sys.ChangeServiceConfig(service, sys.SERVICE_NO_CHANGE, sys.SERVICE_NO_CHANGE, sys.SERVICE_NO_CHANGE, path, nil, nil, nil, nil, nil, nil)
+	if err != nil {
+		return newError("register the driver file", err.(sys.Errno), gone)
+	}
+	registerEventSource(file)
+	return sys.StartService(service, 0, nil)
+}
+
+// stopOnce tells a service to stop, and does not wait.
+func stopOnce(manager sys.Handle, name *uint16) error {
+	service, err := sys.OpenService(manager, name, sys.SERVICE_STOP)
+	if err != nil {
+		return err
+	}
+	defer sys.CloseServiceHandle(service)
+	var status sys.SERVICE_STATUS
+	return sys.ControlService(service, sys.SERVICE_CONTROL_STOP, &status)
 }
 
 // createService registers the driver's file, or opens the service if another process was faster.
@@ -128,8 +177,8 @@ func createService(manager sys.Handle, name *uint16, driver string) (service sys
 }
 
 // findDriver returns the absolute path of the driver's file: the one that was asked for, else the one
-// that the environment names, else the one next to the executable. A folder stands for the
-// file of the usual name in it.
+// that the environment names, else the one next to this program or library. A folder stands for the file of
+// the usual name in it.
 func findDriver(asked string) (string, error) {
 	name, err := driverFile(runtime.GOARCH, wow64())
 	if err != nil {
@@ -140,11 +189,11 @@ func findDriver(asked string) (string, error) {
 		path = os.Getenv(EnvDriver)
 	}
 	if path == "" {
-		executable, err := os.Executable()
+		module, err := modulePath()
 		if err != nil {
-			return "", err
+			return "", wrap("find the driver file", err)
 		}
-		path = filepath.Dir(executable)
+		path = filepath.Dir(module)
 	}
 	if path, err = filepath.Abs(path); err != nil {
 		return "", fmt.Errorf("%w: %w", engine.ErrInvalid, err)
@@ -163,6 +212,20 @@ func findDriver(asked string) (string, error) {
 	return path, nil
 }
 
+// modulePath returns the path of what this code lies in: the executable, or the library that was built of it, which
+// may lie elsewhere than the program that has loaded it.
+func modulePath() (string, error) {
+	const fromAddress = sys.GET_MODULE_HANDLE_EX_FLAG_FROM_ADDRESS | sys.GET_MODULE_HANDLE_EX_FLAG_UNCHANGED_REFCOUNT
+	var module sys.Handle
+	ok, _, err := getModuleHandle.Call(fromAddress, reflect.ValueOf(modulePath).Pointer(), uintptr(unsafe.Pointer(&module)))
+	if ok == 0 {
+		return "", err
+	}
+	path := make([]uint16, 1<<15) // the longest that there is
+	n, err := sys.GetModuleFileName(module, &path[0], uint32(len(path)))
+	return sys.UTF16ToString(path[:n]), err
+}
+
 // wow64 reports whether this is a 32-bit program on 64-bit Windows. Where that cannot be told, it is.
 func wow64() bool {
 	var is bool
@@ -178,6 +241,8 @@ var (
 	regSetValue   = advapi32.NewProc("RegSetValueExW")
 	kernel32      = sys.NewLazySystemDLL("kernel32.dll")
 	isWow64Native = kernel32.NewProc("IsWow64Process2")
+
+	getModuleHandle = kernel32.NewProc("GetModuleHandleExW")
 )
 
 const (

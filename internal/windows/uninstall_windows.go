@@ -12,22 +12,22 @@ const (
 	stopInterval = 20 * time.Millisecond
 )
 
-// Uninstall stops the driver, whose service is gone with that: it was marked for deletion when it was
-// installed (specification: samples.md 8, "uninstall"). It reports whether there was a driver to stop.
+// Uninstall stops the driver, if it runs, and removes its service, which it reports. A service that does not run goes
+// too: a start that failed has left it behind, perhaps with the path of a file that is gone.
 //
 // A driver ends with the last handle on it: while one is open, no other can be opened any more, and
 // Uninstall fails after 5 seconds. Without the rights of an Administrator the error is os.ErrPermission.
-func Uninstall() (stopped bool, err error) {
+func Uninstall() (removed bool, err error) {
 	err = withInstallMutex(func() error {
-		stopped, err = stopService()
+		removed, err = removeService()
 		return err
 	})
-	return stopped, err
+	return removed, err
 }
 
-// stopService stops the service and waits until it has stopped.
-func stopService() (bool, error) {
-	service, err := openService(serviceName, sys.SERVICE_STOP|sys.SERVICE_QUERY_STATUS)
+// removeService stops the service, waits until it has stopped, and removes it.
+func removeService() (bool, error) {
+	service, err := openService(serviceName, sys.SERVICE_STOP|sys.SERVICE_QUERY_STATUS|deleteAccess)
 	if err == sys.ERROR_SERVICE_DOES_NOT_EXIST {
 		return false, nil
 	}
@@ -35,24 +35,36 @@ func stopService() (bool, error) {
 		return false, wrap("open the service", err)
 	}
 	defer sys.CloseServiceHandle(service)
-	var status sys.SERVICE_STATUS
-	switch err := sys.ControlService(service, sys.SERVICE_CONTROL_STOP, &status); {
-	case err == sys.ERROR_SERVICE_NOT_ACTIVE:
-		return false, nil
-	case err != nil && status.CurrentState != sys.SERVICE_STOP_PENDING:
-		return false, wrap("stop the driver", err)
+	if err := stopService(service); err != nil {
+		return false, err
 	}
-	for end := time.Now().Add(stopTime); status.CurrentState != sys.SERVICE_STOPPED; {
-		if time.Now().After(end) {
-			return false, newError("stop the driver", sys.ERROR_SERVICE_REQUEST_TIMEOUT,
-				"it ends with the last handle that a program has open, and opens no other until then")
-		}
-		time.Sleep(stopInterval)
-		if err := sys.QueryServiceStatus(service, &status); err != nil {
-			return false, wrap("ask for the state of the driver", err)
-		}
+	if err := sys.DeleteService(service); err != nil && err != sys.ERROR_SERVICE_MARKED_FOR_DELETE {
+		return false, wrap("remove the service", err)
 	}
 	return true, nil
+}
+
+// deleteAccess is the right DELETE (winnt.h).
+const deleteAccess = 0x00010000
+
+// stopService stops a service and waits until it has stopped. Windows notices that a driver has ended, which handles
+// have kept, only when it is told again to stop.
+func stopService(service sys.Handle) error {
+	for end := time.Now().Add(stopTime); ; time.Sleep(stopInterval) {
+		var status sys.SERVICE_STATUS
+		err := sys.ControlService(service, sys.SERVICE_CONTROL_STOP, &status)
+		switch {
+		case err == sys.ERROR_SERVICE_NOT_ACTIVE, err == nil && status.CurrentState == sys.SERVICE_STOPPED:
+			return nil
+		case err != nil && err != sys.ERROR_SERVICE_CANNOT_ACCEPT_CTRL && err != sys.ERROR_INVALID_SERVICE_CONTROL:
+			return wrap("stop the driver", err)
+		case time.Now().After(end):
+			return newError("stop the driver", sys.ERROR_SERVICE_REQUEST_TIMEOUT,
+				"a program has a handle open, which divert list does not show if it is one that watches; "+
+					"none can be opened until it is closed and the driver is told to stop once more: "+
+					"end the program, and run \"divert clean\" again")
+		}
+	}
 }
 
 // openService opens a service, which fails with the Windows error number as it is.
