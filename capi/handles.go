@@ -1,11 +1,8 @@
+//go:build !windows
+
 package main
 
-/*
-#cgo CFLAGS: -DWINDIVERT_LIBRARY -Wall -Wextra
-#cgo linux LDFLAGS: -pthread -ldl
-
-#include "shim.h"
-*/
+// #include "shim.h"
 import "C"
 
 import (
@@ -19,17 +16,6 @@ const (
 	minAddrs = packet.AddressSize
 	maxAddrs = 255 * packet.AddressSize
 )
-
-// memory returns a caller's buffer. It is nil for NULL whatever the length, and not nil for a buffer of none.
-func memory(p unsafe.Pointer, n C.UINT) []byte {
-	if p == nil {
-		return nil
-	}
-	return unsafe.Slice((*byte)(p), n)
-}
-
-// textOf returns a caller's text, as the caller's memory.
-func textOf(p *C.char, n C.size_t) []byte { return unsafe.Slice((*byte)(unsafe.Pointer(p)), n) }
 
 //export divertOpen
 func divertOpen(text *C.char, n C.size_t, layer C.UINT32, priority C.INT16, flags C.UINT64, extended C.BOOL, out *C.uintptr_t) C.DWORD {

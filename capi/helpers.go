@@ -1,6 +1,11 @@
 package main
 
-// #include "shim.h"
+/*
+#cgo CFLAGS: -DWINDIVERT_LIBRARY -Wall -Wextra
+#cgo linux LDFLAGS: -pthread -ldl
+
+#include "shim.h"
+*/
 import "C"
 
 import (
@@ -11,6 +16,17 @@ import (
 	"github.com/opendivert/divert/filter"
 	"github.com/opendivert/divert/packet"
 )
+
+// memory returns a caller's buffer. It is nil for NULL whatever the length, and not nil for a buffer of none.
+func memory(p unsafe.Pointer, n C.UINT) []byte {
+	if p == nil {
+		return nil
+	}
+	return unsafe.Slice((*byte)(p), n)
+}
+
+// textOf returns a caller's text, as the caller's memory.
+func textOf(p *C.char, n C.size_t) []byte { return unsafe.Slice((*byte)(unsafe.Pointer(p)), n) }
 
 // truth returns a Go truth value as C has it.
 func truth(b bool) C.BOOL {

@@ -1,9 +1,11 @@
+//go:build !windows
+
 /* overlapped.c: overlapped requests, and the events and waits of Windows that programs use with them. */
 #include "shim.h"
 
 /*
- * Internal of an OVERLAPPED is an NT status, so that Windows' own GetOverlappedResult understands it. These are
- * the pairs of the specification (api.md 20), and Windows' own for the numbers that only Linux gives.
+ * Internal of an OVERLAPPED is an NT status, as on Windows. These are the pairs of the specification (api.md 20), and
+ * Windows' own for the numbers that only Linux gives.
  */
 static const struct {
     DWORD error;
@@ -39,16 +41,6 @@ static UINT32 status_of(DWORD error)
     return statuses[STATUSES - 1].status;
 }
 
-#ifdef _WIN32
-
-static void lock(void) {}
-static void unlock(void) {}
-
-#define set_event SetEvent
-#define reset_event ResetEvent
-
-#else
-
 #include <fcntl.h>
 #include <poll.h>
 #include <pthread.h>
@@ -83,8 +75,6 @@ __attribute__((constructor)) static void find_program_calls(void)
     *(void **)&reset_event = divert_program_call("ResetEvent", *(void **)&reset_event);
 }
 
-#endif
-
 /* set_status comes last of what is written to a request: a program that polls it may then free the request. */
 static void set_status(LPOVERLAPPED overlapped, UINT32 status)
 {
@@ -113,8 +103,6 @@ void divert_refuse(LPOVERLAPPED overlapped, DWORD error)
 {
     set_status(overlapped, status_of(error));
 }
-
-#ifndef _WIN32
 
 static DWORD error_of(UINT32 status)
 {
@@ -333,5 +321,3 @@ __attribute__((weak)) BOOL CloseHandle(HANDLE handle)
         return WinDivertClose(handle);
     return close(fd) == 0 ? TRUE : divert_fail(ERROR_INVALID_HANDLE);
 }
-
-#endif

@@ -7,6 +7,8 @@
 #ifndef WINDIVERT_SHIM_H
 #define WINDIVERT_SHIM_H
 
+#include <string.h>
+
 #include "windivert.h"
 
 /* divert_alive tells whether Go may be called: not in a forked child, which lacks Go's threads. */
@@ -14,6 +16,24 @@ BOOL divert_alive(void);
 
 /* divert_fail leaves an error number for the thread, and errno. It returns FALSE. */
 BOOL divert_fail(DWORD error);
+
+/* done turns an error number of Go into a result. */
+static inline BOOL done(DWORD error)
+{
+    return error == ERROR_SUCCESS ? TRUE : divert_fail(error);
+}
+
+/* alive leaves an error for callers in a forked child. */
+static inline BOOL alive(void)
+{
+    return divert_alive() || divert_fail(ERROR_NOT_SUPPORTED);
+}
+
+/* length is strlen for a text that may be NULL. */
+static inline size_t length(const char *text)
+{
+    return text == NULL ? 0 : strlen(text);
+}
 
 /* divert_set_error leaves an error number for the thread. */
 void divert_set_error(DWORD error);

@@ -6,24 +6,6 @@
 
 char *divert_descriptions[256];
 
-/* done turns an error number of Go into a result. */
-static BOOL done(DWORD error)
-{
-    return error == ERROR_SUCCESS ? TRUE : divert_fail(error);
-}
-
-/* alive leaves an error for callers in a forked child. */
-static BOOL alive(void)
-{
-    return divert_alive() || divert_fail(ERROR_NOT_SUPPORTED);
-}
-
-/* length is strlen for a text that may be NULL. */
-static size_t length(const char *text)
-{
-    return text == NULL ? 0 : strlen(text);
-}
-
 HANDLE WinDivertOpen(const char *filter, WINDIVERT_LAYER layer, INT16 priority, UINT64 flags)
 {
     uintptr_t handle = 0;
@@ -44,81 +26,10 @@ BOOL WinDivertRecv(HANDLE handle, VOID *pPacket, UINT packetLen, UINT *pRecvLen,
     return WinDivertRecvEx(handle, pPacket, packetLen, pRecvLen, 0, pAddr, NULL, NULL);
 }
 
-BOOL WinDivertRecvEx(HANDLE handle, VOID *pPacket, UINT packetLen, UINT *pRecvLen, UINT64 flags,
-                     WINDIVERT_ADDRESS *pAddr, UINT *pAddrLen, LPOVERLAPPED lpOverlapped)
-{
-    UINT transferred = 0;
-    DWORD error;
-
-    if (!alive())
-        return FALSE;
-    if (flags != 0)
-        return divert_fail(ERROR_INVALID_PARAMETER);
-    if (lpOverlapped != NULL)
-        divert_begin(lpOverlapped);
-    error = divertRecv((uintptr_t)handle, pPacket, packetLen, &transferred, pAddr, pAddrLen, lpOverlapped);
-    if (error != ERROR_SUCCESS) {
-        /* A pending request may be complete by now, and its memory gone. */
-        if (lpOverlapped != NULL && error != ERROR_IO_PENDING)
-            divert_refuse(lpOverlapped, error);
-        return divert_fail(error);
-    }
-    if (pRecvLen != NULL)
-        *pRecvLen = transferred;
-    if (lpOverlapped != NULL)
-        divert_end(lpOverlapped, ERROR_SUCCESS, transferred);
-    return TRUE;
-}
-
 BOOL WinDivertSend(HANDLE handle, const VOID *pPacket, UINT packetLen, UINT *pSendLen,
                    const WINDIVERT_ADDRESS *pAddr)
 {
     return WinDivertSendEx(handle, pPacket, packetLen, pSendLen, 0, pAddr, sizeof(*pAddr), NULL);
-}
-
-BOOL WinDivertSendEx(HANDLE handle, const VOID *pPacket, UINT packetLen, UINT *pSendLen, UINT64 flags,
-                     const WINDIVERT_ADDRESS *pAddr, UINT addrLen, LPOVERLAPPED lpOverlapped)
-{
-    UINT transferred = 0;
-    DWORD error;
-
-    if (!alive())
-        return FALSE;
-    if (flags != 0)
-        return divert_fail(ERROR_INVALID_PARAMETER);
-    if (lpOverlapped != NULL)
-        divert_begin(lpOverlapped);
-    error = divertSend((uintptr_t)handle, (VOID *)pPacket, packetLen, &transferred, (VOID *)pAddr, addrLen);
-    if (error != ERROR_SUCCESS) {
-        if (lpOverlapped != NULL)
-            divert_refuse(lpOverlapped, error);
-        return divert_fail(error);
-    }
-    if (pSendLen != NULL)
-        *pSendLen = transferred;
-    if (lpOverlapped != NULL)
-        divert_end(lpOverlapped, ERROR_SUCCESS, transferred);
-    return TRUE;
-}
-
-BOOL WinDivertShutdown(HANDLE handle, WINDIVERT_SHUTDOWN how)
-{
-    return alive() && done(divertShutdown((uintptr_t)handle, (UINT32)how));
-}
-
-BOOL WinDivertClose(HANDLE handle)
-{
-    return alive() && done(divertClose((uintptr_t)handle));
-}
-
-BOOL WinDivertSetParam(HANDLE handle, WINDIVERT_PARAM param, UINT64 value)
-{
-    return alive() && done(divertSetParam((uintptr_t)handle, (UINT32)param, value));
-}
-
-BOOL WinDivertGetParam(HANDLE handle, WINDIVERT_PARAM param, UINT64 *pValue)
-{
-    return alive() && done(divertGetParam((uintptr_t)handle, (UINT32)param, pValue));
 }
 
 UINT64 WinDivertHelperHashPacket(const VOID *pPacket, UINT packetLen, UINT64 seed)

@@ -27,9 +27,9 @@
 #include <windows.h>
 #else
 #include <errno.h>
+#endif
 #include <stddef.h>
 #include <stdint.h>
-#endif
 
 /* Extensions that the layouts need are no reason for a warning under -pedantic. */
 #ifdef __GNUC__

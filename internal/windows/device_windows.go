@@ -118,6 +118,18 @@ func (d *device) close() error {
 	return wrap("close the device", sys.CloseHandle(d.file))
 }
 
+// detach returns the device's file and gives it up. No call may be under way.
+func (d *device) detach() uintptr {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.closed.Store(true)
+	for _, op := range d.free {
+		op.close()
+	}
+	d.free = nil
+	return uintptr(d.file)
+}
+
 // run issues a request and waits until it is complete; w ends one that is issued too late for whoever ended w to find
 // it. The driver leaves every request pending, however soon it is done. A request that the closing of the device has
 // cancelled is net.ErrClosed.
@@ -314,7 +326,8 @@ func (d *device) describe() string { return "WinDivert driver " + d.version.Stri
 // wrap makes an Error of a Windows error number; nil stays nil.
 func wrap(op string, err error) error {
 	var number sys.Errno
-	if err == nil || !errors.As(err, &number) {
+	var e *Error
+	if err == nil || errors.As(err, &e) || !errors.As(err, &number) {
 		return err
 	}
 	return newError(op, number, "")

@@ -6,7 +6,8 @@ import (
 
 // Open opens a handle. The driver is installed and started if it is not running, unless the flags
 // say no; the file that is installed is cfg.Driver, else that of the environment variable EnvDriver,
-// else the one next to the executable. Open needs the rights of an Administrator.
+// else the one next to the program, or to the library
+// that this package is part of. Open needs the rights of an Administrator.
 //
 // Failures of Windows and of the driver are of type *Error.
 func Open(cfg engine.Config) (engine.Handle, error) {
@@ -29,4 +30,27 @@ func Open(cfg engine.Config) (engine.Handle, error) {
 		return nil, err
 	}
 	return h, nil
+}
+
+// OpenFile opens a handle of the driver, as Open does, for a program that makes its requests itself: WinDivert.dll. It
+// returns the Windows handle of the device, which the caller closes. Filters that the driver has no form for are
+// engine.ErrNotSupported. Of the configuration only Program, Priority, Flags and Driver count.
+func OpenFile(cfg engine.Config) (uintptr, error) {
+	if err := checkProcessor(); err != nil {
+		return 0, err
+	}
+	cfg.Mode = engine.ModeKernel
+	p, err := planFor(&cfg, cfg.Program)
+	if err != nil {
+		return 0, err
+	}
+	d, err := connect(cfg.Flags&engine.FlagNoInstall != 0, cfg.Driver)
+	if err != nil {
+		return 0, err
+	}
+	if err := d.start(cfg.Program.Layer(), cfg.Priority, p); err != nil {
+		_ = d.close()
+		return 0, err
+	}
+	return d.detach(), nil
 }

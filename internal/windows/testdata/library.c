@@ -1,18 +1,21 @@
 /*
- * A program as people write them for WinDivert, with WinDivert.dll on the engine of this package: it opens
- * handles, sends packets that the test driver gives back to it, receives, changes limits and closes. It prints what it
- * has tried, and the first thing that is not as it should be.
+ * A program as people write them for WinDivert, with our WinDivert.dll and the test driver: it opens handles, sends
+ * packets that the driver gives back to it, receives, waits in each way that Windows has, changes limits and closes. It
+ * prints how much it has tried, and the first thing that is not as it should be.
  */
 #include <windows.h>
 #include <stdio.h>
 #include <string.h>
 #include <windivert.h>
 
-/* The test driver's own control codes, see driver/driver.c. */
+/* The test driver's own control codes, see driver/model.h. */
 #define TEST_RESET  0x00122000
+#define TEST_FAIL   0x00122008
 #define TEST_MODE   0x00122010
 #define TEST_CLIENT 0x0012201C
 #define MODE_LOOP   1
+
+#define IOCTL_RECV 0x0012648E
 
 static int step;
 
@@ -77,6 +80,174 @@ static void exchange(HANDLE handle)
     }
 }
 
+/* begin begins a receive that stays pending. */
+static void begin(HANDLE handle, UINT8 *buffer, UINT size, WINDIVERT_ADDRESS *addr, OVERLAPPED *overlapped)
+{
+    CHECK(!WinDivertRecvEx(handle, buffer, size, NULL, 0, addr, NULL, overlapped));
+    CHECK(GetLastError() == ERROR_IO_PENDING);
+}
+
+static void send_query(HANDLE handle)
+{
+    WINDIVERT_ADDRESS addr;
+    UINT8 packet[sizeof query]; /* Wine wants memory that can be written, Windows does not */
+
+    memset(&addr, 0, sizeof addr);
+    memcpy(packet, query, sizeof query);
+    addr.Outbound = addr.IPChecksum = addr.UDPChecksum = 1;
+    CHECK(WinDivertSend(handle, packet, sizeof packet, NULL, &addr));
+}
+
+#define ROUNDS 2000
+
+static HANDLE sender_handle;
+
+static DWORD WINAPI sender(void *go)
+{
+    for (int i = 0; i < ROUNDS; i++) {
+        WaitForSingleObject(go, INFINITE);
+        send_query(sender_handle);
+    }
+    return 0;
+}
+
+/* Whoever has waited for the event finds the request complete, and may free its memory. */
+static void wait_for_events(HANDLE handle)
+{
+    HANDLE event = CreateEvent(NULL, FALSE, FALSE, NULL), go = CreateEvent(NULL, FALSE, FALSE, NULL);
+    HANDLE thread;
+
+    CHECK(event != NULL && go != NULL);
+    sender_handle = handle;
+    thread = CreateThread(NULL, 0, sender, go, 0, NULL);
+    for (int i = 0; i < ROUNDS; i++) {
+        struct { OVERLAPPED overlapped; WINDIVERT_ADDRESS addr; UINT8 buffer[64]; } *r;
+        DWORD n = 0;
+
+        r = VirtualAlloc(NULL, sizeof *r, MEM_COMMIT | MEM_RESERVE, PAGE_READWRITE);
+        CHECK(r != NULL);
+        r->overlapped.hEvent = event;
+        begin(handle, r->buffer, sizeof r->buffer, &r->addr, &r->overlapped);
+        SetEvent(go);
+        CHECK(WaitForSingleObject(event, 60000) == WAIT_OBJECT_0);
+        CHECK(GetOverlappedResult(handle, &r->overlapped, &n, FALSE) && n == sizeof query);
+        CHECK(memcmp(r->buffer, query, 20) == 0 && r->addr.Outbound);
+        CHECK(VirtualFree(r, 0, MEM_RELEASE));
+    }
+    CHECK(WaitForSingleObject(thread, 60000) == WAIT_OBJECT_0);
+    CloseHandle(thread);
+    CloseHandle(event);
+    CloseHandle(go);
+}
+
+/* A handle is one of Windows: requests on it are cancelled, and told to a completion port, by Windows itself. */
+static void use_kernel_handle(void)
+{
+    HANDLE handle = WinDivertOpen("udp", WINDIVERT_LAYER_NETWORK, 0, 0), port, twin;
+    UINT8 buffer[64];
+    WINDIVERT_ADDRESS addr;
+    OVERLAPPED overlapped, *told = NULL;
+    ULONG_PTR key = 0;
+    DWORD n = 0;
+
+    CHECK(handle != INVALID_HANDLE_VALUE);
+    memset(&overlapped, 0, sizeof overlapped);
+    begin(handle, buffer, sizeof buffer, &addr, &overlapped);
+    CHECK(CancelIoEx(handle, &overlapped));
+    CHECK(!GetOverlappedResult(handle, &overlapped, &n, TRUE) && GetLastError() == ERROR_OPERATION_ABORTED);
+    CHECK(!CancelIoEx(handle, &overlapped) && GetLastError() == ERROR_NOT_FOUND);
+
+    port = CreateIoCompletionPort(handle, NULL, 4711, 1);
+    CHECK(port != NULL);
+    memset(&overlapped, 0, sizeof overlapped);
+    begin(handle, buffer, sizeof buffer, &addr, &overlapped);
+    send_query(handle); /* of a call that waits the port is not told */
+    CHECK(GetQueuedCompletionStatus(port, &n, &key, &told, 60000) && told == &overlapped && key == 4711 && n == sizeof query);
+    send_query(handle);
+    CHECK(WinDivertRecv(handle, buffer, sizeof buffer, NULL, &addr));
+    CHECK(!GetQueuedCompletionStatus(port, &n, &key, &told, 0) && told == NULL);
+    CHECK(CloseHandle(port));
+
+    CHECK(DuplicateHandle(GetCurrentProcess(), handle, GetCurrentProcess(), &twin, 0, FALSE, DUPLICATE_SAME_ACCESS));
+    CHECK(CloseHandle(handle));
+    CHECK(WinDivertSetParam(twin, WINDIVERT_PARAM_QUEUE_TIME, 500));
+    CHECK(CloseHandle(twin));
+    CHECK(!WinDivertClose(twin) && GetLastError() == ERROR_INVALID_HANDLE);
+}
+
+static void refuse(HANDLE device, DWORD code, DWORD status)
+{
+    DWORD fault[6] = {code, status, 0, 1, 0, 0}, got;
+
+    CHECK(DeviceIoControl(device, TEST_FAIL, fault, sizeof fault, NULL, 0, &got, NULL));
+}
+
+/* What the driver says is what the program gets. */
+static void fail_in_driver(HANDLE device, HANDLE handle)
+{
+    UINT8 buffer[2 * sizeof query];
+    WINDIVERT_ADDRESS addr, addrs[2];
+    OVERLAPPED overlapped;
+    DWORD n = 0;
+    UINT size = 4711;
+
+    refuse(device, IOCTL_RECV, 0xC0000184); /* STATUS_INVALID_DEVICE_STATE */
+    CHECK(!WinDivertRecv(handle, buffer, sizeof buffer, &size, &addr) && GetLastError() == ERROR_BAD_COMMAND && size == 4711);
+    refuse(device, IOCTL_RECV, 0xC0000120); /* STATUS_CANCELLED */
+    CHECK(!WinDivertRecv(handle, buffer, sizeof buffer, &size, &addr) && GetLastError() == ERROR_OPERATION_ABORTED);
+
+    send_query(handle);
+    CHECK(!WinDivertRecv(handle, buffer, 20, &size, &addr) && GetLastError() == ERROR_INSUFFICIENT_BUFFER && size == 4711);
+    CHECK(addr.Outbound);
+    size = sizeof *addrs - 1;
+    CHECK(!WinDivertRecvEx(handle, buffer, sizeof buffer, NULL, 0, addrs, &size, NULL) && GetLastError() == ERROR_INVALID_PARAMETER);
+    CHECK(!WinDivertRecvEx(handle, buffer, sizeof buffer, NULL, 1, addrs, NULL, NULL) && GetLastError() == ERROR_INVALID_PARAMETER);
+
+    /* An impostor at the end of its hops is refused, the packet behind it goes out, and the count says so. */
+    memset(addrs, 0, sizeof addrs);
+    addrs[0].Outbound = addrs[1].Outbound = addrs[0].Impostor = 1;
+    memcpy(buffer, query, sizeof query);
+    memcpy(buffer + sizeof query, query, sizeof query);
+    buffer[8] = 1;
+    memset(&overlapped, 0, sizeof overlapped);
+    CHECK(!WinDivertSendEx(handle, buffer, sizeof buffer, NULL, 0, addrs, sizeof addrs, &overlapped));
+    CHECK(GetLastError() == ERROR_IO_PENDING || GetLastError() == ERROR_HOST_UNREACHABLE);
+    CHECK(!GetOverlappedResult(handle, &overlapped, &n, TRUE) && GetLastError() == ERROR_HOST_UNREACHABLE);
+    CHECK(n == sizeof buffer);
+    CHECK(WinDivertRecv(handle, buffer, sizeof buffer, &size, &addr) && size == sizeof query && !addr.Impostor);
+}
+
+/* What cannot be opened says why. */
+static void fail_to_open(void)
+{
+    static const struct { const char *filter; WINDIVERT_LAYER layer; INT16 priority; UINT64 flags; } rows[] = {
+        {"tcp.Nonsense == 1", WINDIVERT_LAYER_NETWORK, 0, 0},
+        {NULL, WINDIVERT_LAYER_NETWORK, 0, 0},
+        {"true", (WINDIVERT_LAYER)5, 0, 0},
+        {"true", WINDIVERT_LAYER_NETWORK, 30001, 0},
+        {"true", WINDIVERT_LAYER_NETWORK, 0, 0x40},
+        {"true", WINDIVERT_LAYER_NETWORK, 0, WINDIVERT_FLAG_SNIFF | WINDIVERT_FLAG_DROP},
+        {"true", WINDIVERT_LAYER_NETWORK, 0, WINDIVERT_FLAG_RECV_ONLY | WINDIVERT_FLAG_SEND_ONLY},
+        {"true", WINDIVERT_LAYER_FLOW, 0, WINDIVERT_FLAG_SNIFF}, /* the driver refuses it */
+    };
+
+    for (size_t i = 0; i < sizeof rows / sizeof *rows; i++) {
+        CHECK(WinDivertOpen(rows[i].filter, rows[i].layer, rows[i].priority, rows[i].flags) == INVALID_HANDLE_VALUE);
+        CHECK(GetLastError() == ERROR_INVALID_PARAMETER);
+    }
+}
+
+/* The library stays in memory: Go's threads cannot end. */
+static void unload(void)
+{
+    HMODULE library = LoadLibraryA("WinDivert.dll");
+
+    CHECK(library != NULL);
+    for (int i = 0; i < 3; i++)
+        FreeLibrary(library);
+    CHECK(GetModuleHandleA("WinDivert.dll") == library);
+}
+
 int main(void)
 {
     HANDLE first, device, handle;
@@ -84,10 +255,6 @@ int main(void)
     UINT8 buffer[64];
     UINT64 value;
     UINT length;
-
-    /* A filter that does not compile. */
-    CHECK(WinDivertOpen("tcp.Nonsense == 1", WINDIVERT_LAYER_NETWORK, 0, 0) == INVALID_HANDLE_VALUE);
-    CHECK(GetLastError() == ERROR_INVALID_PARAMETER);
 
     first = WinDivertOpen("false", WINDIVERT_LAYER_NETWORK, 0, 0); /* installs and starts the driver */
     CHECK(first != INVALID_HANDLE_VALUE);
@@ -97,20 +264,26 @@ int main(void)
     control(device, TEST_RESET, 0);
     control(device, TEST_MODE, MODE_LOOP);
 
+    fail_to_open();
     handle = WinDivertOpen("outbound and udp.DstPort == 53", WINDIVERT_LAYER_NETWORK, 7, 0);
     CHECK(handle != INVALID_HANDLE_VALUE);
     exchange(handle);
+    wait_for_events(handle);
+    fail_in_driver(device, handle);
 
     CHECK(WinDivertSetParam(handle, WINDIVERT_PARAM_QUEUE_LENGTH, 100));
     CHECK(WinDivertGetParam(handle, WINDIVERT_PARAM_QUEUE_LENGTH, &value) && value == 100);
     CHECK(!WinDivertSetParam(handle, WINDIVERT_PARAM_QUEUE_LENGTH, 1) && GetLastError() == ERROR_INVALID_PARAMETER);
     CHECK(WinDivertGetParam(handle, WINDIVERT_PARAM_VERSION_MAJOR, &value) && value == 2);
+    CHECK(!WinDivertGetParam(handle, (WINDIVERT_PARAM)5, &value) && GetLastError() == ERROR_INVALID_PARAMETER);
 
     CHECK(WinDivertShutdown(handle, WINDIVERT_SHUTDOWN_BOTH));
     CHECK(!WinDivertRecv(handle, buffer, sizeof buffer, &length, &addr) && GetLastError() == ERROR_NO_DATA);
     CHECK(WinDivertClose(handle));
     CHECK(!WinDivertClose(handle) && GetLastError() == ERROR_INVALID_HANDLE);
 
+    use_kernel_handle();
+    unload();
     CHECK(WinDivertClose(first));
     control(device, TEST_RESET, 0);
     CHECK(CloseHandle(device));
