@@ -93,7 +93,8 @@ func (h *Handle) SendBatch(ps []Packet) (int, error) {
 
 // Accept lets a received packet go on as it was, whatever its Data is now; its bytes are not copied back
 // to the kernel. If the packet is not waiting any more, Data is injected as Send would; so it is always on
-// Windows, where the driver keeps nothing of a packet that was received.
+// Windows, where the driver keeps nothing of a packet that was received, except for packets that were cut on the way to
+// the program (WithSnapLength, a short buffer of Recv), which are kept whole as long as the queue's limits allow.
 func (h *Handle) Accept(p *Packet) error {
 	if p == nil {
 		return opError("accept", fmt.Errorf("%w: the packet is nil", ErrInvalid))

@@ -34,6 +34,7 @@ func (h *Handle) Recv(b []byte) (int, Address, error) {
 	}
 	n := copy(b, s[0].Data)
 	if n < len(s[0].Data) && h.hasData() {
+		h.keepWhole(&s[0])
 		return n, s[0].Addr, opError("recv", ErrShortBuffer)
 	}
 	return n, s[0].Addr, nil
@@ -157,7 +158,15 @@ func (h *Handle) ended(ctx context.Context) error {
 
 // cut leaves no more of a packet than is wanted.
 func (h *Handle) cut(p *Packet) {
-	if h.snap > 0 && h.layer != LayerReflect {
-		p.Data = p.Data[:min(len(p.Data), h.snap)]
+	if h.snap > 0 && h.layer != LayerReflect && len(p.Data) > h.snap {
+		h.keepWhole(p)
+		p.Data = p.Data[:h.snap]
+	}
+}
+
+// keepWhole has the engine keep a packet that is about to be cut, if it must for Accept to let the whole of it go on.
+func (h *Handle) keepWhole(p *Packet) {
+	if k, ok := h.engine.(engine.Keeper); ok && h.flags&(Sniff|RecvOnly) == 0 {
+		k.Keep(p)
 	}
 }

@@ -110,6 +110,12 @@ type Dropper interface {
 	Drop(ps []packet.Packet) error
 }
 
+// Keeper is a Handle that itself has nothing any more of a packet that Recv returned. Keep tells it of one, whole, of which
+// the program will get a part: it keeps a copy, for Accept.
+type Keeper interface {
+	Keep(p *packet.Packet)
+}
+
 // Queues is a Handle whose flows are shared out to several queues.
 type Queues interface {
 	Queues() int

@@ -105,6 +105,18 @@ func (s *fakeStack) numPassed() int {
 	return len(s.passed)
 }
 
+// numOpen returns how many handles of drivers are open.
+func (s *fakeStack) numOpen() (n int) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, d := range s.drivers {
+		if !d.closed {
+			n++
+		}
+	}
+	return n
+}
+
 func (d *fakeDriver) receive(w engine.Wait, ps []packet.Packet, _ packet.Layer) (int, error) {
 	d.stack.mu.Lock()
 	defer d.stack.mu.Unlock()
@@ -146,7 +158,13 @@ func (d *fakeDriver) send(ps []packet.Packet) (int, error) {
 		d.stack.t.Errorf("the driver refuses to send")
 		return 0, engine.ErrShutdown
 	}
+	n, last := 0, error(nil)
 	for _, p := range ps {
+		if _, err := engine.Whole(p.Data); err != nil {
+			last = err
+			continue
+		}
+		n++
 		if d.stack.loop {
 			d.stack.run(p)
 		} else {
@@ -154,7 +172,7 @@ func (d *fakeDriver) send(ps []packet.Packet) (int, error) {
 			d.stack.passed = append(d.stack.passed, p)
 		}
 	}
-	return len(ps), nil
+	return n, last
 }
 
 func (d *fakeDriver) setParam(param uint32, value uint64) error {

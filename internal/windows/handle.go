@@ -28,6 +28,7 @@ type handle struct {
 	newest   atomic.Pointer[source] // where packets are sent, and the limits are set
 	pump     *pump                  // nil if no filter is judged, and receive calls go to the driver themselves
 	received outstanding
+	kept     keeper
 
 	mu       sync.Mutex // serialises the calls that change the handle
 	limits   engine.Limits
@@ -50,7 +51,7 @@ type source struct {
 // counts are the counters. The driver keeps none.
 type counts struct {
 	matched, received, reinjected, injected, failed atomic.Uint64
-	full, old, long, passed                         atomic.Uint64
+	full, old, long, passed, abandoned              atomic.Uint64
 }
 
 // defaults are the limits that a handle of the driver begins with (specification: api.md 1.1).
@@ -142,6 +143,7 @@ func (h *handle) advance(s *source) bool {
 		return false
 	}
 	if h.oldest.CompareAndSwap(s, next) {
+		h.newest.CompareAndSwap(s, next)
 		_ = s.driver.close() // nothing waits in it
 	}
 	return true
@@ -183,8 +185,29 @@ func (h *handle) send(ps []packet.Packet) (int, error) {
 	}
 }
 
-// Accept implements engine.Handle. The driver keeps nothing of a packet that was received, so it is sent.
-func (h *handle) Accept(ps []packet.Packet) (int, error) { return h.Send(ps) }
+// Accept implements engine.Handle. The driver keeps nothing of a packet that was received, so it is sent: as it came if
+// it was kept, else with the bytes of ps.
+func (h *handle) Accept(ps []packet.Packet) (int, error) {
+	if h.kept.length() == 0 {
+		return h.Send(ps)
+	}
+	whole := h.kept.restore(&h.received, ps)
+	defer h.kept.release(whole)
+	return h.Send(whole.packets)
+}
+
+// Keep implements engine.Keeper: the packet is copied. As much is kept as the handle's queue may hold; what is
+// there longest makes way, and counts as abandoned.
+func (h *handle) Keep(p *packet.Packet) {
+	id, ok := h.received.id(&p.Addr)
+	if !ok || h.closed.Load() {
+		return
+	}
+	h.mu.Lock()
+	limits := h.limits
+	h.mu.Unlock()
+	h.counts.abandoned.Add(uint64(h.kept.put(id, p, limits)))
+}
 
 // Wake implements engine.Handle.
 func (h *handle) Wake() {
@@ -250,7 +273,7 @@ func setLimits(d driver, is, want engine.Limits) error {
 // is missed, and none that is held up comes twice; but copies of packets, and socket events, may come
 // from both for that moment. The layers FLOW and REFLECT take no other filter unless the interpreter
 // decides: a new handle of the driver does not know the flows there are, and is told again of the handles
-// there are.
+// there are. What a handle that only sends has kept from the network until then goes on, as when it is closed.
 func (h *handle) SetFilter(p *filter.Program) error {
 	h.mu.Lock()
 	defer h.mu.Unlock()
@@ -284,23 +307,24 @@ func (h *handle) SetFilter(p *filter.Program) error {
 	return h.exchange(old, pl)
 }
 
-// exchange puts a new source in the place of the newest.
+// exchange puts a new source in the place of the newest. The order matters: as long as the old one captures, packets are
+// sent with it, for the new one counts as the higher and does not see those; the old one would see the new one's.
 func (h *handle) exchange(old *source, pl *plan) error {
 	s, err := h.newSource(pl)
 	if err != nil {
 		return err
 	}
-	if err = setLimits(s.driver, defaults, h.limits); err == nil {
-		old.next.Store(s)
-		h.newest.Store(s)
-		err = old.driver.shutdown(engine.ShutdownRecv)
-		if err != nil {
-			h.newest.Store(old)
-			old.next.Store(nil)
-		}
-	}
-	if err != nil {
+	if err := setLimits(s.driver, defaults, h.limits); err != nil {
 		return errors.Join(err, s.driver.close())
+	}
+	old.next.Store(s)
+	if err := old.driver.shutdown(engine.ShutdownRecv); err != nil && h.oldest.Load() != s { // else it is shut down, and was empty
+		old.next.Store(nil)
+		return errors.Join(err, s.driver.close())
+	}
+	h.newest.Store(s)
+	if h.cfg.Flags&(engine.FlagDrop|engine.FlagSendOnly) != 0 {
+		h.advance(old) // no receive call will find it empty
 	}
 	return nil
 }
@@ -342,6 +366,7 @@ func (h *handle) Close() error {
 	if h.pump != nil {
 		h.pump.close()
 	}
+	h.kept.clear()
 	var errs []error
 	for s := h.oldest.Load(); s != nil; s = s.next.Load() {
 		if err := s.driver.close(); err != nil && err != net.ErrClosed {
@@ -355,8 +380,8 @@ func (h *handle) Close() error {
 // counts what matched and came here. What the driver drops, on a handle that drops or because its queue
 // is full or a packet too old, it does not tell, nor how many wait there: Dropped is always 0, and
 // Waiting, DroppedFull, DroppedOld and Passed are, unless the interpreter decides; then they are about the
-// queue in user space. Abandoned is always 0: a received packet takes no place in the driver. So are
-// Lost and Foreign.
+// queue in user space. Lost and Foreign are always 0. Abandoned counts packets that were cut and could not be kept; a received packet that was not
+// cut takes no place.
 // Reinjected counts packets that are among the 16384 received last, others sent count as injected. If the
 // driver refuses a batch of packets for one of them, Failed counts one.
 func (h *handle) Stats() (engine.Stats, error) {
@@ -365,6 +390,7 @@ func (h *handle) Stats() (engine.Stats, error) {
 		Matched: c.matched.Load(), Received: c.received.Load(), Passed: c.passed.Load(),
 		DroppedFull: c.full.Load(), DroppedOld: c.old.Load(), DroppedLong: c.long.Load(),
 		Reinjected: c.reinjected.Load(), Injected: c.injected.Load(), Failed: c.failed.Load(),
+		Abandoned: c.abandoned.Load(),
 	}
 	if h.pump != nil {
 		s.Waiting = uint64(h.pump.inbox.length())

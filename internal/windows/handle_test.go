@@ -1,6 +1,7 @@
 package windows
 
 import (
+	"bytes"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -15,6 +16,7 @@ import (
 
 	"github.com/opendivert/divert/filter"
 	"github.com/opendivert/divert/internal/engine"
+	"github.com/opendivert/divert/internal/race"
 	"github.com/opendivert/divert/packet"
 )
 
@@ -342,4 +344,102 @@ func TestOutstanding(t *testing.T) {
 			t.Errorf("%s: %v", row.name, got)
 		}
 	}
+}
+
+// TestSetFilterLeavesNoDriver: a handle from which nobody receives has one handle of the driver, however often its filter
+// changes.
+func TestSetFilterLeavesNoDriver(t *testing.T) {
+	for name, flags := range map[string]uint64{"drop": engine.FlagDrop, "send only": engine.FlagSendOnly} {
+		t.Run(name, func(t *testing.T) {
+			s := newStack(t)
+			h := s.handle("udp", packet.LayerNetwork, engine.Config{Flags: flags})
+			for range 5 {
+				for _, text := range []string{"udp and ip", "udp"} {
+					if err := h.SetFilter(compile(t, text)); err != nil {
+						t.Fatal(err)
+					}
+				}
+			}
+			if n := s.numOpen(); n != 1 {
+				t.Errorf("%d handles of the driver are open", n)
+			}
+			if _, err := h.Send([]packet.Packet{{Data: udp4(nil), Addr: outboundAddress(1)}}); err != nil {
+				t.Error(err)
+			}
+			if err := h.Close(); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+}
+
+// TestAcceptWhatWasCut accepts packets of which the program has a part only: they go on whole, once.
+func TestAcceptWhatWasCut(t *testing.T) {
+	s := newStack(t)
+	h := s.handle("udp", packet.LayerNetwork, engine.Config{Limits: engine.Limits{Length: 32, Time: defaults.Time, Size: defaults.Size}})
+	const total = 40 // of which 8 are too many to be kept
+	for i := range total {
+		s.capture(packet.Packet{Data: udp4(bytes.Repeat([]byte{byte(i)}, 100+i)), Addr: outboundAddress(1)})
+	}
+	ps := make([]packet.Packet, total)
+	for got := 0; got < total; {
+		n, err := h.Recv(ps[got:])
+		if err != nil {
+			t.Fatal(err)
+		}
+		got += n
+	}
+	for i := range ps {
+		h.Keep(&ps[i])
+		ps[i].Data = ps[i].Data[:64]
+		h.Keep(&ps[i]) // of what is kept already nothing is cut
+	}
+	n, err := h.Accept(ps)
+	if n != 32 || !errors.Is(err, engine.ErrShortBuffer) {
+		t.Errorf("accepted %d, %v", n, err)
+	}
+	for i, p := range s.passed {
+		if want := udp4(bytes.Repeat([]byte{byte(8 + i)}, 108+i)); !bytes.Equal(p.Data, want) {
+			t.Errorf("packet %d went on as %x", 8+i, p.Data)
+		}
+	}
+	for i := range ps {
+		if len(ps[i].Data) != 64 {
+			t.Errorf("packet %d of the program has %d bytes", i, len(ps[i].Data))
+		}
+	}
+	stats, _ := h.Stats()
+	if stats.Reinjected != 32 || stats.Abandoned != 8 || stats.Failed != 8 {
+		t.Errorf("counted %+v", stats)
+	}
+	if n, err := h.Accept(ps[20:21]); n != 0 || !errors.Is(err, engine.ErrShortBuffer) {
+		t.Errorf("the second time: %d, %v", n, err)
+	}
+}
+
+// TestKeepAllocatesNothing: packets that are kept use the memory of those before.
+func TestKeepAllocatesNothing(t *testing.T) {
+	race.CannotCount(t)
+	s := newStack(t)
+	h := s.handle("udp", packet.LayerNetwork, engine.Config{})
+	ps := []packet.Packet{{Data: udp4(make([]byte, 500)), Addr: outboundAddress(1)}, {Data: udp4(make([]byte, 500)), Addr: outboundAddress(1)}}
+	if per := testing.AllocsPerRun(100, func() {
+		for i := range ps {
+			h.received.put(&ps[i].Addr)
+			h.Keep(&ps[i])
+		}
+		h.kept.release(h.kept.restore(&h.received, ps))
+	}); per > 0 {
+		t.Errorf("%v allocations", per)
+	}
+}
+
+// compile compiles a filter of the layer NETWORK.
+func compile(t testing.TB, text string) *filter.Program {
+	t.Helper()
+	p, err := filter.Compile(text, packet.LayerNetwork, filter.Extended)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return p
 }

@@ -31,10 +31,16 @@ func (o *outstanding) put(a *packet.Address) {
 	binary.LittleEndian.PutUint64(b[4:], id)
 }
 
+// id returns the number of the received packet that an address is of, and whether there is one.
+func (o *outstanding) id(a *packet.Address) (uint64, bool) {
+	b := a.Union()[tokenOffset:]
+	id := binary.LittleEndian.Uint64(b[4:])
+	return id, binary.LittleEndian.Uint32(b[0:]) == o.tag && id != 0
+}
+
 // claim reports whether an address is that of a received packet that was not sent yet. It is
 // true once for each.
 func (o *outstanding) claim(a *packet.Address) bool {
-	b := a.Union()[tokenOffset:]
-	id := binary.LittleEndian.Uint64(b[4:])
-	return binary.LittleEndian.Uint32(b[0:]) == o.tag && id != 0 && o.slots[id%remembered].CompareAndSwap(id, 0)
+	id, ok := o.id(a)
+	return ok && o.slots[id%remembered].CompareAndSwap(id, 0)
 }
