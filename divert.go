@@ -168,9 +168,9 @@ const (
 func WithEngine(e Engine) Option { return func(o *options) { o.config.Mode = engine.Mode(e) } }
 
 // WithDriver names the file of the signed WinDivert 2.2 driver, or the folder it lies in, for the case that
-// the driver has to be installed. Without it the environment variable DIVERT_DRIVER names it, or the
-// file lies next to the executable, WinDivert64.sys or, on 32-bit Windows, WinDivert32.sys.
-// It matters on Windows only.
+// the driver has to be installed. Without it the environment variable DIVERT_DRIVER names it, or the file lies next
+// to the program, or to the library that this package is built into: WinDivert64.sys or, on 32-bit Windows,
+// WinDivert32.sys. It matters on Windows only.
 func WithDriver(path string) Option { return func(o *options) { o.config.Driver = path } }
 
 // paramRange is what a parameter may be, and is by default.

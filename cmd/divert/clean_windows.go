@@ -18,16 +18,18 @@ func newClean(a *app) *cobra.Command {
 		Use:   "clean",
 		Short: "Stop the driver and remove its service",
 		Long: `Stop the driver and remove its service, which handles install when they need it. What dead processes
-had open is gone with them, so there is nothing else to remove. While handles are open the driver stays;
-divert kill all ends the processes that have them. The next handle that is opened installs the driver again.`,
+had open is gone with them, so there is nothing else to remove. A service that does not run is removed too: one
+that is left over from a program that has moved keeps others from starting the driver. While handles are open
+the driver stays; divert kill all ends the processes that have them. Handles that watch others (divert watch)
+are not seen: end those first. The next handle that is opened installs the driver again.`,
 		Example: "  divert clean\n  divert kill all && divert clean",
 		Args:    noArguments,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if err := waitUnused(cmd.Context()); err != nil {
 				return err
 			}
-			stopped, err := windows.Uninstall()
-			if stopped {
+			removed, err := windows.Uninstall()
+			if removed {
 				fmt.Fprintln(a.out, "removed the driver WinDivert")
 			}
 			return err
