@@ -209,6 +209,21 @@ func (h *handle) Keep(p *packet.Packet) {
 	h.counts.abandoned.Add(uint64(h.kept.put(id, p, limits)))
 }
 
+// Drop implements engine.Dropper: what was kept of packets is forgotten.
+func (h *handle) Drop(ps []packet.Packet) error {
+	if h.closed.Load() {
+		return net.ErrClosed
+	}
+	for i := range ps {
+		id, _ := h.received.id(&ps[i].Addr)
+		if h.received.claim(&ps[i].Addr) {
+			h.counts.abandoned.Add(1)
+			h.kept.forget(id)
+		}
+	}
+	return nil
+}
+
 // Wake implements engine.Handle.
 func (h *handle) Wake() {
 	if h.pump != nil {
@@ -380,10 +395,10 @@ func (h *handle) Close() error {
 // counts what matched and came here. What the driver drops, on a handle that drops or because its queue
 // is full or a packet too old, it does not tell, nor how many wait there: Dropped is always 0, and
 // Waiting, DroppedFull, DroppedOld and Passed are, unless the interpreter decides; then they are about the
-// queue in user space. Lost and Foreign are always 0. Abandoned counts packets that were cut and could not be kept; a received packet that was not
-// cut takes no place.
-// Reinjected counts packets that are among the 16384 received last, others sent count as injected. If the
-// driver refuses a batch of packets for one of them, Failed counts one.
+// queue in user space. Lost and Foreign are always 0. Abandoned counts packets that were dropped, or cut and could not
+// be kept; other received packets take no place.
+// Reinjected counts packets that are among the 16384 received last, others sent count as injected. Of a batch in
+// which the driver refuses packets, Failed counts one; of one at which it stops, all.
 func (h *handle) Stats() (engine.Stats, error) {
 	c := &h.counts
 	s := engine.Stats{

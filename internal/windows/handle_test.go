@@ -403,13 +403,18 @@ func TestAcceptWhatWasCut(t *testing.T) {
 			t.Errorf("packet %d went on as %x", 8+i, p.Data)
 		}
 	}
+	h.received.put(&ps[0].Addr)
+	h.Keep(&ps[0])
+	if err := h.Drop(ps[:1]); err != nil || h.kept.length() != 0 {
+		t.Errorf("%d packets are kept after one was dropped; %v", h.kept.length(), err)
+	}
 	for i := range ps {
 		if len(ps[i].Data) != 64 {
 			t.Errorf("packet %d of the program has %d bytes", i, len(ps[i].Data))
 		}
 	}
 	stats, _ := h.Stats()
-	if stats.Reinjected != 32 || stats.Abandoned != 8 || stats.Failed != 8 {
+	if stats.Reinjected != 32 || stats.Abandoned != 8+1 || stats.Failed != 8 {
 		t.Errorf("counted %+v", stats)
 	}
 	if n, err := h.Accept(ps[20:21]); n != 0 || !errors.Is(err, engine.ErrShortBuffer) {

@@ -117,6 +117,18 @@ func (k *keeper) release(r *restored) {
 	k.pool.Put(r)
 }
 
+// forget forgets a packet.
+func (k *keeper) forget(id uint64) {
+	if k.length() == 0 {
+		return
+	}
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if e := k.byID[id]; e != nil {
+		k.recycle(k.remove(e))
+	}
+}
+
 // clear forgets all packets.
 func (k *keeper) clear() {
 	k.mu.Lock()
