@@ -23,7 +23,9 @@ import (
 
 // forgedPriorities are values of skb->priority that would pass a packet over handles if they were believed: cursors, and
 // the mark by which handles of the interpreter know forwarded packets.
-var forgedPriorities = []uint32{0xd0000000, 0xd0000010, 0xd7530000, 0xd000000f, 0xdfffffff, 0xc0000000, 0xc0000006, 0xe0000000, 0xf0000000}
+var forgedPriorities = []uint32{0xd0000000, 0xd0000010, 0xd7530000, 0xd000000f, 0xdfffffff, 0xc0000000, 0xc0000006, 0xe0000000, 0xf0000000,
+	16, 0x10010, // no room for these beside a cursor
+}
 
 // sendWithPriority sends datagrams from a host, each from a socket with a priority.
 func sendWithPriority(t testing.TB, from *lab.Host, to net.Addr, priorities []uint32) (texts []string) {
@@ -59,6 +61,7 @@ func TestNoPriorityPassesHandles(t *testing.T) {
 				conn, expect := receiver(t, pair.B, f.addr(pair.B))
 				filter := fmt.Sprintf("udp.DstPort == %d", addrPort(conn).Port())
 				low := collectPayloads(t, pair.A, filter, e, divert.WithPriority(-10))
+				high := collectPayloads(t, pair.A, filter, e, divert.WithPriority(10))
 				d := openAt(t, pair.A, "false", e)
 				a := divert.Address{Outbound: true, IPv6: f.name == "IPv6"}
 				b := craft(t, f.addr(pair.A).String(), f.addr(pair.B).String(), addrPort(conn).Port(), []byte("injected"))
@@ -68,7 +71,8 @@ func TestNoPriorityPassesHandles(t *testing.T) {
 				expect("injected")
 				texts := sendWithPriority(t, pair.A, conn.LocalAddr(), forgedPriorities)
 				expect(texts...)
-				low.expect(t, "handle", append([]string{"injected"}, texts...)...)
+				high.expect(t, "handle above the injector", texts...)
+				low.expect(t, "handle below", append([]string{"injected"}, texts...)...)
 			})
 		}
 	})

@@ -104,10 +104,10 @@ func (v *verdicts) flush(lanes []*lane) (failed int, err error) {
 // cursor by which it meets the lower handles only. Whether there are any is the kernel's to find out: what another
 // process does, or fails to do, makes no difference.
 func (s *sender) onward(priority uint32) (queue.Verdict, queue.Option) {
-	if cursors() && cursor.Keeps(priority) {
+	if cursors() {
 		return queue.Repeat, queue.Option{Priority: s.key.Pack(priority), SetPriority: true}
 	}
-	// The cursor has no place in this packet, or cannot be set: it leaves the chain, and nobody below sees it.
+	// The cursor cannot be set: the packet leaves the chain, and nobody below sees it.
 	if _, ok := cursor.Unpack(priority); ok {
 		return queue.Accept, queue.Option{Priority: priority & cursor.OldMask, SetPriority: true}
 	}

@@ -44,9 +44,6 @@ func (k Key) Pack(old uint32) uint32 {
 	return Magic | uint32(k&maxKey)<<keyShift | old&OldMask
 }
 
-// Keeps reports whether Pack loses nothing of a priority: it fits, or is a cursor that carries one.
-func Keeps(old uint32) bool { return old&^OldMask == 0 || old&MagicMask == Magic }
-
 // Unpack returns the key in a field, and whether it holds a cursor.
 func Unpack(v uint32) (k Key, ok bool) {
 	return Key(v & KeyMask >> keyShift), v&MagicMask == Magic

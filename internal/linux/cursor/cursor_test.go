@@ -45,9 +45,6 @@ func TestOrder(t *testing.T) {
 			t.Errorf("a packet served by %#x would meet %#x again", lower, higher)
 		}
 	}
-	if !Keeps(0) || !Keeps(15) || !Keeps(NewKey(7, 1).Pack(3)) || Keeps(16) || Keeps(0x10010) {
-		t.Error("Keeps is wrong about what fits beside a cursor")
-	}
 	if again := NewKey(-7, 0).Pack(NewKey(7, 1).Pack(3)); again&OldMask != 3 {
 		t.Errorf("the old priority is lost with the second cursor: %#x", again)
 	}
