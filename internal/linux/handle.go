@@ -230,15 +230,22 @@ func (h *handle) newSource(mode engine.Mode) (source, error) {
 func (h *handle) rules() []rules.Rule {
 	var rs []rules.Rule
 	actions := h.source.actions()
-	for _, chain := range paths(h.layer, h.cfg.Flags) {
+	ways := paths(h.layer, h.cfg.Flags)
+	add := func(chain, asked rules.Chain) {
 		program := rules.NoProgram
 		if h.entries != nil {
-			program = h.entries.at[chain].FD()
+			program = h.entries.at[asked].FD()
 		}
 		for i, a := range actions {
 			share := rules.Share{Index: uint32(i), Of: uint32(len(actions))}
 			rs = append(rs, rules.Rule{Chain: chain, Program: program, Action: a, Share: share})
 		}
+	}
+	for _, chain := range ways {
+		add(chain, chain)
+	}
+	if h.layer == packet.LayerNetwork {
+		add(rules.Redirected, ways[0]) // packets that come in, at a later place: the same program
 	}
 	return rs
 }

@@ -180,7 +180,7 @@ func (h *handle) describe(a *packet.Address, m *queue.Message, at int64) {
 	a.Timestamp = at
 	a.Layer = h.layer
 	a.Event = packet.EventPacket
-	a.Outbound = m.Hook != queue.HookPrerouting
+	a.Outbound = outbound(m.Hook)
 	a.IPv6 = len(m.Payload) > 0 && m.Payload[0]>>4 == 6
 	ifIdx := m.Out
 	if !a.Outbound {

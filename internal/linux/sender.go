@@ -118,7 +118,7 @@ func (s *sender) onward(priority uint32) (queue.Verdict, queue.Option) {
 // handle's, or with the cursor of a packet that the handle has served. Its own rules lead no such packet there.
 func (s *sender) strange(m *queue.Message) bool {
 	forward := m.Hook == queue.HookForward
-	if forward != (s.h.layer == packet.LayerForward) || !forward && m.Hook != queue.HookPrerouting && m.Hook != queue.HookPostrouting {
+	if forward != (s.h.layer == packet.LayerForward) || !forward && m.Hook != queue.HookPrerouting && m.Hook != queue.HookLocalIn && m.Hook != queue.HookPostrouting {
 		return true
 	}
 	key, ok := cursor.Unpack(m.Priority)

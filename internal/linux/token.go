@@ -72,7 +72,10 @@ func tokenOf(a *packet.Address) token {
 }
 
 // outbound reports whether the packet was on its way out.
-func (t *token) outbound() bool { return t.hook != queue.HookPrerouting }
+func (t *token) outbound() bool { return outbound(t.hook) }
+
+// outbound reports whether packets of a hook are on their way out.
+func outbound(hook queue.Hook) bool { return hook != queue.HookPrerouting && hook != queue.HookLocalIn }
 
 // holds reports whether a packet with this address and these bytes can go on as the one it was captured as:
 // on the same way, over the same interface, and, when it has been routed already, to the
@@ -81,10 +84,10 @@ func (t *token) holds(b []byte, a *packet.Address) bool {
 	if a.Outbound != t.outbound() {
 		return false
 	}
-	if t.outbound() {
-		return destination(b) == t.dst
+	if t.hook != queue.HookPrerouting && destination(b) != t.dst {
+		return false
 	}
-	return a.Network().IfIdx == t.ifIdx
+	return t.outbound() || a.Network().IfIdx == t.ifIdx
 }
 
 // destination digests the destination address of a packet (FNV-1a); 0 if it is cut before that.

@@ -15,6 +15,7 @@ const (
 	Ours      = 0xC0000000
 	Magic     = 0xD0000000
 	MagicMask = 0xF0000000
+	Elsewhere = 0xF0000000 // instead of Magic: not for this host at PRE_ROUTING, and no handle has seen it
 	KeyMask   = 0x0FFFFFF0
 	OldMask   = 0x0000000F
 

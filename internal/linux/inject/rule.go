@@ -5,6 +5,7 @@ package inject
 import (
 	"crypto/rand"
 	"encoding/binary"
+	"slices"
 
 	"github.com/google/nftables/expr"
 	"golang.org/x/sys/unix"
@@ -83,7 +84,8 @@ func hasPassword(p Password) []expr.Any {
 
 // SealRule returns the expressions of a rule at PRE_ROUTING or FORWARD that gives packets from frames with the seal the cursor
 // and ends the chain for them. It looks at 24 bits of the destination and at all bits of the source that count.
-func SealRule(s Seal, cursor uint32) []expr.Any {
+// The packets must also match the expressions in and.
+func SealRule(s Seal, cursor uint32, and ...expr.Any) []expr.Any {
 	const from, length = 3, 8
 	mask := []byte{0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, sealMask}
 	e := []expr.Any{
@@ -91,7 +93,7 @@ func SealRule(s Seal, cursor uint32) []expr.Any {
 		&expr.Bitwise{SourceRegister: reg1, DestRegister: reg1, Len: length, Mask: mask, Xor: make([]byte, length)},
 		&expr.Cmp{Op: expr.CmpOpEq, Register: reg1, Data: s[from : from+length]},
 	}
-	return append(append(e, setPriority(cursor)...), &expr.Verdict{Kind: expr.VerdictReturn})
+	return slices.Concat(e, and, setPriority(cursor), []expr.Any{&expr.Verdict{Kind: expr.VerdictReturn}})
 }
 
 const reg1 = unix.NFT_REG_1

@@ -172,6 +172,7 @@ type Hook uint8
 // The hooks that a message names.
 const (
 	HookPrerouting  Hook = 0
+	HookLocalIn     Hook = 1
 	HookForward     Hook = 2
 	HookPostrouting Hook = 4
 )

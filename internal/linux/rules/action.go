@@ -110,7 +110,7 @@ func (r Rule) exprs(o Owner) []expr.Any {
 	inbound := r.Chain == Inbound || r.Chain == InboundFragments
 	_, alone := r.Action.(ToNobody)
 	if inbound && alone {
-		e = append(e, forThisHost()...) // the program must not see others
+		e = append(e, onlyForThisHost()...) // the program must not see others
 	}
 	if r.Program != NoProgram {
 		e = append(e, program(r.Program))
@@ -122,7 +122,7 @@ func (r Rule) exprs(o Owner) []expr.Any {
 			e = append(e, notFromLoopback()...)
 		}
 		// After the program, because the look-up costs more than most filters.
-		e = append(e, forThisHost()...)
+		e = append(e, onlyForThisHost()...)
 	}
 	if !alone {
 		e = append(e, &expr.Objref{Type: int(nftables.ObjTypeCounter), Name: o.counter()})

@@ -25,6 +25,7 @@ const (
 	InboundFragments              // packets for this host as they came
 	Forward                       // packets routed through this host
 	Outbound                      // packets of this host
+	Redirected                    // packets for this host that were not before others redirected them
 	InboundOrigin                 // all that comes in, once: no cursor but that of what was injected
 	OutboundOrigin                // all that this host sends, once: the same
 	ForwardOrigin                 // a part of Forward: the cursor of what was injected
@@ -58,8 +59,9 @@ var chains = [numChains]struct {
 }{
 	Inbound:          {"inbound", nftables.ChainHookPrerouting, afterDefrag, []fixed{fromVRF}, []fixed{closing}},
 	InboundFragments: {"inbound_fragments", nftables.ChainHookPrerouting, beforeDefrag, nil, nil},
-	Forward:          {"forward", nftables.ChainHookForward, afterDefrag, []fixed{entering}, []fixed{closing}},
+	Forward:          {"forward", nftables.ChainHookForward, afterDefrag, []fixed{entering}, []fixed{forgetting}},
 	Outbound:         {"outbound", nftables.ChainHookPostrouting, beforeConfirmed, []fixed{toVRF}, []fixed{closing}},
+	Redirected:       {"redirected", nftables.ChainHookInput, afterDefrag, []fixed{known, opening}, []fixed{closing}},
 	InboundOrigin:    {"inbound_origin", nftables.ChainHookPrerouting, first, nil, []fixed{passing, fromVRF, clearing}},
 	OutboundOrigin:   {"outbound_origin", nftables.ChainHookOutput, first, []fixed{passing, toVRF}, []fixed{clearing}},
 	ForwardOrigin:    {forwardOrigin, nil, 0, nil, nil},
@@ -79,12 +81,15 @@ func (c Chain) behind(data []byte) bool {
 type fixed uint8
 
 const (
-	entering fixed = iota // leads packets without a cursor through forward_origin
-	passing               // lets packets go on that carry no cursor, true or forged
-	fromVRF               // lets packets go on that a VRF device received: they have come in by its port already
-	toVRF                 // lets packets go on that a VRF device will send: its port sends them once more
-	clearing              // takes forged cursors out of packets; those that proved theirs have left the chain
-	closing               // takes the cursor out of packets that have met every handle
+	entering   fixed = iota // leads packets without a cursor through forward_origin
+	passing                 // lets packets go on that carry no cursor, true or forged
+	fromVRF                 // lets packets go on that a VRF device received: they have come in by its port already
+	toVRF                   // lets packets go on that a VRF device will send: its port sends them once more
+	clearing                // takes forged cursors out of packets; those that proved theirs have left the chain
+	closing                 // takes the cursor out of packets that have met every handle
+	forgetting              // the same, and takes out the note that packets are for elsewhere
+	known                   // lets packets go on that were for this host when they came in: they have met every handle
+	opening                 // makes a cursor that nobody has served of the note
 )
 
 // fixedComment is the comment by which a fixed rule is known.
@@ -92,6 +97,7 @@ var fixedComment = [...]string{
 	entering: "divert: first of forwarded", passing: "divert: without cursor",
 	fromVRF: "divert: second of two in a VRF", toVRF: "divert: first of two in a VRF",
 	clearing: "divert: forged", closing: "divert: last",
+	forgetting: "divert: last of forwarded", known: "divert: for this host before", opening: "divert: first",
 }
 
 func (f fixed) userData() []byte {
@@ -109,6 +115,12 @@ func (f fixed) exprs() []expr.Any {
 		return passVRF(metaIIFKind)
 	case toVRF:
 		return passVRF(metaOIFKind)
+	case known:
+		return append(priorityDiffers(cursor.Magic, cursor.Magic), &expr.Verdict{Kind: expr.VerdictAccept})
+	case opening:
+		return append(priorityIs(cursor.MagicMask, cursor.Elsewhere), setPriority(cursor.OldMask, cursor.Magic|cursor.KeyMask)...)
+	case forgetting:
+		return append(priorityIs(cursor.Magic, cursor.Magic), setPriority(cursor.OldMask, 0)...)
 	case clearing:
 		return append(priorityIs(cursor.Ours, cursor.Ours), setPriority(cursor.OldMask, 0)...)
 	}
@@ -244,6 +256,25 @@ func forThisHost() []expr.Any {
 		&expr.Byteorder{SourceRegister: reg1, DestRegister: reg1, Op: expr.ByteorderHton, Len: 4, Size: 4},
 		&expr.Range{Op: expr.CmpOpEq, Register: reg1, FromData: binaryutil.BigEndian.PutUint32(unix.RTN_LOCAL), ToData: binaryutil.BigEndian.PutUint32(unix.RTN_MULTICAST)},
 	}
+}
+
+// A transparent proxy redirects packets behind PRE_ROUTING: their destination is no address of this host when inbound sees
+// them, and they end here all the same. So before the question is asked the packet gets a note that it is for elsewhere, which
+// goes if it is not; the chain "redirected" at LOCAL_IN looks at packets with the note, and at no others.
+
+// noteElsewhere gives packets the note and leaves the old priority in reg2.
+func noteElsewhere() []expr.Any {
+	return []expr.Any{
+		&expr.Meta{Key: expr.MetaKeyPRIORITY, Register: reg2},
+		&expr.Bitwise{SourceRegister: reg2, DestRegister: reg1, Len: 4, Mask: native(cursor.OldMask), Xor: native(cursor.Elsewhere)},
+		&expr.Meta{Key: expr.MetaKeyPRIORITY, SourceRegister: true, Register: reg1},
+	}
+}
+
+// onlyForThisHost matches packets for this host. Others that came as far keep the note.
+func onlyForThisHost() []expr.Any {
+	e := append(noteElsewhere(), forThisHost()...)
+	return append(e, &expr.Meta{Key: expr.MetaKeyPRIORITY, SourceRegister: true, Register: reg2})
 }
 
 // Forwarded packets pass the chain "outbound" too. A program tells them by the interface they came in

@@ -99,7 +99,10 @@ func TestExpressions(t *testing.T) {
 		matchBPF = "match bpf.1, 528 bytes: 0200000007"
 		count    = "counter handle_abcd"
 	)
-	local := []string{"r1 = fib daddr type", "r1 = htonl r1", "r1 == 00000002-00000005"}
+	local := []string{
+		"r2 = meta priority", "r1 = r2 & 0x0000000f ^ 0xf0000000", "meta priority = r1",
+		"r1 = fib daddr type", "r1 = htonl r1", "r1 == 00000002-00000005", "meta priority = r2",
+	}
 	// The key of priority 0, sub 1: 30000<<8 | 1 = 0x753001.
 	notServed := []string{"r1 = meta priority", "r1 = htonl r1", "r1 != d0000000-d753001f"}
 	notLoopback := []string{"r1 = meta iif", "r1 != 01000000"}
@@ -141,6 +144,17 @@ func TestExpressions(t *testing.T) {
 		}},
 		{"a forged cursor", clearing.exprs(), []string{
 			"r1 = meta priority", "r2 = r1 & 0xc0000000 ^ 0x00000000", "r2 == 000000c0",
+			"r1 = r1 & 0x0000000f ^ 0x00000000", "meta priority = r1",
+		}},
+		{"for this host before", known.exprs(), []string{
+			"r1 = meta priority", "r2 = r1 & 0xd0000000 ^ 0x00000000", "r2 != 000000d0", "accept",
+		}},
+		{"redirected", opening.exprs(), []string{
+			"r1 = meta priority", "r2 = r1 & 0xf0000000 ^ 0x00000000", "r2 == 000000f0",
+			"r1 = r1 & 0x0000000f ^ 0xdffffff0", "meta priority = r1",
+		}},
+		{"closing of forwarded packets", forgetting.exprs(), []string{
+			"r1 = meta priority", "r2 = r1 & 0xd0000000 ^ 0x00000000", "r2 == 000000d0",
 			"r1 = r1 & 0x0000000f ^ 0x00000000", "meta priority = r1",
 		}},
 		{"forwarded without a cursor", entering.exprs(), []string{
@@ -185,6 +199,7 @@ func TestChainsStandAtTheirPlaces(t *testing.T) {
 		"inbound_fragments": {nftables.ChainHookPrerouting, -450},
 		"forward":           {nftables.ChainHookForward, -300},
 		"outbound":          {nftables.ChainHookPostrouting, 2147483547},
+		"redirected":        {nftables.ChainHookInput, -300},
 		"inbound_origin":    {nftables.ChainHookPrerouting, -451},
 		"forward_origin":    {},
 		"outbound_origin":   {nftables.ChainHookOutput, -451},

@@ -95,7 +95,7 @@ func startChildWith(t *testing.T, h *lab.Host, attributes *syscall.SysProcAttr, 
 
 // plain are the rules of a handle for which the interpreter decides. Nobody has bound the queue: packets pass.
 func plain() (rules []Rule) {
-	for _, c := range []Chain{Inbound, InboundFragments, Forward, Outbound} {
+	for _, c := range []Chain{Inbound, InboundFragments, Redirected, Forward, Outbound} {
 		rules = append(rules, Rule{Chain: c, Program: NoProgram, Action: ToQueue{Num: 0xfff0}})
 	}
 	return rules

@@ -52,20 +52,25 @@ func (t *tx) vouch(o Owner, c *Credentials) (n int) {
 	if c == nil {
 		return 0
 	}
-	in := InboundOrigin
-	if o.Layer == uint8(packet.LayerForward) {
-		in = ForwardOrigin
-	}
-	for _, r := range []struct {
+	// The key 0 has served everybody: no handle is below it.
+	const served = 0
+	type origin struct {
 		chain Chain
 		exprs []expr.Any
-	}{
-		{in, inject.SealRule(c.Seal, o.Key.Pack(0))},
+	}
+	in := []origin{{ForwardOrigin, inject.SealRule(c.Seal, o.Key.Pack(0))}}
+	if o.Layer == uint8(packet.LayerNetwork) {
+		in = []origin{
+			{InboundOrigin, inject.SealRule(c.Seal, o.Key.Pack(0), forThisHost()...)},
+			// A cursor that counts at LOCAL_IN has no room beside the note: no handle sees what is redirected.
+			{InboundOrigin, inject.SealRule(c.Seal, cursor.Key(served).Pack(0))},
+		}
+	}
+	for _, r := range append(in, []origin{
 		{OutboundOrigin, inject.FragmentRule(c.Own)},
 		{OutboundOrigin, inject.PasswordRule(c.Own, o.Key.Pack(0))},
-		// The key 0 has served everybody: no handle is below it.
-		{OutboundOrigin, inject.PasswordRule(c.Served, cursor.Key(0).Pack(0))},
-	} {
+		{OutboundOrigin, inject.PasswordRule(c.Served, cursor.Key(served).Pack(0))},
+	}...) {
 		t.insert(o, r.chain, r.exprs)
 		n++
 	}

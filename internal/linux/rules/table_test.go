@@ -421,7 +421,7 @@ func TestHandlesWithoutPackets(t *testing.T) {
 		t.Errorf("%d chains in paths, %d others", hooked, others)
 	}
 	f := open(t, ns, 2, 0)
-	if hooked, others := there(); hooked != 6 || others != 3 {
+	if hooked, others := there(); hooked != 7 || others != 3 {
 		t.Errorf("with a handle of NETWORK %d chains in paths, %d others", hooked, others)
 	}
 	closeAll(t, f, e)
