@@ -222,6 +222,7 @@ func TestCommandEvents(t *testing.T) {
 func TestCommandList(t *testing.T) {
 	f := load(t)
 	runCommand(t, 0, "list").wantNothing()
+	f.log() // of what this run has uploaded
 	victim := startCommand(t, "drop", "--priority", "77", "tcp.DstPort == 80")
 	f.uploaded()
 	pid := victim.cmd.Process.Pid
