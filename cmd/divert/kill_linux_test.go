@@ -72,7 +72,9 @@ func forge(pid string) error {
 		text, _ := userdata.GetString(r.UserData, userdata.TypeComment)
 		same := pidClaim.ReplaceAllString(text, "pid="+pid)
 		for _, claim := range []string{same, handleClaim.ReplaceAllString(same, "handle=1")} {
-			c.InsertRule(&nftables.Rule{Table: table, Chain: chain, UserData: userdata.AppendString(nil, userdata.TypeComment, claim)})
+			forged := &nftables.Rule{Table: table, Chain: chain, UserData: userdata.AppendString(nil, userdata.TypeComment, claim)}
+			c.InsertRule(forged) // before the true one
+			c.AddRule(forged)    // and behind it
 		}
 	}
 	return c.Flush()
