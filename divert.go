@@ -253,8 +253,8 @@ func OpenProgram(p *filter.Program, opts ...Option) (*Handle, error) {
 	return o.open(p)
 }
 
-// Package diverttest opens handles of an engine of its own, and the C interface such that wait where Go's fail; nobody
-// outside this module can.
+// Package diverttest opens handles of an engine of its own, and receivers of the C interface wait where those of Go fail;
+// nobody outside this module can have either.
 func init() {
 	engine.With = func(e engine.Opener) any { return Option(func(o *options) { o.engine = e }) }
 	engine.DropWaits = func() any { return Option(func(o *options) { o.dropWaits = true }) }

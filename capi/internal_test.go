@@ -4,14 +4,64 @@ package main
 
 import (
 	"bytes"
+	"runtime"
 	"slices"
 	"sync"
 	"sync/atomic"
 	"testing"
 
 	"github.com/opendivert/divert"
+	"github.com/opendivert/divert/diverttest"
+	"github.com/opendivert/divert/internal/engine"
 	"github.com/opendivert/divert/packet"
 )
+
+// TestReceivingFromAHandleThatDropsWaits, as with the original: until it is shut down or closed (specification: api.md 6).
+func TestReceivingFromAHandleThatDropsWaits(t *testing.T) {
+	for _, row := range []struct {
+		name string
+		end  func(h *handle) code
+		want code
+	}{
+		{"shut down", func(h *handle) code { return h.shutdown(uint32(divert.ShutdownRecv)) }, noData},
+		{"closed", (*handle).close, operationAborted},
+	} {
+		t.Run(row.name, func(t *testing.T) {
+			d, err := diverttest.New().Open("true", divert.WithFlags(divert.Drop), engine.DropWaits().(divert.Option))
+			if err != nil {
+				t.Fatal(err)
+			}
+			h := newHandle(d)
+			entered, results := make(chan struct{}), make(chan code)
+			go func() {
+				close(entered)
+				results <- h.recv(&delivery{max: 1})
+			}()
+			<-entered
+			for { // until it is in, or has failed
+				h.turns.mu.Lock()
+				in := h.turns.current != nil
+				h.turns.mu.Unlock()
+				if in {
+					break
+				}
+				select {
+				case got := <-results:
+					t.Fatalf("it fails at once, with %d", got)
+				default:
+					runtime.Gosched()
+				}
+			}
+			if result := row.end(h); result != success {
+				t.Errorf("ended with %d", result)
+			}
+			if got := <-results; got != row.want {
+				t.Errorf("it returns %d, want %d", got, row.want)
+			}
+			_ = d.Close()
+		})
+	}
+}
 
 // TestTurns holds receive calls to one at a time, and to the order of their arrival.
 func TestTurns(t *testing.T) {
