@@ -49,6 +49,9 @@ func (a *app) diagnosis(r *probe.Report) error {
 		return err
 	}
 	missing(&b, r.Features)
+	for _, w := range r.Warnings {
+		fmt.Fprintf(&b, "\nIn this network: %s\n  what it does: %s\n  what helps: %s\n", w.What, w.Effect, w.Remedy)
+	}
 	_, err := io.WriteString(a.out, a.coloured(b.String()))
 	return err
 }

@@ -10,7 +10,8 @@ const doctorHelp = `Try each feature of the kernel that divert uses, and say who
 match (eBPF in the kernel, or the interpreter), what is missing, since which kernel version it is there,
 and what to do about it.
 
-Everything is tried in a network namespace made for it; the network of this machine is not touched.
+Everything is tried in a network namespace made for it; the network of this machine is not touched. It is read, for
+what keeps packets from handles or leads them there twice: bridges with br_netfilter, flowtables, VRFs, REDIRECT and TPROXY.
 As an ordinary user it tries in a user namespace what would be possible there.`
 
 const doctorExample = "  divert doctor\n  divert doctor --json | jq '.features[] | select(.ok | not)'"

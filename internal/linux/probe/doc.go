@@ -67,6 +67,13 @@ type Result struct {
 	Remedy  string  `json:"remedy,omitempty"`  // what to do about it, if it is not there
 }
 
+// Warning is something in this network because of which handles see packets twice, not at all, or not as they came.
+type Warning struct {
+	What   string `json:"what"`
+	Effect string `json:"effect"` // on handles
+	Remedy string `json:"remedy"` // what to do about it
+}
+
 // Report is what is known of a system.
 type Report struct {
 	Kernel  string `json:"kernel"`
@@ -82,4 +89,6 @@ type Report struct {
 	HereError string   `json:"here_error,omitempty"` // why not
 	Engine    string   `json:"engine,omitempty"`     // how the handles are served, here or else in a rootless network
 	Features  []Result `json:"features"`
+
+	Warnings []Warning `json:"warnings,omitempty"` // of the network of the process itself
 }

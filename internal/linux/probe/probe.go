@@ -46,6 +46,7 @@ type caller struct {
 	Programs     string // why it cannot load filter programs, "" if it can
 	Loops        string // why they cannot walk over headers without a bound, "" if they can
 	Rootless     bool   // it did start itself again
+	Warnings     []Warning
 }
 
 // callerVariable hands the caller to the second start.
@@ -117,7 +118,7 @@ func (p *Prober) report() (*Report, error) {
 	}
 	r := &Report{
 		Kernel: unix.ByteSliceToString(u.Release[:]), Machine: unix.ByteSliceToString(u.Machine[:]),
-		User: p.caller.UID, Probed: "namespace",
+		User: p.caller.UID, Probed: "namespace", Warnings: p.caller.Warnings,
 	}
 	switch {
 	case p.host == nil:
@@ -182,6 +183,7 @@ func whoAmI() caller {
 		return c
 	}
 	c.UID = os.Getuid()
+	c.Warnings = look().warnings()
 	c.Capabilities, _ = rights.Effective() // none if it cannot be told
 	switch err := loadProgram(func(int) error { return nil }); {
 	case errors.Is(err, unix.EPERM), errors.Is(err, unix.EACCES):

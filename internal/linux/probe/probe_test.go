@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"errors"
 	"os"
+	"reflect"
 	"strings"
 	"testing"
 
@@ -142,7 +143,7 @@ func TestCallerSurvivesTheSecondStart(t *testing.T) {
 		t.Fatal(err)
 	}
 	want.Rootless = true
-	if got := whoAmI(); got != want {
+	if got := whoAmI(); !reflect.DeepEqual(got, want) {
 		t.Errorf("got %+v, want %+v", got, want)
 	}
 	if first := whoAmI(); first.Rootless || first.UID != os.Getuid() {
