@@ -151,6 +151,17 @@ const MinSnapLength = 64
 // its bytes. What the filter looks at is not limited. Layers with events have no packets to cut.
 func WithSnapLength(n int) Option { return func(o *options) { o.config.Snap = n; o.snaps = true } }
 
+// WithSegments makes a handle see TCP as it is on the network: one packet for each segment. Without it, on Linux, packets
+// of TCP come as the stack has them, up to 64 KiB at once or more, and what filters say of lengths, flags and payloads
+// is said of those; packets of UDP and of all other protocols are seen one by one in any case. It costs what segmentation
+// offload saves: each segment is queued, received and sent on for itself. Datagrams above the path's MTU are no
+// segments: they are whole with it too, as the kernel makes their fragments behind the handles.
+//
+// Open fails with ErrNotSupported for a handle that sniffs where the interpreter decides or the layer is FORWARD:
+// its copies are made before the kernel cuts. On Windows the driver gives segments anyway; at layers with events
+// it says nothing.
+func WithSegments() Option { return func(o *options) { o.config.Segments = true } }
+
 // WithStrict compiles the filter in the strict dialect: WinDivert 2.2 to the letter.
 func WithStrict() Option { return func(o *options) { o.dialect = filter.Strict } }
 

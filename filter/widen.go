@@ -25,12 +25,25 @@ func (p *Program) Widen() (wide *Program, exact bool) {
 	}
 	tests := gatherSets(p.tests, 2)
 	for limit := maxDriverTests / 2; limit > 0; limit /= 2 {
-		w := widener{layer: p.layer, tests: tests, ranges: limit}
+		w := widener{layer: p.layer, tests: tests, ranges: limit, most: maxDriverTests}
 		if w.explore(); !w.cut {
 			return w.program(), false
 		}
 	}
-	w := widener{layer: p.layer, tests: tests, ranges: 1}
+	w := widener{layer: p.layer, tests: tests, ranges: 1, most: maxDriverTests}
+	w.explore()
+	return w.program(), false
+}
+
+// Without returns a program that does not ask for the fields that unknown names and matches whatever p matches with any
+// values of them, so long as the header is there that they belong to; exact tells that p does not ask for them either. It is
+// for a place where the values are not known yet. What a program becomes too long by, more than twice as long as p,
+// counts as a match.
+func (p *Program) Without(unknown func(Field) bool) (wide *Program, exact bool) {
+	if !slices.ContainsFunc(p.tests, func(t Test) bool { return unknown(t.Field) }) {
+		return p, true
+	}
+	w := widener{layer: p.layer, tests: p.tests, unknown: unknown, most: 2*len(p.tests) + 16}
 	w.explore()
 	return w.program(), false
 }
@@ -111,6 +124,9 @@ type widener struct {
 	layer  Layer
 	tests  []Test
 	ranges int // how many ranges a set may have that is spelled out
+	most   int // tests that the new program may have
+
+	unknown func(Field) bool // the fields of Without; nil where the original's driver is the limit
 
 	states []*wideState
 	byKey  map[string]Target // states, as indices into states
@@ -137,7 +153,7 @@ func (w *widener) explore() {
 		return
 	}
 	for s := w.next(); s != nil; s = w.next() {
-		if w.size+len(s.chain) > maxDriverTests {
+		if w.size+len(s.chain) > w.most {
 			w.cut = true
 			s.chain = nil // whoever leads here leads to Accept
 			s.explored = true
@@ -242,7 +258,7 @@ func (w *widener) chain(t *Test) []Test {
 		return chain
 	}
 	header := Test{Field: t.Field.info().base, Op: OpNe, Succ: chainSucc, Fail: chainFail}
-	if header.Field == FieldZero || driverRefuses(&header, w.layer) != "" {
+	if header.Field == FieldZero || w.unknown == nil && driverRefuses(&header, w.layer) != "" {
 		return nil
 	}
 	return []Test{header}
@@ -250,6 +266,14 @@ func (w *widener) chain(t *Test) []Test {
 
 // exact returns what spells out a test for the driver, nil if nothing does.
 func (w *widener) exact(t *Test) []Test {
+	if w.unknown != nil {
+		if w.unknown(t.Field) {
+			return nil
+		}
+		same := *t
+		same.Succ, same.Fail = chainSucc, chainFail
+		return []Test{same}
+	}
 	chain, ok := lowerTest(t, w.layer)
 	if !ok {
 		return nil
@@ -268,7 +292,7 @@ func (w *widener) exact(t *Test) []Test {
 
 // isCoarse reports whether a test is of a set with more ranges than may be spelled out.
 func (w *widener) isCoarse(t *Test) bool {
-	return (t.Op == OpIn || t.Op == OpNotIn) && t.Field < numSpecFields && len(comparable(t)) > w.ranges &&
+	return w.unknown == nil && (t.Op == OpIn || t.Op == OpNotIn) && t.Field < numSpecFields && len(comparable(t)) > w.ranges &&
 		driverRefuses(&Test{Field: t.Field, Index: t.Index, Value: comparable(t)[0].First}, w.layer) == ""
 }
 

@@ -204,3 +204,75 @@ func FuzzWiden(f *testing.F) {
 		}
 	})
 }
+
+// TestWithout: the program for a place where some values are not known yet asks for none of them, and keeps the rest.
+func TestWithout(t *testing.T) {
+	lengths := func(f Field) bool {
+		return f == FieldUDPPayloadLength || f == FieldLength || f == FieldUDPPayload || f == FieldRandom8
+	}
+	for _, row := range []struct {
+		filter string
+		exact  bool
+		want   string
+	}{
+		{"udp.DstPort == 53", true, "udp.DstPort = 53"},
+		{"udp.PayloadLength == 1000", false, "udp"},
+		{"udp.PayloadLength == 1000 and udp.DstPort == 53", false, "udp and udp.DstPort = 53"},
+		{"udp.DstPort == 53 and udp.Payload[0] == 1", false, "udp.DstPort = 53 and udp"},
+		{"length > 1000", false, "true"},
+		{"not (udp.PayloadLength == 1000)", false, "true"},
+		{"tcp or length > 1000 and udp", false, "tcp or udp"},
+		{"random8 < 128 and tcp.DstPort == 80", false, "tcp.DstPort = 80"},
+		{"(length > 1000? tcp: udp) and outbound", false, "(tcp or udp) and outbound"},
+		{"tcp.DstPort in {80, 443} and length > 1000", false, "tcp.DstPort in {80, 443}"},
+	} {
+		p, err := Compile(row.filter, packet.LayerNetwork, Extended)
+		if err != nil {
+			t.Fatal(err)
+		}
+		wide, exact := p.Without(lengths)
+		if text, err := wide.Format(); err != nil || text != row.want || exact != row.exact {
+			t.Errorf("%s: %q, exact %v, %v; want %q, %v", row.filter, text, exact, err, row.want, row.exact)
+		}
+	}
+}
+
+// TestWithoutMatchesNoLess: whatever a filter matches, the one that does not ask for lengths matches too, and it gives one
+// answer for packets that differ in those only.
+func TestWithoutMatchesNoLess(t *testing.T) {
+	lengths := func(f Field) bool {
+		return f == FieldLength || f == FieldIPLength || f == FieldUDPLength || f == FieldUDPPayloadLength || f == FieldUDPPayload
+	}
+	r := rand.New(rand.NewPCG(1, 2))
+	tests := []string{
+		"udp.PayloadLength > 10", "length < 40", "udp.DstPort == 53", "udp.SrcPort == 1", "udp.Payload[3] == 7", "ip.TTL > 3",
+		"ip.Length == 33", "outbound", "udp", "tcp",
+	}
+	pick := func() string { return tests[r.IntN(len(tests))] }
+	for range 500 {
+		text := fmt.Sprintf("(%s and not (%s)) or (%s? %s: not (%s) or %s)", pick(), pick(), pick(), pick(), pick(), pick())
+		p, err := Compile(text, packet.LayerNetwork, Extended)
+		if err != nil {
+			t.Fatal(err)
+		}
+		wide, _ := p.Without(lengths)
+		for _, port := range []byte{53, 54} {
+			answers := map[bool]bool{}
+			for size := range 24 {
+				b := make([]byte, 28+size)
+				b[0], b[3], b[8], b[9], b[21], b[23], b[25] = 0x45, byte(len(b)), 64, 17, 1, port, byte(8+size)
+				for i := range size {
+					b[28+i] = byte(size)
+				}
+				a := packet.Address{Outbound: true}
+				answers[wide.MatchExact(b, &a)] = true
+				if p.MatchExact(b, &a) && !wide.MatchExact(b, &a) {
+					t.Fatalf("%s matches %d bytes, and without lengths not", text, len(b))
+				}
+			}
+			if len(answers) != 1 {
+				t.Fatalf("%s: the answer depends on what is not known", text)
+			}
+		}
+	}
+}

@@ -75,6 +75,30 @@ func (p *Parsed) Hash(b []byte, seed uint64) uint64 {
 	return mix(&words)
 }
 
+// FlowHash returns a hash of the addresses, and of the ports of TCP and UDP, in the b that was parsed: packets of a flow in
+// one direction have one. It is 0 if the parse failed, and not for tables that strangers can fill.
+func (p *Parsed) FlowHash(b []byte) uint64 {
+	le := binary.LittleEndian
+	var words [8]uint64
+	switch {
+	case p.Family == 4 && len(b) >= IPv4HeaderLen:
+		words[1], words[2] = uint64(le.Uint32(b[12:])), uint64(le.Uint32(b[16:]))
+	case p.Family == 6 && len(b) >= IPv6HeaderLen:
+		for i := range 4 {
+			words[1+i] = le.Uint64(b[8+8*i:])
+		}
+	default:
+		return 0
+	}
+	if ports := part(b, max(p.TCPOff, p.UDPOff), 4); ports != nil {
+		words[5] = uint64(le.Uint32(ports))
+	}
+	for i := range words {
+		words[i] ^= hashKeys[i]
+	}
+	return mix(&words)
+}
+
 // mix is xxHash64 of the lower four words, with the upper four as its accumulators.
 func mix(w *[8]uint64) uint64 {
 	s0 := hashRound(w[4], w[0])

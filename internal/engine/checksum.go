@@ -45,16 +45,6 @@ func complete(b []byte, a *packet.Address, captured bool) {
 	}
 }
 
-// Rerouted reports whether the transport checksum of a whole packet covers other addresses than its IP header has.
-func Rerouted(b []byte) bool {
-	var p packet.Parsed
-	if !special(b) || !p.Parse(b) {
-		return false
-	}
-	_, _, ok := p.Ends(b)
-	return ok
-}
-
 // protocolSCTP is SCTP's protocol number.
 const protocolSCTP = 132
 

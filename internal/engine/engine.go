@@ -47,6 +47,7 @@ type Config struct {
 	FailOpen bool // what does not fit into the queue goes on instead of being lost
 	Queues   int  // queues that flows are shared out to, at least 1; platforms without them take no more
 	Snap     int  // bytes of each packet that the caller wants at most, 0 for all; a platform may receive more
+	Segments bool // TCP packets too come as they are on the network, not several together
 	Mode     Mode
 
 	Processes bool   // addresses at the layer NETWORK are to have the process

@@ -18,8 +18,8 @@ type batchReader struct {
 	slot int
 }
 
-func newBatchReader(q *queue.Queue, snap int) *batchReader {
-	return &batchReader{r: q.NewReader(maxBatch), slot: queue.SlotSize(snap)}
+func newBatchReader(q *queue.Queue) *batchReader {
+	return &batchReader{r: q.NewReader(maxBatch), slot: queue.BufferSize}
 }
 
 // fill waits for datagrams, and receives one into each of ps, at most; see nfnl.Reader.Recv.
@@ -60,12 +60,11 @@ const maxReleased = 4 * 16384
 const releaseBatch = 32
 
 func (l *lane) release(s *sender, count bool) error {
-	verdicts, err := l.batch()
+	r, err := l.reader()
 	if err != nil {
 		return err
 	}
-	defer l.batches.Put(verdicts)
-	r := newBatchReader(l.q, l.snap)
+	defer l.readers.Put(r)
 	ps := make([]packet.Packet, releaseBatch)
 	for passed := 0; passed < maxReleased; {
 		got, err := r.poll(ps)
@@ -78,11 +77,11 @@ func (l *lane) release(s *sender, count bool) error {
 			case queue.KindError:
 				s.h.counts.refused(m.Tag)
 			case queue.KindPacket:
-				l.passOn(s, verdicts, &m, count)
+				l.passOn(s, r.dropsOf(l.of(&m)), &m, count)
 				passed++
 			}
 		}
-		if _, err := l.flush(verdicts); errors.Is(err, os.ErrClosed) {
+		if err := l.flushBoth(r); errors.Is(err, os.ErrClosed) {
 			return err
 		}
 	}

@@ -3,6 +3,7 @@
 package linux
 
 import (
+	"github.com/opendivert/divert/filter"
 	"github.com/opendivert/divert/internal/linux/codegen"
 	"github.com/opendivert/divert/packet"
 )
@@ -14,13 +15,36 @@ var bounded = func() bool { return codegen.Loops() != nil }
 // doubts is what a handle's description says where programs are bounded.
 const doubts = ", the interpreter on packets of IPv6 with more than 64 extension headers, which a handle that drops drops all (Linux 5.17)"
 
-// refuses decides once more on a packet on which its filter program could not decide, and reports whether it does not
-// match. It cannot tell of a packet of which only the beginning is there: that counts as a match.
-func (h *handle) refuses(p *packet.Packet, cut bool) bool {
-	program := h.second.Load()
-	if program == nil || cut || !codegen.PastWalk(p.Data) {
+// second decides on packets on which a filter program could not decide, or only that they may match.
+type second struct {
+	program *filter.Program
+	segment bool // the programs do not know all that the filter asks for of single packets, see segments.go
+
+	// For the time that packets wait at most they may have matched the filter before.
+	before *filter.Program
+	until  int64
+}
+
+// setSecond makes a filter the one to decide by from now on.
+func (h *handle) setSecond(p *filter.Program) {
+	_, exact := p.Without(perSegment)
+	next := &second{program: p, segment: !exact}
+	if last := h.second.Load(); last != nil {
+		next.before, next.until = last.program, now()+int64(h.queueTime.Load())
+	}
+	h.second.Store(next)
+}
+
+// refuses decides once more on a packet of length bytes on which its filter program could not decide, and reports whether it
+// does not match. A single packet is one that the kernel may have cut out of another. It cannot tell of a packet of which
+// only the beginning is there: that counts as a match.
+func (h *handle) refuses(p *packet.Packet, length int, single bool) bool {
+	s := h.second.Load()
+	if s == nil || !(single && s.segment) && !(length <= len(p.Data) && bounded() && codegen.PastWalk(p.Data)) {
 		return false
 	}
-	var parsed packet.Parsed
-	return !parsed.ParseExact(p.Data) || !program.MatchProcess(p.Data, &parsed, &p.Addr, p.Addr.Network().ProcessID)
+	if mayMatch(s.program, p.Data, length, &p.Addr) {
+		return false
+	}
+	return s.before == nil || p.Addr.Timestamp > s.until || !mayMatch(s.before, p.Data, length, &p.Addr)
 }

@@ -35,12 +35,13 @@ type handle struct {
 	sender *sender
 	counts counts
 
-	mu         sync.Mutex                     // serialises what changes the handle
-	entries    *entries                       // nil where the interpreter decides
-	times      atomic.Pointer[times]          // nil until a filter asks for the time or the process
-	second     atomic.Pointer[filter.Program] // decides where a program could not, see refuses; nil where programs always can
-	guard      *rules.Guard                   // nil once the handle captures nothing any more
-	clones     *codegen.Outlet                // of cloneCheck; nil without
+	mu         sync.Mutex             // serialises what changes the handle
+	entries    *entries               // nil where the interpreter decides
+	times      atomic.Pointer[times]  // nil until a filter asks for the time or the process
+	second     atomic.Pointer[second] // decides where a program could not, see refuses
+	queueTime  atomic.Int64           // of the limits, in ns
+	guard      *rules.Guard           // nil once the handle captures nothing any more
+	clones     *codegen.Outlet        // of cloneCheck; nil without
 	cloneCheck *codegen.CloneCheck
 	processes  *sockets.Processes // nil unless the filter in force, or the user, asks for the processes of packets
 	gone       atomic.Bool        // somebody else has removed the rules
@@ -53,8 +54,8 @@ type handle struct {
 
 // source is where a handle's packets come from.
 type source interface {
-	// actions are what rules do to lead packets here: one, or several that share out the flows.
-	actions() []rules.Action
+	// ways are what rules do to lead packets here.
+	ways() []way
 	// recv is engine.Handle's Recv, and wake its Wake.
 	recv(w engine.Wait, ps []packet.Packet) (int, error)
 	wake()
@@ -70,11 +71,19 @@ type source interface {
 	close() error
 }
 
+// way is what a rule does with which packets.
+type way struct {
+	take   codegen.Take
+	action rules.Action
+	share  rules.Share // of the flows
+}
+
 // counts are the counters of engine.Stats that user space keeps.
 type counts struct {
 	matched, received, reinjected, abandoned, injected, failed atomic.Uint64
 	dropped, full, old, long, passed                           atomic.Uint64
 	missing, foreign                                           atomic.Uint64
+	denied                                                     atomic.Uint64 // by a second look: they have not matched
 }
 
 // lost counts a packet or event that had to leave a backlog.
@@ -122,6 +131,7 @@ func openIn(cfg engine.Config, mode engine.Mode, why string) (engine.Handle, err
 		return nil, err
 	}
 	h := &handle{cfg: cfg, layer: cfg.Program.Layer(), ns: ns, describes: why}
+	h.queueTime.Store(int64(cfg.Limits.Time))
 	if err := h.open(mode); err != nil {
 		h.release()
 		return nil, err
@@ -164,7 +174,7 @@ func (h *handle) open(mode engine.Mode) error {
 // prepare opens where packets will come to, and loads the programs that choose them.
 func (h *handle) prepare(mode engine.Mode) (err error) {
 	if mode == engine.ModeKernel {
-		if h.entries, err = newEntries(h.layer, h.cfg.Flags, h.entry.Key); err != nil {
+		if h.entries, err = newEntries(&h.cfg, h.entry.Key); err != nil {
 			return err
 		}
 	}
@@ -204,6 +214,14 @@ func (h *handle) outlet() *codegen.Outlet {
 	return nil
 }
 
+// segmentCounts returns where the programs of a handle that drops count segments.
+func (h *handle) segmentCounts() *codegen.Outlet {
+	if s, ok := h.source.(*sink); ok {
+		return s.counts
+	}
+	return nil
+}
+
 // newSource makes the source that the handle's flags and mode ask for.
 func (h *handle) newSource(mode engine.Mode) (source, error) {
 	switch {
@@ -217,6 +235,9 @@ func (h *handle) newSource(mode engine.Mode) (source, error) {
 			// Perf buffers need a right more than programs do (CAP_PERFMON).
 			h.describes += fmt.Sprintf(", copies come through the packet log: %v", err)
 		}
+		if h.cfg.Segments {
+			return nil, fmt.Errorf("%w: segments of TCP in copies that come through the packet log (%s)", engine.ErrNotSupported, h.describes)
+		}
 		return newTap(h, mode == engine.ModeInterpret)
 	case mode == engine.ModeInterpret:
 		return newPump(h)
@@ -229,23 +250,37 @@ func (h *handle) newSource(mode engine.Mode) (source, error) {
 // rules returns the handle's rules.
 func (h *handle) rules() []rules.Rule {
 	var rs []rules.Rule
-	actions := h.source.actions()
-	ways := paths(h.layer, h.cfg.Flags)
+	chains := paths(h.layer, h.cfg.Flags)
 	add := func(chain, asked rules.Chain) {
-		program := rules.NoProgram
-		if h.entries != nil {
-			program = h.entries.at[asked].FD()
-		}
-		for i, a := range actions {
-			share := rules.Share{Index: uint32(i), Of: uint32(len(actions))}
-			rs = append(rs, rules.Rule{Chain: chain, Program: program, Action: a, Share: share})
+		for _, w := range h.source.ways() {
+			r := rules.Rule{Chain: chain, Program: rules.NoProgram, Action: w.action, Share: w.share}
+			r.Silent = w.take == codegen.TakeDoubt // the segments count
+			streams := w.take == codegen.TakeStreams
+			if w.take == codegen.TakeWhole {
+				r.Only = rules.SCTP
+			}
+			switch {
+			case h.entries != nil:
+				r.Program = h.entries.at[asked].FD(w.take)
+				if streams {
+					r.Only = rules.TCP // the program looks closer
+				}
+				rs = append(rs, r)
+			case streams:
+				for _, only := range []rules.Only{rules.PlainTCP4, rules.PlainTCP6, rules.BigTCP6} {
+					r.Only = only
+					rs = append(rs, r)
+				}
+			default:
+				rs = append(rs, r)
+			}
 		}
 	}
-	for _, chain := range ways {
+	for _, chain := range chains {
 		add(chain, chain)
 	}
 	if h.layer == packet.LayerNetwork {
-		add(rules.Redirected, ways[0]) // packets that come in, at a later place: the same program
+		add(rules.Redirected, chains[0]) // packets that come in, at a later place: the same program
 	}
 	return rs
 }
@@ -343,6 +378,7 @@ func (h *handle) SetLimits(l engine.Limits) error {
 	if h.closed.Load() {
 		return net.ErrClosed
 	}
+	h.queueTime.Store(int64(l.Time))
 	return h.source.setLimits(l)
 }
 
@@ -394,11 +430,13 @@ func keepsOld(err error) error {
 // setEntries makes a filter decide from now on. If it fails, the one before stays in force.
 func (h *handle) setEntries(p *filter.Program, ps *sockets.Processes) error {
 	set := setting{
-		outlet: h.outlet(), processes: processMaps(ps), tell: h.tellsProcess(p), drops: h.cfg.Flags&engine.FlagDrop != 0,
+		outlet: h.outlet(), processes: processMaps(ps), tell: h.tellsProcess(p),
+		sniffs: h.cfg.Flags&engine.FlagSniff != 0, drops: h.cfg.Flags&engine.FlagDrop != 0, counts: h.segmentCounts(),
 		snap: h.cfg.Snap, clones: h.clones, cloneCheck: h.cloneCheck,
 	}
-	tells := set.outlet == nil && !set.drops && (asksForTime(p) || set.tell)
-	if tells {
+	set.correlate = set.outlet == nil && (set.sniffs || !set.drops) && (asksForTime(p) || set.tell)
+	tells := set.correlate
+	if tells || set.outlet == nil && set.sniffs { // the log does not tell the size of segments
 		if h.times.Load() == nil {
 			t, err := newTimes()
 			if err != nil {
@@ -407,14 +445,14 @@ func (h *handle) setEntries(p *filter.Program, ps *sockets.Processes) error {
 			h.times.Store(t)
 		}
 		set.times = h.times.Load().outlet.Times
+	}
+	if tells {
 		h.times.Load().begin()
 	}
 	if err := h.entries.set(p, set); err != nil {
 		return err
 	}
-	if bounded() {
-		h.second.Store(p)
-	}
+	h.setSecond(p)
 	if q, ok := h.source.(*queued); ok && !tells && h.times.Load() != nil {
 		settle() // then the packets of which a program has told are in the queues
 		if last, err := q.lastNumbers(); err == nil {
@@ -437,6 +475,41 @@ func (h *handle) retime(p *packet.Packet, l *lane, id uint32) {
 		p.Addr.Timestamp = told.Timestamp
 		setProcess(&p.Addr, told.Process)
 	}
+}
+
+// ascribe is retime for a single packet, of which the kernel has finished the checksum since the program saw it. What it
+// was cut out of tells the time and the process of its flow.
+func (h *handle) ascribe(p *packet.Packet, l *lane, id uint32) {
+	t := h.times.Load()
+	if t == nil || !t.asked(l, id) {
+		return
+	}
+	var parsed packet.Parsed
+	parsed.Parse(p.Data)
+	told, ok := t.take(unsummed(&parsed, p.Data))
+	if !ok {
+		told, ok = t.flow(parsed.FlowHash(p.Data))
+	}
+	if ok {
+		p.Addr.Timestamp = told.Timestamp
+		setProcess(&p.Addr, told.Process)
+	}
+}
+
+// unsummed is the hash of a packet with a checksum of 0 of TCP or UDP.
+func unsummed(p *packet.Parsed, b []byte) uint64 {
+	at := int(p.UDPOff) + 6
+	if p.TCPOff >= 0 {
+		at = int(p.TCPOff) + 16
+	}
+	if p.TCPOff < 0 && p.UDPOff < 0 {
+		return p.Hash(b, 0)
+	}
+	first, second := b[at], b[at+1]
+	b[at], b[at+1] = 0, 0
+	hash := p.Hash(b, 0)
+	b[at], b[at+1] = first, second
+	return hash
 }
 
 // setProcess sets the process of a packet.

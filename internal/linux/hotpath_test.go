@@ -37,7 +37,7 @@ func datagram(id uint32, payload []byte) []byte {
 	add(nfqaOutDev, []byte{0, 0, 0, 2})
 	add(nfqaSKBInfo, []byte{0, 0, 0, 1})
 	add(nfqaPayload, payload)
-	return append(nfnl.AppendHeader(nil, nfnl.HeaderLen+len(body), nfnl.Type(unix.NFNL_SUBSYS_QUEUE, 0), 0, 1), body...)
+	return append(nfnl.AppendHeader(nil, nfnl.HeaderLen+len(body), nfnl.Type(unix.NFNL_SUBSYS_QUEUE, 0), 0, 0), body...)
 }
 
 // sorting is a queued source that has received n datagrams of a full-sized packet.

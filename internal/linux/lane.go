@@ -4,9 +4,11 @@ package linux
 
 import (
 	"errors"
+	"slices"
 	"sync"
 
 	"github.com/opendivert/divert/internal/engine"
+	"github.com/opendivert/divert/internal/linux/codegen"
 	"github.com/opendivert/divert/internal/linux/queue"
 	"github.com/opendivert/divert/internal/linux/rules"
 	"github.com/opendivert/divert/packet"
@@ -14,9 +16,13 @@ import (
 
 // lane is one of a handle's queues. The rules share out flows between the lanes, so that goroutines can
 // work side by side and a flow still keeps its order.
+//
+// Each lane has a second queue on the same socket, a lane of its own but for receiving: TCP comes whole, as the stack has
+// it, and goes to the first; of all else each packet is one of the network, so it goes to the second, where the kernel
+// cuts what is to be cut. One socket keeps the order between them.
 type lane struct {
 	index   uint8
-	snap    int // bytes of each packet that the queue hands over at most, 0: all
+	single  *lane // the lane of the second queue; nil if this is one
 	q       *queue.Queue
 	waiting *outstanding // packets received from it and not sent on
 	batches sync.Pool    // of *queue.Verdicts
@@ -26,13 +32,49 @@ type lane struct {
 	last    uint32 // number of the last packet, see pump.number
 }
 
-// maxLanes is how many queues a handle may have.
-const maxLanes = 16
+// maxLanes is how many lanes a handle may have: two for each of its queues.
+const maxLanes = 2 * 16
+
+// of returns the lane of a message that was received from the socket of l.
+func (l *lane) of(m *queue.Message) *lane {
+	if l.single != nil && m.Queue != l.q.Num() {
+		return l.single
+	}
+	return l
+}
+
+// enter and leave count a receive call.
+func (l *lane) enter() { l.runs.enter(); l.single.runs.enter() }
+func (l *lane) leave() { l.runs.leave(); l.single.runs.leave() }
+
+// all returns the lanes and those of their second queues.
+func all(lanes []*lane) []*lane {
+	both := slices.Clone(lanes)
+	for _, l := range lanes {
+		both = append(both, l.single)
+	}
+	return both
+}
 
 // reader is what one receive call at a time needs.
 type reader struct {
 	*batchReader
-	drops *queue.Verdicts
+	drops, singleDrops *queue.Verdicts // of the lane, and of that of its second queue
+}
+
+// dropsOf returns the verdicts for packets of a lane whose socket is read.
+func (r *reader) dropsOf(l *lane) *queue.Verdicts {
+	if l.single == nil {
+		return r.singleDrops
+	}
+	return r.drops
+}
+
+// flushBoth sends the verdicts of a reader of the lane, see flush.
+func (l *lane) flushBoth(r *reader) error {
+	_, err := l.flush(r.drops)
+	_, singleErr := l.single.flush(r.singleDrops)
+	return errors.Join(err, singleErr)
 }
 
 // maxBatch is how many packets a receive call takes at most.
@@ -56,25 +98,28 @@ func share(l engine.Limits, lanes int) engine.Limits {
 }
 
 // openLanes binds a handle's queues and makes its sender answer to them.
-func openLanes(h *handle) ([]*lane, error) {
-	count := max(h.cfg.Queues, 1)
-	limits := share(h.cfg.Limits, count)
-	o := queueOptions(&h.cfg, limits)
-	qs, err := queue.OpenGroup(count, o)
+func openLanes(s *sender, cfg *engine.Config) ([]*lane, error) {
+	count := max(cfg.Queues, 1)
+	limits := share(cfg.Limits, count)
+	o := queueOptions(cfg, limits)
+	pairs, err := queue.OpenPairs(count, o)
 	if err != nil {
 		return nil, err
 	}
 	var lanes []*lane
-	for i, q := range qs {
-		lanes = append(lanes, &lane{index: uint8(i), snap: o.Snap, q: q, waiting: newOutstanding(limits.Length)})
+	for i, p := range pairs {
+		lanes = append(lanes, &lane{
+			index: uint8(i), q: p.Whole, waiting: newOutstanding(limits.Length),
+			single: &lane{index: uint8(count + i), q: p.Single, waiting: newOutstanding(limits.Length)},
+		})
 	}
-	h.sender.lanes = lanes
+	s.lanes = all(lanes)
 	return lanes, nil
 }
 
 // configureLanes changes the limits of queues in use.
 func configureLanes(lanes []*lane, cfg *engine.Config, l engine.Limits) (err error) {
-	for _, lane := range lanes {
+	for _, lane := range all(lanes) {
 		err = errors.Join(err, closedError(lane.q.Configure(queueOptions(cfg, share(l, len(lanes))))))
 	}
 	return err
@@ -88,12 +133,19 @@ func closeLanes(lanes []*lane) (err error) {
 	return err
 }
 
-// toQueues are the actions of rules that lead to lanes.
-func toQueues(lanes []*lane) (as []rules.Action) {
-	for _, l := range lanes {
-		as = append(as, rules.ToQueue{Num: l.q.Num()})
+// toQueues are the ways of packets to lanes. With segments everything goes to the second queues.
+func toQueues(lanes []*lane, segments bool) (ways []way) {
+	for i, l := range lanes {
+		share := rules.Share{Index: uint32(i), Of: uint32(len(lanes))}
+		if !segments {
+			ways = append(ways, way{codegen.TakeStreams, rules.ToQueue{Num: l.q.Num()}, share})
+		}
+		if !finishesSCTP() {
+			ways = append(ways, way{codegen.TakeWhole, rules.ToQueue{Num: l.q.Num()}, share})
+		}
+		ways = append(ways, way{codegen.TakeRest, rules.ToQueue{Num: l.single.q.Num()}, share})
 	}
-	return as
+	return ways
 }
 
 // batch returns an empty batch of verdicts; it goes back with l.batches.Put.
@@ -113,5 +165,9 @@ func (l *lane) reader() (*reader, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &reader{batchReader: newBatchReader(l.q, l.snap), drops: drops}, nil
+	singleDrops, err := l.single.q.NewVerdicts()
+	if err != nil {
+		return nil, err
+	}
+	return &reader{batchReader: newBatchReader(l.q), drops: drops, singleDrops: singleDrops}, nil
 }

@@ -20,14 +20,18 @@ const maxPacket = packet.IPv6HeaderLen + 0xffff
 var paddings = sync.Pool{New: func() any { return new([maxPacket]byte) }}
 
 // mayMatch decides on a packet of length bytes, of which b is all or, where it does not fit into a message of the kernel,
-// the beginning. If the filter looks at what is missing, nobody can tell: the packet counts as a match.
+// the beginning. If the filter looks at what is missing, nobody can tell: the packet counts as a match. The process is
+// the address's.
 func mayMatch(f *filter.Program, b []byte, length int, a *packet.Address) bool {
-	if length <= len(b) || length > maxPacket || len(b) < queue.MaxPayload {
-		return f.MatchExact(b, a)
-	}
 	var parsed packet.Parsed
+	if length <= len(b) || length > maxPacket {
+		return parsed.ParseExact(b) && f.MatchProcess(b, &parsed, a, a.Network().ProcessID)
+	}
 	if !parsed.Parse(b) || int(parsed.Length) != length {
 		return false // as exact matching decides
+	}
+	if len(b) < queue.MaxPayload {
+		return true // the program wanted no more (WithSnapLength)
 	}
 	if looksBehind(f, &parsed, len(b)) {
 		return true
@@ -35,7 +39,7 @@ func mayMatch(f *filter.Program, b []byte, length int, a *packet.Address) bool {
 	whole := paddings.Get().(*[maxPacket]byte)
 	defer paddings.Put(whole)
 	clear(whole[copy(whole[:], b):])
-	return f.MatchExact(whole[:length], a)
+	return parsed.ParseExact(whole[:length]) && f.MatchProcess(whole[:length], &parsed, a, a.Network().ProcessID)
 }
 
 // looksBehind reports whether a filter has a test of an element of a packet that lies behind its first n bytes.

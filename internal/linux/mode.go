@@ -86,6 +86,10 @@ func mayPerfmon() bool {
 // cursors reports whether verdicts can set the priority of a packet (NFQA_PRIORITY, kernel 5.18).
 var cursors = sync.OnceValue(func() bool { return atLeast(5, 18) })
 
+// finishesSCTP reports whether the kernel finishes the CRC32c of an SCTP packet that it queues (6.11). Before, it writes
+// another sum there, so SCTP must be queued as it is. Tests say so where it does.
+var finishesSCTP = sync.OnceValue(func() bool { return atLeast(6, 11) })
+
 // atLeast reports whether the kernel has a version or a later one. One that cannot be read counts as the latest.
 func atLeast(wantMajor, wantMinor int) bool {
 	var u unix.Utsname

@@ -5,10 +5,12 @@ package linux
 import (
 	"errors"
 	"fmt"
+	"slices"
 
 	"github.com/cilium/ebpf"
 
 	"github.com/opendivert/divert/filter"
+	"github.com/opendivert/divert/internal/engine"
 	"github.com/opendivert/divert/internal/linux/codegen"
 	"github.com/opendivert/divert/internal/linux/cursor"
 	"github.com/opendivert/divert/internal/linux/rules"
@@ -17,8 +19,8 @@ import (
 
 // entries are a handle's programs in the kernel.
 type entries struct {
-	at       map[rules.Chain]*codegen.Entry   // one for each way of packets
-	programs map[rules.Chain]*codegen.Program // those of the filter in force; where there is none, nothing matches
+	at       map[rules.Chain]*codegen.Entry // one for each way of packets
+	programs map[rules.Chain]slots          // those of the filter in force; where there is none, nothing matches
 }
 
 // place is where a chain's programs run: what is known of its packets, and where the rest is found
@@ -38,10 +40,11 @@ var places = map[rules.Chain]place{
 }
 
 // newEntries loads the entries of a handle; no filter is set yet.
-func newEntries(layer packet.Layer, flags uint64, key cursor.Key) (*entries, error) {
+func newEntries(cfg *engine.Config, key cursor.Key) (*entries, error) {
+	kinds := takes(cfg.Flags&engine.FlagSniff != 0, cfg.Flags&engine.FlagDrop != 0, cfg.Segments)
 	es := &entries{at: map[rules.Chain]*codegen.Entry{}}
-	for _, chain := range paths(layer, flags) {
-		e, err := codegen.NewEntry(key, places[chain].gate)
+	for _, chain := range paths(cfg.Program.Layer(), cfg.Flags) {
+		e, err := codegen.NewEntry(key, places[chain].gate, cfg.Segments, kinds...)
 		if err != nil {
 			es.close()
 			return nil, err
@@ -55,64 +58,119 @@ func newEntries(layer packet.Layer, flags uint64, key cursor.Key) (*entries, err
 type setting struct {
 	outlet     *codegen.Outlet     // what matches is copied there; nil: it is not copied
 	times      *ebpf.Map           // what matches and is not copied is told of there; nil: it is not told of
+	correlate  bool                // of each packet that matches something is told
 	clones     *codegen.Outlet     // with cloneCheck
 	cloneCheck *codegen.CloneCheck // nil: none
 	processes  *codegen.Processes  // nil: the processes of packets are not known
 	tell       bool                // of each packet that matches, the process
+	sniffs     bool                // copies are made
 	drops      bool                // nobody is to hear of the packets
+	counts     *codegen.Outlet     // of a handle that drops: its counter has the segments that are dropped unseen
 	snap       int                 // bytes of each packet to copy at most, 0: all
 }
 
+// slots are the programs of an entry. One may stand in several.
+type slots = [codegen.NumSlots]*codegen.Program
+
 // set makes a filter decide from now on. If it fails, the filter before stays in force.
 func (es *entries) set(p *filter.Program, s setting) (err error) {
-	loaded := map[rules.Chain]*codegen.Program{}
+	loaded := map[rules.Chain]slots{}
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, closePrograms(loaded))
 		}
 	}()
 	for chain := range es.at {
-		hook := places[chain].hook
-		hook.Event = packet.EventPacket
-		hook.Processes = s.processes != nil
-		o, outlet := codegen.Options{Correlate: s.times != nil, Process: s.tell}, &codegen.Outlet{Times: s.times}
-		if s.cloneCheck != nil && clonesCome(chain) {
-			o.Clones, outlet.Clones = s.cloneCheck, s.clones.Clones
-		}
-		if s.outlet != nil {
-			o = codegen.Options{Sniff: true, Snap: uint32(s.snap), Count: true, Tag: uint32(hook.Direction), Process: s.tell}
-			outlet = s.outlet
-		}
-		o.Bounded = bounded()
-		u, err := codegen.Build(p, hook, o)
+		b := builder{p: p, s: s, chain: chain, hook: places[chain].hook}
+		b.hook.Event = packet.EventPacket
+		b.hook.Processes = s.processes != nil
+		programs, err := b.build()
+		loaded[chain] = programs
 		if err != nil {
-			return err
-		}
-		if u.Outcome == codegen.Never {
-			continue
-		}
-		program, err := u.LoadInto(outlet, s.processes)
-		if err != nil {
-			return err
-		}
-		loaded[chain] = program
-		if err := program.CloseMaps(); err != nil {
 			return err
 		}
 	}
 	return es.put(loaded)
 }
 
+// builder makes the programs of a filter for one chain.
+type builder struct {
+	p     *filter.Program
+	s     setting
+	chain rules.Chain
+	hook  codegen.Hook
+}
+
+// build loads the programs, as far as they are used. If it fails it returns those that are loaded.
+func (b *builder) build() (programs slots, err error) {
+	cut, exact := b.p.Without(perSegment)
+	if programs[codegen.SlotWhole], err = b.load(b.p, b.s.correlate, false); err != nil {
+		return programs, err
+	}
+	switch {
+	case b.s.outlet != nil:
+		programs[codegen.SlotCut], err = b.load(cut, false, true)
+	case b.s.sniffs:
+		programs[codegen.SlotCut], err = b.load(cut, true, true) // through the log, which does not tell the size of segments
+	case b.s.drops && exact:
+		programs[codegen.SlotSure], err = b.load(b.p, false, true)
+	case b.s.drops:
+		programs[codegen.SlotCut], err = b.load(cut, false, false)
+	default:
+		rest, plain := b.p.Without(unfinished)
+		if programs[codegen.SlotRest] = programs[codegen.SlotWhole]; b.s.correlate || !plain {
+			programs[codegen.SlotRest], err = b.load(rest, b.s.correlate, true)
+		}
+		if programs[codegen.SlotCut] = programs[codegen.SlotRest]; err == nil && !exact {
+			programs[codegen.SlotCut], err = b.load(cut, b.s.correlate, true)
+		}
+	}
+	return programs, err
+}
+
+// load loads a program, nil if it can match nothing. It may tell of the packets that match, of single packets by their
+// flow: they are not yet what will be received.
+func (b *builder) load(p *filter.Program, tell, single bool) (*codegen.Program, error) {
+	s := &b.s
+	o, outlet := codegen.Options{Correlate: tell, Flow: single, Process: s.tell}, &codegen.Outlet{Times: s.times}
+	if s.cloneCheck != nil && clonesCome(b.chain) {
+		o.Clones, outlet.Clones = s.cloneCheck, s.clones.Clones
+	}
+	switch {
+	case s.outlet != nil:
+		o = codegen.Options{Sniff: true, Snap: uint32(s.snap), Count: true, Tag: uint32(b.hook.Direction), Process: s.tell}
+		if single { // all of it is needed to cut it
+			o.Snap, o.Tag = 0, o.Tag|tagCut
+		}
+		outlet = s.outlet
+	case s.drops && !s.sniffs && single:
+		o.Count, o.Segments, outlet.Counts = true, true, s.counts.Counts
+	}
+	o.Bounded = bounded()
+	u, err := codegen.Build(p, b.hook, o)
+	if err != nil || u.Outcome == codegen.Never {
+		return nil, err
+	}
+	program, err := u.LoadInto(outlet, s.processes)
+	if err != nil {
+		return nil, err
+	}
+	return program, program.CloseMaps()
+}
+
+// tagCut marks the copies of packets that are to be cut, beside their direction.
+const tagCut = 1 << 8
+
 // put sets the programs; where there is none, nothing matches. If it fails, those before are in force.
-func (es *entries) put(loaded map[rules.Chain]*codegen.Program) error {
-	var done []rules.Chain
+func (es *entries) put(loaded map[rules.Chain]slots) error {
+	var begun []rules.Chain
 	for chain, e := range es.at {
+		begun = append(begun, chain)
 		err := setEntry(e, loaded[chain])
 		if err == nil {
-			done = append(done, chain)
 			continue
 		}
-		for _, before := range done {
+		for _, before := range begun {
 			if back := setEntry(es.at[before], es.programs[before]); back != nil {
 				err = errors.Join(err, fmt.Errorf("the filter before is not in force everywhere, close the handle: %w", back))
 			}
@@ -124,19 +182,18 @@ func (es *entries) put(loaded map[rules.Chain]*codegen.Program) error {
 	return closePrograms(before)
 }
 
-// setEntry sets the program of one entry, or none. Tests make it fail.
-var setEntry = func(e *codegen.Entry, p *codegen.Program) error {
-	if p == nil {
-		return e.Clear()
-	}
-	return e.Set(p)
-}
+// setEntry sets the programs of one entry. Tests make it fail.
+var setEntry = func(e *codegen.Entry, programs slots) error { return e.Set(programs) }
 
 // closePrograms lets go of programs.
-func closePrograms(programs map[rules.Chain]*codegen.Program) error {
+func closePrograms(loaded map[rules.Chain]slots) error {
 	var errs []error
-	for _, p := range programs {
-		errs = append(errs, p.Close())
+	for _, programs := range loaded {
+		for i, p := range programs {
+			if p != nil && !slices.Contains(programs[:i], p) {
+				errs = append(errs, p.Close())
+			}
+		}
 	}
 	return errors.Join(errs...)
 }

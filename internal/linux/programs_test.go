@@ -95,7 +95,7 @@ func TestSetFilterThatFailsHalfWayKeepsTheOld(t *testing.T) {
 	refused := errors.New("refused")
 	for step := 1; step <= 2; step++ {
 		n := 0
-		setEntry = func(e *codegen.Entry, p *codegen.Program) error {
+		setEntry = func(e *codegen.Entry, p slots) error {
 			if n++; n == step {
 				return refused
 			}

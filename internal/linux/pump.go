@@ -37,11 +37,11 @@ type pump struct {
 
 func newPump(h *handle) (*pump, error) {
 	h.cfg.Snap = 0 // the interpreter may have to look at everything
-	lanes, err := openLanes(h)
+	lanes, err := openLanes(h.sender, &h.cfg)
 	if err != nil {
 		return nil, err
 	}
-	for _, l := range lanes {
+	for _, l := range all(lanes) {
 		l.waiting = newOutstanding(maxPlaces)
 	}
 	meter, err := queue.NewMeter()
@@ -55,17 +55,17 @@ func newPump(h *handle) (*pump, error) {
 		return nil, errors.Join(err, meter.Close(), closeLanes(lanes))
 	}
 	for _, l := range lanes {
-		v, err := l.batch()
+		r, err := l.reader()
 		if err != nil {
 			p.end()
 			return nil, errors.Join(err, meter.Close(), closeLanes(lanes))
 		}
-		p.work.Go(func() { p.run(l, v) })
+		p.work.Go(func() { p.run(l, r) })
 	}
 	return p, nil
 }
 
-func (p *pump) actions() []rules.Action { return toQueues(p.lanes) }
+func (p *pump) ways() []way { return toQueues(p.lanes, p.h.cfg.Segments) }
 
 // end ends the goroutines that run.
 func (p *pump) end() {
@@ -76,8 +76,7 @@ func (p *pump) end() {
 }
 
 // run takes packets out of a queue until end.
-func (p *pump) run(l *lane, verdicts *queue.Verdicts) {
-	r := newBatchReader(l.q, l.snap)
+func (p *pump) run(l *lane, r *reader) {
 	ps := make([]packet.Packet, maxBatch)
 	for {
 		got, err := r.fill(engine.Wait{}, ps)
@@ -86,16 +85,16 @@ func (p *pump) run(l *lane, verdicts *queue.Verdicts) {
 		}
 		at := now()
 		for i := range ps[:got] {
-			p.one(l, &ps[i], r.datagram(i, &ps[i]), at, verdicts)
+			p.one(l, r, &ps[i], r.datagram(i, &ps[i]), at)
 		}
-		if _, err := l.flush(verdicts); errors.Is(err, os.ErrClosed) {
+		if err := l.flushBoth(r); errors.Is(err, os.ErrClosed) {
 			return
 		}
 	}
 }
 
 // one decides on one datagram.
-func (p *pump) one(l *lane, pk *packet.Packet, datagram []byte, at int64, verdicts *queue.Verdicts) {
+func (p *pump) one(l *lane, r *reader, pk *packet.Packet, datagram []byte, at int64) {
 	var m queue.Message
 	switch m.Parse(datagram) {
 	case queue.KindError:
@@ -104,6 +103,8 @@ func (p *pump) one(l *lane, pk *packet.Packet, datagram []byte, at int64, verdic
 	case queue.KindOther:
 		return
 	}
+	l = l.of(&m)
+	verdicts := r.dropsOf(l)
 	counts := &p.h.counts
 	p.number(l, m.ID)
 	if p.h.sender.strange(&m) {
@@ -247,7 +248,7 @@ func (p *pump) tally(st *engine.Stats) error {
 		return err
 	}
 	var numbered, full, unread uint64
-	for _, l := range p.lanes {
+	for _, l := range all(p.lanes) {
 		c, err := p.counters(l)
 		if err != nil {
 			return err

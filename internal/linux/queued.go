@@ -11,7 +11,6 @@ import (
 	"github.com/opendivert/divert/filter"
 	"github.com/opendivert/divert/internal/engine"
 	"github.com/opendivert/divert/internal/linux/queue"
-	"github.com/opendivert/divert/internal/linux/rules"
 	"github.com/opendivert/divert/packet"
 )
 
@@ -25,7 +24,7 @@ type queued struct {
 }
 
 func newQueued(h *handle) (*queued, error) {
-	lanes, err := openLanes(h)
+	lanes, err := openLanes(h.sender, &h.cfg)
 	if err != nil {
 		return nil, err
 	}
@@ -35,13 +34,13 @@ func newQueued(h *handle) (*queued, error) {
 			return nil, errors.Join(err, closeLanes(lanes))
 		}
 	}
-	if s.ages, err = watchAges(lanes, h.cfg.Limits.Time); err != nil {
+	if s.ages, err = watchAges(all(lanes), h.cfg.Limits.Time); err != nil {
 		return nil, errors.Join(err, s.any.close(), closeLanes(lanes))
 	}
 	return s, nil
 }
 
-func (s *queued) actions() []rules.Action { return toQueues(s.lanes) }
+func (s *queued) ways() []way { return toQueues(s.lanes, s.h.cfg.Segments) }
 
 // recv receives from any lane.
 func (s *queued) recv(w engine.Wait, ps []packet.Packet) (int, error) {
@@ -72,8 +71,8 @@ func (s *queued) recvLane(l *lane, w engine.Wait, ps []packet.Packet) (int, erro
 		return 0, closedError(err)
 	}
 	defer l.readers.Put(r)
-	l.runs.enter()
-	defer l.runs.leave()
+	l.enter()
+	defer l.leave()
 	for {
 		got, err := r.fill(w, ps)
 		if err != nil {
@@ -92,8 +91,8 @@ func (s *queued) poll(l *lane, ps []packet.Packet) (int, error) {
 		return 0, closedError(err)
 	}
 	defer l.readers.Put(r)
-	l.runs.enter()
-	defer l.runs.leave()
+	l.enter()
+	defer l.leave()
 	got, err := r.poll(ps)
 	if err != nil {
 		return 0, closedError(err)
@@ -105,7 +104,11 @@ func (s *queued) poll(l *lane, ps []packet.Packet) (int, error) {
 func (s *queued) sort(l *lane, r *reader, ps []packet.Packet) (n int, err error) {
 	at := now()
 	var m queue.Message
-	alone := l.runs.alone() && !l.owed.there.Load()
+	first := [2]half{{lane: l}, {lane: l.single}}
+	for i := range first {
+		half := first[i].lane
+		first[i].alone = half.runs.alone() && !half.owed.there.Load()
+	}
 	for i := range ps {
 		switch m.Parse(r.datagram(i, &ps[i])) {
 		case queue.KindError:
@@ -114,44 +117,63 @@ func (s *queued) sort(l *lane, r *reader, ps []packet.Packet) (n int, err error)
 		case queue.KindOther:
 			continue
 		}
-		if alone {
+		half := &first[0]
+		if m.Queue != l.q.Num() {
+			half = &first[1]
+		}
+		l, drops := half.lane, r.dropsOf(half.lane)
+		if half.alone {
 			l.runs.begin(m.ID)
-			alone = false
+			half.alone = false
 		}
 		if s.h.sender.strange(&m) {
 			s.h.counts.foreign.Add(1)
-			s.h.sender.leave(r.drops, &m)
+			s.h.sender.leave(drops, &m)
 			continue
 		}
 		if s.ages.tooOld(l, m.ID) {
 			s.h.counts.old.Add(1)
-			_ = r.drops.Add(m.ID, queue.Drop, queue.Option{})
+			_ = drops.Add(m.ID, queue.Drop, queue.Option{})
 			continue
 		}
 		if n != i {
 			ps[n], ps[i] = ps[i], ps[n]
 		}
 		s.h.deliver(l, &ps[n], &m, at)
-		s.h.retime(&ps[n], l, m.ID)
-		if s.h.refuses(&ps[n], int(m.Length) > len(m.Payload)) {
-			s.h.counts.passed.Add(1)
+		single := l.single == nil
+		if single {
+			s.h.ascribe(&ps[n], l, m.ID)
+		} else {
+			s.h.retime(&ps[n], l, m.ID)
+		}
+		if s.h.refuses(&ps[n], int(m.Length), single) {
+			s.h.counts.denied.Add(1)
 			verdict, o := s.h.sender.onward(m.Priority)
-			o.Tag = passedTag(1)
-			_ = r.drops.Add(m.ID, verdict, o)
+			_ = drops.Add(m.ID, verdict, o)
 			continue
 		}
 		if gone, gaveWay := l.waiting.put(m.ID); gaveWay {
 			s.h.counts.abandoned.Add(1)
-			_ = r.drops.Add(gone, queue.Drop, queue.Option{})
+			_ = drops.Add(gone, queue.Drop, queue.Option{})
 			l.runs.settled(1)
 		}
+		half.count++
 		n++
 	}
-	l.runs.received(n)
-	if _, err := l.flush(r.drops); errors.Is(err, os.ErrClosed) {
+	for _, half := range first {
+		half.lane.runs.received(half.count)
+	}
+	if err := l.flushBoth(r); errors.Is(err, os.ErrClosed) {
 		return n, net.ErrClosed
 	}
 	return n, nil // a drop that the kernel had no memory for is owed
+}
+
+// half is what a batch has of one of the two queues of a socket.
+type half struct {
+	lane  *lane
+	alone bool // the first packet is still to come, and what came before has its verdicts
+	count int
 }
 
 // deliver makes a packet of a message whose payload lies in the packet's memory.
@@ -234,8 +256,9 @@ func closedError(err error) error {
 
 // lastNumbers returns the last number that each lane's queue has given a packet.
 func (s *queued) lastNumbers() ([]uint32, error) {
-	last := make([]uint32, len(s.lanes))
-	for i, l := range s.lanes {
+	lanes := all(s.lanes) // in the order of their indexes
+	last := make([]uint32, len(lanes))
+	for i, l := range lanes {
 		c, err := s.ages.counters(l)
 		if err != nil {
 			return nil, err
@@ -248,7 +271,7 @@ func (s *queued) lastNumbers() ([]uint32, error) {
 // tally adds what the kernel counts: the rules count what they lead to the queue, the queue numbers what it takes.
 func (s *queued) tally(st *engine.Stats) error {
 	var waiting, numbered, full, unread uint64
-	for _, l := range s.lanes {
+	for _, l := range all(s.lanes) {
 		c, err := s.ages.counters(l)
 		if err != nil {
 			return err
@@ -264,16 +287,20 @@ func (s *queued) tally(st *engine.Stats) error {
 		defer func() { st.Matched, st.Passed = st.Matched+left, st.Passed+left }() // which the rules have not counted
 	}
 	st.DroppedFull += full + unread
-	known := st.Received + st.DroppedOld + st.DroppedLong + st.Passed
+	denied := s.h.counts.denied.Load()
+	known := st.Received + st.DroppedOld + st.DroppedLong + st.Passed + denied
+	// The rules count a superpacket as one, the queue its segments.
+	led := max(st.Matched, rest(numbered+full, st.Foreign))
+	st.Matched = rest(led, denied)
 	if s.h.cfg.FailOpen {
 		// A packet for which there is no room in the socket goes on with a number, one for which there is none in the
 		// queue without. The kernel counts neither.
 		st.Waiting = waiting
-		st.Passed += rest(st.Matched, known+waiting)
+		st.Passed += rest(led, known+waiting)
 		return nil
 	}
 	st.Waiting = rest(numbered, unread+known+st.Foreign)
-	st.Lost += rest(st.Matched+st.Foreign, numbered+full)
+	st.Lost += rest(led+st.Foreign, numbered+full)
 	return nil
 }
 

@@ -29,7 +29,6 @@ type ring struct {
 	draining atomic.Bool
 	drained  atomic.Bool // nothing comes any more
 	limits   atomic.Pointer[engine.Limits]
-	refused  atomic.Uint64 // copies that a second look has refused
 
 	changing sync.Mutex  // held by the one who changes the buffers, also while waiting for mu
 	growing  atomic.Bool // somebody does
@@ -46,6 +45,7 @@ type ring struct {
 	before uint64 // and what had come then
 	most   time.Duration
 	rhythm rhythm
+	pieces pieces
 }
 
 // ringSize is the size of each processor's buffer in bytes: two have room for the whole queue, of many each for their
@@ -71,7 +71,7 @@ func newRing(h *handle) (*ring, error) {
 	return r, nil
 }
 
-func (r *ring) actions() []rules.Action { return []rules.Action{rules.ToNobody{}} }
+func (r *ring) ways() []way { return []way{{take: codegen.TakeAll, action: rules.ToNobody{}}} }
 
 func (r *ring) recv(w engine.Wait, ps []packet.Packet) (int, error) {
 	if !r.turn.Take(w) {
@@ -180,6 +180,12 @@ func (r *ring) take(ps []packet.Packet) (n int, err error) {
 	}
 	oldest := at - int64(r.limits.Load().Time)
 	for n < len(ps) {
+		if r.pieces.left {
+			if r.piece(&ps[n]) {
+				n++
+			}
+			continue
+		}
 		record, ok := r.buffers.Next()
 		switch {
 		case ok && record.Timestamp < oldest:
@@ -305,26 +311,50 @@ func (r *ring) fill(p *packet.Packet) bool {
 		r.h.counts.long.Add(1)
 		return false
 	}
-	hook := queue.HookPrerouting
-	if record.Tag == uint32(codegen.Outbound) {
-		hook = queue.HookPostrouting
+	superpacket := record.Tag&tagCut != 0
+	if superpacket && r.pieces.begin(data, int(record.SegmentSize)) {
+		r.pieces.record = record
+		r.h.counts.denied.Add(1) // each segment counts
+		return false
 	}
 	if p.Data = data; len(data) > codegen.MaxSnap {
 		p.Data = append(p.Buffer(len(data))[:0], data...) // it came in two samples
 	}
+	r.address(p, &record)
+	if r.h.refuses(p, int(record.Length), superpacket) {
+		r.h.counts.denied.Add(1)
+		return false
+	}
+	return true
+}
+
+// address describes a copy.
+func (r *ring) address(p *packet.Packet, record *codegen.Record) {
+	hook := queue.HookPrerouting
+	if record.Tag&^tagCut == uint32(codegen.Outbound) {
+		hook = queue.HookPostrouting
+	}
 	p.Addr = packet.Address{}
 	r.h.describe(&p.Addr, &queue.Message{
-		Hook: hook, In: record.Device, Out: record.Device, Payload: data, ChecksumNotVerified: true,
+		Hook: hook, In: record.Device, Out: record.Device, Payload: p.Data, ChecksumNotVerified: true,
 	}, record.Timestamp)
 	p.Addr.Sniffed = true
 	setProcess(&p.Addr, record.Process)
-	if engine.Unfinished(data) {
+	if engine.Unfinished(p.Data) {
 		p.Addr.TCPChecksum, p.Addr.UDPChecksum = false, false
 	}
-	if r.h.refuses(p, record.Captured < record.Length) {
-		r.refused.Add(1)
+}
+
+// piece cuts the next segment out of a superpacket, and reports whether there is one that matches.
+func (r *ring) piece(p *packet.Packet) bool {
+	if !r.pieces.next(p) {
 		return false
 	}
+	r.address(p, &r.pieces.record)
+	if r.h.refuses(p, len(p.Data), true) {
+		return false
+	}
+	r.h.counts.matched.Add(1)
 	return true
 }
 
@@ -379,7 +409,7 @@ func (r *ring) tally(st *engine.Stats) error {
 	if err != nil {
 		return err
 	}
-	st.Matched = rest(c.Matched, r.refused.Load())
+	st.Matched = rest(c.Matched+r.h.counts.matched.Load(), r.h.counts.denied.Load())
 	st.DroppedFull += c.Failed
 	if missing := rest(st.Matched, st.Received+st.DroppedFull+st.DroppedOld+st.DroppedLong+st.Passed); r.drained.Load() {
 		st.Lost = missing

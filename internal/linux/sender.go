@@ -238,9 +238,7 @@ func (s *sender) one(p *packet.Packet, v *verdicts, unchanged bool) (again bool,
 		return false, err // the captured packet, if it is one, still waits for a better try
 	}
 	if l != nil && v.claim(l, &t) {
-		// The kernel makes the checksums of a changed packet's segments anew, by the destination in their IP header.
-		cut := t.gso && t.hook == queue.HookPostrouting && engine.Rerouted(data)
-		if t.holds(data, &p.Addr) && len(data) <= queue.MaxPayload && !cut {
+		if t.holds(data, &p.Addr) && len(data) <= queue.MaxPayload {
 			return true, s.onto(v, l, &t, data, reinjectedTag(1))
 		}
 		// It was turned round or sent elsewhere: the captured packet itself ends here.

@@ -206,7 +206,8 @@ func newTestSender(t testing.TB) (*sender, int) {
 	h := &handle{layer: packet.LayerNetwork}
 	h.sender = newSender(h, cursor.NewKey(0, 0), testTag)
 	q, there := pairedQueue(t)
-	h.sender.lanes = []*lane{{q: q, waiting: newOutstanding(64)}}
+	single := &lane{index: 1, q: &queue.Queue{Conn: q.Conn}, waiting: newOutstanding(64)}
+	h.sender.lanes = []*lane{{q: q, single: single, waiting: newOutstanding(64)}, single}
 	return h.sender, there
 }
 

@@ -3,9 +3,14 @@
 package linux
 
 import (
+	"errors"
+	"os"
+	"sync"
+
 	"github.com/opendivert/divert/filter"
 	"github.com/opendivert/divert/internal/backlog"
 	"github.com/opendivert/divert/internal/engine"
+	"github.com/opendivert/divert/internal/linux/codegen"
 	"github.com/opendivert/divert/internal/linux/queue"
 	"github.com/opendivert/divert/internal/linux/rules"
 	"github.com/opendivert/divert/packet"
@@ -14,9 +19,17 @@ import (
 // sink is the source of a handle that drops in the kernel, with a queue that takes no packet for those whose sender
 // is on this host, see rules.ToNowhere. The queue ends with the process, as the programs do that the other
 // rules ask. Receiving waits until shutdown or close.
+//
+// Where the filter asks for what differs between the segments of a superpacket, these come to a queue of their own, and
+// are decided on here.
 type sink struct {
+	h     *handle
 	q     *queue.Queue
+	lane  *lane // of the queues of superpackets, of which only the second is used
+	work  sync.WaitGroup
 	empty *backlog.Queue
+
+	counts *codegen.Outlet
 }
 
 func newSink(h *handle) (*sink, error) {
@@ -24,11 +37,68 @@ func newSink(h *handle) (*sink, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &sink{q: q, empty: backlog.New(backlog.Config{Limits: h.cfg.Limits, Now: now})}, nil
+	one := h.cfg
+	one.Queues, one.Snap = 1, 0
+	lanes, err := openLanes(h.sender, &one)
+	if err != nil {
+		return nil, errors.Join(err, q.Close())
+	}
+	s := &sink{h: h, q: q, lane: lanes[0], empty: backlog.New(backlog.Config{Limits: h.cfg.Limits, Now: now})}
+	r, err := s.lane.reader()
+	if err == nil {
+		s.counts, err = codegen.NewOutlet()
+	}
+	if err != nil {
+		return nil, errors.Join(err, closeLanes(lanes), q.Close())
+	}
+	s.work.Go(func() { s.run(r) })
+	return s, nil
 }
 
-func (s *sink) actions() []rules.Action {
-	return []rules.Action{rules.ToNowhere{Num: s.q.Num()}}
+func (s *sink) ways() []way {
+	return []way{
+		{take: codegen.TakeSure, action: rules.ToNowhere{Num: s.q.Num()}},
+		{take: codegen.TakeDoubt, action: rules.ToQueue{Num: s.lane.single.q.Num()}},
+	}
+}
+
+// run decides on segments until the queue ends.
+func (s *sink) run(r *reader) {
+	ps := make([]packet.Packet, releaseBatch)
+	var m queue.Message
+	for {
+		got, err := r.fill(engine.Wait{}, ps)
+		if err != nil {
+			return
+		}
+		at := now()
+		for i := range ps[:got] {
+			switch m.Parse(r.datagram(i, &ps[i])) {
+			case queue.KindError:
+				s.h.counts.refused(m.Tag)
+				continue
+			case queue.KindOther:
+				continue
+			}
+			if s.h.sender.strange(&m) {
+				s.h.counts.foreign.Add(1)
+				s.h.sender.leave(r.dropsOf(s.lane.of(&m)), &m)
+				continue
+			}
+			s.h.deliver(s.lane.of(&m), &ps[i], &m, at)
+			if s.h.refuses(&ps[i], int(m.Length), true) {
+				s.h.counts.denied.Add(1)
+				verdict, o := s.h.sender.onward(m.Priority)
+				_ = r.singleDrops.Add(m.ID, verdict, o)
+				continue
+			}
+			s.h.counts.dropped.Add(1)
+			_ = r.singleDrops.Add(m.ID, queue.Drop, queue.Option{})
+		}
+		if err := s.lane.flushBoth(r); errors.Is(err, os.ErrClosed) {
+			return
+		}
+	}
 }
 
 func (s *sink) recv(w engine.Wait, ps []packet.Packet) (int, error) { return s.empty.Recv(w, ps) }
@@ -43,10 +113,20 @@ func (s *sink) wake() {} // nobody waits in a system call
 
 func (s *sink) yield() error { return nil }
 
-func (s *sink) close() error { return s.q.Close() }
+func (s *sink) close() error {
+	_ = s.lane.q.SetReadDeadline(past)
+	s.work.Wait()
+	err := release([]*lane{s.lane}, s.h.sender, false)
+	return errors.Join(err, s.lane.q.Close(), s.q.Close(), s.counts.Close())
+}
 
-// tally counts as dropped what matched.
+// tally counts as dropped what matched: what the rules have dropped, each segment as a packet, and what run has.
 func (s *sink) tally(st *engine.Stats) error {
+	c, err := s.counts.Counter()
+	if err != nil {
+		return err
+	}
+	st.Matched += c.Matched + st.Dropped
 	st.Dropped = st.Matched
 	return nil
 }

@@ -9,6 +9,7 @@ import (
 
 	"github.com/opendivert/divert/filter"
 	"github.com/opendivert/divert/internal/engine"
+	"github.com/opendivert/divert/internal/linux/codegen"
 	"github.com/opendivert/divert/internal/linux/nflog"
 	"github.com/opendivert/divert/internal/linux/nfnl"
 	"github.com/opendivert/divert/internal/linux/queue"
@@ -31,7 +32,10 @@ type tap struct {
 	current nflog.Datagram // what is left of the one before
 	seq     uint32         // that follows the last copy's
 	missed  atomic.Uint64  // copies that are missing between those that came
-	drained atomic.Bool    // nothing comes any more
+	pieces  pieces
+	cut     nflog.Copy  // of what the pieces are made,
+	cutAt   int64       // and when it was received
+	drained atomic.Bool // nothing comes any more
 
 	gathers bool // the log
 	came    int  // copies of the datagrams in the slots
@@ -58,8 +62,8 @@ func newTap(h *handle, interpret bool) (*tap, error) {
 	return t, nil
 }
 
-func (t *tap) actions() []rules.Action {
-	return []rules.Action{rules.ToLog{Group: t.log.Group()}}
+func (t *tap) ways() []way {
+	return []way{{take: codegen.TakeAll, action: rules.ToLog{Group: t.log.Group()}}}
 }
 
 func (t *tap) recv(w engine.Wait, ps []packet.Packet) (int, error) {
@@ -116,6 +120,12 @@ func (t *tap) take(ps []packet.Packet) (n int) {
 	program := t.program.Load()
 	var c nflog.Copy
 	for n < len(ps) {
+		if t.pieces.left {
+			if t.piece(&ps[n]) {
+				n++
+			}
+			continue
+		}
 		if !t.current.Next(&c) {
 			if t.next == t.got {
 				break
@@ -127,6 +137,9 @@ func (t *tap) take(ps []packet.Packet) (n int) {
 		}
 		t.came++
 		t.countLost(c.Seq)
+		if program == nil && t.begin(&c, at) {
+			continue
+		}
 		p := &ps[n]
 		t.address(&p.Addr, &c, at)
 		if program != nil {
@@ -140,6 +153,37 @@ func (t *tap) take(ps []packet.Packet) (n int) {
 		n++
 	}
 	return n
+}
+
+// begin begins to cut a copy, if it is one of a superpacket: the log does not tell, but the filter program does.
+func (t *tap) begin(c *nflog.Copy, at int64) bool {
+	told := t.h.times.Load()
+	var p packet.Parsed
+	if told == nil || !p.Parse(c.Payload) || p.TCPOff >= 0 {
+		return false
+	}
+	size := told.segmentSize(p.FlowHash(c.Payload), len(c.Payload))
+	if size == 0 || !t.pieces.begin(c.Payload, size) {
+		return false
+	}
+	t.cut, t.cutAt = *c, at
+	t.h.counts.denied.Add(1) // each segment counts
+	return true
+}
+
+// piece cuts the next segment out of a superpacket, and reports whether there is one that matches.
+func (t *tap) piece(p *packet.Packet) bool {
+	if !t.pieces.next(p) {
+		return false
+	}
+	t.cut.Payload = p.Data
+	t.address(&p.Addr, &t.cut, t.cutAt)
+	t.h.ascribe(p, nil, 0)
+	if t.h.refuses(p, len(p.Data), true) {
+		return false
+	}
+	t.h.counts.matched.Add(1)
+	return true
 }
 
 // countLost counts what is missing between the copies, which the kernel numbers from 0 on: the receive buffer was full.
@@ -193,6 +237,7 @@ func (t *tap) tally(st *engine.Stats) error {
 		st.Waiting = rest(st.Matched, st.Received+st.DroppedFull+st.Passed)
 		return nil
 	}
+	st.Matched = rest(st.Matched+t.h.counts.matched.Load(), t.h.counts.denied.Load())
 	if missing := rest(st.Matched, st.Received+st.DroppedFull+st.Passed); t.drained.Load() {
 		st.Lost = missing
 	} else {

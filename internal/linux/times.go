@@ -33,6 +33,15 @@ type times struct {
 	record ringbuf.Record
 	told   [2]map[uint64][]codegen.Time // by hash, the oldest first; those of the second are newer
 	count  int                          // in the second
+
+	flows map[uint64]codegen.Time // what was told last of single packets, by flow
+	sizes map[sizeKey]int         // of the segments of superpackets, in bytes
+}
+
+// sizeKey tells the superpackets of a flow apart.
+type sizeKey struct {
+	flow   uint64
+	length uint32
 }
 
 // timesSize is the size of the ring in bytes: room for twice as many as the longest queue has, of each direction.
@@ -49,7 +58,8 @@ func newTimes() (*times, error) {
 		return nil, errors.Join(err, outlet.Close())
 	}
 	ring.SetDeadline(past) // reads what is there and does not wait
-	return &times{outlet: outlet, ring: ring, told: [2]map[uint64][]codegen.Time{{}, {}}}, nil
+	return &times{outlet: outlet, ring: ring, told: [2]map[uint64][]codegen.Time{{}, {}},
+		flows: map[uint64]codegen.Time{}, sizes: map[sizeKey]int{}}, nil
 }
 
 // maxTimes is how many are kept at least for packets that have not come, twice as many at most: most of those never will,
@@ -94,13 +104,55 @@ func (t *times) take(hash uint64) (codegen.Time, bool) {
 	if told, ok := t.find(hash); ok {
 		return told, true
 	}
-	// A program tells of a packet before that reaches the queue, so it is there by now.
+	t.drain()
+	return t.find(hash)
+}
+
+// drain reads what the programs have told. They tell of a packet before that reaches the queue, so it is there by now.
+func (t *times) drain() {
 	for t.ring != nil && t.ring.ReadInto(&t.record) == nil {
-		if told, err := codegen.DecodeTime(t.record.RawSample); err == nil {
+		switch told, err := codegen.DecodeTime(t.record.RawSample); {
+		case err != nil:
+		case told.Length > 0:
+			if t.keepFlow(told); told.SegmentSize == 0 {
+				t.keep(told)
+			}
+		default:
 			t.keep(told)
 		}
 	}
-	return t.find(hash)
+}
+
+// keepFlow keeps what was told of a single packet or a superpacket.
+func (t *times) keepFlow(told codegen.Time) {
+	if len(t.flows) >= maxTimes {
+		clear(t.flows)
+	}
+	t.flows[told.Flow] = told
+	if told.SegmentSize == 0 {
+		return
+	}
+	if len(t.sizes) >= maxTimes {
+		clear(t.sizes)
+	}
+	t.sizes[sizeKey{told.Flow, told.Length}] = int(told.SegmentSize)
+}
+
+// flow returns what was told last of a flow, by packet.Parsed.FlowHash.
+func (t *times) flow(hash uint64) (told codegen.Time, ok bool) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.drain()
+	told, ok = t.flows[hash]
+	return told, ok
+}
+
+// segmentSize returns the size of the segments of a superpacket of a flow, 0 if none of that length has matched.
+func (t *times) segmentSize(flow uint64, length int) int {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.drain()
+	return t.sizes[sizeKey{flow, uint32(length)}]
 }
 
 // find takes the oldest with a hash.

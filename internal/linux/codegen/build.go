@@ -23,12 +23,15 @@ type Options struct {
 	// CorrelateSize bytes, a power of two and a multiple of the page size; 0 means 64 KiB.
 	Correlate     bool
 	CorrelateSize uint32
+	Flow          bool // with Correlate: Time.Hash is that with a checksum of 0 of TCP and UDP, and Time.Flow is told
 
 	// Process makes records and times tell the process. It needs a hook with Processes and a direction.
 	Process bool
 
-	// Count counts matches and failures.
-	Count bool
+	// Count counts matches and failures. With Segments each superpacket counts as its segments less one: whoever asks
+	// the program counts the match itself.
+	Count    bool
+	Segments bool
 
 	// Clones is for programs whose matches go to a packet queue. Nil: what the queue would drop is not left alone.
 	Clones *CloneCheck

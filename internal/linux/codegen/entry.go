@@ -22,87 +22,208 @@ const (
 	LocalOnly        // at POST_ROUTING: what came in on an interface, skb->ingress_ifindex not 0, does not match
 )
 
-// Entry is the program that a handle's rule asks: it turns away packets that are not the handle's to see, and
-// hands the others to the filter program that is set. With none set nothing matches.
+// Take says which of a chain's packets a rule is for, and so which filter program decides on them. Of superpackets, which
+// are to be cut into segments later (GSO), one program of the handle sees TCP; the others are led to where the kernel
+// cuts them, because each segment is a packet of its own.
+type Take uint8
+
+// The kinds of rules.
+const (
+	// TakeAll is for the only rule of a handle: copies are made of superpackets too, by the program SlotCut.
+	TakeAll Take = iota
+	// TakeStreams is for TCP in packets without IP options and extension headers, but for the one in which BIG TCP tells
+	// the length of a superpacket: SlotWhole decides.
+	TakeStreams
+	// TakeRest is for all else: SlotRest decides, on superpackets SlotCut.
+	TakeRest
+	// TakeWhole is for packets that the rule itself has chosen: SlotWhole decides.
+	TakeWhole
+	// TakeSure is for all packets on which a decision can be made as they are: SlotWhole decides, on superpackets SlotSure.
+	TakeSure
+	// TakeDoubt is for superpackets only: SlotCut decides.
+	TakeDoubt
+
+	numTakes
+)
+
+// Slot is where a filter program stands in an entry. A slot without a program matches nothing.
+type Slot uint32
+
+// The slots.
+const (
+	SlotWhole Slot = iota
+	SlotRest
+	SlotCut
+	SlotSure
+
+	NumSlots
+)
+
+// Entry is the programs that a handle's rules ask: each turns away packets that are not the handle's to see, and
+// hands the others to a filter program that is set. With none set nothing matches.
 //
-// The filter program stands in a map of kind PROG_ARRAY, which the kernel empties when no process holds
+// The filter programs stand in a map of kind PROG_ARRAY, which the kernel empties when no process holds
 // it open any more (kernel/bpf/arraymap.c, prog_array_map_clear). So with the end of its process,
 // however it ends, a handle's rules match nothing: they stand in nobody's way until somebody takes them
 // away. And a filter is replaced in one step: a packet meets the old one or the new one.
 //
 // Set and Clear may be called by several goroutines at once.
 type Entry struct {
-	program *ebpf.Program
-	slot    *ebpf.Map
+	programs [numTakes]*ebpf.Program
+	slots    *ebpf.Map
 }
 
-// NewEntry loads an entry for a handle with the given key (Linux 4.20; CAP_BPF or CAP_SYS_ADMIN).
-func NewEntry(key cursor.Key, gate Gate) (*Entry, error) {
+// NewEntry loads an entry for a handle with the given key and the kinds of its rules (Linux 5.7; CAP_BPF or CAP_SYS_ADMIN).
+// With segments TCP counts among the rest.
+func NewEntry(key cursor.Key, gate Gate, segments bool, takes ...Take) (*Entry, error) {
 	liftMemlock()
-	slot, err := ebpf.NewMap(&ebpf.MapSpec{
-		Name: "divert_filter", Type: ebpf.ProgramArray, KeySize: 4, ValueSize: 4, MaxEntries: 1,
+	slots, err := ebpf.NewMap(&ebpf.MapSpec{
+		Name: "divert_filter", Type: ebpf.ProgramArray, KeySize: 4, ValueSize: 4, MaxEntries: uint32(NumSlots),
 	})
 	if err != nil {
 		return nil, &LoadError{Err: fmt.Errorf("map divert_filter: %w", err)}
 	}
-	program, err := ebpf.NewProgram(&ebpf.ProgramSpec{
-		Name: "divert_entry", Type: ebpf.SocketFilter, Instructions: entryCode(key, gate, slot), License: "GPL",
-	})
-	if err != nil {
-		slot.Close()
-		return nil, Refused(err)
+	e := &Entry{slots: slots}
+	for _, take := range takes {
+		e.programs[take], err = ebpf.NewProgram(&ebpf.ProgramSpec{
+			Name: "divert_entry", Type: ebpf.SocketFilter, Instructions: entryCode(key, gate, take, segments, slots), License: "GPL",
+		})
+		if err != nil {
+			return nil, errors.Join(Refused(err), e.Close())
+		}
 	}
-	return &Entry{program: program, slot: slot}, nil
+	return e, nil
 }
 
-// entryCode returns the instructions of an entry.
-func entryCode(key cursor.Key, gate Gate, slot *ebpf.Map) asm.Instructions {
-	const out = "out"
+// entryCode returns the instructions of an entry's program.
+func entryCode(key cursor.Key, gate Gate, take Take, segments bool, slots *ebpf.Map) asm.Instructions {
+	const out, found = "out", "found"
 	first, last := key.Served()
 	code := asm.Instructions{
-		asm.LoadMem(asm.R2, asm.R1, skbPriority, asm.Word),
+		asm.Mov.Reg(asm.R6, asm.R1), // where LD_ABS expects it
+		asm.LoadMem(asm.R2, asm.R6, skbPriority, asm.Word),
 		asm.Sub.Imm32(asm.R2, int32(first)),
 		asm.JLE.Imm32(asm.R2, int32(last-first), out),
 	}
 	switch gate {
 	case NotLoopback:
 		code = append(code,
-			asm.LoadMem(asm.R2, asm.R1, skbIfindex, asm.Word),
+			asm.LoadMem(asm.R2, asm.R6, skbIfindex, asm.Word),
 			asm.JEq.Imm32(asm.R2, loopbackIfindex, out),
 		)
 	case LocalOnly:
 		code = append(code,
-			asm.LoadMem(asm.R2, asm.R1, skbIngressIfindex, asm.Word),
+			asm.LoadMem(asm.R2, asm.R6, skbIngressIfindex, asm.Word),
 			asm.JNE.Imm32(asm.R2, 0, out),
 		)
 	}
+	code = append(code, choose(take, segments, found, out)...)
 	return append(code,
-		asm.LoadMapPtr(asm.R2, slot.FD()),
-		asm.Mov.Imm(asm.R3, 0),
+		asm.Mov.Reg(asm.R1, asm.R6).WithSymbol(found),
+		asm.LoadMapPtr(asm.R2, slots.FD()),
+		asm.Mov.Reg(asm.R3, asm.R7),
 		asm.FnTailCall.Call(), // returns only if the slot is empty
 		asm.Mov.Imm(asm.R0, 0).WithSymbol(out),
 		asm.Return(),
 	)
 }
 
-// FD returns the file descriptor of the program. It belongs to the entry: do not close it.
-func (e *Entry) FD() int { return e.program.FD() }
+// choose leaves the slot in R7 and goes on behind itself or to found; or it goes to out.
+func choose(take Take, segments bool, found, out string) asm.Instructions {
+	superpacket := asm.LoadMem(asm.R2, asm.R6, skbGSOSize, asm.Word)
+	slot := func(s Slot) asm.Instruction { return asm.Mov.Imm(asm.R7, int32(s)) }
+	switch take {
+	case TakeStreams:
+		if segments {
+			return asm.Instructions{asm.Ja.Label(out)}
+		}
+		return append(ifStream("stream"), asm.Ja.Label(out), slot(SlotWhole).WithSymbol("stream"))
+	case TakeWhole:
+		return asm.Instructions{slot(SlotWhole)}
+	case TakeRest:
+		var code asm.Instructions
+		if !segments {
+			code = ifStream(out)
+		}
+		return append(code, slot(SlotRest), superpacket, asm.JEq.Imm32(asm.R2, 0, found), slot(SlotCut))
+	}
+	whole, cut := SlotWhole, SlotCut
+	other := found
+	switch take {
+	case TakeSure:
+		cut = SlotSure
+	case TakeDoubt:
+		other = out
+	}
+	code := asm.Instructions{slot(whole), superpacket, asm.JEq.Imm32(asm.R2, 0, other)}
+	if !segments {
+		code = append(code, ifStream(other)...)
+	}
+	return append(code, slot(cut))
+}
 
-// Set makes p decide from now on. The entry holds it: p may be closed.
-func (e *Entry) Set(p *Program) error {
-	if err := e.slot.Put(uint32(0), uint32(p.FD())); err != nil {
-		return fmt.Errorf("codegen: set the filter: %w", err)
+// ifStream goes to the label if the packet is TCP as TakeStreams wants it. It uses R0 to R5 and R8. A packet without
+// a whole IP header matches nothing: LD_ABS ends the program.
+func ifStream(label string) asm.Instructions {
+	v6, no := label+"_v6", label+"_no"
+	const jumbo = 0xC204 // option and length (RFC 2675 section 2)
+	return asm.Instructions{
+		asm.LoadAbs(0, asm.Byte),
+		asm.Mov.Reg32(asm.R8, asm.R0),
+		asm.RSh.Imm32(asm.R8, 4),
+		asm.JEq.Imm32(asm.R8, 6, v6),
+		asm.JNE.Imm32(asm.R0, 0x45, no),
+		asm.LoadAbs(9, asm.Byte),
+		asm.JEq.Imm32(asm.R0, protoTCP, label),
+		asm.Ja.Label(no),
+		asm.LoadAbs(6, asm.Byte).WithSymbol(v6),
+		asm.JEq.Imm32(asm.R0, protoTCP, label),
+		asm.JNE.Imm32(asm.R0, protoHopByHop, no),
+		asm.LoadMem(asm.R0, asm.R6, skbLen, asm.Word),
+		asm.JLT.Imm32(asm.R0, lenIPv6+lenExtension, no),
+		asm.LoadAbs(lenIPv6, asm.Half), // the next header, and a length of 8 bytes
+		asm.JNE.Imm32(asm.R0, protoTCP<<8, no),
+		asm.LoadAbs(lenIPv6+2, asm.Half),
+		asm.JEq.Imm32(asm.R0, jumbo, label),
+		asm.Mov.Imm(asm.R0, 0).WithSymbol(no),
+	}
+}
+
+// FD returns the file descriptor of the program for a kind of rule, -1 if the entry was loaded without. It belongs to the
+// entry: do not close it.
+func (e *Entry) FD(take Take) int {
+	if e.programs[take] == nil {
+		return -1
+	}
+	return e.programs[take].FD()
+}
+
+// Set makes programs decide from now on; where there is none nothing matches. The entry holds them: they may be closed.
+func (e *Entry) Set(programs [NumSlots]*Program) error {
+	for slot, p := range programs {
+		var err error
+		if p != nil {
+			err = e.slots.Put(uint32(slot), uint32(p.FD()))
+		} else if err = e.slots.Delete(uint32(slot)); errors.Is(err, ebpf.ErrKeyNotExist) {
+			err = nil
+		}
+		if err != nil {
+			return fmt.Errorf("codegen: set the filter: %w", err)
+		}
 	}
 	return nil
 }
 
 // Clear makes nothing match from now on.
-func (e *Entry) Clear() error {
-	if err := e.slot.Delete(uint32(0)); err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
-		return fmt.Errorf("codegen: clear the filter: %w", err)
-	}
-	return nil
-}
+func (e *Entry) Clear() error { return e.Set([NumSlots]*Program{}) }
 
-// Close releases program and slot. A rule that holds the program keeps it alive, matching nothing.
-func (e *Entry) Close() error { return errors.Join(e.program.Close(), e.slot.Close()) }
+// Close releases programs and slots. A rule that holds a program keeps it alive, matching nothing.
+func (e *Entry) Close() error {
+	errs := []error{e.slots.Close()}
+	for _, p := range e.programs {
+		if p != nil {
+			errs = append(errs, p.Close())
+		}
+	}
+	return errors.Join(errs...)
+}

@@ -48,6 +48,52 @@ func (p *parser) hash() {
 	p.hashMix()
 }
 
+// forgetChecksum sets the checksum of TCP or UDP to 0 where the header was loaded.
+func (p *parser) forgetChecksum() {
+	tcp, done := p.newLabel(), p.newLabel()
+	p.emit(asm.LoadMem(asm.R2, regFrame, varFlags, asm.Word))
+	p.jumpImm(asm.JSet, asm.R2, 1<<flagTCP, tcp)
+	p.emit(asm.And.Imm32(asm.R2, 1<<flagUDP))
+	p.jumpImm(asm.JEq, asm.R2, 0, done)
+	p.emit(asm.StoreImm(regFrame, frameTransport+6, 0, asm.Half))
+	p.jump(done)
+	p.mark(tcp)
+	p.emit(asm.StoreImm(regFrame, frameTransport+16, 0, asm.Half))
+	p.mark(done)
+}
+
+// flowHash is hash for the addresses and ports alone: packet.Parsed.FlowHash.
+func (p *parser) flowHash() {
+	for i := range int16(8) {
+		p.emit(asm.StoreMem(regFrame, frameWords+8*i, asm.R1, asm.DWord))
+	}
+	v6, ports, done := p.newLabel(), p.newLabel(), p.newLabel()
+	if p.family == AnyFamily {
+		p.emit(
+			asm.LoadMem(asm.R1, regFrame, frameIP, asm.Byte),
+			asm.RSh.Imm32(asm.R1, 4),
+		)
+		p.jumpImm(asm.JEq, asm.R1, 6, v6)
+	}
+	if p.family != IPv6 {
+		p.hashWords(frameIP+12, 1, asm.Word, asm.Word)
+		p.jump(ports)
+	}
+	p.mark(v6)
+	if p.family != IPv4 {
+		p.hashWords(frameIP+8, 1, asm.DWord, asm.DWord, asm.DWord, asm.DWord)
+	}
+	p.mark(ports)
+	p.emit(
+		asm.LoadMem(asm.R2, regFrame, varFlags, asm.Word),
+		asm.And.Imm32(asm.R2, 1<<flagUDP|1<<flagTCP),
+	)
+	p.jumpImm(asm.JEq, asm.R2, 0, done)
+	p.hashWords(frameTransport, 5, asm.Word)
+	p.mark(done)
+	p.hashMix()
+}
+
 // hashWords copies words of a header to the list, from word i on.
 func (p *parser) hashWords(from int16, i int16, sizes ...asm.Size) {
 	for _, size := range sizes {

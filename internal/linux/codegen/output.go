@@ -127,11 +127,15 @@ func (j *Joiner) join(r *Record, packet []byte, missing int) []byte {
 type Time struct {
 	Hash      uint64 // of the packet, seed 0
 	Timestamp int64  // the timestamp that the filter saw
-	Process   uint32 // with Options.Process, else 0; four unused bytes follow
+	Process   uint32 // with Options.Process, else 0
+
+	SegmentSize uint32 // with Options.Flow, of a superpacket: payload bytes of each segment; else 0
+	Length      uint32 // with Options.Flow: of the packet, in bytes; else 0; four unused bytes follow
+	Flow        uint64 // with Options.Flow: packet.Parsed.FlowHash; else 0
 }
 
 // TimeSize is the size of a Time in the ring buffer, in bytes.
-const TimeSize = 24
+const TimeSize = 40
 
 // DecodeTime reads a sample of the ring buffer.
 func DecodeTime(sample []byte) (Time, error) {
@@ -139,7 +143,11 @@ func DecodeTime(sample []byte) (Time, error) {
 		return Time{}, fmt.Errorf("codegen: a time of %d bytes, need %d", len(sample), TimeSize)
 	}
 	ne := binary.NativeEndian
-	return Time{Hash: ne.Uint64(sample), Timestamp: int64(ne.Uint64(sample[8:])), Process: ne.Uint32(sample[16:])}, nil
+	return Time{
+		Hash: ne.Uint64(sample), Timestamp: int64(ne.Uint64(sample[8:])),
+		Process: ne.Uint32(sample[16:]), SegmentSize: ne.Uint32(sample[20:]), Length: ne.Uint32(sample[24:]),
+		Flow: ne.Uint64(sample[32:]),
+	}, nil
 }
 
 // Counter has the counts of a program.
@@ -158,6 +166,9 @@ const flagReadOnlyProgram = 1 << 7
 
 // ringNoWakeup is BPF_RB_NO_WAKEUP (since Linux 5.8).
 const ringNoWakeup = 1
+
+// skbGSOSegs is the offset of gso_segs in struct __sk_buff (since Linux 5.1).
+const skbGSOSegs int16 = 164
 
 // skbGSOSize is the offset of gso_size in struct __sk_buff (since Linux 5.7).
 const skbGSOSize int16 = 176
@@ -181,7 +192,20 @@ func (g *generator) count() {
 	g.emit(asm.Mov.Imm(asm.R0, 0), asm.Return()) // cannot be: the key exists
 	g.mark(found)
 	g.emit(asm.Mov.Reg(regCounter, asm.R0))
-	g.increment(0)
+	if !g.options.Segments {
+		g.increment(0)
+		return
+	}
+	none := g.newLabel()
+	g.emit(asm.LoadMem(asm.R2, regContext, skbGSOSegs, asm.Word))
+	g.jumpImm(asm.JEq, asm.R2, 0, none)
+	g.emit(
+		asm.Sub.Imm(asm.R2, 1),
+		asm.LoadMem(asm.R1, regCounter, 0, asm.DWord),
+		asm.Add.Reg(asm.R1, asm.R2),
+		asm.StoreMem(regCounter, 0, asm.R1, asm.DWord),
+	)
+	g.mark(none)
 }
 
 // increment adds 1 to a member of the counter.
@@ -219,7 +243,16 @@ func (g *generator) correlate() {
 	if g.options.Count {
 		g.emit(asm.StoreMem(regFrame, varZero, regCounter, asm.DWord))
 	}
-	g.emit(asm.Mov.Imm(asm.R1, 0))
+	g.emit(
+		asm.Mov.Imm(asm.R1, 0),
+		asm.StoreMem(regFrame, frameRecord+32, asm.R1, asm.DWord),
+	)
+	if g.options.Flow {
+		g.parser.flowHash()
+		g.emit(asm.StoreMem(regFrame, frameRecord+32, asm.R0, asm.DWord))
+		g.parser.forgetChecksum()
+		g.emit(asm.Mov.Imm(asm.R1, 0))
+	}
 	g.parser.hash()
 	g.emit(asm.StoreMem(regFrame, frameRecord, asm.R0, asm.DWord))
 	g.timestamp()
@@ -227,6 +260,18 @@ func (g *generator) correlate() {
 		asm.StoreMem(regFrame, frameRecord+8, asm.R1, asm.DWord),
 	)
 	g.tellProcess(frameRecord + 16)
+	g.emit(
+		asm.Mov.Imm(asm.R1, 0),
+		asm.StoreMem(regFrame, frameRecord+24, asm.R1, asm.DWord),
+	)
+	if g.options.Flow {
+		g.emit(
+			asm.LoadMem(asm.R1, regContext, skbGSOSize, asm.Word),
+			asm.StoreMem(regFrame, frameRecord+20, asm.R1, asm.Word),
+			asm.LoadMem(asm.R1, regContext, skbLen, asm.Word),
+			asm.StoreMem(regFrame, frameRecord+24, asm.R1, asm.Word),
+		)
+	}
 	g.emit(
 		asm.LoadMapPtr(asm.R1, 0).WithReference(correlateMap),
 		asm.Mov.Reg(asm.R2, regFrame),

@@ -50,20 +50,9 @@ const MaxPayload = 0xffff - nfnl.AttrLen
 // BufferSize is the size of a slot that holds any message of a queue, in bytes.
 const BufferSize = 66 << 10
 
-// overhead is more than a message has beside the packet's bytes.
-const overhead = 1 << 10
-
-// SlotSize returns the size of a slot that holds any message of a queue with Options.Snap, in bytes.
-func SlotSize(snap int) int {
-	if snap == 0 {
-		return BufferSize
-	}
-	return min(snap+overhead, BufferSize)
-}
-
 // Options of a queue.
 type Options struct {
-	Snap     int    // bytes of each packet that are handed over at most, 0 for all
+	Snap     int    // bytes of each packet that are handed over at most, 0 for all; not of Pair.Single
 	MaxLen   uint32 // packets without a verdict the kernel keeps; it refuses further ones
 	Discard  bool   // every packet is dropped, before the kernel copies anything of it; the sender learns nothing
 	FailOpen bool   // what does not fit goes on instead of being dropped
@@ -74,7 +63,23 @@ type Options struct {
 // drops what still waits for a verdict.
 type Queue struct {
 	*nfnl.Conn
-	num uint16
+	num    uint16
+	single bool // the kernel cuts packets that are to be cut (GSO) before it queues them, and finishes their checksums
+	second bool // its socket is that of another queue
+}
+
+// Pair is two queues of one socket, which keeps the order of their packets: what is received from it names the queue.
+type Pair struct {
+	Whole  *Queue // packets are handed over as they are, also those that are to be cut later (GSO)
+	Single *Queue // the kernel cuts those first: each segment comes, and goes on, as a packet of its own
+}
+
+// Close closes the queue, and with the first queue of a socket the socket.
+func (q *Queue) Close() error {
+	if q.second {
+		return nil
+	}
+	return q.Conn.Close()
 }
 
 // Queue numbers are taken from the upper half: people number theirs from 0 up.
@@ -85,15 +90,24 @@ const (
 
 // Open binds a queue of the namespace that nobody has bound.
 func Open(o Options) (*Queue, error) {
-	qs, err := OpenGroup(1, o)
+	qs, err := openGroup(1, o)
 	if err != nil {
 		return nil, err
 	}
 	return qs[0], nil
 }
 
-// OpenGroup binds n queues with consecutive numbers, between which a rule can share out packets by flow.
-func OpenGroup(n int, o Options) ([]*Queue, error) {
+// OpenPairs binds n pairs of queues. Each queue has the limits.
+func OpenPairs(n int, o Options) (pairs []Pair, err error) {
+	qs, err := openGroup(2*n, o)
+	for i := 0; i+1 < len(qs); i += 2 {
+		pairs = append(pairs, Pair{Whole: qs[i], Single: qs[i+1]})
+	}
+	return pairs, err
+}
+
+// openGroup binds n queues with consecutive numbers; every second one is the second of its socket.
+func openGroup(n int, o Options) ([]*Queue, error) {
 	// A random start makes two openers unlikely to try the same numbers.
 	start := rand.IntN(numNums)
 	var err error
@@ -116,14 +130,19 @@ func OpenGroup(n int, o Options) ([]*Queue, error) {
 // openFrom binds n queues from base on, or none.
 func openFrom(base uint16, n int, o Options) (qs []*Queue, err error) {
 	for i := range uint16(n) {
-		conn, err := nfnl.Dial(o.RcvBuf)
+		q := &Queue{num: base + i, single: i%2 == 1, second: i%2 == 1}
+		if q.second {
+			q.Conn = qs[i-1].Conn
+		} else if q.Conn, err = nfnl.Dial(o.RcvBuf); err != nil {
+			q.second = true // there is nothing to close
+		}
 		if err == nil {
-			if err = conn.Request(config(base+i, o)); err == nil {
-				qs = append(qs, &Queue{Conn: conn, num: base + i})
+			if err = q.Request(q.config(o)); err == nil {
+				qs = append(qs, q)
 				continue
 			}
-			conn.Close()
 		}
+		_ = q.Close()
 		for _, q := range qs {
 			q.Close()
 		}
@@ -137,24 +156,27 @@ func openFrom(base uint16, n int, o Options) (qs []*Queue, err error) {
 func inUse(err error, tries int) bool { return errors.Is(err, unix.EPERM) && tries < 16 }
 
 // config is the message that binds a queue and sets it up, in one step.
-func config(num uint16, o Options) *nfnl.Message {
-	m := nfnl.NewMessage(nfnl.Type(unix.NFNL_SUBSYS_QUEUE, msgConfig), num)
+func (q *Queue) config(o Options) *nfnl.Message {
+	m := nfnl.NewMessage(nfnl.Type(unix.NFNL_SUBSYS_QUEUE, msgConfig), q.num)
 	m.Attr(cfgCmd, cmdBind, 0, 0, unix.AF_UNSPEC)
 	if o.Discard {
 		return m // a queue to which nobody has said what to copy takes no packet
 	}
 	snap := uint32(MaxPayload)
-	if o.Snap > 0 {
+	if o.Snap > 0 && !q.single {
 		snap = min(snap, uint32(o.Snap))
 	}
 	m.Attr(cfgParams, append(binary.BigEndian.AppendUint32(nil, snap), copyMode)...)
-	return settings(m, o)
+	return q.settings(m, o)
 }
 
 // settings adds what may change while the queue is in use.
-func settings(m *nfnl.Message, o Options) *nfnl.Message {
+func (q *Queue) settings(m *nfnl.Message, o Options) *nfnl.Message {
 	m.Attr32(cfgMaxLen, o.MaxLen)
-	flags := uint32(flagGSO)
+	flags := uint32(0)
+	if !q.single {
+		flags |= flagGSO
+	}
 	if o.FailOpen {
 		flags |= flagFailOpen
 	}
@@ -179,7 +201,8 @@ const (
 
 // Message is a packet as the queue hands it over.
 type Message struct {
-	ID       uint32
+	Queue    uint16 // number of the queue
+	ID       uint32 // of the packet in the queue
 	Hook     Hook
 	In, Out  uint32 // interface indexes, 0 if there is none
 	Priority uint32 // skb->priority, 0 if it is 0 or the kernel (before 5.18) does not tell
@@ -230,7 +253,7 @@ func (m *Message) Parse(b []byte) Kind {
 	if msgs.Type != nfnl.Type(unix.NFNL_SUBSYS_QUEUE, msgPacket) {
 		return KindOther
 	}
-	*m = Message{}
+	*m = Message{Queue: msgs.Resource}
 	seen := false
 	for a := nfnl.Attrs(msgs.Body); a.Next(); {
 		switch a.Type {
@@ -275,5 +298,5 @@ func (q *Queue) Configure(o Options) error {
 	if err := q.SetReceiveBuffer(o.RcvBuf); err != nil {
 		return err
 	}
-	return q.Tell(settings(nfnl.NewMessage(nfnl.Type(unix.NFNL_SUBSYS_QUEUE, msgConfig), q.num), o))
+	return q.Tell(q.settings(nfnl.NewMessage(nfnl.Type(unix.NFNL_SUBSYS_QUEUE, msgConfig), q.num), o))
 }

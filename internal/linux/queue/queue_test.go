@@ -75,7 +75,7 @@ func next(t testing.TB, c *nfnl.Conn) []byte {
 
 func TestConfigurationBytes(t *testing.T) {
 	q, there := sentBy(t)
-	if err := q.Tell(config(0x8001, Options{MaxLen: 5})); err != nil {
+	if err := q.Tell(q.config(Options{MaxLen: 5})); err != nil {
 		t.Fatal(err)
 	}
 	want := message(t, 2, unix.NLM_F_REQUEST, 0x8001,
@@ -440,7 +440,7 @@ func TestOpen(t *testing.T) {
 			return err
 		}
 		defer c.Close()
-		return c.Request(config(q.Num(), Options{}))
+		return c.Request(q.config(Options{}))
 	})
 	if !errors.Is(err, unix.EBUSY) && !inUse(err, 0) {
 		t.Errorf("a queue of another socket: %v", err)

@@ -5,6 +5,7 @@ package rules
 import (
 	"encoding/binary"
 	"fmt"
+	"slices"
 
 	"github.com/google/nftables"
 	"github.com/google/nftables/expr"
@@ -20,6 +21,51 @@ type Rule struct {
 	Program int    // descriptor of the filter program, or NoProgram
 	Action  Action // what happens to the packets that the program matches
 	Share   Share  // which flows the rule is for
+	Only    Only   // which protocol it is for
+	Silent  bool   // the counter of the handle does not count its packets
+}
+
+// Only is the packets that a rule is for, by what rules themselves can see of their protocol.
+type Only uint8
+
+// The kinds of packets.
+const (
+	AllPackets Only = iota
+	TCP             // TCP behind whatever the kernel follows
+	PlainTCP4       // TCP over IPv4 without options
+	PlainTCP6       // TCP over IPv6 without extension headers
+	BigTCP6         // TCP over IPv6 with the one of BIG TCP
+	SCTP            // SCTP behind whatever the kernel follows
+)
+
+// exprs matches the packets.
+func (o Only) exprs() []expr.Any {
+	meta := func(key expr.MetaKey, want byte) []expr.Any {
+		return []expr.Any{
+			&expr.Meta{Key: key, Register: reg1},
+			&expr.Cmp{Op: expr.CmpOpEq, Register: reg1, Data: []byte{want}},
+		}
+	}
+	header := func(offset uint32, want ...byte) []expr.Any {
+		return []expr.Any{
+			&expr.Payload{DestRegister: reg1, Base: expr.PayloadBaseNetworkHeader, Offset: offset, Len: uint32(len(want))},
+			&expr.Cmp{Op: expr.CmpOpEq, Register: reg1, Data: want},
+		}
+	}
+	switch o {
+	case TCP:
+		return meta(expr.MetaKeyL4PROTO, unix.IPPROTO_TCP)
+	case SCTP:
+		return meta(expr.MetaKeyL4PROTO, unix.IPPROTO_SCTP)
+	case PlainTCP4: // version and header length, protocol
+		return slices.Concat(meta(expr.MetaKeyNFPROTO, unix.NFPROTO_IPV4), header(0, 0x45), header(9, unix.IPPROTO_TCP))
+	case PlainTCP6: // next header
+		return slices.Concat(meta(expr.MetaKeyNFPROTO, unix.NFPROTO_IPV6), header(6, unix.IPPROTO_TCP))
+	case BigTCP6: // hop-by-hop options, then TCP; 8 bytes; the option of jumbograms, of 4 bytes (RFC 2675 section 2)
+		return slices.Concat(meta(expr.MetaKeyNFPROTO, unix.NFPROTO_IPV6), header(6, unix.IPPROTO_HOPOPTS),
+			header(40, unix.IPPROTO_TCP, 0, 0xC2, 4))
+	}
+	return nil
 }
 
 // Share is the flows of one among several rules: those whose number, modulo Of, is Index. The zero Share is all
@@ -106,7 +152,7 @@ func program(fd int) expr.Any {
 
 // exprs returns the rule's expressions.
 func (r Rule) exprs(o Owner) []expr.Any {
-	e := r.Share.exprs()
+	e := append(r.Only.exprs(), r.Share.exprs()...)
 	inbound := r.Chain == Inbound || r.Chain == InboundFragments
 	_, alone := r.Action.(ToNobody)
 	if inbound && alone {
@@ -124,7 +170,7 @@ func (r Rule) exprs(o Owner) []expr.Any {
 		// After the program, because the look-up costs more than most filters.
 		e = append(e, onlyForThisHost()...)
 	}
-	if !alone {
+	if !alone && !r.Silent {
 		e = append(e, &expr.Objref{Type: int(nftables.ObjTypeCounter), Name: o.counter()})
 	}
 	return append(e, r.Action.exprs(r.Chain)...)

@@ -19,7 +19,7 @@ import (
 // Names of numbers in the printed form.
 var (
 	metaNames = map[expr.MetaKey]string{
-		expr.MetaKeyPRIORITY: "priority", expr.MetaKeyIIF: "iif", expr.MetaKeyNFPROTO: "nfproto",
+		expr.MetaKeyPRIORITY: "priority", expr.MetaKeyIIF: "iif", expr.MetaKeyNFPROTO: "nfproto", expr.MetaKeyL4PROTO: "l4proto",
 	}
 	opNames = map[expr.CmpOp]string{expr.CmpOpEq: "==", expr.CmpOpNeq: "!="}
 )
@@ -85,6 +85,9 @@ func print(e expr.Any) string {
 		if e.Base == expr.PayloadBaseLLHeader {
 			return fmt.Sprintf("r%d = ether %d+%d", e.DestRegister, e.Offset, e.Len)
 		}
+		if e.Base == expr.PayloadBaseNetworkHeader {
+			return fmt.Sprintf("r%d = ip %d+%d", e.DestRegister, e.Offset, e.Len)
+		}
 	}
 	return fmt.Sprintf("%T %+v", e, e)
 }
@@ -124,17 +127,25 @@ func TestExpressions(t *testing.T) {
 		got  []expr.Any
 		want []string
 	}{
-		{"outbound, a program", Rule{Outbound, 7, queue, Share{}}.exprs(o), join(matchBPF, count, toQueue)},
-		{"forward, a program, to the log", Rule{Forward, 7, log, Share{}}.exprs(o), join(matchBPF, count, toLog)},
-		{"inbound, a program", Rule{Inbound, 7, queue, Share{}}.exprs(o), join(matchBPF, local, count, toQueue)},
-		{"inbound fragments, a program", Rule{InboundFragments, 7, queue, Share{}}.exprs(o), join(matchBPF, local, count, toQueue)},
-		{"outbound, no program", Rule{Outbound, NoProgram, queue, Share{}}.exprs(o), join(notServed, count, toQueue)},
-		{"forward, no program", Rule{Forward, NoProgram, queue, Share{}}.exprs(o), join(notServed, count, toQueue)},
-		{"outbound, a share of the flows", Rule{Outbound, 7, queue, Share{2, 4}}.exprs(o), join("r1 = symhash mod 4", "r1 == 02000000", matchBPF, count, toQueue)},
-		{"inbound, no program", Rule{Inbound, NoProgram, log, Share{}}.exprs(o), join(notServed, notLoopback, local, count, toLog)},
-		{"outbound, dropped", Rule{Outbound, 7, nowhere, Share{}}.exprs(o), join(matchBPF, count, toQueue)},
-		{"inbound, dropped", Rule{Inbound, 7, nowhere, Share{}}.exprs(o), join(matchBPF, local, count, "drop")},
-		{"forward, dropped", Rule{Forward, 7, nowhere, Share{}}.exprs(o), join(matchBPF, count, "drop")},
+		{"outbound, a program", Rule{Chain: Outbound, Program: 7, Action: queue}.exprs(o), join(matchBPF, count, toQueue)},
+		{"forward, a program, to the log", Rule{Chain: Forward, Program: 7, Action: log}.exprs(o), join(matchBPF, count, toLog)},
+		{"inbound, a program", Rule{Chain: Inbound, Program: 7, Action: queue}.exprs(o), join(matchBPF, local, count, toQueue)},
+		{"inbound fragments, a program", Rule{Chain: InboundFragments, Program: 7, Action: queue}.exprs(o), join(matchBPF, local, count, toQueue)},
+		{"outbound, no program", Rule{Chain: Outbound, Program: NoProgram, Action: queue}.exprs(o), join(notServed, count, toQueue)},
+		{"forward, no program", Rule{Chain: Forward, Program: NoProgram, Action: queue}.exprs(o), join(notServed, count, toQueue)},
+		{"outbound, a share of the flows", Rule{Chain: Outbound, Program: 7, Action: queue, Share: Share{2, 4}}.exprs(o), join("r1 = symhash mod 4", "r1 == 02000000", matchBPF, count, toQueue)},
+		{"inbound, no program", Rule{Chain: Inbound, Program: NoProgram, Action: log}.exprs(o), join(notServed, notLoopback, local, count, toLog)},
+		{"outbound, dropped", Rule{Chain: Outbound, Program: 7, Action: nowhere}.exprs(o), join(matchBPF, count, toQueue)},
+		{"inbound, dropped", Rule{Chain: Inbound, Program: 7, Action: nowhere}.exprs(o), join(matchBPF, local, count, "drop")},
+		{"forward, dropped", Rule{Chain: Forward, Program: 7, Action: nowhere}.exprs(o), join(matchBPF, count, "drop")},
+		{"outbound, TCP", Rule{Chain: Outbound, Program: 7, Action: queue, Only: TCP}.exprs(o), join("r1 = meta l4proto", "r1 == 06", matchBPF, count, toQueue)},
+		{"outbound, plain TCP", Rule{Chain: Outbound, Program: NoProgram, Action: queue, Only: PlainTCP4}.exprs(o),
+			join("r1 = meta nfproto", "r1 == 02", "r1 = ip 0+1", "r1 == 45", "r1 = ip 9+1", "r1 == 06", notServed, count, toQueue)},
+		{"outbound, plain TCP of IPv6", Rule{Chain: Outbound, Program: NoProgram, Action: queue, Only: PlainTCP6}.exprs(o),
+			join("r1 = meta nfproto", "r1 == 0a", "r1 = ip 6+1", "r1 == 06", notServed, count, toQueue)},
+		{"outbound, BIG TCP", Rule{Chain: Outbound, Program: NoProgram, Action: queue, Only: BigTCP6}.exprs(o),
+			join("r1 = meta nfproto", "r1 == 0a", "r1 = ip 6+1", "r1 == 00", "r1 = ip 40+4", "r1 == 0600c204", notServed, count, toQueue)},
+		{"not counted", Rule{Chain: Outbound, Program: 7, Action: queue, Silent: true}.exprs(o), join(matchBPF, toQueue)},
 		{"closing", closing.exprs(), []string{
 			"r1 = meta priority", "r2 = r1 & 0xf0000000 ^ 0x00000000", "r2 == 000000d0",
 			"r1 = r1 & 0x0000000f ^ 0x00000000", "meta priority = r1",

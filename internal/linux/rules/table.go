@@ -532,6 +532,7 @@ func (t *tx) enter(o Owner, rules []Rule) (n int) {
 	t.insert(o, Handles, nil)
 	t.enterFilter(o)
 	t.batch.newCounter(o.counter())
+	marked := false
 	for _, r := range rules {
 		switch {
 		case r.Chain == Inbound && len(t.rules[Defrag]) == 0:
@@ -541,7 +542,8 @@ func (t *tx) enter(o Owner, rules []Rule) (n int) {
 		case r.Chain == InboundFragments:
 			t.insert(o, InboundFragments, fromVRF.exprs()) // not for all: without such handles the chain is empty
 			n++
-		case r.Chain == Outbound && r.Program == NoProgram:
+		case r.Chain == Outbound && r.Program == NoProgram && !marked:
+			marked = true
 			// Beside the handle's own rule: every rule of an owner marks the place of its key.
 			t.insert(o, Outbound, passForwarded())
 			t.rules[Forward] = append(t.rules[Forward], owned(o, markForwarded()))

@@ -1,0 +1,111 @@
+//go:build linux
+
+package codegen
+
+import (
+	"encoding/binary"
+	"testing"
+	"time"
+
+	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/ringbuf"
+
+	"github.com/opendivert/divert/internal/linux/cursor"
+	"github.com/opendivert/divert/packet"
+)
+
+// whichSlot returns the slot of an entry that decides on a packet, -1 if none does. The packet may be one of 2 segments.
+func whichSlot(t *testing.T, take Take, segments, super bool, b []byte) int {
+	t.Helper()
+	e, err := NewEntry(cursor.NewKey(0, 0), NoGate, segments, take)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer e.Close()
+	for slot := range NumSlots {
+		var programs [NumSlots]*Program
+		programs[slot] = load(t, "true", Hook{}, Options{})
+		if err := e.Set(programs); err != nil {
+			t.Fatal(err)
+		}
+		var context skb
+		if super {
+			binary.NativeEndian.PutUint32(context.Rest[skbGSOSegs-44:], 2)
+			binary.NativeEndian.PutUint32(context.Rest[skbGSOSize-44:], 1)
+		}
+		result, err := e.programs[take].Run(&ebpf.RunOptions{Data: frame(b), Context: context})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if result != 0 {
+			return int(slot)
+		}
+	}
+	return -1
+}
+
+// TestEntryChooses: packets that are whole are decided on by the program for them, TCP apart from the rest.
+func TestEntryChooses(t *testing.T) {
+	requireBPF(t)
+	tcp4, udp4 := header4(protoTCP, nil, 0, tcpHeader(5, 2, "abc")), header4(protoUDP, nil, 0, udpHeader("abc"))
+	tcp6, udp6 := header6(protoTCP, tcpHeader(5, 2, "abc")), header6(protoUDP, udpHeader("abc"))
+	behind := header6(protoDestination, extensions(1, protoTCP, tcpHeader(5, 2, "abc")))
+	big := header6(protoHopByHop, append([]byte{protoTCP, 0, 0xC2, 4, 0, 1, 0, 0}, tcpHeader(5, 2, "abc")...))
+	const none = Slot(NumSlots)
+	kinds := []struct {
+		name     string
+		take     Take
+		segments bool
+	}{
+		{"streams", TakeStreams, false}, {"rest", TakeRest, false}, {"all", TakeAll, false}, {"sure", TakeSure, false}, {"doubt", TakeDoubt, false},
+		{"rest with segments", TakeRest, true}, {"all with segments", TakeAll, true}, {"sure with segments", TakeSure, true},
+	}
+	stream := []Slot{SlotWhole, none, SlotWhole, SlotWhole, none, SlotRest, SlotWhole, SlotWhole}
+	other := []Slot{none, SlotRest, SlotWhole, SlotWhole, none, SlotRest, SlotWhole, SlotWhole}
+	superStream := []Slot{SlotWhole, none, SlotWhole, SlotWhole, none, SlotCut, SlotCut, SlotSure}
+	superOther := []Slot{none, SlotCut, SlotCut, SlotSure, SlotCut, SlotCut, SlotCut, SlotSure}
+	for _, row := range []struct {
+		name   string
+		b      []byte
+		stream bool
+	}{
+		{"TCP", tcp4, true}, {"UDP", udp4, false}, {"TCP over IPv6", tcp6, true}, {"UDP over IPv6", udp6, false},
+		{"TCP behind an extension header", behind, false}, {"BIG TCP", big, true},
+	} {
+		for _, super := range []bool{false, true} {
+			want := map[[2]bool][]Slot{{true, false}: stream, {false, false}: other, {true, true}: superStream, {false, true}: superOther}[[2]bool{row.stream, super}]
+			for i, k := range kinds {
+				got := whichSlot(t, k.take, k.segments, super, row.b)
+				if got != int(want[i]) && (got != -1 || want[i] != none) {
+					t.Errorf("%s, superpacket %v, rule for %s: slot %d, want %d", row.name, super, k.name, got, want[i])
+				}
+			}
+		}
+	}
+}
+
+// TestFlows holds what a program tells of single packets to package packet.
+func TestFlows(t *testing.T) {
+	p := load(t, "true", Hook{}, Options{Correlate: true, Flow: true})
+	r, err := ringbuf.NewReader(p.Times())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer r.Close()
+	r.SetDeadline(time.Unix(1, 0)) // what is there, without waiting
+	for _, b := range samplePackets() {
+		var parsed packet.Parsed
+		if !parsed.ParseExact(b) {
+			continue
+		}
+		wantRun(t, p, b, true)
+		record, err := r.Read()
+		if err != nil {
+			t.Fatal(err)
+		}
+		told, err := DecodeTime(record.RawSample)
+		if want := parsed.FlowHash(b); err != nil || told.Flow != want || told.Length != uint32(len(b)) || told.SegmentSize != 0 {
+			t.Errorf("packet %x: %+v, %v, want the hash %x", b, told, err, want)
+		}
+	}
+}

@@ -1,0 +1,57 @@
+//go:build linux
+
+package linux
+
+import (
+	"github.com/opendivert/divert/filter"
+	"github.com/opendivert/divert/internal/linux/codegen"
+)
+
+// A packet that is to be cut later (GSO) holds several packets of the network. TCP's are seen together, as the stack has
+// them. Of UDP, for which programs ask with UDP_SEGMENT, as QUIC and WireGuard do, each datagram is a packet of its own,
+// and so it is with all other protocols: the kernel cuts such a superpacket before it queues it. The filter program
+// sees it before; so it is one that does not ask for what is not known then, and matches if any segment may match.
+// Which do is decided anew for each, by the interpreter.
+
+// unfinished are the fields that are not known in a packet of which the kernel has still to finish the checksum, or
+// whose answer has to be repeated with the packet as it is then.
+func unfinished(f filter.Field) bool {
+	switch f {
+	case filter.FieldUDPChecksum, filter.FieldTCPChecksum,
+		filter.FieldPacket, filter.FieldPacket16, filter.FieldPacket32,
+		filter.FieldTimestamp, filter.FieldRandom8, filter.FieldRandom16, filter.FieldRandom32:
+		return true
+	}
+	return false
+}
+
+// perSegment are the fields that differ between a superpacket and its segments.
+func perSegment(f filter.Field) bool {
+	switch f {
+	case filter.FieldLength, filter.FieldIPLength, filter.FieldIPID, filter.FieldIPChecksum, filter.FieldIPv6Length,
+		filter.FieldUDPLength, filter.FieldUDPPayloadLength,
+		filter.FieldUDPPayload, filter.FieldUDPPayload16, filter.FieldUDPPayload32,
+		filter.FieldTCPSeqNum, filter.FieldTCPFin, filter.FieldTCPPsh, filter.FieldTCPPayloadLength,
+		filter.FieldTCPPayload, filter.FieldTCPPayload16, filter.FieldTCPPayload32:
+		return true
+	}
+	return unfinished(f)
+}
+
+// takes are the kinds of rules that a handle with the flags has.
+func takes(sniffs, drops, segments bool) []codegen.Take {
+	switch {
+	case sniffs:
+		return []codegen.Take{codegen.TakeAll}
+	case drops:
+		return []codegen.Take{codegen.TakeSure, codegen.TakeDoubt}
+	}
+	kinds := []codegen.Take{codegen.TakeRest}
+	if !segments {
+		kinds = append(kinds, codegen.TakeStreams)
+	}
+	if !finishesSCTP() {
+		kinds = append(kinds, codegen.TakeWhole)
+	}
+	return kinds
+}
