@@ -22,8 +22,12 @@ import (
 const childEnv = "DIVERT_TEST_RULES"
 
 func TestMain(m *testing.M) {
-	if ids := os.Getenv(childEnv); ids != "" {
-		if err := child(ids); err != nil {
+	for name, job := range map[string]func(string) error{childEnv: child, squatEnv: squat} {
+		what := os.Getenv(name)
+		if what == "" {
+			continue
+		}
+		if err := job(what); err != nil {
 			fmt.Fprintln(os.Stderr, err)
 			os.Exit(1)
 		}
@@ -64,12 +68,14 @@ func startChild(t *testing.T, h *lab.Host, ids ...uint64) *exec.Cmd {
 // startChildWith is startChild of a process with attributes.
 func startChildWith(t *testing.T, h *lab.Host, attributes *syscall.SysProcAttr, ids ...uint64) *exec.Cmd {
 	t.Helper()
-	self, err := os.Executable()
-	if err != nil {
-		t.Fatal(err)
-	}
-	cmd := exec.Command(self)
-	cmd.Env = append(os.Environ(), childEnv+"="+strings.Trim(fmt.Sprint(ids), "[]"))
+	return start(t, h, attributes, childEnv+"="+strings.Trim(fmt.Sprint(ids), "[]"))
+}
+
+// start starts a child in a host, whose job the environment names, and waits until it says that it has begun.
+func start(t *testing.T, h *lab.Host, attributes *syscall.SysProcAttr, env string) *exec.Cmd {
+	t.Helper()
+	cmd := exec.Command("/proc/self/exe") // which other users may run too
+	cmd.Env = append(os.Environ(), env)
 	cmd.Stderr = os.Stderr
 	cmd.SysProcAttr = attributes
 	in, err := cmd.StdinPipe()

@@ -5,10 +5,12 @@ package rules
 import (
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"os"
 	"os/exec"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"syscall"
@@ -20,6 +22,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/opendivert/divert/internal/lab"
+	"github.com/opendivert/divert/internal/linux/netns"
 )
 
 // kill ends a child that holds handles without giving it a chance to close them.
@@ -31,8 +34,47 @@ func kill(t *testing.T, cmd *exec.Cmd) {
 	_ = cmd.Wait() // it was killed
 }
 
+// squatEnv holds the port that this test binary takes as a child process of a test.
+const squatEnv = "DIVERT_TEST_SQUAT"
+
+// squat takes what a handle might be taken to own: names, and the port of its token's socket. It says so on the standard
+// output, and keeps them until its standard input ends.
+func squat(port string) error {
+	number, err := strconv.ParseUint(port, 10, 32)
+	if err != nil {
+		return err
+	}
+	ns, err := netns.Current()
+	if err != nil {
+		return err
+	}
+	return lab.WithoutRights(func() error {
+		for _, name := range []string{"@divert/lock", "@divert/handle/dead", "@divert/handle/1"} {
+			c, err := net.ListenUnixgram("unixgram", &net.UnixAddr{Name: name, Net: "unixgram"})
+			if err != nil {
+				return err
+			}
+			defer c.Close()
+		}
+		fd, err := unix.Socket(unix.AF_NETLINK, unix.SOCK_RAW|unix.SOCK_CLOEXEC, unix.NETLINK_NETFILTER)
+		if err != nil {
+			return err
+		}
+		defer unix.Close(fd)
+		if err := unix.Bind(fd, &unix.SockaddrNetlink{Family: unix.AF_NETLINK, Pid: uint32(number)}); err != nil {
+			return err
+		}
+		if _, err := Open(ns, Owner{ID: 2}); !errors.Is(err, os.ErrPermission) {
+			return fmt.Errorf("a handle without rights: %w, want os.ErrPermission", err)
+		}
+		fmt.Println("squatted")
+		_, err = io.Copy(io.Discard, os.Stdin)
+		return err
+	})
+}
+
 // TestAnOrdinaryUserDecidesNothing: whatever a neighbour without rights binds in the network namespace, handles open,
-// change and close at once, and the rules of dead ones go.
+// change and close at once, and the rules of dead ones go. The neighbour is another user if the test may start one.
 func TestAnOrdinaryUserDecidesNothing(t *testing.T) {
 	h, ns := newHost(t)
 	cmd := startChild(t, h, 0xdead)
@@ -42,30 +84,11 @@ func TestAnOrdinaryUserDecidesNothing(t *testing.T) {
 	}
 	dead := owners[0]
 	kill(t, cmd)
-	do(t, h, func() error {
-		return lab.WithoutRights(func() error {
-			for _, name := range []string{"@divert/lock", "@divert/handle/dead", "@divert/handle/1", fmt.Sprintf("@divert/%x", dead.ID)} {
-				c, err := net.ListenUnixgram("unixgram", &net.UnixAddr{Name: name, Net: "unixgram"})
-				if err != nil {
-					return err
-				}
-				t.Cleanup(func() { c.Close() })
-			}
-			// The port of the dead handle's token.
-			fd, err := unix.Socket(unix.AF_NETLINK, unix.SOCK_RAW|unix.SOCK_CLOEXEC, unix.NETLINK_NETFILTER)
-			if err != nil {
-				return err
-			}
-			t.Cleanup(func() { unix.Close(fd) })
-			if err := unix.Bind(fd, &unix.SockaddrNetlink{Family: unix.AF_NETLINK, Pid: dead.Port}); err != nil {
-				return err
-			}
-			if e, err := Open(ns, Owner{ID: 2}); !errors.Is(err, os.ErrPermission) {
-				t.Errorf("%+v, %v, want os.ErrPermission", e, err)
-			}
-			return nil
-		})
-	})
+	neighbour := &syscall.SysProcAttr{}
+	if m, err := os.ReadFile("/proc/self/uid_map"); err == nil && os.Getuid() == 0 && strings.Contains(string(m), "4294967295") {
+		neighbour.Credential = &syscall.Credential{Uid: 65534, Gid: 65534}
+	}
+	start(t, h, neighbour, fmt.Sprintf("%s=%d", squatEnv, dead.Port))
 	if owners, err := Dead(ns); err != nil || len(owners) != 1 || owners[0].ID != 0xdead {
 		t.Errorf("Dead: %v, %v", owners, err)
 	}
