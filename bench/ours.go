@@ -111,7 +111,10 @@ func oursFor(filter func(traffic) string, p program, opts ...divert.Option) func
 			return nil, err
 		}
 		w := &handleWorker{h: h, readers: max(p.readers, 1)}
-		w.done = make(chan error, w.readers)
+		if h.Flags()&divert.Drop != 0 {
+			w.readers = 0 // there is nothing to receive
+		}
+		w.done = make(chan error, max(w.readers, 1))
 		for i := range w.readers {
 			receive := h.RecvBatch
 			if w.readers > 1 {

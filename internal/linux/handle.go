@@ -354,10 +354,11 @@ func (h *handle) RecvQueue(queue int, w engine.Wait, ps []packet.Packet) (int, e
 
 // QueueOf implements engine.Queues.
 func (h *handle) QueueOf(p *packet.Packet) int {
-	if _, ok := h.source.(*queued); !ok {
+	q, ok := h.source.(*queued)
+	if !ok {
 		return 0
 	}
-	return int(tokenOf(&p.Addr).lane)
+	return int(tokenOf(&p.Addr).lane) % len(q.lanes) // the second queues count on behind the first
 }
 
 // Send implements engine.Handle.
