@@ -2,6 +2,7 @@ package main
 
 import (
 	"fmt"
+	"os"
 	"os/exec"
 	"regexp"
 	"strings"
@@ -10,6 +11,7 @@ import (
 
 	"github.com/google/nftables"
 	"github.com/google/nftables/userdata"
+	"golang.org/x/sys/unix"
 
 	"github.com/opendivert/divert/internal/lab"
 )
@@ -20,7 +22,20 @@ var (
 	handleClaim = regexp.MustCompile(`handle=[0-9a-f]+`)
 )
 
-// TestKillLeavesStrangersAlone: rules that say that a process has a handle, which it has not, do not end it.
+// forgeVariable makes the test binary forge rules that claim handles for the process in it, and end.
+const forgeVariable = "DIVERT_TEST_FORGE"
+
+// forgeAll does it.
+func forgeAll(pid string) {
+	if err := forge(pid); err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		os.Exit(1)
+	}
+	os.Exit(0)
+}
+
+// TestKillLeavesStrangersAlone: rules that say that a process has a handle, which it has not, do not end it, and filters in
+// them command no terminal. Who writes them is another user with CAP_NET_ADMIN, if the test may start one.
 func TestKillLeavesStrangersAlone(t *testing.T) {
 	pair := lab.TwoHostsT(t, lab.LinkOptions{})
 	drop := start(t, pair.A, "drop", "udp.DstPort == 9")
@@ -33,10 +48,23 @@ func TestKillLeavesStrangersAlone(t *testing.T) {
 		_ = victim.Wait()
 	}()
 	pid := fmt.Sprint(victim.Process.Pid)
-	if err := pair.A.Do(func() error { return forge(pid) }); err != nil {
+	forger := exec.Command("/proc/self/exe")
+	forger.Env = append(os.Environ(), forgeVariable+"="+pid)
+	forger.Stderr = os.Stderr
+	if initialUserNamespace() && os.Getuid() == 0 {
+		forger.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: nobody, Gid: nobody}, AmbientCaps: []uintptr{unix.CAP_NET_ADMIN}}
+	}
+	if err := pair.A.Exec(forger); err != nil {
 		t.Fatal(err)
 	}
-	if out, status := runIn(t, pair.A, "list"); status != 0 || strings.Contains(out, "pid="+pid) || strings.Count(out, "OPEN") != 1 {
+	out, status := runIn(t, pair.A, "list", "--json")
+	if status != 0 || !strings.Contains(out, `owned`) {
+		t.Errorf("list --json: %d, %q", status, out)
+	}
+	clean(t, out, true)
+	out, status = runIn(t, pair.A, "list")
+	clean(t, out, false)
+	if status != 0 || strings.Contains(out, "pid="+pid) || strings.Count(out, "OPEN") != 1 {
 		t.Errorf("list: %d, %q", status, out)
 	}
 	if out, status := runIn(t, pair.A, "kill", pid); status != exitFailed || !strings.Contains(out, "process "+pid+" has no handle open here") {
@@ -56,7 +84,8 @@ func TestKillLeavesStrangersAlone(t *testing.T) {
 	}
 }
 
-// forge copies each rule of the chain with the handles, with another process and another handle.
+// forge copies each rule of the chain with the handles, with another process and another handle, and gives each handle
+// another filter.
 func forge(pid string) error {
 	c, err := nftables.New()
 	if err != nil {
@@ -70,6 +99,13 @@ func forge(pid string) error {
 	}
 	for _, r := range rules {
 		text, _ := userdata.GetString(r.UserData, userdata.TypeComment)
+		if id, ok := strings.CutPrefix(handleClaim.FindString(text), "handle="); ok {
+			filters := &nftables.Chain{Name: "filter_" + id, Table: table}
+			c.FlushChain(filters)
+			data := userdata.AppendString(nil, userdata.TypeComment, "divert filter of handle="+id)
+			// The type, the number of the part and that of all parts (rules/filter.go).
+			c.AddRule(&nftables.Rule{Table: table, Chain: filters, UserData: userdata.Append(data, 0xd1, append([]byte{0, 0, 0, 1}, nasty...))})
+		}
 		same := pidClaim.ReplaceAllString(text, "pid="+pid)
 		for _, claim := range []string{same, handleClaim.ReplaceAllString(same, "handle=1")} {
 			forged := &nftables.Rule{Table: table, Chain: chain, UserData: userdata.AppendString(nil, userdata.TypeComment, claim)}

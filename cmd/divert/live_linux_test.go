@@ -30,6 +30,9 @@ func TestMain(m *testing.M) {
 	if to := os.Getenv(sendVariable); to != "" {
 		sendOne(to)
 	}
+	if pid := os.Getenv(forgeVariable); pid != "" {
+		forgeAll(pid)
+	}
 	if os.Getenv(commandVariable) != "" {
 		main()
 	}

@@ -41,13 +41,17 @@ func nastyProgram(t *testing.T) string {
 	if err != nil {
 		t.Fatal(err)
 	}
-	path := filepath.Join(t.TempDir(), strings.ReplaceAll(nasty, "/", ""))
+	dir := t.TempDir()
+	if err := os.Chmod(filepath.Dir(dir), 0o711); err != nil { // other users run it too
+		t.Fatal(err)
+	}
+	path := filepath.Join(dir, strings.ReplaceAll(nasty, "/", ""))
 	if err := os.Link(exe, path); err == nil {
 		return path
 	}
 	data, err := os.ReadFile(exe) // the directory may be of another file system
 	if err == nil {
-		err = os.WriteFile(path, data, 0o700)
+		err = os.WriteFile(path, data, 0o755)
 	}
 	if err != nil {
 		t.Fatal(err)
@@ -79,7 +83,7 @@ func nastyInterface(t *testing.T, l *lab.Link) {
 }
 
 // TestLiveNamesCannotCommandTerminals runs every command that prints names, where a program, its thread and an interface have
-// names with escape sequences.
+// names with escape sequences. The program runs as an ordinary user, if the test may start it as one.
 func TestLiveNamesCannotCommandTerminals(t *testing.T) {
 	pair := lab.TwoHostsT(t, lab.LinkOptions{})
 	program := nastyProgram(t)
@@ -89,6 +93,10 @@ func TestLiveNamesCannotCommandTerminals(t *testing.T) {
 		t.Helper()
 		cmd := exec.Command(program)
 		cmd.Env = append(os.Environ(), sendVariable+"="+to)
+		cmd.Dir = "/"
+		if initialUserNamespace() && os.Getuid() == 0 {
+			cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: nobody, Gid: nobody}}
+		}
 		if err := pair.A.Exec(cmd); err != nil {
 			t.Fatal(err)
 		}
