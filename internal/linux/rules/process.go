@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -60,16 +61,17 @@ func parseSocket(line string) (port uint32, inode uint64, ok bool) {
 	return uint32(p), inode, err == nil && inode != 0
 }
 
-// eachSocket gives the inodes of a process's open sockets to f, which says whether to go on. The process is named as
-// in /proc.
-func eachSocket(process string, f func(inode uint64) bool) error {
+// eachSocket gives the inodes of a process's open sockets to f, which says whether to go on, with the path of the
+// descriptor. The process is named as in /proc.
+func eachSocket(process string, f func(inode uint64, path string) bool) error {
 	dir := "/proc/" + process + "/fd"
 	entries, err := os.ReadDir(dir)
 	if err != nil {
 		return err
 	}
 	for _, e := range entries {
-		link, err := os.Readlink(dir + "/" + e.Name())
+		path := dir + "/" + e.Name()
+		link, err := os.Readlink(path)
 		if err != nil {
 			continue // closed meanwhile
 		}
@@ -77,7 +79,7 @@ func eachSocket(process string, f func(inode uint64) bool) error {
 		if !isSocket {
 			continue
 		}
-		if inode, err := strconv.ParseUint(number, 10, 64); err == nil && !f(inode) {
+		if inode, err := strconv.ParseUint(number, 10, 64); err == nil && !f(inode, path) {
 			return nil
 		}
 	}
@@ -86,11 +88,36 @@ func eachSocket(process string, f func(inode uint64) bool) error {
 
 // holds reports whether a process has one of the sockets open.
 func holds(process string, sockets map[uint64]bool) (found bool, err error) {
-	err = eachSocket(process, func(inode uint64) bool {
-		found = sockets[inode]
+	err = eachSocket(process, func(inode uint64, path string) bool {
+		found = sockets[inode] && !planted(process, path)
 		return !found
 	})
 	return found, err
+}
+
+// planted reports whether a process may have a socket against its will: any process can pass descriptors to one that
+// takes them, such as a message bus. The user who made a socket owns its inode (net/socket.c, sock_alloc). If that is
+// neither root nor the user of the process, the process did not open the handle.
+func planted(process, path string) bool {
+	var socket unix.Stat_t
+	if unix.Stat(path, &socket) != nil {
+		return true // closed meanwhile
+	}
+	if socket.Uid == 0 {
+		return false // who opens a handle as root may go on as another user
+	}
+	status, err := os.ReadFile("/proc/" + process + "/status")
+	return err != nil || !slices.Contains(users(string(status)), strconv.FormatUint(uint64(socket.Uid), 10))
+}
+
+// users returns the real, effective, saved and file system user of a process from its status in /proc.
+func users(status string) []string {
+	for line := range strings.Lines(status) {
+		if ids, ok := strings.CutPrefix(line, "Uid:"); ok {
+			return strings.Fields(ids)
+		}
+	}
+	return nil
 }
 
 // ownProc reports whether /proc numbers processes as the calling process's pid namespace does.
@@ -139,8 +166,8 @@ func search(wanted map[uint64]*Owner) {
 		if err != nil {
 			continue
 		}
-		_ = eachSocket(e.Name(), func(inode uint64) bool {
-			if o := wanted[inode]; o != nil {
+		_ = eachSocket(e.Name(), func(inode uint64, path string) bool {
+			if o := wanted[inode]; o != nil && !planted(e.Name(), path) {
 				o.Process = pid
 				delete(wanted, inode)
 			}

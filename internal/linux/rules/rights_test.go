@@ -84,11 +84,7 @@ func TestAnOrdinaryUserDecidesNothing(t *testing.T) {
 	}
 	dead := owners[0]
 	kill(t, cmd)
-	neighbour := &syscall.SysProcAttr{}
-	if m, err := os.ReadFile("/proc/self/uid_map"); err == nil && os.Getuid() == 0 && strings.Contains(string(m), "4294967295") {
-		neighbour.Credential = &syscall.Credential{Uid: 65534, Gid: 65534}
-	}
-	start(t, h, neighbour, fmt.Sprintf("%s=%d", squatEnv, dead.Port))
+	start(t, h, anotherUser(), fmt.Sprintf("%s=%d", squatEnv, dead.Port))
 	if owners, err := Dead(ns); err != nil || len(owners) != 1 || owners[0].ID != 0xdead {
 		t.Errorf("Dead: %v, %v", owners, err)
 	}
@@ -294,12 +290,16 @@ func TestManyHandles(t *testing.T) {
 	noTable(t, h)
 }
 
-// startSleep starts a process that has nothing to do with handles.
-func startSleep(t *testing.T) *exec.Cmd {
+// startSleep starts a process that has nothing to do with handles. It inherits the files, which are closed here.
+func startSleep(t *testing.T, files ...*os.File) *exec.Cmd {
 	t.Helper()
 	cmd := exec.Command("sleep", "1000")
+	cmd.ExtraFiles = files
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
+	}
+	for _, f := range files {
+		f.Close()
 	}
 	t.Cleanup(func() {
 		_ = cmd.Process.Kill() // the test may have waited for it
@@ -361,6 +361,73 @@ func TestKillEndsNoStranger(t *testing.T) {
 		t.Fatal(err)
 	}
 	noTable(t, h)
+}
+
+// TestKillEndsNobodyWhoWasGivenAToken: another user with CAP_NET_ADMIN passes its handle's token to a process, which is not
+// taken for the one that has the handle.
+func TestKillEndsNobodyWhoWasGivenAToken(t *testing.T) {
+	another := anotherUser(unix.CAP_NET_ADMIN)
+	if another.Credential == nil {
+		t.Skip("only root outside user namespaces can start processes of other users")
+	}
+	h, ns := newHost(t)
+	cmd := startChildWith(t, h, another, 5)
+	owners, err := List(ns)
+	if err != nil || len(owners) != 1 || owners[0].Process != cmd.Process.Pid {
+		t.Fatalf("List: %+v, %v", owners, err)
+	}
+	victim := startSleep(t, socketOf(t, h, owners[0]))
+	kill(t, cmd)
+	if owners, err := List(ns); err != nil || len(owners) != 1 || owners[0].Process != 0 {
+		t.Errorf("List: %+v, %v, want a handle of nobody", owners, err)
+	}
+	if err := Kill(ns, victim.Process.Pid); !errors.Is(err, ErrNotCertain) {
+		t.Errorf("Kill says %v, want ErrNotCertain", err)
+	}
+	if !runs(victim) {
+		t.Error("a stranger was killed")
+	}
+	kill(t, victim)
+	if err := Sweep(ns); err != nil {
+		t.Fatal(err)
+	}
+	noTable(t, h)
+}
+
+// socketOf takes a handle's token from its process.
+func socketOf(t *testing.T, h *lab.Host, o Owner) *os.File {
+	t.Helper()
+	var ports map[uint32]uint64
+	do(t, h, func() (err error) { ports, err = inodes(); return err })
+	process, err := unix.PidfdOpen(o.Process, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer unix.Close(process)
+	got := -1
+	if err := eachSocket(strconv.Itoa(o.Process), func(inode uint64, path string) bool {
+		if inode != ports[o.Port] {
+			return true
+		}
+		var fd int
+		if fd, err = strconv.Atoi(path[strings.LastIndexByte(path, '/')+1:]); err == nil {
+			got, err = unix.PidfdGetfd(process, fd, 0)
+		}
+		return false
+	}); err != nil || got < 0 {
+		t.Fatal(err, got)
+	}
+	return os.NewFile(uintptr(got), "token")
+}
+
+// anotherUser returns the attributes of a process of another user that has the rights and no others, or none where
+// such a process cannot be started.
+func anotherUser(rights ...uintptr) *syscall.SysProcAttr {
+	m, err := os.ReadFile("/proc/self/uid_map")
+	if err != nil || os.Getuid() != 0 || !strings.Contains(string(m), "4294967295") {
+		return &syscall.SysProcAttr{}
+	}
+	return &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: 65534, Gid: 65534}, AmbientCaps: rights}
 }
 
 // TestProcessesOfOtherPIDNamespaces: a handle's process is the one of the caller's numbers, not the one that has the
@@ -463,5 +530,17 @@ func BenchmarkOpen(b *testing.B) {
 			}
 			closeAll(b, entries...)
 		})
+	}
+}
+
+func TestUsers(t *testing.T) {
+	// The lines are those of fs/proc/array.c, task_state.
+	for status, want := range map[string]string{
+		"Name:\tsleep\nUid:\t0\t1\t2\t3\nGid:\t9\t9\t9\t9\n": "0 1 2 3",
+		"Name:\tUid:\n": "", "Uid:": "", "": "",
+	} {
+		if got := strings.Join(users(status), " "); got != want {
+			t.Errorf("%q: %q, want %q", status, got, want)
+		}
 	}
 }
