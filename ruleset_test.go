@@ -4,6 +4,7 @@ package divert_test
 
 import (
 	"errors"
+	"fmt"
 	"net"
 	"testing"
 	"time"
@@ -54,7 +55,7 @@ func TestRulesRemovedByOthers(t *testing.T) {
 		for _, r := range removals {
 			for _, k := range kinds {
 				t.Run(r.name+"/"+k.name, func(t *testing.T) {
-					d := openAt(t, pair.A, "udp.DstPort == 9", divert.WithFlags(k.flags), e)
+					d := openAt(t, pair.A, fmt.Sprintf("udp.DstPort == %d", echo.Addr().Port()), divert.WithFlags(k.flags), e)
 					told := make(chan error, 1)
 					go func() {
 						_, err := d.RecvBatch(make([]divert.Packet, 4))

@@ -102,6 +102,19 @@ func TestFewRights(t *testing.T) {
 			}
 		})
 	}
+	// Without the right to see whether packets wait in queues, nobody takes the table away; who has it does.
+	if tables, err := pair.A.NFTables(); err != nil || len(tables) != 1 {
+		t.Errorf("the tables are %v (%v), want an empty one of ours", tables, err)
+	}
+	if len(handlesOf(t, pair.A)) != 0 {
+		t.Error("handles are left")
+	}
+	if err := openAt(t, pair.A, "false").Close(); err != nil {
+		t.Error(err)
+	}
+	if tables, err := pair.A.NFTables(); err != nil || len(tables) != 0 {
+		t.Errorf("after a handle of root's: tables %v (%v)", tables, err)
+	}
 }
 
 // TestSniffedQueue: what a handle that sniffs has no room or no time for is dropped from its old end, on whatever
