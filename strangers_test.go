@@ -15,6 +15,7 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+	"time"
 
 	"github.com/google/nftables"
 	"golang.org/x/sys/unix"
@@ -384,7 +385,8 @@ func TestAProcessSendsInTheNameOfAnother(t *testing.T) {
 	pair := lab.TwoHostsT(t, lab.LinkOptions{})
 	needProcesses(t, pair.A)
 	conn, expect := receiver(t, pair.B, pair.B.Addr4())
-	d := openAt(t, pair.A, fmt.Sprintf("outbound and udp.DstPort == %d", addrPort(conn).Port()), divert.WithProcessID(), divert.WithFlags(divert.Sniff))
+	d := openAt(t, pair.A, fmt.Sprintf("outbound and udp.DstPort == %d", addrPort(conn).Port()), divert.WithProcessID(), divert.WithFlags(divert.Sniff),
+		divert.WithQueueTime(16*time.Second)) // the processes may take their time to end
 	_, pid := asStranger(t, pair.A, asNobody(), "bequeather", conn.LocalAddr().String())
 	expect("heir")
 	p := make([]divert.Packet, 1)
