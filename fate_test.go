@@ -9,8 +9,10 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"net/netip"
 	"os"
 	"os/exec"
+	"strconv"
 	"strings"
 	"syscall"
 	"testing"
@@ -28,6 +30,7 @@ type keeper struct {
 	Layer  divert.Layer
 	Flags  divert.Flag
 	Engine divert.Engine
+	Length int // of its queue, 0 for the default
 }
 
 func init() {
@@ -36,8 +39,11 @@ func init() {
 		if err := json.Unmarshal([]byte(os.Getenv("DIVERT_TEST_KEEPER")), &k); err != nil {
 			return err
 		}
-		d, err := divert.Open(k.Filter, divert.WithLayer(k.Layer), divert.WithFlags(k.Flags), divert.WithEngine(k.Engine),
-			divert.WithQueueTime(16*time.Second))
+		opts := []divert.Option{divert.WithLayer(k.Layer), divert.WithFlags(k.Flags), divert.WithEngine(k.Engine), divert.WithQueueTime(16 * time.Second)}
+		if k.Length != 0 {
+			opts = append(opts, divert.WithQueueLength(k.Length))
+		}
+		d, err := divert.Open(k.Filter, opts...)
 		if err != nil {
 			return err
 		}
@@ -190,5 +196,54 @@ func TestRefusalsWhileTheProgramIsStoppedAndKilled(t *testing.T) {
 	}
 	if err != nil {
 		t.Errorf("when it is killed: %v", err)
+	}
+}
+
+// TestRefusalsWhileTheQueueIsFull: an ordinary user that does more than a handle has room to tell of is refused all of it.
+func TestRefusalsWhileTheQueueIsFull(t *testing.T) {
+	needUsers(t)
+	t.Parallel()
+	pair := lab.TwoHostsT(t, lab.LinkOptions{})
+	openEvents(t, pair.A, divert.LayerSocket, "false", divert.Sniff) // or skip
+	watch := openEvents(t, pair.A, divert.LayerSocket, "event == CONNECT and remotePort == 10", divert.Sniff, divert.WithQueueLength(32))
+	cmd := keep(t, pair.A, keeper{Filter: "event == CONNECT and remotePort == 9", Layer: divert.LayerSocket, Flags: divert.RecvOnly, Length: 32})
+	pause(t, cmd)
+	for _, port := range []string{"9", "10"} {
+		to := net.JoinHostPort(pair.B.Addr4().String(), port)
+		out, _ := asStranger(t, pair.A, asNobody(), "connects", to)
+		if want := map[string]string{"9": "0", "10": strconv.Itoa(manyConnects)}[port]; out != want {
+			t.Errorf("to port %s: %s of %d succeed, want %s", port, out, manyConnects, want)
+		}
+	}
+	if s := quiet(t, watch); s.Matched != manyConnects || s.DroppedFull == 0 {
+		t.Errorf("the handle that nobody receives from: %+v", s)
+	}
+}
+
+// manyConnects are more than fit into the ring of a handle with a short queue.
+const manyConnects = 30000
+
+func init() {
+	children["connects"] = func() error {
+		to, err := netip.ParseAddrPort(os.Getenv("DIVERT_TEST_TARGET"))
+		if err != nil {
+			return err
+		}
+		fd, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM, 0)
+		if err != nil {
+			return err
+		}
+		succeed := 0
+		for range manyConnects {
+			switch err := unix.Connect(fd, &unix.SockaddrInet4{Port: int(to.Port()), Addr: to.Addr().As4()}); err {
+			case nil:
+				succeed++
+			case unix.EACCES:
+			default:
+				return err
+			}
+		}
+		fmt.Print(succeed)
+		return nil
 	}
 }
