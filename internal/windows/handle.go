@@ -27,6 +27,7 @@ type handle struct {
 	oldest   atomic.Pointer[source] // where packets are received
 	newest   atomic.Pointer[source] // where packets are sent, and the limits are set
 	pump     *pump                  // nil if no filter is judged, and receive calls go to the driver themselves
+	spill    atomic.Pointer[inbox]  // without a pump: what SetFilter took from old sources; nil if it never did
 	received outstanding
 	kept     keeper
 
@@ -46,6 +47,9 @@ type source struct {
 	plan    *plan
 	program atomic.Pointer[filter.Program] // decides if the plan is to judge
 	next    atomic.Pointer[source]
+
+	emptying sync.RWMutex // held for reading by receive calls, and for writing while SetFilter empties the source
+	retired  time.Time    // when it captured last; guarded by handle.mu
 }
 
 // counts are the counters. The driver keeps none.
@@ -98,7 +102,6 @@ func (h *handle) Recv(w engine.Wait, ps []packet.Packet) (n int, err error) {
 		n, err = h.pump.inbox.take(w, ps)
 	} else {
 		n, _, err = h.receive(w, ps)
-		h.counts.matched.Add(uint64(n))
 	}
 	h.counts.received.Add(uint64(n))
 	if h.holds() {
@@ -117,7 +120,7 @@ func (h *handle) holds() bool { return packets(h.layer) && h.cfg.Flags&engine.Fl
 func (h *handle) receive(w engine.Wait, ps []packet.Packet) (int, *source, error) {
 	for {
 		s := h.oldest.Load()
-		n, err := s.driver.receive(w, ps, h.layer)
+		n, err := h.take(s, w, ps)
 		switch {
 		case n > 0:
 			return n, s, nil
@@ -134,6 +137,25 @@ func (h *handle) receive(w engine.Wait, ps []packet.Packet) (int, *source, error
 			return 0, s, err
 		}
 	}
+}
+
+// take receives from a source; what was taken from older ones comes first.
+func (h *handle) take(s *source, w engine.Wait, ps []packet.Packet) (int, error) {
+	s.emptying.RLock()
+	defer s.emptying.RUnlock()
+	if spill := h.spill.Load(); spill != nil {
+		if w.Ended() {
+			return 0, engine.ErrInterrupted
+		}
+		if n := spill.takeReady(ps); n > 0 {
+			return n, nil
+		}
+	}
+	n, err := s.driver.receive(w, ps, h.layer)
+	if h.pump == nil {
+		h.counts.matched.Add(uint64(n))
+	}
+	return n, err
 }
 
 // advance makes the source behind s the oldest and closes s. It reports false if there is none.
@@ -251,8 +273,8 @@ func (h *handle) SetLimits(l engine.Limits) error {
 		return err
 	}
 	h.limits = l
-	if h.pump != nil {
-		h.pump.inbox.setLimits(l)
+	if q := h.queue(); q != nil {
+		q.setLimits(l)
 	}
 	return nil
 }
@@ -325,6 +347,9 @@ func (h *handle) SetFilter(p *filter.Program) error {
 // exchange puts a new source in the place of the newest. The order matters: as long as the old one captures, packets are
 // sent with it, for the new one counts as the higher and does not see those; the old one would see the new one's.
 func (h *handle) exchange(old *source, pl *plan) error {
+	if err := h.emptyOld(); err != nil {
+		return err
+	}
 	s, err := h.newSource(pl)
 	if err != nil {
 		return err
@@ -337,6 +362,7 @@ func (h *handle) exchange(old *source, pl *plan) error {
 		old.next.Store(nil)
 		return errors.Join(err, s.driver.close())
 	}
+	old.retired = time.Now()
 	h.newest.Store(s)
 	if h.cfg.Flags&(engine.FlagDrop|engine.FlagSendOnly) != 0 {
 		h.advance(old) // no receive call will find it empty
@@ -382,6 +408,7 @@ func (h *handle) Close() error {
 		h.pump.close()
 	}
 	h.kept.clear()
+	h.letGo()
 	var errs []error
 	for s := h.oldest.Load(); s != nil; s = s.next.Load() {
 		if err := s.driver.close(); err != nil && err != net.ErrClosed {
@@ -394,8 +421,8 @@ func (h *handle) Close() error {
 // Stats implements engine.Handle. The driver keeps no counters, so these are those of user space. Matched
 // counts what matched and came here. What the driver drops, on a handle that drops or because its queue
 // is full or a packet too old, it does not tell, nor how many wait there: Dropped is always 0, and
-// Waiting, DroppedFull, DroppedOld and Passed are, unless the interpreter decides; then they are about the
-// queue in user space. Lost and Foreign are always 0. Abandoned counts packets that were dropped, or cut and could not
+// Waiting, DroppedFull, DroppedOld and Passed are about the queue in user space, which the interpreter needs, and
+// SetFilter when what earlier filters captured has not been received. Lost and Foreign are always 0. Abandoned counts packets that were dropped, or cut and could not
 // be kept; other received packets take no place.
 // Reinjected counts packets that are among the 16384 received last, others sent count as injected. Of a batch in
 // which the driver refuses packets, Failed counts one; of one at which it stops, all.
@@ -407,8 +434,8 @@ func (h *handle) Stats() (engine.Stats, error) {
 		Reinjected: c.reinjected.Load(), Injected: c.injected.Load(), Failed: c.failed.Load(),
 		Abandoned: c.abandoned.Load(),
 	}
-	if h.pump != nil {
-		s.Waiting = uint64(h.pump.inbox.length())
+	if q := h.queue(); q != nil {
+		s.Waiting = uint64(q.length())
 	}
 	return s, nil
 }

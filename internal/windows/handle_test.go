@@ -448,3 +448,105 @@ func compile(t testing.TB, text string) *filter.Program {
 	}
 	return p
 }
+
+// TestSetFilterBoundsDrivers: a handle that nobody reads keeps at most two handles of the driver open, however often its
+// filter changes, and loses nothing: what it has captured is received in order, or goes on when it is closed.
+func TestSetFilterBoundsDrivers(t *testing.T) {
+	const total = 100
+	change := func(t *testing.T, flags uint64, l engine.Limits) (*fakeStack, *client) {
+		s := newStack(t)
+		h := s.handle("ipv6", packet.LayerNetwork, engine.Config{Flags: flags, Limits: l})
+		for n := range total {
+			s.capture(labelled(n, 1))
+			if n%3 > 0 {
+				continue
+			}
+			if err := h.SetFilter(compile(t, []string{"ipv6 and true", "ipv6"}[n%2])); err != nil {
+				t.Fatal(err)
+			}
+			if open := s.numOpen(); open > 2 {
+				t.Fatalf("%d handles of the driver are open", open)
+			}
+		}
+		return s, h
+	}
+	t.Run("received", func(t *testing.T) {
+		s, h := change(t, 0, engine.Limits{})
+		for i, p := range recvAll(t, h) {
+			if numberAt(&p) != i {
+				t.Fatalf("packet %d came as number %d", numberAt(&p), i)
+			}
+		}
+		if st, _ := h.Stats(); st.Matched != total || st.Received != total || st.Waiting != 0 || s.numPassed() != 0 {
+			t.Errorf("counted %+v; %d went on", st, s.numPassed())
+		}
+	})
+	t.Run("within the limits", func(t *testing.T) {
+		const length = 32
+		_, h := change(t, 0, engine.Limits{Length: length, Time: defaults.Time, Size: defaults.Size})
+		all := recvAll(t, h)
+		st, _ := h.Stats()
+		if st.DroppedFull == 0 || int(st.DroppedFull)+len(all) != total || numberAt(&all[len(all)-1]) != total-1 {
+			t.Errorf("%d came, counted %+v", len(all), st)
+		}
+	})
+	for name, flags := range map[string]uint64{"closed": 0, "closed, receive only": engine.FlagRecvOnly} {
+		t.Run(name, func(t *testing.T) {
+			s, h := change(t, flags, engine.Limits{})
+			if err := h.Close(); err != nil {
+				t.Fatal(err)
+			}
+			if n, open := s.numPassed(), s.numOpen(); n != total || open != 0 {
+				t.Errorf("%d of %d packets went on; %d handles of the driver are open", n, total, open)
+			}
+		})
+	}
+}
+
+// TestSetFilterKeepsOrder changes the filter all the time while one goroutine receives: packets
+// come in the order in which they were captured.
+func TestSetFilterKeepsOrder(t *testing.T) {
+	const total = 3000
+	s := newStack(t)
+	h := s.handle("ipv6", packet.LayerNetwork, engine.Config{Limits: engine.Limits{Length: 16384, Time: 16 * time.Second, Size: 32 << 20}})
+	var reading, others sync.WaitGroup
+	reading.Go(func() {
+		next := 0
+		for ps := make([]packet.Packet, 5); ; {
+			n, err := h.Recv(ps)
+			if err != nil {
+				if err != io.EOF || next != total {
+					t.Errorf("%v after %d packets", err, next)
+				}
+				return
+			}
+			for i := range ps[:n] {
+				if got := numberAt(&ps[i]); got != next {
+					t.Errorf("packet %d came as number %d", got, next)
+					next = got
+				}
+				next++
+			}
+		}
+	})
+	var captured atomic.Bool
+	others.Go(func() {
+		for n := range total {
+			s.capture(labelled(n, 1))
+		}
+		captured.Store(true)
+	})
+	others.Go(func() {
+		programs := []*filter.Program{compile(t, "ipv6"), compile(t, "ipv6 and true")}
+		for n := 0; n < 50 || !captured.Load(); n++ {
+			if err := h.SetFilter(programs[n%2]); err != nil {
+				t.Error(err)
+			}
+		}
+	})
+	others.Wait()
+	if err := h.Shutdown(engine.ShutdownRecv); err != nil {
+		t.Error(err)
+	}
+	reading.Wait()
+}

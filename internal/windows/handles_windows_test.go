@@ -296,6 +296,35 @@ func TestSetFilterLeavesOneHandle(t *testing.T) {
 	}
 }
 
+// TestSetFilterKeepsWhatNobodyReads changes the filter of a handle that nobody receives from: it has two handles of the driver
+// at most, and what it has captured is received in order, or goes on when it is closed.
+func TestSetFilterKeepsWhatNobodyReads(t *testing.T) {
+	const total = 30
+	for name, received := range map[string]bool{"received": true, "closed": false} {
+		t.Run(name, func(t *testing.T) {
+			m := windows.LoadModel(t)
+			h := openAt(t, m, "udp")
+			for n := range total {
+				m.Bring(windows.Numbered(n, 0))
+				if err := h.SetFilter([]string{"udp", "udp.DstPort == 53"}[n%2]); err != nil {
+					t.Fatal(err)
+				}
+			}
+			r := openAt(t, m, "true", divert.WithLayer(divert.LayerReflect), divert.WithFlags(divert.Sniff|divert.RecvOnly))
+			if n := len(drained(t, r)); n > 2 {
+				t.Errorf("%d handles", n)
+			}
+			r.Close()
+			if received {
+				wantNumbers(t, "received", drained(t, h), upTo(0, total)...)
+				return
+			}
+			h.Close()
+			wantNumbers(t, "what left", m.Left(), upTo(0, total)...)
+		})
+	}
+}
+
 // TestAcceptWhole: what the program gets of a packet may be cut; what goes on when it is accepted is not.
 func TestAcceptWhole(t *testing.T) {
 	m := windows.LoadModel(t)

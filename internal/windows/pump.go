@@ -163,16 +163,7 @@ func (q *inbox) take(w engine.Wait, ps []packet.Packet) (n int, err error) {
 			q.signal() // the one that woke this call may have been for an item
 			return 0, engine.ErrInterrupted
 		}
-		now := time.Now()
-		for n < len(ps) && q.n > 0 {
-			w := q.pop()
-			if now.Sub(w.arrived) > q.limits.Time {
-				q.counts.old.Add(1)
-				continue
-			}
-			ps[n], w.packet = w.packet, ps[n]
-			n++
-		}
+		n = q.move(ps)
 		switch {
 		case n > 0:
 			q.signal() // another reader's turn: one signal may stand for several items
@@ -182,6 +173,28 @@ func (q *inbox) take(w engine.Wait, ps []packet.Packet) (n int, err error) {
 		}
 		q.filled.Wait()
 	}
+}
+
+// takeReady is take of what is there: it does not wait.
+func (q *inbox) takeReady(ps []packet.Packet) int {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	return q.move(ps)
+}
+
+// move moves items to ps, and returns how many. The caller holds the lock.
+func (q *inbox) move(ps []packet.Packet) (n int) {
+	now := time.Now()
+	for n < len(ps) && q.n > 0 {
+		w := q.pop()
+		if now.Sub(w.arrived) > q.limits.Time {
+			q.counts.old.Add(1)
+			continue
+		}
+		ps[n], w.packet = w.packet, ps[n]
+		n++
+	}
+	return n
 }
 
 // signal wakes a reader if there is something for it. The caller holds the lock.

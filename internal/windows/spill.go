@@ -1,0 +1,75 @@
+package windows
+
+import (
+	"errors"
+	"io"
+	"net"
+
+	"github.com/opendivert/divert/internal/engine"
+	"github.com/opendivert/divert/packet"
+)
+
+// queue returns the queue in user space; nil if there is none.
+func (h *handle) queue() *inbox {
+	if h.pump != nil {
+		return h.pump.inbox
+	}
+	return h.spill.Load()
+}
+
+// emptyOld takes what the sources have that capture nothing any more, and closes them, so that SetFilter adds no handle of
+// the driver to those that nobody receives from. The pump receives all the time: its sources empty themselves. The
+// caller holds h.mu.
+func (h *handle) emptyOld() error {
+	for s := h.oldest.Load(); h.pump == nil && s != h.newest.Load(); s = h.oldest.Load() {
+		if h.spill.Load() == nil {
+			h.spill.Store(newInbox(h.limits, h.layer, &h.counts))
+		}
+		if err := h.empty(s); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// empty moves what an old source has to the spill, and closes it. Receive calls that find the source wait for that, so
+// they get no later packet first; those under way have ended or soon do, for an old source lets nobody wait.
+func (h *handle) empty(s *source) error {
+	s.emptying.Lock()
+	defer s.emptying.Unlock()
+	spill := h.spill.Load()
+	ps := make([]packet.Packet, pumpBatch)
+	for {
+		n, err := s.driver.receive(engine.Wait{}, ps, h.layer)
+		for i := range ps[:n] {
+			h.counts.matched.Add(1)
+			spill.put(&ps[i], s.retired) // it came before that: how long before, nobody tells
+		}
+		switch {
+		case n > 0 || err == engine.ErrInterrupted: // other calls were meant
+		case errors.Is(err, engine.ErrShortBuffer):
+			h.counts.matched.Add(1)
+			h.counts.long.Add(1)
+		case err == io.EOF || err == net.ErrClosed: // a receive call may have found it empty first
+			h.advance(s)
+			return nil
+		default:
+			return err
+		}
+	}
+}
+
+// letGo lets packets in the spill that nobody received go on, as the driver does with its own.
+func (h *handle) letGo() {
+	spill := h.spill.Load()
+	if spill == nil {
+		return
+	}
+	left := spill.close()
+	passed := len(left)
+	if h.holds() && len(left) > 0 {
+		passed, _ = h.sendOn(left) // the counters are the only ones to tell
+		h.counts.failed.Add(uint64(len(left) - passed))
+	}
+	h.counts.passed.Add(uint64(passed))
+}
