@@ -20,8 +20,9 @@ func newClean(a *app) *cobra.Command {
 		Long: `Stop the driver and remove its service, which handles install when they need it. What dead processes
 had open is gone with them, so there is nothing else to remove. A service that does not run is removed too: one
 that is left over from a program that has moved keeps others from starting the driver. While handles are open
-the driver stays; divert kill all ends the processes that have them. Handles that watch others (divert watch)
-are not seen: end those first. The next handle that is opened installs the driver again.`,
+the driver stays; divert kill all ends the processes that have them, but not those that watch handles (divert watch),
+which divert clean names. Programs that watch without Divert, or with its WinDivert.dll, are not seen: end those
+first. The next handle that is opened installs the driver again.`,
 		Example: "  divert clean\n  divert kill all && divert clean",
 		Args:    noArguments,
 		RunE: func(cmd *cobra.Command, _ []string) error {
@@ -47,17 +48,21 @@ const (
 func waitUnused(ctx context.Context) error {
 	for try := 1; ; try++ {
 		pids, err := driverUsers(ctx)
-		if err != nil || len(pids) == 0 {
+		if err != nil {
+			return err
+		}
+		watchers, err := windows.Watchers() // the handle that driverUsers had is closed
+		if err != nil || len(pids)+len(watchers) == 0 {
 			return err
 		}
 		if try == unusedTries {
-			return inUse(pids)
+			return inUse(pids, watchers)
 		}
 		time.Sleep(unusedInterval)
 	}
 }
 
-// driverUsers returns the processes that have handles open, in order.
+// driverUsers returns the processes that have handles open, in order, but for those that only watch others.
 func driverUsers(ctx context.Context) ([]uint32, error) {
 	h, err := divert.Open("true", divert.WithLayer(divert.LayerReflect), divert.WithPriority(handlePriority),
 		divert.WithFlags(divert.Sniff|divert.RecvOnly|divert.NoInstall))
@@ -76,11 +81,24 @@ func driverUsers(ctx context.Context) ([]uint32, error) {
 	return slices.Sorted(maps.Keys(users)), err
 }
 
-// inUse says that processes have handles open.
-func inUse(pids []uint32) error {
+// inUse says that processes have handles open, or watch those of others.
+func inUse(pids, watchers []uint32) error {
+	var why []string
+	if len(pids) > 0 {
+		why = append(why, fmt.Sprintf("handles are open, of the processes %s; divert list shows them, divert kill all ends them", programs(pids)))
+	}
+	if len(watchers) > 0 {
+		why = append(why, fmt.Sprintf("the processes %s watch handles; end them, for divert kill does not: press Ctrl-C there, or run \"taskkill /f /pid %d\"",
+			programs(watchers), watchers[0]))
+	}
+	return fmt.Errorf("the driver stays: %s", strings.Join(why, "; and "))
+}
+
+// programs names processes.
+func programs(pids []uint32) string {
 	names := make([]string, len(pids))
 	for i, pid := range pids {
 		names[i] = fmt.Sprintf("%d (%s)", pid, newProcesses().program(pid))
 	}
-	return fmt.Errorf("the driver stays: handles are open, of the processes %s; divert list shows them, divert kill all ends them", strings.Join(names, ", "))
+	return strings.Join(names, ", ")
 }

@@ -254,12 +254,14 @@ func (c *command) wantNothing() {
 	}
 }
 
-// TestCommandWatch watches a handle being opened and closed.
+// TestCommandWatch watches a handle being opened and closed. The driver stays meanwhile.
 func TestCommandWatch(t *testing.T) {
 	f := load(t)
 	c := startCommand(t, "watch")
 	f.uploaded()
 	f.eventually("the command receives", func(c census) bool { return c.pending == 1 })
+	clean := runCommand(t, 1, "clean") // which would stop the driver under it
+	clean.says(&clean.errout, fmt.Sprintf("the driver stays: the processes %d (divert.exe) watch handles", c.cmd.Process.Pid))
 	h := network(t, "udp")
 	f.eventually("the opening is taken", func(c census) bool { return c.pending == 1 && c.queued == 0 })
 	f.fail(codeRecv, statusPipeEmpty, 0, 1)

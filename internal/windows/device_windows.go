@@ -21,6 +21,7 @@ import (
 type device struct {
 	file    sys.Handle
 	version versionRecord // what the driver answered
+	mark    sys.Handle    // tells divert clean of the handle; 0 if there is none
 
 	closed atomic.Bool // set with the lock held
 
@@ -115,7 +116,11 @@ func (d *device) close() error {
 		op.close()
 	}
 	d.free = nil
-	return wrap("close the device", sys.CloseHandle(d.file))
+	err := wrap("close the device", sys.CloseHandle(d.file))
+	if d.mark != 0 {
+		_ = sys.CloseHandle(d.mark)
+	}
+	return err
 }
 
 // detach returns the device's file and gives it up. No call may be under way.

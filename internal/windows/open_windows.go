@@ -2,6 +2,7 @@ package windows
 
 import (
 	"github.com/opendivert/divert/internal/engine"
+	"github.com/opendivert/divert/packet"
 )
 
 // Open opens a handle. The driver is installed and started if it is not running, unless the flags
@@ -19,6 +20,9 @@ func Open(cfg engine.Config) (engine.Handle, error) {
 		d, err := connect(cfg.Flags&engine.FlagNoInstall != 0, cfg.Driver)
 		if err != nil {
 			return nil, err
+		}
+		if layer == packet.LayerReflect {
+			d.mark, _ = newMark() // without one the handle is as unseen as those of other programs
 		}
 		if err := d.start(layer, priority, p); err != nil {
 			_ = d.close()

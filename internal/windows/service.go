@@ -1,6 +1,23 @@
 package windows
 
-import "errors"
+import (
+	"errors"
+	"fmt"
+)
+
+// stopPending is the state of a service that was told to stop and has not: SERVICE_STOP_PENDING (winsvc.h).
+const stopPending = 3
+
+// notStopped says what a driver that does not stop waits for, and what ends that, by the state of its service.
+func notStopped(state uint32) string {
+	if state != stopPending {
+		return fmt.Sprintf("its service is not about to stop, but in the state %d: another program may have started it again; "+
+			"run \"divert clean\" again", state)
+	}
+	return "it is about to stop (STOP_PENDING) as long as a program has a handle open, and until then none can be opened. " +
+		"No list shows it: it is a handle of another program that watches handles (layer REFLECT). " +
+		"End that program and run \"divert clean\" again, or restart Windows"
+}
 
 // startOrStopFirst starts the driver's service. A driver that was stopped while handles were open leaves it marked for
 // deletion, and disabled, also when the last of them is closed: Windows notices that with the next stop. So where that

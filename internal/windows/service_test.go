@@ -2,6 +2,7 @@ package windows
 
 import (
 	"errors"
+	"strings"
 	"testing"
 )
 
@@ -45,6 +46,18 @@ func TestImagePath(t *testing.T) {
 	} {
 		if got := imagePath(row.path, `C:\Windows`); got != row.want {
 			t.Errorf("%s is %s, want %s", row.path, got, row.want)
+		}
+	}
+}
+
+// TestNotStopped: what is said of a driver that does not stop.
+func TestNotStopped(t *testing.T) {
+	for state, want := range map[uint32]string{
+		stopPending: "STOP_PENDING) as long as a program has a handle open",
+		4:           "in the state 4", // SERVICE_RUNNING
+	} {
+		if got := notStopped(state); !strings.Contains(got, want) || !strings.Contains(got, "divert clean") {
+			t.Errorf("%d: %s", state, got)
 		}
 	}
 }

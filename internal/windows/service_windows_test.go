@@ -147,3 +147,18 @@ func TestModulePath(t *testing.T) {
 		t.Errorf("%s, %v; the program is %s", path, err, executable)
 	}
 }
+
+// TestStopPending has a driver that is told to stop and does not, and one that stops at last.
+func TestStopPending(t *testing.T) {
+	state := uint32(sys.SERVICE_STOP_PENDING)
+	query := func(s *sys.SERVICE_STATUS) error { s.CurrentState = state; return nil }
+	refuse := func(*sys.SERVICE_STATUS) error { return sys.ERROR_SERVICE_CANNOT_ACCEPT_CTRL }
+	err := stopService(refuse, query, 0)
+	if numberOf(err) != uint32(sys.ERROR_SERVICE_REQUEST_TIMEOUT) || !strings.Contains(err.Error(), "STOP_PENDING") {
+		t.Error(err)
+	}
+	state = sys.SERVICE_STOPPED
+	if err := stopService(refuse, query, 0); err != nil {
+		t.Error(err)
+	}
+}

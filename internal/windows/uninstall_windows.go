@@ -35,7 +35,11 @@ func removeService() (bool, error) {
 		return false, wrap("open the service", err)
 	}
 	defer sys.CloseServiceHandle(service)
-	if err := stopService(service); err != nil {
+	stop := func(status *sys.SERVICE_STATUS) error {
+		return sys.ControlService(service, sys.SERVICE_CONTROL_STOP, status)
+	}
+	query := func(status *sys.SERVICE_STATUS) error { return sys.QueryServiceStatus(service, status) }
+	if err := stopService(stop, query, stopTime); err != nil {
 		return false, err
 	}
 	if err := sys.DeleteService(service); err != nil && err != sys.ERROR_SERVICE_MARKED_FOR_DELETE {
@@ -47,22 +51,25 @@ func removeService() (bool, error) {
 // deleteAccess is the right DELETE (winnt.h).
 const deleteAccess = 0x00010000
 
-// stopService stops a service and waits until it has stopped. Windows notices that a driver has ended, which handles
-// have kept, only when it is told again to stop.
-func stopService(service sys.Handle) error {
-	for end := time.Now().Add(stopTime); ; time.Sleep(stopInterval) {
+// stopService tells a service to stop and waits, as long as it may take, until it has. Windows notices that a driver has
+// ended, which handles have kept, only when it is told again to stop.
+func stopService(stop, query func(*sys.SERVICE_STATUS) error, within time.Duration) error {
+	for end := time.Now().Add(within); ; time.Sleep(stopInterval) {
 		var status sys.SERVICE_STATUS
-		err := sys.ControlService(service, sys.SERVICE_CONTROL_STOP, &status)
+		err := stop(&status)
 		switch {
 		case err == sys.ERROR_SERVICE_NOT_ACTIVE, err == nil && status.CurrentState == sys.SERVICE_STOPPED:
 			return nil
 		case err != nil && err != sys.ERROR_SERVICE_CANNOT_ACCEPT_CTRL && err != sys.ERROR_INVALID_SERVICE_CONTROL:
 			return wrap("stop the driver", err)
 		case time.Now().After(end):
-			return newError("stop the driver", sys.ERROR_SERVICE_REQUEST_TIMEOUT,
-				"a program has a handle open, which divert list does not show if it is one that watches; "+
-					"none can be opened until it is closed and the driver is told to stop once more: "+
-					"end the program, and run \"divert clean\" again")
+			if err := query(&status); err != nil {
+				return wrap("ask for the state of the driver", err)
+			}
+			if status.CurrentState == sys.SERVICE_STOPPED {
+				return nil
+			}
+			return newError("stop the driver", sys.ERROR_SERVICE_REQUEST_TIMEOUT, notStopped(status.CurrentState))
 		}
 	}
 }
