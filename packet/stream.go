@@ -38,6 +38,9 @@ var ErrTooManyEdits = errors.New("too many edits that nobody has acknowledged")
 // ErrOtherStream says that a packet given to a Stream is of another connection.
 var ErrOtherStream = errors.New("not the connection")
 
+// ErrGap says that bytes before a segment have not been given to a Stream: they were lost on the way here, or come late.
+var ErrGap = errors.New("bytes before the segment are missing")
+
 // maxEdits is how many edits a direction remembers. The receiver's window bounds them where its packets are seen.
 const maxEdits = 1 << 14
 
@@ -67,13 +70,32 @@ type edit struct {
 func (e *edit) end() int64  { return e.at + e.size }
 func (e *edit) more() int64 { return int64(len(e.by)) - e.size }
 
+// A sender may send again any part of what was edited, in segments of any size. So each byte of the sender's stands for
+// its share of what they became, and a part for as much.
+
+// place returns where in by the share of the sender's byte n begins.
+func (e *edit) place(n int64) int64 { return n * int64(len(e.by)) / e.size }
+
+// origin returns before which of the sender's bytes all shares end before the byte n of by, or that byte's own begins if
+// up, rounded down and up. by has a byte n.
+func (e *edit) origin(n int64, up bool) int64 {
+	length := int64(len(e.by))
+	if up {
+		return (n*e.size + length - 1) / length
+	}
+	return ((n+1)*e.size - 1) / length
+}
+
 // Edit changes p, a TCP packet of the connection, so that it fits what was edited before. If change is not nil it is
 // called with the part of the payload that goes by for the first time, if there is one, and returns what should stand
 // in its place, of any length, or its argument if it should stay. change must not keep or change its argument. Bytes
 // that went by before stay what they became then.
 //
-// It fails with ErrMalformed if p is not a whole TCP segment, ErrFragment, ErrOtherStream, ErrTooLong if what it becomes
-// does not fit, and ErrTooManyEdits. Neither p nor what was edited has changed then.
+// It fails with ErrGap if change is not nil and there are bytes before p that were never given: behind them nothing may go
+// on that could not be moved any more, so drop p, which the sender sends again, or give it later. With a nil change it goes
+// on, and what is missing can never be edited. It fails with ErrMalformed if p is not a whole TCP segment, ErrFragment,
+// ErrOtherStream, ErrTooLong if what it becomes does not fit, and ErrTooManyEdits. Neither p nor what was edited has
+// changed then.
 func (s *Stream) Edit(p *Packet, change func(fresh []byte) []byte) error {
 	var h Parsed
 	if !h.Parse(p.Data) || h.TCPOff < 0 || h.Truncated || h.headerCut(p.Data) {
@@ -143,6 +165,9 @@ func (h *half) send(p *Packet, parsed *Parsed, change func([]byte) []byte) error
 	end := data + int64(len(payload))
 	edits, length, became := h.edits, h.length, h.became
 	if change != nil && t.Flags()&TCPRst == 0 && end > max(data, h.gone) {
+		if data > h.gone {
+			return fmt.Errorf("packet: edit a stream: %d %w", data-h.gone, ErrGap)
+		}
 		fresh := payload[max(h.gone-data, 0):]
 		by := change(fresh)
 		if e, ok := difference(max(data, h.gone), fresh, by); ok {
@@ -165,7 +190,9 @@ func (h *half) send(p *Packet, parsed *Parsed, change func([]byte) []byte) error
 	if t.Flags()&TCPFin != 0 {
 		end++
 	}
-	h.gone = max(h.gone, end)
+	if end > begin { // an empty segment that overtakes others takes nothing with it
+		h.gone = max(h.gone, end)
+	}
 	if end == begin && h.edge > 0 {
 		// A receiver does not look at what is beyond its window, not even at an acknowledgment. The sender does not know
 		// that its bytes became more.
@@ -200,34 +227,26 @@ func difference(at int64, fresh, by []byte) (edit, bool) {
 }
 
 // edited returns what the bytes at a position of the sender's are for the receiver, where they begin there, and whether
-// they are others. An edit that they reach into comes whole.
+// they are others.
 func (h *half) edited(data int64, payload []byte) (at int64, out []byte, changed bool) {
-	shift, next, end := h.shift, data, data+int64(len(payload))
-	at = -1
+	at, next, end := data+h.shift, data, data+int64(len(payload))
 	for i := range h.edits {
 		e := &h.edits[i]
-		if e.at >= end {
-			break
+		switch {
+		case e.at > data && e.at >= end:
+		case e.end() <= data:
+			at += e.more()
+		default:
+			from, to := max(data-e.at, 0), min(end-e.at, e.size)
+			if data > e.at {
+				at += e.place(from) - from
+			}
+			if to > from {
+				out = append(out, payload[next-data:max(e.at, data)-data]...)
+				out = append(out, e.by[e.place(from):e.place(to)]...)
+				next, changed = e.at+to, true
+			}
 		}
-		if e.end() <= data {
-			shift += e.more()
-			continue
-		}
-		if at < 0 {
-			at = min(data, e.at) + shift
-		}
-		if len(payload) == 0 {
-			break
-		}
-		changed = true
-		if e.at > next {
-			out = append(out, payload[next-data:e.at-data]...)
-		}
-		out = append(out, e.by...)
-		next = min(e.end(), end)
-	}
-	if at < 0 {
-		at = data + shift
 	}
 	if !changed {
 		return at, payload, false
@@ -270,20 +289,17 @@ func (h *half) total() int64 {
 	return shift
 }
 
-// sent returns which position of the sender's a position of the receiver's is. Within an edit it is the edit's begin,
-// or its end if up.
+// sent returns which position of the sender's a position of the receiver's is, within an edit rounded down, or up.
 func (h *half) sent(at int64, up bool) int64 {
 	shift := h.shift
 	for i := range h.edits {
 		e := &h.edits[i]
-		begin := e.at + shift
-		switch {
-		case at <= begin && (at < begin || len(e.by) > 0):
-			return at - shift
-		case at < begin+int64(len(e.by)) && up:
-			return e.end()
-		case at < begin+int64(len(e.by)):
-			return e.at
+		n := at - e.at - shift // in what the edit has made
+		if n < 0 || n == 0 && len(e.by) > 0 {
+			break
+		}
+		if n < int64(len(e.by)) {
+			return e.at + e.origin(n, up)
 		}
 		shift += e.more()
 	}
