@@ -9,9 +9,9 @@ import (
 )
 
 var (
-	namedTest = regexp.MustCompile("`([a-z]+)\\.(Test\\w+)`")
+	namedTest = regexp.MustCompile("`([a-z0-9]+)\\.(Test\\w+)`")
 	testOf    = regexp.MustCompile(`(?m)^func (Test\w+)\(t \*testing\.T\)`)
-	packageOf = regexp.MustCompile("^\\| `([a-z]+)` \\| `([a-z./]+)` \\|")
+	packageOf = regexp.MustCompile("^\\| `([a-z0-9]+)` \\| `([a-z0-9./]+)` \\|")
 )
 
 // TestSecurityTests: each line of the tables of the security manual names tests, and all of them exist.

@@ -1,0 +1,126 @@
+//go:build linux
+
+package e2e_test
+
+import (
+	"bufio"
+	"fmt"
+	"net"
+	"os"
+	"os/exec"
+	"strconv"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/opendivert/divert"
+	"github.com/opendivert/divert/internal/lab"
+)
+
+// TestHandlesBelowAStoppedOne: a process that is stopped while it has a handle of higher priority open holds up no
+// other that opens and closes handles below, and those see every packet.
+func TestHandlesBelowAStoppedOne(t *testing.T) {
+	t.Parallel()
+	eachEngine(t, lab.LinkOptions{}, func(t *testing.T, pair *lab.Pair, e divert.Option) {
+		needEngine(t, pair.A, divert.EngineKernel) // with the interpreter all traffic would wait for the stopped one
+		cmd := exec.Command("/proc/self/exe")
+		cmd.Env = append(os.Environ(), childEnv+"=carry", "DIVERT_TEST_FILTER=udp.DstPort == 9", "DIVERT_TEST_ENGINE="+strconv.Itoa(int(divert.EngineKernel)))
+		cmd.Stderr = os.Stderr
+		in, err := cmd.StdinPipe()
+		if err != nil {
+			t.Fatal(err)
+		}
+		out, err := cmd.StdoutPipe()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := pair.A.Start(cmd); err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() {
+			cmd.Process.Kill()
+			in.Close()
+			cmd.Wait()
+		})
+		if _, err := bufio.NewReader(out).ReadString('\n'); err != nil {
+			t.Fatal(err)
+		}
+		if err := cmd.Process.Signal(syscall.SIGSTOP); err != nil {
+			t.Fatal(err)
+		}
+		seeEveryPacket(t, pair, e)
+	})
+}
+
+// TestHandlesBelowABusyOne: from the moment that Open returns a handle sees what the one above sends on, however much
+// that has to do.
+func TestHandlesBelowABusyOne(t *testing.T) {
+	t.Parallel()
+	eachEngine(t, lab.LinkOptions{}, func(t *testing.T, pair *lab.Pair, e divert.Option) {
+		above := openAt(t, pair.A, "outbound and udp", e)
+		w := passthru(t, above)
+		sink, err := pair.B.ListenPacket("udp", net.JoinHostPort(pair.B.Addr4().String(), "0"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer sink.Close()
+		flood, err := pair.A.Dial(t.Context(), "udp", sink.LocalAddr().String())
+		if err != nil {
+			t.Fatal(err)
+		}
+		stop := make(chan struct{})
+		stopped := make(chan struct{})
+		go func() {
+			defer close(stopped)
+			const window = 256 // packets under way, so that no queue is ever full
+			for b := make([]byte, 64); ; {
+				for range window {
+					_, _ = flood.Write(b)
+				}
+				for range window {
+					if _, _, err := sink.ReadFrom(b); err != nil {
+						return
+					}
+				}
+				select {
+				case <-stop:
+					return
+				default:
+				}
+			}
+		}()
+		seeEveryPacket(t, pair, e)
+		close(stop)
+		select {
+		case <-stopped:
+		case <-time.After(20 * time.Second):
+			t.Error("a packet of the load was lost")
+			sink.Close()
+			<-stopped
+		}
+		flood.Close()
+		if finish(t, above, w) == 0 {
+			t.Error("the handle above saw nothing")
+		}
+	})
+}
+
+// seeEveryPacket opens and closes a handle below others again and again.
+func seeEveryPacket(t *testing.T, pair *lab.Pair, e divert.Option) {
+	t.Helper()
+	echo := echoAt(t, pair.B, "udp", pair.B.Addr4())
+	for range 10 {
+		below := openAt(t, pair.A, fmt.Sprintf("outbound and udp.DstPort == %d", echo.Addr().Port()), e, divert.WithPriority(-1))
+		w := passthru(t, below)
+		const count = 10
+		if x := exchange(t, pair.A, echo.Addr(), lab.Exchange{Count: count}); x.Echoed != count {
+			t.Errorf("%+v", x)
+		}
+		if n := finish(t, below, w); n != count {
+			t.Errorf("the handle below saw %d of %d packets", n, count)
+		}
+		if err := below.Close(); err != nil {
+			t.Error(err)
+		}
+	}
+}

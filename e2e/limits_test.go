@@ -1,0 +1,433 @@
+//go:build linux
+
+package e2e_test
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"runtime"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/opendivert/divert"
+	"github.com/opendivert/divert/internal/lab"
+)
+
+// dialUDP opens a socket from one host to an address and port of another.
+func dialUDP(t testing.TB, from *lab.Host, to net.Addr) net.Conn {
+	t.Helper()
+	c, err := from.Dial(t.Context(), "udp", to.String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { c.Close() })
+	return c
+}
+
+// balanced checks that each packet that matched is in one place.
+func balanced(t testing.TB, s divert.Stats) {
+	t.Helper()
+	if sum := s.Received + s.Waiting + s.Dropped + s.DroppedFull + s.DroppedOld + s.DroppedLong + s.Passed + s.Lost; sum != s.Matched {
+		t.Errorf("%d matched, %d accounted for: %+v", s.Matched, sum, s)
+	}
+}
+
+// quiet returns the counters when they do not change any more.
+func quiet(t testing.TB, d *divert.Handle) divert.Stats {
+	t.Helper()
+	s := stats(t, d)
+	for same := 0; same < 10; same++ {
+		time.Sleep(10 * time.Millisecond)
+		if next := stats(t, d); next != s {
+			s, same = next, 0
+		}
+	}
+	return s
+}
+
+// send sends n datagrams of a size.
+func send(t testing.TB, c net.Conn, n, size int) {
+	t.Helper()
+	for i := range n {
+		b := append(fmt.Appendf(nil, "%8d", i), make([]byte, size)...)[:max(size, 8)]
+		if _, err := c.Write(b); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+// drained receives what waits, after a shutdown, without sending it on, and returns how much.
+func drained(t testing.TB, d *divert.Handle) (n int) {
+	t.Helper()
+	drain(t, d, 64, func(*divert.Packet) { n++ })
+	return n
+}
+
+// drain receives what waits, after a shutdown, up to batch packets per call, without sending it on.
+func drain(t testing.TB, d *divert.Handle, batch int, each func(*divert.Packet)) {
+	t.Helper()
+	if err := d.Shutdown(divert.ShutdownRecv); err != nil {
+		t.Fatal(err)
+	}
+	for ps := make([]divert.Packet, batch); ; {
+		n, err := d.RecvBatch(ps)
+		for i := range ps[:n] {
+			each(&ps[i])
+		}
+		if err == io.EOF {
+			return
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+// TestQueueLimits: what a queue has no room or no time for is dropped, and counted under the right reason.
+// The bounds are those of both engines: the kernel's own queue counts in its memory, not in bytes of packets.
+func TestQueueLimits(t *testing.T) {
+	t.Parallel()
+	eachEngine(t, lab.LinkOptions{}, func(t *testing.T, pair *lab.Pair, e divert.Option) {
+		conn, _ := receiver(t, pair.B, pair.B.Addr4())
+		c := dialUDP(t, pair.A, conn.LocalAddr())
+		for _, way := range []string{"option", "parameter"} {
+			open := func(t *testing.T, p divert.Param, v uint64, opts ...divert.Option) *divert.Handle {
+				opts = append(opts, e)
+				if way == "option" {
+					opts = append(opts, map[divert.Param]divert.Option{
+						divert.QueueLength: divert.WithQueueLength(int(v)),
+						divert.QueueTime:   divert.WithQueueTime(time.Duration(v) * time.Millisecond),
+						divert.QueueSize:   divert.WithQueueSize(int(v)),
+					}[p])
+				}
+				d := openAt(t, pair.A, "outbound and udp", opts...)
+				if way != "option" {
+					if err := d.SetParam(p, v); err != nil {
+						t.Fatal(err)
+					}
+				}
+				if got, err := d.Param(p); err != nil || got != v {
+					t.Errorf("the parameter is %d (%v), want %d", got, err, v)
+				}
+				return d
+			}
+			t.Run("length/"+way, func(t *testing.T) {
+				d := open(t, divert.QueueLength, 64)
+				send(t, c, 500, 64)
+				s := quiet(t, d)
+				balanced(t, s)
+				if s.Matched != 500 || s.DroppedFull == 0 || s.DroppedOld != 0 || s.Waiting < 64 || s.Waiting > 128 || s.Abandoned != 0 {
+					t.Errorf("500 packets to a queue of 64: %+v", s)
+				}
+				if n := drained(t, d); uint64(n) != s.Waiting {
+					t.Errorf("%d received, %d waited", n, s.Waiting)
+				}
+				balanced(t, stats(t, d))
+			})
+			t.Run("size/"+way, func(t *testing.T) {
+				d := open(t, divert.QueueSize, 65535, divert.WithQueueLength(32))
+				send(t, c, 300, 1400)
+				s := quiet(t, d)
+				balanced(t, s)
+				if s.Matched != 300 || s.DroppedFull == 0 || s.Waiting == 0 || s.Waiting > 200 || s.Abandoned != 0 {
+					t.Errorf("300 packets of 1400 bytes to a queue of 65535: %+v", s)
+				}
+				if n := drained(t, d); uint64(n) != s.Waiting {
+					t.Errorf("%d received, %d waited", n, s.Waiting)
+				}
+				balanced(t, stats(t, d))
+			})
+			t.Run("time/"+way, func(t *testing.T) {
+				d := open(t, divert.QueueTime, 200)
+				send(t, c, 20, 64)
+				time.Sleep(time.Second)
+				send(t, c, 1, 64)
+				if n := drained(t, d); n != 1 {
+					t.Errorf("%d received, want the young one", n)
+				}
+				s := stats(t, d)
+				balanced(t, s)
+				if s.Matched != 21 || s.DroppedOld != 20 || s.DroppedFull != 0 {
+					t.Errorf("20 old packets and one young: %+v", s)
+				}
+			})
+			t.Run("sniffed/"+way, func(t *testing.T) {
+				d := open(t, divert.QueueSize, 65535, divert.WithFlags(divert.Sniff), divert.WithQueueLength(32))
+				r := lab.Exchange{Count: 1000, Size: 1400, Wait: time.Second}
+				if got := exchange(t, pair.A, echoAt(t, pair.B, "udp", pair.B.Addr4()).Addr(), r); got.Echoed != 1000 {
+					t.Errorf("sniffed traffic: %+v", got)
+				}
+				n := drained(t, d)
+				s := stats(t, d)
+				// Where the interpreter decides, copies that are lost may be of any packet, and are missed when others come.
+				if interpreted := engineOf(t) == divert.EngineInterpreter; !interpreted && s.Matched != 1000 || n == 0 || n == 1000 || s.Received != uint64(n) || !interpreted && s.DroppedFull+s.Waiting != uint64(1000-n) {
+					t.Errorf("%d of 1000 received: %+v", n, s)
+				}
+				balanced(t, s)
+			})
+		}
+	})
+}
+
+// TestFailOpen: what a full queue has no room for passes, and is counted as passed.
+func TestFailOpen(t *testing.T) {
+	t.Parallel()
+	pair := lab.TwoHostsT(t, lab.LinkOptions{})
+	needEngine(t, pair.A, divert.EngineKernel)
+	k, err := pair.B.CountUDP("10.77.0.2:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer k.Close()
+	c, err := pair.A.Dial(t.Context(), "udp", k.Addr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	d := openAt(t, pair.A, "outbound and udp", divert.WithFailOpen(), divert.WithQueueLength(32), divert.WithEngine(divert.EngineKernel))
+	send(t, c, 500, 64)
+	s := quiet(t, d)
+	balanced(t, s)
+	time.Sleep(100 * time.Millisecond)
+	if n, _ := k.Count(); s.Passed == 0 || s.DroppedFull != 0 || uint64(n) != s.Passed {
+		t.Errorf("%d passed: %+v", n, s)
+	}
+	d.Close()
+	time.Sleep(100 * time.Millisecond)
+	if n, _ := k.Count(); n != 500 {
+		t.Errorf("%d arrived when the handle was closed, want all 500", n)
+	}
+}
+
+// TestShutdownModes: each half ends for itself, again and together without harm.
+func TestShutdownModes(t *testing.T) {
+	t.Parallel()
+	modes := []struct {
+		name       string
+		how        []divert.How
+		recv, send bool // whether that half has ended
+	}{
+		{"recv", []divert.How{divert.ShutdownRecv}, true, false},
+		{"send", []divert.How{divert.ShutdownSend}, false, true},
+		{"both", []divert.How{divert.ShutdownBoth}, true, true},
+		{"recv twice", []divert.How{divert.ShutdownRecv, divert.ShutdownRecv}, true, false},
+		{"recv, then send", []divert.How{divert.ShutdownRecv, divert.ShutdownSend}, true, true},
+		{"both, then recv", []divert.How{divert.ShutdownBoth, divert.ShutdownRecv}, true, true},
+	}
+	eachEngine(t, lab.LinkOptions{}, func(t *testing.T, pair *lab.Pair, e divert.Option) {
+		for _, flags := range []divert.Flag{0, divert.Sniff, divert.Drop} {
+			for _, m := range modes {
+				t.Run(flags.String()+"/"+m.name, func(t *testing.T) {
+					d := openAt(t, pair.A, "udp.DstPort == 9", divert.WithFlags(flags), e)
+					results := make(chan error, map[bool]int{false: 3, true: 0}[flags == divert.Drop]) // there it does not wait
+					for range cap(results) {
+						go func() {
+							_, err := d.RecvBatch(make([]divert.Packet, 4))
+							results <- err
+						}()
+					}
+					time.Sleep(10 * time.Millisecond)
+					for _, how := range m.how {
+						if err := d.Shutdown(how); err != nil {
+							t.Fatal(err)
+						}
+					}
+					want := io.EOF
+					if !m.recv {
+						select {
+						case err := <-results:
+							t.Fatalf("a receiver returns %v", err)
+						case <-time.After(20 * time.Millisecond):
+						}
+						want = net.ErrClosed
+						if err := d.Close(); err != nil {
+							t.Fatal(err)
+						}
+					}
+					for range cap(results) {
+						if err := <-results; !errors.Is(err, want) {
+							t.Errorf("a receiver returns %v, want %v", err, want)
+						}
+					}
+					var wantSend error // of an empty packet
+					switch {
+					case !m.recv:
+						wantSend = net.ErrClosed
+					case m.send:
+						wantSend = divert.ErrShutdown
+					default:
+						wantSend = divert.ErrShortBuffer
+					}
+					if err := d.Send(nil, &divert.Address{Outbound: true}); !errors.Is(err, wantSend) {
+						t.Errorf("sending returns %v, want %v", err, wantSend)
+					}
+				})
+			}
+		}
+		t.Run("no such mode", func(t *testing.T) {
+			d := openAt(t, pair.A, "false", e)
+			for _, how := range []divert.How{0, 4, 255} {
+				if err := d.Shutdown(how); !errors.Is(err, divert.ErrInvalid) {
+					t.Errorf("Shutdown(%d) returns %v", how, err)
+				}
+			}
+		})
+	})
+}
+
+// TestCloseUnderLoad closes handles while many goroutines receive from them and send.
+func TestCloseUnderLoad(t *testing.T) {
+	t.Parallel()
+	eachEngine(t, lab.LinkOptions{}, func(t *testing.T, pair *lab.Pair, e divert.Option) {
+		f := startFlood(t, pair.A, pair.B, pair.B.Addr4(), 2, 4000, 250)
+		for _, flags := range []divert.Flag{0, divert.Sniff, divert.Drop} {
+			for range 5 {
+				d := openAt(t, pair.A, fmt.Sprintf("outbound and udp.DstPort == %d", f.port()), divert.WithFlags(flags), e)
+				var all sync.WaitGroup
+				for i := range 8 {
+					all.Go(func() {
+						ps := make([]divert.Packet, 1+i)
+						for {
+							n, err := d.RecvBatch(ps)
+							if errors.Is(err, divert.ErrDropOnly) {
+								err = nil
+							}
+							if err == nil && flags == 0 {
+								_, err = d.AcceptBatch(ps[:n])
+							}
+							if err == nil && i%4 == 3 {
+								_, err = d.Stats()
+							}
+							if err != nil {
+								if !errors.Is(err, net.ErrClosed) {
+									t.Errorf("goroutine %d: %v", i, err)
+								}
+								return
+							}
+						}
+					})
+				}
+				all.Go(func() {
+					for {
+						if err := d.SetFilter("outbound and udp"); err != nil {
+							if !errors.Is(err, net.ErrClosed) {
+								t.Errorf("SetFilter: %v", err)
+							}
+							return
+						}
+						time.Sleep(time.Millisecond)
+					}
+				})
+				time.Sleep(30 * time.Millisecond)
+				var closers sync.WaitGroup
+				results := make(chan error, 3)
+				for range cap(results) {
+					closers.Go(func() { results <- d.Close() })
+				}
+				closers.Wait()
+				all.Wait()
+				closed := 0
+				for range cap(results) {
+					if err := <-results; err == nil {
+						closed++
+					} else if !errors.Is(err, net.ErrClosed) {
+						t.Errorf("Close: %v", err)
+					}
+				}
+				if closed != 1 {
+					t.Errorf("%d of 3 calls closed the handle", closed)
+				}
+				if s := stats(t, d); flags == 0 {
+					balanced(t, s)
+				}
+			}
+		}
+		f.finish()
+	})
+}
+
+// TestNothingIsLeft opens and closes handles of every kind and compares what the process holds.
+func TestNothingIsLeft(t *testing.T) {
+	eachEngine(t, lab.LinkOptions{}, func(t *testing.T, pair *lab.Pair, e divert.Option) {
+		cycle := func() {
+			for _, flags := range []divert.Flag{0, divert.Sniff, divert.Drop, divert.SendOnly, divert.RecvOnly, divert.Fragments} {
+				d := openAt(t, pair.A, "udp.DstPort == 9", divert.WithFlags(flags), e)
+				if flags == 0 || flags == divert.SendOnly {
+					out := divert.Address{Outbound: true}
+					if err := d.Send(datagram(t, "10.77.0.1", "10.77.0.2", "x"), &out); err != nil {
+						t.Fatal(err)
+					}
+				}
+				if flags == divert.Drop {
+					d.Shutdown(divert.ShutdownBoth)
+				}
+				if err := d.Close(); err != nil {
+					t.Fatal(err)
+				}
+			}
+			if _, err := openHere(pair.A, "no filter at all", e); err == nil {
+				t.Error("opened with a bad filter")
+			}
+		}
+		cycle()
+		runtime.GC()
+		before := lab.TakeSnapshot(pair.A)
+		for range map[bool]int{false: 8, true: 100}[long()] {
+			cycle()
+		}
+		for _, leak := range before.Leaks() {
+			t.Errorf("left behind: %s", leak)
+		}
+	})
+}
+
+// openHere opens a handle in a host's namespace.
+func openHere(h *lab.Host, text string, opts ...divert.Option) (d *divert.Handle, err error) {
+	err = h.Do(func() (err error) {
+		d, err = divert.Open(text, opts...)
+		return err
+	})
+	return d, err
+}
+
+// TestCallsAfterClose: every method of a closed handle fails with net.ErrClosed, except those that only tell.
+func TestCallsAfterClose(t *testing.T) {
+	eachEngine(t, lab.LinkOptions{}, func(t *testing.T, pair *lab.Pair, e divert.Option) {
+		for _, flags := range []divert.Flag{0, divert.Sniff, divert.Drop} {
+			d := openAt(t, pair.A, "udp.DstPort == 9", divert.WithFlags(flags), e)
+			if err := d.Close(); err != nil {
+				t.Fatal(err)
+			}
+			p := divert.Packet{Data: datagram(t, "10.77.0.1", "10.77.0.2", "x")}
+			for name, call := range map[string]func() error{
+				"Recv":            func() error { _, _, err := d.Recv(make([]byte, 100)); return err },
+				"RecvBatch":       func() error { _, err := d.RecvBatch(make([]divert.Packet, 1)); return err },
+				"Send":            func() error { return d.Send(p.Data, &p.Addr) },
+				"SendBatch":       func() error { _, err := d.SendBatch([]divert.Packet{p}); return err },
+				"Accept":          func() error { return d.Accept(&p) },
+				"AcceptBatch":     func() error { _, err := d.AcceptBatch([]divert.Packet{p}); return err },
+				"Shutdown":        func() error { return d.Shutdown(divert.ShutdownBoth) },
+				"Close":           d.Close,
+				"SetParam":        func() error { return d.SetParam(divert.QueueLength, 100) },
+				"SetFilter":       func() error { return d.SetFilter("true") },
+				"SetReadDeadline": func() error { return d.SetReadDeadline(time.Now()) },
+				"Packets": func() (err error) {
+					for _, err = range d.Packets(t.Context()) {
+					}
+					return err
+				},
+			} {
+				var op *divert.OpError
+				if err := call(); !errors.Is(err, net.ErrClosed) || !errors.As(err, &op) || divert.Code(err) != 995 {
+					t.Errorf("%v: %s returns %v (code %d)", flags, name, err, divert.Code(err))
+				}
+			}
+			if _, err := d.Stats(); err != nil {
+				t.Errorf("Stats returns %v", err)
+			}
+		}
+	})
+}

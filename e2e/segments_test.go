@@ -1,0 +1,297 @@
+//go:build linux
+
+package e2e_test
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"slices"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/opendivert/divert"
+	"github.com/opendivert/divert/internal/lab"
+	"github.com/opendivert/divert/packet"
+)
+
+// solUDP and udpSegment are SOL_UDP and UDP_SEGMENT of linux/udp.h.
+const (
+	solUDP     = 17
+	udpSegment = 103
+)
+
+// dialSegmented opens a UDP socket whose writes the kernel cuts into datagrams of size bytes each.
+func dialSegmented(t testing.TB, from *lab.Host, to net.Addr, size int) net.Conn {
+	t.Helper()
+	c := dialUDP(t, from, to)
+	raw, err := c.(syscall.Conn).SyscallConn()
+	if err != nil {
+		t.Fatal(err)
+	}
+	var failed error
+	if err := raw.Control(func(fd uintptr) { failed = unix.SetsockoptInt(int(fd), solUDP, udpSegment, size) }); err != nil {
+		t.Fatal(err)
+	}
+	if failed != nil {
+		t.Skipf("no segmentation of UDP here: %v", failed)
+	}
+	return c
+}
+
+// letters are the payloads that TestDatagramsAreSinglePackets sends with one call: five datagrams.
+var letters = []string{
+	strings.Repeat("a", 1000), strings.Repeat("b", 1000), strings.Repeat("c", 1000), strings.Repeat("d", 1000), strings.Repeat("e", 500),
+}
+
+// short writes payloads in a few letters.
+func short(payloads []string) string {
+	var b strings.Builder
+	for _, p := range payloads {
+		fmt.Fprintf(&b, "%.1s%d ", p, len(p))
+	}
+	return b.String()
+}
+
+// arrivals reads datagrams until none comes for a while. It expects so many.
+func arrivals(t testing.TB, c net.PacketConn, want int) (got []string) {
+	t.Helper()
+	buf := make([]byte, 1<<16)
+	for {
+		wait := 5 * time.Second
+		if len(got) >= want {
+			wait = 30 * time.Millisecond // nothing more may come
+		}
+		c.SetReadDeadline(time.Now().Add(wait))
+		n, _, err := c.ReadFrom(buf)
+		if err != nil {
+			return got
+		}
+		got = append(got, string(buf[:n]))
+	}
+}
+
+// TestDatagramsAreSinglePackets sends several datagrams with one call (UDP_SEGMENT), as QUIC and WireGuard do. Each of
+// them is a packet for filters, for whoever receives, in the counters and on the way.
+func TestDatagramsAreSinglePackets(t *testing.T) {
+	t.Parallel()
+	places := []struct {
+		name, way string
+		on        func(*lab.Routed) *lab.Host
+		layer     divert.Layer
+	}{
+		{"outbound", "outbound", onA, divert.LayerNetwork},
+		{"inbound", "inbound", onB, divert.LayerNetwork},
+		{"forwarded", "true", onR, divert.LayerForward},
+	}
+	filters := []struct {
+		text  string
+		match []int // of letters
+	}{
+		{"udp.DstPort == %d", []int{0, 1, 2, 3, 4}},
+		{"udp.DstPort == %d and udp.PayloadLength == 1000", []int{0, 1, 2, 3}},
+		{"udp.DstPort == %d and udp.Length == 508", []int{4}},
+		{"udp.DstPort == %d and (udp.Payload[0] == 99 or udp.Payload[400] == 101)", []int{2, 4}},
+		{"udp.DstPort == %d and length < 1000", []int{4}},
+		{"udp.DstPort == %d and udp.PayloadLength > 1000", nil},
+		{"udp.DstPort == %d and random8 <= 255", []int{0, 1, 2, 3, 4}},
+	}
+	modes := []struct {
+		name  string
+		flags divert.Flag
+		send  func(d *divert.Handle, p *divert.Packet) error
+	}{
+		{"accepted", 0, (*divert.Handle).Accept},
+		{"sent back", 0, func(d *divert.Handle, p *divert.Packet) error { return d.Send(p.Data, &p.Addr) }},
+		{"rewritten", 0, shoutOne},
+		{"sniffed", divert.Sniff, nil},
+		{"dropped", divert.Drop, nil},
+	}
+	for _, e := range engines {
+		for _, f := range families {
+			t.Run(e.name+"/"+f.name, func(t *testing.T) {
+				r := lab.HostRouterPeerT(t, lab.LinkOptions{})
+				needEngine(t, r.A, e.engine)
+				conn, err := r.B.ListenPacket("udp", netip.AddrPortFrom(f.addr(r.B), 0).String())
+				if err != nil {
+					t.Fatal(err)
+				}
+				defer conn.Close()
+				from := dialSegmented(t, r.A, conn.LocalAddr(), 1000)
+				for _, p := range places {
+					for _, m := range modes {
+						if m.flags == divert.Sniff && e.engine == divert.EngineInterpreter {
+							continue
+						}
+						for i, row := range filters {
+							if f.name == "IPv6" && i > 1 || m.send != nil && m.name != "rewritten" && i != 1 {
+								continue
+							}
+							t.Run(fmt.Sprintf("%s/%s/%d", p.name, m.name, i), func(t *testing.T) {
+								d := openAt(t, p.on(r), fmt.Sprintf("(%s) and %s", p.way, fmt.Sprintf(row.text, addrPort(conn).Port())),
+									divert.WithLayer(p.layer), divert.WithFlags(m.flags), divert.WithEngine(e.engine))
+								var want, arrive []string
+								for i, l := range letters {
+									matches := slices.Contains(row.match, i)
+									switch {
+									case matches && m.name == "rewritten":
+										arrive = append(arrive, strings.ToUpper(l))
+									case !matches || m.flags != divert.Drop:
+										arrive = append(arrive, l)
+									}
+									if matches {
+										want = append(want, l)
+									}
+								}
+								var got []string
+								receive := func(p *divert.Packet) {
+									var parsed packet.Parsed
+									if !parsed.ParseExact(p.Data) || p.Addr.UDPChecksum && !parsed.VerifyTransportChecksum(p.Data) {
+										t.Errorf("a packet that is not right: %x", p.Data)
+									}
+									got = append(got, string(parsed.Payload(p.Data)))
+									if m.send != nil {
+										if err := m.send(d, p); err != nil {
+											t.Error(err)
+										}
+									}
+								}
+								var w *worker
+								if m.flags != divert.Drop {
+									w = each(t, d, receive)
+								}
+								if _, err := from.Write([]byte(strings.Join(letters, ""))); err != nil {
+									t.Fatal(err)
+								}
+								there := arrivals(t, conn, len(arrive))
+								if w != nil {
+									finish(t, d, w)
+								}
+								// What does not match goes on at once, and may overtake.
+								slices.SortFunc(there, func(a, b string) int { return strings.Compare(strings.ToLower(a), strings.ToLower(b)) })
+								if !slices.Equal(there, arrive) {
+									t.Errorf("arrived %s, want %s", short(there), short(arrive))
+								}
+								if m.flags != divert.Drop && !slices.Equal(got, want) {
+									t.Errorf("received %s, want %s", short(got), short(want))
+								}
+								s := stats(t, d)
+								for range 100 { // a handle that drops may still have to look at some
+									if s.Matched == uint64(len(want)) {
+										break
+									}
+									time.Sleep(10 * time.Millisecond)
+									s = stats(t, d)
+								}
+								balanced(t, s)
+								if s.Matched != uint64(len(want)) || s.Failed != 0 || m.flags == divert.Drop && s.Dropped != s.Matched {
+									t.Errorf("%d match: %+v", len(want), s)
+								}
+							})
+						}
+					}
+				}
+			})
+		}
+	}
+}
+
+// shoutOne sends a packet on in upper case, with the checksum left to Send.
+func shoutOne(d *divert.Handle, p *divert.Packet) error {
+	var parsed packet.Parsed
+	parsed.Parse(p.Data)
+	payload := parsed.Payload(p.Data)
+	copy(payload, bytes.ToUpper(payload))
+	p.Addr.TCPChecksum, p.Addr.UDPChecksum = false, false
+	return d.Send(p.Data, &p.Addr)
+}
+
+// TestSegmentsOfTCP: with WithSegments nothing longer than the path's MTU is received of TCP, whatever the network card
+// does, and what is sent back arrives. Filters see the segments.
+func TestSegmentsOfTCP(t *testing.T) {
+	t.Parallel()
+	modes := []struct {
+		name  string
+		flags divert.Flag
+		send  func(d *divert.Handle, p *divert.Packet) error
+	}{
+		{"accepted", 0, (*divert.Handle).Accept},
+		{"rewritten", 0, shoutOne},
+		{"sniffed", divert.Sniff, nil},
+	}
+	for _, e := range engines {
+		for _, f := range families {
+			t.Run(e.name+"/"+f.name, func(t *testing.T) {
+				pair := lab.TwoHostsT(t, lab.LinkOptions{})
+				needEngine(t, pair.A, e.engine)
+				for _, way := range []string{"outbound", "inbound"} {
+					for _, m := range modes {
+						if m.flags == divert.Sniff && e.engine == divert.EngineInterpreter {
+							continue
+						}
+						t.Run(way+"/"+m.name, func(t *testing.T) {
+							host := pair.A
+							if way == "inbound" {
+								host = pair.B
+							}
+							d := openAt(t, host, way+" and tcp.PayloadLength > 0", divert.WithSegments(), divert.WithFlags(m.flags), divert.WithEngine(e.engine))
+							longest, bytes := 0, 0
+							w := each(t, d, func(p *divert.Packet) {
+								var parsed packet.Parsed
+								if !parsed.ParseExact(p.Data) || parsed.TCPOff < 0 || p.Addr.TCPChecksum && !parsed.VerifyTransportChecksum(p.Data) {
+									t.Errorf("a segment that is not right: %x", p.Data)
+								}
+								longest, bytes = max(longest, len(p.Data)), bytes+int(parsed.PayloadLen)
+								if m.send != nil {
+									if err := m.send(d, p); err != nil {
+										t.Error(err)
+									}
+								}
+							})
+							const n = 400_000
+							if m.name == "rewritten" {
+								checkUpperTCP(t, pair, f.addr(pair.B), n)
+							} else {
+								transfer(t, pair.A, pair.B, f.addr(pair.B), n)
+							}
+							finish(t, d, w)
+							if longest > 1500 || longest < 1400 || bytes < n {
+								t.Errorf("%d bytes in packets of up to %d", bytes, longest)
+							}
+							s := stats(t, d)
+							balanced(t, s)
+							if s.Failed != 0 || s.Lost != 0 || s.Matched != uint64(w.count) {
+								t.Errorf("%d received: %+v", w.count, s)
+							}
+						})
+					}
+				}
+			})
+		}
+	}
+}
+
+// TestSegmentsOfCopiesFromTheLog: what cannot be had is an error.
+func TestSegmentsOfCopiesFromTheLog(t *testing.T) {
+	t.Parallel()
+	host, err := lab.NewT(t).AddHost("h")
+	if err != nil {
+		t.Fatal(err)
+	}
+	err = host.Do(func() error {
+		d, err := divert.Open("tcp", divert.WithSegments(), divert.WithFlags(divert.Sniff), divert.WithEngine(divert.EngineInterpreter))
+		if err == nil {
+			d.Close()
+		}
+		return err
+	})
+	if !errors.Is(err, divert.ErrNotSupported) {
+		t.Errorf("%v, want ErrNotSupported", err)
+	}
+}

@@ -1,0 +1,148 @@
+//go:build linux
+
+package e2e_test
+
+import (
+	"bufio"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"strconv"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/opendivert/divert"
+	"github.com/opendivert/divert/internal/lab"
+)
+
+// stoppedQueue is the length of the queue whose reader is stopped.
+const stoppedQueue = 1000
+
+func init() {
+	children["carry"] = func() error {
+		engine, err := strconv.Atoi(os.Getenv("DIVERT_TEST_ENGINE"))
+		if err != nil {
+			return err
+		}
+		opts := []divert.Option{divert.WithEngine(divert.Engine(engine)), divert.WithQueueLength(stoppedQueue),
+			divert.WithQueueTime(16 * time.Second)}
+		if os.Getenv("DIVERT_TEST_FAIL_OPEN") != "" {
+			opts = append(opts, divert.WithFailOpen())
+		}
+		d, err := divert.Open(os.Getenv("DIVERT_TEST_FILTER"), opts...)
+		if err != nil {
+			return err
+		}
+		fmt.Println("open")
+		go func() {
+			io.Copy(io.Discard, os.Stdin)
+			d.Shutdown(divert.ShutdownRecv)
+		}()
+		for ps := make([]divert.Packet, 64); ; {
+			n, err := d.RecvBatch(ps)
+			if err == io.EOF {
+				break
+			}
+			if err == nil {
+				_, err = d.AcceptBatch(ps[:n])
+			}
+			if err != nil {
+				return err
+			}
+		}
+		s, err := d.Stats()
+		return errors.Join(err, json.NewEncoder(os.Stdout).Encode(s), d.Close())
+	}
+}
+
+// TestReaderStopped stops a process that carries traffic, by SIGSTOP. Other traffic and other handles notice nothing;
+// what waits is bounded, what is lost is counted, and a handle that fails open lets pass what it has
+// no room for.
+func TestReaderStopped(t *testing.T) {
+	t.Parallel()
+	for _, open := range []string{"", "fail open"} {
+		t.Run(map[string]string{"": "fail closed"}[open]+open, func(t *testing.T) {
+			pair := lab.TwoHostsT(t, lab.LinkOptions{})
+			needEngine(t, pair.B, divert.EngineKernel)
+			f := startFlood(t, pair.A, pair.B, pair.B.Addr4(), 2, 8000, 4000)
+			filter := fmt.Sprintf("inbound and udp.DstPort == %d", f.port())
+			cmd := exec.Command("/proc/self/exe")
+			cmd.Env = append(os.Environ(), childEnv+"=carry", "DIVERT_TEST_FILTER="+filter, "DIVERT_TEST_FAIL_OPEN="+open,
+				"DIVERT_TEST_ENGINE="+strconv.Itoa(int(divert.EngineKernel)))
+			cmd.Stderr = os.Stderr
+			in, err := cmd.StdinPipe()
+			if err != nil {
+				t.Fatal(err)
+			}
+			out, err := cmd.StdoutPipe()
+			if err != nil {
+				t.Fatal(err)
+			}
+			if err := pair.B.Start(cmd); err != nil {
+				t.Fatal(err)
+			}
+			t.Cleanup(func() { cmd.Process.Kill(); cmd.Wait() })
+			lines := bufio.NewReader(out)
+			if _, err := lines.ReadString('\n'); err != nil {
+				t.Fatal(err)
+			}
+			other := echoAt(t, pair.B, "udp", pair.B.Addr4())
+			above := openAt(t, pair.B, fmt.Sprintf("udp and udp.DstPort == %d", other.Addr().Port()), divert.WithPriority(1))
+			below := openAt(t, pair.B, fmt.Sprintf("udp and udp.SrcPort == %d", other.Addr().Port()), divert.WithPriority(-1))
+			passthru(t, above)
+			passthru(t, below)
+			time.Sleep(200 * time.Millisecond)
+			cmd.Process.Signal(syscall.SIGSTOP)
+			most := 0
+			for end := time.Now().Add(map[bool]time.Duration{false: 2 * time.Second, true: 10 * time.Second}[long()]); time.Now().Before(end); {
+				if r := exchange(t, pair.A, other.Addr(), lab.Exchange{Count: 20}); r.Echoed != 20 {
+					t.Errorf("other traffic: %+v", r)
+				}
+				most = max(most, queuedPackets(t, pair.B))
+				time.Sleep(20 * time.Millisecond)
+			}
+			cmd.Process.Signal(syscall.SIGCONT)
+			time.Sleep(300 * time.Millisecond)
+			sum := f.finish()
+			in.Close()
+			var s divert.Stats
+			if err := errors.Join(json.NewDecoder(lines).Decode(&s), cmd.Wait()); err != nil {
+				t.Fatal(err)
+			}
+			t.Logf("%d sent, %d lost, at most %d waited; %+v", sum.sent, sum.lost, most, s)
+			balanced(t, s)
+			if most < stoppedQueue || most > 2*stoppedQueue+100 {
+				t.Errorf("%d packets waited in the kernel, want %d to %d", most, stoppedQueue, 2*stoppedQueue)
+			}
+			if dropped := s.DroppedFull + s.DroppedOld + s.DroppedLong + s.Lost; uint64(sum.lost) != dropped {
+				t.Errorf("%d lost, %d counted", sum.lost, dropped)
+			}
+			if open == "" && (s.DroppedFull == 0 || s.Passed != 0) || open != "" && (s.DroppedFull != 0 || s.Passed == 0) {
+				t.Errorf("%s: %+v", open, s)
+			}
+		})
+	}
+}
+
+// queuedPackets returns how many packets wait in all queues of a host.
+func queuedPackets(t testing.TB, h *lab.Host) (n int) {
+	t.Helper()
+	if err := h.Do(func() error {
+		b, err := os.ReadFile("/proc/thread-self/net/netfilter/nfnetlink_queue")
+		for line := range strings.Lines(string(b)) {
+			if f := strings.Fields(line); len(f) > 2 {
+				waiting, _ := strconv.Atoi(f[2])
+				n += waiting
+			}
+		}
+		return err
+	}); err != nil {
+		t.Fatal(err)
+	}
+	return n
+}
