@@ -27,8 +27,22 @@ const (
 	LayerReflect = packet.LayerReflect // other handles opened and closed
 )
 
-// Event says what happened; see package packet for the names of the events.
+// Event says what happened.
 type Event = packet.Event
+
+// The events, with the layer that raises each.
+const (
+	EventPacket          = packet.EventPacket          // NETWORK, NETWORK_FORWARD
+	EventFlowEstablished = packet.EventFlowEstablished // FLOW
+	EventFlowDeleted     = packet.EventFlowDeleted     // FLOW
+	EventSocketBind      = packet.EventSocketBind      // SOCKET
+	EventSocketConnect   = packet.EventSocketConnect   // SOCKET
+	EventSocketListen    = packet.EventSocketListen    // SOCKET
+	EventSocketAccept    = packet.EventSocketAccept    // SOCKET
+	EventSocketClose     = packet.EventSocketClose     // SOCKET
+	EventReflectOpen     = packet.EventReflectOpen     // REFLECT
+	EventReflectClose    = packet.EventReflectClose    // REFLECT
+)
 
 // Flag changes what a handle does; flags are or-ed. Their values are those of WINDIVERT_FLAG
 // (specification: api.md 1.1 and 4).
@@ -137,7 +151,7 @@ func WithProcessID() Option { return func(o *options) { o.config.Processes = tru
 const MaxQueues = 16
 
 // WithQueues shares out the flows of the packets to n queues, 1 to MaxQueues, instead of one, so that as many
-// goroutines can work side by side, each with RecvQueue, while every flow keeps its order. The queue
+// goroutines can work side by side, each with a Queue, while every flow keeps its order. The queue
 // limits are shared out too. Platforms and handles without queues of their own have one.
 func WithQueues(n int) Option { return func(o *options) { o.config.Queues = n } }
 

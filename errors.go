@@ -30,7 +30,7 @@ var (
 	ErrRulesGone    = engine.ErrRulesGone    // Linux: another program has removed the handle's rules (`nft flush ruleset`): it captures nothing any more; close it and open another
 )
 
-// OpError is the error of an operation on a handle.
+// OpError is the error of an operation on a handle. It is a net.Error.
 type OpError struct {
 	Op  string // open, recv, send, accept, shutdown, close, set deadline, set param, param, set filter, stats
 	Err error
@@ -41,6 +41,16 @@ func (e *OpError) Error() string { return fmt.Sprintf("divert: %s: %v", e.Op, e.
 
 // Unwrap returns the cause.
 func (e *OpError) Unwrap() error { return e.Err }
+
+var _ net.Error = (*OpError)(nil)
+
+// Timeout reports whether the time of the operation was over: the read deadline has passed, or that of the context.
+func (e *OpError) Timeout() bool {
+	return errors.Is(e.Err, os.ErrDeadlineExceeded) || errors.Is(e.Err, context.DeadlineExceeded)
+}
+
+// Temporary is Timeout: nothing else is better when it is tried again.
+func (e *OpError) Temporary() bool { return e.Timeout() }
 
 // opError wraps the error of an operation; nil stays nil, and so do io.EOF, which callers compare.
 func opError(op string, err error) error {

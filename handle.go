@@ -45,8 +45,8 @@ func (h *Handle) Priority() int16 { return h.priority }
 // Flags returns the handle's flags.
 func (h *Handle) Flags() Flag { return h.flags }
 
-// Engine says in words how the handle is served, for people to read.
-func (h *Handle) Engine() string { return h.engine.Description() }
+// Description says in words how the handle is served, for people to read.
+func (h *Handle) Description() string { return h.engine.Description() }
 
 // single returns a batch of one packet; it goes back with h.singles.Put.
 func (h *Handle) single() *[1]Packet {

@@ -19,25 +19,28 @@ import (
 // What it has received and not handed out when the loop is left, by a panic too, stays with the handle for the next
 // receive call. After Close it hands out nothing: what it has received goes on as if it had not been captured.
 func (h *Handle) Packets(ctx context.Context) iter.Seq2[*Packet, error] {
-	return func(yield func(*Packet, error) bool) {
-		it := &iteration{ps: make([]Packet, iterationBatch)}
-		h.left.begin(it)
-		defer h.left.end(it)
-		if ctx.Done() != nil {
-			defer context.AfterFunc(ctx, h.engine.Wake)()
-		}
-		for {
-			if err := h.refill(ctx, it); err != nil {
-				if err != io.EOF {
-					yield(nil, opError("recv", err))
-				}
-				return
+	return func(yield func(*Packet, error) bool) { h.iterate(ctx, anyQueue, yield) }
+}
+
+// iterate is Packets for a queue.
+func (h *Handle) iterate(ctx context.Context, queue int, yield func(*Packet, error) bool) {
+	it := &iteration{ps: make([]Packet, iterationBatch)}
+	h.left.begin(it)
+	defer h.left.end(it)
+	if ctx.Done() != nil {
+		defer context.AfterFunc(ctx, h.engine.Wake)()
+	}
+	for {
+		if err := h.refill(ctx, queue, it); err != nil {
+			if err != io.EOF {
+				yield(nil, opError("recv", err))
 			}
-			for p := it.next(); p != nil; p = it.next() {
-				h.cut(p)
-				if !yield(p, nil) {
-					return
-				}
+			return
+		}
+		for p := it.next(); p != nil; p = it.next() {
+			h.cut(p)
+			if !yield(p, nil) {
+				return
 			}
 		}
 	}
@@ -47,10 +50,10 @@ func (h *Handle) Packets(ctx context.Context) iter.Seq2[*Packet, error] {
 const iterationBatch = 64
 
 // refill receives the packets that an iteration is to hand out next.
-func (h *Handle) refill(ctx context.Context, it *iteration) error {
+func (h *Handle) refill(ctx context.Context, queue int, it *iteration) error {
 	h.receiving.RLock() // Close comes before, and it receives nothing, or after, and finds what it has received
 	defer h.receiving.RUnlock()
-	n, err := h.receive(ctx, anyQueue, it.ps)
+	n, err := h.receive(ctx, queue, it.ps)
 	it.batch = it.ps[:n]
 	it.taken.Store(0)
 	return err

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"io"
+	"iter"
 	"net"
 	"os"
 	"time"
@@ -57,13 +58,70 @@ func (h *Handle) Queues() int {
 	return 1
 }
 
-// RecvQueue is RecvBatch for the packets of one queue, 0 to Queues()-1. With one goroutine for each queue the
-// packets of a flow keep their order.
-func (h *Handle) RecvQueue(queue int, ps []Packet) (int, error) {
-	if queue < 0 || queue >= h.Queues() {
-		return 0, opError("recv", fmt.Errorf("%w: there is no queue %d; the handle has %d", ErrInvalid, queue, h.Queues()))
+// Queue returns one of the handle's queues, 0 to Queues()-1. Receiving from another fails with ErrInvalid.
+func (h *Handle) Queue(number int) *Queue { return &Queue{h, number} }
+
+// Queue is one of the queues to which a handle shares out its flows, see WithQueues. With one goroutine for each queue the
+// packets of a flow keep their order. Its methods are those of the handle, for the packets of the queue.
+type Queue struct {
+	handle *Handle
+	number int
+}
+
+// check fails if there is no such queue.
+func (q *Queue) check() error {
+	if n := q.handle.Queues(); q.number < 0 || q.number >= n {
+		return opError("recv", fmt.Errorf("%w: there is no queue %d; the handle has %d", ErrInvalid, q.number, n))
 	}
-	return h.recv(queue, ps)
+	return nil
+}
+
+// RecvBatch is Handle.RecvBatch.
+func (q *Queue) RecvBatch(ps []Packet) (int, error) {
+	if err := q.check(); err != nil {
+		return 0, err
+	}
+	return q.handle.recv(q.number, ps)
+}
+
+// RecvContext is Handle.RecvContext.
+func (q *Queue) RecvContext(ctx context.Context) (*Packet, error) {
+	if err := q.check(); err != nil {
+		return nil, err
+	}
+	return q.handle.recvOne(ctx, q.number)
+}
+
+// Packets is Handle.Packets.
+func (q *Queue) Packets(ctx context.Context) iter.Seq2[*Packet, error] {
+	return func(yield func(*Packet, error) bool) {
+		if err := q.check(); err != nil {
+			yield(nil, err)
+			return
+		}
+		q.handle.iterate(ctx, q.number, yield)
+	}
+}
+
+// RecvContext waits for a packet or event until ctx ends. The packet is the caller's: it lies in memory of its own and
+// stays valid, so it may be held, or given to another goroutine. A loop over Packets, or RecvBatch, does without the
+// allocation. The errors are those of Recv, except ErrShortBuffer, and ctx.Err.
+func (h *Handle) RecvContext(ctx context.Context) (*Packet, error) { return h.recvOne(ctx, anyQueue) }
+
+func (h *Handle) recvOne(ctx context.Context, queue int) (*Packet, error) {
+	if ctx.Done() != nil {
+		defer context.AfterFunc(ctx, h.engine.Wake)()
+	}
+	s := h.single()
+	defer h.singles.Put(s)
+	h.receiving.RLock()
+	defer h.receiving.RUnlock()
+	if _, err := h.receive(ctx, queue, s[:]); err != nil {
+		return nil, opError("recv", err)
+	}
+	h.cut(&s[0])
+	p := s[0].Clone()
+	return &p, nil
 }
 
 // SetReadDeadline makes receive calls, also those that wait already, fail with os.ErrDeadlineExceeded

@@ -118,7 +118,7 @@ func oursFor(filter func(traffic) string, p program, opts ...divert.Option) func
 		for i := range w.readers {
 			receive := h.RecvBatch
 			if w.readers > 1 {
-				receive = func(ps []divert.Packet) (int, error) { return h.RecvQueue(i%h.Queues(), ps) }
+				receive = func(ps []divert.Packet) (int, error) { return h.Queue(i % h.Queues()).RecvBatch(ps) }
 			}
 			go func() { w.done <- w.run(p, receive) }()
 		}

@@ -92,7 +92,7 @@ var leftovers = []struct {
 		}
 		p.adds(h, divert.Stats{Matched: 10, Received: 1, Reinjected: 1, Waiting: 9})
 		ps := make([]divert.Packet, 4)
-		n, err := h.RecvQueue(0, ps)
+		n, err := h.Queue(0).RecvBatch(ps)
 		if p.ok(err); n != 4 {
 			p.Fatalf("received %d packets, want 4", n)
 		}
@@ -323,7 +323,7 @@ var leftovers = []struct {
 		}
 		_, _, recv := h.Recv(make([]byte, 100))
 		_, batch := h.RecvBatch(make([]divert.Packet, 4))
-		_, queue := h.RecvQueue(0, make([]divert.Packet, 4))
+		_, queue := h.Queue(0).RecvBatch(make([]divert.Packet, 4))
 		for _, err := range []error{looped, recv, batch, queue} {
 			p.fails(err, divert.ErrDropOnly, 87)
 		}

@@ -509,8 +509,8 @@ func TestOptionsAreChecked(t *testing.T) {
 	check(t, err)
 	h, err := n.OpenProgram(p, divert.WithPriority(9))
 	check(t, err)
-	if h.Priority() != 9 || h.Queues() != 1 || h.Engine() == "" || n.Handles() != 1 {
-		t.Errorf("opened with priority %d, %d queues, engine %q", h.Priority(), h.Queues(), h.Engine())
+	if h.Priority() != 9 || h.Queues() != 1 || h.Description() == "" || n.Handles() != 1 {
+		t.Errorf("opened with priority %d, %d queues, engine %q", h.Priority(), h.Queues(), h.Description())
 	}
 	check(t, h.Close())
 }

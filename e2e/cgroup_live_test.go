@@ -74,7 +74,7 @@ func seesSockets() error {
 		return err
 	}
 	defer d.Close()
-	if e := d.Engine(); strings.Contains(e, "not seen") {
+	if e := d.Description(); strings.Contains(e, "not seen") {
 		return errors.New(e)
 	}
 	c, err := net.Dial("udp4", "127.0.0.1:9")

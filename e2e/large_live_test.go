@@ -63,7 +63,7 @@ func TestFilterThatIsTooLargeForTheKernel(t *testing.T) {
 	}
 
 	d := openAt(t, pair.A, large+fmt.Sprintf(" or udp.DstPort == %d", port))
-	if e := d.Engine(); !strings.HasPrefix(e, "interpreter, because ") || !strings.Contains(e, "7000 tests") {
+	if e := d.Description(); !strings.HasPrefix(e, "interpreter, because ") || !strings.Contains(e, "7000 tests") {
 		t.Errorf("engine: %s", e)
 	}
 	send(t, out, 1, 10)
@@ -143,7 +143,7 @@ func TestEventFilterThatIsTooLargeForTheKernel(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			if e := d.Engine(); !strings.HasPrefix(e, "interpreter, because ") {
+			if e := d.Description(); !strings.HasPrefix(e, "interpreter, because ") {
 				t.Errorf("engine: %s", e)
 			}
 		})

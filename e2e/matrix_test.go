@@ -373,7 +373,7 @@ func TestQueuesKeepTheOrderOfFlows(t *testing.T) {
 			workers.Go(func() {
 				ps := make([]divert.Packet, 8)
 				for {
-					n, err := d.RecvQueue(q, ps)
+					n, err := d.Queue(q).RecvBatch(ps)
 					if err != nil {
 						if err != io.EOF {
 							t.Errorf("queue %d: %v", q, err)

@@ -13,9 +13,9 @@ import (
 	"github.com/opendivert/divert/packet"
 )
 
-// TestRecvQueueSeesWhatALoopLeft: packets that an iteration has received and not handed out come from their queues, in
+// TestQueueSeesWhatALoopLeft: packets that an iteration has received and not handed out come from their queues, in
 // the order of their flows, and before what waits in the kernel.
-func TestRecvQueueSeesWhatALoopLeft(t *testing.T) {
+func TestQueueSeesWhatALoopLeft(t *testing.T) {
 	t.Parallel()
 	const queues, flows, each = 4, 12, 10
 	eachEngine(t, lab.LinkOptions{}, func(t *testing.T, pair *lab.Pair, e divert.Option) {
@@ -58,7 +58,7 @@ func TestRecvQueueSeesWhatALoopLeft(t *testing.T) {
 		for queue := range d.Queues() {
 			ps := make([]divert.Packet, 3)
 			for {
-				n, err := d.RecvQueue(queue, ps)
+				n, err := d.Queue(queue).RecvBatch(ps)
 				if err == io.EOF {
 					break
 				}

@@ -262,7 +262,7 @@ func TestSocketListenRefused(t *testing.T) {
 				flags = divert.Drop
 			}
 			d := openEvents(t, pair.A, packet.LayerSocket, tt.filter, flags)
-			early := strings.Contains(d.Engine(), "a refused LISTEN fails")
+			early := strings.Contains(d.Description(), "a refused LISTEN fails")
 			if os.Getenv("DIVERT_NEED_LISTEN") != "" && !early {
 				t.Fatalf("this kernel should refuse at once: %+v", sockets.ProbeListen())
 			}
@@ -478,7 +478,7 @@ func TestEventLayerErrors(t *testing.T) {
 	if err := d.Send([]byte{1}, &divert.Address{}); !errors.Is(err, divert.ErrShutdown) {
 		t.Errorf("send: %v", err)
 	}
-	if !strings.Contains(d.Engine(), "eBPF") {
-		t.Errorf("engine %q", d.Engine())
+	if !strings.Contains(d.Description(), "eBPF") {
+		t.Errorf("engine %q", d.Description())
 	}
 }

@@ -90,7 +90,7 @@ func passOn(ctx context.Context, h *divert.Handle, batch int, rewrite bool, warn
 // passQueue sends the packets of a queue on until its end.
 func passQueue(h *divert.Handle, queue int, ps []divert.Packet, send func([]divert.Packet) (int, error), w *warnings) error {
 	for {
-		n, err := h.RecvQueue(queue, ps)
+		n, err := h.Queue(queue).RecvBatch(ps)
 		if err == io.EOF {
 			return nil
 		}

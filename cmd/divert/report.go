@@ -33,10 +33,10 @@ func (r *report) begin(command, doing, text string, h *divert.Handle) {
 	r.start = time.Now()
 	layer := layerNames[h.Layer()]
 	if r.json {
-		r.line(started{"start", command, text, layer, h.Priority(), h.Engine()})
+		r.line(started{"start", command, text, layer, h.Priority(), h.Description()})
 		return
 	}
-	fmt.Fprintf(r.app.errout, "divert: %s at layer %s, priority %d (%s). Ctrl-C ends.\n", doing, layer, h.Priority(), h.Engine())
+	fmt.Fprintf(r.app.errout, "divert: %s at layer %s, priority %d (%s). Ctrl-C ends.\n", doing, layer, h.Priority(), h.Description())
 }
 
 // summary is the line at the end, as JSON.

@@ -30,7 +30,7 @@ func main() {
 		log.Fatal(err)
 	}
 	defer h.Close()
-	log.Printf("sniffing %q, served by %s", filter, h.Engine())
+	log.Printf("sniffing %q, served by %s", filter, h.Description())
 	for p, err := range h.Packets(ctx) {
 		if ctx.Err() != nil {
 			return

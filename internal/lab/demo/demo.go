@@ -93,7 +93,7 @@ func (d *demo) network() error {
 	if err != nil {
 		return err
 	}
-	d.printf("  Which packets match is decided by: %s.\n", h.Engine())
+	d.printf("  Which packets match is decided by: %s.\n", h.Description())
 	return h.Close()
 }
 

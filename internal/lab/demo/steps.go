@@ -227,7 +227,7 @@ func (d *demo) passBy() error {
 	if err != nil {
 		return err
 	}
-	if strings.HasPrefix(h.Engine(), "interpreter") {
+	if strings.HasPrefix(h.Description(), "interpreter") {
 		d.printf("       (the interpreter had to look at %d packets; with eBPF they would have stayed in the kernel)\n", queued)
 		return nil
 	}
