@@ -30,9 +30,14 @@ func dialUDP(t testing.TB, from *lab.Host, to net.Addr) net.Conn {
 // balanced checks that each packet that matched is in one place.
 func balanced(t testing.TB, s divert.Stats) {
 	t.Helper()
-	if sum := s.Received + s.Waiting + s.Dropped + s.DroppedFull + s.DroppedOld + s.DroppedLong + s.Passed + s.Lost; sum != s.Matched {
+	if sum := accounted(s); sum != s.Matched {
 		t.Errorf("%d matched, %d accounted for: %+v", s.Matched, sum, s)
 	}
+}
+
+// accounted returns how many packets the counters place.
+func accounted(s divert.Stats) uint64 {
+	return s.Received + s.Waiting + s.Dropped + s.DroppedFull + s.DroppedOld + s.DroppedLong + s.Passed + s.Lost
 }
 
 // quiet returns the counters when they do not change any more.
