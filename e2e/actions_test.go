@@ -200,7 +200,7 @@ func receiver(t *testing.T, h *lab.Host, addr netip.Addr) (net.PacketConn, func(
 			n, _, err := c.ReadFrom(buf)
 			if errors.Is(err, os.ErrDeadlineExceeded) {
 				if i < len(want) {
-					t.Errorf("%d datagrams arrived, want %q", i, want)
+					t.Errorf("%d datagrams arrived, want %d: %.80q", i, len(want), want)
 				}
 				return
 			}
@@ -208,7 +208,7 @@ func receiver(t *testing.T, h *lab.Host, addr netip.Addr) (net.PacketConn, func(
 				t.Fatal(err)
 			}
 			if i >= len(want) || string(buf[:n]) != want[i] {
-				t.Errorf("datagram %d is %q, want %q", i, buf[:n], want)
+				t.Errorf("datagram %d is %.80q…, want one of %d: %.80q…", i, buf[:n], len(want), want)
 			}
 		}
 	}

@@ -78,14 +78,26 @@ func (p *pump) end() {
 // run takes packets out of a queue until end.
 func (p *pump) run(l *lane, r *reader) {
 	ps := make([]packet.Packet, maxBatch)
+	matches := make([]match, 0, maxBatch)
 	for {
 		got, err := r.fill(engine.Wait{}, ps)
 		if err != nil {
 			return
 		}
 		at := now()
+		matches = matches[:0]
 		for i := range ps[:got] {
-			p.one(l, r, &ps[i], r.datagram(i, &ps[i]), at)
+			if l, id, ok := p.decide(l, r, &ps[i], r.datagram(i, &ps[i]), at); ok {
+				matches = append(matches, match{l, id, &ps[i]})
+			}
+		}
+		// Packets that do not match leave the queue before a reader gets one that arrived after them and can send it on:
+		// the order of a flow does not change.
+		if err := l.flushBoth(r); errors.Is(err, os.ErrClosed) {
+			return
+		}
+		for i := range matches {
+			p.keep(r, &matches[i])
 		}
 		if err := l.flushBoth(r); errors.Is(err, os.ErrClosed) {
 			return
@@ -93,15 +105,22 @@ func (p *pump) run(l *lane, r *reader) {
 	}
 }
 
-// one decides on one datagram.
-func (p *pump) one(l *lane, r *reader, pk *packet.Packet, datagram []byte, at int64) {
+// match is a packet that a batch has for the readers.
+type match struct {
+	lane *lane // its queue's
+	id   uint32
+	p    *packet.Packet
+}
+
+// decide decides on one datagram, and reports whether it is for the readers.
+func (p *pump) decide(l *lane, r *reader, pk *packet.Packet, datagram []byte, at int64) (of *lane, id uint32, ok bool) {
 	var m queue.Message
 	switch m.Parse(datagram) {
 	case queue.KindError:
 		p.h.counts.refused(m.Tag)
-		return
+		return nil, 0, false
 	case queue.KindOther:
-		return
+		return nil, 0, false
 	}
 	l = l.of(&m)
 	verdicts := r.dropsOf(l)
@@ -110,47 +129,49 @@ func (p *pump) one(l *lane, r *reader, pk *packet.Packet, datagram []byte, at in
 	if p.h.sender.strange(&m) {
 		counts.foreign.Add(1)
 		p.h.sender.leave(verdicts, &m)
-		return
+		return nil, 0, false
 	}
 	p.h.deliver(l, pk, &m, at)
-	switch {
-	case !mayMatch(p.program.Load(), pk.Data, int(m.Length), &pk.Addr):
+	if !mayMatch(p.program.Load(), pk.Data, int(m.Length), &pk.Addr) || p.h.recvDown.Load() {
+		// After a shutdown the rules are gone, and packets under way to the queue go on (specification: api.md 9).
 		verdict, o := p.h.sender.onward(m.Priority)
 		_ = verdicts.Add(m.ID, verdict, o)
-		return
-	case p.h.recvDown.Load():
-		// The rules are gone, and what was under way to the queue goes on (specification: api.md 9).
-		verdict, o := p.h.sender.onward(m.Priority)
-		_ = verdicts.Add(m.ID, verdict, o)
-		return
+		return nil, 0, false
 	}
 	counts.matched.Add(1)
-	switch {
-	case p.h.cfg.Flags&engine.FlagDrop != 0:
+	if p.h.cfg.Flags&engine.FlagDrop != 0 {
 		counts.dropped.Add(1)
-	default:
-		// Numbers of the queue do not say how many packets are under way: they count all that do not match.
-		t := tokenOf(&pk.Addr)
-		t.place = p.count.Add(1) & p.places.Load()
-		t.put(&pk.Addr)
-		if gone, gaveWay := l.waiting.putAt(t.place, m.ID); gaveWay {
-			counts.abandoned.Add(1)
-			_ = verdicts.Add(gone, queue.Drop, queue.Option{})
-		}
-		if p.matches.Add(pk.Data, &pk.Addr) {
-			return
-		}
-		l.waiting.claimAt(t.place, m.ID)
-		if p.h.recvDown.Load() || p.h.closed.Load() {
-			counts.passed.Add(1)
-			verdict, o := p.h.sender.onward(m.Priority)
-			o.Tag = passedTag(1)
-			_ = verdicts.Add(m.ID, verdict, o)
-			return
-		}
-		counts.full.Add(1)
+		_ = verdicts.Add(m.ID, queue.Drop, queue.Option{})
+		return nil, 0, false
 	}
-	_ = verdicts.Add(m.ID, queue.Drop, queue.Option{})
+	return l, m.ID, true
+}
+
+// keep keeps a packet for the readers.
+func (p *pump) keep(r *reader, m *match) {
+	l, counts := m.lane, &p.h.counts
+	verdicts := r.dropsOf(l)
+	// Numbers of the queue do not say how many packets are under way: they count all that do not match.
+	t := tokenOf(&m.p.Addr)
+	t.place = p.count.Add(1) & p.places.Load()
+	t.put(&m.p.Addr)
+	if gone, gaveWay := l.waiting.putAt(t.place, m.id); gaveWay {
+		counts.abandoned.Add(1)
+		_ = verdicts.Add(gone, queue.Drop, queue.Option{})
+	}
+	if p.matches.Add(m.p.Data, &m.p.Addr) {
+		return
+	}
+	l.waiting.claimAt(t.place, m.id)
+	if p.h.recvDown.Load() || p.h.closed.Load() {
+		counts.passed.Add(1)
+		verdict, o := p.h.sender.onward(t.priority)
+		o.Tag = passedTag(1)
+		_ = verdicts.Add(m.id, verdict, o)
+		return
+	}
+	counts.full.Add(1)
+	_ = verdicts.Add(m.id, queue.Drop, queue.Option{})
 }
 
 // lost drops a packet that had to leave the backlog.
