@@ -134,16 +134,26 @@ func (e *Error) Snippet() string {
 		return e.Error()
 	}
 	at, end := e.place()
-	line, before, marked := snippetLine(e.Filter, at, end)
-
-	var b strings.Builder
-	b.WriteString("  " + string(line) + "\n")
-	b.WriteString("  " + strings.Repeat(" ", before) + strings.Repeat("^", marked) + "\n")
-	b.WriteString(e.message())
+	s := Mark(e.Filter, at, end) + e.message()
 	if e.Hint != "" {
-		b.WriteString("\nhint: " + e.Hint)
+		s += "\nhint: " + e.Hint
 	}
-	return b.String()
+	return s
+}
+
+// Mark returns two lines: the line of text around text[at:end], in a printable form, and carets under that place.
+// A long line is cut. Both lines are indented by two spaces and end with a line feed.
+func Mark(text string, at, end int) string {
+	at = min(max(at, 0), len(text))
+	line, before, marked := snippetLine(text, at, min(max(end, at), len(text)))
+	return "  " + string(line) + "\n  " + strings.Repeat(" ", before) + strings.Repeat("^", marked) + "\n"
+}
+
+// WithoutHint returns a copy of the error that says how to set it right no more, for callers who know better.
+func (e *Error) WithoutHint() *Error {
+	c := *e
+	c.Hint = ""
+	return &c
 }
 
 // snippetLine returns the line of text around text[at:end] in a printable form, the number of

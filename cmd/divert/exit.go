@@ -48,7 +48,14 @@ func (a *app) exit(cmd *cobra.Command, err error) int {
 	case errors.As(err, &status):
 		return int(status)
 	case errors.As(err, &f):
+		other := inTcpdumpsLanguage(f.Filter)
+		if other != "" {
+			f = f.WithoutHint()
+		}
 		fmt.Fprintf(a.errout, "%s the filter does not compile:\n%s\n", a.label(), strings.TrimPrefix(f.Snippet(), "filter: "))
+		if other != "" {
+			fmt.Fprintln(a.errout, other)
+		}
 		return exitUsage
 	case errors.As(err, &usage):
 		fmt.Fprintf(a.errout, "%s %s\nSee `%s --help`.\n", a.label(), oneLine(err.Error()), cmd.CommandPath())

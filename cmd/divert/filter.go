@@ -30,7 +30,7 @@ tcp.DstPort in {80, 443, 8000-8099}. ` + "`divert filter fields`" + ` lists the 
 		RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 	}
 	for _, c := range []func(*app) *cobra.Command{
-		newFilterCheck, newFilterExplain, newFilterObject, newFilterFormat, newFilterEval, newFilterFields,
+		newFilterCheck, newFilterExplain, newFilterObject, newFilterFormat, newFilterEval, newFilterFields, newFilterFromTcpdump,
 	} {
 		cmd.AddCommand(c(a))
 	}
