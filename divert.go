@@ -6,6 +6,7 @@ import (
 
 	"github.com/opendivert/divert/filter"
 	"github.com/opendivert/divert/internal/engine"
+	"github.com/opendivert/divert/internal/prog"
 	"github.com/opendivert/divert/packet"
 )
 
@@ -299,7 +300,7 @@ func newOptions(opts []Option) *options {
 }
 
 func (o *options) open(p *filter.Program) (*Handle, error) {
-	o.config.Program = p
+	o.config.Program = (*prog.Program)(p)
 	o.config.Limits = limitsOf(o.params)
 	e, err := o.engine(o.config)
 	if err != nil {

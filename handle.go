@@ -8,6 +8,7 @@ import (
 
 	"github.com/opendivert/divert/filter"
 	"github.com/opendivert/divert/internal/engine"
+	"github.com/opendivert/divert/internal/prog"
 )
 
 // Handle is an open handle. Its methods may be called from several goroutines at once; packets come
@@ -224,7 +225,7 @@ func (h *Handle) Param(p Param) (uint64, error) {
 func (h *Handle) SetFilter(text string) error {
 	p, err := filter.Compile(text, h.layer, h.dialect)
 	if err == nil {
-		err = h.engine.SetFilter(p)
+		err = h.engine.SetFilter((*prog.Program)(p))
 	}
 	return opError("set filter", err)
 }
@@ -239,7 +240,7 @@ func (h *Handle) SetProgram(p *filter.Program) error {
 	case p.Layer() != h.layer:
 		err = fmt.Errorf("%w: a filter of layer %v for a handle of layer %v", ErrInvalid, p.Layer(), h.layer)
 	default:
-		err = h.engine.SetFilter(p)
+		err = h.engine.SetFilter((*prog.Program)(p))
 	}
 	return opError("set filter", err)
 }

@@ -11,6 +11,7 @@ import (
 	"github.com/opendivert/divert"
 	"github.com/opendivert/divert/filter"
 	"github.com/opendivert/divert/internal/engine"
+	"github.com/opendivert/divert/internal/prog"
 	"github.com/opendivert/divert/packet"
 )
 
@@ -44,7 +45,7 @@ func openHandle(text string, layer uint32, priority int16, flags uint64, extende
 	}
 	p, err := filter.Compile(text, packet.Layer(layer), dialects[extended])
 	if err == nil && !extended {
-		err = p.DriverCheck()
+		err = (*prog.Program)(p).DriverCheck()
 	}
 	if err != nil {
 		return 0, invalidParameter

@@ -132,12 +132,12 @@ func compile(text []byte, layer packet.Layer, extended bool, object *C.char, obj
 		var s string
 		if s, err = p.Object(); err == nil {
 			if put(object, objLen, s) != C.DWORD(success) {
-				return filter.ErrOutputTooShort, 0, insufficientBuffer
+				return outputTooShort, 0, insufficientBuffer
 			}
 		}
 	}
 	if err == nil {
-		return filter.ErrNone, 0, success
+		return noError, 0, success
 	}
 	var wrong *filter.Error
 	if errors.As(err, &wrong) {
@@ -150,13 +150,32 @@ func compile(text []byte, layer packet.Layer, extended bool, object *C.char, obj
 // that look for leaks find them.
 var describing sync.Mutex
 
+// The error kinds that only the C interface has (specification: filter-language.md 8).
+const (
+	noError        filter.ErrorKind = 0
+	outputTooShort filter.ErrorKind = 8
+)
+
+// ownTexts are their texts.
+var ownTexts = map[filter.ErrorKind]string{
+	noError: "no error", outputTooShort: "the buffer is too small for the compiled filter",
+}
+
+// textOfKind returns the text of an error kind.
+func textOfKind(kind filter.ErrorKind) string {
+	if text, own := ownTexts[kind]; own {
+		return text
+	}
+	return kind.String()
+}
+
 // describe returns the text of an error kind, which stays valid for good.
 func describe(kind filter.ErrorKind) *C.char {
 	describing.Lock()
 	defer describing.Unlock()
 	text := &C.divert_descriptions[kind]
 	if *text == nil {
-		*text = C.CString(kind.String())
+		*text = C.CString(textOfKind(kind))
 	}
 	return *text
 }

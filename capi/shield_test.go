@@ -14,6 +14,7 @@ import (
 
 	"github.com/opendivert/divert/filter"
 	"github.com/opendivert/divert/internal/lab"
+	"github.com/opendivert/divert/internal/prog"
 	"github.com/opendivert/divert/internal/vectors"
 	"github.com/opendivert/divert/packet"
 )
@@ -36,7 +37,7 @@ func shieldRows(t *testing.T) (rows []shieldRow) {
 			return nil
 		}
 		program, err := filter.Compile(r.Filter, packet.LayerNetwork, filter.Strict)
-		if err == nil && program.DriverCheck() == nil {
+		if err == nil && (*prog.Program)(program).DriverCheck() == nil {
 			rows = append(rows, r)
 		}
 		return err

@@ -155,7 +155,7 @@ func TestHandlesAreListed(t *testing.T) {
 		check(t, err)
 		d := p.Addr.Reflect()
 		text := string(p.Data[:len(p.Data)-1])
-		program, err := filter.ParseObject(text, d.Layer)
+		program, err := filter.Compile(text, d.Layer, filter.Extended)
 		if err != nil { // of the extended dialect
 			program, err = filter.Compile(text, d.Layer, filter.Extended)
 		}

@@ -6,9 +6,9 @@ import (
 	"slices"
 	"sync/atomic"
 
-	"github.com/opendivert/divert/filter"
 	"github.com/opendivert/divert/internal/backlog"
 	"github.com/opendivert/divert/internal/engine"
+	"github.com/opendivert/divert/internal/prog"
 	"github.com/opendivert/divert/packet"
 )
 
@@ -25,7 +25,7 @@ type handle struct {
 
 	full, old atomic.Uint64 // lost by the queue
 
-	program  *filter.Program
+	program  *prog.Program
 	stats    engine.Stats // without what is lost by the queue, and what waits
 	captured uint64       // packets that were given a token
 	held     held
@@ -130,7 +130,7 @@ func (h *handle) SetLimits(l engine.Limits) error {
 }
 
 // SetFilter implements engine.Handle.
-func (h *handle) SetFilter(p *filter.Program) error {
+func (h *handle) SetFilter(p *prog.Program) error {
 	return h.change(func() { h.program = p })
 }
 

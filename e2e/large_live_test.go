@@ -157,8 +157,8 @@ func TestSetOf500000Prefixes(t *testing.T) {
 		v := i << 5
 		prefixes[i] = netip.PrefixFrom(netip.AddrFrom4([4]byte{16 + byte(v>>24), byte(v >> 16), byte(v >> 8), byte(v)}), 28)
 	}
-	with := filter.UDP.And(filter.IP.DstAddr.In(append(prefixes, netip.MustParsePrefix("10.77.0.0/24"))...))
-	without, err := filter.UDP.And(filter.IP.DstAddr.In(prefixes...)).Compile(divert.LayerNetwork)
+	with := filter.UDP.And(filter.IPDstAddr.In(append(prefixes, netip.MustParsePrefix("10.77.0.0/24"))...))
+	without, err := filter.UDP.And(filter.IPDstAddr.In(prefixes...)).Compile(divert.LayerNetwork)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -89,7 +89,7 @@ func reflection(t testing.TB, p *divert.Packet) reflected {
 	if !found {
 		t.Errorf("no zero at the end of %q", p.Data)
 	}
-	program, err := filter.ParseObject(object, d.Layer)
+	program, err := filter.Compile(object, d.Layer, filter.Extended)
 	if err != nil {
 		program, err = filter.Compile(object, d.Layer, filter.Extended)
 	}

@@ -2,10 +2,12 @@ package filter
 
 import (
 	"encoding/hex"
+	"errors"
 	"fmt"
 	"strings"
 	"testing"
 
+	"github.com/opendivert/divert/internal/prog"
 	"github.com/opendivert/divert/packet"
 )
 
@@ -19,10 +21,27 @@ func mustHex(t testing.TB, s string) []byte {
 	return b
 }
 
-// mustCompile compiles a filter.
-func mustCompile(t testing.TB, text string, layer Layer, d Dialect) *Program {
-	t.Helper()
+// compiled is Compile with all that a program has.
+func compiled(text string, layer packet.Layer, d Dialect) (*prog.Program, error) {
 	p, err := Compile(text, layer, d)
+	return p.program(), err
+}
+
+// parseObject reads an object string as Compile does.
+func parseObject(text string, layer packet.Layer) (*prog.Program, error) {
+	if strings.HasPrefix(text, "@") {
+		return compiled(text, layer, Extended)
+	}
+	if _, err := prog.ParseObject(text, layer, false); err != nil {
+		return nil, &Error{Kind: ErrBadObject}
+	}
+	return nil, errors.New("an object string without @ was read")
+}
+
+// mustCompile compiles a filter.
+func mustCompile(t testing.TB, text string, layer packet.Layer, d Dialect) *prog.Program {
+	t.Helper()
+	p, err := compiled(text, layer, d)
 	if err != nil {
 		t.Fatalf("%.200s: %v", text, err)
 	}
@@ -130,7 +149,7 @@ func BenchmarkParseObject(b *testing.B) {
 	}
 	b.ReportAllocs()
 	for b.Loop() {
-		if _, err := ParseObject(object, packet.LayerNetwork); err != nil {
+		if _, err := parseObject(object, packet.LayerNetwork); err != nil {
 			b.Fatal(err)
 		}
 	}

@@ -4,30 +4,40 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"slices"
+
+	"github.com/opendivert/divert/internal/prog"
+	"github.com/opendivert/divert/packet"
 )
 
 // An Expr is a filter that is built in Go instead of written as text:
 //
-//	filter.TCP.DstPort.In(80, 443).And(filter.Outbound)
+//	filter.TCPDstPort.In(80, 443).And(filter.Outbound)
 //
-// The fields are variables of this package; the boolean ones are expressions themselves, and so are the
-// groups IP, IPv6, ICMP, ICMPv6, TCP and UDP. Types keep most values that a field cannot have
-// from compiling in Go; the rest, such as an IPv6 address for ip.SrcAddr, is an error that travels with
-// the expression and that Err and Compile report. The meaning is that of the extended dialect: a
-// comparison fails if the packet does not have the field.
+// The fields are constants of this package, named after those of the language; a flag such as TCP or Outbound is a
+// condition by itself. Types keep most values that a field cannot have from compiling in Go; the rest, such as an
+// IPv6 address for IPSrcAddr, is an error that travels with the expression and that Err and Compile report. The
+// meaning is that of the extended dialect: a comparison fails if the packet does not have the field.
 //
 // An Expr is an immutable value; any number of goroutines may use it. The zero Expr is in error.
 type Expr struct {
-	tree *expr
+	tree *prog.Expr
 	err  error
+
+	tests, depth int // of the tree
 }
 
-// A Condition is what expressions are made of: an Expr or a group of fields like TCP.
+// A Condition is what expressions are made of: an Expr, or a flag like TCP.
 type Condition interface {
 	condition() Expr
 }
 
-var errNoExpr = errors.New("filter: an expression is missing")
+var (
+	errNoExpr    = errors.New("filter: an expression is missing")
+	errNoField   = errors.New("filter: the number is not that of a field of this kind; use the constants of package filter")
+	errDeepExpr  = &Error{Kind: ErrTooDeep, Msg: "the expression is nested too deeply"}
+	errLargeExpr = &Error{Kind: ErrTooLong, Msg: "the expression has more than 65535 tests", Hint: "In takes any number of values, and counts as one test"}
+)
 
 func (e Expr) condition() Expr {
 	if e.tree == nil && e.err == nil {
@@ -45,22 +55,38 @@ func conditionOf(c Condition) Expr {
 }
 
 // combine makes an expression of parts, the first error of which is its own.
-func combine(kind exprKind, parts ...Condition) Expr {
-	tree := &expr{kind: kind}
+func combine(kind prog.ExprKind, parts ...Condition) Expr {
+	e := Expr{tree: &prog.Expr{Kind: kind}}
 	for i, part := range parts {
 		p := conditionOf(part)
 		if p.err != nil {
 			return Expr{err: p.err}
 		}
-		tree.parts[i] = p.tree
+		e.tree.Parts[i] = p.tree
+		e.tests += p.tests
+		if chained := (kind == prog.ExprAnd || kind == prog.ExprOr) && i == 0 && p.tree.Kind == kind; !chained {
+			p.depth++
+		}
+		e.depth = max(e.depth, p.depth)
 	}
-	return Expr{tree: tree}
+	switch {
+	case e.depth > maxNesting:
+		return Expr{err: errDeepExpr}
+	case e.tests > maxTests:
+		return Expr{err: errLargeExpr}
+	}
+	return e
+}
+
+// testOf makes an expression of a test.
+func testOf(t prog.Test) Expr {
+	return Expr{tree: &prog.Expr{Kind: prog.ExprTest, Test: &t}, tests: 1}
 }
 
 // And holds if e and all others hold. They are evaluated from left to right until one fails.
 func (e Expr) And(others ...Condition) Expr {
 	for _, o := range others {
-		e = combine(exprAnd, e, o)
+		e = combine(prog.ExprAnd, e, o)
 	}
 	return e.condition()
 }
@@ -68,17 +94,17 @@ func (e Expr) And(others ...Condition) Expr {
 // Or holds if e or one of the others holds. They are evaluated from left to right until one holds.
 func (e Expr) Or(others ...Condition) Expr {
 	for _, o := range others {
-		e = combine(exprOr, e, o)
+		e = combine(prog.ExprOr, e, o)
 	}
 	return e.condition()
 }
 
-// Not holds exactly if e does not: TCP.DstPort.Eq(80).Not() holds for UDP packets too, unlike
-// TCP.DstPort.Ne(80).
-func (e Expr) Not() Expr { return combine(exprNot, e) }
+// Not holds exactly if e does not: TCPDstPort.Eq(80).Not() holds for UDP packets too, unlike
+// TCPDstPort.Ne(80).
+func (e Expr) Not() Expr { return combine(prog.ExprNot, e) }
 
 // If holds if c and then hold, or if c does not and otherwise does.
-func If(c, then, otherwise Condition) Expr { return combine(exprCond, c, then, otherwise) }
+func If(c, then, otherwise Condition) Expr { return combine(prog.ExprCond, c, then, otherwise) }
 
 // Err returns what is wrong with the expression, nil if nothing is.
 func (e Expr) Err() error { return e.condition().err }
@@ -86,134 +112,237 @@ func (e Expr) Err() error { return e.condition().err }
 // String returns the expression as text of the extended dialect, with the parentheses that it needs.
 // If the expression is in error the text says so in angle brackets and is no filter.
 func (e Expr) String() string {
-	if err := e.Err(); err != nil {
-		return "<" + err.Error() + ">"
+	err := e.Err()
+	if err == nil {
+		var text string
+		if text, err = e.tree.Text(); err == nil {
+			return text
+		}
 	}
-	text, err := e.text()
-	if err != nil {
-		return "<" + err.Error() + ">"
-	}
-	return text
+	return "<" + err.Error() + ">"
 }
 
-func (e Expr) text() (string, error) {
-	w := formatter{style: style{layer: anyLayer}}
-	w.write(e.tree, nil)
-	if w.full {
-		return "", ErrFormatTooLong
-	}
-	return string(w.text), nil
-}
-
-// Compile compiles the expression for a layer. The errors are that of Err, ErrFormatTooLong, and those of
-// the function Compile. Sets may be of any size: 4 MiB is the limit of the text without them. The program keeps the
+// Compile compiles the expression for a layer. The errors are that of Err, and an *Error for a field that the layer does
+// not have, a value that a field cannot have, and a comparison that can never hold; its Filter is the text of the
+// test alone. The limits are those of the function Compile, except that sets may be of any size. The program keeps the
 // memory of a large set, 32 bytes a range, and so do all programs of the same expression.
-func (e Expr) Compile(layer Layer) (*Program, error) {
+func (e Expr) Compile(layer packet.Layer) (*Program, error) {
 	if err := e.Err(); err != nil {
 		return nil, err
 	}
-	w := formatter{style: style{layer: anyLayer}, large: map[int]*Set{}}
-	w.write(e.tree, nil)
-	if w.full {
-		return nil, ErrFormatTooLong
+	root, err := nodeOf(e.tree, layer)
+	if err != nil {
+		return nil, err
 	}
-	return compile(source{text: string(w.text), layer: layer}, w.large)
+	tests, _ := place(root, maxTests)
+	return (*Program)(prog.New(layer, tests, false)), nil
 }
+
+// nodeOf returns an expression as a syntax tree for a layer.
+func nodeOf(e *prog.Expr, layer packet.Layer) (*node, *Error) {
+	var kind nodeKind
+	var parts []*prog.Expr
+	switch e.Kind {
+	case prog.ExprTest:
+		t, err := testFor(*e.Test, layer)
+		return &node{test: t}, err
+	case prog.ExprAnd:
+		kind, parts = nodeAnd, e.Chain()
+	case prog.ExprOr:
+		kind, parts = nodeOr, e.Chain()
+	case prog.ExprCond:
+		kind, parts = nodeCond, e.Parts[:]
+	case prog.ExprNot:
+		kind, parts = nodeNot, e.Parts[:1]
+	}
+	n := &node{kind: kind}
+	for _, part := range parts {
+		child, err := nodeOf(part, layer)
+		if err != nil {
+			return nil, err
+		}
+		n.parts = append(n.parts, child)
+	}
+	if kind == nodeNot && parts[0].IsBare() { // as the parser reads "not tcp"
+		n = n.parts[0]
+		n.test.Op = flipped[n.test.Op]
+	}
+	return n, nil
+}
+
+// testFor returns a test as the layer has it, after the checks that the parser makes of a test.
+func testFor(t prog.Test, layer packet.Layer) (prog.Test, *Error) {
+	info := t.Field.Info()
+	if !isConstant(t.Field) && !info.In(false).Has(layer) {
+		msg, hint := foreignField(t.Field, layer, Extended)
+		return t, testError(ErrBadTokenForLayer, &t, msg, hint)
+	}
+	t.Field = extendedField(t.Field, layer)
+	if info.Boolean { // there is nothing that it is compared with
+		return t, nil
+	}
+	least, greatest := prog.Bound{Neg: t.Neg, Mag: t.Value}, prog.Bound{Neg: t.Neg, Mag: t.Value}
+	if t.Set != nil {
+		least.Mag, greatest.Mag = t.Set.Ranges[0].First, t.Set.Ranges[len(t.Set.Ranges)-1].Last
+	}
+	for _, v := range [...]prog.Bound{least, greatest} {
+		if !isPossible(t.Field, layer, v) {
+			msg := impossible(t.Field.String(), prog.LiteralText(t.Field, v))
+			return t, testError(ErrOutOfRange, &t, msg, rangeHint(t.Field, layer))
+		}
+	}
+	if t.Set == nil && isNever(&t, layer) {
+		return t, testError(ErrOutOfRange, &t, quote(t.Text())+" is never true", rangeHint(t.Field, layer))
+	}
+	return t, nil
+}
+
+// testError makes an error of a test that was built.
+func testError(kind ErrorKind, t *prog.Test, msg, hint string) *Error {
+	text := beginning(t.Text())
+	return &Error{Kind: kind, Filter: text, Token: text, Msg: msg, Hint: hint, end: len(text)}
+}
+
+// A field of the language in a constant: its number in the lowest 8 bits, whether its index is out of bounds in bit 8,
+// and its index from bit 32 on.
+const (
+	fieldMask       = 1<<8 - 1
+	indexOutOfRange = 1 << 8
+	indexShift      = 32
+)
 
 // subject is a field, with its index if it has one, as the left side of a comparison.
 type subject struct {
-	field Field
+	field prog.Field
 	index int32
-	err   error // the index is out of bounds
+	err   error
+}
+
+// subjectOf reads a constant. kinds are those that the field may be of.
+func subjectOf(code uint64, kinds ...prog.Kind) subject {
+	s := subject{field: prog.Field(code & fieldMask), index: int32(code >> indexShift)}
+	switch info := s.field.Info(); {
+	case info.Name == "" || !slices.Contains(kinds, info.Kind) || info.Elem == 0 && code != uint64(s.field):
+		s.err = errNoField
+	case code&indexOutOfRange != 0:
+		s.err = fmt.Errorf("filter: the index of %v is out of bounds", s.field)
+	}
+	return s
 }
 
 // compare makes the test "subject op v".
-func (s subject) compare(op Op, neg bool, v Value) Expr {
+func (s subject) compare(op prog.Op, neg bool, v prog.Value) Expr {
 	if s.err != nil {
 		return Expr{err: s.err}
 	}
-	t := &Test{Field: s.field, Index: s.index, Op: op, Neg: neg, Value: v}
-	return Expr{tree: &expr{kind: exprTest, test: t}}
+	return testOf(prog.Test{Field: s.field, Index: s.index, Op: op, Neg: neg, Value: v})
 }
 
 // in makes the test that the subject lies in one of the ranges.
-func (s subject) in(ranges ...Range) Expr {
+func (s subject) in(ranges ...prog.Range) Expr {
 	if s.err != nil {
 		return Expr{err: s.err}
 	}
-	t := &Test{Field: s.field, Index: s.index, Op: OpEq}
-	set := NewSet(ranges)
-	if len(set.Ranges) == 0 {
-		return False
+	t := prog.Test{Field: s.field, Index: s.index, Op: prog.OpEq}
+	if putSet(&t, ranges); t.Set != nil && len(t.Set.Ranges) == 0 {
+		return False.condition()
 	}
-	t.inSet(set.Ranges)
-	return Expr{tree: &expr{kind: exprTest, test: t}}
+	return testOf(t)
 }
 
-// Number is a field with unsigned values, or an element of a packet or payload.
-type Number[T ~uint8 | ~uint16 | ~uint32 | ~uint64] struct{ subject subject }
+// Flag is a field that is 0 or 1, and the condition that it is 1. Its values are constants of this package.
+type Flag uint64
 
-func valueOf[T ~uint8 | ~uint16 | ~uint32 | ~uint64](v T) Value { return Value{Lo: uint64(v)} }
+func (f Flag) condition() Expr {
+	return subjectOf(uint64(f), prog.KindBool).compare(prog.OpNe, false, prog.Value{})
+}
+
+// And holds if f and all others hold.
+func (f Flag) And(others ...Condition) Expr { return f.condition().And(others...) }
+
+// Or holds if f or one of the others holds.
+func (f Flag) Or(others ...Condition) Expr { return f.condition().Or(others...) }
+
+// Not holds exactly if f does not: TCPSyn.Not() holds for UDP packets too.
+func (f Flag) Not() Expr { return f.condition().Not() }
+
+// Compile compiles the flag as a filter for a layer, as Expr.Compile does.
+func (f Flag) Compile(layer packet.Layer) (*Program, error) { return f.condition().Compile(layer) }
+
+// String returns the flag as filters write it.
+func (f Flag) String() string { return f.condition().String() }
+
+// Number is a field with unsigned values, or an element of a packet or payload. Its values are constants of this package
+// and what its functions, such as Packet, return.
+type Number[T ~uint8 | ~uint16 | ~uint32 | ~uint64] uint64
+
+func (n Number[T]) subject() subject { return subjectOf(uint64(n), prog.KindNumber, prog.KindBytes) }
+
+func valueOf[T ~uint8 | ~uint16 | ~uint32 | ~uint64](v T) prog.Value {
+	return prog.Value{Lo: uint64(v)}
+}
 
 // Eq holds if the value is v.
-func (n Number[T]) Eq(v T) Expr { return n.subject.compare(OpEq, false, valueOf(v)) }
+func (n Number[T]) Eq(v T) Expr { return n.subject().compare(prog.OpEq, false, valueOf(v)) }
 
 // Ne holds if the field has a value and it is not v.
-func (n Number[T]) Ne(v T) Expr { return n.subject.compare(OpNe, false, valueOf(v)) }
+func (n Number[T]) Ne(v T) Expr { return n.subject().compare(prog.OpNe, false, valueOf(v)) }
 
 // Lt holds if the value is less than v.
-func (n Number[T]) Lt(v T) Expr { return n.subject.compare(OpLt, false, valueOf(v)) }
+func (n Number[T]) Lt(v T) Expr { return n.subject().compare(prog.OpLt, false, valueOf(v)) }
 
 // Le holds if the value is v or less.
-func (n Number[T]) Le(v T) Expr { return n.subject.compare(OpLe, false, valueOf(v)) }
+func (n Number[T]) Le(v T) Expr { return n.subject().compare(prog.OpLe, false, valueOf(v)) }
 
 // Gt holds if the value is greater than v.
-func (n Number[T]) Gt(v T) Expr { return n.subject.compare(OpGt, false, valueOf(v)) }
+func (n Number[T]) Gt(v T) Expr { return n.subject().compare(prog.OpGt, false, valueOf(v)) }
 
 // Ge holds if the value is v or greater.
-func (n Number[T]) Ge(v T) Expr { return n.subject.compare(OpGe, false, valueOf(v)) }
+func (n Number[T]) Ge(v T) Expr { return n.subject().compare(prog.OpGe, false, valueOf(v)) }
 
 // Between holds if the value lies between first and last, both included; never if last < first.
 func (n Number[T]) Between(first, last T) Expr {
-	return n.subject.in(Range{First: valueOf(first), Last: valueOf(last)})
+	return n.subject().in(prog.Range{First: valueOf(first), Last: valueOf(last)})
 }
 
 // In holds if the value is one of values.
 func (n Number[T]) In(values ...T) Expr {
-	ranges := make([]Range, len(values))
+	ranges := make([]prog.Range, len(values))
 	for i, v := range values {
-		ranges[i] = Range{First: valueOf(v), Last: valueOf(v)}
+		ranges[i] = prog.Range{First: valueOf(v), Last: valueOf(v)}
 	}
-	return n.subject.in(ranges...)
+	return n.subject().in(ranges...)
 }
 
 // Signed is a field whose values may be negative.
-type Signed[T ~int16 | ~int64] struct{ subject subject }
+type Signed[T ~int16 | ~int64] uint64
 
-func (n Signed[T]) compare(op Op, v T) Expr {
+func (n Signed[T]) subject() subject { return subjectOf(uint64(n), prog.KindSigned) }
+
+func (n Signed[T]) compare(op prog.Op, v T) Expr {
 	if v < 0 {
-		return n.subject.compare(op, true, Value{Lo: -uint64(int64(v))})
+		return n.subject().compare(op, true, prog.Value{Lo: -uint64(int64(v))})
 	}
-	return n.subject.compare(op, false, Value{Lo: uint64(v)})
+	return n.subject().compare(op, false, prog.Value{Lo: uint64(v)})
 }
 
 // Eq holds if the value is v.
-func (n Signed[T]) Eq(v T) Expr { return n.compare(OpEq, v) }
+func (n Signed[T]) Eq(v T) Expr { return n.compare(prog.OpEq, v) }
 
 // Ne holds if the value is not v.
-func (n Signed[T]) Ne(v T) Expr { return n.compare(OpNe, v) }
+func (n Signed[T]) Ne(v T) Expr { return n.compare(prog.OpNe, v) }
 
 // Lt holds if the value is less than v.
-func (n Signed[T]) Lt(v T) Expr { return n.compare(OpLt, v) }
+func (n Signed[T]) Lt(v T) Expr { return n.compare(prog.OpLt, v) }
 
 // Le holds if the value is v or less.
-func (n Signed[T]) Le(v T) Expr { return n.compare(OpLe, v) }
+func (n Signed[T]) Le(v T) Expr { return n.compare(prog.OpLe, v) }
 
 // Gt holds if the value is greater than v.
-func (n Signed[T]) Gt(v T) Expr { return n.compare(OpGt, v) }
+func (n Signed[T]) Gt(v T) Expr { return n.compare(prog.OpGt, v) }
 
 // Ge holds if the value is v or greater.
-func (n Signed[T]) Ge(v T) Expr { return n.compare(OpGe, v) }
+func (n Signed[T]) Ge(v T) Expr { return n.compare(prog.OpGe, v) }
 
 // Between holds if the value lies between first and last, both included; never if last < first.
 func (n Signed[T]) Between(first, last T) Expr { return n.Ge(first).And(n.Le(last)) }
@@ -221,7 +350,7 @@ func (n Signed[T]) Between(first, last T) Expr { return n.Ge(first).And(n.Le(las
 // In holds if the value is one of values.
 func (n Signed[T]) In(values ...T) Expr {
 	if len(values) == 0 {
-		return False
+		return False.condition()
 	}
 	e := n.Eq(values[0])
 	for _, v := range values[1:] {
@@ -233,22 +362,26 @@ func (n Signed[T]) In(values ...T) Expr {
 // Addr is a field with addresses: of IPv4, of IPv6, or of both. Addresses without a value, with a
 // zone, or of a family that the field does not have are errors of the expression. For fields of both
 // families an IPv4 address and its IPv6-mapped form are the same.
-type Addr struct{ subject subject }
+type Addr uint64
+
+func (f Addr) subject() subject {
+	return subjectOf(uint64(f), prog.KindIPv4, prog.KindIPv6, prog.KindAddr)
+}
 
 // value returns an address as the field has it.
-func (f Addr) value(a netip.Addr) (Value, error) {
-	kind := f.subject.field.info().kind
+func (f Addr) value(a netip.Addr) (prog.Value, error) {
+	kind := f.subject().field.Info().Kind
 	switch {
 	case !a.IsValid() || a.Zone() != "",
-		kind == KindIPv4 && !a.Unmap().Is4(),
-		kind == KindIPv6 && a.Is4():
-		return Value{}, fmt.Errorf("filter: %v is no address for %v", a, f.subject.field)
+		kind == prog.KindIPv4 && !a.Unmap().Is4(),
+		kind == prog.KindIPv6 && a.Is4():
+		return prog.Value{}, fmt.Errorf("filter: %v is no address for %v", a, f.subject().field)
 	}
 	ip := a.As16()
 	return valueFromBytes(ip), nil
 }
 
-func valueFromBytes(ip [16]byte) (v Value) {
+func valueFromBytes(ip [16]byte) (v prog.Value) {
 	for i := range 8 {
 		v.Hi = v.Hi<<8 | uint64(ip[i])
 		v.Lo = v.Lo<<8 | uint64(ip[8+i])
@@ -256,31 +389,31 @@ func valueFromBytes(ip [16]byte) (v Value) {
 	return v
 }
 
-func (f Addr) compare(op Op, a netip.Addr) Expr {
+func (f Addr) compare(op prog.Op, a netip.Addr) Expr {
 	v, err := f.value(a)
 	if err != nil {
 		return Expr{err: err}
 	}
-	return f.subject.compare(op, false, v)
+	return f.subject().compare(op, false, v)
 }
 
 // Eq holds if the address is a.
-func (f Addr) Eq(a netip.Addr) Expr { return f.compare(OpEq, a) }
+func (f Addr) Eq(a netip.Addr) Expr { return f.compare(prog.OpEq, a) }
 
 // Ne holds if the field has a value and it is not a.
-func (f Addr) Ne(a netip.Addr) Expr { return f.compare(OpNe, a) }
+func (f Addr) Ne(a netip.Addr) Expr { return f.compare(prog.OpNe, a) }
 
 // Lt holds if the address is below a.
-func (f Addr) Lt(a netip.Addr) Expr { return f.compare(OpLt, a) }
+func (f Addr) Lt(a netip.Addr) Expr { return f.compare(prog.OpLt, a) }
 
 // Le holds if the address is a or below.
-func (f Addr) Le(a netip.Addr) Expr { return f.compare(OpLe, a) }
+func (f Addr) Le(a netip.Addr) Expr { return f.compare(prog.OpLe, a) }
 
 // Gt holds if the address is above a.
-func (f Addr) Gt(a netip.Addr) Expr { return f.compare(OpGt, a) }
+func (f Addr) Gt(a netip.Addr) Expr { return f.compare(prog.OpGt, a) }
 
 // Ge holds if the address is a or above.
-func (f Addr) Ge(a netip.Addr) Expr { return f.compare(OpGe, a) }
+func (f Addr) Ge(a netip.Addr) Expr { return f.compare(prog.OpGe, a) }
 
 // Between holds if the address lies between first and last, both included; never if last < first.
 func (f Addr) Between(first, last netip.Addr) Expr {
@@ -292,48 +425,35 @@ func (f Addr) Between(first, last netip.Addr) Expr {
 	if err != nil {
 		return Expr{err: err}
 	}
-	return f.subject.in(Range{First: from, Last: to})
+	return f.subject().in(prog.Range{First: from, Last: to})
 }
 
 // In holds if the address lies in one of the prefixes. Bits behind a prefix are ignored.
 func (f Addr) In(prefixes ...netip.Prefix) Expr {
-	ranges := make([]Range, len(prefixes))
+	ranges := make([]prog.Range, len(prefixes))
 	for i, p := range prefixes {
 		if !p.IsValid() {
-			return Expr{err: fmt.Errorf("filter: %v is no prefix for %v", p, f.subject.field)}
+			return Expr{err: fmt.Errorf("filter: %v is no prefix for %v", p, f.subject().field)}
 		}
 		first, err := f.value(p.Masked().Addr())
 		if err != nil {
 			return Expr{err: err}
 		}
 		host := hostMask(p.Addr().BitLen() - p.Bits())
-		ranges[i] = Range{First: first, Last: Value{Hi: first.Hi | host.Hi, Lo: first.Lo | host.Lo}}
+		ranges[i] = prog.Range{First: first, Last: prog.Value{Hi: first.Hi | host.Hi, Lo: first.Lo | host.Lo}}
 	}
-	return f.subject.in(ranges...)
+	return f.subject().in(ranges...)
 }
 
 // OneOf holds if the address is one of addrs.
 func (f Addr) OneOf(addrs ...netip.Addr) Expr {
-	ranges := make([]Range, len(addrs))
+	ranges := make([]prog.Range, len(addrs))
 	for i, a := range addrs {
 		v, err := f.value(a)
 		if err != nil {
 			return Expr{err: err}
 		}
-		ranges[i] = Range{First: v, Last: v}
+		ranges[i] = prog.Range{First: v, Last: v}
 	}
-	return f.subject.in(ranges...)
-}
-
-// elementOf makes the subject of an index field, i elements (or bytes) from the start, or for negative i
-// from the end (specification: filter-language.md 4).
-func elementOf(f Field, i int, inBytes bool) subject {
-	size := f.info().elem
-	if !inBytes && i >= -maxOffset && i <= maxOffset {
-		i *= size
-	}
-	if i > maxOffset-size || i < 0 && i > -size || i < -maxOffset {
-		return subject{err: fmt.Errorf("filter: the index of %v is out of bounds", f)}
-	}
-	return subject{field: f, index: int32(i)}
+	return f.subject().in(ranges...)
 }

@@ -16,31 +16,31 @@ func TestBuilderText(t *testing.T) {
 		want string
 		expr Condition
 	}{
-		{"tcp.DstPort = 443 and outbound", TCP.DstPort.Eq(443).And(Outbound)},
+		{"tcp.DstPort = 443 and outbound", TCPDstPort.Eq(443).And(Outbound)},
 		{"tcp and (udp or icmp)", TCP.And(UDP.Or(ICMP))},
 		{"(tcp and udp) or icmp", TCP.And(UDP).Or(ICMP)},
 		{"tcp or udp or icmp", TCP.Or(UDP, ICMP)},
 		{"tcp and udp and icmp", TCP.And(UDP.And(ICMP))},
 		{"outbound and tcp", Outbound.And(TCP)},
-		{"not (tcp.DstPort = 80)", TCP.DstPort.Eq(80).Not()},
+		{"not (tcp.DstPort = 80)", TCPDstPort.Eq(80).Not()},
 		{"not tcp", TCP.Not()},
-		{"not (tcp.Syn)", TCP.Syn.Not()},
+		{"not (tcp.Syn)", TCPSyn.Not()},
 		{"not (not (tcp or udp))", TCP.Or(UDP).Not().Not()},
 		{"not (tcp or udp) and ip", TCP.Or(UDP).Not().And(IP)},
 		{"not (tcp? udp: icmp)", If(TCP, UDP, ICMP).Not()},
 		{"(tcp? udp or ip: (ip? true: false))", If(TCP, UDP.Or(IP), If(IP, True, False))},
-		{"tcp.DstPort in {80-81, 443}", TCP.DstPort.In(443, 80, 81)},
-		{"tcp.DstPort = 80", TCP.DstPort.In(80)},
-		{"false", TCP.DstPort.In()},
-		{"false", TCP.DstPort.Between(2, 1)},
-		{"tcp.DstPort in {1-1023}", TCP.DstPort.Between(1, 1023)},
-		{"ip.SrcAddr = 10.0.0.0/8", IP.SrcAddr.In(prefix("10.1.0.0/8"))},
-		{"ip.SrcAddr in {10.0.0.0/8, 192.0.2.1}", IP.SrcAddr.In(prefix("192.0.2.1/32"), prefix("10.0.0.0/8"))},
-		{"ip.SrcAddr in {10.0.0.1-10.0.0.5}", IP.SrcAddr.Between(addr("10.0.0.1"), addr("10.0.0.5"))},
-		{"ip.SrcAddr = 10.0.0.1", IP.SrcAddr.Eq(addr("::ffff:10.0.0.1"))},
-		{"ipv6.DstAddr != fe80::1", IPv6.DstAddr.Ne(addr("fe80::1"))},
-		{"ipv6.DstAddr = ::ffff:10.0.0.1", IPv6.DstAddr.Eq(addr("::ffff:10.0.0.1"))},
-		{"ipv6.DstAddr = ::ffff:10.0.0.0/104", IPv6.DstAddr.In(prefix("::ffff:10.0.0.0/104"))},
+		{"tcp.DstPort in {80-81, 443}", TCPDstPort.In(443, 80, 81)},
+		{"tcp.DstPort = 80", TCPDstPort.In(80)},
+		{"false", TCPDstPort.In()},
+		{"false", TCPDstPort.Between(2, 1)},
+		{"tcp.DstPort in {1-1023}", TCPDstPort.Between(1, 1023)},
+		{"ip.SrcAddr = 10.0.0.0/8", IPSrcAddr.In(prefix("10.1.0.0/8"))},
+		{"ip.SrcAddr in {10.0.0.0/8, 192.0.2.1}", IPSrcAddr.In(prefix("192.0.2.1/32"), prefix("10.0.0.0/8"))},
+		{"ip.SrcAddr in {10.0.0.1-10.0.0.5}", IPSrcAddr.Between(addr("10.0.0.1"), addr("10.0.0.5"))},
+		{"ip.SrcAddr = 10.0.0.1", IPSrcAddr.Eq(addr("::ffff:10.0.0.1"))},
+		{"ipv6.DstAddr != fe80::1", IPv6DstAddr.Ne(addr("fe80::1"))},
+		{"ipv6.DstAddr = ::ffff:10.0.0.1", IPv6DstAddr.Eq(addr("::ffff:10.0.0.1"))},
+		{"ipv6.DstAddr = ::ffff:10.0.0.0/104", IPv6DstAddr.In(prefix("::ffff:10.0.0.0/104"))},
 		{"remoteAddr in {10.0.0.0/8, 2001:db8::/32}", RemoteAddr.In(prefix("2001:db8::/32"), prefix("10.0.0.0/8"))},
 		{"localAddr in {::1, 127.0.0.1}", LocalAddr.OneOf(addr("127.0.0.1"), addr("::1"))},
 		{"localAddr in {::fffe:ffff:ffff, 0.0.0.0}", LocalAddr.OneOf(addr("0.0.0.0"), addr("::fffe:ffff:ffff"))},
@@ -48,8 +48,8 @@ func TestBuilderText(t *testing.T) {
 		{"packet[0b] >= 0x45", Packet(0).Ge(0x45)},
 		{"packet16[-2b] != 0x7", Packet16(-1).Ne(7)},
 		{"packet32[6b] = 0xdeadbeef", Packet32At(6).Eq(0xdeadbeef)},
-		{"tcp.Payload32[4b] = 0x47455420", TCP.Payload32(1).Eq(0x47455420)},
-		{"udp.Payload16[-3b] in {0x1-0x2}", UDP.Payload16At(-3).Between(1, 2)},
+		{"tcp.Payload32[4b] = 0x47455420", TCPPayload32(1).Eq(0x47455420)},
+		{"udp.Payload16[-3b] in {0x1-0x2}", UDPPayload16At(-3).Between(1, 2)},
 		{"priority > -5 and timestamp >= -9223372036854775808", Priority.Gt(-5).And(Timestamp.Ge(math.MinInt64))},
 		{"priority = 1 or priority = -1", Priority.In(1, -1)},
 		{"event in {ESTABLISHED-DELETED}", Event.In(packet.EventFlowEstablished, packet.EventFlowDeleted)},
@@ -86,12 +86,12 @@ func TestBuilderErrors(t *testing.T) {
 		{"zero value in an and", TCP.And(Expr{})},
 		{"nil condition", TCP.Or(nil)},
 		{"zero value as the start", Expr{}.And(TCP)},
-		{"IPv6 address for IPv4", IP.SrcAddr.Eq(v6)},
-		{"IPv4 address for IPv6", IPv6.SrcAddr.Eq(v4)},
-		{"prefix of the other family", IP.SrcAddr.In(netip.PrefixFrom(v6, 64))},
+		{"IPv6 address for IPv4", IPSrcAddr.Eq(v6)},
+		{"IPv4 address for IPv6", IPv6SrcAddr.Eq(v4)},
+		{"prefix of the other family", IPSrcAddr.In(netip.PrefixFrom(v6, 64))},
 		{"no address", LocalAddr.Eq(netip.Addr{})},
 		{"no prefix", LocalAddr.In(netip.Prefix{})},
-		{"zone", IPv6.SrcAddr.Eq(v6.WithZone("eth0"))},
+		{"zone", IPv6SrcAddr.Eq(v6.WithZone("eth0"))},
 		{"one of several", LocalAddr.OneOf(v4, netip.Addr{})},
 		{"range without an end", LocalAddr.Between(v4, netip.Addr{})},
 		{"index too great", Packet(65535).Eq(0)},
@@ -99,7 +99,13 @@ func TestBuilderErrors(t *testing.T) {
 		{"index between the last element and the end", Packet32At(-3).Eq(0)},
 		{"index that overflows", Packet32(math.MaxInt).Eq(0)},
 		{"index that overflows backwards", Packet32(math.MinInt).Eq(0)},
-		{"inside a condition", If(TCP, IP.SrcAddr.Eq(v6), UDP).Not()},
+		{"number that is no field", Number[uint8](200).Eq(1)},
+		{"number of an address", Number[uint32](IPSrcAddr).Eq(1)},
+		{"flag that is none", Flag(TCPDstPort).And(TCP)},
+		{"index of a field that has none", Number[uint16](TCPDstPort | 1<<32).Eq(1)},
+		{"address that is none", Addr(TCP).Eq(v4)},
+		{"signed number that is none", Signed[int16](TCPDstPort).Eq(-1)},
+		{"inside a condition", If(TCP, IPSrcAddr.Eq(v6), UDP).Not()},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			if tt.expr.Err() == nil {
@@ -108,13 +114,76 @@ func TestBuilderErrors(t *testing.T) {
 			if _, err := tt.expr.Compile(packet.LayerNetwork); !errors.Is(err, tt.expr.Err()) {
 				t.Errorf("Compile: %v", err)
 			}
-			if _, err := Compile(tt.expr.String(), packet.LayerNetwork, Extended); err == nil {
+			if _, err := compiled(tt.expr.String(), packet.LayerNetwork, Extended); err == nil {
 				t.Errorf("%s compiles", tt.expr)
 			}
 		})
 	}
-	if _, err := IP.HdrLength.Eq(20).Compile(packet.LayerNetwork); kindOf(err) != ErrOutOfRange {
-		t.Errorf("a value that 4 bits cannot have: %v", err)
+}
+
+// TestBuilderChecks: Compile refuses of an expression what the parser refuses of its text, and names the test.
+func TestBuilderChecks(t *testing.T) {
+	deep := TCP.Not()
+	for range maxNesting {
+		deep = deep.And(UDP).Not()
+	}
+	wide := TCP.Or(UDP)
+	for range 16 {
+		wide = wide.Or(wide)
+	}
+	for _, tt := range []struct {
+		name  string
+		expr  Condition
+		layer packet.Layer
+		kind  ErrorKind
+		text  string
+	}{
+		{"a value that 4 bits cannot have", IPHdrLength.Eq(20), packet.LayerNetwork, ErrOutOfRange, "ip.HdrLength = 20"},
+		{"a range beyond the field", TCP.And(IPHdrLength.Between(10, 16)), packet.LayerNetwork, ErrOutOfRange, "ip.HdrLength in {10-16}"},
+		{"never", TCPDstPort.Lt(0), packet.LayerNetwork, ErrOutOfRange, "tcp.DstPort < 0"},
+		{"below all priorities", Priority.Lt(-30000), packet.LayerReflect, ErrOutOfRange, "priority < -30000"},
+		{"a field of other layers", UDP.Or(If(TCP, True, LocalPort.Eq(1).Not())), packet.LayerForward, ErrBadTokenForLayer, "localPort = 1"},
+		{"a flag of other layers", Fragment, packet.LayerSocket, ErrBadTokenForLayer, "fragment"},
+		{"nested too deeply", deep, packet.LayerNetwork, ErrTooDeep, ""},
+		{"too many tests", wide, packet.LayerNetwork, ErrTooLong, ""},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			_, err := conditionOf(tt.expr).Compile(tt.layer)
+			var e *Error
+			if !errors.As(err, &e) || e.Kind != tt.kind || e.Filter != tt.text {
+				t.Fatalf("got %v about %q", err, e.Filter)
+			}
+			if tt.text == "" {
+				return
+			}
+			_, err = Compile(tt.text, tt.layer, Extended)
+			var of *Error
+			if !errors.As(err, &of) || of.Kind != e.Kind || of.Hint != e.Hint {
+				t.Errorf("got %v, and of the text %v", e, err)
+			}
+		})
+	}
+	const foreign = "filter: column 1: event can never be DELETED; layer SOCKET has the events BIND, CONNECT, LISTEN, ACCEPT, CLOSE"
+	if _, err := Event.Eq(packet.EventFlowDeleted).Compile(packet.LayerSocket); err == nil || err.Error() != foreign {
+		t.Errorf("an event of another layer: %v", err)
+	}
+	if p, err := Length.Gt(10).Compile(packet.LayerNetwork); err != nil {
+		t.Errorf("true of every packet, not wrong: %v, %v", p, err)
+	}
+}
+
+// TestBuilderLongChain: chains are as long as programs make them, and nest nothing.
+func TestBuilderLongChain(t *testing.T) {
+	e := TCPDstPort.Eq(0)
+	for i := 1; i < maxTests; i++ {
+		e = e.Or(TCPDstPort.Eq(uint16(i)))
+	}
+	p, err := e.Compile(packet.LayerNetwork)
+	if err != nil || p.Len() != maxTests || len(e.String()) < maxTests {
+		t.Fatalf("%v", err)
+	}
+	if err := e.Or(UDP).Err(); kindOf(err) != ErrTooLong {
+		t.Errorf("one more: %v", err)
 	}
 }
 
@@ -126,12 +195,12 @@ func TestBuilderNot(t *testing.T) {
 		expr Expr
 		want bool
 	}{
-		{TCP.DstPort.Eq(80).Not(), true},
-		{TCP.DstPort.Ne(80), false},
-		{TCP.DstPort.Eq(80).Not().Not(), false},
-		{TCP.Syn.Not(), true},
-		{UDP.DstPort.Eq(53).Not(), false},
-		{UDP.DstPort.In(5, 9).Not(), true},
+		{TCPDstPort.Eq(80).Not(), true},
+		{TCPDstPort.Ne(80), false},
+		{TCPDstPort.Eq(80).Not().Not(), false},
+		{TCPSyn.Not(), true},
+		{UDPDstPort.Eq(53).Not(), false},
+		{UDPDstPort.In(5, 9).Not(), true},
 	} {
 		p, err := tt.expr.Compile(packet.LayerNetwork)
 		if err != nil {
@@ -143,7 +212,7 @@ func TestBuilderNot(t *testing.T) {
 	}
 }
 
-// TestBuilderReachesEveryField holds the variables of the builder against the table of fields.
+// TestBuilderReachesEveryField holds the constants of the builder against the table of fields.
 func TestBuilderReachesEveryField(t *testing.T) {
 	loopback := netip.MustParseAddr("::1")
 	v4 := netip.MustParseAddr("127.0.0.1")
@@ -153,36 +222,31 @@ func TestBuilderReachesEveryField(t *testing.T) {
 		Protocol.Eq(1), EndpointID.Eq(1), ParentEndpointID.Eq(1), HandleLayer.Eq(1), Priority.Eq(1), Event.Eq(1),
 		Length.Eq(100), Timestamp.Eq(1), Random8.Eq(1), Random16.Eq(1), Random32.Eq(1),
 		Packet(0).Eq(1), Packet16(0).Eq(1), Packet32(0).Eq(1),
-		IP, IP.HdrLength.Eq(1), IP.TOS.Eq(1), IP.Length.Eq(1), IP.ID.Eq(1), IP.DF, IP.MF, IP.FragOff.Eq(1),
-		IP.TTL.Eq(1), IP.Protocol.Eq(1), IP.Checksum.Eq(1), IP.SrcAddr.Eq(v4), IP.DstAddr.Eq(v4),
-		IPv6, IPv6.TrafficClass.Eq(1), IPv6.FlowLabel.Eq(1), IPv6.Length.Eq(1), IPv6.NextHdr.Eq(1),
-		IPv6.HopLimit.Eq(1), IPv6.SrcAddr.Eq(loopback), IPv6.DstAddr.Eq(loopback),
-		ICMP, ICMP.Type.Eq(1), ICMP.Code.Eq(1), ICMP.Checksum.Eq(1), ICMP.Body.Eq(1),
-		ICMPv6, ICMPv6.Type.Eq(1), ICMPv6.Code.Eq(1), ICMPv6.Checksum.Eq(1), ICMPv6.Body.Eq(1),
-		TCP, TCP.SrcPort.Eq(1), TCP.DstPort.Eq(1), TCP.SeqNum.Eq(1), TCP.AckNum.Eq(1), TCP.HdrLength.Eq(1),
-		TCP.Urg, TCP.Ack, TCP.Psh, TCP.Rst, TCP.Syn, TCP.Fin, TCP.Window.Eq(1), TCP.Checksum.Eq(1),
-		TCP.UrgPtr.Eq(1), TCP.PayloadLength.Eq(1), TCP.Payload(0).Eq(1), TCP.Payload16(0).Eq(1), TCP.Payload32(0).Eq(1),
-		UDP, UDP.SrcPort.Eq(1), UDP.DstPort.Eq(1), UDP.Length.Eq(1), UDP.Checksum.Eq(1), UDP.PayloadLength.Eq(1),
-		UDP.Payload(0).Eq(1), UDP.Payload16(0).Eq(1), UDP.Payload32(0).Eq(1),
+		IP, IPHdrLength.Eq(1), IPTOS.Eq(1), IPLength.Eq(1), IPID.Eq(1), IPDF, IPMF, IPFragOff.Eq(1),
+		IPTTL.Eq(1), IPProtocol.Eq(1), IPChecksum.Eq(1), IPSrcAddr.Eq(v4), IPDstAddr.Eq(v4),
+		IPv6, IPv6TrafficClass.Eq(1), IPv6FlowLabel.Eq(1), IPv6Length.Eq(1), IPv6NextHdr.Eq(1),
+		IPv6HopLimit.Eq(1), IPv6SrcAddr.Eq(loopback), IPv6DstAddr.Eq(loopback),
+		ICMP, ICMPType.Eq(1), ICMPCode.Eq(1), ICMPChecksum.Eq(1), ICMPBody.Eq(1),
+		ICMPv6, ICMPv6Type.Eq(1), ICMPv6Code.Eq(1), ICMPv6Checksum.Eq(1), ICMPv6Body.Eq(1),
+		TCP, TCPSrcPort.Eq(1), TCPDstPort.Eq(1), TCPSeqNum.Eq(1), TCPAckNum.Eq(1), TCPHdrLength.Eq(1),
+		TCPUrg, TCPAck, TCPPsh, TCPRst, TCPSyn, TCPFin, TCPWindow.Eq(1), TCPChecksum.Eq(1),
+		TCPUrgPtr.Eq(1), TCPPayloadLength.Eq(1), TCPPayload(0).Eq(1), TCPPayload16(0).Eq(1), TCPPayload32(0).Eq(1),
+		UDP, UDPSrcPort.Eq(1), UDPDstPort.Eq(1), UDPLength.Eq(1), UDPChecksum.Eq(1), UDPPayloadLength.Eq(1),
+		UDPPayload(0).Eq(1), UDPPayload16(0).Eq(1), UDPPayload32(0).Eq(1),
 	}
 	reached := make(map[string]bool)
 	for _, c := range all {
 		tree := conditionOf(c).tree
-		switch tree.kind {
-		case exprTest:
-			reached[tree.test.Field.String()] = true
-		case exprConst:
-			reached[conditionOf(c).String()] = true
-		}
+		reached[tree.Test.Field.String()] = true
 	}
 	for _, f := range Fields() {
 		if !reached[f.Name] {
-			t.Errorf("no variable for %s", f.Name)
+			t.Errorf("no constant for %s", f.Name)
 		}
 		delete(reached, f.Name)
 	}
 	for name := range reached {
-		t.Errorf("a variable for %s, which is no field", name)
+		t.Errorf("a constant for %s, which is no field", name)
 	}
 	if slices.ContainsFunc(all, func(c Condition) bool { return conditionOf(c).Err() != nil }) {
 		t.Error("one of the expressions is in error")
@@ -210,13 +274,13 @@ func TestBuilderTakesLargeSets(t *testing.T) {
 	for i := range 30_000 {
 		ports = append(ports, uint16(2*i))
 	}
-	e := IP.SrcAddr.In(manyPrefixes(n, false)...).And(UDP.DstPort.In(ports...).Not()).
-		Or(IPv6.SrcAddr.In(manyPrefixes(n, true)...), TCP.DstPort.Eq(80))
+	e := IPSrcAddr.In(manyPrefixes(n, false)...).And(UDPDstPort.In(ports...).Not()).
+		Or(IPv6SrcAddr.In(manyPrefixes(n, true)...), TCPDstPort.Eq(80))
 	p, err := e.Compile(packet.LayerNetwork)
 	if err != nil {
 		t.Fatal(err)
 	}
-	if tests := p.Tests(); len(tests) != 4 || len(tests[0].Set.Ranges) != n || len(tests[1].Set.Ranges) != 30_000 || len(tests[2].Set.Ranges) != n {
+	if tests := p.program().Tests(); len(tests) != 4 || len(tests[0].Set.Ranges) != n || len(tests[1].Set.Ranges) != 30_000 || len(tests[2].Set.Ranges) != n {
 		t.Fatalf("%d tests", len(tests))
 	}
 	udp := func(port uint16, src string) []byte {
@@ -238,7 +302,7 @@ func TestBuilderTakesLargeSets(t *testing.T) {
 		{"16.244.35.224", 53, true}, {"16.244.35.240", 53, false}, {"16.122.18.0", 53, true},
 		{"2001:1:2::1", 54, true}, {"2001:a:2::1", 54, false}, {"2001:0:2:ff::1", 54, true}, {"2001:0:2:100::1", 54, false},
 	} {
-		if got := p.MatchExact(udp(row.port, row.src), &packet.Address{IPv6: row.src[4] == ':'}); got != row.want {
+		if got := p.program().MatchExact(udp(row.port, row.src), &packet.Address{IPv6: row.src[4] == ':'}); got != row.want {
 			t.Errorf("%s port %d: %v", row.src, row.port, got)
 		}
 	}

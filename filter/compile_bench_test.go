@@ -11,7 +11,7 @@ func benchmarkCompile(b *testing.B, text string, d Dialect) {
 	b.ReportAllocs()
 	b.SetBytes(int64(len(text)))
 	for b.Loop() {
-		if _, err := Compile(text, atNetwork, d); err != nil {
+		if _, err := compiled(text, atNetwork, d); err != nil {
 			b.Fatal(err)
 		}
 	}

@@ -6,12 +6,13 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/opendivert/divert/internal/prog"
 	"github.com/opendivert/divert/packet"
 )
 
 // negated returns the program with its ends exchanged, which is its true negation.
-func negated(p *Program) []Test {
-	swap := map[Target]Target{Accept: Reject, Reject: Accept}
+func negated(p *prog.Program) []prog.Test {
+	swap := map[prog.Target]prog.Target{prog.Accept: prog.Reject, prog.Reject: prog.Accept}
 	tests := slices.Clone(p.Tests())
 	for i := range tests {
 		if to, isEnd := swap[tests[i].Succ]; isEnd {
@@ -45,9 +46,9 @@ func FuzzCompile(f *testing.F) {
 		}
 	}
 	f.Fuzz(func(t *testing.T, text string, number uint8) {
-		layer := Layer(number % uint8(packet.NumLayers+1))
-		strict, strictErr := Compile(text, layer, Strict)
-		extended, extendedErr := Compile(text, layer, Extended)
+		layer := packet.Layer(number % uint8(packet.NumLayers+1))
+		strict, strictErr := compiled(text, layer, Strict)
+		extended, extendedErr := compiled(text, layer, Extended)
 		checkFuzzError(t, strictErr)
 		if e := checkFuzzError(t, extendedErr); e != nil {
 			if int64(e.Pos) > int64(len(text)) || !strings.HasPrefix(text[e.Pos:], e.Token) {
@@ -63,7 +64,7 @@ func FuzzCompile(f *testing.F) {
 		if strings.HasPrefix(text, "@") {
 			return
 		}
-		opposite, err := Compile("not ("+text+")", layer, Extended)
+		opposite, err := compiled("not ("+text+")", layer, Extended)
 		if err != nil {
 			var e *Error
 			if !errors.As(err, &e) || e.Kind != ErrTooDeep {
@@ -86,40 +87,40 @@ func checkFuzzError(t *testing.T, err error) *Error {
 	if !errors.As(err, &e) {
 		t.Fatalf("error of type %T: %v", err, err)
 	}
-	if e.Kind == ErrNone || e.Error() == "" || strings.ContainsAny(e.Error(), "\n\r") || e.Snippet() == "" {
+	if e.Kind == 0 || e.Error() == "" || strings.ContainsAny(e.Error(), "\n\r") || e.Snippet() == "" {
 		t.Errorf("bad error: %q", e.Error())
 	}
 	return e
 }
 
 // checkFuzzProgram checks that a program can be executed.
-func checkFuzzProgram(t *testing.T, p *Program) {
+func checkFuzzProgram(t *testing.T, p *prog.Program) {
 	tests := p.Tests()
 	if len(tests) == 0 {
 		t.Fatal("no tests")
 	}
 	for i, test := range tests {
-		for _, to := range []Target{test.Succ, test.Fail} {
-			if to != Accept && to != Reject && (int(to) <= i || int(to) >= len(tests)) {
+		for _, to := range []prog.Target{test.Succ, test.Fail} {
+			if to != prog.Accept && to != prog.Reject && (int(to) <= i || int(to) >= len(tests)) {
 				t.Fatalf("test %d of %d goes on at %d", i, len(tests), to)
 			}
 		}
-		if test.Field == fieldTrue || test.Field == fieldFalse || test.Field.info().name == "" {
+		if test.Field == prog.FieldTrue || test.Field == prog.FieldFalse || test.Field.Info().Name == "" {
 			t.Fatalf("test %d of field %d", i, test.Field)
 		}
-		if (test.Op == OpIn || test.Op == OpNotIn) != (test.Set != nil) {
+		if (test.Op == prog.OpIn || test.Op == prog.OpNotIn) != (test.Set != nil) {
 			t.Fatalf("test %d: operator %d, set %v", i, test.Op, test.Set)
 		}
 	}
 }
 
 // originals are the fields of the specification whose names ours took over.
-var originals = map[Field]Field{
-	FieldFlowLabel: FieldIPv6FlowLabel, FieldFamilyIP: FieldIP, FieldFamilyIPv6: FieldIPv6,
+var originals = map[prog.Field]prog.Field{
+	prog.FieldFlowLabel: prog.FieldIPv6FlowLabel, prog.FieldFamilyIP: prog.FieldIP, prog.FieldFamilyIPv6: prog.FieldIPv6,
 }
 
 // checkSameMeaning compares the tests of a text in both dialects, but for the documented differences.
-func checkSameMeaning(t *testing.T, strict, extended *Program) {
+func checkSameMeaning(t *testing.T, strict, extended *prog.Program) {
 	want, got := slices.Clone(strict.Tests()), slices.Clone(extended.Tests())
 	for i := range got {
 		if f, ours := originals[got[i].Field]; ours {
@@ -127,7 +128,7 @@ func checkSameMeaning(t *testing.T, strict, extended *Program) {
 		}
 	}
 	for i := range want {
-		if want[i].Value == (Value{}) && want[i].Field.info().kind == KindSigned {
+		if want[i].Value == (prog.Value{}) && want[i].Field.Info().Kind == prog.KindSigned {
 			want[i].Neg = false
 		}
 	}
@@ -137,7 +138,7 @@ func checkSameMeaning(t *testing.T, strict, extended *Program) {
 }
 
 // withSetTexts makes tests comparable, their sets too.
-func withSetTexts(tests []Test) []comparableTest {
+func withSetTexts(tests []prog.Test) []comparableTest {
 	all := make([]comparableTest, len(tests))
 	for i, t := range tests {
 		if t.Set != nil {
@@ -150,6 +151,6 @@ func withSetTexts(tests []Test) []comparableTest {
 }
 
 type comparableTest struct {
-	Test
+	prog.Test
 	set string
 }

@@ -6,6 +6,7 @@ import (
 	"testing"
 
 	"github.com/opendivert/divert/internal/vectors"
+	"github.com/opendivert/divert/packet"
 )
 
 // vectorErrors are the names of error kinds in the vectors.
@@ -20,8 +21,8 @@ var vectorErrors = map[ErrorKind]string{
 }
 
 // compileResult compiles in the strict dialect and returns the object, or "ERROR at position".
-func compileResult(text string, layer Layer) string {
-	p, err := Compile(text, layer, Strict)
+func compileResult(text string, layer packet.Layer) string {
+	p, err := compiled(text, layer, Strict)
 	if err == nil {
 		var object string
 		if object, err = p.Object(); err == nil {
@@ -42,7 +43,7 @@ func TestVectorCompile(t *testing.T) {
 		OK                    bool
 		Pos                   uint32
 	}) error {
-		layer := Layer(row.Layer)
+		layer := packet.Layer(row.Layer)
 		want := row.Object
 		if !row.OK {
 			want = fmt.Sprintf("%s at %d", row.Error, row.Pos)

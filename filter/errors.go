@@ -8,23 +8,19 @@ import (
 	"unicode/utf8"
 )
 
-// ErrorKind classifies what is wrong with a filter. The values up to 10 are the codes of the original
+// ErrorKind classifies what is wrong with a filter. The values below 64 are codes of the original
 // (specification: filter-language.md 8); those from 64 on occur in the extended dialect only.
 type ErrorKind uint8
 
 // The kinds of errors.
 const (
-	ErrNone             ErrorKind = iota // no error
-	ErrNoMemory                          // out of memory; never occurs here
-	ErrTooDeep                           // nested too deeply
-	ErrTooLong                           // too many tokens or tests
-	ErrBadToken                          // a character or word that the language does not have
-	ErrBadTokenForLayer                  // a field that the layer does not have
-	ErrUnexpectedToken                   // a syntax error
-	ErrIndexOutOfBounds                  // the index of packet[…] or a payload is out of bounds
-	ErrOutputTooShort                    // the caller's buffer is too small; for the C interface
-	ErrBadObject                         // the object string is malformed
-	ErrAssertionFailed                   // an internal error; never occurs here
+	ErrTooDeep          ErrorKind = 2 // nested too deeply
+	ErrTooLong          ErrorKind = 3 // too many tokens or tests
+	ErrBadToken         ErrorKind = 4 // a character or word that the language does not have
+	ErrBadTokenForLayer ErrorKind = 5 // a field that the layer does not have
+	ErrUnexpectedToken  ErrorKind = 6 // a syntax error
+	ErrIndexOutOfBounds ErrorKind = 7 // the index of packet[…] or a payload is out of bounds
+	ErrBadObject        ErrorKind = 9 // the object string is malformed
 )
 
 // The kinds of errors of the extended dialect.
@@ -35,17 +31,13 @@ const (
 )
 
 var errorKindTexts = map[ErrorKind]string{
-	ErrNone:             "no error",
-	ErrNoMemory:         "there is not enough memory to compile the filter",
 	ErrTooDeep:          "the filter is nested too deeply",
 	ErrTooLong:          "the filter is too long",
 	ErrBadToken:         "the filter has a word or character that the language does not know",
 	ErrBadTokenForLayer: "the filter has a field that this layer does not have",
 	ErrUnexpectedToken:  "the filter has a syntax error",
 	ErrIndexOutOfBounds: "the filter has an index that is out of bounds",
-	ErrOutputTooShort:   "the buffer is too small for the compiled filter",
 	ErrBadObject:        "the compiled filter is malformed",
-	ErrAssertionFailed:  "internal error of the filter compiler",
 	ErrOutOfRange:       "the filter has a comparison that can never hold",
 	ErrBadPrefix:        "the filter has a wrong address prefix",
 	ErrBadSet:           "the filter has a wrong set",
@@ -103,7 +95,7 @@ func (e *Error) message() string {
 
 // located reports whether the error belongs to a place in the text.
 func (e *Error) located() bool {
-	return e.Kind != ErrBadObject && e.Kind != ErrOutputTooShort && e.Filter != "" &&
+	return e.Kind != ErrBadObject && e.Filter != "" &&
 		(e.Token != "" || e.at > 0)
 }
 

@@ -6,6 +6,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/opendivert/divert/internal/prog"
 	"github.com/opendivert/divert/packet"
 )
 
@@ -64,10 +65,10 @@ func TestRandomFields(t *testing.T) { // packets.md 9.4
 // compiledExamples are the filters of packets.md 9.7.
 var compiledExamples = []struct {
 	filter    string
-	layer     Layer
+	layer     packet.Layer
 	object    string
 	formatted string
-	hints     Hints
+	hints     prog.Hints
 }{
 	{"true", packet.LayerNetwork, "@WinDiv_WX_WWWWAA", "true", 0xF0},
 	{"false", packet.LayerNetwork, "@WinDiv_WX_WWWWXX", "false", 0x0},
@@ -182,8 +183,11 @@ func TestObjectSizes(t *testing.T) { // packets.md 9.7, filter-object.md 4.3
 			}
 		})
 	}
-	_, err := mustCompile(t, tests(257), packet.LayerNetwork, Extended).Object()
-	if kindOf(err) != ErrTooLong {
+	p, err := Compile(tests(257), packet.LayerNetwork, Extended)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := p.Object(); kindOf(err) != ErrTooLong {
 		t.Errorf("257 tests: %v, want ErrTooLong", err)
 	}
 }
@@ -270,11 +274,11 @@ func TestEvaluationExamples(t *testing.T) { // packets.md 9.9
 	}
 }
 
-// kindOf returns the kind of a filter error, ErrNone for other errors and none.
+// kindOf returns the kind of a filter error, 0 for other errors and none.
 func kindOf(err error) ErrorKind {
 	var e *Error
 	if errors.As(err, &e) {
 		return e.Kind
 	}
-	return ErrNone
+	return 0
 }

@@ -5,6 +5,7 @@ import (
 	"net/netip"
 	"strconv"
 
+	"github.com/opendivert/divert/internal/prog"
 	"github.com/opendivert/divert/packet"
 )
 
@@ -22,90 +23,106 @@ var (
 )
 
 // possible returns the least and the greatest value that a field can have on a layer.
-func possible(f Field, layer Layer) (lo, hi bound) {
-	info := f.info()
+func possible(f prog.Field, layer packet.Layer) (lo, hi prog.Bound) {
+	info := f.Info()
 	switch {
-	case info.boolean:
-		return bound0, bound1
-	case f == FieldEvent && layer < packet.NumLayers:
-		return small(uint64(firstEvent[layer])), small(uint64(lastEvent[layer]))
+	case info.Boolean:
+		return prog.Bound{}, prog.BoundOf(1)
+	case f == prog.FieldEvent && layer < packet.NumLayers:
+		return prog.BoundOf(uint64(firstEvent[layer])), prog.BoundOf(uint64(lastEvent[layer]))
 	}
-	return info.drvLo, info.drvHi
+	return info.DrvLo, info.DrvHi
 }
 
-// constant reports whether the field's value is known before there is a packet. Comparisons of
+// isConstant reports whether a field's value is known before there is a packet. Comparisons of
 // constants may be false: they are another way to write that.
-func (f Field) constant() bool { return f == FieldZero || f == fieldTrue || f == fieldFalse }
+func isConstant(f prog.Field) bool {
+	return f == prog.FieldZero || f == prog.FieldTrue || f == prog.FieldFalse
+}
 
 // check refuses a comparison that can never hold. literal is the token of the right side, its sign
 // included.
-func (p *parser) check(t *Test, subject, literal token) *Error {
-	v := bound{neg: t.Neg, mag: t.Value}
-	if v.neg && v.mag == (Value{}) && t.Field.info().kind == KindSigned {
-		t.Neg, v.neg = false, false // -0 is 0
+func (p *parser) check(t *prog.Test, subject, literal token) *Error {
+	v := prog.Bound{Neg: t.Neg, Mag: t.Value}
+	if v.Neg && v.Mag == (prog.Value{}) && t.Field.Info().Kind == prog.KindSigned {
+		t.Neg, v.Neg = false, false // -0 is 0
 	}
 	if err := p.checkValue(t.Field, subject, literal, v); err != nil {
 		return err
 	}
-	lo, hi := possible(t.Field, p.layer)
-	if t.Field.constant() || foldRange(t.Op, v.compare(lo), v.compare(hi)) != alwaysFalse {
+	if !isNever(t, p.layer) {
 		return nil
 	}
 	msg := fmt.Sprintf("%s is never true", quote(p.text[subject.pos:literal.end]))
 	if p.negated {
 		msg = fmt.Sprintf("the opposite of %s is never true", quote(p.text[subject.pos:literal.end]))
 	}
-	return p.at(ErrOutOfRange, subject.pos, literal.end, msg, p.rangeHint(t.Field))
+	return p.at(ErrOutOfRange, subject.pos, literal.end, msg, rangeHint(t.Field, p.layer))
+}
+
+// isNever reports whether a comparison with a value that the field can have never holds.
+func isNever(t *prog.Test, layer packet.Layer) bool {
+	v := prog.Bound{Neg: t.Neg, Mag: t.Value}
+	lo, hi := possible(t.Field, layer)
+	return !isConstant(t.Field) && foldRange(t.Op, v.Compare(lo), v.Compare(hi)) == alwaysFalse
+}
+
+// isPossible reports whether a field can have a value.
+func isPossible(f prog.Field, layer packet.Layer, v prog.Bound) bool {
+	lo, hi := possible(f, layer)
+	if f == prog.FieldLength {
+		lo = prog.Bound{} // length > 10 is true, not wrong
+	}
+	return v.Compare(lo) >= 0 && v.Compare(hi) <= 0
 }
 
 // checkValue refuses values that the field cannot have.
-func (p *parser) checkValue(f Field, subject, literal token, v bound) *Error {
-	lo, hi := possible(f, p.layer)
-	if f == FieldLength {
-		lo = bound0 // length > 10 is true, not wrong
-	}
-	kind := f.info().kind
-	wrongFamily := kind == KindIPv6 && literal.form == formIPv4
-	if !wrongFamily && v.compare(lo) >= 0 && v.compare(hi) <= 0 {
+func (p *parser) checkValue(f prog.Field, subject, literal token, v prog.Bound) *Error {
+	kind := f.Info().Kind
+	wrongFamily := kind == prog.KindIPv6 && literal.form == formIPv4
+	if !wrongFamily && isPossible(f, p.layer, v) {
 		return nil
 	}
 	text, name := shortened(p.text[literal.pos:literal.end]), shortened(p.text[subject.pos:subject.end])
 	var msg string
-	hint := p.rangeHint(f)
+	hint := rangeHint(f, p.layer)
 	switch {
 	case wrongFamily:
 		msg = fmt.Sprintf("%s is an IPv6 address, %s an IPv4 address", name, text)
 		hint = "use " + otherFamily[f].String()
-	case kind == KindIPv4 && literal.form == formIPv6 && !v.neg:
+	case kind == prog.KindIPv4 && literal.form == formIPv6 && !v.Neg:
 		msg = fmt.Sprintf("%s is an IPv4 address, %s an IPv6 address", name, text)
 		hint = "use " + otherFamily[f].String()
-	case kind == KindIPv4 && !v.neg:
+	case kind == prog.KindIPv4 && !v.Neg:
 		msg = fmt.Sprintf("%s is an IPv4 address, %s is not", name, text)
 	case literal.form == formIPv4 || literal.form == formIPv6:
 		msg = fmt.Sprintf("%s is an address, %s takes no addresses", text, name)
 	default:
-		msg = fmt.Sprintf("%s can never be %s", name, text)
+		msg = impossible(name, text)
 	}
 	return p.at(ErrOutOfRange, literal.pos, literal.end, msg, hint)
 }
 
+// impossible says that a field cannot have a value.
+func impossible(name, value string) string { return fmt.Sprintf("%s can never be %s", name, value) }
+
 // otherFamily are the fields of the same meaning in the other IP version.
-var otherFamily = map[Field]Field{
-	FieldIPSrcAddr: FieldIPv6SrcAddr, FieldIPv6SrcAddr: FieldIPSrcAddr,
-	FieldIPDstAddr: FieldIPv6DstAddr, FieldIPv6DstAddr: FieldIPDstAddr,
+var otherFamily = map[prog.Field]prog.Field{
+	prog.FieldIPSrcAddr: prog.FieldIPv6SrcAddr, prog.FieldIPv6SrcAddr: prog.FieldIPSrcAddr,
+	prog.FieldIPDstAddr: prog.FieldIPv6DstAddr, prog.FieldIPv6DstAddr: prog.FieldIPDstAddr,
 }
 
 // rangeHint tells which values a field has.
-func (p *parser) rangeHint(f Field) string {
-	lo, hi := possible(f, p.layer)
-	switch kind := f.info().kind; {
-	case f == FieldEvent && p.layer < packet.NumLayers:
-		return fmt.Sprintf("layer %s has the events %s", p.layer, eventNames(p.layer))
-	case f.constant():
+func rangeHint(f prog.Field, layer packet.Layer) string {
+	lo, hi := possible(f, layer)
+	switch kind := f.Info().Kind; {
+	case f == prog.FieldEvent && layer < packet.NumLayers:
+		return fmt.Sprintf("layer %s has the events %s", layer, eventNames(layer))
+	case isConstant(f):
 		return "it is a constant, 0 or 1"
-	case kind == KindBool:
+	case kind == prog.KindBool:
 		return "it is 0 or 1; write the name alone, or with \"not\""
-	case kind == KindIPv6 || kind == KindAddr:
+	case kind == prog.KindIPv6 || kind == prog.KindAddr:
 		return "its values are addresses"
 	default:
 		return "its values go from " + boundText(lo, kind) + " to " + boundText(hi, kind)
@@ -113,7 +130,7 @@ func (p *parser) rangeHint(f Field) string {
 }
 
 // eventNames lists the events of a layer.
-func eventNames(layer Layer) string {
+func eventNames(layer packet.Layer) string {
 	names := firstEvent[layer].String()
 	for e := firstEvent[layer] + 1; e <= lastEvent[layer]; e++ {
 		names += ", " + e.String()
@@ -122,19 +139,19 @@ func eventNames(layer Layer) string {
 }
 
 // boundText returns the end of a range as it is written in filters.
-func boundText(b bound, kind FieldKind) string {
-	text := strconv.FormatUint(b.mag.Lo, 10)
-	if kind == KindIPv4 || kind == KindIPv6 || kind == KindAddr {
-		text = addrOf(b.mag, kind == KindIPv4).String()
+func boundText(b prog.Bound, kind prog.Kind) string {
+	text := strconv.FormatUint(b.Mag.Lo, 10)
+	if kind == prog.KindIPv4 || kind == prog.KindIPv6 || kind == prog.KindAddr {
+		text = addrOf(b.Mag, kind == prog.KindIPv4).String()
 	}
-	if b.neg {
+	if b.Neg {
 		return "-" + text
 	}
 	return text
 }
 
 // addrOf returns a value as an address, as an IPv4 one if it is mapped and that is wanted.
-func addrOf(v Value, unmap bool) netip.Addr {
+func addrOf(v prog.Value, unmap bool) netip.Addr {
 	w := packet.AddrWords{uint32(v.Lo), uint32(v.Lo >> 32), uint32(v.Hi), uint32(v.Hi >> 32)}
 	a := netip.AddrFrom16(w.As16())
 	if unmap {
@@ -143,34 +160,34 @@ func addrOf(v Value, unmap bool) netip.Addr {
 	return a
 }
 
-// inSet turns t into a test for the values of the ranges; a single value needs no set. The operator
+// putSet turns t into a test for the values of the ranges; a single value needs no set. The operator
 // says whether t is for them or against.
-func (t *Test) inSet(ranges []Range) {
-	set := NewSet(ranges)
+func putSet(t *prog.Test, ranges []prog.Range) {
+	set := prog.NewSet(ranges)
 	if len(set.Ranges) == 1 && set.Ranges[0].First == set.Ranges[0].Last {
 		t.Value = set.Ranges[0].First
 		return
 	}
-	t.Value = Value{}
+	t.Value = prog.Value{}
 	t.Set = set
-	if t.Op == OpEq {
-		t.Op = OpIn
+	if t.Op == prog.OpEq {
+		t.Op = prog.OpIn
 	} else {
-		t.Op = OpNotIn
+		t.Op = prog.OpNotIn
 	}
 }
 
 // prefixComparison parses the prefix length behind the literal of a comparison; the slash is the
 // current token.
-func (p *parser) prefixComparison(t *Test, subject, literal token) bool {
-	if t.Op != OpEq && t.Op != OpNe {
+func (p *parser) prefixComparison(t *prog.Test, subject, literal token) bool {
+	if t.Op != prog.OpEq && t.Op != prog.OpNe {
 		return p.refuse(p.at(ErrBadPrefix, p.tok.pos, p.tok.end, "a prefix has no order",
 			"compare prefixes with == or != only"))
 	}
 	r, ok := p.prefix(t.Field, subject, literal, t.Neg)
 	if ok {
 		t.Neg = false
-		t.inSet([]Range{r})
+		putSet(t, []prog.Range{r})
 	}
 	return ok
 }
@@ -182,14 +199,14 @@ func (p *parser) refuse(err *Error) bool {
 }
 
 // prefix parses the prefix length behind the address in literal; the slash is the current token.
-func (p *parser) prefix(f Field, subject, literal token, negative bool) (r Range, ok bool) {
-	kind := f.info().kind
+func (p *parser) prefix(f prog.Field, subject, literal token, negative bool) (r prog.Range, ok bool) {
+	kind := f.Info().Kind
 	isAddress := literal.form == formIPv4 || literal.form == formIPv6
-	if kind != KindIPv4 && kind != KindIPv6 && kind != KindAddr || !isAddress || negative {
+	if kind != prog.KindIPv4 && kind != prog.KindIPv6 && kind != prog.KindAddr || !isAddress || negative {
 		return r, p.refuse(p.at(ErrBadPrefix, p.tok.pos, p.tok.end, "a prefix length belongs to an address",
 			"as in ip.SrcAddr == 10.0.0.0/8"))
 	}
-	if err := p.checkValue(f, subject, literal, bound{mag: literal.value}); err != nil {
+	if err := p.checkValue(f, subject, literal, prog.Bound{Mag: literal.value}); err != nil {
 		return r, p.refuse(err)
 	}
 	p.advance()
@@ -200,13 +217,13 @@ func (p *parser) prefix(f Field, subject, literal token, negative bool) (r Range
 	if literal.form == formIPv4 {
 		longest = 32
 	}
-	if p.tok.form != formDecimal || p.tok.value.Compare(Value{Lo: longest}) > 0 {
+	if p.tok.form != formDecimal || p.tok.value.Compare(prog.Value{Lo: longest}) > 0 {
 		return r, p.refuse(p.at(ErrBadPrefix, p.tok.pos, p.tok.end,
 			"there is no prefix length "+quote(p.text[p.tok.pos:p.tok.end]),
 			fmt.Sprintf("it goes from 0 to %d here", longest)))
 	}
 	host := hostMask(int(longest - p.tok.value.Lo))
-	first := Value{Hi: literal.value.Hi &^ host.Hi, Lo: literal.value.Lo &^ host.Lo}
+	first := prog.Value{Hi: literal.value.Hi &^ host.Hi, Lo: literal.value.Lo &^ host.Lo}
 	if first != literal.value {
 		masked := netip.PrefixFrom(addrOf(first, literal.form == formIPv4), int(p.tok.value.Lo))
 		return r, p.refuse(p.at(ErrBadPrefix, literal.pos, p.tok.end,
@@ -214,34 +231,34 @@ func (p *parser) prefix(f Field, subject, literal token, negative bool) (r Range
 			fmt.Sprintf("the prefix is %s", masked)))
 	}
 	p.advance()
-	return Range{First: first, Last: Value{Hi: first.Hi | host.Hi, Lo: first.Lo | host.Lo}}, true
+	return prog.Range{First: first, Last: prog.Value{Hi: first.Hi | host.Hi, Lo: first.Lo | host.Lo}}, true
 }
 
 // hostMask returns the value of n ones, n at most 128.
-func hostMask(n int) Value {
+func hostMask(n int) prog.Value {
 	if n <= 64 {
-		return Value{Lo: 1<<n - 1}
+		return prog.Value{Lo: 1<<n - 1}
 	}
-	return Value{Hi: 1<<(n-64) - 1, Lo: 1<<64 - 1}
+	return prog.Value{Hi: 1<<(n-64) - 1, Lo: 1<<64 - 1}
 }
 
 // membership parses "in" or "not in" and the set behind it.
-func (p *parser) membership(t *Test, subject token) bool {
-	t.Op = OpEq
+func (p *parser) membership(t *prog.Test, subject token) bool {
+	t.Op = prog.OpEq
 	if not := p.tok; not.kind == tokNot {
 		p.advance()
 		if p.tok.kind != tokIn {
 			p.tok = not
 			return p.refuse(p.unexpected(wantEnd))
 		}
-		t.Op = OpNe
+		t.Op = prog.OpNe
 	}
 	p.advance()
 	p.last.op = 0
 	if !p.take(tokOpenSet, wantOpenSet) {
 		return false
 	}
-	var ranges []Range
+	var ranges []prog.Range
 	for {
 		if p.tok.kind == tokCloseSet && len(ranges) > 0 {
 			break
@@ -258,12 +275,12 @@ func (p *parser) membership(t *Test, subject token) bool {
 		}
 	}
 	p.advance()
-	t.inSet(ranges)
+	putSet(t, ranges)
 	return true
 }
 
 // element parses an element of a set: a value, a range or a prefix.
-func (p *parser) element(f Field, subject token) (r Range, ok bool) {
+func (p *parser) element(f prog.Field, subject token) (r prog.Range, ok bool) {
 	if p.tok.kind == tokMinus {
 		return r, p.refuse(p.negativeElement(f, subject))
 	}
@@ -279,31 +296,31 @@ func (p *parser) element(f Field, subject token) (r Range, ok bool) {
 	if p.tok.kind == tokSlash {
 		return p.prefix(f, subject, first, false)
 	}
-	if err := p.checkValue(f, subject, first, bound{mag: first.value}); err != nil {
+	if err := p.checkValue(f, subject, first, prog.Bound{Mag: first.value}); err != nil {
 		return r, p.refuse(err)
 	}
 	if p.tok.kind != tokMinus {
-		return Range{First: first.value, Last: first.value}, true
+		return prog.Range{First: first.value, Last: first.value}, true
 	}
 	p.advance()
 	last := p.tok
 	if last.kind != tokNumber {
 		return r, p.refuse(p.unexpected(wantNumber))
 	}
-	if err := p.checkValue(f, subject, last, bound{mag: last.value}); err != nil {
+	if err := p.checkValue(f, subject, last, prog.Bound{Mag: last.value}); err != nil {
 		return r, p.refuse(err)
 	}
 	p.advance()
 	if err := p.checkEnds(f, first, last); err != nil {
 		return r, p.refuse(err)
 	}
-	return Range{First: first.value, Last: last.value}, true
+	return prog.Range{First: first.value, Last: last.value}, true
 }
 
 // checkEnds refuses a range that is empty or whose ends are of different families.
-func (p *parser) checkEnds(f Field, first, last token) *Error {
+func (p *parser) checkEnds(f prog.Field, first, last token) *Error {
 	ipv4 := func(t token) bool { return t.value.Hi == 0 && t.value.Lo>>32 == 0xFFFF }
-	if f.info().kind == KindAddr && ipv4(first) != ipv4(last) {
+	if f.Info().Kind == prog.KindAddr && ipv4(first) != ipv4(last) {
 		return p.at(ErrBadSet, first.pos, last.end,
 			"range "+quote(p.text[first.pos:last.end])+" goes from one IP version to the other",
 			"write a range for each of them")
@@ -316,7 +333,7 @@ func (p *parser) checkEnds(f Field, first, last token) *Error {
 }
 
 // negativeElement makes an error of an element with a sign, which is the current token.
-func (p *parser) negativeElement(f Field, subject token) *Error {
+func (p *parser) negativeElement(f prog.Field, subject token) *Error {
 	sign := p.tok
 	p.advance()
 	if p.tok.kind != tokNumber {
@@ -324,7 +341,7 @@ func (p *parser) negativeElement(f Field, subject token) *Error {
 	}
 	literal := p.tok
 	literal.pos = sign.pos
-	v := bound{neg: true, mag: literal.value}
+	v := prog.Bound{Neg: true, Mag: literal.value}
 	if err := p.checkValue(f, subject, literal, v); err != nil {
 		return err
 	}

@@ -7,16 +7,17 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/opendivert/divert/internal/prog"
 	"github.com/opendivert/divert/packet"
 )
 
 // render writes a program as one line: each test with its targets, "+" for accept and "-" for reject.
-func render(p *Program) string {
-	target := func(t Target) string {
+func render(p *prog.Program) string {
+	target := func(t prog.Target) string {
 		switch t {
-		case Accept:
+		case prog.Accept:
 			return "+"
-		case Reject:
+		case prog.Reject:
 			return "-"
 		}
 		return fmt.Sprint(int(t))
@@ -25,10 +26,10 @@ func render(p *Program) string {
 	var lines []string
 	for _, t := range p.Tests() {
 		name := t.Field.String()
-		if t.Field >= numSpecFields {
+		if t.Field >= prog.NumSpecFields {
 			name = "our " + name
 		}
-		if t.Field.info().elem > 0 {
+		if t.Field.Info().Elem > 0 {
 			name += fmt.Sprintf("[%db]", t.Index)
 		}
 		value := number128(t.Value)
@@ -43,14 +44,14 @@ func render(p *Program) string {
 	return strings.Join(lines, "; ")
 }
 
-func number128(v Value) string {
+func number128(v prog.Value) string {
 	if v.Hi != 0 || v.Lo>>32 == 0xFFFF {
 		return addrOf(v, true).String()
 	}
 	return fmt.Sprint(v.Lo)
 }
 
-func setText(s *Set) string {
+func setText(s *prog.Set) string {
 	var parts []string
 	for _, r := range s.Ranges {
 		text := number128(r.First)
@@ -65,7 +66,7 @@ func setText(s *Set) string {
 // What the extended dialect adds.
 var extendedPrograms = []struct {
 	name   string
-	layer  Layer
+	layer  packet.Layer
 	filter string
 	want   string
 }{
@@ -118,7 +119,7 @@ var extendedPrograms = []struct {
 
 func TestExtendedPrograms(t *testing.T) {
 	for _, row := range extendedPrograms {
-		p, err := Compile(row.filter, row.layer, Extended)
+		p, err := compiled(row.filter, row.layer, Extended)
 		if err != nil {
 			t.Errorf("%s: %v", row.name, err)
 		} else if got := render(p); got != row.want {
@@ -130,7 +131,7 @@ func TestExtendedPrograms(t *testing.T) {
 // Errors of the extended dialect. hint must be part of the error's.
 var extendedErrors = []struct {
 	name   string
-	layer  Layer
+	layer  packet.Layer
 	filter string
 	kind   ErrorKind
 	pos    uint32
@@ -268,7 +269,7 @@ var extendedErrors = []struct {
 
 func TestExtendedErrors(t *testing.T) {
 	for _, row := range extendedErrors {
-		_, err := Compile(row.filter, row.layer, Extended)
+		_, err := compiled(row.filter, row.layer, Extended)
 		var e *Error
 		if !errors.As(err, &e) {
 			t.Errorf("%s: %s: got %v, want an error", row.name, shortened(row.filter), err)
@@ -296,7 +297,7 @@ func TestExtendedLimits(t *testing.T) {
 		{"negated nesting", strings.Repeat("not (", 1024) + "tcp" + strings.Repeat(")", 1024), 1},
 		{"elements", "tcp.DstPort in {" + repeat(100000, "80,443", ",") + "}", 1},
 	} {
-		p, err := Compile(row.filter, atNetwork, Extended)
+		p, err := compiled(row.filter, atNetwork, Extended)
 		if err != nil {
 			t.Errorf("%s: %v", row.name, err)
 		} else if p.Len() != row.tests {
@@ -319,7 +320,7 @@ func TestSnippet(t *testing.T) {
 				"                                  ^^^^\nunknown word \"foo9\""},
 		{"no place", "@WinDiv_", "filter: " + ErrBadObject.String() + "; " + objectHint("@WinDiv_")},
 	} {
-		_, err := Compile(row.filter, atNetwork, Extended)
+		_, err := compiled(row.filter, atNetwork, Extended)
 		var e *Error
 		if !errors.As(err, &e) {
 			t.Errorf("%s: got %v, want an error", row.name, err)
@@ -331,7 +332,7 @@ func TestSnippet(t *testing.T) {
 
 func TestFields(t *testing.T) {
 	fields := Fields()
-	if want := int(numSpecFields) + len("tf"); len(fields) != want {
+	if want := int(prog.NumSpecFields) + len("tf"); len(fields) != want {
 		t.Fatalf("got %d fields, want %d", len(fields), want)
 	}
 	for _, f := range fields {
@@ -343,7 +344,7 @@ func TestFields(t *testing.T) {
 			text += "[0]"
 		}
 		for layer := range packet.NumLayers {
-			if _, err := Compile(text, layer, Extended); (err == nil) != slices.Contains(f.Layers, layer) {
+			if _, err := compiled(text, layer, Extended); (err == nil) != slices.Contains(f.Layers, layer) {
 				t.Errorf("%s at %v: %v", f.Name, layer, err)
 			}
 		}
@@ -351,7 +352,7 @@ func TestFields(t *testing.T) {
 			continue // their ends are no comparisons, or depend on the layer
 		}
 		for _, end := range []string{f.Min, f.Max} {
-			if _, err := Compile(text+" == "+end, f.Layers[0], Extended); err != nil {
+			if _, err := compiled(text+" == "+end, f.Layers[0], Extended); err != nil {
 				t.Error(err)
 			}
 		}

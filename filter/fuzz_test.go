@@ -7,6 +7,7 @@ import (
 	"slices"
 	"testing"
 
+	"github.com/opendivert/divert/internal/prog"
 	"github.com/opendivert/divert/packet"
 )
 
@@ -16,14 +17,14 @@ type generator struct{ *rand.Rand }
 func newGenerator(seed uint64) generator { return generator{rand.New(rand.NewPCG(seed, 1))} }
 
 // interesting are literals near which fields change their mind.
-var interesting = []Value{
+var interesting = []prog.Value{
 	{}, {Lo: 1}, {Lo: 2}, {Lo: 6}, {Lo: 17}, {Lo: 53}, {Lo: 80}, {Lo: 255}, {Lo: 256}, {Lo: 65535}, {Lo: 65536},
 	{Lo: 0x0A010203}, {Lo: 0xFFFF0A010203}, {Lo: 0xFFFFC0000207}, {Lo: 0xFFFF00000000}, {Lo: 0xFFFFFFFFFFFF},
 	{Lo: 0xFFFFFFFF}, {Lo: 1 << 32}, {Lo: 1<<32 + 80}, {Lo: 1<<63 - 1}, {Lo: 1 << 63}, {Lo: 1<<64 - 1}, {Hi: 1},
 	{Hi: 0x20010db800000000, Lo: 1}, {Hi: 0x20010db800000000, Lo: 2}, {Hi: 1<<64 - 1, Lo: 1<<64 - 1},
 }
 
-func (g generator) literal() Value {
+func (g generator) literal() prog.Value {
 	v := interesting[g.IntN(len(interesting))]
 	if g.IntN(4) == 0 {
 		v.Lo += uint64(g.IntN(5)) - 2
@@ -31,83 +32,83 @@ func (g generator) literal() Value {
 	return v
 }
 
-func (g generator) set() *Set {
-	ranges := make([]Range, g.IntN(20))
+func (g generator) set() *prog.Set {
+	ranges := make([]prog.Range, g.IntN(20))
 	for i := range ranges {
 		v := g.literal()
-		ranges[i] = Range{First: v, Last: v}
+		ranges[i] = prog.Range{First: v, Last: v}
 		if g.IntN(2) == 0 {
 			ranges[i].Last.Lo |= uint64(g.IntN(300))
 		}
 	}
-	return NewSet(ranges)
+	return prog.NewSet(ranges)
 }
 
 // test makes test i of n; own says whether it may have what objects have not.
-func (g generator) test(i, n int, own bool) Test {
-	t := Test{
-		Field: Field(g.IntN(int(numSpecFields))), Op: Op(g.IntN(6)), Neg: g.IntN(6) == 0, Value: g.literal(),
+func (g generator) test(i, n int, own bool) prog.Test {
+	t := prog.Test{
+		Field: prog.Field(g.IntN(int(prog.NumSpecFields))), Op: prog.Op(g.IntN(6)), Neg: g.IntN(6) == 0, Value: g.literal(),
 		Index: int32(g.IntN(80) - 40), Succ: g.target(i, n), Fail: g.target(i, n),
 	}
 	if g.IntN(50) == 0 {
 		t.Index = int32(g.Uint32())
 	}
 	if own && g.IntN(10) == 0 {
-		t.Field = []Field{FieldFlowLabel, FieldFamilyIP, FieldFamilyIPv6}[g.IntN(3)]
+		t.Field = []prog.Field{prog.FieldFlowLabel, prog.FieldFamilyIP, prog.FieldFamilyIPv6}[g.IntN(3)]
 	}
-	if t.Field.info().elem == 0 {
+	if t.Field.Info().Elem == 0 {
 		t.Index = 0
 	}
 	if own && g.IntN(4) == 0 {
-		t.Op, t.Neg, t.Value, t.Set = OpIn+Op(g.IntN(2)), false, Value{}, g.set()
+		t.Op, t.Neg, t.Value, t.Set = prog.OpIn+prog.Op(g.IntN(2)), false, prog.Value{}, g.set()
 	}
 	return t
 }
 
-func (g generator) target(i, n int) Target {
+func (g generator) target(i, n int) prog.Target {
 	switch k := g.IntN(5); {
 	case k == 0:
-		return Accept
+		return prog.Accept
 	case k == 1 || i == n-1:
-		return Reject
+		return prog.Reject
 	}
-	return Target(i + 1 + g.IntN(min(n-i-1, 4)))
+	return prog.Target(i + 1 + g.IntN(min(n-i-1, 4)))
 }
 
 // program makes a program whose fields the layer mostly has: now and then with more values than an evaluation
 // remembers, and with lists.
-func (g generator) program(layer Layer, own bool) *Program {
+func (g generator) program(layer packet.Layer, own bool) *prog.Program {
 	most := 24
 	if g.IntN(8) == 0 {
 		most = 200
 	}
-	tests := make([]Test, 1+g.IntN(most))
+	tests := make([]prog.Test, 1+g.IntN(most))
 	for i := range tests {
-		if i > 0 && g.IntN(3) == 0 && tests[i-1].Op <= OpNe {
+		if i > 0 && g.IntN(3) == 0 && tests[i-1].Op <= prog.OpNe {
 			g.prolong(tests, i)
 			continue
 		}
-		for tests[i] = g.test(i, len(tests), own); !tests[i].Field.info().layers.has(layer) && g.IntN(100) > 0; {
+		for tests[i] = g.test(i, len(tests), own); !tests[i].Field.Info().Layers.Has(layer) && g.IntN(100) > 0; {
 			tests[i] = g.test(i, len(tests), own)
 		}
 	}
-	return newProgram(layer, tests)
+	return prog.New(layer, tests, false)
 }
 
 // prolong makes test i the next of a list that the test before it belongs to.
-func (g generator) prolong(tests []Test, i int) {
+func (g generator) prolong(tests []prog.Test, i int) {
 	last := &tests[i-1]
 	tests[i] = *last
 	next, end := &last.Fail, last.Succ
-	if last.Op == OpNe {
+	if last.Op == prog.OpNe {
 		next, end = &last.Succ, last.Fail
 	}
 	if end >= 0 { // that may be this test, or one before it in a program of n
 		end = g.target(i, len(tests))
 	}
-	*next = Target(i)
+	*next = prog.Target(i)
 	tests[i].Value, tests[i].Succ, tests[i].Fail = g.literal(), g.target(i, len(tests)), g.target(i, len(tests))
-	if last.Op == OpEq {
+	if last.Op == prog.OpEq {
 		last.Succ, tests[i].Succ = end, end
 	} else {
 		last.Fail, tests[i].Fail = end, end
@@ -127,7 +128,7 @@ func (g generator) packet(t testing.TB) []byte {
 	return b
 }
 
-func (g generator) address(layer Layer) *packet.Address {
+func (g generator) address(layer packet.Layer) *packet.Address {
 	var raw [packet.AddressSize]byte
 	for i := range raw {
 		if g.IntN(2) == 0 {
@@ -151,7 +152,7 @@ func (g generator) address(layer Layer) *packet.Address {
 }
 
 // checkMatch evaluates in every way there is and compares the results.
-func checkMatch(t *testing.T, p *Program, b []byte, a *packet.Address) {
+func checkMatch(t *testing.T, p *prog.Program, b []byte, a *packet.Address) {
 	t.Helper()
 	want, ok := reference(p, b, a)
 	if got := p.Match(b, a); got != want {
@@ -163,7 +164,7 @@ func checkMatch(t *testing.T, p *Program, b []byte, a *packet.Address) {
 		t.Fatalf("MatchParsed = %v, want %v\n%s%x", got, want, p.Listing(), b)
 	}
 	exact := p.MatchExact(b, a)
-	if p.layer <= packet.LayerForward && (!isPacket || parsed.Truncated || parsed.Extended) {
+	if p.Layer() <= packet.LayerForward && (!isPacket || parsed.Truncated || parsed.Extended) {
 		want = false
 	}
 	if exact != want {
@@ -173,10 +174,10 @@ func checkMatch(t *testing.T, p *Program, b []byte, a *packet.Address) {
 }
 
 // checkEval compares Eval and Explain with Match.
-func checkEval(t *testing.T, p *Program, b []byte, a *packet.Address) {
+func checkEval(t *testing.T, p *prog.Program, b []byte, a *packet.Address) {
 	t.Helper()
 	var parsed packet.Parsed
-	onPackets := p.layer <= packet.LayerForward
+	onPackets := p.Layer() <= packet.LayerForward
 	isPacket := onPackets && parsed.Parse(b)
 	if !onPackets {
 		b = nil
@@ -186,10 +187,10 @@ func checkEval(t *testing.T, p *Program, b []byte, a *packet.Address) {
 	match, err := p.Eval(b, &fits)
 	steps, explainErr := p.Explain(b, &fits)
 	want, ok := reference(p, b, &fits)
-	var fieldError *FieldError
+	var fieldError *prog.FieldError
 	switch {
 	case onPackets && !isPacket:
-		if !errors.Is(err, ErrNotPacket) || !errors.Is(explainErr, ErrNotPacket) {
+		if !errors.Is(err, prog.ErrNotPacket) || !errors.Is(explainErr, prog.ErrNotPacket) {
 			t.Fatalf("no packet: %v, %v", err, explainErr)
 		}
 		return
@@ -203,11 +204,11 @@ func checkEval(t *testing.T, p *Program, b []byte, a *packet.Address) {
 		t.Fatalf("Eval = %v, %v, want %v; Explain %v\n%s", match, err, want, explainErr, p.Listing())
 	}
 	last := steps[len(steps)-1]
-	if (last.Next == Accept) != want || last.Next >= 0 || steps[0].Index != 0 {
+	if (last.Next == prog.Accept) != want || last.Next >= 0 || steps[0].Index != 0 {
 		t.Fatalf("Explain ends with %v, want %v\n%v", last, want, steps)
 	}
 	for i, s := range steps {
-		if i > 0 && steps[i-1].Next != Target(s.Index) || s.Result && !s.Present {
+		if i > 0 && steps[i-1].Next != prog.Target(s.Index) || s.Result && !s.Present {
 			t.Fatalf("step %d: %v after %v", i, s, steps[max(0, i-1)])
 		}
 		if v := (item{b, onlyPacket(&parsed), &fits}).value(&s.Test); (v != nil) != s.Present {
@@ -228,7 +229,7 @@ func onlyPacket(p *packet.Parsed) *packet.Parsed {
 	return p
 }
 
-func (*item) same(v Value, magnitude []byte) bool {
+func (*item) same(v prog.Value, magnitude []byte) bool {
 	var ip [16]byte
 	copy(ip[16-len(magnitude):], magnitude)
 	return valueFromBytes(ip) == v
@@ -239,11 +240,11 @@ func FuzzMatch(f *testing.F) {
 		f.Add(uint64(i), uint8(e.layer), e.filter, mustHex(f, packetHex["A"]))
 	}
 	f.Fuzz(func(t *testing.T, seed uint64, layer uint8, text string, b []byte) {
-		l := Layer(layer) % packet.NumLayers
+		l := packet.Layer(layer) % packet.NumLayers
 		g := newGenerator(seed)
-		programs := []*Program{g.program(l, true)}
+		programs := []*prog.Program{g.program(l, true)}
 		for _, d := range []Dialect{Strict, Extended} {
-			if p, err := Compile(text, l, d); err == nil && p.Len() < 1000 {
+			if p, err := compiled(text, l, d); err == nil && p.Len() < 1000 {
 				programs = append(programs, p)
 			}
 		}
@@ -266,7 +267,7 @@ func TestMatchModel(t *testing.T) {
 	}
 	for seed := range rounds {
 		g := newGenerator(uint64(seed))
-		layer := Layer(seed) % packet.NumLayers
+		layer := packet.Layer(seed) % packet.NumLayers
 		p := g.program(layer, true)
 		for range 4 {
 			checkMatch(t, p, g.packet(t), g.address(layer))
@@ -275,15 +276,15 @@ func TestMatchModel(t *testing.T) {
 }
 
 // checkLower compares a program with what is left of it in the original's instructions.
-func checkLower(t *testing.T, g generator, p *Program) {
+func checkLower(t *testing.T, g generator, p *prog.Program) {
 	t.Helper()
-	if slices.ContainsFunc(p.tests, func(t Test) bool { return !t.Field.info().layers.has(p.layer) }) {
+	if slices.ContainsFunc(p.Tests(), func(t prog.Test) bool { return !t.Field.Info().Layers.Has(p.Layer()) }) {
 		return // an empty set is lowered to a constant, which executes anywhere
 	}
 	lowered, err := p.Lower()
-	var lowerError *LowerError
+	var lowerError *prog.LowerError
 	if errors.As(err, &lowerError) {
-		if p.tests[lowerError.Test].Field != FieldFlowLabel {
+		if p.Tests()[lowerError.Test].Field != prog.FieldFlowLabel {
 			t.Fatalf("Lower: %v", err)
 		}
 		return
@@ -291,14 +292,14 @@ func checkLower(t *testing.T, g generator, p *Program) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for i, test := range lowered.tests {
-		if test.Op > OpGe || test.Field >= numSpecFields || test.Succ >= 0 && int(test.Succ) <= i {
+	for i, test := range lowered.Tests() {
+		if test.Op > prog.OpGe || test.Field >= prog.NumSpecFields || test.Succ >= 0 && int(test.Succ) <= i {
 			t.Fatalf("lowered test %d: %+v", i, test)
 		}
 	}
 	for range 3 {
-		b, a := g.packet(t), g.address(p.layer)
-		if l := p.layer; l == packet.LayerFlow || l == packet.LayerSocket {
+		b, a := g.packet(t), g.address(p.Layer())
+		if l := p.Layer(); l == packet.LayerFlow || l == packet.LayerSocket {
 			a.IPv6 = !a.Flow().LocalAddr.Is4() // which the families are lowered to
 		}
 		if p.Match(b, a) != lowered.Match(b, a) {
@@ -310,7 +311,7 @@ func checkLower(t *testing.T, g generator, p *Program) {
 func TestLower(t *testing.T) {
 	for seed := range 5000 {
 		g := newGenerator(uint64(seed))
-		checkLower(t, g, g.program(Layer(seed)%packet.NumLayers, true))
+		checkLower(t, g, g.program(packet.Layer(seed)%packet.NumLayers, true))
 	}
 }
 
@@ -325,7 +326,7 @@ func FuzzObject(f *testing.F) {
 		g := newGenerator(seed)
 		for layer := range packet.NumLayers {
 			checkObject(t, g, g.program(layer, false))
-			if p, err := ParseObject(object, layer); err == nil {
+			if p, err := parseObject(object, layer); err == nil {
 				checkObject(t, g, p)
 			} else if kindOf(err) != ErrBadObject {
 				t.Fatal(err)
@@ -335,13 +336,13 @@ func FuzzObject(f *testing.F) {
 }
 
 // checkObject turns a program into its object and its instructions and back.
-func checkObject(t *testing.T, g generator, p *Program) {
+func checkObject(t *testing.T, g generator, p *prog.Program) {
 	t.Helper()
 	object, err := p.Object()
 	if err != nil {
 		t.Fatal(err)
 	}
-	again, err := ParseObject(object, p.layer)
+	again, err := parseObject(object, p.Layer())
 	if err != nil {
 		t.Fatalf("%s: %v", object, err)
 	}
@@ -349,10 +350,10 @@ func checkObject(t *testing.T, g generator, p *Program) {
 		t.Fatalf("%s becomes %s, %v", object, twice, err)
 	}
 	raw, err := p.AppendInstructions(nil)
-	if err != nil || len(raw) != InstructionSize*p.Len() {
+	if err != nil || len(raw) != prog.InstructionSize*p.Len() {
 		t.Fatal(err, len(raw))
 	}
-	binary, err := ParseInstructions(raw, p.layer)
+	binary, err := prog.ParseInstructions(raw, p.Layer())
 	if err != nil {
 		t.Fatalf("%x: %v", raw, err)
 	}
@@ -360,7 +361,7 @@ func checkObject(t *testing.T, g generator, p *Program) {
 		t.Fatalf("%x becomes %x", raw, twice)
 	}
 	// Literals keep all that their comparison looks at.
-	b, a := g.packet(t), g.address(p.layer)
+	b, a := g.packet(t), g.address(p.Layer())
 	if isWhole(p) {
 		if match := p.Match(b, a); again.Match(b, a) != match || binary.Match(b, a) != match {
 			t.Fatalf("%s decides otherwise than\n%s", object, p.Listing())
@@ -371,12 +372,12 @@ func checkObject(t *testing.T, g generator, p *Program) {
 
 // isWhole reports whether the object carries every literal of the program: those of IPv4 addresses and of
 // 64-bit fields lose their upper parts, which no compiler makes.
-func isWhole(p *Program) bool {
-	return !slices.ContainsFunc(p.tests, func(t Test) bool {
-		switch kind := t.Field.info().kind; {
-		case kind == KindIPv4:
-			return !t.Value.isMapped()
-		case objectArgs(t.Field) == 2:
+func isWhole(p *prog.Program) bool {
+	return !slices.ContainsFunc(p.Tests(), func(t prog.Test) bool {
+		switch kind := t.Field.Info().Kind; {
+		case kind == prog.KindIPv4:
+			return !t.Value.IsMapped()
+		case t.Field.Info().Wide && kind == prog.KindNumber || kind == prog.KindSigned && t.Field.Info().Wide:
 			return t.Value.Hi != 0
 		}
 		return false
@@ -392,7 +393,7 @@ func FuzzInstructions(f *testing.F) {
 		f.Add(raw)
 	}
 	f.Fuzz(func(t *testing.T, raw []byte) {
-		p, err := ParseInstructions(raw, packet.LayerNetwork)
+		p, err := prog.ParseInstructions(raw, packet.LayerNetwork)
 		if err != nil {
 			return
 		}
@@ -414,38 +415,38 @@ func FuzzFormat(f *testing.F) {
 		f.Add(uint64(i), uint8(packet.LayerNetwork), text)
 	}
 	f.Fuzz(func(t *testing.T, seed uint64, layer uint8, text string) {
-		l := Layer(layer) % packet.NumLayers
+		l := packet.Layer(layer) % packet.NumLayers
 		for _, d := range []Dialect{Strict, Extended} {
-			if p, err := Compile(text, l, d); err == nil && p.Len() < 300 && text[0] != '@' {
+			if p, err := compiled(text, l, d); err == nil && p.Len() < 300 && text[0] != '@' {
 				checkFormat(t, newGenerator(seed), p, d)
 			}
 		}
 		// Objects may have what no text compiles to; they only must not do harm.
-		if _, err := newGenerator(seed).program(l, true).Format(); err != nil && !errors.Is(err, ErrFormatTooLong) {
+		if _, err := newGenerator(seed).program(l, true).Format(); err != nil && !errors.Is(err, prog.ErrFormatTooLong) {
 			t.Fatal(err)
 		}
 	})
 }
 
 // checkFormat compiles the text of a program again and compares the decisions.
-func checkFormat(t *testing.T, g generator, p *Program, d Dialect) {
+func checkFormat(t *testing.T, g generator, p *prog.Program, d Dialect) {
 	t.Helper()
 	text, err := p.Format()
-	if errors.Is(err, ErrFormatTooLong) || len(text) > 1<<20 {
+	if errors.Is(err, prog.ErrFormatTooLong) || len(text) > 1<<20 {
 		return
 	}
-	again, err := Compile(text, p.layer, d)
+	again, err := compiled(text, p.Layer(), d)
 	if kind := kindOf(err); kind == ErrTooLong || kind == ErrTooDeep || kind == ErrUnexpectedToken && d == Strict {
 		return // what is reached in several ways is printed more than once
 	}
 	if err != nil {
 		t.Fatalf("%s\n%v", text, err)
 	}
-	if signed := slices.ContainsFunc(p.tests, func(t Test) bool { return t.Neg }); signed {
+	if signed := slices.ContainsFunc(p.Tests(), func(t prog.Test) bool { return t.Neg }); signed {
 		return // quirk: some literals lose their sign
 	}
 	for range 8 {
-		b, a := g.packet(t), g.address(p.layer)
+		b, a := g.packet(t), g.address(p.Layer())
 		if match := p.Match(b, a); again.Match(b, a) != match {
 			t.Fatalf("matches %v, otherwise than its text %s\n%s%x", match, text, p.Listing(), b)
 		}

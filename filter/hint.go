@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"strings"
 
+	"github.com/opendivert/divert/internal/prog"
 	"github.com/opendivert/divert/packet"
 )
 
@@ -95,7 +96,7 @@ func (p *parser) hint(want expectation) string {
 // macroHint tells where a macro exists.
 func (p *parser) macroHint() string {
 	name := p.text[p.tok.pos:p.tok.end]
-	var layers layerMask
+	var layers prog.Layers
 	for _, m := range words[name].macros {
 		layers |= m.layers
 	}
@@ -122,7 +123,7 @@ func (p *parser) fieldHint() string {
 }
 
 // mirrored are the operators with their sides exchanged.
-var mirrored = [...]string{OpEq: "==", OpNe: "!=", OpLt: ">", OpLe: ">=", OpGt: "<", OpGe: "<="}
+var mirrored = [...]string{prog.OpEq: "==", prog.OpNe: "!=", prog.OpLt: ">", prog.OpLe: ">=", prog.OpGt: "<", prog.OpGe: "<="}
 
 // lonelyNumberHint advises on a number where a test was expected.
 func (p *parser) lonelyNumberHint(text string) string {
@@ -210,12 +211,12 @@ func (p *parser) endHint() string {
 // objectHint advises on an object string that cannot be read.
 func objectHint(s string) string {
 	switch {
-	case !strings.HasPrefix(s, objectMagic):
-		return "text that starts with @ is a compiled filter object, and those start with " + objectMagic
-	case s == objectMagic+"WW": // as the original counts 256 (specification: filter-object.md 4.3)
+	case !strings.HasPrefix(s, prog.ObjectMagic):
+		return "text that starts with @ is a compiled filter object, and those start with " + prog.ObjectMagic
+	case s == prog.ObjectMagic+"WW": // as the original counts 256 (specification: filter-object.md 4.3)
 		return "this is what WinDivert makes of a filter of 256 tests, and nothing can read it; 255 is the most"
 	}
-	return "text that starts with " + objectMagic + " is a compiled filter object, and this one is damaged: compile the filter again"
+	return "text that starts with " + prog.ObjectMagic + " is a compiled filter object, and this one is damaged: compile the filter again"
 }
 
 // indexOutOfBounds makes an error at token t about an index.
@@ -279,16 +280,17 @@ func (l *lexer) strayMark(start, end int) *Error {
 		"the b of a byte offset follows the number directly, as in packet[16b]")
 }
 
-// foreignField makes an error of a field that the layer does not have.
-func (l *lexer) foreignField(f Field, start, end int) *Error {
-	hint := fmt.Sprintf("%s exists at %s", f, f.info().in(l.dialect))
+// foreignField says that a layer does not have a field.
+func foreignField(f prog.Field, layer packet.Layer, d Dialect) (msg, hint string) {
+	info := f.Info()
+	hint = fmt.Sprintf("%s exists at %s", f, info.In(d == Strict))
 	switch {
-	case f == FieldProcessID && l.layer == packet.LayerForward:
+	case f == prog.FieldProcessID && layer == packet.LayerForward:
 		hint = "forwarded packets belong to no process of this host; " + hint
-	case !f.info().layers.has(l.layer) && f.info().more.has(l.layer):
-		hint += "; in the extended dialect also at " + f.info().more.String()
+	case !info.Layers.Has(layer) && info.More.Has(layer):
+		hint += "; in the extended dialect also at " + info.More.String()
 	}
-	return l.at(ErrBadTokenForLayer, start, end, fmt.Sprintf("%s does not exist at layer %s", f, l.layer), hint)
+	return fmt.Sprintf("%s does not exist at layer %s", f, layer), hint
 }
 
 // unknownWord makes an error of a word that is none of the language.

@@ -1,51 +1,66 @@
 package filter
 
-import "github.com/opendivert/divert/packet"
+import (
+	"github.com/opendivert/divert/internal/prog"
+	"github.com/opendivert/divert/packet"
+)
+
+// FieldKind says what the values of a field are.
+type FieldKind uint8
+
+// The kinds of fields.
+const (
+	KindNumber = FieldKind(prog.KindNumber) // unsigned number
+	KindBool   = FieldKind(prog.KindBool)   // 0 or 1
+	KindSigned = FieldKind(prog.KindSigned) // number that may be negative
+	KindIPv4   = FieldKind(prog.KindIPv4)   // IPv4 address
+	KindIPv6   = FieldKind(prog.KindIPv6)   // IPv6 address
+	KindAddr   = FieldKind(prog.KindAddr)   // address of either family, IPv4 ones mapped (::ffff:a.b.c.d)
+	KindBytes  = FieldKind(prog.KindBytes)  // element of a byte sequence, written with an index: packet16[2]
+)
+
+// String returns the kind in words.
+func (k FieldKind) String() string { return prog.Kind(k).String() }
 
 // FieldInfo describes a field of the language, for documentation and completion.
 type FieldInfo struct {
-	Field  Field // what Compile makes of the name in the extended dialect; FieldZero for true and false
 	Name   string
 	Kind   FieldKind
-	Layers []Layer // the layers that have the field in the extended dialect
-	Min    string  // the least value, as it is written in filters
-	Max    string  // the greatest value
-	Size   int     // KindBytes: size of an element in bytes; otherwise 0
-	Doc    string  // what the field is, a few words in English
+	Layers []packet.Layer // the layers that have the field in the extended dialect
+	Min    string         // the least value, as it is written in filters
+	Max    string         // the greatest value
+	Size   int            // KindBytes: size of an element in bytes; otherwise 0
+	Doc    string         // what the field is, a few words in English
 }
 
 // Fields describes all fields of the language in the order of the specification's table, true
 // and false last. The slice is the caller's own.
 func Fields() []FieldInfo {
 	var all []FieldInfo
-	for f := range numFields {
-		info := &fieldTable[f]
-		if words[info.name].field != Field(f) || info.name == "" {
+	for f := range prog.Field(prog.NumFields) {
+		if name := f.Info().Name; name == "" || words[name].field != f {
 			continue // no field, or another meaning of a name that was there already
 		}
-		all = append(all, describe(Field(f)))
+		all = append(all, describe(f))
 	}
 	return all
 }
 
-func describe(f Field) FieldInfo {
-	info := f.info()
-	d := FieldInfo{Field: f, Name: info.name, Kind: info.kind, Size: info.elem, Doc: info.doc}
+func describe(f prog.Field) FieldInfo {
+	info := f.Info()
+	d := FieldInfo{Name: info.Name, Kind: FieldKind(info.Kind), Size: info.Elem, Doc: info.Doc}
 	for l := range packet.NumLayers {
-		if info.in(Extended).has(l) {
+		if info.In(false).Has(l) {
 			d.Layers = append(d.Layers, l)
 		}
 	}
 	lo, hi := possible(f, packet.NumLayers)
-	switch {
-	case f == fieldTrue || f == fieldFalse:
-		d.Field, lo, hi = FieldZero, info.lo, info.hi
-	case f == FieldIPv6FlowLabel:
-		d.Field, d.Doc = FieldFlowLabel, FieldFlowLabel.info().doc
+	switch f {
+	case prog.FieldTrue, prog.FieldFalse:
+		lo, hi = info.Lo, info.Hi
+	case prog.FieldIPv6FlowLabel:
+		d.Doc = prog.FieldFlowLabel.Info().Doc
 	}
-	d.Min, d.Max = boundText(lo, info.kind), boundText(hi, info.kind)
+	d.Min, d.Max = boundText(lo, info.Kind), boundText(hi, info.Kind)
 	return d
 }
-
-// Len returns the number of tests of the program, at least 1.
-func (p *Program) Len() int { return len(p.tests) }

@@ -1,6 +1,11 @@
 package filter
 
-import "strings"
+import (
+	"strings"
+
+	"github.com/opendivert/divert/internal/prog"
+	"github.com/opendivert/divert/packet"
+)
 
 // Limits of the lexer in the strict dialect. (Specification: filter-language.md 1.2, 1.3.)
 const (
@@ -22,7 +27,7 @@ type lexer struct {
 // source is a text and how to read it.
 type source struct {
 	text    string
-	layer   Layer
+	layer   packet.Layer
 	dialect Dialect
 }
 
@@ -209,15 +214,16 @@ func (l *lexer) reserved(w word, start, end int) (token, *Error) {
 	t := token{kind: w.kind, pos: start, end: end}
 	switch w.kind {
 	case tokField:
-		if t.field = w.field; !w.constant() && !w.field.info().in(l.dialect).has(l.layer) {
-			return token{}, l.foreignField(w.field, start, end)
+		if t.field = w.field; !w.constant() && !w.field.Info().In(l.dialect == Strict).Has(l.layer) {
+			msg, hint := foreignField(w.field, l.layer, l.dialect)
+			return token{}, l.at(ErrBadTokenForLayer, start, end, msg, hint)
 		}
 		if l.dialect == Extended {
 			t.field = extendedField(t.field, l.layer)
 		}
 	case tokMacro:
 		if v, ok := macroValue(w, l.layer); ok {
-			t.kind, t.form, t.value = tokNumber, formMacro, Value{Lo: v}
+			t.kind, t.form, t.value = tokNumber, formMacro, prog.Value{Lo: v}
 		}
 	}
 	return t, nil
@@ -225,7 +231,7 @@ func (l *lexer) reserved(w word, start, end int) (token, *Error) {
 
 // constant reports whether the word is true or false, which exist whatever the layer.
 func (w word) constant() bool {
-	return w.kind == tokField && (w.field == fieldTrue || w.field == fieldFalse)
+	return w.kind == tokField && (w.field == prog.FieldTrue || w.field == prog.FieldFalse)
 }
 
 // split returns the beginning of a word in which a colon was swallowed, as in (tcp? udp:icmp). What

@@ -1,20 +1,11 @@
 package filter
 
 import (
-	"math/bits"
 	"strings"
 
+	"github.com/opendivert/divert/internal/prog"
 	"github.com/opendivert/divert/packet"
 )
-
-// mulAdd returns v*m + a; ok is false if that needs more than 128 bits.
-func (v Value) mulAdd(m, a uint64) (sum Value, ok bool) {
-	carry, lo := bits.Mul64(v.Lo, m)
-	over, hi := bits.Mul64(v.Hi, m)
-	lo, c := bits.Add64(lo, a, 0)
-	hi, c1 := bits.Add64(hi, carry, c)
-	return Value{Hi: hi, Lo: lo}, over == 0 && c1 == 0
-}
 
 // digit returns the value of a hexadecimal digit of either case, or 16.
 func digit(c byte) uint64 {
@@ -31,9 +22,9 @@ func digit(c byte) uint64 {
 
 // readDigits reads the digits of base at the start of s and returns their value and number. ok is
 // false if the value needs more than 128 bits; n digits are fine then.
-func readDigits(s string, base uint64) (v Value, n int, ok bool) {
+func readDigits(s string, base uint64) (v prog.Value, n int, ok bool) {
 	for n < len(s) && digit(s[n]) < base {
-		sum, fits := v.mulAdd(base, digit(s[n]))
+		sum, fits := v.MulAdd(base, digit(s[n]))
 		if !fits {
 			return v, n, false
 		}
@@ -45,7 +36,7 @@ func readDigits(s string, base uint64) (v Value, n int, ok bool) {
 
 // readLiteral reads a word as a number or an address. mark reports a decimal number that ends in
 // the b of a byte offset. (Specification: filter-language.md 1.2.)
-func readLiteral(s string) (v Value, form literalForm, mark, ok bool) {
+func readLiteral(s string) (v prog.Value, form literalForm, mark, ok bool) {
 	if digit(s[0]) < 10 {
 		v, n, fits := readDigits(s, 10)
 		if rest := s[n:]; fits && (rest == "" || rest == "b") {
@@ -57,15 +48,15 @@ func readLiteral(s string) (v Value, form literalForm, mark, ok bool) {
 		return v, formHex, false, fits && n == len(hex)
 	}
 	if addr, isIPv4 := packet.ParseIPv4Address(s); isIPv4 {
-		return Value{Lo: 0xFFFF<<32 | uint64(addr)}, formIPv4, false, true
+		return prog.Value{Lo: 0xFFFF<<32 | uint64(addr)}, formIPv4, false, true
 	}
 	if strings.IndexByte(s, ':') >= 0 { // what the address parser accepts without a colon is IPv4
 		if w, isIPv6 := packet.ParseIPv6Address(s); isIPv6 {
-			v := Value{Hi: uint64(w[3])<<32 | uint64(w[2]), Lo: uint64(w[1])<<32 | uint64(w[0])}
+			v := prog.Value{Hi: uint64(w[3])<<32 | uint64(w[2]), Lo: uint64(w[1])<<32 | uint64(w[0])}
 			return v, formIPv6, false, true
 		}
 	}
-	return Value{}, 0, false, false
+	return prog.Value{}, 0, false, false
 }
 
 // accident tells what is wrong with a literal that the original reads by accident, and "" if all is well.

@@ -29,7 +29,7 @@ func TestQuirkNoCount(t *testing.T) { // filter-object.md 4.3
 		{"the object of no tests is refused", none, Strict, ""},
 		{"the object of no tests is refused in the extended dialect", none, Extended, ""},
 	} {
-		p, err := Compile(row.filter, atNetwork, row.dialect)
+		p, err := compiled(row.filter, atNetwork, row.dialect)
 		if row.object == "" {
 			if kindOf(err) != ErrBadObject {
 				t.Errorf("%s: %v", row.name, err)
@@ -44,7 +44,7 @@ func TestQuirkNoCount(t *testing.T) { // filter-object.md 4.3
 			t.Errorf("%s: %d tests", row.name, p.Len())
 		}
 	}
-	if _, err := ParseObject(none, atNetwork); kindOf(err) != ErrBadObject {
+	if _, err := parseObject(none, atNetwork); kindOf(err) != ErrBadObject {
 		t.Errorf("ParseObject: %v", err)
 	}
 }

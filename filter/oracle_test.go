@@ -4,6 +4,7 @@ import (
 	"math/big"
 	"net/netip"
 
+	"github.com/opendivert/divert/internal/prog"
 	"github.com/opendivert/divert/packet"
 )
 
@@ -32,46 +33,46 @@ func addrNumber(a netip.Addr) *big.Int {
 // reference evaluates a program slowly and in another way than the interpreter: with the header views of
 // package packet, the accessors of addresses and numbers of any size. It is not ok if a test is
 // executed whose field the layer does not have.
-func reference(p *Program, b []byte, a *packet.Address) (match, ok bool) {
+func reference(p *prog.Program, b []byte, a *packet.Address) (match, ok bool) {
 	it := item{a: a}
-	if p.layer <= packet.LayerForward {
+	if p.Layer() <= packet.LayerForward {
 		parsed := new(packet.Parsed)
 		if !parsed.Parse(b) {
 			return false, true
 		}
 		it.b, it.p = b, parsed
 	}
-	at := Target(0)
+	at := prog.Target(0)
 	for at >= 0 {
-		t := &p.tests[at]
-		if !t.Field.info().layers.has(p.layer) {
+		t := &p.Tests()[at]
+		if !t.Field.Info().Layers.Has(p.Layer()) {
 			return false, false
 		}
 		at = t.Fail
 		if v := it.value(t); v != nil && holds(t, v) {
 			at = t.Succ
 		}
-		if at >= 0 && t == &p.tests[at] {
+		if at >= 0 && t == &p.Tests()[at] {
 			panic("a jump that does not go forward")
 		}
 	}
-	return at == Accept, true
+	return at == prog.Accept, true
 }
 
 // holds compares as filter-language.md 6 tells.
-func holds(t *Test, v *big.Int) bool {
+func holds(t *prog.Test, v *big.Int) bool {
 	mag := new(big.Int).Abs(v)
 	lit := new(big.Int).Or(new(big.Int).Lsh(number64(t.Value.Hi), 64), number64(t.Value.Lo))
-	if t.Op == OpIn || t.Op == OpNotIn {
+	if t.Op == prog.OpIn || t.Op == prog.OpNotIn {
 		inside := false
 		for _, r := range t.Set.Ranges {
 			first := new(big.Int).Or(new(big.Int).Lsh(number64(r.First.Hi), 64), number64(r.First.Lo))
 			last := new(big.Int).Or(new(big.Int).Lsh(number64(r.Last.Hi), 64), number64(r.Last.Lo))
 			inside = inside || v.Cmp(first) >= 0 && v.Cmp(last) <= 0
 		}
-		return inside == (t.Op == OpIn)
+		return inside == (t.Op == prog.OpIn)
 	}
-	if !t.Field.info().wide {
+	if !t.Field.Info().Wide {
 		lit.And(lit, number64(0xFFFFFFFF))
 	}
 	cmp := mag.Cmp(lit)
@@ -86,21 +87,21 @@ func holds(t *Test, v *big.Int) bool {
 	return [...]bool{cmp == 0, cmp != 0, cmp < 0, cmp <= 0, cmp > 0, cmp >= 0}[t.Op]
 }
 
-func (it item) value(t *Test) *big.Int {
+func (it item) value(t *prog.Test) *big.Int {
 	switch t.Field {
-	case FieldZero:
+	case prog.FieldZero:
 		return number64(0)
-	case FieldInbound:
+	case prog.FieldInbound:
 		return flagValue(!it.a.Outbound)
-	case FieldOutbound:
+	case prog.FieldOutbound:
 		return flagValue(it.a.Outbound)
-	case FieldLoopback:
+	case prog.FieldLoopback:
 		return flagValue(it.a.Loopback)
-	case FieldImpostor:
+	case prog.FieldImpostor:
 		return flagValue(it.a.Impostor)
-	case FieldEvent:
+	case prog.FieldEvent:
 		return number64(uint64(it.a.Event))
-	case FieldTimestamp:
+	case prog.FieldTimestamp:
 		return big.NewInt(it.a.Timestamp)
 	}
 	switch {
@@ -112,109 +113,109 @@ func (it item) value(t *Test) *big.Int {
 	return it.flowValue(t.Field)
 }
 
-func (it item) handleValue(f Field) *big.Int {
+func (it item) handleValue(f prog.Field) *big.Int {
 	d := it.a.Reflect()
 	switch f {
-	case FieldProcessID:
+	case prog.FieldProcessID:
 		return number64(uint64(d.ProcessID))
-	case FieldPriority:
+	case prog.FieldPriority:
 		return big.NewInt(int64(d.Priority))
-	case FieldLayer:
+	case prog.FieldLayer:
 		u := it.a.Union() // the accessor has 8 bits of the 32
 		return number64(uint64(u[12]) | uint64(u[13])<<8 | uint64(u[14])<<16 | uint64(u[15])<<24)
 	}
 	return nil
 }
 
-func (it item) flowValue(f Field) *big.Int {
+func (it item) flowValue(f prog.Field) *big.Int {
 	d := it.a.Flow()
 	switch f {
-	case FieldIP, FieldIPv6:
+	case prog.FieldIP, prog.FieldIPv6:
 		return number64(0)
-	case FieldFamilyIP:
+	case prog.FieldFamilyIP:
 		return flagValue(!it.a.IPv6)
-	case FieldFamilyIPv6:
+	case prog.FieldFamilyIPv6:
 		return flagValue(it.a.IPv6)
-	case FieldICMP:
+	case prog.FieldICMP:
 		return flagValue(d.Protocol == 1 && !it.a.IPv6)
-	case FieldICMPv6:
+	case prog.FieldICMPv6:
 		return flagValue(d.Protocol == 58 && it.a.IPv6)
-	case FieldTCP:
+	case prog.FieldTCP:
 		return flagValue(d.Protocol == 6)
-	case FieldUDP:
+	case prog.FieldUDP:
 		return flagValue(d.Protocol == 17)
-	case FieldProcessID:
+	case prog.FieldProcessID:
 		return number64(uint64(d.ProcessID))
-	case FieldLocalAddr:
+	case prog.FieldLocalAddr:
 		return addrNumber(d.LocalAddr)
-	case FieldRemoteAddr:
+	case prog.FieldRemoteAddr:
 		return addrNumber(d.RemoteAddr)
-	case FieldLocalPort:
+	case prog.FieldLocalPort:
 		return number64(uint64(d.LocalPort))
-	case FieldRemotePort:
+	case prog.FieldRemotePort:
 		return number64(uint64(d.RemotePort))
-	case FieldProtocol:
+	case prog.FieldProtocol:
 		return number64(uint64(d.Protocol))
-	case FieldEndpointID:
+	case prog.FieldEndpointID:
 		return number64(d.EndpointID)
-	case FieldParentEndpointID:
+	case prog.FieldParentEndpointID:
 		return number64(d.ParentEndpointID)
 	}
 	return nil
 }
 
-func (it item) packetValue(t *Test) *big.Int {
+func (it item) packetValue(t *prog.Test) *big.Int {
 	p, b := it.p, it.b
 	payload := p.Payload(b)
 	switch f := t.Field; {
-	case f == FieldIfIdx:
+	case f == prog.FieldIfIdx:
 		return number64(uint64(it.a.Network().IfIdx))
-	case f == FieldSubIfIdx:
+	case f == prog.FieldSubIfIdx:
 		return number64(uint64(it.a.Network().SubIfIdx))
-	case f == FieldProtocol:
+	case f == prog.FieldProtocol:
 		return number64(uint64(p.Protocol))
-	case f == FieldFragment:
+	case f == prog.FieldFragment:
 		return flagValue(p.Fragment)
-	case f == FieldLength:
+	case f == prog.FieldLength:
 		return number64(uint64(len(b)))
-	case f == FieldLocalAddr || f == FieldRemoteAddr:
-		return it.endAddr((f == FieldLocalAddr) == it.a.Outbound)
-	case f == FieldLocalPort || f == FieldRemotePort:
-		return it.endPort((f == FieldLocalPort) == it.a.Outbound)
-	case f == FieldRandom8:
+	case f == prog.FieldLocalAddr || f == prog.FieldRemoteAddr:
+		return it.endAddr((f == prog.FieldLocalAddr) == it.a.Outbound)
+	case f == prog.FieldLocalPort || f == prog.FieldRemotePort:
+		return it.endPort((f == prog.FieldLocalPort) == it.a.Outbound)
+	case f == prog.FieldRandom8:
 		return number64(p.Hash(b, uint64(it.a.Timestamp)) << 8 >> 56)
-	case f == FieldRandom16:
+	case f == prog.FieldRandom16:
 		return number64(p.Hash(b, uint64(it.a.Timestamp)) << 16 >> 48)
-	case f == FieldRandom32:
+	case f == prog.FieldRandom32:
 		return number64(p.Hash(b, uint64(it.a.Timestamp)) & 0xFFFFFFFF)
-	case f == FieldIP:
+	case f == prog.FieldIP:
 		return flagValue(p.Family == 4)
-	case f == FieldIPv6:
+	case f == prog.FieldIPv6:
 		return flagValue(p.Family == 6)
-	case f == FieldICMP:
+	case f == prog.FieldICMP:
 		return flagValue(p.ICMP(b) != nil)
-	case f == FieldICMPv6:
+	case f == prog.FieldICMPv6:
 		return flagValue(p.ICMPv6(b) != nil)
-	case f == FieldTCP:
+	case f == prog.FieldTCP:
 		return flagValue(p.TCP(b) != nil)
-	case f == FieldUDP:
+	case f == prog.FieldUDP:
 		return flagValue(p.UDP(b) != nil)
-	case f >= FieldPacket && f <= FieldPacket32:
-		return bytesAt(b, int(t.Index), f.info().elem)
-	case f >= FieldTCPPayload && f <= FieldTCPPayload32 && p.TCP(b) != nil,
-		f >= FieldUDPPayload && f <= FieldUDPPayload32 && p.UDP(b) != nil:
-		return bytesAt(payload, int(t.Index), f.info().elem)
-	case f >= FieldIPHdrLength && f <= FieldIPDstAddr && p.Family == 4:
+	case f >= prog.FieldPacket && f <= prog.FieldPacket32:
+		return bytesAt(b, int(t.Index), f.Info().Elem)
+	case f >= prog.FieldTCPPayload && f <= prog.FieldTCPPayload32 && p.TCP(b) != nil,
+		f >= prog.FieldUDPPayload && f <= prog.FieldUDPPayload32 && p.UDP(b) != nil:
+		return bytesAt(payload, int(t.Index), f.Info().Elem)
+	case f >= prog.FieldIPHdrLength && f <= prog.FieldIPDstAddr && p.Family == 4:
 		return ipv4Value(f, p.IPv4(b))
-	case (f >= FieldIPv6TrafficClass && f <= FieldIPv6DstAddr || f == FieldFlowLabel) && p.Family == 6:
+	case (f >= prog.FieldIPv6TrafficClass && f <= prog.FieldIPv6DstAddr || f == prog.FieldFlowLabel) && p.Family == 6:
 		return ipv6Value(f, p.IPv6(b))
-	case f >= FieldICMPType && f <= FieldICMPBody && p.ICMP(b) != nil:
-		return icmpValue(f-FieldICMPType, p.ICMP(b))
-	case f >= FieldICMPv6Type && f <= FieldICMPv6Body && p.ICMPv6(b) != nil:
-		return icmpValue(f-FieldICMPv6Type, p.ICMPv6(b))
-	case f >= FieldTCPSrcPort && f <= FieldTCPPayloadLength && p.TCP(b) != nil:
+	case f >= prog.FieldICMPType && f <= prog.FieldICMPBody && p.ICMP(b) != nil:
+		return icmpValue(f-prog.FieldICMPType, p.ICMP(b))
+	case f >= prog.FieldICMPv6Type && f <= prog.FieldICMPv6Body && p.ICMPv6(b) != nil:
+		return icmpValue(f-prog.FieldICMPv6Type, p.ICMPv6(b))
+	case f >= prog.FieldTCPSrcPort && f <= prog.FieldTCPPayloadLength && p.TCP(b) != nil:
 		return tcpValue(f, p.TCP(b), len(payload))
-	case f >= FieldUDPSrcPort && f <= FieldUDPPayloadLength && p.UDP(b) != nil:
+	case f >= prog.FieldUDPSrcPort && f <= prog.FieldUDPPayloadLength && p.UDP(b) != nil:
 		return udpValue(f, p.UDP(b), len(payload))
 	}
 	return nil
@@ -266,71 +267,71 @@ func bytesAt(region []byte, index, size int) *big.Int {
 	return new(big.Int).SetBytes(region[index : index+size])
 }
 
-func ipv4Value(f Field, h packet.IPv4) *big.Int {
-	return map[Field]*big.Int{
-		FieldIPHdrLength: number64(uint64(h.HeaderLen() / 4)),
-		FieldIPTOS:       number64(uint64(h.TOS())),
-		FieldIPLength:    number64(uint64(h.Length())),
-		FieldIPID:        number64(uint64(h.ID())),
-		FieldIPDF:        flagValue(h.DF()),
-		FieldIPMF:        flagValue(h.MF()),
-		FieldIPFragOff:   number64(uint64(h.FragOff())),
-		FieldIPTTL:       number64(uint64(h.TTL())),
-		FieldIPProtocol:  number64(uint64(h.Protocol())),
-		FieldIPChecksum:  number64(uint64(h.Checksum())),
-		FieldIPSrcAddr:   addrNumber(h.Src()),
-		FieldIPDstAddr:   addrNumber(h.Dst()),
+func ipv4Value(f prog.Field, h packet.IPv4) *big.Int {
+	return map[prog.Field]*big.Int{
+		prog.FieldIPHdrLength: number64(uint64(h.HeaderLen() / 4)),
+		prog.FieldIPTOS:       number64(uint64(h.TOS())),
+		prog.FieldIPLength:    number64(uint64(h.Length())),
+		prog.FieldIPID:        number64(uint64(h.ID())),
+		prog.FieldIPDF:        flagValue(h.DF()),
+		prog.FieldIPMF:        flagValue(h.MF()),
+		prog.FieldIPFragOff:   number64(uint64(h.FragOff())),
+		prog.FieldIPTTL:       number64(uint64(h.TTL())),
+		prog.FieldIPProtocol:  number64(uint64(h.Protocol())),
+		prog.FieldIPChecksum:  number64(uint64(h.Checksum())),
+		prog.FieldIPSrcAddr:   addrNumber(h.Src()),
+		prog.FieldIPDstAddr:   addrNumber(h.Dst()),
 	}[f]
 }
 
-func ipv6Value(f Field, h packet.IPv6) *big.Int {
+func ipv6Value(f prog.Field, h packet.IPv6) *big.Int {
 	label := uint64(h.FlowLabel())
-	return map[Field]*big.Int{
-		FieldIPv6TrafficClass: number64(uint64(h.TrafficClass())),
-		FieldIPv6FlowLabel:    number64(label&0xFF00<<16 | label&0xFF<<16 | label>>16<<8),
-		FieldFlowLabel:        number64(label),
-		FieldIPv6Length:       number64(uint64(h.Length())),
-		FieldIPv6NextHdr:      number64(uint64(h.NextHeader())),
-		FieldIPv6HopLimit:     number64(uint64(h.HopLimit())),
-		FieldIPv6SrcAddr:      addrNumber(h.Src()),
-		FieldIPv6DstAddr:      addrNumber(h.Dst()),
+	return map[prog.Field]*big.Int{
+		prog.FieldIPv6TrafficClass: number64(uint64(h.TrafficClass())),
+		prog.FieldIPv6FlowLabel:    number64(label&0xFF00<<16 | label&0xFF<<16 | label>>16<<8),
+		prog.FieldFlowLabel:        number64(label),
+		prog.FieldIPv6Length:       number64(uint64(h.Length())),
+		prog.FieldIPv6NextHdr:      number64(uint64(h.NextHeader())),
+		prog.FieldIPv6HopLimit:     number64(uint64(h.HopLimit())),
+		prog.FieldIPv6SrcAddr:      addrNumber(h.Src()),
+		prog.FieldIPv6DstAddr:      addrNumber(h.Dst()),
 	}[f]
 }
 
-func icmpValue(part Field, h packet.ICMP) *big.Int {
+func icmpValue(part prog.Field, h packet.ICMP) *big.Int {
 	return []*big.Int{
 		number64(uint64(h.Type())), number64(uint64(h.Code())),
 		number64(uint64(h.Checksum())), number64(uint64(h.Body())),
 	}[part]
 }
 
-func tcpValue(f Field, h packet.TCP, payload int) *big.Int {
+func tcpValue(f prog.Field, h packet.TCP, payload int) *big.Int {
 	flags := h.Flags()
-	return map[Field]*big.Int{
-		FieldTCPSrcPort:       number64(uint64(h.SrcPort())),
-		FieldTCPDstPort:       number64(uint64(h.DstPort())),
-		FieldTCPSeqNum:        number64(uint64(h.Seq())),
-		FieldTCPAckNum:        number64(uint64(h.Ack())),
-		FieldTCPHdrLength:     number64(uint64(h.HeaderLen() / 4)),
-		FieldTCPUrg:           flagValue(flags&0x20 != 0),
-		FieldTCPAck:           flagValue(flags&0x10 != 0),
-		FieldTCPPsh:           flagValue(flags&0x08 != 0),
-		FieldTCPRst:           flagValue(flags&0x04 != 0),
-		FieldTCPSyn:           flagValue(flags&0x02 != 0),
-		FieldTCPFin:           flagValue(flags&0x01 != 0),
-		FieldTCPWindow:        number64(uint64(h.Window())),
-		FieldTCPChecksum:      number64(uint64(h.Checksum())),
-		FieldTCPUrgPtr:        number64(uint64(h.Urgent())),
-		FieldTCPPayloadLength: number64(uint64(payload)),
+	return map[prog.Field]*big.Int{
+		prog.FieldTCPSrcPort:       number64(uint64(h.SrcPort())),
+		prog.FieldTCPDstPort:       number64(uint64(h.DstPort())),
+		prog.FieldTCPSeqNum:        number64(uint64(h.Seq())),
+		prog.FieldTCPAckNum:        number64(uint64(h.Ack())),
+		prog.FieldTCPHdrLength:     number64(uint64(h.HeaderLen() / 4)),
+		prog.FieldTCPUrg:           flagValue(flags&0x20 != 0),
+		prog.FieldTCPAck:           flagValue(flags&0x10 != 0),
+		prog.FieldTCPPsh:           flagValue(flags&0x08 != 0),
+		prog.FieldTCPRst:           flagValue(flags&0x04 != 0),
+		prog.FieldTCPSyn:           flagValue(flags&0x02 != 0),
+		prog.FieldTCPFin:           flagValue(flags&0x01 != 0),
+		prog.FieldTCPWindow:        number64(uint64(h.Window())),
+		prog.FieldTCPChecksum:      number64(uint64(h.Checksum())),
+		prog.FieldTCPUrgPtr:        number64(uint64(h.Urgent())),
+		prog.FieldTCPPayloadLength: number64(uint64(payload)),
 	}[f]
 }
 
-func udpValue(f Field, h packet.UDP, payload int) *big.Int {
-	return map[Field]*big.Int{
-		FieldUDPSrcPort:       number64(uint64(h.SrcPort())),
-		FieldUDPDstPort:       number64(uint64(h.DstPort())),
-		FieldUDPLength:        number64(uint64(h.Length())),
-		FieldUDPChecksum:      number64(uint64(h.Checksum())),
-		FieldUDPPayloadLength: number64(uint64(payload)),
+func udpValue(f prog.Field, h packet.UDP, payload int) *big.Int {
+	return map[prog.Field]*big.Int{
+		prog.FieldUDPSrcPort:       number64(uint64(h.SrcPort())),
+		prog.FieldUDPDstPort:       number64(uint64(h.DstPort())),
+		prog.FieldUDPLength:        number64(uint64(h.Length())),
+		prog.FieldUDPChecksum:      number64(uint64(h.Checksum())),
+		prog.FieldUDPPayloadLength: number64(uint64(payload)),
 	}[f]
 }

@@ -1,19 +1,33 @@
 package filter
 
+import (
+	"github.com/opendivert/divert/internal/prog"
+)
+
 // maxStrictTests is how many tests a compiled filter of the strict dialect may have.
 const maxStrictTests = 256
+
+// place returns the tests of a program for a syntax tree; it is not ok if there are more than limit.
+func place(root *node, limit int) (tests []prog.Test, ok bool) {
+	p := placer{limit: limit}
+	entry := p.place(root, prog.Accept, prog.Reject)
+	if p.full {
+		return nil, false
+	}
+	return p.emit(entry), true
+}
 
 // placer turns a syntax tree into tests, from right to left, each with the places where the
 // evaluation goes on. (Specification: filter-object.md 2.1.)
 type placer struct {
 	limit int
-	tests []Test // in the order they were placed: the last one of the filter first
-	full  bool   // there were more than limit
+	tests []prog.Test // in the order they were placed: the last one of the filter first
+	full  bool        // there were more than limit
 }
 
 // place places a node that continues at succ if it holds and at fail if not, and returns where it is
 // entered. Non-negative targets are indices into p.tests.
-func (p *placer) place(n *node, succ, fail Target) Target {
+func (p *placer) place(n *node, succ, fail prog.Target) prog.Target {
 	switch n.kind {
 	case nodeAnd:
 		for i := len(n.parts) - 1; i >= 0; i-- {
@@ -37,13 +51,13 @@ func (p *placer) place(n *node, succ, fail Target) Target {
 	return p.placeTest(n.test, succ, fail)
 }
 
-func (p *placer) placeTest(t Test, succ, fail Target) Target {
+func (p *placer) placeTest(t prog.Test, succ, fail prog.Target) prog.Target {
 	switch outcome := fold(&t); {
 	case outcome == unfolded:
-	case t.Field.info().base != FieldZero:
+	case t.Field.Info().Base != prog.FieldZero:
 		// In the original a test that cannot hold becomes "the header is absent"
 		// (specification: filter-language.md 5).
-		t = Test{Field: t.Field.info().base, Op: OpEq, Value: Value{Lo: uint64(outcome)}}
+		t = prog.Test{Field: t.Field.Info().Base, Op: prog.OpEq, Value: prog.Value{Lo: uint64(outcome)}}
 	case outcome == alwaysTrue:
 		return succ
 	default:
@@ -53,27 +67,27 @@ func (p *placer) placeTest(t Test, succ, fail Target) Target {
 		p.full = true
 		return fail
 	}
-	if t.Field.info().elem > 0 {
+	if t.Field.Info().Elem > 0 {
 		t.Value.Lo &= 0xFFFFFFFF // the compiled form has the offset in the place of the other half
 	}
 	t.Succ, t.Fail = succ, fail
 	p.tests = append(p.tests, t)
-	return Target(len(p.tests) - 1)
+	return prog.Target(len(p.tests) - 1)
 }
 
 // emit returns the tests of the program that is entered at entry, in the order of their execution.
 // (Specification: filter-object.md 2.2.)
-func (p *placer) emit(entry Target) []Test {
+func (p *placer) emit(entry prog.Target) []prog.Test {
 	if entry < 0 {
-		return []Test{{Field: FieldZero, Op: OpEq, Succ: entry, Fail: entry}}
+		return []prog.Test{{Field: prog.FieldZero, Op: prog.OpEq, Succ: entry, Fail: entry}}
 	}
-	moved := func(t Target) Target {
+	moved := func(t prog.Target) prog.Target {
 		if t < 0 {
 			return t
 		}
 		return entry - t
 	}
-	tests := make([]Test, entry+1)
+	tests := make([]prog.Test, entry+1)
 	for i := range tests {
 		t := p.tests[int(entry)-i]
 		t.Succ, t.Fail = moved(t.Succ), moved(t.Fail)
@@ -93,32 +107,32 @@ const (
 
 // fold compares the literal of a test with the range of its field. (Specification:
 // filter-language.md 5.)
-func fold(t *Test) outcome {
-	info := t.Field.info()
-	if !info.folds {
+func fold(t *prog.Test) outcome {
+	info := t.Field.Info()
+	if !info.Folds {
 		return unfolded
 	}
-	if t.Op == OpIn || t.Op == OpNotIn {
+	if t.Op == prog.OpIn || t.Op == prog.OpNotIn {
 		return foldSet(t)
 	}
-	v := bound{neg: t.Neg, mag: t.Value}
-	return foldRange(t.Op, v.compare(info.lo), v.compare(info.hi))
+	v := prog.Bound{Neg: t.Neg, Mag: t.Value}
+	return foldRange(t.Op, v.Compare(info.Lo), v.Compare(info.Hi))
 }
 
 // foldRange folds a test whose literal compares to the ends of the field's range like lo and hi.
-func foldRange(op Op, lo, hi int) outcome {
+func foldRange(op prog.Op, lo, hi int) outcome {
 	switch op {
-	case OpEq:
+	case prog.OpEq:
 		return fixed(lo < 0 || hi > 0, lo == 0 && hi == 0)
-	case OpNe:
+	case prog.OpNe:
 		return fixed(lo == 0 && hi == 0, lo < 0 || hi > 0)
-	case OpLt:
+	case prog.OpLt:
 		return fixed(lo <= 0, hi > 0)
-	case OpLe:
+	case prog.OpLe:
 		return fixed(lo < 0, hi >= 0)
-	case OpGt:
+	case prog.OpGt:
 		return fixed(hi >= 0, lo < 0)
-	case OpGe:
+	case prog.OpGe:
 		return fixed(hi > 0, lo <= 0)
 	}
 	return unfolded
@@ -135,27 +149,13 @@ func fixed(never, always bool) outcome {
 }
 
 // foldSet folds set tests of the constant fields, which must not remain. All others stay as they are.
-func foldSet(t *Test) outcome {
-	info := t.Field.info()
-	if info.lo != info.hi {
+func foldSet(t *prog.Test) outcome {
+	info := t.Field.Info()
+	if info.Lo != info.Hi {
 		return unfolded
 	}
-	if t.Set.Contains(info.lo.mag) == (t.Op == OpIn) {
+	if t.Set.Contains(info.Lo.Mag) == (t.Op == prog.OpIn) {
 		return alwaysTrue
 	}
 	return alwaysFalse
-}
-
-// compare returns -1, 0 or 1 as b is less than, equal to or greater than c. Negative zero is less
-// than zero, as in the original.
-func (b bound) compare(c bound) int {
-	switch {
-	case b.neg && !c.neg:
-		return -1
-	case !b.neg && c.neg:
-		return 1
-	case b.neg:
-		return c.mag.Compare(b.mag)
-	}
-	return b.mag.Compare(c.mag)
 }

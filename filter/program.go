@@ -1,69 +1,76 @@
 package filter
 
-import "github.com/opendivert/divert/packet"
+import (
+	"errors"
 
-// Layer is the layer a filter is compiled for.
-type Layer = packet.Layer
-
-// Op is the operator of a test. The values up to OpGe are those of the compiled form
-// (specification: filter-object.md 1); OpIn and OpNotIn exist in the extended dialect only.
-type Op uint8
-
-// The operators.
-const (
-	OpEq Op = iota
-	OpNe
-	OpLt
-	OpLe
-	OpGt
-	OpGe
-	OpIn    // the value lies in Test.Set
-	OpNotIn // the value is available and does not lie in Test.Set
+	"github.com/opendivert/divert/internal/prog"
+	"github.com/opendivert/divert/packet"
 )
 
-// Target is where the evaluation goes on after a test: the index of a later test,
-// or Accept or Reject.
-type Target int32
+// Program is a compiled filter; Compile and Expr.Compile make one. It is immutable, and any number of goroutines and
+// handles may use it at once.
+type Program prog.Program
 
-// The two ends of an evaluation.
-const (
-	Accept Target = -1
-	Reject Target = -2
-)
-
-// Value is a 128-bit magnitude. IPv4 addresses are values of ::ffff:0:0/96, as in the language.
-type Value struct{ Hi, Lo uint64 }
-
-// Range is all values from First to Last, both included.
-type Range struct{ First, Last Value }
-
-// Set is a set of non-negative values: ranges in ascending order that neither overlap nor touch.
-type Set struct{ Ranges []Range }
-
-// Test compares one field with a literal or a set. If the field's value is not available in the
-// packet (a header is absent, an index out of range) the test fails whatever its operator.
-type Test struct {
-	Field Field
-	Op    Op
-	Neg   bool   // the literal is negative (magnitude in Value)
-	Index int32  // index fields: byte offset, negative from the end
-	Value Value  // the literal, for the operators OpEq to OpGe
-	Set   *Set   // for OpIn and OpNotIn
-	Succ  Target // next if the test holds
-	Fail  Target // next if it does not
-}
-
-// Program is a compiled filter: a list of tests, entered at the first. Jumps only go forward.
-// A program is immutable and may be used by several goroutines at once.
-type Program struct {
-	layer  Layer
-	tests  []Test
-	code   code // the tests as the interpreter executes them; newProgram makes it
-	strict bool // compiled in the strict dialect
-}
+func (p *Program) program() *prog.Program { return (*prog.Program)(p) }
 
 // Layer returns the layer the program was compiled for.
-func (p *Program) Layer() Layer { return p.layer }
+func (p *Program) Layer() packet.Layer { return p.program().Layer() }
 
-// Tests returns the tests of the program. The slice is the program's own: do not write to it.
-func (p *Program) Tests() []Test { return p.tests }
+// Len returns the number of tests of the program, at least 1.
+func (p *Program) Len() int { return p.program().Len() }
+
+// Match reports whether the program accepts an item of its layer: at the layers NETWORK and
+// NETWORK_FORWARD the packet in b, an IP header first, with its address; at the other layers the event
+// in a, whatever b holds. The packet's family and headers are taken from b; of a, its layer,
+// timestamp, event, flags and layer data are used. Nothing matches if b is not a packet, if a belongs to
+// another layer, or if a test is executed whose field the layer does not have; Eval tells these cases apart.
+//
+// The packet may be shorter or longer than its IP header says. a must not be nil. Neither b nor a is changed or kept,
+// and nothing is allocated.
+func (p *Program) Match(b []byte, a *packet.Address) bool { return p.program().Match(b, a) }
+
+// The errors of Eval and Explain, which need something else than they were given.
+var (
+	ErrNoAddress   = prog.ErrNoAddress   // the address is nil
+	ErrOtherLayer  = prog.ErrOtherLayer  // the address is not of the filter's layer
+	ErrNotPacket   = prog.ErrNotPacket   // there is no packet, or it has no valid IP header
+	ErrOtherFamily = prog.ErrOtherFamily // the address and the packet are of different IP versions
+	ErrHasPacket   = prog.ErrHasPacket   // the layers FLOW and SOCKET have no packets
+	ErrNoValue     = prog.ErrNoValue     // a test was executed whose field has no value at the layer, or here
+)
+
+// Eval is Match that says why it cannot decide. At the layers NETWORK and NETWORK_FORWARD b must start with an IP header,
+// may be shorter or longer than the packet, and must agree with a.IPv6; at FLOW and SOCKET b must be nil; at REFLECT b is
+// not looked at. With an error, the result is false.
+func (p *Program) Eval(b []byte, a *packet.Address) (bool, error) { return p.program().Eval(b, a) }
+
+// ErrFormatTooLong says that the text of a program would be longer than 16 MiB.
+var ErrFormatTooLong = prog.ErrFormatTooLong
+
+// Format returns the program as text, in the normal form that WinDivertHelperFormatFilter gives: constant parts are folded
+// away. Compiled again for the same layer it means the same, except that literals of index fields and of flags lose their sign and that literals which
+// no compiler lets stand, as objects may have them, are folded. Sets are printed in the extended dialect: as a prefix if
+// they are one, else as "field in {…}" with prefixes, ranges and values.
+//
+// The only error is ErrFormatTooLong.
+func (p *Program) Format() (string, error) { return p.program().Format() }
+
+// String returns the text of Format, or a remark in angle brackets if there is none.
+func (p *Program) String() string { return p.program().String() }
+
+// Object returns the object string of the program: printable ASCII without line breaks that Compile and every WinDivert 2.2
+// take for a filter. It fails with an error that names the field if the original cannot express a test, and with an
+// *Error of the kind ErrTooLong if the program has more than 256 tests. Sets become chains of comparisons.
+//
+// As in the original, which counts in 8 bits, a program of exactly 256 tests that was compiled in the strict dialect
+// becomes "@WinDiv_WW", which no reader accepts.
+func (p *Program) Object() (string, error) {
+	text, err := p.program().Object()
+	if errors.Is(err, prog.ErrTooLong) {
+		return "", &Error{Kind: ErrTooLong}
+	}
+	return text, err
+}
+
+// Listing returns the program for people: a line for each test with its number and where the evaluation goes on.
+func (p *Program) Listing() string { return p.program().Listing() }

@@ -3,70 +3,14 @@ package filter
 import (
 	"errors"
 	"fmt"
-	"math/rand/v2"
 	"strings"
 	"testing"
 	"time"
 
+	"github.com/opendivert/divert/internal/prog"
 	"github.com/opendivert/divert/internal/race"
 	"github.com/opendivert/divert/packet"
 )
-
-// TestSetModel compares sets, and the lookups built from them, with lists of ranges.
-func TestSetModel(t *testing.T) {
-	rng := rand.New(rand.NewPCG(7, 7))
-	for range 300 {
-		ranges := make([]Range, rng.IntN(30))
-		for i := range ranges {
-			first := uint64(rng.IntN(70000))
-			ranges[i] = Range{First: Value{Lo: first}, Last: Value{Lo: first + uint64(rng.IntN(200)) - 2}}
-			if rng.IntN(30) == 0 {
-				ranges[i].Last = Value{Lo: 0xFFFFFFFF}
-			}
-		}
-		set := NewSet(ranges)
-		for i, r := range set.Ranges {
-			if r.Last.less(r.First) || i > 0 && !set.Ranges[i-1].Last.next().less(r.First) {
-				t.Fatalf("not in normal form: %v", set.Ranges)
-			}
-		}
-		narrow, bits := newSet32(set.Ranges), new(bitmap)
-		for _, r := range clip(set.Ranges, Range{Last: Value{Lo: 0xFFFF}}) {
-			bits.add(uint32(r.First.Lo), uint32(r.Last.Lo))
-		}
-		for range 300 {
-			v := uint32(rng.IntN(71000))
-			if rng.IntN(20) == 0 {
-				v = 0xFFFFFFFF
-			}
-			want := false
-			for _, r := range ranges {
-				want = want || uint64(v) >= r.First.Lo && uint64(v) <= r.Last.Lo
-			}
-			if set.Contains(Value{Lo: uint64(v)}) != want || narrow.contains(v) != want {
-				t.Fatalf("%d: Contains %v, set32 %v, want %v", v, set.Contains(Value{Lo: uint64(v)}), narrow.contains(v), want)
-			}
-			if bits.contains(v) != (want && v <= 0xFFFF) {
-				t.Fatalf("%d: bitmap %v, want %v", v, bits.contains(v), want)
-			}
-		}
-	}
-}
-
-func TestSetEnds(t *testing.T) {
-	set := NewSet([]Range{
-		{First: Value{Hi: 5}, Last: maxValue}, {First: maxValue, Last: maxValue},
-		{First: Value{Lo: 9}, Last: Value{Lo: 3}}, {First: Value{}, Last: Value{}},
-		{First: Value{Lo: 1}, Last: Value{Hi: 1}}, {First: Value{Hi: 1, Lo: 1}, Last: Value{Hi: 1, Lo: 1}},
-	})
-	want := []Range{{Last: Value{Hi: 1, Lo: 1}}, {First: Value{Hi: 5}, Last: maxValue}}
-	if fmt.Sprint(set.Ranges) != fmt.Sprint(want) {
-		t.Errorf("got %v, want %v", set.Ranges, want)
-	}
-	if (&Set{}).Contains(Value{}) || NewSet(nil).Contains(maxValue) {
-		t.Error("the empty set contains something")
-	}
-}
 
 func TestEvalErrors(t *testing.T) { // api.md 21
 	tcp, udp := mustHex(t, packetHex["A"]), mustHex(t, packetHex["B"])
@@ -76,29 +20,29 @@ func TestEvalErrors(t *testing.T) { // api.md 21
 	for _, tt := range []struct {
 		name   string
 		filter string
-		layer  Layer
+		layer  packet.Layer
 		b      []byte
 		a      *packet.Address
 		want   error
 	}{
-		{"no address", "true", packet.LayerNetwork, tcp, nil, ErrNoAddress},
-		{"address of another layer", "true", packet.LayerNetwork, tcp, &flow, ErrOtherLayer},
-		{"layer that does not exist", "true", 5, nil, &packet.Address{Layer: 5}, ErrOtherLayer},
-		{"no packet", "true", packet.LayerNetwork, nil, &packet.Address{}, ErrNotPacket},
-		{"short packet", "true", packet.LayerNetwork, tcp[:19], &packet.Address{}, ErrNotPacket},
-		{"IPv6 address record with an IPv4 packet", "true", packet.LayerNetwork, tcp, &v6, ErrOtherFamily},
-		{"packet at FLOW", "true", packet.LayerFlow, tcp, &flow, ErrHasPacket},
-		{"empty packet at FLOW", "true", packet.LayerFlow, []byte{}, &flow, ErrHasPacket},
+		{"no address", "true", packet.LayerNetwork, tcp, nil, prog.ErrNoAddress},
+		{"address of another layer", "true", packet.LayerNetwork, tcp, &flow, prog.ErrOtherLayer},
+		{"layer that does not exist", "true", 5, nil, &packet.Address{Layer: 5}, prog.ErrOtherLayer},
+		{"no packet", "true", packet.LayerNetwork, nil, &packet.Address{}, prog.ErrNotPacket},
+		{"short packet", "true", packet.LayerNetwork, tcp[:19], &packet.Address{}, prog.ErrNotPacket},
+		{"IPv6 address record with an IPv4 packet", "true", packet.LayerNetwork, tcp, &v6, prog.ErrOtherFamily},
+		{"packet at FLOW", "true", packet.LayerFlow, tcp, &flow, prog.ErrHasPacket},
+		{"empty packet at FLOW", "true", packet.LayerFlow, []byte{}, &flow, prog.ErrHasPacket},
 		{"no packet at FLOW", "true", packet.LayerFlow, nil, &flow, nil},
 		{"packet at REFLECT", "true", packet.LayerReflect, tcp, &packet.Address{Layer: packet.LayerReflect}, nil},
-		{"foreign field that is reached", foreign, packet.LayerNetwork, tcp, &packet.Address{}, &FieldError{Test: 1, Field: FieldLayer}},
+		{"foreign field that is reached", foreign, packet.LayerNetwork, tcp, &packet.Address{}, &prog.FieldError{Test: 1, Field: prog.FieldLayer}},
 		{"foreign field that is not reached", foreign, packet.LayerNetwork, udp, &packet.Address{}, nil},
-		{"foreign field at FLOW", "@WinDiv_WX_1dWW2mAX", packet.LayerFlow, nil, &flow, &FieldError{Field: FieldTCPDstPort, Layer: packet.LayerFlow}},
+		{"foreign field at FLOW", "@WinDiv_WX_1dWW2mAX", packet.LayerFlow, nil, &flow, &prog.FieldError{Field: prog.FieldTCPDstPort, Layer: packet.LayerFlow}},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			p := mustCompile(t, tt.filter, tt.layer, Strict)
 			match, err := p.Eval(tt.b, tt.a)
-			var got, want *FieldError
+			var got, want *prog.FieldError
 			if errors.As(tt.want, &want) {
 				if !errors.As(err, &got) || *got != *want || match {
 					t.Errorf("Eval = %v, %v, want %v", match, err, want)
@@ -121,7 +65,7 @@ func TestEvalErrors(t *testing.T) { // api.md 21
 // TestFamilies is filter-language.md 6 on ip and ipv6 at FLOW and SOCKET, and what the extended dialect
 // makes of them.
 func TestFamilies(t *testing.T) {
-	for _, layer := range []Layer{packet.LayerFlow, packet.LayerSocket} {
+	for _, layer := range []packet.Layer{packet.LayerFlow, packet.LayerSocket} {
 		for _, tt := range []struct {
 			filter  string
 			dialect Dialect
@@ -163,9 +107,9 @@ func TestScrambledFlowLabel(t *testing.T) {
 	} {
 		text := strings.Fields(tt.object)
 		value := map[string]uint64{"0x45670300": 0x45670300, "0x34567": 0x34567}[text[2]]
-		p := newProgram(packet.LayerNetwork, []Test{{
-			Field: FieldIPv6FlowLabel, Value: Value{Lo: value}, Succ: Accept, Fail: Reject,
-		}})
+		p := prog.New(packet.LayerNetwork, []prog.Test{{
+			Field: prog.FieldIPv6FlowLabel, Value: prog.Value{Lo: value}, Succ: prog.Accept, Fail: prog.Reject,
+		}}, false)
 		if p.Match(d, &a) != tt.want {
 			t.Errorf("%s: want %v", tt.object, tt.want)
 		}
@@ -185,10 +129,10 @@ func TestMatchExact(t *testing.T) { // packets.md 1.4
 }
 
 func TestMatchProcess(t *testing.T) {
-	p := newProgram(packet.LayerNetwork, []Test{
-		{Field: FieldUDP, Value: Value{Lo: 1}, Succ: Accept, Fail: 1},
-		{Field: FieldProcessID, Value: Value{Lo: 7}, Succ: Accept, Fail: Reject},
-	})
+	p := prog.New(packet.LayerNetwork, []prog.Test{
+		{Field: prog.FieldUDP, Value: prog.Value{Lo: 1}, Succ: prog.Accept, Fail: 1},
+		{Field: prog.FieldProcessID, Value: prog.Value{Lo: 7}, Succ: prog.Accept, Fail: prog.Reject},
+	}, false)
 	var parsed packet.Parsed
 	a := packet.Address{}
 	tcp, udp := mustHex(t, packetHex["A"]), mustHex(t, packetHex["B"])
@@ -216,9 +160,12 @@ func TestMatchStaleParse(t *testing.T) {
 	}
 }
 
+// valueSlots is how many values of a packet an evaluation remembers.
+const valueSlots = 32
+
 // TestManyValues asks for more values than an evaluation remembers, and then for the first again.
 func TestManyValues(t *testing.T) {
-	for _, n := range []int{1, numSlots - 1, numSlots, numSlots + 1, 3 * numSlots} {
+	for _, n := range []int{1, valueSlots - 1, valueSlots, valueSlots + 1, 3 * valueSlots} {
 		var text strings.Builder
 		for i := range n {
 			fmt.Fprintf(&text, "packet[%d] == 0xEE or ", i%40)
@@ -248,7 +195,7 @@ func TestMatchDoesNotAllocate(t *testing.T) {
 func TestDriverCheck(t *testing.T) { // windows-driver.md 6, api.md 5.1
 	for _, tt := range []struct {
 		filter string
-		layer  Layer
+		layer  packet.Layer
 		reason string // "" if it is accepted
 	}{
 		{"tcp.DstPort == 80", packet.LayerNetwork, ""},
@@ -281,14 +228,14 @@ func TestDriverCheck(t *testing.T) { // windows-driver.md 6, api.md 5.1
 		{"ip and (false? ip.TOS == 300: tcp)", packet.LayerNetwork, "a literal outside its range"},
 	} {
 		t.Run(tt.filter, func(t *testing.T) {
-			var refused *DriverError
+			var refused *prog.DriverError
 			err := mustCompile(t, tt.filter, tt.layer, Strict).DriverCheck()
 			if errors.As(err, &refused); err == nil != (tt.reason == "") || err != nil && refused.Reason != tt.reason {
 				t.Errorf("DriverCheck: %v, want %q", err, tt.reason)
 			}
 		})
 	}
-	var refused *DriverError
+	var refused *prog.DriverError
 	all := mustCompile(t, strings.Repeat("tcp and ", 255)+"tcp", packet.LayerNetwork, Strict)
 	if err := all.DriverCheck(); !errors.As(err, &refused) || refused.Test != -1 {
 		t.Errorf("256 tests: %v", err)
@@ -302,7 +249,7 @@ func TestDriverCheck(t *testing.T) { // windows-driver.md 6, api.md 5.1
 func TestLowerText(t *testing.T) {
 	for _, tt := range []struct {
 		filter string
-		layer  Layer
+		layer  packet.Layer
 		want   string
 	}{
 		{"tcp.DstPort in {1, 5-9}", packet.LayerNetwork, "tcp.DstPort = 1 or (tcp.DstPort >= 5 and tcp.DstPort <= 9)"},
@@ -317,8 +264,8 @@ func TestLowerText(t *testing.T) {
 		}
 	}
 	_, err := mustCompile(t, "ipv6.FlowLabel == 5", packet.LayerNetwork, Extended).Object()
-	var lowerError *LowerError
-	if !errors.As(err, &lowerError) || lowerError.Field != FieldFlowLabel {
+	var lowerError *prog.LowerError
+	if !errors.As(err, &lowerError) || lowerError.Field != prog.FieldFlowLabel {
 		t.Errorf("the true flow label: %v", err)
 	}
 }
@@ -349,22 +296,22 @@ func TestFormatQuirks(t *testing.T) { // filter-object.md 5
 // TestFormatExplosion has a program whose text would have 2^99 parts.
 func TestFormatExplosion(t *testing.T) {
 	const levels = 100
-	tests := make([]Test, 0, 2*levels)
+	tests := make([]prog.Test, 0, 2*levels)
 	for i := range levels {
 		// Both tests of a level lead to both of the next.
-		one, other := Target(2*i+2), Target(2*i+3)
+		one, other := prog.Target(2*i+2), prog.Target(2*i+3)
 		if i == levels-1 {
-			one, other = Accept, Reject
+			one, other = prog.Accept, prog.Reject
 		}
 		tests = append(tests,
-			Test{Field: FieldTCPSrcPort, Value: Value{Lo: uint64(i)}, Succ: one, Fail: other},
-			Test{Field: FieldTCPDstPort, Value: Value{Lo: uint64(i)}, Succ: other, Fail: one})
+			prog.Test{Field: prog.FieldTCPSrcPort, Value: prog.Value{Lo: uint64(i)}, Succ: one, Fail: other},
+			prog.Test{Field: prog.FieldTCPDstPort, Value: prog.Value{Lo: uint64(i)}, Succ: other, Fail: one})
 	}
-	p := newProgram(packet.LayerNetwork, tests)
+	p := prog.New(packet.LayerNetwork, tests, false)
 	started := time.Now()
 	text, err := p.Format()
 	t.Logf("%d bytes after %v", len(text), time.Since(started))
-	if !errors.Is(err, ErrFormatTooLong) || text != "" {
+	if !errors.Is(err, prog.ErrFormatTooLong) || text != "" {
 		t.Errorf("Format: %d bytes, %v", len(text), err)
 	}
 	if s := p.String(); s != "<200 tests, too long to print>" {
@@ -383,7 +330,7 @@ func TestObjectQuirks(t *testing.T) { // filter-object.md 4.4
 		"@WinDiv_WX_2sXWWAX", "@WinDiv_WX_ecWWAX", "@WinDiv_WX_eXYWAX", "@WinDiv_WX_eXW4000000WAX", "@WinDiv_WX_eXWG00000WAX",
 		"@WinDiv_WX_eXWWAX\x00", "@WinDiv_8XX_eXWWAX",
 	} {
-		if _, err := ParseObject(bad, packet.LayerNetwork); kindOf(err) != ErrBadObject {
+		if _, err := parseObject(bad, packet.LayerNetwork); kindOf(err) != ErrBadObject {
 			t.Errorf("%s: %v", bad, err)
 		}
 	}
@@ -406,7 +353,7 @@ func TestListing(t *testing.T) {
 }
 
 func ExampleProgram_Explain() {
-	p, err := Compile("udp or tcp.DstPort == 80 or ip.SrcAddr == 192.0.2.0/24", packet.LayerNetwork, Extended)
+	p, err := compiled("udp or tcp.DstPort == 80 or ip.SrcAddr == 192.0.2.0/24", packet.LayerNetwork, Extended)
 	if err != nil {
 		panic(err)
 	}
@@ -428,9 +375,9 @@ func ExampleProgram_Explain() {
 }
 
 func ExampleExpr() {
-	web := TCP.DstPort.In(80, 443).And(Outbound)
+	web := TCPDstPort.In(80, 443).And(Outbound)
 	fmt.Println(web)
-	fmt.Println(web.Or(UDP.DstPort.Eq(53)).Not())
+	fmt.Println(web.Or(UDPDstPort.Eq(53)).Not())
 	// Output:
 	// tcp.DstPort in {80, 443} and outbound
 	// not ((tcp.DstPort in {80, 443} and outbound) or udp.DstPort = 53)

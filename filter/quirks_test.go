@@ -19,7 +19,7 @@ const (
 // (Specification: filter-language.md 1 to 5.)
 var quirkEquals = []struct {
 	name         string
-	layer        Layer
+	layer        packet.Layer
 	filter, same string
 }{
 	{"1.2 stray b", atNetwork, "tcp b and b udp", "tcp and udp"},
@@ -93,14 +93,14 @@ func TestQuirkKept(t *testing.T) {
 // Errors and positions of the strict dialect that surprise. (filter-language.md 1, 2, 4, 7, 8)
 var quirkErrors = []struct {
 	name   string
-	layer  Layer
+	layer  packet.Layer
 	filter string
 	kind   ErrorKind
 	pos    uint32
 }{
 	{"1.1 three equals signs", atNetwork, "tcp === 1", ErrUnexpectedToken, 6},
 	{"1.2 case", atNetwork, "TCP == 1", ErrUnexpectedToken, 0},
-	{"1.2 39 characters", atNetwork, "tcp == " + strings.Repeat("0", 38) + "1", ErrNone, 0},
+	{"1.2 39 characters", atNetwork, "tcp == " + strings.Repeat("0", 38) + "1", 0, 0},
 	{"1.2 40 characters", atNetwork, "tcp == " + strings.Repeat("0", 39) + "1", ErrBadToken, 7},
 	{"1.2 40 characters with the colon", atNetwork, "(tcp? tcp == " + strings.Repeat("0", 39) + ": udp)", ErrBadToken, 13},
 	{"1.2 two colons stay", atNetwork, "(tcp? ipv6.SrcAddr == 1::: udp)", ErrBadToken, 22},
@@ -112,16 +112,16 @@ var quirkErrors = []struct {
 	{"1.2 word in of ours", atNetwork, "tcp in", ErrBadToken, 4},
 	{"1.1 brace of ours", atNetwork, "tcp == {", ErrBadToken, 8},
 	{"1.3 white space behind the last token", atNetwork, strings.Repeat("not ", 1277) + "tcp  ", ErrTooLong, 5111},
-	{"1.3 number with b is two tokens", atNetwork, strings.Repeat("not ", 1270) + "packet[1b] = 1", ErrNone, 0},
+	{"1.3 number with b is two tokens", atNetwork, strings.Repeat("not ", 1270) + "packet[1b] = 1", 0, 0},
 	{"1.3 number with b is one too many", atNetwork, strings.Repeat("not ", 1271) + "packet[1b] = 1", ErrTooLong, 1271*4 + 14},
-	{"1.3 lone b is none", atNetwork, strings.Repeat("not ", 1276) + "tcp b b", ErrNone, 0},
+	{"1.3 lone b is none", atNetwork, strings.Repeat("not ", 1276) + "tcp b b", 0, 0},
 	{"2 negated parenthesis", atNetwork, "not (tcp)", ErrUnexpectedToken, 4},
 	{"2 empty condition", atNetwork, "(? tcp : udp)", ErrUnexpectedToken, 1},
 	{"2 condition in error", atNetwork, "(tcp == ? udp : icmp)", ErrUnexpectedToken, 8},
 	{"2 empty condition, error behind it", atNetwork, "(? packet[65576] : udp)", ErrIndexOutOfBounds, 10},
 	{"3 fields of this host at NETWORK_FORWARD", atForward, "protocol == 6", ErrBadTokenForLayer, 0},
 	{"3.1 foreign macro", atNetwork, "event == BIND", ErrUnexpectedToken, 9},
-	{"4 last index", atNetwork, "packet[65534]", ErrNone, 0},
+	{"4 last index", atNetwork, "packet[65534]", 0, 0},
 	{"4 negative zero", atNetwork, "packet[-0]", ErrIndexOutOfBounds, 9},
 	{"4 element beyond the end", atNetwork, "packet16[-1b]", ErrIndexOutOfBounds, 12},
 	{"4 number too large wins", atNetwork, "packet[65576b", ErrIndexOutOfBounds, 7},

@@ -3,6 +3,8 @@ package filter
 import (
 	"slices"
 	"strings"
+
+	"github.com/opendivert/divert/packet"
 )
 
 // otherWords are words of other filter languages, in lower case, with what they are called here. Only
@@ -115,7 +117,7 @@ var otherThings = map[string]string{
 }
 
 // suggest tells what an unknown word may have been meant to be, or nothing.
-func suggest(s string, layer Layer, d Dialect) string {
+func suggest(s string, layer packet.Layer, d Dialect) string {
 	const longest = 40
 	if len(s) > longest {
 		return ""
@@ -146,7 +148,7 @@ func suggest(s string, layer Layer, d Dialect) string {
 
 // withValue suggests tests for a word of another language that a value follows without an operator, as in "port 53"; rest is what
 // follows. It returns nothing if that is no value, or the word none of those.
-func withValue(s, rest string, layer Layer, d Dialect) string {
+func withValue(s, rest string, layer packet.Layer, d Dialect) string {
 	names := otherWords[strings.ToLower(s)]
 	rest = strings.TrimLeft(rest, " \t\r\n")
 	n := 0
@@ -202,7 +204,7 @@ func numberAdvice(s string) string {
 
 // matching returns the reserved words for which match holds, those of the layer if there are any,
 // in the order of the alphabet.
-func matching(layer Layer, d Dialect, match func(name string) bool) []string {
+func matching(layer packet.Layer, d Dialect, match func(name string) bool) []string {
 	var here, elsewhere []string
 	for name, w := range words {
 		switch {
@@ -221,10 +223,10 @@ func matching(layer Layer, d Dialect, match func(name string) bool) []string {
 }
 
 // on reports whether the word can be used on a layer.
-func (w word) on(layer Layer, d Dialect) bool {
+func (w word) on(layer packet.Layer, d Dialect) bool {
 	switch w.kind {
 	case tokField:
-		return w.constant() || w.field.info().in(d).has(layer)
+		return w.constant() || w.field.Info().In(d == Strict).Has(layer)
 	case tokMacro:
 		_, ok := macroValue(w, layer)
 		return ok
@@ -233,7 +235,7 @@ func (w word) on(layer Layer, d Dialect) bool {
 }
 
 // onLayer returns those names that are no fields or fields of the layer; all of them if none is.
-func onLayer(names []string, layer Layer, d Dialect) []string {
+func onLayer(names []string, layer packet.Layer, d Dialect) []string {
 	var here []string
 	for _, name := range names {
 		if w, reserved := words[name]; !reserved || w.on(layer, d) {
@@ -248,7 +250,7 @@ func onLayer(names []string, layer Layer, d Dialect) []string {
 
 // nearest returns the reserved words of the layer that differ least from s, a word in lower case, if
 // they differ by less than a third.
-func nearest(s string, layer Layer, d Dialect) []string {
+func nearest(s string, layer packet.Layer, d Dialect) []string {
 	best, most := len(s)/3+1, 4
 	if len(s) < 3 {
 		return nil

@@ -42,7 +42,7 @@ func TestOtherThings(t *testing.T) {
 
 func compilesSomewhere(text string) bool {
 	for layer := range packet.NumLayers {
-		if _, err := Compile(text, layer, Extended); err == nil {
+		if _, err := compiled(text, layer, Extended); err == nil {
 			return true
 		}
 	}
@@ -52,12 +52,12 @@ func compilesSomewhere(text string) bool {
 func TestSuggest(t *testing.T) {
 	for _, row := range []struct {
 		word  string
-		layer Layer
+		layer packet.Layer
 		d     Dialect
 		want  string
 	}{
 		{"tcp.dstport", atNetwork, Extended, "did you mean tcp.DstPort?"},
-		{"TCP.DSTPORT", atNetwork, Strict, "did you mean tcp.DstPort?"},
+		{"TCPDSTPORT", atNetwork, Strict, "did you mean tcp.DstPort?"},
 		{"IN", atNetwork, Extended, "did you mean in?"},
 		{"IN", atNetwork, Strict, ""},
 		{"ture", atNetwork, Extended, "did you mean TRUE or true?"},
@@ -106,10 +106,10 @@ func TestStrictHints(t *testing.T) {
 		{"outbound and (tcp or !(ip))", ErrUnexpectedToken, 22, "\"not\" before a parenthesis", "outbound and (tcp or (ip? false: true))"},
 		{"(tcp? udp:icmp)", ErrBadToken, 6, "a colon right behind a word", "(tcp? udp :icmp)"},
 	} {
-		if _, err := Compile(row.text, atNetwork, Extended); err != nil {
+		if _, err := compiled(row.text, atNetwork, Extended); err != nil {
 			t.Errorf("%s: the extended dialect says %v", row.text, err)
 		}
-		_, err := Compile(row.text, atNetwork, Strict)
+		_, err := compiled(row.text, atNetwork, Strict)
 		e, ok := err.(*Error)
 		if !ok || e.Kind != row.kind || e.Pos != row.pos {
 			t.Errorf("%s: %#v, want kind %d at %d", row.text, err, row.kind, row.pos)
@@ -118,7 +118,7 @@ func TestStrictHints(t *testing.T) {
 		if !strings.HasPrefix(e.Hint, row.what) || !strings.Contains(e.Hint, " to the extended dialect; in this one ") {
 			t.Errorf("%s: hint %q", row.text, e.Hint)
 		}
-		if _, err := Compile(row.write, atNetwork, Strict); err != nil {
+		if _, err := compiled(row.write, atNetwork, Strict); err != nil {
 			t.Errorf("%s: instead of %s: %v", row.write, row.text, err)
 		}
 	}
@@ -137,14 +137,14 @@ func TestStrictHints(t *testing.T) {
 		{"(tcp.DstPort =< 80)", ErrUnexpectedToken, 14, "the operator is <="},
 		{"@WinDiv_WX_eXWWA", ErrBadObject, 0, "text that starts with @WinDiv_ is a compiled filter object, and this one is damaged: compile the filter again"},
 	} {
-		_, err := Compile(row.text, atNetwork, Strict)
+		_, err := compiled(row.text, atNetwork, Strict)
 		if e, ok := err.(*Error); !ok || e.Kind != row.kind || e.Pos != row.pos || e.Hint != row.hint {
 			t.Errorf("%s: %#v, want kind %d at %d, %s", row.text, err, row.kind, row.pos, row.hint)
 		}
 	}
 	// What is no extension gets no such hint.
 	for _, text := range []string{"tcp.Dstport == 80", "tcp.DstPort == 80-90", "ip.SrcAddr == 10.0.0.0\\8", "not tcp udp"} {
-		_, err := Compile(text, atNetwork, Strict)
+		_, err := compiled(text, atNetwork, Strict)
 		if e, ok := err.(*Error); !ok || strings.Contains(e.Hint, "extended") {
 			t.Errorf("%s: %#v", text, err)
 		}

@@ -1,5 +1,9 @@
 package filter
 
+import (
+	"github.com/opendivert/divert/internal/prog"
+)
+
 // nodeKind is the kind of a node of the syntax tree.
 type nodeKind uint8
 
@@ -16,7 +20,7 @@ const (
 type node struct {
 	kind  nodeKind
 	parts []*node
-	test  Test // nodeTest, without targets; Field may be fieldTrue or fieldFalse
+	test  prog.Test // nodeTest, without targets; Field may be prog.FieldTrue or prog.FieldFalse
 }
 
 // Budgets of nesting. A parenthesis costs 3, and in the strict dialect each "or" in a chain
@@ -236,11 +240,11 @@ func (p *parser) comparison(not bool) *node {
 			return p.fail(p.at(ErrTooLong, p.tok.pos, p.tok.end, "the filter has more than 65535 tests", hintUseSets))
 		}
 	}
-	n := &node{test: Test{Field: p.tok.field, Op: OpNe}}
+	n := &node{test: prog.Test{Field: p.tok.field, Op: prog.OpNe}}
 	subject := p.tok
 	p.last.start, p.last.op = subject.pos, 0
 	p.advance()
-	if n.test.Field.info().elem > 0 && !p.index(&n.test) {
+	if n.test.Field.Info().Elem > 0 && !p.index(&n.test) {
 		return nil
 	}
 	subject.end = p.end
@@ -253,7 +257,7 @@ func (p *parser) comparison(not bool) *node {
 }
 
 // index parses the index of a field like packet16[-3b]. (Specification: filter-language.md 4.)
-func (p *parser) index(t *Test) bool {
+func (p *parser) index(t *prog.Test) bool {
 	if !p.take(tokOpenIndex, wantIndex) {
 		return false
 	}
@@ -265,8 +269,8 @@ func (p *parser) index(t *Test) bool {
 		p.fail(p.unexpected(wantIndexNumber))
 		return false
 	}
-	number, size := p.tok, t.Field.info().elem
-	if number.value.Compare(Value{Lo: maxIndexLiteral}) > 0 {
+	number, size := p.tok, t.Field.Info().Elem
+	if number.value.Compare(prog.Value{Lo: maxIndexLiteral}) > 0 {
 		p.fail(p.indexOutOfBounds(number, number, size))
 		return false
 	}
@@ -300,7 +304,7 @@ func (p *parser) take(kind tokenKind, want expectation) bool {
 
 // relation parses the operator and what follows it, and applies the negation before the test to the
 // operator. Without an operator the test is "!= 0". subject is the field with its index.
-func (p *parser) relation(t *Test, subject token) bool {
+func (p *parser) relation(t *prog.Test, subject token) bool {
 	ok := true
 	checked := token{} // a literal that is yet to be checked
 	switch op, found := relations[p.tok.kind]; {
@@ -326,7 +330,7 @@ func (p *parser) relation(t *Test, subject token) bool {
 
 // rightSide parses the right side of a comparison, the current token being the operator. It returns
 // the literal with its sign, unless that was a prefix.
-func (p *parser) rightSide(t *Test, subject token) (literal token, ok bool) {
+func (p *parser) rightSide(t *prog.Test, subject token) (literal token, ok bool) {
 	p.advance()
 	p.last.op = p.end
 	start := p.tok.pos

@@ -1,6 +1,9 @@
 package filter
 
-import "github.com/opendivert/divert/packet"
+import (
+	"github.com/opendivert/divert/internal/prog"
+	"github.com/opendivert/divert/packet"
+)
 
 // tokenKind is the kind of a token.
 type tokenKind uint8
@@ -50,58 +53,58 @@ const (
 type token struct {
 	kind     tokenKind
 	form     literalForm // tokNumber
-	field    Field       // tokField
-	value    Value       // tokNumber
+	field    prog.Field  // tokField
+	value    prog.Value  // tokNumber
 	pos, end int
 }
 
 // relations are the comparison operators by token.
-var relations = map[tokenKind]Op{
-	tokEq: OpEq, tokNe: OpNe, tokLt: OpLt, tokLe: OpLe, tokGt: OpGt, tokGe: OpGe,
+var relations = map[tokenKind]prog.Op{
+	tokEq: prog.OpEq, tokNe: prog.OpNe, tokLt: prog.OpLt, tokLe: prog.OpLe, tokGt: prog.OpGt, tokGe: prog.OpGe,
 }
 
 // flipped are the operators of negated tests.
-var flipped = [...]Op{
-	OpEq: OpNe, OpNe: OpEq, OpLt: OpGe, OpGe: OpLt, OpGt: OpLe, OpLe: OpGt, OpIn: OpNotIn, OpNotIn: OpIn,
+var flipped = [...]prog.Op{
+	prog.OpEq: prog.OpNe, prog.OpNe: prog.OpEq, prog.OpLt: prog.OpGe, prog.OpGe: prog.OpLt, prog.OpGt: prog.OpLe, prog.OpLe: prog.OpGt, prog.OpIn: prog.OpNotIn, prog.OpNotIn: prog.OpIn,
 }
 
 // macro is a name for a number. (Specification: filter-language.md 3.1.)
 type macro struct {
 	name   string
 	value  uint64
-	layers layerMask // where it may be used; onAll: also for layers that do not exist
+	layers prog.Layers // where it may be used; onAll: also for layers that do not exist
 }
 
 // macros are all macros. A name may stand for different numbers on different layers.
 var macros = [...]macro{
-	{"TRUE", 1, onAll},
-	{"FALSE", 0, onAll},
-	{"TCP", 6, onAll},
-	{"UDP", 17, onAll},
-	{"ICMP", 1, onAll},
-	{"ICMPV6", 58, onAll},
-	{"NETWORK", uint64(packet.LayerNetwork), onAll},
-	{"NETWORK_FORWARD", uint64(packet.LayerForward), onAll},
-	{"FLOW", uint64(packet.LayerFlow), onAll},
-	{"SOCKET", uint64(packet.LayerSocket), onAll},
-	{"REFLECT", uint64(packet.LayerReflect), onAll},
-	{"PACKET", uint64(packet.EventPacket), onPackets},
-	{"ESTABLISHED", uint64(packet.EventFlowEstablished), onFlow},
-	{"DELETED", uint64(packet.EventFlowDeleted), onFlow},
-	{"BIND", uint64(packet.EventSocketBind), onSocket},
-	{"CONNECT", uint64(packet.EventSocketConnect), onSocket},
-	{"LISTEN", uint64(packet.EventSocketListen), onSocket},
-	{"ACCEPT", uint64(packet.EventSocketAccept), onSocket},
-	{"CLOSE", uint64(packet.EventSocketClose), onSocket},
-	{"OPEN", uint64(packet.EventReflectOpen), onReflect},
-	{"CLOSE", uint64(packet.EventReflectClose), onReflect},
+	{"TRUE", 1, prog.OnAll},
+	{"FALSE", 0, prog.OnAll},
+	{"TCP", 6, prog.OnAll},
+	{"UDP", 17, prog.OnAll},
+	{"ICMP", 1, prog.OnAll},
+	{"ICMPV6", 58, prog.OnAll},
+	{"NETWORK", uint64(packet.LayerNetwork), prog.OnAll},
+	{"NETWORK_FORWARD", uint64(packet.LayerForward), prog.OnAll},
+	{"FLOW", uint64(packet.LayerFlow), prog.OnAll},
+	{"SOCKET", uint64(packet.LayerSocket), prog.OnAll},
+	{"REFLECT", uint64(packet.LayerReflect), prog.OnAll},
+	{"PACKET", uint64(packet.EventPacket), prog.OnPackets},
+	{"ESTABLISHED", uint64(packet.EventFlowEstablished), prog.OnFlow},
+	{"DELETED", uint64(packet.EventFlowDeleted), prog.OnFlow},
+	{"BIND", uint64(packet.EventSocketBind), prog.OnSocket},
+	{"CONNECT", uint64(packet.EventSocketConnect), prog.OnSocket},
+	{"LISTEN", uint64(packet.EventSocketListen), prog.OnSocket},
+	{"ACCEPT", uint64(packet.EventSocketAccept), prog.OnSocket},
+	{"CLOSE", uint64(packet.EventSocketClose), prog.OnSocket},
+	{"OPEN", uint64(packet.EventReflectOpen), prog.OnReflect},
+	{"CLOSE", uint64(packet.EventReflectClose), prog.OnReflect},
 }
 
 // word is what a reserved word means.
 type word struct {
-	kind   tokenKind // tokField, tokMacro, tokAnd, tokOr, tokNot or tokIn
-	field  Field     // tokField
-	macros []macro   // tokMacro
+	kind   tokenKind  // tokField, tokMacro, tokAnd, tokOr, tokNot or tokIn
+	field  prog.Field // tokField
+	macros []macro    // tokMacro
 }
 
 // words are all reserved words. "in" is one in the extended dialect only.
@@ -111,12 +114,12 @@ func makeWords() map[string]word {
 	m := map[string]word{
 		"and": {kind: tokAnd}, "or": {kind: tokOr}, "not": {kind: tokNot}, "in": {kind: tokIn},
 	}
-	for f := range numFields {
-		info := &fieldTable[f]
-		if _, taken := m[info.name]; taken || info.name == "" {
+	for f := range prog.Field(prog.NumFields) {
+		info := f.Info()
+		if _, taken := m[info.Name]; taken || info.Name == "" {
 			continue // no field, or one of ours that shares its name with one of the specification
 		}
-		m[info.name] = word{kind: tokField, field: Field(f)}
+		m[info.Name] = word{kind: tokField, field: f}
 	}
 	for i, c := range macros {
 		w := m[c.name]
@@ -129,23 +132,23 @@ func makeWords() map[string]word {
 
 // extendedField returns what a field of the specification becomes in the extended dialect, where it means
 // what its name says.
-func extendedField(f Field, layer Layer) Field {
+func extendedField(f prog.Field, layer packet.Layer) prog.Field {
 	events := layer == packet.LayerFlow || layer == packet.LayerSocket
 	switch {
-	case f == FieldIPv6FlowLabel:
-		return FieldFlowLabel
-	case f == FieldIP && events:
-		return FieldFamilyIP
-	case f == FieldIPv6 && events:
-		return FieldFamilyIPv6
+	case f == prog.FieldIPv6FlowLabel:
+		return prog.FieldFlowLabel
+	case f == prog.FieldIP && events:
+		return prog.FieldFamilyIP
+	case f == prog.FieldIPv6 && events:
+		return prog.FieldFamilyIPv6
 	}
 	return f
 }
 
 // macroValue returns the number a macro stands for on a layer.
-func macroValue(w word, layer Layer) (uint64, bool) {
+func macroValue(w word, layer packet.Layer) (uint64, bool) {
 	for _, c := range w.macros {
-		if c.layers == onAll || c.layers.has(layer) {
+		if c.layers == prog.OnAll || c.layers.Has(layer) {
 			return c.value, true
 		}
 	}

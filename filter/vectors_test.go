@@ -20,7 +20,7 @@ func TestVectorEval(t *testing.T) {
 		if err := a.UnmarshalBinary(r.Addr); err != nil {
 			return err
 		}
-		p, err := Compile(r.Filter, Layer(r.Layer), Strict)
+		p, err := compiled(r.Filter, packet.Layer(r.Layer), Strict)
 		if err != nil {
 			return err
 		}
@@ -41,7 +41,7 @@ func TestVectorFormat(t *testing.T) {
 		Filter, Text string
 	}
 	vectors.Run(t, "format", func(r row) error {
-		p, err := Compile(r.Filter, Layer(r.Layer), Strict)
+		p, err := compiled(r.Filter, packet.Layer(r.Layer), Strict)
 		if err != nil {
 			return err
 		}
@@ -59,7 +59,7 @@ func TestVectorObjects(t *testing.T) {
 		OK     bool
 	}
 	vectors.Run(t, "objects", func(r row) error {
-		p, err := Compile(r.Object, Layer(r.Layer), Strict)
+		p, err := compiled(r.Object, packet.Layer(r.Layer), Strict)
 		if (err == nil) != r.OK {
 			return fmt.Errorf("Compile: %v", err)
 		}
@@ -70,13 +70,13 @@ func TestVectorObjects(t *testing.T) {
 		if err != nil {
 			return err
 		}
-		if len(p.Tests()) == maxObjectTests { // quirk: the count does not fit
+		if len(p.Tests()) == maxStrictTests { // quirk: the count does not fit
 			if object != "@WinDiv_WW" {
 				return fmt.Errorf("Object = %s", object)
 			}
 			return nil
 		}
-		again, err := ParseObject(object, Layer(r.Layer))
+		again, err := parseObject(object, packet.Layer(r.Layer))
 		if err != nil {
 			return fmt.Errorf("%s is not accepted again: %v", object, err)
 		}

@@ -6,6 +6,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/opendivert/divert/internal/prog"
 	"github.com/opendivert/divert/internal/vectors"
 	"github.com/opendivert/divert/packet"
 )
@@ -31,7 +32,7 @@ func repeated(n int, test, operator string) string {
 func TestWiden(t *testing.T) {
 	for _, row := range []struct {
 		name, filter string
-		layer        Layer
+		layer        packet.Layer
 		exact        bool
 		wide         string // formatted; "" if it is too long to tell
 	}{
@@ -55,7 +56,7 @@ func TestWiden(t *testing.T) {
 		{"too many different tests", repeated(600, "(tcp.DstPort > %[1]d and ip.Length != %[1]d)", " or "), packet.LayerNetwork, false, ""},
 	} {
 		t.Run(row.name, func(t *testing.T) {
-			p, err := Compile(row.filter, row.layer, Extended)
+			p, err := compiled(row.filter, row.layer, Extended)
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -78,12 +79,12 @@ func TestWiden(t *testing.T) {
 
 // TestWidenStaysClose checks that widening keeps what it need not give up.
 func TestWidenStaysClose(t *testing.T) {
-	p, err := Compile("outbound and tcp.DstPort in "+largeSet(5000, 2), packet.LayerNetwork, Extended)
+	p, err := compiled("outbound and tcp.DstPort in "+largeSet(5000, 2), packet.LayerNetwork, Extended)
 	if err != nil {
 		t.Fatal(err)
 	}
 	wide, _ := p.Widen()
-	if h := wide.Hints(); h != HintOutbound|HintIP|HintIPv6 {
+	if h := wide.Hints(); h != prog.HintOutbound|prog.HintIP|prog.HintIPv6 {
 		t.Errorf("hints %#x: the direction is lost", h)
 	}
 	tcp := func(port uint16) []byte {
@@ -153,7 +154,7 @@ func TestWidenMissesNothing(t *testing.T) {
 	matches, inexact := 0, 0
 	for range 400 {
 		text := randomFilter(r, 4)
-		p, err := Compile(text, packet.LayerNetwork, Extended)
+		p, err := compiled(text, packet.LayerNetwork, Extended)
 		if err != nil {
 			t.Fatalf("%q: %v", text, err)
 		}
@@ -186,7 +187,7 @@ func FuzzWiden(f *testing.F) {
 	f.Add("ip.TOS == 300 or priority > 3", uint8(4), []byte{})
 	f.Fuzz(func(t *testing.T, text string, layer uint8, data []byte) {
 		for _, dialect := range [...]Dialect{Extended, Strict} {
-			p, err := Compile(text, packet.Layer(layer), dialect)
+			p, err := compiled(text, packet.Layer(layer), dialect)
 			if err != nil {
 				continue
 			}
@@ -207,8 +208,8 @@ func FuzzWiden(f *testing.F) {
 
 // TestWithout: the program for a place where some values are not known yet asks for none of them, and keeps the rest.
 func TestWithout(t *testing.T) {
-	lengths := func(f Field) bool {
-		return f == FieldUDPPayloadLength || f == FieldLength || f == FieldUDPPayload || f == FieldRandom8
+	lengths := func(f prog.Field) bool {
+		return f == prog.FieldUDPPayloadLength || f == prog.FieldLength || f == prog.FieldUDPPayload || f == prog.FieldRandom8
 	}
 	for _, row := range []struct {
 		filter string
@@ -226,7 +227,7 @@ func TestWithout(t *testing.T) {
 		{"(length > 1000? tcp: udp) and outbound", false, "(tcp or udp) and outbound"},
 		{"tcp.DstPort in {80, 443} and length > 1000", false, "tcp.DstPort in {80, 443}"},
 	} {
-		p, err := Compile(row.filter, packet.LayerNetwork, Extended)
+		p, err := compiled(row.filter, packet.LayerNetwork, Extended)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -240,8 +241,8 @@ func TestWithout(t *testing.T) {
 // TestWithoutMatchesNoLess: whatever a filter matches, the one that does not ask for lengths matches too, and it gives one
 // answer for packets that differ in those only.
 func TestWithoutMatchesNoLess(t *testing.T) {
-	lengths := func(f Field) bool {
-		return f == FieldLength || f == FieldIPLength || f == FieldUDPLength || f == FieldUDPPayloadLength || f == FieldUDPPayload
+	lengths := func(f prog.Field) bool {
+		return f == prog.FieldLength || f == prog.FieldIPLength || f == prog.FieldUDPLength || f == prog.FieldUDPPayloadLength || f == prog.FieldUDPPayload
 	}
 	r := rand.New(rand.NewPCG(1, 2))
 	tests := []string{
@@ -251,7 +252,7 @@ func TestWithoutMatchesNoLess(t *testing.T) {
 	pick := func() string { return tests[r.IntN(len(tests))] }
 	for range 500 {
 		text := fmt.Sprintf("(%s and not (%s)) or (%s? %s: not (%s) or %s)", pick(), pick(), pick(), pick(), pick(), pick())
-		p, err := Compile(text, packet.LayerNetwork, Extended)
+		p, err := compiled(text, packet.LayerNetwork, Extended)
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -11,7 +11,7 @@ import (
 
 var workedObjects = []struct {
 	filter string
-	layer  Layer
+	layer  packet.Layer
 	object string
 }{
 	{`true`, packet.LayerNetwork, `@WinDiv_WX_WWWWAA`},
@@ -84,7 +84,7 @@ var workedObjects = []struct {
 
 var workedErrors = []struct {
 	filter string
-	layer  Layer
+	layer  packet.Layer
 	kind   ErrorKind
 	pos    uint32
 }{
@@ -173,17 +173,17 @@ var workedLimits = []struct {
 	kind         ErrorKind
 	pos          uint32
 }{
-	{"340 parentheses", nested(340, "tcp"), ErrNone, 0},
+	{"340 parentheses", nested(340, "tcp"), 0, 0},
 	{"341 parentheses", nested(341, "tcp"), ErrUnexpectedToken, 341},
 	{"341 empty parentheses", nested(341, ""), ErrTooDeep, 341},
-	{"639 and", repeat(639, "true", " and "), ErrNone, 0},
+	{"639 and", repeat(639, "true", " and "), 0, 0},
 	{"640 and", repeat(640, "true", " and "), ErrTooLong, 5750},
 	{"640 or", repeat(640, "true", " or "), ErrTooLong, 5111},
-	{"1276 not", strings.Repeat("not ", 1276) + "tcp", ErrNone, 0},
+	{"1276 not", strings.Repeat("not ", 1276) + "tcp", 0, 0},
 	{"1277 not", strings.Repeat("not ", 1277) + "tcp", ErrTooLong, 5111},
 	{"320 comparisons", repeat(320, "zero == 0", " and "), ErrTooLong, 4473},
-	{"255 tests", repeat(255, "tcp", " and "), ErrNone, 0},
-	{"256 tests", repeat(256, "tcp", " and "), ErrNone, 0},
+	{"255 tests", repeat(255, "tcp", " and "), 0, 0},
+	{"256 tests", repeat(256, "tcp", " and "), 0, 0},
 	{"257 tests", repeat(257, "tcp", " and "), ErrTooLong, 0},
 }
 
@@ -211,10 +211,10 @@ func TestWorkedLimits(t *testing.T) {
 }
 
 // checkError compiles in the strict dialect and compares kind and position of the error.
-func checkError(t *testing.T, name, text string, layer Layer, kind ErrorKind, pos uint32) {
+func checkError(t *testing.T, name, text string, layer packet.Layer, kind ErrorKind, pos uint32) {
 	t.Helper()
-	gotKind, gotPos := ErrNone, uint32(0)
-	if _, err := Compile(text, layer, Strict); err != nil {
+	gotKind, gotPos := ErrorKind(0), uint32(0)
+	if _, err := compiled(text, layer, Strict); err != nil {
 		e := err.(*Error)
 		gotKind, gotPos = e.Kind, e.Pos
 	}

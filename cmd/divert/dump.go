@@ -9,6 +9,7 @@ import (
 
 	"github.com/opendivert/divert"
 	"github.com/opendivert/divert/filter"
+	"github.com/opendivert/divert/internal/prog"
 	"github.com/opendivert/divert/packet"
 	"github.com/spf13/cobra"
 )
@@ -196,7 +197,7 @@ func (d *dump) open() (*divert.Handle, error) {
 
 // testsProcess reports whether a filter of packets asks for their process.
 func testsProcess(p *filter.Program) bool {
-	return slices.ContainsFunc(p.Tests(), func(t filter.Test) bool { return t.Field == filter.FieldProcessID })
+	return slices.ContainsFunc((*prog.Program)(p).Tests(), func(t prog.Test) bool { return t.Field == prog.FieldProcessID })
 }
 
 // dumpBatch is how many packets are received at a time.

@@ -162,12 +162,12 @@ func (e *eval) packet(r *record, number int) error {
 	r.addr.Outbound = r.addr.Outbound || e.outbound
 	r.addr.Loopback, r.addr.Impostor = e.loopback, e.impostor
 	r.addr.SetNetwork(packet.NetworkData{IfIdx: e.ifIdx})
-	steps, err := e.program.Explain(r.data, r.addr)
+	steps, matched, err := e.program.Explain(r.data, r.addr)
 	if err != nil {
 		return fmt.Errorf("packet %d: %w", number, err)
 	}
 	outcome, style := "no match", styleBad
-	if steps[len(steps)-1].Next == filter.Accept {
+	if matched {
 		outcome, style = "match", styleInfo
 		e.matches++
 	}

@@ -35,7 +35,7 @@ func newFilterFields(a *app) *cobra.Command {
 
 // fieldGroup is the fields that the same layers have.
 type fieldGroup struct {
-	layers []filter.Layer
+	layers []divert.Layer
 	fields []filter.FieldInfo
 }
 

@@ -9,6 +9,7 @@ import (
 
 	"github.com/opendivert/divert"
 	"github.com/opendivert/divert/filter"
+	"github.com/opendivert/divert/internal/prog"
 	"github.com/spf13/cobra"
 )
 
@@ -91,7 +92,7 @@ also what WinDivert's driver, which takes less than the compiler, would have aga
 			return nil
 		}
 		fmt.Fprintf(w, "ok: %s\n", countOf(p.Len(), "test"))
-		if err := p.DriverCheck(); err != nil {
+		if err := (*prog.Program)(p).DriverCheck(); err != nil {
 			fmt.Fprintf(w, "not for WinDivert's driver: %v\n", plain(err))
 		}
 		return nil
@@ -112,14 +113,14 @@ func constant(p *filter.Program) string {
 
 // reachable reports which ends of a program its tests can lead to.
 func reachable(p *filter.Program) (accepts, rejects bool) {
-	tests := p.Tests()
+	tests := (*prog.Program)(p).Tests()
 	seen := make([]bool, len(tests))
 	seen[0] = true
-	lead := func(t filter.Target) {
+	lead := func(t prog.Target) {
 		switch t {
-		case filter.Accept:
+		case prog.Accept:
 			accepts = true
-		case filter.Reject:
+		case prog.Reject:
 			rejects = true
 		default:
 			seen[t] = true
@@ -140,24 +141,24 @@ func reachable(p *filter.Program) (accepts, rejects bool) {
 }
 
 // fixed reports whether a test of the field that is always 0 holds: what true and false compile to.
-func fixed(t filter.Test) (holds, known bool) {
-	if t.Field != filter.FieldZero || t.Op > filter.OpGe {
+func fixed(t prog.Test) (holds, known bool) {
+	if t.Field != prog.FieldZero || t.Op > prog.OpGe {
 		return false, false
 	}
-	order := (filter.Value{}).Compare(t.Value)
+	order := (prog.Value{}).Compare(t.Value)
 	if t.Neg && order != 0 {
 		order = 1
 	}
 	switch t.Op {
-	case filter.OpEq:
+	case prog.OpEq:
 		return order == 0, true
-	case filter.OpNe:
+	case prog.OpNe:
 		return order != 0, true
-	case filter.OpLt:
+	case prog.OpLt:
 		return order < 0, true
-	case filter.OpLe:
+	case prog.OpLe:
 		return order <= 0, true
-	case filter.OpGt:
+	case prog.OpGt:
 		return order > 0, true
 	}
 	return order >= 0, true
@@ -193,7 +194,7 @@ func explain(w io.Writer, text string, p *filter.Program, flags *dialectFlags) e
 		fmt.Fprintf(w, "result:  %s\n", c)
 	}
 	fmt.Fprintf(w, "matches: %s\nlayers:  %s\n", hintText(p), strings.Join(layersFor(text, flags.dialect()), ", "))
-	if err := p.DriverCheck(); err != nil {
+	if err := (*prog.Program)(p).DriverCheck(); err != nil {
 		fmt.Fprintf(w, "driver:  WinDivert would refuse it: %v\n", plain(err))
 	} else {
 		fmt.Fprintf(w, "driver:  WinDivert would take it\n")
@@ -213,19 +214,19 @@ func layersFor(text string, d filter.Dialect) (names []string) {
 
 // hintNames are the hints in words, in groups of which a filter matches at most what is named.
 var hintNames = [...][]struct {
-	hint filter.Hints
+	hint prog.Hints
 	name string
 }{
-	{{filter.HintInbound, "inbound"}, {filter.HintOutbound, "outbound"}},
-	{{filter.HintIP, "IPv4"}, {filter.HintIPv6, "IPv6"}},
-	{{filter.HintFlowDeleted, "ends of flows too"}},
-	{{filter.HintSocketBind, "bind"}, {filter.HintSocketConnect, "connect"}, {filter.HintSocketListen, "listen"},
-		{filter.HintSocketAccept, "accept"}, {filter.HintSocketClose, "close"}},
+	{{prog.HintInbound, "inbound"}, {prog.HintOutbound, "outbound"}},
+	{{prog.HintIP, "IPv4"}, {prog.HintIPv6, "IPv6"}},
+	{{prog.HintFlowDeleted, "ends of flows too"}},
+	{{prog.HintSocketBind, "bind"}, {prog.HintSocketConnect, "connect"}, {prog.HintSocketListen, "listen"},
+		{prog.HintSocketAccept, "accept"}, {prog.HintSocketClose, "close"}},
 }
 
 // hintText says what a program can match at all.
 func hintText(p *filter.Program) string {
-	hints := p.Hints()
+	hints := (*prog.Program)(p).Hints()
 	if hints == 0 && p.Layer() != divert.LayerReflect {
 		return "nothing"
 	}

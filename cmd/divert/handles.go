@@ -138,7 +138,10 @@ func (p *eventPrinter) handle(word string, s style, e *divert.Packet) error {
 // filterOf returns the filter of a handle as text: its object in normal form or, if it is none, as it is.
 func filterOf(data []byte, layer divert.Layer) string {
 	object := strings.TrimSuffix(string(data), "\x00")
-	p, err := filter.ParseObject(object, layer)
+	if !strings.HasPrefix(object, "@") {
+		return object
+	}
+	p, err := filter.Compile(object, layer, filter.Extended)
 	if err != nil {
 		return object
 	}

@@ -6,7 +6,7 @@ import (
 	"errors"
 	"time"
 
-	"github.com/opendivert/divert/filter"
+	"github.com/opendivert/divert/internal/prog"
 	"github.com/opendivert/divert/packet"
 )
 
@@ -40,7 +40,7 @@ const (
 
 // Config is what a handle is opened with. The caller has checked it against the specification.
 type Config struct {
-	Program  *filter.Program
+	Program  *prog.Program
 	Priority int16
 	Flags    uint64
 	Limits   Limits
@@ -87,7 +87,7 @@ type Handle interface {
 	// gives up every part of the handle, also if one fails; a second call fails with net.ErrClosed.
 	Close() error
 	SetLimits(Limits) error
-	SetFilter(*filter.Program) error
+	SetFilter(*prog.Program) error
 	Stats() (Stats, error)
 	// Description says how the handle is served, for people.
 	Description() string

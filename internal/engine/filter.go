@@ -1,6 +1,6 @@
 package engine
 
-import "github.com/opendivert/divert/filter"
+import "github.com/opendivert/divert/internal/prog"
 
 // maxFilterData is how long the data of a REFLECT event is at most, in bytes, with the terminating zero
 // (specification: api.md 1.1).
@@ -8,7 +8,7 @@ const maxFilterData = 12288
 
 // FilterData returns a filter as REFLECT tells it, without the terminating zero: its object string or, for a filter
 // of the extended dialect that has none, its text in normal form.
-func FilterData(p *filter.Program) string {
+func FilterData(p *prog.Program) string {
 	text, err := p.Object()
 	if err != nil {
 		if text, err = p.Format(); err != nil {

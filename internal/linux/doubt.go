@@ -3,8 +3,8 @@
 package linux
 
 import (
-	"github.com/opendivert/divert/filter"
 	"github.com/opendivert/divert/internal/linux/codegen"
+	"github.com/opendivert/divert/internal/prog"
 	"github.com/opendivert/divert/packet"
 )
 
@@ -17,16 +17,16 @@ const doubts = ", the interpreter on packets of IPv6 with more than 64 extension
 
 // second decides on packets on which a filter program could not decide, or only that they may match.
 type second struct {
-	program *filter.Program
+	program *prog.Program
 	segment bool // the programs do not know all that the filter asks for of single packets, see segments.go
 
 	// For the time that packets wait at most they may have matched the filter before.
-	before *filter.Program
+	before *prog.Program
 	until  int64
 }
 
 // setSecond makes a filter the one to decide by from now on.
-func (h *handle) setSecond(p *filter.Program) {
+func (h *handle) setSecond(p *prog.Program) {
 	_, exact := p.Without(perSegment)
 	next := &second{program: p, segment: !exact}
 	if last := h.second.Load(); last != nil {

@@ -11,11 +11,11 @@ import (
 	"sync"
 	"sync/atomic"
 
-	"github.com/opendivert/divert/filter"
 	"github.com/opendivert/divert/internal/backlog"
 	"github.com/opendivert/divert/internal/engine"
 	"github.com/opendivert/divert/internal/linux/netns"
 	"github.com/opendivert/divert/internal/linux/rules"
+	"github.com/opendivert/divert/internal/prog"
 	"github.com/opendivert/divert/packet"
 )
 
@@ -38,7 +38,7 @@ type events struct {
 
 // feed raises the events of a handle, by events.raise.
 type feed interface {
-	setFilter(p *filter.Program) error
+	setFilter(p *prog.Program) error
 	// stop raises what happened before, and then no event any more.
 	stop() error
 	// close gives back what the feed holds, after stop or without.
@@ -145,7 +145,7 @@ func (h *events) SetLimits(l engine.Limits) error {
 }
 
 // SetFilter implements engine.Handle.
-func (h *events) SetFilter(p *filter.Program) error {
+func (h *events) SetFilter(p *prog.Program) error {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	switch {

@@ -19,6 +19,8 @@ import (
 	"github.com/opendivert/divert/filter"
 	"github.com/opendivert/divert/internal/engine"
 	"github.com/opendivert/divert/internal/lab"
+	"github.com/opendivert/divert/internal/prog"
+	"github.com/opendivert/divert/internal/prog/progtest"
 	"github.com/opendivert/divert/packet"
 )
 
@@ -108,9 +110,9 @@ func chainsPast(t *testing.T, mode engine.Mode, inbound bool) {
 	}
 }
 
-func program(t testing.TB, text string) *filter.Program {
+func program(t testing.TB, text string) *prog.Program {
 	t.Helper()
-	p, err := filter.Compile(text, packet.LayerNetwork, filter.Extended)
+	p, err := progtest.Compile(text, packet.LayerNetwork, filter.Extended)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -256,7 +258,7 @@ func TestExtensionHeadersHideNoPeer(t *testing.T) {
 		t.Run(fmt.Sprint(n), func(t *testing.T) {
 			refused, other := listenUDP6(t, pair.A), listenUDP6(t, pair.A)
 			port := refused.LocalAddr().(*net.UDPAddr).Port
-			p, err := filter.Compile(fmt.Sprintf("event == ACCEPT and localPort == %d", port), packet.LayerSocket, filter.Extended)
+			p, err := progtest.Compile(fmt.Sprintf("event == ACCEPT and localPort == %d", port), packet.LayerSocket, filter.Extended)
 			if err != nil {
 				t.Fatal(err)
 			}

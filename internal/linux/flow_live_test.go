@@ -15,6 +15,7 @@ import (
 	"github.com/opendivert/divert/filter"
 	"github.com/opendivert/divert/internal/engine"
 	"github.com/opendivert/divert/internal/lab"
+	"github.com/opendivert/divert/internal/prog/progtest"
 	"github.com/opendivert/divert/packet"
 )
 
@@ -24,7 +25,7 @@ func TestFlowEndsThoughItsRecordIsLost(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	p, err := filter.Compile("true", packet.LayerFlow, filter.Extended)
+	p, err := progtest.Compile("true", packet.LayerFlow, filter.Extended)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -15,13 +15,13 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"github.com/opendivert/divert/filter"
 	"github.com/opendivert/divert/internal/backlog"
 	"github.com/opendivert/divert/internal/engine"
 	"github.com/opendivert/divert/internal/linux/codegen"
 	"github.com/opendivert/divert/internal/linux/netns"
 	"github.com/opendivert/divert/internal/linux/rules"
 	"github.com/opendivert/divert/internal/linux/sockets"
+	"github.com/opendivert/divert/internal/prog"
 	"github.com/opendivert/divert/packet"
 )
 
@@ -60,7 +60,7 @@ type source interface {
 	recv(w engine.Wait, ps []packet.Packet) (int, error)
 	wake()
 	setLimits(l engine.Limits) error
-	setFilter(p *filter.Program)
+	setFilter(p *prog.Program)
 	// tally adds to the counters what only the source knows. Those of user space and Matched are filled in.
 	tally(*engine.Stats) error
 	// drain makes recv return what is there and then io.EOF. The rules are gone when it is called.
@@ -384,7 +384,7 @@ func (h *handle) SetLimits(l engine.Limits) error {
 }
 
 // SetFilter implements engine.Handle.
-func (h *handle) SetFilter(p *filter.Program) error {
+func (h *handle) SetFilter(p *prog.Program) error {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	if h.closed.Load() {
@@ -429,7 +429,7 @@ func keepsOld(err error) error {
 }
 
 // setEntries makes a filter decide from now on. If it fails, the one before stays in force.
-func (h *handle) setEntries(p *filter.Program, ps *sockets.Processes) error {
+func (h *handle) setEntries(p *prog.Program, ps *sockets.Processes) error {
 	set := setting{
 		outlet: h.outlet(), processes: processMaps(ps), tell: h.tellsProcess(p),
 		sniffs: h.cfg.Flags&engine.FlagSniff != 0, drops: h.cfg.Flags&engine.FlagDrop != 0, counts: h.segmentCounts(),
@@ -522,7 +522,7 @@ func setProcess(a *packet.Address, process uint32) {
 
 // tellFilter makes REFLECT handles that are opened from now on see the filter. It is in force whether that
 // works or not.
-func (h *handle) tellFilter(p *filter.Program) { _ = h.entry.SetFilter(engine.FilterData(p)) }
+func (h *handle) tellFilter(p *prog.Program) { _ = h.entry.SetFilter(engine.FilterData(p)) }
 
 // Shutdown implements engine.Handle.
 func (h *handle) Shutdown(how engine.How) error {

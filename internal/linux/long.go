@@ -5,8 +5,8 @@ package linux
 import (
 	"sync"
 
-	"github.com/opendivert/divert/filter"
 	"github.com/opendivert/divert/internal/linux/queue"
+	"github.com/opendivert/divert/internal/prog"
 	"github.com/opendivert/divert/packet"
 )
 
@@ -22,7 +22,7 @@ var paddings = sync.Pool{New: func() any { return new([maxPacket]byte) }}
 // mayMatch decides on a packet of length bytes, of which b is all or, where it does not fit into a message of the kernel,
 // the beginning. If the filter looks at what is missing, nobody can tell: the packet counts as a match. The process is
 // the address's.
-func mayMatch(f *filter.Program, b []byte, length int, a *packet.Address) bool {
+func mayMatch(f *prog.Program, b []byte, length int, a *packet.Address) bool {
 	var parsed packet.Parsed
 	if length <= len(b) || length > maxPacket {
 		return parsed.ParseExact(b) && f.MatchProcess(b, &parsed, a, a.Network().ProcessID)
@@ -43,13 +43,13 @@ func mayMatch(f *filter.Program, b []byte, length int, a *packet.Address) bool {
 }
 
 // looksBehind reports whether a filter has a test of an element of a packet that lies behind its first n bytes.
-func looksBehind(f *filter.Program, p *packet.Parsed, n int) bool {
+func looksBehind(f *prog.Program, p *packet.Parsed, n int) bool {
 	for _, t := range f.Tests() {
 		start := 0
 		switch t.Field {
-		case filter.FieldPacket, filter.FieldPacket16, filter.FieldPacket32:
-		case filter.FieldTCPPayload, filter.FieldTCPPayload16, filter.FieldTCPPayload32,
-			filter.FieldUDPPayload, filter.FieldUDPPayload16, filter.FieldUDPPayload32:
+		case prog.FieldPacket, prog.FieldPacket16, prog.FieldPacket32:
+		case prog.FieldTCPPayload, prog.FieldTCPPayload16, prog.FieldTCPPayload32,
+			prog.FieldUDPPayload, prog.FieldUDPPayload16, prog.FieldUDPPayload32:
 			start = int(p.HeaderLen)
 		default:
 			continue

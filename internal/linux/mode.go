@@ -9,10 +9,10 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"github.com/opendivert/divert/filter"
 	"github.com/opendivert/divert/internal/engine"
 	"github.com/opendivert/divert/internal/linux/codegen"
 	"github.com/opendivert/divert/internal/linux/rights"
+	"github.com/opendivert/divert/internal/prog"
 	"github.com/opendivert/divert/packet"
 )
 
@@ -37,10 +37,7 @@ func probe() error {
 
 // tryProgram loads a program.
 func tryProgram() error {
-	p, err := filter.Compile("ip", packet.LayerNetwork, filter.Strict)
-	if err != nil {
-		return err
-	}
+	p := prog.Only(packet.LayerNetwork, prog.FieldIP)
 	u, err := codegen.Build(p, codegen.Hook{}, codegen.Options{})
 	if err != nil {
 		return err

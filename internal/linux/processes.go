@@ -6,26 +6,26 @@ import (
 	"fmt"
 	"slices"
 
-	"github.com/opendivert/divert/filter"
 	"github.com/opendivert/divert/internal/engine"
 	"github.com/opendivert/divert/internal/linux/codegen"
 	"github.com/opendivert/divert/internal/linux/sockets"
+	"github.com/opendivert/divert/internal/prog"
 	"github.com/opendivert/divert/packet"
 )
 
 // testsProcess reports whether a filter of packets asks for their process.
-func testsProcess(p *filter.Program) bool {
+func testsProcess(p *prog.Program) bool {
 	return p.Layer() == packet.LayerNetwork &&
-		slices.ContainsFunc(p.Tests(), func(t filter.Test) bool { return t.Field == filter.FieldProcessID })
+		slices.ContainsFunc(p.Tests(), func(t prog.Test) bool { return t.Field == prog.FieldProcessID })
 }
 
 // wantsProcess reports whether a handle with the filter needs the processes of packets.
-func (h *handle) wantsProcess(p *filter.Program) bool {
+func (h *handle) wantsProcess(p *prog.Program) bool {
 	return h.layer == packet.LayerNetwork && (h.cfg.Processes || testsProcess(p))
 }
 
 // tellsProcess reports whether the handle's addresses have the process.
-func (h *handle) tellsProcess(p *filter.Program) bool {
+func (h *handle) tellsProcess(p *prog.Program) bool {
 	return h.wantsProcess(p) && h.cfg.Flags&engine.FlagDrop == 0
 }
 
@@ -36,7 +36,7 @@ func noProcess(err error) error {
 }
 
 // refuseProcess returns why the interpreter cannot serve a filter, nil if it can.
-func (h *handle) refuseProcess(p *filter.Program) error {
+func (h *handle) refuseProcess(p *prog.Program) error {
 	if !h.wantsProcess(p) {
 		return nil
 	}
@@ -45,7 +45,7 @@ func (h *handle) refuseProcess(p *filter.Program) error {
 
 // processesFor returns the processes for a filter: the ones that the handle has, or new ones, or nil if it needs
 // none.
-func (h *handle) processesFor(p *filter.Program) (*sockets.Processes, error) {
+func (h *handle) processesFor(p *prog.Program) (*sockets.Processes, error) {
 	switch {
 	case !h.wantsProcess(p):
 		return nil, nil

@@ -9,11 +9,11 @@ import (
 
 	"github.com/cilium/ebpf"
 
-	"github.com/opendivert/divert/filter"
 	"github.com/opendivert/divert/internal/engine"
 	"github.com/opendivert/divert/internal/linux/codegen"
 	"github.com/opendivert/divert/internal/linux/cursor"
 	"github.com/opendivert/divert/internal/linux/rules"
+	"github.com/opendivert/divert/internal/prog"
 	"github.com/opendivert/divert/packet"
 )
 
@@ -73,7 +73,7 @@ type setting struct {
 type slots = [codegen.NumSlots]*codegen.Program
 
 // set makes a filter decide from now on. If it fails, the filter before stays in force.
-func (es *entries) set(p *filter.Program, s setting) (err error) {
+func (es *entries) set(p *prog.Program, s setting) (err error) {
 	loaded := map[rules.Chain]slots{}
 	defer func() {
 		if err != nil {
@@ -95,7 +95,7 @@ func (es *entries) set(p *filter.Program, s setting) (err error) {
 
 // builder makes the programs of a filter for one chain.
 type builder struct {
-	p     *filter.Program
+	p     *prog.Program
 	s     setting
 	chain rules.Chain
 	hook  codegen.Hook
@@ -130,7 +130,7 @@ func (b *builder) build() (programs slots, err error) {
 
 // load loads a program, nil if it can match nothing. It may tell of the packets that match, of single packets by their
 // flow: they are not yet what will be received.
-func (b *builder) load(p *filter.Program, tell, single bool) (*codegen.Program, error) {
+func (b *builder) load(p *prog.Program, tell, single bool) (*codegen.Program, error) {
 	s := &b.s
 	o, outlet := codegen.Options{Correlate: tell, Flow: single, Process: s.tell}, &codegen.Outlet{Times: s.times}
 	if s.cloneCheck != nil && clonesCome(b.chain) {

@@ -15,13 +15,15 @@ import (
 	"github.com/opendivert/divert/internal/engine"
 	"github.com/opendivert/divert/internal/lab"
 	"github.com/opendivert/divert/internal/linux/codegen"
+	"github.com/opendivert/divert/internal/prog"
+	"github.com/opendivert/divert/internal/prog/progtest"
 	"github.com/opendivert/divert/packet"
 )
 
 // compiled compiles a filter of the layer NETWORK.
-func compiled(t testing.TB, text string) *filter.Program {
+func compiled(t testing.TB, text string) *prog.Program {
 	t.Helper()
-	p, err := filter.Compile(text, packet.LayerNetwork, filter.Extended)
+	p, err := progtest.Compile(text, packet.LayerNetwork, filter.Extended)
 	if err != nil {
 		t.Fatal(err)
 	}

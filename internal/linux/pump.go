@@ -9,11 +9,11 @@ import (
 	"sync"
 	"sync/atomic"
 
-	"github.com/opendivert/divert/filter"
 	"github.com/opendivert/divert/internal/backlog"
 	"github.com/opendivert/divert/internal/engine"
 	"github.com/opendivert/divert/internal/linux/queue"
 	"github.com/opendivert/divert/internal/linux/rules"
+	"github.com/opendivert/divert/internal/prog"
 	"github.com/opendivert/divert/packet"
 )
 
@@ -23,7 +23,7 @@ import (
 type pump struct {
 	h       *handle
 	lanes   []*lane
-	program atomic.Pointer[filter.Program]
+	program atomic.Pointer[prog.Program]
 	matches *backlog.Queue
 	work    sync.WaitGroup // the goroutines that run
 	places  atomic.Uint32  // of each lane's packets that wait for a reader or were received and not sent on, less 1
@@ -212,7 +212,7 @@ func (p *pump) setLimits(l engine.Limits) error {
 // maxPlaces is how many places the longest queue needs.
 const maxPlaces = 1 << 15
 
-func (p *pump) setFilter(f *filter.Program) { p.program.Store(f) }
+func (p *pump) setFilter(f *prog.Program) { p.program.Store(f) }
 
 func (p *pump) drain() { p.matches.Drain() }
 

@@ -8,9 +8,9 @@ import (
 	"net"
 	"os"
 
-	"github.com/opendivert/divert/filter"
 	"github.com/opendivert/divert/internal/engine"
 	"github.com/opendivert/divert/internal/linux/queue"
+	"github.com/opendivert/divert/internal/prog"
 	"github.com/opendivert/divert/packet"
 )
 
@@ -222,7 +222,7 @@ func (s *queued) setLimits(l engine.Limits) error {
 	return configureLanes(s.lanes, &s.h.cfg, l)
 }
 
-func (s *queued) setFilter(*filter.Program) {} // the programs of the rules decide
+func (s *queued) setFilter(*prog.Program) {} // the programs of the rules decide
 
 func (s *queued) drain() {
 	for _, l := range s.lanes {

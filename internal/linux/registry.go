@@ -7,9 +7,9 @@ import (
 	"sync/atomic"
 	"time"
 
-	"github.com/opendivert/divert/filter"
 	"github.com/opendivert/divert/internal/engine"
 	"github.com/opendivert/divert/internal/linux/rules"
+	"github.com/opendivert/divert/internal/prog"
 	"github.com/opendivert/divert/packet"
 )
 
@@ -17,7 +17,7 @@ import (
 type registry struct {
 	h        *events
 	observer *rules.Observer
-	program  atomic.Pointer[filter.Program]
+	program  atomic.Pointer[prog.Program]
 	stopping atomic.Bool
 	running  sync.WaitGroup
 }
@@ -76,7 +76,7 @@ func (r *registry) raise(c rules.Change) {
 	}
 }
 
-func (r *registry) setFilter(p *filter.Program) error {
+func (r *registry) setFilter(p *prog.Program) error {
 	r.program.Store(p)
 	return nil
 }

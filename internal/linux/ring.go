@@ -10,12 +10,12 @@ import (
 	"sync/atomic"
 	"time"
 
-	"github.com/opendivert/divert/filter"
 	"github.com/opendivert/divert/internal/engine"
 	"github.com/opendivert/divert/internal/linux/codegen"
 	"github.com/opendivert/divert/internal/linux/perfbuf"
 	"github.com/opendivert/divert/internal/linux/queue"
 	"github.com/opendivert/divert/internal/linux/rules"
+	"github.com/opendivert/divert/internal/prog"
 	"github.com/opendivert/divert/packet"
 )
 
@@ -386,7 +386,7 @@ func (r *ring) grow(l engine.Limits) error {
 	return nil
 }
 
-func (r *ring) setFilter(*filter.Program) {} // the programs of the rules decide
+func (r *ring) setFilter(*prog.Program) {} // the programs of the rules decide
 
 func (r *ring) drain() {
 	r.draining.Store(true)

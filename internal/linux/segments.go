@@ -3,8 +3,8 @@
 package linux
 
 import (
-	"github.com/opendivert/divert/filter"
 	"github.com/opendivert/divert/internal/linux/codegen"
+	"github.com/opendivert/divert/internal/prog"
 )
 
 // A packet that is to be cut later (GSO) holds several packets of the network. TCP's are seen together, as the stack has
@@ -15,24 +15,24 @@ import (
 
 // unfinished are the fields that are not known in a packet of which the kernel has still to finish the checksum, or
 // whose answer has to be repeated with the packet as it is then.
-func unfinished(f filter.Field) bool {
+func unfinished(f prog.Field) bool {
 	switch f {
-	case filter.FieldUDPChecksum, filter.FieldTCPChecksum,
-		filter.FieldPacket, filter.FieldPacket16, filter.FieldPacket32,
-		filter.FieldTimestamp, filter.FieldRandom8, filter.FieldRandom16, filter.FieldRandom32:
+	case prog.FieldUDPChecksum, prog.FieldTCPChecksum,
+		prog.FieldPacket, prog.FieldPacket16, prog.FieldPacket32,
+		prog.FieldTimestamp, prog.FieldRandom8, prog.FieldRandom16, prog.FieldRandom32:
 		return true
 	}
 	return false
 }
 
 // perSegment are the fields that differ between a superpacket and its segments.
-func perSegment(f filter.Field) bool {
+func perSegment(f prog.Field) bool {
 	switch f {
-	case filter.FieldLength, filter.FieldIPLength, filter.FieldIPID, filter.FieldIPChecksum, filter.FieldIPv6Length,
-		filter.FieldUDPLength, filter.FieldUDPPayloadLength,
-		filter.FieldUDPPayload, filter.FieldUDPPayload16, filter.FieldUDPPayload32,
-		filter.FieldTCPSeqNum, filter.FieldTCPFin, filter.FieldTCPPsh, filter.FieldTCPPayloadLength,
-		filter.FieldTCPPayload, filter.FieldTCPPayload16, filter.FieldTCPPayload32:
+	case prog.FieldLength, prog.FieldIPLength, prog.FieldIPID, prog.FieldIPChecksum, prog.FieldIPv6Length,
+		prog.FieldUDPLength, prog.FieldUDPPayloadLength,
+		prog.FieldUDPPayload, prog.FieldUDPPayload16, prog.FieldUDPPayload32,
+		prog.FieldTCPSeqNum, prog.FieldTCPFin, prog.FieldTCPPsh, prog.FieldTCPPayloadLength,
+		prog.FieldTCPPayload, prog.FieldTCPPayload16, prog.FieldTCPPayload32:
 		return true
 	}
 	return unfinished(f)

@@ -7,12 +7,12 @@ import (
 	"os"
 	"sync"
 
-	"github.com/opendivert/divert/filter"
 	"github.com/opendivert/divert/internal/backlog"
 	"github.com/opendivert/divert/internal/engine"
 	"github.com/opendivert/divert/internal/linux/codegen"
 	"github.com/opendivert/divert/internal/linux/queue"
 	"github.com/opendivert/divert/internal/linux/rules"
+	"github.com/opendivert/divert/internal/prog"
 	"github.com/opendivert/divert/packet"
 )
 
@@ -105,7 +105,7 @@ func (s *sink) recv(w engine.Wait, ps []packet.Packet) (int, error) { return s.e
 
 func (s *sink) setLimits(engine.Limits) error { return nil } // nothing ever waits
 
-func (s *sink) setFilter(*filter.Program) {}
+func (s *sink) setFilter(*prog.Program) {}
 
 func (s *sink) drain() { s.empty.Drain() }
 

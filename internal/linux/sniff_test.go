@@ -17,6 +17,7 @@ import (
 	"github.com/opendivert/divert/filter"
 	"github.com/opendivert/divert/internal/engine"
 	"github.com/opendivert/divert/internal/lab"
+	"github.com/opendivert/divert/internal/prog/progtest"
 	"github.com/opendivert/divert/packet"
 )
 
@@ -32,7 +33,7 @@ type sniffing struct {
 func openSniffing(t *testing.T, mode engine.Mode) *sniffing {
 	t.Helper()
 	pair := lab.TwoHostsT(t, lab.LinkOptions{})
-	program, err := filter.Compile("outbound and udp", packet.LayerNetwork, filter.Strict)
+	program, err := progtest.Compile("outbound and udp", packet.LayerNetwork, filter.Strict)
 	if err != nil {
 		t.Fatal(err)
 	}

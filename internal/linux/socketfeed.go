@@ -11,11 +11,11 @@ import (
 
 	"github.com/cilium/ebpf/ringbuf"
 
-	"github.com/opendivert/divert/filter"
 	"github.com/opendivert/divert/internal/engine"
 	"github.com/opendivert/divert/internal/linux/codegen"
 	"github.com/opendivert/divert/internal/linux/cursor"
 	"github.com/opendivert/divert/internal/linux/sockets"
+	"github.com/opendivert/divert/internal/prog"
 	"github.com/opendivert/divert/packet"
 )
 
@@ -24,10 +24,10 @@ type socketFeed struct {
 	h         *events
 	cgroup    *sockets.Cgroup
 	source    *sockets.Source
-	destroyer *sockets.Destroyer             // nil where nothing is refused
-	flows     *flowTable                     // nil at SOCKET
-	program   atomic.Pointer[filter.Program] // the filter in force
-	interpret string                         // why the kernel tells of everything and the interpreter decides; "": it does not
+	destroyer *sockets.Destroyer           // nil where nothing is refused
+	flows     *flowTable                   // nil at SOCKET
+	program   atomic.Pointer[prog.Program] // the filter in force
+	interpret string                       // why the kernel tells of everything and the interpreter decides; "": it does not
 
 	mu       sync.Mutex // held while a record is worked on, and flows are swept
 	lost     uint64     // records that were lost until the flows were last compared with the sockets that there are
@@ -73,13 +73,10 @@ func newSocketFeed(h *events, key cursor.Key) (_ *socketFeed, err error) {
 		f.flows = newFlowTable()
 	}
 	open := func() (err error) {
-		program, err := f.kernelProgram(h.cfg.Program)
-		if err == nil {
-			f.source, err = sockets.Open(sockets.Config{
-				Filter: program, Flags: h.cfg.Flags, Key: key,
-				Cookie: cookie, Cgroup: f.cgroup.Dir, Events: h.cfg.Limits.Length,
-			})
-		}
+		f.source, err = sockets.Open(sockets.Config{
+			Filter: f.kernelProgram(h.cfg.Program), Flags: h.cfg.Flags, Key: key,
+			Cookie: cookie, Cgroup: f.cgroup.Dir, Events: h.cfg.Limits.Length,
+		})
 		return err
 	}
 	err = open()
@@ -108,11 +105,11 @@ func newSocketFeed(h *events, key cursor.Key) (_ *socketFeed, err error) {
 }
 
 // kernelProgram returns the filter that the kernel works with.
-func (f *socketFeed) kernelProgram(p *filter.Program) (*filter.Program, error) {
+func (f *socketFeed) kernelProgram(p *prog.Program) *prog.Program {
 	if f.interpret != "" {
-		return filter.Compile("true", p.Layer(), filter.Strict)
+		return prog.Constant(p.Layer(), true)
 	}
-	return p, nil
+	return p
 }
 
 // run works on records until the source is closed, or stopped and read to its end.
@@ -237,14 +234,10 @@ func (f *socketFeed) compare() {
 	}
 }
 
-func (f *socketFeed) setFilter(p *filter.Program) error {
+func (f *socketFeed) setFilter(p *prog.Program) error {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	k, err := f.kernelProgram(p)
-	if err != nil {
-		return err
-	}
-	if err := keepsOld(f.source.SetFilter(k)); err != nil {
+	if err := keepsOld(f.source.SetFilter(f.kernelProgram(p))); err != nil {
 		return err
 	}
 	f.program.Store(p)

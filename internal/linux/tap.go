@@ -7,13 +7,13 @@ import (
 	"sync/atomic"
 	"time"
 
-	"github.com/opendivert/divert/filter"
 	"github.com/opendivert/divert/internal/engine"
 	"github.com/opendivert/divert/internal/linux/codegen"
 	"github.com/opendivert/divert/internal/linux/nflog"
 	"github.com/opendivert/divert/internal/linux/nfnl"
 	"github.com/opendivert/divert/internal/linux/queue"
 	"github.com/opendivert/divert/internal/linux/rules"
+	"github.com/opendivert/divert/internal/prog"
 	"github.com/opendivert/divert/packet"
 )
 
@@ -22,7 +22,7 @@ import (
 type tap struct {
 	h       *handle
 	log     *nflog.Log
-	program atomic.Pointer[filter.Program] // nil where the kernel decides
+	program atomic.Pointer[prog.Program] // nil where the kernel decides
 
 	turn    *engine.Turn // of the one who receives; what follows is guarded by it
 	reader  *nfnl.Reader
@@ -214,7 +214,7 @@ func (t *tap) setLimits(l engine.Limits) error {
 	return closedError(t.log.SetReceiveBuffer(receiveBuffer(l)))
 }
 
-func (t *tap) setFilter(p *filter.Program) { t.program.Store(p) }
+func (t *tap) setFilter(p *prog.Program) { t.program.Store(p) }
 
 func (t *tap) drain() {
 	// What the kernel gathers for a datagram comes within 10 ms.

@@ -11,8 +11,8 @@ import (
 
 	"github.com/cilium/ebpf/ringbuf"
 
-	"github.com/opendivert/divert/filter"
 	"github.com/opendivert/divert/internal/linux/codegen"
+	"github.com/opendivert/divert/internal/prog"
 )
 
 // times are what filter programs told of queued packets, which do not carry it themselves. A filter that asks for
@@ -67,10 +67,10 @@ func newTimes() (*times, error) {
 const maxTimes = 1 << 15
 
 // asksForTime reports whether a filter's answer depends on the timestamp.
-func asksForTime(p *filter.Program) bool {
-	return slices.ContainsFunc(p.Tests(), func(t filter.Test) bool {
+func asksForTime(p *prog.Program) bool {
+	return slices.ContainsFunc(p.Tests(), func(t prog.Test) bool {
 		switch t.Field {
-		case filter.FieldTimestamp, filter.FieldRandom8, filter.FieldRandom16, filter.FieldRandom32:
+		case prog.FieldTimestamp, prog.FieldRandom8, prog.FieldRandom16, prog.FieldRandom32:
 			return true
 		}
 		return false

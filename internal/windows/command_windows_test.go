@@ -13,7 +13,7 @@ import (
 	"testing"
 	"time"
 
-	"github.com/opendivert/divert/filter"
+	"github.com/opendivert/divert/internal/prog"
 	"github.com/opendivert/divert/packet"
 )
 
@@ -84,7 +84,7 @@ func (f *fixture) uploaded() int {
 	for range 4000 {
 		for _, e := range f.log() {
 			if e.code == codeStartup {
-				return len(e.data) / filter.InstructionSize
+				return len(e.data) / prog.InstructionSize
 			}
 		}
 		time.Sleep(5 * time.Millisecond)

@@ -9,6 +9,8 @@ import (
 
 	"github.com/opendivert/divert/filter"
 	"github.com/opendivert/divert/internal/engine"
+	"github.com/opendivert/divert/internal/prog"
+	"github.com/opendivert/divert/internal/prog/progtest"
 	"github.com/opendivert/divert/packet"
 )
 
@@ -27,7 +29,7 @@ type fakeStack struct {
 type fakeDriver struct {
 	stack  *fakeStack
 	plan   *plan
-	filter *filter.Program // read back from the upload
+	filter *prog.Program // read back from the upload
 
 	// guarded by stack.mu
 	changed *sync.Cond
@@ -41,7 +43,7 @@ func newStack(t testing.TB) *fakeStack { return &fakeStack{t: t} }
 
 // open is an opener.
 func (s *fakeStack) open(_ int16, pl *plan) (driver, error) {
-	p, err := filter.ParseInstructions(pl.instructions, pl.program.Layer())
+	p, err := prog.ParseInstructions(pl.instructions, pl.program.Layer())
 	if err != nil {
 		return nil, err
 	}
@@ -60,7 +62,7 @@ func (s *fakeStack) open(_ int16, pl *plan) (driver, error) {
 // handle opens a handle in the stack.
 func (s *fakeStack) handle(text string, layer packet.Layer, cfg engine.Config) *client {
 	s.t.Helper()
-	p, err := filter.Compile(text, layer, filter.Extended)
+	p, err := progtest.Compile(text, layer, filter.Extended)
 	if err != nil {
 		s.t.Fatal(err)
 	}

@@ -14,6 +14,7 @@ import (
 
 	"github.com/opendivert/divert/filter"
 	"github.com/opendivert/divert/internal/engine"
+	"github.com/opendivert/divert/internal/prog/progtest"
 	"github.com/opendivert/divert/packet"
 )
 
@@ -255,7 +256,7 @@ func (f *fixture) eventually(what string, ok func(census) bool) {
 // config is what a test opens a handle with.
 func config(t testing.TB, text string, layer packet.Layer, flags uint64) engine.Config {
 	t.Helper()
-	p, err := filter.Compile(text, layer, filter.Extended)
+	p, err := progtest.Compile(text, layer, filter.Extended)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -1,8 +1,8 @@
 package windows
 
 import (
-	"github.com/opendivert/divert/filter"
 	"github.com/opendivert/divert/internal/engine"
+	"github.com/opendivert/divert/internal/prog"
 	"github.com/opendivert/divert/packet"
 )
 
@@ -29,10 +29,7 @@ func (h *handle) sendOn(ps []packet.Packet) (int, error) {
 	if !refused {
 		return h.send(ps)
 	}
-	nothing, err := filter.Compile("false", h.layer, filter.Strict)
-	if err != nil {
-		return 0, err
-	}
+	nothing := prog.Constant(h.layer, false)
 	pl, err := planFor(&engine.Config{Program: nothing, Flags: engine.FlagSendOnly}, nothing)
 	if err != nil {
 		return 0, err

@@ -10,8 +10,8 @@ import (
 	"sync/atomic"
 	"time"
 
-	"github.com/opendivert/divert/filter"
 	"github.com/opendivert/divert/internal/engine"
+	"github.com/opendivert/divert/internal/prog"
 	"github.com/opendivert/divert/packet"
 )
 
@@ -45,7 +45,7 @@ type handle struct {
 type source struct {
 	driver  driver
 	plan    *plan
-	program atomic.Pointer[filter.Program] // decides if the plan is to judge
+	program atomic.Pointer[prog.Program] // decides if the plan is to judge
 	next    atomic.Pointer[source]
 
 	emptying sync.RWMutex // held for reading by receive calls, and for writing while SetFilter empties the source
@@ -311,7 +311,7 @@ func setLimits(d driver, is, want engine.Limits) error {
 // from both for that moment. The layers FLOW and REFLECT take no other filter unless the interpreter
 // decides: a new handle of the driver does not know the flows there are, and is told again of the handles
 // there are. What a handle that only sends has kept from the network until then goes on, as when it is closed.
-func (h *handle) SetFilter(p *filter.Program) error {
+func (h *handle) SetFilter(p *prog.Program) error {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	if h.closed.Load() {

@@ -16,6 +16,8 @@ import (
 
 	"github.com/opendivert/divert/filter"
 	"github.com/opendivert/divert/internal/engine"
+	"github.com/opendivert/divert/internal/prog"
+	"github.com/opendivert/divert/internal/prog/progtest"
 	"github.com/opendivert/divert/internal/race"
 	"github.com/opendivert/divert/packet"
 )
@@ -94,8 +96,8 @@ func TestJudgedMatchesProgram(t *testing.T) {
 
 // TestSetFilterKinds exchanges filters that the driver and the interpreter decide.
 func TestSetFilterKinds(t *testing.T) {
-	compile := func(text string, layer packet.Layer) *filter.Program {
-		p, err := filter.Compile(text, layer, filter.Extended)
+	compile := func(text string, layer packet.Layer) *prog.Program {
+		p, err := progtest.Compile(text, layer, filter.Extended)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -246,7 +248,7 @@ func TestHandleConcurrent(t *testing.T) {
 					if round%2 == 0 {
 						text = row.other
 					}
-					p, err := filter.Compile(text, packet.LayerNetwork, filter.Extended)
+					p, err := progtest.Compile(text, packet.LayerNetwork, filter.Extended)
 					if err == nil {
 						err = h.SetFilter(p)
 					}
@@ -440,9 +442,9 @@ func TestKeepAllocatesNothing(t *testing.T) {
 }
 
 // compile compiles a filter of the layer NETWORK.
-func compile(t testing.TB, text string) *filter.Program {
+func compile(t testing.TB, text string) *prog.Program {
 	t.Helper()
-	p, err := filter.Compile(text, packet.LayerNetwork, filter.Extended)
+	p, err := progtest.Compile(text, packet.LayerNetwork, filter.Extended)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -537,7 +539,7 @@ func TestSetFilterKeepsOrder(t *testing.T) {
 		captured.Store(true)
 	})
 	others.Go(func() {
-		programs := []*filter.Program{compile(t, "ipv6"), compile(t, "ipv6 and true")}
+		programs := []*prog.Program{compile(t, "ipv6"), compile(t, "ipv6 and true")}
 		for n := 0; n < 50 || !captured.Load(); n++ {
 			if err := h.SetFilter(programs[n%2]); err != nil {
 				t.Error(err)

@@ -13,6 +13,7 @@ import (
 
 	"github.com/opendivert/divert"
 	"github.com/opendivert/divert/filter"
+	"github.com/opendivert/divert/internal/prog/progtest"
 	"github.com/opendivert/divert/internal/windows"
 	"github.com/opendivert/divert/packet"
 )
@@ -457,7 +458,7 @@ func TestReflect(t *testing.T) {
 		for i := range ps[:n] {
 			d := ps[i].Addr.Reflect()
 			which := int(d.Priority) + 7
-			object, err := filter.Compile(strings.TrimSuffix(string(ps[i].Data), "\x00"), d.Layer, filter.Strict)
+			object, err := progtest.Compile(strings.TrimSuffix(string(ps[i].Data), "\x00"), d.Layer, filter.Strict)
 			if err != nil || which < 0 || which > 3 || object.String() != texts[which] || d.ProcessID != uint32(os.Getpid()) {
 				t.Errorf("%v: filter %q, %v, %+v", ps[i].Addr.Event, ps[i].Data, err, d)
 			}

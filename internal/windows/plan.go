@@ -4,8 +4,8 @@ import (
 	"errors"
 	"fmt"
 
-	"github.com/opendivert/divert/filter"
 	"github.com/opendivert/divert/internal/engine"
+	"github.com/opendivert/divert/internal/prog"
 	"github.com/opendivert/divert/packet"
 )
 
@@ -22,16 +22,16 @@ import (
 // What cannot go back cannot be judged. So there is no such way for handles that drop, for those that
 // receive nothing, and for the layer SOCKET unless it sniffs: a call that has been refused stays refused.
 type plan struct {
-	program      *filter.Program // what the handle is to match
-	judged       bool            // the interpreter decides after the driver
-	open         bool            // the driver's filter matches everything
-	instructions []byte          // what is uploaded
-	hints        uint64          // the filter flags that go with it
-	flags        uint64          // what the driver is told of the handle's flags
+	program      *prog.Program // what the handle is to match
+	judged       bool          // the interpreter decides after the driver
+	open         bool          // the driver's filter matches everything
+	instructions []byte        // what is uploaded
+	hints        uint64        // the filter flags that go with it
+	flags        uint64        // what the driver is told of the handle's flags
 }
 
 // planFor decides how a filter is carried out.
-func planFor(cfg *engine.Config, p *filter.Program) (*plan, error) {
+func planFor(cfg *engine.Config, p *prog.Program) (*plan, error) {
 	layer := p.Layer()
 	if packets(layer) && (usesProcess(p) || cfg.Processes) {
 		return nil, fmt.Errorf("%w (%w): the Windows driver tells it at the layers FLOW and SOCKET only", engine.ErrNoProcess, engine.ErrNotSupported)
@@ -41,11 +41,7 @@ func planFor(cfg *engine.Config, p *filter.Program) (*plan, error) {
 	}
 	wide, exact := p.Widen()
 	if cfg.Mode == engine.ModeInterpret && cfg.Flags&(engine.FlagDrop|engine.FlagSendOnly) == 0 {
-		everything, err := filter.Compile("true", layer, filter.Strict)
-		if err != nil {
-			return nil, err
-		}
-		wide, exact = everything, false
+		wide, exact = prog.Constant(layer, true), false
 	}
 	pl := &plan{program: p, open: wide.MatchesAll(), flags: cfg.Flags}
 	if !exact {
@@ -100,9 +96,9 @@ func (pl *plan) reinjects(cfg *engine.Config) bool {
 func packets(l packet.Layer) bool { return l == packet.LayerNetwork || l == packet.LayerForward }
 
 // usesProcess reports whether a program tests the process of a packet.
-func usesProcess(p *filter.Program) bool {
+func usesProcess(p *prog.Program) bool {
 	for _, t := range p.Tests() {
-		if t.Field == filter.FieldProcessID {
+		if t.Field == prog.FieldProcessID {
 			return true
 		}
 	}

@@ -13,6 +13,8 @@ import (
 
 	"github.com/opendivert/divert/filter"
 	"github.com/opendivert/divert/internal/engine"
+	"github.com/opendivert/divert/internal/prog"
+	"github.com/opendivert/divert/internal/prog/progtest"
 	"github.com/opendivert/divert/internal/vectors"
 	"github.com/opendivert/divert/packet"
 )
@@ -173,7 +175,7 @@ func TestUpload(t *testing.T) {
 			return nil
 		}
 		layer := packet.Layer(r.Layer)
-		p, err := filter.Compile(r.Filter, layer, filter.Strict)
+		p, err := progtest.Compile(r.Filter, layer, filter.Strict)
 		if err != nil {
 			return err
 		}
@@ -243,7 +245,7 @@ var mandatory = [packet.NumLayers]uint64{
 
 // TestUploadGolden has an upload whole, byte by byte (filter-object.md 1).
 func TestUploadGolden(t *testing.T) {
-	p, err := filter.Compile("outbound and (tcp.DstPort == 80 or ip.SrcAddr != 10.0.0.1) and packet16[-2] > 7", packet.LayerNetwork, filter.Strict)
+	p, err := progtest.Compile("outbound and (tcp.DstPort == 80 or ip.SrcAddr != 10.0.0.1) and packet16[-2] > 7", packet.LayerNetwork, filter.Strict)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -259,7 +261,7 @@ func TestUploadGolden(t *testing.T) {
 	if !bytes.Equal(pl.instructions, want) {
 		t.Errorf("\n%x, want\n%x", pl.instructions, want)
 	}
-	if pl.hints != uint64(filter.HintOutbound|filter.HintIP|filter.HintIPv6) {
+	if pl.hints != uint64(prog.HintOutbound|prog.HintIP|prog.HintIPv6) {
 		t.Errorf("hints %#x", pl.hints)
 	}
 }
@@ -361,7 +363,7 @@ func TestPlan(t *testing.T) {
 		{name: "fail-open of copies", filter: "tcp", cfg: engine.Config{FailOpen: true, Flags: engine.FlagSniff}, flags: engine.FlagSniff},
 	} {
 		t.Run(row.name, func(t *testing.T) {
-			p, err := filter.Compile(row.filter, row.layer, row.dialect)
+			p, err := progtest.Compile(row.filter, row.layer, row.dialect)
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -386,11 +388,11 @@ func TestPlan(t *testing.T) {
 // TestPlanProcess refuses the process of a packet, which only a program built or read as an object can ask for
 // where the language has no such field.
 func TestPlanProcess(t *testing.T) {
-	p, err := filter.Compile("@WinDiv_WX_1yWWXAX", packet.LayerNetwork, filter.Extended)
+	p, err := progtest.Compile("@WinDiv_WX_1yWWXAX", packet.LayerNetwork, filter.Extended)
 	if err != nil {
 		t.Fatal(err)
 	}
-	if p.Tests()[0].Field != filter.FieldProcessID {
+	if p.Tests()[0].Field != prog.FieldProcessID {
 		t.Fatalf("the object tests %v", p.Tests()[0].Field)
 	}
 	if _, err := planFor(&engine.Config{Program: p}, p); !errors.Is(err, engine.ErrNotSupported) {

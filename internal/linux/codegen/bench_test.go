@@ -13,6 +13,8 @@ import (
 	"github.com/cilium/ebpf"
 
 	"github.com/opendivert/divert/filter"
+	"github.com/opendivert/divert/internal/prog"
+	"github.com/opendivert/divert/internal/prog/progtest"
 	"github.com/opendivert/divert/packet"
 )
 
@@ -50,8 +52,8 @@ func set(field string, n int, value func(*rand.Rand) string) string {
 	return field + " in {" + join(n, ", ", func(int) string { return value(r) }) + "}"
 }
 
-func compiled(b *testing.B, text string) *filter.Program {
-	p, err := filter.Compile(text, packet.LayerNetwork, filter.Extended)
+func compiled(b *testing.B, text string) *prog.Program {
+	p, err := progtest.Compile(text, packet.LayerNetwork, filter.Extended)
 	if err != nil {
 		b.Fatal(err)
 	}

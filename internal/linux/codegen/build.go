@@ -8,7 +8,7 @@ import (
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/asm"
 
-	"github.com/opendivert/divert/filter"
+	"github.com/opendivert/divert/internal/prog"
 	"github.com/opendivert/divert/packet"
 )
 
@@ -63,12 +63,12 @@ type Unloaded struct {
 
 // Build generates the program for a filter at a hook. It needs no privileges and asks the
 // kernel nothing. The errors are *LayerError, *FieldError and *LimitError.
-func Build(p *filter.Program, h Hook, o Options) (*Unloaded, error) {
+func Build(p *prog.Program, h Hook, o Options) (*Unloaded, error) {
 	return build(p, h, o, false)
 }
 
 // build is Build; long makes the tests those of a long filter, whatever its size.
-func build(p *filter.Program, h Hook, o Options, long bool) (*Unloaded, error) {
+func build(p *prog.Program, h Hook, o Options, long bool) (*Unloaded, error) {
 	if l := p.Layer(); l != packet.LayerNetwork && l != packet.LayerForward {
 		return nil, &LayerError{Layer: l}
 	}
@@ -82,7 +82,7 @@ func build(p *filter.Program, h Hook, o Options, long bool) (*Unloaded, error) {
 		}
 	}
 	if o.Process {
-		if err := h.knows(filter.FieldProcessID); err != nil {
+		if err := h.knows(prog.FieldProcessID); err != nil {
 			return nil, err
 		}
 	}
@@ -105,10 +105,10 @@ func build(p *filter.Program, h Hook, o Options, long bool) (*Unloaded, error) {
 }
 
 // knows returns an error unless the hook knows the value of a field that is left after specialising.
-func (h *Hook) knows(f filter.Field) error {
+func (h *Hook) knows(f prog.Field) error {
 	l, ok := locations[f]
 	fromSides := l.needs.implied()&(needAddresses|needPorts) != 0
-	byInterface := f == filter.FieldLoopback
+	byInterface := f == prog.FieldLoopback
 	noProcess := l.needs&needProcess != 0 && !h.Processes
 	if !ok || l.place == inHook && !byInterface || fromSides && h.Direction == AnyDirection || noProcess {
 		return &FieldError{Field: f}
@@ -121,7 +121,7 @@ type generator struct {
 	assembler
 	hook    Hook
 	options Options
-	list    []filter.Test
+	list    []prog.Test
 	long    bool // see tests
 	sets    setTable
 	accept  label
@@ -131,7 +131,7 @@ type generator struct {
 	parser    parser
 }
 
-func newGenerator(h Hook, o Options, list []filter.Test) *generator {
+func newGenerator(h Hook, o Options, list []prog.Test) *generator {
 	g := &generator{hook: h, options: o, list: list}
 	g.accept, g.reject = g.newLabel(), g.newLabel()
 	need := h.needsOf(list)

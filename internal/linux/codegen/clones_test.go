@@ -9,6 +9,7 @@ import (
 	"github.com/cilium/ebpf/btf"
 
 	"github.com/opendivert/divert/filter"
+	"github.com/opendivert/divert/internal/prog/progtest"
 	"github.com/opendivert/divert/packet"
 )
 
@@ -20,7 +21,7 @@ func TestCloneCheckLetsOthersMatch(t *testing.T) {
 	if err != nil {
 		t.Skip(err)
 	}
-	p, err := filter.Compile("udp", packet.LayerNetwork, filter.Strict)
+	p, err := progtest.Compile("udp", packet.LayerNetwork, filter.Strict)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -5,35 +5,35 @@ package codegen
 import (
 	"math/bits"
 
-	"github.com/opendivert/divert/filter"
+	"github.com/opendivert/divert/internal/prog"
 )
 
 // condition is a test brought into the one form that code is generated from: the field's value is
 // available and lies in one of the ranges, or, if negate is set, in none of them. The ranges are
 // ascending, do not overlap and lie within the values the field can have (its domain).
 type condition struct {
-	field  filter.Field
+	field  prog.Field
 	index  int32
-	ranges []filter.Range
+	ranges []prog.Range
 	negate bool
-	domain filter.Range
+	domain prog.Range
 }
 
 var (
-	zero    = filter.Value{}
-	maximum = filter.Value{Hi: ^uint64(0), Lo: ^uint64(0)}
+	zero    = prog.Value{}
+	maximum = prog.Value{Hi: ^uint64(0), Lo: ^uint64(0)}
 )
 
-func low(v uint64) filter.Value { return filter.Value{Lo: v} }
+func low(v uint64) prog.Value { return prog.Value{Lo: v} }
 
-func add1(v filter.Value) filter.Value {
+func add1(v prog.Value) prog.Value {
 	lo, carry := bits.Add64(v.Lo, 1, 0)
-	return filter.Value{Hi: v.Hi + carry, Lo: lo}
+	return prog.Value{Hi: v.Hi + carry, Lo: lo}
 }
 
-func sub1(v filter.Value) filter.Value {
+func sub1(v prog.Value) prog.Value {
 	lo, borrow := bits.Sub64(v.Lo, 1, 0)
-	return filter.Value{Hi: v.Hi - borrow, Lo: lo}
+	return prog.Value{Hi: v.Hi - borrow, Lo: lo}
 }
 
 // The timestamp is signed. Its conditions are about the value with the top bit flipped, which
@@ -41,18 +41,18 @@ func sub1(v filter.Value) filter.Value {
 const signBit = 1 << 63
 
 // toCondition brings a test into its normal form (specification: filter-language.md 6).
-func toCondition(t *filter.Test) condition {
+func toCondition(t *prog.Test) condition {
 	c := condition{field: t.Field, index: t.Index, domain: domainOf(t.Field)}
 	switch {
-	case t.Op == filter.OpIn || t.Op == filter.OpNotIn:
-		c.negate = t.Op == filter.OpNotIn
+	case t.Op == prog.OpIn || t.Op == prog.OpNotIn:
+		c.negate = t.Op == prog.OpNotIn
 		if t.Set != nil {
 			c.ranges = t.Set.Ranges
 		}
-		if t.Field == filter.FieldTimestamp {
+		if t.Field == prog.FieldTimestamp {
 			c.ranges = biasedRanges(c.ranges)
 		}
-	case t.Field == filter.FieldTimestamp:
+	case t.Field == prog.FieldTimestamp:
 		c.compare(t.Op, biased(t.Neg, t.Value))
 	case t.Neg:
 		// Every value is greater than a negative literal, minus zero included.
@@ -69,56 +69,56 @@ func toCondition(t *filter.Test) condition {
 // bound is a literal among the values of a field: exact is the value itself, otherwise it stands
 // just below value, or above every value if past is set.
 type bound struct {
-	value filter.Value
+	value prog.Value
 	exact bool
 	past  bool
 }
 
 // compare sets the ranges for an operator and a literal.
-func (c *condition) compare(op filter.Op, b bound) {
+func (c *condition) compare(op prog.Op, b bound) {
 	below, from, above := b.below(), b.value, b.above()
 	switch op {
-	case filter.OpEq, filter.OpNe:
+	case prog.OpEq, prog.OpNe:
 		if b.exact {
-			c.ranges = []filter.Range{{First: from, Last: from}}
+			c.ranges = []prog.Range{{First: from, Last: from}}
 		}
-		c.negate = op == filter.OpNe
-	case filter.OpLt:
+		c.negate = op == prog.OpNe
+	case prog.OpLt:
 		c.ranges = below
-	case filter.OpGe:
+	case prog.OpGe:
 		c.ranges, c.negate = below, true
-	case filter.OpGt:
+	case prog.OpGt:
 		c.ranges = above
-	case filter.OpLe:
+	case prog.OpLe:
 		c.ranges, c.negate = above, true
 	}
 }
 
 // below are the values less than the literal.
-func (b bound) below() []filter.Range {
+func (b bound) below() []prog.Range {
 	switch {
 	case b.past:
-		return []filter.Range{{First: zero, Last: maximum}}
+		return []prog.Range{{First: zero, Last: maximum}}
 	case b.value == zero:
 		return nil
 	}
-	return []filter.Range{{First: zero, Last: sub1(b.value)}}
+	return []prog.Range{{First: zero, Last: sub1(b.value)}}
 }
 
 // above are the values greater than the literal.
-func (b bound) above() []filter.Range {
+func (b bound) above() []prog.Range {
 	switch {
 	case b.past, b.exact && b.value == maximum:
 		return nil
 	case b.exact:
-		return []filter.Range{{First: add1(b.value), Last: maximum}}
+		return []prog.Range{{First: add1(b.value), Last: maximum}}
 	}
-	return []filter.Range{{First: b.value, Last: maximum}}
+	return []prog.Range{{First: b.value, Last: maximum}}
 }
 
 // biased places a literal of the timestamp among the biased timestamps. Minus zero lies between
 // -1 and 0.
-func biased(neg bool, v filter.Value) bound {
+func biased(neg bool, v prog.Value) bound {
 	switch {
 	case !neg && (v.Hi != 0 || v.Lo >= signBit):
 		return bound{past: true}
@@ -133,8 +133,8 @@ func biased(neg bool, v filter.Value) bound {
 }
 
 // biasedRanges turns ranges of non-negative timestamps into ranges of biased ones.
-func biasedRanges(ranges []filter.Range) []filter.Range {
-	out := make([]filter.Range, 0, len(ranges))
+func biasedRanges(ranges []prog.Range) []prog.Range {
+	out := make([]prog.Range, 0, len(ranges))
 	for _, r := range ranges {
 		if r.First.Hi != 0 || r.First.Lo >= signBit {
 			break
@@ -143,7 +143,7 @@ func biasedRanges(ranges []filter.Range) []filter.Range {
 		if last.Hi != 0 || last.Lo >= signBit {
 			last = low(signBit - 1)
 		}
-		out = append(out, filter.Range{First: low(r.First.Lo | signBit), Last: low(last.Lo | signBit)})
+		out = append(out, prog.Range{First: low(r.First.Lo | signBit), Last: low(last.Lo | signBit)})
 	}
 	return out
 }
@@ -151,7 +151,7 @@ func biasedRanges(ranges []filter.Range) []filter.Range {
 // clip cuts the ranges to the domain. A condition that says no for few values and yes for all others
 // is kept as it is; one that covers the domain becomes the negation of nothing.
 func (c *condition) clip() {
-	var out []filter.Range
+	var out []prog.Range
 	for _, r := range c.ranges {
 		if r.First.Compare(c.domain.First) < 0 {
 			r.First = c.domain.First
@@ -173,7 +173,7 @@ func (c *condition) clip() {
 func (c *condition) constant() (holds, ok bool) { return c.negate, len(c.ranges) == 0 }
 
 // holds gives the answer for a value.
-func (c *condition) holds(v filter.Value) bool {
+func (c *condition) holds(v prog.Value) bool {
 	for _, r := range c.ranges {
 		if r.First.Compare(v) <= 0 && v.Compare(r.Last) <= 0 {
 			return !c.negate

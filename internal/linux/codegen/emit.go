@@ -5,7 +5,7 @@ package codegen
 import (
 	"github.com/cilium/ebpf/asm"
 
-	"github.com/opendivert/divert/filter"
+	"github.com/opendivert/divert/internal/prog"
 )
 
 // A loader brings the value of a field into registers. The tests of all layers are emitted by the
@@ -33,16 +33,16 @@ type tests struct {
 }
 
 // emitAll emits all tests; the first is entered first.
-func (t *tests) emitAll(list []filter.Test) {
+func (t *tests) emitAll(list []prog.Test) {
 	entries := make([]label, len(list))
 	for i := range entries {
 		entries[i] = t.newLabel()
 	}
-	at := func(target filter.Target) label {
+	at := func(target prog.Target) label {
 		switch target {
-		case filter.Accept:
+		case prog.Accept:
 			return t.accept
-		case filter.Reject:
+		case prog.Reject:
 			return t.reject
 		}
 		return entries[target]
@@ -60,7 +60,7 @@ func (t *tests) emitAll(list []filter.Test) {
 }
 
 // emitTest emits a test that goes on at succ or fail; next is what stands behind it.
-func (t *tests) emitTest(test *filter.Test, succ, fail, next label) {
+func (t *tests) emitTest(test *prog.Test, succ, fail, next label) {
 	c := toCondition(test)
 	kind := t.loader.locate(&c)
 	if t.long {
@@ -166,7 +166,7 @@ func (t *tests) ranges32(c *condition, in, out, next label) {
 }
 
 // tree32 is a binary decision tree. R1 is known to lie within lo to hi.
-func (t *tests) tree32(ranges []filter.Range, lo, hi uint32, in, out, next label) {
+func (t *tests) tree32(ranges []prog.Range, lo, hi uint32, in, out, next label) {
 	for len(ranges) > 1 {
 		mid := len(ranges) / 2
 		right := t.newLabel()
@@ -179,7 +179,7 @@ func (t *tests) tree32(ranges []filter.Range, lo, hi uint32, in, out, next label
 	t.range32(ranges[0], lo, hi, in, out, next)
 }
 
-func (t *tests) range32(r filter.Range, lo, hi uint32, in, out, next label) {
+func (t *tests) range32(r prog.Range, lo, hi uint32, in, out, next label) {
 	first, last := uint32(r.First.Lo), uint32(r.Last.Lo)
 	switch {
 	case first <= lo && last >= hi:
@@ -235,7 +235,7 @@ func (t *tests) ranges128(c *condition, in, out, next label) {
 }
 
 // range128 goes to in if R1:R2 lies in the range, else to out. It keeps R1 and R2.
-func (t *tests) range128(r filter.Range, in, out, next label) {
+func (t *tests) range128(r prog.Range, in, out, next label) {
 	switch {
 	case r.First == r.Last:
 		t.set(asm.R3, r.First.Hi)
@@ -284,7 +284,7 @@ func (t *tests) within64(r asm.Register, first, last uint64, in, out, next label
 
 // below128 sets R0 to 1 if R1:R2 < v, else to 0, without a branch: the borrow of the subtraction.
 // It uses R3 to R5.
-func (t *tests) below128(v filter.Value) {
+func (t *tests) below128(v prog.Value) {
 	t.emit(asm.Mov.Imm(asm.R0, 0))
 	for _, half := range [...]struct {
 		x asm.Register

@@ -10,7 +10,7 @@ import (
 	"github.com/cilium/ebpf"
 	"golang.org/x/sys/unix"
 
-	"github.com/opendivert/divert/filter"
+	"github.com/opendivert/divert/internal/prog"
 	"github.com/opendivert/divert/packet"
 )
 
@@ -22,7 +22,7 @@ func (e *LayerError) Error() string {
 }
 
 // FieldError says that a filter tests a field whose value the hook does not know.
-type FieldError struct{ Field filter.Field }
+type FieldError struct{ Field prog.Field }
 
 func (e *FieldError) Error() string {
 	return fmt.Sprintf("codegen: the hook does not know field %v", e.Field)

@@ -8,7 +8,7 @@ import (
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/asm"
 
-	"github.com/opendivert/divert/filter"
+	"github.com/opendivert/divert/internal/prog"
 	"github.com/opendivert/divert/packet"
 )
 
@@ -55,7 +55,7 @@ type EventDecider struct{ sets setTable }
 // Decide generates the code that decides whether a filter of the layers FLOW and SOCKET matches the
 // record at EventFrame. The code is entered at its start, leaves 1 or 0 in R0 and ends behind its last
 // instruction. Unless the outcome is Depends there is none. The error is a *LayerError or a *LimitError.
-func (d *EventDecider) Decide(p *filter.Program, h EventHook) (asm.Instructions, Outcome, error) {
+func (d *EventDecider) Decide(p *prog.Program, h EventHook) (asm.Instructions, Outcome, error) {
 	if l := p.Layer(); l != packet.LayerFlow && l != packet.LayerSocket {
 		return nil, Never, &LayerError{Layer: l}
 	}
@@ -78,7 +78,7 @@ func (d *EventDecider) Decide(p *filter.Program, h EventHook) (asm.Instructions,
 	return out, outcome, err
 }
 
-func (d *EventDecider) emit(list []filter.Test, long bool) (*assembler, int) {
+func (d *EventDecider) emit(list []prog.Test, long bool) (*assembler, int) {
 	a := &assembler{}
 	t := tests{
 		assembler: a, loader: &eventLoader{}, sets: &d.sets,
@@ -118,31 +118,31 @@ func (s *setTable) spec() *ebpf.MapSpec {
 
 // eventFields says where the fields of the layers FLOW and SOCKET are found. Fields that are not in it
 // do not exist there.
-var eventFields = map[filter.Field]eventField{
-	filter.FieldZero:     {fixed: true},
-	filter.FieldInbound:  {fixed: true},
-	filter.FieldOutbound: {fixed: true},
-	filter.FieldEvent:    {fixed: true},
-	filter.FieldIP:       {fixed: true}, // there is no header
-	filter.FieldIPv6:     {fixed: true},
+var eventFields = map[prog.Field]eventField{
+	prog.FieldZero:     {fixed: true},
+	prog.FieldInbound:  {fixed: true},
+	prog.FieldOutbound: {fixed: true},
+	prog.FieldEvent:    {fixed: true},
+	prog.FieldIP:       {fixed: true}, // there is no header
+	prog.FieldIPv6:     {fixed: true},
 
-	filter.FieldFamilyIP:   {offset: EventIPv6, size: asm.Byte, means: one(0)},
-	filter.FieldFamilyIPv6: {offset: EventIPv6, size: asm.Byte, means: one(1)},
-	filter.FieldTCP:        {offset: EventProtocol, size: asm.Byte, means: one(protoTCP)},
-	filter.FieldUDP:        {offset: EventProtocol, size: asm.Byte, means: one(protoUDP)},
-	filter.FieldICMP:       {offset: EventProtocol, size: asm.Half, means: pair(protoICMP, 0)},
-	filter.FieldICMPv6:     {offset: EventProtocol, size: asm.Half, means: pair(protoICMPv6, 1)},
+	prog.FieldFamilyIP:   {offset: EventIPv6, size: asm.Byte, means: one(0)},
+	prog.FieldFamilyIPv6: {offset: EventIPv6, size: asm.Byte, means: one(1)},
+	prog.FieldTCP:        {offset: EventProtocol, size: asm.Byte, means: one(protoTCP)},
+	prog.FieldUDP:        {offset: EventProtocol, size: asm.Byte, means: one(protoUDP)},
+	prog.FieldICMP:       {offset: EventProtocol, size: asm.Half, means: pair(protoICMP, 0)},
+	prog.FieldICMPv6:     {offset: EventProtocol, size: asm.Half, means: pair(protoICMPv6, 1)},
 
-	filter.FieldLoopback:         {offset: EventLoopback, size: asm.Byte},
-	filter.FieldProcessID:        {offset: EventProcess, size: asm.Word},
-	filter.FieldLocalAddr:        {offset: EventLocal, kind: value128, local: true},
-	filter.FieldRemoteAddr:       {offset: EventRemote, kind: value128},
-	filter.FieldLocalPort:        {offset: EventLocalPort, size: asm.Half, local: true},
-	filter.FieldRemotePort:       {offset: EventRemotePort, size: asm.Half},
-	filter.FieldProtocol:         {offset: EventProtocol, size: asm.Byte},
-	filter.FieldEndpointID:       {offset: EventEndpoint, kind: value128, half: true},
-	filter.FieldParentEndpointID: {offset: EventParent, kind: value128, half: true},
-	filter.FieldTimestamp:        {offset: EventTime, kind: value64},
+	prog.FieldLoopback:         {offset: EventLoopback, size: asm.Byte},
+	prog.FieldProcessID:        {offset: EventProcess, size: asm.Word},
+	prog.FieldLocalAddr:        {offset: EventLocal, kind: value128, local: true},
+	prog.FieldRemoteAddr:       {offset: EventRemote, kind: value128},
+	prog.FieldLocalPort:        {offset: EventLocalPort, size: asm.Half, local: true},
+	prog.FieldRemotePort:       {offset: EventRemotePort, size: asm.Half},
+	prog.FieldProtocol:         {offset: EventProtocol, size: asm.Byte},
+	prog.FieldEndpointID:       {offset: EventEndpoint, kind: value128, half: true},
+	prog.FieldParentEndpointID: {offset: EventParent, kind: value128, half: true},
+	prog.FieldTimestamp:        {offset: EventTime, kind: value64},
 }
 
 // eventField says how the value of a field is found in the record.
@@ -164,13 +164,13 @@ func pair(first, second byte) *uint64 {
 }
 
 // exists reports whether a test can be executed.
-func (h *EventHook) exists(t *filter.Test) bool {
+func (h *EventHook) exists(t *prog.Test) bool {
 	_, ok := eventFields[t.Field]
-	return ok && t.Op <= filter.OpNotIn
+	return ok && t.Op <= prog.OpNotIn
 }
 
 // decides returns what is known of a test.
-func (h *EventHook) decides(t *filter.Test) answer {
+func (h *EventHook) decides(t *prog.Test) answer {
 	f := eventFields[t.Field]
 	if f.local && h.LocalUnknown {
 		return dontKnow
@@ -182,7 +182,7 @@ func (h *EventHook) decides(t *filter.Test) answer {
 	if holds, ok := c.constant(); ok {
 		return answerOf(holds)
 	}
-	if h.NoTCP && t.Field == filter.FieldTCP {
+	if h.NoTCP && t.Field == prog.FieldTCP {
 		return answerOf(c.holds(zero))
 	}
 	if h.Protocol != 0 {
@@ -192,9 +192,9 @@ func (h *EventHook) decides(t *filter.Test) answer {
 }
 
 // byProtocol returns what is known of a condition in records of one protocol.
-func (h *EventHook) byProtocol(f filter.Field, c *condition) answer {
+func (h *EventHook) byProtocol(f prog.Field, c *condition) answer {
 	switch is, ok := protocolFields[f]; {
-	case f == filter.FieldProtocol:
+	case f == prog.FieldProtocol:
 		return answerOf(c.holds(low(uint64(h.Protocol))))
 	case !ok:
 		return depends
@@ -207,16 +207,16 @@ func (h *EventHook) byProtocol(f filter.Field, c *condition) answer {
 }
 
 // protocolFields are the fields that tell a protocol.
-var protocolFields = map[filter.Field]uint8{
-	filter.FieldTCP: protoTCP, filter.FieldUDP: protoUDP, filter.FieldICMP: protoICMP, filter.FieldICMPv6: protoICMPv6,
+var protocolFields = map[prog.Field]uint8{
+	prog.FieldTCP: protoTCP, prog.FieldUDP: protoUDP, prog.FieldICMP: protoICMP, prog.FieldICMPv6: protoICMPv6,
 }
 
 // constant returns the value of a field that is the same in all records.
-func (h *EventHook) constant(f filter.Field) filter.Value {
+func (h *EventHook) constant(f prog.Field) prog.Value {
 	switch {
-	case f == filter.FieldEvent:
+	case f == prog.FieldEvent:
 		return low(uint64(h.Event))
-	case f == filter.FieldInbound && h.Inbound, f == filter.FieldOutbound && !h.Inbound:
+	case f == prog.FieldInbound && h.Inbound, f == prog.FieldOutbound && !h.Inbound:
 		return low(1)
 	}
 	return zero

@@ -14,6 +14,8 @@ import (
 	"github.com/cilium/ebpf/asm"
 
 	"github.com/opendivert/divert/filter"
+	"github.com/opendivert/divert/internal/prog"
+	"github.com/opendivert/divert/internal/prog/progtest"
 	"github.com/opendivert/divert/packet"
 )
 
@@ -44,7 +46,7 @@ func eventRecord(a *packet.Address) []byte {
 }
 
 // loadDecision loads a program that decides about the record that is its packet.
-func loadDecision(p *filter.Program, h EventHook) (_ *ebpf.Program, outcome Outcome, err error) {
+func loadDecision(p *prog.Program, h EventHook) (_ *ebpf.Program, outcome Outcome, err error) {
 	var d EventDecider
 	decision, outcome, err := d.Decide(p, h)
 	if err != nil || outcome != Depends {
@@ -83,7 +85,7 @@ func loadDecision(p *filter.Program, h EventHook) (_ *ebpf.Program, outcome Outc
 }
 
 // decideEvent answers as the kernel does.
-func decideEvent(p *filter.Program, a *packet.Address, h EventHook) (bool, error) {
+func decideEvent(p *prog.Program, a *packet.Address, h EventHook) (bool, error) {
 	loaded, outcome, err := loadDecision(p, h)
 	if err != nil || outcome != Depends {
 		return outcome == Always, err
@@ -155,10 +157,10 @@ func compareEvent(t *testing.T, r *rand.Rand, a *packet.Address) {
 }
 
 // anyEventFilter returns a filter of the event's layer, nil if what came out is none.
-func anyEventFilter(r *rand.Rand, a *packet.Address) (*filter.Program, string) {
+func anyEventFilter(r *rand.Rand, a *packet.Address) (*prog.Program, string) {
 	fields := anyFields(a.Layer)
 	for _, f := range filter.Fields() {
-		if f.Field == filter.FieldProcessID {
+		if f.Name == prog.FieldProcessID.String() {
 			fields = append(fields, f)
 		}
 	}
@@ -176,13 +178,13 @@ func anyEventFilter(r *rand.Rand, a *packet.Address) (*filter.Program, string) {
 		}
 		for range 20 { // one test at a time, so that few filters are refused for one of many
 			text := anyTest(r, fields, record, dialect)
-			if _, err := filter.Compile(text, a.Layer, dialect); err == nil {
+			if _, err := progtest.Compile(text, a.Layer, dialect); err == nil {
 				return text
 			}
 		}
 		return "true"
 	})
-	p, err := filter.Compile(text, a.Layer, dialect)
+	p, err := progtest.Compile(text, a.Layer, dialect)
 	if err != nil {
 		return nil, text
 	}
@@ -196,7 +198,7 @@ func TestLongEventFilters(t *testing.T) {
 	for i := range 3400 {
 		fmt.Fprintf(&b, "(remotePort == %d and localAddr == 10.0.%d.%d) or ", i, i>>8, i&255)
 	}
-	p, err := filter.Compile(b.String()+"processId == 7", packet.LayerSocket, filter.Extended)
+	p, err := progtest.Compile(b.String()+"processId == 7", packet.LayerSocket, filter.Extended)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -5,7 +5,7 @@ package codegen
 import (
 	"github.com/cilium/ebpf/asm"
 
-	"github.com/opendivert/divert/filter"
+	"github.com/opendivert/divert/internal/prog"
 )
 
 // presence names the header whose absence makes a test fail.
@@ -187,113 +187,113 @@ func (l location) between(lo, hi uint64) location { l.min, l.max = lo, hi; retur
 
 // locations says where the fields of the packet layers are found. Fields that are not in it do not
 // exist there. (Offsets: RFC 791, 8200, 9293, 768, 792, 4443; specification: filter-language.md 3.)
-var locations = map[filter.Field]location{
-	filter.FieldZero:     constant(0),
-	filter.FieldInbound:  constant(1),
-	filter.FieldOutbound: constant(1),
-	filter.FieldIfIdx:    skbMember(skbIfindex), // or another place, see Hook.locate
-	filter.FieldSubIfIdx: constant(1<<32 - 1),
-	filter.FieldLoopback: constant(1), // or by interface, see Hook.locate
-	filter.FieldImpostor: constant(1),
-	filter.FieldEvent:    constant(255),
+var locations = map[prog.Field]location{
+	prog.FieldZero:     constant(0),
+	prog.FieldInbound:  constant(1),
+	prog.FieldOutbound: constant(1),
+	prog.FieldIfIdx:    skbMember(skbIfindex), // or another place, see Hook.locate
+	prog.FieldSubIfIdx: constant(1<<32 - 1),
+	prog.FieldLoopback: constant(1), // or by interface, see Hook.locate
+	prog.FieldImpostor: constant(1),
+	prog.FieldEvent:    constant(255),
 
-	filter.FieldProcessID: variable(varProcess, asm.Word, needProcess),
+	prog.FieldProcessID: variable(varProcess, asm.Word, needProcess),
 
 	// Of events only, see eventFields.
-	filter.FieldEndpointID:       location{kind: value128},
-	filter.FieldParentEndpointID: location{kind: value128},
-	filter.FieldFamilyIP:         constant(1),
-	filter.FieldFamilyIPv6:       constant(1),
+	prog.FieldEndpointID:       location{kind: value128},
+	prog.FieldParentEndpointID: location{kind: value128},
+	prog.FieldFamilyIP:         constant(1),
+	prog.FieldFamilyIPv6:       constant(1),
 
-	filter.FieldIP:       family(),
-	filter.FieldIPv6:     family(),
-	filter.FieldICMP:     flag(flagICMP, needICMP),
-	filter.FieldTCP:      flag(flagTCP, needTCP),
-	filter.FieldUDP:      flag(flagUDP, needUDP),
-	filter.FieldICMPv6:   flag(flagICMPv6, needICMPv6),
-	filter.FieldFragment: flag(flagFragment, needFragment),
+	prog.FieldIP:       family(),
+	prog.FieldIPv6:     family(),
+	prog.FieldICMP:     flag(flagICMP, needICMP),
+	prog.FieldTCP:      flag(flagTCP, needTCP),
+	prog.FieldUDP:      flag(flagUDP, needUDP),
+	prog.FieldICMPv6:   flag(flagICMPv6, needICMPv6),
+	prog.FieldFragment: flag(flagFragment, needFragment),
 
-	filter.FieldIPHdrLength: ip4(0, asm.Byte).bits(0, 15),
-	filter.FieldIPTOS:       ip4(1, asm.Byte),
-	filter.FieldIPLength:    ip4(2, asm.Half),
-	filter.FieldIPID:        ip4(4, asm.Half),
-	filter.FieldIPDF:        ip4(6, asm.Byte).bits(6, 1),
-	filter.FieldIPMF:        ip4(6, asm.Byte).bits(5, 1),
-	filter.FieldIPFragOff:   ip4(6, asm.Half).bits(0, 0x1FFF),
-	filter.FieldIPTTL:       ip4(8, asm.Byte),
-	filter.FieldIPProtocol:  ip4(9, asm.Byte),
-	filter.FieldIPChecksum:  ip4(10, asm.Half),
-	filter.FieldIPSrcAddr:   ip4(12, asm.Word).as(valueIPv4),
-	filter.FieldIPDstAddr:   ip4(16, asm.Word).as(valueIPv4),
+	prog.FieldIPHdrLength: ip4(0, asm.Byte).bits(0, 15),
+	prog.FieldIPTOS:       ip4(1, asm.Byte),
+	prog.FieldIPLength:    ip4(2, asm.Half),
+	prog.FieldIPID:        ip4(4, asm.Half),
+	prog.FieldIPDF:        ip4(6, asm.Byte).bits(6, 1),
+	prog.FieldIPMF:        ip4(6, asm.Byte).bits(5, 1),
+	prog.FieldIPFragOff:   ip4(6, asm.Half).bits(0, 0x1FFF),
+	prog.FieldIPTTL:       ip4(8, asm.Byte),
+	prog.FieldIPProtocol:  ip4(9, asm.Byte),
+	prog.FieldIPChecksum:  ip4(10, asm.Half),
+	prog.FieldIPSrcAddr:   ip4(12, asm.Word).as(valueIPv4),
+	prog.FieldIPDstAddr:   ip4(16, asm.Word).as(valueIPv4),
 
-	filter.FieldIPv6TrafficClass: ip6(0, asm.Half).bits(4, 0xFF),
-	filter.FieldIPv6FlowLabel:    ip6(0, asm.Word).bits(0, 0xFFFFF).as(valueScrambled).between(0, 0xFFFFFFFF),
-	filter.FieldFlowLabel:        ip6(0, asm.Word).bits(0, 0xFFFFF),
-	filter.FieldIPv6Length:       ip6(4, asm.Half),
-	filter.FieldIPv6NextHdr:      ip6(6, asm.Byte),
-	filter.FieldIPv6HopLimit:     ip6(7, asm.Byte),
-	filter.FieldIPv6SrcAddr:      ip6(8, asm.DWord).as(value128).needing(needIPv6),
-	filter.FieldIPv6DstAddr:      ip6(24, asm.DWord).as(value128).needing(needIPv6),
+	prog.FieldIPv6TrafficClass: ip6(0, asm.Half).bits(4, 0xFF),
+	prog.FieldIPv6FlowLabel:    ip6(0, asm.Word).bits(0, 0xFFFFF).as(valueScrambled).between(0, 0xFFFFFFFF),
+	prog.FieldFlowLabel:        ip6(0, asm.Word).bits(0, 0xFFFFF),
+	prog.FieldIPv6Length:       ip6(4, asm.Half),
+	prog.FieldIPv6NextHdr:      ip6(6, asm.Byte),
+	prog.FieldIPv6HopLimit:     ip6(7, asm.Byte),
+	prog.FieldIPv6SrcAddr:      ip6(8, asm.DWord).as(value128).needing(needIPv6),
+	prog.FieldIPv6DstAddr:      ip6(24, asm.DWord).as(value128).needing(needIPv6),
 
-	filter.FieldICMPType:       icmp(0, asm.Byte),
-	filter.FieldICMPCode:       icmp(1, asm.Byte),
-	filter.FieldICMPChecksum:   icmp(2, asm.Half),
-	filter.FieldICMPBody:       icmp(4, asm.Word),
-	filter.FieldICMPv6Type:     icmp6(0, asm.Byte),
-	filter.FieldICMPv6Code:     icmp6(1, asm.Byte),
-	filter.FieldICMPv6Checksum: icmp6(2, asm.Half),
-	filter.FieldICMPv6Body:     icmp6(4, asm.Word),
+	prog.FieldICMPType:       icmp(0, asm.Byte),
+	prog.FieldICMPCode:       icmp(1, asm.Byte),
+	prog.FieldICMPChecksum:   icmp(2, asm.Half),
+	prog.FieldICMPBody:       icmp(4, asm.Word),
+	prog.FieldICMPv6Type:     icmp6(0, asm.Byte),
+	prog.FieldICMPv6Code:     icmp6(1, asm.Byte),
+	prog.FieldICMPv6Checksum: icmp6(2, asm.Half),
+	prog.FieldICMPv6Body:     icmp6(4, asm.Word),
 
-	filter.FieldTCPSrcPort:       tcp(0, asm.Half),
-	filter.FieldTCPDstPort:       tcp(2, asm.Half),
-	filter.FieldTCPSeqNum:        tcp(4, asm.Word),
-	filter.FieldTCPAckNum:        tcp(8, asm.Word),
-	filter.FieldTCPHdrLength:     tcp(12, asm.Byte).bits(4, 15),
-	filter.FieldTCPUrg:           tcp(13, asm.Byte).bits(5, 1),
-	filter.FieldTCPAck:           tcp(13, asm.Byte).bits(4, 1),
-	filter.FieldTCPPsh:           tcp(13, asm.Byte).bits(3, 1),
-	filter.FieldTCPRst:           tcp(13, asm.Byte).bits(2, 1),
-	filter.FieldTCPSyn:           tcp(13, asm.Byte).bits(1, 1),
-	filter.FieldTCPFin:           tcp(13, asm.Byte).bits(0, 1),
-	filter.FieldTCPWindow:        tcp(14, asm.Half),
-	filter.FieldTCPChecksum:      tcp(16, asm.Half),
-	filter.FieldTCPUrgPtr:        tcp(18, asm.Half),
-	filter.FieldTCPPayloadLength: rest(hasTCP, needTCP),
+	prog.FieldTCPSrcPort:       tcp(0, asm.Half),
+	prog.FieldTCPDstPort:       tcp(2, asm.Half),
+	prog.FieldTCPSeqNum:        tcp(4, asm.Word),
+	prog.FieldTCPAckNum:        tcp(8, asm.Word),
+	prog.FieldTCPHdrLength:     tcp(12, asm.Byte).bits(4, 15),
+	prog.FieldTCPUrg:           tcp(13, asm.Byte).bits(5, 1),
+	prog.FieldTCPAck:           tcp(13, asm.Byte).bits(4, 1),
+	prog.FieldTCPPsh:           tcp(13, asm.Byte).bits(3, 1),
+	prog.FieldTCPRst:           tcp(13, asm.Byte).bits(2, 1),
+	prog.FieldTCPSyn:           tcp(13, asm.Byte).bits(1, 1),
+	prog.FieldTCPFin:           tcp(13, asm.Byte).bits(0, 1),
+	prog.FieldTCPWindow:        tcp(14, asm.Half),
+	prog.FieldTCPChecksum:      tcp(16, asm.Half),
+	prog.FieldTCPUrgPtr:        tcp(18, asm.Half),
+	prog.FieldTCPPayloadLength: rest(hasTCP, needTCP),
 
-	filter.FieldUDPSrcPort:       udp(0, asm.Half),
-	filter.FieldUDPDstPort:       udp(2, asm.Half),
-	filter.FieldUDPLength:        udp(4, asm.Half),
-	filter.FieldUDPChecksum:      udp(6, asm.Half),
-	filter.FieldUDPPayloadLength: rest(hasUDP, needUDP),
+	prog.FieldUDPSrcPort:       udp(0, asm.Half),
+	prog.FieldUDPDstPort:       udp(2, asm.Half),
+	prog.FieldUDPLength:        udp(4, asm.Half),
+	prog.FieldUDPChecksum:      udp(6, asm.Half),
+	prog.FieldUDPPayloadLength: rest(hasUDP, needUDP),
 
-	filter.FieldLocalAddr:  variable(varLocalAddr, asm.DWord, needAddresses).as(value128),
-	filter.FieldRemoteAddr: variable(varRemoteAddr, asm.DWord, needAddresses).as(value128),
-	filter.FieldLocalPort:  variable(varLocalPort, asm.Word, needPorts).between(0, 0xFFFF),
-	filter.FieldRemotePort: variable(varRemotePort, asm.Word, needPorts).between(0, 0xFFFF),
-	filter.FieldProtocol:   variable(varProtocol, asm.Word, needProtocol).between(0, 0xFF),
+	prog.FieldLocalAddr:  variable(varLocalAddr, asm.DWord, needAddresses).as(value128),
+	prog.FieldRemoteAddr: variable(varRemoteAddr, asm.DWord, needAddresses).as(value128),
+	prog.FieldLocalPort:  variable(varLocalPort, asm.Word, needPorts).between(0, 0xFFFF),
+	prog.FieldRemotePort: variable(varRemotePort, asm.Word, needPorts).between(0, 0xFFFF),
+	prog.FieldProtocol:   variable(varProtocol, asm.Word, needProtocol).between(0, 0xFF),
 
-	filter.FieldPacket:       element(asm.Byte, hasElement, 0),
-	filter.FieldPacket16:     element(asm.Half, hasElement, 0),
-	filter.FieldPacket32:     element(asm.Word, hasElement, 0),
-	filter.FieldTCPPayload:   element(asm.Byte, hasTCP, needTCP|needPayload),
-	filter.FieldTCPPayload16: element(asm.Half, hasTCP, needTCP|needPayload),
-	filter.FieldTCPPayload32: element(asm.Word, hasTCP, needTCP|needPayload),
-	filter.FieldUDPPayload:   element(asm.Byte, hasUDP, needUDP|needPayload),
-	filter.FieldUDPPayload16: element(asm.Half, hasUDP, needUDP|needPayload),
-	filter.FieldUDPPayload32: element(asm.Word, hasUDP, needUDP|needPayload),
+	prog.FieldPacket:       element(asm.Byte, hasElement, 0),
+	prog.FieldPacket16:     element(asm.Half, hasElement, 0),
+	prog.FieldPacket32:     element(asm.Word, hasElement, 0),
+	prog.FieldTCPPayload:   element(asm.Byte, hasTCP, needTCP|needPayload),
+	prog.FieldTCPPayload16: element(asm.Half, hasTCP, needTCP|needPayload),
+	prog.FieldTCPPayload32: element(asm.Word, hasTCP, needTCP|needPayload),
+	prog.FieldUDPPayload:   element(asm.Byte, hasUDP, needUDP|needPayload),
+	prog.FieldUDPPayload16: element(asm.Half, hasUDP, needUDP|needPayload),
+	prog.FieldUDPPayload32: element(asm.Word, hasUDP, needUDP|needPayload),
 
-	filter.FieldLength:    skbMember(skbLen).between(20, 65575),
-	filter.FieldTimestamp: variable(varTime, asm.DWord, needTime).as(value64),
-	filter.FieldRandom32:  variable(varRandom, asm.DWord, needRandom).bits(0, 0xFFFFFFFF),
-	filter.FieldRandom16:  variable(varRandom, asm.DWord, needRandom).bits(32, 0xFFFF),
-	filter.FieldRandom8:   variable(varRandom, asm.DWord, needRandom).bits(48, 0xFF),
+	prog.FieldLength:    skbMember(skbLen).between(20, 65575),
+	prog.FieldTimestamp: variable(varTime, asm.DWord, needTime).as(value64),
+	prog.FieldRandom32:  variable(varRandom, asm.DWord, needRandom).bits(0, 0xFFFFFFFF),
+	prog.FieldRandom16:  variable(varRandom, asm.DWord, needRandom).bits(32, 0xFFFF),
+	prog.FieldRandom8:   variable(varRandom, asm.DWord, needRandom).bits(48, 0xFF),
 }
 
 // presenceOf returns the header whose absence makes a test of the field fail.
-func presenceOf(f filter.Field) presence { return locations[f].has }
+func presenceOf(f prog.Field) presence { return locations[f].has }
 
 // isWide reports whether a field is compared in 128 bits.
-func isWide(f filter.Field) bool {
+func isWide(f prog.Field) bool {
 	k := locations[f].kind
 	return k == value128 || k == valueIPv4
 }
@@ -302,16 +302,16 @@ func isWide(f filter.Field) bool {
 const mappedPrefix = 0xFFFF << 32
 
 // domainOf returns the values that a field can have.
-func domainOf(f filter.Field) filter.Range {
+func domainOf(f prog.Field) prog.Range {
 	switch l := locations[f]; l.kind {
 	case value128:
-		return filter.Range{First: zero, Last: maximum}
+		return prog.Range{First: zero, Last: maximum}
 	case value64:
-		return filter.Range{First: zero, Last: low(^uint64(0))}
+		return prog.Range{First: zero, Last: low(^uint64(0))}
 	case valueIPv4:
-		return filter.Range{First: low(mappedPrefix), Last: low(mappedPrefix | 0xFFFFFFFF)}
+		return prog.Range{First: low(mappedPrefix), Last: low(mappedPrefix | 0xFFFFFFFF)}
 	default:
-		return filter.Range{First: low(l.min), Last: low(l.max)}
+		return prog.Range{First: low(l.min), Last: low(l.max)}
 	}
 }
 
@@ -319,24 +319,24 @@ func domainOf(f filter.Field) filter.Range {
 func (h *Hook) locate(c *condition) location {
 	l := locations[c.field]
 	switch c.field {
-	case filter.FieldIfIdx:
+	case prog.FieldIfIdx:
 		if h.Index == IndexIngress {
 			l.offset = skbIngressIfindex
 		}
-	case filter.FieldLoopback:
+	case prog.FieldLoopback:
 		l = skbMember(skbIfindex)
 		c.restate(loopbackIfindex, low(l.max))
-	case filter.FieldIP:
+	case prog.FieldIP:
 		c.restate(4, low(15))
-	case filter.FieldIPv6:
+	case prog.FieldIPv6:
 		c.restate(6, low(15))
 	}
 	return l
 }
 
 // restate turns a condition on a flag into one on a value that is v exactly if the flag is 1.
-func (c *condition) restate(v uint64, last filter.Value) {
+func (c *condition) restate(v uint64, last prog.Value) {
 	c.negate = !c.holds(low(1))
-	c.ranges = []filter.Range{{First: low(v), Last: low(v)}}
-	c.domain = filter.Range{First: zero, Last: last}
+	c.ranges = []prog.Range{{First: low(v), Last: low(v)}}
+	c.domain = prog.Range{First: zero, Last: last}
 }

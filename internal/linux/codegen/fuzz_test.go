@@ -12,6 +12,8 @@ import (
 	"testing"
 
 	"github.com/opendivert/divert/filter"
+	"github.com/opendivert/divert/internal/prog"
+	"github.com/opendivert/divert/internal/prog/progtest"
 	"github.com/opendivert/divert/packet"
 )
 
@@ -107,7 +109,7 @@ func anyFilter(r *rand.Rand, depth int, test func() string) string {
 }
 
 // anyCompiled returns a random filter that compiles for the layer, or nil.
-func anyCompiled(r *rand.Rand, layer packet.Layer, b []byte) (*filter.Program, string) {
+func anyCompiled(r *rand.Rand, layer packet.Layer, b []byte) (*prog.Program, string) {
 	fields := anyFields(layer)
 	dialect := [...]filter.Dialect{filter.Strict, filter.Extended}[r.IntN(2)]
 	for range 20 {
@@ -115,13 +117,13 @@ func anyCompiled(r *rand.Rand, layer packet.Layer, b []byte) (*filter.Program, s
 			// One test at a time, so that few filters are refused for one of many.
 			for range 20 {
 				t := anyTest(r, fields, b, dialect)
-				if _, err := filter.Compile(t, layer, dialect); err == nil {
+				if _, err := progtest.Compile(t, layer, dialect); err == nil {
 					return t
 				}
 			}
 			return "true"
 		})
-		if p, err := filter.Compile(text, layer, dialect); err == nil {
+		if p, err := progtest.Compile(text, layer, dialect); err == nil {
 			return p, text
 		}
 	}

@@ -22,6 +22,7 @@ import (
 	"github.com/opendivert/divert/filter"
 	"github.com/opendivert/divert/internal/lab"
 	"github.com/opendivert/divert/internal/linux/cursor"
+	"github.com/opendivert/divert/internal/prog/progtest"
 	"github.com/opendivert/divert/packet"
 )
 
@@ -29,7 +30,7 @@ import (
 func load(t testing.TB, text string, h Hook, o Options) *Program {
 	t.Helper()
 	requireBPF(t)
-	p, err := filter.Compile(text, packet.LayerNetwork, filter.Extended)
+	p, err := progtest.Compile(text, packet.LayerNetwork, filter.Extended)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -5,7 +5,7 @@ package codegen
 import (
 	"github.com/cilium/ebpf/asm"
 
-	"github.com/opendivert/divert/filter"
+	"github.com/opendivert/divert/internal/prog"
 )
 
 // packetLoader loads the fields of the layers with packets.
@@ -153,7 +153,7 @@ func (l *packetLoader) loadElement(t *tests, c *condition, where *location, fail
 }
 
 // needsOf collects what the parser must provide for the tests.
-func (h *Hook) needsOf(list []filter.Test) need {
+func (h *Hook) needsOf(list []prog.Test) need {
 	var n need
 	for i := range list {
 		n |= locations[list[i].Field].needs

@@ -16,6 +16,8 @@ import (
 	"github.com/cilium/ebpf/ringbuf"
 
 	"github.com/opendivert/divert/filter"
+	"github.com/opendivert/divert/internal/prog"
+	"github.com/opendivert/divert/internal/prog/progtest"
 	"github.com/opendivert/divert/packet"
 )
 
@@ -202,17 +204,17 @@ func TestProcessTold(t *testing.T) {
 
 // TestProcessNotToBeKnown builds programs for hooks that know no processes.
 func TestProcessNotToBeKnown(t *testing.T) {
-	asks, err := filter.Compile("processId == 7", packet.LayerNetwork, filter.Extended)
+	asks, err := progtest.Compile("processId == 7", packet.LayerNetwork, filter.Extended)
 	if err != nil {
 		t.Fatal(err)
 	}
-	plain, err := filter.Compile("udp", packet.LayerNetwork, filter.Extended)
+	plain, err := progtest.Compile("udp", packet.LayerNetwork, filter.Extended)
 	if err != nil {
 		t.Fatal(err)
 	}
 	for _, tt := range []struct {
 		name string
-		p    *filter.Program
+		p    *prog.Program
 		h    Hook
 		o    Options
 	}{
@@ -221,12 +223,12 @@ func TestProcessNotToBeKnown(t *testing.T) {
 		{"no maps to tell from", plain, Hook{Direction: Inbound}, Options{Process: true}},
 	} {
 		var e *FieldError
-		if _, err := Build(tt.p, tt.h, tt.o); !errors.As(err, &e) || e.Field != filter.FieldProcessID {
+		if _, err := Build(tt.p, tt.h, tt.o); !errors.As(err, &e) || e.Field != prog.FieldProcessID {
 			t.Errorf("%s: %v", tt.name, err)
 		}
 	}
 	// An object string can ask for it where the layer does not have it; then nothing matches.
-	forward, err := filter.ParseObject("@WinDiv_WX_1yWWXAX", packet.LayerForward)
+	forward, err := prog.ParseObject("@WinDiv_WX_1yWWXAX", packet.LayerForward, false)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -11,13 +11,15 @@ import (
 	"github.com/cilium/ebpf"
 
 	"github.com/opendivert/divert/filter"
+	"github.com/opendivert/divert/internal/prog"
+	"github.com/opendivert/divert/internal/prog/progtest"
 	"github.com/opendivert/divert/packet"
 )
 
 // requireBPF skips the test where programs cannot be loaded.
 func requireBPF(t testing.TB) {
 	t.Helper()
-	p, err := filter.Compile("true", packet.LayerNetwork, filter.Strict)
+	p, err := progtest.Compile("true", packet.LayerNetwork, filter.Strict)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -93,7 +95,7 @@ func run(p *Program, b []byte) (bool, error) {
 }
 
 // evalBPF answers as the kernel does: whether a filter matches a packet at a hook.
-func evalBPF(p *filter.Program, h Hook, b []byte) (bool, error) {
+func evalBPF(p *prog.Program, h Hook, b []byte) (bool, error) {
 	u, err := Build(p, h, Options{})
 	if err != nil {
 		return false, err

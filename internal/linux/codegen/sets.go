@@ -8,7 +8,7 @@ import (
 
 	"github.com/cilium/ebpf/asm"
 
-	"github.com/opendivert/divert/filter"
+	"github.com/opendivert/divert/internal/prog"
 )
 
 // Sets of up to so many ranges are compared inline, larger ones are looked up in a map.
@@ -96,23 +96,23 @@ const (
 
 // sortedSet is a set as it is searched.
 type sortedSet struct {
-	key     func(filter.Value) uint64 // the 64 bits that are indexed
-	upper   bool                      // they are the upper half
-	base    uint64                    // key of the first range
-	shift   int                       // bits of key - base that are not indexed
-	starts  []uint32                  // for each value of the others: the position to begin at, in bytes
-	steps   int                       // entries from there on that come into question, a power of two
-	mask    uint32                    // a bound of all starts, one less than a power of two
+	key     func(prog.Value) uint64 // the 64 bits that are indexed
+	upper   bool                    // they are the upper half
+	base    uint64                  // key of the first range
+	shift   int                     // bits of key - base that are not indexed
+	starts  []uint32                // for each value of the others: the position to begin at, in bytes
+	steps   int                     // entries from there on that come into question, a power of two
+	mask    uint32                  // a bound of all starts, one less than a power of two
 	entries []byte
 }
 
 // newSortedSet lays a set out.
-func newSortedSet(ranges []filter.Range, entry int) *sortedSet {
+func newSortedSet(ranges []prog.Range, entry int) *sortedSet {
 	first, last := ranges[0].First, ranges[len(ranges)-1].First
 	s := &sortedSet{upper: first.Hi != last.Hi}
-	s.key = func(v filter.Value) uint64 { return v.Lo }
+	s.key = func(v prog.Value) uint64 { return v.Lo }
 	if s.upper {
-		s.key = func(v filter.Value) uint64 { return v.Hi }
+		s.key = func(v prog.Value) uint64 { return v.Hi }
 	}
 	s.base = s.key(first)
 	span := bits.Len64(s.key(last) - s.base)
@@ -143,7 +143,7 @@ func newSortedSet(ranges []filter.Range, entry int) *sortedSet {
 }
 
 // appendWords appends the lower words of a value.
-func appendWords(b []byte, v filter.Value, words int) []byte {
+func appendWords(b []byte, v prog.Value, words int) []byte {
 	for i := range words {
 		word := uint32(v.Lo >> (32 * i))
 		if i >= 2 {
@@ -205,7 +205,7 @@ func (t *tests) advance(r asm.Register, bytes int32) {
 }
 
 // search32 searches for R1.
-func (s *setTable) search32(t *tests, ranges []filter.Range) {
+func (s *setTable) search32(t *tests, ranges []prog.Range) {
 	if ranges[0].First.Lo >= mappedPrefix { // an IPv4 address, of which R1 has the lower 32 bits
 		ranges = lower32(ranges)
 	}
@@ -238,16 +238,16 @@ func (s *setTable) search32(t *tests, ranges []filter.Range) {
 }
 
 // lower32 cuts the values of ranges to 32 bits.
-func lower32(ranges []filter.Range) []filter.Range {
-	out := make([]filter.Range, len(ranges))
+func lower32(ranges []prog.Range) []prog.Range {
+	out := make([]prog.Range, len(ranges))
 	for i, r := range ranges {
-		out[i] = filter.Range{First: low(r.First.Lo & 0xFFFFFFFF), Last: low(r.Last.Lo & 0xFFFFFFFF)}
+		out[i] = prog.Range{First: low(r.First.Lo & 0xFFFFFFFF), Last: low(r.Last.Lo & 0xFFFFFFFF)}
 	}
 	return out
 }
 
 // search128 searches for R1:R2.
-func (s *setTable) search128(t *tests, ranges []filter.Range) {
+func (s *setTable) search128(t *tests, ranges []prog.Range) {
 	set := newSortedSet(ranges, entry128)
 	key := asm.R2
 	if set.upper {

@@ -13,33 +13,35 @@ import (
 	"time"
 
 	"github.com/opendivert/divert/filter"
+	"github.com/opendivert/divert/internal/prog"
+	"github.com/opendivert/divert/internal/prog/progtest"
 	"github.com/opendivert/divert/packet"
 )
 
 // withValue returns a packet whose field has a value.
-var withValue = map[string]func(v filter.Value) []byte{
-	"udp.DstPort": func(v filter.Value) []byte {
+var withValue = map[string]func(v prog.Value) []byte{
+	"udp.DstPort": func(v prog.Value) []byte {
 		b := header4(protoUDP, nil, 0, udpHeader("x"))
 		binary.BigEndian.PutUint16(b[22:], uint16(v.Lo))
 		return b
 	},
-	"tcp.SeqNum": func(v filter.Value) []byte {
+	"tcp.SeqNum": func(v prog.Value) []byte {
 		b := header4(protoTCP, nil, 0, tcpHeader(5, 0, "x"))
 		binary.BigEndian.PutUint32(b[24:], uint32(v.Lo))
 		return b
 	},
-	"ip.DstAddr": func(v filter.Value) []byte {
+	"ip.DstAddr": func(v prog.Value) []byte {
 		b := header4(protoUDP, nil, 0, udpHeader("x"))
 		binary.BigEndian.PutUint32(b[16:], uint32(v.Lo))
 		return b
 	},
-	"ipv6.SrcAddr": func(v filter.Value) []byte {
+	"ipv6.SrcAddr": func(v prog.Value) []byte {
 		b := header6(protoUDP, udpHeader("x"))
 		binary.BigEndian.PutUint64(b[8:], v.Hi)
 		binary.BigEndian.PutUint64(b[16:], v.Lo)
 		return b
 	},
-	"remoteAddr": func(v filter.Value) []byte {
+	"remoteAddr": func(v prog.Value) []byte {
 		if v.Hi == 0 && v.Lo>>32 == 0xFFFF {
 			b := header4(protoUDP, nil, 0, udpHeader("x"))
 			binary.BigEndian.PutUint32(b[12:], uint32(v.Lo))
@@ -53,57 +55,57 @@ var withValue = map[string]func(v filter.Value) []byte{
 }
 
 // addressText writes a value as an address.
-func addressText(v filter.Value) string {
+func addressText(v prog.Value) string {
 	var b [16]byte
 	binary.BigEndian.PutUint64(b[:], v.Hi)
 	binary.BigEndian.PutUint64(b[8:], v.Lo)
 	return netip.AddrFrom16(b).Unmap().String()
 }
 
-func numberText(v filter.Value) string { return fmt.Sprint(v.Lo) }
+func numberText(v prog.Value) string { return fmt.Sprint(v.Lo) }
 
-// TestSets holds sets of many shapes to filter.Set at and around all kinds of boundaries.
+// TestSets holds sets of many shapes to prog.Set at and around all kinds of boundaries.
 func TestSets(t *testing.T) {
 	requireBPF(t)
-	mapped := func(v uint64) filter.Value { return low(mappedPrefix | v&0xFFFFFFFF) }
+	mapped := func(v uint64) prog.Value { return low(mappedPrefix | v&0xFFFFFFFF) }
 	for _, row := range []struct {
 		name, field string
-		text        func(filter.Value) string
+		text        func(prog.Value) string
 		n           int
-		value       func(r *rand.Rand, i int) filter.Value
+		value       func(r *rand.Rand, i int) prog.Value
 	}{
-		{"few ports", "udp.DstPort", numberText, 10, func(r *rand.Rand, i int) filter.Value { return low(r.Uint64() & 0xFFFF) }},
-		{"ports", "udp.DstPort", numberText, 5000, func(r *rand.Rand, i int) filter.Value { return low(r.Uint64() & 0xFFFF) }},
-		{"few numbers", "tcp.SeqNum", numberText, 15, func(r *rand.Rand, i int) filter.Value { return low(r.Uint64() >> 32) }},
-		{"numbers", "tcp.SeqNum", numberText, 4096, func(r *rand.Rand, i int) filter.Value { return low(r.Uint64() >> 32) }},
-		{"small numbers and one great", "tcp.SeqNum", numberText, 3000, func(r *rand.Rand, i int) filter.Value {
+		{"few ports", "udp.DstPort", numberText, 10, func(r *rand.Rand, i int) prog.Value { return low(r.Uint64() & 0xFFFF) }},
+		{"ports", "udp.DstPort", numberText, 5000, func(r *rand.Rand, i int) prog.Value { return low(r.Uint64() & 0xFFFF) }},
+		{"few numbers", "tcp.SeqNum", numberText, 15, func(r *rand.Rand, i int) prog.Value { return low(r.Uint64() >> 32) }},
+		{"numbers", "tcp.SeqNum", numberText, 4096, func(r *rand.Rand, i int) prog.Value { return low(r.Uint64() >> 32) }},
+		{"small numbers and one great", "tcp.SeqNum", numberText, 3000, func(r *rand.Rand, i int) prog.Value {
 			if i == 0 {
 				return low(0xFFFFFFFF)
 			}
 			return low(uint64(3 * i))
 		}},
-		{"few IPv4 addresses", "ip.DstAddr", addressText, 12, func(r *rand.Rand, i int) filter.Value { return mapped(r.Uint64()) }},
-		{"IPv4 addresses", "ip.DstAddr", addressText, 5000, func(r *rand.Rand, i int) filter.Value { return mapped(r.Uint64()) }},
-		{"IPv4 neighbours", "ip.DstAddr", addressText, 5000, func(r *rand.Rand, i int) filter.Value { return mapped(0x0A000000 + uint64(2*i)) }},
-		{"few IPv6 addresses", "ipv6.SrcAddr", addressText, 4, func(r *rand.Rand, i int) filter.Value { return filter.Value{Hi: r.Uint64(), Lo: r.Uint64()} }},
-		{"IPv6 addresses", "ipv6.SrcAddr", addressText, 3000, func(r *rand.Rand, i int) filter.Value { return filter.Value{Hi: r.Uint64(), Lo: r.Uint64()} }},
-		{"IPv6 addresses of one network", "ipv6.SrcAddr", addressText, 3000, func(r *rand.Rand, i int) filter.Value {
-			return filter.Value{Hi: 0x20010db8 << 32, Lo: r.Uint64()}
+		{"few IPv4 addresses", "ip.DstAddr", addressText, 12, func(r *rand.Rand, i int) prog.Value { return mapped(r.Uint64()) }},
+		{"IPv4 addresses", "ip.DstAddr", addressText, 5000, func(r *rand.Rand, i int) prog.Value { return mapped(r.Uint64()) }},
+		{"IPv4 neighbours", "ip.DstAddr", addressText, 5000, func(r *rand.Rand, i int) prog.Value { return mapped(0x0A000000 + uint64(2*i)) }},
+		{"few IPv6 addresses", "ipv6.SrcAddr", addressText, 4, func(r *rand.Rand, i int) prog.Value { return prog.Value{Hi: r.Uint64(), Lo: r.Uint64()} }},
+		{"IPv6 addresses", "ipv6.SrcAddr", addressText, 3000, func(r *rand.Rand, i int) prog.Value { return prog.Value{Hi: r.Uint64(), Lo: r.Uint64()} }},
+		{"IPv6 addresses of one network", "ipv6.SrcAddr", addressText, 3000, func(r *rand.Rand, i int) prog.Value {
+			return prog.Value{Hi: 0x20010db8 << 32, Lo: r.Uint64()}
 		}},
-		{"IPv6 addresses of few networks", "ipv6.SrcAddr", addressText, 3000, func(r *rand.Rand, i int) filter.Value {
-			return filter.Value{Hi: 0x20010db8<<32 | uint64(i%3), Lo: r.Uint64()}
+		{"IPv6 addresses of few networks", "ipv6.SrcAddr", addressText, 3000, func(r *rand.Rand, i int) prog.Value {
+			return prog.Value{Hi: 0x20010db8<<32 | uint64(i%3), Lo: r.Uint64()}
 		}},
-		{"addresses of both families", "remoteAddr", addressText, 2000, func(r *rand.Rand, i int) filter.Value {
+		{"addresses of both families", "remoteAddr", addressText, 2000, func(r *rand.Rand, i int) prog.Value {
 			if i%2 == 0 {
 				return mapped(r.Uint64())
 			}
-			return filter.Value{Hi: r.Uint64(), Lo: r.Uint64()}
+			return prog.Value{Hi: r.Uint64(), Lo: r.Uint64()}
 		}},
 	} {
 		t.Run(row.name, func(t *testing.T) {
 			r := rand.New(rand.NewPCG(5, 6))
 			var texts []string
-			var probes []filter.Value
+			var probes []prog.Value
 			for i := range row.n {
 				v := row.value(r, i)
 				texts = append(texts, row.text(v))
@@ -118,9 +120,9 @@ func TestSets(t *testing.T) {
 }
 
 // checkSet compares a filter's program with the interpreter for values at, before and behind the probes.
-func checkSet(t *testing.T, field, text string, probes []filter.Value, r *rand.Rand, long bool) {
+func checkSet(t *testing.T, field, text string, probes []prog.Value, r *rand.Rand, long bool) {
 	t.Helper()
-	p, err := filter.Compile(text, packet.LayerNetwork, filter.Extended)
+	p, err := progtest.Compile(text, packet.LayerNetwork, filter.Extended)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -142,7 +144,7 @@ func checkSet(t *testing.T, field, text string, probes []filter.Value, r *rand.R
 		case 2:
 			v = sub1(v)
 		case 3:
-			v = filter.Value{Hi: v.Hi, Lo: v.Lo ^ 1<<r.IntN(32)}
+			v = prog.Value{Hi: v.Hi, Lo: v.Lo ^ 1<<r.IntN(32)}
 		}
 		b := withValue[field](v)
 		want := p.MatchExact(b, &packet.Address{})
@@ -178,14 +180,15 @@ func TestLargeSets(t *testing.T) {
 			runtime.GC()
 			runtime.ReadMemStats(&before)
 			start := time.Now()
-			e, field := filter.IP.DstAddr.In(prefixes...), "ip.DstAddr"
+			e, field := filter.IPDstAddr.In(prefixes...), "ip.DstAddr"
 			if six {
-				e, field = filter.IPv6.SrcAddr.In(prefixes...), "ipv6.SrcAddr"
+				e, field = filter.IPv6SrcAddr.In(prefixes...), "ipv6.SrcAddr"
 			}
-			p, err := e.Compile(packet.LayerNetwork)
+			f, err := e.Compile(packet.LayerNetwork)
 			if err != nil {
 				t.Fatal(err)
 			}
+			p := (*prog.Program)(f)
 			compiled := time.Since(start)
 			runtime.GC()
 			runtime.ReadMemStats(&after)
@@ -209,13 +212,13 @@ func TestLargeSets(t *testing.T) {
 }
 
 // compareSet holds a program to the interpreter for addresses in and near prefixes.
-func compareSet(t *testing.T, p *filter.Program, loaded *Program, field string, prefixes []netip.Prefix, r *rand.Rand) {
+func compareSet(t *testing.T, p *prog.Program, loaded *Program, field string, prefixes []netip.Prefix, r *rand.Rand) {
 	t.Helper()
 	matched := 0
 	for i := range 500 {
 		prefix := prefixes[r.IntN(len(prefixes))]
 		b := prefix.Masked().Addr().As16()
-		v := filter.Value{Hi: binary.BigEndian.Uint64(b[:]), Lo: binary.BigEndian.Uint64(b[8:])}
+		v := prog.Value{Hi: binary.BigEndian.Uint64(b[:]), Lo: binary.BigEndian.Uint64(b[8:])}
 		if i%2 == 0 {
 			v = sub1(v)
 		}

@@ -3,7 +3,7 @@
 package codegen
 
 import (
-	"github.com/opendivert/divert/filter"
+	"github.com/opendivert/divert/internal/prog"
 	"github.com/opendivert/divert/packet"
 )
 
@@ -20,10 +20,10 @@ const (
 // Specialise decides what a hook decides, when lists have become sets: tests on constants and on headers that its packets never
 // have fall away, tests that cannot be reached are dropped, and jumps go straight to where they end.
 // The tests are copies; they are nil unless the outcome is Depends. The targets keep the form of
-// filter.Program: they lead forward, and the first test is entered first.
-func Specialise(p *filter.Program, h Hook) ([]filter.Test, Outcome) {
-	exists := func(t *filter.Test) bool { return exists(t, p.Layer()) }
-	return specialise(p.Gathered(), exists, func(t *filter.Test) answer {
+// prog.Program: they lead forward, and the first test is entered first.
+func Specialise(p *prog.Program, h Hook) ([]prog.Test, Outcome) {
+	exists := func(t *prog.Test) bool { return exists(t, p.Layer()) }
+	return specialise(p.Gathered(), exists, func(t *prog.Test) answer {
 		switch holds, known := h.decides(t); {
 		case !known:
 			return depends
@@ -51,27 +51,27 @@ func answerOf(b bool) answer {
 }
 
 // specialise is Specialise with the knowledge of any hook.
-func specialise(tests []filter.Test, exists func(*filter.Test) bool, decides func(*filter.Test) answer) ([]filter.Test, Outcome) {
+func specialise(tests []prog.Test, exists func(*prog.Test) bool, decides func(*prog.Test) answer) ([]prog.Test, Outcome) {
 	if len(tests) == 0 {
 		return nil, Never
 	}
 
 	// Where evaluation really goes when it enters test i; targets lead forward, so later tests
 	// are settled first.
-	enter := make([]filter.Target, len(tests))
-	settle := func(t filter.Target) filter.Target {
+	enter := make([]prog.Target, len(tests))
+	settle := func(t prog.Target) prog.Target {
 		if t >= 0 {
 			return enter[t]
 		}
 		return t
 	}
-	out := make([]filter.Test, len(tests))
+	out := make([]prog.Test, len(tests))
 	for i := len(tests) - 1; i >= 0; i-- {
 		t := tests[i]
 		t.Succ, t.Fail = settle(t.Succ), settle(t.Fail)
 		out[i] = t
 		if !exists(&t) {
-			enter[i] = filter.Reject // an error of the evaluation, which matches nothing
+			enter[i] = prog.Reject // an error of the evaluation, which matches nothing
 			continue
 		}
 		a := depends
@@ -88,13 +88,13 @@ func specialise(tests []filter.Test, exists func(*filter.Test) bool, decides fun
 		case dontKnow:
 			enter[i] = certain(t.Succ, t.Fail)
 		default:
-			enter[i] = filter.Target(i)
+			enter[i] = prog.Target(i)
 		}
 	}
 	switch enter[0] {
-	case filter.Accept:
+	case prog.Accept:
 		return nil, Always
-	case filter.Reject:
+	case prog.Reject:
 		return nil, Never
 	}
 	return reachable(out, enter[0]), Depends
@@ -103,41 +103,41 @@ func specialise(tests []filter.Test, exists func(*filter.Test) bool, decides fun
 // certain returns where to go on at a test of which nothing is known, so as to match only what
 // matches in any case: if one way accepts, the other decides. Otherwise nothing is certain, as far
 // as can be told without looking at both.
-func certain(succ, fail filter.Target) filter.Target {
+func certain(succ, fail prog.Target) prog.Target {
 	switch {
-	case succ == filter.Accept:
+	case succ == prog.Accept:
 		return fail
-	case fail == filter.Accept:
+	case fail == prog.Accept:
 		return succ
 	}
-	return filter.Reject
+	return prog.Reject
 }
 
 // reachable returns the tests that can be reached from the entry, renumbered.
-func reachable(tests []filter.Test, entry filter.Target) []filter.Test {
+func reachable(tests []prog.Test, entry prog.Target) []prog.Test {
 	live := make([]bool, len(tests))
 	live[entry] = true
-	number := make([]filter.Target, len(tests))
-	count := filter.Target(0)
+	number := make([]prog.Target, len(tests))
+	count := prog.Target(0)
 	for i := range tests {
 		if !live[i] {
 			continue
 		}
 		number[i] = count
 		count++
-		for _, t := range [...]filter.Target{tests[i].Succ, tests[i].Fail} {
+		for _, t := range [...]prog.Target{tests[i].Succ, tests[i].Fail} {
 			if t >= 0 {
 				live[t] = true
 			}
 		}
 	}
-	renumber := func(t filter.Target) filter.Target {
+	renumber := func(t prog.Target) prog.Target {
 		if t >= 0 {
 			return number[t]
 		}
 		return t
 	}
-	out := make([]filter.Test, 0, count)
+	out := make([]prog.Test, 0, count)
 	for i, t := range tests {
 		if live[i] {
 			t.Succ, t.Fail = renumber(t.Succ), renumber(t.Fail)
@@ -148,7 +148,7 @@ func reachable(tests []filter.Test, entry filter.Target) []filter.Test {
 }
 
 // decides reports whether the hook knows the answer to a test, and the answer.
-func (h *Hook) decides(t *filter.Test) (holds, known bool) {
+func (h *Hook) decides(t *prog.Test) (holds, known bool) {
 	needs := presenceOf(t.Field)
 	if h.excludes(needs) {
 		return false, true
@@ -176,56 +176,56 @@ func (h *Hook) guarantees(p presence) bool {
 }
 
 // constant returns the value of a field if it is the same for all packets of the hook.
-func (h *Hook) constant(f filter.Field) (v filter.Value, ok bool) {
-	flag := func(b bool) filter.Value {
+func (h *Hook) constant(f prog.Field) (v prog.Value, ok bool) {
+	flag := func(b bool) prog.Value {
 		if b {
 			return low(1)
 		}
 		return zero
 	}
 	switch f {
-	case filter.FieldZero:
+	case prog.FieldZero:
 		return zero, true
-	case filter.FieldInbound:
+	case prog.FieldInbound:
 		return flag(h.Direction == Inbound), h.Direction != AnyDirection
-	case filter.FieldOutbound:
+	case prog.FieldOutbound:
 		return flag(h.Direction == Outbound), h.Direction != AnyDirection
-	case filter.FieldIfIdx:
+	case prog.FieldIfIdx:
 		return low(uint64(h.IfIdx)), h.Index == IndexConstant
-	case filter.FieldSubIfIdx:
+	case prog.FieldSubIfIdx:
 		return low(uint64(h.SubIfIdx)), true
-	case filter.FieldIP:
+	case prog.FieldIP:
 		return flag(h.Family == IPv4), h.Family != AnyFamily
-	case filter.FieldIPv6:
+	case prog.FieldIPv6:
 		return flag(h.Family == IPv6), h.Family != AnyFamily
-	case filter.FieldICMP:
+	case prog.FieldICMP:
 		return zero, h.Family == IPv6
-	case filter.FieldICMPv6:
+	case prog.FieldICMPv6:
 		return zero, h.Family == IPv4
-	case filter.FieldLoopback:
+	case prog.FieldLoopback:
 		return flag(h.Loopback == AlwaysLoopback), h.Loopback != LoopbackByInterface
-	case filter.FieldImpostor:
+	case prog.FieldImpostor:
 		return flag(h.Impostor), true
-	case filter.FieldEvent:
+	case prog.FieldEvent:
 		return low(uint64(h.Event)), true
-	case filter.FieldTimestamp:
+	case prog.FieldTimestamp:
 		return low(uint64(h.Timestamp) ^ signBit), h.Clock == ClockConstant
 	}
 	return zero, false
 }
 
 // notForwarded are the fields of the packet layers that NETWORK_FORWARD does not have.
-var notForwarded = map[filter.Field]bool{
-	filter.FieldInbound: true, filter.FieldOutbound: true, filter.FieldLoopback: true,
-	filter.FieldLocalAddr: true, filter.FieldRemoteAddr: true,
-	filter.FieldLocalPort: true, filter.FieldRemotePort: true, filter.FieldProtocol: true,
-	filter.FieldProcessID: true,
+var notForwarded = map[prog.Field]bool{
+	prog.FieldInbound: true, prog.FieldOutbound: true, prog.FieldLoopback: true,
+	prog.FieldLocalAddr: true, prog.FieldRemoteAddr: true,
+	prog.FieldLocalPort: true, prog.FieldRemotePort: true, prog.FieldProtocol: true,
+	prog.FieldProcessID: true,
 }
 
 // exists reports whether a test can be executed on a layer. Object strings may hold tests that
 // cannot (specification: filter-language.md 6).
-func exists(t *filter.Test, layer packet.Layer) bool {
-	if t.Op > filter.OpNotIn || onlyEvents[t.Field] {
+func exists(t *prog.Test, layer packet.Layer) bool {
+	if t.Op > prog.OpNotIn || onlyEvents[t.Field] {
 		return false
 	}
 	_, ok := locations[t.Field]
@@ -234,7 +234,7 @@ func exists(t *filter.Test, layer packet.Layer) bool {
 
 // onlyEvents are the fields of the layers with events that have a place in locations, for what values they
 // can have.
-var onlyEvents = map[filter.Field]bool{
-	filter.FieldEndpointID: true, filter.FieldParentEndpointID: true,
-	filter.FieldFamilyIP: true, filter.FieldFamilyIPv6: true,
+var onlyEvents = map[prog.Field]bool{
+	prog.FieldEndpointID: true, prog.FieldParentEndpointID: true,
+	prog.FieldFamilyIP: true, prog.FieldFamilyIPv6: true,
 }

@@ -8,6 +8,8 @@ import (
 	"testing"
 
 	"github.com/opendivert/divert/filter"
+	"github.com/opendivert/divert/internal/prog"
+	"github.com/opendivert/divert/internal/prog/progtest"
 	"github.com/opendivert/divert/packet"
 )
 
@@ -45,7 +47,7 @@ func TestSpecialise(t *testing.T) {
 		{"the interface is not known", "ifIdx == 3", Hook{Index: IndexDevice}, Depends, 1},
 	} {
 		t.Run(row.name, func(t *testing.T) {
-			p, err := filter.Compile(row.filter, packet.LayerNetwork, filter.Strict)
+			p, err := progtest.Compile(row.filter, packet.LayerNetwork, filter.Strict)
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -66,11 +68,11 @@ func TestBuildErrors(t *testing.T) {
 		want   error
 	}{
 		{"a layer without packets", "tcp", packet.LayerFlow, Hook{}, &LayerError{packet.LayerFlow}},
-		{"an unknown direction", "outbound", packet.LayerNetwork, Hook{}, &FieldError{filter.FieldOutbound}},
-		{"an unknown side", "localPort == 3", packet.LayerNetwork, Hook{}, &FieldError{filter.FieldLocalPort}},
+		{"an unknown direction", "outbound", packet.LayerNetwork, Hook{}, &FieldError{prog.FieldOutbound}},
+		{"an unknown side", "localPort == 3", packet.LayerNetwork, Hook{}, &FieldError{prog.FieldLocalPort}},
 	} {
 		t.Run(row.name, func(t *testing.T) {
-			p, err := filter.Compile(row.filter, row.layer, filter.Extended)
+			p, err := progtest.Compile(row.filter, row.layer, filter.Extended)
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -96,7 +98,7 @@ func TestBuildErrors(t *testing.T) {
 
 // TestBuildIsDeterministic builds a filter that has islands twice.
 func TestBuildIsDeterministic(t *testing.T) {
-	p, err := filter.Compile(ports(4096), packet.LayerNetwork, filter.Extended)
+	p, err := progtest.Compile(ports(4096), packet.LayerNetwork, filter.Extended)
 	if err != nil {
 		t.Fatal(err)
 	}

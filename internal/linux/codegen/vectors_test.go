@@ -8,6 +8,7 @@ import (
 	"testing"
 
 	"github.com/opendivert/divert/filter"
+	"github.com/opendivert/divert/internal/prog/progtest"
 	"github.com/opendivert/divert/internal/vectors"
 	"github.com/opendivert/divert/packet"
 )
@@ -30,7 +31,7 @@ func TestVectorEvalBPF(t *testing.T) {
 		if r.Layer != packet.LayerNetwork.String() && r.Layer != packet.LayerForward.String() {
 			return nil
 		}
-		p, err := filter.Compile(r.Filter, a.Layer, filter.Strict)
+		p, err := progtest.Compile(r.Filter, a.Layer, filter.Strict)
 		if err != nil {
 			return err
 		}

@@ -12,6 +12,8 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/opendivert/divert/filter"
+	"github.com/opendivert/divert/internal/prog"
+	"github.com/opendivert/divert/internal/prog/progtest"
 	"github.com/opendivert/divert/packet"
 )
 
@@ -86,9 +88,9 @@ func TestExtensionHeadersEnd(t *testing.T) {
 }
 
 // compile compiles a filter of the layer NETWORK.
-func compile(t testing.TB, text string) *filter.Program {
+func compile(t testing.TB, text string) *prog.Program {
 	t.Helper()
-	p, err := filter.Compile(text, packet.LayerNetwork, filter.Extended)
+	p, err := progtest.Compile(text, packet.LayerNetwork, filter.Extended)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -17,6 +17,7 @@ import (
 	"github.com/opendivert/divert/filter"
 	"github.com/opendivert/divert/internal/lab"
 	"github.com/opendivert/divert/internal/linux/codegen"
+	"github.com/opendivert/divert/internal/prog/progtest"
 	"github.com/opendivert/divert/internal/race"
 	"github.com/opendivert/divert/packet"
 )
@@ -38,7 +39,7 @@ func openLive(t testing.TB, size, watermark int) *live {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { outlet.Close() })
-	compiled, err := filter.Compile("udp", packet.LayerNetwork, filter.Strict)
+	compiled, err := progtest.Compile("udp", packet.LayerNetwork, filter.Strict)
 	if err != nil {
 		t.Fatal(err)
 	}

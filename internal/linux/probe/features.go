@@ -14,12 +14,12 @@ import (
 	"github.com/google/nftables/expr"
 	"golang.org/x/sys/unix"
 
-	"github.com/opendivert/divert/filter"
 	"github.com/opendivert/divert/internal/linux/codegen"
 	"github.com/opendivert/divert/internal/linux/inject"
 	"github.com/opendivert/divert/internal/linux/nflog"
 	"github.com/opendivert/divert/internal/linux/queue"
 	"github.com/opendivert/divert/internal/linux/sockets"
+	"github.com/opendivert/divert/internal/prog"
 	"github.com/opendivert/divert/packet"
 )
 
@@ -272,10 +272,7 @@ func loopable(p *Prober) error {
 
 // loadProgram loads a filter as handles do, for as long as f runs.
 func loadProgram(f func(fd int) error) error {
-	p, err := filter.Compile("ip", packet.LayerNetwork, filter.Strict)
-	if err != nil {
-		return err
-	}
+	p := prog.Only(packet.LayerNetwork, prog.FieldIP)
 	u, err := codegen.Build(p, codegen.Hook{}, codegen.Options{})
 	if err != nil {
 		return err

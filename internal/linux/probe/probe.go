@@ -10,12 +10,12 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"github.com/opendivert/divert/filter"
 	"github.com/opendivert/divert/internal/engine"
 	"github.com/opendivert/divert/internal/lab"
 	"github.com/opendivert/divert/internal/linux"
 	"github.com/opendivert/divert/internal/linux/codegen"
 	"github.com/opendivert/divert/internal/linux/rights"
+	"github.com/opendivert/divert/internal/prog"
 	"github.com/opendivert/divert/packet"
 )
 
@@ -163,10 +163,7 @@ func (p *Prober) judge(r *Report) {
 
 // tryHandle opens a handle and returns how it is served.
 func tryHandle() (string, error) {
-	p, err := filter.Compile("ip", packet.LayerNetwork, filter.Strict)
-	if err != nil {
-		return "", err
-	}
+	p := prog.Only(packet.LayerNetwork, prog.FieldIP)
 	h, err := linux.Open(engine.Config{Program: p, Queues: 1, Limits: engine.Limits{Length: 32, Time: 1e9, Size: 1 << 16}})
 	if err != nil {
 		return "", err

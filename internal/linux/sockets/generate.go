@@ -8,9 +8,9 @@ import (
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/asm"
 
-	"github.com/opendivert/divert/filter"
 	"github.com/opendivert/divert/internal/engine"
 	"github.com/opendivert/divert/internal/linux/codegen"
+	"github.com/opendivert/divert/internal/prog"
 	"github.com/opendivert/divert/packet"
 )
 
@@ -27,7 +27,7 @@ type hook struct {
 // generator generates the program of one hook.
 type generator struct {
 	builder
-	filter     *filter.Program
+	filter     *prog.Program
 	flags      uint64 // of the handle
 	cookie     uint64 // of the network namespace
 	inode      uint32 // of the same, for programs that are not told the cookie
@@ -88,14 +88,14 @@ func (g *generator) decide(h codegen.EventHook) (bool, error) {
 }
 
 // asksForTime reports whether the filter does.
-func (g *generator) asksForTime() bool { return g.uses(filter.FieldTimestamp) }
+func (g *generator) asksForTime() bool { return g.uses(prog.FieldTimestamp) }
 
 // usesLocal reports whether the filter asks for the local address or port.
-func (g *generator) usesLocal() bool { return g.uses(filter.FieldLocalAddr, filter.FieldLocalPort) }
+func (g *generator) usesLocal() bool { return g.uses(prog.FieldLocalAddr, prog.FieldLocalPort) }
 
 // uses reports whether the filter has a test of one of the fields.
-func (g *generator) uses(fields ...filter.Field) bool {
-	return slices.ContainsFunc(g.filter.Tests(), func(t filter.Test) bool { return slices.Contains(fields, t.Field) })
+func (g *generator) uses(fields ...prog.Field) bool {
+	return slices.ContainsFunc(g.filter.Tests(), func(t prog.Test) bool { return slices.Contains(fields, t.Field) })
 }
 
 // keeps reports whether anything has to be remembered of sockets from one event to the next.
@@ -142,9 +142,9 @@ func (g *generator) start(sock int16, mayRefuse bool) (bool, error) {
 	} else {
 		g.blank()
 	}
-	when[keeps || g.uses(filter.FieldEndpointID)](g.builder.cookie)
+	when[keeps || g.uses(prog.FieldEndpointID)](g.builder.cookie)
 	if sock != opsSock || sockOpsProcess() {
-		when[keeps || g.uses(filter.FieldProcessID)](g.process)
+		when[keeps || g.uses(prog.FieldProcessID)](g.process)
 	}
 	return keeps, err
 }

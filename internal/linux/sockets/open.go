@@ -17,20 +17,20 @@ import (
 	"github.com/cilium/ebpf/ringbuf"
 	"golang.org/x/sys/unix"
 
-	"github.com/opendivert/divert/filter"
 	"github.com/opendivert/divert/internal/linux/codegen"
 	"github.com/opendivert/divert/internal/linux/cursor"
+	"github.com/opendivert/divert/internal/prog"
 	"github.com/opendivert/divert/packet"
 )
 
 // Config says what a handle wants of the kernel.
 type Config struct {
-	Filter *filter.Program // of LayerSocket or LayerFlow
-	Flags  uint64          // of the handle
-	Key    cursor.Key      // its place among the handles of the namespace
-	Cookie uint64          // of the network namespace, see Cookie
-	Cgroup *os.File        // directory of the cgroup to attach to, see OpenCgroup
-	Events int             // records for which the ring has room at least
+	Filter *prog.Program // of LayerSocket or LayerFlow
+	Flags  uint64        // of the handle
+	Key    cursor.Key    // its place among the handles of the namespace
+	Cookie uint64        // of the network namespace, see Cookie
+	Cgroup *os.File      // directory of the cgroup to attach to, see OpenCgroup
+	Events int           // records for which the ring has room at least
 
 	inode      uint32 // of the network namespace
 	generation uint16 // counts the filters; 0 when there were too many to count
@@ -103,7 +103,7 @@ const minRingSize = 1 << 20
 
 // SetFilter replaces the filter. Each operation meets the programs of the old one or those of the new one. If it fails,
 // the old one is in force at every hook.
-func (s *Source) SetFilter(p *filter.Program) (err error) {
+func (s *Source) SetFilter(p *prog.Program) (err error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	cfg := s.cfg

@@ -14,13 +14,15 @@ import (
 	"github.com/opendivert/divert/filter"
 	"github.com/opendivert/divert/internal/lab"
 	"github.com/opendivert/divert/internal/linux/cursor"
+	"github.com/opendivert/divert/internal/prog"
+	"github.com/opendivert/divert/internal/prog/progtest"
 	"github.com/opendivert/divert/packet"
 )
 
 // compiled compiles a filter of the layer SOCKET.
-func compiled(t testing.TB, text string) *filter.Program {
+func compiled(t testing.TB, text string) *prog.Program {
 	t.Helper()
-	p, err := filter.Compile(text, packet.LayerSocket, filter.Strict)
+	p, err := progtest.Compile(text, packet.LayerSocket, filter.Strict)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -1,8 +1,9 @@
-package filter
+package prog
 
 import (
 	"errors"
 	"fmt"
+	"slices"
 )
 
 // maxFormatted is the longest text that Format returns, in bytes. Only programs written for the
@@ -37,38 +38,38 @@ func (p *Program) String() string {
 	return text
 }
 
-// exprKind is the kind of an expression.
-type exprKind uint8
+// ExprKind is the kind of an expression.
+type ExprKind uint8
 
 const (
-	exprConst exprKind = iota
-	exprTest
-	exprAnd
-	exprOr
-	exprCond
-	exprNot // one part; from builders only
+	ExprConst ExprKind = iota
+	ExprTest
+	ExprAnd
+	ExprOr
+	ExprCond
+	ExprNot // one part; from builders only
 )
 
-// expr is an expression rebuilt from tests. Expressions share their parts.
-type expr struct {
-	kind  exprKind
-	value bool     // exprConst
-	test  *Test    // exprTest
-	parts [3]*expr // exprAnd, exprOr: two; exprCond: condition, then, else
+// Expr is an expression rebuilt from tests. Expressions share their parts.
+type Expr struct {
+	Kind  ExprKind
+	Value bool     // ExprConst
+	Test  *Test    // ExprTest
+	Parts [3]*Expr // ExprAnd, ExprOr: two; ExprCond: condition, then, else
 }
 
 var (
-	exprTrue  = &expr{kind: exprConst, value: true}
-	exprFalse = &expr{kind: exprConst}
+	ExprTrue  = &Expr{Kind: ExprConst, Value: true}
+	ExprFalse = &Expr{Kind: ExprConst}
 )
 
-func conditional(condition, then, otherwise *expr) *expr {
-	return &expr{kind: exprCond, parts: [3]*expr{condition, then, otherwise}}
+func conditional(condition, then, otherwise *Expr) *Expr {
+	return &Expr{Kind: ExprCond, Parts: [3]*Expr{condition, then, otherwise}}
 }
 
 // block is an expression with the places where the evaluation goes on after it.
 type block struct {
-	expr       *expr
+	expr       *Expr
 	succ, fail Target
 
 	// refs counts the targets that point here, in the 8 bits of the original: 256 count as none.
@@ -81,11 +82,11 @@ type block struct {
 type blocks []block
 
 // rebuild returns the expression that the tests compute.
-func rebuild(tests []Test) *expr {
+func rebuild(tests []Test) *Expr {
 	b := make(blocks, len(tests))
 	for i := range tests {
 		t := &tests[i]
-		b[i].expr, b[i].succ, b[i].fail = &expr{kind: exprTest, test: t}, t.Succ, t.Fail
+		b[i].expr, b[i].succ, b[i].fail = &Expr{Kind: ExprTest, Test: t}, t.Succ, t.Fail
 		b.refer(t.Succ)
 		b.refer(t.Fail)
 	}
@@ -128,16 +129,16 @@ func (b blocks) absorb(x *block) bool {
 	oldSucc, oldFail := x.succ, x.fail
 	switch {
 	case s != nil && s.fail == x.fail:
-		x.expr = &expr{kind: exprAnd, parts: [3]*expr{x.expr, s.expr}}
+		x.expr = &Expr{Kind: ExprAnd, Parts: [3]*Expr{x.expr, s.expr}}
 		x.succ = s.succ
 	case s != nil && s.succ == x.fail:
-		x.expr = conditional(x.expr, s.expr, exprTrue)
+		x.expr = conditional(x.expr, s.expr, ExprTrue)
 		x.succ, x.fail = s.succ, s.fail
 	case f != nil && f.succ == x.succ:
-		x.expr = &expr{kind: exprOr, parts: [3]*expr{x.expr, f.expr}}
+		x.expr = &Expr{Kind: ExprOr, Parts: [3]*Expr{x.expr, f.expr}}
 		x.fail = f.fail
 	case f != nil && f.fail == x.succ:
-		x.expr = conditional(x.expr, exprFalse, f.expr)
+		x.expr = conditional(x.expr, ExprFalse, f.expr)
 		x.succ, x.fail = f.succ, f.fail
 	case s != nil && f != nil && s.succ == f.succ && s.fail == f.fail:
 		x.expr = conditional(x.expr, s.expr, f.expr)
@@ -154,14 +155,14 @@ func (b blocks) absorb(x *block) bool {
 
 // build joins the blocks that could not be merged, from the last to the first: what several lead to
 // becomes a part of each. (Specification: filter-object.md 5.1, phase B.)
-func (b blocks) build() *expr {
-	built := make([]*expr, len(b))
-	at := func(t Target) *expr {
+func (b blocks) build() *Expr {
+	built := make([]*Expr, len(b))
+	at := func(t Target) *Expr {
 		switch t {
 		case Accept:
-			return exprTrue
+			return ExprTrue
 		case Reject:
-			return exprFalse
+			return ExprFalse
 		}
 		return built[t]
 	}
@@ -180,80 +181,52 @@ func (b blocks) build() *expr {
 	return built[0]
 }
 
-func isConst(e *expr, value bool) bool { return e.kind == exprConst && e.value == value }
+func isConst(e *Expr, value bool) bool { return e.Kind == ExprConst && e.Value == value }
 
 // formatter writes an expression as text. (Specification: filter-object.md 5.2.)
 type formatter struct {
 	style style
 	text  []byte
 	full  bool
-
-	// If large is not nil, the text has only the ends of large sets, and the sets stand here by the number of their test
-	// in the text. See source.
-	large map[int]*Set
-	tests int
-}
-
-// fewestElided is how many ranges a set has at least that has no text when an expression is compiled.
-const fewestElided = 64
-
-// short returns what is written for a test, and counts it.
-func (w *formatter) short(t *Test) *Test {
-	n := w.tests
-	w.tests++
-	if w.large == nil || t.Set == nil || len(t.Set.Ranges) < fewestElided {
-		return t
-	}
-	w.large[n] = t.Set
-	ends := *t
-	ends.Set = &Set{Ranges: []Range{t.Set.Ranges[0], t.Set.Ranges[len(t.Set.Ranges)-1]}}
-	return &ends
 }
 
 // write appends an expression; outer is the "and" or "or" that it is directly part of, or nil.
-func (w *formatter) write(e, outer *expr) {
+func (w *formatter) write(e, outer *Expr) {
 	if len(w.text) > maxFormatted {
 		w.full = true
 		return
 	}
-	switch e.kind {
-	case exprConst:
-		w.tests++
-		if e.value {
+	switch e.Kind {
+	case ExprConst:
+		if e.Value {
 			w.text = append(w.text, "true"...)
 		} else {
 			w.text = append(w.text, "false"...)
 		}
-	case exprTest:
-		w.text = w.style.appendTest(w.text, w.short(e.test))
-	case exprAnd:
-		w.join(e, " and ", outer != nil && outer.kind != exprAnd)
-	case exprOr:
-		w.join(e, " or ", outer != nil && outer.kind != exprOr)
-	case exprCond:
+	case ExprTest:
+		w.text = w.style.appendTest(w.text, e.Test)
+	case ExprAnd:
+		w.join(e, " and ", outer != nil && outer.Kind != ExprAnd)
+	case ExprOr:
+		w.join(e, " or ", outer != nil && outer.Kind != ExprOr)
+	case ExprCond:
 		w.text = append(w.text, '(')
-		w.write(e.parts[0], nil)
+		w.write(e.Parts[0], nil)
 		w.text = append(w.text, "? "...)
-		w.write(e.parts[1], nil)
+		w.write(e.Parts[1], nil)
 		w.text = append(w.text, ": "...)
-		w.write(e.parts[2], nil)
+		w.write(e.Parts[2], nil)
 		w.text = append(w.text, ')')
-	case exprNot:
+	case ExprNot:
 		w.text = append(w.text, "not "...)
-		w.negated(e.parts[0])
+		w.negated(e.Parts[0])
 	}
 }
 
 // negated writes what is negated. A test that always has a value needs no parentheses; of the others
 // "not" would be the opposite comparison, not the negation.
-func (w *formatter) negated(e *expr) {
-	if e.kind == exprTest && e.test.Op == OpNe && e.test.Value == (Value{}) {
-		if info := e.test.Field.info(); info.boolean && info.base == FieldZero {
-			w.write(e, nil)
-			return
-		}
-	}
-	if e.kind == exprCond { // has its own
+func (w *formatter) negated(e *Expr) {
+	if e.IsBare() || e.Kind == ExprCond { // which has its own
 		w.write(e, nil)
 		return
 	}
@@ -262,14 +235,61 @@ func (w *formatter) negated(e *expr) {
 	w.text = append(w.text, ')')
 }
 
-func (w *formatter) join(e *expr, word string, parentheses bool) {
+// IsBare reports whether e is a test of a flag that always has a value, written as the name alone.
+func (e *Expr) IsBare() bool {
+	if e.Kind != ExprTest || e.Test.Op != OpNe || e.Test.Value != (Value{}) {
+		return false
+	}
+	info := e.Test.Field.Info()
+	return info.Boolean && info.Base == FieldZero
+}
+
+// Chain returns what a chain of "and" or "or" joins, from left to right, without going down to the left by recursion: chains
+// are as long as programs make them.
+func (e *Expr) Chain() []*Expr {
+	kind := e.Kind
+	var parts []*Expr
+	for ; e.Kind == kind; e = e.Parts[0] {
+		parts = append(parts, e.Parts[1])
+	}
+	parts = append(parts, e)
+	slices.Reverse(parts)
+	return parts
+}
+
+func (w *formatter) join(e *Expr, word string, parentheses bool) {
 	if parentheses {
 		w.text = append(w.text, '(')
 	}
-	w.write(e.parts[0], e)
-	w.text = append(w.text, word...)
-	w.write(e.parts[1], e)
+	for i, part := range e.Chain() {
+		if i > 0 {
+			w.text = append(w.text, word...)
+		}
+		w.write(part, e)
+	}
 	if parentheses {
 		w.text = append(w.text, ')')
 	}
 }
+
+// Text returns an expression as text of the extended dialect. The only error is ErrFormatTooLong.
+func (e *Expr) Text() (string, error) {
+	w := formatter{style: style{layer: anyLayer}}
+	w.write(e, nil)
+	if w.full {
+		return "", ErrFormatTooLong
+	}
+	return string(w.text), nil
+}
+
+// LiteralText returns a value of a field as text of the extended dialect.
+func LiteralText(f Field, v Bound) string {
+	var b []byte
+	if v.Neg {
+		b = append(b, '-')
+	}
+	return string(style{layer: anyLayer}.appendLiteral(b, f, v.Mag))
+}
+
+// Text returns a test as text of the extended dialect.
+func (t *Test) Text() string { return string(style{layer: anyLayer}.appendTest(nil, t)) }

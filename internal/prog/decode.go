@@ -1,4 +1,6 @@
-package filter
+package prog
+
+import "github.com/opendivert/divert/packet"
 
 // origin says where the interpreter takes the value of a field from.
 type origin uint8
@@ -104,7 +106,7 @@ type bitfield struct {
 	bits  uint8
 }
 
-var headerFields = [numFields]*bitfield{
+var headerFields = [NumFields]*bitfield{
 	FieldIPHdrLength: {baseIPv4, 0, 24, 4},
 	FieldIPTOS:       {baseIPv4, 0, 16, 8},
 	FieldIPLength:    {baseIPv4, 0, 0, 16},
@@ -164,10 +166,10 @@ var presence = map[Field]base{
 // to compare.
 const leastList = 4
 
-// newProgram makes a program of tests, which it keeps: they must not be changed any more.
-// Every program is made here.
-func newProgram(layer Layer, tests []Test) *Program {
-	p := &Program{layer: layer, tests: tests}
+// New makes a program of tests, which it keeps: they must not be changed any more. strict says that they are of the strict
+// dialect. Every program is made here.
+func New(layer packet.Layer, tests []Test, strict bool) *Program {
+	p := &Program{layer: layer, tests: tests, strict: strict}
 	p.code.instrs = make([]instr, len(tests))
 	p.code.steps = make([]step, len(tests))
 	slots := make(map[slotKey]uint8)
@@ -230,14 +232,14 @@ type slotKey struct {
 // decode turns a test into the form of the interpreter.
 func (p *Program) decode(t *Test) instr {
 	in := instr{field: t.Field, mask: ^uint32(0)}
-	info := t.Field.info()
-	packets := onPackets.has(p.layer)
+	info := t.Field.Info()
+	packets := OnPackets.Has(p.layer)
 	header, isPresence := presence[t.Field]
 	at := headerFields[t.Field]
 	switch {
 	case t.Field == FieldProcessID && packets:
 		in.origin = fromProcess
-	case !info.layers.has(p.layer) || t.Op > OpNotIn:
+	case !info.Layers.Has(p.layer) || t.Op > OpNotIn:
 		in.origin = fromNowhere
 		return in
 	case at != nil:
@@ -245,10 +247,10 @@ func (p *Program) decode(t *Test) instr {
 		in.mask = uint32(1<<at.bits - 1)
 	case isPresence && packets:
 		in.origin, in.base = fromPresent, header
-	case info.elem != 0:
-		in.origin, in.base, in.off, in.size = fromElement, basePacket, t.Index, uint8(info.elem)
-		if info.base != FieldZero {
-			in.base = presence[info.base]
+	case info.Elem != 0:
+		in.origin, in.base, in.off, in.size = fromElement, basePacket, t.Index, uint8(info.Elem)
+		if info.Base != FieldZero {
+			in.base = presence[info.Base]
 		}
 	case isWide(t.Field):
 		in.origin = fromWide
@@ -264,19 +266,19 @@ func (p *Program) decode(t *Test) instr {
 // isWide reports whether the interpreter handles values of the field in 128 bits: those the language
 // compares so, except IPv4 addresses (their upper bits never vary), and the signed ones.
 func isWide(f Field) bool {
-	info := f.info()
-	return info.wide && info.kind != KindIPv4 || info.kind == KindSigned
+	info := f.Info()
+	return info.Wide && info.Kind != KindIPv4 || info.Kind == KindSigned
 }
 
 // decodeNarrow sets the check of a test whose values have 32 bits.
 func (p *Program) decodeNarrow(in *instr, t *Test) {
 	bounds := Range{Last: Value{Lo: 0xFFFF_FFFF}}
-	if t.Field.info().kind == KindIPv4 {
-		bounds = Range{First: boundIPv4Lo.mag, Last: boundIPv4Hi.mag}
+	if t.Field.Info().Kind == KindIPv4 {
+		bounds = Range{First: boundIPv4Lo.Mag, Last: boundIPv4Hi.Mag}
 	}
 	if t.Op == OpIn || t.Op == OpNotIn {
 		in.invert = t.Op == OpNotIn
-		p.decodeSet(in, clip(t.Set.Ranges, bounds), t.Field.info().drvHi.mag)
+		p.decodeSet(in, clip(t.Set.Ranges, bounds), t.Field.Info().DrvHi.Mag)
 		return
 	}
 	lit := t.Value
@@ -352,11 +354,11 @@ func (p *Program) decodeWide(in *instr, t *Test) {
 		return
 	}
 	lit := t.Value
-	if !t.Field.info().wide {
+	if !t.Field.Info().Wide {
 		lit = Value{Lo: lit.Lo & 0xFFFF_FFFF}
 	}
 	r, invert := acceptedBy(t.Op, orderKey(t.Field, t.Neg, lit))
-	if t.Neg && t.Field.info().kind != KindSigned { // below all values
+	if t.Neg && t.Field.Info().Kind != KindSigned { // below all values
 		r, invert = Range{Last: maxValue}, t.Op == OpEq || t.Op == OpLt || t.Op == OpLe
 	}
 	in.check, in.invert, in.set = checkWide, invert, uint32(len(p.code.ranges))
@@ -366,7 +368,7 @@ func (p *Program) decodeWide(in *instr, t *Test) {
 // orderKey returns a number that orders values of a field as the language does: for signed
 // fields negative zero lies between -1 and 0 (specification: filter-language.md 5).
 func orderKey(f Field, neg bool, mag Value) Value {
-	if f.info().kind != KindSigned {
+	if f.Info().Kind != KindSigned {
 		return mag
 	}
 	// Magnitudes beyond 2^64 are greater than all values of the field, whatever they are.

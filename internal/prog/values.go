@@ -1,4 +1,4 @@
-package filter
+package prog
 
 import (
 	"encoding/binary"

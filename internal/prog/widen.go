@@ -1,9 +1,11 @@
-package filter
+package prog
 
 import (
 	"encoding/binary"
 	"math/bits"
 	"slices"
+
+	"github.com/opendivert/divert/packet"
 )
 
 // Strict reports whether the program was compiled in the strict dialect.
@@ -94,15 +96,15 @@ func gatherSets(tests []Test, least int) []Test {
 // listed returns the values that a test is for, or against, as an element of a list may be. They may be those of its set:
 // do not write to them.
 func listed(t *Test) (ranges []Range, positive, ok bool) {
-	info := t.Field.info()
+	info := t.Field.Info()
 	switch {
 	case t.Op == OpIn || t.Op == OpNotIn:
 		return t.Set.Ranges, t.Op == OpIn, true
-	case t.Op > OpNe || t.Neg || info.kind == KindSigned || info.kind == KindBool:
+	case t.Op > OpNe || t.Neg || info.Kind == KindSigned || info.Kind == KindBool:
 		return nil, false, false
 	}
-	v := bound{mag: t.Value}
-	inRange := v.compare(info.drvLo) >= 0 && v.compare(info.drvHi) <= 0
+	v := Bound{Mag: t.Value}
+	inRange := v.Compare(info.DrvLo) >= 0 && v.Compare(info.DrvHi) <= 0
 	return []Range{{First: t.Value, Last: t.Value}}, t.Op == OpEq, inRange
 }
 
@@ -121,7 +123,7 @@ func continues(a, b *Test, at Target, positive bool) bool {
 // at once and accepts if it accepts at one of them; the sets of such places are the states of the
 // new program, as in the construction of a deterministic automaton.
 type widener struct {
-	layer  Layer
+	layer  packet.Layer
 	tests  []Test
 	ranges int // how many ranges a set may have that is spelled out
 	most   int // tests that the new program may have
@@ -257,7 +259,7 @@ func (w *widener) chain(t *Test) []Test {
 	if chain := w.exact(t); chain != nil {
 		return chain
 	}
-	header := Test{Field: t.Field.info().base, Op: OpNe, Succ: chainSucc, Fail: chainFail}
+	header := Test{Field: t.Field.Info().Base, Op: OpNe, Succ: chainSucc, Fail: chainFail}
 	if header.Field == FieldZero || w.unknown == nil && driverRefuses(&header, w.layer) != "" {
 		return nil
 	}
@@ -292,7 +294,7 @@ func (w *widener) exact(t *Test) []Test {
 
 // isCoarse reports whether a test is of a set with more ranges than may be spelled out.
 func (w *widener) isCoarse(t *Test) bool {
-	return w.unknown == nil && (t.Op == OpIn || t.Op == OpNotIn) && t.Field < numSpecFields && len(comparable(t)) > w.ranges &&
+	return w.unknown == nil && (t.Op == OpIn || t.Op == OpNotIn) && t.Field < NumSpecFields && len(comparable(t)) > w.ranges &&
 		driverRefuses(&Test{Field: t.Field, Index: t.Index, Value: comparable(t)[0].First}, w.layer) == ""
 }
 
@@ -390,7 +392,7 @@ func (w *widener) program() *Program {
 	if len(tests) == 0 {
 		tests = []Test{{Field: FieldZero, Succ: Accept, Fail: Accept}}
 	}
-	return newProgram(w.layer, tests)
+	return New(w.layer, tests, false)
 }
 
 // link resolves the target of a test of a state's chain that has the given index.

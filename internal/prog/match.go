@@ -1,4 +1,4 @@
-package filter
+package prog
 
 import (
 	"encoding/binary"
@@ -16,7 +16,7 @@ import (
 // MatchExact is stricter. a must not be nil. Neither b nor a is changed or kept, nothing is allocated,
 // and any number of goroutines may use the program at once.
 func (p *Program) Match(b []byte, a *packet.Address) bool {
-	if !onPackets.has(p.layer) {
+	if !OnPackets.Has(p.layer) {
 		return p.matchEvent(a)
 	}
 	var parsed packet.Parsed
@@ -27,7 +27,7 @@ func (p *Program) Match(b []byte, a *packet.Address) bool {
 // length in the IP header is not that of b (specification: packets.md 1.4). Live handles
 // decide this way.
 func (p *Program) MatchExact(b []byte, a *packet.Address) bool {
-	if !onPackets.has(p.layer) {
+	if !OnPackets.Has(p.layer) {
 		return p.matchEvent(a)
 	}
 	var parsed packet.Parsed
@@ -37,7 +37,7 @@ func (p *Program) MatchExact(b []byte, a *packet.Address) bool {
 // MatchParsed is Match for a packet that is parsed already: parsed must be the result of parsing b, which
 // has not changed since. At the layers without packets b and parsed are not used.
 func (p *Program) MatchParsed(b []byte, parsed *packet.Parsed, a *packet.Address) bool {
-	if !onPackets.has(p.layer) {
+	if !OnPackets.Has(p.layer) {
 		return p.matchEvent(a)
 	}
 	if a.Layer != p.layer || parsed.Family == 0 {
@@ -51,7 +51,7 @@ func (p *Program) MatchParsed(b []byte, parsed *packet.Parsed, a *packet.Address
 // that the extended dialect has at the layers with packets. The other forms do not know the process:
 // there nothing matches once that field is tested.
 func (p *Program) MatchProcess(b []byte, parsed *packet.Parsed, a *packet.Address, process uint32) bool {
-	if !onPackets.has(p.layer) {
+	if !OnPackets.Has(p.layer) {
 		return p.matchEvent(a)
 	}
 	if a.Layer != p.layer || parsed.Family == 0 {

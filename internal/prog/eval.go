@@ -1,4 +1,4 @@
-package filter
+package prog
 
 import (
 	"errors"
@@ -16,17 +16,22 @@ var (
 	ErrHasPacket   = errors.New("filter: the layers FLOW and SOCKET have no packets")
 )
 
+// ErrNoValue is what a *FieldError is.
+var ErrNoValue = errors.New("filter: a field has no value here")
+
 // A FieldError says that a test was executed whose field the layer does not have.
 // That happens with objects only, and with processId at the layers with packets.
 type FieldError struct {
 	Test  int // index of the test in Program.Tests
 	Field Field
-	Layer Layer
+	Layer packet.Layer
 }
 
 func (e *FieldError) Error() string {
 	return fmt.Sprintf("filter: test %d: %v has no value at %v here", e.Test, e.Field, e.Layer)
 }
+
+func (e *FieldError) Unwrap() error { return ErrNoValue }
 
 // Eval is Match with the checks of WinDivertHelperEvalFilter (specification: api.md 21). At the layers
 // NETWORK and NETWORK_FORWARD b must start with an IP header, may be shorter or longer than
@@ -56,7 +61,7 @@ func (p *Program) prepare(b []byte, a *packet.Address) (state, error) {
 		return state{}, ErrNoAddress
 	case a.Layer != p.layer || a.Layer >= packet.NumLayers:
 		return state{}, ErrOtherLayer
-	case onPackets.has(p.layer):
+	case OnPackets.Has(p.layer):
 		parsed := new(packet.Parsed)
 		if !parsed.Parse(b) {
 			return state{}, ErrNotPacket

@@ -1,4 +1,4 @@
-package filter
+package prog
 
 import (
 	"encoding/binary"
@@ -20,15 +20,14 @@ const (
 
 // AppendInstructions appends the program in the form that the original's driver takes: 24 bytes a
 // test, little-endian (specification: filter-object.md 1). Programs of the extended dialect are
-// lowered first. Errors are *LowerError, and *Error of the kind ErrTooLong beyond 256 tests;
-// b is then returned as it was. The driver accepts less than can be written here, see DriverCheck.
+// lowered first. Errors are *LowerError, and ErrTooLong beyond 256 tests; b is then returned as it was. The driver accepts less than can be written here, see DriverCheck.
 func (p *Program) AppendInstructions(b []byte) ([]byte, error) {
 	p, err := p.Lower()
 	if err != nil {
 		return b, err
 	}
 	if len(p.tests) > maxObjectTests {
-		return b, &Error{Kind: ErrTooLong}
+		return b, ErrTooLong
 	}
 	for i := range p.tests {
 		b = appendInstruction(b, &p.tests[i])
@@ -38,7 +37,7 @@ func (p *Program) AppendInstructions(b []byte) ([]byte, error) {
 
 func appendInstruction(b []byte, t *Test) []byte {
 	args := t.Value.words()
-	if t.Field.info().elem != 0 {
+	if t.Field.Info().Elem != 0 {
 		args[1] = uint32(t.Index)
 	}
 	second := uint32(binaryTarget(t.Fail))
@@ -67,22 +66,22 @@ func binaryTarget(t Target) uint16 {
 
 // ParseInstructions reads what AppendInstructions wrote. It demands 1 to 256 whole instructions with
 // fields and operators that exist, jumps that go forward and stay inside, and reserved bits of zero;
-// anything else is an *Error of the kind ErrBadObject. The layer of the fields and the range of the
+// anything else is ErrMalformed. The layer of the fields and the range of the
 // literals are not checked.
-func ParseInstructions(b []byte, layer Layer) (*Program, error) {
+func ParseInstructions(b []byte, layer packet.Layer) (*Program, error) {
 	count := len(b) / InstructionSize
 	if len(b)%InstructionSize != 0 || count < 1 || count > maxObjectTests {
-		return nil, &Error{Kind: ErrBadObject}
+		return nil, ErrMalformed
 	}
 	tests := make([]Test, count)
 	for i := range tests {
 		t, ok := parseInstruction(b[i*InstructionSize:], i, count)
 		if !ok {
-			return nil, &Error{Kind: ErrBadObject}
+			return nil, ErrMalformed
 		}
 		tests[i] = t
 	}
-	return newProgram(layer, tests), nil
+	return New(layer, tests, false), nil
 }
 
 // parseInstruction reads instruction i of count.
@@ -90,7 +89,7 @@ func parseInstruction(b []byte, i, count int) (t Test, ok bool) {
 	le := binary.LittleEndian
 	first, second := le.Uint16(b), le.Uint32(b[4:])
 	field, op := first&(1<<fieldBits-1), first>>fieldBits
-	if field >= uint16(numSpecFields) || op > uint16(OpGe) || second>>17 != 0 {
+	if field >= uint16(NumSpecFields) || op > uint16(OpGe) || second>>17 != 0 {
 		return Test{}, false
 	}
 	t = Test{Field: Field(field), Op: Op(op), Neg: second&negBit != 0}
@@ -98,7 +97,7 @@ func parseInstruction(b []byte, i, count int) (t Test, ok bool) {
 	for k := range args {
 		args[k] = le.Uint32(b[8+4*k:])
 	}
-	if t.Field.info().elem != 0 {
+	if t.Field.Info().Elem != 0 {
 		t.Index, args[1] = int32(args[1]), 0
 	}
 	t.Value = valueFromWords(args)
@@ -122,7 +121,7 @@ func parseTarget(n uint16, i, count int) (t Target, ok bool) {
 type DriverError struct {
 	Test   int // index of the test in the lowered program, -1 if it is the program as a whole
 	Field  Field
-	Layer  Layer
+	Layer  packet.Layer
 	Reason string // a clause without a full stop
 }
 
@@ -158,10 +157,10 @@ func (p *Program) DriverCheck() error {
 }
 
 // driverRefuses says what the driver minds about a test, "" for nothing.
-func driverRefuses(t *Test, layer Layer) string {
-	info := t.Field.info()
-	lit := bound{neg: t.Neg, mag: t.Value}
-	if info.elem != 0 {
+func driverRefuses(t *Test, layer packet.Layer) string {
+	info := t.Field.Info()
+	lit := Bound{Neg: t.Neg, Mag: t.Value}
+	if info.Elem != 0 {
 		switch {
 		case t.Neg:
 			return "a negative literal"
@@ -170,14 +169,14 @@ func driverRefuses(t *Test, layer Layer) string {
 		case t.Value.Hi != 0:
 			return "such a literal"
 		}
-		lit.mag.Lo &= 0xFFFF_FFFF // its upper half is not sent, the index is
+		lit.Mag.Lo &= 0xFFFF_FFFF // its upper half is not sent, the index is
 	}
 	switch {
-	case !info.layers.has(layer):
+	case !info.Layers.Has(layer):
 		return "a field of other layers"
-	case lit == bound{neg: true}:
+	case lit == Bound{Neg: true}:
 		return "negative zero"
-	case lit.compare(info.drvLo) < 0 || lit.compare(info.drvHi) > 0:
+	case lit.Compare(info.DrvLo) < 0 || lit.Compare(info.DrvHi) > 0:
 		return "a literal outside its range"
 	case t.Field == FieldEvent && !isEventOf(t.Value.Lo, layer):
 		return "an event of other layers"
@@ -212,19 +211,19 @@ type assumption struct {
 // hintRules say when a hint is set: if the program may accept under each of the assumptions.
 var hintRules = []struct {
 	hint   Hints
-	layers layerMask
+	layers Layers
 	under  []assumption
 }{
-	{HintInbound, onPackets, []assumption{{FieldInbound, 1}, {FieldOutbound, 0}}},
-	{HintOutbound, onPackets, []assumption{{FieldOutbound, 1}, {FieldInbound, 0}}},
-	{HintIP, onTraffic, []assumption{{FieldIP, 1}, {FieldIPv6, 0}}},
-	{HintIPv6, onTraffic, []assumption{{FieldIPv6, 1}, {FieldIP, 0}}},
-	{HintFlowDeleted, onFlow, []assumption{{FieldEvent, uint32(packet.EventFlowDeleted)}}},
-	{HintSocketBind, onSocket, []assumption{{FieldEvent, uint32(packet.EventSocketBind)}}},
-	{HintSocketConnect, onSocket, []assumption{{FieldEvent, uint32(packet.EventSocketConnect)}}},
-	{HintSocketListen, onSocket, []assumption{{FieldEvent, uint32(packet.EventSocketListen)}}},
-	{HintSocketAccept, onSocket, []assumption{{FieldEvent, uint32(packet.EventSocketAccept)}}},
-	{HintSocketClose, onSocket, []assumption{{FieldEvent, uint32(packet.EventSocketClose)}}},
+	{HintInbound, OnPackets, []assumption{{FieldInbound, 1}, {FieldOutbound, 0}}},
+	{HintOutbound, OnPackets, []assumption{{FieldOutbound, 1}, {FieldInbound, 0}}},
+	{HintIP, OnTraffic, []assumption{{FieldIP, 1}, {FieldIPv6, 0}}},
+	{HintIPv6, OnTraffic, []assumption{{FieldIPv6, 1}, {FieldIP, 0}}},
+	{HintFlowDeleted, OnFlow, []assumption{{FieldEvent, uint32(packet.EventFlowDeleted)}}},
+	{HintSocketBind, OnSocket, []assumption{{FieldEvent, uint32(packet.EventSocketBind)}}},
+	{HintSocketConnect, OnSocket, []assumption{{FieldEvent, uint32(packet.EventSocketConnect)}}},
+	{HintSocketListen, OnSocket, []assumption{{FieldEvent, uint32(packet.EventSocketListen)}}},
+	{HintSocketAccept, OnSocket, []assumption{{FieldEvent, uint32(packet.EventSocketAccept)}}},
+	{HintSocketClose, OnSocket, []assumption{{FieldEvent, uint32(packet.EventSocketClose)}}},
 }
 
 // Hints returns the capture hints of the program, 0 if it can match nothing. They look at one field
@@ -235,7 +234,7 @@ func (p *Program) Hints() Hints {
 		return 0
 	}
 	for _, rule := range hintRules {
-		set := rule.layers.has(p.layer)
+		set := rule.layers.Has(p.layer)
 		for _, a := range rule.under {
 			set = set && p.mayAccept(a)
 		}

@@ -1,6 +1,11 @@
-package filter
+package prog
 
-import "strings"
+import (
+	"errors"
+	"strings"
+
+	"github.com/opendivert/divert/packet"
+)
 
 // Sizes of compiled filters (specification: filter-language.md 7).
 const (
@@ -8,8 +13,8 @@ const (
 	maxDriverTests = 255 // tests of a filter that its driver accepts
 )
 
-// objectMagic starts every object string (specification: filter-object.md 4.1).
-const objectMagic = "@WinDiv_"
+// ObjectMagic starts every object string (specification: filter-object.md 4.1).
+const ObjectMagic = "@WinDiv_"
 
 // The digits of numbers in object strings: base 32, most significant digit first. The last digit
 // of a number comes from an alphabet of its own, so numbers need no separators
@@ -35,50 +40,50 @@ const ipv4Prefix = 0xFFFF << 32
 
 // objectArgs says how many of the four 32-bit words of a literal the object form of a test carries.
 func objectArgs(f Field) int {
-	switch info := f.info(); {
-	case info.kind == KindIPv6, info.kind == KindAddr:
+	switch info := f.Info(); {
+	case info.Kind == KindIPv6, info.Kind == KindAddr:
 		return 4
-	case info.wide && info.kind != KindIPv4: // endpointId, parentEndpointId, timestamp
+	case info.Wide && info.Kind != KindIPv4: // endpointId, parentEndpointId, timestamp
 		return 2
 	}
 	return 1
 }
 
+// What programs and their binary forms can have wrong.
+var (
+	ErrTooLong   = errors.New("the compiled filter has more than 256 tests")
+	ErrMalformed = errors.New("the compiled filter is malformed")
+)
+
 // ParseObject reads an object string: a compiled filter as text (specification: filter-object.md 4).
-// Nothing may follow the object, not even a NUL. Errors are of type *Error with the kind ErrBadObject
-// and position 0.
+// Nothing may follow the object, not even a NUL. The only error is ErrMalformed. strict says how the program is written
+// as text again.
 //
 // As in the original, neither the layer of the fields nor the range of the literals is checked here.
 // DriverCheck does that; Eval reports a field that does not belong to the layer when it
 // executes one.
-func ParseObject(s string, layer Layer) (*Program, error) {
-	return parseObject(s, layer)
-}
-
-func parseObject(s string, layer Layer) (*Program, error) {
-	rest, found := strings.CutPrefix(s, objectMagic)
+func ParseObject(s string, layer packet.Layer, strict bool) (*Program, error) {
+	rest, found := strings.CutPrefix(s, ObjectMagic)
 	r := objectReader{rest: rest, bad: !found}
 	if version := r.number(digitsVersion); version != 0 {
 		r.bad = true
 	}
 	count := r.number(digitsSmall)
 	if r.bad || count < 1 || count > maxObjectTests {
-		return nil, badObject(s)
+		return nil, ErrMalformed
 	}
 	tests := make([]Test, count)
 	for i := range tests {
 		tests[i] = r.test(i, len(tests))
 		if r.bad {
-			return nil, badObject(s)
+			return nil, ErrMalformed
 		}
 	}
 	if r.rest != "" {
-		return nil, badObject(s)
+		return nil, ErrMalformed
 	}
-	return newProgram(layer, tests), nil
+	return New(layer, tests, strict), nil
 }
-
-func badObject(s string) error { return &Error{Kind: ErrBadObject, Filter: s, Hint: objectHint(s)} }
 
 // objectReader reads the parts of an object string. After the first violation bad is set and every
 // number is zero.
@@ -124,7 +129,7 @@ func (r *objectReader) test(i, count int) Test {
 		r.bad = true
 	}
 	field, op, neg := r.number(digitsSmall), r.number(digitsSmall), r.number(digitsSign)
-	if field >= uint32(numSpecFields) || op > uint32(OpGe) || neg > 1 {
+	if field >= uint32(NumSpecFields) || op > uint32(OpGe) || neg > 1 {
 		r.bad = true
 		return Test{}
 	}
@@ -134,10 +139,10 @@ func (r *objectReader) test(i, count int) Test {
 		args[k] = r.number(digitsWord)
 	}
 	t.Value = valueFromWords(args)
-	switch info := t.Field.info(); {
-	case info.kind == KindIPv4:
+	switch info := t.Field.Info(); {
+	case info.Kind == KindIPv4:
 		t.Value.Lo |= ipv4Prefix
-	case info.elem != 0:
+	case info.Elem != 0:
 		t.Index = int32(r.number(digitsWord) - objectIndexBias)
 	}
 	t.Succ, t.Fail = r.target(i, count), r.target(i, count)
@@ -163,28 +168,28 @@ func (r *objectReader) target(i, count int) Target {
 // Object returns the object string of the program: a printable ASCII text without line breaks that
 // ParseObject and every WinDivert 2.2 understands (specification: filter-object.md 4). Programs of
 // the extended dialect are lowered first (Lower); a *LowerError tells what has no object form.
-// More than 256 tests are an *Error of the kind ErrTooLong.
+// More than 256 tests are ErrTooLong.
 //
 // As in the original, the object does not carry what its tests never look at (the upper words of
 // 32-bit literals). And as in the original, which counts in 8 bits, a program of exactly 256 tests that
 // was compiled in the strict dialect becomes "@WinDiv_WW", which no reader accepts.
 func (p *Program) Object() (string, error) {
 	if p.hasLargeSet() {
-		return "", &Error{Kind: ErrTooLong}
+		return "", ErrTooLong
 	}
 	p, err := p.Lower()
 	if err != nil {
 		return "", err
 	}
 	if len(p.tests) > maxObjectTests {
-		return "", &Error{Kind: ErrTooLong}
+		return "", ErrTooLong
 	}
 	count := len(p.tests)
 	if p.strict {
 		count = int(uint8(count))
 	}
-	b := make([]byte, 0, len(objectMagic)+4+24*count)
-	b = append(b, objectMagic...)
+	b := make([]byte, 0, len(ObjectMagic)+4+24*count)
+	b = append(b, ObjectMagic...)
 	b = appendObjectNumber(b, 0)
 	b = appendObjectNumber(b, uint32(count))
 	for i := range p.tests[:count] {
@@ -199,7 +204,7 @@ func (p *Program) hasLargeSet() bool {
 	large := false
 	for i := range p.tests {
 		t := &p.tests[i]
-		if t.Field >= numSpecFields {
+		if t.Field >= NumSpecFields {
 			return false // Lower tells more
 		}
 		large = large || t.Set != nil && len(t.Set.Ranges) > maxObjectTests && len(comparable(t)) > maxObjectTests
@@ -220,7 +225,7 @@ func appendObjectTest(b []byte, t *Test) []byte {
 	for _, arg := range args[:objectArgs(t.Field)] {
 		b = appendObjectNumber(b, arg)
 	}
-	if t.Field.info().elem != 0 {
+	if t.Field.Info().Elem != 0 {
 		b = appendObjectNumber(b, uint32(t.Index)+objectIndexBias)
 	}
 	b = appendObjectTarget(b, t.Succ)

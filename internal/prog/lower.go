@@ -1,12 +1,16 @@
-package filter
+package prog
 
-import "fmt"
+import (
+	"fmt"
+
+	"github.com/opendivert/divert/packet"
+)
 
 // A LowerError tells why a program of the extended dialect has no form in the original instructions.
 type LowerError struct {
 	Test  int // index of the test in Program.Tests
 	Field Field
-	Layer Layer
+	Layer packet.Layer
 }
 
 func (e *LowerError) Error() string {
@@ -55,9 +59,7 @@ func (p *Program) Lower() (*Program, error) {
 			tests = append(tests, t)
 		}
 	}
-	lowered := newProgram(p.layer, tests)
-	lowered.strict = p.strict
-	return lowered, nil
+	return New(p.layer, tests, p.strict), nil
 }
 
 // Targets inside a chain: where the test that the chain replaces goes on, or the next test of the chain.
@@ -85,11 +87,11 @@ func link(t Target, outer Test, start []Target, index int) Target {
 
 // lowerTest returns the chain that replaces a test, nil if the test may stay, or not ok if
 // there is none.
-func lowerTest(t *Test, layer Layer) (chain []Test, ok bool) {
+func lowerTest(t *Test, layer packet.Layer) (chain []Test, ok bool) {
 	switch {
-	case (t.Field == FieldFamilyIP || t.Field == FieldFamilyIPv6) && t.Field.info().layers.has(layer):
+	case (t.Field == FieldFamilyIP || t.Field == FieldFamilyIPv6) && t.Field.Info().Layers.Has(layer):
 		return lowerFamily(t), true
-	case t.Field >= numSpecFields:
+	case t.Field >= NumSpecFields:
 		return nil, false
 	case t.Op == OpIn:
 		return lowerIn(t), true
@@ -143,13 +145,13 @@ func lowerNotIn(t *Test) []Test {
 
 // comparable returns the ranges of the test's set as far as literals of the field can name them.
 func comparable(t *Test) []Range {
-	switch info := t.Field.info(); {
-	case info.kind == KindIPv4:
-		return clip(t.Set.Ranges, Range{First: boundIPv4Lo.mag, Last: boundIPv4Hi.mag})
-	case !info.wide:
-		return clip(t.Set.Ranges, Range{Last: boundU32.mag})
+	switch info := t.Field.Info(); {
+	case info.Kind == KindIPv4:
+		return clip(t.Set.Ranges, Range{First: boundIPv4Lo.Mag, Last: boundIPv4Hi.Mag})
+	case !info.Wide:
+		return clip(t.Set.Ranges, Range{Last: boundU32.Mag})
 	case objectArgs(t.Field) == 2:
-		return clip(t.Set.Ranges, Range{Last: boundU64.mag})
+		return clip(t.Set.Ranges, Range{Last: boundU64.Mag})
 	}
 	return t.Set.Ranges
 }
@@ -177,8 +179,8 @@ func lowerFamily(t *Test) []Test {
 	}
 	address := &Test{Field: FieldLocalAddr}
 	return []Test{
-		compare(address, OpGe, boundIPv4Lo.mag, chainNext, onOther),
-		compare(address, OpLe, boundIPv4Hi.mag, onMapped, onOther),
+		compare(address, OpGe, boundIPv4Lo.Mag, chainNext, onOther),
+		compare(address, OpLe, boundIPv4Hi.Mag, onMapped, onOther),
 	}
 }
 

@@ -1,4 +1,4 @@
-package filter
+package prog
 
 import (
 	"strconv"
@@ -20,12 +20,12 @@ func (op Op) String() string {
 
 // style is how the tests of a program are written.
 type style struct {
-	layer  Layer // whose events have names, or anyLayer
-	strict bool  // for the strict dialect
+	layer  packet.Layer // whose events have names, or anyLayer
+	strict bool         // for the strict dialect
 }
 
 // anyLayer stands for all layers.
-const anyLayer Layer = 255
+const anyLayer packet.Layer = 255
 
 func (p *Program) style() style { return style{p.layer, p.strict} }
 
@@ -34,13 +34,13 @@ func (s style) appendTest(b []byte, t *Test) []byte {
 	if t.Op == OpIn || t.Op == OpNotIn {
 		return s.appendSetTest(b, t)
 	}
-	info := t.Field.info()
-	if info.boolean && t.Op <= OpNe && t.Value.Hi == 0 && t.Value.Lo <= 1 {
+	info := t.Field.Info()
+	if info.Boolean && t.Op <= OpNe && t.Value.Hi == 0 && t.Value.Lo <= 1 {
 		// The sign is ignored here, as in the original: "loopback = -1" becomes "loopback".
 		if (t.Op == OpEq) != (t.Value.Lo == 1) {
 			b = append(b, "not "...)
 		}
-		return append(b, info.name...)
+		return append(b, info.Name...)
 	}
 	if !s.strict && t.Field == FieldEvent && t.Value == (Value{}) &&
 		(t.Op == OpNe || t.Op == OpEq && !isEventOf(0, s.layer)) {
@@ -48,13 +48,13 @@ func (s style) appendTest(b []byte, t *Test) []byte {
 		if t.Op == OpEq {
 			b = append(b, "not "...)
 		}
-		return append(b, info.name...)
+		return append(b, info.Name...)
 	}
 	b = appendFieldName(b, t)
 	b = append(b, ' ')
 	b = append(b, t.Op.String()...)
 	b = append(b, ' ')
-	if t.Neg && info.elem == 0 { // as in the original, literals of index fields lose their sign
+	if t.Neg && info.Elem == 0 { // as in the original, literals of index fields lose their sign
 		b = append(b, '-')
 	}
 	return s.appendLiteral(b, t.Field, t.Value)
@@ -63,7 +63,7 @@ func (s style) appendTest(b []byte, t *Test) []byte {
 // appendFieldName appends the field of a test with its index, always in bytes.
 func appendFieldName(b []byte, t *Test) []byte {
 	b = append(b, t.Field.String()...)
-	if t.Field.info().elem != 0 {
+	if t.Field.Info().Elem != 0 {
 		b = append(b, '[')
 		b = strconv.AppendInt(b, int64(t.Index), 10)
 		b = append(b, 'b', ']')
@@ -72,27 +72,27 @@ func appendFieldName(b []byte, t *Test) []byte {
 }
 
 // inHex says which fields besides the index fields have their literals written in hexadecimal.
-var inHex = [numFields]bool{
+var inHex = [NumFields]bool{
 	FieldIPID: true, FieldIPChecksum: true, FieldTCPChecksum: true, FieldUDPChecksum: true,
 	FieldICMPChecksum: true, FieldICMPv6Checksum: true,
 }
 
 // appendLiteral appends a literal in the style of its field (specification: filter-object.md 5.2).
 func (s style) appendLiteral(b []byte, f Field, v Value) []byte {
-	switch info := f.info(); {
-	case info.kind == KindIPv4:
+	switch info := f.Info(); {
+	case info.Kind == KindIPv4:
 		return packet.AppendIPv4Address(b, uint32(v.Lo))
-	case info.kind == KindIPv6 && !s.strict && v.isMapped():
+	case info.Kind == KindIPv6 && !s.strict && v.IsMapped():
 		// The original writes these as IPv4 addresses, which the extended dialect does not
 		// let through here.
 		return packet.AppendIPv4Address(append(b, "::ffff:"...), uint32(v.Lo))
-	case info.kind == KindIPv6 || info.kind == KindAddr:
+	case info.Kind == KindIPv6 || info.Kind == KindAddr:
 		return packet.AppendIPv6Address(b, v.words())
 	case f == FieldLayer && v.Hi == 0 && v.Lo < uint64(packet.NumLayers):
-		return append(b, Layer(v.Lo).String()...)
+		return append(b, packet.Layer(v.Lo).String()...)
 	case f == FieldEvent && v.Hi == 0 && isEventOf(v.Lo, s.layer):
 		return append(b, packet.Event(v.Lo).String()...)
-	case info.elem != 0:
+	case info.Elem != 0:
 		return appendHex(b, Value{Lo: v.Lo & 0xFFFF_FFFF})
 	case inHex[f]:
 		return appendHex(b, v)
@@ -101,7 +101,7 @@ func (s style) appendLiteral(b []byte, f Field, v Value) []byte {
 }
 
 // isEventOf reports whether the layer, or for anyLayer any layer, has the event.
-func isEventOf(event uint64, layer Layer) bool {
+func isEventOf(event uint64, layer packet.Layer) bool {
 	switch layer {
 	case packet.LayerNetwork, packet.LayerForward:
 		return event == uint64(packet.EventPacket)
@@ -174,14 +174,14 @@ func (s style) appendSetTest(b []byte, t *Test) []byte {
 // byFamily splits ranges of addresses of either family at the ends of the IPv4 addresses: a range may
 // not be written from one family to the other.
 func byFamily(f Field, ranges []Range) []Range {
-	if f.info().kind != KindAddr {
+	if f.Info().Kind != KindAddr {
 		return ranges
 	}
 	var split []Range
 	for _, r := range ranges {
-		split = append(split, clip([]Range{r}, Range{Last: boundIPv4Lo.mag.prev()})...)
-		split = append(split, clip([]Range{r}, Range{First: boundIPv4Lo.mag, Last: boundIPv4Hi.mag})...)
-		split = append(split, clip([]Range{r}, Range{First: boundIPv4Hi.mag.next(), Last: maxValue})...)
+		split = append(split, clip([]Range{r}, Range{Last: boundIPv4Lo.Mag.prev()})...)
+		split = append(split, clip([]Range{r}, Range{First: boundIPv4Lo.Mag, Last: boundIPv4Hi.Mag})...)
+		split = append(split, clip([]Range{r}, Range{First: boundIPv4Hi.Mag.next(), Last: maxValue})...)
 	}
 	return split
 }
@@ -201,7 +201,7 @@ func (s style) appendRange(b []byte, f Field, r Range) []byte {
 
 // prefixOf returns the length of the address prefix that has exactly the addresses of the range.
 func prefixOf(f Field, r Range) (length int, ok bool) {
-	kind := f.info().kind
+	kind := f.Info().Kind
 	if kind != KindIPv4 && kind != KindIPv6 && kind != KindAddr {
 		return 0, false
 	}
@@ -211,14 +211,14 @@ func prefixOf(f Field, r Range) (length int, ok bool) {
 	if diff.next() != bitValue(host) || r.First.Hi&diff.Hi != 0 || r.First.Lo&diff.Lo != 0 {
 		return 0, false
 	}
-	if kind != KindIPv6 && r.First.isMapped() { // printed as IPv4
+	if kind != KindIPv6 && r.First.IsMapped() { // printed as IPv4
 		return 32 - host, host <= 32
 	}
 	return 128 - host, true
 }
 
-// isMapped reports whether v lies in ::ffff:0:0/96, the IPv4 addresses.
-func (v Value) isMapped() bool { return v.Hi == 0 && v.Lo>>32 == 0xFFFF }
+// IsMapped reports whether v lies in ::ffff:0:0/96, the IPv4 addresses.
+func (v Value) IsMapped() bool { return v.Hi == 0 && v.Lo>>32 == 0xFFFF }
 
 func (s style) appendPrefix(b []byte, f Field, v Value, length int) []byte {
 	b = append(s.appendLiteral(b, f, v), '/')

@@ -1,4 +1,4 @@
-package filter
+package prog
 
 import (
 	"math/bits"
@@ -44,6 +44,15 @@ func (v Value) divide(d uint64) (Value, uint64) {
 	hi, rem := v.Hi/d, v.Hi%d
 	lo, rem := bits.Div64(rem, v.Lo, d)
 	return Value{Hi: hi, Lo: lo}, rem
+}
+
+// MulAdd returns v*m + a; ok is false if that needs more than 128 bits.
+func (v Value) MulAdd(m, a uint64) (sum Value, ok bool) {
+	carry, lo := bits.Mul64(v.Lo, m)
+	over, hi := bits.Mul64(v.Hi, m)
+	lo, c := bits.Add64(lo, a, 0)
+	hi, c1 := bits.Add64(hi, carry, c)
+	return Value{Hi: hi, Lo: lo}, over == 0 && c1 == 0
 }
 
 // bitLen returns how many bits v needs.

@@ -1,4 +1,4 @@
-package filter
+package prog
 
 import "fmt"
 
@@ -95,7 +95,7 @@ const (
 	FieldRandom32
 	FieldFragment
 
-	numSpecFields // how many fields the specification has
+	NumSpecFields // how many fields the specification has
 )
 
 // Our own fields: what names of the language mean in the extended dialect. They have no object form
@@ -107,17 +107,17 @@ const (
 )
 
 // FieldKind says what the values of a field are.
-type FieldKind uint8
+type Kind uint8
 
 // The kinds of fields.
 const (
-	KindNumber FieldKind = iota // unsigned number
-	KindBool                    // 0 or 1
-	KindSigned                  // number that may be negative
-	KindIPv4                    // IPv4 address
-	KindIPv6                    // IPv6 address
-	KindAddr                    // address of either family, IPv4 ones mapped (::ffff:a.b.c.d)
-	KindBytes                   // element of a byte sequence, written with an index: packet16[2]
+	KindNumber Kind = iota // unsigned number
+	KindBool               // 0 or 1
+	KindSigned             // number that may be negative
+	KindIPv4               // IPv4 address
+	KindIPv6               // IPv6 address
+	KindAddr               // address of either family, IPv4 ones mapped (::ffff:a.b.c.d)
+	KindBytes              // element of a byte sequence, written with an index: packet16[2]
 )
 
 var fieldKindNames = [...]string{
@@ -125,7 +125,7 @@ var fieldKindNames = [...]string{
 }
 
 // String returns the kind in words.
-func (k FieldKind) String() string {
+func (k Kind) String() string {
 	if int(k) < len(fieldKindNames) {
 		return fieldKindNames[k]
 	}
@@ -134,7 +134,7 @@ func (k FieldKind) String() string {
 
 // String returns the field's name in the filter language, without an index.
 func (f Field) String() string {
-	if name := f.info().name; name != "" {
+	if name := f.Info().Name; name != "" {
 		return name
 	}
 	return fmt.Sprintf("Field(%d)", uint8(f))

@@ -1,0 +1,15 @@
+// Package progtest compiles filters for tests of what takes programs: package prog itself cannot, as the language stands
+// above it.
+package progtest
+
+import (
+	"github.com/opendivert/divert/filter"
+	"github.com/opendivert/divert/internal/prog"
+	"github.com/opendivert/divert/packet"
+)
+
+// Compile is filter.Compile.
+func Compile(text string, layer packet.Layer, d filter.Dialect) (*prog.Program, error) {
+	p, err := filter.Compile(text, layer, d)
+	return (*prog.Program)(p), err
+}
