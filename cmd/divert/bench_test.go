@@ -20,7 +20,7 @@ func benchSinks(t testing.TB) map[string]sink {
 	return map[string]sink{
 		"capture file": &fileSink{w: w, capture: capture},
 		"text":         &textSink{w: w, printer: &printer{}},
-		"fields":       &textSink{w: w, printer: &printer{verbose: 1, hex: true, colour: true}},
+		"fields":       &textSink{w: w, printer: &printer{verbose: 1, bytes: bytesBoth, colour: true}},
 	}
 }
 

@@ -150,7 +150,7 @@ hint: ifIdx exists at NETWORK, NETWORK_FORWARD
 `},
 		{name: "drop, layer", args: "drop --layer flow true", status: exitUsage,
 			errout: "divert: --layer flow: must be one of network, forward, socket\nSee `divert drop --help`.\n"},
-		{name: "dump, negative count", args: "dump -c -1", status: exitUsage, errout: "divert: --count -1 is negative\nSee `divert dump --help`.\n"},
+		{name: "dump, negative count", args: "dump -c -1", status: exitUsage, errout: "divert: --limit -1 is negative\nSee `divert dump --help`.\n"},
 		{name: "dump, short snapshots", args: "dump -s 20", status: exitUsage,
 			errout: "divert: --snapshot-length 20 is less than the longest headers take; it must be 0 or at least 64\nSee `divert dump --help`.\n"},
 		{name: "dump, flags", args: "dump -w x -v", status: exitUsage, errout: "divert: --write and --verbose do not go together\nSee `divert dump --help`.\n"},

@@ -18,6 +18,7 @@ import (
 type dump struct {
 	app     *app
 	flags   handleFlags
+	letters letters
 	printer printer
 	json    bool
 	count   int    // packets to print, 0: no limit
@@ -58,7 +59,9 @@ protocol_name, direction, loopback, ipv6, local, lport, remote, rport; those of 
 event, and of the handle opened, pid, program, layer, flags, priority and filter.`,
 		Example: `  divert dump                                          everything
   divert dump -c 10 tcp.DstPort == 443 and tcp.Syn     ten connections that begin
-  divert dump -x 'udp.DstPort == 53 or udp.SrcPort == 53'
+  divert dump -X 'udp.DstPort == 53 or udp.SrcPort == 53'
+  divert dump -i eth0 -nn -tttt tcp                    tcpdump's letters; docs/tcpdump.md has all
+  divert dump -w day-%H.pcapng -G 3600 -W 24           a file for each hour of a day
   divert dump -v icmp or icmpv6                        every header field
   divert dump processId == 4711                        what a process sends and receives
   divert dump -w web.pcapng 'tcp.DstPort in {80, 443}' for Wireshark
@@ -79,21 +82,21 @@ event, and of the handle opened, pid, program, layer, flags, priority and filter
 	d.flags.add(cmd, allLayers)
 	d.flags.addQueue(cmd, maxQueueLength, maxQueueTime, maxQueueSize)
 	fl := cmd.Flags()
-	fl.IntVarP(&d.count, "count", "c", 0, "end after so many packets or events")
+	fl.IntVarP(&d.count, "limit", "c", 0, "end after so many packets or events")
 	fl.IntVarP(&d.snap, "snapshot-length", "s", 0, "receive only so many `bytes` of each packet, 64 or more; 0: all")
 	fl.BoolVarP(&d.printer.quiet, "quiet", "q", false, "short lines: of packets protocol and payload length only")
 	fl.CountVarP(&d.printer.verbose, "verbose", "v", "also all fields, with their names in filters, and the date")
-	fl.BoolVarP(&d.printer.hex, "hex", "x", false, "also the bytes in hexadecimal and ASCII")
 	fl.BoolVar(&d.json, "json", false, "one JSON object per packet or event; messages as JSON too")
 	fl.StringVarP(&d.write, "write", "w", "", "write a pcapng `file` instead of printing; - is standard output")
 	fl.StringVarP(&d.read, "read", "r", "", "read a pcap or pcapng `file` instead of the network; - is standard input")
+	d.letters.add(cmd)
 	return cmd
 }
 
 // check refuses flags that make no sense, or not together.
 func (d *dump) check(cmd *cobra.Command) error {
 	if d.count < 0 {
-		return usagef("--count %d is negative", d.count)
+		return usagef("--limit %d is negative", d.count)
 	}
 	if d.snap != 0 && d.snap < divert.MinSnapLength {
 		return usagef("--snapshot-length %d is less than the longest headers take; it must be 0 or at least %d", d.snap, divert.MinSnapLength)
@@ -106,17 +109,20 @@ func (d *dump) check(cmd *cobra.Command) error {
 		return nil
 	}
 	for _, err := range []error{
-		exclude("write", "quiet", "verbose", "hex"),
-		exclude("json", "quiet", "verbose"),
+		exclude("write", "quiet", "verbose", "hex", "hex-ascii", "ascii", "time", "number", "link"),
+		exclude("json", "quiet", "verbose", "time", "number", "link"),
 		exclude("quiet", "verbose"),
-		exclude("read", "snapshot-length", "priority", "fragments", "engine", "driver", "queue-length", "queue-time", "queue-size"),
+		exclude("read", "interface", "priority", "fragments", "engine", "driver", "queue-length", "queue-time", "queue-size"),
 	} {
 		if err != nil {
 			return err
 		}
 	}
+	if d.snap > 0 && d.read != "" {
+		return usagef("--read and --snapshot-length do not go together: the file has what it has")
+	}
 	if layer := d.flags.layer(); hasEvents(layer) {
-		for _, name := range []string{"write", "read", "hex", "snapshot-length"} {
+		for _, name := range []string{"write", "read", "hex", "hex-ascii", "ascii", "time", "number", "link", "interface", "direction", "snapshot-length"} {
 			if changed(name) {
 				return usagef("--%s is about packets, and the layer %s has events", name, layerNames[layer])
 			}
@@ -125,21 +131,42 @@ func (d *dump) check(cmd *cobra.Command) error {
 	if d.write == "-" && d.app.colour {
 		return usagef("a capture file is nothing for a terminal; send it to a program or a file")
 	}
-	return nil
+	return d.letters.check(d)
 }
 
 func (d *dump) run(ctx context.Context, args []string) (err error) {
-	d.text = filterText(args)
-	if d.program, err = d.flags.compile(args); err != nil {
+	if err := d.compile(args); err != nil {
+		return err
+	}
+	if done, err := d.letters.instead(d); done || err != nil {
 		return err
 	}
 	ctx, stop := untilSignal(ctx)
 	defer stop()
-	d.printer.colour = d.app.colour
+	l := &d.letters
+	d.printer.colour, d.printer.bytes, d.printer.times, d.printer.nano = d.app.colour, l.bytes(), l.times, l.nano
+	d.printer.number, d.printer.link, d.printer.noSums = l.number, l.link, l.noSums
 	if d.read != "" {
 		return d.file(ctx)
 	}
 	return d.live(ctx)
+}
+
+// compile compiles the filter, first as it was given: errors show that text.
+func (d *dump) compile(args []string) (err error) {
+	if d.text, err = d.letters.filter(args); err != nil {
+		return err
+	}
+	if d.program, err = d.flags.compileText(d.text); err != nil {
+		return err
+	}
+	text, err := d.letters.narrow(d.text, d.program)
+	if err != nil || text == d.text {
+		return err
+	}
+	d.text = text
+	d.program, err = d.flags.compileText(text)
+	return err
 }
 
 // live prints what a handle receives.
@@ -247,8 +274,17 @@ func (r *record) set(p *divert.Packet, clock *wallClock, names interfaces) {
 
 // show gives a packet to the sink and reports whether it was the last one.
 func (d *dump) show(r *record) (done bool, err error) {
-	if err := d.sink.write(r); err != nil {
+	err = d.sink.write(r)
+	if errors.Is(err, errLastFile) {
+		return true, nil
+	}
+	if err != nil {
 		return false, err
+	}
+	if d.letters.each {
+		if err := d.sink.flush(); err != nil {
+			return false, err
+		}
 	}
 	d.shown++
 	return d.shown == d.count, nil

@@ -148,6 +148,8 @@ func (p *printer) appendICMPFields(b []byte, h packet.ICMP, r *record) []byte {
 func (p *printer) appendChecksum(b []byte, v uint16, r *record) []byte {
 	b = appendHex(append(b, " Checksum="...), v, 4)
 	switch {
+	case p.noSums:
+		return b
 	case p.parsed.UDPOff >= 0 && v == 0 && p.parsed.Family == 4:
 		return append(b, " (none)"...)
 	case p.parsed.Truncated || p.parsed.Fragment:

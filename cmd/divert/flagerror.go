@@ -18,6 +18,10 @@ func flagError(cmd *cobra.Command, err error) error {
 		unknown *pflag.NotExistError
 	)
 	switch {
+	case errors.As(err, new(refusedError)):
+		var why refusedError
+		errors.As(err, &why)
+		return usageError{why}
 	case errors.As(err, &value):
 		return usageError{errors.New(valueError(value))}
 	case errors.As(err, &missing):

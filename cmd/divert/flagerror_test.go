@@ -11,9 +11,9 @@ func TestFlagErrors(t *testing.T) {
 		args string
 		want string
 	}{
-		{"dump -c abc", `--count takes a whole number, not "abc"`},
-		{"dump --count=", `--count takes a whole number, not ""`},
-		{"dump -c 99999999999999999999", "--count 99999999999999999999 is out of range"},
+		{"dump -c abc", `--limit takes a whole number, not "abc"`},
+		{"dump --limit=", `--limit takes a whole number, not ""`},
+		{"dump -c 99999999999999999999", "--limit 99999999999999999999 is out of range"},
 		{"dump --priority 99999", "--priority 99999 is out of range (-30000 to 30000)"},
 		{"dump --queue-time 5", "--queue-time 5 has no unit: write 5s for seconds or 5ms for milliseconds"},
 		{"dump --queue-time soon", `--queue-time takes a time with its unit, as in 500ms or 2s, not "soon"`},
@@ -24,7 +24,7 @@ func TestFlagErrors(t *testing.T) {
 		{"dump -Y", "divert dump has no flag -Y"},
 		{"dump icmp.Type == -5", "divert dump has no flag -5; a filter with a negative number goes in quotes"},
 		{"filter eval --ifidx -1 true", `--ifidx takes a whole number, not "-1"`},
-		{"dump --count", "--count needs a value"},
+		{"dump --limit", "--limit needs a value"},
 		{"--versio", "divert has no flag --versio; did you mean --version?"},
 	} {
 		r := runCommand(t, "", strings.Fields(test.args)...)

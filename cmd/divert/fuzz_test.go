@@ -25,7 +25,7 @@ func FuzzPrint(f *testing.F) {
 			data: data, length: max(int(length), len(data)), addr: &addr, when: time.Unix(0, int64(length)), device: device,
 			direction: direction(int(way) % len(directions)), live: way&64 != 0,
 		}
-		for _, p := range []printer{{}, {quiet: true}, {verbose: 1, hex: true}, {verbose: 2, colour: true}} {
+		for _, p := range []printer{{}, {quiet: true}, {verbose: 1, bytes: bytesBoth}, {verbose: 2, colour: true}} {
 			b := p.append(nil, r)
 			if len(b) == 0 || b[len(b)-1] != '\n' {
 				t.Fatalf("%q is no line", b)
@@ -39,7 +39,7 @@ func FuzzPrint(f *testing.F) {
 				t.Fatalf("%q are several lines", b)
 			}
 		}
-		p := printer{hex: true}
+		p := printer{bytes: bytesBoth}
 		b, err := p.appendJSON(nil, r)
 		if err != nil || bytes.Count(b, []byte("\n")) != 1 {
 			t.Fatalf("%q, %v", b, err)

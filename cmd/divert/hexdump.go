@@ -2,8 +2,11 @@ package main
 
 const hexDigits = "0123456789abcdef"
 
-// appendDump appends bytes as lines of an offset, 16 bytes in hexadecimal, and the same in ASCII.
-func appendDump(b, data []byte) []byte {
+// appendDump appends bytes as lines of an offset, 16 bytes in hexadecimal, and the same in ASCII, or as ASCII only.
+func appendDump(b, data []byte, mode bytesMode) []byte {
+	if mode == bytesASCII {
+		return appendASCII(b, data)
+	}
 	for at := 0; at < len(data); at += 16 {
 		row := data[at:min(at+16, len(data))]
 		b = append(b, '\t')
@@ -19,14 +22,44 @@ func appendDump(b, data []byte) []byte {
 				b = append(b, "  "...)
 			}
 		}
-		b = append(b, "  "...)
-		for _, c := range row {
-			if c < ' ' || c > '~' {
-				c = '.'
+		if mode == bytesBoth {
+			b = append(b, "  "...)
+			for _, c := range row {
+				b = append(b, shown(c))
 			}
-			b = append(b, c)
+		}
+		for b[len(b)-1] == ' ' && mode == bytesHex {
+			b = b[:len(b)-1]
 		}
 		b = append(b, '\n')
 	}
 	return b
+}
+
+// appendASCII appends bytes as text: line feeds and tabs as they are, other control characters as dots. Each line is
+// indented, so that a packet cannot hold a line that looks like another packet.
+func appendASCII(b, data []byte) []byte {
+	b = append(b, '\t')
+	for i, c := range data {
+		switch {
+		case c == '\t':
+		case c == '\n':
+			b = append(b, "\n\t"...)
+			continue
+		case c == '\r' && i+1 < len(data) && data[i+1] == '\n':
+			continue
+		default:
+			c = shown(c)
+		}
+		b = append(b, c)
+	}
+	return append(b, '\n')
+}
+
+// shown is a byte as ASCII, a dot if it has no such form.
+func shown(c byte) byte {
+	if c < ' ' || c > '~' {
+		return '.'
+	}
+	return c
 }

@@ -36,7 +36,7 @@ type jsonPacket struct {
 	Fragment *jsonFragment `json:"fragment,omitempty"`
 	TCP      *jsonTCP      `json:"tcp,omitempty"`
 	ICMP     *jsonICMP     `json:"icmp,omitempty"`
-	Data     string        `json:"data,omitempty"` // hexadecimal, with -x
+	Data     string        `json:"data,omitempty"` // hexadecimal, with -x, -X or -A
 }
 
 // jsonFragment is what a fragment is a part of.
@@ -76,7 +76,7 @@ func (p *printer) appendJSON(b []byte, r *record) ([]byte, error) {
 	if len(r.data) < r.length {
 		j.Captured = len(r.data)
 	}
-	if p.hex {
+	if p.bytes != bytesNone {
 		j.Data = hex.EncodeToString(r.data)
 	}
 	if p.parsed.Parse(r.data) {

@@ -70,6 +70,9 @@ func TestDumpFile(t *testing.T) {
 		{"dump-q.txt", []string{"-q"}},
 		{"dump-v.txt", []string{"-v"}},
 		{"dump-x.txt", []string{"-x"}},
+		{"dump-both.txt", []string{"-X"}},
+		{"dump-ascii.txt", []string{"-A"}},
+		{"dump-letters.txt", []string{"-e", "-#", "-nn", "-K", "-S", "-p", "-l", "-t", "-v"}},
 		{"dump.json", []string{"--json"}},
 	} {
 		t.Run(test.golden, func(t *testing.T) {

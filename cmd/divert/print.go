@@ -3,6 +3,7 @@ package main
 import (
 	"net/netip"
 	"strconv"
+	"time"
 
 	"github.com/opendivert/divert/packet"
 )
@@ -11,12 +12,30 @@ import (
 type printer struct {
 	quiet   bool // less of the transport
 	verbose int  // 1: all header fields
-	hex     bool // the bytes too
+	bytes   bytesMode
+	times   int  // how often -t was given
+	nano    bool // times have nine digits
+	number  bool // packets are counted
+	link    bool // what tcpdump prints of the link layer, as far as it is known
+	noSums  bool // checksums are not checked
 	colour  bool
+
+	count         int       // of packets printed
+	first, before time.Time // of the first packet and the one before
 
 	processes *processes // nil if the processes of packets are not known
 	parsed    packet.Parsed
 }
+
+// bytesMode is how the bytes of packets are printed.
+type bytesMode uint8
+
+const (
+	bytesNone bytesMode = iota
+	bytesHex
+	bytesBoth  // in hexadecimal and ASCII
+	bytesASCII // with line feeds and tabs as they are
+)
 
 // The layouts of times. The date is what a short line has no room for.
 const (
@@ -26,14 +45,15 @@ const (
 
 // append appends the text of a packet, one line or several, each with its newline.
 func (p *printer) append(b []byte, r *record) []byte {
-	layout := shortTime
-	if p.verbose > 0 {
-		layout = longTime
+	if p.count++; p.number {
+		if b = appendNumber(b, p.count); p.times != 1 {
+			b = append(b, ' ')
+		}
+		b = append(b, ' ')
 	}
 	b = p.begin(b, styleTime)
-	b = r.when.AppendFormat(b, layout)
+	b = p.stamp(b, r.when)
 	b = p.end(b)
-	b = append(b, ' ')
 	if r.device != "" {
 		b = append(b, printable(r.device)...)
 		b = append(b, ' ')
@@ -43,6 +63,9 @@ func (p *printer) append(b []byte, r *record) []byte {
 		b = append(b, ' ')
 	}
 	valid := p.parsed.Parse(r.data)
+	if p.link {
+		b = p.appendLink(b, r, valid)
+	}
 	if valid {
 		b = p.appendPacket(b, r.data)
 	} else {
@@ -65,12 +88,26 @@ func (p *printer) append(b []byte, r *record) []byte {
 	if p.verbose > 0 {
 		b = p.appendFields(b, r, valid)
 	}
-	if p.hex {
+	if p.bytes != bytesNone {
 		b = p.begin(b, styleBytes)
-		b = appendDump(b, r.data)
+		b = appendDump(b, r.data, p.bytes)
 		b = p.end(b)
 	}
 	return b
+}
+
+// appendLink appends the index of the interface, and the type and the length of the packet.
+func (p *printer) appendLink(b []byte, r *record, valid bool) []byte {
+	if r.live {
+		b = append(appendNumber(append(b, '#'), r.addr.Network().IfIdx), ", "...)
+	}
+	switch {
+	case valid && p.parsed.Family == 6:
+		b = append(b, "ethertype IPv6 (0x86dd), "...)
+	case valid:
+		b = append(b, "ethertype IPv4 (0x0800), "...)
+	}
+	return append(appendNumber(append(b, "length "...), r.length), ": "...)
 }
 
 // processOf returns the process of a packet, 0 if there is none or it is not known.

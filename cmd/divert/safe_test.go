@@ -80,7 +80,7 @@ func TestNamesCannotCommandTerminals(t *testing.T) {
 	for name, run := range map[string]func(a *app, asJSON bool) error{
 		"flow": event(&flow), "socket": event(&socket), "handle": event(&reflect),
 		"packet": func(a *app, asJSON bool) error {
-			for _, p := range []printer{{}, {quiet: true}, {verbose: 1, hex: true}} {
+			for _, p := range []printer{{}, {quiet: true}, {verbose: 1, bytes: bytesBoth}} {
 				p.processes = names
 				s := &textSink{w: bufio.NewWriter(a.out), printer: &p, json: asJSON}
 				data := append(ip4(17, udp(nasty)...), nasty...)

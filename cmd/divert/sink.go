@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"time"
 )
 
 // sink is where dump brings packets to.
@@ -19,6 +20,10 @@ const bufferSize = 1 << 16
 
 // openSink opens the sink that the flags ask for.
 func (d *dump) openSink() (err error) {
+	if d.letters.countOnly {
+		d.sink = &countSink{out: d.app.out}
+		return nil
+	}
 	if d.write == "" {
 		d.sink = &textSink{w: bufio.NewWriterSize(d.app.out, bufferSize), printer: &d.printer, json: d.json}
 		return nil
@@ -26,19 +31,16 @@ func (d *dump) openSink() (err error) {
 	if sameFile(d.read, d.write) {
 		return usagef("%s cannot be read and written at once", printable(d.read))
 	}
-	s := &fileSink{}
-	w := d.app.rawOut
 	if d.write != "-" {
-		if s.file, err = os.Create(d.write); err != nil {
-			return err
-		}
-		w = s.file
+		f := &files{rotation: d.letters.rotation, pattern: d.write, filter: d.text}
+		f.warn = func(err error) { r := report{app: d.app, json: d.json}; r.warn(err) }
+		d.sink = f
+		return f.start(time.Now())
 	}
-	s.w = bufio.NewWriterSize(w, bufferSize)
-	s.capture, err = newCaptureWriter(s.w, d.text)
+	s := &fileSink{w: bufio.NewWriterSize(d.app.rawOut, bufferSize)}
 	d.sink = s
-	if err == nil {
-		err = s.flush() // who reads along sees the head of the file at once
+	if s.capture, err = newCaptureWriter(s.w, d.text); err == nil {
+		err = s.flush() // a live reader sees the head of the file at once
 	}
 	return err
 }

@@ -1,0 +1,361 @@
+package main
+
+import (
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/opendivert/divert"
+	"github.com/opendivert/divert/filter"
+	"github.com/spf13/cobra"
+)
+
+// letters are the flags of dump that it has from tcpdump(1) for those whose fingers know them.
+// docs/tcpdump.md has the table of all of tcpdump's flags.
+type letters struct {
+	interfaces []string
+	way        choice // of packets
+	times      int    // how often -t was given
+	nano       bool
+	number     bool
+	ascii      bool
+	hexASCII   int
+	hex        int
+	link       bool
+	noSums     bool
+	each       bool
+	countOnly  bool
+	filterFile string
+	linkType   string
+
+	listInterfaces, listTypes, compileOnly bool
+
+	rotation
+}
+
+// The values of -Q.
+const (
+	wayBoth = iota
+	wayIn
+	wayOut
+)
+
+// meaningless are flags of tcpdump that are taken and change nothing, with the reason.
+var meaningless = []struct{ name, letter, why string }{
+	{"no-names", "n", "addresses are never turned into names"},
+	{"no-domain-names", "N", "addresses are never turned into names"},
+	{"no-promiscuous-mode", "p", "handles see the packets of this host only"},
+	{"line-buffered", "l", "lines come out as soon as no packet waits"},
+	{"absolute-tcp-sequence-numbers", "S", "they are always absolute"},
+	{"no-optimize", "O", "filters have no other form"},
+	{"no-foreign", "f", "addresses are never turned into names"},
+}
+
+// refusedLetters are flags of tcpdump that a handle cannot honour, with the reason.
+var refusedLetters = []struct{ letter, why string }{
+	{"I", "-I, monitor mode, is about the link layer, and handles see IP packets"},
+	{"H", "-H is about 802.11s, and handles see IP packets"},
+	{"E", "-E, decrypting ESP, is not offered: write a file with -w and open it in Wireshark"},
+	{"M", "-M, checking TCP-MD5, is not offered: write a file with -w and open it in Wireshark"},
+	{"T", "-T, choosing a dissector, is not offered: write a file with -w and open it in Wireshark"},
+	{"m", "-m, MIB modules, is not offered: write a file with -w and open it in Wireshark"},
+	{"j", "-j, types of time stamps, is not offered: times are those of the kernel when it queues or copies a packet"},
+	{"J", "-J, types of time stamps, is not offered: times are those of the kernel when it queues or copies a packet"},
+	{"V", "-V, a list of files, is not offered: run the command for each with -r"},
+	{"B", "-B, the size of the operating system's buffer, is --queue-size here, in bytes"},
+}
+
+// add adds the flags.
+func (l *letters) add(cmd *cobra.Command) {
+	fl := cmd.Flags()
+	fl.StringArrayVarP(&l.interfaces, "interface", "i", nil, "only packets of the network interface `name`, by name or index; any: all; may be given several times")
+	l.way.names = []string{"inout", "in", "out"}
+	fl.VarP(&l.way, "direction", "Q", "only packets that come in or go out: in, out, inout")
+	fl.CountVarP(&l.hex, "hex", "x", "also the bytes in hexadecimal")
+	fl.CountVarP(&l.hexASCII, "hex-ascii", "X", "also the bytes in hexadecimal and ASCII")
+	fl.BoolVarP(&l.ascii, "ascii", "A", false, "also the bytes in ASCII")
+	fl.CountVarP(&l.times, "time", "t", "the time: -t none, -tt seconds since 1970, -ttt since the packet before, -tttt with the date, -ttttt since the first packet")
+	fl.BoolVar(&l.nano, "nano", false, "times with nine digits")
+	fl.BoolVar(new(bool), "micro", false, "times with six digits, which is so anyway")
+	fl.BoolVarP(&l.number, "number", "#", false, "count the packets at the beginning of each line")
+	fl.BoolVarP(&l.link, "link", "e", false, "also the interface's index, and the type and length of the packet; handles see no link-layer headers")
+	fl.BoolVarP(&l.noSums, "dont-verify-checksums", "K", false, "do not check checksums, which -v does")
+	fl.BoolVarP(&l.each, "packet-buffered", "U", false, "write each packet at once")
+	fl.BoolVar(&l.each, "immediate-mode", false, "the same")
+	fl.BoolVar(&l.countOnly, "count", false, "print only how many packets there were")
+	fl.StringVarP(&l.filterFile, "filter-file", "F", "", "read the filter from a `file`")
+	fl.StringVarP(&l.linkType, "linktype", "y", "", "the link type of the capture file: `RAW` is the only one")
+	fl.BoolVarP(&l.listInterfaces, "list-interfaces", "D", false, "list the network interfaces and end")
+	fl.BoolVarP(&l.listTypes, "list-data-link-types", "L", false, "list the link types of capture files and end")
+	fl.BoolVarP(&l.compileOnly, "compile", "d", false, "show the program of the filter and end, as divert filter explain does")
+	l.rotation.add(cmd)
+	for _, f := range meaningless {
+		fl.CountP(f.name, f.letter, "nothing: "+f.why)
+		_ = fl.MarkHidden(f.name)
+	}
+	for _, f := range refusedLetters {
+		fl.VarP(refusedFlag(f.why), "tcpdump-"+f.letter, f.letter, f.why)
+		fl.Lookup("tcpdump-" + f.letter).NoOptDefVal = "true"
+		_ = fl.MarkHidden("tcpdump-" + f.letter)
+	}
+}
+
+// refusedFlag is a flag that says why there is no such flag.
+type refusedFlag string
+
+// String returns nothing: the flag has no value.
+func (refusedFlag) String() string { return "" }
+
+// Type returns what the help would show.
+func (refusedFlag) Type() string { return "refused" }
+
+// Set refuses.
+func (f refusedFlag) Set(string) error { return refusedError(f) }
+
+// refusedError is why a flag of tcpdump is refused.
+type refusedError string
+
+func (e refusedError) Error() string { return string(e) }
+
+// check refuses what does not go together, and what is not there.
+func (l *letters) check(d *dump) error {
+	switch {
+	case l.linkType != "" && !strings.EqualFold(l.linkType, "RAW"):
+		return usagef("--linktype %s: handles see IP packets without link-layer headers; the only link type is RAW", printable(l.linkType))
+	case l.countOnly && d.write != "":
+		return usagef("--count prints, and --write writes; choose one")
+	case l.ascii && l.hex+l.hexASCII > 0:
+		return usagef("--ascii and --hex do not go together; -X prints both")
+	}
+	return l.rotation.check(d.write)
+}
+
+// bytes returns how bytes are printed.
+func (l *letters) bytes() bytesMode {
+	switch {
+	case l.ascii:
+		return bytesASCII
+	case l.hexASCII > 0:
+		return bytesBoth
+	case l.hex > 0:
+		return bytesHex
+	}
+	return bytesNone
+}
+
+// filter returns the text of the filter: the arguments, or what the file of -F has.
+func (l *letters) filter(args []string) (string, error) {
+	if l.filterFile == "" {
+		return filterText(args), nil
+	}
+	if len(args) > 0 {
+		return "", usagef("the filter is given twice: in the file %s, and as %q", printable(l.filterFile), strings.Join(args, " "))
+	}
+	f, err := os.Open(l.filterFile)
+	if err != nil {
+		return "", err
+	}
+	defer f.Close()
+	b, err := io.ReadAll(io.LimitReader(f, maxFilterText))
+	return filterText([]string{strings.TrimSpace(string(b))}), err
+}
+
+// narrow adds what -i and -Q ask for to a filter that compiles, and returns its text.
+func (l *letters) narrow(text string, p *filter.Program) (string, error) {
+	var tests []string
+	indexes, err := l.indexes()
+	if err != nil {
+		return "", err
+	}
+	var anyOf []string
+	for _, i := range indexes {
+		anyOf = append(anyOf, "ifIdx == "+strconv.Itoa(i))
+	}
+	if len(anyOf) > 0 {
+		tests = append(tests, strings.Join(anyOf, " or "))
+	}
+	switch l.way.value {
+	case wayIn:
+		tests = append(tests, "inbound")
+	case wayOut:
+		tests = append(tests, "outbound")
+	}
+	if len(tests) == 0 {
+		return text, nil
+	}
+	layer := p.Layer()
+	switch {
+	case hasEvents(layer):
+		return "", usagef("--interface and --direction are about packets, and the layer %s has events", layerNames[layer])
+	case l.way.value != wayBoth && layer == divert.LayerForward:
+		return "", usagef("--direction %s: forwarded packets do not begin or end here, so they have no direction", &l.way)
+	}
+	if strings.HasPrefix(strings.TrimSpace(text), "@") { // an object string
+		if text, err = p.Format(); err != nil {
+			return "", err
+		}
+	}
+	if strings.TrimSpace(text) != "true" {
+		tests = append(tests, text)
+	}
+	if len(tests) == 1 {
+		return tests[0], nil
+	}
+	return "(" + strings.Join(tests, ") and (") + ")", nil
+}
+
+// indexes returns the indexes of the interfaces that were asked for, none if any will do.
+func (l *letters) indexes() (list []int, err error) {
+	for _, names := range l.interfaces {
+		for name := range strings.SplitSeq(names, ",") {
+			if name == "any" {
+				return nil, nil
+			}
+			i, err := interfaceIndex(name)
+			if err != nil {
+				return nil, err
+			}
+			list = append(list, i)
+		}
+	}
+	return list, nil
+}
+
+func interfaceIndex(name string) (int, error) {
+	if i, err := net.InterfaceByName(name); err == nil {
+		return i.Index, nil
+	}
+	if n, err := strconv.Atoi(name); err == nil && n > 0 {
+		if _, err := net.InterfaceByIndex(n); err == nil {
+			return n, nil
+		}
+	}
+	text := ""
+	if all, err := net.Interfaces(); err == nil {
+		for _, i := range all {
+			text += ", " + i.Name
+		}
+	}
+	return 0, usagef("--interface %s: there is no such network interface; there are any%s", printable(name), printable(text))
+}
+
+// instead does what is asked for instead of a capture, and reports whether something was.
+func (l *letters) instead(d *dump) (done bool, err error) {
+	switch {
+	case l.listInterfaces:
+		return true, listInterfaces(d.app.out)
+	case l.listTypes:
+		_, err := fmt.Fprintln(d.app.out, "Data link types (use option -y to set):\n  RAW (Raw IP)")
+		return true, err
+	case l.compileOnly:
+		return true, explain(d.app.out, d.text, d.program, &d.flags.dialectFlags)
+	}
+	return false, nil
+}
+
+// listInterfaces prints the network interfaces as tcpdump does.
+func listInterfaces(w io.Writer) error {
+	list, err := net.Interfaces()
+	if err != nil {
+		return err
+	}
+	for _, i := range list {
+		var flags []string
+		for _, f := range []struct {
+			flag net.Flags
+			name string
+		}{{net.FlagUp, "Up"}, {net.FlagRunning, "Running"}, {net.FlagLoopback, "Loopback"}, {net.FlagPointToPoint, "Point to point"}} {
+			if i.Flags&f.flag != 0 {
+				flags = append(flags, f.name)
+			}
+		}
+		if _, err := fmt.Fprintf(w, "%d.%s [%s]\n", i.Index, printable(i.Name), strings.Join(flags, ", ")); err != nil {
+			return err
+		}
+	}
+	_, err = fmt.Fprintln(w, "any (all of them)")
+	return err
+}
+
+// stamp appends the time of a packet in the form that -t asks for, and a blank unless it is empty.
+func (p *printer) stamp(b []byte, when time.Time) []byte {
+	digits, layout := 6, shortTime
+	if p.nano || p.verbose > 0 && p.times == 0 {
+		digits, layout = 9, "15:04:05.000000000"
+	}
+	if p.verbose > 0 && p.times == 0 || p.times == 4 {
+		layout = "2006-01-02 " + layout
+	}
+	if p.first.IsZero() {
+		p.first, p.before = when, when
+	}
+	defer func() { p.before = when }()
+	switch p.times {
+	case 1:
+		return b
+	case 2:
+		b = appendSeconds(b, time.Duration(when.UnixNano()), digits)
+	case 3:
+		b = appendSince(b, when.Sub(p.before), digits)
+	case 5:
+		b = appendSince(b, when.Sub(p.first), digits)
+	default:
+		b = when.AppendFormat(b, layout)
+	}
+	return append(b, ' ')
+}
+
+// appendSeconds appends a time in seconds with so many digits behind the point.
+func appendSeconds(b []byte, d time.Duration, digits int) []byte {
+	if d < 0 {
+		b, d = append(b, '-'), -d
+	}
+	b = append(appendNumber(b, int64(d/time.Second)), '.')
+	return appendFraction(b, d%time.Second, digits)
+}
+
+// appendSince appends a time as hours, minutes and seconds.
+func appendSince(b []byte, d time.Duration, digits int) []byte {
+	sign := byte(' ')
+	if d < 0 {
+		sign, d = '-', -d
+	}
+	b = append(b, sign)
+	b = append(appendTwo(b, int64(d/time.Hour)), ':')
+	b = append(appendTwo(b, int64(d/time.Minute%60)), ':')
+	b = append(appendTwo(b, int64(d/time.Second%60)), '.')
+	return appendFraction(b, d%time.Second, digits)
+}
+
+func appendTwo(b []byte, v int64) []byte {
+	if v < 10 {
+		b = append(b, '0')
+	}
+	return appendNumber(b, v)
+}
+
+func appendFraction(b []byte, d time.Duration, digits int) []byte {
+	unit := time.Second
+	for range digits {
+		unit /= 10
+		b = append(b, byte('0'+d/unit%10))
+	}
+	return b
+}
+
+// countSink counts packets and prints only how many there were.
+type countSink struct {
+	out io.Writer
+	n   int
+}
+
+func (s *countSink) write(*record) error { s.n++; return nil }
+func (s *countSink) flush() error        { return nil }
+func (s *countSink) close() error {
+	_, err := fmt.Fprintln(s.out, countOf(s.n, "packet"))
+	return err
+}
