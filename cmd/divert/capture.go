@@ -40,6 +40,9 @@ type frame struct {
 	linkType  linkType
 	device    string    // "" if the file does not tell it
 	direction direction // as far as the file tells it
+
+	pid           uint32 // the process of the packet, 0 if the file does not tell it
+	program, path string
 }
 
 // frameReader reads a file of one of the formats. At the end of the file next returns io.EOF; if that comes too early,
@@ -195,4 +198,5 @@ func (c *captureReader) fill(r *record, data []byte, f *frame) {
 		Timestamp: f.when.UnixNano(), Layer: c.layer, Outbound: r.direction == directionOut, IPv6: c.parsed.Family == 6,
 	}
 	r.data, r.length, r.when, r.addr, r.live = data, length, f.when, &c.addr, false
+	r.pid, r.program, r.path = f.pid, f.program, f.path
 }

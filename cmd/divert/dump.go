@@ -186,6 +186,7 @@ func (d *dump) live(ctx context.Context) error {
 	if err := d.openSink(); err != nil {
 		return err
 	}
+	d.sink.statisticsOf(h)
 	r.begin("dump", "watching", d.text, h)
 	err = d.receive(ctx, h)
 	if closed := d.sink.close(); err == nil {
@@ -202,7 +203,7 @@ func (d *dump) events(ctx context.Context, h *divert.Handle) error {
 	return eachEvent(ctx, h, d.count, p.print, p.flush)
 }
 
-// open opens a handle that tells the processes of packets if they are printed and can be known; if the filter asks
+// open opens a handle that tells the processes of packets if they can be known; if the filter asks
 // for them, they must be.
 func (d *dump) open() (*divert.Handle, error) {
 	const flags = divert.Sniff | divert.RecvOnly
@@ -210,7 +211,7 @@ func (d *dump) open() (*divert.Handle, error) {
 	if d.snap > 0 {
 		opts = append(opts, divert.WithSnapLength(d.snap))
 	}
-	if d.program.Layer() == divert.LayerNetwork && d.write == "" {
+	if d.program.Layer() == divert.LayerNetwork {
 		h, err := d.flags.open(d.program, flags, append(opts, divert.WithProcessID())...)
 		if err == nil {
 			d.printer.processes = newProcesses()
@@ -251,6 +252,7 @@ func (d *dump) receive(ctx context.Context, h *divert.Handle) error {
 		}
 		for i := range ps[:n] {
 			r.set(&ps[i], clock, names)
+			r.ascribe(d.printer.processes)
 			if done, err := d.show(r); done || err != nil {
 				return err
 			}

@@ -70,8 +70,8 @@ func (p *printer) appendJSON(b []byte, r *record) ([]byte, error) {
 		j.IfIndex = r.addr.Network().IfIdx
 		j.Impostor = r.addr.Impostor
 	}
-	if j.PID = p.processOf(r); j.PID != 0 {
-		j.Program = p.processes.path(j.PID)
+	if j.PID = r.pid; j.PID != 0 {
+		j.Program = r.path
 	}
 	if len(r.data) < r.length {
 		j.Captured = len(r.data)

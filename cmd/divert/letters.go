@@ -349,6 +349,7 @@ func appendFraction(b []byte, d time.Duration, digits int) []byte {
 
 // countSink counts packets and prints only how many there were.
 type countSink struct {
+	noStatistics
 	out io.Writer
 	n   int
 }

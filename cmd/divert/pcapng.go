@@ -2,19 +2,28 @@ package main
 
 import (
 	"encoding/binary"
+	"fmt"
 	"io"
 	"runtime"
+	"strconv"
 	"strings"
+	"time"
+	"unicode/utf8"
 )
 
 // captureWriter writes packets to a pcapng file (draft-ietf-opsawg-pcapng): one interface block for each
-// interface, before its first packet, and packet blocks with the direction. Interfaces have the link type
-// RAW and times in nanoseconds. It allocates nothing per packet.
+// interface, before its first packet, packet blocks with the direction, a number and the process, and at the end the
+// statistics of each interface. Interfaces have the link type RAW and times in nanoseconds. It allocates nothing per
+// packet.
 type captureWriter struct {
-	w      io.Writer
-	filter string            // goes to the interface blocks
-	ids    map[string]uint32 // the interface blocks so far, by device
-	buf    []byte
+	w       io.Writer
+	filter  string            // goes to the interface blocks
+	ids     map[string]uint32 // the interface blocks so far, by device
+	counts  []uint64          // of packets, by interface block
+	packets uint64
+	first   time.Time // of the first packet
+	last    time.Time // of the last
+	buf     []byte
 }
 
 // The types of blocks and options (draft-ietf-opsawg-pcapng 4.1 to 4.3).
@@ -22,6 +31,7 @@ const (
 	blockSection   = 0x0A0D0D0A
 	blockInterface = 1
 	blockPacket    = 6
+	blockCounts    = 5
 
 	optionEnd         = 0
 	optionApplication = 4 // of a section
@@ -30,6 +40,13 @@ const (
 	optionResolution  = 9
 	optionFilter      = 11
 	optionFlags       = 2 // of a packet
+	optionPacketID    = 5
+	optionProcess     = 8 // the process and the thread, 4 bytes each
+	optionComment     = 1 // of anything
+	optionStart       = 2 // of statistics
+	optionEndTime     = 3
+	optionDropped     = 5
+	optionAccepted    = 6 // by the filter
 
 	byteOrderMagic  = 0x1A2B3C4D
 	nanoseconds     = 9 // as a negative power of ten
@@ -57,25 +74,106 @@ func (c *captureWriter) write(r *record) error {
 	if !ok {
 		id = uint32(len(c.ids))
 		c.ids[r.device] = id
+		c.counts = append(c.counts, 0)
 		if err := c.describe(r.device); err != nil {
 			return err
 		}
 	}
-	at := uint64(r.when.UnixNano())
+	if c.packets == 0 {
+		c.first = r.when
+	}
+	c.last = r.when
+	c.counts[id]++
+	c.packets++
 	c.open(blockPacket)
 	c.word(id)
-	c.word(uint32(at >> 32))
-	c.word(uint32(at))
+	c.time(r.when)
 	c.word(uint32(len(r.data)))
 	c.word(uint32(r.length))
 	c.buf = append(c.buf, r.data...)
 	c.pad()
 	if flags := directions[r.direction].flags; flags != 0 {
-		c.buf = binary.LittleEndian.AppendUint32(c.buf, optionFlags|4<<16) // code and length
+		c.head(optionFlags, 4)
 		c.word(flags)
-		c.option(optionEnd, "")
 	}
+	c.number(optionPacketID, c.packets)
+	c.process(r)
+	c.option(optionEnd, "")
 	return c.close()
+}
+
+// process writes the process of a packet: its number, which the format has an option for, and as a comment, which
+// every reader shows, the name and the path of its program too.
+func (c *captureWriter) process(r *record) {
+	if r.pid == 0 {
+		return
+	}
+	c.head(optionProcess, 8)
+	c.word(r.pid)
+	c.word(0) // no thread
+	at := len(c.buf)
+	c.head(optionComment, 0)
+	c.buf = append(c.buf, strings.ToValidUTF8(r.program, "\uFFFD")...)
+	c.buf = append(strconv.AppendUint(append(c.buf, '['), uint64(r.pid), 10), ']')
+	if r.path != "" {
+		c.buf = append(append(c.buf, ' '), strings.ToValidUTF8(r.path, "\uFFFD")...)
+	}
+	if end := at + 4 + maxComment; len(c.buf) > end {
+		for !utf8.RuneStart(c.buf[end]) { // a letter of several bytes stays whole
+			end--
+		}
+		c.buf = c.buf[:end]
+	}
+	binary.LittleEndian.PutUint16(c.buf[at+2:], uint16(len(c.buf)-at-4))
+	c.pad()
+}
+
+// maxComment is how long the comment of a process may be, in bytes: longer than any path that can be opened.
+const maxComment = 8192
+
+// statistics writes how many packets each interface had, and how many copies were lost. Of which interface those were is
+// known only if there is one; otherwise a comment of the first tells the sum.
+func (c *captureWriter) statistics(lost uint64) error {
+	for id, n := range c.counts {
+		c.open(blockCounts)
+		c.word(uint32(id))
+		c.time(c.last)
+		c.head(optionStart, 8)
+		c.time(c.first)
+		c.head(optionEndTime, 8)
+		c.time(c.last)
+		c.number(optionAccepted, n)
+		switch {
+		case len(c.counts) == 1:
+			c.number(optionDropped, lost)
+		case id == 0 && lost > 0:
+			c.option(optionComment, fmt.Sprintf("%d packets were lost, of all interfaces together", lost))
+		}
+		c.option(optionEnd, "")
+		if err := c.close(); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// time writes a time in the two words that blocks have for it.
+func (c *captureWriter) time(t time.Time) {
+	at := uint64(t.UnixNano())
+	c.word(uint32(at >> 32))
+	c.word(uint32(at))
+}
+
+// number writes an option of 8 bytes.
+func (c *captureWriter) number(code uint16, v uint64) {
+	c.head(code, 8)
+	c.buf = binary.LittleEndian.AppendUint64(c.buf, v)
+}
+
+// head begins an option.
+func (c *captureWriter) head(code, length uint16) {
+	c.buf = binary.LittleEndian.AppendUint16(c.buf, code)
+	c.buf = binary.LittleEndian.AppendUint16(c.buf, length)
 }
 
 // describe writes the block of an interface.
@@ -114,8 +212,7 @@ func (c *captureWriter) word(v uint32) { c.buf = binary.LittleEndian.AppendUint3
 
 // option appends an option.
 func (c *captureWriter) option(code uint16, value string) {
-	c.buf = binary.LittleEndian.AppendUint16(c.buf, code)
-	c.buf = binary.LittleEndian.AppendUint16(c.buf, uint16(len(value)))
+	c.head(code, uint16(len(value)))
 	c.buf = append(c.buf, value...)
 	c.pad()
 }

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io"
 	"math/bits"
+	"strings"
 	"time"
 )
 
@@ -224,12 +225,30 @@ func (p *pcapngReader) packet(f *frame, body []byte, old bool) error {
 		return err
 	}
 	f.when = p.interfaces[id].time(uint64(word(4))<<32 | uint64(word(8)))
+	var comment []byte
 	p.options(rest[min(int64(captured+3)&^3, int64(len(rest))):], func(code uint16, value []byte) {
-		if code == optionFlags && len(value) >= 4 { // the same code and bits in both kinds
+		switch {
+		case code == optionFlags && len(value) >= 4: // the same code and bits in both kinds
 			f.direction = [...]direction{directionUnknown, directionIn, directionOut, directionUnknown}[p.order.Uint32(value)&3]
+		case code == optionProcess && len(value) >= 4 && !old:
+			f.pid = p.order.Uint32(value)
+		case code == optionComment:
+			comment = value
 		}
 	})
+	if f.pid != 0 {
+		f.program, f.path = processComment(string(comment), f.pid)
+	}
 	return nil
+}
+
+// processComment returns the program and its path from the comment that the writer makes: name[id] path.
+func processComment(comment string, pid uint32) (program, path string) {
+	program, path, found := strings.Cut(comment, fmt.Sprintf("[%d]", pid))
+	if !found {
+		return "???", "" // another writer's
+	}
+	return program, strings.TrimPrefix(path, " ")
 }
 
 // simplePacket reads a simple packet block: a frame of the first interface.
@@ -259,6 +278,7 @@ func (p *pcapngReader) fill(f *frame, id uint32, data []byte, length uint32) err
 	}
 	i := &p.interfaces[id]
 	f.data, f.length, f.linkType, f.device, f.direction = data, int(length), i.linkType, i.name, directionUnknown
+	f.pid, f.program, f.path = 0, "", ""
 	return nil
 }
 

@@ -110,25 +110,16 @@ func (p *printer) appendLink(b []byte, r *record, valid bool) []byte {
 	return append(appendNumber(append(b, "length "...), r.length), ": "...)
 }
 
-// processOf returns the process of a packet, 0 if there is none or it is not known.
-func (p *printer) processOf(r *record) uint32 {
-	if p.processes == nil || !r.live {
-		return 0
-	}
-	return r.addr.Network().ProcessID
-}
-
 // appendProcess appends the program and the process of a packet, if there is one.
 func (p *printer) appendProcess(b []byte, r *record) []byte {
-	pid := p.processOf(r)
-	if pid == 0 {
+	if r.pid == 0 {
 		return b
 	}
 	b = append(b, " ["...)
 	b = p.begin(b, styleInfo)
-	b = append(b, printable(p.processes.program(pid))...)
+	b = append(b, printable(r.program)...)
 	b = p.end(b)
-	return append(appendNumber(append(b, ' '), pid), ']')
+	return append(appendNumber(append(b, ' '), r.pid), ']')
 }
 
 // begin and end enclose what stands in a style; bad appends a text in the style of what is wrong.

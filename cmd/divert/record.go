@@ -18,6 +18,21 @@ type record struct {
 	device    string
 	direction direction
 	live      bool // from a handle: all of addr is known
+
+	pid     uint32 // the process, 0 if there is none or it is not known
+	program string // its program's name
+	path    string // and path, "" if it is not known
+}
+
+// ascribe sets the process of a packet that was received.
+func (r *record) ascribe(m *processes) {
+	r.pid, r.program, r.path = 0, "", ""
+	if m == nil {
+		return
+	}
+	if r.pid = r.addr.Network().ProcessID; r.pid != 0 {
+		r.program, r.path = m.program(r.pid), m.path(r.pid)
+	}
 }
 
 // direction is where a packet goes to.

@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/itchyny/timefmt-go"
+	"github.com/opendivert/divert"
 	"github.com/spf13/cobra"
 )
 
@@ -97,6 +98,7 @@ type files struct {
 	pattern string // the name of the first
 	filter  string
 	warn    func(error)
+	handle  *divert.Handle
 
 	current *fileSink
 	name    string
@@ -141,7 +143,7 @@ func (s *files) open() error {
 		}
 	}
 	s.written = &countingWriter{f: f}
-	s.current = &fileSink{w: bufio.NewWriterSize(s.written, bufferSize), file: f}
+	s.current = &fileSink{w: bufio.NewWriterSize(s.written, bufferSize), file: f, handle: s.handle}
 	if s.current.capture, err = newCaptureWriter(s.current.w, s.filter); err == nil {
 		err = s.current.flush() // a live reader sees the head of the file at once
 	}
@@ -211,6 +213,11 @@ func (s *files) end() error {
 	}
 	go func() { _ = c.Wait() }() // its result is its own business, as with tcpdump
 	return nil
+}
+
+func (s *files) statisticsOf(h *divert.Handle) {
+	s.handle = h
+	s.current.statisticsOf(h)
 }
 
 func (s *files) flush() error {

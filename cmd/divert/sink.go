@@ -6,6 +6,8 @@ import (
 	"fmt"
 	"os"
 	"time"
+
+	"github.com/opendivert/divert"
 )
 
 // sink is where dump brings packets to.
@@ -13,7 +15,13 @@ type sink interface {
 	write(r *record) error
 	flush() error // brings out what was written so far
 	close() error
+	statisticsOf(h *divert.Handle) // whose copies come here: what it lost belongs to the file
 }
+
+// noStatistics are of sinks that have no place for them.
+type noStatistics struct{}
+
+func (noStatistics) statisticsOf(*divert.Handle) {}
 
 // bufferSize is how much output is gathered before it is written.
 const bufferSize = 1 << 16
@@ -54,6 +62,7 @@ func sameFile(a, b string) bool {
 
 // textSink prints packets.
 type textSink struct {
+	noStatistics
 	w       *bufio.Writer
 	printer *printer
 	json    bool
@@ -80,16 +89,32 @@ func (s *textSink) close() error { return s.w.Flush() }
 type fileSink struct {
 	w       *bufio.Writer
 	capture *captureWriter
-	file    *os.File // nil: standard output
+	file    *os.File       // nil: standard output
+	handle  *divert.Handle // nil: a capture file is read
 }
+
+func (s *fileSink) statisticsOf(h *divert.Handle) { s.handle = h }
 
 func (s *fileSink) write(r *record) error { return s.capture.write(r) }
 func (s *fileSink) flush() error          { return s.w.Flush() }
 
 func (s *fileSink) close() error {
-	err := s.w.Flush()
+	err := s.statistics()
+	err = errors.Join(err, s.w.Flush())
 	if s.file != nil {
 		err = errors.Join(err, s.file.Close())
 	}
 	return err
+}
+
+// statistics ends the file with the counts of its interfaces.
+func (s *fileSink) statistics() error {
+	if s.handle == nil {
+		return s.capture.statistics(0)
+	}
+	st, err := s.handle.Stats()
+	if err != nil {
+		return s.capture.statistics(0) // what was lost is not known; the packets are there
+	}
+	return s.capture.statistics(st.DroppedFull + st.DroppedOld + st.DroppedLong + st.Lost)
 }
