@@ -1,15 +1,9 @@
 package divert
 
 import (
-	"syscall"
-
 	"github.com/opendivert/divert/internal/engine"
 	"github.com/opendivert/divert/internal/linux"
 )
 
 // openEngine opens a handle of this platform.
 func openEngine(cfg engine.Config) (engine.Handle, error) { return linux.Open(cfg) }
-
-// systemCodes are the error numbers of what the kernel itself says: memory, buffers or descriptors have run out
-// (ERROR_NO_SYSTEM_RESOURCES; specification: api.md 8 and 20).
-var systemCodes = []errorCode{{syscall.ENOMEM, 1450}, {syscall.ENOBUFS, 1450}, {syscall.EMFILE, 1450}, {syscall.ENFILE, 1450}}

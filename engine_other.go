@@ -13,6 +13,3 @@ import (
 func openEngine(engine.Config) (engine.Handle, error) {
 	return nil, fmt.Errorf("%s: %w", runtime.GOOS, ErrNotSupported)
 }
-
-// systemCodes is empty: nothing asks this system.
-var systemCodes []errorCode

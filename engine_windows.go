@@ -7,6 +7,3 @@ import (
 
 // openEngine opens a handle of this platform.
 func openEngine(cfg engine.Config) (engine.Handle, error) { return windows.Open(cfg) }
-
-// systemCodes is empty: the errors of Windows have their numbers.
-var systemCodes []errorCode

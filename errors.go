@@ -8,7 +8,6 @@ import (
 	"net"
 	"os"
 
-	"github.com/opendivert/divert/filter"
 	"github.com/opendivert/divert/internal/engine"
 )
 
@@ -58,60 +57,4 @@ func opError(op string, err error) error {
 		return err
 	}
 	return &OpError{op, err}
-}
-
-// Code returns the Windows error number that the C interface gives for an error of this package, 0 for
-// nil (specification: api.md 20).
-func Code(err error) uint32 {
-	if err == nil {
-		return 0
-	}
-	var f *filter.Error
-	if errors.As(err, &f) {
-		return codeInvalid
-	}
-	var w interface{ WindowsError() uint32 } // what Windows itself said
-	if errors.As(err, &w) {
-		return w.WindowsError()
-	}
-	for _, table := range [...][]errorCode{codes[:], systemCodes} {
-		for _, c := range table {
-			if errors.Is(err, c.err) {
-				return c.code
-			}
-		}
-	}
-	return codeGenFailure
-}
-
-const (
-	codeInvalid    = 87
-	codeGenFailure = 31
-)
-
-// errorCode is an error with its Windows error number.
-type errorCode struct {
-	err  error
-	code uint32
-}
-
-// codes is checked in order; systemCodes, of the platform, comes after it.
-var codes = [...]errorCode{
-	{io.EOF, 232},
-	{ErrShutdown, 232},
-	{ErrShortBuffer, 122},
-	{ErrHopLimit, 1232},
-	{ErrRecvOnly, codeInvalid},
-	{ErrSendOnly, codeInvalid},
-	{ErrDropOnly, codeInvalid}, // of Go only: in C such a call waits
-	{ErrInvalid, codeInvalid},
-	{ErrTooLarge, codeInvalid},
-	{ErrNoSuchDevice, codeInvalid},
-	{net.ErrClosed, 995},
-	{os.ErrDeadlineExceeded, 995},
-	{context.Canceled, 995}, // of Packets
-	{context.DeadlineExceeded, 995},
-	{os.ErrPermission, 5},
-	{ErrNotSupported, 50},
-	{ErrRulesGone, 1167}, // ERROR_DEVICE_NOT_CONNECTED
 }

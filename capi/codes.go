@@ -4,14 +4,14 @@ import (
 	"errors"
 	"net"
 
-	"github.com/opendivert/divert"
+	"github.com/opendivert/divert/internal/wincode"
 )
 
 // code is a Windows error number, 0 for success (specification: api.md 20).
 type code uint32
 
 // The error numbers that the C interface itself gives. Those of the other packages' errors come
-// from divert.Code.
+// from package wincode.
 const (
 	success            code = 0
 	invalidHandle      code = 6
@@ -31,5 +31,5 @@ func codeOf(err error) code {
 	if errors.Is(err, net.ErrClosed) {
 		return badCommand
 	}
-	return code(divert.Code(err))
+	return code(wincode.Of(err))
 }

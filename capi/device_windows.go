@@ -8,6 +8,7 @@ import (
 	"github.com/opendivert/divert/filter"
 	"github.com/opendivert/divert/internal/engine"
 	"github.com/opendivert/divert/internal/prog"
+	"github.com/opendivert/divert/internal/wincode"
 	"github.com/opendivert/divert/internal/windows"
 	"github.com/opendivert/divert/packet"
 )
@@ -30,7 +31,7 @@ func openFile(text string, layer uint32, priority int16, flags uint64, extended 
 		return 0, invalidParameter
 	}
 	file, err := windows.OpenFile(engine.Config{Program: (*prog.Program)(p), Priority: priority, Flags: flags})
-	return file, code(divert.Code(err))
+	return file, code(wincode.Of(err))
 }
 
 //export divertOpen

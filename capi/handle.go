@@ -12,6 +12,7 @@ import (
 	"github.com/opendivert/divert/filter"
 	"github.com/opendivert/divert/internal/engine"
 	"github.com/opendivert/divert/internal/prog"
+	"github.com/opendivert/divert/internal/wincode"
 	"github.com/opendivert/divert/packet"
 )
 
@@ -53,7 +54,7 @@ func openHandle(text string, layer uint32, priority int16, flags uint64, extende
 	d, err := divert.OpenProgram(p, divert.WithPriority(priority), divert.WithFlags(divert.Flag(flags)),
 		engine.DropWaits().(divert.Option)) // api.md 6
 	if err != nil {
-		return 0, code(divert.Code(err))
+		return 0, code(wincode.Of(err))
 	}
 	return handles.add(newHandle(d)), success
 }

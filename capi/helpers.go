@@ -14,6 +14,7 @@ import (
 	"unsafe"
 
 	"github.com/opendivert/divert/filter"
+	"github.com/opendivert/divert/internal/addrtext"
 	"github.com/opendivert/divert/packet"
 )
 
@@ -77,22 +78,22 @@ func divertDecrementTTL(p unsafe.Pointer, n C.UINT) C.BOOL {
 
 //export divertParseIPv4
 func divertParseIPv4(text *C.char, n C.size_t, out *C.UINT32) C.BOOL {
-	addr, ok := packet.ParseIPv4Address(textOf(text, n))
+	addr, ok := addrtext.ParseIPv4(textOf(text, n))
 	*out = C.UINT32(addr)
 	return truth(ok)
 }
 
 //export divertParseIPv6
 func divertParseIPv6(text *C.char, n C.size_t, out *C.UINT32) C.BOOL {
-	addr, ok := packet.ParseIPv6Address(textOf(text, n))
-	*(*packet.AddrWords)(unsafe.Pointer(out)) = addr
+	addr, ok := addrtext.ParseIPv6(textOf(text, n))
+	*(*addrtext.Words)(unsafe.Pointer(out)) = addr
 	return truth(ok)
 }
 
 //export divertFormatIPv4
 func divertFormatIPv4(addr C.UINT32, buf *C.char, n C.UINT) C.DWORD {
 	var text [15]byte
-	return put(buf, n, packet.AppendIPv4Address(text[:0], uint32(addr)))
+	return put(buf, n, addrtext.AppendIPv4(text[:0], uint32(addr)))
 }
 
 //export divertFormatIPv6
@@ -101,12 +102,12 @@ func divertFormatIPv6(addr *C.UINT32, buf *C.char, n C.UINT) C.DWORD {
 		return C.DWORD(invalidParameter)
 	}
 	var text [39]byte
-	return put(buf, n, packet.AppendIPv6Address(text[:0], *(*packet.AddrWords)(unsafe.Pointer(addr))))
+	return put(buf, n, addrtext.AppendIPv6(text[:0], *(*addrtext.Words)(unsafe.Pointer(addr))))
 }
 
 // put writes a text to a caller's buffer (specification: packets.md 7).
 func put[T string | []byte](buf *C.char, n C.UINT, text T) C.DWORD {
-	if !packet.PutCString(memory(unsafe.Pointer(buf), n), text) {
+	if !putCString(memory(unsafe.Pointer(buf), n), text) {
 		return C.DWORD(insufficientBuffer)
 	}
 	return C.DWORD(success)

@@ -13,6 +13,7 @@ import (
 
 	"github.com/opendivert/divert"
 	"github.com/opendivert/divert/diverttest"
+	"github.com/opendivert/divert/internal/wincode"
 	"github.com/opendivert/divert/packet"
 )
 
@@ -139,8 +140,8 @@ func (p *player) ok(err error) {
 // fails checks which error it is, and its code.
 func (p *player) fails(err, want error, code uint32) {
 	p.Helper()
-	if !errors.Is(err, want) || divert.Code(err) != code {
-		p.Errorf("the error is %v with code %d, want %v with code %d", err, divert.Code(err), want, code)
+	if !errors.Is(err, want) || wincode.Of(err) != code {
+		p.Errorf("the error is %v with code %d, want %v with code %d", err, wincode.Of(err), want, code)
 	}
 }
 
@@ -423,7 +424,7 @@ var expectations = []struct {
 		p.recv(h, "a")
 		p.recv(h, "c")
 		p.none(h)
-		if err := h.SetFilter("no such field"); divert.Code(err) != 87 {
+		if err := h.SetFilter("no such field"); wincode.Of(err) != 87 {
 			p.Errorf("a wrong filter: %v", err)
 		}
 		p.counts(h, divert.Stats{Matched: 2, Received: 2})
@@ -684,7 +685,7 @@ var expectations = []struct {
 		p.fails(err, divert.ErrInvalid, 87)
 		_, err = p.open("true", divert.WithLayer(divert.LayerFlow))
 		p.fails(err, divert.ErrInvalid, 87)
-		if _, err = p.open("udp.DstPort =="); divert.Code(err) != 87 {
+		if _, err = p.open("udp.DstPort =="); wincode.Of(err) != 87 {
 			p.Errorf("a wrong filter: %v", err)
 		}
 	}},

@@ -18,6 +18,7 @@ import (
 	"github.com/opendivert/divert"
 	"github.com/opendivert/divert/diverttest"
 	"github.com/opendivert/divert/filter"
+	"github.com/opendivert/divert/internal/wincode"
 	"github.com/opendivert/divert/packet"
 )
 
@@ -498,7 +499,7 @@ func TestOptionsAreChecked(t *testing.T) {
 	} {
 		h, err := n.Open(row.filter, row.opts...)
 		var op *divert.OpError
-		if h != nil || !errors.As(err, &op) || divert.Code(err) != 87 {
+		if h != nil || !errors.As(err, &op) || wincode.Of(err) != 87 {
 			t.Errorf("open %q: %v", row.filter, err)
 		}
 	}

@@ -13,6 +13,7 @@ import (
 	"github.com/opendivert/divert"
 	"github.com/opendivert/divert/filter"
 	"github.com/opendivert/divert/internal/lab"
+	"github.com/opendivert/divert/internal/wincode"
 )
 
 // refusal is what a failing call must say.
@@ -37,7 +38,7 @@ func (r refusal) check(t *testing.T, op string, err error) {
 	if r.is == nil && !errors.As(err, &f) || r.is != nil && !errors.Is(err, r.is) {
 		t.Errorf("the error is %v, want %v", err, r.is)
 	}
-	if c := divert.Code(err); c != r.code {
+	if c := wincode.Of(err); c != r.code {
 		t.Errorf("the code of %v is %d, want %d", err, c, r.code)
 	}
 }

@@ -14,6 +14,7 @@ import (
 
 	"github.com/opendivert/divert"
 	"github.com/opendivert/divert/internal/lab"
+	"github.com/opendivert/divert/internal/wincode"
 )
 
 // dialUDP opens a socket from one host to an address and port of another.
@@ -426,8 +427,8 @@ func TestCallsAfterClose(t *testing.T) {
 				},
 			} {
 				var op *divert.OpError
-				if err := call(); !errors.Is(err, net.ErrClosed) || !errors.As(err, &op) || divert.Code(err) != 995 {
-					t.Errorf("%v: %s returns %v (code %d)", flags, name, err, divert.Code(err))
+				if err := call(); !errors.Is(err, net.ErrClosed) || !errors.As(err, &op) || wincode.Of(err) != 995 {
+					t.Errorf("%v: %s returns %v (code %d)", flags, name, err, wincode.Of(err))
 				}
 			}
 			if _, err := d.Stats(); err != nil {

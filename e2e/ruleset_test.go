@@ -13,6 +13,7 @@ import (
 
 	"github.com/opendivert/divert"
 	"github.com/opendivert/divert/internal/lab"
+	"github.com/opendivert/divert/internal/wincode"
 )
 
 // nft changes the nftables rules of a host as another program would.
@@ -69,8 +70,8 @@ func TestRulesRemovedByOthers(t *testing.T) {
 					nft(t, pair.A, r.remove)
 					select {
 					case err := <-told:
-						if !errors.Is(err, divert.ErrRulesGone) || divert.Code(err) != 1167 {
-							t.Errorf("who waits is told %v (code %d)", err, divert.Code(err))
+						if !errors.Is(err, divert.ErrRulesGone) || wincode.Of(err) != 1167 {
+							t.Errorf("who waits is told %v (code %d)", err, wincode.Of(err))
 						}
 					case <-time.After(20 * time.Second):
 						t.Fatal("who waits is not told")

@@ -5,6 +5,7 @@ import (
 	"net/netip"
 	"strconv"
 
+	"github.com/opendivert/divert/internal/addrtext"
 	"github.com/opendivert/divert/internal/prog"
 	"github.com/opendivert/divert/packet"
 )
@@ -152,7 +153,7 @@ func boundText(b prog.Bound, kind prog.Kind) string {
 
 // addrOf returns a value as an address, as an IPv4 one if it is mapped and that is wanted.
 func addrOf(v prog.Value, unmap bool) netip.Addr {
-	w := packet.AddrWords{uint32(v.Lo), uint32(v.Lo >> 32), uint32(v.Hi), uint32(v.Hi >> 32)}
+	w := addrtext.Words{uint32(v.Lo), uint32(v.Lo >> 32), uint32(v.Hi), uint32(v.Hi >> 32)}
 	a := netip.AddrFrom16(w.As16())
 	if unmap {
 		a = a.Unmap()

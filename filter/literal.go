@@ -3,8 +3,8 @@ package filter
 import (
 	"strings"
 
+	"github.com/opendivert/divert/internal/addrtext"
 	"github.com/opendivert/divert/internal/prog"
-	"github.com/opendivert/divert/packet"
 )
 
 // digit returns the value of a hexadecimal digit of either case, or 16.
@@ -47,11 +47,11 @@ func readLiteral(s string) (v prog.Value, form literalForm, mark, ok bool) {
 		v, n, fits := readDigits(hex, 16)
 		return v, formHex, false, fits && n == len(hex)
 	}
-	if addr, isIPv4 := packet.ParseIPv4Address(s); isIPv4 {
+	if addr, isIPv4 := addrtext.ParseIPv4(s); isIPv4 {
 		return prog.Value{Lo: 0xFFFF<<32 | uint64(addr)}, formIPv4, false, true
 	}
 	if strings.IndexByte(s, ':') >= 0 { // what the address parser accepts without a colon is IPv4
-		if w, isIPv6 := packet.ParseIPv6Address(s); isIPv6 {
+		if w, isIPv6 := addrtext.ParseIPv6(s); isIPv6 {
 			v := prog.Value{Hi: uint64(w[3])<<32 | uint64(w[2]), Lo: uint64(w[1])<<32 | uint64(w[0])}
 			return v, formIPv6, false, true
 		}

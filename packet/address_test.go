@@ -109,10 +109,10 @@ func TestAddressLayerData(t *testing.T) {
 			t.Error("a copy")
 		}
 	})
-	t.Run("the words are those of AddrWords", func(t *testing.T) {
+	t.Run("addresses are words in host order, the least significant first", func(t *testing.T) {
 		addr := netip.MustParseAddr("2001:db8::1:2")
 		a.SetFlow(FlowData{LocalAddr: addr})
-		for i, w := range WordsOf(addr) {
+		for i, w := range [4]uint32{0x0001_0002, 0, 0, 0x2001_0db8} {
 			got := a.Union()[20+4*i:]
 			if uint32(got[0])|uint32(got[1])<<8|uint32(got[2])<<16|uint32(got[3])<<24 != w {
 				t.Errorf("word %d", i)

@@ -121,25 +121,6 @@ func BenchmarkDecrementTTL(b *testing.B) {
 	}
 }
 
-func BenchmarkAppendIPv6Address(b *testing.B) {
-	w, _ := ParseIPv6Address("2001:db8::abcd:0:0:1")
-	buf := make([]byte, 0, 64)
-	b.ReportAllocs()
-	for b.Loop() {
-		buf = AppendIPv6Address(buf[:0], w)
-	}
-}
-
-func BenchmarkParseIPv6Address(b *testing.B) {
-	text := []byte("2001:db8::abcd:0:0:1")
-	b.ReportAllocs()
-	for b.Loop() {
-		if _, ok := ParseIPv6Address(text); !ok {
-			b.Fatal("no address")
-		}
-	}
-}
-
 func BenchmarkAddressBinary(b *testing.B) {
 	addr := Address{Timestamp: 1, Outbound: true}
 	buf := make([]byte, 0, AddressSize)

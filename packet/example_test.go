@@ -76,12 +76,6 @@ func ExampleUpdateChecksum16() {
 	// Output: true
 }
 
-func ExampleFormatIPv6Address() {
-	w, ok := packet.ParseIPv6Address("1:0:3:4:5:6:7:8")
-	fmt.Println(ok, packet.FormatIPv6Address(w), w.Addr())
-	// Output: true 1::3:4:5:6:7:8 1:0:3:4:5:6:7:8
-}
-
 // A program that leads DNS queries elsewhere changes the destination, and Send has nothing left to compute.
 func ExamplePacket_SetDst() {
 	p := packet.Packet{Data: dnsQuery(), Addr: packet.Address{IPChecksum: true, UDPChecksum: true}}

@@ -2,7 +2,6 @@ package packet
 
 import (
 	"bytes"
-	"encoding/binary"
 	"fmt"
 	"strconv"
 	"testing"
@@ -144,51 +143,4 @@ func TestVectorParse(t *testing.T) {
 		}
 		return nil
 	})
-}
-
-func TestVectorAddresses(t *testing.T) {
-	type row struct {
-		Family  int
-		Text    *string
-		OK      bool
-		Value   vectors.Bytes
-		TextOut string `json:"text_out"`
-	}
-	vectors.Run(t, "addresses", func(r row) error {
-		want, ok := wordsOfBytes(r.Value)
-		if r.Text == nil { // formatting
-			got := FormatIPv6Address(want)
-			if r.Family == 4 {
-				got = FormatIPv4Address(want[0])
-			}
-			if !ok || got != r.TextOut {
-				return fmt.Errorf("formatted %q, want %q", got, r.TextOut)
-			}
-			return nil
-		}
-		if ok != r.OK {
-			return fmt.Errorf("a value of %d bytes", len(r.Value))
-		}
-		var got AddrWords
-		if r.Family == 4 {
-			got[0], ok = ParseIPv4Address(*r.Text)
-		} else {
-			got, ok = ParseIPv6Address(*r.Text)
-		}
-		if ok != r.OK || got != want {
-			return fmt.Errorf("parsed %08x, %v, want %08x", [4]uint32(got), ok, [4]uint32(want))
-		}
-		return nil
-	})
-}
-
-// wordsOfBytes reads an address of 4 or 16 bytes in network order.
-func wordsOfBytes(b []byte) (w AddrWords, ok bool) {
-	if len(b) != 4 && len(b) != 16 {
-		return w, false
-	}
-	for i := range len(b) / 4 {
-		w[i] = binary.BigEndian.Uint32(b[len(b)-4*i-4:])
-	}
-	return w, true
 }

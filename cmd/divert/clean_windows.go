@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/opendivert/divert"
+	"github.com/opendivert/divert/internal/wincode"
 	"github.com/opendivert/divert/internal/windows"
 	"github.com/spf13/cobra"
 )
@@ -66,7 +67,7 @@ func waitUnused(ctx context.Context) error {
 func driverUsers(ctx context.Context) ([]uint32, error) {
 	h, err := divert.Open("true", divert.WithLayer(divert.LayerReflect), divert.WithPriority(handlePriority),
 		divert.WithFlags(divert.Sniff|divert.RecvOnly|divert.NoInstall))
-	if divert.Code(err) == codeNoService {
+	if wincode.Of(err) == codeNoService {
 		return nil, nil
 	}
 	if err != nil {

@@ -11,6 +11,7 @@ import (
 
 	"github.com/opendivert/divert"
 	"github.com/opendivert/divert/filter"
+	"github.com/opendivert/divert/internal/wincode"
 	"github.com/opendivert/divert/packet"
 	"github.com/spf13/cobra"
 )
@@ -52,7 +53,7 @@ func (r *reflector) open(args []string, more divert.Flag) (*divert.Handle, error
 // each gives the handles that are open now to f.
 func (r *reflector) each(ctx context.Context, args []string, f func(*divert.Packet) error) error {
 	h, err := r.open(args, divert.NoInstall)
-	if divert.Code(err) == codeNoService {
+	if wincode.Of(err) == codeNoService {
 		return nil // without a driver there are no handles
 	}
 	if err != nil {

@@ -4,6 +4,7 @@ import (
 	"strconv"
 	"strings"
 
+	"github.com/opendivert/divert/internal/addrtext"
 	"github.com/opendivert/divert/packet"
 )
 
@@ -81,13 +82,13 @@ var inHex = [NumFields]bool{
 func (s style) appendLiteral(b []byte, f Field, v Value) []byte {
 	switch info := f.Info(); {
 	case info.Kind == KindIPv4:
-		return packet.AppendIPv4Address(b, uint32(v.Lo))
+		return addrtext.AppendIPv4(b, uint32(v.Lo))
 	case info.Kind == KindIPv6 && !s.strict && v.IsMapped():
 		// The original writes these as IPv4 addresses, which the extended dialect does not
 		// let through here.
-		return packet.AppendIPv4Address(append(b, "::ffff:"...), uint32(v.Lo))
+		return addrtext.AppendIPv4(append(b, "::ffff:"...), uint32(v.Lo))
 	case info.Kind == KindIPv6 || info.Kind == KindAddr:
-		return packet.AppendIPv6Address(b, v.words())
+		return addrtext.AppendIPv6(b, v.words())
 	case f == FieldLayer && v.Hi == 0 && v.Lo < uint64(packet.NumLayers):
 		return append(b, packet.Layer(v.Lo).String()...)
 	case f == FieldEvent && v.Hi == 0 && isEventOf(v.Lo, s.layer):

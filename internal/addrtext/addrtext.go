@@ -1,51 +1,38 @@
-package packet
+// Package addrtext is addresses as WinDivert has them: as four words in host order, and as text that it parses and writes
+// in ways of its own. Filters, object strings and the C interface follow it; elsewhere use net/netip.
+package addrtext
 
 import (
+	"encoding/binary"
 	"math/bits"
-	"net/netip"
 	"strconv"
 )
 
-// AddrWords is an IPv6 address as four 32-bit words in host order, word 0 the least significant.
+// Words is an IPv6 address as four 32-bit words in host order, word 0 the least significant.
 // An IPv4 address is kept as ::ffff:a.b.c.d. (Specification: api.md 2.1.)
-type AddrWords [4]uint32
-
-// WordsOf returns the words of an address, all zero for the zero Addr. A zone is dropped.
-func WordsOf(a netip.Addr) AddrWords {
-	if !a.IsValid() {
-		return AddrWords{}
-	}
-	ip := a.As16()
-	return AddrWords{be.Uint32(ip[12:]), be.Uint32(ip[8:]), be.Uint32(ip[4:]), be.Uint32(ip[0:])}
-}
-
-// Addr returns the address; an IPv4-mapped one as IPv4.
-func (w AddrWords) Addr() netip.Addr { return netip.AddrFrom16(w.As16()).Unmap() }
+type Words [4]uint32
 
 // As16 returns the address in network order.
-func (w AddrWords) As16() (ip [16]byte) {
-	be.PutUint32(ip[0:], w[3])
-	be.PutUint32(ip[4:], w[2])
-	be.PutUint32(ip[8:], w[1])
-	be.PutUint32(ip[12:], w[0])
+func (w Words) As16() (ip [16]byte) {
+	binary.BigEndian.PutUint32(ip[0:], w[3])
+	binary.BigEndian.PutUint32(ip[4:], w[2])
+	binary.BigEndian.PutUint32(ip[8:], w[1])
+	binary.BigEndian.PutUint32(ip[12:], w[0])
 	return ip
 }
 
 // Is4In6 reports whether the address is one of ::ffff:0:0/96.
-func (w AddrWords) Is4In6() bool { return w[3] == 0 && w[2] == 0 && w[1] == 0xFFFF }
-
-// String returns FormatIPv6Address(w).
-func (w AddrWords) String() string { return FormatIPv6Address(w) }
+func (w Words) Is4In6() bool { return w[3] == 0 && w[2] == 0 && w[1] == 0xFFFF }
 
 // text is what the parsers read: Go text, or the bytes of a lexer or of C.
 type text interface{ ~string | ~[]byte }
 
-// ParseIPv4Address parses four decimal parts with dots between, leading zeros allowed, and returns the
+// ParseIPv4 parses four decimal parts with dots between, leading zeros allowed, and returns the
 // address in host order (1.2.3.4 is 0x01020304). (Specification: packets.md 6.1.)
 //
 // As in the original a part is a number of 128 bits of which only the low 32 must be at
 // most 255: "4294967296.0.0.1" is 0.0.0.1.
-func ParseIPv4Address[T text](s T) (uint32, bool) { return parseIPv4(s, 0) }
+func ParseIPv4[T text](s T) (uint32, bool) { return parseIPv4(s, 0) }
 
 // parseIPv4 parses s from position at.
 func parseIPv4[T text](s T, at int) (addr uint32, ok bool) {
@@ -99,29 +86,29 @@ func (g *groups) add(v uint16) {
 	g.n++
 }
 
-// ParseIPv6Address parses an IPv6 address without zone, brackets or prefix length. An IPv4 address may
+// ParseIPv6 parses an IPv6 address without zone, brackets or prefix length. An IPv4 address may
 // stand behind :: or ::ffff:. (Specification: packets.md 6.2.)
 //
 // It accepts all that the original accepts: after eight groups and a colon anything may
 // follow, :: may stand for no group, and "1.2.3.4" is ::1.2.3.4.
-func ParseIPv6Address[T text](s T) (AddrWords, bool) {
+func ParseIPv6[T text](s T) (Words, bool) {
 	var left, right groups
 	current := &left
 	at := 0
 	if len(s) > 0 && s[0] == ':' {
 		if len(s) < 2 || s[1] != ':' {
-			return AddrWords{}, false
+			return Words{}, false
 		}
 		current = &right
 		at = 2
 		if at == len(s) {
-			return AddrWords{}, true
+			return Words{}, true
 		}
 	}
 	for range 8 {
 		if at < len(s) && s[at] == ':' {
 			if current == &right {
-				return AddrWords{}, false
+				return Words{}, false
 			}
 			current = &right
 			at++
@@ -136,12 +123,12 @@ func ParseIPv6Address[T text](s T) (AddrWords, bool) {
 		}
 		group, next, ok := parseGroup(s, at)
 		if !ok || next < len(s) && s[next] != ':' {
-			return AddrWords{}, false
+			return Words{}, false
 		}
 		current.add(group)
 		if next == len(s) {
 			if current == &left && left.n < 8 {
-				return AddrWords{}, false
+				return Words{}, false
 			}
 			break
 		}
@@ -176,15 +163,15 @@ var hexDigits = func() (t [256]uint8) {
 
 // withIPv4Tail makes the address whose low 32 bits are tail. The rest must be that of an IPv4-compatible
 // or IPv4-mapped address.
-func withIPv4Tail(left, right *groups, tail uint32) (AddrWords, bool) {
+func withIPv4Tail(left, right *groups, tail uint32) (Words, bool) {
 	if right.n > 6 {
-		return AddrWords{}, false // the original reads beyond its list here
+		return Words{}, false // the original reads beyond its list here
 	}
 	right.add(0)
 	right.add(0)
 	w := joinGroups(left, right)
 	if w[3] != 0 || w[2] != 0 || w[1] != 0 && w[1] != 0xFFFF || w[0] != 0 {
-		return AddrWords{}, false
+		return Words{}, false
 	}
 	w[0] = tail
 	return w, true
@@ -192,7 +179,7 @@ func withIPv4Tail(left, right *groups, tail uint32) (AddrWords, bool) {
 
 // joinGroups fills the address from the top with the left groups and from the bottom with the right ones.
 // Where they meet, as nine groups do, it is the bits of both.
-func joinGroups(left, right *groups) (w AddrWords) {
+func joinGroups(left, right *groups) (w Words) {
 	set := func(i int, v uint16) { w[3-i/2] |= uint32(v) << (16 - 16*(i%2)) }
 	for i := range left.n {
 		set(i, left.list[i])
@@ -203,14 +190,14 @@ func joinGroups(left, right *groups) (w AddrWords) {
 	return w
 }
 
-// FormatIPv4Address returns an address in host order as four decimal parts.
-func FormatIPv4Address(addr uint32) string {
+// FormatIPv4 returns an address in host order as four decimal parts.
+func FormatIPv4(addr uint32) string {
 	var buf [15]byte
-	return string(AppendIPv4Address(buf[:0], addr))
+	return string(AppendIPv4(buf[:0], addr))
 }
 
-// AppendIPv4Address appends what FormatIPv4Address returns, up to 15 bytes.
-func AppendIPv4Address(dst []byte, addr uint32) []byte {
+// AppendIPv4 appends what FormatIPv4 returns, up to 15 bytes.
+func AppendIPv4(dst []byte, addr uint32) []byte {
 	for shift := 24; ; shift -= 8 {
 		dst = strconv.AppendUint(dst, uint64(uint8(addr>>shift)), 10)
 		if shift == 0 {
@@ -220,18 +207,18 @@ func AppendIPv4Address(dst []byte, addr uint32) []byte {
 	}
 }
 
-// FormatIPv6Address returns an address as text: groups in lower-case hex, the first of the longest runs of
+// FormatIPv6 returns an address as text: groups in lower-case hex, the first of the longest runs of
 // zero groups as "::", and IPv4-mapped addresses as the IPv4 address alone. Unlike RFC 5952 and
 // netip it shortens a single zero group too. (Specification: packets.md 7.)
-func FormatIPv6Address(w AddrWords) string {
+func FormatIPv6(w Words) string {
 	var buf [39]byte
-	return string(AppendIPv6Address(buf[:0], w))
+	return string(AppendIPv6(buf[:0], w))
 }
 
-// AppendIPv6Address appends what FormatIPv6Address returns, up to 39 bytes.
-func AppendIPv6Address(dst []byte, w AddrWords) []byte {
+// AppendIPv6 appends what FormatIPv6 returns, up to 39 bytes.
+func AppendIPv6(dst []byte, w Words) []byte {
 	if w.Is4In6() {
-		return AppendIPv4Address(dst, w[0])
+		return AppendIPv4(dst, w[0])
 	}
 	var list [8]uint16
 	for i := range list {
@@ -266,17 +253,4 @@ func longestZeroRun(list *[8]uint16) (start, size int) {
 		}
 	}
 	return start, size
-}
-
-// PutCString writes s and a NUL into dst, the buffer of a C caller, and reports whether s fit. As in the
-// original, s fits if only the NUL does not; its last byte is lost then, as the last byte of a
-// full buffer is always a NUL. What does not fit is left out; an empty dst fits nothing. The formatters of
-// addresses and filters and the filter compiler fill their buffers like this (packets.md 7).
-func PutCString[T text](dst []byte, s T) bool {
-	if len(dst) == 0 {
-		return false
-	}
-	n := copy(dst, s)
-	dst[min(n, len(dst)-1)] = 0
-	return len(s) <= len(dst)
 }

@@ -1,4 +1,4 @@
-package divert
+package wincode
 
 import (
 	"context"
@@ -9,36 +9,37 @@ import (
 	"os"
 	"testing"
 
+	"github.com/opendivert/divert/internal/engine"
 	"github.com/opendivert/divert/internal/windows"
 )
 
 // TestCodeOfWindows keeps the number that Windows gave, whatever sentinel it counts as.
 func TestCodeOfWindows(t *testing.T) {
 	for _, number := range []uint32{2, 5, 87, 577, 654, 1060, 1275, 1753, 4711} {
-		err := opError("open", &windows.Error{Op: "start the driver", Code: number})
-		if got := Code(err); got != number {
+		err := error(&windows.Error{Op: "start the driver", Code: number})
+		if got := Of(err); got != number {
 			t.Errorf("Code is %d, want %d", got, number)
 		}
 	}
-	if err := opError("open", &windows.Error{Code: 1060}); !errors.Is(err, ErrNotSupported) {
-		t.Errorf("%v is no ErrNotSupported", err)
+	if err := error(&windows.Error{Code: 1060}); !errors.Is(err, engine.ErrNotSupported) {
+		t.Errorf("%v is no engine.ErrNotSupported", err)
 	}
 }
 
 // TestCodes: each error has its number, however deep it lies, and what nobody foresaw has one too.
 func TestCodes(t *testing.T) {
 	rows := append([]errorCode{
-		{nil, 0}, {io.EOF, 232}, {ErrShutdown, 232}, {ErrShortBuffer, 122}, {ErrHopLimit, 1232}, {ErrRecvOnly, 87},
-		{ErrSendOnly, 87}, {ErrDropOnly, 87}, {ErrInvalid, 87}, {ErrTooLarge, 87}, {ErrNoSuchDevice, 87}, {net.ErrClosed, 995},
+		{nil, 0}, {io.EOF, 232}, {engine.ErrShutdown, 232}, {engine.ErrShortBuffer, 122}, {engine.ErrHopLimit, 1232}, {engine.ErrReceiveOnly, 87},
+		{engine.ErrSendOnly, 87}, {engine.ErrDropOnly, 87}, {engine.ErrInvalid, 87}, {engine.ErrTooLarge, 87}, {engine.ErrNoSuchDevice, 87}, {net.ErrClosed, 995},
 		{os.ErrDeadlineExceeded, 995}, {context.Canceled, 995}, {context.DeadlineExceeded, 995}, {os.ErrPermission, 5},
-		{ErrNotSupported, 50}, {ErrRulesGone, 1167}, {errors.New("something else"), 31},
+		{engine.ErrNotSupported, 50}, {engine.ErrRulesGone, 1167}, {errors.New("something else"), 31},
 	}, systemRows...)
 	for _, r := range rows {
 		err := r.err
 		if err != nil {
-			err = opError("send", fmt.Errorf("deep: %w", err))
+			err = fmt.Errorf("deep: %w", fmt.Errorf("deeper: %w", err))
 		}
-		if got := Code(err); got != r.code {
+		if got := Of(err); got != r.code {
 			t.Errorf("the code of %v is %d, want %d", err, got, r.code)
 		}
 	}

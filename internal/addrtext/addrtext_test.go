@@ -1,7 +1,8 @@
-package packet
+package addrtext
 
 import (
 	"bytes"
+	"encoding/binary"
 	"net/netip"
 	"strings"
 	"testing"
@@ -43,10 +44,10 @@ func TestParseIPv4Address(t *testing.T) {
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
-			if got, ok := ParseIPv4Address(tt.text); ok != tt.ok || got != tt.want {
+			if got, ok := ParseIPv4(tt.text); ok != tt.ok || got != tt.want {
 				t.Errorf("%08x, %v", got, ok)
 			}
-			if got, ok := ParseIPv4Address([]byte(tt.text)); ok != tt.ok || got != tt.want {
+			if got, ok := ParseIPv4([]byte(tt.text)); ok != tt.ok || got != tt.want {
 				t.Errorf("as bytes: %08x, %v", got, ok)
 			}
 		})
@@ -54,20 +55,20 @@ func TestParseIPv4Address(t *testing.T) {
 }
 
 func TestParseIPv6Address(t *testing.T) {
-	mapped := AddrWords{0x01020304, 0xFFFF}
-	compatible := AddrWords{0x01020304}
-	ones := AddrWords{0x00070008, 0x00050006, 0x00030004, 0x00010002} // 1:2:3:4:5:6:7:8
+	mapped := Words{0x01020304, 0xFFFF}
+	compatible := Words{0x01020304}
+	ones := Words{0x00070008, 0x00050006, 0x00030004, 0x00010002} // 1:2:3:4:5:6:7:8
 	tests := []struct {
 		name, text string
-		want       *AddrWords // nil: an error
+		want       *Words // nil: an error
 	}{
-		{"all zero", "::", &AddrWords{}},
-		{"groups before", "1::", &AddrWords{0, 0, 0, 0x00010000}},
-		{"both cases", "1234::fFFf", &AddrWords{0xFFFF, 0, 0, 0x12340000}},
+		{"all zero", "::", &Words{}},
+		{"groups before", "1::", &Words{0, 0, 0, 0x00010000}},
+		{"both cases", "1234::fFFf", &Words{0xFFFF, 0, 0, 0x12340000}},
 		{"eight groups", "1:2:3:4:5:6:7:8", &ones},
 		{"leading zeros", "0001:02:003:4:5:6:7:0008", &ones},
-		{"seven groups before", "1:2:3:4:5:6:7::", &AddrWords{0x00070000, 0x00050006, 0x00030004, 0x00010002}},
-		{"seven groups behind", "::1:2:3:4:5:6:7", &AddrWords{0x00060007, 0x00040005, 0x00020003, 0x00000001}},
+		{"seven groups before", "1:2:3:4:5:6:7::", &Words{0x00070000, 0x00050006, 0x00030004, 0x00010002}},
+		{"seven groups behind", "::1:2:3:4:5:6:7", &Words{0x00060007, 0x00040005, 0x00020003, 0x00000001}},
 		{"IPv4-compatible", "::1.2.3.4", &compatible},
 		{"IPv4-mapped", "::ffff:1.2.3.4", &mapped},
 		{"IPv4-mapped, a zero in front", "::0:ffff:1.2.3.4", &mapped},
@@ -117,14 +118,14 @@ func TestParseIPv6Address(t *testing.T) {
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
-			var want AddrWords
+			var want Words
 			if tt.want != nil {
 				want = *tt.want
 			}
-			if got, ok := ParseIPv6Address(tt.text); ok != (tt.want != nil) || got != want {
+			if got, ok := ParseIPv6(tt.text); ok != (tt.want != nil) || got != want {
 				t.Errorf("%08x, %v", [4]uint32(got), ok)
 			}
-			if got, ok := ParseIPv6Address([]byte(tt.text)); ok != (tt.want != nil) || got != want {
+			if got, ok := ParseIPv6([]byte(tt.text)); ok != (tt.want != nil) || got != want {
 				t.Errorf("as bytes: %08x, %v", [4]uint32(got), ok)
 			}
 		})
@@ -132,12 +133,12 @@ func TestParseIPv6Address(t *testing.T) {
 }
 
 func TestFormatIPv6Address(t *testing.T) {
-	groups := func(g ...uint32) AddrWords {
-		return AddrWords{g[6]<<16 | g[7], g[4]<<16 | g[5], g[2]<<16 | g[3], g[0]<<16 | g[1]}
+	groups := func(g ...uint32) Words {
+		return Words{g[6]<<16 | g[7], g[4]<<16 | g[5], g[2]<<16 | g[3], g[0]<<16 | g[1]}
 	}
 	tests := []struct {
 		name  string
-		words AddrWords
+		words Words
 		want  string
 	}{
 		{"all zero", groups(0, 0, 0, 0, 0, 0, 0, 0), "::"},
@@ -159,16 +160,16 @@ func TestFormatIPv6Address(t *testing.T) {
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
-			if got := FormatIPv6Address(tt.words); got != tt.want || tt.words.String() != tt.want {
+			if got := FormatIPv6(tt.words); got != tt.want {
 				t.Errorf("%q, want %q", got, tt.want)
 			}
-			if got := AppendIPv6Address([]byte("x"), tt.words); string(got) != "x"+tt.want {
+			if got := AppendIPv6([]byte("x"), tt.words); string(got) != "x"+tt.want {
 				t.Errorf("appended %q", got)
 			}
 		})
 	}
 	for text, addr := range map[string]uint32{"0.0.0.0": 0, "1.2.3.4": 0x01020304, "255.255.255.255": 0xFFFFFFFF, "10.0.200.30": 0x0A00C81E} {
-		if got := FormatIPv4Address(addr); got != text {
+		if got := FormatIPv4(addr); got != text {
 			t.Errorf("%q, want %q", got, text)
 		}
 	}
@@ -177,11 +178,11 @@ func TestFormatIPv6Address(t *testing.T) {
 func TestFormatAllocatesNothing(t *testing.T) {
 	race.CannotCount(t)
 	buf := make([]byte, 0, 39)
-	w := AddrWords{1, 2, 3, 4}
+	w := Words{1, 2, 3, 4}
 	if n := testing.AllocsPerRun(100, func() {
-		buf = AppendIPv6Address(buf[:0], w)
-		buf = AppendIPv4Address(buf[:0], w[0])
-		if _, ok := ParseIPv6Address(buf); !ok {
+		buf = AppendIPv6(buf[:0], w)
+		buf = AppendIPv4(buf[:0], w[0])
+		if _, ok := ParseIPv6(buf); !ok {
 			t.Error("not an address")
 		}
 	}); n != 0 {
@@ -189,57 +190,24 @@ func TestFormatAllocatesNothing(t *testing.T) {
 	}
 }
 
-// TestPutCString checks the rule for buffers of packets.md 7.
-func TestPutCString(t *testing.T) {
-	tests := []struct {
-		name, text string
-		size       int
-		ok         bool
-		want       string // of the buffer, which was full of '~'
-	}{
-		{"room to spare", "1.2.3.4", 10, true, "1.2.3.4\x00~~"},
-		{"room for text and NUL", "1.2.3.4", 8, true, "1.2.3.4\x00"},
-		{"Quirk: only the NUL does not fit", "1.2.3.4", 7, true, "1.2.3.\x00"},
-		{"one too short", "1.2.3.4", 6, false, "1.2.3\x00"},
-		{"one byte", "1.2.3.4", 1, false, "\x00"},
-		{"one byte for one character", "a", 1, true, "\x00"},
-		{"no buffer", "1.2.3.4", 0, false, ""},
-		{"no text", "", 3, true, "\x00~~"},
-		{"no text in one byte", "", 1, true, "\x00"},
-		{"neither text nor buffer", "", 0, false, ""},
-	}
-	for _, tt := range tests {
-		t.Run(tt.name, func(t *testing.T) {
-			buf := bytes.Repeat([]byte{'~'}, tt.size)
-			if ok := PutCString(buf, tt.text); ok != tt.ok || string(buf) != tt.want {
-				t.Errorf("%v, %q", ok, buf)
-			}
-			buf = bytes.Repeat([]byte{'~'}, tt.size)
-			if ok := PutCString(buf, []byte(tt.text)); ok != tt.ok || string(buf) != tt.want {
-				t.Errorf("from bytes: %v, %q", ok, buf)
-			}
-		})
-	}
-}
-
 func TestAddrWords(t *testing.T) {
 	tests := []struct {
 		addr  netip.Addr
-		words AddrWords
+		words Words
 		back  netip.Addr
 	}{
-		{netip.MustParseAddr("1.2.3.4"), AddrWords{0x01020304, 0xFFFF}, netip.MustParseAddr("1.2.3.4")},
-		{netip.MustParseAddr("::ffff:1.2.3.4"), AddrWords{0x01020304, 0xFFFF}, netip.MustParseAddr("1.2.3.4")},
-		{netip.MustParseAddr("::1.2.3.4"), AddrWords{0x01020304}, netip.MustParseAddr("::1.2.3.4")},
-		{netip.MustParseAddr("1:2:3:4:5:6:7:8"), AddrWords{0x00070008, 0x00050006, 0x00030004, 0x00010002}, netip.MustParseAddr("1:2:3:4:5:6:7:8")},
-		{netip.MustParseAddr("fe80::1%eth0"), AddrWords{1, 0, 0, 0xfe800000}, netip.MustParseAddr("fe80::1")},
-		{netip.Addr{}, AddrWords{}, netip.IPv6Unspecified()},
+		{netip.MustParseAddr("1.2.3.4"), Words{0x01020304, 0xFFFF}, netip.MustParseAddr("1.2.3.4")},
+		{netip.MustParseAddr("::ffff:1.2.3.4"), Words{0x01020304, 0xFFFF}, netip.MustParseAddr("1.2.3.4")},
+		{netip.MustParseAddr("::1.2.3.4"), Words{0x01020304}, netip.MustParseAddr("::1.2.3.4")},
+		{netip.MustParseAddr("1:2:3:4:5:6:7:8"), Words{0x00070008, 0x00050006, 0x00030004, 0x00010002}, netip.MustParseAddr("1:2:3:4:5:6:7:8")},
+		{netip.MustParseAddr("fe80::1%eth0"), Words{1, 0, 0, 0xfe800000}, netip.MustParseAddr("fe80::1")},
+		{netip.Addr{}, Words{}, netip.IPv6Unspecified()},
 	}
 	for _, tt := range tests {
 		t.Run(tt.addr.String(), func(t *testing.T) {
-			words := WordsOf(tt.addr)
-			if words != tt.words || words.Addr() != tt.back {
-				t.Errorf("%08x, back %v", [4]uint32(words), words.Addr())
+			words := wordsOf(tt.addr)
+			if words != tt.words || addrOf(words) != tt.back {
+				t.Errorf("%08x, back %v", [4]uint32(words), addrOf(words))
 			}
 			if words.Is4In6() != tt.back.Is4() {
 				t.Errorf("Is4In6: %v", words.Is4In6())
@@ -247,6 +215,19 @@ func TestAddrWords(t *testing.T) {
 		})
 	}
 }
+
+// wordsOf returns the words of an address, all zero for the zero Addr.
+func wordsOf(a netip.Addr) Words {
+	if !a.IsValid() {
+		return Words{}
+	}
+	ip := a.As16()
+	be := binary.BigEndian
+	return Words{be.Uint32(ip[12:]), be.Uint32(ip[8:]), be.Uint32(ip[4:]), be.Uint32(ip[0:])}
+}
+
+// addrOf returns an address; an IPv4-mapped one as IPv4.
+func addrOf(w Words) netip.Addr { return netip.AddrFrom16(w.As16()).Unmap() }
 
 func FuzzParseAddress(f *testing.F) {
 	for _, s := range []string{
@@ -256,16 +237,16 @@ func FuzzParseAddress(f *testing.F) {
 		f.Add(s)
 	}
 	f.Fuzz(func(t *testing.T, s string) {
-		if addr, ok := ParseIPv4Address(s); ok {
-			text := FormatIPv4Address(addr)
-			if again, ok := ParseIPv4Address(text); !ok || again != addr {
+		if addr, ok := ParseIPv4(s); ok {
+			text := FormatIPv4(addr)
+			if again, ok := ParseIPv4(text); !ok || again != addr {
 				t.Fatalf("%q became %q", s, text)
 			}
-			if std, err := netip.ParseAddr(text); err != nil || WordsOf(std)[0] != addr {
+			if std, err := netip.ParseAddr(text); err != nil || wordsOf(std)[0] != addr {
 				t.Fatalf("%q became %q, which netip reads as %v", s, text, std)
 			}
 		}
-		words, ok := ParseIPv6Address(s)
+		words, ok := ParseIPv6(s)
 		// What netip takes for an IPv6 address without tail is one here.
 		std, err := netip.ParseAddr(s)
 		plain := err == nil && std.Is6() && std.Zone() == "" && !strings.Contains(s, ".")
@@ -273,13 +254,13 @@ func FuzzParseAddress(f *testing.F) {
 			t.Fatalf("%q is %v, %v", s, words, ok)
 		}
 		if !ok {
-			if words != (AddrWords{}) {
+			if words != (Words{}) {
 				t.Fatalf("%q left %v", s, words)
 			}
 			return
 		}
-		text := FormatIPv6Address(words)
-		again, ok := ParseIPv6Address(text)
+		text := FormatIPv6(words)
+		again, ok := ParseIPv6(text)
 		if words.Is4In6() { // printed without its prefix
 			again[1] |= 0xFFFF
 		}
@@ -297,12 +278,12 @@ func FuzzFormatIPv6Address(f *testing.F) {
 		if !ok || len(b) != 16 || words.Is4In6() {
 			return
 		}
-		text := FormatIPv6Address(words)
+		text := FormatIPv6(words)
 		std, err := netip.ParseAddr(text)
 		if err != nil || std.As16() != [16]byte(b) {
 			t.Fatalf("%x is %q, which netip reads as %v, %v", b, text, std, err)
 		}
-		if again, ok := ParseIPv6Address(text); !ok || again != words {
+		if again, ok := ParseIPv6(text); !ok || again != words {
 			t.Fatalf("%x is %q, read back as %v", b, text, again)
 		}
 		if len(text) > 39 {
