@@ -53,33 +53,41 @@ func release(lanes []*lane, s *sender, count bool) (err error) {
 	return err
 }
 
-// maxReleased bounds a release that more packets come to all the time: more than the longest queue holds.
-const maxReleased = 4 * 16384
-
-// releaseBatch is how many packets a release takes at a time: each needs memory for the longest.
-const releaseBatch = 32
-
 func (l *lane) release(s *sender, count bool) error {
+	var m queue.Message
+	return l.rest(func(r *reader, _ *packet.Packet, datagram []byte) {
+		switch m.Parse(datagram) {
+		case queue.KindError:
+			s.h.counts.refused(m.Tag)
+		case queue.KindPacket:
+			l.passOn(s, r.dropsOf(l.of(&m)), &m, count)
+		}
+	})
+}
+
+// maxRest bounds rest where packets come all the time: as many as the two longest queues of a lane hold.
+const maxRest = 4 * maxPlaces
+
+// restBatch is how many packets rest takes at a time: each needs memory for the longest.
+const restBatch = 32
+
+// rest hands over each datagram that the lane's socket holds, with the packet whose memory it lies in. It does not wait
+// for more.
+func (l *lane) rest(decide func(r *reader, p *packet.Packet, datagram []byte)) error {
 	r, err := l.reader()
 	if err != nil {
 		return err
 	}
 	defer l.readers.Put(r)
-	ps := make([]packet.Packet, releaseBatch)
-	for passed := 0; passed < maxReleased; {
+	ps := make([]packet.Packet, restBatch)
+	for done := 0; done < maxRest; {
 		got, err := r.poll(ps)
 		if got == 0 || err != nil {
 			return err
 		}
-		var m queue.Message
+		done += got
 		for i := range ps[:got] {
-			switch m.Parse(r.datagram(i, &ps[i])) {
-			case queue.KindError:
-				s.h.counts.refused(m.Tag)
-			case queue.KindPacket:
-				l.passOn(s, r.dropsOf(l.of(&m)), &m, count)
-				passed++
-			}
+			decide(r, &ps[i], r.datagram(i, &ps[i]))
 		}
 		if err := l.flushBoth(r); errors.Is(err, os.ErrClosed) {
 			return err

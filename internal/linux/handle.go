@@ -67,6 +67,8 @@ type source interface {
 	drain()
 	// yield lets what waits go on, while the rules still stand. Nobody receives any more.
 	yield() error
+	// finish decides on what still waits in queues where nobody else will. The rules are gone, and nobody receives.
+	finish() error
 	// close gives what nobody received back to the stack and ends.
 	close() error
 }
@@ -579,7 +581,7 @@ func (h *handle) Close() error {
 	}
 	h.sender.held.close()
 	// First with the rules in place: packets that pass when they are gone would overtake those that wait.
-	errs := []error{h.source.yield(), h.stop()}
+	errs := []error{h.source.yield(), h.stop(), h.source.finish()}
 	var err error
 	if h.last, err = h.tally(); err != nil {
 		errs = append(errs, err)

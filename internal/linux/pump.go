@@ -132,14 +132,16 @@ func (p *pump) decide(l *lane, r *reader, pk *packet.Packet, datagram []byte, at
 		return nil, 0, false
 	}
 	p.h.deliver(l, pk, &m, at)
-	if !mayMatch(p.program.Load(), pk.Data, int(m.Length), &pk.Addr) || p.h.recvDown.Load() {
-		// After a shutdown the rules are gone, and packets under way to the queue go on (specification: api.md 9).
+	// After a shutdown the rules are gone, and packets under way to a reader go on (specification: api.md 9). To a handle
+	// that drops they are not under way: had a program decided, they would be gone.
+	drops := p.h.cfg.Flags&engine.FlagDrop != 0
+	if !mayMatch(p.program.Load(), pk.Data, int(m.Length), &pk.Addr) || !drops && p.h.recvDown.Load() {
 		verdict, o := p.h.sender.onward(m.Priority)
 		_ = verdicts.Add(m.ID, verdict, o)
 		return nil, 0, false
 	}
 	counts.matched.Add(1)
-	if p.h.cfg.Flags&engine.FlagDrop != 0 {
+	if drops {
 		counts.dropped.Add(1)
 		_ = verdicts.Add(m.ID, queue.Drop, queue.Option{})
 		return nil, 0, false
@@ -228,6 +230,22 @@ func (p *pump) yield() error {
 		p.verdict(w, verdict, o)
 	})
 	return nil
+}
+
+// finish drops what matches of the packets that a handle with Drop has not looked at yet: they came while its rules stood.
+// All others go on anyway, see close.
+func (p *pump) finish() (err error) {
+	if p.h.cfg.Flags&engine.FlagDrop == 0 {
+		return nil
+	}
+	p.end()
+	at := now()
+	for _, l := range p.lanes {
+		err = errors.Join(err, l.rest(func(r *reader, pk *packet.Packet, datagram []byte) {
+			p.decide(l, r, pk, datagram, at)
+		}))
+	}
+	return err
 }
 
 // close gives what has come since back to the stack.

@@ -240,6 +240,8 @@ func (s *queued) wake() {
 
 func (s *queued) yield() error { return release(s.lanes, s.h.sender, true) }
 
+func (s *queued) finish() error { return nil } // all that waits goes on, see close
+
 // close gives the packets that nobody received back to the stack, as they were.
 func (s *queued) close() error {
 	err := errors.Join(s.ages.close(), release(s.lanes, s.h.sender, true))

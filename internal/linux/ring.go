@@ -397,6 +397,8 @@ func (r *ring) wake() { _ = r.buffers.Wake() }
 
 func (r *ring) yield() error { return nil }
 
+func (r *ring) finish() error { return nil } // nothing waits in a queue
+
 func (r *ring) close() error {
 	r.mu.Lock()
 	defer r.mu.Unlock()

@@ -64,8 +64,7 @@ func (s *sink) ways() []way {
 
 // run decides on segments until the queue ends.
 func (s *sink) run(r *reader) {
-	ps := make([]packet.Packet, releaseBatch)
-	var m queue.Message
+	ps := make([]packet.Packet, restBatch)
 	for {
 		got, err := r.fill(engine.Wait{}, ps)
 		if err != nil {
@@ -73,32 +72,40 @@ func (s *sink) run(r *reader) {
 		}
 		at := now()
 		for i := range ps[:got] {
-			switch m.Parse(r.datagram(i, &ps[i])) {
-			case queue.KindError:
-				s.h.counts.refused(m.Tag)
-				continue
-			case queue.KindOther:
-				continue
-			}
-			if s.h.sender.strange(&m) {
-				s.h.counts.foreign.Add(1)
-				s.h.sender.leave(r.dropsOf(s.lane.of(&m)), &m)
-				continue
-			}
-			s.h.deliver(s.lane.of(&m), &ps[i], &m, at)
-			if s.h.refuses(&ps[i], int(m.Length), true) {
-				s.h.counts.denied.Add(1)
-				verdict, o := s.h.sender.onward(m.Priority)
-				_ = r.singleDrops.Add(m.ID, verdict, o)
-				continue
-			}
-			s.h.counts.dropped.Add(1)
-			_ = r.singleDrops.Add(m.ID, queue.Drop, queue.Option{})
+			s.decide(r, &ps[i], r.datagram(i, &ps[i]), at)
 		}
 		if err := s.lane.flushBoth(r); errors.Is(err, os.ErrClosed) {
 			return
 		}
 	}
+}
+
+// decide decides on one datagram.
+func (s *sink) decide(r *reader, p *packet.Packet, datagram []byte, at int64) {
+	var m queue.Message
+	switch m.Parse(datagram) {
+	case queue.KindError:
+		s.h.counts.refused(m.Tag)
+		return
+	case queue.KindOther:
+		return
+	}
+	l := s.lane.of(&m)
+	verdicts := r.dropsOf(l)
+	if s.h.sender.strange(&m) {
+		s.h.counts.foreign.Add(1)
+		s.h.sender.leave(verdicts, &m)
+		return
+	}
+	s.h.deliver(l, p, &m, at)
+	if s.h.refuses(p, int(m.Length), true) {
+		s.h.counts.denied.Add(1)
+		verdict, o := s.h.sender.onward(m.Priority)
+		_ = verdicts.Add(m.ID, verdict, o)
+		return
+	}
+	s.h.counts.dropped.Add(1)
+	_ = verdicts.Add(m.ID, queue.Drop, queue.Option{})
 }
 
 func (s *sink) recv(w engine.Wait, ps []packet.Packet) (int, error) { return s.empty.Recv(w, ps) }
@@ -113,9 +120,21 @@ func (s *sink) wake() {} // nobody waits in a system call
 
 func (s *sink) yield() error { return nil }
 
-func (s *sink) close() error {
+// end ends the goroutine that runs.
+func (s *sink) end() {
 	_ = s.lane.q.SetReadDeadline(past)
 	s.work.Wait()
+}
+
+// finish decides on the segments that nobody has looked at yet: they came while the rules stood.
+func (s *sink) finish() error {
+	s.end()
+	at := now()
+	return s.lane.rest(func(r *reader, p *packet.Packet, datagram []byte) { s.decide(r, p, datagram, at) })
+}
+
+func (s *sink) close() error {
+	s.end()
 	err := release([]*lane{s.lane}, s.h.sender, false)
 	return errors.Join(err, s.lane.q.Close(), s.q.Close(), s.counts.Close())
 }

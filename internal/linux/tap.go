@@ -226,6 +226,8 @@ func (t *tap) wake() { t.log.Wake() }
 
 func (t *tap) yield() error { return nil }
 
+func (t *tap) finish() error { return nil } // nothing waits in a queue
+
 func (t *tap) close() error { return t.log.Close() }
 
 // tally counts as waiting what has neither come nor been missed, and as lost what will not come any more: no copy
