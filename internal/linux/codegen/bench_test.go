@@ -66,7 +66,7 @@ func BenchmarkBuild(b *testing.B) {
 		b.Run(f.name, func(b *testing.B) {
 			b.ReportAllocs()
 			for b.Loop() {
-				if _, err := Build(p, Hook{Direction: Inbound}, Options{}); err != nil {
+				if _, err := Build(p, Hook{Direction: Inbound}, here(Options{})); err != nil {
 					b.Fatal(err)
 				}
 			}
@@ -79,7 +79,7 @@ func BenchmarkLoad(b *testing.B) {
 	for _, f := range benchFilters {
 		p := compiled(b, f.text)
 		for _, family := range []Family{AnyFamily, familyOf(f.packet)} {
-			u, err := Build(p, Hook{Direction: Inbound, Family: family}, Options{})
+			u, err := Build(p, Hook{Direction: Inbound, Family: family}, here(Options{}))
 			if err != nil {
 				b.Fatal(err)
 			}
@@ -102,7 +102,7 @@ func BenchmarkRun(b *testing.B) {
 	requireBPF(b)
 	for _, f := range benchFilters {
 		p := compiled(b, f.text)
-		u, err := Build(p, Hook{Direction: Inbound}, Options{})
+		u, err := Build(p, Hook{Direction: Inbound}, here(Options{}))
 		if err != nil {
 			b.Fatal(err)
 		}

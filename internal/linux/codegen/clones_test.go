@@ -25,7 +25,7 @@ func TestCloneCheckLetsOthersMatch(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	u, err := Build(p, Hook{Direction: Outbound}, Options{Clones: check})
+	u, err := Build(p, Hook{Direction: Outbound}, here(Options{Clones: check}))
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -113,7 +113,7 @@ func TestLargeFilters(t *testing.T) {
 			a := packet.Address{Outbound: true}
 			h := hookOf(&a)
 			h.Index = IndexDevice
-			u, err := Build(p, h, Options{})
+			u, err := Build(p, h, here(Options{}))
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -155,7 +155,7 @@ func TestTooLarge(t *testing.T) {
 		}), "it takes 900000 instructions, the filter comes to "},
 	} {
 		t.Run(row.name, func(t *testing.T) {
-			_, err := Build(compile(t, row.text), Hook{}, Options{})
+			_, err := Build(compile(t, row.text), Hook{}, here(Options{}))
 			var limit *LimitError
 			if !errors.As(err, &limit) || !strings.Contains(err.Error(), row.says) || strings.Contains(err.Error(), "\n") {
 				t.Errorf("got %v", err)

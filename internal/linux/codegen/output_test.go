@@ -34,7 +34,7 @@ func load(t testing.TB, text string, h Hook, o Options) *Program {
 	if err != nil {
 		t.Fatal(err)
 	}
-	u, err := Build(p, h, o)
+	u, err := Build(p, h, here(o))
 	if err != nil {
 		t.Fatal(err)
 	}

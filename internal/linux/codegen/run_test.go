@@ -16,6 +16,12 @@ import (
 	"github.com/opendivert/divert/packet"
 )
 
+// here returns options with which programs load on this kernel.
+func here(o Options) Options {
+	o.Bounded = o.Bounded || Loops() != nil
+	return o
+}
+
 // requireBPF skips the test where programs cannot be loaded.
 func requireBPF(t testing.TB) {
 	t.Helper()
@@ -23,7 +29,7 @@ func requireBPF(t testing.TB) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	u, err := Build(p, Hook{}, Options{})
+	u, err := Build(p, Hook{}, here(Options{}))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -96,7 +102,7 @@ func run(p *Program, b []byte) (bool, error) {
 
 // evalBPF answers as the kernel does: whether a filter matches a packet at a hook.
 func evalBPF(p *prog.Program, h Hook, b []byte) (bool, error) {
-	u, err := Build(p, h, Options{})
+	u, err := Build(p, h, here(Options{}))
 	if err != nil {
 		return false, err
 	}

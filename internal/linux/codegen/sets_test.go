@@ -126,7 +126,7 @@ func checkSet(t *testing.T, field, text string, probes []prog.Value, r *rand.Ran
 	if err != nil {
 		t.Fatal(err)
 	}
-	u, err := build(p, Hook{Direction: Inbound}, Options{}, long)
+	u, err := build(p, Hook{Direction: Inbound}, here(Options{}), long)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -193,7 +193,7 @@ func TestLargeSets(t *testing.T) {
 			runtime.GC()
 			runtime.ReadMemStats(&after)
 			start = time.Now()
-			u, err := Build(p, Hook{}, Options{})
+			u, err := Build(p, Hook{}, here(Options{}))
 			if err != nil {
 				t.Fatal(err)
 			}

@@ -76,7 +76,7 @@ func TestBuildErrors(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			_, err = Build(p, row.hook, Options{})
+			_, err = Build(p, row.hook, here(Options{}))
 			var layer *LayerError
 			var field *FieldError
 			switch want := row.want.(type) {
@@ -104,7 +104,7 @@ func TestBuildIsDeterministic(t *testing.T) {
 	}
 	var built [2]*Unloaded
 	for i := range built {
-		if built[i], err = Build(p, Hook{}, Options{}); err != nil {
+		if built[i], err = Build(p, Hook{}, here(Options{})); err != nil {
 			t.Fatal(err)
 		}
 	}

@@ -39,13 +39,17 @@ func TestExtensionHeaders(t *testing.T) {
 		for _, family := range []Family{AnyFamily, IPv6} {
 			h := hookOf(&a)
 			h.Family = family
-			whole, bounded := load(t, text, h, Options{}), load(t, text, h, Options{Bounded: true})
+			bounded := load(t, text, h, Options{Bounded: true})
+			whole := bounded // where programs cannot walk without a bound
+			if Loops() == nil {
+				whole = load(t, text, h, Options{})
+			}
 			for name, kinds := range orders {
 				for _, n := range []int{0, 1, 63, 64, 65, 66, 100, 150, 170, 300} {
 					b := chain(n, protoUDP, udpHeader("x"), kinds...)
 					where := fmt.Sprintf("%s, family %d, %s, %d headers", text, family, name, n)
 					want := p.MatchExact(b, &a)
-					if got, err := run(whole, b); err != nil || got != want {
+					if got, err := run(whole, b); whole != bounded && (err != nil || got != want) {
 						t.Errorf("%s: got %v, %v, want %v", where, got, err, want)
 					}
 					if past := PastWalk(b); past != (n > MaxExtensionHeaders) {
@@ -64,6 +68,9 @@ func TestExtensionHeaders(t *testing.T) {
 // TestExtensionHeadersEnd holds chains that end in the middle, or later in fragments, to the interpreter.
 func TestExtensionHeadersEnd(t *testing.T) {
 	requireBPF(t)
+	if err := Loops(); err != nil {
+		t.Skipf("programs cannot walk that far here: %v", err)
+	}
 	p := compile(t, "udp or protocol == 60 or protocol == 44")
 	a := packet.Address{Outbound: true}
 	loaded := load(t, "udp or protocol == 60 or protocol == 44", hookOf(&a), Options{})
