@@ -103,11 +103,12 @@ func TestPacketsOfADeadLinkAreFailures(t *testing.T) {
 				if err := link.SetUp(false); err != nil {
 					t.Fatal(err)
 				}
-				if _, err := how.send(d, had); err != nil {
+				// What the machine is too slow to send in time has been given up, and is injected: there is no way any more.
+				if _, err := how.send(d, had); err != nil && !errors.Is(err, unix.ENETUNREACH) {
 					t.Error(err)
 				}
 				late := taken(t, d, 5)
-				if _, err := how.send(d, late); err != nil {
+				if _, err := how.send(d, late); err != nil && !errors.Is(err, unix.ENETUNREACH) {
 					t.Error(err)
 				}
 				ignored(t, d)
