@@ -279,7 +279,8 @@ func onlyForThisHost() []expr.Any {
 
 // Forwarded packets pass the chain "outbound" too. A program tells them by the interface they came in
 // on; a rule without a program cannot, so the chain "forward" marks them for it: another magic nibble
-// in the priority, put on only where the rest of the priority fits beside it.
+// in the priority, put on only where the rest of the priority fits beside it, and gone if a rule behind "forward" sets
+// another priority. What bears a greater priority goes by passUnmarked.
 const forwardedMagic = 0xC0000000
 
 // markForwarded is the rule of "forward" that marks.
@@ -290,6 +291,22 @@ func markForwarded() []expr.Any {
 // passForwarded is the rule of "outbound" that takes the mark away and lets the packet pass.
 func passForwarded() []expr.Any {
 	e := append(priorityIs(cursor.MagicMask, forwardedMagic), setPriority(cursor.OldMask, 0)...)
+	return append(e, &expr.Verdict{Kind: expr.VerdictReturn})
+}
+
+// passUnmarked is the rule of "outbound" that lets forwarded packets pass whose priority has no room for the mark, or has
+// replaced it: POST_ROUTING has the interface they came in on (Linux 5.7). So do the packets that a tunnel of this host makes
+// of others, whose source is an address of the host. A forwarded packet that has got such a source by NAT
+// is not told from those.
+func passUnmarked() []expr.Any {
+	e := priorityDiffers(^uint32(cursor.OldMask), 0)
+	e = append(e, priorityDiffers(cursor.Ours, cursor.Ours)...)
+	e = append(e,
+		&expr.Meta{Key: expr.MetaKeyIIF, Register: reg1},
+		&expr.Cmp{Op: expr.CmpOpNeq, Register: reg1, Data: native(0)},
+		&expr.Fib{Register: reg1, FlagSADDR: true, ResultADDRTYPE: true},
+		&expr.Cmp{Op: expr.CmpOpNeq, Register: reg1, Data: native(unix.RTN_LOCAL)},
+	)
 	return append(e, &expr.Verdict{Kind: expr.VerdictReturn})
 }
 

@@ -46,6 +46,9 @@ func print(e expr.Any) string {
 	case *expr.Range:
 		return fmt.Sprintf("r%d %s %x-%x", e.Register, opNames[e.Op], e.FromData, e.ToData)
 	case *expr.Fib:
+		if e.FlagSADDR && e.ResultADDRTYPE && !e.FlagDADDR && !e.FlagIIF && !e.FlagOIF && !e.FlagMARK {
+			return fmt.Sprintf("r%d = fib saddr type", e.Register)
+		}
 		if e.FlagDADDR && e.ResultADDRTYPE && !e.FlagSADDR && !e.FlagIIF && !e.FlagOIF && !e.FlagMARK {
 			return fmt.Sprintf("r%d = fib daddr type", e.Register)
 		}
@@ -178,6 +181,11 @@ func TestExpressions(t *testing.T) {
 		{"forwarded packets passed over", passForwarded(), []string{
 			"r1 = meta priority", "r2 = r1 & 0xf0000000 ^ 0x00000000", "r2 == 000000c0",
 			"r1 = r1 & 0x0000000f ^ 0x00000000", "meta priority = r1", "return",
+		}},
+		{"forwarded packets without room for the mark", passUnmarked(), []string{
+			"r1 = meta priority", "r2 = r1 & 0xfffffff0 ^ 0x00000000", "r2 != 00000000",
+			"r1 = meta priority", "r2 = r1 & 0xc0000000 ^ 0x00000000", "r2 != 000000c0",
+			"r1 = meta iif", "r1 != 00000000", "r1 = fib saddr type", "r1 != 02000000", "return",
 		}},
 		{"reassembly, IPv4", defragRules()[0], []string{
 			"r1 = meta nfproto", "r1 == 02", "r1 = 0001", "tproxy family 2 to port r1, table family 1",

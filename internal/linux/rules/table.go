@@ -546,8 +546,9 @@ func (t *tx) enter(o Owner, rules []Rule) (n int) {
 			marked = true
 			// Beside the handle's own rule: every rule of an owner marks the place of its key.
 			t.insert(o, Outbound, passForwarded())
+			t.insert(o, Outbound, passUnmarked())
 			t.rules[Forward] = append(t.rules[Forward], owned(o, markForwarded()))
-			n += 2
+			n += 3
 		}
 		t.insert(o, r.Chain, r.exprs(o))
 	}

@@ -299,7 +299,7 @@ func TestRulesOfOthersInTheTableStay(t *testing.T) {
 		t.Fatal(err)
 	}
 	all, _ := comments(t, h)
-	if n := len(all[Outbound]); n != len(odd)+2+len(needed(Outbound)) { // the second's two rules, and those of nobody
+	if n := len(all[Outbound]); n != len(odd)+3+len(needed(Outbound)) { // the second's three rules, and those of nobody
 		t.Errorf("%d rules: %q", n, all[Outbound])
 	}
 	closeAll(t, e, second)
