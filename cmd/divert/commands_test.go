@@ -35,6 +35,8 @@ func TestCommands(t *testing.T) {
 		{name: "check from input", in: "udp or tcp\n", args: "filter check", out: "ok: 2 tests\n"},
 		{name: "check, always", args: "filter check true", out: "ok, but the filter matches everything at its layer\n"},
 		{name: "check, never", args: "filter check false", out: "ok, but the filter matches nothing\n"},
+		{name: "check, contradiction", args: "filter check tcp and udp", out: "ok, but the filter matches nothing\n"},
+		{name: "check, tautology", args: "filter check inbound or outbound", out: "ok, but the filter matches everything at its layer\n"},
 		{name: "check, other layer", args: "filter check --layer socket processId == 4", out: "ok: 1 test\n"},
 		{name: "check, no layer", args: "filter check --layer netwrk tcp", status: exitUsage,
 			errout: "divert: --layer netwrk: must be one of network, forward, flow, socket, reflect\nSee `divert filter check --help`.\n"},

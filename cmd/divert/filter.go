@@ -101,7 +101,7 @@ also what WinDivert's driver, which takes less than the compiler, would have aga
 
 // constant says if a program always comes to the same result.
 func constant(p *filter.Program) string {
-	accepts, rejects := reachable(p)
+	accepts, rejects := (*prog.Program)(p).Outcomes()
 	switch {
 	case !accepts:
 		return "matches nothing"
@@ -109,59 +109,6 @@ func constant(p *filter.Program) string {
 		return "matches everything at its layer"
 	}
 	return ""
-}
-
-// reachable reports which ends of a program its tests can lead to.
-func reachable(p *filter.Program) (accepts, rejects bool) {
-	tests := (*prog.Program)(p).Tests()
-	seen := make([]bool, len(tests))
-	seen[0] = true
-	lead := func(t prog.Target) {
-		switch t {
-		case prog.Accept:
-			accepts = true
-		case prog.Reject:
-			rejects = true
-		default:
-			seen[t] = true
-		}
-	}
-	for i, t := range tests { // jumps only go forward
-		if !seen[i] {
-			continue
-		}
-		if holds, known := fixed(t); !known || holds {
-			lead(t.Succ)
-		}
-		if holds, known := fixed(t); !known || !holds {
-			lead(t.Fail)
-		}
-	}
-	return accepts, rejects
-}
-
-// fixed reports whether a test of the field that is always 0 holds: what true and false compile to.
-func fixed(t prog.Test) (holds, known bool) {
-	if t.Field != prog.FieldZero || t.Op > prog.OpGe {
-		return false, false
-	}
-	order := (prog.Value{}).Compare(t.Value)
-	if t.Neg && order != 0 {
-		order = 1
-	}
-	switch t.Op {
-	case prog.OpEq:
-		return order == 0, true
-	case prog.OpNe:
-		return order != 0, true
-	case prog.OpLt:
-		return order < 0, true
-	case prog.OpLe:
-		return order <= 0, true
-	case prog.OpGt:
-		return order > 0, true
-	}
-	return order >= 0, true
 }
 
 func newFilterExplain(a *app) *cobra.Command {
