@@ -6,6 +6,7 @@ import (
 
 	"github.com/opendivert/divert/filter"
 	"github.com/opendivert/divert/internal/engine"
+	"github.com/opendivert/divert/internal/flow"
 	"github.com/opendivert/divert/internal/prog"
 	"github.com/opendivert/divert/packet"
 )
@@ -166,6 +167,24 @@ const MinSnapLength = 64
 // its bytes. What the filter looks at is not limited. Layers with events have no packets to cut.
 func WithSnapLength(n int) Option { return func(o *options) { o.config.Snap = n; o.snaps = true } }
 
+// MaxFlowTable is how many flows a handle can be made to keep.
+const MaxFlowTable = 1 << 22
+
+// WithFlowTable makes the handle keep n flows with a verdict at least, 1 to MaxFlowTable, instead of 65,536. When there are
+// more, one that has had no packet for long makes way: its packets come to the program again. See AcceptFlow.
+func WithFlowTable(n int) Option { return func(o *options) { o.config.FlowTable = n } }
+
+// WithFlowIdle makes verdicts of flows end when no packet of the flow has come for d, a millisecond or more, instead of 2 h
+// and 4 min for TCP, 5 min for UDP and 1 min for ICMP echo. See AcceptFlow.
+func WithFlowIdle(d time.Duration) Option {
+	return func(o *options) {
+		if d < time.Millisecond {
+			o.wrong = fmt.Errorf("%w: flows end after %v without a packet; it must be a millisecond or more", ErrInvalid, d)
+		}
+		o.config.FlowIdle = d
+	}
+}
+
 // WithSegments makes a handle see TCP as it is on the network: one packet for each segment. Without it, on Linux, packets
 // of TCP come as the stack has them, up to 64 KiB at once or more, and what filters say of lengths, flags and payloads
 // is said of those; packets of UDP and of all other protocols are seen one by one in any case. It costs what segmentation
@@ -287,7 +306,7 @@ func init() {
 }
 
 func newOptions(opts []Option) *options {
-	o := &options{config: engine.Config{Queues: 1}, engine: openEngine}
+	o := &options{config: engine.Config{Queues: 1, FlowTable: flow.DefaultSize}, engine: openEngine}
 	for p, r := range paramRanges {
 		o.params[p] = r.initial
 	}
@@ -339,6 +358,9 @@ func (o *options) check() error {
 	}
 	if q := o.config.Queues; q < 1 || q > MaxQueues {
 		return fmt.Errorf("%w: %d queues; 1 to %d are possible", ErrInvalid, q, MaxQueues)
+	}
+	if n := o.config.FlowTable; n < 1 || n > MaxFlowTable {
+		return fmt.Errorf("%w: a table of %d flows; 1 to %d are possible", ErrInvalid, n, MaxFlowTable)
 	}
 	if o.snaps && o.config.Snap < MinSnapLength {
 		return fmt.Errorf("%w: snap length %d; it must be %d bytes or more", ErrInvalid, o.config.Snap, MinSnapLength)

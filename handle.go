@@ -247,7 +247,7 @@ func (h *Handle) SetProgram(p *filter.Program) error {
 
 // Stats counts a handle's packets or events since it was opened. Each packet that matched is in one place:
 //
-//	Matched = Received + Waiting + Dropped + DroppedFull + DroppedOld + DroppedLong + Passed + Lost
+//	Matched = Received + Waiting + Dropped + DroppedFull + DroppedOld + DroppedLong + Passed + Lost + FlowAccepted + FlowDropped
 //
 // Of the packets that were received, Reinjected went on as they came or with other bytes, Abandoned are gone, and the
 // others are still with the program. Foreign stands outside: those packets did not match.
@@ -261,6 +261,11 @@ type Stats struct {
 	DroppedLong uint64 // lost because they were longer than the queue can carry
 	Passed      uint64 // went on unseen: the queue was full and the handle fails open, the handle was closing, or the kernel refuses to queue such a packet
 	Lost        uint64 // lost in the kernel, which does not say why: it had no memory, or would not queue this packet
+
+	FlowAccepted      uint64 // went on by the verdict of their flow, see AcceptFlow; of a handle that sniffs: were not copied
+	FlowAcceptedBytes uint64 // and their bytes, IP headers included
+	FlowDropped       uint64 // were dropped by the verdict of their flow, see DropFlow
+	FlowDroppedBytes  uint64
 
 	Reinjected uint64 // received packets that were sent on
 	Abandoned  uint64 // received packets that are gone: dropped by Drop, or not sent on for too long

@@ -214,11 +214,14 @@ func (p *player) drain(h *divert.Handle) (payloads []string) {
 // pri is a priority.
 var pri = divert.WithPriority
 
-// expectations is what handles do, on the fake network and on real ones.
-var expectations = []struct {
+// expectation is a row: what a handle does.
+type expectation struct {
 	name string
 	run  func(p *player)
-}{
+}
+
+// expectations is what handles do, on the fake network and on real ones.
+var expectations = []expectation{
 	{"what does not match passes", func(p *player) {
 		h := p.handle("udp and inbound and udp.DstPort == 1")
 		p.out("a")

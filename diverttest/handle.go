@@ -29,6 +29,7 @@ type handle struct {
 	stats    engine.Stats // without what is lost by the queue, and what waits
 	captured uint64       // packets that were given a token
 	held     held
+	flows    engine.FlowTable
 	recvDown bool
 	sendDown bool
 	closed   bool
@@ -131,7 +132,10 @@ func (h *handle) SetLimits(l engine.Limits) error {
 
 // SetFilter implements engine.Handle.
 func (h *handle) SetFilter(p *prog.Program) error {
-	return h.change(func() { h.program = p })
+	return h.change(func() {
+		h.program = p
+		h.flows.Revoke()
+	})
 }
 
 // Shutdown implements engine.Handle.
@@ -170,8 +174,9 @@ func (h *handle) Stats() (engine.Stats, error) {
 	defer h.net.mu.Unlock()
 	s := h.stats
 	s.DroppedFull, s.DroppedOld = h.full.Load(), h.old.Load()
+	h.flows.Tally(&s)
 	// What a receive call has taken out and not counted yet waits for it.
-	s.Waiting = s.Matched - (s.Received + s.Dropped + s.DroppedFull + s.DroppedOld + s.DroppedLong + s.Passed)
+	s.Waiting = s.Matched - (s.Received + s.Dropped + s.DroppedFull + s.DroppedOld + s.DroppedLong + s.Passed + s.FlowAccepted + s.FlowDropped)
 	return s, nil
 }
 

@@ -44,10 +44,7 @@ func (p *player) rounds() int {
 }
 
 // leftovers are expectations of packets that an iteration has received and not handed out, and of its end.
-var leftovers = []struct {
-	name string
-	run  func(p *player)
-}{
+var leftovers = []expectation{
 	{"closed in a loop: what was not handed out goes on, and the loop ends", func(p *player) {
 		h := p.handle("outbound and udp")
 		p.send(h, 10)

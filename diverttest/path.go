@@ -4,6 +4,7 @@ import (
 	"math"
 
 	"github.com/opendivert/divert/internal/engine"
+	"github.com/opendivert/divert/internal/flow"
 	"github.com/opendivert/divert/packet"
 )
 
@@ -54,6 +55,12 @@ func (h *handle) sees(data []byte, parsed *packet.Parsed, a *packet.Address) boo
 func (h *handle) capture(data []byte, a packet.Address) bool {
 	h.stats.Matched++
 	sniff := h.cfg.Flags&engine.FlagSniff != 0
+	switch h.flows.Pass(data, len(data), a.Timestamp) {
+	case flow.Accept:
+		return false
+	case flow.Drop:
+		return true
+	}
 	switch {
 	case h.cfg.Flags&engine.FlagDrop != 0:
 		h.stats.Dropped++

@@ -50,6 +50,9 @@ type Config struct {
 	Segments bool // TCP packets too come as they are on the network, not several together
 	Mode     Mode
 
+	FlowTable int           // flows with a verdict to keep at least, see Flows
+	FlowIdle  time.Duration // how long a verdict lasts without a packet, 0: by protocol
+
 	Processes bool   // addresses at the layer NETWORK are to have the process
 	Driver    string // Windows: path of the driver file, or of its folder; empty to look for it
 }
@@ -128,7 +131,7 @@ type Queues interface {
 
 // Stats counts a handle's packets or events since it was opened. Each packet that matched is in one place:
 //
-//	Matched = Received + Waiting + Dropped + DroppedFull + DroppedOld + DroppedLong + Passed + Lost
+//	Matched = Received + Waiting + Dropped + DroppedFull + DroppedOld + DroppedLong + Passed + Lost + FlowAccepted + FlowDropped
 //
 // Of the packets that were received, Reinjected went on as they came or with other bytes, Abandoned are gone, and the
 // others are still with the program. Foreign stands outside: those packets did not match.
@@ -143,6 +146,11 @@ type Stats struct {
 	Passed      uint64 // went on unseen: the queue was full and the handle fails open, the handle was closing, or the kernel refuses to queue such a packet
 	Lost        uint64 // lost in the kernel, which does not say why: it had no memory, or would not queue this packet
 
+	FlowAccepted      uint64 // went on by the verdict of their flow, see AcceptFlow; of a handle that sniffs: were not copied
+	FlowAcceptedBytes uint64 // and their bytes, IP headers included
+	FlowDropped       uint64 // were dropped by the verdict of their flow, see DropFlow
+	FlowDroppedBytes  uint64
+
 	Reinjected uint64 // received packets that were sent on
 	Abandoned  uint64 // received packets that are gone: dropped by Drop, or not sent on for too long
 	Injected   uint64 // packets sent that were none of the received ones
@@ -152,7 +160,8 @@ type Stats struct {
 
 // Accounted returns how many packets that matched are known to be in some place.
 func (s *Stats) Accounted() uint64 {
-	return s.Received + s.Waiting + s.Dropped + s.DroppedFull + s.DroppedOld + s.DroppedLong + s.Passed + s.Lost
+	return s.Received + s.Waiting + s.Dropped + s.DroppedFull + s.DroppedOld + s.DroppedLong + s.Passed + s.Lost +
+		s.FlowAccepted + s.FlowDropped
 }
 
 // The errors that platforms return, besides those of net, io and os.

@@ -35,7 +35,9 @@ type handle struct {
 	sender *sender
 	counts counts
 
-	mu         sync.Mutex             // serialises what changes the handle
+	mu         sync.Mutex    // serialises what changes the handle
+	filter     *prog.Program // in force
+	flows      flows
 	entries    *entries               // nil where the interpreter decides
 	times      atomic.Pointer[times]  // nil until a filter asks for the time or the process
 	second     atomic.Pointer[second] // decides where a program could not, see refuses
@@ -85,6 +87,7 @@ type counts struct {
 	matched, received, reinjected, abandoned, injected, failed atomic.Uint64
 	dropped, full, old, long, passed                           atomic.Uint64
 	missing, foreign                                           atomic.Uint64
+	flowDropped, flowDroppedBytes                              atomic.Uint64 // for which no program could decide
 	denied                                                     atomic.Uint64 // by a second look: they have not matched
 }
 
@@ -132,7 +135,7 @@ func openIn(cfg engine.Config, mode engine.Mode, why string) (engine.Handle, err
 	if err != nil {
 		return nil, err
 	}
-	h := &handle{cfg: cfg, layer: cfg.Program.Layer(), ns: ns, describes: why}
+	h := &handle{cfg: cfg, layer: cfg.Program.Layer(), filter: cfg.Program, ns: ns, describes: why}
 	h.queueTime.Store(int64(cfg.Limits.Time))
 	if err := h.open(mode); err != nil {
 		h.release()
@@ -254,9 +257,10 @@ func (h *handle) rules() []rules.Rule {
 	var rs []rules.Rule
 	chains := paths(h.layer, h.cfg.Flags)
 	add := func(chain, asked rules.Chain) {
-		for _, w := range h.source.ways() {
+		for _, w := range append(h.flowWays(), h.source.ways()...) {
 			r := rules.Rule{Chain: chain, Program: rules.NoProgram, Action: w.action, Share: w.share}
-			r.Silent = w.take == codegen.TakeDoubt // the segments count
+			// The segments count; and programs count what flows' verdicts decide.
+			r.Silent = w.take == codegen.TakeDoubt || w.take == codegen.TakeFlow
 			streams := w.take == codegen.TakeStreams
 			if w.take == codegen.TakeWhole {
 				r.Only = rules.SCTP
@@ -400,8 +404,9 @@ func (h *handle) SetFilter(p *prog.Program) error {
 			return err
 		}
 		h.source.setFilter(p)
+		h.filter = p
 		h.tellFilter(p)
-		return nil
+		return h.revokeFlows()
 	}
 	if h.recvDown.Load() {
 		return nil // nothing is captured any more
@@ -416,8 +421,9 @@ func (h *handle) SetFilter(p *prog.Program) error {
 		}
 		return err
 	}
+	h.filter = p
 	h.tellFilter(p)
-	return h.keepProcesses(ps)
+	return errors.Join(h.revokeFlows(), h.keepProcesses(ps))
 }
 
 // keepsOld says of a filter that is too large what becomes of it.
@@ -436,6 +442,9 @@ func (h *handle) setEntries(p *prog.Program, ps *sockets.Processes) error {
 		outlet: h.outlet(), processes: processMaps(ps), tell: h.tellsProcess(p),
 		sniffs: h.cfg.Flags&engine.FlagSniff != 0, drops: h.cfg.Flags&engine.FlagDrop != 0, counts: h.segmentCounts(),
 		snap: h.cfg.Snap, clones: h.clones, cloneCheck: h.cloneCheck,
+	}
+	if h.flows.follows {
+		set.flows, set.flowDrops = h.flows.maps.Load(), h.flows.drops.Load()
 	}
 	set.correlate = set.outlet == nil && (set.sniffs || !set.drops) && (asksForTime(p) || set.tell)
 	tells := set.correlate
@@ -605,7 +614,7 @@ func (h *handle) release() error {
 	if h.sender != nil {
 		errs = append(errs, h.sender.close())
 	}
-	errs = append(errs, h.entries.close())
+	errs = append(errs, h.entries.close(), h.closeFlows())
 	if h.clones != nil {
 		errs = append(errs, h.clones.Close())
 	}
@@ -645,6 +654,9 @@ func (h *handle) tally() (engine.Stats, error) {
 		}
 	}
 	if err := h.source.tally(&s); err != nil {
+		return s, err
+	}
+	if err := h.tallyFlows(&s); err != nil {
 		return s, err
 	}
 	s.Matched = max(s.Matched, s.Accounted()) // a packet may have come while the counters were read

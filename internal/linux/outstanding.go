@@ -56,6 +56,12 @@ func (o *outstanding) takeGivenUp(place, id uint32) bool {
 	return o.slots[place&o.mask].CompareAndSwap(uint64(id)<<2|slotGivenUp, 0)
 }
 
+// holds reports whether a packet was neither sent nor dropped by the program: it waits, or was given up.
+func (o *outstanding) holds(place, id uint32) bool {
+	v := o.slots[place&o.mask].Load()
+	return uint32(v>>2) == id && v&slotState != 0
+}
+
 // count returns how many packets wait.
 func (o *outstanding) count() (n uint64) {
 	for i := range o.slots {

@@ -12,6 +12,7 @@ import (
 	"github.com/opendivert/divert/internal/engine"
 	"github.com/opendivert/divert/internal/linux/codegen"
 	"github.com/opendivert/divert/internal/linux/cursor"
+	"github.com/opendivert/divert/internal/linux/flowmap"
 	"github.com/opendivert/divert/internal/linux/rules"
 	"github.com/opendivert/divert/internal/prog"
 	"github.com/opendivert/divert/packet"
@@ -66,6 +67,8 @@ type setting struct {
 	sniffs     bool                // copies are made
 	drops      bool                // nobody is to hear of the packets
 	counts     *codegen.Outlet     // of a handle that drops: its counter has the segments that are dropped unseen
+	flows      *flowmap.Maps       // verdicts of flows that programs follow; nil: none
+	flowDrops  bool                // some may be to drop
 	snap       int                 // bytes of each packet to copy at most, 0: all
 }
 
@@ -118,12 +121,18 @@ func (b *builder) build() (programs slots, err error) {
 		programs[codegen.SlotCut], err = b.load(cut, false, false)
 	default:
 		rest, plain := b.p.Without(unfinished)
-		if programs[codegen.SlotRest] = programs[codegen.SlotWhole]; b.s.correlate || !plain {
+		if programs[codegen.SlotRest] = programs[codegen.SlotWhole]; b.s.correlate || !plain || b.s.flows != nil {
 			programs[codegen.SlotRest], err = b.load(rest, b.s.correlate, true)
 		}
 		if programs[codegen.SlotCut] = programs[codegen.SlotRest]; err == nil && !exact {
 			programs[codegen.SlotCut], err = b.load(cut, b.s.correlate, true)
 		}
+	}
+	if err != nil || !b.s.flowDrops {
+		return programs, err
+	}
+	if programs[codegen.SlotFlow], err = b.loadFor(codegen.FlowDropped, b.p, false, false); err == nil && exact {
+		programs[codegen.SlotFlowCut], err = b.loadFor(codegen.FlowDropped, b.p, false, true)
 	}
 	return programs, err
 }
@@ -131,6 +140,15 @@ func (b *builder) build() (programs slots, err error) {
 // load loads a program, nil if it can match nothing. It may tell of the packets that match, of single packets by their
 // flow: they are not yet what will be received.
 func (b *builder) load(p *prog.Program, tell, single bool) (*codegen.Program, error) {
+	use := codegen.NoFlows
+	if b.s.flows != nil {
+		use = codegen.FlowAccepted
+	}
+	return b.loadFor(use, p, tell, single)
+}
+
+// loadFor is load for a use of the verdicts of flows.
+func (b *builder) loadFor(use codegen.FlowUse, p *prog.Program, tell, single bool) (*codegen.Program, error) {
 	s := &b.s
 	o, outlet := codegen.Options{Correlate: tell, Flow: single, Process: s.tell}, &codegen.Outlet{Times: s.times}
 	if s.cloneCheck != nil && clonesCome(b.chain) {
@@ -147,11 +165,12 @@ func (b *builder) load(p *prog.Program, tell, single bool) (*codegen.Program, er
 		o.Count, o.Segments, outlet.Counts = true, true, s.counts.Counts
 	}
 	o.Bounded = bounded()
+	o.Flows, o.FlowSegments = use, use != codegen.NoFlows && single
 	u, err := codegen.Build(p, b.hook, o)
 	if err != nil || u.Outcome == codegen.Never {
 		return nil, err
 	}
-	program, err := u.LoadInto(outlet, s.processes)
+	program, err := u.WithFlows(s.flows).LoadInto(outlet, s.processes)
 	if err != nil {
 		return nil, err
 	}

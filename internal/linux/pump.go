@@ -11,6 +11,7 @@ import (
 
 	"github.com/opendivert/divert/internal/backlog"
 	"github.com/opendivert/divert/internal/engine"
+	"github.com/opendivert/divert/internal/flow"
 	"github.com/opendivert/divert/internal/linux/queue"
 	"github.com/opendivert/divert/internal/linux/rules"
 	"github.com/opendivert/divert/internal/prog"
@@ -138,6 +139,15 @@ func (p *pump) decide(l *lane, r *reader, pk *packet.Packet, datagram []byte, at
 	if !mayMatch(p.program.Load(), pk.Data, int(m.Length), &pk.Addr) || !drops && p.h.recvDown.Load() {
 		verdict, o := p.h.sender.onward(m.Priority)
 		_ = verdicts.Add(m.ID, verdict, o)
+		return nil, 0, false
+	}
+	switch p.h.flows.table.Pass(pk.Data, int(m.Length), at) {
+	case flow.Accept:
+		verdict, o := p.h.sender.onward(m.Priority)
+		_ = verdicts.Add(m.ID, verdict, o)
+		return nil, 0, false
+	case flow.Drop:
+		_ = verdicts.Add(m.ID, queue.Drop, queue.Option{})
 		return nil, 0, false
 	}
 	counts.matched.Add(1)

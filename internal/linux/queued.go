@@ -152,6 +152,12 @@ func (s *queued) sort(l *lane, r *reader, ps []packet.Packet) (n int, err error)
 			_ = drops.Add(m.ID, verdict, o)
 			continue
 		}
+		if single && s.h.flows.drops.Load() && s.h.second.Load().segment && s.h.flowDropped(&ps[n]) {
+			s.h.counts.flowDropped.Add(1)
+			s.h.counts.flowDroppedBytes.Add(uint64(m.Length))
+			_ = drops.Add(m.ID, queue.Drop, queue.Option{})
+			continue
+		}
 		if gone, gaveWay := l.waiting.put(m.ID); gaveWay {
 			s.h.counts.abandoned.Add(1)
 			_ = drops.Add(gone, queue.Drop, queue.Option{})
@@ -290,7 +296,7 @@ func (s *queued) tally(st *engine.Stats) error {
 	}
 	st.DroppedFull += full + unread
 	denied := s.h.counts.denied.Load()
-	known := st.Received + st.DroppedOld + st.DroppedLong + st.Passed + denied
+	known := st.Received + st.DroppedOld + st.DroppedLong + st.Passed + denied + s.h.counts.flowDropped.Load()
 	// The rules count a superpacket as one, the queue its segments.
 	led := max(st.Matched, rest(numbered+full, st.Foreign))
 	st.Matched = rest(led, denied)

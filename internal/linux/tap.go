@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/opendivert/divert/internal/engine"
+	"github.com/opendivert/divert/internal/flow"
 	"github.com/opendivert/divert/internal/linux/codegen"
 	"github.com/opendivert/divert/internal/linux/nflog"
 	"github.com/opendivert/divert/internal/linux/nfnl"
@@ -144,6 +145,9 @@ func (t *tap) take(ps []packet.Packet) (n int) {
 		t.address(&p.Addr, &c, at)
 		if program != nil {
 			if !mayMatch(program, c.Payload, copied(c.Payload), &p.Addr) {
+				continue
+			}
+			if t.h.flows.table.Pass(c.Payload, len(c.Payload), at) != flow.Undecided {
 				continue
 			}
 			t.h.counts.matched.Add(1)

@@ -30,6 +30,7 @@ type handle struct {
 	spill    atomic.Pointer[inbox]  // without a pump: what SetFilter took from old sources; nil if it never did
 	received outstanding
 	kept     keeper
+	flows    engine.FlowTable
 
 	mu       sync.Mutex // serialises the calls that change the handle
 	limits   engine.Limits
@@ -101,7 +102,11 @@ func (h *handle) Recv(w engine.Wait, ps []packet.Packet) (n int, err error) {
 	if h.pump != nil {
 		n, err = h.pump.inbox.take(w, ps)
 	} else {
-		n, _, err = h.receive(w, ps)
+		for n == 0 && err == nil {
+			if n, _, err = h.receive(w, ps); n > 0 {
+				n = h.sift(ps[:n])
+			}
+		}
 	}
 	h.counts.received.Add(uint64(n))
 	if h.holds() {
@@ -334,6 +339,7 @@ func (h *handle) SetFilter(p *prog.Program) error {
 	switch {
 	case old.plan.judged && old.plan.open:
 		old.program.Store(p)
+		h.flows.Revoke()
 		return nil
 	case h.layer == packet.LayerFlow || h.layer == packet.LayerReflect:
 		return fmt.Errorf("another filter at the layer %v: %w on Windows, unless the handle is opened with the interpreter",
@@ -341,7 +347,11 @@ func (h *handle) SetFilter(p *prog.Program) error {
 	case h.recvDown:
 		return nil // nothing is captured any more, whatever the filter
 	}
-	return h.exchange(old, pl)
+	if err := h.exchange(old, pl); err != nil {
+		return err
+	}
+	h.flows.Revoke()
+	return nil
 }
 
 // exchange puts a new source in the place of the newest. The order matters: as long as the old one captures, packets are
@@ -434,6 +444,7 @@ func (h *handle) Stats() (engine.Stats, error) {
 		Reinjected: c.reinjected.Load(), Injected: c.injected.Load(), Failed: c.failed.Load(),
 		Abandoned: c.abandoned.Load(),
 	}
+	h.flows.Tally(&s)
 	if q := h.queue(); q != nil {
 		s.Waiting = uint64(q.length())
 	}

@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"github.com/opendivert/divert/internal/engine"
+	"github.com/opendivert/divert/internal/flow"
 	"github.com/opendivert/divert/packet"
 )
 
@@ -52,7 +53,14 @@ func (p *pump) sort(ps []packet.Packet, s *source) {
 		switch {
 		case program.MatchExact(ps[i].Data, &ps[i].Addr):
 			p.h.counts.matched.Add(1)
-			p.inbox.put(&ps[i], now)
+			switch p.h.flows.Pass(ps[i].Data, len(ps[i].Data), clock()) {
+			case flow.Undecided:
+				p.inbox.put(&ps[i], now)
+			case flow.Accept:
+				if p.h.holds() {
+					p.back = append(p.back, packet.Packet{Data: ps[i].Data, Addr: ps[i].Addr})
+				}
+			}
 		case s.plan.reinjects(&p.h.cfg):
 			p.back = append(p.back, packet.Packet{Data: ps[i].Data, Addr: ps[i].Addr})
 		}

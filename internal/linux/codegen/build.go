@@ -8,6 +8,7 @@ import (
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/asm"
 
+	"github.com/opendivert/divert/internal/linux/flowmap"
 	"github.com/opendivert/divert/internal/prog"
 	"github.com/opendivert/divert/packet"
 )
@@ -32,6 +33,11 @@ type Options struct {
 	// the program counts the match itself.
 	Count    bool
 	Segments bool
+
+	// Flows is for programs that follow the verdicts of flows. With FlowSegments a superpacket counts as the packets that it
+	// will be cut into.
+	Flows        FlowUse
+	FlowSegments bool
 
 	// Clones is for programs whose matches go to a packet queue. Nil: what the queue would drop is not left alone.
 	Clones *CloneCheck
@@ -59,6 +65,7 @@ type Unloaded struct {
 
 	outlet    *Outlet    // see LoadInto
 	processes *Processes // see LoadInto
+	flows     *flowmap.Maps
 }
 
 // Build generates the program for a filter at a hook. It needs no privileges and asks the
@@ -144,6 +151,12 @@ func newGenerator(h Hook, o Options, list []prog.Test) *generator {
 	if o.Process {
 		need |= needSides
 	}
+	if o.Flows != NoFlows {
+		need |= needFlow
+	}
+	if o.FlowSegments {
+		need |= needPayload
+	}
 	g.malformed = g.newLabel()
 	g.parser = parser{assembler: &g.assembler, need: need.implied(), family: h.Family, bounded: o.Bounded, reject: g.malformed}
 	return g
@@ -154,6 +167,7 @@ func (g *generator) generate(outcome Outcome) {
 	g.cursor()
 	g.clock()
 	g.parser.parse()
+	g.flowDropped()
 	g.parser.sides(g.hook.Direction == Outbound)
 	if g.parser.need&needProcess != 0 {
 		g.process()
@@ -228,6 +242,11 @@ func (g *generator) end(outcome Outcome) {
 	g.mark(g.malformed)
 	g.emit(asm.Mov.Imm(asm.R0, 0), asm.Return())
 	g.mark(g.accept)
+	g.flowVerdict()
+	if g.options.Flows == FlowDropped {
+		g.parser.walkStep()
+		return // which tells nobody of what has no verdict
+	}
 	g.clones()
 	if g.options.Process && g.parser.need&needProcess == 0 {
 		g.process() // of what matched only
@@ -272,6 +291,9 @@ func (g *generator) maps() []*ebpf.MapSpec {
 			size = defaultCorrelateSize
 		}
 		specs = append(specs, timesSpec(size))
+	}
+	if g.options.Flows != NoFlows {
+		specs = append(specs, flowmap.Spec(flowmap.Decided), flowmap.Spec(flowmap.Totals), flowmap.Spec(flowmap.State))
 	}
 	if g.options.Process || g.parser.need&needProcess != 0 {
 		specs = append(specs, processSpecs()...)

@@ -42,6 +42,9 @@ const (
 	TakeSure
 	// TakeDoubt is for superpackets only: SlotCut decides.
 	TakeDoubt
+	// TakeFlow is for packets whose flow is dropped: SlotFlow decides, on superpackets whose segments are packets of their own
+	// SlotFlowCut.
+	TakeFlow
 
 	numTakes
 )
@@ -55,6 +58,8 @@ const (
 	SlotRest
 	SlotCut
 	SlotSure
+	SlotFlow
+	SlotFlowCut
 
 	NumSlots
 )
@@ -71,6 +76,10 @@ const (
 type Entry struct {
 	programs [numTakes]*ebpf.Program
 	slots    *ebpf.Map
+
+	key      cursor.Key
+	gate     Gate
+	segments bool
 }
 
 // NewEntry loads an entry for a handle with the given key and the kinds of its rules (Linux 5.7; CAP_BPF or CAP_SYS_ADMIN).
@@ -83,16 +92,29 @@ func NewEntry(key cursor.Key, gate Gate, segments bool, takes ...Take) (*Entry, 
 	if err != nil {
 		return nil, &LoadError{Err: fmt.Errorf("map divert_filter: %w", err)}
 	}
-	e := &Entry{slots: slots}
+	e := &Entry{slots: slots, key: key, gate: gate, segments: segments}
 	for _, take := range takes {
-		e.programs[take], err = ebpf.NewProgram(&ebpf.ProgramSpec{
-			Name: "divert_entry", Type: ebpf.SocketFilter, Instructions: entryCode(key, gate, take, segments, slots), License: "GPL",
-		})
-		if err != nil {
-			return nil, errors.Join(Refused(err), e.Close())
+		if err := e.Add(take); err != nil {
+			return nil, errors.Join(err, e.Close())
 		}
 	}
 	return e, nil
+}
+
+// Add loads the program for one more kind of rules, unless it is there. It must not be called with other methods at once.
+func (e *Entry) Add(take Take) (err error) {
+	if e.programs[take] != nil {
+		return nil
+	}
+	e.programs[take], err = ebpf.NewProgram(&ebpf.ProgramSpec{
+		Name: "divert_entry", Type: ebpf.SocketFilter,
+		Instructions: entryCode(e.key, e.gate, take, e.segments, e.slots), License: "GPL",
+	})
+	if err != nil {
+		e.programs[take] = nil
+		return Refused(err)
+	}
+	return nil
 }
 
 // entryCode returns the instructions of an entry's program.
@@ -152,6 +174,8 @@ func choose(take Take, segments bool, found, out string) asm.Instructions {
 	switch take {
 	case TakeSure:
 		cut = SlotSure
+	case TakeFlow:
+		whole, cut = SlotFlow, SlotFlowCut
 	case TakeDoubt:
 		other = out
 	}

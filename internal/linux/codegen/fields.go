@@ -81,6 +81,7 @@ const (
 	needTransport = needTCP | needUDP | needICMP | needICMPv6
 	needWalk      = needTransport | needFragment | needProtocol | needPayload
 	needFlags     = needTransport | needFragment
+	needFlow      = needIPv6 | needTransport | needFragment | needProtocol
 	needSides     = needAddresses | needPorts | needProtocol // what tells a socket
 )
 

@@ -7,6 +7,8 @@ import (
 	"fmt"
 
 	"github.com/cilium/ebpf"
+
+	"github.com/opendivert/divert/internal/linux/flowmap"
 	"golang.org/x/sys/unix"
 )
 
@@ -130,8 +132,18 @@ func (u *Unloaded) LoadInto(o *Outlet, ps *Processes) (*Program, error) {
 	return into.Load()
 }
 
-// newMap makes a map of the program, or takes the outlet's or one of processes.
+// WithFlows returns the program with the maps of flows that others keep, which it must have for Options.Flows.
+func (u *Unloaded) WithFlows(m *flowmap.Maps) *Unloaded {
+	with := *u
+	with.flows = m
+	return &with
+}
+
+// newMap makes a map of the program, or takes the outlet's or one of processes or flows.
 func (u *Unloaded) newMap(spec *ebpf.MapSpec) (*ebpf.Map, error) {
+	if m := u.flows.Named(spec.Name); m != nil {
+		return m.Clone()
+	}
 	if m := u.processes.named(spec.Name); m != nil {
 		return m.Clone()
 	}

@@ -1,0 +1,114 @@
+package engine
+
+import (
+	"fmt"
+	"sync/atomic"
+
+	"github.com/opendivert/divert/internal/flow"
+	"github.com/opendivert/divert/packet"
+)
+
+// Flows is a Handle that decides flows as a whole.
+type Flows interface {
+	// DecideFlow gives the flow of one packet that Recv has returned a verdict, Accept or Drop, and the packet itself too if
+	// it waits for one. The caller has checked that the handle's flags allow it.
+	DecideFlow(one []packet.Packet, v flow.Verdict) error
+	// ForgetFlow ends what is known of the flow of a packet, and reports whether it had a verdict.
+	ForgetFlow(p *packet.Packet) (bool, error)
+	// ForgetFlows ends what is known of all flows.
+	ForgetFlows() error
+	// Flow returns what is known of the flow of a packet, and whether it has a verdict. Way is the packet's among Record's.
+	Flow(p *packet.Packet) (r flow.Record, way int, ok bool, err error)
+}
+
+// ErrNotReceived is for a packet that the handle has not received.
+var ErrNotReceived = fmt.Errorf("%w: the packet was not received from this handle; a flow is decided by the handle that receives it", ErrInvalid)
+
+// FlowOf finds the flow of a packet. It fails with ErrInvalid, and says why it has none.
+func FlowOf(p *packet.Packet) (flow.Packet, error) {
+	var parsed packet.Parsed
+	parsed.Parse(p.Data)
+	f, err := flow.Of(p.Data, &parsed)
+	if err != nil {
+		return f, fmt.Errorf("%w: the packet belongs to no flow: %w", ErrInvalid, err)
+	}
+	return f, nil
+}
+
+// FlowTable is the flows of a handle that are decided in user space. Its zero value has none and costs a packet next to
+// nothing. It may be used by several goroutines at once.
+type FlowTable struct{ table atomic.Pointer[flow.Table] }
+
+// Make returns the table, which is made when it is needed first.
+func (t *FlowTable) Make(cfg *Config) *flow.Table {
+	if table := t.table.Load(); table != nil {
+		return table
+	}
+	t.table.CompareAndSwap(nil, flow.NewTable(cfg.FlowTable, flow.IdleFor(cfg.FlowIdle)))
+	return t.table.Load()
+}
+
+// Pass returns the verdict for a packet that has matched, and counts it if there is one. Of b, its beginning is enough;
+// length is that of all of it.
+func (t *FlowTable) Pass(b []byte, length int, now int64) flow.Verdict {
+	table := t.table.Load()
+	if table == nil {
+		return flow.Undecided
+	}
+	var parsed packet.Parsed
+	parsed.Parse(b)
+	f, ok := flow.Find(b, &parsed)
+	if !ok {
+		return flow.Undecided
+	}
+	f.Bytes = length
+	return table.Pass(&f, now)
+}
+
+// Revoke ends all verdicts.
+func (t *FlowTable) Revoke() {
+	if table := t.table.Load(); table != nil {
+		table.Revoke()
+	}
+}
+
+// Forget is Flows.ForgetFlow.
+func (t *FlowTable) Forget(p *packet.Packet, now int64) (bool, error) {
+	f, err := FlowOf(p)
+	table := t.table.Load()
+	if err != nil || table == nil {
+		return false, err
+	}
+	return table.Forget(f.Key, now), nil
+}
+
+// ForgetAll is Flows.ForgetFlows.
+func (t *FlowTable) ForgetAll() {
+	if table := t.table.Load(); table != nil {
+		table.ForgetAll()
+	}
+}
+
+// Get is Flows.Flow.
+func (t *FlowTable) Get(p *packet.Packet, now int64) (r flow.Record, way int, ok bool, err error) {
+	f, err := FlowOf(p)
+	table := t.table.Load()
+	if err != nil || table == nil {
+		return r, 0, false, err
+	}
+	r, ok = table.Get(f.Key, now)
+	return r, f.Way(), ok, nil
+}
+
+// Tally writes the counters into s, all but Matched.
+func (t *FlowTable) Tally(s *Stats) {
+	if table := t.table.Load(); table != nil {
+		s.SetFlows(table.Totals())
+	}
+}
+
+// SetFlows sets the counters of flows.
+func (s *Stats) SetFlows(t flow.Totals) {
+	s.FlowAccepted, s.FlowAcceptedBytes = t.Accepted, t.AcceptedBytes
+	s.FlowDropped, s.FlowDroppedBytes = t.Dropped, t.DroppedBytes
+}

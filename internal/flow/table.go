@@ -1,0 +1,185 @@
+package flow
+
+import "sync"
+
+// Table keeps the flows of a handle in user space: the verdicts, and what filters ask for of flows that have none. It may
+// be used by several goroutines at once. Times are in nanoseconds of one clock.
+type Table struct {
+	idle Idle
+
+	mu      sync.Mutex
+	decided list
+	counted list
+	totals  Totals
+}
+
+// NewTable returns a table for size flows with a verdict, and as many others.
+func NewTable(size int, idle Idle) *Table {
+	return &Table{idle: idle, decided: newList(size), counted: newList(size)}
+}
+
+// Decide makes a verdict hold for a flow from now on.
+func (t *Table) Decide(k Key, v Verdict, now int64) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	n := t.decided.put(k)
+	n.record = Record{LastSeen: now, Idle: t.idle.Of(k.Protocol), Generation: t.decided.generation, Verdict: v}
+}
+
+// Pass returns the verdict for a packet, and counts it if there is one. A packet that begins a flow ends the verdict of the
+// one before.
+func (t *Table) Pass(p *Packet, now int64) Verdict {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	n := t.decided.live(p, now)
+	if n == nil {
+		return Undecided
+	}
+	t.decided.touch(n)
+	n.record.Count(p, now)
+	t.totals.add(n.record.Verdict, p.Bytes)
+	return n.record.Verdict
+}
+
+// Counts are what filters ask for of a flow: how many packets have come so far, and bytes, this one included.
+type Counts struct {
+	Packets, Bytes         uint64 // of both directions
+	SamePackets, SameBytes uint64 // of those that go the packet's way
+}
+
+// Count counts a packet of a flow whose filter asks for that.
+func (t *Table) Count(p *Packet, now int64) Counts {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	n := t.counted.live(p, now)
+	if n == nil {
+		n = t.counted.put(p.Key)
+		n.record = Record{Idle: t.idle.Of(p.Key.Protocol), Generation: t.counted.generation}
+	} else {
+		t.counted.touch(n)
+	}
+	r := &n.record
+	r.Count(p, now)
+	way := p.Way()
+	return Counts{
+		Packets: r.Packets[0] + r.Packets[1], Bytes: r.Bytes[0] + r.Bytes[1],
+		SamePackets: r.Packets[way], SameBytes: r.Bytes[way],
+	}
+}
+
+// Forget ends what is known of a flow, and reports whether it had a verdict.
+func (t *Table) Forget(k Key, now int64) bool {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.counted.remove(k)
+	n := t.decided.nodes[k]
+	had := n != nil && n.record.Live(now, t.decided.generation)
+	t.decided.remove(k)
+	return had
+}
+
+// Revoke ends all verdicts.
+func (t *Table) Revoke() {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.decided.generation++
+}
+
+// ForgetAll ends what is known of all flows.
+func (t *Table) ForgetAll() {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.decided.generation++
+	t.counted.generation++
+}
+
+// Get returns the record of a flow with a verdict.
+func (t *Table) Get(k Key, now int64) (Record, bool) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	n := t.decided.nodes[k]
+	if n == nil || !n.record.Live(now, t.decided.generation) {
+		return Record{}, false
+	}
+	return n.record, true
+}
+
+// Totals returns the counters.
+func (t *Table) Totals() Totals {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return t.totals
+}
+
+// list is a number of flows, of which the one that was seen the longest ago makes way.
+type list struct {
+	size       int
+	generation uint32
+	nodes      map[Key]*node
+	head       node // of a ring: head.next was seen last
+}
+
+// node is a flow.
+type node struct {
+	key        Key
+	record     Record
+	prev, next *node
+}
+
+func newList(size int) list { return list{size: size, nodes: map[Key]*node{}} }
+
+// live returns the flow of a packet if its record holds, unless the packet begins another.
+func (l *list) live(p *Packet, now int64) *node {
+	n := l.nodes[p.Key]
+	if n == nil || p.Begins() || !n.record.Live(now, l.generation) {
+		if n != nil {
+			l.remove(p.Key)
+		}
+		return nil
+	}
+	return n
+}
+
+// put returns the node of a flow, a new one if there is none.
+func (l *list) put(k Key) *node {
+	if n := l.nodes[k]; n != nil {
+		l.touch(n)
+		return n
+	}
+	if l.head.next == nil {
+		l.head.next, l.head.prev = &l.head, &l.head
+	}
+	var n *node
+	if len(l.nodes) >= l.size {
+		n = l.head.prev // its memory is used again
+		l.unlink(n)
+		delete(l.nodes, n.key)
+	} else {
+		n = new(node)
+	}
+	n.key = k
+	l.nodes[k] = n
+	l.link(n)
+	return n
+}
+
+// touch makes a flow the one that was seen last.
+func (l *list) touch(n *node) {
+	l.unlink(n)
+	l.link(n)
+}
+
+func (l *list) unlink(n *node) { n.prev.next, n.next.prev = n.next, n.prev }
+
+func (l *list) link(n *node) {
+	n.prev, n.next = &l.head, l.head.next
+	n.prev.next, n.next.prev = n, n
+}
+
+// remove takes a flow out.
+func (l *list) remove(k Key) {
+	if n := l.nodes[k]; n != nil {
+		l.unlink(n)
+		delete(l.nodes, k)
+	}
+}

@@ -1,0 +1,240 @@
+//go:build linux
+
+package codegen
+
+import (
+	"encoding/binary"
+	"fmt"
+	"math/rand/v2"
+	"net/netip"
+	"testing"
+	"time"
+
+	"github.com/opendivert/divert/filter"
+	"github.com/opendivert/divert/internal/flow"
+	"github.com/opendivert/divert/internal/linux/flowmap"
+	"github.com/opendivert/divert/internal/prog/progtest"
+	"github.com/opendivert/divert/packet"
+)
+
+// flowPrograms are the two programs of a handle that decides flows: the one before, which drops, and the one of its filter.
+type flowPrograms struct {
+	maps          *flowmap.Maps
+	drop, program *Program
+}
+
+func loadFlowPrograms(t testing.TB, text string, h Hook) *flowPrograms {
+	t.Helper()
+	requireBPF(t)
+	f, err := progtest.Compile(text, packet.LayerNetwork, filter.Extended)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ps := &flowPrograms{}
+	if ps.maps, err = flowmap.New(100, flow.DefaultIdle); err != nil {
+		t.Fatal(err)
+	}
+	if err := ps.maps.Make(flowmap.Decided); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { ps.maps.Close() })
+	load := func(use FlowUse) *Program {
+		u, err := Build(f, h, Options{Flows: use, Bounded: Loops() != nil})
+		if err != nil {
+			t.Fatal(err)
+		}
+		p, err := u.WithFlows(ps.maps).Load()
+		if err != nil {
+			t.Fatalf("%+v", err)
+		}
+		t.Cleanup(func() { p.Close() })
+		return p
+	}
+	ps.drop, ps.program = load(FlowDropped), load(FlowAccepted)
+	return ps
+}
+
+// decide answers as the rules of a handle do.
+func (ps *flowPrograms) decide(b []byte) (flow.Verdict, bool, error) {
+	if yes, err := run(ps.drop, b); yes || err != nil {
+		return flow.Drop, true, err
+	}
+	yes, err := run(ps.program, b)
+	return flow.Undecided, yes, err
+}
+
+// age makes time pass for the records.
+func (ps *flowPrograms) age(by time.Duration) error {
+	records := map[flow.Key]flow.Record{}
+	var k flow.Key
+	var r flow.Record
+	m := ps.maps.Named(flowmap.Decided)
+	each := m.Iterate()
+	for each.Next(&k, &r) {
+		records[k] = r
+	}
+	if err := each.Err(); err != nil {
+		return err
+	}
+	for k, r := range records {
+		if r.LastSeen -= int64(by); r.Deadline != 0 {
+			r.Deadline = max(1, r.Deadline-int64(by))
+		}
+		if err := m.Put(&k, &r); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// flowPackets are packets of a few flows, in both directions, and of none.
+func flowPackets(t testing.TB) [][]byte {
+	var all [][]byte
+	add := func(b []byte, err error) {
+		t.Helper()
+		if err != nil {
+			t.Fatal(err)
+		}
+		all = append(all, b)
+	}
+	for _, ends := range [][2]string{
+		{"10.0.0.1:1000", "10.0.0.2:80"}, {"10.0.0.1:1001", "10.0.0.2:80"}, {"10.0.0.1:7", "10.0.0.1:7"},
+		{"[fd00::1]:1000", "[fd00::2]:80"}, {"[fd00::1:0:0:1]:80", "[fd00::1]:80"},
+	} {
+		a, b := netip.MustParseAddrPort(ends[0]), netip.MustParseAddrPort(ends[1])
+		for range 2 {
+			h := packet.Header{Src: a, Dst: b}
+			add(h.AppendUDP(nil, []byte("payload")))
+			for _, flags := range []packet.TCPFlags{
+				packet.TCPSyn, packet.TCPSyn | packet.TCPAck, packet.TCPAck, packet.TCPAck | packet.TCPPsh, packet.TCPFin | packet.TCPAck, packet.TCPRst,
+			} {
+				add(h.AppendTCP(nil, packet.Segment{Flags: flags}, []byte("x")))
+			}
+			a, b = b, a
+		}
+		icmp := func(kind byte, id uint16) {
+			body := make([]byte, 16)
+			body[0] = kind
+			binary.BigEndian.PutUint16(body[4:], id)
+			protocol := byte(packet.ProtocolICMP)
+			if a.Addr().Is6() {
+				protocol = packet.ProtocolICMPv6
+			}
+			add(rawPacket(a.Addr(), b.Addr(), protocol, body), nil)
+			a, b = b, a
+		}
+		for _, kind := range []byte{8, 0, 128, 129, 3, 1} {
+			icmp(kind, 5)
+			icmp(kind, 6)
+		}
+	}
+	fragment := append([]byte(nil), all[0]...)
+	fragment[6] |= 0x20 // more follow
+	return append(all, fragment)
+}
+
+// rawPacket is an IP packet with a body.
+func rawPacket(src, dst netip.Addr, protocol byte, body []byte) []byte {
+	var b []byte
+	if src.Is4() {
+		b = []byte{0x45, 0, 0, byte(20 + len(body)), 0, 0, 0, 0, 64, protocol, 0, 0}
+	} else {
+		b = []byte{0x60, 0, 0, 0, 0, byte(len(body)), protocol, 64}
+	}
+	return append(append(append(b, src.AsSlice()...), dst.AsSlice()...), body...)
+}
+
+// TestFlowsModel plays random sequences of packets and calls through the programs and through the table for engines in user
+// space: both must answer the same, and count the same.
+func TestFlowsModel(t *testing.T) {
+	seed := rand.Uint64()
+	playFlows(t, func() []byte {
+		r := rand.New(rand.NewPCG(seed, 1))
+		b := make([]byte, 20000)
+		for i := range b {
+			b[i] = byte(r.Uint32())
+		}
+		return b
+	}(), fmt.Sprintf("seed %d", seed))
+}
+
+func FuzzFlows(f *testing.F) {
+	f.Add([]byte{0, 0, 1, 0, 0, 0})
+	f.Fuzz(func(t *testing.T, script []byte) { playFlows(t, script[:min(len(script), 4000)], "fuzz") })
+}
+
+func playFlows(t *testing.T, script []byte, name string) {
+	ps := loadFlowPrograms(t, "tcp or udp.DstPort != 7 or icmp or icmpv6", Hook{})
+	f, err := progtest.Compile("tcp or udp.DstPort != 7 or icmp or icmpv6", packet.LayerNetwork, filter.Extended)
+	if err != nil {
+		t.Fatal(err)
+	}
+	table := flow.NewTable(100, flow.DefaultIdle)
+	packets := flowPackets(t)
+	ok := func(err error) {
+		t.Helper()
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	var later int64 // how much time has been made to pass
+	now := func() int64 { return monotonic(t) + later }
+	for at := 0; at+1 < len(script); at += 2 {
+		op, b := script[at], packets[int(script[at+1])%len(packets)]
+		var parsed packet.Parsed
+		if !parsed.Parse(b) {
+			t.Fatal("a packet of the test is none")
+		}
+		p, known := flow.Find(b, &parsed)
+		matches := f.MatchExact(b, &packet.Address{})
+		switch {
+		case op < 200 || !known && op < 240 || !known && op >= 248 && op < 253:
+			got, came, err := ps.decide(b)
+			ok(err)
+			want := flow.Undecided
+			if known && matches {
+				want = table.Pass(&p, now())
+			}
+			wantCame := matches && want != flow.Accept
+			if (got == flow.Drop) != (want == flow.Drop) || came != wantCame {
+				t.Fatalf("%s, step %d: packet % x: kernel %v %v, table %v (matches: %v)", name, at, b, got, came, want, matches)
+			}
+		case op < 240:
+			v := flow.Accept + flow.Verdict(op&1)
+			ok(ps.maps.Decide(&p.Key, v))
+			table.Decide(p.Key, v, now())
+		case op < 248:
+			age := [...]time.Duration{time.Second, 3 * time.Second, 62 * time.Second, 6 * time.Minute, 3 * time.Hour}[int(script[at+1])%5]
+			ok(ps.age(age))
+			later += int64(age)
+		case op < 253:
+			had, err := ps.maps.Forget(&p.Key)
+			ok(err)
+			if want := table.Forget(p.Key, now()); had != want {
+				t.Fatalf("%s, step %d: forget: kernel %v, table %v", name, at, had, want)
+			}
+		case op == 253:
+			ok(ps.maps.Revoke())
+			table.Revoke()
+		default:
+			ok(ps.maps.ForgetAll())
+			table.ForgetAll()
+		}
+		if known && (op < 240 || op >= 248) {
+			got, has, err := ps.maps.Get(&p.Key)
+			ok(err)
+			want, wants := table.Get(p.Key, now())
+			got.LastSeen, got.Generation, want.LastSeen, want.Generation = 0, 0, 0, 0
+			near := (got.Deadline == 0) == (want.Deadline == 0)
+			got.Deadline, want.Deadline = 0, 0
+			if has != wants || has && (got != want || !near) {
+				t.Fatalf("%s, step %d: record: kernel %+v %v, table %+v %v", name, at, got, has, want, wants)
+			}
+		}
+	}
+	got, err := ps.maps.Totals()
+	ok(err)
+	if want := table.Totals(); got != want {
+		t.Errorf("%s: totals: kernel %+v, table %+v", name, got, want)
+	}
+}

@@ -1,0 +1,259 @@
+//go:build linux
+
+package linux
+
+import (
+	"errors"
+	"fmt"
+	"net"
+	"sync/atomic"
+
+	"github.com/opendivert/divert/internal/engine"
+	"github.com/opendivert/divert/internal/flow"
+	"github.com/opendivert/divert/internal/linux/codegen"
+	"github.com/opendivert/divert/internal/linux/flowmap"
+	"github.com/opendivert/divert/internal/linux/queue"
+	"github.com/opendivert/divert/internal/linux/rules"
+	"github.com/opendivert/divert/packet"
+)
+
+// flows are the verdicts of a handle for whole flows. Where the kernel decides they stand in maps that the handle's programs
+// ask when the filter has matched; else in a table that its goroutines ask. A handle that decides no flow has neither, and
+// its programs ask nothing: they are swapped for others at the first verdict.
+type flows struct {
+	maps    atomic.Pointer[flowmap.Maps] // nil until the first verdict, or a filter that counts
+	table   engine.FlowTable
+	follows bool         // the programs ask the maps; guarded by handle.mu, as what follows
+	nowhere *queue.Queue // see rules.ToNowhere; nil until the first DropFlow
+	drops   atomic.Bool  // a rule drops what the maps say
+}
+
+var _ engine.Flows = (*handle)(nil)
+
+// DecideFlow implements engine.Flows.
+func (h *handle) DecideFlow(one []packet.Packet, v flow.Verdict) error {
+	var err error
+	p := &one[0]
+	if v == flow.Accept && h.cfg.Flags&engine.FlagSniff == 0 {
+		err = h.check(&h.sendDown, engine.FlagRecvOnly, engine.ErrReceiveOnly, engine.ErrShutdown)
+	} else {
+		err = h.check(nil, 0, nil, nil)
+	}
+	if err != nil {
+		return err
+	}
+	if !h.hasReceived(p) {
+		return engine.ErrNotReceived
+	}
+	f, err := engine.FlowOf(p)
+	if err != nil {
+		return err
+	}
+	if err := h.decideFlow(&f.Key, v); err != nil {
+		return err
+	}
+	switch {
+	case h.cfg.Flags&engine.FlagSniff != 0:
+		return nil // a copy
+	case v == flow.Drop:
+		return closedError(h.sender.drop(one))
+	}
+	t := tokenOf(&p.Addr)
+	if l := h.sender.laneOf(&t); l == nil || !l.waiting.holds(t.place, t.id) {
+		return nil // it has gone its way
+	}
+	_, err = h.sender.send(one, true)
+	return err
+}
+
+// hasReceived reports whether a packet, or a copy, came from this handle.
+func (h *handle) hasReceived(p *packet.Packet) bool {
+	if h.cfg.Flags&engine.FlagSniff != 0 {
+		return p.Addr.Sniffed && p.Addr.Layer == h.layer
+	}
+	t := tokenOf(&p.Addr)
+	return h.sender.laneOf(&t) != nil
+}
+
+// decideFlow makes a verdict hold.
+func (h *handle) decideFlow(k *flow.Key, v flow.Verdict) error {
+	if h.entries == nil {
+		h.flows.table.Make(&h.cfg).Decide(*k, v, now())
+		return nil
+	}
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	switch {
+	case h.closed.Load():
+		return net.ErrClosed
+	case h.recvDown.Load():
+		return nil // nothing is captured any more
+	case h.gone.Load():
+		return engine.ErrRulesGone
+	}
+	if err := h.followFlows(v); err != nil {
+		return err
+	}
+	return h.flows.maps.Load().Decide(k, v)
+}
+
+// flowMaps returns the maps, which are made when they are needed first, with a table. h.mu is held.
+func (h *handle) flowMaps(table string) (*flowmap.Maps, error) {
+	m := h.flows.maps.Load()
+	if m == nil {
+		var err error
+		if m, err = flowmap.New(h.cfg.FlowTable, flow.IdleFor(h.cfg.FlowIdle)); err != nil {
+			return nil, err
+		}
+		h.flows.maps.Store(m)
+	}
+	return m, m.Make(table)
+}
+
+// followFlows makes the programs follow verdicts, and the rules those of a kind. h.mu is held.
+func (h *handle) followFlows(v flow.Verdict) error {
+	if !h.flows.follows {
+		if _, err := h.flowMaps(flowmap.Decided); err != nil {
+			return err
+		}
+		h.flows.follows = true
+		if err := h.setEntries(h.filter, h.processes); err != nil {
+			h.flows.follows = false
+			return fmt.Errorf("programs that follow the verdicts of flows: %w", err)
+		}
+	}
+	if v != flow.Drop || h.flows.drops.Load() {
+		return nil
+	}
+	return h.ns.Do(h.dropFlows)
+}
+
+// dropFlows makes a rule stand before the others that drops what the maps say.
+func (h *handle) dropFlows() (err error) {
+	if h.flows.nowhere == nil {
+		if h.flows.nowhere, err = queue.Open(queue.Options{Discard: true, RcvBuf: 4096}); err != nil {
+			return err
+		}
+	}
+	for _, e := range h.entries.at {
+		if err := e.Add(codegen.TakeFlow); err != nil {
+			return err
+		}
+	}
+	h.flows.drops.Store(true)
+	if err = h.setEntries(h.filter, h.processes); err == nil {
+		err = h.entry.Replace(h.rules())
+	}
+	if err != nil {
+		h.flows.drops.Store(false)
+		return fmt.Errorf("a rule that drops flows: %w", err)
+	}
+	return nil
+}
+
+// flowWays are the ways of packets whose flow is dropped: before all others.
+func (h *handle) flowWays() []way {
+	if !h.flows.drops.Load() {
+		return nil
+	}
+	return []way{{take: codegen.TakeFlow, action: rules.ToNowhere{Num: h.flows.nowhere.Num()}}}
+}
+
+// flowDropped reports whether the flow of a packet is dropped that the programs could not decide on.
+func (h *handle) flowDropped(p *packet.Packet) bool {
+	f, err := engine.FlowOf(p)
+	if err != nil || f.Begins() {
+		return false
+	}
+	r, ok, err := h.flows.maps.Load().Get(&f.Key)
+	return err == nil && ok && r.Verdict == flow.Drop
+}
+
+// ForgetFlow implements engine.Flows.
+func (h *handle) ForgetFlow(p *packet.Packet) (had bool, err error) {
+	if h.entries == nil {
+		return h.flows.table.Forget(p, now())
+	}
+	f, err := engine.FlowOf(p)
+	if err != nil {
+		return false, err
+	}
+	err = h.withFlows(func(m *flowmap.Maps) error {
+		had, err = m.Forget(&f.Key)
+		return err
+	})
+	return had, err
+}
+
+// ForgetFlows implements engine.Flows.
+func (h *handle) ForgetFlows() error {
+	h.flows.table.ForgetAll()
+	return h.withFlows((*flowmap.Maps).ForgetAll)
+}
+
+// Flow implements engine.Flows.
+func (h *handle) Flow(p *packet.Packet) (r flow.Record, way int, ok bool, err error) {
+	if h.entries == nil {
+		return h.flows.table.Get(p, now())
+	}
+	f, err := engine.FlowOf(p)
+	if err != nil {
+		return r, 0, false, err
+	}
+	err = h.withFlows(func(m *flowmap.Maps) error {
+		r, ok, err = m.Get(&f.Key)
+		return err
+	})
+	return r, f.Way(), ok, err
+}
+
+// withFlows calls a function with the maps, if there are any.
+func (h *handle) withFlows(f func(*flowmap.Maps) error) error {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	m := h.flows.maps.Load()
+	switch {
+	case h.closed.Load():
+		return net.ErrClosed
+	case m == nil:
+		return nil
+	}
+	return f(m)
+}
+
+// revokeFlows ends all verdicts, as another filter is in force. h.mu is held.
+func (h *handle) revokeFlows() error {
+	h.flows.table.Revoke()
+	if m := h.flows.maps.Load(); m != nil {
+		return m.Revoke()
+	}
+	return nil
+}
+
+// tallyFlows adds what the verdicts of flows have decided, which matched too.
+func (h *handle) tallyFlows(s *engine.Stats) error {
+	h.flows.table.Tally(s)
+	if m := h.flows.maps.Load(); m != nil {
+		sum, err := m.Totals()
+		if err != nil {
+			return err
+		}
+		s.SetFlows(sum)
+	}
+	s.Matched += s.FlowAccepted + s.FlowDropped
+	s.FlowDropped += h.counts.flowDropped.Load() // which have matched already
+	s.FlowDroppedBytes += h.counts.flowDroppedBytes.Load()
+	return nil
+}
+
+// closeFlows lets go of all. No program follows it any more.
+func (h *handle) closeFlows() error {
+	var errs []error
+	if m := h.flows.maps.Load(); m != nil {
+		errs = append(errs, m.Close())
+	}
+	if h.flows.nowhere != nil {
+		errs = append(errs, h.flows.nowhere.Close())
+	}
+	return errors.Join(errs...)
+}

@@ -1,0 +1,95 @@
+package windows
+
+import (
+	"net"
+	"time"
+
+	"github.com/opendivert/divert/internal/engine"
+	"github.com/opendivert/divert/internal/flow"
+	"github.com/opendivert/divert/packet"
+)
+
+// The driver knows no verdicts for flows. So what it captures comes here all the same, and goes back, or ends, before the
+// program sees it.
+
+var _ engine.Flows = (*handle)(nil)
+
+// began is the origin of the clock of flows.
+var began = time.Now()
+
+// clock is the time of flows, in nanoseconds.
+func clock() int64 { return int64(time.Since(began)) }
+
+// DecideFlow implements engine.Flows.
+func (h *handle) DecideFlow(one []packet.Packet, v flow.Verdict) error {
+	p, sniffs := &one[0], h.cfg.Flags&engine.FlagSniff != 0
+	switch {
+	case h.closed.Load():
+		return net.ErrClosed
+	case v == flow.Accept && !sniffs && h.sendDown.Load():
+		return engine.ErrShutdown
+	}
+	if _, received := h.received.id(&p.Addr); !sniffs && !received || sniffs && !(p.Addr.Sniffed && p.Addr.Layer == h.layer) {
+		return engine.ErrNotReceived
+	}
+	f, err := engine.FlowOf(p)
+	if err != nil {
+		return err
+	}
+	h.flows.Make(&h.cfg).Decide(f.Key, v, clock())
+	switch {
+	case sniffs:
+		return nil // a copy
+	case v == flow.Drop:
+		return h.Drop(one)
+	case h.received.holds(&p.Addr):
+		_, err = h.Accept(one)
+	}
+	return err
+}
+
+// holds reports whether an address is that of a received packet that was not sent yet.
+func (o *outstanding) holds(a *packet.Address) bool {
+	id, ok := o.id(a)
+	return ok && o.slots[id%remembered].Load() == id
+}
+
+// sift lets packets go on, or end, whose flow has a verdict, and moves the others to the front. It returns how many those are.
+func (h *handle) sift(ps []packet.Packet) (n int) {
+	now := clock()
+	var back []packet.Packet
+	for i := range ps {
+		switch h.flows.Pass(ps[i].Data, len(ps[i].Data), now) {
+		case flow.Undecided:
+			ps[n], ps[i] = ps[i], ps[n]
+			n++
+		case flow.Accept:
+			back = append(back, packet.Packet{Data: ps[i].Data, Addr: ps[i].Addr})
+		}
+	}
+	h.letOn(back)
+	return n
+}
+
+// letOn lets packets of accepted flows go on; copies have none to let go.
+func (h *handle) letOn(ps []packet.Packet) {
+	if len(ps) == 0 || !h.holds() {
+		return
+	}
+	n, _ := h.sendOn(ps) // the counter is the only one to tell
+	h.counts.failed.Add(uint64(len(ps) - n))
+}
+
+// ForgetFlow implements engine.Flows.
+func (h *handle) ForgetFlow(p *packet.Packet) (bool, error) { return h.flows.Forget(p, clock()) }
+
+// ForgetFlows implements engine.Flows.
+func (h *handle) ForgetFlows() error {
+	h.flows.ForgetAll()
+	return nil
+}
+
+// Flow implements engine.Flows.
+func (h *handle) Flow(p *packet.Packet) (flow.Record, int, bool, error) {
+	return h.flows.Get(p, clock())
+}
