@@ -51,12 +51,12 @@ func Run(ctx context.Context, o Options) (status int, err error) {
 		return 0, err
 	}
 	if o.Divert != "" {
-		dir, err := binDir(o.Divert)
+		dir, err := newBinDir(o.Divert)
 		if err != nil {
 			return 0, err
 		}
-		defer func() { err = errors.Join(err, os.RemoveAll(dir)) }()
-		o.path = dir
+		defer func() { err = errors.Join(err, dir.remove()) }()
+		o.path = dir.path
 	}
 	describe(o.Err, n, at)
 	return run(ctx, at, o)
@@ -136,18 +136,6 @@ func closeAll(cs []io.Closer) (err error) {
 		err = errors.Join(err, c.Close())
 	}
 	return err
-}
-
-// binDir makes a directory in which a program has the name divert, and nothing else is.
-func binDir(program string) (string, error) {
-	dir, err := os.MkdirTemp("", "divert-lab-")
-	if err != nil {
-		return "", err
-	}
-	if err := os.Symlink(program, filepath.Join(dir, "divert")); err != nil {
-		return "", errors.Join(err, os.RemoveAll(dir))
-	}
-	return dir, nil
 }
 
 // command returns the command, which finds what is in the directory path before anything else.

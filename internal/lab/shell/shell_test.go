@@ -19,9 +19,11 @@ import (
 // jobVariable makes a start of the test binary a command in the lab.
 const jobVariable = "DIVERT_SHELL_TEST_JOB"
 
+var jobs = map[string]func() error{"talk": talk, "hold": hold}
+
 func TestMain(m *testing.M) {
-	if os.Getenv(jobVariable) != "" {
-		if err := talk(); err != nil {
+	if job := jobs[os.Getenv(jobVariable)]; job != nil {
+		if err := job(); err != nil {
 			os.Stderr.WriteString(err.Error() + "\n")
 			os.Exit(1)
 		}
