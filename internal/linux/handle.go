@@ -273,7 +273,7 @@ func (h *handle) rules() []rules.Rule {
 				}
 				rs = append(rs, r)
 			case streams:
-				for _, only := range []rules.Only{rules.PlainTCP4, rules.PlainTCP6, rules.BigTCP6} {
+				for _, only := range streamsOf(asked) {
 					r.Only = only
 					rs = append(rs, r)
 				}
@@ -289,6 +289,15 @@ func (h *handle) rules() []rules.Rule {
 		add(rules.Redirected, chains[0]) // packets that come in, at a later place: the same program
 	}
 	return rs
+}
+
+// streamsOf returns the packets of TCP that a rule without a program leads to a queue as the stack has them, see
+// codegen.TakeStreams.
+func streamsOf(c rules.Chain) []rules.Only {
+	if c == rules.Inbound || c == rules.InboundFragments {
+		return []rules.Only{rules.PlainTCP4, rules.TCP6}
+	}
+	return []rules.Only{rules.PlainTCP4, rules.PlainTCP6, rules.BigTCP6}
 }
 
 // check returns why a call on the half that down tells of cannot go on, in the order of the specification (api.md 8).

@@ -32,7 +32,7 @@ const (
 	// TakeAll is for the only rule of a handle: copies are made of superpackets too, by the program SlotCut.
 	TakeAll Take = iota
 	// TakeStreams is for TCP in packets without IP options and extension headers, but for the one in which BIG TCP tells
-	// the length of a superpacket: SlotWhole decides.
+	// the length of a superpacket, and on the way in for TCP behind extension headers too: SlotWhole decides.
 	TakeStreams
 	// TakeRest is for all else: SlotRest decides, on superpackets SlotCut.
 	TakeRest
@@ -139,7 +139,7 @@ func entryCode(key cursor.Key, gate Gate, take Take, segments bool, slots *ebpf.
 			asm.JNE.Imm32(asm.R2, 0, out),
 		)
 	}
-	code = append(code, choose(take, segments, found, out)...)
+	code = append(code, choose(take, segments, gate == NotLoopback, found, out)...)
 	return append(code,
 		asm.Mov.Reg(asm.R1, asm.R6).WithSymbol(found),
 		asm.LoadMapPtr(asm.R2, slots.FD()),
@@ -151,7 +151,7 @@ func entryCode(key cursor.Key, gate Gate, take Take, segments bool, slots *ebpf.
 }
 
 // choose leaves the slot in R7 and goes on behind itself or to found; or it goes to out.
-func choose(take Take, segments bool, found, out string) asm.Instructions {
+func choose(take Take, segments, inbound bool, found, out string) asm.Instructions {
 	superpacket := asm.LoadMem(asm.R2, asm.R6, skbGSOSize, asm.Word)
 	slot := func(s Slot) asm.Instruction { return asm.Mov.Imm(asm.R7, int32(s)) }
 	switch take {
@@ -159,13 +159,13 @@ func choose(take Take, segments bool, found, out string) asm.Instructions {
 		if segments {
 			return asm.Instructions{asm.Ja.Label(out)}
 		}
-		return append(ifStream("stream"), asm.Ja.Label(out), slot(SlotWhole).WithSymbol("stream"))
+		return append(ifStream("stream", inbound), asm.Ja.Label(out), slot(SlotWhole).WithSymbol("stream"))
 	case TakeWhole:
 		return asm.Instructions{slot(SlotWhole)}
 	case TakeRest:
 		var code asm.Instructions
 		if !segments {
-			code = ifStream(out)
+			code = ifStream(out, inbound)
 		}
 		return append(code, slot(SlotRest), superpacket, asm.JEq.Imm32(asm.R2, 0, found), slot(SlotCut))
 	}
@@ -181,17 +181,17 @@ func choose(take Take, segments bool, found, out string) asm.Instructions {
 	}
 	code := asm.Instructions{slot(whole), superpacket, asm.JEq.Imm32(asm.R2, 0, other)}
 	if !segments {
-		code = append(code, ifStream(other)...)
+		code = append(code, ifStream(other, inbound)...)
 	}
 	return append(code, slot(cut))
 }
 
-// ifStream goes to the label if the packet is TCP as TakeStreams wants it. It uses R0 to R5 and R8. A packet without
+// ifStream goes to the label if the packet is TCP as TakeStreams wants it. It uses R0 to R5, R8 and R9. A packet without
 // a whole IP header matches nothing: LD_ABS ends the program.
-func ifStream(label string) asm.Instructions {
-	v6, no := label+"_v6", label+"_no"
+func ifStream(label string, inbound bool) asm.Instructions {
+	v6, no, other := label+"_v6", label+"_no", label+"_other"
 	const jumbo = 0xC204 // option and length (RFC 2675 section 2)
-	return asm.Instructions{
+	code := asm.Instructions{
 		asm.LoadAbs(0, asm.Byte),
 		asm.Mov.Reg32(asm.R8, asm.R0),
 		asm.RSh.Imm32(asm.R8, 4),
@@ -202,15 +202,53 @@ func ifStream(label string) asm.Instructions {
 		asm.Ja.Label(no),
 		asm.LoadAbs(6, asm.Byte).WithSymbol(v6),
 		asm.JEq.Imm32(asm.R0, protoTCP, label),
-		asm.JNE.Imm32(asm.R0, protoHopByHop, no),
+		asm.JNE.Imm32(asm.R0, protoHopByHop, other),
 		asm.LoadMem(asm.R0, asm.R6, skbLen, asm.Word),
 		asm.JLT.Imm32(asm.R0, lenIPv6+lenExtension, no),
 		asm.LoadAbs(lenIPv6, asm.Half), // the next header, and a length of 8 bytes
-		asm.JNE.Imm32(asm.R0, protoTCP<<8, no),
+		asm.JNE.Imm32(asm.R0, protoTCP<<8, other),
 		asm.LoadAbs(lenIPv6+2, asm.Half),
 		asm.JEq.Imm32(asm.R0, jumbo, label),
-		asm.Mov.Imm(asm.R0, 0).WithSymbol(no),
+		asm.Mov.Imm(asm.R0, 0).WithSymbol(other),
 	}
+	if inbound {
+		code = append(code, ifBehind(label, no)...)
+	}
+	return append(code, asm.Mov.Imm(asm.R0, 0).WithSymbol(no))
+}
+
+// maxBehind is how many extension headers ifBehind passes. In a superpacket there is rarely more than one.
+const maxBehind = 4
+
+// ifBehind goes to the label if the packet, of IPv6, is TCP behind extension headers of the kinds that may stand in a
+// superpacket (net/ipv6/exthdrs_offload.c), and else to no. Cut for the queue, such a packet would not go on: the kernel looks
+// for extension headers where its first one lies, and a segment has its TCP header noted there (skb->transport_header).
+func ifBehind(label, no string) asm.Instructions {
+	code := asm.Instructions{
+		asm.LoadAbs(6, asm.Byte),
+		asm.Mov.Imm(asm.R8, lenIPv6),
+	}
+	for i := range maxBehind {
+		header := fmt.Sprintf("%s_behind_%d", label, i)
+		code = append(code,
+			asm.JEq.Imm32(asm.R0, protoHopByHop, header),
+			asm.JEq.Imm32(asm.R0, protoRouting, header),
+			asm.JNE.Imm32(asm.R0, protoDestination, no),
+			asm.Mov.Reg(asm.R2, asm.R8).WithSymbol(header),
+			asm.Add.Imm(asm.R2, lenExtension),
+			asm.LoadMem(asm.R3, asm.R6, skbLen, asm.Word),
+			asm.JGT.Reg(asm.R2, asm.R3, no),
+			asm.LoadInd(asm.R0, asm.R8, 0, asm.Half), // the next header, and how many times 8 bytes follow the first 8
+			asm.Mov.Reg(asm.R9, asm.R0),
+			asm.And.Imm(asm.R9, 0xFF),
+			asm.Add.Imm(asm.R9, 1),
+			asm.LSh.Imm(asm.R9, 3),
+			asm.Add.Reg(asm.R8, asm.R9),
+			asm.RSh.Imm(asm.R0, 8),
+			asm.JEq.Imm32(asm.R0, protoTCP, label),
+		)
+	}
+	return append(code, asm.Ja.Label(no))
 }
 
 // FD returns the file descriptor of the program for a kind of rule, -1 if the entry was loaded without. It belongs to the

@@ -10,14 +10,15 @@ import (
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/ringbuf"
 
+	"github.com/opendivert/divert/internal/lab"
 	"github.com/opendivert/divert/internal/linux/cursor"
 	"github.com/opendivert/divert/packet"
 )
 
 // whichSlot returns the slot of an entry that decides on a packet, -1 if none does. The packet may be one of 2 segments.
-func whichSlot(t *testing.T, take Take, segments, super bool, b []byte) int {
+func whichSlot(t *testing.T, gate Gate, take Take, segments, super bool, device uint32, b []byte) int {
 	t.Helper()
-	e, err := NewEntry(cursor.NewKey(0, 0), NoGate, segments, take)
+	e, err := NewEntry(cursor.NewKey(0, 0), gate, segments, take)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -28,7 +29,7 @@ func whichSlot(t *testing.T, take Take, segments, super bool, b []byte) int {
 		if err := e.Set(programs); err != nil {
 			t.Fatal(err)
 		}
-		var context skb
+		context := skb{Ifindex: device}
 		if super {
 			binary.NativeEndian.PutUint32(context.Rest[skbGSOSegs-44:], 2)
 			binary.NativeEndian.PutUint32(context.Rest[skbGSOSize-44:], 1)
@@ -60,24 +61,44 @@ func TestEntryChooses(t *testing.T) {
 		{"streams", TakeStreams, false}, {"rest", TakeRest, false}, {"all", TakeAll, false}, {"sure", TakeSure, false}, {"doubt", TakeDoubt, false},
 		{"rest with segments", TakeRest, true}, {"all with segments", TakeAll, true}, {"sure with segments", TakeSure, true},
 	}
-	stream := []Slot{SlotWhole, none, SlotWhole, SlotWhole, none, SlotRest, SlotWhole, SlotWhole}
+	streams := []Slot{SlotWhole, none, SlotWhole, SlotWhole, none, SlotRest, SlotWhole, SlotWhole}
 	other := []Slot{none, SlotRest, SlotWhole, SlotWhole, none, SlotRest, SlotWhole, SlotWhole}
 	superStream := []Slot{SlotWhole, none, SlotWhole, SlotWhole, none, SlotCut, SlotCut, SlotSure}
 	superOther := []Slot{none, SlotCut, SlotCut, SlotSure, SlotCut, SlotCut, SlotCut, SlotSure}
+	routed := header6(protoRouting, extensions(2, protoTCP, tcpHeader(5, 2, "abc")))
+	routed[lenIPv6] = protoHopByHop
+	many := header6(protoDestination, extensions(maxBehind+1, protoTCP, tcpHeader(5, 2, "abc")))
+	datagram := header6(protoDestination, extensions(1, protoUDP, udpHeader("abc")))
+	authentic := header6(protoAH, extensions(1, protoTCP, tcpHeader(5, 2, "abc")))
+	cut := header6(protoDestination, extensions(1, protoTCP, nil)[:lenExtension-1])
+	// The program of the ways in turns away what is on the loopback interface, on which the kernel runs programs unless it is
+	// told of another.
+	pair := lab.TwoHostsT(t, lab.LinkOptions{})
+	device := uint32(pair.LinkA.Index())
 	for _, row := range []struct {
-		name   string
-		b      []byte
-		stream bool
+		name            string
+		b               []byte
+		stream, inbound bool // is a stream: at all, on the way in
 	}{
-		{"TCP", tcp4, true}, {"UDP", udp4, false}, {"TCP over IPv6", tcp6, true}, {"UDP over IPv6", udp6, false},
-		{"TCP behind an extension header", behind, false}, {"BIG TCP", big, true},
+		{"TCP", tcp4, true, true}, {"UDP", udp4, false, false}, {"TCP over IPv6", tcp6, true, true}, {"UDP over IPv6", udp6, false, false},
+		{"TCP behind an extension header", behind, false, true}, {"BIG TCP", big, true, true},
+		{"TCP behind several", routed, false, true}, {"TCP behind too many", many, false, false},
+		{"UDP behind an extension header", datagram, false, false}, {"TCP behind authentication", authentic, false, false},
+		{"an extension header that is cut", cut, false, false},
 	} {
-		for _, super := range []bool{false, true} {
-			want := map[[2]bool][]Slot{{true, false}: stream, {false, false}: other, {true, true}: superStream, {false, true}: superOther}[[2]bool{row.stream, super}]
-			for i, k := range kinds {
-				got := whichSlot(t, k.take, k.segments, super, row.b)
-				if got != int(want[i]) && (got != -1 || want[i] != none) {
-					t.Errorf("%s, superpacket %v, rule for %s: slot %d, want %d", row.name, super, k.name, got, want[i])
+		for gate, stream := range map[Gate]bool{NoGate: row.stream, NotLoopback: row.inbound} {
+			for _, super := range []bool{false, true} {
+				want := map[[2]bool][]Slot{
+					{true, false}: streams, {false, false}: other, {true, true}: superStream, {false, true}: superOther,
+				}[[2]bool{stream, super}]
+				for i, k := range kinds {
+					var got int
+					if err := pair.A.Do(func() error { got = whichSlot(t, gate, k.take, k.segments, super, device, row.b); return nil }); err != nil {
+						t.Fatal(err)
+					}
+					if got != int(want[i]) && (got != -1 || want[i] != none) {
+						t.Errorf("%s, gate %d, superpacket %v, rule for %s: slot %d, want %d", row.name, gate, super, k.name, got, want[i])
+					}
 				}
 			}
 		}

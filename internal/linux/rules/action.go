@@ -35,6 +35,7 @@ const (
 	PlainTCP4       // TCP over IPv4 without options
 	PlainTCP6       // TCP over IPv6 without extension headers
 	BigTCP6         // TCP over IPv6 with the one of BIG TCP
+	TCP6            // TCP over IPv6 behind whatever the kernel follows
 	SCTP            // SCTP behind whatever the kernel follows
 )
 
@@ -57,6 +58,8 @@ func (o Only) exprs() []expr.Any {
 		return meta(expr.MetaKeyL4PROTO, unix.IPPROTO_TCP)
 	case SCTP:
 		return meta(expr.MetaKeyL4PROTO, unix.IPPROTO_SCTP)
+	case TCP6:
+		return slices.Concat(meta(expr.MetaKeyNFPROTO, unix.NFPROTO_IPV6), meta(expr.MetaKeyL4PROTO, unix.IPPROTO_TCP))
 	case PlainTCP4: // version and header length, protocol
 		return slices.Concat(meta(expr.MetaKeyNFPROTO, unix.NFPROTO_IPV4), header(0, 0x45), header(9, unix.IPPROTO_TCP))
 	case PlainTCP6: // next header

@@ -146,6 +146,8 @@ func TestExpressions(t *testing.T) {
 			join("r1 = meta nfproto", "r1 == 02", "r1 = ip 0+1", "r1 == 45", "r1 = ip 9+1", "r1 == 06", notServed, count, toQueue)},
 		{"outbound, plain TCP of IPv6", Rule{Chain: Outbound, Program: NoProgram, Action: queue, Only: PlainTCP6}.exprs(o),
 			join("r1 = meta nfproto", "r1 == 0a", "r1 = ip 6+1", "r1 == 06", notServed, count, toQueue)},
+		{"inbound, TCP of IPv6", Rule{Chain: Inbound, Program: NoProgram, Action: queue, Only: TCP6}.exprs(o),
+			join("r1 = meta nfproto", "r1 == 0a", "r1 = meta l4proto", "r1 == 06", notServed, notLoopback, local, count, toQueue)},
 		{"outbound, BIG TCP", Rule{Chain: Outbound, Program: NoProgram, Action: queue, Only: BigTCP6}.exprs(o),
 			join("r1 = meta nfproto", "r1 == 0a", "r1 = ip 6+1", "r1 == 00", "r1 = ip 40+4", "r1 == 0600c204", notServed, count, toQueue)},
 		{"not counted", Rule{Chain: Outbound, Program: 7, Action: queue, Silent: true}.exprs(o), join(matchBPF, toQueue)},
