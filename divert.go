@@ -72,19 +72,6 @@ const MaxBatch = 255
 // MaxPacket is the length of the longest packet there is, in bytes: an IPv6 header and 65535 bytes.
 const MaxPacket = 65575
 
-// Param names a limit of a handle's queue, or the version, with the values of WINDIVERT_PARAM
-// (specification: api.md 1.1 and 12).
-type Param uint8
-
-// The parameters.
-const (
-	QueueLength  Param = iota // packets or events, 32 to 16384
-	QueueTime                 // milliseconds, 100 to 16000
-	QueueSize                 // bytes, 65535 to 33554432
-	VersionMajor              // of the interface that is followed, 2; read-only
-	VersionMinor              // 2; read-only
-)
-
 // How says which half of a handle Shutdown ends.
 type How uint8
 
@@ -97,10 +84,9 @@ const (
 
 // options are what the functions With… set.
 type options struct {
-	wrong   error // what is wrong with an argument that params and config cannot hold
+	wrong   error // what is wrong with an argument that config cannot hold
 	layer   Layer
 	dialect filter.Dialect
-	params  [VersionMajor]uint64
 	snaps   bool // WithSnapLength
 	config  engine.Config
 	engine  engine.Opener
@@ -120,25 +106,6 @@ func WithPriority(priority int16) Option { return func(o *options) { o.config.Pr
 
 // WithFlags sets flags.
 func WithFlags(f Flag) Option { return func(o *options) { o.config.Flags |= uint64(f) } }
-
-// WithQueueLength limits how many packets wait in the handle's queue, 32 to 16384, instead of 4096.
-func WithQueueLength(n int) Option { return withParam(QueueLength, int64(n)) }
-
-// WithQueueTime limits how long a packet waits in the handle's queue, 100 ms to 16 s, instead of 2 s.
-func WithQueueTime(d time.Duration) Option { return withParam(QueueTime, d.Milliseconds()) }
-
-// WithQueueSize limits how many bytes wait in the handle's queue, 65535 to 33554432, instead of 4194304.
-func WithQueueSize(n int) Option { return withParam(QueueSize, int64(n)) }
-
-func withParam(p Param, v int64) Option {
-	return func(o *options) {
-		if v < 0 { // as a parameter it would be a number the caller never wrote
-			o.wrong = outOfRange(p, v)
-			return
-		}
-		o.params[p] = uint64(v)
-	}
-}
 
 // WithFailOpen lets packets pass that the queue has no room for, instead of dropping them.
 func WithFailOpen() Option { return func(o *options) { o.config.FailOpen = true } }
@@ -218,51 +185,6 @@ func WithEngine(e Engine) Option { return func(o *options) { o.config.Mode = eng
 // WinDivert32.sys. It matters on Windows only.
 func WithDriver(path string) Option { return func(o *options) { o.config.Driver = path } }
 
-// paramRange is what a parameter may be, and is by default.
-type paramRange struct {
-	name, unit        string
-	initial, min, max uint64
-}
-
-var paramRanges = [VersionMajor]paramRange{
-	QueueLength: {"queue length", "packets", 4096, 32, 16384},
-	QueueTime:   {"queue time", "milliseconds", 2000, 100, 16000},
-	QueueSize:   {"queue size", "bytes", 4194304, 65535, 33554432},
-}
-
-// outOfRange is the error for a value that a parameter cannot have.
-func outOfRange[V int64 | uint64](p Param, v V) error {
-	r := paramRanges[p]
-	return fmt.Errorf("%w: %s %d is out of range (%d to %d %s)", ErrInvalid, r.name, v, r.min, r.max, r.unit)
-}
-
-// checkParam returns why a parameter cannot have a value.
-func checkParam(p Param, v uint64) error {
-	switch {
-	case p > VersionMinor:
-		return noSuchParam(p)
-	case p >= VersionMajor:
-		return fmt.Errorf("%w: the version (parameter %d) can only be read", ErrInvalid, p)
-	}
-	if r := paramRanges[p]; v < r.min || v > r.max {
-		return outOfRange(p, v)
-	}
-	return nil
-}
-
-func noSuchParam(p Param) error {
-	return fmt.Errorf("%w: there is no parameter %d; they go from %d to %d", ErrInvalid, p, QueueLength, VersionMinor)
-}
-
-// limitsOf returns parameters as the engines take them.
-func limitsOf(params [VersionMajor]uint64) engine.Limits {
-	return engine.Limits{
-		Length: int(params[QueueLength]),
-		Time:   time.Duration(params[QueueTime]) * time.Millisecond,
-		Size:   int(params[QueueSize]),
-	}
-}
-
 // Open opens a handle for the packets or events that match the filter, at LayerNetwork unless an option
 // says otherwise. From its return on matching packets wait for the program, so it should begin
 // to receive at once. The handle belongs to the network namespace of the calling thread.
@@ -306,10 +228,7 @@ func init() {
 }
 
 func newOptions(opts []Option) *options {
-	o := &options{config: engine.Config{Queues: 1, FlowTable: flow.DefaultSize}, engine: openEngine}
-	for p, r := range paramRanges {
-		o.params[p] = r.initial
-	}
+	o := &options{config: engine.Config{Queues: 1, Limits: defaultLimits, FlowTable: flow.DefaultSize}, engine: openEngine}
 	for _, opt := range opts {
 		if opt != nil { // an option that a program leaves out
 			opt(o)
@@ -320,14 +239,13 @@ func newOptions(opts []Option) *options {
 
 func (o *options) open(p *filter.Program) (*Handle, error) {
 	o.config.Program = (*prog.Program)(p)
-	o.config.Limits = limitsOf(o.params)
 	e, err := o.engine(o.config)
 	if err != nil {
 		return nil, opError("open", err)
 	}
 	h := &Handle{
 		engine: e, layer: o.layer, priority: o.config.Priority, flags: Flag(o.config.Flags), dialect: o.dialect,
-		params: o.params, snap: o.config.Snap, dropWaits: o.dropWaits,
+		limits: o.config.Limits, snap: o.config.Snap, dropWaits: o.dropWaits,
 	}
 	h.deadline.Init(e.Wake)
 	return h, nil
@@ -365,10 +283,8 @@ func (o *options) check() error {
 	if o.snaps && o.config.Snap < MinSnapLength {
 		return fmt.Errorf("%w: snap length %d; it must be %d bytes or more", ErrInvalid, o.config.Snap, MinSnapLength)
 	}
-	for p := range paramRanges {
-		if err := checkParam(Param(p), o.params[p]); err != nil {
-			return err
-		}
+	if err := checkLimits(&o.config.Limits); err != nil {
+		return err
 	}
 	if m := o.config.Mode; m > engine.ModeInterpret {
 		return fmt.Errorf("%w: there is no engine %d", ErrInvalid, m)

@@ -29,8 +29,8 @@ type Handle struct {
 	closed    atomic.Bool // Close has begun
 	closing   sync.Mutex  // held by Close
 
-	mu     sync.Mutex // guards params
-	params [VersionMajor]uint64
+	mu     sync.Mutex // guards limits
+	limits engine.Limits
 
 	left leftovers
 
@@ -187,37 +187,6 @@ func (h *Handle) Close() error {
 		h.engine.Return(ps)
 	}
 	return opError("close", h.engine.Close())
-}
-
-// SetParam sets a limit of the queue, in the parameter's unit. It fails with ErrInvalid for a value out of range or a
-// parameter that can only be read, or with net.ErrClosed.
-func (h *Handle) SetParam(p Param, v uint64) error {
-	if err := checkParam(p, v); err != nil {
-		return opError("set param", err)
-	}
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	params := h.params
-	params[p] = v
-	if err := h.engine.SetLimits(limitsOf(params)); err != nil {
-		return opError("set param", err)
-	}
-	h.params = params
-	return nil
-}
-
-// Param returns a parameter, in its unit, also of a closed handle. It fails with ErrInvalid if there is none such.
-func (h *Handle) Param(p Param) (uint64, error) {
-	switch p {
-	case VersionMajor, VersionMinor:
-		return 2, nil
-	}
-	if p > VersionMinor {
-		return 0, opError("param", noSuchParam(p))
-	}
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	return h.params[p], nil
 }
 
 // SetFilter replaces the filter by another, in the dialect the handle was opened with: each packet meets

@@ -4,6 +4,7 @@ package main
 
 import (
 	"errors"
+	"math"
 	"os"
 	"sync/atomic"
 	"time"
@@ -112,30 +113,47 @@ func (h *handle) expired() bool {
 	if h.held.first == h.held.last {
 		return false
 	}
-	limit, err := h.divert.Param(divert.QueueTime)
-	return err == nil && time.Since(h.held.since) > time.Duration(limit)*time.Millisecond
+	return time.Since(h.held.since) > h.divert.QueueTime()
 }
+
+// param is a number of WINDIVERT_PARAM (specification: api.md 1.1).
+type param struct {
+	set func(h *divert.Handle, value uint64) error // nil: it can only be read
+	get func(h *divert.Handle) uint64
+}
+
+// params are the parameters by their numbers.
+var params = [...]param{
+	{func(h *divert.Handle, v uint64) error { return h.SetQueueLength(asInt(v)) }, func(h *divert.Handle) uint64 { return uint64(h.QueueLength()) }},
+	{func(h *divert.Handle, v uint64) error { return h.SetQueueTime(asMilliseconds(v)) }, func(h *divert.Handle) uint64 { return uint64(h.QueueTime().Milliseconds()) }},
+	{func(h *divert.Handle, v uint64) error { return h.SetQueueSize(asInt(v)) }, func(h *divert.Handle) uint64 { return uint64(h.QueueSize()) }},
+	{nil, func(*divert.Handle) uint64 { major, _ := divert.Version(); return uint64(major) }},
+	{nil, func(*divert.Handle) uint64 { _, minor := divert.Version(); return uint64(minor) }},
+}
+
+// asInt and asMilliseconds return the value of a parameter; what is far out of every range stays out of range.
+func asInt(v uint64) int                    { return int(min(v, math.MaxInt32)) }
+func asMilliseconds(v uint64) time.Duration { return time.Duration(asInt(v)) * time.Millisecond }
 
 // setParam and param are WinDivertSetParam and WinDivertGetParam (specification: api.md 11).
 func (h *handle) setParam(number uint32, value uint64) code {
 	switch {
 	case h.closing.Load():
 		return badCommand
-	case number > uint32(divert.VersionMinor):
+	case number >= uint32(len(params)) || params[number].set == nil:
 		return invalidParameter
 	}
-	return codeOf(h.divert.SetParam(divert.Param(number), value))
+	return codeOf(params[number].set(h.divert, value))
 }
 
 func (h *handle) param(number uint32) (uint64, code) {
 	switch {
 	case h.closing.Load():
 		return 0, badCommand
-	case number > uint32(divert.VersionMinor):
+	case number >= uint32(len(params)):
 		return 0, invalidParameter
 	}
-	v, err := h.divert.Param(divert.Param(number))
-	return v, codeOf(err)
+	return params[number].get(h.divert), success
 }
 
 // interrupted reports whether a receive call ended because it was woken, not because of the handle.

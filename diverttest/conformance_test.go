@@ -678,10 +678,10 @@ var expectations = []expectation{
 	}},
 	{"limits out of range", func(p *player) {
 		h := p.handle("false")
-		p.fails(h.SetParam(divert.QueueLength, 31), divert.ErrInvalid, 87)
-		p.ok(h.SetParam(divert.QueueLength, 32))
-		if v, err := h.Param(divert.QueueLength); v != 32 || err != nil {
-			p.Errorf("the queue length is %d (%v)", v, err)
+		p.fails(h.SetQueueLength(31), divert.ErrInvalid, 87)
+		p.ok(h.SetQueueLength(32))
+		if n := h.QueueLength(); n != 32 {
+			p.Errorf("the queue length is %d", n)
 		}
 		p.fails(h.Shutdown(0), divert.ErrInvalid, 87)
 		_, err := p.open("true", pri(30001))

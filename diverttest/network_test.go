@@ -439,7 +439,7 @@ func TestLimitLowered(t *testing.T) {
 	for range 100 {
 		n.Outbound(udp(t, "x"), 0)
 	}
-	check(t, h.SetParam(divert.QueueLength, 50))
+	check(t, h.SetQueueLength(50))
 	stats(t, h, divert.Stats{Matched: 100, Waiting: 100})
 	n.Outbound(udp(t, "x"), 0)
 	stats(t, h, divert.Stats{Matched: 101, Waiting: 50, DroppedFull: 51})

@@ -5,6 +5,7 @@ package e2e_test
 import (
 	"errors"
 	"fmt"
+	"math"
 	"os"
 	"strings"
 	"testing"
@@ -124,10 +125,9 @@ func TestMessages(t *testing.T) {
 		want string
 	}{
 		{open(divert.WithQueueLength(-1)), "queue length -1 is out of range (32 to 16384 packets)"},
-		{open(divert.WithQueueTime(-time.Second)), "queue time -1000 is out of range (100 to 16000 milliseconds)"},
+		{open(divert.WithQueueTime(-time.Second)), "queue time -1s is out of range (100ms to 16s)"},
 		{open(divert.WithQueueSize(7)), "queue size 7 is out of range (65535 to 33554432 bytes)"},
-		{d.SetParam(divert.VersionMajor, 2), "the version (parameter 3) can only be read"},
-		{d.SetParam(5, 2), "there is no parameter 5; they go from 0 to 4"},
+		{d.SetQueueTime(1500500 * time.Microsecond), "set queue time: invalid argument: queue time 1.5005s is not a whole number of milliseconds; round it"},
 	} {
 		if row.err == nil || !strings.HasSuffix(row.err.Error(), row.want) {
 			t.Errorf("the error is %v, want %s", row.err, row.want)
@@ -302,31 +302,24 @@ func TestSendRefuses(t *testing.T) {
 	})
 }
 
-// TestParamRefuses: limits out of range, and what is no limit.
-func TestParamRefuses(t *testing.T) {
+// TestLimitsRefuse: limits out of range change nothing.
+func TestLimitsRefuse(t *testing.T) {
 	pair := lab.TwoHostsT(t, lab.LinkOptions{})
 	d := openAt(t, pair.A, "false")
-	for _, row := range []struct {
-		p divert.Param
-		v uint64
-	}{
-		{divert.QueueLength, 31}, {divert.QueueLength, 16385}, {divert.QueueLength, 1 << 40},
-		{divert.QueueTime, 99}, {divert.QueueTime, 16001}, {divert.QueueSize, 65534}, {divert.QueueSize, 33554433},
-		{divert.VersionMajor, 2}, {divert.VersionMinor, 2}, {5, 1}, {255, 1},
-	} {
-		invalid.check(t, "set param", d.SetParam(row.p, row.v))
+	for _, n := range []int{-1, 0, 31, 16385, math.MaxInt} {
+		invalid.check(t, "set queue length", d.SetQueueLength(n))
 	}
-	if _, err := d.Param(5); err == nil {
-		t.Error("a parameter 5")
-	} else {
-		invalid.check(t, "param", err)
+	for _, age := range []time.Duration{-time.Second, 0, 100*time.Millisecond - 1, 16*time.Second + 1, 100500 * time.Microsecond, math.MaxInt64} {
+		invalid.check(t, "set queue time", d.SetQueueTime(age))
 	}
-	for p, want := range map[divert.Param]uint64{
-		divert.QueueLength: 4096, divert.QueueTime: 2000, divert.QueueSize: 4194304, divert.VersionMajor: 2, divert.VersionMinor: 2,
-	} {
-		if v, err := d.Param(p); err != nil || v != want {
-			t.Errorf("parameter %d is %d (%v), want %d", p, v, err, want)
-		}
+	for _, n := range []int{-1, 65534, 33554433, math.MinInt} {
+		invalid.check(t, "set queue size", d.SetQueueSize(n))
+	}
+	if l, age, n := d.QueueLength(), d.QueueTime(), d.QueueSize(); l != 4096 || age != 2*time.Second || n != 4194304 {
+		t.Errorf("the limits are %d, %v, %d", l, age, n)
+	}
+	if major, minor := divert.Version(); major != 2 || minor != 2 {
+		t.Errorf("version %d.%d", major, minor)
 	}
 }
 

@@ -93,6 +93,25 @@ func drain(t testing.TB, d *divert.Handle, batch int, each func(*divert.Packet))
 	}
 }
 
+// limit is a limit of a queue: as an option, how to set it, and whether it is in force.
+type limit struct {
+	option divert.Option
+	set    func(*divert.Handle) error
+	is     func(*divert.Handle) bool
+}
+
+func lengthOf(n int) limit {
+	return limit{divert.WithQueueLength(n), func(h *divert.Handle) error { return h.SetQueueLength(n) }, func(h *divert.Handle) bool { return h.QueueLength() == n }}
+}
+
+func sizeOf(n int) limit {
+	return limit{divert.WithQueueSize(n), func(h *divert.Handle) error { return h.SetQueueSize(n) }, func(h *divert.Handle) bool { return h.QueueSize() == n }}
+}
+
+func timeOf(d time.Duration) limit {
+	return limit{divert.WithQueueTime(d), func(h *divert.Handle) error { return h.SetQueueTime(d) }, func(h *divert.Handle) bool { return h.QueueTime() == d }}
+}
+
 // TestQueueLimits: what a queue has no room or no time for is dropped, and counted under the right reason.
 // The bounds are those of both engines: the kernel's own queue counts in its memory, not in bytes of packets.
 func TestQueueLimits(t *testing.T) {
@@ -101,28 +120,24 @@ func TestQueueLimits(t *testing.T) {
 		conn, _ := receiver(t, pair.B, pair.B.Addr4())
 		c := dialUDP(t, pair.A, conn.LocalAddr())
 		for _, way := range []string{"option", "parameter"} {
-			open := func(t *testing.T, p divert.Param, v uint64, opts ...divert.Option) *divert.Handle {
+			open := func(t *testing.T, l limit, opts ...divert.Option) *divert.Handle {
 				opts = append(opts, e)
 				if way == "option" {
-					opts = append(opts, map[divert.Param]divert.Option{
-						divert.QueueLength: divert.WithQueueLength(int(v)),
-						divert.QueueTime:   divert.WithQueueTime(time.Duration(v) * time.Millisecond),
-						divert.QueueSize:   divert.WithQueueSize(int(v)),
-					}[p])
+					opts = append(opts, l.option)
 				}
 				d := openAt(t, pair.A, "outbound and udp", opts...)
 				if way != "option" {
-					if err := d.SetParam(p, v); err != nil {
+					if err := l.set(d); err != nil {
 						t.Fatal(err)
 					}
 				}
-				if got, err := d.Param(p); err != nil || got != v {
-					t.Errorf("the parameter is %d (%v), want %d", got, err, v)
+				if !l.is(d) {
+					t.Errorf("the limits are %d, %v, %d", d.QueueLength(), d.QueueTime(), d.QueueSize())
 				}
 				return d
 			}
 			t.Run("length/"+way, func(t *testing.T) {
-				d := open(t, divert.QueueLength, 64)
+				d := open(t, lengthOf(64))
 				send(t, c, 500, 64)
 				s := quiet(t, d)
 				balanced(t, s)
@@ -135,7 +150,7 @@ func TestQueueLimits(t *testing.T) {
 				balanced(t, stats(t, d))
 			})
 			t.Run("size/"+way, func(t *testing.T) {
-				d := open(t, divert.QueueSize, 65535, divert.WithQueueLength(32))
+				d := open(t, sizeOf(65535), divert.WithQueueLength(32))
 				send(t, c, 300, 1400)
 				s := quiet(t, d)
 				balanced(t, s)
@@ -148,7 +163,7 @@ func TestQueueLimits(t *testing.T) {
 				balanced(t, stats(t, d))
 			})
 			t.Run("time/"+way, func(t *testing.T) {
-				d := open(t, divert.QueueTime, 200)
+				d := open(t, timeOf(200*time.Millisecond))
 				send(t, c, 20, 64)
 				time.Sleep(time.Second)
 				send(t, c, 1, 64)
@@ -162,7 +177,7 @@ func TestQueueLimits(t *testing.T) {
 				}
 			})
 			t.Run("sniffed/"+way, func(t *testing.T) {
-				d := open(t, divert.QueueSize, 65535, divert.WithFlags(divert.Sniff), divert.WithQueueLength(32))
+				d := open(t, sizeOf(65535), divert.WithFlags(divert.Sniff), divert.WithQueueLength(32))
 				r := lab.Exchange{Count: 1000, Size: 1400, Wait: time.Second}
 				if got := exchange(t, pair.A, echoAt(t, pair.B, "udp", pair.B.Addr4()).Addr(), r); got.Echoed != 1000 {
 					t.Errorf("sniffed traffic: %+v", got)
@@ -418,7 +433,7 @@ func TestCallsAfterClose(t *testing.T) {
 				"AcceptBatch":     func() error { _, err := d.AcceptBatch([]divert.Packet{p}); return err },
 				"Shutdown":        func() error { return d.Shutdown(divert.ShutdownBoth) },
 				"Close":           d.Close,
-				"SetParam":        func() error { return d.SetParam(divert.QueueLength, 100) },
+				"SetQueueLength":  func() error { return d.SetQueueLength(100) },
 				"SetFilter":       func() error { return d.SetFilter("true") },
 				"SetReadDeadline": func() error { return d.SetReadDeadline(time.Now()) },
 				"Packets": func() (err error) {

@@ -132,9 +132,9 @@ func TestSniffedQueue(t *testing.T) {
 	open := func(t *testing.T, opts ...divert.Option) *divert.Handle {
 		return openAt(t, pair.A, "outbound and udp", append(opts, divert.WithFlags(divert.Sniff), divert.WithEngine(divert.EngineKernel))...)
 	}
-	set := func(t *testing.T, d *divert.Handle, p divert.Param, v uint64) {
+	set := func(t *testing.T, d *divert.Handle, l limit) {
 		t.Helper()
-		if err := d.SetParam(p, v); err != nil {
+		if err := l.set(d); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -183,9 +183,9 @@ func TestSniffedQueue(t *testing.T) {
 	t.Run("grown", func(t *testing.T) {
 		d := open(t)
 		send(t, c, 100, 1000) // stay in what it had before
-		set(t, d, divert.QueueLength, 16384)
-		set(t, d, divert.QueueSize, 32<<20)
-		set(t, d, divert.QueueTime, 16000)
+		set(t, d, lengthOf(16384))
+		set(t, d, sizeOf(32<<20))
+		set(t, d, timeOf(16*time.Second))
 		send(t, c, 12000, 1400)
 		if n := drained(t, d); n != 12100 {
 			t.Errorf("%d received: %+v", n, stats(t, d))
@@ -202,8 +202,8 @@ func TestSniffedQueue(t *testing.T) {
 			}()
 		}
 		time.Sleep(20 * time.Millisecond)
-		for size := uint64(8 << 20); size <= 32<<20; size *= 2 {
-			set(t, d, divert.QueueSize, size)
+		for size := 8 << 20; size <= 32<<20; size *= 2 {
+			set(t, d, sizeOf(size))
 		}
 		send(t, c, 1, 40)
 		if err := <-done; err != nil {
@@ -243,7 +243,7 @@ func TestSniffedQueueGrowsUnderReceivers(t *testing.T) {
 	c := dialUDP(t, pair.A, conn.LocalAddr())
 	const rounds = 6
 	for i := range rounds {
-		if err := d.SetParam(divert.QueueSize, uint64(1<<20)<<i); err != nil {
+		if err := d.SetQueueSize(1 << 20 << i); err != nil {
 			t.Fatal(err)
 		}
 		sendEverywhere(t, c, 10, 40)

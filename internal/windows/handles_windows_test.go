@@ -184,7 +184,7 @@ func TestQueueLimits(t *testing.T) {
 	t.Run("parameters", func(t *testing.T) {
 		m := windows.LoadModel(t)
 		h := openAt(t, m, "udp")
-		if err := h.SetParam(divert.QueueLength, 32); err != nil {
+		if err := h.SetQueueLength(32); err != nil {
 			t.Fatal(err)
 		}
 		for n := range 33 {
