@@ -180,6 +180,62 @@ var flowExpectations = []expectation{
 		p.recv(h, "b")
 		p.expectOut()
 	}},
+	{"the first packets of a flow come, the rest passes", func(p *player) {
+		h := p.handle("udp and flow.Packets <= 2")
+		for _, way := range []func(string){p.out, p.in} {
+			way("a")
+			k := p.recv(h, "a")
+			p.ok(h.Accept(&k))
+		}
+		p.out("b")
+		p.in("c")
+		p.expectOut("a", "b")
+		p.expectIn("a", "c")
+		p.counts(h, divert.Stats{Matched: 2, Received: 2, Reinjected: 2})
+		if had, err := h.ForgetFlow(&divert.Packet{Data: p.datagram("x")}); had || err != nil {
+			p.Errorf("forget: %v, %v", had, err)
+		}
+		p.out("d")
+		k := p.recv(h, "d")
+		p.ok(h.DropFlow(&k)) // the verdict holds whatever the count
+		for range 3 {
+			p.out("e")
+		}
+		p.expectOut()
+		s := p.until(h, "three dropped", func(s divert.Stats) bool { return s.FlowDropped == 3 })
+		if s.Matched != 6 {
+			p.Errorf("the counters are %+v", s)
+		}
+	}},
+	{"what a filter counts of one direction", func(p *player) {
+		h := p.handle("udp", divert.WithFlags(divert.Sniff))
+		p.out("0")
+		p.recv(h, "0")
+		p.ok(h.SetFilter("udp and flow.WayPackets == 2 and flow.WayBytes in {50-60} and flow.Bytes == 87")) // and counts from now on
+		p.out("a")
+		p.in("b")
+		p.out("c")
+		p.in("d")
+		p.recv(h, "c")
+		p.none(h)
+		p.ok(h.SetFilter("udp and flow.Bytes > 100")) // and goes on counting
+		p.in("e")
+		p.recv(h, "e")
+		p.ok(h.ForgetFlows())
+		p.in("f")
+		p.none(h)
+		p.expectOut("0", "a", "c")
+		p.expectIn("b", "d", "e", "f")
+	}},
+	{"a handle that drops, by a count", func(p *player) {
+		h := p.handle("outbound and udp and flow.Packets > 1", divert.WithFlags(divert.Drop))
+		p.out("a")
+		p.out("b")
+		p.in("c")
+		p.expectOut("a")
+		p.expectIn("c")
+		p.counts(h, divert.Stats{Matched: 1, Dropped: 1})
+	}},
 	{"what cannot be decided", func(p *player) {
 		h := p.handle("udp")
 		other := p.handle("udp", pri(-1), divert.WithFlags(divert.Sniff))

@@ -47,7 +47,7 @@ func (h *handle) sees(data []byte, parsed *packet.Parsed, a *packet.Address) boo
 	case a.Layer == packet.LayerNetwork && !a.Outbound && parsed.Fragment && h.cfg.Flags&engine.FlagFragments == 0:
 		return false // put together they would be seen
 	}
-	return h.program.MatchParsed(data, parsed, a)
+	return h.flows.Match(&h.cfg, h.program, data, a, a.Timestamp)
 }
 
 // capture does with a packet that matches what the handle does, and reports whether the packet ends here

@@ -15,6 +15,10 @@ const (
 	Loopback         = Flag(prog.FieldLoopback)
 	Impostor         = Flag(prog.FieldImpostor)
 	Fragment         = Flag(prog.FieldFragment)
+	FlowPackets      = Number[uint32](prog.FieldFlowPackets) // these four in the extended dialect only
+	FlowBytes        = Number[uint32](prog.FieldFlowBytes)
+	FlowWayPackets   = Number[uint32](prog.FieldFlowWayPackets)
+	FlowWayBytes     = Number[uint32](prog.FieldFlowWayBytes)
 	IfIdx            = Number[uint32](prog.FieldIfIdx)
 	SubIfIdx         = Number[uint32](prog.FieldSubIfIdx)
 	Length           = Number[uint32](prog.FieldLength)

@@ -221,6 +221,7 @@ func TestBuilderReachesEveryField(t *testing.T) {
 		ProcessID.Eq(1), LocalAddr.Eq(loopback), RemoteAddr.Eq(loopback), LocalPort.Eq(1), RemotePort.Eq(1),
 		Protocol.Eq(1), EndpointID.Eq(1), ParentEndpointID.Eq(1), HandleLayer.Eq(1), Priority.Eq(1), Event.Eq(1),
 		Length.Eq(100), Timestamp.Eq(1), Random8.Eq(1), Random16.Eq(1), Random32.Eq(1),
+		FlowPackets.Eq(1), FlowBytes.Eq(1), FlowWayPackets.Eq(1), FlowWayBytes.Eq(1),
 		Packet(0).Eq(1), Packet16(0).Eq(1), Packet32(0).Eq(1),
 		IP, IPHdrLength.Eq(1), IPTOS.Eq(1), IPLength.Eq(1), IPID.Eq(1), IPDF, IPMF, IPFragOff.Eq(1),
 		IPTTL.Eq(1), IPProtocol.Eq(1), IPChecksum.Eq(1), IPSrcAddr.Eq(v4), IPDstAddr.Eq(v4),

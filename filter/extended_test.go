@@ -332,7 +332,7 @@ func TestSnippet(t *testing.T) {
 
 func TestFields(t *testing.T) {
 	fields := Fields()
-	if want := int(prog.NumSpecFields) + len("tf"); len(fields) != want {
+	if want := int(prog.NumSpecFields) + len("tf") + 4; len(fields) != want {
 		t.Fatalf("got %d fields, want %d", len(fields), want)
 	}
 	for _, f := range fields {

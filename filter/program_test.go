@@ -128,7 +128,7 @@ func TestMatchExact(t *testing.T) { // packets.md 1.4
 	}
 }
 
-func TestMatchProcess(t *testing.T) {
+func TestMatchKnown(t *testing.T) {
 	p := prog.New(packet.LayerNetwork, []prog.Test{
 		{Field: prog.FieldUDP, Value: prog.Value{Lo: 1}, Succ: prog.Accept, Fail: 1},
 		{Field: prog.FieldProcessID, Value: prog.Value{Lo: 7}, Succ: prog.Accept, Fail: prog.Reject},
@@ -137,7 +137,7 @@ func TestMatchProcess(t *testing.T) {
 	a := packet.Address{}
 	tcp, udp := mustHex(t, packetHex["A"]), mustHex(t, packetHex["B"])
 	parsed.Parse(tcp)
-	if !p.MatchProcess(tcp, &parsed, &a, 7) || p.MatchProcess(tcp, &parsed, &a, 8) || p.MatchParsed(tcp, &parsed, &a) {
+	if !p.MatchKnown(tcp, &parsed, &a, prog.Known{Process: 7, HasProcess: true}) || p.MatchKnown(tcp, &parsed, &a, prog.Known{Process: 8, HasProcess: true}) || p.MatchParsed(tcp, &parsed, &a) {
 		t.Error("the process is not told apart")
 	}
 	parsed.Parse(udp)

@@ -5,6 +5,7 @@ import (
 	"sync/atomic"
 
 	"github.com/opendivert/divert/internal/flow"
+	"github.com/opendivert/divert/internal/prog"
 	"github.com/opendivert/divert/packet"
 )
 
@@ -63,6 +64,43 @@ func (t *FlowTable) Pass(b []byte, length int, now int64) flow.Verdict {
 	}
 	f.Bytes = length
 	return table.Pass(&f, now)
+}
+
+// Match is p.MatchExact for the packet in b, which it counts if p asks for that.
+func (t *FlowTable) Match(cfg *Config, p *prog.Program, b []byte, a *packet.Address, now int64) bool {
+	if t.Idle(p) {
+		return p.MatchExact(b, a)
+	}
+	var parsed packet.Parsed
+	if !parsed.ParseExact(b) {
+		return false
+	}
+	p, k := t.Known(cfg, p, b, &parsed, len(b), now)
+	return p.MatchKnown(b, &parsed, a, k)
+}
+
+// Idle reports whether there is nothing to do with packets that p decides on: it does not count, and no flow has a verdict.
+func (t *FlowTable) Idle(p *prog.Program) bool { return !p.CountsFlows() && t.table.Load() == nil }
+
+// Known takes a packet of length bytes in: it may begin a flow, and it is counted for a program that asks for that. It
+// returns what the program is to know of the packet. If the packet's flow is dropped it is not counted, and the program
+// decides that does not ask.
+func (t *FlowTable) Known(cfg *Config, p *prog.Program, b []byte, parsed *packet.Parsed, length int, now int64) (*prog.Program, prog.Known) {
+	f, ok := flow.Find(b, parsed)
+	if !ok {
+		return p, prog.Known{HasCounts: true}
+	}
+	table := t.Make(cfg)
+	table.Begin(&f)
+	switch {
+	case !p.CountsFlows():
+		return p, prog.Known{}
+	case table.Dropped(&f, now):
+		return p.Uncounted(), prog.Known{}
+	}
+	f.Bytes = length
+	counts := table.Count(&f, now)
+	return p, prog.Known{HasCounts: true, Counts: &counts}
 }
 
 // Revoke ends all verdicts.

@@ -43,8 +43,8 @@ func (t *Table) Pass(p *Packet, now int64) Verdict {
 
 // Counts are what filters ask for of a flow: how many packets have come so far, and bytes, this one included.
 type Counts struct {
-	Packets, Bytes         uint64 // of both directions
-	SamePackets, SameBytes uint64 // of those that go the packet's way
+	Packets, Bytes       uint64 // of both directions
+	WayPackets, WayBytes uint64 // of the packets that go this one's way
 }
 
 // Count counts a packet of a flow whose filter asks for that.
@@ -63,8 +63,25 @@ func (t *Table) Count(p *Packet, now int64) Counts {
 	way := p.Way()
 	return Counts{
 		Packets: r.Packets[0] + r.Packets[1], Bytes: r.Bytes[0] + r.Bytes[1],
-		SamePackets: r.Packets[way], SameBytes: r.Bytes[way],
+		WayPackets: r.Packets[way], WayBytes: r.Bytes[way],
 	}
+}
+
+// Begin ends the verdict of the flow before, if the packet begins one. It is to be asked with packets that do not match too.
+func (t *Table) Begin(p *Packet) {
+	if p.Begins() {
+		t.mu.Lock()
+		defer t.mu.Unlock()
+		t.decided.remove(p.Key)
+	}
+}
+
+// Dropped reports whether a packet's flow is dropped, without counting it.
+func (t *Table) Dropped(p *Packet, now int64) bool {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	n := t.decided.nodes[p.Key]
+	return n != nil && n.record.Verdict == Drop && n.record.Live(now, t.decided.generation)
 }
 
 // Forget ends what is known of a flow, and reports whether it had a verdict.

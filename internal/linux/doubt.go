@@ -28,7 +28,7 @@ type second struct {
 // setSecond makes a filter the one to decide by from now on.
 func (h *handle) setSecond(p *prog.Program) {
 	_, exact := p.Without(perSegment)
-	next := &second{program: p, segment: !exact}
+	next := &second{program: p.Uncounted(), segment: !exact} // nobody knows any more what had been counted
 	if last := h.second.Load(); last != nil {
 		next.before, next.until = last.program, now()+int64(h.queueTime.Load())
 	}

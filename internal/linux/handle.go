@@ -18,6 +18,7 @@ import (
 	"github.com/opendivert/divert/internal/backlog"
 	"github.com/opendivert/divert/internal/engine"
 	"github.com/opendivert/divert/internal/linux/codegen"
+	"github.com/opendivert/divert/internal/linux/flowmap"
 	"github.com/opendivert/divert/internal/linux/netns"
 	"github.com/opendivert/divert/internal/linux/rules"
 	"github.com/opendivert/divert/internal/linux/sockets"
@@ -453,7 +454,13 @@ func (h *handle) setEntries(p *prog.Program, ps *sockets.Processes) error {
 		snap: h.cfg.Snap, clones: h.clones, cloneCheck: h.cloneCheck,
 	}
 	if h.flows.follows {
-		set.flows, set.flowDrops = h.flows.maps.Load(), h.flows.drops.Load()
+		set.flows, set.follows, set.flowDrops = h.flows.maps.Load(), true, h.flows.drops.Load()
+	}
+	if p.CountsFlows() {
+		var err error
+		if set.flows, err = h.flowMaps(flowmap.Counted); err != nil {
+			return err
+		}
 	}
 	set.correlate = set.outlet == nil && (set.sniffs || !set.drops) && (asksForTime(p) || set.tell)
 	tells := set.correlate

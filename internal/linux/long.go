@@ -23,9 +23,28 @@ var paddings = sync.Pool{New: func() any { return new([maxPacket]byte) }}
 // the beginning. If the filter looks at what is missing, nobody can tell: the packet counts as a match. The process is
 // the address's.
 func mayMatch(f *prog.Program, b []byte, length int, a *packet.Address) bool {
+	return mayMatchKnown(f, b, length, a, prog.Known{})
+}
+
+// mayMatchCounted is mayMatch where the interpreter decides: what the filter counts of flows is counted here.
+func (h *handle) mayMatchCounted(f *prog.Program, b []byte, length int, a *packet.Address, at int64) bool {
+	if h.flows.table.Idle(f) {
+		return mayMatch(f, b, length, a)
+	}
+	var parsed packet.Parsed
+	if !parsed.Parse(b) {
+		return false
+	}
+	f, k := h.flows.table.Known(&h.cfg, f, b, &parsed, length, at)
+	return mayMatchKnown(f, b, length, a, k)
+}
+
+// mayMatchKnown is mayMatch for a packet of which more is known than its process.
+func mayMatchKnown(f *prog.Program, b []byte, length int, a *packet.Address, k prog.Known) bool {
+	k.Process, k.HasProcess = a.Network().ProcessID, true
 	var parsed packet.Parsed
 	if length <= len(b) || length > maxPacket {
-		return parsed.ParseExact(b) && f.MatchProcess(b, &parsed, a, a.Network().ProcessID)
+		return parsed.ParseExact(b) && f.MatchKnown(b, &parsed, a, k)
 	}
 	if !parsed.Parse(b) || int(parsed.Length) != length {
 		return false // as exact matching decides
@@ -39,7 +58,7 @@ func mayMatch(f *prog.Program, b []byte, length int, a *packet.Address) bool {
 	whole := paddings.Get().(*[maxPacket]byte)
 	defer paddings.Put(whole)
 	clear(whole[copy(whole[:], b):])
-	return parsed.ParseExact(whole[:length]) && f.MatchProcess(whole[:length], &parsed, a, a.Network().ProcessID)
+	return parsed.ParseExact(whole[:length]) && f.MatchKnown(whole[:length], &parsed, a, k)
 }
 
 // looksBehind reports whether a filter has a test of an element of a packet that lies behind its first n bytes.

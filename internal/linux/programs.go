@@ -67,7 +67,8 @@ type setting struct {
 	sniffs     bool                // copies are made
 	drops      bool                // nobody is to hear of the packets
 	counts     *codegen.Outlet     // of a handle that drops: its counter has the segments that are dropped unseen
-	flows      *flowmap.Maps       // verdicts of flows that programs follow; nil: none
+	flows      *flowmap.Maps       // of verdicts and counts of flows; nil: none
+	follows    bool                // programs follow the verdicts
 	flowDrops  bool                // some may be to drop
 	snap       int                 // bytes of each packet to copy at most, 0: all
 }
@@ -131,8 +132,8 @@ func (b *builder) build() (programs slots, err error) {
 	if err != nil || !b.s.flowDrops {
 		return programs, err
 	}
-	if programs[codegen.SlotFlow], err = b.loadFor(codegen.FlowDropped, b.p, false, false); err == nil && exact {
-		programs[codegen.SlotFlowCut], err = b.loadFor(codegen.FlowDropped, b.p, false, true)
+	if programs[codegen.SlotFlow], err = b.loadFor(codegen.FlowDropped, b.p.Uncounted(), false, false); err == nil && exact {
+		programs[codegen.SlotFlowCut], err = b.loadFor(codegen.FlowDropped, b.p.Uncounted(), false, true)
 	}
 	return programs, err
 }
@@ -141,7 +142,7 @@ func (b *builder) build() (programs slots, err error) {
 // flow: they are not yet what will be received.
 func (b *builder) load(p *prog.Program, tell, single bool) (*codegen.Program, error) {
 	use := codegen.NoFlows
-	if b.s.flows != nil {
+	if b.s.follows {
 		use = codegen.FlowAccepted
 	}
 	return b.loadFor(use, p, tell, single)
@@ -165,7 +166,7 @@ func (b *builder) loadFor(use codegen.FlowUse, p *prog.Program, tell, single boo
 		o.Count, o.Segments, outlet.Counts = true, true, s.counts.Counts
 	}
 	o.Bounded = bounded()
-	o.Flows, o.FlowSegments = use, use != codegen.NoFlows && single
+	o.Flows, o.FlowSegments = use, s.flows != nil && single
 	u, err := codegen.Build(p, b.hook, o)
 	if err != nil || u.Outcome == codegen.Never {
 		return nil, err

@@ -136,7 +136,7 @@ func (p *pump) decide(l *lane, r *reader, pk *packet.Packet, datagram []byte, at
 	// After a shutdown the rules are gone, and packets under way to a reader go on (specification: api.md 9). To a handle
 	// that drops they are not under way: had a program decided, they would be gone.
 	drops := p.h.cfg.Flags&engine.FlagDrop != 0
-	if !mayMatch(p.program.Load(), pk.Data, int(m.Length), &pk.Addr) || !drops && p.h.recvDown.Load() {
+	if !p.h.mayMatchCounted(p.program.Load(), pk.Data, int(m.Length), &pk.Addr, at) || !drops && p.h.recvDown.Load() {
 		verdict, o := p.h.sender.onward(m.Priority)
 		_ = verdicts.Add(m.ID, verdict, o)
 		return nil, 0, false

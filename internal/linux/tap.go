@@ -144,7 +144,7 @@ func (t *tap) take(ps []packet.Packet) (n int) {
 		p := &ps[n]
 		t.address(&p.Addr, &c, at)
 		if program != nil {
-			if !mayMatch(program, c.Payload, copied(c.Payload), &p.Addr) {
+			if !t.h.mayMatchCounted(program, c.Payload, copied(c.Payload), &p.Addr, at) {
 				continue
 			}
 			if t.h.flows.table.Pass(c.Payload, len(c.Payload), at) != flow.Undecided {

@@ -13,6 +13,7 @@ const (
 	fromComputed               // 32-bit value of the packet or address: state.value
 	fromWide                   // 128-bit value of the packet or address: state.wideValue
 	fromProcess                // the process of a packet, if the caller knows it
+	fromFlow                   // the counts of a packet's flow, if the caller knows them
 	fromNowhere                // the field does not exist on the layer: evaluation ends in an error
 )
 
@@ -71,16 +72,16 @@ type step struct {
 	rangeBit uint32 // slotBit if the check is checkRange, else 0
 	instr    uint32 // index of the instruction
 	slot     uint8
-	flow     flow
+	flow     stepFlow
 }
 
-// flow is what makes steps alike take a short way.
-type flow uint8
+// stepFlow is what makes steps alike take a short way.
+type stepFlow uint8
 
 const (
-	hitNext  flow = 1 << iota // hit is the step behind this one
-	missNext                  // miss is
-	failHits                  // if there is no value, hit is next, not miss
+	hitNext  stepFlow = 1 << iota // hit is the step behind this one
+	missNext                      // miss is
+	failHits                      // if there is no value, hit is next, not miss
 )
 
 // accepted is the end of an evaluation that matches, Accept as the interpreter has it.
@@ -170,6 +171,9 @@ const leastList = 4
 // dialect. Every program is made here.
 func New(layer packet.Layer, tests []Test, strict bool) *Program {
 	p := &Program{layer: layer, tests: tests, strict: strict}
+	if wide, same := p.Without(Field.OfFlow); !same {
+		p.uncounted = wide
+	}
 	p.code.instrs = make([]instr, len(tests))
 	p.code.steps = make([]step, len(tests))
 	slots := make(map[slotKey]uint8)
@@ -239,6 +243,8 @@ func (p *Program) decode(t *Test) instr {
 	switch {
 	case t.Field == FieldProcessID && packets:
 		in.origin = fromProcess
+	case t.Field.OfFlow() && packets && t.Op <= OpNotIn:
+		in.origin = fromFlow
 	case !info.Layers.Has(p.layer) || t.Op > OpNotIn:
 		in.origin = fromNowhere
 		return in

@@ -20,7 +20,7 @@ var (
 var ErrNoValue = errors.New("filter: a field has no value here")
 
 // A FieldError says that a test was executed whose field the layer does not have.
-// That happens with objects only, and with processId at the layers with packets.
+// That happens with objects only, and at the layers with packets with processId and what flow.Packets and the like count.
 type FieldError struct {
 	Test  int // index of the test in Program.Tests
 	Field Field

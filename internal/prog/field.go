@@ -101,9 +101,13 @@ const (
 // Our own fields: what names of the language mean in the extended dialect. They have no object form
 // of their own.
 const (
-	FieldFlowLabel  Field = 128 + iota // ipv6.FlowLabel: the true 20-bit label
-	FieldFamilyIP                      // ip at FLOW and SOCKET: the event is of IPv4
-	FieldFamilyIPv6                    // ipv6 at FLOW and SOCKET: the event is of IPv6
+	FieldFlowLabel   Field = 128 + iota // ipv6.FlowLabel: the true 20-bit label
+	FieldFamilyIP                       // ip at FLOW and SOCKET: the event is of IPv4
+	FieldFamilyIPv6                     // ipv6 at FLOW and SOCKET: the event is of IPv6
+	FieldFlowPackets                    // flow.Packets, as the next ones: see flow.Counts
+	FieldFlowBytes
+	FieldFlowWayPackets
+	FieldFlowWayBytes
 )
 
 // FieldKind says what the values of a field are.

@@ -87,7 +87,7 @@ type Info struct {
 
 const (
 	// Constant fields of the language that no compiled test names: they always fold.
-	FieldTrue Field = FieldFamilyIPv6 + 1 + iota
+	FieldTrue Field = FieldFlowWayBytes + 1 + iota
 	FieldFalse
 
 	NumFields = int(FieldFalse) + 1
@@ -196,6 +196,11 @@ var fieldTable = [NumFields]Info{
 	FieldFlowLabel:  number("ipv6.FlowLabel", OnPackets, FieldIPv6, BoundOf(0xFFFFF), "flow label"),
 	FieldFamilyIP:   flag("ip", OnFlow|OnSocket, FieldZero, "is IPv4"),
 	FieldFamilyIPv6: flag("ipv6", OnFlow|OnSocket, FieldZero, "is IPv6"),
+
+	FieldFlowPackets:    number("flow.Packets", 0, FieldZero, boundU32, "packets of the flow so far, both ways, this one included").extendedTo(OnPackets),
+	FieldFlowBytes:      number("flow.Bytes", 0, FieldZero, boundU32, "bytes of the flow so far, both ways, this packet included").extendedTo(OnPackets),
+	FieldFlowWayPackets: number("flow.WayPackets", 0, FieldZero, boundU32, "packets of the flow so far that go the way of this one, which is included").extendedTo(OnPackets),
+	FieldFlowWayBytes:   number("flow.WayBytes", 0, FieldZero, boundU32, "bytes of the flow so far that go the way of this packet, which is included").extendedTo(OnPackets),
 
 	FieldTrue:  flag("true", OnAll, FieldZero, "always holds").from(1),
 	FieldFalse: flag("false", OnAll, FieldZero, "never holds").upTo(bound0),

@@ -3,6 +3,7 @@ package prog
 import (
 	"encoding/binary"
 
+	"github.com/opendivert/divert/internal/flow"
 	"github.com/opendivert/divert/packet"
 )
 
@@ -47,18 +48,47 @@ func (p *Program) MatchParsed(b []byte, parsed *packet.Parsed, a *packet.Address
 	return p.code.run(&s) == accepted
 }
 
-// MatchProcess is MatchParsed for a packet of a known process, the value of the field processId
-// that the extended dialect has at the layers with packets. The other forms do not know the process:
-// there nothing matches once that field is tested.
-func (p *Program) MatchProcess(b []byte, parsed *packet.Parsed, a *packet.Address, process uint32) bool {
+// Known is what a caller knows of a packet that neither its bytes nor its address tell: the values of fields that the
+// extended dialect has at the layers with packets. Nothing matches once a field is tested that is not known.
+type Known struct {
+	Process    uint32 // processId, if HasProcess
+	HasProcess bool
+
+	Counts    *flow.Counts // flow.Packets and the like, if HasCounts; nil for a packet that belongs to no flow
+	HasCounts bool
+}
+
+// MatchKnown is MatchParsed for a packet of which more is known.
+func (p *Program) MatchKnown(b []byte, parsed *packet.Parsed, a *packet.Address, k Known) bool {
 	if !OnPackets.Has(p.layer) {
 		return p.matchEvent(a)
 	}
 	if a.Layer != p.layer || parsed.Family == 0 {
 		return false
 	}
-	s := state{packet: b, parsed: parsed, addr: a, process: process, hasProcess: true}
+	s := state{packet: b, parsed: parsed, addr: a, known: k}
 	return p.code.run(&s) == accepted
+}
+
+// CountsFlows reports whether the program asks for what is counted of flows, at a layer with packets.
+func (p *Program) CountsFlows() bool { return p.uncounted != nil }
+
+// Uncounted returns a program that matches whatever p matches with any counts of flows; p itself if it does not ask for them.
+func (p *Program) Uncounted() *Program {
+	if p.uncounted == nil {
+		return p
+	}
+	return p.uncounted
+}
+
+// OfFlow reports whether a field is one of those that count packets of flows.
+func (f Field) OfFlow() bool { return f >= FieldFlowPackets && f <= FieldFlowWayBytes }
+
+// flowValue returns a count, the greatest number of 32 bits if it is more.
+func (k *Known) flowValue(f Field) uint32 {
+	c := k.Counts
+	v := [...]uint64{c.Packets, c.Bytes, c.WayPackets, c.WayBytes}[f-FieldFlowPackets]
+	return uint32(min(v, 1<<32-1))
 }
 
 func (p *Program) matchEvent(a *packet.Address) bool {
@@ -92,8 +122,7 @@ type state struct {
 	hash  uint64 // packet hash that the random fields come from; 0 if not computed yet
 	fault uint32 // index of the test that cannot be executed
 
-	process    uint32 // of a packet, if hasProcess
-	hasProcess bool
+	known Known
 }
 
 // found is what is found out about a test.
@@ -222,10 +251,17 @@ func (s *state) fetch(in *instr) (v uint32, f found) {
 	case fromComputed:
 		v, ok = s.value(in.field)
 	case fromProcess:
-		if !s.hasProcess {
+		if !s.known.HasProcess {
 			return 0, foundFault
 		}
-		v, ok = s.process, true
+		v, ok = s.known.Process, true
+	case fromFlow:
+		if !s.known.HasCounts {
+			return 0, foundFault
+		}
+		if ok = s.known.Counts != nil; ok {
+			v = s.known.flowValue(in.field)
+		}
 	default:
 		return 0, foundFault
 	}

@@ -53,9 +53,11 @@ type Test struct {
 // Program is a compiled filter: a list of tests, entered at the first. Jumps only go forward.
 // A program is immutable and may be used by several goroutines at once.
 type Program struct {
-	layer  packet.Layer
-	tests  []Test
-	code   code // the tests as the interpreter executes them; New makes it
+	layer     packet.Layer
+	tests     []Test
+	code      code     // the tests as the interpreter executes them; New makes it
+	uncounted *Program // matches whatever this does with any counts of flows; nil if it does not ask for them
+
 	strict bool // compiled in the strict dialect
 }
 

@@ -40,7 +40,8 @@ func planFor(cfg *engine.Config, p *prog.Program) (*plan, error) {
 		return nil, fmt.Errorf("the Windows driver drops what its queue has no room for: fail-open is %w", engine.ErrNotSupported)
 	}
 	wide, exact := p.Widen()
-	if cfg.Mode == engine.ModeInterpret && cfg.Flags&(engine.FlagDrop|engine.FlagSendOnly) == 0 {
+	// Flows are counted here, so all packets must come.
+	if (cfg.Mode == engine.ModeInterpret || p.CountsFlows()) && cfg.Flags&(engine.FlagDrop|engine.FlagSendOnly) == 0 {
 		wide, exact = prog.Constant(layer, true), false
 	}
 	pl := &plan{program: p, open: wide.MatchesAll(), flags: cfg.Flags}

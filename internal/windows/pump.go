@@ -51,7 +51,7 @@ func (p *pump) sort(ps []packet.Packet, s *source) {
 	p.back = p.back[:0]
 	for i := range ps {
 		switch {
-		case program.MatchExact(ps[i].Data, &ps[i].Addr):
+		case p.h.flows.Match(&p.h.cfg, program, ps[i].Data, &ps[i].Addr, clock()):
 			p.h.counts.matched.Add(1)
 			switch p.h.flows.Pass(ps[i].Data, len(ps[i].Data), clock()) {
 			case flow.Undecided:

@@ -167,7 +167,8 @@ func (g *generator) generate(outcome Outcome) {
 	g.cursor()
 	g.clock()
 	g.parser.parse()
-	g.flowDropped()
+	g.flowBefore()
+	g.flowCounts()
 	g.parser.sides(g.hook.Direction == Outbound)
 	if g.parser.need&needProcess != 0 {
 		g.process()
@@ -293,7 +294,13 @@ func (g *generator) maps() []*ebpf.MapSpec {
 		specs = append(specs, timesSpec(size))
 	}
 	if g.options.Flows != NoFlows {
-		specs = append(specs, flowmap.Spec(flowmap.Decided), flowmap.Spec(flowmap.Totals), flowmap.Spec(flowmap.State))
+		specs = append(specs, flowmap.Spec(flowmap.Decided), flowmap.Spec(flowmap.Totals))
+	}
+	if g.parser.need&needCounts != 0 {
+		specs = append(specs, flowmap.Spec(flowmap.Counted))
+	}
+	if g.options.Flows != NoFlows || g.parser.need&needCounts != 0 {
+		specs = append(specs, flowmap.Spec(flowmap.State))
 	}
 	if g.options.Process || g.parser.need&needProcess != 0 {
 		specs = append(specs, processSpecs()...)

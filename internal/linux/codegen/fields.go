@@ -19,6 +19,7 @@ const (
 	hasTCP
 	hasUDP
 	hasICMPv6
+	hasCounts
 	hasElement // an element of the packet, which may be too short
 )
 
@@ -77,6 +78,7 @@ const (
 	needRandom                     // the hash with the timestamp as seed
 	needHash                       // the hash with seed 0
 	needProcess                    // the process, before the tests
+	needCounts                     // what is counted of the flow
 
 	needTransport = needTCP | needUDP | needICMP | needICMPv6
 	needWalk      = needTransport | needFragment | needProtocol | needPayload
@@ -95,6 +97,9 @@ func (n need) implied() need {
 	}
 	if n&needProcess != 0 {
 		n |= needSides
+	}
+	if n&needCounts != 0 {
+		n |= needFlow
 	}
 	if n&needPorts != 0 {
 		n |= needTransport
@@ -115,6 +120,7 @@ const (
 	flagICMPv6
 	flagLater     // a later fragment: no transport header
 	flagSet       // always
+	flagCounted   // the packet belongs to a flow
 	flagUndecided // there are more extension headers than the program could pass
 )
 
@@ -158,6 +164,12 @@ func rest(has presence, n need) location {
 	return location{has: has, place: inRest, max: 0xFFFF, needs: n | needPayload}
 }
 
+func count(n int16) location {
+	l := variable(varCounts+4*n, asm.Word, needCounts)
+	l.has = hasCounts
+	return l
+}
+
 func skbMember(offset int16) location {
 	return location{place: inContext, offset: offset, size: asm.Word}.whole()
 }
@@ -199,6 +211,11 @@ var locations = map[prog.Field]location{
 	prog.FieldEvent:    constant(255),
 
 	prog.FieldProcessID: variable(varProcess, asm.Word, needProcess),
+
+	prog.FieldFlowPackets:    count(0),
+	prog.FieldFlowBytes:      count(1),
+	prog.FieldFlowWayPackets: count(2),
+	prog.FieldFlowWayBytes:   count(3),
 
 	// Of events only, see eventFields.
 	prog.FieldEndpointID:       location{kind: value128},

@@ -34,15 +34,31 @@ const (
 	regBack   = asm.R9 // 1 if the packet goes from the higher endpoint to the lower, else 0
 )
 
-// flowDropped goes on only with packets whose flow is dropped: those are looked at closer when the filter has matched.
-func (g *generator) flowDropped() {
-	if g.options.Flows != FlowDropped {
-		return
+// flowBefore is what is done about flows before the filter has decided. A packet that begins a flow ends the verdict of the
+// one before, whether it matches or not. The program that drops goes on only with packets whose flow is dropped: those are
+// looked at closer when the filter has matched.
+func (g *generator) flowBefore() {
+	begins := g.newLabel()
+	switch g.options.Flows {
+	case FlowAccepted:
+		other := g.newLabel()
+		g.unlessBegins(begins)
+		g.jump(other)
+		g.mark(begins)
+		g.flowKey(other)
+		g.findRecord(flowmap.Decided, other)
+		g.emit(
+			asm.Mov.Imm(asm.R1, 0),
+			asm.StoreMem(regRecord, flowmap.Verdict, asm.R1, asm.Byte),
+		)
+		g.mark(other)
+	case FlowDropped:
+		g.unlessBegins(g.malformed) // it comes to the other program
+		g.flowKey(g.malformed)
+		g.findRecord(flowmap.Decided, g.malformed)
+		g.emit(asm.LoadMem(asm.R1, regRecord, flowmap.Verdict, asm.Byte))
+		g.jumpImm(asm.JNE, asm.R1, uint32(flow.Drop), g.malformed)
 	}
-	g.flowKey(g.malformed)
-	g.findRecord(flowmap.Decided, g.malformed)
-	g.emit(asm.LoadMem(asm.R1, regRecord, flowmap.Verdict, asm.Byte))
-	g.jumpImm(asm.JNE, asm.R1, uint32(flow.Drop), g.malformed)
 }
 
 // flowVerdict ends the program for packets that match and whose flow has the verdict that the program is for.
@@ -61,8 +77,6 @@ func (g *generator) flowVerdict() {
 	g.emit(asm.LoadMem(asm.R1, regRecord, flowmap.Verdict, asm.Byte))
 	g.jumpImm(asm.JNE, asm.R1, uint32(verdict), undecided)
 	g.liveRecord(flowmap.DecidedGeneration, undecided)
-	begins := g.newLabel()
-	g.unlessBegins(begins)
 	g.size()
 	g.countInRecord()
 	g.emit(
@@ -78,15 +92,7 @@ func (g *generator) flowVerdict() {
 	g.addAtomic(asm.R0, total+8, flowBytesAt)
 	g.mark(done)
 	g.emit(asm.Mov.Imm(asm.R0, result), asm.Return())
-	g.mark(begins)
-	// Another flow: the verdict of the one before has ended.
-	g.emit(
-		asm.Mov.Imm(asm.R1, 0),
-		asm.StoreMem(regRecord, flowmap.Verdict, asm.R1, asm.Byte),
-	)
-	if undecided == g.malformed {
-		g.jump(undecided)
-	} else {
+	if undecided != g.malformed {
 		g.mark(undecided)
 	}
 }
@@ -328,4 +334,96 @@ func (g *generator) byWay(code func(way int16)) {
 	g.mark(back)
 	code(1)
 	g.mark(end)
+}
+
+// flowCounts counts the packet, if the tests ask for that, and writes the counts of its flow.
+func (g *generator) flowCounts() {
+	if g.parser.need&needCounts == 0 {
+		return
+	}
+	none, fresh, found, end := g.newLabel(), g.newLabel(), g.newLabel(), g.newLabel()
+	g.emit(asm.LoadMem(asm.R0, regFrame, varZero, asm.DWord))
+	g.parser.forget(varCounts, 2)
+	g.flowKey(end)
+	g.size()
+	g.findRecord(flowmap.Counted, fresh)
+	g.liveRecord(flowmap.CountedGeneration, fresh)
+	g.unlessBegins(fresh)
+	g.jump(found)
+	g.mark(fresh)
+	g.newRecord()
+	g.findRecord(flowmap.Counted, none) // another processor may have pushed it out
+	g.mark(found)
+	g.countInRecord()
+	g.tellCounts()
+	g.emit(
+		asm.LoadMem(asm.R1, regFrame, varFlags, asm.Word),
+		asm.Or.Imm32(asm.R1, 1<<flagCounted),
+		asm.StoreMem(regFrame, varFlags, asm.R1, asm.Word),
+	)
+	g.mark(none, end)
+}
+
+// newRecord puts a record of nothing yet into the table of counts. It leaves the time in regNow.
+func (g *generator) newRecord() {
+	idle := g.newLabel()
+	g.emit(asm.FnKtimeGetNs.Call(), asm.Mov.Reg(regNow, asm.R0), asm.Mov.Imm(asm.R1, 0))
+	for at := int16(0); at < int16(flowmap.RecordSize); at += 8 {
+		g.emit(asm.StoreMem(regFrame, flowRecordAt+at, asm.R1, asm.DWord))
+	}
+	g.emit(asm.StoreMem(regFrame, flowRecordAt+flowmap.LastSeen, regNow, asm.DWord))
+	g.stateAddress(asm.R3)
+	g.emit(
+		asm.LoadMem(asm.R1, asm.R3, flowmap.CountedGeneration, asm.Word),
+		asm.StoreMem(regFrame, flowRecordAt+flowmap.Generation, asm.R1, asm.Word),
+		asm.LoadMem(asm.R2, regFrame, varFlags, asm.Word),
+		asm.LoadMem(asm.R1, asm.R3, flowmap.IdleTCP, asm.DWord),
+	)
+	g.jumpImm(asm.JSet, asm.R2, 1<<flagTCP, idle)
+	g.emit(asm.LoadMem(asm.R1, asm.R3, flowmap.IdleUDP, asm.DWord))
+	g.jumpImm(asm.JSet, asm.R2, 1<<flagUDP, idle)
+	g.emit(asm.LoadMem(asm.R1, asm.R3, flowmap.IdleICMP, asm.DWord))
+	g.mark(idle)
+	g.emit(
+		asm.StoreMem(regFrame, flowRecordAt+flowmap.IdleTime, asm.R1, asm.DWord),
+		asm.LoadMapPtr(asm.R1, 0).WithReference(flowmap.Counted),
+		asm.Mov.Reg(asm.R2, regFrame),
+		asm.Add.Imm(asm.R2, int32(flowKeyAt)),
+		asm.Mov.Reg(asm.R3, regFrame),
+		asm.Add.Imm(asm.R3, int32(flowRecordAt)),
+		asm.Mov.Imm(asm.R4, 0),
+		asm.FnMapUpdateElem.Call(),
+	)
+}
+
+// tellCounts writes the counts as filters see them. Of a superpacket they are those of its first packet, and the bytes of all.
+func (g *generator) tellCounts() {
+	g.byWay(func(way int16) {
+		for i, member := range [...]int16{flowmap.Packets, flowmap.Bytes} {
+			g.emit(
+				asm.LoadMem(asm.R1, regRecord, member+8*way, asm.DWord),
+				asm.LoadMem(asm.R2, regRecord, member+8*(1-way), asm.DWord),
+			)
+			if member == flowmap.Packets {
+				g.emit(
+					asm.LoadMem(asm.R3, regFrame, flowPacketsAt, asm.DWord),
+					asm.Sub.Imm(asm.R3, 1),
+					asm.Sub.Reg(asm.R1, asm.R3),
+				)
+			}
+			g.emit(asm.Add.Reg(asm.R2, asm.R1))
+			g.tellCount(asm.R2, varCounts+4*int16(i))
+			g.tellCount(asm.R1, varCounts+8+4*int16(i))
+		}
+	})
+}
+
+// tellCount writes a count, the greatest number of 32 bits if it is more.
+func (g *generator) tellCount(r asm.Register, at int16) {
+	fits := g.newLabel()
+	g.emit(asm.LoadImm(asm.R3, 1<<32-1, asm.DWord))
+	g.jumpReg(asm.JLE, r, asm.R3, fits)
+	g.emit(asm.Mov.Reg(r, asm.R3))
+	g.mark(fits)
+	g.emit(asm.StoreMem(regFrame, at, r, asm.Word))
 }

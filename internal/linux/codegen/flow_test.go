@@ -10,9 +10,12 @@ import (
 	"testing"
 	"time"
 
+	"github.com/cilium/ebpf"
+
 	"github.com/opendivert/divert/filter"
 	"github.com/opendivert/divert/internal/flow"
 	"github.com/opendivert/divert/internal/linux/flowmap"
+	"github.com/opendivert/divert/internal/prog"
 	"github.com/opendivert/divert/internal/prog/progtest"
 	"github.com/opendivert/divert/packet"
 )
@@ -34,12 +37,18 @@ func loadFlowPrograms(t testing.TB, text string, h Hook) *flowPrograms {
 	if ps.maps, err = flowmap.New(100, flow.DefaultIdle); err != nil {
 		t.Fatal(err)
 	}
-	if err := ps.maps.Make(flowmap.Decided); err != nil {
-		t.Fatal(err)
+	for _, table := range []string{flowmap.Decided, flowmap.Counted} {
+		if err := ps.maps.Make(table); err != nil {
+			t.Fatal(err)
+		}
 	}
 	t.Cleanup(func() { ps.maps.Close() })
 	load := func(use FlowUse) *Program {
-		u, err := Build(f, h, Options{Flows: use, Bounded: Loops() != nil})
+		of := f
+		if use == FlowDropped {
+			of = f.Uncounted()
+		}
+		u, err := Build(of, h, Options{Flows: use, Bounded: Loops() != nil})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -68,20 +77,22 @@ func (ps *flowPrograms) age(by time.Duration) error {
 	records := map[flow.Key]flow.Record{}
 	var k flow.Key
 	var r flow.Record
-	m := ps.maps.Named(flowmap.Decided)
-	each := m.Iterate()
-	for each.Next(&k, &r) {
-		records[k] = r
-	}
-	if err := each.Err(); err != nil {
-		return err
-	}
-	for k, r := range records {
-		if r.LastSeen -= int64(by); r.Deadline != 0 {
-			r.Deadline = max(1, r.Deadline-int64(by))
+	for _, m := range []*ebpf.Map{ps.maps.Named(flowmap.Decided), ps.maps.Named(flowmap.Counted)} {
+		clear(records)
+		each := m.Iterate()
+		for each.Next(&k, &r) {
+			records[k] = r
 		}
-		if err := m.Put(&k, &r); err != nil {
+		if err := each.Err(); err != nil {
 			return err
+		}
+		for k, r := range records {
+			if r.LastSeen -= int64(by); r.Deadline != 0 {
+				r.Deadline = max(1, r.Deadline-int64(by))
+			}
+			if err := m.Put(&k, &r); err != nil {
+				return err
+			}
 		}
 	}
 	return nil
@@ -144,28 +155,46 @@ func rawPacket(src, dst netip.Addr, protocol byte, body []byte) []byte {
 	return append(append(append(b, src.AsSlice()...), dst.AsSlice()...), body...)
 }
 
+// flowFilters are the filters of TestFlowsModel.
+var flowFilters = []string{
+	"tcp or udp.DstPort != 7 or icmp or icmpv6",
+	"(flow.Packets <= 3 and flow.WayPackets != 2 or flow.Bytes > 500 or flow.WayBytes in {100-200, 300}) and udp.DstPort != 7",
+	"not flow.Packets <= 6 or ip and flow.Bytes == 56",
+}
+
 // TestFlowsModel plays random sequences of packets and calls through the programs and through the table for engines in user
 // space: both must answer the same, and count the same.
 func TestFlowsModel(t *testing.T) {
 	seed := rand.Uint64()
-	playFlows(t, func() []byte {
-		r := rand.New(rand.NewPCG(seed, 1))
+	for i, text := range flowFilters {
+		r := rand.New(rand.NewPCG(seed, uint64(i)))
 		b := make([]byte, 20000)
 		for i := range b {
 			b[i] = byte(r.Uint32())
 		}
-		return b
-	}(), fmt.Sprintf("seed %d", seed))
+		playFlows(t, text, b, fmt.Sprintf("%s, seed %d", text, seed))
+	}
 }
 
 func FuzzFlows(f *testing.F) {
-	f.Add([]byte{0, 0, 1, 0, 0, 0})
-	f.Fuzz(func(t *testing.T, script []byte) { playFlows(t, script[:min(len(script), 4000)], "fuzz") })
+	f.Add(0, []byte{0, 0, 1, 0, 0, 0})
+	f.Fuzz(func(t *testing.T, text int, script []byte) {
+		playFlows(t, flowFilters[uint(text)%uint(len(flowFilters))], script[:min(len(script), 4000)], "fuzz")
+	})
 }
 
-func playFlows(t *testing.T, script []byte, name string) {
-	ps := loadFlowPrograms(t, "tcp or udp.DstPort != 7 or icmp or icmpv6", Hook{})
-	f, err := progtest.Compile("tcp or udp.DstPort != 7 or icmp or icmpv6", packet.LayerNetwork, filter.Extended)
+// firstOf returns the counts of the first packet of a flow, nil if it belongs to none.
+func firstOf(b []byte, parsed *packet.Parsed) *flow.Counts {
+	if _, ok := flow.Find(b, parsed); !ok {
+		return nil
+	}
+	n := uint64(len(b))
+	return &flow.Counts{Packets: 1, Bytes: n, WayPackets: 1, WayBytes: n}
+}
+
+func playFlows(t *testing.T, text string, script []byte, name string) {
+	ps := loadFlowPrograms(t, text, Hook{})
+	f, err := progtest.Compile(text, packet.LayerNetwork, filter.Extended)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -179,6 +208,20 @@ func playFlows(t *testing.T, script []byte, name string) {
 	}
 	var later int64 // how much time has been made to pass
 	now := func() int64 { return monotonic(t) + later }
+	// matches is what engines in user space do, see engine.FlowTable.
+	matches := func(b []byte, parsed *packet.Parsed, p *flow.Packet, known bool) bool {
+		if known {
+			table.Begin(p)
+		}
+		if !known || !f.CountsFlows() {
+			return f.MatchKnown(b, parsed, &packet.Address{}, prog.Known{HasCounts: true})
+		}
+		if table.Dropped(p, now()) {
+			return f.Uncounted().MatchParsed(b, parsed, &packet.Address{})
+		}
+		c := table.Count(p, now())
+		return f.MatchKnown(b, parsed, &packet.Address{}, prog.Known{HasCounts: true, Counts: &c})
+	}
 	for at := 0; at+1 < len(script); at += 2 {
 		op, b := script[at], packets[int(script[at+1])%len(packets)]
 		var parsed packet.Parsed
@@ -186,11 +229,11 @@ func playFlows(t *testing.T, script []byte, name string) {
 			t.Fatal("a packet of the test is none")
 		}
 		p, known := flow.Find(b, &parsed)
-		matches := f.MatchExact(b, &packet.Address{})
 		switch {
 		case op < 200 || !known && op < 240 || !known && op >= 248 && op < 253:
 			got, came, err := ps.decide(b)
 			ok(err)
+			matches := matches(b, &parsed, &p, known)
 			want := flow.Undecided
 			if known && matches {
 				want = table.Pass(&p, now())

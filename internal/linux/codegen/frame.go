@@ -31,6 +31,7 @@ const (
 	frameWords     int16 = varFlags - 180 // the eight words of the hash
 	frameRecord    int16 = varFlags - 324 // a record for user space, 144 bytes
 	frameProcess   int16 = varFlags - 372 // a key of the maps of processes, 48 bytes
+	varCounts      int16 = varFlags - 388 // what is counted of the flow: four numbers of 32 bits, as the fields stand
 )
 
 // Offsets in struct __sk_buff (include/uapi/linux/bpf.h).

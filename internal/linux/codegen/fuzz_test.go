@@ -188,7 +188,7 @@ func FuzzBPFvsInterpreter(f *testing.F) {
 				continue // not decided
 			}
 			var parsed packet.Parsed
-			if want := parsed.ParseExact(q) && p.MatchProcess(q, &parsed, &a, 0); got != want {
+			if want := parsed.ParseExact(q) && p.MatchKnown(q, &parsed, &a, prog.Known{HasProcess: true, HasCounts: true, Counts: firstOf(q, &parsed)}); got != want {
 				t.Fatalf("%s\npacket %x\naddress %+v\nhook %+v\ngot %v, want %v", text, q, a, h, got, want)
 			}
 		}

@@ -18,7 +18,7 @@ func (l *packetLoader) locate(c *condition) valueKind {
 
 // presenceFlags are the bits of varFlags that tell whether a header is there.
 var presenceFlags = map[presence]int{
-	hasICMP: flagICMP, hasTCP: flagTCP, hasUDP: flagUDP, hasICMPv6: flagICMPv6,
+	hasICMP: flagICMP, hasTCP: flagTCP, hasUDP: flagUDP, hasICMPv6: flagICMPv6, hasCounts: flagCounted,
 }
 
 func (l *packetLoader) load(t *tests, c *condition, fail label) {
@@ -60,7 +60,7 @@ func (l *packetLoader) require(t *tests, p presence, fail label) {
 			asm.RSh.Imm32(asm.R1, 4),
 		)
 		t.require(imm32(asm.JEq, asm.R1, version), fail)
-	case hasICMP, hasTCP, hasUDP, hasICMPv6:
+	case hasICMP, hasTCP, hasUDP, hasICMPv6, hasCounts:
 		t.emit(
 			asm.LoadMem(asm.R1, regFrame, varFlags, asm.Word),
 			asm.And.Imm32(asm.R1, 1<<presenceFlags[p]),
