@@ -163,9 +163,9 @@ func TestQueueLimits(t *testing.T) {
 				balanced(t, stats(t, d))
 			})
 			t.Run("time/"+way, func(t *testing.T) {
-				d := open(t, timeOf(200*time.Millisecond))
+				d := open(t, timeOf(2*time.Second)) // also a slow machine receives the young one in that time
 				send(t, c, 20, 64)
-				time.Sleep(time.Second)
+				time.Sleep(2500 * time.Millisecond) // they are old now, also by the eighth that may be added
 				send(t, c, 1, 64)
 				if n := drained(t, d); n != 1 {
 					t.Errorf("%d received, want the young one", n)
@@ -199,11 +199,7 @@ func TestFailOpen(t *testing.T) {
 	t.Parallel()
 	pair := lab.TwoHostsT(t, lab.LinkOptions{})
 	needEngine(t, pair.A, divert.EngineKernel)
-	k, err := pair.B.CountUDP("10.77.0.2:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer k.Close()
+	k := counterAt(t, pair.B)
 	c, err := pair.A.Dial(t.Context(), "udp", k.Addr().String())
 	if err != nil {
 		t.Fatal(err)
@@ -213,15 +209,12 @@ func TestFailOpen(t *testing.T) {
 	send(t, c, 500, 64)
 	s := quiet(t, d)
 	balanced(t, s)
-	time.Sleep(100 * time.Millisecond)
-	if n, _ := k.Count(); s.Passed == 0 || s.DroppedFull != 0 || uint64(n) != s.Passed {
-		t.Errorf("%d passed: %+v", n, s)
+	if s.Passed == 0 || s.DroppedFull != 0 {
+		t.Errorf("%+v", s)
 	}
+	arrived(t, k, int64(s.Passed))
 	d.Close()
-	time.Sleep(100 * time.Millisecond)
-	if n, _ := k.Count(); n != 500 {
-		t.Errorf("%d arrived when the handle was closed, want all 500", n)
-	}
+	arrived(t, k, 500)
 }
 
 // TestShutdownModes: each half ends for itself, again and together without harm.
@@ -450,6 +443,33 @@ func TestCallsAfterClose(t *testing.T) {
 			if _, err := d.Stats(); err != nil {
 				t.Errorf("Stats returns %v", err)
 			}
+		}
+	})
+}
+
+// TestShortQueueLosesNothingOfOthers: what does not match goes through the queue of a handle of the interpreter too, however
+// short the handle's own is. Came from a bug: of a burst, packets that found more than 128 waiting were lost.
+func TestShortQueueLosesNothingOfOthers(t *testing.T) {
+	t.Parallel()
+	const sockets, datagrams = 5, 50
+	eachEngine(t, lab.LinkOptions{}, func(t *testing.T, pair *lab.Pair, e divert.Option) {
+		for range 10 {
+			k := counterAt(t, pair.B)
+			d := openAt(t, pair.A, "outbound and udp.DstPort == 9", e, divert.WithQueueLength(32))
+			var from []net.Conn // several, as what waits counts against its sender's buffer
+			for range sockets {
+				from = append(from, dialUDP(t, pair.A, net.UDPAddrFromAddrPort(k.Addr())))
+			}
+			for i := range sockets * datagrams {
+				if _, err := from[i%sockets].Write([]byte("not the handle's")); err != nil {
+					t.Fatal(err)
+				}
+			}
+			arrived(t, k, sockets*datagrams)
+			if s := stats(t, d); s.Matched != 0 {
+				t.Errorf("counters %+v", s)
+			}
+			d.Close()
 		}
 	})
 }

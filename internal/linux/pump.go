@@ -216,10 +216,14 @@ func (p *pump) setLimits(l engine.Limits) error {
 	// As many as wait, and as many again that were received and not sent on, in whichever lane.
 	places := 1 << bits.Len(uint(2*l.Length-1))
 	p.places.Store(uint32(places - 1))
-	// The kernel's queue must never be the narrowest: what does not match goes through it too.
-	l.Length = places * len(p.lanes)
+	// The kernel's queue must never be the narrowest: what does not match goes through it too, and a short queue of the
+	// handle's is no reason to lose any of it.
+	l.Length = max(places, leastPlaces) * len(p.lanes)
 	return configureLanes(p.lanes, &p.h.cfg, l)
 }
+
+// leastPlaces is for how many packets, at least, the kernel's queue of a lane has room twice over.
+const leastPlaces = 1 << 10
 
 // maxPlaces is how many places the longest queue needs.
 const maxPlaces = 1 << 15
