@@ -9,6 +9,10 @@ import (
 	"io"
 	"os"
 	"strconv"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/opendivert/divert/internal/linux/rights"
 )
 
 // Counters are what the kernel counts of a queue. Its counters have 32 bits and wrap around; a Meter that reads them
@@ -52,11 +56,24 @@ func NewMeter() (*Meter, error) {
 	f, err := os.Open(countersPath)
 	if err != nil {
 		if errors.Is(err, os.ErrPermission) {
-			err = fmt.Errorf("%w (needs to be root, or CAP_DAC_READ_SEARCH)", err)
+			err = fmt.Errorf("%w (%s)", err, whyUnreadable())
 		}
 		return nil, fmt.Errorf("counters of the netfilter queues: %w", err)
 	}
 	return &Meter{file: f, buf: make([]byte, 4096), sums: map[uint16]*sum{}}, nil
+}
+
+// whyUnreadable says what it takes to read the counters, which belong to the user who is root in the user namespace of the
+// network namespace. If that user namespace knew no users yet when the network namespace was made, as when one call
+// of clone makes both, they belong to a user outside, and no right that counts inside helps (fs/proc/proc_net.c,
+// net_ns_get_ownership).
+func whyUnreadable() string {
+	const search = 1<<unix.CAP_DAC_READ_SEARCH | 1<<unix.CAP_DAC_OVERRIDE
+	if have, err := rights.Effective(); err == nil && have&search != 0 {
+		return "this network namespace is older than the users of its user namespace, so its files belong to nobody here: " +
+			"make the network namespace afterwards, inside the user namespace, as unshare --net does"
+	}
+	return "needs to be root, or CAP_DAC_READ_SEARCH"
 }
 
 // Close closes the meter.

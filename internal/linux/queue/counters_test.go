@@ -5,7 +5,10 @@ package queue
 import (
 	"fmt"
 	"math"
+	"os"
+	"os/exec"
 	"strings"
+	"syscall"
 	"testing"
 )
 
@@ -52,4 +55,31 @@ func FuzzCounters(f *testing.F) {
 			t.Errorf("%+v of a queue that is not there", first)
 		}
 	})
+}
+
+// meterVariable makes a start of the test binary say how NewMeter fails.
+const meterVariable = "DIVERT_QUEUE_TEST_METER"
+
+// TestMeterOfANamespaceOlderThanItsUsers: root's own rights do not help where the user namespace has got its users after the
+// network namespace was made, and that is said.
+func TestMeterOfANamespaceOlderThanItsUsers(t *testing.T) {
+	if os.Getuid() != 0 {
+		t.Skip("only root can map other users")
+	}
+	// Users of whom this user namespace knows.
+	const first, count = 1, 1000
+	ids := []syscall.SysProcIDMap{{ContainerID: 0, HostID: first, Size: count}}
+	cmd := exec.Command("/proc/self/exe") // its path may be closed to others
+	cmd.Env = append(os.Environ(), meterVariable+"=1")
+	cmd.SysProcAttr = &syscall.SysProcAttr{
+		Cloneflags: syscall.CLONE_NEWUSER | syscall.CLONE_NEWNET, UidMappings: ids, GidMappings: ids, GidMappingsEnableSetgroups: true,
+		Credential: &syscall.Credential{},
+	}
+	out, err := cmd.CombinedOutput()
+	if err != nil {
+		t.Skipf("no such namespaces here: %v", err)
+	}
+	if got := string(out); !strings.Contains(got, "permission denied") || !strings.Contains(got, "make the network namespace afterwards") {
+		t.Errorf("the error is %q", got)
+	}
 }

@@ -6,6 +6,7 @@ import (
 	"bytes"
 	"encoding/binary"
 	"errors"
+	"fmt"
 	"os"
 	"strings"
 	"testing"
@@ -21,7 +22,14 @@ import (
 	"github.com/opendivert/divert/internal/race"
 )
 
-func TestMain(m *testing.M) { lab.Main(m) }
+func TestMain(m *testing.M) {
+	if os.Getenv(meterVariable) != "" {
+		_, err := NewMeter()
+		fmt.Print(err)
+		os.Exit(0)
+	}
+	lab.Main(m)
+}
 
 func be32(v uint32) []byte { return binary.BigEndian.AppendUint32(nil, v) }
 
