@@ -125,12 +125,33 @@ func configureLanes(lanes []*lane, cfg *engine.Config, l engine.Limits) (err err
 	return err
 }
 
-// closeLanes gives the queues back.
+// closeLanes gives the queues back. What was received and not sent on is dropped before: the kernel would drop it some time
+// after the queue is gone, when the rules may be gone too, and older kernels (6.1) then warn in their log.
 func closeLanes(lanes []*lane) (err error) {
+	for _, l := range all(lanes) {
+		l.dropOutstanding()
+	}
 	for _, l := range lanes {
 		err = errors.Join(err, l.q.Close())
 	}
 	return err
+}
+
+// dropOutstanding drops what was received and not sent on.
+func (l *lane) dropOutstanding() {
+	var v *queue.Verdicts
+	l.waiting.takeAll(func(id uint32) {
+		if v == nil {
+			v, _ = l.batch() // fails if the queue is closed
+		}
+		if v != nil {
+			_ = v.Add(id, queue.Drop, queue.Option{}) // fails only for a payload
+		}
+	})
+	if v != nil {
+		_, _ = l.flush(v) // what fails goes with the queue
+		l.batches.Put(v)
+	}
 }
 
 // toQueues are the ways of packets to lanes. With segments everything goes to the second queues.

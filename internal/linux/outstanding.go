@@ -62,6 +62,15 @@ func (o *outstanding) holds(place, id uint32) bool {
 	return uint32(v>>2) == id && v&slotState != 0
 }
 
+// takeAll takes out all packets that wait.
+func (o *outstanding) takeAll(each func(id uint32)) {
+	for i := range o.slots {
+		if old := o.slots[i].Swap(0); old&slotState == slotWaits {
+			each(uint32(old >> 2))
+		}
+	}
+}
+
 // count returns how many packets wait.
 func (o *outstanding) count() (n uint64) {
 	for i := range o.slots {

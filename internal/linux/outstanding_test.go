@@ -5,6 +5,7 @@ package linux
 import (
 	"math"
 	"math/rand/v2"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -46,6 +47,15 @@ func TestOutstanding(t *testing.T) {
 			if !o.claim(id) {
 				t.Errorf("%d is missing", id)
 			}
+		}
+		o.put(first + 6)
+		o.put(first + 7)
+		o.giveUp(first+7, first+7)
+		o.put(first + 8)
+		var all []uint32
+		o.takeAll(func(id uint32) { all = append(all, id) })
+		if len(all) != 2 || !slices.Contains(all, first+6) || !slices.Contains(all, first+8) || o.claim(first+6) || o.count() != 0 {
+			t.Errorf("%d were taken out, want %d and %d, once", all, first+6, first+8)
 		}
 	}
 }
