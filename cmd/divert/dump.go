@@ -30,6 +30,7 @@ type dump struct {
 	text    string
 	shown   int
 	sink    sink
+	silent  bool // nothing is said about the run
 }
 
 func newDump(a *app) *cobra.Command {
@@ -187,12 +188,14 @@ func (d *dump) live(ctx context.Context) error {
 		return err
 	}
 	d.sink.statisticsOf(h)
-	r.begin("dump", "watching", d.text, h)
+	if !d.silent {
+		r.begin("dump", "watching", d.text, h)
+		defer r.end(h)
+	}
 	err = d.receive(ctx, h)
 	if closed := d.sink.close(); err == nil {
 		err = closed
 	}
-	r.end(h)
 	return err
 }
 

@@ -48,14 +48,7 @@ func (a *app) exit(cmd *cobra.Command, err error) int {
 	case errors.As(err, &status):
 		return int(status)
 	case errors.As(err, &f):
-		other := inTcpdumpsLanguage(f.Filter)
-		if other != "" {
-			f = f.WithoutHint()
-		}
-		fmt.Fprintf(a.errout, "%s the filter does not compile:\n%s\n", a.label(), strings.TrimPrefix(f.Snippet(), "filter: "))
-		if other != "" {
-			fmt.Fprintln(a.errout, other)
-		}
+		fmt.Fprintf(a.errout, "%s the filter does not compile:\n%s\n", a.label(), refusal(f))
 		return exitUsage
 	case errors.As(err, &usage):
 		fmt.Fprintf(a.errout, "%s %s\nSee `%s --help`.\n", a.label(), oneLine(err.Error()), cmd.CommandPath())
@@ -66,6 +59,15 @@ func (a *app) exit(cmd *cobra.Command, err error) int {
 		fmt.Fprintln(a.errout, hint)
 	}
 	return exitFailed
+}
+
+// refusal says what is wrong with a filter: the place, the reason and what to do.
+func refusal(f *filter.Error) string {
+	other := inTcpdumpsLanguage(f.Filter)
+	if other != "" {
+		f, other = f.WithoutHint(), "\n"+other
+	}
+	return strings.TrimPrefix(f.Snippet(), "filter: ") + other
 }
 
 // plain returns an error without the name of the package it comes from, if it is one of ours.

@@ -40,6 +40,7 @@ var commands = []func(*app) *cobra.Command{
 	newLab,
 	newDoctor,
 	newFilter,
+	newExtcap,
 	newVersion,
 }
 
@@ -82,6 +83,9 @@ func (a *app) run(ctx context.Context, args []string) int {
 	defer out.finish()
 	a.rawOut, a.rawErr, a.out, a.errout = a.out, a.errout, out, errout
 	root := a.newRoot()
+	if isExtcap(args) { // from a link in one of Wireshark's folders
+		args = append([]string{"extcap"}, args...)
+	}
 	root.SetArgs(args)
 	cmd, err := root.ExecuteContextC(ctx)
 	return a.exit(cmd, err)
