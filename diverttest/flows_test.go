@@ -161,6 +161,20 @@ var flowExpectations = []expectation{
 		p.expectOut("UPPER", "a")
 		p.counts(h, divert.Stats{Matched: 2, Received: 1, Reinjected: 1, FlowAccepted: 1, FlowAcceptedBytes: 29})
 	}},
+	{"a packet that was held for long, and dropped, stays so", func(p *player) {
+		h := p.handle("outbound and udp")
+		p.out("a")
+		k := p.recv(h, "a")
+		p.ok(h.AcceptFlow(&k)) // which may take long the first time
+		p.ok(h.ForgetFlows())
+		p.out("b")
+		k = p.recv(h, "b")
+		time.Sleep(200 * time.Millisecond) // on Linux it is given up meanwhile
+		p.ok(h.Drop(&k))
+		p.ok(h.AcceptFlow(&k))
+		p.out("c")
+		p.expectOut("a", "c")
+	}},
 	{"a table that is small forgets, and nothing is lost", func(p *player) {
 		h := p.handle("outbound and udp", divert.WithFlowTable(1))
 		p.out("a")

@@ -179,3 +179,22 @@ func TestRewrite(t *testing.T) {
 		}
 	}
 }
+
+func TestFlowFirewall(t *testing.T) {
+	pair := network(t)
+	program := build(t, "flowfirewall")
+	stop := start(t, pair.A, io.Discard, program, "192.0.2.0/24")
+	if r := exchange(t, pair, 5*time.Second); r.Echoed != 5 {
+		t.Errorf("not blocked: %+v", r)
+	}
+	if text := stop(); !strings.Contains(text, "accepted and 0 dropped") || strings.Contains(text, " 0 accepted") {
+		t.Errorf("not blocked: %s", text)
+	}
+	stop = start(t, pair.A, io.Discard, program, "192.0.2.0/24", netip.PrefixFrom(pair.B.Addr6(), 64).String())
+	if r := exchange(t, pair, 500*time.Millisecond); r.Echoed != 0 || r.Refused != 0 {
+		t.Errorf("blocked: %+v", r)
+	}
+	if text := stop(); !strings.Contains(text, " dropped with their flow") || strings.Contains(text, " 0 dropped") {
+		t.Errorf("blocked: %s", text)
+	}
+}

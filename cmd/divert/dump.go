@@ -31,6 +31,7 @@ type dump struct {
 	shown   int
 	sink    sink
 	silent  bool // nothing is said about the run
+	first   firstFlag
 }
 
 func newDump(a *app) *cobra.Command {
@@ -64,6 +65,7 @@ event, and of the handle opened, pid, program, layer, flags, priority and filter
   divert dump -i eth0 -nn -tttt tcp                    tcpdump's letters; docs/tcpdump.md has all
   divert dump -w day-%H.pcapng -G 3600 -W 24           a file for each hour of a day
   divert dump -v icmp or icmpv6                        every header field
+  divert dump --first 3 tcp                            how each connection begins
   divert dump processId == 4711                        what a process sends and receives
   divert dump -w web.pcapng 'tcp.DstPort in {80, 443}' for Wireshark
   divert dump -s 96 -w headers.pcapng tcp              the headers only
@@ -90,6 +92,7 @@ event, and of the handle opened, pid, program, layer, flags, priority and filter
 	fl.BoolVar(&d.json, "json", false, "one JSON object per packet or event; messages as JSON too")
 	fl.StringVarP(&d.write, "write", "w", "", "write a pcapng `file` instead of printing; - is standard output")
 	fl.StringVarP(&d.read, "read", "r", "", "read a pcap or pcapng `file` instead of the network; - is standard input")
+	d.first.add(cmd)
 	d.letters.add(cmd)
 	return cmd
 }
@@ -161,13 +164,23 @@ func (d *dump) compile(args []string) (err error) {
 	if d.program, err = d.flags.compileText(d.text); err != nil {
 		return err
 	}
-	text, err := d.letters.narrow(d.text, d.program)
-	if err != nil || text == d.text {
-		return err
+	for _, narrow := range []func() (string, error){
+		func() (string, error) { return d.letters.narrow(d.text, d.program) },
+		func() (string, error) { return d.first.narrow(d.text, d.program, &d.flags.dialectFlags) },
+	} {
+		text, err := narrow()
+		if err != nil {
+			return err
+		}
+		if text == d.text {
+			continue
+		}
+		d.text = text
+		if d.program, err = d.flags.compileText(text); err != nil {
+			return err
+		}
 	}
-	d.text = text
-	d.program, err = d.flags.compileText(text)
-	return err
+	return nil
 }
 
 // live prints what a handle receives.
@@ -335,6 +348,7 @@ func (d *dump) file(ctx context.Context) error {
 
 func (d *dump) filterFile(ctx context.Context, c *captureReader) error {
 	var r record
+	m := newFileMatcher(d.program)
 	for {
 		if c.drained() { // who reads along is not kept waiting
 			if err := d.sink.flush(); err != nil {
@@ -348,7 +362,7 @@ func (d *dump) filterFile(ctx context.Context, c *captureReader) error {
 		if err != nil {
 			return err
 		}
-		if !d.program.Match(r.data, r.addr) {
+		if !m.matches(&r) {
 			continue
 		}
 		if done, err := d.show(&r); done || err != nil {

@@ -359,12 +359,15 @@ func TestPassthru(t *testing.T) {
 	for _, test := range []struct {
 		name string
 		args []string
+		come uint64 // packets
 	}{
-		{"accept", nil},
-		{"one by one", []string{"--batch", "1"}},
-		{"rewrite", []string{"--rewrite"}},
-		{"interpreter", []string{"--engine", "interpreter"}},
-		{"queues", []string{"--queues", "4"}},
+		{"accept", nil, 20},
+		{"one by one", []string{"--batch", "1"}, 20},
+		{"rewrite", []string{"--rewrite"}, 20},
+		{"interpreter", []string{"--engine", "interpreter"}, 20},
+		{"queues", []string{"--queues", "4"}, 20},
+		{"the first", []string{"--first", "3"}, 3},
+		{"the first, interpreter", []string{"--first", "3", "--engine", "interpreter"}, 3},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			pair, echo := hosts(t)
@@ -375,7 +378,7 @@ func TestPassthru(t *testing.T) {
 			if _, status := p.end(t, os.Interrupt); status != exitOK {
 				t.Errorf("status %d", status)
 			}
-			checkSummary(t, p.errout.String(), summary{Matched: 20, Received: 20, Reinjected: 20})
+			checkSummary(t, p.errout.String(), summary{Matched: test.come, Received: test.come, Reinjected: test.come})
 		})
 	}
 }

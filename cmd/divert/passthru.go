@@ -17,6 +17,7 @@ func newPassthru(a *app) *cobra.Command {
 		queues  int
 		rewrite bool
 		asJSON  bool
+		first   firstFlag
 	)
 	cmd := &cobra.Command{
 		Use:   "passthru [flags] [FILTER]",
@@ -29,6 +30,7 @@ With --rewrite the bytes of each packet go back to the kernel too, as if the pro
 		Example: `  divert passthru tcp.DstPort == 443 or tcp.SrcPort == 443
   divert passthru --batch 1 --rewrite     every packet singly, with its bytes
   divert passthru --queues 4              four threads, each with its share of the flows
+  divert passthru --first 6 tcp           of each connection six packets; the kernel passes the rest on
   divert passthru --layer forward         what is routed through this host`,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if batch < 1 || batch > divert.MaxBatch {
@@ -36,6 +38,13 @@ With --rewrite the bytes of each packet go back to the kernel too, as if the pro
 			}
 			p, err := flags.compile(args)
 			if err != nil {
+				return err
+			}
+			text, err := first.narrow(filterText(args), p, &flags.dialectFlags)
+			if err != nil {
+				return err
+			}
+			if p, err = flags.compileText(text); err != nil {
 				return err
 			}
 			ctx, stop := untilSignal(cmd.Context())
@@ -46,7 +55,7 @@ With --rewrite the bytes of each packet go back to the kernel too, as if the pro
 			}
 			defer h.Close()
 			r := report{app: a, json: asJSON}
-			r.begin("passthru", "passing packets on", filterText(args), h)
+			r.begin("passthru", "passing packets on", text, h)
 			err = passOn(ctx, h, batch, rewrite, r.warn)
 			r.end(h)
 			return err
@@ -54,6 +63,7 @@ With --rewrite the bytes of each packet go back to the kernel too, as if the pro
 	}
 	flags.add(cmd, packetLayers)
 	flags.addQueue(cmd, usualQueueLength, usualQueueTime, usualQueueSize)
+	first.add(cmd)
 	fl := cmd.Flags()
 	fl.IntVar(&queues, "queues", 1, fmt.Sprintf("share the flows out to so many queues with a thread each, 1 to %d", divert.MaxQueues))
 	fl.IntVar(&batch, "batch", 64, "packets received and sent with one call at most, 1 to 255")

@@ -56,6 +56,11 @@ type summary struct {
 	Lost        uint64  `json:"lost"`
 	Foreign     uint64  `json:"foreign"`
 
+	FlowAccepted      uint64 `json:"flow_accepted"`
+	FlowAcceptedBytes uint64 `json:"flow_accepted_bytes"`
+	FlowDropped       uint64 `json:"flow_dropped"`
+	FlowDroppedBytes  uint64 `json:"flow_dropped_bytes"`
+
 	Answers *answerCounts `json:"answers,omitempty"`
 }
 
@@ -69,7 +74,8 @@ func (r *report) end(h *divert.Handle) {
 	took := time.Since(r.start)
 	if r.json {
 		r.line(summary{"summary", took.Round(time.Microsecond).Seconds(), s.Matched, s.Received, s.Reinjected, s.Injected, s.Failed,
-			s.Dropped, s.DroppedFull, s.DroppedOld, s.DroppedLong, s.Passed, s.Lost, s.Foreign, r.answers})
+			s.Dropped, s.DroppedFull, s.DroppedOld, s.DroppedLong, s.Passed, s.Lost, s.Foreign,
+			s.FlowAccepted, s.FlowAcceptedBytes, s.FlowDropped, s.FlowDroppedBytes, r.answers})
 		return
 	}
 	noun := "packet"
@@ -106,6 +112,8 @@ func summaryText(s divert.Stats, f divert.Flag, noun string) string {
 		{s.DroppedLong, false, "lost because they were too long for the queue"},
 		{s.Lost, false, "lost in the kernel"},
 		{s.Passed, false, "went on unseen"},
+		{s.FlowAccepted, false, "accepted with their flow"},
+		{s.FlowDropped, false, "dropped with their flow"},
 		{s.Foreign, false, "queued by another program's rules went on"},
 	} {
 		if c.n > 0 || c.always {

@@ -112,24 +112,35 @@ func (h *handle) flowMaps(table string) (*flowmap.Maps, error) {
 
 // followFlows makes the programs follow verdicts, and the rules those of a kind. h.mu is held.
 func (h *handle) followFlows(v flow.Verdict) error {
-	if !h.flows.follows {
-		if _, err := h.flowMaps(flowmap.Decided); err != nil {
-			return err
-		}
-		h.flows.follows = true
-		if err := h.setEntries(h.filter, h.processes); err != nil {
-			h.flows.follows = false
-			return fmt.Errorf("programs that follow the verdicts of flows: %w", err)
-		}
-	}
-	if v != flow.Drop || h.flows.drops.Load() {
+	drops := v == flow.Drop && !h.flows.drops.Load()
+	if h.flows.follows && !drops {
 		return nil
 	}
-	return h.ns.Do(h.dropFlows)
+	if _, err := h.flowMaps(flowmap.Decided); err != nil {
+		return err
+	}
+	if drops {
+		if err := h.ns.Do(h.prepareDrops); err != nil {
+			return err
+		}
+	}
+	before := h.flows.follows
+	h.flows.follows = true
+	h.flows.drops.Store(drops || h.flows.drops.Load())
+	err := h.setEntries(h.filter, h.processes)
+	if err == nil && drops {
+		err = h.ns.Do(func() error { return h.entry.Replace(h.rules()) })
+	}
+	if err != nil {
+		h.flows.follows = before
+		h.flows.drops.Store(h.flows.drops.Load() && !drops)
+		return fmt.Errorf("programs and rules for the verdicts of flows: %w", err)
+	}
+	return nil
 }
 
-// dropFlows makes a rule stand before the others that drops what the maps say.
-func (h *handle) dropFlows() (err error) {
+// prepareDrops opens and loads what a rule before the others needs that drops what the maps say.
+func (h *handle) prepareDrops() (err error) {
 	if h.flows.nowhere == nil {
 		if h.flows.nowhere, err = queue.Open(queue.Options{Discard: true, RcvBuf: 4096}); err != nil {
 			return err
@@ -139,14 +150,6 @@ func (h *handle) dropFlows() (err error) {
 		if err := e.Add(codegen.TakeFlow); err != nil {
 			return err
 		}
-	}
-	h.flows.drops.Store(true)
-	if err = h.setEntries(h.filter, h.processes); err == nil {
-		err = h.entry.Replace(h.rules())
-	}
-	if err != nil {
-		h.flows.drops.Store(false)
-		return fmt.Errorf("a rule that drops flows: %w", err)
 	}
 	return nil
 }

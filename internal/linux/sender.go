@@ -202,9 +202,14 @@ func (s *sender) drop(ps []packet.Packet) error {
 	dropped := uint64(0)
 	for i := range ps {
 		t := tokenOf(&ps[i].Addr)
-		if l := s.laneOf(&t); l != nil && v.claim(l, &t) {
+		l := s.laneOf(&t)
+		switch {
+		case l == nil:
+		case v.claim(l, &t):
 			_ = v.drop(l, t.id) // fails only if no batch can be made
 			dropped++
+		default:
+			l.waiting.takeGivenUp(t.place, t.id) // it is counted as gone already, and now it stays so
 		}
 	}
 	s.h.counts.abandoned.Add(dropped)

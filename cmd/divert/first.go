@@ -1,0 +1,63 @@
+package main
+
+import (
+	"fmt"
+
+	"github.com/opendivert/divert/filter"
+	"github.com/opendivert/divert/internal/engine"
+	"github.com/opendivert/divert/internal/flow"
+	"github.com/opendivert/divert/internal/prog"
+	"github.com/opendivert/divert/packet"
+	"github.com/spf13/cobra"
+)
+
+// firstFlag is --first: of each flow only the first packets.
+type firstFlag struct {
+	n     uint32
+	given func() bool
+}
+
+func (f *firstFlag) add(cmd *cobra.Command) {
+	cmd.Flags().Uint32Var(&f.n, "first", 0, "of each flow, the first `n` packets of both directions only, and all of what has no flow")
+	f.given = func() bool { return cmd.Flags().Changed("first") }
+}
+
+// narrow returns a filter for those of the packets that a compiled one matches; text is what it was compiled of.
+func (f *firstFlag) narrow(text string, p *filter.Program, d *dialectFlags) (string, error) {
+	switch {
+	case f.given == nil || !f.given():
+		return text, nil
+	case f.n == 0:
+		return "", usagef("--first 0 leaves no packet; it must be 1 or more")
+	case d.strict:
+		return "", usagef("--first counts packets with a field of the extended filter language: leave --strict away")
+	case hasEvents(d.layer()):
+		return "", usagef("--first is about packets, and the layer %s has events", layerNames[d.layer()])
+	}
+	plain, err := p.Format() // it may be an object string
+	if err != nil {
+		return "", err
+	}
+	return fmt.Sprintf("(%s) and not (flow.Packets > %d)", plain, f.n), nil
+}
+
+// fileMatcher matches the packets of a capture file, and counts them in flows if the filter asks for that.
+type fileMatcher struct {
+	program *prog.Program
+	flows   engine.FlowTable
+}
+
+func newFileMatcher(p *filter.Program) *fileMatcher { return &fileMatcher{program: (*prog.Program)(p)} }
+
+// matches reports whether a record matches. The time of flows is that of the records.
+func (m *fileMatcher) matches(r *record) bool {
+	var parsed packet.Parsed
+	if !parsed.Parse(r.data) {
+		return false
+	}
+	p, known := m.program, prog.Known{}
+	if p.CountsFlows() {
+		p, known = m.flows.Known(&engine.Config{FlowTable: flow.DefaultSize}, p, r.data, &parsed, int(parsed.Length), r.when.UnixNano())
+	}
+	return p.MatchKnown(r.data, &parsed, r.addr, known)
+}
