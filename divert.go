@@ -89,6 +89,7 @@ type options struct {
 	dialect filter.Dialect
 	snaps   bool // WithSnapLength
 	config  engine.Config
+	sets    map[string]*filter.Set // by WithSet
 	engine  engine.Opener
 
 	dropWaits bool // see engine.DropWaits
@@ -189,7 +190,8 @@ func WithDriver(path string) Option { return func(o *options) { o.config.Driver 
 // says otherwise. From its return on matching packets wait for the program, so it should begin
 // to receive at once. The handle belongs to the network namespace of the calling thread.
 //
-// The filter is text of the filter language, or the object string of a compiled filter.
+// The filter is text of the filter language, or the object string of a compiled filter. Its named sets are empty, unless WithSet
+// gives others.
 //
 // It fails with a *filter.Error if the filter does not compile, and else with ErrInvalid for options
 // that do not go together, os.ErrPermission without the rights (Linux: CAP_NET_ADMIN), or
@@ -207,7 +209,7 @@ func Open(text string, opts ...Option) (*Handle, error) {
 }
 
 // OpenProgram is Open for a filter that is compiled already; its layer is the handle's. A nil program is
-// ErrInvalid. The program is only read, and may serve several handles.
+// ErrInvalid. The program is only read, and may serve several handles, which share its named sets.
 func OpenProgram(p *filter.Program, opts ...Option) (*Handle, error) {
 	if p == nil {
 		return nil, opError("open", fmt.Errorf("%w: the program is nil; filter.Compile makes one", ErrInvalid))
@@ -238,6 +240,10 @@ func newOptions(opts []Option) *options {
 }
 
 func (o *options) open(p *filter.Program) (*Handle, error) {
+	p, err := o.withSets(p)
+	if err != nil {
+		return nil, opError("open", err)
+	}
 	o.config.Program = (*prog.Program)(p)
 	e, err := o.engine(o.config)
 	if err != nil {
@@ -247,6 +253,7 @@ func (o *options) open(p *filter.Program) (*Handle, error) {
 		engine: e, layer: o.layer, priority: o.config.Priority, flags: Flag(o.config.Flags), dialect: o.dialect,
 		limits: o.config.Limits, snap: o.config.Snap, dropWaits: o.dropWaits,
 	}
+	h.keepSets(p)
 	h.deadline.Init(e.Wake)
 	return h, nil
 }

@@ -29,8 +29,11 @@ type Handle struct {
 	closed    atomic.Bool // Close has begun
 	closing   sync.Mutex  // held by Close
 
-	mu     sync.Mutex // guards limits
+	filtering sync.Mutex // held while the filter is exchanged
+
+	mu     sync.Mutex // guards limits and sets
 	limits engine.Limits
+	sets   map[string]*filter.Set // of the filters that there were, by name
 
 	left leftovers
 
@@ -190,28 +193,43 @@ func (h *Handle) Close() error {
 }
 
 // SetFilter replaces the filter by another, in the dialect the handle was opened with: each packet meets
-// the old one or the new one, none neither. If it fails, the old one stays in force.
+// the old one or the new one, none neither. If it fails, the old one stays in force. The handle's named sets stay those of
+// their names, see Set; a set of the other kind is filter.ErrSetKind.
 func (h *Handle) SetFilter(text string) error {
+	h.filtering.Lock()
+	defer h.filtering.Unlock()
 	p, err := filter.Compile(text, h.layer, h.dialect)
 	if err == nil {
-		err = h.engine.SetFilter((*prog.Program)(p))
+		p, err = p.WithSets(h.heldSets())
 	}
-	return opError("set filter", err)
+	return opError("set filter", h.exchange(p, err))
 }
 
 // SetProgram is SetFilter for a filter that is compiled already, for the layer of the handle. Another layer's, and a
-// nil program, are ErrInvalid. The program is only read, and may serve several handles.
+// nil program, are ErrInvalid. The program is only read, and may serve several handles. Its named sets come with it, and
+// become the handle's sets of their names.
 func (h *Handle) SetProgram(p *filter.Program) error {
+	h.filtering.Lock()
+	defer h.filtering.Unlock()
 	var err error
 	switch {
 	case p == nil:
 		err = fmt.Errorf("%w: the program is nil; filter.Compile makes one", ErrInvalid)
 	case p.Layer() != h.layer:
 		err = fmt.Errorf("%w: a filter of layer %v for a handle of layer %v", ErrInvalid, p.Layer(), h.layer)
-	default:
+	}
+	return opError("set filter", h.exchange(p, err))
+}
+
+// exchange sets a filter, unless there is an error with it already.
+func (h *Handle) exchange(p *filter.Program, err error) error {
+	if err == nil {
 		err = h.engine.SetFilter((*prog.Program)(p))
 	}
-	return opError("set filter", err)
+	if err == nil {
+		h.keepSets(p)
+	}
+	return err
 }
 
 // Stats counts a handle's packets or events since it was opened. Each packet that matched is in one place:

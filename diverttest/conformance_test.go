@@ -13,6 +13,7 @@ import (
 
 	"github.com/opendivert/divert"
 	"github.com/opendivert/divert/diverttest"
+	"github.com/opendivert/divert/filter"
 	"github.com/opendivert/divert/internal/wincode"
 	"github.com/opendivert/divert/packet"
 )
@@ -431,6 +432,112 @@ var expectations = []expectation{
 			p.Errorf("a wrong filter: %v", err)
 		}
 		p.counts(h, divert.Stats{Matched: 2, Received: 2})
+	}},
+	{"a named set that changes", func(p *player) {
+		h := p.handle("udp and remoteAddr in @blocked", divert.WithFlags(divert.Drop))
+		blocked, err := h.Set("blocked")
+		p.ok(err)
+		_, peer := p.addrs()
+		network, err := peer.Addr().Prefix(24)
+		p.ok(err)
+		p.out("a")
+		p.expectOut("a")
+		p.ok(blocked.Add(filter.Prefix(network)))
+		p.out("b")
+		p.in("c")
+		p.expectOut()
+		p.expectIn()
+		p.ok(blocked.Remove(filter.Address(peer.Addr())))
+		p.out("d")
+		p.expectOut("d")
+		p.ok(blocked.Replace([]filter.Element{filter.Address(peer.Addr())}))
+		p.out("e")
+		p.expectOut()
+		p.counts(h, divert.Stats{Matched: 3, Dropped: 3})
+		_, err = h.Set("blokced")
+		p.fails(err, divert.ErrInvalid, 87)
+	}},
+	{"a set of several handles, which outlives them", func(p *player) {
+		ports := filter.NewNumberSet()
+		with := divert.WithSet("ports", ports)
+		_, peer := p.addrs()
+		p.ok(ports.Add(filter.NumberElement(uint64(peer.Port()))))
+		low := p.handle("udp.DstPort in @ports or udp.SrcPort in @ports", pri(-1), with, divert.WithFlags(divert.Sniff))
+		h := p.handle("outbound and remotePort not in @ports", with)
+		p.out("a")
+		p.recv(low, "a")
+		p.expectOut("a")
+		p.ok(ports.Replace(nil))
+		p.out("b")
+		p.recv(h, "b")
+		p.none(low)
+		p.expectOut()
+		p.ok(h.Close())
+		p.ok(low.Close())
+		p.ok(ports.Add(filter.NumberRange(0, 65535)))
+		h = p.handle("outbound and remotePort in @ports", with)
+		p.out("c")
+		p.recv(h, "c")
+		for name, opt := range map[string]divert.Option{
+			"a name that the filter does not have": divert.WithSet("port", ports),
+			"no set":                               divert.WithSet("ports", nil),
+		} {
+			if _, err := p.open("remotePort in @ports", opt); !errors.Is(err, divert.ErrInvalid) {
+				p.Errorf("%s: %v", name, err)
+			}
+		}
+		_, err := p.open("remoteAddr in @ports", with)
+		p.fails(err, filter.ErrSetKind, 87)
+	}},
+	{"another filter keeps the sets", func(p *player) {
+		h := p.handle("outbound and remoteAddr in @a", divert.WithFlags(divert.Drop))
+		a, err := h.Set("a")
+		p.ok(err)
+		_, peer := p.addrs()
+		p.ok(a.Add(filter.Address(peer.Addr())))
+		p.ok(h.SetFilter("false"))
+		p.out("a")
+		p.expectOut("a")
+		p.ok(h.SetFilter("outbound and remotePort not in @b and remoteAddr in @a"))
+		p.out("b")
+		p.expectOut()
+		p.ok(a.Remove(filter.Address(peer.Addr())))
+		p.out("c")
+		p.expectOut("c")
+		err = h.SetFilter("remotePort in @a")
+		p.fails(err, filter.ErrSetKind, 87)
+		p.ok(a.Add(filter.Address(peer.Addr())))
+		b, err := h.Set("b")
+		p.ok(err)
+		p.ok(b.Add(filter.NumberElement(uint64(peer.Port()))))
+		p.out("d")
+		p.expectOut("d")
+		program, err := filter.Compile("outbound and remoteAddr in @a", divert.LayerNetwork, filter.Extended)
+		p.ok(err)
+		p.ok(h.SetProgram(program)) // brings its own
+		p.out("e")
+		p.expectOut("e")
+		p.ok(program.Set("a").Add(filter.Address(peer.Addr())))
+		p.out("f")
+		p.expectOut()
+	}},
+	{"socket calls are looked up in a set", func(p *player) {
+		h := p.events("localPort in @ports and processId not in @mine and endpointId not in @none")
+		ports, err := h.Set("ports")
+		p.ok(err)
+		if !p.bind(4999) {
+			p.Error("refused without a port in the set")
+		}
+		p.ok(ports.Add(filter.NumberRange(4998, 4999)))
+		if p.bind(4999) {
+			p.Error("allowed")
+		}
+		p.event(h, packet.EventSocketBind, 4999, false)
+		p.ok(ports.Remove(filter.NumberElement(4999)))
+		if !p.bind(4999) || p.bind(4998) {
+			p.Error("the wrong call was refused")
+		}
+		p.event(h, packet.EventSocketBind, 4998, false)
 	}},
 	{"receiving shut down: the rest, then the end; sending goes on", func(p *player) {
 		h := p.handle("outbound and udp")

@@ -135,6 +135,9 @@ func (e Expr) Compile(layer packet.Layer) (*Program, error) {
 		return nil, err
 	}
 	tests, _ := place(root, maxTests)
+	if err := bindNames(tests); err != nil {
+		return nil, err
+	}
 	return (*Program)(prog.New(layer, tests, false)), nil
 }
 
@@ -178,7 +181,10 @@ func testFor(t prog.Test, layer packet.Layer) (prog.Test, *Error) {
 		return t, testError(ErrBadTokenForLayer, &t, msg, hint)
 	}
 	t.Field = extendedField(t.Field, layer)
-	if info.Boolean { // there is nothing that it is compared with
+	if t.Named != nil && !t.Field.TakesNamed() {
+		return t, testError(ErrBadSet, &t, notForSets(t.Field.String()), hintNotForSets(t.Field))
+	}
+	if info.Boolean || t.Named != nil { // there is nothing that it is compared with
 		return t, nil
 	}
 	least, greatest := prog.Bound{Neg: t.Neg, Mag: t.Value}, prog.Bound{Neg: t.Neg, Mag: t.Value}
@@ -236,6 +242,17 @@ func (s subject) compare(op prog.Op, neg bool, v prog.Value) Expr {
 		return Expr{err: s.err}
 	}
 	return testOf(prog.Test{Field: s.field, Index: s.index, Op: op, Neg: neg, Value: v})
+}
+
+// inSet makes the test that the subject lies in a named set.
+func (s subject) inSet(name string) Expr {
+	if s.err == nil && !ValidName(name) {
+		s.err = fmt.Errorf("filter: a set cannot have the name %q; names are of letters, digits, _, - and points, at most %d", name, MaxName)
+	}
+	if s.err != nil {
+		return Expr{err: s.err}
+	}
+	return testOf(prog.Test{Field: s.field, Index: s.index, Op: prog.OpIn, Named: &prog.Named{Name: name}})
 }
 
 // in makes the test that the subject lies in one of the ranges.
@@ -305,6 +322,9 @@ func (n Number[T]) Between(first, last T) Expr {
 	return n.subject().in(prog.Range{First: valueOf(first), Last: valueOf(last)})
 }
 
+// InSet holds if the value is in the named set, as "in @name" in text. See Set.
+func (n Number[T]) InSet(name string) Expr { return n.subject().inSet(name) }
+
 // In holds if the value is one of values.
 func (n Number[T]) In(values ...T) Expr {
 	ranges := make([]prog.Range, len(values))
@@ -346,6 +366,9 @@ func (n Signed[T]) Ge(v T) Expr { return n.compare(prog.OpGe, v) }
 
 // Between holds if the value lies between first and last, both included; never if last < first.
 func (n Signed[T]) Between(first, last T) Expr { return n.Ge(first).And(n.Le(last)) }
+
+// InSet holds if the value is in the named set, as "in @name" in text. Negative values are in none.
+func (n Signed[T]) InSet(name string) Expr { return n.subject().inSet(name) }
 
 // In holds if the value is one of values.
 func (n Signed[T]) In(values ...T) Expr {
@@ -396,6 +419,9 @@ func (f Addr) compare(op prog.Op, a netip.Addr) Expr {
 	}
 	return f.subject().compare(op, false, v)
 }
+
+// InSet holds if the address is in the named set, as "in @name" in text. See Set.
+func (f Addr) InSet(name string) Expr { return f.subject().inSet(name) }
 
 // Eq holds if the address is a.
 func (f Addr) Eq(a netip.Addr) Expr { return f.compare(prog.OpEq, a) }

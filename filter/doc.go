@@ -24,12 +24,13 @@
 // The extended dialect, the default, adds to that:
 //
 //	primary = … | { "not" } "(" disj ")" | { "not" } "(" disj "?" disj ":" disj ")"
-//	test    = … | field ( "==" | "=" | "!=" ) prefix | field [ "not" ] "in" "{" element { "," element } [ "," ] "}"
+//	test    = … | field ( "==" | "=" | "!=" ) prefix | field [ "not" ] "in" set
+//	set     = "{" element { "," element } [ "," ] "}" | "@" name
 //	element = number | number "-" number | prefix
 //	prefix  = address "/" decimal
 //
 // A negated parenthesis matches exactly when its content does not: not (tcp.DstPort == 80) matches
-// UDP packets too. Elements of sets are not negative. A set or prefix is one test, however
+// UDP packets too. The elements of a named set come from elsewhere, and change: see Set. Elements of sets are not negative. A set or prefix is one test, however
 // large.
 //
 // # Differences between the dialects

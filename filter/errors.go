@@ -27,7 +27,7 @@ const (
 const (
 	ErrOutOfRange ErrorKind = 64 + iota // a comparison that can never hold, or a value the field cannot have
 	ErrBadPrefix                        // an address prefix (10.0.0.0/8) that is malformed or out of place
-	ErrBadSet                           // a set that is empty or has an element that is no value or range
+	ErrBadSet                           // a set that is empty, has an element that is no value or range, or has a name and is of no use to the field
 )
 
 var errorKindTexts = map[ErrorKind]string{

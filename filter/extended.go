@@ -256,6 +256,9 @@ func (p *parser) membership(t *prog.Test, subject token) bool {
 	}
 	p.advance()
 	p.last.op = 0
+	if p.tok.kind == tokNamed {
+		return p.named(t, subject)
+	}
 	if !p.take(tokOpenSet, wantOpenSet) {
 		return false
 	}

@@ -257,6 +257,18 @@ var extendedErrors = []struct {
 	{"negative element of a signed field", atReflect, "priority in {-5}", ErrBadSet, 13, "-5", "priority == -5"},
 	{"field in a set", atNetwork, "tcp.DstPort in {udp}", ErrUnexpectedToken, 16, "udp", "80, 443"},
 
+	{"name missing", atNetwork, "ip.SrcAddr in @", ErrBadToken, 14, "@", "remoteAddr in @blocked"},
+	{"name of a sign", atNetwork, "ip.SrcAddr in @{", ErrBadToken, 14, "@", "remoteAddr in @blocked"},
+	{"name too long", atNetwork, "ip.SrcAddr in @" + strings.Repeat("a", 64), ErrBadToken, 14, "@" + strings.Repeat("a", 64), "63 characters"},
+	{"name without in", atNetwork, "tcp and @blocked", ErrUnexpectedToken, 8, "@blocked", "remoteAddr in @blocked"},
+	{"name compared", atNetwork, "ip.SrcAddr == @blocked", ErrUnexpectedToken, 14, "@blocked", "ip.SrcAddr in @blocked"},
+	{"name in braces", atNetwork, "ip.SrcAddr in {@blocked}", ErrUnexpectedToken, 15, "@blocked", "ip.SrcAddr in @blocked"},
+	{"name for both kinds", atNetwork, "ip.SrcAddr in @a and tcp.DstPort in @a", ErrBadSet, 36, "@a", "two sets"},
+	{"flag in a named set", atNetwork, "tcp and tcp.Syn in @a", ErrBadSet, 8, "tcp.Syn in @a", "name alone"},
+	{"event in a named set", atFlow, "event in @a", ErrBadSet, 0, "event in @a", "compare"},
+	{"only a name", atNetwork, "@blocked", ErrBadObject, 0, "", "remoteAddr in @blocked"},
+	{"name first", atNetwork, "@blocked and tcp", ErrBadObject, 0, "", "remoteAddr in @blocked"},
+
 	{"too deep", atNetwork, nested(1025, "tcp"), ErrTooDeep, 1025, "tcp", ""},
 	{"too many tests", atNetwork, repeat(65536, "tcp", " or "), ErrTooLong, 65535 * 7, "tcp", "sets"},
 	{"too long", atNetwork, strings.Repeat(" ", maxText) + "tcp", ErrTooLong, 0, "", "sets"},

@@ -35,7 +35,7 @@ var expectationTexts = [...]string{
 	wantClose:       `")" was expected`,
 	wantColon:       `":" was expected`,
 	wantEnd:         `"and", "or" or the end was expected`,
-	wantOpenSet:     `"{" was expected after "in"`,
+	wantOpenSet:     `"{" or the name of a set was expected after "in"`,
 	wantElement:     "a value or a range was expected in the set",
 	wantCloseSet:    `"," or "}" was expected`,
 	wantPrefix:      "a prefix length was expected",
@@ -43,6 +43,9 @@ var expectationTexts = [...]string{
 
 // hintStrictSets is for sets in the strict dialect.
 const hintStrictSets = "sets, as in {80, 443}, belong to the extended dialect; in this one join comparisons with \"or\""
+
+// hintNamed is for what is wrong about the name of a set.
+const hintNamed = "a named set stands behind in: remoteAddr in @blocked; its name is of letters, digits, _, - and ."
 
 const hintUseSets = "sets are shorter and faster: tcp.DstPort in {80, 443, 8000-8999}"
 
@@ -86,11 +89,19 @@ func (p *parser) hint(want expectation) string {
 		if p.tok.kind == tokCloseSet {
 			return "a set needs at least one element"
 		}
+		if p.tok.kind == tokNamed {
+			return "a named set stands without braces: " + p.membershipText()
+		}
 		return "as in {80, 443, 8000-8999}"
 	case wantOpenSet:
-		return "as in " + shortened(p.text[p.last.start:p.last.field]) + " in {80, 443, 8000-8999}"
+		return "as in " + shortened(p.text[p.last.start:p.last.field]) + " in {80, 443, 8000-8999}, or in @ports"
 	}
 	return ""
+}
+
+// membershipText is a test of the field read last for the named set that is the current token.
+func (p *parser) membershipText() string {
+	return shortened(p.text[p.last.start:p.last.field]) + " in " + shortened(p.text[p.tok.pos:p.tok.end])
 }
 
 // macroHint tells where a macro exists.
@@ -112,6 +123,8 @@ func (p *parser) fieldHint() string {
 			return "true matches everything"
 		}
 		return ""
+	case tokNamed:
+		return "a set stands behind a field: remoteAddr in " + text
 	case tokNumber:
 		return p.lonelyNumberHint(text)
 	case tokOpen:
@@ -165,6 +178,8 @@ func (p *parser) numberHint() string {
 			return "as a number it is " + strings.ToUpper(text)
 		}
 		return "fields can be compared with numbers and addresses only"
+	case tokNamed:
+		return "write " + p.membershipText()
 	case tokOpenSet:
 		return "write " + shortened(p.text[p.last.start:p.last.field]) + " in {…}"
 	case tokEq, tokLt, tokGt, tokNot:
@@ -212,6 +227,10 @@ func (p *parser) endHint() string {
 func objectHint(s string) string {
 	switch {
 	case !strings.HasPrefix(s, prog.ObjectMagic):
+		if n := nameLength(s[1:]); n > 0 {
+			return "a set stands behind a field: remoteAddr in " + shortened(s[:1+n]) +
+				"; text that starts with @ is a compiled filter object, and those start with " + prog.ObjectMagic
+		}
 		return "text that starts with @ is a compiled filter object, and those start with " + prog.ObjectMagic
 	case s == prog.ObjectMagic+"WW": // as the original counts 256 (specification: filter-object.md 4.3)
 		return "this is what WinDivert makes of a filter of 256 tests, and nothing can read it; 255 is the most"

@@ -1,6 +1,7 @@
 package filter
 
 import (
+	"fmt"
 	"strings"
 
 	"github.com/opendivert/divert/internal/prog"
@@ -132,6 +133,9 @@ func (l *lexer) read() token {
 				return l.symbol(p.kind, 1)
 			}
 		}
+		if rest[0] == '@' {
+			return l.readName()
+		}
 	}
 	return l.bad(l.illegal())
 }
@@ -139,6 +143,19 @@ func (l *lexer) read() token {
 func (l *lexer) symbol(kind tokenKind, length int) token {
 	l.i += length
 	return token{kind: kind, pos: l.i - length, end: l.i}
+}
+
+// readName reads the name of a set, with its @.
+func (l *lexer) readName() token {
+	length := 1 + nameLength(l.text[l.i+1:])
+	if length == 1 {
+		return l.bad(l.at(ErrBadToken, l.i, l.i+1, "the name of a set is missing behind \"@\"", hintNamed))
+	}
+	if length > 1+MaxName {
+		return l.bad(l.at(ErrBadToken, l.i, l.i+length, "the name of the set is too long",
+			fmt.Sprintf("it may have %d characters", MaxName)))
+	}
+	return l.symbol(tokNamed, length)
 }
 
 // readWord reads the word at l.i.

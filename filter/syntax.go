@@ -51,6 +51,8 @@ type parser struct {
 	err   *Error
 	tests int
 
+	sets map[string]*namedSet // the named sets so far
+
 	negated bool // an odd number of negations stood before the test that is being read
 
 	// For hints: where the comparison read last starts, where its field and its operator end.

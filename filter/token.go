@@ -36,6 +36,7 @@ const (
 	tokCloseSet // extended dialect only
 	tokComma    // extended dialect only
 	tokSlash    // extended dialect only
+	tokNamed    // extended dialect only: @ and the name of a set
 )
 
 // literalForm is how a number was written.

@@ -21,6 +21,7 @@ import (
 	"github.com/opendivert/divert/internal/linux/flowmap"
 	"github.com/opendivert/divert/internal/linux/netns"
 	"github.com/opendivert/divert/internal/linux/rules"
+	"github.com/opendivert/divert/internal/linux/setmap"
 	"github.com/opendivert/divert/internal/linux/sockets"
 	"github.com/opendivert/divert/internal/prog"
 	"github.com/opendivert/divert/packet"
@@ -115,6 +116,9 @@ func Open(cfg engine.Config) (engine.Handle, error) {
 	if err != nil && cfg.Mode == engine.ModeAuto && mode == engine.ModeKernel && isMissing(err) && !errors.Is(err, engine.ErrNoProcess) {
 		// Programs load, but no rule can ask them: a kernel without xt_bpf or nft_compat for it.
 		return openIn(cfg, engine.ModeInterpret, fmt.Sprintf("interpreter, because rules cannot ask eBPF programs: %v", err))
+	}
+	if cfg.Mode == engine.ModeAuto && mode == engine.ModeKernel && errors.Is(err, setmap.ErrUnsupported) {
+		return openIn(cfg, engine.ModeInterpret, fmt.Sprintf("interpreter, because of %v", err))
 	}
 	var limit *codegen.LimitError
 	if !errors.As(err, &limit) || mode != engine.ModeKernel {

@@ -39,6 +39,7 @@ const (
 	checkSet32                // in sets[set]
 	checkWide                 // fromWide: in ranges[set:set+1]
 	checkWideSet              // fromWide: in wideSets[set]
+	checkNamed                // in named[set], of values of all sizes
 )
 
 // instr is a test in the form that the interpreter executes. Every operator and every sign has become
@@ -95,6 +96,7 @@ type code struct {
 	sets     []set32
 	ranges   []Range
 	wideSets []*Set
+	named    []*Members
 }
 
 // bitfield says in which bits of which header word a field lies. Offsets are from the start of the
@@ -284,6 +286,10 @@ func (p *Program) decodeNarrow(in *instr, t *Test) {
 	}
 	if t.Op == OpIn || t.Op == OpNotIn {
 		in.invert = t.Op == OpNotIn
+		if t.Named != nil {
+			p.decodeNamed(in, t)
+			return
+		}
 		p.decodeSet(in, clip(t.Set.Ranges, bounds), t.Field.Info().DrvHi.Mag)
 		return
 	}
@@ -347,8 +353,19 @@ func (p *Program) decodeSet(in *instr, ranges []Range, limit Value) {
 	}
 }
 
+// decodeNamed sets the check for a named set.
+func (p *Program) decodeNamed(in *instr, t *Test) {
+	in.check, in.set = checkNamed, uint32(len(p.code.named))
+	p.code.named = append(p.code.named, t.Named.Members)
+}
+
 // decodeWide sets the check of a test whose values have more than 32 bits or a sign.
 func (p *Program) decodeWide(in *instr, t *Test) {
+	if t.Named != nil {
+		in.invert = t.Op == OpNotIn
+		p.decodeNamed(in, t)
+		return
+	}
 	if t.Op == OpIn || t.Op == OpNotIn {
 		ranges := make([]Range, len(t.Set.Ranges))
 		for i, r := range t.Set.Ranges {

@@ -11,9 +11,13 @@ type LowerError struct {
 	Test  int // index of the test in Program.Tests
 	Field Field
 	Layer packet.Layer
+	Named *Named // the named set that the test asks, if that is why
 }
 
 func (e *LowerError) Error() string {
+	if e.Named != nil {
+		return fmt.Sprintf("filter: test %d: the instructions of WinDivert 2.2 cannot express the named set @%s", e.Test, e.Named.Name)
+	}
 	return fmt.Sprintf("filter: test %d: the instructions of WinDivert 2.2 cannot express %v at %v",
 		e.Test, e.Field, e.Layer)
 }
@@ -21,7 +25,7 @@ func (e *LowerError) Error() string {
 // Lower returns a program of the same meaning that has only what the original instructions have,
 // or p itself if that is so already. Sets become chains of comparisons; the families ip and ipv6 at
 // FLOW and SOCKET become comparisons of localAddr with the range of mapped addresses. The result
-// may have more tests than an object can hold. What cannot be expressed (the true flow label) is a
+// may have more tests than an object can hold. What cannot be expressed (the true flow label, named sets) is a
 // *LowerError.
 func (p *Program) Lower() (*Program, error) {
 	chains := make([][]Test, len(p.tests))
@@ -30,7 +34,7 @@ func (p *Program) Lower() (*Program, error) {
 		t := &p.tests[i]
 		chain, ok := lowerTest(t, p.layer)
 		if !ok {
-			return nil, &LowerError{Test: i, Field: t.Field, Layer: p.layer}
+			return nil, &LowerError{Test: i, Field: t.Field, Layer: p.layer, Named: t.Named}
 		}
 		same = same && chain == nil
 		chains[i] = chain
@@ -91,7 +95,7 @@ func lowerTest(t *Test, layer packet.Layer) (chain []Test, ok bool) {
 	switch {
 	case (t.Field == FieldFamilyIP || t.Field == FieldFamilyIPv6) && t.Field.Info().Layers.Has(layer):
 		return lowerFamily(t), true
-	case t.Field >= NumSpecFields:
+	case t.Field >= NumSpecFields, t.Named != nil:
 		return nil, false
 	case t.Op == OpIn:
 		return lowerIn(t), true

@@ -4,6 +4,7 @@ import (
 	"encoding/binary"
 
 	"github.com/opendivert/divert/internal/flow"
+	"github.com/opendivert/divert/internal/radix"
 	"github.com/opendivert/divert/packet"
 )
 
@@ -294,16 +295,22 @@ func (s *state) offset(b base) int {
 
 // contains reports whether v lies in the set of in.
 func (c *code) contains(in *instr, v uint32) bool {
-	if in.check == checkBitmap {
+	switch in.check {
+	case checkBitmap:
 		return c.bitmaps[in.set].contains(v)
+	case checkNamed: // an IPv4 address or a number
+		return c.named[in.set].values.Contains(radix.Value{Lo: ipv4Prefix | uint64(v)})
 	}
 	return c.sets[in.set].contains(v)
 }
 
 // acceptsWide reports whether a wide value lies in the range or set of in.
 func (c *code) acceptsWide(in *instr, v Value) bool {
-	if in.check == checkWideSet {
+	switch in.check {
+	case checkWideSet:
 		return c.wideSets[in.set].Contains(v)
+	case checkNamed:
+		return c.acceptsNamed(in, v)
 	}
 	r := &c.ranges[in.set]
 	return !v.less(r.First) && !r.Last.less(v)

@@ -204,7 +204,7 @@ func (p *Program) hasLargeSet() bool {
 	large := false
 	for i := range p.tests {
 		t := &p.tests[i]
-		if t.Field >= NumSpecFields {
+		if t.Field >= NumSpecFields || t.Named != nil {
 			return false // Lower tells more
 		}
 		large = large || t.Set != nil && len(t.Set.Ranges) > maxObjectTests && len(comparable(t)) > maxObjectTests

@@ -14,8 +14,8 @@ const (
 	OpLe
 	OpGt
 	OpGe
-	OpIn    // the value lies in Test.Set
-	OpNotIn // the value is available and does not lie in Test.Set
+	OpIn    // the value lies in Test.Set or Test.Named
+	OpNotIn // the value is available and does not lie in Test.Set or Test.Named
 )
 
 // Target is where the evaluation goes on after a test: the index of a later test,
@@ -45,7 +45,8 @@ type Test struct {
 	Neg   bool   // the literal is negative (magnitude in Value)
 	Index int32  // index fields: byte offset, negative from the end
 	Value Value  // the literal, for the operators OpEq to OpGe
-	Set   *Set   // for OpIn and OpNotIn
+	Set   *Set   // for OpIn and OpNotIn, one of them:
+	Named *Named // of a field that TakesNamed
 	Succ  Target // next if the test holds
 	Fail  Target // next if it does not
 }

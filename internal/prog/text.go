@@ -145,6 +145,11 @@ func appendDecimal(b []byte, v Value) []byte {
 
 // appendSetTest appends a test of a set: as a comparison with a prefix if it is one, else spelled out.
 func (s style) appendSetTest(b []byte, t *Test) []byte {
+	if t.Named != nil {
+		b = append(appendFieldName(b, t), ' ')
+		b = append(append(b, t.Op.String()...), " @"...)
+		return append(b, t.Named.Name...)
+	}
 	ranges := t.Set.Ranges
 	if len(ranges) == 1 && ranges[0].First != ranges[0].Last {
 		if bits, ok := prefixOf(t.Field, ranges[0]); ok {
@@ -178,6 +183,11 @@ func byFamily(f Field, ranges []Range) []Range {
 	if f.Info().Kind != KindAddr {
 		return ranges
 	}
+	return SplitFamilies(ranges...)
+}
+
+// SplitFamilies splits ranges of addresses at the ends of the IPv4 addresses.
+func SplitFamilies(ranges ...Range) []Range {
 	var split []Range
 	for _, r := range ranges {
 		split = append(split, clip([]Range{r}, Range{Last: boundIPv4Lo.Mag.prev()})...)
@@ -185,6 +195,12 @@ func byFamily(f Field, ranges []Range) []Range {
 		split = append(split, clip([]Range{r}, Range{First: boundIPv4Hi.Mag.next(), Last: maxValue})...)
 	}
 	return split
+}
+
+// AddressesText returns a range of addresses, of one family, as an element of a set.
+func AddressesText(r Range) string {
+	b := style{layer: anyLayer}.appendRange(nil, FieldLocalAddr, r)
+	return string(b)
 }
 
 // appendRange appends an element of a set in its shortest form.

@@ -98,6 +98,8 @@ func gatherSets(tests []Test, least int) []Test {
 func listed(t *Test) (ranges []Range, positive, ok bool) {
 	info := t.Field.Info()
 	switch {
+	case t.Named != nil:
+		return nil, false, false
 	case t.Op == OpIn || t.Op == OpNotIn:
 		return t.Set.Ranges, t.Op == OpIn, true
 	case t.Op > OpNe || t.Neg || info.Kind == KindSigned || info.Kind == KindBool:
@@ -294,7 +296,7 @@ func (w *widener) exact(t *Test) []Test {
 
 // isCoarse reports whether a test is of a set with more ranges than may be spelled out.
 func (w *widener) isCoarse(t *Test) bool {
-	return w.unknown == nil && (t.Op == OpIn || t.Op == OpNotIn) && t.Field < NumSpecFields && len(comparable(t)) > w.ranges &&
+	return w.unknown == nil && t.Named == nil && (t.Op == OpIn || t.Op == OpNotIn) && t.Field < NumSpecFields && len(comparable(t)) > w.ranges &&
 		driverRefuses(&Test{Field: t.Field, Index: t.Index, Value: comparable(t)[0].First}, w.layer) == ""
 }
 

@@ -15,7 +15,8 @@
 //
 // In a table nodes come and bits flip, but no node goes and none is moved. A new node says at first what the nodes above
 // it said of its values. Hence a look-up that meets one change in the making is right about each value: it answers as
-// before the change or as after it, and for a value that the change is not about as ever. A look-up that has
-// met more than one change, as a counter tells, is made again. Nodes that have become useless are left behind when the table is
-// exchanged for another: when it is full, and by Replace.
+// before the change or as after it, and for a value that the change is not about as ever. Two changes may mislead it: it
+// misses a node that the first one makes, and meets a bit higher up that the second one flips. So each change counts
+// before it flips bits, and a look-up in which the count has risen by two is made again. Nodes that have become useless are left
+// behind when the table is exchanged for another: when it is full, and by Replace.
 package radix

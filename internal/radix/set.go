@@ -47,7 +47,7 @@ func (s *Set) Contains(v Value) bool {
 	for {
 		before := t.changes()
 		is := t.contains(v)
-		if t.changes() == before {
+		if t.changes()-before < 2 {
 			return is
 		}
 	}
@@ -80,12 +80,13 @@ func (s *Set) Remove(ranges ...Range) error { return s.change(ranges, false) }
 func (s *Set) change(ranges []Range, in bool) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	atomic.AddUint64(&s.order.table.Words[WordChanges], 1)
 	for more := len(ranges); !s.make(ranges, in); more += more/2 + 16 {
 		if err := s.grow(more); err != nil { // which leaves out what was made in vain
+			atomic.AddUint64(&s.order.table.Words[WordChanges], 1) // so that the nodes are older than the next change
 			return err
 		}
 	}
+	atomic.AddUint64(&s.order.table.Words[WordChanges], 1)
 	for _, r := range ranges {
 		for part := range r.split {
 			for p := range part.pieces {
@@ -231,16 +232,24 @@ func (s *Set) Replace(ranges []Range) error {
 	return s.exchange(o)
 }
 
-// Move moves the set to another home, unless it is at home in one already that is the same to the caller.
-func (s *Set) Move(home Home, same func(Home) bool) (Home, error) {
+// Move moves the set to the home that make returns, unless is says that it is in such a home already, and returns its home.
+func (s *Set) Move(make func() (Home, error), is func(Home) bool) (Home, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if same(s.home) {
+	if is(s.home) {
 		return s.home, nil
+	}
+	home, err := make()
+	if err != nil {
+		return nil, err
+	}
+	o, err := build(home, s.order.ranges(), 0)
+	if err != nil {
+		return nil, err
 	}
 	before := s.home
 	s.home = home
-	if err := s.grow(0); err != nil {
+	if err := s.exchange(o); err != nil {
 		s.home = before
 		return nil, err
 	}

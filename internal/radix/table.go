@@ -17,9 +17,10 @@ const (
 	perBucket = BucketWords / NodeWords
 
 	// The words of the header.
-	WordChanges = 0 // how many changes have begun
+	WordChanges = 0 // how many changes there were; each counts when it has made its nodes and is about to flip bits
 	WordBuckets = 1 // how many buckets a hash leads to
 	WordSeed    = 2
+	WordZero    = 3 // always 0
 
 	// The words of a node. The first is written last.
 	WordLevel  = 0 // 0: no node. In the first node of a bucket there may be Overflow beside.
@@ -191,5 +192,5 @@ func (t *table) above(limit int, v Value) bool {
 	return best
 }
 
-// changes returns how many changes have begun.
+// changes returns how many changes there were.
 func (t *table) changes() uint64 { return atomic.LoadUint64(&t.Words[WordChanges]) }

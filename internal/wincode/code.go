@@ -56,6 +56,7 @@ var codes = [...]errorCode{
 	{engine.ErrSendOnly, codeInvalid},
 	{engine.ErrDropOnly, codeInvalid}, // of Go only: in C such a call waits
 	{engine.ErrInvalid, codeInvalid},
+	{filter.ErrSetKind, codeInvalid},
 	{engine.ErrTooLarge, codeInvalid},
 	{engine.ErrNoSuchDevice, codeInvalid},
 	{net.ErrClosed, 995},

@@ -63,6 +63,7 @@ type Unloaded struct {
 	Instructions asm.Instructions // references to maps are by name
 	Maps         []*ebpf.MapSpec
 
+	named     namedTable
 	outlet    *Outlet    // see LoadInto
 	processes *Processes // see LoadInto
 	flows     *flowmap.Maps
@@ -84,6 +85,9 @@ func build(p *prog.Program, h Hook, o Options, long bool) (*Unloaded, error) {
 		return &Unloaded{Outcome: Never}, nil
 	}
 	for i := range list {
+		if _, constant := h.constant(list[i].Field); constant {
+			continue // as a named set is asked for it
+		}
 		if err := h.knows(list[i].Field); err != nil {
 			return nil, err
 		}
@@ -93,8 +97,8 @@ func build(p *prog.Program, h Hook, o Options, long bool) (*Unloaded, error) {
 			return nil, err
 		}
 	}
-	if len(list) > MaxTests {
-		return nil, tooManyTests(len(list), MaxTests)
+	if branchesOf(list) > MaxTests {
+		return nil, tooManyTests(branchesOf(list), MaxTests)
 	}
 	g := newGenerator(h, o, list)
 	g.long = long
@@ -108,7 +112,24 @@ func build(p *prog.Program, h Hook, o Options, long bool) (*Unloaded, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &Unloaded{Outcome: outcome, Tests: len(list), Instructions: code, Maps: g.maps()}, nil
+	functions, err := g.named.functions(code)
+	if err != nil {
+		return nil, err
+	}
+	return &Unloaded{
+		Outcome: outcome, Tests: len(list), Instructions: append(code, functions...), Maps: g.maps(), named: g.named,
+	}, nil
+}
+
+// branchesOf returns how many branches the tests of a long filter have.
+func branchesOf(list []prog.Test) int {
+	n := len(list)
+	for i := range list {
+		if list[i].Named != nil {
+			n++
+		}
+	}
+	return n
 }
 
 // knows returns an error unless the hook knows the value of a field that is left after specialising.
@@ -131,6 +152,7 @@ type generator struct {
 	list    []prog.Test
 	long    bool // see tests
 	sets    setTable
+	named   namedTable
 	accept  label
 	reject  label // the tests say no
 
@@ -176,7 +198,7 @@ func (g *generator) generate(outcome Outcome) {
 	g.random()
 	if outcome != Always {
 		t := tests{
-			assembler: &g.assembler, loader: &packetLoader{&g.hook}, sets: &g.sets,
+			assembler: &g.assembler, loader: &packetLoader{&g.hook}, sets: &g.sets, named: &g.named,
 			long: g.long, accept: g.accept, reject: g.reject,
 		}
 		t.emitAll(g.list)

@@ -16,6 +16,7 @@ type condition struct {
 	index  int32
 	ranges []prog.Range
 	negate bool
+	named  *prog.Named // nil, or the set that is asked instead of the ranges; which values it has is not known
 	domain prog.Range
 }
 
@@ -46,6 +47,10 @@ func toCondition(t *prog.Test) condition {
 	switch {
 	case t.Op == prog.OpIn || t.Op == prog.OpNotIn:
 		c.negate = t.Op == prog.OpNotIn
+		if t.Named != nil {
+			c.named = t.Named
+			return c
+		}
 		if t.Set != nil {
 			c.ranges = t.Set.Ranges
 		}
@@ -170,7 +175,9 @@ func (c *condition) clip() {
 }
 
 // constant reports whether the answer is the same for all values, and which.
-func (c *condition) constant() (holds, ok bool) { return c.negate, len(c.ranges) == 0 }
+func (c *condition) constant() (holds, ok bool) {
+	return c.negate, len(c.ranges) == 0 && c.named == nil
+}
 
 // holds gives the answer for a value.
 func (c *condition) holds(v prog.Value) bool {

@@ -27,6 +27,7 @@ type tests struct {
 	*assembler
 	loader loader
 	sets   *setTable
+	named  *namedTable
 	long   bool
 	accept label
 	reject label
@@ -72,7 +73,11 @@ func (t *tests) emitTest(test *prog.Test, succ, fail, next label) {
 	if c.negate {
 		in, out = fail, succ
 	}
-	if len(c.ranges) == 0 {
+	switch {
+	case c.named != nil:
+		t.inNamed(&c, kind, in, out, next)
+		return
+	case len(c.ranges) == 0:
 		t.jumpUnless(out, next)
 		return
 	}

@@ -50,7 +50,10 @@ type EventHook struct {
 }
 
 // EventDecider generates the decisions of one program, which share a map of sets.
-type EventDecider struct{ sets setTable }
+type EventDecider struct {
+	sets  setTable
+	named namedTable
+}
 
 // Decide generates the code that decides whether a filter of the layers FLOW and SOCKET matches the
 // record at EventFrame. The code is entered at its start, leaves 1 or 0 in R0 and ends behind its last
@@ -67,8 +70,8 @@ func (d *EventDecider) Decide(p *prog.Program, h EventHook) (asm.Instructions, O
 	if p.Layer() == packet.LayerFlow {
 		decisions = 2 // which a program asks for one after the other
 	}
-	if most := MaxTests / decisions; len(list) > most {
-		return nil, outcome, tooManyTests(len(list), most)
+	if most := MaxTests / decisions; branchesOf(list) > most {
+		return nil, outcome, tooManyTests(branchesOf(list), most)
 	}
 	code, branches := d.emit(list, false)
 	if branches > maxWaiting/decisions {
@@ -81,7 +84,7 @@ func (d *EventDecider) Decide(p *prog.Program, h EventHook) (asm.Instructions, O
 func (d *EventDecider) emit(list []prog.Test, long bool) (*assembler, int) {
 	a := &assembler{}
 	t := tests{
-		assembler: a, loader: &eventLoader{}, sets: &d.sets,
+		assembler: a, loader: &eventLoader{}, sets: &d.sets, named: &d.named,
 		long: long, accept: a.newLabel(), reject: a.newLabel(),
 	}
 	end := a.newLabel()
@@ -103,6 +106,14 @@ func (d *EventDecider) Maps() []*ebpf.MapSpec {
 	}
 	return nil
 }
+
+// Functions returns the functions that instructions with decisions call, to stand behind them.
+func (d *EventDecider) Functions(calls asm.Instructions) (asm.Instructions, error) {
+	return d.named.functions(calls)
+}
+
+// OpenSets adds the maps of named sets that the functions refer to by name. They are the caller's to close.
+func (d *EventDecider) OpenSets(maps map[string]*ebpf.Map) error { return d.named.open(maps) }
 
 // spec returns the map, nil if there are no large sets.
 func (s *setTable) spec() *ebpf.MapSpec {
@@ -185,7 +196,7 @@ func (h *EventHook) decides(t *prog.Test) answer {
 	if h.NoTCP && t.Field == prog.FieldTCP {
 		return answerOf(c.holds(zero))
 	}
-	if h.Protocol != 0 {
+	if h.Protocol != 0 && c.named == nil {
 		return h.byProtocol(t.Field, &c)
 	}
 	return depends

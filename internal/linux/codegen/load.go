@@ -36,6 +36,10 @@ func (u *Unloaded) Load() (*Program, error) {
 		}
 		p.maps[spec.Name] = m
 	}
+	if err := u.named.open(p.maps); err != nil {
+		p.Close()
+		return nil, err
+	}
 	code := append(u.Instructions[:0:0], u.Instructions...)
 	describe(code)
 	for i := range code {

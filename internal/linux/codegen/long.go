@@ -20,7 +20,11 @@ const maxComputed = 4
 func (t *tests) emitLong(c *condition, kind valueKind, succ, fail, next label) {
 	t.emit(asm.Mov.Imm(regAbsent, 0))
 	t.loader.load(t, c, fail)
-	t.outside(c, kind)
+	if c.named != nil {
+		t.outsideNamed(c, kind)
+	} else {
+		t.outside(c, kind)
+	}
 	if c.negate {
 		t.emit(asm.Xor.Imm(asm.R0, -1))
 	}
@@ -29,12 +33,12 @@ func (t *tests) emitLong(c *condition, kind valueKind, succ, fail, next label) {
 	if succ == t.accept || succ == t.reject {
 		op, taken, behind = asm.JSGE, succ, fail
 	}
-	t.jumpSigned(op, asm.R0, taken)
+	t.jumpZero(op, asm.R0, taken)
 	t.jumpUnless(behind, next)
 }
 
-// jumpSigned compares all 64 bits of a register with zero.
-func (a *assembler) jumpSigned(op asm.JumpOp, r asm.Register, to label) {
+// jumpZero compares all 64 bits of a register with zero.
+func (a *assembler) jumpZero(op asm.JumpOp, r asm.Register, to label) {
 	a.emitJump(asm.Instruction{
 		OpCode: asm.OpCode(asm.JumpClass).SetJumpOp(op).SetSource(asm.ImmSource), Dst: r,
 	}, to)

@@ -22,6 +22,10 @@ var presenceFlags = map[presence]int{
 }
 
 func (l *packetLoader) load(t *tests, c *condition, fail label) {
+	if v, constant := l.hook.constant(c.field); constant { // for a named set; a timestamp is biased already
+		t.set(asm.R1, v.Lo)
+		return
+	}
 	where := l.hook.locate(&condition{field: c.field, ranges: c.ranges})
 	l.require(t, where.has, fail)
 	switch where.place {

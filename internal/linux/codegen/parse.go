@@ -380,5 +380,5 @@ func (p *parser) ports(source, destination int16) {
 
 // jumpNegative goes to a label if R0 is negative.
 func (a *assembler) jumpNegative(to label) {
-	a.jumpSigned(asm.JSLT, asm.R0, to)
+	a.jumpZero(asm.JSLT, asm.R0, to)
 }

@@ -154,6 +154,9 @@ func (h *Hook) decides(t *prog.Test) (holds, known bool) {
 		return false, true
 	}
 	c := toCondition(t)
+	if c.named != nil {
+		return false, false
+	}
 	if v, ok := h.constant(t.Field); ok {
 		return c.holds(v), true
 	}

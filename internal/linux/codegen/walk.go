@@ -222,15 +222,28 @@ var isExtension = [256]bool{
 }
 
 // describe gives the functions of a program the types that the kernel wants of programs with a function that
-// bpf_loop calls.
+// bpf_loop calls, and those of sets the types that make them global.
 func describe(code asm.Instructions) {
-	if !slices.ContainsFunc(code, func(i asm.Instruction) bool { return i.Symbol() == stepName }) {
+	functions := func(i asm.Instruction) bool { return i.Symbol() == stepName || isSetFunction(i.Symbol()) }
+	if !slices.ContainsFunc(code, functions) {
 		return
 	}
 	long := &btf.Int{Name: "long", Size: 8, Encoding: btf.Signed}
 	skb := &btf.Pointer{Target: &btf.Void{}}
 	for i := range code {
-		switch code[i].Symbol() {
+		symbol := code[i].Symbol()
+		if isSetFunction(symbol) { // global: the kernel looks at it once, not at each call
+			code[i] = btf.WithFuncMetadata(code[i], &btf.Func{
+				Name: symbol, Linkage: btf.GlobalFunc,
+				Type: &btf.FuncProto{Return: long, Params: []btf.FuncParam{{Name: "upper", Type: long}, {Name: "lower", Type: long}}},
+			})
+		}
+		switch symbol {
+		case nodeName:
+			params := []btf.FuncParam{{Name: "table", Type: skb}, {Name: "level", Type: long}, {Name: "upper", Type: long}, {Name: "lower", Type: long}, {Name: "header", Type: skb}}
+			code[i] = btf.WithFuncMetadata(code[i], &btf.Func{
+				Name: nodeName, Linkage: btf.StaticFunc, Type: &btf.FuncProto{Return: long, Params: params},
+			})
 		case mainName:
 			code[i] = btf.WithFuncMetadata(code[i], &btf.Func{
 				Name: mainName, Linkage: btf.GlobalFunc,

@@ -84,6 +84,14 @@ func load(h *hook, cfg *Config, maps map[string]*ebpf.Map) (*ebpf.Program, error
 	}
 	own := map[string]*ebpf.Map{}
 	defer closeMaps(own) // the program keeps them
+	functions, err := g.decider.Functions(g.Instructions)
+	if err != nil {
+		return nil, err
+	}
+	g.Instructions = append(g.Instructions, functions...)
+	if err := g.decider.OpenSets(own); err != nil {
+		return nil, err
+	}
 	for _, spec := range g.decider.Maps() {
 		m, err := newSets(spec)
 		if err != nil {

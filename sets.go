@@ -1,0 +1,77 @@
+package divert
+
+import (
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
+
+	"github.com/opendivert/divert/filter"
+)
+
+// WithSet gives the named set of the filter that has the name, "remoteAddr in @name", the members of s. Handles that are
+// given the same set share it. Without it the handle has an empty one, see Handle.Set. Open fails with ErrInvalid if the filter has
+// no set of that name, and with filter.ErrSetKind if it needs one of the other kind.
+func WithSet(name string, s *filter.Set) Option {
+	return func(o *options) {
+		switch {
+		case s == nil:
+			o.wrong = fmt.Errorf("%w: the set @%s is nil; filter.NewAddressSet and filter.NewNumberSet make one", ErrInvalid, name)
+		case o.sets == nil:
+			o.sets = map[string]*filter.Set{name: s}
+		default:
+			o.sets[name] = s
+		}
+	}
+}
+
+// Set returns a named set of the handle's filter, to change it: that given by WithSet, or one that was empty when the handle
+// was opened. It stays the handle's set of that name when SetFilter sets another filter, also one without it. It fails with
+// ErrInvalid if no filter of the handle had a set of that name.
+func (h *Handle) Set(name string) (*filter.Set, error) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if s := h.sets[name]; s != nil {
+		return s, nil
+	}
+	return nil, opError("set", noSuchSet(name, slices.Sorted(maps.Keys(h.sets))))
+}
+
+// noSuchSet is the error for the name of a set that is not among those of a filter.
+func noSuchSet(name string, names []string) error {
+	has := "no named set; one is written as remoteAddr in @" + name
+	if len(names) > 0 {
+		has = "@" + strings.Join(names, ", @")
+	}
+	return fmt.Errorf("%w: the filter has no set @%s; it has %s", ErrInvalid, name, has)
+}
+
+// withSets returns the program with the sets that the options give.
+func (o *options) withSets(p *filter.Program) (*filter.Program, error) {
+	names := p.Sets()
+	for _, name := range slices.Sorted(maps.Keys(o.sets)) {
+		if !slices.Contains(names, name) {
+			return nil, noSuchSet(name, names)
+		}
+	}
+	return p.WithSets(o.sets)
+}
+
+// keepSets notes the sets of a filter that is in force now. Those of other names stay.
+func (h *Handle) keepSets(p *filter.Program) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	for _, name := range p.Sets() {
+		if h.sets == nil {
+			h.sets = make(map[string]*filter.Set)
+		}
+		h.sets[name] = p.Set(name)
+	}
+}
+
+// heldSets returns the sets of the handle. Nobody changes the map.
+func (h *Handle) heldSets() map[string]*filter.Set {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return maps.Clone(h.sets)
+}
