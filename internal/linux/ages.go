@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/opendivert/divert/internal/linux/queue"
+	"github.com/opendivert/divert/internal/linux/verdict"
 )
 
 // ages tells which packets of a kernel queue have waited longer than the queue time. The kernel does not say when
@@ -15,9 +16,9 @@ import (
 // says of each packet a time before which it came. So a packet may live an eighth of the queue time longer
 // than that; the specification only promises the queue time (api.md 12).
 type ages struct {
-	lanes   []*lane
-	limit   atomic.Int64            // the queue time, in ns
-	expired [maxLanes]atomic.Uint64 // of each lane: 1<<32 | the last number that is too old; 0: none
+	lanes   []*verdict.Lane
+	limit   atomic.Int64                    // the queue time, in ns
+	expired [verdict.MaxLanes]atomic.Uint64 // of each lane: 1<<32 | the last number that is too old; 0: none
 	stop    chan struct{}
 	done    chan struct{}
 
@@ -29,7 +30,7 @@ type ages struct {
 const agesPerLimit = 8
 
 // watchAges begins to watch queues of the calling thread's namespace.
-func watchAges(lanes []*lane, limit time.Duration) (*ages, error) {
+func watchAges(lanes []*verdict.Lane, limit time.Duration) (*ages, error) {
 	meter, err := queue.NewMeter()
 	if err != nil {
 		return nil, err
@@ -43,7 +44,7 @@ func watchAges(lanes []*lane, limit time.Duration) (*ages, error) {
 // note is the last number of each lane at a time.
 type note struct {
 	at   time.Time
-	last [maxLanes]uint32
+	last [verdict.MaxLanes]uint32
 }
 
 // run takes notes until close.
@@ -81,16 +82,16 @@ func (a *ages) note() (n note) {
 }
 
 // tooOld reports whether the packet of a lane with the number has waited too long.
-func (a *ages) tooOld(l *lane, id uint32) bool {
-	e := a.expired[l.index].Load()
+func (a *ages) tooOld(l *verdict.Lane, id uint32) bool {
+	e := a.expired[l.Number()].Load()
 	return e != 0 && int32(uint32(e)-id) >= 0 // numbers wrap around
 }
 
 // counters reads the counters of a lane's queue.
-func (a *ages) counters(l *lane) (queue.Counters, error) {
+func (a *ages) counters(l *verdict.Lane) (queue.Counters, error) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	return a.meter.Read(l.q.Num())
+	return a.meter.Read(l.QueueNumber())
 }
 
 // close ends the watch.

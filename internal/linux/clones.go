@@ -7,6 +7,7 @@ import (
 	"os"
 
 	"github.com/opendivert/divert/internal/linux/codegen"
+	"github.com/opendivert/divert/internal/linux/kernel"
 	"github.com/opendivert/divert/internal/linux/rules"
 )
 
@@ -16,7 +17,7 @@ const conntrackPath = "/proc/sys/net/netfilter/nf_conntrack_count"
 // checkClones prepares the handle's programs to leave alone what the queue would drop, see codegen.CloneCheck. Where the
 // kernel does not let them see it, or tracks no connections yet, such packets are lost and counted as that.
 func (h *handle) checkClones() error {
-	if _, ok := h.source.(*queued); !ok || !atLeast(6, 11) || !mayPerfmon() {
+	if _, ok := h.source.(*queued); !ok || !kernel.AtLeast(6, 11) || !mayPerfmon() {
 		return nil
 	}
 	var there error

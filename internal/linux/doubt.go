@@ -3,6 +3,7 @@
 package linux
 
 import (
+	"github.com/opendivert/divert/internal/linux/clock"
 	"github.com/opendivert/divert/internal/linux/codegen"
 	"github.com/opendivert/divert/internal/prog"
 	"github.com/opendivert/divert/packet"
@@ -30,7 +31,7 @@ func (h *handle) setSecond(p *prog.Program) {
 	_, exact := p.Without(perSegment)
 	next := &second{program: p.Uncounted(), segment: !exact} // nobody knows any more what had been counted
 	if last := h.second.Load(); last != nil {
-		next.before, next.until = last.program, now()+int64(h.queueTime.Load())
+		next.before, next.until = last.program, clock.Now()+int64(h.queueTime.Load())
 	}
 	h.second.Store(next)
 }

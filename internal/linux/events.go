@@ -13,8 +13,10 @@ import (
 
 	"github.com/opendivert/divert/internal/backlog"
 	"github.com/opendivert/divert/internal/engine"
+	"github.com/opendivert/divert/internal/linux/clock"
 	"github.com/opendivert/divert/internal/linux/netns"
 	"github.com/opendivert/divert/internal/linux/rules"
+	"github.com/opendivert/divert/internal/linux/tally"
 	"github.com/opendivert/divert/internal/prog"
 	"github.com/opendivert/divert/packet"
 )
@@ -28,7 +30,7 @@ type events struct {
 	entry  *rules.Entry // nil for REFLECT: its handles are nobody's to see
 	feed   feed
 	queue  *backlog.Queue
-	counts counts
+	counts tally.Counts
 
 	mu       sync.Mutex // serialises Shutdown, Close and SetFilter
 	recvDown bool
@@ -55,7 +57,7 @@ func openEvents(cfg engine.Config) (engine.Handle, error) {
 		return nil, err
 	}
 	h := &events{cfg: cfg, layer: cfg.Program.Layer(), ns: ns}
-	h.queue = backlog.New(backlog.Config{Layer: h.layer, Limits: cfg.Limits, Now: now, Dropped: h.lost})
+	h.queue = backlog.New(backlog.Config{Layer: h.layer, Limits: cfg.Limits, Now: clock.Now, Dropped: h.lost})
 	if h.layer == packet.LayerReflect {
 		err = h.follow()
 	} else {
@@ -71,7 +73,7 @@ func openEvents(cfg engine.Config) (engine.Handle, error) {
 // enter opens the feed and enters the handle into the registry.
 func (h *events) enter() (err error) {
 	owner := rules.Owner{
-		ID: rand.Uint64(), PID: os.Getpid(), Opened: now(),
+		ID: rand.Uint64(), PID: os.Getpid(), Opened: clock.Now(),
 		Priority: h.cfg.Priority, Layer: uint8(h.layer), Flags: h.cfg.Flags, Filter: engine.FilterData(h.cfg.Program),
 	}
 	if h.entry, err = rules.Open(h.ns, owner); err != nil {
@@ -98,17 +100,17 @@ func (h *events) follow() error {
 // raise queues an event.
 func (h *events) raise(data []byte, a *packet.Address) {
 	if h.queue.Add(data, a) {
-		h.counts.matched.Add(1)
+		h.counts.Matched.Add(1)
 	}
 }
 
 // lost counts an event that had to leave the queue.
-func (h *events) lost(_ *backlog.Item, why backlog.Reason) { h.counts.lost(why) }
+func (h *events) lost(_ *backlog.Item, why backlog.Reason) { h.counts.Lost(why) }
 
 // Recv implements engine.Handle.
 func (h *events) Recv(w engine.Wait, ps []packet.Packet) (int, error) {
 	n, err := h.queue.Recv(w, ps)
-	h.counts.received.Add(uint64(n))
+	h.counts.Received.Add(uint64(n))
 	return n, err
 }
 
@@ -117,8 +119,8 @@ func (h *events) Wake() {}
 
 // Return implements engine.Handle.
 func (h *events) Return(ps []packet.Packet) {
-	h.counts.received.Add(-uint64(len(ps)))
-	h.counts.passed.Add(uint64(len(ps)))
+	h.counts.Received.Add(-uint64(len(ps)))
+	h.counts.Passed.Add(uint64(len(ps)))
 }
 
 // Send implements engine.Handle: there is nothing to send at these layers.
@@ -192,7 +194,7 @@ func (h *events) Close() error {
 // release gives back what an opened, or half opened, handle holds.
 func (h *events) release() error {
 	var errs []error
-	h.queue.End(func(*backlog.Item) { h.counts.passed.Add(1) })
+	h.queue.End(func(*backlog.Item) { h.counts.Passed.Add(1) })
 	if h.feed != nil {
 		errs = append(errs, h.feed.close())
 	}
@@ -207,8 +209,8 @@ func (h *events) release() error {
 func (h *events) Stats() (engine.Stats, error) {
 	c := &h.counts
 	s := engine.Stats{
-		Matched: c.matched.Load(), Received: c.received.Load(),
-		DroppedFull: c.full.Load(), DroppedOld: c.old.Load(), Passed: c.passed.Load(),
+		Matched: c.Matched.Load(), Received: c.Received.Load(),
+		DroppedFull: c.Full.Load(), DroppedOld: c.Old.Load(), Passed: c.Passed.Load(),
 	}
 	s.Waiting = uint64(h.queue.Len())
 	h.mu.Lock()

@@ -10,10 +10,12 @@ import (
 
 	"github.com/opendivert/divert/internal/engine"
 	"github.com/opendivert/divert/internal/flow"
+	"github.com/opendivert/divert/internal/linux/clock"
 	"github.com/opendivert/divert/internal/linux/codegen"
 	"github.com/opendivert/divert/internal/linux/flowmap"
 	"github.com/opendivert/divert/internal/linux/queue"
 	"github.com/opendivert/divert/internal/linux/rules"
+	"github.com/opendivert/divert/internal/linux/verdict"
 	"github.com/opendivert/divert/packet"
 )
 
@@ -56,13 +58,12 @@ func (h *handle) DecideFlow(one []packet.Packet, v flow.Verdict) error {
 	case h.cfg.Flags&engine.FlagSniff != 0:
 		return nil // a copy
 	case v == flow.Drop:
-		return closedError(h.sender.drop(one))
+		return verdict.ClosedError(h.sender.Drop(one))
 	}
-	t := tokenOf(&p.Addr)
-	if l := h.sender.laneOf(&t); l == nil || !l.waiting.holds(t.place, t.id) {
+	if !h.sender.Holds(&p.Addr) {
 		return nil // it has gone its way
 	}
-	_, err = h.sender.send(one, true)
+	_, err = h.sender.Send(one, true)
 	return err
 }
 
@@ -71,14 +72,13 @@ func (h *handle) hasReceived(p *packet.Packet) bool {
 	if h.cfg.Flags&engine.FlagSniff != 0 {
 		return p.Addr.Sniffed && p.Addr.Layer == h.layer
 	}
-	t := tokenOf(&p.Addr)
-	return h.sender.laneOf(&t) != nil
+	return h.sender.Captured(&p.Addr)
 }
 
 // decideFlow makes a verdict hold.
 func (h *handle) decideFlow(k *flow.Key, v flow.Verdict) error {
 	if h.entries == nil {
-		h.flows.table.Make(&h.cfg).Decide(*k, v, now())
+		h.flows.table.Make(&h.cfg).Decide(*k, v, clock.Now())
 		return nil
 	}
 	h.mu.Lock()
@@ -175,7 +175,7 @@ func (h *handle) flowDropped(p *packet.Packet) bool {
 // ForgetFlow implements engine.Flows.
 func (h *handle) ForgetFlow(p *packet.Packet) (had bool, err error) {
 	if h.entries == nil {
-		return h.flows.table.Forget(p, now())
+		return h.flows.table.Forget(p, clock.Now())
 	}
 	f, err := engine.FlowOf(p)
 	if err != nil {
@@ -197,7 +197,7 @@ func (h *handle) ForgetFlows() error {
 // Flow implements engine.Flows.
 func (h *handle) Flow(p *packet.Packet) (r flow.Record, way int, ok bool, err error) {
 	if h.entries == nil {
-		return h.flows.table.Get(p, now())
+		return h.flows.table.Get(p, clock.Now())
 	}
 	f, err := engine.FlowOf(p)
 	if err != nil {
@@ -244,8 +244,8 @@ func (h *handle) tallyFlows(s *engine.Stats) error {
 		s.SetFlows(sum)
 	}
 	s.Matched += s.FlowAccepted + s.FlowDropped
-	s.FlowDropped += h.counts.flowDropped.Load() // which have matched already
-	s.FlowDroppedBytes += h.counts.flowDroppedBytes.Load()
+	s.FlowDropped += h.counts.FlowDropped.Load() // which have matched already
+	s.FlowDroppedBytes += h.counts.FlowDroppedBytes.Load()
 	return nil
 }
 

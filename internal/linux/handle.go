@@ -15,14 +15,17 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"github.com/opendivert/divert/internal/backlog"
 	"github.com/opendivert/divert/internal/engine"
+	"github.com/opendivert/divert/internal/linux/clock"
 	"github.com/opendivert/divert/internal/linux/codegen"
 	"github.com/opendivert/divert/internal/linux/flowmap"
+	"github.com/opendivert/divert/internal/linux/injector"
 	"github.com/opendivert/divert/internal/linux/netns"
 	"github.com/opendivert/divert/internal/linux/rules"
 	"github.com/opendivert/divert/internal/linux/setmap"
 	"github.com/opendivert/divert/internal/linux/sockets"
+	"github.com/opendivert/divert/internal/linux/tally"
+	"github.com/opendivert/divert/internal/linux/verdict"
 	"github.com/opendivert/divert/internal/prog"
 	"github.com/opendivert/divert/packet"
 )
@@ -34,8 +37,8 @@ type handle struct {
 	ns     *netns.Namespace
 	entry  *rules.Entry
 	source source
-	sender *sender
-	counts counts
+	sender *verdict.Sender
+	counts tally.Counts
 
 	mu         sync.Mutex    // serialises what changes the handle
 	filter     *prog.Program // in force
@@ -82,24 +85,6 @@ type way struct {
 	take   codegen.Take
 	action rules.Action
 	share  rules.Share // of the flows
-}
-
-// counts are the counters of engine.Stats that user space keeps.
-type counts struct {
-	matched, received, reinjected, abandoned, injected, failed atomic.Uint64
-	dropped, full, old, long, passed                           atomic.Uint64
-	missing, foreign                                           atomic.Uint64
-	flowDropped, flowDroppedBytes                              atomic.Uint64 // for which no program could decide
-	denied                                                     atomic.Uint64 // by a second look: they have not matched
-}
-
-// lost counts a packet or event that had to leave a backlog.
-func (c *counts) lost(why backlog.Reason) {
-	if why == backlog.Old {
-		c.old.Add(1)
-	} else {
-		c.full.Add(1)
-	}
 }
 
 // Open opens a handle in the network namespace of the calling thread.
@@ -153,7 +138,7 @@ func openIn(cfg engine.Config, mode engine.Mode, why string) (engine.Handle, err
 // them there: from then on the handle works, and REFLECT handles see it.
 func (h *handle) open(mode engine.Mode) error {
 	owner := rules.Owner{
-		ID: rand.Uint64(), PID: os.Getpid(), Opened: now(),
+		ID: rand.Uint64(), PID: os.Getpid(), Opened: clock.Now(),
 		Priority: h.cfg.Priority, Layer: uint8(h.layer), Flags: h.cfg.Flags, Filter: engine.FilterData(h.cfg.Program),
 	}
 	var err error
@@ -169,11 +154,14 @@ func (h *handle) open(mode engine.Mode) error {
 		return err
 	}
 	// Until Install no rule leads anywhere, and nobody waits for what is opened and loaded meanwhile.
-	h.sender = newSender(h, h.entry.Key, uint32(owner.ID)|1)
+	h.sender = verdict.NewSender(verdict.Config{
+		Layer: h.layer, Flags: h.cfg.Flags, Counts: &h.counts, Key: h.entry.Key, Tag: uint32(owner.ID) | 1,
+		Injector: injector.New(h.ns, h.entry, h.layer),
+	})
 	if err := h.ns.Do(func() error { return h.prepare(mode) }); err != nil {
 		return err
 	}
-	h.sender.held = newHeld(h.sender)
+	h.sender.Serve()
 	if err := h.entry.Install(h.rules()); err != nil {
 		return err
 	}
@@ -326,8 +314,8 @@ func (h *handle) Recv(w engine.Wait, ps []packet.Packet) (int, error) {
 
 // received counts what a source has returned.
 func (h *handle) received(ps []packet.Packet, n int, err error) (int, error) {
-	h.counts.received.Add(uint64(n))
-	h.sender.held.received(ps[:n])
+	h.counts.Received.Add(uint64(n))
+	h.sender.Received(ps[:n])
 	if err == io.EOF && h.gone.Load() && !h.recvDown.Load() {
 		err = engine.ErrRulesGone
 	}
@@ -341,10 +329,10 @@ func (h *handle) Wake() { h.source.wake() }
 func (h *handle) Return(ps []packet.Packet) {
 	passed := uint64(len(ps))
 	if h.cfg.Flags&engine.FlagSniff == 0 {
-		passed = h.sender.pass(ps)
+		passed = h.sender.Pass(ps)
 	}
-	h.counts.received.Add(-passed)
-	h.counts.passed.Add(passed)
+	h.counts.Received.Add(-passed)
+	h.counts.Passed.Add(passed)
 }
 
 // Drop implements engine.Dropper.
@@ -352,7 +340,7 @@ func (h *handle) Drop(ps []packet.Packet) error {
 	if h.closed.Load() {
 		return net.ErrClosed
 	}
-	return closedError(h.sender.drop(ps))
+	return verdict.ClosedError(h.sender.Drop(ps))
 }
 
 // Queues implements engine.Queues.
@@ -378,7 +366,7 @@ func (h *handle) QueueOf(p *packet.Packet) int {
 	if !ok {
 		return 0
 	}
-	return int(tokenOf(&p.Addr).lane) % len(q.lanes) // the second queues count on behind the first
+	return verdict.LaneNumber(&p.Addr) % len(q.lanes) // the second queues count on behind the first
 }
 
 // Send implements engine.Handle.
@@ -391,7 +379,7 @@ func (h *handle) send(ps []packet.Packet, unchanged bool) (int, error) {
 	if err := h.check(&h.sendDown, engine.FlagRecvOnly, engine.ErrReceiveOnly, engine.ErrShutdown); err != nil {
 		return 0, err
 	}
-	return h.sender.send(ps, unchanged)
+	return h.sender.Send(ps, unchanged)
 }
 
 // SetLimits implements engine.Handle.
@@ -496,7 +484,7 @@ func (h *handle) setEntries(p *prog.Program, ps *sockets.Processes) error {
 
 // retime gives a packet the timestamp with which its filter program decided, which the answer may depend on, and the
 // process that the program has found. Lane and number are those of a queued packet; other packets have no lane.
-func (h *handle) retime(p *packet.Packet, l *lane, id uint32) {
+func (h *handle) retime(p *packet.Packet, l *verdict.Lane, id uint32) {
 	t := h.times.Load()
 	if t == nil || !t.asked(l, id) {
 		return
@@ -511,7 +499,7 @@ func (h *handle) retime(p *packet.Packet, l *lane, id uint32) {
 
 // ascribe is retime for a single packet, of which the kernel has finished the checksum since the program saw it. What it
 // was cut out of tells the time and the process of its flow.
-func (h *handle) ascribe(p *packet.Packet, l *lane, id uint32) {
+func (h *handle) ascribe(p *packet.Packet, l *verdict.Lane, id uint32) {
 	t := h.times.Load()
 	if t == nil || !t.asked(l, id) {
 		return
@@ -608,7 +596,7 @@ func (h *handle) Close() error {
 	if h.closed.Swap(true) {
 		return net.ErrClosed
 	}
-	h.sender.held.close()
+	h.sender.Stop()
 	// First with the rules in place: packets that pass when they are gone would overtake those that wait.
 	errs := []error{h.source.yield(), h.stop(), h.source.finish()}
 	var err error
@@ -632,7 +620,7 @@ func (h *handle) release() error {
 		errs = append(errs, h.entry.Close())
 	}
 	if h.sender != nil {
-		errs = append(errs, h.sender.close())
+		errs = append(errs, h.sender.Close())
 	}
 	errs = append(errs, h.entries.close(), h.closeFlows())
 	if h.clones != nil {
@@ -661,10 +649,10 @@ func (h *handle) Stats() (engine.Stats, error) {
 func (h *handle) tally() (engine.Stats, error) {
 	c := &h.counts
 	s := engine.Stats{
-		Matched: c.matched.Load(), Received: c.received.Load(),
-		Dropped: c.dropped.Load(), DroppedFull: c.full.Load(), DroppedOld: c.old.Load(), DroppedLong: c.long.Load(),
-		Passed: c.passed.Load(), Reinjected: c.reinjected.Load(), Abandoned: c.abandoned.Load(),
-		Injected: c.injected.Load(), Failed: c.failed.Load(), Lost: c.missing.Load(), Foreign: c.foreign.Load(),
+		Matched: c.Matched.Load(), Received: c.Received.Load(),
+		Dropped: c.Dropped.Load(), DroppedFull: c.Full.Load(), DroppedOld: c.Old.Load(), DroppedLong: c.Long.Load(),
+		Passed: c.Passed.Load(), Reinjected: c.Reinjected.Load(), Abandoned: c.Abandoned.Load(),
+		Injected: c.Injected.Load(), Failed: c.Failed.Load(), Lost: c.Missing.Load(), Foreign: c.Foreign.Load(),
 	}
 	if h.entries != nil {
 		var err error

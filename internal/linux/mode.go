@@ -80,26 +80,6 @@ func mayPerfmon() bool {
 	return err != nil || have&(1<<unix.CAP_PERFMON|1<<unix.CAP_SYS_ADMIN) != 0
 }
 
-// cursors reports whether verdicts can set the priority of a packet (NFQA_PRIORITY, kernel 5.18).
-var cursors = sync.OnceValue(func() bool { return atLeast(5, 18) })
-
-// finishesSCTP reports whether the kernel finishes the CRC32c of an SCTP packet that it queues (6.11). Before, it writes
-// another sum there, so SCTP must be queued as it is. Tests say so where it does.
-var finishesSCTP = sync.OnceValue(func() bool { return atLeast(6, 11) })
-
-// atLeast reports whether the kernel has a version or a later one. One that cannot be read counts as the latest.
-func atLeast(wantMajor, wantMinor int) bool {
-	var u unix.Utsname
-	if unix.Uname(&u) != nil {
-		return true
-	}
-	var major, minor int
-	if _, err := fmt.Sscanf(unix.ByteSliceToString(u.Release[:]), "%d.%d", &major, &minor); err != nil {
-		return true
-	}
-	return major > wantMajor || major == wantMajor && minor >= wantMinor
-}
-
 // isMissing reports whether the kernel refused rules because it lacks an expression in them.
 func isMissing(err error) bool {
 	for _, e := range []error{unix.ENOENT, unix.EOPNOTSUPP, unix.EPROTONOSUPPORT} {

@@ -15,6 +15,7 @@ import (
 	"github.com/opendivert/divert/internal/engine"
 	"github.com/opendivert/divert/internal/lab"
 	"github.com/opendivert/divert/internal/linux/codegen"
+	"github.com/opendivert/divert/internal/linux/verdict"
 	"github.com/opendivert/divert/internal/prog"
 	"github.com/opendivert/divert/internal/prog/progtest"
 	"github.com/opendivert/divert/packet"
@@ -153,14 +154,14 @@ func TestTimes(t *testing.T) {
 // A filter that does not ask for the time ends the look-ups, but not for the packets that wait.
 func TestTimesAreAskedForWhileOldPacketsWait(t *testing.T) {
 	var times times
-	first, second := &lane{index: 0}, &lane{index: 1}
+	first, second := &verdict.Lane{Index: 0}, &verdict.Lane{Index: 1}
 	times.begin()
 	if !times.asked(first, 1) {
 		t.Error("not asked while the filter asks for the time")
 	}
 	times.end([]uint32{1<<32 - 1, 5})
 	for _, row := range []struct {
-		l    *lane
+		l    *verdict.Lane
 		id   uint32
 		want bool
 	}{{first, 1<<32 - 1, true}, {first, 0, false}, {first, 1<<32 - 9, true}, {second, 5, true}, {second, 6, false}, {nil, 0, true}} {

@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/opendivert/divert/internal/engine"
+	"github.com/opendivert/divert/internal/linux/clock"
 	"github.com/opendivert/divert/internal/linux/rules"
 	"github.com/opendivert/divert/internal/prog"
 	"github.com/opendivert/divert/packet"
@@ -51,7 +52,7 @@ func (r *registry) run() {
 		case r.stopping.Load():
 			return
 		default:
-			r.h.counts.failed.Add(1)
+			r.h.counts.Failed.Add(1)
 			time.Sleep(retryInterval) // rules are changed all the time, or memory is short
 		}
 	}
@@ -63,7 +64,7 @@ const retryInterval = 200 * time.Millisecond
 // raise raises the event of a change if the filter matches it (specification: api.md 18).
 func (r *registry) raise(c rules.Change) {
 	a := packet.Address{
-		Timestamp: now(), Layer: packet.LayerReflect, Event: packet.EventReflectOpen, Sniffed: true,
+		Timestamp: clock.Now(), Layer: packet.LayerReflect, Event: packet.EventReflectOpen, Sniffed: true,
 	}
 	if c.Closed {
 		a.Event = packet.EventReflectClose
@@ -93,7 +94,7 @@ func (r *registry) stop() error {
 func (r *registry) close() error { return r.stop() }
 
 func (r *registry) tally(s *engine.Stats) error {
-	s.Failed = r.h.counts.failed.Load()
+	s.Failed = r.h.counts.Failed.Load()
 	return nil
 }
 

@@ -11,10 +11,12 @@ import (
 	"time"
 
 	"github.com/opendivert/divert/internal/engine"
+	"github.com/opendivert/divert/internal/linux/clock"
 	"github.com/opendivert/divert/internal/linux/codegen"
 	"github.com/opendivert/divert/internal/linux/perfbuf"
 	"github.com/opendivert/divert/internal/linux/queue"
 	"github.com/opendivert/divert/internal/linux/rules"
+	"github.com/opendivert/divert/internal/linux/verdict"
 	"github.com/opendivert/divert/internal/prog"
 	"github.com/opendivert/divert/packet"
 )
@@ -156,7 +158,7 @@ func (r *ring) wait() error {
 	r.buffers.Sleep()
 	defer r.buffers.Awake()
 	for _, d := range []time.Duration{recheckTime, perfbuf.Forever} {
-		if err := r.look(now()); err != nil || r.buffers.Written() > 0 {
+		if err := r.look(clock.Now()); err != nil || r.buffers.Written() > 0 {
 			return err
 		}
 		if over, err := r.buffers.Wait(d); !over || err != nil {
@@ -171,7 +173,7 @@ const lookInterval = int64(5 * time.Millisecond)
 
 // take takes what is there, in the order of its times.
 func (r *ring) take(ps []packet.Packet) (n int, err error) {
-	at := now()
+	at := clock.Now()
 	looked := at-r.looked > lookInterval
 	if looked {
 		if err := r.look(at); err != nil {
@@ -189,7 +191,7 @@ func (r *ring) take(ps []packet.Packet) (n int, err error) {
 		record, ok := r.buffers.Next()
 		switch {
 		case ok && record.Timestamp < oldest:
-			r.skip(&record, &r.h.counts.old)
+			r.skip(&record, &r.h.counts.Old)
 		case ok:
 			if r.fill(&ps[n]) {
 				n++
@@ -226,7 +228,7 @@ func (r *ring) look(at int64) error {
 		if !ok {
 			break // only what came just now
 		}
-		if r.skip(&record, &r.h.counts.full) {
+		if r.skip(&record, &r.h.counts.Full) {
 			packets, bytes = packets-1, bytes-int(record.Captured)-overhead
 		}
 	}
@@ -302,19 +304,19 @@ func (r *ring) fill(p *packet.Packet) bool {
 	r.buffers.Take(sample)
 	record, data, ok, err := r.joiner.Decode(sample)
 	if err != nil {
-		r.h.counts.long.Add(1)
+		r.h.counts.Long.Add(1)
 	}
 	if err != nil || !ok {
 		return false
 	}
 	if snap := uint32(r.h.cfg.Snap); record.Captured < record.Length && (snap == 0 || record.Captured < snap) {
-		r.h.counts.long.Add(1)
+		r.h.counts.Long.Add(1)
 		return false
 	}
 	superpacket := record.Tag&tagCut != 0
 	if superpacket && r.pieces.begin(data, int(record.SegmentSize)) {
 		r.pieces.record = record
-		r.h.counts.denied.Add(1) // each segment counts
+		r.h.counts.Denied.Add(1) // each segment counts
 		return false
 	}
 	if p.Data = data; len(data) > codegen.MaxSnap {
@@ -322,7 +324,7 @@ func (r *ring) fill(p *packet.Packet) bool {
 	}
 	r.address(p, &record)
 	if r.h.refuses(p, int(record.Length), superpacket) {
-		r.h.counts.denied.Add(1)
+		r.h.counts.Denied.Add(1)
 		return false
 	}
 	return true
@@ -335,7 +337,7 @@ func (r *ring) address(p *packet.Packet, record *codegen.Record) {
 		hook = queue.HookPostrouting
 	}
 	p.Addr = packet.Address{}
-	r.h.describe(&p.Addr, &queue.Message{
+	verdict.Describe(r.h.layer, &p.Addr, &queue.Message{
 		Hook: hook, In: record.Device, Out: record.Device, Payload: p.Data, ChecksumNotVerified: true,
 	}, record.Timestamp)
 	p.Addr.Sniffed = true
@@ -354,7 +356,7 @@ func (r *ring) piece(p *packet.Packet) bool {
 	if r.h.refuses(p, len(p.Data), true) {
 		return false
 	}
-	r.h.counts.matched.Add(1)
+	r.h.counts.Matched.Add(1)
 	return true
 }
 
@@ -411,7 +413,7 @@ func (r *ring) tally(st *engine.Stats) error {
 	if err != nil {
 		return err
 	}
-	st.Matched = rest(c.Matched+r.h.counts.matched.Load(), r.h.counts.denied.Load())
+	st.Matched = rest(c.Matched+r.h.counts.Matched.Load(), r.h.counts.Denied.Load())
 	st.DroppedFull += c.Failed
 	if missing := rest(st.Matched, st.Received+st.DroppedFull+st.DroppedOld+st.DroppedLong+st.Passed); r.drained.Load() {
 		st.Lost = missing

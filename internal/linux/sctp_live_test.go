@@ -13,6 +13,7 @@ import (
 
 	"github.com/opendivert/divert/internal/engine"
 	"github.com/opendivert/divert/internal/lab"
+	"github.com/opendivert/divert/internal/linux/queue"
 	"github.com/opendivert/divert/packet"
 )
 
@@ -25,9 +26,9 @@ func TestSCTPIsDiverted(t *testing.T) {
 				if mode == engine.ModeKernel {
 					needPrograms(t)
 				}
-				before := finishesSCTP
-				defer func() { finishesSCTP = before }()
-				finishesSCTP = func() bool { return finishes }
+				before := queue.FinishesSCTP
+				defer func() { queue.FinishesSCTP = before }()
+				queue.FinishesSCTP = func() bool { return finishes }
 				divertSCTP(t, mode)
 			})
 		}

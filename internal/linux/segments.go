@@ -4,6 +4,7 @@ package linux
 
 import (
 	"github.com/opendivert/divert/internal/linux/codegen"
+	"github.com/opendivert/divert/internal/linux/queue"
 	"github.com/opendivert/divert/internal/prog"
 )
 
@@ -50,7 +51,7 @@ func takes(sniffs, drops, segments bool) []codegen.Take {
 	if !segments {
 		kinds = append(kinds, codegen.TakeStreams)
 	}
-	if !finishesSCTP() {
+	if !queue.FinishesSCTP() {
 		kinds = append(kinds, codegen.TakeWhole)
 	}
 	return kinds

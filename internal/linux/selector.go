@@ -11,13 +11,14 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/opendivert/divert/internal/engine"
+	"github.com/opendivert/divert/internal/linux/verdict"
 )
 
 // selector waits for any of several lanes: an epoll descriptor that looks at their sockets. As the sockets themselves
 // it is not watched by the runtime's poller, which would be told of every packet that comes. A nil selector has
 // nothing to wake and nothing to close.
 type selector struct {
-	lanes    []*lane
+	lanes    []*verdict.Lane
 	fd, bell int // the epoll descriptor, and an eventfd: rung, it ends a wait
 	turn     atomic.Uint32
 
@@ -27,7 +28,7 @@ type selector struct {
 	waiting *engine.Turn // of the one who waits: the others would be woken for the same packet
 }
 
-func newSelector(lanes []*lane) (*selector, error) {
+func newSelector(lanes []*verdict.Lane) (*selector, error) {
 	s := &selector{lanes: lanes, bell: -1, waiting: engine.NewTurn()}
 	var err error
 	if s.fd, err = unix.EpollCreate1(unix.EPOLL_CLOEXEC); err != nil {
@@ -38,7 +39,7 @@ func newSelector(lanes []*lane) (*selector, error) {
 	}
 	for _, l := range lanes {
 		var added error
-		err := l.q.Control(func(queue uintptr) {
+		err := l.Control(func(queue uintptr) {
 			added = unix.EpollCtl(s.fd, unix.EPOLL_CTL_ADD, int(queue), &unix.EpollEvent{Events: unix.EPOLLIN})
 		})
 		if err := errors.Join(err, os.NewSyscallError("epoll_ctl", added)); err != nil {
@@ -49,7 +50,7 @@ func newSelector(lanes []*lane) (*selector, error) {
 }
 
 // next returns the lanes in turn.
-func (s *selector) next() *lane { return s.lanes[s.turn.Add(1)%uint32(len(s.lanes))] }
+func (s *selector) next() *verdict.Lane { return s.lanes[s.turn.Add(1)%uint32(len(s.lanes))] }
 
 // wait waits until a lane may hold a packet, or drain is called. It fails with engine.ErrInterrupted when w has ended
 // and with os.ErrClosed after close.

@@ -9,9 +9,11 @@ import (
 
 	"github.com/opendivert/divert/internal/backlog"
 	"github.com/opendivert/divert/internal/engine"
+	"github.com/opendivert/divert/internal/linux/clock"
 	"github.com/opendivert/divert/internal/linux/codegen"
 	"github.com/opendivert/divert/internal/linux/queue"
 	"github.com/opendivert/divert/internal/linux/rules"
+	"github.com/opendivert/divert/internal/linux/verdict"
 	"github.com/opendivert/divert/internal/prog"
 	"github.com/opendivert/divert/packet"
 )
@@ -25,7 +27,7 @@ import (
 type sink struct {
 	h     *handle
 	q     *queue.Queue
-	lane  *lane // of the queues of superpackets, of which only the second is used
+	lane  *verdict.Lane // of the queues of superpackets, of which only the second is used
 	work  sync.WaitGroup
 	empty *backlog.Queue
 
@@ -39,17 +41,17 @@ func newSink(h *handle) (*sink, error) {
 	}
 	one := h.cfg
 	one.Queues, one.Snap = 1, 0
-	lanes, err := openLanes(h.sender, &one)
+	lanes, err := h.sender.Open(&one, 0)
 	if err != nil {
 		return nil, errors.Join(err, q.Close())
 	}
-	s := &sink{h: h, q: q, lane: lanes[0], empty: backlog.New(backlog.Config{Limits: h.cfg.Limits, Now: now})}
-	r, err := s.lane.reader()
+	s := &sink{h: h, q: q, lane: lanes[0], empty: backlog.New(backlog.Config{Limits: h.cfg.Limits, Now: clock.Now})}
+	r, err := s.lane.Reader()
 	if err == nil {
 		s.counts, err = codegen.NewOutlet()
 	}
 	if err != nil {
-		return nil, errors.Join(err, closeLanes(lanes), q.Close())
+		return nil, errors.Join(err, verdict.CloseLanes(lanes), q.Close())
 	}
 	s.work.Go(func() { s.run(r) })
 	return s, nil
@@ -58,53 +60,52 @@ func newSink(h *handle) (*sink, error) {
 func (s *sink) ways() []way {
 	return []way{
 		{take: codegen.TakeSure, action: rules.ToNowhere{Num: s.q.Num()}},
-		{take: codegen.TakeDoubt, action: rules.ToQueue{Num: s.lane.single.q.Num()}},
+		{take: codegen.TakeDoubt, action: rules.ToQueue{Num: s.lane.Halves()[1].QueueNumber()}},
 	}
 }
 
 // run decides on segments until the queue ends.
-func (s *sink) run(r *reader) {
-	ps := make([]packet.Packet, restBatch)
+func (s *sink) run(r *verdict.Reader) {
+	ps := make([]packet.Packet, verdict.RestBatch)
 	for {
-		got, err := r.fill(engine.Wait{}, ps)
+		got, err := r.Fill(engine.Wait{}, ps)
 		if err != nil {
 			return
 		}
-		at := now()
+		at := clock.Now()
 		for i := range ps[:got] {
-			s.decide(r, &ps[i], r.datagram(i, &ps[i]), at)
+			s.decide(r, &ps[i], r.Datagram(i, &ps[i]), at)
 		}
-		if err := s.lane.flushBoth(r); errors.Is(err, os.ErrClosed) {
+		if err := s.lane.FlushBoth(r); errors.Is(err, os.ErrClosed) {
 			return
 		}
 	}
 }
 
 // decide decides on one datagram.
-func (s *sink) decide(r *reader, p *packet.Packet, datagram []byte, at int64) {
+func (s *sink) decide(r *verdict.Reader, p *packet.Packet, datagram []byte, at int64) {
 	var m queue.Message
 	switch m.Parse(datagram) {
 	case queue.KindError:
-		s.h.counts.refused(m.Tag)
+		s.h.sender.Refused(m.Tag)
 		return
 	case queue.KindOther:
 		return
 	}
-	l := s.lane.of(&m)
-	verdicts := r.dropsOf(l)
-	if s.h.sender.strange(&m) {
-		s.h.counts.foreign.Add(1)
-		s.h.sender.leave(verdicts, &m)
+	l := s.lane.Of(&m)
+	verdicts := r.DropsOf(l)
+	if s.h.sender.Strange(&m) {
+		s.h.counts.Foreign.Add(1)
+		s.h.sender.Leave(verdicts, &m)
 		return
 	}
-	s.h.deliver(l, p, &m, at)
+	s.h.sender.Deliver(l, p, &m, at)
 	if s.h.refuses(p, int(m.Length), true) {
-		s.h.counts.denied.Add(1)
-		verdict, o := s.h.sender.onward(m.Priority)
-		_ = verdicts.Add(m.ID, verdict, o)
+		s.h.counts.Denied.Add(1)
+		s.h.sender.PassOn(verdicts, m.ID, m.Priority, 0)
 		return
 	}
-	s.h.counts.dropped.Add(1)
+	s.h.counts.Dropped.Add(1)
 	_ = verdicts.Add(m.ID, queue.Drop, queue.Option{})
 }
 
@@ -122,21 +123,21 @@ func (s *sink) yield() error { return nil }
 
 // end ends the goroutine that runs.
 func (s *sink) end() {
-	_ = s.lane.q.SetReadDeadline(past)
+	s.lane.Interrupt()
 	s.work.Wait()
 }
 
 // finish decides on the segments that nobody has looked at yet: they came while the rules stood.
 func (s *sink) finish() error {
 	s.end()
-	at := now()
-	return s.lane.rest(func(r *reader, p *packet.Packet, datagram []byte) { s.decide(r, p, datagram, at) })
+	at := clock.Now()
+	return s.lane.Rest(func(r *verdict.Reader, p *packet.Packet, datagram []byte) { s.decide(r, p, datagram, at) })
 }
 
 func (s *sink) close() error {
 	s.end()
-	err := release([]*lane{s.lane}, s.h.sender, false)
-	return errors.Join(err, s.lane.q.Close(), s.q.Close(), s.counts.Close())
+	err := verdict.Release([]*verdict.Lane{s.lane}, s.h.sender, false)
+	return errors.Join(err, verdict.CloseLanes([]*verdict.Lane{s.lane}), s.q.Close(), s.counts.Close())
 }
 
 // tally counts as dropped what matched: what the rules have dropped, each segment as a packet, and what run has.

@@ -17,6 +17,7 @@ import (
 	"github.com/opendivert/divert/filter"
 	"github.com/opendivert/divert/internal/engine"
 	"github.com/opendivert/divert/internal/lab"
+	"github.com/opendivert/divert/internal/linux/clock"
 	"github.com/opendivert/divert/internal/prog/progtest"
 	"github.com/opendivert/divert/packet"
 )
@@ -116,7 +117,7 @@ func TestFirstCopyWakesReader(t *testing.T) {
 		waited := make(chan error, 1)
 		go func() {
 			for { // a ring that came late, for the copy before, may end a wait
-				if err := errors.Join(r.wait(), r.look(now())); err != nil || r.buffers.Written() > 0 {
+				if err := errors.Join(r.wait(), r.look(clock.Now())); err != nil || r.buffers.Written() > 0 {
 					waited <- err
 					return
 				}

@@ -12,6 +12,7 @@ import (
 	"github.com/cilium/ebpf/ringbuf"
 
 	"github.com/opendivert/divert/internal/engine"
+	"github.com/opendivert/divert/internal/linux/clock"
 	"github.com/opendivert/divert/internal/linux/codegen"
 	"github.com/opendivert/divert/internal/linux/cursor"
 	"github.com/opendivert/divert/internal/linux/sockets"
@@ -133,7 +134,7 @@ func (f *socketFeed) run() {
 func (f *socketFeed) record(r *sockets.Record) {
 	if r.Destroy && f.destroyer != nil {
 		if err := f.destroyer.Destroy(&r.Data); err != nil {
-			f.h.counts.failed.Add(1)
+			f.h.counts.Failed.Add(1)
 		}
 	}
 	if f.flows != nil {
@@ -141,7 +142,7 @@ func (f *socketFeed) record(r *sockets.Record) {
 		return
 	}
 	if f.h.cfg.Flags&engine.FlagDrop != 0 {
-		f.h.counts.dropped.Add(1)
+		f.h.counts.Dropped.Add(1)
 		return // what was refused too late for the kernel to do it alone
 	}
 	a := f.address(r)
@@ -200,7 +201,7 @@ func (f *socketFeed) sweep() {
 		case <-tick.C:
 		}
 		f.mu.Lock()
-		at := now()
+		at := clock.Now()
 		for _, flow := range f.flows.idle(at, f.source) {
 			f.deleted(flow, at)
 		}
@@ -221,7 +222,7 @@ func (f *socketFeed) compare() {
 	if needless {
 		return
 	}
-	at := now()
+	at := clock.Now()
 	var live *sockets.Live
 	if f.h.ns.Do(func() (err error) { live, err = sockets.ListLive(); return err }) != nil {
 		return // the next sweep tries again
@@ -270,8 +271,8 @@ func (f *socketFeed) close() error {
 func (f *socketFeed) tally(s *engine.Stats) error {
 	c, err := f.source.Counts()
 	s.DroppedFull += c.Lost
-	s.Dropped = c.Dropped + f.h.counts.dropped.Load()
-	s.Failed = f.h.counts.failed.Load()
+	s.Dropped = c.Dropped + f.h.counts.Dropped.Load()
+	s.Failed = f.h.counts.Failed.Load()
 	s.Matched += c.Lost + s.Dropped
 	return err
 }

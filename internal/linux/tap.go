@@ -9,11 +9,13 @@ import (
 
 	"github.com/opendivert/divert/internal/engine"
 	"github.com/opendivert/divert/internal/flow"
+	"github.com/opendivert/divert/internal/linux/clock"
 	"github.com/opendivert/divert/internal/linux/codegen"
 	"github.com/opendivert/divert/internal/linux/nflog"
 	"github.com/opendivert/divert/internal/linux/nfnl"
 	"github.com/opendivert/divert/internal/linux/queue"
 	"github.com/opendivert/divert/internal/linux/rules"
+	"github.com/opendivert/divert/internal/linux/verdict"
 	"github.com/opendivert/divert/internal/prog"
 	"github.com/opendivert/divert/packet"
 )
@@ -49,7 +51,7 @@ func newTap(h *handle, interpret bool) (*tap, error) {
 	if interpret {
 		h.cfg.Snap = 0 // it may have to look at everything
 	}
-	log, err := nflog.Open(receiveBuffer(h.cfg.Limits), h.cfg.Snap)
+	log, err := nflog.Open(verdict.ReceiveBuffer(h.cfg.Limits), h.cfg.Snap)
 	if err != nil {
 		return nil, err
 	}
@@ -80,7 +82,7 @@ func (t *tap) recv(w engine.Wait, ps []packet.Packet) (int, error) {
 			if err == io.EOF {
 				t.drained.Store(true)
 			}
-			return 0, closedError(err)
+			return 0, verdict.ClosedError(err)
 		}
 	}
 }
@@ -117,7 +119,7 @@ func (t *tap) gather(on bool) error {
 
 // take moves copies out of the slots.
 func (t *tap) take(ps []packet.Packet) (n int) {
-	at := now()
+	at := clock.Now()
 	program := t.program.Load()
 	var c nflog.Copy
 	for n < len(ps) {
@@ -150,7 +152,7 @@ func (t *tap) take(ps []packet.Packet) (n int) {
 			if t.h.flows.table.Pass(c.Payload, len(c.Payload), at) != flow.Undecided {
 				continue
 			}
-			t.h.counts.matched.Add(1)
+			t.h.counts.Matched.Add(1)
 		}
 		p.Data = append(p.Buffer(len(c.Payload))[:0], c.Payload...)
 		t.h.retime(p, nil, 0)
@@ -171,7 +173,7 @@ func (t *tap) begin(c *nflog.Copy, at int64) bool {
 		return false
 	}
 	t.cut, t.cutAt = *c, at
-	t.h.counts.denied.Add(1) // each segment counts
+	t.h.counts.Denied.Add(1) // each segment counts
 	return true
 }
 
@@ -186,7 +188,7 @@ func (t *tap) piece(p *packet.Packet) bool {
 	if t.h.refuses(p, len(p.Data), true) {
 		return false
 	}
-	t.h.counts.matched.Add(1)
+	t.h.counts.Matched.Add(1)
 	return true
 }
 
@@ -206,7 +208,7 @@ func (t *tap) countLost(seq uint32) {
 // address describes a copy.
 func (t *tap) address(a *packet.Address, c *nflog.Copy, at int64) {
 	*a = packet.Address{}
-	t.h.describe(a, &queue.Message{Hook: queue.Hook(c.Hook), In: c.In, Out: c.Out, Payload: c.Payload, ChecksumNotVerified: true}, at)
+	verdict.Describe(t.h.layer, a, &queue.Message{Hook: queue.Hook(c.Hook), In: c.In, Out: c.Out, Payload: c.Payload, ChecksumNotVerified: true}, at)
 	a.Sniffed = true
 	// The log does not tell a checksum that is left to the hardware; what stands in the field then does.
 	if engine.Unfinished(c.Payload) {
@@ -215,7 +217,7 @@ func (t *tap) address(a *packet.Address, c *nflog.Copy, at int64) {
 }
 
 func (t *tap) setLimits(l engine.Limits) error {
-	return closedError(t.log.SetReceiveBuffer(receiveBuffer(l)))
+	return verdict.ClosedError(t.log.SetReceiveBuffer(verdict.ReceiveBuffer(l)))
 }
 
 func (t *tap) setFilter(p *prog.Program) { t.program.Store(p) }
@@ -243,7 +245,7 @@ func (t *tap) tally(st *engine.Stats) error {
 		st.Waiting = rest(st.Matched, st.Received+st.DroppedFull+st.Passed)
 		return nil
 	}
-	st.Matched = rest(st.Matched+t.h.counts.matched.Load(), t.h.counts.denied.Load())
+	st.Matched = rest(st.Matched+t.h.counts.Matched.Load(), t.h.counts.Denied.Load())
 	if missing := rest(st.Matched, st.Received+st.DroppedFull+st.Passed); t.drained.Load() {
 		st.Lost = missing
 	} else {

@@ -12,6 +12,7 @@ import (
 	"github.com/cilium/ebpf/ringbuf"
 
 	"github.com/opendivert/divert/internal/linux/codegen"
+	"github.com/opendivert/divert/internal/linux/verdict"
 	"github.com/opendivert/divert/internal/prog"
 )
 
@@ -25,8 +26,8 @@ import (
 // that chose them has told.
 type times struct {
 	outlet  *codegen.Outlet
-	telling atomic.Bool             // the programs of the filter in force tell
-	until   [maxLanes]atomic.Uint64 // of each lane, if they do not: 1<<32 | the last number of a packet of those before; 0: unknown
+	telling atomic.Bool                     // the programs of the filter in force tell
+	until   [verdict.MaxLanes]atomic.Uint64 // of each lane, if they do not: 1<<32 | the last number of a packet of those before; 0: unknown
 
 	mu     sync.Mutex
 	ring   *ringbuf.Reader
@@ -57,7 +58,7 @@ func newTimes() (*times, error) {
 	if err != nil {
 		return nil, errors.Join(err, outlet.Close())
 	}
-	ring.SetDeadline(past) // reads what is there and does not wait
+	ring.SetDeadline(time.Unix(1, 0)) // reads what is there and does not wait
 	return &times{outlet: outlet, ring: ring, told: [2]map[uint64][]codegen.Time{{}, {}},
 		flows: map[uint64]codegen.Time{}, sizes: map[sizeKey]int{}}, nil
 }
@@ -78,11 +79,11 @@ func asksForTime(p *prog.Program) bool {
 }
 
 // asked reports whether a program may have told of a packet, by its lane and number; without a lane it may.
-func (t *times) asked(l *lane, id uint32) bool {
+func (t *times) asked(l *verdict.Lane, id uint32) bool {
 	if t.telling.Load() || l == nil {
 		return true
 	}
-	last := t.until[l.index].Load()
+	last := t.until[l.Number()].Load()
 	return last == 0 || int32(uint32(last)-id) >= 0 // numbers wrap around
 }
 
@@ -194,6 +195,3 @@ func (t *times) close() error {
 	t.ring = nil
 	return err
 }
-
-// past is a deadline that wakes whoever waits, and lets nobody wait.
-var past = time.Unix(1, 0)

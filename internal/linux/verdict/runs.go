@@ -1,6 +1,6 @@
 //go:build linux
 
-package linux
+package verdict
 
 import (
 	"sync/atomic"
@@ -46,7 +46,7 @@ func (r *runs) end(id uint32) { r.low.Store(1<<32 | uint64(id)) }
 // assures it, go on with one verdict, and returns how many those are. They are of one device, so when that goes down
 // the kernel has dropped all of them, and refuses the verdict, or none. Forwarded packets are not told apart by their
 // devices: both directions of a flow would have no run in common.
-func (s *sender) run(ps []packet.Packet, v *verdicts, unchanged bool) (int, error) {
+func (s *Sender) run(ps []packet.Packet, v *verdicts, unchanged bool) (int, error) {
 	first := tokenOf(&ps[0].Addr)
 	l := s.laneOf(&first)
 	if l == nil || !l.runs.next(first.id) || !unchanged && first.digest == 0 {
@@ -73,7 +73,7 @@ func (s *sender) run(ps []packet.Packet, v *verdicts, unchanged bool) (int, erro
 	last := first.id + uint32(n-1)
 	verdict, o := s.onward(first.priority)
 	o.Tag = reinjectedTag(n)
-	v.lanes[l.index].upTo, v.lanes[l.index].run = last, true
+	v.lanes[l.Index].upTo, v.lanes[l.Index].run = last, true
 	b.AddUpTo(last, verdict, o)
 	return n, nil
 }

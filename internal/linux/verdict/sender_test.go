@@ -1,6 +1,6 @@
 //go:build linux
 
-package linux
+package verdict
 
 import (
 	"bytes"
@@ -12,9 +12,11 @@ import (
 
 	"github.com/opendivert/divert/internal/engine"
 	"github.com/opendivert/divert/internal/lab"
+	"github.com/opendivert/divert/internal/linux/clock"
 	"github.com/opendivert/divert/internal/linux/cursor"
-	"github.com/opendivert/divert/internal/linux/nfnl"
 	"github.com/opendivert/divert/internal/linux/queue"
+	"github.com/opendivert/divert/internal/linux/queue/queuetest"
+	"github.com/opendivert/divert/internal/linux/tally"
 	"github.com/opendivert/divert/packet"
 )
 
@@ -162,70 +164,32 @@ func TestFinish(t *testing.T) {
 }
 
 // verdict is a verdict message as the kernel would read it.
-type verdict struct {
-	id       uint32
-	verdict  queue.Verdict
-	priority uint32 // 0: not set
-	payload  string
-}
-
-// sentVerdicts reads the messages that were sent to the other end of a pair.
-func sentVerdicts(t *testing.T, there int) (got []verdict) {
-	t.Helper()
-	b := make([]byte, 1<<20)
-	for {
-		n, err := unix.Read(there, b)
-		if err == unix.EAGAIN {
-			return got
-		}
-		if err != nil {
-			t.Fatal(err)
-		}
-		for m := nfnl.Messages(b[:n]); m.Next(); {
-			var v verdict
-			for a := nfnl.Attrs(m.Body); a.Next(); {
-				switch a.Type {
-				case nfqaVerdictHdr:
-					v.verdict, v.id = queue.Verdict(a.Uint32()), binary.BigEndian.Uint32(a.Data[4:])
-				case nfqaPriority:
-					v.priority = a.Uint32()
-				case nfqaPayload:
-					v.payload = string(a.Data)
-				}
-			}
-			got = append(got, v)
-		}
-	}
-}
-
 const testTag = 0x2a
 
 // newTestSender returns a sender with a queue of a pair. It has no namespace, so an injection is a panic.
-func newTestSender(t testing.TB) (*sender, int) {
+func newTestSender(t testing.TB) (*Sender, int) {
 	t.Helper()
-	h := &handle{layer: packet.LayerNetwork}
-	h.sender = newSender(h, cursor.NewKey(0, 0), testTag)
-	q, there := pairedQueue(t)
-	single := &lane{index: 1, q: &queue.Queue{Conn: q.Conn}, waiting: newOutstanding(64)}
-	h.sender.lanes = []*lane{{q: q, single: single, waiting: newOutstanding(64)}, single}
-	return h.sender, there
+	s := NewSender(Config{Layer: packet.LayerNetwork, Counts: &tally.Counts{}, Key: cursor.NewKey(0, 0), Tag: testTag})
+	q, there := queuetest.Pair(t)
+	s.Answer([]*Lane{NewLane(queue.Pair{Whole: q, Single: &queue.Queue{Conn: q.Conn}}, 0, 1, 64)})
+	return s, there
 }
 
 // captured returns a packet as it comes out of the queue, and notes that it waits.
-func (s *sender) captured(t testing.TB, hex string, m queue.Message) *packet.Packet {
+func (s *Sender) capture(t testing.TB, hex string, m queue.Message) *packet.Packet {
 	t.Helper()
 	p := &packet.Packet{}
 	m.Payload = unhex(t, hex)
 	if m.Length == 0 {
 		m.Length = uint32(len(m.Payload))
 	}
-	s.h.deliver(s.lanes[0], p, &m, now())
+	s.Deliver(s.lanes[0], p, &m, clock.Now())
 	s.lanes[0].waiting.put(m.ID)
 	return p
 }
 
 func TestSendIsAVerdict(t *testing.T) {
-	if !cursors() {
+	if !queue.Cursors() {
 		t.Skip("the kernel sets no priority with a verdict")
 	}
 	served := cursor.NewKey(0, 0).Pack(0)
@@ -240,40 +204,40 @@ func TestSendIsAVerdict(t *testing.T) {
 		m         queue.Message
 		change    func(*packet.Packet)
 		unchanged bool
-		want      []verdict
+		want      []queuetest.Verdict
 		err       error
 	}{
-		{"accepted", tcp4, post, nil, true, []verdict{{7, queue.Repeat, served, ""}}, nil},
-		{"accepted, inbound, its priority kept", tcp6, pre, nil, true, []verdict{{8, queue.Repeat, served | 6, ""}}, nil},
-		{"accepted, no place for all of its priority", tcp4, marked, nil, true, []verdict{{9, queue.Repeat, served, ""}}, nil},
-		{"accepted, changed all the same", tcp4, post, func(p *packet.Packet) { p.Data[30]++ }, true, []verdict{{7, queue.Repeat, served, ""}}, nil},
-		{"sent", tcp4, post, nil, false, []verdict{{7, queue.Repeat, served, string(unhex(t, tcp4))}}, nil},
+		{"accepted", tcp4, post, nil, true, []queuetest.Verdict{{ID: 7, Verdict: queue.Repeat, Priority: served, Payload: ""}}, nil},
+		{"accepted, inbound, its priority kept", tcp6, pre, nil, true, []queuetest.Verdict{{ID: 8, Verdict: queue.Repeat, Priority: served | 6, Payload: ""}}, nil},
+		{"accepted, no place for all of its priority", tcp4, marked, nil, true, []queuetest.Verdict{{ID: 9, Verdict: queue.Repeat, Priority: served, Payload: ""}}, nil},
+		{"accepted, changed all the same", tcp4, post, func(p *packet.Packet) { p.Data[30]++ }, true, []queuetest.Verdict{{ID: 7, Verdict: queue.Repeat, Priority: served, Payload: ""}}, nil},
+		{"sent", tcp4, post, nil, false, []queuetest.Verdict{{ID: 7, Verdict: queue.Repeat, Priority: served, Payload: string(unhex(t, tcp4))}}, nil},
 		{"sent, more behind it", tcp4, post, func(p *packet.Packet) { p.Data = append(p.Data, 1, 2) }, false,
-			[]verdict{{7, queue.Repeat, served, string(unhex(t, tcp4))}}, nil},
-		{"sent, no place for all of its priority", tcp4, marked, nil, false, []verdict{{9, queue.Repeat, served, string(unhex(t, tcp4))}}, nil},
+			[]queuetest.Verdict{{ID: 7, Verdict: queue.Repeat, Priority: served, Payload: string(unhex(t, tcp4))}}, nil},
+		{"sent, no place for all of its priority", tcp4, marked, nil, false, []queuetest.Verdict{{ID: 9, Verdict: queue.Repeat, Priority: served, Payload: string(unhex(t, tcp4))}}, nil},
 		{"another program's", tcp6, post, func(p *packet.Packet) { p.Addr.Impostor, p.Addr.TCPChecksum = true, true }, true,
-			[]verdict{{7, queue.Repeat, served, string(decremented)}}, nil},
+			[]queuetest.Verdict{{ID: 7, Verdict: queue.Repeat, Priority: served, Payload: string(decremented)}}, nil},
 		{"another program's, at its end: it goes on waiting", udp4, post, func(p *packet.Packet) { p.Addr.Impostor = true }, false,
 			nil, engine.ErrHopLimit},
 		{"another program's, accepted at its end: it goes on waiting", udp4, post, func(p *packet.Packet) { p.Addr.Impostor = true }, true,
 			nil, engine.ErrHopLimit},
 		{"accepted, and no packet any more", tcp4, post, func(p *packet.Packet) { p.Data = nil }, true,
-			[]verdict{{7, queue.Repeat, served, ""}}, nil},
+			[]queuetest.Verdict{{ID: 7, Verdict: queue.Repeat, Priority: served, Payload: ""}}, nil},
 		{"cut: it goes on waiting", tcp4, post, func(p *packet.Packet) { p.Data = p.Data[:30] }, false, nil, engine.ErrShortBuffer},
 		{"no packet: it goes on waiting", tcp4, post, func(p *packet.Packet) { p.Data[0] = 0 }, false, nil, engine.ErrInvalid},
 	}
 	for _, row := range rows {
 		t.Run(row.name, func(t *testing.T) {
 			s, there := newTestSender(t)
-			p := s.captured(t, row.hex, row.m)
+			p := s.capture(t, row.hex, row.m)
 			if row.change != nil {
 				row.change(p)
 			}
-			n, err := s.send([]packet.Packet{*p}, row.unchanged)
+			n, err := s.Send([]packet.Packet{*p}, row.unchanged)
 			if !errors.Is(err, row.err) || (err == nil) != (row.err == nil) || (n == 1) != (row.err == nil) {
 				t.Errorf("%d, %v, want %v", n, err, row.err)
 			}
-			got := sentVerdicts(t, there)
+			got := queuetest.Verdicts(t, there)
 			if len(got) != len(row.want) {
 				t.Fatalf("%v, want %v", got, row.want)
 			}
@@ -285,8 +249,8 @@ func TestSendIsAVerdict(t *testing.T) {
 			if waits := s.lanes[0].waiting.claim(row.m.ID); waits != (row.want == nil) {
 				t.Errorf("it waits: %t", waits)
 			}
-			sent, failed := s.h.counts.reinjected.Load(), s.h.counts.failed.Load()
-			if sent != uint64(n) || failed != uint64(1-n) || s.h.counts.injected.Load() != 0 {
+			sent, failed := s.Counts.Reinjected.Load(), s.Counts.Failed.Load()
+			if sent != uint64(n) || failed != uint64(1-n) || s.Counts.Injected.Load() != 0 {
 				t.Errorf("counted %d sent, %d failed", sent, failed)
 			}
 		})
@@ -298,17 +262,17 @@ func TestSendGoesOn(t *testing.T) {
 	s, there := newTestSender(t)
 	var ps []packet.Packet
 	for id := range uint32(5) {
-		p := s.captured(t, tcp4, queue.Message{ID: id, Hook: queue.HookPostrouting, Out: 2})
+		p := s.capture(t, tcp4, queue.Message{ID: id, Hook: queue.HookPostrouting, Out: 2})
 		if id%2 == 1 {
 			p.Data = p.Data[:10]
 		}
 		ps = append(ps, *p)
 	}
-	if n, err := s.send(ps, false); n != 3 || !errors.Is(err, engine.ErrShortBuffer) {
+	if n, err := s.Send(ps, false); n != 3 || !errors.Is(err, engine.ErrShortBuffer) {
 		t.Errorf("%d, %v", n, err)
 	}
-	got := sentVerdicts(t, there)
-	if len(got) != 3 || got[0].id != 0 || got[1].id != 2 || got[2].id != 4 {
+	got := queuetest.Verdicts(t, there)
+	if len(got) != 3 || got[0].ID != 0 || got[1].ID != 2 || got[2].ID != 4 {
 		t.Errorf("%v", got)
 	}
 }
@@ -364,35 +328,5 @@ func TestPending(t *testing.T) {
 		if engine.Unfinished(unhex(t, text)) {
 			t.Errorf("pending in %s", name)
 		}
-	}
-}
-
-func TestLostCopiesAreCounted(t *testing.T) {
-	rows := []struct {
-		name string
-		next uint32 // that is expected first
-		seqs []uint32
-		want uint64
-	}{
-		{"none", 0, []uint32{0, 1, 2}, 0},
-		{"the first ones", 0, []uint32{1000}, 1000},
-		{"one", 5, []uint32{5, 7}, 1},
-		{"many", 0, []uint32{0, 101, 103}, 101},
-		{"past the wrap-around", 1<<32 - 2, []uint32{1<<32 - 2, 1<<32 - 1, 0, 2}, 1},
-		{"one that comes late", 5, []uint32{5, 7, 6, 8}, 0},
-		{"the first comes late", 0, []uint32{1, 0}, 0},
-		{"the first two come late", 0, []uint32{2, 1, 0, 3}, 0},
-		{"one that comes twice", 0, []uint32{0, 0, 1, 1}, 0},
-	}
-	for _, row := range rows {
-		t.Run(row.name, func(t *testing.T) {
-			p := tap{h: &handle{}, seq: row.next}
-			for _, seq := range row.seqs {
-				p.countLost(seq)
-			}
-			if got := p.missed.Load(); got != row.want {
-				t.Errorf("%d, want %d", got, row.want)
-			}
-		})
 	}
 }

@@ -1,6 +1,8 @@
 //go:build linux
 
-package linux
+// Package injector injects the packets of a handle that are not, or no longer, queued ones. It opens the ways of package
+// inject when they are first needed, and has the handle's rules know what it injects.
+package injector
 
 import (
 	"errors"
@@ -15,10 +17,12 @@ import (
 	"github.com/opendivert/divert/packet"
 )
 
-// injector injects packets that are not, or no longer, a queued one. Its sockets and its device are
+// Injector injects packets that are not, or no longer, a queued one. Its sockets and its device are
 // made when they are first needed.
-type injector struct {
-	ns *netns.Namespace
+type Injector struct {
+	ns    *netns.Namespace
+	entry *rules.Entry // the handle's
+	layer packet.Layer
 
 	mu       sync.Mutex
 	closed   bool
@@ -28,19 +32,23 @@ type injector struct {
 	forward  *inject.Forward
 }
 
-// inject injects a packet the way its address says.
-// The entry is the handle's.
-func (i *injector) inject(entry *rules.Entry, b []byte, a *packet.Address, layer packet.Layer) error {
+// New returns the injector of a handle of a layer, with its entry among the rules.
+func New(ns *netns.Namespace, entry *rules.Entry, layer packet.Layer) *Injector {
+	return &Injector{ns: ns, entry: entry, layer: layer}
+}
+
+// Inject injects a packet the way its address says.
+func (i *Injector) Inject(b []byte, a *packet.Address) error {
 	ifIdx := a.Network().IfIdx
-	if layer == packet.LayerForward {
-		f, err := i.through(entry)
+	if i.layer == packet.LayerForward {
+		f, err := i.through()
 		if err != nil {
 			return err
 		}
 		return reason(f.Send(b, ifIdx))
 	}
 	if a.Outbound {
-		out, err := i.out(entry)
+		out, err := i.out()
 		if err != nil {
 			return err
 		}
@@ -50,7 +58,7 @@ func (i *injector) inject(entry *rules.Entry, b []byte, a *packet.Address, layer
 		}
 		return reason(out.Send(b, ifIdx))
 	}
-	in, err := i.in(entry)
+	in, err := i.in()
 	if err != nil {
 		return err
 	}
@@ -67,13 +75,13 @@ func isTCP(b []byte) bool {
 }
 
 // vouch makes the handle's rules know what will be injected, before anything is. The caller holds the lock.
-func (i *injector) vouch(entry *rules.Entry) error {
+func (i *Injector) vouch() error {
 	if i.origin != nil {
 		return nil
 	}
 	c := rules.NewCredentials()
 	// Without the handle's rules nobody is left to be passed over.
-	if err := entry.Vouch(c); err != nil && !errors.Is(err, rules.ErrGone) {
+	if err := i.entry.Vouch(c); err != nil && !errors.Is(err, rules.ErrGone) {
 		return err
 	}
 	i.origin = &c
@@ -81,7 +89,7 @@ func (i *injector) vouch(entry *rules.Entry) error {
 }
 
 // out returns the way out.
-func (i *injector) out(entry *rules.Entry) (*inject.Outbound, error) {
+func (i *Injector) out() (*inject.Outbound, error) {
 	i.mu.Lock()
 	defer i.mu.Unlock()
 	switch {
@@ -90,7 +98,7 @@ func (i *injector) out(entry *rules.Entry) (*inject.Outbound, error) {
 	case i.outbound != nil:
 		return i.outbound, nil
 	}
-	if err := i.vouch(entry); err != nil {
+	if err := i.vouch(); err != nil {
 		return nil, err
 	}
 	err := i.ns.Do(func() (err error) {
@@ -101,7 +109,7 @@ func (i *injector) out(entry *rules.Entry) (*inject.Outbound, error) {
 }
 
 // in returns the way in.
-func (i *injector) in(entry *rules.Entry) (*inject.Inbound, error) {
+func (i *Injector) in() (*inject.Inbound, error) {
 	i.mu.Lock()
 	defer i.mu.Unlock()
 	switch {
@@ -110,7 +118,7 @@ func (i *injector) in(entry *rules.Entry) (*inject.Inbound, error) {
 	case i.inbound != nil:
 		return i.inbound, nil
 	}
-	if err := i.vouch(entry); err != nil {
+	if err := i.vouch(); err != nil {
 		return nil, err
 	}
 	err := i.ns.Do(func() (err error) {
@@ -121,7 +129,7 @@ func (i *injector) in(entry *rules.Entry) (*inject.Inbound, error) {
 }
 
 // through returns the way to be forwarded.
-func (i *injector) through(entry *rules.Entry) (*inject.Forward, error) {
+func (i *Injector) through() (*inject.Forward, error) {
 	i.mu.Lock()
 	defer i.mu.Unlock()
 	switch {
@@ -130,7 +138,7 @@ func (i *injector) through(entry *rules.Entry) (*inject.Forward, error) {
 	case i.forward != nil:
 		return i.forward, nil
 	}
-	if err := i.vouch(entry); err != nil {
+	if err := i.vouch(); err != nil {
 		return nil, err
 	}
 	err := i.ns.Do(func() (err error) {
@@ -154,8 +162,8 @@ func reason(err error) error {
 	return err
 }
 
-// close gives sockets and device back.
-func (i *injector) close() error {
+// Close gives sockets and device back.
+func (i *Injector) Close() error {
 	i.mu.Lock()
 	defer i.mu.Unlock()
 	i.closed = true

@@ -1,12 +1,13 @@
 //go:build linux
 
-package linux
+package verdict
 
 import (
 	"sync"
 	"time"
 
 	"github.com/opendivert/divert/internal/engine"
+	"github.com/opendivert/divert/internal/linux/clock"
 	"github.com/opendivert/divert/internal/linux/queue"
 	"github.com/opendivert/divert/packet"
 )
@@ -22,7 +23,7 @@ import (
 // How long a while is depends on the program: one that sends late makes it longer, one that never does makes it shorter.
 // Packets of other hosts may stay as long as there is room: nobody waits for them here.
 type held struct {
-	s *sender
+	s *Sender
 
 	mu       sync.Mutex
 	packets  []holding // a ring, in the order of their times; it grows up to room
@@ -54,12 +55,12 @@ const (
 
 // newHeld returns a held for the packets of a sender's lanes, nil if it has none that may be held up: handles that copy or
 // drop, and those of the layer FORWARD.
-func newHeld(s *sender) *held {
-	if len(s.lanes) == 0 || s.h.layer != packet.LayerNetwork {
+func newHeld(s *Sender) *held {
+	if len(s.lanes) == 0 || s.Layer != packet.LayerNetwork {
 		return nil
 	}
 	h := &held{s: s, packets: make([]holding, 64), patience: firstPatience}
-	if s.h.cfg.Flags&engine.FlagRecvOnly != 0 {
+	if s.Flags&engine.FlagRecvOnly != 0 {
 		h.patience = leastPatience // nothing will be sent on
 	}
 	for _, l := range s.lanes {
@@ -82,7 +83,7 @@ func (h *held) received(ps []packet.Packet) {
 			continue
 		}
 		if at == 0 {
-			at = now()
+			at = clock.Now()
 			h.mu.Lock()
 		}
 		t := tokenOf(a)
@@ -128,9 +129,9 @@ func (h *held) giveUp() {
 	if h.closed {
 		return
 	}
-	var drops [maxLanes]*queue.Verdicts
-	var dropped [maxLanes]int
-	for oldest := now() - int64(h.patience); h.count > 0 && h.packets[h.head].at <= oldest; {
+	var drops [MaxLanes]*queue.Verdicts
+	var dropped [MaxLanes]int
+	for oldest := clock.Now() - int64(h.patience); h.count > 0 && h.packets[h.head].at <= oldest; {
 		p := h.pop()
 		l := h.s.lanes[p.lane]
 		if !l.waiting.giveUp(p.place, p.id) {
@@ -151,7 +152,7 @@ func (h *held) giveUp() {
 			continue
 		}
 		l := h.s.lanes[i]
-		h.s.h.counts.abandoned.Add(uint64(dropped[i]))
+		h.s.Counts.Abandoned.Add(uint64(dropped[i]))
 		_, _ = l.flush(b) // what the kernel had no memory for is owed
 		l.batches.Put(b)
 		l.runs.settled(dropped[i])
@@ -160,19 +161,19 @@ func (h *held) giveUp() {
 		}
 	}
 	if h.count > 0 {
-		h.timer.Reset(max(time.Duration(h.packets[h.head].at-now())+h.patience, leastPatience))
+		h.timer.Reset(max(time.Duration(h.packets[h.head].at-clock.Now())+h.patience, leastPatience))
 	}
 }
 
 // late reports whether a packet that is to be sent was given up, and learns from it. Only the first who asks for it is told.
-func (h *held) late(l *lane, t *token) bool {
+func (h *held) late(l *Lane, t *token) bool {
 	if h == nil || l == nil || !l.waiting.takeGivenUp(t.place, t.id) {
 		return false
 	}
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	h.never, h.patience = 0, min(2*h.patience, mostPatience)
-	h.s.h.counts.abandoned.Add(^uint64(0))
+	h.s.Counts.Abandoned.Add(^uint64(0))
 	return true
 }
 

@@ -1,6 +1,6 @@
 //go:build linux
 
-package linux
+package verdict
 
 import (
 	"errors"
@@ -8,34 +8,51 @@ import (
 
 	"github.com/opendivert/divert/internal/engine"
 	"github.com/opendivert/divert/internal/linux/cursor"
+	"github.com/opendivert/divert/internal/linux/injector"
 	"github.com/opendivert/divert/internal/linux/queue"
+	"github.com/opendivert/divert/internal/linux/tally"
 	"github.com/opendivert/divert/packet"
 )
 
-// sender sends a handle's packets: as a verdict on the queued packet where they are one, else
+// Sender sends a handle's packets: as a verdict on the queued packet where they are one, else
 // as an injection of their own.
-type sender struct {
-	h     *handle
-	key   cursor.Key
-	tag   uint32
-	lanes []*lane // none for handles without a queue
-	fresh injector
+type Sender struct {
+	Config
+	lanes []*Lane // none for handles without a queue
 	habit habit
 	held  *held // nil where nobody is held up by packets that are not sent on
 }
 
-func newSender(h *handle, key cursor.Key, tag uint32) *sender {
-	return &sender{h: h, key: key, tag: tag, fresh: injector{ns: h.ns}}
+// Config is what a sender knows of its handle.
+type Config struct {
+	Layer    packet.Layer
+	Flags    uint64
+	Counts   *tally.Counts
+	Key      cursor.Key
+	Tag      uint32 // of the handle's packets, never 0
+	Injector *injector.Injector
 }
 
-func (s *sender) close() error {
+func NewSender(c Config) *Sender { return &Sender{Config: c} }
+
+// Serve begins to give up packets that are received and not sent on.
+func (s *Sender) Serve() { s.held = newHeld(s) }
+
+// Received notes packets that a receive call is about to return.
+func (s *Sender) Received(ps []packet.Packet) { s.held.received(ps) }
+
+// Stop ends giving up packets: the handle is about to close.
+func (s *Sender) Stop() { s.held.close() }
+
+// Close gives back what injections use.
+func (s *Sender) Close() error {
 	s.held.close()
-	return s.fresh.close()
+	return s.Injector.Close()
 }
 
 // verdicts are what a send call does to captured packets.
 type verdicts struct {
-	lanes [maxLanes]struct { // of each lane that the call has met
+	lanes [MaxLanes]struct { // of each lane that the call has met
 		batch  *queue.Verdicts
 		claims int    // packets that were taken from those outstanding
 		upTo   uint32 // the last packet of a run that goes on with one verdict
@@ -46,23 +63,23 @@ type verdicts struct {
 }
 
 // on returns the batch of a lane.
-func (v *verdicts) on(l *lane) (*queue.Verdicts, error) {
-	if v.lanes[l.index].batch == nil {
+func (v *verdicts) on(l *Lane) (*queue.Verdicts, error) {
+	if v.lanes[l.Index].batch == nil {
 		b, err := l.batch()
 		if err != nil {
 			return nil, err
 		}
-		v.lanes[l.index].batch = b
+		v.lanes[l.Index].batch = b
 	}
-	return v.lanes[l.index].batch, nil
+	return v.lanes[l.Index].batch, nil
 }
 
 // claim takes a packet from those outstanding and reports whether it was there.
-func (v *verdicts) claim(l *lane, t *token) bool {
+func (v *verdicts) claim(l *Lane, t *token) bool {
 	if !l.waiting.claimAt(t.place, t.id) {
 		return false
 	}
-	v.lanes[l.index].claims++
+	v.lanes[l.Index].claims++
 	return true
 }
 
@@ -83,7 +100,7 @@ func (v *verdicts) compare(p *packet.Packet, t *token) bool {
 }
 
 // flush sends the batches and gives them back. It returns how many packets failed, see lane.flush.
-func (v *verdicts) flush(lanes []*lane) (failed int, err error) {
+func (v *verdicts) flush(lanes []*Lane) (failed int, err error) {
 	for i, l := range lanes {
 		if v.lanes[i].batch == nil {
 			continue
@@ -103,9 +120,9 @@ func (v *verdicts) flush(lanes []*lane) (failed int, err error) {
 // onward is the verdict that lets a packet go on to the handles below this one: through the chain once more, with a
 // cursor by which it meets the lower handles only. Whether there are any is the kernel's to find out: what another
 // process does, or fails to do, makes no difference.
-func (s *sender) onward(priority uint32) (queue.Verdict, queue.Option) {
-	if cursors() {
-		return queue.Repeat, queue.Option{Priority: s.key.Pack(priority), SetPriority: true}
+func (s *Sender) onward(priority uint32) (queue.Verdict, queue.Option) {
+	if queue.Cursors() {
+		return queue.Repeat, queue.Option{Priority: s.Key.Pack(priority), SetPriority: true}
 	}
 	// The cursor cannot be set: the packet leaves the chain, and nobody below sees it.
 	if _, ok := cursor.Unpack(priority); ok {
@@ -114,19 +131,19 @@ func (s *sender) onward(priority uint32) (queue.Verdict, queue.Option) {
 	return queue.Accept, queue.Option{}
 }
 
-// strange reports whether another program's rule has led a packet to the handle's queue: at a hook that is none of the
+// Strange reports whether another program's rule has led a packet to the handle's queue: at a hook that is none of the
 // handle's, or with the cursor of a packet that the handle has served. Its own rules lead no such packet there.
-func (s *sender) strange(m *queue.Message) bool {
+func (s *Sender) Strange(m *queue.Message) bool {
 	forward := m.Hook == queue.HookForward
-	if forward != (s.h.layer == packet.LayerForward) || !forward && m.Hook != queue.HookPrerouting && m.Hook != queue.HookLocalIn && m.Hook != queue.HookPostrouting {
+	if forward != (s.Layer == packet.LayerForward) || !forward && m.Hook != queue.HookPrerouting && m.Hook != queue.HookLocalIn && m.Hook != queue.HookPostrouting {
 		return true
 	}
 	key, ok := cursor.Unpack(m.Priority)
-	return ok && key <= s.key
+	return ok && key <= s.Key
 }
 
-// leave lets a strange packet go on. It must not enter the chain that queued it again: that would queue it for ever.
-func (s *sender) leave(v *queue.Verdicts, m *queue.Message) {
+// Leave lets a strange packet go on. It must not enter the chain that queued it again: that would queue it for ever.
+func (s *Sender) Leave(v *queue.Verdicts, m *queue.Message) {
 	var o queue.Option
 	if _, ok := cursor.Unpack(m.Priority); ok {
 		o = queue.Option{Priority: m.Priority & cursor.OldMask, SetPriority: true}
@@ -134,15 +151,65 @@ func (s *sender) leave(v *queue.Verdicts, m *queue.Message) {
 	_ = v.Add(m.ID, queue.Accept, o) // fails only for a payload
 }
 
-// send sends ps. A packet that fails does not hold up the others; the last error is returned.
-func (s *sender) send(ps []packet.Packet, unchanged bool) (sent int, last error) {
+// PassOn lets a queued packet go on as it was. The tag says how it is counted.
+func (s *Sender) PassOn(v *queue.Verdicts, id, priority, tag uint32) {
+	verdict, o := s.onward(priority)
+	o.Tag = tag
+	_ = v.Add(id, verdict, o) // fails only for a payload
+}
+
+// DropOne drops a packet that waits for its verdict, unless it has given way to another since.
+func (s *Sender) DropOne(a *packet.Address) {
+	s.settle(a, func(v *queue.Verdicts, t *token) { _ = v.Add(t.id, queue.Drop, queue.Option{}) })
+}
+
+// PassOne lets a packet that waits for its verdict go on, unless it has given way to another since. The caller has counted
+// it as passed.
+func (s *Sender) PassOne(a *packet.Address) {
+	s.settle(a, func(v *queue.Verdicts, t *token) { s.PassOn(v, t.id, t.priority, PassedTag(1)) })
+}
+
+// settle sends the verdict on a packet, unless it has none to get any more.
+func (s *Sender) settle(a *packet.Address, add func(*queue.Verdicts, *token)) {
+	t := tokenOf(a)
+	l := s.laneOf(&t)
+	if l == nil || !l.waiting.claimAt(t.place, t.id) {
+		return
+	}
+	v, err := l.batch()
+	if err != nil {
+		return
+	}
+	defer l.batches.Put(v)
+	add(v, &t)
+	_, _ = l.flush(v) // what fails is owed, or gone with the queue
+}
+
+// Captured reports whether a packet came from a queue of the handle.
+func (s *Sender) Captured(a *packet.Address) bool {
+	t := tokenOf(a)
+	return s.laneOf(&t) != nil
+}
+
+// Holds reports whether the program has neither sent nor dropped a captured packet.
+func (s *Sender) Holds(a *packet.Address) bool {
+	t := tokenOf(a)
+	l := s.laneOf(&t)
+	return l != nil && l.waiting.holds(t.place, t.id)
+}
+
+// LaneNumber returns the number of the lane that a packet came from.
+func LaneNumber(a *packet.Address) int { return int(tokenOf(a).lane) }
+
+// Send sends ps. A packet that fails does not hold up the others; the last error is returned.
+func (s *Sender) Send(ps []packet.Packet, unchanged bool) (sent int, last error) {
 	var v verdicts
 	var reinjected, injected uint64
 	rest := ps
 	if len(ps) > 1 {
 		n, err := s.run(ps, &v, unchanged)
 		if err != nil {
-			return 0, closedError(err)
+			return 0, ClosedError(err)
 		}
 		reinjected, rest = uint64(n), ps[n:]
 	}
@@ -158,37 +225,37 @@ func (s *sender) send(ps []packet.Packet, unchanged bool) (sent int, last error)
 		}
 	}
 	s.habit.learn(v.same, v.changed, v.unknown)
-	s.h.counts.reinjected.Add(reinjected) // before the kernel can refuse any of them
+	s.Counts.Reinjected.Add(reinjected) // before the kernel can refuse any of them
 	failed, err := v.flush(s.lanes)
 	if err != nil {
-		s.h.counts.reinjected.Add(-uint64(failed))
+		s.Counts.Reinjected.Add(-uint64(failed))
 		reinjected -= uint64(failed)
-		last = closedError(err)
+		last = ClosedError(err)
 	}
 	sent = int(reinjected + injected)
-	s.h.counts.injected.Add(injected)
-	s.h.counts.failed.Add(uint64(len(ps) - sent))
+	s.Counts.Injected.Add(injected)
+	s.Counts.Failed.Add(uint64(len(ps) - sent))
 	return sent, last
 }
 
-// pass lets captured packets go on as they were, which the caller counts as passed, and returns how many: those that
+// Pass lets captured packets go on as they were, which the caller counts as passed, and returns how many: those that
 // still had their place.
-func (s *sender) pass(ps []packet.Packet) (passed uint64) {
+func (s *Sender) Pass(ps []packet.Packet) (passed uint64) {
 	var v verdicts
 	for i := range ps {
 		t := tokenOf(&ps[i].Addr)
 		if l := s.laneOf(&t); l != nil && v.claim(l, &t) {
-			_ = s.onto(&v, l, &t, nil, passedTag(1)) // fails only if no batch can be made
+			_ = s.onto(&v, l, &t, nil, PassedTag(1)) // fails only if no batch can be made
 			passed++
 		} else if data, err := engine.Whole(ps[i].Data); err == nil && s.held.late(l, &t) {
 			err := engine.Finish(data, &ps[i].Addr, true)
 			if err == nil {
-				err = s.fresh.inject(s.h.entry, data, &ps[i].Addr, s.h.layer)
+				err = s.Injector.Inject(data, &ps[i].Addr)
 			}
 			if err == nil {
 				passed++
 			} else {
-				s.h.counts.abandoned.Add(1)
+				s.Counts.Abandoned.Add(1)
 			}
 		}
 	}
@@ -196,8 +263,8 @@ func (s *sender) pass(ps []packet.Packet) (passed uint64) {
 	return passed
 }
 
-// drop ends captured packets.
-func (s *sender) drop(ps []packet.Packet) error {
+// Drop ends captured packets.
+func (s *Sender) Drop(ps []packet.Packet) error {
 	var v verdicts
 	dropped := uint64(0)
 	for i := range ps {
@@ -212,21 +279,21 @@ func (s *sender) drop(ps []packet.Packet) error {
 			l.waiting.takeGivenUp(t.place, t.id) // it is counted as gone already, and now it stays so
 		}
 	}
-	s.h.counts.abandoned.Add(dropped)
+	s.Counts.Abandoned.Add(dropped)
 	_, err := v.flush(s.lanes) // what the kernel had no memory for is owed
 	return err
 }
 
 // laneOf returns the lane of a token of this handle, nil for any other.
-func (s *sender) laneOf(t *token) *lane {
-	if t.tag != s.tag || int(t.lane) >= len(s.lanes) {
+func (s *Sender) laneOf(t *token) *Lane {
+	if t.tag != s.Tag || int(t.lane) >= len(s.lanes) {
 		return nil
 	}
 	return s.lanes[t.lane]
 }
 
 // one sends one packet, and reports whether it went on as the packet it was captured as.
-func (s *sender) one(p *packet.Packet, v *verdicts, unchanged bool) (again bool, err error) {
+func (s *Sender) one(p *packet.Packet, v *verdicts, unchanged bool) (again bool, err error) {
 	t := tokenOf(&p.Addr)
 	l := s.laneOf(&t)
 	if l != nil && p.Addr.Outbound == t.outbound() && !p.Addr.Impostor && (unchanged || v.compare(p, &t)) && v.claim(l, &t) {
@@ -252,24 +319,24 @@ func (s *sender) one(p *packet.Packet, v *verdicts, unchanged bool) (again bool,
 		}
 	}
 	late := s.held.late(l, &t)
-	err = s.fresh.inject(s.h.entry, data, &p.Addr, s.h.layer)
+	err = s.Injector.Inject(data, &p.Addr)
 	if late && err != nil {
-		s.h.counts.abandoned.Add(1) // it stays gone
+		s.Counts.Abandoned.Add(1) // it stays gone
 	}
 	return late, err
 }
 
 // beginning says why a packet of which only the beginning was received cannot be sent.
-func (s *sender) beginning(l *lane, t *token, err error) error {
+func (s *Sender) beginning(l *Lane, t *token, err error) error {
 	if s.held.late(l, t) {
-		s.h.counts.abandoned.Add(1) // it is
+		s.Counts.Abandoned.Add(1) // it is
 		return fmt.Errorf("%w: only the beginning of the packet was received, and the rest was held for longer than %v and is gone", err, mostPatience)
 	}
 	return fmt.Errorf("%w: only the beginning of the packet was received; Accept lets all of it go on", err)
 }
 
 // drop adds the end of a packet.
-func (v *verdicts) drop(l *lane, id uint32) error {
+func (v *verdicts) drop(l *Lane, id uint32) error {
 	b, err := v.on(l)
 	if err != nil {
 		return err
@@ -279,7 +346,7 @@ func (v *verdicts) drop(l *lane, id uint32) error {
 
 // onto lets a queued packet go on to the handles below, with other bytes unless data is nil. The tag says how it is
 // counted.
-func (s *sender) onto(v *verdicts, l *lane, t *token, data []byte, tag uint32) error {
+func (s *Sender) onto(v *verdicts, l *Lane, t *token, data []byte, tag uint32) error {
 	b, err := v.on(l)
 	if err != nil {
 		return err

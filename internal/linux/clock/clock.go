@@ -1,6 +1,7 @@
 //go:build linux
 
-package linux
+// Package clock reads the clock of timestamps.
+package clock
 
 import (
 	"time"
@@ -31,5 +32,5 @@ func monotonicNow() int64 {
 	return ts.Nano()
 }
 
-// now returns the time in ticks of the timestamps.
-func now() int64 { return clockOrigin + int64(time.Since(clockStart)) }
+// Now returns the time in ticks of the timestamps.
+func Now() int64 { return clockOrigin + int64(time.Since(clockStart)) }

@@ -1,6 +1,6 @@
 //go:build linux
 
-package linux
+package verdict
 
 import (
 	"sync"
@@ -12,18 +12,19 @@ import (
 // A verdict's tag says how its packets were counted, so that the count can be corrected when the kernel refuses the
 // verdict or does not get it: the number of packets and, in the lowest bit, the counter. A tag of 0 corrects nothing.
 func reinjectedTag(n int) uint32 { return uint32(n) << 1 }
-func passedTag(n int) uint32     { return uint32(n)<<1 | 1 }
+func PassedTag(n int) uint32     { return uint32(n)<<1 | 1 }
 
-// refused corrects the counters for a verdict on packets that the kernel did not have any more: it drops what waits
+// Refused corrects the counters for a verdict on packets that the kernel did not have any more: it drops what waits
 // in a queue when the packet's network device goes down.
-func (c *counts) refused(tag uint32) {
+func (s *Sender) Refused(tag uint32) {
+	c := s.Counts
 	n := uint64(tag >> 1)
 	if tag&1 == 0 {
-		c.reinjected.Add(-n)
-		c.failed.Add(n)
+		c.Reinjected.Add(-n)
+		c.Failed.Add(n)
 	} else {
-		c.passed.Add(-n)
-		c.missing.Add(n)
+		c.Passed.Add(-n)
+		c.Missing.Add(n)
 	}
 }
 
@@ -37,7 +38,7 @@ type owed struct {
 
 // flush sends a batch, after the verdicts that are owed. It returns how many packets were to be re-injected and are
 // not: they will be dropped, because their new bytes belong to the caller, who may send them again.
-func (l *lane) flush(v *queue.Verdicts) (failed int, err error) {
+func (l *Lane) flush(v *queue.Verdicts) (failed int, err error) {
 	if l.owed.there.Load() {
 		l.owed.mu.Lock()
 		for _, u := range l.owed.list {

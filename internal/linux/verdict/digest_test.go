@@ -1,6 +1,6 @@
 //go:build linux
 
-package linux
+package verdict
 
 import (
 	"bytes"
@@ -9,6 +9,7 @@ import (
 	"testing"
 
 	"github.com/opendivert/divert/internal/linux/queue"
+	"github.com/opendivert/divert/internal/linux/queue/queuetest"
 	"github.com/opendivert/divert/packet"
 )
 
@@ -133,18 +134,18 @@ func TestSendAsCaptured(t *testing.T) {
 				s.lanes[0].runs.begin(row.m.ID)
 				var ps []packet.Packet
 				for range batch {
-					ps = append(ps, *s.captured(t, tcp4, row.m))
+					ps = append(ps, *s.capture(t, tcp4, row.m))
 					row.m.ID++
 				}
 				s.lanes[0].runs.received(batch)
 				if last := &ps[batch-1]; row.change != nil {
 					row.change(last)
 				}
-				if n, err := s.send(ps, false); n != batch || err != nil {
+				if n, err := s.Send(ps, false); n != batch || err != nil {
 					t.Fatal(n, err)
 				}
-				got := sentVerdicts(t, there)
-				if len(got) == 0 || got[len(got)-1].id != row.m.ID-1 || (got[len(got)-1].payload != "") != row.whole {
+				got := queuetest.Verdicts(t, there)
+				if len(got) == 0 || got[len(got)-1].ID != row.m.ID-1 || (got[len(got)-1].Payload != "") != row.whole {
 					t.Errorf("the last of %v is not for packet %d, or its bytes (%t) are wrong", got, row.m.ID-1, row.whole)
 				}
 				if alone := batch == 1 || row.whole; (len(got) == 1) != (batch == 1 || !alone) {
@@ -164,7 +165,7 @@ func TestSendAsCaptured(t *testing.T) {
 func TestDigestOfWhole(t *testing.T) {
 	s, _ := newTestSender(t)
 	s.habit.learn(0, 0, 1)
-	p := s.captured(t, tcp4, queue.Message{ID: 1, Hook: queue.HookPostrouting, Length: 5000})
+	p := s.capture(t, tcp4, queue.Message{ID: 1, Hook: queue.HookPostrouting, Length: 5000})
 	if d := tokenOf(&p.Addr).digest; d != 0 {
 		t.Errorf("a part of a packet has the digest %#x", d)
 	}

@@ -1,6 +1,6 @@
 //go:build linux
 
-package linux
+package verdict
 
 import (
 	"math"
@@ -9,10 +9,6 @@ import (
 	"sync"
 	"sync/atomic"
 	"testing"
-
-	"github.com/opendivert/divert/internal/engine"
-	"github.com/opendivert/divert/internal/linux/rules"
-	"github.com/opendivert/divert/packet"
 )
 
 func TestOutstanding(t *testing.T) {
@@ -106,74 +102,5 @@ func BenchmarkOutstanding(b *testing.B) {
 			b.Fatal(id)
 		}
 		id++
-	}
-}
-
-func TestTooOld(t *testing.T) {
-	rows := []struct {
-		name    string
-		expired uint64
-		id      uint32
-		want    bool
-	}{
-		{"nothing is known", 0, 1, false},
-		{"the one that is too old", 1<<32 | 7, 7, true},
-		{"one before it", 1<<32 | 7, 6, true},
-		{"one after it", 1<<32 | 7, 8, false},
-		{"before any packet", 1 << 32, 1, false},
-		{"after the wrap-around", 1<<32 | math.MaxUint32, 0, false},
-		{"before the wrap-around", 1<<32 | 1, math.MaxUint32, true},
-	}
-	for _, row := range rows {
-		t.Run(row.name, func(t *testing.T) {
-			var a ages
-			a.expired[0].Store(row.expired)
-			if got := a.tooOld(&lane{}, row.id); got != row.want {
-				t.Errorf("%t", got)
-			}
-		})
-	}
-}
-
-func TestClock(t *testing.T) {
-	// The origin was read after the start, so now is never behind the clock itself.
-	last := monotonicNow()
-	for range 1000 {
-		at := now()
-		if at < last {
-			t.Fatalf("%d after %d", at, last)
-		}
-		last = at
-	}
-	if n := testing.AllocsPerRun(10, func() { now() }); n != 0 {
-		t.Errorf("%v allocations", n)
-	}
-}
-
-func TestPaths(t *testing.T) {
-	rows := []struct {
-		name  string
-		layer packet.Layer
-		flags uint64
-		want  []rules.Chain
-	}{
-		{"NETWORK", packet.LayerNetwork, 0, []rules.Chain{rules.Inbound, rules.Outbound}},
-		{"NETWORK, fragments", packet.LayerNetwork, engine.FlagFragments | engine.FlagSniff,
-			[]rules.Chain{rules.InboundFragments, rules.Outbound}},
-		{"NETWORK_FORWARD", packet.LayerForward, 0, []rules.Chain{rules.Forward}},
-		{"NETWORK_FORWARD, fragments", packet.LayerForward, engine.FlagFragments, []rules.Chain{rules.Forward}},
-	}
-	for _, row := range rows {
-		t.Run(row.name, func(t *testing.T) {
-			got := paths(row.layer, row.flags)
-			if len(got) != len(row.want) {
-				t.Fatalf("%v, want %v", got, row.want)
-			}
-			for i := range got {
-				if got[i] != row.want[i] {
-					t.Errorf("%v, want %v", got, row.want)
-				}
-			}
-		})
 	}
 }

@@ -1,0 +1,28 @@
+//go:build linux
+
+// Package tally has the counters of a handle that user space keeps.
+package tally
+
+import (
+	"sync/atomic"
+
+	"github.com/opendivert/divert/internal/backlog"
+)
+
+// Counts are the counters of engine.Stats that user space keeps.
+type Counts struct {
+	Matched, Received, Reinjected, Abandoned, Injected, Failed atomic.Uint64
+	Dropped, Full, Old, Long, Passed                           atomic.Uint64
+	Missing, Foreign                                           atomic.Uint64
+	FlowDropped, FlowDroppedBytes                              atomic.Uint64 // for which no program could decide
+	Denied                                                     atomic.Uint64 // by a second look: they have not matched
+}
+
+// Lost counts a packet or event that had to leave a backlog.
+func (c *Counts) Lost(why backlog.Reason) {
+	if why == backlog.Old {
+		c.Old.Add(1)
+	} else {
+		c.Full.Add(1)
+	}
+}

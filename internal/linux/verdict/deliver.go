@@ -1,0 +1,49 @@
+//go:build linux
+
+package verdict
+
+import (
+	"github.com/opendivert/divert/internal/linux/queue"
+	"github.com/opendivert/divert/packet"
+)
+
+// Deliver makes a packet of a message whose payload lies in the packet's memory.
+func (s *Sender) Deliver(l *Lane, p *packet.Packet, m *queue.Message, at int64) {
+	p.Data = m.Payload
+	p.Addr = packet.Address{}
+	Describe(s.Layer, &p.Addr, m, at)
+	t := token{
+		tag: s.Tag, id: m.ID, place: m.ID, priority: m.Priority, hook: m.Hook, gso: m.GSO, lane: l.Index,
+		ifIdx: p.Addr.Network().IfIdx, dst: destination(m.Payload), sums: sumsOf(&p.Addr),
+	}
+	// Of a packet that is too long for the queue Send can only let go on what was captured, or refuse. So it always
+	// has a digest, but not where the program asked for beginnings (WithSnapLength).
+	t.cut = int(m.Length) > len(m.Payload)
+	if t.cut && len(m.Payload) == queue.MaxPayload || !t.cut && s.habit.wants(m.ID) {
+		t.digest = digest(m.Payload)
+	}
+	t.put(&p.Addr)
+}
+
+// loopbackIfIndex is the index of lo in every namespace.
+const loopbackIfIndex = 1
+
+// Describe fills an address from a message, without the token (specification: api.md 14.3).
+func Describe(layer packet.Layer, a *packet.Address, m *queue.Message, at int64) {
+	a.Timestamp = at
+	a.Layer = layer
+	a.Event = packet.EventPacket
+	a.Outbound = outbound(m.Hook)
+	a.IPv6 = len(m.Payload) > 0 && m.Payload[0]>>4 == 6
+	ifIdx := m.Out
+	if !a.Outbound {
+		ifIdx = m.In
+	}
+	a.Loopback = a.Outbound && ifIdx == loopbackIfIndex && m.Hook == queue.HookPostrouting
+	a.SetNetwork(packet.NetworkData{IfIdx: ifIdx})
+	// The header checksum is always in the packet. Of the transport checksum the kernel says when it left
+	// it to the hardware (the field then holds a partial sum), and when the hardware has
+	// verified it on the way in.
+	trusted := !m.ChecksumNotReady && (a.Outbound || m.ChecksumNotVerified)
+	a.IPChecksum, a.TCPChecksum, a.UDPChecksum = true, trusted, trusted
+}
