@@ -19,6 +19,7 @@ import (
 	"github.com/opendivert/divert/filter"
 	"github.com/opendivert/divert/internal/engine"
 	"github.com/opendivert/divert/internal/lab"
+	"github.com/opendivert/divert/internal/linux/review"
 	"github.com/opendivert/divert/internal/prog"
 	"github.com/opendivert/divert/internal/prog/progtest"
 	"github.com/opendivert/divert/packet"
@@ -45,9 +46,9 @@ func TestExtensionHeadersHideNothing(t *testing.T) {
 				if e.mode == engine.ModeKernel {
 					needPrograms(t)
 				}
-				before := bounded
-				defer func() { bounded = before }()
-				bounded = func() bool { return e.bounded }
+				before := review.Bounded
+				defer func() { review.Bounded = before }()
+				review.Bounded = func() bool { return e.bounded }
 				chainsPast(t, e.mode, inbound)
 			})
 		}
@@ -95,7 +96,7 @@ func chainsPast(t *testing.T, mode engine.Mode, inbound bool) {
 		// Nobody overtakes on this way: when the other socket has its last one, this one has all it will get. A bounded
 		// program that drops, drops what it cannot decide on.
 		rest := chainLengths
-		if action.flags&engine.FlagDrop != 0 && mode == engine.ModeKernel && bounded() {
+		if action.flags&engine.FlagDrop != 0 && mode == engine.ModeKernel && review.Bounded() {
 			rest = []int{0, 1, 64}
 		}
 		if got := arrived(t, other, len(rest)); !slices.Equal(got, rest) {

@@ -10,9 +10,11 @@ import (
 
 	"github.com/opendivert/divert/internal/engine"
 	"github.com/opendivert/divert/internal/flow"
+	"github.com/opendivert/divert/internal/linux/capture"
 	"github.com/opendivert/divert/internal/linux/clock"
 	"github.com/opendivert/divert/internal/linux/codegen"
 	"github.com/opendivert/divert/internal/linux/flowmap"
+	"github.com/opendivert/divert/internal/linux/life"
 	"github.com/opendivert/divert/internal/linux/queue"
 	"github.com/opendivert/divert/internal/linux/rules"
 	"github.com/opendivert/divert/internal/linux/verdict"
@@ -37,9 +39,9 @@ func (h *handle) DecideFlow(one []packet.Packet, v flow.Verdict) error {
 	var err error
 	p := &one[0]
 	if v == flow.Accept && h.cfg.Flags&engine.FlagSniff == 0 {
-		err = h.check(&h.sendDown, engine.FlagRecvOnly, engine.ErrReceiveOnly, engine.ErrShutdown)
-	} else {
-		err = h.check(nil, 0, nil, nil)
+		err = h.maySend()
+	} else if h.life.Is(life.Closed) {
+		err = net.ErrClosed
 	}
 	if err != nil {
 		return err
@@ -84,11 +86,11 @@ func (h *handle) decideFlow(k *flow.Key, v flow.Verdict) error {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	switch {
-	case h.closed.Load():
+	case h.life.Is(life.Closed):
 		return net.ErrClosed
-	case h.recvDown.Load():
+	case h.life.Is(life.NoRecv):
 		return nil // nothing is captured any more
-	case h.gone.Load():
+	case h.life.Is(life.Lost):
 		return engine.ErrRulesGone
 	}
 	if err := h.followFlows(v); err != nil {
@@ -155,15 +157,18 @@ func (h *handle) prepareDrops() (err error) {
 }
 
 // flowWays are the ways of packets whose flow is dropped: before all others.
-func (h *handle) flowWays() []way {
+func (h *handle) flowWays() []capture.Way {
 	if !h.flows.drops.Load() {
 		return nil
 	}
-	return []way{{take: codegen.TakeFlow, action: rules.ToNowhere{Num: h.flows.nowhere.Num()}}}
+	return []capture.Way{{Take: codegen.TakeFlow, Action: rules.ToNowhere{Num: h.flows.nowhere.Num()}}}
 }
 
 // flowDropped reports whether the flow of a packet is dropped that the programs could not decide on.
 func (h *handle) flowDropped(p *packet.Packet) bool {
+	if !h.flows.drops.Load() || !h.review.BySegment() {
+		return false
+	}
 	f, err := engine.FlowOf(p)
 	if err != nil || f.Begins() {
 		return false
@@ -216,7 +221,7 @@ func (h *handle) withFlows(f func(*flowmap.Maps) error) error {
 	defer h.mu.Unlock()
 	m := h.flows.maps.Load()
 	switch {
-	case h.closed.Load():
+	case h.life.Is(life.Closed):
 		return net.ErrClosed
 	case m == nil:
 		return nil

@@ -10,17 +10,19 @@ import (
 	"net"
 	"os"
 	"sync"
-	"sync/atomic"
 	"time"
 
 	"golang.org/x/sys/unix"
 
 	"github.com/opendivert/divert/internal/engine"
+	"github.com/opendivert/divert/internal/linux/capture"
 	"github.com/opendivert/divert/internal/linux/clock"
 	"github.com/opendivert/divert/internal/linux/codegen"
 	"github.com/opendivert/divert/internal/linux/flowmap"
 	"github.com/opendivert/divert/internal/linux/injector"
+	"github.com/opendivert/divert/internal/linux/life"
 	"github.com/opendivert/divert/internal/linux/netns"
+	"github.com/opendivert/divert/internal/linux/review"
 	"github.com/opendivert/divert/internal/linux/rules"
 	"github.com/opendivert/divert/internal/linux/setmap"
 	"github.com/opendivert/divert/internal/linux/sockets"
@@ -36,55 +38,30 @@ type handle struct {
 	layer  packet.Layer
 	ns     *netns.Namespace
 	entry  *rules.Entry
-	source source
+	source capture.Source
 	sender *verdict.Sender
 	counts tally.Counts
 
 	mu         sync.Mutex    // serialises what changes the handle
 	filter     *prog.Program // in force
 	flows      flows
-	entries    *entries               // nil where the interpreter decides
-	times      atomic.Pointer[times]  // nil until a filter asks for the time or the process
-	second     atomic.Pointer[second] // decides where a program could not, see refuses
-	queueTime  atomic.Int64           // of the limits, in ns
-	guard      *rules.Guard           // nil once the handle captures nothing any more
-	clones     *codegen.Outlet        // of cloneCheck; nil without
+	entries    *entries // nil where the interpreter decides
+	review     review.Review
+	guard      *rules.Guard    // nil once the handle captures nothing any more
+	clones     *codegen.Outlet // of cloneCheck; nil without
 	cloneCheck *codegen.CloneCheck
 	processes  *sockets.Processes // nil unless the filter in force, or the user, asks for the processes of packets
-	gone       atomic.Bool        // somebody else has removed the rules
-	recvDown   atomic.Bool
-	sendDown   atomic.Bool
-	closed     atomic.Bool
+	life       life.Life
 	last       engine.Stats // of a closed handle
-	describes  string
+	decider    string       // who decides which packets match, and why in words
 }
 
-// source is where a handle's packets come from.
-type source interface {
-	// ways are what rules do to lead packets here.
-	ways() []way
-	// recv is engine.Handle's Recv, and wake its Wake.
-	recv(w engine.Wait, ps []packet.Packet) (int, error)
-	wake()
-	setLimits(l engine.Limits) error
-	setFilter(p *prog.Program)
-	// tally adds to the counters what only the source knows. Those of user space and Matched are filled in.
-	tally(*engine.Stats) error
-	// drain makes recv return what is there and then io.EOF. The rules are gone when it is called.
-	drain()
-	// yield lets what waits go on, while the rules still stand. Nobody receives any more.
-	yield() error
-	// finish decides on what still waits in queues where nobody else will. The rules are gone, and nobody receives.
-	finish() error
-	// close gives what nobody received back to the stack and ends.
-	close() error
-}
-
-// way is what a rule does with which packets.
-type way struct {
-	take   codegen.Take
-	action rules.Action
-	share  rules.Share // of the flows
+// env returns what a source works with.
+func (h *handle) env() capture.Env {
+	return capture.Env{
+		Config: h.cfg, Layer: h.layer, Counts: &h.counts, Life: &h.life, Sender: h.sender, Review: &h.review,
+		Table: &h.flows.table, FlowDropped: h.flowDropped, Matched: h.entry.Matched,
+	}
 }
 
 // Open opens a handle in the network namespace of the calling thread.
@@ -125,8 +102,8 @@ func openIn(cfg engine.Config, mode engine.Mode, why string) (engine.Handle, err
 	if err != nil {
 		return nil, err
 	}
-	h := &handle{cfg: cfg, layer: cfg.Program.Layer(), filter: cfg.Program, ns: ns, describes: why}
-	h.queueTime.Store(int64(cfg.Limits.Time))
+	h := &handle{cfg: cfg, layer: cfg.Program.Layer(), filter: cfg.Program, ns: ns, decider: why}
+	h.review.SetQueueTime(cfg.Limits.Time)
 	if err := h.open(mode); err != nil {
 		h.release()
 		return nil, err
@@ -176,11 +153,11 @@ func (h *handle) prepare(mode engine.Mode) (err error) {
 			return err
 		}
 	}
-	source, err := h.newSource(mode)
+	source, note, err := capture.Open(h.env(), mode, h.decider)
 	if err != nil {
-		return err // and h.source stays nil, which a source that is a nil pointer is not
+		return err
 	}
-	h.source = source
+	h.source, h.decider = source, h.decider+note
 	if h.entries == nil {
 		return nil
 	}
@@ -192,8 +169,8 @@ func (h *handle) prepare(mode engine.Mode) (err error) {
 
 // lost makes receivers fail when they have received what is there: no more will come.
 func (h *handle) lost() {
-	h.gone.Store(true)
-	h.source.drain()
+	h.life.Enter(life.Lost)
+	h.source.Drain()
 }
 
 // unguard ends the watch over the rules, before they are taken away.
@@ -204,63 +181,22 @@ func (h *handle) unguard() {
 	}
 }
 
-// outlet returns where the handle's programs copy packets to, nil if they do not.
-func (h *handle) outlet() *codegen.Outlet {
-	if r, ok := h.source.(*ring); ok {
-		return r.outlet
-	}
-	return nil
-}
-
-// segmentCounts returns where the programs of a handle that drops count segments.
-func (h *handle) segmentCounts() *codegen.Outlet {
-	if s, ok := h.source.(*sink); ok {
-		return s.counts
-	}
-	return nil
-}
-
-// newSource makes the source that the handle's flags and mode ask for.
-func (h *handle) newSource(mode engine.Mode) (source, error) {
-	switch {
-	case h.cfg.Flags&engine.FlagSniff != 0:
-		// A program knows the interface that a forwarded packet came in on, the log also the one it leaves by.
-		if mode == engine.ModeKernel && h.layer == packet.LayerNetwork {
-			r, err := newRing(h)
-			if !errors.Is(err, os.ErrPermission) {
-				return r, err
-			}
-			// Perf buffers need a right more than programs do (CAP_PERFMON).
-			h.describes += fmt.Sprintf(", copies come through the packet log: %v", err)
-		}
-		if h.cfg.Segments {
-			return nil, fmt.Errorf("%w: segments of TCP in copies that come through the packet log (%s)", engine.ErrNotSupported, h.describes)
-		}
-		return newTap(h, mode == engine.ModeInterpret)
-	case mode == engine.ModeInterpret:
-		return newPump(h)
-	case h.cfg.Flags&engine.FlagDrop != 0:
-		return newSink(h)
-	}
-	return newQueued(h)
-}
-
 // rules returns the handle's rules.
 func (h *handle) rules() []rules.Rule {
 	var rs []rules.Rule
 	chains := paths(h.layer, h.cfg.Flags)
 	add := func(chain, asked rules.Chain) {
-		for _, w := range append(h.flowWays(), h.source.ways()...) {
-			r := rules.Rule{Chain: chain, Program: rules.NoProgram, Action: w.action, Share: w.share}
+		for _, w := range append(h.flowWays(), h.source.Wants().Ways...) {
+			r := rules.Rule{Chain: chain, Program: rules.NoProgram, Action: w.Action, Share: w.Share}
 			// The segments count; and programs count what flows' verdicts decide.
-			r.Silent = w.take == codegen.TakeDoubt || w.take == codegen.TakeFlow
-			streams := w.take == codegen.TakeStreams
-			if w.take == codegen.TakeWhole {
+			r.Silent = w.Take == codegen.TakeDoubt || w.Take == codegen.TakeFlow
+			streams := w.Take == codegen.TakeStreams
+			if w.Take == codegen.TakeWhole {
 				r.Only = rules.SCTP
 			}
 			switch {
 			case h.entries != nil:
-				r.Program = h.entries.at[asked].FD(w.take)
+				r.Program = h.entries.at[asked].FD(w.Take)
 				if streams {
 					r.Only = rules.TCP // the program looks closer
 				}
@@ -293,22 +229,22 @@ func streamsOf(c rules.Chain) []rules.Only {
 	return []rules.Only{rules.PlainTCP4, rules.PlainTCP6, rules.BigTCP6}
 }
 
-// check returns why a call on the half that down tells of cannot go on, in the order of the specification (api.md 8).
-func (h *handle) check(down *atomic.Bool, refused uint64, refusal, ended error) error {
+// maySend returns why a call that sends cannot go on, in the order of the specification (api.md 8).
+func (h *handle) maySend() error {
 	switch {
-	case h.closed.Load():
+	case h.life.Is(life.Closed):
 		return net.ErrClosed
-	case down != nil && down.Load():
-		return ended
-	case h.cfg.Flags&refused != 0:
-		return refusal
+	case h.life.Is(life.NoSend):
+		return engine.ErrShutdown
+	case h.cfg.Flags&engine.FlagRecvOnly != 0:
+		return engine.ErrReceiveOnly
 	}
 	return nil
 }
 
 // Recv implements engine.Handle.
 func (h *handle) Recv(w engine.Wait, ps []packet.Packet) (int, error) {
-	n, err := h.source.recv(w, ps)
+	n, err := h.source.Recv(w, ps)
 	return h.received(ps, n, err)
 }
 
@@ -316,14 +252,14 @@ func (h *handle) Recv(w engine.Wait, ps []packet.Packet) (int, error) {
 func (h *handle) received(ps []packet.Packet, n int, err error) (int, error) {
 	h.counts.Received.Add(uint64(n))
 	h.sender.Received(ps[:n])
-	if err == io.EOF && h.gone.Load() && !h.recvDown.Load() {
+	if err == io.EOF && h.life.Is(life.Lost) && !h.life.Is(life.NoRecv) {
 		err = engine.ErrRulesGone
 	}
 	return n, err
 }
 
 // Wake implements engine.Handle.
-func (h *handle) Wake() { h.source.wake() }
+func (h *handle) Wake() { h.source.Wake() }
 
 // Return implements engine.Handle.
 func (h *handle) Return(ps []packet.Packet) {
@@ -337,37 +273,23 @@ func (h *handle) Return(ps []packet.Packet) {
 
 // Drop implements engine.Dropper.
 func (h *handle) Drop(ps []packet.Packet) error {
-	if h.closed.Load() {
+	if h.life.Is(life.Closed) {
 		return net.ErrClosed
 	}
 	return verdict.ClosedError(h.sender.Drop(ps))
 }
 
 // Queues implements engine.Queues.
-func (h *handle) Queues() int {
-	if q, ok := h.source.(*queued); ok {
-		return len(q.lanes)
-	}
-	return 1
-}
+func (h *handle) Queues() int { return h.source.Queues() }
 
 // RecvQueue implements engine.Queues. The caller has checked the number.
 func (h *handle) RecvQueue(queue int, w engine.Wait, ps []packet.Packet) (int, error) {
-	if q, ok := h.source.(*queued); ok {
-		n, err := q.recvLane(q.lanes[queue], w, ps)
-		return h.received(ps, n, err)
-	}
-	return h.Recv(w, ps)
+	n, err := h.source.RecvQueue(queue, w, ps)
+	return h.received(ps, n, err)
 }
 
 // QueueOf implements engine.Queues.
-func (h *handle) QueueOf(p *packet.Packet) int {
-	q, ok := h.source.(*queued)
-	if !ok {
-		return 0
-	}
-	return verdict.LaneNumber(&p.Addr) % len(q.lanes) // the second queues count on behind the first
-}
+func (h *handle) QueueOf(p *packet.Packet) int { return h.source.QueueOf(p) }
 
 // Send implements engine.Handle.
 func (h *handle) Send(ps []packet.Packet) (int, error) { return h.send(ps, false) }
@@ -376,7 +298,7 @@ func (h *handle) Send(ps []packet.Packet) (int, error) { return h.send(ps, false
 func (h *handle) Accept(ps []packet.Packet) (int, error) { return h.send(ps, true) }
 
 func (h *handle) send(ps []packet.Packet, unchanged bool) (int, error) {
-	if err := h.check(&h.sendDown, engine.FlagRecvOnly, engine.ErrReceiveOnly, engine.ErrShutdown); err != nil {
+	if err := h.maySend(); err != nil {
 		return 0, err
 	}
 	return h.sender.Send(ps, unchanged)
@@ -384,33 +306,33 @@ func (h *handle) send(ps []packet.Packet, unchanged bool) (int, error) {
 
 // SetLimits implements engine.Handle.
 func (h *handle) SetLimits(l engine.Limits) error {
-	if h.closed.Load() {
+	if h.life.Is(life.Closed) {
 		return net.ErrClosed
 	}
-	h.queueTime.Store(int64(l.Time))
-	return h.source.setLimits(l)
+	h.review.SetQueueTime(l.Time)
+	return h.source.SetLimits(l)
 }
 
 // SetFilter implements engine.Handle.
 func (h *handle) SetFilter(p *prog.Program) error {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	if h.closed.Load() {
+	if h.life.Is(life.Closed) {
 		return net.ErrClosed
 	}
-	if h.gone.Load() {
+	if h.life.Is(life.Lost) {
 		return engine.ErrRulesGone
 	}
 	if h.entries == nil {
 		if err := h.refuseProcess(p); err != nil {
 			return err
 		}
-		h.source.setFilter(p)
+		h.source.SetFilter(p)
 		h.filter = p
 		h.tellFilter(p)
 		return h.revokeFlows()
 	}
-	if h.recvDown.Load() {
+	if h.life.Is(life.NoRecv) {
 		return nil // nothing is captured any more
 	}
 	ps, err := h.processesFor(p)
@@ -440,9 +362,10 @@ func keepsOld(err error) error {
 
 // setEntries makes a filter decide from now on. If it fails, the one before stays in force.
 func (h *handle) setEntries(p *prog.Program, ps *sockets.Processes) error {
+	wants := h.source.Wants()
 	set := setting{
-		outlet: h.outlet(), processes: processMaps(ps), tell: h.tellsProcess(p),
-		sniffs: h.cfg.Flags&engine.FlagSniff != 0, drops: h.cfg.Flags&engine.FlagDrop != 0, counts: h.segmentCounts(),
+		outlet: wants.Copies, processes: processMaps(ps), tell: h.tellsProcess(p),
+		sniffs: h.cfg.Flags&engine.FlagSniff != 0, drops: h.cfg.Flags&engine.FlagDrop != 0, counts: wants.Counts,
 		snap: h.cfg.Snap, clones: h.clones, cloneCheck: h.cloneCheck,
 	}
 	if h.flows.follows {
@@ -454,89 +377,29 @@ func (h *handle) setEntries(p *prog.Program, ps *sockets.Processes) error {
 			return err
 		}
 	}
-	set.correlate = set.outlet == nil && (set.sniffs || !set.drops) && (asksForTime(p) || set.tell)
+	set.correlate = set.outlet == nil && (set.sniffs || !set.drops) && (review.AsksForTime(p) || set.tell)
 	tells := set.correlate
 	if tells || set.outlet == nil && set.sniffs { // the log does not tell the size of segments
-		if h.times.Load() == nil {
-			t, err := newTimes()
-			if err != nil {
-				return err
-			}
-			h.times.Store(t)
+		t, err := h.review.Tell()
+		if err != nil {
+			return err
 		}
-		set.times = h.times.Load().outlet.Times
-	}
-	if tells {
-		h.times.Load().begin()
+		if set.times = t.Outlet.Times; tells {
+			t.Begin()
+		}
 	}
 	if err := h.entries.set(p, set); err != nil {
 		return err
 	}
-	h.setSecond(p)
-	if q, ok := h.source.(*queued); ok && !tells && h.times.Load() != nil {
+	_, exact := p.Without(perSegment)
+	h.review.SetSecond(p, exact)
+	if wants.Queued && !tells && h.review.Tells() {
 		settle() // then the packets of which a program has told are in the queues
-		if last, err := q.lastNumbers(); err == nil {
-			h.times.Load().end(last)
+		if last, err := h.source.LastNumbers(); err == nil {
+			h.review.StopTelling(last)
 		}
 	}
 	return nil
-}
-
-// retime gives a packet the timestamp with which its filter program decided, which the answer may depend on, and the
-// process that the program has found. Lane and number are those of a queued packet; other packets have no lane.
-func (h *handle) retime(p *packet.Packet, l *verdict.Lane, id uint32) {
-	t := h.times.Load()
-	if t == nil || !t.asked(l, id) {
-		return
-	}
-	var parsed packet.Parsed
-	parsed.Parse(p.Data) // of a part too: WithSnapLength
-	if told, ok := t.take(parsed.Hash(p.Data, 0)); ok {
-		p.Addr.Timestamp = told.Timestamp
-		setProcess(&p.Addr, told.Process)
-	}
-}
-
-// ascribe is retime for a single packet, of which the kernel has finished the checksum since the program saw it. What it
-// was cut out of tells the time and the process of its flow.
-func (h *handle) ascribe(p *packet.Packet, l *verdict.Lane, id uint32) {
-	t := h.times.Load()
-	if t == nil || !t.asked(l, id) {
-		return
-	}
-	var parsed packet.Parsed
-	parsed.Parse(p.Data)
-	told, ok := t.take(unsummed(&parsed, p.Data))
-	if !ok {
-		told, ok = t.flow(parsed.FlowHash(p.Data))
-	}
-	if ok {
-		p.Addr.Timestamp = told.Timestamp
-		setProcess(&p.Addr, told.Process)
-	}
-}
-
-// unsummed is the hash of a packet with a checksum of 0 of TCP or UDP.
-func unsummed(p *packet.Parsed, b []byte) uint64 {
-	at := int(p.UDPOff) + 6
-	if p.TCPOff >= 0 {
-		at = int(p.TCPOff) + 16
-	}
-	if p.TCPOff < 0 && p.UDPOff < 0 {
-		return p.Hash(b, 0)
-	}
-	first, second := b[at], b[at+1]
-	b[at], b[at+1] = 0, 0
-	hash := p.Hash(b, 0)
-	b[at], b[at+1] = first, second
-	return hash
-}
-
-// setProcess sets the process of a packet.
-func setProcess(a *packet.Address, process uint32) {
-	n := a.Network()
-	n.ProcessID = process
-	a.SetNetwork(n)
 }
 
 // tellFilter makes REFLECT handles that are opened from now on see the filter. It is in force whether that
@@ -547,20 +410,20 @@ func (h *handle) tellFilter(p *prog.Program) { _ = h.entry.SetFilter(engine.Filt
 func (h *handle) Shutdown(how engine.How) error {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	if h.closed.Load() {
+	if h.life.Is(life.Closed) {
 		return net.ErrClosed
 	}
 	if how&engine.ShutdownSend != 0 {
-		h.sendDown.Store(true)
+		h.life.Enter(life.NoSend)
 	}
-	if how&engine.ShutdownRecv == 0 || h.recvDown.Load() {
+	if how&engine.ShutdownRecv == 0 || h.life.Is(life.NoRecv) {
 		return nil
 	}
 	if err := h.stop(); err != nil {
 		return err
 	}
-	h.recvDown.Store(true)
-	h.source.drain()
+	h.life.Enter(life.NoRecv)
+	h.source.Drain()
 	return nil
 }
 
@@ -593,12 +456,12 @@ const membarrierGlobal = 1
 func (h *handle) Close() error {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	if h.closed.Swap(true) {
+	if !h.life.Enter(life.Closed) {
 		return net.ErrClosed
 	}
 	h.sender.Stop()
 	// First with the rules in place: packets that pass when they are gone would overtake those that wait.
-	errs := []error{h.source.yield(), h.stop(), h.source.finish()}
+	errs := []error{h.source.Yield(), h.stop(), h.source.Finish()}
 	var err error
 	if h.last, err = h.tally(); err != nil {
 		errs = append(errs, err)
@@ -613,7 +476,7 @@ func (h *handle) release() error {
 	var errs []error
 	h.unguard()
 	if h.source != nil {
-		errs = append(errs, h.source.close())
+		errs = append(errs, h.source.Close())
 	}
 	if h.entry != nil {
 		// After the source, when no packet waits for this handle any more, so that the table can go with the last one.
@@ -626,9 +489,7 @@ func (h *handle) release() error {
 	if h.clones != nil {
 		errs = append(errs, h.clones.Close())
 	}
-	if told := h.times.Load(); told != nil {
-		errs = append(errs, told.close())
-	}
+	errs = append(errs, h.review.Close())
 	if h.processes != nil {
 		errs = append(errs, h.processes.Close()) // after the programs that ask it
 	}
@@ -639,7 +500,7 @@ func (h *handle) release() error {
 func (h *handle) Stats() (engine.Stats, error) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	if h.closed.Load() {
+	if h.life.Is(life.Closed) {
 		return h.last, nil
 	}
 	return h.tally()
@@ -661,11 +522,18 @@ func (h *handle) tally() (engine.Stats, error) {
 			return s, err
 		}
 	}
-	if err := h.source.tally(&s); err != nil {
+	if err := h.source.Tally(&s); err != nil {
 		return s, err
 	}
 	if err := h.tallyFlows(&s); err != nil {
 		return s, err
+	}
+	if h.clones != nil {
+		left, err := h.clones.CloneCount()
+		if err != nil {
+			return s, err
+		}
+		s.Matched, s.Passed = s.Matched+left, s.Passed+left // which the rules have not counted
 	}
 	s.Matched = max(s.Matched, s.Accounted()) // a packet may have come while the counters were read
 	return s, nil
@@ -675,9 +543,9 @@ func (h *handle) tally() (engine.Stats, error) {
 func (h *handle) Description() string {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	text := h.describes
-	if h.entries != nil && bounded() {
-		text += doubts
+	text := h.decider
+	if h.entries != nil && review.Bounded() {
+		text += review.Doubts
 	}
 	if h.processes != nil {
 		text += ", " + h.processes.Description()

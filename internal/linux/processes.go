@@ -40,7 +40,7 @@ func (h *handle) refuseProcess(p *prog.Program) error {
 	if !h.wantsProcess(p) {
 		return nil
 	}
-	return noProcess(fmt.Errorf("this handle has the %s", h.describes))
+	return noProcess(fmt.Errorf("this handle has the %s", h.decider))
 }
 
 // processesFor returns the processes for a filter: the ones that the handle has, or new ones, or nil if it needs

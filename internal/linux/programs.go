@@ -10,9 +10,11 @@ import (
 	"github.com/cilium/ebpf"
 
 	"github.com/opendivert/divert/internal/engine"
+	"github.com/opendivert/divert/internal/linux/capture"
 	"github.com/opendivert/divert/internal/linux/codegen"
 	"github.com/opendivert/divert/internal/linux/cursor"
 	"github.com/opendivert/divert/internal/linux/flowmap"
+	"github.com/opendivert/divert/internal/linux/review"
 	"github.com/opendivert/divert/internal/linux/rules"
 	"github.com/opendivert/divert/internal/prog"
 	"github.com/opendivert/divert/packet"
@@ -159,13 +161,13 @@ func (b *builder) loadFor(use codegen.FlowUse, p *prog.Program, tell, single boo
 	case s.outlet != nil:
 		o = codegen.Options{Sniff: true, Snap: uint32(s.snap), Count: true, Tag: uint32(b.hook.Direction), Process: s.tell}
 		if single { // all of it is needed to cut it
-			o.Snap, o.Tag = 0, o.Tag|tagCut
+			o.Snap, o.Tag = 0, o.Tag|capture.TagCut
 		}
 		outlet = s.outlet
 	case s.drops && !s.sniffs && single:
 		o.Count, o.Segments, outlet.Counts = true, true, s.counts.Counts
 	}
-	o.Bounded = bounded()
+	o.Bounded = review.Bounded()
 	o.Flows, o.FlowSegments = use, s.flows != nil && single
 	u, err := codegen.Build(p, b.hook, o)
 	if err != nil || u.Outcome == codegen.Never {
@@ -177,9 +179,6 @@ func (b *builder) loadFor(use codegen.FlowUse, p *prog.Program, tell, single boo
 	}
 	return program, program.CloseMaps()
 }
-
-// tagCut marks the copies of packets that are to be cut, beside their direction.
-const tagCut = 1 << 8
 
 // put sets the programs; where there is none, nothing matches. If it fails, those before are in force.
 func (es *entries) put(loaded map[rules.Chain]slots) error {

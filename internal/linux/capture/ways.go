@@ -1,6 +1,6 @@
 //go:build linux
 
-package linux
+package capture
 
 import (
 	"github.com/opendivert/divert/internal/linux/codegen"
@@ -10,16 +10,16 @@ import (
 )
 
 // toQueues are the ways of packets to lanes. With segments everything goes to the second queues.
-func toQueues(lanes []*verdict.Lane, segments bool) (ways []way) {
+func toQueues(lanes []*verdict.Lane, segments bool) (ways []Way) {
 	for i, l := range lanes {
 		share := rules.Share{Index: uint32(i), Of: uint32(len(lanes))}
 		if !segments {
-			ways = append(ways, way{codegen.TakeStreams, rules.ToQueue{Num: l.QueueNumber()}, share})
+			ways = append(ways, Way{codegen.TakeStreams, rules.ToQueue{Num: l.QueueNumber()}, share})
 		}
 		if !queue.FinishesSCTP() {
-			ways = append(ways, way{codegen.TakeWhole, rules.ToQueue{Num: l.QueueNumber()}, share})
+			ways = append(ways, Way{codegen.TakeWhole, rules.ToQueue{Num: l.QueueNumber()}, share})
 		}
-		ways = append(ways, way{codegen.TakeRest, rules.ToQueue{Num: l.Halves()[1].QueueNumber()}, share})
+		ways = append(ways, Way{codegen.TakeRest, rules.ToQueue{Num: l.Halves()[1].QueueNumber()}, share})
 	}
 	return ways
 }

@@ -1,6 +1,6 @@
 //go:build linux
 
-package linux
+package capture
 
 import (
 	"errors"
@@ -13,6 +13,7 @@ import (
 	"github.com/opendivert/divert/internal/engine"
 	"github.com/opendivert/divert/internal/flow"
 	"github.com/opendivert/divert/internal/linux/clock"
+	"github.com/opendivert/divert/internal/linux/life"
 	"github.com/opendivert/divert/internal/linux/queue"
 	"github.com/opendivert/divert/internal/linux/rules"
 	"github.com/opendivert/divert/internal/linux/verdict"
@@ -24,7 +25,8 @@ import (
 // queued; what does not match goes on at once, the rest waits in user space for a reader, or
 // is dropped.
 type pump struct {
-	h       *handle
+	Env
+	oneQueue
 	lanes   []*verdict.Lane
 	program atomic.Pointer[prog.Program]
 	matches *backlog.Queue
@@ -40,9 +42,9 @@ type pump struct {
 	meter   *queue.Meter
 }
 
-func newPump(h *handle) (*pump, error) {
-	h.cfg.Snap = 0 // the interpreter may have to look at everything
-	lanes, err := h.sender.Open(&h.cfg, verdict.MaxPlaces)
+func newPump(e Env) (*pump, error) {
+	e.Config.Snap = 0 // the interpreter may have to look at everything
+	lanes, err := e.Sender.Open(&e.Config, verdict.MaxPlaces)
 	if err != nil {
 		return nil, err
 	}
@@ -50,10 +52,10 @@ func newPump(h *handle) (*pump, error) {
 	if err != nil {
 		return nil, errors.Join(err, verdict.CloseLanes(lanes))
 	}
-	p := &pump{h: h, lanes: lanes, meter: meter}
-	p.program.Store(h.cfg.Program)
-	p.matches = backlog.New(backlog.Config{Limits: h.cfg.Limits, Now: clock.Now, Dropped: p.lost})
-	if err := p.setLimits(h.cfg.Limits); err != nil {
+	p := &pump{Env: e, lanes: lanes, meter: meter}
+	p.program.Store(e.Config.Program)
+	p.matches = backlog.New(backlog.Config{Limits: e.Config.Limits, Now: clock.Now, Dropped: p.lost})
+	if err := p.SetLimits(e.Config.Limits); err != nil {
 		return nil, errors.Join(err, meter.Close(), verdict.CloseLanes(lanes))
 	}
 	for _, l := range lanes {
@@ -67,7 +69,9 @@ func newPump(h *handle) (*pump, error) {
 	return p, nil
 }
 
-func (p *pump) ways() []way { return toQueues(p.lanes, p.h.cfg.Segments) }
+func (p *pump) Wants() Wants { return Wants{Ways: toQueues(p.lanes, p.Config.Segments)} }
+
+func (p *pump) RecvQueue(_ int, w engine.Wait, ps []packet.Packet) (int, error) { return p.Recv(w, ps) }
 
 // end ends the goroutines that run.
 func (p *pump) end() {
@@ -120,31 +124,31 @@ func (p *pump) decide(l *verdict.Lane, r *verdict.Reader, pk *packet.Packet, dat
 	var m queue.Message
 	switch m.Parse(datagram) {
 	case queue.KindError:
-		p.h.sender.Refused(m.Tag)
+		p.Sender.Refused(m.Tag)
 		return nil, 0, 0, false
 	case queue.KindOther:
 		return nil, 0, 0, false
 	}
 	l = l.Of(&m)
 	verdicts := r.DropsOf(l)
-	counts := &p.h.counts
+	counts := p.Counts
 	p.number(l, m.ID)
-	if p.h.sender.Strange(&m) {
+	if p.Sender.Strange(&m) {
 		counts.Foreign.Add(1)
-		p.h.sender.Leave(verdicts, &m)
+		p.Sender.Leave(verdicts, &m)
 		return nil, 0, 0, false
 	}
-	p.h.sender.Deliver(l, pk, &m, at)
+	p.Sender.Deliver(l, pk, &m, at)
 	// After a shutdown the rules are gone, and packets under way to a reader go on (specification: api.md 9). To a handle
 	// that drops they are not under way: had a program decided, they would be gone.
-	drops := p.h.cfg.Flags&engine.FlagDrop != 0
-	if !p.h.mayMatchCounted(p.program.Load(), pk.Data, int(m.Length), &pk.Addr, at) || !drops && p.h.recvDown.Load() {
-		p.h.sender.PassOn(verdicts, m.ID, m.Priority, 0)
+	drops := p.Config.Flags&engine.FlagDrop != 0
+	if !p.mayMatchCounted(p.program.Load(), pk.Data, int(m.Length), &pk.Addr, at) || !drops && p.Life.Is(life.NoRecv) {
+		p.Sender.PassOn(verdicts, m.ID, m.Priority, 0)
 		return nil, 0, 0, false
 	}
-	switch p.h.flows.table.Pass(pk.Data, int(m.Length), at) {
+	switch p.Table.Pass(pk.Data, int(m.Length), at) {
 	case flow.Accept:
-		p.h.sender.PassOn(verdicts, m.ID, m.Priority, 0)
+		p.Sender.PassOn(verdicts, m.ID, m.Priority, 0)
 		return nil, 0, 0, false
 	case flow.Drop:
 		_ = verdicts.Add(m.ID, queue.Drop, queue.Option{})
@@ -161,7 +165,7 @@ func (p *pump) decide(l *verdict.Lane, r *verdict.Reader, pk *packet.Packet, dat
 
 // keep keeps a packet for the readers.
 func (p *pump) keep(r *verdict.Reader, m *match) {
-	l, counts := m.lane, &p.h.counts
+	l, counts := m.lane, p.Counts
 	verdicts := r.DropsOf(l)
 	// Numbers of the queue do not say how many packets are under way: they count all that do not match.
 	if l.HoldAt(verdicts, &m.p.Addr, p.count.Add(1)&p.places.Load()) {
@@ -171,9 +175,9 @@ func (p *pump) keep(r *verdict.Reader, m *match) {
 		return
 	}
 	l.LetGo(&m.p.Addr)
-	if p.h.recvDown.Load() || p.h.closed.Load() {
+	if p.Life.Is(life.NoRecv) || p.Life.Is(life.Closed) {
 		counts.Passed.Add(1)
-		p.h.sender.PassOn(verdicts, m.id, m.priority, verdict.PassedTag(1))
+		p.Sender.PassOn(verdicts, m.id, m.priority, verdict.PassedTag(1))
 		return
 	}
 	counts.Full.Add(1)
@@ -182,13 +186,13 @@ func (p *pump) keep(r *verdict.Reader, m *match) {
 
 // lost drops a packet that had to leave the backlog.
 func (p *pump) lost(w *backlog.Item, why backlog.Reason) {
-	p.h.counts.Lost(why)
-	p.h.sender.DropOne(&w.Addr)
+	p.Counts.Lost(why)
+	p.Sender.DropOne(&w.Addr)
 }
 
-func (p *pump) recv(w engine.Wait, ps []packet.Packet) (int, error) { return p.matches.Recv(w, ps) }
+func (p *pump) Recv(w engine.Wait, ps []packet.Packet) (int, error) { return p.matches.Recv(w, ps) }
 
-func (p *pump) setLimits(l engine.Limits) error {
+func (p *pump) SetLimits(l engine.Limits) error {
 	p.matches.SetLimits(l)
 	// As many as wait, and as many again that were received and not sent on, in whichever lane.
 	places := 1 << bits.Len(uint(2*l.Length-1))
@@ -196,31 +200,31 @@ func (p *pump) setLimits(l engine.Limits) error {
 	// The kernel's queue must never be the narrowest: what does not match goes through it too, and a short queue of the
 	// handle's is no reason to lose any of it.
 	l.Length = max(places, leastPlaces) * len(p.lanes)
-	return verdict.ConfigureLanes(p.lanes, &p.h.cfg, l)
+	return verdict.ConfigureLanes(p.lanes, &p.Config, l)
 }
 
 // leastPlaces is for how many packets, at least, the kernel's queue of a lane has room twice over.
 const leastPlaces = 1 << 10
 
-func (p *pump) setFilter(f *prog.Program) { p.program.Store(f) }
+func (p *pump) SetFilter(f *prog.Program) { p.program.Store(f) }
 
-func (p *pump) drain() { p.matches.Drain() }
+func (p *pump) Drain() { p.matches.Drain() }
 
-func (p *pump) wake() {} // nobody waits in a system call
+func (p *pump) Wake() {} // nobody waits in a system call
 
-// yield lets the packets that nobody received go on, as they were.
-func (p *pump) yield() error {
+// Yield lets the packets that nobody received go on, as they were.
+func (p *pump) Yield() error {
 	p.matches.End(func(w *backlog.Item) {
-		p.h.counts.Passed.Add(1)
-		p.h.sender.PassOne(&w.Addr)
+		p.Counts.Passed.Add(1)
+		p.Sender.PassOne(&w.Addr)
 	})
 	return nil
 }
 
-// finish drops what matches of the packets that a handle with Drop has not looked at yet: they came while its rules stood.
+// Finish drops what matches of the packets that a handle with Drop has not looked at yet: they came while its rules stood.
 // All others go on anyway, see close.
-func (p *pump) finish() (err error) {
-	if p.h.cfg.Flags&engine.FlagDrop == 0 {
+func (p *pump) Finish() (err error) {
+	if p.Config.Flags&engine.FlagDrop == 0 {
 		return nil
 	}
 	p.end()
@@ -233,10 +237,10 @@ func (p *pump) finish() (err error) {
 	return err
 }
 
-// close gives what has come since back to the stack.
-func (p *pump) close() error {
+// Close gives what has come since back to the stack.
+func (p *pump) Close() error {
 	p.end()
-	err := errors.Join(p.yield(), verdict.Release(p.lanes, p.h.sender, false)) // nobody has looked whether the latter match
+	err := errors.Join(p.Yield(), verdict.Release(p.lanes, p.Sender, false)) // nobody has looked whether the latter match
 	p.meterMu.Lock()
 	defer p.meterMu.Unlock()
 	return errors.Join(err, p.meter.Close(), verdict.CloseLanes(p.lanes))
@@ -245,7 +249,7 @@ func (p *pump) close() error {
 // number notes the number of a packet. Those of a handle that fails open for which the socket had no room are missing
 // between the numbers: the kernel let them go on.
 func (p *pump) number(l *verdict.Lane, id uint32) {
-	if p.h.cfg.FailOpen {
+	if p.Config.FailOpen {
 		p.skipped.Add(uint64(id - p.last[l.Number()] - 1)) // the first number is 1, and they wrap around
 	}
 	if p.last[l.Number()] = id; id%meterInterval == 0 {
@@ -264,10 +268,10 @@ func (p *pump) counters(l *verdict.Lane) (queue.Counters, error) {
 	return p.meter.Read(l.QueueNumber())
 }
 
-// tally adds what waits, and what has not come here: whether that would have matched cannot be told any more.
-func (p *pump) tally(st *engine.Stats) error {
+// Tally adds what waits, and what has not come here: whether that would have matched cannot be told any more.
+func (p *pump) Tally(st *engine.Stats) error {
 	st.Waiting = uint64(p.matches.Len())
-	led, err := p.h.entry.Matched()
+	led, err := p.Matched()
 	if err != nil && !errors.Is(err, rules.ErrGone) {
 		return err
 	}
@@ -281,7 +285,7 @@ func (p *pump) tally(st *engine.Stats) error {
 	}
 	st.DroppedFull += full + unread
 	missing := rest(led+st.Foreign, numbered+full)
-	if p.h.cfg.FailOpen {
+	if p.Config.FailOpen {
 		missing += p.skipped.Load()
 		st.Passed += missing
 	} else {

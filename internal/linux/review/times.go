@@ -1,6 +1,6 @@
 //go:build linux
 
-package linux
+package review
 
 import (
 	"errors"
@@ -25,7 +25,7 @@ import (
 // All filters of a handle have one ring, so that packets that wait while the filter is replaced find what the program
 // that chose them has told.
 type times struct {
-	outlet  *codegen.Outlet
+	Outlet  *codegen.Outlet
 	telling atomic.Bool                     // the programs of the filter in force tell
 	until   [verdict.MaxLanes]atomic.Uint64 // of each lane, if they do not: 1<<32 | the last number of a packet of those before; 0: unknown
 
@@ -59,7 +59,7 @@ func newTimes() (*times, error) {
 		return nil, errors.Join(err, outlet.Close())
 	}
 	ring.SetDeadline(time.Unix(1, 0)) // reads what is there and does not wait
-	return &times{outlet: outlet, ring: ring, told: [2]map[uint64][]codegen.Time{{}, {}},
+	return &times{Outlet: outlet, ring: ring, told: [2]map[uint64][]codegen.Time{{}, {}},
 		flows: map[uint64]codegen.Time{}, sizes: map[sizeKey]int{}}, nil
 }
 
@@ -67,8 +67,8 @@ func newTimes() (*times, error) {
 // because they matched and were then none of the handle's, or lost.
 const maxTimes = 1 << 15
 
-// asksForTime reports whether a filter's answer depends on the timestamp.
-func asksForTime(p *prog.Program) bool {
+// AsksForTime reports whether a filter's answer depends on the timestamp.
+func AsksForTime(p *prog.Program) bool {
 	return slices.ContainsFunc(p.Tests(), func(t prog.Test) bool {
 		switch t.Field {
 		case prog.FieldTimestamp, prog.FieldRandom8, prog.FieldRandom16, prog.FieldRandom32:
@@ -87,8 +87,8 @@ func (t *times) asked(l *verdict.Lane, id uint32) bool {
 	return last == 0 || int32(uint32(last)-id) >= 0 // numbers wrap around
 }
 
-// begin is called before programs that tell are set.
-func (t *times) begin() { t.telling.Store(true) }
+// Begin is called before programs that tell are set.
+func (t *times) Begin() { t.telling.Store(true) }
 
 // end notes that the programs do not tell any more of packets with higher numbers than those of the lanes.
 func (t *times) end(last []uint32) {
@@ -191,7 +191,7 @@ func (t *times) close() error {
 	if t.ring == nil {
 		return nil
 	}
-	err := errors.Join(t.ring.Close(), t.outlet.Close())
+	err := errors.Join(t.ring.Close(), t.Outlet.Close())
 	t.ring = nil
 	return err
 }

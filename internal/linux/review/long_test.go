@@ -1,12 +1,15 @@
 //go:build linux
 
-package linux
+package review
 
 import (
 	"encoding/binary"
 	"testing"
 
+	"github.com/opendivert/divert/filter"
 	"github.com/opendivert/divert/internal/linux/queue"
+	"github.com/opendivert/divert/internal/prog"
+	"github.com/opendivert/divert/internal/prog/progtest"
 	"github.com/opendivert/divert/packet"
 )
 
@@ -53,23 +56,32 @@ func TestFiltersOfCutPackets(t *testing.T) {
 		{"udp.Payload32[-2] == 1 and udp.DstPort == 54", 65575, true}, // told too often, never too seldom
 	}
 	for _, row := range rows {
-		f := program(t, row.filter)
+		f := compiled(t, row.filter)
 		a := packet.Address{Outbound: true, IPv6: row.length > 0xffff}
 		b := longPacket(row.length)
-		if got := mayMatch(f, b[:queue.MaxPayload], row.length, &a); got != row.want {
+		if got := MayMatch(f, b[:queue.MaxPayload], row.length, &a); got != row.want {
 			t.Errorf("%s, %d bytes: %v, want %v", row.filter, row.length, got, row.want)
 		}
 		if f.MatchExact(b, &a) && !row.want {
 			t.Errorf("%s matches a packet of %d bytes", row.filter, row.length)
 		}
-		if n := copied(b[:queue.MaxPayload]); n != row.length {
+		if n := Copied(b[:queue.MaxPayload]); n != row.length {
 			t.Errorf("a copy of %d bytes seems to have %d", row.length, n)
 		}
 	}
-	f := program(t, "true")
+	f := compiled(t, "true")
 	other := longPacket(65535)
 	other[3]-- // says another length than the kernel
-	if mayMatch(f, other[:queue.MaxPayload], 65535, &packet.Address{}) {
+	if MayMatch(f, other[:queue.MaxPayload], 65535, &packet.Address{}) {
 		t.Error("a packet that is longer than it says matches")
 	}
+}
+
+func compiled(t testing.TB, text string) *prog.Program {
+	t.Helper()
+	p, err := progtest.Compile(text, packet.LayerNetwork, filter.Extended)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return p
 }

@@ -1,6 +1,6 @@
 //go:build linux
 
-package linux
+package capture
 
 import "testing"
 
@@ -23,7 +23,7 @@ func TestLostCopiesAreCounted(t *testing.T) {
 	}
 	for _, row := range rows {
 		t.Run(row.name, func(t *testing.T) {
-			p := tap{h: &handle{}, seq: row.next}
+			p := logged{seq: row.next}
 			for _, seq := range row.seqs {
 				p.countLost(seq)
 			}

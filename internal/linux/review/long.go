@@ -1,6 +1,6 @@
 //go:build linux
 
-package linux
+package review
 
 import (
 	"sync"
@@ -19,28 +19,15 @@ const maxPacket = packet.IPv6HeaderLen + 0xffff
 // paddings are memory for packets of which the end is missing.
 var paddings = sync.Pool{New: func() any { return new([maxPacket]byte) }}
 
-// mayMatch decides on a packet of length bytes, of which b is all or, where it does not fit into a message of the kernel,
+// MayMatch decides on a packet of length bytes, of which b is all or, where it does not fit into a message of the kernel,
 // the beginning. If the filter looks at what is missing, nobody can tell: the packet counts as a match. The process is
 // the address's.
-func mayMatch(f *prog.Program, b []byte, length int, a *packet.Address) bool {
-	return mayMatchKnown(f, b, length, a, prog.Known{})
+func MayMatch(f *prog.Program, b []byte, length int, a *packet.Address) bool {
+	return MayMatchKnown(f, b, length, a, prog.Known{})
 }
 
-// mayMatchCounted is mayMatch where the interpreter decides: what the filter counts of flows is counted here.
-func (h *handle) mayMatchCounted(f *prog.Program, b []byte, length int, a *packet.Address, at int64) bool {
-	if h.flows.table.Idle(f) {
-		return mayMatch(f, b, length, a)
-	}
-	var parsed packet.Parsed
-	if !parsed.Parse(b) {
-		return false
-	}
-	f, k := h.flows.table.Known(&h.cfg, f, b, &parsed, length, at)
-	return mayMatchKnown(f, b, length, a, k)
-}
-
-// mayMatchKnown is mayMatch for a packet of which more is known than its process.
-func mayMatchKnown(f *prog.Program, b []byte, length int, a *packet.Address, k prog.Known) bool {
+// MayMatchKnown is mayMatch for a packet of which more is known than its process.
+func MayMatchKnown(f *prog.Program, b []byte, length int, a *packet.Address, k prog.Known) bool {
 	k.Process, k.HasProcess = a.Network().ProcessID, true
 	var parsed packet.Parsed
 	if length <= len(b) || length > maxPacket {
@@ -84,8 +71,8 @@ func looksBehind(f *prog.Program, p *packet.Parsed, n int) bool {
 	return false
 }
 
-// copied returns the length of a packet of which the log has made a copy that is not limited otherwise.
-func copied(b []byte) int {
+// Copied returns the length of a packet of which the log has made a copy that is not limited otherwise.
+func Copied(b []byte) int {
 	var p packet.Parsed
 	if len(b) == queue.MaxPayload && p.Parse(b) && p.Truncated {
 		return int(p.Length)

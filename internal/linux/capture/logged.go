@@ -1,6 +1,6 @@
 //go:build linux
 
-package linux
+package capture
 
 import (
 	"io"
@@ -14,22 +14,24 @@ import (
 	"github.com/opendivert/divert/internal/linux/nflog"
 	"github.com/opendivert/divert/internal/linux/nfnl"
 	"github.com/opendivert/divert/internal/linux/queue"
+	"github.com/opendivert/divert/internal/linux/review"
 	"github.com/opendivert/divert/internal/linux/rules"
 	"github.com/opendivert/divert/internal/linux/verdict"
 	"github.com/opendivert/divert/internal/prog"
 	"github.com/opendivert/divert/packet"
 )
 
-// tap is the source of a handle that sniffs: copies from the packet log. Where the interpreter decides,
+// logged is the source of a handle that sniffs: copies from the packet log. Where the interpreter decides,
 // every packet of the handle's paths is copied and what does not match is passed over here.
-type tap struct {
-	h       *handle
+type logged struct {
+	Env
+	oneQueue
 	log     *nflog.Log
 	program atomic.Pointer[prog.Program] // nil where the kernel decides
 
 	turn    *engine.Turn // of the one who receives; what follows is guarded by it
 	reader  *nfnl.Reader
-	slots   [tapSlots][]byte
+	slots   [logSlots][]byte
 	got     int            // datagrams in the slots
 	next    int            // the first of them that was not begun
 	current nflog.Datagram // what is left of the one before
@@ -44,32 +46,36 @@ type tap struct {
 	came    int  // copies of the datagrams in the slots
 }
 
-// tapSlots is how many datagrams one system call takes; each holds up to nflog.Threshold packets.
-const tapSlots = 8
+// logSlots is how many datagrams one system call takes; each holds up to nflog.Threshold packets.
+const logSlots = 8
 
-func newTap(h *handle, interpret bool) (*tap, error) {
+func newLogged(e Env, interpret bool) (*logged, error) {
 	if interpret {
-		h.cfg.Snap = 0 // it may have to look at everything
+		e.Config.Snap = 0 // it may have to look at everything
 	}
-	log, err := nflog.Open(verdict.ReceiveBuffer(h.cfg.Limits), h.cfg.Snap)
+	log, err := nflog.Open(verdict.ReceiveBuffer(e.Config.Limits), e.Config.Snap)
 	if err != nil {
 		return nil, err
 	}
-	t := &tap{h: h, log: log, turn: engine.NewTurn(), reader: log.NewReader(tapSlots)}
+	t := &logged{Env: e, log: log, turn: engine.NewTurn(), reader: log.NewReader(logSlots)}
 	for i := range t.slots {
 		t.slots[i] = make([]byte, nflog.BufferSize)
 	}
 	if interpret {
-		t.program.Store(h.cfg.Program)
+		t.program.Store(e.Config.Program)
 	}
 	return t, nil
 }
 
-func (t *tap) ways() []way {
-	return []way{{take: codegen.TakeAll, action: rules.ToLog{Group: t.log.Group()}}}
+func (t *logged) Wants() Wants {
+	return Wants{Ways: []Way{{Take: codegen.TakeAll, Action: rules.ToLog{Group: t.log.Group()}}}}
 }
 
-func (t *tap) recv(w engine.Wait, ps []packet.Packet) (int, error) {
+func (t *logged) RecvQueue(_ int, w engine.Wait, ps []packet.Packet) (int, error) {
+	return t.Recv(w, ps)
+}
+
+func (t *logged) Recv(w engine.Wait, ps []packet.Packet) (int, error) {
 	if !t.turn.Take(w) {
 		return 0, engine.ErrInterrupted
 	}
@@ -88,7 +94,7 @@ func (t *tap) recv(w engine.Wait, ps []packet.Packet) (int, error) {
 }
 
 // refill receives datagrams into the slots.
-func (t *tap) refill(w engine.Wait) (err error) {
+func (t *logged) refill(w engine.Wait) (err error) {
 	for i, s := range t.slots {
 		t.reader.Slot(i, s)
 	}
@@ -96,29 +102,29 @@ func (t *tap) refill(w engine.Wait) (err error) {
 		return err
 	}
 	t.got, t.next, t.came = 0, 0, 0
-	t.got, err = t.reader.Recv(w, tapSlots)
+	t.got, err = t.reader.Recv(w, logSlots)
 	return err
 }
 
 // pace lets the log gather copies when the last call has brought as much as there is room for, so that they come faster than
 // they are received; and no more when the last datagram was not full.
-func (t *tap) pace() error {
+func (t *logged) pace() error {
 	switch {
-	case !t.gathers && t.got == tapSlots:
+	case !t.gathers && t.got == logSlots:
 		return t.gather(true)
-	case t.gathers && 0 < t.got && t.got < tapSlots && t.came < nflog.Threshold:
+	case t.gathers && 0 < t.got && t.got < logSlots && t.came < nflog.Threshold:
 		return t.gather(false)
 	}
 	return nil
 }
 
-func (t *tap) gather(on bool) error {
+func (t *logged) gather(on bool) error {
 	t.gathers = on
 	return t.log.Gather(on)
 }
 
 // take moves copies out of the slots.
-func (t *tap) take(ps []packet.Packet) (n int) {
+func (t *logged) take(ps []packet.Packet) (n int) {
 	at := clock.Now()
 	program := t.program.Load()
 	var c nflog.Copy
@@ -146,55 +152,54 @@ func (t *tap) take(ps []packet.Packet) (n int) {
 		p := &ps[n]
 		t.address(&p.Addr, &c, at)
 		if program != nil {
-			if !t.h.mayMatchCounted(program, c.Payload, copied(c.Payload), &p.Addr, at) {
+			if !t.mayMatchCounted(program, c.Payload, review.Copied(c.Payload), &p.Addr, at) {
 				continue
 			}
-			if t.h.flows.table.Pass(c.Payload, len(c.Payload), at) != flow.Undecided {
+			if t.Table.Pass(c.Payload, len(c.Payload), at) != flow.Undecided {
 				continue
 			}
-			t.h.counts.Matched.Add(1)
+			t.Counts.Matched.Add(1)
 		}
 		p.Data = append(p.Buffer(len(c.Payload))[:0], c.Payload...)
-		t.h.retime(p, nil, 0)
+		t.Review.Retime(p, nil, 0)
 		n++
 	}
 	return n
 }
 
 // begin begins to cut a copy, if it is one of a superpacket: the log does not tell, but the filter program does.
-func (t *tap) begin(c *nflog.Copy, at int64) bool {
-	told := t.h.times.Load()
+func (t *logged) begin(c *nflog.Copy, at int64) bool {
 	var p packet.Parsed
-	if told == nil || !p.Parse(c.Payload) || p.TCPOff >= 0 {
+	if !t.Review.Tells() || !p.Parse(c.Payload) || p.TCPOff >= 0 {
 		return false
 	}
-	size := told.segmentSize(p.FlowHash(c.Payload), len(c.Payload))
+	size := t.Review.SegmentSize(p.FlowHash(c.Payload), len(c.Payload))
 	if size == 0 || !t.pieces.begin(c.Payload, size) {
 		return false
 	}
 	t.cut, t.cutAt = *c, at
-	t.h.counts.Denied.Add(1) // each segment counts
+	t.Counts.Denied.Add(1) // each segment counts
 	return true
 }
 
 // piece cuts the next segment out of a superpacket, and reports whether there is one that matches.
-func (t *tap) piece(p *packet.Packet) bool {
+func (t *logged) piece(p *packet.Packet) bool {
 	if !t.pieces.next(p) {
 		return false
 	}
 	t.cut.Payload = p.Data
 	t.address(&p.Addr, &t.cut, t.cutAt)
-	t.h.ascribe(p, nil, 0)
-	if t.h.refuses(p, len(p.Data), true) {
+	t.Review.Ascribe(p, nil, 0)
+	if t.Review.Refuses(p, len(p.Data), true) {
 		return false
 	}
-	t.h.counts.Matched.Add(1)
+	t.Counts.Matched.Add(1)
 	return true
 }
 
 // countLost counts what is missing between the copies, which the kernel numbers from 0 on: the receive buffer was full.
 // Processors may hand over their copies in another order than they numbered them, so one that comes late was not lost.
-func (t *tap) countLost(seq uint32) {
+func (t *logged) countLost(seq uint32) {
 	ahead := int32(seq - t.seq) // numbers wrap around
 	switch {
 	case ahead >= 0:
@@ -206,9 +211,9 @@ func (t *tap) countLost(seq uint32) {
 }
 
 // address describes a copy.
-func (t *tap) address(a *packet.Address, c *nflog.Copy, at int64) {
+func (t *logged) address(a *packet.Address, c *nflog.Copy, at int64) {
 	*a = packet.Address{}
-	verdict.Describe(t.h.layer, a, &queue.Message{Hook: queue.Hook(c.Hook), In: c.In, Out: c.Out, Payload: c.Payload, ChecksumNotVerified: true}, at)
+	verdict.Describe(t.Layer, a, &queue.Message{Hook: queue.Hook(c.Hook), In: c.In, Out: c.Out, Payload: c.Payload, ChecksumNotVerified: true}, at)
 	a.Sniffed = true
 	// The log does not tell a checksum that is left to the hardware; what stands in the field then does.
 	if engine.Unfinished(c.Payload) {
@@ -216,36 +221,36 @@ func (t *tap) address(a *packet.Address, c *nflog.Copy, at int64) {
 	}
 }
 
-func (t *tap) setLimits(l engine.Limits) error {
+func (t *logged) SetLimits(l engine.Limits) error {
 	return verdict.ClosedError(t.log.SetReceiveBuffer(verdict.ReceiveBuffer(l)))
 }
 
-func (t *tap) setFilter(p *prog.Program) { t.program.Store(p) }
+func (t *logged) SetFilter(p *prog.Program) { t.program.Store(p) }
 
-func (t *tap) drain() {
+func (t *logged) Drain() {
 	// What the kernel gathers for a datagram comes within 10 ms.
 	time.Sleep(20 * time.Millisecond)
 	t.log.Drain()
 }
 
-func (t *tap) wake() { t.log.Wake() }
+func (t *logged) Wake() { t.log.Wake() }
 
-func (t *tap) yield() error { return nil }
+func (t *logged) Yield() error { return nil }
 
-func (t *tap) finish() error { return nil } // nothing waits in a queue
+func (t *logged) Finish() error { return nil } // nothing waits in a queue
 
-func (t *tap) close() error { return t.log.Close() }
+func (t *logged) Close() error { return t.log.Close() }
 
-// tally counts as waiting what has neither come nor been missed, and as lost what will not come any more: no copy
+// Tally counts as waiting what has neither come nor been missed, and as lost what will not come any more: no copy
 // behind it shows that it is missing.
-func (t *tap) tally(st *engine.Stats) error {
+func (t *logged) Tally(st *engine.Stats) error {
 	st.DroppedFull += t.missed.Load()
 	if t.program.Load() != nil {
 		st.Matched += st.DroppedFull // whether the lost copies would have matched cannot be told any more
 		st.Waiting = rest(st.Matched, st.Received+st.DroppedFull+st.Passed)
 		return nil
 	}
-	st.Matched = rest(st.Matched+t.h.counts.Matched.Load(), t.h.counts.Denied.Load())
+	st.Matched = rest(st.Matched+t.Counts.Matched.Load(), t.Counts.Denied.Load())
 	if missing := rest(st.Matched, st.Received+st.DroppedFull+st.Passed); t.drained.Load() {
 		st.Lost = missing
 	} else {

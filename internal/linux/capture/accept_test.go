@@ -1,6 +1,6 @@
 //go:build linux
 
-package linux
+package capture
 
 import (
 	"encoding/binary"
@@ -13,13 +13,15 @@ import (
 	"github.com/opendivert/divert/internal/linux/nfnl"
 	"github.com/opendivert/divert/internal/linux/queue"
 	"github.com/opendivert/divert/internal/linux/queue/queuetest"
+	"github.com/opendivert/divert/internal/linux/review"
+	"github.com/opendivert/divert/internal/linux/tally"
 	"github.com/opendivert/divert/internal/linux/verdict"
 	"github.com/opendivert/divert/internal/race"
 	"github.com/opendivert/divert/packet"
 )
 
-// sorting is a queued source that has received n datagrams of a full-sized packet.
-type sorting struct {
+// accepting is a queued source that has received n datagrams of a full-sized packet.
+type accepting struct {
 	*queued
 	r  *verdict.Reader
 	ps []packet.Packet
@@ -30,13 +32,13 @@ func newTestQueued(t testing.TB) (*queued, int) {
 	t.Helper()
 	q, there := queuetest.Pair(t)
 	lanes := []*verdict.Lane{verdict.NewLane(queue.Pair{Whole: q, Single: &queue.Queue{Conn: q.Conn}}, 0, 1, 64)}
-	h := &handle{layer: packet.LayerNetwork}
-	h.sender = verdict.NewSender(verdict.Config{Layer: h.layer, Counts: &h.counts, Key: cursor.NewKey(0, 0), Tag: 0x2a})
-	h.sender.Answer(lanes)
-	return &queued{h: h, lanes: lanes, ages: &ages{}}, there
+	e := Env{Layer: packet.LayerNetwork, Counts: &tally.Counts{}, Review: &review.Review{}, FlowDropped: func(*packet.Packet) bool { return false }}
+	e.Sender = verdict.NewSender(verdict.Config{Layer: e.Layer, Counts: e.Counts, Key: cursor.NewKey(0, 0), Tag: 0x2a})
+	e.Sender.Answer(lanes)
+	return &queued{Env: e, lanes: lanes, ages: &ages{}}, there
 }
 
-func newSorting(t testing.TB, n int) *sorting {
+func newAccepting(t testing.TB, n int) *accepting {
 	t.Helper()
 	q, there := newTestQueued(t)
 
@@ -56,12 +58,12 @@ func newSorting(t testing.TB, n int) *sorting {
 	if got, err := r.Fill(engine.Wait{}, ps); got != n || err != nil {
 		t.Fatalf("received %d, %v", got, err)
 	}
-	return &sorting{q, r, ps}
+	return &accepting{q, r, ps}
 }
 
-// round sorts what was received, which can be done again, and forgets that the packets wait.
-func (s *sorting) round(t testing.TB) {
-	if n, err := s.sort(s.lanes[0], s.r, s.ps); n != len(s.ps) || err != nil {
+// round accepts what was received, which can be done again, and forgets that the packets wait.
+func (s *accepting) round(t testing.TB) {
+	if n, err := s.accept(s.lanes[0], s.r, s.ps); n != len(s.ps) || err != nil {
 		t.Fatalf("%d packets, %v", n, err)
 	}
 	for i := range s.ps {
@@ -71,9 +73,9 @@ func (s *sorting) round(t testing.TB) {
 	}
 }
 
-func TestSort(t *testing.T) {
+func TestAccept(t *testing.T) {
 	q, there := newTestQueued(t)
-	s := q.h.sender
+	s := q.Sender
 	q.ages.expired[0].Store(1<<32 | 3)
 	r, err := q.lanes[0].Enter()
 	if err != nil {
@@ -97,7 +99,7 @@ func TestSort(t *testing.T) {
 	if got != 7 || err != nil {
 		t.Fatal(got, err)
 	}
-	if n, err := q.sort(q.lanes[0], r, ps[:got]); n != 4 || err != nil {
+	if n, err := q.accept(q.lanes[0], r, ps[:got]); n != 4 || err != nil {
 		t.Fatalf("%d packets, %v", n, err)
 	}
 	for i, want := range []struct {
@@ -141,18 +143,18 @@ func TestSort(t *testing.T) {
 	}
 }
 
-func TestSortAllocatesNothing(t *testing.T) {
+func TestAcceptAllocatesNothing(t *testing.T) {
 	race.CannotCount(t)
-	s := newSorting(t, 16)
+	s := newAccepting(t, 16)
 	s.round(t)
 	if n := testing.AllocsPerRun(100, func() { s.round(t) }); n != 0 {
-		t.Errorf("sort: %v allocations", n)
+		t.Errorf("accept: %v allocations", n)
 	}
 }
 
-// BenchmarkSort measures a packet's way from the datagram's bytes to the caller, without the kernel.
-func BenchmarkSort(b *testing.B) {
-	s := newSorting(b, 16)
+// BenchmarkAccept measures a packet's way from the datagram's bytes to the caller, without the kernel.
+func BenchmarkAccept(b *testing.B) {
+	s := newAccepting(b, 16)
 	b.ReportAllocs()
 	for n := 0; b.Loop(); n++ {
 		if n%len(s.ps) == 0 {

@@ -1,6 +1,6 @@
 //go:build linux
 
-package linux
+package capture
 
 import (
 	"errors"
@@ -13,19 +13,22 @@ import (
 	"github.com/opendivert/divert/internal/engine"
 	"github.com/opendivert/divert/internal/linux/clock"
 	"github.com/opendivert/divert/internal/linux/codegen"
+	"github.com/opendivert/divert/internal/linux/life"
 	"github.com/opendivert/divert/internal/linux/perfbuf"
 	"github.com/opendivert/divert/internal/linux/queue"
+	"github.com/opendivert/divert/internal/linux/review"
 	"github.com/opendivert/divert/internal/linux/rules"
 	"github.com/opendivert/divert/internal/linux/verdict"
 	"github.com/opendivert/divert/internal/prog"
 	"github.com/opendivert/divert/packet"
 )
 
-// ring is the source of a handle that sniffs where the kernel decides: the filter programs copy what
+// copies is the source of a handle that sniffs where the kernel decides: the filter programs copy what
 // matches into memory that is shared with this process, one buffer for each processor, with the time at
 // which they saw it. What nobody has received lies there, and what is too much or too old is skipped there.
-type ring struct {
-	h        *handle
+type copies struct {
+	Env
+	oneQueue
 	outlet   *codegen.Outlet
 	buffers  *perfbuf.Buffers
 	draining atomic.Bool
@@ -50,32 +53,38 @@ type ring struct {
 	pieces pieces
 }
 
-// ringSize is the size of each processor's buffer in bytes: two have room for the whole queue, of many each for their
+// bufferSize is the size of each processor's buffer in bytes: two have room for the whole queue, of many each for their
 // share, and each for some of the longest packets.
-func ringSize(l engine.Limits) int { return max(min(2*l.Size/runtime.NumCPU(), l.Size), 1<<20) }
+func bufferSize(l engine.Limits) int { return max(min(2*l.Size/runtime.NumCPU(), l.Size), 1<<20) }
 
 // watermark is how much a buffer holds, in bytes, when the reader is woken: a quarter of it, or as many of the shortest
 // packets as the queue may have, lest a burst be lost before its reader knows of it.
 func watermark(size int, l engine.Limits) int { return min(size/4, l.Length*perfbuf.MinSample) }
 
-func newRing(h *handle) (*ring, error) {
+func newCopies(e Env) (*copies, error) {
 	outlet, err := codegen.NewOutlet()
 	if err != nil {
 		return nil, err
 	}
-	size := ringSize(h.cfg.Limits)
-	buffers, err := perfbuf.Open(outlet, size, watermark(size, h.cfg.Limits))
+	size := bufferSize(e.Config.Limits)
+	buffers, err := perfbuf.Open(outlet, size, watermark(size, e.Config.Limits))
 	if err != nil {
 		return nil, errors.Join(err, outlet.Close())
 	}
-	r := &ring{h: h, outlet: outlet, buffers: buffers, turn: engine.NewTurn(), size: size, slots: slotSizesFor(h.cfg.Snap), most: gatherTime}
-	r.limits.Store(&h.cfg.Limits)
+	r := &copies{Env: e, outlet: outlet, buffers: buffers, turn: engine.NewTurn(), size: size, slots: slotSizesFor(e.Config.Snap), most: gatherTime}
+	r.limits.Store(&e.Config.Limits)
 	return r, nil
 }
 
-func (r *ring) ways() []way { return []way{{take: codegen.TakeAll, action: rules.ToNobody{}}} }
+func (r *copies) Wants() Wants {
+	return Wants{Ways: []Way{{Take: codegen.TakeAll, Action: rules.ToNobody{}}}, Copies: r.outlet}
+}
 
-func (r *ring) recv(w engine.Wait, ps []packet.Packet) (int, error) {
+func (r *copies) RecvQueue(_ int, w engine.Wait, ps []packet.Packet) (int, error) {
+	return r.Recv(w, ps)
+}
+
+func (r *copies) Recv(w engine.Wait, ps []packet.Packet) (int, error) {
 	if !r.turn.Take(w) {
 		return 0, engine.ErrInterrupted
 	}
@@ -104,7 +113,7 @@ func (r *ring) recv(w engine.Wait, ps []packet.Packet) (int, error) {
 }
 
 // giveWay lets go of the lock until those who change the buffers have finished.
-func (r *ring) giveWay() {
+func (r *copies) giveWay() {
 	r.mu.Unlock()
 	defer r.mu.Lock()
 	r.changing.Lock()
@@ -150,7 +159,7 @@ func (r *rhythm) next(came, bytes uint64, most time.Duration) time.Duration {
 const recheckTime = 10 * time.Millisecond
 
 // wait waits for copies, or until somebody calls wake. It may return early.
-func (r *ring) wait() error {
+func (r *copies) wait() error {
 	if gather := r.rhythm.next(r.came+r.buffers.Lost(), r.bytes, r.most); gather > 0 {
 		_, err := r.buffers.Wait(gather)
 		return err
@@ -172,7 +181,7 @@ func (r *ring) wait() error {
 const lookInterval = int64(5 * time.Millisecond)
 
 // take takes what is there, in the order of its times.
-func (r *ring) take(ps []packet.Packet) (n int, err error) {
+func (r *copies) take(ps []packet.Packet) (n int, err error) {
 	at := clock.Now()
 	looked := at-r.looked > lookInterval
 	if looked {
@@ -191,7 +200,7 @@ func (r *ring) take(ps []packet.Packet) (n int, err error) {
 		record, ok := r.buffers.Next()
 		switch {
 		case ok && record.Timestamp < oldest:
-			r.skip(&record, &r.h.counts.Old)
+			r.skip(&record, &r.Counts.Old)
 		case ok:
 			if r.fill(&ps[n]) {
 				n++
@@ -211,7 +220,7 @@ func (r *ring) take(ps []packet.Packet) (n int, err error) {
 }
 
 // look finds out what has come, and skips the oldest of what is more than the queue may have.
-func (r *ring) look(at int64) error {
+func (r *copies) look(at int64) error {
 	r.looked = at
 	if err := r.buffers.Look(at); err != nil {
 		return err
@@ -221,14 +230,14 @@ func (r *ring) look(at int64) error {
 	if most := r.buffers.Written(); most <= min(l.Size, l.Length*perfbuf.MinSample) {
 		return nil // whatever it is
 	}
-	overhead := engine.Overheads[r.h.layer]
+	overhead := engine.Overheads[r.Layer]
 	packets, bytes := r.buffers.Count()
 	for bytes += packets * overhead; packets > l.Length || bytes > l.Size; {
 		record, ok := r.buffers.Next()
 		if !ok {
 			break // only what came just now
 		}
-		if r.skip(&record, &r.h.counts.Full) {
+		if r.skip(&record, &r.Counts.Full) {
 			packets, bytes = packets-1, bytes-int(record.Captured)-overhead
 		}
 	}
@@ -237,7 +246,7 @@ func (r *ring) look(at int64) error {
 }
 
 // skip leaves the next sample out, and counts it if it is a packet.
-func (r *ring) skip(record *codegen.Record, counter *atomic.Uint64) bool {
+func (r *copies) skip(record *codegen.Record, counter *atomic.Uint64) bool {
 	r.came, r.bytes = r.came+1, r.bytes+uint64(r.buffers.Size())
 	r.buffers.Skip()
 	if record.End() {
@@ -256,7 +265,7 @@ const (
 // pace shortens the longest time for which copies may gather while so many packets come that more than a quarter of the queue would be full after it: they
 // would be lost if the reader came a little late. It makes that longer again when fewer come. It is told
 // how many have come in all, and the time.
-func (r *ring) pace(came uint64, at int64) {
+func (r *copies) pace(came uint64, at int64) {
 	since := at - r.paced
 	if since < int64(minGatherTime) {
 		return // too short to tell
@@ -297,70 +306,70 @@ func (s slotSizes) of(size int) int {
 }
 
 // fill takes the next sample into the memory of the packet that it may become, and reports whether it is one.
-func (r *ring) fill(p *packet.Packet) bool {
+func (r *copies) fill(p *packet.Packet) bool {
 	size := r.buffers.Size()
 	r.came, r.bytes = r.came+1, r.bytes+uint64(size)
 	sample := p.Buffer(r.slots.of(size))[:size]
 	r.buffers.Take(sample)
 	record, data, ok, err := r.joiner.Decode(sample)
 	if err != nil {
-		r.h.counts.Long.Add(1)
+		r.Counts.Long.Add(1)
 	}
 	if err != nil || !ok {
 		return false
 	}
-	if snap := uint32(r.h.cfg.Snap); record.Captured < record.Length && (snap == 0 || record.Captured < snap) {
-		r.h.counts.Long.Add(1)
+	if snap := uint32(r.Config.Snap); record.Captured < record.Length && (snap == 0 || record.Captured < snap) {
+		r.Counts.Long.Add(1)
 		return false
 	}
-	superpacket := record.Tag&tagCut != 0
+	superpacket := record.Tag&TagCut != 0
 	if superpacket && r.pieces.begin(data, int(record.SegmentSize)) {
 		r.pieces.record = record
-		r.h.counts.Denied.Add(1) // each segment counts
+		r.Counts.Denied.Add(1) // each segment counts
 		return false
 	}
 	if p.Data = data; len(data) > codegen.MaxSnap {
 		p.Data = append(p.Buffer(len(data))[:0], data...) // it came in two samples
 	}
 	r.address(p, &record)
-	if r.h.refuses(p, int(record.Length), superpacket) {
-		r.h.counts.Denied.Add(1)
+	if r.Review.Refuses(p, int(record.Length), superpacket) {
+		r.Counts.Denied.Add(1)
 		return false
 	}
 	return true
 }
 
 // address describes a copy.
-func (r *ring) address(p *packet.Packet, record *codegen.Record) {
+func (r *copies) address(p *packet.Packet, record *codegen.Record) {
 	hook := queue.HookPrerouting
-	if record.Tag&^tagCut == uint32(codegen.Outbound) {
+	if record.Tag&^TagCut == uint32(codegen.Outbound) {
 		hook = queue.HookPostrouting
 	}
 	p.Addr = packet.Address{}
-	verdict.Describe(r.h.layer, &p.Addr, &queue.Message{
+	verdict.Describe(r.Layer, &p.Addr, &queue.Message{
 		Hook: hook, In: record.Device, Out: record.Device, Payload: p.Data, ChecksumNotVerified: true,
 	}, record.Timestamp)
 	p.Addr.Sniffed = true
-	setProcess(&p.Addr, record.Process)
+	review.SetProcess(&p.Addr, record.Process)
 	if engine.Unfinished(p.Data) {
 		p.Addr.TCPChecksum, p.Addr.UDPChecksum = false, false
 	}
 }
 
 // piece cuts the next segment out of a superpacket, and reports whether there is one that matches.
-func (r *ring) piece(p *packet.Packet) bool {
+func (r *copies) piece(p *packet.Packet) bool {
 	if !r.pieces.next(p) {
 		return false
 	}
 	r.address(p, &r.pieces.record)
-	if r.h.refuses(p, len(p.Data), true) {
+	if r.Review.Refuses(p, len(p.Data), true) {
 		return false
 	}
-	r.h.counts.Matched.Add(1)
+	r.Counts.Matched.Add(1)
 	return true
 }
 
-func (r *ring) setLimits(l engine.Limits) error {
+func (r *copies) SetLimits(l engine.Limits) error {
 	if err := r.grow(l); err != nil {
 		return err
 	}
@@ -369,7 +378,7 @@ func (r *ring) setLimits(l engine.Limits) error {
 }
 
 // grow makes larger buffers if the queue is to have more than these have room for.
-func (r *ring) grow(l engine.Limits) error {
+func (r *copies) grow(l engine.Limits) error {
 	r.changing.Lock()
 	defer r.changing.Unlock()
 	r.growing.Store(true)
@@ -377,8 +386,8 @@ func (r *ring) grow(l engine.Limits) error {
 	_ = r.buffers.Wake() // the one who waits gives way
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	size := ringSize(l)
-	if size <= r.size || r.h.closed.Load() {
+	size := bufferSize(l)
+	if size <= r.size || r.Life.Is(life.Closed) {
 		return nil
 	}
 	if err := r.buffers.Grow(size, watermark(size, l)); err != nil {
@@ -388,32 +397,32 @@ func (r *ring) grow(l engine.Limits) error {
 	return nil
 }
 
-func (r *ring) setFilter(*prog.Program) {} // the programs of the rules decide
+func (r *copies) SetFilter(*prog.Program) {} // the programs of the rules decide
 
-func (r *ring) drain() {
+func (r *copies) Drain() {
 	r.draining.Store(true)
 	_ = r.buffers.Wake() // wakes the readers
 }
 
-func (r *ring) wake() { _ = r.buffers.Wake() }
+func (r *copies) Wake() { _ = r.buffers.Wake() }
 
-func (r *ring) yield() error { return nil }
+func (r *copies) Yield() error { return nil }
 
-func (r *ring) finish() error { return nil } // nothing waits in a queue
+func (r *copies) Finish() error { return nil } // nothing waits in a queue
 
-func (r *ring) close() error {
+func (r *copies) Close() error {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	return errors.Join(r.buffers.Close(), r.outlet.Close())
 }
 
-// tally takes the counts of the programs.
-func (r *ring) tally(st *engine.Stats) error {
+// Tally takes the counts of the programs.
+func (r *copies) Tally(st *engine.Stats) error {
 	c, err := r.outlet.Counter()
 	if err != nil {
 		return err
 	}
-	st.Matched = rest(c.Matched+r.h.counts.Matched.Load(), r.h.counts.Denied.Load())
+	st.Matched = rest(c.Matched+r.Counts.Matched.Load(), r.Counts.Denied.Load())
 	st.DroppedFull += c.Failed
 	if missing := rest(st.Matched, st.Received+st.DroppedFull+st.DroppedOld+st.DroppedLong+st.Passed); r.drained.Load() {
 		st.Lost = missing
@@ -422,3 +431,6 @@ func (r *ring) tally(st *engine.Stats) error {
 	}
 	return nil
 }
+
+// TagCut marks the copies of packets that are to be cut, beside their direction.
+const TagCut = 1 << 8

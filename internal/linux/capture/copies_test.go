@@ -1,6 +1,6 @@
 //go:build linux
 
-package linux
+package capture
 
 import (
 	"testing"
@@ -10,9 +10,9 @@ import (
 	"github.com/opendivert/divert/internal/linux/perfbuf"
 )
 
-// TestRingPace looks at how long copies may lie in their buffers as more and fewer packets come.
-func TestRingPace(t *testing.T) {
-	r := ring{most: gatherTime}
+// TestCopiesPace looks at how long copies may lie in their buffers as more and fewer packets come.
+func TestCopiesPace(t *testing.T) {
+	r := copies{most: gatherTime}
 	r.limits.Store(&engine.Limits{Length: 4096})
 	at := int64(1000)
 	r.pace(0, at)
@@ -36,8 +36,8 @@ func TestRingPace(t *testing.T) {
 	}
 }
 
-// TestRingRhythm: copies gather only when they come faster than the reader, for longer and longer.
-func TestRingRhythm(t *testing.T) {
+// TestCopiesRhythm: copies gather only when they come faster than the reader, for longer and longer.
+func TestCopiesRhythm(t *testing.T) {
 	var r rhythm
 	came, bytes := uint64(0), uint64(0)
 	for i, step := range []struct {
@@ -55,7 +55,7 @@ func TestRingRhythm(t *testing.T) {
 	}
 }
 
-func TestRingWatermark(t *testing.T) {
+func TestCopiesWatermark(t *testing.T) {
 	for _, row := range []struct{ size, length, want int }{
 		{16 << 20, 16384, 16384 * perfbuf.MinSample},
 		{1 << 20, 16384, 1 << 18},

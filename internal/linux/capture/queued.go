@@ -1,6 +1,6 @@
 //go:build linux
 
-package linux
+package capture
 
 import (
 	"errors"
@@ -19,33 +19,45 @@ import (
 // queued is the source of a handle whose packets the kernel has chosen: they are received from its queues
 // straight into the caller's memory.
 type queued struct {
-	h     *handle
+	Env
 	lanes []*verdict.Lane
 	any   *selector // waits for any of several lanes; nil if there is one
 	ages  *ages
 }
 
-func newQueued(h *handle) (*queued, error) {
-	lanes, err := h.sender.Open(&h.cfg, 0)
+func newQueued(e Env) (*queued, error) {
+	lanes, err := e.Sender.Open(&e.Config, 0)
 	if err != nil {
 		return nil, err
 	}
-	s := &queued{h: h, lanes: lanes}
+	s := &queued{Env: e, lanes: lanes}
 	if len(lanes) > 1 {
 		if s.any, err = newSelector(lanes); err != nil {
 			return nil, errors.Join(err, verdict.CloseLanes(lanes))
 		}
 	}
-	if s.ages, err = watchAges(verdict.All(lanes), h.cfg.Limits.Time); err != nil {
+	if s.ages, err = watchAges(verdict.All(lanes), e.Config.Limits.Time); err != nil {
 		return nil, errors.Join(err, s.any.close(), verdict.CloseLanes(lanes))
 	}
 	return s, nil
 }
 
-func (s *queued) ways() []way { return toQueues(s.lanes, s.h.cfg.Segments) }
+func (s *queued) Wants() Wants {
+	return Wants{Ways: toQueues(s.lanes, s.Config.Segments), Queued: true}
+}
 
-// recv receives from any lane.
-func (s *queued) recv(w engine.Wait, ps []packet.Packet) (int, error) {
+func (s *queued) Queues() int { return len(s.lanes) }
+
+func (s *queued) RecvQueue(queue int, w engine.Wait, ps []packet.Packet) (int, error) {
+	return s.recvLane(s.lanes[queue], w, ps)
+}
+
+func (s *queued) QueueOf(p *packet.Packet) int {
+	return verdict.LaneNumber(&p.Addr) % len(s.lanes) // the second queues count on behind the first
+}
+
+// Recv receives from any lane.
+func (s *queued) Recv(w engine.Wait, ps []packet.Packet) (int, error) {
 	if s.any == nil {
 		return s.recvLane(s.lanes[0], w, ps)
 	}
@@ -78,7 +90,7 @@ func (s *queued) recvLane(l *verdict.Lane, w engine.Wait, ps []packet.Packet) (i
 		if err != nil {
 			return 0, verdict.ClosedError(err)
 		}
-		if n, err := s.sort(l, r, ps[:got]); n > 0 || err != nil {
+		if n, err := s.accept(l, r, ps[:got]); n > 0 || err != nil {
 			return n, err
 		}
 	}
@@ -95,11 +107,11 @@ func (s *queued) poll(l *verdict.Lane, ps []packet.Packet) (int, error) {
 	if err != nil {
 		return 0, verdict.ClosedError(err)
 	}
-	return s.sort(l, r, ps[:got])
+	return s.accept(l, r, ps[:got])
 }
 
-// sort puts the packets among the datagrams in ps first and returns how many they are.
-func (s *queued) sort(l *verdict.Lane, r *verdict.Reader, ps []packet.Packet) (n int, err error) {
+// accept puts the packets among the datagrams in ps first and returns how many they are.
+func (s *queued) accept(l *verdict.Lane, r *verdict.Reader, ps []packet.Packet) (n int, err error) {
 	at := clock.Now()
 	var m queue.Message
 	var first [2]half
@@ -109,7 +121,7 @@ func (s *queued) sort(l *verdict.Lane, r *verdict.Reader, ps []packet.Packet) (n
 	for i := range ps {
 		switch m.Parse(r.Datagram(i, &ps[i])) {
 		case queue.KindError:
-			s.h.sender.Refused(m.Tag)
+			s.Sender.Refused(m.Tag)
 			continue
 		case queue.KindOther:
 			continue
@@ -123,39 +135,39 @@ func (s *queued) sort(l *verdict.Lane, r *verdict.Reader, ps []packet.Packet) (n
 			l.Begin(m.ID)
 			half.alone = false
 		}
-		if s.h.sender.Strange(&m) {
-			s.h.counts.Foreign.Add(1)
-			s.h.sender.Leave(drops, &m)
+		if s.Sender.Strange(&m) {
+			s.Counts.Foreign.Add(1)
+			s.Sender.Leave(drops, &m)
 			continue
 		}
 		if s.ages.tooOld(l, m.ID) {
-			s.h.counts.Old.Add(1)
+			s.Counts.Old.Add(1)
 			_ = drops.Add(m.ID, queue.Drop, queue.Option{})
 			continue
 		}
 		if n != i {
 			ps[n], ps[i] = ps[i], ps[n]
 		}
-		s.h.sender.Deliver(l, &ps[n], &m, at)
+		s.Sender.Deliver(l, &ps[n], &m, at)
 		single := l.IsSingle()
 		if single {
-			s.h.ascribe(&ps[n], l, m.ID)
+			s.Review.Ascribe(&ps[n], l, m.ID)
 		} else {
-			s.h.retime(&ps[n], l, m.ID)
+			s.Review.Retime(&ps[n], l, m.ID)
 		}
-		if s.h.refuses(&ps[n], int(m.Length), single) {
-			s.h.counts.Denied.Add(1)
-			s.h.sender.PassOn(drops, m.ID, m.Priority, 0)
+		if s.Review.Refuses(&ps[n], int(m.Length), single) {
+			s.Counts.Denied.Add(1)
+			s.Sender.PassOn(drops, m.ID, m.Priority, 0)
 			continue
 		}
-		if single && s.h.flows.drops.Load() && s.h.second.Load().segment && s.h.flowDropped(&ps[n]) {
-			s.h.counts.FlowDropped.Add(1)
-			s.h.counts.FlowDroppedBytes.Add(uint64(m.Length))
+		if single && s.FlowDropped(&ps[n]) {
+			s.Counts.FlowDropped.Add(1)
+			s.Counts.FlowDroppedBytes.Add(uint64(m.Length))
 			_ = drops.Add(m.ID, queue.Drop, queue.Option{})
 			continue
 		}
 		if l.Hold(drops, m.ID) {
-			s.h.counts.Abandoned.Add(1)
+			s.Counts.Abandoned.Add(1)
 		}
 		half.count++
 		n++
@@ -176,39 +188,38 @@ type half struct {
 	count int
 }
 
-func (s *queued) setLimits(l engine.Limits) error {
+func (s *queued) SetLimits(l engine.Limits) error {
 	s.ages.limit.Store(int64(l.Time))
-	return verdict.ConfigureLanes(s.lanes, &s.h.cfg, l)
+	return verdict.ConfigureLanes(s.lanes, &s.Config, l)
 }
 
-func (s *queued) setFilter(*prog.Program) {} // the programs of the rules decide
+func (s *queued) SetFilter(*prog.Program) {} // the programs of the rules decide
 
-func (s *queued) drain() {
+func (s *queued) Drain() {
 	for _, l := range s.lanes {
 		l.Drain()
 	}
 	s.any.drain()
 }
 
-func (s *queued) wake() {
+func (s *queued) Wake() {
 	for _, l := range s.lanes {
 		l.Wake()
 	}
 	s.any.wake()
 }
 
-func (s *queued) yield() error { return verdict.Release(s.lanes, s.h.sender, true) }
+func (s *queued) Yield() error { return verdict.Release(s.lanes, s.Sender, true) }
 
-func (s *queued) finish() error { return nil } // all that waits goes on, see close
+func (s *queued) Finish() error { return nil } // all that waits goes on, see close
 
-// close gives the packets that nobody received back to the stack, as they were.
-func (s *queued) close() error {
-	err := errors.Join(s.ages.close(), verdict.Release(s.lanes, s.h.sender, true))
+// Close gives the packets that nobody received back to the stack, as they were.
+func (s *queued) Close() error {
+	err := errors.Join(s.ages.close(), verdict.Release(s.lanes, s.Sender, true))
 	return errors.Join(err, s.any.close(), verdict.CloseLanes(s.lanes))
 }
 
-// lastNumbers returns the last number that each lane's queue has given a packet.
-func (s *queued) lastNumbers() ([]uint32, error) {
+func (s *queued) LastNumbers() ([]uint32, error) {
 	lanes := verdict.All(s.lanes) // in the order of their indexes
 	last := make([]uint32, len(lanes))
 	for i, l := range lanes {
@@ -221,8 +232,8 @@ func (s *queued) lastNumbers() ([]uint32, error) {
 	return last, nil
 }
 
-// tally adds what the kernel counts: the rules count what they lead to the queue, the queue numbers what it takes.
-func (s *queued) tally(st *engine.Stats) error {
+// Tally adds what the kernel counts: the rules count what they lead to the queue, the queue numbers what it takes.
+func (s *queued) Tally(st *engine.Stats) error {
 	var waiting, numbered, full, unread uint64
 	for _, l := range verdict.All(s.lanes) {
 		c, err := s.ages.counters(l)
@@ -232,20 +243,13 @@ func (s *queued) tally(st *engine.Stats) error {
 		waiting += rest(c.Total, l.Waits())
 		numbered, full, unread = numbered+c.Numbered, full+c.DroppedFull, unread+c.DroppedUser
 	}
-	if s.h.clones != nil {
-		left, err := s.h.clones.CloneCount()
-		if err != nil {
-			return err
-		}
-		defer func() { st.Matched, st.Passed = st.Matched+left, st.Passed+left }() // which the rules have not counted
-	}
 	st.DroppedFull += full + unread
-	denied := s.h.counts.Denied.Load()
-	known := st.Received + st.DroppedOld + st.DroppedLong + st.Passed + denied + s.h.counts.FlowDropped.Load()
+	denied := s.Counts.Denied.Load()
+	known := st.Received + st.DroppedOld + st.DroppedLong + st.Passed + denied + s.Counts.FlowDropped.Load()
 	// The rules count a superpacket as one, the queue its segments.
 	led := max(st.Matched, rest(numbered+full, st.Foreign))
 	st.Matched = rest(led, denied)
-	if s.h.cfg.FailOpen {
+	if s.Config.FailOpen {
 		// A packet for which there is no room in the socket goes on with a number, one for which there is none in the
 		// queue without. The kernel counts neither.
 		st.Waiting = waiting

@@ -1,6 +1,6 @@
 //go:build linux
 
-package linux
+package capture
 
 import (
 	"encoding/binary"
@@ -18,41 +18,101 @@ import (
 	"github.com/opendivert/divert/internal/engine"
 	"github.com/opendivert/divert/internal/lab"
 	"github.com/opendivert/divert/internal/linux/clock"
+	"github.com/opendivert/divert/internal/linux/codegen"
+	"github.com/opendivert/divert/internal/linux/cursor"
+	"github.com/opendivert/divert/internal/linux/life"
+	"github.com/opendivert/divert/internal/linux/netns"
+	"github.com/opendivert/divert/internal/linux/review"
+	"github.com/opendivert/divert/internal/linux/rules"
+	"github.com/opendivert/divert/internal/linux/tally"
+	"github.com/opendivert/divert/internal/prog"
 	"github.com/opendivert/divert/internal/prog/progtest"
 	"github.com/opendivert/divert/packet"
 )
 
-// sniffing is a handle that sniffs the numbered datagrams that send sends.
+// sniffing is a source of copies of the numbered datagrams that send sends.
 type sniffing struct {
-	*handle
+	Source
 	host *lab.Host
 	conn net.Conn
 	sent uint64
 	ps   []packet.Packet
 }
 
-func openSniffing(t *testing.T, mode engine.Mode) *sniffing {
+// openSniffing opens a source in a namespace of its own, with a rule that leads packets to it. The rule's program, if it is to
+// have one, is made of the source's wants.
+func openSniffing(t *testing.T, mode engine.Mode, load func(*testing.T, cursor.Key, *prog.Program, *codegen.Outlet) *codegen.Entry) *sniffing {
 	t.Helper()
 	pair := lab.TwoHostsT(t, lab.LinkOptions{})
 	program, err := progtest.Compile("outbound and udp", packet.LayerNetwork, filter.Strict)
 	if err != nil {
 		t.Fatal(err)
 	}
-	var h engine.Handle
-	err = pair.A.Do(func() (err error) {
-		h, err = Open(engine.Config{Program: program, Flags: engine.FlagSniff, Queues: 1, Mode: mode, Limits: engine.Limits{Length: 4096, Time: 2 * time.Second, Size: 4 << 20}})
-		return err
+	e := Env{
+		Config: engine.Config{Program: program, Flags: engine.FlagSniff, Queues: 1, Mode: mode, Limits: engine.Limits{Length: 4096, Time: 2 * time.Second, Size: 4 << 20}},
+		Layer:  packet.LayerNetwork, Counts: &tally.Counts{}, Life: &life.Life{}, Review: &review.Review{}, Table: &engine.FlowTable{},
+	}
+	var s Source
+	err = pair.A.Do(func() error {
+		ns, err := netns.Current()
+		if err != nil {
+			return err
+		}
+		t.Cleanup(func() { ns.Close() })
+		entry, err := rules.Open(ns, rules.Owner{ID: 1, PID: os.Getpid(), Flags: engine.FlagSniff})
+		if err != nil {
+			return err
+		}
+		t.Cleanup(func() { entry.Close() })
+		e.Matched = entry.Matched
+		if s, _, err = Open(e, mode, ""); err != nil {
+			return err
+		}
+		t.Cleanup(func() { s.Close() })
+		w := s.Wants()
+		r := rules.Rule{Chain: rules.Outbound, Program: rules.NoProgram, Action: w.Ways[0].Action}
+		if load != nil && w.Copies != nil {
+			r.Program = load(t, entry.Key, program, w.Copies).FD(w.Ways[0].Take)
+		}
+		return entry.Install([]rules.Rule{r})
 	})
 	if err != nil {
-		t.Skipf("no handle: %v", err)
+		t.Skipf("no source: %v", err)
 	}
-	t.Cleanup(func() { h.Close() })
 	conn, err := pair.A.Dial(t.Context(), "udp", "10.77.0.2:9")
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { conn.Close() })
-	return &sniffing{handle: h.(*handle), host: pair.A, conn: conn, ps: make([]packet.Packet, 1024)}
+	return &sniffing{Source: s, host: pair.A, conn: conn, ps: make([]packet.Packet, 1024)}
+}
+
+// copying loads a program that copies what matches.
+func copying(t *testing.T, key cursor.Key, p *prog.Program, outlet *codegen.Outlet) *codegen.Entry {
+	t.Helper()
+	e, err := codegen.NewEntry(key, codegen.LocalOnly, false, codegen.TakeAll)
+	if err != nil {
+		t.Skip(err)
+	}
+	t.Cleanup(func() { e.Close() })
+	hook := codegen.Hook{
+		Direction: codegen.Outbound, Index: codegen.IndexDevice, Loopback: codegen.LoopbackByInterface, Event: packet.EventPacket,
+	}
+	u, err := codegen.Build(p, hook, codegen.Options{Sniff: true, Count: true, Tag: uint32(hook.Direction)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	program, err := u.LoadInto(outlet, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { program.Close() })
+	var slots [codegen.NumSlots]*codegen.Program
+	slots[codegen.SlotWhole], slots[codegen.SlotCut] = program, program
+	if err := e.Set(slots); err != nil {
+		t.Fatal(err)
+	}
+	return e
 }
 
 // send sends a datagram. That nobody listens is told of some.
@@ -92,8 +152,8 @@ func waitFor(t *testing.T, what string, holds func() bool) {
 // TestFirstCopyWakesReader: whoever sleeps with empty buffers is woken by the first copy, on whatever processor that is made,
 // and by nothing else; while he is awake the bell is silent.
 func TestFirstCopyWakesReader(t *testing.T) {
-	s := openSniffing(t, engine.ModeKernel)
-	r, ok := s.source.(*ring)
+	s := openSniffing(t, engine.ModeKernel, copying)
+	r, ok := s.Source.(*copies)
 	if !ok {
 		t.Skip("copies come through the packet log here")
 	}
@@ -180,8 +240,8 @@ func (s *sniffing) logged(t *testing.T, group uint16) (gathered int) {
 
 // TestLoggedCopiesComeAtOnce: the kernel keeps none back, unless they come faster than they are received.
 func TestLoggedCopiesComeAtOnce(t *testing.T) {
-	s := openSniffing(t, engine.ModeInterpret)
-	l := s.source.(*tap)
+	s := openSniffing(t, engine.ModeInterpret, nil)
+	l := s.Source.(*logged)
 	next := uint64(0)
 	receive := func(want uint64) {
 		t.Helper()
@@ -207,7 +267,7 @@ func TestLoggedCopiesComeAtOnce(t *testing.T) {
 		}
 		receive(s.sent)
 	}
-	for range 4 * tapSlots {
+	for range 4 * logSlots {
 		s.send(t)
 	}
 	receive(s.sent)

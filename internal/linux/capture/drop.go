@@ -1,6 +1,6 @@
 //go:build linux
 
-package linux
+package capture
 
 import (
 	"errors"
@@ -25,30 +25,31 @@ import (
 // Where the filter asks for what differs between the segments of a superpacket, these come to a queue of their own, and
 // are decided on here.
 type sink struct {
-	h     *handle
+	Env
+	oneQueue
 	q     *queue.Queue
 	lane  *verdict.Lane // of the queues of superpackets, of which only the second is used
 	work  sync.WaitGroup
 	empty *backlog.Queue
 
-	counts *codegen.Outlet
+	segments *codegen.Outlet // where programs count what they drop
 }
 
-func newSink(h *handle) (*sink, error) {
+func newSink(e Env) (*sink, error) {
 	q, err := queue.Open(queue.Options{Discard: true, RcvBuf: 4096})
 	if err != nil {
 		return nil, err
 	}
-	one := h.cfg
+	one := e.Config
 	one.Queues, one.Snap = 1, 0
-	lanes, err := h.sender.Open(&one, 0)
+	lanes, err := e.Sender.Open(&one, 0)
 	if err != nil {
 		return nil, errors.Join(err, q.Close())
 	}
-	s := &sink{h: h, q: q, lane: lanes[0], empty: backlog.New(backlog.Config{Limits: h.cfg.Limits, Now: clock.Now})}
+	s := &sink{Env: e, q: q, lane: lanes[0], empty: backlog.New(backlog.Config{Limits: e.Config.Limits, Now: clock.Now})}
 	r, err := s.lane.Reader()
 	if err == nil {
-		s.counts, err = codegen.NewOutlet()
+		s.segments, err = codegen.NewOutlet()
 	}
 	if err != nil {
 		return nil, errors.Join(err, verdict.CloseLanes(lanes), q.Close())
@@ -57,12 +58,14 @@ func newSink(h *handle) (*sink, error) {
 	return s, nil
 }
 
-func (s *sink) ways() []way {
-	return []way{
-		{take: codegen.TakeSure, action: rules.ToNowhere{Num: s.q.Num()}},
-		{take: codegen.TakeDoubt, action: rules.ToQueue{Num: s.lane.Halves()[1].QueueNumber()}},
-	}
+func (s *sink) Wants() Wants {
+	return Wants{Counts: s.segments, Ways: []Way{
+		{Take: codegen.TakeSure, Action: rules.ToNowhere{Num: s.q.Num()}},
+		{Take: codegen.TakeDoubt, Action: rules.ToQueue{Num: s.lane.Halves()[1].QueueNumber()}},
+	}}
 }
+
+func (s *sink) RecvQueue(_ int, w engine.Wait, ps []packet.Packet) (int, error) { return s.Recv(w, ps) }
 
 // run decides on segments until the queue ends.
 func (s *sink) run(r *verdict.Reader) {
@@ -87,39 +90,39 @@ func (s *sink) decide(r *verdict.Reader, p *packet.Packet, datagram []byte, at i
 	var m queue.Message
 	switch m.Parse(datagram) {
 	case queue.KindError:
-		s.h.sender.Refused(m.Tag)
+		s.Sender.Refused(m.Tag)
 		return
 	case queue.KindOther:
 		return
 	}
 	l := s.lane.Of(&m)
 	verdicts := r.DropsOf(l)
-	if s.h.sender.Strange(&m) {
-		s.h.counts.Foreign.Add(1)
-		s.h.sender.Leave(verdicts, &m)
+	if s.Sender.Strange(&m) {
+		s.Counts.Foreign.Add(1)
+		s.Sender.Leave(verdicts, &m)
 		return
 	}
-	s.h.sender.Deliver(l, p, &m, at)
-	if s.h.refuses(p, int(m.Length), true) {
-		s.h.counts.Denied.Add(1)
-		s.h.sender.PassOn(verdicts, m.ID, m.Priority, 0)
+	s.Sender.Deliver(l, p, &m, at)
+	if s.Review.Refuses(p, int(m.Length), true) {
+		s.Counts.Denied.Add(1)
+		s.Sender.PassOn(verdicts, m.ID, m.Priority, 0)
 		return
 	}
-	s.h.counts.Dropped.Add(1)
+	s.Counts.Dropped.Add(1)
 	_ = verdicts.Add(m.ID, queue.Drop, queue.Option{})
 }
 
-func (s *sink) recv(w engine.Wait, ps []packet.Packet) (int, error) { return s.empty.Recv(w, ps) }
+func (s *sink) Recv(w engine.Wait, ps []packet.Packet) (int, error) { return s.empty.Recv(w, ps) }
 
-func (s *sink) setLimits(engine.Limits) error { return nil } // nothing ever waits
+func (s *sink) SetLimits(engine.Limits) error { return nil } // nothing ever waits
 
-func (s *sink) setFilter(*prog.Program) {}
+func (s *sink) SetFilter(*prog.Program) {}
 
-func (s *sink) drain() { s.empty.Drain() }
+func (s *sink) Drain() { s.empty.Drain() }
 
-func (s *sink) wake() {} // nobody waits in a system call
+func (s *sink) Wake() {} // nobody waits in a system call
 
-func (s *sink) yield() error { return nil }
+func (s *sink) Yield() error { return nil }
 
 // end ends the goroutine that runs.
 func (s *sink) end() {
@@ -127,22 +130,22 @@ func (s *sink) end() {
 	s.work.Wait()
 }
 
-// finish decides on the segments that nobody has looked at yet: they came while the rules stood.
-func (s *sink) finish() error {
+// Finish decides on the segments that nobody has looked at yet: they came while the rules stood.
+func (s *sink) Finish() error {
 	s.end()
 	at := clock.Now()
 	return s.lane.Rest(func(r *verdict.Reader, p *packet.Packet, datagram []byte) { s.decide(r, p, datagram, at) })
 }
 
-func (s *sink) close() error {
+func (s *sink) Close() error {
 	s.end()
-	err := verdict.Release([]*verdict.Lane{s.lane}, s.h.sender, false)
-	return errors.Join(err, verdict.CloseLanes([]*verdict.Lane{s.lane}), s.q.Close(), s.counts.Close())
+	err := verdict.Release([]*verdict.Lane{s.lane}, s.Sender, false)
+	return errors.Join(err, verdict.CloseLanes([]*verdict.Lane{s.lane}), s.q.Close(), s.segments.Close())
 }
 
-// tally counts as dropped what matched: what the rules have dropped, each segment as a packet, and what run has.
-func (s *sink) tally(st *engine.Stats) error {
-	c, err := s.counts.Counter()
+// Tally counts as dropped what matched: what the rules have dropped, each segment as a packet, and what run has.
+func (s *sink) Tally(st *engine.Stats) error {
+	c, err := s.segments.Counter()
 	if err != nil {
 		return err
 	}

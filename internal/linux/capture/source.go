@@ -1,0 +1,130 @@
+//go:build linux
+
+package capture
+
+import (
+	"errors"
+	"fmt"
+	"os"
+
+	"github.com/opendivert/divert/internal/engine"
+	"github.com/opendivert/divert/internal/linux/codegen"
+	"github.com/opendivert/divert/internal/linux/life"
+	"github.com/opendivert/divert/internal/linux/review"
+	"github.com/opendivert/divert/internal/linux/rules"
+	"github.com/opendivert/divert/internal/linux/tally"
+	"github.com/opendivert/divert/internal/linux/verdict"
+	"github.com/opendivert/divert/internal/prog"
+	"github.com/opendivert/divert/packet"
+)
+
+// Open makes the source that a handle's flags and mode ask for. The note says how its packets come, where that is not
+// as the decider's description has it.
+func Open(e Env, mode engine.Mode, decider string) (s Source, note string, err error) {
+	switch {
+	case e.Config.Flags&engine.FlagSniff != 0:
+		// A program knows the interface that a forwarded packet came in on, the log also the one it leaves by.
+		if mode == engine.ModeKernel && e.Layer == packet.LayerNetwork {
+			s, err := newCopies(e)
+			if !errors.Is(err, os.ErrPermission) {
+				return made(s, err)
+			}
+			// Perf buffers need a right more than programs do (CAP_PERFMON).
+			note = fmt.Sprintf(", copies come through the packet log: %v", err)
+		}
+		if e.Config.Segments {
+			return nil, "", fmt.Errorf("%w: segments of TCP in copies that come through the packet log (%s)", engine.ErrNotSupported, decider+note)
+		}
+		s, _, err := made(newLogged(e, mode == engine.ModeInterpret))
+		return s, note, err
+	case mode == engine.ModeInterpret:
+		return made(newPump(e))
+	case e.Config.Flags&engine.FlagDrop != 0:
+		return made(newSink(e))
+	}
+	return made(newQueued(e))
+}
+
+// made returns a source, without a note, or nil, which a source that is a nil pointer is not.
+func made[S Source](s S, err error) (Source, string, error) {
+	if err != nil {
+		return nil, "", err
+	}
+	return s, "", nil
+}
+
+// Source is where a handle's packets come from. It asks nothing of the handle but what Env has.
+type Source interface {
+	// Wants is what the source wants of rules and programs, the same at all times.
+	Wants() Wants
+	// Recv is engine.Handle's Recv, and Wake its Wake.
+	Recv(w engine.Wait, ps []packet.Packet) (int, error)
+	Wake()
+	// Queues is engine.Queues' Queues, RecvQueue its RecvQueue, and QueueOf its QueueOf.
+	Queues() int
+	RecvQueue(queue int, w engine.Wait, ps []packet.Packet) (int, error)
+	QueueOf(p *packet.Packet) int
+	SetLimits(l engine.Limits) error
+	SetFilter(p *prog.Program)
+	// LastNumbers returns the last number that each queue has given a packet, in the order of the lanes. Only of a source
+	// whose packets wait in queues.
+	LastNumbers() ([]uint32, error)
+	// Tally adds to the counters what only the source knows. Those of user space and Matched are filled in.
+	Tally(*engine.Stats) error
+	// Drain makes Recv return what is there and then io.EOF. The rules are gone when it is called.
+	Drain()
+	// Yield lets what waits go on, while the rules still stand. Nobody receives any more.
+	Yield() error
+	// Finish decides on what still waits in queues where nobody else will. The rules are gone, and nobody receives.
+	Finish() error
+	// Close gives what nobody received back to the stack and ends.
+	Close() error
+}
+
+// Wants is what a source wants of rules and programs.
+type Wants struct {
+	Ways   []Way           // that lead packets to it
+	Copies *codegen.Outlet // where programs copy packets to; nil: they do not
+	Counts *codegen.Outlet // where programs count the segments that they drop; nil: they do not
+	Queued bool            // programs choose what comes to its queues
+}
+
+// Env is what a source works with of its handle.
+type Env struct {
+	Config      engine.Config // a copy: a source may change its own
+	Layer       packet.Layer
+	Counts      *tally.Counts
+	Life        *life.Life
+	Sender      *verdict.Sender
+	Review      *review.Review
+	Table       *engine.FlowTable         // the verdicts and counts of flows where the interpreter decides
+	FlowDropped func(*packet.Packet) bool // the flow of a single packet that programs could not decide on is dropped
+	Matched     func() (uint64, error)    // what the rules have counted
+}
+
+// oneQueue is what sources without several queues have in common.
+type oneQueue struct{}
+
+func (oneQueue) Queues() int                    { return 1 }
+func (oneQueue) QueueOf(*packet.Packet) int     { return 0 }
+func (oneQueue) LastNumbers() ([]uint32, error) { return nil, nil }
+
+// Way is what a rule does with which packets.
+type Way struct {
+	Take   codegen.Take
+	Action rules.Action
+	Share  rules.Share // of the flows
+}
+
+// mayMatchCounted is mayMatch where the interpreter decides: what the filter counts of flows is counted here.
+func (e *Env) mayMatchCounted(f *prog.Program, b []byte, length int, a *packet.Address, at int64) bool {
+	if e.Table.Idle(f) {
+		return review.MayMatch(f, b, length, a)
+	}
+	var parsed packet.Parsed
+	if !parsed.Parse(b) {
+		return false
+	}
+	f, k := e.Table.Known(&e.Config, f, b, &parsed, length, at)
+	return review.MayMatchKnown(f, b, length, a, k)
+}

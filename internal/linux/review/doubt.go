@@ -1,0 +1,51 @@
+//go:build linux
+
+package review
+
+import (
+	"github.com/opendivert/divert/internal/linux/clock"
+	"github.com/opendivert/divert/internal/linux/codegen"
+	"github.com/opendivert/divert/internal/prog"
+	"github.com/opendivert/divert/packet"
+)
+
+// Bounded reports whether filter programs cannot pass all extension headers that a packet may have. Tests say so where
+// they can.
+var Bounded = func() bool { return codegen.Loops() != nil }
+
+// Doubts is what a handle's description says where programs are bounded.
+const Doubts = ", the interpreter on packets of IPv6 with more than 64 extension headers, which a handle that drops drops all (Linux 5.17)"
+
+// second decides on packets on which a filter program could not decide, or only that they may match.
+type second struct {
+	program *prog.Program
+	segment bool // the programs do not know all that the filter asks for of single packets, see exact of setSecond
+
+	// For the time that packets wait at most they may have matched the filter before.
+	before *prog.Program
+	until  int64
+}
+
+// SetSecond makes a filter the one to decide by from now on. It is exact if it asks for nothing that differs between a
+// superpacket and its segments.
+func (r *Review) SetSecond(p *prog.Program, exact bool) {
+	next := &second{program: p.Uncounted(), segment: !exact} // nobody knows any more what had been counted
+	if last := r.second.Load(); last != nil {
+		next.before, next.until = last.program, clock.Now()+int64(r.queueTime.Load())
+	}
+	r.second.Store(next)
+}
+
+// Refuses decides once more on a packet of length bytes on which its filter program could not decide, and reports whether it
+// does not match. A single packet is one that the kernel may have cut out of another. It cannot tell of a packet of which
+// only the beginning is there: that counts as a match.
+func (r *Review) Refuses(p *packet.Packet, length int, single bool) bool {
+	s := r.second.Load()
+	if s == nil || !(single && s.segment) && !(length <= len(p.Data) && Bounded() && codegen.PastWalk(p.Data)) {
+		return false
+	}
+	if MayMatch(s.program, p.Data, length, &p.Addr) {
+		return false
+	}
+	return s.before == nil || p.Addr.Timestamp > s.until || !MayMatch(s.before, p.Data, length, &p.Addr)
+}
