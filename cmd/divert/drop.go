@@ -22,6 +22,7 @@ counts it. Close is never refused.`,
 		Example: `  divert drop udp.DstPort == 53                     no DNS in or out
   divert drop 'outbound and tcp.DstPort in {80, 443}'
   divert drop 'ip.SrcAddr == 192.0.2.0/24'          ignore a network
+  divert drop remoteAddr in @blocked=blocked.txt    a list, read again when it changes
   divert drop 'random8 < 25'                        lose one packet in ten
   divert drop --layer socket 'event == CONNECT and remotePort == 25'`,
 		Args: filterArguments,
@@ -36,12 +37,15 @@ counts it. Close is never refused.`,
 			if p.Layer() == divert.LayerSocket {
 				mode, doing = divert.Drop|divert.RecvOnly, "refusing what sockets do"
 			}
+			r := report{app: a, json: asJSON}
+			if err := flags.sets.follow(ctx, p, &r); err != nil {
+				return err
+			}
 			h, err := flags.open(p, mode)
 			if err != nil {
 				return err
 			}
 			defer h.Close()
-			r := report{app: a, json: asJSON}
 			r.begin("drop", doing, filterText(args), h)
 			<-ctx.Done()
 			r.end(h)

@@ -185,12 +185,15 @@ func (d *dump) compile(args []string) (err error) {
 
 // live prints what a handle receives.
 func (d *dump) live(ctx context.Context) error {
+	r := report{app: d.app, json: d.json}
+	if err := d.flags.sets.follow(ctx, d.program, &r); err != nil {
+		return err
+	}
 	h, err := d.open()
 	if err != nil {
 		return err
 	}
 	defer h.Close()
-	r := report{app: d.app, json: d.json}
 	if hasEvents(h.Layer()) {
 		r.begin("dump", "watching", d.text, h)
 		err = d.events(ctx, h)
@@ -347,6 +350,9 @@ func (d *dump) file(ctx context.Context) error {
 }
 
 func (d *dump) filterFile(ctx context.Context, c *captureReader) error {
+	if err := d.flags.sets.load(d.program); err != nil {
+		return err
+	}
 	var r record
 	m := newFileMatcher(d.program)
 	for {

@@ -69,6 +69,9 @@ func (e *eval) run(args []string) (err error) {
 	if e.program, err = e.flags.compile(args); err != nil {
 		return err
 	}
+	if err := e.flags.sets.load(e.program); err != nil {
+		return err
+	}
 	e.printer.colour = e.app.colour
 	e.w = bufio.NewWriterSize(e.app.out, bufferSize)
 	count, err := e.all()

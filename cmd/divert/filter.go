@@ -23,7 +23,8 @@ or touches the network. Without a FILTER the commands read one from standard inp
 The language, in short: tests of fields, such as tcp.DstPort == 80, joined by and, or, not and
 parentheses; (c? a: b) is a if c holds, else b. Operators: == != < <= > >= and in. A test fails if the
 packet has no such field. Beyond WinDivert: ip.DstAddr == 10.0.0.0/8 and
-tcp.DstPort in {80, 443, 8000-8099}. ` + "`divert filter fields`" + ` lists the fields.`,
+tcp.DstPort in {80, 443, 8000-8099}. A set with a name, remoteAddr in @blocked, has its members
+from a file: --set blocked=FILE, or @blocked=FILE. ` + "`divert filter fields`" + ` lists the fields.`,
 		Example: `  divert filter check tcp.DstPort == 80 and outbound
   divert filter explain 'tcp.DstPort in {80, 443}'
   divert filter eval -v tcp.Syn -r trace.pcapng`,
@@ -53,6 +54,9 @@ func textCommand(a *app, cmd *cobra.Command, run func(io.Writer, string, *filter
 			return err
 		}
 		p, err := flags.compileText(text)
+		if err == nil {
+			err = flags.sets.check(p, false)
+		}
 		if err != nil {
 			return err
 		}
@@ -125,6 +129,10 @@ for, and what WinDivert's driver would say to it.`,
 }
 
 func explain(w io.Writer, text string, p *filter.Program, flags *dialectFlags) error {
+	text, err := flags.sets.take(text)
+	if err != nil {
+		return err
+	}
 	normal, err := p.Format()
 	if err != nil {
 		return err

@@ -47,12 +47,15 @@ With --top it prints totals per process instead, every --interval, those with th
 			}
 			ctx, stop := untilSignal(cmd.Context())
 			defer stop()
+			r := report{app: a, json: asJSON}
+			if err := flags.sets.follow(ctx, p, &r); err != nil {
+				return err
+			}
 			h, err := flags.open(p, divert.RecvOnly|divert.Sniff)
 			if err != nil {
 				return err
 			}
 			defer h.Close()
-			r := report{app: a, json: asJSON}
 			r.begin("flows", "watching flows", filterText(args), h)
 			printer := newEventPrinter(a, asJSON)
 			if top {

@@ -47,6 +47,9 @@ func (r *reflector) open(args []string, more divert.Flag) (*divert.Handle, error
 	if err != nil {
 		return nil, err
 	}
+	if err := r.flags.sets.load(p); err != nil {
+		return nil, err
+	}
 	return r.flags.open(p, divert.RecvOnly|divert.Sniff|more)
 }
 

@@ -72,6 +72,7 @@ type dialectFlags struct {
 	layers []divert.Layer // to choose from
 	choice choice         // of one of them
 	strict bool
+	sets   setFiles
 }
 
 // add adds the flags, with the layers that the command works at.
@@ -82,6 +83,7 @@ func (f *dialectFlags) add(cmd *cobra.Command, layers []divert.Layer) {
 	}
 	addChoice(cmd, &f.choice, "layer", "where in the network stack the filter works")
 	cmd.Flags().BoolVar(&f.strict, "strict", false, "filter language of WinDivert 2.2 to the letter, without extensions")
+	f.sets.add(cmd)
 }
 
 // layer returns the layer that was chosen.
@@ -100,6 +102,10 @@ func (f *dialectFlags) compile(args []string) (*filter.Program, error) {
 }
 
 func (f *dialectFlags) compileText(text string) (*filter.Program, error) {
+	text, err := f.sets.take(text)
+	if err != nil {
+		return nil, err
+	}
 	return filter.Compile(text, f.layer(), f.dialect())
 }
 

@@ -49,12 +49,15 @@ With --rewrite the bytes of each packet go back to the kernel too, as if the pro
 			}
 			ctx, stop := untilSignal(cmd.Context())
 			defer stop()
+			r := report{app: a, json: asJSON}
+			if err := flags.sets.follow(ctx, p, &r); err != nil {
+				return err
+			}
 			h, err := flags.open(p, 0, divert.WithQueues(queues))
 			if err != nil {
 				return err
 			}
 			defer h.Close()
-			r := report{app: a, json: asJSON}
 			r.begin("passthru", "passing packets on", text, h)
 			err = passOn(ctx, h, batch, rewrite, r.warn)
 			r.end(h)

@@ -47,12 +47,15 @@ On Linux, answers to packets on the way out and to routed ones need /dev/net/tun
 			}
 			ctx, stop := untilSignal(cmd.Context())
 			defer stop()
+			r := report{app: a, json: asJSON}
+			if err := flags.sets.follow(ctx, p, &r); err != nil {
+				return err
+			}
 			h, err := flags.open(p, 0)
 			if err != nil {
 				return err
 			}
 			defer h.Close()
-			r := report{app: a, json: asJSON}
 			j := newRejecter(h, r.warn)
 			if verbose {
 				j.log = newRejectLog(a, asJSON)

@@ -35,12 +35,15 @@ elsewhere the socket is aborted. Close is never refused.`,
 			if block {
 				mode, doing = divert.RecvOnly, "refusing what sockets do"
 			}
+			r := report{app: a, json: asJSON}
+			if err := flags.sets.follow(ctx, p, &r); err != nil {
+				return err
+			}
 			h, err := flags.open(p, mode)
 			if err != nil {
 				return err
 			}
 			defer h.Close()
-			r := report{app: a, json: asJSON}
 			r.begin("sockets", doing, filterText(args), h)
 			printer := newEventPrinter(a, asJSON)
 			err = eachEvent(ctx, h, 0, printer.print, printer.flush)
