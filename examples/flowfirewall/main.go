@@ -1,7 +1,7 @@
-// Flowfirewall is a firewall that decides each flow once, by its first packet: flows with an address in one of the networks
-// that are named are dropped, all others pass. All that follows of a flow the kernel does.
+// Flowfirewall is a firewall that decides each flow once, by its first packet: flows with an address in a file of addresses
+// and networks are dropped, all others pass. All that follows of a flow the kernel does. The file may change.
 //
-//	flowfirewall 192.0.2.0/24 2001:db8::/32
+//	flowfirewall blocked.txt
 package main
 
 import (
@@ -11,21 +11,16 @@ import (
 	"net/netip"
 	"os"
 	"os/signal"
-	"slices"
 
 	"github.com/opendivert/divert"
+	"github.com/opendivert/divert/filter"
 	"github.com/opendivert/divert/packet"
 )
 
 func main() {
 	log.SetFlags(0)
-	var blocked []netip.Prefix
-	for _, text := range os.Args[1:] {
-		network, err := netip.ParsePrefix(text)
-		if err != nil {
-			log.Fatal(err)
-		}
-		blocked = append(blocked, network.Masked())
+	if len(os.Args) != 2 {
+		log.Fatal("usage: flowfirewall FILE")
 	}
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt)
 	defer stop()
@@ -34,7 +29,19 @@ func main() {
 		log.Fatal(err)
 	}
 	defer h.Close()
-	log.Printf("%d networks are blocked", len(blocked))
+	blocked := filter.NewAddressSet()
+	err = blocked.Follow(ctx, os.Args[1], func(err error) {
+		if err == nil {
+			err = h.ForgetFlows() // all are decided again
+		}
+		if err != nil {
+			log.Print(err) // the list stays as it was
+		}
+	})
+	if err != nil {
+		log.Fatal(err)
+	}
+	log.Print("begun")
 	for p, err := range h.Packets(ctx) {
 		if errors.Is(err, context.Canceled) {
 			break
@@ -53,9 +60,9 @@ func main() {
 }
 
 // decide decides a packet with its flow, or alone if it has none: a fragment, an ICMP error, another protocol.
-func decide(h *divert.Handle, p *divert.Packet, blocked []netip.Prefix) error {
+func decide(h *divert.Handle, p *divert.Packet, blocked *filter.Set) error {
 	flow, alone := h.AcceptFlow, h.Accept
-	if slices.ContainsFunc(blocked, func(n netip.Prefix) bool { return n.Contains(remote(p)) }) {
+	if blocked.Contains(remote(p)) {
 		flow, alone = h.DropFlow, h.Drop
 	}
 	err := flow(p)
