@@ -41,7 +41,7 @@ var dialects = map[bool]filter.Dialect{false: filter.Strict, true: filter.Extend
 
 // openHandle opens a handle (specification: api.md 5). In the strict dialect a filter that compiles but that the
 // original's driver would refuse is refused too (api.md 5.1).
-func openHandle(text string, layer uint32, priority int16, flags uint64, extended bool) (uintptr, code) {
+func openHandle(text string, layer uint32, priority int16, flags uint64, extended, segments bool) (uintptr, code) {
 	if layer >= uint32(packet.NumLayers) {
 		return 0, invalidParameter
 	}
@@ -52,8 +52,15 @@ func openHandle(text string, layer uint32, priority int16, flags uint64, extende
 	if err != nil {
 		return 0, invalidParameter
 	}
-	d, err := divert.OpenProgram(p, divert.WithPriority(priority), divert.WithFlags(divert.Flag(flags)),
-		engine.DropWaits().(divert.Option)) // api.md 6
+	opts := []divert.Option{
+		divert.WithPriority(priority), divert.WithFlags(divert.Flag(flags)),
+		engine.DropWaits().(divert.Option), // api.md 6
+	}
+	receives := divert.Flag(flags)&(divert.Drop|divert.SendOnly) == 0
+	if hasPackets := p.Layer() == divert.LayerNetwork || p.Layer() == divert.LayerForward; segments && hasPackets && receives {
+		opts = append(opts, divert.WithSegments())
+	}
+	d, err := divert.OpenProgram(p, opts...)
 	if err != nil {
 		return 0, code(wincode.Of(err))
 	}

@@ -18,11 +18,11 @@ const (
 )
 
 //export divertOpen
-func divertOpen(text *C.char, n C.size_t, layer C.UINT32, priority C.INT16, flags C.UINT64, extended C.BOOL, out *C.uintptr_t) C.DWORD {
+func divertOpen(text *C.char, n C.size_t, layer C.UINT32, priority C.INT16, flags C.UINT64, extended, segments C.BOOL, out *C.uintptr_t) C.DWORD {
 	if text == nil {
 		return C.DWORD(invalidParameter)
 	}
-	number, result := openHandle(string(textOf(text, n)), uint32(layer), int16(priority), uint64(flags), extended != 0)
+	number, result := openHandle(string(textOf(text, n)), uint32(layer), int16(priority), uint64(flags), extended != 0, segments != 0)
 	*out = C.uintptr_t(number)
 	return C.DWORD(result)
 }

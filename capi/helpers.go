@@ -10,11 +10,13 @@ import "C"
 
 import (
 	"errors"
+	"strings"
 	"sync"
 	"unsafe"
 
 	"github.com/opendivert/divert/filter"
 	"github.com/opendivert/divert/internal/addrtext"
+	"github.com/opendivert/divert/internal/prog"
 	"github.com/opendivert/divert/packet"
 )
 
@@ -124,6 +126,22 @@ func divertCompile(text *C.char, n C.size_t, layer C.UINT32, extended C.BOOL, ob
 	kind, pos, result := compile(textOf(text, n), layerOf(layer), extended != 0, object, objLen)
 	*description, *position = describe(kind), C.UINT(pos)
 	return C.DWORD(result)
+}
+
+//export divertExplainError
+func divertExplainError(text *C.char, n C.size_t, layer C.UINT32, extended C.BOOL, buf *C.char, bufLen C.UINT) C.DWORD {
+	p, err := filter.Compile(string(textOf(text, n)), layerOf(layer), dialects[extended != 0])
+	if err == nil && extended == 0 {
+		err = (*prog.Program)(p).DriverCheck() // which WinDivertOpen asks too
+	}
+	var wrong *filter.Error
+	switch {
+	case err == nil:
+		return put(buf, bufLen, "")
+	case errors.As(err, &wrong):
+		return put(buf, bufLen, strings.TrimPrefix(wrong.Snippet(), "filter: "))
+	}
+	return put(buf, bufLen, err.Error())
 }
 
 // compile is WinDivertHelperCompileFilter (specification: filter-language.md 9).

@@ -11,6 +11,13 @@ BOOL divert_extended(void)
     return dialect != NULL && strcmp(dialect, "extended") == 0;
 }
 
+BOOL divert_segments(void)
+{
+    const char *segments = getenv("DIVERT_SEGMENTS");
+
+    return segments != NULL && strcmp(segments, "1") == 0;
+}
+
 #ifdef _WIN32
 
 BOOL divert_alive(void)

@@ -51,6 +51,9 @@ void divert_refuse(LPOVERLAPPED overlapped, DWORD error);
 /* divert_extended tells whether the environment asks for the extended dialect of the filter language. */
 BOOL divert_extended(void);
 
+/* divert_segments tells whether the environment asks for packets that are no longer than the path's MTU. */
+BOOL divert_segments(void);
+
 /* divert_descriptions are the texts of errors of the filter compiler that have been asked for, by kind. */
 extern char *divert_descriptions[256];
 

@@ -13,7 +13,8 @@ HANDLE WinDivertOpen(const char *filter, WINDIVERT_LAYER layer, INT16 priority, 
 
     if (!alive())
         return INVALID_HANDLE_VALUE;
-    error = divertOpen((char *)filter, length(filter), (UINT32)layer, priority, flags, divert_extended(), &handle);
+    error = divertOpen((char *)filter, length(filter), (UINT32)layer, priority, flags, divert_extended(), divert_segments(),
+                       &handle);
     if (error != ERROR_SUCCESS) {
         divert_fail(error);
         return INVALID_HANDLE_VALUE;
@@ -137,6 +138,15 @@ BOOL WinDivertHelperCompileFilter(const char *filter, WINDIVERT_LAYER layer, cha
     OUTPUT(errorStr, description);
     OUTPUT(errorPos, position);
     return done(error);
+}
+
+BOOL WinDivertHelperExplainFilterError(const char *filter, WINDIVERT_LAYER layer, char *buffer, UINT bufLen)
+{
+    if (!alive())
+        return FALSE;
+    if (filter == NULL || buffer == NULL)
+        return divert_fail(ERROR_INVALID_PARAMETER);
+    return done(divertExplainError((char *)filter, strlen(filter), (UINT32)layer, divert_extended(), buffer, bufLen));
 }
 
 BOOL WinDivertHelperEvalFilter(const char *filter, const VOID *pPacket, UINT packetLen,

@@ -21,9 +21,6 @@
 #endif
 
 #ifdef _WIN32
-#ifndef WIN32_LEAN_AND_MEAN
-#define WIN32_LEAN_AND_MEAN
-#endif
 #include <windows.h>
 #else
 #include <errno.h>
@@ -389,7 +386,7 @@ WINDIVERT_EXTENSION_ typedef struct
 } WINDIVERT_IPHDR, *PWINDIVERT_IPHDR;
 
 /* The fragment offset stays in network order, in units of 8 bytes; the flags are 0 or 1. */
-#define WINDIVERT_IPHDR_GET_FRAGOFF(hdr) ((UINT16)((hdr)->FragOff0 & 0xFF1Fu))
+#define WINDIVERT_IPHDR_GET_FRAGOFF(hdr) ((unsigned)(hdr)->FragOff0 & 0xFF1Fu)
 #define WINDIVERT_IPHDR_GET_MF(hdr) (((hdr)->FragOff0 >> 5) & 1u)
 #define WINDIVERT_IPHDR_GET_DF(hdr) (((hdr)->FragOff0 >> 6) & 1u)
 #define WINDIVERT_IPHDR_GET_RESERVED(hdr) (((hdr)->FragOff0 >> 7) & 1u)
@@ -501,7 +498,9 @@ WINDIVERT_ASSERT_(udphdr, sizeof(WINDIVERT_UDPHDR) == 8);
 WINDIVERTEXPORT HANDLE WinDivertOpen(const char *filter, WINDIVERT_LAYER layer, INT16 priority, UINT64 flags);
 
 /*
- * Waits for a packet or event. Each pointer but the handle may be NULL. *pRecvLen is the packet's length; of a
+ * Waits for a packet or event. Each pointer but the handle may be NULL. The kernel keeps TCP in segments of up to 64
+ * KiB: have room for WINDIVERT_MTU_MAX bytes, or set DIVERT_SEGMENTS=1 in the environment before WinDivertOpen, which has
+ * every packet come as it is on the wire. *pRecvLen is the packet's length; of a
  * packet longer than 65531 bytes, of which its IP header tells, the first 65531 are received, and WinDivertSend
  * lets all of it go on if they are not changed.
  * Errors: 122 the packet was longer than the buffer: its first packetLen bytes and the address are there, the
@@ -593,6 +592,13 @@ WINDIVERTEXPORT BOOL WinDivertHelperDecrementTTL(VOID *pPacket, UINT packetLen);
  */
 WINDIVERTEXPORT BOOL WinDivertHelperCompileFilter(const char *filter, WINDIVERT_LAYER layer, char *object,
                                                   UINT objLen, const char **errorStr, UINT *errorPos);
+
+/*
+ * An addition: writes what is wrong with a filter, in lines that show the place and say what to do, and a NUL; an
+ * empty text if WinDivertOpen would take it. 1024 bytes hold what a line of 80 columns shows; 4096 any text. Errors: 87, 122.
+ */
+WINDIVERTEXPORT BOOL WinDivertHelperExplainFilterError(const char *filter, WINDIVERT_LAYER layer, char *buffer,
+                                                       UINT bufLen);
 
 /* Whether a packet or event matches. FALSE with error 0: it does not; FALSE with 87: it cannot be told. */
 WINDIVERTEXPORT BOOL WinDivertHelperEvalFilter(const char *filter, const VOID *pPacket, UINT packetLen,

@@ -418,6 +418,24 @@ static void check_dialect(void)
     unsetenv("DIVERT_DIALECT");
 }
 
+/* WinDivertHelperExplainFilterError, an addition. */
+static void check_explanations(void)
+{
+    char text[4096];
+
+    CHECK(WinDivertHelperExplainFilterError("tcp.Synn", WINDIVERT_LAYER_NETWORK, text, sizeof(text)));
+    CHECK(strstr(text, "  tcp.Synn\n  ^^^^^^^^\n") == text && strstr(text, "did you mean tcp.Syn?") != NULL);
+    CHECK(WinDivertHelperExplainFilterError("tcp.Syn", WINDIVERT_LAYER_NETWORK, text, sizeof(text)) && text[0] == 0);
+    FAILS(WinDivertHelperExplainFilterError("tcp.Synn", WINDIVERT_LAYER_NETWORK, text, 5), ERROR_INSUFFICIENT_BUFFER,
+          EMSGSIZE);
+    CHECK(strcmp(text, "  tc") == 0);
+    FAILS(WinDivertHelperExplainFilterError(NULL, WINDIVERT_LAYER_NETWORK, text, 5), ERROR_INVALID_PARAMETER, EINVAL);
+    FAILS(WinDivertHelperExplainFilterError("tcp", WINDIVERT_LAYER_NETWORK, NULL, 5), ERROR_INVALID_PARAMETER, EINVAL);
+}
+
+SAME(fragment_offset, sizeof(WINDIVERT_IPHDR_GET_FRAGOFF((WINDIVERT_IPHDR *)0)) == sizeof(int) &&
+                          sizeof(WINDIVERT_IPHDR_GET_MF((WINDIVERT_IPHDR *)0)) == sizeof(int));
+
 /* ---- Open, and calls on what is no handle ---- */
 
 static void refuses(const char *filter, int layer, INT16 priority, UINT64 flags)
@@ -554,6 +572,7 @@ int main(void)
     check_packets();
     check_addresses();
     check_filters();
+    check_explanations();
     check_dialect();
     check_open();
     check_no_handle(INVALID_HANDLE_VALUE);
