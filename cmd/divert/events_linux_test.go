@@ -9,7 +9,6 @@ import (
 	"strings"
 	"syscall"
 	"testing"
-	"time"
 
 	"github.com/opendivert/divert/internal/lab"
 )
@@ -62,7 +61,7 @@ func TestSocketsCommand(t *testing.T) {
 	pair := lab.TwoHostsT(t, lab.LinkOptions{})
 	p := startEvents(t, pair.A, "sockets", "(event == LISTEN or event == CONNECT or event == ACCEPT) and (localPort == 80 or remotePort == 80)")
 	connectTCP(t, pair.A, 80)
-	time.Sleep(100 * time.Millisecond)
+	p.lines(t, 3)
 	out, status := p.end(t, syscall.SIGINT)
 	want := []string{
 		"TIME LISTEN pid=PID program=TEST endpoint=N parent=0 protocol=TCP local=[127.0.0.1]:80",
@@ -89,7 +88,7 @@ func TestSocketsBlockCommand(t *testing.T) {
 		t.Fatal(err)
 	}
 	l.Close()
-	time.Sleep(100 * time.Millisecond)
+	p.lines(t, 1)
 	out, status := p.end(t, syscall.SIGTERM)
 	var e jsonEvent
 	if err := json.Unmarshal([]byte(out), &e); err != nil || status != 0 {
@@ -105,7 +104,7 @@ func TestFlowsCommand(t *testing.T) {
 	p := startEvents(t, pair.A, "flows", "localPort == 80")
 	top := startEvents(t, pair.A, "flows", "--top", "--interval", "10s", "localPort == 80")
 	connectTCP(t, pair.A, 80)
-	time.Sleep(100 * time.Millisecond)
+	p.lines(t, 2) // what one handle has been told of, all have
 	out, status := p.end(t, syscall.SIGINT)
 	want := []string{
 		"TIME ESTABLISHED PID TEST TCP 127.0.0.1:80 <---- 127.0.0.1:PORT",
@@ -186,8 +185,8 @@ func TestDumpEvents(t *testing.T) {
 		t.Errorf("status %d", status)
 	}
 	pid := regexp.MustCompile(fmt.Sprintf(`\b%d\b`, other.cmd.Process.Pid))
-	time.Sleep(500 * time.Millisecond)
 	for _, tt := range tests {
+		tt.run.lines(t, len(tt.want))
 		name := strings.Join(tt.args, " ")
 		signal := os.Signal(syscall.SIGINT)
 		if strings.Contains(name, "-c 1") {
@@ -271,7 +270,7 @@ func TestHandlesCommands(t *testing.T) {
 	if out, status := runIn(t, pair.A, "clean"); status != 0 {
 		t.Errorf("clean: %d, %q", status, out)
 	}
-	time.Sleep(500 * time.Millisecond)
+	watch.lines(t, 2)
 	out, status = watch.end(t, syscall.SIGINT)
 	if got := shape(out); status != 0 || len(got) != 2 || !strings.HasPrefix(got[0], "OPEN time=T pid=") || !strings.HasPrefix(got[1], "CLOSE time=T pid=") {
 		t.Errorf("watch: %d, %q", status, got)

@@ -43,6 +43,7 @@ func TestMain(m *testing.M) {
 type running struct {
 	cmd    *exec.Cmd
 	out    io.ReadCloser
+	begun  strings.Builder // what lines has read of it
 	errout *syncBuffer
 	ended  bool
 }
@@ -104,6 +105,22 @@ func startProgram(t *testing.T, h *lab.Host, exe string, args ...string) *runnin
 	return p
 }
 
+// lines waits until the command has printed n lines, or n more.
+func (p *running) lines(t *testing.T, n int) {
+	t.Helper()
+	timer := time.AfterFunc(20*time.Second, func() { _ = p.cmd.Process.Kill() })
+	defer timer.Stop()
+	for b := make([]byte, 1); n > 0; { // and nothing of the line behind
+		if _, err := p.out.Read(b); err != nil {
+			t.Fatalf("%d lines more were to come: %v\n%.300s\n%.300s", n, err, &p.begun, p.errout)
+		}
+		p.begun.Write(b)
+		if b[0] == '\n' {
+			n--
+		}
+	}
+}
+
 // end sends a signal, waits for the end, and returns the output and the exit status.
 func (p *running) end(t *testing.T, s os.Signal) (out string, status int) {
 	t.Helper()
@@ -124,7 +141,7 @@ func (p *running) end(t *testing.T, s os.Signal) (out string, status int) {
 	if err != nil && !errors.As(err, &exit) {
 		t.Fatal(err)
 	}
-	return string(b), p.cmd.ProcessState.ExitCode()
+	return p.begun.String() + string(b), p.cmd.ProcessState.ExitCode()
 }
 
 // hosts makes two hosts and an echo server on the second one.
