@@ -39,6 +39,16 @@ func counted(t testing.TB, d *divert.Handle, is func(divert.Stats) bool) divert.
 	return s
 }
 
+// eventually waits until something is so.
+func eventually(t testing.TB, what string, is func() bool) {
+	t.Helper()
+	for end := time.Now().Add(20 * time.Second); !is(); time.Sleep(time.Millisecond) {
+		if time.Now().After(end) {
+			t.Fatalf("after 20 s still not: %s", what)
+		}
+	}
+}
+
 // taken receives n packets.
 func taken(t testing.TB, d *divert.Handle, n int) []divert.Packet {
 	t.Helper()

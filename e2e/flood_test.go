@@ -151,6 +151,14 @@ func (f *flood) receive() {
 	}
 }
 
+// arrived returns how many datagrams have arrived.
+func (f *flood) arrived() (n uint64) {
+	for _, fl := range f.flows {
+		n += uint64(fl.got.Load())
+	}
+	return n
+}
+
 // sum is what became of a flood's datagrams.
 type sum struct {
 	sent, arrived, lost, double, late int // late: behind one with a higher number

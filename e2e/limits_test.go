@@ -244,7 +244,7 @@ func TestShutdownModes(t *testing.T) {
 							results <- err
 						}()
 					}
-					time.Sleep(10 * time.Millisecond)
+					time.Sleep(10 * time.Millisecond) // most likely they wait; what follows holds if not, too
 					for _, how := range m.how {
 						if err := d.Shutdown(how); err != nil {
 							t.Fatal(err)

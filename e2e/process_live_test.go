@@ -323,8 +323,7 @@ func testProcessID(t *testing.T, addr func(*lab.Host) netip.Addr, script string,
 			a.play(a.before)
 		}
 		a.play(a.after)
-		time.Sleep(50 * time.Millisecond) // for what softirqs do
-		counts[i] = int(stats(t, watch).Matched)
+		counts[i] = int(quiet(t, watch).Matched) // softirqs have done what they do
 	}
 	finish(t, watch, watched)
 	finish(t, d, received)
@@ -362,7 +361,7 @@ func testProcessID(t *testing.T, addr func(*lab.Host) netip.Addr, script string,
 // collectOwned shuts a handle down and returns what it received.
 func collectOwned(t *testing.T, d *divert.Handle, list *[]owned, w *worker) []owned {
 	t.Helper()
-	time.Sleep(50 * time.Millisecond) // for what softirqs do
+	quiet(t, d) // softirqs have done what they do
 	finish(t, d, w)
 	return *list
 }
@@ -527,7 +526,7 @@ func TestProcessIDSetFilter(t *testing.T) {
 	w := gather(t, d, &list)
 	p.script("socket u udp4\nsend u 10.77.0.2:9")
 	for _, text := range []string{fmt.Sprintf("udp and outbound and processId == %d", q.pid), "udp and outbound"} {
-		time.Sleep(20 * time.Millisecond)
+		counted(t, d, func(s divert.Stats) bool { return s.Received > 0 && s.Waiting == 0 })
 		if err := d.SetFilter(text); err != nil {
 			t.Fatal(err)
 		}

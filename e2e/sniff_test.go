@@ -172,9 +172,9 @@ func TestSniffedQueue(t *testing.T) {
 		}
 	})
 	t.Run("time", func(t *testing.T) {
-		d := open(t, divert.WithQueueTime(500*time.Millisecond))
+		d := open(t, divert.WithQueueTime(2*time.Second)) // also a slow machine receives the young ones in that time
 		sendEverywhere(t, c, 20, 40)
-		time.Sleep(time.Second)
+		time.Sleep(2500 * time.Millisecond) // they are old now, also by the eighth that may be added
 		sendEverywhere(t, c, 5, 40)
 		if s := check(t, d, 64, inOrder(5)); s.DroppedFull != 0 || s.DroppedOld != 20 {
 			t.Errorf("%+v", s)
@@ -201,7 +201,7 @@ func TestSniffedQueue(t *testing.T) {
 				done <- err
 			}()
 		}
-		time.Sleep(20 * time.Millisecond)
+		time.Sleep(20 * time.Millisecond) // most likely they wait; what follows holds if not, too
 		for size := 8 << 20; size <= 32<<20; size *= 2 {
 			set(t, d, sizeOf(size))
 		}

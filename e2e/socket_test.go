@@ -268,7 +268,7 @@ func (p *performer) script(text string) {
 // collect shuts a handle down and returns what it received, one line each.
 func collect(t testing.TB, d *divert.Handle, names map[uint32]string) []string {
 	t.Helper()
-	time.Sleep(30 * time.Millisecond) // for what softirqs do
+	quiet(t, d) // softirqs have done what they do
 	if err := d.Shutdown(divert.ShutdownBoth); err != nil {
 		t.Fatal(err)
 	}

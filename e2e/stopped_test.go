@@ -96,7 +96,8 @@ func TestReaderStopped(t *testing.T) {
 			below := openAt(t, pair.B, fmt.Sprintf("udp and udp.SrcPort == %d", other.Addr().Port()), divert.WithPriority(-1))
 			passthru(t, above)
 			passthru(t, below)
-			time.Sleep(200 * time.Millisecond)
+			begun := f.arrived()
+			eventually(t, "traffic passes the process", func() bool { return f.arrived() > begun+1000 })
 			cmd.Process.Signal(syscall.SIGSTOP)
 			most := 0
 			for end := time.Now().Add(map[bool]time.Duration{false: 2 * time.Second, true: 10 * time.Second}[long()]); time.Now().Before(end); {
@@ -107,7 +108,8 @@ func TestReaderStopped(t *testing.T) {
 				time.Sleep(20 * time.Millisecond)
 			}
 			cmd.Process.Signal(syscall.SIGCONT)
-			time.Sleep(300 * time.Millisecond)
+			begun = f.arrived()
+			eventually(t, "traffic passes the process again", func() bool { return f.arrived() > begun+1000 })
 			sum := f.finish()
 			in.Close()
 			var s divert.Stats
