@@ -119,7 +119,7 @@ func (p *player) none(h *divert.Handle) {
 	}
 	ps := make([]divert.Packet, 1)
 	if n, err := h.RecvBatch(ps); !errors.Is(err, os.ErrDeadlineExceeded) {
-		p.Errorf("received %d packets (%q), %v; want none", n, payloadOf(ps[0].Data), err)
+		p.Errorf("received %d packets (%.100q), %v; want none", n, payloadOf(ps[0].Data), err)
 	}
 }
 

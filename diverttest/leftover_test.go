@@ -132,7 +132,7 @@ var leftovers = []expectation{
 		ps := make([]divert.Packet, 1)
 		_, err := h.RecvBatch(ps)
 		if p.ok(err); payloadOf(ps[0].Data) != "1" {
-			p.Errorf("received %q", payloadOf(ps[0].Data))
+			p.Errorf("received %.100q", payloadOf(ps[0].Data))
 		}
 		p.ok(h.Close())
 		p.expectFrom(2, 10)

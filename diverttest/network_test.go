@@ -291,7 +291,7 @@ func TestChecksums(t *testing.T) {
 			var parsed packet.Parsed
 			parsed.ParseExact(out[0].Data)
 			if parsed.VerifyIPChecksum(out[0].Data) != row.ipOK || parsed.VerifyTransportChecksum(out[0].Data) != row.uOK {
-				t.Errorf("delivered %x", out[0].Data)
+				t.Errorf("delivered %.100x", out[0].Data)
 			}
 			if row.accept && out[0].Addr.UDPChecksum {
 				t.Error("an accepted packet is said to have its checksum")
@@ -527,7 +527,7 @@ func TestNext(t *testing.T) {
 	go n.Outbound(udp(t, "x"), 0)
 	p, err := n.Next(t.Context())
 	if err != nil || payloadOf(p.Data) != "x" {
-		t.Errorf("next is %q (%v)", payloadOf(p.Data), err)
+		t.Errorf("next is %.100q (%v)", payloadOf(p.Data), err)
 	}
 	delivered(t, n)
 }

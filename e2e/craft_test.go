@@ -48,7 +48,7 @@ func craft(t testing.TB, src, dst string, port uint16, payload []byte) []byte {
 	b = be.AppendUint16(b, uint16(length))
 	b = append(be.AppendUint16(b, 0), payload...)
 	if !packet.CalcChecksums(b, nil, 0) {
-		t.Fatalf("a crafted datagram does not parse: %x", b)
+		t.Fatalf("a crafted datagram does not parse: %.100x", b)
 	}
 	return b
 }

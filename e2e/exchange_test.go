@@ -65,7 +65,7 @@ func rewrite(t testing.TB, d *divert.Handle) *worker {
 	return each(t, d, func(p *divert.Packet) {
 		var parsed packet.Parsed
 		if !parsed.ParseExact(p.Data) {
-			t.Errorf("a captured packet does not parse: %x", p.Data)
+			t.Errorf("a captured packet does not parse: %.100x", p.Data)
 			return
 		}
 		if upper(parsed.Payload(p.Data)) {
@@ -137,7 +137,7 @@ func checkUpperUDP(t *testing.T, pair *lab.Pair, addr netip.Addr) {
 			t.Fatalf("a rewritten datagram of %d bytes does not arrive: %v", size, err)
 		}
 		if want := bytes.ToUpper(sent); !bytes.Equal(buf[:n], want) {
-			t.Errorf("arrived %q, want %q", buf[:n], want)
+			t.Errorf("arrived %.100q, want %.100q", buf[:n], want)
 		}
 	}
 }

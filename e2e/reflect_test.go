@@ -87,7 +87,7 @@ func reflection(t testing.TB, p *divert.Packet) reflected {
 	d := p.Addr.Reflect()
 	object, found := strings.CutSuffix(string(p.Data), "\x00")
 	if !found {
-		t.Errorf("no zero at the end of %q", p.Data)
+		t.Errorf("no zero at the end of %.100q", p.Data)
 	}
 	program, err := filter.Compile(object, d.Layer, filter.Extended)
 	if err != nil {

@@ -221,7 +221,7 @@ func (s *sourceRoute) checkUDP(t *testing.T, r *lab.Routed) {
 			t.Fatalf("a datagram of %d bytes does not arrive: %v", size, err)
 		}
 		if !bytes.Equal(buf[:n], bytes.ToUpper(sent)) {
-			t.Errorf("arrived %q", buf[:n])
+			t.Errorf("arrived %.100q", buf[:n])
 		}
 	}
 }

@@ -153,7 +153,7 @@ func TestDatagramsAreSinglePackets(t *testing.T) {
 								receive := func(p *divert.Packet) {
 									var parsed packet.Parsed
 									if !parsed.ParseExact(p.Data) || p.Addr.UDPChecksum && !parsed.VerifyTransportChecksum(p.Data) {
-										t.Errorf("a packet that is not right: %x", p.Data)
+										t.Errorf("a packet that is not right: %.100x", p.Data)
 									}
 									got = append(got, string(parsed.Payload(p.Data)))
 									if m.send != nil {
@@ -245,7 +245,7 @@ func TestSegmentsOfTCP(t *testing.T) {
 							w := each(t, d, func(p *divert.Packet) {
 								var parsed packet.Parsed
 								if !parsed.ParseExact(p.Data) || parsed.TCPOff < 0 || p.Addr.TCPChecksum && !parsed.VerifyTransportChecksum(p.Data) {
-									t.Errorf("a segment that is not right: %x", p.Data)
+									t.Errorf("a segment that is not right: %.100x", p.Data)
 								}
 								longest, bytes = max(longest, len(p.Data)), bytes+int(parsed.PayloadLen)
 								if m.send != nil {

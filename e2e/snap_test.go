@@ -63,7 +63,7 @@ func TestSnapLength(t *testing.T) {
 					}
 					p := &ps[0]
 					if len(p.Data) != snap || binary.BigEndian.Uint16(p.Data[2:]) != 1428 || !bytes.Equal(p.Data[28:], payload[:snap-28]) {
-						t.Errorf("received %d bytes: %x", len(p.Data), p.Data)
+						t.Errorf("received %d bytes: %.100x", len(p.Data), p.Data)
 					}
 					if row.flags == 0 {
 						if err := d.Send(p.Data, &p.Addr); !errors.Is(err, divert.ErrShortBuffer) {
@@ -95,7 +95,7 @@ func TestSnapLengthOfStreams(t *testing.T) {
 			for i := range ps {
 				var p packet.Parsed
 				if !p.Parse(ps[i].Data) || p.TCPOff < 0 || len(ps[i].Data) > divert.MinSnapLength {
-					t.Errorf("%x", ps[i].Data)
+					t.Errorf("%.100x", ps[i].Data)
 				}
 				longest.Store(max(longest.Load(), p.Length))
 			}

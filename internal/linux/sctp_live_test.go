@@ -64,7 +64,7 @@ func divertSCTP(t *testing.T, mode engine.Mode) {
 	}
 	p := &ps[0]
 	if !bytes.Equal(p.Data[packet.IPv4HeaderLen:], segment) {
-		t.Fatalf("received %x", p.Data)
+		t.Fatalf("received %.100x", p.Data)
 	}
 	p.Data[len(p.Data)-1] = 9
 	p.Addr.TCPChecksum, p.Addr.UDPChecksum = false, false
@@ -82,6 +82,6 @@ func divertSCTP(t *testing.T, mode engine.Mode) {
 	binary.LittleEndian.PutUint32(want[8:], 0)
 	binary.LittleEndian.PutUint32(want[8:], crc32.Checksum(want, crc32.MakeTable(crc32.Castagnoli)))
 	if !bytes.Equal(buf[:n], want) {
-		t.Errorf("arrived %x, want %x", buf[:n], want)
+		t.Errorf("arrived %.100x, want %x", buf[:n], want)
 	}
 }

@@ -126,7 +126,7 @@ func TestFlows(t *testing.T) {
 		}
 		told, err := DecodeTime(record.RawSample)
 		if want := parsed.FlowHash(b); err != nil || told.Flow != want || told.Length != uint32(len(b)) || told.SegmentSize != 0 {
-			t.Errorf("packet %x: %+v, %v, want the hash %x", b, told, err, want)
+			t.Errorf("packet %.100x: %+v, %v, want the hash %x", b, told, err, want)
 		}
 	}
 }

@@ -132,7 +132,7 @@ func TestLargeFilters(t *testing.T) {
 			for _, b := range packets {
 				got, err := run(loaded, b)
 				if want := p.MatchExact(b, &a); err != nil || got != want {
-					t.Errorf("packet %x: got %v, %v, want %v", b, got, err, want)
+					t.Errorf("packet %.100x: got %v, %v, want %v", b, got, err, want)
 				}
 			}
 		})

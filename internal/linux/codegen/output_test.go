@@ -50,7 +50,7 @@ func load(t testing.TB, text string, h Hook, o Options) *Program {
 func wantRun(t *testing.T, p *Program, b []byte, want bool) {
 	t.Helper()
 	if got, err := run(p, b); err != nil || got != want {
-		t.Errorf("packet %x: got %v, %v, want %v", b, got, err, want)
+		t.Errorf("packet %.100x: got %v, %v, want %v", b, got, err, want)
 	}
 }
 
@@ -95,7 +95,7 @@ func TestCorrelate(t *testing.T) {
 				}
 				told, err := DecodeTime(record.RawSample)
 				if want := packet.Hash(b, 0); err != nil || told.Hash != want {
-					t.Errorf("packet %x: hash %x, %v, want %x", b, told.Hash, err, want)
+					t.Errorf("packet %.100x: hash %x, %v, want %x", b, told.Hash, err, want)
 				}
 				if clock.hook.Clock == ClockConstant && told.Timestamp != -12345 ||
 					clock.hook.Clock == ClockMonotonic && (told.Timestamp < before || told.Timestamp > monotonic(t)) {

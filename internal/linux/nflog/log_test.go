@@ -109,7 +109,7 @@ func TestCopies(t *testing.T) {
 				got = append(got, c.Seq)
 				payload := map[uint32]string{7: "one", 8: "the second"}[c.Seq]
 				if c.Hook != 4 || c.In != 2 || c.Out != 3 || c.Time != 1_700_000_000_123_456_000 || string(c.Payload) != payload {
-					t.Errorf("%+v, payload %q", c, c.Payload)
+					t.Errorf("%+v, payload %.100q", c, c.Payload)
 				}
 			}
 			if len(got) != len(row.want) {

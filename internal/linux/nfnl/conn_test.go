@@ -105,7 +105,7 @@ func TestRequest(t *testing.T) {
 	n, truncated := r.Len(0)
 	it := Messages(slot[:n])
 	if truncated || !it.Next() || it.Type != unix.NLMSG_ERROR || !errors.Is(it.Errno(), unix.ENODEV) || n != 36 {
-		t.Errorf("answer of %d bytes: %x", n, slot[:n])
+		t.Errorf("answer of %d bytes: %.100x", n, slot[:n])
 	}
 }
 

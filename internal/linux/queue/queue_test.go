@@ -257,7 +257,7 @@ func TestVerdictsThatDoNotReachTheKernel(t *testing.T) {
 		}
 		a := nfnl.Attrs(next(t, there)[nfnl.HeaderLen:])
 		if !a.Next() || binary.BigEndian.Uint32(a.Data[4:]) != id {
-			t.Fatalf("verdict %d: %x", id, a.Data)
+			t.Fatalf("verdict %d: %.100x", id, a.Data)
 		}
 	}
 	// What has no payload can be added again as it was.
@@ -338,7 +338,7 @@ func TestParse(t *testing.T) {
 				return
 			}
 			if !bytes.Equal(m.Payload, row.want.Payload) {
-				t.Errorf("payload %q", m.Payload)
+				t.Errorf("payload %.100q", m.Payload)
 			}
 			got, want := m, row.want
 			got.Payload, want.Payload = nil, nil

@@ -126,6 +126,6 @@ func TestFrame(t *testing.T) {
 		t.Errorf("ends with %+v", end)
 	}
 	if !strings.Contains(string(framed[1].Data), tableName+"\x00") {
-		t.Errorf("%q", framed[1].Data)
+		t.Errorf("%.100q", framed[1].Data)
 	}
 }
