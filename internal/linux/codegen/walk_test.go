@@ -119,19 +119,27 @@ func FuzzPastWalk(f *testing.F) {
 // TestLoops holds the answer of Loops to the kernel's version: a kernel that translates programs has bpf_loop since 5.17.
 func TestLoops(t *testing.T) {
 	requireBPF(t)
+	has := atLeast(t, 5, 17)
+	if jit, err := os.ReadFile("/proc/sys/net/core/bpf_jit_enable"); err == nil && jit[0] == '0' {
+		has = false
+	}
+	if err := Loops(); (err == nil) != has {
+		t.Errorf("%+v", err)
+	}
+}
+
+// atLeast reports whether the kernel has a version or a later one.
+func atLeast(t *testing.T, wantMajor, wantMinor int) bool {
+	t.Helper()
 	var u unix.Utsname
 	if err := unix.Uname(&u); err != nil {
 		t.Fatal(err)
 	}
 	var major, minor int
-	fmt.Sscanf(unix.ByteSliceToString(u.Release[:]), "%d.%d", &major, &minor)
-	has := major > 5 || major == 5 && minor >= 17
-	if jit, err := os.ReadFile("/proc/sys/net/core/bpf_jit_enable"); err == nil && jit[0] == '0' {
-		has = false
+	if _, err := fmt.Sscanf(unix.ByteSliceToString(u.Release[:]), "%d.%d", &major, &minor); err != nil {
+		t.Fatal(err)
 	}
-	if err := Loops(); (err == nil) != has {
-		t.Errorf("Linux %d.%d: %+v", major, minor, err)
-	}
+	return major > wantMajor || major == wantMajor && minor >= wantMinor
 }
 
 // TestLengthThatNoHeaderTells runs packets of TCP that are still to be cut and whose header tells no length.
