@@ -201,7 +201,7 @@ func TestLargeSets(t *testing.T) {
 			built := time.Since(start)
 			start = time.Now()
 			loaded, err := u.Load()
-			if limit := new(LimitError); errors.As(err, &limit) && !atLeast(t, 6, 12) {
+			if limit := new(LimitError); errors.As(err, &limit) && !atLeast(t, 6, 1) {
 				t.Skip(err) // see RefusedSets
 			}
 			if err != nil {
