@@ -98,6 +98,34 @@ func TestHeldPacketsGoOn(t *testing.T) {
 	})
 }
 
+// What is sent elsewhere is a new packet, whether it is sent at once or late. Came from a bug: late, it counted as sent on, and
+// "divert reject" told of fewer answers than it gave.
+func TestSentElsewhereIsNewLateToo(t *testing.T) {
+	t.Parallel()
+	eachEngine(t, lab.LinkOptions{}, func(t *testing.T, pair *lab.Pair, e divert.Option) {
+		conn, expect := receiver(t, pair.B, pair.B.Addr4())
+		c := dialUDP(t, pair.A, &net.UDPAddr{IP: net.IPv4(10, 77, 0, 99), Port: int(addrPort(conn).Port())})
+		for _, late := range []bool{false, true} {
+			d := openAt(t, pair.A, fmt.Sprintf("outbound and udp.DstPort == %d", addrPort(conn).Port()), e)
+			send(t, c, 1, 8)
+			ps := taken(t, d, 1)
+			if late {
+				counted(t, d, func(s divert.Stats) bool { return s.Abandoned == 1 })
+			}
+			copy(ps[0].Data[16:20], pair.B.Addr4().AsSlice())
+			ps[0].Addr.IPChecksum, ps[0].Addr.UDPChecksum = false, false
+			if err := d.Send(ps[0].Data, &ps[0].Addr); err != nil {
+				t.Error(err)
+			}
+			expect("       0")
+			if s := stats(t, d); s.Injected != 1 || s.Reinjected != 0 || s.Failed != 0 {
+				t.Errorf("late %v: %+v", late, s)
+			}
+			d.Close()
+		}
+	})
+}
+
 // A handle that only receives holds nobody up.
 func TestReceiveOnlyHoldsNobodyUp(t *testing.T) {
 	t.Parallel()

@@ -323,7 +323,7 @@ func (s *Sender) one(p *packet.Packet, v *verdicts, unchanged bool) (again bool,
 	if late && err != nil {
 		s.Counts.Abandoned.Add(1) // it stays gone
 	}
-	return late, err
+	return late && t.holds(data, &p.Addr), err // turned round or sent elsewhere, it is a new one late, too
 }
 
 // beginning says why a packet of which only the beginning was received cannot be sent.
