@@ -62,7 +62,7 @@ var chains = [numChains]struct {
 	Forward:          {"forward", nftables.ChainHookForward, afterDefrag, []fixed{entering}, []fixed{forgetting}},
 	Outbound:         {"outbound", nftables.ChainHookPostrouting, beforeConfirmed, []fixed{toVRF}, []fixed{closing}},
 	Redirected:       {"redirected", nftables.ChainHookInput, afterDefrag, []fixed{known, opening}, []fixed{closing}},
-	InboundOrigin:    {"inbound_origin", nftables.ChainHookPrerouting, first, nil, []fixed{passing, fromVRF, clearing}},
+	InboundOrigin:    {"inbound_origin", nftables.ChainHookPrerouting, first, []fixed{fromVRF}, []fixed{passing, clearing}},
 	OutboundOrigin:   {"outbound_origin", nftables.ChainHookOutput, first, []fixed{passing, toVRF}, []fixed{clearing}},
 	ForwardOrigin:    {forwardOrigin, nil, 0, nil, nil},
 	Defrag:           {"defrag", nil, 0, nil, nil},
@@ -219,11 +219,12 @@ const (
 // twice (drivers/net/vrf.c). The pass of the port is the one that counts: what waits in a queue in that of the VRF device
 // at PRE_ROUTING is lost (vrf_rcv_finish).
 
-// needed reports whether a fixed rule has a use in a chain on this host. At the head of inbound and outbound every packet
+// needed reports whether a fixed rule has a use in a chain on this host. At the head of a chain every packet
 // pays for the rules that know VRF devices, so there they wait for the module that makes such devices: a handle
-// that opens after it was loaded adds them.
+// that opens after it was loaded adds them. In inbound_origin they stand there because an injected packet proves its origin by
+// its frame, which it still has when the VRF device receives it: it would get its cursor a second time.
 func (c Chain) needed(f fixed) bool {
-	return f != fromVRF && f != toVRF || c != Inbound && c != Outbound || mayHaveVRF()
+	return f != fromVRF && f != toVRF || c == OutboundOrigin || mayHaveVRF()
 }
 
 // mayHaveVRF reports whether the host can have VRF devices at this moment. Built in, the module is always there.
