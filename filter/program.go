@@ -2,6 +2,7 @@ package filter
 
 import (
 	"errors"
+	"slices"
 
 	"github.com/opendivert/divert/internal/prog"
 	"github.com/opendivert/divert/packet"
@@ -74,3 +75,15 @@ func (p *Program) Object() (string, error) {
 
 // Listing returns the program for people: a line for each test with its number and where the evaluation goes on.
 func (p *Program) Listing() string { return p.program().Listing() }
+
+// Fields returns the names of the fields that the program tests, each once, in the order of their first test and without an
+// index.
+func (p *Program) Fields() []string {
+	var names []string
+	for _, t := range p.program().Tests() {
+		if name := t.Field.String(); !slices.Contains(names, name) {
+			names = append(names, name)
+		}
+	}
+	return names
+}

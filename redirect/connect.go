@@ -1,0 +1,82 @@
+package redirect
+
+import (
+	"bufio"
+	"context"
+	"encoding/base64"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"net/url"
+
+	"github.com/opendivert/divert"
+)
+
+// connect connects through an HTTP proxy.
+func (p *proxy) connect(ctx context.Context, network, address string) (net.Conn, error) {
+	if network != "tcp" {
+		return nil, fmt.Errorf("%w: HTTP CONNECT carries TCP only; use a SOCKS 5 proxy for UDP", divert.ErrNotSupported)
+	}
+	var rest *bufio.Reader
+	c, err := p.greet(ctx, func(c net.Conn) (err error) {
+		rest, err = p.askConnect(c, address)
+		return err
+	})
+	if err != nil {
+		return nil, err
+	}
+	if rest.Buffered() > 0 { // what the destination has said already
+		return &buffered{c, rest}, nil
+	}
+	return c, nil
+}
+
+// answerLimit is how long the head of a proxy's answer may be.
+const answerLimit = 64 << 10
+
+// askConnect asks for a tunnel, and returns what came behind the answer.
+func (p *proxy) askConnect(c net.Conn, address string) (*bufio.Reader, error) {
+	r := &http.Request{Method: http.MethodConnect, URL: &url.URL{Opaque: address}, Host: address, Header: http.Header{}}
+	r.Header.Set("User-Agent", "divert")
+	if p.user != nil {
+		password, _ := p.user.Password()
+		r.Header.Set("Proxy-Authorization", "Basic "+base64.StdEncoding.EncodeToString([]byte(p.user.Username()+":"+password)))
+	}
+	if err := r.Write(c); err != nil {
+		return nil, err
+	}
+	limited := &io.LimitedReader{R: c, N: answerLimit}
+	in := bufio.NewReader(limited)
+	answer, err := http.ReadResponse(in, r)
+	switch {
+	case err != nil:
+		return nil, fmt.Errorf("its answer to CONNECT: %w", err)
+	case answer.StatusCode == http.StatusProxyAuthRequired:
+		return nil, fmt.Errorf("it wants a user and password that it knows: %s", answer.Status)
+	case answer.StatusCode/100 != 2:
+		return nil, fmt.Errorf("it refuses to connect to %s: %q", address, answer.Status)
+	}
+	limited.N = 1<<63 - 1
+	return in, nil
+}
+
+// buffered is a connection of which something was read already.
+type buffered struct {
+	net.Conn
+	in *bufio.Reader
+}
+
+// Read reads what was read first.
+func (c *buffered) Read(b []byte) (int, error) { return c.in.Read(b) }
+
+// CloseWrite ends one direction.
+func (c *buffered) CloseWrite() error { return closeWrite(c.Conn) }
+
+// closeWrite ends one direction of a connection, if it can.
+func closeWrite(c net.Conn) error {
+	if h, ok := c.(interface{ CloseWrite() error }); ok {
+		return h.CloseWrite()
+	}
+	return nil
+}

@@ -1,0 +1,101 @@
+package redirect
+
+import (
+	"context"
+	"fmt"
+	"net"
+	"net/netip"
+	"strconv"
+	"sync"
+)
+
+// Dial connects to where an accepted connection wanted to go, directly or through Options.Via. If the Listener holds
+// connections, the other half stands already, and Dial returns it, once.
+func (l *Listener) Dial(ctx context.Context, c *Conn) (net.Conn, error) {
+	if up := l.table.takeUpstream(c.flow); up != nil {
+		return up, nil
+	}
+	up, err := l.dial(ctx, c.Network(), l.destination(c.flow))
+	if err != nil {
+		return nil, fmt.Errorf("redirect: dial %v: %w", c.flow.dst, err)
+	}
+	return up, nil
+}
+
+// DialContext connects to any address, numeric, as Dial does, but never through Options.Via. It is for programs with
+// Options.OwnByDial; others may use any dialer.
+func (l *Listener) DialContext(ctx context.Context, network, address string) (net.Conn, error) {
+	return l.dialOwn(ctx, network, address)
+}
+
+// destination returns a flow's destination for a dialer: a link-local address with its interface.
+func (l *Listener) destination(f *flow) string {
+	a := f.dst
+	if a.Addr().Is6() && a.Addr().IsLinkLocalUnicast() {
+		a = netip.AddrPortFrom(a.Addr().WithZone(strconv.Itoa(int(f.ifIdx))), a.Port())
+	}
+	return a.String()
+}
+
+// dialOwn connects so that the connection is known as the program's own before its first packet leaves.
+func (l *Listener) dialOwn(ctx context.Context, network, address string) (net.Conn, error) {
+	if !l.options.OwnByDial {
+		return l.options.Connect(ctx, &net.Dialer{}, network, address)
+	}
+	c, port, err := l.dialKnown(ctx, network, address)
+	if port == 0 {
+		return c, err
+	}
+	if u, ok := c.(*net.UDPConn); ok && err == nil {
+		return &ownUDP{u, sync.OnceFunc(func() { l.dials.remove(port, network) })}, nil
+	}
+	l.dials.remove(port, network) // of TCP only the first segment counts
+	return c, err
+}
+
+// ownUDP is a socket whose port is known as the program's until it is closed.
+type ownUDP struct {
+	*net.UDPConn
+	forget func()
+}
+
+// Close closes the socket.
+func (c *ownUDP) Close() error {
+	defer c.forget()
+	return c.UDPConn.Close()
+}
+
+// dials are the ports that the program connects from, where nothing else tells its connections from others.
+type dials struct {
+	mu    sync.RWMutex
+	ports map[dialKey]int
+}
+
+type dialKey struct {
+	port    uint16
+	network string
+}
+
+func (d *dials) add(port uint16, network string) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.ports == nil {
+		d.ports = map[dialKey]int{}
+	}
+	d.ports[dialKey{port, network}]++
+}
+
+func (d *dials) remove(port uint16, network string) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	k := dialKey{port, network}
+	if d.ports[k]--; d.ports[k] <= 0 {
+		delete(d.ports, k)
+	}
+}
+
+func (d *dials) has(port uint16, network string) bool {
+	d.mu.RLock()
+	defer d.mu.RUnlock()
+	return d.ports[dialKey{port, network}] > 0
+}

@@ -1,0 +1,46 @@
+package redirect
+
+import (
+	"fmt"
+	"os"
+	"slices"
+	"strings"
+
+	"github.com/opendivert/divert"
+	"github.com/opendivert/divert/filter"
+)
+
+// steady are the fields that are the same in all packets that one side of a connection sends, so that a decision made on
+// the first holds for the others.
+var steady = []string{
+	"zero", "outbound", "inbound", "loopback", "ifIdx", "subIfIdx", "processId", "layer", "event", "priority",
+	"ip", "ipv6", "tcp", "udp", "icmp", "icmpv6", "protocol",
+	"localAddr", "remoteAddr", "localPort", "remotePort",
+	"ip.SrcAddr", "ip.DstAddr", "ip.Protocol", "ipv6.SrcAddr", "ipv6.DstAddr", "ipv6.NextHdr",
+	"tcp.SrcPort", "tcp.DstPort", "udp.SrcPort", "udp.DstPort",
+}
+
+// compile compiles the filter of the handle: what the caller's filter matches on the way out, except the program's own
+// packets where spare says so, and what the listener's port sends and receives.
+func compile(text string, port uint16, spare bool) (*filter.Program, error) {
+	p, err := filter.Compile(text, divert.LayerNetwork, filter.Extended)
+	if err != nil {
+		return nil, err
+	}
+	for _, name := range p.Fields() {
+		if !slices.Contains(steady, name) {
+			return nil, fmt.Errorf("%w: the filter tests %s, which differs between the packets of one connection; a connection is redirected as a whole, so test %s",
+				divert.ErrInvalid, name, "addresses, ports, protocols, interfaces or processId")
+		}
+	}
+	whole, err := p.Format()
+	if err != nil {
+		return nil, err
+	}
+	var b strings.Builder
+	fmt.Fprintf(&b, "tcp and (outbound and tcp.SrcPort == %d or (inbound or loopback) and tcp.DstPort == %[1]d) or outbound and (tcp or udp) and (%s)", port, whole)
+	if spare {
+		fmt.Fprintf(&b, " and processId != %d", os.Getpid())
+	}
+	return filter.Compile(b.String(), divert.LayerNetwork, filter.Extended)
+}

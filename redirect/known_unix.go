@@ -1,0 +1,45 @@
+//go:build unix
+
+package redirect
+
+import (
+	"context"
+	"net"
+	"strings"
+	"syscall"
+)
+
+// dialKnown connects from a port that it makes known as the program's as soon as the socket has it, and returns that port, 0
+// if it did not come so far.
+func (l *Listener) dialKnown(ctx context.Context, network, address string) (c net.Conn, port uint16, err error) {
+	d := net.Dialer{Control: func(socket, _ string, raw syscall.RawConn) (err error) {
+		if e := raw.Control(func(fd uintptr) { port, err = bindAny(int(fd), strings.HasSuffix(socket, "6")) }); e != nil {
+			return e
+		}
+		if err == nil {
+			l.dials.add(port, network)
+		}
+		return err
+	}}
+	c, err = l.options.Connect(ctx, &d, network, address)
+	return c, port, err
+}
+
+// bindAny binds a socket to a port that the kernel chooses.
+func bindAny(fd int, ipv6 bool) (uint16, error) {
+	var a syscall.Sockaddr = &syscall.SockaddrInet4{}
+	if ipv6 {
+		a = &syscall.SockaddrInet6{}
+	}
+	if err := syscall.Bind(fd, a); err != nil {
+		return 0, err
+	}
+	a, err := syscall.Getsockname(fd)
+	switch a := a.(type) {
+	case *syscall.SockaddrInet4:
+		return uint16(a.Port), err
+	case *syscall.SockaddrInet6:
+		return uint16(a.Port), err
+	}
+	return 0, err
+}

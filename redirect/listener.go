@@ -1,0 +1,302 @@
+package redirect
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/netip"
+	"os"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/opendivert/divert"
+	"github.com/opendivert/divert/process"
+)
+
+// Listener accepts the connections that are redirected. Its methods may be called from several goroutines.
+type Listener struct {
+	options Options
+	handle  *divert.Handle
+	kernel  *net.TCPListener
+	port    uint16 // of kernel
+	table   *table
+	dial    DialFunc
+	dials   dials
+	cache   process.Cache
+
+	ctx        context.Context // ends when the Listener does
+	cancel     context.CancelCauseFunc
+	ready      chan *Conn
+	workers    sync.WaitGroup
+	background sync.WaitGroup
+	closing    sync.Once
+	closed     chan struct{} // when Close has done its work
+	closeErr   error
+
+	mu    sync.Mutex
+	conns map[*Conn]struct{}
+
+	redirected, spared, refused, full, strangers atomic.Uint64
+}
+
+// backlog is how many connections wait for Accept.
+const backlog = 1024
+
+// Listen redirects what matches the filter: connections of TCP, and exchanges of UDP, which this host begins from now on.
+// The filter is of layer NETWORK and may test what is the same for all packets of a connection: addresses, ports, protocols,
+// interfaces and processId. What it matches that is neither TCP nor UDP, or comes in, is left alone, and so are datagrams to
+// many. The Listener belongs to the network namespace of the calling thread. It ends with ctx, or by Close.
+//
+// Connections of this process and of its children, and their children, are not redirected: those of a process whose parents
+// have ended before it connected excepted, as nobody knows then whose child it was. See also Options.OwnByDial.
+//
+// The listener's own port is open on all addresses, but what reaches it otherwise is refused.
+//
+// It fails with a *filter.Error if the filter does not compile, with divert.ErrInvalid if it tests what differs between
+// packets, or for options that cannot be, and with the errors of divert.Open, among them divert.ErrNoProcess.
+func Listen(ctx context.Context, filter string, o Options) (*Listener, error) {
+	if err := o.complete(); err != nil {
+		return nil, fmt.Errorf("redirect: %w", err)
+	}
+	l := &Listener{options: o, ready: make(chan *Conn, backlog), closed: make(chan struct{}), conns: map[*Conn]struct{}{}}
+	var err error
+	if l.dial, err = NewDialer(o.Via, l.dialOwn); err != nil {
+		return nil, err
+	}
+	config := net.ListenConfig{}
+	config.SetMultipathTCP(false) // its packets tell addresses that are not those of the connection
+	k, err := config.Listen(ctx, "tcp", ":0")
+	if err != nil {
+		return nil, fmt.Errorf("redirect: %w", err)
+	}
+	l.kernel = k.(*net.TCPListener)
+	l.port = l.kernel.Addr().(*net.TCPAddr).AddrPort().Port()
+	l.table = newTable(o.MaxConns, l.port)
+	if err := l.open(filter); err != nil {
+		k.Close()
+		return nil, fmt.Errorf("redirect: %w", err)
+	}
+	l.ctx, l.cancel = context.WithCancelCause(ctx)
+	l.start()
+	return l, nil
+}
+
+func (l *Listener) open(text string) error {
+	spare := !l.options.OwnByDial
+	p, err := compile(text, l.port, spare)
+	if err != nil {
+		return err
+	}
+	opts := []divert.Option{divert.WithPriority(l.options.Priority), divert.WithEngine(l.options.Engine), divert.WithQueues(queues()),
+		divert.WithQueueLength(16384), divert.WithQueueSize(32 << 20)}
+	if spare {
+		opts = append(opts, divert.WithProcessID())
+	}
+	l.handle, err = l.options.Open(p, opts...)
+	if errors.Is(err, divert.ErrNoProcess) {
+		err = fmt.Errorf("%w; the program's own connections cannot be told from others: set Options.OwnByDial if it connects by Dial only", err)
+	}
+	return err
+}
+
+func (l *Listener) start() {
+	for i := range l.handle.Queues() {
+		l.workers.Go(func() {
+			w := &worker{l: l}
+			switch err := w.serve(l.handle.Queue(i)); {
+			case errors.Is(err, io.EOF), errors.Is(err, net.ErrClosed):
+			default:
+				l.cancel(err)
+			}
+		})
+	}
+	l.background.Go(l.acceptTCP)
+	l.background.Go(l.sweep)
+	context.AfterFunc(l.ctx, func() { _ = l.Close() })
+}
+
+// acceptTCP takes connections from the kernel and finds out whose they are.
+func (l *Listener) acceptTCP() {
+	for {
+		c, err := l.kernel.AcceptTCP()
+		if err != nil {
+			if l.ctx.Err() == nil && !errors.Is(err, net.ErrClosed) {
+				select { // no descriptors: others must close theirs first
+				case <-time.After(50 * time.Millisecond):
+					continue
+				case <-l.ctx.Done():
+				}
+			}
+			return
+		}
+		from := c.RemoteAddr().(*net.TCPAddr).AddrPort()
+		f := l.table.findAlias(netip.AddrPortFrom(from.Addr().Unmap().WithZone(""), from.Port()))
+		if f == nil {
+			abort(c)
+			continue
+		}
+		l.table.own(f, true)
+		conn := &Conn{Conn: c, l: l, flow: f}
+		l.keep(conn)
+		select {
+		case l.ready <- conn:
+		case <-l.ctx.Done():
+			conn.Reset()
+		}
+	}
+}
+
+// abort ends a connection with a reset.
+func abort(c *net.TCPConn) {
+	_ = c.SetLinger(0)
+	_ = c.Close()
+}
+
+func (l *Listener) keep(c *Conn) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.conns[c] = struct{}{}
+}
+
+func (l *Listener) lose(c *Conn) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	delete(l.conns, c)
+}
+
+// Accept waits for the next connection or exchange. It fails with net.ErrClosed after Close, and otherwise with the cause:
+// that of the context's end, or the error of the handle, such as divert.ErrRulesGone.
+func (l *Listener) Accept() (*Conn, error) {
+	select {
+	case <-l.ctx.Done():
+		return nil, fmt.Errorf("redirect: accept: %w", context.Cause(l.ctx))
+	default:
+	}
+	select {
+	case c := <-l.ready:
+		return c, nil
+	case <-l.ctx.Done():
+		return nil, fmt.Errorf("redirect: accept: %w", context.Cause(l.ctx))
+	}
+}
+
+// closeWait is how long Close waits for connections to end that the program has closed already.
+const closeWait = 2 * time.Second
+
+// Close ends the Listener: new connections go directly, and those that are open end with a reset. It takes a few seconds at
+// most, and leaves nothing. Further calls wait for the first and return its error.
+func (l *Listener) Close() error {
+	l.closing.Do(func() {
+		l.cancel(net.ErrClosed)
+		l.closeErr = l.end()
+		close(l.closed)
+	})
+	<-l.closed
+	return l.closeErr
+}
+
+func (l *Listener) end() error {
+	_ = l.kernel.Close()
+	l.background.Wait()
+	l.mu.Lock()
+	open := make([]*Conn, 0, len(l.conns))
+	for c := range l.conns {
+		open = append(open, c)
+	}
+	l.mu.Unlock()
+	for _, c := range open {
+		c.Reset()
+	}
+	for end := time.Now().Add(closeWait); l.table.open() > 0 && time.Now().Before(end); {
+		time.Sleep(5 * time.Millisecond) // the resets are on their way
+	}
+	_ = l.handle.Shutdown(divert.ShutdownRecv)
+	err := l.handle.Close()
+	l.workers.Wait()
+	for _, c := range l.table.sweep(time.Now().Add(time.Hour)) {
+		_ = c.Close()
+	}
+	return err
+}
+
+// sweep forgets what has ended, and ends exchanges that are idle.
+func (l *Listener) sweep() {
+	tick := time.NewTicker(min(5*time.Second, max(l.options.Idle/4, 10*time.Millisecond)))
+	defer tick.Stop()
+	for {
+		select {
+		case <-l.ctx.Done():
+			return
+		case now := <-tick.C:
+			for _, c := range l.table.sweep(now) {
+				_ = c.Close()
+			}
+		}
+	}
+}
+
+// Addr returns the address of the kernel's listener. It is of no use to clients: what is not redirected is refused there.
+func (l *Listener) Addr() net.Addr { return l.kernel.Addr() }
+
+// Description says in words how connections are redirected.
+func (l *Listener) Description() string {
+	return "packets rewritten, listening on port " + fmt.Sprint(l.port) + ", " + l.handle.Description()
+}
+
+// Stats counts what a Listener has done.
+type Stats struct {
+	Redirected uint64 // connections and exchanges that were redirected
+	Spared     uint64 // left alone: of the program's own children, or excluded
+	Refused    uint64 // held connections that were refused, or not answered
+	Full       uint64 // dropped because there were MaxConns
+	Strangers  uint64 // segments for the listener's port that were not redirected, and refused
+}
+
+// Stats returns the counters.
+func (l *Listener) Stats() Stats {
+	return Stats{l.redirected.Load(), l.spared.Load(), l.refused.Load(), l.full.Load(), l.strangers.Load()}
+}
+
+// lookup returns the process of a connection.
+func (l *Listener) lookup(id uint32) (process.Process, error) {
+	if id == 0 {
+		return process.Process{}, ErrUnknownProcess
+	}
+	return l.cache.Lookup(id)
+}
+
+// spares reports whether a process's connections are left alone: it is this one, or descends from it, or was excluded.
+func (l *Listener) spares(p process.Process) bool {
+	if !l.descends(p) && (l.options.Exclude == nil || !l.options.Exclude(p)) {
+		return false
+	}
+	l.spared.Add(1)
+	return true
+}
+
+// generations is how many parents are looked at, so that a loop of ids that were used again ends.
+const generations = 64
+
+func (l *Listener) descends(p process.Process) bool {
+	if l.options.OwnByDial {
+		return false
+	}
+	own := uint32(os.Getpid())
+	for range generations {
+		if p.ID == own {
+			return true
+		}
+		if p.Parent <= 1 {
+			return false
+		}
+		parent, err := l.cache.Lookup(p.Parent)
+		if err != nil || parent.Start.After(p.Start) { // the id was used again
+			return false
+		}
+		p = parent
+	}
+	return false
+}

@@ -1,0 +1,9 @@
+package redirect_test
+
+import (
+	"testing"
+
+	"github.com/opendivert/divert/internal/lab"
+)
+
+func TestMain(m *testing.M) { lab.Main(m) }

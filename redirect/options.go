@@ -1,0 +1,116 @@
+package redirect
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/url"
+	"time"
+
+	"github.com/opendivert/divert"
+	"github.com/opendivert/divert/filter"
+	"github.com/opendivert/divert/process"
+)
+
+// DialFunc connects to an address. Network is "tcp" or "udp"; the address is numeric, unless it is that of a proxy.
+type DialFunc func(ctx context.Context, network, address string) (net.Conn, error)
+
+// Opener opens handles: divert.OpenProgram, or the method OpenProgram of a diverttest.Network.
+type Opener func(p *filter.Program, opts ...divert.Option) (*divert.Handle, error)
+
+// Road says by which means connections are led to the Listener.
+type Road uint8
+
+// The roads.
+const (
+	RoadAuto    Road = iota // the best there is
+	RoadPackets             // packets are rewritten
+	RoadSockets             // addresses are rewritten when sockets connect; Listen fails with divert.ErrNotSupported, as there is no such road yet
+)
+
+// Options says how a Listener works. The zero Options are good for most programs.
+type Options struct {
+	// Via is a proxy through which Dial connects, nil to connect directly: see NewDialer.
+	Via *url.URL
+
+	// Hold keeps the application's connect waiting until Dial's connection stands: the Listener dials by itself when the
+	// application does, and answers a refusal with a reset. Accept returns connections whose other half stands already, and Dial
+	// hands that out. It concerns TCP; UDP has no connect that could wait.
+	Hold bool
+
+	// DialTimeout ends a held connect, 30 s if it is 0. The application is not answered then, as by a host that is not there.
+	DialTimeout time.Duration
+
+	// Idle ends an exchange of UDP that has been silent both ways, after 60 s if it is 0.
+	Idle time.Duration
+
+	// MaxConns limits the connections and exchanges at a time, 65536 if it is 0. What exceeds it is dropped, never let go past.
+	MaxConns int
+
+	// Exclude is asked about the process of each new connection; those for which it returns true are not redirected. It is
+	// called by the goroutine that all packets wait for, so it must not block.
+	Exclude func(process.Process) bool
+
+	// OwnByDial is for systems on which the process of a packet cannot be known (Windows, Linux without eBPF), where Listen
+	// fails with divert.ErrNoProcess without it: of the program's own connections those alone are spared that Dial makes. Any
+	// other one that matches the filter is redirected to the program itself; leave it out by the filter.
+	OwnByDial bool
+
+	// Connect makes the connections of Dial, to the destination or to the proxy, with a dialer that it is given and whose
+	// LocalAddr and Control it must leave alone. If it is nil, d.DialContext does.
+	Connect func(ctx context.Context, d *net.Dialer, network, address string) (net.Conn, error)
+
+	// Open opens the handle, divert.OpenProgram if it is nil.
+	Open Opener
+
+	// Road demands a way to redirect.
+	Road Road
+
+	// Priority is that of the handle, see divert.WithPriority.
+	Priority int16
+
+	// Engine decides which packets match, see divert.WithEngine.
+	Engine divert.Engine
+}
+
+// The defaults of Options.
+const (
+	defaultDialTimeout = 30 * time.Second
+	defaultIdle        = 60 * time.Second
+	defaultMaxConns    = 1 << 16
+)
+
+// complete checks the options and fills in the defaults.
+func (o *Options) complete() error {
+	switch {
+	case o.DialTimeout < 0 || o.Idle < 0 || o.MaxConns < 0:
+		return fmt.Errorf("%w: DialTimeout, Idle and MaxConns must not be negative", divert.ErrInvalid)
+	case o.Road == RoadSockets:
+		return fmt.Errorf("%w: redirecting by rewriting the addresses of sockets (RoadSockets); use RoadPackets or RoadAuto", divert.ErrNotSupported)
+	case o.Road > RoadSockets:
+		return fmt.Errorf("%w: there is no road %d", divert.ErrInvalid, o.Road)
+	}
+	if o.DialTimeout == 0 {
+		o.DialTimeout = defaultDialTimeout
+	}
+	if o.Idle == 0 {
+		o.Idle = defaultIdle
+	}
+	if o.MaxConns == 0 {
+		o.MaxConns = defaultMaxConns
+	}
+	if o.Connect == nil {
+		o.Connect = func(ctx context.Context, d *net.Dialer, network, address string) (net.Conn, error) {
+			return d.DialContext(ctx, network, address)
+		}
+	}
+	if o.Open == nil {
+		o.Open = divert.OpenProgram
+	}
+	return nil
+}
+
+// ErrUnknownProcess says that nobody knows the process of a connection: it was not asked for (Options.OwnByDial), or the socket
+// is older than the Listener and could not be found.
+var ErrUnknownProcess = errors.New("redirect: the process is not known")

@@ -1,0 +1,12 @@
+package redirect
+
+import (
+	"errors"
+
+	"golang.org/x/sys/windows"
+)
+
+// portTaken reports whether an error says that a local port is in use, or reserved.
+func portTaken(err error) bool {
+	return errors.Is(err, windows.WSAEADDRINUSE) || errors.Is(err, windows.WSAEACCES)
+}
