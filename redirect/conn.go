@@ -29,12 +29,7 @@ func (c *Conn) OriginalDst() netip.AddrPort { return c.flow.dst }
 func (c *Conn) Source() netip.AddrPort { return c.flow.client }
 
 // Network returns "tcp" or "udp".
-func (c *Conn) Network() string {
-	if c.flow.exchange != nil {
-		return "udp"
-	}
-	return "tcp"
-}
+func (c *Conn) Network() string { return c.flow.network() }
 
 // Process returns the process that began the connection, as it was then. It fails with ErrUnknownProcess, or the errors of
 // process.Lookup.

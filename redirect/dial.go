@@ -9,13 +9,13 @@ import (
 	"sync"
 )
 
-// Dial connects to where an accepted connection wanted to go, directly or through Options.Via. If the Listener holds
+// Dial connects to where an accepted connection wanted to go, directly, through Options.Via, or by Options.Dial. If the Listener holds
 // connections, the other half stands already, and Dial returns it, once.
 func (l *Listener) Dial(ctx context.Context, c *Conn) (net.Conn, error) {
 	if up := l.table.takeUpstream(c.flow); up != nil {
 		return up, nil
 	}
-	up, err := l.dial(ctx, c.Network(), l.destination(c.flow))
+	up, err := l.dialFlow(ctx, c.flow)
 	if err != nil {
 		return nil, fmt.Errorf("redirect: dial %v: %w", c.flow.dst, err)
 	}
@@ -28,13 +28,22 @@ func (l *Listener) DialContext(ctx context.Context, network, address string) (ne
 	return l.dialOwn(ctx, network, address)
 }
 
-// destination returns a flow's destination for a dialer: a link-local address with its interface.
-func (l *Listener) destination(f *flow) string {
-	a := f.dst
-	if a.Addr().Is6() && a.Addr().IsLinkLocalUnicast() {
-		a = netip.AddrPortFrom(a.Addr().WithZone(strconv.Itoa(int(f.ifIdx))), a.Port())
+// target returns where a flow's application wants to go.
+func (l *Listener) target(f *flow) Target {
+	t := Target{Network: f.network(), Src: f.client, Dst: f.dst, flow: f}
+	if a := f.dst.Addr(); a.Is6() && a.IsLinkLocalUnicast() {
+		t.Dst = netip.AddrPortFrom(a.WithZone(strconv.Itoa(int(f.ifIdx))), f.dst.Port())
 	}
-	return a.String()
+	return t
+}
+
+// dialFlow makes the other half of a flow.
+func (l *Listener) dialFlow(ctx context.Context, f *flow) (net.Conn, error) {
+	t := l.target(f)
+	if l.options.Dial != nil {
+		return l.options.Dial(ctx, t, l.dialOwn)
+	}
+	return l.dial(ctx, t.Network, t.Dst.String())
 }
 
 // dialOwn connects so that the connection is known as the program's own before its first packet leaves.

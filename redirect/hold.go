@@ -16,7 +16,7 @@ import (
 func (l *Listener) dialHeld(f *flow, summed bool) {
 	ctx, cancel := context.WithTimeout(l.ctx, l.options.DialTimeout)
 	defer cancel()
-	upstream, err := l.dial(ctx, "tcp", l.destination(f))
+	upstream, err := l.dialFlow(ctx, f)
 	syn := l.table.release(f, upstream)
 	if err != nil || l.ctx.Err() != nil {
 		l.refused.Add(1)

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"net/netip"
 	"net/url"
 	"time"
 
@@ -15,6 +16,19 @@ import (
 
 // DialFunc connects to an address. Network is "tcp" or "udp"; the address is numeric, unless it is that of a proxy.
 type DialFunc func(ctx context.Context, network, address string) (net.Conn, error)
+
+// Target is where an application wants to go, and who it is.
+type Target struct {
+	Network string         // "tcp" or "udp"
+	Src     netip.AddrPort // the application's own address
+	Dst     netip.AddrPort // an IPv4 address is never a mapped one; a link-local one has the number of its interface as zone
+
+	flow *flow
+}
+
+// Process returns the process that began the connection, as it was then. It fails with ErrUnknownProcess, or the errors of
+// process.Lookup.
+func (t Target) Process() (process.Process, error) { return t.flow.who, t.flow.whoErr }
 
 // Opener opens handles: divert.OpenProgram, or the method OpenProgram of a diverttest.Network.
 type Opener func(p *filter.Program, opts ...divert.Option) (*divert.Handle, error)
@@ -61,6 +75,11 @@ type Options struct {
 	// LocalAddr and Control it must leave alone. If it is nil, d.DialContext does.
 	Connect func(ctx context.Context, d *net.Dialer, network, address string) (net.Conn, error)
 
+	// Dial makes the other halves instead of connecting to where the applications wanted to go; then Via must be nil. It is given a
+	// function that connects to any address, by a connection that is known as the program's own. It may be called
+	// by several goroutines at once.
+	Dial func(ctx context.Context, t Target, direct DialFunc) (net.Conn, error)
+
 	// Open opens the handle, divert.OpenProgram if it is nil.
 	Open Opener
 
@@ -86,6 +105,8 @@ func (o *Options) complete() error {
 	switch {
 	case o.DialTimeout < 0 || o.Idle < 0 || o.MaxConns < 0:
 		return fmt.Errorf("%w: DialTimeout, Idle and MaxConns must not be negative", divert.ErrInvalid)
+	case o.Dial != nil && o.Via != nil:
+		return fmt.Errorf("%w: Dial and Via exclude each other: both say how to reach destinations", divert.ErrInvalid)
 	case o.Road == RoadSockets:
 		return fmt.Errorf("%w: redirecting by rewriting the addresses of sockets (RoadSockets); use RoadPackets or RoadAuto", divert.ErrNotSupported)
 	case o.Road > RoadSockets:

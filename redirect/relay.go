@@ -1,13 +1,14 @@
 package redirect
 
 import (
+	"context"
 	"io"
 	"net"
 	"sync"
 )
 
 // Relay copies what an accepted connection and its other half say to each other, until both directions have ended, and closes
-// both. The end of one direction ends that one only, and a reset is passed on as one. It returns how many bytes went each
+// both. It ends with the Listener too. The end of one direction ends that one only, and a reset is passed on as one. It returns how many bytes went each
 // way, and the first error.
 func Relay(c *Conn, upstream net.Conn) (sent, received int64, err error) {
 	var (
@@ -25,6 +26,7 @@ func Relay(c *Conn, upstream net.Conn) (sent, received int64, err error) {
 			_ = c.Close()
 		})
 	}
+	defer context.AfterFunc(c.l.ctx, func() { finish(net.ErrClosed) })() // a direction that has ended would not notice
 	ended := func(to net.Conn, e error) {
 		if e != nil || c.Network() == "udp" { // an exchange that is idle ends as a whole
 			finish(e)

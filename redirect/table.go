@@ -43,6 +43,14 @@ type flow struct {
 	exchange  *exchange
 }
 
+// network returns "tcp" or "udp".
+func (f *flow) network() string {
+	if f.exchange != nil {
+		return "udp"
+	}
+	return "tcp"
+}
+
 // table holds the flows. Its methods may be called from several goroutines.
 type table struct {
 	mu       sync.RWMutex

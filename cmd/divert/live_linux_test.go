@@ -33,6 +33,12 @@ func TestMain(m *testing.M) {
 	if pid := os.Getenv(forgeVariable); pid != "" {
 		forgeAll(pid)
 	}
+	if at := os.Getenv(relayVariable); at != "" {
+		relayHeaders(at)
+	}
+	if url := os.Getenv(fetchVariable); url != "" {
+		fetch(url)
+	}
 	if os.Getenv(commandVariable) != "" {
 		main()
 	}

@@ -30,6 +30,7 @@ var commands = []func(*app) *cobra.Command{
 	newDrop,
 	newReject,
 	newPassthru,
+	newProxy,
 	newSockets,
 	newFlows,
 	newList,

@@ -1,0 +1,286 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/netip"
+	"net/url"
+	"sync"
+	"time"
+
+	"github.com/opendivert/divert"
+	"github.com/opendivert/divert/filter"
+	"github.com/opendivert/divert/process"
+	"github.com/opendivert/divert/redirect"
+	"github.com/pires/go-proxyproto"
+	"github.com/spf13/cobra"
+)
+
+// headerNames are the values of --proxy-protocol; the index is the version.
+var headerNames = []string{"none", "v1", "v2"}
+
+// proxyFlags say where connections go.
+type proxyFlags struct {
+	to, via string
+	header  choice
+	noHold  bool
+	quiet   bool
+	asJSON  bool
+
+	priority int16
+	engine   choice
+}
+
+func newProxy(a *app) *cobra.Command {
+	f := proxyFlags{header: choice{names: headerNames}, engine: choice{names: engineNames}}
+	cmd := &cobra.Command{
+		Use:   "proxy (--to ADDR | --via URL) [flags] FILTER",
+		Short: "Lead the connections that match to a local program, or through a proxy",
+		Long: `Lead the connections of TCP and the exchanges of UDP that match a filter, and begin from now on,
+to another place: to a program that listens at an address, or through a SOCKS 5 or HTTP proxy to where they
+wanted to go. The applications notice nothing: they are connected to the address they asked for. One line is
+printed for each connection that has ended.
+
+The filter may test addresses, ports, protocols, interfaces and processId, which are the same in all packets of
+a connection. Connections of this command, of its children, and of the program that listens at ADDR, with its
+children, are left alone.
+
+A connect waits until the other half stands: if that is refused, so is the connect. With --no-hold the
+application is connected at once, and reset later.
+
+With --proxy-protocol the program at ADDR is told who connects to where, by the PROXY protocol (haproxy.org),
+before the first byte of each connection of TCP; UDP is left alone then.`,
+		Example: `  divert proxy --to 127.0.0.1:8080 'tcp.DstPort == 80'
+  divert proxy --to '[::1]:8443' --proxy-protocol v2 'tcp.DstPort == 443'
+  divert proxy --to 127.0.0.1:5353 'udp.DstPort == 53'
+  divert proxy --via socks5://user:secret@192.0.2.1:1080 'processId == 4711'
+  divert proxy --via http://192.0.2.1:3128 'tcp.DstPort == 443'`,
+		Args: filterArguments,
+		RunE: func(cmd *cobra.Command, args []string) error { return f.run(a, cmd, args) },
+	}
+	fl := cmd.Flags()
+	fl.StringVar(&f.to, "to", "", "`address` and port, numeric, of the program that gets the connections")
+	fl.StringVar(&f.via, "via", "", "`URL` of a proxy: socks5://user:password@host:port, http://… or https://… (TCP only)")
+	addChoice(cmd, &f.header, "proxy-protocol", "version of the PROXY header that --to gets")
+	fl.BoolVar(&f.noHold, "no-hold", false, "connect applications before the other half stands")
+	fl.BoolVarP(&f.quiet, "quiet", "q", false, "print no connections")
+	fl.BoolVar(&f.asJSON, "json", false, "connections, messages and summary as JSON")
+	fl.Int16Var(&f.priority, "priority", 0, "packets meet handles from the highest priority to the lowest, 30000 to -30000")
+	addChoice(cmd, &f.engine, "engine", "who decides which packets match")
+	return cmd
+}
+
+func (f *proxyFlags) run(a *app, cmd *cobra.Command, args []string) error {
+	r := report{app: a, json: f.asJSON, start: time.Now()}
+	text := filterText(args)
+	o := redirect.Options{Hold: !f.noHold, Priority: f.priority, Engine: divert.Engine(f.engine.value)}
+	switch {
+	case (f.to == "") == (f.via == ""):
+		return usagef("proxy needs either --to ADDR or --via URL")
+	case f.via != "":
+		via, err := url.Parse(f.via)
+		if err != nil {
+			return usagef("--via: %v", errors.Unwrap(err)) // the error itself shows the password
+		}
+		if f.header.value != 0 {
+			return usagef("--proxy-protocol is for --to")
+		}
+		o.Via = via
+	default:
+		to, err := netip.ParseAddrPort(f.to)
+		if err != nil || to.Port() == 0 {
+			return usagef("--to %s: it must be a numeric address and a port, as in 127.0.0.1:8080 or [::1]:8080", f.to)
+		}
+		d := &destination{at: to, version: byte(f.header.value)}
+		o.Dial, o.Exclude = d.dial, d.owns
+		if d.version != 0 {
+			text = "tcp and (" + text + ")"
+		}
+	}
+	if _, err := filter.Compile(filterText(args), divert.LayerNetwork, filter.Extended); err != nil {
+		return err // with the text as it was written
+	}
+	ctx, stop := untilSignal(cmd.Context())
+	defer stop()
+	l, err := redirect.Listen(ctx, text, o)
+	if errors.Is(err, divert.ErrInvalid) {
+		return usageError{err}
+	}
+	if err != nil {
+		return err
+	}
+	defer l.Close()
+	if f.asJSON {
+		r.line(started{"start", "proxy", text, layerNames[divert.LayerNetwork], f.priority, l.Description()})
+	} else {
+		fmt.Fprintf(a.errout, "divert: redirecting, priority %d (%s). Ctrl-C ends.\n", f.priority, l.Description())
+	}
+	err = f.serve(ctx, a, l, r.warn)
+	f.summary(&r, l)
+	return err
+}
+
+// serve relays connections until ctx ends.
+func (f *proxyFlags) serve(ctx context.Context, a *app, l *redirect.Listener, warn func(error)) error {
+	var relays sync.WaitGroup
+	w := &warnings{warn: warn}
+	for {
+		c, err := l.Accept()
+		if err != nil {
+			err = errors.Join(l.Close(), err)
+			relays.Wait()
+			if ctx.Err() != nil {
+				return nil
+			}
+			return err
+		}
+		relays.Go(func() {
+			s := stream{Time: time.Now().UTC(), Network: c.Network(), Src: c.Source(), Dst: c.OriginalDst()}
+			if p, err := c.Process(); err == nil {
+				s.PID, s.Program = p.ID, p.Name
+			}
+			up, err := l.Dial(ctx, c)
+			if err == nil {
+				s.Sent, s.Received, err = redirect.Relay(c, up)
+			} else {
+				c.Reset()
+				w.add(err)
+			}
+			if err != nil {
+				s.Error = err.Error()
+			}
+			s.Seconds = time.Since(s.Time).Seconds()
+			if !f.quiet {
+				s.print(a.out, f.asJSON)
+			}
+		})
+	}
+}
+
+// stream is a connection that has ended, as --json prints it.
+type stream struct {
+	Time     time.Time      `json:"time"` // when it was accepted
+	Seconds  float64        `json:"seconds"`
+	Network  string         `json:"network"` // tcp, udp
+	Src      netip.AddrPort `json:"src"`
+	Dst      netip.AddrPort `json:"dst"` // where the application wanted to go
+	PID      uint32         `json:"pid,omitempty"`
+	Program  string         `json:"program,omitempty"`
+	Sent     int64          `json:"sent"` // bytes of the application
+	Received int64          `json:"received"`
+	Error    string         `json:"error,omitempty"`
+}
+
+func (s *stream) print(w io.Writer, asJSON bool) {
+	if asJSON {
+		if b, err := appendJSONLine(nil, s); err == nil {
+			_, _ = w.Write(b)
+		}
+		return
+	}
+	who := "?"
+	if s.PID != 0 {
+		who = fmt.Sprintf("%s[%d]", s.Program, s.PID)
+	}
+	text := fmt.Sprintf("%s %s %v > %v sent %d received %d in %.3f s", who, s.Network, s.Src, s.Dst, s.Sent, s.Received, s.Seconds)
+	if s.Error != "" {
+		text += ": " + s.Error
+	}
+	fmt.Fprintln(w, text)
+}
+
+// proxySummary is the line at the end, as JSON.
+type proxySummary struct {
+	Event      string  `json:"event"` // "summary"
+	Seconds    float64 `json:"seconds"`
+	Redirected uint64  `json:"redirected"`
+	Spared     uint64  `json:"spared"`
+	Refused    uint64  `json:"refused"`
+	Full       uint64  `json:"full"`
+	Strangers  uint64  `json:"strangers"`
+}
+
+func (f *proxyFlags) summary(r *report, l *redirect.Listener) {
+	s, took := l.Stats(), time.Since(r.start)
+	if r.json {
+		r.line(proxySummary{"summary", took.Round(time.Microsecond).Seconds(), s.Redirected, s.Spared, s.Refused, s.Full, s.Strangers})
+		return
+	}
+	text := fmt.Sprintf("%s redirected, %d spared, %d refused", countOf(s.Redirected, "connection"), s.Spared, s.Refused)
+	if s.Full > 0 {
+		text += fmt.Sprintf(", %d dropped because there were too many", s.Full)
+	}
+	if s.Strangers > 0 {
+		text += fmt.Sprintf(", %s of strangers refused", countOf(s.Strangers, "segment"))
+	}
+	fmt.Fprintf(r.app.errout, "divert: %s in %v\n", text, took.Round(time.Millisecond))
+}
+
+// destination is the program that --to names.
+type destination struct {
+	at      netip.AddrPort
+	version byte // of the PROXY header, 0 for none
+
+	mu     sync.Mutex
+	owners map[string][]process.Process // that listen at the address, by network
+}
+
+// dial connects to the program for an application, and tells it for whom.
+func (d *destination) dial(ctx context.Context, t redirect.Target, dial redirect.DialFunc) (net.Conn, error) {
+	d.find(t.Network)
+	c, err := dial(ctx, t.Network, d.at.String())
+	if err != nil || d.version == 0 {
+		return c, err
+	}
+	h := proxyproto.HeaderProxyFromAddrs(d.version, net.TCPAddrFromAddrPort(t.Src), net.TCPAddrFromAddrPort(t.Dst))
+	if _, err := h.WriteTo(c); err != nil {
+		_ = c.Close()
+		return nil, err
+	}
+	return c, nil
+}
+
+// find finds out who listens at the address, unless those that did so still run. The program cannot know of a connection
+// before, so it cannot have begun one because of it that would be taken for another's.
+func (d *destination) find(network string) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	for _, p := range d.owners[network] {
+		if now, err := process.Lookup(p.ID); err == nil && now.Start.Equal(p.Start) {
+			return
+		}
+	}
+	if d.owners == nil {
+		d.owners = map[string][]process.Process{}
+	}
+	d.owners[network] = nil
+	for _, id := range socketOwners(network, d.at) {
+		if p, err := process.Lookup(id); err == nil {
+			d.owners[network] = append(d.owners[network], p)
+		}
+	}
+}
+
+// owns reports whether a process is, or descends from, one that listens at the address.
+func (d *destination) owns(p process.Process) bool {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	for range 64 { // parents, should there be a loop of ids that were used again
+		for _, owners := range d.owners {
+			for _, o := range owners {
+				if o.ID == p.ID && o.Start.Equal(p.Start) {
+					return true
+				}
+			}
+		}
+		parent, err := process.Lookup(p.Parent)
+		if p.Parent <= 1 || err != nil || parent.Start.After(p.Start) {
+			return false
+		}
+		p = parent
+	}
+	return false
+}

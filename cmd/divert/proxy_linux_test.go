@@ -1,0 +1,303 @@
+package main
+
+import (
+	"bufio"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"net/netip"
+	"os"
+	"os/exec"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/opendivert/divert/internal/lab"
+	"github.com/pires/go-proxyproto"
+)
+
+// relayVariable makes the test binary be a program that takes redirected connections, at the address that it holds: it
+// reads the PROXY header and connects to where the application wanted to go. fetchVariable makes it fetch a URL once
+// standard input has had a line.
+const (
+	relayVariable = "DIVERT_TEST_RELAY"
+	fetchVariable = "DIVERT_TEST_FETCH"
+)
+
+func relayHeaders(at string) {
+	l, err := net.Listen("tcp", at)
+	if err != nil {
+		fmt.Println(err)
+		os.Exit(1)
+	}
+	fmt.Println("ready")
+	in := proxyproto.Listener{Listener: l}
+	for {
+		c, err := in.Accept()
+		if err != nil {
+			os.Exit(1)
+		}
+		go func() {
+			defer c.Close()
+			up, err := net.Dial("tcp", c.LocalAddr().String()) // which the header says
+			if err != nil {
+				return
+			}
+			defer up.Close()
+			go func() { _, _ = io.Copy(up, c); _ = up.(*net.TCPConn).CloseWrite() }()
+			_, _ = io.Copy(c, up)
+		}()
+	}
+}
+
+func fetch(url string) {
+	_, _ = bufio.NewReader(os.Stdin).ReadString('\n')
+	r, err := http.Get(url)
+	if err != nil {
+		fmt.Println(err)
+		os.Exit(1)
+	}
+	_, _ = io.Copy(os.Stdout, r.Body)
+	os.Exit(0)
+}
+
+// web serves a greeting at port 80 of a host, which names the client's address.
+func web(t *testing.T, h *lab.Host) {
+	t.Helper()
+	l, err := h.Listen("tcp", ":80")
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := &http.Server{Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { fmt.Fprint(w, "greetings") })}
+	go s.Serve(l)
+	t.Cleanup(func() { s.Close() })
+}
+
+// fetcher is a program that waits for a line and fetches a URL then.
+type fetcher struct {
+	name string
+	cmd  func(url string) *exec.Cmd
+}
+
+var fetchers = []fetcher{
+	{"curl", func(url string) *exec.Cmd {
+		return exec.Command("sh", "-c", `read x; exec curl -sS --noproxy '*' --max-time 20 "$0"`, url)
+	}},
+	{"python3", func(url string) *exec.Cmd {
+		return exec.Command("sh", "-c", `read x; exec python3 -c 'import sys,urllib.request; print(urllib.request.build_opener(urllib.request.ProxyHandler({})).open(sys.argv[1], timeout=20).read().decode(), end="")' "$0"`, url)
+	}},
+	{"a program in Go", func(url string) *exec.Cmd {
+		exe, _ := os.Executable()
+		cmd := exec.Command(exe)
+		cmd.Env = append(os.Environ(), fetchVariable+"="+url)
+		return cmd
+	}},
+}
+
+// fetching is a fetcher that has been started.
+type fetching struct {
+	cmd *exec.Cmd
+	in  io.WriteCloser
+	out syncBuffer
+}
+
+func startFetch(t *testing.T, h *lab.Host, f fetcher, url string) *fetching {
+	t.Helper()
+	p := &fetching{cmd: f.cmd(url)}
+	p.cmd.Stdout, p.cmd.Stderr = &p.out, &p.out
+	var err error
+	if p.in, err = p.cmd.StdinPipe(); err != nil {
+		t.Fatal(err)
+	}
+	if err := h.Start(p.cmd); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = p.cmd.Process.Kill(); _ = p.cmd.Wait() })
+	return p
+}
+
+// run lets it fetch, and returns what it has printed.
+func (p *fetching) run() (string, error) {
+	_, _ = io.WriteString(p.in, "\n")
+	err := p.cmd.Wait()
+	return p.out.String(), err
+}
+
+func needProgram(t *testing.T, f fetcher) {
+	t.Helper()
+	if !strings.Contains(f.name, " ") {
+		if out, err := exec.Command(f.name, "--version").CombinedOutput(); err != nil {
+			t.Skipf("no %s: %v %s", f.name, err, out)
+		}
+	}
+}
+
+// TestProxyTo redirects one process to a program, which is told where it wanted to go and connects there itself: that
+// connection matches the filter too, and is left alone.
+func TestProxyTo(t *testing.T) {
+	if err := needProcesses(); err != nil {
+		t.Skip(err)
+	}
+	for _, f := range fetchers {
+		t.Run(f.name, func(t *testing.T) {
+			needProgram(t, f)
+			pair := lab.TwoHostsT(t, lab.LinkOptions{})
+			web(t, pair.B)
+			exe, _ := os.Executable()
+			server := exec.Command(exe)
+			server.Env = append(os.Environ(), relayVariable+"=127.0.0.1:8080")
+			out, err := server.StdoutPipe()
+			if err != nil {
+				t.Fatal(err)
+			}
+			if err := pair.A.Start(server); err != nil {
+				t.Fatal(err)
+			}
+			defer func() { _ = server.Process.Kill(); _ = server.Wait() }()
+			if line, err := bufio.NewReader(out).ReadString('\n'); line != "ready\n" {
+				t.Fatal(line, err)
+			}
+			for i, addr := range []netip.Addr{pair.B.Addr4(), pair.B.Addr6()} {
+				url := "http://" + netip.AddrPortFrom(addr, 80).String() + "/"
+				client, other := startFetch(t, pair.A, f, url), startFetch(t, pair.A, f, url)
+				// The filter matches the relaying program too, which must be left alone.
+				filter := fmt.Sprintf("tcp.DstPort == 80 and (processId == %d or processId == %d)", client.cmd.Process.Pid, server.Process.Pid)
+				p := start(t, pair.A, "proxy", "--json", "--to", "127.0.0.1:8080", "--proxy-protocol", headerNames[1+i], filter)
+				if got, err := client.run(); got != "greetings" || err != nil {
+					t.Errorf("%v: fetched %q, %v", addr, got, err)
+				}
+				if got, err := other.run(); got != "greetings" || err != nil {
+					t.Errorf("%v: the other process fetched %q, %v", addr, got, err)
+				}
+				streams, status := p.end(t, os.Interrupt)
+				if status != exitOK || strings.Count(streams, "\n") != 1 || !strings.Contains(streams, fmt.Sprintf(`"dst":"%v","pid":%d`, netip.AddrPortFrom(addr, 80), client.cmd.Process.Pid)) {
+					t.Errorf("status %d, streams %s", status, streams)
+				}
+				if log := p.errout.String(); !strings.Contains(log, `"redirected":1,"spared":1,`) {
+					t.Errorf("summary %s", log)
+				}
+			}
+			if tables, err := pair.A.NFTables(); err != nil || len(tables) > 0 {
+				t.Errorf("tables %v, %v", tables, err)
+			}
+		})
+	}
+}
+
+// TestProxyKilled: after kill -9 new connections go directly at once.
+func TestProxyKilled(t *testing.T) {
+	if err := needProcesses(); err != nil {
+		t.Skip(err)
+	}
+	pair := lab.TwoHostsT(t, lab.LinkOptions{})
+	web(t, pair.B)
+	to := netip.AddrPortFrom(pair.B.Addr4(), 80)
+	p := start(t, pair.A, "proxy", "--to", "127.0.0.1:9", "tcp.DstPort == 80") // nobody is there
+	if err := askWeb(t, pair.A, to); !errors.Is(err, syscall.ECONNREFUSED) {
+		t.Errorf("while redirected: %v", err)
+	}
+	p.end(t, os.Kill)
+	if err := askWeb(t, pair.A, to); err != nil {
+		t.Errorf("after kill -9: %v", err)
+	}
+}
+
+func askWeb(t *testing.T, from *lab.Host, to netip.AddrPort) error {
+	c, err := from.Dial(t.Context(), "tcp", to.String())
+	if err != nil {
+		return err
+	}
+	defer c.Close()
+	_ = c.SetDeadline(time.Now().Add(20 * time.Second))
+	if _, err := io.WriteString(c, "GET / HTTP/1.0\r\n\r\n"); err != nil {
+		return err
+	}
+	_, err = io.ReadAll(c)
+	return err
+}
+
+// TestProxyInterrupted: it ends within seconds although a connection is open, which is reset.
+func TestProxyInterrupted(t *testing.T) {
+	if err := needProcesses(); err != nil {
+		t.Skip(err)
+	}
+	pair := lab.TwoHostsT(t, lab.LinkOptions{})
+	e, err := pair.B.Echo("tcp", ":7")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer e.Close()
+	l, err := pair.A.Listen("tcp", "127.0.0.1:8080") // of this process, so that its connections would be left alone
+	if err != nil {
+		t.Fatal(err)
+	}
+	l.Close()
+	p := start(t, pair.A, "proxy", "--no-hold", "--to", netip.AddrPortFrom(pair.B.Addr6(), 7).String(), "tcp.DstPort == 80")
+	c, err := pair.A.Dial(t.Context(), "tcp", netip.AddrPortFrom(pair.B.Addr4(), 80).String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	_ = c.SetDeadline(time.Now().Add(20 * time.Second))
+	if _, err := io.WriteString(c, "?"); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := io.ReadFull(c, make([]byte, 1)); err != nil {
+		t.Fatal(err)
+	}
+	out, status := p.end(t, os.Interrupt)
+	if status != exitOK || strings.Count(out, "\n") != 1 {
+		t.Errorf("status %d, %s%s", status, out, p.errout)
+	}
+	if _, err := c.Read(make([]byte, 1)); !errors.Is(err, syscall.ECONNRESET) {
+		t.Errorf("the connection: %v", err)
+	}
+	if tables, err := pair.A.NFTables(); err != nil || len(tables) > 0 {
+		t.Errorf("tables %v, %v", tables, err)
+	}
+}
+
+// TestProxyUsage: wrong command lines are refused with the reason.
+func TestProxyUsage(t *testing.T) {
+	for _, row := range []struct{ args, want string }{
+		{"proxy true", "either --to ADDR or --via URL"},
+		{"proxy --to 127.0.0.1:1 --via socks5://h true", "either --to ADDR or --via URL"},
+		{"proxy --to localhost:80 true", "numeric address"},
+		{"proxy --via ftp://user:secret@h tcp", "socks5, http or https"},
+		{"proxy --via socks5://h --proxy-protocol v1 tcp", "is for --to"},
+		{"proxy --to 127.0.0.1:1 tcp.Syn", "tcp.Syn, which differs"},
+		{"proxy --to 127.0.0.1:1 tcp.DstPrt", "does not compile"},
+	} {
+		errout := &syncBuffer{}
+		a := &app{in: strings.NewReader(""), out: io.Discard, errout: errout}
+		status := a.run(t.Context(), strings.Fields(row.args))
+		if log := errout.String(); status != exitUsage || !strings.Contains(log, row.want) || strings.Contains(log, "secret") {
+			t.Errorf("%s: status %d, %s", row.args, status, log)
+		}
+	}
+}
+
+// FuzzProcAddress: no line of /proc makes it panic.
+func FuzzProcAddress(f *testing.F) {
+	f.Add("0100007F:1F90")
+	f.Add("00000000000000000000000001000000:0050")
+	f.Fuzz(func(t *testing.T, s string) {
+		readSockets(strings.NewReader("0: "+s+" 0 0A 0 0 0 0 0 17"), "0A", netip.MustParseAddrPort("127.0.0.1:8080"), map[string]bool{})
+	})
+}
+
+// TestProcAddress: addresses of /proc/net are read as the kernel writes them.
+func TestProcAddress(t *testing.T) {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	at := netip.MustParseAddrPort(l.Addr().String())
+	if ids := socketOwners("tcp", at); len(ids) != 1 || ids[0] != uint32(os.Getpid()) {
+		t.Errorf("owners of %v: %v, want %d", at, ids, os.Getpid())
+	}
+}
