@@ -89,6 +89,13 @@ var contenders = []contender{
 	{name: "interpreter-64", about: "accept-64 where the interpreter decides", loads: append(streams[:2:2], "latency"),
 		open: ours(program{batch: 64, deal: accept}, divert.WithEngine(divert.EngineInterpreter))},
 
+	{name: "accept-flow", about: "divert, each flow accepted as a whole with its first packet", loads: everywhere,
+		open: ours(program{batch: 64, deal: acceptFlow})},
+	{name: "first-6", about: "divert, accept-64 of the first 6 packets of each flow", loads: everywhere,
+		open: oursFor(first(6), program{batch: 64, deal: accept})},
+	{name: "interpreter-flow", about: "accept-flow where the interpreter decides", loads: streams,
+		open: ours(program{batch: 64, deal: acceptFlow}, divert.WithEngine(divert.EngineInterpreter))},
+
 	{name: "sniff", about: "copies by divert", loads: streams, copies: true,
 		open: oursFor(wayOnly, program{batch: 64, deal: count}, divert.WithFlags(divert.Sniff|divert.RecvOnly), divert.WithQueueSize(sniffMemory))},
 	{name: "sniff-snap", about: "sniff, 96 bytes of each packet", loads: streams, copies: true,
@@ -98,6 +105,8 @@ var contenders = []contender{
 
 	{name: "drop", about: "dropped by divert", loads: udpIn, drops: true,
 		open: oursFor(wayOnly, program{batch: 1, deal: count}, divert.WithFlags(divert.Drop|divert.RecvOnly))},
+	{name: "drop-flow", about: "dropped by divert, each flow as a whole with its first packet", loads: udpIn, drops: true,
+		open: ours(program{batch: 64, deal: dropFlow})},
 	{name: "nft-drop", about: "dropped by a rule of nftables", loads: udpIn, drops: true,
 		open: openNFTDrop},
 

@@ -23,6 +23,35 @@ func accept(h *divert.Handle, ps []divert.Packet) error {
 	return err
 }
 
+// acceptFlow lets the packets go on, and all that follows of their flows.
+func acceptFlow(h *divert.Handle, ps []divert.Packet) error {
+	return flows(ps, h.AcceptFlow, h.Accept)
+}
+
+// dropFlow drops the packets, and all that follows of their flows.
+func dropFlow(h *divert.Handle, ps []divert.Packet) error {
+	return flows(ps, h.DropFlow, h.Drop)
+}
+
+// flows decides packets with their flows, and those that have none alone.
+func flows(ps []divert.Packet, whole, alone func(*divert.Packet) error) error {
+	for i := range ps {
+		err := whole(&ps[i])
+		if errors.Is(err, divert.ErrInvalid) {
+			err = alone(&ps[i])
+		}
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// first returns a filter for the first packets of each flow.
+func first(n int) func(traffic) string {
+	return func(t traffic) string { return fmt.Sprintf("%s and flow.Packets <= %d", t.way(), n) }
+}
+
 // send sends the packets with their bytes, which are unchanged.
 func send(h *divert.Handle, ps []divert.Packet) error {
 	_, err := h.SendBatch(ps)
@@ -155,7 +184,7 @@ func (w *handleWorker) counts() (handled, missed uint64, err error) {
 	if w.h.Flags()&divert.Sniff != 0 {
 		missed = s.DroppedFull
 	}
-	return w.handled.Load() + s.Dropped, missed, err
+	return w.handled.Load() + s.Dropped + s.FlowAccepted + s.FlowDropped, missed, err
 }
 
 func (w *handleWorker) close() error {

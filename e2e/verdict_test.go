@@ -290,3 +290,96 @@ func TestFloodPushesOutFlows(t *testing.T) {
 		finish(t, d, w)
 	})
 }
+
+// TestManyFlowsDecided: of 100,000 flows each comes with its first packet, and with no other once its verdict stands.
+func TestManyFlowsDecided(t *testing.T) {
+	notInShort(t)
+	t.Parallel()
+	pair := lab.TwoHostsT(t, lab.LinkOptions{})
+	needEngine(t, pair.A, divert.EngineKernel)
+	const sockets, ports = 5, 20000
+	d := openAt(t, pair.A, "outbound and udp", divert.WithEngine(divert.EngineKernel), divert.WithFlowTable(sockets*ports), divert.WithQueueTime(16*time.Second))
+	w := each(t, d, func(p *divert.Packet) {
+		if err := d.AcceptFlow(p); err != nil {
+			t.Error(err)
+		}
+	})
+	var conns []net.PacketConn
+	for range sockets {
+		c, err := pair.A.ListenPacket("udp", netip.AddrPortFrom(pair.A.Addr4(), 0).String())
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer c.Close()
+		conns = append(conns, c)
+	}
+	round := func(pace int) {
+		for port := range ports {
+			to := net.UDPAddrFromAddrPort(netip.AddrPortFrom(pair.B.Addr4(), uint16(30000+port)))
+			for i, c := range conns {
+				if _, err := c.WriteTo([]byte("x"), to); err != nil {
+					t.Fatal(err)
+				}
+				if n := port*sockets + i; n%pace == 0 { // the queue holds some thousands
+					for begin := time.Now(); stats(t, d).Waiting > 500 && time.Since(begin) < 20*time.Second; {
+						time.Sleep(time.Millisecond)
+					}
+				}
+			}
+		}
+	}
+	round(100)
+	before := quiet(t, d)
+	if before.Received != sockets*ports || before.FlowAccepted != 0 {
+		t.Errorf("after the first packets: %+v", before)
+	}
+	round(10000)
+	after := quiet(t, d)
+	balanced(t, after)
+	if after.Received != before.Received || after.FlowAccepted != sockets*ports {
+		t.Errorf("after the second packets: %+v", after)
+	}
+	finish(t, d, w)
+}
+
+// TestFirstPacketsOfTCP: a filter that counts sees how connections begin, and no more, in both directions.
+func TestFirstPacketsOfTCP(t *testing.T) {
+	t.Parallel()
+	eachEngineAndFamily(t, func(t *testing.T, pair *lab.Pair, e divert.Option, addr func(*lab.Host) netip.Addr) {
+		d := openAt(t, pair.A, "tcp and flow.Packets <= 6", e)
+		w := passthru(t, d)
+		transfer(t, pair.A, pair.B, addr(pair.B), amount(2<<20))
+		transfer(t, pair.B, pair.A, addr(pair.A), amount(2<<20))
+		s := quiet(t, d)
+		balanced(t, s)
+		if s.Received != 2*6 {
+			t.Errorf("%d packets of two connections were diverted, want 12", s.Received)
+		}
+		finish(t, d, w)
+	})
+}
+
+// TestFlowsOfSeveralQueues: the verdicts are the handle's, whichever queue a packet would go to.
+func TestFlowsOfSeveralQueues(t *testing.T) {
+	t.Parallel()
+	eachEngine(t, lab.LinkOptions{}, func(t *testing.T, pair *lab.Pair, e divert.Option) {
+		d := openAt(t, pair.A, "udp", e, divert.WithQueues(4))
+		w := each(t, d, func(p *divert.Packet) {
+			if err := d.AcceptFlow(p); err != nil {
+				t.Error(err)
+			}
+		})
+		echo := echoAt(t, pair.B, "udp", pair.B.Addr4())
+		for range 8 {
+			if r := exchange(t, pair.A, echo.Addr(), lab.Exchange{Count: 5, Wait: 10 * time.Second}); r.Echoed != 5 {
+				t.Errorf("%+v", r)
+			}
+		}
+		s := quiet(t, d)
+		balanced(t, s)
+		if s.Received != 8 || s.FlowAccepted != 8*9 {
+			t.Errorf("the counters are %+v", s)
+		}
+		finish(t, d, w)
+	})
+}

@@ -38,6 +38,7 @@ type Options struct {
 	// will be cut into.
 	Flows        FlowUse
 	FlowSegments bool
+	CoarseClock  bool // flows are timed by the clock's last tick, which costs less to read (Linux 5.11)
 
 	// Clones is for programs whose matches go to a packet queue. Nil: what the queue would drop is not left alone.
 	Clones *CloneCheck

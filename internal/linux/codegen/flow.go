@@ -221,11 +221,8 @@ func (g *generator) liveRecord(generation int16, ended label) {
 		asm.LoadMem(asm.R2, regRecord, flowmap.Generation, asm.Word),
 	)
 	g.jumpReg(asm.JNE, asm.R1, asm.R2, ended)
-	g.emit(
-		asm.FnKtimeGetNs.Call(),
-		asm.Mov.Reg(regNow, asm.R0),
-		asm.LoadMem(asm.R1, regRecord, flowmap.Deadline, asm.DWord),
-	)
+	g.now()
+	g.emit(asm.LoadMem(asm.R1, regRecord, flowmap.Deadline, asm.DWord))
 	lasting := g.newLabel()
 	g.jumpImm64(asm.JEq, asm.R1, 0, lasting)
 	g.jumpReg(asm.JGT, regNow, asm.R1, ended)
@@ -237,6 +234,15 @@ func (g *generator) liveRecord(generation int16, ended label) {
 		asm.LoadMem(asm.R1, regRecord, flowmap.IdleTime, asm.DWord),
 	)
 	g.jumpReg(asm.JSGT, asm.R2, asm.R1, ended) // another processor may have seen a later packet
+}
+
+// now leaves the time in regNow.
+func (g *generator) now() {
+	clock := asm.FnKtimeGetNs
+	if g.options.CoarseClock {
+		clock = asm.FnKtimeGetCoarseNs
+	}
+	g.emit(clock.Call(), asm.Mov.Reg(regNow, asm.R0))
 }
 
 // unlessBegins goes to begins if the packet begins a flow: a SYN without ACK.
@@ -367,7 +373,8 @@ func (g *generator) flowCounts() {
 // newRecord puts a record of nothing yet into the table of counts. It leaves the time in regNow.
 func (g *generator) newRecord() {
 	idle := g.newLabel()
-	g.emit(asm.FnKtimeGetNs.Call(), asm.Mov.Reg(regNow, asm.R0), asm.Mov.Imm(asm.R1, 0))
+	g.now()
+	g.emit(asm.Mov.Imm(asm.R1, 0))
 	for at := int16(0); at < int16(flowmap.RecordSize); at += 8 {
 		g.emit(asm.StoreMem(regFrame, flowRecordAt+at, asm.R1, asm.DWord))
 	}
