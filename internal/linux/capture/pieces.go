@@ -14,7 +14,7 @@ type pieces struct {
 	left      bool
 	whole     []byte
 	longest   int // of a piece, in bytes
-	segmenter inject.Segmenter
+	segmenter packet.Segmenter
 	record    codegen.Record
 }
 

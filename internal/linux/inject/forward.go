@@ -54,9 +54,24 @@ func (f *Forward) Send(pkt []byte, ifIdx uint32) error {
 		return f.out.SendSegmented(pkt, ifIdx, 0)
 	}
 	if mss := f.in.segmentSize(pkt, ifIdx); mss > 0 {
-		return Segment(pkt, make([]byte, len(pkt)), mss, func(s []byte) error { return f.in.Send(s, from) })
+		return f.sendSegments(pkt, mss, from)
 	}
 	return f.in.Send(pkt, from)
+}
+
+// sendSegments sends a packet in segments with mss bytes of payload.
+func (f *Forward) sendSegments(pkt []byte, mss int, from uint32) error {
+	s, err := NewSegmenter(pkt, mss)
+	if err != nil {
+		return err
+	}
+	scratch := make([]byte, min(s.HeaderLen()+mss, len(pkt)))
+	for n := s.Next(scratch); n > 0; n = s.Next(scratch) {
+		if err := f.in.Send(scratch[:n], from); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // origin returns the interface from which packets with the source come, and whether there is one.

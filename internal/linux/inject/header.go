@@ -23,6 +23,9 @@ const (
 // largest payload length.
 const maxPacket = ipv6HeaderLen + 0xffff
 
+// MinScratch is a buffer length that is enough for every segment or fragment, in bytes.
+const MinScratch = maxPacket
+
 // version returns 4 or 6 for a packet whose fixed header is whole and whose length field says len(pkt),
 // and ErrMalformed for all else. The kernel rewrites IPv4's length field to the number of bytes it is
 // given and leaves IPv6's as it is; a packet that disagrees with itself is refused for both.

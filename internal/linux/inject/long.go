@@ -3,6 +3,7 @@
 package inject
 
 import (
+	"errors"
 	"fmt"
 	"net"
 	"net/netip"
@@ -10,6 +11,8 @@ import (
 	"unsafe"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/opendivert/divert/packet"
 )
 
 // cuts is where packets too long for their path are cut, several at a time for one sendmmsg.
@@ -17,13 +20,13 @@ type cuts struct {
 	mem [2 * maxPacket]byte
 
 	// The one in use stands here, so that it needs no memory of its own.
-	segmenter  Segmenter
+	segmenter  packet.Segmenter
 	fragmenter Fragmenter
 }
 
 var cutsPool = sync.Pool{New: func() any { return new(cuts) }}
 
-// cutter is a Segmenter or a Fragmenter.
+// cutter is a packet.Segmenter or a Fragmenter.
 type cutter interface{ Next(dst []byte) int }
 
 // sendCut sends all that c gives, each at most limit bytes long.
@@ -84,6 +87,31 @@ func (o *Outbound) nextID() uint32 {
 	}
 }
 
+// NewSegmenter is packet.NewSegmenter for a packet that goes into the stack. On a source route whose last address its header
+// does not tell nobody can compute the checksums of segments: that is ErrNotSegmentable too.
+func NewSegmenter(pkt []byte, size int) (s packet.Segmenter, err error) {
+	v, err := version(pkt)
+	if err != nil {
+		return s, err
+	}
+	if v == 6 {
+		c, err := walk(pkt)
+		if err != nil {
+			return s, err
+		}
+		if _, _, known := ends(pkt); c.rerouted && !known {
+			return s, ErrNotSegmentable
+		}
+	}
+	s, err = packet.NewSegmenter(pkt, size)
+	for _, e := range []struct{ from, to error }{{packet.ErrMalformed, ErrMalformed}, {packet.ErrNotSegmentable, ErrNotSegmentable}} {
+		if errors.Is(err, e.from) {
+			return s, fmt.Errorf("%w: %w", e.to, err)
+		}
+	}
+	return s, err
+}
+
 // SendSegmented sends a TCP or UDP packet that the kernel handed over before segmentation (GSO): in
 // segments with mss bytes of payload, in order (specification: api.md 8). With mss 0 a TCP packet's
 // segments are as long as the path's MTU allows; UDP needs the right mss, as its datagrams are messages,
@@ -99,13 +127,13 @@ func (o *Outbound) SendSegmented(pkt []byte, ifIdx uint32, mss int) error {
 	m := cutsPool.Get().(*cuts)
 	defer cutsPool.Put(m)
 	s := &m.segmenter
-	defer func() { *s = Segmenter{} }()
+	defer func() { *s = packet.Segmenter{} }()
 	var err error
 	if *s, err = NewSegmenter(pkt, max(mss, 1)); err != nil {
 		return err
 	}
 	family := sockIPv4
-	if s.v6 {
+	if pkt[0]>>4 == 6 {
 		family = sockIPv6
 	} else if [4]byte(pkt[12:16]) == [4]byte{} {
 		return ErrNoSource
@@ -114,11 +142,14 @@ func (o *Outbound) SendSegmented(pkt []byte, ifIdx uint32, mss int) error {
 		return err
 	}
 	if mss <= 0 {
-		if err := o.setMSS(s, family, ifIdx); err != nil {
+		if mss, err = o.segmentSize(pkt, s.HeaderLen(), family, ifIdx); err != nil {
+			return err
+		}
+		if *s, err = NewSegmenter(pkt, mss); err != nil {
 			return err
 		}
 	}
-	longest := min(s.hlen+s.mss, len(pkt))
+	longest := min(s.HeaderLen()+mss, len(pkt))
 	err = o.sendCut(family, m, s, longest, ifIdx)
 	switch err {
 	case nil:
@@ -130,19 +161,20 @@ func (o *Outbound) SendSegmented(pkt []byte, ifIdx uint32, mss int) error {
 	return sendError(err, ifIdx)
 }
 
-// setMSS chooses TCP's segment size by the path's MTU.
-func (o *Outbound) setMSS(s *Segmenter, family int, ifIdx uint32) error {
-	if s.proto == protoUDP {
-		return fmt.Errorf("inject: UDP segments of unknown size: %w", unix.EINVAL)
+// segmentSize returns TCP's segment size by the path's MTU.
+func (o *Outbound) segmentSize(pkt []byte, headers, family int, ifIdx uint32) (int, error) {
+	var p packet.Parsed
+	if p.ParseExact(pkt) && p.UDPOff >= 0 {
+		return 0, fmt.Errorf("inject: UDP segments of unknown size: %w", unix.EINVAL)
 	}
-	mtu, err := o.pathMTU(family, s.pkt, ifIdx)
+	mtu, err := o.pathMTU(family, pkt, ifIdx)
 	if err != nil {
-		return err
+		return 0, err
 	}
-	if s.mss = mtu - s.hlen; s.mss <= 0 {
-		return &TooBigError{Size: s.hlen + 1, MTU: mtu}
+	if mtu <= headers {
+		return 0, &TooBigError{Size: headers + 1, MTU: mtu}
 	}
-	return nil
+	return mtu - headers, nil
 }
 
 // pathMTU asks the kernel for the MTU of a packet's route, in bytes: a raw socket that is connected as

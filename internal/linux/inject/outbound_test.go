@@ -341,7 +341,7 @@ func TestOutboundSegmented(t *testing.T) {
 		{"many small ones", "198.51.100.7", "10.77.0.2", 100, 140},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
-			p := tcp(tc.src, tc.dst, 1, tcpPSH, nil, data)
+			p := tcp(tc.src, tc.dst, 1, byte(packet.TCPPsh), nil, data)
 			if err := o.SendSegmented(p, 0, tc.mss); err != nil {
 				t.Fatal(err)
 			}

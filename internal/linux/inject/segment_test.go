@@ -12,12 +12,13 @@ import (
 // segments returns copies of all segments of a packet.
 func segments(t testing.TB, pkt []byte, mss int) (out [][]byte) {
 	t.Helper()
-	err := Segment(pkt, make([]byte, MinScratch), mss, func(s []byte) error {
-		out = append(out, bytes.Clone(s))
-		return nil
-	})
+	s, err := NewSegmenter(pkt, mss)
 	if err != nil {
 		t.Fatal(err)
+	}
+	scratch := make([]byte, MinScratch)
+	for n := s.Next(scratch); n > 0; n = s.Next(scratch) {
+		out = append(out, bytes.Clone(scratch[:n]))
 	}
 	return out
 }
@@ -57,88 +58,6 @@ func extended(p []byte, left byte, headers ...byte) []byte {
 	return out
 }
 
-func TestSegmentTCP(t *testing.T) {
-	const all = tcpFIN | tcpPSH | tcpCWR | 0x10
-	options := []byte{1, 1, 8, 10, 1, 2, 3, 4, 5, 6, 7, 8}
-	v4 := tcp("10.0.0.1", "10.0.0.2", 0xfffffff0, all, options, pattern(2500))
-	binary.BigEndian.PutUint16(v4[4:], 0xffff) // the identification wraps
-	v6 := tcp("fd00::1", "fd00::2", 0xfffffff0, all, options, pattern(2500))
-	for _, tc := range []struct {
-		name string
-		pkt  []byte
-		l4   int
-	}{
-		{"IPv4", v4, 20},
-		{"IPv6", v6, 40},
-		{"IPv6 with extension headers", extended(v6, 0, protoHopByHop, protoRouting, protoDestOpts), 64},
-	} {
-		t.Run(tc.name, func(t *testing.T) {
-			got := segments(t, tc.pkt, 1000)
-			if len(got) != 3 {
-				t.Fatalf("%d segments", len(got))
-			}
-			var data []byte
-			wantFlags := []byte{tcpCWR | 0x10, 0x10, tcpFIN | tcpPSH | 0x10}
-			for i, s := range got {
-				verify(t, s)
-				h := s[tc.l4:]
-				if seq := binary.BigEndian.Uint32(h[4:]); seq != 0xfffffff0+uint32(i*1000) {
-					t.Errorf("segment %d: sequence number %x", i, seq)
-				}
-				if h[13] != wantFlags[i] {
-					t.Errorf("segment %d: flags %x, want %x", i, h[13], wantFlags[i])
-				}
-				if !bytes.Equal(h[20:32], options) {
-					t.Errorf("segment %d: options %x", i, h[20:32])
-				}
-				if _, err := version(s); err != nil {
-					t.Errorf("segment %d: %v", i, err)
-				}
-				if s[0]>>4 == 4 && binary.BigEndian.Uint16(s[4:]) != uint16(0xffff+i) {
-					t.Errorf("segment %d: identification %x", i, s[4:6])
-				}
-				data = append(data, h[32:]...)
-			}
-			if !bytes.Equal(data, pattern(2500)) {
-				t.Error("the data differ")
-			}
-		})
-	}
-}
-
-func TestSegmentUDP(t *testing.T) {
-	none := udp("10.0.0.1", "10.0.0.2", 1, 2, pattern(1500))
-	none[26], none[27] = 0, 0
-	for _, tc := range []struct {
-		name string
-		pkt  []byte
-		l4   int
-		sum  bool
-	}{
-		{"IPv4", udp("10.0.0.1", "10.0.0.2", 1, 2, pattern(1500)), 20, true},
-		{"IPv4 without checksum", none, 20, false},
-		{"IPv6", udp("fd00::1", "fd00::2", 1, 2, pattern(1500)), 40, true},
-	} {
-		t.Run(tc.name, func(t *testing.T) {
-			var data []byte
-			for i, s := range segments(t, tc.pkt, 700) {
-				verify(t, s)
-				u := s[tc.l4:]
-				if n := int(binary.BigEndian.Uint16(u[4:])); n != len(u) {
-					t.Errorf("datagram %d: length %d of %d", i, n, len(u))
-				}
-				if sum := u[6] != 0 || u[7] != 0; sum != tc.sum {
-					t.Errorf("datagram %d: checksum %x", i, u[6:8])
-				}
-				data = append(data, u[8:]...)
-			}
-			if !bytes.Equal(data, pattern(1500)) {
-				t.Error("the data differ")
-			}
-		})
-	}
-}
-
 func TestSegmentEdges(t *testing.T) {
 	fragment := tcp("10.0.0.1", "10.0.0.2", 1, 0, nil, pattern(100))
 	fragment[6] = 0x20
@@ -169,15 +88,14 @@ func TestSegmentEdges(t *testing.T) {
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			n := 0
-			err := Segment(tc.pkt, make([]byte, MinScratch), tc.mss, func([]byte) error { n++; return nil })
+			s, err := NewSegmenter(tc.pkt, tc.mss)
+			for scratch := make([]byte, MinScratch); err == nil && s.Next(scratch) > 0; {
+				n++
+			}
 			if n != tc.n || !errors.Is(err, tc.err) {
 				t.Errorf("%d segments, %v; want %d, %v", n, err, tc.n, tc.err)
 			}
 		})
-	}
-	stop := errors.New("stop")
-	if err := Segment(tcp("10.0.0.1", "10.0.0.2", 1, 2, nil, pattern(200)), make([]byte, MinScratch), 10, func([]byte) error { return stop }); err != stop {
-		t.Errorf("emit's error: %v", err)
 	}
 }
 
@@ -370,44 +288,6 @@ func seed(f *testing.F) {
 	}
 }
 
-func FuzzSegment(f *testing.F) {
-	seed(f)
-	scratch := make([]byte, MinScratch)
-	f.Fuzz(func(t *testing.T, p []byte, mss int, fix bool) {
-		p = bytes.Clone(p)
-		if fix {
-			repair(p)
-		}
-		before := bytes.Clone(p)
-		var data []byte
-		n, hlen := 0, 0
-		s, err := NewSegmenter(p, mss)
-		if err == nil {
-			hlen = s.hlen
-		}
-		err2 := Segment(p, scratch, mss, func(seg []byte) error {
-			if _, err := version(seg); err != nil {
-				t.Fatalf("segment %d: %v", n, err)
-			}
-			if len(seg)-hlen > mss {
-				t.Fatalf("segment %d has %d bytes of payload, want at most %d", n, len(seg)-hlen, mss)
-			}
-			data = append(data, seg[hlen:]...)
-			n++
-			return nil
-		})
-		if err != err2 {
-			t.Fatalf("%v and %v", err, err2)
-		}
-		if !bytes.Equal(p, before) {
-			t.Fatal("the packet was changed")
-		}
-		if err == nil && (n == 0 || !bytes.Equal(data, p[hlen:])) {
-			t.Fatalf("%d segments with %d bytes of %d", n, len(data), len(p)-hlen)
-		}
-	})
-}
-
 func FuzzFragment(f *testing.F) {
 	seed(f)
 	f.Fuzz(func(t *testing.T, p []byte, mtu int, fix bool) {
@@ -434,18 +314,6 @@ func FuzzFragment(f *testing.F) {
 			t.Fatalf("%d fragments with %d bytes of %d", len(frags), len(data), len(p)-fr.data)
 		}
 	})
-}
-
-func BenchmarkSegment(b *testing.B) {
-	p := tcp("10.0.0.1", "10.0.0.2", 1, 0, nil, pattern(65000))
-	scratch := make([]byte, MinScratch)
-	b.SetBytes(int64(len(p)))
-	b.ReportAllocs()
-	for b.Loop() {
-		if err := Segment(p, scratch, 1448, func([]byte) error { return nil }); err != nil {
-			b.Fatal(err)
-		}
-	}
 }
 
 func BenchmarkFragment(b *testing.B) {
