@@ -10,6 +10,7 @@ import (
 	"github.com/cilium/ebpf/asm"
 
 	"github.com/opendivert/divert/internal/linux/cursor"
+	"github.com/opendivert/divert/internal/linux/netns"
 )
 
 // Gate keeps packets of a chain's path away from a filter that are none of its layer's.
@@ -131,7 +132,7 @@ func entryCode(key cursor.Key, gate Gate, take Take, segments bool, slots *ebpf.
 	case NotLoopback:
 		code = append(code,
 			asm.LoadMem(asm.R2, asm.R6, skbIfindex, asm.Word),
-			asm.JEq.Imm32(asm.R2, loopbackIfindex, out),
+			asm.JEq.Imm32(asm.R2, netns.LoopbackIndex, out),
 		)
 	case LocalOnly:
 		code = append(code,

@@ -5,6 +5,7 @@ package codegen
 import (
 	"github.com/cilium/ebpf/asm"
 
+	"github.com/opendivert/divert/internal/linux/netns"
 	"github.com/opendivert/divert/internal/prog"
 )
 
@@ -343,7 +344,7 @@ func (h *Hook) locate(c *condition) location {
 		}
 	case prog.FieldLoopback:
 		l = skbMember(skbIfindex)
-		c.restate(loopbackIfindex, low(l.max))
+		c.restate(netns.LoopbackIndex, low(l.max))
 	case prog.FieldIP:
 		c.restate(4, low(15))
 	case prog.FieldIPv6:

@@ -42,9 +42,6 @@ const (
 	skbIfindex        int16 = 40
 )
 
-// loopbackIfindex is the index of lo in every network namespace (include/net/net_namespace.h).
-const loopbackIfindex = 1
-
 // Registers. R0 to R5 are lost in calls.
 const (
 	regContext = asm.R6  // struct __sk_buff

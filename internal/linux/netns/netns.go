@@ -17,6 +17,9 @@ import (
 // path names the network namespace of the calling thread.
 const path = "/proc/thread-self/ns/net"
 
+// LoopbackIndex is the index of the interface lo in every network namespace (include/net/net_namespace.h, LOOPBACK_IFINDEX).
+const LoopbackIndex = 1
+
 // Namespace is a network namespace held open. Its methods may be called from several goroutines.
 type Namespace struct {
 	file     *os.File

@@ -13,6 +13,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/opendivert/divert/internal/linux/cursor"
+	"github.com/opendivert/divert/internal/linux/netns"
 )
 
 // Chain is a chain of the table.
@@ -197,14 +198,11 @@ func notServed(k cursor.Key) []expr.Any {
 	}
 }
 
-// loopbackIfIndex is the index of lo in every namespace (include/net/flow.h, LOOPBACK_IFINDEX).
-const loopbackIfIndex = 1
-
 // notFromLoopback matches packets that did not come in on lo.
 func notFromLoopback() []expr.Any {
 	return []expr.Any{
 		&expr.Meta{Key: expr.MetaKeyIIF, Register: reg1},
-		&expr.Cmp{Op: expr.CmpOpNeq, Register: reg1, Data: native(loopbackIfIndex)},
+		&expr.Cmp{Op: expr.CmpOpNeq, Register: reg1, Data: native(netns.LoopbackIndex)},
 	}
 }
 

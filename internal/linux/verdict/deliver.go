@@ -3,6 +3,7 @@
 package verdict
 
 import (
+	"github.com/opendivert/divert/internal/linux/netns"
 	"github.com/opendivert/divert/internal/linux/queue"
 	"github.com/opendivert/divert/packet"
 )
@@ -25,9 +26,6 @@ func (s *Sender) Deliver(l *Lane, p *packet.Packet, m *queue.Message, at int64) 
 	t.put(&p.Addr)
 }
 
-// loopbackIfIndex is the index of lo in every namespace.
-const loopbackIfIndex = 1
-
 // Describe fills an address from a message, without the token (specification: api.md 14.3).
 func Describe(layer packet.Layer, a *packet.Address, m *queue.Message, at int64) {
 	a.Timestamp = at
@@ -39,7 +37,7 @@ func Describe(layer packet.Layer, a *packet.Address, m *queue.Message, at int64)
 	if !a.Outbound {
 		ifIdx = m.In
 	}
-	a.Loopback = a.Outbound && ifIdx == loopbackIfIndex && m.Hook == queue.HookPostrouting
+	a.Loopback = a.Outbound && ifIdx == netns.LoopbackIndex && m.Hook == queue.HookPostrouting
 	a.SetNetwork(packet.NetworkData{IfIdx: ifIdx})
 	// The header checksum is always in the packet. Of the transport checksum the kernel says when it left
 	// it to the hardware (the field then holds a partial sum), and when the hardware has
