@@ -3,7 +3,6 @@
 package inject
 
 import (
-	"errors"
 	"fmt"
 	"net"
 	"net/netip"
@@ -85,31 +84,6 @@ func (o *Outbound) nextID() uint32 {
 			return id
 		}
 	}
-}
-
-// NewSegmenter is packet.NewSegmenter for a packet that goes into the stack. On a source route whose last address its header
-// does not tell nobody can compute the checksums of segments: that is ErrNotSegmentable too.
-func NewSegmenter(pkt []byte, size int) (s packet.Segmenter, err error) {
-	v, err := version(pkt)
-	if err != nil {
-		return s, err
-	}
-	if v == 6 {
-		c, err := walk(pkt)
-		if err != nil {
-			return s, err
-		}
-		if _, _, known := ends(pkt); c.rerouted && !known {
-			return s, ErrNotSegmentable
-		}
-	}
-	s, err = packet.NewSegmenter(pkt, size)
-	for _, e := range []struct{ from, to error }{{packet.ErrMalformed, ErrMalformed}, {packet.ErrNotSegmentable, ErrNotSegmentable}} {
-		if errors.Is(err, e.from) {
-			return s, fmt.Errorf("%w: %w", e.to, err)
-		}
-	}
-	return s, err
 }
 
 // SendSegmented sends a TCP or UDP packet that the kernel handed over before segmentation (GSO): in
