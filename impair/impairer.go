@@ -1,0 +1,198 @@
+package impair
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/opendivert/divert"
+	"github.com/opendivert/divert/filter"
+)
+
+// Config says what an Impairer does.
+type Config struct {
+	Rules  []Rule  // for the whole run, or
+	Phases []Phase // one after the other; the run ends when the last has passed
+	Repeat bool    // begin with the first phase again
+
+	Seed   uint64       // decides which packets are impaired
+	Layer  divert.Layer // LayerNetwork or LayerForward
+	Strict bool         // the filters are of the strict dialect
+
+	MaxPackets int // that are held at most; 0: 65,536
+	MaxBytes   int // theirs; 0: 64 MiB
+	MaxFlows   int // that are remembered; of a forgotten one packets count from 0 again; 0: 65,536
+
+	DropHeld bool // drop what is held at the end; otherwise it goes on at once
+
+	// Open opens the handle, divert.OpenProgram if it is nil. Tests give the method of a diverttest.Network.
+	Open func(*filter.Program, ...divert.Option) (*divert.Handle, error)
+
+	// Report is told of packets that could not be sent on; it may be nil. It is called by one goroutine at a time.
+	Report func(error)
+}
+
+// The defaults of Config.
+const (
+	defaultPackets = 65536
+	defaultBytes   = 64 << 20
+	defaultFlows   = 65536
+)
+
+// Impairer impairs packets. Its methods may be called from several goroutines.
+type Impairer struct {
+	handle *divert.Handle
+	config Config
+	plan   *plan
+
+	cancel  context.CancelFunc // ends Run
+	ctx     context.Context
+	running sync.Mutex // held by Run
+	ran     bool
+	begun   time.Time
+	wake    chan struct{}
+
+	mu         sync.Mutex
+	phase      int // len(plan.phases) when all have passed
+	phaseEnd   int64
+	flows      *flowTable
+	heap       heap
+	order      uint64 // of the packet that is held next
+	heldBytes  int
+	free       []*held // to use again
+	ending     bool    // what comes now is not impaired any more
+	drained    bool    // and no more will come
+	broken     error   // why the run ends too early
+	unimpaired uint64
+
+	sending sync.Mutex // locked before mu is unlocked, so that packets go on in the order in which that was decided
+	failed  atomic.Uint64
+}
+
+// Open opens a handle for the packets that the rules match, with the options given and divert.WithSegments; from now on they
+// wait for Run. Of the options none may change what is received: WithFlags other than Fragments and NoInstall, WithSnapLength.
+//
+// It fails with a *RuleError for a rule that is wrong, which wraps a *SettingError or a *filter.Error, or as divert.Open does.
+func Open(c Config, opts ...divert.Option) (*Impairer, error) {
+	phases := c.Phases
+	switch {
+	case c.Layer != divert.LayerNetwork && c.Layer != divert.LayerForward:
+		return nil, fmt.Errorf("impair: layer %v has no packets", c.Layer)
+	case c.MaxPackets < 0 || c.MaxBytes < 0 || c.MaxFlows < 0:
+		return nil, errors.New("impair: the limits cannot be negative")
+	case len(phases) > 0 && len(c.Rules) > 0:
+		return nil, errors.New("impair: there are rules for the whole run and phases; only one of the two can be")
+	case len(phases) == 0:
+		phases = []Phase{{Rules: c.Rules}}
+		c.Repeat = false
+	}
+	dialect := filter.Extended
+	if c.Strict {
+		dialect = filter.Strict
+		opts = append(opts, divert.WithStrict())
+	}
+	p, err := newPlan(phases, c.Repeat, c.Layer, dialect)
+	if err != nil {
+		return nil, fmt.Errorf("impair: %w", err)
+	}
+	for _, l := range [...]struct {
+		limit *int
+		usual int
+	}{{&c.MaxPackets, defaultPackets}, {&c.MaxBytes, defaultBytes}, {&c.MaxFlows, defaultFlows}} {
+		if *l.limit == 0 {
+			*l.limit = l.usual
+		}
+	}
+	if c.Open == nil {
+		c.Open = divert.OpenProgram
+	}
+	h, err := c.Open(p.filter, append(opts, divert.WithLayer(c.Layer), divert.WithSegments())...)
+	if err != nil {
+		return nil, err
+	}
+	if f := h.Flags() &^ (divert.Fragments | divert.NoInstall); f != 0 {
+		_ = h.Close()
+		return nil, fmt.Errorf("impair: %w: a handle with the flags %v cannot hold packets and send them on", divert.ErrInvalid, f)
+	}
+	i := &Impairer{handle: h, config: c, plan: p, flows: newFlowTable(c.Seed, c.MaxFlows), wake: make(chan struct{}, 1)}
+	i.ctx, i.cancel = context.WithCancel(context.Background())
+	return i, nil
+}
+
+// Handle returns the handle, for its counters and description. Only the Impairer receives from it.
+func (i *Impairer) Handle() *divert.Handle { return i.handle }
+
+// Close ends Run, as the end of its context does, waits for it, and closes the handle. A second Close returns net.ErrClosed.
+func (i *Impairer) Close() error {
+	i.cancel()
+	i.running.Lock()
+	defer i.running.Unlock()
+	return i.handle.Close()
+}
+
+// errRan says that Run was called again.
+var errRan = errors.New("impair: Run can be called once only")
+
+// Run impairs packets until ctx ends, the last phase has passed, or Close is called. Then packets that are held go on at once,
+// unless Config says DropHeld, and those that wait in the handle's queue go on unimpaired. No more are captured.
+//
+// It returns nil at such an end. Else the error is that of receiving, or a *RuleError for a filter that cannot be decided
+// outside the kernel; packets that are held go on then too, if the handle still sends. It runs once, in the namespace and on
+// the network that Open was called in.
+func (i *Impairer) Run(ctx context.Context) error {
+	i.running.Lock()
+	defer i.running.Unlock()
+	if i.ran {
+		return errRan
+	}
+	i.ran = true
+	if i.ctx.Err() != nil {
+		return fmt.Errorf("impair: %w", net.ErrClosed)
+	}
+	i.begun = time.Now()
+	_, i.phaseEnd, _ = i.plan.at(0)
+	defer context.AfterFunc(ctx, i.end)()
+	defer context.AfterFunc(i.ctx, i.end)()
+	if d, ends := i.plan.end(); ends {
+		defer time.AfterFunc(d, i.end).Stop()
+	}
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		i.sendDue()
+	}()
+	err := i.receive()
+	i.mu.Lock()
+	i.ending, i.drained = true, true
+	if err == nil {
+		err = i.broken
+	}
+	i.mu.Unlock()
+	i.alarm()
+	<-done
+	return err
+}
+
+// end ends the run.
+func (i *Impairer) end() {
+	i.mu.Lock()
+	i.ending = true
+	i.mu.Unlock()
+	_ = i.handle.Shutdown(divert.ShutdownRecv) // fails if it is closed, which ends the run too
+	i.alarm()
+}
+
+// alarm wakes sendDue.
+func (i *Impairer) alarm() {
+	select {
+	case i.wake <- struct{}{}:
+	default:
+	}
+}
+
+// now returns the time since the run began.
+func (i *Impairer) now() int64 { return int64(time.Since(i.begun)) }

@@ -1,0 +1,228 @@
+package impair
+
+import (
+	"errors"
+	"fmt"
+	"math"
+	"strings"
+	"time"
+
+	"github.com/opendivert/divert/filter"
+	"github.com/opendivert/divert/packet"
+)
+
+// Phase is a time with rules of its own.
+type Phase struct {
+	Name  string        // for people
+	For   time.Duration // 1 ms or more; 0, in the last phase only: until the run ends
+	Rules []Rule        // a packet meets the first one that matches it; with none all packets go on
+}
+
+// The limits of schedules.
+const (
+	minPhase  = time.Millisecond
+	maxPhase  = 365 * 24 * time.Hour
+	maxPhases = 10_000
+	maxRules  = math.MaxUint16
+)
+
+// phase is a Phase that is ready to be used.
+type phase struct {
+	end   int64 // since the schedule began
+	rules []*rule
+}
+
+// rule is a Rule that is ready to be used.
+type rule struct {
+	Rule
+	number  uint16          // in its phase
+	phased  bool            // there are several phases
+	program *filter.Program // nil: all packets in its direction
+	chances chances
+	shapers map[uint64]*shaper // by direction or interface
+	stats   RuleStats
+}
+
+// A RuleError says which rule is wrong.
+type RuleError struct {
+	Phase, Rule int // numbered from 0
+	Err         error
+
+	phases bool  // there are several
+	place  place // in the file that the rule comes from
+}
+
+// Error returns where the rule stands and what is wrong with it.
+func (e *RuleError) Error() string {
+	switch {
+	case e.place.line != 0:
+		return fmt.Sprintf("%v: %v", e.place, e.Err)
+	case e.phases:
+		return fmt.Sprintf("phase %d, rule %d: %v", e.Phase+1, e.Rule+1, e.Err)
+	}
+	return fmt.Sprintf("rule %d: %v", e.Rule+1, e.Err)
+}
+
+// Unwrap returns what is wrong.
+func (e *RuleError) Unwrap() error { return e.Err }
+
+// plan is what a schedule becomes.
+type plan struct {
+	phases []phase
+	rules  []*rule // of all phases
+	repeat bool
+	filter *filter.Program // for the handle: what any rule matches
+}
+
+// newPlan checks a schedule and prepares it.
+func newPlan(phases []Phase, repeat bool, layer packet.Layer, dialect filter.Dialect) (*plan, error) {
+	p := &plan{repeat: repeat}
+	var end int64
+	if len(phases) > maxPhases {
+		return nil, fmt.Errorf("%d phases are too many (at most %d)", len(phases), maxPhases)
+	}
+	var texts []string
+	for n, ph := range phases {
+		last := n == len(phases)-1
+		switch {
+		case ph.For == 0 && (!last || repeat):
+			return nil, fmt.Errorf("phase %d has no time; only the last one may, if the phases are not repeated", n+1)
+		case ph.For != 0 && (ph.For < minPhase || ph.For > maxPhase):
+			return nil, fmt.Errorf("phase %d: a time of %v is out of range (%v to %v)", n+1, ph.For, minPhase, maxPhase)
+		case len(ph.Rules) > maxRules:
+			return nil, fmt.Errorf("phase %d: %d rules are too many (at most %d)", n+1, len(ph.Rules), maxRules)
+		}
+		if end += int64(ph.For); ph.For == 0 || end < 0 {
+			end = math.MaxInt64
+		}
+		ready := phase{end: end}
+		for i := range ph.Rules {
+			r, text, err := newRule(&ph.Rules[i], i, layer, dialect)
+			if err != nil {
+				return nil, &RuleError{n, i, err, len(phases) > 1, ph.Rules[i].place}
+			}
+			r.phased = len(phases) > 1
+			r.stats.Phase, r.stats.Rule, r.stats.Filter = n, i, text
+			ready.rules = append(ready.rules, r)
+			p.rules = append(p.rules, r)
+			texts = append(texts, text)
+		}
+		p.phases = append(p.phases, ready)
+	}
+	if len(p.rules) == 0 {
+		return nil, errors.New("there is no rule")
+	}
+	var err error
+	p.filter, err = union(texts, layer, dialect)
+	if len(p.phases) == 1 && len(p.rules) == 1 {
+		p.rules[0].program = nil // the handle decides already
+		p.rules[0].Direction = Both
+	}
+	return p, err
+}
+
+// newRule prepares a rule; text is its filter with its direction.
+func newRule(given *Rule, number int, layer packet.Layer, dialect filter.Dialect) (_ *rule, text string, err error) {
+	r := &rule{Rule: *given, number: uint16(number), shapers: map[uint64]*shaper{}}
+	if err := r.check(); err != nil {
+		return nil, "", err
+	}
+	r.chances = chancesOf(&r.Rule)
+	text = strings.TrimSpace(r.Filter)
+	if text == "" {
+		text = "true"
+	}
+	if r.program, err = filter.Compile(text, layer, dialect); err != nil {
+		return nil, "", err
+	}
+	if text == "true" {
+		r.program = nil
+	}
+	switch {
+	case r.Direction == Both:
+	case layer == packet.LayerForward:
+		return nil, "", settingErrorf("direction", "packets that are forwarded go neither out nor in; use ifIdx in the filter")
+	case text == "true":
+		text = directionFields[r.Direction]
+	case strings.HasPrefix(text, "@"):
+		return nil, "", settingErrorf("direction", "it cannot be joined with a compiled filter; write that as text")
+	default:
+		text = directionFields[r.Direction] + " and (" + text + ")"
+	}
+	return r, text, nil
+}
+
+// directionFields are the directions in the filter language.
+var directionFields = [...]string{Out: "outbound", In: "inbound"}
+
+// union compiles a filter that matches what one of the filters matches.
+func union(texts []string, layer packet.Layer, dialect filter.Dialect) (*filter.Program, error) {
+	seen := map[string]bool{}
+	var different []string
+	for _, text := range texts {
+		if !seen[text] {
+			seen[text] = true
+			different = append(different, text)
+		}
+	}
+	switch {
+	case seen["true"]:
+		return filter.Compile("true", layer, dialect)
+	case len(different) == 1:
+		return filter.Compile(different[0], layer, dialect)
+	}
+	for _, text := range different {
+		if strings.HasPrefix(text, "@") {
+			return nil, errors.New("a compiled filter cannot be joined with others; write it as text")
+		}
+	}
+	p, err := filter.Compile("("+strings.Join(different, ") or (")+")", layer, dialect)
+	if err != nil {
+		return nil, fmt.Errorf("the filters of all rules together: %w", err)
+	}
+	return p, nil
+}
+
+// at returns the phase of a time, and when it ends; ok is false when all have passed.
+func (p *plan) at(now int64) (number int, end int64, ok bool) {
+	var begun int64
+	if cycle := p.phases[len(p.phases)-1].end; p.repeat {
+		begun = now - now%cycle
+	}
+	for n := range p.phases {
+		end := p.phases[n].end
+		if now-begun < end {
+			if end == math.MaxInt64 {
+				return n, end, true
+			}
+			return n, begun + end, true
+		}
+	}
+	return len(p.phases), math.MaxInt64, false
+}
+
+// end returns when the last phase ends, and false if none does.
+func (p *plan) end() (time.Duration, bool) {
+	end := p.phases[len(p.phases)-1].end
+	return time.Duration(end), !p.repeat && end != math.MaxInt64
+}
+
+// match returns the first rule for a packet, nil if there is none.
+func (ph *phase) match(p *packet.Packet) (*rule, error) {
+	for _, r := range ph.rules {
+		if r.Direction != Both && (r.Direction == Out) != p.Addr.Outbound {
+			continue
+		}
+		if r.program == nil {
+			return r, nil
+		}
+		ok, err := r.program.Eval(p.Data, &p.Addr)
+		if err != nil {
+			return nil, &RuleError{r.stats.Phase, r.stats.Rule, fmt.Errorf("its filter cannot be decided here: %w", err), r.phased, r.place}
+		}
+		if ok {
+			return r, nil
+		}
+	}
+	return nil, nil
+}
