@@ -55,13 +55,16 @@ type RuleError struct {
 // Error returns where the rule stands and what is wrong with it.
 func (e *RuleError) Error() string {
 	switch {
-	case e.place.line != 0:
+	case e.InFile():
 		return fmt.Sprintf("%v: %v", e.place, e.Err)
 	case e.phases:
 		return fmt.Sprintf("phase %d, rule %d: %v", e.Phase+1, e.Rule+1, e.Err)
 	}
 	return fmt.Sprintf("rule %d: %v", e.Rule+1, e.Err)
 }
+
+// InFile reports whether the rule comes from ParseSchedule, so that Error tells its place there.
+func (e *RuleError) InFile() bool { return e.place.line != 0 }
 
 // Unwrap returns what is wrong.
 func (e *RuleError) Unwrap() error { return e.Err }

@@ -29,6 +29,8 @@ var commands = []func(*app) *cobra.Command{
 	newDump,
 	newDrop,
 	newReject,
+	newImpair,
+	newDelay,
 	newPassthru,
 	newProxy,
 	newSockets,

@@ -114,7 +114,7 @@ func (f *proxyFlags) run(a *app, cmd *cobra.Command, args []string) error {
 	}
 	defer l.Close()
 	if f.asJSON {
-		r.line(started{"start", "proxy", text, layerNames[divert.LayerNetwork], f.priority, l.Description()})
+		r.line(started{"start", "proxy", text, layerNames[divert.LayerNetwork], f.priority, l.Description(), nil})
 	} else {
 		fmt.Fprintf(a.errout, "divert: redirecting, priority %d (%s). Ctrl-C ends.\n", f.priority, l.Description())
 	}

@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"github.com/opendivert/divert"
+	"github.com/opendivert/divert/impair"
 )
 
 // report writes what a run says about itself to standard error: a line when it begins and one when it
@@ -15,7 +16,9 @@ type report struct {
 	json  bool
 	start time.Time
 
-	answers *answerCounts // for the summary of runs that answer packets
+	answers  *answerCounts // for the summary of runs that answer packets
+	seed     *uint64       // of runs that have one
+	impaired *impair.Stats // for the summary of runs that impair packets
 }
 
 // started is the line at the beginning, as JSON.
@@ -26,6 +29,8 @@ type started struct {
 	Layer    string `json:"layer"`
 	Priority int16  `json:"priority"`
 	Engine   string `json:"engine"`
+
+	Seed *uint64 `json:"seed,omitempty"`
 }
 
 // begin says what the run does and by which means: doing is the command as a present participle.
@@ -33,7 +38,7 @@ func (r *report) begin(command, doing, text string, h *divert.Handle) {
 	r.start = time.Now()
 	layer := layerNames[h.Layer()]
 	if r.json {
-		r.line(started{"start", command, text, layer, h.Priority(), h.Description()})
+		r.line(started{"start", command, text, layer, h.Priority(), h.Description(), r.seed})
 		return
 	}
 	fmt.Fprintf(r.app.errout, "divert: %s at layer %s, priority %d (%s). Ctrl-C ends.\n", doing, layer, h.Priority(), h.Description())
@@ -61,7 +66,8 @@ type summary struct {
 	FlowDropped       uint64 `json:"flow_dropped"`
 	FlowDroppedBytes  uint64 `json:"flow_dropped_bytes"`
 
-	Answers *answerCounts `json:"answers,omitempty"`
+	Answers  *answerCounts `json:"answers,omitempty"`
+	Impaired *impairCounts `json:"impaired,omitempty"`
 }
 
 // end writes the handle's counters. The handle must not be closed yet.
@@ -75,8 +81,14 @@ func (r *report) end(h *divert.Handle) {
 	if r.json {
 		r.line(summary{"summary", took.Round(time.Microsecond).Seconds(), s.Matched, s.Received, s.Reinjected, s.Injected, s.Failed,
 			s.Dropped, s.DroppedFull, s.DroppedOld, s.DroppedLong, s.Passed, s.Lost, s.Foreign,
-			s.FlowAccepted, s.FlowAcceptedBytes, s.FlowDropped, s.FlowDroppedBytes, r.answers})
+			s.FlowAccepted, s.FlowAcceptedBytes, s.FlowDropped, s.FlowDroppedBytes, r.answers, newImpairCounts(r.impaired)})
 		return
+	}
+	if r.impaired != nil {
+		for i := range r.impaired.Rules {
+			rule := &r.impaired.Rules[i]
+			fmt.Fprintf(r.app.errout, "divert: phase %d, rule %d (%s): %s\n", rule.Phase+1, rule.Rule+1, oneLine(rule.Filter), impairText(rule))
+		}
 	}
 	noun := "packet"
 	if hasEvents(h.Layer()) {
