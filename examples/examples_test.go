@@ -6,6 +6,7 @@ import (
 	"bufio"
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"net/netip"
 	"os"
@@ -210,5 +211,28 @@ func TestFlowFirewall(t *testing.T) {
 	text := stop()
 	if !strings.Contains(text, " dropped with their flow") || strings.Contains(text, " 0 accepted") || strings.Contains(text, " 0 dropped") {
 		t.Error(text)
+	}
+}
+
+func TestBadline(t *testing.T) {
+	pair := network(t)
+	const lag = 20 * time.Millisecond
+	stop := start(t, pair.A, io.Discard, build(t, "badline"), "7777", lag.String(), "1")
+	begun := time.Now()
+	r := exchange(t, pair, time.Second)
+	if took := time.Since(begun); took < time.Duration(r.Echoed)*2*lag || r.Changed != 0 || r.Refused != 0 {
+		t.Errorf("on a bad line: %+v after %v", r, took)
+	}
+	var delayed, lost int
+	text := stop()
+	if _, err := fmt.Sscanf(text[strings.Index(text, "\n")+1:], "%d packets delayed, %d lost", &delayed, &lost); err != nil {
+		t.Fatalf("printed %s: %v", text, err)
+	}
+	// Each datagram that was not lost on its way out has an echo, which may be lost too.
+	if lost != 5-r.Echoed || delayed < 2*r.Echoed || delayed > r.Echoed+5 {
+		t.Errorf("%+v, and the program says: %s", r, text)
+	}
+	if r := exchange(t, pair, 5*time.Second); r.Echoed != 5 {
+		t.Errorf("afterwards: %+v", r)
 	}
 }

@@ -1,0 +1,135 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"os"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/opendivert/divert/impair"
+	"github.com/opendivert/divert/internal/lab"
+)
+
+// impairedRules returns the counters of rules from the summary of a run that was ended.
+func impairedRules(t *testing.T, errout string) []impair.RuleStats {
+	t.Helper()
+	lines := strings.Split(strings.TrimSpace(errout), "\n")
+	var s summary
+	if err := json.Unmarshal([]byte(lines[len(lines)-1]), &s); err != nil || s.Event != "summary" || s.Impaired == nil {
+		t.Fatalf("%v\n%s", err, errout)
+	}
+	return s.Impaired.Rules
+}
+
+func TestImpairLive(t *testing.T) {
+	pair, echo := hosts(t)
+	p := start(t, pair.A, "impair", "--loss", "100%", "--direction", "out", "--seed", "5", "--json", "udp")
+	if n := exchange(t, pair.A, echo, 5, 10*time.Millisecond); n != 0 {
+		t.Errorf("%d datagrams came back", n)
+	}
+	if _, status := p.end(t, os.Interrupt); status != 0 {
+		t.Errorf("status %d", status)
+	}
+	if !strings.Contains(p.errout.String(), `"seed":5`) {
+		t.Errorf("the seed is not told: %s", p.errout)
+	}
+	if r := impairedRules(t, p.errout.String()); len(r) != 1 || r[0].Lost != 5 {
+		t.Errorf("rules %+v", r)
+	}
+	if n := exchange(t, pair.A, echo, 5, 5*time.Second); n != 5 {
+		t.Errorf("afterwards %d came back", n)
+	}
+}
+
+// What is held goes on when the run is interrupted; after SIGKILL nothing is left.
+func TestImpairEnds(t *testing.T) {
+	pair, echo := hosts(t)
+	counter, err := pair.B.CountUDP("10.77.0.2:9")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer counter.Close()
+	p := start(t, pair.A, "delay", "1h", "udp", "--json")
+	c, err := pair.A.Dial(t.Context(), "udp", counter.Addr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	for range 20 {
+		if _, err := c.Write([]byte("held")); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if n := exchange(t, pair.A, echo, 1, 100*time.Millisecond); n != 0 { // behind the others
+		t.Errorf("a datagram came back before its time")
+	}
+	if _, status := p.end(t, os.Interrupt); status != 0 {
+		t.Errorf("status %d", status)
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+	defer cancel()
+	if err := counter.Wait(ctx, 20); err != nil {
+		n, _ := counter.Count()
+		t.Errorf("%d arrived, %v\n%s", n, err, p.errout)
+	}
+
+	p = start(t, pair.A, "delay", "1h", "udp")
+	_ = exchange(t, pair.A, echo, 1, 100*time.Millisecond)
+	p.end(t, syscall.SIGKILL)
+	if n := exchange(t, pair.A, echo, 5, 5*time.Second); n != 5 {
+		t.Errorf("after SIGKILL %d came back", n)
+	}
+	waitNoTables(t, pair.A)
+}
+
+// waitNoTables waits until a host has no rules.
+func waitNoTables(t *testing.T, h *lab.Host) {
+	t.Helper()
+	for end := time.Now().Add(10 * time.Second); ; time.Sleep(5 * time.Millisecond) {
+		tables, err := h.NFTables()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if len(tables) == 0 {
+			return
+		}
+		if time.Now().After(end) {
+			t.Errorf("tables are left: %v", tables)
+			return
+		}
+	}
+}
+
+// The run ends with its schedule.
+func TestImpairSchedule(t *testing.T) {
+	pair, echo := hosts(t)
+	path := filepath.Join(t.TempDir(), "schedule.yaml")
+	text := "phases:\n  - for: 1m\n    rules:\n      - {filter: udp.DstPort == 7, loss: 100%}\n      - {lag: 5ms}\n"
+	if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	p := start(t, pair.A, "impair", "--schedule", path, "--json", "tcp")
+	if n := exchange(t, pair.A, echo, 3, 10*time.Millisecond); n != 0 {
+		t.Errorf("%d datagrams came back", n)
+	}
+	p.end(t, os.Interrupt)
+	if r := impairedRules(t, p.errout.String()); len(r) != 2 || r[0].Lost != 3 || r[1].Packets != 0 {
+		t.Errorf("rules %+v", r)
+	}
+	if err := os.WriteFile(path, []byte(strings.Replace(text, "1m", "50ms", 1)), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	p = start(t, pair.A, "impair", "--schedule", path, "tcp")
+	if _, status := p.end(t, nil); status != 0 {
+		t.Errorf("status %d: %s", status, p.errout)
+	}
+	for _, want := range []string{"phase 1, rule 1 (udp.DstPort == 7): 0 packets", "0 packets matched"} {
+		if !strings.Contains(p.errout.String(), want) {
+			t.Errorf("no %q in %s", want, p.errout)
+		}
+	}
+}
