@@ -29,7 +29,8 @@ type Config struct {
 
 	DropHeld bool // drop what is held at the end; otherwise it goes on at once
 
-	// Open opens the handle, divert.OpenProgram if it is nil. Tests give the method of a diverttest.Network.
+	// Open opens the handle, divert.OpenProgram if it is nil. Tests give the method of a diverttest.Network. With a single
+	// rule the program may have named sets (filter.Program.Set), which it can fill.
 	Open func(*filter.Program, ...divert.Option) (*divert.Handle, error)
 
 	// Report is told of packets that could not be sent on; it may be nil. It is called by one goroutine at a time.

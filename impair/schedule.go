@@ -115,6 +115,9 @@ func newPlan(phases []Phase, repeat bool, layer packet.Layer, dialect filter.Dia
 	if len(p.rules) == 0 {
 		return nil, errors.New("there is no rule")
 	}
+	if err := p.refuseSets(); err != nil {
+		return nil, err
+	}
 	var err error
 	p.filter, err = union(texts, layer, dialect)
 	if len(p.phases) == 1 && len(p.rules) == 1 {
@@ -122,6 +125,23 @@ func newPlan(phases []Phase, repeat bool, layer packet.Layer, dialect filter.Dia
 		p.rules[0].Direction = Both
 	}
 	return p, err
+}
+
+// refuseSets refuses named sets where there are several rules: each has a program of its own, whose sets nobody fills.
+func (p *plan) refuseSets() error {
+	if len(p.phases) == 1 && len(p.rules) == 1 {
+		return nil
+	}
+	for _, r := range p.rules {
+		if r.program == nil {
+			continue
+		}
+		if names := r.program.Sets(); len(names) > 0 {
+			err := fmt.Errorf("filter: the named set @%s works with a single rule only; write its elements in braces", names[0])
+			return &RuleError{r.stats.Phase, r.stats.Rule, err, r.phased, r.place}
+		}
+	}
+	return nil
 }
 
 // newRule prepares a rule; text is its filter with its direction.

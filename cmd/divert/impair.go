@@ -167,6 +167,10 @@ func impairConfig(a *app, cmd *cobra.Command, flags *impairFlags, rule *impair.R
 	if !cmd.Flags().Changed("seed") {
 		c.Seed = rand.Uint64N(1 << 53) // readers of JSON know numbers up to there
 	}
+	text, err := flags.sets.take(filterText(args))
+	if err != nil {
+		return c, err
+	}
 	if path == "" {
 		if err := filterArguments(cmd, args); err != nil {
 			return c, err
@@ -174,7 +178,7 @@ func impairConfig(a *app, cmd *cobra.Command, flags *impairFlags, rule *impair.R
 		if *rule == (impair.Rule{Direction: rule.Direction}) {
 			return c, usagef("there is nothing to do: give one of --loss, --lag, --rate and the others, or --schedule")
 		}
-		rule.Filter = filterText(args)
+		rule.Filter = text
 		c.Rules = []impair.Rule{*rule}
 		return c, nil
 	}
@@ -193,7 +197,7 @@ func impairConfig(a *app, cmd *cobra.Command, flags *impairFlags, rule *impair.R
 				if len(args) == 0 {
 					return c, usagef("phase %d, rule %d of %s has no filter: give one for such rules, `true` for all packets", i+1, j+1, printable(path))
 				}
-				r.Filter = filterText(args)
+				r.Filter = text
 			}
 		}
 	}
@@ -232,6 +236,9 @@ func runImpair(a *app, cmd *cobra.Command, flags *impairFlags, c impair.Config, 
 	defer stop()
 	r := report{app: a, json: flags.json, seed: &c.Seed}
 	c.Open = func(p *filter.Program, opts ...divert.Option) (*divert.Handle, error) {
+		if err := flags.sets.follow(ctx, p, &r); err != nil {
+			return nil, err
+		}
 		return flags.open(p, 0, opts...)
 	}
 	w := &warnings{warn: r.warn}
