@@ -36,8 +36,9 @@ type Listener struct {
 	closed     chan struct{} // when Close has done its work
 	closeErr   error
 
-	mu    sync.Mutex
-	conns map[*Conn]struct{}
+	mu     sync.Mutex
+	conns  map[*Conn]struct{}
+	ending bool // nothing begins in the background any more
 
 	redirected, spared, refused, full, strangers atomic.Uint64
 }
@@ -149,6 +150,16 @@ func (l *Listener) acceptTCP() {
 	}
 }
 
+// spawn runs f in the background, unless the listener ends.
+func (l *Listener) spawn(f func()) bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if !l.ending {
+		l.background.Go(f)
+	}
+	return !l.ending
+}
+
 // abort ends a connection with a reset.
 func abort(c *net.TCPConn) {
 	_ = c.SetLinger(0)
@@ -200,6 +211,9 @@ func (l *Listener) Close() error {
 
 func (l *Listener) end() error {
 	_ = l.kernel.Close()
+	l.mu.Lock()
+	l.ending = true
+	l.mu.Unlock()
 	l.background.Wait()
 	l.mu.Lock()
 	open := make([]*Conn, 0, len(l.conns))

@@ -151,8 +151,8 @@ func (w *worker) begin(p *divert.Packet, e ends, seq uint32, now int64) {
 	}
 	f.seq = seq
 	l := w.l
-	f.held = l.options.Hold
-	if f.held {
+	hold := l.options.Hold // f is another goroutine's too, once it is in the table
+	if f.held = hold; hold {
 		f.syn = append([]byte(nil), p.Data...)
 	}
 	if !l.table.add(f) {
@@ -161,9 +161,12 @@ func (w *worker) begin(p *divert.Packet, e ends, seq uint32, now int64) {
 		return
 	}
 	l.redirected.Add(1)
-	if f.held {
+	if hold {
 		w.drop = append(w.drop, divert.Packet{Addr: p.Addr})
-		l.background.Go(func() { l.dialHeld(f, p.Addr.TCPChecksum) })
+		summed := p.Addr.TCPChecksum // p is the next packet's when the dial is over
+		if !l.spawn(func() { l.dialHeld(f, summed) }) {
+			l.table.remove(f) // the listener ends; the SYN comes again, and goes on then
+		}
 		return
 	}
 	w.inject(p, f, f.alias, netip.AddrPortFrom(e.client.Addr(), l.port))
