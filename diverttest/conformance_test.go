@@ -463,7 +463,7 @@ var expectations = []expectation{
 		_, peer := p.addrs()
 		p.ok(ports.Add(filter.NumberElement(uint64(peer.Port()))))
 		low := p.handle("udp.DstPort in @ports or udp.SrcPort in @ports", pri(-1), with, divert.WithFlags(divert.Sniff))
-		h := p.handle("outbound and remotePort not in @ports", with)
+		h := p.handle("outbound and udp and remotePort not in @ports", with)
 		p.out("a")
 		p.recv(low, "a")
 		p.expectOut("a")
@@ -475,7 +475,7 @@ var expectations = []expectation{
 		p.ok(h.Close())
 		p.ok(low.Close())
 		p.ok(ports.Add(filter.NumberRange(0, 65535)))
-		h = p.handle("outbound and remotePort in @ports", with)
+		h = p.handle("outbound and udp and remotePort in @ports", with)
 		p.out("c")
 		p.recv(h, "c")
 		for name, opt := range map[string]divert.Option{

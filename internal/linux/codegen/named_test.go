@@ -332,3 +332,52 @@ func BenchmarkNamedSets(b *testing.B) {
 		}
 	}
 }
+
+// TestNamedSetsOfAllFields asks a set about every field that takes one, in packets of many kinds.
+func TestNamedSetsOfAllFields(t *testing.T) {
+	requireBPF(t)
+	r := rand.New(rand.NewPCG(5, 5))
+	for _, info := range filter.Fields() {
+		field := info.Name
+		if info.Size > 0 {
+			field += "[1]"
+		}
+		p, err := filter.Compile(field+" in @set", packet.LayerNetwork, filter.Extended)
+		if err != nil || strings.HasPrefix(field, "flow.") || field == "processId" { // what a hook has besides is tested with it
+			continue
+		}
+		q := (*prog.Program)(p)
+		a := packet.Address{Outbound: true, Timestamp: 1 << 40}
+		h := hookOf(&a)
+		u, err := Build(q, h, Options{})
+		if err != nil {
+			t.Errorf("%s: %v", field, err)
+			continue
+		}
+		loaded, err := u.Load()
+		if err != nil {
+			t.Errorf("%s: %v", field, err)
+			continue
+		}
+		for round := range 3 {
+			var ranges []radix.Range
+			for n := uint64(0); n < 1<<17; n += 1 + r.Uint64N(100) { // half of the small numbers
+				ranges = append(ranges, memberRange(field, prog.Value{Lo: n}, prog.Value{Lo: n + r.Uint64N(50)})...)
+			}
+			ranges = append(ranges, prog.NumberRanges(1<<20, 1<<50)...)
+			if q.Named()[0].Members.Addresses() {
+				ranges = []radix.Range{{First: radix.Value{Lo: mappedPrefix}, Last: radix.Value{Lo: mappedPrefix | r.Uint64()>>32}}, {First: radix.Value{Hi: r.Uint64()}, Last: radix.Value{Hi: 1<<64 - 1}}}
+			}
+			if err := members(q).Replace(ranges); err != nil {
+				t.Fatal(err)
+			}
+			for i, b := range samplePackets() {
+				want := q.MatchExact(b, &a)
+				if got, err := run(loaded, b); err != errUnrunnable && (err != nil || got != want) {
+					t.Errorf("%s, round %d, packet %d: got %v, %v, want %v", field, round, i, got, err, want)
+				}
+			}
+		}
+		loaded.Close()
+	}
+}
