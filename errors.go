@@ -11,22 +11,62 @@ import (
 	"github.com/opendivert/divert/internal/engine"
 )
 
-// The errors of handles, for errors.Is. Besides them, calls on a closed handle fail with net.ErrClosed,
-// receiving after Shutdown with io.EOF once the queue is empty, receiving past the deadline with
-// os.ErrDeadlineExceeded, and Open without the rights with os.ErrPermission.
+// The errors of handles, for errors.Is. They come wrapped in an *OpError with the operation, and the text of most names what
+// was wrong.
+//
+// Besides them there are those of other packages:
+//   - net.ErrClosed: the handle is closed. A receive call that waits ends with it when another goroutine calls Close.
+//   - io.EOF: the receive half is shut down and the queue is empty. Not wrapped.
+//   - os.ErrDeadlineExceeded: the read deadline has passed. SetReadDeadline sets another.
+//   - context.Canceled, context.DeadlineExceeded: the context of RecvContext or Packets has ended.
+//   - os.ErrPermission: this user may not do it. On Linux grant CAP_NET_ADMIN (and CAP_BPF, CAP_PERFMON for eBPF), on
+//     Windows run as administrator; `divert doctor` tells what is missing.
+//   - *filter.Error: the filter does not compile. Its Snippet shows where and why.
+//   - what the system says, such as syscall.ENOBUFS: memory, buffers or descriptors have run out.
 var (
-	ErrNotSupported = engine.ErrNotSupported // the system lacks what the call needs
-	ErrInvalid      = engine.ErrInvalid      // an argument the call cannot work with
-	ErrShortBuffer  = engine.ErrShortBuffer  // received: the packet was cut to the buffer; sent: the packet ends before its IP length
-	ErrShutdown     = engine.ErrShutdown     // sending after Shutdown
-	ErrHopLimit     = engine.ErrHopLimit     // an impostor packet whose TTL or hop limit is used up
-	ErrTooLarge     = engine.ErrTooLarge     // the packet is too large for the path, and may not be fragmented
-	ErrNoSuchDevice = engine.ErrNoSuchDevice // the address names an interface that does not exist
-	ErrRecvOnly     = engine.ErrReceiveOnly  // sending on a handle opened with RecvOnly
-	ErrSendOnly     = engine.ErrSendOnly     // receiving on a handle opened with SendOnly
-	ErrDropOnly     = engine.ErrDropOnly     // receiving on a handle opened with Drop: no packet ever comes
-	ErrNoProcess    = engine.ErrNoProcess    // the process of a packet is asked for, by the filter or by WithProcessID, where only ErrNotSupported can be the answer
-	ErrRulesGone    = engine.ErrRulesGone    // Linux: another program has removed the handle's rules (`nft flush ruleset`): it captures nothing any more; close it and open another
+	// ErrInvalid: an argument, an option or a combination of them cannot be; the text says which and what would do. Also
+	// every call on a Handle that Open has not returned.
+	ErrInvalid = engine.ErrInvalid
+
+	// ErrNotSupported: the kernel, the driver or the platform lacks something; the text names it. `divert doctor` lists what
+	// is there and how to get the rest.
+	ErrNotSupported = engine.ErrNotSupported
+
+	// ErrNoProcess: the filter or WithProcessID asks for the process of packets, which cannot be told here. Leave the field
+	// out, or on Linux attach to the root of the cgroup hierarchy, as root of the host. Also an ErrNotSupported where
+	// the platform cannot tell a packet's process at all.
+	ErrNoProcess = engine.ErrNoProcess
+
+	// ErrShortBuffer: on receiving, the packet was longer than the buffer and has been cut to it; Accept still lets the whole
+	// packet go on. Use a buffer of MaxPacket bytes, or RecvBatch. On sending, the packet ends before its IP length:
+	// send all of it, or Accept it.
+	ErrShortBuffer = engine.ErrShortBuffer
+
+	// ErrTooLarge: the packet is too large for the path and may not be fragmented. Send smaller ones: packet.NewSegmenter.
+	ErrTooLarge = engine.ErrTooLarge
+
+	// ErrHopLimit: the TTL or hop limit of another program's packet (Impostor) is used up. Drop it: two programs are sending
+	// it to each other.
+	ErrHopLimit = engine.ErrHopLimit
+
+	// ErrNoSuchDevice: the address names a network interface that is not there, or not any more.
+	ErrNoSuchDevice = engine.ErrNoSuchDevice
+
+	// ErrRecvOnly: nothing can be sent on a handle opened with RecvOnly. Open it without the flag.
+	ErrRecvOnly = engine.ErrReceiveOnly
+
+	// ErrSendOnly: nothing can be received from a handle opened with SendOnly. Open another, or use WithFlags(0).
+	ErrSendOnly = engine.ErrSendOnly
+
+	// ErrDropOnly: nothing ever comes from a handle opened with Drop. Stats counts what it drops.
+	ErrDropOnly = engine.ErrDropOnly
+
+	// ErrShutdown: Shutdown has ended the sending half, for good.
+	ErrShutdown = engine.ErrShutdown
+
+	// ErrRulesGone: on Linux another program has removed the handle's rules, as `nft flush ruleset` does, so the handle
+	// captures nothing any more. Close it and open another.
+	ErrRulesGone = engine.ErrRulesGone
 )
 
 // OpError is the error of an operation on a handle. It is a net.Error.
@@ -43,12 +83,12 @@ func (e *OpError) Unwrap() error { return e.Err }
 
 var _ net.Error = (*OpError)(nil)
 
-// Timeout reports whether the time of the operation was over: the read deadline has passed, or that of the context.
+// Timeout reports whether the read deadline has passed, or that of the context.
 func (e *OpError) Timeout() bool {
 	return errors.Is(e.Err, os.ErrDeadlineExceeded) || errors.Is(e.Err, context.DeadlineExceeded)
 }
 
-// Temporary is Timeout: nothing else is better when it is tried again.
+// Temporary is Timeout: no other error goes away by trying again.
 func (e *OpError) Temporary() bool { return e.Timeout() }
 
 // opError wraps the error of an operation; nil stays nil, and so do io.EOF, which callers compare.

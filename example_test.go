@@ -76,7 +76,7 @@ func ExampleHandle_Send() {
 	if err := p.SetPayload([]byte("another question")); err != nil {
 		log.Fatal(err)
 	}
-	if err := h.Send(p.Data, &p.Addr); err != nil { // computes the checksums
+	if err := h.Send(p); err != nil { // computes the checksums
 		log.Fatal(err)
 	}
 	delivered(network)

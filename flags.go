@@ -2,6 +2,7 @@ package divert
 
 import (
 	"fmt"
+	"strconv"
 	"strings"
 )
 
@@ -30,4 +31,68 @@ func (f Flag) String() string {
 		return "0"
 	}
 	return strings.Join(names, "|")
+}
+
+// MarshalText returns what String does, in lower case: sniff|recv_only.
+func (f Flag) MarshalText() ([]byte, error) { return []byte(strings.ToLower(f.String())), nil }
+
+// UnmarshalText sets the flags from text as String and MarshalText write it, in upper or lower case. Text of no length is
+// no flag.
+func (f *Flag) UnmarshalText(text []byte) error {
+	var flags Flag
+	if len(text) > 0 {
+		for word := range strings.SplitSeq(string(text), "|") {
+			flag, err := flagOf(strings.TrimSpace(word))
+			if err != nil {
+				return err
+			}
+			flags |= flag
+		}
+	}
+	*f = flags
+	return nil
+}
+
+func flagOf(word string) (Flag, error) {
+	names := make([]string, len(flagNames))
+	for i, n := range flagNames {
+		if strings.EqualFold(word, n.name) {
+			return n.flag, nil
+		}
+		names[i] = strings.ToLower(n.name)
+	}
+	if number, err := strconv.ParseUint(word, 0, 64); err == nil { // flags without a name
+		return Flag(number), nil
+	}
+	return 0, fmt.Errorf("there is no flag %q; the flags are %s, joined by |", word, strings.Join(names, ", "))
+}
+
+// engineWords are the engines as text.
+var engineWords = [...]string{EngineAuto: "auto", EngineKernel: "kernel", EngineInterpreter: "interpreter"}
+
+// String returns the engine in a word: auto, kernel or interpreter.
+func (e Engine) String() string {
+	if int(e) < len(engineWords) {
+		return engineWords[e]
+	}
+	return fmt.Sprintf("Engine(%d)", uint8(e))
+}
+
+// MarshalText returns what String does. It fails for a number that is no engine.
+func (e Engine) MarshalText() ([]byte, error) {
+	if int(e) >= len(engineWords) {
+		return nil, fmt.Errorf("there is no engine %d", uint8(e))
+	}
+	return []byte(engineWords[e]), nil
+}
+
+// UnmarshalText sets the engine from a word, in upper or lower case.
+func (e *Engine) UnmarshalText(text []byte) error {
+	for i, word := range engineWords {
+		if strings.EqualFold(string(text), word) {
+			*e = Engine(i)
+			return nil
+		}
+	}
+	return fmt.Errorf("there is no engine %q; the engines are %s", text, strings.Join(engineWords[:], ", "))
 }

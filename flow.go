@@ -47,12 +47,14 @@ func (h *Handle) DropFlow(p *Packet) error {
 
 // flows returns the engine if the handle decides flows.
 func (h *Handle) flows(p *Packet) (engine.Flows, error) {
-	f, ok := h.engine.(engine.Flows)
+	f, ok := h.platform().(engine.Flows)
 	switch {
+	case h.engine == nil:
+		return nil, errUnopened
 	case h.closed.Load():
 		return nil, net.ErrClosed
 	case p == nil:
-		return nil, fmt.Errorf("%w: the packet is nil", ErrInvalid)
+		return nil, errNilPacket
 	case h.layer != LayerNetwork && h.layer != LayerForward:
 		return nil, fmt.Errorf("%w: the layer %v has events; flows are decided at %v and %v", ErrInvalid, h.layer, LayerNetwork, LayerForward)
 	case h.flags&(Drop|SendOnly) != 0:

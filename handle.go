@@ -11,8 +11,8 @@ import (
 	"github.com/opendivert/divert/internal/prog"
 )
 
-// Handle is an open handle. Its methods may be called from several goroutines at once; packets come
-// to one reader each, in order.
+// Handle is an open handle; Open makes one, and the zero Handle is useless: its methods fail with ErrInvalid. The methods
+// may be called from several goroutines at once; packets come to one reader each, in order.
 type Handle struct {
 	engine   engine.Handle
 	layer    Layer
@@ -40,6 +40,14 @@ type Handle struct {
 	singles sync.Pool // of *[1]Packet
 }
 
+// platform returns the engine; that of a handle that was not opened fails.
+func (h *Handle) platform() engine.Handle {
+	if h.engine == nil {
+		return unopened{}
+	}
+	return h.engine
+}
+
 // Layer returns the handle's layer.
 func (h *Handle) Layer() Layer { return h.layer }
 
@@ -50,7 +58,7 @@ func (h *Handle) Priority() int16 { return h.priority }
 func (h *Handle) Flags() Flag { return h.flags }
 
 // Description says in words how the handle is served, for people to read.
-func (h *Handle) Description() string { return h.engine.Description() }
+func (h *Handle) Description() string { return h.platform().Description() }
 
 // single returns a batch of one packet; it goes back with h.singles.Put.
 func (h *Handle) single() *[1]Packet {
@@ -60,27 +68,28 @@ func (h *Handle) single() *[1]Packet {
 	return new([1]Packet)
 }
 
-// Send injects a packet, an IP header first and as long as the header says. With the address that a packet
-// was received with it goes on as that packet, once, past the handles that have seen it; with any other
-// address, or when that packet is gone, it is injected anew: on the way out if Outbound is set, else as if
-// it came in on the interface of the address.
+// Send lets a received packet go on with the bytes of p.Data, or injects a new packet. p.Data is exactly one IP packet.
 //
-// Checksums that the address calls missing are computed, in b; and the TTL of an impostor is counted
-// down there (specification: api.md 8). For a received packet this goes beyond package packet: on a source route the
-// checksum is that for the final destination, and SCTP's counts as missing if both TCPChecksum and UDPChecksum are false.
-// Send keeps nothing of b. On Linux a received packet of which neither a byte nor what the address says of its checksums
-// has changed goes on as with Accept: nothing is copied or computed then.
+// If p.Addr came with a packet that still waits for its verdict, that packet goes on, once, past the handles that have
+// seen it. With any other address, and when that packet is gone, p is injected anew: on the way out if p.Addr.Outbound is
+// set, else as if it came in on the interface of the address.
 //
-// It fails with ErrShortBuffer or ErrInvalid if b is not a whole packet, ErrHopLimit, ErrTooLarge,
+// Send computes, in p.Data, the checksums that the address calls missing, and counts down the TTL of an impostor
+// (specification: api.md 8). For a received packet this goes beyond package packet: on a source route the checksum is
+// that for the final destination, and SCTP's counts as missing if both TCPChecksum and UDPChecksum are false. Send
+// keeps nothing of p. On Linux a received packet of which neither a byte nor what the address says of its checksums has
+// changed goes on as with Accept: nothing is copied or computed then.
+//
+// It fails with ErrShortBuffer or ErrInvalid if p.Data is not a whole packet, ErrHopLimit, ErrTooLarge,
 // ErrNoSuchDevice, ErrRecvOnly, ErrShutdown, net.ErrClosed, or what the system says.
-func (h *Handle) Send(b []byte, a *Address) error {
-	if a == nil {
-		return opError("send", fmt.Errorf("%w: the address is nil; it says which way the packet goes", ErrInvalid))
+func (h *Handle) Send(p *Packet) error {
+	if p == nil {
+		return opError("send", errNilPacket)
 	}
 	s := h.single()
 	defer h.singles.Put(s)
-	s[0].Data, s[0].Addr = b, *a
-	_, err := h.engine.Send(s[:])
+	s[0].Data, s[0].Addr = p.Data, p.Addr
+	_, err := h.platform().Send(s[:])
 	s[0].Data = nil
 	return opError("send", err)
 }
@@ -91,7 +100,7 @@ func (h *Handle) SendBatch(ps []Packet) (int, error) {
 	if len(ps) > MaxBatch {
 		return 0, opError("send", tooMany(len(ps)))
 	}
-	n, err := h.engine.Send(ps)
+	n, err := h.platform().Send(ps)
 	return n, opError("send", err)
 }
 
@@ -101,12 +110,12 @@ func (h *Handle) SendBatch(ps []Packet) (int, error) {
 // the program (WithSnapLength, a short buffer of Recv), which are kept whole as long as the queue's limits allow.
 func (h *Handle) Accept(p *Packet) error {
 	if p == nil {
-		return opError("accept", fmt.Errorf("%w: the packet is nil", ErrInvalid))
+		return opError("accept", errNilPacket)
 	}
 	s := h.single()
 	defer h.singles.Put(s)
 	s[0].Data, s[0].Addr = p.Data, p.Addr
-	_, err := h.engine.Accept(s[:])
+	_, err := h.platform().Accept(s[:])
 	s[0].Data = nil
 	return opError("accept", err)
 }
@@ -117,7 +126,7 @@ func (h *Handle) AcceptBatch(ps []Packet) (int, error) {
 	if len(ps) > MaxBatch {
 		return 0, opError("accept", tooMany(len(ps)))
 	}
-	n, err := h.engine.Accept(ps)
+	n, err := h.platform().Accept(ps)
 	return n, opError("accept", err)
 }
 
@@ -128,7 +137,7 @@ func (h *Handle) AcceptBatch(ps []Packet) (int, error) {
 // with net.ErrClosed.
 func (h *Handle) Drop(p *Packet) error {
 	if p == nil {
-		return opError("drop", fmt.Errorf("%w: the packet is nil", ErrInvalid))
+		return opError("drop", errNilPacket)
 	}
 	s := h.single()
 	defer h.singles.Put(s)
@@ -145,7 +154,7 @@ func (h *Handle) DropBatch(ps []Packet) error {
 }
 
 func (h *Handle) drop(ps []Packet) error {
-	if d, ok := h.engine.(engine.Dropper); ok {
+	if d, ok := h.platform().(engine.Dropper); ok {
 		return opError("drop", d.Drop(ps))
 	}
 	if h.closed.Load() {
@@ -166,7 +175,7 @@ func (h *Handle) Shutdown(how How) error {
 	if how < ShutdownRecv || how > ShutdownBoth {
 		return opError("shutdown", fmt.Errorf("%w: there is no way %d to shut down", ErrInvalid, how))
 	}
-	err := h.engine.Shutdown(engine.How(how))
+	err := h.platform().Shutdown(engine.How(how))
 	if err == nil && how&ShutdownRecv != 0 {
 		h.recvDown.Store(true)
 	}
@@ -178,6 +187,9 @@ func (h *Handle) Shutdown(how How) error {
 // wait return net.ErrClosed, and so does a second Close, which waits for the first. After an error of another kind the
 // handle is closed all the same: what could be given up is.
 func (h *Handle) Close() error {
+	if h.engine == nil {
+		return opError("close", errUnopened)
+	}
 	h.closing.Lock()
 	defer h.closing.Unlock()
 	if h.closed.Swap(true) {
@@ -187,9 +199,9 @@ func (h *Handle) Close() error {
 	h.receiving.Lock() // until the last of them has left
 	defer h.receiving.Unlock()
 	if ps := h.left.sweep(); len(ps) > 0 {
-		h.engine.Return(ps)
+		h.platform().Return(ps)
 	}
-	return opError("close", h.engine.Close())
+	return opError("close", h.platform().Close())
 }
 
 // SetFilter replaces the filter by another, in the dialect the handle was opened with: each packet meets
@@ -224,7 +236,7 @@ func (h *Handle) SetProgram(p *filter.Program) error {
 // exchange sets a filter, unless there is an error with it already.
 func (h *Handle) exchange(p *filter.Program, err error) error {
 	if err == nil {
-		err = h.engine.SetFilter((*prog.Program)(p))
+		err = h.platform().SetFilter((*prog.Program)(p))
 	}
 	if err == nil {
 		h.keepSets(p)
@@ -265,9 +277,11 @@ type Stats struct {
 // they are those of the end.
 func (h *Handle) Stats() (Stats, error) {
 	waiting := h.left.count()
-	s, err := h.engine.Stats()
+	s, err := h.platform().Stats()
 	waiting = min(waiting, s.Received) // all of them, unless Close has given them back meanwhile
 	s.Received -= waiting
 	s.Waiting += waiting
 	return Stats(s), opError("stats", err)
 }
+
+var errNilPacket = fmt.Errorf("%w: the packet is nil", ErrInvalid)

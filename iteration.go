@@ -28,7 +28,7 @@ func (h *Handle) iterate(ctx context.Context, queue int, yield func(*Packet, err
 	h.left.begin(it)
 	defer h.left.end(it)
 	if ctx.Done() != nil {
-		defer context.AfterFunc(ctx, h.engine.Wake)()
+		defer context.AfterFunc(ctx, h.platform().Wake)()
 	}
 	for {
 		if err := h.refill(ctx, queue, it); err != nil {

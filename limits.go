@@ -51,13 +51,16 @@ func (h *Handle) getLimits() engine.Limits {
 }
 
 func (h *Handle) setLimits(op string, set func(*engine.Limits)) error {
+	if h.engine == nil {
+		return opError(op, errUnopened)
+	}
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	limits := h.limits
 	set(&limits)
 	err := checkLimits(&limits)
 	if err == nil {
-		err = h.engine.SetLimits(limits)
+		err = h.platform().SetLimits(limits)
 	}
 	if err == nil {
 		h.limits = limits

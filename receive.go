@@ -52,7 +52,7 @@ func (h *Handle) RecvBatch(ps []Packet) (int, error) { return h.recv(anyQueue, p
 
 // Queues returns how many queues the handle's flows are shared out to.
 func (h *Handle) Queues() int {
-	if q, ok := h.engine.(engine.Queues); ok {
+	if q, ok := h.platform().(engine.Queues); ok {
 		return q.Queues()
 	}
 	return 1
@@ -70,6 +70,9 @@ type Queue struct {
 
 // check fails if there is no such queue.
 func (q *Queue) check() error {
+	if q.handle == nil {
+		return opError("recv", errUnopened)
+	}
 	if n := q.handle.Queues(); q.number < 0 || q.number >= n {
 		return opError("recv", fmt.Errorf("%w: there is no queue %d; the handle has %d", ErrInvalid, q.number, n))
 	}
@@ -110,7 +113,7 @@ func (h *Handle) RecvContext(ctx context.Context) (*Packet, error) { return h.re
 
 func (h *Handle) recvOne(ctx context.Context, queue int) (*Packet, error) {
 	if ctx.Done() != nil {
-		defer context.AfterFunc(ctx, h.engine.Wake)()
+		defer context.AfterFunc(ctx, h.platform().Wake)()
 	}
 	s := h.single()
 	defer h.singles.Put(s)
@@ -127,6 +130,9 @@ func (h *Handle) recvOne(ctx context.Context, queue int) (*Packet, error) {
 // SetReadDeadline makes receive calls, also those that wait already, fail with os.ErrDeadlineExceeded
 // from t on. The zero time takes the deadline away. It fails with net.ErrClosed after Close.
 func (h *Handle) SetReadDeadline(t time.Time) error {
+	if h.engine == nil {
+		return opError("set deadline", errUnopened)
+	}
 	return opError("set deadline", h.deadline.Set(t))
 }
 
@@ -146,6 +152,9 @@ func (h *Handle) recv(queue int, ps []Packet) (int, error) {
 
 // receive receives from a queue until ctx ends. The caller holds h.receiving, and cuts the packets.
 func (h *Handle) receive(ctx context.Context, queue int, ps []Packet) (int, error) {
+	if h.engine == nil {
+		return 0, errUnopened
+	}
 	w := engine.Wait{Context: ctx.Done(), Handle: h.deadline.Passed()}
 	switch {
 	case h.closed.Load():
@@ -163,7 +172,7 @@ func (h *Handle) receive(ctx context.Context, queue int, ps []Packet) (int, erro
 	switch {
 	case h.closed.Load():
 		if n > 0 {
-			h.engine.Return(ps[:n]) // the engine stays open until this call has left
+			h.platform().Return(ps[:n]) // the engine stays open until this call has left
 		}
 		return 0, net.ErrClosed
 	case err == engine.ErrInterrupted:
@@ -177,7 +186,7 @@ func (h *Handle) nothing() error {
 	if h.recvDown.Load() {
 		return io.EOF
 	}
-	_, err := h.engine.Recv(engine.Wait{Handle: over}, make([]Packet, 1))
+	_, err := h.platform().Recv(engine.Wait{Handle: over}, make([]Packet, 1))
 	if err == engine.ErrInterrupted {
 		return ErrDropOnly
 	}
@@ -193,14 +202,14 @@ var over = func() chan struct{} {
 
 // next takes what an iteration has left behind, or else receives.
 func (h *Handle) next(queue int, w engine.Wait, ps []Packet) (int, error) {
-	q, _ := h.engine.(engine.Queues)
+	q, _ := h.platform().(engine.Queues)
 	if n := h.left.take(q, queue, ps); n > 0 {
 		return n, nil
 	}
 	if q != nil && queue != anyQueue {
 		return q.RecvQueue(queue, w, ps)
 	}
-	return h.engine.Recv(w, ps)
+	return h.platform().Recv(w, ps)
 }
 
 // ended says why the wait of a receive call has ended.
@@ -224,7 +233,7 @@ func (h *Handle) cut(p *Packet) {
 
 // keepWhole has the engine keep a packet that is about to be cut, if it must for Accept to let the whole of it go on.
 func (h *Handle) keepWhole(p *Packet) {
-	if k, ok := h.engine.(engine.Keeper); ok && h.flags&(Sniff|RecvOnly) == 0 {
+	if k, ok := h.platform().(engine.Keeper); ok && h.flags&(Sniff|RecvOnly) == 0 {
 		k.Keep(p)
 	}
 }

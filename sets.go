@@ -29,6 +29,9 @@ func WithSet(name string, s *filter.Set) Option {
 // was opened. It stays the handle's set of that name when SetFilter sets another filter, also one without it. It fails with
 // ErrInvalid if no filter of the handle had a set of that name.
 func (h *Handle) Set(name string) (*filter.Set, error) {
+	if h.engine == nil {
+		return nil, opError("set", errUnopened)
+	}
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	if s := h.sets[name]; s != nil {

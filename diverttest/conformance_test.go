@@ -253,7 +253,7 @@ var expectations = []expectation{
 				k.Addr.IPv6 || k.Addr.Sniffed || k.Addr.Loopback || k.Addr.Impostor {
 				p.Errorf("%s: the address is %+v on %+v", way, k.Addr, k.Addr.Network())
 			}
-			p.ok(h.Send(k.Data, &k.Addr))
+			p.ok(h.Send(&k))
 		}
 		p.expectOut("a")
 		p.expectIn("a")
@@ -265,7 +265,7 @@ var expectations = []expectation{
 		k := p.recv(h, "lower")
 		copy(k.Data[len(k.Data)-5:], "UPPER")
 		k.Addr.UDPChecksum = false
-		p.ok(h.Send(k.Data, &k.Addr))
+		p.ok(h.Send(&k))
 		p.expectOut("UPPER") // a socket takes only what has a right checksum
 		p.counts(h, divert.Stats{Matched: 1, Received: 1, Reinjected: 1})
 	}},
@@ -282,8 +282,8 @@ var expectations = []expectation{
 		h := p.handle("outbound and udp")
 		p.out("a")
 		k := p.recv(h, "a")
-		p.ok(h.Send(k.Data, &k.Addr))
-		p.ok(h.Send(k.Data, &k.Addr))
+		p.ok(h.Send(&k))
+		p.ok(h.Send(&k))
 		p.expectOut("a", "a")
 		p.none(h)
 		p.counts(h, divert.Stats{Matched: 1, Received: 1, Reinjected: 1, Injected: 1})
@@ -296,7 +296,7 @@ var expectations = []expectation{
 			p.out(fmt.Sprint(i))
 			p.recv(h, fmt.Sprint(i))
 		}
-		p.ok(h.Send(k.Data, &k.Addr))
+		p.ok(h.Send(&k))
 		p.expectOut("late")
 		s, err := h.Stats()
 		if err != nil || s.Reinjected != 0 || s.Injected != 1 || s.Abandoned == 0 {
@@ -331,7 +331,7 @@ var expectations = []expectation{
 		if !a.Addr.Sniffed || !b.Addr.Sniffed || !a.Addr.Outbound || b.Addr.Outbound {
 			p.Errorf("the addresses are %+v and %+v", a.Addr, b.Addr)
 		}
-		p.ok(h.Send(a.Data, &a.Addr)) // a copy sent is one packet more
+		p.ok(h.Send(&a)) // a copy sent is one packet more
 		p.expectOut("a")
 		p.none(h)
 		p.counts(h, divert.Stats{Matched: 2, Received: 2, Injected: 1})
@@ -340,10 +340,10 @@ var expectations = []expectation{
 		h := p.handle("outbound and udp", divert.WithFlags(divert.RecvOnly))
 		p.out("a")
 		k := p.recv(h, "a")
-		p.fails(h.Send(k.Data, &k.Addr), divert.ErrRecvOnly, 87)
+		p.fails(h.Send(&k), divert.ErrRecvOnly, 87)
 		p.fails(h.Accept(&k), divert.ErrRecvOnly, 87)
 		p.ok(h.Shutdown(divert.ShutdownSend))
-		p.fails(h.Send(k.Data, &k.Addr), divert.ErrShutdown, 232)
+		p.fails(h.Send(&k), divert.ErrShutdown, 232)
 		p.expectOut()
 	}},
 	{"send-only swallows what matches until it is closed", func(p *player) {
@@ -353,7 +353,7 @@ var expectations = []expectation{
 		p.expectOut()
 		_, _, err := h.Recv(make([]byte, 100))
 		p.fails(err, divert.ErrSendOnly, 87)
-		p.ok(h.Send(p.datagram("b"), &divert.Address{Outbound: true}))
+		p.ok(h.Send(&divert.Packet{Data: p.datagram("b"), Addr: divert.Address{Outbound: true}}))
 		p.expectOut("b")
 		p.ok(h.Close())
 		p.expectOut("a")
@@ -371,7 +371,7 @@ var expectations = []expectation{
 				}
 			}
 			k := p.recv(h, "a")
-			p.ok(h.Send(k.Data, &k.Addr))
+			p.ok(h.Send(&k))
 		}
 		p.expectOut("a")
 		for _, h := range []*divert.Handle{high, mid, low} {
@@ -397,7 +397,7 @@ var expectations = []expectation{
 		p.none(sniff)
 		copy(k.Data[len(k.Data)-1:], "b")
 		k.Addr.UDPChecksum = false
-		p.ok(high.Send(k.Data, &k.Addr))
+		p.ok(high.Send(&k))
 		p.recv(sniff, "b")
 		p.expectOut()
 		p.counts(drop, divert.Stats{Matched: 1, Dropped: 1})
@@ -406,7 +406,7 @@ var expectations = []expectation{
 		high := p.handle("udp", pri(1), divert.WithFlags(divert.Sniff))
 		h := p.handle("udp")
 		low := p.handle("udp", pri(-1), divert.WithFlags(divert.Sniff))
-		p.ok(h.Send(p.datagram("a"), &divert.Address{Outbound: true}))
+		p.ok(h.Send(&divert.Packet{Data: p.datagram("a"), Addr: divert.Address{Outbound: true}}))
 		p.expectOut("a")
 		k := p.recv(low, "a")
 		if !k.Addr.Outbound || k.Addr.Impostor || k.Addr.Network().IfIdx != p.link() {
@@ -552,14 +552,14 @@ var expectations = []expectation{
 		}
 		_, _, err := h.Recv(make([]byte, 100))
 		p.fails(err, io.EOF, 232)
-		p.ok(h.Send(p.datagram("d"), &divert.Address{Outbound: true}))
+		p.ok(h.Send(&divert.Packet{Data: p.datagram("d"), Addr: divert.Address{Outbound: true}}))
 		p.expectOut("d")
 	}},
 	{"sending shut down: receiving goes on", func(p *player) {
 		h := p.handle("outbound and udp")
 		p.ok(h.Shutdown(divert.ShutdownSend))
 		p.ok(h.Shutdown(divert.ShutdownSend))
-		p.fails(h.Send(p.datagram("a"), &divert.Address{Outbound: true}), divert.ErrShutdown, 232)
+		p.fails(h.Send(&divert.Packet{Data: p.datagram("a"), Addr: divert.Address{Outbound: true}}), divert.ErrShutdown, 232)
 		p.out("b")
 		k := p.recv(h, "b")
 		p.fails(h.Accept(&k), divert.ErrShutdown, 232)
@@ -588,7 +588,7 @@ var expectations = []expectation{
 		p.ok(low.Accept(&k))
 		p.expectOut("b")
 		p.fails(h.Close(), net.ErrClosed, 995)
-		p.fails(h.Send(p.datagram("c"), &divert.Address{Outbound: true}), net.ErrClosed, 995)
+		p.fails(h.Send(&divert.Packet{Data: p.datagram("c"), Addr: divert.Address{Outbound: true}}), net.ErrClosed, 995)
 		_, _, err := h.Recv(make([]byte, 100))
 		p.fails(err, net.ErrClosed, 995)
 		p.counts(h, divert.Stats{Matched: 2, Received: 1, Passed: 1})
@@ -635,11 +635,11 @@ var expectations = []expectation{
 		whole := p.datagram("a")
 		short := whole[:len(whole)-1]
 		out := &divert.Address{Outbound: true}
-		p.fails(h.Send(nil, out), divert.ErrShortBuffer, 122)
-		p.fails(h.Send(whole[:19], out), divert.ErrShortBuffer, 122)
-		p.fails(h.Send(short, out), divert.ErrShortBuffer, 122)
-		p.fails(h.Send(append([]byte{0x55}, whole[1:]...), out), divert.ErrInvalid, 87)
-		p.fails(h.Send(append([]byte{0x45, 0, 0, 19}, whole[4:]...), out), divert.ErrInvalid, 87)
+		p.fails(h.Send(&divert.Packet{Data: nil, Addr: *out}), divert.ErrShortBuffer, 122)
+		p.fails(h.Send(&divert.Packet{Data: whole[:19], Addr: *out}), divert.ErrShortBuffer, 122)
+		p.fails(h.Send(&divert.Packet{Data: short, Addr: *out}), divert.ErrShortBuffer, 122)
+		p.fails(h.Send(&divert.Packet{Data: append([]byte{0x55}, whole[1:]...), Addr: *out}), divert.ErrInvalid, 87)
+		p.fails(h.Send(&divert.Packet{Data: append([]byte{0x45, 0, 0, 19}, whole[4:]...), Addr: *out}), divert.ErrInvalid, 87)
 		// Of several the others go, and what lies behind a packet does not matter.
 		n, err := h.SendBatch([]divert.Packet{
 			{Data: whole, Addr: *out}, {Data: short, Addr: *out}, {Data: append(p.datagram("b"), 1, 2, 3), Addr: *out},
@@ -659,10 +659,10 @@ var expectations = []expectation{
 		packet.IPv4(k.Data).SetTTL(1)
 		packet.CalcChecksums(k.Data, nil, 0)
 		k.Addr.Impostor, k.Addr.UDPChecksum = true, true
-		p.fails(h.Send(k.Data, &k.Addr), divert.ErrHopLimit, 1232)
+		p.fails(h.Send(&k), divert.ErrHopLimit, 1232)
 		packet.IPv4(k.Data).SetTTL(2)
 		packet.CalcChecksums(k.Data, nil, 0)
-		p.ok(h.Send(k.Data, &k.Addr))
+		p.ok(h.Send(&k))
 		p.expectOut("a")
 		if got := p.recv(below, "a"); packet.IPv4(got.Data).TTL() != 1 {
 			p.Errorf("the TTL below is %d, want 1", packet.IPv4(got.Data).TTL())
@@ -677,7 +677,7 @@ var expectations = []expectation{
 		answer, err := (&packet.Header{Src: host, Dst: peer}).AppendUDP(nil, []byte("pong"))
 		p.ok(err)
 		k.Addr.Outbound = true
-		p.ok(h.Send(answer, &k.Addr))
+		p.ok(h.Send(&divert.Packet{Data: answer, Addr: k.Addr}))
 		p.expectIn()
 		p.expectOut("pong")
 		p.counts(h, divert.Stats{Matched: 1, Received: 1, Injected: 1})
@@ -686,7 +686,7 @@ var expectations = []expectation{
 		h := p.handle("false")
 		a := divert.Address{}
 		a.SetNetwork(packet.NetworkData{IfIdx: 4711})
-		p.fails(h.Send(p.datagram("a"), &a), divert.ErrNoSuchDevice, 87)
+		p.fails(h.Send(&divert.Packet{Data: p.datagram("a"), Addr: a}), divert.ErrNoSuchDevice, 87)
 		p.counts(h, divert.Stats{Failed: 1})
 	}},
 	{"handles opened and closed are told of", func(p *player) {
@@ -726,7 +726,7 @@ var expectations = []expectation{
 		p.ok(err)
 		a := divert.Address{IPChecksum: true, UDPChecksum: true}
 		a.SetNetwork(packet.NetworkData{IfIdx: p.link()})
-		if err := h.Send(b, &a); errors.Is(err, os.ErrPermission) {
+		if err := h.Send(&divert.Packet{Data: b, Addr: a}); errors.Is(err, os.ErrPermission) {
 			p.Skip(err) // no device for that here
 		} else {
 			p.ok(err)

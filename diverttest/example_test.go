@@ -28,7 +28,7 @@ func redirectDNS(ctx context.Context, open Opener, resolver netip.Addr) error {
 		}
 		packet.IPv4(p.Data).SetDst(resolver)
 		p.Addr.IPChecksum, p.Addr.UDPChecksum = false, false // to be computed again
-		if err := h.Send(p.Data, &p.Addr); err != nil {
+		if err := h.Send(p); err != nil {
 			return err
 		}
 	}
@@ -113,6 +113,6 @@ func ExampleNetwork_FailSends() {
 	if err != nil {
 		log.Fatal(err)
 	}
-	fmt.Println(h.Send(long, &divert.Address{Outbound: true}))
+	fmt.Println(h.Send(&divert.Packet{Data: long, Addr: divert.Address{Outbound: true}}))
 	// Output: divert: send: packet too large
 }

@@ -155,7 +155,7 @@ var flowExpectations = []expectation{
 		k := p.recv(h, "lower")
 		copy(k.Data[len(k.Data)-5:], "UPPER")
 		k.Addr.UDPChecksum = false
-		p.ok(h.Send(k.Data, &k.Addr))
+		p.ok(h.Send(&k))
 		p.ok(h.AcceptFlow(&k))
 		p.out("a")
 		p.expectOut("UPPER", "a")

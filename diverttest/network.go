@@ -10,6 +10,7 @@ import (
 
 	"github.com/opendivert/divert"
 	"github.com/opendivert/divert/filter"
+	"github.com/opendivert/divert/internal/clock"
 	"github.com/opendivert/divert/internal/engine"
 	"github.com/opendivert/divert/packet"
 )
@@ -23,7 +24,8 @@ const (
 // Network is the network of one fake host: its packets and events meet the handles that were opened on it, and
 // nothing else. Its methods may be called from several goroutines.
 type Network struct {
-	start time.Time // of the clock of the timestamps
+	start  time.Time // of the clock of the timestamps
+	origin int64     // in its ticks
 
 	mu        sync.Mutex
 	handles   []*handle // open, from the highest to the lowest
@@ -39,6 +41,7 @@ type Network struct {
 func New() *Network {
 	return &Network{
 		start:   time.Now(),
+		origin:  clock.Now(),
 		devices: map[uint32]bool{Loopback: true, Link: true},
 		flows:   make(map[packet.FlowData]uint64),
 		changed: make(chan struct{}),
@@ -151,8 +154,10 @@ func (n *Network) put(b []byte, a divert.Address) {
 // packets reports whether the layer is one with packets.
 func packets(l divert.Layer) bool { return l == divert.LayerNetwork || l == divert.LayerForward }
 
-// now returns the time of the timestamps, in ns since the network was made.
-func (n *Network) now() int64 { return int64(time.Since(n.start)) }
+// now returns the time of the timestamps. It goes by package time, which a bubble of testing/synctest makes pass.
+func (n *Network) now() int64 {
+	return n.origin + int64(float64(time.Since(n.start))/clock.Tick())
+}
 
 // Delivered returns the packets that have left the last handle since it was called the last time, in that order,
 // and lets go of them: Addr says where each goes, by Layer, Outbound and Network().IfIdx. Outbound

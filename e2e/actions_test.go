@@ -232,7 +232,7 @@ func needInbound(t *testing.T, h *lab.Host) {
 	b := packet.IPv4{0: 0x45, 3: packet.IPv4HeaderLen, 8: 64, 9: 253, 19: 0}
 	b.SetSrc(netip.MustParseAddr("10.77.0.1"))
 	b.SetDst(netip.MustParseAddr("10.77.0.2"))
-	if err := d.Send(b, &a); err != nil {
+	if err := d.Send(&divert.Packet{Data: b, Addr: a}); err != nil {
 		skipWithoutDevice(t, err)
 		t.Fatal(err)
 	}
@@ -269,7 +269,7 @@ func TestSendAgainLateOrNever(t *testing.T) {
 					fmt.Fprint(from, "twice")
 					b, a := recv()
 					for range 2 {
-						if err := d.Send(b, &a); err != nil {
+						if err := d.Send(&divert.Packet{Data: b, Addr: a}); err != nil {
 							skipWithoutDevice(t, err)
 							t.Fatal(err)
 						}
@@ -283,14 +283,14 @@ func TestSendAgainLateOrNever(t *testing.T) {
 						recv()
 					}
 					expect()
-					if err := d.Send(late, &lateAddr); err != nil {
+					if err := d.Send(&divert.Packet{Data: late, Addr: lateAddr}); err != nil {
 						t.Fatal(err)
 					}
 					expect("late")
 
 					fmt.Fprint(from, "after")
 					b, a = recv()
-					if err := d.Send(b, &a); err != nil {
+					if err := d.Send(&divert.Packet{Data: b, Addr: a}); err != nil {
 						t.Fatal(err)
 					}
 					expect("after")
@@ -443,7 +443,7 @@ func TestShutdownDrains(t *testing.T) {
 		if err := d.Shutdown(divert.ShutdownSend); err != nil {
 			t.Fatal(err)
 		}
-		if err := d.Send([]byte("x"), &divert.Address{}); !errors.Is(err, divert.ErrShutdown) {
+		if err := d.Send(&divert.Packet{Data: []byte("x"), Addr: divert.Address{}}); !errors.Is(err, divert.ErrShutdown) {
 			t.Errorf("send after shutdown returns %v", err)
 		}
 	})

@@ -379,7 +379,7 @@ func TestCoexistence(t *testing.T) {
 				}
 				a := divert.Address{}
 				a.SetNetwork(packet.NetworkData{IfIdx: uint32(pair.LinkA.Index())})
-				if err := d.Send(craft(t, "10.77.0.2", "10.77.0.1", 9, nil), &a); err != nil {
+				if err := d.Send(&divert.Packet{Data: craft(t, "10.77.0.2", "10.77.0.1", 9, nil), Addr: a}); err != nil {
 					skipWithoutDevice(t, err)
 					t.Error(err)
 				}

@@ -96,7 +96,7 @@ func TestOpenRefuses(t *testing.T) {
 func TestNil(t *testing.T) {
 	pair := lab.TwoHostsT(t, lab.LinkOptions{})
 	d := openAt(t, pair.A, "false", nil)
-	invalid.check(t, "send", d.Send(datagram(t, "10.77.0.1", "10.77.0.2", "x"), nil))
+	invalid.check(t, "send", d.Send(nil))
 	invalid.check(t, "accept", d.Accept(nil))
 	_, err := divert.OpenProgram(nil)
 	invalid.check(t, "open", err)
@@ -270,7 +270,7 @@ func TestSendRefuses(t *testing.T) {
 				if row.addr != nil {
 					row.addr(&a)
 				}
-				err := d.Send(append([]byte(nil), row.data...), &a)
+				err := d.Send(&divert.Packet{Data: append([]byte(nil), row.data...), Addr: a})
 				skipWithoutDevice(t, err)
 				row.want.check(t, "send", err)
 			})
@@ -331,13 +331,13 @@ func TestHalvesThatAreNotThere(t *testing.T) {
 		b := datagram(t, "10.77.0.1", "10.77.0.2", "x")
 		for _, base := range []divert.Flag{0, divert.Sniff, divert.Drop} {
 			recvOnly := openAt(t, pair.A, "false", e, divert.WithFlags(base|divert.RecvOnly))
-			refusal{divert.ErrRecvOnly, 87}.check(t, "send", recvOnly.Send(b, &a))
+			refusal{divert.ErrRecvOnly, 87}.check(t, "send", recvOnly.Send(&divert.Packet{Data: b, Addr: a}))
 			refusal{divert.ErrRecvOnly, 87}.check(t, "accept", recvOnly.Accept(&divert.Packet{Data: b, Addr: a}))
 			sendOnly := openAt(t, pair.A, "false", e, divert.WithFlags(base|divert.SendOnly))
 			_, _, err := sendOnly.Recv(make([]byte, 100))
 			refusal{divert.ErrSendOnly, 87}.check(t, "recv", err)
 			for _, d := range []*divert.Handle{sendOnly, openAt(t, pair.A, "false", e, divert.WithFlags(base))} {
-				if err := d.Send(b, &a); err != nil {
+				if err := d.Send(&divert.Packet{Data: b, Addr: a}); err != nil {
 					t.Errorf("sending with %v: %v", d.Flags(), err)
 				}
 			}
@@ -361,7 +361,7 @@ func TestReceiveBuffers(t *testing.T) {
 		if n != len(b) || !a.Outbound {
 			t.Errorf("%d bytes, address %+v", n, a)
 		}
-		short.check(t, "send", d.Send(b, &a)) // what is there is no whole packet
+		short.check(t, "send", d.Send(&divert.Packet{Data: b, Addr: a})) // what is there is no whole packet
 		if err := d.Accept(&divert.Packet{Data: b, Addr: a}); err != nil {
 			t.Error(err)
 		}

@@ -71,7 +71,7 @@ func rewrite(t testing.TB, d *divert.Handle) *worker {
 		if upper(parsed.Payload(p.Data)) {
 			packet.CalcChecksums(p.Data, &p.Addr, 0)
 		}
-		if err := d.Send(p.Data, &p.Addr); err != nil {
+		if err := d.Send(p); err != nil {
 			t.Errorf("send %d bytes: %v", len(p.Data), err)
 		}
 	})
@@ -230,7 +230,7 @@ func TestInjectedAnew(t *testing.T) {
 							Outbound: p.Addr.Outbound, IPv6: p.Addr.IPv6, IPChecksum: p.Addr.IPChecksum, TCPChecksum: p.Addr.TCPChecksum,
 						}
 						a.SetNetwork(p.Addr.Network())
-						if err := d.Send(p.Data, &a); err != nil {
+						if err := d.Send(&divert.Packet{Data: p.Data, Addr: a}); err != nil {
 							t.Errorf("inject %d bytes: %v", len(p.Data), err)
 							d.Close()
 						}

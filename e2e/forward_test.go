@@ -96,7 +96,7 @@ func TestForwardInjection(t *testing.T) {
 								t.Errorf("the address is %+v, interface %d; want outbound over %d", a, a.Network().IfIdx, r.LinkRB.Index())
 							}
 							for range 2 { // once as itself, once anew
-								if err := d.Send(p[0].Data, &a); err != nil {
+								if err := d.Send(&divert.Packet{Data: p[0].Data, Addr: a}); err != nil {
 									skipWithoutDevice(t, err)
 									t.Fatal(err)
 								}
@@ -106,7 +106,7 @@ func TestForwardInjection(t *testing.T) {
 							a := divert.Address{Outbound: true, Layer: divert.LayerForward, IPv6: f.name == "IPv6"}
 							a.SetNetwork(packet.NetworkData{IfIdx: uint32(r.LinkRB.Index())})
 							b := craft(t, f.addr(r.A).String(), f.addr(r.B).String(), addrPort(conn).Port(), []byte("injected"))
-							if err := d.Send(b, &a); err != nil {
+							if err := d.Send(&divert.Packet{Data: b, Addr: a}); err != nil {
 								skipWithoutDevice(t, err)
 								t.Fatal(err)
 							}
@@ -199,7 +199,7 @@ func TestForwardWithNAT(t *testing.T) {
 						d := openAt(t, r.R, "udp", e, divert.WithLayer(divert.LayerForward))
 						w := each(t, d, func(p *divert.Packet) {
 							ways = append(ways, endpoints(p.Data))
-							if err := d.Send(p.Data, &p.Addr); err != nil {
+							if err := d.Send(p); err != nil {
 								t.Error(err)
 							}
 						})

@@ -75,7 +75,7 @@ func TestInjectedFragmentsOfIPv6(t *testing.T) {
 						}
 					})
 					d := openAt(t, pair.A, "false", e)
-					if err := d.Send(b, &divert.Address{Outbound: true, IPv6: true}); err != nil {
+					if err := d.Send(&divert.Packet{Data: b, Addr: divert.Address{Outbound: true, IPv6: true}}); err != nil {
 						t.Errorf("%s: %v", row.name, err)
 						continue
 					}

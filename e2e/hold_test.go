@@ -114,7 +114,7 @@ func TestSentElsewhereIsNewLateToo(t *testing.T) {
 			}
 			copy(ps[0].Data[16:20], pair.B.Addr4().AsSlice())
 			ps[0].Addr.IPChecksum, ps[0].Addr.UDPChecksum = false, false
-			if err := d.Send(ps[0].Data, &ps[0].Addr); err != nil {
+			if err := d.Send(&ps[0]); err != nil {
 				t.Error(err)
 			}
 			expect("       0")

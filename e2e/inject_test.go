@@ -79,7 +79,7 @@ func TestFreshInjection(t *testing.T) {
 					low := collectPayloads(t, pair.A, filter, e, divert.WithPriority(-10))
 					a := divert.Address{Outbound: r.outbound}
 					a.SetNetwork(packet.NetworkData{IfIdx: uint32(idx)})
-					if err := d.Send(craft(t, r.src, r.dst, addrPort(conn).Port(), []byte("fresh")), &a); err != nil {
+					if err := d.Send(&divert.Packet{Data: craft(t, r.src, r.dst, addrPort(conn).Port(), []byte("fresh")), Addr: a}); err != nil {
 						skipWithoutDevice(t, err)
 						t.Fatal(err)
 					}
@@ -121,7 +121,7 @@ func TestInjectedAboveMTU(t *testing.T) {
 					b[6] |= 0x40
 					packet.CalcChecksums(b, nil, 0)
 				}
-				err := d.Send(b, &divert.Address{Outbound: true})
+				err := d.Send(&divert.Packet{Data: b, Addr: divert.Address{Outbound: true}})
 				if row.df {
 					refusal{divert.ErrTooLarge, 87}.check(t, "send", err)
 					expect()
@@ -163,7 +163,7 @@ func TestImpostorHopLimit(t *testing.T) {
 					}
 					packet.CalcChecksums(b[:n], nil, 0)
 					a.Impostor = true
-					err = d.Send(b[:n], &a)
+					err = d.Send(&divert.Packet{Data: b[:n], Addr: a})
 					if ttl == 1 {
 						refusal{divert.ErrHopLimit, 1232}.check(t, "send", err)
 						expect()
@@ -232,7 +232,7 @@ func TestRedirected(t *testing.T) {
 							copy(p.Data[24:], c)
 						}
 						p.Addr.IPChecksum, p.Addr.UDPChecksum = false, false
-						if err := d.Send(p.Data, &p.Addr); err != nil {
+						if err := d.Send(p); err != nil {
 							t.Error(err)
 						}
 					})
@@ -272,7 +272,7 @@ func TestTurnedRound(t *testing.T) {
 					d := openAt(t, host, way+" and udp.DstPort == 7", e)
 					w := each(t, d, func(p *divert.Packet) {
 						turn(p)
-						if err := d.Send(p.Data, &p.Addr); err != nil {
+						if err := d.Send(p); err != nil {
 							t.Error(err)
 						}
 					})
@@ -344,7 +344,7 @@ func TestFragments(t *testing.T) {
 							}
 							n++
 							if sniff == 0 {
-								if err := d.Send(p.Data, &p.Addr); err != nil {
+								if err := d.Send(p); err != nil {
 									t.Error(err)
 								}
 							}
@@ -375,7 +375,7 @@ func TestOutboundFragments(t *testing.T) {
 				d := openAt(t, pair.A, "false", e)
 				text := strings.Repeat("in three fragments ", 200)
 				b := craft(t, f.addr(pair.A).String(), f.addr(pair.B).String(), addrPort(conn).Port(), []byte(text))
-				if err := d.Send(b, &divert.Address{Outbound: true}); err != nil {
+				if err := d.Send(&divert.Packet{Data: b, Addr: divert.Address{Outbound: true}}); err != nil {
 					t.Fatal(err)
 				}
 				expectLong(t, conn, text)

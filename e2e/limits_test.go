@@ -276,7 +276,7 @@ func TestShutdownModes(t *testing.T) {
 					default:
 						wantSend = divert.ErrShortBuffer
 					}
-					if err := d.Send(nil, &divert.Address{Outbound: true}); !errors.Is(err, wantSend) {
+					if err := d.Send(&divert.Packet{Data: nil, Addr: divert.Address{Outbound: true}}); !errors.Is(err, wantSend) {
 						t.Errorf("sending returns %v, want %v", err, wantSend)
 					}
 				})
@@ -372,7 +372,7 @@ func TestNothingIsLeft(t *testing.T) {
 				d := openAt(t, pair.A, "udp.DstPort == 9", divert.WithFlags(flags), e)
 				if flags == 0 || flags == divert.SendOnly {
 					out := divert.Address{Outbound: true}
-					if err := d.Send(datagram(t, "10.77.0.1", "10.77.0.2", "x"), &out); err != nil {
+					if err := d.Send(&divert.Packet{Data: datagram(t, "10.77.0.1", "10.77.0.2", "x"), Addr: out}); err != nil {
 						t.Fatal(err)
 					}
 				}
@@ -420,7 +420,7 @@ func TestCallsAfterClose(t *testing.T) {
 			for name, call := range map[string]func() error{
 				"Recv":            func() error { _, _, err := d.Recv(make([]byte, 100)); return err },
 				"RecvBatch":       func() error { _, err := d.RecvBatch(make([]divert.Packet, 1)); return err },
-				"Send":            func() error { return d.Send(p.Data, &p.Addr) },
+				"Send":            func() error { return d.Send(&p) },
 				"SendBatch":       func() error { _, err := d.SendBatch([]divert.Packet{p}); return err },
 				"Accept":          func() error { return d.Accept(&p) },
 				"AcceptBatch":     func() error { _, err := d.AcceptBatch([]divert.Packet{p}); return err },

@@ -106,7 +106,7 @@ func TestLongestPackets(t *testing.T) {
 							switch {
 							case m.flags != 0:
 							case m.send:
-								err = d.Send(p.Data, &p.Addr)
+								err = d.Send(p)
 							default:
 								err = d.Accept(p)
 							}
@@ -168,7 +168,7 @@ func TestSendOfAPartOfAPacket(t *testing.T) {
 		p := &ps[0]
 		p.Data[100]++
 		p.Addr.UDPChecksum = false
-		if err := d.Send(p.Data, &p.Addr); !errors.Is(err, divert.ErrShortBuffer) || !strings.Contains(err.Error(), "Accept") {
+		if err := d.Send(p); !errors.Is(err, divert.ErrShortBuffer) || !strings.Contains(err.Error(), "Accept") {
 			t.Errorf("%v, want ErrShortBuffer and what helps", err)
 		}
 		if err := d.Accept(p); err != nil {

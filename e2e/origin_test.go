@@ -65,7 +65,7 @@ func TestNoPriorityPassesHandles(t *testing.T) {
 				d := openAt(t, pair.A, "false", e)
 				a := divert.Address{Outbound: true, IPv6: f.name == "IPv6"}
 				b := craft(t, f.addr(pair.A).String(), f.addr(pair.B).String(), addrPort(conn).Port(), []byte("injected"))
-				if err := d.Send(b, &a); err != nil {
+				if err := d.Send(&divert.Packet{Data: b, Addr: a}); err != nil {
 					t.Fatal(err)
 				}
 				expect("injected")
@@ -204,7 +204,7 @@ func TestFramesLikeThoseOfInjectionPassNoHandle(t *testing.T) {
 		fresh := func(text string) []byte {
 			return craft(t, pair.B.Addr4().String(), pair.A.Addr4().String(), addrPort(conn).Port(), []byte(text))
 		}
-		if err := d.Send(fresh("injected"), &a); err != nil {
+		if err := d.Send(&divert.Packet{Data: fresh("injected"), Addr: a}); err != nil {
 			t.Fatal(err)
 		}
 		expect("injected")

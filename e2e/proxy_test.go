@@ -133,7 +133,7 @@ func TestClientsOfATransparentProxy(t *testing.T) {
 							parsed.Parse(p.Data)
 							copy(parsed.Payload(p.Data), "changed")
 							p.Addr.UDPChecksum = false
-							if err := d.Send(p.Data, &p.Addr); err != nil {
+							if err := d.Send(p); err != nil {
 								t.Error(err)
 							}
 						})

@@ -33,7 +33,7 @@ func shout(t testing.TB, d *divert.Handle) *worker {
 		if upper(parsed.Payload(p.Data)) {
 			p.Addr.TCPChecksum, p.Addr.UDPChecksum = false, false
 		}
-		if err := d.Send(p.Data, &p.Addr); err != nil {
+		if err := d.Send(p); err != nil {
 			t.Errorf("send %d bytes: %v", len(p.Data), err)
 		}
 	})

@@ -108,7 +108,7 @@ func TestDatagramsAreSinglePackets(t *testing.T) {
 		send  func(d *divert.Handle, p *divert.Packet) error
 	}{
 		{"accepted", 0, (*divert.Handle).Accept},
-		{"sent back", 0, func(d *divert.Handle, p *divert.Packet) error { return d.Send(p.Data, &p.Addr) }},
+		{"sent back", 0, func(d *divert.Handle, p *divert.Packet) error { return d.Send(p) }},
 		{"rewritten", 0, shoutOne},
 		{"sniffed", divert.Sniff, nil},
 		{"dropped", divert.Drop, nil},
@@ -209,7 +209,7 @@ func shoutOne(d *divert.Handle, p *divert.Packet) error {
 	payload := parsed.Payload(p.Data)
 	copy(payload, bytes.ToUpper(payload))
 	p.Addr.TCPChecksum, p.Addr.UDPChecksum = false, false
-	return d.Send(p.Data, &p.Addr)
+	return d.Send(p)
 }
 
 // TestSegmentsOfTCP: with WithSegments nothing longer than the path's MTU is received of TCP, whatever the network card

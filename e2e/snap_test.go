@@ -66,7 +66,7 @@ func TestSnapLength(t *testing.T) {
 						t.Errorf("received %d bytes: %.100x", len(p.Data), p.Data)
 					}
 					if row.flags == 0 {
-						if err := d.Send(p.Data, &p.Addr); !errors.Is(err, divert.ErrShortBuffer) {
+						if err := d.Send(p); !errors.Is(err, divert.ErrShortBuffer) {
 							t.Errorf("a part was sent: %v", err)
 						}
 						if err := d.Accept(p); err != nil {

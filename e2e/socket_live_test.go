@@ -469,13 +469,13 @@ func TestEventLayerErrors(t *testing.T) {
 		t.Errorf("the interpreter refuses sockets: %v", err)
 	}
 	d := openEvents(t, pair.A, packet.LayerSocket, "true", divert.Sniff)
-	if err := d.Send([]byte{1}, &divert.Address{}); !errors.Is(err, divert.ErrRecvOnly) {
+	if err := d.Send(&divert.Packet{Data: []byte{1}, Addr: divert.Address{}}); !errors.Is(err, divert.ErrRecvOnly) {
 		t.Errorf("send: %v", err)
 	}
 	if err := d.Shutdown(divert.ShutdownSend); err != nil {
 		t.Fatal(err)
 	}
-	if err := d.Send([]byte{1}, &divert.Address{}); !errors.Is(err, divert.ErrShutdown) {
+	if err := d.Send(&divert.Packet{Data: []byte{1}, Addr: divert.Address{}}); !errors.Is(err, divert.ErrShutdown) {
 		t.Errorf("send: %v", err)
 	}
 	if !strings.Contains(d.Description(), "eBPF") {

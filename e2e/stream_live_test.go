@@ -64,7 +64,7 @@ func TestStreamEditedBothWays(t *testing.T) {
 				if lost.IntN(20) == 0 {
 					return
 				}
-				if err := d.Send(p.Data, &p.Addr); err != nil {
+				if err := d.Send(p); err != nil {
 					t.Error(err)
 				}
 			})

@@ -74,7 +74,7 @@ func TestVRF(t *testing.T) {
 				d := openAt(t, pair.B, "udp.DstPort == 9", divert.WithEngine(e.engine))
 				var in divert.Address
 				in.SetNetwork(packet.NetworkData{IfIdx: uint32(pair.LinkB.Index())})
-				if err := d.Send(datagram(t, pair.A.Addr4().String(), pair.B.Addr4().String(), "in"), &in); err != nil {
+				if err := d.Send(&divert.Packet{Data: datagram(t, pair.A.Addr4().String(), pair.B.Addr4().String(), "in"), Addr: in}); err != nil {
 					skipWithoutDevice(t, err)
 					t.Fatal(err)
 				}

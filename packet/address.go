@@ -4,6 +4,9 @@ import (
 	"encoding/binary"
 	"fmt"
 	"net/netip"
+	"time"
+
+	"github.com/opendivert/divert/internal/clock"
 )
 
 // Layer says where in the network stack a handle works.
@@ -89,6 +92,18 @@ type Address struct {
 	reserved1 uint8
 	reserved2 uint32
 	data      [unionSize]byte // the layer data in its C layout, little-endian
+}
+
+// Time returns when the packet was captured, or the event happened: the wall clock now, less the age of Timestamp. A wall
+// clock that was set since counts as it is now. The monotonic clock stands still while the system sleeps: after a sleep
+// the time of what came before it is late by the sleep. Two calls may differ by some hundred nanoseconds; to
+// measure between packets, subtract their Timestamps. An address with the Timestamp 0 has no time, and gets the zero
+// Time. Nothing is allocated; on Linux it makes no system call.
+func (a *Address) Time() time.Time {
+	if a.Timestamp == 0 {
+		return time.Time{}
+	}
+	return clock.At(a.Timestamp)
 }
 
 // NetworkData is the layer data of the layers NETWORK and NETWORK_FORWARD.

@@ -4,6 +4,10 @@ import (
 	"bytes"
 	"net/netip"
 	"testing"
+	"time"
+
+	"github.com/opendivert/divert/internal/clock"
+	"github.com/opendivert/divert/internal/race"
 )
 
 // TestAddressLayout checks each field against its place in the C layout (api.md 2.1).
@@ -119,6 +123,19 @@ func TestAddressLayerData(t *testing.T) {
 			}
 		}
 	})
+}
+
+func TestAddressTime(t *testing.T) {
+	a := Address{Timestamp: clock.Now()}
+	if d := time.Since(a.Time()); d < -time.Second || d > 10*time.Second {
+		t.Errorf("captured %v ago", d)
+	}
+	if (&Address{}).Time() != (time.Time{}) {
+		t.Error("the zero address has a time")
+	}
+	if n := testing.AllocsPerRun(10, func() { a.Time() }); n != 0 && !race.Enabled {
+		t.Errorf("%v allocations", n)
+	}
 }
 
 func TestAddressWrongSize(t *testing.T) {

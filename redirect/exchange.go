@@ -144,7 +144,7 @@ func (x *exchange) Write(b []byte) (int, error) {
 func (x *exchange) send(b []byte) error {
 	a := x.flow.toward
 	a.IPChecksum, a.UDPChecksum, a.TCPChecksum = true, true, true
-	return x.l.handle.Send(b, &a)
+	return x.l.handle.Send(&divert.Packet{Data: b, Addr: a})
 }
 
 // refuse tells the application by ICMP that nothing listens where it wanted to go.

@@ -32,7 +32,7 @@ func (l *Listener) dialHeld(f *flow, summed bool) {
 	p := divert.Packet{Data: syn, Addr: f.toward}
 	p.Addr.IPChecksum, p.Addr.TCPChecksum = true, summed
 	if p.SetSrc(f.alias) == nil && p.SetDst(netip.AddrPortFrom(f.client.Addr(), l.port)) == nil {
-		_ = l.handle.Send(p.Data, &p.Addr) // if it is lost, TCP sends it again
+		_ = l.handle.Send(&p) // if it is lost, TCP sends it again
 	}
 }
 
@@ -50,6 +50,6 @@ func (l *Listener) answerReset(f *flow, syn []byte) {
 	if b, ok := packet.AppendReset(nil, syn, &h); ok {
 		a := f.toward
 		a.IPChecksum, a.TCPChecksum = true, true
-		_ = l.handle.Send(b, &a)
+		_ = l.handle.Send(&divert.Packet{Data: b, Addr: a})
 	}
 }

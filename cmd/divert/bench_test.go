@@ -6,6 +6,7 @@ import (
 	"testing"
 
 	"github.com/opendivert/divert"
+	"github.com/opendivert/divert/internal/clock"
 	"github.com/opendivert/divert/internal/race"
 )
 
@@ -27,7 +28,7 @@ func benchSinks(t testing.TB) map[string]sink {
 // received are the samples as a handle would give them.
 func received() (ps []divert.Packet, names interfaces) {
 	for _, s := range samples {
-		p := divert.Packet{Data: s.data, Addr: divert.Address{Timestamp: ticks(), Outbound: true}}
+		p := divert.Packet{Data: s.data, Addr: divert.Address{Timestamp: clock.Now(), Outbound: true}}
 		ps = append(ps, p)
 	}
 	return ps, interfaces{0: "eth0"}

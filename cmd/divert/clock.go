@@ -1,6 +1,10 @@
 package main
 
-import "time"
+import (
+	"time"
+
+	"github.com/opendivert/divert/internal/clock"
+)
 
 // wallClock tells what time it was at a timestamp of a packet.
 type wallClock struct {
@@ -14,13 +18,13 @@ type wallClock struct {
 const clockPeriod = time.Second
 
 func newWallClock() *wallClock {
-	c := &wallClock{length: tickLength()}
+	c := &wallClock{length: clock.Tick()}
 	c.compare()
 	return c
 }
 
 func (c *wallClock) compare() {
-	c.origin, c.when = ticks(), time.Now().UnixNano()
+	c.origin, c.when = clock.Now(), time.Now().UnixNano()
 	c.expires = c.origin + int64(float64(clockPeriod)/c.length)
 }
 

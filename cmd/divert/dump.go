@@ -128,7 +128,7 @@ func (d *dump) check(cmd *cobra.Command) error {
 	if layer := d.flags.layer(); hasEvents(layer) {
 		for _, name := range []string{"write", "read", "hex", "hex-ascii", "ascii", "time", "number", "link", "interface", "direction", "snapshot-length"} {
 			if changed(name) {
-				return usagef("--%s is about packets, and the layer %s has events", name, layerNames[layer])
+				return usagef("--%s is about packets, and the layer %s has events", name, word(layer))
 			}
 		}
 	}

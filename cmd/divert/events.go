@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/opendivert/divert"
+	"github.com/opendivert/divert/internal/clock"
 	"github.com/opendivert/divert/packet"
 	"github.com/opendivert/divert/process"
 	"github.com/spf13/cobra"
@@ -18,8 +19,9 @@ import (
 
 // addEvents adds the flags of a command whose handle is at a layer with events.
 func (f *handleFlags) addEvents(cmd *cobra.Command, layer divert.Layer) {
-	f.layers, f.choice.names = []divert.Layer{layer}, layerNames[layer:layer+1]
-	f.engine.names = engineNames
+	f.layers = []divert.Layer{layer}
+	f.choice.names = wordsOf(f.layers)
+	f.engine.names = wordsOf(engines)
 	fl := cmd.Flags()
 	fl.BoolVar(&f.strict, "strict", false, "filter language of WinDivert 2.2 to the letter, without extensions")
 	fl.Int16Var(&f.priority, "priority", 0, "events meet handles from the highest priority to the lowest, 30000 to -30000")
@@ -111,7 +113,7 @@ type eventPrinter struct {
 func newEventPrinter(a *app, asJSON bool) *eventPrinter {
 	return &eventPrinter{
 		w: bufio.NewWriterSize(a.out, bufferSize), json: asJSON, colour: a.colour,
-		clock: newWallClock(), processes: newProcesses(), started: ticks(),
+		clock: newWallClock(), processes: newProcesses(), started: clock.Now(),
 	}
 }
 
@@ -249,7 +251,7 @@ func hasSide(addr netip.Addr, port uint16) bool { return addr != netip.IPv6Unspe
 
 func (p *eventPrinter) socketJSON(a *divert.Address, d *packet.FlowData) error {
 	j := jsonEvent{
-		Time: p.clock.time(a.Timestamp).UTC(), Timestamp: a.Timestamp, Layer: layerNames[a.Layer], Event: a.Event.String(),
+		Time: p.clock.time(a.Timestamp).UTC(), Timestamp: a.Timestamp, Layer: word(a.Layer), Event: a.Event.String(),
 		PID: d.ProcessID, Program: p.processes.path(d.ProcessID), Endpoint: d.EndpointID, Parent: d.ParentEndpointID,
 		Protocol: d.Protocol, ProtocolName: protocolNames[d.Protocol], Direction: "in", Loopback: a.Loopback, IPv6: a.IPv6,
 		Refused: refused(a), LocalPort: d.LocalPort, RemotePort: d.RemotePort,

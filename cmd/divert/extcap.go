@@ -89,7 +89,7 @@ with setcap, and keep it to a group; README.md names them.`,
 	fl.Int16Var(&e.priority, "priority", 0, "packets meet handles from the highest priority to the lowest, 30000 to -30000")
 	fl.BoolVar(&e.fragments, "fragments", false, "see inbound fragments as they come")
 	fl.BoolVar(&e.strict, "strict", false, "filter language of WinDivert 2.2 to the letter")
-	e.engine.names = engineNames
+	e.engine.names = wordsOf(engines)
 	fl.Var(&e.engine, "engine", "who decides which packets match: auto, kernel, interpreter")
 	return cmd
 }
@@ -157,7 +157,7 @@ func (e *extcap) options(w io.Writer, layer divert.Layer) error {
 	for i, arg := range list {
 		fmt.Fprintf(&b, "arg {number=%d}%s\n", i, arg)
 	}
-	for i, name := range engineNames {
+	for i, name := range wordsOf(engines) {
 		fmt.Fprintf(&b, "value {arg=2}{value=%s}{display=%s}{default=%v}\n", name, name, i == 0)
 	}
 	_, err := io.WriteString(w, b.String())
@@ -167,7 +167,7 @@ func (e *extcap) options(w io.Writer, layer divert.Layer) error {
 // dump returns the run that captures.
 func (e *extcap) dump(layer divert.Layer) *dump {
 	d := &dump{app: e.app, write: e.fifo, snap: e.snap, silent: true}
-	d.flags.layers, d.flags.choice.names = []divert.Layer{layer}, []string{layerNames[layer]}
+	d.flags.layers, d.flags.choice.names = []divert.Layer{layer}, wordsOf([]divert.Layer{layer})
 	d.flags.strict, d.flags.priority, d.flags.fragments, d.flags.engine = e.strict, e.priority, e.fragments, e.engine
 	d.flags.queueLength, d.flags.queueTime, d.flags.queueSize = maxQueueLength, maxQueueTime, maxQueueSize
 	return d

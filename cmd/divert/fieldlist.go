@@ -12,7 +12,7 @@ import (
 )
 
 func newFilterFields(a *app) *cobra.Command {
-	layer := choice{names: append([]string{"all"}, layerNames[:]...)}
+	layer := choice{names: append([]string{"all"}, wordsOf(allLayers)...)}
 	cmd := &cobra.Command{
 		Use:   "fields [flags]",
 		Short: "List the fields that filters can test",
@@ -24,7 +24,7 @@ func newFilterFields(a *app) *cobra.Command {
 	cmd.RunE = func(*cobra.Command, []string) error {
 		w := bufio.NewWriter(a.out)
 		for _, g := range groupFields(filter.Fields()) {
-			if layer.value == 0 || slices.Contains(g.layers, divert.Layer(layer.value-1)) {
+			if layer.value == 0 || slices.Contains(g.layers, allLayers[layer.value-1]) {
 				a.writeFields(w, g)
 			}
 		}
@@ -56,10 +56,10 @@ func groupFields(fields []filter.FieldInfo) (groups []fieldGroup) {
 func (a *app) writeFields(w *bufio.Writer, g fieldGroup) {
 	var names []string
 	for _, l := range g.layers {
-		names = append(names, layerNames[l])
+		names = append(names, word(l))
 	}
 	heading := "Layers " + strings.Join(names, ", ")
-	if len(names) == len(layerNames) {
+	if len(names) == len(allLayers) {
 		heading = "All layers"
 	}
 	p := printer{colour: a.colour}

@@ -140,7 +140,7 @@ func explain(w io.Writer, text string, p *filter.Program, flags *dialectFlags) e
 	if normal != text {
 		fmt.Fprintf(w, "given:   %s\n", printable(text))
 	}
-	fmt.Fprintf(w, "filter:  %s\nprogram: %s at layer %s\n", normal, countOf(p.Len(), "test"), layerNames[p.Layer()])
+	fmt.Fprintf(w, "filter:  %s\nprogram: %s at layer %s\n", normal, countOf(p.Len(), "test"), word(p.Layer()))
 	for line := range strings.Lines(strings.TrimSuffix(p.Listing(), "\n")) {
 		fmt.Fprintf(w, "  %s", line)
 	}
@@ -159,9 +159,9 @@ func explain(w io.Writer, text string, p *filter.Program, flags *dialectFlags) e
 
 // layersFor returns the names of the layers that a text is a filter for.
 func layersFor(text string, d filter.Dialect) (names []string) {
-	for l, name := range layerNames {
-		if _, err := filter.Compile(text, divert.Layer(l), d); err == nil {
-			names = append(names, name)
+	for _, l := range allLayers {
+		if _, err := filter.Compile(text, l, d); err == nil {
+			names = append(names, word(l))
 		}
 	}
 	return names

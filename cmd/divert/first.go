@@ -32,7 +32,7 @@ func (f *firstFlag) narrow(text string, p *filter.Program, d *dialectFlags) (str
 	case d.strict:
 		return "", usagef("--first counts packets with a field of the extended filter language: leave --strict away")
 	case hasEvents(d.layer()):
-		return "", usagef("--first is about packets, and the layer %s has events", layerNames[d.layer()])
+		return "", usagef("--first is about packets, and the layer %s has events", word(d.layer()))
 	}
 	plain, err := p.Format() // it may be an object string
 	if err != nil {

@@ -11,6 +11,7 @@ import (
 
 	"github.com/opendivert/divert"
 	"github.com/opendivert/divert/filter"
+	"github.com/opendivert/divert/internal/clock"
 	"github.com/opendivert/divert/internal/wincode"
 	"github.com/opendivert/divert/packet"
 	"github.com/spf13/cobra"
@@ -130,7 +131,7 @@ func (p *eventPrinter) handle(word string, s style, e *divert.Packet) error {
 		return p.write(fmt.Appendf(b, " pid=%s layer=%v priority=%d filter=%q\n", pid, d.Layer, d.Priority, text))
 	}
 	b = append(b, " time="...)
-	b = strconv.AppendFloat(b, float64(d.Timestamp-p.started)*tickLength()/1e9, 'f', 3, 64)
+	b = strconv.AppendFloat(b, float64(d.Timestamp-p.started)*clock.Tick()/1e9, 'f', 3, 64)
 	b = fmt.Appendf(b, "s pid=%s exe=%s layer=%v flags=%v priority=%d filter=%q\n", pid, printable(path), d.Layer, flags, d.Priority, text)
 	if p.verbose {
 		b = p.coloured(append(b, '\t'), styleProto, "handle")

@@ -66,7 +66,7 @@ func (p *printer) appendJSON(b []byte, r *record) ([]byte, error) {
 	j := jsonPacket{Time: r.when.UTC(), IfName: r.device, Direction: directions[r.direction].name, Length: r.length}
 	if r.live {
 		j.Timestamp = r.addr.Timestamp
-		j.Layer = layerNames[r.addr.Layer]
+		j.Layer = word(r.addr.Layer)
 		j.IfIndex = r.addr.Network().IfIdx
 		j.Impostor = r.addr.Impostor
 	}

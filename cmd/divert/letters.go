@@ -190,7 +190,7 @@ func (l *letters) narrow(text string, p *filter.Program) (string, error) {
 	layer := p.Layer()
 	switch {
 	case hasEvents(layer):
-		return "", usagef("--interface and --direction are about packets, and the layer %s has events", layerNames[layer])
+		return "", usagef("--interface and --direction are about packets, and the layer %s has events", word(layer))
 	case l.way.value != wayBoth && layer == divert.LayerForward:
 		return "", usagef("--direction %s: forwarded packets do not begin or end here, so they have no direction", &l.way)
 	}

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"encoding"
 	"errors"
 	"fmt"
 	"runtime"
@@ -10,18 +11,8 @@ import (
 
 	"github.com/opendivert/divert"
 	"github.com/opendivert/divert/filter"
-	"github.com/opendivert/divert/packet"
 	"github.com/spf13/cobra"
 )
-
-// layerNames are the values of --layer.
-var layerNames = [packet.NumLayers]string{
-	divert.LayerNetwork: "network",
-	divert.LayerForward: "forward",
-	divert.LayerFlow:    "flow",
-	divert.LayerSocket:  "socket",
-	divert.LayerReflect: "reflect",
-}
 
 // packetLayers are the layers with packets; the others have events. allLayers are all.
 var (
@@ -32,11 +23,25 @@ var (
 // hasEvents reports whether a layer has events, not packets.
 func hasEvents(l divert.Layer) bool { return !slices.Contains(packetLayers, l) }
 
-// engineNames are the values of --engine.
-var engineNames = []string{
-	divert.EngineAuto:        "auto",
-	divert.EngineKernel:      "kernel",
-	divert.EngineInterpreter: "interpreter",
+// engines are the values of --engine.
+var engines = []divert.Engine{divert.EngineAuto, divert.EngineKernel, divert.EngineInterpreter}
+
+// word returns a value as the command line and JSON write it.
+func word(v encoding.TextMarshaler) string {
+	text, err := v.MarshalText()
+	if err != nil {
+		return fmt.Sprint(v)
+	}
+	return string(text)
+}
+
+// wordsOf returns values as the command line writes them.
+func wordsOf[T encoding.TextMarshaler](values []T) []string {
+	words := make([]string, len(values))
+	for i, v := range values {
+		words[i] = word(v)
+	}
+	return words
 }
 
 // choice is a flag whose value is one of a list of names; it is the index of the name.
@@ -78,9 +83,7 @@ type dialectFlags struct {
 // add adds the flags, with the layers that the command works at.
 func (f *dialectFlags) add(cmd *cobra.Command, layers []divert.Layer) {
 	f.layers = layers
-	for _, l := range layers {
-		f.choice.names = append(f.choice.names, layerNames[l])
-	}
+	f.choice.names = wordsOf(layers)
 	addChoice(cmd, &f.choice, "layer", "where in the network stack the filter works")
 	cmd.Flags().BoolVar(&f.strict, "strict", false, "filter language of WinDivert 2.2 to the letter, without extensions")
 	f.sets.add(cmd)
@@ -139,7 +142,7 @@ func (f *handleFlags) add(cmd *cobra.Command, layers []divert.Layer) {
 	fl := cmd.Flags()
 	fl.Int16Var(&f.priority, "priority", 0, noun+" meet handles from the highest priority to the lowest, 30000 to -30000")
 	fl.BoolVar(&f.fragments, "fragments", false, "see inbound fragments as they come, not the datagram put together")
-	f.engine.names = engineNames
+	f.engine.names = wordsOf(engines)
 	addChoice(cmd, &f.engine, "engine", "who decides which "+noun+" match")
 	addDriver(cmd, &f.driver)
 }
@@ -183,13 +186,13 @@ func (f *handleFlags) open(p *filter.Program, flags divert.Flag, opts ...divert.
 	}
 	switch l := f.layer(); {
 	case f.fragments && hasEvents(l):
-		return nil, usagef("--fragments is about packets, and the layer %s has events", layerNames[l])
+		return nil, usagef("--fragments is about packets, and the layer %s has events", word(l))
 	case f.engine.value != 0 && l == divert.LayerReflect:
 		return nil, usagef("--engine is about filters in the kernel, and at the layer reflect there are none")
 	case f.fragments:
 		flags |= divert.Fragments
 	}
-	opts = append(opts, divert.WithFlags(flags), divert.WithPriority(f.priority), divert.WithEngine(divert.Engine(f.engine.value)),
+	opts = append(opts, divert.WithFlags(flags), divert.WithPriority(f.priority), divert.WithEngine(engines[f.engine.value]),
 		divert.WithDriver(f.driver))
 	if f.strict {
 		opts = append(opts, divert.WithStrict())

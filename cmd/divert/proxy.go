@@ -35,7 +35,7 @@ type proxyFlags struct {
 }
 
 func newProxy(a *app) *cobra.Command {
-	f := proxyFlags{header: choice{names: headerNames}, engine: choice{names: engineNames}}
+	f := proxyFlags{header: choice{names: headerNames}, engine: choice{names: wordsOf(engines)}}
 	cmd := &cobra.Command{
 		Use:   "proxy (--to ADDR | --via URL) [flags] FILTER",
 		Short: "Lead the connections that match to a local program, or through a proxy",
@@ -114,7 +114,7 @@ func (f *proxyFlags) run(a *app, cmd *cobra.Command, args []string) error {
 	}
 	defer l.Close()
 	if f.asJSON {
-		r.line(started{"start", "proxy", text, layerNames[divert.LayerNetwork], f.priority, l.Description(), nil})
+		r.line(started{"start", "proxy", text, word(divert.LayerNetwork), f.priority, l.Description(), nil})
 	} else {
 		fmt.Fprintf(a.errout, "divert: redirecting, priority %d (%s). Ctrl-C ends.\n", f.priority, l.Description())
 	}

@@ -36,7 +36,7 @@ type started struct {
 // begin says what the run does and by which means: doing is the command as a present participle.
 func (r *report) begin(command, doing, text string, h *divert.Handle) {
 	r.start = time.Now()
-	layer := layerNames[h.Layer()]
+	layer := word(h.Layer())
 	if r.json {
 		r.line(started{"start", command, text, layer, h.Priority(), h.Description(), r.seed})
 		return

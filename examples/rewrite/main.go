@@ -59,5 +59,5 @@ func sendOn(h *divert.Handle, p *divert.Packet, from, to []byte) error {
 	copy(payload, bytes.ReplaceAll(payload, from, to))
 	// Send computes the checksums that the address does not vouch for.
 	p.Addr.TCPChecksum, p.Addr.UDPChecksum = false, false
-	return h.Send(p.Data, &p.Addr)
+	return h.Send(p)
 }

@@ -12,8 +12,8 @@ import (
 	"sync/atomic"
 
 	"github.com/opendivert/divert/internal/backlog"
+	"github.com/opendivert/divert/internal/clock"
 	"github.com/opendivert/divert/internal/engine"
-	"github.com/opendivert/divert/internal/linux/clock"
 	"github.com/opendivert/divert/internal/linux/netns"
 	"github.com/opendivert/divert/internal/linux/rules"
 	"github.com/opendivert/divert/internal/linux/tally"

@@ -8,10 +8,10 @@ import (
 	"net"
 	"sync/atomic"
 
+	"github.com/opendivert/divert/internal/clock"
 	"github.com/opendivert/divert/internal/engine"
 	"github.com/opendivert/divert/internal/flow"
 	"github.com/opendivert/divert/internal/linux/capture"
-	"github.com/opendivert/divert/internal/linux/clock"
 	"github.com/opendivert/divert/internal/linux/codegen"
 	"github.com/opendivert/divert/internal/linux/flowmap"
 	"github.com/opendivert/divert/internal/linux/life"

@@ -11,8 +11,8 @@ import (
 
 	"github.com/cilium/ebpf/ringbuf"
 
+	"github.com/opendivert/divert/internal/clock"
 	"github.com/opendivert/divert/internal/engine"
-	"github.com/opendivert/divert/internal/linux/clock"
 	"github.com/opendivert/divert/internal/linux/codegen"
 	"github.com/opendivert/divert/internal/linux/cursor"
 	"github.com/opendivert/divert/internal/linux/sockets"

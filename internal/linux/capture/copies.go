@@ -10,8 +10,8 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/opendivert/divert/internal/clock"
 	"github.com/opendivert/divert/internal/engine"
-	"github.com/opendivert/divert/internal/linux/clock"
 	"github.com/opendivert/divert/internal/linux/codegen"
 	"github.com/opendivert/divert/internal/linux/life"
 	"github.com/opendivert/divert/internal/linux/perfbuf"

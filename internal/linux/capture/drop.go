@@ -8,8 +8,8 @@ import (
 	"sync"
 
 	"github.com/opendivert/divert/internal/backlog"
+	"github.com/opendivert/divert/internal/clock"
 	"github.com/opendivert/divert/internal/engine"
-	"github.com/opendivert/divert/internal/linux/clock"
 	"github.com/opendivert/divert/internal/linux/codegen"
 	"github.com/opendivert/divert/internal/linux/queue"
 	"github.com/opendivert/divert/internal/linux/rules"

@@ -7,9 +7,9 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/opendivert/divert/internal/clock"
 	"github.com/opendivert/divert/internal/engine"
 	"github.com/opendivert/divert/internal/flow"
-	"github.com/opendivert/divert/internal/linux/clock"
 	"github.com/opendivert/divert/internal/linux/codegen"
 	"github.com/opendivert/divert/internal/linux/nflog"
 	"github.com/opendivert/divert/internal/linux/nfnl"

@@ -10,9 +10,9 @@ import (
 	"sync/atomic"
 
 	"github.com/opendivert/divert/internal/backlog"
+	"github.com/opendivert/divert/internal/clock"
 	"github.com/opendivert/divert/internal/engine"
 	"github.com/opendivert/divert/internal/flow"
-	"github.com/opendivert/divert/internal/linux/clock"
 	"github.com/opendivert/divert/internal/linux/life"
 	"github.com/opendivert/divert/internal/linux/queue"
 	"github.com/opendivert/divert/internal/linux/rules"

@@ -8,8 +8,8 @@ import (
 	"net"
 	"os"
 
+	"github.com/opendivert/divert/internal/clock"
 	"github.com/opendivert/divert/internal/engine"
-	"github.com/opendivert/divert/internal/linux/clock"
 	"github.com/opendivert/divert/internal/linux/queue"
 	"github.com/opendivert/divert/internal/linux/verdict"
 	"github.com/opendivert/divert/internal/prog"

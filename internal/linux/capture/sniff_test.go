@@ -15,9 +15,9 @@ import (
 	"time"
 
 	"github.com/opendivert/divert/filter"
+	"github.com/opendivert/divert/internal/clock"
 	"github.com/opendivert/divert/internal/engine"
 	"github.com/opendivert/divert/internal/lab"
-	"github.com/opendivert/divert/internal/linux/clock"
 	"github.com/opendivert/divert/internal/linux/codegen"
 	"github.com/opendivert/divert/internal/linux/cursor"
 	"github.com/opendivert/divert/internal/linux/life"

@@ -10,8 +10,8 @@ import (
 	"unsafe"
 
 	"github.com/cilium/ebpf"
-	"golang.org/x/sys/unix"
 
+	"github.com/opendivert/divert/internal/clock"
 	"github.com/opendivert/divert/internal/flow"
 )
 
@@ -142,19 +142,12 @@ func (m *Maps) tell() error {
 	return nil
 }
 
-// now is the clock of the programs (bpf_ktime_get_ns).
-func now() int64 {
-	var ts unix.Timespec
-	_ = unix.ClockGettime(unix.CLOCK_MONOTONIC, &ts) // cannot fail for this clock
-	return ts.Nano()
-}
-
 // Decide makes a verdict hold for a flow from the next packet on.
 func (m *Maps) Decide(k *flow.Key, v flow.Verdict) error {
 	if err := m.Make(Decided); err != nil {
 		return err
 	}
-	r := flow.Record{LastSeen: now(), Idle: m.idle.Of(k.Protocol), Generation: m.state.Decided, Verdict: v}
+	r := flow.Record{LastSeen: clock.Now(), Idle: m.idle.Of(k.Protocol), Generation: m.state.Decided, Verdict: v}
 	if err := m.maps[Decided].Put(k, &r); err != nil {
 		return fmt.Errorf("the verdict of a flow: %w", err)
 	}
@@ -172,7 +165,7 @@ func (m *Maps) Get(k *flow.Key) (r flow.Record, ok bool, err error) {
 	case err != nil:
 		return r, false, fmt.Errorf("the verdict of a flow: %w", err)
 	}
-	return r, r.Verdict != flow.Undecided && r.Live(now(), m.state.Decided), nil
+	return r, r.Verdict != flow.Undecided && r.Live(clock.Now(), m.state.Decided), nil
 }
 
 // Forget ends what is known of a flow, and reports whether it had a verdict.

@@ -3,7 +3,7 @@
 package review
 
 import (
-	"github.com/opendivert/divert/internal/linux/clock"
+	"github.com/opendivert/divert/internal/clock"
 	"github.com/opendivert/divert/internal/linux/codegen"
 	"github.com/opendivert/divert/internal/prog"
 	"github.com/opendivert/divert/packet"

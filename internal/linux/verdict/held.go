@@ -6,8 +6,8 @@ import (
 	"sync"
 	"time"
 
+	"github.com/opendivert/divert/internal/clock"
 	"github.com/opendivert/divert/internal/engine"
-	"github.com/opendivert/divert/internal/linux/clock"
 	"github.com/opendivert/divert/internal/linux/queue"
 	"github.com/opendivert/divert/packet"
 )

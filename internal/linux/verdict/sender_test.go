@@ -10,9 +10,9 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/opendivert/divert/internal/clock"
 	"github.com/opendivert/divert/internal/engine"
 	"github.com/opendivert/divert/internal/lab"
-	"github.com/opendivert/divert/internal/linux/clock"
 	"github.com/opendivert/divert/internal/linux/cursor"
 	"github.com/opendivert/divert/internal/linux/queue"
 	"github.com/opendivert/divert/internal/linux/queue/queuetest"

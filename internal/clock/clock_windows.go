@@ -1,6 +1,7 @@
-package main
+package clock
 
 import (
+	"time"
 	"unsafe"
 
 	"golang.org/x/sys/windows"
@@ -12,16 +13,20 @@ var (
 	frequency = kernel32.NewProc("QueryPerformanceFrequency")
 )
 
-// ticks returns the present time on the clock of the timestamps: the performance counter (specification:
-// api.md 2.1).
-func ticks() (v int64) {
+// Now returns the present time as timestamps have it.
+func Now() (v int64) {
 	_, _, _ = counter.Call(uintptr(unsafe.Pointer(&v))) // cannot fail since Windows XP
 	return v
 }
 
-// tickLength is the length of a tick in nanoseconds.
-func tickLength() float64 {
+// tick is fixed while the system runs.
+var tick = func() float64 {
 	var v int64
 	_, _, _ = frequency.Call(uintptr(unsafe.Pointer(&v)))
 	return 1e9 / float64(max(v, 1))
-}
+}()
+
+// Tick returns the length of a tick in nanoseconds.
+func Tick() float64 { return tick }
+
+func both() (time.Time, int64) { return time.Now(), Now() }
