@@ -46,6 +46,7 @@ const (
 	IPMF        = Flag(prog.FieldIPMF)
 	IPHdrLength = Number[uint8](prog.FieldIPHdrLength)
 	IPTOS       = Number[uint8](prog.FieldIPTOS)
+	IPDSCP      = Number[uint8](prog.FieldIPDSCP) // extended dialect only
 	IPTTL       = Number[uint8](prog.FieldIPTTL)
 	IPProtocol  = Number[uint8](prog.FieldIPProtocol)
 	IPLength    = Number[uint16](prog.FieldIPLength)
@@ -60,6 +61,7 @@ const (
 const (
 	IPv6             = Flag(prog.FieldIPv6)
 	IPv6TrafficClass = Number[uint8](prog.FieldIPv6TrafficClass)
+	IPv6DSCP         = Number[uint8](prog.FieldIPv6DSCP) // extended dialect only
 	IPv6NextHdr      = Number[uint8](prog.FieldIPv6NextHdr)
 	IPv6HopLimit     = Number[uint8](prog.FieldIPv6HopLimit)
 	IPv6Length       = Number[uint16](prog.FieldIPv6Length)

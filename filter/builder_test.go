@@ -223,7 +223,7 @@ func TestBuilderReachesEveryField(t *testing.T) {
 		Length.Eq(100), Timestamp.Eq(1), Random8.Eq(1), Random16.Eq(1), Random32.Eq(1),
 		FlowPackets.Eq(1), FlowBytes.Eq(1), FlowWayPackets.Eq(1), FlowWayBytes.Eq(1),
 		Packet(0).Eq(1), Packet16(0).Eq(1), Packet32(0).Eq(1),
-		IP, IPHdrLength.Eq(1), IPTOS.Eq(1), IPLength.Eq(1), IPID.Eq(1), IPDF, IPMF, IPFragOff.Eq(1),
+		IP, IPHdrLength.Eq(1), IPTOS.Eq(1), IPDSCP.Eq(1), IPv6DSCP.Eq(1), IPLength.Eq(1), IPID.Eq(1), IPDF, IPMF, IPFragOff.Eq(1),
 		IPTTL.Eq(1), IPProtocol.Eq(1), IPChecksum.Eq(1), IPSrcAddr.Eq(v4), IPDstAddr.Eq(v4),
 		IPv6, IPv6TrafficClass.Eq(1), IPv6FlowLabel.Eq(1), IPv6Length.Eq(1), IPv6NextHdr.Eq(1),
 		IPv6HopLimit.Eq(1), IPv6SrcAddr.Eq(loopback), IPv6DstAddr.Eq(loopback),

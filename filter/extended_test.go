@@ -344,7 +344,7 @@ func TestSnippet(t *testing.T) {
 
 func TestFields(t *testing.T) {
 	fields := Fields()
-	if want := int(prog.NumSpecFields) + len("tf") + 4; len(fields) != want {
+	if want := int(prog.NumSpecFields) + len("tf") + 6; len(fields) != want {
 		t.Fatalf("got %d fields, want %d", len(fields), want)
 	}
 	for _, f := range fields {
@@ -367,6 +367,32 @@ func TestFields(t *testing.T) {
 			if _, err := compiled(text+" == "+end, f.Layers[0], Extended); err != nil {
 				t.Error(err)
 			}
+		}
+	}
+}
+
+// TestDSCP: the six upper bits of the type of service and of the traffic class; the strict dialect does not know them.
+func TestDSCP(t *testing.T) {
+	four, six := make([]byte, 20), make([]byte, 40)
+	four[0], four[1], four[3] = 0x45, 46<<2|3, 20
+	six[0], six[1] = 0x60|46>>2, 46<<6&0xFF|3<<4 // the traffic class lies across both
+	for _, row := range []struct {
+		filter string
+		b      []byte
+		want   bool
+	}{
+		{"ip.DSCP == 46", four, true}, {"ip.DSCP != 46", four, false}, {"ip.DSCP in {10, 40-48}", four, true}, {"ipv6.DSCP >= 0", four, false},
+		{"ipv6.DSCP == 46", six, true}, {"ipv6.DSCP < 46", six, false}, {"ip.DSCP >= 0", six, false},
+	} {
+		p := mustCompile(t, row.filter, atNetwork, Extended)
+		if got := p.Match(row.b, &packet.Address{IPv6: row.b[0]>>4 == 6}); got != row.want {
+			t.Errorf("%s: %v", row.filter, got)
+		}
+	}
+	for text, d := range map[string]Dialect{"ip.DSCP == 46": Strict, "ip.DSCP == 64": Extended} {
+		_, err := compiled(text, atNetwork, d)
+		if err == nil || d == Strict && err.(*Error).Hint != "ip.DSCP exists in the extended dialect only, at NETWORK, NETWORK_FORWARD" {
+			t.Errorf("%s in the %v dialect: %v", text, d, err)
 		}
 	}
 }

@@ -306,6 +306,8 @@ func foreignField(f prog.Field, layer packet.Layer, d Dialect) (msg, hint string
 	switch {
 	case f == prog.FieldProcessID && layer == packet.LayerForward:
 		hint = "forwarded packets belong to no process of this host; " + hint
+	case info.In(d == Strict) == 0:
+		hint = fmt.Sprintf("%s exists in the extended dialect only, at %s", f, info.More)
 	case !info.Layers.Has(layer) && info.More.Has(layer):
 		hint += "; in the extended dialect also at " + info.More.String()
 	}

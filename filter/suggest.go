@@ -46,7 +46,7 @@ var otherWords = map[string][]string{
 	"ttl":       {"ip.TTL"},
 	"hoplimit":  {"ipv6.HopLimit"},
 	"tos":       {"ip.TOS"},
-	"dscp":      {"ip.TOS"},
+	"dscp":      {"ip.DSCP", "ipv6.DSCP"},
 	"syn":       {"tcp.Syn"},
 	"ack":       {"tcp.Ack"},
 	"fin":       {"tcp.Fin"},

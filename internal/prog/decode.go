@@ -125,6 +125,8 @@ var headerFields = [NumFields]*bitfield{
 
 	FieldIPv6TrafficClass: {baseIPv6, 0, 20, 8},
 	FieldFlowLabel:        {baseIPv6, 0, 0, 20},
+	FieldIPDSCP:           {baseIPv4, 0, 18, 6},
+	FieldIPv6DSCP:         {baseIPv6, 0, 22, 6},
 	FieldIPv6Length:       {baseIPv6, 4, 16, 16},
 	FieldIPv6NextHdr:      {baseIPv6, 4, 8, 8},
 	FieldIPv6HopLimit:     {baseIPv6, 4, 0, 8},
@@ -247,7 +249,7 @@ func (p *Program) decode(t *Test) instr {
 		in.origin = fromProcess
 	case t.Field.OfFlow() && packets && t.Op <= OpNotIn:
 		in.origin = fromFlow
-	case !info.Layers.Has(p.layer) || t.Op > OpNotIn:
+	case !info.In(false).Has(p.layer) || t.Op > OpNotIn:
 		in.origin = fromNowhere
 		return in
 	case at != nil:

@@ -108,6 +108,8 @@ const (
 	FieldFlowBytes
 	FieldFlowWayPackets
 	FieldFlowWayBytes
+	FieldIPDSCP   // ip.DSCP
+	FieldIPv6DSCP // ipv6.DSCP
 )
 
 // FieldKind says what the values of a field are.

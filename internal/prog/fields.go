@@ -87,7 +87,7 @@ type Info struct {
 
 const (
 	// Constant fields of the language that no compiled test names: they always fold.
-	FieldTrue Field = FieldFlowWayBytes + 1 + iota
+	FieldTrue Field = FieldIPv6DSCP + 1 + iota
 	FieldFalse
 
 	NumFields = int(FieldFalse) + 1
@@ -196,6 +196,9 @@ var fieldTable = [NumFields]Info{
 	FieldFlowLabel:  number("ipv6.FlowLabel", OnPackets, FieldIPv6, BoundOf(0xFFFFF), "flow label"),
 	FieldFamilyIP:   flag("ip", OnFlow|OnSocket, FieldZero, "is IPv4"),
 	FieldFamilyIPv6: flag("ipv6", OnFlow|OnSocket, FieldZero, "is IPv6"),
+
+	FieldIPDSCP:   number("ip.DSCP", 0, FieldIP, BoundOf(63), "differentiated services code point (RFC 2474)").extendedTo(OnPackets),
+	FieldIPv6DSCP: number("ipv6.DSCP", 0, FieldIPv6, BoundOf(63), "differentiated services code point (RFC 2474)").extendedTo(OnPackets),
 
 	FieldFlowPackets:    number("flow.Packets", 0, FieldZero, boundU32, "packets of the flow so far, both ways, this one included").extendedTo(OnPackets),
 	FieldFlowBytes:      number("flow.Bytes", 0, FieldZero, boundU32, "bytes of the flow so far, both ways, this packet included").extendedTo(OnPackets),

@@ -118,9 +118,9 @@ func header(f Field, layer packet.Layer) shapes {
 		return allShapes
 	}
 	switch {
-	case f >= FieldIPHdrLength && f <= FieldIPDstAddr:
+	case f >= FieldIPHdrLength && f <= FieldIPDstAddr, f == FieldIPDSCP:
 		return shapesOf[FieldIP]
-	case f >= FieldIPv6TrafficClass && f <= FieldIPv6DstAddr, f == FieldFlowLabel:
+	case f >= FieldIPv6TrafficClass && f <= FieldIPv6DstAddr, f == FieldFlowLabel, f == FieldIPv6DSCP:
 		return shapesOf[FieldIPv6]
 	case f >= FieldICMPType && f <= FieldICMPBody:
 		return shapesOf[FieldICMP]

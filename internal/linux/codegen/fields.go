@@ -248,6 +248,8 @@ var locations = map[prog.Field]location{
 	prog.FieldIPv6TrafficClass: ip6(0, asm.Half).bits(4, 0xFF),
 	prog.FieldIPv6FlowLabel:    ip6(0, asm.Word).bits(0, 0xFFFFF).as(valueScrambled).between(0, 0xFFFFFFFF),
 	prog.FieldFlowLabel:        ip6(0, asm.Word).bits(0, 0xFFFFF),
+	prog.FieldIPDSCP:           ip4(1, asm.Byte).bits(2, 63),
+	prog.FieldIPv6DSCP:         ip6(0, asm.Half).bits(6, 63),
 	prog.FieldIPv6Length:       ip6(4, asm.Half),
 	prog.FieldIPv6NextHdr:      ip6(6, asm.Byte),
 	prog.FieldIPv6HopLimit:     ip6(7, asm.Byte),
