@@ -3,6 +3,7 @@ package filter_test
 import (
 	"errors"
 	"fmt"
+	"net/netip"
 
 	"github.com/opendivert/divert/filter"
 	"github.com/opendivert/divert/packet"
@@ -44,4 +45,46 @@ func ExampleFields() {
 		}
 	}
 	// Output: ip.TTL: time to live, number (0..255)
+}
+
+// A filter that is built in Go: the fields are constants, and values have the types of the fields.
+func ExampleExpr() {
+	web := filter.TCPDstPort.In(80, 443).And(filter.Outbound)
+	p, err := web.Compile(packet.LayerNetwork)
+	if err != nil {
+		fmt.Println(err)
+		return
+	}
+	fmt.Println(web)
+	fmt.Println(p.Len(), "tests")
+	// Output:
+	// tcp.DstPort in {80, 443} and outbound
+	// 2 tests
+}
+
+func ExampleProgram_Explain() {
+	p, err := filter.Compile("outbound and udp.DstPort == 53", packet.LayerNetwork, filter.Extended)
+	if err != nil {
+		fmt.Println(err)
+		return
+	}
+	h := packet.Header{Src: netip.MustParseAddrPort("10.0.0.1:40000"), Dst: netip.MustParseAddrPort("192.0.2.1:123")}
+	b, err := h.AppendUDP(nil, nil)
+	if err != nil {
+		fmt.Println(err)
+		return
+	}
+	steps, matched, err := p.Explain(b, &packet.Address{Outbound: true})
+	if err != nil {
+		fmt.Println(err)
+		return
+	}
+	for _, s := range steps {
+		fmt.Println(s.Test, "sees", s.Value)
+	}
+	fmt.Println("matched:", matched)
+	// Output:
+	// outbound sees 1
+	// udp.DstPort = 53 sees 123
+	// matched: false
 }
