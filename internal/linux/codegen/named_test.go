@@ -48,7 +48,7 @@ func TestNamedSets(t *testing.T) {
 				r := rand.New(rand.NewPCG(1, 2))
 				for _, text := range []string{field + " in @set", field + " not in @set", "not (length > 0 and " + field + " in @set)"} {
 					p := compile(t, text)
-					u, err := build(p, Hook{Direction: Inbound}, Options{}, long)
+					u, err := build(p, Hook{Direction: Inbound}, here(Options{}), long)
 					if err != nil {
 						t.Fatal(err)
 					}
@@ -130,7 +130,7 @@ func TestManyNamedSets(t *testing.T) {
 	} {
 		t.Run(row.name, func(t *testing.T) {
 			p := compile(t, row.text)
-			u, err := Build(p, Hook{}, Options{})
+			u, err := Build(p, Hook{}, here(Options{}))
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -173,7 +173,7 @@ func TestProgramsMeetNoOtherState(t *testing.T) {
 	requireBPF(t)
 	for _, field := range []string{"ip.DstAddr", "ipv6.SrcAddr"} {
 		p := compile(t, field+" in @set")
-		u, err := Build(p, Hook{}, Options{})
+		u, err := Build(p, Hook{}, here(Options{}))
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -252,7 +252,7 @@ func TestSetsAreShared(t *testing.T) {
 		if p, err = p.WithSets(map[string]*filter.Set{"a": set, "b": set}); err != nil {
 			t.Fatal(err)
 		}
-		u, err := Build((*prog.Program)(p), Hook{Direction: Inbound}, Options{})
+		u, err := Build((*prog.Program)(p), Hook{Direction: Inbound}, here(Options{}))
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -300,7 +300,7 @@ func BenchmarkNamedSets(b *testing.B) {
 				ranges[i] = radix.Range{First: v, Last: last}
 			}
 			p := compiled(b, field+" in @set")
-			u, err := Build(p, Hook{}, Options{})
+			u, err := Build(p, Hook{}, here(Options{}))
 			if err != nil {
 				b.Fatal(err)
 			}
@@ -349,7 +349,7 @@ func TestNamedSetsOfAllFields(t *testing.T) {
 		q := (*prog.Program)(p)
 		a := packet.Address{Outbound: true, Timestamp: 1 << 40}
 		h := hookOf(&a)
-		u, err := Build(q, h, Options{})
+		u, err := Build(q, h, here(Options{}))
 		if err != nil {
 			t.Errorf("%s: %v", field, err)
 			continue
