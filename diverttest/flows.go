@@ -42,13 +42,15 @@ func (h *handle) decideFlow(p *packet.Packet, v flow.Verdict) (waits bool, err e
 	if err != nil {
 		return false, err
 	}
-	h.flows.Make(&h.cfg).Decide(f.Key, v, h.net.now())
+	h.flows.Make(&h.cfg).Decide(f.Key, v, nanoseconds(h.net.now()))
 	_, waits = h.held.packets[h.tokenOf(&p.Addr)]
 	return waits, nil
 }
 
 // ForgetFlow implements engine.Flows.
-func (h *handle) ForgetFlow(p *packet.Packet) (bool, error) { return h.flows.Forget(p, h.net.now()) }
+func (h *handle) ForgetFlow(p *packet.Packet) (bool, error) {
+	return h.flows.Forget(p, nanoseconds(h.net.now()))
+}
 
 // ForgetFlows implements engine.Flows.
 func (h *handle) ForgetFlows() error {
@@ -58,5 +60,5 @@ func (h *handle) ForgetFlows() error {
 
 // Flow implements engine.Flows.
 func (h *handle) Flow(p *packet.Packet) (flow.Record, int, bool, error) {
-	return h.flows.Get(p, h.net.now())
+	return h.flows.Get(p, nanoseconds(h.net.now()))
 }

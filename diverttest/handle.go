@@ -7,6 +7,7 @@ import (
 	"sync/atomic"
 
 	"github.com/opendivert/divert/internal/backlog"
+	"github.com/opendivert/divert/internal/clock"
 	"github.com/opendivert/divert/internal/engine"
 	"github.com/opendivert/divert/internal/prog"
 	"github.com/opendivert/divert/packet"
@@ -44,7 +45,7 @@ func (n *Network) open(cfg engine.Config) (engine.Handle, error) {
 		net: n, cfg: cfg, layer: cfg.Program.Layer(), program: cfg.Program, born: n.now(),
 		place: place{priority: int(cfg.Priority), opened: n.opened}, tag: newTag(),
 	}
-	h.queue = backlog.New(backlog.Config{Layer: h.layer, Limits: cfg.Limits, Now: n.now, Dropped: h.lost})
+	h.queue = backlog.New(backlog.Config{Layer: h.layer, Limits: cfg.Limits, Now: n.now, Tick: clock.Tick(), Dropped: h.lost})
 	if h.layer == packet.LayerReflect {
 		n.replay(h)
 	}

@@ -159,6 +159,9 @@ func (n *Network) now() int64 {
 	return n.origin + int64(float64(time.Since(n.start))/clock.Tick())
 }
 
+// nanoseconds turns a timestamp into nanoseconds, which flows are counted in.
+func nanoseconds(timestamp int64) int64 { return int64(float64(timestamp) * clock.Tick()) }
+
 // Delivered returns the packets that have left the last handle since it was called the last time, in that order,
 // and lets go of them: Addr says where each goes, by Layer, Outbound and Network().IfIdx. Outbound
 // packets have left the host, inbound ones have reached its sockets.

@@ -47,7 +47,7 @@ func (h *handle) sees(data []byte, parsed *packet.Parsed, a *packet.Address) boo
 	case a.Layer == packet.LayerNetwork && !a.Outbound && parsed.Fragment && h.cfg.Flags&engine.FlagFragments == 0:
 		return false // put together they would be seen
 	}
-	return h.flows.Match(&h.cfg, h.program, data, a, a.Timestamp)
+	return h.flows.Match(&h.cfg, h.program, data, a, nanoseconds(a.Timestamp))
 }
 
 // capture does with a packet that matches what the handle does, and reports whether the packet ends here
@@ -55,7 +55,7 @@ func (h *handle) sees(data []byte, parsed *packet.Parsed, a *packet.Address) boo
 func (h *handle) capture(data []byte, a packet.Address) bool {
 	h.stats.Matched++
 	sniff := h.cfg.Flags&engine.FlagSniff != 0
-	switch h.flows.Pass(data, len(data), a.Timestamp) {
+	switch h.flows.Pass(data, len(data), nanoseconds(a.Timestamp)) {
 	case flow.Accept:
 		return false
 	case flow.Drop:

@@ -3,6 +3,7 @@ package packet
 import (
 	"bytes"
 	"net/netip"
+	"runtime"
 	"testing"
 	"time"
 
@@ -133,7 +134,7 @@ func TestAddressTime(t *testing.T) {
 	if (&Address{}).Time() != (time.Time{}) {
 		t.Error("the zero address has a time")
 	}
-	if n := testing.AllocsPerRun(10, func() { a.Time() }); n != 0 && !race.Enabled {
+	if n := testing.AllocsPerRun(10, func() { a.Time() }); n != 0 && !race.Enabled && runtime.GOOS != "windows" { // whose clock is a call of a DLL
 		t.Errorf("%v allocations", n)
 	}
 }

@@ -19,7 +19,6 @@ type worker struct {
 	accept []divert.Packet // go on as they came
 	drop   []divert.Packet // end here
 	send   []divert.Packet // are injected
-	answer []byte          // memory of an answer
 	parsed packet.Parsed
 }
 

@@ -11,7 +11,8 @@ import (
 
 // Queue is a backlog. Its methods may be called from several goroutines.
 type Queue struct {
-	now      func() int64              // the clock of the timestamps, in ns
+	now      func() int64              // the clock of the timestamps
+	tick     float64                   // of that clock, in ns
 	dropped  func(i *Item, why Reason) // told of each item that is pushed out, with the lock held
 	overhead int                       // what an item counts beyond its bytes
 
@@ -45,14 +46,19 @@ const (
 type Config struct {
 	Layer   packet.Layer        // whose items wait; it says what they count beyond their bytes
 	Limits  engine.Limits       // at first
-	Now     func() int64        // the clock of the timestamps, in ns
+	Now     func() int64        // the clock of the timestamps
+	Tick    float64             // of that clock, in ns; 0 stands for 1
 	Dropped func(*Item, Reason) // told of each item that is lost, which is valid until it returns; it must not call the queue
 }
 
 // New returns an empty queue.
 func New(c Config) *Queue {
+	tick := c.Tick
+	if tick == 0 {
+		tick = 1
+	}
 	return &Queue{
-		now: c.Now, dropped: c.Dropped, overhead: engine.Overheads[c.Layer], limits: c.Limits,
+		tick: tick, now: c.Now, dropped: c.Dropped, overhead: engine.Overheads[c.Layer], limits: c.Limits,
 		items: make([]Item, 64), changed: make(chan struct{}),
 	}
 }
@@ -168,7 +174,7 @@ func (q *Queue) take(ps []packet.Packet) (n int, changed <-chan struct{}, err er
 	if q.closed {
 		return 0, nil, net.ErrClosed
 	}
-	oldest := q.now() - int64(q.limits.Time)
+	oldest := q.oldest()
 	for n < len(ps) && q.n > 0 {
 		i := q.pop()
 		if i.Addr.Timestamp < oldest {
@@ -189,12 +195,17 @@ func (q *Queue) take(ps []packet.Packet) (n int, changed <-chan struct{}, err er
 	return n, q.changed, nil
 }
 
+// oldest returns the least timestamp that an item may have. q.mu is held.
+func (q *Queue) oldest() int64 {
+	return q.now() - int64(float64(q.limits.Time)/q.tick)
+}
+
 // End closes the queue and empties it, in one step: what is too old is dropped, the rest is given to f, each valid
 // until f returns. Both are called with the lock held.
 func (q *Queue) End(f func(*Item)) {
 	q.set(func() {
 		q.closed = true
-		oldest := q.now() - int64(q.limits.Time)
+		oldest := q.oldest()
 		for q.n > 0 {
 			if i := q.pop(); i.Addr.Timestamp < oldest {
 				q.dropped(i, Old)

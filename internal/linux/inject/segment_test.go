@@ -9,33 +9,6 @@ import (
 	"github.com/opendivert/divert/packet"
 )
 
-// segments returns copies of all segments of a packet.
-func segments(t testing.TB, pkt []byte, mss int) (out [][]byte) {
-	t.Helper()
-	s, err := NewSegmenter(pkt, mss)
-	if err != nil {
-		t.Fatal(err)
-	}
-	scratch := make([]byte, MinScratch)
-	for n := s.Next(scratch); n > 0; n = s.Next(scratch) {
-		out = append(out, bytes.Clone(scratch[:n]))
-	}
-	return out
-}
-
-// verify fails unless both checksums of a packet are right.
-func verify(t testing.TB, p []byte) {
-	t.Helper()
-	var parsed packet.Parsed
-	parsed.Parse(p)
-	if p[0]>>4 == 4 && !parsed.VerifyIPChecksum(p) {
-		t.Errorf("IPv4 checksum of %x", p)
-	}
-	if !parsed.VerifyTransportChecksum(p) {
-		t.Errorf("transport checksum of %x", p)
-	}
-}
-
 // extended puts IPv6 extension headers in front of the payload; each is a protocol number, the
 // fourth byte of a routing header (segments left) is left.
 func extended(p []byte, left byte, headers ...byte) []byte {
