@@ -93,6 +93,11 @@ func checkCell(t *testing.T, one *cell, c *contender) {
 		if one.Handled != 0 {
 			t.Errorf("%d packets were dealt with, which is to be none", one.Handled)
 		}
+	case strings.HasPrefix(c.name, "first"):
+		// Only the beginnings of flows come, perhaps before anything is measured.
+		if passing && one.Handled > uint64(one.Count)/2 {
+			t.Errorf("%v packets arrived, as many as %d were dealt with", one.Count, one.Handled)
+		}
 	case c.copies:
 		if one.Handled == 0 {
 			t.Error("no copy came")
@@ -226,7 +231,7 @@ func TestChoose(t *testing.T) {
 	}{
 		{"everything", "*", "*", len(contenders), len(loads), false},
 		{"none comes along", "accept-64", "tcp1", 2, 1, false},
-		{"patterns", "accept-*,ring", "tcp?", 7, 2, false},
+		{"patterns", "accept-*,ring", "tcp?", 8, 2, false},
 		{"no such contender", "nobody", "*", 0, 0, true},
 		{"no such load", "*", "nothing", 0, 0, true},
 		{"a broken pattern", "[", "*", 0, 0, true},
