@@ -8,6 +8,8 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"syscall"
+	"time"
 
 	"github.com/opendivert/divert"
 	"github.com/opendivert/divert/filter"
@@ -195,12 +197,31 @@ func (e *extcap) write(cmd *cobra.Command, layer divert.Layer) error {
 		return usagef("--snapshot-length %d is less than the longest headers take; it must be 0 or at least %d", e.snap, divert.MinSnapLength)
 	}
 	d := e.dump(layer)
-	if err := d.compile([]string{e.filter}); err != nil {
-		return err
+	err := d.compile([]string{e.filter})
+	if err == nil {
+		ctx, stop := untilSignal(cmd.Context())
+		defer stop()
+		err = d.live(ctx)
 	}
-	ctx, stop := untilSignal(cmd.Context())
-	defer stop()
-	return d.live(ctx)
+	if err != nil && d.sink == nil {
+		endPipe(e.fifo)
+	}
+	return err
+}
+
+// endPipe opens the pipe and closes it again. Wireshark waits for that even if the program that is to write has ended, and
+// would wait for ever. It may be late, so it is waited for, but not long: it may also have given up.
+func endPipe(name string) {
+	for end := time.Now().Add(5 * time.Second); time.Now().Before(end); time.Sleep(20 * time.Millisecond) {
+		f, err := os.OpenFile(name, os.O_WRONLY|syscall.O_NONBLOCK, 0)
+		if err == nil {
+			_ = f.Close() // nothing was written
+			return
+		}
+		if !errors.Is(err, syscall.ENXIO) { // which says that nobody reads yet
+			return
+		}
+	}
 }
 
 // installLink links this program into the user's extcap folder, and puts the plugin where Wireshark finds it. The
