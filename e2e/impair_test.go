@@ -190,6 +190,7 @@ func TestImpairLossRepeats(t *testing.T) {
 func TestImpairTCP(t *testing.T) {
 	t.Parallel()
 	eachEngine(t, lab.LinkOptions{}, func(t *testing.T, pair *lab.Pair, e divert.Option) {
+		needInbound(t, pair.A)
 		for _, f := range families {
 			i, stop := impairAt(t, pair.A, impair.Config{Rules: []impair.Rule{{
 				Filter: "tcp", Lag: 2 * time.Millisecond, Jitter: time.Millisecond, Loss: 0.01, Duplicate: 0.02, Corrupt: 0.005, Reorder: 0.02, Rate: 1e9,
@@ -227,6 +228,7 @@ func TestImpairRate(t *testing.T) {
 func TestImpairReset(t *testing.T) {
 	t.Parallel()
 	eachEngine(t, lab.LinkOptions{}, func(t *testing.T, pair *lab.Pair, e divert.Option) {
+		needInbound(t, pair.A)
 		for _, f := range families {
 			for _, at := range []*lab.Host{pair.A, pair.B} {
 				l, err := pair.B.Listen("tcp", netip.AddrPortFrom(f.addr(pair.B), 0).String())
