@@ -22,6 +22,7 @@ type pump struct {
 	done  chan struct{}
 
 	back []packet.Packet // of the batch at hand, to be sent back; memory for the next batch
+	mine []int           // of the batch at hand, for the program
 }
 
 func newPump(h *handle) *pump {
@@ -48,14 +49,14 @@ func (p *pump) run() {
 func (p *pump) sort(ps []packet.Packet, s *source) {
 	program := s.program.Load()
 	now := time.Now()
-	p.back = p.back[:0]
+	p.back, p.mine = p.back[:0], p.mine[:0]
 	for i := range ps {
 		switch {
 		case p.h.flows.Match(&p.h.cfg, program, ps[i].Data, &ps[i].Addr, clock()):
 			p.h.counts.matched.Add(1)
 			switch p.h.flows.Pass(ps[i].Data, len(ps[i].Data), clock()) {
 			case flow.Undecided:
-				p.inbox.put(&ps[i], now)
+				p.mine = append(p.mine, i)
 			case flow.Accept:
 				if p.h.holds() {
 					p.back = append(p.back, packet.Packet{Data: ps[i].Data, Addr: ps[i].Addr})
@@ -65,8 +66,13 @@ func (p *pump) sort(ps []packet.Packet, s *source) {
 			p.back = append(p.back, packet.Packet{Data: ps[i].Data, Addr: ps[i].Addr})
 		}
 	}
+	// Packets of others go on before the program gets one that came after them and can send it on: the order of a flow
+	// does not change.
 	p.sendBack(p.back)
 	clear(p.back)
+	for _, i := range p.mine {
+		p.inbox.put(&ps[i], now)
+	}
 }
 
 // sendBack lets packets go on.
