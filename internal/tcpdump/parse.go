@@ -87,7 +87,7 @@ func parse(text string) (node, error) {
 	if p.peek().kind == end {
 		return nil, p.fail(p.peek(), "the filter is empty")
 	}
-	n, err := p.expression()
+	n, err := p.expression(nil)
 	if err != nil {
 		return nil, err
 	}
@@ -121,29 +121,6 @@ func (p *parser) is(texts ...string) bool {
 
 func (p *parser) fail(t token, message string) error {
 	return &Error{Text: p.text, At: t.at, Len: max(len(t.text), 1), Message: message, Syntax: true}
-}
-
-// expression reads terms joined by and and or, which bind alike, from left to right.
-func (p *parser) expression() (node, error) {
-	a, err := p.term(nil)
-	if err != nil {
-		return nil, err
-	}
-	for {
-		var and bool
-		switch {
-		case p.is("and", "&&"):
-			and = true
-		case p.is("or", "||"):
-		default:
-			return a, nil
-		}
-		b, err := p.term(lastPrimitive(a))
-		if err != nil {
-			return nil, err
-		}
-		a = &logic{and, a, b}
-	}
 }
 
 // lastPrimitive returns the primitive whose qualifiers a bare value behind n inherits.
@@ -180,7 +157,7 @@ func (p *parser) term(before *primitive) (node, error) {
 		p.pos = start // a group of terms
 	}
 	if p.is("(") {
-		n, err := p.group(before)
+		n, err := p.expression(before)
 		if err != nil {
 			return nil, err
 		}
@@ -192,8 +169,9 @@ func (p *parser) term(before *primitive) (node, error) {
 	return p.primitive(before)
 }
 
-// group is an expression whose first value may have the qualifiers of before, as in "port (80 or 443)".
-func (p *parser) group(before *primitive) (node, error) {
+// expression reads terms joined by and and or, which bind alike, from left to right. Its first value may have the
+// qualifiers of before, as in "port (80 or 443)"; nil stands for none.
+func (p *parser) expression(before *primitive) (node, error) {
 	a, err := p.term(before)
 	if err != nil {
 		return nil, err

@@ -86,7 +86,7 @@ func (p *parser) primitive(before *primitive) (node, error) {
 func (p *parser) values(n *primitive) (node, error) {
 	shared := *n
 	shared.id = " " // so that a value inherits
-	list, err := p.group(&shared)
+	list, err := p.expression(&shared)
 	if err == nil && !p.is(")") {
 		err = p.fail(p.peek(), "\")\" was expected")
 	}
