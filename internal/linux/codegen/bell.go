@@ -38,15 +38,15 @@ func bellSpec() *ebpf.MapSpec {
 // ring rings the bell if the reader sleeps. The flag goes before the bell: a reader that is woken finds it taken away, and
 // one that has stored another meanwhile is woken by this ring.
 func (g *generator) ring() {
-	awake := g.newLabel()
+	awake := g.NewLabel()
 	value := asm.LoadImm(asm.R1, 0, asm.DWord)
 	value.Src = asm.PseudoMapValue
-	g.emit(
+	g.Emit(
 		value.WithReference(asleepMap),
 		asm.LoadMem(asm.R2, asm.R1, 0, asm.Word),
 	)
-	g.jumpImm(asm.JEq, asm.R2, 0, awake)
-	g.emit(
+	g.JumpImm32(asm.JEq, asm.R2, 0, awake)
+	g.Emit(
 		asm.StoreImm(asm.R1, 0, 0, asm.Word),
 		asm.LoadMapPtr(asm.R1, 0).WithReference(bellMap),
 		asm.Mov.Reg(asm.R2, regFrame),
@@ -55,5 +55,5 @@ func (g *generator) ring() {
 		asm.Mov.Imm(asm.R4, ringForceWakeup),
 		asm.FnRingbufOutput.Call(),
 	)
-	g.mark(awake)
+	g.Mark(awake)
 }

@@ -104,7 +104,7 @@ func build(p *prog.Program, h Hook, o Options, long bool) (*Unloaded, error) {
 	g := newGenerator(h, o, list)
 	g.long = long
 	g.generate(outcome)
-	if g.branches() > maxWaiting && !long {
+	if g.Branches() > maxWaiting && !long {
 		g = newGenerator(h, o, list)
 		g.long = true
 		g.generate(outcome)
@@ -163,7 +163,7 @@ type generator struct {
 
 func newGenerator(h Hook, o Options, list []prog.Test) *generator {
 	g := &generator{hook: h, options: o, list: list}
-	g.accept, g.reject = g.newLabel(), g.newLabel()
+	g.accept, g.reject = g.NewLabel(), g.NewLabel()
 	need := h.needsOf(list)
 	if o.Sniff || o.Correlate {
 		need |= needTime
@@ -180,13 +180,13 @@ func newGenerator(h Hook, o Options, list []prog.Test) *generator {
 	if o.FlowSegments {
 		need |= needPayload
 	}
-	g.malformed = g.newLabel()
+	g.malformed = g.NewLabel()
 	g.parser = parser{assembler: &g.assembler, need: need.implied(), family: h.Family, bounded: o.Bounded, reject: g.malformed}
 	return g
 }
 
 func (g *generator) generate(outcome Outcome) {
-	g.emit(asm.Mov.Reg(regContext, asm.R1).WithSymbol(mainName))
+	g.Emit(asm.Mov.Reg(regContext, asm.R1).WithSymbol(mainName))
 	g.cursor()
 	g.clock()
 	g.parser.parse()
@@ -214,11 +214,11 @@ func (g *generator) cursor() {
 		return
 	}
 	first, last := g.hook.Cursor.Key.Served()
-	g.emit(
+	g.Emit(
 		asm.LoadMem(asm.R1, asm.R6, skbPriority, asm.Word),
 		asm.Sub.Imm32(asm.R1, int32(first)),
 	)
-	g.jumpImm(asm.JLE, asm.R1, last-first, g.malformed)
+	g.JumpImm32(asm.JLE, asm.R1, last-first, g.malformed)
 }
 
 // clock stores the biased timestamp.
@@ -227,17 +227,17 @@ func (g *generator) clock() {
 		return
 	}
 	if g.hook.Clock == ClockConstant {
-		g.emit(asm.LoadImm(asm.R0, g.hook.Timestamp, asm.DWord))
+		g.Emit(asm.LoadImm(asm.R0, g.hook.Timestamp, asm.DWord))
 	} else {
-		g.emit(asm.FnKtimeGetNs.Call())
+		g.Emit(asm.FnKtimeGetNs.Call())
 	}
 	g.flipSign(asm.R0)
-	g.emit(asm.StoreMem(regFrame, varTime, asm.R0, asm.DWord))
+	g.Emit(asm.StoreMem(regFrame, varTime, asm.R0, asm.DWord))
 }
 
 // flipSign flips the top bit, which turns a timestamp into a biased one and back. It uses R5.
 func (g *generator) flipSign(r asm.Register) {
-	g.emit(
+	g.Emit(
 		asm.LoadImm(asm.R5, -1<<63, asm.DWord),
 		asm.Xor.Reg(r, asm.R5),
 	)
@@ -248,24 +248,24 @@ func (g *generator) random() {
 	if g.parser.need&needRandom == 0 {
 		return
 	}
-	g.emit(asm.LoadMem(asm.R1, regFrame, varTime, asm.DWord))
+	g.Emit(asm.LoadMem(asm.R1, regFrame, varTime, asm.DWord))
 	g.flipSign(asm.R1)
 	g.parser.hash()
-	g.emit(asm.StoreMem(regFrame, varRandom, asm.R0, asm.DWord))
+	g.Emit(asm.StoreMem(regFrame, varRandom, asm.R0, asm.DWord))
 }
 
 // end emits the two ends of the program. The last test falls into reject.
 func (g *generator) end(outcome Outcome) {
 	if outcome == Always {
-		g.jump(g.accept)
+		g.Jump(g.accept)
 	}
-	g.mark(g.reject)
+	g.Mark(g.reject)
 	if outcome != Always {
 		g.undecided()
 	}
-	g.mark(g.malformed)
-	g.emit(asm.Mov.Imm(asm.R0, 0), asm.Return())
-	g.mark(g.accept)
+	g.Mark(g.malformed)
+	g.Emit(asm.Mov.Imm(asm.R0, 0), asm.Return())
+	g.Mark(g.accept)
 	g.flowVerdict()
 	if g.options.Flows == FlowDropped {
 		g.parser.walkStep()
@@ -282,7 +282,7 @@ func (g *generator) end(outcome Outcome) {
 		g.sniff()
 		result = 0
 	}
-	g.emit(asm.Mov.Imm(asm.R0, result), asm.Return())
+	g.Emit(asm.Mov.Imm(asm.R0, result), asm.Return())
 	g.parser.walkStep()
 }
 
@@ -291,8 +291,8 @@ func (g *generator) undecided() {
 	if p := &g.parser; !p.bounded || p.need&needWalk == 0 || p.family == IPv4 {
 		return
 	}
-	g.emit(asm.LoadMem(asm.R1, regFrame, varFlags, asm.Word))
-	g.jumpImm(asm.JSet, asm.R1, 1<<flagUndecided, g.accept)
+	g.Emit(asm.LoadMem(asm.R1, regFrame, varFlags, asm.Word))
+	g.JumpImm32(asm.JSet, asm.R1, 1<<flagUndecided, g.accept)
 }
 
 func (g *generator) maps() []*ebpf.MapSpec {

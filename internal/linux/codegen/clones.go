@@ -172,43 +172,43 @@ func (g *generator) clones() {
 	if c == nil {
 		return
 	}
-	queue := g.newLabel()
-	g.emit(
+	queue := g.NewLabel()
+	g.Emit(
 		asm.Mov.Reg(asm.R1, regContext),
 		asm.Instruction{OpCode: asm.OpCode(asm.JumpClass).SetJumpOp(asm.Call), Src: asm.PseudoKfuncCall, Constant: c.cast},
 		asm.LoadMem(asm.R3, asm.R0, c.nfct, asm.DWord),
 		asm.And.Imm(asm.R3, nfctPointerMask),
 	)
-	g.jumpImm64(asm.JEq, asm.R3, 0, queue) // no connection: nothing more to do for most packets where nothing is tracked
-	g.emit(asm.StoreMem(regFrame, frameRecord, asm.R3, asm.DWord))
+	g.JumpImm64(asm.JEq, asm.R3, 0, queue) // no connection: nothing more to do for most packets where nothing is tracked
+	g.Emit(asm.StoreMem(regFrame, frameRecord, asm.R3, asm.DWord))
 	g.readKernel(c.status, 8)
-	g.emit(asm.LoadMem(asm.R1, regFrame, frameRecord+8, asm.DWord), asm.And.Imm(asm.R1, ctConfirmed))
-	g.jumpImm64(asm.JNE, asm.R1, 0, queue)
+	g.Emit(asm.LoadMem(asm.R1, regFrame, frameRecord+8, asm.DWord), asm.And.Imm(asm.R1, ctConfirmed))
+	g.JumpImm64(asm.JNE, asm.R1, 0, queue)
 	g.readKernel(ctUse, 4)
-	g.emit(asm.LoadMem(asm.R1, regFrame, frameRecord+8, asm.Word))
-	g.jumpImm(asm.JLE, asm.R1, 1, queue) // the only one
-	g.emit(
+	g.Emit(asm.LoadMem(asm.R1, regFrame, frameRecord+8, asm.Word))
+	g.JumpImm32(asm.JLE, asm.R1, 1, queue) // the only one
+	g.Emit(
 		asm.StoreImm(regFrame, varKey, 0, asm.Word),
 		asm.LoadMapPtr(asm.R1, 0).WithReference(clonesMap),
 		asm.Mov.Reg(asm.R2, regFrame),
 		asm.Add.Imm(asm.R2, int32(varKey)),
 		asm.FnMapLookupElem.Call(),
 	)
-	out := g.newLabel()
-	g.jumpImm64(asm.JEq, asm.R0, 0, out) // cannot be: the key exists
-	g.emit(
+	out := g.NewLabel()
+	g.JumpImm64(asm.JEq, asm.R0, 0, out) // cannot be: the key exists
+	g.Emit(
 		asm.LoadMem(asm.R1, asm.R0, 0, asm.DWord),
 		asm.Add.Imm(asm.R1, 1),
 		asm.StoreMem(asm.R0, 0, asm.R1, asm.DWord),
 	)
-	g.mark(out)
-	g.emit(asm.Mov.Imm(asm.R0, 0), asm.Return())
-	g.mark(queue)
+	g.Mark(out)
+	g.Emit(asm.Mov.Imm(asm.R0, 0), asm.Return())
+	g.Mark(queue)
 }
 
 // readKernel reads bytes of the connection, whose address stands in the record, behind that. If it cannot, the bytes are 0.
 func (g *generator) readKernel(offset int16, n int32) {
-	g.emit(
+	g.Emit(
 		asm.Mov.Reg(asm.R1, regFrame),
 		asm.Add.Imm(asm.R1, int32(frameRecord+8)),
 		asm.Mov.Imm(asm.R2, n),
@@ -216,11 +216,4 @@ func (g *generator) readKernel(offset int16, n int32) {
 		asm.Add.Imm(asm.R3, int32(offset)),
 		asm.FnProbeReadKernel.Call(),
 	)
-}
-
-// jumpImm64 jumps if 64 bits compare with a constant.
-func (g *generator) jumpImm64(op asm.JumpOp, r asm.Register, v int32, to label) {
-	g.emitJump(asm.Instruction{
-		OpCode: asm.OpCode(asm.JumpClass).SetJumpOp(op).SetSource(asm.ImmSource), Dst: r, Constant: int64(v),
-	}, to)
 }

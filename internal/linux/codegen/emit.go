@@ -37,7 +37,7 @@ type tests struct {
 func (t *tests) emitAll(list []prog.Test) {
 	entries := make([]label, len(list))
 	for i := range entries {
-		entries[i] = t.newLabel()
+		entries[i] = t.NewLabel()
 	}
 	at := func(target prog.Target) label {
 		switch target {
@@ -49,15 +49,15 @@ func (t *tests) emitAll(list []prog.Test) {
 		return entries[target]
 	}
 	for i := range list {
-		t.cut()
-		t.mark(entries[i])
+		t.Cut()
+		t.Mark(entries[i])
 		next := t.reject // stands behind the last test
 		if i+1 < len(list) {
 			next = entries[i+1]
 		}
 		t.emitTest(&list[i], at(list[i].Succ), at(list[i].Fail), next)
 	}
-	t.cut()
+	t.Cut()
 }
 
 // emitTest emits a test that goes on at succ or fail; next is what stands behind it.
@@ -94,7 +94,7 @@ func (t *tests) emitTest(test *prog.Test, succ, fail, next label) {
 // jumpUnless goes to a label unless it stands behind.
 func (t *tests) jumpUnless(to, next label) {
 	if to != next {
-		t.jump(to)
+		t.Jump(to)
 	}
 }
 
@@ -125,9 +125,9 @@ func reg64(op asm.JumpOp, dst, src asm.Register) comparison {
 
 func (t *tests) branch(c comparison, to label) {
 	if c.reg {
-		t.jumpReg(c.op, c.dst, c.src, to)
+		t.JumpReg(c.op, c.dst, c.src, to)
 	} else {
-		t.jumpImm(c.op, c.dst, c.imm, to)
+		t.JumpImm32(c.op, c.dst, c.imm, to)
 	}
 }
 
@@ -154,10 +154,10 @@ func (t *tests) require(c comparison, fail label) {
 // set leaves a constant of 64 bits in a register.
 func (t *tests) set(dst asm.Register, v uint64) {
 	if int64(v) == int64(int32(v)) {
-		t.emit(asm.Mov.Imm(dst, int32(v)))
+		t.Emit(asm.Mov.Imm(dst, int32(v)))
 		return
 	}
-	t.emit(asm.LoadImm(dst, int64(v), asm.DWord))
+	t.Emit(asm.LoadImm(dst, int64(v), asm.DWord))
 }
 
 // ranges32 goes to in if R1 lies in a range, else to out.
@@ -174,11 +174,11 @@ func (t *tests) ranges32(c *condition, in, out, next label) {
 func (t *tests) tree32(ranges []prog.Range, lo, hi uint32, in, out, next label) {
 	for len(ranges) > 1 {
 		mid := len(ranges) / 2
-		right := t.newLabel()
+		right := t.NewLabel()
 		first := uint32(ranges[mid].First.Lo)
 		t.branch(imm32(asm.JGE, asm.R1, first), right)
 		t.tree32(ranges[:mid], lo, first-1, in, out, right)
-		t.mark(right)
+		t.Mark(right)
 		ranges, lo = ranges[mid:], first
 	}
 	t.range32(ranges[0], lo, hi, in, out, next)
@@ -204,7 +204,7 @@ func (t *tests) range32(r prog.Range, lo, hi uint32, in, out, next label) {
 // ranges64 is the same for 64 bits, a list: only the timestamp has them.
 func (t *tests) ranges64(c *condition, in, out, next label) {
 	if len(c.ranges) > maxInline {
-		t.emit(asm.Mov.Reg(asm.R2, asm.R1), asm.Mov.Imm(asm.R1, 0))
+		t.Emit(asm.Mov.Reg(asm.R2, asm.R1), asm.Mov.Imm(asm.R1, 0))
 		t.sets.search(t, c, value128)
 		t.decide(imm32(asm.JNE, asm.R0, 0), in, out, next)
 		return
@@ -233,9 +233,9 @@ func (t *tests) ranges128(c *condition, in, out, next label) {
 			t.range128(r, in, out, next)
 			return
 		}
-		other := t.newLabel()
+		other := t.NewLabel()
 		t.range128(r, in, other, other)
-		t.mark(other)
+		t.Mark(other)
 	}
 }
 
@@ -245,7 +245,7 @@ func (t *tests) range128(r prog.Range, in, out, next label) {
 	case r.First == r.Last:
 		t.set(asm.R3, r.First.Hi)
 		t.set(asm.R4, r.First.Lo)
-		t.emit(
+		t.Emit(
 			asm.Xor.Reg(asm.R3, asm.R1),
 			asm.Xor.Reg(asm.R4, asm.R2),
 			asm.Or.Reg(asm.R3, asm.R4),
@@ -290,7 +290,7 @@ func (t *tests) within64(r asm.Register, first, last uint64, in, out, next label
 // below128 sets R0 to 1 if R1:R2 < v, else to 0, without a branch: the borrow of the subtraction.
 // It uses R3 to R5.
 func (t *tests) below128(v prog.Value) {
-	t.emit(asm.Mov.Imm(asm.R0, 0))
+	t.Emit(asm.Mov.Imm(asm.R0, 0))
 	for _, half := range [...]struct {
 		x asm.Register
 		y uint64
@@ -303,7 +303,7 @@ func (t *tests) below128(v prog.Value) {
 // borrow sets R0 to the borrow of x - R3 - R0. It uses R3 to R5 and keeps x.
 // (Borrow of a - b: the top bit of (^a & b) | ((^a | b) & difference).)
 func (t *tests) borrow(x asm.Register) {
-	t.emit(
+	t.Emit(
 		asm.Mov.Reg(asm.R4, x),
 		asm.Sub.Reg(asm.R4, asm.R3),
 		asm.Sub.Reg(asm.R4, asm.R0), // the difference

@@ -10,6 +10,7 @@ import (
 	"github.com/cilium/ebpf"
 	"golang.org/x/sys/unix"
 
+	"github.com/opendivert/divert/internal/linux/bpfasm"
 	"github.com/opendivert/divert/internal/prog"
 	"github.com/opendivert/divert/packet"
 )
@@ -78,7 +79,7 @@ var verifierLimits = []struct {
 	limit string
 	max   int
 }{
-	{"BPF program is too large", "instructions to verify", maxInstructions},
+	{"BPF program is too large", "instructions to verify", bpfasm.MaxInstructions},
 	{"jumps is too complex", "branches on one path", 8192},
 }
 
@@ -95,7 +96,7 @@ func Refused(err error) error {
 		}
 	}
 	if errors.Is(err, unix.E2BIG) {
-		return &LimitError{Limit: "instructions", Max: maxInstructions, Err: err}
+		return &LimitError{Limit: "instructions", Max: bpfasm.MaxInstructions, Err: err}
 	}
 	return &LoadError{Err: err}
 }

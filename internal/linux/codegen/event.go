@@ -85,18 +85,18 @@ func (d *EventDecider) emit(list []prog.Test, long bool) (*assembler, int) {
 	a := &assembler{}
 	t := tests{
 		assembler: a, loader: &eventLoader{}, sets: &d.sets, named: &d.named,
-		long: long, accept: a.newLabel(), reject: a.newLabel(),
+		long: long, accept: a.NewLabel(), reject: a.NewLabel(),
 	}
-	end := a.newLabel()
+	end := a.NewLabel()
 	t.emitAll(list)
-	a.mark(t.reject)
-	a.emit(asm.Mov.Imm(asm.R0, 0))
-	a.jump(end)
-	a.mark(t.accept)
-	a.emit(asm.Mov.Imm(asm.R0, 1))
-	a.mark(end)
-	a.emit(asm.Mov.Imm(asm.R1, 0)) // so that the end has an instruction
-	return a, a.branches()
+	a.Mark(t.reject)
+	a.Emit(asm.Mov.Imm(asm.R0, 0))
+	a.Jump(end)
+	a.Mark(t.accept)
+	a.Emit(asm.Mov.Imm(asm.R0, 1))
+	a.Mark(end)
+	a.Emit(asm.Mov.Imm(asm.R1, 0)) // so that the end has an instruction
+	return a, a.Branches()
 }
 
 // Maps returns the maps that the decisions refer to by name.
@@ -249,16 +249,16 @@ func (eventLoader) load(t *tests, c *condition, _ label) {
 	at := EventFrame + f.offset
 	switch {
 	case f.kind == value64:
-		t.emit(
+		t.Emit(
 			asm.LoadMem(asm.R1, regFrame, at, asm.DWord),
 			asm.LoadImm(asm.R2, -1<<63, asm.DWord),
 			asm.Xor.Reg(asm.R1, asm.R2),
 		)
 	case f.half:
-		t.emit(asm.Mov.Imm(asm.R1, 0), asm.LoadMem(asm.R2, regFrame, at, asm.DWord))
+		t.Emit(asm.Mov.Imm(asm.R1, 0), asm.LoadMem(asm.R2, regFrame, at, asm.DWord))
 	case f.kind == value128:
-		t.emit(asm.LoadMem(asm.R1, regFrame, at, asm.DWord), asm.LoadMem(asm.R2, regFrame, at+8, asm.DWord))
+		t.Emit(asm.LoadMem(asm.R1, regFrame, at, asm.DWord), asm.LoadMem(asm.R2, regFrame, at+8, asm.DWord))
 	default:
-		t.emit(asm.LoadMem(asm.R1, regFrame, at, f.size))
+		t.Emit(asm.LoadMem(asm.R1, regFrame, at, f.size))
 	}
 }

@@ -38,32 +38,32 @@ const (
 // one before, whether it matches or not. The program that drops goes on only with packets whose flow is dropped: those are
 // looked at closer when the filter has matched.
 func (g *generator) flowBefore() {
-	begins := g.newLabel()
+	begins := g.NewLabel()
 	switch g.options.Flows {
 	case FlowAccepted:
-		other := g.newLabel()
+		other := g.NewLabel()
 		g.unlessBegins(begins)
-		g.jump(other)
-		g.mark(begins)
+		g.Jump(other)
+		g.Mark(begins)
 		g.flowKey(other)
 		g.findRecord(flowmap.Decided, other)
-		g.emit(
+		g.Emit(
 			asm.Mov.Imm(asm.R1, 0),
 			asm.StoreMem(regRecord, flowmap.Verdict, asm.R1, asm.Byte),
 		)
-		g.mark(other)
+		g.Mark(other)
 	case FlowDropped:
 		g.unlessBegins(g.malformed) // it comes to the other program
 		g.flowKey(g.malformed)
 		g.findRecord(flowmap.Decided, g.malformed)
-		g.emit(asm.LoadMem(asm.R1, regRecord, flowmap.Verdict, asm.Byte))
-		g.jumpImm(asm.JNE, asm.R1, uint32(flow.Drop), g.malformed)
+		g.Emit(asm.LoadMem(asm.R1, regRecord, flowmap.Verdict, asm.Byte))
+		g.JumpImm32(asm.JNE, asm.R1, uint32(flow.Drop), g.malformed)
 	}
 }
 
 // flowVerdict ends the program for packets that match and whose flow has the verdict that the program is for.
 func (g *generator) flowVerdict() {
-	undecided := g.newLabel()
+	undecided := g.NewLabel()
 	verdict, result, total := flow.Accept, int32(0), int16(0)
 	switch g.options.Flows {
 	case NoFlows:
@@ -74,69 +74,69 @@ func (g *generator) flowVerdict() {
 	}
 	g.flowKey(undecided)
 	g.findRecord(flowmap.Decided, undecided)
-	g.emit(asm.LoadMem(asm.R1, regRecord, flowmap.Verdict, asm.Byte))
-	g.jumpImm(asm.JNE, asm.R1, uint32(verdict), undecided)
+	g.Emit(asm.LoadMem(asm.R1, regRecord, flowmap.Verdict, asm.Byte))
+	g.JumpImm32(asm.JNE, asm.R1, uint32(verdict), undecided)
 	g.liveRecord(flowmap.DecidedGeneration, undecided)
 	g.size()
 	g.countInRecord()
-	g.emit(
+	g.Emit(
 		asm.StoreImm(regFrame, varKey, 0, asm.Word),
 		asm.LoadMapPtr(asm.R1, 0).WithReference(flowmap.Totals),
 		asm.Mov.Reg(asm.R2, regFrame),
 		asm.Add.Imm(asm.R2, int32(varKey)),
 		asm.FnMapLookupElem.Call(),
 	)
-	done := g.newLabel()
-	g.jumpImm64(asm.JEq, asm.R0, 0, done) // cannot be: the key exists
+	done := g.NewLabel()
+	g.JumpImm64(asm.JEq, asm.R0, 0, done) // cannot be: the key exists
 	g.addAtomic(asm.R0, total, flowPacketsAt)
 	g.addAtomic(asm.R0, total+8, flowBytesAt)
-	g.mark(done)
-	g.emit(asm.Mov.Imm(asm.R0, result), asm.Return())
+	g.Mark(done)
+	g.Emit(asm.Mov.Imm(asm.R0, result), asm.Return())
 	if undecided != g.malformed {
-		g.mark(undecided)
+		g.Mark(undecided)
 	}
 }
 
 // addAtomic adds 64 bits of the frame to those at an address. A packet of this host may be interrupted by one that comes in.
 func (g *generator) addAtomic(address asm.Register, offset, from int16) {
-	g.emit(asm.LoadMem(asm.R1, regFrame, from, asm.DWord))
+	g.Emit(asm.LoadMem(asm.R1, regFrame, from, asm.DWord))
 	add := asm.StoreXAdd(address, asm.R1, asm.DWord)
 	add.Offset = offset
-	g.emit(add)
+	g.Emit(add)
 }
 
 // flowKey writes the key of the packet's flow, or goes to none if it has none; see flow.Find, which does the same.
 func (g *generator) flowKey(none label) {
 	g.ends(none)
 	p := &g.parser
-	v6, addresses := g.newLabel(), g.newLabel()
-	g.emit(
+	v6, addresses := g.NewLabel(), g.NewLabel()
+	g.Emit(
 		asm.LoadMem(asm.R8, regFrame, frameIP, asm.Byte),
 		asm.RSh.Imm32(asm.R8, 4),
 	)
 	if p.family == AnyFamily {
-		g.jumpImm(asm.JEq, asm.R8, 6, v6)
+		g.JumpImm32(asm.JEq, asm.R8, 6, v6)
 	}
 	if p.family != IPv6 {
-		g.emit(asm.Mov.Imm(asm.R1, 0), asm.Mov.Imm(asm.R3, 0))
+		g.Emit(asm.Mov.Imm(asm.R1, 0), asm.Mov.Imm(asm.R3, 0))
 		g.loadBE(asm.R2, frameIP+12, asm.Word)
 		g.loadBE(asm.R4, frameIP+16, asm.Word)
 	}
 	if p.family == AnyFamily {
-		g.jump(addresses)
+		g.Jump(addresses)
 	}
-	g.mark(v6)
+	g.Mark(v6)
 	if p.family != IPv4 {
 		for i, r := range [...]asm.Register{asm.R1, asm.R2, asm.R3, asm.R4} {
 			g.loadBE(r, frameIP+8+8*int16(i), asm.DWord)
 		}
 	}
-	g.mark(addresses)
+	g.Mark(addresses)
 	g.order()
 	for i, r := range [...]asm.Register{asm.R1, asm.R2, asm.R3, asm.R4} {
-		g.emit(asm.StoreMem(regFrame, flowKeyAt+8*int16(i), r, asm.DWord))
+		g.Emit(asm.StoreMem(regFrame, flowKeyAt+8*int16(i), r, asm.DWord))
 	}
-	g.emit(
+	g.Emit(
 		asm.LoadMem(asm.R1, regFrame, varProtocol, asm.Word),
 		asm.StoreMem(regFrame, flowKeyAt+32, asm.R5, asm.Half),
 		asm.StoreMem(regFrame, flowKeyAt+34, asm.R7, asm.Half),
@@ -149,91 +149,91 @@ func (g *generator) flowKey(none label) {
 
 // loadBE loads a number in network byte order from the frame.
 func (g *generator) loadBE(r asm.Register, from int16, size asm.Size) {
-	g.emit(asm.LoadMem(r, regFrame, from, size), asm.HostTo(asm.BE, r, size))
+	g.Emit(asm.LoadMem(r, regFrame, from, size), asm.HostTo(asm.BE, r, size))
 }
 
 // ends leaves the ports of source and destination in R5 and R7, or goes to none.
 func (g *generator) ends(none label) {
-	pair, found := g.newLabel(), g.newLabel()
-	g.emit(asm.LoadMem(asm.R1, regFrame, varFlags, asm.Word))
-	g.jumpImm(asm.JSet, asm.R1, 1<<flagFragment|1<<flagLater|1<<flagUndecided, none)
-	g.jumpImm(asm.JSet, asm.R1, 1<<flagTCP|1<<flagUDP, pair)
-	g.emit(asm.LoadMem(asm.R2, regFrame, frameTransport, asm.Byte))
-	echo, v6 := g.newLabel(), g.newLabel()
-	g.jumpImm(asm.JSet, asm.R1, 1<<flagICMPv6, v6)
-	g.emit(asm.And.Imm32(asm.R1, 1<<flagICMP))
-	g.jumpImm(asm.JEq, asm.R1, 0, none)
-	g.jumpImm(asm.JEq, asm.R2, flow.EchoRequest, echo)
-	g.jumpImm(asm.JEq, asm.R2, flow.EchoReply, echo)
-	g.jump(none)
-	g.mark(v6)
-	g.jumpImm(asm.JEq, asm.R2, flow.EchoRequestV6, echo)
-	g.jumpImm(asm.JNE, asm.R2, flow.EchoReplyV6, none)
-	g.mark(echo)
+	pair, found := g.NewLabel(), g.NewLabel()
+	g.Emit(asm.LoadMem(asm.R1, regFrame, varFlags, asm.Word))
+	g.JumpImm32(asm.JSet, asm.R1, 1<<flagFragment|1<<flagLater|1<<flagUndecided, none)
+	g.JumpImm32(asm.JSet, asm.R1, 1<<flagTCP|1<<flagUDP, pair)
+	g.Emit(asm.LoadMem(asm.R2, regFrame, frameTransport, asm.Byte))
+	echo, v6 := g.NewLabel(), g.NewLabel()
+	g.JumpImm32(asm.JSet, asm.R1, 1<<flagICMPv6, v6)
+	g.Emit(asm.And.Imm32(asm.R1, 1<<flagICMP))
+	g.JumpImm32(asm.JEq, asm.R1, 0, none)
+	g.JumpImm32(asm.JEq, asm.R2, flow.EchoRequest, echo)
+	g.JumpImm32(asm.JEq, asm.R2, flow.EchoReply, echo)
+	g.Jump(none)
+	g.Mark(v6)
+	g.JumpImm32(asm.JEq, asm.R2, flow.EchoRequestV6, echo)
+	g.JumpImm32(asm.JNE, asm.R2, flow.EchoReplyV6, none)
+	g.Mark(echo)
 	g.loadBE(asm.R5, frameTransport+4, asm.Half)
-	g.emit(asm.Mov.Reg(asm.R7, asm.R5))
-	g.jump(found)
-	g.mark(pair)
+	g.Emit(asm.Mov.Reg(asm.R7, asm.R5))
+	g.Jump(found)
+	g.Mark(pair)
 	g.loadBE(asm.R5, frameTransport, asm.Half)
 	g.loadBE(asm.R7, frameTransport+2, asm.Half)
-	g.mark(found)
+	g.Mark(found)
 }
 
 // order puts the lower endpoint first: its address in R1 and R2, its port in R5; the other in R3 and R4, and R7.
 func (g *generator) order() {
-	swap, ordered := g.newLabel(), g.newLabel()
-	g.emit(asm.Mov.Imm(regBack, 0))
-	g.jumpReg(asm.JGT, asm.R1, asm.R3, swap)
-	g.jumpReg(asm.JLT, asm.R1, asm.R3, ordered)
-	g.jumpReg(asm.JGT, asm.R2, asm.R4, swap)
-	g.jumpReg(asm.JLT, asm.R2, asm.R4, ordered)
-	g.jumpReg(asm.JLE, asm.R5, asm.R7, ordered)
-	g.mark(swap)
-	g.emit(asm.Mov.Imm(regBack, 1))
+	swap, ordered := g.NewLabel(), g.NewLabel()
+	g.Emit(asm.Mov.Imm(regBack, 0))
+	g.JumpReg(asm.JGT, asm.R1, asm.R3, swap)
+	g.JumpReg(asm.JLT, asm.R1, asm.R3, ordered)
+	g.JumpReg(asm.JGT, asm.R2, asm.R4, swap)
+	g.JumpReg(asm.JLT, asm.R2, asm.R4, ordered)
+	g.JumpReg(asm.JLE, asm.R5, asm.R7, ordered)
+	g.Mark(swap)
+	g.Emit(asm.Mov.Imm(regBack, 1))
 	for _, pair := range [...][2]asm.Register{{asm.R1, asm.R3}, {asm.R2, asm.R4}, {asm.R5, asm.R7}} {
-		g.emit(asm.Mov.Reg(asm.R0, pair[0]), asm.Mov.Reg(pair[0], pair[1]), asm.Mov.Reg(pair[1], asm.R0))
+		g.Emit(asm.Mov.Reg(asm.R0, pair[0]), asm.Mov.Reg(pair[0], pair[1]), asm.Mov.Reg(pair[1], asm.R0))
 	}
-	g.mark(ordered)
+	g.Mark(ordered)
 }
 
 // findRecord leaves the address of the flow's record in regRecord, or goes to none.
 func (g *generator) findRecord(table string, none label) {
-	g.emit(
+	g.Emit(
 		asm.LoadMapPtr(asm.R1, 0).WithReference(table),
 		asm.Mov.Reg(asm.R2, regFrame),
 		asm.Add.Imm(asm.R2, int32(flowKeyAt)),
 		asm.FnMapLookupElem.Call(),
 	)
-	g.jumpImm64(asm.JEq, asm.R0, 0, none)
-	g.emit(asm.Mov.Reg(regRecord, asm.R0))
+	g.JumpImm64(asm.JEq, asm.R0, 0, none)
+	g.Emit(asm.Mov.Reg(regRecord, asm.R0))
 }
 
 // stateAddress leaves the address of the state in a register.
 func (g *generator) stateAddress(r asm.Register) {
-	g.emit(asm.LoadMapValue(r, 0, 0).WithReference(flowmap.State))
+	g.Emit(asm.LoadMapValue(r, 0, 0).WithReference(flowmap.State))
 }
 
 // liveRecord leaves the time in regNow, and goes to ended if the record does not hold any more; see flow.Record.Live.
 func (g *generator) liveRecord(generation int16, ended label) {
 	g.stateAddress(asm.R1)
-	g.emit(
+	g.Emit(
 		asm.LoadMem(asm.R1, asm.R1, generation, asm.Word),
 		asm.LoadMem(asm.R2, regRecord, flowmap.Generation, asm.Word),
 	)
-	g.jumpReg(asm.JNE, asm.R1, asm.R2, ended)
+	g.JumpReg(asm.JNE, asm.R1, asm.R2, ended)
 	g.now()
-	g.emit(asm.LoadMem(asm.R1, regRecord, flowmap.Deadline, asm.DWord))
-	lasting := g.newLabel()
-	g.jumpImm64(asm.JEq, asm.R1, 0, lasting)
-	g.jumpReg(asm.JGT, regNow, asm.R1, ended)
-	g.mark(lasting)
-	g.emit(
+	g.Emit(asm.LoadMem(asm.R1, regRecord, flowmap.Deadline, asm.DWord))
+	lasting := g.NewLabel()
+	g.JumpImm64(asm.JEq, asm.R1, 0, lasting)
+	g.JumpReg(asm.JGT, regNow, asm.R1, ended)
+	g.Mark(lasting)
+	g.Emit(
 		asm.LoadMem(asm.R1, regRecord, flowmap.LastSeen, asm.DWord),
 		asm.Mov.Reg(asm.R2, regNow),
 		asm.Sub.Reg(asm.R2, asm.R1),
 		asm.LoadMem(asm.R1, regRecord, flowmap.IdleTime, asm.DWord),
 	)
-	g.jumpReg(asm.JSGT, asm.R2, asm.R1, ended) // another processor may have seen a later packet
+	g.JumpReg(asm.JSGT, asm.R2, asm.R1, ended) // another processor may have seen a later packet
 }
 
 // now leaves the time in regNow.
@@ -242,40 +242,40 @@ func (g *generator) now() {
 	if g.options.CoarseClock {
 		clock = asm.FnKtimeGetCoarseNs
 	}
-	g.emit(clock.Call(), asm.Mov.Reg(regNow, asm.R0))
+	g.Emit(clock.Call(), asm.Mov.Reg(regNow, asm.R0))
 }
 
 // unlessBegins goes to begins if the packet begins a flow: a SYN without ACK.
 func (g *generator) unlessBegins(begins label) {
-	other := g.newLabel()
+	other := g.NewLabel()
 	g.tcpFlags(other)
-	g.emit(asm.And.Imm32(asm.R1, flow.FlagSYN|flow.FlagACK))
-	g.jumpImm(asm.JEq, asm.R1, flow.FlagSYN, begins)
-	g.mark(other)
+	g.Emit(asm.And.Imm32(asm.R1, flow.FlagSYN|flow.FlagACK))
+	g.JumpImm32(asm.JEq, asm.R1, flow.FlagSYN, begins)
+	g.Mark(other)
 }
 
 // tcpFlags leaves the flags of TCP in R1, or goes to none.
 func (g *generator) tcpFlags(none label) {
-	g.emit(
+	g.Emit(
 		asm.LoadMem(asm.R1, regFrame, varFlags, asm.Word),
 		asm.And.Imm32(asm.R1, 1<<flagTCP),
 	)
-	g.jumpImm(asm.JEq, asm.R1, 0, none)
-	g.emit(asm.LoadMem(asm.R1, regFrame, frameTransport+13, asm.Byte))
+	g.JumpImm32(asm.JEq, asm.R1, 0, none)
+	g.Emit(asm.LoadMem(asm.R1, regFrame, frameTransport+13, asm.Byte))
 }
 
 // size writes how many packets this one counts as, and their bytes: a superpacket whose segments are packets of their own
 // is as many as it will be cut into, each with its headers.
 func (g *generator) size() {
-	g.emit(
+	g.Emit(
 		asm.Mov.Imm(asm.R2, 1),
 		asm.LoadMem(asm.R3, regContext, skbLen, asm.Word),
 	)
 	if g.options.FlowSegments {
-		single := g.newLabel()
-		g.emit(asm.LoadMem(asm.R4, regContext, skbGSOSize, asm.Word))
-		g.jumpImm(asm.JEq, asm.R4, 0, single)
-		g.emit(
+		single := g.NewLabel()
+		g.Emit(asm.LoadMem(asm.R4, regContext, skbGSOSize, asm.Word))
+		g.JumpImm32(asm.JEq, asm.R4, 0, single)
+		g.Emit(
 			asm.LoadMem(asm.R5, regFrame, varPayload, asm.Word), // the headers' length
 			asm.Mov.Reg(asm.R2, asm.R3),
 			asm.Sub.Reg(asm.R2, asm.R5),
@@ -287,9 +287,9 @@ func (g *generator) size() {
 			asm.Mul.Reg(asm.R1, asm.R5),
 			asm.Add.Reg(asm.R3, asm.R1),
 		)
-		g.mark(single)
+		g.Mark(single)
 	}
-	g.emit(
+	g.Emit(
 		asm.StoreMem(regFrame, flowPacketsAt, asm.R2, asm.DWord),
 		asm.StoreMem(regFrame, flowBytesAt, asm.R3, asm.DWord),
 	)
@@ -297,49 +297,49 @@ func (g *generator) size() {
 
 // countInRecord counts the packet in its flow's record, and notes the end of TCP; see flow.Record.Count.
 func (g *generator) countInRecord() {
-	g.emit(asm.StoreMem(regRecord, flowmap.LastSeen, regNow, asm.DWord))
+	g.Emit(asm.StoreMem(regRecord, flowmap.LastSeen, regNow, asm.DWord))
 	g.byWay(func(way int16) {
 		g.addAtomic(regRecord, flowmap.Packets+8*way, flowPacketsAt)
 		g.addAtomic(regRecord, flowmap.Bytes+8*way, flowBytesAt)
 	})
-	open, ends := g.newLabel(), g.newLabel()
+	open, ends := g.NewLabel(), g.NewLabel()
 	g.tcpFlags(open)
-	g.jumpImm(asm.JSet, asm.R1, flow.FlagRST, ends)
-	g.jumpImm(asm.JSet, asm.R1, flow.FlagFIN, ends)
-	g.jump(open)
-	g.mark(ends)
-	lasting := g.newLabel()
-	g.emit(asm.Mov.Reg(asm.R5, asm.R1), asm.And.Imm32(asm.R5, flow.FlagRST)) // not 0: the flow has ended
-	g.emit(asm.And.Imm32(asm.R1, flow.FlagFIN))
-	g.jumpImm(asm.JEq, asm.R1, 0, lasting)
+	g.JumpImm32(asm.JSet, asm.R1, flow.FlagRST, ends)
+	g.JumpImm32(asm.JSet, asm.R1, flow.FlagFIN, ends)
+	g.Jump(open)
+	g.Mark(ends)
+	lasting := g.NewLabel()
+	g.Emit(asm.Mov.Reg(asm.R5, asm.R1), asm.And.Imm32(asm.R5, flow.FlagRST)) // not 0: the flow has ended
+	g.Emit(asm.And.Imm32(asm.R1, flow.FlagFIN))
+	g.JumpImm32(asm.JEq, asm.R1, 0, lasting)
 	g.byWay(func(way int16) {
-		g.emit(
+		g.Emit(
 			asm.StoreMem(regRecord, flowmap.Finished+way, asm.R1, asm.Byte), // 1
 			asm.LoadMem(asm.R2, regRecord, flowmap.Finished+1-way, asm.Byte),
 			asm.Or.Reg32(asm.R5, asm.R2),
 		)
 	})
-	g.mark(lasting)
-	g.jumpImm(asm.JEq, asm.R5, 0, open)
-	g.emit(asm.LoadMem(asm.R1, regRecord, flowmap.Deadline, asm.DWord))
-	g.jumpImm64(asm.JNE, asm.R1, 0, open)
-	g.emit(
+	g.Mark(lasting)
+	g.JumpImm32(asm.JEq, asm.R5, 0, open)
+	g.Emit(asm.LoadMem(asm.R1, regRecord, flowmap.Deadline, asm.DWord))
+	g.JumpImm64(asm.JNE, asm.R1, 0, open)
+	g.Emit(
 		asm.LoadImm(asm.R1, int64(flow.Linger), asm.DWord),
 		asm.Add.Reg(asm.R1, regNow),
 		asm.StoreMem(regRecord, flowmap.Deadline, asm.R1, asm.DWord),
 	)
-	g.mark(open)
+	g.Mark(open)
 }
 
 // byWay emits code twice, for packets there (0) and back (1).
 func (g *generator) byWay(code func(way int16)) {
-	back, end := g.newLabel(), g.newLabel()
-	g.jumpImm(asm.JNE, regBack, 0, back)
+	back, end := g.NewLabel(), g.NewLabel()
+	g.JumpImm32(asm.JNE, regBack, 0, back)
 	code(0)
-	g.jump(end)
-	g.mark(back)
+	g.Jump(end)
+	g.Mark(back)
 	code(1)
-	g.mark(end)
+	g.Mark(end)
 }
 
 // flowCounts counts the packet, if the tests ask for that, and writes the counts of its flow.
@@ -347,51 +347,51 @@ func (g *generator) flowCounts() {
 	if g.parser.need&needCounts == 0 {
 		return
 	}
-	none, fresh, found, end := g.newLabel(), g.newLabel(), g.newLabel(), g.newLabel()
-	g.emit(asm.LoadMem(asm.R0, regFrame, varZero, asm.DWord))
+	none, fresh, found, end := g.NewLabel(), g.NewLabel(), g.NewLabel(), g.NewLabel()
+	g.Emit(asm.LoadMem(asm.R0, regFrame, varZero, asm.DWord))
 	g.parser.forget(varCounts, 2)
 	g.flowKey(end)
 	g.size()
 	g.findRecord(flowmap.Counted, fresh)
 	g.liveRecord(flowmap.CountedGeneration, fresh)
 	g.unlessBegins(fresh)
-	g.jump(found)
-	g.mark(fresh)
+	g.Jump(found)
+	g.Mark(fresh)
 	g.newRecord()
 	g.findRecord(flowmap.Counted, none) // another processor may have pushed it out
-	g.mark(found)
+	g.Mark(found)
 	g.countInRecord()
 	g.tellCounts()
-	g.emit(
+	g.Emit(
 		asm.LoadMem(asm.R1, regFrame, varFlags, asm.Word),
 		asm.Or.Imm32(asm.R1, 1<<flagCounted),
 		asm.StoreMem(regFrame, varFlags, asm.R1, asm.Word),
 	)
-	g.mark(none, end)
+	g.Mark(none, end)
 }
 
 // newRecord puts a record of nothing yet into the table of counts. It leaves the time in regNow.
 func (g *generator) newRecord() {
-	idle := g.newLabel()
+	idle := g.NewLabel()
 	g.now()
-	g.emit(asm.Mov.Imm(asm.R1, 0))
+	g.Emit(asm.Mov.Imm(asm.R1, 0))
 	for at := int16(0); at < int16(flowmap.RecordSize); at += 8 {
-		g.emit(asm.StoreMem(regFrame, flowRecordAt+at, asm.R1, asm.DWord))
+		g.Emit(asm.StoreMem(regFrame, flowRecordAt+at, asm.R1, asm.DWord))
 	}
-	g.emit(asm.StoreMem(regFrame, flowRecordAt+flowmap.LastSeen, regNow, asm.DWord))
+	g.Emit(asm.StoreMem(regFrame, flowRecordAt+flowmap.LastSeen, regNow, asm.DWord))
 	g.stateAddress(asm.R3)
-	g.emit(
+	g.Emit(
 		asm.LoadMem(asm.R1, asm.R3, flowmap.CountedGeneration, asm.Word),
 		asm.StoreMem(regFrame, flowRecordAt+flowmap.Generation, asm.R1, asm.Word),
 		asm.LoadMem(asm.R2, regFrame, varFlags, asm.Word),
 		asm.LoadMem(asm.R1, asm.R3, flowmap.IdleTCP, asm.DWord),
 	)
-	g.jumpImm(asm.JSet, asm.R2, 1<<flagTCP, idle)
-	g.emit(asm.LoadMem(asm.R1, asm.R3, flowmap.IdleUDP, asm.DWord))
-	g.jumpImm(asm.JSet, asm.R2, 1<<flagUDP, idle)
-	g.emit(asm.LoadMem(asm.R1, asm.R3, flowmap.IdleICMP, asm.DWord))
-	g.mark(idle)
-	g.emit(
+	g.JumpImm32(asm.JSet, asm.R2, 1<<flagTCP, idle)
+	g.Emit(asm.LoadMem(asm.R1, asm.R3, flowmap.IdleUDP, asm.DWord))
+	g.JumpImm32(asm.JSet, asm.R2, 1<<flagUDP, idle)
+	g.Emit(asm.LoadMem(asm.R1, asm.R3, flowmap.IdleICMP, asm.DWord))
+	g.Mark(idle)
+	g.Emit(
 		asm.StoreMem(regFrame, flowRecordAt+flowmap.IdleTime, asm.R1, asm.DWord),
 		asm.LoadMapPtr(asm.R1, 0).WithReference(flowmap.Counted),
 		asm.Mov.Reg(asm.R2, regFrame),
@@ -407,18 +407,18 @@ func (g *generator) newRecord() {
 func (g *generator) tellCounts() {
 	g.byWay(func(way int16) {
 		for i, member := range [...]int16{flowmap.Packets, flowmap.Bytes} {
-			g.emit(
+			g.Emit(
 				asm.LoadMem(asm.R1, regRecord, member+8*way, asm.DWord),
 				asm.LoadMem(asm.R2, regRecord, member+8*(1-way), asm.DWord),
 			)
 			if member == flowmap.Packets {
-				g.emit(
+				g.Emit(
 					asm.LoadMem(asm.R3, regFrame, flowPacketsAt, asm.DWord),
 					asm.Sub.Imm(asm.R3, 1),
 					asm.Sub.Reg(asm.R1, asm.R3),
 				)
 			}
-			g.emit(asm.Add.Reg(asm.R2, asm.R1))
+			g.Emit(asm.Add.Reg(asm.R2, asm.R1))
 			g.tellCount(asm.R2, varCounts+4*int16(i))
 			g.tellCount(asm.R1, varCounts+8+4*int16(i))
 		}
@@ -427,10 +427,10 @@ func (g *generator) tellCounts() {
 
 // tellCount writes a count, the greatest number of 32 bits if it is more.
 func (g *generator) tellCount(r asm.Register, at int16) {
-	fits := g.newLabel()
-	g.emit(asm.LoadImm(asm.R3, 1<<32-1, asm.DWord))
-	g.jumpReg(asm.JLE, r, asm.R3, fits)
-	g.emit(asm.Mov.Reg(r, asm.R3))
-	g.mark(fits)
-	g.emit(asm.StoreMem(regFrame, at, r, asm.Word))
+	fits := g.NewLabel()
+	g.Emit(asm.LoadImm(asm.R3, 1<<32-1, asm.DWord))
+	g.JumpReg(asm.JLE, r, asm.R3, fits)
+	g.Emit(asm.Mov.Reg(r, asm.R3))
+	g.Mark(fits)
+	g.Emit(asm.StoreMem(regFrame, at, r, asm.Word))
 }

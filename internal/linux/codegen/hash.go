@@ -25,72 +25,72 @@ var hashKeys = [8]uint64{
 // provided needIPv6 and needTransport. It uses all scratch registers and R7 to R9.
 func (p *parser) hash() {
 	for i := range int16(8) {
-		p.emit(asm.StoreMem(regFrame, frameWords+8*i, asm.R1, asm.DWord))
+		p.Emit(asm.StoreMem(regFrame, frameWords+8*i, asm.R1, asm.DWord))
 	}
-	v6, join := p.newLabel(), p.newLabel()
+	v6, join := p.NewLabel(), p.NewLabel()
 	if p.family == AnyFamily {
-		p.emit(
+		p.Emit(
 			asm.LoadMem(asm.R1, regFrame, frameIP, asm.Byte),
 			asm.RSh.Imm32(asm.R1, 4),
 		)
-		p.jumpImm(asm.JEq, asm.R1, 6, v6)
+		p.JumpImm32(asm.JEq, asm.R1, 6, v6)
 	}
 	if p.family != IPv6 {
 		p.hashWords(frameIP, 1, asm.DWord, asm.DWord, asm.Word)
 		p.hashTransport(4, join)
 	}
-	p.mark(v6)
+	p.Mark(v6)
 	if p.family != IPv4 {
 		p.hashWords(frameIP, 1, asm.DWord, asm.DWord, asm.DWord, asm.DWord, asm.DWord)
 		p.hashTransport(6, join)
 	}
-	p.mark(join)
+	p.Mark(join)
 	p.hashMix()
 }
 
 // forgetChecksum sets the checksum of TCP or UDP to 0 where the header was loaded.
 func (p *parser) forgetChecksum() {
-	tcp, done := p.newLabel(), p.newLabel()
-	p.emit(asm.LoadMem(asm.R2, regFrame, varFlags, asm.Word))
-	p.jumpImm(asm.JSet, asm.R2, 1<<flagTCP, tcp)
-	p.emit(asm.And.Imm32(asm.R2, 1<<flagUDP))
-	p.jumpImm(asm.JEq, asm.R2, 0, done)
-	p.emit(asm.StoreImm(regFrame, frameTransport+6, 0, asm.Half))
-	p.jump(done)
-	p.mark(tcp)
-	p.emit(asm.StoreImm(regFrame, frameTransport+16, 0, asm.Half))
-	p.mark(done)
+	tcp, done := p.NewLabel(), p.NewLabel()
+	p.Emit(asm.LoadMem(asm.R2, regFrame, varFlags, asm.Word))
+	p.JumpImm32(asm.JSet, asm.R2, 1<<flagTCP, tcp)
+	p.Emit(asm.And.Imm32(asm.R2, 1<<flagUDP))
+	p.JumpImm32(asm.JEq, asm.R2, 0, done)
+	p.Emit(asm.StoreImm(regFrame, frameTransport+6, 0, asm.Half))
+	p.Jump(done)
+	p.Mark(tcp)
+	p.Emit(asm.StoreImm(regFrame, frameTransport+16, 0, asm.Half))
+	p.Mark(done)
 }
 
 // flowHash is hash for the addresses and ports alone: packet.Parsed.FlowHash.
 func (p *parser) flowHash() {
 	for i := range int16(8) {
-		p.emit(asm.StoreMem(regFrame, frameWords+8*i, asm.R1, asm.DWord))
+		p.Emit(asm.StoreMem(regFrame, frameWords+8*i, asm.R1, asm.DWord))
 	}
-	v6, ports, done := p.newLabel(), p.newLabel(), p.newLabel()
+	v6, ports, done := p.NewLabel(), p.NewLabel(), p.NewLabel()
 	if p.family == AnyFamily {
-		p.emit(
+		p.Emit(
 			asm.LoadMem(asm.R1, regFrame, frameIP, asm.Byte),
 			asm.RSh.Imm32(asm.R1, 4),
 		)
-		p.jumpImm(asm.JEq, asm.R1, 6, v6)
+		p.JumpImm32(asm.JEq, asm.R1, 6, v6)
 	}
 	if p.family != IPv6 {
 		p.hashWords(frameIP+12, 1, asm.Word, asm.Word)
-		p.jump(ports)
+		p.Jump(ports)
 	}
-	p.mark(v6)
+	p.Mark(v6)
 	if p.family != IPv4 {
 		p.hashWords(frameIP+8, 1, asm.DWord, asm.DWord, asm.DWord, asm.DWord)
 	}
-	p.mark(ports)
-	p.emit(
+	p.Mark(ports)
+	p.Emit(
 		asm.LoadMem(asm.R2, regFrame, varFlags, asm.Word),
 		asm.And.Imm32(asm.R2, 1<<flagUDP|1<<flagTCP),
 	)
-	p.jumpImm(asm.JEq, asm.R2, 0, done)
+	p.JumpImm32(asm.JEq, asm.R2, 0, done)
 	p.hashWords(frameTransport, 5, asm.Word)
-	p.mark(done)
+	p.Mark(done)
 	p.hashMix()
 }
 
@@ -98,7 +98,7 @@ func (p *parser) flowHash() {
 func (p *parser) hashWords(from int16, i int16, sizes ...asm.Size) {
 	for _, size := range sizes {
 		p.loadLittle(asm.R1, from, size)
-		p.emit(asm.StoreMem(regFrame, frameWords+8*i, asm.R1, asm.DWord))
+		p.Emit(asm.StoreMem(regFrame, frameWords+8*i, asm.R1, asm.DWord))
 		from += int16(size.Sizeof())
 		i++
 	}
@@ -106,36 +106,36 @@ func (p *parser) hashWords(from int16, i int16, sizes ...asm.Size) {
 
 // loadLittle loads a little-endian word.
 func (p *parser) loadLittle(dst asm.Register, from int16, size asm.Size) {
-	p.emit(asm.LoadMem(dst, regFrame, from, size))
+	p.Emit(asm.LoadMem(dst, regFrame, from, size))
 	if binary.NativeEndian.Uint16([]byte{0, 1}) == 1 {
-		p.emit(asm.HostTo(asm.LE, dst, size))
+		p.Emit(asm.HostTo(asm.LE, dst, size))
 	}
 }
 
 // hashTransport copies the transport header to the list, from word i on, and goes to join. The list
 // is full before the last word of an IPv6 TCP header; that one goes into the upper half of word 1.
 func (p *parser) hashTransport(i int16, join label) {
-	short := p.newLabel()
-	p.emit(asm.LoadMem(asm.R2, regFrame, varFlags, asm.Word))
-	p.jumpImm(asm.JSet, asm.R2, 1<<flagUDP|1<<flagICMP|1<<flagICMPv6, short)
-	p.emit(asm.And.Imm32(asm.R2, 1<<flagTCP))
-	p.jumpImm(asm.JEq, asm.R2, 0, join)
+	short := p.NewLabel()
+	p.Emit(asm.LoadMem(asm.R2, regFrame, varFlags, asm.Word))
+	p.JumpImm32(asm.JSet, asm.R2, 1<<flagUDP|1<<flagICMP|1<<flagICMPv6, short)
+	p.Emit(asm.And.Imm32(asm.R2, 1<<flagTCP))
+	p.JumpImm32(asm.JEq, asm.R2, 0, join)
 	if i == 4 {
 		p.hashWords(frameTransport, i, asm.DWord, asm.DWord, asm.Word)
 	} else {
 		p.hashWords(frameTransport, i, asm.DWord, asm.DWord)
 		p.loadLittle(asm.R1, frameTransport+16, asm.Word)
-		p.emit(
+		p.Emit(
 			asm.LSh.Imm(asm.R1, 32),
 			asm.LoadMem(asm.R2, regFrame, frameWords+8, asm.DWord),
 			asm.Xor.Reg(asm.R2, asm.R1),
 			asm.StoreMem(regFrame, frameWords+8, asm.R2, asm.DWord),
 		)
 	}
-	p.jump(join)
-	p.mark(short)
+	p.Jump(join)
+	p.Mark(short)
 	p.hashWords(frameTransport, i, asm.DWord)
-	p.jump(join)
+	p.Jump(join)
 }
 
 // Registers of the mixing.
@@ -147,7 +147,7 @@ const (
 // hashMix turns the words into the hash, in R0.
 func (p *parser) hashMix() {
 	sums := [4]asm.Register{asm.R3, asm.R7, asm.R8, asm.R9}
-	p.emit(
+	p.Emit(
 		asm.LoadImm(regP1, signed64(hashP1), asm.DWord),
 		asm.LoadImm(regP2, signed64(hashP2), asm.DWord),
 	)
@@ -156,27 +156,27 @@ func (p *parser) hashMix() {
 		p.keyedWord(asm.R1, i)
 		p.round(s, asm.R1)
 	}
-	p.emit(asm.Mov.Imm(asm.R0, 0))
+	p.Emit(asm.Mov.Imm(asm.R0, 0))
 	for i, bits := range [4]int32{1, 7, 12, 18} {
-		p.emit(asm.Mov.Reg(asm.R1, sums[i]))
+		p.Emit(asm.Mov.Reg(asm.R1, sums[i]))
 		p.rotate(asm.R1, bits)
-		p.emit(asm.Add.Reg(asm.R0, asm.R1))
+		p.Emit(asm.Add.Reg(asm.R0, asm.R1))
 	}
 	for _, s := range sums {
-		p.emit(asm.Mov.Imm(asm.R1, 0))
+		p.Emit(asm.Mov.Imm(asm.R1, 0))
 		p.round(asm.R1, s)
-		p.emit(
+		p.Emit(
 			asm.Xor.Reg(asm.R0, asm.R1),
 			asm.Mul.Reg(asm.R0, regP1),
 			asm.LoadImm(asm.R1, signed64(hashP4), asm.DWord),
 			asm.Add.Reg(asm.R0, asm.R1),
 		)
 	}
-	p.emit(asm.Add.Imm(asm.R0, 32))
+	p.Emit(asm.Add.Imm(asm.R0, 32))
 	p.fold(33)
-	p.emit(asm.Mul.Reg(asm.R0, regP2))
+	p.Emit(asm.Mul.Reg(asm.R0, regP2))
 	p.fold(29)
-	p.emit(
+	p.Emit(
 		asm.LoadImm(asm.R1, hashP3, asm.DWord),
 		asm.Mul.Reg(asm.R0, asm.R1),
 	)
@@ -187,7 +187,7 @@ func signed64(v uint64) int64 { return int64(v) }
 
 // keyedWord loads word i, xored with its key. It uses R2.
 func (p *parser) keyedWord(dst asm.Register, i int) {
-	p.emit(
+	p.Emit(
 		asm.LoadMem(dst, regFrame, frameWords+8*int16(i), asm.DWord),
 		asm.LoadImm(asm.R2, signed64(hashKeys[i]), asm.DWord),
 		asm.Xor.Reg(dst, asm.R2),
@@ -196,17 +196,17 @@ func (p *parser) keyedWord(dst asm.Register, i int) {
 
 // round sets a to rotl(a + x·P2, 31)·P1. It destroys x and uses R2.
 func (p *parser) round(a, x asm.Register) {
-	p.emit(
+	p.Emit(
 		asm.Mul.Reg(x, regP2),
 		asm.Add.Reg(a, x),
 	)
 	p.rotate(a, 31)
-	p.emit(asm.Mul.Reg(a, regP1))
+	p.Emit(asm.Mul.Reg(a, regP1))
 }
 
 // rotate rotates left. It uses R2.
 func (p *parser) rotate(r asm.Register, bits int32) {
-	p.emit(
+	p.Emit(
 		asm.Mov.Reg(asm.R2, r),
 		asm.LSh.Imm(r, bits),
 		asm.RSh.Imm(asm.R2, 64-bits),
@@ -216,7 +216,7 @@ func (p *parser) rotate(r asm.Register, bits int32) {
 
 // fold xors R0 with itself, shifted right. It uses R1.
 func (p *parser) fold(bits int32) {
-	p.emit(
+	p.Emit(
 		asm.Mov.Reg(asm.R1, asm.R0),
 		asm.RSh.Imm(asm.R1, bits),
 		asm.Xor.Reg(asm.R0, asm.R1),

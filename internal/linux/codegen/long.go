@@ -18,7 +18,7 @@ const maxComputed = 4
 
 // emitLong emits a test of a long filter.
 func (t *tests) emitLong(c *condition, kind valueKind, succ, fail, next label) {
-	t.emit(asm.Mov.Imm(regAbsent, 0))
+	t.Emit(asm.Mov.Imm(regAbsent, 0))
 	t.loader.load(t, c, fail)
 	if c.named != nil {
 		t.outsideNamed(c, kind)
@@ -26,42 +26,35 @@ func (t *tests) emitLong(c *condition, kind valueKind, succ, fail, next label) {
 		t.outside(c, kind)
 	}
 	if c.negate {
-		t.emit(asm.Xor.Imm(asm.R0, -1))
+		t.Emit(asm.Xor.Imm(asm.R0, -1))
 	}
-	t.emit(asm.Or.Reg(asm.R0, regAbsent))
+	t.Emit(asm.Or.Reg(asm.R0, regAbsent))
 	op, taken, behind := asm.JSLT, fail, succ
 	if succ == t.accept || succ == t.reject {
 		op, taken, behind = asm.JSGE, succ, fail
 	}
-	t.jumpZero(op, asm.R0, taken)
+	t.JumpImm64(op, asm.R0, 0, taken)
 	t.jumpUnless(behind, next)
-}
-
-// jumpZero compares all 64 bits of a register with zero.
-func (a *assembler) jumpZero(op asm.JumpOp, r asm.Register, to label) {
-	a.emitJump(asm.Instruction{
-		OpCode: asm.OpCode(asm.JumpClass).SetJumpOp(op).SetSource(asm.ImmSource), Dst: r,
-	}, to)
 }
 
 // requireLong makes the value unavailable unless a comparison holds. It uses R5.
 func (t *tests) requireLong(c comparison) {
-	t.emit(asm.Mov.Reg(asm.R5, c.dst))
+	t.Emit(asm.Mov.Reg(asm.R5, c.dst))
 	switch c.op {
 	case asm.JEq:
-		t.emit(asm.Xor.Imm(asm.R5, int32(c.imm)))
+		t.Emit(asm.Xor.Imm(asm.R5, int32(c.imm)))
 		t.nonzero(asm.R5, asm.R4)
 	case asm.JNE: // zero, by all that require it
-		t.emit(asm.Sub.Imm(asm.R5, 1))
+		t.Emit(asm.Sub.Imm(asm.R5, 1))
 	case asm.JSGE:
-		t.emit(asm.Sub.Reg(asm.R5, c.src))
+		t.Emit(asm.Sub.Reg(asm.R5, c.src))
 	}
-	t.emit(asm.Or.Reg(regAbsent, asm.R5))
+	t.Emit(asm.Or.Reg(regAbsent, asm.R5))
 }
 
 // nonzero sets the top bit of r if r is not zero, else clears it.
 func (t *tests) nonzero(r, scratch asm.Register) {
-	t.emit(
+	t.Emit(
 		asm.Mov.Reg(scratch, r),
 		asm.Neg.Imm(scratch, 0),
 		asm.Or.Reg(r, scratch),
@@ -71,11 +64,11 @@ func (t *tests) nonzero(r, scratch asm.Register) {
 // outside sets the top bit of R0 if the value lies in no range, else clears it. It uses R1 to R5 and R8.
 func (t *tests) outside(c *condition, kind valueKind) {
 	if len(c.ranges) == 0 {
-		t.emit(asm.Mov.Imm(asm.R0, -1))
+		t.Emit(asm.Mov.Imm(asm.R0, -1))
 		return
 	}
 	if kind == value64 {
-		t.emit(asm.Mov.Reg(asm.R2, asm.R1), asm.Mov.Imm(asm.R1, 0))
+		t.Emit(asm.Mov.Reg(asm.R2, asm.R1), asm.Mov.Imm(asm.R1, 0))
 		kind = value128
 	}
 	r := c.ranges[0]
@@ -84,11 +77,11 @@ func (t *tests) outside(c *condition, kind valueKind) {
 		t.outside32(c)
 	case kind != value128 || len(c.ranges) > 1:
 		t.sets.search(t, c, kind)
-		t.emit(asm.Sub.Imm(asm.R0, 1))
+		t.Emit(asm.Sub.Imm(asm.R0, 1))
 	case r.First == r.Last:
 		t.set(asm.R0, r.First.Hi)
 		t.set(asm.R3, r.First.Lo)
-		t.emit(
+		t.Emit(
 			asm.Xor.Reg(asm.R0, asm.R1),
 			asm.Xor.Reg(asm.R3, asm.R2),
 			asm.Or.Reg(asm.R0, asm.R3),
@@ -96,12 +89,12 @@ func (t *tests) outside(c *condition, kind valueKind) {
 		t.nonzero(asm.R0, asm.R3)
 	default:
 		t.below128(r.First)
-		t.emit(asm.Mov.Reg(asm.R8, asm.R0))
+		t.Emit(asm.Mov.Reg(asm.R8, asm.R0))
 		if r.Last != maximum {
 			t.below128(add1(r.Last))
-			t.emit(asm.Xor.Imm(asm.R0, 1), asm.Or.Reg(asm.R0, asm.R8))
+			t.Emit(asm.Xor.Imm(asm.R0, 1), asm.Or.Reg(asm.R0, asm.R8))
 		}
-		t.emit(asm.Neg.Imm(asm.R0, 0))
+		t.Emit(asm.Neg.Imm(asm.R0, 0))
 	}
 }
 
@@ -110,16 +103,16 @@ func (t *tests) outside32(c *condition) {
 	for i, r := range c.ranges {
 		t.set(asm.R4, uint64(uint32(r.First.Lo)))
 		t.set(asm.R3, uint64(uint32(r.Last.Lo)))
-		t.emit(
+		t.Emit(
 			asm.Mov.Reg(asm.R5, asm.R1),
 			asm.Sub.Reg(asm.R5, asm.R4), // negative: below
 			asm.Sub.Reg(asm.R3, asm.R1), // negative: above
 			asm.Or.Reg(asm.R5, asm.R3),
 		)
 		if i == 0 {
-			t.emit(asm.Mov.Reg(asm.R0, asm.R5))
+			t.Emit(asm.Mov.Reg(asm.R0, asm.R5))
 		} else {
-			t.emit(asm.And.Reg(asm.R0, asm.R5))
+			t.Emit(asm.And.Reg(asm.R0, asm.R5))
 		}
 	}
 }

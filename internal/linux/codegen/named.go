@@ -90,9 +90,9 @@ func (t *tests) memberOf(c *condition, kind valueKind) {
 		return
 	case kind == value128 || kind == value64: // a number of 64 bits; see prog.NumberMember
 		if kind == value64 { // a biased timestamp
-			t.emit(asm.Mov.Reg(asm.R2, asm.R1), asm.LoadImm(asm.R3, -1<<63, asm.DWord), asm.Xor.Reg(asm.R2, asm.R3))
+			t.Emit(asm.Mov.Reg(asm.R2, asm.R1), asm.LoadImm(asm.R3, -1<<63, asm.DWord), asm.Xor.Reg(asm.R2, asm.R3))
 		}
-		t.emit(
+		t.Emit(
 			asm.Mov.Reg(asm.R1, asm.R2),
 			asm.RSh.Imm(asm.R1, 32),
 			asm.Mov.Reg(asm.R4, asm.R1),
@@ -102,21 +102,21 @@ func (t *tests) memberOf(c *condition, kind valueKind) {
 			asm.Sub.Imm(asm.R3, 1), // else all bits
 		)
 		t.set(asm.R5, mappedPrefix)
-		t.emit(asm.And.Reg(asm.R3, asm.R5))
+		t.Emit(asm.And.Reg(asm.R3, asm.R5))
 		if kind == value64 {
-			t.emit(asm.RSh.Imm(asm.R4, 31), asm.Add.Reg(asm.R1, asm.R4)) // no set has what is negative
+			t.Emit(asm.RSh.Imm(asm.R4, 31), asm.Add.Reg(asm.R1, asm.R4)) // no set has what is negative
 		}
-		t.emit(asm.Or.Reg(asm.R2, asm.R3))
+		t.Emit(asm.Or.Reg(asm.R2, asm.R3))
 	default:
 		t.set(asm.R2, mappedPrefix)
-		t.emit(asm.Or.Reg(asm.R2, asm.R1), asm.Mov.Imm(asm.R1, 0))
+		t.Emit(asm.Or.Reg(asm.R2, asm.R1), asm.Mov.Imm(asm.R1, 0))
 	}
 }
 
 // look leaves the answer of a named set in R0.
 func (t *tests) look(c *condition, kind valueKind) {
 	t.memberOf(c, kind)
-	t.emit(asm.Call.Label(t.named.name(c.named)))
+	t.Emit(asm.Call.Label(t.named.name(c.named)))
 }
 
 // inNamed goes to in or out.
@@ -129,13 +129,13 @@ func (t *tests) inNamed(c *condition, kind valueKind, in, out, next label) {
 // outsideNamed is outside for a named set. It goes to accept if the answer is unsure, and the value available.
 func (t *tests) outsideNamed(c *condition, kind valueKind) {
 	t.look(c, kind)
-	t.emit(
+	t.Emit(
 		asm.Mov.Reg(asm.R5, asm.R0),
 		asm.Sub.Imm(asm.R5, unsure),
 		asm.Or.Reg(asm.R5, regAbsent),
 	)
-	t.jumpZero(asm.JSGE, asm.R5, t.accept)
-	t.emit(asm.Sub.Imm(asm.R0, 1))
+	t.JumpImm64(asm.JSGE, asm.R5, 0, t.accept)
+	t.Emit(asm.Sub.Imm(asm.R0, 1))
 }
 
 // The frame and the registers of a set's function.
@@ -154,18 +154,18 @@ const (
 // setFunction generates the function of a set.
 func setFunction(name string) (asm.Instructions, error) {
 	s := setSearch{}
-	again, end, lost, ready := s.newLabel(), s.newLabel(), s.newLabel(), s.newLabel()
-	s.emit(
+	again, end, lost, ready := s.NewLabel(), s.NewLabel(), s.NewLabel(), s.NewLabel()
+	s.Emit(
 		asm.Mov.Reg(regUpper, asm.R1).WithSymbol(name),
 		asm.Mov.Reg(regLower, asm.R2),
 		asm.Mov.Imm(asm.R1, setAttempts),
 		asm.StoreMem(regFrame, setAttempt, asm.R1, asm.DWord),
 	)
-	s.mark(again)
+	s.Mark(again)
 	s.element(asm.LoadMapPtr(asm.R1, 0).WithReference(name+mapSuffix), lost)
-	s.emit(asm.Mov.Reg(regTable, asm.R0))
+	s.Emit(asm.Mov.Reg(regTable, asm.R0))
 	s.element(asm.Mov.Reg(asm.R1, regTable), lost)
-	s.emit(
+	s.Emit(
 		asm.Mov.Reg(regHeader, asm.R0),
 		asm.LoadMem(asm.R1, regHeader, 8*radix.WordChanges, asm.DWord),
 		asm.StoreMem(regFrame, setChanges, asm.R1, asm.DWord),
@@ -175,14 +175,14 @@ func setFunction(name string) (asm.Instructions, error) {
 		asm.And.Imm(asm.R1, 0),
 		asm.Or.Reg(regUpper, asm.R1),
 	)
-	four := s.newLabel()
-	s.emit(asm.Mov.Reg(asm.R1, regLower), asm.RSh.Imm(asm.R1, 32), asm.Xor.Imm(asm.R1, 0xFFFF), asm.Or.Reg(asm.R1, regUpper))
-	s.jumpZero(asm.JEq, asm.R1, four)
+	four := s.NewLabel()
+	s.Emit(asm.Mov.Reg(asm.R1, regLower), asm.RSh.Imm(asm.R1, 32), asm.Xor.Imm(asm.R1, 0xFFFF), asm.Or.Reg(asm.R1, regUpper))
+	s.JumpImm64(asm.JEq, asm.R1, 0, four)
 	s.levels(0, 16, end)
-	s.mark(four)
+	s.Mark(four)
 	s.levels(radix.IPv4Levels, 4, end)
-	s.mark(end)
-	s.emit(
+	s.Mark(end)
+	s.Emit(
 		asm.LoadMem(asm.R0, regFrame, setBest, asm.DWord),
 		asm.Mov.Reg(asm.R1, asm.R0),
 		asm.And.Imm(asm.R1, 0),
@@ -192,17 +192,17 @@ func setFunction(name string) (asm.Instructions, error) {
 		asm.Sub.Reg(asm.R1, asm.R2),
 		asm.RSh.Imm(asm.R1, 1), // one change does no harm
 	)
-	s.jumpZero(asm.JEq, asm.R1, ready)
-	s.emit(
+	s.JumpImm64(asm.JEq, asm.R1, 0, ready)
+	s.Emit(
 		asm.LoadMem(asm.R1, regFrame, setAttempt, asm.DWord),
 		asm.Sub.Imm(asm.R1, 1),
 		asm.StoreMem(regFrame, setAttempt, asm.R1, asm.DWord),
 	)
-	s.jumpImm(asm.JNE, asm.R1, 0, again)
-	s.mark(lost) // a table always has a header, and a set a table
-	s.emit(asm.Mov.Imm(asm.R0, unsure))
-	s.mark(ready)
-	s.emit(asm.Return())
+	s.JumpImm32(asm.JNE, asm.R1, 0, again)
+	s.Mark(lost) // a table always has a header, and a set a table
+	s.Emit(asm.Mov.Imm(asm.R0, unsure))
+	s.Mark(ready)
+	s.Emit(asm.Return())
 	return s.link()
 }
 
@@ -211,14 +211,14 @@ type setSearch struct{ assembler }
 
 // element leaves the first element of a map in R0. The instruction leaves the map in R1.
 func (s *setSearch) element(theMap asm.Instruction, lost label) {
-	s.emit(
+	s.Emit(
 		asm.StoreImm(regFrame, setKey, 0, asm.Word),
 		theMap,
 		asm.Mov.Reg(asm.R2, regFrame),
 		asm.Add.Imm(asm.R2, int32(setKey)),
 		asm.FnMapLookupElem.Call(),
 	)
-	s.jumpZero(asm.JEq, asm.R0, lost)
+	s.JumpImm64(asm.JEq, asm.R0, 0, lost)
 }
 
 // levels looks for the deepest node behind a level, of those that are less than two steps deeper, and goes to end. There is
@@ -228,12 +228,12 @@ func (s *setSearch) levels(level, step int, end label) {
 		step /= 2
 	}
 	if step == 0 {
-		s.jump(end)
+		s.Jump(end)
 		return
 	}
 	try := level + step
 	s.part(radix.Shift(try))
-	s.emit(
+	s.Emit(
 		asm.LSh.Imm(asm.R2, partShift),
 		asm.Or.Imm(asm.R2, int32(try)),
 		asm.Mov.Reg(asm.R1, regTable),
@@ -243,19 +243,19 @@ func (s *setSearch) levels(level, step int, end label) {
 	)
 	if n := radix.PrefixLen(try); n <= 64 {
 		s.clear(asm.R3, 64-n)
-		s.emit(asm.Mov.Imm(asm.R4, 0))
+		s.Emit(asm.Mov.Imm(asm.R4, 0))
 	} else {
 		s.clear(asm.R4, 128-n)
 	}
-	s.emit(asm.Call.Label(nodeName))
-	absent := s.newLabel()
-	s.jumpZero(asm.JEq, asm.R0, absent)
-	s.emit(
+	s.Emit(asm.Call.Label(nodeName))
+	absent := s.NewLabel()
+	s.JumpImm64(asm.JEq, asm.R0, 0, absent)
+	s.Emit(
 		asm.And.Imm(asm.R0, 1),
 		asm.StoreMem(regFrame, setBest, asm.R0, asm.DWord),
 	)
 	s.levels(try, step/2, end)
-	s.mark(absent)
+	s.Mark(absent)
 	s.levels(level, step/2, end)
 }
 
@@ -263,9 +263,9 @@ func (s *setSearch) levels(level, step int, end label) {
 func (s *setSearch) clear(r asm.Register, n int) {
 	switch {
 	case n == 64:
-		s.emit(asm.Mov.Imm(r, 0))
+		s.Emit(asm.Mov.Imm(r, 0))
 	case n > 0:
-		s.emit(asm.RSh.Imm(r, int32(n)), asm.LSh.Imm(r, int32(n)))
+		s.Emit(asm.RSh.Imm(r, int32(n)), asm.LSh.Imm(r, int32(n)))
 	}
 }
 
@@ -273,17 +273,17 @@ func (s *setSearch) clear(r asm.Register, n int) {
 func (s *setSearch) part(shift int) {
 	switch {
 	case shift >= 64:
-		s.emit(asm.Mov.Reg(asm.R2, regUpper), asm.RSh.Imm(asm.R2, int32(shift-64)))
+		s.Emit(asm.Mov.Reg(asm.R2, regUpper), asm.RSh.Imm(asm.R2, int32(shift-64)))
 	case shift > 64-6:
-		s.emit(
+		s.Emit(
 			asm.Mov.Reg(asm.R2, regLower), asm.RSh.Imm(asm.R2, int32(shift)),
 			asm.Mov.Reg(asm.R1, regUpper), asm.LSh.Imm(asm.R1, int32(64-shift)),
 			asm.Or.Reg(asm.R2, asm.R1),
 		)
 	default:
-		s.emit(asm.Mov.Reg(asm.R2, regLower), asm.RSh.Imm(asm.R2, int32(shift)))
+		s.Emit(asm.Mov.Reg(asm.R2, regLower), asm.RSh.Imm(asm.R2, int32(shift)))
 	}
-	s.emit(asm.And.Imm(asm.R2, 63))
+	s.Emit(asm.And.Imm(asm.R2, 63))
 }
 
 // partShift is by how much the number of a bit is shifted to the left that is given to the function of a node beside a level.
@@ -299,12 +299,12 @@ func nodeFunction() (asm.Instructions, error) {
 		number   = int16(-8)
 	)
 	a := assembler{}
-	none, found := a.newLabel(), a.newLabel()
-	factor := func(f uint64) { a.emit(asm.LoadImm(asm.R2, int64(f), asm.DWord), asm.Mul.Reg(asm.R1, asm.R2)) }
+	none, found := a.NewLabel(), a.NewLabel()
+	factor := func(f uint64) { a.Emit(asm.LoadImm(asm.R2, int64(f), asm.DWord), asm.Mul.Reg(asm.R1, asm.R2)) }
 	fold := func(n int32) {
-		a.emit(asm.Mov.Reg(asm.R2, asm.R1), asm.RSh.Imm(asm.R2, n), asm.Xor.Reg(asm.R1, asm.R2))
+		a.Emit(asm.Mov.Reg(asm.R2, asm.R1), asm.RSh.Imm(asm.R2, n), asm.Xor.Reg(asm.R1, asm.R2))
 	}
-	a.emit(
+	a.Emit(
 		asm.Mov.Reg(asm.R6, asm.R1).WithSymbol(nodeName),
 		asm.Mov.Reg(regLevel, asm.R2),
 		asm.RSh.Imm(asm.R2, partShift),
@@ -318,11 +318,11 @@ func nodeFunction() (asm.Instructions, error) {
 	)
 	factor(radix.HashFirst)
 	fold(32)
-	a.emit(asm.Xor.Reg(asm.R1, lo), asm.Add.Reg(asm.R1, regLevel))
+	a.Emit(asm.Xor.Reg(asm.R1, lo), asm.Add.Reg(asm.R1, regLevel))
 	factor(radix.HashSecond)
 	fold(29)
 	factor(radix.HashFirst)
-	a.emit(
+	a.Emit(
 		asm.RSh.Imm(asm.R1, 32),
 		asm.LoadMem(asm.R2, asm.R5, 8*radix.WordBuckets, asm.DWord),
 		asm.Mul.Reg(asm.R1, asm.R2),
@@ -330,7 +330,7 @@ func nodeFunction() (asm.Instructions, error) {
 		asm.StoreMem(regFrame, key, asm.R1, asm.Word),
 	)
 	for range radix.Chain {
-		a.emit(
+		a.Emit(
 			asm.LoadMem(asm.R1, regFrame, key, asm.Word),
 			asm.Add.Imm(asm.R1, 1),
 			asm.StoreMem(regFrame, key, asm.R1, asm.Word),
@@ -339,14 +339,14 @@ func nodeFunction() (asm.Instructions, error) {
 			asm.Add.Imm(asm.R2, int32(key)),
 			asm.FnMapLookupElem.Call(),
 		)
-		a.jumpZero(asm.JEq, asm.R0, none)
+		a.JumpImm64(asm.JEq, asm.R0, 0, none)
 		for n := range int16(radix.BucketWords / radix.NodeWords) {
-			at, other := 8*radix.NodeWords*n, a.newLabel()
-			a.emit(asm.LoadMem(asm.R1, asm.R0, at+8*radix.WordLevel, asm.DWord))
+			at, other := 8*radix.NodeWords*n, a.NewLabel()
+			a.Emit(asm.LoadMem(asm.R1, asm.R0, at+8*radix.WordLevel, asm.DWord))
 			if n == 0 {
-				a.emit(asm.Mov.Reg(asm.R5, asm.R1), asm.RSh.Imm(asm.R5, 8), asm.And.Imm(asm.R1, radix.Overflow-1))
+				a.Emit(asm.Mov.Reg(asm.R5, asm.R1), asm.RSh.Imm(asm.R5, 8), asm.And.Imm(asm.R1, radix.Overflow-1))
 			}
-			a.emit(
+			a.Emit(
 				asm.LoadMem(asm.R2, asm.R0, at+8*radix.WordPrefix, asm.DWord),
 				asm.LoadMem(asm.R3, asm.R0, at+8*radix.WordPrefix+8, asm.DWord),
 				asm.Mov.Reg(asm.R4, asm.R1),
@@ -356,18 +356,18 @@ func nodeFunction() (asm.Instructions, error) {
 				asm.Or.Reg(asm.R4, asm.R2),
 				asm.Or.Reg(asm.R4, asm.R3),
 			)
-			a.jumpZero(asm.JNE, asm.R4, other)
+			a.JumpImm64(asm.JNE, asm.R4, 0, other)
 			// The bits are not to be read before the level; see setFunction.
-			a.emit(asm.And.Imm(asm.R1, 0), asm.Add.Reg(asm.R0, asm.R1), asm.LoadMem(asm.R0, asm.R0, at+8*radix.WordBits, asm.DWord))
-			a.jump(found)
-			a.mark(other)
+			a.Emit(asm.And.Imm(asm.R1, 0), asm.Add.Reg(asm.R0, asm.R1), asm.LoadMem(asm.R0, asm.R0, at+8*radix.WordBits, asm.DWord))
+			a.Jump(found)
+			a.Mark(other)
 		}
-		a.jumpZero(asm.JEq, asm.R5, none)
+		a.JumpImm64(asm.JEq, asm.R5, 0, none)
 	}
-	a.mark(none)
-	a.emit(asm.Mov.Imm(asm.R0, 0), asm.Return())
-	a.mark(found)
-	a.emit(
+	a.Mark(none)
+	a.Emit(asm.Mov.Imm(asm.R0, 0), asm.Return())
+	a.Mark(found)
+	a.Emit(
 		asm.LoadMem(asm.R1, regFrame, number, asm.Word),
 		asm.RSh.Reg(asm.R0, asm.R1),
 		asm.And.Imm(asm.R0, 1),

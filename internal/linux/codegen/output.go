@@ -178,39 +178,37 @@ func (g *generator) count() {
 	if !g.options.Count {
 		return
 	}
-	g.emit(
+	g.Emit(
 		asm.StoreImm(regFrame, varKey, 0, asm.Word),
 		asm.LoadMapPtr(asm.R1, 0).WithReference(counterMap),
 		asm.Mov.Reg(asm.R2, regFrame),
 		asm.Add.Imm(asm.R2, int32(varKey)),
 		asm.FnMapLookupElem.Call(),
 	)
-	found := g.newLabel()
-	g.emitJump(asm.Instruction{
-		OpCode: asm.OpCode(asm.JumpClass).SetJumpOp(asm.JNE).SetSource(asm.ImmSource), Dst: asm.R0,
-	}, found)
-	g.emit(asm.Mov.Imm(asm.R0, 0), asm.Return()) // cannot be: the key exists
-	g.mark(found)
-	g.emit(asm.Mov.Reg(regCounter, asm.R0))
+	found := g.NewLabel()
+	g.JumpImm64(asm.JNE, asm.R0, 0, found)
+	g.Emit(asm.Mov.Imm(asm.R0, 0), asm.Return()) // cannot be: the key exists
+	g.Mark(found)
+	g.Emit(asm.Mov.Reg(regCounter, asm.R0))
 	if !g.options.Segments {
 		g.increment(0)
 		return
 	}
-	none := g.newLabel()
-	g.emit(asm.LoadMem(asm.R2, regContext, skbGSOSegs, asm.Word))
-	g.jumpImm(asm.JEq, asm.R2, 0, none)
-	g.emit(
+	none := g.NewLabel()
+	g.Emit(asm.LoadMem(asm.R2, regContext, skbGSOSegs, asm.Word))
+	g.JumpImm32(asm.JEq, asm.R2, 0, none)
+	g.Emit(
 		asm.Sub.Imm(asm.R2, 1),
 		asm.LoadMem(asm.R1, regCounter, 0, asm.DWord),
 		asm.Add.Reg(asm.R1, asm.R2),
 		asm.StoreMem(regCounter, 0, asm.R1, asm.DWord),
 	)
-	g.mark(none)
+	g.Mark(none)
 }
 
 // increment adds 1 to a member of the counter.
 func (g *generator) increment(offset int16) {
-	g.emit(
+	g.Emit(
 		asm.LoadMem(asm.R1, regCounter, offset, asm.DWord),
 		asm.Add.Imm(asm.R1, 1),
 		asm.StoreMem(regCounter, offset, asm.R1, asm.DWord),
@@ -222,15 +220,15 @@ func (g *generator) countFailure() {
 	if !g.options.Count {
 		return
 	}
-	fine := g.newLabel()
-	g.jumpImm(asm.JEq, asm.R0, 0, fine)
+	fine := g.NewLabel()
+	g.JumpImm32(asm.JEq, asm.R0, 0, fine)
 	g.increment(8)
-	g.mark(fine)
+	g.Mark(fine)
 }
 
 // timestamp leaves the timestamp in R1. It uses R5.
 func (g *generator) timestamp() {
-	g.emit(asm.LoadMem(asm.R1, regFrame, varTime, asm.DWord))
+	g.Emit(asm.LoadMem(asm.R1, regFrame, varTime, asm.DWord))
 	g.flipSign(asm.R1)
 }
 
@@ -241,38 +239,38 @@ func (g *generator) correlate() {
 	}
 	// The hash takes the registers, the address of the counter waits in the frame.
 	if g.options.Count {
-		g.emit(asm.StoreMem(regFrame, varZero, regCounter, asm.DWord))
+		g.Emit(asm.StoreMem(regFrame, varZero, regCounter, asm.DWord))
 	}
-	g.emit(
+	g.Emit(
 		asm.Mov.Imm(asm.R1, 0),
 		asm.StoreMem(regFrame, frameRecord+32, asm.R1, asm.DWord),
 	)
 	if g.options.Flow {
 		g.parser.flowHash()
-		g.emit(asm.StoreMem(regFrame, frameRecord+32, asm.R0, asm.DWord))
+		g.Emit(asm.StoreMem(regFrame, frameRecord+32, asm.R0, asm.DWord))
 		g.parser.forgetChecksum()
-		g.emit(asm.Mov.Imm(asm.R1, 0))
+		g.Emit(asm.Mov.Imm(asm.R1, 0))
 	}
 	g.parser.hash()
-	g.emit(asm.StoreMem(regFrame, frameRecord, asm.R0, asm.DWord))
+	g.Emit(asm.StoreMem(regFrame, frameRecord, asm.R0, asm.DWord))
 	g.timestamp()
-	g.emit(
+	g.Emit(
 		asm.StoreMem(regFrame, frameRecord+8, asm.R1, asm.DWord),
 	)
 	g.tellProcess(frameRecord + 16)
-	g.emit(
+	g.Emit(
 		asm.Mov.Imm(asm.R1, 0),
 		asm.StoreMem(regFrame, frameRecord+24, asm.R1, asm.DWord),
 	)
 	if g.options.Flow {
-		g.emit(
+		g.Emit(
 			asm.LoadMem(asm.R1, regContext, skbGSOSize, asm.Word),
 			asm.StoreMem(regFrame, frameRecord+20, asm.R1, asm.Word),
 			asm.LoadMem(asm.R1, regContext, skbLen, asm.Word),
 			asm.StoreMem(regFrame, frameRecord+24, asm.R1, asm.Word),
 		)
 	}
-	g.emit(
+	g.Emit(
 		asm.LoadMapPtr(asm.R1, 0).WithReference(correlateMap),
 		asm.Mov.Reg(asm.R2, regFrame),
 		asm.Add.Imm(asm.R2, int32(frameRecord)),
@@ -281,7 +279,7 @@ func (g *generator) correlate() {
 		asm.FnRingbufOutput.Call(),
 	)
 	if g.options.Count {
-		g.emit(asm.LoadMem(regCounter, regFrame, varZero, asm.DWord))
+		g.Emit(asm.LoadMem(regCounter, regFrame, varZero, asm.DWord))
 	}
 	g.countFailure()
 }
@@ -293,15 +291,15 @@ func (g *generator) sniff() {
 		snap = MaxSnap
 	}
 	g.record()
-	short := g.newLabel()
-	g.emit(asm.LoadMem(asm.R8, regContext, skbLen, asm.Word))
-	g.jumpImm(asm.JLE, asm.R8, snap, short)
+	short := g.NewLabel()
+	g.Emit(asm.LoadMem(asm.R8, regContext, skbLen, asm.Word))
+	g.JumpImm32(asm.JLE, asm.R8, snap, short)
 	if snap == MaxSnap {
 		g.tail()
 	}
-	g.emit(asm.Mov.Imm(asm.R8, int32(snap)))
-	g.mark(short)
-	g.emit(
+	g.Emit(asm.Mov.Imm(asm.R8, int32(snap)))
+	g.Mark(short)
+	g.Emit(
 		asm.StoreMem(regFrame, frameRecord+12, asm.R8, asm.Word),
 		asm.Mov.Reg(asm.R3, asm.R8),
 	)
@@ -313,16 +311,16 @@ func (g *generator) sniff() {
 // record writes the record, all but Captured.
 func (g *generator) record() {
 	g.timestamp()
-	g.emit(asm.StoreMem(regFrame, frameRecord, asm.R1, asm.DWord))
+	g.Emit(asm.StoreMem(regFrame, frameRecord, asm.R1, asm.DWord))
 	for _, member := range [...]struct{ from, to int16 }{
 		{skbLen, 8}, {skbIfindex, 16}, {skbIngressIfindex, 20}, {skbGSOSize, 24},
 	} {
-		g.emit(
+		g.Emit(
 			asm.LoadMem(asm.R1, regContext, member.from, asm.Word),
 			asm.StoreMem(regFrame, frameRecord+member.to, asm.R1, asm.Word),
 		)
 	}
-	g.emit(
+	g.Emit(
 		asm.Mov.Imm32(asm.R1, int32(g.options.Tag)),
 		asm.StoreMem(regFrame, frameRecord+28, asm.R1, asm.Word),
 	)
@@ -331,12 +329,12 @@ func (g *generator) record() {
 
 // tellProcess stores the process, or 0, in 8 bytes of a record.
 func (g *generator) tellProcess(at int16) {
-	g.emit(
+	g.Emit(
 		asm.Mov.Imm(asm.R1, 0),
 		asm.StoreMem(regFrame, at, asm.R1, asm.DWord),
 	)
 	if g.options.Process {
-		g.emit(
+		g.Emit(
 			asm.LoadMem(asm.R1, regFrame, varProcess, asm.Word),
 			asm.StoreMem(regFrame, at, asm.R1, asm.Word),
 		)
@@ -345,12 +343,12 @@ func (g *generator) tellProcess(at int16) {
 
 // tail sends the end of a packet that is too long for one sample; its length is in R8.
 func (g *generator) tail() {
-	g.emit(
+	g.Emit(
 		asm.Mov.Reg(asm.R2, asm.R8),
 		asm.Sub.Imm(asm.R2, tailSize),
 	)
 	g.loadBytes(frameRecord+RecordSize, tailSize)
-	g.emit(
+	g.Emit(
 		asm.Mov.Imm(asm.R3, 0),
 		asm.StoreMem(regFrame, frameRecord+12, asm.R3, asm.Word),
 	)
@@ -361,7 +359,7 @@ func (g *generator) tail() {
 // takes that number in the upper half of its flags (BPF_F_CTXLEN_MASK, 20 bits) and the buffer in
 // the lower.
 func (g *generator) output(n int32) {
-	g.emit(
+	g.Emit(
 		asm.LSh.Imm(asm.R3, 32),
 		asm.LoadImm(asm.R1, 0xFFFFFFFF, asm.DWord), // BPF_F_CURRENT_CPU
 		asm.Or.Reg(asm.R3, asm.R1),

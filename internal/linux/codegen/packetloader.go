@@ -36,11 +36,11 @@ func (l *packetLoader) load(t *tests, c *condition, fail label) {
 	case inPacket:
 		l.loadElement(t, c, &where, fail)
 	case inContext:
-		t.emit(asm.LoadMem(asm.R1, regContext, where.offset, asm.Word))
+		t.Emit(asm.LoadMem(asm.R1, regContext, where.offset, asm.Word))
 	case inFrame:
 		l.loadVariable(t, &where)
 	case inRest:
-		t.emit(
+		t.Emit(
 			asm.LoadMem(asm.R1, regContext, skbLen, asm.Word),
 			asm.LoadMem(asm.R2, regFrame, varPayload, asm.Word),
 			asm.Sub.Reg32(asm.R1, asm.R2),
@@ -59,13 +59,13 @@ func (l *packetLoader) require(t *tests, p presence, fail label) {
 		if p == hasIPv6 {
 			version = 6
 		}
-		t.emit(
+		t.Emit(
 			asm.LoadMem(asm.R1, regFrame, frameIP, asm.Byte),
 			asm.RSh.Imm32(asm.R1, 4),
 		)
 		t.require(imm32(asm.JEq, asm.R1, version), fail)
 	case hasICMP, hasTCP, hasUDP, hasICMPv6, hasCounts:
-		t.emit(
+		t.Emit(
 			asm.LoadMem(asm.R1, regFrame, varFlags, asm.Word),
 			asm.And.Imm32(asm.R1, 1<<presenceFlags[p]),
 		)
@@ -76,7 +76,7 @@ func (l *packetLoader) require(t *tests, p presence, fail label) {
 // loadField loads a field of a header in the frame.
 func (l *packetLoader) loadField(t *tests, offset int16, where *location) {
 	if where.kind == value128 {
-		t.emit(
+		t.Emit(
 			asm.LoadMem(asm.R1, regFrame, offset, asm.DWord),
 			asm.HostTo(asm.BE, asm.R1, asm.DWord),
 			asm.LoadMem(asm.R2, regFrame, offset+8, asm.DWord),
@@ -84,14 +84,14 @@ func (l *packetLoader) loadField(t *tests, offset int16, where *location) {
 		)
 		return
 	}
-	t.emit(asm.LoadMem(asm.R1, regFrame, offset, where.size))
+	t.Emit(asm.LoadMem(asm.R1, regFrame, offset, where.size))
 	if where.size != asm.Byte {
-		t.emit(asm.HostTo(asm.BE, asm.R1, where.size))
+		t.Emit(asm.HostTo(asm.BE, asm.R1, where.size))
 	}
 	l.cut(t, where)
 	if where.kind == valueScrambled {
 		// Label bits 19..16, 15..8, 7..0 become bits 11..8, 31..24, 23..16.
-		t.emit(
+		t.Emit(
 			asm.Mov.Reg32(asm.R2, asm.R1),
 			asm.RSh.Imm32(asm.R2, 16),
 			asm.LSh.Imm32(asm.R2, 8),
@@ -104,21 +104,21 @@ func (l *packetLoader) loadField(t *tests, offset int16, where *location) {
 // cut moves the bits of the field to the bottom and clears all others.
 func (l *packetLoader) cut(t *tests, where *location) {
 	if where.shift != 0 {
-		t.emit(asm.RSh.Imm(asm.R1, where.shift))
+		t.Emit(asm.RSh.Imm(asm.R1, where.shift))
 	}
 	switch {
 	case where.mask == ^uint32(0):
-		t.emit(asm.Mov.Reg32(asm.R1, asm.R1)) // clears the upper half
+		t.Emit(asm.Mov.Reg32(asm.R1, asm.R1)) // clears the upper half
 	case where.mask != 0:
-		t.emit(asm.And.Imm32(asm.R1, int32(where.mask)))
+		t.Emit(asm.And.Imm32(asm.R1, int32(where.mask)))
 	}
 }
 
 // loadVariable loads a variable of the parser.
 func (l *packetLoader) loadVariable(t *tests, where *location) {
-	t.emit(asm.LoadMem(asm.R1, regFrame, where.offset, where.size))
+	t.Emit(asm.LoadMem(asm.R1, regFrame, where.offset, where.size))
 	if where.kind == value128 {
-		t.emit(asm.LoadMem(asm.R2, regFrame, where.offset+8, where.size))
+		t.Emit(asm.LoadMem(asm.R2, regFrame, where.offset+8, where.size))
 	}
 	l.cut(t, where)
 }
@@ -130,14 +130,14 @@ func (l *packetLoader) loadElement(t *tests, c *condition, where *location, fail
 	payload := where.needs&needPayload != 0
 	switch {
 	case c.index >= 0 && !payload:
-		t.emit(asm.Mov.Imm(asm.R2, c.index))
+		t.Emit(asm.Mov.Imm(asm.R2, c.index))
 	case c.index >= 0:
-		t.emit(
+		t.Emit(
 			asm.LoadMem(asm.R2, regFrame, varPayload, asm.Word),
 			asm.Add.Imm32(asm.R2, c.index),
 		)
 	default:
-		t.emit(
+		t.Emit(
 			asm.LoadMem(asm.R2, regContext, skbLen, asm.Word),
 			asm.Add.Imm(asm.R2, c.index),
 		)
@@ -145,14 +145,14 @@ func (l *packetLoader) loadElement(t *tests, c *condition, where *location, fail
 		if payload {
 			start = asm.LoadMem(asm.R3, regFrame, varPayload, asm.Word)
 		}
-		t.emit(start)
+		t.Emit(start)
 		t.require(reg64(asm.JSGE, asm.R2, asm.R3), fail)
 	}
 	t.loadBytes(varElement, int32(where.size.Sizeof()))
 	t.require(imm32(asm.JEq, asm.R0, 0), fail)
-	t.emit(asm.LoadMem(asm.R1, regFrame, varElement, where.size))
+	t.Emit(asm.LoadMem(asm.R1, regFrame, varElement, where.size))
 	if where.size != asm.Byte {
-		t.emit(asm.HostTo(asm.BE, asm.R1, where.size))
+		t.Emit(asm.HostTo(asm.BE, asm.R1, where.size))
 	}
 }
 

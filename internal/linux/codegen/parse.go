@@ -47,16 +47,16 @@ type parser struct {
 
 // parse emits the parser.
 func (p *parser) parse() {
-	v6, join := p.newLabel(), p.newLabel()
+	v6, join := p.NewLabel(), p.NewLabel()
 	first := int32(lenIPv4)
 	if p.family == IPv6 && p.need&needIPv6 != 0 {
 		first = lenIPv6
 	}
-	p.emit(asm.Mov.Imm(asm.R2, 0))
+	p.Emit(asm.Mov.Imm(asm.R2, 0))
 	p.loadBytes(frameIP, first)
 	// Not "jump if not zero": the verifier would know that what goes on is zero.
-	p.jumpNegative(p.reject)
-	p.emit(asm.StoreMem(regFrame, varZero, asm.R0, asm.DWord))
+	p.JumpImm64(asm.JSLT, asm.R0, 0, p.reject)
+	p.Emit(asm.StoreMem(regFrame, varZero, asm.R0, asm.DWord))
 	if p.family != IPv4 && first < lenIPv6 && p.need&needIPv6 != 0 {
 		p.forget(frameIP+24, 2) // what an IPv4 packet has not; the first load ends within a slot
 		p.forgetHalf(frameIP + 20)
@@ -64,27 +64,27 @@ func (p *parser) parse() {
 	if p.need&needTransport != 0 {
 		p.forget(frameTransport, 3)
 	}
-	p.emit(
+	p.Emit(
 		asm.LoadMem(asm.R1, regFrame, frameIP, asm.Byte),
 		asm.Mov.Reg32(asm.R2, asm.R1),
 		asm.RSh.Imm32(asm.R2, 4),
 	)
 	switch p.family {
 	case AnyFamily:
-		p.jumpImm(asm.JEq, asm.R2, 6, v6)
-		p.jumpImm(asm.JNE, asm.R2, 4, p.reject)
+		p.JumpImm32(asm.JEq, asm.R2, 6, v6)
+		p.JumpImm32(asm.JNE, asm.R2, 4, p.reject)
 		p.ipv4()
-		p.jump(join)
-		p.mark(v6)
+		p.Jump(join)
+		p.Mark(v6)
 		p.ipv6(first)
 	case IPv4:
-		p.jumpImm(asm.JNE, asm.R2, 4, p.reject)
+		p.JumpImm32(asm.JNE, asm.R2, 4, p.reject)
 		p.ipv4()
 	case IPv6:
-		p.jumpImm(asm.JNE, asm.R2, 6, p.reject)
+		p.JumpImm32(asm.JNE, asm.R2, 6, p.reject)
 		p.ipv6(first)
 	}
-	p.mark(join)
+	p.Mark(join)
 	if p.need&needWalk != 0 {
 		p.transport()
 	}
@@ -96,7 +96,7 @@ func (a *assembler) loadBytes(to int16, n int32) { a.loadBytesInto(regFrame, to,
 
 // loadBytesInto is loadBytes for a frame whose address is in a register.
 func (a *assembler) loadBytesInto(frame asm.Register, to int16, n int32) {
-	a.emit(
+	a.Emit(
 		asm.Mov.Reg(asm.R1, regContext),
 		asm.Mov.Reg(asm.R3, frame),
 		asm.Add.Imm(asm.R3, int32(to)),
@@ -110,7 +110,7 @@ func (a *assembler) loadBytesInto(frame asm.Register, to int16, n int32) {
 // single byte afterwards makes it forget the aligned store too.
 func (p *parser) forget(offset int16, n int) {
 	for ; n > 0; n-- {
-		p.emit(
+		p.Emit(
 			asm.StoreMem(regFrame, offset, asm.R0, asm.DWord),
 			asm.StoreMem(regFrame, offset+1, asm.R0, asm.Byte),
 		)
@@ -120,39 +120,39 @@ func (p *parser) forget(offset int16, n int) {
 
 // forgetHalf does the same for the upper half of a slot.
 func (p *parser) forgetHalf(offset int16) {
-	p.emit(asm.StoreMem(regFrame, offset, asm.R0, asm.Word))
+	p.Emit(asm.StoreMem(regFrame, offset, asm.R0, asm.Word))
 }
 
 // checkLength rejects the packet unless its total length, in R2, is the length of the buffer; none is what stands in R2
 // if its header tells no length, as that of TCP that is still to be cut does where it is longer than a header
 // can tell (BIG TCP, since Linux 5.19; include/linux/ip.h, iph_totlen).
 func (p *parser) checkLength(none uint32) {
-	fine := p.newLabel()
-	p.emit(asm.LoadMem(asm.R3, regContext, skbLen, asm.Word))
-	p.jumpReg(asm.JEq, asm.R2, asm.R3, fine)
-	p.jumpImm(asm.JNE, asm.R2, none, p.reject)
-	p.emit(asm.LoadMem(asm.R3, regContext, skbGSOSize, asm.Word))
-	p.jumpImm(asm.JEq, asm.R3, 0, p.reject)
-	p.mark(fine)
+	fine := p.NewLabel()
+	p.Emit(asm.LoadMem(asm.R3, regContext, skbLen, asm.Word))
+	p.JumpReg(asm.JEq, asm.R2, asm.R3, fine)
+	p.JumpImm32(asm.JNE, asm.R2, none, p.reject)
+	p.Emit(asm.LoadMem(asm.R3, regContext, skbGSOSize, asm.Word))
+	p.JumpImm32(asm.JEq, asm.R3, 0, p.reject)
+	p.Mark(fine)
 }
 
 // ipv4 expects the first byte of the header in R1.
 func (p *parser) ipv4() {
-	p.emit(asm.And.Imm32(asm.R1, 15))
-	p.jumpImm(asm.JLT, asm.R1, lenIPv4/4, p.reject)
-	p.emit(
+	p.Emit(asm.And.Imm32(asm.R1, 15))
+	p.JumpImm32(asm.JLT, asm.R1, lenIPv4/4, p.reject)
+	p.Emit(
 		asm.LSh.Imm32(asm.R1, 2),
 		asm.LoadMem(asm.R2, regFrame, frameIP+2, asm.Half),
 		asm.HostTo(asm.BE, asm.R2, asm.Half),
 	)
 	p.checkLength(0)
-	p.emit(asm.LoadMem(asm.R2, regContext, skbLen, asm.Word))
-	p.jumpReg(asm.JLT, asm.R2, asm.R1, p.reject)
+	p.Emit(asm.LoadMem(asm.R2, regContext, skbLen, asm.Word))
+	p.JumpReg(asm.JLT, asm.R2, asm.R1, p.reject)
 	if p.need&needWalk == 0 {
 		return
 	}
-	whole := p.newLabel()
-	p.emit(
+	whole := p.NewLabel()
+	p.Emit(
 		asm.Mov.Reg32(regOffset, asm.R1),
 		asm.LoadMem(regProtocol, regFrame, frameIP+9, asm.Byte),
 		asm.Mov.Imm(regCount, 1<<flagSet),
@@ -160,27 +160,27 @@ func (p *parser) ipv4() {
 		asm.HostTo(asm.BE, asm.R1, asm.Half),
 		asm.And.Imm32(asm.R1, 0x3FFF), // MF and the fragment offset
 	)
-	p.jumpImm(asm.JEq, asm.R1, 0, whole)
-	p.emit(
+	p.JumpImm32(asm.JEq, asm.R1, 0, whole)
+	p.Emit(
 		asm.Or.Imm32(regCount, 1<<flagFragment),
 		asm.And.Imm32(asm.R1, 0x1FFF),
 	)
-	p.jumpImm(asm.JEq, asm.R1, 0, whole)
-	p.emit(asm.Or.Imm32(regCount, 1<<flagLater))
-	p.mark(whole)
-	p.emit(asm.StoreMem(regFrame, varFlags, regCount, asm.Word))
+	p.JumpImm32(asm.JEq, asm.R1, 0, whole)
+	p.Emit(asm.Or.Imm32(regCount, 1<<flagLater))
+	p.Mark(whole)
+	p.Emit(asm.StoreMem(regFrame, varFlags, regCount, asm.Word))
 }
 
 // ipv6 expects that many bytes of the header in the frame.
 func (p *parser) ipv6(loaded int32) {
-	p.emit(
+	p.Emit(
 		asm.LoadMem(asm.R2, regFrame, frameIP+4, asm.Half),
 		asm.HostTo(asm.BE, asm.R2, asm.Half),
 		asm.Add.Imm32(asm.R2, lenIPv6),
 	)
 	p.checkLength(lenIPv6)
 	if p.need&needIPv6 != 0 && loaded < lenIPv6 {
-		p.emit(asm.Mov.Imm(asm.R2, lenIPv4))
+		p.Emit(asm.Mov.Imm(asm.R2, lenIPv4))
 		p.loadBytes(frameIP+lenIPv4, lenIPv6-lenIPv4)
 	}
 	if p.need&needWalk != 0 {
@@ -211,74 +211,74 @@ func (t *transportHeader) excluded(f Family) bool {
 
 // transport finds the transport header at regOffset and stores the variables.
 func (p *parser) transport() {
-	end := p.newLabel()
+	end := p.NewLabel()
 	if p.need&needTransport != 0 {
-		p.emit(asm.LoadMem(asm.R1, regFrame, varFlags, asm.Word))
-		p.jumpImm(asm.JSet, asm.R1, 1<<flagLater, end)
+		p.Emit(asm.LoadMem(asm.R1, regFrame, varFlags, asm.Word))
+		p.JumpImm32(asm.JSet, asm.R1, 1<<flagLater, end)
 		for i := range transportHeaders {
 			if t := &transportHeaders[i]; p.need&t.need != 0 && !t.excluded(p.family) {
 				p.header(t, end)
 			}
 		}
 	}
-	p.mark(end)
+	p.Mark(end)
 	if p.need&needProtocol != 0 {
 		// Protocol 0 would be a zero that the verifier remembers.
-		p.emit(asm.StoreMem(regFrame, varProtocol, regProtocol, asm.Word))
+		p.Emit(asm.StoreMem(regFrame, varProtocol, regProtocol, asm.Word))
 	}
 	if p.need&needPayload != 0 {
-		p.emit(asm.StoreMem(regFrame, varPayload, regOffset, asm.Word))
+		p.Emit(asm.StoreMem(regFrame, varPayload, regOffset, asm.Word))
 	}
 }
 
 // header emits the part for one protocol (specification: packets.md 1.2).
 func (p *parser) header(t *transportHeader, end label) {
-	other := p.newLabel()
-	p.jumpImm(asm.JNE, regProtocol, t.protocol, other)
+	other := p.NewLabel()
+	p.JumpImm32(asm.JNE, regProtocol, t.protocol, other)
 	if t.version != 0 && p.family == AnyFamily {
-		p.emit(
+		p.Emit(
 			asm.LoadMem(asm.R1, regFrame, frameIP, asm.Byte),
 			asm.RSh.Imm32(asm.R1, 4),
 		)
-		p.jumpImm(asm.JNE, asm.R1, t.version, end)
+		p.JumpImm32(asm.JNE, asm.R1, t.version, end)
 	}
-	p.emit(asm.Mov.Reg(asm.R2, regOffset))
+	p.Emit(asm.Mov.Reg(asm.R2, regOffset))
 	p.loadBytes(frameTransport, t.length)
-	p.jumpNegative(end)
+	p.JumpImm64(asm.JSLT, asm.R0, 0, end)
 	if t.protocol == protoTCP {
 		p.tcpLength(end)
 	} else if p.need&needPayload != 0 {
-		p.emit(asm.Add.Imm32(regOffset, t.length))
+		p.Emit(asm.Add.Imm32(regOffset, t.length))
 	}
-	p.emit(
+	p.Emit(
 		asm.LoadMem(asm.R1, regFrame, varFlags, asm.Word),
 		asm.Or.Imm32(asm.R1, 1<<t.flag),
 		asm.StoreMem(regFrame, varFlags, asm.R1, asm.Word),
 	)
-	p.jump(end)
-	p.mark(other)
+	p.Jump(end)
+	p.Mark(other)
 }
 
 // tcpLength adds the length of the TCP header, at most what is there, to regOffset. A data offset
 // below 5 means that there is no TCP header.
 func (p *parser) tcpLength(end label) {
-	p.emit(
+	p.Emit(
 		asm.LoadMem(asm.R1, regFrame, frameTransport+12, asm.Byte),
 		asm.RSh.Imm32(asm.R1, 4),
 	)
-	p.jumpImm(asm.JLT, asm.R1, lenTCP/4, end)
+	p.JumpImm32(asm.JLT, asm.R1, lenTCP/4, end)
 	if p.need&needPayload == 0 {
 		return
 	}
-	within := p.newLabel()
-	p.emit(
+	within := p.NewLabel()
+	p.Emit(
 		asm.LSh.Imm32(asm.R1, 2),
 		asm.Add.Reg32(regOffset, asm.R1),
 		asm.LoadMem(asm.R1, regContext, skbLen, asm.Word),
 	)
-	p.jumpReg(asm.JLE, regOffset, asm.R1, within)
-	p.emit(asm.Mov.Reg32(regOffset, asm.R1))
-	p.mark(within)
+	p.JumpReg(asm.JLE, regOffset, asm.R1, within)
+	p.Emit(asm.Mov.Reg32(regOffset, asm.R1))
+	p.Mark(within)
 }
 
 // sides stores localAddr, remoteAddr, localPort and remotePort, as far as they are needed
@@ -301,16 +301,16 @@ func (p *parser) sides(outbound bool) {
 type sides struct{ address, port int16 }
 
 func (p *parser) addresses(source, destination int16) {
-	v6, end := p.newLabel(), p.newLabel()
+	v6, end := p.NewLabel(), p.NewLabel()
 	if p.family == AnyFamily {
-		p.emit(
+		p.Emit(
 			asm.LoadMem(asm.R1, regFrame, frameIP, asm.Byte),
 			asm.RSh.Imm32(asm.R1, 4),
 		)
-		p.jumpImm(asm.JEq, asm.R1, 6, v6)
+		p.JumpImm32(asm.JEq, asm.R1, 6, v6)
 	}
 	if p.family != IPv6 {
-		p.emit(
+		p.Emit(
 			asm.LoadMem(asm.R2, regFrame, varZero, asm.DWord),
 			asm.LoadImm(asm.R3, mappedPrefix, asm.DWord),
 		)
@@ -318,19 +318,19 @@ func (p *parser) addresses(source, destination int16) {
 		p.address4(frameIP+16, destination)
 	}
 	if p.family == AnyFamily {
-		p.jump(end)
+		p.Jump(end)
 	}
-	p.mark(v6)
+	p.Mark(v6)
 	if p.family != IPv4 {
 		p.address6(frameIP+8, source)
 		p.address6(frameIP+24, destination)
 	}
-	p.mark(end)
+	p.Mark(end)
 }
 
 // address4 stores a mapped address; R2 is zero, R3 the prefix.
 func (p *parser) address4(from, to int16) {
-	p.emit(
+	p.Emit(
 		asm.LoadMem(asm.R1, regFrame, from, asm.Word),
 		asm.HostTo(asm.BE, asm.R1, asm.Word),
 		asm.Or.Reg(asm.R1, asm.R3),
@@ -341,7 +341,7 @@ func (p *parser) address4(from, to int16) {
 
 func (p *parser) address6(from, to int16) {
 	for half := int16(0); half < 16; half += 8 {
-		p.emit(
+		p.Emit(
 			asm.LoadMem(asm.R1, regFrame, from+half, asm.DWord),
 			asm.HostTo(asm.BE, asm.R1, asm.DWord),
 			asm.StoreMem(regFrame, to+half, asm.R1, asm.DWord),
@@ -352,33 +352,28 @@ func (p *parser) address6(from, to int16) {
 // ports stores the ports of TCP and UDP; an ICMP type counts as the source port. Otherwise, and
 // where there is no transport header, the ports are zero.
 func (p *parser) ports(source, destination int16) {
-	none, pair, end := p.newLabel(), p.newLabel(), p.newLabel()
-	p.emit(
+	none, pair, end := p.NewLabel(), p.NewLabel(), p.NewLabel()
+	p.Emit(
 		asm.LoadMem(asm.R3, regFrame, varFlags, asm.Word),
 		asm.LoadMem(asm.R1, regFrame, varZero, asm.DWord),
 		asm.Mov.Reg(asm.R2, asm.R1),
 	)
-	p.jumpImm(asm.JSet, asm.R3, 1<<flagTCP|1<<flagUDP, pair)
-	p.emit(asm.And.Imm32(asm.R3, 1<<flagICMP|1<<flagICMPv6))
-	p.jumpImm(asm.JEq, asm.R3, 0, none)
-	p.emit(asm.LoadMem(asm.R1, regFrame, frameTransport, asm.Byte))
-	p.mark(none)
-	p.jump(end)
-	p.mark(pair)
-	p.emit(
+	p.JumpImm32(asm.JSet, asm.R3, 1<<flagTCP|1<<flagUDP, pair)
+	p.Emit(asm.And.Imm32(asm.R3, 1<<flagICMP|1<<flagICMPv6))
+	p.JumpImm32(asm.JEq, asm.R3, 0, none)
+	p.Emit(asm.LoadMem(asm.R1, regFrame, frameTransport, asm.Byte))
+	p.Mark(none)
+	p.Jump(end)
+	p.Mark(pair)
+	p.Emit(
 		asm.LoadMem(asm.R1, regFrame, frameTransport, asm.Half),
 		asm.HostTo(asm.BE, asm.R1, asm.Half),
 		asm.LoadMem(asm.R2, regFrame, frameTransport+2, asm.Half),
 		asm.HostTo(asm.BE, asm.R2, asm.Half),
 	)
-	p.mark(end)
-	p.emit(
+	p.Mark(end)
+	p.Emit(
 		asm.StoreMem(regFrame, source, asm.R1, asm.Word),
 		asm.StoreMem(regFrame, destination, asm.R2, asm.Word),
 	)
-}
-
-// jumpNegative goes to a label if R0 is negative.
-func (a *assembler) jumpNegative(to label) {
-	a.jumpZero(asm.JSLT, asm.R0, to)
 }

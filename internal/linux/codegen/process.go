@@ -163,7 +163,7 @@ func (ps *Processes) Close() error {
 // a process. On the way in it is both ends, then the local port with the addresses it may be bound to, in
 // the order in which the kernel prefers them, and last the connections that have just been closed.
 func (g *generator) process() {
-	found, none := g.newLabel(), g.newLabel()
+	found, none := g.NewLabel(), g.NewLabel()
 	if g.hook.Direction == Outbound {
 		g.processByCookie(found, none)
 	}
@@ -171,42 +171,42 @@ func (g *generator) process() {
 	g.processBy(FlowsMap, FlowProcess, found)
 	g.processByPort(found)
 	g.processByClosed(found, none)
-	g.mark(none)
-	g.emit(asm.LoadMem(asm.R1, regFrame, varZero, asm.DWord))
-	g.mark(found)
-	g.emit(asm.StoreMem(regFrame, varProcess, asm.R1, asm.Word))
+	g.Mark(none)
+	g.Emit(asm.LoadMem(asm.R1, regFrame, varZero, asm.DWord))
+	g.Mark(found)
+	g.Emit(asm.StoreMem(regFrame, varProcess, asm.R1, asm.Word))
 }
 
 // processByCookie goes to found with the process of the packet's socket in R1, or to none if another way to find it
 // makes no sense.
 func (g *generator) processByCookie(found, none label) {
-	g.emit(
+	g.Emit(
 		asm.Mov.Reg(asm.R1, regContext),
 		asm.FnGetSocketCookie.Call(),
 		asm.StoreMem(regFrame, frameProcess, asm.R0, asm.DWord),
 	)
 	g.processBy(SocketsMap, SocketProcess, found)
-	g.emit(
+	g.Emit(
 		asm.LoadMem(asm.R1, regFrame, varFlags, asm.Word),
 		asm.And.Imm32(asm.R1, 1<<flagTCP),
 	)
-	g.jumpImm(asm.JEq, asm.R1, 0, none)
+	g.JumpImm32(asm.JEq, asm.R1, 0, none)
 }
 
 // processBy looks the key at frameProcess up and goes to found with the word at an offset of the value in R1, if
 // there is one.
 func (g *generator) processBy(name string, offset int16, found label) {
-	miss := g.newLabel()
+	miss := g.NewLabel()
 	g.lookUp(name)
-	g.jumpNull(miss)
-	g.emit(asm.LoadMem(asm.R1, asm.R0, offset, asm.Word))
-	g.jump(found)
-	g.mark(miss)
+	g.JumpImm64(asm.JEq, asm.R0, 0, miss)
+	g.Emit(asm.LoadMem(asm.R1, asm.R0, offset, asm.Word))
+	g.Jump(found)
+	g.Mark(miss)
 }
 
 // lookUp leaves the address of the value for the key at frameProcess in R0.
 func (g *generator) lookUp(name string) {
-	g.emit(
+	g.Emit(
 		asm.LoadMapPtr(asm.R1, 0).WithReference(name),
 		asm.Mov.Reg(asm.R2, regFrame),
 		asm.Add.Imm(asm.R2, int32(frameProcess)),
@@ -214,36 +214,31 @@ func (g *generator) lookUp(name string) {
 	)
 }
 
-// jumpNull goes to a label if R0 is no address.
-func (a *assembler) jumpNull(to label) {
-	a.emitJump(asm.Instruction{OpCode: asm.OpCode(asm.JumpClass).SetJumpOp(asm.JEq).SetSource(asm.ImmSource), Dst: asm.R0}, to)
-}
-
 // processKey makes the key of the packet's flow, or goes to none if it can be none of a socket's.
 func (g *generator) processKey(none label) {
-	echo, ports, end := g.newLabel(), g.newLabel(), g.newLabel()
-	g.emit(asm.LoadMem(asm.R3, regFrame, varFlags, asm.Word))
-	g.jumpImm(asm.JSet, asm.R3, 1<<flagTCP|1<<flagUDP, ports)
-	g.emit(asm.And.Imm32(asm.R3, 1<<flagICMP|1<<flagICMPv6))
-	g.jumpImm(asm.JEq, asm.R3, 0, none)
+	echo, ports, end := g.NewLabel(), g.NewLabel(), g.NewLabel()
+	g.Emit(asm.LoadMem(asm.R3, regFrame, varFlags, asm.Word))
+	g.JumpImm32(asm.JSet, asm.R3, 1<<flagTCP|1<<flagUDP, ports)
+	g.Emit(asm.And.Imm32(asm.R3, 1<<flagICMP|1<<flagICMPv6))
+	g.JumpImm32(asm.JEq, asm.R3, 0, none)
 	// Of ICMP only the reply to an echo is for a process (RFC 792, RFC 4443 4.2).
-	g.emit(asm.LoadMem(asm.R1, regFrame, frameTransport, asm.Byte))
-	g.jumpImm(asm.JEq, asm.R1, 0, echo)
-	g.jumpImm(asm.JNE, asm.R1, 129, none)
-	g.mark(echo)
-	g.emit(
+	g.Emit(asm.LoadMem(asm.R1, regFrame, frameTransport, asm.Byte))
+	g.JumpImm32(asm.JEq, asm.R1, 0, echo)
+	g.JumpImm32(asm.JNE, asm.R1, 129, none)
+	g.Mark(echo)
+	g.Emit(
 		asm.LoadMem(asm.R1, regFrame, frameTransport+4, asm.Half),
 		asm.HostTo(asm.BE, asm.R1, asm.Half),
 		asm.LoadMem(asm.R2, regFrame, varZero, asm.DWord),
 	)
-	g.jump(end)
-	g.mark(ports)
-	g.emit(
+	g.Jump(end)
+	g.Mark(ports)
+	g.Emit(
 		asm.LoadMem(asm.R1, regFrame, varLocalPort, asm.Word),
 		asm.LoadMem(asm.R2, regFrame, varRemotePort, asm.Word),
 	)
-	g.mark(end)
-	g.emit(
+	g.Mark(end)
+	g.Emit(
 		asm.StoreMem(regFrame, frameProcess+KeyLocalPort, asm.R1, asm.Word),
 		asm.StoreMem(regFrame, frameProcess+KeyRemotePort, asm.R2, asm.DWord), // and what is zero
 		asm.LoadMem(asm.R1, regFrame, varProtocol, asm.Word),
@@ -256,7 +251,7 @@ func (g *generator) processKey(none label) {
 // keyAddress copies an address to the key.
 func (g *generator) keyAddress(from, to int16) {
 	for half := int16(0); half < 16; half += 8 {
-		g.emit(
+		g.Emit(
 			asm.LoadMem(asm.R1, regFrame, from+half, asm.DWord),
 			asm.StoreMem(regFrame, frameProcess+to+half, asm.R1, asm.DWord),
 		)
@@ -266,84 +261,77 @@ func (g *generator) keyAddress(from, to int16) {
 // processByPort goes to found with the process of a socket that receives at the local end. On the way out
 // only the answer to a SYN is sent in the name of such a one.
 func (g *generator) processByPort(found label) {
-	end := g.newLabel()
+	end := g.NewLabel()
 	if g.hook.Direction == Outbound {
 		const tcpFlags, syn, ack = 13, 0x02, 0x10
-		g.emit(
+		g.Emit(
 			asm.LoadMem(asm.R1, regFrame, frameTransport+tcpFlags, asm.Byte),
 			asm.And.Imm32(asm.R1, syn|ack),
 		)
-		g.jumpImm(asm.JNE, asm.R1, syn|ack, end)
+		g.JumpImm32(asm.JNE, asm.R1, syn|ack, end)
 	}
 	g.processByHolder(found)
 	if g.hook.Family != IPv6 {
-		six := g.newLabel()
-		g.emit(asm.LoadMem(asm.R1, regFrame, frameProcess+KeyLocal, asm.DWord))
-		g.jumpNonzero(asm.R1, six)
-		g.emit(
+		six := g.NewLabel()
+		g.Emit(asm.LoadMem(asm.R1, regFrame, frameProcess+KeyLocal, asm.DWord))
+		g.JumpImm64(asm.JNE, asm.R1, 0, six)
+		g.Emit(
 			asm.LoadMem(asm.R1, regFrame, frameProcess+KeyLocal+8, asm.DWord),
 			asm.RSh.Imm(asm.R1, 32),
 		)
-		g.jumpImm(asm.JNE, asm.R1, 0xFFFF, six)
-		g.emit(
+		g.JumpImm32(asm.JNE, asm.R1, 0xFFFF, six)
+		g.Emit(
 			asm.LoadImm(asm.R1, mappedPrefix, asm.DWord),
 			asm.StoreMem(regFrame, frameProcess+KeyLocal+8, asm.R1, asm.DWord),
 		)
 		g.processByHolder(found)
-		g.mark(six)
+		g.Mark(six)
 	}
 	// Sockets that are bound to :: receive IPv4 too.
-	g.emit(
+	g.Emit(
 		asm.Mov.Imm(asm.R1, 0),
 		asm.StoreMem(regFrame, frameProcess+KeyLocal, asm.R1, asm.DWord),
 		asm.StoreMem(regFrame, frameProcess+KeyLocal+8, asm.R1, asm.DWord),
 	)
 	g.processByHolder(found)
-	g.mark(end)
-}
-
-// jumpNonzero goes to a label unless all 64 bits of a register are zero.
-func (a *assembler) jumpNonzero(r asm.Register, to label) {
-	a.emitJump(asm.Instruction{OpCode: asm.OpCode(asm.JumpClass).SetJumpOp(asm.JNE).SetSource(asm.ImmSource), Dst: r}, to)
+	g.Mark(end)
 }
 
 // processByHolder looks the local end up and goes to found with the process of the first socket that holds it.
 func (g *generator) processByHolder(found label) {
-	miss := g.newLabel()
+	miss := g.NewLabel()
 	g.lookUp(PortsMap)
-	g.jumpNull(miss)
+	g.JumpImm64(asm.JEq, asm.R0, 0, miss)
 	for i := range int16(Holders) {
-		free := g.newLabel()
-		g.emit(asm.LoadMem(asm.R2, asm.R0, i*HolderSize+HolderCookie, asm.DWord))
-		g.emitJump(asm.Instruction{
-			OpCode: asm.OpCode(asm.JumpClass).SetJumpOp(asm.JEq).SetSource(asm.ImmSource), Dst: asm.R2,
-		}, free)
-		g.emit(asm.LoadMem(asm.R1, asm.R0, i*HolderSize+HolderProcess, asm.Word))
-		g.jump(found)
-		g.mark(free)
+		free := g.NewLabel()
+		g.Emit(asm.LoadMem(asm.R2, asm.R0, i*HolderSize+HolderCookie, asm.DWord))
+		g.JumpImm64(asm.JEq, asm.R2, 0, free)
+		g.Emit(asm.LoadMem(asm.R1, asm.R0, i*HolderSize+HolderProcess, asm.Word))
+		g.Jump(found)
+		g.Mark(free)
 	}
-	g.mark(miss)
+	g.Mark(miss)
 }
 
 // processByClosed goes to found with the process that had the connection, if it was closed a short time ago, else to
 // none.
 func (g *generator) processByClosed(found, none label) {
 	if g.hook.Direction != Outbound { // there it is TCP
-		g.emit(
+		g.Emit(
 			asm.LoadMem(asm.R1, regFrame, varFlags, asm.Word),
 			asm.And.Imm32(asm.R1, 1<<flagTCP),
 		)
-		g.jumpImm(asm.JEq, asm.R1, 0, none)
+		g.JumpImm32(asm.JEq, asm.R1, 0, none)
 	}
 	g.keyAddress(varLocalAddr, KeyLocal)
 	g.lookUp(ClosedMap)
-	g.jumpNull(none)
-	g.emit(
+	g.JumpImm64(asm.JEq, asm.R0, 0, none)
+	g.Emit(
 		asm.Mov.Reg(asm.R8, asm.R0),
 		asm.FnKtimeGetNs.Call(),
 		asm.LoadMem(asm.R1, asm.R8, ClosedUntil, asm.DWord),
 	)
-	g.jumpReg(asm.JGT, asm.R0, asm.R1, none)
-	g.emit(asm.LoadMem(asm.R1, asm.R8, ClosedProcess, asm.Word))
-	g.jump(found)
+	g.JumpReg(asm.JGT, asm.R0, asm.R1, none)
+	g.Emit(asm.LoadMem(asm.R1, asm.R8, ClosedProcess, asm.Word))
+	g.Jump(found)
 }

@@ -59,7 +59,7 @@ func (s *setTable) search(t *tests, c *condition, kind valueKind) {
 
 // pointTo leaves the address of a set in R3.
 func (s *setTable) pointTo(t *tests, contents []byte) {
-	t.emit(asm.LoadMapValue(asm.R3, 0, s.add(contents)).WithReference(setsMap))
+	t.Emit(asm.LoadMapValue(asm.R3, 0, s.add(contents)).WithReference(setsMap))
 }
 
 // bitmap tests a bit.
@@ -72,7 +72,7 @@ func (s *setTable) bitmap(t *tests, c *condition) {
 		}
 	}
 	s.pointTo(t, contents)
-	t.emit(
+	t.Emit(
 		asm.Mov.Reg32(asm.R2, asm.R1),
 		asm.RSh.Imm32(asm.R2, 3),
 		asm.And.Imm32(asm.R2, int32(size-1)),
@@ -165,19 +165,19 @@ func (s *setTable) start(t *tests, set *sortedSet, key asm.Register) {
 		index = binary.NativeEndian.AppendUint32(index, at)
 	}
 	t.set(asm.R4, set.base)
-	t.emit(
+	t.Emit(
 		asm.Mov.Reg(asm.R5, key),
 		asm.Sub.Reg(asm.R5, asm.R4),
 	)
 	if set.shift != 0 {
-		t.emit(asm.RSh.Imm(asm.R5, int32(set.shift)))
+		t.Emit(asm.RSh.Imm(asm.R5, int32(set.shift)))
 	}
-	t.emit(
+	t.Emit(
 		asm.And.Imm(asm.R5, int32(len(set.starts)-1)),
 		asm.LSh.Imm(asm.R5, 2),
 	)
 	s.pointTo(t, index)
-	t.emit(
+	t.Emit(
 		asm.Add.Reg(asm.R3, asm.R5),
 		asm.LoadMem(asm.R5, asm.R3, 0, asm.Word),
 		asm.And.Imm(asm.R5, int32(set.mask)),
@@ -186,18 +186,18 @@ func (s *setTable) start(t *tests, set *sortedSet, key asm.Register) {
 
 // step leaves the address of the entry to compare in R4; R3 is the set, R2 the position in bytes.
 func (t *tests) step(bytes int32) {
-	t.emit(
+	t.Emit(
 		asm.Mov.Reg(asm.R4, asm.R3),
 		asm.Add.Reg(asm.R4, asm.R2),
 	)
 	if bytes != 0 {
-		t.emit(asm.Add.Imm(asm.R4, bytes))
+		t.Emit(asm.Add.Imm(asm.R4, bytes))
 	}
 }
 
 // advance adds bytes to R2 unless r is -1 (otherwise it is 0).
 func (t *tests) advance(r asm.Register, bytes int32) {
-	t.emit(
+	t.Emit(
 		asm.Xor.Imm(r, -1),
 		asm.And.Imm(r, bytes),
 		asm.Add.Reg(asm.R2, r),
@@ -211,12 +211,12 @@ func (s *setTable) search32(t *tests, ranges []prog.Range) {
 	}
 	set := newSortedSet(ranges, entry32)
 	s.start(t, set, asm.R1)
-	t.emit(asm.Mov.Reg(asm.R2, asm.R5))
+	t.Emit(asm.Mov.Reg(asm.R2, asm.R5))
 	s.pointTo(t, set.entries)
 	for n := set.steps / 2; n > 0; n /= 2 {
 		bytes := int32(n * entry32)
 		t.step(bytes)
-		t.emit(
+		t.Emit(
 			asm.LoadMem(asm.R4, asm.R4, 0, asm.Word),
 			asm.Mov.Reg(asm.R0, asm.R1),
 			asm.Sub.Reg(asm.R0, asm.R4),
@@ -225,7 +225,7 @@ func (s *setTable) search32(t *tests, ranges []prog.Range) {
 		t.advance(asm.R0, bytes)
 	}
 	t.step(0)
-	t.emit(
+	t.Emit(
 		asm.LoadMem(asm.R5, asm.R4, 0, asm.Word),
 		asm.LoadMem(asm.R4, asm.R4, 4, asm.Word),
 		asm.Mov.Reg(asm.R0, asm.R1),
@@ -256,13 +256,13 @@ func (s *setTable) search128(t *tests, ranges []prog.Range) {
 	s.start(t, set, key)
 	for i, half := range [...]asm.Register{asm.R2, asm.R1} {
 		at := frameSearch + 8*int16(i)
-		t.emit(
+		t.Emit(
 			asm.StoreMem(regFrame, at, half, asm.Word),
 			asm.RSh.Imm(half, 32),
 			asm.StoreMem(regFrame, at+4, half, asm.Word),
 		)
 	}
-	t.emit(asm.Mov.Reg(asm.R2, asm.R5))
+	t.Emit(asm.Mov.Reg(asm.R2, asm.R5))
 	s.pointTo(t, set.entries)
 	for n := set.steps / 2; n > 0; n /= 2 {
 		bytes := int32(n * entry128)
@@ -272,9 +272,9 @@ func (s *setTable) search128(t *tests, ranges []prog.Range) {
 	}
 	t.step(0)
 	t.difference(0, false)
-	t.emit(asm.Mov.Reg(asm.R1, asm.R5))
+	t.Emit(asm.Mov.Reg(asm.R1, asm.R5))
 	t.difference(16, true)
-	t.emit(
+	t.Emit(
 		asm.Mov.Reg(asm.R0, asm.R1),
 		asm.Or.Reg(asm.R0, asm.R5),
 		asm.And.Imm32(asm.R0, 1),
@@ -294,10 +294,10 @@ func (t *tests) difference(offset int16, swapped bool) {
 		}
 		if i == 0 {
 			x.Dst = asm.R5
-			t.emit(x)
+			t.Emit(x)
 		} else {
-			t.emit(x, asm.Add.Reg(asm.R5, asm.R0))
+			t.Emit(x, asm.Add.Reg(asm.R5, asm.R0))
 		}
-		t.emit(y, asm.Sub.Reg(asm.R5, asm.R0), asm.ArSh.Imm(asm.R5, 63))
+		t.Emit(y, asm.Sub.Reg(asm.R5, asm.R0), asm.ArSh.Imm(asm.R5, 63))
 	}
 }

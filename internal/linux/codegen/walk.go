@@ -27,8 +27,8 @@ const maxWalk = 1 << 13
 // walk passes the extension headers (specification: packets.md 1.1). It leaves the offset of what follows in
 // regOffset, its protocol in regProtocol, and the fragment flags in varFlags.
 func (p *parser) walk() {
-	end := p.newLabel()
-	p.emit(
+	end := p.NewLabel()
+	p.Emit(
 		asm.Mov.Imm(regOffset, lenIPv6),
 		asm.LoadMem(regProtocol, regFrame, frameIP+6, asm.Byte),
 		asm.Mov.Imm(asm.R1, 1<<flagSet),
@@ -39,15 +39,15 @@ func (p *parser) walk() {
 	} else {
 		p.walkAll(end)
 	}
-	p.mark(end)
+	p.Mark(end)
 }
 
 // walkAll calls the function of walkStep until the chain ends.
 func (p *parser) walkAll(end label) {
 	p.steps = true
 	p.isExtension()
-	p.jumpImm(asm.JEq, asm.R1, 0, end)
-	p.emit(
+	p.JumpImm32(asm.JEq, asm.R1, 0, end)
+	p.Emit(
 		asm.StoreMem(regFrame, frameWords, regContext, asm.DWord), // for the function, which has registers of its own
 		asm.StoreMem(regFrame, varPayload, regOffset, asm.Word),
 		asm.StoreMem(regFrame, varProtocol, regProtocol, asm.Word),
@@ -77,40 +77,40 @@ func (p *parser) walkStep() {
 		return
 	}
 	const frame = asm.R9
-	end := p.newLabel()
-	p.emit(
+	end := p.NewLabel()
+	p.Emit(
 		asm.Mov.Reg(frame, asm.R2).WithSymbol(stepName),
 		asm.LoadMem(regContext, frame, frameWords, asm.DWord),
 		asm.LoadMem(regOffset, frame, varPayload, asm.Word),
 		asm.LoadMem(regProtocol, frame, varProtocol, asm.Word),
 	)
 	p.isExtension()
-	p.jumpImm(asm.JEq, asm.R1, 0, end)
+	p.JumpImm32(asm.JEq, asm.R1, 0, end)
 	p.passExtension(frame, end)
-	p.emit(
+	p.Emit(
 		asm.StoreMem(frame, varPayload, regOffset, asm.Word),
 		asm.StoreMem(frame, varProtocol, regProtocol, asm.Word),
 	)
-	p.jumpImm(asm.JSet, asm.R5, 1<<flagLater, end)
-	p.emit(asm.Mov.Imm(asm.R0, 0), asm.Return())
-	p.mark(end)
-	p.emit(asm.Mov.Imm(asm.R0, 1), asm.Return())
+	p.JumpImm32(asm.JSet, asm.R5, 1<<flagLater, end)
+	p.Emit(asm.Mov.Imm(asm.R0, 0), asm.Return())
+	p.Mark(end)
+	p.Emit(asm.Mov.Imm(asm.R0, 1), asm.Return())
 }
 
 // walkBounded passes up to MaxExtensionHeaders.
 func (p *parser) walkBounded(end label) {
-	next := p.newLabel()
-	p.emit(asm.Mov.Imm(regCount, 0))
-	p.mark(next)
+	next := p.NewLabel()
+	p.Emit(asm.Mov.Imm(regCount, 0))
+	p.Mark(next)
 	p.isExtension()
-	p.jumpImm(asm.JEq, asm.R1, 0, end)
+	p.JumpImm32(asm.JEq, asm.R1, 0, end)
 	p.passExtension(regFrame, end)
-	p.jumpImm(asm.JSet, asm.R5, 1<<flagLater, end)
-	p.emit(asm.Add.Imm(regCount, 1))
-	p.jumpImm(asm.JLT, regCount, MaxExtensionHeaders, next)
+	p.JumpImm32(asm.JSet, asm.R5, 1<<flagLater, end)
+	p.Emit(asm.Add.Imm(regCount, 1))
+	p.JumpImm32(asm.JLT, regCount, MaxExtensionHeaders, next)
 	p.isExtension()
-	p.jumpImm(asm.JEq, asm.R1, 0, end)
-	p.emit(
+	p.JumpImm32(asm.JEq, asm.R1, 0, end)
+	p.Emit(
 		asm.LoadMem(asm.R1, regFrame, varFlags, asm.Word),
 		asm.Or.Imm32(asm.R1, 1<<flagUndecided),
 		asm.StoreMem(regFrame, varFlags, asm.R1, asm.Word),
@@ -121,24 +121,24 @@ func (p *parser) walkBounded(end label) {
 // the header is not all there, or a second fragment header. None is shorter than 8 bytes, so a header of which less is
 // there ends the walk whatever it is.
 func (p *parser) passExtension(frame asm.Register, end label) {
-	fragment, passed := p.newLabel(), p.newLabel()
-	p.emit(asm.Mov.Reg(asm.R2, regOffset))
+	fragment, passed := p.NewLabel(), p.NewLabel()
+	p.Emit(asm.Mov.Reg(asm.R2, regOffset))
 	p.loadBytesInto(frame, varElement, lenExtension)
-	p.jumpNegative(end)
-	p.emit(asm.LoadMem(asm.R5, frame, varFlags, asm.Word))
-	p.jumpImm(asm.JEq, regProtocol, protoFragment, fragment)
+	p.JumpImm64(asm.JSLT, asm.R0, 0, end)
+	p.Emit(asm.LoadMem(asm.R5, frame, varFlags, asm.Word))
+	p.JumpImm32(asm.JEq, regProtocol, protoFragment, fragment)
 	p.extensionLength(frame)
-	p.emit(
+	p.Emit(
 		asm.Add.Reg32(asm.R1, regOffset),
 		asm.LoadMem(asm.R2, regContext, skbLen, asm.Word),
 	)
-	p.jumpReg(asm.JGT, asm.R1, asm.R2, end)
-	p.emit(asm.Mov.Reg32(regOffset, asm.R1))
-	p.jump(passed)
+	p.JumpReg(asm.JGT, asm.R1, asm.R2, end)
+	p.Emit(asm.Mov.Reg32(regOffset, asm.R1))
+	p.Jump(passed)
 
-	p.mark(fragment)
-	p.jumpImm(asm.JSet, asm.R5, 1<<flagFragment, end) // a second one stays
-	p.emit(
+	p.Mark(fragment)
+	p.JumpImm32(asm.JSet, asm.R5, 1<<flagFragment, end) // a second one stays
+	p.Emit(
 		asm.Add.Imm32(regOffset, lenExtension),
 		asm.LoadMem(asm.R2, frame, varElement+2, asm.Half),
 		asm.HostTo(asm.BE, asm.R2, asm.Half),
@@ -150,8 +150,8 @@ func (p *parser) passExtension(frame asm.Register, end label) {
 		asm.Or.Reg32(asm.R5, asm.R2),
 		asm.StoreMem(frame, varFlags, asm.R5, asm.Word),
 	)
-	p.mark(passed)
-	p.emit(asm.LoadMem(regProtocol, frame, varElement, asm.Byte))
+	p.Mark(passed)
+	p.Emit(asm.LoadMem(regProtocol, frame, varElement, asm.Byte))
 }
 
 // isExtension sets R1 to 1 if regProtocol is an extension header that the walk passes, else to 0. The
@@ -159,7 +159,7 @@ func (p *parser) passExtension(frame asm.Register, end label) {
 // has its top bit set if a and b, bytes, are equal.
 func (p *parser) isExtension() {
 	const small = 1<<protoHopByHop | 1<<protoRouting | 1<<protoFragment | 1<<protoAH | 1<<protoDestination
-	p.emit(
+	p.Emit(
 		asm.Mov.Reg(asm.R2, regProtocol),
 		asm.And.Imm(asm.R2, 63),
 		asm.LoadImm(asm.R1, small, asm.DWord),
@@ -180,7 +180,7 @@ func (p *parser) isExtension() {
 // extensionLength leaves the length of the extension header in R1: (n+1)·8, for the authentication
 // header (n+2)·4.
 func (p *parser) extensionLength(frame asm.Register) {
-	p.emit(
+	p.Emit(
 		asm.Mov.Reg(asm.R2, regProtocol),
 		asm.Xor.Imm(asm.R2, protoAH),
 		asm.Sub.Imm(asm.R2, 1),
