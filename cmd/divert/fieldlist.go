@@ -52,25 +52,31 @@ func groupFields(fields []filter.FieldInfo) (groups []fieldGroup) {
 	return groups
 }
 
+// heading says which layers a group is of.
+func (g fieldGroup) heading() string {
+	if len(g.layers) == len(allLayers) {
+		return "all layers"
+	}
+	return "layers " + strings.Join(wordsOf(g.layers), ", ")
+}
+
+// fieldName returns the name of a field as it stands in a filter.
+func fieldName(f filter.FieldInfo) string {
+	if f.Kind == filter.KindBytes {
+		return f.Name + "[i]"
+	}
+	return f.Name
+}
+
 // writeFields writes a group as a table.
 func (a *app) writeFields(w *bufio.Writer, g fieldGroup) {
-	var names []string
-	for _, l := range g.layers {
-		names = append(names, word(l))
-	}
-	heading := "Layers " + strings.Join(names, ", ")
-	if len(names) == len(allLayers) {
-		heading = "All layers"
-	}
+	heading := g.heading()
+	heading = strings.ToUpper(heading[:1]) + heading[1:]
 	p := printer{colour: a.colour}
 	_, _ = w.Write(p.end(append(p.begin(nil, styleHeading), heading...)))
 	_ = w.WriteByte('\n')
 	for _, f := range g.fields {
-		name := f.Name
-		if f.Kind == filter.KindBytes {
-			name += "[i]"
-		}
-		fmt.Fprintf(w, "  %-22s %-26s %s\n", name, fieldRange(f), f.Doc)
+		fmt.Fprintf(w, "  %-22s %-26s %s\n", fieldName(f), fieldRange(f), f.Doc)
 	}
 	_ = w.WriteByte('\n')
 }

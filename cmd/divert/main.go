@@ -45,6 +45,7 @@ var commands = []func(*app) *cobra.Command{
 	newFilter,
 	newExtcap,
 	newVersion,
+	newMan,
 }
 
 func init() { cobra.EnableCommandSorting = false }
