@@ -1,8 +1,14 @@
 package docs
 
 import (
+	"fmt"
+	"go/parser"
+	"go/token"
 	"os"
+	"os/exec"
+	"path/filepath"
 	"regexp"
+	"strconv"
 	"strings"
 	"testing"
 
@@ -65,4 +71,115 @@ func TestFilters(t *testing.T) {
 	if good < 10 || refused < 6 {
 		t.Errorf("found %d filters and %d refusals: the manual is written in another way", good, refused)
 	}
+}
+
+// TestGo: each block of Go in the manual that is a program compiles. A block marked as a fragment (```go fragment) is part of
+// one: it parses, as declarations or as statements, with … and ... for what it leaves out.
+func TestGo(t *testing.T) {
+	if testing.Short() {
+		t.Skip("compiles programs; not with -short")
+	}
+	files, err := filepath.Glob("*.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	root, err := filepath.Abs("..")
+	if err != nil {
+		t.Fatal(err)
+	}
+	dir := moduleBeside(t, root)
+	programs := 0
+	fragments := 0
+	for _, file := range append(files, "../README.md") {
+		for _, b := range goBlocks(manual(t, file)) {
+			switch {
+			case b.mark == "fragment":
+				fragments++
+				if err := parseFragment(b.code); err != nil {
+					t.Errorf("%s:%d: %v", file, b.line, err)
+				}
+			case b.mark != "":
+				t.Errorf("%s:%d: a block of Go is marked %q, and may be a fragment", file, b.line, b.mark)
+			default:
+				programs++
+				name := "main.go"
+				if strings.Contains(b.code, "testing.T") {
+					name = "main_test.go"
+				}
+				folder := filepath.Join(dir, fmt.Sprintf("%s_%d", strings.TrimSuffix(filepath.Base(file), ".md"), b.line))
+				if err := os.MkdirAll(folder, 0o700); err != nil {
+					t.Fatal(err)
+				}
+				if err := os.WriteFile(filepath.Join(folder, name), []byte(b.code), 0o600); err != nil {
+					t.Fatal(err)
+				}
+			}
+		}
+	}
+	if programs == 0 || fragments == 0 {
+		t.Fatalf("found %d programs and %d fragments: the manual is written in another way", programs, fragments)
+	}
+	vet := exec.Command("go", "vet", "-mod=mod", "./...")
+	vet.Dir = dir
+	if out, err := vet.CombinedOutput(); err != nil {
+		t.Errorf("go vet of the %d programs of the manual, named by page and line: %v\n%s", programs, err, out)
+	}
+}
+
+// moduleBeside makes a module that uses this one as it lies here, with the same versions of all others.
+func moduleBeside(t *testing.T, root string) string {
+	t.Helper()
+	dir := t.TempDir()
+	mod, err := os.ReadFile(filepath.Join(root, "go.mod"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	text := strings.Replace(string(mod), "module "+module, "module manual", 1) +
+		fmt.Sprintf("\nrequire %s v0.0.0\n\nreplace %s => %s\n", module, module, strconv.Quote(root))
+	if err := os.WriteFile(filepath.Join(dir, "go.mod"), []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	sum, err := os.ReadFile(filepath.Join(root, "go.sum"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(filepath.Join(dir, "go.sum"), sum, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	return dir
+}
+
+// goBlock is a block of Go of the manual.
+type goBlock struct {
+	line int // its first
+	mark string
+	code string
+}
+
+func goBlocks(lines []string) (blocks []goBlock) {
+	var b *goBlock
+	for i, line := range lines {
+		switch mark, ok := strings.CutPrefix(line, "```go"); {
+		case b == nil && ok:
+			b = &goBlock{line: i + 2, mark: strings.TrimSpace(mark)}
+		case b != nil && line == "```":
+			blocks = append(blocks, *b)
+			b = nil
+		case b != nil:
+			b.code += line + "\n"
+		}
+	}
+	return blocks
+}
+
+// parseFragment parses declarations or statements.
+func parseFragment(code string) error {
+	code = regexp.MustCompile(`(?m)^\s*(…|\.\.\.)$`).ReplaceAllString(code, "")
+	_, err := parser.ParseFile(token.NewFileSet(), "", "package p\n"+code, 0)
+	if err != nil {
+		if _, inside := parser.ParseFile(token.NewFileSet(), "", "package p\nfunc f() {\n"+code+"}\n", 0); inside == nil {
+			return nil
+		}
+	}
+	return err
 }
