@@ -18,27 +18,30 @@ them, and neither side is told. The traffic is back as soon as the command ends,
 Mind the connection you work over: spare it with "and not tcp.SrcPort == 22", for example.
 
 With --layer socket it refuses what processes do with sockets, as divert sockets --block does, and only
-counts it. Close is never refused.`,
+counts it. Close is never refused.
+
+With --limit it looks fifty times a second whether that many have matched, so a few more may be dropped.`,
 		Example: `  divert drop udp.DstPort == 53                     no DNS in or out
   divert drop 'outbound and tcp.DstPort in {80, 443}'
   divert drop 'ip.SrcAddr == 192.0.2.0/24'          ignore a network
   divert drop remoteAddr in @blocked=blocked.txt    a list, read again when it changes
   divert drop 'random8 < 25'                        lose one packet in ten
+  divert drop --process curl --for 30s true         cut curl off for half a minute
   divert drop --layer socket 'event == CONNECT and remotePort == 25'`,
 		Args: filterArguments,
 		RunE: func(cmd *cobra.Command, args []string) error {
-			p, err := flags.compile(args)
+			text, p, err := flags.program(args)
 			if err != nil {
 				return err
 			}
-			ctx, stop := untilSignal(cmd.Context())
+			ctx, stop := flags.scope.until(cmd.Context())
 			defer stop()
 			mode, doing := divert.Drop, "dropping"
 			if p.Layer() == divert.LayerSocket {
 				mode, doing = divert.Drop|divert.RecvOnly, "refusing what sockets do"
 			}
 			r := report{app: a, json: asJSON}
-			if err := flags.sets.follow(ctx, p, &r); err != nil {
+			if err := flags.follow(ctx, p, &r); err != nil {
 				return err
 			}
 			h, err := flags.open(p, mode)
@@ -46,7 +49,9 @@ counts it. Close is never refused.`,
 				return err
 			}
 			defer h.Close()
-			r.begin("drop", doing, filterText(args), h)
+			r.begin("drop", doing, text, h)
+			ctx, cancel := flags.scope.enough(ctx, h)
+			defer cancel()
 			<-ctx.Done()
 			r.end(h)
 			return nil

@@ -21,7 +21,6 @@ type dump struct {
 	letters letters
 	printer printer
 	json    bool
-	count   int    // packets to print, 0: no limit
 	snap    int    // bytes of each packet to receive at most, 0: all
 	read    string // capture file to read, "-": standard input
 	write   string // capture file to write, "-": standard output
@@ -85,7 +84,6 @@ event, and of the handle opened, pid, program, layer, flags, priority and filter
 	d.flags.add(cmd, allLayers)
 	d.flags.addQueue(cmd, maxQueueLength, maxQueueTime, maxQueueSize)
 	fl := cmd.Flags()
-	fl.IntVarP(&d.count, "limit", "c", 0, "end after so many packets or events")
 	fl.IntVarP(&d.snap, "snapshot-length", "s", 0, "receive only so many `bytes` of each packet, 64 or more; 0: all")
 	fl.BoolVarP(&d.printer.quiet, "quiet", "q", false, "short lines: of packets protocol and payload length only")
 	fl.CountVarP(&d.printer.verbose, "verbose", "v", "also all fields, with their names in filters, and the date")
@@ -99,8 +97,8 @@ event, and of the handle opened, pid, program, layer, flags, priority and filter
 
 // check refuses flags that make no sense, or not together.
 func (d *dump) check(cmd *cobra.Command) error {
-	if d.count < 0 {
-		return usagef("--limit %d is negative", d.count)
+	if err := d.flags.scope.check(); err != nil {
+		return err
 	}
 	if d.snap != 0 && d.snap < divert.MinSnapLength {
 		return usagef("--snapshot-length %d is less than the longest headers take; it must be 0 or at least %d", d.snap, divert.MinSnapLength)
@@ -116,7 +114,7 @@ func (d *dump) check(cmd *cobra.Command) error {
 		exclude("write", "quiet", "verbose", "hex", "hex-ascii", "ascii", "time", "number", "link"),
 		exclude("json", "quiet", "verbose", "time", "number", "link"),
 		exclude("quiet", "verbose"),
-		exclude("read", "interface", "priority", "fragments", "engine", "driver", "queue-length", "queue-time", "queue-size"),
+		exclude("read", "interface", "process", "for", "priority", "fragments", "engine", "driver", "queue-length", "queue-time", "queue-size"),
 	} {
 		if err != nil {
 			return err
@@ -145,7 +143,7 @@ func (d *dump) run(ctx context.Context, args []string) (err error) {
 	if done, err := d.letters.instead(d); done || err != nil {
 		return err
 	}
-	ctx, stop := untilSignal(ctx)
+	ctx, stop := d.flags.scope.until(ctx)
 	defer stop()
 	l := &d.letters
 	d.printer.colour, d.printer.bytes, d.printer.times, d.printer.nano = d.app.colour, l.bytes(), l.times, l.nano
@@ -165,6 +163,10 @@ func (d *dump) compile(args []string) (err error) {
 		return err
 	}
 	for _, narrow := range []func() (string, error){
+		func() (string, error) {
+			text, _, err := d.flags.narrowed(d.text, d.program)
+			return text, err
+		},
 		func() (string, error) { return d.letters.narrow(d.text, d.program) },
 		func() (string, error) { return d.first.narrow(d.text, d.program, &d.flags.dialectFlags) },
 	} {
@@ -186,7 +188,7 @@ func (d *dump) compile(args []string) (err error) {
 // live prints what a handle receives.
 func (d *dump) live(ctx context.Context) error {
 	r := report{app: d.app, json: d.json}
-	if err := d.flags.sets.follow(ctx, d.program, &r); err != nil {
+	if err := d.flags.follow(ctx, d.program, &r); err != nil {
 		return err
 	}
 	h, err := d.open()
@@ -219,7 +221,7 @@ func (d *dump) live(ctx context.Context) error {
 func (d *dump) events(ctx context.Context, h *divert.Handle) error {
 	p := newEventPrinter(d.app, d.json)
 	p.quiet, p.verbose = d.printer.quiet, d.printer.verbose > 0
-	return eachEvent(ctx, h, d.count, p.print, p.flush)
+	return eachEvent(ctx, h, d.flags.scope.count, p.print, p.flush)
 }
 
 // open opens a handle that tells the processes of packets if they can be known; if the filter asks
@@ -259,8 +261,8 @@ func (d *dump) receive(ctx context.Context, h *divert.Handle) error {
 	clock := newWallClock()
 	r := &record{live: true}
 	for {
-		if d.count > 0 {
-			ps = ps[:min(len(ps), d.count-d.shown)]
+		if d.flags.scope.count > 0 {
+			ps = ps[:min(len(ps), d.flags.scope.count-d.shown)]
 		}
 		n, err := h.RecvBatch(ps)
 		if err == io.EOF {
@@ -308,7 +310,7 @@ func (d *dump) show(r *record) (done bool, err error) {
 		}
 	}
 	d.shown++
-	return d.shown == d.count, nil
+	return d.shown == d.flags.scope.count, nil
 }
 
 // file prints the packets of a capture file that match.

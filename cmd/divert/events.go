@@ -11,7 +11,6 @@ import (
 	"time"
 
 	"github.com/opendivert/divert"
-	"github.com/opendivert/divert/internal/clock"
 	"github.com/opendivert/divert/packet"
 	"github.com/opendivert/divert/process"
 	"github.com/spf13/cobra"
@@ -27,6 +26,9 @@ func (f *handleFlags) addEvents(cmd *cobra.Command, layer divert.Layer) {
 	fl.Int16Var(&f.priority, "priority", 0, "events meet handles from the highest priority to the lowest, 30000 to -30000")
 	if layer != divert.LayerReflect {
 		addChoice(cmd, &f.engine, "engine", "who decides which events match")
+	}
+	if layer != divert.LayerReflect {
+		f.scope.addProcess(cmd)
 	}
 	addDriver(cmd, &f.driver)
 	fl.IntVar(&f.queueLength, "queue-length", maxQueueLength, "events that may wait for the program, 32 to 16384")
@@ -104,7 +106,6 @@ type eventPrinter struct {
 	quiet     bool // less of each event
 	verbose   bool // all fields too
 	colour    bool
-	started   int64 // timestamp at the start
 	clock     *wallClock
 	processes *processes
 	buf       []byte
@@ -113,7 +114,7 @@ type eventPrinter struct {
 func newEventPrinter(a *app, asJSON bool) *eventPrinter {
 	return &eventPrinter{
 		w: bufio.NewWriterSize(a.out, bufferSize), json: asJSON, colour: a.colour,
-		clock: newWallClock(), processes: newProcesses(), started: clock.Now(),
+		clock: newWallClock(), processes: newProcesses(),
 	}
 }
 

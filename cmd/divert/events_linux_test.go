@@ -49,7 +49,7 @@ func shape(text string) []string {
 		{`"\d{4}-\d\d-\d\dT[^"]+"`, `"N"`}, {`\d{4}-\d\d-\d\d \d`, "DATE 0"},
 		{`\d\d:\d\d:\d\d\.\d+`, "TIME"}, {`(timestamp"?[=:]|(?i:endpoint)(?:Id=|":))\d+`, "${1}N"},
 		{`remotePort=[3-6]\d{4}`, "remotePort=PORT"}, {`endpoint=\d+`, "endpoint=N"}, {`parent=[1-9]\d*`, "parent=N"},
-		{`time=-?\d+\.\d{3}s`, "time=T"}, {fmt.Sprintf(`\b%d\b`, os.Getpid()), "PID"},
+		{`opened (now|[\dms ]+ ago)`, "opened T"}, {fmt.Sprintf(`\b%d\b`, os.Getpid()), "PID"},
 		{`(\]?):[3-6]\d{4}\b`, "$1:PORT"}, {`[\w./-]+\.test\b`, "TEST"}, {` +`, " "},
 	} {
 		text = regexp.MustCompile(r.pattern).ReplaceAllString(text, r.with)
@@ -167,10 +167,10 @@ func TestDumpEvents(t *testing.T) {
 			"DATE TIME ESTABLISHED pid=PID program=TEST endpoint=N parent=N protocol=TCP local=[127.0.0.1]:80 remote=[127.0.0.1]:PORT",
 			"\tevent event=ESTABLISHED outbound=0" + fields + " remoteAddr=127.0.0.1 remotePort=PORT timestamp=N",
 		}},
-		{args: reflect(), want: []string{"OPEN time=T " + handle, "CLOSE time=T " + handle}},
+		{args: reflect(), want: []string{"OPEN opened T " + handle, "CLOSE opened T " + handle}},
 		{args: reflect("-q", "-c", "1"), want: []string{`OPEN pid=NUMBER layer=SOCKET priority=-7 filter="event = CLOSE"`}},
 		{args: reflect("-v", "-c", "1"), want: []string{
-			"DATE TIME OPEN time=T " + handle,
+			"DATE TIME OPEN opened T " + handle,
 			"\thandle event=OPEN processId=N layer=SOCKET priority=-7 timestamp=N",
 		}},
 		{args: reflect("--json", "-c", "1"), want: []string{`{"time":"N","timestamp":N,"event":"OPEN","opened":"N","pid":N,"program":"TEST",` +
@@ -246,7 +246,7 @@ func TestHandlesCommands(t *testing.T) {
 	watch := start(t, pair.A, "watch")
 	drop := start(t, pair.A, "drop", "--priority", "7", "udp.DstPort == 9")
 	pid := drop.cmd.Process.Pid
-	line := fmt.Sprintf(`time=T pid=%d exe=TEST layer=NETWORK flags=DROP priority=7 filter="udp.DstPort = 9"`, pid)
+	line := fmt.Sprintf(`opened T pid=%d exe=TEST layer=NETWORK flags=DROP priority=7 filter="udp.DstPort = 9"`, pid)
 	out, status := runIn(t, pair.A, "list")
 	if got := shape(out); status != 0 || len(got) != 1 || got[0] != "OPEN "+line {
 		t.Errorf("list: %d, %q", status, got)
@@ -272,7 +272,7 @@ func TestHandlesCommands(t *testing.T) {
 	}
 	watch.lines(t, 2)
 	out, status = watch.end(t, syscall.SIGINT)
-	if got := shape(out); status != 0 || len(got) != 2 || !strings.HasPrefix(got[0], "OPEN time=T pid=") || !strings.HasPrefix(got[1], "CLOSE time=T pid=") {
+	if got := shape(out); status != 0 || len(got) != 2 || !strings.HasPrefix(got[0], "OPEN opened T pid=") || !strings.HasPrefix(got[1], "CLOSE opened T pid=") {
 		t.Errorf("watch: %d, %q", status, got)
 	}
 	tables, err := pair.A.NFTables()

@@ -41,14 +41,17 @@ With --top it prints totals per process instead, every --interval, those with th
 			if interval <= 0 {
 				return usagef("--interval %v is not positive", interval)
 			}
-			p, err := flags.compile(args)
+			if top && flags.scope.count > 0 {
+				return usagef("--top and --limit do not go together: totals have no number of events")
+			}
+			text, p, err := flags.program(args)
 			if err != nil {
 				return err
 			}
-			ctx, stop := untilSignal(cmd.Context())
+			ctx, stop := flags.scope.until(cmd.Context())
 			defer stop()
 			r := report{app: a, json: asJSON}
-			if err := flags.sets.follow(ctx, p, &r); err != nil {
+			if err := flags.follow(ctx, p, &r); err != nil {
 				return err
 			}
 			h, err := flags.open(p, divert.RecvOnly|divert.Sniff)
@@ -56,19 +59,20 @@ With --top it prints totals per process instead, every --interval, those with th
 				return err
 			}
 			defer h.Close()
-			r.begin("flows", "watching flows", filterText(args), h)
+			r.begin("flows", "watching flows", text, h)
 			printer := newEventPrinter(a, asJSON)
 			if top {
 				t := &topFlows{printer: printer, interval: interval, next: time.Now().Add(interval), byProcess: map[uint32]*flowTotals{}}
 				err = t.run(ctx, h)
 			} else {
-				err = eachEvent(ctx, h, 0, printer.print, printer.flush)
+				err = eachEvent(ctx, h, flags.scope.count, printer.print, printer.flush)
 			}
 			r.end(h)
 			return err
 		},
 	}
 	flags.addEvents(cmd, divert.LayerFlow)
+	flags.scope.addEnd(cmd, "events")
 	fl := cmd.Flags()
 	fl.BoolVar(&top, "top", false, "totals per process, over and over")
 	fl.DurationVar(&interval, "interval", time.Second, "with --top: how often")

@@ -130,15 +130,40 @@ func (p *eventPrinter) handle(word string, s style, e *divert.Packet) error {
 	if p.quiet {
 		return p.write(fmt.Appendf(b, " pid=%s layer=%v priority=%d filter=%q\n", pid, d.Layer, d.Priority, text))
 	}
-	b = append(b, " time="...)
-	b = strconv.AppendFloat(b, float64(d.Timestamp-p.started)*clock.Tick()/1e9, 'f', 3, 64)
-	b = fmt.Appendf(b, "s pid=%s exe=%s layer=%v flags=%v priority=%d filter=%q\n", pid, printable(path), d.Layer, flags, d.Priority, text)
+	b = append(b, " opened "...)
+	b = append(b, ageText(p.clock.time(clock.Now()).Sub(p.clock.time(d.Timestamp)))...)
+	b = fmt.Appendf(b, " pid=%s exe=%s layer=%v flags=%v priority=%d filter=%q\n", pid, printable(path), d.Layer, flags, d.Priority, text)
 	if p.verbose {
 		b = p.coloured(append(b, '\t'), styleProto, "handle")
 		b = fmt.Appendf(b, " event=%v processId=%d layer=%v priority=%d timestamp=%d\n", e.Addr.Event, d.ProcessID, d.Layer, d.Priority, e.Addr.Timestamp)
 	}
 	return p.write(b)
 }
+
+// ageText says how long ago something was, in the two greatest units.
+func ageText(age time.Duration) string {
+	if age < time.Second {
+		return "now"
+	}
+	seconds := int64(age / time.Second)
+	for i, u := range ages {
+		n, rest := seconds/u.seconds, seconds%u.seconds
+		if n == 0 {
+			continue
+		}
+		text := fmt.Sprintf("%d%s", n, u.name)
+		if i+1 < len(ages) && rest/ages[i+1].seconds > 0 {
+			text += fmt.Sprintf(" %d%s", rest/ages[i+1].seconds, ages[i+1].name)
+		}
+		return text + " ago"
+	}
+	return "now"
+}
+
+var ages = []struct {
+	name    string
+	seconds int64
+}{{"d", 86400}, {"h", 3600}, {"m", 60}, {"s", 1}}
 
 // filterOf returns the filter of a handle as text: its object in normal form or, if it is none, as it is.
 func filterOf(data []byte, layer divert.Layer) string {
@@ -182,8 +207,12 @@ also by the end of its process. The filter is one of the layer reflect.`,
 		Example: "  divert watch\n  divert watch event == CLOSE\n  divert watch --json layer == SOCKET",
 	}
 	r := newReflector(a, cmd)
+	r.flags.scope.addEnd(cmd, "events")
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
-		ctx, stop := untilSignal(cmd.Context())
+		if err := r.flags.scope.check(); err != nil {
+			return err
+		}
+		ctx, stop := r.flags.scope.until(cmd.Context())
 		defer stop()
 		h, err := r.open(args, 0)
 		if err != nil {
@@ -192,7 +221,7 @@ also by the end of its process. The filter is one of the layer reflect.`,
 		defer h.Close()
 		run := report{app: a, json: r.json}
 		run.begin("watch", "watching handles", filterText(args), h)
-		err = eachEvent(ctx, h, 0, r.printer.print, r.printer.flush)
+		err = eachEvent(ctx, h, r.flags.scope.count, r.printer.print, r.printer.flush)
 		run.end(h)
 		return err
 	}

@@ -167,7 +167,10 @@ func impairConfig(a *app, cmd *cobra.Command, flags *impairFlags, rule *impair.R
 	if !cmd.Flags().Changed("seed") {
 		c.Seed = rand.Uint64N(1 << 53) // readers of JSON know numbers up to there
 	}
-	text, err := flags.sets.take(filterText(args))
+	text, _, err := flags.program(args)
+	if err == nil {
+		text, err = flags.sets.take(text)
+	}
 	if err != nil {
 		return c, err
 	}
@@ -191,13 +194,26 @@ func impairConfig(a *app, cmd *cobra.Command, flags *impairFlags, rule *impair.R
 	if err != nil {
 		return c, err
 	}
+	tests, err := flags.scope.tests(flags.layer(), flags.strict)
+	if err != nil {
+		return c, err
+	}
 	for i := range s.Phases {
 		for j := range s.Phases[i].Rules {
-			if r := &s.Phases[i].Rules[j]; r.Filter == "" {
+			r := &s.Phases[i].Rules[j]
+			if r.Filter == "" {
 				if len(args) == 0 {
 					return c, usagef("phase %d, rule %d of %s has no filter: give one for such rules, `true` for all packets", i+1, j+1, printable(path))
 				}
 				r.Filter = text
+				continue
+			}
+			p, err := flags.compileText(r.Filter)
+			if err != nil {
+				continue // the run will say what is wrong and where
+			}
+			if r.Filter, err = narrow(r.Filter, p, tests); err != nil {
+				return c, err
 			}
 		}
 	}
@@ -227,16 +243,13 @@ func readSchedule(a *app, path string) (*impair.Schedule, error) {
 	return s, nil
 }
 
-// runImpair impairs packets until a signal comes or the schedule ends.
+// runImpair impairs packets until a signal comes, the schedule ends, or the flags say so.
 func runImpair(a *app, cmd *cobra.Command, flags *impairFlags, c impair.Config, args []string) error {
-	if _, err := flags.compile(args); err != nil {
-		return err
-	}
-	ctx, stop := untilSignal(cmd.Context())
+	ctx, stop := flags.scope.until(cmd.Context())
 	defer stop()
 	r := report{app: a, json: flags.json, seed: &c.Seed}
 	c.Open = func(p *filter.Program, opts ...divert.Option) (*divert.Handle, error) {
-		if err := flags.sets.follow(ctx, p, &r); err != nil {
+		if err := flags.follow(ctx, p, &r); err != nil {
 			return nil, err
 		}
 		return flags.open(p, 0, opts...)
@@ -249,11 +262,13 @@ func runImpair(a *app, cmd *cobra.Command, flags *impairFlags, c impair.Config, 
 	}
 	defer i.Close()
 	r.begin("impair", fmt.Sprintf("impairing packets with seed %d", c.Seed), filterText(args), i.Handle())
+	ctx, cancel := flags.scope.enough(ctx, i.Handle())
+	defer cancel()
 	err = i.Run(ctx)
 	s := i.Stats()
 	r.impaired = &s
 	r.end(i.Handle())
-	if errors.Is(err, context.Canceled) {
+	if errors.Is(err, context.Canceled) || errors.Is(err, context.DeadlineExceeded) {
 		return nil
 	}
 	return err

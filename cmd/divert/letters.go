@@ -17,7 +17,6 @@ import (
 // letters are the flags of dump that it has from tcpdump(1) for those whose fingers know them.
 // docs/tcpdump.md has the table of all of tcpdump's flags.
 type letters struct {
-	interfaces []string
 	way        choice // of packets
 	times      int    // how often -t was given
 	nano       bool
@@ -72,7 +71,6 @@ var refusedLetters = []struct{ letter, why string }{
 // add adds the flags.
 func (l *letters) add(cmd *cobra.Command) {
 	fl := cmd.Flags()
-	fl.StringArrayVarP(&l.interfaces, "interface", "i", nil, "only packets of the network interface `name`, by name or index; any: all; may be given several times")
 	l.way.names = []string{"inout", "in", "out"}
 	fl.VarP(&l.way, "direction", "Q", "only packets that come in or go out: in, out, inout")
 	fl.CountVarP(&l.hex, "hex", "x", "also the bytes in hexadecimal")
@@ -164,53 +162,23 @@ func (l *letters) filter(args []string) (string, error) {
 	return filterText([]string{strings.TrimSpace(string(b))}), err
 }
 
-// narrow adds what -i and -Q ask for to a filter that compiles, and returns its text.
+// narrow adds what -Q asks for to a filter that compiles, and returns its text.
 func (l *letters) narrow(text string, p *filter.Program) (string, error) {
-	var tests []string
-	indexes, err := l.indexes()
-	if err != nil {
-		return "", err
-	}
-	var anyOf []string
-	for _, i := range indexes {
-		anyOf = append(anyOf, "ifIdx == "+strconv.Itoa(i))
-	}
-	if len(anyOf) > 0 {
-		tests = append(tests, strings.Join(anyOf, " or "))
-	}
-	switch l.way.value {
-	case wayIn:
-		tests = append(tests, "inbound")
-	case wayOut:
-		tests = append(tests, "outbound")
-	}
-	if len(tests) == 0 {
+	if l.way.value == wayBoth {
 		return text, nil
 	}
-	layer := p.Layer()
-	switch {
+	switch layer := p.Layer(); {
 	case hasEvents(layer):
-		return "", usagef("--interface and --direction are about packets, and the layer %s has events", word(layer))
-	case l.way.value != wayBoth && layer == divert.LayerForward:
+		return "", usagef("--direction is about packets, and the layer %s has events", word(layer))
+	case layer == divert.LayerForward:
 		return "", usagef("--direction %s: forwarded packets do not begin or end here, so they have no direction", &l.way)
 	}
-	if strings.HasPrefix(strings.TrimSpace(text), "@") { // an object string
-		if text, err = p.Format(); err != nil {
-			return "", err
-		}
-	}
-	if strings.TrimSpace(text) != "true" {
-		tests = append(tests, text)
-	}
-	if len(tests) == 1 {
-		return tests[0], nil
-	}
-	return "(" + strings.Join(tests, ") and (") + ")", nil
+	return narrow(text, p, []string{map[int]string{wayIn: "inbound", wayOut: "outbound"}[l.way.value]})
 }
 
-// indexes returns the indexes of the interfaces that were asked for, none if any will do.
-func (l *letters) indexes() (list []int, err error) {
-	for _, names := range l.interfaces {
+// interfaceIndexes returns the indexes of interfaces, names or numbers separated by commas; none if any will do.
+func interfaceIndexes(given []string) (list []int, err error) {
+	for _, names := range given {
 		for name := range strings.SplitSeq(names, ",") {
 			if name == "any" {
 				return nil, nil

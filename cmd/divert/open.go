@@ -123,6 +123,7 @@ func filterText(args []string) string {
 // handleFlags say how a handle is opened.
 type handleFlags struct {
 	dialectFlags
+	scope       scope
 	priority    int16
 	fragments   bool
 	queueLength int
@@ -142,6 +143,9 @@ func (f *handleFlags) add(cmd *cobra.Command, layers []divert.Layer) {
 	fl := cmd.Flags()
 	fl.Int16Var(&f.priority, "priority", 0, noun+" meet handles from the highest priority to the lowest, 30000 to -30000")
 	fl.BoolVar(&f.fragments, "fragments", false, "see inbound fragments as they come, not the datagram put together")
+	f.scope.addInterface(cmd)
+	f.scope.addProcess(cmd)
+	f.scope.addEnd(cmd, noun)
 	f.engine.names = wordsOf(engines)
 	addChoice(cmd, &f.engine, "engine", "who decides which "+noun+" match")
 	addDriver(cmd, &f.driver)

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io"
 	"sync"
+	"sync/atomic"
 
 	"github.com/opendivert/divert"
 	"github.com/spf13/cobra"
@@ -36,21 +37,21 @@ With --rewrite the bytes of each packet go back to the kernel too, as if the pro
 			if batch < 1 || batch > divert.MaxBatch {
 				return usagef("--batch %d is out of range (1 to %d)", batch, divert.MaxBatch)
 			}
-			p, err := flags.compile(args)
+			text, p, err := flags.program(args)
 			if err != nil {
 				return err
 			}
-			text, err := first.narrow(filterText(args), p, &flags.dialectFlags)
+			text, err = first.narrow(text, p, &flags.dialectFlags)
 			if err != nil {
 				return err
 			}
 			if p, err = flags.compileText(text); err != nil {
 				return err
 			}
-			ctx, stop := untilSignal(cmd.Context())
+			ctx, stop := flags.scope.until(cmd.Context())
 			defer stop()
 			r := report{app: a, json: asJSON}
-			if err := flags.sets.follow(ctx, p, &r); err != nil {
+			if err := flags.follow(ctx, p, &r); err != nil {
 				return err
 			}
 			h, err := flags.open(p, 0, divert.WithQueues(queues))
@@ -59,7 +60,8 @@ With --rewrite the bytes of each packet go back to the kernel too, as if the pro
 			}
 			defer h.Close()
 			r.begin("passthru", "passing packets on", text, h)
-			err = passOn(ctx, h, batch, rewrite, r.warn)
+			pass := &passer{h: h, rewrite: rewrite, batch: batch, limit: int64(flags.scope.count), warnings: warnings{warn: r.warn}}
+			err = pass.run(ctx)
 			r.end(h)
 			return err
 		},
@@ -75,24 +77,30 @@ With --rewrite the bytes of each packet go back to the kernel too, as if the pro
 	return cmd
 }
 
-// passOn sends each packet on until ctx ends, with a goroutine for each queue. Then no more are captured, and
-// those that wait already are still sent on, so that none is lost.
-func passOn(ctx context.Context, h *divert.Handle, batch int, rewrite bool, warn func(error)) error {
-	shutdown := func() { _ = h.Shutdown(divert.ShutdownRecv) } // fails if closed, which ends it too
+// passer sends the packets of a handle on.
+type passer struct {
+	h        *divert.Handle
+	rewrite  bool  // send the bytes
+	batch    int   // packets at a time
+	limit    int64 // packets to pass on, 0: all; with several queues, each may take a batch more
+	taken    atomic.Int64
+	warnings warnings
+}
+
+// run sends each packet on until ctx ends, with a goroutine for each queue. Then no more are captured, and
+// those that wait already are still sent on, so that none is lost. It also ends when the limit is reached; those that wait then
+// go on when the handle is closed.
+func (p *passer) run(ctx context.Context) error {
+	shutdown := func() { _ = p.h.Shutdown(divert.ShutdownRecv) } // fails if closed, which ends it too
 	stop := context.AfterFunc(ctx, shutdown)
 	defer stop()
-	send := h.AcceptBatch
-	if rewrite {
-		send = h.SendBatch
-	}
-	w := &warnings{warn: warn}
 	ended := make(chan error)
-	for queue := range h.Queues() {
-		go func() { ended <- passQueue(h, queue, make([]divert.Packet, batch), send, w) }()
+	for queue := range p.h.Queues() {
+		go func() { ended <- p.queue(queue) }()
 	}
 	var first error
-	for range h.Queues() {
-		if err := <-ended; err != nil && first == nil {
+	for range p.h.Queues() {
+		if err := <-ended; (err != nil || p.limit > 0) && first == nil {
 			first = err
 			shutdown() // the others would go on
 		}
@@ -100,18 +108,29 @@ func passOn(ctx context.Context, h *divert.Handle, batch int, rewrite bool, warn
 	return first
 }
 
-// passQueue sends the packets of a queue on until its end.
-func passQueue(h *divert.Handle, queue int, ps []divert.Packet, send func([]divert.Packet) (int, error), w *warnings) error {
-	for {
-		n, err := h.Queue(queue).RecvBatch(ps)
+// queue sends the packets of a queue on until its end.
+func (p *passer) queue(queue int) error {
+	send := p.h.AcceptBatch
+	if p.rewrite {
+		send = p.h.SendBatch
+	}
+	for ps := make([]divert.Packet, p.batch); ; {
+		room := int64(len(ps))
+		if p.limit > 0 {
+			if room = min(room, p.limit-p.taken.Load()); room <= 0 {
+				return nil
+			}
+		}
+		n, err := p.h.Queue(queue).RecvBatch(ps[:room])
 		if err == io.EOF {
 			return nil
 		}
 		if err != nil {
 			return err
 		}
+		p.taken.Add(int64(n))
 		if _, err := send(ps[:n]); err != nil {
-			w.add(err)
+			p.warnings.add(err)
 		}
 	}
 }

@@ -29,6 +29,7 @@ type proxyFlags struct {
 	noHold  bool
 	quiet   bool
 	asJSON  bool
+	lasts   time.Duration
 
 	priority int16
 	engine   choice
@@ -69,6 +70,7 @@ before the first byte of each connection of TCP; UDP is left alone then.`,
 	fl.BoolVarP(&f.quiet, "quiet", "q", false, "print no connections")
 	fl.BoolVar(&f.asJSON, "json", false, "connections, messages and summary as JSON")
 	fl.Int16Var(&f.priority, "priority", 0, "packets meet handles from the highest priority to the lowest, 30000 to -30000")
+	fl.DurationVar(&f.lasts, "for", 0, "end after so long, as in 30s or 5m")
 	addChoice(cmd, &f.engine, "engine", "who decides which packets match")
 	return cmd
 }
@@ -103,7 +105,10 @@ func (f *proxyFlags) run(a *app, cmd *cobra.Command, args []string) error {
 	if _, err := filter.Compile(filterText(args), divert.LayerNetwork, filter.Extended); err != nil {
 		return err // with the text as it was written
 	}
-	ctx, stop := untilSignal(cmd.Context())
+	if f.lasts < 0 {
+		return usagef("--for %v is negative", f.lasts)
+	}
+	ctx, stop := (&scope{lasts: f.lasts}).until(cmd.Context())
 	defer stop()
 	l, err := redirect.Listen(ctx, text, o)
 	if errors.Is(err, divert.ErrInvalid) {

@@ -38,17 +38,17 @@ On Linux, answers to packets on the way out and to routed ones need /dev/net/tun
   divert reject --layer forward 'ip.DstAddr == 198.51.100.0/24'`,
 		Args: filterArguments,
 		RunE: func(cmd *cobra.Command, args []string) error {
-			p, err := flags.compile(args)
+			text, p, err := flags.program(args)
 			if err != nil {
 				return err
 			}
 			if p.Layer() == divert.LayerForward && runtime.GOOS != "linux" {
 				return usagef("--layer forward rejects on Linux only: elsewhere what is sent at this layer cannot go back to the sender")
 			}
-			ctx, stop := untilSignal(cmd.Context())
+			ctx, stop := flags.scope.until(cmd.Context())
 			defer stop()
 			r := report{app: a, json: asJSON}
-			if err := flags.sets.follow(ctx, p, &r); err != nil {
+			if err := flags.follow(ctx, p, &r); err != nil {
 				return err
 			}
 			h, err := flags.open(p, 0)
@@ -57,10 +57,11 @@ On Linux, answers to packets on the way out and to routed ones need /dev/net/tun
 			}
 			defer h.Close()
 			j := newRejecter(h, r.warn)
+			j.limit = flags.scope.count
 			if verbose {
 				j.log = newRejectLog(a, asJSON)
 			}
-			r.begin("reject", "rejecting", filterText(args), h)
+			r.begin("reject", "rejecting", text, h)
 			err = j.run(ctx)
 			r.answers = &j.count
 			r.end(h)
@@ -91,6 +92,7 @@ type rejecter struct {
 	warnings warnings
 	log      *rejectLog // nil: none
 	count    answerCounts
+	limit    int // packets to answer, 0: all
 
 	subnets  broadcasts
 	parsed   packet.Parsed
@@ -105,18 +107,23 @@ func newRejecter(h *divert.Handle, warn func(error)) *rejecter {
 	}
 }
 
-// run answers packets until ctx ends and those that waited then are through.
+// run answers packets until ctx ends and those that waited then are through, or until the limit is reached.
 func (j *rejecter) run(ctx context.Context) error {
 	stop := context.AfterFunc(ctx, func() { _ = j.h.Shutdown(divert.ShutdownRecv) }) // fails if closed, which ends it too
 	defer stop()
-	for {
-		n, err := j.h.RecvBatch(j.received)
+	for seen := 0; j.limit == 0 || seen < j.limit; {
+		ps := j.received
+		if j.limit > 0 {
+			ps = ps[:min(len(ps), j.limit-seen)]
+		}
+		n, err := j.h.RecvBatch(ps)
 		if err == io.EOF {
 			return nil
 		}
 		if err != nil {
 			return err
 		}
+		seen += n
 		if err := j.subnets.update(); err != nil {
 			j.warnings.add(err)
 		}
@@ -128,6 +135,7 @@ func (j *rejecter) run(ctx context.Context) error {
 			return err
 		}
 	}
+	return nil
 }
 
 // answerAll makes the answers to packets. A packet that is not sent on is gone.

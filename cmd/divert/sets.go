@@ -18,6 +18,7 @@ import (
 type setFiles struct {
 	given []string // NAME=FILE, of --set
 	files map[string]string
+	own   string // a set without a file, which the command fills itself
 }
 
 // add adds the flag.
@@ -61,9 +62,14 @@ func (s *setFiles) put(name, file string) error {
 	return nil
 }
 
+// names returns the names of the sets that need files.
+func (s *setFiles) names(p *filter.Program) []string {
+	return slices.DeleteFunc(p.Sets(), func(name string) bool { return s.own != "" && name == s.own })
+}
+
 // check compares the files with the sets of a filter. A set without one is wrong only if it is to be used.
 func (s *setFiles) check(p *filter.Program, used bool) error {
-	names := p.Sets()
+	names := s.names(p)
 	for name := range s.files {
 		if !slices.Contains(names, name) {
 			return usagef("the filter has no set @%s, which --set gives a file", name)
@@ -82,7 +88,7 @@ func (s *setFiles) load(p *filter.Program) error {
 	if err := s.check(p, true); err != nil {
 		return err
 	}
-	for _, name := range p.Sets() {
+	for _, name := range s.names(p) {
 		if err := p.Set(name).Load(s.files[name]); err != nil {
 			return setError(name, err)
 		}
@@ -101,7 +107,7 @@ func (s *setFiles) follow(ctx context.Context, p *filter.Program, r *report) err
 	if err := s.check(p, true); err != nil {
 		return err
 	}
-	names := p.Sets()
+	names := s.names(p)
 	if len(names) == 0 {
 		return nil
 	}

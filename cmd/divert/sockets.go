@@ -25,18 +25,18 @@ elsewhere the socket is aborted. Close is never refused.`,
   divert sockets --block 'event == CONNECT and remoteAddr == 192.0.2.0/24'
   divert sockets --json processId == 4711 | jq .event`,
 		RunE: func(cmd *cobra.Command, args []string) error {
-			p, err := flags.compile(args)
+			text, p, err := flags.program(args)
 			if err != nil {
 				return err
 			}
-			ctx, stop := untilSignal(cmd.Context())
+			ctx, stop := flags.scope.until(cmd.Context())
 			defer stop()
 			mode, doing := divert.RecvOnly|divert.Sniff, "watching sockets"
 			if block {
 				mode, doing = divert.RecvOnly, "refusing what sockets do"
 			}
 			r := report{app: a, json: asJSON}
-			if err := flags.sets.follow(ctx, p, &r); err != nil {
+			if err := flags.follow(ctx, p, &r); err != nil {
 				return err
 			}
 			h, err := flags.open(p, mode)
@@ -44,14 +44,15 @@ elsewhere the socket is aborted. Close is never refused.`,
 				return err
 			}
 			defer h.Close()
-			r.begin("sockets", doing, filterText(args), h)
+			r.begin("sockets", doing, text, h)
 			printer := newEventPrinter(a, asJSON)
-			err = eachEvent(ctx, h, 0, printer.print, printer.flush)
+			err = eachEvent(ctx, h, flags.scope.count, printer.print, printer.flush)
 			r.end(h)
 			return err
 		},
 	}
 	flags.addEvents(cmd, divert.LayerSocket)
+	flags.scope.addEnd(cmd, "events")
 	fl := cmd.Flags()
 	fl.BoolVar(&block, "block", false, "refuse what matches")
 	fl.BoolVar(&asJSON, "json", false, "one JSON object per event; messages as JSON too")

@@ -1,0 +1,42 @@
+package main
+
+import (
+	"bytes"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+)
+
+// processesNamed returns the processes that have one of the names: the file name of their executable, or what they call
+// themselves (comm in proc(5), which is cut to 15 bytes).
+func processesNamed(names []string) (ids []uint32, err error) {
+	proc, err := os.Open("/proc")
+	if err != nil {
+		return nil, err
+	}
+	defer proc.Close()
+	list, err := proc.Readdirnames(-1)
+	if err != nil {
+		return nil, err
+	}
+	for _, name := range list {
+		id, err := strconv.ParseUint(name, 10, 32)
+		if err != nil {
+			continue
+		}
+		comm, err := os.ReadFile("/proc/" + name + "/comm")
+		if err != nil {
+			continue // it has ended
+		}
+		found := slices.Contains(names, string(bytes.TrimSuffix(comm, []byte("\n"))))
+		if !found {
+			path, err := os.Readlink("/proc/" + name + "/exe")
+			found = err == nil && slices.Contains(names, filepath.Base(path))
+		}
+		if found {
+			ids = append(ids, uint32(id))
+		}
+	}
+	return ids, nil
+}
