@@ -8,7 +8,8 @@ import (
 	"os/exec"
 	"strings"
 	"testing"
-	"time"
+
+	"github.com/opendivert/divert/internal/capfile"
 )
 
 // pcapVariant is a pcap file of any version and variant, with as many frames as there are lengths.
@@ -31,10 +32,10 @@ const frameLen = 29
 var pcapVariants = []pcapVariant{
 	{name: "2.4", want: 1},
 	{name: "2.4, big endian", order: binary.BigEndian, want: 1},
-	{name: "nanoseconds", magic: magicNanoseconds, want: 1},
-	{name: "nanoseconds, big endian", magic: magicNanoseconds, order: binary.BigEndian, want: 1},
-	{name: "Kuznetzov's", magic: magicPatched, want: 1},
-	{name: "Kuznetzov's, big endian", magic: magicPatched, order: binary.BigEndian, want: 1},
+	{name: "nanoseconds", magic: capfile.MagicNanoseconds, want: 1},
+	{name: "nanoseconds, big endian", magic: capfile.MagicNanoseconds, order: binary.BigEndian, want: 1},
+	{name: "Kuznetzov's", magic: capfile.MagicPatched, want: 1},
+	{name: "Kuznetzov's, big endian", magic: capfile.MagicPatched, order: binary.BigEndian, want: 1},
 	{name: "2.3", major: 2, minor: 3, lengths: [][2]uint32{{frameLen, 60}}, want: 1},
 	{name: "2.3 with lengths exchanged", major: 2, minor: 3, lengths: [][2]uint32{{60, frameLen}}, want: 1},
 	{name: "2.2", major: 2, minor: 2, lengths: [][2]uint32{{60, frameLen}, {60, frameLen}}, want: 2},
@@ -67,13 +68,13 @@ func (v *pcapVariant) file() []byte {
 		order = binary.LittleEndian
 	}
 	if magic == 0 {
-		magic = magicMicroseconds
+		magic = capfile.MagicMicroseconds
 	}
 	if lengths == nil {
 		lengths = [][2]uint32{{frameLen, frameLen}}
 	}
 	fraction := uint32(sampleTime.Nanosecond())
-	if magic != magicNanoseconds {
+	if magic != capfile.MagicNanoseconds {
 		fraction /= 1000
 	}
 	major, minor := v.major, v.minor
@@ -83,12 +84,12 @@ func (v *pcapVariant) file() []byte {
 	b := order.AppendUint32(nil, magic)
 	b = order.AppendUint16(order.AppendUint16(b, major), minor)
 	b = append(b, make([]byte, 8)...)
-	b = order.AppendUint32(order.AppendUint32(b, v.snap), uint32(linkTypeRaw))
+	b = order.AppendUint32(order.AppendUint32(b, v.snap), uint32(capfile.LinkTypeRaw))
 	for _, l := range lengths {
 		b = order.AppendUint32(order.AppendUint32(b, uint32(sampleTime.Unix())), fraction)
 		b = order.AppendUint32(order.AppendUint32(b, l[0]), l[1])
-		if magic == magicPatched {
-			b = append(b, 0, 0, 0, 2, 8, 0, outgoingPacket, 0)
+		if magic == capfile.MagicPatched {
+			b = append(b, 0, 0, 0, 2, 8, 0, capfile.OutgoingPacket, 0)
 		}
 		b = append(b, datagram...)
 	}
@@ -109,7 +110,7 @@ func TestCapturesOfEveryVersion(t *testing.T) {
 			file := v.file()
 			r := runCommand(t, string(file), "dump", "-r", "-")
 			arrow := ""
-			if v.magic == magicPatched {
+			if v.magic == capfile.MagicPatched {
 				arrow = "-> "
 			}
 			lines := strings.SplitAfter(r.out, "\n")
@@ -200,34 +201,34 @@ func (w *ngWriter) option(code uint16, value ...byte) []byte {
 
 // section begins a section of version 1 and a minor one.
 func (w *ngWriter) section(minor uint16) *ngWriter {
-	b := w.order.AppendUint32(nil, byteOrderMagic)
+	b := w.order.AppendUint32(nil, capfile.ByteOrderMagic)
 	b = w.order.AppendUint16(w.order.AppendUint16(b, 1), minor)
-	return w.block(blockSection, w.order.AppendUint64(b, unknownLength)...)
+	return w.block(capfile.BlockSection, w.order.AppendUint64(b, unknownLength)...)
 }
 
 // device describes an interface.
 func (w *ngWriter) device(link uint16, snap uint32, options ...[]byte) *ngWriter {
 	b := w.order.AppendUint32(w.order.AppendUint16(w.order.AppendUint16(nil, link), 0), snap)
-	return w.block(blockInterface, append(b, bytes.Join(options, nil)...)...)
+	return w.block(capfile.BlockInterface, append(b, bytes.Join(options, nil)...)...)
 }
 
 // packet appends the usual datagram.
 func (w *ngWriter) packet(device uint32, at uint64, options ...[]byte) *ngWriter {
 	b := w.words(device, uint32(at>>32), uint32(at), frameLen, frameLen)
 	b = append(append(b, datagram...), 0, 0, 0)
-	return w.block(blockPacket, append(b, bytes.Join(options, nil)...)...)
+	return w.block(capfile.BlockPacket, append(b, bytes.Join(options, nil)...)...)
 }
 
 func TestPcapngOfEveryKind(t *testing.T) {
 	little := func() *ngWriter { return &ngWriter{order: binary.LittleEndian} }
 	big := func() *ngWriter { return &ngWriter{order: binary.BigEndian} }
 	micro := uint64(sampleTime.UnixMicro())
-	ends := little().option(optionEnd)
+	ends := little().option(capfile.OptionEnd)
 	const at, what = "05:06:07.123456 ", "IP 10.77.0.1.5353 > 10.77.0.2.53: UDP, length 1\n"
 	damaged := little().section(0).device(101, 0).packet(0, micro).packet(0, micro)
 	damaged.b[len(damaged.b)-4]++
 	offset := func(w *ngWriter, seconds int64) []byte {
-		return w.option(optionOffset, w.order.AppendUint64(nil, uint64(seconds))...)
+		return w.option(capfile.OptionOffset, w.order.AppendUint64(nil, uint64(seconds))...)
 	}
 	for _, test := range []struct {
 		name  string
@@ -236,30 +237,30 @@ func TestPcapngOfEveryKind(t *testing.T) {
 		fails string
 	}{
 		{"one packet", little().section(0).device(101, 0).packet(0, micro), at + what, ""},
-		{"big endian", big().section(0).device(101, 0, big().option(optionName, []byte("eth0")...)).packet(0, micro, big().option(optionFlags, 0, 0, 0, 2)), at + "eth0 -> " + what, ""},
+		{"big endian", big().section(0).device(101, 0, big().option(capfile.OptionName, []byte("eth0")...)).packet(0, micro, big().option(capfile.OptionFlags, 0, 0, 0, 2)), at + "eth0 -> " + what, ""},
 		{"version 1.2", little().section(2).device(101, 0).packet(0, micro), at + what, ""},
 		{"both byte orders", &ngWriter{order: binary.LittleEndian, b: append(big().section(0).device(101, 0).packet(0, micro).b, little().section(0).device(101, 0).packet(0, micro).b...)}, at + what + at + what, ""},
-		{"nanoseconds", little().section(0).device(101, 0, little().option(optionResolution, 9), ends).packet(0, uint64(sampleTime.UnixNano())), at + what, ""},
-		{"seconds", little().section(0).device(101, 0, little().option(optionResolution, 0)).packet(0, uint64(sampleTime.Unix())), "05:06:07.000000 " + what, ""},
-		{"units of 10 picoseconds", little().section(0).device(101, 0, little().option(optionResolution, 11), offset(little(), sampleTime.Unix())).packet(0, 12345600000), at + what, ""},
-		{"units of 2^-20 seconds", little().section(0).device(101, 0, little().option(optionResolution, binaryResolution|20)).packet(0, uint64(sampleTime.Unix())<<20|1<<19), "05:06:07.500000 " + what, ""},
-		{"units of 2^-64 seconds", big().section(0).device(101, 0, big().option(optionResolution, binaryResolution|64), offset(big(), sampleTime.Unix())).packet(0, 1<<62), "05:06:07.250000 " + what, ""},
-		{"units of 2^-65 seconds", big().section(0).device(101, 0, big().option(optionResolution, binaryResolution|65), offset(big(), sampleTime.Unix())).packet(0, 1<<63), "05:06:07.250000 " + what, ""},
+		{"nanoseconds", little().section(0).device(101, 0, little().option(capfile.OptionResolution, 9), ends).packet(0, uint64(sampleTime.UnixNano())), at + what, ""},
+		{"seconds", little().section(0).device(101, 0, little().option(capfile.OptionResolution, 0)).packet(0, uint64(sampleTime.Unix())), "05:06:07.000000 " + what, ""},
+		{"units of 10 picoseconds", little().section(0).device(101, 0, little().option(capfile.OptionResolution, 11), offset(little(), sampleTime.Unix())).packet(0, 12345600000), at + what, ""},
+		{"units of 2^-20 seconds", little().section(0).device(101, 0, little().option(capfile.OptionResolution, capfile.BinaryResolution|20)).packet(0, uint64(sampleTime.Unix())<<20|1<<19), "05:06:07.500000 " + what, ""},
+		{"units of 2^-64 seconds", big().section(0).device(101, 0, big().option(capfile.OptionResolution, capfile.BinaryResolution|64), offset(big(), sampleTime.Unix())).packet(0, 1<<62), "05:06:07.250000 " + what, ""},
+		{"units of 2^-65 seconds", big().section(0).device(101, 0, big().option(capfile.OptionResolution, capfile.BinaryResolution|65), offset(big(), sampleTime.Unix())).packet(0, 1<<63), "05:06:07.250000 " + what, ""},
 		{"before 1970", little().section(0).device(101, 0, offset(little(), -sampleTime.Unix()-1)).packet(0, micro), "23:59:59.123456 " + what, ""},
-		{"simple packets", little().section(0).device(101, 0).block(blockSimplePacket, append(little().words(frameLen), datagram...)...), "00:00:00.000000 " + what, ""},
-		{"simple packets, cut", little().section(0).device(101, 28).block(blockSimplePacket, append(little().words(frameLen), datagram[:28]...)...),
+		{"simple packets", little().section(0).device(101, 0).block(capfile.BlockSimplePacket, append(little().words(frameLen), datagram...)...), "00:00:00.000000 " + what, ""},
+		{"simple packets, cut", little().section(0).device(101, 28).block(capfile.BlockSimplePacket, append(little().words(frameLen), datagram[:28]...)...),
 			"00:00:00.000000 IP 10.77.0.1.5353 > 10.77.0.2.53: UDP, length 1 [captured 28 of 29 bytes]\n", ""},
-		{"simple packets, damaged", little().section(0).device(101, 0).block(blockSimplePacket, little().words(64)...), "", "block 3: it is damaged"},
-		{"old packets", big().section(0).device(101, 0).block(blockOldPacket, append(append(big().words(7, uint32(micro>>32), uint32(micro), frameLen, frameLen), datagram...), 0, 0, 0)...), at + what, ""},
+		{"simple packets, damaged", little().section(0).device(101, 0).block(capfile.BlockSimplePacket, little().words(64)...), "", "block 3: it is damaged"},
+		{"old packets", big().section(0).device(101, 0).block(capfile.BlockOldPacket, append(append(big().words(7, uint32(micro>>32), uint32(micro), frameLen, frameLen), datagram...), 0, 0, 0)...), at + what, ""},
 		{"unknown blocks", little().section(0).block(0x80000BAD, 1, 2, 3).device(101, 0).block(5, 1).packet(0, micro).block(4, 0, 0, 0, 0), at + what, ""},
-		{"unknown options", little().section(0).device(101, 0, little().option(4000, 1, 2, 3)).packet(0, micro, little().option(3000, 1), little().option(optionFlags, 1, 0, 0, 0)), at + "<- " + what, ""},
+		{"unknown options", little().section(0).device(101, 0, little().option(4000, 1, 2, 3)).packet(0, micro, little().option(3000, 1), little().option(capfile.OptionFlags, 1, 0, 0, 0)), at + "<- " + what, ""},
 		{"options that do not fit", little().section(0).device(101, 0, []byte{2, 0, 255, 255}).packet(0, micro, []byte{2, 0, 4, 0}), at + what, ""},
-		{"options too short", little().section(0).device(101, 0, little().option(optionResolution), little().option(optionOffset, 1)).packet(0, micro, little().option(optionFlags, 1)), at + what, ""},
+		{"options too short", little().section(0).device(101, 0, little().option(capfile.OptionResolution), little().option(capfile.OptionOffset, 1)).packet(0, micro, little().option(capfile.OptionFlags, 1)), at + what, ""},
 		{"two link types", little().section(0).device(101, 0).device(189, 0).packet(1, micro).packet(0, micro), at + what, "1 of 2 frames are left out\ndivert: warning: link type 189 (USB) is not understood"},
 		{"another link type", little().section(0).device(147, 0).packet(0, micro), "", "nothing in the capture file could be read: link type 147 (USER0) is not understood"},
-		{"another version", &ngWriter{order: binary.LittleEndian, b: append(little().block(blockSection, append(little().words(byteOrderMagic, 2), make([]byte, 8)...)...).packet(0, micro).b, little().section(0).device(101, 0).packet(0, micro).b...)},
+		{"another version", &ngWriter{order: binary.LittleEndian, b: append(little().block(capfile.BlockSection, append(little().words(capfile.ByteOrderMagic, 2), make([]byte, 8)...)...).packet(0, micro).b, little().section(0).device(101, 0).packet(0, micro).b...)},
 			at + what, "a section of pcapng version 2.0 is left out"},
-		{"more captured than there was", little().section(0).device(101, 0).block(blockPacket, append(append(little().words(0, uint32(micro>>32), uint32(micro), frameLen, 20), datagram...), 0, 0, 0)...), at + what, ""},
+		{"more captured than there was", little().section(0).device(101, 0).block(capfile.BlockPacket, append(append(little().words(0, uint32(micro>>32), uint32(micro), frameLen, 20), datagram...), 0, 0, 0)...), at + what, ""},
 		{"no such interface", little().section(0).device(101, 0).packet(0, micro).packet(1, micro), at + what, "block 4: it has a packet of interface 1, but only 1 were described"},
 		{"no interface", little().section(0).packet(0, micro), "", "block 2: it has a packet of interface 0, but only 0 were described"},
 		{"interfaces of the section before", little().section(0).device(101, 0).section(0).packet(0, micro), "", "block 4: it has a packet of interface 0"},
@@ -269,7 +270,7 @@ func TestPcapngOfEveryKind(t *testing.T) {
 		{"two lengths", damaged, at + what, "block 4 is damaged: its length is 64 in front and 65 behind"},
 		{"cut off in a block", &ngWriter{b: little().section(0).device(101, 0).packet(0, micro).b[:28+20+40]}, "", "it is cut off: of block 3, 64 bytes, only 40 are there"},
 		{"cut off in an unknown block", &ngWriter{b: little().section(0).block(77, make([]byte, 52)...).b[:28+40]}, "", "it is cut off: of block 2, 64 bytes, only 40 are there"},
-		{"no byte order", little().block(blockSection, make([]byte, 16)...), "", "block 1 is damaged: it begins a section and does not tell its byte order"},
+		{"no byte order", little().block(capfile.BlockSection, make([]byte, 16)...), "", "block 1 is damaged: it begins a section and does not tell its byte order"},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			r := runCommand(t, string(test.file.b), "dump", "-r", "-")
@@ -280,24 +281,6 @@ func TestPcapngOfEveryKind(t *testing.T) {
 				t.Errorf("status %d", r.status)
 			}
 		})
-	}
-}
-
-// TestTimesOfAnyResolution holds the conversion to an exact one.
-func TestTimesOfAnyResolution(t *testing.T) {
-	for _, test := range []struct {
-		resolution uint8
-		units      uint64
-		want       string
-	}{
-		{6, 1500000, "1.5s"}, {0, 3, "3s"}, {3, 1500, "1.5s"}, {9, 1, "1ns"}, {12, 1999, "1ns"}, {30, 1<<64 - 1, "0s"}, {127, 1<<64 - 1, "0s"},
-		{binaryResolution, 3, "3s"}, {binaryResolution | 1, 3, "1.5s"}, {binaryResolution | 63, 3 << 62, "1.5s"}, {binaryResolution | 64, 1 << 63, "500ms"},
-		{binaryResolution | 127, 1<<64 - 1, "0s"},
-	} {
-		i := pcapngInterface{resolution: test.resolution}
-		if got := i.time(test.units).Sub(time.Unix(0, 0)).String(); got != test.want {
-			t.Errorf("%#x, %d units: %s, want %s", test.resolution, test.units, got, test.want)
-		}
 	}
 }
 

@@ -345,7 +345,7 @@ func (d *dump) file(ctx context.Context) error {
 		return err
 	}
 	r := report{app: d.app, json: d.json}
-	for _, text := range c.complaints() {
+	for _, text := range c.Complaints() {
 		r.warn(errors.New(text))
 	}
 	return err
@@ -358,7 +358,7 @@ func (d *dump) filterFile(ctx context.Context, c *captureReader) error {
 	var r record
 	m := newFileMatcher(d.program)
 	for {
-		if c.drained() { // who reads along is not kept waiting
+		if c.Drained() { // who reads along is not kept waiting
 			if err := d.sink.flush(); err != nil {
 				return err
 			}

@@ -146,7 +146,7 @@ func (e *eval) file() (count int, err error) {
 	var r record
 	for {
 		if err := c.next(&r); err == io.EOF {
-			for _, text := range c.complaints() {
+			for _, text := range c.Complaints() {
 				(&report{app: e.app}).warn(errors.New(text))
 			}
 			return count, nil

@@ -13,6 +13,7 @@ import (
 
 	"github.com/opendivert/divert"
 	"github.com/opendivert/divert/filter"
+	"github.com/opendivert/divert/internal/capfile"
 	"github.com/spf13/cobra"
 )
 
@@ -110,7 +111,7 @@ func (e *extcap) run(cmd *cobra.Command) error {
 	}
 	switch {
 	case e.dlts:
-		_, err = fmt.Fprintf(out, "dlt {number=%d}{name=RAW}{display=Raw IP}\n", linkTypeRaw)
+		_, err = fmt.Fprintf(out, "dlt {number=%d}{name=RAW}{display=Raw IP}\n", capfile.LinkTypeRaw)
 	case e.config:
 		err = e.options(out, layer)
 	case e.capture:

@@ -10,6 +10,7 @@ import (
 	"unicode/utf8"
 
 	"github.com/opendivert/divert"
+	"github.com/opendivert/divert/internal/capfile"
 	"github.com/opendivert/divert/packet"
 )
 
@@ -65,8 +66,8 @@ func FuzzCapture(f *testing.F) {
 	}
 	for _, order := range []binary.AppendByteOrder{binary.LittleEndian, binary.BigEndian} {
 		w := &ngWriter{order: order}
-		w.section(0).device(1, 96, w.option(optionName, []byte("eth0\x1b[2J")...), w.option(optionResolution, 9)).device(101, 0)
-		f.Add(w.packet(1, 1e15, w.option(optionFlags, 1, 0, 0, 1)).block(blockSimplePacket, w.words(4, 5)...).block(77, 1).section(2).b)
+		w.section(0).device(1, 96, w.option(capfile.OptionName, []byte("eth0\x1b[2J")...), w.option(capfile.OptionResolution, 9)).device(101, 0)
+		f.Add(w.packet(1, 1e15, w.option(capfile.OptionFlags, 1, 0, 0, 1)).block(capfile.BlockSimplePacket, w.words(4, 5)...).block(77, 1).section(2).b)
 	}
 	f.Fuzz(func(t *testing.T, file []byte) {
 		first, copied := reread(t, file)

@@ -9,6 +9,8 @@ import (
 	"strings"
 	"time"
 	"unicode/utf8"
+
+	"github.com/opendivert/divert/internal/capfile"
 )
 
 // captureWriter writes packets to a pcapng file (draft-ietf-opsawg-pcapng): one interface block for each
@@ -26,31 +28,9 @@ type captureWriter struct {
 	buf     []byte
 }
 
-// The types of blocks and options (draft-ietf-opsawg-pcapng 4.1 to 4.3).
 const (
-	blockSection   = 0x0A0D0D0A
-	blockInterface = 1
-	blockPacket    = 6
-	blockCounts    = 5
-
-	optionEnd         = 0
-	optionApplication = 4 // of a section
-	optionOS          = 3
-	optionName        = 2 // of an interface
-	optionResolution  = 9
-	optionFilter      = 11
-	optionFlags       = 2 // of a packet
-	optionPacketID    = 5
-	optionProcess     = 8 // the process and the thread, 4 bytes each
-	optionComment     = 1 // of anything
-	optionStart       = 2 // of statistics
-	optionEndTime     = 3
-	optionDropped     = 5
-	optionAccepted    = 6 // by the filter
-
-	byteOrderMagic  = 0x1A2B3C4D
 	nanoseconds     = 9 // as a negative power of ten
-	filterIsText    = 0 // the first byte of optionFilter
+	filterIsText    = 0 // the first byte of capfile.OptionFilter
 	unknownLength   = ^uint64(0)
 	maxOptionLength = 0xffff
 )
@@ -58,13 +38,13 @@ const (
 // newCaptureWriter begins a file.
 func newCaptureWriter(w io.Writer, filter string) (*captureWriter, error) {
 	c := &captureWriter{w: w, filter: filter, ids: map[string]uint32{}}
-	c.open(blockSection)
-	c.word(byteOrderMagic)
+	c.open(capfile.BlockSection)
+	c.word(capfile.ByteOrderMagic)
 	c.word(1) // version 1.0
 	c.buf = binary.LittleEndian.AppendUint64(c.buf, unknownLength)
-	c.option(optionOS, runtime.GOOS)
-	c.option(optionApplication, "divert "+buildVersion())
-	c.option(optionEnd, "")
+	c.option(capfile.OptionOS, runtime.GOOS)
+	c.option(capfile.OptionApplication, "divert "+buildVersion())
+	c.option(capfile.OptionEnd, "")
 	return c, c.close()
 }
 
@@ -85,7 +65,7 @@ func (c *captureWriter) write(r *record) error {
 	c.last = r.when
 	c.counts[id]++
 	c.packets++
-	c.open(blockPacket)
+	c.open(capfile.BlockPacket)
 	c.word(id)
 	c.time(r.when)
 	c.word(uint32(len(r.data)))
@@ -93,12 +73,12 @@ func (c *captureWriter) write(r *record) error {
 	c.buf = append(c.buf, r.data...)
 	c.pad()
 	if flags := directions[r.direction].flags; flags != 0 {
-		c.head(optionFlags, 4)
+		c.head(capfile.OptionFlags, 4)
 		c.word(flags)
 	}
-	c.number(optionPacketID, c.packets)
+	c.number(capfile.OptionPacketID, c.packets)
 	c.process(r)
-	c.option(optionEnd, "")
+	c.option(capfile.OptionEnd, "")
 	return c.close()
 }
 
@@ -108,11 +88,11 @@ func (c *captureWriter) process(r *record) {
 	if r.pid == 0 {
 		return
 	}
-	c.head(optionProcess, 8)
+	c.head(capfile.OptionProcess, 8)
 	c.word(r.pid)
 	c.word(0) // no thread
 	at := len(c.buf)
-	c.head(optionComment, 0)
+	c.head(capfile.OptionComment, 0)
 	c.buf = append(c.buf, strings.ToValidUTF8(r.program, "\uFFFD")...)
 	c.buf = append(strconv.AppendUint(append(c.buf, '['), uint64(r.pid), 10), ']')
 	if r.path != "" {
@@ -135,21 +115,21 @@ const maxComment = 8192
 // known only if there is one; otherwise a comment of the first tells the sum.
 func (c *captureWriter) statistics(lost uint64) error {
 	for id, n := range c.counts {
-		c.open(blockCounts)
+		c.open(capfile.BlockCounts)
 		c.word(uint32(id))
 		c.time(c.last)
-		c.head(optionStart, 8)
+		c.head(capfile.OptionStart, 8)
 		c.time(c.first)
-		c.head(optionEndTime, 8)
+		c.head(capfile.OptionEndTime, 8)
 		c.time(c.last)
-		c.number(optionAccepted, n)
+		c.number(capfile.OptionAccepted, n)
 		switch {
 		case len(c.counts) == 1:
-			c.number(optionDropped, lost)
+			c.number(capfile.OptionDropped, lost)
 		case id == 0 && lost > 0:
-			c.option(optionComment, fmt.Sprintf("%d packets were lost, of all interfaces together", lost))
+			c.option(capfile.OptionComment, fmt.Sprintf("%d packets were lost, of all interfaces together", lost))
 		}
-		c.option(optionEnd, "")
+		c.option(capfile.OptionEnd, "")
 		if err := c.close(); err != nil {
 			return err
 		}
@@ -178,17 +158,17 @@ func (c *captureWriter) head(code, length uint16) {
 
 // describe writes the block of an interface.
 func (c *captureWriter) describe(device string) error {
-	c.open(blockInterface)
-	c.word(uint32(linkTypeRaw))
+	c.open(capfile.BlockInterface)
+	c.word(uint32(capfile.LinkTypeRaw))
 	c.word(0) // no limit to the length of packets
 	if device != "" {
-		c.option(optionName, strings.ToValidUTF8(device, "\uFFFD")) // strings are UTF-8
+		c.option(capfile.OptionName, strings.ToValidUTF8(device, "\uFFFD")) // strings are UTF-8
 	}
 	if c.filter != "" && len(c.filter) < maxOptionLength {
-		c.option(optionFilter, string(rune(filterIsText))+c.filter)
+		c.option(capfile.OptionFilter, string(rune(filterIsText))+c.filter)
 	}
-	c.option(optionResolution, string(rune(nanoseconds)))
-	c.option(optionEnd, "")
+	c.option(capfile.OptionResolution, string(rune(nanoseconds)))
+	c.option(capfile.OptionEnd, "")
 	return c.close()
 }
 

@@ -16,6 +16,7 @@ import (
 	"unicode/utf8"
 
 	"github.com/opendivert/divert"
+	"github.com/opendivert/divert/internal/capfile"
 	"github.com/opendivert/divert/packet"
 	"github.com/opendivert/divert/process"
 )
@@ -133,7 +134,7 @@ func TestArgumentsCannotCommandTerminals(t *testing.T) {
 	dir := t.TempDir()
 	file := filepath.Join(dir, strings.NewReplacer("/", "", "\xff", "", "\xc3", "").Replace(nasty))
 	w := &ngWriter{order: binary.LittleEndian}
-	w.section(0).device(uint16(linkTypeRaw), 0, w.option(1, []byte(nasty)...), w.option(optionName, []byte(nasty)...)).packet(0, 1e15, w.option(1, []byte(nasty)...))
+	w.section(0).device(uint16(capfile.LinkTypeRaw), 0, w.option(1, []byte(nasty)...), w.option(capfile.OptionName, []byte(nasty)...)).packet(0, 1e15, w.option(1, []byte(nasty)...))
 	if err := os.WriteFile(file, w.b, 0o600); err != nil {
 		t.Skipf("no file can be called so here: %v", err)
 	}

@@ -1,4 +1,4 @@
-package main
+package capfile
 
 import (
 	"bufio"
@@ -29,20 +29,12 @@ type pcapngInterface struct {
 	name       string
 	linkType   linkType
 	snap       uint32 // bytes of each frame that were captured at most, 0: all
-	resolution uint8  // of times: as a negative power of ten or, with binaryResolution, of two
+	resolution uint8  // of times: as a negative power of ten or, with BinaryResolution, of two
 	offset     int64  // to add to times, in seconds
 }
 
-// binaryResolution is the bit of a resolution that makes it a power of two.
-const binaryResolution = 0x80
-
-// blockOldPacket is the packet block before blockPacket was thought of; blockSimplePacket has neither a time nor an
-// interface (draft-ietf-opsawg-pcapng 4.4, appendix A).
-const (
-	blockOldPacket    = 2
-	blockSimplePacket = 3
-	optionOffset      = 14 // of an interface
-)
+// BinaryResolution is the bit of a resolution that makes it a power of two.
+const BinaryResolution = 0x80
 
 // The lengths of blocks in bytes: type and length in front, length again behind; and of the longest that is read, as in
 // libpcap.
@@ -65,13 +57,13 @@ func (p *pcapngReader) next(f *frame) error {
 		}
 		found := false
 		switch block {
-		case blockSection:
+		case BlockSection:
 			err = p.section(body)
-		case blockInterface:
+		case BlockInterface:
 			err = p.describe(body)
-		case blockPacket, blockOldPacket:
-			found, err = true, p.packet(f, body, block == blockOldPacket)
-		case blockSimplePacket:
+		case BlockPacket, BlockOldPacket:
+			found, err = true, p.packet(f, body, block == BlockOldPacket)
+		case BlockSimplePacket:
 			found, err = true, p.simplePacket(f, body)
 		}
 		if err != nil {
@@ -91,7 +83,7 @@ func (p *pcapngReader) block() (block uint32, body []byte, err error) {
 			return 0, nil, err
 		}
 		rest := int64(length) - blockHead
-		if block != blockSection && p.foreign || !useful(block) {
+		if block != BlockSection && p.foreign || !useful(block) {
 			n, err := io.CopyN(io.Discard, p.in, rest)
 			if err != nil {
 				return 0, nil, p.cutOff(err, int(n)+blockHead, length)
@@ -119,7 +111,7 @@ func (p *pcapngReader) block() (block uint32, body []byte, err error) {
 // useful reports whether blocks of a type are read.
 func useful(block uint32) bool {
 	switch block {
-	case blockSection, blockInterface, blockPacket, blockOldPacket, blockSimplePacket:
+	case BlockSection, BlockInterface, BlockPacket, BlockOldPacket, BlockSimplePacket:
 		return true
 	}
 	return false
@@ -137,12 +129,12 @@ func (p *pcapngReader) head() (block, length uint32, err error) {
 		return 0, 0, cutOff(err, fmt.Sprintf("the head of block %d", p.blocks), n, len(b))
 	}
 	least := uint32(blockHead + blockTail)
-	if block = p.order.Uint32(b[:]); block == blockSection { // the same in either byte order
+	if block = p.order.Uint32(b[:]); block == BlockSection { // the same in either byte order
 		magic, err := p.in.Peek(4)
 		if err != nil {
 			return 0, 0, cutOff(err, fmt.Sprintf("block %d", p.blocks), blockHead+len(magic), blockHead+4)
 		}
-		switch uint32(byteOrderMagic) {
+		switch uint32(ByteOrderMagic) {
 		case binary.LittleEndian.Uint32(magic):
 			p.order = binary.LittleEndian
 		case binary.BigEndian.Uint32(magic):
@@ -183,11 +175,11 @@ func (p *pcapngReader) describe(body []byte) error {
 	i := pcapngInterface{linkType: linkType(p.order.Uint16(body)), snap: p.order.Uint32(body[4:]), resolution: 6}
 	p.options(body[8:], func(code uint16, value []byte) {
 		switch {
-		case code == optionName:
+		case code == OptionName:
 			i.name = string(bytes.TrimRight(value, "\x00"))
-		case code == optionResolution && len(value) >= 1:
+		case code == OptionResolution && len(value) >= 1:
 			i.resolution = value[0]
-		case code == optionOffset && len(value) >= 8:
+		case code == OptionOffset && len(value) >= 8:
 			i.offset = int64(p.order.Uint64(value))
 		}
 	})
@@ -199,7 +191,7 @@ func (p *pcapngReader) describe(body []byte) error {
 func (p *pcapngReader) options(b []byte, f func(code uint16, value []byte)) {
 	for len(b) >= 4 {
 		code, length := p.order.Uint16(b), int(p.order.Uint16(b[2:]))
-		if b = b[4:]; code == optionEnd || length > len(b) {
+		if b = b[4:]; code == OptionEnd || length > len(b) {
 			return
 		}
 		f(code, b[:length])
@@ -228,11 +220,11 @@ func (p *pcapngReader) packet(f *frame, body []byte, old bool) error {
 	var comment []byte
 	p.options(rest[min(int64(captured+3)&^3, int64(len(rest))):], func(code uint16, value []byte) {
 		switch {
-		case code == optionFlags && len(value) >= 4: // the same code and bits in both kinds
-			f.direction = [...]direction{directionUnknown, directionIn, directionOut, directionUnknown}[p.order.Uint32(value)&3]
-		case code == optionProcess && len(value) >= 4 && !old:
+		case code == OptionFlags && len(value) >= 4: // the same code and bits in both kinds
+			f.direction = [...]Direction{Unknown, In, Out, Unknown}[p.order.Uint32(value)&3]
+		case code == OptionProcess && len(value) >= 4 && !old:
 			f.pid = p.order.Uint32(value)
-		case code == optionComment:
+		case code == OptionComment:
 			comment = value
 		}
 	})
@@ -277,7 +269,7 @@ func (p *pcapngReader) fill(f *frame, id uint32, data []byte, length uint32) err
 		return fmt.Errorf("its frame has %d bytes, and no frame has more than %d", len(data), maxFrame)
 	}
 	i := &p.interfaces[id]
-	f.data, f.length, f.linkType, f.device, f.direction = data, int(length), i.linkType, i.name, directionUnknown
+	f.data, f.length, f.linkType, f.device, f.direction = data, int(length), i.linkType, i.name, Unknown
 	f.pid, f.program, f.path = 0, "", ""
 	return nil
 }
@@ -285,8 +277,8 @@ func (p *pcapngReader) fill(f *frame, id uint32, data []byte, length uint32) err
 // time returns the time of so many units since 1970.
 func (i *pcapngInterface) time(units uint64) time.Time {
 	var seconds, nanoseconds uint64
-	switch n := uint(i.resolution &^ binaryResolution); {
-	case i.resolution&binaryResolution == 0:
+	switch n := uint(i.resolution &^ BinaryResolution); {
+	case i.resolution&BinaryResolution == 0:
 		seconds, nanoseconds = decimal(units, n)
 	case n < 64:
 		high, low := bits.Mul64(units&(1<<n-1), 1e9)

@@ -1,4 +1,4 @@
-package main
+package capfile
 
 import "fmt"
 
@@ -6,8 +6,8 @@ import "fmt"
 // about other things: whether frames end with a check sequence, and how long it is.
 type linkType uint32
 
-// linkTypeRaw is of frames that are IP packets.
-const linkTypeRaw linkType = 101
+// LinkTypeRaw is of frames that are IP packets.
+const LinkTypeRaw linkType = 101
 
 func (l linkType) number() uint16 { return uint16(l) }
 
@@ -32,29 +32,29 @@ var linkNames = map[uint16]string{
 
 // linkLayers take the header of a link type off a frame. They return what follows if that is an IP packet, or
 // nothing, and the direction if the header tells it.
-var linkLayers = map[uint16]func([]byte) ([]byte, direction){
+var linkLayers = map[uint16]func([]byte) ([]byte, Direction){
 	101: bare, 228: bare, 229: bare, // RAW, IPV4, IPV6
 	12: bare, 14: bare, // what RAW is in files with the DLT numbers of BSD and OpenBSD
 	0: after(4), 108: after(4), // NULL, LOOP: the address family
 	1:   ethernet,
 	9:   ppp,
 	50:  ppp, // with HDLC framing
-	51:  func(b []byte) ([]byte, direction) { return pppoe(b), directionUnknown },
-	104: func(b []byte) ([]byte, direction) { return ciscoHDLC(b), directionUnknown },
-	105: func(b []byte) ([]byte, direction) { return wireless(b), directionUnknown },
+	51:  func(b []byte) ([]byte, Direction) { return pppoe(b), Unknown },
+	104: func(b []byte) ([]byte, Direction) { return ciscoHDLC(b), Unknown },
+	105: func(b []byte) ([]byte, Direction) { return wireless(b), Unknown },
 	109: after(12), // ENC of OpenBSD: family, SPI, flags
-	113: func(b []byte) ([]byte, direction) { return cooked(b, 16, 14, 1) },
+	113: func(b []byte) ([]byte, Direction) { return cooked(b, 16, 14, 1) },
 	117: packetFilterLog,
 	127: radiotap,
-	239: func(b []byte) ([]byte, direction) { return netfilterLog(b), directionUnknown },
-	276: func(b []byte) ([]byte, direction) { return cooked(b, 20, 0, 10) },
+	239: func(b []byte) ([]byte, Direction) { return netfilterLog(b), Unknown },
+	276: func(b []byte) ([]byte, Direction) { return cooked(b, 20, 0, 10) },
 }
 
-func bare(b []byte) ([]byte, direction) { return b, directionUnknown }
+func bare(b []byte) ([]byte, Direction) { return b, Unknown }
 
 // after is for headers of a fixed length, in bytes.
-func after(n int) func([]byte) ([]byte, direction) {
-	return func(b []byte) ([]byte, direction) { return b[min(n, len(b)):], directionUnknown }
+func after(n int) func([]byte) ([]byte, Direction) {
+	return func(b []byte) ([]byte, Direction) { return b[min(n, len(b)):], Unknown }
 }
 
 // The EtherTypes (IANA IEEE 802 numbers).
@@ -69,11 +69,11 @@ const (
 )
 
 // ethernet takes an Ethernet header off.
-func ethernet(b []byte) ([]byte, direction) {
+func ethernet(b []byte) ([]byte, Direction) {
 	if len(b) < 14 {
-		return nil, directionUnknown
+		return nil, Unknown
 	}
-	return byEtherType(b[12:]), directionUnknown
+	return byEtherType(b[12:]), Unknown
 }
 
 // byEtherType returns the IP packet behind an EtherType, VLAN tags and the like between them taken off.
@@ -110,11 +110,11 @@ const (
 )
 
 // ppp takes a header of PPP off, with or without the address and control bytes ff 03 in front (RFC 1661, RFC 1662).
-func ppp(b []byte) ([]byte, direction) {
+func ppp(b []byte) ([]byte, Direction) {
 	if len(b) >= 2 && b[0] == 0xff && b[1] == 3 {
 		b = b[2:]
 	}
-	return pppProtocol(b), directionUnknown
+	return pppProtocol(b), Unknown
 }
 
 // pppProtocol takes the protocol off, which has one byte if that is odd.
@@ -180,28 +180,28 @@ func wireless(b []byte) []byte {
 }
 
 // radiotap takes a radiotap header off (radiotap.org), whose length stands in it, and that of the frame.
-func radiotap(b []byte) ([]byte, direction) {
+func radiotap(b []byte) ([]byte, Direction) {
 	if len(b) < 8 || b[0] != 0 {
-		return nil, directionUnknown
+		return nil, Unknown
 	}
-	return wireless(b[min(int(b[2])|int(b[3])<<8, len(b)):]), directionUnknown
+	return wireless(b[min(int(b[2])|int(b[3])<<8, len(b)):]), Unknown
 }
 
 // packetFilterLog takes a header of OpenBSD's pflog off. It begins with its length without padding; its direction is 1
 // for in and 2 for out.
-func packetFilterLog(b []byte) ([]byte, direction) {
+func packetFilterLog(b []byte) ([]byte, Direction) {
 	const way = 60
 	if len(b) <= way {
-		return nil, directionUnknown
+		return nil, Unknown
 	}
 	packet := b[min((int(b[0])+3)&^3, len(b)):]
 	switch b[way] {
 	case 1:
-		return packet, directionIn
+		return packet, In
 	case 2:
-		return packet, directionOut
+		return packet, Out
 	}
-	return packet, directionUnknown
+	return packet, Unknown
 }
 
 // netfilterLog returns the packet in a message of Linux's nflog: version and family, a group, and attributes of a length
@@ -225,22 +225,22 @@ func netfilterLog(b []byte) []byte {
 	return nil
 }
 
-// outgoingPacket is the packet type of what the host sends, in the headers of LINUX_SLL and LINUX_SLL2.
-const outgoingPacket = 4
+// OutgoingPacket is the packet type of what the host sends, in the headers of LINUX_SLL and LINUX_SLL2.
+const OutgoingPacket = 4
 
 // cookedDirection returns the direction of a packet type of Linux.
-func cookedDirection(packetType byte) direction {
-	if packetType == outgoingPacket {
-		return directionOut
+func cookedDirection(packetType byte) Direction {
+	if packetType == OutgoingPacket {
+		return Out
 	}
-	return directionIn
+	return In
 }
 
 // cooked takes a header of Linux's cooked captures off: its size, and where the EtherType and the
 // low byte of the packet type stand.
-func cooked(b []byte, size, etherType, packetType int) ([]byte, direction) {
+func cooked(b []byte, size, etherType, packetType int) ([]byte, Direction) {
 	if len(b) < size {
-		return nil, directionUnknown
+		return nil, Unknown
 	}
 	way := cookedDirection(b[packetType])
 	switch be16(b[etherType:]) {
@@ -259,3 +259,5 @@ func byVLAN(b []byte) []byte {
 	}
 	return byEtherType(b[2:])
 }
+
+func be16(b []byte) uint16 { return uint16(b[0])<<8 | uint16(b[1]) }

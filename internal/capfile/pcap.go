@@ -1,4 +1,4 @@
-package main
+package capfile
 
 import (
 	"bufio"
@@ -33,9 +33,9 @@ const (
 
 // The magic numbers of pcap files, as a reader sees them that has the writer's byte order.
 const (
-	magicMicroseconds = 0xa1b2c3d4
-	magicNanoseconds  = 0xa1b23c4d
-	magicPatched      = 0xa1b2cd34 // of the libpcap that Alexey Kuznetzov changed: longer headers of frames
+	MagicMicroseconds = 0xa1b2c3d4
+	MagicNanoseconds  = 0xa1b23c4d
+	MagicPatched      = 0xa1b2cd34 // of the libpcap that Alexey Kuznetzov changed: longer headers of frames
 )
 
 // The lengths of the file's header, and of a frame's, in bytes. Behind the usual members a patched header has the
@@ -61,7 +61,7 @@ const maxFrame = 262144
 func pcapOrder(magic []byte) binary.ByteOrder {
 	for _, order := range []binary.ByteOrder{binary.LittleEndian, binary.BigEndian} {
 		switch order.Uint32(magic) {
-		case magicMicroseconds, magicNanoseconds, magicPatched:
+		case MagicMicroseconds, MagicNanoseconds, MagicPatched:
 			return order
 		}
 	}
@@ -75,9 +75,9 @@ func newPcapReader(in *bufio.Reader, order binary.ByteOrder) (*pcapReader, error
 	}
 	p := &pcapReader{in: in, order: order, unit: time.Microsecond, header: frameHeader, linkType: linkType(order.Uint32(b[20:]))}
 	switch order.Uint32(b[:]) {
-	case magicNanoseconds:
+	case MagicNanoseconds:
 		p.unit = time.Nanosecond
-	case magicPatched:
+	case MagicPatched:
 		p.header = frameHeaderLonger
 	}
 	switch major, minor := order.Uint16(b[4:]), order.Uint16(b[6:]); {
@@ -117,7 +117,7 @@ func (p *pcapReader) next(f *frame) error {
 	if n, err := io.ReadFull(p.in, f.data); err != nil {
 		return cutOff(err, fmt.Sprintf("frame %d", p.frames), n, int(captured))
 	}
-	f.length, f.linkType, f.device, f.direction = int(length), p.linkType, "", directionUnknown
+	f.length, f.linkType, f.device, f.direction = int(length), p.linkType, "", Unknown
 	f.when = time.Unix(int64(word(0)), int64(word(4))*int64(p.unit))
 	if p.header == frameHeaderLonger {
 		f.direction = cookedDirection(header[patchedPacketType])

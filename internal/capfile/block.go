@@ -1,0 +1,30 @@
+package capfile
+
+// The types of pcapng blocks and of their options (draft-ietf-opsawg-pcapng 4.1 to 4.6, appendix A). Options of different
+// blocks have the same numbers.
+const (
+	BlockSection      = 0x0A0D0D0A
+	BlockInterface    = 1
+	BlockOldPacket    = 2 // before BlockPacket was thought of
+	BlockSimplePacket = 3 // with neither a time nor an interface
+	BlockCounts       = 5
+	BlockPacket       = 6
+
+	OptionEnd         = 0
+	OptionComment     = 1 // of anything
+	OptionOS          = 3 // of a section
+	OptionApplication = 4
+	OptionName        = 2 // of an interface
+	OptionResolution  = 9
+	OptionFilter      = 11
+	OptionOffset      = 14 // in seconds, to add to times
+	OptionFlags       = 2  // of a packet
+	OptionPacketID    = 5
+	OptionProcess     = 8 // the process and the thread, 4 bytes each
+	OptionStart       = 2 // of statistics
+	OptionEndTime     = 3
+	OptionDropped     = 5
+	OptionAccepted    = 6 // by the filter
+
+	ByteOrderMagic = 0x1A2B3C4D
+)
