@@ -43,7 +43,7 @@ func (a *app) writeJSON(v any) error {
 func (a *app) diagnosis(r *probe.Report) error {
 	var b strings.Builder
 	fmt.Fprintf(&b, "Linux %s %s, user %d\n\n", r.Kernel, r.Machine, r.User)
-	verdict(&b, r)
+	servedBy(&b, r)
 	b.WriteByte('\n')
 	if err := featureTable(&b, r.Features); err != nil {
 		return err
@@ -56,8 +56,8 @@ func (a *app) diagnosis(r *probe.Report) error {
 	return err
 }
 
-// verdict says in a few lines whether and how handles are served.
-func verdict(w io.Writer, r *probe.Report) {
+// servedBy says in a few lines whether and how handles are served.
+func servedBy(w io.Writer, r *probe.Report) {
 	switch {
 	case r.Here:
 		fmt.Fprintf(w, "Handles can be opened here, and are served by: %s\n", r.Engine)

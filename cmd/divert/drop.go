@@ -1,7 +1,12 @@
 package main
 
 import (
+	"context"
+	"errors"
+	"io"
+
 	"github.com/opendivert/divert"
+	"github.com/opendivert/divert/internal/capfile"
 	"github.com/spf13/cobra"
 )
 
@@ -9,6 +14,7 @@ func newDrop(a *app) *cobra.Command {
 	var (
 		flags  handleFlags
 		asJSON bool
+		file   traceFlag
 	)
 	cmd := &cobra.Command{
 		Use:   "drop [flags] FILTER",
@@ -20,7 +26,10 @@ Mind the connection you work over: spare it with "and not tcp.SrcPort == 22", fo
 With --layer socket it refuses what processes do with sockets, as divert sockets --block does, and only
 counts it. Close is never refused.
 
-With --limit it looks fifty times a second whether that many have matched, so a few more may be dropped.`,
+With -w the packets come to this program, which writes them to a capture file and drops them: that takes more of
+the machine. The run ends if the file cannot be written, and the traffic is back.
+
+With --limit and without -w it looks fifty times a second whether that many have matched, so a few more may be dropped.`,
 		Example: `  divert drop udp.DstPort == 53                     no DNS in or out
   divert drop 'outbound and tcp.DstPort in {80, 443}'
   divert drop 'ip.SrcAddr == 192.0.2.0/24'          ignore a network
@@ -44,12 +53,27 @@ With --limit it looks fifty times a second whether that many have matched, so a 
 			if err := flags.follow(ctx, p, &r); err != nil {
 				return err
 			}
-			h, err := flags.open(p, mode)
+			if file.path != "" && p.Layer() == divert.LayerSocket {
+				return usagef("--write is about packets, and the layer socket has events")
+			}
+			t, err := file.open(a, text, r.warn)
+			if err != nil {
+				return err
+			}
+			if t != nil {
+				mode = divert.RecvOnly // what is received does not go on
+			}
+			h, err := flags.openTraced(p, mode, t)
 			if err != nil {
 				return err
 			}
 			defer h.Close()
 			r.begin("drop", doing, text, h)
+			if t != nil {
+				err = errors.Join(dropAndWrite(ctx, h, t, flags.scope.count), r.endTrace(t, h))
+				r.end(h)
+				return err
+			}
 			ctx, cancel := flags.scope.enough(ctx, h)
 			defer cancel()
 			<-ctx.Done()
@@ -59,8 +83,39 @@ With --limit it looks fifty times a second whether that many have matched, so a 
 	}
 	flags.add(cmd, []divert.Layer{divert.LayerNetwork, divert.LayerForward, divert.LayerSocket})
 	flags.addQueue(cmd, usualQueueLength, usualQueueTime, usualQueueSize)
+	file.add(cmd, "the packets")
 	cmd.Flags().BoolVar(&asJSON, "json", false, "messages and summary on standard error as JSON")
 	return cmd
+}
+
+// dropAndWrite drops the packets of a handle, so many of them unless limit is 0, and writes them, until ctx ends and those
+// that waited then are through.
+func dropAndWrite(ctx context.Context, h *divert.Handle, t *trace, limit int) error {
+	stop := context.AfterFunc(ctx, func() { _ = h.Shutdown(divert.ShutdownRecv) }) // fails if closed, which ends it too
+	defer stop()
+	all := make([]divert.Packet, dumpBatch)
+	for seen := 0; limit == 0 || seen < limit; {
+		ps := all
+		if limit > 0 {
+			ps = ps[:min(len(ps), limit-seen)]
+		}
+		n, err := h.RecvBatch(ps)
+		if err == io.EOF {
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+		seen += n
+		if err := h.DropBatch(ps[:n]); err != nil {
+			return err
+		}
+		err = t.received(ps[:n], 0, func(int) capfile.Verdict { return capfile.Dropped })
+		if err := errors.Join(err, t.flush()); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // filterArguments demands a filter, for commands that would do harm without one.

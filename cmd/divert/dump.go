@@ -52,7 +52,7 @@ With -r the filter is applied to a capture file instead, which needs no privileg
 went out, and their interface index is 0. Of a file that is cut off, the whole packets are printed first.
 
 With --json each line is an object. Keys: time, timestamp, layer, direction (in, out, loopback,
-forward), ifindex, ifname, pid, program (its path), impostor, length, captured, version, src, dst, ttl, protocol,
+forward), ifindex, ifname, pid, program (its path), verdict, impostor, length, captured, version, src, dst, ttl, protocol,
 protocol_name, sport, dport, payload_length, fragment {id, offset, more}, tcp {flags, seq, ack, window},
 icmp {type, code, body}, and with -x data. Keys that make no sense for a packet are absent.
 Events of flow and socket have time, timestamp, layer, event, pid, program, endpoint, parent, protocol,
@@ -131,7 +131,7 @@ func (d *dump) check(cmd *cobra.Command) error {
 		}
 	}
 	if d.write == "-" && d.app.colour {
-		return usagef("a capture file is nothing for a terminal; send it to a program or a file")
+		return errTerminal
 	}
 	return d.letters.check(d)
 }
@@ -226,22 +226,29 @@ func (d *dump) events(ctx context.Context, h *divert.Handle) error {
 
 // open opens a handle that tells the processes of packets if they can be known; if the filter asks
 // for them, they must be.
-func (d *dump) open() (*divert.Handle, error) {
-	const flags = divert.Sniff | divert.RecvOnly
+func (d *dump) open() (h *divert.Handle, err error) {
 	var opts []divert.Option
 	if d.snap > 0 {
 		opts = append(opts, divert.WithSnapLength(d.snap))
 	}
-	if d.program.Layer() == divert.LayerNetwork {
-		h, err := d.flags.open(d.program, flags, append(opts, divert.WithProcessID())...)
-		if err == nil {
-			d.printer.processes = newProcesses()
-		}
-		if !errors.Is(err, divert.ErrNoProcess) || testsProcess(d.program) {
-			return h, err
+	h, d.printer.processes, err = d.flags.openWithProcesses(d.program, divert.Sniff|divert.RecvOnly, opts...)
+	return h, err
+}
+
+// openWithProcesses opens a handle that tells the processes of packets if they can be known; if the filter asks for them, they
+// must be. Where they are not known it returns no processes.
+func (f *handleFlags) openWithProcesses(p *filter.Program, flags divert.Flag, opts ...divert.Option) (*divert.Handle, *processes, error) {
+	if p.Layer() == divert.LayerNetwork {
+		h, err := f.open(p, flags, append(slices.Clip(opts), divert.WithProcessID())...)
+		switch {
+		case err == nil:
+			return h, newProcesses(), nil
+		case !errors.Is(err, divert.ErrNoProcess) || testsProcess(p):
+			return nil, nil, err
 		}
 	}
-	return d.flags.open(d.program, flags, opts...)
+	h, err := f.open(p, flags, opts...)
+	return h, nil, err
 }
 
 // testsProcess reports whether a filter of packets asks for their process.

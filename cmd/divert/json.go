@@ -19,6 +19,7 @@ type jsonPacket struct {
 	IfName    string    `json:"ifname,omitempty"`
 	PID       uint32    `json:"pid,omitempty"`     // of the process, if that is known
 	Program   string    `json:"program,omitempty"` // its path
+	Verdict   string    `json:"verdict,omitempty"` // accepted, rewritten, dropped, rejected, sent
 	Impostor  bool      `json:"impostor,omitempty"`
 	Length    int       `json:"length"`             // of the packet in bytes
 	Captured  int       `json:"captured,omitempty"` // bytes that are here, if they are fewer
@@ -73,6 +74,7 @@ func (p *printer) appendJSON(b []byte, r *record) ([]byte, error) {
 	if j.PID = r.pid; j.PID != 0 {
 		j.Program = r.path
 	}
+	j.Verdict = r.verdict.String()
 	if len(r.data) < r.length {
 		j.Captured = len(r.data)
 	}

@@ -2,12 +2,14 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"sync"
 	"sync/atomic"
 
 	"github.com/opendivert/divert"
+	"github.com/opendivert/divert/internal/capfile"
 	"github.com/spf13/cobra"
 )
 
@@ -19,6 +21,7 @@ func newPassthru(a *app) *cobra.Command {
 		rewrite bool
 		asJSON  bool
 		first   firstFlag
+		file    traceFlag
 	)
 	cmd := &cobra.Command{
 		Use:   "passthru [flags] [FILTER]",
@@ -27,11 +30,15 @@ func newPassthru(a *app) *cobra.Command {
 on as it was: the cheapest program there is, good for measuring and for trying whether a network
 bears being diverted.
 
-With --rewrite the bytes of each packet go back to the kernel too, as if the program had changed them.`,
+With --rewrite the bytes of each packet go back to the kernel too, as if the program had changed them.
+
+With -w the packets are also written to a capture file, with --rewrite each twice: as it was received, and on an
+interface whose name ends in ":sent" as it was sent, its checksums filled in. The run ends if that fails.`,
 		Example: `  divert passthru tcp.DstPort == 443 or tcp.SrcPort == 443
   divert passthru --batch 1 --rewrite     every packet singly, with its bytes
   divert passthru --queues 4              four threads, each with its share of the flows
   divert passthru --first 6 tcp           of each connection six packets; the kernel passes the rest on
+  divert passthru --rewrite -w both.pcapng tcp    as two interfaces of a file: received and sent
   divert passthru --layer forward         what is routed through this host`,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if batch < 1 || batch > divert.MaxBatch {
@@ -54,14 +61,18 @@ With --rewrite the bytes of each packet go back to the kernel too, as if the pro
 			if err := flags.follow(ctx, p, &r); err != nil {
 				return err
 			}
-			h, err := flags.open(p, 0, divert.WithQueues(queues))
+			t, err := file.open(a, text, r.warn)
+			if err != nil {
+				return err
+			}
+			h, err := flags.openTraced(p, 0, t, divert.WithQueues(queues))
 			if err != nil {
 				return err
 			}
 			defer h.Close()
 			r.begin("passthru", "passing packets on", text, h)
-			pass := &passer{h: h, rewrite: rewrite, batch: batch, limit: int64(flags.scope.count), warnings: warnings{warn: r.warn}}
-			err = pass.run(ctx)
+			pass := &passer{h: h, trace: t, rewrite: rewrite, batch: batch, limit: int64(flags.scope.count), warnings: warnings{warn: r.warn}}
+			err = errors.Join(pass.run(ctx), r.endTrace(t, h))
 			r.end(h)
 			return err
 		},
@@ -69,6 +80,7 @@ With --rewrite the bytes of each packet go back to the kernel too, as if the pro
 	flags.add(cmd, packetLayers)
 	flags.addQueue(cmd, usualQueueLength, usualQueueTime, usualQueueSize)
 	first.add(cmd)
+	file.add(cmd, "the packets, and with --rewrite what is sent in their place,")
 	fl := cmd.Flags()
 	fl.IntVar(&queues, "queues", 1, fmt.Sprintf("share the flows out to so many queues with a thread each, 1 to %d", divert.MaxQueues))
 	fl.IntVar(&batch, "batch", 64, "packets received and sent with one call at most, 1 to 255")
@@ -80,6 +92,7 @@ With --rewrite the bytes of each packet go back to the kernel too, as if the pro
 // passer sends the packets of a handle on.
 type passer struct {
 	h        *divert.Handle
+	trace    *trace
 	rewrite  bool  // send the bytes
 	batch    int   // packets at a time
 	limit    int64 // packets to pass on, 0: all; with several queues, each may take a batch more
@@ -110,9 +123,13 @@ func (p *passer) run(ctx context.Context) error {
 
 // queue sends the packets of a queue on until its end.
 func (p *passer) queue(queue int) error {
-	send := p.h.AcceptBatch
+	send, outcome := p.h.AcceptBatch, capfile.Accepted
 	if p.rewrite {
-		send = p.h.SendBatch
+		send, outcome = p.h.SendBatch, capfile.Rewritten
+	}
+	number := 0 // in the capture file
+	if p.h.Queues() > 1 {
+		number = queue + 1
 	}
 	for ps := make([]divert.Packet, p.batch); ; {
 		room := int64(len(ps))
@@ -129,8 +146,15 @@ func (p *passer) queue(queue int) error {
 			return err
 		}
 		p.taken.Add(int64(n))
+		written := p.trace.received(ps[:n], number, func(int) capfile.Verdict { return outcome }) // before checksums are filled in
 		if _, err := send(ps[:n]); err != nil {
 			p.warnings.add(err)
+		}
+		if p.rewrite {
+			written = errors.Join(written, p.trace.sent(ps[:n]))
+		}
+		if err := errors.Join(written, p.trace.flush()); err != nil {
+			return err
 		}
 	}
 }

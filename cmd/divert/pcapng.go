@@ -19,13 +19,19 @@ import (
 // packet.
 type captureWriter struct {
 	w       io.Writer
-	filter  string            // goes to the interface blocks
-	ids     map[string]uint32 // the interface blocks so far, by device
-	counts  []uint64          // of packets, by interface block
+	filter  string                      // goes to the interface blocks
+	ids     map[captureInterface]uint32 // the interface blocks so far
+	counts  []uint64                    // of packets, by interface block
 	packets uint64
 	first   time.Time // of the first packet
 	last    time.Time // of the last
 	buf     []byte
+}
+
+// captureInterface is an interface of a capture file: one of the host, or what divert sends there.
+type captureInterface struct {
+	device string
+	sent   bool
 }
 
 const (
@@ -37,7 +43,7 @@ const (
 
 // newCaptureWriter begins a file.
 func newCaptureWriter(w io.Writer, filter string) (*captureWriter, error) {
-	c := &captureWriter{w: w, filter: filter, ids: map[string]uint32{}}
+	c := &captureWriter{w: w, filter: filter, ids: map[captureInterface]uint32{}}
 	c.open(capfile.BlockSection)
 	c.word(capfile.ByteOrderMagic)
 	c.word(1) // version 1.0
@@ -50,12 +56,13 @@ func newCaptureWriter(w io.Writer, filter string) (*captureWriter, error) {
 
 // write writes a packet.
 func (c *captureWriter) write(r *record) error {
-	id, ok := c.ids[r.device]
+	on := captureInterface{r.device, r.sent}
+	id, ok := c.ids[on]
 	if !ok {
 		id = uint32(len(c.ids))
-		c.ids[r.device] = id
+		c.ids[on] = id
 		c.counts = append(c.counts, 0)
-		if err := c.describe(r.device); err != nil {
+		if err := c.describe(on); err != nil {
 			return err
 		}
 	}
@@ -77,7 +84,17 @@ func (c *captureWriter) write(r *record) error {
 		c.word(flags)
 	}
 	c.number(capfile.OptionPacketID, c.packets)
+	if r.queue > 0 {
+		c.head(capfile.OptionQueue, 4)
+		c.word(uint32(r.queue))
+	}
 	c.process(r)
+	if r.verdict != capfile.NoVerdict {
+		name := r.verdict.String()
+		c.head(capfile.OptionComment, uint16(len(capfile.VerdictComment)+len(name)))
+		c.buf = append(append(c.buf, capfile.VerdictComment...), name...)
+		c.pad()
+	}
 	c.option(capfile.OptionEnd, "")
 	return c.close()
 }
@@ -157,12 +174,17 @@ func (c *captureWriter) head(code, length uint16) {
 }
 
 // describe writes the block of an interface.
-func (c *captureWriter) describe(device string) error {
+func (c *captureWriter) describe(i captureInterface) error {
 	c.open(capfile.BlockInterface)
 	c.word(uint32(capfile.LinkTypeRaw))
-	c.word(0) // no limit to the length of packets
-	if device != "" {
-		c.option(capfile.OptionName, strings.ToValidUTF8(device, "\uFFFD")) // strings are UTF-8
+	c.word(0)                                       // no limit to the length of packets
+	name := strings.ToValidUTF8(i.device, "\uFFFD") // strings are UTF-8
+	if i.sent {
+		c.option(capfile.OptionDescription, "packets that divert sent on "+name)
+		name += ":sent"
+	}
+	if name != "" {
+		c.option(capfile.OptionName, name)
 	}
 	if c.filter != "" && len(c.filter) < maxOptionLength {
 		c.option(capfile.OptionFilter, string(rune(filterIsText))+c.filter)

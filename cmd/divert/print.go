@@ -5,6 +5,7 @@ import (
 	"strconv"
 	"time"
 
+	"github.com/opendivert/divert/internal/capfile"
 	"github.com/opendivert/divert/packet"
 )
 
@@ -84,6 +85,9 @@ func (p *printer) append(b []byte, r *record) []byte {
 		b = append(b, " [impostor]"...)
 	}
 	b = p.appendProcess(b, r)
+	if r.verdict != capfile.NoVerdict {
+		b = append(append(append(b, " ["...), r.verdict.String()...), ']')
+	}
 	b = append(b, '\n')
 	if p.verbose > 0 {
 		b = p.appendFields(b, r, valid)

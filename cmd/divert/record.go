@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"github.com/opendivert/divert"
+	"github.com/opendivert/divert/internal/capfile"
 )
 
 // record is a packet as it is printed or written: what a handle or a capture file gave, with the time and
@@ -18,6 +19,10 @@ type record struct {
 	device    string
 	direction direction
 	live      bool // from a handle: all of addr is known
+
+	verdict capfile.Verdict
+	sent    bool // by divert
+	queue   int  // of the handle, numbered from 1; 0 if it has only one
 
 	pid     uint32 // the process, 0 if there is none or it is not known
 	program string // its program's name

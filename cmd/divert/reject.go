@@ -3,10 +3,12 @@ package main
 import (
 	"bufio"
 	"context"
+	"errors"
 	"io"
 	"runtime"
 
 	"github.com/opendivert/divert"
+	"github.com/opendivert/divert/internal/capfile"
 	"github.com/opendivert/divert/packet"
 	"github.com/spf13/cobra"
 )
@@ -16,6 +18,7 @@ func newReject(a *app) *cobra.Command {
 		flags   handleFlags
 		verbose bool
 		asJSON  bool
+		file    traceFlag
 	)
 	cmd := &cobra.Command{
 		Use:   "reject [flags] FILTER",
@@ -29,7 +32,8 @@ Everything else is dropped without an answer, as are packets that must not be an
 RST or FIN, fragments other than the first, and what goes to many or comes from nowhere.
 Mind the connection you work over: spare it with "and tcp.SrcPort != 22", for example.
 
-With -v each packet prints a line, with --json too an object as those of divert dump.
+With -v each packet prints a line, with --json too an object as those of divert dump. With -w the packets are written
+to a capture file, and the answers too, on an interface whose name ends in ":sent". The run ends if that fails.
 
 On Linux, answers to packets on the way out and to routed ones need /dev/net/tun.`,
 		Example: `  divert reject tcp.DstPort == 25                       no mail from here, and no waiting
@@ -42,6 +46,9 @@ On Linux, answers to packets on the way out and to routed ones need /dev/net/tun
 			if err != nil {
 				return err
 			}
+			if verbose && file.path == "-" {
+				return usagef("-v prints to standard output, where -w - writes the file; choose one")
+			}
 			if p.Layer() == divert.LayerForward && runtime.GOOS != "linux" {
 				return usagef("--layer forward rejects on Linux only: elsewhere what is sent at this layer cannot go back to the sender")
 			}
@@ -51,18 +58,23 @@ On Linux, answers to packets on the way out and to routed ones need /dev/net/tun
 			if err := flags.follow(ctx, p, &r); err != nil {
 				return err
 			}
-			h, err := flags.open(p, 0)
+			t, err := file.open(a, text, r.warn)
+			if err != nil {
+				return err
+			}
+			h, err := flags.openTraced(p, 0, t)
 			if err != nil {
 				return err
 			}
 			defer h.Close()
 			j := newRejecter(h, r.warn)
+			j.trace = t
 			j.limit = flags.scope.count
 			if verbose {
 				j.log = newRejectLog(a, asJSON)
 			}
 			r.begin("reject", "rejecting", text, h)
-			err = j.run(ctx)
+			err = errors.Join(j.run(ctx), r.endTrace(t, h))
 			r.answers = &j.count
 			r.end(h)
 			return err
@@ -70,6 +82,7 @@ On Linux, answers to packets on the way out and to routed ones need /dev/net/tun
 	}
 	flags.add(cmd, packetLayers)
 	flags.addQueue(cmd, usualQueueLength, usualQueueTime, usualQueueSize)
+	file.add(cmd, "the packets, and the answers,")
 	cmd.Flags().BoolVarP(&verbose, "verbose", "v", false, "print a line for each packet")
 	cmd.Flags().BoolVar(&asJSON, "json", false, "messages and summary on standard error as JSON; with -v, packets too")
 	return cmd
@@ -91,6 +104,8 @@ type rejecter struct {
 	h        *divert.Handle
 	warnings warnings
 	log      *rejectLog // nil: none
+	trace    *trace
+	outcomes [rejectBatch]capfile.Verdict
 	count    answerCounts
 	limit    int // packets to answer, 0: all
 
@@ -131,11 +146,17 @@ func (j *rejecter) run(ctx context.Context) error {
 		if _, err := j.h.SendBatch(answers); err != nil {
 			j.warnings.add(err)
 		}
-		if err := j.log.write(j.received[:n]); err != nil {
+		if err := errors.Join(j.record(j.received[:n], answers), j.log.write(j.received[:n])); err != nil {
 			return err
 		}
 	}
 	return nil
+}
+
+// record writes packets and the answers to them to the capture file.
+func (j *rejecter) record(ps, answers []divert.Packet) error {
+	err := j.trace.received(ps, 0, func(i int) capfile.Verdict { return j.outcomes[i] })
+	return errors.Join(err, j.trace.sent(answers), j.trace.flush())
 }
 
 // answerAll makes the answers to packets. A packet that is not sent on is gone.
@@ -144,8 +165,10 @@ func (j *rejecter) answerAll(ps []divert.Packet) []divert.Packet {
 	for i := range ps {
 		if j.answer(&j.answers[n], &ps[i]) {
 			n++
+			j.outcomes[i] = capfile.Rejected
 		} else {
 			j.count.Unanswered++
+			j.outcomes[i] = capfile.Dropped
 		}
 	}
 	return j.answers[:n]

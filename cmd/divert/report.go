@@ -19,6 +19,7 @@ type report struct {
 	answers  *answerCounts // for the summary of runs that answer packets
 	seed     *uint64       // of runs that have one
 	impaired *impair.Stats // for the summary of runs that impair packets
+	written  *uint64       // packets to a capture file, for runs that write one beside
 }
 
 // started is the line at the beginning, as JSON.
@@ -68,6 +69,7 @@ type summary struct {
 
 	Answers  *answerCounts `json:"answers,omitempty"`
 	Impaired *impairCounts `json:"impaired,omitempty"`
+	Written  *uint64       `json:"written,omitempty"`
 }
 
 // end writes the handle's counters. The handle must not be closed yet.
@@ -81,7 +83,7 @@ func (r *report) end(h *divert.Handle) {
 	if r.json {
 		r.line(summary{"summary", took.Round(time.Microsecond).Seconds(), s.Matched, s.Received, s.Reinjected, s.Injected, s.Failed,
 			s.Dropped, s.DroppedFull, s.DroppedOld, s.DroppedLong, s.Passed, s.Lost, s.Foreign,
-			s.FlowAccepted, s.FlowAcceptedBytes, s.FlowDropped, s.FlowDroppedBytes, r.answers, newImpairCounts(r.impaired)})
+			s.FlowAccepted, s.FlowAcceptedBytes, s.FlowDropped, s.FlowDroppedBytes, r.answers, newImpairCounts(r.impaired), r.written})
 		return
 	}
 	if r.impaired != nil {
@@ -97,6 +99,9 @@ func (r *report) end(h *divert.Handle) {
 	text := summaryText(s, h.Flags(), noun)
 	if c := r.answers; c != nil {
 		text += fmt.Sprintf(", %d answered with RST, %d with ICMP, %d not answered", c.Resets, c.Unreachables, c.Unanswered)
+	}
+	if r.written != nil {
+		text += fmt.Sprintf(", %d written", *r.written)
 	}
 	fmt.Fprintf(r.app.errout, "divert: %s in %v\n", text, took.Round(time.Millisecond))
 }

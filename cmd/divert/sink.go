@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"time"
 
 	"github.com/opendivert/divert"
 )
@@ -39,17 +38,8 @@ func (d *dump) openSink() (err error) {
 	if sameFile(d.read, d.write) {
 		return usagef("%s cannot be read and written at once", printable(d.read))
 	}
-	if d.write != "-" {
-		f := &files{rotation: d.letters.rotation, pattern: d.write, filter: d.text}
-		f.warn = func(err error) { r := report{app: d.app, json: d.json}; r.warn(err) }
-		d.sink = f
-		return f.start(time.Now())
-	}
-	s := &fileSink{w: bufio.NewWriterSize(d.app.rawOut, bufferSize)}
-	d.sink = s
-	if s.capture, err = newCaptureWriter(s.w, d.text); err == nil {
-		err = s.flush() // a live reader sees the head of the file at once
-	}
+	r := report{app: d.app, json: d.json}
+	d.sink, err = d.app.openCapture(d.write, d.text, d.letters.rotation, r.warn)
 	return err
 }
 

@@ -15,11 +15,13 @@ const (
 	OptionOS          = 3 // of a section
 	OptionApplication = 4
 	OptionName        = 2 // of an interface
+	OptionDescription = 3
 	OptionResolution  = 9
 	OptionFilter      = 11
 	OptionOffset      = 14 // in seconds, to add to times
 	OptionFlags       = 2  // of a packet
 	OptionPacketID    = 5
+	OptionQueue       = 6
 	OptionProcess     = 8 // the process and the thread, 4 bytes each
 	OptionStart       = 2 // of statistics
 	OptionEndTime     = 3

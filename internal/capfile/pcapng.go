@@ -217,7 +217,7 @@ func (p *pcapngReader) packet(f *frame, body []byte, old bool) error {
 		return err
 	}
 	f.when = p.interfaces[id].time(uint64(word(4))<<32 | uint64(word(8)))
-	var comment []byte
+	var comment []byte // about the process
 	p.options(rest[min(int64(captured+3)&^3, int64(len(rest))):], func(code uint16, value []byte) {
 		switch {
 		case code == OptionFlags && len(value) >= 4: // the same code and bits in both kinds
@@ -225,7 +225,11 @@ func (p *pcapngReader) packet(f *frame, body []byte, old bool) error {
 		case code == OptionProcess && len(value) >= 4 && !old:
 			f.pid = p.order.Uint32(value)
 		case code == OptionComment:
-			comment = value
+			if v := verdictOf(string(value)); v != NoVerdict {
+				f.verdict = v
+			} else {
+				comment = value
+			}
 		}
 	})
 	if f.pid != 0 {
@@ -270,7 +274,7 @@ func (p *pcapngReader) fill(f *frame, id uint32, data []byte, length uint32) err
 	}
 	i := &p.interfaces[id]
 	f.data, f.length, f.linkType, f.device, f.direction = data, int(length), i.linkType, i.name, Unknown
-	f.pid, f.program, f.path = 0, "", ""
+	f.pid, f.program, f.path, f.verdict = 0, "", "", NoVerdict
 	return nil
 }
 

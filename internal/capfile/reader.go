@@ -40,6 +40,8 @@ type Packet struct {
 
 	PID           uint32 // the process, 0 if the file does not tell it
 	Program, Path string // of the process, "" if the file does not tell them
+
+	Verdict Verdict
 }
 
 // Direction is where a packet goes, as far as a file tells it.
@@ -63,6 +65,7 @@ type frame struct {
 
 	pid           uint32 // the process of the packet, 0 if the file does not tell it
 	program, path string
+	verdict       Verdict
 }
 
 // frameReader reads a file of one of the formats. At the end of the file next returns io.EOF; if that comes too early,
@@ -174,5 +177,5 @@ func (c *Reader) fill(p *Packet, data []byte, f *frame) {
 		Timestamp: f.when.UnixNano(), Layer: c.layer, Outbound: p.Direction == Out, IPv6: c.parsed.Family == 6,
 	}
 	p.Data, p.Length, p.Time = data, length, f.when
-	p.PID, p.Program, p.Path = f.pid, f.program, f.path
+	p.PID, p.Program, p.Path, p.Verdict = f.pid, f.program, f.path, f.verdict
 }
