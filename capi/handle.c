@@ -14,9 +14,11 @@ BOOL WinDivertRecvEx(HANDLE handle, VOID *pPacket, UINT packetLen, UINT *pRecvLe
         return FALSE;
     if (flags != 0)
         return divert_fail(ERROR_INVALID_PARAMETER);
+    if (!enter())
+        return FALSE;
     if (lpOverlapped != NULL)
         divert_begin(lpOverlapped);
-    error = divertRecv((uintptr_t)handle, pPacket, packetLen, &transferred, pAddr, pAddrLen, lpOverlapped);
+    error = left(divertRecv((uintptr_t)handle, pPacket, packetLen, &transferred, pAddr, pAddrLen, lpOverlapped));
     if (error != ERROR_SUCCESS) {
         /* A pending request may be complete by now, and its memory gone. */
         if (lpOverlapped != NULL && error != ERROR_IO_PENDING)
@@ -40,9 +42,11 @@ BOOL WinDivertSendEx(HANDLE handle, const VOID *pPacket, UINT packetLen, UINT *p
         return FALSE;
     if (flags != 0)
         return divert_fail(ERROR_INVALID_PARAMETER);
+    if (!enter())
+        return FALSE;
     if (lpOverlapped != NULL)
         divert_begin(lpOverlapped);
-    error = divertSend((uintptr_t)handle, (VOID *)pPacket, packetLen, &transferred, (VOID *)pAddr, addrLen);
+    error = left(divertSend((uintptr_t)handle, (VOID *)pPacket, packetLen, &transferred, (VOID *)pAddr, addrLen));
     if (error != ERROR_SUCCESS) {
         if (lpOverlapped != NULL)
             divert_refuse(lpOverlapped, error);
@@ -57,20 +61,24 @@ BOOL WinDivertSendEx(HANDLE handle, const VOID *pPacket, UINT packetLen, UINT *p
 
 BOOL WinDivertShutdown(HANDLE handle, WINDIVERT_SHUTDOWN how)
 {
-    return alive() && done(divertShutdown((uintptr_t)handle, (UINT32)how));
+    if (!alive())
+        return FALSE;
+    if (how < WINDIVERT_SHUTDOWN_RECV || how > WINDIVERT_SHUTDOWN_BOTH)
+        return divert_fail(ERROR_INVALID_PARAMETER);
+    return done(divert_order(DIVERT_ORDER_SHUTDOWN, handle, (UINT32)how));
 }
 
 BOOL WinDivertClose(HANDLE handle)
 {
-    return alive() && done(divertClose((uintptr_t)handle));
+    return alive() && done(divert_order(DIVERT_ORDER_CLOSE, handle, 0));
 }
 
 BOOL WinDivertSetParam(HANDLE handle, WINDIVERT_PARAM param, UINT64 value)
 {
-    return alive() && done(divertSetParam((uintptr_t)handle, (UINT32)param, value));
+    return enter() && done(left(divertSetParam((uintptr_t)handle, (UINT32)param, value)));
 }
 
 BOOL WinDivertGetParam(HANDLE handle, WINDIVERT_PARAM param, UINT64 *pValue)
 {
-    return alive() && done(divertGetParam((uintptr_t)handle, (UINT32)param, pValue));
+    return enter() && done(left(divertGetParam((uintptr_t)handle, (UINT32)param, pValue)));
 }

@@ -23,6 +23,7 @@ type handle struct {
 	divert   *divert.Handle
 	turns    turns
 	closing  atomic.Bool
+	received atomic.Bool // a receive call has come
 	sendDown atomic.Bool // kept here, so that what is held can still be given back when the handle closes
 
 	// held are the packets of the call whose turn it is.

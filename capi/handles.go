@@ -19,8 +19,13 @@ const (
 
 //export divertOpen
 func divertOpen(text *C.char, n C.size_t, layer C.UINT32, priority C.INT16, flags C.UINT64, extended, segments C.BOOL, out *C.uintptr_t) C.DWORD {
+	room()
+	C.divert_prepare_handlers()
 	if text == nil {
 		return C.DWORD(invalidParameter)
+	}
+	if result := readyForOrders(); result != success {
+		return C.DWORD(result)
 	}
 	number, result := openHandle(string(textOf(text, n)), uint32(layer), int16(priority), uint64(flags), extended != 0, segments != 0)
 	*out = C.uintptr_t(number)
@@ -29,9 +34,13 @@ func divertOpen(text *C.char, n C.size_t, layer C.UINT32, priority C.INT16, flag
 
 //export divertRecv
 func divertRecv(number C.uintptr_t, buf unsafe.Pointer, n C.UINT, size *C.UINT, addrs unsafe.Pointer, addrLen *C.UINT, overlapped *C.OVERLAPPED) C.DWORD {
+	room()
 	h := handles.get(uintptr(number))
 	if h == nil {
 		return C.DWORD(invalidHandle)
+	}
+	if !h.received.Load() && !h.received.Swap(true) {
+		C.divert_prepare_handlers() // programs install them before they begin to receive
 	}
 	d := delivery{buf: memory(buf, n), max: 1}
 	switch {
@@ -78,6 +87,7 @@ func report(d *delivery, addrLen *C.UINT) {
 
 //export divertSend
 func divertSend(number C.uintptr_t, buf unsafe.Pointer, n C.UINT, size *C.UINT, addrs unsafe.Pointer, addrLen C.UINT) C.DWORD {
+	room()
 	h := handles.get(uintptr(number))
 	switch {
 	case h == nil:
@@ -92,6 +102,7 @@ func divertSend(number C.uintptr_t, buf unsafe.Pointer, n C.UINT, size *C.UINT, 
 
 //export divertCancel
 func divertCancel(number C.uintptr_t, overlapped *C.OVERLAPPED) C.DWORD {
+	room()
 	h := handles.get(uintptr(number))
 	switch {
 	case h == nil:
@@ -102,26 +113,9 @@ func divertCancel(number C.uintptr_t, overlapped *C.OVERLAPPED) C.DWORD {
 	return C.DWORD(success)
 }
 
-//export divertShutdown
-func divertShutdown(number C.uintptr_t, how C.UINT32) C.DWORD {
-	h := handles.get(uintptr(number))
-	if h == nil {
-		return C.DWORD(invalidHandle)
-	}
-	return C.DWORD(h.shutdown(uint32(how)))
-}
-
-//export divertClose
-func divertClose(number C.uintptr_t) C.DWORD {
-	h := handles.remove(uintptr(number))
-	if h == nil {
-		return C.DWORD(invalidHandle)
-	}
-	return C.DWORD(h.close())
-}
-
 //export divertSetParam
 func divertSetParam(number C.uintptr_t, param C.UINT32, value C.UINT64) C.DWORD {
+	room()
 	h := handles.get(uintptr(number))
 	if h == nil {
 		return C.DWORD(invalidHandle)
@@ -131,6 +125,7 @@ func divertSetParam(number C.uintptr_t, param C.UINT32, value C.UINT64) C.DWORD 
 
 //export divertGetParam
 func divertGetParam(number C.uintptr_t, param C.UINT32, out *C.UINT64) C.DWORD {
+	room()
 	h := handles.get(uintptr(number))
 	if h == nil {
 		return C.DWORD(invalidHandle)

@@ -41,11 +41,13 @@ func truth(b bool) C.BOOL {
 
 //export divertHash
 func divertHash(p unsafe.Pointer, n C.UINT, seed C.UINT64) C.UINT64 {
+	room()
 	return C.UINT64(packet.Hash(memory(p, n), uint64(seed)))
 }
 
 //export divertParse
 func divertParse(p unsafe.Pointer, n C.UINT, out *C.struct_divert_parsed) C.BOOL {
+	room()
 	var found packet.Parsed
 	if !found.Parse(memory(p, n)) {
 		return 0
@@ -62,6 +64,7 @@ func divertParse(p unsafe.Pointer, n C.UINT, out *C.struct_divert_parsed) C.BOOL
 
 //export divertChecksums
 func divertChecksums(p unsafe.Pointer, n C.UINT, addr unsafe.Pointer, flags C.UINT64) C.BOOL {
+	room()
 	if addr == nil {
 		return truth(packet.CalcChecksums(memory(p, n), nil, packet.ChecksumFlags(flags)))
 	}
@@ -75,11 +78,13 @@ func divertChecksums(p unsafe.Pointer, n C.UINT, addr unsafe.Pointer, flags C.UI
 
 //export divertDecrementTTL
 func divertDecrementTTL(p unsafe.Pointer, n C.UINT) C.BOOL {
+	room()
 	return truth(packet.DecrementTTL(memory(p, n)))
 }
 
 //export divertParseIPv4
 func divertParseIPv4(text *C.char, n C.size_t, out *C.UINT32) C.BOOL {
+	room()
 	addr, ok := addrtext.ParseIPv4(textOf(text, n))
 	*out = C.UINT32(addr)
 	return truth(ok)
@@ -87,6 +92,7 @@ func divertParseIPv4(text *C.char, n C.size_t, out *C.UINT32) C.BOOL {
 
 //export divertParseIPv6
 func divertParseIPv6(text *C.char, n C.size_t, out *C.UINT32) C.BOOL {
+	room()
 	addr, ok := addrtext.ParseIPv6(textOf(text, n))
 	*(*addrtext.Words)(unsafe.Pointer(out)) = addr
 	return truth(ok)
@@ -94,12 +100,14 @@ func divertParseIPv6(text *C.char, n C.size_t, out *C.UINT32) C.BOOL {
 
 //export divertFormatIPv4
 func divertFormatIPv4(addr C.UINT32, buf *C.char, n C.UINT) C.DWORD {
+	room()
 	var text [15]byte
 	return put(buf, n, addrtext.AppendIPv4(text[:0], uint32(addr)))
 }
 
 //export divertFormatIPv6
 func divertFormatIPv6(addr *C.UINT32, buf *C.char, n C.UINT) C.DWORD {
+	room()
 	if addr == nil {
 		return C.DWORD(invalidParameter)
 	}
@@ -123,6 +131,7 @@ func layerOf(number C.UINT32) packet.Layer {
 
 //export divertCompile
 func divertCompile(text *C.char, n C.size_t, layer C.UINT32, extended C.BOOL, object *C.char, objLen C.UINT, description **C.char, position *C.UINT) C.DWORD {
+	room()
 	kind, pos, result := compile(textOf(text, n), layerOf(layer), extended != 0, object, objLen)
 	*description, *position = describe(kind), C.UINT(pos)
 	return C.DWORD(result)
@@ -130,6 +139,7 @@ func divertCompile(text *C.char, n C.size_t, layer C.UINT32, extended C.BOOL, ob
 
 //export divertExplainError
 func divertExplainError(text *C.char, n C.size_t, layer C.UINT32, extended C.BOOL, buf *C.char, bufLen C.UINT) C.DWORD {
+	room()
 	p, err := filter.Compile(string(textOf(text, n)), layerOf(layer), dialects[extended != 0])
 	if err == nil && extended == 0 {
 		err = (*prog.Program)(p).DriverCheck() // which WinDivertOpen asks too
@@ -201,6 +211,7 @@ func describe(kind filter.ErrorKind) *C.char {
 
 //export divertEval
 func divertEval(text *C.char, n C.size_t, extended C.BOOL, p unsafe.Pointer, packetLen C.UINT, addr unsafe.Pointer, match *C.BOOL) C.DWORD {
+	room()
 	var a packet.Address
 	_ = a.UnmarshalBinary(memory(addr, packet.AddressSize)) // cannot fail with that length
 	if a.Layer >= packet.NumLayers {
@@ -220,6 +231,7 @@ func divertEval(text *C.char, n C.size_t, extended C.BOOL, p unsafe.Pointer, pac
 
 //export divertFormat
 func divertFormat(text *C.char, n C.size_t, layer C.UINT32, extended C.BOOL, buf *C.char, bufLen C.UINT) C.DWORD {
+	room()
 	program, err := filter.Compile(string(textOf(text, n)), layerOf(layer), dialects[extended != 0])
 	if err != nil {
 		return C.DWORD(invalidParameter)

@@ -48,7 +48,7 @@ DWORD WinDivertGetLastError(void)
 #include <sys/mman.h>
 #include <unistd.h>
 
-static __thread DWORD last_error;
+static __thread DWORD last_error __attribute__((tls_model("initial-exec"))); /* read in signal handlers too */
 
 /* errno for each error number; EIO for those that are not here. */
 static const struct {
@@ -68,6 +68,7 @@ static const struct {
     {ERROR_IO_INCOMPLETE, EAGAIN},
     {ERROR_IO_PENDING, EINPROGRESS},
     {ERROR_NOACCESS, EFAULT},
+    {ERROR_POSSIBLE_DEADLOCK, EDEADLK},
     {ERROR_DEVICE_NOT_CONNECTED, ENODEV},
     {ERROR_NOT_FOUND, ENOENT},
     {ERROR_HOST_UNREACHABLE, EHOSTUNREACH},

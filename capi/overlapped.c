@@ -54,15 +54,17 @@ static UINT32 status_of(DWORD error)
 static pthread_mutex_t completions = PTHREAD_MUTEX_INITIALIZER;
 static pthread_cond_t completed = PTHREAD_COND_INITIALIZER;
 
+/* lock marks the thread, which a handler may interrupt: what it calls must not want the lock. */
 static void lock(void)
 {
+    divert_inside++;
     pthread_mutex_lock(&completions);
 }
 
 static void unlock(void)
 {
-    pthread_cond_broadcast(&completed);
     pthread_mutex_unlock(&completions);
+    divert_inside--;
 }
 
 /* A program that has events of its own has its own calls for them. */
@@ -96,6 +98,7 @@ void divert_end(LPOVERLAPPED overlapped, DWORD error, DWORD transferred)
     if (overlapped->hEvent != NULL)
         set_event(overlapped->hEvent);
     set_status(overlapped, status_of(error));
+    pthread_cond_broadcast(&completed);
     unlock();
 }
 
@@ -261,8 +264,10 @@ static DWORD wait_all(DWORD count, const HANDLE *events, struct pollfd *polls, D
 /* settle waits for a completion that has set an event and not yet its status. */
 static void settle(void)
 {
-    pthread_mutex_lock(&completions);
-    pthread_mutex_unlock(&completions);
+    if (divert_inside)
+        return; /* a handler; GetOverlappedResult is refused to it */
+    lock();
+    unlock();
 }
 
 __attribute__((weak)) DWORD WaitForMultipleObjects(DWORD count, const HANDLE *events, BOOL all, DWORD milliseconds)
@@ -296,21 +301,21 @@ __attribute__((weak)) BOOL GetOverlappedResult(HANDLE handle, LPOVERLAPPED overl
     (void)handle; /* the request says all */
     if (overlapped == NULL)
         return divert_fail(ERROR_INVALID_PARAMETER);
-    pthread_mutex_lock(&completions);
+    if (divert_inside)
+        return divert_fail(ERROR_POSSIBLE_DEADLOCK);
+    lock();
     while (wait && overlapped->Internal == STATUS_PENDING && divert_alive())
         pthread_cond_wait(&completed, &completions);
     error = error_of((UINT32)overlapped->Internal);
     if (error != ERROR_IO_INCOMPLETE && transferred != NULL)
         *transferred = (DWORD)overlapped->InternalHigh;
-    pthread_mutex_unlock(&completions);
+    unlock();
     return error == ERROR_SUCCESS ? TRUE : divert_fail(error);
 }
 
 __attribute__((weak)) BOOL CancelIoEx(HANDLE handle, LPOVERLAPPED overlapped)
 {
-    DWORD error = divert_alive() ? divertCancel((uintptr_t)handle, overlapped) : ERROR_NOT_SUPPORTED;
-
-    return error == ERROR_SUCCESS ? TRUE : divert_fail(error);
+    return enter() && done(left(divertCancel((uintptr_t)handle, overlapped)));
 }
 
 __attribute__((weak)) BOOL CloseHandle(HANDLE handle)

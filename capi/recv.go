@@ -76,6 +76,7 @@ func (h *handle) receive(c *turn, d *delivery) code {
 	}
 	for held.first == held.last {
 		n, err := h.divert.RecvBatch(held.packets[:h.ahead(d)])
+		room() // a long wait may have had the stack shrink
 		switch {
 		case err == nil:
 			held.first, held.last = 0, n

@@ -29,6 +29,62 @@ static inline BOOL alive(void)
     return divert_alive() || divert_fail(ERROR_NOT_SUPPORTED);
 }
 
+#ifdef _WIN32
+
+static inline BOOL enter(void)
+{
+    return TRUE;
+}
+
+static inline DWORD left(DWORD result)
+{
+    return result;
+}
+
+#else
+
+/* divert_inside tells that the thread is inside Go, or holds a lock of the library: what calls now is a handler. */
+extern __thread volatile int divert_inside __attribute__((tls_model("initial-exec")));
+
+/* divert_prepare_thread gives the thread a stack for signal handlers, unless it has one. FALSE: it runs on that. */
+BOOL divert_prepare_thread(void);
+
+/* divert_prepare_handlers makes the handlers that are installed run on such stacks, and tells whether one had not. */
+BOOL divert_prepare_handlers(void);
+
+/* enter tells whether the thread may call Go, and marks it. It leaves an error in forked children and in handlers. */
+static inline BOOL enter(void)
+{
+    if (!alive())
+        return FALSE;
+    if (divert_inside || !divert_prepare_thread())
+        return divert_fail(ERROR_POSSIBLE_DEADLOCK);
+    divert_inside = 1;
+    return TRUE;
+}
+
+/* left takes the mark from the thread, and returns what Go returned. */
+static inline DWORD left(DWORD result)
+{
+    divert_inside = 0;
+    return result;
+}
+
+/* The calls that a goroutine makes. */
+enum { DIVERT_ORDER_SHUTDOWN, DIVERT_ORDER_CLOSE };
+
+/*
+ * divert_order has a goroutine make a call, and may be used in signal handlers. It waits for the result unless the
+ * thread is inside, and is 0 then: the call is made when the handler has returned, or before.
+ */
+DWORD divert_order(UINT32 call, HANDLE handle, UINT32 how);
+
+/* divert_take_orders gives the pipe through which orders go, divert_answer the result of one to the thread that waits. */
+void divert_take_orders(int fd);
+void divert_answer(UINT64 address, DWORD error);
+
+#endif
+
 /* length is strlen for a text that may be NULL. */
 static inline size_t length(const char *text)
 {

@@ -11,10 +11,10 @@ HANDLE WinDivertOpen(const char *filter, WINDIVERT_LAYER layer, INT16 priority, 
     uintptr_t handle = 0;
     DWORD error;
 
-    if (!alive())
+    if (!enter())
         return INVALID_HANDLE_VALUE;
-    error = divertOpen((char *)filter, length(filter), (UINT32)layer, priority, flags, divert_extended(), divert_segments(),
-                       &handle);
+    error = left(divertOpen((char *)filter, length(filter), (UINT32)layer, priority, flags, divert_extended(),
+                            divert_segments(), &handle));
     if (error != ERROR_SUCCESS) {
         divert_fail(error);
         return INVALID_HANDLE_VALUE;
@@ -35,7 +35,13 @@ BOOL WinDivertSend(HANDLE handle, const VOID *pPacket, UINT packetLen, UINT *pSe
 
 UINT64 WinDivertHelperHashPacket(const VOID *pPacket, UINT packetLen, UINT64 seed)
 {
-    return alive() ? divertHash((VOID *)pPacket, packetLen, seed) : 0;
+    UINT64 hash;
+
+    if (!enter())
+        return 0;
+    hash = divertHash((VOID *)pPacket, packetLen, seed);
+    (void)left(ERROR_SUCCESS);
+    return hash;
 }
 
 /* at returns the header at an offset, NULL for an absent one. */
@@ -59,7 +65,7 @@ BOOL WinDivertHelperParsePacket(const VOID *pPacket, UINT packetLen, PWINDIVERT_
     struct divert_parsed p;
     BOOL more;
 
-    if (!alive() || !divertParse((VOID *)pPacket, packetLen, &p) || p.truncated)
+    if (!enter() || !left((DWORD)divertParse((VOID *)pPacket, packetLen, &p)) || p.truncated)
         return FALSE;
     more = packetLen > p.total;
     OUTPUT(ppIpHdr, (PWINDIVERT_IPHDR)at(pPacket, p.ipv4));
@@ -80,9 +86,9 @@ BOOL WinDivertHelperParseIPv4Address(const char *addrStr, UINT32 *pAddr)
 {
     UINT32 addr;
 
-    if (!alive())
+    if (!enter())
         return FALSE;
-    if (!divertParseIPv4((char *)addrStr, length(addrStr), &addr))
+    if (!left((DWORD)divertParseIPv4((char *)addrStr, length(addrStr), &addr)))
         return divert_fail(ERROR_INVALID_PARAMETER);
     OUTPUT(pAddr, addr);
     return TRUE;
@@ -92,9 +98,9 @@ BOOL WinDivertHelperParseIPv6Address(const char *addrStr, UINT32 *pAddr)
 {
     UINT32 addr[4];
 
-    if (!alive())
+    if (!enter())
         return FALSE;
-    if (!divertParseIPv6((char *)addrStr, length(addrStr), addr))
+    if (!left((DWORD)divertParseIPv6((char *)addrStr, length(addrStr), addr)))
         return divert_fail(ERROR_INVALID_PARAMETER);
     if (pAddr != NULL)
         memcpy(pAddr, addr, sizeof(addr));
@@ -103,22 +109,22 @@ BOOL WinDivertHelperParseIPv6Address(const char *addrStr, UINT32 *pAddr)
 
 BOOL WinDivertHelperFormatIPv4Address(UINT32 addr, char *buffer, UINT bufLen)
 {
-    return alive() && done(divertFormatIPv4(addr, buffer, bufLen));
+    return enter() && done(left(divertFormatIPv4(addr, buffer, bufLen)));
 }
 
 BOOL WinDivertHelperFormatIPv6Address(const UINT32 *pAddr, char *buffer, UINT bufLen)
 {
-    return alive() && done(divertFormatIPv6((UINT32 *)pAddr, buffer, bufLen));
+    return enter() && done(left(divertFormatIPv6((UINT32 *)pAddr, buffer, bufLen)));
 }
 
 BOOL WinDivertHelperCalcChecksums(VOID *pPacket, UINT packetLen, WINDIVERT_ADDRESS *pAddr, UINT64 flags)
 {
-    return alive() && divertChecksums(pPacket, packetLen, pAddr, flags);
+    return enter() && left((DWORD)divertChecksums(pPacket, packetLen, pAddr, flags));
 }
 
 BOOL WinDivertHelperDecrementTTL(VOID *pPacket, UINT packetLen)
 {
-    return alive() && divertDecrementTTL(pPacket, packetLen);
+    return enter() && left((DWORD)divertDecrementTTL(pPacket, packetLen));
 }
 
 BOOL WinDivertHelperCompileFilter(const char *filter, WINDIVERT_LAYER layer, char *object, UINT objLen,
@@ -133,8 +139,10 @@ BOOL WinDivertHelperCompileFilter(const char *filter, WINDIVERT_LAYER layer, cha
     if (filter == NULL)
         return divert_fail(ERROR_INVALID_PARAMETER);
     divert_set_error(ERROR_SUCCESS);
-    error = divertCompile((char *)filter, strlen(filter), (UINT32)layer, divert_extended(), object, objLen,
-                          &description, &position);
+    if (!enter())
+        return FALSE;
+    error = left(divertCompile((char *)filter, strlen(filter), (UINT32)layer, divert_extended(), object, objLen,
+                               &description, &position));
     OUTPUT(errorStr, description);
     OUTPUT(errorPos, position);
     return done(error);
@@ -146,7 +154,8 @@ BOOL WinDivertHelperExplainFilterError(const char *filter, WINDIVERT_LAYER layer
         return FALSE;
     if (filter == NULL || buffer == NULL)
         return divert_fail(ERROR_INVALID_PARAMETER);
-    return done(divertExplainError((char *)filter, strlen(filter), (UINT32)layer, divert_extended(), buffer, bufLen));
+    return enter() && done(left(divertExplainError((char *)filter, strlen(filter), (UINT32)layer, divert_extended(), buffer,
+                                                   bufLen)));
 }
 
 BOOL WinDivertHelperEvalFilter(const char *filter, const VOID *pPacket, UINT packetLen,
@@ -159,8 +168,10 @@ BOOL WinDivertHelperEvalFilter(const char *filter, const VOID *pPacket, UINT pac
         return FALSE;
     if (filter == NULL || pAddr == NULL)
         return divert_fail(ERROR_INVALID_PARAMETER);
-    error = divertEval((char *)filter, strlen(filter), divert_extended(), (VOID *)pPacket, packetLen, (VOID *)pAddr,
-                       &match);
+    if (!enter())
+        return FALSE;
+    error = left(divertEval((char *)filter, strlen(filter), divert_extended(), (VOID *)pPacket, packetLen, (VOID *)pAddr,
+                            &match));
     if (error != ERROR_SUCCESS)
         return divert_fail(error);
     if (!match)
@@ -174,5 +185,6 @@ BOOL WinDivertHelperFormatFilter(const char *filter, WINDIVERT_LAYER layer, char
         return FALSE;
     if (filter == NULL || buffer == NULL)
         return divert_fail(ERROR_INVALID_PARAMETER);
-    return done(divertFormat((char *)filter, strlen(filter), (UINT32)layer, divert_extended(), buffer, bufLen));
+    return enter() && done(left(divertFormat((char *)filter, strlen(filter), (UINT32)layer, divert_extended(), buffer,
+                                             bufLen)));
 }

@@ -177,6 +177,9 @@ WINDIVERT_EXTENSION_ typedef struct _OVERLAPPED
 #ifndef ERROR_SERVICE_DOES_NOT_EXIST
 #define ERROR_SERVICE_DOES_NOT_EXIST 1060
 #endif
+#ifndef ERROR_POSSIBLE_DEADLOCK
+#define ERROR_POSSIBLE_DEADLOCK 1131 /* a signal handler that interrupted a call of the library: see windivert(7) */
+#endif
 #ifndef ERROR_DEVICE_NOT_CONNECTED
 #define ERROR_DEVICE_NOT_CONNECTED 1167 /* another program has removed the handle's rules: close it, open another */
 #endif
@@ -536,7 +539,10 @@ WINDIVERTEXPORT BOOL WinDivertSendEx(HANDLE handle, const VOID *pPacket, UINT pa
                                      UINT64 flags, const WINDIVERT_ADDRESS *pAddr, UINT addrLen,
                                      LPOVERLAPPED lpOverlapped);
 
-/* Ends receiving, sending or both for good. What waits can still be received. Errors: 87, 22. */
+/*
+ * Ends receiving, sending or both for good. What waits can still be received. Errors: 87, 22. A signal handler may call
+ * this and WinDivertClose; its other calls fail with 1131.
+ */
 WINDIVERTEXPORT BOOL WinDivertShutdown(HANDLE handle, WINDIVERT_SHUTDOWN how);
 
 /* Closes a handle. Packets that wait go on as if not captured; calls that wait end with 995. Errors: 6. */
