@@ -9,7 +9,8 @@ import (
 )
 
 func newClean(a *app) *cobra.Command {
-	return &cobra.Command{
+	var asJSON bool
+	cmd := &cobra.Command{
 		Use:   "clean",
 		Short: "Remove what processes that died have left",
 		Long: `Remove the nftables rules of handles whose process has died in this network, and the table "divert" if
@@ -31,9 +32,17 @@ is opened or closed does the same.`,
 				return err
 			}
 			for _, o := range dead {
+				if asJSON {
+					if err := a.writeJSON(jsonRemoved{"removed", uint32(o.PID)}); err != nil {
+						return err
+					}
+					continue
+				}
 				fmt.Fprintf(a.out, "removed a handle of process %d\n", o.PID)
 			}
 			return nil
 		},
 	}
+	addJSON(cmd, &asJSON, "one JSON object per handle")
+	return cmd
 }

@@ -5,7 +5,8 @@ package main
 import "github.com/spf13/cobra"
 
 func newClean(*app) *cobra.Command {
-	return &cobra.Command{
+	var asJSON bool // there is nothing to print either way
+	cmd := &cobra.Command{
 		Use:     "clean",
 		Short:   "Remove what processes that died have left",
 		Long:    "Remove what processes that died have left. On this system there is never anything: handles end with their process.",
@@ -13,4 +14,6 @@ func newClean(*app) *cobra.Command {
 		Args:    noArguments,
 		RunE:    func(*cobra.Command, []string) error { return nil },
 	}
+	addJSON(cmd, &asJSON, "one JSON object per handle")
+	return cmd
 }

@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"maps"
 	"slices"
@@ -15,7 +16,8 @@ import (
 )
 
 func newClean(a *app) *cobra.Command {
-	return &cobra.Command{
+	var asJSON bool
+	cmd := &cobra.Command{
 		Use:   "clean",
 		Short: "Stop the driver and remove its service",
 		Long: `Stop the driver and remove its service, which handles install when they need it. What dead processes
@@ -31,12 +33,17 @@ first. The next handle that is opened installs the driver again.`,
 				return err
 			}
 			removed, err := windows.Uninstall()
-			if removed {
+			switch {
+			case removed && asJSON:
+				return errors.Join(err, a.writeJSON(jsonRemoved{"removed", 0}))
+			case removed:
 				fmt.Fprintln(a.out, "removed the driver WinDivert")
 			}
 			return err
 		},
 	}
+	addJSON(cmd, &asJSON, "one JSON object")
+	return cmd
 }
 
 // Processes that were killed are not gone at once, nor are their handles.

@@ -112,7 +112,7 @@ func (d *dump) check(cmd *cobra.Command) error {
 	}
 	for _, err := range []error{
 		exclude("write", "quiet", "verbose", "hex", "hex-ascii", "ascii", "time", "number", "link"),
-		exclude("json", "quiet", "verbose", "time", "number", "link"),
+		exclude("json", "quiet", "verbose", "time", "number", "link", "count", "compile", "list-interfaces", "list-data-link-types"),
 		exclude("quiet", "verbose"),
 		exclude("read", "interface", "process", "for", "priority", "fragments", "engine", "driver", "queue-length", "queue-time", "queue-size"),
 	} {

@@ -25,7 +25,7 @@ type eval struct {
 
 	outbound, loopback, impostor bool
 	ifIdx                        uint32
-	verbose                      bool
+	verbose, json                bool
 
 	program *filter.Program
 	printer printer
@@ -58,6 +58,7 @@ The exit status is 0 whether packets match or not; 1 if one cannot be evaluated.
 	fl.BoolVar(&e.loopback, "loopback", false, "the packets are loopback packets")
 	fl.BoolVar(&e.impostor, "impostor", false, "the packets are impostors")
 	fl.Uint32Var(&e.ifIdx, "ifidx", 0, "index of the packets' interface")
+	addJSON(cmd, &e.json, "one JSON object per packet")
 	fl.BoolVarP(&e.verbose, "verbose", "v", false, "show each test")
 	return cmd
 }
@@ -75,7 +76,7 @@ func (e *eval) run(args []string) (err error) {
 	e.printer.colour = e.app.colour
 	e.w = bufio.NewWriterSize(e.app.out, bufferSize)
 	count, err := e.all()
-	if err == nil && count > 1 {
+	if err == nil && count > 1 && !e.json {
 		fmt.Fprintf(e.w, "%d of %d packets match\n", e.matches, count)
 	}
 	if flushed := e.w.Flush(); err == nil {
@@ -147,7 +148,7 @@ func (e *eval) file() (count int, err error) {
 	for {
 		if err := c.next(&r); err == io.EOF {
 			for _, text := range c.Complaints() {
-				(&report{app: e.app}).warn(errors.New(text))
+				(&report{app: e.app, json: e.json}).warn(errors.New(text))
 			}
 			return count, nil
 		} else if err != nil {
@@ -168,6 +169,18 @@ func (e *eval) packet(r *record, number int) error {
 	steps, matched, err := e.program.Explain(r.data, r.addr)
 	if err != nil {
 		return fmt.Errorf("packet %d: %w", number, err)
+	}
+	if e.json {
+		j := jsonResult{Packet: number, Matches: matched}
+		for _, s := range steps {
+			if e.verbose {
+				j.Steps = append(j.Steps, jsonStep{s.Index, s.Test, s.Value, s.Result})
+			}
+		}
+		if e.buf, err = appendJSONLine(e.buf[:0], &j); err == nil {
+			_, err = e.w.Write(e.buf)
+		}
+		return err
 	}
 	outcome, style := "no match", styleBad
 	if matched {

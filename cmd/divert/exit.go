@@ -10,6 +10,7 @@ import (
 
 	"github.com/opendivert/divert"
 	"github.com/opendivert/divert/filter"
+	"github.com/opendivert/divert/internal/tcpdump"
 	"github.com/spf13/cobra"
 )
 
@@ -35,8 +36,48 @@ type exitStatus int
 // Error returns the status in words.
 func (s exitStatus) Error() string { return fmt.Sprintf("exit status %d", int(s)) }
 
-// exit reports the error of a command and returns the exit status.
-func (a *app) exit(cmd *cobra.Command, err error) int {
+// jsonError is the error that ended a run, as --json has it on standard error.
+type jsonError struct {
+	Event  string       `json:"event"`  // "error"
+	Status int          `json:"status"` // exit status
+	Text   string       `json:"text"`
+	Hint   string       `json:"hint,omitempty"`   // what to do about it
+	Filter *jsonRefusal `json:"filter,omitempty"` // the filter that does not compile
+}
+
+// jsonRefusal is what is wrong with a filter.
+type jsonRefusal struct {
+	Text     string  `json:"text"`               // the whole
+	Position *uint32 `json:"position,omitempty"` // of the part that is wrong, in bytes; absent if it has no place
+	Token    string  `json:"token,omitempty"`    // that part; absent at the end of the text
+	Tcpdump  string  `json:"tcpdump,omitempty"`  // the same filter here, if it was in the language of tcpdump
+}
+
+// newJSONError returns an error of a run.
+func newJSONError(cmd *cobra.Command, err error) jsonError {
+	j := jsonError{Event: "error", Status: exitFailed, Text: plain(err), Hint: remedy(err)}
+	var (
+		f     *filter.Error
+		usage usageError
+	)
+	switch {
+	case errors.As(err, &f):
+		j.Status, j.Text, j.Hint = exitUsage, f.Msg, f.Hint
+		j.Filter = &jsonRefusal{Text: f.Filter, Token: f.Token}
+		if int64(f.Pos) <= int64(len(f.Filter)) {
+			j.Filter.Position = &f.Pos
+		}
+		if r, err := tcpdump.Convert(f.Filter); err == nil {
+			j.Filter.Tcpdump = r.Filter
+		}
+	case errors.As(err, &usage):
+		j.Status, j.Hint = exitUsage, fmt.Sprintf("See `%s --help`.", cmd.CommandPath())
+	}
+	return j
+}
+
+// exit reports the error of a command, as JSON if that was asked for, and returns the exit status.
+func (a *app) exit(cmd *cobra.Command, err error, asJSON bool) int {
 	var (
 		status exitStatus
 		f      *filter.Error
@@ -47,6 +88,10 @@ func (a *app) exit(cmd *cobra.Command, err error) int {
 		return exitOK
 	case errors.As(err, &status):
 		return int(status)
+	case asJSON:
+		j := newJSONError(cmd, err)
+		(&report{app: a}).line(j)
+		return j.Status
 	case errors.As(err, &f):
 		fmt.Fprintf(a.errout, "%s the filter does not compile:\n%s\n", a.label(), refusal(f))
 		return exitUsage

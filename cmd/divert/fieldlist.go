@@ -20,8 +20,20 @@ func newFilterFields(a *app) *cobra.Command {
   divert filter fields --layer socket`,
 		Args: noArguments,
 	}
+	var asJSON bool
+	addJSON(cmd, &asJSON, "one JSON object per field")
 	addChoice(cmd, &layer, "layer", "only the fields of a layer")
 	cmd.RunE = func(*cobra.Command, []string) error {
+		if asJSON {
+			for _, f := range filter.Fields() {
+				if layer.value == 0 || slices.Contains(f.Layers, allLayers[layer.value-1]) {
+					if err := a.writeJSON(newJSONField(f)); err != nil {
+						return err
+					}
+				}
+			}
+			return nil
+		}
 		w := bufio.NewWriter(a.out)
 		for _, g := range groupFields(filter.Fields()) {
 			if layer.value == 0 || slices.Contains(g.layers, allLayers[layer.value-1]) {

@@ -39,15 +39,21 @@ from a file: --set blocked=FILE, or @blocked=FILE. ` + "`divert filter fields`" 
 	return cmd
 }
 
-// filterCommand makes a command that compiles a filter and prints something about it.
-func filterCommand(a *app, cmd *cobra.Command, run func(w io.Writer, p *filter.Program) error) *cobra.Command {
-	return textCommand(a, cmd, func(w io.Writer, _ string, p *filter.Program, _ *dialectFlags) error { return run(w, p) })
+// given is a filter as a command was given it.
+type given struct {
+	text  string
+	p     *filter.Program
+	flags *dialectFlags
 }
 
-// textCommand is filterCommand for those that need the text and the flags too.
-func textCommand(a *app, cmd *cobra.Command, run func(io.Writer, string, *filter.Program, *dialectFlags) error) *cobra.Command {
-	var flags dialectFlags
+// filterCommand makes a command that compiles a filter and prints something about it, as text or, as value returns it, as JSON.
+func filterCommand(a *app, cmd *cobra.Command, print func(w io.Writer, g *given) error, value func(g *given) (any, error)) *cobra.Command {
+	var (
+		flags  dialectFlags
+		asJSON bool
+	)
 	flags.add(cmd, allLayers)
+	addJSON(cmd, &asJSON, "one JSON object")
 	cmd.RunE = func(_ *cobra.Command, args []string) error {
 		text, err := a.filterOrInput(args)
 		if err != nil {
@@ -60,8 +66,16 @@ func textCommand(a *app, cmd *cobra.Command, run func(io.Writer, string, *filter
 		if err != nil {
 			return err
 		}
+		g := &given{text, p, &flags}
+		if asJSON {
+			v, err := value(g)
+			if err != nil {
+				return err
+			}
+			return a.writeJSON(v)
+		}
 		w := bufio.NewWriter(a.out)
-		if err := run(w, text, p, &flags); err != nil {
+		if err := print(w, g); err != nil {
 			return err
 		}
 		return w.Flush()
@@ -90,17 +104,17 @@ also what WinDivert's driver, which takes less than the compiler, would have aga
 		Example: `  divert filter check tcp.DstPort == 80 and outbound
   divert filter check --strict --layer flow 'processId == 4'`,
 	}
-	return filterCommand(a, cmd, func(w io.Writer, p *filter.Program) error {
-		if err := constant(p); err != "" {
+	return filterCommand(a, cmd, func(w io.Writer, g *given) error {
+		if err := constant(g.p); err != "" {
 			fmt.Fprintf(w, "ok, but the filter %s\n", err)
 			return nil
 		}
-		fmt.Fprintf(w, "ok: %s\n", countOf(p.Len(), "test"))
-		if err := (*prog.Program)(p).DriverCheck(); err != nil {
+		fmt.Fprintf(w, "ok: %s\n", countOf(g.p.Len(), "test"))
+		if err := (*prog.Program)(g.p).DriverCheck(); err != nil {
 			fmt.Fprintf(w, "not for WinDivert's driver: %v\n", plain(err))
 		}
 		return nil
-	})
+	}, func(g *given) (any, error) { return newJSONCheck(g.text, g.p), nil })
 }
 
 // constant says if a program always comes to the same result.
@@ -125,7 +139,8 @@ constant parts are folded away; after it what the filter can match at all, the l
 for, and what WinDivert's driver would say to it.`,
 		Example: `  divert filter explain 'outbound and (tcp? tcp.DstPort == 80: udp.DstPort == 53)'`,
 	}
-	return textCommand(a, cmd, explain)
+	return filterCommand(a, cmd, func(w io.Writer, g *given) error { return explain(w, g.text, g.p, g.flags) },
+		func(g *given) (any, error) { return newJSONExplanation(g.text, g.p, g.flags) })
 }
 
 func explain(w io.Writer, text string, p *filter.Program, flags *dialectFlags) error {
@@ -212,18 +227,25 @@ original cannot express is an error.`,
 		Example: `  divert filter object tcp.DstPort == 80
   divert filter object tcp.DstPort == 80 | divert filter format`,
 	}
-	return filterCommand(a, cmd, func(w io.Writer, p *filter.Program) error {
-		object, err := p.Object()
-		if err != nil {
-			var f *filter.Error
-			if errors.As(err, &f) {
-				return errors.New(f.Error()) // about the program, not a place in the text
-			}
-			return err
+	return filterCommand(a, cmd, func(w io.Writer, g *given) error {
+		object, err := objectOf(g.p)
+		if err == nil {
+			_, err = fmt.Fprintln(w, object)
 		}
-		_, err = fmt.Fprintln(w, object)
 		return err
+	}, func(g *given) (any, error) {
+		object, err := objectOf(g.p)
+		return jsonObject{object}, err
 	})
+}
+
+func objectOf(p *filter.Program) (string, error) {
+	object, err := p.Object()
+	var f *filter.Error
+	if errors.As(err, &f) {
+		err = errors.New(f.Error()) // about the program, not a place in the text
+	}
+	return object, err
 }
 
 func newFilterFormat(a *app) *cobra.Command {
@@ -233,12 +255,15 @@ func newFilterFormat(a *app) *cobra.Command {
 		Example: `  divert filter format '!(tcp.DstPort=80)and outbound'
   divert filter format '@WinDiv_…'`,
 	}
-	return filterCommand(a, cmd, func(w io.Writer, p *filter.Program) error {
-		text, err := p.Format()
+	return filterCommand(a, cmd, func(w io.Writer, g *given) error {
+		text, err := g.p.Format()
 		if err == nil {
 			_, err = fmt.Fprintln(w, text)
 		}
 		return err
+	}, func(g *given) (any, error) {
+		text, err := g.p.Format()
+		return jsonText{Filter: text}, err
 	})
 }
 

@@ -11,7 +11,8 @@ import (
 )
 
 func newFilterFromTcpdump(a *app) *cobra.Command {
-	return &cobra.Command{
+	var asJSON bool
+	cmd := &cobra.Command{
 		Use:   "from-tcpdump [FILTER]",
 		Short: "Convert a filter of tcpdump",
 		Long: `Convert a filter in the language of tcpdump (pcap-filter(7)) to the same filter here, and print that. The
@@ -29,11 +30,14 @@ handles see IP packets of this host, without link-layer headers.`,
 			var e *tcpdump.Error
 			switch {
 			case errors.As(err, &e) && e.Syntax:
-				return a.refused("this is no filter of tcpdump", e)
+				return a.refused("this is no filter of tcpdump", e, asJSON)
 			case errors.As(err, &e):
-				return a.refused("the filter has no counterpart", e)
+				return a.refused("the filter has no counterpart", e, asJSON)
 			case err != nil:
 				return err
+			}
+			if asJSON {
+				return a.writeJSON(jsonText{r.Filter, r.Notes})
 			}
 			for _, n := range r.Notes {
 				fmt.Fprintf(a.errout, "note: %s\n", n)
@@ -43,10 +47,17 @@ handles see IP packets of this host, without link-layer headers.`,
 			return w.Flush()
 		},
 	}
+	addJSON(cmd, &asJSON, "one JSON object")
+	return cmd
 }
 
 // refused reports a part of a filter of tcpdump.
-func (a *app) refused(title string, e *tcpdump.Error) error {
+func (a *app) refused(title string, e *tcpdump.Error, asJSON bool) error {
+	if asJSON {
+		at, token := uint32(e.At), e.Text[e.At:e.At+e.Len]
+		(&report{app: a}).line(jsonError{"error", exitUsage, title + ": " + e.Message, "", &jsonRefusal{e.Text, &at, token, ""}})
+		return exitStatus(exitUsage)
+	}
 	fmt.Fprintf(a.errout, "%s %s:\n%s\n", a.label(), title, filter.Mark(e.Text, e.At, e.At+e.Len)+e.Message)
 	return exitStatus(exitUsage)
 }

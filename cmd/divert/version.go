@@ -10,16 +10,31 @@ import (
 )
 
 func newVersion(a *app) *cobra.Command {
-	return &cobra.Command{
+	var asJSON bool
+	cmd := &cobra.Command{
 		Use:     "version",
 		Short:   "Print the version of divert and of the interface it follows",
 		Example: "  divert version",
 		Args:    noArguments,
 		RunE: func(*cobra.Command, []string) error {
+			if asJSON {
+				return a.writeJSON(jsonVersion{buildVersion(), "2.2", runtime.Version(), runtime.GOOS, runtime.GOARCH})
+			}
 			_, err := io.WriteString(a.out, versionText())
 			return err
 		},
 	}
+	addJSON(cmd, &asJSON, "one JSON object")
+	return cmd
+}
+
+// jsonVersion is what `version` prints.
+type jsonVersion struct {
+	Version   string `json:"version"`
+	WinDivert string `json:"windivert"` // the version of the interface it follows
+	Go        string `json:"go"`
+	OS        string `json:"os"`
+	Arch      string `json:"arch"`
 }
 
 // versionText is the line that tells the version.
