@@ -21,8 +21,9 @@ import (
 
 	"github.com/opendivert/divert"
 	"github.com/opendivert/divert/internal/lab"
+	"github.com/opendivert/divert/internal/linux/cgroup"
 	"github.com/opendivert/divert/internal/linux/cursor"
-	"github.com/opendivert/divert/internal/linux/sockets"
+	"github.com/opendivert/divert/internal/linux/eventprog"
 	"github.com/opendivert/divert/packet"
 )
 
@@ -264,7 +265,7 @@ func TestSocketListenRefused(t *testing.T) {
 			d := openEvents(t, pair.A, packet.LayerSocket, tt.filter, flags)
 			early := strings.Contains(d.Description(), "a refused LISTEN fails")
 			if os.Getenv("DIVERT_NEED_LISTEN") != "" && !early {
-				t.Fatalf("this kernel should refuse at once: %+v", sockets.ProbeListen())
+				t.Fatalf("this kernel should refuse at once: %+v", eventprog.ProbeListen())
 			}
 			refusal := tt.early
 			switch {
@@ -323,11 +324,11 @@ func TestSocketLongFilter(t *testing.T) {
 // programsOf counts the programs on the root of the cgroup hierarchy that belong to handles of a priority.
 func programsOf(t *testing.T, priority int16) (n int) {
 	t.Helper()
-	cgroup, err := sockets.OpenCgroup()
+	root, err := cgroup.Open()
 	if err != nil {
 		t.Fatal(err)
 	}
-	f := cgroup.Dir
+	f := root.Dir
 	defer f.Close()
 	prefix := fmt.Sprintf("divert_%06x", uint32(cursor.NewKey(priority, 0)))[:len("divert_")+4]
 	for kind := range ebpf.AttachTCXEgress {

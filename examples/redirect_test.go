@@ -12,11 +12,11 @@ import (
 	"time"
 
 	"github.com/opendivert/divert/internal/lab"
-	"github.com/opendivert/divert/internal/linux/sockets"
+	"github.com/opendivert/divert/internal/linux/processes"
 )
 
 func TestRedirect(t *testing.T) {
-	if err := sockets.ProbeProcesses(); err != nil {
+	if err := processes.Probe(); err != nil {
 		t.Skip(err)
 	}
 	pair := lab.TwoHostsT(t, lab.LinkOptions{})

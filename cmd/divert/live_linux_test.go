@@ -19,8 +19,9 @@ import (
 
 	"github.com/gopacket/gopacket/layers"
 	"github.com/gopacket/gopacket/pcapgo"
+
 	"github.com/opendivert/divert/internal/lab"
-	"github.com/opendivert/divert/internal/linux/sockets"
+	kernelprocesses "github.com/opendivert/divert/internal/linux/processes"
 )
 
 // commandVariable makes the test binary be the command: for runs in a process of their own.
@@ -245,7 +246,7 @@ func TestDumpSnapshots(t *testing.T) {
 }
 
 // needProcesses returns why the processes of packets are not to be had, nil if they are.
-func needProcesses() error { return sockets.ProbeProcesses() }
+func needProcesses() error { return kernelprocesses.Probe() }
 
 // TestProcesses prints and drops the packets of a process.
 func TestProcesses(t *testing.T) {

@@ -10,22 +10,23 @@ import (
 	"net"
 	"os"
 	"sync"
-	"time"
-
-	"golang.org/x/sys/unix"
 
 	"github.com/opendivert/divert/internal/clock"
 	"github.com/opendivert/divert/internal/engine"
 	"github.com/opendivert/divert/internal/linux/capture"
 	"github.com/opendivert/divert/internal/linux/codegen"
+	"github.com/opendivert/divert/internal/linux/events"
 	"github.com/opendivert/divert/internal/linux/flowmap"
 	"github.com/opendivert/divert/internal/linux/injector"
+	"github.com/opendivert/divert/internal/linux/kernel"
 	"github.com/opendivert/divert/internal/linux/life"
 	"github.com/opendivert/divert/internal/linux/netns"
+	"github.com/opendivert/divert/internal/linux/processes"
+	"github.com/opendivert/divert/internal/linux/registry"
 	"github.com/opendivert/divert/internal/linux/review"
 	"github.com/opendivert/divert/internal/linux/rules"
 	"github.com/opendivert/divert/internal/linux/setmap"
-	"github.com/opendivert/divert/internal/linux/sockets"
+	"github.com/opendivert/divert/internal/linux/socketfeed"
 	"github.com/opendivert/divert/internal/linux/tally"
 	"github.com/opendivert/divert/internal/linux/verdict"
 	"github.com/opendivert/divert/internal/prog"
@@ -50,7 +51,7 @@ type handle struct {
 	guard      *rules.Guard    // nil once the handle captures nothing any more
 	clones     *codegen.Outlet // of cloneCheck; nil without
 	cloneCheck *codegen.CloneCheck
-	processes  *sockets.Processes // nil unless the filter in force, or the user, asks for the processes of packets
+	processes  *processes.Processes // nil unless the filter in force, or the user, asks for the processes of packets
 	life       life.Life
 	last       engine.Stats // of a closed handle
 	decider    string       // who decides which packets match, and why in words
@@ -67,8 +68,11 @@ func (h *handle) env() capture.Env {
 // Open opens a handle in the network namespace of the calling thread.
 func Open(cfg engine.Config) (engine.Handle, error) {
 	layer := cfg.Program.Layer()
-	if eventLayers[layer] {
-		return openEvents(cfg)
+	switch layer {
+	case packet.LayerSocket, packet.LayerFlow:
+		return events.Open(cfg, socketfeed.Open)
+	case packet.LayerReflect:
+		return events.Open(cfg, registry.Open)
 	}
 	mode, why, err := decide(cfg.Mode)
 	if err != nil {
@@ -339,7 +343,7 @@ func (h *handle) SetFilter(p *prog.Program) error {
 	if err != nil {
 		return err
 	}
-	if err := keepsOld(h.setEntries(p, ps)); err != nil {
+	if err := codegen.KeepsOld(h.setEntries(p, ps)); err != nil {
 		if ps != nil && ps != h.processes {
 			err = errors.Join(err, ps.Close())
 		}
@@ -350,18 +354,8 @@ func (h *handle) SetFilter(p *prog.Program) error {
 	return errors.Join(h.revokeFlows(), h.keepProcesses(ps))
 }
 
-// keepsOld says of a filter that is too large what becomes of it.
-func keepsOld(err error) error {
-	var limit *codegen.LimitError
-	if !errors.As(err, &limit) {
-		return err
-	}
-	return fmt.Errorf("%w: %w; the filter before stays in force; a handle that opens with this one may have the interpreter decide",
-		engine.ErrNotSupported, limit)
-}
-
 // setEntries makes a filter decide from now on. If it fails, the one before stays in force.
-func (h *handle) setEntries(p *prog.Program, ps *sockets.Processes) error {
+func (h *handle) setEntries(p *prog.Program, ps *processes.Processes) error {
 	wants := h.source.Wants()
 	set := setting{
 		outlet: wants.Copies, processes: processMaps(ps), tell: h.tellsProcess(p),
@@ -394,7 +388,7 @@ func (h *handle) setEntries(p *prog.Program, ps *sockets.Processes) error {
 	_, exact := p.Without(perSegment)
 	h.review.SetSecond(p, exact)
 	if wants.Queued && !tells && h.review.Tells() {
-		settle() // then the packets of which a program has told are in the queues
+		kernel.Settle() // then the packets of which a program has told are in the queues
 		if last, err := h.source.LastNumbers(); err == nil {
 			h.review.StopTelling(last)
 		}
@@ -436,21 +430,9 @@ func (h *handle) stop() error {
 	} else {
 		err = h.entry.Replace(nil)
 	}
-	settle()
+	kernel.Settle()
 	return err
 }
-
-// settle waits until no processor is in the middle of a chain that was changed: packets that were on their
-// way to a queue are in it then. The system call waits for an RCU grace period.
-func settle() {
-	_, _, errno := unix.Syscall(unix.SYS_MEMBARRIER, membarrierGlobal, 0, 0)
-	if errno != 0 {
-		time.Sleep(10 * time.Millisecond) // no such call in this kernel: much longer than a chain takes
-	}
-}
-
-// membarrierGlobal is MEMBARRIER_CMD_GLOBAL of linux/membarrier.h.
-const membarrierGlobal = 1
 
 // Close implements engine.Handle.
 func (h *handle) Close() error {

@@ -60,19 +60,9 @@ func decide(mode engine.Mode) (engine.Mode, string, error) {
 	case err == nil:
 		return engine.ModeKernel, "eBPF in netfilter", nil
 	case mode == engine.ModeKernel:
-		return 0, "", fmt.Errorf("eBPF programs cannot be loaded: %w", refusal(err))
+		return 0, "", fmt.Errorf("eBPF programs cannot be loaded: %w", rights.Refusal(err))
 	}
-	return engine.ModeInterpret, fmt.Sprintf("interpreter, because eBPF programs cannot be loaded: %v", refusal(err)), nil
-}
-
-// refusal names what a refused program most often means.
-func refusal(err error) error {
-	for _, no := range []error{unix.EPERM, unix.EACCES} {
-		if errors.Is(err, no) {
-			return fmt.Errorf("%w (needs CAP_BPF in the initial user namespace)", no)
-		}
-	}
-	return err
+	return engine.ModeInterpret, fmt.Sprintf("interpreter, because eBPF programs cannot be loaded: %v", rights.Refusal(err)), nil
 }
 
 // mayPerfmon reports whether the process may what CAP_PERFMON allows, as far as its own user namespace goes.

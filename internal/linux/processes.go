@@ -7,8 +7,9 @@ import (
 	"slices"
 
 	"github.com/opendivert/divert/internal/engine"
-	"github.com/opendivert/divert/internal/linux/codegen"
-	"github.com/opendivert/divert/internal/linux/sockets"
+	"github.com/opendivert/divert/internal/linux/processes"
+	"github.com/opendivert/divert/internal/linux/processmap"
+	"github.com/opendivert/divert/internal/linux/rights"
 	"github.com/opendivert/divert/internal/prog"
 	"github.com/opendivert/divert/packet"
 )
@@ -32,7 +33,7 @@ func (h *handle) tellsProcess(p *prog.Program) bool {
 // noProcess says that the process of a packet cannot be known, and what would help.
 func noProcess(err error) error {
 	return fmt.Errorf("%w (%w): only eBPF programs on the root of a cgroup2 file system know it: %w",
-		engine.ErrNoProcess, engine.ErrNotSupported, refusal(err))
+		engine.ErrNoProcess, engine.ErrNotSupported, rights.Refusal(err))
 }
 
 // refuseProcess returns why the interpreter cannot serve a filter, nil if it can.
@@ -45,16 +46,16 @@ func (h *handle) refuseProcess(p *prog.Program) error {
 
 // processesFor returns the processes for a filter: the ones that the handle has, or new ones, or nil if it needs
 // none.
-func (h *handle) processesFor(p *prog.Program) (*sockets.Processes, error) {
+func (h *handle) processesFor(p *prog.Program) (*processes.Processes, error) {
 	switch {
 	case !h.wantsProcess(p):
 		return nil, nil
 	case h.processes != nil:
 		return h.processes, nil
 	}
-	var ps *sockets.Processes
+	var ps *processes.Processes
 	err := h.ns.Do(func() (err error) {
-		ps, err = sockets.OpenProcesses()
+		ps, err = processes.Open()
 		return err
 	})
 	if err != nil {
@@ -67,7 +68,7 @@ func (h *handle) processesFor(p *prog.Program) (*sockets.Processes, error) {
 }
 
 // keepProcesses makes ps those of the handle and lets go of others.
-func (h *handle) keepProcesses(ps *sockets.Processes) error {
+func (h *handle) keepProcesses(ps *processes.Processes) error {
 	before := h.processes
 	h.processes = ps
 	if before == nil || before == ps {
@@ -77,7 +78,7 @@ func (h *handle) keepProcesses(ps *sockets.Processes) error {
 }
 
 // processMaps returns the maps for filter programs, nil if there are none.
-func processMaps(ps *sockets.Processes) *codegen.Processes {
+func processMaps(ps *processes.Processes) *processmap.Maps {
 	if ps == nil {
 		return nil
 	}

@@ -14,6 +14,7 @@ import (
 	"github.com/opendivert/divert/internal/linux/codegen"
 	"github.com/opendivert/divert/internal/linux/cursor"
 	"github.com/opendivert/divert/internal/linux/flowmap"
+	"github.com/opendivert/divert/internal/linux/processmap"
 	"github.com/opendivert/divert/internal/linux/review"
 	"github.com/opendivert/divert/internal/linux/rules"
 	"github.com/opendivert/divert/internal/prog"
@@ -64,7 +65,7 @@ type setting struct {
 	correlate  bool                // of each packet that matches something is told
 	clones     *codegen.Outlet     // with cloneCheck
 	cloneCheck *codegen.CloneCheck // nil: none
-	processes  *codegen.Processes  // nil: the processes of packets are not known
+	processes  *processmap.Maps    // nil: the processes of packets are not known
 	tell       bool                // of each packet that matches, the process
 	sniffs     bool                // copies are made
 	drops      bool                // nobody is to hear of the packets

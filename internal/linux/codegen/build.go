@@ -9,6 +9,7 @@ import (
 	"github.com/cilium/ebpf/asm"
 
 	"github.com/opendivert/divert/internal/linux/flowmap"
+	"github.com/opendivert/divert/internal/linux/processmap"
 	"github.com/opendivert/divert/internal/prog"
 	"github.com/opendivert/divert/packet"
 )
@@ -65,8 +66,8 @@ type Unloaded struct {
 	Maps         []*ebpf.MapSpec
 
 	named     namedTable
-	outlet    *Outlet    // see LoadInto
-	processes *Processes // see LoadInto
+	outlet    *Outlet          // see LoadInto
+	processes *processmap.Maps // see LoadInto
 	flows     *flowmap.Maps
 }
 
@@ -326,7 +327,7 @@ func (g *generator) maps() []*ebpf.MapSpec {
 		specs = append(specs, flowmap.Spec(flowmap.State))
 	}
 	if g.options.Process || g.parser.need&needProcess != 0 {
-		specs = append(specs, processSpecs()...)
+		specs = append(specs, processmap.Specs()...)
 	}
 	return specs
 }

@@ -11,6 +11,8 @@ import (
 	"github.com/cilium/ebpf/asm"
 	"github.com/cilium/ebpf/btf"
 	"golang.org/x/sys/unix"
+
+	"github.com/opendivert/divert/internal/linux/kernel"
 )
 
 // CloneCheck makes a program leave alone what the kernel would lose in a packet queue: one of several copies of a packet
@@ -41,7 +43,7 @@ func clonesSpec() *ebpf.MapSpec {
 
 // NewClones makes an outlet for the count of CloneCheck (CAP_BPF or CAP_SYS_ADMIN).
 func NewClones() (*Outlet, error) {
-	liftMemlock()
+	kernel.LiftMemlock()
 	m, err := ebpf.NewMap(clonesSpec())
 	if err != nil {
 		return nil, &LoadError{Err: fmt.Errorf("map %s: %w", clonesMap, err)}

@@ -10,6 +10,7 @@ import (
 	"github.com/cilium/ebpf/asm"
 
 	"github.com/opendivert/divert/internal/linux/cursor"
+	"github.com/opendivert/divert/internal/linux/kernel"
 	"github.com/opendivert/divert/internal/linux/netns"
 )
 
@@ -86,7 +87,7 @@ type Entry struct {
 // NewEntry loads an entry for a handle with the given key and the kinds of its rules (Linux 5.7; CAP_BPF or CAP_SYS_ADMIN).
 // With segments TCP counts among the rest.
 func NewEntry(key cursor.Key, gate Gate, segments bool, takes ...Take) (*Entry, error) {
-	liftMemlock()
+	kernel.LiftMemlock()
 	slots, err := ebpf.NewMap(&ebpf.MapSpec{
 		Name: "divert_filter", Type: ebpf.ProgramArray, KeySize: 4, ValueSize: 4, MaxEntries: uint32(NumSlots),
 	})

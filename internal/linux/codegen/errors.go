@@ -10,6 +10,7 @@ import (
 	"github.com/cilium/ebpf"
 	"golang.org/x/sys/unix"
 
+	"github.com/opendivert/divert/internal/engine"
 	"github.com/opendivert/divert/internal/linux/bpfasm"
 	"github.com/opendivert/divert/internal/prog"
 	"github.com/opendivert/divert/packet"
@@ -69,9 +70,6 @@ func (e *LoadError) Format(f fmt.State, verb rune) {
 	fmt.Fprintf(f, fmt.FormatString(f, verb), e.Error())
 }
 
-// errInternal is a mistake in this package.
-func errInternal(what string) error { return errors.New("codegen: internal error: " + what) }
-
 // verifierLimits are the limits that a filter can run into (kernel/bpf/verifier.c and
 // include/linux/bpf.h), with the words of the verifier's log.
 var verifierLimits = []struct {
@@ -99,4 +97,15 @@ func Refused(err error) error {
 		return &LimitError{Limit: "instructions", Max: bpfasm.MaxInstructions, Err: err}
 	}
 	return &LoadError{Err: err}
+}
+
+// KeepsOld says of the error of a filter that is too large, and that was to replace another, what becomes of it. Other errors
+// it returns as they are.
+func KeepsOld(err error) error {
+	var limit *LimitError
+	if !errors.As(err, &limit) {
+		return err
+	}
+	return fmt.Errorf("%w: %w; the filter before stays in force; a handle that opens with this one may have the interpreter decide",
+		engine.ErrNotSupported, limit)
 }

@@ -14,6 +14,7 @@ import (
 	"github.com/cilium/ebpf/asm"
 
 	"github.com/opendivert/divert/filter"
+	"github.com/opendivert/divert/internal/linux/kernel"
 	"github.com/opendivert/divert/internal/prog"
 	"github.com/opendivert/divert/internal/prog/progtest"
 	"github.com/opendivert/divert/packet"
@@ -79,7 +80,7 @@ func loadDecision(p *prog.Program, h EventHook) (_ *ebpf.Program, outcome Outcom
 			}
 		}
 	}
-	liftMemlock()
+	kernel.LiftMemlock()
 	loaded, err := ebpf.NewProgram(&ebpf.ProgramSpec{Type: ebpf.SocketFilter, Instructions: code, License: "GPL"})
 	return loaded, outcome, err
 }

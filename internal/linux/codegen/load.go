@@ -8,8 +8,11 @@ import (
 
 	"github.com/cilium/ebpf"
 
-	"github.com/opendivert/divert/internal/linux/flowmap"
 	"golang.org/x/sys/unix"
+
+	"github.com/opendivert/divert/internal/linux/flowmap"
+	"github.com/opendivert/divert/internal/linux/kernel"
+	"github.com/opendivert/divert/internal/linux/processmap"
 )
 
 // Program is a loaded program. Its methods may be called by several goroutines at once, Close
@@ -26,7 +29,7 @@ func (u *Unloaded) Load() (*Program, error) {
 	if u.Outcome == Never {
 		return nil, &LoadError{Err: errors.New("the filter never matches here")}
 	}
-	liftMemlock()
+	kernel.LiftMemlock()
 	p := &Program{maps: make(map[string]*ebpf.Map, len(u.Maps))}
 	for _, spec := range u.Maps {
 		m, err := u.newMap(spec)
@@ -87,7 +90,7 @@ type Outlet struct {
 // NewTimes makes an outlet for times: a ring buffer of a size in bytes, a power of two and a multiple of the page size
 // (Linux 5.8; CAP_BPF or CAP_SYS_ADMIN).
 func NewTimes(size uint32) (*Outlet, error) {
-	liftMemlock()
+	kernel.LiftMemlock()
 	m, err := ebpf.NewMap(timesSpec(size))
 	if err != nil {
 		return nil, &LoadError{Err: fmt.Errorf("map %s: %w", correlateMap, err)}
@@ -97,7 +100,7 @@ func NewTimes(size uint32) (*Outlet, error) {
 
 // NewOutlet makes an outlet for copies (CAP_BPF or CAP_SYS_ADMIN).
 func NewOutlet() (*Outlet, error) {
-	liftMemlock()
+	kernel.LiftMemlock()
 	o := &Outlet{}
 	for _, part := range []struct {
 		m    **ebpf.Map
@@ -130,7 +133,7 @@ func (o *Outlet) Close() error {
 
 // LoadInto is Load for a program whose copies and counts go to an outlet, and which looks processes up in maps
 // that others keep, instead of maps of its own. Either may be nil.
-func (u *Unloaded) LoadInto(o *Outlet, ps *Processes) (*Program, error) {
+func (u *Unloaded) LoadInto(o *Outlet, ps *processmap.Maps) (*Program, error) {
 	into := *u
 	into.outlet, into.processes = o, ps
 	return into.Load()
@@ -148,7 +151,7 @@ func (u *Unloaded) newMap(spec *ebpf.MapSpec) (*ebpf.Map, error) {
 	if m := u.flows.Named(spec.Name); m != nil {
 		return m.Clone()
 	}
-	if m := u.processes.named(spec.Name); m != nil {
+	if m := u.processes.Named(spec.Name); m != nil {
 		return m.Clone()
 	}
 	if m := u.outlet.named(spec.Name); m != nil {

@@ -3,158 +3,10 @@
 package codegen
 
 import (
-	"errors"
-	"fmt"
-
-	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/asm"
+
+	"github.com/opendivert/divert/internal/linux/processmap"
 )
-
-// Processes are the maps in which programs find the process of a packet. Other programs, which see what sockets
-// do, keep them (package sockets). A packet on its way out has its socket with it, and so
-// its cookie; the socket of one that comes in is known only later, so it is found by the two ends of the packet.
-type Processes struct {
-	Sockets *ebpf.Map // by the cookie of a socket: its process, and the keys under which the other maps have it
-	Flows   *ebpf.Map // by both ends: sockets that have a peer
-	Ports   *ebpf.Map // by the local end: sockets that listen, or receive from everybody
-	Closed  *ebpf.Map // by both ends: connections of TCP whose socket is gone, for packets that are still on their way
-}
-
-// The keys, as they lie in memory. Numbers and ports are in host byte order, addresses are two words of 8 bytes in
-// host byte order, the upper first; IPv4 ones are mapped. The key of a port is the start of that of a flow.
-const (
-	KeyLocal      int16 = 0  // local address, zero for all of a family: :: or ::ffff:0.0.0.0
-	KeyLocalPort  int16 = 16 // 4 bytes; the identifier of ICMP echoes counts as one
-	KeyProtocol   int16 = 20 // 4 bytes
-	KeyRemote     int16 = 24 // remote address
-	KeyRemotePort int16 = 40 // 4 bytes, and 4 that are zero
-
-	PortKeySize = 24
-	FlowKeySize = 48
-)
-
-// The value of Sockets.
-const (
-	SocketProcess int16 = 0 // 4 bytes
-	SocketFlags   int16 = 4 // 4 bytes: their own, of the programs that keep the maps
-	SocketPort    int16 = 8 // the key in Ports; none if its port is 0
-	SocketFlow          = SocketPort + PortKeySize
-
-	SocketSize = int(SocketFlow) + FlowKeySize
-)
-
-// The value of Flows.
-const (
-	FlowProcess int16 = 0 // 4 bytes
-	FlowCookie  int16 = 8 // of the socket: who takes an entry away takes its own only
-
-	FlowSize = 16
-)
-
-// The value of Closed.
-const (
-	ClosedProcess int16 = 0 // 4 bytes
-	ClosedUntil   int16 = 8 // CLOCK_MONOTONIC in nanoseconds: from then on the entry does not count
-
-	ClosedSize = 16
-)
-
-// The value of Ports: several sockets may share a port (SO_REUSEPORT, SO_REUSEADDR), so that there must be others
-// when one closes. The process is that of the first place that is taken.
-const (
-	HolderCookie  int16 = 0 // 0: free
-	HolderProcess int16 = 8 // 4 bytes
-	HolderSize          = 16
-
-	Holders  = 4
-	PortSize = Holders * HolderSize
-)
-
-// How many entries the maps have room for. Their memory is taken as it is used, 150 to 200 bytes an entry. What finds
-// no room has no process.
-const (
-	MaxSockets = 1 << 17
-	MaxFlows   = 1 << 17
-	MaxPorts   = 1 << 16
-	MaxClosed  = 1 << 12 // the oldest give way
-)
-
-// Names of the maps of processes.
-const (
-	SocketsMap = "divert_process"
-	FlowsMap   = "divert_peers"
-	PortsMap   = "divert_ports"
-	ClosedMap  = "divert_closed"
-)
-
-// flagNoPrealloc is BPF_F_NO_PREALLOC.
-const flagNoPrealloc = 1 << 0
-
-func processSpecs() []*ebpf.MapSpec {
-	return []*ebpf.MapSpec{
-		{Name: SocketsMap, Type: ebpf.Hash, KeySize: 8, ValueSize: uint32(SocketSize), MaxEntries: MaxSockets, Flags: flagNoPrealloc},
-		{Name: FlowsMap, Type: ebpf.Hash, KeySize: FlowKeySize, ValueSize: FlowSize, MaxEntries: MaxFlows, Flags: flagNoPrealloc},
-		{Name: PortsMap, Type: ebpf.Hash, KeySize: PortKeySize, ValueSize: PortSize, MaxEntries: MaxPorts, Flags: flagNoPrealloc},
-		{Name: ClosedMap, Type: ebpf.LRUHash, KeySize: FlowKeySize, ValueSize: ClosedSize, MaxEntries: MaxClosed},
-	}
-}
-
-// NewProcesses makes the maps, empty (CAP_BPF or CAP_SYS_ADMIN).
-func NewProcesses() (*Processes, error) {
-	liftMemlock()
-	ps := &Processes{}
-	for _, spec := range processSpecs() {
-		m, err := ebpf.NewMap(spec)
-		if err != nil {
-			ps.Close()
-			return nil, &LoadError{Err: fmt.Errorf("map %s: %w", spec.Name, err)}
-		}
-		*ps.place(spec.Name) = m
-	}
-	return ps, nil
-}
-
-// place returns where a map stands, nil if there is none of the name.
-func (ps *Processes) place(name string) **ebpf.Map {
-	switch name {
-	case SocketsMap:
-		return &ps.Sockets
-	case FlowsMap:
-		return &ps.Flows
-	case PortsMap:
-		return &ps.Ports
-	case ClosedMap:
-		return &ps.Closed
-	}
-	return nil
-}
-
-// named returns a map, nil if there is none of the name.
-func (ps *Processes) named(name string) *ebpf.Map {
-	if ps == nil {
-		return nil
-	}
-	if m := ps.place(name); m != nil {
-		return *m
-	}
-	return nil
-}
-
-// Maps returns the maps by their names.
-func (ps *Processes) Maps() map[string]*ebpf.Map {
-	return map[string]*ebpf.Map{SocketsMap: ps.Sockets, FlowsMap: ps.Flows, PortsMap: ps.Ports, ClosedMap: ps.Closed}
-}
-
-// Close releases the maps. Programs that have them keep them.
-func (ps *Processes) Close() error {
-	var errs []error
-	for _, m := range ps.Maps() {
-		if m != nil {
-			errs = append(errs, m.Close())
-		}
-	}
-	return errors.Join(errs...)
-}
 
 // process stores the process of the packet, 0 if it has none or none is known.
 //
@@ -168,7 +20,7 @@ func (g *generator) process() {
 		g.processByCookie(found, none)
 	}
 	g.processKey(none)
-	g.processBy(FlowsMap, FlowProcess, found)
+	g.processBy(processmap.FlowsMap, processmap.FlowProcess, found)
 	g.processByPort(found)
 	g.processByClosed(found, none)
 	g.Mark(none)
@@ -185,7 +37,7 @@ func (g *generator) processByCookie(found, none label) {
 		asm.FnGetSocketCookie.Call(),
 		asm.StoreMem(regFrame, frameProcess, asm.R0, asm.DWord),
 	)
-	g.processBy(SocketsMap, SocketProcess, found)
+	g.processBy(processmap.SocketsMap, processmap.SocketProcess, found)
 	g.Emit(
 		asm.LoadMem(asm.R1, regFrame, varFlags, asm.Word),
 		asm.And.Imm32(asm.R1, 1<<flagTCP),
@@ -239,13 +91,13 @@ func (g *generator) processKey(none label) {
 	)
 	g.Mark(end)
 	g.Emit(
-		asm.StoreMem(regFrame, frameProcess+KeyLocalPort, asm.R1, asm.Word),
-		asm.StoreMem(regFrame, frameProcess+KeyRemotePort, asm.R2, asm.DWord), // and what is zero
+		asm.StoreMem(regFrame, frameProcess+processmap.KeyLocalPort, asm.R1, asm.Word),
+		asm.StoreMem(regFrame, frameProcess+processmap.KeyRemotePort, asm.R2, asm.DWord), // and what is zero
 		asm.LoadMem(asm.R1, regFrame, varProtocol, asm.Word),
-		asm.StoreMem(regFrame, frameProcess+KeyProtocol, asm.R1, asm.Word),
+		asm.StoreMem(regFrame, frameProcess+processmap.KeyProtocol, asm.R1, asm.Word),
 	)
-	g.keyAddress(varLocalAddr, KeyLocal)
-	g.keyAddress(varRemoteAddr, KeyRemote)
+	g.keyAddress(varLocalAddr, processmap.KeyLocal)
+	g.keyAddress(varRemoteAddr, processmap.KeyRemote)
 }
 
 // keyAddress copies an address to the key.
@@ -273,16 +125,16 @@ func (g *generator) processByPort(found label) {
 	g.processByHolder(found)
 	if g.hook.Family != IPv6 {
 		six := g.NewLabel()
-		g.Emit(asm.LoadMem(asm.R1, regFrame, frameProcess+KeyLocal, asm.DWord))
+		g.Emit(asm.LoadMem(asm.R1, regFrame, frameProcess+processmap.KeyLocal, asm.DWord))
 		g.JumpImm64(asm.JNE, asm.R1, 0, six)
 		g.Emit(
-			asm.LoadMem(asm.R1, regFrame, frameProcess+KeyLocal+8, asm.DWord),
+			asm.LoadMem(asm.R1, regFrame, frameProcess+processmap.KeyLocal+8, asm.DWord),
 			asm.RSh.Imm(asm.R1, 32),
 		)
 		g.JumpImm32(asm.JNE, asm.R1, 0xFFFF, six)
 		g.Emit(
 			asm.LoadImm(asm.R1, mappedPrefix, asm.DWord),
-			asm.StoreMem(regFrame, frameProcess+KeyLocal+8, asm.R1, asm.DWord),
+			asm.StoreMem(regFrame, frameProcess+processmap.KeyLocal+8, asm.R1, asm.DWord),
 		)
 		g.processByHolder(found)
 		g.Mark(six)
@@ -290,8 +142,8 @@ func (g *generator) processByPort(found label) {
 	// Sockets that are bound to :: receive IPv4 too.
 	g.Emit(
 		asm.Mov.Imm(asm.R1, 0),
-		asm.StoreMem(regFrame, frameProcess+KeyLocal, asm.R1, asm.DWord),
-		asm.StoreMem(regFrame, frameProcess+KeyLocal+8, asm.R1, asm.DWord),
+		asm.StoreMem(regFrame, frameProcess+processmap.KeyLocal, asm.R1, asm.DWord),
+		asm.StoreMem(regFrame, frameProcess+processmap.KeyLocal+8, asm.R1, asm.DWord),
 	)
 	g.processByHolder(found)
 	g.Mark(end)
@@ -300,13 +152,13 @@ func (g *generator) processByPort(found label) {
 // processByHolder looks the local end up and goes to found with the process of the first socket that holds it.
 func (g *generator) processByHolder(found label) {
 	miss := g.NewLabel()
-	g.lookUp(PortsMap)
+	g.lookUp(processmap.PortsMap)
 	g.JumpImm64(asm.JEq, asm.R0, 0, miss)
-	for i := range int16(Holders) {
+	for i := range int16(processmap.Holders) {
 		free := g.NewLabel()
-		g.Emit(asm.LoadMem(asm.R2, asm.R0, i*HolderSize+HolderCookie, asm.DWord))
+		g.Emit(asm.LoadMem(asm.R2, asm.R0, i*processmap.HolderSize+processmap.HolderCookie, asm.DWord))
 		g.JumpImm64(asm.JEq, asm.R2, 0, free)
-		g.Emit(asm.LoadMem(asm.R1, asm.R0, i*HolderSize+HolderProcess, asm.Word))
+		g.Emit(asm.LoadMem(asm.R1, asm.R0, i*processmap.HolderSize+processmap.HolderProcess, asm.Word))
 		g.Jump(found)
 		g.Mark(free)
 	}
@@ -323,15 +175,15 @@ func (g *generator) processByClosed(found, none label) {
 		)
 		g.JumpImm32(asm.JEq, asm.R1, 0, none)
 	}
-	g.keyAddress(varLocalAddr, KeyLocal)
-	g.lookUp(ClosedMap)
+	g.keyAddress(varLocalAddr, processmap.KeyLocal)
+	g.lookUp(processmap.ClosedMap)
 	g.JumpImm64(asm.JEq, asm.R0, 0, none)
 	g.Emit(
 		asm.Mov.Reg(asm.R8, asm.R0),
 		asm.FnKtimeGetNs.Call(),
-		asm.LoadMem(asm.R1, asm.R8, ClosedUntil, asm.DWord),
+		asm.LoadMem(asm.R1, asm.R8, processmap.ClosedUntil, asm.DWord),
 	)
 	g.JumpReg(asm.JGT, asm.R0, asm.R1, none)
-	g.Emit(asm.LoadMem(asm.R1, asm.R8, ClosedProcess, asm.Word))
+	g.Emit(asm.LoadMem(asm.R1, asm.R8, processmap.ClosedProcess, asm.Word))
 	g.Jump(found)
 }

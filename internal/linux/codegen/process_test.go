@@ -16,6 +16,7 @@ import (
 	"github.com/cilium/ebpf/ringbuf"
 
 	"github.com/opendivert/divert/filter"
+	"github.com/opendivert/divert/internal/linux/processmap"
 	"github.com/opendivert/divert/internal/prog"
 	"github.com/opendivert/divert/internal/prog/progtest"
 	"github.com/opendivert/divert/packet"
@@ -24,7 +25,7 @@ import (
 // keyOf returns the key of a flow, or, without a remote end, of a port.
 func keyOf(protocol uint32, local, remote string) []byte {
 	ne := binary.NativeEndian
-	key := make([]byte, FlowKeySize)
+	key := make([]byte, processmap.FlowKeySize)
 	put := func(side string, addr, port int16) {
 		ap := netip.MustParseAddrPort(side)
 		ip := ap.Addr().As16()
@@ -32,12 +33,12 @@ func keyOf(protocol uint32, local, remote string) []byte {
 		ne.PutUint64(key[addr+8:], binary.BigEndian.Uint64(ip[8:]))
 		ne.PutUint32(key[port:], uint32(ap.Port()))
 	}
-	ne.PutUint32(key[KeyProtocol:], protocol)
-	put(local, KeyLocal, KeyLocalPort)
+	ne.PutUint32(key[processmap.KeyProtocol:], protocol)
+	put(local, processmap.KeyLocal, processmap.KeyLocalPort)
 	if remote == "" {
-		return key[:PortKeySize]
+		return key[:processmap.PortKeySize]
 	}
-	put(remote, KeyRemote, KeyRemotePort)
+	put(remote, processmap.KeyRemote, processmap.KeyRemotePort)
 	return key
 }
 
@@ -47,9 +48,9 @@ type entry struct {
 	protocol uint32
 	local    string // "0.0.0.0" and "::" are all of a family
 	remote   string
-	process  uint32 // of the holder, in PortsMap
+	process  uint32 // of the holder, in processmap.PortsMap
 	holder   int
-	until    time.Duration // from now, in ClosedMap
+	until    time.Duration // from now, in processmap.ClosedMap
 }
 
 func (e *entry) enter(t *testing.T, p *Program) {
@@ -59,15 +60,15 @@ func (e *entry) enter(t *testing.T, p *Program) {
 	value := make([]byte, m.ValueSize())
 	key := keyOf(e.protocol, e.local, e.remote)
 	switch e.name {
-	case FlowsMap:
-		ne.PutUint32(value[FlowProcess:], e.process)
-	case PortsMap:
+	case processmap.FlowsMap:
+		ne.PutUint32(value[processmap.FlowProcess:], e.process)
+	case processmap.PortsMap:
 		_ = m.Lookup(key, &value) // others may hold it too
-		ne.PutUint64(value[e.holder*HolderSize+int(HolderCookie):], uint64(e.holder+1))
-		ne.PutUint32(value[e.holder*HolderSize+int(HolderProcess):], e.process)
-	case ClosedMap:
-		ne.PutUint32(value[ClosedProcess:], e.process)
-		ne.PutUint64(value[ClosedUntil:], uint64(monotonic(t)+int64(e.until)))
+		ne.PutUint64(value[e.holder*processmap.HolderSize+int(processmap.HolderCookie):], uint64(e.holder+1))
+		ne.PutUint32(value[e.holder*processmap.HolderSize+int(processmap.HolderProcess):], e.process)
+	case processmap.ClosedMap:
+		ne.PutUint32(value[processmap.ClosedProcess:], e.process)
+		ne.PutUint64(value[processmap.ClosedUntil:], uint64(monotonic(t)+int64(e.until)))
 	}
 	if err := m.Put(key, value); err != nil {
 		t.Fatalf("%+v: %v", e, err)
@@ -90,7 +91,7 @@ func TestProcess(t *testing.T) {
 	tcp4 := func(flags byte) []byte { return header4(protoTCP, nil, 0, tcpHeader(5, flags, "")) }
 	udp4, udp6 := header4(protoUDP, nil, 0, udpHeader("x")), header6(protoUDP, udpHeader("x"))
 	echo := func(kind byte) []byte { return []byte{kind, 0, 0, 0, 0x12, 0x34, 0, 1} }
-	closed := entry{name: ClosedMap, protocol: protoTCP, local: dst4 + tcpDst, remote: src4 + tcpSrc, process: 7, until: time.Hour}
+	closed := entry{name: processmap.ClosedMap, protocol: protoTCP, local: dst4 + tcpDst, remote: src4 + tcpSrc, process: 7, until: time.Hour}
 	expired, closedOut := closed, closed
 	expired.until = -time.Second
 	closedOut.local, closedOut.remote = closed.remote, closed.local
@@ -102,44 +103,44 @@ func TestProcess(t *testing.T) {
 		entries   []entry
 	}{
 		{"nobody", Inbound, udp4, 0, nil},
-		{"flow", Inbound, udp4, 7, []entry{{name: FlowsMap, protocol: protoUDP, local: dst4 + udpDst, remote: src4 + udpSrc, process: 7}}},
-		{"flow, IPv6", Inbound, udp6, 7, []entry{{name: FlowsMap, protocol: protoUDP, local: dst6 + udpDst, remote: src6 + udpSrc, process: 7}}},
-		{"flow, the other way", Inbound, udp4, 0, []entry{{name: FlowsMap, protocol: protoUDP, local: src4 + udpSrc, remote: dst4 + udpDst, process: 7}}},
-		{"flow of another protocol", Inbound, udp4, 0, []entry{{name: FlowsMap, protocol: protoTCP, local: dst4 + udpDst, remote: src4 + udpSrc, process: 7}}},
-		{"flow of another peer", Inbound, udp4, 0, []entry{{name: FlowsMap, protocol: protoUDP, local: dst4 + udpDst, remote: "10.0.0.2" + udpSrc, process: 7}}},
-		{"port", Inbound, udp4, 7, []entry{{name: PortsMap, protocol: protoUDP, local: dst4 + udpDst, process: 7}}},
-		{"port, IPv6", Inbound, udp6, 7, []entry{{name: PortsMap, protocol: protoUDP, local: dst6 + udpDst, process: 7}}},
-		{"another port", Inbound, udp4, 0, []entry{{name: PortsMap, protocol: protoUDP, local: dst4 + ":54", process: 7}}},
-		{"another address", Inbound, udp4, 0, []entry{{name: PortsMap, protocol: protoUDP, local: "192.0.2.8" + udpDst, process: 7}}},
-		{"any address", Inbound, udp4, 7, []entry{{name: PortsMap, protocol: protoUDP, local: "0.0.0.0" + udpDst, process: 7}}},
-		{"any address of both families", Inbound, udp4, 7, []entry{{name: PortsMap, protocol: protoUDP, local: "[::]" + udpDst, process: 7}}},
-		{"any address, IPv6", Inbound, udp6, 7, []entry{{name: PortsMap, protocol: protoUDP, local: "[::]" + udpDst, process: 7}}},
-		{"any address of IPv4 only", Inbound, udp6, 0, []entry{{name: PortsMap, protocol: protoUDP, local: "0.0.0.0" + udpDst, process: 7}}},
+		{"flow", Inbound, udp4, 7, []entry{{name: processmap.FlowsMap, protocol: protoUDP, local: dst4 + udpDst, remote: src4 + udpSrc, process: 7}}},
+		{"flow, IPv6", Inbound, udp6, 7, []entry{{name: processmap.FlowsMap, protocol: protoUDP, local: dst6 + udpDst, remote: src6 + udpSrc, process: 7}}},
+		{"flow, the other way", Inbound, udp4, 0, []entry{{name: processmap.FlowsMap, protocol: protoUDP, local: src4 + udpSrc, remote: dst4 + udpDst, process: 7}}},
+		{"flow of another protocol", Inbound, udp4, 0, []entry{{name: processmap.FlowsMap, protocol: protoTCP, local: dst4 + udpDst, remote: src4 + udpSrc, process: 7}}},
+		{"flow of another peer", Inbound, udp4, 0, []entry{{name: processmap.FlowsMap, protocol: protoUDP, local: dst4 + udpDst, remote: "10.0.0.2" + udpSrc, process: 7}}},
+		{"port", Inbound, udp4, 7, []entry{{name: processmap.PortsMap, protocol: protoUDP, local: dst4 + udpDst, process: 7}}},
+		{"port, IPv6", Inbound, udp6, 7, []entry{{name: processmap.PortsMap, protocol: protoUDP, local: dst6 + udpDst, process: 7}}},
+		{"another port", Inbound, udp4, 0, []entry{{name: processmap.PortsMap, protocol: protoUDP, local: dst4 + ":54", process: 7}}},
+		{"another address", Inbound, udp4, 0, []entry{{name: processmap.PortsMap, protocol: protoUDP, local: "192.0.2.8" + udpDst, process: 7}}},
+		{"any address", Inbound, udp4, 7, []entry{{name: processmap.PortsMap, protocol: protoUDP, local: "0.0.0.0" + udpDst, process: 7}}},
+		{"any address of both families", Inbound, udp4, 7, []entry{{name: processmap.PortsMap, protocol: protoUDP, local: "[::]" + udpDst, process: 7}}},
+		{"any address, IPv6", Inbound, udp6, 7, []entry{{name: processmap.PortsMap, protocol: protoUDP, local: "[::]" + udpDst, process: 7}}},
+		{"any address of IPv4 only", Inbound, udp6, 0, []entry{{name: processmap.PortsMap, protocol: protoUDP, local: "0.0.0.0" + udpDst, process: 7}}},
 		{"what the kernel prefers", Inbound, udp4, 1, []entry{
-			{name: PortsMap, protocol: protoUDP, local: "[::]" + udpDst, process: 4},
-			{name: PortsMap, protocol: protoUDP, local: "0.0.0.0" + udpDst, process: 3},
-			{name: PortsMap, protocol: protoUDP, local: dst4 + udpDst, process: 2},
-			{name: FlowsMap, protocol: protoUDP, local: dst4 + udpDst, remote: src4 + udpSrc, process: 1},
+			{name: processmap.PortsMap, protocol: protoUDP, local: "[::]" + udpDst, process: 4},
+			{name: processmap.PortsMap, protocol: protoUDP, local: "0.0.0.0" + udpDst, process: 3},
+			{name: processmap.PortsMap, protocol: protoUDP, local: dst4 + udpDst, process: 2},
+			{name: processmap.FlowsMap, protocol: protoUDP, local: dst4 + udpDst, remote: src4 + udpSrc, process: 1},
 		}},
-		{"the last holder", Inbound, udp4, 7, []entry{{name: PortsMap, protocol: protoUDP, local: dst4 + udpDst, process: 7, holder: Holders - 1}}},
+		{"the last holder", Inbound, udp4, 7, []entry{{name: processmap.PortsMap, protocol: protoUDP, local: dst4 + udpDst, process: 7, holder: processmap.Holders - 1}}},
 		{"the first of several", Inbound, udp4, 7, []entry{
-			{name: PortsMap, protocol: protoUDP, local: dst4 + udpDst, process: 8, holder: 3},
-			{name: PortsMap, protocol: protoUDP, local: dst4 + udpDst, process: 7, holder: 1},
+			{name: processmap.PortsMap, protocol: protoUDP, local: dst4 + udpDst, process: 8, holder: 3},
+			{name: processmap.PortsMap, protocol: protoUDP, local: dst4 + udpDst, process: 7, holder: 1},
 		}},
 		{"closed", Inbound, tcp4(ack), 7, []entry{closed}},
 		{"closed, long ago", Inbound, tcp4(ack), 0, []entry{expired}},
-		{"closed, but there is a listener", Inbound, tcp4(ack), 8, []entry{closed, {name: PortsMap, protocol: protoTCP, local: "[::]" + tcpDst, process: 8}}},
-		{"echo reply", Inbound, header4(protoICMP, nil, 0, echo(0)), 7, []entry{{name: PortsMap, protocol: protoICMP, local: "0.0.0.0:4660", process: 7}}},
-		{"echo reply, IPv6", Inbound, header6(protoICMPv6, echo(129)), 7, []entry{{name: PortsMap, protocol: protoICMPv6, local: "[::]:4660", process: 7}}},
-		{"echo request", Inbound, header4(protoICMP, nil, 0, echo(8)), 0, []entry{{name: PortsMap, protocol: protoICMP, local: "0.0.0.0:4660", process: 7}}},
-		{"a later fragment", Inbound, header4(protoUDP, nil, 100, udpHeader("x")), 0, []entry{{name: PortsMap, protocol: protoUDP, local: dst4 + udpDst, process: 7}}},
-		{"another protocol", Inbound, header4(132, nil, 0, udpHeader("x")), 0, []entry{{name: PortsMap, protocol: 132, local: dst4 + udpDst, process: 7}}},
+		{"closed, but there is a listener", Inbound, tcp4(ack), 8, []entry{closed, {name: processmap.PortsMap, protocol: protoTCP, local: "[::]" + tcpDst, process: 8}}},
+		{"echo reply", Inbound, header4(protoICMP, nil, 0, echo(0)), 7, []entry{{name: processmap.PortsMap, protocol: protoICMP, local: "0.0.0.0:4660", process: 7}}},
+		{"echo reply, IPv6", Inbound, header6(protoICMPv6, echo(129)), 7, []entry{{name: processmap.PortsMap, protocol: protoICMPv6, local: "[::]:4660", process: 7}}},
+		{"echo request", Inbound, header4(protoICMP, nil, 0, echo(8)), 0, []entry{{name: processmap.PortsMap, protocol: protoICMP, local: "0.0.0.0:4660", process: 7}}},
+		{"a later fragment", Inbound, header4(protoUDP, nil, 100, udpHeader("x")), 0, []entry{{name: processmap.PortsMap, protocol: protoUDP, local: dst4 + udpDst, process: 7}}},
+		{"another protocol", Inbound, header4(132, nil, 0, udpHeader("x")), 0, []entry{{name: processmap.PortsMap, protocol: 132, local: dst4 + udpDst, process: 7}}},
 		{"out, of an unknown socket", Outbound, udp4, 0, []entry{
-			{name: PortsMap, protocol: protoUDP, local: src4 + udpSrc, process: 7},
-			{name: FlowsMap, protocol: protoUDP, local: src4 + udpSrc, remote: dst4 + udpDst, process: 8},
+			{name: processmap.PortsMap, protocol: protoUDP, local: src4 + udpSrc, process: 7},
+			{name: processmap.FlowsMap, protocol: protoUDP, local: src4 + udpSrc, remote: dst4 + udpDst, process: 8},
 		}},
-		{"out, the answer to a SYN", Outbound, tcp4(syn | ack), 7, []entry{{name: PortsMap, protocol: protoTCP, local: src4 + tcpSrc, process: 7}}},
-		{"out, a RST at a listener's port", Outbound, tcp4(rst), 0, []entry{{name: PortsMap, protocol: protoTCP, local: src4 + tcpSrc, process: 7}}},
+		{"out, the answer to a SYN", Outbound, tcp4(syn | ack), 7, []entry{{name: processmap.PortsMap, protocol: protoTCP, local: src4 + tcpSrc, process: 7}}},
+		{"out, a RST at a listener's port", Outbound, tcp4(rst), 0, []entry{{name: processmap.PortsMap, protocol: protoTCP, local: src4 + tcpSrc, process: 7}}},
 		{"out, closed", Outbound, tcp4(ack), 7, []entry{closedOut}},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
@@ -159,7 +160,7 @@ func TestProcess(t *testing.T) {
 
 // TestProcessTold has records and times tell the process.
 func TestProcessTold(t *testing.T) {
-	port := entry{name: PortsMap, protocol: protoUDP, local: dst4 + udpDst, process: 7}
+	port := entry{name: processmap.PortsMap, protocol: protoUDP, local: dst4 + udpDst, process: 7}
 	b := header4(protoUDP, nil, 0, udpHeader("x"))
 	h := Hook{Direction: Inbound, Processes: true}
 	for _, text := range []string{"udp", "processId == 7", "processId == 7 and random32 >= 0"} {

@@ -46,6 +46,26 @@ func (n *Namespace) Close() error { return n.file.Close() }
 // Inode returns the number by which tools name the namespace, as in net:[4026531840].
 func (n *Namespace) Inode() uint64 { return n.ino }
 
+// CurrentInode returns the Inode of the calling thread's namespace.
+func CurrentInode() (uint32, error) {
+	var st unix.Stat_t
+	if err := unix.Stat(path, &st); err != nil {
+		return 0, fmt.Errorf("%s: %w", path, err)
+	}
+	return uint32(st.Ino), nil
+}
+
+// Cookie returns the number by which programs in the kernel know the calling thread's network namespace (SO_NETNS_COOKIE, since Linux 5.14).
+func Cookie() (uint64, error) {
+	fd, err := unix.Socket(unix.AF_UNIX, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return 0, os.NewSyscallError("socket", err)
+	}
+	defer unix.Close(fd)
+	cookie, err := unix.GetsockoptUint64(fd, unix.SOL_SOCKET, unix.SO_NETNS_COOKIE)
+	return cookie, os.NewSyscallError("getsockopt SO_NETNS_COOKIE", err)
+}
+
 // here reports whether the calling thread is in the namespace.
 func (n *Namespace) here() bool {
 	var st unix.Stat_t

@@ -14,11 +14,13 @@ import (
 	"github.com/google/nftables/expr"
 	"golang.org/x/sys/unix"
 
+	"github.com/opendivert/divert/internal/linux/cgroup"
 	"github.com/opendivert/divert/internal/linux/codegen"
+	"github.com/opendivert/divert/internal/linux/eventprog"
 	"github.com/opendivert/divert/internal/linux/inject"
 	"github.com/opendivert/divert/internal/linux/nflog"
+	"github.com/opendivert/divert/internal/linux/processes"
 	"github.com/opendivert/divert/internal/linux/queue"
-	"github.com/opendivert/divert/internal/linux/sockets"
 	"github.com/opendivert/divert/internal/prog"
 	"github.com/opendivert/divert/packet"
 )
@@ -164,23 +166,23 @@ var Features = []*Feature{
 		Name: "eBPF fmod_ret programs", Since: Version{5, 12}, For: "refusing listen at once (layer socket)",
 		Without: "a refused listen succeeds, and the socket is destroyed at once",
 		Remedy:  "run as root, on a kernel with type information that lets such programs load (CONFIG_DEBUG_INFO_BTF)",
-		test:    inside(sockets.ProbeListen),
+		test:    inside(eventprog.ProbeListen),
 	},
 	{
 		Name: "processes of packets", Since: Version{5, 14}, For: "processId at the layer network, and in dump",
 		Without: "handles whose filter has processId at the layer network do not open, and dump does not tell processes",
 		Remedy:  cgroupRemedy,
-		test:    inside(sockets.ProbeProcesses),
+		test:    inside(processes.Probe),
 	},
 }
 
 // cgroupPrograms loads a program as the handles of the layers SOCKET and FLOW do; it attaches none.
 func cgroupPrograms() error {
-	cgroup, err := sockets.OpenCgroup()
+	root, err := cgroup.Open()
 	if err != nil {
 		return err
 	}
-	return errors.Join(sockets.Probe(), cgroup.Dir.Close())
+	return errors.Join(eventprog.Probe(), root.Dir.Close())
 }
 
 // inside makes a test of a function that works in the calling thread's namespace.

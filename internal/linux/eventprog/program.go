@@ -1,0 +1,123 @@
+//go:build linux
+
+package eventprog
+
+import (
+	"sync/atomic"
+
+	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/asm"
+
+	"github.com/opendivert/divert/internal/linux/cgprog"
+	"github.com/opendivert/divert/internal/linux/codegen"
+	"github.com/opendivert/divert/internal/linux/eventmap"
+	"github.com/opendivert/divert/internal/linux/netns"
+	"github.com/opendivert/divert/internal/prog"
+	"github.com/opendivert/divert/packet"
+)
+
+// Config says what the programs of a handle work with.
+type Config struct {
+	Filter     *prog.Program // of LayerSocket or LayerFlow
+	Flags      uint64        // of the handle
+	Cookie     uint64        // of the network namespace
+	Inode      uint32        // of the same, for programs that are not told the cookie
+	Generation uint16        // counts the filters of the handle; 0 when there were too many to count
+}
+
+// Program is the program of one hook, before it is generated for a filter.
+type Program struct {
+	cgprog.Hook
+	// build emits the program. It reports false if the filter leaves it nothing to do.
+	build func(g *generator) (bool, error)
+}
+
+// Programs returns the programs of a layer, SOCKET or FLOW, without those of Listen. They are not to be changed.
+func Programs(layer packet.Layer) []Program {
+	if layer == packet.LayerFlow {
+		return flowPrograms
+	}
+	return socketPrograms
+}
+
+// Load generates and loads the program, or returns nil if the filter leaves it nothing to do. The errors are
+// *codegen.LimitError, if the filter is too large, and *codegen.LoadError.
+func (p *Program) Load(name string, cfg *Config, maps eventmap.Maps) (*ebpf.Program, error) {
+	g := &generator{filter: cfg.Filter, flags: cfg.Flags, cookie: cfg.Cookie, inode: cfg.Inode, generation: cfg.Generation}
+	wanted, err := p.build(g)
+	if !wanted || err != nil {
+		return nil, err
+	}
+	code, err := g.finish()
+	if err != nil {
+		return nil, err
+	}
+	own := eventmap.Maps{}
+	defer own.Close() // the program keeps them
+	functions, err := g.decider.Functions(code)
+	if err != nil {
+		return nil, err
+	}
+	if err := g.decider.OpenSets(own); err != nil {
+		return nil, err
+	}
+	for _, spec := range g.decider.Maps() {
+		m, err := newSets(spec)
+		if err != nil {
+			return nil, err
+		}
+		own[spec.Name] = m
+	}
+	return cgprog.Load(name, p.Hook, append(code, functions...), maps, own)
+}
+
+// finish returns the instructions.
+func (g *generator) finish() (asm.Instructions, error) {
+	if g.parts != nil {
+		return g.parts, nil
+	}
+	return g.Link()
+}
+
+// newSets makes the map of a decision's sets, which nobody writes any more.
+func newSets(spec *ebpf.MapSpec) (*ebpf.Map, error) {
+	m, err := ebpf.NewMap(spec)
+	if err != nil {
+		return nil, codegen.RefusedSets(spec, err)
+	}
+	if err := m.Freeze(); err != nil {
+		m.Close()
+		return nil, err
+	}
+	return m, nil
+}
+
+// Probe returns why the programs of the layers cannot be loaded here, nil if they can. That they can is
+// remembered.
+func Probe() error {
+	if probed.Load() {
+		return nil
+	}
+	if _, err := netns.Cookie(); err != nil {
+		return err
+	}
+	maps, err := eventmap.Open(1, 1)
+	if err != nil {
+		return err
+	}
+	defer maps.Close()
+	g := &generator{}
+	g.creation()
+	code, err := g.Link()
+	if err != nil {
+		return err
+	}
+	p, err := cgprog.Load("divert_probe", cgprog.Hook{Kind: ebpf.CGroupSock, Attach: ebpf.AttachCGroupInetSockCreate}, code, maps)
+	if err != nil {
+		return err
+	}
+	probed.Store(true)
+	return p.Close()
+}
+
+var probed atomic.Bool

@@ -1,0 +1,2 @@
+// Package kernel says what the running kernel is and can.
+package kernel

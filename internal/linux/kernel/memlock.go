@@ -1,0 +1,35 @@
+//go:build linux
+
+package kernel
+
+import (
+	"sync"
+
+	"golang.org/x/sys/unix"
+)
+
+// LiftMemlock takes the process's limit of locked memory (RLIMIT_MEMLOCK) away on kernels before 5.11, or
+// raises it as far as the process may. There programs and maps count as memory that their user has locked, and
+// the usual limit of 64 KiB is less than a handle needs. Later kernels count them to the memory cgroup
+// instead, and the limit stays as it is.
+var LiftMemlock = sync.OnceFunc(func() {
+	if !countsAsLocked() {
+		return
+	}
+	all := unix.Rlimit{Cur: unix.RLIM_INFINITY, Max: unix.RLIM_INFINITY}
+	if unix.Prlimit(0, unix.RLIMIT_MEMLOCK, &all, nil) == nil {
+		return
+	}
+	var now unix.Rlimit // without CAP_SYS_RESOURCE
+	if unix.Prlimit(0, unix.RLIMIT_MEMLOCK, nil, &now) == nil {
+		now.Cur = now.Max
+		_ = unix.Prlimit(0, unix.RLIMIT_MEMLOCK, &now, nil) // what is too large for the limit says so when it is loaded
+	}
+})
+
+// countsAsLocked reports whether the kernel counts programs and maps as locked memory: before 5.11, which
+// is also what a kernel is taken for that does not say what it is.
+func countsAsLocked() bool {
+	v, known := Running()
+	return !known || v.Before(Version{5, 11})
+}
