@@ -20,6 +20,7 @@ import (
 func (f *handleFlags) addEvents(cmd *cobra.Command, layer divert.Layer) {
 	f.layers = []divert.Layer{layer}
 	f.choice.names = wordsOf(f.layers)
+	cmd.ValidArgsFunction = f.completeFilter
 	f.engine.names = wordsOf(engines)
 	fl := cmd.Flags()
 	fl.BoolVar(&f.strict, "strict", false, "filter language of WinDivert 2.2 to the letter, without extensions")

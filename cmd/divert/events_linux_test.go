@@ -10,6 +10,8 @@ import (
 	"syscall"
 	"testing"
 
+	"github.com/spf13/cobra"
+
 	"github.com/opendivert/divert/internal/lab"
 )
 
@@ -259,6 +261,9 @@ func TestHandlesCommands(t *testing.T) {
 	}
 	if out, status := runIn(t, pair.A, "kill"); status != exitUsage {
 		t.Errorf("kill nobody: %d, %q", status, out)
+	}
+	if out, status := runIn(t, pair.A, cobra.ShellCompRequestCmd, "kill", ""); status != 0 || !strings.Contains(out, fmt.Sprintf("\n%d\t", pid)) {
+		t.Errorf("completion of kill: %d, %q", status, out)
 	}
 	out, status = runIn(t, pair.A, "kill", fmt.Sprint(pid))
 	if got := shape(out); status != 0 || len(got) != 1 || got[0] != "KILL "+line {

@@ -238,6 +238,7 @@ does not confirm that it has one.`,
 		Example: "  divert kill 4711\n  divert kill all",
 	}
 	r := newReflector(a, cmd)
+	cmd.ValidArgsFunction = r.completeHandles
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
 		only, err := whom(args)
 		if err != nil {

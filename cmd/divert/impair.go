@@ -142,6 +142,12 @@ which can do more.`,
 		},
 	}
 	flags.add(cmd)
+	cmd.ValidArgsFunction = func(cmd *cobra.Command, args []string, begun string) ([]string, cobra.ShellCompDirective) {
+		if len(args) == 0 {
+			return startingWith([]string{"10ms", "100ms", "1s"}, "", begun), cobra.ShellCompDirectiveNoFileComp
+		}
+		return flags.completeFilter(cmd, args[1:], begun)
+	}
 	return cmd
 }
 

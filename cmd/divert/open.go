@@ -87,6 +87,7 @@ func (f *dialectFlags) add(cmd *cobra.Command, layers []divert.Layer) {
 	addChoice(cmd, &f.choice, "layer", "where in the network stack the filter works")
 	cmd.Flags().BoolVar(&f.strict, "strict", false, "filter language of WinDivert 2.2 to the letter, without extensions")
 	f.sets.add(cmd)
+	cmd.ValidArgsFunction = f.completeFilter
 }
 
 // layer returns the layer that was chosen.

@@ -62,6 +62,7 @@ before the first byte of each connection of TCP; UDP is left alone then.`,
 		Args: filterArguments,
 		RunE: func(cmd *cobra.Command, args []string) error { return f.run(a, cmd, args) },
 	}
+	cmd.ValidArgsFunction = (&dialectFlags{layers: packetLayers[:1]}).completeFilter
 	fl := cmd.Flags()
 	fl.StringVar(&f.to, "to", "", "`address` and port, numeric, of the program that gets the connections")
 	fl.StringVar(&f.via, "via", "", "`URL` of a proxy: socks5://user:password@host:port, http://… or https://… (TCP only)")
