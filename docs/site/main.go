@@ -39,7 +39,9 @@ func run(args []string, errout io.Writer) int {
 	if err == nil && *update {
 		err = writeGenerated(root)
 	} else if err == nil {
-		err = makeSite(root, flags.Arg(0))
+		if err = makeSite(root, flags.Arg(0)); err == nil {
+			err = writeCompiler(root, flags.Arg(0))
+		}
 	}
 	if err != nil {
 		fmt.Fprintf(errout, "site: %v\n", err)

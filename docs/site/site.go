@@ -40,7 +40,7 @@ type partView struct {
 
 type pageView struct{ Out, Title string }
 
-// makeSite writes the site to a folder. It fails, and says why, if a page of docs/ is not in the book or a link leads nowhere.
+// makeSite writes the site to a folder, without the compiler of the playground. It fails, and says why, if a page of docs/ is not in the book or a link leads nowhere.
 func makeSite(root, out string) error {
 	b, err := readBook(root)
 	if err != nil {
@@ -69,6 +69,9 @@ func makeSite(root, out string) error {
 		}
 	}
 	if err := b.writePages(out); err != nil {
+		return err
+	}
+	if err := b.writePlayground(out); err != nil {
 		return err
 	}
 	return b.writeIndex(out)
@@ -160,6 +163,3 @@ func idOf(h *ast.Heading) string {
 	id, _ := h.AttributeString("id")
 	return string(id.([]byte))
 }
-
-// playground is the folder of the site in which filters can be tried.
-const playground = "playground"

@@ -1,0 +1,91 @@
+package playground
+
+import (
+	"errors"
+	"strings"
+
+	"github.com/opendivert/divert/filter"
+	"github.com/opendivert/divert/internal/prog"
+	"github.com/opendivert/divert/internal/tcpdump"
+	"github.com/opendivert/divert/packet"
+)
+
+// Answer is what there is to say about a filter. Either Error is set, or the rest.
+type Answer struct {
+	Error   string   `json:"error"`   // the filter with carets below the place, the reason and a hint, in lines
+	Tcpdump string   `json:"tcpdump"` // the filter here, if the one given is in tcpdump's language
+	Notes   []string `json:"notes"`   // on Tcpdump
+
+	Normal   string   `json:"normal"`  // the normal form
+	Listing  string   `json:"listing"` // the program, a test a line
+	Tests    int      `json:"tests"`
+	Constant string   `json:"constant"` // set if the filter matches nothing, or everything
+	Layers   []string `json:"layers"`   // that have all the filter's fields
+	Object   string   `json:"object"`   // the object string
+	NoObject string   `json:"noObject"` // why there is none
+	Driver   string   `json:"driver"`   // what WinDivert's driver has against it
+
+	program *filter.Program
+}
+
+// longest is the longest filter that is answered for, in bytes: pages have to be drawn.
+const longest = 1 << 16
+
+// Ask compiles a filter for a layer and says what there is to say about it.
+func Ask(text string, layer packet.Layer, strict bool) Answer {
+	if len(text) > longest {
+		return Answer{Error: "A filter here has at most 65,536 bytes. The command takes 4 MiB."}
+	}
+	dialect := filter.Extended
+	if strict {
+		dialect = filter.Strict
+	}
+	p, err := filter.Compile(text, layer, dialect)
+	if err != nil {
+		return refused(text, err)
+	}
+	a := Answer{program: p, Tests: p.Len(), Listing: p.Listing(), Layers: layersOf(text, dialect)}
+	if a.Normal, err = p.Format(); err != nil {
+		a.Normal = err.Error()
+	}
+	if a.Object, err = p.Object(); err != nil {
+		a.NoObject = reason(err)
+	}
+	if err := (*prog.Program)(p).DriverCheck(); err != nil {
+		a.Driver = reason(err)
+	}
+	switch accepts, rejects := (*prog.Program)(p).Outcomes(); {
+	case !accepts:
+		a.Constant = "It matches nothing."
+	case !rejects:
+		a.Constant = "It matches everything at its layer."
+	}
+	return a
+}
+
+// refused answers for a filter that does not compile.
+func refused(text string, err error) Answer {
+	var f *filter.Error
+	if !errors.As(err, &f) {
+		return Answer{Error: err.Error()}
+	}
+	r, err := tcpdump.Convert(text)
+	if err != nil {
+		return Answer{Error: reasonOf(f.Snippet())}
+	}
+	return Answer{Error: reasonOf(f.WithoutHint().Snippet()), Tcpdump: r.Filter, Notes: r.Notes}
+}
+
+func reason(err error) string { return reasonOf(err.Error()) }
+
+func reasonOf(text string) string { return strings.TrimPrefix(text, "filter: ") }
+
+// layersOf returns the names of the layers that a text is a filter for.
+func layersOf(text string, d filter.Dialect) (names []string) {
+	for l := range packet.NumLayers {
+		if _, err := filter.Compile(text, l, d); err == nil {
+			names = append(names, l.String())
+		}
+	}
+	return names
+}
