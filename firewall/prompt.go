@@ -1,0 +1,274 @@
+package firewall
+
+import (
+	"bufio"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"sync"
+	"time"
+)
+
+// Prompts is an Asker: it puts questions to programs that connect to it over a socket, such as divert firewall ask, and
+// takes the first answer. The protocol is one object of JSON a line. To a prompt go questions, withdrawals of questions and
+// errors:
+//
+//	{"question": {"id": 1, "until": "2026-09-07T12:00:15Z", "direction": "out", "remote": "192.0.2.7:443", …}}
+//	{"withdrawn": 1, "why": "answered: allow"}
+//	{"error": "…"}
+//
+// and from it come answers:
+//
+//	{"id": 1, "action": "allow", "remember": true}
+//
+// A prompt that comes gets the questions that are open. One that does not read, or sends what is no answer, is hung up on.
+type Prompts struct {
+	mu       sync.Mutex
+	firewall *Firewall
+	prompts  map[*prompt]bool
+	closed   bool
+	serving  sync.WaitGroup
+}
+
+// message is a line to a prompt.
+type message struct {
+	Question  *Question `json:"question,omitempty"`
+	Withdrawn uint64    `json:"withdrawn,omitempty"`
+	Why       string    `json:"why,omitempty"`
+	Error     string    `json:"error,omitempty"`
+}
+
+// reply is a line of a prompt.
+type reply struct {
+	ID       uint64 `json:"id"`
+	Action   string `json:"action"`
+	Remember bool   `json:"remember"`
+}
+
+// prompt is a program that is connected.
+type prompt struct {
+	conn net.Conn
+	out  chan []byte // lines; closed when there will be no more
+}
+
+// The bounds of what a prompt may make wait.
+const (
+	promptBacklog = 1024            // lines that it has not read
+	promptTime    = 5 * time.Second // that it may take to read one
+	maxReply      = 4096            // bytes of a line
+	maxPrompts    = 16
+)
+
+// Attach makes the answers of the prompts those of a firewall. It must be called once, before Serve.
+func (s *Prompts) Attach(f *Firewall) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.firewall = f
+}
+
+// Ask puts a question to all prompts, and reports whether there is one.
+func (s *Prompts) Ask(q Question) bool { return s.tell(message{Question: &q}) > 0 }
+
+// Withdraw tells all prompts that a question needs no answer any more.
+func (s *Prompts) Withdraw(id uint64, why string) { s.tell(message{Withdrawn: id, Why: why}) }
+
+// tell sends a message to all prompts and returns to how many.
+func (s *Prompts) tell(m message) (n int) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for p := range s.prompts {
+		if s.send(p, m) {
+			n++
+		}
+	}
+	return n
+}
+
+// send sends a message to a prompt, and hangs up on one that does not read. The caller holds the mutex.
+func (s *Prompts) send(p *prompt, m message) bool {
+	line, err := json.Marshal(m)
+	if err != nil {
+		return false
+	}
+	select {
+	case p.out <- append(line, '\n'):
+		return true
+	default:
+		s.remove(p)
+		return false
+	}
+}
+
+// remove takes a prompt away. The caller holds the mutex.
+func (s *Prompts) remove(p *prompt) {
+	if s.prompts[p] {
+		delete(s.prompts, p)
+		close(p.out)
+	}
+}
+
+// Serve serves the prompts that connect to a listener until that is closed. Who may connect is the listener's affair:
+// ListenPrompts makes one for root.
+func (s *Prompts) Serve(l net.Listener) error {
+	for {
+		c, err := l.Accept()
+		if errors.Is(err, net.ErrClosed) {
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+		p := &prompt{conn: c, out: make(chan []byte, promptBacklog)}
+		if err := s.enter(p); err != nil {
+			_ = c.SetWriteDeadline(time.Now().Add(promptTime))
+			_ = json.NewEncoder(c).Encode(message{Error: err.Error()}) // it is hung up on in any case
+			_ = c.Close()
+		}
+	}
+}
+
+// enter takes in a prompt.
+func (s *Prompts) enter(p *prompt) error {
+	open := s.firewall.Questions() // asks for the firewall's mutex, so it comes before this one's
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.closed {
+		return errors.New("the firewall has ended")
+	}
+	if len(s.prompts) >= maxPrompts {
+		return fmt.Errorf("there are %d prompts already", maxPrompts)
+	}
+	if s.prompts == nil {
+		s.prompts = map[*prompt]bool{}
+	}
+	s.prompts[p] = true
+	s.serving.Go(func() { s.write(p) })
+	s.serving.Go(func() { s.read(p) })
+	for i := range open {
+		s.send(p, message{Question: &open[i]})
+	}
+	return nil
+}
+
+// write sends lines to a prompt until there will be no more, or it does not read.
+func (s *Prompts) write(p *prompt) {
+	for line := range p.out {
+		_ = p.conn.SetWriteDeadline(time.Now().Add(promptTime))
+		if _, err := p.conn.Write(line); err != nil {
+			break
+		}
+	}
+	s.mu.Lock()
+	s.remove(p)
+	s.mu.Unlock()
+	_ = p.conn.Close()
+}
+
+// read takes the answers of a prompt until it goes.
+func (s *Prompts) read(p *prompt) {
+	err := readReplies(p.conn, s.take)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if err != nil && s.prompts[p] {
+		s.send(p, message{Error: err.Error()})
+	}
+	s.remove(p) // write sends what is left, and hangs up
+}
+
+// take takes an answer. A question that is answered already is no error: the prompt has been told.
+func (s *Prompts) take(r reply) error {
+	a, err := parseAction(r.Action, Allow, Deny, Reject)
+	if err != nil {
+		return err
+	}
+	if err := s.firewall.Answer(r.ID, a, r.Remember); err != nil && !errors.Is(err, ErrNoQuestion) {
+		return err
+	}
+	return nil
+}
+
+// readReplies calls f for each answer that comes.
+func readReplies(r io.Reader, f func(reply) error) error {
+	lines := bufio.NewScanner(r)
+	lines.Buffer(make([]byte, 0, 512), maxReply)
+	for lines.Scan() {
+		var answer reply
+		if err := json.Unmarshal(lines.Bytes(), &answer); err != nil {
+			return fmt.Errorf("this is no answer: %w", err)
+		}
+		if err := f(answer); err != nil {
+			return err
+		}
+	}
+	if err := lines.Err(); errors.Is(err, bufio.ErrTooLong) {
+		return fmt.Errorf("an answer is longer than %d bytes", maxReply)
+	}
+	return nil // it has gone
+}
+
+// Close hangs up on all prompts and waits until they are gone. Close the firewall and the listener before.
+func (s *Prompts) Close() {
+	s.mu.Lock()
+	s.closed = true
+	for p := range s.prompts {
+		s.remove(p)
+	}
+	s.mu.Unlock()
+	s.serving.Wait()
+}
+
+// Prompt is the other end: what asks people. DialPrompts makes one.
+type Prompt struct {
+	conn  net.Conn
+	lines *bufio.Scanner
+	mu    sync.Mutex
+}
+
+// NewPrompt returns the prompt at the other end of a connection with Prompts.
+func NewPrompt(c net.Conn) *Prompt {
+	p := &Prompt{conn: c, lines: bufio.NewScanner(c)}
+	p.lines.Buffer(make([]byte, 0, 4096), 1<<20)
+	return p
+}
+
+// Notice is what a prompt is told: a question, or that one needs no answer any more.
+type Notice struct {
+	Question  *Question
+	Withdrawn uint64 // the id of the question
+	Why       string
+}
+
+// Next waits for what the firewall says next. It fails with io.EOF when the firewall has ended.
+func (p *Prompt) Next() (Notice, error) {
+	if !p.lines.Scan() {
+		if err := p.lines.Err(); err != nil {
+			return Notice{}, err
+		}
+		return Notice{}, io.EOF
+	}
+	var m message
+	if err := json.Unmarshal(p.lines.Bytes(), &m); err != nil {
+		return Notice{}, fmt.Errorf("firewall: the other side does not speak the language of prompts: %w", err)
+	}
+	if m.Error != "" {
+		return Notice{}, fmt.Errorf("the firewall says: %s", m.Error)
+	}
+	return Notice{m.Question, m.Withdrawn, m.Why}, nil
+}
+
+// Answer answers a question, as Firewall.Answer does. One that needs no answer any more is no error.
+func (p *Prompt) Answer(id uint64, a Action, remember bool) error {
+	line, err := json.Marshal(reply{id, a.String(), remember})
+	if err != nil {
+		return err
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	_, err = p.conn.Write(append(line, '\n'))
+	return err
+}
+
+// Close ends the connection.
+func (p *Prompt) Close() error { return p.conn.Close() }
