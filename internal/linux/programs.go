@@ -168,7 +168,7 @@ func (b *builder) loadFor(use codegen.FlowUse, p *prog.Program, tell, single boo
 	case s.drops && !s.sniffs && single:
 		o.Count, o.Segments, outlet.Counts = true, true, s.counts.Counts
 	}
-	o.Bounded, o.CoarseClock = review.Bounded(), coarseClock()
+	o.Bounded, o.Doubt, o.CoarseClock = review.Bounded(), true, coarseClock()
 	o.Flows, o.FlowSegments = use, s.flows != nil && single
 	u, err := codegen.Build(p, b.hook, o)
 	if err != nil || u.Outcome == codegen.Never {

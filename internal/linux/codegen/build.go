@@ -47,6 +47,11 @@ type Options struct {
 	// Bounded is for kernels where Loops fails. The program passes MaxExtensionHeaders at most; a packet of IPv6 with
 	// more of them matches, and what PastWalk reports of it has to be decided on again.
 	Bounded bool
+
+	// Doubt is for handles that decide on fragments one by one. A first fragment that ends before the transport header does
+	// matches whatever that header would decide, and what Truncated reports of it has to be decided on again (RFC 1858,
+	// RFC 8200 4.5).
+	Doubt bool
 }
 
 // Names of the maps.
@@ -182,7 +187,7 @@ func newGenerator(h Hook, o Options, list []prog.Test) *generator {
 		need |= needPayload
 	}
 	g.malformed = g.NewLabel()
-	g.parser = parser{assembler: &g.assembler, need: need.implied(), family: h.Family, bounded: o.Bounded, reject: g.malformed}
+	g.parser = parser{assembler: &g.assembler, need: need.implied(), family: h.Family, bounded: o.Bounded, doubt: o.Doubt, reject: g.malformed}
 	return g
 }
 
@@ -287,9 +292,11 @@ func (g *generator) end(outcome Outcome) {
 	g.parser.walkStep()
 }
 
-// undecided accepts what the tests have refused without knowing all of it: only a part of the packet was walked over.
+// undecided accepts what the tests have refused without knowing all of it: only a part of the packet was walked over, or is
+// there.
 func (g *generator) undecided() {
-	if p := &g.parser; !p.bounded || p.need&needWalk == 0 || p.family == IPv4 {
+	p := &g.parser
+	if !(p.bounded && p.need&needWalk != 0 && p.family != IPv4) && !p.doubts() {
 		return
 	}
 	g.Emit(asm.LoadMem(asm.R1, regFrame, varFlags, asm.Word))

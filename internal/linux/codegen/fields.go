@@ -122,7 +122,8 @@ const (
 	flagLater     // a later fragment: no transport header
 	flagSet       // always
 	flagCounted   // the packet belongs to a flow
-	flagUndecided // there are more extension headers than the program could pass
+	flagUndecided // there are more extension headers than the program could pass, or than the first fragment has
+	flagMore      // fragments follow
 )
 
 func ip4(offset int16, size asm.Size) location {

@@ -41,6 +41,7 @@ type parser struct {
 	need    need
 	family  Family
 	bounded bool // see Options.Bounded
+	doubt   bool // see Options.Doubt
 	steps   bool // the function of walkStep is called
 	reject  label
 }
@@ -162,7 +163,7 @@ func (p *parser) ipv4() {
 	)
 	p.JumpImm32(asm.JEq, asm.R1, 0, whole)
 	p.Emit(
-		asm.Or.Imm32(regCount, 1<<flagFragment),
+		asm.Or.Imm32(regCount, 1<<flagFragment|1<<flagMore), // of the first: the others have flagLater
 		asm.And.Imm32(asm.R1, 0x1FFF),
 	)
 	p.JumpImm32(asm.JEq, asm.R1, 0, whole)
@@ -212,13 +213,32 @@ func (t *transportHeader) excluded(f Family) bool {
 // transport finds the transport header at regOffset and stores the variables.
 func (p *parser) transport() {
 	end := p.NewLabel()
-	if p.need&needTransport != 0 {
+	if p.need&needTransport != 0 || p.doubts() {
 		p.Emit(asm.LoadMem(asm.R1, regFrame, varFlags, asm.Word))
 		p.JumpImm32(asm.JSet, asm.R1, 1<<flagLater, end)
+		short := p.NewLabel() // the header is not all there
 		for i := range transportHeaders {
 			if t := &transportHeaders[i]; p.need&t.need != 0 && !t.excluded(p.family) {
-				p.header(t, end)
+				p.header(t, end, short)
 			}
+		}
+		if p.doubts() && p.family != IPv4 {
+			p.isExtension()
+			p.JumpImm32(asm.JEq, asm.R1, 0, end)
+		} else {
+			p.Jump(end)
+		}
+		p.Mark(short)
+		if p.doubts() {
+			p.Emit(asm.LoadMem(asm.R1, regFrame, varFlags, asm.Word))
+			more := p.NewLabel()
+			p.JumpImm32(asm.JSet, asm.R1, 1<<flagMore, more)
+			p.Jump(end)
+			p.Mark(more)
+			p.Emit(
+				asm.Or.Imm32(asm.R1, 1<<flagUndecided),
+				asm.StoreMem(regFrame, varFlags, asm.R1, asm.Word),
+			)
 		}
 	}
 	p.Mark(end)
@@ -231,8 +251,11 @@ func (p *parser) transport() {
 	}
 }
 
-// header emits the part for one protocol (specification: packets.md 1.2).
-func (p *parser) header(t *transportHeader, end label) {
+// doubts reports whether the program has to tell first fragments without all of their transport header.
+func (p *parser) doubts() bool { return p.doubt && p.need&(needTransport|needProtocol) != 0 }
+
+// header emits the part for one protocol (specification: packets.md 1.2). It goes to short if the packet ends within it.
+func (p *parser) header(t *transportHeader, end, short label) {
 	other := p.NewLabel()
 	p.JumpImm32(asm.JNE, regProtocol, t.protocol, other)
 	if t.version != 0 && p.family == AnyFamily {
@@ -244,7 +267,7 @@ func (p *parser) header(t *transportHeader, end label) {
 	}
 	p.Emit(asm.Mov.Reg(asm.R2, regOffset))
 	p.loadBytes(frameTransport, t.length)
-	p.JumpImm64(asm.JSLT, asm.R0, 0, end)
+	p.JumpImm64(asm.JSLT, asm.R0, 0, short)
 	if t.protocol == protoTCP {
 		p.tcpLength(end)
 	} else if p.need&needPayload != 0 {

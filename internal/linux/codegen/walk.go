@@ -142,6 +142,10 @@ func (p *parser) passExtension(frame asm.Register, end label) {
 		asm.Add.Imm32(regOffset, lenExtension),
 		asm.LoadMem(asm.R2, frame, varElement+2, asm.Half),
 		asm.HostTo(asm.BE, asm.R2, asm.Half),
+		asm.Mov.Reg32(asm.R1, asm.R2),
+		asm.And.Imm32(asm.R1, 1),
+		asm.LSh.Imm32(asm.R1, flagMore),
+		asm.Or.Reg32(asm.R5, asm.R1),
 		asm.And.Imm32(asm.R2, 0xFFF8),
 		asm.Neg.Imm(asm.R2, 0),
 		asm.RSh.Imm(asm.R2, 63), // 1: the offset is not 0
@@ -214,6 +218,54 @@ func PastWalk(b []byte) bool {
 		protocol, at = b[at], at+size
 	}
 	return isExtension[protocol]
+}
+
+// Truncated reports whether a packet is the first fragment of several and ends before its transport header does, so that no
+// program knows the ports. A second fragment header ends the chain, too.
+func Truncated(b []byte) bool {
+	if len(b) < lenIPv4 {
+		return false
+	}
+	if b[0]>>4 == 4 {
+		at := int(b[0]&15) * 4
+		return b[6]&0x20 != 0 && b[6]&0x1F == 0 && b[7] == 0 && len(b) < at+shortest(b[9])
+	}
+	if b[0]>>4 != 6 || len(b) < lenIPv6 || !isExtension[b[6]] {
+		return false
+	}
+	first := false
+	protocol, at := b[6], lenIPv6
+	for isExtension[protocol] {
+		if at+lenExtension > len(b) || first && protocol == protoFragment {
+			return first
+		}
+		size := 8 * (int(b[at+1]) + 1)
+		switch protocol {
+		case protoAH:
+			size = 4 * (int(b[at+1]) + 2)
+		case protoFragment:
+			if size = lenExtension; b[at+2] != 0 || b[at+3]&^6 != 1 {
+				return false
+			}
+			first = true
+		}
+		if at+size > len(b) {
+			return first
+		}
+		protocol, at = b[at], at+size
+	}
+	return first && len(b) < at+shortest(protocol)
+}
+
+// shortest is the length of a transport header without options; 0 for protocols that filters do not know.
+func shortest(protocol byte) int {
+	switch protocol {
+	case protoTCP:
+		return lenTCP
+	case protoUDP, protoICMP, protoICMPv6:
+		return lenICMP
+	}
+	return 0
 }
 
 // isExtension are the extension headers that are passed.

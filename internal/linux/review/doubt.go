@@ -41,7 +41,7 @@ func (r *Review) SetSecond(p *prog.Program, exact bool) {
 // only the beginning is there: that counts as a match.
 func (r *Review) Refuses(p *packet.Packet, length int, single bool) bool {
 	s := r.second.Load()
-	if s == nil || !(single && s.segment) && !(length <= len(p.Data) && Bounded() && codegen.PastWalk(p.Data)) {
+	if s == nil || !(single && s.segment) && !(length <= len(p.Data) && (Bounded() && codegen.PastWalk(p.Data) || codegen.Truncated(p.Data))) {
 		return false
 	}
 	if MayMatch(s.program, p.Data, length, &p.Addr) {

@@ -5,6 +5,7 @@ package review
 import (
 	"sync"
 
+	"github.com/opendivert/divert/internal/linux/codegen"
 	"github.com/opendivert/divert/internal/linux/queue"
 	"github.com/opendivert/divert/internal/prog"
 	"github.com/opendivert/divert/packet"
@@ -31,7 +32,10 @@ func MayMatchKnown(f *prog.Program, b []byte, length int, a *packet.Address, k p
 	k.Process, k.HasProcess = a.Network().ProcessID, true
 	var parsed packet.Parsed
 	if length <= len(b) || length > maxPacket {
-		return parsed.ParseExact(b) && f.MatchKnown(b, &parsed, a, k)
+		if !parsed.ParseExact(b) {
+			return false
+		}
+		return f.MatchKnown(b, &parsed, a, k) || codegen.Truncated(b) && f.MayMatchHeaders(b, &parsed, a)
 	}
 	if !parsed.Parse(b) || int(parsed.Length) != length {
 		return false // as exact matching decides
