@@ -49,7 +49,7 @@ With --limit and without -w it looks fifty times a second whether that many have
 			if p.Layer() == divert.LayerSocket {
 				mode, doing = divert.Drop|divert.RecvOnly, "refusing what sockets do"
 			}
-			r := report{app: a, json: asJSON}
+			r := report{app: a, json: asJSON, scope: &flags.scope}
 			if err := flags.follow(ctx, p, &r); err != nil {
 				return err
 			}
@@ -68,9 +68,10 @@ With --limit and without -w it looks fifty times a second whether that many have
 				return err
 			}
 			defer h.Close()
+			flags.scope.metrics.tell(t.about())
 			r.begin("drop", doing, text, h)
 			if t != nil {
-				err = errors.Join(dropAndWrite(ctx, h, t, flags.scope.count), r.endTrace(t, h))
+				err = errors.Join(dropAndWrite(ctx, h, t, &flags.scope), r.endTrace(t, h))
 				r.end(h)
 				return err
 			}
@@ -88,16 +89,16 @@ With --limit and without -w it looks fifty times a second whether that many have
 	return cmd
 }
 
-// dropAndWrite drops the packets of a handle, so many of them unless limit is 0, and writes them, until ctx ends and those
+// dropAndWrite drops the packets of a handle, as many as the scope allows, and writes them, until ctx ends and those
 // that waited then are through.
-func dropAndWrite(ctx context.Context, h *divert.Handle, t *trace, limit int) error {
+func dropAndWrite(ctx context.Context, h *divert.Handle, t *trace, s *scope) error {
 	stop := context.AfterFunc(ctx, func() { _ = h.Shutdown(divert.ShutdownRecv) }) // fails if closed, which ends it too
 	defer stop()
 	all := make([]divert.Packet, dumpBatch)
-	for seen := 0; limit == 0 || seen < limit; {
+	for seen := 0; s.count == 0 || seen < s.count; {
 		ps := all
-		if limit > 0 {
-			ps = ps[:min(len(ps), limit-seen)]
+		if s.count > 0 {
+			ps = ps[:min(len(ps), s.count-seen)]
 		}
 		n, err := h.RecvBatch(ps)
 		if err == io.EOF {
@@ -107,6 +108,7 @@ func dropAndWrite(ctx context.Context, h *divert.Handle, t *trace, limit int) er
 			return err
 		}
 		seen += n
+		s.metrics.observe(ps[:n])
 		if err := h.DropBatch(ps[:n]); err != nil {
 			return err
 		}

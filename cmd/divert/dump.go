@@ -114,7 +114,7 @@ func (d *dump) check(cmd *cobra.Command) error {
 		exclude("write", "quiet", "verbose", "hex", "hex-ascii", "ascii", "time", "number", "link"),
 		exclude("json", "quiet", "verbose", "time", "number", "link", "count", "compile", "list-interfaces", "list-data-link-types"),
 		exclude("quiet", "verbose"),
-		exclude("read", "interface", "process", "for", "priority", "fragments", "engine", "driver", "queue-length", "queue-time", "queue-size"),
+		exclude("read", "interface", "process", "for", "metrics", "priority", "fragments", "engine", "driver", "queue-length", "queue-time", "queue-size"),
 	} {
 		if err != nil {
 			return err
@@ -187,7 +187,7 @@ func (d *dump) compile(args []string) (err error) {
 
 // live prints what a handle receives.
 func (d *dump) live(ctx context.Context) error {
-	r := report{app: d.app, json: d.json}
+	r := report{app: d.app, json: d.json, scope: &d.flags.scope}
 	if err := d.flags.follow(ctx, d.program, &r); err != nil {
 		return err
 	}
@@ -221,7 +221,7 @@ func (d *dump) live(ctx context.Context) error {
 func (d *dump) events(ctx context.Context, h *divert.Handle) error {
 	p := newEventPrinter(d.app, d.json)
 	p.quiet, p.verbose = d.printer.quiet, d.printer.verbose > 0
-	return eachEvent(ctx, h, d.flags.scope.count, p.print, p.flush)
+	return eachEvent(ctx, h, &d.flags.scope, p.print, p.flush)
 }
 
 // open opens a handle that tells the processes of packets if they can be known; if the filter asks
@@ -278,6 +278,7 @@ func (d *dump) receive(ctx context.Context, h *divert.Handle) error {
 		if err != nil {
 			return err
 		}
+		d.flags.scope.metrics.observe(ps[:n])
 		for i := range ps[:n] {
 			r.set(&ps[i], clock, names)
 			r.ascribe(d.printer.processes)

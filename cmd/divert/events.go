@@ -37,15 +37,15 @@ func (f *handleFlags) addEvents(cmd *cobra.Command, layer divert.Layer) {
 	fl.IntVar(&f.queueSize, "queue-size", maxQueueSize, "bytes that may wait, 65535 to 33554432")
 }
 
-// eachEvent gives the events of a handle to f, so many of them unless count is 0, until ctx ends and those that
+// eachEvent gives the events of a handle to f, as many as the scope allows, until ctx ends and those that
 // waited then are through. When there are no more for the moment, and at the end, it calls idle.
-func eachEvent(ctx context.Context, h *divert.Handle, count int, f func(*divert.Packet) error, idle func() error) error {
+func eachEvent(ctx context.Context, h *divert.Handle, s *scope, f func(*divert.Packet) error, idle func() error) error {
 	stop := context.AfterFunc(ctx, func() { _ = h.Shutdown(divert.ShutdownRecv) }) // fails if closed, which ends it too
 	defer stop()
 	ps := make([]divert.Packet, dumpBatch)
-	for seen := 0; count == 0 || seen < count; {
-		if count > 0 {
-			ps = ps[:min(len(ps), count-seen)]
+	for seen := 0; s.count == 0 || seen < s.count; {
+		if s.count > 0 {
+			ps = ps[:min(len(ps), s.count-seen)]
 		}
 		n, err := h.RecvBatch(ps)
 		if err == io.EOF {
@@ -54,6 +54,7 @@ func eachEvent(ctx context.Context, h *divert.Handle, count int, f func(*divert.
 		if err != nil {
 			return err
 		}
+		s.metrics.observe(ps[:n])
 		for i := range ps[:n] {
 			if err := f(&ps[i]); err != nil {
 				return err

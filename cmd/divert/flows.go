@@ -50,7 +50,7 @@ With --top it prints totals per process instead, every --interval, those with th
 			}
 			ctx, stop := flags.scope.until(cmd.Context())
 			defer stop()
-			r := report{app: a, json: asJSON}
+			r := report{app: a, json: asJSON, scope: &flags.scope}
 			if err := flags.follow(ctx, p, &r); err != nil {
 				return err
 			}
@@ -62,10 +62,10 @@ With --top it prints totals per process instead, every --interval, those with th
 			r.begin("flows", "watching flows", text, h)
 			printer := newEventPrinter(a, asJSON)
 			if top {
-				t := &topFlows{printer: printer, interval: interval, next: time.Now().Add(interval), byProcess: map[uint32]*flowTotals{}}
+				t := &topFlows{printer: printer, metrics: flags.scope.metrics, interval: interval, next: time.Now().Add(interval), byProcess: map[uint32]*flowTotals{}}
 				err = t.run(ctx, h)
 			} else {
-				err = eachEvent(ctx, h, flags.scope.count, printer.print, printer.flush)
+				err = eachEvent(ctx, h, &flags.scope, printer.print, printer.flush)
 			}
 			r.end(h)
 			return err
@@ -118,6 +118,7 @@ type flowTotals struct {
 // topFlows counts flows per process.
 type topFlows struct {
 	printer   *eventPrinter
+	metrics   *metricsServer
 	interval  time.Duration
 	next      time.Time
 	byProcess map[uint32]*flowTotals
@@ -201,6 +202,7 @@ func (t *topFlows) run(ctx context.Context, h *divert.Handle) error {
 			return err
 		}
 		n, err := h.RecvBatch(ps)
+		t.metrics.observe(ps[:n])
 		for i := range ps[:n] {
 			t.count(&ps[i])
 		}

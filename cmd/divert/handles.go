@@ -72,7 +72,7 @@ func eachOpen(ctx context.Context, h *divert.Handle, f func(*divert.Packet) erro
 	if err := h.Shutdown(divert.ShutdownBoth); err != nil {
 		return err
 	}
-	return eachEvent(ctx, h, 0, func(e *divert.Packet) error {
+	return eachEvent(ctx, h, &scope{}, func(e *divert.Packet) error {
 		if e.Addr.Event != packet.EventReflectOpen {
 			return nil
 		}
@@ -219,9 +219,9 @@ also by the end of its process. The filter is one of the layer reflect.`,
 			return err
 		}
 		defer h.Close()
-		run := report{app: a, json: r.json}
+		run := report{app: a, json: r.json, scope: &r.flags.scope}
 		run.begin("watch", "watching handles", filterText(args), h)
-		err = eachEvent(ctx, h, r.flags.scope.count, r.printer.print, r.printer.flush)
+		err = eachEvent(ctx, h, &r.flags.scope, r.printer.print, r.printer.flush)
 		run.end(h)
 		return err
 	}

@@ -253,7 +253,7 @@ func readSchedule(a *app, path string) (*impair.Schedule, error) {
 func runImpair(a *app, cmd *cobra.Command, flags *impairFlags, c impair.Config, args []string) error {
 	ctx, stop := flags.scope.until(cmd.Context())
 	defer stop()
-	r := report{app: a, json: flags.json, seed: &c.Seed}
+	r := report{app: a, json: flags.json, seed: &c.Seed, scope: &flags.scope}
 	c.Open = func(p *filter.Program, opts ...divert.Option) (*divert.Handle, error) {
 		if err := flags.follow(ctx, p, &r); err != nil {
 			return nil, err
@@ -267,6 +267,7 @@ func runImpair(a *app, cmd *cobra.Command, flags *impairFlags, c impair.Config, 
 		return impairError(err)
 	}
 	defer i.Close()
+	flags.scope.metrics.tell(metricsAbout{impaired: i.Stats})
 	r.begin("impair", fmt.Sprintf("impairing packets with seed %d", c.Seed), filterText(args), i.Handle())
 	ctx, cancel := flags.scope.enough(ctx, i.Handle())
 	defer cancel()

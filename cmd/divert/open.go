@@ -205,7 +205,14 @@ func (f *handleFlags) open(p *filter.Program, flags divert.Flag, opts ...divert.
 	if f.queueLength != 0 || f.queueTime != 0 || f.queueSize != 0 {
 		opts = append(opts, divert.WithQueueLength(f.queueLength), divert.WithQueueTime(f.queueTime), divert.WithQueueSize(f.queueSize))
 	}
+	if err := f.scope.listenMetrics(); err != nil {
+		return nil, err
+	}
 	h, err := divert.OpenProgram(p, opts...)
+	if err != nil && f.scope.metrics != nil {
+		f.scope.metrics.stop()
+		f.scope.metrics = nil
+	}
 	if errors.Is(err, divert.ErrInvalid) {
 		var op *divert.OpError
 		if errors.As(err, &op) {

@@ -57,7 +57,7 @@ interface whose name ends in ":sent" as it was sent, its checksums filled in. Th
 			}
 			ctx, stop := flags.scope.until(cmd.Context())
 			defer stop()
-			r := report{app: a, json: asJSON}
+			r := report{app: a, json: asJSON, scope: &flags.scope}
 			if err := flags.follow(ctx, p, &r); err != nil {
 				return err
 			}
@@ -71,7 +71,8 @@ interface whose name ends in ":sent" as it was sent, its checksums filled in. Th
 			}
 			defer h.Close()
 			r.begin("passthru", "passing packets on", text, h)
-			pass := &passer{h: h, trace: t, rewrite: rewrite, batch: batch, limit: int64(flags.scope.count), warnings: warnings{warn: r.warn}}
+			flags.scope.metrics.tell(t.about())
+			pass := &passer{h: h, metrics: flags.scope.metrics, trace: t, rewrite: rewrite, batch: batch, limit: int64(flags.scope.count), warnings: warnings{warn: r.warn}}
 			err = errors.Join(pass.run(ctx), r.endTrace(t, h))
 			r.end(h)
 			return err
@@ -93,6 +94,7 @@ interface whose name ends in ":sent" as it was sent, its checksums filled in. Th
 type passer struct {
 	h        *divert.Handle
 	trace    *trace
+	metrics  *metricsServer
 	rewrite  bool  // send the bytes
 	batch    int   // packets at a time
 	limit    int64 // packets to pass on, 0: all; with several queues, each may take a batch more
@@ -146,6 +148,7 @@ func (p *passer) queue(queue int) error {
 			return err
 		}
 		p.taken.Add(int64(n))
+		p.metrics.observe(ps[:n])
 		written := p.trace.received(ps[:n], number, func(int) capfile.Verdict { return outcome }) // before checksums are filled in
 		if _, err := send(ps[:n]); err != nil {
 			p.warnings.add(err)

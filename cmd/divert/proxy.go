@@ -29,7 +29,7 @@ type proxyFlags struct {
 	noHold  bool
 	quiet   bool
 	asJSON  bool
-	lasts   time.Duration
+	scope   scope
 
 	priority int16
 	engine   choice
@@ -71,7 +71,8 @@ before the first byte of each connection of TCP; UDP is left alone then.`,
 	fl.BoolVarP(&f.quiet, "quiet", "q", false, "print no connections")
 	fl.BoolVar(&f.asJSON, "json", false, "connections, messages and summary as JSON")
 	fl.Int16Var(&f.priority, "priority", 0, "packets meet handles from the highest priority to the lowest, 30000 to -30000")
-	fl.DurationVar(&f.lasts, "for", 0, "end after so long, as in 30s or 5m")
+	f.scope.addTime(cmd)
+	f.scope.addMetrics(cmd)
 	addChoice(cmd, &f.engine, "engine", "who decides which packets match")
 	return cmd
 }
@@ -106,10 +107,14 @@ func (f *proxyFlags) run(a *app, cmd *cobra.Command, args []string) error {
 	if _, err := filter.Compile(filterText(args), divert.LayerNetwork, filter.Extended); err != nil {
 		return err // with the text as it was written
 	}
-	if f.lasts < 0 {
-		return usagef("--for %v is negative", f.lasts)
+	if err := f.scope.check(); err != nil {
+		return err
 	}
-	ctx, stop := (&scope{lasts: f.lasts}).until(cmd.Context())
+	if err := f.scope.listenMetrics(); err != nil {
+		return err
+	}
+	defer func() { f.scope.metrics.stop() }()
+	ctx, stop := f.scope.until(cmd.Context())
 	defer stop()
 	l, err := redirect.Listen(ctx, text, o)
 	if errors.Is(err, divert.ErrInvalid) {
@@ -119,6 +124,8 @@ func (f *proxyFlags) run(a *app, cmd *cobra.Command, args []string) error {
 		return err
 	}
 	defer l.Close()
+	f.scope.metrics.tell(metricsAbout{proxied: l.Stats})
+	f.scope.metrics.start("proxy", text, nil)
 	if f.asJSON {
 		r.line(started{"start", "proxy", text, word(divert.LayerNetwork), f.priority, l.Description(), nil})
 	} else {

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"io"
 	"runtime"
+	"sync"
 
 	"github.com/opendivert/divert"
 	"github.com/opendivert/divert/internal/capfile"
@@ -54,7 +55,7 @@ On Linux, answers to packets on the way out and to routed ones need /dev/net/tun
 			}
 			ctx, stop := flags.scope.until(cmd.Context())
 			defer stop()
-			r := report{app: a, json: asJSON}
+			r := report{app: a, json: asJSON, scope: &flags.scope}
 			if err := flags.follow(ctx, p, &r); err != nil {
 				return err
 			}
@@ -68,7 +69,10 @@ On Linux, answers to packets on the way out and to routed ones need /dev/net/tun
 			}
 			defer h.Close()
 			j := newRejecter(h, r.warn)
-			j.trace = t
+			j.trace, j.metrics = t, flags.scope.metrics
+			about := t.about()
+			about.answers = j.counts
+			j.metrics.tell(about)
 			j.limit = flags.scope.count
 			if verbose {
 				j.log = newRejectLog(a, asJSON)
@@ -106,8 +110,12 @@ type rejecter struct {
 	log      *rejectLog // nil: none
 	trace    *trace
 	outcomes [rejectBatch]capfile.Verdict
-	count    answerCounts
-	limit    int // packets to answer, 0: all
+
+	mu        sync.Mutex
+	published answerCounts // a copy for other goroutines
+	count     answerCounts
+	metrics   *metricsServer
+	limit     int // packets to answer, 0: all
 
 	subnets  broadcasts
 	parsed   packet.Parsed
@@ -139,10 +147,12 @@ func (j *rejecter) run(ctx context.Context) error {
 			return err
 		}
 		seen += n
+		j.metrics.observe(ps[:n])
 		if err := j.subnets.update(); err != nil {
 			j.warnings.add(err)
 		}
 		answers := j.answerAll(j.received[:n])
+		j.publish()
 		if _, err := j.h.SendBatch(answers); err != nil {
 			j.warnings.add(err)
 		}
@@ -151,6 +161,20 @@ func (j *rejecter) run(ctx context.Context) error {
 		}
 	}
 	return nil
+}
+
+// publish copies the counters for counts.
+func (j *rejecter) publish() {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	j.published = j.count
+}
+
+// counts returns the counters; any goroutine may call it.
+func (j *rejecter) counts() answerCounts {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	return j.published
 }
 
 // record writes packets and the answers to them to the capture file.

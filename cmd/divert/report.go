@@ -15,6 +15,7 @@ type report struct {
 	app   *app
 	json  bool
 	start time.Time
+	scope *scope // nil: the run serves no metrics
 
 	answers  *answerCounts // for the summary of runs that answer packets
 	seed     *uint64       // of runs that have one
@@ -37,6 +38,7 @@ type started struct {
 // begin says what the run does and by which means: doing is the command as a present participle.
 func (r *report) begin(command, doing, text string, h *divert.Handle) {
 	r.start = time.Now()
+	r.metrics().start(command, text, h)
 	layer := word(h.Layer())
 	if r.json {
 		r.line(started{"start", command, text, layer, h.Priority(), h.Description(), r.seed})
@@ -72,8 +74,17 @@ type summary struct {
 	Written  *uint64       `json:"written,omitempty"`
 }
 
+// metrics returns the server of the run, nil if it has none.
+func (r *report) metrics() *metricsServer {
+	if r.scope == nil {
+		return nil
+	}
+	return r.scope.metrics
+}
+
 // end writes the handle's counters. The handle must not be closed yet.
 func (r *report) end(h *divert.Handle) {
+	r.metrics().stop()
 	s, err := h.Stats()
 	if err != nil {
 		r.warn(err)

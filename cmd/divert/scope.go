@@ -19,12 +19,21 @@ type scope struct {
 	processes  []string
 	lasts      time.Duration // 0: until a signal comes
 	count      int           // 0: no limit
+
+	metricsAt string         // address and port, "": nowhere
+	metrics   *metricsServer // of the run, nil: none
 }
 
-// addEnd adds the flags that end a run.
-func (s *scope) addEnd(cmd *cobra.Command, noun string) {
+// addTime adds the flag that ends a run after a time.
+func (s *scope) addTime(cmd *cobra.Command) {
 	cmd.Flags().DurationVar(&s.lasts, "for", 0, "end after so long, as in 30s or 5m")
+}
+
+// addEnd adds the flags that end a run, and the one that tells of it while it goes on.
+func (s *scope) addEnd(cmd *cobra.Command, noun string) {
+	s.addTime(cmd)
 	cmd.Flags().IntVarP(&s.count, "limit", "c", 0, "end after so many "+noun)
+	s.addMetrics(cmd)
 }
 
 // addProcess adds the flag that chooses processes.

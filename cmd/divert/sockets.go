@@ -35,7 +35,7 @@ elsewhere the socket is aborted. Close is never refused.`,
 			if block {
 				mode, doing = divert.RecvOnly, "refusing what sockets do"
 			}
-			r := report{app: a, json: asJSON}
+			r := report{app: a, json: asJSON, scope: &flags.scope}
 			if err := flags.follow(ctx, p, &r); err != nil {
 				return err
 			}
@@ -46,7 +46,7 @@ elsewhere the socket is aborted. Close is never refused.`,
 			defer h.Close()
 			r.begin("sockets", doing, text, h)
 			printer := newEventPrinter(a, asJSON)
-			err = eachEvent(ctx, h, flags.scope.count, printer.print, printer.flush)
+			err = eachEvent(ctx, h, &flags.scope, printer.print, printer.flush)
 			r.end(h)
 			return err
 		},

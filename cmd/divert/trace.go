@@ -84,6 +84,21 @@ func (t *trace) write(ps []divert.Packet, queue int, finish func(i int)) error {
 	return nil
 }
 
+// count returns how many packets were written.
+func (t *trace) count() uint64 {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return t.written
+}
+
+// about returns what metrics tell of the file.
+func (t *trace) about() metricsAbout {
+	if t == nil {
+		return metricsAbout{}
+	}
+	return metricsAbout{written: t.count}
+}
+
 // flush brings out what was written so far.
 func (t *trace) flush() error {
 	if t == nil {
