@@ -1,0 +1,327 @@
+package web
+
+import (
+	"crypto/aes"
+	"crypto/cipher"
+	"crypto/hkdf"
+	"crypto/sha256"
+	"encoding/binary"
+	"errors"
+)
+
+// quicVersion is what differs between the versions of QUIC that are read.
+type quicVersion struct {
+	number  uint32
+	salt    []byte // RFC 9001 section 5.2, RFC 9369 section 3.3.1
+	label   string // of keys: RFC 9001 section 5.1, RFC 9369 section 3.3.2
+	initial byte   // the type of Initial packets in the first byte: RFC 9000 section 17.2, RFC 9369 section 3.2
+	retry   byte
+}
+
+var quicVersions = []quicVersion{
+	{
+		1, []byte{0x38, 0x76, 0x2c, 0xf7, 0xf5, 0x59, 0x34, 0xb3, 0x4d, 0x17, 0x9a, 0xe6, 0xa4, 0xc8, 0x0c, 0xad, 0xcc, 0xbb, 0x7f, 0x0a},
+		"quic ", 0 << 4, 3 << 4,
+	},
+	{
+		0x6b3343cf, []byte{0x0d, 0xed, 0xe3, 0xde, 0xf7, 0x00, 0xa6, 0xdb, 0x81, 0x93, 0x81, 0xbe, 0x6e, 0x26, 0x9d, 0xcb, 0xf9, 0xbd, 0x2e, 0xd9},
+		"quicv2 ", 1 << 4, 0 << 4,
+	},
+}
+
+func versionOf(number uint32) *quicVersion {
+	for i := range quicVersions {
+		if quicVersions[i].number == number {
+			return &quicVersions[i]
+		}
+	}
+	return nil
+}
+
+// maxConnectionID is how long a connection id may be in the versions that are read, in bytes (RFC 9000 section 17.2).
+const maxConnectionID = 20
+
+// longHeader is a packet of QUIC with a long header. Its slices are parts of the datagram.
+type longHeader struct {
+	version  *quicVersion
+	dst, src []byte // connection ids
+	kind     byte   // bits 0x30 of the first byte
+	packet   []byte // from the first byte to the end of the payload; nil unless it has a length
+	number   int    // where the packet number begins
+}
+
+var errNotQUIC = errors.New("no packet of QUIC version 1 or 2 with a long header")
+
+// parseLong reads the first packet of a datagram, and returns what follows it (RFC 9000 section 17.2).
+func parseLong(b []byte) (h longHeader, rest []byte, err error) {
+	if len(b) < 7 || b[0]&0x80 == 0 {
+		return h, nil, errNotQUIC
+	}
+	if h.version = versionOf(binary.BigEndian.Uint32(b[1:])); h.version == nil {
+		return h, nil, errNotQUIC
+	}
+	h.kind = b[0] & 0x30
+	r := reader{b: b, at: 5}
+	h.dst = r.take(int(r.byte()))
+	h.src = r.take(int(r.byte()))
+	if r.failed || len(h.dst) > maxConnectionID || len(h.src) > maxConnectionID {
+		return h, nil, errNotQUIC
+	}
+	if h.kind == h.version.retry {
+		return h, nil, nil
+	}
+	if h.kind == h.version.initial {
+		r.take(r.length()) // the token
+	}
+	length := r.length()
+	h.number = r.at
+	r.take(length)
+	if r.failed {
+		return h, nil, errNotQUIC
+	}
+	h.packet = b[:r.at]
+	return h, b[r.at:], nil
+}
+
+// reader reads fields one after the other. After one that is not there all are 0.
+type reader struct {
+	b      []byte
+	at     int
+	failed bool
+}
+
+func (r *reader) byte() byte {
+	if b := r.take(1); b != nil {
+		return b[0]
+	}
+	return 0
+}
+
+// take returns the next n bytes.
+func (r *reader) take(n int) []byte {
+	if r.failed || n < 0 || n > len(r.b)-r.at {
+		r.failed = true
+		return nil
+	}
+	r.at += n
+	return r.b[r.at-n : r.at : r.at]
+}
+
+// varint reads an integer of variable length (RFC 9000 section 16).
+func (r *reader) varint() uint64 {
+	first := r.byte()
+	v := uint64(first & 0x3F)
+	for _, c := range r.take(1<<(first>>6) - 1) {
+		v = v<<8 | uint64(c)
+	}
+	return v
+}
+
+// length reads an integer that says how many bytes of the packet something has.
+func (r *reader) length() int {
+	if v := r.varint(); v <= uint64(len(r.b)) {
+		return int(v)
+	}
+	r.failed = true
+	return 0
+}
+
+// initialKeys protect the Initial packets of one side.
+type initialKeys struct {
+	aead cipher.AEAD
+	hp   cipher.Block
+	iv   [12]byte
+}
+
+// newInitialKeys derives the keys of a connection from the id that the client's first packet goes to (RFC 9001 section 5.2).
+// side is "client in" or "server in", for the packets that it sends.
+func newInitialKeys(v *quicVersion, id []byte, side string) (*initialKeys, error) {
+	initial, err := hkdf.Extract(sha256.New, id, v.salt)
+	if err != nil {
+		return nil, err
+	}
+	secret, err := expandLabel(initial, side, sha256.Size)
+	if err != nil {
+		return nil, err
+	}
+	key, err1 := expandLabel(secret, v.label+"key", 16)
+	iv, err2 := expandLabel(secret, v.label+"iv", 12)
+	hp, err3 := expandLabel(secret, v.label+"hp", 16)
+	if err := errors.Join(err1, err2, err3); err != nil {
+		return nil, err
+	}
+	k := new(initialKeys)
+	copy(k.iv[:], iv)
+	block, err := aes.NewCipher(key)
+	if err != nil {
+		return nil, err
+	}
+	if k.hp, err = aes.NewCipher(hp); err != nil {
+		return nil, err
+	}
+	k.aead, err = cipher.NewGCM(block)
+	return k, err
+}
+
+// expandLabel is HKDF-Expand-Label of TLS with an empty context (RFC 8446 section 7.1).
+func expandLabel(secret []byte, label string, n int) ([]byte, error) {
+	info := make([]byte, 0, 32)
+	info = binary.BigEndian.AppendUint16(info, uint16(n))
+	info = append(info, byte(len("tls13 ")+len(label)))
+	info = append(info, "tls13 "...)
+	info = append(info, label...)
+	return hkdf.Expand(sha256.New, secret, string(append(info, 0)), n)
+}
+
+// nonce returns the nonce of a packet (RFC 9001 section 5.3).
+func (k *initialKeys) nonce(number uint64) (n [12]byte) {
+	n = k.iv
+	binary.BigEndian.PutUint64(n[4:], binary.BigEndian.Uint64(n[4:])^number)
+	return n
+}
+
+// open appends the frames of an Initial packet to dst, and reports whether the packet is of these keys. The packet stays as
+// it is. Packet numbers count from 0 and clients send few Initial packets, so the number is taken as it stands: what
+// its upper bits are is no question below 2^31, and of shorter encodings as long as it is below their range.
+func (k *initialKeys) open(dst []byte, h *longHeader) ([]byte, bool) {
+	const sample = 16
+	if len(h.packet) < h.number+4+sample {
+		return dst, false
+	}
+	var mask [aes.BlockSize]byte
+	k.hp.Encrypt(mask[:], h.packet[h.number+4:][:sample])
+	first := h.packet[0] ^ mask[0]&0x0F
+	size := int(first&3) + 1
+	header := make([]byte, 0, 128)
+	header = append(header, h.packet[:h.number+size]...)
+	header[0] = first
+	number := uint64(0)
+	for i := range size {
+		header[h.number+i] ^= mask[1+i]
+		number = number<<8 | uint64(header[h.number+i])
+	}
+	nonce := k.nonce(number)
+	out, err := k.aead.Open(dst, nonce[:], h.packet[h.number+size:], header)
+	if err != nil {
+		return dst, false
+	}
+	return out, true
+}
+
+// seal appends an Initial packet with frames to dst, which must be long enough in all for header protection: 4 bytes of
+// frames at least.
+func (k *initialKeys) seal(dst []byte, v *quicVersion, to, from []byte, number uint8, frames []byte) []byte {
+	begin := len(dst)
+	dst = append(dst, 0xC0|v.initial) // and a packet number of one byte
+	dst = binary.BigEndian.AppendUint32(dst, v.number)
+	dst = append(append(dst, byte(len(to))), to...)
+	dst = append(append(dst, byte(len(from))), from...)
+	dst = append(dst, 0) // no token
+	dst = binary.BigEndian.AppendUint16(dst, 0x4000|uint16(1+len(frames)+k.aead.Overhead()))
+	at := len(dst)
+	dst = append(dst, number)
+	nonce := k.nonce(uint64(number))
+	dst = k.aead.Seal(dst, nonce[:], frames, dst[begin:])
+	var mask [aes.BlockSize]byte
+	k.hp.Encrypt(mask[:], dst[at+4:][:16])
+	dst[begin] ^= mask[0] & 0x0F
+	dst[at] ^= mask[1]
+	return dst
+}
+
+// The frames that Initial packets may have (RFC 9000 sections 12.4 and 19).
+const (
+	framePadding = 0x00
+	framePing    = 0x01
+	frameAck     = 0x02
+	frameAckECN  = 0x03
+	frameCrypto  = 0x06
+	frameClose   = 0x1C
+)
+
+// cryptoFrames calls f with each CRYPTO frame of an Initial packet, and reports whether the packet is well-formed and f
+// has always been content. data is a part of frames.
+func cryptoFrames(frames []byte, f func(offset uint64, data []byte) bool) bool {
+	r := reader{b: frames}
+	for r.at < len(r.b) && !r.failed {
+		switch kind := r.varint(); kind {
+		case framePadding, framePing:
+		case frameAck, frameAckECN:
+			r.varint() // the greatest
+			r.varint() // the delay
+			ranges := r.varint()
+			r.varint()
+			for range ranges {
+				r.varint()
+				r.varint()
+				if r.failed {
+					return false
+				}
+			}
+			if kind == frameAckECN {
+				r.varint()
+				r.varint()
+				r.varint()
+			}
+		case frameCrypto:
+			offset := r.varint()
+			data := r.take(r.length())
+			if r.failed || !f(offset, data) {
+				return false
+			}
+		case frameClose:
+			r.varint()
+			r.varint()
+			r.take(r.length())
+		default:
+			return false
+		}
+	}
+	return !r.failed
+}
+
+// cryptoStream puts the bytes of CRYPTO frames together, in whatever order they come.
+type cryptoStream struct {
+	data  []byte
+	known []bool // of each byte: whether it has come
+	first int    // bytes from the beginning on that are known
+}
+
+// add adds bytes. It reports false, and adds none, if they lie beyond limit bytes or differ from what came before.
+func (s *cryptoStream) add(offset uint64, b []byte, limit int) bool {
+	if offset > uint64(limit) || len(b) > limit-int(offset) {
+		return false
+	}
+	at, end := int(offset), int(offset)+len(b)
+	for i := at; i < min(end, len(s.data)); i++ {
+		if s.known[i] && s.data[i] != b[i-at] {
+			return false
+		}
+	}
+	if end > len(s.data) {
+		s.data = append(s.data, make([]byte, end-len(s.data))...)
+		s.known = append(s.known, make([]bool, end-len(s.known))...)
+	}
+	copy(s.data[at:end], b)
+	for i := at; i < end; i++ {
+		s.known[i] = true
+	}
+	for s.first < len(s.known) && s.known[s.first] {
+		s.first++
+	}
+	return true
+}
+
+// refusal appends a datagram that ends the connection which the Initial packet h begins: an Initial packet of the server's
+// with the frame CONNECTION_CLOSE and the error CONNECTION_REFUSED (RFC 9000 sections 10.2.3 and 20.1). A browser
+// that gets it tries TCP at once. It is protected with the keys that the client expects, and not padded: nothing in it is to
+// be acknowledged.
+func refusal(dst []byte, h *longHeader, id []byte) ([]byte, error) {
+	keys, err := newInitialKeys(h.version, id, "server in")
+	if err != nil {
+		return dst, err
+	}
+	const connectionRefused = 0x02
+	frames := [...]byte{frameClose, connectionRefused, 0, 0, framePadding, framePadding} // no frame's fault, no reason
+	return keys.seal(dst, h.version, h.src, h.dst, 0, frames[:]), nil
+}

@@ -1,0 +1,252 @@
+package web
+
+import (
+	"bytes"
+
+	"github.com/opendivert/divert"
+	"github.com/opendivert/divert/internal/clienthello"
+	"github.com/opendivert/divert/packet"
+)
+
+// exchange is what a client and a server send each other between two ports: one connection of QUIC or several.
+type exchange struct {
+	key      key
+	attempts []*attempt // the latest last
+	held     []divert.Packet
+	turn     uint64 // counts the times that holding began
+	refused  bool   // what cannot be read was blocked
+}
+
+// attempt is a connection of QUIC, as its Initial packets show it.
+type attempt struct {
+	id     []byte // the destination of the client's first packet, which the keys come from
+	keys   *initialKeys
+	crypto cryptoStream
+	state  state // judging, passing or blocked
+}
+
+// datagram judges a datagram of a client that begins with a long header: the only ones that the handle gets.
+func (f *Filter) datagram(k key, p *divert.Packet) {
+	x, ok := f.udp.find(k)
+	if !ok {
+		for f.udp.len() >= f.config.MaxFlows {
+			old := f.udp.oldest()
+			f.stats.FailedOpen += boolCount(len(old.held) > 0 && !f.config.FailClosed)
+			old.forget(f)
+		}
+		x = &exchange{key: k}
+		f.udp.put(k, x)
+	}
+	switch x.judge(f, p) {
+	case blocked:
+		if len(x.held) > 0 {
+			x.letGo(f, false)
+		}
+		f.drop(p)
+	case judging:
+		x.hold(f, p)
+	default:
+		if !x.undecided() {
+			x.letGo(f, true)
+		}
+		f.accept(p)
+	}
+}
+
+// undecided reports whether a connection waits for its name.
+func (x *exchange) undecided() bool {
+	for _, a := range x.attempts {
+		if a.state == judging {
+			return true
+		}
+	}
+	return false
+}
+
+// judge says what is to be done with a datagram.
+func (x *exchange) judge(f *Filter, p *divert.Packet) state {
+	result := passing
+	read := false // some packet of it
+	for rest := f.parsed.Payload(p.Data); len(rest) > 0 && rest[0]&0x80 != 0; {
+		h, behind, err := parseLong(rest)
+		rest = behind
+		s := x.last()
+		if err == nil && h.packet != nil && h.kind == h.version.initial {
+			s = x.initial(f, p, &h)
+		}
+		read = read || s != finished
+		switch s {
+		case blocked:
+			return blocked
+		case judging:
+			result = judging
+		}
+	}
+	if !read && f.config.BlockNameless {
+		if !x.refused {
+			x.refused = true
+			f.blocked(x.key, "quic", reasonNameless, "", "")
+		}
+		return blocked
+	}
+	return result
+}
+
+// last returns the state that packets have which do not show their connection: that of the latest.
+func (x *exchange) last() state {
+	if n := len(x.attempts); n > 0 {
+		return x.attempts[n-1].state
+	}
+	return finished
+}
+
+// initial judges an Initial packet. The state is finished if nobody can read it.
+func (x *exchange) initial(f *Filter, p *divert.Packet, h *longHeader) state {
+	frames := f.buffer[:0]
+	var a *attempt
+	for _, old := range x.attempts {
+		out, ok := old.keys.open(frames, h)
+		if !ok && bytes.Equal(old.id, h.dst) {
+			return finished // its own keys do not fit: damaged, or made up
+		}
+		if ok {
+			a, frames = old, out
+			break
+		}
+	}
+	if a == nil {
+		keys, err := newInitialKeys(h.version, h.dst, "client in")
+		if err != nil {
+			return finished
+		}
+		out, ok := keys.open(frames, h)
+		if !ok {
+			return finished // of a connection that nobody remembers
+		}
+		frames = out
+		a = &attempt{id: bytes.Clone(h.dst), keys: keys}
+		x.add(f, a)
+	}
+	f.buffer = frames
+	if a.state == blocked {
+		x.refuse(f, p, h, a)
+		return blocked
+	}
+	size := len(a.crypto.data)
+	fits := cryptoFrames(frames, func(offset uint64, data []byte) bool { return a.crypto.add(offset, data, maxHead) })
+	f.stats.Memory += 2 * (len(a.crypto.data) - size)
+	reason, host, entry := "", "", ""
+	hello := clienthello.Message(a.crypto.data[:a.crypto.first])
+	switch {
+	case !fits || hello.State == clienthello.NotTLS:
+		reason = reasonAmbiguous
+	case a.state == passing:
+		return passing
+	case hello.State == clienthello.NeedMore:
+		return judging
+	case hello.State == clienthello.NoName:
+		f.stats.QUIC++
+		if f.config.BlockNameless {
+			reason = reasonNameless
+		}
+	default:
+		f.stats.QUIC++
+		var listed bool
+		if entry, listed = f.config.Hosts.Match(hello.Name); listed {
+			reason, host = reasonListed, hello.Name
+		}
+	}
+	if reason == "" {
+		a.state = passing
+		return passing
+	}
+	a.state = blocked
+	f.blocked(x.key, "quic", reason, host, entry)
+	x.refuse(f, p, h, a)
+	return blocked
+}
+
+// add remembers a connection; the oldest makes way.
+func (x *exchange) add(f *Filter, a *attempt) {
+	if len(x.attempts) == maxAttempts {
+		f.stats.Memory -= 2 * len(x.attempts[0].crypto.data)
+		x.attempts = append(x.attempts[:0], x.attempts[1:]...)
+	}
+	x.attempts = append(x.attempts, a)
+}
+
+// refuse answers an Initial packet of a blocked connection.
+func (x *exchange) refuse(f *Filter, p *divert.Packet, h *longHeader, a *attempt) {
+	payload, err := refusal(nil, h, a.id)
+	if err != nil {
+		f.check(err)
+		return
+	}
+	header := packet.Header{Src: x.key.server, Dst: x.key.client}
+	b, err := header.AppendUDP(nil, payload)
+	if err != nil {
+		f.check(err)
+		return
+	}
+	f.send(&divert.Packet{Data: b, Addr: back(p)})
+}
+
+// hold keeps a datagram until the name is known.
+func (x *exchange) hold(f *Filter, p *divert.Packet) {
+	switch {
+	case len(x.held) == maxHeldUDP:
+		f.drop(p)
+		return
+	case f.stats.Memory+len(p.Data) > f.config.MaxMemory:
+		x.giveUp(f, reasonNoMemory)
+		if f.config.FailClosed {
+			f.drop(p)
+		} else {
+			f.accept(p)
+		}
+		return
+	}
+	if len(x.held) == 0 {
+		x.turn++
+		turn := x.turn
+		f.wait(func() {
+			if x.turn == turn && len(x.held) > 0 {
+				x.giveUp(f, reasonLate)
+			}
+		})
+	}
+	x.held = append(x.held, f.held(p))
+}
+
+// giveUp ends the waiting: all that is undecided passes, or is blocked.
+func (x *exchange) giveUp(f *Filter, reason string) {
+	to := passing
+	if f.config.FailClosed {
+		to = blocked
+		f.blocked(x.key, "quic", reason, "", "")
+	} else {
+		f.stats.FailedOpen++
+	}
+	for _, a := range x.attempts {
+		if a.state == judging {
+			a.state = to
+		}
+	}
+	x.letGo(f, !f.config.FailClosed)
+}
+
+// forget ends what is kept of an exchange that was taken out of the table.
+func (x *exchange) forget(f *Filter) {
+	x.letGo(f, !f.config.FailClosed)
+	for _, a := range x.attempts {
+		f.stats.Memory -= 2 * len(a.crypto.data)
+	}
+}
+
+// letGo ends the holding of datagrams.
+func (x *exchange) letGo(f *Filter, on bool) {
+	for i := range x.held {
+		f.release(&x.held[i], on)
+	}
+	x.held = nil
+}
