@@ -189,8 +189,8 @@ func compiles(cmd *cobra.Command, args []string) error {
 	switch cmd.Name() {
 	case "check", "from-tcpdump": // wrong ones are shown too, and those of tcpdump
 		return nil
-	case "delay":
-		args = args[1:]
+	case "delay", "web": // a time, or a file, stands before
+		args = args[min(1, len(args)):]
 	}
 	text := strings.Join(args, " ")
 	if text == "" || text == "FILTER" { // the command as such

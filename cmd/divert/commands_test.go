@@ -175,6 +175,19 @@ hint: is "and" or "or" missing?
 			errout: "divert: reject needs a filter; use `true` for all packets\nSee `divert reject --help`.\n"},
 		{name: "reject, layer", args: "reject --layer flow true", status: exitUsage,
 			errout: "divert: --layer flow: must be one of network, forward\nSee `divert reject --help`.\n"},
+		{name: "web, no list", args: "web", status: exitUsage,
+			errout: "divert: web needs a file that lists the names to be blocked\nSee `divert web --help`.\n"},
+		{name: "web, no file", args: "web testdata/nothing", status: exitFailed, errout: "divert: " + missing.Error() + "\n"},
+		{name: "web, a wrong list", args: "web testdata/dump.txt", status: exitUsage,
+			errout: "divert: testdata/dump.txt:1: there must be one name a line, or names behind an address as in a hosts file\nSee `divert web --help`.\n"},
+		{name: "web, port", args: "web --port 0 /dev/null", status: exitUsage,
+			errout: "divert: --port 0: a port is a number from 1 to 65535\nSee `divert web --help`.\n"},
+		{name: "web, filter", args: "web /dev/null udp.Dst", status: exitUsage, errout: `
+divert: the filter does not compile:
+  udp.Dst
+  ^^^^^^^
+unknown word "udp.Dst"
+`},
 		{name: "impair, no filter", args: "impair --lag 1s", status: exitUsage,
 			errout: "divert: impair needs a filter; use `true` for all packets\nSee `divert impair --help`.\n"},
 		{name: "impair, nothing", args: "impair udp", status: exitUsage,

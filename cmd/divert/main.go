@@ -34,6 +34,7 @@ var commands = []func(*app) *cobra.Command{
 	newDelay,
 	newPassthru,
 	newProxy,
+	newWeb,
 	newSockets,
 	newFlows,
 	newList,

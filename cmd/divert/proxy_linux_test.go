@@ -64,8 +64,8 @@ func fetch(url string) {
 	os.Exit(0)
 }
 
-// web serves a greeting at port 80 of a host, which names the client's address.
-func web(t *testing.T, h *lab.Host) {
+// serveWeb serves a greeting at port 80 of a host, which names the client's address.
+func serveWeb(t *testing.T, h *lab.Host) {
 	t.Helper()
 	l, err := h.Listen("tcp", ":80")
 	if err != nil {
@@ -145,7 +145,7 @@ func TestProxyTo(t *testing.T) {
 		t.Run(f.name, func(t *testing.T) {
 			needProgram(t, f)
 			pair := lab.TwoHostsT(t, lab.LinkOptions{})
-			web(t, pair.B)
+			serveWeb(t, pair.B)
 			exe, _ := os.Executable()
 			server := exec.Command(exe)
 			server.Env = append(os.Environ(), relayVariable+"=127.0.0.1:8080")
@@ -193,7 +193,7 @@ func TestProxyKilled(t *testing.T) {
 		t.Skip(err)
 	}
 	pair := lab.TwoHostsT(t, lab.LinkOptions{})
-	web(t, pair.B)
+	serveWeb(t, pair.B)
 	to := netip.AddrPortFrom(pair.B.Addr4(), 80)
 	p := start(t, pair.A, "proxy", "--to", "127.0.0.1:9", "tcp.DstPort == 80") // nobody is there
 	if err := askWeb(t, pair.A, to); !errors.Is(err, syscall.ECONNREFUSED) {

@@ -26,6 +26,7 @@ var schemaKinds = []struct{ name, goType, about string }{
 	{"handle", "jsonHandle", "an event of a handle: list, watch, kill, and dump --layer reflect"},
 	{"process-flows", "flowTotals", "the flows of a process: flows --top"},
 	{"connection", "stream", "a connection that has ended: proxy"},
+	{"blocked", "jsonBlocked", "a connection that was blocked: web"},
 	{"check", "jsonCheck", "a filter that compiles: filter check"},
 	{"explanation", "jsonExplanation", "what a filter does: filter explain"},
 	{"filter", "jsonText", "a filter: filter format, filter from-tcpdump"},
@@ -39,8 +40,10 @@ var schemaKinds = []struct{ name, goType, about string }{
 	{"start", "started", "a run begins, on standard error"},
 	{"summary", "summary", "a run has ended, on standard error"},
 	{"proxy-summary", "proxySummary", "a run of proxy has ended, on standard error"},
+	{"web-summary", "webSummary", "a run of web has ended, on standard error"},
 	{"warning", "warning", "something went wrong and the run goes on, on standard error"},
 	{"set", "setRead", "the file of a set was read again, on standard error"},
+	{"list", "listRead", "the list of web was read again, on standard error"},
 	{"error", "jsonError", "the error that ended a run, on standard error"},
 }
 

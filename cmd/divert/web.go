@@ -1,0 +1,262 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net/netip"
+	"os"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/opendivert/divert"
+	"github.com/opendivert/divert/filter"
+	"github.com/opendivert/divert/web"
+	"github.com/spf13/cobra"
+)
+
+// webFlags say what is blocked, and how.
+type webFlags struct {
+	ports, quicPorts []uint
+	page             string
+	closed, nameless bool
+	quiet, asJSON    bool
+
+	layer    choice
+	priority int16
+	engine   choice
+	driver   string
+}
+
+func newWeb(a *app) *cobra.Command {
+	f := webFlags{layer: choice{names: wordsOf(packetLayers)}, engine: choice{names: wordsOf(engines)}}
+	cmd := &cobra.Command{
+		Use:   "web [flags] LIST [FILTER]",
+		Short: "Block web sites by their names, which a file lists",
+		Long: `Block the web sites that a file lists, over HTTP, TLS and QUIC: by the Host of each request, and by the server
+name (SNI) of each connection. The packets that begin a connection are held until the name is known, so the server never
+sees a byte of a blocked request. HTTP is answered with a page; connections of TLS are reset at both ends; QUIC is answered
+so that browsers try TCP at once. One line is printed for each connection that is blocked.
+
+LIST has one name a line; # begins a comment. example.org blocks that name and all below it, *.example.org only those
+below. Hosts files (an address with names behind it) are lists, too. The file is read again when it changes.
+
+FILTER says which connections are judged besides the ports: it must hold for the packets of both directions, as processId,
+remoteAddr and ifIdx do. --layer forward judges connections that this host routes; both directions must pass it.
+
+A connection of which nothing can be said (no whole name within 16 KiB or 2 s, no memory) passes; --fail-closed ends it.
+A connection that names nobody passes, too, unless --block-nameless.`,
+		Example: `  divert web blocked.txt
+  divert web --json blocked.txt 'processId == 4711'
+  divert web --layer forward --fail-closed --block-nameless blocked.txt    on a router`,
+		RunE: func(cmd *cobra.Command, args []string) error { return f.run(a, cmd, args) },
+	}
+	fl := cmd.Flags()
+	fl.UintSliceVar(&f.ports, "port", []uint{80, 443}, "`ports` of servers whose TCP is judged, HTTP and TLS alike")
+	fl.UintSliceVar(&f.quicPorts, "quic-port", []uint{443}, "`ports` of servers whose QUIC is judged")
+	fl.BoolVar(&f.closed, "fail-closed", false, "end connections of which nothing can be said, instead of letting them pass")
+	fl.BoolVar(&f.nameless, "block-nameless", false, "block connections that name no host, and other protocols on these ports")
+	fl.StringVar(&f.page, "page", "", "`file` with the HTML that answers blocked HTTP requests, at most 8 KiB")
+	fl.BoolVarP(&f.quiet, "quiet", "q", false, "print no connections")
+	fl.BoolVar(&f.asJSON, "json", false, "connections, messages and summary as JSON")
+	addChoice(cmd, &f.layer, "layer", "where in the network stack connections are judged")
+	fl.Int16Var(&f.priority, "priority", 0, "packets meet handles from the highest priority to the lowest, 30000 to -30000")
+	addChoice(cmd, &f.engine, "engine", "who decides which packets match")
+	addDriver(cmd, &f.driver)
+	return cmd
+}
+
+// config makes of the flags what is to be done.
+func (f *webFlags) config(args []string) (web.Config, error) {
+	c := web.Config{
+		Hosts: web.NewHosts(), Where: strings.TrimSpace(strings.Join(args[1:], " ")), Layer: packetLayers[f.layer.value],
+		FailClosed: f.closed, BlockNameless: f.nameless,
+		Options: []divert.Option{divert.WithPriority(f.priority), divert.WithEngine(engines[f.engine.value]), divert.WithDriver(f.driver)},
+	}
+	if err := checkDriver(f.driver); err != nil {
+		return c, err
+	}
+	var err1, err2 error
+	c.Ports, err1 = portsOf("--port", f.ports)
+	c.QUICPorts, err2 = portsOf("--quic-port", f.quicPorts)
+	if err := errors.Join(err1, err2); err != nil {
+		return c, err
+	}
+	if f.page != "" {
+		page, err := readPage(f.page)
+		if err != nil {
+			return c, err
+		}
+		c.Page = page
+	}
+	return c, nil
+}
+
+// portsOf checks ports.
+func portsOf(flag string, numbers []uint) ([]uint16, error) {
+	ports := make([]uint16, len(numbers))
+	for i, n := range numbers {
+		if n == 0 || n > 65535 {
+			return nil, usagef("%s %d: a port is a number from 1 to 65535", flag, n)
+		}
+		ports[i] = uint16(n)
+	}
+	if len(ports) == 0 {
+		return nil, usagef("%s needs a port", flag)
+	}
+	return ports, nil
+}
+
+// readPage reads the file of --page.
+func readPage(path string) ([]byte, error) {
+	file, err := os.Open(path)
+	if err != nil {
+		return nil, err
+	}
+	defer file.Close()
+	b, err := io.ReadAll(io.LimitReader(file, web.MaxPage+1))
+	if err == nil && len(b) > web.MaxPage {
+		err = usagef("--page %s: the file is longer than %d bytes", printable(path), web.MaxPage)
+	}
+	return append([]byte{}, b...), err // an empty page is one
+}
+
+func (f *webFlags) run(a *app, cmd *cobra.Command, args []string) error {
+	if len(args) == 0 {
+		return usagef("web needs a file that lists the names to be blocked")
+	}
+	c, err := f.config(args)
+	if err != nil {
+		return err
+	}
+	ctx, stop := untilSignal(cmd.Context())
+	defer stop()
+	r := &report{app: a, json: f.asJSON}
+	var printing sync.Mutex // the list is followed in the background
+	err = c.Hosts.Follow(ctx, args[0], func(err error) {
+		printing.Lock()
+		defer printing.Unlock()
+		r.listRead(args[0], c.Hosts.Len(), err)
+	})
+	if err != nil {
+		var line *web.LineError
+		if errors.As(err, &line) {
+			return usageError{err}
+		}
+		return err
+	}
+	w := &warnings{warn: func(err error) {
+		printing.Lock()
+		defer printing.Unlock()
+		r.warn(err)
+	}}
+	c.Report = w.add
+	if !f.quiet {
+		c.Blocked = func(e web.Event) { printBlocked(a.out, e, f.asJSON) }
+	}
+	b, err := web.Open(c)
+	var wrong *filter.Error
+	if errors.Is(err, divert.ErrInvalid) && !errors.As(err, &wrong) {
+		return usageError{err}
+	}
+	if err != nil {
+		return err
+	}
+	defer b.Close()
+	printing.Lock()
+	r.begin("web", fmt.Sprintf("blocking %s of %s", countOf(uint64(c.Hosts.Len()), "name"), printable(args[0])), c.Where, b.Handle())
+	printing.Unlock()
+	err = b.Run(ctx)
+	printing.Lock()
+	defer printing.Unlock()
+	f.summary(r, b)
+	if errors.Is(err, context.Canceled) {
+		return nil
+	}
+	return err
+}
+
+// jsonBlocked is a connection that was blocked, as --json prints it.
+type jsonBlocked struct {
+	Time     time.Time      `json:"time"`
+	Protocol string         `json:"protocol"`        // http, tls, quic, other
+	Reason   string         `json:"reason"`          // listed, nameless, ambiguous, too-long, late, no-memory
+	Host     string         `json:"host,omitempty"`  // that the client named
+	Entry    string         `json:"entry,omitempty"` // of the list
+	Src      netip.AddrPort `json:"src"`             // the client
+	Dst      netip.AddrPort `json:"dst"`
+}
+
+// printBlocked prints a connection that was blocked.
+func printBlocked(w io.Writer, e web.Event, asJSON bool) {
+	if asJSON {
+		if b, err := appendJSONLine(nil, jsonBlocked(e)); err == nil {
+			_, _ = w.Write(b)
+		}
+		return
+	}
+	text := e.Reason
+	if e.Host != "" {
+		text = e.Host
+		if e.Entry != e.Host {
+			text += " (" + e.Entry + ")"
+		}
+	}
+	fmt.Fprintf(w, "blocked %s %v > %v %s\n", e.Protocol, e.Src, e.Dst, text)
+}
+
+// listRead is the line about a list that was read again, as JSON.
+type listRead struct {
+	Event string `json:"event"` // "list"
+	File  string `json:"file"`
+	Names int    `json:"names"`
+}
+
+// listRead tells that a list was read again, or could not be.
+func (r *report) listRead(file string, names int, err error) {
+	switch {
+	case err != nil:
+		r.warn(fmt.Errorf("%w; the list stays as it was", err))
+	case r.json:
+		r.line(listRead{"list", file, names})
+	default:
+		fmt.Fprintf(r.app.errout, "divert: %s was read again, with %s\n", printable(file), countOf(uint64(names), "name"))
+	}
+}
+
+// webSummary is the line at the end, as JSON.
+type webSummary struct {
+	Event      string  `json:"event"` // "summary"
+	Seconds    float64 `json:"seconds"`
+	HTTP       uint64  `json:"http"` // requests that were judged
+	TLS        uint64  `json:"tls"`  // ClientHellos
+	QUIC       uint64  `json:"quic"` // connections
+	Blocked    uint64  `json:"blocked"`
+	Other      uint64  `json:"other"`       // connections of other protocols that passed
+	FailedOpen uint64  `json:"failed_open"` // connections that passed because nothing could be said of them
+	Differing  uint64  `json:"differing"`   // packets that were dropped because bytes were sent again and had changed
+	Fragments  uint64  `json:"fragments"`   // fragments of clients that were dropped
+}
+
+func (f *webFlags) summary(r *report, b *web.Filter) {
+	s, took := b.Stats(), time.Since(r.start)
+	if r.json {
+		r.line(webSummary{"summary", took.Round(time.Microsecond).Seconds(), s.HTTP, s.TLS, s.QUIC, s.Blocked, s.Other, s.FailedOpen, s.Differing, s.Fragments})
+		return
+	}
+	text := fmt.Sprintf("%s of HTTP, %d of TLS and %d of QUIC judged, %d blocked", countOf(s.HTTP, "name"), s.TLS, s.QUIC, s.Blocked)
+	for _, c := range [...]struct {
+		n    uint64
+		text string
+	}{
+		{s.Other, "of other protocols passed"}, {s.FailedOpen, "passed because nothing could be said of them"},
+		{s.Differing, "packets dropped that were sent again otherwise"}, {s.Fragments, "fragments dropped"},
+	} {
+		if c.n > 0 {
+			text += fmt.Sprintf(", %d %s", c.n, c.text)
+		}
+	}
+	fmt.Fprintf(r.app.errout, "divert: %s in %v\n", text, took.Round(time.Millisecond))
+}

@@ -1,0 +1,199 @@
+package main
+
+import (
+	"bufio"
+	"context"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/tls"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"io"
+	"log"
+	"math/big"
+	"net"
+	"net/http"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync/atomic"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/opendivert/divert/internal/lab"
+)
+
+// countedListener counts the bytes that clients send.
+type countedListener struct {
+	net.Listener
+	n atomic.Int64
+}
+
+type countedConn struct {
+	net.Conn
+	n *atomic.Int64
+}
+
+func (l *countedListener) Accept() (net.Conn, error) {
+	c, err := l.Listener.Accept()
+	if err != nil {
+		return nil, err
+	}
+	return countedConn{c, &l.n}, nil
+}
+
+func (c countedConn) Read(b []byte) (int, error) {
+	n, err := c.Conn.Read(b)
+	c.n.Add(int64(n))
+	return n, err
+}
+
+// sites serves a greeting at a host's ports 80 and 443, and returns what counts the bytes of clients.
+func sites(t *testing.T, h *lab.Host) (plain, encrypted *countedListener) {
+	t.Helper()
+	private, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	template := x509.Certificate{SerialNumber: big.NewInt(1), NotAfter: time.Now().Add(time.Hour)}
+	cert, err := x509.CreateCertificate(rand.Reader, &template, &template, private.Public(), private)
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := &http.Server{
+		Handler:   http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { fmt.Fprintf(w, "greetings of %s", r.Host) }),
+		TLSConfig: &tls.Config{Certificates: []tls.Certificate{{Certificate: [][]byte{cert}, PrivateKey: private}}},
+		ErrorLog:  log.New(io.Discard, "", 0),
+	}
+	t.Cleanup(func() { s.Close() })
+	plain, encrypted = &countedListener{}, &countedListener{}
+	if plain.Listener, err = h.Listen("tcp", ":80"); err != nil {
+		t.Fatal(err)
+	}
+	if encrypted.Listener, err = h.Listen("tcp", ":443"); err != nil {
+		t.Fatal(err)
+	}
+	go s.Serve(plain)
+	go s.ServeTLS(encrypted, "", "")
+	return plain, encrypted
+}
+
+// byteConn sends each byte in a segment of its own.
+type byteConn struct{ net.Conn }
+
+func (c byteConn) Write(b []byte) (int, error) {
+	for i := range b {
+		if _, err := c.Conn.Write(b[i : i+1]); err != nil {
+			return i, err
+		}
+	}
+	return len(b), nil
+}
+
+// visit fetches a page over one connection, and returns the status and the text.
+func visit(t *testing.T, from *lab.Host, to netip.Addr, url string, bytewise bool) (int, string, error) {
+	t.Helper()
+	dial := func(ctx context.Context, _, address string) (net.Conn, error) {
+		_, port, err := net.SplitHostPort(address)
+		if err != nil {
+			return nil, err
+		}
+		c, err := from.Dial(ctx, "tcp", net.JoinHostPort(to.String(), port))
+		if err == nil && bytewise {
+			_ = c.(*net.TCPConn).SetNoDelay(true)
+			c = byteConn{c}
+		}
+		return c, err
+	}
+	transport := &http.Transport{DialContext: dial, TLSClientConfig: &tls.Config{InsecureSkipVerify: true}}
+	defer transport.CloseIdleConnections()
+	r, err := (&http.Client{Transport: transport, Timeout: 20 * time.Second}).Get(url)
+	if err != nil {
+		return 0, "", err
+	}
+	defer r.Body.Close()
+	b, err := io.ReadAll(r.Body)
+	return r.StatusCode, string(b), err
+}
+
+// TestWeb blocks sites on real connections, also of clients that send each byte for itself.
+func TestWeb(t *testing.T) {
+	pair := lab.TwoHostsT(t, lab.LinkOptions{})
+	plain, encrypted := sites(t, pair.B)
+	list := filepath.Join(t.TempDir(), "list")
+	if err := os.WriteFile(list, []byte("blocked.test\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	p := start(t, pair.A, "web", "--json", "--fail-closed", "--block-nameless", list)
+	each := func(f func(to netip.Addr, bytewise bool)) {
+		for _, to := range []netip.Addr{pair.B.Addr4(), pair.B.Addr6()} {
+			f(to, false)
+			f(to, true)
+		}
+	}
+	each(func(to netip.Addr, bytewise bool) {
+		if status, text, err := visit(t, pair.A, to, "http://www.blocked.test/", bytewise); err != nil || status != http.StatusForbidden || !strings.Contains(text, "www.blocked.test") {
+			t.Errorf("%v: HTTP, blocked: %d %q %v", to, status, text, err)
+		}
+		if _, text, err := visit(t, pair.A, to, "https://www.blocked.test/", bytewise); !errors.Is(err, syscall.ECONNRESET) {
+			t.Errorf("%v: TLS, blocked: %q %v", to, text, err)
+		}
+	})
+	if plain.n.Load()+encrypted.n.Load() != 0 {
+		t.Error("the server has seen bytes of blocked requests")
+	}
+	each(func(to netip.Addr, bytewise bool) {
+		for _, scheme := range []string{"http", "https"} {
+			if status, text, err := visit(t, pair.A, to, scheme+"://other.test/", bytewise); err != nil || status != http.StatusOK || text != "greetings of other.test" {
+				t.Errorf("%v: %s, not blocked: %d %q %v", to, scheme, status, text, err)
+			}
+		}
+	})
+	keepAlive(t, pair)
+	out, status := p.end(t, os.Interrupt)
+	lines := checkLines(t, schemas(t), out, "blocked")["blocked"]
+	if status != exitOK || lines != 9 || strings.Count(out, `"host":"www.blocked.test","entry":"blocked.test"`) != 8 {
+		t.Errorf("status %d: %s", status, out)
+	}
+	errout := p.errout.String()
+	if n := checkLines(t, schemas(t), errout, "start", "web-summary"); n["start"] != 1 || n["web-summary"] != 1 || !strings.Contains(errout, `"http":11,"tls":8,"quic":0,"blocked":9,`) {
+		t.Errorf("%s", errout)
+	}
+	if tables, err := pair.A.NFTables(); err != nil || len(tables) > 0 {
+		t.Errorf("tables %v, %v", tables, err)
+	}
+}
+
+// keepAlive asks for two sites over one connection, the second of which is blocked.
+func keepAlive(t *testing.T, pair *lab.Pair) {
+	t.Helper()
+	c, err := pair.A.Dial(t.Context(), "tcp", netip.AddrPortFrom(pair.B.Addr4(), 80).String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	_ = c.SetDeadline(time.Now().Add(20 * time.Second))
+	in := bufio.NewReader(c)
+	for _, want := range []struct {
+		host   string
+		status int
+	}{{"a.test", http.StatusOK}, {"b.test", http.StatusOK}, {"blocked.test", http.StatusForbidden}} {
+		if _, err := fmt.Fprintf(c, "GET / HTTP/1.1\r\nHost: %s\r\n\r\n", want.host); err != nil {
+			t.Fatal(err)
+		}
+		r, err := http.ReadResponse(in, nil)
+		if err != nil {
+			t.Fatalf("%s: %v", want.host, err)
+		}
+		if _, err := io.Copy(io.Discard, r.Body); err != nil || r.StatusCode != want.status {
+			t.Errorf("%s: %s, %v", want.host, r.Status, err)
+		}
+	}
+	if _, err := in.ReadByte(); err != io.EOF {
+		t.Errorf("behind the page: %v", err)
+	}
+}
