@@ -23,6 +23,7 @@ type Queue struct {
 	bytes    int
 	draining bool // nothing is added any more; empty means the end
 	closed   bool
+	failed   error         // for the next reader
 	changed  chan struct{} // closed and replaced when a reader may have reason to look again
 	watched  bool          // somebody waits for changed
 }
@@ -150,6 +151,9 @@ func (q *Queue) Len() int {
 // Drain ends adding: Recv returns what is there and then io.EOF.
 func (q *Queue) Drain() { q.set(func() { q.draining = true }) }
 
+// Fail makes the next Recv return an error, once.
+func (q *Queue) Fail(err error) { q.set(func() { q.failed = err }) }
+
 // Recv waits for items and fills 1 to len(ps) of ps with them; see engine.Handle. It fails with net.ErrClosed after End.
 func (q *Queue) Recv(w engine.Wait, ps []packet.Packet) (int, error) {
 	for {
@@ -173,6 +177,10 @@ func (q *Queue) take(ps []packet.Packet) (n int, changed <-chan struct{}, err er
 	defer q.mu.Unlock()
 	if q.closed {
 		return 0, nil, net.ErrClosed
+	}
+	if err := q.failed; err != nil {
+		q.failed = nil
+		return 0, nil, err
 	}
 	oldest := q.oldest()
 	for n < len(ps) && q.n > 0 {

@@ -73,7 +73,10 @@ func (s *sink) run(r *verdict.Reader) {
 	for {
 		got, err := r.Fill(engine.Wait{}, ps)
 		if err != nil {
-			return
+			if !transient(err) {
+				return
+			}
+			continue
 		}
 		at := clock.Now()
 		for i := range ps[:got] {

@@ -88,7 +88,11 @@ func (p *pump) run(l *verdict.Lane, r *verdict.Reader) {
 	for {
 		got, err := r.Fill(engine.Wait{}, ps)
 		if err != nil {
-			return
+			if !transient(err) {
+				return
+			}
+			p.matches.Fail(err)
+			continue
 		}
 		at := clock.Now()
 		matches = matches[:0]

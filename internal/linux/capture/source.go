@@ -5,7 +5,9 @@ package capture
 import (
 	"errors"
 	"fmt"
+	"io"
 	"os"
+	"time"
 
 	"github.com/opendivert/divert/internal/engine"
 	"github.com/opendivert/divert/internal/linux/codegen"
@@ -127,4 +129,15 @@ func (e *Env) mayMatchCounted(f *prog.Program, b []byte, length int, a *packet.A
 	}
 	f, k := e.Table.Known(&e.Config, f, b, &parsed, length, at)
 	return review.MayMatchKnown(f, b, length, a, k)
+}
+
+// transient reports whether a goroutine that serves a queue goes on after its receive call has failed: all but the end of the
+// queue is transient, as packets would wait for nobody otherwise. It returns after a moment, so that an error which stays does
+// not take a processor.
+func transient(err error) bool {
+	if errors.Is(err, os.ErrClosed) || errors.Is(err, os.ErrDeadlineExceeded) || errors.Is(err, io.EOF) || errors.Is(err, engine.ErrInterrupted) {
+		return false
+	}
+	time.Sleep(5 * time.Millisecond)
+	return true
 }
