@@ -7,6 +7,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -101,7 +102,11 @@ func compile(t testing.TB, source string, d dialect) string {
 	}
 	program := filepath.Join(dir, fmt.Sprintf("program%d", len(built.programs)))
 	args := append([]string{"-g", "-O1", "-Wall", "-Wextra", "-Werror", "-I.", "-o", program}, d.options...)
-	args = append(args, source, "-x", "none", "-L"+dir, "-Wl,-rpath,"+dir, "-Wl,--as-needed", "-lwindivert", "-lpthread", "-ldl")
+	args = append(args, source, "-x", "none", "-L"+dir, "-Wl,-rpath,"+dir, "-Wl,--as-needed")
+	if slices.Contains(d.options, "-Iwin32") {
+		args = append(args, "-lwindivert-win32") // its calls go before those of libwindivert
+	}
+	args = append(args, "-lwindivert", "-lpthread", "-ldl")
 	if out, err := exec.Command(d.compiler, args...).CombinedOutput(); err != nil {
 		t.Fatalf("%s as %s: %v\n%s", source, d.name, err, out)
 	}

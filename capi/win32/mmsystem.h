@@ -1,0 +1,14 @@
+/* mmsystem.h: the timer of multimedia programs, which is always precise here. */
+#ifndef WINDIVERT_WIN32_MMSYSTEM_H
+#define WINDIVERT_WIN32_MMSYSTEM_H
+
+#include "windows.h"
+
+typedef UINT MMRESULT;
+
+#define TIMERR_NOERROR 0
+#define timeGetTime GetTickCount
+#define timeBeginPeriod(milliseconds) ((void)(milliseconds), (MMRESULT)TIMERR_NOERROR)
+#define timeEndPeriod(milliseconds) ((void)(milliseconds), (MMRESULT)TIMERR_NOERROR)
+
+#endif

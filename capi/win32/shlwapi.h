@@ -1,0 +1,18 @@
+/* shlwapi.h: names in paths. */
+#ifndef WINDIVERT_WIN32_SHLWAPI_H
+#define WINDIVERT_WIN32_SHLWAPI_H
+
+#include "windows.h"
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+LPSTR PathFindFileName(LPCSTR path); /* what follows the last slash or backslash, if anything does */
+#define PathFindFileNameA PathFindFileName
+
+#ifdef __cplusplus
+}
+#endif
+
+#endif

@@ -1,0 +1,12 @@
+/* ws2tcpip.h: addresses and names, which winsock2.h has from Linux. */
+#ifndef WINDIVERT_WIN32_WS2TCPIP_H
+#define WINDIVERT_WIN32_WS2TCPIP_H
+
+#include "winsock2.h"
+
+#define InetNtop inet_ntop
+#define InetNtopA inet_ntop
+#define InetPton inet_pton
+#define InetPtonA inet_pton
+
+#endif
