@@ -662,7 +662,18 @@ func (d dependency) same(e dependency) bool {
 	return d.file == e.file && d.size == e.size && d.when.Equal(e.when)
 }
 
-// Changed reports whether one of the files that the rules were read from, or an executable that they name, is another now.
+// State returns what the files are now that the rules were read from, and the executables that they name: a text that
+// differs whenever one of them is another.
+func (r *Rules) State() string {
+	var b strings.Builder
+	for _, d := range r.files {
+		is := dependencyOf(d.path)
+		fmt.Fprintf(&b, "%s %v %d %d\n", d.path, is.file, is.size, is.when.UnixNano())
+	}
+	return b.String()
+}
+
+// Changed reports whether one of those files is another than when the rules were read.
 func (r *Rules) Changed() bool {
 	return slices.ContainsFunc(r.files, func(d dependency) bool { return !d.same(dependencyOf(d.path)) })
 }

@@ -7,6 +7,7 @@ import (
 	"io"
 	"net"
 	"net/netip"
+	"os"
 	"sync"
 	"time"
 
@@ -503,7 +504,7 @@ func (f *Firewall) Close() error {
 			<-done
 		}
 	}
-	if err := f.listening.close(); err != nil {
+	if err := f.listening.close(); err != nil && !errors.Is(err, os.ErrClosed) {
 		errs = append(errs, err)
 	}
 	return errors.Join(errs...)

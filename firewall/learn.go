@@ -106,7 +106,7 @@ func (l *Learner) WriteTo(w io.Writer) (int64, error) {
 		b.WriteString("rules:\n")
 	}
 	for _, s := range lessons {
-		r := learnedRule{Action: Allow.String(), Direction: "in", Protocol: protocolName(s.protocol), Port: s.port, Program: s.program}
+		r := learnedRule{Action: Allow.String(), Direction: "in", Protocol: ProtocolName(s.protocol), Port: s.port, Program: s.program}
 		if s.outbound {
 			r.Direction = "out"
 		}
@@ -133,8 +133,8 @@ func b2i(b bool) int {
 	return 0
 }
 
-// protocolName returns a protocol as rules write it.
-func protocolName(p uint8) string {
+// ProtocolName returns a protocol as rules write it.
+func ProtocolName(p uint8) string {
 	for name, number := range protocolNames {
 		if number == p {
 			return name

@@ -12,9 +12,10 @@ import (
 )
 
 // Prompts is an Asker: it puts questions to programs that connect to it over a socket, such as divert firewall ask, and
-// takes the first answer. The protocol is one object of JSON a line. To a prompt go questions, withdrawals of questions and
-// errors:
+// takes the first answer. The protocol is one object of JSON a line. To a prompt go, once it will be asked, a greeting, and
+// then questions, withdrawals of questions and errors:
 //
+//	{"ready": true}
 //	{"question": {"id": 1, "until": "2026-09-07T12:00:15Z", "direction": "out", "remote": "192.0.2.7:443", …}}
 //	{"withdrawn": 1, "why": "answered: allow"}
 //	{"error": "…"}
@@ -34,6 +35,7 @@ type Prompts struct {
 
 // message is a line to a prompt.
 type message struct {
+	Ready     bool      `json:"ready,omitempty"`
 	Question  *Question `json:"question,omitempty"`
 	Withdrawn uint64    `json:"withdrawn,omitempty"`
 	Why       string    `json:"why,omitempty"`
@@ -97,6 +99,7 @@ func (s *Prompts) send(p *prompt, m message) bool {
 		return true
 	default:
 		s.remove(p)
+		_ = p.conn.Close()
 		return false
 	}
 }
@@ -146,6 +149,7 @@ func (s *Prompts) enter(p *prompt) error {
 	s.prompts[p] = true
 	s.serving.Go(func() { s.write(p) })
 	s.serving.Go(func() { s.read(p) })
+	s.send(p, message{Ready: true})
 	for i := range open {
 		s.send(p, message{Question: &open[i]})
 	}
@@ -242,20 +246,37 @@ type Notice struct {
 
 // Next waits for what the firewall says next. It fails with io.EOF when the firewall has ended.
 func (p *Prompt) Next() (Notice, error) {
+	m, err := p.message()
+	for err == nil && m.Ready {
+		m, err = p.message()
+	}
+	return Notice{m.Question, m.Withdrawn, m.Why}, err
+}
+
+// message waits for a message.
+func (p *Prompt) message() (m message, err error) {
 	if !p.lines.Scan() {
 		if err := p.lines.Err(); err != nil {
-			return Notice{}, err
+			return m, err
 		}
-		return Notice{}, io.EOF
+		return m, io.EOF
 	}
-	var m message
 	if err := json.Unmarshal(p.lines.Bytes(), &m); err != nil {
-		return Notice{}, fmt.Errorf("firewall: the other side does not speak the language of prompts: %w", err)
+		return message{}, fmt.Errorf("firewall: the other side does not speak the language of prompts: %w", err)
 	}
 	if m.Error != "" {
-		return Notice{}, fmt.Errorf("the firewall says: %s", m.Error)
+		return message{}, fmt.Errorf("the firewall says: %s", m.Error)
 	}
-	return Notice{m.Question, m.Withdrawn, m.Why}, nil
+	return m, nil
+}
+
+// Greeted waits until the firewall has greeted the prompt: from then on it is asked. It comes before Next.
+func (p *Prompt) Greeted() error {
+	m, err := p.message()
+	if err == nil && !m.Ready {
+		err = errors.New("firewall: the other side does not greet")
+	}
+	return err
 }
 
 // Answer answers a question, as Firewall.Answer does. One that needs no answer any more is no error.

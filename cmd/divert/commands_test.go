@@ -220,6 +220,20 @@ unknown word "udp.Dst"
 		{name: "delay, no time", args: "delay", status: exitUsage, errout: "divert: delay needs a time, as in 100ms, and a filter\nSee `divert delay --help`.\n"},
 		{name: "delay, time", args: "delay udp 5ms", status: exitUsage,
 			errout: "divert: delay udp: takes a time with its unit, as in 100ms or 1.5s\nSee `divert delay --help`.\n"},
+		{name: "firewall check", in: "default: deny\nrules: [{action: allow, port: 443}]\n", args: "firewall check -", out: "ok: 1 rule, default deny, on death open\n"},
+		{name: "firewall check, closed", in: "default: ask\non-death: closed\n", args: "firewall check -", out: "ok: 0 rules, default ask, on death closed\n"},
+		{name: "firewall check, a bad word", in: "default: deny\nrules:\n  - {action: alow, port: 443}\n", args: "firewall check -", status: exitUsage, errout: `
+divert: line 3, column 14: action: there is no "alow" here; there is allow, deny, reject, log, ask
+    - {action: alow, port: 443}
+               ^
+`},
+		{name: "firewall check, no file", args: "firewall check testdata/nothing", status: exitFailed, errout: "divert: stat testdata/nothing: no such file or directory\n"},
+		{name: "firewall check, no argument", args: "firewall check", status: exitUsage,
+			errout: "divert: check needs one file of rules; `divert help firewall` tells of them\nSee `divert firewall check --help`.\n"},
+		{name: "firewall run, standard input", args: "firewall run -", status: exitUsage,
+			errout: "divert: run reads its rules again when they change: they must be in a file\nSee `divert firewall run --help`.\n"},
+		{name: "firewall, another word", args: "firewall chek", status: exitUsage,
+			errout: "divert: divert firewall has no command \"chek\"; did you mean check?\nSee `divert firewall --help`.\n"},
 		{name: "passthru, batch", args: "passthru --batch 256", status: exitUsage, errout: "divert: --batch 256 is out of range (1 to 255)\nSee `divert passthru --help`.\n"},
 		{name: "version, arguments", args: "version 2", status: exitUsage,
 			errout: "divert: version takes no arguments, but there is \"2\"\nSee `divert version --help`.\n"},

@@ -59,8 +59,11 @@ func newJSONError(cmd *cobra.Command, err error) jsonError {
 	var (
 		f     *filter.Error
 		usage usageError
+		rules rulesFailure
 	)
 	switch {
+	case errors.As(err, &rules):
+		j.Status, j.Text = exitUsage, rules.FileError.Error()
 	case errors.As(err, &f):
 		j.Status, j.Text, j.Hint = exitUsage, f.Msg, f.Hint
 		j.Filter = &jsonRefusal{Text: f.Filter, Token: f.Token}
@@ -82,6 +85,7 @@ func (a *app) exit(cmd *cobra.Command, err error, asJSON bool) int {
 		status exitStatus
 		f      *filter.Error
 		usage  usageError
+		rules  rulesFailure
 	)
 	switch {
 	case err == nil, brokenPipe(err):
@@ -92,6 +96,9 @@ func (a *app) exit(cmd *cobra.Command, err error, asJSON bool) int {
 		j := newJSONError(cmd, err)
 		(&report{app: a}).line(j)
 		return j.Status
+	case errors.As(err, &rules):
+		fmt.Fprintf(a.errout, "%s %s\n", a.label(), rules.Error())
+		return exitUsage
 	case errors.As(err, &f):
 		fmt.Fprintf(a.errout, "%s the filter does not compile:\n%s\n", a.label(), refusal(f))
 		return exitUsage
@@ -117,7 +124,7 @@ func refusal(f *filter.Error) string {
 
 // plain returns an error without the name of the package it comes from, if it is one of ours.
 func plain(err error) string {
-	return strings.TrimPrefix(strings.TrimPrefix(quotePaths(err), "divert: "), "filter: ")
+	return strings.TrimPrefix(strings.TrimPrefix(strings.TrimPrefix(quotePaths(err), "divert: "), "filter: "), "firewall: ")
 }
 
 // label is what error messages start with.

@@ -35,6 +35,7 @@ var commands = []func(*app) *cobra.Command{
 	newPassthru,
 	newProxy,
 	newWeb,
+	newFirewall,
 	newSockets,
 	newFlows,
 	newList,

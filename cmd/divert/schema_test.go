@@ -27,6 +27,7 @@ var schemaKinds = []struct{ name, goType, about string }{
 	{"process-flows", "flowTotals", "the flows of a process: flows --top"},
 	{"connection", "stream", "a connection that has ended: proxy"},
 	{"blocked", "jsonBlocked", "a connection that was blocked: web"},
+	{"decision", "firewall.Event", "a decision on a connection: firewall run"},
 	{"check", "jsonCheck", "a filter that compiles: filter check"},
 	{"explanation", "jsonExplanation", "what a filter does: filter explain"},
 	{"filter", "jsonText", "a filter: filter format, filter from-tcpdump"},
@@ -41,6 +42,8 @@ var schemaKinds = []struct{ name, goType, about string }{
 	{"summary", "summary", "a run has ended, on standard error"},
 	{"proxy-summary", "proxySummary", "a run of proxy has ended, on standard error"},
 	{"web-summary", "webSummary", "a run of web has ended, on standard error"},
+	{"firewall-summary", "firewallSummary", "a run of firewall has ended, on standard error"},
+	{"rules", "rulesRead", "rules were read again: firewall run, on standard error"},
 	{"warning", "warning", "something went wrong and the run goes on, on standard error"},
 	{"set", "setRead", "the file of a set was read again, on standard error"},
 	{"list", "listRead", "the list of web was read again, on standard error"},
@@ -49,7 +52,7 @@ var schemaKinds = []struct{ name, goType, about string }{
 
 // schemaSources are the folders whose types the objects have, by package name.
 var schemaSources = map[string]string{
-	"": ".", "impair": "../../impair", "probe": "../../internal/linux/probe", "windows": "../../internal/windows",
+	"": ".", "impair": "../../impair", "firewall": "../../firewall", "probe": "../../internal/linux/probe", "windows": "../../internal/windows",
 }
 
 // schemaTypes are the types that are written as something simple.
@@ -57,7 +60,8 @@ var schemaTypes = map[string]map[string]any{
 	"string": {"type": "string"}, "bool": {"type": "boolean"}, "float64": {"type": "number"},
 	"time.Time":  {"type": "string", "format": "date-time"},
 	"netip.Addr": {"type": "string", "description": "an IPv4 or IPv6 address"}, "netip.AddrPort": {"type": "string", "description": "an address and a port"},
-	"probe.Version": {"type": "string", "description": "a version of Linux, or empty"},
+	"firewall.Action": {"type": "string", "enum": []any{"allow", "deny", "reject", "log"}},
+	"probe.Version":   {"type": "string", "description": "a version of Linux, or empty"},
 }
 
 // schemaWriter makes the schema of types.

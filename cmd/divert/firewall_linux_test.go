@@ -1,0 +1,509 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/opendivert/divert/firewall"
+	"github.com/opendivert/divert/internal/lab"
+)
+
+// firewallOn starts the firewall on a host with rules in a file, whose path it returns too.
+func firewallOn(t *testing.T, h *lab.Host, rules string, args ...string) (p *running, path string) {
+	t.Helper()
+	path = filepath.Join(t.TempDir(), "rules.yaml")
+	writeRules(t, path, rules)
+	all := append([]string{"firewall", "run", "--json", "--socket", filepath.Join(t.TempDir(), "socket")}, args...)
+	return start(t, h, append(all, path)...), path
+}
+
+func writeRules(t *testing.T, path, rules string) {
+	t.Helper()
+	if err := os.WriteFile(path, []byte(rules), 0o600); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// tcpEcho is an echo server of TCP on both addresses of a host.
+func tcpEcho(t *testing.T, h *lab.Host, ports ...int) {
+	t.Helper()
+	for _, a := range h.Addrs() {
+		for _, port := range ports {
+			e, err := h.Echo("tcp", netip.AddrPortFrom(a, uint16(port)).String())
+			if err != nil {
+				t.Fatal(err)
+			}
+			t.Cleanup(func() { _ = e.Close() })
+		}
+	}
+}
+
+// The ways in which a connection goes.
+const (
+	works     = "works"
+	isRefused = "refused"
+	silent    = "silent"
+)
+
+// try connects, and sends a few bytes there and back. What is not heard of within wait is silent.
+func try(h *lab.Host, to netip.AddrPort, wait time.Duration) string {
+	ctx, cancel := context.WithTimeout(context.Background(), wait)
+	defer cancel()
+	c, err := h.Dial(ctx, "tcp", to.String())
+	if err != nil {
+		return failure(err)
+	}
+	defer c.Close()
+	return echo(c, wait)
+}
+
+// echo sends a few bytes there and back.
+func echo(c net.Conn, wait time.Duration) string {
+	_ = c.SetDeadline(time.Now().Add(wait))
+	b := []byte("divert")
+	if _, err := c.Write(b); err != nil {
+		return failure(err)
+	}
+	if _, err := c.Read(b); err != nil {
+		return failure(err)
+	}
+	return works
+}
+
+func failure(err error) string {
+	var late net.Error
+	switch {
+	case errors.Is(err, syscall.ECONNREFUSED), errors.Is(err, syscall.EACCES), errors.Is(err, syscall.ECONNRESET), errors.Is(err, syscall.EPIPE):
+		return isRefused
+	case errors.Is(err, context.DeadlineExceeded), errors.As(err, &late) && late.Timeout():
+		return silent
+	}
+	return err.Error()
+}
+
+// patience is how long a connection may take that works or is refused, shortly how long one is tried that is dropped.
+const (
+	patience = 20 * time.Second
+	shortly  = 300 * time.Millisecond
+)
+
+// decisions are the lines of a run.
+func decisions(t *testing.T, out string) (list []firewall.Event) {
+	t.Helper()
+	for line := range strings.Lines(out) {
+		var e firewall.Event
+		if err := json.Unmarshal([]byte(line), &e); err != nil {
+			t.Fatalf("%v: %s", err, line)
+		}
+		list = append(list, e)
+	}
+	return list
+}
+
+// firewallCounts is the summary of a run.
+func firewallCounts(t *testing.T, p *running) (s firewallSummary) {
+	t.Helper()
+	lines := strings.Split(strings.TrimSpace(p.errout.String()), "\n")
+	if err := json.Unmarshal([]byte(lines[len(lines)-1]), &s); err != nil || s.Event != "firewall-summary" {
+		t.Fatalf("%v: %s", err, p.errout)
+	}
+	return s
+}
+
+// Connections go as the rules say, and no other. DIVERT_TEST_CONNECTIONS is how many, 60 by default.
+func TestFirewallLive(t *testing.T) {
+	count := 60
+	if n, err := strconv.Atoi(os.Getenv("DIVERT_TEST_CONNECTIONS")); err == nil {
+		count = n
+	}
+	eachEngine(t, func(t *testing.T, engine string) {
+		pair := lab.TwoHostsT(t, lab.LinkOptions{})
+		tcpEcho(t, pair.B, 7001, 7002, 7003, 7004, 7005)
+		tcpEcho(t, pair.A, 8001, 8002, 8003)
+		self, err := os.Executable()
+		if err != nil {
+			t.Fatal(err)
+		}
+		whose := "port: 7004"
+		if engine == "auto" && needProcesses() == nil {
+			whose = "program: " + self + ", port: 7004"
+		}
+		rules := "default: deny\nlog: all\nrules:\n" +
+			"- {name: good, action: allow, direction: out, protocol: tcp, port: 7001, address: ['10.77.0.0/24', \"fd77::/64\"]}\n" +
+			"- {name: refused, action: reject, direction: out, port: 7003}\n" +
+			"- {name: mine, action: allow, " + whose + "}\n" +
+			"- {name: another's, action: allow, local-address: 192.0.2.1, port: 7005}\n" +
+			"- {name: served, action: allow, direction: in, port: 8001}\n" +
+			"- {name: not served, action: reject, direction: in, port: 8003}\n"
+		p, _ := firewallOn(t, pair.A, rules, "--engine", engine)
+		rows := []struct {
+			from, to *lab.Host
+			port     uint16
+			want     string
+		}{
+			{pair.A, pair.B, 7001, works}, {pair.A, pair.B, 7002, silent}, {pair.A, pair.B, 7003, isRefused}, {pair.A, pair.B, 7004, works},
+			{pair.A, pair.B, 7005, silent}, {pair.B, pair.A, 8001, works}, {pair.B, pair.A, 8002, silent}, {pair.B, pair.A, 8003, isRefused},
+		}
+		var wait sync.WaitGroup
+		slots := make(chan struct{}, 50)
+		for i := range count {
+			row := rows[i%len(rows)]
+			for _, a := range []netip.Addr{row.to.Addr4(), row.to.Addr6()} {
+				wait.Go(func() {
+					slots <- struct{}{}
+					defer func() { <-slots }()
+					patient := patience
+					if row.want == silent {
+						patient = shortly
+					}
+					if got := try(row.from, netip.AddrPortFrom(a, row.port), patient); got != row.want {
+						t.Errorf("%v to %v: %s, want %s", row.from, netip.AddrPortFrom(a, row.port), got, row.want)
+					}
+				})
+			}
+		}
+		wait.Wait()
+		out, status := p.end(t, os.Interrupt)
+		if status != 0 {
+			t.Errorf("status %d: %s", status, p.errout)
+		}
+		atConnect := 0
+		for _, e := range decisions(t, out) {
+			port, want := e.Remote.Port(), map[uint16]firewall.Action{7001: firewall.Allow, 7002: firewall.Deny, 7003: firewall.Reject, 7004: firewall.Allow, 7005: firewall.Deny}
+			if e.Direction == "in" {
+				port, want = e.Local.Port(), map[uint16]firewall.Action{8001: firewall.Allow, 8002: firewall.Deny, 8003: firewall.Reject}
+			}
+			if a, ok := want[port]; !ok && (e.Protocol == 6) || ok && a != e.Action {
+				t.Errorf("%+v", e)
+			}
+			if e.At == "connect" {
+				atConnect++
+			}
+			if whose != "port: 7004" && e.Direction == "out" && e.PID != uint32(os.Getpid()) && e.Protocol == 6 {
+				t.Errorf("of process %d, not %d: %+v", e.PID, os.Getpid(), e)
+			}
+		}
+		s := firewallCounts(t, p)
+		t.Logf("%+v", s)
+		if engine == "auto" && needProcesses() == nil && (atConnect == 0 || s.AtConnect == 0) {
+			t.Errorf("nothing was refused at connect: %s", p.errout)
+		}
+		if tables, err := pair.A.NFTables(); err != nil || len(tables) != 0 {
+			t.Errorf("left: %q, %v", tables, err)
+		}
+	})
+}
+
+// Under load rules are exchanged, and no connection meets neither the old ones nor the new ones. Those that are there
+// already, older than the firewall too, are decided by rules as well.
+func TestFirewallReload(t *testing.T) {
+	pair := lab.TwoHostsT(t, lab.LinkOptions{})
+	tcpEcho(t, pair.B, 7001, 7002)
+	at := func(a netip.Addr, port uint16) string { return netip.AddrPortFrom(a, port).String() }
+	var old []net.Conn
+	for _, a := range pair.B.Addrs() {
+		for _, port := range []uint16{7001, 7002} {
+			c, err := pair.A.Dial(t.Context(), "tcp", at(a, port))
+			if err != nil {
+				t.Fatal(err)
+			}
+			t.Cleanup(func() { _ = c.Close() })
+			old = append(old, c)
+		}
+	}
+	const open, shut = "{action: allow, port: 7001}", "{action: reject, port: 7001}"
+	p, path := firewallOn(t, pair.A, "default: reject\nrules: ["+open+"]\n")
+	check := func(when string, want ...string) {
+		t.Helper()
+		for i, c := range old {
+			if got := echo(c, patience); got != want[i%len(want)] {
+				t.Errorf("%s: connection %d: %s, want %s", when, i, got, want[i%len(want)])
+			}
+		}
+	}
+	check("older than the firewall", works, isRefused)
+	old = []net.Conn{old[0], old[2]}
+
+	// 7002 is rejected by all rules, 7001 by every second.
+	stop, done := make(chan struct{}), make(chan map[string]int)
+	for _, a := range pair.B.Addrs() {
+		go func() {
+			counts := map[string]int{}
+			for {
+				select {
+				case <-stop:
+					done <- counts
+					return
+				default:
+				}
+				counts["7002 "+try(pair.A, netip.AddrPortFrom(a, 7002), patience)]++
+				counts["7001 "+try(pair.A, netip.AddrPortFrom(a, 7001), patience)]++
+			}
+		}()
+	}
+	const reloads = 6
+	for i := range reloads {
+		rules := "default: reject\nrules: [" + shut + "]\n"
+		if i%2 == 1 {
+			rules = "default: reject\nrules: [" + open + "]\n"
+		}
+		writeRules(t, path, rules)
+		if err := p.cmd.Process.Signal(syscall.SIGHUP); err != nil {
+			t.Fatal(err)
+		}
+		waitFor(t, p, `"event":"rules"`, i+1)
+		if i == reloads-1 {
+			break
+		}
+		want := works
+		if i%2 == 0 {
+			want = isRefused
+		}
+		if got := try(pair.A, netip.AddrPortFrom(pair.B.Addr4(), 7001), patience); got != want {
+			t.Errorf("reload %d: %s, want %s", i, got, want)
+		}
+	}
+	close(stop)
+	for range pair.B.Addrs() {
+		counts := <-done
+		t.Log(counts)
+		if counts["7002 "+isRefused] == 0 || counts["7001 "+isRefused] == 0 || counts["7001 "+works] == 0 || len(counts) != 3 {
+			t.Errorf("%v", counts)
+		}
+	}
+
+	// An error leaves the rules as they are; the file is read without a signal too.
+	writeRules(t, path, "default: allow\nrules: [{action: alow}]\n")
+	waitFor(t, p, "alow", 1)
+	if got := try(pair.A, netip.AddrPortFrom(pair.B.Addr4(), 7002), patience); got != isRefused {
+		t.Errorf("after an error: %s", got)
+	}
+	if !strings.Contains(p.errout.String(), `rules.yaml:2:18: action: there is no \"alow\" here`) {
+		t.Errorf("the place of the error is not told: %s", p.errout)
+	}
+	writeRules(t, path, "default: allow\n")
+	waitFor(t, p, `"event":"rules"`, reloads+1)
+	if got := try(pair.A, netip.AddrPortFrom(pair.B.Addr6(), 7002), patience); got != works {
+		t.Errorf("in the end: %s", got)
+	}
+	if _, status := p.end(t, os.Interrupt); status != 0 {
+		t.Errorf("status %d: %s", status, p.errout)
+	}
+}
+
+// waitFor waits until the command has written a text to standard error n times.
+func waitFor(t *testing.T, p *running, text string, n int) {
+	t.Helper()
+	for begun := time.Now(); strings.Count(p.errout.String(), text) < n; time.Sleep(2 * time.Millisecond) {
+		if time.Since(begun) > patience {
+			t.Fatalf("%q does not come for the %d. time: %s", text, n, p.errout)
+		}
+	}
+}
+
+// When the firewall is killed everything passes, or what it has not decided does not, as the rules say; what it left ends
+// with the next one.
+func TestFirewallDies(t *testing.T) {
+	for _, death := range []string{"open", "closed"} {
+		t.Run(death, func(t *testing.T) {
+			eachEngine(t, func(t *testing.T, engine string) {
+				pair := lab.TwoHostsT(t, lab.LinkOptions{})
+				tcpEcho(t, pair.B, 7001, 7002)
+				rules := "default: deny\non-death: " + death + "\nrules: [{action: allow, port: 7001}]\n"
+				socket := filepath.Join(t.TempDir(), "socket")
+				p, path := firewallOn(t, pair.A, rules, "--engine", engine, "--socket", socket)
+				if death == "closed" {
+					t.Cleanup(func() { _ = firewall.EndGuard(socket + ".guard") })
+				}
+				there, err := pair.A.Dial(t.Context(), "tcp", netip.AddrPortFrom(pair.B.Addr4(), 7001).String())
+				if err != nil {
+					t.Fatal(err)
+				}
+				defer there.Close()
+				if got := echo(there, patience); got != works {
+					t.Errorf("before: %s", got)
+				}
+				p.end(t, syscall.SIGKILL)
+				want := map[string]string{"open": works, "closed": silent}[death]
+				var tries sync.WaitGroup
+				for _, a := range pair.B.Addrs() {
+					for _, port := range []uint16{7001, 7002} {
+						tries.Go(func() {
+							wait := patience
+							if want == silent {
+								wait = shortly
+							}
+							if got := try(pair.A, netip.AddrPortFrom(a, port), wait); got != want {
+								t.Errorf("after its death, to %v port %d: %s, want %s", a, port, got, want)
+							}
+						})
+					}
+				}
+				tries.Wait()
+				if engine == "auto" { // the interpreter is the process that has died
+					if got := echo(there, patience); got != works {
+						t.Errorf("what was decided: %s", got)
+					}
+				}
+				p = start(t, pair.A, "firewall", "run", "--json", "--socket", socket, "--engine", engine, path)
+				if got := try(pair.A, netip.AddrPortFrom(pair.B.Addr6(), 7001), patience); got != works {
+					t.Errorf("with the next one: %s", got)
+				}
+				if got := try(pair.A, netip.AddrPortFrom(pair.B.Addr6(), 7002), shortly); got != silent {
+					t.Errorf("with the next one, what is denied: %s", got)
+				}
+				if _, status := p.end(t, os.Interrupt); status != 0 {
+					t.Errorf("status %d: %s", status, p.errout)
+				}
+				if got := try(pair.A, netip.AddrPortFrom(pair.B.Addr4(), 7002), patience); got != works {
+					t.Errorf("ended in order: %s", got)
+				}
+				if tables, err := pair.A.NFTables(); err != nil || len(tables) != 0 {
+					t.Errorf("left: %q, %v", tables, err)
+				}
+			})
+		})
+	}
+}
+
+// A person answers in a terminal, or does not; strangers are not let near.
+func TestFirewallAsk(t *testing.T) {
+	pair := lab.TwoHostsT(t, lab.LinkOptions{})
+	tcpEcho(t, pair.B, 7001, 7002, 7003, 7004)
+	socket := filepath.Join(t.TempDir(), "socket")
+	p, _ := firewallOn(t, pair.A, "default: ask\nask: {timeout: 1s, default: reject}\nrules: [{action: allow, port: 7004}]\n", "--socket", socket)
+	to := func(port uint16) netip.AddrPort { return netip.AddrPortFrom(pair.B.Addr4(), port) }
+	if got := try(pair.A, to(7001), patience); got != isRefused {
+		t.Errorf("with nobody to ask: %s", got)
+	}
+	if r := runCommand(t, "", "firewall", "run", "--socket", socket, os.DevNull); r.status != exitUsage && r.status != exitFailed {
+		t.Errorf("a second firewall: %+v", r)
+	}
+	a := askOn(t, socket)
+	results := make(chan string)
+	for _, step := range []struct {
+		port         uint16
+		answer, want string
+	}{
+		{7001, "allow", works}, {7002, "d", silent}, {7003, "reject", isRefused}, {7003, "", isRefused}, {7001, "a!", works}, {7001, "-", works},
+	} {
+		wait := patience
+		if step.want == silent {
+			wait = 5 * shortly
+		}
+		go func() { results <- try(pair.A, to(step.port), wait) }()
+		if step.answer != "-" { // remembered
+			a.waitFor(t, fmt.Sprintf(":%d", step.port))
+		}
+		if step.answer != "" && step.answer != "-" {
+			a.answer(t, step.answer)
+		}
+		if got := <-results; got != step.want {
+			t.Errorf("%s for port %d: %s, want %s", step.answer, step.port, got, step.want)
+		}
+	}
+
+	// The program gives up while its connection is asked about: nobody can answer any more.
+	ctx, cancel := context.WithCancel(t.Context())
+	go func() {
+		a.waitFor(t, ":7002")
+		cancel()
+	}()
+	if c, err := pair.A.Dial(ctx, "tcp", to(7002).String()); err == nil {
+		c.Close()
+		t.Error("connected without an answer")
+	}
+	a.waitFor(t, map[bool]string{true: "the connection was closed", false: "nobody answered in time"}[needProcesses() == nil])
+	out, status := p.end(t, os.Interrupt)
+	if status != 0 {
+		t.Errorf("status %d: %s", status, p.errout)
+	}
+	got := map[string]int{}
+	for _, e := range decisions(t, out) {
+		got[fmt.Sprintf("%v %d %s", e.Action, e.Remote.Port(), e.At)]++
+	}
+	for _, want := range []string{"reject 7001 nobody", "allow 7001 answer", "deny 7002 answer", "reject 7003 answer", "reject 7003 timeout"} {
+		if got[want] == 0 {
+			t.Errorf("no %q among %v", want, got)
+		}
+	}
+	a.waitFor(t, "the firewall has ended")
+}
+
+// asker is divert firewall ask.
+type asker struct {
+	in   *os.File
+	out  *syncBuffer
+	seen int
+}
+
+// askOn starts divert firewall ask.
+func askOn(t *testing.T, socket string) *asker {
+	t.Helper()
+	r, w, err := os.Pipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	a := &asker{in: w, out: &syncBuffer{}}
+	done := make(chan int)
+	go func() {
+		done <- (&app{in: r, out: a.out, errout: a.out}).run(context.Background(), []string{"firewall", "ask", "--socket", socket})
+	}()
+	t.Cleanup(func() {
+		w.Close()
+		if status := <-done; status != 0 {
+			t.Errorf("ask: status %d: %s", status, a.out)
+		}
+		r.Close()
+	})
+	a.waitFor(t, "waiting for questions")
+	return a
+}
+
+// waitFor waits until a text has come behind those that were waited for before.
+func (a *asker) waitFor(t *testing.T, text string) {
+	t.Helper()
+	for begun := time.Now(); ; time.Sleep(2 * time.Millisecond) {
+		if at := strings.Index(a.out.String()[a.seen:], text); at >= 0 {
+			a.seen += at + len(text)
+			return
+		}
+		if time.Since(begun) > patience {
+			t.Errorf("%q does not come: %s", text, a.out.String()[a.seen:])
+			return
+		}
+	}
+}
+
+// answer types an answer. What is typed right after a question has gone by itself is not taken, and typed again.
+func (a *asker) answer(t *testing.T, word string) {
+	t.Helper()
+	for range 20 {
+		at := len(a.out.String())
+		fmt.Fprintln(a.in, word)
+		for range 50 {
+			time.Sleep(5 * time.Millisecond)
+			text := a.out.String()[at:]
+			if strings.Contains(text, "answered: ") {
+				return
+			}
+			if strings.Contains(text, "typed for the question before") {
+				break
+			}
+		}
+		time.Sleep(100 * time.Millisecond)
+	}
+	t.Errorf("the answer %s is not taken: %s", word, a.out)
+}

@@ -1,0 +1,78 @@
+package main
+
+import (
+	"fmt"
+	"os"
+	"os/exec"
+
+	"github.com/opendivert/divert/firewall"
+	"github.com/spf13/cobra"
+)
+
+// guardFile is the file by which a guard is found, beside the socket for prompts.
+func (f *firewallFlags) guardFile() string { return f.socket + ".guard" }
+
+// firewallGuard is the guard of a firewall, if that has one.
+type firewallGuard struct {
+	flags *firewallFlags
+	guard *firewall.Guard
+}
+
+// guard starts a guard if the rules ask for one. In any case the guard of a firewall that died ends: this one decides now.
+func (f *firewallFlags) guard(fw *firewall.Firewall) (*firewallGuard, error) {
+	if err := firewall.EndGuard(f.guardFile()); err != nil {
+		return nil, fmt.Errorf("the guard of a firewall that died: %w", err)
+	}
+	g := &firewallGuard{flags: f}
+	return g, g.renew(fw)
+}
+
+// renew has the guard hold what there is now, starts one, or ends it, as the rules say.
+func (g *firewallGuard) renew(fw *firewall.Firewall) error {
+	switch closed := fw.Rules().FailClosed(); {
+	case closed && g.guard != nil:
+		return g.guard.Renew()
+	case !closed:
+		g.end()
+		return nil
+	}
+	self, err := os.Executable()
+	if err != nil {
+		return err
+	}
+	cmd := exec.Command(self, "firewall", "guard", g.flags.guardFile())
+	cmd.Stderr = os.Stderr
+	g.guard, err = firewall.StartGuard(cmd)
+	return err
+}
+
+// end ends the guard, if there is one.
+func (g *firewallGuard) end() {
+	if g.guard != nil {
+		_ = g.guard.End() // what it held is closed with it, however it ends
+		g.guard = nil
+	}
+}
+
+// newFirewallGuard is a command for divert firewall run alone.
+func newFirewallGuard(a *app) *cobra.Command {
+	return &cobra.Command{
+		Use:   "guard FILE",
+		Short: "Hold a firewall closed should it die; divert firewall run starts it",
+		Long: `Hold the handles of a firewall open whose rules say on-death: closed. divert firewall run starts it; it is of no use
+by itself. If the firewall dies, what it had decided stays so and nothing else passes, until the firewall runs again
+or this command is ended.`,
+		Example: "  kill $(cat /run/divert/firewall.sock.guard)      end the divert firewall guard of a firewall that died",
+		Hidden:  true,
+		RunE: func(_ *cobra.Command, args []string) error {
+			if len(args) != 1 {
+				return usagef("guard is started by `divert firewall run`")
+			}
+			return firewall.RunGuard(os.NewFile(firewall.GuardFD, "firewall"), args[0], func() {
+				fmt.Fprintf(a.errout, "divert: the firewall has died. What it has not decided stays closed until it runs again, or until process %d is ended: kill %[1]d\n",
+					os.Getpid())
+				_ = os.Stderr.Close() // whoever waits for the end of what the firewall says waits no longer
+			})
+		},
+	}
+}
