@@ -13,6 +13,7 @@ import (
 	"os"
 	"os/exec"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -54,6 +55,7 @@ type act struct {
 
 // performer is a process that performs acts. It answers each with the errno's name, or "ok".
 type performer struct {
+	end func() // ends the process
 	t   testing.TB
 	cmd *exec.Cmd
 	in  *json.Encoder
@@ -206,7 +208,13 @@ func startPerformer(t testing.TB, h *lab.Host) *performer {
 // startPerformerWith starts a performer that inherits a socket.
 func startPerformerWith(t testing.TB, h *lab.Host, files ...*os.File) *performer {
 	t.Helper()
-	cmd := exec.Command(os.Args[0])
+	return startPerformerAs(t, h, os.Args[0], files...)
+}
+
+// startPerformerAs starts a performer by a path of the test's program.
+func startPerformerAs(t testing.TB, h *lab.Host, path string, files ...*os.File) *performer {
+	t.Helper()
+	cmd := exec.Command(path)
 	cmd.ExtraFiles = files
 	cmd.Env = append(os.Environ(), childEnv+"=sockets")
 	cmd.Stderr = os.Stderr
@@ -221,11 +229,12 @@ func startPerformerWith(t testing.TB, h *lab.Host, files ...*os.File) *performer
 	if err := h.Start(cmd); err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() {
+	end := sync.OnceFunc(func() {
 		stdin.Close()
 		cmd.Wait()
 	})
-	return &performer{t: t, cmd: cmd, in: json.NewEncoder(stdin), out: json.NewDecoder(stdout), pid: uint32(cmd.Process.Pid)}
+	t.Cleanup(end)
+	return &performer{t: t, cmd: cmd, in: json.NewEncoder(stdin), out: json.NewDecoder(stdout), pid: uint32(cmd.Process.Pid), end: end}
 }
 
 // do performs an act and returns the result.

@@ -1,6 +1,7 @@
 package packet
 
 import (
+	"bytes"
 	"encoding/binary"
 	"fmt"
 	"net/netip"
@@ -91,8 +92,25 @@ type Address struct {
 
 	reserved1 uint8
 	reserved2 uint32
-	data      [unionSize]byte // the layer data in its C layout, little-endian
+	name      [ProcessNameSize]byte // see ProcessName
+	data      [unionSize]byte       // the layer data in its C layout, little-endian
 }
+
+// ProcessNameSize is how many bytes a process's name has at most, and one for the zero behind it: TASK_COMM_LEN of Linux.
+const ProcessNameSize = 16
+
+// ProcessName returns the name that the process had when it happened, "" where nobody has told it. It is there for
+// processes that have ended since. Events of the layers SOCKET and FLOW have it on Linux: the kernel's comm of the thread that
+// acted, at most 15 bytes, which is the name of its process unless the thread has given itself another. Connections that come in,
+// and packets of UDP at the layer FLOW, have the name of who last made, bound or connected the socket or made it listen. Do not decide by
+// it: every process may choose its own. The C layout has no room for it, so it does not survive MarshalBinary.
+func (a *Address) ProcessName() string {
+	name, _, _ := bytes.Cut(a.name[:], []byte{0})
+	return string(name)
+}
+
+// SetProcessName sets the name, with zeros behind it.
+func (a *Address) SetProcessName(name [ProcessNameSize]byte) { a.name = name }
 
 // Time returns when the packet was captured, or the event happened: the wall clock now, less the age of Timestamp. A wall
 // clock that was set since counts as it is now. The monotonic clock stands still while the system sleeps: after a sleep

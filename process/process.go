@@ -104,6 +104,16 @@ func (c *Cache) Lookup(id uint32) (Process, error) {
 	return p, nil
 }
 
+// LookupNamed is Lookup for a process of whose name something else has told, as (*packet.Address).ProcessName does: one that
+// ended before the Cache could see it comes with its ID and that name, and nothing else. Without a name it is Lookup.
+func (c *Cache) LookupNamed(id uint32, name string) (Process, error) {
+	p, err := c.Lookup(id)
+	if err != nil && name != "" {
+		return Process{ID: id, Name: name}, nil
+	}
+	return p, err
+}
+
 // forget forgets the processes that were not asked for in as many of the last lookups as half of what is known.
 func (c *Cache) forget() {
 	before := c.turn - min(c.turn, maxKnown/2)

@@ -45,6 +45,27 @@ func child(t testing.TB) (*exec.Cmd, func()) {
 	return cmd, end
 }
 
+// TestLookupNamed: what a process was called helps where nothing else is known of it.
+func TestLookupNamed(t *testing.T) {
+	cmd, end := child(t)
+	id := uint32(cmd.Process.Pid)
+	var before, after Cache
+	alive, err := before.LookupNamed(id, "another")
+	if err != nil || alive.Executable == "" || alive.Name == "another" {
+		t.Errorf("while it runs: %+v, %v", alive, err)
+	}
+	end()
+	if p, err := before.LookupNamed(id, "another"); err != nil || p.Executable != alive.Executable || p.Name != alive.Name {
+		t.Errorf("a process that was seen: %+v, %v", p, err)
+	}
+	if p, err := after.LookupNamed(id, "curl"); err != nil || p.ID != id || p.Name != "curl" || p.Executable != "" {
+		t.Errorf("one that was not: %+v, %v", p, err)
+	}
+	if p, err := after.LookupNamed(id, ""); !errors.Is(err, ErrEnded) {
+		t.Errorf("one without a name: %+v, %v", p, err)
+	}
+}
+
 func TestLookup(t *testing.T) {
 	before := time.Now()
 	cmd, end := child(t)

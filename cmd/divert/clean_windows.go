@@ -106,7 +106,7 @@ func inUse(pids, watchers []uint32) error {
 func programs(pids []uint32) string {
 	names := make([]string, len(pids))
 	for i, pid := range pids {
-		names[i] = fmt.Sprintf("%d (%s)", pid, newProcesses().program(pid))
+		names[i] = fmt.Sprintf("%d (%s)", pid, newProcesses().program(pid, ""))
 	}
 	return strings.Join(names, ", ")
 }

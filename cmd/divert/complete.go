@@ -171,7 +171,7 @@ func (r *reflector) completeHandles(cmd *cobra.Command, args []string, begun str
 	_ = r.each(ctx, nil, func(e *divert.Packet) error { // what cannot be seen is not offered
 		if pid := e.Addr.Reflect().ProcessID; !seen[pid] {
 			seen[pid] = true
-			words = append(words, fmt.Sprintf("%d\t%s", pid, printable(r.printer.processes.program(pid))))
+			words = append(words, fmt.Sprintf("%d\t%s", pid, printable(r.printer.processes.program(pid, ""))))
 		}
 		return nil
 	})

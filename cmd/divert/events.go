@@ -72,14 +72,14 @@ func eachEvent(ctx context.Context, h *divert.Handle, s *scope, f func(*divert.P
 
 // processes names the programs of processes.
 type processes struct {
-	lookup func(uint32) (process.Process, error)
+	lookup func(pid uint32, name string) (process.Process, error)
 }
 
-func newProcesses() *processes { return &processes{lookup: new(process.Cache).Lookup} }
+func newProcesses() *processes { return &processes{lookup: new(process.Cache).LookupNamed} }
 
 // path returns the path of a process's program, "" if it is not to be had.
 func (m *processes) path(pid uint32) string {
-	p, _ := m.lookup(pid)
+	p, _ := m.lookup(pid, "")
 	if runtime.GOOS == "windows" && pid == windowsKernel {
 		return "Windows"
 	}
@@ -89,13 +89,13 @@ func (m *processes) path(pid uint32) string {
 // windowsKernel is the process that the kernel of Windows is; it has no program (specification: samples.md 6).
 const windowsKernel = 4
 
-// program returns the file name of a process's program, or the name of a process whose program must not be known, "???"
-// if there is neither.
-func (m *processes) program(pid uint32) string {
+// program returns the file name of a process's program, or the name of a process whose program must not be known or which has
+// ended, "???" if there is neither. name is what the process was called when it was seen, "" if that is not known.
+func (m *processes) program(pid uint32, name string) string {
 	if path := m.path(pid); path != "" {
 		return filepath.Base(path)
 	}
-	if p, err := m.lookup(pid); err == nil && p.Name != "" {
+	if p, err := m.lookup(pid, name); err == nil && p.Name != "" {
 		return p.Name
 	}
 	return "???"
@@ -130,6 +130,7 @@ type jsonEvent struct {
 	Event        string      `json:"event"`
 	PID          uint32      `json:"pid"`
 	Program      string      `json:"program,omitempty"` // path
+	Name         string      `json:"name,omitempty"`    // of the process, at the moment of the event
 	Endpoint     uint64      `json:"endpoint"`
 	Parent       uint64      `json:"parent,omitempty"`
 	Protocol     uint8       `json:"protocol"`
@@ -163,7 +164,7 @@ func (p *eventPrinter) socket(e *divert.Packet) error {
 	b = append(b, " pid="...)
 	b = strconv.AppendUint(b, uint64(d.ProcessID), 10)
 	if !p.quiet {
-		b = append(append(b, " program="...), printable(p.processes.program(d.ProcessID))...)
+		b = append(append(b, " program="...), printable(p.processes.program(d.ProcessID, a.ProcessName()))...)
 		b = strconv.AppendUint(append(b, " endpoint="...), d.EndpointID, 10)
 		b = strconv.AppendUint(append(b, " parent="...), d.ParentEndpointID, 10)
 	}
@@ -255,7 +256,7 @@ func hasSide(addr netip.Addr, port uint16) bool { return addr != netip.IPv6Unspe
 func (p *eventPrinter) socketJSON(a *divert.Address, d *packet.FlowData) error {
 	j := jsonEvent{
 		Time: p.clock.time(a.Timestamp).UTC(), Timestamp: a.Timestamp, Layer: word(a.Layer), Event: a.Event.String(),
-		PID: d.ProcessID, Program: p.processes.path(d.ProcessID), Endpoint: d.EndpointID, Parent: d.ParentEndpointID,
+		PID: d.ProcessID, Program: p.processes.path(d.ProcessID), Name: a.ProcessName(), Endpoint: d.EndpointID, Parent: d.ParentEndpointID,
 		Protocol: d.Protocol, ProtocolName: protocolNames[d.Protocol], Direction: "in", Loopback: a.Loopback, IPv6: a.IPv6,
 		Refused: refused(a), LocalPort: d.LocalPort, RemotePort: d.RemotePort,
 	}

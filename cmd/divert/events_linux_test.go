@@ -159,7 +159,7 @@ func TestDumpEvents(t *testing.T) {
 			"\tevent event=LISTEN outbound=1" + fields + " remoteAddr=:: remotePort=0 timestamp=N",
 		}},
 		{args: socket("--json", "-c", "1"), want: []string{`{"time":"N","timestamp":N,"layer":"socket","event":"LISTEN","pid":PID,` +
-			`"program":"TEST","endpoint":N,"protocol":6,"protocol_name":"TCP","direction":"out","loopback":true,"local":"127.0.0.1","lport":80}`}},
+			`"program":"TEST","name":"TEST","endpoint":N,"protocol":6,"protocol_name":"TCP","direction":"out","loopback":true,"local":"127.0.0.1","lport":80}`}},
 		{args: flow(), want: []string{
 			"TIME ESTABLISHED PID TEST TCP " + local + " <---- " + remote,
 			"TIME DELETED PID TEST TCP " + local + " <---- " + remote,

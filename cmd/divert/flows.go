@@ -88,7 +88,7 @@ func (p *eventPrinter) flow(e *divert.Packet) error {
 	a, d := &e.Addr, e.Addr.Flow()
 	b := p.time(p.buf[:0], a.Timestamp)
 	b = p.coloured(b, eventStyles[a.Event], fmt.Sprintf("%-11v", a.Event))
-	b = fmt.Appendf(b, " %-10d %-20.20s %-6s ", d.ProcessID, printable(p.processes.program(d.ProcessID)), appendProtocol(nil, d.Protocol))
+	b = fmt.Appendf(b, " %-10d %-20.20s %-6s ", d.ProcessID, printable(p.processes.program(d.ProcessID, a.ProcessName())), appendProtocol(nil, d.Protocol))
 	return p.write(append(appendFlow(b, a, &d), '\n'))
 }
 
@@ -106,10 +106,11 @@ func appendFlow(b []byte, a *divert.Address, d *packet.FlowData) []byte {
 // flowTotals are the flows of a process.
 type flowTotals struct {
 	PID     uint32 `json:"pid"`
-	Program string `json:"program,omitempty"`
-	Open    int    `json:"open"`  // begun and not ended
-	Total   uint64 `json:"total"` // begun since the run began
-	In      uint64 `json:"in"`    // of them begun by the other side
+	Program string `json:"program,omitempty"` // path
+	Name    string `json:"name,omitempty"`    // of the process
+	Open    int    `json:"open"`              // begun and not ended
+	Total   uint64 `json:"total"`             // begun since the run began
+	In      uint64 `json:"in"`                // of them begun by the other side
 	TCP     uint64 `json:"tcp"`
 	UDP     uint64 `json:"udp"`
 	Other   uint64 `json:"other"`
@@ -134,6 +135,9 @@ func (t *topFlows) count(e *divert.Packet) {
 	}
 	if path := t.printer.processes.path(d.ProcessID); path != "" {
 		p.Program = path // the last that is known: when a flow ends, the process may have
+	}
+	if name := e.Addr.ProcessName(); name != "" {
+		p.Name = name
 	}
 	if e.Addr.Event == packet.EventFlowDeleted {
 		p.Open = max(0, p.Open-1)
@@ -174,7 +178,7 @@ func (t *topFlows) table() error {
 	columns := tabwriter.NewWriter(&text, 0, 0, 2, ' ', 0)
 	fmt.Fprintln(columns, "PID\tPROGRAM\tOPEN\tTOTAL\tIN\tTCP\tUDP\tOTHER")
 	for _, p := range list {
-		name := "???"
+		name := cmp.Or(p.Name, "???")
 		if p.Program != "" {
 			name = p.Program[strings.LastIndexAny(p.Program, `/\`)+1:]
 		}

@@ -19,6 +19,7 @@ type jsonPacket struct {
 	IfName    string    `json:"ifname,omitempty"`
 	PID       uint32    `json:"pid,omitempty"`     // of the process, if that is known
 	Program   string    `json:"program,omitempty"` // its path
+	Name      string    `json:"name,omitempty"`    // its name when it had the packet
 	Verdict   string    `json:"verdict,omitempty"` // accepted, rewritten, dropped, rejected, sent
 	Impostor  bool      `json:"impostor,omitempty"`
 	Length    int       `json:"length"`             // of the packet in bytes
@@ -72,7 +73,7 @@ func (p *printer) appendJSON(b []byte, r *record) ([]byte, error) {
 		j.Impostor = r.addr.Impostor
 	}
 	if j.PID = r.pid; j.PID != 0 {
-		j.Program = r.path
+		j.Program, j.Name = r.path, r.addr.ProcessName()
 	}
 	j.Verdict = r.verdict.String()
 	if len(r.data) < r.length {

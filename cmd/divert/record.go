@@ -36,7 +36,7 @@ func (r *record) ascribe(m *processes) {
 		return
 	}
 	if r.pid = r.addr.Network().ProcessID; r.pid != 0 {
-		r.program, r.path = m.program(r.pid), m.path(r.pid)
+		r.program, r.path = m.program(r.pid, r.addr.ProcessName()), m.path(r.pid)
 	}
 }
 

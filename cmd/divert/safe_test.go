@@ -52,13 +52,17 @@ func clean(t *testing.T, text string, asJSON bool) {
 
 // TestNamesCannotCommandTerminals gives names with everything in them to each form of output.
 func TestNamesCannotCommandTerminals(t *testing.T) {
-	names := &processes{lookup: func(uint32) (process.Process, error) {
+	names := &processes{lookup: func(uint32, string) (process.Process, error) {
 		return process.Process{Name: nasty, Executable: "/bin/" + nasty}, nil
 	}}
 	flow := divert.Packet{Addr: divert.Address{Layer: divert.LayerFlow, Event: packet.EventFlowEstablished}}
 	flow.Addr.SetFlow(packet.FlowData{ProcessID: 4711, Protocol: 6, LocalAddr: netip.IPv6Loopback(), RemoteAddr: netip.IPv6Loopback()})
 	socket := divert.Packet{Addr: divert.Address{Layer: divert.LayerSocket, Event: packet.EventSocketConnect}}
 	socket.Addr.SetFlow(packet.FlowData{ProcessID: 4711, Protocol: 6, LocalAddr: netip.IPv6Loopback(), RemoteAddr: netip.IPv6Loopback()})
+	var called [packet.ProcessNameSize]byte
+	copy(called[:len(called)-1], nasty)
+	flow.Addr.SetProcessName(called)
+	socket.Addr.SetProcessName(called)
 	reflect := divert.Packet{Data: []byte(nasty), Addr: divert.Address{Layer: divert.LayerReflect, Event: packet.EventReflectOpen}}
 	reflect.Addr.SetReflect(packet.ReflectData{ProcessID: 4711})
 	event := func(e *divert.Packet) func(a *app, asJSON bool) error {
@@ -78,6 +82,7 @@ func TestNamesCannotCommandTerminals(t *testing.T) {
 	}
 	addr := divert.Address{Layer: divert.LayerNetwork}
 	addr.SetNetwork(packet.NetworkData{ProcessID: 4711})
+	addr.SetProcessName(called)
 	for name, run := range map[string]func(a *app, asJSON bool) error{
 		"flow": event(&flow), "socket": event(&socket), "handle": event(&reflect),
 		"packet": func(a *app, asJSON bool) error {

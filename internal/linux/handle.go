@@ -51,6 +51,7 @@ type handle struct {
 	guard      *rules.Guard    // nil once the handle captures nothing any more
 	clones     *codegen.Outlet // of cloneCheck; nil without
 	cloneCheck *codegen.CloneCheck
+	names      processes.Names
 	processes  *processes.Processes // nil unless the filter in force, or the user, asks for the processes of packets
 	life       life.Life
 	last       engine.Stats // of a closed handle
@@ -168,6 +169,7 @@ func (h *handle) prepare(mode engine.Mode) (err error) {
 	if err := h.checkClones(); err != nil {
 		return err
 	}
+	h.useNames()
 	return h.setEntries(h.cfg.Program, h.processes)
 }
 
@@ -256,6 +258,7 @@ func (h *handle) Recv(w engine.Wait, ps []packet.Packet) (int, error) {
 func (h *handle) received(ps []packet.Packet, n int, err error) (int, error) {
 	h.counts.Received.Add(uint64(n))
 	h.sender.Received(ps[:n])
+	h.names.Ascribe(ps[:n])
 	if err == io.EOF && h.life.Is(life.Lost) && !h.life.Is(life.NoRecv) {
 		err = engine.ErrRulesGone
 	}

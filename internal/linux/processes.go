@@ -71,10 +71,22 @@ func (h *handle) processesFor(p *prog.Program) (*processes.Processes, error) {
 func (h *handle) keepProcesses(ps *processes.Processes) error {
 	before := h.processes
 	h.processes = ps
+	if before != ps {
+		h.useNames()
+	}
 	if before == nil || before == ps {
 		return nil
 	}
 	return before.Close()
+}
+
+// useNames makes addresses have the names of processes, if they have processes.
+func (h *handle) useNames() {
+	if h.tellsProcess(h.filter) {
+		h.names.Use(h.processes)
+	} else {
+		h.names.Use(nil)
+	}
 }
 
 // processMaps returns the maps for filter programs, nil if there are none.

@@ -159,6 +159,12 @@ func (b *Builder) Process() {
 	)
 }
 
+// Name stores the name of the running thread, which is that of its process unless it has given itself another.
+func (b *Builder) Name() {
+	b.Point(asm.R1, Record(codegen.EventName))
+	b.Emit(asm.Mov.Imm(asm.R2, codegen.NameSize), asm.FnGetCurrentComm.Call())
+}
+
 // SetByte stores a constant in a byte of the record.
 func (b *Builder) SetByte(field int16, v int64) {
 	b.Emit(asm.StoreImm(bpfasm.Frame, Record(field), v, asm.Byte))

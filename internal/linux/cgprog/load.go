@@ -55,6 +55,12 @@ var SockOpsProcess = sync.OnceValue(func() bool {
 	return loads(ebpf.SockOps, ebpf.AttachCGroupSockOps, asm.FnGetCurrentPidTgid.Call())
 })
 
+// SockOpsName reports whether sock_ops programs may ask for the name of who is running.
+var SockOpsName = sync.OnceValue(func() bool {
+	return loads(ebpf.SockOps, ebpf.AttachCGroupSockOps,
+		asm.Mov.Reg(asm.R1, asm.R10), asm.Add.Imm(asm.R1, -codegen.NameSize), asm.Mov.Imm(asm.R2, codegen.NameSize), asm.FnGetCurrentComm.Call())
+})
+
 // SkbNamespace reports whether programs for packets are told the namespace (since Linux 6.15). It only
 // makes them let the packets of others pass sooner.
 var SkbNamespace = sync.OnceValue(func() bool {

@@ -8,6 +8,7 @@ import (
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/asm"
 
+	"github.com/opendivert/divert/internal/linux/processmap"
 	"github.com/opendivert/divert/internal/prog"
 	"github.com/opendivert/divert/packet"
 )
@@ -28,7 +29,10 @@ const (
 	EventLoopback   int16 = 66 // 1 byte: 0 or 1
 	EventKind       int16 = 67 // 1 byte: the event; decisions do not read it
 	EventFlags      int16 = 68 // 4 bytes: the program's own
-	EventSize             = 72
+	EventName       int16 = 72 // NameSize bytes: the name of the process, zeros behind it; decisions do not read it
+	EventSize             = 88
+
+	NameSize = processmap.NameSize
 
 	// EventFrame is where the record starts in the frame: a decision reads it there. Decisions
 	// also use the frame from EventScratch to EventScratchEnd, and the registers R0 to R5, R7 and R8.

@@ -24,6 +24,7 @@ func Room() uint32 { return uint32(max(leastKnown, 2*sockdiag.Count())) }
 // left out, and so stay unseen; so do those for which there is no room, if more have come since Room than it has allowed for.
 func (m Maps) Adopt() error {
 	holders := sockdiag.Holders()
+	names := map[uint32]string{}
 	list, err := sockdiag.List()
 	if err != nil {
 		return err
@@ -33,7 +34,12 @@ func (m Maps) Adopt() error {
 		if !ok {
 			continue
 		}
-		if err := m.adopt(&list[i], h.Process); err != nil && !errors.Is(err, unix.E2BIG) {
+		name, ok := names[h.Process]
+		if !ok {
+			name = h.Name()
+			names[h.Process] = name
+		}
+		if err := m.adopt(&list[i], h.Process, name); err != nil && !errors.Is(err, unix.E2BIG) {
 			return err
 		}
 	}
@@ -41,8 +47,8 @@ func (m Maps) Adopt() error {
 }
 
 // adopt enters a socket.
-func (m Maps) adopt(s *sockdiag.Socket, process uint32) error {
-	body := stored(s, process)
+func (m Maps) adopt(s *sockdiag.Socket, process uint32, name string) error {
+	body := stored(s, process, name)
 	if err := m[KnownMap].Put(s.Cookie, body[:]); err != nil || !s.Listens() {
 		return err
 	}
@@ -51,7 +57,7 @@ func (m Maps) adopt(s *sockdiag.Socket, process uint32) error {
 }
 
 // stored returns what the storage of a socket begins with.
-func stored(s *sockdiag.Socket, process uint32) (body [StoredSize]byte) {
+func stored(s *sockdiag.Socket, process uint32, name string) (body [StoredSize]byte) {
 	local, remote := s.Local.Addr(), s.Remote.Addr()
 	if s.Remote.Port() == 0 && remote.Unmap().IsUnspecified() {
 		remote = netip.IPv6Unspecified()
@@ -72,6 +78,7 @@ func stored(s *sockdiag.Socket, process uint32) (body [StoredSize]byte) {
 		put(codegen.EventLoopback)[0] = 1
 	}
 	ne.PutUint32(put(codegen.EventFlags), FlagUser)
+	copy(put(codegen.EventName)[:codegen.NameSize-1], name)
 	return body
 }
 

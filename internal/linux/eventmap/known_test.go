@@ -30,7 +30,7 @@ func TestStored(t *testing.T) {
 				Family: tt.family, State: tt.state, Protocol: 6, Cookie: 1<<40 | 3,
 				Local: netip.MustParseAddrPort(tt.at), Remote: netip.MustParseAddrPort(tt.with),
 			}
-			body := stored(&s, 77)
+			body := stored(&s, 77, "a name of 19 bytes.")
 			var r Record
 			if !r.Parse(append(make([]byte, codegen.EventEndpoint), body[:]...)) {
 				t.Fatal("no record")
@@ -38,6 +38,9 @@ func TestStored(t *testing.T) {
 			if r.Data.LocalAddr.String() != tt.local || r.Data.RemoteAddr.String() != tt.remote || r.Data.ProcessID != 77 || r.Data.EndpointID != s.Cookie ||
 				r.Data.LocalPort != 80 || r.IPv6 != tt.flags[0] || r.Loopback != tt.flags[1] {
 				t.Errorf("%+v", r)
+			}
+			if got := string(r.Name[:]); got != "a name of 19 by\x00" {
+				t.Errorf("name %q", got)
 			}
 		})
 	}

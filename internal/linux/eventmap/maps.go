@@ -78,7 +78,7 @@ func ringSize(records int) uint32 {
 	return uint32(1) << bits.Len64(size-1)
 }
 
-// minRingSize is 13,000 records: what comes while user space is not scheduled.
+// minRingSize is 10,000 records: what comes while user space is not scheduled.
 const minRingSize = 1 << 20
 
 // Close releases the maps. Programs that have them keep them.

@@ -14,6 +14,7 @@ type Record struct {
 	Time     int64 // CLOCK_MONOTONIC in nanoseconds
 	Event    packet.Event
 	Data     packet.FlowData
+	Name     [codegen.NameSize]byte // of the process, zeros behind it; all zeros: not known
 	IPv6     bool
 	Loopback bool
 	Inbound  bool
@@ -33,6 +34,7 @@ func (r *Record) Parse(b []byte) bool {
 	*r = Record{
 		Time:     int64(ne.Uint64(b[codegen.EventTime:])),
 		Event:    packet.Event(b[codegen.EventKind]),
+		Name:     [codegen.NameSize]byte(b[codegen.EventName:]),
 		IPv6:     b[codegen.EventIPv6] != 0,
 		Loopback: b[codegen.EventLoopback] != 0,
 		Refused:  flags&FlagRefused != 0,

@@ -23,12 +23,13 @@ func TestRecord(t *testing.T) {
 	ne.PutUint16(b[codegen.EventLocalPort:], 9)
 	ne.PutUint16(b[codegen.EventRemotePort:], 10)
 	b[codegen.EventProtocol], b[codegen.EventLoopback], b[codegen.EventKind] = 6, 1, byte(packet.EventSocketAccept)
+	copy(b[codegen.EventName:], "curl")
 	ne.PutUint32(b[codegen.EventFlags:], FlagRefused|FlagDestroy|FlagPassive)
 	var r Record
 	if !r.Parse(b) {
 		t.Fatal("no record")
 	}
-	want := Record{Time: 5, Event: packet.EventSocketAccept, Loopback: true, Inbound: true, Refused: true, Destroy: true, Data: packet.FlowData{
+	want := Record{Time: 5, Event: packet.EventSocketAccept, Name: [codegen.NameSize]byte{'c', 'u', 'r', 'l'}, Loopback: true, Inbound: true, Refused: true, Destroy: true, Data: packet.FlowData{
 		EndpointID: 6, ParentEndpointID: 7, ProcessID: 8, LocalPort: 9, RemotePort: 10, Protocol: 6,
 		LocalAddr: netip.MustParseAddr("::ffff:10.0.0.1"), RemoteAddr: netip.MustParseAddr("fd77::2"),
 	}}

@@ -32,7 +32,7 @@ var flowPrograms = []Program{
 func (g *generator) owner() (bool, error) {
 	g.Begin(g.cookie)
 	g.storage(cgprog.AddrSock, true)
-	g.owned()
+	g.owned(true)
 	return true, nil
 }
 
@@ -50,17 +50,25 @@ func (g *generator) listener() (bool, error) {
 		g.Leave(cgprog.Allow)
 		return true, nil
 	}
-	g.owned()
+	g.owned(cgprog.SockOpsName())
 	return true, nil
 }
 
-// owned makes the running process that of the socket.
-func (g *generator) owned() {
+// owned makes the running process that of the socket, and its name too, if the hook knows that.
+func (g *generator) owned(named bool) {
 	g.Emit(
 		asm.FnGetCurrentPidTgid.Call(),
 		asm.RSh.Imm(asm.R0, 32),
 		asm.StoreMem(regStorage, eventmap.Body(codegen.EventProcess), asm.R0, asm.Word),
 	)
+	if named {
+		g.Emit(
+			asm.Mov.Reg(asm.R1, regStorage),
+			asm.Add.Imm(asm.R1, int32(eventmap.Body(codegen.EventName))),
+			asm.Mov.Imm(asm.R2, codegen.NameSize),
+			asm.FnGetCurrentComm.Call(),
+		)
+	}
 	g.Leave(cgprog.Allow)
 }
 

@@ -92,7 +92,7 @@ func (g *generator) uses(fields ...prog.Field) bool {
 
 // keeps reports whether anything has to be remembered of sockets from one event to the next.
 func (g *generator) keeps() (bool, error) {
-	if g.filter.Layer() == packet.LayerFlow || !cgprog.SockOpsProcess() {
+	if g.filter.Layer() == packet.LayerFlow || !opsKnowWho() {
 		return true, nil
 	}
 	if yes, err := g.needs(packet.EventSocketAccept, packet.EventSocketClose); yes || err != nil {
@@ -100,6 +100,9 @@ func (g *generator) keeps() (bool, error) {
 	}
 	return g.refusesLate()
 }
+
+// opsKnowWho reports whether programs of sock_ops may ask who is running, and for the name.
+func opsKnowWho() bool { return cgprog.SockOpsProcess() && cgprog.SockOpsName() }
 
 // refusesLate reports whether the handle may refuse something when it is too late for the kernel to do it.
 func (g *generator) refusesLate() (bool, error) {
@@ -137,6 +140,9 @@ func (g *generator) start(sock int16, mayRefuse bool) (bool, error) {
 	when[keeps || g.uses(prog.FieldEndpointID)](g.Cookie)
 	if sock != cgprog.OpsSock || cgprog.SockOpsProcess() {
 		when[keeps || g.uses(prog.FieldProcessID)](g.Process)
+	}
+	if sock != cgprog.OpsSock || cgprog.SockOpsName() {
+		when[keeps](g.Name)
 	}
 	return keeps, err
 }

@@ -214,6 +214,7 @@ func (g *generator) aboutToListen(at *layout) {
 	)
 	g.firstConnection(at)
 	g.Process()
+	g.Name()
 	g.Emit(
 		asm.LoadMem(asm.R1, regListener, at.port, asm.Half),
 		asm.StoreMem(bpfasm.Frame, cgprog.Record(codegen.EventLocalPort), asm.R1, asm.Half),

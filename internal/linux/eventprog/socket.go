@@ -54,6 +54,7 @@ func (g *generator) creation() {
 	g.recall()
 	g.Cookie()
 	g.Process()
+	g.Name()
 	g.Protocol(cgprog.SockProtocol)
 	master := g.NewLabel()
 	g.Emit(asm.LoadMem(asm.R1, bpfasm.Context, cgprog.SockProtocol, asm.Word))
@@ -165,7 +166,7 @@ func (g *generator) allowUnlessLocal(known bool) {
 
 // ownerTCP remembers who connects a socket of TCP, where that cannot be asked for later.
 func (g *generator) ownerTCP() (bool, error) {
-	if wanted, err := g.needs(packet.EventSocketConnect, packet.EventSocketClose); !wanted || err != nil || cgprog.SockOpsProcess() {
+	if wanted, err := g.needs(packet.EventSocketConnect, packet.EventSocketClose); !wanted || err != nil || opsKnowWho() {
 		return false, err
 	}
 	return g.owner()
@@ -500,6 +501,7 @@ func (g *generator) release() (bool, error) {
 	g.known(cgprog.InContext)
 	g.recall()
 	g.Process()
+	g.Name()
 	// A socket that has no port has released none.
 	has := g.NewLabel()
 	g.Emit(asm.LoadMem(asm.R1, bpfasm.Frame, cgprog.Record(codegen.EventLocalPort), asm.Half))

@@ -16,7 +16,7 @@ const (
 	frameBody   = codegen.EventFrame + codegen.EventEndpoint // what is kept in the storage of the socket
 	frameKey    = codegen.EventFrame - eventmap.FlowKeySize  // key of a map
 	frameValue  = frameKey - eventmap.FlowValueSize          // value of a map
-	framePacket = frameValue - 40                            // headers of a packet
+	framePacket = codegen.EventScratch - 40                  // headers of a packet, below what decisions use
 )
 
 // Registers. Decisions use R0 to R5, R7 and R8.
@@ -151,7 +151,10 @@ func (g *generator) inherit() {
 	for _, f := range [...]struct {
 		field int16
 		size  asm.Size
-	}{{codegen.EventEndpoint, asm.DWord}, {codegen.EventProcess, asm.Word}, {codegen.EventFlags, asm.Word}} {
+	}{
+		{codegen.EventEndpoint, asm.DWord}, {codegen.EventProcess, asm.Word}, {codegen.EventFlags, asm.Word},
+		{codegen.EventName, asm.DWord}, {codegen.EventName + 8, asm.DWord},
+	} {
 		g.Emit(
 			asm.LoadMem(asm.R1, asm.R0, eventmap.Body(f.field), f.size),
 			asm.StoreMem(bpfasm.Frame, cgprog.Record(f.field), asm.R1, f.size),

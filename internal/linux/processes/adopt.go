@@ -39,6 +39,11 @@ func (ps *Processes) adoptOlder() error {
 			}
 		}
 	}
+	for _, h := range a.holders {
+		if err := ps.adoptName(h); err != nil {
+			return fmt.Errorf("enter the name of a process: %w", err)
+		}
+	}
 	for i := range list {
 		delete(a.holders, list[i].Inode)
 	}
@@ -48,6 +53,17 @@ func (ps *Processes) adoptOlder() error {
 		}
 	}
 	return nil
+}
+
+// adoptName enters the name of a process that has a socket, unless the programs have done so.
+func (ps *Processes) adoptName(h sockdiag.Holder) error {
+	var name [processmap.NameSize]byte
+	copy(name[:len(name)-1], h.Name())
+	err := ps.maps.Names.Update(h.Process, name[:], ebpf.UpdateNoExist)
+	if errors.Is(err, ebpf.ErrKeyExist) {
+		return nil
+	}
+	return err
 }
 
 // adoption is the work of adoptOlder.

@@ -50,6 +50,12 @@ func (b *builder) own() {
 	)
 }
 
+// name makes the name of the running thread that of the record's process.
+func (b *builder) name() {
+	b.Name()
+	b.Update(processmap.NamesMap, cgprog.Record(codegen.EventProcess), cgprog.Record(codegen.EventName), cgprog.UpdateAny)
+}
+
 // setSocketFlag sets a flag of the socket.
 func (b *builder) setSocketFlag(flag int32) {
 	b.Emit(

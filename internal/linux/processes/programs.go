@@ -75,6 +75,7 @@ func (b *builder) create() {
 	b.AllowIf(asm.JEq, asm.R1, cgprog.ProtoMPTCP) // its connections are sockets of their own
 	b.Cookie()
 	b.Process()
+	b.name()
 	b.entry(socketUser)
 	b.Leave(cgprog.Allow)
 }
@@ -85,6 +86,7 @@ func (b *builder) bind(family int) {
 	b.UnlessRefused()
 	b.Cookie()
 	b.Process()
+	b.name()
 	b.entry(0)
 	b.own()
 	b.Emit(asm.LoadMem(asm.R1, bpfasm.Context, cgprog.SockProtocol, asm.Word))
@@ -104,6 +106,7 @@ func (b *builder) connect() {
 	b.Cookie()
 	b.unlessWorker()
 	b.Process()
+	b.name()
 	b.entry(0)
 	b.own()
 	b.enterPort()
@@ -119,7 +122,7 @@ func (b *builder) unlessWorker() {
 	b.JumpImm64(asm.JNE, asm.R0, 0, known)
 	b.Point(asm.R1, frameSocketData)
 	b.Emit(
-		asm.Mov.Imm(asm.R2, taskCommLen),
+		asm.Mov.Imm(asm.R2, codegen.NameSize),
 		asm.FnGetCurrentComm.Call(),
 		asm.LoadMem(asm.R1, bpfasm.Frame, frameSocketData, asm.DWord),
 		asm.LoadImm(asm.R2, int64(binary.NativeEndian.Uint64([]byte("kworker/"))), asm.DWord),
@@ -128,9 +131,6 @@ func (b *builder) unlessWorker() {
 	b.Leave(cgprog.Allow)
 	b.Mark(known)
 }
-
-// taskCommLen is TASK_COMM_LEN, the size of the name of a thread (linux/sched.h).
-const taskCommLen = 16
 
 // tcp runs at the turns of a connection.
 func (b *builder) tcp() {

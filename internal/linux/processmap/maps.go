@@ -16,6 +16,7 @@ type Maps struct {
 	Sockets *ebpf.Map // by the cookie of a socket: its process, and the keys under which the other maps have it
 	Flows   *ebpf.Map // by both ends: sockets that have a peer
 	Ports   *ebpf.Map // by the local end: sockets that listen, or receive from everybody
+	Names   *ebpf.Map // by the id of a process: its name when it last made, bound or connected a socket
 	Closed  *ebpf.Map // by both ends: connections of TCP whose socket is gone, for packets that are still on their way
 }
 
@@ -69,6 +70,9 @@ const (
 	PortSize = Holders * HolderSize
 )
 
+// NameSize is the size of a name, zeros behind it: TASK_COMM_LEN (linux/sched.h).
+const NameSize = 16
+
 // How many entries the maps have room for. Their memory is taken as it is used, 150 to 200 bytes an entry. What finds
 // no room has no process.
 const (
@@ -76,6 +80,7 @@ const (
 	MaxFlows   = 1 << 17
 	MaxPorts   = 1 << 16
 	MaxClosed  = 1 << 12 // the oldest give way
+	MaxNames   = 1 << 13 // the same
 )
 
 // Names of the maps of processes.
@@ -84,6 +89,7 @@ const (
 	FlowsMap   = "divert_peers"
 	PortsMap   = "divert_ports"
 	ClosedMap  = "divert_closed"
+	NamesMap   = "divert_names"
 )
 
 // flagNoPrealloc is BPF_F_NO_PREALLOC.
@@ -96,6 +102,7 @@ func Specs() []*ebpf.MapSpec {
 		{Name: FlowsMap, Type: ebpf.Hash, KeySize: FlowKeySize, ValueSize: FlowSize, MaxEntries: MaxFlows, Flags: flagNoPrealloc},
 		{Name: PortsMap, Type: ebpf.Hash, KeySize: PortKeySize, ValueSize: PortSize, MaxEntries: MaxPorts, Flags: flagNoPrealloc},
 		{Name: ClosedMap, Type: ebpf.LRUHash, KeySize: FlowKeySize, ValueSize: ClosedSize, MaxEntries: MaxClosed},
+		{Name: NamesMap, Type: ebpf.LRUHash, KeySize: 4, ValueSize: NameSize, MaxEntries: MaxNames},
 	}
 }
 
@@ -125,6 +132,8 @@ func (ms *Maps) place(name string) **ebpf.Map {
 		return &ms.Ports
 	case ClosedMap:
 		return &ms.Closed
+	case NamesMap:
+		return &ms.Names
 	}
 	return nil
 }
@@ -142,7 +151,7 @@ func (ms *Maps) Named(name string) *ebpf.Map {
 
 // All returns the maps by their names.
 func (ms *Maps) All() map[string]*ebpf.Map {
-	return map[string]*ebpf.Map{SocketsMap: ms.Sockets, FlowsMap: ms.Flows, PortsMap: ms.Ports, ClosedMap: ms.Closed}
+	return map[string]*ebpf.Map{SocketsMap: ms.Sockets, FlowsMap: ms.Flows, PortsMap: ms.Ports, ClosedMap: ms.Closed, NamesMap: ms.Names}
 }
 
 // Close releases the mams. Programs that have them keep them.

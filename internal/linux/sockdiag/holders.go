@@ -3,6 +3,7 @@
 package sockdiag
 
 import (
+	"fmt"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -16,6 +17,12 @@ import (
 type Holder struct {
 	Process uint32
 	FD      int // its descriptor of the socket
+}
+
+// Name returns the name of the process, "" if it has just ended.
+func (h Holder) Name() string {
+	text, _ := os.ReadFile(fmt.Sprintf("/proc/%d/comm", h.Process))
+	return strings.TrimSuffix(string(text), "\n")
 }
 
 // Holders returns who has sockets of the calling thread's network namespace open, and of others the calling

@@ -86,6 +86,8 @@ func TestList(t *testing.T) {
 	}
 	if h := Holders()[list[i].Inode]; h.Process != uint32(os.Getpid()) {
 		t.Errorf("%+v holds it, want process %d", h, os.Getpid())
+	} else if own, err := os.ReadFile("/proc/self/comm"); err != nil || h.Name()+"\n" != string(own) {
+		t.Errorf("its name is %q, want %q, %v", h.Name(), own, err)
 	}
 	if n := Count(); n == 0 {
 		t.Error("no sockets are counted")

@@ -173,6 +173,7 @@ func (f *feed) address(r *eventmap.Record) packet.Address {
 		Outbound: !r.Inbound, Loopback: r.Loopback, IPv6: r.IPv6,
 	}
 	a.SetFlow(r.Data)
+	a.SetProcessName(r.Name)
 	return a
 }
 
