@@ -110,29 +110,33 @@ func TestPacketsWhileTheProgramIsStoppedAndKilled(t *testing.T) {
 	needUsers(t)
 	t.Parallel()
 	const passes, waits, dropped = "passes", "waits", "is dropped"
+	// Rules themselves can ask for a port, and for bytes they cannot: there the interpreter decides, if it does.
+	const byPort, byBytes = "udp.DstPort == %d and outbound", "packet16[22] == %d and outbound and udp"
 	for _, row := range []struct {
 		engine        int // of engines
 		flags         divert.Flag
+		filter        string // with the port of what matches
 		match, others string // while it is stopped
 	}{
-		{0, 0, waits, passes},
-		{0, divert.RecvOnly, waits, passes},
-		{0, divert.Drop, dropped, passes},
-		{0, divert.Sniff, passes, passes},
-		{0, divert.SendOnly, waits, passes},
-		{1, 0, waits, waits},
-		{1, divert.Drop, waits, waits},
-		{1, divert.Sniff, passes, passes},
+		{0, 0, byPort, waits, passes},
+		{0, divert.RecvOnly, byPort, waits, passes},
+		{0, divert.Drop, byPort, dropped, passes},
+		{0, divert.Sniff, byPort, passes, passes},
+		{0, divert.SendOnly, byPort, waits, passes},
+		{1, 0, byPort, waits, passes},
+		{1, divert.Drop, byPort, waits, passes},
+		{1, divert.Sniff, byPort, passes, passes},
+		{1, 0, byBytes, waits, waits},
 	} {
 		e := engines[row.engine]
-		t.Run(fmt.Sprintf("%s/%v", e.name, row.flags), func(t *testing.T) {
+		t.Run(fmt.Sprintf("%s/%v/%s", e.name, row.flags, strings.Fields(row.filter)[0]), func(t *testing.T) {
 			t.Parallel()
 			pair := lab.TwoHostsT(t, lab.LinkOptions{})
 			needEngine(t, pair.A, e.engine)
 			matching, expectMatching := receiver(t, pair.B, pair.B.Addr4())
 			other, expectOther := receiver(t, pair.B, pair.B.Addr4())
 			toMatching, toOther := dialUDP(t, pair.A, matching.LocalAddr()), dialUDP(t, pair.A, other.LocalAddr())
-			cmd := keep(t, pair.A, keeper{Filter: fmt.Sprintf("outbound and udp.DstPort == %d", addrPort(matching).Port()), Flags: row.flags, Engine: e.engine})
+			cmd := keep(t, pair.A, keeper{Filter: fmt.Sprintf(row.filter, addrPort(matching).Port()), Flags: row.flags, Engine: e.engine})
 			pause(t, cmd)
 			waiting := 0
 			for _, p := range []struct {
@@ -151,8 +155,8 @@ func TestPacketsWhileTheProgramIsStoppedAndKilled(t *testing.T) {
 					p.expect()
 				}
 			}
-			// For the interpreter, what the host sends by itself waits too.
-			if n := queuedPackets(t, pair.A); n < waiting || waiting < 2 && n > waiting {
+			// For the interpreter, what the host sends by itself may wait too: rules do not look behind extension headers.
+			if n := queuedPackets(t, pair.A); n < waiting || n > waiting && row.engine == 0 {
 				t.Errorf("%d packets wait, want %d", n, waiting)
 			}
 			if err := cmd.Process.Kill(); err != nil {

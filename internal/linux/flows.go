@@ -27,7 +27,7 @@ import (
 type flows struct {
 	maps    atomic.Pointer[flowmap.Maps] // nil until the first verdict, or a filter that counts
 	table   engine.FlowTable
-	follows bool         // the programs ask the maps; guarded by handle.mu, as what follows
+	follows bool         // verdicts are followed: the programs ask the maps; guarded by handle.mu, as what follows
 	nowhere *queue.Queue // see rules.ToNowhere; nil until the first DropFlow
 	drops   atomic.Bool  // a rule drops what the maps say
 }
@@ -79,12 +79,22 @@ func (h *handle) hasReceived(p *packet.Packet) bool {
 
 // decideFlow makes a verdict hold.
 func (h *handle) decideFlow(k *flow.Key, v flow.Verdict) error {
+	h.mu.Lock()
+	defer h.mu.Unlock()
 	if h.entries == nil {
+		if h.life.Is(life.Closed) {
+			return net.ErrClosed
+		}
+		if !h.flows.follows {
+			h.flows.follows = true
+			if err := h.leadBy(h.filter, func() error { return nil }); err != nil {
+				h.flows.follows = false
+				return err
+			}
+		}
 		h.flows.table.Make(&h.cfg).Decide(*k, v, clock.Now())
 		return nil
 	}
-	h.mu.Lock()
-	defer h.mu.Unlock()
 	switch {
 	case h.life.Is(life.Closed):
 		return net.ErrClosed

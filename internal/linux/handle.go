@@ -45,6 +45,7 @@ type handle struct {
 
 	mu         sync.Mutex    // serialises what changes the handle
 	filter     *prog.Program // in force
+	terms      terms         // what the rules ask before programs
 	flows      flows
 	entries    *entries // nil where the interpreter decides
 	review     review.Review
@@ -144,6 +145,7 @@ func (h *handle) open(mode engine.Mode) error {
 		return err
 	}
 	h.sender.Serve()
+	h.terms = h.termsOf(h.cfg.Program)
 	if err := h.entry.Install(h.rules()); err != nil {
 		return err
 	}
@@ -196,23 +198,10 @@ func (h *handle) rules() []rules.Rule {
 			r := rules.Rule{Chain: chain, Program: rules.NoProgram, Action: w.Action, Share: w.Share}
 			// The segments count; and programs count what flows' verdicts decide.
 			r.Silent = w.Take == codegen.TakeDoubt || w.Take == codegen.TakeFlow
-			streams := w.Take == codegen.TakeStreams
-			if w.Take == codegen.TakeWhole {
-				r.Only = rules.SCTP
-			}
-			switch {
-			case h.entries != nil:
+			if h.entries != nil {
 				r.Program = h.entries.at[asked].FD(w.Take)
-				if streams {
-					r.Only = rules.TCP // the program looks closer
-				}
-				rs = append(rs, r)
-			case streams:
-				for _, only := range streamsOf(asked) {
-					r.Only = only
-					rs = append(rs, r)
-				}
-			default:
+			}
+			for _, r.When = range h.cases(w.Take, asked) {
 				rs = append(rs, r)
 			}
 		}
@@ -224,6 +213,25 @@ func (h *handle) rules() []rules.Rule {
 		add(rules.Redirected, chains[0]) // packets that come in, at a later place: the same program
 	}
 	return rs
+}
+
+// cases returns what the rules of a way are for.
+func (h *handle) cases(take codegen.Take, asked rules.Chain) (cases []rules.When) {
+	terms := h.terms[asked]
+	switch {
+	case take == codegen.TakeWhole:
+		return rules.Cases(rules.SCTP, terms)
+	case take == codegen.TakeStreams && h.entries != nil:
+		return rules.Cases(rules.TCP, terms) // the program looks closer
+	case take == codegen.TakeStreams:
+		for _, only := range streamsOf(asked) {
+			cases = append(cases, rules.Cases(only, terms)...)
+		}
+		return cases
+	case take == codegen.TakeRest && !h.cfg.Segments:
+		return rules.CasesBesides(terms)
+	}
+	return rules.Cases(rules.AllPackets, terms)
 }
 
 // streamsOf returns the packets of TCP that a rule without a program leads to a queue as the stack has them, see
@@ -334,7 +342,9 @@ func (h *handle) SetFilter(p *prog.Program) error {
 		if err := h.refuseProcess(p); err != nil {
 			return err
 		}
-		h.source.SetFilter(p)
+		if err := h.leadBy(p, func() error { h.source.SetFilter(p); return nil }); err != nil {
+			return err
+		}
 		h.filter = p
 		h.tellFilter(p)
 		return h.revokeFlows()
@@ -385,7 +395,7 @@ func (h *handle) setEntries(p *prog.Program, ps *processes.Processes) error {
 			t.Begin()
 		}
 	}
-	if err := h.entries.set(p, set); err != nil {
+	if err := h.leadBy(p, func() error { return h.entries.set(p, set) }); err != nil {
 		return err
 	}
 	_, exact := p.Without(perSegment)
@@ -426,13 +436,16 @@ func (h *handle) Shutdown(how engine.How) error {
 
 // stop makes the handle capture nothing any more.
 func (h *handle) stop() error {
-	h.unguard()
-	var err error
-	if h.entries != nil {
-		err = h.entries.clear()
-	} else {
-		err = h.entry.Replace(nil)
+	if h.entries == nil {
+		h.unguard()
+		err := h.entry.Replace(nil)
+		kernel.Settle()
+		return err
 	}
+	var unguarded sync.WaitGroup
+	unguarded.Go(h.unguard) // which may take as long as settle
+	defer unguarded.Wait()
+	err := h.entries.clear()
 	kernel.Settle()
 	return err
 }

@@ -16,11 +16,16 @@ import (
 // says of each packet a time before which it came. So a packet may live an eighth of the queue time longer
 // than that; the specification only promises the queue time (api.md 12).
 type ages struct {
-	lanes   []*verdict.Lane
+	heads   []*verdict.Lane                 // those that receivers wait for
+	lanes   []*verdict.Lane                 // and their other halves
 	limit   atomic.Int64                    // the queue time, in ns
 	expired [verdict.MaxLanes]atomic.Uint64 // of each lane: 1<<32 | the last number that is too old; 0: none
 	stop    chan struct{}
 	done    chan struct{}
+
+	receivers [verdict.MaxLanes]receivers // of each lane, by its number
+	asleep    atomic.Bool                 // run sleeps until somebody rings
+	bell      chan struct{}
 
 	mu    sync.Mutex
 	meter *queue.Meter
@@ -30,15 +35,69 @@ type ages struct {
 const agesPerLimit = 8
 
 // watchAges begins to watch queues of the calling thread's namespace.
-func watchAges(lanes []*verdict.Lane, limit time.Duration) (*ages, error) {
+func watchAges(heads []*verdict.Lane, limit time.Duration) (*ages, error) {
 	meter, err := queue.NewMeter()
 	if err != nil {
 		return nil, err
 	}
-	a := &ages{lanes: lanes, meter: meter, stop: make(chan struct{}), done: make(chan struct{})}
+	a := &ages{heads: heads, lanes: verdict.All(heads), meter: meter, stop: make(chan struct{}), done: make(chan struct{}), bell: make(chan struct{}, 1)}
 	a.limit.Store(int64(limit))
 	go a.run()
 	return a, nil
+}
+
+// receivers are those who wait for packets of a lane: how many there are now, and 1<<32 for each that has waited before.
+// While one waits the lane is empty, so no packet grows old in it.
+type receivers struct {
+	n atomic.Uint64
+	_ [7]uint64 // each lane has its own goroutine
+}
+
+// wait notes that somebody begins to wait for packets of a lane, or of all.
+func (a *ages) wait(lanes ...*verdict.Lane) {
+	for _, l := range lanes {
+		a.receivers[l.Number()].n.Add(1)
+	}
+}
+
+// came notes that somebody waits no more.
+func (a *ages) came(lanes ...*verdict.Lane) {
+	for _, l := range lanes {
+		a.receivers[l.Number()].n.Add(1<<32 - 1)
+	}
+	if a.asleep.Load() {
+		select {
+		case a.bell <- struct{}{}:
+		default: // it has been rung
+		}
+	}
+}
+
+// quiet reports whether somebody waits for packets of each lane that receivers wait for, and a sum that is another one when
+// somebody has waited since.
+func (a *ages) quiet() (sum uint64, yes bool) {
+	yes = true
+	for _, l := range a.heads {
+		n := a.receivers[l.Number()].n.Load()
+		sum += n >> 32
+		yes = yes && uint32(n) > 0
+	}
+	return sum, yes
+}
+
+// rest sleeps while somebody waits for packets all the time. It returns false when the watch is to end.
+func (a *ages) rest(before uint64) bool {
+	a.asleep.Store(true)
+	defer a.asleep.Store(false)
+	if sum, quiet := a.quiet(); !quiet || sum != before {
+		return true // since the watch fell asleep, or before: nobody has rung
+	}
+	select {
+	case <-a.stop:
+		return false
+	case <-a.bell:
+		return true
+	}
 }
 
 // note is the last number of each lane at a time.
@@ -53,10 +112,14 @@ func (a *ages) run() {
 	var notes []note
 	for {
 		limit := time.Duration(a.limit.Load())
+		before, quiet := a.quiet()
 		select {
 		case <-a.stop:
 			return
 		case <-time.After(limit / agesPerLimit):
+		}
+		if quiet && !a.rest(before) {
+			return
 		}
 		notes = append(notes, a.note())
 		for now := time.Now(); len(notes) > 0 && now.Sub(notes[0].at) >= limit; {

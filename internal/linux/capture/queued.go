@@ -36,7 +36,7 @@ func newQueued(e Env) (*queued, error) {
 			return nil, errors.Join(err, verdict.CloseLanes(lanes))
 		}
 	}
-	if s.ages, err = watchAges(verdict.All(lanes), e.Config.Limits.Time); err != nil {
+	if s.ages, err = watchAges(lanes, e.Config.Limits.Time); err != nil {
 		return nil, errors.Join(err, s.any.close(), verdict.CloseLanes(lanes))
 	}
 	return s, nil
@@ -72,7 +72,9 @@ func (s *queued) Recv(w engine.Wait, ps []packet.Packet) (int, error) {
 		if drained {
 			return 0, io.EOF
 		}
-		if err := s.any.wait(w); err != nil {
+		s.ages.wait(s.lanes...)
+		err := s.any.wait(w)
+		if s.ages.came(s.lanes...); err != nil {
 			return 0, verdict.ClosedError(err)
 		}
 	}
@@ -86,8 +88,9 @@ func (s *queued) recvLane(l *verdict.Lane, w engine.Wait, ps []packet.Packet) (i
 	}
 	defer l.Leave(r)
 	for {
+		s.ages.wait(l)
 		got, err := r.Fill(w, ps)
-		if err != nil {
+		if s.ages.came(l); err != nil {
 			return 0, verdict.ClosedError(err)
 		}
 		if n, err := s.accept(l, r, ps[:got]); n > 0 || err != nil {

@@ -5,6 +5,7 @@ package codegen
 import (
 	"errors"
 	"fmt"
+	"sync"
 
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/asm"
@@ -79,6 +80,9 @@ type Entry struct {
 	programs [numTakes]*ebpf.Program
 	slots    *ebpf.Map
 
+	mu   sync.Mutex
+	used [NumSlots]bool // there has been a program in it
+
 	key      cursor.Key
 	gate     Gate
 	segments bool
@@ -95,6 +99,7 @@ func NewEntry(key cursor.Key, gate Gate, segments bool, takes ...Take) (*Entry, 
 		return nil, &LoadError{Err: fmt.Errorf("map divert_filter: %w", err)}
 	}
 	e := &Entry{slots: slots, key: key, gate: gate, segments: segments}
+	_ = useNothing(1)
 	for _, take := range takes {
 		if err := e.Add(take); err != nil {
 			return nil, errors.Join(err, e.Close())
@@ -264,18 +269,65 @@ func (e *Entry) FD(take Take) int {
 
 // Set makes programs decide from now on; where there is none nothing matches. The entry holds them: they may be closed.
 func (e *Entry) Set(programs [NumSlots]*Program) error {
+	e.mu.Lock()
+	defer e.mu.Unlock()
 	for slot, p := range programs {
-		var err error
-		if p != nil {
-			err = e.slots.Put(uint32(slot), uint32(p.FD()))
-		} else if err = e.slots.Delete(uint32(slot)); errors.Is(err, ebpf.ErrKeyNotExist) {
-			err = nil
+		fd := 0
+		switch {
+		case p != nil:
+			fd = p.FD()
+		case !e.used[slot]:
+			continue
+		default:
+			// Not an empty slot: to make one the kernel may wait until all processors have left the program that was there
+			// (bpf_arch_poke_desc_update, arch/x86/net/bpf_jit_comp.c), some 10 ms.
+			none, err := matchesNothing()
+			if err != nil {
+				return err
+			}
+			fd = none.FD()
 		}
-		if err != nil {
+		if err := e.slots.Put(uint32(slot), uint32(fd)); err != nil {
 			return fmt.Errorf("codegen: set the filter: %w", err)
 		}
+		e.used[slot] = true
 	}
 	return nil
+}
+
+// nothing is a program that matches nothing, which all entries of the process share: it is there while any is.
+var nothing struct {
+	sync.Mutex
+	users   int
+	program *ebpf.Program // nil until an entry needs it
+}
+
+// matchesNothing returns the program that matches nothing. The caller is an entry that is not closed.
+func matchesNothing() (p *ebpf.Program, err error) {
+	nothing.Lock()
+	defer nothing.Unlock()
+	if nothing.program == nil {
+		nothing.program, err = ebpf.NewProgram(&ebpf.ProgramSpec{
+			Name: "divert_nothing", Type: ebpf.SocketFilter,
+			Instructions: asm.Instructions{asm.Mov.Imm(asm.R0, 0), asm.Return()}, License: "GPL",
+		})
+	}
+	if err != nil {
+		return nil, Refused(err)
+	}
+	return nothing.program, nil
+}
+
+// useNothing counts an entry that is opened, with 1, or closed, with -1.
+func useNothing(n int) error {
+	nothing.Lock()
+	defer nothing.Unlock()
+	if nothing.users += n; nothing.users > 0 || nothing.program == nil {
+		return nil
+	}
+	p := nothing.program
+	nothing.program = nil
+	return p.Close()
 }
 
 // Clear makes nothing match from now on.
@@ -283,7 +335,7 @@ func (e *Entry) Clear() error { return e.Set([NumSlots]*Program{}) }
 
 // Close releases programs and slots. A rule that holds a program keeps it alive, matching nothing.
 func (e *Entry) Close() error {
-	errs := []error{e.slots.Close()}
+	errs := []error{e.slots.Close(), useNothing(-1)}
 	for _, p := range e.programs {
 		if p != nil {
 			errs = append(errs, p.Close())

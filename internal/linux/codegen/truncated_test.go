@@ -3,8 +3,10 @@
 package codegen
 
 import (
+	"math/rand/v2"
 	"testing"
 
+	"github.com/opendivert/divert/internal/prog"
 	"github.com/opendivert/divert/packet"
 )
 
@@ -95,4 +97,49 @@ func TestTruncatedFirstFragments(t *testing.T) {
 			}
 		}
 	}
+}
+
+// FuzzNecessary holds the conditions of filters to what programs let pass, first fragments that end too early included: it
+// meets one of them.
+func FuzzNecessary(f *testing.F) {
+	for seed := range uint64(500) {
+		f.Add(seed, []byte(nil))
+	}
+	f.Fuzz(func(t *testing.T, seed uint64, b []byte) {
+		r := rand.New(rand.NewPCG(seed, 8))
+		samples := append(samplePackets(), firstFragment4(protoTCP, 0, 1, 0, 80, 0, 0, 0, 0), firstFragment4(protoUDP, 0, 1),
+			firstFragment4(protoICMPv6, 1), firstFragment6(protoTCP, 0, 1, 0, 80, 0, 0, 0, 0), firstFragment6(protoDestination, protoUDP, 9))
+		if len(b) == 0 || len(b) > 3000 {
+			b = mutate(r, samples[r.IntN(len(samples))])
+		}
+		a := packet.Address{Layer: packet.Layer(r.IntN(2)), Outbound: r.IntN(2) == 0, Loopback: r.IntN(2) == 0, Timestamp: int64(r.Uint64())}
+		p, text := anyCompiled(r, a.Layer, b)
+		if p == nil {
+			return
+		}
+		terms := p.Necessary(a.Outbound)
+		for i := range 40 {
+			q := b
+			if i > 0 {
+				q = mutate(r, samples[r.IntN(len(samples))])
+			}
+			var parsed packet.Parsed
+			if !parsed.ParseExact(q) {
+				continue
+			}
+			known := prog.Known{HasProcess: true, HasCounts: true, Counts: firstOf(q, &parsed)}
+			if !p.MatchKnown(q, &parsed, &a, known) && !(Truncated(q) && p.MayMatchHeaders(q, &parsed, &a)) {
+				continue
+			}
+			met := 0
+			for i := range terms {
+				if terms[i].Meets(q) {
+					met++
+				}
+			}
+			if met != 1 {
+				t.Fatalf("%s\npacket %x\naddress %+v\nmeets %d of %+v", text, q, a, met, terms)
+			}
+		}
+	})
 }

@@ -21,7 +21,7 @@ type Rule struct {
 	Program int    // descriptor of the filter program, or NoProgram
 	Action  Action // what happens to the packets that the program matches
 	Share   Share  // which flows the rule is for
-	Only    Only   // which protocol it is for
+	When    When   // which packets it is for
 	Silent  bool   // the counter of the handle does not count its packets
 }
 
@@ -37,6 +37,7 @@ const (
 	BigTCP6         // TCP over IPv6 with the one of BIG TCP
 	TCP6            // TCP over IPv6 behind whatever the kernel follows
 	SCTP            // SCTP behind whatever the kernel follows
+	OddTCP4         // TCP over IPv4 with options, where a term asks for TCP already
 )
 
 // exprs matches the packets.
@@ -62,6 +63,10 @@ func (o Only) exprs() []expr.Any {
 		return slices.Concat(meta(expr.MetaKeyNFPROTO, unix.NFPROTO_IPV6), meta(expr.MetaKeyL4PROTO, unix.IPPROTO_TCP))
 	case PlainTCP4: // version and header length, protocol
 		return slices.Concat(meta(expr.MetaKeyNFPROTO, unix.NFPROTO_IPV4), header(0, 0x45), header(9, unix.IPPROTO_TCP))
+	case OddTCP4:
+		e := header(0, 0x45)
+		e[len(e)-1].(*expr.Cmp).Op = expr.CmpOpNeq
+		return append(meta(expr.MetaKeyNFPROTO, unix.NFPROTO_IPV4), e...)
 	case PlainTCP6: // next header
 		return slices.Concat(meta(expr.MetaKeyNFPROTO, unix.NFPROTO_IPV6), header(6, unix.IPPROTO_TCP))
 	case BigTCP6: // hop-by-hop options, then TCP; 8 bytes; the option of jumbograms, of 4 bytes (RFC 2675 section 2)
@@ -155,11 +160,19 @@ func program(fd int) expr.Any {
 
 // exprs returns the rule's expressions.
 func (r Rule) exprs(o Owner) []expr.Any {
-	e := append(r.Only.exprs(), r.Share.exprs()...)
 	inbound := r.Chain == Inbound || r.Chain == InboundFragments
 	_, alone := r.Action.(ToNobody)
+	e, destination := r.When.exprs()
+	// Where the look for the host comes first, and notes that a packet is for elsewhere, packets must not be kept from it by a
+	// destination that somebody else is still to change.
+	late := inbound && (alone || r.Program == NoProgram)
+	if !late {
+		e = append(e, destination...)
+	}
+	e = append(e, r.Share.exprs()...)
 	if inbound && alone {
 		e = append(e, onlyForThisHost()...) // the program must not see others
+		e = append(e, destination...)
 	}
 	if r.Program != NoProgram {
 		e = append(e, program(r.Program))
@@ -172,6 +185,9 @@ func (r Rule) exprs(o Owner) []expr.Any {
 		}
 		// After the program, because the look-up costs more than most filters.
 		e = append(e, onlyForThisHost()...)
+		if late {
+			e = append(e, destination...)
+		}
 	}
 	if !alone && !r.Silent {
 		e = append(e, &expr.Objref{Type: int(nftables.ObjTypeCounter), Name: o.counter()})

@@ -14,6 +14,7 @@ import (
 	"github.com/mdlayher/netlink"
 	"golang.org/x/sys/unix"
 
+	"github.com/opendivert/divert/internal/linux/netns"
 	"github.com/opendivert/divert/internal/linux/nfnl"
 )
 
@@ -38,8 +39,11 @@ const (
 // conn is a socket on which nf_tables of the namespace is read and changed that the calling thread was in when it was
 // opened. It is for one goroutine. Its calls block the thread, because an answer is there as soon as a request is sent.
 type conn struct {
-	fd  int
-	buf []byte // of a datagram
+	fd        int
+	buf       []byte // of a datagram
+	network   uint64 // the namespace's number
+	broken    bool   // a call has failed
+	committed bool   // it has changed rules
 }
 
 const (
@@ -53,7 +57,15 @@ const (
 // answerTimeout turns an answer that is lost into an error.
 var answerTimeout = unix.Timeval{Sec: 30}
 
+// dial returns a socket in the namespace of the calling thread: the one that is kept there, or a new one.
 func dial() (*conn, error) {
+	network, err := netns.CurrentInode()
+	if err != nil {
+		return nil, err
+	}
+	if c := sockets.take(uint64(network)); c != nil {
+		return c, nil
+	}
 	fd, err := unix.Socket(unix.AF_NETLINK, unix.SOCK_RAW|unix.SOCK_CLOEXEC, unix.NETLINK_NETFILTER)
 	if err != nil {
 		return nil, os.NewSyscallError("socket", err)
@@ -68,13 +80,27 @@ func dial() (*conn, error) {
 		unix.Close(fd)
 		return nil, fmt.Errorf("open a netfilter socket: %w", err)
 	}
-	c := &conn{fd: fd, buf: make([]byte, datagramSize)}
+	c := &conn{fd: fd, buf: make([]byte, datagramSize), network: uint64(network)}
 	c.setBuffer(unix.SO_RCVBUFFORCE, unix.SO_RCVBUF, receiveBuffer)
 	return c, nil
 }
 
-// Close closes the socket.
-func (c *conn) Close() error { return unix.Close(c.fd) }
+// Close closes the socket, or keeps it for the next one who needs one here.
+func (c *conn) Close() {
+	if c.broken || !sockets.put(c) {
+		c.end()
+	}
+}
+
+// end closes the socket. When the kernel closes any socket of netfilter it waits until all processors have left the rules
+// that were changed last (nft_rcv_nl_event, net/netfilter/nf_tables_api.c), some 10 ms, for which nobody here has to wait.
+func (c *conn) end() {
+	if !c.committed {
+		_ = unix.Close(c.fd)
+		return
+	}
+	go unix.Close(c.fd)
+}
 
 // setBuffer sets a socket buffer past the system's limit where that is allowed, else up to it.
 func (c *conn) setBuffer(force, plain, size int) {
@@ -98,6 +124,7 @@ func (c *conn) send(messages ...netlink.Message) error {
 	}
 	c.setBuffer(unix.SO_SNDBUFFORCE, unix.SO_SNDBUF, 2*len(b)+receiveBuffer)
 	if err := unix.Sendto(c.fd, b, 0, &unix.SockaddrNetlink{Family: unix.AF_NETLINK}); err != nil {
+		c.broken = true
 		return fmt.Errorf("send %d commands of %d bytes: %w", len(messages), len(b), err)
 	}
 	return nil
@@ -111,6 +138,7 @@ func (c *conn) receive() (nfnl.MessageIter, error) {
 			return nfnl.Messages(c.buf[:n]), nil
 		}
 		if err != unix.EINTR {
+			c.broken = true
 			return nfnl.MessageIter{}, os.NewSyscallError("receive an answer of nf_tables", err)
 		}
 	}
@@ -328,7 +356,8 @@ func counterAttributes(name string) func(*netlink.AttributeEncoder) {
 // batch is a list of commands that the kernel carries out together or not at all.
 type batch struct {
 	messages []netlink.Message
-	err      error // of the first message that could not be built
+	sets     uint32 // anonymous sets so far
+	err      error  // of the first message that could not be built
 }
 
 func (b *batch) add(kind uint16, flags netlink.HeaderFlags, build func(*netlink.AttributeEncoder)) {
@@ -396,6 +425,11 @@ func (b *batch) newRule(chain string, r *rule, before uint64) {
 	if before == 0 {
 		flags |= netlink.Append
 	}
+	for _, x := range r.exprs {
+		if s, ok := x.(*inSet); ok {
+			b.newSet(s)
+		}
+	}
 	b.add(unix.NFT_MSG_NEWRULE, flags, func(e *netlink.AttributeEncoder) {
 		e.String(unix.NFTA_RULE_TABLE, tableName)
 		e.String(unix.NFTA_RULE_CHAIN, chain)
@@ -415,6 +449,55 @@ func (b *batch) newRule(chain string, r *rule, before uint64) {
 		if before != 0 {
 			e.Uint64(unix.NFTA_RULE_POSITION, before)
 		}
+	})
+}
+
+// newSet adds the anonymous set of a look-up, for the rule that is added next.
+func (b *batch) newSet(s *inSet) {
+	const name = "__set%d" // which the kernel makes a name of (nf_tables_set_alloc_name)
+	b.sets++
+	s.SetName, s.SetID = name, b.sets
+	flags := uint32(unix.NFT_SET_ANONYMOUS | unix.NFT_SET_CONSTANT)
+	if !s.single() {
+		flags |= unix.NFT_SET_INTERVAL
+	}
+	b.add(unix.NFT_MSG_NEWSET, netlink.Create, func(e *netlink.AttributeEncoder) {
+		e.String(unix.NFTA_SET_TABLE, tableName)
+		e.String(unix.NFTA_SET_NAME, name)
+		e.Uint32(unix.NFTA_SET_FLAGS, flags)
+		e.Uint32(unix.NFTA_SET_KEY_TYPE, s.kind.number)
+		e.Uint32(unix.NFTA_SET_KEY_LEN, s.kind.length)
+		e.Uint32(unix.NFTA_SET_ID, s.SetID)
+		e.Nested(unix.NFTA_SET_DESC, func(d *netlink.AttributeEncoder) error {
+			d.Uint32(unix.NFTA_SET_DESC_SIZE, uint32(2*len(s.ranges)))
+			return nil
+		})
+	})
+	b.add(unix.NFT_MSG_NEWSETELEM, netlink.Create, func(e *netlink.AttributeEncoder) {
+		e.String(unix.NFTA_SET_ELEM_LIST_TABLE, tableName)
+		e.String(unix.NFTA_SET_ELEM_LIST_SET, name)
+		e.Uint32(unix.NFTA_SET_ELEM_LIST_SET_ID, s.SetID)
+		e.Nested(unix.NFTA_SET_ELEM_LIST_ELEMENTS, func(list *netlink.AttributeEncoder) error {
+			element := func(key []byte, flags uint32) {
+				list.Nested(unix.NFTA_LIST_ELEM, func(m *netlink.AttributeEncoder) error {
+					m.Nested(unix.NFTA_SET_ELEM_KEY, func(k *netlink.AttributeEncoder) error {
+						k.Bytes(unix.NFTA_DATA_VALUE, key)
+						return nil
+					})
+					if flags != 0 {
+						m.Uint32(unix.NFTA_SET_ELEM_FLAGS, flags)
+					}
+					return nil
+				})
+			}
+			for _, r := range s.ranges {
+				element(s.kind.bytes(r.First), 0)
+				if last := s.kind.bytes(r.Last); flags&unix.NFT_SET_INTERVAL != 0 && !bytes.Equal(last, s.kind.last()) {
+					element(next(last, 1), unix.NFT_SET_ELEM_INTERVAL_END)
+				}
+			}
+			return nil
+		})
 	})
 }
 
@@ -443,6 +526,7 @@ func (c *conn) commit(b *batch, generation uint32) error {
 	// One answer is asked for, to the last command: one for each could overflow the receive buffer. A command that
 	// fails answers in any case, and first.
 	b.messages[len(b.messages)-1].Header.Flags |= netlink.Acknowledge
+	c.committed = true
 	if err := c.send(frame(b.messages, generation)...); err != nil {
 		return err
 	}

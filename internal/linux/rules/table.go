@@ -18,16 +18,16 @@ import (
 
 	"github.com/opendivert/divert/internal/linux/cursor"
 	"github.com/opendivert/divert/internal/linux/netns"
-	"github.com/opendivert/divert/packet"
 )
 
 // Entry is a handle's stay in the table.
 type Entry struct {
 	Owner
-	ns      *netns.Namespace
-	token   *token
-	rules   atomic.Int32                // how many stand in the table for it; it changes under the namespace's mutex
-	vouched atomic.Pointer[Credentials] // nil until Vouch
+	ns       *netns.Namespace
+	token    *token
+	released bool                        // it is closed; who closes does so once
+	rules    atomic.Int32                // how many stand in the table for it; it changes under the namespace's mutex
+	vouched  atomic.Pointer[Credentials] // nil until Vouch
 }
 
 // ErrCrowded means that 256 handles of the same priority are open.
@@ -49,6 +49,7 @@ var ErrBusy = errors.New("other programs change the nftables rules of this netwo
 // Install. The namespace must outlive the entry. Close the entry also if Install fails.
 func Open(ns *netns.Namespace, o Owner) (*Entry, error) {
 	e := &Entry{Owner: o, ns: ns}
+	sockets.begin(ns.Inode())
 	err := ns.Do(func() (err error) {
 		if e.token, err = newToken(o.ID); err != nil {
 			return err
@@ -70,8 +71,18 @@ func Open(ns *netns.Namespace, o Owner) (*Entry, error) {
 	return e, nil
 }
 
-// release gives the token back.
+// release ends the entry.
 func (e *Entry) release() error {
+	if e.released {
+		return nil
+	}
+	e.released = true
+	sockets.end(e.ns.Inode())
+	return e.die()
+}
+
+// die gives the token back.
+func (e *Entry) die() error {
 	if e.token == nil {
 		return nil
 	}
@@ -114,8 +125,10 @@ func (e *Entry) Replace(rules []Rule) error {
 
 // Close takes the handle's rules out of the table, and the table away if it was the last.
 func (e *Entry) Close() error {
+	// The token first: to close its socket after a change takes long, see conn.end. Others may take the rules away now, too.
+	dead := e.die()
 	err := e.change(func(t *tx) error { return t.takeAway(e.is) })
-	return errors.Join(err, e.release())
+	return errors.Join(err, dead, e.release())
 }
 
 // is reports whether a rule's owner is this handle.
@@ -473,10 +486,27 @@ func (t *tx) bury() error {
 	return t.takeAway(dead)
 }
 
-// needs reports whether a handle needs a chain. Packets pay for every chain in their path, so handles that have
-// none to do with packets make do with the others.
-func (o Owner) needs(c Chain) bool {
-	return chains[c].hook == nil || o.Layer == uint8(packet.LayerNetwork) || o.Layer == uint8(packet.LayerForward)
+// needs returns the chains that a handle needs for its rules. Packets pay for every chain in their way, so one that nobody
+// needs is not made. Those at one hook are made together: a chain that comes before others while packets wait behind it
+// makes the kernel take their place in the list of the hook's chains for another (nf_reinject, net/netfilter/nf_queue.c).
+func (o Owner) needs(rules []Rule) (need [numChains]bool) {
+	for c := range numChains {
+		need[c] = chains[c].hook == nil
+	}
+	for _, r := range rules {
+		switch r.Chain {
+		case Outbound:
+			need[OutboundOrigin], need[Outbound] = true, true
+			if r.Program == NoProgram { // see markForwarded
+				need[InboundOrigin], need[Forward] = true, true
+			}
+		case Forward:
+			need[InboundOrigin], need[Forward] = true, true
+		default: // the note that a packet is for elsewhere goes at Forward
+			need[InboundOrigin], need[InboundFragments], need[Inbound], need[Redirected], need[Forward] = true, true, true, true, true
+		}
+	}
+	return need
 }
 
 // reserve adds a rule that reserves the key of a handle that is opening.
@@ -522,9 +552,9 @@ func (t *tx) enterEntry(e *Entry, rules []Rule) {
 
 // enter adds a handle's rules, each before the first of a lower handle, and returns how many it made.
 func (t *tx) enter(o Owner, rules []Rule) (n int) {
-	for c := range numChains {
-		if o.needs(c) {
-			t.make(c)
+	for c, needed := range o.needs(rules) {
+		if needed {
+			t.make(Chain(c))
 		}
 	}
 	o.Opening = false

@@ -3,7 +3,9 @@
 package rules
 
 import (
+	"os"
 	"slices"
+	"strconv"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -24,9 +26,10 @@ import (
 // queue that nobody has bound; the kernel then lets them pass, and past the rest of the chain, so that the
 // handles below do not see them until the rule is gone.
 
-// watchInterval is how often the watch looks: the time that lower handles miss packets after a process with a
-// rule without a program has died, and that passes until a handle learns of its lost rules. A look reads the kernel's
-// list of queues if there are handles of other processes, and the table only after a change.
+// The watch sleeps until the kernel tells of a change of rules, or that another process with a handle has ended.
+
+// watchInterval is how often the watch looks at most, and how often it looks where nobody tells it: at the table, if it hears
+// nothing of changes; at the kernel's list of queues, if there are handles whose process it cannot find.
 const watchInterval = 200 * time.Millisecond
 
 // Guard is what stands between an entry and silence: it calls back when the entry's rules are gone.
@@ -38,13 +41,20 @@ type Guard struct {
 
 // watch is the watch of a namespace.
 type watch struct {
-	ns      *netns.Namespace
-	events  *netlink.Conn // nil: not to be had, so the table is read at every look
-	changed atomic.Bool
-	stop    chan struct{}
-	ended   sync.WaitGroup
-	foreign []Owner // the handles that this watch does not guard, as read last
-	users   int     // guards that are not closed; under the lock of watches
+	ns     *netns.Namespace
+	events *netlink.Conn // nil: not to be had, so the table is read at every look
+	wake   chan struct{} // there is something to look at
+	stop   chan struct{}
+	ended  sync.WaitGroup
+	users  int // guards that are not closed; under the lock of watches
+
+	// Those of run's goroutine.
+	foreign []Owner             // the handles that this watch does not guard, as read last
+	waiting map[uint64]*os.File // pidfds that are waited for, of the processes of foreign handles by these handles' ids
+	unheard bool                // of some foreign handle there is none
+
+	changed atomic.Bool // rules are other than they were when the table was read
+	over    atomic.Bool // a process that was waited for has ended
 
 	mu     sync.Mutex
 	guards map[uint64]*Guard // by the handle's id
@@ -74,7 +84,7 @@ func (e *Entry) Guard(gone func()) (*Guard, error) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	w.guards[e.ID] = g
-	w.changed.Store(true) // what happened since the entry was made
+	w.change() // what happened since the entry was made
 	return g, nil
 }
 
@@ -96,7 +106,7 @@ func (g *Guard) Close() {
 
 // newWatch begins to watch a namespace.
 func newWatch(ns *netns.Namespace) (*watch, error) {
-	w := &watch{stop: make(chan struct{}), guards: map[uint64]*Guard{}}
+	w := &watch{stop: make(chan struct{}), wake: make(chan struct{}, 1), waiting: map[uint64]*os.File{}, guards: map[uint64]*Guard{}}
 	err := ns.Do(func() (err error) {
 		// Its own hold of the namespace: the handle's ends with the handle.
 		if w.ns, err = netns.Current(); err != nil {
@@ -132,11 +142,25 @@ func (w *watch) close() {
 	w.ns.Close()
 }
 
+// change notes that rules have changed.
+func (w *watch) change() {
+	w.changed.Store(true)
+	w.ring()
+}
+
+// ring makes the watch look.
+func (w *watch) ring() {
+	select {
+	case w.wake <- struct{}{}:
+	default: // it will
+	}
+}
+
 // listen notes that rules have changed. What a message says does not matter, so neither does a lost one.
 func (w *watch) listen() {
 	for {
 		_, err := w.events.Receive()
-		w.changed.Store(true)
+		w.change()
 		if err == nil {
 			continue
 		}
@@ -150,22 +174,107 @@ func (w *watch) listen() {
 
 // run looks at the table until close.
 func (w *watch) run() {
+	defer w.waitFor(nil)
+	again := false // something is to be done once more
 	for {
+		var later <-chan time.Time
+		if again || w.events == nil || w.unheard {
+			later = time.After(watchInterval)
+		}
 		select {
 		case <-w.stop:
 			return
-		case <-time.After(watchInterval):
-		}
-		if w.events == nil || w.changed.Swap(false) {
-			if w.look() != nil {
-				w.changed.Store(true) // others change rules all the time, or memory is short: again next time
+		case <-later:
+		case <-w.wake:
+			select { // what else changes now is seen with it
+			case <-w.stop:
+				return
+			case <-time.After(watchInterval):
 			}
 		}
-		if len(w.foreign) > 0 && w.dead() {
-			_ = Sweep(w.ns) // if it fails, the next look finds the dead one again
-			w.changed.Store(true)
+		again = false
+		if w.events == nil || w.changed.Swap(false) {
+			if w.look() != nil {
+				w.changed.Store(true) // others change rules all the time, or memory is short
+				again = true
+			}
+		}
+		over := w.over.Swap(false)
+		if len(w.foreign) == 0 {
+			continue
+		}
+		if w.dead() {
+			again = Sweep(w.ns) != nil
+			w.change()
+		} else if over {
+			w.unheard = true // another process has its sockets
 		}
 	}
+}
+
+// waitFor makes the watch look when the process of one of the handles ends, and only of those, as far as it can find them.
+// It runs on a thread of the namespace.
+func (w *watch) waitFor(owners []Owner) {
+	for id, f := range w.waiting {
+		if !slices.ContainsFunc(owners, func(o Owner) bool { return o.ID == id }) {
+			f.Close()
+			delete(w.waiting, id)
+		}
+	}
+	w.unheard = false
+	var ports map[uint32]uint64
+	for _, o := range owners {
+		if w.waiting[o.ID] != nil || own.has(ownHandle{o.ID, o.Port}) {
+			continue
+		}
+		if ports == nil && ownProc() {
+			ports, _ = inodes()
+		}
+		f := processOf(o, ports)
+		if f == nil {
+			w.unheard = true
+			continue
+		}
+		w.waiting[o.ID] = f
+		w.ended.Go(func() {
+			if untilEnd(f) == nil {
+				w.over.Store(true)
+				w.ring()
+			}
+		})
+	}
+}
+
+// processOf returns a pidfd of the process that has a handle's token, nil if it is not to be found where the handle says.
+func processOf(o Owner, ports map[uint32]uint64) *os.File {
+	inode, ok := ports[o.Port]
+	if !ok {
+		return nil
+	}
+	fd, err := unix.PidfdOpen(o.PID, 0)
+	if err != nil {
+		return nil
+	}
+	// Open before the look at what it holds: it is the process that is looked at, or one that has ended.
+	found, err := holds(strconv.Itoa(o.PID), map[uint64]bool{inode: true})
+	if err != nil || !found || unix.SetNonblock(fd, true) != nil {
+		unix.Close(fd)
+		return nil
+	}
+	return os.NewFile(uintptr(fd), "pidfd")
+}
+
+// untilEnd waits until the process of a pidfd has ended, and fails if the descriptor is closed before.
+func untilEnd(pidfd *os.File) error {
+	c, err := pidfd.SyscallConn()
+	if err != nil {
+		return err
+	}
+	return c.Read(func(fd uintptr) bool {
+		p := []unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}
+		n, err := unix.Poll(p, 0)
+		return err == nil && n > 0
+	})
 }
 
 // dead reports whether the process of another handle has ended.
@@ -197,12 +306,13 @@ func (w *watch) look() error {
 		}
 		w.foreign = w.foreign[:0]
 		w.mu.Lock()
-		defer w.mu.Unlock()
 		for _, o := range t.owners() {
 			if w.guards[o.ID] == nil {
 				w.foreign = append(w.foreign, o)
 			}
 		}
+		w.mu.Unlock()
+		w.waitFor(w.foreign)
 		return nil
 	})
 }
