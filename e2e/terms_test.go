@@ -4,6 +4,7 @@ package e2e_test
 
 import (
 	"fmt"
+	"net"
 	"slices"
 	"testing"
 
@@ -153,4 +154,77 @@ func TestRulesNeverKeepAwayWhatAFilterMatches(t *testing.T) {
 			d.Close()
 		}
 	})
+}
+
+// TestManyHandlesShareAGate: packets that none of several handles can match pass a few comparisons for all of them, and each
+// handle goes on seeing what it matches, also after it has another filter, and when others come and go.
+func TestManyHandlesShareAGate(t *testing.T) {
+	t.Parallel()
+	pair := lab.TwoHostsT(t, lab.LinkOptions{})
+	needEngine(t, pair.A, divert.EngineKernel)
+	gate := func() (rules int) {
+		nft(t, pair.A, func(c *nftables.Conn) {
+			all, err := c.GetRules(&nftables.Table{Name: "divert", Family: nftables.TableFamilyINet}, &nftables.Chain{Name: "outbound_gate"})
+			if err == nil { // there is none yet
+				rules = len(all)
+			}
+		})
+		return rules
+	}
+	other, expectOther := receiver(t, pair.B, pair.B.Addr4())
+	toOther := dialUDP(t, pair.A, other.LocalAddr())
+	passes := func() {
+		t.Helper()
+		fmt.Fprint(toOther, "passes")
+		expectOther("passes")
+	}
+	to := func(port int) net.Conn {
+		return dialUDP(t, pair.A, &net.UDPAddr{IP: pair.B.Addr6().AsSlice(), Port: port})
+	}
+	var handles []*divert.Handle
+	var conns []net.Conn
+	for i := range 4 {
+		handles = append(handles, openAt(t, pair.A, fmt.Sprintf("outbound and udp.DstPort == %d", 1000+i), divert.WithEngine(divert.EngineKernel)))
+		conns = append(conns, to(1000+i))
+	}
+	if gate() == 0 {
+		t.Error("four handles have no gate")
+	}
+	check := func() {
+		t.Helper()
+		passes()
+		for i, d := range handles {
+			fmt.Fprint(conns[i], i)
+			if p := taken(t, d, 1)[0]; string(p.Data[48:]) != fmt.Sprint(i) {
+				t.Errorf("handle %d receives %x", i, p.Data)
+			}
+		}
+	}
+	check()
+	conns[2] = to(2000)
+	if err := handles[2].SetFilter("outbound and udp.DstPort == 2000"); err != nil {
+		t.Fatal(err)
+	}
+	check()
+	all := openAt(t, pair.A, "outbound", divert.WithEngine(divert.EngineKernel), divert.WithFlags(divert.Sniff))
+	if gate() != 0 {
+		t.Error("a handle for all packets has a gate before it")
+	}
+	check()
+	if err := all.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if gate() == 0 {
+		t.Error("the four have no gate any more")
+	}
+	check()
+	for _, d := range handles[2:] {
+		if err := d.Close(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if handles = handles[:2]; gate() != 0 {
+		t.Error("two handles have a gate")
+	}
+	check()
 }

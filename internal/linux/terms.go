@@ -23,6 +23,9 @@ func (h *handle) termsOf(p *prog.Program) terms {
 	ts := terms{}
 	for _, chain := range paths(h.layer, h.cfg.Flags) {
 		ts[chain] = p.Necessary(chain == rules.Outbound)
+		if h.entries == nil {
+			ts[chain] = prog.WithFragments(ts[chain]) // or the first one would be overtaken by the others
+		}
 		if h.flows.follows || p.CountsFlows() {
 			ts[chain] = prog.WithoutEnds(ts[chain])
 		}

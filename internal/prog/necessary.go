@@ -33,6 +33,7 @@ const (
 	AnyPiece   Pieces = iota
 	WholePiece        // packets that are not fragmented
 	FirstPiece        // the first fragment of several; SrcPort and DstPort are nil
+	Fragments         // every fragment; the same
 )
 
 // ExtensionHeaders are the Next Headers of IPv6 behind which filters look for a transport header (specification:
@@ -112,6 +113,17 @@ func WithoutEnds(terms []Term) []Term {
 // JoinTerms returns terms of which a packet meets one, and only one, if it meets one of a or of b.
 func JoinTerms(a, b []Term) []Term { return apart(slices.Concat(a, b)) }
 
+// WithFragments returns terms that all fragments of a datagram of IPv4 meet of which the first meets one of the given, so that
+// they can be kept in their order. The argument is its own.
+func WithFragments(terms []Term) []Term {
+	for i := range terms {
+		if terms[i].Pieces == FirstPiece {
+			terms[i].Pieces = Fragments
+		}
+	}
+	return terms
+}
+
 // SameTerms reports whether two lists of terms are the same conditions in the same order.
 func SameTerms(a, b []Term) bool {
 	return slices.EqualFunc(a, b, func(s, t Term) bool {
@@ -174,7 +186,8 @@ func (t *Term) Meets(b []byte) bool {
 		if fragment&0x1FFF != 0 {
 			transport = len(b) // the transport header is in another fragment
 		}
-		if t.Pieces == WholePiece && fragment != 0 || t.Pieces == FirstPiece && fragment != 0x2000 {
+		switch {
+		case t.Pieces == WholePiece && fragment != 0, t.Pieces == FirstPiece && fragment != 0x2000, t.Pieces == Fragments && fragment == 0:
 			return false
 		}
 		next = uint64(b[9])
@@ -355,11 +368,14 @@ func complement(ranges []Range) []Range {
 }
 
 // atMost closes the narrowest gaps of a list that is too long.
-func atMost(list []Range) []Range {
-	if len(list) <= maxRanges {
+func atMost(list []Range) []Range { return Enclose(list, maxRanges) }
+
+// Enclose returns a list of at most n ranges, at least 1, that allows what the list allows: the narrowest gaps are closed.
+func Enclose(list []Range, n int) []Range {
+	if len(list) <= n {
 		return list
 	}
-	return enclose(list, maxRanges)
+	return enclose(list, n)
 }
 
 // run returns the facts of the packets of a class that the program may accept, nil if it accepts none of them.
@@ -568,7 +584,11 @@ func (t *Term) join(o *Term) Term {
 		Src: either(t.Src, o.Src), Dst: either(t.Dst, o.Dst),
 		SrcPort: either(t.SrcPort, o.SrcPort), DstPort: either(t.DstPort, o.DstPort),
 	}
-	if t.Pieces != o.Pieces {
+	switch {
+	case t.Pieces == o.Pieces:
+	case t.Pieces >= FirstPiece && o.Pieces >= FirstPiece:
+		j.Pieces = Fragments
+	default:
 		j.Pieces = AnyPiece
 	}
 	if j.Family == 6 && j.Protocol != nil {
@@ -587,7 +607,7 @@ func merge(terms []Term) []Term {
 	for i := 0; i < len(terms); i++ {
 		for j := i + 1; j < len(terms); j++ {
 			a, b := &terms[i], &terms[j]
-			apart := a.Pieces != b.Pieces && a.Pieces != AnyPiece && b.Pieces != AnyPiece
+			apart := a.Pieces != b.Pieces && (a.Pieces == WholePiece || b.Pieces == WholePiece) && a.Pieces != AnyPiece && b.Pieces != AnyPiece
 			overlap := !apart && (a.Protocol == nil || b.Protocol == nil || len(intersect(a.Protocol, b.Protocol)) > 0)
 			if !overlap && !a.alike(b) {
 				continue

@@ -27,7 +27,7 @@ func words(terms []prog.Term) string {
 			one = append(one, "extended")
 		}
 		if t.Pieces != prog.AnyPiece {
-			one = append(one, [...]string{prog.WholePiece: "whole", prog.FirstPiece: "first"}[t.Pieces])
+			one = append(one, [...]string{prog.WholePiece: "whole", prog.FirstPiece: "first", prog.Fragments: "fragments"}[t.Pieces])
 		}
 		for _, l := range []struct {
 			name string
@@ -282,6 +282,9 @@ func FuzzNecessary(f *testing.F) {
 				matches := p.MatchExact(q, a) || parsed.ParseExact(q) && endsEarly(q) && p.MayMatchHeaders(q, &parsed, a)
 				if matches && met != 1 {
 					t.Fatalf("%s\nconditions %s, outbound %v\npacket %x matches and meets %d", text, words(terms), outbound, q, met)
+				}
+				if f := prog.WithFragments(slices.Clone(terms)); met == 1 && meet(f, q) != 1 {
+					t.Fatalf("%s\npacket %x meets %s, and of fragments %s", text, q, words(terms), words(f))
 				}
 				if met > 1 || met == 1 && (meet(joined, q) != 1 || meet(prog.WithoutEnds(terms), q) != 1) {
 					t.Fatalf("%s\nconditions %s, outbound %v\npacket %x meets %d, of\n%s %d, of\n%s %d", text, words(terms), outbound, q, met,

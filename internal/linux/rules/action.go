@@ -158,15 +158,19 @@ func program(fd int) expr.Any {
 	return &expr.Match{Name: "bpf", Rev: 1, Info: &info}
 }
 
+// late reports whether the rule looks at the destination late. Where the look for the host comes before the program, and notes
+// that a packet is for elsewhere, packets must not be kept from it by a destination that somebody else is still to change.
+func (r *Rule) late() bool {
+	_, alone := r.Action.(ToNobody)
+	return (r.Chain == Inbound || r.Chain == InboundFragments) && (alone || r.Program == NoProgram)
+}
+
 // exprs returns the rule's expressions.
 func (r Rule) exprs(o Owner) []expr.Any {
 	inbound := r.Chain == Inbound || r.Chain == InboundFragments
 	_, alone := r.Action.(ToNobody)
 	e, destination := r.When.exprs()
-	// Where the look for the host comes first, and notes that a packet is for elsewhere, packets must not be kept from it by a
-	// destination that somebody else is still to change.
-	late := inbound && (alone || r.Program == NoProgram)
-	if !late {
+	if !r.late() {
 		e = append(e, destination...)
 	}
 	e = append(e, r.Share.exprs()...)
@@ -185,7 +189,7 @@ func (r Rule) exprs(o Owner) []expr.Any {
 		}
 		// After the program, because the look-up costs more than most filters.
 		e = append(e, onlyForThisHost()...)
-		if late {
+		if r.late() {
 			e = append(e, destination...)
 		}
 	}

@@ -31,7 +31,9 @@ const (
 	OutboundOrigin                // all that this host sends, once: the same
 	ForwardOrigin                 // a part of Forward: the cursor of what was injected
 	Defrag                        // in no path: its rules switch reassembly on
-	Handles                       // in no path: one rule for each handle, also for those whose filter matches nothing
+	Handles                       // in no path: rules for each handle, also for those whose filter matches nothing
+	InboundGate                   // a part of Inbound: past the handles goes what none demands
+	OutboundGate                  // the same of Outbound
 	numChains
 )
 
@@ -58,16 +60,18 @@ var chains = [numChains]struct {
 	priority   int32
 	head, tail []fixed
 }{
-	Inbound:          {"inbound", nftables.ChainHookPrerouting, afterDefrag, []fixed{fromVRF}, []fixed{closing}},
+	Inbound:          {"inbound", nftables.ChainHookPrerouting, afterDefrag, []fixed{fromVRF, gating}, []fixed{closing}},
 	InboundFragments: {"inbound_fragments", nftables.ChainHookPrerouting, beforeDefrag, nil, nil},
 	Forward:          {"forward", nftables.ChainHookForward, afterDefrag, []fixed{entering}, []fixed{forgetting}},
-	Outbound:         {"outbound", nftables.ChainHookPostrouting, beforeConfirmed, []fixed{toVRF}, []fixed{closing}},
+	Outbound:         {"outbound", nftables.ChainHookPostrouting, beforeConfirmed, []fixed{toVRF, gating}, []fixed{closing}},
 	Redirected:       {"redirected", nftables.ChainHookInput, afterDefrag, []fixed{known, opening}, []fixed{closing}},
 	InboundOrigin:    {"inbound_origin", nftables.ChainHookPrerouting, first, []fixed{fromVRF}, []fixed{passing, clearing}},
 	OutboundOrigin:   {"outbound_origin", nftables.ChainHookOutput, first, []fixed{passing, toVRF}, []fixed{clearing}},
 	ForwardOrigin:    {forwardOrigin, nil, 0, nil, nil},
 	Defrag:           {"defrag", nil, 0, nil, nil},
 	Handles:          {"handles", nil, 0, nil, nil},
+	InboundGate:      {"inbound_gate", nil, 0, nil, nil},
+	OutboundGate:     {"outbound_gate", nil, 0, nil, nil},
 }
 
 // fixed returns the rules of a chain that are nobody's, in order.
@@ -90,6 +94,7 @@ const (
 	closing                 // takes the cursor out of packets that have met every handle
 	forgetting              // the same, and takes out the note that packets are for elsewhere
 	known                   // lets packets go on that were for this host when they came in: they have met every handle
+	gating                  // leads packets through the gate of the chain, see setGates
 	opening                 // makes a cursor that nobody has served of the note
 )
 
@@ -98,7 +103,7 @@ var fixedComment = [...]string{
 	entering: "divert: first of forwarded", passing: "divert: without cursor",
 	fromVRF: "divert: second of two in a VRF", toVRF: "divert: first of two in a VRF",
 	clearing: "divert: forged", closing: "divert: last",
-	forgetting: "divert: last of forwarded", known: "divert: for this host before", opening: "divert: first",
+	forgetting: "divert: last of forwarded", known: "divert: for this host before", gating: "divert: for all handles", opening: "divert: first",
 }
 
 func (f fixed) userData() []byte {
@@ -222,6 +227,9 @@ const (
 // that opens after it was loaded adds them. In inbound_origin they stand there because an injected packet proves its origin by
 // its frame, which it still has when the VRF device receives it: it would get its cursor a second time.
 func (c Chain) needed(f fixed) bool {
+	if f == gating {
+		return false // setGates knows
+	}
 	return f != fromVRF && f != toVRF || c == OutboundOrigin || mayHaveVRF()
 }
 

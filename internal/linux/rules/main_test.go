@@ -190,6 +190,9 @@ func comments(t testing.TB, h *lab.Host) (chains [numChains][]string, counters [
 		}
 		for c, rules := range now.rules {
 			for _, r := range rules {
+				if r.demand != nil {
+					continue // of a handle with rules
+				}
 				text, _ := comment(r.data)
 				if o, ok := parseOwner(r.data); ok {
 					text = fmt.Sprintf("handle %x", o.ID)

@@ -285,9 +285,10 @@ func text(b []byte) string {
 // rule is a rule of a chain. Its expressions are not read: only what the package has added to the list itself, and
 // not sent yet, has any.
 type rule struct {
-	number uint64 // the kernel's, 0 for a rule that is not in the kernel yet
-	data   []byte // userdata
-	owner  *Owner // nil for a rule that belongs to no handle
+	number uint64  // the kernel's, 0 for a rule that is not in the kernel yet
+	data   []byte  // userdata
+	owner  *Owner  // nil for a rule that belongs to no handle
+	demand *demand // of a rule that says what a handle demands, else nil
 	exprs  []expr.Any
 }
 
@@ -322,6 +323,8 @@ func parseRule(a nfnl.AttrIter) (table, chain string, r rule) {
 			r.data = bytes.Clone(a.Data)
 			if o, ok := parseOwner(a.Data); ok {
 				r.owner = &o
+			} else if d, ok := parseDemand(a.Data); ok {
+				r.demand = &d
 			}
 		}
 	}

@@ -53,7 +53,9 @@ func (t *tx) vouch(o Owner, c *Credentials) (n int) {
 		return 0
 	}
 	for chain := range numChains {
-		t.make(chain) // others may see what is injected wherever it goes
+		if chains[chain].hook != nil {
+			t.make(chain) // others may see what is injected wherever it goes
+		}
 	}
 	// The key 0 has served everybody: no handle is below it.
 	const served = 0

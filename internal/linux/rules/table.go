@@ -264,6 +264,7 @@ func attempt(fs []func(*tx) error) error {
 			return err
 		}
 	}
+	t.setGates()
 	t.fold()
 	t.commands()
 	if err := t.conn.commit(&t.batch, t.generation); err != nil {
@@ -452,6 +453,15 @@ func (t *tx) remove(match func(Owner) bool) (removed []Owner) {
 			return gone
 		})
 	}
+	t.rules[Handles] = slices.DeleteFunc(t.rules[Handles], func(r rule) bool {
+		if r.demand == nil || !verdict[r.demand.handle] {
+			return false
+		}
+		if r.number != 0 {
+			t.batch.deleteRule(chains[Handles].name, r.number)
+		}
+		return true
+	})
 	return removed
 }
 
@@ -491,7 +501,7 @@ func (t *tx) bury() error {
 // makes the kernel take their place in the list of the hook's chains for another (nf_reinject, net/netfilter/nf_queue.c).
 func (o Owner) needs(rules []Rule) (need [numChains]bool) {
 	for c := range numChains {
-		need[c] = chains[c].hook == nil
+		need[c] = chains[c].hook == nil && c != InboundGate && c != OutboundGate
 	}
 	for _, r := range rules {
 		switch r.Chain {
@@ -561,6 +571,7 @@ func (t *tx) enter(o Owner, rules []Rule) (n int) {
 	n = 1 + len(rules)
 	t.insert(o, Handles, nil)
 	t.enterFilter(o)
+	t.demand(o, rules)
 	t.batch.newCounter(o.counter())
 	marked := false
 	for _, r := range rules {

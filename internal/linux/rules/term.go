@@ -72,19 +72,22 @@ func termExprs(t *prog.Term) (before, destination []expr.Any) {
 // pieces match the fragments of IPv4 that a term is for, and its protocols: both lie in the four bytes of fragment flags and
 // offset, time to live and protocol.
 func pieces(t *prog.Term) []expr.Any {
-	flags := []byte{0, 0} // nothing follows, and the offset is 0
-	if t.Pieces == prog.FirstPiece {
+	flags, op := []byte{0, 0}, expr.CmpOpEq // nothing follows, and the offset is 0
+	switch t.Pieces {
+	case prog.FirstPiece:
 		flags[0] = 0x20
+	case prog.Fragments:
+		op = expr.CmpOpNeq
 	}
 	mask, want := []byte{0x3F, 0xFF}, flags
-	one := len(t.Protocol) == 1 && t.Protocol[0].First == t.Protocol[0].Last
+	one := op == expr.CmpOpEq && len(t.Protocol) == 1 && t.Protocol[0].First == t.Protocol[0].Last
 	if one {
 		mask, want = append(mask, 0, 0xFF), append(flags, 0, byte(t.Protocol[0].First.Lo))
 	}
 	e := []expr.Any{
 		&expr.Payload{DestRegister: reg1, Base: expr.PayloadBaseNetworkHeader, Offset: 6, Len: uint32(len(mask))},
 		&expr.Bitwise{SourceRegister: reg1, DestRegister: reg1, Len: uint32(len(mask)), Mask: mask, Xor: make([]byte, len(mask))},
-		&expr.Cmp{Op: expr.CmpOpEq, Register: reg1, Data: want},
+		&expr.Cmp{Op: op, Register: reg1, Data: want},
 	}
 	if one {
 		return e

@@ -83,6 +83,7 @@ func TestRulesAskTermsAsTheyAreDefined(t *testing.T) {
 			t.Fatal(err)
 		}
 		terms = append(terms, p.Necessary(false)...)
+		terms = append(terms, prog.WithFragments(p.Necessary(false))...)
 	}
 	r := rand.New(rand.NewPCG(11, 12))
 	reached, met := 0, make([]int, len(terms))
