@@ -1,0 +1,178 @@
+//go:build linux
+
+package main
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"maps"
+	"os"
+	"runtime"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/cilium/ebpf"
+	"golang.org/x/sys/unix"
+)
+
+// sample is what there is of everything at one time.
+type sample struct {
+	at          time.Time
+	memory      int // KiB of this process and its workers
+	descriptors int // of them
+	goroutines  int
+	programs    int // eBPF programs of the whole machine
+	tables      int
+}
+
+// sample looks around.
+func (s *soak) sample() {
+	one := sample{at: time.Now(), goroutines: runtime.NumGoroutine(), programs: programs()}
+	pids := []int{os.Getpid()}
+	for _, w := range s.ws {
+		pids = append(pids, w.cmd.Process.Pid)
+	}
+	for _, pid := range pids {
+		one.memory += resident(pid)
+		if d, err := os.ReadDir(fmt.Sprintf("/proc/%d/fd", pid)); err == nil {
+			one.descriptors += len(d)
+		}
+	}
+	if tables, err := s.pair.A.NFTables(); err == nil {
+		one.tables = len(tables)
+	}
+	s.samples = append(s.samples, one)
+}
+
+// resident is how much memory a process holds, in KiB; 0 if it is gone.
+func resident(pid int) int {
+	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/statm", pid))
+	var size, pages int
+	if err == nil {
+		_, err = fmt.Sscan(string(b), &size, &pages)
+	}
+	if err != nil {
+		return 0
+	}
+	return pages * os.Getpagesize() / 1024
+}
+
+// programs counts the eBPF programs of the machine; 0 if that is not allowed.
+func programs() (n int) {
+	for id := ebpf.ProgramID(0); ; n++ {
+		var err error
+		if id, err = ebpf.ProgramGetNextID(id); err != nil {
+			if !errors.Is(err, os.ErrNotExist) {
+				return 0
+			}
+			return n
+		}
+	}
+}
+
+// losses adds up what the flows have lost.
+func (r *result) losses() (by map[string]int, left []time.Time, sent, arrived, doubled, overtook uint64, refused int) {
+	var lost []time.Time
+	for _, f := range r.flows {
+		f.mu.Lock()
+		lost = append(lost, f.lost...)
+		_, unexplained := explain(f.refused, r.windows)
+		refused += len(unexplained)
+		sent, arrived, doubled, overtook = sent+f.next, arrived+f.arrived, doubled+f.doubled, overtook+f.overtook
+		f.mu.Unlock()
+	}
+	by, left = explain(lost, r.windows)
+	return by, left, sent, arrived, doubled, overtook, refused
+}
+
+// growth compares the second quarter of a run with its last: ratios of the means.
+func (r *result) growth(of func(sample) int) float64 {
+	n := len(r.samples)
+	if n < 16 {
+		return 1 // too short to tell
+	}
+	mean := func(s []sample) (sum float64) {
+		for _, one := range s {
+			sum += float64(of(one))
+		}
+		return sum/float64(len(s)) + 1
+	}
+	return mean(r.samples[3*n/4:n-1]) / mean(r.samples[n/4:n/2])
+}
+
+// measures are what must not grow.
+var measures = []struct {
+	name string
+	of   func(sample) int
+	most float64 // ratio of the end to the middle
+}{
+	{"memory, KiB", func(s sample) int { return s.memory }, 1.5},
+	{"descriptors", func(s sample) int { return s.descriptors }, 1.5},
+	{"goroutines", func(s sample) int { return s.goroutines }, 1.5},
+	{"eBPF programs", func(s sample) int { return s.programs }, 2},
+	{"tables of the host", func(s sample) int { return s.tables }, 2},
+}
+
+// faults are what a run must not have.
+func (r *result) faults() (list []string) {
+	_, left, _, _, doubled, _, refused := r.losses()
+	if len(left) > 0 {
+		at := left[0].Sub(r.begin).Round(time.Millisecond)
+		list = append(list, fmt.Sprintf("%d datagrams are lost and nothing says why, the first sent at %v", len(left), at))
+	}
+	if doubled > 0 {
+		list = append(list, fmt.Sprintf("%d datagrams came twice", doubled))
+	}
+	if refused > 0 {
+		list = append(list, fmt.Sprintf("%d datagrams were refused by the sender's own socket", refused))
+	}
+	if r.sum.Lost > 0 {
+		list = append(list, fmt.Sprintf("handles count %d lost packets", r.sum.Lost))
+	}
+	for _, m := range measures {
+		if g := r.growth(m.of); g > m.most {
+			list = append(list, fmt.Sprintf("%s: %.2f times as much at the end as in the middle", m.name, g))
+		}
+	}
+	for _, l := range r.left {
+		if !strings.Contains(l, "strangers") && !strings.Contains(l, "table inet divert") { // of the killed, see docs/linux.md
+			list = append(list, "left behind: "+l)
+		}
+	}
+	return append(list, r.trouble...)
+}
+
+func (r *result) fine() bool { return len(r.faults()) == 0 }
+
+// print writes the report as Markdown.
+func (r *result) print(w io.Writer) {
+	by, left, sent, arrived, doubled, overtook, _ := r.losses()
+	var uts unix.Utsname
+	_ = unix.Uname(&uts)
+	fmt.Fprintf(w, "# Soak of %v\n\n", r.end.Sub(r.begin).Round(time.Second))
+	fmt.Fprintf(w, "%s, Linux %s, %d processors, %s, seed %d.\n\n", r.begin.UTC().Format("2006-01-02"), unix.ByteSliceToString(uts.Release[:]), runtime.NumCPU(), runtime.Version(), r.seed)
+	fmt.Fprintf(w, "| datagrams | |\n|---|---|\n| sent | %d |\n| arrived | %d |\n", sent, arrived)
+	for _, why := range slices.Sorted(maps.Keys(by)) {
+		fmt.Fprintf(w, "| lost, %s | %d |\n", why, by[why])
+	}
+	fmt.Fprintf(w, "| lost, unexplained | %d |\n| twice | %d |\n| behind a later one | %d |\n\n", len(left), doubled, overtook)
+	fmt.Fprintf(w, "| what happened | |\n|---|---|\n| handles opened, by workers that ended well | %d |\n| filters changed | %d |\n| packets carried | %d |\n| copies | %d |\n| workers killed | %d |\n| workers stopped for 0.3 s | %d |\n| foreign transactions | %d |\n| link down and up | %d |\n\n",
+		r.sum.Opened, r.sum.Changed, r.sum.Carried, r.sum.Copies, r.kills, r.stops, r.foreign, r.flaps)
+	fmt.Fprintf(w, "| | least | most | last | end / middle |\n|---|---|---|---|---|\n")
+	for _, m := range measures {
+		values := make([]int, 0, len(r.samples))
+		for _, s := range r.samples {
+			values = append(values, m.of(s))
+		}
+		if len(values) > 0 {
+			fmt.Fprintf(w, "| %s | %d | %d | %d | %.2f |\n", m.name, slices.Min(values), slices.Max(values), values[len(values)-1], r.growth(m.of))
+		}
+	}
+	if f := r.faults(); len(f) > 0 {
+		fmt.Fprintf(w, "\n**Faults:**\n\n- %s\n", strings.Join(f, "\n- "))
+	} else {
+		fmt.Fprintf(w, "\nNo faults.\n")
+	}
+}
