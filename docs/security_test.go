@@ -4,6 +4,7 @@ import (
 	"os"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strings"
 	"testing"
 )
@@ -14,16 +15,32 @@ var (
 	packageOf = regexp.MustCompile("^\\| `([a-z0-9]+)` \\| `([a-z0-9./]+)` \\|")
 )
 
-// TestSecurityTests: each line of the tables of the security manual names tests, and all of them exist.
-func TestSecurityTests(t *testing.T) {
-	lines := manual(t, "security.md")
-	tests := map[string]map[string]bool{} // by the name of their package in the manual
-	for _, line := range lines {
+// TestNamedTests: each line of the tables of these pages names tests, and all of them exist.
+func TestNamedTests(t *testing.T) {
+	security := manual(t, "security.md")
+	tests := map[string]map[string]bool{"backlog": testsIn(t, "../internal/backlog")} // by the name of their package in the manual
+	for _, line := range security {
 		if m := packageOf.FindStringSubmatch(line); m != nil {
 			tests[m[1]] = testsIn(t, filepath.Join("..", m[2]))
 		}
 	}
-	checked, table := 0, false
+	reliability := manual(t, "reliability.md")
+	end := slices.Index(reliability, "## How it is found out")
+	if end < 0 {
+		t.Fatal("reliability.md is written in another way")
+	}
+	if n := checkNamed(t, "security.md", security, tests); n < 50 {
+		t.Errorf("%d tests are named in security.md: it is written in another way", n)
+	}
+	if n := checkNamed(t, "reliability.md", reliability[:end], tests); n < 25 {
+		t.Errorf("%d tests are named in reliability.md: it is written in another way", n)
+	}
+}
+
+// checkNamed checks the lines of tables and returns how many tests they name.
+func checkNamed(t *testing.T, page string, lines []string, tests map[string]map[string]bool) (checked int) {
+	t.Helper()
+	table := false
 	for i, line := range lines {
 		if !strings.HasPrefix(line, "|") {
 			table = false
@@ -36,18 +53,16 @@ func TestSecurityTests(t *testing.T) {
 		}
 		named := namedTest.FindAllStringSubmatch(line, -1)
 		if len(named) == 0 {
-			t.Errorf("line %d names no test: %s", i+1, line)
+			t.Errorf("%s:%d names no test: %s", page, i+1, line)
 		}
 		for _, m := range named {
 			checked++
 			if !tests[m[1]][m[2]] {
-				t.Errorf("line %d: there is no test %s.%s", i+1, m[1], m[2])
+				t.Errorf("%s:%d: there is no test %s.%s", page, i+1, m[1], m[2])
 			}
 		}
 	}
-	if checked < 50 {
-		t.Errorf("%d tests are named: the manual is written in another way", checked)
-	}
+	return checked
 }
 
 // testsIn returns the names of the tests in a directory.
