@@ -336,24 +336,20 @@ func (f *Filter) check(err error) {
 	}
 }
 
-// held returns a packet to keep. One of this host's own must not count against its socket's buffer meanwhile, which would
-// hold up the sender: it is dropped, and sent anew.
+// held returns a copy of a packet, to be sent anew. The packet itself is dropped: meanwhile it would count against the buffer
+// of its socket, which would hold up the sender, or take a place in the queue.
 func (f *Filter) held(p *divert.Packet) divert.Packet {
 	c := p.Clone()
-	if p.Addr.Outbound {
-		f.drop(p)
-	}
+	f.drop(p)
 	f.stats.Memory += len(c.Data)
 	return c
 }
 
-// release ends the holding of packets: they go on, or are dropped.
+// release ends the holding of packets: they go on, or nowhere.
 func (f *Filter) release(p *divert.Packet, on bool) {
 	f.stats.Memory -= len(p.Data)
 	if on {
 		f.send(p)
-	} else if !p.Addr.Outbound {
-		f.drop(p)
 	}
 }
 

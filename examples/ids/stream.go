@@ -1,0 +1,352 @@
+package main
+
+import (
+	"bytes"
+	"slices"
+
+	"github.com/opendivert/divert"
+	"github.com/opendivert/divert/internal/clienthello"
+	"github.com/opendivert/divert/packet"
+)
+
+// half are the bytes that one side of a connection sends.
+type half struct {
+	begun bool
+	start uint32 // sequence number of the first byte
+	next  uint32 // of the next byte to be inspected
+	acked uint32 // bytes before it have arrived at the other side
+
+	data   []byte // what was inspected last: the bytes before next
+	behind uint64 // bytes before data
+	state  int32  // of the automaton
+
+	candidates []candidate // rules whose pattern was found, and that may hold once more has come
+	done       map[*rule]uint64
+
+	held  []segment // what came ahead of missing bytes, by sequence number
+	http  httpReader
+	tls   clienthello.Reader
+	named bool // the hello was read, or there is none
+}
+
+// candidate is a rule whose pattern was found at a place of the stream.
+type candidate struct {
+	rule *rule
+	at   uint64
+}
+
+// segment is a packet that waits for bytes before it.
+type segment struct {
+	seq    uint32
+	data   []byte
+	packet divert.Packet
+}
+
+// The bounds of what is kept of each half.
+const (
+	window        = 32 << 10 // bytes in which all contents of a rule must lie
+	maxAhead      = 1 << 20  // bytes that may wait or are not acknowledged
+	maxHeld       = 1024     // packets that may wait
+	maxCandidates = 64
+)
+
+// empty lets go of what a half keeps; packets that wait go nowhere.
+func (e *engine) empty(h *half) {
+	e.memory -= len(h.data)
+	for i := range h.held {
+		e.memory -= len(h.held[i].data)
+	}
+	h.data, h.held = nil, nil
+}
+
+// before reports whether a sequence number comes before another (RFC 9293 section 3.4).
+func before(a, b uint32) bool { return int32(a-b) < 0 }
+
+// segment inspects a packet of TCP.
+func (e *engine) segment(p *divert.Packet) error {
+	tcp := e.parsed.TCP(p.Data)
+	flags, seq, body := tcp.Flags(), tcp.Seq(), e.parsed.Payload(p.Data)
+	src, dst := p.Src(), p.Dst()
+	f, fresh := e.flowOf(src, dst, false)
+	opens := flags&(packet.TCPSyn|packet.TCPAck) == packet.TCPSyn
+	if opens && !fresh && !(f.client == src && f.halves[0].begun && f.halves[0].start == seq+1) { // another connection
+		for i := range f.halves {
+			e.empty(&f.halves[i])
+		}
+		*f = flow{key: f.key, client: src, id: f.id + 1}
+	}
+	if fresh && flags&(packet.TCPSyn|packet.TCPAck) == packet.TCPSyn|packet.TCPAck {
+		f.client = dst
+	}
+	s := side(src != f.client)
+	if f.dropped {
+		return e.end(p)
+	}
+	h, other := &f.halves[s], &f.halves[1-s]
+	if flags&packet.TCPSyn != 0 {
+		seq++
+	}
+	if !h.begun {
+		h.begun, h.start, h.next, h.acked = true, seq, seq, seq
+	}
+	f.seen[s] = true
+	if flags&packet.TCPAck != 0 && other.begun {
+		if ack := tcp.Ack(); before(other.acked, ack) {
+			other.acked = ack
+			if before(other.next, ack) { // of a FIN, or of bytes that passed elsewhere
+				other.acked = other.next
+			}
+		}
+	}
+	f.opened = f.opened || flags&packet.TCPSyn == 0 && (f.seen[0] && f.seen[1] || fresh)
+	c := subject{src: src, dst: dst, protocol: "tcp", flow: f, toServer: s == 0, packet: true, size: len(body)}
+	c.fields[payload] = body
+	e.inspect(e.packets, payload, &c)
+	if e.dropIt {
+		return e.refuse(p, f)
+	}
+	if len(body) == 0 || flags&packet.TCPRst != 0 {
+		return e.out.Accept(p)
+	}
+	if flags&packet.TCPUrg != 0 && e.inline { // receivers take the urgent byte out of the stream, or do not
+		return e.end(p)
+	}
+	return e.bytes(p, h, &c, seq, body)
+}
+
+// bytes takes bytes of a half in: those that are next are inspected, those ahead wait.
+func (e *engine) bytes(p *divert.Packet, h *half, c *subject, seq uint32, body []byte) error {
+	end := seq + uint32(len(body))
+	switch {
+	case !h.agrees(seq, body):
+		e.counters.differing++
+		return e.end(p)
+	case !before(h.next, end): // sent again
+		if e.inline && before(seq, h.next-uint32(len(h.data))) && before(h.acked, end) {
+			return e.end(p) // what it was is not known any more, and the other side may not have it
+		}
+		return e.out.Accept(p)
+	case before(h.next, seq) || e.inline && h.next-h.acked > maxAhead:
+		return e.hold(p, h, seq, body)
+	}
+	e.read(h, c, body[h.next-seq:])
+	for len(h.held) > 0 && !before(h.next, h.held[0].seq) && !e.dropIt {
+		s := h.held[0]
+		h.held = slices.Delete(h.held, 0, 1)
+		e.memory -= len(s.data)
+		if from := int(h.next - s.seq); from < len(s.data) {
+			e.read(h, c, s.data[from:])
+		}
+		if !e.inline {
+			continue
+		}
+		if p != nil { // it goes before those that have waited for it
+			if err := e.out.Accept(p); err != nil {
+				return err
+			}
+			p = nil
+		}
+		if e.dropIt {
+			e.parsed.Parse(s.packet.Data) // it was one before
+			return e.refuse(&s.packet, c.flow)
+		}
+		if err := e.out.Send(&s.packet); err != nil {
+			return err
+		}
+	}
+	switch {
+	case p == nil:
+		return nil
+	case e.dropIt:
+		return e.refuse(p, c.flow)
+	}
+	return e.out.Accept(p)
+}
+
+// agrees reports whether bytes are those that came before, as far as these are known.
+func (h *half) agrees(seq uint32, b []byte) bool {
+	if !equalOverlap(h.next-uint32(len(h.data)), h.data, seq, b) {
+		return false
+	}
+	for i := range h.held {
+		if !equalOverlap(h.held[i].seq, h.held[i].data, seq, b) {
+			return false
+		}
+	}
+	return true
+}
+
+// equalOverlap reports whether two pieces of a stream agree where both have bytes.
+func equalOverlap(seqA uint32, a []byte, seqB uint32, b []byte) bool {
+	if before(seqB, seqA) {
+		seqA, a, seqB, b = seqB, b, seqA, a
+	}
+	skip := int(seqB - seqA)
+	if skip >= len(a) {
+		return true
+	}
+	a = a[skip:]
+	n := min(len(a), len(b))
+	return bytes.Equal(a[:n], b[:n])
+}
+
+// hold keeps a packet until the bytes before it have come. One for which there is no room is dropped; its sender sends it again.
+func (e *engine) hold(p *divert.Packet, h *half, seq uint32, body []byte) error {
+	if len(h.held) >= maxHeld || seq-h.next > maxAhead || !before(h.next, seq) {
+		return e.end(p)
+	}
+	at, known := slices.BinarySearchFunc(h.held, seq, func(s segment, seq uint32) int { return int(int32(s.seq - seq)) })
+	if known && len(h.held[at].data) >= len(body) {
+		return e.end(p) // it waits already
+	}
+	s := segment{seq: seq, packet: p.Clone()}
+	s.data = s.packet.Payload()
+	h.held = slices.Insert(h.held, at, s)
+	e.memory += len(body)
+	return e.out.Drop(p) // not to take a place in the queue, or in its sender's buffer; it is sent anew
+}
+
+// read inspects the next bytes of a half.
+func (e *engine) read(h *half, c *subject, b []byte) {
+	h.trim(e)
+	begin := h.behind + uint64(len(h.data))
+	h.data = append(h.data, b...)
+	h.next += uint32(len(b))
+	e.memory += len(b)
+	if len(e.stream.rules) > 0 {
+		h.state = e.stream.patterns.scan(h.state, b, func(pattern, end int) { h.nominate(e.stream.rules[pattern], begin+uint64(end)) })
+	}
+	sc := *c
+	sc.packet = false
+	kept := h.candidates[:0]
+	for _, k := range h.candidates {
+		if !e.tryStream(k.rule, h, &sc) && len(k.rule.tests[payload]) > 1 && begin-min(begin, k.at) < window {
+			kept = append(kept, k) // what is missing may come
+		}
+	}
+	h.candidates = kept
+	for _, r := range e.stream.slow {
+		e.tryStream(r, h, &sc)
+	}
+	e.application(h, c, b)
+}
+
+// nominate makes a rule a candidate. The first of too many makes way.
+func (h *half) nominate(r *rule, at uint64) {
+	for i := range h.candidates {
+		if h.candidates[i].rule == r {
+			h.candidates[i].at = at
+			return
+		}
+	}
+	if len(h.candidates) == maxCandidates {
+		h.candidates = slices.Delete(h.candidates, 0, 1)
+	}
+	h.candidates = append(h.candidates, candidate{r, at})
+}
+
+// tryStream tries a rule on the window of a half, behind the place up to which it held before.
+func (e *engine) tryStream(r *rule, h *half, c *subject) bool {
+	from := max(h.done[r], h.behind)
+	if r.absolute() && from > 0 { // it is about the beginning
+		return false
+	}
+	c.fields[payload] = h.data[from-h.behind:]
+	if !e.try(r, c) {
+		return false
+	}
+	if h.done == nil {
+		h.done = map[*rule]uint64{}
+	}
+	h.done[r] = h.behind + uint64(len(h.data))
+	return true
+}
+
+// trim forgets the bytes that are no more needed: those before the window that the other side has.
+func (h *half) trim(e *engine) {
+	keep := max(window, int(h.next-h.acked))
+	if !e.inline {
+		keep = window
+	}
+	if len(h.data) < 2*keep {
+		return
+	}
+	gone := len(h.data) - keep
+	h.behind += uint64(gone)
+	h.data = append(h.data[:0], h.data[gone:]...)
+	e.memory -= gone
+}
+
+// application reads bytes as the protocols that rules ask about.
+func (e *engine) application(h *half, c *subject, b []byte) {
+	use := func(app string, f *fields) {
+		ac := subject{src: c.src, dst: c.dst, protocol: "tcp", app: app, flow: c.flow, toServer: c.toServer, fields: *f}
+		for at := payload + 1; at < buffers; at++ {
+			if f[at] != nil {
+				e.inspect(e.fields[at], at, &ac)
+			}
+		}
+	}
+	h.http.read(b, !c.toServer, func(f *fields) { use("http", f) })
+	if !h.named && c.toServer {
+		hello := h.tls.Read(b)
+		if h.named = hello.State != clienthello.NeedMore; h.named {
+			h.tls = clienthello.Reader{}
+		}
+		if hello.State == clienthello.Named {
+			use("tls", &fields{tlsSNI: []byte(hello.Name)})
+		}
+	}
+}
+
+// refuse ends a packet that a rule drops, and with it its flow.
+func (e *engine) refuse(p *divert.Packet, f *flow) error {
+	if e.inline && f.reject {
+		e.reset(p)
+	}
+	e.letGo(f)
+	return e.end(p)
+}
+
+// letGo lets go of what is kept of a flow that goes nowhere any more.
+func (e *engine) letGo(f *flow) {
+	if e.inline {
+		for i := range f.halves {
+			e.empty(&f.halves[i])
+		}
+	}
+}
+
+// reset ends a connection at both ends, by a packet that is dropped.
+func (e *engine) reset(p *divert.Packet) {
+	tcp := e.parsed.TCP(p.Data)
+	back, ok := packet.AppendReset(nil, p.Data, &e.parsed)
+	if !ok || tcp.Flags()&packet.TCPAck == 0 {
+		return
+	}
+	a := p.Addr
+	a.IPChecksum, a.TCPChecksum, a.UDPChecksum = true, true, true // they are computed
+	h := packet.Header{Src: p.Src(), Dst: p.Dst()}
+	if on, err := h.AppendTCP(nil, packet.Segment{Seq: tcp.Seq(), Ack: tcp.Ack(), Flags: packet.TCPRst | packet.TCPAck}, nil); err == nil {
+		_ = e.out.Send(&divert.Packet{Data: on, Addr: a}) // that it is dropped matters more
+	}
+	a.Outbound = !a.Outbound
+	_ = e.out.Send(&divert.Packet{Data: back, Addr: a})
+}
+
+// unreachable tells the sender of a datagram that it is refused.
+func (e *engine) unreachable(p *divert.Packet) {
+	if !e.inline {
+		return
+	}
+	code := uint8(packet.ICMPPortUnreachable)
+	if e.parsed.Family == 6 {
+		code = packet.ICMPv6PortUnreachable
+	}
+	if b, ok := packet.AppendUnreachable(nil, p.Data, &e.parsed, code); ok {
+		a := p.Addr
+		a.Outbound = !a.Outbound
+		a.IPChecksum, a.TCPChecksum, a.UDPChecksum = true, true, true
+		_ = e.out.Send(&divert.Packet{Data: b, Addr: a})
+	}
+}
