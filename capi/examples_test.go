@@ -30,7 +30,7 @@ func example(name string) string { return filepath.Join("..", "examples", "c", n
 // TestExamplesCompile compiles the examples as C and as C++.
 func TestExamplesCompile(t *testing.T) {
 	for _, source := range []string{
-		"netdump.c", "netfilter.c", "passthru.c", "flowtrack.c", "socketdump.c", "windivertctl.c",
+		"netdump.c", "netfilter.c", "passthru.c", "flowtrack.c", "socketdump.c", "windivertctl.c", "rewrite.c",
 	} {
 		for _, d := range dialects {
 			t.Run(source+"/"+d.name, func(t *testing.T) { compile(t, example(source), d) })
@@ -402,41 +402,102 @@ func queued(t *testing.T, h *lab.Host) (most int) {
 	return most
 }
 
-// TestExamplePython lets Python change datagrams.
-func TestExamplePython(t *testing.T) {
-	python, err := exec.LookPath("python3")
-	if err != nil {
-		t.Skip(err)
-	}
-	pair := lab.TwoHostsT(t, lab.LinkOptions{})
-	conn, err := pair.B.ListenPacket("udp", netip.AddrPortFrom(pair.B.Addr4(), 0).String())
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer conn.Close()
-	script := exec.Command(python, filepath.Join("..", "examples", "python", "edit.py"),
-		fmt.Sprintf("udp.DstPort == %d", conn.LocalAddr().(*net.UDPAddr).Port), "coffee", "cocoa!",
-		filepath.Join(library(t), "libwindivert.so"))
-	edit := startAt(t, pair.A, script)
-	select {
-	case line := <-edit.lines:
-		if line != "diverting" {
-			t.Fatal(line)
-		}
-	case <-time.After(20 * time.Second):
-		t.Fatal("it does not open its handle")
-	}
-	from, err := pair.A.Dial(t.Context(), "udp", conn.LocalAddr().String())
+// replaced sends datagrams through a program that replaces a word, until it is interrupted.
+func replaced(t *testing.T, pair *lab.Pair, to net.PacketConn, text, want string, cmd *exec.Cmd) {
+	t.Helper()
+	b := startAt(t, pair.A, cmd)
+	b.await(t, "^diverting$")
+	from, err := pair.A.Dial(t.Context(), "udp", to.LocalAddr().String())
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer from.Close()
 	for range 3 {
-		fmt.Fprint(from, "a cup of coffee")
-		b := make([]byte, 100)
-		conn.SetReadDeadline(time.Now().Add(5 * time.Second))
-		if n, _, err := conn.ReadFrom(b); string(b[:n]) != "a cup of cocoa!" {
-			t.Fatalf("%q arrives, %v; it prints %s", b[:n], err, edit.printed())
+		fmt.Fprint(from, text)
+		got := make([]byte, 100)
+		to.SetReadDeadline(time.Now().Add(20 * time.Second))
+		if n, _, err := to.ReadFrom(got); string(got[:n]) != want {
+			t.Fatalf("%q arrives, %v; it prints %s", got[:n], err, b.printed())
+		}
+	}
+	if err := cmd.Process.Signal(os.Interrupt); err != nil {
+		t.Fatal(err)
+	}
+	ended := make(chan error, 1)
+	go func() { ended <- cmd.Wait() }()
+	select {
+	case err := <-ended:
+		if err != nil {
+			t.Errorf("interrupted, it ends with %v", err)
+		}
+	case <-time.After(20 * time.Second):
+		t.Error("interrupted, it waits on")
+		_ = cmd.Process.Kill()
+	}
+}
+
+// receiver returns a socket on B, and a filter for what is sent to it.
+func receiver(t *testing.T, pair *lab.Pair) (net.PacketConn, string) {
+	t.Helper()
+	conn, err := pair.B.ListenPacket("udp", netip.AddrPortFrom(pair.B.Addr4(), 0).String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { conn.Close() })
+	return conn, fmt.Sprintf("outbound and udp.DstPort == %d", conn.LocalAddr().(*net.UDPAddr).Port)
+}
+
+func TestExampleRewrite(t *testing.T) {
+	pair := lab.TwoHostsT(t, lab.LinkOptions{})
+	conn, filter := receiver(t, pair)
+	replaced(t, pair, conn, "a cup of coffee, please", "a cup of black tea, please",
+		exec.Command(compile(t, example("rewrite.c"), gccModern), filter, "coffee", "black tea"))
+}
+
+// python returns a command of a Python script with the library, which is its last argument.
+func python(t *testing.T, script string, args ...string) *exec.Cmd {
+	t.Helper()
+	interpreter, err := exec.LookPath("python3")
+	if err != nil {
+		t.Skip(err)
+	}
+	if out, err := exec.Command(interpreter, "-c", "import os; os.eventfd").CombinedOutput(); err != nil {
+		t.Skipf("Python 3.10 has eventfd: %s", out)
+	}
+	args = append([]string{"-B", filepath.Join("..", "examples", "python", script)}, args...)
+	return exec.Command(interpreter, append(args, filepath.Join(library(t), "libwindivert.so"))...)
+}
+
+// TestExamplePython lets Python change datagrams. Control-C ends it while it waits for one.
+func TestExamplePython(t *testing.T) {
+	pair := lab.TwoHostsT(t, lab.LinkOptions{})
+	conn, filter := receiver(t, pair)
+	replaced(t, pair, conn, "a cup of coffee", "a cup of cocoa!", python(t, "edit.py", filter, "coffee", "cocoa!"))
+}
+
+// TestExamplePythonAsyncio lets Python delay datagrams; those that wait when it is interrupted are sent.
+func TestExamplePythonAsyncio(t *testing.T) {
+	pair := lab.TwoHostsT(t, lab.LinkOptions{})
+	conn, filter := receiver(t, pair)
+	replaced(t, pair, conn, "late", "late", python(t, "lag.py", filter, "0.05"))
+
+	cmd := python(t, "lag.py", filter, "3600")
+	lag := startAt(t, pair.A, cmd)
+	lag.await(t, "^diverting$")
+	from, err := pair.A.Dial(t.Context(), "udp", conn.LocalAddr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer from.Close()
+	fmt.Fprint(from, "one")
+	fmt.Fprint(from, "two")
+	eventually(t, func() bool { return queued(t, pair.A) >= 2 })
+	_ = cmd.Process.Signal(os.Interrupt)
+	lag.await(t, `^sending \d packets$`)
+	for range 2 {
+		conn.SetReadDeadline(time.Now().Add(20 * time.Second))
+		if n, _, err := conn.ReadFrom(make([]byte, 100)); n != 3 {
+			t.Errorf("%d bytes arrive, %v", n, err)
 		}
 	}
 }

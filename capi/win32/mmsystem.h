@@ -8,7 +8,17 @@ typedef UINT MMRESULT;
 
 #define TIMERR_NOERROR 0
 #define timeGetTime GetTickCount
-#define timeBeginPeriod(milliseconds) ((void)(milliseconds), (MMRESULT)TIMERR_NOERROR)
-#define timeEndPeriod(milliseconds) ((void)(milliseconds), (MMRESULT)TIMERR_NOERROR)
+
+static inline MMRESULT timeBeginPeriod(UINT milliseconds)
+{
+    (void)milliseconds;
+    return TIMERR_NOERROR;
+}
+
+static inline MMRESULT timeEndPeriod(UINT milliseconds)
+{
+    (void)milliseconds;
+    return TIMERR_NOERROR;
+}
 
 #endif
