@@ -36,7 +36,7 @@ var faults = map[int][]unix.Errno{
 	unix.SYS_SENDMSG:         {unix.ENOBUFS, unix.EINTR, unix.ENOMEM, unix.EPERM},
 	unix.SYS_SENDMMSG:        {unix.ENOBUFS, unix.EINTR, unix.ENOMEM, unix.EPERM},
 	unix.SYS_RECVFROM:        {unix.ENOBUFS, unix.EINTR, unix.ENOMEM},
-	unix.SYS_RECVMSG:         {unix.ENOBUFS, unix.EINTR, unix.ENOMEM},
+	unix.SYS_RECVMSG:         {unix.ENOBUFS, unix.ENOMEM}, // EINTR comes only to those that wait in the call
 	unix.SYS_RECVMMSG:        {unix.ENOBUFS, unix.EINTR, unix.ENOMEM},
 	unix.SYS_SETSOCKOPT:      {unix.ENOMEM, unix.EPERM, unix.ENOPROTOOPT},
 	unix.SYS_GETSOCKOPT:      {unix.ENOMEM},

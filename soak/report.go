@@ -10,11 +10,14 @@ import (
 	"os"
 	"runtime"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 
 	"github.com/cilium/ebpf"
 	"golang.org/x/sys/unix"
+
+	"github.com/opendivert/divert/internal/lab"
 )
 
 // sample is what there is of everything at one time.
@@ -87,6 +90,32 @@ func (r *result) losses() (by map[string]int, left []time.Time, sent, arrived, d
 	return by, left, sent, arrived, doubled, overtook, refused
 }
 
+// near says when losses were sent, and what happened last before and next after.
+func (r *result) near(lost []time.Time) string {
+	slices.SortFunc(lost, time.Time.Compare)
+	var text []string
+	for i, at := range lost {
+		if i > 0 && at.Sub(lost[i-1]) < 100*time.Millisecond {
+			continue // of the same
+		}
+		if len(text) == 10 {
+			text = append(text, "…")
+			break
+		}
+		before, after := "nothing", "nothing"
+		for _, w := range r.windows { // in the order of time
+			if w.at.Before(at) {
+				before = fmt.Sprintf("%s %v before", w.why, at.Sub(w.at).Round(time.Millisecond))
+			} else {
+				after = fmt.Sprintf("%s %v after", w.why, w.at.Sub(at).Round(time.Millisecond))
+				break
+			}
+		}
+		text = append(text, fmt.Sprintf("%v (%s, %s)", at.Sub(r.begin).Round(time.Millisecond), before, after))
+	}
+	return strings.Join(text, "; ")
+}
+
 // growth compares the second quarter of a run with its last: ratios of the means.
 func (r *result) growth(of func(sample) int) float64 {
 	n := len(r.samples)
@@ -118,9 +147,8 @@ var measures = []struct {
 // faults are what a run must not have.
 func (r *result) faults() (list []string) {
 	_, left, _, _, doubled, _, refused := r.losses()
-	if len(left) > 0 {
-		at := left[0].Sub(r.begin).Round(time.Millisecond)
-		list = append(list, fmt.Sprintf("%d datagrams are lost and nothing says why, the first sent at %v", len(left), at))
+	if len(left) > r.full {
+		list = append(list, fmt.Sprintf("%d datagrams are lost and nothing says why: %s", len(left)-r.full, r.near(left)))
 	}
 	if doubled > 0 {
 		list = append(list, fmt.Sprintf("%d datagrams came twice", doubled))
@@ -157,7 +185,7 @@ func (r *result) print(w io.Writer) {
 	for _, why := range slices.Sorted(maps.Keys(by)) {
 		fmt.Fprintf(w, "| lost, %s | %d |\n", why, by[why])
 	}
-	fmt.Fprintf(w, "| lost, unexplained | %d |\n| twice | %d |\n| behind a later one | %d |\n\n", len(left), doubled, overtook)
+	fmt.Fprintf(w, "| lost, the receiver's buffer was full | %d |\n| lost, unexplained | %d |\n| twice | %d |\n| behind a later one | %d |\n\n", min(r.full, len(left)), max(len(left)-r.full, 0), doubled, overtook)
 	fmt.Fprintf(w, "| what happened | |\n|---|---|\n| handles opened, by workers that ended well | %d |\n| filters changed | %d |\n| packets carried | %d |\n| copies | %d |\n| workers killed | %d |\n| workers stopped for 0.3 s | %d |\n| foreign transactions | %d |\n| link down and up | %d |\n\n",
 		r.sum.Opened, r.sum.Changed, r.sum.Carried, r.sum.Copies, r.kills, r.stops, r.foreign, r.flaps)
 	fmt.Fprintf(w, "| | least | most | last | end / middle |\n|---|---|---|---|---|\n")
@@ -175,4 +203,40 @@ func (r *result) print(w io.Writer) {
 	} else {
 		fmt.Fprintf(w, "\nNo faults.\n")
 	}
+}
+
+// full counts the datagrams that the hosts have dropped because the buffer of a socket was full.
+func full(hosts ...*lab.Host) (n int, err error) {
+	for _, h := range hosts {
+		err = errors.Join(err, h.Do(func() error {
+			for _, file := range []string{"snmp", "snmp6"} {
+				b, err := os.ReadFile("/proc/thread-self/net/" + file)
+				if err != nil {
+					return err
+				}
+				n += bufferErrors(string(b))
+			}
+			return nil
+		}))
+	}
+	return n, err
+}
+
+// bufferErrors reads the counter of either family: names and values are in two lines, or in each line.
+func bufferErrors(text string) (n int) {
+	var names []string
+	for line := range strings.Lines(text) {
+		fields := strings.Fields(line)
+		switch {
+		case len(fields) == 2 && fields[0] == "Udp6RcvbufErrors":
+			n, _ = strconv.Atoi(fields[1])
+		case len(fields) > 0 && fields[0] == "Udp:" && names == nil:
+			names = fields
+		case len(fields) > 0 && fields[0] == "Udp:":
+			if i := slices.Index(names, "RcvbufErrors"); i > 0 && i < len(fields) {
+				n, _ = strconv.Atoi(fields[i])
+			}
+		}
+	}
+	return n
 }

@@ -39,6 +39,7 @@ type result struct {
 	sum        workerSum
 	trouble    []string // what workers and disturbances have to say
 	samples    []sample
+	full       int      // datagrams for which the buffer of a receiver had no room
 	left       []string // in the end: tables, descriptors …
 }
 
@@ -69,6 +70,8 @@ func run(ctx context.Context, o options) (*result, error) {
 	defer cancel()
 	err = s.live(ctx)
 	s.end = time.Now()
+	n, fullErr := full(pair.A, pair.B)
+	s.full, err = n, errors.Join(err, fullErr)
 	s.left = before.Leaks()
 	return &s.result, err
 }
@@ -238,7 +241,7 @@ func (s *soak) endWorkers() (err error) {
 // allow says that what is sent from before the time until after it may be lost.
 func (s *soak) allow(why string, before, after time.Duration) {
 	now := time.Now()
-	s.windows = append(s.windows, window{now.Add(-before), now.Add(after), why})
+	s.windows = append(s.windows, window{now.Add(-before), now.Add(after), why, now})
 }
 
 // disturb does something to the workers or to what surrounds them.
@@ -258,11 +261,12 @@ func (s *soak) disturb() error {
 // kill kills a worker with all its handles, and starts another.
 func (s *soak) kill(i int) error {
 	w := s.ws[i]
-	s.allow("killed", 2*time.Second, 2*time.Second)
+	s.allow("killed", 5*time.Second, 2*time.Second)
 	if err := w.cmd.Process.Kill(); err != nil {
 		return err
 	}
 	w.cmd.Wait() // killed is what it says
+	s.windows[len(s.windows)-1].to = time.Now().Add(2 * time.Second)
 	s.kills++
 	next, err := s.startWorker(w.number)
 	if err == nil {
@@ -284,7 +288,7 @@ func (s *soak) pause(i int) error {
 
 // flap takes the link down and up again. What is sent meanwhile is lost, and what waits for it in queues.
 func (s *soak) flap() error {
-	s.allow("link down", 2*time.Second, 3*time.Second)
+	s.allow("link down", 5*time.Second, 3*time.Second)
 	s.flaps++
 	link := s.pair.LinkB
 	if err := link.SetUp(false); err != nil {

@@ -87,6 +87,7 @@ func (f *flow) age(now time.Time, patience time.Duration) {
 type window struct {
 	from, to time.Time
 	why      string
+	at       time.Time // when it happened
 }
 
 // explain sorts losses by the windows that they lie in; what lies in none is left.
