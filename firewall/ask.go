@@ -68,7 +68,7 @@ type subject struct {
 	known    bool
 	outbound bool
 	protocol uint8
-	host     string // the newest name of the address, else the address
+	host     string // the name of the TLS server, the name of the address that was asked for last, or the address
 	port     uint16
 }
 
@@ -82,8 +82,8 @@ func subjectOf(c *Conn) subject {
 	}
 	if c.ServerName != "" {
 		s.host = c.ServerName
-	} else if n := len(c.Names); n > 0 {
-		s.host = c.Names[n-1]
+	} else if len(c.Names) > 0 {
+		s.host = c.Names[0]
 	}
 	return s
 }

@@ -78,7 +78,7 @@ type Firewall struct {
 	handle  *divert.Handle
 	resolve *divert.Handle // questions and answers of resolvers
 	names   *names
-	cache   process.Cache
+	seen    aging[uint32, process.Process] // by id, as they were last; under the mutex
 
 	listening   *listeners
 	noProcesses error // why processes are not known
@@ -92,6 +92,7 @@ type Firewall struct {
 	timely     string
 	flows      aging[flowKey, *flow]
 	looks      map[*flow]bool // that wait for a hello
+	helloBytes int            // that are held of those
 	questions  questions
 	answers    limiter
 	broadcasts broadcasts
@@ -121,7 +122,7 @@ func Open(r *Rules, c Config) (*Firewall, error) {
 	}
 	f := &Firewall{
 		config: c, rules: r, generation: 1, names: newNames(time.Now), timely: r.timely(time.Now()),
-		flows: aging[flowKey, *flow]{limit: maxFlows}, looks: map[*flow]bool{},
+		seen: aging[uint32, process.Process]{limit: maxSeen}, flows: aging[flowKey, *flow]{limit: maxFlows}, looks: map[*flow]bool{},
 		questions: newQuestions(), answers: limiter{rate: maxAnswers},
 	}
 	f.names.trust(f.trusted(r))
@@ -131,8 +132,11 @@ func Open(r *Rules, c Config) (*Firewall, error) {
 	return f, nil
 }
 
-// maxFlows is how many connections are remembered at least.
-const maxFlows = 1 << 16
+// How many connections and processes are remembered at least.
+const (
+	maxFlows = 1 << 16
+	maxSeen  = 4096
+)
 
 func (f *Firewall) open() (err error) {
 	if f.listening, err = openListeners(); err != nil {
@@ -412,16 +416,27 @@ func (f *Firewall) program(id uint32) (p Program) {
 	if id == 0 {
 		return p
 	}
-	var err error
-	if p.Process, err = f.cache.Lookup(id); err != nil {
-		return Program{}
-	}
+	p.Process = f.process(id)
 	if p.Process.Parent != 0 {
-		parent, err := f.cache.Lookup(p.Process.Parent)
-		if err == nil && !parent.Start.After(p.Process.Start) { // else another has the id now
+		if parent := f.process(p.Process.Parent); !parent.Start.After(p.Process.Start) { // else another has the id now
 			p.Parent = parent
 		}
 	}
+	return p
+}
+
+// process returns the process that has an id as it is now, since it may have become another program, or else as it was last
+// seen; the zero Process if it never was.
+func (f *Firewall) process(id uint32) process.Process {
+	p, err := process.Lookup(id)
+	if err == nil {
+		f.seen.put(id, p)
+		return p
+	}
+	if !errors.Is(err, process.ErrEnded) {
+		return process.Process{}
+	}
+	p, _ = f.seen.get(id)
 	return p
 }
 

@@ -471,6 +471,9 @@ func TestHello(t *testing.T) {
 			begin()
 			send(good[:10])
 			time.Sleep(helloTime + time.Second)
+			if f := b.Firewall; f.helloBytes != 0 || len(f.looks) != 0 {
+				t.Errorf("%d bytes of %d hellos are held", f.helloBytes, len(f.looks))
+			}
 			b.want("too slow", b.out(tcpPacket(t, host, peer, data(seq-10), good[:10])), "out RST, in RST")
 			b.logged()
 		}

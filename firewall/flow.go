@@ -40,6 +40,7 @@ type look struct {
 	reader clienthello.Reader
 	next   uint32 // the client's next sequence number
 	held   []divert.Packet
+	bytes  int // of held
 	until  time.Time
 }
 
@@ -47,7 +48,8 @@ type look struct {
 const (
 	helloTime    = 10 * time.Second // for a whole hello
 	maxHeldHello = 64               // packets of a hello
-	maxLooks     = 1024             // connections that wait for a hello; of more it is not waited for
+	maxLooks     = 1 << 16          // connections that wait for a hello
+	maxHello     = 32 << 20         // bytes of them all
 	sameExchange = 30 * time.Second // of UDP and others: what comes later is another exchange, unless rules were exchanged
 )
 
@@ -303,17 +305,26 @@ func (f *Firewall) abandon(fl *flow) {
 	}
 	if fl.look != nil {
 		f.check(f.handle.DropBatch(fl.look.held))
-		fl.look = nil
-		delete(f.looks, fl)
+		f.looked(fl)
 	}
+}
+
+// looked ends the wait for a connection's hello.
+func (f *Firewall) looked(fl *flow) {
+	f.helloBytes -= fl.look.bytes
+	fl.look = nil
+	delete(f.looks, fl)
 }
 
 // lookFor begins to wait for the hello of a connection's client, and reports whether that can be. The packet opens the
 // connection.
 func (f *Firewall) lookFor(fl *flow, p *divert.Packet, now time.Time) bool {
 	tcp := f.parsed.TCP(p.Data)
-	if tcp == nil || len(f.looks) >= maxLooks || f.parsed.PayloadLen > 0 {
+	if tcp == nil || f.parsed.PayloadLen > 0 {
 		return false
+	}
+	if len(f.looks) >= maxLooks {
+		f.giveUp(func(a, b *look) bool { return a.until.Before(b.until) })
 	}
 	fl.look = &look{next: tcp.Seq() + 1, until: now.Add(helloTime)}
 	f.looks[fl] = true
@@ -352,16 +363,32 @@ func (f *Firewall) looking(key flowKey, fl *flow, p *divert.Packet, tcp packet.T
 	}
 	if h.State == clienthello.NeedMore && len(l.held) < maxHeldHello {
 		l.held = append(l.held, p.Clone())
+		l.bytes += len(p.Data)
+		if f.helloBytes += len(p.Data); f.helloBytes > maxHello {
+			f.giveUp(func(a, b *look) bool { return a.bytes > b.bytes })
+		}
 		return
 	}
 	f.heard(key, fl, p, h)
 }
 
+// giveUp gives up waiting for the hello of one connection, the first by an order: whoever opens many and says little, or says
+// much, is not to be in the way of others.
+func (f *Firewall) giveUp(before func(a, b *look) bool) {
+	var first *flow
+	for fl := range f.looks {
+		if first == nil || before(fl.look, first.look) {
+			first = fl
+		}
+	}
+	f.abandon(first)
+	first.hello = true // its client sends its bytes again, and what it wants is not known
+}
+
 // heard decides a connection whose hello has been read, or does not come, by the packet that said so.
 func (f *Firewall) heard(key flowKey, fl *flow, p *divert.Packet, h clienthello.Hello) {
 	held := fl.look.held
-	fl.look = nil
-	delete(f.looks, fl)
+	f.looked(fl)
 	fl.hello = true
 	if h.State == clienthello.Named {
 		fl.serverName = h.Name

@@ -65,7 +65,7 @@ func (l *Learner) add(c *Conn) {
 		for _, name := range append(slices.Clone(c.Names), c.ServerName) {
 			if _, err := parsePattern(name); err == nil {
 				s.host, s.isName = name, true
-				break // the name that was asked for stands before those that it is an alias of
+				break // the name that was asked for last stands first
 			}
 		}
 	}

@@ -42,7 +42,7 @@ type names struct {
 	now       func() time.Time
 }
 
-// nameOf is a name of an address.
+// nameOf is a name of an address. Lists of them are not changed, once they are there.
 type nameOf struct {
 	name  string
 	until time.Time
@@ -78,7 +78,7 @@ func (n *names) trust(resolvers []netip.Addr) {
 	}
 }
 
-// of returns the names of an address, the newest last.
+// of returns the names of an address: those of the last answer first, and of an answer the name that was asked for.
 func (n *names) of(a netip.Addr) []string {
 	n.mu.Lock()
 	defer n.mu.Unlock()
@@ -148,16 +148,16 @@ func (n *names) learn(r answer) {
 	until := now.Add(min(max(time.Duration(r.ttl)*time.Second, minNameTime), maxNameTime))
 	for _, a := range r.addresses {
 		known, _ := n.addresses.get(a)
-		list := make([]nameOf, 0, len(known)+len(r.names)) // a copy, without what is over or comes again
-		for _, k := range known {
+		list := make([]nameOf, 0, len(known)+len(r.names))
+		for _, name := range r.names {
+			list = append(list, nameOf{name, until})
+		}
+		for _, k := range known { // without what is over or comes again
 			if now.Before(k.until) && !slices.Contains(r.names, k.name) {
 				list = append(list, k)
 			}
 		}
-		for _, name := range r.names {
-			list = append(list, nameOf{name, until})
-		}
-		n.addresses.put(a, list[max(0, len(list)-maxNames):])
+		n.addresses.put(a, list[:min(len(list), maxNames)])
 	}
 }
 

@@ -251,7 +251,7 @@ func (f *firewallFlags) listen(r *report) (*firewall.Prompts, net.Listener, erro
 		return nil, nil, nil
 	}
 	if err != nil {
-		return nil, nil, fmt.Errorf("--socket: %w", err)
+		return nil, nil, fmt.Errorf("the socket for divert firewall ask, %s (--socket names another): %w", printable(f.socket), err)
 	}
 	return &firewall.Prompts{}, l, nil
 }
