@@ -265,7 +265,7 @@ func TestSocketListenRefused(t *testing.T) {
 			d := openEvents(t, pair.A, packet.LayerSocket, tt.filter, flags)
 			early := strings.Contains(d.Description(), "a refused LISTEN fails")
 			if os.Getenv("DIVERT_NEED_LISTEN") != "" && !early {
-				t.Fatalf("this kernel should refuse at once: %+v", eventprog.ProbeListen())
+				t.Fatalf("this kernel should refuse at once: %+v", eventprog.RefuseListen.Err())
 			}
 			refusal := tt.early
 			switch {

@@ -16,7 +16,7 @@ import (
 )
 
 func TestRedirect(t *testing.T) {
-	if err := processes.Probe(); err != nil {
+	if err := processes.OfPackets.Err(); err != nil {
 		t.Skip(err)
 	}
 	pair := lab.TwoHostsT(t, lab.LinkOptions{})

@@ -246,7 +246,7 @@ func TestDumpSnapshots(t *testing.T) {
 }
 
 // needProcesses returns why the processes of packets are not to be had, nil if they are.
-func needProcesses() error { return kernelprocesses.Probe() }
+func needProcesses() error { return kernelprocesses.OfPackets.Err() }
 
 // TestProcesses prints and drops the packets of a process.
 func TestProcesses(t *testing.T) {

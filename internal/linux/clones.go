@@ -17,7 +17,7 @@ const conntrackPath = "/proc/sys/net/netfilter/nf_conntrack_count"
 // checkClones prepares the handle's programs to leave alone what the queue would drop, see codegen.CloneCheck. Where the
 // kernel does not let them see it, or tracks no connections yet, such packets are lost and counted as that.
 func (h *handle) checkClones() error {
-	if !h.source.Wants().Queued || !kernel.AtLeast(6, 11) || !mayPerfmon() {
+	if !h.source.Wants().Queued || !kernel.AtLeast(kernel.Version{Major: 6, Minor: 11}) || !mayPerfmon() {
 		return nil
 	}
 	var there error

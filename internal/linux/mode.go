@@ -11,7 +11,6 @@ import (
 
 	"github.com/opendivert/divert/internal/engine"
 	"github.com/opendivert/divert/internal/linux/codegen"
-	"github.com/opendivert/divert/internal/linux/kernel"
 	"github.com/opendivert/divert/internal/linux/rights"
 	"github.com/opendivert/divert/internal/prog"
 	"github.com/opendivert/divert/packet"
@@ -70,9 +69,6 @@ func mayPerfmon() bool {
 	have, err := rights.Effective()
 	return err != nil || have&(1<<unix.CAP_PERFMON|1<<unix.CAP_SYS_ADMIN) != 0
 }
-
-// coarseClock reports whether programs can read the clock's last tick (bpf_ktime_get_coarse_ns, kernel 5.11).
-var coarseClock = sync.OnceValue(func() bool { return kernel.AtLeast(5, 11) })
 
 // isMissing reports whether the kernel refused rules because it lacks an expression in them.
 func isMissing(err error) bool {

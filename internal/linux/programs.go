@@ -14,6 +14,7 @@ import (
 	"github.com/opendivert/divert/internal/linux/codegen"
 	"github.com/opendivert/divert/internal/linux/cursor"
 	"github.com/opendivert/divert/internal/linux/flowmap"
+	"github.com/opendivert/divert/internal/linux/kernel"
 	"github.com/opendivert/divert/internal/linux/processmap"
 	"github.com/opendivert/divert/internal/linux/review"
 	"github.com/opendivert/divert/internal/linux/rules"
@@ -168,7 +169,7 @@ func (b *builder) loadFor(use codegen.FlowUse, p *prog.Program, tell, single boo
 	case s.drops && !s.sniffs && single:
 		o.Count, o.Segments, outlet.Counts = true, true, s.counts.Counts
 	}
-	o.Bounded, o.Doubt, o.CoarseClock = review.Bounded(), true, coarseClock()
+	o.Bounded, o.Doubt, o.CoarseClock = review.Bounded(), true, kernel.CoarseClock.Has()
 	o.Flows, o.FlowSegments = use, s.flows != nil && single
 	u, err := codegen.Build(p, b.hook, o)
 	if err != nil || u.Outcome == codegen.Never {

@@ -13,7 +13,7 @@ import (
 
 	"github.com/opendivert/divert/internal/engine"
 	"github.com/opendivert/divert/internal/lab"
-	"github.com/opendivert/divert/internal/linux/queue"
+	"github.com/opendivert/divert/internal/linux/kernel"
 	"github.com/opendivert/divert/packet"
 )
 
@@ -26,9 +26,7 @@ func TestSCTPIsDiverted(t *testing.T) {
 				if mode == engine.ModeKernel {
 					needPrograms(t)
 				}
-				before := queue.FinishesSCTP
-				defer func() { queue.FinishesSCTP = before }()
-				queue.FinishesSCTP = func() bool { return finishes }
+				defer kernel.FinishedSCTP.Assume(finishes)()
 				divertSCTP(t, mode)
 			})
 		}

@@ -4,7 +4,7 @@ package linux
 
 import (
 	"github.com/opendivert/divert/internal/linux/codegen"
-	"github.com/opendivert/divert/internal/linux/queue"
+	"github.com/opendivert/divert/internal/linux/kernel"
 	"github.com/opendivert/divert/internal/prog"
 )
 
@@ -51,7 +51,7 @@ func takes(sniffs, drops, segments bool) []codegen.Take {
 	if !segments {
 		kinds = append(kinds, codegen.TakeStreams)
 	}
-	if !queue.FinishesSCTP() {
+	if !kernel.FinishedSCTP.Has() {
 		kinds = append(kinds, codegen.TakeWhole)
 	}
 	return kinds

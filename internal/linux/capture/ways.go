@@ -4,7 +4,7 @@ package capture
 
 import (
 	"github.com/opendivert/divert/internal/linux/codegen"
-	"github.com/opendivert/divert/internal/linux/queue"
+	"github.com/opendivert/divert/internal/linux/kernel"
 	"github.com/opendivert/divert/internal/linux/rules"
 	"github.com/opendivert/divert/internal/linux/verdict"
 )
@@ -16,7 +16,7 @@ func toQueues(lanes []*verdict.Lane, segments bool) (ways []Way) {
 		if !segments {
 			ways = append(ways, Way{codegen.TakeStreams, rules.ToQueue{Num: l.QueueNumber()}, share})
 		}
-		if !queue.FinishesSCTP() {
+		if !kernel.FinishedSCTP.Has() {
 			ways = append(ways, Way{codegen.TakeWhole, rules.ToQueue{Num: l.QueueNumber()}, share})
 		}
 		ways = append(ways, Way{codegen.TakeRest, rules.ToQueue{Num: l.Halves()[1].QueueNumber()}, share})

@@ -3,12 +3,11 @@
 package cgprog
 
 import (
-	"sync"
-
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/asm"
 
 	"github.com/opendivert/divert/internal/linux/codegen"
+	"github.com/opendivert/divert/internal/linux/kernel"
 )
 
 // Hook is a place in the kernel at which a program runs.
@@ -40,29 +39,36 @@ func Load(name string, h Hook, code asm.Instructions, maps ...map[string]*ebpf.M
 	return p, nil
 }
 
-// loads reports whether a program loads; it is for what kernels differ in.
-func loads(kind ebpf.ProgramType, attach ebpf.AttachType, code ...asm.Instruction) bool {
-	p, err := Load("divert_probe", Hook{Kind: kind, Attach: attach}, append(code, asm.Mov.Imm(asm.R0, Allow), asm.Return()))
-	if err != nil {
-		return false
+// tries returns a probe that loads a program of a kind, with these instructions: kernels differ in what they let it ask.
+func tries(kind ebpf.ProgramType, attach ebpf.AttachType, code ...asm.Instruction) func() error {
+	return func() error {
+		p, err := Load("divert_probe", Hook{Kind: kind, Attach: attach}, append(code, asm.Mov.Imm(asm.R0, Allow), asm.Return()))
+		if err != nil {
+			return err
+		}
+		return p.Close()
 	}
-	p.Close()
-	return true
 }
 
-// SockOpsProcess reports whether sock_ops programs may ask who is running (since Linux 6.10).
-var SockOpsProcess = sync.OnceValue(func() bool {
-	return loads(ebpf.SockOps, ebpf.AttachCGroupSockOps, asm.FnGetCurrentPidTgid.Call())
-})
-
-// SockOpsName reports whether sock_ops programs may ask for the name of who is running.
-var SockOpsName = sync.OnceValue(func() bool {
-	return loads(ebpf.SockOps, ebpf.AttachCGroupSockOps,
-		asm.Mov.Reg(asm.R1, asm.R10), asm.Add.Imm(asm.R1, -codegen.NameSize), asm.Mov.Imm(asm.R2, codegen.NameSize), asm.FnGetCurrentComm.Call())
-})
-
-// SkbNamespace reports whether programs for packets are told the namespace (since Linux 6.15). It only
-// makes them let the packets of others pass sooner.
-var SkbNamespace = sync.OnceValue(func() bool {
-	return loads(ebpf.CGroupSKB, ebpf.AttachCGroupInetIngress, asm.FnGetNetnsCookie.Call())
-})
+// Features that programs on cgroups work with.
+var (
+	// SockOpsProcess: sock_ops programs may ask who is running.
+	SockOpsProcess = &kernel.Feature{
+		Name: "the process in sock_ops programs", Since: kernel.Version{Major: 6, Minor: 10}, For: "the process of TCP events (layers socket and flow)",
+		Without: "it is noted when the socket is made or connected, which costs every socket some time", Remedy: "a newer kernel",
+		Probe: tries(ebpf.SockOps, ebpf.AttachCGroupSockOps, asm.FnGetCurrentPidTgid.Call()),
+	}
+	// SockOpsName: sock_ops programs may ask for the name of who is running. No version is known of which that is true everywhere.
+	SockOpsName = &kernel.Feature{
+		Name: "the process's name in sock_ops programs", Since: kernel.Version{Major: 6, Minor: 10}, For: "the same, for the name",
+		Without: "it is noted when the socket is made or connected, which costs every socket some time", Remedy: "a newer kernel",
+		Probe: tries(ebpf.SockOps, ebpf.AttachCGroupSockOps,
+			asm.Mov.Reg(asm.R1, asm.R10), asm.Add.Imm(asm.R1, -codegen.NameSize), asm.Mov.Imm(asm.R2, codegen.NameSize), asm.FnGetCurrentComm.Call()),
+	}
+	// SkbNamespace: programs for packets are told the namespace.
+	SkbNamespace = &kernel.Feature{
+		Name: "the namespace in cgroup_skb programs", Since: kernel.Version{Major: 6, Minor: 15}, For: "passing the packets of other namespaces sooner",
+		Without: "programs look for the socket of each packet of the machine", Remedy: "a newer kernel",
+		Probe: tries(ebpf.CGroupSKB, ebpf.AttachCGroupInetIngress, asm.FnGetNetnsCookie.Call()),
+	}
+)

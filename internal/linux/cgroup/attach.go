@@ -14,7 +14,14 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/opendivert/divert/internal/linux/cursor"
+	"github.com/opendivert/divert/internal/linux/kernel"
 )
+
+// Order: a program can be attached before others.
+var Order = &kernel.Feature{
+	Name: "the order of programs on cgroups", Since: kernel.Version{Major: 6, Minor: 17}, For: "priorities of handles of the layer socket",
+	Without: "they meet an operation in the order in which they were opened", Remedy: "a newer kernel",
+}
 
 // Attach links a program to the cgroup, before the programs of handles with a lower key. It reports false if
 // that was not to be had: before Linux 6.17 programs run in the order in which they were attached.

@@ -16,6 +16,9 @@ import (
 var ErrNone = errors.New("no cgroup2 file system is mounted where the program sees it, and to do without takes" +
 	" CAP_SYS_ADMIN and Linux 5.2 (mkdir -p /run/cgroup2 && mount -t cgroup2 none /run/cgroup2)")
 
+// Remedy says what to do where programs cannot be attached to cgroups.
+const Remedy = "run as root outside user namespaces; without CAP_SYS_ADMIN a cgroup2 file system must be mounted (mkdir -p /run/cgroup2 && mount -t cgroup2 none /run/cgroup2)"
+
 // Cgroup is the cgroup that programs are attached to.
 type Cgroup struct {
 	Dir   *os.File // its directory; belongs to who has opened it

@@ -55,7 +55,7 @@ func loadFlowPrograms(t testing.TB, text string, h Hook) *flowPrograms {
 		if use == FlowDropped {
 			of = f.Uncounted()
 		}
-		u, err := Build(of, h, Options{Flows: use, Bounded: Loops() != nil, CoarseClock: coarseHere()})
+		u, err := Build(of, h, Options{Flows: use, Bounded: Loops.Err() != nil, CoarseClock: coarseHere()})
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -18,7 +18,7 @@ import (
 
 // here returns options with which programs load on this kernel.
 func here(o Options) Options {
-	o.Bounded = o.Bounded || Loops() != nil
+	o.Bounded = o.Bounded || Loops.Err() != nil
 	return o
 }
 

@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"github.com/opendivert/divert/filter"
+	"github.com/opendivert/divert/internal/linux/kernel"
 	"github.com/opendivert/divert/internal/prog"
 	"github.com/opendivert/divert/internal/prog/progtest"
 	"github.com/opendivert/divert/packet"
@@ -201,7 +202,7 @@ func TestLargeSets(t *testing.T) {
 			built := time.Since(start)
 			start = time.Now()
 			loaded, err := u.Load()
-			if limit := new(LimitError); errors.As(err, &limit) && !atLeast(t, 6, 1) {
+			if limit := new(LimitError); errors.As(err, &limit) && !kernel.AtLeast(kernel.Version{Major: 6, Minor: 1}) {
 				t.Skip(err) // see RefusedSets
 			}
 			if err != nil {

@@ -3,13 +3,12 @@
 package codegen
 
 import (
-	"errors"
 	"slices"
-	"sync"
 
 	"github.com/cilium/ebpf/asm"
 	"github.com/cilium/ebpf/btf"
-	"golang.org/x/sys/unix"
+
+	"github.com/opendivert/divert/internal/linux/kernel"
 )
 
 // A program passes the extension headers of IPv6 with bpf_loop (since Linux 5.17), which ends only with the chain
@@ -310,24 +309,13 @@ func describe(code asm.Instructions) {
 	}
 }
 
-// loops is what Loops remembers.
-var loops struct {
-	sync.Mutex
-	known bool
-	err   error
-}
-
-// Loops returns why programs cannot walk without a bound here, nil if they can: without, they take Options.Bounded. It needs
-// Linux 5.17 and a kernel that translates programs (net.core.bpf_jit_enable). The answer is remembered, unless rights were
-// missing.
-func Loops() error {
-	loops.Lock()
-	defer loops.Unlock()
-	if !loops.known {
-		loops.err = tryLoop()
-		loops.known = !errors.Is(loops.err, unix.EPERM) && !errors.Is(loops.err, unix.EACCES)
-	}
-	return loops.err
+// Loops: programs can walk without a bound. Without, they take Options.Bounded. It takes a kernel that translates programs
+// (net.core.bpf_jit_enable).
+var Loops = &kernel.Feature{
+	Name: "bpf_loop", Since: kernel.Version{Major: 5, Minor: 17}, For: "filters that look behind any number of IPv6 extension headers",
+	Without: "packets with more than 64 of them come to user space, where the interpreter decides; handles that drop, drop them all",
+	Remedy:  "a newer kernel, which translates programs (sysctl net.core.bpf_jit_enable=1)",
+	Probe:   tryLoop,
 }
 
 // tryLoop loads a program that walks.

@@ -9,9 +9,9 @@ import (
 	"testing"
 
 	"github.com/cilium/ebpf"
-	"golang.org/x/sys/unix"
 
 	"github.com/opendivert/divert/filter"
+	"github.com/opendivert/divert/internal/linux/kernel"
 	"github.com/opendivert/divert/internal/prog"
 	"github.com/opendivert/divert/internal/prog/progtest"
 	"github.com/opendivert/divert/packet"
@@ -41,7 +41,7 @@ func TestExtensionHeaders(t *testing.T) {
 			h.Family = family
 			bounded := load(t, text, h, Options{Bounded: true})
 			whole := bounded // where programs cannot walk without a bound
-			if Loops() == nil {
+			if Loops.Err() == nil {
 				whole = load(t, text, h, Options{})
 			}
 			for name, kinds := range orders {
@@ -68,7 +68,7 @@ func TestExtensionHeaders(t *testing.T) {
 // TestExtensionHeadersEnd holds chains that end in the middle, or later in fragments, to the interpreter.
 func TestExtensionHeadersEnd(t *testing.T) {
 	requireBPF(t)
-	if err := Loops(); err != nil {
+	if err := Loops.Err(); err != nil {
 		t.Skipf("programs cannot walk that far here: %v", err)
 	}
 	p := compile(t, "udp or protocol == 60 or protocol == 44")
@@ -119,27 +119,13 @@ func FuzzPastWalk(f *testing.F) {
 // TestLoops holds the answer of Loops to the kernel's version: a kernel that translates programs has bpf_loop since 5.17.
 func TestLoops(t *testing.T) {
 	requireBPF(t)
-	has := atLeast(t, 5, 17)
+	has := kernel.AtLeast(kernel.Version{Major: 5, Minor: 17})
 	if jit, err := os.ReadFile("/proc/sys/net/core/bpf_jit_enable"); err == nil && jit[0] == '0' {
 		has = false
 	}
-	if err := Loops(); (err == nil) != has {
+	if err := Loops.Err(); (err == nil) != has {
 		t.Errorf("%+v", err)
 	}
-}
-
-// atLeast reports whether the kernel has a version or a later one.
-func atLeast(t *testing.T, wantMajor, wantMinor int) bool {
-	t.Helper()
-	var u unix.Utsname
-	if err := unix.Uname(&u); err != nil {
-		t.Fatal(err)
-	}
-	var major, minor int
-	if _, err := fmt.Sscanf(unix.ByteSliceToString(u.Release[:]), "%d.%d", &major, &minor); err != nil {
-		t.Fatal(err)
-	}
-	return major > wantMajor || major == wantMajor && minor >= wantMinor
 }
 
 // TestLengthThatNoHeaderTells runs packets of TCP that are still to be cut and whose header tells no length.

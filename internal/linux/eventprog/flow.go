@@ -46,11 +46,11 @@ func (g *generator) listener() (bool, error) {
 		asm.FnGetSocketCookie.Call(),
 		asm.StoreMem(regStorage, eventmap.Body(codegen.EventEndpoint), asm.R0, asm.DWord),
 	)
-	if !cgprog.SockOpsProcess() {
+	if !cgprog.SockOpsProcess.Has() {
 		g.Leave(cgprog.Allow)
 		return true, nil
 	}
-	g.owned(cgprog.SockOpsName())
+	g.owned(cgprog.SockOpsName.Has())
 	return true, nil
 }
 

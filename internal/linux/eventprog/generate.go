@@ -102,7 +102,7 @@ func (g *generator) keeps() (bool, error) {
 }
 
 // opsKnowWho reports whether programs of sock_ops may ask who is running, and for the name.
-func opsKnowWho() bool { return cgprog.SockOpsProcess() && cgprog.SockOpsName() }
+func opsKnowWho() bool { return cgprog.SockOpsProcess.Has() && cgprog.SockOpsName.Has() }
 
 // refusesLate reports whether the handle may refuse something when it is too late for the kernel to do it.
 func (g *generator) refusesLate() (bool, error) {
@@ -138,10 +138,10 @@ func (g *generator) start(sock int16, mayRefuse bool) (bool, error) {
 		g.blank()
 	}
 	when[keeps || g.uses(prog.FieldEndpointID)](g.Cookie)
-	if sock != cgprog.OpsSock || cgprog.SockOpsProcess() {
+	if sock != cgprog.OpsSock || cgprog.SockOpsProcess.Has() {
 		when[keeps || g.uses(prog.FieldProcessID)](g.Process)
 	}
-	if sock != cgprog.OpsSock || cgprog.SockOpsName() {
+	if sock != cgprog.OpsSock || cgprog.SockOpsName.Has() {
 		when[keeps](g.Name)
 	}
 	return keeps, err

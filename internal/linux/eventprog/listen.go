@@ -16,6 +16,7 @@ import (
 	"github.com/opendivert/divert/internal/linux/cgprog"
 	"github.com/opendivert/divert/internal/linux/codegen"
 	"github.com/opendivert/divert/internal/linux/eventmap"
+	"github.com/opendivert/divert/internal/linux/kernel"
 	"github.com/opendivert/divert/packet"
 )
 
@@ -32,7 +33,7 @@ var Listen = Program{
 
 // LoadListen loads Listen, or returns nil if the filter needs no such program or the kernel can have none.
 func LoadListen(name string, cfg *Config, maps eventmap.Maps) (*ebpf.Program, error) {
-	if refuses, err := RefusesListen(cfg); !refuses || err != nil || ProbeListen() != nil {
+	if refuses, err := RefusesListen(cfg); !refuses || err != nil || !RefuseListen.Has() {
 		return nil, err
 	}
 	return Listen.Load(name, cfg, maps)
@@ -47,8 +48,16 @@ func RefusesListen(cfg *Config) (bool, error) {
 	return g.can(packet.EventSocketListen)
 }
 
-// ProbeListen returns why LISTEN cannot be refused before it happens, nil if it can.
-var ProbeListen = sync.OnceValue(func() error {
+// RefuseListen: LISTEN can be refused before it happens.
+var RefuseListen = &kernel.Feature{
+	Name: "eBPF fmod_ret programs", Since: kernel.Version{Major: 5, Minor: 12}, For: "refusing listen at once (layer socket)",
+	Without: "a refused listen succeeds, and the socket is destroyed at once",
+	Remedy:  "run as root, on a kernel with type information that lets such programs load (CONFIG_DEBUG_INFO_BTF)",
+	Probe:   tryListen,
+}
+
+// tryListen loads a program like Listen.
+func tryListen() error {
 	at, err := kernelLayout()
 	if err != nil {
 		return err
@@ -69,7 +78,7 @@ var ProbeListen = sync.OnceValue(func() error {
 		return err
 	}
 	return p.Close()
-})
+}
 
 // layout says where the kernel keeps what is asked of sockets: offsets in bytes.
 type layout struct {

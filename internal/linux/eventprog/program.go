@@ -3,14 +3,14 @@
 package eventprog
 
 import (
-	"sync/atomic"
-
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/asm"
 
 	"github.com/opendivert/divert/internal/linux/cgprog"
+	"github.com/opendivert/divert/internal/linux/cgroup"
 	"github.com/opendivert/divert/internal/linux/codegen"
 	"github.com/opendivert/divert/internal/linux/eventmap"
+	"github.com/opendivert/divert/internal/linux/kernel"
 	"github.com/opendivert/divert/internal/linux/netns"
 	"github.com/opendivert/divert/internal/prog"
 	"github.com/opendivert/divert/packet"
@@ -92,12 +92,19 @@ func newSets(spec *ebpf.MapSpec) (*ebpf.Map, error) {
 	return m, nil
 }
 
-// Probe returns why the programs of the layers cannot be loaded here, nil if they can. That they can is
-// remembered.
-func Probe() error {
-	if probed.Load() {
-		return nil
+// OnCgroups: programs of the layers can be loaded, and there is a cgroup to attach them to.
+var OnCgroups = &kernel.Feature{
+	Name: "eBPF programs on cgroups", Since: kernel.Version{Major: 5, Minor: 14}, For: "the layers socket and flow",
+	Without: "handles of the layers socket and flow do not open", Remedy: cgroup.Remedy,
+	Probe: tryCgroups, Mutable: true,
+}
+
+func tryCgroups() error {
+	root, err := cgroup.Open()
+	if err != nil {
+		return err
 	}
+	defer root.Dir.Close()
 	if _, err := netns.Cookie(); err != nil {
 		return err
 	}
@@ -116,8 +123,5 @@ func Probe() error {
 	if err != nil {
 		return err
 	}
-	probed.Store(true)
 	return p.Close()
 }
-
-var probed atomic.Bool

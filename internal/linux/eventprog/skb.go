@@ -25,7 +25,7 @@ func (g *generator) traffic(op asm.JumpOp, protocol int32) {
 	g.AllowIf(asm.JEq, asm.R0, 0)
 	g.Emit(asm.LoadMem(asm.R1, asm.R0, cgprog.SockProtocol, asm.Word))
 	g.AllowIf(op, asm.R1, protocol)
-	if cgprog.SkbNamespace() {
+	if cgprog.SkbNamespace.Has() {
 		g.Emit(asm.Mov.Reg(asm.R1, bpfasm.Context))
 		g.Begin(g.cookie)
 	}

@@ -3,8 +3,10 @@
 package eventsource
 
 import (
+	"fmt"
 	"strings"
 
+	"github.com/opendivert/divert/internal/linux/cgroup"
 	"github.com/opendivert/divert/internal/linux/eventprog"
 	"github.com/opendivert/divert/packet"
 )
@@ -28,7 +30,7 @@ func (s *Source) Limits() string {
 		not = append(not, "no flows of the kernel itself and of packet sockets")
 	}
 	if s.unordered {
-		not = append(not, "comes after handles of lower priority that were opened before (Linux 6.17)")
+		not = append(not, fmt.Sprintf("comes after handles of lower priority that were opened before (Linux %v)", cgroup.Order.Since))
 	}
 	return strings.Join(not, "; ")
 }

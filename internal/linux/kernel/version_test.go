@@ -16,6 +16,8 @@ func TestParse(t *testing.T) {
 		{"6.12-rc3", Version{6, 12}, true},
 		{"", Version{}, false},
 		{"linux", Version{}, false},
+		{"5.15.153.1-microsoft-standard-WSL2", Version{5, 15}, true},
+		{"next", Version{}, false},
 		{"6", Version{}, false},
 		{"-6.1", Version{}, false},
 	} {
@@ -39,7 +41,7 @@ func TestRunning(t *testing.T) {
 	if !known {
 		t.Fatal("the kernel does not say what it is")
 	}
-	if !AtLeast(v.Major, v.Minor) || !AtLeast(3, 0) || AtLeast(v.Major, v.Minor+1) || AtLeast(v.Major+1, 0) {
+	if !AtLeast(v) || !AtLeast(Version{3, 0}) || AtLeast(Version{v.Major, v.Minor + 1}) || AtLeast(Version{v.Major + 1, 0}) {
 		t.Errorf("%v", v)
 	}
 }

@@ -43,7 +43,7 @@ func openLive(t testing.TB, size, watermark int) *live {
 	if err != nil {
 		t.Fatal(err)
 	}
-	unloaded, err := codegen.Build(compiled, codegen.Hook{}, codegen.Options{Sniff: true, Count: true, Tag: 9, Bounded: codegen.Loops() != nil})
+	unloaded, err := codegen.Build(compiled, codegen.Hook{}, codegen.Options{Sniff: true, Count: true, Tag: 9, Bounded: codegen.Loops.Err() != nil})
 	if err != nil {
 		t.Fatal(err)
 	}

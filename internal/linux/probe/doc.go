@@ -8,26 +8,11 @@ import (
 	"fmt"
 
 	"github.com/opendivert/divert/internal/engine"
+	"github.com/opendivert/divert/internal/linux/kernel"
 )
 
-// Version is a kernel version. The zero Version means that no version is asked for.
-type Version struct{ Major, Minor int }
-
-// String returns the version as in "5.18", "" for the zero Version.
-func (v Version) String() string {
-	if v == (Version{}) {
-		return ""
-	}
-	return fmt.Sprintf("%d.%d", v.Major, v.Minor)
-}
-
-// MarshalText returns what String does.
-func (v Version) MarshalText() ([]byte, error) { return []byte(v.String()), nil }
-
-// before reports whether v is older than w.
-func (v Version) before(w Version) bool {
-	return v.Major < w.Major || v.Major == w.Major && v.Minor < w.Minor
-}
+// Version is a version of Linux. The zero Version means that no version is asked for.
+type Version = kernel.Version
 
 // Error says why a feature is not there.
 type Error struct {

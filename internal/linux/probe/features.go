@@ -14,10 +14,12 @@ import (
 	"github.com/google/nftables/expr"
 	"golang.org/x/sys/unix"
 
+	"github.com/opendivert/divert/internal/linux/cgprog"
 	"github.com/opendivert/divert/internal/linux/cgroup"
 	"github.com/opendivert/divert/internal/linux/codegen"
 	"github.com/opendivert/divert/internal/linux/eventprog"
 	"github.com/opendivert/divert/internal/linux/inject"
+	"github.com/opendivert/divert/internal/linux/kernel"
 	"github.com/opendivert/divert/internal/linux/nflog"
 	"github.com/opendivert/divert/internal/linux/processes"
 	"github.com/opendivert/divert/internal/linux/queue"
@@ -26,11 +28,13 @@ import (
 )
 
 const (
-	noHandles    = "no handle can be opened"
-	noEBPF       = "the interpreter decides: same answers, but every packet comes to user space"
-	cgroupRemedy = "run as root outside user namespaces; without CAP_SYS_ADMIN a cgroup2 file system must be mounted (mkdir -p /run/cgroup2 && mount -t cgroup2 none /run/cgroup2)"
-	runAsRoot    = "run as root, or give the program the capability: setcap cap_net_admin,cap_net_raw,cap_bpf,cap_perfmon,cap_dac_read_search+ep FILE"
+	noHandles = "no handle can be opened"
+	noEBPF    = "the interpreter decides: same answers, but every packet comes to user space"
+	runAsRoot = "run as root, or give the program the capability: setcap cap_net_admin,cap_net_raw,cap_bpf,cap_perfmon,cap_dac_read_search+ep FILE"
 )
+
+// since names a version of Linux.
+func since(major, minor int) Version { return Version{Major: major, Minor: minor} }
 
 // The rights of the caller.
 var (
@@ -70,7 +74,7 @@ var (
 
 // filterPrograms is what decides between the engines.
 var filterPrograms = &Feature{
-	Name: "eBPF filter programs", Since: Version{5, 8}, For: "filters of up to 7,000 tests (a set is one) decided in the kernel", Without: noEBPF,
+	Name: "eBPF filter programs", Since: since(5, 8), For: "filters of up to 7,000 tests (a set is one) decided in the kernel", Without: noEBPF,
 	Remedy: "run as root outside user namespaces; a container needs --cap-add BPF, and a seccomp profile that allows bpf(2)",
 	test:   loadable,
 }
@@ -79,110 +83,92 @@ var filterPrograms = &Feature{
 var Features = []*Feature{
 	capNetAdmin, capNetRaw, capRead, capBPF, capPerfmon, capSysAdmin,
 	{
-		Name: "network namespaces", Since: Version{3, 8}, For: "tests, demo, lab and this probe",
+		Name: "network namespaces", Since: since(3, 8), For: "tests, demo, lab and this probe",
 		Without: "none of them works, and the rest of this list is not tried", Remedy: "run as root, or allow user namespaces",
 		test: func(p *Prober) error { return p.noHost },
 	},
 	{
-		Name: "user namespaces", Since: Version{3, 8}, For: "tests, demo and lab as an ordinary user",
+		Name: "user namespaces", Since: since(3, 8), For: "tests, demo and lab as an ordinary user",
 		Without: "they need root",
 		Remedy:  "sysctl user.max_user_namespaces=10000; older Debian: kernel.unprivileged_userns_clone=1; Ubuntu: kernel.apparmor_restrict_unprivileged_userns=0",
 		test:    userNamespaces,
 	},
 	{
-		Name: "nf_tables, family inet", Since: Version{3, 14}, For: "the table of rules", Without: noHandles,
+		Name: "nf_tables, family inet", Since: since(3, 14), For: "the table of rules", Without: noHandles,
 		Remedy: "modprobe nf_tables (CONFIG_NF_TABLES, CONFIG_NF_TABLES_INET)",
 		test:   rule(),
 	},
 	{
-		Name: "nft_compat with NFQUEUE", Since: Version{3, 13}, For: "rules that lead packets to a queue", Without: noHandles,
+		Name: "nft_compat with NFQUEUE", Since: since(3, 13), For: "rules that lead packets to a queue", Without: noHandles,
 		Remedy: "modprobe nft_compat xt_NFQUEUE (CONFIG_NFT_COMPAT, CONFIG_NETFILTER_XT_TARGET_NFQUEUE)",
 		test:   rule(toQueue(0xffff)),
 	},
 	{
-		Name: "packet queue with GSO", Since: Version{3, 10}, For: "packets on their way to the program and back", Without: noHandles,
+		Name: "packet queue with GSO", Since: since(3, 10), For: "packets on their way to the program and back", Without: noHandles,
 		Remedy: "modprobe nfnetlink_queue (CONFIG_NETFILTER_NETLINK_QUEUE)",
 		test:   inside(bindQueue),
 	},
+	of(kernel.VerdictPriority, verdictPriority),
+	of(kernel.FinishedSCTP, nil),
 	{
-		Name: "verdicts with priority", Since: Version{5, 18}, For: "several handles in a row",
-		Without: "a packet sent on by one handle passes those of lower priority",
-		Remedy:  "a newer kernel",
-		test:    verdictPriority,
-	},
-	{
-		Name: "nft log and packet log", Since: Version{3, 13}, For: "handles that sniff", Without: "handles with Sniff do not open",
+		Name: "nft log and packet log", Since: since(3, 13), For: "handles that sniff", Without: "handles with Sniff do not open",
 		Remedy: "modprobe nft_log nfnetlink_log (CONFIG_NFT_LOG, CONFIG_NETFILTER_NETLINK_LOG)",
 		test:   inside(packetLog),
 	},
 	{
-		Name: "nft fib", Since: Version{4, 10}, For: "telling packets for this host from those routed through it", Without: noHandles,
+		Name: "nft fib", Since: since(4, 10), For: "telling packets for this host from those routed through it", Without: noHandles,
 		Remedy: "modprobe nft_fib_inet (CONFIG_NFT_FIB_INET)",
 		test:   rule(&expr.Fib{Register: unix.NFT_REG_1, FlagDADDR: true, ResultADDRTYPE: true}),
 	},
 	{
-		Name: "nft tproxy", Since: Version{4, 19}, For: "putting fragments together", Without: noHandles,
+		Name: "nft tproxy", Since: since(4, 19), For: "putting fragments together", Without: noHandles,
 		Remedy: "modprobe nft_tproxy (CONFIG_NFT_TPROXY)",
 		test:   rule(tproxy()...),
 	},
 	{
-		Name: "nft counters with names", Since: Version{4, 10}, For: "counting what matched", Without: noHandles,
+		Name: "nft counters with names", Since: since(4, 10), For: "counting what matched", Without: noHandles,
 		Remedy: "modprobe nft_objref (before 5.0: CONFIG_NFT_COUNTER, CONFIG_NFT_OBJREF)",
 		test:   inside(namedCounter),
 	},
 	filterPrograms,
+	of(codegen.Loops, loopable),
+	of(kernel.CoarseClock, nil),
 	{
-		Name: "bpf_loop", Since: Version{5, 17}, For: "filters that look behind any number of IPv6 extension headers",
-		Without: "packets with more than 64 of them come to user space, where the interpreter decides; handles that drop, drop them all",
-		Remedy:  "a newer kernel, which translates programs (sysctl net.core.bpf_jit_enable=1)",
-		test:    loopable,
-	},
-	{
-		Name: "xt_bpf by descriptor", Since: Version{4, 10}, For: "filter programs in rules", Without: "no handle opens unless it asks for the interpreter",
+		Name: "xt_bpf by descriptor", Since: since(4, 10), For: "filter programs in rules", Without: "no handle opens unless it asks for the interpreter",
 		Remedy: "modprobe xt_bpf (CONFIG_NETFILTER_XT_MATCH_BPF)",
 		test:   programInRule,
 	},
 	{
-		Name: "raw sockets", Since: Version{4, 5}, For: "injecting outbound packets", Without: "new outbound packets cannot be injected",
+		Name: "raw sockets", Since: since(4, 5), For: "injecting outbound packets", Without: "new outbound packets cannot be injected",
 		Remedy: "run as root",
 		test:   inside(rawSockets),
 	},
 	{
-		Name: "/dev/net/tun", Since: Version{2, 6}, For: "injecting inbound packets", Without: "new inbound packets cannot be injected (received ones can be sent on)",
+		Name: "/dev/net/tun", Since: since(2, 6), For: "injecting inbound packets", Without: "new inbound packets cannot be injected (received ones can be sent on)",
 		Remedy: "modprobe tun; a container needs --device /dev/net/tun; an ordinary user needs read and write access to it",
 		test:   tunDevice,
 	},
 	{
-		Name: "tc ingress with mirred", Since: Version{4, 10}, For: "injecting inbound packets", Without: "new inbound packets cannot be injected (received ones can be sent on)",
+		Name: "tc ingress with mirred", Since: since(4, 10), For: "injecting inbound packets", Without: "new inbound packets cannot be injected (received ones can be sent on)",
 		Remedy: "modprobe sch_ingress cls_u32 act_mirred (CONFIG_NET_SCH_INGRESS, CONFIG_NET_CLS_U32, CONFIG_NET_ACT_MIRRED)",
 		test:   redirect,
 	},
-	{
-		Name: "eBPF programs on cgroups", Since: Version{5, 14}, For: "the layers socket and flow", Without: "handles of the layers socket and flow do not open",
-		Remedy: cgroupRemedy,
-		test:   inside(cgroupPrograms),
-	},
-	{
-		Name: "eBPF fmod_ret programs", Since: Version{5, 12}, For: "refusing listen at once (layer socket)",
-		Without: "a refused listen succeeds, and the socket is destroyed at once",
-		Remedy:  "run as root, on a kernel with type information that lets such programs load (CONFIG_DEBUG_INFO_BTF)",
-		test:    inside(eventprog.ProbeListen),
-	},
-	{
-		Name: "processes of packets", Since: Version{5, 14}, For: "processId at the layer network, and in dump",
-		Without: "handles whose filter has processId at the layer network do not open, and dump does not tell processes",
-		Remedy:  cgroupRemedy,
-		test:    inside(processes.Probe),
-	},
+	of(eventprog.OnCgroups, nil),
+	of(cgprog.SockOpsProcess, nil),
+	of(cgprog.SockOpsName, nil),
+	of(cgprog.SkbNamespace, nil),
+	of(cgroup.Order, nil),
+	of(eventprog.RefuseListen, nil),
+	of(processes.OfPackets, nil),
 }
 
-// cgroupPrograms loads a program as the handles of the layers SOCKET and FLOW do; it attaches none.
-func cgroupPrograms() error {
-	root, err := cgroup.Open()
-	if err != nil {
-		return err
+// of makes a feature of one that the engine goes by. It is tried as the engine does, in the namespace of the prober, unless there is a
+// test that shows more.
+func of(k *kernel.Feature, test func(*Prober) error) *Feature {
+	if test == nil {
+		test = inside(k.Err)
 	}
-	return errors.Join(eventprog.Probe(), root.Dir.Close())
+	return &Feature{Name: k.Name, Since: k.Since, For: k.For, Without: k.Without, Remedy: k.Remedy, test: test}
 }
 
 // inside makes a test of a function that works in the calling thread's namespace.
@@ -206,7 +192,7 @@ func capability(number int) func(*Prober) error {
 // capabilityOrAdmin tests a capability that was a part of CAP_SYS_ADMIN before Linux 5.8.
 func capabilityOrAdmin(number int) func(*Prober) error {
 	return func(p *Prober) error {
-		if p.kernel.before(Version{5, 8}) {
+		if p.kernel.Before(since(5, 8)) {
 			return capability(unix.CAP_SYS_ADMIN)(p)
 		}
 		return capability(number)(p)

@@ -14,6 +14,7 @@ import (
 	"github.com/opendivert/divert/internal/lab"
 	"github.com/opendivert/divert/internal/linux"
 	"github.com/opendivert/divert/internal/linux/codegen"
+	"github.com/opendivert/divert/internal/linux/kernel"
 	"github.com/opendivert/divert/internal/linux/rights"
 	"github.com/opendivert/divert/internal/prog"
 	"github.com/opendivert/divert/packet"
@@ -68,7 +69,8 @@ func Run() (*Report, error) {
 // newProber returns a prober that tries in a new namespace, or, if unavailable is not nil, one that can try
 // only what needs none.
 func newProber(c caller, unavailable error) *Prober {
-	p := &Prober{caller: c, kernel: running(), noHost: unavailable, results: map[*Feature]error{}}
+	is, _ := kernel.Running()
+	p := &Prober{caller: c, kernel: is, noHost: unavailable, results: map[*Feature]error{}}
 	if p.noHost != nil {
 		return p
 	}
@@ -92,7 +94,7 @@ func (p *Prober) Test(f *Feature) error {
 	if !known {
 		if err = f.test(p); err != nil {
 			e := &Error{Feature: f.Name, Err: err}
-			if p.kernel.before(f.Since) {
+			if p.kernel.Before(f.Since) {
 				e.Since = f.Since
 			}
 			err = e
@@ -112,12 +114,12 @@ func (p *Prober) inside(f func() error) error {
 
 // report tries all features and an actual handle.
 func (p *Prober) report() (*Report, error) {
-	var u unix.Utsname
-	if err := unix.Uname(&u); err != nil {
-		return nil, os.NewSyscallError("uname", err)
+	release, machine := kernel.Release()
+	if release == "" {
+		return nil, errors.New("the kernel does not say what it is (uname)")
 	}
 	r := &Report{
-		Kernel: unix.ByteSliceToString(u.Release[:]), Machine: unix.ByteSliceToString(u.Machine[:]),
+		Kernel: release, Machine: machine,
 		User: p.caller.UID, Probed: "namespace", Warnings: p.caller.Warnings,
 	}
 	switch {
@@ -189,7 +191,7 @@ func whoAmI() caller {
 		c.Programs = err.Error()
 	}
 	if c.Programs == "" {
-		if err := codegen.Loops(); err != nil {
+		if err := codegen.Loops.Err(); err != nil {
 			c.Loops = err.Error()
 		}
 	}
@@ -206,21 +208,4 @@ func (c caller) remember() error {
 		return err
 	}
 	return os.Setenv(callerVariable, string(text))
-}
-
-// running returns the version of the kernel, the zero Version if it does not say.
-func running() (v Version) {
-	var u unix.Utsname
-	if unix.Uname(&u) != nil {
-		return v
-	}
-	return parseVersion(unix.ByteSliceToString(u.Release[:]))
-}
-
-// parseVersion reads the start of a release such as "6.1.0-28-amd64".
-func parseVersion(release string) (v Version) {
-	if _, err := fmt.Sscanf(release, "%d.%d", &v.Major, &v.Minor); err != nil {
-		return Version{}
-	}
-	return v
 }

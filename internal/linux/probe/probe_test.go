@@ -96,17 +96,17 @@ func TestWithoutNamespaces(t *testing.T) {
 }
 
 func TestErrors(t *testing.T) {
-	f := &Feature{Name: "time travel", Since: Version{5, 12}, test: func(*Prober) error { return unix.EINVAL }}
+	f := &Feature{Name: "time travel", Since: since(5, 12), test: func(*Prober) error { return unix.EINVAL }}
 	rows := []struct {
 		name   string
 		kernel Version
 		want   string
 		old    bool
 	}{
-		{"older major", Version{4, 19}, "time travel not supported (requires >= 5.12)", true},
-		{"older minor", Version{5, 10}, "time travel not supported (requires >= 5.12)", true},
-		{"new enough", Version{5, 12}, "time travel not available: invalid argument", false},
-		{"newer", Version{6, 1}, "time travel not available: invalid argument", false},
+		{"older major", since(4, 19), "time travel not supported (requires >= 5.12)", true},
+		{"older minor", since(5, 10), "time travel not supported (requires >= 5.12)", true},
+		{"new enough", since(5, 12), "time travel not available: invalid argument", false},
+		{"newer", since(6, 1), "time travel not available: invalid argument", false},
 	}
 	for _, row := range rows {
 		p := &Prober{kernel: row.kernel, results: map[*Feature]error{}}
@@ -116,22 +116,6 @@ func TestErrors(t *testing.T) {
 		}
 		if !errors.Is(err, unix.EINVAL) || errors.Is(err, engine.ErrNotSupported) != row.old {
 			t.Errorf("%s: %v is not what it should be", row.name, err)
-		}
-	}
-}
-
-func TestParseVersion(t *testing.T) {
-	for _, row := range []struct {
-		release string
-		want    Version
-	}{
-		{"6.1.0-28-amd64", Version{6, 1}},
-		{"5.15.153.1-microsoft-standard-WSL2", Version{5, 15}},
-		{"6.18", Version{6, 18}},
-		{"next", Version{}},
-	} {
-		if got := parseVersion(row.release); got != row.want {
-			t.Errorf("%s: %v, want %v", row.release, got, row.want)
 		}
 	}
 }
@@ -152,7 +136,7 @@ func TestCallerSurvivesTheSecondStart(t *testing.T) {
 }
 
 func TestJSON(t *testing.T) {
-	b, err := json.Marshal(Result{Name: "x", Since: Version{5, 18}, For: "y", OK: true, Tried: true})
+	b, err := json.Marshal(Result{Name: "x", Since: since(5, 18), For: "y", OK: true, Tried: true})
 	if want := `{"name":"x","since":"5.18","for":"y","ok":true,"tried":true}`; err != nil || string(b) != want {
 		t.Errorf("%s %v, want %s", b, err, want)
 	}

@@ -13,6 +13,7 @@ import (
 
 	"github.com/opendivert/divert/internal/linux/cgprog"
 	"github.com/opendivert/divert/internal/linux/cgroup"
+	"github.com/opendivert/divert/internal/linux/kernel"
 	"github.com/opendivert/divert/internal/linux/netns"
 	"github.com/opendivert/divert/internal/linux/processmap"
 )
@@ -134,8 +135,14 @@ func closeAll(loaded []*ebpf.Program) {
 	}
 }
 
-// Probe returns why the programs cannot be loaded here, nil if they can.
-func Probe() error {
+// OfPackets: the processes of packets can be known. The programs are loaded and not attached.
+var OfPackets = &kernel.Feature{
+	Name: "processes of packets", Since: kernel.Version{Major: 5, Minor: 14}, For: "processId at the layer network, and in dump",
+	Without: "handles whose filter has processId at the layer network do not open, and dump does not tell processes",
+	Remedy:  cgroup.Remedy, Probe: try, Mutable: true,
+}
+
+func try() error {
 	root, err := cgroup.Open()
 	if err != nil {
 		return err

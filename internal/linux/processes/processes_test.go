@@ -13,7 +13,7 @@ import (
 
 // TestProcessProgramsLoad asks the verifier.
 func TestProcessProgramsLoad(t *testing.T) {
-	err := Probe()
+	err := OfPackets.Err()
 	if errors.Is(err, unix.EPERM) || errors.Is(err, unix.EACCES) || errors.Is(err, cgroup.ErrNone) {
 		t.Skipf("%v", err)
 	}

@@ -180,11 +180,11 @@ func (b *builder) watch() {
 
 // listen enters a socket that begins to listen. Its children find its process in a storage that they inherit.
 func (b *builder) listen() {
-	if cgprog.SockOpsProcess() {
+	if cgprog.SockOpsProcess.Has() {
 		b.Process()
 	}
 	b.entry(0)
-	if cgprog.SockOpsProcess() {
+	if cgprog.SockOpsProcess.Has() {
 		b.own()
 	}
 	b.dropPort()

@@ -11,7 +11,7 @@ import (
 
 // Bounded reports whether filter programs cannot pass all extension headers that a packet may have. Tests say so where
 // they can.
-var Bounded = func() bool { return codegen.Loops() != nil }
+var Bounded = func() bool { return codegen.Loops.Err() != nil }
 
 // Doubts is what a handle's description says where programs are bounded.
 const Doubts = ", the interpreter on packets of IPv6 with more than 64 extension headers, which a handle that drops drops all (Linux 5.17)"

@@ -58,7 +58,7 @@ func Open(env events.Env) (_ events.Feed, err error) {
 	if f.interpret != "" && !sniffs {
 		return nil, fmt.Errorf("%w: the interpreter cannot refuse what sockets do; only eBPF programs can", engine.ErrNotSupported)
 	}
-	if err := eventprog.Probe(); err != nil {
+	if err := eventprog.OnCgroups.Err(); err != nil {
 		return nil, needEBPF(f.layer, err)
 	}
 	if f.cgroup, err = cgroup.Open(); err != nil {

@@ -9,6 +9,7 @@ import (
 	"github.com/opendivert/divert/internal/engine"
 	"github.com/opendivert/divert/internal/linux/cursor"
 	"github.com/opendivert/divert/internal/linux/injector"
+	"github.com/opendivert/divert/internal/linux/kernel"
 	"github.com/opendivert/divert/internal/linux/queue"
 	"github.com/opendivert/divert/internal/linux/tally"
 	"github.com/opendivert/divert/packet"
@@ -121,7 +122,7 @@ func (v *verdicts) flush(lanes []*Lane) (failed int, err error) {
 // cursor by which it meets the lower handles only. Whether there are any is the kernel's to find out: what another
 // process does, or fails to do, makes no difference.
 func (s *Sender) onward(priority uint32) (queue.Verdict, queue.Option) {
-	if queue.Cursors() {
+	if kernel.VerdictPriority.Has() {
 		return queue.Repeat, queue.Option{Priority: s.Key.Pack(priority), SetPriority: true}
 	}
 	// The cursor cannot be set: the packet leaves the chain, and nobody below sees it.

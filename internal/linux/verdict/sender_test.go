@@ -14,6 +14,7 @@ import (
 	"github.com/opendivert/divert/internal/engine"
 	"github.com/opendivert/divert/internal/lab"
 	"github.com/opendivert/divert/internal/linux/cursor"
+	"github.com/opendivert/divert/internal/linux/kernel"
 	"github.com/opendivert/divert/internal/linux/queue"
 	"github.com/opendivert/divert/internal/linux/queue/queuetest"
 	"github.com/opendivert/divert/internal/linux/tally"
@@ -189,7 +190,7 @@ func (s *Sender) capture(t testing.TB, hex string, m queue.Message) *packet.Pack
 }
 
 func TestSendIsAVerdict(t *testing.T) {
-	if !queue.Cursors() {
+	if !kernel.VerdictPriority.Has() {
 		t.Skip("the kernel sets no priority with a verdict")
 	}
 	served := cursor.NewKey(0, 0).Pack(0)

@@ -1,0 +1,91 @@
+//go:build linux
+
+package kernel
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"sync"
+)
+
+// Feature is something of Linux that the engine works with where the kernel has it, and does without where it has not. divert
+// doctor lists it by the same value. It stands in the room that tries it, or here if the version of the kernel is all there is to go by.
+// It must not be copied; its methods may be called from several goroutines.
+type Feature struct {
+	Name    string
+	Since   Version // first version of Linux that has it
+	For     string  // what it is used for
+	Without string  // what differs for the user without it
+	Remedy  string  // what to do about it
+
+	// Probe tries it and returns why it is not there, nil if it is. Without Probe the version of the kernel decides.
+	Probe func() error
+	// Mutable says that more than the kernel and the rights decides, such as what is mounted: only a success is remembered.
+	Mutable bool
+
+	mu    sync.Mutex
+	known bool
+	err   error
+}
+
+// Err returns why the kernel lacks the feature, nil if it has it. The answer is remembered, unless rights were missing (another
+// thread, or the same one later, may have them) or Mutable says otherwise.
+func (f *Feature) Err() error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if !f.known {
+		f.err = f.try()
+		f.known = f.err == nil || !f.Mutable && !errors.Is(f.err, os.ErrPermission)
+	}
+	return f.err
+}
+
+// Has reports whether the kernel has the feature.
+func (f *Feature) Has() bool { return f.Err() == nil }
+
+func (f *Feature) try() error {
+	if f.Probe != nil {
+		return f.Probe()
+	}
+	if !AtLeast(f.Since) {
+		release, _ := Release()
+		return fmt.Errorf("it came with Linux %v, and this is %s", f.Since, release)
+	}
+	return nil
+}
+
+// Assume makes the feature there or not, for tests of both, until the function that it returns is called.
+func (f *Feature) Assume(has bool) (restore func()) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	known, err := f.known, f.err
+	f.known, f.err = true, nil
+	if !has {
+		f.err = errors.New("assumed not to be there")
+	}
+	return func() {
+		f.mu.Lock()
+		defer f.mu.Unlock()
+		f.known, f.err = known, err
+	}
+}
+
+// Features that the version of the kernel tells.
+var (
+	// VerdictPriority: verdicts can set the priority of a packet (NFQA_PRIORITY).
+	VerdictPriority = &Feature{
+		Name: "verdicts with priority", Since: Version{5, 18}, For: "several handles in a row",
+		Without: "a packet sent on by one handle passes those of lower priority", Remedy: "a newer kernel",
+	}
+	// FinishedSCTP: the kernel finishes the CRC32c of an SCTP packet that it queues. Before, it writes another sum there.
+	FinishedSCTP = &Feature{
+		Name: "SCTP checksums in the packet queue", Since: Version{6, 11}, For: "SCTP packets that come whole, with their checksum",
+		Without: "SCTP is queued as it is, and its checksum is computed in user space", Remedy: "a newer kernel",
+	}
+	// CoarseClock: programs can read the clock's last tick (bpf_ktime_get_coarse_ns).
+	CoarseClock = &Feature{
+		Name: "the coarse clock in eBPF programs", Since: Version{5, 11}, For: "verdicts of flows: when a flow had its last packet",
+		Without: "programs read the exact clock, which takes longer", Remedy: "a newer kernel",
+	}
+)

@@ -1,0 +1,36 @@
+//go:build linux
+
+package kernel
+
+import (
+	"sync"
+
+	"golang.org/x/sys/unix"
+)
+
+// Release returns the release of the running kernel, as uname(2) gives it, and its machine. It returns "" for what
+// cannot be read.
+func Release() (release, machine string) {
+	var u unix.Utsname
+	if unix.Uname(&u) != nil {
+		return "", ""
+	}
+	return unix.ByteSliceToString(u.Release[:]), unix.ByteSliceToString(u.Machine[:])
+}
+
+// running is the version of the running kernel.
+var running = sync.OnceValues(func() (Version, bool) {
+	release, _ := Release()
+	return Parse(release)
+})
+
+// Running returns the version of the running kernel. It reports false if that cannot be read: then nothing is known of what the
+// kernel has, and the caller chooses the side on which a mistake does no harm.
+func Running() (Version, bool) { return running() }
+
+// AtLeast reports whether the kernel has a version or a later one. One that cannot be read counts as the latest: what it
+// lacks, it refuses when it is asked for.
+func AtLeast(v Version) bool {
+	is, known := Running()
+	return !known || !is.Before(v)
+}
