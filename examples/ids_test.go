@@ -17,8 +17,20 @@ import (
 // TestIDS sends text through the program standing in the way: what no rule drops comes back, and what one does not, though it
 // is sent a byte at a time.
 func TestIDS(t *testing.T) {
-	pair := lab.TwoHostsT(t, lab.LinkOptions{})
-	echo, err := pair.B.Echo("tcp", ":7777")
+	program := build(t, "ids")
+	t.Run("on the host", func(t *testing.T) {
+		pair := lab.TwoHostsT(t, lab.LinkOptions{})
+		tryIDS(t, program, pair.A, pair.A, pair.B)
+	})
+	t.Run("on a router", func(t *testing.T) {
+		n := lab.HostRouterPeerT(t, lab.LinkOptions{})
+		tryIDS(t, program, n.R, n.A, n.B, "-forward", "-filter", "true")
+	})
+}
+
+// tryIDS has the program run at a host.
+func tryIDS(t *testing.T, program string, at, client, server *lab.Host, flags ...string) {
+	echo, err := server.Echo("tcp", ":7777")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -29,8 +41,8 @@ func TestIDS(t *testing.T) {
 		t.Fatal(err)
 	}
 	var out output
-	stop := start(t, pair.A, &out, build(t, "ids"), "-inline", rules)
-	c, err := pair.A.Dial(t.Context(), "tcp", netip.AddrPortFrom(pair.B.Addr6(), 7777).String())
+	stop := start(t, at, &out, program, append(append([]string{"-inline"}, flags...), rules)...)
+	c, err := client.Dial(t.Context(), "tcp", netip.AddrPortFrom(server.Addr6(), 7777).String())
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -64,7 +76,7 @@ func TestIDS(t *testing.T) {
 	if text := out.String(); strings.Count(text, "\n") != 1 || !strings.Contains(text, `"action":"blocked","gid":1,"signature_id":7,"rev":0,"signature":"a test"`) {
 		t.Errorf("wrote %s", text)
 	}
-	if tables, err := pair.A.NFTables(); err != nil || len(tables) > 0 {
+	if tables, err := at.NFTables(); err != nil || len(tables) > 0 {
 		t.Errorf("tables %v, %v", tables, err)
 	}
 }

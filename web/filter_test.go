@@ -842,3 +842,93 @@ func BenchmarkKeepAlive(b *testing.B) {
 		c.sent.forget(c.sent.end())
 	}
 }
+
+// FuzzSegments: whatever segments a client sends, of an allowed request and of a blocked one in the same place, the server
+// never gets all the bytes that tell the blocked one from the allowed, in the order that it takes them: the first or the last.
+func FuzzSegments(f *testing.F) {
+	f.Add([]byte{0, 0, 0, 39, 1, 1, 0, 39, 3, 0, 0, 0, 1, 1, 20, 39})
+	f.Add([]byte{1, 1, 20, 39, 0, 0, 0, 25, 1, 1, 0, 39, 2, 1, 5, 9, 3, 0, 0, 0, 2, 1, 0, 60})
+	const allowed = "GET / HTTP/1.1\r\nHost: allowed.test\r\n\r\n"
+	const blocked = "GET / HTTP/1.1\r\nHost: blocked.test\r\n\r\n"
+	f.Fuzz(func(t *testing.T, ops []byte) {
+		hosts := NewHosts()
+		if err := hosts.Replace("blocked.test"); err != nil {
+			t.Fatal(err)
+		}
+		network := diverttest.New()
+		filter, err := Open(Config{Hosts: hosts, Open: network.OpenProgram, Report: func(err error) { t.Error(err) }})
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer filter.Close()
+		client, server := netip.MustParseAddrPort("10.0.0.1:1000"), netip.MustParseAddrPort("192.0.2.1:80")
+		got := map[int]map[byte]bool{} // what the server has been sent of each byte that differs
+		known := map[int]bool{}        // of all
+		acked := 0                     // what the server has acknowledged, and takes no more
+		judge := func(inbound bool, s packet.Segment, payload string) {
+			h := packet.Header{Src: client, Dst: server}
+			if inbound {
+				h.Src, h.Dst = server, client
+			}
+			b, err := h.AppendTCP(nil, s, []byte(payload))
+			if err != nil {
+				t.Fatal(err)
+			}
+			if inbound {
+				network.Inbound(b, diverttest.Link)
+			} else {
+				network.Outbound(b, diverttest.Link)
+			}
+			ps := make([]divert.Packet, 1)
+			if s, err := filter.handle.Stats(); err != nil || s.Waiting != 1 {
+				t.Fatalf("%+v, %v", s, err)
+			}
+			if _, err := filter.handle.RecvBatch(ps); err != nil {
+				t.Fatal(err)
+			}
+			filter.take(ps)
+			for _, p := range network.Delivered() {
+				var h packet.Parsed
+				if !h.ParseExact(p.Data) || !p.Addr.Outbound || h.TCP(p.Data).Flags()&packet.TCPRst != 0 {
+					continue
+				}
+				for i, c := range h.Payload(p.Data) {
+					at := int(h.TCP(p.Data).Seq() + uint32(i) - (clientISN + 1))
+					known[at] = true
+					if at >= acked && at < len(blocked) && blocked[at] != allowed[at] {
+						if got[at] == nil {
+							got[at] = map[byte]bool{}
+						}
+						got[at][c] = true
+					}
+				}
+			}
+		}
+		judge(false, packet.Segment{Seq: clientISN, Flags: packet.TCPSyn}, "")
+		judge(true, packet.Segment{Seq: serverISN, Ack: clientISN + 1, Flags: packet.TCPSyn | packet.TCPAck}, "")
+		for ; len(ops) >= 4; ops = ops[4:] {
+			if ops[0]%4 == 3 {
+				n := uint32(0)
+				for known[int(n)] {
+					n++
+				}
+				acked = int(n)
+				judge(true, packet.Segment{Seq: serverISN + 1, Ack: clientISN + 1 + n, Flags: packet.TCPAck}, "")
+				continue
+			}
+			text := allowed + allowed
+			if ops[1]%2 == 1 {
+				text = blocked + blocked
+			}
+			from := int(ops[2]) % len(text)
+			end := min(from+int(ops[3])%80, len(text))
+			judge(false, packet.Segment{Seq: clientISN + 1 + uint32(from), Ack: serverISN + 1, Flags: packet.TCPAck}, text[from:end])
+		}
+		for at := range len(blocked) {
+			if blocked[at] != allowed[at] && !got[at][blocked[at]] {
+				return
+			}
+		}
+		t.Error("the server has been sent all of the blocked name")
+	})
+}

@@ -197,3 +197,35 @@ func keepAlive(t *testing.T, pair *lab.Pair) {
 		t.Errorf("behind the page: %v", err)
 	}
 }
+
+// TestWebForward: a router judges the connections of those behind it, also of clients whose packets it must hold.
+func TestWebForward(t *testing.T) {
+	n := lab.HostRouterPeerT(t, lab.LinkOptions{})
+	plain, encrypted := sites(t, n.B)
+	list := filepath.Join(t.TempDir(), "list")
+	if err := os.WriteFile(list, []byte("blocked.test\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	p := start(t, n.R, "web", "--layer", "forward", list)
+	for _, to := range []netip.Addr{n.B.Addr4(), n.B.Addr6()} {
+		if status, text, err := visit(t, n.A, to, "http://blocked.test/", true); err != nil || status != http.StatusForbidden {
+			t.Errorf("%v: HTTP, blocked: %d %q %v", to, status, text, err)
+		}
+		if _, text, err := visit(t, n.A, to, "https://blocked.test/", true); !errors.Is(err, syscall.ECONNRESET) {
+			t.Errorf("%v: TLS, blocked: %q %v", to, text, err)
+		}
+	}
+	if plain.n.Load()+encrypted.n.Load() != 0 {
+		t.Error("the server has seen bytes of blocked requests")
+	}
+	for _, to := range []netip.Addr{n.B.Addr4(), n.B.Addr6()} {
+		for _, scheme := range []string{"http", "https"} {
+			if status, text, err := visit(t, n.A, to, scheme+"://other.test/", true); err != nil || status != http.StatusOK {
+				t.Errorf("%v: %s, not blocked: %d %q %v", to, scheme, status, text, err)
+			}
+		}
+	}
+	if out, status := p.end(t, os.Interrupt); status != exitOK || strings.Count(out, " blocked.test\n") != 4 {
+		t.Errorf("status %d: %s", status, out)
+	}
+}
