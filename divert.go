@@ -125,6 +125,16 @@ const MaxQueues = 16
 // limits are shared out too. Platforms and handles without queues of their own have one.
 func WithQueues(n int) Option { return func(o *options) { o.config.Queues = n } }
 
+// MaxBusyPoll is the longest time that WithBusyPoll takes.
+const MaxBusyPoll = 10 * time.Millisecond
+
+// WithBusyPoll makes receive calls that find no packet look again for d, at most MaxBusyPoll, before they sleep. The next packet
+// then meets a program that is awake, which saves the time to wake it, at the price of up to d of a processor whenever no packet
+// comes; on a busy machine, and with fewer processors than programs that want them, it makes everything slower. It is for
+// programs that answer one packet after the other. Only where the kernel decides which packets match, and they are diverted, it
+// does anything; with several queues, only in the receive calls of a Queue.
+func WithBusyPoll(d time.Duration) Option { return func(o *options) { o.config.BusyPoll = d } }
+
 // MinSnapLength is the least that WithSnapLength takes, in bytes: the longest headers without options.
 const MinSnapLength = 64
 
@@ -289,6 +299,9 @@ func (o *options) check() error {
 	}
 	if o.snaps && o.config.Snap < MinSnapLength {
 		return fmt.Errorf("%w: snap length %d; it must be %d bytes or more", ErrInvalid, o.config.Snap, MinSnapLength)
+	}
+	if d := o.config.BusyPoll; d < 0 || d > MaxBusyPoll {
+		return fmt.Errorf("%w: busy polling for %v; 0 to %v are possible", ErrInvalid, d, MaxBusyPoll)
 	}
 	if err := checkLimits(&o.config.Limits); err != nil {
 		return err

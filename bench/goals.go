@@ -40,6 +40,7 @@ var goals = []goal{
 	{load: "udp64", contender: "accept-flow", base: "idle-1", metric: rate, word: "rate", least: 0.98},
 	{load: "udp64", contender: "first-6", base: "idle-1", metric: rate, word: "rate", least: 0.95},
 	{load: "udp64in", contender: "drop-flow", base: "drop", metric: rate, word: "rate", least: 0.95},
+	{load: "udp64", contender: "idle-64-handles", base: "idle-1", metric: rate, word: "rate", least: 0.9},
 	{load: "udp64", contender: "idle-1", base: "nft-1", metric: rate, word: "rate", least: 1},
 	{load: "tcp1", contender: "idle-1", base: "nft-1", metric: rate, word: "rate", least: 1},
 	{load: "udp64in", contender: "drop", base: "nft-drop", metric: rate, word: "rate", least: 0.95},

@@ -58,7 +58,9 @@ func installNamed(table string, at place, rule []expr.Any) (*ruleset, error) {
 	}
 	conn.AddTable(r.table)
 	conn.AddChain(r.chain)
-	conn.AddRule(&nftables.Rule{Table: r.table, Chain: r.chain, Exprs: rule})
+	if len(rule) > 0 {
+		conn.AddRule(&nftables.Rule{Table: r.table, Chain: r.chain, Exprs: rule})
+	}
 	if err := conn.Flush(); err != nil {
 		return nil, errors.Join(fmt.Errorf("install a rule: %w", err), conn.CloseLasting())
 	}
@@ -125,6 +127,22 @@ func openNFTDrop(t traffic) (worker, error) { return openNFT(t, loadPort) }
 
 // openNFTIdle is a rule that matches nothing.
 func openNFTIdle(t traffic) (worker, error) { return openNFT(t, firstIdlePort) }
+
+// openNFTEmpty is a chain without a rule.
+func openNFTEmpty(t traffic) (worker, error) {
+	r, err := installNamed(contenderTable, t.chain(), nil)
+	if err != nil {
+		return nil, err
+	}
+	return emptyChain{r}, nil
+}
+
+// emptyChain is a contender that looks at nothing.
+type emptyChain struct{ r *ruleset }
+
+func (emptyChain) counts() (handled, missed uint64, err error) { return 0, 0, nil }
+
+func (w emptyChain) close() error { return w.r.remove() }
 
 func openNFT(t traffic, port uint16) (worker, error) {
 	r, err := install(t.chain(), countAndDrop(toPort(t.number(), port)))

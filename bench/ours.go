@@ -110,6 +110,43 @@ func portSet(n int) func(traffic) string {
 // firstSetPort leaves room for 10,000 elements above the ports of the loads.
 const firstSetPort = 10001
 
+// manyOf returns how to open n handles, each with a filter of one port that matches nothing.
+func manyOf(n int) func(traffic) (worker, error) {
+	return func(t traffic) (worker, error) {
+		var all handleWorkers
+		for i := range n {
+			filter := func(t traffic) string {
+				return fmt.Sprintf("%s and %s.DstPort == %d", t.way(), t.Protocol, firstIdlePort+2*i)
+			}
+			w, err := oursFor(filter, program{batch: 64, deal: accept})(t)
+			if err != nil {
+				return nil, errors.Join(err, all.close())
+			}
+			all = append(all, w)
+		}
+		return all, nil
+	}
+}
+
+// handleWorkers are several that work at the same time.
+type handleWorkers []worker
+
+func (ws handleWorkers) counts() (handled, missed uint64, err error) {
+	for _, w := range ws {
+		h, m, one := w.counts()
+		handled, missed, err = handled+h, missed+m, errors.Join(err, one)
+	}
+	return handled, missed, err
+}
+
+func (ws handleWorkers) close() error {
+	var errs []error
+	for _, w := range ws {
+		errs = append(errs, w.close())
+	}
+	return errors.Join(errs...)
+}
+
 // program is how a program uses its handle.
 type program struct {
 	batch   int // packets in a receive call, at most

@@ -3,10 +3,12 @@
 package e2e_test
 
 import (
+	"errors"
 	"fmt"
 	"net"
 	"slices"
 	"testing"
+	"time"
 
 	"github.com/google/nftables"
 
@@ -227,4 +229,34 @@ func TestManyHandlesShareAGate(t *testing.T) {
 		t.Error("two handles have a gate")
 	}
 	check()
+}
+
+// TestBusyPolling: a handle that looks again before it sleeps receives and sends on what others do, ends when it is closed, and
+// takes no time that is out of range.
+func TestBusyPolling(t *testing.T) {
+	t.Parallel()
+	pair := lab.TwoHostsT(t, lab.LinkOptions{})
+	for _, d := range []time.Duration{-1, divert.MaxBusyPoll + 1} {
+		if _, err := divert.Open("true", divert.WithBusyPoll(d)); !errors.Is(err, divert.ErrInvalid) {
+			t.Errorf("%v: %v", d, err)
+		}
+	}
+	echo := echoAt(t, pair.B, "udp", pair.B.Addr4())
+	d := openAt(t, pair.A, fmt.Sprintf("udp and remotePort == %d", echo.Addr().Port()), divert.WithBusyPoll(divert.MaxBusyPoll))
+	w := passthru(t, d)
+	c := dialUDP(t, pair.A, net.UDPAddrFromAddrPort(echo.Addr()))
+	for i := range 20 {
+		if _, err := fmt.Fprint(c, i); err != nil {
+			t.Fatal(err)
+		}
+		b := make([]byte, 10)
+		if err := c.SetReadDeadline(time.Now().Add(10 * time.Second)); err != nil {
+			t.Fatal(err)
+		}
+		if n, err := c.Read(b); err != nil || string(b[:n]) != fmt.Sprint(i) {
+			t.Fatalf("%q, %v", b[:n], err)
+		}
+	}
+	finish(t, d, w)
+	balanced(t, stats(t, d))
 }

@@ -30,7 +30,8 @@ func newPassthru(a *app) *cobra.Command {
 on as it was: the cheapest program there is, good for measuring and for trying whether a network
 bears being diverted.
 
-With --rewrite the bytes of each packet go back to the kernel too, as if the program had changed them.
+Only the headers of packets come to the program, unless they are also written to a file. With --rewrite all bytes come, and go
+back to the kernel, as if the program had changed them.
 
 With -w the packets are also written to a capture file, with --rewrite each twice: as it was received, and on an
 interface whose name ends in ":sent" as it was sent, its checksums filled in. The run ends if that fails.`,
@@ -65,7 +66,11 @@ interface whose name ends in ":sent" as it was sent, its checksums filled in. Th
 			if err != nil {
 				return err
 			}
-			h, err := flags.openTraced(p, 0, t, divert.WithQueues(queues))
+			opts := []divert.Option{divert.WithQueues(queues)}
+			if t == nil && !rewrite {
+				opts = append(opts, divert.WithSnapLength(divert.MinSnapLength)) // nobody looks at the rest
+			}
+			h, err := flags.openTraced(p, 0, t, opts...)
 			if err != nil {
 				return err
 			}

@@ -30,6 +30,9 @@ func newQueued(e Env) (*queued, error) {
 	if err != nil {
 		return nil, err
 	}
+	for _, l := range lanes {
+		l.SetBusyPoll(e.Config.BusyPoll)
+	}
 	s := &queued{Env: e, lanes: lanes}
 	if len(lanes) > 1 {
 		if s.any, err = newSelector(lanes); err != nil {

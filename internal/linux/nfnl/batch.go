@@ -94,6 +94,7 @@ func (r *Reader) Recv(w engine.Wait, n int) (int, error) {
 	defer c.reading.Release()
 	c.mu.RLock()
 	defer c.mu.RUnlock()
+	var until time.Time // of looking again; zero: it has not begun
 	for {
 		if c.closed.Load() {
 			return 0, os.ErrClosed
@@ -114,6 +115,7 @@ func (r *Reader) Recv(w engine.Wait, n int) (int, error) {
 			return got, err
 		case drained:
 			return 0, io.EOF
+		case c.looksAgain(&until):
 		case left < 0 && c.answers:
 			got, err = r.block(w, min(n, r.Cap()))
 		default:
@@ -123,6 +125,19 @@ func (r *Reader) Recv(w engine.Wait, n int) (int, error) {
 			return got, err
 		}
 	}
+}
+
+// looksAgain reports whether it is too early to wait, as SetBusyPoll says.
+func (c *Conn) looksAgain(until *time.Time) bool {
+	spin := time.Duration(c.spin.Load())
+	switch {
+	case spin == 0:
+		return false
+	case until.IsZero():
+		*until = time.Now().Add(spin)
+		return true
+	}
+	return time.Now().Before(*until)
 }
 
 // block waits in the receive call itself, which takes fewer calls for each packet than to wait first. It returns 0 if

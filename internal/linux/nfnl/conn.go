@@ -38,6 +38,7 @@ type Conn struct {
 	reading  *engine.Turn // of the one who receives
 	deadline atomic.Int64 // of receives, ns since 1970; 0: none
 	drained  atomic.Bool  // receives do not wait any more
+	spin     atomic.Int64 // how long receives look again before they wait, ns
 }
 
 // Dial opens a socket with the given receive buffer, in bytes. Without CAP_NET_ADMIN in the initial
@@ -127,6 +128,9 @@ func (c *Conn) SetReadDeadline(t time.Time) error {
 		c.ring()
 	})
 }
+
+// SetBusyPoll makes receives that find nothing look again for a time before they wait.
+func (c *Conn) SetBusyPoll(d time.Duration) { c.spin.Store(int64(d)) }
 
 // Wake makes the one who waits look whether its engine.Wait has ended. Those that wait for their turn need no waking.
 func (c *Conn) Wake() { _ = c.Control(func(uintptr) { c.ring() }) } // fails when closed, which has woken everybody

@@ -6,6 +6,7 @@ import (
 	"bytes"
 	"encoding/binary"
 	"errors"
+	"io"
 	"os"
 	"testing"
 	"time"
@@ -452,5 +453,83 @@ func TestAllocations(t *testing.T) {
 		}
 	}); n != 0 {
 		t.Errorf("%v allocations", n)
+	}
+}
+
+// TestBusyPoll: who looks again instead of waiting gets what comes, and notices all that ends a wait. Nobody waits here: the
+// time is longer than any test.
+func TestBusyPoll(t *testing.T) {
+	here, there := pair(t)
+	here.SetBusyPoll(time.Hour)
+	r := here.NewReader(1)
+	slot := make([]byte, 100)
+	r.Slot(0, slot)
+	type result struct {
+		n   int
+		err error
+	}
+	results := make(chan result)
+	receive := func(w engine.Wait) {
+		go func() {
+			n, err := r.Recv(w, 1)
+			results <- result{n, err}
+		}()
+	}
+	receive(engine.Wait{})
+	w, err := there.NewWriter()
+	if err != nil {
+		t.Fatal(err)
+	}
+	AppendHeader(w.Head(HeaderLen), HeaderLen, Type(3, 1), 0, 0)
+	if err := w.Flush(); err != nil {
+		t.Fatal(err)
+	}
+	if got := <-results; got.n != 1 || got.err != nil {
+		t.Errorf("a message: %+v", got)
+	}
+	ended := make(chan struct{})
+	receive(engine.Wait{Context: ended})
+	close(ended)
+	if got := <-results; got.err != engine.ErrInterrupted {
+		t.Errorf("the end of the context: %+v", got)
+	}
+	receive(engine.Wait{})
+	if err := here.SetReadDeadline(time.Now()); err != nil {
+		t.Fatal(err)
+	}
+	if got := <-results; !errors.Is(got.err, os.ErrDeadlineExceeded) {
+		t.Errorf("a deadline: %+v", got)
+	}
+	if err := here.SetReadDeadline(time.Time{}); err != nil {
+		t.Fatal(err)
+	}
+	receive(engine.Wait{})
+	here.Drain()
+	if got := <-results; got.err != io.EOF {
+		t.Errorf("draining: %+v", got)
+	}
+	here.drained.Store(false)
+	receive(engine.Wait{})
+	if err := here.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if got := <-results; !errors.Is(got.err, os.ErrClosed) {
+		t.Errorf("closing: %+v", got)
+	}
+	// For a time only: then it waits, and is woken.
+	here, there = pair(t)
+	here.SetBusyPoll(time.Nanosecond)
+	r = here.NewReader(1)
+	r.Slot(0, slot)
+	receive(engine.Wait{})
+	if w, err = there.NewWriter(); err != nil {
+		t.Fatal(err)
+	}
+	AppendHeader(w.Head(HeaderLen), HeaderLen, Type(3, 1), 0, 0)
+	if err := w.Flush(); err != nil {
+		t.Fatal(err)
+	}
+	if got := <-results; got.n != 1 || got.err != nil {
+		t.Errorf("a message after the time: %+v", got)
 	}
 }

@@ -52,6 +52,9 @@ func (l *Lane) QueueNumber() uint16 { return l.q.Num() }
 // Control calls a function with the descriptor of the lane's socket.
 func (l *Lane) Control(f func(fd uintptr)) error { return l.q.Control(f) }
 
+// SetBusyPoll makes receivers that find nothing look again for a time before they wait.
+func (l *Lane) SetBusyPoll(d time.Duration) { l.q.SetBusyPoll(d) }
+
 // Drain makes readers receive what is there and then io.EOF.
 func (l *Lane) Drain() { l.q.Drain() }
 
