@@ -1,0 +1,202 @@
+package main
+
+import (
+	"bytes"
+	"math/rand/v2"
+	"net/netip"
+	"testing"
+	"time"
+
+	"github.com/opendivert/divert"
+	"github.com/opendivert/divert/examples/nat/table"
+	"github.com/opendivert/divert/packet"
+)
+
+// free stands for a host without sockets.
+type free struct{}
+
+func (free) Hold(uint8, uint16) (func(), bool) { return func() {}, true }
+
+// testNAT is 192.0.2.1 for 10.0.0.0/8, with TCP port 8080 forwarded to 10.0.0.9:80, and fd00:1::/64 for 2001:db8:1::/64.
+func testNAT(t testing.TB) *nat {
+	t.Helper()
+	prefixes, err := table.NewPrefixes(netip.MustParsePrefix("fd00:1::/64"), netip.MustParsePrefix("2001:db8:1::/64"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	n := &nat{addr: netip.MustParseAddr("192.0.2.1"), inside: []netip.Prefix{netip.MustParsePrefix("10.0.0.0/8")}, prefixes: &prefixes}
+	n.table = table.New(table.Limits{Mappings: 100, PerHost: 100, Sessions: 100}, free{}, rand.New(rand.NewPCG(1, 2)).IntN)
+	if err := n.table.Forward(table.TCP, 8080, netip.MustParseAddrPort("10.0.0.9:80")); err != nil {
+		t.Fatal(err)
+	}
+	return n
+}
+
+func ends(src, dst string) *packet.Header {
+	return &packet.Header{Src: netip.MustParseAddrPort(src), Dst: netip.MustParseAddrPort(dst), ID: 7}
+}
+
+func must(t testing.TB) func([]byte, error) []byte {
+	return func(b []byte, err error) []byte {
+		t.Helper()
+		if err != nil {
+			t.Fatal(err)
+		}
+		return b
+	}
+}
+
+// received returns a packet as a handle gives it, with all checksums right.
+func received(b []byte) *divert.Packet {
+	return &divert.Packet{Data: b, Addr: divert.Address{IPChecksum: true, TCPChecksum: true, UDPChecksum: true}}
+}
+
+// whole fails the test unless a packet is one, with right checksums.
+func whole(t testing.TB, p *divert.Packet) (h packet.Parsed) {
+	t.Helper()
+	if !h.ParseExact(p.Data) || h.Family == 4 && !h.VerifyIPChecksum(p.Data) || !h.VerifyTransportChecksum(p.Data) {
+		t.Errorf("% x", p.Data)
+	}
+	return h
+}
+
+var begin = time.Unix(1e9, 0)
+
+// TestEcho: the identifier of an echo is translated when another host has it, and back.
+func TestEcho(t *testing.T) {
+	n := testNAT(t)
+	for i, host := range []string{"10.0.0.2:0", "10.0.0.3:0"} {
+		p := received(must(t)(ends(host, "198.51.100.1:0").AppendICMP(nil, 8, 0, 0x1234_0001, []byte("ping"))))
+		if a := n.leaving(p, begin); a != send {
+			t.Fatal(a)
+		}
+		h := whole(t, p)
+		body := h.ICMP(p.Data).Body()
+		if p.Src().Addr() != n.addr || uint16(body) != 1 || (body>>16 == 0x1234) != (i == 0) {
+			t.Errorf("from %v: leaves from %v with %#x", host, p.Src(), body)
+		}
+		back := received(must(t)(ends("198.51.100.1:0", "192.0.2.1:0").AppendICMP(nil, 0, 0, body, []byte("ping"))))
+		if a := n.arriving(back, begin); a != send {
+			t.Fatal(a)
+		}
+		h = whole(t, back)
+		if back.Dst() != netip.MustParseAddrPort(host) || h.ICMP(back.Data).Body() != 0x1234_0001 {
+			t.Errorf("back to %v with %#x", back.Dst(), h.ICMP(back.Data).Body())
+		}
+	}
+	stranger := received(must(t)(ends("198.51.100.1:0", "192.0.2.1:0").AppendICMP(nil, 8, 0, 1, nil)))
+	if a := n.arriving(stranger, begin); a != accept {
+		t.Errorf("an echo request to the NAT itself: %v", a)
+	}
+}
+
+// TestQuotes: errors quote what their receiver sent, in each of the three directions.
+func TestQuotes(t *testing.T) {
+	n := testNAT(t)
+	inside, far := "10.0.0.2:5000", "198.51.100.1:53"
+	sent := must(t)(ends(inside, far).AppendUDP(nil, []byte("query")))
+	out := received(bytes.Clone(sent))
+	if a := n.leaving(out, begin); a != send {
+		t.Fatal(a)
+	}
+	answer := must(t)(ends(far, "192.0.2.1:5000").AppendUDP(nil, []byte("answer")))
+	in := received(bytes.Clone(answer))
+	if a := n.arriving(in, begin); a != send {
+		t.Fatal(a)
+	}
+	for name, row := range map[string]struct {
+		from, to string
+		quoted   []byte // by the error
+		does     func(*divert.Packet) action
+		src, dst string // then
+		want     []byte // what it quotes then
+	}{
+		"from a router outside":  {"203.0.113.1:0", "192.0.2.1:0", out.Data, func(p *divert.Packet) action { return n.arriving(p, begin) }, "203.0.113.1:0", "10.0.0.2:0", sent},
+		"from the host inside":   {"10.0.0.2:0", "198.51.100.1:0", in.Data, func(p *divert.Packet) action { return n.leaving(p, begin) }, "192.0.2.1:0", "198.51.100.1:0", answer},
+		"from the router itself": {"192.0.2.1:0", "198.51.100.1:0", in.Data, n.own, "192.0.2.1:0", "198.51.100.1:0", answer},
+	} {
+		t.Run(name, func(t *testing.T) {
+			p := received(must(t)(ends(row.from, row.to).AppendICMP(nil, 3, 3, 0, row.quoted)))
+			if a := row.does(p); a != send {
+				t.Fatal(a)
+			}
+			h := whole(t, p)
+			if p.Src().String() != row.src || p.Dst().String() != row.dst || !bytes.Equal(h.Payload(p.Data), row.want) {
+				t.Errorf("%v to %v quotes\n% x, want\n% x", p.Src(), p.Dst(), h.Payload(p.Data), row.want)
+			}
+		})
+	}
+	own := received(must(t)(ends("203.0.113.1:0", "192.0.2.1:0").AppendICMP(nil, 3, 3, 0, must(t)(ends("192.0.2.1:9", far).AppendUDP(nil, nil)))))
+	if a := n.arriving(own, begin); a != accept {
+		t.Errorf("an error about what the NAT's host sent: %v", a)
+	}
+}
+
+// TestOthers: what cannot be translated is refused on the way out, and the NAT's own on the way in.
+func TestOthers(t *testing.T) {
+	n := testNAT(t)
+	esp := must(t)(ends("10.0.0.2:1", "198.51.100.1:2").AppendUDP(nil, nil))
+	packet.IPv4(esp).SetProtocol(50)
+	if a := n.leaving(received(esp), begin); a != refuse {
+		t.Errorf("another protocol, out: %v", a)
+	}
+	packet.IPv4(esp).SetDst(n.addr)
+	if a := n.arriving(received(esp), begin); a != accept {
+		t.Errorf("another protocol, in: %v", a)
+	}
+	own := received(must(t)(ends("198.51.100.1:80", "192.0.2.1:4000").AppendTCP(nil, packet.Segment{Flags: packet.TCPAck}, nil)))
+	if a := n.arriving(own, begin); a != acceptFlow {
+		t.Errorf("the NAT's own: %v", a)
+	}
+}
+
+// FuzzNAT: whatever comes from wherever, what goes on is a packet, and none leaves with an address from behind the NAT.
+func FuzzNAT(f *testing.F) {
+	for _, h := range []*packet.Header{ends("10.0.0.2:5000", "198.51.100.1:53"), ends("198.51.100.1:53", "192.0.2.1:5000"), ends("10.0.0.2:1", "192.0.2.1:8080"),
+		ends("[fd00:1::2]:1", "[2001:db8::1]:2"), ends("[2001:db8::1]:2", "[2001:db8:1:0:cfbe::2]:1")} {
+		udp := must(f)(h.AppendUDP(nil, []byte("data")))
+		f.Add(udp, uint8(0))
+		f.Add(must(f)(h.AppendTCP(nil, packet.Segment{Flags: packet.TCPSyn}, nil)), uint8(1))
+		f.Add(must(f)(h.AppendICMP(nil, 3, 4, 1400, udp)), uint8(2))
+		f.Add(must(f)(h.AppendICMP(nil, 8, 0, 1, nil)), uint8(0))
+	}
+	f.Fuzz(func(t *testing.T, b []byte, way uint8) {
+		n := testNAT(t)
+		known := received(must(t)(ends("10.0.0.2:5000", "198.51.100.1:53").AppendUDP(nil, nil)))
+		n.leaving(known, begin)
+		p := received(bytes.Clone(b))
+		var a action
+		switch way % 3 {
+		case 0:
+			a = n.leaving(p, begin)
+		case 1:
+			a = n.arriving(p, begin)
+		case 2:
+			a = n.own(p)
+		}
+		if a != send && a != inject && a != route {
+			return
+		}
+		var h packet.Parsed
+		if !h.ParseExact(p.Data) || len(p.Data) != len(b) {
+			t.Fatalf("sent % x", p.Data)
+		}
+		if way%3 == 0 && h.Family == 4 && p.Src().Addr() != n.addr {
+			t.Errorf("leaves from %v", p.Src())
+		}
+	})
+}
+
+// BenchmarkLeaving is what a packet of 1,400 bytes costs.
+func BenchmarkLeaving(b *testing.B) {
+	n := testNAT(b)
+	data := must(b)(ends("10.0.0.2:5000", "198.51.100.1:53").AppendUDP(nil, make([]byte, 1400)))
+	p := received(bytes.Clone(data))
+	b.ReportAllocs()
+	for b.Loop() {
+		copy(p.Data, data)
+		if a := n.leaving(p, begin); a != send {
+			b.Fatal(a)
+		}
+	}
+}
