@@ -5,6 +5,7 @@ package main_test
 import (
 	"errors"
 	"fmt"
+	"os"
 	"os/exec"
 	"path/filepath"
 	"slices"
@@ -37,6 +38,9 @@ func needWin32(t *testing.T) {
 // compileForWindows compiles a program with mingw: the same source.
 func compileForWindows(t *testing.T, source string) {
 	t.Helper()
+	if testing.Short() {
+		t.Skip("the headers of Windows are long")
+	}
 	if _, err := exec.LookPath(mingw); err != nil {
 		t.Skipf("%v (Debian: gcc-mingw-w64-x86-64)", err)
 	}
@@ -125,6 +129,12 @@ func TestWin32Install(t *testing.T) {
 	must(t, "gcc", append(args, "-Wl,-rpath,"+filepath.Join(root, "lib"))...)
 	must(t, program, "calls.exe")
 	must(t, "rm", program)
+	capitals := filepath.Join(root, "capitals.c")
+	if err := os.WriteFile(capitals, []byte("#include <WinSock2.h>\n#include <Windows.h>\nDWORD n = MAX_PATH;\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	must(t, "gcc", append([]string{"-fsyntax-only", capitals}, flags...)...)
+	must(t, "rm", capitals)
 	must(t, "make", append(places, "uninstall-win32")...)
 	left := files(t, root)
 	if i := slices.IndexFunc(left, func(name string) bool { return strings.Contains(name, "win32") }); i >= 0 {

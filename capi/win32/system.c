@@ -74,6 +74,17 @@ BOOL FreeLibrary(HMODULE module)
     return (module != NULL && dlclose(module) == 0) || fails(ERROR_INVALID_HANDLE);
 }
 
+BOOL SetDllDirectory(LPCSTR path)
+{
+    return (path != NULL && *path == 0) || fails(ERROR_NOT_SUPPORTED);
+}
+
+BOOL SetSearchPathMode(DWORD flags)
+{
+    return !(flags & ~(DWORD)(BASE_SEARCH_PATH_ENABLE_SAFE_SEARCHMODE | BASE_SEARCH_PATH_PERMANENT)) ||
+           fails(ERROR_INVALID_PARAMETER);
+}
+
 /* ---- Memory ---- */
 
 HLOCAL LocalAlloc(UINT flags, SIZE_T size)

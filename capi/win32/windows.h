@@ -446,6 +446,13 @@ void WakeAllConditionVariable(PCONDITION_VARIABLE condition);
 #define InterlockedAnd(p, v) __atomic_fetch_and((p), (v), __ATOMIC_SEQ_CST)
 #define InterlockedOr(p, v) __atomic_fetch_or((p), (v), __ATOMIC_SEQ_CST)
 #define InterlockedCompareExchange(p, v, old) __sync_val_compare_and_swap((p), (old), (v))
+#define InterlockedIncrement16 InterlockedIncrement
+#define InterlockedDecrement16 InterlockedDecrement
+#define InterlockedExchange16 InterlockedExchange
+#define InterlockedExchangeAdd16 InterlockedExchangeAdd
+#define InterlockedAnd16 InterlockedAnd
+#define InterlockedOr16 InterlockedOr
+#define InterlockedCompareExchange16 InterlockedCompareExchange
 #define InterlockedIncrement64 InterlockedIncrement
 #define InterlockedDecrement64 InterlockedDecrement
 #define InterlockedExchange64 InterlockedExchange
@@ -521,6 +528,13 @@ HMODULE LoadLibrary(LPCSTR name);
 HMODULE GetModuleHandle(LPCSTR name);
 FARPROC GetProcAddress(HMODULE module, LPCSTR name);
 BOOL FreeLibrary(HMODULE module);
+
+/* The current folder is never searched for libraries: path must be "", and flags ask for what is so anyway. */
+#define BASE_SEARCH_PATH_ENABLE_SAFE_SEARCHMODE 0x0001
+#define BASE_SEARCH_PATH_PERMANENT 0x8000
+BOOL SetDllDirectory(LPCSTR path);
+BOOL SetSearchPathMode(DWORD flags);
+#define SetDllDirectoryA SetDllDirectory
 #define LoadLibraryA LoadLibrary
 #define GetModuleHandleA GetModuleHandle
 
@@ -552,6 +566,7 @@ BOOL HeapFree(HANDLE heap, DWORD flags, LPVOID memory);
 #define FORMAT_MESSAGE_FROM_SYSTEM 0x1000
 #define FORMAT_MESSAGE_MAX_WIDTH_MASK 0xFF
 #define LANG_NEUTRAL 0
+#define LANG_ENGLISH 9
 #define SUBLANG_DEFAULT 1
 #define MAKELANGID(primary, sub) ((WORD)((WORD)(sub) << 10 | (WORD)(primary)))
 
@@ -561,6 +576,7 @@ DWORD FormatMessage(DWORD flags, LPCVOID source, DWORD message, DWORD language, 
 #define FormatMessageA FormatMessage
 void OutputDebugString(LPCSTR text); /* standard error */
 #define OutputDebugStringA OutputDebugString
+#define DebugBreak() ((void)raise(SIGTRAP))
 
 /* ---- The console: an ANSI terminal. Where there is none, calls that only draw succeed and do nothing --------- */
 
@@ -735,6 +751,7 @@ int rand_s(unsigned int *value);
 #endif
 
 #ifndef WIN32_LEAN_AND_MEAN
+#include "mmsystem.h"
 #include "winsock2.h"
 #endif
 

@@ -37,12 +37,14 @@ static int failed;
 static void check_types(void)
 {
     LARGE_INTEGER n;
+    short flag = 1;
 
     CHECK(sizeof(LONG) == 4 && sizeof(DWORD) == 4 && sizeof(ULONG) == 4 && sizeof(WORD) == 2 && sizeof(BYTE) == 1);
     CHECK(sizeof(HANDLE) == sizeof(void *) && sizeof(DWORD_PTR) == sizeof(void *) && sizeof(ULONGLONG) == 8);
     n.QuadPart = 0x1122334455667788;
     CHECK(n.LowPart == 0x55667788 && n.HighPart == 0x11223344 && n.u.LowPart == n.LowPart);
     CHECK(MAKEWORD(2, 1) == 0x0102 && HIWORD(0x12345678) == 0x1234 && LOBYTE(0x1234) == 0x34);
+    CHECK(InterlockedIncrement16(&flag) == 2 && flag == 2);
     CHECK(_tcslen(_T("text")) == 4 && _stricmp("Text", "tEXT") == 0);
 }
 
@@ -419,6 +421,7 @@ static void check_system(void)
     for (i = 0; i < 3 && first == 0; i++)
         CHECK(rand_s(&first) == 0);
     CHECK(first != 0);
+    CHECK(SetDllDirectoryA("") && SetSearchPathMode(BASE_SEARCH_PATH_ENABLE_SAFE_SEARCHMODE));
     FAILS(GetEnvironmentVariableA("NO_SUCH_VARIABLE", text, sizeof(text)) != 0, ERROR_ENVVAR_NOT_FOUND);
 }
 

@@ -1,0 +1,7 @@
+/* in6addr.h: addresses, which Linux has. */
+#ifndef WINDIVERT_WIN32_IN6ADDR_H
+#define WINDIVERT_WIN32_IN6ADDR_H
+
+#include "winsock2.h"
+
+#endif
