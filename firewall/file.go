@@ -3,6 +3,7 @@ package firewall
 import (
 	"errors"
 	"fmt"
+	"io"
 	"net/netip"
 	"os"
 	"os/user"
@@ -72,17 +73,12 @@ func Load(path string) (*Rules, error) {
 
 // readFile reads a file that is not longer than MaxFile by more than one byte.
 func readFile(path string) ([]byte, error) {
-	info, err := os.Stat(path)
+	f, err := os.Open(path)
 	if err != nil {
 		return nil, err
 	}
-	if info.Mode().IsRegular() && info.Size() > MaxFile {
-		return nil, &FileError{Path: path, Err: fmt.Errorf("the file is longer than %d bytes", MaxFile)}
-	}
-	if info.IsDir() {
-		return nil, &FileError{Path: path, Err: errors.New("it is a folder, no file")}
-	}
-	return os.ReadFile(path)
+	defer f.Close()
+	return io.ReadAll(io.LimitReader(f, MaxFile+1))
 }
 
 // Parse reads rules from YAML; docs/firewall.md describes them. Files that it names are relative to folder. All errors

@@ -225,7 +225,7 @@ func TestFileErrors(t *testing.T) {
 		{"default: deny\nsets: {a: [10.0.0.0/8]}", "a:", "no rule names the set @a"},
 		{"default: deny\nsets: {a: [10.0.0.0/33]}", "10.0.0.0/33", "no prefix"},
 		{"default: deny\nsets: {a: [80]}", "80]", "no address"},
-		{"default: deny\nsets: {a: {file: no-such-file}}", "no-such-file", "no such file"},
+		{"default: deny\nsets: {a: {file: no-such-file}}", "no-such-file", "no-such-file"},
 		{"default: deny\nsets: {a: {path: x}}", "{path", "the file that has them"},
 		{"default: deny\nrules: {action: allow}", "{action", "must be a list"},
 		{"default: deny\nrules:\n  - port: 80", "port", "the rule has no action"},

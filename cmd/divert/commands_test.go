@@ -227,7 +227,7 @@ divert: line 3, column 14: action: there is no "alow" here; there is allow, deny
     - {action: alow, port: 443}
                ^
 `},
-		{name: "firewall check, no file", args: "firewall check testdata/nothing", status: exitFailed, errout: "divert: stat testdata/nothing: no such file or directory\n"},
+		{name: "firewall check, no file", args: "firewall check testdata/nothing", status: exitFailed, errout: "divert: " + missing.Error() + "\n"},
 		{name: "firewall check, no argument", args: "firewall check", status: exitUsage,
 			errout: "divert: check needs one file of rules; `divert help firewall` tells of them\nSee `divert firewall check --help`.\n"},
 		{name: "firewall run, standard input", args: "firewall run -", status: exitUsage,
