@@ -9,6 +9,7 @@ import (
 	"syscall"
 
 	"github.com/fatih/color"
+	"github.com/gdamore/tcell/v2"
 	"github.com/spf13/cobra"
 )
 
@@ -23,6 +24,9 @@ type app struct {
 
 	colour    bool // out is a terminal that shows colours
 	errColour bool // the same for errout
+
+	terminal  bool                         // out is a terminal
+	newScreen func() (tcell.Screen, error) // opens that terminal as a screen
 }
 
 // commands are the subcommands, in the order in which the help lists them.
@@ -38,6 +42,7 @@ var commands = []func(*app) *cobra.Command{
 	newFirewall,
 	newSockets,
 	newFlows,
+	newTop,
 	newList,
 	newWatch,
 	newKill,
@@ -61,6 +66,7 @@ func main() {
 		in: os.Stdin, out: os.Stdout, errout: os.Stderr,
 		colour:    !color.NoColor,
 		errColour: colourAllowed() && isTerminal(os.Stderr),
+		terminal:  isTerminal(os.Stdout), newScreen: tcell.NewScreen,
 	}
 	if a.colour {
 		a.out = color.Output // translates for old Windows consoles

@@ -16,7 +16,7 @@ import (
 )
 
 // schemaFile is the JSON Schema of all that the command prints with --json. It is made from the Go types and their
-// comments; go test -run TestSchema -update writes it.
+// comments; go test ./cmd/divert -run TestSchema -update writes it.
 const schemaFile = "../../docs/json-schema/divert.json"
 
 // schemaKinds are the objects of the schema: a line of output each.
@@ -28,6 +28,7 @@ var schemaKinds = []struct{ name, goType, about string }{
 	{"connection", "stream", "a connection that has ended: proxy"},
 	{"blocked", "jsonBlocked", "a connection that was blocked: web"},
 	{"decision", "firewall.Event", "a decision on a connection: firewall run"},
+	{"top", "jsonTop", "an interval: top"},
 	{"check", "jsonCheck", "a filter that compiles: filter check"},
 	{"explanation", "jsonExplanation", "what a filter does: filter explain"},
 	{"filter", "jsonText", "a filter: filter format, filter from-tcpdump"},
@@ -235,7 +236,7 @@ func TestSchemaIsCurrent(t *testing.T) {
 		t.Fatal(err)
 	}
 	if string(got) != strings.ReplaceAll(string(want), "\r\n", "\n") {
-		t.Errorf("%s is not what the types say: go test -run TestSchema -update ./cmd/divert", schemaFile)
+		t.Errorf("%s is not what the types say: go test ./cmd/divert -run TestSchema -update", schemaFile)
 	}
 	table, err := os.ReadFile("../../docs/json.md")
 	if err != nil {
