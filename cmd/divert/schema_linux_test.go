@@ -3,7 +3,6 @@ package main
 import (
 	"os"
 	"testing"
-	"time"
 
 	"github.com/opendivert/divert/internal/lab"
 )
@@ -31,7 +30,8 @@ func TestSchemaLive(t *testing.T) {
 	for _, r := range runs {
 		started = append(started, start(t, pair.A, r.args...))
 	}
-	exchange(t, pair.A, echo, 2, 300*time.Millisecond)
+	exchange(t, pair.A, echo, 1, answersIn(0)) // rejected when it comes back
+	exchange(t, pair.A, echo, 1, answersIn(1))
 	if out, status := runIn(t, pair.A, "list", "--json"); status != exitOK || checkLines(t, all, out, "handle")["handle"] < 6 {
 		t.Errorf("list: %d: %s", status, out)
 	}

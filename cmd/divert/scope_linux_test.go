@@ -39,7 +39,7 @@ func TestScopeLive(t *testing.T) {
 		} {
 			pair, echo := hosts(t)
 			p := start(t, pair.A, test.args...)
-			if n := exchange(t, pair.A, echo, 3, 200*time.Millisecond); n != test.back {
+			if n := exchange(t, pair.A, echo, 3, answersIn(test.back)); n != test.back {
 				t.Errorf("%v: %d datagrams came back, want %d", test.args, n, test.back)
 			}
 			if _, status := p.end(t, nil); status != exitOK || !strings.Contains(p.errout.String(), test.want) {
@@ -62,6 +62,14 @@ func TestScopeLive(t *testing.T) {
 	})
 }
 
+// answersIn is how long datagrams are waited for of which so many are to come back.
+func answersIn(back int) time.Duration {
+	if back == 0 {
+		return 100 * time.Millisecond
+	}
+	return 10 * time.Second
+}
+
 // TestScopeProcess drops what a process sends, by its id and its name, and nothing of another one.
 func TestScopeProcess(t *testing.T) {
 	if err := needProcesses(); err != nil {
@@ -78,7 +86,7 @@ func TestScopeProcess(t *testing.T) {
 	} {
 		for _, args := range [][]string{{"drop", "--process", test.process, "udp"}, {"impair", "--loss", "1", "--process", test.process, "udp"}} {
 			p := start(t, pair.A, args...)
-			if n := exchange(t, pair.A, echo, 1, 100*time.Millisecond+time.Duration(test.back)*5*time.Second); n != test.back {
+			if n := exchange(t, pair.A, echo, 1, answersIn(test.back)); n != test.back {
 				t.Errorf("%s, %v: %d datagrams came back, want %d\n%s", test.name, args, n, test.back, p.errout)
 			}
 			p.end(t, os.Interrupt)

@@ -242,7 +242,7 @@ func TestTopActs(t *testing.T) {
 	press("d")
 	wait("it does not ask", sees("drop what matches protocol == 17 and localAddr == "))
 	press("y")
-	wait("the flow is not dropped", func() bool { return !answered() && strings.Contains(s.shown(), "dropping protocol == 17") })
+	wait("the flow is not dropped", func() bool { return !answered() && strings.Contains(s.shown(), "\nD ") })
 	if n := exchange(t, pair.A, echo, 1, 5*time.Second); n != 1 {
 		t.Error("another flow is dropped too")
 	}

@@ -8,7 +8,6 @@ import (
 	"strconv"
 	"strings"
 	"testing"
-	"time"
 )
 
 // TestTraces has commands write what they decide, and tshark say what is in the file.
@@ -46,7 +45,7 @@ func TestTraces(t *testing.T) {
 			pair, echo := hosts(t)
 			file := filepath.Join(t.TempDir(), "x.pcapng")
 			p := start(t, pair.A, append(test.args, "-w", file, "udp.DstPort == 7")...)
-			if n := exchange(t, pair.A, echo, 2, 300*time.Millisecond); n != test.back {
+			if n := exchange(t, pair.A, echo, 2, answersIn(test.back)); n != test.back {
 				t.Errorf("%d datagrams came back", n)
 			}
 			if _, status := p.end(t, nil); status != exitOK || !strings.Contains(p.errout.String(), test.summary) {
