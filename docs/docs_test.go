@@ -1,9 +1,12 @@
 package docs
 
 import (
+	"context"
 	"fmt"
 	"go/parser"
 	"go/token"
+	"io"
+	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -12,7 +15,9 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/opendivert/divert"
 	"github.com/opendivert/divert/filter"
+	"github.com/opendivert/divert/internal/wincode"
 	"github.com/opendivert/divert/packet"
 )
 
@@ -182,4 +187,45 @@ func parseFragment(code string) error {
 		}
 	}
 	return err
+}
+
+// TestErrorsPage: the page of errors has every error of handles and of sets, and every kind of error of filters, with its number.
+func TestErrorsPage(t *testing.T) {
+	page := strings.Join(manual(t, "errors.md"), "\n")
+	for file, form := range map[string]string{"../errors.go": `(?m)^\t(Err\w+) += engine\.`, "../filter/errors.go": `(?m)^\t(Err\w+) .*(?:= \d+|// a)`} {
+		text, err := os.ReadFile(file)
+		if err != nil {
+			t.Fatal(err)
+		}
+		found := regexp.MustCompile(form).FindAllStringSubmatch(string(text), -1)
+		if len(found) < 8 {
+			t.Errorf("%s has %d errors: is it read as it is written?", file, len(found))
+		}
+		for _, m := range found {
+			if !strings.Contains(page, "`"+m[1]+"`") {
+				t.Errorf("errors.md lacks %s of %s", m[1], file)
+			}
+		}
+	}
+	for name, kind := range map[string]filter.ErrorKind{
+		"ErrTooDeep": filter.ErrTooDeep, "ErrTooLong": filter.ErrTooLong, "ErrBadToken": filter.ErrBadToken, "ErrBadTokenForLayer": filter.ErrBadTokenForLayer,
+		"ErrUnexpectedToken": filter.ErrUnexpectedToken, "ErrIndexOutOfBounds": filter.ErrIndexOutOfBounds, "ErrBadObject": filter.ErrBadObject,
+		"ErrOutOfRange": filter.ErrOutOfRange, "ErrBadPrefix": filter.ErrBadPrefix, "ErrBadSet": filter.ErrBadSet,
+	} {
+		if want := fmt.Sprintf("| `%s` | %d |", name, kind); !strings.Contains(page, want) {
+			t.Errorf("errors.md lacks %s", want)
+		}
+	}
+	for name, err := range map[string]error{
+		"ErrInvalid": divert.ErrInvalid, "ErrNotSupported": divert.ErrNotSupported, "ErrNoProcess": divert.ErrNoProcess, "ErrShortBuffer": divert.ErrShortBuffer,
+		"ErrTooLarge": divert.ErrTooLarge, "ErrHopLimit": divert.ErrHopLimit, "ErrNoSuchDevice": divert.ErrNoSuchDevice, "ErrRecvOnly": divert.ErrRecvOnly,
+		"ErrSendOnly": divert.ErrSendOnly, "ErrDropOnly": divert.ErrDropOnly, "ErrShutdown": divert.ErrShutdown, "ErrRulesGone": divert.ErrRulesGone,
+		"filter.ErrSetKind": filter.ErrSetKind, "filter.ErrSetFull": filter.ErrSetFull, "io.EOF": io.EOF, "net.ErrClosed": net.ErrClosed,
+		"os.ErrDeadlineExceeded": os.ErrDeadlineExceeded, "context.Canceled": context.Canceled, "context.DeadlineExceeded": context.DeadlineExceeded,
+		"os.ErrPermission": os.ErrPermission,
+	} {
+		if want := fmt.Sprintf("| `%s` | %d |", name, wincode.Of(err)); !strings.Contains(page, want) {
+			t.Errorf("errors.md lacks %s", want)
+		}
+	}
 }

@@ -158,6 +158,7 @@ var setFile = regexp.MustCompile(`(@[\w.-]+)=[^\s,)]+`)
 func takes(args []string) error {
 	a := &app{in: strings.NewReader(""), out: io.Discard, errout: io.Discard}
 	root := a.newRoot()
+	root.InitDefaultCompletionCmd()
 	cmd, rest, err := root.Find(args)
 	if err != nil {
 		return err

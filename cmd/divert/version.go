@@ -42,8 +42,15 @@ func versionText() string {
 	return fmt.Sprintf("divert %s (WinDivert 2.2 interface), %s, %s/%s\n", buildVersion(), runtime.Version(), runtime.GOOS, runtime.GOARCH)
 }
 
-// buildVersion returns the version that the module system or version control gave the build.
+// release is the version of a release; packaging/release sets it when it builds.
+var release string
+
+// buildVersion returns the version of the release or, without one, that which the module system or version control gave
+// the build.
 func buildVersion() string {
+	if release != "" {
+		return release
+	}
 	info, ok := debug.ReadBuildInfo()
 	if !ok || info.Main.Version == "" {
 		return "(devel)"

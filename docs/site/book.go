@@ -93,7 +93,11 @@ func (b *book) readItem(first *page, item ast.Node) error {
 	if b.pages[file] != nil {
 		return fmt.Errorf("docs/%s lists %s twice", cover, target)
 	}
-	p, err := b.read(file, strings.ToLower(strings.TrimSuffix(path.Base(file), ".md"))+".html")
+	out := strings.ToLower(strings.TrimSuffix(path.Base(file), ".md")) + ".html"
+	if path.Dir(file) != "docs" { // docs/security.md is not SECURITY.md
+		out = "project-" + out
+	}
+	p, err := b.read(file, out)
 	if err != nil {
 		return fmt.Errorf("docs/%s lists it: %w", cover, err)
 	}

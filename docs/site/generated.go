@@ -9,7 +9,10 @@ import (
 
 // generated makes the files of docs/ that follow from code, by their path in docs/.
 var generated = map[string]func() ([]byte, error){
-	"fields.md": fieldsPage,
+	"fields.md":               fieldsPage,
+	"pictures/path.svg":       pathPicture,
+	"pictures/priorities.svg": priorityPicture,
+	"pictures/terminal.svg":   terminalPicture,
 }
 
 // writeGenerated writes the generated files of docs/.

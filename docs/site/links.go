@@ -48,7 +48,7 @@ func (b *book) resolve(from *page, link string) (string, error) {
 	}
 	to := b.pages[file]
 	switch {
-	case strings.HasPrefix(file, "docs/site/"+playground):
+	case strings.HasPrefix(file, "docs/site/"+playground+"/"):
 		return playground + "/index.html", nil
 	case to == nil:
 		if _, err := os.Stat(filepath.Join(b.root, filepath.FromSlash(file))); err != nil || strings.HasPrefix(file, "..") {

@@ -1,0 +1,12 @@
+#!/bin/sh
+# When the package is purged (Debian), its configuration and user go too. RPM leaves both.
+set -e
+if [ -d /run/systemd/system ]; then
+	systemctl daemon-reload
+fi
+if [ "$1" = purge ]; then
+	rm -rf /etc/divert
+	if getent passwd divert >/dev/null && command -v userdel >/dev/null; then
+		userdel divert
+	fi
+fi
