@@ -117,18 +117,15 @@ func header(f Field, layer packet.Layer) shapes {
 	if layer != packet.LayerNetwork && layer != packet.LayerForward {
 		return allShapes
 	}
-	switch {
-	case f >= FieldIPHdrLength && f <= FieldIPDstAddr, f == FieldIPDSCP:
-		return shapesOf[FieldIP]
-	case f >= FieldIPv6TrafficClass && f <= FieldIPv6DstAddr, f == FieldFlowLabel, f == FieldIPv6DSCP:
+	if at, ok := HeaderBits(f); ok {
+		return shapesOf[at.Header]
+	}
+	switch f {
+	case FieldIPv6SrcAddr, FieldIPv6DstAddr, FieldIPv6FlowLabel:
 		return shapesOf[FieldIPv6]
-	case f >= FieldICMPType && f <= FieldICMPBody:
-		return shapesOf[FieldICMP]
-	case f >= FieldICMPv6Type && f <= FieldICMPv6Body:
-		return shapesOf[FieldICMPv6]
-	case f >= FieldTCPSrcPort && f <= FieldTCPPayloadLength, f >= FieldTCPPayload && f <= FieldTCPPayload32:
+	case FieldTCPPayloadLength, FieldTCPPayload, FieldTCPPayload16, FieldTCPPayload32:
 		return shapesOf[FieldTCP]
-	case f >= FieldUDPSrcPort && f <= FieldUDPPayloadLength, f >= FieldUDPPayload && f <= FieldUDPPayload32:
+	case FieldUDPPayloadLength, FieldUDPPayload, FieldUDPPayload16, FieldUDPPayload32:
 		return shapesOf[FieldUDP]
 	}
 	return allShapes

@@ -202,7 +202,7 @@ func (l location) between(lo, hi uint64) location { l.min, l.max = lo, hi; retur
 
 // locations says where the fields of the packet layers are found. Fields that are not in it do not
 // exist there. (Offsets: RFC 791, 8200, 9293, 768, 792, 4443; specification: filter-language.md 3.)
-var locations = map[prog.Field]location{
+var locations = withHeaders(map[prog.Field]location{
 	prog.FieldZero:     constant(0),
 	prog.FieldInbound:  constant(1),
 	prog.FieldOutbound: constant(1),
@@ -233,59 +233,15 @@ var locations = map[prog.Field]location{
 	prog.FieldICMPv6:   flag(flagICMPv6, needICMPv6),
 	prog.FieldFragment: flag(flagFragment, needFragment),
 
-	prog.FieldIPHdrLength: ip4(0, asm.Byte).bits(0, 15),
-	prog.FieldIPTOS:       ip4(1, asm.Byte),
-	prog.FieldIPLength:    ip4(2, asm.Half),
-	prog.FieldIPID:        ip4(4, asm.Half),
-	prog.FieldIPDF:        ip4(6, asm.Byte).bits(6, 1),
-	prog.FieldIPMF:        ip4(6, asm.Byte).bits(5, 1),
-	prog.FieldIPFragOff:   ip4(6, asm.Half).bits(0, 0x1FFF),
-	prog.FieldIPTTL:       ip4(8, asm.Byte),
-	prog.FieldIPProtocol:  ip4(9, asm.Byte),
-	prog.FieldIPChecksum:  ip4(10, asm.Half),
-	prog.FieldIPSrcAddr:   ip4(12, asm.Word).as(valueIPv4),
-	prog.FieldIPDstAddr:   ip4(16, asm.Word).as(valueIPv4),
+	prog.FieldIPSrcAddr: ip4(12, asm.Word).as(valueIPv4),
+	prog.FieldIPDstAddr: ip4(16, asm.Word).as(valueIPv4),
 
-	prog.FieldIPv6TrafficClass: ip6(0, asm.Half).bits(4, 0xFF),
-	prog.FieldIPv6FlowLabel:    ip6(0, asm.Word).bits(0, 0xFFFFF).as(valueScrambled).between(0, 0xFFFFFFFF),
-	prog.FieldFlowLabel:        ip6(0, asm.Word).bits(0, 0xFFFFF),
-	prog.FieldIPDSCP:           ip4(1, asm.Byte).bits(2, 63),
-	prog.FieldIPv6DSCP:         ip6(0, asm.Half).bits(6, 63),
-	prog.FieldIPv6Length:       ip6(4, asm.Half),
-	prog.FieldIPv6NextHdr:      ip6(6, asm.Byte),
-	prog.FieldIPv6HopLimit:     ip6(7, asm.Byte),
-	prog.FieldIPv6SrcAddr:      ip6(8, asm.DWord).as(value128).needing(needIPv6),
-	prog.FieldIPv6DstAddr:      ip6(24, asm.DWord).as(value128).needing(needIPv6),
+	prog.FieldIPv6FlowLabel: ip6(0, asm.Word).bits(0, 0xFFFFF).as(valueScrambled).between(0, 0xFFFFFFFF),
+	prog.FieldIPv6SrcAddr:   ip6(8, asm.DWord).as(value128).needing(needIPv6),
+	prog.FieldIPv6DstAddr:   ip6(24, asm.DWord).as(value128).needing(needIPv6),
 
-	prog.FieldICMPType:       icmp(0, asm.Byte),
-	prog.FieldICMPCode:       icmp(1, asm.Byte),
-	prog.FieldICMPChecksum:   icmp(2, asm.Half),
-	prog.FieldICMPBody:       icmp(4, asm.Word),
-	prog.FieldICMPv6Type:     icmp6(0, asm.Byte),
-	prog.FieldICMPv6Code:     icmp6(1, asm.Byte),
-	prog.FieldICMPv6Checksum: icmp6(2, asm.Half),
-	prog.FieldICMPv6Body:     icmp6(4, asm.Word),
-
-	prog.FieldTCPSrcPort:       tcp(0, asm.Half),
-	prog.FieldTCPDstPort:       tcp(2, asm.Half),
-	prog.FieldTCPSeqNum:        tcp(4, asm.Word),
-	prog.FieldTCPAckNum:        tcp(8, asm.Word),
-	prog.FieldTCPHdrLength:     tcp(12, asm.Byte).bits(4, 15),
-	prog.FieldTCPUrg:           tcp(13, asm.Byte).bits(5, 1),
-	prog.FieldTCPAck:           tcp(13, asm.Byte).bits(4, 1),
-	prog.FieldTCPPsh:           tcp(13, asm.Byte).bits(3, 1),
-	prog.FieldTCPRst:           tcp(13, asm.Byte).bits(2, 1),
-	prog.FieldTCPSyn:           tcp(13, asm.Byte).bits(1, 1),
-	prog.FieldTCPFin:           tcp(13, asm.Byte).bits(0, 1),
-	prog.FieldTCPWindow:        tcp(14, asm.Half),
-	prog.FieldTCPChecksum:      tcp(16, asm.Half),
-	prog.FieldTCPUrgPtr:        tcp(18, asm.Half),
 	prog.FieldTCPPayloadLength: rest(hasTCP, needTCP),
 
-	prog.FieldUDPSrcPort:       udp(0, asm.Half),
-	prog.FieldUDPDstPort:       udp(2, asm.Half),
-	prog.FieldUDPLength:        udp(4, asm.Half),
-	prog.FieldUDPChecksum:      udp(6, asm.Half),
 	prog.FieldUDPPayloadLength: rest(hasUDP, needUDP),
 
 	prog.FieldLocalAddr:  variable(varLocalAddr, asm.DWord, needAddresses).as(value128),
@@ -309,6 +265,39 @@ var locations = map[prog.Field]location{
 	prog.FieldRandom32:  variable(varRandom, asm.DWord, needRandom).bits(0, 0xFFFFFFFF),
 	prog.FieldRandom16:  variable(varRandom, asm.DWord, needRandom).bits(32, 0xFFFF),
 	prog.FieldRandom8:   variable(varRandom, asm.DWord, needRandom).bits(48, 0xFF),
+})
+
+// withHeaders adds the fields that are bits of a header to those that are found in other ways.
+func withHeaders(all map[prog.Field]location) map[prog.Field]location {
+	for f := range prog.Field(prog.NumFields) {
+		if at, ok := prog.HeaderBits(f); ok && all[f] == (location{}) {
+			all[f] = bitsAt(at)
+		}
+	}
+	return all
+}
+
+// inHeader are the locations of headers.
+var inHeader = map[prog.Field]func(offset int16, size asm.Size) location{
+	prog.FieldIP: ip4, prog.FieldIPv6: ip6, prog.FieldTCP: tcp, prog.FieldUDP: udp, prog.FieldICMP: icmp, prog.FieldICMPv6: icmp6,
+}
+
+// bitsAt returns the location of bits of a header: the fewest aligned bytes that have them all.
+func bitsAt(at prog.Bits) location {
+	first, last := (32-at.Shift-at.Width)/8, (31-at.Shift)/8 // bytes of the word
+	size := asm.Byte
+	switch {
+	case first == last:
+	case first&1 == 0 && first+1 == last:
+		size = asm.Half
+	default:
+		size, first, last = asm.Word, 0, 3
+	}
+	l := inHeader[at.Header](int16(at.Offset+first), size)
+	if at.Width == 8*size.Sizeof() {
+		return l
+	}
+	return l.bits(int32(at.Shift-8*(3-last)), 1<<at.Width-1)
 }
 
 // presenceOf returns the header whose absence makes a test of the field fail.
