@@ -11,6 +11,7 @@ import (
 	"github.com/fatih/color"
 	"github.com/gdamore/tcell/v2"
 	"github.com/spf13/cobra"
+	"golang.org/x/term"
 )
 
 // app is what the subcommands share: where they read and write, and whether in colour.
@@ -66,7 +67,7 @@ func main() {
 		in: os.Stdin, out: os.Stdout, errout: os.Stderr,
 		colour:    !color.NoColor,
 		errColour: colourAllowed() && isTerminal(os.Stderr),
-		terminal:  isTerminal(os.Stdout), newScreen: tcell.NewScreen,
+		terminal:  term.IsTerminal(int(os.Stdout.Fd())), newScreen: tcell.NewScreen,
 	}
 	if a.colour {
 		a.out = color.Output // translates for old Windows consoles
