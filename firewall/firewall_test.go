@@ -471,9 +471,11 @@ func TestHello(t *testing.T) {
 			begin()
 			send(good[:10])
 			time.Sleep(helloTime + time.Second)
+			b.Firewall.mu.Lock()
 			if f := b.Firewall; f.helloBytes != 0 || len(f.looks) != 0 {
 				t.Errorf("%d bytes of %d hellos are held", f.helloBytes, len(f.looks))
 			}
+			b.Firewall.mu.Unlock()
 			b.want("too slow", b.out(tcpPacket(t, host, peer, data(seq-10), good[:10])), "out RST, in RST")
 			b.logged()
 		}
