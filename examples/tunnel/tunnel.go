@@ -58,7 +58,7 @@ type tunnel struct {
 	options
 	counts
 	handle *divert.Handle
-	whole  *divert.Handle // at LayerForward: captures nothing; while it is open, datagrams come whole
+	whole  *divert.Handle // at LayerForward: nobody reads it; while it is open, datagrams come whole
 	link   *link
 	stack  *stack.Stack
 	dial   redirect.DialFunc
@@ -95,7 +95,8 @@ func newTunnel(ctx context.Context, o options) (t *tunnel, err error) {
 	}
 	opts := []divert.Option{divert.WithLayer(layer)}
 	if o.forward {
-		if t.whole, err = divert.Open("false"); err != nil {
+		// It looks at packets that come in, for one that nobody sends, and takes none from anybody.
+		if t.whole, err = divert.Open("inbound and udp.DstPort == 0", divert.WithFlags(divert.Sniff|divert.RecvOnly)); err != nil {
 			return nil, err
 		}
 	} else {
