@@ -39,7 +39,7 @@ func pathPicture() ([]byte, error) {
 	d.text("faint", 112, 160, "end", "sent on: down")
 	d.text("faint", 600, 160, "end", "matches: up")
 	d.text("faint", 648, 160, "start", "sent on: down")
-	d.text("", 380, 375, "middle", "What matches no filter takes the grey way and never leaves the kernel. FORWARD hands up and takes back likewise.")
+	d.text("", 380, 375, "middle", "What matches no filter takes the grey way and never leaves the kernel. FORWARD does the same.")
 	return d.svg("picture-path", "The path of a packet through a host"), nil
 }
 
