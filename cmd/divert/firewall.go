@@ -114,6 +114,7 @@ type firewallFlags struct {
 	json     bool
 	priority int16
 	engine   choice
+	scope    scope
 }
 
 func newFirewallRun(a *app) *cobra.Command {
@@ -146,6 +147,7 @@ Mind the connection you work over: the rules decide it, too.`,
 	fl.StringVar(&f.socket, "socket", defaultSocket, "`path` of the socket for divert firewall ask")
 	fl.BoolVarP(&f.quiet, "quiet", "q", false, "print no decisions")
 	fl.BoolVar(&f.json, "json", false, "decisions, messages and summary as JSON")
+	f.scope.addMetrics(cmd)
 	fl.Int16Var(&f.priority, "priority", 0, "packets meet handles from the highest priority to the lowest, 30000 to -29999")
 	addChoice(cmd, &f.engine, "engine", "who decides which packets match")
 	return cmd
@@ -164,7 +166,11 @@ func (f *firewallFlags) run(a *app, cmd *cobra.Command, path string) error {
 	again := make(chan os.Signal, 1) // before anybody is told that it runs
 	signal.Notify(again, syscall.SIGHUP)
 	defer signal.Stop(again)
-	r := &report{app: a, json: f.json, start: time.Now()}
+	if err := f.scope.listenMetrics(); err != nil {
+		return err
+	}
+	defer func() { f.scope.metrics.stop() }()
+	r := &report{app: a, json: f.json, start: time.Now(), scope: &f.scope}
 	if f.learn != "" {
 		if err := new(firewall.Learner).Save(f.learn); err != nil {
 			return fmt.Errorf("--learn: %w", err)
@@ -213,6 +219,7 @@ func (f *firewallFlags) run(a *app, cmd *cobra.Command, path string) error {
 		return err
 	}
 	defer guard.end()
+	f.scope.metrics.tell(metricsAbout{firewall: fw.Stats})
 	r.begin("firewall run", fmt.Sprintf("deciding connections by %s, default %v", countOf(uint64(rules.Len()), "rule"), rules.Default()), path, fw.Handle())
 	background, cancel := context.WithCancel(ctx)
 	var helpers sync.WaitGroup

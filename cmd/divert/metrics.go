@@ -16,9 +16,11 @@ import (
 	"unicode/utf8"
 
 	"github.com/opendivert/divert"
+	"github.com/opendivert/divert/firewall"
 	"github.com/opendivert/divert/impair"
 	"github.com/opendivert/divert/internal/clock"
 	"github.com/opendivert/divert/redirect"
+	"github.com/opendivert/divert/web"
 	"github.com/spf13/cobra"
 	"golang.org/x/net/netutil"
 )
@@ -43,6 +45,8 @@ type metricsAbout struct {
 	impaired func() impair.Stats
 	proxied  func() redirect.Stats
 	written  func() uint64
+	web      func() web.Stats
+	firewall func() firewall.Stats
 }
 
 // The limits of the server: those who connect to it may be anybody.
@@ -178,7 +182,7 @@ func (m *metricsServer) write(b *bytes.Buffer) error {
 		e.value(h.QueueTime().Seconds())
 		e.metric("divert_queue_limit_bytes", "gauge", "Bytes that may wait.")
 		e.value(float64(h.QueueSize()))
-		if h.Flags()&divert.Drop == 0 && m.about.impaired == nil {
+		if h.Flags()&divert.Drop == 0 && m.about.impaired == nil && m.about.web == nil && m.about.firewall == nil {
 			e.ages(&m.ages)
 		}
 	} else {
@@ -298,9 +302,50 @@ func (e *exposition) about(a *metricsAbout) {
 			e.value(float64(c.n), "outcome", c.outcome)
 		}
 	}
+	if a.web != nil {
+		e.web(a.web())
+	}
+	if a.firewall != nil {
+		e.firewall(a.firewall())
+	}
 	if a.impaired != nil {
 		e.impaired(a.impaired())
 	}
+}
+
+// web writes the counters of web.
+func (e *exposition) web(s web.Stats) {
+	e.metric("divert_judged_total", "counter", "Requests, hellos and connections whose names were judged.")
+	e.value(float64(s.HTTP), "protocol", "http")
+	e.value(float64(s.TLS), "protocol", "tls")
+	e.value(float64(s.QUIC), "protocol", "quic")
+	e.metric("divert_blocked_total", "counter", "Connections that were blocked.")
+	e.value(float64(s.Blocked))
+	e.metric("divert_unjudged_total", "counter", "Connections that passed without a name: of other protocols, or because nothing could be said of them.")
+	e.value(float64(s.Other), "why", "other")
+	e.value(float64(s.FailedOpen), "why", "failed_open")
+	e.metric("divert_web_dropped_total", "counter", "Packets that were dropped because they could not be judged.")
+	e.value(float64(s.Differing), "why", "differing")
+	e.value(float64(s.Fragments), "why", "fragment")
+	e.metric("divert_web_flows", "gauge", "Connections that are remembered.")
+	e.value(float64(s.Flows))
+	e.metric("divert_web_memory_bytes", "gauge", "Bytes that wait or are kept.")
+	e.value(float64(s.Memory))
+}
+
+// firewall writes the counters of firewall run.
+func (e *exposition) firewall(s firewall.Stats) {
+	e.metric("divert_decisions_total", "counter", "Connections, and packets that belong to none, by what was decided.")
+	e.value(float64(s.Allowed), "decision", "allowed")
+	e.value(float64(s.Denied), "decision", "denied")
+	e.value(float64(s.Rejected), "decision", "rejected")
+	e.metric("divert_asked_total", "counter", "Questions, and those that nobody answered in time.")
+	e.value(float64(s.Asked-s.Unanswered), "answered", "yes")
+	e.value(float64(s.Unanswered), "answered", "no")
+	e.metric("divert_reloads_total", "counter", "How often the rules were exchanged.")
+	e.value(float64(s.Reloads))
+	e.metric("divert_decision_slowest_seconds", "gauge", "The longest time from a packet's capture to its verdict, without questions and hellos.")
+	e.value(s.Slowest.Seconds())
 }
 
 // impaired writes the counters of the rules of impair.

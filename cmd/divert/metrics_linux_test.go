@@ -7,6 +7,7 @@ import (
 	"net"
 	"net/http"
 	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 	"time"
@@ -49,6 +50,11 @@ func TestMetricsLive(t *testing.T) {
 		{[]string{"watch"}, []string{`divert_matched_total{command="watch",layer="reflect",priority="-333"} `}},
 		{[]string{"proxy", "--to", "127.0.0.1:1", "tcp.DstPort == 1"}, []string{`divert_connections_total{command="proxy",outcome="redirected"} 0`}},
 	}
+	list := filepath.Join(t.TempDir(), "list")
+	if err := os.WriteFile(list, []byte("blocked.example\n"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	runs = append(runs, run{[]string{"web", list}, []string{`divert_blocked_total{command="web",layer="network",priority="0"} 0`}})
 	if needProcesses() == nil {
 		runs = append(runs, run{[]string{"sockets"}, []string{`divert_matched_total{command="sockets",layer="socket",priority="0"} `}},
 			run{[]string{"flows", "--top"}, []string{`divert_matched_total{command="flows",layer="flow",priority="0"} `}})

@@ -11,9 +11,11 @@ import (
 	"time"
 
 	"github.com/opendivert/divert"
+	"github.com/opendivert/divert/firewall"
 	"github.com/opendivert/divert/impair"
 	"github.com/opendivert/divert/internal/clock"
 	"github.com/opendivert/divert/redirect"
+	"github.com/opendivert/divert/web"
 )
 
 // checkMetrics has promtool read metrics, if it is installed.
@@ -46,8 +48,10 @@ func TestMetricsText(t *testing.T) {
 		impaired: func() impair.Stats {
 			return impair.Stats{Rules: []impair.RuleStats{{Phase: 1, Packets: 7, Lost: 4}}, Held: 6}
 		},
-		proxied: func() redirect.Stats { return redirect.Stats{Redirected: 8} },
-		written: func() uint64 { return 9 },
+		proxied:  func() redirect.Stats { return redirect.Stats{Redirected: 8} },
+		web:      func() web.Stats { return web.Stats{Blocked: 11} },
+		firewall: func() firewall.Stats { return firewall.Stats{Denied: 12, Asked: 3, Unanswered: 1} },
+		written:  func() uint64 { return 9 },
 	})
 	checkMetrics(t, b.String())
 	const common = `{command="x\n\"y\"\\"`
@@ -60,6 +64,8 @@ func TestMetricsText(t *testing.T) {
 		"divert_queue_age_seconds_sum" + common + "} 60.002001\n", "divert_queue_age_seconds_count" + common + "} 4\n",
 		"divert_answers_total" + common + `,answer="unreachable"} 2` + "\n", "divert_impaired_total" + common + `,phase="2",rule="1",what="lost"} 4` + "\n",
 		"divert_connections_total" + common + `,outcome="redirected"} 8` + "\n", "divert_written_total" + common + "} 9\n",
+		"divert_blocked_total" + common + "} 11\n", "divert_decisions_total" + common + `,decision="denied"} 12` + "\n",
+		"divert_asked_total" + common + `,answered="yes"} 2` + "\n",
 	} {
 		if !strings.Contains(b.String(), want) {
 			t.Errorf("%q is not in\n%s", want, &b)

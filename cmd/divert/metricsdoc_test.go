@@ -13,8 +13,10 @@ import (
 
 	"github.com/goccy/go-yaml"
 	"github.com/opendivert/divert"
+	"github.com/opendivert/divert/firewall"
 	"github.com/opendivert/divert/impair"
 	"github.com/opendivert/divert/redirect"
+	"github.com/opendivert/divert/web"
 )
 
 // metricNames are the names of all metrics.
@@ -27,6 +29,8 @@ func metricNames() []string {
 		answers:  func() answerCounts { return answerCounts{} },
 		impaired: func() impair.Stats { return impair.Stats{} },
 		proxied:  func() redirect.Stats { return redirect.Stats{} },
+		web:      func() web.Stats { return web.Stats{Blocked: 11} },
+		firewall: func() firewall.Stats { return firewall.Stats{Denied: 12, Asked: 3, Unanswered: 1} },
 		written:  func() uint64 { return 0 },
 	})
 	names := []string{"divert_build_info", "divert_handle_info", "divert_queue_limit_packets", "divert_queue_limit_seconds", "divert_queue_limit_bytes"}

@@ -28,6 +28,7 @@ type webFlags struct {
 	priority int16
 	engine   choice
 	driver   string
+	scope    scope
 }
 
 func newWeb(a *app) *cobra.Command {
@@ -65,6 +66,8 @@ A connection that names nobody passes, too, unless --block-nameless.`,
 	fl.Int16Var(&f.priority, "priority", 0, "packets meet handles from the highest priority to the lowest, 30000 to -30000")
 	addChoice(cmd, &f.engine, "engine", "who decides which packets match")
 	addDriver(cmd, &f.driver)
+	f.scope.addTime(cmd)
+	f.scope.addMetrics(cmd)
 	return cmd
 }
 
@@ -131,9 +134,16 @@ func (f *webFlags) run(a *app, cmd *cobra.Command, args []string) error {
 	if err != nil {
 		return err
 	}
-	ctx, stop := untilSignal(cmd.Context())
+	if err := f.scope.check(); err != nil {
+		return err
+	}
+	if err := f.scope.listenMetrics(); err != nil {
+		return err
+	}
+	defer func() { f.scope.metrics.stop() }()
+	ctx, stop := f.scope.until(cmd.Context())
 	defer stop()
-	r := &report{app: a, json: f.asJSON}
+	r := &report{app: a, json: f.asJSON, scope: &f.scope}
 	var printing sync.Mutex // the list is followed in the background
 	err = c.Hosts.Follow(ctx, args[0], func(err error) {
 		printing.Lock()
@@ -165,6 +175,7 @@ func (f *webFlags) run(a *app, cmd *cobra.Command, args []string) error {
 		return err
 	}
 	defer b.Close()
+	f.scope.metrics.tell(metricsAbout{web: b.Stats})
 	printing.Lock()
 	r.begin("web", fmt.Sprintf("blocking %s of %s", countOf(uint64(c.Hosts.Len()), "name"), printable(args[0])), c.Where, b.Handle())
 	printing.Unlock()
@@ -172,7 +183,7 @@ func (f *webFlags) run(a *app, cmd *cobra.Command, args []string) error {
 	printing.Lock()
 	defer printing.Unlock()
 	f.summary(r, b)
-	if errors.Is(err, context.Canceled) {
+	if errors.Is(err, context.Canceled) || errors.Is(err, context.DeadlineExceeded) {
 		return nil
 	}
 	return err
