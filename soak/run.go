@@ -46,7 +46,6 @@ type result struct {
 // soak is a run.
 type soak struct {
 	result
-	mu   sync.Mutex
 	pair *lab.Pair
 	r    *rand.Rand
 	ws   []*worker
