@@ -80,7 +80,11 @@ func TestTopTotals(t *testing.T) {
 	loIn0, loOut0 := interfaceBytes(t, pair.A, "lo")
 	transfer(t, pair.A, pair.B, netip.AddrPortFrom(pair.B.Addr4(), 80).String(), 2_000_000)
 	transfer(t, pair.B, pair.A, netip.AddrPortFrom(pair.A.Addr6(), 80).String(), 1_000_000)
-	transfer(t, pair.A, pair.A, "127.0.0.1:80", 500_000)
+	atOnce := 500_000
+	if !strings.Contains(p.errout.String(), "(eBPF") {
+		atOnce = 30_000 // the interpreter sees no packets of BIG TCP (docs/linux.md)
+	}
+	transfer(t, pair.A, pair.A, "127.0.0.1:80", atOnce)
 	exchange(t, pair.A, echo, 20, 5*time.Second)
 	exchange(t, pair.A, netip.AddrPortFrom(pair.B.Addr4(), 9), 1, 50*time.Millisecond) // ICMP: nobody listens
 	in1, out1 := interfaceBytes(t, pair.A, "eth0")
