@@ -20,7 +20,7 @@ import (
 // sampleTop is a counter that has seen a minute of traffic of some processes, always the same.
 func sampleTop() *counter {
 	now := time.Unix(1000, 0)
-	names := map[uint32]string{4711: "firefox", 812: "sshd", 1207: "post\x1b[31mgres", 4: "Ünïcödé"}
+	names := map[uint32]string{4711: "firefox", 812: "sshd", 1207: "post\x1b[31mgres", 6: "Ünïcödé"}
 	c := newCounter(&processes{lookup: func(pid uint32, _ string) (process.Process, error) {
 		return process.Process{ID: pid, Name: names[pid], Executable: "/usr/bin/" + names[pid]}, nil
 	}}, now)
@@ -52,7 +52,7 @@ func sampleTop() *counter {
 				ps = append(ps, topPacket(6, "127.0.0.1:40022", "127.0.0.1:5432", 300, true, 4711), topPacket(6, "127.0.0.1:5432", "127.0.0.1:40022", 700, true, 1207))
 			}
 			if i%9 == 0 {
-				ps = append(ps, v6(true, 90, 4), v6(false, 1232, 4))
+				ps = append(ps, v6(true, 90, 6), v6(false, 1232, 6))
 			}
 		}
 		ps = append(ps, topPacket(1, "192.0.2.1:0", "10.0.0.1:0", 84, false, 0), topPacket(1, "10.0.0.1:0", "192.0.2.1:0", 84, true, 0))

@@ -67,7 +67,7 @@ func TestTraceErrors(t *testing.T) {
 	}
 	for _, command := range []string{"drop", "reject", "passthru"} {
 		r := runCommand(t, "", command, "-w", filepath.Join(t.TempDir(), "no", "x"), "udp")
-		if r.status != exitFailed || !strings.Contains(r.errout, "no such file") && !strings.Contains(r.errout, "cannot find") {
+		if r.status != exitFailed || !strings.Contains(r.errout, "no such file") && !strings.Contains(r.errout, "cannot find") && !strings.Contains(r.errout, "not found") {
 			t.Errorf("%s: %+v", command, r)
 		}
 		a := &app{in: strings.NewReader(""), out: os.Stderr, errout: new(bytes.Buffer), colour: true}

@@ -228,7 +228,7 @@ func TestCommandList(t *testing.T) {
 	pid := victim.cmd.Process.Pid
 
 	list := runCommand(t, 0, "list")
-	list.says(&list.out, "OPEN time=", fmt.Sprintf(" pid=%d exe=", pid), `divert.exe layer=NETWORK flags=DROP priority=77 filter="tcp.DstPort = 80"`)
+	list.says(&list.out, "OPEN opened ", fmt.Sprintf(" pid=%d exe=", pid), `divert.exe layer=NETWORK flags=DROP priority=77 filter="tcp.DstPort = 80"`)
 	list = runCommand(t, 0, "list", "--json")
 	var line struct {
 		Program, Filter string
@@ -241,7 +241,7 @@ func TestCommandList(t *testing.T) {
 	clean.says(&clean.errout, fmt.Sprintf("%d (divert.exe)", pid), "divert kill all")
 
 	kill := runCommand(t, 0, "kill", fmt.Sprint(pid))
-	kill.says(&kill.out, "KILL time=", fmt.Sprintf(" pid=%d ", pid))
+	kill.says(&kill.out, "KILL opened ", fmt.Sprintf(" pid=%d ", pid))
 	victim.wait(1)
 	f.eventually("the handle of the process is closed", func(c census) bool { return c.contexts == 0 })
 }
@@ -267,7 +267,7 @@ func TestCommandWatch(t *testing.T) {
 	f.fail(codeRecv, statusPipeEmpty, 0, 1)
 	h.Close()
 	c.wait(0)
-	c.says(&c.out, "OPEN time=", "CLOSE time=", fmt.Sprintf(" pid=%d ", os.Getpid()), `filter="udp"`)
+	c.says(&c.out, "OPEN opened ", "CLOSE opened ", fmt.Sprintf(" pid=%d ", os.Getpid()), `filter="udp"`)
 }
 
 // TestCommandErrors checks what the command says about the answers of the driver.

@@ -119,7 +119,7 @@ var portable = []struct{ dir, skip string }{
 	{"filter", "^(TestFollow|TestLoadKeepsWhatThereWas)$"}, // as above
 	{"diverttest", ""},
 	{"internal/backlog", ""},
-	{"cmd/divert", "^(TestCopyFile|TestArgumentsCannotCommandTerminals|TestTcpdumpsLetters|TestRotation|TestSetFiles?|TestExtcapInstall)$"}, // the folder of the test cannot be removed
+	{"cmd/divert", "^(TestCopyFile|TestArgumentsCannotCommandTerminals|TestTcpdumpsLetters|TestRotation|TestSetFiles?|TestExtcapInstall|TestManual|TestManualErrors|TestTraceErrors)$"}, // the folder of the test cannot be removed
 }
 
 // tests runs a test program in a folder.
