@@ -112,4 +112,4 @@ func (c *course) end(took time.Duration, count float64) error {
 var errNothing = errors.New("nothing got through")
 
 // patience is how long anything in a load may stand still before it counts as stuck.
-const patience = 3 * time.Second
+const patience = 10 * time.Second
