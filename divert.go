@@ -117,6 +117,11 @@ func WithFailOpen() Option { return func(o *options) { o.config.FailOpen = true 
 // addresses have it always.
 func WithProcessID() Option { return func(o *options) { o.config.Processes = true } }
 
+// WithInbound makes Open fail with ErrNotSupported where Send could not inject packets inbound, or at LayerForward routed ones,
+// for a program that would be of no use without them. Without it such a Send fails: on Linux new inbound packets need
+// /dev/net/tun. Received packets can be sent on in any case.
+func WithInbound() Option { return func(o *options) { o.config.Inbound = true } }
+
 // MaxQueues is how many queues a handle may have.
 const MaxQueues = 16
 
@@ -290,6 +295,9 @@ func (o *options) check() error {
 	}
 	if o.config.Processes && o.layer == LayerForward {
 		return fmt.Errorf("%w: forwarded packets belong to no process of this host", ErrInvalid)
+	}
+	if o.config.Inbound && (f&RecvOnly != 0 || o.layer != LayerNetwork && o.layer != LayerForward) {
+		return fmt.Errorf("%w: WithInbound is for handles that send packets", ErrInvalid)
 	}
 	if q := o.config.Queues; q < 1 || q > MaxQueues {
 		return fmt.Errorf("%w: %d queues; 1 to %d are possible", ErrInvalid, q, MaxQueues)

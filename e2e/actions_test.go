@@ -241,6 +241,41 @@ func needInbound(t *testing.T, h *lab.Host) {
 	}
 }
 
+// TestWithInbound: a handle that must inject inbound packets opens where it can, and nowhere else.
+func TestWithInbound(t *testing.T) {
+	t.Parallel()
+	n := lab.HostRouterPeerT(t, lab.LinkOptions{})
+	tun, missing := os.OpenFile("/dev/net/tun", os.O_RDWR, 0)
+	if missing == nil {
+		tun.Close()
+	}
+	for _, layer := range []divert.Layer{divert.LayerNetwork, divert.LayerForward} {
+		opts := []divert.Option{divert.WithLayer(layer), divert.WithInbound()}
+		var d *divert.Handle
+		err := n.R.Do(func() (err error) {
+			d, err = divert.Open("true", opts...)
+			return err
+		})
+		switch {
+		case missing != nil && (!errors.Is(err, divert.ErrNotSupported) || !strings.Contains(err.Error(), "/dev/net/tun")):
+			t.Errorf("%v: with %v, opening says %v", layer, missing, err)
+		case missing == nil && err != nil:
+			t.Errorf("%v: %v", layer, err)
+		}
+		if tables, err := n.R.NFTables(); missing != nil && (err != nil || len(tables) > 0) {
+			t.Errorf("%v: tables %v, %v", layer, tables, err)
+		}
+		if d != nil {
+			if err := d.Close(); err != nil {
+				t.Error(err)
+			}
+		}
+		if _, err := divert.Open("true", append(opts, divert.WithFlags(divert.Sniff|divert.RecvOnly))...); !errors.Is(err, divert.ErrInvalid) {
+			t.Errorf("%v: a handle that cannot send: %v", layer, err)
+		}
+	}
+}
+
 // TestSendAgainLateOrNever: a packet goes on once as itself; sent again it is a new one, and one that is never
 // sent is gone and takes no place for good.
 func TestSendAgainLateOrNever(t *testing.T) {

@@ -123,7 +123,8 @@ type waiter struct {
 }
 
 // Open opens a filter. Packets wait for it from then on, so Run should follow at once. It fails with divert.ErrInvalid if
-// the configuration cannot be, a *filter.Error if Where does not compile, or the errors of divert.Open.
+// the configuration cannot be, a *filter.Error if Where does not compile, or the errors of divert.Open, of which
+// ErrNotSupported also says that the client could not be answered (divert.WithInbound).
 func Open(c Config) (*Filter, error) {
 	text, err := c.complete()
 	if err != nil {
@@ -134,7 +135,8 @@ func Open(c Config) (*Filter, error) {
 		return nil, err
 	}
 	f := &Filter{config: c}
-	if f.handle, err = c.Open(p, c.Options...); err != nil {
+	// Pages and resets are injected, and at LayerForward what was held.
+	if f.handle, err = c.Open(p, append([]divert.Option{divert.WithInbound()}, c.Options...)...); err != nil {
 		return nil, err
 	}
 	return f, nil

@@ -48,7 +48,9 @@ FILTER says which connections are judged besides the ports: it must hold for the
 remoteAddr and ifIdx do. --layer forward judges connections that this host routes; both directions must pass it.
 
 A connection of which nothing can be said (no whole name within 16 KiB or 2 s, no memory) passes; --fail-closed ends it.
-A connection that names nobody passes, too, unless --block-nameless.`,
+A connection that names nobody passes, too, unless --block-nameless.
+
+On Linux it needs /dev/net/tun, as the answers are injected.`,
 		Example: `  divert web blocked.txt
   divert web --json blocked.txt 'processId == 4711'
   divert web --layer forward --fail-closed --block-nameless blocked.txt    on a router`,

@@ -39,6 +39,7 @@ func TestWebBrowser(t *testing.T) {
 		t.Skip(err)
 	}
 	pair := lab.TwoHostsT(t, lab.LinkOptions{})
+	needTUN(t)
 	private, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
 		t.Fatal(err)

@@ -123,6 +123,7 @@ func visit(t *testing.T, from *lab.Host, to netip.Addr, url string, bytewise boo
 // TestWeb blocks sites on real connections, also of clients that send each byte for itself.
 func TestWeb(t *testing.T) {
 	pair := lab.TwoHostsT(t, lab.LinkOptions{})
+	needTUN(t)
 	plain, encrypted := sites(t, pair.B)
 	list := filepath.Join(t.TempDir(), "list")
 	if err := os.WriteFile(list, []byte("blocked.test\n"), 0o600); err != nil {
@@ -201,6 +202,7 @@ func keepAlive(t *testing.T, pair *lab.Pair) {
 // TestWebForward: a router judges the connections of those behind it, also of clients whose packets it must hold.
 func TestWebForward(t *testing.T) {
 	n := lab.HostRouterPeerT(t, lab.LinkOptions{})
+	needTUN(t)
 	plain, encrypted := sites(t, n.B)
 	list := filepath.Join(t.TempDir(), "list")
 	if err := os.WriteFile(list, []byte("blocked.test\n"), 0o600); err != nil {

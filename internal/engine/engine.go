@@ -49,6 +49,7 @@ type Config struct {
 	Snap     int  // bytes of each packet that the caller wants at most, 0 for all; a platform may receive more
 	Segments bool // TCP packets too come as they are on the network, not several together
 	Mode     Mode
+	Inbound  bool // opening fails where packets cannot be injected inbound
 	BusyPoll time.Duration // how long receives look again before they wait, 0: not at all
 
 	FlowTable int           // flows with a verdict to keep at least, see Flows

@@ -149,8 +149,10 @@ func (h *handle) open(mode engine.Mode) error {
 	if err := h.entry.Install(h.rules()); err != nil {
 		return err
 	}
-	h.guard, err = h.entry.Guard(h.lost)
-	return err
+	if h.guard, err = h.entry.Guard(h.lost); err != nil || !h.cfg.Inbound {
+		return err
+	}
+	return h.sender.Injector.Ready()
 }
 
 // prepare opens where packets will come to, and loads the programs that choose them.

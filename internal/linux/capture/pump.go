@@ -8,6 +8,7 @@ import (
 	"os"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"github.com/opendivert/divert/internal/backlog"
 	"github.com/opendivert/divert/internal/clock"
@@ -36,7 +37,9 @@ type pump struct {
 
 	skipped atomic.Uint64 // numbers of packets that did not come, where the handle fails open
 
-	last [verdict.MaxLanes]uint32 // of each lane: the number of its last packet
+	last    [verdict.MaxLanes]uint32        // of each lane: the number of its last packet
+	done    [verdict.MaxLanes]atomic.Uint32 // of each lane: up to which number packets are decided and kept
+	drained atomic.Bool                     // what is decided from now on goes on
 
 	meterMu sync.Mutex
 	meter   *queue.Meter
@@ -109,6 +112,9 @@ func (p *pump) run(l *verdict.Lane, r *verdict.Reader) {
 		for i := range matches {
 			p.keep(r, &matches[i])
 		}
+		for _, h := range l.Halves() {
+			p.done[h.Number()].Store(p.last[h.Number()])
+		}
 		if err := l.FlushBoth(r); errors.Is(err, os.ErrClosed) {
 			return
 		}
@@ -146,7 +152,7 @@ func (p *pump) decide(l *verdict.Lane, r *verdict.Reader, pk *packet.Packet, dat
 	// After a shutdown the rules are gone, and packets under way to a reader go on (specification: api.md 9). To a handle
 	// that drops they are not under way: had a program decided, they would be gone.
 	drops := p.Config.Flags&engine.FlagDrop != 0
-	if !p.mayMatchCounted(p.program.Load(), pk.Data, int(m.Length), &pk.Addr, at) || !drops && p.Life.Is(life.NoRecv) {
+	if !p.mayMatchCounted(p.program.Load(), pk.Data, int(m.Length), &pk.Addr, at) || !drops && p.drained.Load() {
 		p.Sender.PassOn(verdicts, m.ID, m.Priority, 0)
 		return nil, 0, 0, false
 	}
@@ -212,7 +218,32 @@ const leastPlaces = 1 << 10
 
 func (p *pump) SetFilter(f *prog.Program) { p.program.Store(f) }
 
-func (p *pump) Drain() { p.matches.Drain() }
+// Drain lets the readers have what was captured before the rules went: it waits until all that the kernel's queues hold
+// has been decided, or catchUpTime has passed, as of packets that the kernel has lost none will come.
+func (p *pump) Drain() {
+	for end := time.Now().Add(catchUpTime); !p.caughtUp() && time.Now().Before(end); {
+		time.Sleep(time.Millisecond)
+	}
+	p.drained.Store(true)
+	p.matches.Drain()
+}
+
+// catchUpTime is how long Drain waits at most.
+const catchUpTime = 500 * time.Millisecond
+
+// caughtUp reports whether every packet that the queues have numbered is decided.
+func (p *pump) caughtUp() bool {
+	for _, l := range verdict.All(p.lanes) {
+		c, err := p.counters(l)
+		if err != nil {
+			return true // nothing tells how long to wait
+		}
+		if int32(c.LastID-p.done[l.Number()].Load()) > 0 {
+			return false
+		}
+	}
+	return true
+}
 
 func (p *pump) Wake() {} // nobody waits in a system call
 

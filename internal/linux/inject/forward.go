@@ -41,6 +41,9 @@ func NewForward(s Seal, own, served Password) (*Forward, error) {
 // Close gives back what NewForward took. Later calls, of Close too, return net.ErrClosed.
 func (f *Forward) Close() error { return errors.Join(f.in.Close(), f.out.Close()) }
 
+// Ready is Inbound.Ready.
+func (f *Forward) Ready() error { return f.in.Ready() }
+
 // Send injects one packet, as long as its length field says; ifIdx is the interface that it is to leave by. TCP
 // that is longer than what that carries is cut into segments, as the packet was most likely captured before
 // it was. The errors are those of Inbound.Send and Outbound.Send.

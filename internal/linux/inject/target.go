@@ -110,12 +110,8 @@ func (in *Inbound) lead(t *target) error {
 
 // addDevice makes the device and its way to all targets known so far.
 func (in *Inbound) addDevice(ifIdx uint32) error {
-	if in.tunErr == nil {
-		in.device, in.tunErr = openDevice(in.tun, in.events.fd, in.nl, in.seal)
-		in.tunErr = noRedirect(in.tunErr)
-	}
-	if in.tunErr != nil {
-		return &InterfaceError{Index: ifIdx, Err: in.tunErr}
+	if err := in.makeDevice(); err != nil {
+		return &InterfaceError{Index: ifIdx, Err: err}
 	}
 	for i, t := range in.targets {
 		if i == ifIdx || in.lead(t) != nil {
@@ -123,6 +119,29 @@ func (in *Inbound) addDevice(ifIdx uint32) error {
 		}
 	}
 	return in.addTarget(ifIdx)
+}
+
+// makeDevice makes the device, which leads nowhere yet.
+func (in *Inbound) makeDevice() error {
+	if in.tunErr == nil {
+		in.device, in.tunErr = openDevice(in.tun, in.events.fd, in.nl, in.seal)
+		in.tunErr = noRedirect(in.tunErr)
+	}
+	return in.tunErr
+}
+
+// Ready makes the device if there is none, and fails with ErrNoRedirect where there can be none, so that no Send would succeed
+// but of loopback packets.
+func (in *Inbound) Ready() error {
+	in.mu.Lock()
+	defer in.mu.Unlock()
+	switch {
+	case in.closed:
+		return net.ErrClosed
+	case in.device != nil:
+		return nil
+	}
+	return in.makeDevice()
 }
 
 func noRedirect(err error) error {

@@ -74,6 +74,23 @@ func isTCP(b []byte) bool {
 	return p.ParseExact(b) && p.TCPOff >= 0 && !p.Fragment
 }
 
+// Ready prepares the way that WithInbound asks for, and fails with engine.ErrNotSupported where there is none.
+func (i *Injector) Ready() (err error) {
+	var way interface{ Ready() error }
+	if i.layer == packet.LayerForward {
+		way, err = i.through()
+	} else {
+		way, err = i.in()
+	}
+	if err == nil {
+		err = way.Ready()
+	}
+	if errors.Is(err, inject.ErrNoRedirect) {
+		err = fmt.Errorf("%w: %w (divert doctor says what to do)", engine.ErrNotSupported, err)
+	}
+	return err
+}
+
 // vouch makes the handle's rules know what will be injected, before anything is. The caller holds the lock.
 func (i *Injector) vouch() error {
 	if i.origin != nil {
