@@ -35,6 +35,8 @@ type nat struct {
 
 	mu    sync.Mutex
 	table *table.Table
+	syns  syns
+	ids   identifiers
 
 	// forget is called with the first packet of each new session, as it leaves.
 	forget func(*divert.Packet)
@@ -82,10 +84,12 @@ func (n *nat) leaving(p *divert.Packet, now time.Time) action {
 		return refuse // nothing tells whom an answer would be for
 	}
 	n.mu.Lock()
-	port, fresh, err := n.table.Out(protocol, src, dst, flags, now)
+	port, fresh, err := n.out(protocol, src, dst, flags, now)
+	if err == nil {
+		n.ids.set(packet.IPv4(p.Data))
+	}
 	n.mu.Unlock()
 	if err != nil {
-		n.full.Add(1)
 		return refuse
 	}
 	a := n.changed(setSrc(p, &h, netip.AddrPortFrom(n.addr, port)))
@@ -93,6 +97,23 @@ func (n *nat) leaving(p *divert.Packet, now time.Time) action {
 		n.forget(p)
 	}
 	return a
+}
+
+// out finds the port that stands for the source of a packet from behind the NAT. The caller holds the lock.
+func (n *nat) out(protocol uint8, src, dst netip.AddrPort, flags packet.TCPFlags, now time.Time) (port uint16, fresh bool, err error) {
+	if port, fresh, err = n.table.Out(protocol, src, dst, flags, now); err != nil {
+		n.full.Add(1)
+		return 0, false, err
+	}
+	if protocol == table.TCP && opens(flags) {
+		n.syns.forget(pair{port, dst})
+	}
+	return port, fresh, nil
+}
+
+// opens reports whether a segment is the first of a connection.
+func opens(flags packet.TCPFlags) bool {
+	return flags&(packet.TCPSyn|packet.TCPAck|packet.TCPRst) == packet.TCPSyn
 }
 
 // behind reports whether an address is behind the NAT.
@@ -113,6 +134,10 @@ func (n *nat) arriving(p *divert.Packet, now time.Time) action {
 		if !ok {
 			return accept // about what this host has sent itself
 		}
+		if n.behind(p.Src().Addr()) { // about what came to its sender by the hairpin, and so goes back (RFC 5508 REQ-7)
+			n.quote(p.Data, &h, false)
+			return n.turned(p, netip.AddrPortFrom(n.addr, 0), netip.AddrPortFrom(to, 0))
+		}
 		return n.changed(p.SetDst(netip.AddrPortFrom(to, 0)))
 	}
 	protocol, src, dst, flags, ok := session(p, &h)
@@ -123,16 +148,35 @@ func (n *nat) arriving(p *divert.Packet, now time.Time) action {
 		return n.hairpin(p, &h, protocol, src, dst, flags, now)
 	}
 	to, verdict := n.table.In(protocol, dst.Port(), src, flags, now)
+	at := pair{dst.Port(), src}
 	switch {
 	case verdict == table.Filtered:
 		n.filtered.Add(1)
+		if protocol == table.TCP && opens(flags) {
+			n.syns.add(at, true, now, func() []byte { return portUnreachable(p.Data, &h) })
+		}
 		return drop
 	case verdict == table.Unknown && protocol == table.ICMP:
 		return accept
+	case verdict == table.Unknown && protocol == table.TCP && opens(flags):
+		n.syns.add(at, false, now, func() []byte { return portUnreachable(p.Data, &h) })
+		return accept // this host says whether somebody is there
 	case verdict == table.Unknown:
+		if protocol == table.TCP {
+			n.syns.forget(at) // somebody is
+		}
 		return acceptFlow
 	}
 	return n.changed(setDst(p, &h, to))
+}
+
+// portUnreachable returns the ICMP error that says of a packet that nobody is at its port, nil if there must be none.
+func portUnreachable(b []byte, h *packet.Parsed) []byte {
+	answer, ok := packet.AppendUnreachable(nil, b, h, packet.ICMPPortUnreachable)
+	if !ok {
+		return nil
+	}
+	return answer
 }
 
 // hairpin leads a packet from behind the NAT back there; its source becomes the NAT's address, as it would outside
@@ -141,31 +185,50 @@ func (n *nat) hairpin(p *divert.Packet, h *packet.Parsed, protocol uint8, src, d
 	if _, ok := n.table.Behind(protocol, dst.Port()); !ok || protocol == table.ICMP {
 		return accept // for this host itself
 	}
-	port, _, err := n.table.Out(protocol, src, dst, flags, now)
+	port, _, err := n.out(protocol, src, dst, flags, now)
 	if err != nil {
-		n.full.Add(1)
 		return refuse
 	}
 	from := netip.AddrPortFrom(n.addr, port)
 	to, verdict := n.table.In(protocol, dst.Port(), from, flags, now)
-	if verdict == table.Filtered {
+	if verdict != table.Mapped {
 		n.filtered.Add(1)
-	}
-	if verdict != table.Mapped || !packet.DecrementTTL(p.Data) || p.SetSrc(from) != nil || p.SetDst(to) != nil {
+		if protocol == table.TCP && opens(flags) {
+			n.syns.add(pair{dst.Port(), from}, true, now, func() []byte { return portUnreachable(p.Data, h) })
+		}
 		return drop
 	}
+	return n.turned(p, from, to)
+}
+
+// turned leads a packet back behind the NAT.
+func (n *nat) turned(p *divert.Packet, from, to netip.AddrPort) action {
+	if !packet.DecrementTTL(p.Data) || p.SetSrc(from) != nil || p.SetDst(to) != nil {
+		return drop
+	}
+	n.ids.set(packet.IPv4(p.Data))
 	n.translated.Add(1)
 	return inject
 }
 
-// own is for an ICMP error of this host's own on its way out: it may be about a packet that came in and was translated already.
+// own is for a packet of this host's own on its way out. An ICMP error may be about a packet that came in and was translated
+// already; a reset may say that nobody is at a port, which is too early.
 func (n *nat) own(p *divert.Packet) action {
 	var h packet.Parsed
-	if !h.ParseExact(p.Data) || !isError(&h, p.Data) || n.behind(p.Dst().Addr()) {
+	if !h.ParseExact(p.Data) || h.Family != 4 {
 		return accept
 	}
 	n.mu.Lock()
 	defer n.mu.Unlock()
+	if tcp := h.TCP(p.Data); tcp != nil {
+		if tcp.Flags()&packet.TCPRst != 0 && n.syns.refuse(pair{tcp.SrcPort(), p.Dst()}) {
+			return drop
+		}
+		return accept
+	}
+	if !isError(&h, p.Data) || n.behind(p.Dst().Addr()) {
+		return accept
+	}
 	if _, ok := n.quote(p.Data, &h, false); !ok {
 		return accept
 	}
@@ -203,6 +266,22 @@ func (n *nat) changed(err error) action {
 	}
 	n.translated.Add(1)
 	return send
+}
+
+// identifiers are the identifications of packets that may be cut. All hosts behind the NAT have one address outside, where two packets to
+// one host that may be cut must not have the same one for a while (RFC 7857 section 10, RFC 6864 section 5.3). Packets
+// that may not be cut keep theirs.
+type identifiers [2048]uint16
+
+// set gives a packet the next one of its destination.
+func (ids *identifiers) set(ip packet.IPv4) {
+	if ip.DF() {
+		return
+	}
+	next := &ids[(addr32(ip.Dst())^uint32(ip.Protocol()))*2654435761>>21] // by Fibonacci hashing: 11 bits
+	*next++
+	ip.SetChecksum(packet.UpdateChecksum16(ip.Checksum(), ip.ID(), *next))
+	ip.SetID(*next)
 }
 
 // setSrc sets the source of a packet, and setDst the destination, with the identifier of an echo.

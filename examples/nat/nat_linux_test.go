@@ -440,6 +440,22 @@ func TestSTUN(t *testing.T) {
 			break
 		}
 	}
+	// C's socket is gone, and A is told so by the way that its datagram took.
+	e, err := h.a.DialFrom(t.Context(), &net.UDPAddr{IP: addrA.AsSlice(), Port: 5002}, "udp", mapped.String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer e.Close()
+	if d.Close(); c.Close() != nil {
+		t.Error(err)
+	}
+	_ = e.SetDeadline(time.Now().Add(patience))
+	if _, err := e.Write([]byte("still there?")); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := e.Read(b); !errors.Is(err, syscall.ECONNREFUSED) {
+		t.Error(err)
+	}
 }
 
 // TestLocalPorts: a port that a socket of the router has is not taken, and the socket goes on; one that is taken no socket
@@ -473,6 +489,65 @@ func TestLocalPorts(t *testing.T) {
 	r, err := lab.ExchangeUDP(t.Context(), h.b, local.Addr(), lab.Exchange{Count: 3, Wait: patience})
 	if err != nil || r.Echoed != 3 {
 		t.Errorf("the local socket: %+v, %v", r, err)
+	}
+}
+
+// TestBothOpen: two hosts that connect to each other are connected, though the SYN of one is there before the other begins: the router does not
+// reset it. If nobody begins, the one is refused, not before its time.
+func TestBothOpen(t *testing.T) {
+	h := newHome(t)
+	h.start(t)
+	seen, err := h.toS.Capture()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer seen.Close()
+	ctx, cancel := context.WithTimeout(t.Context(), patience)
+	defer cancel()
+	type dialed struct {
+		net.Conn
+		error
+	}
+	ofB := make(chan dialed, 1)
+	connect := func(from, port int) {
+		c, err := h.b.DialFrom(ctx, &net.TCPAddr{IP: addrsB[0].AsSlice(), Port: from}, "tcp", netip.AddrPortFrom(addrR, uint16(port)).String())
+		ofB <- dialed{c, err}
+	}
+	go connect(6000, 5000)
+	if _, err := seen.NextMatch(ctx, func(f lab.Frame) bool {
+		return len(f.Data) > 14+20+13 && f.Data[14+9] == unix.IPPROTO_TCP && f.Data[14+20+13] == 2
+	}); err != nil {
+		t.Fatal(err)
+	}
+	a, err := h.a.DialFrom(ctx, &net.TCPAddr{IP: addrA.AsSlice(), Port: 5000}, "tcp", netip.AddrPortFrom(addrsB[0], 6000).String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer a.Close()
+	b := <-ofB
+	if b.error != nil {
+		t.Fatal(b.error)
+	}
+	defer b.Close()
+	for _, c := range []net.Conn{a, b.Conn} {
+		_ = c.SetDeadline(time.Now().Add(patience))
+		if _, err := io.WriteString(c, "hello"); err != nil {
+			t.Error(err)
+		}
+	}
+	for _, c := range []net.Conn{a, b.Conn} {
+		if _, err := io.ReadFull(c, make([]byte, 5)); err != nil {
+			t.Error(err)
+		}
+	}
+	if testing.Short() {
+		return // the rest takes 6 s
+	}
+	b.Close()
+	begin := time.Now()
+	connect(6001, 5002)
+	if b = <-ofB; !errors.Is(b.error, syscall.ECONNREFUSED) || time.Since(begin) < patient {
+		t.Errorf("with nobody there: %v after %v", b.error, time.Since(begin))
 	}
 }
 

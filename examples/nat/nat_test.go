@@ -2,6 +2,7 @@ package main
 
 import (
 	"bytes"
+	"fmt"
 	"math/rand/v2"
 	"net/netip"
 	"testing"
@@ -33,7 +34,7 @@ func testNAT(t testing.TB) *nat {
 }
 
 func ends(src, dst string) *packet.Header {
-	return &packet.Header{Src: netip.MustParseAddrPort(src), Dst: netip.MustParseAddrPort(dst), ID: 7}
+	return &packet.Header{Src: netip.MustParseAddrPort(src), Dst: netip.MustParseAddrPort(dst), ID: 7, DF: true}
 }
 
 func must(t testing.TB) func([]byte, error) []byte {
@@ -129,6 +130,162 @@ func TestQuotes(t *testing.T) {
 	own := received(must(t)(ends("203.0.113.1:0", "192.0.2.1:0").AppendICMP(nil, 3, 3, 0, must(t)(ends("192.0.2.1:9", far).AppendUDP(nil, nil)))))
 	if a := n.arriving(own, begin); a != accept {
 		t.Errorf("an error about what the NAT's host sent: %v", a)
+	}
+}
+
+// TestHairpinError: an error about what came by the hairpin goes back that way, and shows nobody's address behind the NAT.
+func TestHairpinError(t *testing.T) {
+	n := testNAT(t)
+	for _, h := range []*packet.Header{ends("10.0.0.2:5000", "198.51.100.1:53"), ends("10.0.0.3:6000", "198.51.100.1:53"), ends("10.0.0.3:6000", "192.0.2.1:5000")} {
+		p := received(must(t)(h.AppendUDP(nil, nil)))
+		if p.Dst().Addr() == n.addr {
+			n.arriving(p, begin)
+		} else {
+			n.leaving(p, begin)
+		}
+	}
+	sent := must(t)(ends("10.0.0.2:5000", "192.0.2.1:6000").AppendUDP(nil, []byte("anybody?")))
+	there := received(bytes.Clone(sent))
+	if a := n.arriving(there, begin); a != inject || there.Src().String() != "192.0.2.1:5000" || there.Dst().String() != "10.0.0.3:6000" {
+		t.Fatalf("%v: %v > %v", a, there.Src(), there.Dst())
+	}
+	p := received(must(t)(ends("10.0.0.3:0", "192.0.2.1:0").AppendICMP(nil, 3, 3, 0, there.Data)))
+	if a := n.arriving(p, begin); a != inject {
+		t.Fatal(a)
+	}
+	h := whole(t, p)
+	packet.IPv4(sent).SetTTL(packet.IPv4(there.Data).TTL())
+	packet.IPv4(sent).SetChecksum(0)
+	quoted := bytes.Clone(h.Payload(p.Data))
+	packet.IPv4(quoted).SetChecksum(0)
+	if p.Src().Addr() != n.addr || p.Dst().String() != "10.0.0.2:0" || !bytes.Equal(quoted, sent) {
+		t.Errorf("%v to %v quotes\n% x, want\n% x", p.Src(), p.Dst(), quoted, sent)
+	}
+}
+
+// TestIdentification: two hosts that choose the same identification have two outside; a packet that may not be cut keeps its own.
+func TestIdentification(t *testing.T) {
+	n := testNAT(t)
+	seen := map[uint16]bool{}
+	for range 3 {
+		for _, host := range []string{"10.0.0.2:5000", "10.0.0.3:5000"} {
+			for _, df := range []bool{false, true} {
+				h := ends(host, "198.51.100.1:53")
+				h.DF = df
+				p := received(must(t)(h.AppendUDP(nil, []byte("data"))))
+				if a := n.leaving(p, begin); a != send {
+					t.Fatal(a)
+				}
+				whole(t, p)
+				if id := packet.IPv4(p.Data).ID(); df && id != 7 || !df && seen[id] {
+					t.Errorf("from %s, DF %v: %d, after %v", host, df, id, seen)
+				} else if !df {
+					seen[id] = true
+				}
+			}
+		}
+	}
+}
+
+// TestUnsolicited: a SYN that nobody has asked for is answered after 6 s, by an ICMP error; not if a socket of the NAT's host
+// has it, nor if the endpoint opens the connection meanwhile, which then is open both ways.
+func TestUnsolicited(t *testing.T) {
+	const near, nat, far = "10.0.0.2:5000", "192.0.2.1:5000", "198.51.100.1:6000"
+	type step struct {
+		after    time.Duration // since the beginning
+		src, dst string
+		flags    packet.TCPFlags
+		want     action
+	}
+	syn := func(after time.Duration, want action) step { return step{after, far, nat, packet.TCPSyn, want} }
+	reset := func(want action) step { return step{0, nat, far, packet.TCPRst | packet.TCPAck, want} }
+	// The endpoint has a port for somebody else.
+	mapped := step{0, near, "203.0.113.1:80", packet.TCPSyn, send}
+	for name, row := range map[string]struct {
+		steps []step
+		want  time.Duration // when the answer comes; 0: never
+	}{
+		"no mapping, nobody there":      {[]step{syn(0, accept), reset(drop)}, patient},
+		"sent again":                    {[]step{syn(0, accept), reset(drop), syn(time.Second, accept), reset(drop)}, patient},
+		"a socket of the host":          {[]step{syn(0, accept), {0, far, nat, packet.TCPAck, acceptFlow}}, 0},
+		"which resets it":               {[]step{syn(0, accept), {0, far, nat, packet.TCPAck, acceptFlow}, reset(accept)}, 0},
+		"the host says nothing":         {[]step{syn(0, accept)}, 0},
+		"another reset of the host":     {[]step{syn(0, accept), {0, nat, "198.51.100.1:6001", packet.TCPRst, accept}}, 0},
+		"a mapping, for others":         {[]step{mapped, syn(0, drop)}, patient},
+		"both open it":                  {[]step{syn(0, accept), reset(drop), {time.Second, near, far, packet.TCPSyn, send}, syn(time.Second, send)}, 0},
+		"both open it, with a mapping":  {[]step{mapped, syn(0, drop), {time.Second, near, far, packet.TCPSyn, send}, syn(time.Second, send)}, 0},
+		"it opens another one":          {[]step{mapped, syn(0, drop), {time.Second, near, "203.0.113.1:81", packet.TCPSyn, send}}, patient},
+		"too late":                      {[]step{syn(0, accept), reset(drop), {patient, near, "203.0.113.1:81", packet.TCPSyn, send}}, patient},
+		"no SYN":                        {[]step{mapped, {0, far, nat, packet.TCPAck, drop}}, 0},
+		"a forwarded port":              {[]step{{0, far, "192.0.2.1:8080", packet.TCPSyn, send}}, 0},
+		"from behind, by the hairpin":   {[]step{mapped, {0, "10.0.0.3:6000", nat, packet.TCPSyn, drop}}, patient},
+		"both, by the hairpin":          {[]step{mapped, {0, "10.0.0.3:6000", nat, packet.TCPSyn, drop}, {0, near, "192.0.2.1:6000", packet.TCPSyn, inject}}, 0},
+		"the NAT's own, from behind it": {[]step{{0, "10.0.0.3:6000", nat, packet.TCPSyn, accept}, {0, nat, "10.0.0.3:6000", packet.TCPRst, accept}}, 0},
+	} {
+		t.Run(name, func(t *testing.T) {
+			n := testNAT(t)
+			var first *divert.Packet
+			for i, s := range row.steps {
+				p := received(must(t)(ends(s.src, s.dst).AppendTCP(nil, packet.Segment{Flags: s.flags}, nil)))
+				if first == nil && s.flags == packet.TCPSyn && s.dst == nat {
+					first = received(bytes.Clone(p.Data))
+				}
+				var got action
+				switch now := begin.Add(s.after); {
+				case p.Src().Addr() == n.addr:
+					got = n.own(p)
+				case p.Dst().Addr() == n.addr:
+					got = n.arriving(p, now)
+				default:
+					got = n.leaving(p, now)
+				}
+				if got != s.want {
+					t.Fatalf("step %d: %v, want %v", i, got, s.want)
+				}
+			}
+			if early := n.syns.due(begin.Add(patient - 1)); len(early) != 0 {
+				t.Errorf("answered before its time: % x", early)
+			}
+			answers := n.syns.due(begin.Add(patient))
+			if row.want == 0 {
+				if len(answers) != 0 {
+					t.Errorf("answered: % x", answers)
+				}
+			} else if len(answers) != 1 {
+				t.Errorf("%d answers", len(answers))
+			} else {
+				p := received(answers[0])
+				h := whole(t, p)
+				icmp := h.ICMP(p.Data)
+				if icmp == nil || icmp.Type() != 3 || icmp.Code() != 3 || p.Src().Addr() != n.addr || p.Dst().Addr() != first.Src().Addr() || !bytes.HasPrefix(first.Data, h.Payload(p.Data)) {
+					t.Errorf("answered % x", p.Data)
+				}
+			}
+			if more := n.syns.due(begin.Add(time.Hour)); len(more)+len(n.syns.byPair)+len(n.syns.queue) != 0 {
+				t.Errorf("left: %d answers, %d, %d", len(more), len(n.syns.byPair), len(n.syns.queue))
+			}
+		})
+	}
+}
+
+// TestManyUnsolicited: no more wait than may; the host answers the others itself.
+func TestManyUnsolicited(t *testing.T) {
+	n := testNAT(t)
+	for i := range 2 * mostSYNs {
+		far := fmt.Sprintf("198.51.100.1:%d", 1000+i)
+		if a := n.arriving(received(must(t)(ends(far, "192.0.2.1:5000").AppendTCP(nil, packet.Segment{Flags: packet.TCPSyn}, nil))), begin); a != accept {
+			t.Fatal(a)
+		}
+		want := drop
+		if i >= mostSYNs {
+			want = accept
+		}
+		if a := n.own(received(must(t)(ends("192.0.2.1:5000", far).AppendTCP(nil, packet.Segment{Flags: packet.TCPRst}, nil)))); a != want {
+			t.Fatalf("the reset of SYN %d: %v", i, a)
+		}
+	}
+	if got := len(n.syns.due(begin.Add(patient))); got != mostSYNs {
+		t.Errorf("%d are answered", got)
 	}
 }
 

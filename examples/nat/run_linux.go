@@ -41,6 +41,9 @@ func run(ctx context.Context, o options) error {
 		return err
 	}
 	n := &nat{addr: addr, inside: o.inside, prefixes: prefixes}
+	for i := range n.ids {
+		n.ids[i] = uint16(rand.Uint32())
+	}
 	n.table = table.New(table.Limits{Mappings: o.most, PerHost: o.perHost, Sessions: o.most}, &held{addr: addr}, rand.IntN)
 	defer n.table.Close()
 	for _, f := range o.forwards {
@@ -102,7 +105,8 @@ func (r *router) open(inside []netip.Prefix, inside6, outside6 netip.Prefix) (er
 		}
 	}
 	// First the one that makes the kernel put datagrams together.
-	if r.network, err = divert.Open(fmt.Sprintf("not loopback and (inbound and ip.DstAddr == %v or outbound and icmp and icmp.Type != 0 and icmp.Type != 8)", r.addr)); err != nil {
+	if r.network, err = divert.Open(fmt.Sprintf("not loopback and (inbound and ip.DstAddr == %v or outbound and (icmp and icmp.Type != 0 and icmp.Type != 8 "+
+		"or ip.SrcAddr == %[1]v and tcp.Rst))", r.addr)); err != nil {
 		return err
 	}
 	r.forward, err = divert.Open(through, divert.WithLayer(divert.LayerForward), divert.WithSet("inside", behind))
@@ -144,7 +148,11 @@ func (r *router) run(ctx context.Context) error {
 			case now := <-second.C:
 				r.mu.Lock()
 				r.table.Expire(now)
+				answers := r.syns.due(now)
 				r.mu.Unlock()
+				for _, b := range answers {
+					anew(r.network, b, divert.Address{IPChecksum: true})
+				}
 			}
 		}
 	})
@@ -188,12 +196,17 @@ func move(h, through *divert.Handle, decide func(*divert.Packet, time.Time) acti
 			case accept, send:
 				on = append(on, *p)
 				continue
-			case inject, route, refuse:
-				send := through
-				if what == inject {
-					send = h
+			case inject:
+				anew(h, p.Data, p.Addr)
+			case route:
+				anew(through, p.Data, p.Addr)
+			case refuse:
+				var parsed packet.Parsed
+				if parsed.ParseExact(p.Data) {
+					if b, ok := packet.AppendUnreachable(nil, p.Data, &parsed, icmpProhibited); ok {
+						anew(through, b, divert.Address{IPChecksum: true})
+					}
 				}
-				anew(send, p, what == refuse)
 			}
 			dropped = append(dropped, divert.Packet{Addr: p.Addr})
 		}
@@ -202,22 +215,10 @@ func move(h, through *divert.Handle, decide func(*divert.Packet, time.Time) acti
 	}
 }
 
-// anew sends a packet as a new one on a handle; if refused, instead of it the ICMP error that tells its sender.
-func anew(h *divert.Handle, p *divert.Packet, refused bool) {
-	out := divert.Packet{Data: p.Data, Addr: divert.Address{Layer: h.Layer(), Event: divert.EventPacket, Outbound: true, IPv6: p.Addr.IPv6,
-		IPChecksum: p.Addr.IPChecksum, TCPChecksum: p.Addr.TCPChecksum, UDPChecksum: p.Addr.UDPChecksum}}
-	if refused {
-		var parsed packet.Parsed
-		var ok bool
-		if !parsed.ParseExact(p.Data) {
-			return
-		}
-		if out.Data, ok = packet.AppendUnreachable(nil, p.Data, &parsed, icmpProhibited); !ok {
-			return
-		}
-		out.Addr.IPChecksum = true
-	}
-	_ = h.Send(&out) // lost, as above
+// anew sends bytes as a new packet on a handle, of which an address says whether the checksums are right.
+func anew(h *divert.Handle, b []byte, of divert.Address) {
+	_ = h.Send(&divert.Packet{Data: b, Addr: divert.Address{Layer: h.Layer(), Event: divert.EventPacket, Outbound: true, IPv6: of.IPv6,
+		IPChecksum: of.IPChecksum, TCPChecksum: of.TCPChecksum, UDPChecksum: of.UDPChecksum}}) // lost, as above
 }
 
 // held takes ports of an address away from local sockets, by sockets that are bound to them.

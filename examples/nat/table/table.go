@@ -71,7 +71,7 @@ type session struct {
 	in, out bool // TCP: a segment has come that way
 	finIn   bool
 	finOut  bool
-	reset   bool
+	reset   bool // the last segment was one
 }
 
 // key is an endpoint behind the NAT.
@@ -235,7 +235,8 @@ func (t *Table) end(m *mapping, remote netip.AddrPort) {
 	}
 }
 
-// touch sets when the session ends if no more packets come.
+// touch sets when the session ends if no more packets come. A reset is not believed: who goes on after one has an established
+// connection again; but resets prolong nothing (RFC 7857 sections 2.1, 2.3 and 7).
 func (s *session) touch(protocol uint8, flags packet.TCPFlags, now time.Time) {
 	idle := UDPIdle
 	switch protocol {
@@ -243,9 +244,14 @@ func (s *session) touch(protocol uint8, flags packet.TCPFlags, now time.Time) {
 		idle = ICMPIdle
 	case TCP:
 		if flags&(packet.TCPSyn|packet.TCPAck) == packet.TCPSyn { // another connection between the same ends
-			s.reset, s.finIn, s.finOut = false, false, false
+			s.finIn, s.finOut = false, false
 		}
-		s.reset = s.reset || flags&packet.TCPRst != 0
+		if s.reset = flags&packet.TCPRst != 0; s.reset && !s.ends.IsZero() {
+			if ends := now.Add(TCPTransitory); ends.Before(s.ends) {
+				s.ends = ends
+			}
+			return
+		}
 		if idle = TCPTransitory; s.in && s.out && !s.reset && !(s.finIn && s.finOut) {
 			idle = TCPEstablished
 		}

@@ -126,6 +126,9 @@ func TestTimeouts(t *testing.T) {
 		"one FIN":                  {TCP, []step{{false, syn}, {true, syn | ack}, {false, fin}}, TCPEstablished},
 		"two FINs":                 {TCP, []step{{false, syn}, {true, syn | ack}, {false, fin}, {true, fin}}, TCPTransitory},
 		"reset":                    {TCP, []step{{false, syn}, {true, syn | ack}, {true, rst}}, TCPTransitory},
+		"on after a reset":         {TCP, []step{{false, syn}, {true, syn | ack}, {true, rst}, {false, ack}}, TCPEstablished},
+		"resets prolong nothing":   {TCP, []step{{false, syn}, {true, syn | ack}, {true, rst}, {false, rst}, {true, rst}}, TCPTransitory - 2*time.Second},
+		"a reset of what opens":    {TCP, []step{{false, syn}, {false, rst}}, TCPTransitory - time.Second},
 		"again":                    {TCP, []step{{false, syn}, {true, rst}, {false, syn}, {true, syn | ack}, {false, ack}}, TCPEstablished},
 	} {
 		t.Run(name, func(t *testing.T) {
