@@ -77,6 +77,13 @@ func (o *output) String() string {
 // interrupts it and returns what it has said on standard error.
 func start(t *testing.T, h *lab.Host, out io.Writer, program string, args ...string) (stop func() string) {
 	t.Helper()
+	end := launch(t, h, out, program, args...)
+	return func() string { return end(os.Interrupt) }
+}
+
+// launch is start; the returned function ends the program by a signal.
+func launch(t *testing.T, h *lab.Host, out io.Writer, program string, args ...string) (end func(os.Signal) string) {
+	t.Helper()
 	cmd := exec.Command(program, args...)
 	cmd.Stdout = out
 	errout, err := cmd.StderrPipe()
@@ -88,19 +95,19 @@ func start(t *testing.T, h *lab.Host, out io.Writer, program string, args ...str
 	}
 	lines := bufio.NewReader(errout)
 	first, err := lines.ReadString('\n')
-	stop = func() string {
+	end = func(s os.Signal) string {
 		t.Helper()
-		_ = cmd.Process.Signal(os.Interrupt) // fails only if it has ended
+		_ = cmd.Process.Signal(s) // fails only if it has ended
 		rest, err := io.ReadAll(lines)
-		if err := errors.Join(err, cmd.Wait()); err != nil {
+		if err := errors.Join(err, cmd.Wait()); err != nil && s != os.Kill {
 			t.Errorf("%s: %v\n%s%s", program, err, first, rest)
 		}
 		return first + string(rest)
 	}
 	if err != nil {
-		t.Fatalf("%v\n%s", err, stop())
+		t.Fatalf("%v\n%s", err, end(os.Interrupt))
 	}
-	return stop
+	return end
 }
 
 // exchange sends datagrams to port 7777 of B.

@@ -20,11 +20,7 @@ import (
 
 func TestWebFilter(t *testing.T) {
 	pair := lab.TwoHostsT(t, lab.LinkOptions{})
-	if tun, err := os.OpenFile("/dev/net/tun", os.O_RDWR, 0); err != nil {
-		t.Skipf("a page cannot be injected: %v", err)
-	} else {
-		tun.Close()
-	}
+	needInbound(t)
 	l, err := pair.B.Listen("tcp", ":80")
 	if err != nil {
 		t.Fatal(err)

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"crypto/tls"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"math/rand/v2"
@@ -376,6 +377,111 @@ func TestSecondHello(t *testing.T) {
 	})
 }
 
+// offering returns a hello that offers early data besides.
+func offering(hello string) string {
+	b := []byte(hello)
+	at := 5 + 4 + 2 + 32
+	at += 1 + int(b[at])                             // session
+	at += 2 + int(binary.BigEndian.Uint16(b[at:]))   // suites
+	at += 1 + int(b[at])                             // compression
+	for _, length := range []int{3, 5 + 4 - 2, at} { // of the record, of the message, of the extensions
+		binary.BigEndian.PutUint16(b[length:], binary.BigEndian.Uint16(b[length:])+4)
+	}
+	return string(b) + "\x00\x2a\x00\x00"
+}
+
+// serverHelloOf returns the beginning of a server's answer.
+func serverHelloOf(random [32]byte) string {
+	return "\x16\x03\x03\x00\x7a\x02\x00\x00\x76\x03\x03" + string(random[:]) + strings.Repeat("x", 84)
+}
+
+// TestEarlyData: a hello that offers early data may be followed by that and, if the server asks for it, by a second hello behind. If
+// the server does not ask, what follows the early data is the kernel's.
+func TestEarlyData(t *testing.T) {
+	record := func(n int) string { return string([]byte{23, 3, 3, byte(n >> 8), byte(n)}) + strings.Repeat("e", n) }
+	const changed = "\x14\x03\x03\x00\x01\x01"
+	first, blocked, other := offering(clientHello(t, "a.test")), clientHello(t, "blocked.test"), clientHello(t, "b.test")
+	retry, accepted := serverHelloOf(helloRetry), serverHelloOf([32]byte{1, 2, 3})
+	for name, row := range map[string]struct {
+		early, answer string
+		piece         int // of the answer, that comes in one packet
+		second        string
+		want          string // what the server gets behind the first hello
+		passed        bool   // by the kernel in the end
+	}{
+		"none, another hello":      {"", retry, 1000, changed + blocked, "", false},
+		"some":                     {changed + record(700) + record(100), retry, 1000, blocked, changed + record(700) + record(100), false},
+		"an answer byte by byte":   {changed + record(700), retry, 1, blocked, changed + record(700), false},
+		"allowed":                  {record(700), retry, 1000, other + record(9), record(700) + other + record(9), true},
+		"the server has accepted":  {record(700), accepted, 1000, record(9), record(700) + record(9), true},
+		"so it has, byte by byte":  {record(700), accepted, 1, record(9), record(700) + record(9), true},
+		"the server has refused":   {record(700), "\x15\x03\x03\x00\x02\x02\x28", 1000, record(9), record(700) + record(9), true},
+		"not offered":              {"", accepted, 1000, changed + record(9), changed + record(9), true},
+		"an answer in tiny pieces": {record(700), "\x16\x03\x03\x00\x01\x02" + strings.Repeat("\x16\x03\x03\x00\x01x", 50), 1000, blocked, record(700), false},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				b := begin(t, Config{}, "blocked.test")
+				p := b.connect(1000, 443)
+				sent := 0
+				say := func(text string) {
+					for len(text) > 0 {
+						n := min(len(text), 400)
+						p.say(sent, text[:n])
+						sent, text = sent+n, text[n:]
+					}
+				}
+				hello := first
+				if name == "not offered" {
+					hello = clientHello(t, "a.test")
+				}
+				say(hello)
+				say(row.early)
+				for rest := row.answer; len(rest) > 0; {
+					n := min(len(rest), row.piece)
+					p.reply(sent, rest[:n])
+					rest = rest[n:]
+				}
+				say(row.second)
+				if text, reset := received(p.out()); text != hello+row.want || reset == row.passed {
+					t.Errorf("the server has got %d bytes, want %d; reset %v", len(text), len(hello+row.want), reset)
+				}
+				p.reply(sent, "data")
+				p.say(sent, "more")
+				if s, err := b.Handle().Stats(); err != nil || s.FlowAccepted > 0 != row.passed {
+					t.Errorf("%+v, %v", s, err)
+				}
+				b.end()
+			})
+		})
+	}
+}
+
+// FuzzAnswer: in whatever pieces a server's answer comes, it is read as it is as a whole.
+func FuzzAnswer(f *testing.F) {
+	f.Add([]byte(serverHelloOf(helloRetry)), uint8(7))
+	f.Add([]byte(serverHelloOf([32]byte{})), uint8(1))
+	f.Add([]byte{21, 3, 3, 0, 2, 2, 40}, uint8(3))
+	f.Fuzz(func(t *testing.T, answer []byte, piece uint8) {
+		read := func(piece int) bool {
+			c := connection{ack: serverISN + 1}
+			c.stream.early = true
+			for at := 0; at < len(answer) && c.stream.early; at += piece {
+				c.answered(c.ack+uint32(at), answer[at:min(at+piece, len(answer))])
+				c.answered(c.ack+uint32(at), answer[at:min(at+piece, len(answer))]) // sent again
+				c.answered(c.ack+uint32(at+2*piece), []byte("from behind a gap"))
+			}
+			if len(c.reply) > serverHello {
+				t.Fatalf("keeps %d bytes", len(c.reply))
+			}
+			return c.stream.early
+		}
+		if whole, pieces := read(len(answer)+1), read(1+int(piece)); whole != pieces {
+			t.Errorf("as a whole early data goes on: %v; in pieces of %d: %v", whole, 1+int(piece), pieces)
+		}
+	})
+}
+
 // TestKeepAlive: each request of a connection is judged, and behind another that is not answered yet there is no page.
 func TestKeepAlive(t *testing.T) {
 	const allowed = "GET / HTTP/1.1\r\nHost: a.test\r\n\r\n"
@@ -738,6 +844,59 @@ func TestQUICAgain(t *testing.T) {
 		}
 		b.end()
 	})
+}
+
+// TestQUICSecondHello: the hello after HelloRetryRequest is judged, too, in one datagram or several.
+func TestQUICSecondHello(t *testing.T) {
+	v, id, src := &quicVersions[0], []byte{1, 2, 3, 4, 5, 6, 7, 8}, []byte{9}
+	first, blocked, other := quicHello(t, "a.test"), quicHello(t, "blocked.test"), quicHello(t, "b.test")
+	for name, row := range map[string]struct {
+		second []byte
+		size   int
+		want   []string
+	}{
+		"blocked": {blocked, 5000, []string{"quic listed blocked.test"}}, "in pieces": {blocked, 300, []string{"quic listed blocked.test"}},
+		"allowed": {other, 5000, nil}, "allowed, in pieces": {other, 300, nil},
+		"no hello": {[]byte("\x02\x00\x00\x01x"), 5000, []string{"quic ambiguous"}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				b := begin(t, Config{}, "blocked.test")
+				b.datagram(1000, string(initialOf(t, v, id, src, 0, 1200, splitHello(first, 5000)...)))
+				if all := b.out(); len(all) != 1 || !all[0].toServer {
+					t.Fatalf("the first: %+v", all)
+				}
+				var want []string
+				parts := shuffled(splitHello(row.second, row.size))
+				for i, one := range parts {
+					one.offset += len(first)
+					want = append(want, string(initialOf(t, v, id, src, uint8(1+i), 1200, one)))
+					b.datagram(1000, want[i])
+					if i < len(parts)-1 {
+						if all := b.out(); len(all) != 0 {
+							t.Errorf("after %d of %d pieces: %d went on", i+1, len(parts), len(all))
+						}
+					}
+				}
+				var got []string
+				for _, s := range b.out() {
+					if s.toServer {
+						got = append(got, s.data)
+					}
+				}
+				if row.want != nil {
+					want = nil
+				}
+				if !slices.Equal(got, want) || !slices.Equal(b.reasons(), row.want) {
+					t.Errorf("%d datagrams went on, want %d; blocked %v, want %v", len(got), len(want), b.reasons(), row.want)
+				}
+				if s := b.Stats(); s.QUIC != 1 {
+					t.Errorf("%d connections", s.QUIC)
+				}
+				b.end()
+			})
+		})
+	}
 }
 
 // TestQUICLate: half a hello passes in the end, or not.

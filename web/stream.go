@@ -34,6 +34,8 @@ type stream struct {
 	pending int  // bytes that were read and wait for a finding
 	tunnel  bool // a request has asked for another protocol
 	tls     bool
+	again   bool // the hello was a second one
+	early   bool // the hello offers early data, and it is not known that the server does not want another hello
 }
 
 type phase uint8
@@ -248,6 +250,7 @@ func (s *stream) readHello(b []byte) (int, finding) {
 		return len(b), ambiguous
 	}
 	s.phase, s.head = behindHello, s.head[:0]
+	s.early, s.again = h.Early && !s.again, true // a second one offers none
 	if h.State == clienthello.NoName {
 		return n, nameless
 	}
@@ -259,16 +262,17 @@ func (s *stream) readHello(b []byte) (int, finding) {
 func helloLength(b []byte) int { return 4 + (int(b[1])<<16 | int(binary.BigEndian.Uint16(b[2:]))) }
 
 // readBehind reads of the record behind a ClientHello: a server that wants another sends HelloRetryRequest, and the
-// client sends a second hello, which is judged as the first (RFC 8446 section 4.1.4). ChangeCipherSpec may stand before.
+// client sends a second hello, which is judged as the first (RFC 8446 section 4.1.4). ChangeCipherSpec may stand before,
+// and early data, which such a server skips (section 4.2.10).
 func (s *stream) readBehind(b []byte) (int, finding) {
 	if s.left <= 0 {
 		var header [recordHeader]byte
 		n, whole, ok := s.record(b, &header)
 		switch {
-		case !ok || header[0] == 23:
+		case !ok || header[0] == 23 && !s.early:
 			s.phase = ended
 			return len(b), encrypted
-		case whole && header[0] != 22: // ChangeCipherSpec, an alert
+		case whole && header[0] != 22: // ChangeCipherSpec, an alert, early data
 			s.phase = skipping
 		}
 		return n, more

@@ -1,6 +1,8 @@
 package web
 
 import (
+	"crypto/sha256"
+	"encoding/binary"
 	"slices"
 
 	"github.com/opendivert/divert"
@@ -35,6 +37,7 @@ type connection struct {
 	window      uint16 // the server's last, as it stands in packets
 	ack         uint32 // the client's acknowledgment number in the last request's last packet
 	requests    int
+	reply       []byte // the beginning of the server's to a hello that offers early data
 	answer      answer // if it is blocked
 }
 
@@ -141,6 +144,9 @@ func (f *Filter) fromServer(c *connection, p *divert.Packet, tcp packet.TCP) {
 	default:
 		c.window = tcp.Window()
 		f.acknowledged(c, tcp.Ack())
+		if c.stream.early {
+			c.answered(tcp.Seq(), f.parsed.Payload(p.Data))
+		}
 	}
 	switch {
 	case c.state == passed, c.state == passing && !c.sent.fixed():
@@ -148,6 +154,30 @@ func (f *Filter) fromServer(c *connection, p *divert.Packet, tcp packet.TCP) {
 		c.state = passed
 	default:
 		f.accept(p)
+	}
+}
+
+// serverHello is how many bytes of a server's answer tell whether it wants another hello: the header of a record, of a message, a
+// version and the random.
+const serverHello = recordHeader + 4 + 2 + 32
+
+// helloRetry is the random of a ServerHello that asks for another ClientHello (RFC 8446 section 4.1.3).
+var helloRetry = sha256.Sum256([]byte("HelloRetryRequest"))
+
+// answered reads of the server's answer to a hello that offers early data. If it asks for another hello, or cannot be read,
+// what is encrypted goes on to be skipped.
+func (c *connection) answered(seq uint32, b []byte) {
+	next := c.ack + uint32(len(c.reply))
+	if before(next, seq) || !before(next, seq+uint32(len(b))) {
+		return
+	}
+	b = b[next-seq:]
+	c.reply = append(c.reply, b[:min(len(b), serverHello-len(c.reply))]...)
+	switch {
+	case c.reply[0] != 22: // an alert
+		c.stream.early = false
+	case len(c.reply) == serverHello && c.reply[recordHeader] == 2 && binary.BigEndian.Uint16(c.reply[3:]) >= serverHello-recordHeader:
+		c.stream.early = [32]byte(c.reply[serverHello-32:]) == helloRetry
 	}
 }
 

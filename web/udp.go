@@ -22,7 +22,8 @@ type attempt struct {
 	id     []byte // the destination of the client's first packet, which the keys come from
 	keys   *initialKeys
 	crypto cryptoStream
-	state  state // judging, passing or blocked
+	judged int   // bytes of crypto
+	state  state // judging, passing, blocked; passed if nobody judges it any more
 }
 
 // datagram judges a datagram of a client that begins with a long header: the only ones that the handle gets.
@@ -132,38 +133,50 @@ func (x *exchange) initial(f *Filter, p *divert.Packet, h *longHeader) state {
 		x.refuse(f, p, h, a)
 		return blocked
 	}
+	if a.state == passed {
+		return passing
+	}
 	size := len(a.crypto.data)
-	fits := cryptoFrames(frames, func(offset uint64, data []byte) bool { return a.crypto.add(offset, data, maxHead) })
+	fits := cryptoFrames(frames, func(offset uint64, data []byte) bool { return a.crypto.add(offset, data, a.judged+maxHead) })
 	f.stats.Memory += 2 * (len(a.crypto.data) - size)
-	reason, host, entry := "", "", ""
-	hello := clienthello.Message(a.crypto.data[:a.crypto.first])
-	switch {
-	case !fits || hello.State == clienthello.NotTLS:
-		reason = reasonAmbiguous
-	case a.state == passing:
-		return passing
-	case hello.State == clienthello.NeedMore:
-		return judging
-	case hello.State == clienthello.NoName:
-		f.stats.QUIC++
-		if f.config.BlockNameless {
-			reason = reasonNameless
-		}
-	default:
-		f.stats.QUIC++
-		var listed bool
-		if entry, listed = f.config.Hosts.Match(hello.Name); listed {
-			reason, host = reasonListed, hello.Name
-		}
+	reason, host, entry := reasonAmbiguous, "", ""
+	if fits {
+		a.state, reason, host, entry = f.hellos(a)
+	} else {
+		a.state = blocked
 	}
-	if reason == "" {
-		a.state = passing
-		return passing
+	if a.state == blocked {
+		f.blocked(x.key, "quic", reason, host, entry)
+		x.refuse(f, p, h, a)
 	}
-	a.state = blocked
-	f.blocked(x.key, "quic", reason, host, entry)
-	x.refuse(f, p, h, a)
-	return blocked
+	return a.state
+}
+
+// hellos judges the hellos of a connection that are whole: after HelloRetryRequest a second one follows the first
+// (RFC 9001 section 4.1.3). reason, host and entry are those of one that is blocked.
+func (f *Filter) hellos(a *attempt) (to state, reason, host, entry string) {
+	for {
+		b := a.crypto.data[a.judged:a.crypto.first]
+		hello := clienthello.Message(b)
+		if hello.State == clienthello.Named || hello.State == clienthello.NoName {
+			f.stats.QUIC += boolCount(a.judged == 0)
+		}
+		switch {
+		case hello.State == clienthello.NotTLS:
+			return blocked, reasonAmbiguous, "", ""
+		case hello.State == clienthello.NeedMore && a.judged > 0 && a.judged == len(a.crypto.data):
+			return passing, "", "", ""
+		case hello.State == clienthello.NeedMore:
+			return judging, "", "", ""
+		case hello.State == clienthello.Named:
+			if entry, listed := f.config.Hosts.Match(hello.Name); listed {
+				return blocked, reasonListed, hello.Name, entry
+			}
+		case f.config.BlockNameless:
+			return blocked, reasonNameless, "", ""
+		}
+		a.judged += helloLength(b)
+	}
 }
 
 // add remembers a connection; the oldest makes way.
@@ -220,7 +233,7 @@ func (x *exchange) hold(f *Filter, p *divert.Packet) {
 
 // giveUp ends the waiting: all that is undecided passes, or is blocked.
 func (x *exchange) giveUp(f *Filter, reason string) {
-	to := passing
+	to := passed
 	if f.config.FailClosed {
 		to = blocked
 		f.blocked(x.key, "quic", reason, "", "")

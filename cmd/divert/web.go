@@ -7,8 +7,10 @@ import (
 	"io"
 	"net/netip"
 	"os"
+	"os/signal"
 	"strings"
 	"sync"
+	"syscall"
 	"time"
 
 	"github.com/opendivert/divert"
@@ -42,7 +44,7 @@ sees a byte of a blocked request. HTTP is answered with a page; connections of T
 so that browsers try TCP at once. One line is printed for each connection that is blocked.
 
 LIST has one name a line; # begins a comment. example.org blocks that name and all below it, *.example.org only those
-below. Hosts files (an address with names behind it) are lists, too. The file is read again when it changes.
+below. Hosts files (an address with names behind it) are lists, too. The file is read again when it changes, and on SIGHUP.
 
 FILTER says which connections are judged besides the ports: it must hold for the packets of both directions, as processId,
 remoteAddr and ifIdx do. --layer forward judges connections that this host routes; both directions must pass it.
@@ -146,19 +148,32 @@ func (f *webFlags) run(a *app, cmd *cobra.Command, args []string) error {
 	ctx, stop := f.scope.until(cmd.Context())
 	defer stop()
 	r := &report{app: a, json: f.asJSON, scope: &f.scope}
-	var printing sync.Mutex // the list is followed in the background
-	err = c.Hosts.Follow(ctx, args[0], func(err error) {
+	var printing sync.Mutex          // the list is followed in the background
+	again := make(chan os.Signal, 1) // before the list is read: nobody who knows of the program ends it by asking
+	signal.Notify(again, syscall.SIGHUP)
+	defer signal.Stop(again)
+	told := func(err error) {
 		printing.Lock()
 		defer printing.Unlock()
 		r.listRead(args[0], c.Hosts.Len(), err)
-	})
-	if err != nil {
+	}
+	if err := c.Hosts.Follow(ctx, args[0], told); err != nil {
 		var line *web.LineError
 		if errors.As(err, &line) {
 			return usageError{err}
 		}
 		return err
 	}
+	go func() {
+		for {
+			select {
+			case <-ctx.Done():
+				return
+			case <-again:
+				told(c.Hosts.Load(args[0]))
+			}
+		}
+	}()
 	w := &warnings{warn: func(err error) {
 		printing.Lock()
 		defer printing.Unlock()

@@ -169,6 +169,43 @@ func TestWeb(t *testing.T) {
 	}
 }
 
+// TestWebEnds: the list is read again on SIGHUP, by which the command does not end; after kill -9 and ^C nothing is blocked, and
+// nothing is left.
+func TestWebEnds(t *testing.T) {
+	pair := lab.TwoHostsT(t, lab.LinkOptions{})
+	needTUN(t)
+	lab.CheckLeaks(t, pair.A)
+	sites(t, pair.B)
+	list := filepath.Join(t.TempDir(), "list")
+	if err := os.WriteFile(list, []byte("blocked.test\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	visited := func() int {
+		t.Helper()
+		status, _, err := visit(t, pair.A, pair.B.Addr4(), "http://blocked.test/", false)
+		if err != nil {
+			t.Error(err)
+		}
+		return status
+	}
+	for _, signal := range []syscall.Signal{syscall.SIGKILL, syscall.SIGINT} {
+		p := start(t, pair.A, "web", list)
+		if err := p.cmd.Process.Signal(syscall.SIGHUP); err != nil {
+			t.Fatal(err)
+		}
+		p.says(t, "was read again, with 1 name\n", 1)
+		if got := visited(); got != http.StatusForbidden {
+			t.Errorf("while the command runs: %d", got)
+		}
+		if _, status := p.end(t, signal); status != exitOK && signal != syscall.SIGKILL {
+			t.Errorf("status %d", status)
+		}
+		if got := visited(); got != http.StatusOK {
+			t.Errorf("after %v: %d", signal, got)
+		}
+	}
+}
+
 // keepAlive asks for two sites over one connection, the second of which is blocked.
 func keepAlive(t *testing.T, pair *lab.Pair) {
 	t.Helper()

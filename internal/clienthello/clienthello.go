@@ -49,6 +49,8 @@ type Hello struct {
 	// ECH tells that the hello has the extension encrypted_client_hello (0xfe0d): Name may be that of the provider,
 	// and the true one encrypted. Clients also send the extension empty of meaning (GREASE), which looks the same.
 	ECH bool
+	// Early tells that the client offers early data (RFC 8446 section 4.2.10), which follows the hello at once, encrypted.
+	Early bool
 }
 
 // A Reader reads the beginning of a TCP stream from client to server. The zero Reader is ready. A Reader belongs to
@@ -136,6 +138,7 @@ func Message(b []byte) Hello {
 
 const (
 	extensionServerName = 0
+	extensionEarlyData  = 42
 	extensionECH        = 0xfe0d
 )
 
@@ -183,6 +186,8 @@ func body(b []byte) (h Hello, ok bool) {
 				return h, false
 			}
 			h.State = Named
+		case extensionEarlyData:
+			h.Early = true
 		case extensionECH:
 			h.ECH = true
 		}
