@@ -147,7 +147,7 @@ const MinSnapLength = 64
 // are all that is copied out of the kernel where that can be. It is for programs that look at headers only: accepting
 // bulk traffic costs a fraction then. The packet's own header tells its length. Accept lets the whole packet
 // go on; Send with less than the whole fails with ErrShortBuffer, and a packet that is injected anew needs all of
-// its bytes. What the filter looks at is not limited. Layers with events have no packets to cut.
+// its bytes. The filter still sees whole packets. Layers with events have no packets to cut.
 func WithSnapLength(n int) Option { return func(o *options) { o.config.Snap = n; o.snaps = true } }
 
 // MaxFlowTable is how many flows a handle can be made to keep.

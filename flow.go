@@ -79,7 +79,7 @@ func (h *Handle) decideFlow(p *Packet, v flow.Verdict) error {
 }
 
 // ForgetFlow ends the verdict of a packet's flow, in both directions: from the next packet on it comes to the program again.
-// It begins to count anew for the filter too (flow.Packets). Of p only Data is used, so any packet will do. It reports
+// The counts of the filter (flow.Packets) start again, too. Only p.Data is used, so any packet of the flow will do. It reports
 // whether the flow had a verdict. It fails with ErrInvalid for a packet that belongs to no flow, or net.ErrClosed.
 func (h *Handle) ForgetFlow(p *Packet) (bool, error) {
 	f, err := h.flows(p)
@@ -118,9 +118,9 @@ func (v FlowVerdict) String() string {
 	return fmt.Sprintf("FlowVerdict(%d)", uint8(v))
 }
 
-// FlowStats counts the packets of a flow that its verdict has decided on: those that came after it. Of a flow that has no
-// verdict, or none any more, all is zero. A packet counts as it would be received: TCP that is still to be cut into segments
-// as one, unless the handle was opened WithSegments; of all else each that is on the network. Bytes are those of IP packets.
+// FlowStats counts the packets of a flow that its verdict has decided on: those that came after it. All fields are zero for a flow
+// without a verdict. A packet counts as it would be received: a superpacket of TCP as one, unless the handle was opened
+// WithSegments; everything else as it is on the network. Bytes are those of IP packets.
 type FlowStats struct {
 	Verdict FlowVerdict
 
@@ -128,7 +128,7 @@ type FlowStats struct {
 	BackPackets, BackBytes uint64 // in the other
 }
 
-// Flow returns what is known of a packet's flow. Of p only Data is used, so any packet will do. It fails as ForgetFlow does.
+// Flow returns the counters of a packet's flow. Only p.Data is used, so any packet of the flow will do. It fails as ForgetFlow does.
 func (h *Handle) Flow(p *Packet) (FlowStats, error) {
 	f, err := h.flows(p)
 	if err != nil {

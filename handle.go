@@ -248,8 +248,8 @@ func (h *Handle) exchange(p *filter.Program, err error) error {
 //
 //	Matched = Received + Waiting + Dropped + DroppedFull + DroppedOld + DroppedLong + Passed + Lost + FlowAccepted + FlowDropped
 //
-// Of the packets that were received, Reinjected went on as they came or with other bytes, Abandoned are gone, and the
-// others are still with the program. Foreign stands outside: those packets did not match.
+// Received packets are Reinjected (they went on as they came or with other bytes), Abandoned (they are gone), or still with the
+// program. Foreign is not part of the sum: those packets did not match.
 type Stats struct {
 	Matched     uint64 // matched the filter
 	Received    uint64 // returned by receive calls, or taken by an iteration that goes on

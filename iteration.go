@@ -16,8 +16,8 @@ import (
 // ends without an error at the end of a shut-down queue; with an error, as its last round, when ctx ends or receiving
 // fails, and after Close, wherever that is called, also in the loop: with net.ErrClosed.
 //
-// What it has received and not handed out when the loop is left, by a panic too, stays with the handle for the next
-// receive call. After Close it hands out nothing: what it has received goes on as if it had not been captured.
+// When the loop is left, even by a panic, packets that it has received and not handed out stay with the handle for the next
+// receive call. After Close it hands out nothing: packets that it has received go on as if they had not been captured.
 func (h *Handle) Packets(ctx context.Context) iter.Seq2[*Packet, error] {
 	return func(yield func(*Packet, error) bool) { h.iterate(ctx, anyQueue, yield) }
 }

@@ -71,7 +71,7 @@ func (c *course) ping(client netip.AddrPort) error {
 	defer unix.Close(fd)
 	b := make([]byte, pingPongSize)
 	for i := range uint64(pingWarmUp) {
-		// What is lost here counts, like all that is.
+		// Packets lost here count like all others.
 		if _, err := roundTrip(fd, b, i+1); errors.Is(err, unix.EAGAIN) {
 			c.cell.Lost++
 		} else if err != nil {

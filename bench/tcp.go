@@ -17,7 +17,7 @@ import (
 	"github.com/opendivert/divert/internal/lab"
 )
 
-// streaming returns the load of so many TCP connections that send as much as they can. What counts is the
+// streaming returns the load of so many TCP connections that send as much as they can. It counts the
 // bytes that the receivers have read.
 func streaming(streams int) func(*course) error {
 	return func(c *course) error {
@@ -278,7 +278,7 @@ func (s *shortServer) serve() error {
 			return os.NewSyscallError("accept", err)
 		}
 		if limitWaits(fd) == nil {
-			// What goes wrong here the client sees.
+			// The client sees errors.
 			if _, err := read(fd, b[:]); err == nil {
 				_, _ = unix.Write(fd, b[:])
 			}

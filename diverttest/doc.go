@@ -10,11 +10,10 @@
 //
 //	type Opener func(filter string, opts ...divert.Option) (*divert.Handle, error)
 //
-// Nothing waits for a clock or the system behind the test's back: a packet that was put has reached a queue, or the
-// test, when the call returns; and inside a bubble of testing/synctest, in which the Network must have been made
+// Nothing waits for a clock or the system behind the test's back. When a call that puts a packet returns, the packet has reached
+// a queue or the test. Inside a bubble of testing/synctest, in which the Network must be made
 // too, queue times and deadlines pass in no time.
 //
-// What the fake has not: addresses, routes and MTUs, so that ErrTooLarge comes only where FailSends makes it;
-// reassembly, so a handle without the flag Fragments sees no inbound fragments, and a test puts
-// the whole datagram for it; and several queues of a handle.
+// The fake has no addresses, routes and MTUs, so ErrTooLarge comes only where FailSends makes it. It has no reassembly, so a
+// handle without the flag Fragments sees no inbound fragments; a test puts the whole datagram instead. A handle has one queue.
 package diverttest

@@ -25,7 +25,7 @@ var raisable = map[divert.Event]divert.Layer{
 // It reports whether it was allowed: a handle of LayerSocket that matches and does not sniff refuses all
 // but CLOSE, and hides them from those below (specification: api.md 13, 16 and 17).
 //
-// Of the rest of a only Loopback counts and, for flows, Outbound. A flow is deleted with the same data that it was
+// The other fields of a are ignored, except Loopback and, for flows, Outbound. A flow is deleted with the same data that it was
 // established with. The error is divert.ErrInvalid for an event that cannot be raised, or a flow that is not
 // there, or is there already. Events of LayerReflect come from opening and closing handles.
 func (n *Network) Raise(a divert.Address) (allowed bool, err error) {

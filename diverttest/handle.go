@@ -13,8 +13,8 @@ import (
 	"github.com/opendivert/divert/packet"
 )
 
-// handle is an open handle; see engine.Handle. What it has besides its queue is guarded by the network's lock.
-// Who holds that may take the queue's, not the other way round.
+// handle is an open handle; see engine.Handle. The network's lock guards everything but its queue.
+// Whoever holds it may take the queue's lock, not the other way round.
 type handle struct {
 	net   *Network
 	cfg   engine.Config
@@ -176,7 +176,7 @@ func (h *handle) Stats() (engine.Stats, error) {
 	s := h.stats
 	s.DroppedFull, s.DroppedOld = h.full.Load(), h.old.Load()
 	h.flows.Tally(&s)
-	// What a receive call has taken out and not counted yet waits for it.
+	// Packets that a receive call has taken out and not counted yet count as waiting.
 	s.Waiting = s.Matched - (s.Received + s.Dropped + s.DroppedFull + s.DroppedOld + s.DroppedLong + s.Passed + s.FlowAccepted + s.FlowDropped)
 	return s, nil
 }

@@ -35,7 +35,7 @@
 //
 // # Differences between the dialects
 //
-// What both dialects compile has the same meaning in both, with these exceptions, in which the extended
+// A filter that compiles in both dialects means the same in both, with these exceptions, in which the extended
 // dialect takes the name at its word: ipv6.FlowLabel is the flow label, where the original has its
 // bytes in disorder; ip and ipv6 at the layers FLOW and SOCKET tell the family of the event, where the
 // original finds no packet and says no; and -0 is 0, where the original puts it below. A bare test,

@@ -156,7 +156,7 @@ func snippetLine(text string, at, end int) (line []rune, before, marked int) {
 	if i := strings.IndexByte(text[at:], '\n'); i >= 0 {
 		last = at + i
 	}
-	// Of a text of megabytes only the surroundings are looked at.
+	// A filter may have megabytes: look only at the text around the error.
 	cutFront, cutBack := false, false
 	if lead := at - 4*snippetWidth; lead > first {
 		first, cutFront = runeStart(text, lead), true

@@ -9,8 +9,8 @@ import (
 	"github.com/opendivert/divert/filter"
 )
 
-// What rules refuse (reject) by direction, protocol, remote address and remote port alone is refused when a process calls
-// connect: it fails at once, and no packet is made. The kernel decides that by a filter of the layer SOCKET, which says yes
+// Connections that rules reject by direction, protocol, remote address and remote port alone are refused when a process calls
+// connect: the call fails at once, and no packet is made. The kernel decides with a filter at the layer SOCKET, which matches
 // where the rules are sure to say reject, whatever else becomes known of the connection.
 
 // maxConnectSets is how many named sets that filter has at most; a program in the kernel has room for some 40.

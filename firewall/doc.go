@@ -13,7 +13,7 @@
 //	err = f.Run(ctx)
 //
 // A connection is decided once, by its first packet, which is held until then, and the kernel does the rest
-// (divert.Handle.AcceptFlow, DropFlow). What rules refuse by addresses and ports alone is refused at connect already, where
+// (divert.Handle.AcceptFlow, DropFlow). Connections that rules refuse by addresses and ports alone are refused at connect already, where
 // the kernel can (divert.LayerSocket). Rules.Decide is the decision itself, a function of the connection.
 //
 // The file is described in docs/firewall.md. The package uses nothing but the public interface of package divert.

@@ -344,7 +344,7 @@ func (f *Firewall) receive(ctx context.Context) error {
 	}
 }
 
-// readNames takes in what resolvers are asked and answer until ctx ends. What a program is to hear has been taken in before.
+// readNames reads DNS questions and answers until ctx ends. It has read an answer before the program gets it.
 func (f *Firewall) readNames(ctx context.Context) error {
 	var parsed packet.Parsed
 	stop := context.AfterFunc(ctx, func() { _ = f.resolve.Shutdown(divert.ShutdownRecv) }) // fails if it is closed
@@ -497,7 +497,7 @@ func (f *Firewall) tick(ctx context.Context) {
 	}
 }
 
-// Close ends the firewall: from then on everything passes. What is held goes nowhere; its senders send it again.
+// Close ends the firewall: from then on everything passes. Held packets are dropped; their senders send them again.
 func (f *Firewall) Close() error {
 	f.mu.Lock()
 	f.ended = true

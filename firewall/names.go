@@ -251,7 +251,7 @@ type stream struct {
 	data []byte
 }
 
-// segment takes in a segment of TCP from a resolver. What does not come in order ends the reading of its connection.
+// segment takes in a segment of TCP from a resolver. A segment out of order ends the reading of its connection.
 func (n *names) segment(k streamKey, h packet.TCP, payload []byte) {
 	if h == nil {
 		return

@@ -112,7 +112,7 @@ func (s *Prompts) remove(p *prompt) {
 	}
 }
 
-// Serve serves the prompts that connect to a listener until that is closed. Who may connect is the listener's affair:
+// Serve serves the prompts that connect to a listener until that is closed. The listener decides who may connect:
 // ListenPrompts makes one for root.
 func (s *Prompts) Serve(l net.Listener) error {
 	for {

@@ -13,7 +13,7 @@ func corrupt(p *divert.Packet, parsed *packet.Parsed, bit uint64) bool {
 		return false
 	}
 	if a := &p.Addr; !a.IPChecksum || !a.TCPChecksum || !a.UDPChecksum {
-		// What is left to the hardware would be computed over the flipped bit.
+		// The hardware would compute a missing checksum over the flipped bit.
 		if packet.CalcChecksums(p.Data, a, 0) {
 			a.TCPChecksum, a.UDPChecksum = true, true
 		}

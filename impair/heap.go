@@ -20,7 +20,7 @@ type held struct {
 	way    way
 	rule   *rule
 
-	// Of a packet that lets others pass:
+	// For a packet that lets others pass:
 	flow       *flow
 	until      uint64 // it goes on behind this packet of its flow
 	prev, next *held  // others of the flow

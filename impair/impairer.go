@@ -75,7 +75,7 @@ type Impairer struct {
 }
 
 // Open opens a handle for the packets that the rules match, with the options given and divert.WithSegments; from now on they
-// wait for Run. Of the options none may change what is received: WithFlags other than Fragments and NoInstall, WithSnapLength.
+// wait for Run. Options must not change what is received: no WithSnapLength, and no WithFlags other than Fragments and NoInstall.
 //
 // It fails with a *RuleError for a rule that is wrong, which wraps a *SettingError or a *filter.Error, or as divert.Open does.
 func Open(c Config, opts ...divert.Option) (*Impairer, error) {

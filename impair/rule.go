@@ -54,8 +54,8 @@ type Limit struct {
 	Time    time.Duration // that a packet waits
 }
 
-// Rule says which packets are impaired, and how. What is zero does nothing. A packet meets the impairments in the order of
-// the fields: what is lost takes no part of the rate, and what has waited for the rate is delayed by the whole lag.
+// Rule says which packets are impaired, and how. Zero fields do nothing. A packet meets the impairments in the order of
+// the fields: a lost packet takes no part of the rate, and a packet that has waited for the rate is delayed by the whole lag.
 type Rule struct {
 	Filter    string // in the filter language; empty: all packets
 	Direction Direction

@@ -16,8 +16,7 @@ const (
 	icmpv6Unreachable = 1 // RFC 4443 section 3.1
 )
 
-// What the headers of answers have in common. The identification names the answers, all alike: they are too
-// short to be fragmented.
+// The values that the headers of all answers share. One identification serves for all: they are too short to be fragmented.
 const (
 	answerTTL = defaultTTL
 	answerID  = 0xDEAD

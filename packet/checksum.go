@@ -20,7 +20,7 @@ const (
 
 // CalcChecksums computes the checksums of the packet in b and writes them: the IPv4 header's and the
 // transport header's. For those it writes it sets the checksum bits of addr, which may be nil;
-// it never clears one. Of a batch only the first packet is touched. (Specification: packets.md 4.)
+// it never clears one. In a batch it touches only the first packet. (Specification: packets.md 4.)
 //
 // It returns false if a checksum that was asked for cannot be known: b is not a packet, or the
 // transport header is there but not all that its checksum covers (the packet is truncated, the first

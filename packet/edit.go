@@ -81,8 +81,8 @@ func (p *Parsed) portField(b []byte, source bool) []byte {
 
 // SetSrc sets the source address and port and keeps the checksums right: the one of the IPv4 header, and of TCP and
 // UDP, where Addr vouches for it, is corrected for the change (RFC 1624); where Addr does not, Send computes it anyway.
-// The checksum of ICMPv6 is corrected always. Of a datagram in fragments, change all fragments alike: the checksum stands
-// in the first and only that has ports.
+// The checksum of ICMPv6 is always corrected. If a datagram is in fragments, change all of them alike: only the first has the
+// checksum and the ports.
 //
 // It fails with ErrMalformed, ErrFamily, or ErrNoPorts if to has a port and the packet none; nothing has changed then.
 func (p *Packet) SetSrc(to netip.AddrPort) error { return p.setEnd(true, to) }
@@ -246,7 +246,7 @@ func (p *Packet) resize(headers int, b []byte) {
 		p.Data = p.Data[:size]
 		return
 	}
-	// What lies behind Data may be another packet's: only memory that was made here can be grown into.
+	// Data may share its memory with other packets, so it grows in place only if the memory is p's own.
 	if size <= cap(p.own) && len(p.Data) > 0 && &p.own[:1][0] == &p.Data[0] {
 		p.Data = p.own[:size]
 		copy(p.Data[headers:], b)

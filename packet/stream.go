@@ -314,8 +314,8 @@ func (h *half) windowScale(other *half) uint8 {
 	return 0
 }
 
-// setWindow makes the window end at the same byte for the sender as for the receiver (RFC 9293 section 3.8.6). What the
-// sender may still send is expected to grow as what it has sent did.
+// setWindow makes the window end at the same byte for the sender as for the receiver (RFC 9293 section 3.8.6). It
+// assumes that the bytes still to come will grow as those sent so far did.
 func (h *half) setWindow(p *Packet, parsed *Parsed, t TCP, ack int64, scale uint8) {
 	h.edge = ack + int64(t.Window())<<scale
 	end := h.sent(h.edge, false)

@@ -13,8 +13,8 @@ import (
 	"time"
 )
 
-// Process is what is known of a process. What this user may not read is empty: the executables of other users' processes,
-// on Linux without CAP_SYS_PTRACE.
+// Process describes a process. Fields that this user may not read are empty: on Linux without CAP_SYS_PTRACE, the
+// executables of other users' processes.
 type Process struct {
 	ID     uint32
 	Parent uint32 // the process that started it, 0 if there is none
@@ -67,7 +67,7 @@ type entry struct {
 	used uint64 // the turn of the last lookup
 }
 
-// maxKnown is how many processes a Cache remembers. Of more the least recently used half is forgotten.
+// maxKnown is how many processes a Cache remembers. When there are more, it forgets the least recently used half.
 const maxKnown = 4096
 
 // Lookup returns the process that has the id now or, if none has it any more, the last one that the Cache has seen with

@@ -113,7 +113,7 @@ func (s *soak) live(ctx context.Context) error {
 	return errors.Join(err, s.endWorkers())
 }
 
-// startTraffic starts flows both ways, of both families. What it returns ends them, and waits for what is under way.
+// startTraffic starts flows both ways, of both families. The returned function ends them and waits for the packets under way.
 func (s *soak) startTraffic() (stop func(), err error) {
 	ends := []struct{ from, to *lab.Host }{{s.pair.A, s.pair.B}, {s.pair.B, s.pair.A}}
 	for _, e := range ends {
@@ -285,7 +285,7 @@ func (s *soak) pause(i int) error {
 	return p.Signal(syscall.SIGCONT)
 }
 
-// flap takes the link down and up again. What is sent meanwhile is lost, and what waits for it in queues.
+// flap takes the link down and up again. Packets sent meanwhile, and packets that wait for it in queues, are lost.
 func (s *soak) flap() error {
 	s.allow("link down", 5*time.Second, 3*time.Second)
 	s.flaps++

@@ -131,7 +131,7 @@ func (q *Queue) set(f func()) {
 	q.signal()
 }
 
-// SetLimits changes the limits. What is above them stays until the next Add.
+// SetLimits changes the limits. Items above them stay until the next Add.
 func (q *Queue) SetLimits(l engine.Limits) { q.set(func() { q.limits = l }) }
 
 // Limits returns the limits.

@@ -53,8 +53,8 @@ const (
 	dguxMajor            = 543
 )
 
-// maxFrame is the longest frame that is read, as in libpcap, in bytes. What a file says of its own longest frame is not
-// asked: many writers do not keep to it.
+// maxFrame is the longest frame that is read, as in libpcap, in bytes. The limit in a file's header is
+// ignored: many writers do not keep to it.
 const maxFrame = 262144
 
 // pcapOrder returns the byte order of the pcap file that begins with these 4 bytes, nil if it is none.

@@ -115,7 +115,7 @@ func Records(b []byte) Hello {
 }
 
 // Message says what b is, the beginning of a handshake message without records around it, as the CRYPTO frames of
-// QUIC carry it. What follows the message is not looked at.
+// QUIC carry it. Bytes behind the message are ignored.
 func Message(b []byte) Hello {
 	if len(b) > 0 && b[0] != 1 { // client_hello
 		return Hello{State: NotTLS}

@@ -23,7 +23,7 @@ func complete(b []byte, a *packet.Address, captured bool) {
 	if a.UDPChecksum {
 		skip |= packet.NoUDPChecksum
 	}
-	// What was written is told by an address. A fragment's transport checksum stays: that is no failure of Send.
+	// CalcChecksums reports what it wrote in an address. It leaves the transport checksum of a fragment, which is no failure of Send.
 	var written packet.Address
 	packet.CalcChecksums(b, &written, skip)
 	if !captured || !special(b) {
@@ -102,7 +102,7 @@ func writeSCTP(p *packet.Parsed, b []byte) {
 }
 
 // Unfinished reports whether a copy's transport checksum is one that the kernel leaves to the network card: the field
-// holds the sum of the pseudo-header only, in SCTP 0. Of the packet only the headers are needed.
+// holds the sum of the pseudo-header only, in SCTP 0. It needs only the headers of the packet.
 func Unfinished(b []byte) bool {
 	var p packet.Parsed
 	if !p.Parse(b) || p.Extended || p.Fragment {

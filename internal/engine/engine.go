@@ -49,7 +49,7 @@ type Config struct {
 	Snap     int  // bytes of each packet that the caller wants at most, 0 for all; a platform may receive more
 	Segments bool // TCP packets too come as they are on the network, not several together
 	Mode     Mode
-	Inbound  bool // opening fails where packets cannot be injected inbound
+	Inbound  bool          // opening fails where packets cannot be injected inbound
 	BusyPoll time.Duration // how long receives look again before they wait, 0: not at all
 
 	FlowTable int           // flows with a verdict to keep at least, see Flows
@@ -135,8 +135,8 @@ type Queues interface {
 //
 //	Matched = Received + Waiting + Dropped + DroppedFull + DroppedOld + DroppedLong + Passed + Lost + FlowAccepted + FlowDropped
 //
-// Of the packets that were received, Reinjected went on as they came or with other bytes, Abandoned are gone, and the
-// others are still with the program. Foreign stands outside: those packets did not match.
+// Received packets are Reinjected (they went on as they came or with other bytes), Abandoned (they are gone), or still with the
+// program. Foreign is not part of the sum: those packets did not match.
 type Stats struct {
 	Matched     uint64 // matched the filter
 	Received    uint64 // returned by receive calls

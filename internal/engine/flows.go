@@ -49,8 +49,8 @@ func (t *FlowTable) Make(cfg *Config) *flow.Table {
 	return t.table.Load()
 }
 
-// Pass returns the verdict for a packet that has matched, and counts it if there is one. Of b, its beginning is enough;
-// length is that of all of it.
+// Pass returns the verdict for a packet that has matched, and counts it if there is one. The beginning of the packet
+// is enough for b; length is that of the whole packet.
 func (t *FlowTable) Pass(b []byte, length int, now int64) flow.Verdict {
 	table := t.table.Load()
 	if table == nil {

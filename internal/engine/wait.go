@@ -48,7 +48,7 @@ const (
 // NewTurn returns a Turn that is free.
 func NewTurn() *Turn { return &Turn{freed: make(chan struct{}, 1)} }
 
-// Take waits for the turn and reports whether the caller has it; else w has ended. Of a Turn that is free it is taken
+// Take waits for the turn and reports whether the caller has it; else w has ended. It takes a free Turn
 // without a look at w.
 func (t *Turn) Take(w Wait) bool {
 	if t.state.CompareAndSwap(turnFree, turnHeld) {

@@ -59,8 +59,8 @@ var (
 	errNotWhole = errors.New("its transport header is not all there")
 )
 
-// Of finds the flow of the packet in b, which parsed is the result of parsing; its beginning is enough if all headers are
-// there. Of a packet without a flow the error says why it has none.
+// Of finds the flow of the packet in b; parsed is the result of parsing it. The beginning of the packet is enough if it has all
+// headers. If the packet has no flow, the error says why.
 func Of(b []byte, parsed *packet.Parsed) (Packet, error) {
 	p := Packet{Bytes: int(parsed.Length)}
 	err := p.find(b, parsed)

@@ -102,7 +102,7 @@ func (h *Host) withNS(f func(fd int) error) error {
 // Do runs f on a thread inside the host's network namespace, waits for it and returns its error.
 // Sockets and files of /proc/sys/net that f opens belong to the host and stay with it.
 //
-// f runs on a goroutine and thread of its own. What f starts with `go` is not in the namespace: use
+// f runs on a goroutine and thread of its own. Goroutines that f starts with `go` are not in the namespace: use
 // Go for that. A panic in f goes on in the caller, and so does runtime.Goexit: testing.T.Fatal works
 // inside f.
 func (h *Host) Do(f func() error) error {

@@ -10,7 +10,7 @@ import (
 )
 
 // WithoutRights runs f on a thread that has no capabilities, as an ordinary user's has none, in the network
-// namespace of the caller, and returns its error. What f starts with `go` has them.
+// namespace of the caller, and returns its error. Goroutines that f starts with `go` have them.
 func WithoutRights(f func() error) (err error) {
 	runtime.LockOSThread()
 	defer runtime.UnlockOSThread()

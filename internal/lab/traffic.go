@@ -43,8 +43,8 @@ func DigestOf(r io.Reader) (d Digest, err error) {
 }
 
 // TransferTCP sends Stream(n, seed) over one TCP connection from a host to an address of another and
-// returns how long it took until the receiver had everything. Port 0 takes a free one. What arrives must
-// be what was sent, to the byte; otherwise, or when ctx is done before, there is an error.
+// returns how long it took until the receiver had everything. Port 0 takes a free one. Every byte must
+// arrive as it was sent; otherwise, or if ctx ends first, there is an error.
 func TransferTCP(ctx context.Context, from, to *Host, dst netip.AddrPort, n int64, seed uint64) (time.Duration, error) {
 	want, err := DigestOf(Stream(n, seed))
 	if err != nil {

@@ -466,7 +466,7 @@ func (h *handle) Close() error {
 	if h.last, err = h.tally(); err != nil {
 		errs = append(errs, err)
 	}
-	// What still waits goes on: nobody is to receive it now.
+	// Waiting packets go on: nobody will receive them now.
 	h.last.Passed, h.last.Waiting = h.last.Passed+h.last.Waiting, 0
 	return errors.Join(append(errs, h.release())...)
 }

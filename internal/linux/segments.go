@@ -9,9 +9,9 @@ import (
 )
 
 // A packet that is to be cut later (GSO) holds several packets of the network. TCP's are seen together, as the stack has
-// them. Of UDP, for which programs ask with UDP_SEGMENT, as QUIC and WireGuard do, each datagram is a packet of its own,
-// and so it is with all other protocols: the kernel cuts such a superpacket before it queues it. The filter program
-// sees it before; so it is one that does not ask for what is not known then, and matches if any segment may match.
+// them. In superpackets of UDP, which programs make with UDP_SEGMENT, as QUIC and WireGuard do, each datagram is a packet of its own,
+// as in all other protocols: the kernel cuts such a superpacket before it queues it. The filter program
+// sees it before that. It is therefore a wider program, without tests of values that are unknown then; it matches if any segment may.
 // Which do is decided anew for each, by the interpreter.
 
 // unfinished are the fields that are not known in a packet of which the kernel has still to finish the checksum, or

@@ -17,7 +17,7 @@ import (
 // chain: what the filter demands in any case. A packet that meets none pays a few comparisons of nftables and no more.
 type terms map[rules.Chain][]prog.Term
 
-// termsOf returns the terms of a filter. What verdicts and counts of flows depend on are packets that do not match, too: those
+// termsOf returns the terms of a filter. Verdicts and counts of flows also depend on packets that do not match: those
 // that begin a flow, and those of the other direction.
 func (h *handle) termsOf(p *prog.Program) terms {
 	ts := terms{}

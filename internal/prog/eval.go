@@ -7,7 +7,7 @@ import (
 	"github.com/opendivert/divert/packet"
 )
 
-// What Eval needs and did not get (specification: api.md 21).
+// The inputs that Eval may lack (specification: api.md 21).
 var (
 	ErrNoAddress   = errors.New("filter: there is no address")
 	ErrOtherLayer  = errors.New("filter: the address is not of the layer of the filter")

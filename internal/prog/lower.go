@@ -25,7 +25,7 @@ func (e *LowerError) Error() string {
 // Lower returns a program of the same meaning that has only what the original instructions have,
 // or p itself if that is so already. Sets become chains of comparisons; the families ip and ipv6 at
 // FLOW and SOCKET become comparisons of localAddr with the range of mapped addresses. The result
-// may have more tests than an object can hold. What cannot be expressed (the true flow label, named sets) is a
+// may have more tests than an object can hold. Tests that cannot be expressed (the true flow label, named sets) are a
 // *LowerError.
 func (p *Program) Lower() (*Program, error) {
 	chains := make([][]Test, len(p.tests))

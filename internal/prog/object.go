@@ -49,7 +49,7 @@ func objectArgs(f Field) int {
 	return 1
 }
 
-// What programs and their binary forms can have wrong.
+// The errors of programs and their binary forms.
 var (
 	ErrTooLong   = errors.New("the compiled filter has more than 256 tests")
 	ErrMalformed = errors.New("the compiled filter is malformed")

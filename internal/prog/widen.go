@@ -18,9 +18,9 @@ func (p *Program) MatchesAll() bool {
 }
 
 // Widen returns a program that the original's driver accepts (DriverCheck) and that matches whatever
-// p matches, perhaps more; exact tells that it matches nothing else. What p has too much is left open: tests
-// that have no form in the driver go both ways if their header is there, long sets become fewer, larger ranges, and what
-// then still exceeds 255 tests counts as a match.
+// p matches, perhaps more; exact tells that it matches nothing else. Parts that the driver cannot have are left open: tests
+// without a form in the driver go both ways if their header is there, long sets become fewer, larger ranges, and everything
+// past 255 tests counts as a match.
 func (p *Program) Widen() (wide *Program, exact bool) {
 	if lowered, err := p.Lower(); err == nil && lowered.DriverCheck() == nil {
 		return lowered, true
@@ -39,7 +39,7 @@ func (p *Program) Widen() (wide *Program, exact bool) {
 
 // Without returns a program that does not ask for the fields that unknown names and matches whatever p matches with any
 // values of them, so long as the header is there that they belong to; exact tells that p does not ask for them either. It is
-// for a place where the values are not known yet. What a program becomes too long by, more than twice as long as p,
+// for a place where the values are not known yet. Everything past twice the length of p
 // counts as a match.
 func (p *Program) Without(unknown func(Field) bool) (wide *Program, exact bool) {
 	if !slices.ContainsFunc(p.tests, func(t Test) bool { return unknown(t.Field) }) {
@@ -51,7 +51,7 @@ func (p *Program) Without(unknown func(Field) bool) (wide *Program, exact bool) 
 }
 
 // Gathered returns tests of the same meaning, at the same places, of which lists such as "port == 1 or port == 2 or …" and
-// their opposites have become sets. What a list has been joined into stands at its first test; the others stay, and nothing
+// their opposites have become sets. A joined list stands at the place of its first test; its other tests stay, and nothing
 // leads to them. The tests are copies; their sets may be the program's own, so do not write to them.
 func (p *Program) Gathered() []Test { return gatherSets(p.tests, leastList) }
 
@@ -300,8 +300,8 @@ func (w *widener) isCoarse(t *Test) bool {
 		driverRefuses(&Test{Field: t.Field, Index: t.Index, Value: comparable(t)[0].First}, w.layer) == ""
 }
 
-// coarse returns a test that is sure in one of its outcomes. What does not lie in the fewer ranges that
-// enclose a set does not lie in the set; what lies in the greatest ranges of a set lies in it, so
+// coarse returns a test that is sure in one of its outcomes. A value outside the fewer ranges that
+// enclose a set is outside the set; a value in the greatest ranges of a set is in it, so
 // for a test against the set that is the sure outcome.
 func (w *widener) coarse(t *Test) *Test {
 	ranges := comparable(t)

@@ -315,7 +315,7 @@ func setLimits(d driver, is, want engine.Limits) error {
 // is missed, and none that is held up comes twice; but copies of packets, and socket events, may come
 // from both for that moment. The layers FLOW and REFLECT take no other filter unless the interpreter
 // decides: a new handle of the driver does not know the flows there are, and is told again of the handles
-// there are. What a handle that only sends has kept from the network until then goes on, as when it is closed.
+// there are. Packets that a handle with SendOnly has held back until then go on, as when it is closed.
 func (h *handle) SetFilter(p *prog.Program) error {
 	h.mu.Lock()
 	defer h.mu.Unlock()
@@ -389,7 +389,7 @@ func (h *handle) Shutdown(how engine.How) error {
 	}
 	newest := h.newest.Load()
 	if newest.plan.reinjects(&h.cfg) {
-		// What does not match must still go back; the program itself is kept from sending here.
+		// Packets that do not match must still go back; only the program may not send any more.
 		if how&engine.ShutdownRecv != 0 {
 			if err := newest.driver.shutdown(engine.ShutdownRecv); err != nil {
 				return err
@@ -429,13 +429,13 @@ func (h *handle) Close() error {
 }
 
 // Stats implements engine.Handle. The driver keeps no counters, so these are those of user space. Matched
-// counts what matched and came here. What the driver drops, on a handle that drops or because its queue
-// is full or a packet too old, it does not tell, nor how many wait there: Dropped is always 0, and
-// Waiting, DroppedFull, DroppedOld and Passed are about the queue in user space, which the interpreter needs, and
-// SetFilter when what earlier filters captured has not been received. Lost and Foreign are always 0. Abandoned counts packets that were dropped, or cut and could not
-// be kept; other received packets take no place.
-// Reinjected counts packets that are among the 16384 received last, others sent count as injected. Of a batch in
-// which the driver refuses packets, Failed counts one; of one at which it stops, all.
+// counts the matching packets that came here. The driver does not report the packets that it drops, on a handle that drops or
+// because its queue is full or a packet too old, nor how many wait in it. Dropped is therefore always 0, and
+// Waiting, DroppedFull, DroppedOld and Passed cover the queue in user space, which the interpreter needs, and
+// SetFilter while packets of earlier filters wait. Lost and Foreign are always 0. Abandoned counts packets that were dropped, or
+// were cut and could not be kept; other received packets take no place.
+// Reinjected counts sent packets that are among the 16384 received last; others count as injected. If the driver refuses packets
+// of a batch, Failed counts one; if it stops at one, Failed counts the whole batch.
 func (h *handle) Stats() (engine.Stats, error) {
 	c := &h.counts
 	s := engine.Stats{

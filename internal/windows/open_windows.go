@@ -38,7 +38,7 @@ func Open(cfg engine.Config) (engine.Handle, error) {
 
 // OpenFile opens a handle of the driver, as Open does, for a program that makes its requests itself: WinDivert.dll. It
 // returns the Windows handle of the device, which the caller closes. Filters that the driver has no form for are
-// engine.ErrNotSupported. Of the configuration only Program, Priority, Flags and Driver count.
+// engine.ErrNotSupported. It uses only Program, Priority, Flags and Driver of the configuration.
 func OpenFile(cfg engine.Config) (uintptr, error) {
 	if err := checkProcessor(); err != nil {
 		return 0, err

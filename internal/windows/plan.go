@@ -12,15 +12,15 @@ import (
 // plan is how a filter is carried out.
 //
 // Exact: the driver has a form for the filter (at most 255 tests, sets spelled out as comparisons), decides
-// alone, and what does not match never leaves the kernel.
+// alone, and packets that do not match never leave the kernel.
 //
 // Judged: the driver gets a wider filter, which matches at least what the filter does, and the interpreter
-// decides about what comes. A packet that does not match goes back unchanged, or, if only copies come, is
-// forgotten. That is the way of filters with too many tests, and of those with ipv6.FlowLabel,
-// whose true value the driver cannot see; and of all filters if the interpreter is asked for.
+// decides about the packets that come. A packet that does not match goes back unchanged; a copy is
+// discarded. This serves filters with too many tests, those with ipv6.FlowLabel,
+// whose true value the driver cannot see, and all filters if the interpreter is asked for.
 //
-// What cannot go back cannot be judged. So there is no such way for handles that drop, for those that
-// receive nothing, and for the layer SOCKET unless it sniffs: a call that has been refused stays refused.
+// Packets that cannot go back cannot be judged here. This excludes handles that drop, handles that
+// receive nothing, and the layer SOCKET without Sniff: a refused call stays refused.
 type plan struct {
 	program      *prog.Program // what the handle is to match
 	judged       bool          // the interpreter decides after the driver

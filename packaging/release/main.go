@@ -1,6 +1,6 @@
 // Command release makes everything that a release of Divert publishes, and publishes nothing: binaries, Debian and RPM packages,
-// lists of what they are made of, and checksums. What it makes depends on the sources, the version of Go and the
-// time of the release only, so that two runs make the same bytes.
+// lists of what they are made of, and checksums. Its output depends only on the sources, the version of Go and the
+// time of the release, so two runs make the same bytes.
 //
 //	go run ./packaging/release [-arch amd64,arm64] OUT
 //

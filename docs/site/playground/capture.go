@@ -32,7 +32,7 @@ type captured struct {
 // mostPackets is how many packets of a file are kept.
 const mostPackets = 100_000
 
-// Read reads a capture file. What it has before an error is kept, and the error is a note.
+// Read reads a capture file. It keeps the packets before an error, and makes the error a note.
 func Read(file []byte) (*Capture, error) {
 	r, err := capfile.NewReader(bytes.NewReader(file), packet.LayerNetwork)
 	if err != nil {
@@ -84,7 +84,7 @@ type Result struct {
 	Notes   []string `json:"notes"`
 }
 
-// Match tries a filter that compiled on each packet. Of the rows, at most most are returned.
+// Match applies a compiled filter to each packet. It returns at most most rows.
 func (c *Capture) Match(a *Answer, most int) Result {
 	r := Result{Packets: len(c.packets), Notes: c.notes, Rows: []Row{}}
 	for i := range c.packets {

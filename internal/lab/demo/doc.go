@@ -1,5 +1,5 @@
 // Package demo shows the main job on real traffic between two hosts of a lab network: packets are captured,
-// dropped, rewritten and sent on, and a program that diverts is killed. What it says it has checked.
+// dropped, rewritten and sent on, and a program that diverts is killed. It checks everything that it says.
 package demo
 
 import "io"

@@ -14,8 +14,7 @@ import (
 	"time"
 )
 
-// What the web server answers, and what a rewriting step makes of it: TCP counts bytes, so they are of
-// equal length.
+// The web server's answer, and the rewritten one: TCP counts bytes, so both have the same length.
 const (
 	page        = "The web server of host B greets you."
 	pageChanged = "The web server of host B is diverted"

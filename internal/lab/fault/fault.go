@@ -24,7 +24,7 @@ type Call struct {
 type Decide func(c Call) unix.Errno
 
 // Trap makes all threads of the calling process, and what it starts, ask before each of the calls, and returns the descriptor
-// that Attach wants. Of mmap only what maps a file asks, as the runtime of Go cannot bear to fail. From then on each of the
+// that Attach wants. Only an mmap of a file asks, because Go's runtime does not survive a failed one. From then on each of the
 // calls waits for the test, so whoever traps the call that tells the descriptor waits for ever.
 func Trap(calls ...uint32) (fd int, err error) {
 	const nr, fileOfMmap = 0, 16 + 4*8 // struct seccomp_data

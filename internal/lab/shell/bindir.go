@@ -55,7 +55,7 @@ func (d *binDir) remove() error {
 	return err
 }
 
-// clearBinDirs removes the directories of this user that nobody has locked. What fails stays for the next time.
+// clearBinDirs removes the directories of this user that nobody has locked. Those that cannot be removed stay for the next time.
 func clearBinDirs() {
 	paths, _ := filepath.Glob(filepath.Join(os.TempDir(), prefix+"*")) // fails only for a bad pattern
 	for _, path := range paths {

@@ -25,7 +25,7 @@ import (
 
 // copies is the source of a handle that sniffs where the kernel decides: the filter programs copy what
 // matches into memory that is shared with this process, one buffer for each processor, with the time at
-// which they saw it. What nobody has received lies there, and what is too much or too old is skipped there.
+// which they saw it. Copies stay there until they are received, and those that are too many or too old are skipped there.
 type copies struct {
 	Env
 	oneQueue

@@ -228,7 +228,7 @@ func (t *logged) SetLimits(l engine.Limits) error {
 func (t *logged) SetFilter(p *prog.Program) { t.program.Store(p) }
 
 func (t *logged) Drain() {
-	// What the kernel gathers for a datagram comes within 10 ms.
+	// The kernel gathers copies for a datagram for 10 ms at most.
 	time.Sleep(20 * time.Millisecond)
 	t.log.Drain()
 }

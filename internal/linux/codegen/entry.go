@@ -25,8 +25,8 @@ const (
 	LocalOnly        // at POST_ROUTING: what came in on an interface, skb->ingress_ifindex not 0, does not match
 )
 
-// Take says which of a chain's packets a rule is for, and so which filter program decides on them. Of superpackets, which
-// are to be cut into segments later (GSO), one program of the handle sees TCP; the others are led to where the kernel
+// Take says which of a chain's packets a rule is for, and so which filter program decides on them. One
+// program of the handle sees superpackets of TCP, which are cut into segments later (GSO); other superpackets go where the kernel
 // cuts them, because each segment is a packet of its own.
 type Take uint8
 

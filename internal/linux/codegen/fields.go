@@ -219,7 +219,7 @@ var locations = withHeaders(map[prog.Field]location{
 	prog.FieldFlowWayPackets: count(2),
 	prog.FieldFlowWayBytes:   count(3),
 
-	// Of events only, see eventFields.
+	// Events only, see eventFields.
 	prog.FieldEndpointID:       location{kind: value128},
 	prog.FieldParentEndpointID: location{kind: value128},
 	prog.FieldFamilyIP:         constant(1),

@@ -403,7 +403,7 @@ func (g *generator) newRecord() {
 	)
 }
 
-// tellCounts writes the counts as filters see them. Of a superpacket they are those of its first packet, and the bytes of all.
+// tellCounts writes the counts as filters see them. A superpacket has the packet count of its first segment, and the bytes of all.
 func (g *generator) tellCounts() {
 	g.byWay(func(way int16) {
 		for i, member := range [...]int16{flowmap.Packets, flowmap.Bytes} {

@@ -160,7 +160,7 @@ func (u *Unloaded) newMap(spec *ebpf.MapSpec) (*ebpf.Map, error) {
 	return newMap(spec)
 }
 
-// newMap makes a map. What programs only read is frozen, so that nobody else writes it either.
+// newMap makes a map. A map that programs only read is frozen, so that nobody else writes it either.
 func newMap(spec *ebpf.MapSpec) (*ebpf.Map, error) {
 	m, err := ebpf.NewMap(spec)
 	if err != nil {

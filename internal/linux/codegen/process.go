@@ -73,7 +73,7 @@ func (g *generator) processKey(none label) {
 	g.JumpImm32(asm.JSet, asm.R3, 1<<flagTCP|1<<flagUDP, ports)
 	g.Emit(asm.And.Imm32(asm.R3, 1<<flagICMP|1<<flagICMPv6))
 	g.JumpImm32(asm.JEq, asm.R3, 0, none)
-	// Of ICMP only the reply to an echo is for a process (RFC 792, RFC 4443 4.2).
+	// In ICMP only the reply to an echo is for a process (RFC 792, RFC 4443 4.2).
 	g.Emit(asm.LoadMem(asm.R1, regFrame, frameTransport, asm.Byte))
 	g.JumpImm32(asm.JEq, asm.R1, 0, echo)
 	g.JumpImm32(asm.JNE, asm.R1, 129, none)

@@ -197,7 +197,7 @@ func (p *parser) extensionLength(frame asm.Register) {
 }
 
 // PastWalk reports whether a packet has so many extension headers that a program of Options.Bounded cannot decide
-// on it. Of the packet its beginning is enough, if it is long enough.
+// on it. The beginning of the packet is enough, if it is long enough.
 func PastWalk(b []byte) bool {
 	if len(b) <= lenIPv6+lenExtension*MaxExtensionHeaders || b[0]>>4 != 6 {
 		return false

@@ -10,5 +10,5 @@
 //	conclude   tell user space, refuse, or both
 //
 // socket.go has the hooks of SOCKET, skb.go those of its parts that see packets, listen.go the one that refuses LISTEN, and flow.go
-// those of FLOW. What they read and write besides the record is described in internal/linux/eventmap.
+// those of FLOW. Package eventmap describes what else they read and write besides the record.
 package eventprog

@@ -147,7 +147,7 @@ func (g *generator) answer(h codegen.EventHook) (bool, error) {
 	return true, nil
 }
 
-// answerDeleted is answer for DELETED when the flow begins. Of the time when it will end nothing is known.
+// answerDeleted is answer for DELETED when the flow begins, when nobody knows yet at what time it will end.
 func (g *generator) answerDeleted(h codegen.EventHook) (bool, error) {
 	if !g.asksForTime() {
 		return g.answer(h)

@@ -139,8 +139,8 @@ func (g *generator) syn() (bool, error) {
 // tcpFlags is the offset of the flags in a TCP header (RFC 9293 3.1).
 const tcpFlags = 13
 
-// refuseOrAllowIfMet lets the packets of a peer that was decided on already go the same way. What onMet emits, if
-// it is not nil, runs before they pass.
+// refuseOrAllowIfMet lets the packets of a peer that was decided on already go the same way. If onMet is not nil, the code
+// that it emits runs before they pass.
 func (g *generator) refuseOrAllowIfMet(onMet func()) {
 	first, met := g.NewLabel(), g.NewLabel()
 	g.lookUpPeer(first)
@@ -186,8 +186,8 @@ func (g *generator) loadPacket(to int16, n int32) {
 }
 
 // packet stores both sides of a packet and leaves its protocol in R8 and the offset of the transport
-// header in R7. Packets that it cannot place pass: later fragments, which sockets neither send nor get. Of IPv6
-// packets with more than maxExtensions extension headers it cannot tell what they are: those pass a handle that refuses
+// header in R7. Packets that it cannot place pass: later fragments, which sockets neither send nor get. It cannot
+// place IPv6 packets with more than maxExtensions extension headers: those pass a handle that refuses
 // nothing, and no other.
 func (g *generator) packet(inbound bool) {
 	source, destination := codegen.EventLocal, codegen.EventRemote

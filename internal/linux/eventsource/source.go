@@ -129,7 +129,7 @@ var (
 	attachNew  = cgroup.Attach
 )
 
-// attach attaches programs, in the place of those that are attached. What is attached where there is no new program
+// attach attaches programs in place of the attached ones. Where there is no new program, the old one
 // stays.
 func (s *Source) attach(programs []*ebpf.Program) error {
 	for i, p := range programs {
@@ -187,7 +187,7 @@ func (s *Source) detachOthers() error {
 	return errors.Join(errs...)
 }
 
-// Detach takes the programs away. What they have recorded can still be read.
+// Detach takes the programs away. Their records can still be read.
 func (s *Source) Detach() error {
 	s.mu.Lock()
 	defer s.mu.Unlock()

@@ -23,7 +23,7 @@ const sendBuffer = 4 << 20
 // LOCAL_OUT and POST_ROUTING hooks, to other hosts or to this one. It stands on raw sockets with the
 // header included (raw(7), net/ipv4/raw.c, net/ipv6/raw.c).
 //
-// What the kernel does with the packet's bytes:
+// The kernel treats the packet's bytes as follows:
 //   - IPv4: the header checksum is always computed; an identification of 0 without Don't Fragment is
 //     replaced; the rest stays as given. A source of 0.0.0.0 would be replaced and is refused.
 //   - IPv6: nothing is changed.

@@ -69,8 +69,8 @@ const (
 	numGroups  = 0x8000
 )
 
-// Open binds a log group of the namespace that nobody has bound, with the socket receive buffer in bytes. Of each
-// packet it copies snap bytes at most; 0 means all.
+// Open binds a log group of the namespace that nobody has bound, with the socket receive buffer in bytes. It copies at most snap bytes
+// of each packet; 0 means all.
 func Open(rcvbuf, snap int) (*Log, error) {
 	conn, err := nfnl.Dial(rcvbuf)
 	if err != nil {
@@ -119,7 +119,7 @@ func setGather(m *nfnl.Message, on bool) {
 }
 
 // Gather says whether copies are gathered, which takes less work for each and delays it by some 10 ms where few come, or
-// sent at once, as after Open. What has been gathered before still comes within that time.
+// sent at once, as after Open. Copies gathered before still come within that time.
 func (l *Log) Gather(on bool) error {
 	m := nfnl.NewMessage(nfnl.Type(unix.NFNL_SUBSYS_ULOG, msgConfig), l.group)
 	setGather(m, on)

@@ -141,7 +141,7 @@ func (c *Conn) Drain() {
 	c.Wake()
 }
 
-// ring ends the wait of the one who receives, or the next wait. What the receiver is to notice has been stored.
+// ring ends the receiver's wait, or its next one. The caller has stored before what the receiver must notice.
 func (c *Conn) ring() {
 	one := [8]byte{1}
 	_, _ = unix.Write(c.bell, one[:]) // fails only when it has been rung 2^64-2 times
@@ -158,7 +158,7 @@ var noop = func() (b [unix.SizeofNlMsghdr]byte) {
 	return b
 }()
 
-// Close closes the socket. What the kernel had bound to it, it releases.
+// Close closes the socket. The kernel releases everything that was bound to it.
 func (c *Conn) Close() error {
 	if c.closed.Swap(true) {
 		return os.ErrClosed

@@ -60,8 +60,8 @@ func (b *bell) close() error {
 // silence takes the rings out.
 func (b *bell) silence() { atomic.StoreUintptr(b.read, atomic.LoadUintptr(b.written)) }
 
-// Sleep says that the first copy from now on shall end a Wait. Who calls it must Look once more before it waits, for what
-// was copied just before; and again some time later, see Recheck.
+// Sleep makes the first copy from now on end a Wait. The caller must Look once more before it waits, for copies
+// made just before; and again some time later, see Recheck.
 func (b *Buffers) Sleep() { atomic.StoreUint32(b.bell.asleep, 1) }
 
 // Awake takes back what Sleep has said, unless a copy has. Copies end a Wait by the watermark only from now on.

@@ -13,7 +13,7 @@ import (
 	"github.com/opendivert/divert/packet"
 )
 
-// Of struct perf_event_header (linux/perf_event.h): type (32 bits), misc and size (16 each), in host byte order. The
+// The length of struct perf_event_header (linux/perf_event.h): type (32 bits), misc and size (16 each), in host byte order. The
 // size is a multiple of 8 and counts the header.
 const headerSize = 8
 
@@ -56,7 +56,7 @@ func (b *buffer) release() {
 }
 
 // next goes on to the next sample from the tail on, over what is none, and reports whether there is one and how many
-// the kernel says were lost before it. What cannot be read is an error, and all that was written counts as read then.
+// the kernel says were lost before it. An unreadable record is an error, and then everything written counts as read.
 func (b *buffer) next() (ok bool, lost uint64, err error) {
 	for b.tail != b.head {
 		header := b.aligned(b.tail)

@@ -57,7 +57,7 @@ func Open(o *codegen.Outlet, size, watermark int) (*Buffers, error) {
 	return b, nil
 }
 
-// Grow gives the processors other buffers, as Open. What the old ones hold is still read. After an error some
+// Grow gives the processors other buffers, as Open. The contents of the old ones are still read. After an error some
 // processors may have a new one and some the old. Nobody may read while it runs.
 func (b *Buffers) Grow(size, watermark int) error {
 	for cpu := range int(b.array.MaxEntries()) {
@@ -180,7 +180,7 @@ func (b *Buffers) ppoll(d time.Duration) (int, error) {
 }
 
 // Look finds out what has been written up to now, a time of CLOCK_MONOTONIC in nanoseconds that was read before the
-// call. What is found with a later time waits for the next Look, lest it come before what caused it.
+// call. Copies with a later time wait for the next Look, so that none comes before its cause.
 func (b *Buffers) Look(now int64) error {
 	b.cut = now
 	b.active = b.active[:0]

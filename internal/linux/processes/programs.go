@@ -17,13 +17,13 @@ import (
 // The programs that keep the maps (processmap.Maps). They decide nothing and refuse nothing.
 //
 // The process of a socket is the last one that made, bound or connected it or made it listen; a connection that
-// comes in has that of its listener. What a socket is to be found by is entered when it gets it, before its first
-// packet leaves or as that leaves, so that the answer finds it:
+// comes in has that of its listener. The key of a socket is entered when the socket gets it, before or as its first
+// packet leaves, so that the answer finds it:
 //
 //   - TCP: both ends when the SYN is about to be sent, or when an incoming connection is established; the local end
 //     when the socket begins to listen.
-//   - UDP: the local end when the socket is bound. What the kernel binds by itself, and the peer of a connected
-//     socket, is seen when it sends: the program for outgoing packets looks at the socket, and does
+//   - UDP: the local end when the socket is bound. A port that the kernel chose, and the peer of a connected
+//     socket, show when it sends: the program for outgoing packets looks at the socket, and does
 //     something only if that is not what it was.
 //   - Echo sockets ("ping"): the same, with the identifier for the port.
 

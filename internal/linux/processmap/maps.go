@@ -73,8 +73,8 @@ const (
 // NameSize is the size of a name, zeros behind it: TASK_COMM_LEN (linux/sched.h).
 const NameSize = 16
 
-// How many entries the maps have room for. Their memory is taken as it is used, 150 to 200 bytes an entry. What finds
-// no room has no process.
+// How many entries the maps have room for. They take memory as it is used, 150 to 200 bytes an entry. Sockets that find
+// no room have no known process.
 const (
 	MaxSockets = 1 << 17
 	MaxFlows   = 1 << 17

@@ -72,8 +72,8 @@ func (r *Review) Retime(p *packet.Packet, l *verdict.Lane, id uint32) {
 	}
 }
 
-// Ascribe is retime for a single packet, of which the kernel has finished the checksum since the program saw it. What it
-// was cut out of tells the time and the process of its flow.
+// Ascribe is retime for a single packet whose checksum the kernel has finished since the program saw it. The superpacket that
+// it was cut from gives the time and the process of its flow.
 func (r *Review) Ascribe(p *packet.Packet, l *verdict.Lane, id uint32) {
 	t := r.times.Load()
 	if t == nil || !t.asked(l, id) {

@@ -287,7 +287,7 @@ func onlyForThisHost() []expr.Any {
 // Forwarded packets pass the chain "outbound" too. A program tells them by the interface they came in
 // on; a rule without a program cannot, so the chain "forward" marks them for it: another magic nibble
 // in the priority, put on only where the rest of the priority fits beside it, and gone if a rule behind "forward" sets
-// another priority. What bears a greater priority goes by passUnmarked.
+// another priority. Packets with a greater priority go by passUnmarked.
 const forwardedMagic = 0xC0000000
 
 // markForwarded is the rule of "forward" that marks.

@@ -96,7 +96,7 @@ func (d *demand) userData() []byte {
 	return userdata.Append(data, typeDemand, append([]byte{byte(d.chain)}, terms...))
 }
 
-// parseDemand reads a demand from the userdata of a rule. What cannot be read demands nothing: all packets meet it.
+// parseDemand reads a demand from the userdata of a rule. Unreadable userdata demands nothing: all packets meet it.
 func parseDemand(data []byte) (d demand, ok bool) {
 	text, ok := comment(data)
 	if !ok {

@@ -543,7 +543,7 @@ func (c *conn) commit(b *batch, generation uint32) error {
 	return err
 }
 
-// frame puts messages between the marks of a batch. What it is about stands in the resource id, in network order.
+// frame puts messages between the marks of a batch. The resource id, in network order, names the subsystem.
 func frame(messages []netlink.Message, generation uint32) []netlink.Message {
 	mark := func(kind uint16, more ...byte) netlink.Message {
 		return netlink.Message{

@@ -72,8 +72,8 @@ const observeBuffer = 4 << 20
 // Close ends Next with os.ErrClosed.
 func (o *Observer) Close() error { return o.conn.Close() }
 
-// read makes what stands in the table what is known, and returns the living handles, the oldest first. What it has
-// read is not told again by the messages about it, which are still to come.
+// read takes over the state of the table, and returns the living handles, the oldest first. Messages about these changes
+// that are still to come do not report them again.
 func (o *Observer) read() ([]Owner, error) {
 	t, err := snapshot()
 	if err != nil {

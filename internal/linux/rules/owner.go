@@ -81,7 +81,7 @@ func parseOwner(data []byte) (Owner, bool) {
 		}
 	}
 	numbers[len(ownerWords)] = rest
-	// What is no number, or too great, is another text when it is written again.
+	// Text that is no number, or too great a one, differs when it is written again.
 	o.ID, _ = strconv.ParseUint(numbers[0], 16, 64)
 	o.PID, _ = strconv.Atoi(numbers[1])
 	o.Opened, _ = strconv.ParseInt(numbers[2], 10, 64)

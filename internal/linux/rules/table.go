@@ -630,7 +630,7 @@ func (t *tx) commands() {
 // fold takes the table away when no handle is left, nobody else has made anything of it, and no queue of the
 // namespace holds a packet.
 func (t *tx) fold() {
-	// Who has rules in other chains only has been found if those were loaded.
+	// Owners that have rules in other chains only are known if those chains were loaded.
 	ours := t.loaded && slices.Contains(t.chains[:], true) && len(t.foreign) == 0 && t.table.flags&flagOwner == 0
 	if !t.table.there || !ours || len(t.owners()) > 0 {
 		return

@@ -22,7 +22,7 @@ type token struct {
 
 // newToken binds a token in the namespace of the calling thread.
 func newToken(id uint64) (*token, error) {
-	// What somebody else's rule leads here passes.
+	// Packets that somebody else's rule leads here pass.
 	q, err := queue.Open(queue.Options{Snap: tokenSnap(id), FailOpen: true, RcvBuf: 4096})
 	if err != nil {
 		return nil, fmt.Errorf("the handle's sign of life: %w", err)

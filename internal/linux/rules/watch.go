@@ -156,7 +156,7 @@ func (w *watch) ring() {
 	}
 }
 
-// listen notes that rules have changed. What a message says does not matter, so neither does a lost one.
+// listen notes that rules have changed. The contents of messages do not matter, so lost ones do not either.
 func (w *watch) listen() {
 	for {
 		_, err := w.events.Receive()

@@ -26,7 +26,7 @@ func (h Holder) Name() string {
 }
 
 // Holders returns who has sockets of the calling thread's network namespace open, and of others the calling
-// process, by the inodes of the sockets. Of several processes it is the one with the lowest id.
+// process, by the inodes of the sockets. If there are several, it is the one with the lowest id.
 func Holders() map[uint32]Holder {
 	holders := map[uint32]Holder{}
 	here, err := os.Readlink("/proc/thread-self/ns/net")

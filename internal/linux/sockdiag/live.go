@@ -23,7 +23,7 @@ func ListLive() (*Live, error) {
 	return l, nil
 }
 
-// Gone reports whether the socket of a flow is not there any more. Of protocols that the kernel does not list nobody can tell.
+// Gone reports whether the socket of a flow is gone. It returns false for protocols that the kernel does not list.
 func (l *Live) Gone(f *packet.FlowData) bool {
 	_, there := l.endpoints[f.EndpointID]
 	return !there && l.protocols[f.Protocol]

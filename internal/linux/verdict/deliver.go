@@ -17,8 +17,8 @@ func (s *Sender) Deliver(l *Lane, p *packet.Packet, m *queue.Message, at int64) 
 		tag: s.Tag, id: m.ID, place: m.ID, priority: m.Priority, hook: m.Hook, gso: m.GSO, lane: l.Index,
 		ifIdx: p.Addr.Network().IfIdx, dst: destination(m.Payload), sums: sumsOf(&p.Addr),
 	}
-	// Of a packet that is too long for the queue Send can only let go on what was captured, or refuse. So it always
-	// has a digest, but not where the program asked for beginnings (WithSnapLength).
+	// If a packet is too long for the queue, Send can only let the captured packet go on, or refuse. So such a packet always
+	// has a digest, unless the program asked for beginnings (WithSnapLength).
 	t.cut = int(m.Length) > len(m.Payload)
 	if t.cut && len(m.Payload) == queue.MaxPayload || !t.cut && s.habit.wants(m.ID) {
 		t.digest = digest(m.Payload)
@@ -39,7 +39,7 @@ func Describe(layer packet.Layer, a *packet.Address, m *queue.Message, at int64)
 	}
 	a.Loopback = a.Outbound && ifIdx == netns.LoopbackIndex && m.Hook == queue.HookPostrouting
 	a.SetNetwork(packet.NetworkData{IfIdx: ifIdx})
-	// The header checksum is always in the packet. Of the transport checksum the kernel says when it left
+	// The header checksum is always in the packet. For the transport checksum the kernel says when it left
 	// it to the hardware (the field then holds a partial sum), and when the hardware has
 	// verified it on the way in.
 	trusted := !m.ChecksumNotReady && (a.Outbound || m.ChecksumNotVerified)

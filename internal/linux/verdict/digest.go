@@ -15,7 +15,7 @@ import (
 // into the kernel, and a whole batch needs one verdict. Whether it has them, a digest of the captured bytes
 // tells, which the packet's token carries.
 
-// The key of the digests are random numbers of this process. Who does not know them cannot make packets of equal digests.
+// The key of the digests: random numbers of this process. Without them nobody can make packets with equal digests.
 var (
 	digestWords             = randomWords()                // added to the words of a block
 	digestFirst, digestJoin = rand.Uint64(), rand.Uint64() // where the chain starts, and what each block is added to
@@ -74,8 +74,8 @@ func hashBlock(b *[blockSize]byte) (sum wide) {
 	return sum
 }
 
-// hashRest is the inner hash of a block or less. What is left of it behind the last two whole words is hashed with the
-// bytes before it, and in less than two words with zeros behind.
+// hashRest is the inner hash of a block or less. A rest behind the last two whole words is hashed together with the
+// bytes before it; less than two words are padded with zeros.
 func hashRest(b []byte) (sum wide) {
 	le := binary.LittleEndian
 	i := 0

@@ -203,7 +203,7 @@ func ConfigureLanes(lanes []*Lane, cfg *engine.Config, l engine.Limits) (err err
 	return err
 }
 
-// CloseLanes gives the queues back. What was received and not sent on is dropped before: the kernel would drop it some time
+// CloseLanes gives the queues back. Packets that were received and not sent on are dropped first: the kernel would drop them some time
 // after the queue is gone, when the rules may be gone too, and older kernels (6.1) then warn in their log.
 func CloseLanes(lanes []*Lane) (err error) {
 	for _, l := range All(lanes) {
