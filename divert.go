@@ -108,46 +108,45 @@ func WithPriority(priority int16) Option { return func(o *options) { o.config.Pr
 // WithFlags sets flags.
 func WithFlags(f Flag) Option { return func(o *options) { o.config.Flags |= uint64(f) } }
 
-// WithFailOpen lets packets pass that the queue has no room for, instead of dropping them.
+// WithFailOpen lets packets pass that find no room in the queue, instead of dropping them.
 func WithFailOpen() Option { return func(o *options) { o.config.FailOpen = true } }
 
-// WithProcessID makes the addresses of packets at LayerNetwork tell the process (NetworkData.ProcessID), as they do
-// anyway if the filter tests processId. Open fails with ErrNoProcess where it cannot be known: Linux needs eBPF
-// programs on the root of the cgroup hierarchy for it, and Windows does not know it. At the layers with events
-// addresses have it always.
+// WithProcessID makes the addresses of packets at LayerNetwork name the process (NetworkData.ProcessID), as they do anyway if
+// the filter tests processId. Open fails with ErrNoProcess where the process cannot be known: Linux needs eBPF programs on
+// the root of the cgroup hierarchy, and Windows does not know it. At the layers with events, addresses always name it.
 func WithProcessID() Option { return func(o *options) { o.config.Processes = true } }
 
-// WithInbound makes Open fail with ErrNotSupported where Send could not inject packets inbound, or at LayerForward routed ones,
-// for a program that would be of no use without them. Without it such a Send fails: on Linux new inbound packets need
-// /dev/net/tun. Received packets can be sent on in any case.
+// WithInbound makes Open fail with ErrNotSupported where Send could not inject packets inbound, or routed ones at
+// LayerForward. It is for programs that are useless without them. Without it such a Send fails: on Linux, new inbound packets
+// need /dev/net/tun. Received packets can always be sent on.
 func WithInbound() Option { return func(o *options) { o.config.Inbound = true } }
 
 // MaxQueues is how many queues a handle may have.
 const MaxQueues = 16
 
-// WithQueues shares out the flows of the packets to n queues, 1 to MaxQueues, instead of one, so that as many
-// goroutines can work side by side, each with a Queue, while every flow keeps its order. The queue
-// limits are shared out too. Platforms and handles without queues of their own have one.
+// WithQueues spreads the flows of the handle over n queues, 1 to MaxQueues, instead of one. As many goroutines can then work
+// side by side, each with a Queue, and every flow keeps its order. The queues share the queue limits. Platforms and handles
+// without queues of their own have one.
 func WithQueues(n int) Option { return func(o *options) { o.config.Queues = n } }
 
 // MaxBusyPoll is the longest time that WithBusyPoll takes.
 const MaxBusyPoll = 10 * time.Millisecond
 
-// WithBusyPoll makes receive calls that find no packet look again for d, at most MaxBusyPoll, before they sleep. The next packet
-// then meets a program that is awake, which saves the time to wake it, at the price of up to d of a processor whenever no packet
-// comes; on a busy machine, and with fewer processors than programs that want them, it makes everything slower. It is for
-// programs that answer one packet after the other. Only where the kernel decides which packets match, and they are diverted, it
-// does anything; with several queues, only in the receive calls of a Queue.
+// WithBusyPoll makes receive calls that find no packet look again for d, at most MaxBusyPoll, before they sleep. The next
+// packet then meets a program that is awake, which saves the wake-up. The price is up to d of a processor whenever no packet
+// comes. On a busy machine, or with fewer processors than programs that want them, it makes everything slower. It is for
+// programs that answer one packet after another. It works only where the kernel decides and packets are diverted; with
+// several queues, only in the receive calls of a Queue.
 func WithBusyPoll(d time.Duration) Option { return func(o *options) { o.config.BusyPoll = d } }
 
 // MinSnapLength is the least that WithSnapLength takes, in bytes: the longest headers without options.
 const MinSnapLength = 64
 
-// WithSnapLength makes receive calls return at most the first n bytes of each packet, MinSnapLength or more, which
-// are all that is copied out of the kernel where that can be. It is for programs that look at headers only: accepting
-// bulk traffic costs a fraction then. The packet's own header tells its length. Accept lets the whole packet
-// go on; Send with less than the whole fails with ErrShortBuffer, and a packet that is injected anew needs all of
-// its bytes. The filter still sees whole packets. Layers with events have no packets to cut.
+// WithSnapLength makes receive calls return at most the first n bytes of each packet, MinSnapLength or more; where possible
+// the kernel copies no more than that. It is for programs that look at headers only: accepting bulk traffic then costs a
+// fraction. The packet's header has its true length. Accept lets the whole packet go on; Send with less than the whole fails
+// with ErrShortBuffer, and injecting a packet needs all of its bytes. The filter still sees whole packets. Events have no
+// data to cut.
 func WithSnapLength(n int) Option { return func(o *options) { o.config.Snap = n; o.snaps = true } }
 
 // MaxFlowTable is how many flows a handle can be made to keep.
@@ -168,15 +167,15 @@ func WithFlowIdle(d time.Duration) Option {
 	}
 }
 
-// WithSegments makes a handle see TCP as it is on the network: one packet for each segment. Without it, on Linux, packets
-// of TCP come as the stack has them, up to 64 KiB at once or more, and what filters say of lengths, flags and payloads
-// is said of those; packets of UDP and of all other protocols are seen one by one in any case. It costs what segmentation
-// offload saves: each segment is queued, received and sent on for itself. Datagrams above the path's MTU are no
-// segments: they are whole with it too, as the kernel makes their fragments behind the handles.
+// WithSegments makes a handle see TCP as it is on the network: one packet for each segment. Without it, on Linux, TCP comes
+// as the stack has it, up to 64 KiB at once or more, and tests of lengths, flags and payloads apply to those superpackets;
+// UDP and all other protocols always come packet by packet. WithSegments costs what segmentation offload saves: each segment
+// is queued, received and sent on by itself. Datagrams above the path's MTU are not segments: they stay whole, because the
+// kernel fragments them behind the handles.
 //
-// Open fails with ErrNotSupported for a handle that sniffs where the interpreter decides or the layer is FORWARD:
-// its copies are made before the kernel cuts. On Windows the driver gives segments anyway; at layers with events
-// it says nothing.
+// Open fails with ErrNotSupported for a handle that sniffs where the interpreter decides or the layer is FORWARD: its copies
+// are made before the kernel cuts. On Windows the driver delivers segments anyway. At layers with events the option has no
+// effect.
 func WithSegments() Option { return func(o *options) { o.config.Segments = true } }
 
 // WithStrict compiles the filter in the strict dialect: WinDivert 2.2 to the letter.
@@ -195,22 +194,20 @@ const (
 // WithEngine chooses who decides which packets match.
 func WithEngine(e Engine) Option { return func(o *options) { o.config.Mode = engine.Mode(e) } }
 
-// WithDriver names the file of the signed WinDivert 2.2 driver, or the folder it lies in, for the case that
-// the driver has to be installed. Without it the environment variable DIVERT_DRIVER names it, or the file lies next
-// to the program, or to the library that this package is built into: WinDivert64.sys or, on 32-bit Windows,
-// WinDivert32.sys. It matters on Windows only.
+// WithDriver names the file of the signed WinDivert 2.2 driver, or its folder, in case Open has to install the driver. It
+// matters on Windows only. Without it Open uses the environment variable DIVERT_DRIVER, or looks next to the program, or next
+// to the library that this package is built into, for WinDivert64.sys or, on 32-bit Windows, WinDivert32.sys.
 func WithDriver(path string) Option { return func(o *options) { o.config.Driver = path } }
 
-// Open opens a handle for the packets or events that match the filter, at LayerNetwork unless an option
-// says otherwise. From its return on matching packets wait for the program, so it should begin
-// to receive at once. The handle belongs to the network namespace of the calling thread.
+// Open opens a handle for the packets or events that match the filter, at LayerNetwork unless an option says otherwise.
+// Matching packets wait for the program as soon as Open returns, so the program should begin to receive at once. The handle
+// belongs to the network namespace of the calling thread.
 //
-// The filter is text of the filter language, or the object string of a compiled filter. Its named sets are empty, unless WithSet
-// gives others.
+// The filter is text of the filter language, or the object string of a compiled filter. Its named sets are empty, unless
+// WithSet fills them.
 //
-// It fails with a *filter.Error if the filter does not compile, and else with ErrInvalid for options
-// that do not go together, os.ErrPermission without the rights (Linux: CAP_NET_ADMIN), or
-// ErrNotSupported where the system cannot do what is asked.
+// Open fails with a *filter.Error if the filter does not compile, with ErrInvalid for options that exclude each other, with
+// os.ErrPermission without the rights (Linux: CAP_NET_ADMIN), or with ErrNotSupported where the system lacks something.
 func Open(text string, opts ...Option) (*Handle, error) {
 	o := newOptions(opts)
 	if err := o.check(); err != nil {
@@ -223,8 +220,8 @@ func Open(text string, opts ...Option) (*Handle, error) {
 	return o.open(p)
 }
 
-// OpenProgram is Open for a filter that is compiled already; its layer is the handle's. A nil program is
-// ErrInvalid. The program is only read, and may serve several handles, which share its named sets.
+// OpenProgram is Open for a compiled filter, whose layer is the handle's. A nil program is ErrInvalid. OpenProgram only reads
+// the program, which may serve several handles; they share its named sets.
 func OpenProgram(p *filter.Program, opts ...Option) (*Handle, error) {
 	if p == nil {
 		return nil, opError("open", fmt.Errorf("%w: the program is nil; filter.Compile makes one", ErrInvalid))

@@ -71,7 +71,7 @@ var (
 
 // OpError is the error of an operation on a handle. It is a net.Error.
 type OpError struct {
-	Op  string // open, recv, send, accept, shutdown, close, set deadline, set param, param, set filter, set, stats, accept flow, drop flow, forget flow, forget flows, flow
+	Op  string // open, recv, send, accept, drop, shutdown, close, set deadline, set queue length, set queue time, set queue size, set filter, set, stats, flow, accept flow, drop flow, forget flow, forget flows
 	Err error
 }
 

@@ -8,25 +8,27 @@ import (
 	"github.com/opendivert/divert/internal/flow"
 )
 
-// AcceptFlow accepts a received packet as Accept does, and the rest of its flow in both directions: from now on what matches
-// the filter and belongs to the flow goes on to the handles below without coming to the program. A handle that sniffs gets
-// no more copies of it. Where the kernel decides, on Linux, such packets never leave it. Packets of the flow that wait in the
-// handle's queue already are received all the same. If p was sent, accepted or dropped before, only the rest is decided.
+// AcceptFlow accepts a received packet as Accept does, and with it the rest of its flow in both directions: from now on
+// packets of the flow that match the filter go on to the handles below without coming to the program. A handle that sniffs
+// gets no more copies of them. On Linux, where the kernel decides, such packets never leave it. Packets of the flow that
+// already wait in the handle's queue are still received. If p was sent, accepted or dropped before, AcceptFlow decides only
+// the rest.
 //
 // A flow is TCP or UDP between two addresses and ports, or ICMP echo between two addresses with one identifier. Its verdict
 // holds until
+//
 //   - a TCP SYN without ACK begins another flow between the same ends,
 //   - two seconds after a RST, or after FINs of both sides,
 //   - no packet of it has come for a time, see WithFlowIdle,
-//   - the table is full and others were seen later, see WithFlowTable,
+//   - the table is full and the other flows in it are more recent, see WithFlowTable,
 //   - DropFlow decides otherwise, or ForgetFlow, ForgetFlows, SetFilter, SetProgram or Close ends it.
 //
-// Then its packets come to the program again, beginning with the next. A fragment belongs to no flow, nor does an ICMP error
-// about one; datagrams that the kernel has put together do.
+// From the next packet on, the flow then comes to the program again. Fragments and ICMP errors belong to no flow; reassembled
+// datagrams do.
 //
 // It fails with ErrInvalid for packets that this handle has not received, or that belong to no flow, and on handles at layers
-// with events, or with the flags Drop or SendOnly; with ErrRecvOnly, ErrShutdown, net.ErrClosed, or ErrNotSupported. Then
-// the packet still waits, unless it is the accepting that failed.
+// with events, or with the flags Drop or SendOnly; with ErrRecvOnly, ErrShutdown, net.ErrClosed, or ErrNotSupported. The
+// packet then still waits, unless accepting it was what failed.
 func (h *Handle) AcceptFlow(p *Packet) error {
 	if h.flags&(RecvOnly|Sniff) == RecvOnly {
 		return opError("accept flow", ErrRecvOnly)
@@ -34,8 +36,8 @@ func (h *Handle) AcceptFlow(p *Packet) error {
 	return opError("accept flow", h.decideFlow(p, flow.Accept))
 }
 
-// DropFlow drops a received packet, and the rest of its flow in both directions, as AcceptFlow accepts them. Where the kernel
-// decides, the packets are dropped there, as by a handle with the flag Drop: whoever sends them is not told. It fails as
+// DropFlow drops a received packet, and with it the rest of its flow in both directions, as AcceptFlow accepts them. Where
+// the kernel decides, it drops the packets as a handle with the flag Drop does: their sender gets no error. DropFlow fails as
 // AcceptFlow does, and with ErrInvalid on a handle that sniffs; but it works on handles that only receive, and after
 // ShutdownSend.
 func (h *Handle) DropFlow(p *Packet) error {

@@ -68,20 +68,20 @@ func (h *Handle) single() *[1]Packet {
 	return new([1]Packet)
 }
 
-// Send lets a received packet go on with the bytes of p.Data, or injects a new packet. p.Data is exactly one IP packet.
+// Send lets a received packet go on with the bytes of p.Data, or injects a new packet. p.Data must be exactly one IP packet.
 //
-// If p.Addr came with a packet that still waits for its verdict, that packet goes on, once, past the handles that have
-// seen it. With any other address, and when that packet is gone, p is injected anew: on the way out if p.Addr.Outbound is
-// set, else as if it came in on the interface of the address.
+// If p.Addr came with a packet that still waits for its verdict, that packet goes on, once, past the handles that have seen
+// it. Otherwise p is injected as a new packet: on the way out if p.Addr.Outbound is set, else as if it had come in on the
+// interface in its address.
 //
-// Send computes, in p.Data, the checksums that the address calls missing, and counts down the TTL of an impostor
-// (specification: api.md 8). For a received packet this goes beyond package packet: on a source route the checksum is
-// that for the final destination, and SCTP's counts as missing if both TCPChecksum and UDPChecksum are false. Send
-// keeps nothing of p. On Linux a received packet of which neither a byte nor what the address says of its checksums has
-// changed goes on as with Accept: nothing is copied or computed then.
+// Send computes, in p.Data, the checksums that the address marks as missing, and decrements the TTL of an impostor
+// (specification: api.md 8). For a received packet it does more than package packet: on a source route it computes the
+// checksum for the final destination, and it computes SCTP's if both TCPChecksum and UDPChecksum are false. Send keeps no
+// reference to p. On Linux, a received packet whose bytes and checksum flags are unchanged goes on as with Accept: nothing is
+// copied or computed.
 //
-// It fails with ErrShortBuffer or ErrInvalid if p.Data is not a whole packet, ErrHopLimit, ErrTooLarge,
-// ErrNoSuchDevice, ErrRecvOnly, ErrShutdown, net.ErrClosed, or what the system says.
+// It fails with ErrShortBuffer or ErrInvalid if p.Data is not a whole packet, ErrHopLimit, ErrTooLarge, ErrNoSuchDevice,
+// ErrRecvOnly, ErrShutdown, net.ErrClosed, or the system's error.
 func (h *Handle) Send(p *Packet) error {
 	if p == nil {
 		return opError("send", errNilPacket)
@@ -94,8 +94,8 @@ func (h *Handle) Send(p *Packet) error {
 	return opError("send", err)
 }
 
-// SendBatch sends packets as Send does, with few system calls, at most MaxBatch. It returns how many were
-// accepted; a packet that fails does not keep the others back, and the error is that of the last one.
+// SendBatch sends packets as Send does, with few system calls, at most MaxBatch. It returns how many were accepted. A packet
+// that fails does not hold up the others; the error is that of the last one that failed.
 func (h *Handle) SendBatch(ps []Packet) (int, error) {
 	if len(ps) > MaxBatch {
 		return 0, opError("send", tooMany(len(ps)))
@@ -104,10 +104,10 @@ func (h *Handle) SendBatch(ps []Packet) (int, error) {
 	return n, opError("send", err)
 }
 
-// Accept lets a received packet go on as it was, whatever its Data is now; its bytes are not copied back
-// to the kernel. If the packet is not waiting any more, Data is injected as Send would; so it is always on
-// Windows, where the driver keeps nothing of a packet that was received, except for packets that were cut on the way to
-// the program (WithSnapLength, a short buffer of Recv), which are kept whole as long as the queue's limits allow.
+// Accept lets a received packet go on as it was, whatever its Data is now; nothing is copied back to the kernel. If the
+// packet no longer waits, Accept injects Data as Send would. On Windows it always does: the driver keeps nothing of a
+// received packet. If such a packet was cut on its way to the program (WithSnapLength, a short buffer of Recv), the handle
+// keeps it whole as long as the queue's limits allow.
 func (h *Handle) Accept(p *Packet) error {
 	if p == nil {
 		return opError("accept", errNilPacket)
@@ -130,11 +130,10 @@ func (h *Handle) AcceptBatch(ps []Packet) (int, error) {
 	return n, opError("accept", err)
 }
 
-// Drop ends a received packet: it is gone at once. A packet that is neither sent nor dropped goes the same way, but the
-// kernel of Linux keeps one of this host's own for a while, up to a second, in case it is sent still; until then it counts
-// against its sender's socket buffer and TCP does not send it again. Drop does nothing to packets that were sent, copied or
-// never received. It works on handles that only receive, and after ShutdownSend; it fails with ErrInvalid if p is nil, or
-// with net.ErrClosed.
+// Drop ends a received packet at once. A packet that is neither sent nor dropped ends too, but Linux keeps a packet of this
+// host for a while, up to a second, in case the program still sends it. Until then it counts against its sender's socket
+// buffer, and TCP does not retransmit it. Drop does nothing to packets that were sent, copied or never received. It works on
+// handles that only receive, and after ShutdownSend. It fails with ErrInvalid if p is nil, or with net.ErrClosed.
 func (h *Handle) Drop(p *Packet) error {
 	if p == nil {
 		return opError("drop", errNilPacket)
@@ -167,10 +166,9 @@ func tooMany(n int) error {
 	return fmt.Errorf("%w: a batch of %d packets; at most %d", ErrInvalid, n, MaxBatch)
 }
 
-// Shutdown ends receiving, sending or both, for good; halves that are ended already stay so. After ShutdownRecv no
-// further packet is captured, those that wait can still be received, and then receiving gives io.EOF, also to
-// receivers that wait already. After ShutdownSend sending gives ErrShutdown. It fails with ErrInvalid, or
-// net.ErrClosed.
+// Shutdown ends receiving, sending or both, for good; a half that has ended stays so. After ShutdownRecv the handle captures
+// no more packets. Waiting packets can still be received; then receiving returns io.EOF, to waiting receivers too. After
+// ShutdownSend sending fails with ErrShutdown. Shutdown fails with ErrInvalid or net.ErrClosed.
 func (h *Handle) Shutdown(how How) error {
 	if how < ShutdownRecv || how > ShutdownBoth {
 		return opError("shutdown", fmt.Errorf("%w: there is no way %d to shut down", ErrInvalid, how))
@@ -182,10 +180,10 @@ func (h *Handle) Shutdown(how How) error {
 	return opError("shutdown", err)
 }
 
-// Close closes the handle. Packets that wait in the queue go on as if they had not been captured, and so do those that
-// an iteration has received and not handed out; packets that were handed out and not sent are lost. Receivers that
-// wait return net.ErrClosed, and so does a second Close, which waits for the first. After an error of another kind the
-// handle is closed all the same: what could be given up is.
+// Close closes the handle. Packets in the queue go on as if they had not been captured, and so do those that an iteration has
+// received and not handed out; packets that were handed out and not sent are lost. Waiting receivers return net.ErrClosed,
+// and so does a second Close, which waits for the first. After any other error the handle is closed all the same, and
+// everything that could be released is.
 func (h *Handle) Close() error {
 	if h.engine == nil {
 		return opError("close", errUnopened)
@@ -204,9 +202,9 @@ func (h *Handle) Close() error {
 	return opError("close", h.platform().Close())
 }
 
-// SetFilter replaces the filter by another, in the dialect the handle was opened with: each packet meets
-// the old one or the new one, none neither. If it fails, the old one stays in force. The handle's named sets stay those of
-// their names, see Set; a set of the other kind is filter.ErrSetKind.
+// SetFilter replaces the filter, in the dialect that the handle was opened with. Every packet meets the old filter or the new
+// one. If SetFilter fails, the old filter stays in force. The handle's named sets keep their names, see Set; a set of the
+// other kind is filter.ErrSetKind.
 func (h *Handle) SetFilter(text string) error {
 	h.filtering.Lock()
 	defer h.filtering.Unlock()
@@ -217,9 +215,9 @@ func (h *Handle) SetFilter(text string) error {
 	return opError("set filter", h.exchange(p, err))
 }
 
-// SetProgram is SetFilter for a filter that is compiled already, for the layer of the handle. Another layer's, and a
-// nil program, are ErrInvalid. The program is only read, and may serve several handles. Its named sets come with it, and
-// become the handle's sets of their names.
+// SetProgram is SetFilter for a compiled filter of the handle's layer. A program of another layer, or nil, is ErrInvalid.
+// SetProgram only reads the program, which may serve several handles. Its named sets come with it and become the handle's
+// sets of their names.
 func (h *Handle) SetProgram(p *filter.Program) error {
 	h.filtering.Lock()
 	defer h.filtering.Unlock()

@@ -12,9 +12,9 @@ import (
 	"github.com/opendivert/divert/internal/engine"
 )
 
-// Packets returns an iterator over the packets, for one goroutine. Each is valid until the next round of the loop. It
-// ends without an error at the end of a shut-down queue; with an error, as its last round, when ctx ends or receiving
-// fails, and after Close, wherever that is called, also in the loop: with net.ErrClosed.
+// Packets returns an iterator over the packets, for one goroutine. Each packet is valid until the next round of the loop. The
+// loop ends without an error when the receive half is shut down and the queue is empty. It ends with an error in its last
+// round when ctx ends, when receiving fails, and after Close, even within the loop, with net.ErrClosed.
 //
 // When the loop is left, even by a panic, packets that it has received and not handed out stay with the handle for the next
 // receive call. After Close it hands out nothing: packets that it has received go on as if they had not been captured.

@@ -12,18 +12,17 @@ import (
 	"github.com/opendivert/divert/internal/engine"
 )
 
-// Recv waits for a packet or event and copies it to b. It returns the length, which is 0 for events that
-// have no data. If b is too small it is filled, the rest of the packet is lost, and the error is
-// ErrShortBuffer; the address is good, and Accept with it still lets the whole packet go on.
-// A b of no length at all is refused before anything is received.
+// Recv waits for a packet or event and copies it to b. It returns the length, which is 0 for events without data. If b is too
+// small, Recv fills it and fails with ErrShortBuffer; the address is valid, and Accept with it still lets the whole packet go
+// on. An empty b is refused before anything is received.
 //
-// On Linux only the first 65,531 bytes of a longer packet are received, and its IP header tells its length. Accept lets
-// all of it go on, and so does Send if b has not changed; if it has, Send fails with ErrShortBuffer.
+// Linux hands over at most the first 65,531 bytes of a packet; the IP header has the true length. Accept lets the whole
+// packet go on, and so does Send if b has not changed; otherwise Send fails with ErrShortBuffer.
 //
-// It fails with io.EOF when the receive half is shut down and nothing is left, net.ErrClosed after
-// Close, os.ErrDeadlineExceeded after the read deadline, and ErrRulesGone when another program has removed the handle's
-// rules and nothing is left. On a handle with the flag SendOnly or Drop nothing can be received: where none of the
-// other errors applies it fails with ErrSendOnly or ErrDropOnly, at once.
+// Recv fails with io.EOF when the receive half is shut down and the queue is empty, net.ErrClosed after Close,
+// os.ErrDeadlineExceeded after the read deadline, and ErrRulesGone when another program has removed the handle's rules and
+// the queue is empty. On a handle with the flag SendOnly or Drop it fails at once with ErrSendOnly or ErrDropOnly, unless one
+// of the other errors applies.
 func (h *Handle) Recv(b []byte) (int, Address, error) {
 	if len(b) == 0 && h.hasData() {
 		return 0, Address{}, opError("recv", ErrShortBuffer)
@@ -44,10 +43,10 @@ func (h *Handle) Recv(b []byte) (int, Address, error) {
 // hasData reports whether what the handle receives has bytes.
 func (h *Handle) hasData() bool { return h.layer != LayerFlow && h.layer != LayerSocket }
 
-// RecvBatch waits for packets and fills 1 to len(ps) of ps with what is there, at most MaxBatch; it does
-// not wait for more. Each packet's Data lies in memory of its own Packet and stays valid until that Packet
-// is given to a receive call again, so a program that uses the same Packets again allocates nothing.
-// With no ps it receives nothing and returns at once. The errors are those of Recv, except ErrShortBuffer.
+// RecvBatch waits for packets and fills 1 to len(ps) of ps with those that are there, at most MaxBatch; it does not wait for
+// more. Each packet's Data lies in memory of its own Packet and stays valid until that Packet is passed to a receive call
+// again, so a program that reuses its Packets allocates nothing. With an empty ps it returns at once. The errors are those of
+// Recv, except ErrShortBuffer.
 func (h *Handle) RecvBatch(ps []Packet) (int, error) { return h.recv(anyQueue, ps) }
 
 // Queues returns how many queues the handle's flows are shared out to.
@@ -106,9 +105,9 @@ func (q *Queue) Packets(ctx context.Context) iter.Seq2[*Packet, error] {
 	}
 }
 
-// RecvContext waits for a packet or event until ctx ends. The packet is the caller's: it lies in memory of its own and
-// stays valid, so it may be held, or given to another goroutine. A loop over Packets, or RecvBatch, does without the
-// allocation. The errors are those of Recv, except ErrShortBuffer, and ctx.Err.
+// RecvContext waits for a packet or event until ctx ends. The caller owns the packet: it lies in memory of its own and stays
+// valid, so the caller may hold it or give it to another goroutine. A loop over Packets, or RecvBatch, saves the allocation.
+// The errors are those of Recv, except ErrShortBuffer, and ctx.Err.
 func (h *Handle) RecvContext(ctx context.Context) (*Packet, error) { return h.recvOne(ctx, anyQueue) }
 
 func (h *Handle) recvOne(ctx context.Context, queue int) (*Packet, error) {
@@ -127,8 +126,8 @@ func (h *Handle) recvOne(ctx context.Context, queue int) (*Packet, error) {
 	return &p, nil
 }
 
-// SetReadDeadline makes receive calls, also those that wait already, fail with os.ErrDeadlineExceeded
-// from t on. The zero time takes the deadline away. It fails with net.ErrClosed after Close.
+// SetReadDeadline makes receive calls, waiting ones too, fail with os.ErrDeadlineExceeded from t on. The zero time removes
+// the deadline. It fails with net.ErrClosed after Close.
 func (h *Handle) SetReadDeadline(t time.Time) error {
 	if h.engine == nil {
 		return opError("set deadline", errUnopened)

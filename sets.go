@@ -9,9 +9,9 @@ import (
 	"github.com/opendivert/divert/filter"
 )
 
-// WithSet gives the named set of the filter that has the name, "remoteAddr in @name", the members of s. Handles that are
-// given the same set share it. Without it the handle has an empty one, see Handle.Set. Open fails with ErrInvalid if the filter has
-// no set of that name, and with filter.ErrSetKind if it needs one of the other kind.
+// WithSet gives the filter's named set, as in "remoteAddr in @name", the members of s. Handles with the same set share it.
+// Without WithSet the handle has an empty one, see Handle.Set. Open fails with ErrInvalid if the filter has no set of that
+// name, and with filter.ErrSetKind if it needs one of the other kind.
 func WithSet(name string, s *filter.Set) Option {
 	return func(o *options) {
 		switch {
@@ -25,9 +25,9 @@ func WithSet(name string, s *filter.Set) Option {
 	}
 }
 
-// Set returns a named set of the handle's filter, to change it: that given by WithSet, or one that was empty when the handle
-// was opened. It stays the handle's set of that name when SetFilter sets another filter, also one without it. It fails with
-// ErrInvalid if no filter of the handle had a set of that name.
+// Set returns a named set of the handle's filter, so that the program can change it: the one given by WithSet, or one that
+// was empty when the handle was opened. It stays the handle's set of that name when SetFilter sets another filter, even one
+// without it. Set fails with ErrInvalid if no filter of the handle had a set of that name.
 func (h *Handle) Set(name string) (*filter.Set, error) {
 	if h.engine == nil {
 		return nil, opError("set", errUnopened)
