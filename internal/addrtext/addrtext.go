@@ -1,5 +1,5 @@
-// Package addrtext is addresses as WinDivert has them: as four words in host order, and as text that it parses and writes
-// in ways of its own. Filters, object strings and the C interface follow it; elsewhere use net/netip.
+// Package addrtext converts addresses between WinDivert's forms: four words in host order, and text that WinDivert parses and
+// writes in its own way. Filters, object strings and the C interface need these forms; elsewhere use net/netip.
 package addrtext
 
 import (

@@ -1,5 +1,5 @@
-// Package engine is the line between a handle and the platform that serves it: what the package at
-// the root asks for, and each platform's folder provides.
+// Package engine is the line between a handle and the platform that serves it: the interface that the root package
+// calls and each platform's folder implements.
 package engine
 
 import (

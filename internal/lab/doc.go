@@ -8,5 +8,5 @@
 // As root the lab works directly; an ordinary user's program first calls Rootless, which starts it
 // again inside a user namespace of its own. DIVERT_LAB_TRACE=1 prints each step of the building.
 //
-// On systems other than Linux there is nothing but ErrUnavailable.
+// On systems other than Linux every function fails with ErrUnavailable.
 package lab

@@ -1,5 +1,5 @@
-// Package race tells tests whether the race detector is on: it allocates where the code does not, and makes
-// pools forget, so allocations cannot be counted with it.
+// Package race tells tests whether the race detector is on: the detector itself allocates, and makes
+// pools forget, so tests cannot count allocations with it.
 package race
 
 // TB is the part of testing.TB that is needed here.

@@ -2,8 +2,8 @@
 // installs the driver where needed, uploads filters, and moves packets with overlapped I/O
 // (specification: windows-driver.md); it never brings or writes a driver of its own.
 //
-// Filters of the extended dialect that the driver has no form for are decided in two steps: the driver
-// gets a wider filter that misses nothing, and the interpreter sorts what comes; see plan.
+// Filters of the extended dialect that the driver cannot express are decided in two steps: the driver
+// gets a wider filter that misses nothing, and the interpreter decides about the packets that come; see plan.
 //
 // Only the files that call Windows are bound to it. The protocol and the logic of handles build, and are
 // tested, on any system.

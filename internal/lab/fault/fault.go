@@ -1,6 +1,6 @@
 //go:build linux
 
-// Package fault makes system calls of another process fail, one after the other, so that tests see what becomes of it. The
+// Package fault makes system calls of another process fail, one after the other, so that tests see how it copes. The
 // process traps the calls with seccomp; the test decides on each (seccomp_unotify(2), Linux 5.19).
 package fault
 

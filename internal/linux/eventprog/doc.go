@@ -1,5 +1,5 @@
-// Package eventprog generates the programs of the layers SOCKET and FLOW. They see what the sockets of one network namespace do,
-// ask the handle's filter about it, and either send a record to user space or refuse the operation.
+// Package eventprog generates the programs of the layers SOCKET and FLOW. They watch the sockets of one network namespace,
+// apply the handle's filter to each operation, and either send a record to user space or refuse the operation.
 //
 // A handle has a program for each hook at which its filter leaves something to do (Programs). Each is built from the same steps:
 //

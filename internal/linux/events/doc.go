@@ -1,3 +1,3 @@
-// Package events has the handle of the layers FLOW, SOCKET and REFLECT: events wait in its backlog until they are received. What
-// happens it learns from a Feed: socketfeed and registry are the two.
+// Package events has the handle of the layers FLOW, SOCKET and REFLECT: events wait in its backlog until they are received. They
+// come from a Feed: socketfeed and registry are the two.
 package events

@@ -1,2 +1,2 @@
-// Package kernel says what the running kernel is and can.
+// Package kernel identifies the running kernel and its features.
 package kernel

@@ -1,6 +1,6 @@
 //go:build linux
 
-// Package life says how far a handle's life has come.
+// Package life tracks the state of a handle from Open to Close.
 package life
 
 import "sync/atomic"

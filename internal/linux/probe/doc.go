@@ -1,4 +1,4 @@
-// Package probe finds out what a system has of what the engines need, by trying: each feature is a value with
+// Package probe tries which of the features that the engines need a system has: each feature is a value with
 // a name, the first kernel version that has it and a test. All tests run in a network namespace made for
 // them, never in that of the process.
 package probe

@@ -1,6 +1,6 @@
-// Package processes keeps the processes of the sockets of a network namespace known, for filters of packets (processId) and for what
-// addresses tell.
+// Package processes tracks which process has each socket of a network namespace, for filters of packets (processId) and for the
+// process in addresses.
 //
-// Programs on cgroups see what sockets do and keep the maps of internal/linux/processmap: programs.go has one for each hook, entry.go
-// what they do to the maps. Sockets that are older than the programs are entered by user space, once: adopt.go.
+// Programs on cgroups watch sockets and maintain the maps of internal/linux/processmap: programs.go has one for each hook, entry.go
+// their changes to the maps. User space enters sockets older than the programs, once: adopt.go.
 package processes

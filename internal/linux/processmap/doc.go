@@ -1,6 +1,6 @@
 // Package processmap has the maps in which programs find the process of a packet, and their layout.
 //
-// The programs of internal/linux/processes keep them: they see what sockets do. Filter programs (internal/linux/codegen) read
-// them. A packet on its way out has its socket with it, and so its cookie; the socket of one that comes in is known only later, so it
-// is found by the two ends of the packet.
+// The programs of internal/linux/processes write them, as they watch sockets. Filter programs (internal/linux/codegen) read
+// them. An outgoing packet carries its socket, and so its cookie. The kernel finds the socket of an incoming packet only later, so
+// the maps find it by the two ends of the packet.
 package processmap

@@ -1,3 +1,3 @@
-// Package review looks at packets again that filter programs have chosen: it finds the time and the process with which a
-// program has decided, decides where a program could not, and where only the beginning of a packet is there.
+// Package review takes a second look at packets that filter programs have chosen: it finds the time and the process that a
+// program used in its decision, and decides itself where a program could not, or where only the beginning of a packet is there.
 package review

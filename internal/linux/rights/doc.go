@@ -1,2 +1,2 @@
-// Package rights says what the process may do: capabilities(7).
+// Package rights reads the capabilities of the process (capabilities(7)).
 package rights

@@ -7,7 +7,7 @@
 //
 // Nothing that an unprivileged process can create, hold or stop has a say. Changes are transactions that the kernel
 // refuses if the rules have changed since they were read, and are then made again (nft.go). A handle first reserves
-// its key, then loads its programs while nobody waits, and then installs its rules. It is alive as long as the packet
-// queue is bound that it has as a token (token.go); whoever has a handle open, or opens or closes one next, removes the
-// rules of the dead. Which process a handle belongs to is what the kernel says of that token's socket (process.go).
+// its key, then loads its programs while nobody waits, and then installs its rules. It is alive as long as its token, a packet
+// queue, is bound (token.go). Any process that has a handle open, or opens or closes one next, removes the
+// rules of the dead. The kernel tells which process holds the token's socket, and so the handle (process.go).
 package rules

@@ -1,7 +1,7 @@
 //go:build linux
 
-// Package setmap has the tables of named sets stand where eBPF programs read them, and is what programs do to look a value up in
-// one. The program that holds the handle writes the same memory, without a system call; see package radix.
+// Package setmap puts the tables of named sets where eBPF programs can read them, and generates the code that looks a value up in
+// one. The process that holds the handle writes the same memory, without a system call; see package radix.
 package setmap
 
 import (

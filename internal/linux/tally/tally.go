@@ -1,6 +1,6 @@
 //go:build linux
 
-// Package tally has the counters of a handle that user space keeps.
+// Package tally has the counters that user space keeps for a handle.
 package tally
 
 import (

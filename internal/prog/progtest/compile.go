@@ -1,4 +1,4 @@
-// Package progtest compiles filters for tests of what takes programs: package prog itself cannot, as the language stands
+// Package progtest compiles filters for tests of code that takes programs: package prog cannot, because the language is
 // above it.
 package progtest
 

@@ -1,7 +1,7 @@
 //go:build linux
 
-// Package queuetest stands in for the kernel behind a queue: what a test writes to the other end of a pair is received from
-// the queue, and the verdicts that are sent can be read there.
+// Package queuetest stands in for the kernel behind a queue: messages that a test writes to the other end of a pair come from
+// the queue, and the test reads the verdicts there.
 package queuetest
 
 import (
