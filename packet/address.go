@@ -70,12 +70,11 @@ const AddressSize = 80
 // unionSize is the size of the layer data in the C layout, in bytes.
 const unionSize = 64
 
-// Address is what is known of a captured packet or event besides its bytes, and what Send needs
-// to know of a packet to inject: the WINDIVERT_ADDRESS of the specification (api.md 2.1).
+// Address describes a captured packet or event beyond its bytes, and tells Send how to inject a packet: the WINDIVERT_ADDRESS
+// of the specification (api.md 2.1).
 //
-// It is a plain value: copy it freely. An address that came with a packet also remembers which
-// packet of the kernel it belongs to, in bytes of the layer data that the C interface leaves unused;
-// so a copy of it sent back lets that very packet go on.
+// It is a plain value: copy it freely. The address of a received packet also identifies that packet in the kernel, in bytes
+// of the layer data that the C interface leaves unused; sending with a copy of it lets that very packet go on.
 type Address struct {
 	Timestamp int64 // time of the capture, in ticks of the monotonic clock (Linux: nanoseconds)
 	Layer     Layer
@@ -99,11 +98,12 @@ type Address struct {
 // ProcessNameSize is how many bytes a process's name has at most, and one for the zero behind it: TASK_COMM_LEN of Linux.
 const ProcessNameSize = 16
 
-// ProcessName returns the name that the process had when it happened, "" where nobody has told it. It is there for
-// processes that have ended since. Events of the layers SOCKET and FLOW have it on Linux: the kernel's comm of the thread that
-// acted, at most 15 bytes, which is the name of its process unless the thread has given itself another. Connections that come in,
-// and packets of UDP at the layer FLOW, have the name of who last made, bound or connected the socket or made it listen. Do not decide by
-// it: every process may choose its own. The C layout has no room for it, so it does not survive MarshalBinary.
+// ProcessName returns the name that the process had at the time of the event, "" if it is unknown. It also names processes
+// that have ended since. On Linux, events of the layers SOCKET and FLOW have it: the kernel's comm of the acting thread, at
+// most 15 bytes, which is the name of its process unless the thread has given itself another. Incoming connections, and UDP
+// packets at the layer FLOW, have the name of the process that last created, bound or connected the socket or made it listen.
+// Do not decide by it: every process may choose its own. The C layout has no room for it, so it does not survive
+// MarshalBinary.
 func (a *Address) ProcessName() string {
 	name, _, _ := bytes.Cut(a.name[:], []byte{0})
 	return string(name)
@@ -112,11 +112,11 @@ func (a *Address) ProcessName() string {
 // SetProcessName sets the name, with zeros behind it.
 func (a *Address) SetProcessName(name [ProcessNameSize]byte) { a.name = name }
 
-// Time returns when the packet was captured, or the event happened: the wall clock now, less the age of Timestamp. A wall
-// clock that was set since counts as it is now. The monotonic clock stands still while the system sleeps: after a sleep
-// the time of what came before it is late by the sleep. Two calls may differ by some hundred nanoseconds; to
-// measure between packets, subtract their Timestamps. An address with the Timestamp 0 has no time, and gets the zero
-// Time. Nothing is allocated; on Linux it makes no system call.
+// Time returns when the packet was captured or the event happened: the wall clock now, less the age of Timestamp. If the wall
+// clock was set since, the new setting counts. The monotonic clock stops while the system sleeps, so the time of a packet
+// from before a sleep is late by that sleep. Two calls may differ by some hundred nanoseconds; to measure between packets,
+// subtract their Timestamps. An address with the Timestamp 0 has the zero Time. Time allocates nothing; on Linux it makes no
+// system call.
 func (a *Address) Time() time.Time {
 	if a.Timestamp == 0 {
 		return time.Time{}

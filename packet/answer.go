@@ -32,16 +32,16 @@ const (
 	leastIPv6MTU       = 1280
 )
 
-// AppendReset appends to dst the TCP segment that refuses the one in the b that was parsed, and ends the
-// connection it belongs to: RST and ACK, from its destination to its source, as an IP packet of 40 or 60 bytes
-// with the right checksums. It returns the extended slice, and false with dst as it was if there must
-// be no answer: b holds no whole TCP header, the segment has RST or FIN, or source or destination is not the
-// address of one host (RFC 9293 sections 3.5.2 and 3.9.2.3, RFC 1122 sections 3.2.1.3 and 4.2.3.10).
+// AppendReset appends to dst the TCP segment that refuses the one in b, of which p is the parse, and ends its connection: RST
+// and ACK, from its destination to its source, as an IP packet of 40 or 60 bytes with correct checksums. It returns the
+// extended slice, or dst unchanged and false if there must be no answer: b holds no whole TCP header, the segment has RST or
+// FIN, or its source or destination is not the address of one host (RFC 9293 sections 3.5.2 and 3.9.2.3, RFC 1122 sections
+// 3.2.1.3 and 4.2.3.10).
 //
-// The sequence number is what the segment acknowledges, 0 if nothing; what the answer acknowledges is the
-// segment's SYN or else its payload, as long as the IP header says it is. Whether the segment's checksum is right is
-// not looked at: on the way out it may not be computed yet. A subnet's broadcast address looks like any other;
-// leave such packets out before. dst and b must not overlap.
+// The answer's sequence number is the segment's acknowledgment number, or 0 without ACK. The answer acknowledges the
+// segment's SYN, or else its payload, as long as the IP header says it is. AppendReset does not verify the segment's
+// checksum, which may not be computed yet on the way out. It cannot recognise the broadcast address of a subnet; leave such
+// packets out. dst and b must not overlap.
 func AppendReset(dst, b []byte, p *Parsed) ([]byte, bool) {
 	tcp := p.TCP(b)
 	if tcp == nil || tcp.HeaderLen() != len(tcp) || tcp.Flags()&(TCPRst|TCPFin) != 0 || !p.answerable(b) {
@@ -65,17 +65,16 @@ func AppendReset(dst, b []byte, p *Parsed) ([]byte, bool) {
 	return dst, true
 }
 
-// AppendUnreachable appends to dst the message of ICMP or ICMPv6 that tells the source of the packet in the b
-// that was parsed that its destination cannot be reached; code says why, for instance ICMPPortUnreachable. The
-// IP packet comes from the destination, has the right checksums, and quotes as much of b as the
-// source needs to know which of its sockets is meant: of IPv4 the header with its options and 8 bytes, of IPv6
-// 60 bytes, or up to 8 bytes behind the extension headers if that is more (1280 bytes with the message's
-// headers at most); less if b ends before.
+// AppendUnreachable appends to dst the ICMP or ICMPv6 message that tells the source of the packet in b, of which p is the
+// parse, that its destination cannot be reached; code says why, for instance ICMPPortUnreachable. The message comes from the
+// packet's destination, has correct checksums, and quotes as much of b as the source needs to find its socket: for IPv4 the
+// header with its options and 8 bytes; for IPv6 60 bytes, or up to 8 bytes behind the extension headers if that is more (at
+// most 1280 bytes with the message's headers); less if b is shorter.
 //
-// It returns the extended slice, and false with dst as it was if there must be no answer (RFC 1122 section
-// 3.2.2, RFC 4443 section 2.4 e): b holds an error message or a redirect, or what may be one, or a fragment
-// other than the first, or source or destination is not the address of one host. A subnet's broadcast
-// address looks like any other; leave such packets out before. dst and b must not overlap.
+// It returns the extended slice, or dst unchanged and false if there must be no answer (RFC 1122 section 3.2.2, RFC 4443
+// section 2.4 e): b holds an error message or a redirect, or possibly one, or a fragment other than the first, or its source
+// or destination is not the address of one host. It cannot recognise the broadcast address of a subnet; leave such packets
+// out. dst and b must not overlap.
 func AppendUnreachable(dst, b []byte, p *Parsed, code uint8) ([]byte, bool) {
 	if !p.answerable(b) || p.tellsError(b) {
 		return dst, false

@@ -5,9 +5,9 @@ import (
 	"net/netip"
 )
 
-// Header is what a new packet gets for its IP header, and the two ports of TCP and UDP. Its methods append whole packets
-// with right checksums to memory of the caller's. Both addresses must be of one family, IPv4-mapped ones count as IPv4;
-// for ICMP the ports do not count.
+// Header has the fields of a new packet's IP header, and the two ports of TCP and UDP. Its methods append whole packets with
+// correct checksums to the caller's memory. Both addresses must be of one family; IPv4-mapped ones count as IPv4. ICMP
+// ignores the ports.
 type Header struct {
 	Src, Dst netip.AddrPort
 
@@ -18,7 +18,7 @@ type Header struct {
 	FlowLabel uint32 // IPv6: 20 bits
 }
 
-// Segment is what a new TCP segment has besides ports and payload.
+// Segment has the fields of a new TCP segment besides ports and payload.
 type Segment struct {
 	Seq, Ack uint32
 	Flags    TCPFlags
@@ -30,8 +30,8 @@ type Segment struct {
 // defaultTTL is the hop limit of new packets (RFC 1700, and what Linux takes).
 const defaultTTL = 64
 
-// AppendUDP appends a datagram of UDP to dst and returns the extended slice. The errors are ErrFamily and ErrTooLong;
-// dst is returned as it was then.
+// AppendUDP appends a UDP datagram to dst and returns the extended slice. On ErrFamily and ErrTooLong it returns dst
+// unchanged.
 func (h *Header) AppendUDP(dst, payload []byte) ([]byte, error) {
 	dst, b, at, err := h.appendIP(dst, ProtocolUDP, ProtocolUDP, UDPHeaderLen+len(payload))
 	if err != nil {
@@ -46,7 +46,7 @@ func (h *Header) AppendUDP(dst, payload []byte) ([]byte, error) {
 	return dst, nil
 }
 
-// AppendTCP appends a segment of TCP, as AppendUDP does. Options of more than 40 bytes are ErrTooLong too.
+// AppendTCP appends a TCP segment, as AppendUDP does. Options of more than 40 bytes are ErrTooLong too.
 func (h *Header) AppendTCP(dst []byte, s Segment, payload []byte) ([]byte, error) {
 	header := TCPHeaderLen + (len(s.Options)+3)&^3
 	if header > maxTCPHeader {
@@ -74,8 +74,8 @@ func (h *Header) AppendTCP(dst []byte, s Segment, payload []byte) ([]byte, error
 // maxTCPHeader is how long a TCP header with its options can be, in bytes: 15 words.
 const maxTCPHeader = 60
 
-// AppendICMP appends a message of ICMP, or of ICMPv6 if the addresses are of IPv6, as AppendUDP does. The numbers of
-// type and code are the family's own; body are the 4 bytes whose meaning depends on the type.
+// AppendICMP appends an ICMP message, or an ICMPv6 message if the addresses are IPv6, as AppendUDP does. Type and code are
+// those of the family; body is the 4 bytes whose meaning depends on the type.
 func (h *Header) AppendICMP(dst []byte, typ, code uint8, body uint32, payload []byte) ([]byte, error) {
 	dst, b, at, err := h.appendIP(dst, ProtocolICMP, ProtocolICMPv6, ICMPHeaderLen+len(payload))
 	if err != nil {

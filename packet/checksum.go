@@ -18,15 +18,14 @@ const (
 	NoUDPChecksum
 )
 
-// CalcChecksums computes the checksums of the packet in b and writes them: the IPv4 header's and the
-// transport header's. For those it writes it sets the checksum bits of addr, which may be nil;
-// it never clears one. In a batch it touches only the first packet. (Specification: packets.md 4.)
+// CalcChecksums computes the checksums of the packet in b and writes them: the IPv4 header's and the transport header's. It
+// sets the checksum bits of addr, which may be nil, for those that it writes, and never clears one. In a batch it touches
+// only the first packet. (Specification: packets.md 4.)
 //
-// It returns false if a checksum that was asked for cannot be known: b is not a packet, or the
-// transport header is there but not all that its checksum covers (the packet is truncated, the first
-// of several fragments, or its TCP header reaches beyond the packet). The IPv4 header
-// checksum is written then all the same, unless b is not a packet. A packet without transport header
-// is no failure.
+// It returns false if it cannot compute a checksum that was asked for: b is not a packet, or the transport header is there
+// but not all the bytes that its checksum covers (the packet is truncated, the first of several fragments, or its TCP header
+// reaches beyond the packet). It still writes the IPv4 header checksum then, unless b is not a packet. A packet without a
+// transport header is no failure.
 func CalcChecksums(b []byte, addr *Address, flags ChecksumFlags) bool {
 	var p Parsed
 	if !p.Parse(b) {
@@ -100,7 +99,7 @@ func (p *Parsed) segment(b []byte, t *transport) []byte {
 	return segment
 }
 
-// WriteIPChecksum writes the header checksum of the IPv4 packet in the b that was parsed. It
+// WriteIPChecksum writes the header checksum of the IPv4 packet in the parsed b. It
 // reports whether there is such a header.
 func (p *Parsed) WriteIPChecksum(b []byte) bool {
 	ip := p.IPv4(b)
@@ -112,11 +111,10 @@ func (p *Parsed) WriteIPChecksum(b []byte) bool {
 	return true
 }
 
-// WriteTransportChecksum writes the TCP, UDP, ICMP or ICMPv6 checksum of the packet in the b that was
-// parsed, over all of the segment, whatever the field holds: nothing, a wrong checksum, or
-// the sum of the pseudo-header that a kernel leaves there for the hardware to complete. A UDP checksum of 0
-// is written as 0xFFFF (RFC 768). It returns false and writes nothing if there is no transport
-// header or not all that the checksum covers: the packet is truncated, a fragment that is not the last,
+// WriteTransportChecksum writes the TCP, UDP, ICMP or ICMPv6 checksum of the packet in the parsed b, over the whole segment,
+// whatever the field holds: nothing, a wrong checksum, or the sum of the pseudo-header that a kernel leaves there for the
+// hardware to complete. It writes a UDP checksum of 0 as 0xFFFF (RFC 768). It returns false and writes nothing if there is no
+// transport header or not all the bytes that the checksum covers: the packet is truncated, a fragment that is not the last,
 // or its TCP header reaches beyond the packet.
 func (p *Parsed) WriteTransportChecksum(b []byte) bool {
 	t := p.transport()
@@ -133,16 +131,16 @@ func (p *Parsed) WriteTransportChecksum(b []byte) bool {
 	return true
 }
 
-// VerifyIPChecksum reports whether the packet in the b that was parsed has an IPv4 header with the right
+// VerifyIPChecksum reports whether the packet in the parsed b has an IPv4 header with the right
 // checksum.
 func (p *Parsed) VerifyIPChecksum(b []byte) bool {
 	ip := p.IPv4(b)
 	return ip != nil && Sum(ip, 0) == 0xFFFF
 }
 
-// VerifyTransportChecksum reports whether the packet in the b that was parsed has a transport header with
-// the right checksum. An absent UDP checksum (0) is right in IPv4 packets only (RFC 8200 section 8.1).
-// It is false where WriteTransportChecksum is.
+// VerifyTransportChecksum reports whether the packet in the parsed b has a transport header with a correct checksum. A
+// missing UDP checksum (0) is correct in IPv4 packets only (RFC 8200 section 8.1). It is false where WriteTransportChecksum
+// is.
 func (p *Parsed) VerifyTransportChecksum(b []byte) bool {
 	t := p.transport()
 	segment := p.segment(b, t)
@@ -163,10 +161,9 @@ func (p *Parsed) segmentSum(b, segment []byte, t *transport) uint16 {
 	return Sum(segment, p.pseudoSum(b, len(segment), t.protocol))
 }
 
-// PseudoHeaderSum returns the sum of the pseudo-header of the TCP, UDP or ICMPv6 packet in the b that
-// was parsed, not complemented: what stands in the checksum field of a packet whose
-// checksum is left to the hardware. It is 0, which no such sum is, if the packet has no transport
-// header with a pseudo-header.
+// PseudoHeaderSum returns the sum, not complemented, of the pseudo-header of the TCP, UDP or ICMPv6 packet in the parsed b:
+// the value in the checksum field of a packet whose checksum is left to the hardware. It is 0, which no such sum is, if the
+// packet has no transport header with a pseudo-header.
 func (p *Parsed) PseudoHeaderSum(b []byte) uint16 {
 	t := p.transport()
 	if t == nil || !t.pseudo || len(b) < int(p.HeaderLen) {
@@ -190,10 +187,9 @@ func (p *Parsed) pseudoSum(b []byte, size int, protocol uint8) uint16 {
 // Checksum returns the internet checksum of b (RFC 1071): the complement of its Sum.
 func Checksum(b []byte) uint16 { return ^Sum(b, 0) }
 
-// Sum returns the ones' complement sum of initial and the 16-bit words of b, not complemented. The
-// last byte of an odd number counts as if a zero byte followed. So sums of several parts chain through
-// initial as long as all but the last have an even length. The sum of data with its right
-// checksum is 0xFFFF.
+// Sum returns the ones' complement sum of initial and the 16-bit words of b, not complemented. An odd last byte counts as if
+// a zero byte followed. Sums of several parts therefore chain through initial if all parts but the last have an even length.
+// The sum of data that includes its correct checksum is 0xFFFF.
 func Sum(b []byte, initial uint16) uint16 {
 	// The sum comes out swapped if all words are swapped, so the loads can be those of a little-endian
 	// machine (RFC 1071 section 2 B), and eight bytes at a time as 2^16 = 1 modulo 2^16 - 1.
@@ -243,9 +239,9 @@ func fold64(sum uint64) uint16 {
 	return uint16(sum)
 }
 
-// UpdateChecksum16 returns the checksum after a 16-bit field that it covers has changed (RFC 1624,
-// equation 3). The field must stand at an even offset of what is covered. For a UDP checksum: 0
-// means that there is none, so leave it, and store a result of 0 as 0xFFFF.
+// UpdateChecksum16 returns the checksum after a 16-bit field that it covers has changed (RFC 1624, equation 3). The field
+// must be at an even offset of the covered bytes. For UDP, a checksum of 0 means that there is none, so leave it; store a
+// result of 0 as 0xFFFF.
 func UpdateChecksum16(checksum, before, after uint16) uint16 {
 	return ^fold64(uint64(^checksum) + uint64(^before) + uint64(after))
 }

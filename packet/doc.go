@@ -1,4 +1,4 @@
-// Package packet knows IP packets. It parses them, gives typed views of their headers, changes their ends and payloads,
+// Package packet works on IP packets. It parses them, gives typed views of their headers, changes their ends and payloads,
 // builds new ones, and computes checksums, TTLs and hashes as WinDivert 2.2 does. It also defines what a captured packet
 // carries besides its bytes (Address) and the element of receive and send batches (Packet), and it keeps TCP connections
 // whole whose bytes become more or fewer (Stream). Its functions work on the caller's memory, allocate nothing for each

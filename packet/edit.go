@@ -17,26 +17,26 @@ var (
 	ErrTooLong   = errors.New("does not fit an IP packet")
 )
 
-// Changed says that the program has changed bytes of the packet by hand: it clears what Addr vouches for, so that Send
-// computes the checksums of the IPv4 header and of TCP and UDP anew. Send never computes those of ICMP and ICMPv6;
-// CalcChecksums does. The methods below keep Addr and the checksums right by themselves.
+// Changed says that the program has changed bytes of the packet by hand: it clears the checksum bits of Addr, so that Send
+// computes the checksums of the IPv4 header and of TCP and UDP again. Send never computes those of ICMP and ICMPv6;
+// CalcChecksums does. The methods below maintain Addr and the checksums themselves.
 func (p *Packet) Changed() {
 	p.Addr.IPChecksum, p.Addr.TCPChecksum, p.Addr.UDPChecksum = false, false, false
 }
 
-// Clone returns a copy of the packet with memory of its own, to keep while p goes to the next receive call. Only one
-// of the two can go on as the packet that was captured; the other one, sent too, is injected anew.
+// Clone returns a copy of the packet with memory of its own, to keep while p goes to the next receive call. Only one of the
+// two can go on as the captured packet; if the other is sent too, it is injected as a new one.
 func (p *Packet) Clone() Packet {
 	return Packet{Data: append([]byte(nil), p.Data...), Addr: p.Addr}
 }
 
-// Src returns the source address with the source port of TCP or UDP, 0 if there is none: the packet is of another
-// protocol, or a fragment other than the first. It is the zero AddrPort if Data is no IP packet. An IPv4-mapped IPv6
+// Src returns the source address with the source port of TCP or UDP, or 0 if there is none: the packet is of another
+// protocol, or a fragment other than the first. It returns the zero AddrPort if Data is not an IP packet. An IPv4-mapped IPv6
 // address stays mapped.
 func (p *Packet) Src() netip.AddrPort { return p.end(true) }
 
-// Dst returns the destination address and port, as Src does. Behind a routing header it is the next stop, which is
-// what the IP header says.
+// Dst returns the destination address and port, as Src does. Behind a routing header that is the next stop, as in the IP
+// header.
 func (p *Packet) Dst() netip.AddrPort { return p.end(false) }
 
 func (p *Packet) end(source bool) netip.AddrPort {
@@ -54,7 +54,7 @@ func (p *Packet) end(source bool) netip.AddrPort {
 	return netip.AddrPortFrom(netip.AddrFrom16([16]byte(addr)), port)
 }
 
-// addrField returns the source or destination address in the header of the b that was parsed, in network order.
+// addrField returns the source or destination address in the header of the parsed b, in network order.
 func (p *Parsed) addrField(b []byte, source bool) []byte {
 	switch {
 	case p.Family == 4 && source:
@@ -67,7 +67,7 @@ func (p *Parsed) addrField(b []byte, source bool) []byte {
 	return b[24:40]
 }
 
-// portField returns the source or destination port in the b that was parsed, in network order; nil if there is none.
+// portField returns the source or destination port in the parsed b, in network order; nil if there is none.
 func (p *Parsed) portField(b []byte, source bool) []byte {
 	at := max(p.TCPOff, p.UDPOff)
 	switch {
@@ -79,16 +79,16 @@ func (p *Parsed) portField(b []byte, source bool) []byte {
 	return b[at+2 : at+4]
 }
 
-// SetSrc sets the source address and port and keeps the checksums right: the one of the IPv4 header, and of TCP and
-// UDP, where Addr vouches for it, is corrected for the change (RFC 1624); where Addr does not, Send computes it anyway.
-// The checksum of ICMPv6 is always corrected. If a datagram is in fragments, change all of them alike: only the first has the
-// checksum and the ports.
+// SetSrc sets the source address and port and keeps the checksums correct. It adjusts the checksum of the IPv4 header, and
+// those of TCP and UDP, for the change (RFC 1624) where Addr vouches for them; elsewhere Send computes them anyway. It always
+// adjusts the checksum of ICMPv6. If a datagram is in fragments, change all of them alike: only the first has the checksum
+// and the ports.
 //
-// It fails with ErrMalformed, ErrFamily, or ErrNoPorts if to has a port and the packet none; nothing has changed then.
+// It fails with ErrMalformed, ErrFamily, or ErrNoPorts if to has a port and the packet has none, and then changes nothing.
 func (p *Packet) SetSrc(to netip.AddrPort) error { return p.setEnd(true, to) }
 
-// SetDst sets the destination address and port, as SetSrc does. Behind a routing header it sets the next stop; the
-// checksums are over the last one, so they stay.
+// SetDst sets the destination address and port, as SetSrc does. Behind a routing header it sets the next stop; the checksums
+// cover the last one, so they stay.
 func (p *Packet) SetDst(to netip.AddrPort) error { return p.setEnd(false, to) }
 
 func (p *Packet) setEnd(source bool, to netip.AddrPort) error {
@@ -152,7 +152,7 @@ func (p *Packet) put(h *Parsed, field, by []byte, inIP, inTransport bool) {
 	be.PutUint16(p.Data[at:], sum)
 }
 
-// summed reports whether the transport's checksum covers an address in the header of the b that was parsed: it does not
+// summed reports whether the transport's checksum covers an address in the header of the parsed b: it does not
 // where Ends tells of another one.
 func (p *Parsed) summed(b []byte, source bool) bool {
 	src, dst, ok := p.Ends(b)
@@ -163,8 +163,8 @@ func (p *Parsed) summed(b []byte, source bool) bool {
 	return !ok || bytes.Equal(dst.AsSlice(), field)
 }
 
-// Payload returns the bytes behind the transport header, a part of Data, or behind the IP headers if the transport is
-// none of TCP, UDP, ICMP and ICMPv6. It is nil if there are none, or Data is no packet.
+// Payload returns the bytes behind the transport header, as a part of Data, or behind the IP headers if the protocol is not
+// TCP, UDP, ICMP or ICMPv6. It is nil if there are none, or if Data is not a packet.
 func (p *Packet) Payload() []byte {
 	var h Parsed
 	if !h.Parse(p.Data) {
@@ -173,16 +173,16 @@ func (p *Packet) Payload() []byte {
 	return h.Payload(p.Data)
 }
 
-// SetPayload replaces what Payload returns by b, of any length that fits: it sets the lengths of the IP and UDP headers
-// and the checksums of IPv4's header and of ICMP, and clears Addr's bits for TCP and UDP, so that Send computes those.
-// It keeps nothing of b, which may be a part of Data. Where the packet grows, Data moves to memory of the Packet's own
-// that later calls use again. Bytes behind the packet's end are cut off.
+// SetPayload replaces the bytes that Payload returns by b, of any length that fits. It sets the lengths of the IP and UDP
+// headers and the checksums of the IPv4 header and of ICMP, and clears Addr's bits for TCP and UDP, so that Send computes
+// those. It keeps no reference to b, which may be a part of Data. If the packet grows, Data moves to memory of the Packet's
+// own, which later calls reuse. Bytes behind the packet's end are cut off.
 //
-// A TCP stream whose bytes become more or fewer needs its sequence numbers changed both ways from then on: see Stream.
-// A packet that becomes longer than its path carries is cut by Segmenter, or fails to be sent.
+// If the bytes of a TCP stream become more or fewer, its sequence numbers must be changed in both directions from then on:
+// see Stream. A packet that becomes longer than its path's MTU must be cut by a Segmenter, or sending it fails.
 //
-// It fails with ErrMalformed if the packet is cut short, ErrFragment, since a fragment's payload is only a part, or
-// ErrTooLong; nothing has changed then.
+// It fails with ErrMalformed if the packet is cut short, with ErrFragment, because a fragment's payload is only a part, or
+// with ErrTooLong, and then changes nothing.
 func (p *Packet) SetPayload(b []byte) error {
 	var h Parsed
 	switch {
@@ -214,7 +214,7 @@ func (p *Packet) SetPayload(b []byte) error {
 	return nil
 }
 
-// headerCut reports whether the packet in the b that was parsed ends before its transport header does.
+// headerCut reports whether the packet in the parsed b ends before its transport header does.
 func (p *Parsed) headerCut(b []byte) bool {
 	if p.TCPOff >= 0 {
 		n := TCP(b[p.TCPOff:]).HeaderLen()

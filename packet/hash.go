@@ -18,10 +18,9 @@ var hashKeys = [8]uint64{
 	0xD807AA9812835B01, 0x243185BE550C7DC3, 0x72BE5D7480DEB1FE, 0x9BDC06A7C19BF174,
 }
 
-// Hash returns the hash of the IP and transport headers of the packet in b, 0 if b is
-// not a packet or a truncated one. It covers the fields that change on the way too, such as TTL
-// and checksums. The hash is WinDivert's, not one for tables that strangers can fill.
-// (Specification: packets.md 5.)
+// Hash returns the hash of the IP and transport headers of the packet in b, or 0 if b is not a packet or a truncated one. It
+// covers fields that change on the way too, such as TTL and checksums. The hash is WinDivert's; do not use it for tables that
+// strangers can fill. (Specification: packets.md 5.)
 func Hash(b []byte, seed uint64) uint64 {
 	var p Parsed
 	if !p.Parse(b) || p.Truncated {
@@ -30,7 +29,7 @@ func Hash(b []byte, seed uint64) uint64 {
 	return p.Hash(b, seed)
 }
 
-// Hash returns the hash of the headers in the b that was parsed, of truncated packets too. The filter
+// Hash returns the hash of the headers in the parsed b, of truncated packets too. The filter
 // fields random8, random16 and random32 are taken from it (filter-language.md 6). It is 0 if the
 // parse failed.
 func (p *Parsed) Hash(b []byte, seed uint64) uint64 {
@@ -75,8 +74,8 @@ func (p *Parsed) Hash(b []byte, seed uint64) uint64 {
 	return mix(&words)
 }
 
-// FlowHash returns a hash of the addresses, and of the ports of TCP and UDP, in the b that was parsed: packets of a flow in
-// one direction have one. It is 0 if the parse failed, and not for tables that strangers can fill.
+// FlowHash returns a hash of the addresses, and of the ports of TCP and UDP, in b, of which p is the parse: all packets of a
+// flow in one direction have the same. It is 0 if the parse failed. Do not use it for tables that strangers can fill.
 func (p *Parsed) FlowHash(b []byte) uint64 {
 	le := binary.LittleEndian
 	var words [8]uint64

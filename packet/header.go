@@ -20,7 +20,7 @@ var be = binary.BigEndian
 //	12 source                  16 destination
 type IPv4 []byte
 
-// IPv4 returns the IPv4 header in the b that was parsed, nil if there is none.
+// IPv4 returns the IPv4 header in the parsed b, nil if there is none.
 func (p *Parsed) IPv4(b []byte) IPv4 {
 	if p.IPv4Off < 0 || len(b) < IPv4HeaderLen || IPv4(b).HeaderLen() < IPv4HeaderLen {
 		return nil
@@ -128,7 +128,7 @@ func (h IPv4) Options() []byte { return options(h, IPv4HeaderLen, h.HeaderLen())
 //	8 source          24 destination
 type IPv6 []byte
 
-// IPv6 returns the IPv6 header in the b that was parsed, nil if there is none.
+// IPv6 returns the IPv6 header in the parsed b, nil if there is none.
 func (p *Parsed) IPv6(b []byte) IPv6 { return part(b, p.IPv6Off, IPv6HeaderLen) }
 
 // Version returns the version nibble: 6.
@@ -146,10 +146,10 @@ func (h IPv6) FlowLabel() uint32 { return be.Uint32(h) & 0xFFFFF }
 // SetFlowLabel sets the flow label, the low 20 bits of v.
 func (h IPv6) SetFlowLabel(v uint32) { be.PutUint32(h, be.Uint32(h)&^0xFFFFF|v&0xFFFFF) }
 
-// Length returns the length of what follows this header, in bytes.
+// Length returns the length of the packet behind this header, in bytes.
 func (h IPv6) Length() uint16 { return be.Uint16(h[4:]) }
 
-// SetLength sets the length of what follows this header, in bytes.
+// SetLength sets the length of the packet behind this header, in bytes.
 func (h IPv6) SetLength(v uint16) { be.PutUint16(h[4:], v) }
 
 // NextHeader returns the number of the header that follows this one.
@@ -182,10 +182,10 @@ func (h IPv6) SetDst(a netip.Addr) bool { return setAddr16(h[24:40], a) }
 //	0 type   1 code   2 checksum   4 body
 type ICMP []byte
 
-// ICMP returns the ICMP header in the b that was parsed, nil if there is none.
+// ICMP returns the ICMP header in the parsed b, nil if there is none.
 func (p *Parsed) ICMP(b []byte) ICMP { return part(b, p.ICMPOff, ICMPHeaderLen) }
 
-// ICMPv6 returns the ICMPv6 header in the b that was parsed, nil if there is none.
+// ICMPv6 returns the ICMPv6 header in the parsed b, nil if there is none.
 func (p *Parsed) ICMPv6(b []byte) ICMP { return part(b, p.ICMPv6Off, ICMPHeaderLen) }
 
 // Type returns the message type.
@@ -236,7 +236,7 @@ const (
 //	16 checksum   18 urgent pointer
 type TCP []byte
 
-// TCP returns the TCP header in the b that was parsed, nil if there is none.
+// TCP returns the TCP header in the parsed b, nil if there is none.
 func (p *Parsed) TCP(b []byte) TCP { return part(b, p.TCPOff, p.HeaderLen-p.TCPOff) }
 
 // SrcPort returns the source port.
@@ -309,7 +309,7 @@ func (h TCP) Options() []byte { return options(h, TCPHeaderLen, h.HeaderLen()) }
 //	0 source port   2 destination port   4 length   6 checksum
 type UDP []byte
 
-// UDP returns the UDP header in the b that was parsed, nil if there is none.
+// UDP returns the UDP header in the parsed b, nil if there is none.
 func (p *Parsed) UDP(b []byte) UDP { return part(b, p.UDPOff, UDPHeaderLen) }
 
 // SrcPort returns the source port.

@@ -17,9 +17,9 @@ type Packet struct {
 	own []byte // what SetPayload has allocated, for packets that grew
 }
 
-// Buffer returns the packet's own memory, n bytes at least, for an engine to receive into before it
-// sets Data to the part it filled. It allocates only if what it has is too small; what was in
-// the memory before is lost then, Data keeps what it refers to. The memory is not cleared.
+// Buffer returns the packet's own memory, at least n bytes, for an engine to receive into before it sets Data to the part
+// that it filled. It allocates only if that memory is too small. A new allocation loses the old contents; Data still refers
+// to its old memory. The memory is not cleared.
 func (p *Packet) Buffer(n int) []byte {
 	if n > len(p.buf) {
 		p.buf = make([]byte, n)

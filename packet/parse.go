@@ -28,11 +28,10 @@ const (
 	ICMPHeaderLen = 8
 )
 
-// Parsed is what the parser finds in a packet. The caller owns it and may use it again for the next
-// packet. Offsets are in bytes from the start of the IP header, -1 for what is absent; lengths are
-// in bytes; all numbers are in host order. It keeps no reference to the packet, so it
-// tells nothing of a packet that was changed since. Only Parse and ParseExact make one: the zero
-// Parsed is no result. (Specification: packets.md 1.)
+// Parsed is the result of parsing a packet. The caller owns it and may reuse it for the next packet. Offsets are in bytes
+// from the start of the IP header, -1 for a part that is absent; lengths are in bytes; all numbers are in host order. It
+// keeps no reference to the packet, and is out of date once the packet changes. Only Parse and ParseExact fill it: the zero
+// Parsed is not a result. (Specification: packets.md 1.)
 type Parsed struct {
 	IPv4Off   int32 // 0, or -1 in an IPv6 packet
 	IPv6Off   int32 // 0, or -1 in an IPv4 packet
@@ -208,12 +207,12 @@ func (p *Parsed) parseTransport(b []byte, cursor int) int {
 	return cursor
 }
 
-// Payload returns the payload, a part of the b that was parsed, or nil if it is empty.
+// Payload returns the payload as a part of the parsed b, or nil if it is empty.
 func (p *Parsed) Payload(b []byte) []byte {
 	return part(b, p.PayloadOff, p.PayloadLen)
 }
 
-// Next returns what follows an Extended packet in the b that was parsed, else nil.
+// Next returns the bytes behind an Extended packet in the parsed b, or nil if it is not Extended.
 func (p *Parsed) Next(b []byte) []byte {
 	if !p.Extended || len(b) <= int(p.Length) {
 		return nil
@@ -230,9 +229,8 @@ func part(b []byte, off, size int32) []byte {
 	return b[off:end:end]
 }
 
-// Split iterates over a batch: packets that lie back to back in b. It yields each packet's bytes, a part
-// of b, with true, and p is then what the parser found in them. Whatever is left in the end and is
-// not a complete packet is yielded as it is, with false.
+// Split iterates over a batch: packets that lie back to back in b. For each packet it sets p to its parse and yields its
+// bytes, a part of b, with true. It yields a rest that is not a complete packet as it is, with false.
 func (p *Parsed) Split(b []byte) iter.Seq2[[]byte, bool] {
 	return func(yield func([]byte, bool) bool) {
 		for rest := b; len(rest) > 0; {

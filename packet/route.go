@@ -2,12 +2,11 @@ package packet
 
 import "net/netip"
 
-// Ends returns the addresses that the transport checksum of the packet in the b that was parsed covers, where they are
-// not those of the IP header; ok is false where they are. They differ on the way along a source route, for the final
-// destination counts: IPv6 routing headers of the types 0, 2, 3 and 4 with segments left (RFC 8200 section 8.1, RFC 6275,
-// RFC 6554, RFC 8754) and the IPv4 options LSRR and SSRR before their last hop (RFC 791 section 3.1). And they differ
-// where a mobile host sends from elsewhere than home: the address in the Home Address option counts (RFC 6275 section
-// 11.3.1).
+// Ends returns the addresses that the transport checksum of the packet in b, of which p is the parse, covers, if they are not
+// those of the IP header; otherwise ok is false. They differ on a source route, where the final destination counts: IPv6
+// routing headers of the types 0, 2, 3 and 4 with segments left (RFC 8200 section 8.1, RFC 6275, RFC 6554, RFC 8754) and the
+// IPv4 options LSRR and SSRR before their last hop (RFC 791 section 3.1). They also differ when a mobile host sends from
+// away: the address in its Home Address option counts (RFC 6275 section 11.3.1).
 func (p *Parsed) Ends(b []byte) (src, dst netip.Addr, ok bool) {
 	switch {
 	case len(b) < IPv4HeaderLen:

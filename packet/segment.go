@@ -10,10 +10,9 @@ import (
 // protocol. The errors of NewSegmenter wrap it and say which.
 var ErrNotSegmentable = errors.New("cannot be cut into segments")
 
-// Segmenter cuts one large TCP packet into segments, or one large UDP packet into datagrams, as the kernel and network
-// cards do with what is left to them (net/ipv4/tcp_offload.c, udp_offload.c). On Linux a captured packet of TCP may be of
-// 64 KiB. A Segmenter is a value that refers to the packet, which must stay as it is until the last Next. Not for use by
-// several goroutines at once.
+// Segmenter cuts one large TCP packet into segments, or one large UDP packet into datagrams, as the kernel and network cards
+// do (net/ipv4/tcp_offload.c, udp_offload.c). On Linux a captured TCP packet may have 64 KiB. A Segmenter is a value that
+// refers to the packet, which must not change until the last Next. One goroutine may use it at a time.
 type Segmenter struct {
 	b       []byte
 	parsed  Parsed
@@ -25,9 +24,9 @@ type Segmenter struct {
 }
 
 // NewSegmenter prepares to cut b, one whole packet with TCP or UDP in it, into packets with size bytes of payload each, at
-// least 1, the last with what is left; for a path of a given MTU that is the MTU less the HeaderLen of a Parsed. The
-// checksums in b need not be right: all are computed anew, except that an IPv4 UDP checksum of 0 (none) stays. The errors
-// are ErrMalformed and ErrNotSegmentable.
+// least 1; the last has the rest. For a path of a given MTU, size is the MTU less the HeaderLen of a Parsed. The checksums in
+// b may be wrong: all are computed, except that an IPv4 UDP checksum of 0 (none) stays. The errors are ErrMalformed and
+// ErrNotSegmentable.
 func NewSegmenter(b []byte, size int) (Segmenter, error) {
 	s := Segmenter{b: b, size: size}
 	p := &s.parsed
@@ -52,12 +51,12 @@ func NewSegmenter(b []byte, size int) (Segmenter, error) {
 	return s, nil
 }
 
-// HeaderLen returns how many bytes of headers stand in each segment.
+// HeaderLen returns the length of the headers in each segment, in bytes.
 func (s *Segmenter) HeaderLen() int { return int(s.parsed.HeaderLen) }
 
-// Next writes the next segment to dst and returns its length, 0 after the last. A packet without payload is one segment.
-// dst must hold HeaderLen and the size given to NewSegmenter, or as much as the whole packet, and must not overlap it; if
-// it is too short, Next panics as an assignment to a short slice would.
+// Next writes the next segment to dst and returns its length, 0 after the last. A packet without payload is one segment. dst
+// must have room for HeaderLen plus the size given to NewSegmenter, or for the whole packet, and must not overlap it; if it
+// is too short, Next panics as an assignment to a short slice would.
 func (s *Segmenter) Next(dst []byte) int {
 	headers := s.HeaderLen()
 	left := len(s.b) - headers - s.pos
@@ -119,12 +118,12 @@ func (s *Segmenter) sum(segment []byte, protocol uint8) uint16 {
 	return Sum(segment, fold64(uint64(s.ends)+uint64(len(segment))+uint64(protocol)))
 }
 
-// AppendJoined appends to dst one TCP packet with the payloads of the first of several packets, as far as they can be put
-// together so that Segmenter makes the same packets of it: consecutive segments of one connection that differ in nothing
-// but sequence number, IPv4 identification, length and checksums, all of one size but the last, which may be shorter and
-// alone have FIN or PSH; in all at most 65,535 bytes. That is what the kernel does with what a network card receives
-// (net/ipv4/tcp_offload.c, tcp_gro_receive). It returns the extended slice, and how many packets are in: at least the
-// first, with its bytes as they are if no other joins it. With no packets it returns dst and 0.
+// AppendJoined appends to dst one TCP packet with the payloads of several packets, as many of the first as can be joined so
+// that a Segmenter would make the same packets again. They must be consecutive segments of one connection that differ only in
+// sequence number, IPv4 identification, length and checksums, all of one size. The last may be shorter, and only it may have
+// FIN or PSH. The result has at most 65,535 bytes. The kernel does the same with segments that a network card receives
+// (net/ipv4/tcp_offload.c, tcp_gro_receive). AppendJoined returns the extended slice and the number of packets that it
+// joined: at least 1, with the bytes of the first unchanged if no other joins it. With no packets it returns dst and 0.
 func AppendJoined(dst []byte, packets ...[]byte) ([]byte, int) {
 	if len(packets) == 0 {
 		return dst, 0

@@ -9,36 +9,36 @@ import (
 	"slices"
 )
 
-// Stream keeps a TCP connection whole while a program changes how many bytes its segments carry. Give it each packet of
-// the connection, of both directions, in the order in which they came, before sending it on:
+// Stream keeps a TCP connection consistent while a program changes the number of bytes in its segments. Give it each packet of
+// the connection, in both directions, in the order in which they came, before sending it on:
 //
 //	err := s.Edit(&p, func(fresh []byte) []byte { return bytes.ReplaceAll(fresh, old, new) })
 //
 // It shifts sequence and acknowledgment numbers, the blocks of selective acknowledgments (RFC 2018) and the window, so
-// that each end sees a stream without holes. It remembers what bytes became until the receiver has acknowledged them:
-// sent again, cut in other places, they become the same. A packet may be dropped or held after Edit; the sender will
+// that each end sees a stream without holes. It remembers each edit until the receiver has acknowledged it, so that
+// retransmitted bytes, however they are cut, become the same again. A packet may be dropped or held after Edit; the sender will
 // send it again.
 //
-// Begin with the connection's SYN, or in its middle: then windows are left alone, since their scale (RFC 7323) is not
-// known. A Stream is for one connection, the zero Stream for the next that comes; a new SYN begins anew. Not for use by
-// several goroutines at once.
+// A Stream may begin with the connection's SYN or in its middle. In the middle it leaves windows alone, because it does not know
+// their scale (RFC 7323). A Stream is for one connection: the zero Stream takes the first that comes, and a new SYN begins it
+// again. One goroutine may use it at a time.
 //
-// Where bytes become more, the window that the sender is offered is made smaller by as much as its bytes grew so far, since
-// the receiver takes no more than it has offered. Packets should be as they are on the wire: a segment that the kernel is
-// still to cut, of up to 64 KiB, can be edited, but has little room to grow.
+// If the stream grows, Edit reduces the window that the sender is offered by the growth so far, because
+// the receiver takes no more than it has offered. Packets should be as they are on the wire: a superpacket of
+// up to 64 KiB can be edited, but has little room to grow.
 type Stream struct {
 	a, b netip.AddrPort
 	half [2]half // what a sends, what b sends
 }
 
 // ErrTooManyEdits says that a Stream remembers as many edits as it may: the receiver has acknowledged nothing for long,
-// or its packets are not given to the Stream.
+// or the program does not give its packets to the Stream.
 var ErrTooManyEdits = errors.New("too many edits that nobody has acknowledged")
 
 // ErrOtherStream says that a packet given to a Stream is of another connection.
 var ErrOtherStream = errors.New("not the connection")
 
-// ErrGap says that bytes before a segment have not been given to a Stream: they were lost on the way here, or come late.
+// ErrGap says that a Stream has not seen the bytes before a segment: they were lost on the way here, or come late.
 var ErrGap = errors.New("bytes before the segment are missing")
 
 // maxEdits is how many edits a direction remembers. The receiver's window bounds them where its packets are seen.
@@ -86,15 +86,15 @@ func (e *edit) origin(n int64, up bool) int64 {
 	return ((n+1)*e.size - 1) / length
 }
 
-// Edit changes p, a TCP packet of the connection, so that it fits what was edited before. If change is not nil it is
-// called with the part of the payload that goes by for the first time, if there is one, and returns what should stand
-// in its place, of any length, or its argument if it should stay. change must not keep or change its argument. Bytes
-// that went by before stay what they became then.
+// Edit changes p, a TCP packet of the connection, so that it fits the earlier edits. If change is not nil, Edit calls it with
+// the part of the payload that passes for the first time, if there is one; change returns the bytes to put in its place, of
+// any length, or its argument to leave it. change must not keep or modify its argument. Bytes that passed before stay as they
+// became then.
 //
-// It fails with ErrGap if change is not nil and there are bytes before p that were never given: behind them nothing may go
-// on that could not be moved any more, so drop p, which the sender sends again, or give it later. With a nil change it goes
-// on, and what is missing can never be edited. It fails with ErrMalformed if p is not a whole TCP segment, ErrFragment,
-// ErrOtherStream, ErrTooLong if what it becomes does not fit, and ErrTooManyEdits. Neither p nor what was edited has
+// It fails with ErrGap if change is not nil and bytes before p were never given to the Stream: nothing may go on behind them
+// that could not be moved any more. Drop p, which the sender sends again, or give it to the Stream later. With a nil change p
+// goes on, and the missing bytes can never be edited. It fails with ErrMalformed if p is not a whole TCP segment,
+// ErrFragment, ErrOtherStream, ErrTooLong if the result does not fit, and ErrTooManyEdits; neither p nor the edits have
 // changed then.
 func (s *Stream) Edit(p *Packet, change func(fresh []byte) []byte) error {
 	var h Parsed

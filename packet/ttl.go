@@ -2,10 +2,9 @@ package packet
 
 import "encoding/binary"
 
-// DecrementTTL lowers the TTL or hop limit of the packet in b by one and corrects the IPv4 header
-// checksum for it: a right checksum stays right, a wrong one stays wrong. It returns false and
-// changes nothing if the TTL is 0 or 1 or if b does not start with an IP header; no other
-// part of the header is checked. (Specification: packets.md 2.)
+// DecrementTTL lowers the TTL or hop limit of the packet in b by one and adjusts the IPv4 header checksum: a correct checksum
+// stays correct, a wrong one stays wrong. It returns false and changes nothing if the TTL is 0 or 1 or if b does not start
+// with an IP header; it checks no other part of the header. (Specification: packets.md 2.)
 func DecrementTTL(b []byte) bool {
 	if len(b) < IPv4HeaderLen {
 		return false
