@@ -16,10 +16,11 @@ import (
 // one, up to 65,507 bytes (IPv6: 65,527). Read returns io.EOF when the exchange has been silent for Options.Idle.
 type Conn struct {
 	net.Conn
-	l    *Listener
-	flow *flow
-	once sync.Once
-	err  error
+	l     *Listener
+	flow  *flow
+	ended func() // called when the connection is closed, nil if nobody asks
+	once  sync.Once
+	err   error
 }
 
 // OriginalDst returns the address that the application wanted to reach. An IPv4 address is never a mapped one.
@@ -77,6 +78,9 @@ func (c *Conn) release() {
 	}
 	if c.flow.exchange == nil {
 		c.l.table.own(c.flow, false)
+	}
+	if c.ended != nil {
+		c.ended()
 	}
 	c.l.lose(c)
 }

@@ -7,6 +7,7 @@ import (
 	"net/netip"
 	"strconv"
 	"sync"
+	"syscall"
 )
 
 // Dial connects to where an accepted connection wanted to go, directly, through Options.Via, or by Options.Dial. If the Listener holds
@@ -51,7 +52,13 @@ func (l *Listener) dialOwn(ctx context.Context, network, address string) (net.Co
 	if !l.options.OwnByDial {
 		return l.options.Connect(ctx, &net.Dialer{}, network, address)
 	}
-	c, port, err := l.dialKnown(ctx, network, address)
+	var cookie uint64
+	control := func(string, string, syscall.RawConn) error { return nil }
+	if l.sockets != nil && network == "tcp" {
+		control = l.sockets.own(&cookie)
+		defer func() { l.sockets.forget(cookie) }() // the connect alone is looked at
+	}
+	c, port, err := l.dialKnown(ctx, network, address, control)
 	if port == 0 {
 		return c, err
 	}

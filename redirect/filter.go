@@ -8,6 +8,7 @@ import (
 
 	"github.com/opendivert/divert"
 	"github.com/opendivert/divert/filter"
+	"github.com/opendivert/divert/internal/prog"
 )
 
 // steady are the fields that are the same in all packets that one side of a connection sends, so that a decision made on
@@ -20,18 +21,43 @@ var steady = []string{
 	"tcp.SrcPort", "tcp.DstPort", "udp.SrcPort", "udp.DstPort",
 }
 
+// check compiles a filter, and fails if it tests what differs between the packets of a connection.
+func check(text string) error {
+	p, err := filter.Compile(text, divert.LayerNetwork, filter.Extended)
+	if err != nil {
+		return err
+	}
+	for _, name := range p.Fields() {
+		if !slices.Contains(steady, name) {
+			return fmt.Errorf("%w: the filter tests %s, which differs between the packets of one connection; a connection is redirected as a whole, so test %s",
+				divert.ErrInvalid, name, "addresses, ports, protocols, interfaces or processId")
+		}
+	}
+	return nil
+}
+
+// besideSockets returns a filter for what a filter matches and the road of sockets does not carry: datagrams, and connections
+// to link-local addresses, whose interface no program is told at the connect.
+func besideSockets(text string) string {
+	return "(udp or tcp and ipv6.DstAddr in {fe80::/10}) and (" + text + ")"
+}
+
+// canMatch reports whether a filter that compiles can match anything.
+func canMatch(text string) bool {
+	p, err := filter.Compile(text, divert.LayerNetwork, filter.Extended)
+	if err != nil {
+		return true
+	}
+	accepts, _ := (*prog.Program)(p).Outcomes()
+	return accepts
+}
+
 // compile compiles the filter of the handle: what the caller's filter matches on the way out, except the program's own
 // packets where spare says so, and what the listener's port sends and receives.
 func compile(text string, port uint16, spare bool) (*filter.Program, error) {
 	p, err := filter.Compile(text, divert.LayerNetwork, filter.Extended)
 	if err != nil {
 		return nil, err
-	}
-	for _, name := range p.Fields() {
-		if !slices.Contains(steady, name) {
-			return nil, fmt.Errorf("%w: the filter tests %s, which differs between the packets of one connection; a connection is redirected as a whole, so test %s",
-				divert.ErrInvalid, name, "addresses, ports, protocols, interfaces or processId")
-		}
 	}
 	whole, err := p.Format()
 	if err != nil {

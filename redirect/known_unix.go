@@ -10,9 +10,12 @@ import (
 )
 
 // dialKnown connects from a port that it makes known as the program's as soon as the socket has it, and returns that port, 0
-// if it did not come so far.
-func (l *Listener) dialKnown(ctx context.Context, network, address string) (c net.Conn, port uint16, err error) {
-	d := net.Dialer{Control: func(socket, _ string, raw syscall.RawConn) (err error) {
+// if it did not come so far. The function control is called too, as net.Dialer.Control is.
+func (l *Listener) dialKnown(ctx context.Context, network, address string, control func(string, string, syscall.RawConn) error) (c net.Conn, port uint16, err error) {
+	d := net.Dialer{Control: func(socket, at string, raw syscall.RawConn) (err error) {
+		if err := control(socket, at, raw); err != nil {
+			return err
+		}
 		if e := raw.Control(func(fd uintptr) { port, err = bindAny(int(fd), strings.HasSuffix(socket, "6")) }); e != nil {
 			return e
 		}

@@ -8,6 +8,7 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"runtime"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -19,13 +20,16 @@ import (
 // Listener accepts the connections that are redirected. Its methods may be called from several goroutines.
 type Listener struct {
 	options Options
-	handle  *divert.Handle
-	kernel  *net.TCPListener
-	port    uint16 // of kernel
+	handle  *divert.Handle   // nil if all goes by the road of sockets
+	kernel  *net.TCPListener // of the road of packets, nil as handle
+	port    uint16           // of kernel
+	sockets *sockets         // the road of sockets; nil: there is none
+	without error            // why there is none; nil if it was not asked for
 	table   *table
 	dial    DialFunc
 	dials   dials
 	cache   process.Cache
+	others  []process.Process // that Spare was given; guarded by mu
 
 	ctx        context.Context // ends when the Listener does
 	cancel     context.CancelCauseFunc
@@ -67,22 +71,57 @@ func Listen(ctx context.Context, filter string, o Options) (*Listener, error) {
 	if l.dial, err = NewDialer(o.Via, l.dialOwn); err != nil {
 		return nil, err
 	}
-	config := net.ListenConfig{}
-	config.SetMultipathTCP(false) // its packets tell addresses that are not those of the connection
-	k, err := config.Listen(ctx, "tcp", ":0")
-	if err != nil {
-		return nil, fmt.Errorf("redirect: %w", err)
-	}
-	l.kernel = k.(*net.TCPListener)
-	l.port = l.kernel.Addr().(*net.TCPAddr).AddrPort().Port()
-	l.table = newTable(o.MaxConns, l.port)
-	if err := l.open(filter); err != nil {
-		k.Close()
+	l.table = newTable(o.MaxConns, 0)
+	if err := l.openRoads(ctx, filter); err != nil {
 		return nil, fmt.Errorf("redirect: %w", err)
 	}
 	l.ctx, l.cancel = context.WithCancelCause(ctx)
 	l.start()
 	return l, nil
+}
+
+// openRoads opens the roads that the filter, the options and the system allow.
+func (l *Listener) openRoads(ctx context.Context, text string) (err error) {
+	if err := check(text); err != nil {
+		return err
+	}
+	rest := text // what goes by packets
+	if l.options.Road == RoadSockets || l.options.Road == RoadAuto && runtime.GOOS == "linux" {
+		if l.sockets, l.without = l.openSockets(ctx, text); l.without == nil {
+			rest = besideSockets(text)
+		}
+	}
+	if l.options.Road == RoadSockets {
+		switch {
+		case l.without != nil:
+			return fmt.Errorf("%w: the road of sockets: %w; RoadAuto would take that of packets", divert.ErrNotSupported, l.without)
+		case canMatch("udp and (" + text + ")"):
+			err = fmt.Errorf("%w: the filter matches UDP, which the road of sockets does not carry; write \"tcp and (...)\", or take RoadAuto", divert.ErrNotSupported)
+		}
+	} else if l.sockets == nil || canMatch(rest) {
+		err = l.openPackets(ctx, rest)
+	}
+	if err != nil && l.sockets != nil {
+		err = errors.Join(err, l.sockets.close())
+	}
+	return err
+}
+
+// openPackets opens the road of packets.
+func (l *Listener) openPackets(ctx context.Context, text string) error {
+	config := net.ListenConfig{}
+	config.SetMultipathTCP(false) // its packets tell addresses that are not those of the connection
+	k, err := config.Listen(ctx, "tcp", ":0")
+	if err != nil {
+		return err
+	}
+	l.kernel = k.(*net.TCPListener)
+	l.port = l.kernel.Addr().(*net.TCPAddr).AddrPort().Port()
+	l.table.reserved = l.port
+	if err := l.open(text); err != nil {
+		return errors.Join(err, k.Close())
+	}
+	return nil
 }
 
 func (l *Listener) open(text string) error {
@@ -104,6 +143,18 @@ func (l *Listener) open(text string) error {
 }
 
 func (l *Listener) start() {
+	if l.handle != nil {
+		l.serve()
+	}
+	if l.sockets != nil {
+		l.sockets.start()
+	}
+	l.background.Go(l.sweep)
+	context.AfterFunc(l.ctx, func() { _ = l.Close() })
+}
+
+// serve serves the road of packets.
+func (l *Listener) serve() {
 	for i := range l.handle.Queues() {
 		l.workers.Go(func() {
 			w := &worker{l: l}
@@ -114,40 +165,53 @@ func (l *Listener) start() {
 			}
 		})
 	}
-	l.background.Go(l.acceptTCP)
-	l.background.Go(l.sweep)
-	context.AfterFunc(l.ctx, func() { _ = l.Close() })
+	l.background.Go(func() { l.accept(l.kernel, l.arrive) })
 }
 
-// acceptTCP takes connections from the kernel and finds out whose they are.
-func (l *Listener) acceptTCP() {
+// accept takes connections from the kernel until the listener closes.
+func (l *Listener) accept(k *net.TCPListener, arrive func(*net.TCPConn)) {
 	for {
-		c, err := l.kernel.AcceptTCP()
-		if err != nil {
-			if l.ctx.Err() == nil && !errors.Is(err, net.ErrClosed) {
-				select { // no descriptors: others must close theirs first
-				case <-time.After(50 * time.Millisecond):
-					continue
-				case <-l.ctx.Done():
-				}
-			}
-			return
-		}
-		from := c.RemoteAddr().(*net.TCPAddr).AddrPort()
-		f := l.table.findAlias(netip.AddrPortFrom(from.Addr().Unmap().WithZone(""), from.Port()))
-		if f == nil {
-			abort(c)
+		c, err := k.AcceptTCP()
+		if err == nil {
+			arrive(c)
 			continue
 		}
-		l.table.own(f, true)
-		conn := &Conn{Conn: c, l: l, flow: f}
-		l.keep(conn)
-		select {
-		case l.ready <- conn:
+		if l.ctx.Err() != nil || errors.Is(err, net.ErrClosed) {
+			return
+		}
+		select { // no descriptors: others must close theirs first
+		case <-time.After(50 * time.Millisecond):
 		case <-l.ctx.Done():
-			conn.Reset()
+			return
 		}
 	}
+}
+
+// arrive finds out whose a connection is that has come by the road of packets.
+func (l *Listener) arrive(c *net.TCPConn) {
+	f := l.table.findAlias(unmapped(c.RemoteAddr()))
+	if f == nil {
+		abort(c)
+		return
+	}
+	l.table.own(f, true)
+	l.deliver(&Conn{Conn: c, l: l, flow: f})
+}
+
+// deliver gives a connection to Accept.
+func (l *Listener) deliver(c *Conn) {
+	l.keep(c)
+	select {
+	case l.ready <- c:
+	case <-l.ctx.Done():
+		c.Reset()
+	}
+}
+
+// unmapped returns the address of an end of a connection, an IPv4 address never as a mapped one, and without a zone.
+func unmapped(a net.Addr) netip.AddrPort {
+	at := a.(*net.TCPAddr).AddrPort()
+	return netip.AddrPortFrom(at.Addr().Unmap().WithZone(""), at.Port())
 }
 
 // spawn runs f in the background, unless the listener ends.
@@ -209,8 +273,14 @@ func (l *Listener) Close() error {
 	return l.closeErr
 }
 
-func (l *Listener) end() error {
-	_ = l.kernel.Close()
+func (l *Listener) end() (err error) {
+	if l.sockets != nil {
+		err = l.sockets.detach()
+		l.sockets.closeListeners()
+	}
+	if l.kernel != nil {
+		_ = l.kernel.Close()
+	}
 	l.mu.Lock()
 	l.ending = true
 	l.mu.Unlock()
@@ -227,9 +297,14 @@ func (l *Listener) end() error {
 	for end := time.Now().Add(closeWait); l.table.open() > 0 && time.Now().Before(end); {
 		time.Sleep(5 * time.Millisecond) // the resets are on their way
 	}
-	_ = l.handle.Shutdown(divert.ShutdownRecv)
-	err := l.handle.Close()
+	if l.handle != nil {
+		_ = l.handle.Shutdown(divert.ShutdownRecv)
+		err = errors.Join(err, l.handle.Close())
+	}
 	l.workers.Wait()
+	if l.sockets != nil {
+		err = errors.Join(err, l.sockets.close())
+	}
 	for _, c := range l.table.sweep(time.Now().Add(time.Hour)) {
 		_ = c.Close()
 	}
@@ -252,12 +327,37 @@ func (l *Listener) sweep() {
 	}
 }
 
-// Addr returns the address of the kernel's listener. It is of no use to clients: what is not redirected is refused there.
-func (l *Listener) Addr() net.Addr { return l.kernel.Addr() }
+// Addr returns the address of one of the kernel's listeners. It is of no use to clients: what is not redirected is refused there.
+func (l *Listener) Addr() net.Addr {
+	if l.kernel == nil {
+		return l.sockets.addr()
+	}
+	return l.kernel.Addr()
+}
 
-// Description says in words how connections are redirected.
+// Road returns the road of connections of TCP, RoadPackets or RoadSockets.
+func (l *Listener) Road() Road {
+	if l.sockets != nil {
+		return RoadSockets
+	}
+	return RoadPackets
+}
+
+// Description says in words how connections are redirected, and if the road of sockets is not taken, why.
 func (l *Listener) Description() string {
-	return "packets rewritten, listening on port " + fmt.Sprint(l.port) + ", " + l.handle.Description()
+	packets := ""
+	if l.handle != nil {
+		packets = "packets rewritten, listening on port " + fmt.Sprint(l.port) + ", " + l.handle.Description()
+	}
+	switch {
+	case l.sockets != nil && l.handle != nil:
+		return "connects rewritten (eBPF); the rest: " + packets
+	case l.sockets != nil:
+		return "connects rewritten (eBPF)"
+	case l.without != nil:
+		return packets + "; connects are not rewritten: " + l.without.Error()
+	}
+	return packets
 }
 
 // Stats counts what a Listener has done.
@@ -266,12 +366,17 @@ type Stats struct {
 	Spared     uint64 // left alone: of the program's own children, or excluded
 	Refused    uint64 // held connections that were refused, or not answered
 	Full       uint64 // dropped because there were MaxConns
-	Strangers  uint64 // segments for the listener's port that were not redirected, and refused
+	Strangers  uint64 // segments, or connections, for the listener's ports that were not redirected, and refused
 }
 
 // Stats returns the counters.
 func (l *Listener) Stats() Stats {
-	return Stats{l.redirected.Load(), l.spared.Load(), l.refused.Load(), l.full.Load(), l.strangers.Load()}
+	s := Stats{l.redirected.Load(), l.spared.Load(), l.refused.Load(), l.full.Load(), l.strangers.Load()}
+	if l.sockets != nil {
+		spared, full := l.sockets.counts()
+		s.Spared, s.Full = s.Spared+spared, s.Full+full
+	}
+	return s
 }
 
 // lookup returns the process of a connection.
@@ -282,7 +387,33 @@ func (l *Listener) lookup(id uint32) (process.Process, error) {
 	return l.cache.Lookup(id)
 }
 
-// spares reports whether a process's connections are left alone: it is this one, or descends from it, or was excluded.
+// Spare leaves the connections of a process and of its descendants alone, as those of the program itself: all that begin after
+// its return. The process is one that process.Lookup has returned. It fails where the kernel numbers processes otherwise, and if
+// there are more than 4096.
+func (l *Listener) Spare(p process.Process) error {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	others := []process.Process{p}
+	for _, o := range l.others {
+		switch now, err := process.Lookup(o.ID); {
+		case o.ID == p.ID:
+		case err == nil && now.Start.Equal(o.Start):
+			others = append(others, o)
+		case l.sockets != nil: // it has ended
+			l.sockets.unspare(o.ID)
+		}
+	}
+	l.others = others
+	if l.sockets != nil {
+		if err := l.sockets.spare(p.ID); err != nil {
+			return fmt.Errorf("redirect: %w", err)
+		}
+	}
+	return nil
+}
+
+// spares reports whether a process's connections are left alone: it is this one or one of others, or descends from such, or was
+// excluded.
 func (l *Listener) spares(p process.Process) bool {
 	if !l.descends(p) && (l.options.Exclude == nil || !l.options.Exclude(p)) {
 		return false
@@ -295,13 +426,21 @@ func (l *Listener) spares(p process.Process) bool {
 const generations = 64
 
 func (l *Listener) descends(p process.Process) bool {
-	if l.options.OwnByDial {
+	l.mu.Lock()
+	others := l.others // which is not written to where it has been read
+	l.mu.Unlock()
+	if l.options.OwnByDial && len(others) == 0 {
 		return false
 	}
 	own := uint32(os.Getpid())
 	for range generations {
-		if p.ID == own {
+		if p.ID == own && !l.options.OwnByDial {
 			return true
+		}
+		for _, o := range others {
+			if o.ID == p.ID && o.Start.Equal(p.Start) {
+				return true
+			}
 		}
 		if p.Parent <= 1 {
 			return false

@@ -9,6 +9,7 @@ import (
 	"io"
 	"net"
 	"net/netip"
+	"os"
 	"sync"
 	"sync/atomic"
 	"syscall"
@@ -52,8 +53,22 @@ func eachPlace(t *testing.T, f func(t *testing.T, pair *lab.Pair, server *lab.Ho
 	}
 }
 
+// roads are the roads that a test takes, by name.
+var roads = map[string]redirect.Road{"packets": redirect.RoadPackets, "sockets": redirect.RoadSockets}
+
+// eachWay is eachPlace for each road of connections of TCP.
+func eachWay(t *testing.T, f func(t *testing.T, pair *lab.Pair, server *lab.Host, addr netip.Addr, o redirect.Options)) {
+	for name, road := range roads {
+		t.Run(name, func(t *testing.T) {
+			eachPlace(t, func(t *testing.T, pair *lab.Pair, server *lab.Host, addr netip.Addr) {
+				f(t, pair, server, addr, redirect.Options{Road: road})
+			})
+		})
+	}
+}
+
 // listen redirects on a host. The clients of these tests are of this process, so its own connections are told by Dial.
-func listen(t *testing.T, h *lab.Host, filter string, o redirect.Options) *redirect.Listener {
+func listen(t testing.TB, h *lab.Host, filter string, o redirect.Options) *redirect.Listener {
 	t.Helper()
 	o.OwnByDial = true
 	o.Connect = func(ctx context.Context, d *net.Dialer, network, address string) (c net.Conn, err error) {
@@ -68,6 +83,9 @@ func listen(t *testing.T, h *lab.Host, filter string, o redirect.Options) *redir
 		l, err = redirect.Listen(t.Context(), filter, o)
 		return err
 	}); err != nil {
+		if o.Road == redirect.RoadSockets && errors.Is(err, divert.ErrNotSupported) && os.Getenv("DIVERT_NEED_KERNEL") == "" {
+			t.Skip(err)
+		}
 		t.Fatal(err)
 	}
 	t.Cleanup(func() {
@@ -79,7 +97,7 @@ func listen(t *testing.T, h *lab.Host, filter string, o redirect.Options) *redir
 }
 
 // relay accepts connections and connects each with where it wanted to go, until the listener closes.
-func relay(t *testing.T, l *redirect.Listener) *atomic.Int64 {
+func relay(t testing.TB, l *redirect.Listener) *atomic.Int64 {
 	n := new(atomic.Int64)
 	done := make(chan struct{})
 	go func() {
@@ -142,10 +160,10 @@ func ask(c net.Conn, text string) error {
 
 // TestConnection: a connection is accepted, knows its ends, reaches where it wanted to go, and the client sees no other.
 func TestConnection(t *testing.T) {
-	eachPlace(t, func(t *testing.T, pair *lab.Pair, server *lab.Host, addr netip.Addr) {
+	eachWay(t, func(t *testing.T, pair *lab.Pair, server *lab.Host, addr netip.Addr, o redirect.Options) {
 		to := netip.AddrPortFrom(addr, 7)
 		e := echo(t, server, "tcp", to)
-		l := listen(t, pair.A, "tcp.DstPort == 7", redirect.Options{})
+		l := listen(t, pair.A, "tcp.DstPort == 7", o)
 		c, err := dial(pair.A, nil, "tcp", to)
 		if err != nil {
 			t.Fatal(err)
@@ -158,8 +176,14 @@ func TestConnection(t *testing.T) {
 		if in.OriginalDst() != to || in.LocalAddr().String() != to.String() || in.RemoteAddr().String() != c.LocalAddr().String() || in.Network() != "tcp" {
 			t.Errorf("from %v to %v, %v on %s; want from %v to %v", in.RemoteAddr(), in.OriginalDst(), in.LocalAddr(), in.Network(), c.LocalAddr(), to)
 		}
-		if _, err := in.Process(); !errors.Is(err, redirect.ErrUnknownProcess) {
+		switch who, err := in.Process(); {
+		case o.Road == redirect.RoadPackets && !errors.Is(err, redirect.ErrUnknownProcess):
 			t.Errorf("process: %v", err)
+		case o.Road == redirect.RoadSockets && who.ID != uint32(os.Getpid()):
+			t.Errorf("process %d, %v", who.ID, err)
+		}
+		if l.Road() != o.Road {
+			t.Errorf("%s", l.Description())
 		}
 		if c.RemoteAddr().String() != to.String() { // getpeername
 			t.Errorf("the client is connected to %v", c.RemoteAddr())
@@ -183,10 +207,10 @@ func TestConnection(t *testing.T) {
 
 // TestManyConnections opens 500 at once.
 func TestManyConnections(t *testing.T) {
-	eachPlace(t, func(t *testing.T, pair *lab.Pair, server *lab.Host, addr netip.Addr) {
+	eachWay(t, func(t *testing.T, pair *lab.Pair, server *lab.Host, addr netip.Addr, o redirect.Options) {
 		to := netip.AddrPortFrom(addr, 7)
 		echo(t, server, "tcp", to)
-		l := listen(t, pair.A, "tcp.DstPort == 7", redirect.Options{})
+		l := listen(t, pair.A, "tcp.DstPort == 7", o)
 		n := relay(t, l)
 		var wait sync.WaitGroup
 		for i := range 500 {
@@ -211,8 +235,8 @@ func TestManyConnections(t *testing.T) {
 
 // TestOnePort: two connections from one port of a client, to two ports of a server, stay apart.
 func TestOnePort(t *testing.T) {
-	eachPlace(t, func(t *testing.T, pair *lab.Pair, server *lab.Host, addr netip.Addr) {
-		l := listen(t, pair.A, "tcp.DstPort in {80, 443}", redirect.Options{})
+	eachWay(t, func(t *testing.T, pair *lab.Pair, server *lab.Host, addr netip.Addr, o redirect.Options) {
+		l := listen(t, pair.A, "tcp.DstPort in {80, 443}", o)
 		relay(t, l)
 		for _, port := range []uint16{80, 443} {
 			to := netip.AddrPortFrom(addr, port)
@@ -253,25 +277,29 @@ func TestBulk(t *testing.T) {
 	if testing.Short() {
 		size = 10 << 20
 	}
-	for _, family := range []func(*lab.Host) netip.Addr{(*lab.Host).Addr4, (*lab.Host).Addr6} {
-		pair := lab.TwoHostsT(t, lab.LinkOptions{})
-		to := netip.AddrPortFrom(family(pair.B), 4000)
-		ctx, cancel := context.WithTimeout(t.Context(), 3*time.Minute)
-		defer cancel()
-		direct, err := lab.TransferTCP(ctx, pair.A, pair.B, to, size, 1)
-		if err != nil {
-			t.Fatal(err)
+	for name, road := range roads {
+		for _, family := range []func(*lab.Host) netip.Addr{(*lab.Host).Addr4, (*lab.Host).Addr6} {
+			t.Run(name, func(t *testing.T) {
+				pair := lab.TwoHostsT(t, lab.LinkOptions{})
+				to := netip.AddrPortFrom(family(pair.B), 4000)
+				ctx, cancel := context.WithTimeout(t.Context(), 3*time.Minute)
+				defer cancel()
+				direct, err := lab.TransferTCP(ctx, pair.A, pair.B, to, size, 1)
+				if err != nil {
+					t.Fatal(err)
+				}
+				l := listen(t, pair.A, "tcp.DstPort == 4000", redirect.Options{Road: road})
+				n := relay(t, l)
+				took, err := lab.TransferTCP(ctx, pair.A, pair.B, to, size, 2)
+				if err != nil {
+					t.Fatal(err)
+				}
+				if n.Load() != 1 {
+					t.Errorf("%d connections were redirected", n.Load())
+				}
+				t.Logf("%v: %.2f of direct", to.Addr(), direct.Seconds()/took.Seconds())
+			})
 		}
-		l := listen(t, pair.A, "tcp.DstPort == 4000", redirect.Options{})
-		n := relay(t, l)
-		took, err := lab.TransferTCP(ctx, pair.A, pair.B, to, size, 2)
-		if err != nil {
-			t.Fatal(err)
-		}
-		if n.Load() != 1 {
-			t.Errorf("%d connections were redirected", n.Load())
-		}
-		t.Logf("%v: %.2f of direct", to.Addr(), direct.Seconds()/took.Seconds())
 	}
 }
 
@@ -323,8 +351,8 @@ func accepted(t *testing.T, h *lab.Host, at netip.AddrPort, f func(*net.TCPConn)
 
 // TestReset: a reset of the server is one for the client, and the other way round.
 func TestReset(t *testing.T) {
-	eachPlace(t, func(t *testing.T, pair *lab.Pair, server *lab.Host, addr netip.Addr) {
-		relay(t, listen(t, pair.A, "tcp.DstPort in {7, 8}", redirect.Options{}))
+	eachWay(t, func(t *testing.T, pair *lab.Pair, server *lab.Host, addr netip.Addr, o redirect.Options) {
+		relay(t, listen(t, pair.A, "tcp.DstPort in {7, 8}", o))
 		to := netip.AddrPortFrom(addr, 7)
 		accepted(t, server, to, func(c *net.TCPConn) {
 			_, _ = c.Read(make([]byte, 1))
@@ -361,8 +389,8 @@ func TestReset(t *testing.T) {
 
 // TestHalfClose: the client ends its direction, and reads what the server says only then.
 func TestHalfClose(t *testing.T) {
-	eachPlace(t, func(t *testing.T, pair *lab.Pair, server *lab.Host, addr netip.Addr) {
-		relay(t, listen(t, pair.A, "tcp.DstPort == 7", redirect.Options{}))
+	eachWay(t, func(t *testing.T, pair *lab.Pair, server *lab.Host, addr netip.Addr, o redirect.Options) {
+		relay(t, listen(t, pair.A, "tcp.DstPort == 7", o))
 		to := netip.AddrPortFrom(addr, 7)
 		accepted(t, server, to, func(c *net.TCPConn) {
 			b, err := io.ReadAll(c)
@@ -385,7 +413,7 @@ func TestHalfClose(t *testing.T) {
 
 // TestOlderConnection: a connection that was there before is left alone, and so are those after Close.
 func TestOlderConnection(t *testing.T) {
-	eachPlace(t, func(t *testing.T, pair *lab.Pair, server *lab.Host, addr netip.Addr) {
+	eachWay(t, func(t *testing.T, pair *lab.Pair, server *lab.Host, addr netip.Addr, o redirect.Options) {
 		to := netip.AddrPortFrom(addr, 7)
 		e := echo(t, server, "tcp", to)
 		c, err := dial(pair.A, nil, "tcp", to)
@@ -396,7 +424,7 @@ func TestOlderConnection(t *testing.T) {
 		if err := ask(c, "before"); err != nil {
 			t.Fatal(err)
 		}
-		l := listen(t, pair.A, "tcp.DstPort == 7", redirect.Options{})
+		l := listen(t, pair.A, "tcp.DstPort == 7", o)
 		n := relay(t, l)
 		for range 3 {
 			if err := ask(c, "meanwhile"); err != nil {
@@ -440,7 +468,7 @@ func TestOlderConnection(t *testing.T) {
 // TestStrangers: nobody reaches the listener's port but by redirection.
 func TestStrangers(t *testing.T) {
 	eachPlace(t, func(t *testing.T, pair *lab.Pair, server *lab.Host, addr netip.Addr) {
-		l := listen(t, pair.A, "tcp.DstPort == 7", redirect.Options{})
+		l := listen(t, pair.A, "tcp.DstPort == 7", redirect.Options{Road: redirect.RoadPackets})
 		at := pair.A.Addr4()
 		if addr.Is6() {
 			at = pair.A.Addr6()

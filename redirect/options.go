@@ -33,14 +33,25 @@ func (t Target) Process() (process.Process, error) { return t.flow.who, t.flow.w
 // Opener opens handles: divert.OpenProgram, or the method OpenProgram of a diverttest.Network.
 type Opener func(p *filter.Program, opts ...divert.Option) (*divert.Handle, error)
 
-// Road says by which means connections are led to the Listener.
+// Road says by which means connections of TCP are led to the Listener.
 type Road uint8
 
 // The roads.
 const (
-	RoadAuto    Road = iota // the best there is
-	RoadPackets             // packets are rewritten
-	RoadSockets             // addresses are rewritten when sockets connect; Listen fails with divert.ErrNotSupported, as there is no such road yet
+	// RoadAuto is RoadSockets where the filter, the options and the system allow that, with RoadPackets for what it does not
+	// carry, and RoadPackets otherwise. Listener.Description says why.
+	RoadAuto Road = iota
+
+	// RoadPackets: packets are rewritten.
+	RoadPackets
+
+	// RoadSockets: connects are rewritten by eBPF programs on the root of the cgroup hierarchy, so that the kernel carries
+	// the bytes to the Listener. It takes Linux, the rights of root on the host, and a filter that the connect decides: no source
+	// addresses and ports, interfaces, or loopback. Hold, Exclude, Open and UDP are not for it. Listen fails with
+	// divert.ErrNotSupported and the reason where it cannot be. The application's getsockname says an address of the loopback
+	// interface; connects to link-local addresses fail with EADDRNOTAVAIL, those of sockets that are bound to a device with ENETUNREACH,
+	// and those that exceed MaxConns with EAGAIN.
+	RoadSockets
 )
 
 // Options says how a Listener works. The zero Options are good for most programs.
@@ -86,6 +97,8 @@ type Options struct {
 	// Road demands a way to redirect.
 	Road Road
 
+	ownOpen bool // Open was given
+
 	// Priority is that of the handle, see divert.WithPriority.
 	Priority int16
 
@@ -107,8 +120,6 @@ func (o *Options) complete() error {
 		return fmt.Errorf("%w: DialTimeout, Idle and MaxConns must not be negative", divert.ErrInvalid)
 	case o.Dial != nil && o.Via != nil:
 		return fmt.Errorf("%w: Dial and Via exclude each other: both say how to reach destinations", divert.ErrInvalid)
-	case o.Road == RoadSockets:
-		return fmt.Errorf("%w: redirecting by rewriting the addresses of sockets (RoadSockets); use RoadPackets or RoadAuto", divert.ErrNotSupported)
 	case o.Road > RoadSockets:
 		return fmt.Errorf("%w: there is no road %d", divert.ErrInvalid, o.Road)
 	}
@@ -126,7 +137,7 @@ func (o *Options) complete() error {
 			return d.DialContext(ctx, network, address)
 		}
 	}
-	if o.Open == nil {
+	if o.ownOpen = o.Open != nil; !o.ownOpen {
 		o.Open = divert.OpenProgram
 	}
 	return nil

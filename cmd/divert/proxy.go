@@ -33,10 +33,14 @@ type proxyFlags struct {
 
 	priority int16
 	engine   choice
+	road     choice
 }
 
+// roadNames are the values of --road, as redirect numbers them.
+var roadNames = []string{redirect.RoadAuto: "auto", redirect.RoadPackets: "packets", redirect.RoadSockets: "sockets"}
+
 func newProxy(a *app) *cobra.Command {
-	f := proxyFlags{header: choice{names: headerNames}, engine: choice{names: wordsOf(engines)}}
+	f := proxyFlags{header: choice{names: headerNames}, engine: choice{names: wordsOf(engines)}, road: choice{names: roadNames}}
 	cmd := &cobra.Command{
 		Use:   "proxy (--to ADDR | --via URL) [flags] FILTER",
 		Short: "Lead the connections that match to a local program, or through a proxy",
@@ -50,7 +54,8 @@ a connection. Connections of this command, of its children, and of the program t
 children, are left alone.
 
 A connect waits until the other half stands: if that is refused, so is the connect. With --no-hold the
-application is connected at once, and reset later.
+application is connected at once, and reset later; then connects are rewritten where the filter and the system
+allow that (--road sockets demands it), and the kernel carries the bytes. Otherwise, and for UDP, packets are.
 
 With --proxy-protocol the program at ADDR is told who connects to where, by the PROXY protocol (haproxy.org),
 before the first byte of each connection of TCP; UDP is left alone then.`,
@@ -74,14 +79,18 @@ before the first byte of each connection of TCP; UDP is left alone then.`,
 	f.scope.addTime(cmd)
 	f.scope.addMetrics(cmd)
 	addChoice(cmd, &f.engine, "engine", "who decides which packets match")
+	addChoice(cmd, &f.road, "road", "what of connections is rewritten: packets, or the connects of sockets (Linux, root, --no-hold, TCP)")
 	return cmd
 }
 
 func (f *proxyFlags) run(a *app, cmd *cobra.Command, args []string) error {
 	r := report{app: a, json: f.asJSON, start: time.Now()}
 	text := filterText(args)
-	o := redirect.Options{Hold: !f.noHold, Priority: f.priority, Engine: divert.Engine(f.engine.value)}
+	o := redirect.Options{Hold: !f.noHold, Priority: f.priority, Engine: divert.Engine(f.engine.value), Road: redirect.Road(f.road.value)}
+	var to *destination
 	switch {
+	case f.road.value == int(redirect.RoadSockets) && !f.noHold:
+		return usagef("--road sockets needs --no-hold: the kernel cannot hold a connect until the other half stands")
 	case (f.to == "") == (f.via == ""):
 		return usagef("proxy needs either --to ADDR or --via URL")
 	case f.via != "":
@@ -94,13 +103,13 @@ func (f *proxyFlags) run(a *app, cmd *cobra.Command, args []string) error {
 		}
 		o.Via = via
 	default:
-		to, err := netip.ParseAddrPort(f.to)
-		if err != nil || to.Port() == 0 {
+		at, err := netip.ParseAddrPort(f.to)
+		if err != nil || at.Port() == 0 {
 			return usagef("--to %s: it must be a numeric address and a port, as in 127.0.0.1:8080 or [::1]:8080", f.to)
 		}
-		d := &destination{at: to, version: byte(f.header.value)}
-		o.Dial, o.Exclude = d.dial, d.owns
-		if d.version != 0 {
+		to = &destination{at: at, version: byte(f.header.value), ready: make(chan struct{})}
+		o.Dial = to.dial
+		if to.version != 0 {
 			text = "tcp and (" + text + ")"
 		}
 	}
@@ -124,6 +133,10 @@ func (f *proxyFlags) run(a *app, cmd *cobra.Command, args []string) error {
 		return err
 	}
 	defer l.Close()
+	if to != nil {
+		to.spare = l.Spare
+		close(to.ready)
+	}
 	f.scope.metrics.tell(metricsAbout{proxied: l.Stats})
 	f.scope.metrics.start("proxy", text, nil)
 	if f.asJSON {
@@ -235,7 +248,9 @@ func (f *proxyFlags) summary(r *report, l *redirect.Listener) {
 // destination is the program that --to names.
 type destination struct {
 	at      netip.AddrPort
-	version byte // of the PROXY header, 0 for none
+	version byte          // of the PROXY header, 0 for none
+	ready   chan struct{} // closed when spare is set
+	spare   func(process.Process) error
 
 	mu     sync.Mutex
 	owners map[string][]process.Process // that listen at the address, by network
@@ -243,7 +258,14 @@ type destination struct {
 
 // dial connects to the program for an application, and tells it for whom.
 func (d *destination) dial(ctx context.Context, t redirect.Target, dial redirect.DialFunc) (net.Conn, error) {
-	d.find(t.Network)
+	select {
+	case <-d.ready:
+	case <-ctx.Done():
+		return nil, ctx.Err()
+	}
+	if err := d.find(t.Network); err != nil {
+		return nil, err
+	}
 	c, err := dial(ctx, t.Network, d.at.String())
 	if err != nil || d.version == 0 {
 		return c, err
@@ -256,14 +278,14 @@ func (d *destination) dial(ctx context.Context, t redirect.Target, dial redirect
 	return c, nil
 }
 
-// find finds out who listens at the address, unless those that did so still run. The program cannot know of a connection
-// before, so it cannot have begun one because of it that would be taken for another's.
-func (d *destination) find(network string) {
+// find finds out who listens at the address, unless those that did so still run, and has their connections left alone. The program
+// cannot know of a connection before, so it cannot have begun one because of it that would be taken for another's.
+func (d *destination) find(network string) error {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	for _, p := range d.owners[network] {
 		if now, err := process.Lookup(p.ID); err == nil && now.Start.Equal(p.Start) {
-			return
+			return nil
 		}
 	}
 	if d.owners == nil {
@@ -272,28 +294,11 @@ func (d *destination) find(network string) {
 	d.owners[network] = nil
 	for _, id := range socketOwners(network, d.at) {
 		if p, err := process.Lookup(id); err == nil {
+			if err := d.spare(p); err != nil {
+				return err
+			}
 			d.owners[network] = append(d.owners[network], p)
 		}
 	}
-}
-
-// owns reports whether a process is, or descends from, one that listens at the address.
-func (d *destination) owns(p process.Process) bool {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	for range 64 { // parents, should there be a loop of ids that were used again
-		for _, owners := range d.owners {
-			for _, o := range owners {
-				if o.ID == p.ID && o.Start.Equal(p.Start) {
-					return true
-				}
-			}
-		}
-		parent, err := process.Lookup(p.Parent)
-		if p.Parent <= 1 || err != nil || parent.Start.After(p.Start) {
-			return false
-		}
-		p = parent
-	}
-	return false
+	return nil
 }

@@ -16,6 +16,7 @@ import (
 	"time"
 
 	"github.com/opendivert/divert/internal/lab"
+	"github.com/opendivert/divert/internal/linux/detour"
 	"github.com/pires/go-proxyproto"
 )
 
@@ -135,74 +136,97 @@ func needProgram(t *testing.T, f fetcher) {
 	}
 }
 
+// roadFlags are the flags for each road, and what such a road lacks here.
+var roadFlags = map[string]struct {
+	args []string
+	need func() error
+}{
+	"packets": {[]string{"--road", "packets"}, needProcesses},
+	"sockets": {[]string{"--road", "sockets", "--no-hold"}, detour.Connects.Err},
+}
+
+// eachRoad runs a test for each road. start starts the command there.
+func eachRoad(t *testing.T, f func(t *testing.T, start func(h *lab.Host, args ...string) *running)) {
+	for name, road := range roadFlags {
+		t.Run(name, func(t *testing.T) {
+			if err := road.need(); err != nil {
+				t.Skip(err)
+			}
+			f(t, func(h *lab.Host, args ...string) *running {
+				return start(t, h, append(append([]string{"proxy"}, road.args...), args...)...)
+			})
+		})
+	}
+}
+
 // TestProxyTo redirects one process to a program, which is told where it wanted to go and connects there itself: that
 // connection matches the filter too, and is left alone.
 func TestProxyTo(t *testing.T) {
-	if err := needProcesses(); err != nil {
-		t.Skip(err)
-	}
 	for _, f := range fetchers {
 		t.Run(f.name, func(t *testing.T) {
 			needProgram(t, f)
-			pair := lab.TwoHostsT(t, lab.LinkOptions{})
-			serveWeb(t, pair.B)
-			exe, _ := os.Executable()
-			server := exec.Command(exe)
-			server.Env = append(os.Environ(), relayVariable+"=127.0.0.1:8080")
-			out, err := server.StdoutPipe()
-			if err != nil {
-				t.Fatal(err)
-			}
-			if err := pair.A.Start(server); err != nil {
-				t.Fatal(err)
-			}
-			defer func() { _ = server.Process.Kill(); _ = server.Wait() }()
-			if line, err := bufio.NewReader(out).ReadString('\n'); line != "ready\n" {
-				t.Fatal(line, err)
-			}
-			for i, addr := range []netip.Addr{pair.B.Addr4(), pair.B.Addr6()} {
-				url := "http://" + netip.AddrPortFrom(addr, 80).String() + "/"
-				client, other := startFetch(t, pair.A, f, url), startFetch(t, pair.A, f, url)
-				// The filter matches the relaying program too, which must be left alone.
-				filter := fmt.Sprintf("tcp.DstPort == 80 and (processId == %d or processId == %d)", client.cmd.Process.Pid, server.Process.Pid)
-				p := start(t, pair.A, "proxy", "--json", "--to", "127.0.0.1:8080", "--proxy-protocol", headerNames[1+i], filter)
-				if got, err := client.run(); got != "greetings" || err != nil {
-					t.Errorf("%v: fetched %q, %v", addr, got, err)
-				}
-				if got, err := other.run(); got != "greetings" || err != nil {
-					t.Errorf("%v: the other process fetched %q, %v", addr, got, err)
-				}
-				streams, status := p.end(t, os.Interrupt)
-				if status != exitOK || strings.Count(streams, "\n") != 1 || !strings.Contains(streams, fmt.Sprintf(`"dst":"%v","pid":%d`, netip.AddrPortFrom(addr, 80), client.cmd.Process.Pid)) {
-					t.Errorf("status %d, streams %s", status, streams)
-				}
-				if log := p.errout.String(); !strings.Contains(log, `"redirected":1,"spared":1,`) {
-					t.Errorf("summary %s", log)
-				}
-			}
-			if tables, err := pair.A.NFTables(); err != nil || len(tables) > 0 {
-				t.Errorf("tables %v, %v", tables, err)
-			}
+			eachRoad(t, func(t *testing.T, start func(*lab.Host, ...string) *running) { proxyTo(t, f, start) })
 		})
+	}
+}
+
+func proxyTo(t *testing.T, f fetcher, start func(*lab.Host, ...string) *running) {
+	pair := lab.TwoHostsT(t, lab.LinkOptions{})
+	serveWeb(t, pair.B)
+	exe, _ := os.Executable()
+	server := exec.Command(exe)
+	server.Env = append(os.Environ(), relayVariable+"=127.0.0.1:8080")
+	out, err := server.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := pair.A.Start(server); err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = server.Process.Kill(); _ = server.Wait() }()
+	if line, err := bufio.NewReader(out).ReadString('\n'); line != "ready\n" {
+		t.Fatal(line, err)
+	}
+	for i, addr := range []netip.Addr{pair.B.Addr4(), pair.B.Addr6()} {
+		url := "http://" + netip.AddrPortFrom(addr, 80).String() + "/"
+		client, other := startFetch(t, pair.A, f, url), startFetch(t, pair.A, f, url)
+		// The filter matches the relaying program too, which must be left alone.
+		filter := fmt.Sprintf("tcp.DstPort == 80 and (processId == %d or processId == %d)", client.cmd.Process.Pid, server.Process.Pid)
+		p := start(pair.A, "--json", "--to", "127.0.0.1:8080", "--proxy-protocol", headerNames[1+i], filter)
+		if got, err := client.run(); got != "greetings" || err != nil {
+			t.Errorf("%v: fetched %q, %v", addr, got, err)
+		}
+		if got, err := other.run(); got != "greetings" || err != nil {
+			t.Errorf("%v: the other process fetched %q, %v", addr, got, err)
+		}
+		streams, status := p.end(t, os.Interrupt)
+		if status != exitOK || strings.Count(streams, "\n") != 1 || !strings.Contains(streams, fmt.Sprintf(`"dst":"%v","pid":%d`, netip.AddrPortFrom(addr, 80), client.cmd.Process.Pid)) {
+			t.Errorf("status %d, streams %s", status, streams)
+		}
+		if log := p.errout.String(); !strings.Contains(log, `"redirected":1,"spared":1,`) {
+			t.Errorf("summary %s", log)
+		}
+	}
+	if tables, err := pair.A.NFTables(); err != nil || len(tables) > 0 {
+		t.Errorf("tables %v, %v", tables, err)
 	}
 }
 
 // TestProxyKilled: after kill -9 new connections go directly at once.
 func TestProxyKilled(t *testing.T) {
-	if err := needProcesses(); err != nil {
-		t.Skip(err)
-	}
-	pair := lab.TwoHostsT(t, lab.LinkOptions{})
-	serveWeb(t, pair.B)
-	to := netip.AddrPortFrom(pair.B.Addr4(), 80)
-	p := start(t, pair.A, "proxy", "--to", "127.0.0.1:9", "tcp.DstPort == 80") // nobody is there
-	if err := askWeb(t, pair.A, to); !errors.Is(err, syscall.ECONNREFUSED) {
-		t.Errorf("while redirected: %v", err)
-	}
-	p.end(t, os.Kill)
-	if err := askWeb(t, pair.A, to); err != nil {
-		t.Errorf("after kill -9: %v", err)
-	}
+	eachRoad(t, func(t *testing.T, start func(*lab.Host, ...string) *running) {
+		pair := lab.TwoHostsT(t, lab.LinkOptions{})
+		serveWeb(t, pair.B)
+		to := netip.AddrPortFrom(pair.B.Addr4(), 80)
+		p := start(pair.A, "--to", "127.0.0.1:9", "tcp.DstPort == 80") // nobody is there
+		if err := askWeb(t, pair.A, to); !errors.Is(err, syscall.ECONNREFUSED) && !errors.Is(err, syscall.ECONNRESET) {
+			t.Errorf("while redirected: %v", err)
+		}
+		p.end(t, os.Kill)
+		if err := askWeb(t, pair.A, to); err != nil {
+			t.Errorf("after kill -9: %v", err)
+		}
+	})
 }
 
 func askWeb(t *testing.T, from *lab.Host, to netip.AddrPort) error {
@@ -268,6 +292,7 @@ func TestProxyUsage(t *testing.T) {
 		{"proxy --to localhost:80 true", "numeric address"},
 		{"proxy --via ftp://user:secret@h tcp", "socks5, http or https"},
 		{"proxy --via socks5://h --proxy-protocol v1 tcp", "is for --to"},
+		{"proxy --road sockets --to 127.0.0.1:1 tcp", "--road sockets needs --no-hold"},
 		{"proxy --to 127.0.0.1:1 tcp.Syn", "tcp.Syn, which differs"},
 		{"proxy --to 127.0.0.1:1 tcp.DstPrt", "does not compile"},
 	} {

@@ -43,6 +43,11 @@ func (p *Program) Lower() (*Program, error) {
 		return p, nil
 	}
 
+	return p.replace(p.layer, chains), nil
+}
+
+// replace returns a program of a layer in which chains stand for the tests of p; a test without one stays.
+func (p *Program) replace(layer packet.Layer, chains [][]Test) *Program {
 	// Where each test of p starts in the result.
 	start := make([]Target, len(p.tests))
 	n := 0
@@ -63,7 +68,7 @@ func (p *Program) Lower() (*Program, error) {
 			tests = append(tests, t)
 		}
 	}
-	return New(p.layer, tests, p.strict), nil
+	return New(layer, tests, p.strict)
 }
 
 // Targets inside a chain: where the test that the chain replaces goes on, or the next test of the chain.

@@ -17,6 +17,7 @@ import (
 	"github.com/opendivert/divert/internal/linux/cgprog"
 	"github.com/opendivert/divert/internal/linux/cgroup"
 	"github.com/opendivert/divert/internal/linux/codegen"
+	"github.com/opendivert/divert/internal/linux/detour"
 	"github.com/opendivert/divert/internal/linux/eventprog"
 	"github.com/opendivert/divert/internal/linux/inject"
 	"github.com/opendivert/divert/internal/linux/kernel"
@@ -160,6 +161,7 @@ var Features = []*Feature{
 	of(cgroup.Order, nil),
 	of(eventprog.RefuseListen, nil),
 	of(processes.OfPackets, nil),
+	of(detour.Connects, nil),
 }
 
 // of makes a feature of one that the engine goes by. It is tried as the engine does, in the namespace of the prober, unless there is a

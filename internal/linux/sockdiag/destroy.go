@@ -36,7 +36,7 @@ const sockDestroy = 21
 // Destroy aborts a TCP socket: its owner's calls fail with ECONNABORTED, accept with EINVAL. A
 // socket that is gone already is no error.
 func (d *Destroyer) Destroy(f *packet.FlowData) error {
-	request := destroyRequest(f)
+	request := requestFor(f)
 	_, err := d.conn.Execute(netlink.Message{
 		Header: netlink.Header{Type: sockDestroy, Flags: netlink.Request | netlink.Acknowledge},
 		Data:   request[:],
@@ -50,8 +50,8 @@ func (d *Destroyer) Destroy(f *packet.FlowData) error {
 // requestSize is the size of struct inet_diag_req_v2 (linux/inet_diag.h).
 const requestSize = 56
 
-// destroyRequest makes the request that names a socket.
-func destroyRequest(f *packet.FlowData) (b [requestSize]byte) {
+// requestFor makes a request that names a socket.
+func requestFor(f *packet.FlowData) (b [requestSize]byte) {
 	local, remote := f.LocalAddr, f.RemoteAddr
 	b[0] = unix.AF_INET
 	if !local.Is4In6() && local.Is6() {

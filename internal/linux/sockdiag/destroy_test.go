@@ -13,7 +13,7 @@ import (
 )
 
 func TestDestroyRequest(t *testing.T) {
-	b := destroyRequest(&packet.FlowData{
+	b := requestFor(&packet.FlowData{
 		EndpointID: 1<<40 | 3, Protocol: 6, LocalPort: 0x5051, RemotePort: 0x5253,
 		LocalAddr: netip.MustParseAddr("::ffff:10.0.0.1"), RemoteAddr: netip.MustParseAddr("10.0.0.2"),
 	})

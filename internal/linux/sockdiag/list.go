@@ -106,12 +106,11 @@ func list() (list []Socket, protocols map[uint8]bool, err error) {
 
 // dump asks the kernel for the sockets of a family and protocol.
 func dump(conn *netlink.Conn, family, protocol uint8) ([]netlink.Message, error) {
-	const byFamily = 20
 	request := make([]byte, requestSize)
 	request[0], request[1] = family, protocol
 	binary.NativeEndian.PutUint32(request[4:], statesListed)
 	return conn.Execute(netlink.Message{
-		Header: netlink.Header{Type: byFamily, Flags: netlink.Request | netlink.Dump},
+		Header: netlink.Header{Type: sockByFamily, Flags: netlink.Request | netlink.Dump},
 		Data:   request,
 	})
 }

@@ -1,0 +1,461 @@
+//go:build linux
+
+package detour
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"os"
+	"sync"
+
+	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/btf"
+	"github.com/cilium/ebpf/link"
+	"golang.org/x/sys/unix"
+
+	"github.com/opendivert/divert/internal/linux/cgprog"
+	"github.com/opendivert/divert/internal/linux/cgroup"
+	"github.com/opendivert/divert/internal/linux/kernel"
+	"github.com/opendivert/divert/internal/linux/netns"
+	"github.com/opendivert/divert/internal/linux/sockdiag"
+	"github.com/opendivert/divert/internal/prog"
+	"github.com/opendivert/divert/packet"
+)
+
+// Listeners is how many listeners of each family share the connects: as many connections may begin at one port of an application.
+// A power of two.
+const Listeners = 16
+
+// Config says what is led where.
+type Config struct {
+	Filter *prog.Program     // of LayerSocket, see prog.Program.AtConnect
+	Ports  [Listeners]uint16 // of the listeners, at 127.0.0.1 and at ::1
+	Max    int               // aims at a time, with those of ended connections until Forget
+
+	// BySocket says that the program names each of its own sockets (SpareSocket). Otherwise the connects of its process and of
+	// its descendants are known.
+	BySocket bool
+
+	// RefuseLinkLocal refuses connects to link-local addresses with EADDRNOTAVAIL, which are let pass otherwise.
+	RefuseLinkLocal bool
+}
+
+// Aim is where an application wanted to go.
+type Aim struct {
+	Dst     netip.AddrPort // an IPv4 address is never a mapped one
+	Process uint32         // that connected, as the initial namespace numbers it
+	Cookie  uint64         // of the application's socket
+}
+
+// Counts are the counters that the programs keep.
+type Counts struct {
+	Full   uint64 // connects that were refused because there was no room
+	Spared uint64 // connects that matched, of sockets or processes that are spared
+}
+
+// Detour is what a listener has in the kernel. Its methods may be called from several goroutines.
+type Detour struct {
+	maps map[string]*ebpf.Map
+	find *sockdiag.Finder
+
+	mu    sync.Mutex
+	links []link.Link
+}
+
+// ErrNumbers means that processes cannot be named to the programs.
+var ErrNumbers = errors.New("this is not the initial pid namespace, and the kernel's programs number processes as that does")
+
+// Open loads the programs and attaches them to the root of the cgroup hierarchy. The calling thread is in the network namespace
+// whose sockets are meant. The listeners must listen already.
+func Open(cfg Config) (*Detour, error) {
+	d := &Detour{maps: map[string]*ebpf.Map{}}
+	if err := d.open(&cfg); err != nil {
+		return nil, errors.Join(err, d.Close())
+	}
+	return d, nil
+}
+
+func (d *Detour) open(cfg *Config) (err error) {
+	if d.find, err = sockdiag.NewFinder(); err != nil {
+		return err
+	}
+	root, err := cgroup.Open()
+	if err != nil {
+		return err
+	}
+	defer root.Dir.Close() // the links keep the cgroup
+	if !root.Whole {
+		return errPart
+	}
+	if err := d.openMaps(cfg); err != nil {
+		return err
+	}
+	programs, err := load(cfg, d.maps)
+	defer func() { closeAll(programs) }() // the links keep them
+	if err != nil {
+		return err
+	}
+	if err := d.learnOthers(root.Dir); err != nil {
+		return err
+	}
+	for i, p := range programs {
+		if p == nil {
+			continue
+		}
+		l, err := link.AttachRawLink(link.RawLinkOptions{Target: int(root.Dir.Fd()), Program: p, Attach: hooks[i].Attach})
+		if err != nil {
+			return fmt.Errorf("attach %s: %w", hooks[i].Name, err)
+		}
+		d.links = append(d.links, l)
+	}
+	return d.learnOthers(root.Dir) // one may have come before these meanwhile
+}
+
+// Connects: connects can be rewritten. The programs are loaded and not attached.
+var Connects = &kernel.Feature{
+	Name: "rewriting connects", Since: kernel.Version{Major: 5, Minor: 14}, For: "the road of sockets (package redirect, divert proxy --road sockets)",
+	Without: "connections are redirected packet by packet", Remedy: cgroup.Remedy + "; the kernel must have type information (CONFIG_DEBUG_INFO_BTF)",
+	Probe: try, Mutable: true,
+}
+
+func try() error {
+	root, err := cgroup.Open()
+	if err != nil {
+		return err
+	}
+	defer root.Dir.Close()
+	if !root.Whole {
+		return errPart
+	}
+	d := &Detour{maps: map[string]*ebpf.Map{}}
+	cfg := &Config{Filter: prog.Constant(packet.LayerSocket, true), Max: 1}
+	err = d.openMaps(cfg)
+	var programs []*ebpf.Program
+	if err == nil {
+		programs, err = load(cfg, d.maps)
+	}
+	closeAll(programs)
+	return errors.Join(err, d.closeMaps())
+}
+
+var errPart = errors.New("only a part of the cgroup hierarchy can be reached, so connects of other processes would pass; run as root of the host")
+
+func closeAll(programs []*ebpf.Program) {
+	for _, p := range programs {
+		p.Close()
+	}
+}
+
+// programName is that of the programs, so that detours know each other.
+const programName = "divert_detour"
+
+func (d *Detour) openMaps(cfg *Config) error {
+	state := make([]byte, stateSize)
+	for i, p := range cfg.Ports {
+		binary.BigEndian.PutUint16(state[statePorts+4*i:], p)
+	}
+	const preallocNone = 1 << 0 // BPF_F_NO_PREALLOC
+	for _, spec := range []*ebpf.MapSpec{
+		{Name: aimsMap, Type: ebpf.Hash, KeySize: 8, ValueSize: aimSize, MaxEntries: uint32(min(cfg.Max, maxAims)), Flags: preallocNone},
+		{Name: stateMap, Type: ebpf.Array, KeySize: 4, ValueSize: stateSize, MaxEntries: 1, Contents: []ebpf.MapKV{{Key: uint32(0), Value: state}}},
+		{Name: sparedMap, Type: ebpf.Hash, KeySize: 4, ValueSize: 4, MaxEntries: maxSpared, Flags: preallocNone},
+		{Name: socketsMap, Type: ebpf.Hash, KeySize: 8, ValueSize: 4, MaxEntries: 1 << 20, Flags: preallocNone},
+		{Name: othersMap, Type: ebpf.Hash, KeySize: 4, ValueSize: 4, MaxEntries: 1 << 12, Flags: preallocNone},
+	} {
+		m, err := ebpf.NewMap(spec)
+		if errors.Is(err, unix.EPERM) { // the library's hint at locked memory leads astray
+			return fmt.Errorf("the kernel does not let maps be made: %w", unix.EPERM)
+		}
+		if err != nil {
+			return fmt.Errorf("map %s: %w", spec.Name, err)
+		}
+		d.maps[spec.Name] = m
+	}
+	if cfg.BySocket {
+		return nil
+	}
+	return d.SpareProcess(uint32(os.Getpid()))
+}
+
+// maxAims bounds Config.Max.
+const maxAims = 1 << 24
+
+// initialPIDs names the initial pid namespace (include/linux/proc_ns.h, PROC_PID_INIT_INO).
+const initialPIDs = "pid:[4026531836]"
+
+// maxSpared is how many processes can be spared.
+const maxSpared = 1 << 12
+
+// taskLayout says where struct task_struct has what is asked of it.
+type taskLayout struct{ process, parent int32 }
+
+var readTaskLayout = sync.OnceValues(func() (l taskLayout, err error) {
+	spec, err := btf.LoadKernelSpec()
+	if err != nil {
+		return l, err
+	}
+	var task *btf.Struct
+	if err := spec.TypeByName("task_struct", &task); err != nil {
+		return l, fmt.Errorf("struct task_struct: %w", err)
+	}
+	for _, m := range task.Members {
+		switch m.Name {
+		case "tgid":
+			l.process = int32(m.Offset.Bytes())
+		case "real_parent":
+			l.parent = int32(m.Offset.Bytes())
+		}
+	}
+	if l.process == 0 || l.parent == 0 {
+		return l, errors.New("struct task_struct has no tgid or real_parent")
+	}
+	return l, nil
+})
+
+// load loads the programs, in the order of hooks; nil where there is nothing to do. With an error come those that were loaded.
+func load(cfg *Config, maps map[string]*ebpf.Map) (programs []*ebpf.Program, err error) {
+	cookie, err := netns.Cookie()
+	if err != nil {
+		return nil, err
+	}
+	task, err := readTaskLayout()
+	if err != nil {
+		return nil, fmt.Errorf("the kernel's type information, by which the children of processes are known: %w", err)
+	}
+	for i := range hooks {
+		p, err := loadOne(&hooks[i], &builder{cfg: cfg, cookie: cookie, task: task}, maps)
+		if err != nil {
+			return programs, fmt.Errorf("program %s: %w", hooks[i].Name, err)
+		}
+		programs = append(programs, p)
+	}
+	return programs, nil
+}
+
+func loadOne(h *hook, b *builder, maps map[string]*ebpf.Map) (*ebpf.Program, error) {
+	if wanted, err := h.build(b, b.cfg.Filter); !wanted || err != nil {
+		return nil, err
+	}
+	code, err := b.Link()
+	if err != nil {
+		return nil, err
+	}
+	functions, err := b.decider.Functions(code)
+	if err != nil {
+		return nil, err
+	}
+	own := map[string]*ebpf.Map{}
+	defer func() {
+		for _, m := range own {
+			m.Close() // the program keeps it
+		}
+	}()
+	if err := b.decider.OpenSets(own); err != nil {
+		return nil, err
+	}
+	for _, spec := range b.decider.Maps() {
+		if own[spec.Name], err = ebpf.NewMap(spec); err != nil {
+			return nil, err
+		}
+		if err := own[spec.Name].Freeze(); err != nil {
+			return nil, err
+		}
+	}
+	return cgprog.Load(programName, h.Hook, append(code, functions...), maps, own)
+}
+
+// learnOthers enters the ports of the listeners of the detours that stand before this one, of whichever process. What they have led
+// to their listeners is not led on.
+func (d *Detour) learnOthers(root *os.File) error {
+	for _, h := range hooks {
+		if h.Attach != ebpf.AttachCGroupInet4Connect && h.Attach != ebpf.AttachCGroupInet6Connect {
+			continue
+		}
+		attached, err := link.QueryPrograms(link.QueryOptions{Target: int(root.Fd()), Attach: h.Attach})
+		if err != nil {
+			return fmt.Errorf("list the programs at %s: %w", h.Name, err)
+		}
+		for _, a := range attached.Programs {
+			for _, port := range portsOf(a.ID) {
+				if err := d.maps[othersMap].Put(port, uint32(1)); err != nil {
+					return fmt.Errorf("map %s: %w", othersMap, err)
+				}
+			}
+		}
+	}
+	return nil
+}
+
+// portsOf returns the ports of the listeners of a detour, as programs have them, by one of its programs; nothing of other programs.
+func portsOf(id ebpf.ProgramID) (ports []uint32) {
+	p, err := ebpf.NewProgramFromID(id)
+	if err != nil {
+		return nil // gone
+	}
+	defer p.Close()
+	info, err := p.Info()
+	if err != nil || info.Name != programName {
+		return nil
+	}
+	maps, _ := info.MapIDs()
+	for _, id := range maps {
+		m, err := ebpf.NewMapFromID(id)
+		if err != nil {
+			continue
+		}
+		ports = append(ports, portsIn(m)...)
+		m.Close()
+	}
+	return ports
+}
+
+func portsIn(m *ebpf.Map) (ports []uint32) {
+	info, err := m.Info()
+	if err != nil || info.Name != stateMap || info.ValueSize != stateSize {
+		return nil
+	}
+	var state [stateSize]byte
+	if m.Lookup(uint32(0), &state) != nil {
+		return nil
+	}
+	for i := range Listeners {
+		ports = append(ports, binary.NativeEndian.Uint32(state[statePorts+4*i:]))
+	}
+	return ports
+}
+
+// SpareProcess lets the connects of a process and of all its descendants pass, until UnspareProcess. It fails with ErrNumbers where
+// its number is not that by which the kernel knows it.
+func (d *Detour) SpareProcess(id uint32) error {
+	if in, err := os.Readlink("/proc/self/ns/pid"); err != nil || in != initialPIDs {
+		return ErrNumbers
+	}
+	if err := d.maps[sparedMap].Put(id, uint32(1)); err != nil {
+		return fmt.Errorf("spare process %d: %w", id, err)
+	}
+	return nil
+}
+
+// UnspareProcess ends what SpareProcess has begun.
+func (d *Detour) UnspareProcess(id uint32) { _ = d.maps[sparedMap].Delete(id) }
+
+// SpareSocket lets the connects of a socket pass, until Forget: see Config.BySocket.
+func (d *Detour) SpareSocket(fd int) (cookie uint64, err error) {
+	if cookie, err = unix.GetsockoptUint64(fd, unix.SOL_SOCKET, unix.SO_COOKIE); err != nil {
+		return 0, os.NewSyscallError("getsockopt SO_COOKIE", err)
+	}
+	if err := d.maps[socketsMap].Put(cookie, uint32(1)); err != nil {
+		return 0, fmt.Errorf("spare a socket: %w", err)
+	}
+	return cookie, nil
+}
+
+// UnspareSocket ends what SpareSocket has begun.
+func (d *Detour) UnspareSocket(cookie uint64) { _ = d.maps[socketsMap].Delete(cookie) }
+
+// Find returns the aim of a connection, by its two ends: that of the application, and that of the listener.
+func (d *Detour) Find(application, listener netip.AddrPort) (a Aim, ok bool, err error) {
+	s, ok, err := d.find.TCP(application, listener)
+	if !ok || err != nil {
+		return a, false, err
+	}
+	var v [aimSize]byte
+	if err := d.maps[aimsMap].Lookup(s.Cookie, &v); err != nil {
+		if errors.Is(err, ebpf.ErrKeyNotExist) {
+			err = nil
+		}
+		return a, false, err
+	}
+	a, alias := parseAim(v[:])
+	a.Cookie = s.Cookie
+	return a, alias == listener.Port(), nil
+}
+
+// parseAim reads an aim, and the port of its listener.
+func parseAim(v []byte) (a Aim, alias uint16) {
+	var ip [16]byte
+	binary.BigEndian.PutUint64(ip[:], binary.NativeEndian.Uint64(v[aimAddr:]))
+	binary.BigEndian.PutUint64(ip[8:], binary.NativeEndian.Uint64(v[aimAddr+8:]))
+	a.Dst = netip.AddrPortFrom(netip.AddrFrom16(ip).Unmap(), binary.BigEndian.Uint16(v[aimPort:]))
+	a.Process = binary.NativeEndian.Uint32(v[aimProcess:])
+	return a, binary.BigEndian.Uint16(v[aimAlias:])
+}
+
+// Forget removes an aim.
+func (d *Detour) Forget(cookie uint64) { _ = d.maps[aimsMap].Delete(cookie) }
+
+// Released returns the cookies of the aims whose sockets the applications have closed, with the times, CLOCK_MONOTONIC in
+// nanoseconds.
+func (d *Detour) Released() (map[uint64]int64, error) {
+	released := map[uint64]int64{}
+	var cookie uint64
+	var v [aimSize]byte
+	all := d.maps[aimsMap].Iterate()
+	for all.Next(&cookie, &v) {
+		if at := binary.NativeEndian.Uint64(v[aimReleased:]); at != 0 {
+			released[cookie] = int64(at)
+		}
+	}
+	if err := all.Err(); err != nil && !errors.Is(err, ebpf.ErrIterationAborted) { // that means others come and go
+		return released, err
+	}
+	return released, nil
+}
+
+// Counts returns the counters.
+func (d *Detour) Counts() (c Counts) {
+	var state [stateSize]byte
+	if d.maps[stateMap].Lookup(uint32(0), &state) == nil {
+		c.Full = binary.NativeEndian.Uint64(state[stateFull:])
+		c.Spared = binary.NativeEndian.Uint64(state[stateSpared:])
+	}
+	return c
+}
+
+// Detach takes the programs away: connects go directly from its return on. Find still works.
+func (d *Detour) Detach() error {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	var errs []error
+	for i := range d.links {
+		errs = append(errs, d.links[len(d.links)-1-i].Close())
+	}
+	d.links = nil
+	return errors.Join(errs...)
+}
+
+// Close takes everything away. Nothing else may be called any more.
+func (d *Detour) Close() error {
+	errs := []error{d.Detach(), d.closeMaps()}
+	if d.find != nil {
+		errs = append(errs, d.find.Close())
+	}
+	return errors.Join(errs...)
+}
+
+func (d *Detour) closeMaps() (err error) {
+	for _, m := range d.maps {
+		err = errors.Join(err, m.Close())
+	}
+	return err
+}
+
+// Knows returns nil if the kernel tells of a connection's own end, by its two ends, the cookie that it has for programs.
+func (d *Detour) Knows(c *net.TCPConn) error {
+	raw, err := c.SyscallConn()
+	if err != nil {
+		return err
+	}
+	var cookie uint64
+	if e := raw.Control(func(fd uintptr) { cookie, err = unix.GetsockoptUint64(int(fd), unix.SOL_SOCKET, unix.SO_COOKIE) }); e != nil || err != nil {
+		return errors.Join(e, os.NewSyscallError("getsockopt SO_COOKIE", err))
+	}
+	s, ok, err := d.find.TCP(c.LocalAddr().(*net.TCPAddr).AddrPort(), c.RemoteAddr().(*net.TCPAddr).AddrPort())
+	if err == nil && (!ok || s.Cookie != cookie) {
+		err = fmt.Errorf("sock_diag does not find the socket %v", c.LocalAddr())
+	}
+	return err
+}

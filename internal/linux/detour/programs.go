@@ -1,0 +1,357 @@
+//go:build linux
+
+package detour
+
+import (
+	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/asm"
+	"golang.org/x/sys/unix"
+
+	"github.com/opendivert/divert/internal/linux/bpfasm"
+	"github.com/opendivert/divert/internal/linux/cgprog"
+	"github.com/opendivert/divert/internal/linux/codegen"
+	"github.com/opendivert/divert/internal/prog"
+	"github.com/opendivert/divert/packet"
+)
+
+// The stack frame below the record: offsets from R10. A decision uses the frame from codegen.EventScratch on.
+const (
+	frameKey   = codegen.EventFrame - 8    // a key of a map
+	frameValue = frameKey - int16(aimSize) // an aim
+	frameTask  = frameValue - 16           // the address of a task, and its process id
+)
+
+// Offsets in an aim, a value of aimsMap. Numbers are in host byte order unless the text says otherwise.
+const (
+	aimAddr     = 0  // where the application wanted to go: the upper, then the lower 8 bytes; IPv4 mapped
+	aimPort     = 16 // 4 bytes, as the context has it: network byte order
+	aimProcess  = 20 // 4 bytes
+	aimAlias    = 24 // port of the listener, as aimPort
+	aimReleased = 32 // when the application has closed its socket, CLOCK_MONOTONIC in nanoseconds; 0: it has not
+	aimSize     = 40
+)
+
+// Offsets in the one value of stateMap.
+const (
+	stateNext   = 0  // counts the connects: which listener gets the next
+	stateFull   = 8  // connects that were refused because there was no room for their aims
+	stateSpared = 16 // connects that matched, of processes that are spared
+	statePorts  = 24 // the ports of the listeners, 4 bytes each, network byte order
+	stateSize   = statePorts + 4*Listeners
+)
+
+// The names of the maps.
+const (
+	aimsMap    = "divert_aims"
+	stateMap   = "divert_detour"
+	sparedMap  = "divert_spared"  // processes that are spared, with their descendants
+	socketsMap = "divert_sockets" // cookies of sockets that are spared
+	othersMap  = "divert_others"  // ports of the listeners of other detours, as aimPort
+)
+
+// loopback4 is 127.0.0.1, the address of the listeners.
+const loopback4 = 0x7F000001
+
+// generations is how many parents of a process are looked at.
+const generations = 64
+
+// builder generates one of the programs.
+type builder struct {
+	cgprog.Builder
+	cfg     *Config
+	cookie  uint64 // of the network namespace
+	task    taskLayout
+	decider codegen.EventDecider
+}
+
+// hook is a place of a program.
+type hook struct {
+	cgprog.Hook
+	build func(*builder, *prog.Program) (bool, error) // false: there is nothing to do
+}
+
+var hooks = []hook{
+	{cgprog.Hook{Name: "getpeername4", Kind: ebpf.CGroupSockAddr, Attach: ebpf.AttachCgroupInet4GetPeername}, func(b *builder, _ *prog.Program) (bool, error) { return b.peer(cgprog.INET), nil }},
+	{cgprog.Hook{Name: "getpeername6", Kind: ebpf.CGroupSockAddr, Attach: ebpf.AttachCgroupInet6GetPeername}, func(b *builder, _ *prog.Program) (bool, error) { return b.peer(cgprog.INET6), nil }},
+	{cgprog.Hook{Name: "release", Kind: ebpf.CGroupSock, Attach: ebpf.AttachCgroupInetSockRelease}, func(b *builder, _ *prog.Program) (bool, error) { return b.release(), nil }},
+	{cgprog.Hook{Name: "connect4", Kind: ebpf.CGroupSockAddr, Attach: ebpf.AttachCGroupInet4Connect}, func(b *builder, p *prog.Program) (bool, error) { return b.connect(cgprog.INET, p) }},
+	{cgprog.Hook{Name: "connect6", Kind: ebpf.CGroupSockAddr, Attach: ebpf.AttachCGroupInet6Connect}, func(b *builder, p *prog.Program) (bool, error) { return b.connect(cgprog.INET6, p) }},
+}
+
+// begin lets sockets pass that are of other namespaces, or not of TCP.
+func (b *builder) begin(protocol int16) {
+	b.Emit(asm.LoadMem(asm.R2, asm.R1, protocol, asm.Word))
+	b.AllowIf(asm.JNE, asm.R2, cgprog.ProtoTCP)
+	b.Begin(b.cookie)
+}
+
+// connect leads a connect that matches to a listener.
+func (b *builder) connect(family int, p *prog.Program) (bool, error) {
+	b.begin(cgprog.AddrProtocol)
+	b.UnlessRefused()
+	b.Emit(asm.Mov.Imm(asm.R1, 0))
+	for i := int16(0); i < codegen.EventSize; i += 8 {
+		b.Emit(asm.StoreMem(bpfasm.Frame, codegen.EventFrame+i, asm.R1, asm.DWord))
+	}
+	b.ConnectSides(family)
+	b.anyIsLoopback()
+	b.passMany()
+	b.Process()
+	b.Cookie()
+	code, outcome, err := b.decider.Decide(p, codegen.EventHook{Event: packet.EventSocketConnect, Protocol: cgprog.ProtoTCP, LocalUnknown: true})
+	if err != nil || outcome == codegen.Never {
+		return false, err
+	}
+	if outcome == codegen.Depends {
+		b.Emit(code...)
+		b.AllowIf(asm.JEq, asm.R0, 0)
+	}
+	b.passOtherDetours()
+	b.passSpared()
+	b.passLinkLocal()
+	b.refuseBound()
+	b.choose()
+	b.remember()
+	b.rewrite(family)
+	b.Leave(cgprog.Allow)
+	return true, nil
+}
+
+// anyIsLoopback makes the unspecified address what the kernel takes it for: the host itself.
+func (b *builder) anyIsLoopback() {
+	low, end, six := cgprog.Record(codegen.EventRemote)+8, b.NewLabel(), b.NewLabel()
+	b.Emit(asm.LoadMem(asm.R1, bpfasm.Frame, low-8, asm.DWord))
+	b.JumpImm64(asm.JNE, asm.R1, 0, end)
+	b.Emit(asm.LoadMem(asm.R1, bpfasm.Frame, low, asm.DWord))
+	b.JumpImm64(asm.JEq, asm.R1, 0, six)
+	b.Emit(asm.LoadImm(asm.R2, cgprog.Mapped, asm.DWord))
+	b.JumpReg(asm.JNE, asm.R1, asm.R2, end)
+	b.Emit(asm.LoadImm(asm.R1, cgprog.Mapped|loopback4, asm.DWord), asm.StoreMem(bpfasm.Frame, low, asm.R1, asm.DWord))
+	b.Jump(end)
+	b.Mark(six)
+	b.Emit(asm.Mov.Imm(asm.R1, 1), asm.StoreMem(bpfasm.Frame, low, asm.R1, asm.DWord))
+	b.Mark(end)
+}
+
+// passMany lets connects to addresses of many hosts pass; they fail.
+func (b *builder) passMany() {
+	at, six, end, many := cgprog.Record(codegen.EventRemote), b.NewLabel(), b.NewLabel(), b.NewLabel()
+	b.Emit(asm.LoadMem(asm.R1, bpfasm.Frame, cgprog.Record(codegen.EventIPv6), asm.Byte))
+	b.JumpImm64(asm.JNE, asm.R1, 0, six)
+	b.Emit(asm.LoadMem(asm.R1, bpfasm.Frame, at+8, asm.DWord))
+	b.JumpImm32(asm.JEq, asm.R1, 0xFFFFFFFF, many)
+	b.Emit(asm.And.Imm32(asm.R1, -1<<28)) // 224.0.0.0/4
+	b.JumpImm32(asm.JEq, asm.R1, 0xE0000000, many)
+	b.Jump(end)
+	b.Mark(six)
+	b.Emit(asm.LoadMem(asm.R1, bpfasm.Frame, at, asm.DWord), asm.RSh.Imm(asm.R1, 56)) // ff00::/8
+	b.JumpImm64(asm.JNE, asm.R1, 0xFF, end)
+	b.Mark(many)
+	b.Leave(cgprog.Allow)
+	b.Mark(end)
+}
+
+// passOtherDetours lets pass what the detour of another handle has led to its listener.
+func (b *builder) passOtherDetours() {
+	end := b.NewLabel()
+	b.Emit(asm.LoadMem(asm.R1, bpfasm.Frame, cgprog.Record(codegen.EventLoopback), asm.Byte))
+	b.JumpImm64(asm.JEq, asm.R1, 0, end)
+	b.Emit(asm.LoadMem(asm.R1, bpfasm.Context, cgprog.AddrPort, asm.Word), asm.StoreMem(bpfasm.Frame, frameKey, asm.R1, asm.Word))
+	b.LookUp(othersMap, frameKey)
+	b.AllowIf(asm.JNE, asm.R0, 0)
+	b.Mark(end)
+}
+
+// passSpared lets pass what the program connects itself: sockets that it has named, and those of processes that are spared and of
+// all their descendants.
+func (b *builder) passSpared() {
+	spared, next, others := b.NewLabel(), b.NewLabel(), b.NewLabel()
+	if b.cfg.BySocket {
+		b.Emit(asm.LoadMem(asm.R1, bpfasm.Frame, cgprog.Record(codegen.EventEndpoint), asm.DWord),
+			asm.StoreMem(bpfasm.Frame, frameKey, asm.R1, asm.DWord))
+		b.LookUp(socketsMap, frameKey)
+		b.JumpImm64(asm.JNE, asm.R0, 0, spared)
+	}
+	b.Emit(asm.FnGetCurrentTask.Call(), asm.StoreMem(bpfasm.Frame, frameTask, asm.R0, asm.DWord), asm.Mov.Imm(asm.R9, generations))
+	b.Mark(next)
+	b.readTask(b.task.process, frameTask+8, 4)
+	b.Emit(asm.LoadMem(asm.R1, bpfasm.Frame, frameTask+8, asm.Word), asm.StoreMem(bpfasm.Frame, frameKey, asm.R1, asm.Word))
+	b.LookUp(sparedMap, frameKey)
+	b.JumpImm64(asm.JNE, asm.R0, 0, spared)
+	b.Emit(asm.LoadMem(asm.R1, bpfasm.Frame, frameKey, asm.Word))
+	b.JumpImm32(asm.JLE, asm.R1, 1, others)
+	b.readTask(b.task.parent, frameTask, 8)
+	b.Emit(asm.Sub.Imm(asm.R9, 1))
+	b.JumpImm64(asm.JNE, asm.R9, 0, next)
+	b.Jump(others)
+	b.Mark(spared)
+	b.count(stateSpared)
+	b.Leave(cgprog.Allow)
+	b.Mark(others)
+}
+
+// readTask reads a member of the task at frameTask into the frame; zeros if it cannot be read.
+func (b *builder) readTask(member int32, to int16, size int32) {
+	b.Point(asm.R1, to)
+	b.Emit(
+		asm.Mov.Imm(asm.R2, size),
+		asm.LoadMem(asm.R3, bpfasm.Frame, frameTask, asm.DWord),
+		asm.Add.Imm(asm.R3, member),
+		asm.FnProbeReadKernel.Call(),
+	)
+}
+
+// passLinkLocal lets connects to link-local addresses pass, or refuses them: no program is told the interface.
+func (b *builder) passLinkLocal() {
+	end := b.NewLabel()
+	b.Emit(asm.LoadMem(asm.R1, bpfasm.Frame, cgprog.Record(codegen.EventRemote), asm.DWord), asm.RSh.Imm(asm.R1, 54))
+	b.JumpImm64(asm.JNE, asm.R1, 0xFE80>>6, end)
+	if b.cfg.RefuseLinkLocal {
+		b.refuse(unix.EADDRNOTAVAIL)
+	} else {
+		b.Leave(cgprog.Allow)
+	}
+	b.Mark(end)
+}
+
+// refuseBound refuses the connect of a socket that is bound to a device: it cannot get to the loopback interface.
+func (b *builder) refuseBound() {
+	end := b.NewLabel()
+	b.Emit(asm.LoadMem(asm.R1, bpfasm.Context, cgprog.AddrSock, asm.DWord), asm.LoadMem(asm.R1, asm.R1, 0, asm.Word))
+	b.JumpImm64(asm.JEq, asm.R1, 0, end)
+	b.refuse(unix.ENETUNREACH)
+	b.Mark(end)
+}
+
+// refuse ends the program, and the connect with an error.
+func (b *builder) refuse(errno unix.Errno) {
+	b.Emit(asm.Mov.Imm(asm.R1, -int32(errno)), asm.FnSetRetval.Call())
+	b.Leave(cgprog.Refuse)
+}
+
+// count adds one to a counter.
+func (b *builder) count(counter int16) {
+	b.Emit(
+		asm.LoadMapValue(asm.R1, 0, 0).WithReference(stateMap),
+		asm.Mov.Imm(asm.R2, 1),
+		asm.AddAtomic.Mem(asm.R1, asm.R2, asm.DWord, counter),
+	)
+}
+
+// choose leaves the port of the next listener in the aim: connects of one port of the application's to several destinations must
+// not meet, so each goes to another listener.
+func (b *builder) choose() {
+	b.Emit(
+		asm.LoadMapValue(asm.R1, 0, 0).WithReference(stateMap),
+		asm.Mov.Imm(asm.R9, 1),
+		fetchAdd(asm.R1, asm.R9, stateNext),
+		asm.And.Imm(asm.R9, Listeners-1),
+		asm.Mov.Reg(asm.R2, asm.R9),
+		asm.LSh.Imm(asm.R2, 2),
+		asm.Add.Reg(asm.R1, asm.R2),
+		asm.LoadMem(asm.R2, asm.R1, statePorts, asm.Word),
+		asm.StoreMem(bpfasm.Frame, frameValue+aimAlias, asm.R2, asm.Word),
+	)
+}
+
+// fetchAdd adds src to what stands at an address, and leaves in src what stood there before (since Linux 5.12). The library (v0.22)
+// knows the operation but writes it without its number, so that nothing would be left in src.
+func fetchAdd(address, src asm.Register, offset int16) asm.Instruction {
+	const fetchAdd = 0x01 // BPF_ADD | BPF_FETCH
+	ins := asm.FetchAdd.Mem(address, src, asm.DWord, offset)
+	ins.Constant = fetchAdd
+	return ins
+}
+
+// remember enters the aim under the socket's cookie, and refuses the connect if there is no room.
+func (b *builder) remember() {
+	kept := b.NewLabel()
+	for i := int16(0); i < 16; i += 8 {
+		b.Emit(asm.LoadMem(asm.R1, bpfasm.Frame, cgprog.Record(codegen.EventRemote)+i, asm.DWord),
+			asm.StoreMem(bpfasm.Frame, frameValue+aimAddr+i, asm.R1, asm.DWord))
+	}
+	b.Emit(
+		asm.LoadMem(asm.R1, bpfasm.Context, cgprog.AddrPort, asm.Word),
+		asm.StoreMem(bpfasm.Frame, frameValue+aimPort, asm.R1, asm.Word),
+		asm.LoadMem(asm.R1, bpfasm.Frame, cgprog.Record(codegen.EventProcess), asm.Word),
+		asm.StoreMem(bpfasm.Frame, frameValue+aimProcess, asm.R1, asm.Word),
+		asm.Mov.Imm(asm.R1, 0),
+		asm.StoreMem(bpfasm.Frame, frameValue+aimAlias+4, asm.R1, asm.Word),
+		asm.StoreMem(bpfasm.Frame, frameValue+aimReleased, asm.R1, asm.DWord),
+		asm.LoadMem(asm.R1, bpfasm.Frame, cgprog.Record(codegen.EventEndpoint), asm.DWord),
+		asm.StoreMem(bpfasm.Frame, frameKey, asm.R1, asm.DWord),
+	)
+	b.Update(aimsMap, frameKey, frameValue, cgprog.UpdateAny)
+	b.JumpImm64(asm.JEq, asm.R0, 0, kept)
+	b.count(stateFull)
+	b.refuse(unix.EAGAIN)
+	b.Mark(kept)
+}
+
+// rewrite makes a listener of the socket's family the destination.
+func (b *builder) rewrite(family int) {
+	store := func(at int16, word uint32) {
+		b.Emit(asm.Mov.Imm32(asm.R1, int32(word)), asm.HostTo(asm.BE, asm.R1, asm.Word), asm.StoreMem(bpfasm.Context, at, asm.R1, asm.Word))
+	}
+	if family == cgprog.INET {
+		store(cgprog.AddrIP4, loopback4)
+	} else {
+		six, end := b.NewLabel(), b.NewLabel()
+		store(cgprog.AddrIP6, 0)
+		store(cgprog.AddrIP6+4, 0)
+		b.Emit(asm.LoadMem(asm.R2, bpfasm.Frame, cgprog.Record(codegen.EventIPv6), asm.Byte))
+		b.JumpImm64(asm.JNE, asm.R2, 0, six)
+		store(cgprog.AddrIP6+8, 0xFFFF)
+		store(cgprog.AddrIP6+12, loopback4)
+		b.Jump(end)
+		b.Mark(six)
+		store(cgprog.AddrIP6+8, 0)
+		store(cgprog.AddrIP6+12, 1)
+		b.Mark(end)
+	}
+	b.Emit(asm.LoadMem(asm.R1, bpfasm.Frame, frameValue+aimAlias, asm.Word), asm.StoreMem(bpfasm.Context, cgprog.AddrPort, asm.R1, asm.Word))
+}
+
+// peer tells the application where it wanted to go.
+func (b *builder) peer(family int) bool {
+	b.begin(cgprog.AddrProtocol)
+	b.Emit(asm.Mov.Reg(asm.R1, bpfasm.Context), asm.FnGetSocketCookie.Call(), asm.StoreMem(bpfasm.Frame, frameKey, asm.R0, asm.DWord))
+	b.LookUp(aimsMap, frameKey)
+	b.AllowIf(asm.JEq, asm.R0, 0)
+	ours := b.NewLabel()
+	b.Emit(
+		asm.LoadMem(asm.R1, bpfasm.Context, cgprog.AddrPort, asm.Word),
+		asm.LoadMem(asm.R2, asm.R0, aimAlias, asm.Word),
+	)
+	b.JumpReg(asm.JEq, asm.R1, asm.R2, ours) // else the socket has been connected again, to elsewhere
+	b.Leave(cgprog.Allow)
+	b.Mark(ours)
+	b.Emit(asm.LoadMem(asm.R1, asm.R0, aimPort, asm.Word), asm.StoreMem(bpfasm.Context, cgprog.AddrPort, asm.R1, asm.Word))
+	b.Emit(asm.LoadMem(asm.R2, asm.R0, aimAddr+8, asm.DWord))
+	if family == cgprog.INET {
+		b.Emit(asm.HostTo(asm.BE, asm.R2, asm.Word), asm.StoreMem(bpfasm.Context, cgprog.AddrIP4, asm.R2, asm.Word))
+		b.Leave(cgprog.Allow)
+		return true
+	}
+	b.Emit(asm.LoadMem(asm.R1, asm.R0, aimAddr, asm.DWord))
+	for i, r := range []asm.Register{asm.R1, asm.R2} {
+		at := cgprog.AddrIP6 + 8*int16(i)
+		b.Emit(
+			asm.Mov.Reg(asm.R3, r), asm.RSh.Imm(asm.R3, 32), asm.HostTo(asm.BE, asm.R3, asm.Word), asm.StoreMem(bpfasm.Context, at, asm.R3, asm.Word),
+			asm.HostTo(asm.BE, r, asm.Word), asm.StoreMem(bpfasm.Context, at+4, r, asm.Word),
+		)
+	}
+	b.Leave(cgprog.Allow)
+	return true
+}
+
+// release notes that a process has closed a socket.
+func (b *builder) release() bool {
+	b.begin(cgprog.SockProtocol)
+	b.Emit(asm.Mov.Reg(asm.R1, bpfasm.Context), asm.FnGetSocketCookie.Call(), asm.StoreMem(bpfasm.Frame, frameKey, asm.R0, asm.DWord))
+	b.LookUp(aimsMap, frameKey)
+	b.AllowIf(asm.JEq, asm.R0, 0)
+	b.Emit(asm.Mov.Reg(asm.R9, asm.R0), asm.FnKtimeGetNs.Call(), asm.StoreMem(asm.R9, aimReleased, asm.R0, asm.DWord))
+	b.Leave(cgprog.Allow)
+	return true
+}

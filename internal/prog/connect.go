@@ -1,0 +1,94 @@
+package prog
+
+import (
+	"fmt"
+
+	"github.com/opendivert/divert/packet"
+)
+
+// A ConnectError tells which field of a filter is not known when a connection begins.
+type ConnectError struct{ Field Field }
+
+func (e *ConnectError) Error() string {
+	return fmt.Sprintf("the filter tests %v, which is not known before the first packet", e.Field)
+}
+
+// AtConnect returns a program of layer SOCKET that decides about the connect of a TCP socket as p, of layer NETWORK, decides
+// about every packet that the socket would send. It fails with a *ConnectError if p may ask for what is not known then, such
+// as the socket's own port, or what differs between packets.
+func (p *Program) AtConnect() (*Program, error) {
+	chains := make([][]Test, len(p.tests))
+	reached := make([]bool, len(p.tests))
+	reached[0] = true
+	for i := range p.tests { // jumps only go forward
+		if !reached[i] {
+			chains[i] = fixed(false)
+			continue
+		}
+		t := &p.tests[i]
+		chain, ok := connectTest(t)
+		if !ok {
+			return nil, &ConnectError{t.Field}
+		}
+		chains[i] = chain
+		if t.Succ >= 0 && !constantly(chain, false) {
+			reached[t.Succ] = true
+		}
+		if t.Fail >= 0 && !constantly(chain, true) {
+			reached[t.Fail] = true
+		}
+	}
+	return p.replace(packet.LayerSocket, chains), nil
+}
+
+// connectTest returns the chain of tests of an event that stands for a test of a packet, or not ok if there is none.
+func connectTest(t *Test) (chain []Test, ok bool) {
+	as := func(f Field) Test {
+		out := *t
+		out.Field, out.Succ, out.Fail = f, chainSucc, chainFail
+		return out
+	}
+	within := func(family, f Field) []Test {
+		return []Test{{Field: family, Op: OpNe, Succ: chainNext, Fail: chainFail}, as(f)}
+	}
+	switch t.Field {
+	case FieldZero:
+		return []Test{as(t.Field)}, true
+	case FieldOutbound, FieldTCP:
+		return fixed(holdsNarrow(t, 1)), true
+	case FieldInbound, FieldUDP, FieldICMP, FieldICMPv6:
+		return fixed(holdsNarrow(t, 0)), true
+	case FieldUDPSrcPort, FieldUDPDstPort: // no such header
+		return fixed(false), true
+	case FieldIP:
+		return []Test{as(FieldFamilyIP)}, true
+	case FieldIPv6:
+		return []Test{as(FieldFamilyIPv6)}, true
+	case FieldIPProtocol:
+		return within(FieldFamilyIP, FieldProtocol), true
+	case FieldIPDstAddr:
+		return within(FieldFamilyIP, FieldRemoteAddr), true
+	case FieldIPv6DstAddr:
+		return within(FieldFamilyIPv6, FieldRemoteAddr), true
+	case FieldTCPDstPort, FieldRemotePort:
+		return []Test{as(FieldRemotePort)}, true
+	case FieldRemoteAddr, FieldProtocol, FieldProcessID:
+		return []Test{as(t.Field)}, true
+	}
+	return nil, false
+}
+
+// fixed returns a chain that holds, or does not, whatever the packet.
+func fixed(holds bool) []Test {
+	end := chainFail
+	if holds {
+		end = chainSucc
+	}
+	return []Test{{Field: FieldZero, Succ: end, Fail: end}}
+}
+
+// constantly reports whether a chain of fixed was made for an outcome.
+func constantly(chain []Test, holds bool) bool {
+	t := &chain[0]
+	return t.Succ == t.Fail && (t.Succ == chainSucc) == holds
+}

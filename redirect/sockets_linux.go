@@ -1,0 +1,284 @@
+package redirect
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"sync"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/opendivert/divert"
+	"github.com/opendivert/divert/filter"
+	"github.com/opendivert/divert/internal/linux/detour"
+	"github.com/opendivert/divert/internal/prog"
+)
+
+// sockets is the road of sockets: connects of TCP are led to listeners on the loopback interface.
+type sockets struct {
+	l         *Listener
+	detour    *detour.Detour
+	listeners []*net.TCPListener
+
+	mu     sync.Mutex
+	claims map[uint64]claim // by the cookies of the applications' sockets
+	last   *detour.Counts   // the counters at the end, once the detour is closed
+}
+
+// claim is what is known of an aim that has been found.
+type claim struct {
+	conn  *Conn
+	ended time.Time // when the program has closed the connection; zero while it has not
+}
+
+// openSockets makes the road of sockets for a filter, or says why there is none.
+func (l *Listener) openSockets(ctx context.Context, text string) (*sockets, error) {
+	o := &l.options
+	switch {
+	case o.Hold:
+		return nil, errors.New("Options.Hold: a connect cannot be held in the kernel")
+	case o.Exclude != nil:
+		return nil, errors.New("Options.Exclude: the kernel cannot ask it")
+	case o.ownOpen:
+		return nil, errors.New("Options.Open has the packets of another network")
+	case o.Engine == divert.EngineInterpreter:
+		return nil, errors.New("Options.Engine is the interpreter, and connects are decided in the kernel")
+	}
+	p, err := filter.Compile(text, divert.LayerNetwork, filter.Extended)
+	if err != nil {
+		return nil, err
+	}
+	at, err := (*prog.Program)(p).AtConnect()
+	if err != nil {
+		return nil, err
+	}
+	s := &sockets{l: l, claims: map[uint64]claim{}}
+	if err := s.open(ctx, at); err != nil {
+		return nil, errors.Join(err, s.close())
+	}
+	return s, nil
+}
+
+func (s *sockets) open(ctx context.Context, p *prog.Program) error {
+	cfg := detour.Config{Filter: p, Max: s.l.options.MaxConns + aimsEnded, BySocket: s.l.options.OwnByDial, RefuseLinkLocal: s.l.options.Road == RoadSockets}
+	for i := range cfg.Ports {
+		port, err := s.listen(ctx)
+		if err != nil {
+			return err
+		}
+		cfg.Ports[i] = port
+	}
+	var err error
+	if s.detour, err = detour.Open(cfg); err != nil {
+		return err
+	}
+	for _, k := range s.listeners {
+		if err := s.try(ctx, k); err != nil {
+			return fmt.Errorf("a connection over the loopback interface, to try it: %w", err)
+		}
+	}
+	return nil
+}
+
+// aimsEnded is how many aims there is room for of connections that have ended, until they are forgotten.
+const aimsEnded = 1 << 12
+
+// sameTries is how often a port is looked for that is free in both families.
+const sameTries = 20
+
+// listen opens a listener for each family at one port of the loopback interface. Without IPv6 there is one for IPv4.
+func (s *sockets) listen(ctx context.Context) (port uint16, err error) {
+	config := net.ListenConfig{}
+	config.SetMultipathTCP(false) // its sockets are not those that sock_diag tells of
+	for range sameTries {
+		four, err := config.Listen(ctx, "tcp4", "127.0.0.1:0")
+		if err != nil {
+			return 0, err
+		}
+		at := four.Addr().(*net.TCPAddr).AddrPort()
+		six, err := config.Listen(ctx, "tcp6", netip.AddrPortFrom(netip.IPv6Loopback(), at.Port()).String())
+		switch {
+		case errors.Is(err, unix.EADDRINUSE):
+			_ = four.Close()
+			continue
+		case err == nil:
+			s.listeners = append(s.listeners, six.(*net.TCPListener))
+		case errors.Is(err, unix.EADDRNOTAVAIL), errors.Is(err, unix.EAFNOSUPPORT): // nobody connects by IPv6 then
+		default:
+			_ = four.Close()
+			return 0, err
+		}
+		s.listeners = append(s.listeners, four.(*net.TCPListener))
+		return at.Port(), nil
+	}
+	return 0, errors.New("no port is free for IPv4 and IPv6 both")
+}
+
+// tryWait is how long a connection of the host to itself may take.
+const tryWait = 2 * time.Second
+
+// try connects to a listener: where the loopback interface is down, or a firewall lets nothing pass there, or sockets cannot
+// be found, the road leads nowhere.
+func (s *sockets) try(ctx context.Context, k *net.TCPListener) error {
+	ctx, cancel := context.WithTimeout(ctx, tryWait)
+	defer cancel()
+	d := net.Dialer{Control: s.own(new(uint64))}
+	c, err := d.DialContext(ctx, "tcp", k.Addr().String())
+	if err != nil {
+		return err
+	}
+	defer c.Close()
+	_ = k.SetDeadline(time.Now().Add(tryWait))
+	in, err := k.AcceptTCP()
+	if err != nil {
+		return err
+	}
+	defer in.Close()
+	_ = k.SetDeadline(time.Time{})
+	return s.detour.Knows(c.(*net.TCPConn))
+}
+
+// own returns a function for net.Dialer.Control that makes a socket known as the program's own, and stores its cookie.
+func (s *sockets) own(cookie *uint64) func(network, address string, raw syscall.RawConn) error {
+	return func(_, _ string, raw syscall.RawConn) (err error) {
+		if !s.l.options.OwnByDial {
+			return nil
+		}
+		if e := raw.Control(func(fd uintptr) { *cookie, err = s.detour.SpareSocket(int(fd)) }); e != nil {
+			return e
+		}
+		return err
+	}
+}
+
+// forget ends what own has begun.
+func (s *sockets) forget(cookie uint64) { s.detour.UnspareSocket(cookie) }
+
+// spare and unspare say whether the connects of a process and of its descendants pass.
+func (s *sockets) spare(id uint32) error { return s.detour.SpareProcess(id) }
+func (s *sockets) unspare(id uint32)     { s.detour.UnspareProcess(id) }
+
+// start serves the listeners, in the background of l.
+func (s *sockets) start() {
+	for _, k := range s.listeners {
+		s.l.background.Go(func() { s.l.accept(k, func(c *net.TCPConn) { s.arrive(c, k) }) })
+	}
+	s.l.background.Go(s.sweep)
+}
+
+// arrive takes a connection, and finds out whose it is.
+func (s *sockets) arrive(c *net.TCPConn, k *net.TCPListener) {
+	from := unmapped(c.RemoteAddr())
+	aim, ok, err := s.detour.Find(from, unmapped(c.LocalAddr()))
+	if err != nil || !ok {
+		if err == nil {
+			s.l.strangers.Add(1)
+		}
+		abort(c)
+		return
+	}
+	f := &flow{ends: ends{from, aim.Dst}, process: aim.Process}
+	f.who, f.whoErr = s.l.lookup(aim.Process)
+	conn := &Conn{Conn: c, l: s.l, flow: f}
+	conn.ended = func() { s.ended(aim.Cookie, conn) }
+	s.mu.Lock()
+	s.claims[aim.Cookie] = claim{conn: conn}
+	s.mu.Unlock()
+	s.l.redirected.Add(1)
+	s.l.deliver(conn)
+}
+
+// ended notes that the program has closed a connection.
+func (s *sockets) ended(cookie uint64, c *Conn) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.claims[cookie].conn == c {
+		s.claims[cookie] = claim{c, time.Now()}
+	}
+}
+
+// Times after which an aim is forgotten.
+const (
+	aimSweep     = 2 * time.Second
+	aimReleased  = 2 * time.Second  // the application has closed its socket, and the connection has been accepted
+	aimUnclaimed = 60 * time.Second // the application has closed its socket, and nobody has accepted the connection
+	aimEnded     = 60 * time.Second // the program has closed the connection, and the application not yet
+)
+
+// sweep forgets the aims that nobody needs any more.
+func (s *sockets) sweep() {
+	tick := time.NewTicker(aimSweep)
+	defer tick.Stop()
+	for {
+		select {
+		case <-s.l.ctx.Done():
+			return
+		case now := <-tick.C:
+			var ts unix.Timespec
+			if unix.ClockGettime(unix.CLOCK_MONOTONIC, &ts) == nil {
+				s.forgetEnded(now, ts.Nano())
+			}
+		}
+	}
+}
+
+// forgetEnded does that at a time, as time.Now and as CLOCK_MONOTONIC in nanoseconds.
+func (s *sockets) forgetEnded(now time.Time, monotonic int64) {
+	released, _ := s.detour.Released() // what it has not come to, it comes to the next time
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for cookie, at := range released {
+		_, claimed := s.claims[cookie]
+		if age := time.Duration(monotonic - at); claimed && age > aimReleased || age > aimUnclaimed {
+			s.detour.Forget(cookie)
+			delete(s.claims, cookie)
+		}
+	}
+	for cookie, c := range s.claims {
+		if !c.ended.IsZero() && now.Sub(c.ended) > aimEnded {
+			s.detour.Forget(cookie)
+			delete(s.claims, cookie)
+		}
+	}
+}
+
+// detach lets new connects go directly.
+func (s *sockets) detach() error { return s.detour.Detach() }
+
+// closeListeners ends the listeners.
+func (s *sockets) closeListeners() {
+	for _, k := range s.listeners {
+		_ = k.Close()
+	}
+}
+
+// close takes everything away, but the counters.
+func (s *sockets) close() (err error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.detour != nil {
+		c := s.detour.Counts()
+		s.last, err = &c, s.detour.Close()
+	}
+	s.closeListeners()
+	return err
+}
+
+// counts returns how many connects were spared, and refused because there were too many.
+func (s *sockets) counts() (spared, full uint64) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	c := s.last
+	if c == nil {
+		now := s.detour.Counts()
+		c = &now
+	}
+	return c.Spared, c.Full
+}
+
+// addr returns the address of a listener.
+func (s *sockets) addr() net.Addr { return s.listeners[0].Addr() }
