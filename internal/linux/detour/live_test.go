@@ -124,9 +124,13 @@ func (c *client) ends(t *testing.T) (local, peer netip.AddrPort) {
 func (c *client) alias(t *testing.T, d *led) (at netip.AddrPort, in net.Conn) {
 	t.Helper()
 	local, _ := c.ends(t)
-	for _, l := range d.listeners {
-		_ = l.(*net.TCPListener).SetDeadline(time.Now().Add(time.Millisecond))
-		if in, err := l.Accept(); err == nil {
+	for end := time.Now().Add(patience); time.Now().Before(end); {
+		for _, l := range d.listeners {
+			_ = l.(*net.TCPListener).SetDeadline(time.Now().Add(time.Millisecond))
+			in, err := l.Accept()
+			if err != nil {
+				continue
+			}
 			t.Cleanup(func() { in.Close() })
 			if from := in.RemoteAddr().(*net.TCPAddr).AddrPort(); from.Port() != local.Port() {
 				t.Fatalf("%v has come, want port %d", from, local.Port())
@@ -137,6 +141,9 @@ func (c *client) alias(t *testing.T, d *led) (at netip.AddrPort, in net.Conn) {
 	t.Fatal("no listener has been connected to")
 	return at, nil
 }
+
+// patience is how long a test waits for what must come.
+const patience = 30 * time.Second
 
 func sockaddr(t *testing.T, text string) unix.Sockaddr {
 	t.Helper()

@@ -3,7 +3,6 @@
 package sockdiag
 
 import (
-	"encoding/binary"
 	"errors"
 	"fmt"
 	"net/netip"
@@ -60,5 +59,5 @@ func (f *Finder) TCP(local, remote netip.AddrPort) (s Socket, ok bool, err error
 		return s, false, nil
 	}
 	s, ok = parse(messages[0].Data, protoTCP)
-	return s, ok && binary.BigEndian.Uint16(messages[0].Data[6:]) == remote.Port(), nil // else it is a listener
+	return s, ok && s.Remote.Port() == remote.Port(), nil // else it is a listener
 }
