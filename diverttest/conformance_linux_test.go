@@ -72,8 +72,9 @@ func (l *live) addrs() (host, peer netip.AddrPort) {
 	return l.host.LocalAddr().(*net.UDPAddr).AddrPort(), l.peer.LocalAddr().(*net.UDPAddr).AddrPort()
 }
 
-func (l *live) link() uint32 { return uint32(l.pair.LinkA.Index()) }
-func (l *live) settle()      { time.Sleep(30 * time.Millisecond) }
+func (l *live) link() uint32     { return uint32(l.pair.LinkA.Index()) }
+func (l *live) linkName() string { return l.pair.LinkA.Name() }
+func (l *live) settle()          { time.Sleep(30 * time.Millisecond) }
 
 func (l *live) out(payload string) { l.write(l.host, l.peer, payload) }
 func (l *live) in(payload string)  { l.write(l.peer, l.host, payload) }

@@ -28,8 +28,9 @@ type world interface {
 	expectIn(payloads ...string)  // these, and no others, have reached the host's socket
 	forget()                      // what has left the host since
 	addrs() (host, peer netip.AddrPort)
-	link() uint32 // the host's interface to its peer
-	settle()      // gives what must not come the time to come
+	link() uint32     // the host's interface to its peer
+	linkName() string // its name
+	settle()          // gives what must not come the time to come
 
 	// bind has the host bind a UDP socket to a port of its address and close it, and reports whether that was allowed.
 	bind(port uint16) bool
@@ -457,6 +458,31 @@ var expectations = []expectation{
 		_, err = h.Set("blokced")
 		p.fails(err, divert.ErrInvalid, 87)
 	}},
+	{"an interface by its name", func(p *player) {
+		name := p.linkName()
+		h := p.handle(fmt.Sprintf("udp and iface == %q", name), divert.WithFlags(divert.Drop))
+		others := p.handle(fmt.Sprintf("udp and iface not in {%q, \"nosuch\"}", name), pri(-1), divert.WithFlags(divert.Drop))
+		p.out("a")
+		p.in("b")
+		p.expectOut()
+		p.expectIn()
+		p.counts(h, divert.Stats{Matched: 2, Dropped: 2})
+		p.ok(h.SetFilter(`udp and iface == "nosuch"`))
+		p.out("c")
+		p.in("d")
+		p.expectOut("c")
+		p.expectIn("d")
+		p.ok(h.SetFilter(fmt.Sprintf("outbound and udp and iface in {\"nosuch\", %q}", name)))
+		p.out("e")
+		p.in("f")
+		p.expectOut()
+		p.expectIn("f")
+		p.counts(h, divert.Stats{Matched: 3, Dropped: 3})
+		p.counts(others, divert.Stats{})
+		if _, err := p.open("iface == " + name); wincode.Of(err) != 87 {
+			p.Errorf("a name without quotes: %v", err)
+		}
+	}},
 	{"a set of several handles, which outlives them", func(p *player) {
 		ports := filter.NewNumberSet()
 		with := divert.WithSet("ports", ports)
@@ -840,8 +866,9 @@ func (f *fake) addrs() (host, peer netip.AddrPort) {
 	return netip.MustParseAddrPort("10.77.0.1:4001"), netip.MustParseAddrPort("10.77.0.2:4002")
 }
 
-func (f *fake) link() uint32 { return diverttest.Link }
-func (f *fake) settle()      {}
+func (f *fake) link() uint32     { return diverttest.Link }
+func (f *fake) linkName() string { return "eth0" }
+func (f *fake) settle()          {}
 
 func (f *fake) out(payload string) {
 	host, peer := f.addrs()

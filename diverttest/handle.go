@@ -42,7 +42,7 @@ func (n *Network) open(cfg engine.Config) (engine.Handle, error) {
 	defer n.mu.Unlock()
 	n.opened++
 	h := &handle{
-		net: n, cfg: cfg, layer: cfg.Program.Layer(), program: cfg.Program, born: n.now(),
+		net: n, cfg: cfg, layer: cfg.Program.Layer(), program: n.known(cfg.Program), born: n.now(),
 		place: place{priority: int(cfg.Priority), opened: n.opened}, tag: newTag(),
 	}
 	h.queue = backlog.New(backlog.Config{Layer: h.layer, Limits: cfg.Limits, Now: n.now, Tick: clock.Tick(), Dropped: h.lost})
@@ -134,7 +134,7 @@ func (h *handle) SetLimits(l engine.Limits) error {
 // SetFilter implements engine.Handle.
 func (h *handle) SetFilter(p *prog.Program) error {
 	return h.change(func() {
-		h.program = p
+		h.program = h.net.known(p)
 		h.flows.Revoke()
 	})
 }

@@ -12,6 +12,7 @@ import (
 	"github.com/opendivert/divert/filter"
 	"github.com/opendivert/divert/internal/clock"
 	"github.com/opendivert/divert/internal/engine"
+	"github.com/opendivert/divert/internal/prog"
 	"github.com/opendivert/divert/packet"
 )
 
@@ -31,18 +32,20 @@ type Network struct {
 	handles   []*handle // open, from the highest to the lowest
 	opened    uint64    // how many handles were ever opened
 	devices   map[uint32]bool
+	names     map[string]uint32          // the devices that have names
 	flows     map[packet.FlowData]uint64 // established and not deleted, with the value of opened then
 	refuse    func(*divert.Packet) error
 	delivered []divert.Packet
 	changed   chan struct{} // closed and replaced when something is delivered
 }
 
-// New returns a network without handles, with the interfaces Loopback and Link.
+// New returns a network without handles, with the interfaces Loopback, called lo, and Link, called eth0.
 func New() *Network {
 	return &Network{
 		start:   time.Now(),
 		origin:  clock.Now(),
 		devices: map[uint32]bool{Loopback: true, Link: true},
+		names:   map[string]uint32{"lo": Loopback, "eth0": Link},
 		flows:   make(map[packet.FlowData]uint64),
 		changed: make(chan struct{}),
 	}
@@ -77,6 +80,32 @@ func (n *Network) AddInterface(ifIdx uint32) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	n.add(ifIdx)
+}
+
+// NameInterface gives an interface a name, for filters that ask for it, iface == "eth0", and takes that name from another
+// interface. The interface is there from now on; 0 makes the name one that no interface has. What the interface was called before
+// goes on meaning it, as it does for handles of Linux.
+func (n *Network) NameInterface(ifIdx uint32, name string) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.add(ifIdx)
+	n.names[name] = ifIdx
+	for _, h := range n.handles {
+		n.tellNames(h.program)
+	}
+}
+
+// known returns a program with the interfaces of the network.
+func (n *Network) known(p *prog.Program) *prog.Program {
+	p = p.OwnInterfaces()
+	n.tellNames(p)
+	return p
+}
+
+func (n *Network) tellNames(p *prog.Program) {
+	for _, i := range p.Interfaces() {
+		_ = i.SetInterface(n.names[i.Name]) // one value always finds room
+	}
 }
 
 func (n *Network) add(ifIdx uint32) {

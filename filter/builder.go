@@ -181,7 +181,7 @@ func testFor(t prog.Test, layer packet.Layer) (prog.Test, *Error) {
 		return t, testError(ErrBadTokenForLayer, &t, msg, hint)
 	}
 	t.Field = extendedField(t.Field, layer)
-	if t.Named != nil && !t.Field.TakesNamed() {
+	if t.Named != nil && !t.Named.Interface && !t.Field.TakesNamed() {
 		return t, testError(ErrBadSet, &t, notForSets(t.Field.String()), hintNotForSets(t.Field))
 	}
 	if info.Boolean || t.Named != nil { // there is nothing that it is compared with

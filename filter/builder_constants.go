@@ -19,6 +19,8 @@ const (
 	FlowBytes        = Number[uint32](prog.FieldFlowBytes)
 	FlowWayPackets   = Number[uint32](prog.FieldFlowWayPackets)
 	FlowWayBytes     = Number[uint32](prog.FieldFlowWayBytes)
+	Interface        = Name(prog.FieldInterface) // iface, extended dialect only
+	Process          = Name(prog.FieldProcess)   // extended dialect only
 	IfIdx            = Number[uint32](prog.FieldIfIdx)
 	SubIfIdx         = Number[uint32](prog.FieldSubIfIdx)
 	Length           = Number[uint32](prog.FieldLength)

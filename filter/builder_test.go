@@ -218,6 +218,7 @@ func TestBuilderReachesEveryField(t *testing.T) {
 	v4 := netip.MustParseAddr("127.0.0.1")
 	all := []Condition{
 		True, False, Zero, Inbound, Outbound, Loopback, Impostor, Fragment, IfIdx.Eq(1), SubIfIdx.Eq(1),
+		Interface.Eq("eth0"), Process.Eq("curl"),
 		ProcessID.Eq(1), LocalAddr.Eq(loopback), RemoteAddr.Eq(loopback), LocalPort.Eq(1), RemotePort.Eq(1),
 		Protocol.Eq(1), EndpointID.Eq(1), ParentEndpointID.Eq(1), HandleLayer.Eq(1), Priority.Eq(1), Event.Eq(1),
 		Length.Eq(100), Timestamp.Eq(1), Random8.Eq(1), Random16.Eq(1), Random32.Eq(1),

@@ -45,6 +45,11 @@ func FuzzCompile(f *testing.F) {
 			f.Add(row.filter, uint8(row.layer))
 		}
 	}
+	for _, text := range []string{
+		`iface == "eth0"`, `not iface in {"a", "b\"", "\x1b\\"} or tcp`, `process not in {"curl", "wget"}`, `iface != "`, `process == "\x`,
+	} {
+		f.Add(text, uint8(packet.LayerNetwork))
+	}
 	f.Fuzz(func(t *testing.T, text string, number uint8) {
 		layer := packet.Layer(number % uint8(packet.NumLayers+1))
 		strict, strictErr := compiled(text, layer, Strict)
@@ -108,7 +113,7 @@ func checkFuzzProgram(t *testing.T, p *prog.Program) {
 		if test.Field == prog.FieldTrue || test.Field == prog.FieldFalse || test.Field.Info().Name == "" {
 			t.Fatalf("test %d of field %d", i, test.Field)
 		}
-		if (test.Op == prog.OpIn || test.Op == prog.OpNotIn) != (test.Set != nil) {
+		if (test.Op == prog.OpIn || test.Op == prog.OpNotIn) != (test.Set != nil || test.Named != nil) {
 			t.Fatalf("test %d: operator %d, set %v", i, test.Op, test.Set)
 		}
 	}
@@ -144,7 +149,10 @@ func withSetTexts(tests []prog.Test) []comparableTest {
 		if t.Set != nil {
 			all[i].set = setText(t.Set)
 		}
-		t.Set = nil
+		if t.Named != nil {
+			all[i].set = t.Named.String()
+		}
+		t.Set, t.Named = nil, nil
 		all[i].Test = t
 	}
 	return all

@@ -167,7 +167,8 @@ var extendedErrors = []struct {
 	{"nothing similar", atNetwork, "qwertyuiop", ErrBadToken, 0, "qwertyuiop", ""},
 	{"single ampersand", atNetwork, "tcp & udp", ErrBadToken, 4, "&", "&&"},
 	{"single bar", atNetwork, "tcp | udp", ErrBadToken, 4, "|", "||"},
-	{"quotes", atNetwork, `tcp == "1"`, ErrBadToken, 7, `"`, "quoted"},
+	{"quotes", atNetwork, `tcp == "1"`, ErrUnexpectedToken, 7, `"1"`, "iface and process are"},
+	{"single quotes", atNetwork, `tcp == '1'`, ErrBadToken, 7, `'`, "double quotes"},
 	{"not ASCII", atNetwork, "tcp é", ErrBadToken, 4, "é", ""},
 	{"field of other layers", atNetwork, "endpointId == 4", ErrBadTokenForLayer, 0, "endpointId", "FLOW, SOCKET"},
 	{"process of a forwarded packet", atForward, "processId == 4", ErrBadTokenForLayer, 0, "processId", "NETWORK, FLOW, SOCKET, REFLECT"},
@@ -344,7 +345,7 @@ func TestSnippet(t *testing.T) {
 
 func TestFields(t *testing.T) {
 	fields := Fields()
-	if want := int(prog.NumSpecFields) + len("tf") + 6; len(fields) != want {
+	if want := int(prog.NumSpecFields) + len("tf") + 8; len(fields) != want {
 		t.Fatalf("got %d fields, want %d", len(fields), want)
 	}
 	for _, f := range fields {
@@ -352,6 +353,9 @@ func TestFields(t *testing.T) {
 			t.Errorf("incomplete: %+v", f)
 		}
 		text := f.Name
+		if f.Kind == KindName {
+			text += ` == "x"`
+		}
 		if f.Kind == KindBytes {
 			text += "[0]"
 		}
@@ -364,6 +368,12 @@ func TestFields(t *testing.T) {
 			continue // their ends are no comparisons, or depend on the layer
 		}
 		for _, end := range []string{f.Min, f.Max} {
+			if f.Kind == KindName {
+				if end != "" {
+					t.Errorf("%s has the end %q", f.Name, end)
+				}
+				continue
+			}
 			if _, err := compiled(text+" == "+end, f.Layers[0], Extended); err != nil {
 				t.Error(err)
 			}

@@ -411,6 +411,7 @@ func FuzzFormat(f *testing.F) {
 		"remoteAddr in {10.0.0.0/8, fe80::/10, ::1} and not (tcp.DstPort in {1-5, 80} or udp)",
 		"ipv6.SrcAddr in {::ffff:0:0/100, ::ffff:1.2.3.4-::ffff:1.2.3.9}", "localAddr not in {::fffe:ffff:ffff, 0.0.0.0}",
 		"not (tcp? udp: not (icmp and ip))", "ip.Id in {1, 5-9} or packet[3] not in {0x10-0x20}",
+		`not iface in {"a", "b\"", "\x1b\\"} or tcp`, `process not in {"curl", "\xff", "é"} and not (iface == "lo")`,
 	} {
 		f.Add(uint64(i), uint8(packet.LayerNetwork), text)
 	}

@@ -24,6 +24,9 @@ const (
 	wantElement
 	wantCloseSet
 	wantPrefix
+	wantNameTest
+	wantName
+	wantNames
 )
 
 var expectationTexts = [...]string{
@@ -39,6 +42,9 @@ var expectationTexts = [...]string{
 	wantElement:     "a value or a range was expected in the set",
 	wantCloseSet:    `"," or "}" was expected`,
 	wantPrefix:      "a prefix length was expected",
+	wantNameTest:    `"==", "!=" or "in" was expected`,
+	wantName:        "a name in quotes was expected",
+	wantNames:       `"{" was expected after "in"`,
 }
 
 // hintStrictSets is for sets in the strict dialect.
@@ -93,6 +99,10 @@ func (p *parser) hint(want expectation) string {
 			return "a named set stands without braces: " + p.membershipText()
 		}
 		return "as in {80, 443, 8000-8999}"
+	case wantNameTest:
+		return p.nameHint()
+	case wantNames:
+		return "as in " + shortened(p.text[p.last.start:p.last.field]) + ` in {"` + exampleName(p.last.start, p) + `", …}`
 	case wantOpenSet:
 		return "as in " + shortened(p.text[p.last.start:p.last.field]) + " in {80, 443, 8000-8999}, or in @ports"
 	}
@@ -125,6 +135,8 @@ func (p *parser) fieldHint() string {
 		return ""
 	case tokNamed:
 		return "a set stands behind a field: remoteAddr in " + text
+	case tokText:
+		return "a name stands behind a field: iface == " + text
 	case tokNumber:
 		return p.lonelyNumberHint(text)
 	case tokOpen:
@@ -180,6 +192,8 @@ func (p *parser) numberHint() string {
 		return "fields can be compared with numbers and addresses only"
 	case tokNamed:
 		return "write " + p.membershipText()
+	case tokText:
+		return "iface and process are compared with names, nothing else is"
 	case tokOpenSet:
 		return "write " + shortened(p.text[p.last.start:p.last.field]) + " in {…}"
 	case tokEq, tokLt, tokGt, tokNot:
@@ -271,8 +285,13 @@ func (l *lexer) characterHint(c string) string {
 		return "\"and\" is written && or and"
 	case "|":
 		return "\"or\" is written || or or"
-	case "\"", "'":
-		return "nothing is quoted in filters"
+	case "\"":
+		return "names in quotes belong to the extended dialect; in this one nothing is quoted"
+	case "'":
+		if l.dialect == Strict {
+			return "nothing is quoted in filters"
+		}
+		return `names stand in double quotes, as in iface == "eth0"; nothing else is quoted`
 	case "@":
 		return "a compiled filter must start with @ at the very first byte"
 	case "{", "}", ",":
@@ -304,7 +323,7 @@ func foreignField(f prog.Field, layer packet.Layer, d Dialect) (msg, hint string
 	info := f.Info()
 	hint = fmt.Sprintf("%s exists at %s", f, info.In(d == Strict))
 	switch {
-	case f == prog.FieldProcessID && layer == packet.LayerForward:
+	case f.OfProcess() && layer == packet.LayerForward:
 		hint = "forwarded packets belong to no process of this host; " + hint
 	case info.In(d == Strict) == 0:
 		hint = fmt.Sprintf("%s exists in the extended dialect only, at %s", f, info.More)

@@ -17,6 +17,7 @@ const (
 	KindIPv6   = FieldKind(prog.KindIPv6)   // IPv6 address
 	KindAddr   = FieldKind(prog.KindAddr)   // address of either family, IPv4 ones mapped (::ffff:a.b.c.d)
 	KindBytes  = FieldKind(prog.KindBytes)  // element of a byte sequence, written with an index: packet16[2]
+	KindName   = FieldKind(prog.KindName)   // name, written in quotes: "eth0"
 )
 
 // String returns the kind in words.
@@ -27,8 +28,8 @@ type FieldInfo struct {
 	Name   string
 	Kind   FieldKind
 	Layers []packet.Layer // the layers that have the field in the extended dialect
-	Min    string         // the least value, as it is written in filters
-	Max    string         // the greatest value
+	Min    string         // the least value, as it is written in filters; "" for KindName, whose values have no order
+	Max    string         // the greatest value; the same
 	Size   int            // KindBytes: size of an element in bytes; otherwise 0
 	Doc    string         // what the field is, a few words in English
 }
@@ -60,6 +61,9 @@ func describe(f prog.Field) FieldInfo {
 		lo, hi = info.Lo, info.Hi
 	case prog.FieldIPv6FlowLabel:
 		d.Doc = prog.FieldFlowLabel.Info().Doc
+	}
+	if info.Kind == prog.KindName {
+		return d
 	}
 	d.Min, d.Max = boundText(lo, info.Kind), boundText(hi, info.Kind)
 	return d

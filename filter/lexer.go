@@ -2,6 +2,7 @@ package filter
 
 import (
 	"fmt"
+	"strconv"
 	"strings"
 
 	"github.com/opendivert/divert/internal/prog"
@@ -133,8 +134,11 @@ func (l *lexer) read() token {
 				return l.symbol(p.kind, 1)
 			}
 		}
-		if rest[0] == '@' {
+		switch rest[0] {
+		case '@':
 			return l.readName()
+		case '"':
+			return l.readText()
 		}
 	}
 	return l.bad(l.illegal())
@@ -156,6 +160,45 @@ func (l *lexer) readName() token {
 			fmt.Sprintf("it may have %d characters", MaxName)))
 	}
 	return l.symbol(tokNamed, length)
+}
+
+// readText reads the name in quotes at l.i. Behind a backslash stands a quote, a backslash, or x and a byte in two
+// hexadecimal digits.
+func (l *lexer) readText() token {
+	start := l.i
+	var text []byte
+	for i := start + 1; i < len(l.text); i++ {
+		switch c := l.text[i]; c {
+		case '"':
+			l.i = i + 1
+			return token{kind: tokText, text: string(text), pos: start, end: i + 1}
+		case '\\':
+			c, n := unescape(l.text[i+1:])
+			if n == 0 {
+				return l.bad(l.at(ErrBadToken, i, min(i+2, len(l.text)), "a backslash in a name stands before a quote, a backslash or x",
+					`as in \", \\ or \x1b`))
+			}
+			text = append(text, c)
+			i += n
+		default:
+			text = append(text, c)
+		}
+	}
+	return l.bad(l.at(ErrBadToken, start, len(l.text), "the name is not closed", `a name stands between quotes: iface == "eth0"`))
+}
+
+// unescape returns the byte that what follows a backslash stands for, and how many bytes that is; 0 if it stands for nothing.
+func unescape(s string) (c byte, n int) {
+	switch {
+	case s == "":
+	case s[0] == '"' || s[0] == '\\':
+		return s[0], 1
+	case s[0] == 'x' && len(s) >= 3:
+		if v, err := strconv.ParseUint(s[1:3], 16, 8); err == nil {
+			return byte(v), 3
+		}
+	}
+	return 0, 0
 }
 
 // readWord reads the word at l.i.

@@ -69,7 +69,10 @@ func putNamed(t *prog.Test, n *prog.Named) {
 func notForSets(field string) string { return field + " is not looked up in named sets" }
 
 func hintNotForSets(f prog.Field) string {
-	if f.Info().Kind == prog.KindBool {
+	switch f.Info().Kind {
+	case prog.KindName:
+		return "write the names themselves: " + f.String() + " in {…}"
+	case prog.KindBool:
 		return "it is 0 or 1; write the name alone, or with \"not\""
 	}
 	return "its values are names; compare it with them"
@@ -84,10 +87,17 @@ const hintOtherKind = "a set has addresses or numbers; use two sets"
 
 // bindNames gives the named sets of tests that were built empty members, each name the same.
 func bindNames(tests []prog.Test) error {
-	sets := map[string]*namedSet{}
+	sets, interfaces := map[string]*namedSet{}, map[string]*prog.Named{}
 	for i := range tests {
 		t := &tests[i]
-		if t.Named == nil {
+		switch {
+		case t.Named == nil:
+			continue
+		case t.Named.Interface:
+			if interfaces[t.Named.Name] == nil {
+				interfaces[t.Named.Name] = newInterface(t.Named.Name)
+			}
+			t.Named = interfaces[t.Named.Name]
 			continue
 		}
 		name, addresses := t.Named.Name, t.Field.HasAddresses()

@@ -51,7 +51,8 @@ type parser struct {
 	err   *Error
 	tests int
 
-	sets map[string]*namedSet // the named sets so far
+	sets       map[string]*namedSet   // the named sets so far
+	interfaces map[string]*prog.Named // the interfaces so far, by their names
 
 	negated bool // an odd number of negations stood before the test that is being read
 
@@ -252,6 +253,9 @@ func (p *parser) comparison(not bool) *node {
 	subject.end = p.end
 	p.last.field = subject.end
 	p.negated = not
+	if n.test.Field.Info().Kind == prog.KindName {
+		return p.nameTest(n.test.Field, subject)
+	}
 	if !p.relation(&n.test, subject) {
 		return nil
 	}

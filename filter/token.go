@@ -37,6 +37,7 @@ const (
 	tokComma    // extended dialect only
 	tokSlash    // extended dialect only
 	tokNamed    // extended dialect only: @ and the name of a set
+	tokText     // extended dialect only: a name in quotes
 )
 
 // literalForm is how a number was written.
@@ -56,6 +57,7 @@ type token struct {
 	form     literalForm // tokNumber
 	field    prog.Field  // tokField
 	value    prog.Value  // tokNumber
+	text     string      // tokText: what stands between the quotes, without the backslashes
 	pos, end int
 }
 

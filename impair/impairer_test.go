@@ -726,6 +726,7 @@ func TestOpenErrors(t *testing.T) {
 		{"both", Config{Rules: []Rule{{}}, Phases: []Phase{{}}}, "impair: there are rules for the whole run and phases; only one of the two can be"},
 		{"limits", Config{Rules: []Rule{{}}, MaxFlows: -1}, "impair: the limits cannot be negative"},
 		{"filter", rule(Rule{Filter: "tcq"}), `impair: rule 1: filter: column 1: unknown word "tcq"; did you mean TCP or tcp?`},
+		{"interface", Config{Rules: []Rule{{Lag: 1e6}, {Filter: `iface == "eth0"`}}}, `impair: rule 2: filter: iface == "eth0" works with a single rule only; compare ifIdx`},
 		{"set", Config{Rules: []Rule{{Lag: 1e6}, {Filter: "remoteAddr in @blocked"}}}, "impair: rule 2: filter: the named set @blocked works with a single rule only; write its elements in braces"},
 		{"strict", Config{Strict: true, Rules: []Rule{{Filter: "not (tcp)"}}}, "impair: rule 1: "},
 		{"loss", rule(Rule{Loss: 1.5}), "impair: rule 1: loss: 150% is out of range (0% to 100%)"},

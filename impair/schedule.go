@@ -127,7 +127,8 @@ func newPlan(phases []Phase, repeat bool, layer packet.Layer, dialect filter.Dia
 	return p, err
 }
 
-// refuseSets refuses named sets where there are several rules: each has a program of its own, whose sets nobody fills.
+// refuseSets refuses named sets and names of interfaces where there are several rules: each has a program of its own, whose
+// sets nobody fills.
 func (p *plan) refuseSets() error {
 	if len(p.phases) == 1 && len(p.rules) == 1 {
 		return nil
@@ -138,6 +139,10 @@ func (p *plan) refuseSets() error {
 		}
 		if names := r.program.Sets(); len(names) > 0 {
 			err := fmt.Errorf("filter: the named set @%s works with a single rule only; write its elements in braces", names[0])
+			return &RuleError{r.stats.Phase, r.stats.Rule, err, r.phased, r.place}
+		}
+		if names := r.program.Interfaces(); len(names) > 0 {
+			err := fmt.Errorf("filter: iface == %s works with a single rule only; compare ifIdx", filter.QuoteName(names[0]))
 			return &RuleError{r.stats.Phase, r.stats.Rule, err, r.phased, r.place}
 		}
 	}

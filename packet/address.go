@@ -109,6 +109,12 @@ func (a *Address) ProcessName() string {
 	return string(name)
 }
 
+// AppendProcessName appends the name that ProcessName returns.
+func (a *Address) AppendProcessName(b []byte) []byte {
+	name, _, _ := bytes.Cut(a.name[:], []byte{0})
+	return append(b, name...)
+}
+
 // SetProcessName sets the name, with zeros behind it.
 func (a *Address) SetProcessName(name [ProcessNameSize]byte) { a.name = name }
 

@@ -141,7 +141,8 @@ func TestCutFile(t *testing.T) {
 
 // TestFilterDirection holds the directions of files to the filter.
 func TestFilterDirection(t *testing.T) {
-	for filter, want := range map[string]int{"outbound": 3, "inbound": 26, "ifIdx == 0": 29, "tcp and outbound": 2} {
+	for filter, want := range map[string]int{"outbound": 3, "inbound": 26, "ifIdx == 0": 29, "tcp and outbound": 2,
+		`iface == "nosuch"`: 0, `iface != "nosuch"`: 29} {
 		r := runCommand(t, string(sampleFile(t)), append([]string{"dump", "-q", "-r", "-"}, filter)...)
 		if n := strings.Count(r.out, "\n"); n != want {
 			t.Errorf("%q matches %d packets, want %d", filter, n, want)

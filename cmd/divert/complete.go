@@ -94,8 +94,13 @@ func (f *dialectFlags) next(tokens []string) []string {
 		return f.values(field)
 	case "in":
 		return []string{"{\ta set of values, as in {80, 443}", "@\ta set with a name, whose members a file has: @NAME=FILE"}
-	case "{", ",", "@":
+	case "{", ",":
+		return f.values(nameField(tokens))
+	case "@":
 		return nil
+	}
+	if slices.ContainsFunc(f.fields(), func(i filter.FieldInfo) bool { return i.Name == last && i.Kind == filter.KindName }) {
+		return []string{"==\tequal", "!=\tnot equal", "in\tone of"}
 	}
 	if slices.ContainsFunc(f.fields(), func(i filter.FieldInfo) bool { return i.Name == last || i.Name == strings.Split(last, "[")[0] }) {
 		operators := []string{"==\tequal", "!=\tnot equal", "<\tless", "<=\tat most", ">\tgreater", ">=\tat least"}
@@ -107,12 +112,30 @@ func (f *dialectFlags) next(tokens []string) []string {
 	return join
 }
 
+// nameField returns the field whose names stand in the braces at the end of tokens, "" if those are no names.
+func nameField(tokens []string) string {
+	i := len(tokens) - 1
+	for i >= 0 && tokens[i] != "in" {
+		i--
+	}
+	if i--; i > 0 && tokens[i] == "not" {
+		i--
+	}
+	if i < 0 || tokens[i] != "iface" && tokens[i] != "process" {
+		return ""
+	}
+	return tokens[i]
+}
+
 // fields returns the fields of the layer and the dialect.
 func (f *dialectFlags) fields() []filter.FieldInfo {
 	return slices.DeleteFunc(filter.Fields(), func(i filter.FieldInfo) bool {
 		text := i.Name
-		if i.Kind == filter.KindBytes {
+		switch i.Kind {
+		case filter.KindBytes:
 			text += "[0]"
+		case filter.KindName:
+			text += ` == "a"`
 		}
 		_, err := filter.Compile(text, f.layer(), f.dialect())
 		return err != nil
@@ -142,6 +165,15 @@ func (f *dialectFlags) values(field string) (list []string) {
 			}
 		}
 		return list
+	case "iface":
+		if all, err := net.Interfaces(); err == nil {
+			for _, i := range all {
+				list = append(list, filter.QuoteName(i.Name))
+			}
+		}
+		return list
+	case "process":
+		return processNames()
 	case "protocol", "ip.Protocol", "ipv6.NextHdr":
 		names = []string{"TCP", "UDP", "ICMP", "ICMPV6"}
 	case "event":

@@ -253,7 +253,7 @@ func (f *handleFlags) openWithProcesses(p *filter.Program, flags divert.Flag, op
 
 // testsProcess reports whether a filter of packets asks for their process.
 func testsProcess(p *filter.Program) bool {
-	return slices.ContainsFunc((*prog.Program)(p).Tests(), func(t prog.Test) bool { return t.Field == prog.FieldProcessID })
+	return slices.ContainsFunc((*prog.Program)(p).Tests(), func(t prog.Test) bool { return t.Field.OfProcess() })
 }
 
 // dumpBatch is how many packets are received at a time.
@@ -323,9 +323,6 @@ func (d *dump) show(r *record) (done bool, err error) {
 
 // file prints the packets of a capture file that match.
 func (d *dump) file(ctx context.Context) error {
-	if testsProcess(d.program) {
-		return usagef("a capture file does not tell the processes of packets, which the filter asks for by processId")
-	}
 	in := d.app.in
 	if d.read != "-" {
 		f, err := os.Open(d.read)
@@ -364,7 +361,10 @@ func (d *dump) filterFile(ctx context.Context, c *captureReader) error {
 		return err
 	}
 	var r record
-	m := newFileMatcher(d.program)
+	m, err := newFileMatcher(d.program)
+	if err != nil {
+		return err
+	}
 	for {
 		if c.Drained() { // who reads along is not kept waiting
 			if err := d.sink.flush(); err != nil {
@@ -372,7 +372,13 @@ func (d *dump) filterFile(ctx context.Context, c *captureReader) error {
 			}
 		}
 		err := c.next(&r)
-		if err == io.EOF || ctx.Err() != nil {
+		if ctx.Err() != nil {
+			return nil
+		}
+		if err == io.EOF && !m.told && testsProcess(d.program) {
+			return usagef("this capture file does not tell the processes of packets, which the filter asks for; those that `divert dump -w` writes do")
+		}
+		if err == io.EOF {
 			return nil
 		}
 		if err != nil {

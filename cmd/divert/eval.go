@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net"
 	"os"
 	"strings"
 	"time"
@@ -63,6 +64,15 @@ The exit status is 0 whether packets match or not; 1 if one cannot be evaluated.
 	return cmd
 }
 
+// localInterface returns the index of the interface of this system that has a name, 0 if none has.
+func localInterface(name string) uint32 {
+	i, err := net.InterfaceByName(name)
+	if err != nil {
+		return 0
+	}
+	return uint32(i.Index)
+}
+
 func (e *eval) run(args []string) (err error) {
 	if e.read != "" && e.packets != nil {
 		return usagef("--read and --packet do not go together")
@@ -71,6 +81,9 @@ func (e *eval) run(args []string) (err error) {
 		return err
 	}
 	if err := e.flags.sets.load(e.program); err != nil {
+		return err
+	}
+	if e.program, err = e.program.WithInterfaces(localInterface); err != nil {
 		return err
 	}
 	e.printer.colour = e.app.colour

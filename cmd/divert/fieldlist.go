@@ -98,6 +98,8 @@ func fieldRange(f filter.FieldInfo) string {
 	switch f.Kind {
 	case filter.KindIPv4, filter.KindIPv6, filter.KindAddr:
 		return f.Kind.String()
+	case filter.KindName:
+		return "name in quotes"
 	case filter.KindBool:
 		return "0 or 1"
 	}

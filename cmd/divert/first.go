@@ -44,12 +44,25 @@ func (f *firstFlag) narrow(text string, p *filter.Program, d *dialectFlags) (str
 // fileMatcher matches the packets of a capture file, and counts them in flows if the filter asks for that.
 type fileMatcher struct {
 	program *prog.Program
+	names   map[string]uint32 // numbers for the interfaces that the filter names, whose indexes files do not tell
+	told    bool              // the file has told the process of some packet
 	flows   engine.FlowTable
 }
 
-func newFileMatcher(p *filter.Program) *fileMatcher { return &fileMatcher{program: (*prog.Program)(p)} }
+func newFileMatcher(p *filter.Program) (*fileMatcher, error) {
+	m := &fileMatcher{}
+	for i, name := range p.Interfaces() {
+		if m.names == nil {
+			m.names = map[string]uint32{}
+		}
+		m.names[name] = uint32(i + 1)
+	}
+	p, err := p.WithInterfaces(func(name string) uint32 { return m.names[name] })
+	m.program = (*prog.Program)(p)
+	return m, err
+}
 
-// matches reports whether a record matches. The time of flows is that of the records.
+// matches reports whether a record matches. The time of flows is that of the records, and so are the process and the interface.
 func (m *fileMatcher) matches(r *record) bool {
 	var parsed packet.Parsed
 	if !parsed.Parse(r.data) {
@@ -59,5 +72,19 @@ func (m *fileMatcher) matches(r *record) bool {
 	if p.CountsFlows() {
 		p, known = m.flows.Known(&engine.Config{FlowTable: flow.DefaultSize}, p, r.data, &parsed, int(parsed.Length), r.when.UnixNano())
 	}
-	return p.MatchKnown(r.data, &parsed, r.addr, known)
+	known.Process, known.HasProcess = r.pid, true
+	addr := r.addr
+	if m.told = m.told || r.pid != 0; m.names != nil || r.pid != 0 {
+		copied := *r.addr
+		addr = &copied
+		var name [packet.ProcessNameSize]byte
+		copy(name[:commSize], r.program)
+		addr.SetProcessName(name)
+		if m.names != nil {
+			d := addr.Network()
+			d.IfIdx = m.names[r.device]
+			addr.SetNetwork(d)
+		}
+	}
+	return p.MatchKnown(r.data, &parsed, addr, known)
 }

@@ -200,6 +200,7 @@ func impairConfig(a *app, cmd *cobra.Command, flags *impairFlags, rule *impair.R
 	if err != nil {
 		return c, err
 	}
+	flags.scope.byIndex = true
 	tests, err := flags.scope.tests(flags.layer(), flags.strict)
 	if err != nil {
 		return c, err

@@ -176,30 +176,37 @@ func (l *letters) narrow(text string, p *filter.Program) (string, error) {
 	return narrow(text, p, []string{map[int]string{wayIn: "inbound", wayOut: "outbound"}[l.way.value]})
 }
 
-// interfaceIndexes returns the indexes of interfaces, names or numbers separated by commas; none if any will do.
-func interfaceIndexes(given []string) (list []int, err error) {
+// interfaceTest returns the test for interfaces, names or numbers separated by commas; none if any will do. With byName those that
+// are given by their names are tested by them, so that the test goes on meaning them when they are made anew.
+func interfaceTest(given []string, byName bool) (string, error) {
+	var tests []string
 	for _, names := range given {
 		for name := range strings.SplitSeq(names, ",") {
 			if name == "any" {
-				return nil, nil
+				return "", nil
 			}
-			i, err := interfaceIndex(name)
+			i, named, err := interfaceIndex(name)
 			if err != nil {
-				return nil, err
+				return "", err
 			}
-			list = append(list, i)
+			if named && byName {
+				tests = append(tests, "iface == "+filter.QuoteName(name))
+			} else {
+				tests = append(tests, fmt.Sprintf("ifIdx == %d", i))
+			}
 		}
 	}
-	return list, nil
+	return strings.Join(tests, " or "), nil
 }
 
-func interfaceIndex(name string) (int, error) {
+// interfaceIndex returns the index of the interface that has a name, or that index, and whether it was named.
+func interfaceIndex(name string) (index int, named bool, err error) {
 	if i, err := net.InterfaceByName(name); err == nil {
-		return i.Index, nil
+		return i.Index, true, nil
 	}
 	if n, err := strconv.Atoi(name); err == nil && n > 0 {
 		if _, err := net.InterfaceByIndex(n); err == nil {
-			return n, nil
+			return n, false, nil
 		}
 	}
 	text := ""
@@ -208,7 +215,7 @@ func interfaceIndex(name string) (int, error) {
 			text += ", " + i.Name
 		}
 	}
-	return 0, usagef("--interface %s: there is no such network interface; there are any%s", printable(name), printable(text))
+	return 0, false, usagef("--interface %s: there is no such network interface; there are any%s", printable(name), printable(text))
 }
 
 // instead does what is asked for instead of a capture, and reports whether something was.

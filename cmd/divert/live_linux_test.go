@@ -291,10 +291,11 @@ func TestProcesses(t *testing.T) {
 		want string
 	}{
 		{[]string{"dump", "--engine", "interpreter", mine}, "the process of a packet is not known here"},
-		{[]string{"dump", "-r", "-", mine}, "a capture file does not tell the processes"},
+		{[]string{"dump", "--engine", "interpreter", `process == "curl"`}, "the process of a packet is not known here"},
+		{[]string{"dump", "-r", "-", mine}, "does not tell the processes"},
 	} {
 		_ = pair.A.Do(func() error {
-			if r := runCommand(t, "", test.args...); r.status == exitOK || !strings.Contains(r.errout, test.want) {
+			if r := runCommand(t, string(sampleFile(t)), test.args...); r.status == exitOK || !strings.Contains(r.errout, test.want) {
 				t.Errorf("%v: %+v", test.args, r)
 			}
 			return nil

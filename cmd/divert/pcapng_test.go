@@ -51,6 +51,20 @@ func TestProcessesInCaptures(t *testing.T) {
 	}
 }
 
+// TestFilesByNames: filters find processes and interfaces that a capture file tells.
+func TestFilesByNames(t *testing.T) {
+	file := string(processCapture(t, "curl"))
+	for filter, want := range map[string]int{
+		`process == "curl"`: 1, `process in {"curl", "démon"}`: 2, `process != "curl" and outbound`: 1, "processId == 4712": 1,
+		`iface == "eth0"`: 2, `iface != "eth0"`: 1, `iface in {"lo", "eth1"}`: 1, `iface == "eth0" and process == "curl"`: 1,
+	} {
+		r := runCommand(t, file, append([]string{"dump", "-q", "-r", "-"}, filter)...)
+		if n := strings.Count(r.out, "\n"); n != want || r.status != exitOK {
+			t.Errorf("%q matches %d packets, want %d: %s", filter, n, want, r.errout)
+		}
+	}
+}
+
 // TestWiresharkReadsProcesses asks tshark for what a capture file says beside the packets.
 func TestWiresharkReadsProcesses(t *testing.T) {
 	tshark, err := exec.LookPath("tshark")

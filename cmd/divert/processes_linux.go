@@ -6,6 +6,8 @@ import (
 	"path/filepath"
 	"slices"
 	"strconv"
+
+	"github.com/opendivert/divert/filter"
 )
 
 // processesNamed returns the processes that have one of the names: the file name of their executable, or what they call
@@ -39,4 +41,16 @@ func processesNamed(names []string) (ids []uint32, err error) {
 		}
 	}
 	return ids, nil
+}
+
+// processNames returns the names that processes have now, as filters write them.
+func processNames() (list []string) {
+	files, _ := filepath.Glob("/proc/[0-9]*/comm") // the pattern is right
+	for _, file := range files {
+		if comm, err := os.ReadFile(file); err == nil {
+			list = append(list, filter.QuoteName(string(bytes.TrimSuffix(comm, []byte("\n")))))
+		}
+	}
+	slices.Sort(list)
+	return slices.Compact(list)
 }

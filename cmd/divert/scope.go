@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"fmt"
+	"runtime"
 	"slices"
 	"strconv"
 	"strings"
@@ -10,6 +11,7 @@ import (
 
 	"github.com/opendivert/divert"
 	"github.com/opendivert/divert/filter"
+	"github.com/opendivert/divert/packet"
 	"github.com/spf13/cobra"
 )
 
@@ -17,6 +19,7 @@ import (
 type scope struct {
 	interfaces []string
 	processes  []string
+	byIndex    bool          // interfaces are tested by their indexes: where programs of users decide, which do not know names
 	lasts      time.Duration // 0: until a signal comes
 	count      int           // 0: no limit
 
@@ -115,12 +118,12 @@ func (s *scope) tests(layer divert.Layer, strict bool) (tests []string, err erro
 		if hasEvents(layer) {
 			return nil, usagef("--interface is about packets, and the layer %s has events", word(layer))
 		}
-		indexes, err := interfaceIndexes(s.interfaces)
+		test, err := interfaceTest(s.interfaces, !strict && !s.byIndex && runtime.GOOS == "linux")
 		if err != nil {
 			return nil, err
 		}
-		if len(indexes) > 0 {
-			tests = append(tests, anyOf("ifIdx == ", indexes))
+		if test != "" {
+			tests = append(tests, test)
 		}
 	}
 	if len(s.processes) == 0 {
@@ -152,9 +155,20 @@ func (s *scope) tests(layer divert.Layer, strict bool) (tests []string, err erro
 			test += " or "
 		}
 		test += "processId in @" + processSet
+		for _, name := range bare { // which also finds processes that end before they are looked for
+			if len(name) > commSize {
+				name = name[:commSize]
+			}
+			if _, err := filter.Process.Eq(name).Compile(layer); err == nil {
+				test += " or process == " + filter.QuoteName(name)
+			}
+		}
 	}
 	return append(tests, test), nil
 }
+
+// commSize is how many bytes Linux keeps of the name of a process.
+const commSize = packet.ProcessNameSize - 1
 
 // anyOf joins tests for one of the values.
 func anyOf[T any](test string, values []T) string {

@@ -2,6 +2,7 @@ package main
 
 import (
 	"net"
+	"runtime"
 	"strconv"
 	"strings"
 	"testing"
@@ -73,6 +74,10 @@ func TestScopeEverywhere(t *testing.T) {
 
 func TestScopeNarrows(t *testing.T) {
 	loopback := loopbackIndex(t)
+	lo := `iface == "lo"`
+	if runtime.GOOS != "linux" {
+		lo = "ifIdx == " + loopback
+	}
 	for _, test := range []struct {
 		args  string
 		layer divert.Layer
@@ -80,12 +85,14 @@ func TestScopeNarrows(t *testing.T) {
 	}{
 		{"udp", divert.LayerNetwork, "udp"},
 		{"-i any udp", divert.LayerNetwork, "udp"},
-		{"-i lo udp or tcp", divert.LayerNetwork, "(ifIdx == " + loopback + ") and (udp or tcp)"},
-		{"-i lo,lo true", divert.LayerForward, "ifIdx == " + loopback + " or ifIdx == " + loopback},
+		{"-i lo udp or tcp", divert.LayerNetwork, "(" + lo + ") and (udp or tcp)"},
+		{"-i lo,lo true", divert.LayerForward, lo + " or " + lo},
+		{"-i " + loopback + " udp", divert.LayerNetwork, "(ifIdx == " + loopback + ") and (udp)"},
 		{"--process 4 udp", divert.LayerNetwork, "(processId == 4) and (udp)"},
 		{"--process 4 --process 5", divert.LayerNetwork, "processId == 4 or processId == 5"},
-		{"--process 4 --process curl tcp", divert.LayerNetwork, "(processId == 4 or processId in @divert.process) and (tcp)"},
-		{"-i lo --process curl", divert.LayerNetwork, "(ifIdx == " + loopback + ") and (processId in @divert.process)"},
+		{"--process 4 --process curl tcp", divert.LayerNetwork, `(processId == 4 or processId in @divert.process or process == "curl") and (tcp)`},
+		{"--process fifteen-bytes-and-more", divert.LayerFlow, `processId in @divert.process or process == "fifteen-bytes-a"`},
+		{"-i lo --process curl", divert.LayerNetwork, "(" + lo + `) and (processId in @divert.process or process == "curl")`},
 	} {
 		var f handleFlags
 		f.layers = []divert.Layer{test.layer}

@@ -67,8 +67,11 @@ func fieldGroup(name string) string {
 // extendedOnly reports whether the strict dialect lacks a field at one of its layers.
 func extendedOnly(f filter.FieldInfo) bool {
 	name := f.Name
-	if f.Kind == filter.KindBytes {
+	switch f.Kind {
+	case filter.KindBytes:
 		name += "[0]"
+	case filter.KindName:
+		name += ` == "a"`
 	}
 	for _, l := range f.Layers {
 		if _, err := filter.Compile(name, l, filter.Strict); err != nil {
@@ -80,6 +83,8 @@ func extendedOnly(f filter.FieldInfo) bool {
 
 func fieldValues(f filter.FieldInfo) string {
 	switch f.Kind {
+	case filter.KindName:
+		return "name in quotes"
 	case filter.KindIPv4, filter.KindIPv6, filter.KindAddr:
 		return f.Kind.String()
 	case filter.KindBool:
@@ -115,9 +120,9 @@ var segments = func() map[string]string {
 		none: `zero true false event timestamp icmp icmpv6 udp icmp.Type icmp.Code icmp.Checksum icmp.Body icmpv6.Type icmpv6.Code
 			icmpv6.Checksum icmpv6.Body udp.SrcPort udp.DstPort udp.Length udp.Checksum udp.PayloadLength udp.Payload udp.Payload16
 			udp.Payload32 endpointId parentEndpointId layer priority fragment ip.MF ip.FragOff`,
-		"same": `inbound outbound loopback impostor ifIdx subIfIdx ip ipv6 tcp ip.HdrLength ip.TOS ip.DF ip.TTL ip.Protocol ip.SrcAddr
+		"same": `inbound outbound loopback impostor iface ifIdx subIfIdx ip ipv6 tcp ip.HdrLength ip.TOS ip.DF ip.TTL ip.Protocol ip.SrcAddr
 			ip.DstAddr ip.DSCP ipv6.TrafficClass ipv6.FlowLabel ipv6.NextHdr ipv6.HopLimit ipv6.SrcAddr ipv6.DstAddr ipv6.DSCP
-			tcp.SrcPort tcp.DstPort tcp.AckNum tcp.HdrLength tcp.Urg tcp.Ack tcp.Rst tcp.Syn tcp.Window tcp.UrgPtr processId localAddr
+			tcp.SrcPort tcp.DstPort tcp.AckNum tcp.HdrLength tcp.Urg tcp.Ack tcp.Rst tcp.Syn tcp.Window tcp.UrgPtr process processId localAddr
 			remoteAddr localPort remotePort protocol`,
 		"whole; 0 above 65,535":          `ip.Length ipv6.Length`,
 		"whole":                          `length tcp.PayloadLength ip.Checksum`,

@@ -20,6 +20,7 @@ import (
 	"github.com/opendivert/divert/internal/linux/injector"
 	"github.com/opendivert/divert/internal/linux/kernel"
 	"github.com/opendivert/divert/internal/linux/life"
+	"github.com/opendivert/divert/internal/linux/links"
 	"github.com/opendivert/divert/internal/linux/netns"
 	"github.com/opendivert/divert/internal/linux/processes"
 	"github.com/opendivert/divert/internal/linux/registry"
@@ -53,6 +54,7 @@ type handle struct {
 	clones     *codegen.Outlet // of cloneCheck; nil without
 	cloneCheck *codegen.CloneCheck
 	names      processes.Names
+	links      *links.Watch         // nil until a filter names interfaces
 	processes  *processes.Processes // nil unless the filter in force, or the user, asks for the processes of packets
 	life       life.Life
 	last       engine.Stats // of a closed handle
@@ -76,6 +78,7 @@ func Open(cfg engine.Config) (engine.Handle, error) {
 	case packet.LayerReflect:
 		return events.Open(cfg, registry.Open)
 	}
+	cfg.Program = cfg.Program.OwnInterfaces() // another handle of the program may be in another namespace
 	mode, why, err := decide(cfg.Mode)
 	if err != nil {
 		return nil, err
@@ -110,6 +113,7 @@ func openIn(cfg engine.Config, mode engine.Mode, why string) (engine.Handle, err
 	}
 	h := &handle{cfg: cfg, layer: cfg.Program.Layer(), filter: cfg.Program, ns: ns, decider: why}
 	h.review.SetQueueTime(cfg.Limits.Time)
+	h.review.SetNames(func(p *packet.Packet) { h.names.AscribeOne(p) })
 	if err := h.open(mode); err != nil {
 		h.release()
 		return nil, err
@@ -157,6 +161,9 @@ func (h *handle) open(mode engine.Mode) error {
 
 // prepare opens where packets will come to, and loads the programs that choose them.
 func (h *handle) prepare(mode engine.Mode) (err error) {
+	if err := h.followLinks(h.cfg.Program); err != nil {
+		return err
+	}
 	if mode == engine.ModeKernel {
 		if h.entries, err = newEntries(&h.cfg, h.entry.Key); err != nil {
 			return err
@@ -340,6 +347,15 @@ func (h *handle) SetFilter(p *prog.Program) error {
 	if h.life.Is(life.Lost) {
 		return engine.ErrRulesGone
 	}
+	p = p.OwnInterfaces()
+	if err := h.followLinks(p); err != nil {
+		return err
+	}
+	defer func() {
+		if h.links != nil {
+			h.links.Only(h.filter)
+		}
+	}()
 	if h.entries == nil {
 		if err := h.refuseProcess(p); err != nil {
 			return err
@@ -490,6 +506,9 @@ func (h *handle) release() error {
 		errs = append(errs, h.clones.Close())
 	}
 	errs = append(errs, h.review.Close())
+	if h.links != nil {
+		errs = append(errs, h.links.Close())
+	}
 	if h.processes != nil {
 		errs = append(errs, h.processes.Close()) // after the programs that ask it
 	}

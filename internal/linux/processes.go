@@ -17,7 +17,7 @@ import (
 // testsProcess reports whether a filter of packets asks for their process.
 func testsProcess(p *prog.Program) bool {
 	return p.Layer() == packet.LayerNetwork &&
-		slices.ContainsFunc(p.Tests(), func(t prog.Test) bool { return t.Field == prog.FieldProcessID })
+		slices.ContainsFunc(p.Tests(), func(t prog.Test) bool { return t.Field.OfProcess() })
 }
 
 // wantsProcess reports whether a handle with the filter needs the processes of packets.

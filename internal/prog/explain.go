@@ -60,7 +60,7 @@ func (p *Program) Explain(b []byte, a *packet.Address) ([]Step, error) {
 	var steps []Step
 	for pc := Target(0); pc >= 0; {
 		in := &p.code.instrs[pc]
-		if in.origin == fromNowhere || in.origin == fromProcess || in.origin == fromFlow {
+		if in.origin == fromNowhere || in.origin == fromProcess || in.origin == fromFlow || in.field == FieldProcess && OnPackets.Has(p.layer) {
 			return steps, p.fieldError(int(pc))
 		}
 		step := Step{Index: int(pc), Test: p.tests[pc], style: p.style()}

@@ -108,8 +108,10 @@ const (
 	FieldFlowBytes
 	FieldFlowWayPackets
 	FieldFlowWayBytes
-	FieldIPDSCP   // ip.DSCP
-	FieldIPv6DSCP // ipv6.DSCP
+	FieldIPDSCP    // ip.DSCP
+	FieldIPv6DSCP  // ipv6.DSCP
+	FieldInterface // iface: the index of the interface, whose name is compared; see Named.Interface
+	FieldProcess   // process: the name of the process, see NameValue
 )
 
 // FieldKind says what the values of a field are.
@@ -124,10 +126,11 @@ const (
 	KindIPv6               // IPv6 address
 	KindAddr               // address of either family, IPv4 ones mapped (::ffff:a.b.c.d)
 	KindBytes              // element of a byte sequence, written with an index: packet16[2]
+	KindName               // name, in quotes
 )
 
 var fieldKindNames = [...]string{
-	"number", "flag", "signed number", "IPv4 address", "IPv6 address", "address", "bytes",
+	"number", "flag", "signed number", "IPv4 address", "IPv6 address", "address", "bytes", "name",
 }
 
 // String returns the kind in words.

@@ -87,7 +87,7 @@ type Info struct {
 
 const (
 	// Constant fields of the language that no compiled test names: they always fold.
-	FieldTrue Field = FieldIPv6DSCP + 1 + iota
+	FieldTrue Field = FieldProcess + 1 + iota
 	FieldFalse
 
 	NumFields = int(FieldFalse) + 1
@@ -205,6 +205,9 @@ var fieldTable = [NumFields]Info{
 	FieldFlowWayPackets: number("flow.WayPackets", 0, FieldZero, boundU32, "packets of the flow so far that go the way of this one, which is included").extendedTo(OnPackets),
 	FieldFlowWayBytes:   number("flow.WayBytes", 0, FieldZero, boundU32, "bytes of the flow so far that go the way of this packet, which is included").extendedTo(OnPackets),
 
+	FieldInterface: name("iface", OnPackets, boundU32, "name of the interface"),
+	FieldProcess:   name("process", OnLocal, boundMax, "name of the process, at most 15 bytes").compared128(),
+
 	FieldTrue:  flag("true", OnAll, FieldZero, "always holds").from(1),
 	FieldFalse: flag("false", OnAll, FieldZero, "never holds").upTo(bound0),
 }
@@ -256,6 +259,13 @@ func addr4(name, doc string) Info {
 func addr6(name string, layers Layers, base Field, kind Kind, doc string) Info {
 	i := number(name, layers, base, boundMax, doc)
 	i.Kind, i.Wide = kind, true
+	return i
+}
+
+// name makes the entry of a field that is compared with names, in the extended dialect.
+func name(field string, layers Layers, hi Bound, doc string) Info {
+	i := number(field, 0, FieldZero, hi, doc).extendedTo(layers)
+	i.Kind = KindName
 	return i
 }
 

@@ -16,7 +16,7 @@ type LowerError struct {
 
 func (e *LowerError) Error() string {
 	if e.Named != nil {
-		return fmt.Sprintf("filter: test %d: the instructions of WinDivert 2.2 cannot express the named set @%s", e.Test, e.Named.Name)
+		return fmt.Sprintf("filter: test %d: the instructions of WinDivert 2.2 cannot express the %v", e.Test, e.Named)
 	}
 	return fmt.Sprintf("filter: test %d: the instructions of WinDivert 2.2 cannot express %v at %v",
 		e.Test, e.Field, e.Layer)

@@ -52,7 +52,7 @@ func (p *Program) MatchParsed(b []byte, parsed *packet.Parsed, a *packet.Address
 // Known is what a caller knows of a packet that neither its bytes nor its address tell: the values of fields that the
 // extended dialect has at the layers with packets. Nothing matches once a field is tested that is not known.
 type Known struct {
-	Process    uint32 // processId, if HasProcess
+	Process    uint32 // processId, if HasProcess; the address has the name
 	HasProcess bool
 
 	Counts    *flow.Counts // flow.Packets and the like, if HasCounts; nil for a packet that belongs to no flow
@@ -84,6 +84,9 @@ func (p *Program) Uncounted() *Program {
 
 // OfFlow reports whether a field is one of those that count packets of flows.
 func (f Field) OfFlow() bool { return f >= FieldFlowPackets && f <= FieldFlowWayBytes }
+
+// OfProcess reports whether a field is about the process of what is decided on.
+func (f Field) OfProcess() bool { return f == FieldProcessID || f == FieldProcess }
 
 // flowValue returns a count, the greatest number of 32 bits if it is more.
 func (k *Known) flowValue(f Field) uint32 {
@@ -207,6 +210,9 @@ func (s *state) decide(c *code, in *instr) found {
 
 func (s *state) decideWide(c *code, in *instr) found {
 	if s.wideField != in.field {
+		if in.field == FieldProcess && s.parsed.Family != 0 && !s.known.HasProcess {
+			return foundFault
+		}
 		wide, ok := s.wideValue(in.field)
 		if !ok {
 			return foundAbsent

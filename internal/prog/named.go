@@ -26,10 +26,29 @@ func (m *Members) String() string {
 	return "numbers"
 }
 
-// Named is a set that a filter has by its name.
+// Named is a set that a filter has by its name. With Interface it is the interface of that name, a set of its index: empty
+// until somebody fills it who knows the interfaces.
 type Named struct {
-	Name    string
-	Members *Members
+	Name      string
+	Members   *Members
+	Interface bool
+}
+
+// String returns the set as errors name it.
+func (n *Named) String() string {
+	if n.Interface {
+		return "interface " + string(appendName(nil, n.Name))
+	}
+	return "set @" + n.Name
+}
+
+// SetInterface says which interface has the name now; 0: none.
+func (n *Named) SetInterface(index uint32) error {
+	if index == 0 {
+		return n.Members.values.Replace(nil)
+	}
+	v := NumberMember(uint64(index))
+	return n.Members.values.Replace([]radix.Range{{First: v, Last: v}})
 }
 
 // NumberMember returns the value that a number has in a set of numbers. Those of 32 bits stand where the IPv4 addresses
@@ -69,15 +88,21 @@ func (f Field) HasAddresses() bool {
 
 // TakesNamed reports whether a field can be looked up in a named set. Flags, and the fields whose values are names, cannot.
 func (f Field) TakesNamed() bool {
-	return f.Info().Kind != KindBool && f != FieldEvent && f != FieldLayer
+	return f.Info().Kind != KindBool && f.Info().Kind != KindName && f != FieldEvent && f != FieldLayer
 }
 
 // Named returns the named sets of the program, each once, in the order in which they come.
-func (p *Program) Named() []*Named {
+func (p *Program) Named() []*Named { return p.asked(false) }
+
+// Interfaces returns the interfaces whose names the program asks for, each once, in the order in which they come.
+func (p *Program) Interfaces() []*Named { return p.asked(true) }
+
+// asked returns the named sets, or the interfaces.
+func (p *Program) asked(interfaces bool) []*Named {
 	var named []*Named
 	seen := map[string]bool{}
 	for i := range p.tests {
-		if n := p.tests[i].Named; n != nil && !seen[n.Name] {
+		if n := p.tests[i].Named; n != nil && n.Interface == interfaces && !seen[n.Name] {
 			seen[n.Name] = true
 			named = append(named, n)
 		}
@@ -87,11 +112,23 @@ func (p *Program) Named() []*Named {
 
 // Bind returns the program with other members in its named sets, those that members returns; nil leaves a set as it is.
 // Their kinds are those of the program's.
-func (p *Program) Bind(members func(*Named) *Members) *Program {
-	bound := map[string]*Named{}
-	for _, n := range p.Named() {
+func (p *Program) Bind(members func(*Named) *Members) *Program { return p.bind(p.Named(), members) }
+
+// OwnInterfaces returns the program with sets of its own for its interfaces, so that it is independent of other users of p;
+// p itself if it asks for none.
+func (p *Program) OwnInterfaces() *Program {
+	return p.bind(p.Interfaces(), func(*Named) *Members { return NewMembers(false) })
+}
+
+func (p *Program) bind(named []*Named, members func(*Named) *Members) *Program {
+	type key struct {
+		name        string
+		isInterface bool
+	}
+	bound := map[key]*Named{}
+	for _, n := range named {
 		if m := members(n); m != nil && m != n.Members {
-			bound[n.Name] = &Named{n.Name, m}
+			bound[key{n.Name, n.Interface}] = &Named{n.Name, m, n.Interface}
 		}
 	}
 	if len(bound) == 0 {
@@ -99,8 +136,8 @@ func (p *Program) Bind(members func(*Named) *Members) *Program {
 	}
 	tests := append([]Test(nil), p.tests...)
 	for i := range tests {
-		if n := tests[i].Named; n != nil && bound[n.Name] != nil {
-			tests[i].Named = bound[n.Name]
+		if n := tests[i].Named; n != nil && bound[key{n.Name, n.Interface}] != nil {
+			tests[i].Named = bound[key{n.Name, n.Interface}]
 		}
 	}
 	return New(p.layer, tests, p.strict)

@@ -81,6 +81,8 @@ var inHex = [NumFields]bool{
 // appendLiteral appends a literal in the style of its field (specification: filter-object.md 5.2).
 func (s style) appendLiteral(b []byte, f Field, v Value) []byte {
 	switch info := f.Info(); {
+	case f == FieldProcess:
+		return appendNameOf(b, v)
 	case info.Kind == KindIPv4:
 		return addrtext.AppendIPv4(b, uint32(v.Lo))
 	case info.Kind == KindIPv6 && !s.strict && v.IsMapped():
@@ -145,6 +147,14 @@ func appendDecimal(b []byte, v Value) []byte {
 
 // appendSetTest appends a test of a set: as a comparison with a prefix if it is one, else spelled out.
 func (s style) appendSetTest(b []byte, t *Test) []byte {
+	if t.Named != nil && t.Named.Interface {
+		op := OpEq
+		if t.Op == OpNotIn {
+			op = OpNe
+		}
+		b = append(append(appendFieldName(b, t), ' '), op.String()...)
+		return appendName(append(b, ' '), t.Named.Name)
+	}
 	if t.Named != nil {
 		b = append(appendFieldName(b, t), ' ')
 		b = append(append(b, t.Op.String()...), " @"...)

@@ -56,7 +56,7 @@ func (s *state) value(f Field) (v uint32, ok bool) {
 func (s *state) packetValue(f Field) (v uint32, ok bool) {
 	p, data := s.parsed, s.addr.Union()
 	switch f {
-	case FieldIfIdx:
+	case FieldIfIdx, FieldInterface:
 		return binary.LittleEndian.Uint32(data[netIfIdx:]), true
 	case FieldSubIfIdx:
 		return binary.LittleEndian.Uint32(data[netSubIfIdx:]), true
@@ -171,6 +171,8 @@ func (s *state) wideValue(f Field) (v Value, ok bool) {
 	switch f {
 	case FieldTimestamp:
 		return signedKey(s.addr.Timestamp), true
+	case FieldProcess:
+		return s.processName(), true
 	case FieldIPv6SrcAddr:
 		return s.headerAddr(s.parsed.IPv6Off >= 0, true)
 	case FieldIPv6DstAddr:
@@ -199,6 +201,13 @@ func (s *state) wideValue(f Field) (v Value, ok bool) {
 		return signedKey(int64(int16(binary.LittleEndian.Uint16(data[reflectPriority:])))), true
 	}
 	return Value{}, false
+}
+
+// processName returns the value of the name in the address.
+func (s *state) processName() Value {
+	var name [MaxProcessName + 1]byte
+	s.addr.AppendProcessName(name[:0])
+	return nameValue(name)
 }
 
 // signedKey is orderKey for values of the signed fields.

@@ -36,6 +36,12 @@ func planFor(cfg *engine.Config, p *prog.Program) (*plan, error) {
 	if packets(layer) && (usesProcess(p) || cfg.Processes) {
 		return nil, fmt.Errorf("%w (%w): the Windows driver tells it at the layers FLOW and SOCKET only", engine.ErrNoProcess, engine.ErrNotSupported)
 	}
+	for _, t := range p.Tests() {
+		if t.Field == prog.FieldProcess || t.Field == prog.FieldInterface {
+			return nil, fmt.Errorf("filters by name (%v) are %w on Windows, whose driver knows numbers: compare %v", t.Field, engine.ErrNotSupported,
+				map[prog.Field]prog.Field{prog.FieldProcess: prog.FieldProcessID, prog.FieldInterface: prog.FieldIfIdx}[t.Field])
+		}
+	}
 	if cfg.FailOpen && cfg.Flags&engine.FlagSniff == 0 {
 		return nil, fmt.Errorf("the Windows driver drops what its queue has no room for: fail-open is %w", engine.ErrNotSupported)
 	}
@@ -99,7 +105,7 @@ func packets(l packet.Layer) bool { return l == packet.LayerNetwork || l == pack
 // usesProcess reports whether a program tests the process of a packet.
 func usesProcess(p *prog.Program) bool {
 	for _, t := range p.Tests() {
-		if t.Field == prog.FieldProcessID {
+		if t.Field.OfProcess() {
 			return true
 		}
 	}

@@ -27,6 +27,10 @@ func TestAsk(t *testing.T) {
 			"error": "unknown word", "tcpdump": "tcp.SrcPort == 80 or tcp.DstPort == 80",
 		}},
 		{"remoteAddr in @blocked", packet.LayerNetwork, false, map[string]string{"object": "", "noObject": "set", "layers": "FLOW"}},
+		{`iface == "eth0" or process == "curl"`, packet.LayerNetwork, false, map[string]string{
+			"error": "", "object": "", "noObject": "interface", "normal": "iface = ", "tests": "2",
+		}},
+		{"iface == eth0", packet.LayerNetwork, false, map[string]string{"error": "single quotes"}},
 		{"tcp and udp", packet.LayerNetwork, false, map[string]string{"constant": "It matches nothing."}},
 		{"true", packet.LayerFlow, false, map[string]string{"constant": "It matches everything at its layer."}},
 		{"ifIdx == 4", packet.LayerSocket, false, map[string]string{"error": "ifIdx does not exist at layer SOCKET"}},

@@ -144,7 +144,7 @@ func (h *Hook) knows(f prog.Field) error {
 	l, ok := locations[f]
 	fromSides := l.needs.implied()&(needAddresses|needPorts) != 0
 	byInterface := f == prog.FieldLoopback
-	noProcess := l.needs&needProcess != 0 && !h.Processes
+	noProcess := l.needs.implied()&needProcess != 0 && !h.Processes
 	if !ok || l.place == inHook && !byInterface || fromSides && h.Direction == AnyDirection || noProcess {
 		return &FieldError{Field: f}
 	}
@@ -201,6 +201,9 @@ func (g *generator) generate(outcome Outcome) {
 	g.parser.sides(g.hook.Direction == Outbound)
 	if g.parser.need&needProcess != 0 {
 		g.process()
+		if g.parser.need&needName != 0 {
+			g.processName()
+		}
 	}
 	g.random()
 	if outcome != Always {

@@ -29,7 +29,7 @@ const (
 	EventLoopback   int16 = 66 // 1 byte: 0 or 1
 	EventKind       int16 = 67 // 1 byte: the event; decisions do not read it
 	EventFlags      int16 = 68 // 4 bytes: the program's own
-	EventName       int16 = 72 // NameSize bytes: the name of the process, zeros behind it; decisions do not read it
+	EventName       int16 = 72 // NameSize bytes: the name of the process, zeros behind it
 	EventSize             = 88
 
 	NameSize = processmap.NameSize
@@ -150,6 +150,7 @@ var eventFields = map[prog.Field]eventField{
 
 	prog.FieldLoopback:         {offset: EventLoopback, size: asm.Byte},
 	prog.FieldProcessID:        {offset: EventProcess, size: asm.Word},
+	prog.FieldProcess:          {offset: EventName, kind: value128, bytes: true},
 	prog.FieldLocalAddr:        {offset: EventLocal, kind: value128, local: true},
 	prog.FieldRemoteAddr:       {offset: EventRemote, kind: value128},
 	prog.FieldLocalPort:        {offset: EventLocalPort, size: asm.Half, local: true},
@@ -166,6 +167,7 @@ type eventField struct {
 	offset int16
 	size   asm.Size
 	kind   valueKind
+	bytes  bool    // value128 in network byte order
 	half   bool    // value128 of which only the lower 8 bytes are there
 	local  bool    // of the local side
 	means  *uint64 // a flag that is 1 exactly if the value in the record is this
@@ -260,6 +262,11 @@ func (eventLoader) load(t *tests, c *condition, _ label) {
 		)
 	case f.half:
 		t.Emit(asm.Mov.Imm(asm.R1, 0), asm.LoadMem(asm.R2, regFrame, at, asm.DWord))
+	case f.bytes:
+		t.Emit(
+			asm.LoadMem(asm.R1, regFrame, at, asm.DWord), asm.HostTo(asm.BE, asm.R1, asm.DWord),
+			asm.LoadMem(asm.R2, regFrame, at+8, asm.DWord), asm.HostTo(asm.BE, asm.R2, asm.DWord),
+		)
 	case f.kind == value128:
 		t.Emit(asm.LoadMem(asm.R1, regFrame, at, asm.DWord), asm.LoadMem(asm.R2, regFrame, at+8, asm.DWord))
 	default:

@@ -79,6 +79,7 @@ const (
 	needRandom                     // the hash with the timestamp as seed
 	needHash                       // the hash with seed 0
 	needProcess                    // the process, before the tests
+	needName                       // its name
 	needCounts                     // what is counted of the flow
 
 	needTransport = needTCP | needUDP | needICMP | needICMPv6
@@ -95,6 +96,9 @@ func (n need) implied() need {
 	}
 	if n&(needRandom|needHash) != 0 {
 		n |= needIPv6 | needTransport
+	}
+	if n&needName != 0 {
+		n |= needProcess
 	}
 	if n&needProcess != 0 {
 		n |= needSides
@@ -203,16 +207,19 @@ func (l location) between(lo, hi uint64) location { l.min, l.max = lo, hi; retur
 // locations says where the fields of the packet layers are found. Fields that are not in it do not
 // exist there. (Offsets: RFC 791, 8200, 9293, 768, 792, 4443; specification: filter-language.md 3.)
 var locations = withHeaders(map[prog.Field]location{
-	prog.FieldZero:     constant(0),
-	prog.FieldInbound:  constant(1),
-	prog.FieldOutbound: constant(1),
-	prog.FieldIfIdx:    skbMember(skbIfindex), // or another place, see Hook.locate
-	prog.FieldSubIfIdx: constant(1<<32 - 1),
-	prog.FieldLoopback: constant(1), // or by interface, see Hook.locate
-	prog.FieldImpostor: constant(1),
-	prog.FieldEvent:    constant(255),
+	prog.FieldZero:      constant(0),
+	prog.FieldInbound:   constant(1),
+	prog.FieldOutbound:  constant(1),
+	prog.FieldIfIdx:     skbMember(skbIfindex), // or another place, see Hook.locate
+	prog.FieldInterface: skbMember(skbIfindex), // the same
+	prog.FieldSubIfIdx:  constant(1<<32 - 1),
+	prog.FieldLoopback:  constant(1), // or by interface, see Hook.locate
+	prog.FieldImpostor:  constant(1),
+	prog.FieldEvent:     constant(255),
 
 	prog.FieldProcessID: variable(varProcess, asm.Word, needProcess),
+
+	prog.FieldProcess: variable(varName, asm.DWord, needName).as(value128),
 
 	prog.FieldFlowPackets:    count(0),
 	prog.FieldFlowBytes:      count(1),
@@ -330,7 +337,7 @@ func domainOf(f prog.Field) prog.Range {
 func (h *Hook) locate(c *condition) location {
 	l := locations[c.field]
 	switch c.field {
-	case prog.FieldIfIdx:
+	case prog.FieldIfIdx, prog.FieldInterface:
 		if h.Index == IndexIngress {
 			l.offset = skbIngressIfindex
 		}

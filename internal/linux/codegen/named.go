@@ -73,7 +73,7 @@ func (n *namedTable) open(maps map[string]*ebpf.Map) error {
 	for _, s := range n.sets {
 		m, err := setmap.Of(s.Members.Values())
 		if err != nil {
-			return &LoadError{Err: fmt.Errorf("the set @%s: %w", s.Name, err)}
+			return &LoadError{Err: fmt.Errorf("the %v: %w", s, err)}
 		}
 		maps[n.name(s)+mapSuffix] = m
 	}

@@ -29,6 +29,30 @@ func (g *generator) process() {
 	g.Emit(asm.StoreMem(regFrame, varProcess, asm.R1, asm.Word))
 }
 
+// processName stores the name of the packet's process, zeros if none is known.
+func (g *generator) processName() {
+	unknown, end := g.NewLabel(), g.NewLabel()
+	g.Emit(
+		asm.LoadMapPtr(asm.R1, 0).WithReference(processmap.NamesMap),
+		asm.Mov.Reg(asm.R2, regFrame),
+		asm.Add.Imm(asm.R2, int32(varProcess)),
+		asm.FnMapLookupElem.Call(),
+	)
+	g.JumpImm64(asm.JEq, asm.R0, 0, unknown)
+	g.Emit(
+		asm.LoadMem(asm.R1, asm.R0, 0, asm.DWord), asm.HostTo(asm.BE, asm.R1, asm.DWord),
+		asm.LoadMem(asm.R2, asm.R0, 8, asm.DWord), asm.HostTo(asm.BE, asm.R2, asm.DWord),
+	)
+	g.Jump(end)
+	g.Mark(unknown)
+	g.Emit(asm.LoadMem(asm.R1, regFrame, varZero, asm.DWord), asm.Mov.Reg(asm.R2, asm.R1))
+	g.Mark(end)
+	g.Emit(
+		asm.StoreMem(regFrame, varName, asm.R1, asm.DWord),
+		asm.StoreMem(regFrame, varName+8, asm.R2, asm.DWord),
+	)
+}
+
 // processByCookie goes to found with the process of the packet's socket in R1, or to none if another way to find it
 // makes no sense.
 func (g *generator) processByCookie(found, none label) {

@@ -75,6 +75,16 @@ func (e *entry) enter(t *testing.T, p *Program) {
 	}
 }
 
+// enterName enters the name of a process.
+func enterName(t *testing.T, p *Program, process uint32, name string) {
+	t.Helper()
+	var value [processmap.NameSize]byte
+	copy(value[:], name)
+	if err := p.maps[processmap.NamesMap].Put(process, value[:]); err != nil {
+		t.Fatal(err)
+	}
+}
+
 // The packets of packets_test.go have these ends.
 const (
 	src4, dst4     = "10.0.0.1", "192.0.2.7"
@@ -153,7 +163,38 @@ func TestProcess(t *testing.T) {
 					}
 					wantRun(t, p, tt.packet, process == tt.want)
 				}
+				for text, want := range map[string]bool{
+					fmt.Sprintf(`process == "p%d"`, tt.want):             tt.want != 0,
+					fmt.Sprintf(`process != "p%d"`, tt.want):             tt.want == 0,
+					fmt.Sprintf(`process in {"p%d", "a", "b"}`, tt.want): tt.want != 0,
+					fmt.Sprintf(`process == "p%d"`, tt.want+1):           false,
+				} {
+					p := load(t, text, h, Options{})
+					for i := range tt.entries {
+						tt.entries[i].enter(t, p)
+					}
+					for process := range uint32(10) {
+						if process > 0 {
+							enterName(t, p, process, fmt.Sprintf("p%d", process))
+						}
+					}
+					wantRun(t, p, tt.packet, want)
+				}
 			}
+		})
+	}
+}
+
+// TestProcessNameWithAll: there is room on the stack for a name beside all that programs can ask for.
+func TestProcessNameWithAll(t *testing.T) {
+	const all = `process not in {"a", "b"} and (processId in @s or remoteAddr in @t or random32 > 5) and packet[3] > 0 and not (iface == "x")`
+	for name, o := range map[string]Options{
+		"sniff":     {Sniff: true, Count: true, Process: true},
+		"correlate": {Correlate: true, Count: true, Process: true},
+	} {
+		t.Run(name, func(t *testing.T) {
+			p := load(t, all, Hook{Direction: Inbound, Processes: true}, o)
+			wantRun(t, p, header4(protoUDP, nil, 0, udpHeader("x")), !o.Sniff)
 		})
 	}
 }

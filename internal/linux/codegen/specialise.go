@@ -193,7 +193,7 @@ func (h *Hook) constant(f prog.Field) (v prog.Value, ok bool) {
 		return flag(h.Direction == Inbound), h.Direction != AnyDirection
 	case prog.FieldOutbound:
 		return flag(h.Direction == Outbound), h.Direction != AnyDirection
-	case prog.FieldIfIdx:
+	case prog.FieldIfIdx, prog.FieldInterface:
 		return low(uint64(h.IfIdx)), h.Index == IndexConstant
 	case prog.FieldSubIfIdx:
 		return low(uint64(h.SubIfIdx)), true
@@ -222,7 +222,7 @@ var notForwarded = map[prog.Field]bool{
 	prog.FieldInbound: true, prog.FieldOutbound: true, prog.FieldLoopback: true,
 	prog.FieldLocalAddr: true, prog.FieldRemoteAddr: true,
 	prog.FieldLocalPort: true, prog.FieldRemotePort: true, prog.FieldProtocol: true,
-	prog.FieldProcessID: true,
+	prog.FieldProcessID: true, prog.FieldProcess: true,
 }
 
 // exists reports whether a test can be executed on a layer. Object strings may hold tests that

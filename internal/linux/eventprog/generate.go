@@ -142,7 +142,7 @@ func (g *generator) start(sock int16, mayRefuse bool) (bool, error) {
 		when[keeps || g.uses(prog.FieldProcessID)](g.Process)
 	}
 	if sock != cgprog.OpsSock || cgprog.SockOpsName.Has() {
-		when[keeps](g.Name)
+		when[keeps || g.uses(prog.FieldProcess)](g.Name)
 	}
 	return keeps, err
 }

@@ -61,6 +61,17 @@ func (n *Names) Ascribe(ps []packet.Packet) {
 	}
 }
 
+// AscribeOne is Ascribe for one packet.
+func (n *Names) AscribeOne(p *packet.Packet) {
+	k := n.known.Load()
+	if k == nil || p.Addr.Network().ProcessID == 0 {
+		return
+	}
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	p.Addr.SetProcessName(k.name(p.Addr.Network().ProcessID, p.Addr.Timestamp))
+}
+
 // name returns the name of a process at a time.
 func (k *known) name(id uint32, at int64) [packet.ProcessNameSize]byte {
 	if r, ok := k.recent[id]; ok && at-r.at <= freshness {

@@ -3,6 +3,8 @@
 package review
 
 import (
+	"slices"
+
 	"github.com/opendivert/divert/internal/clock"
 	"github.com/opendivert/divert/internal/linux/codegen"
 	"github.com/opendivert/divert/internal/prog"
@@ -19,6 +21,7 @@ const Doubts = ", the interpreter on packets of IPv6 with more than 64 extension
 // second decides on packets on which a filter program could not decide, or only that they may match.
 type second struct {
 	program *prog.Program
+	names   bool // the filter asks for names of processes, or the one before did
 	segment bool // the programs do not know all that the filter asks for of single packets, see exact of setSecond
 
 	// For the time that packets wait at most they may have matched the filter before.
@@ -30,10 +33,17 @@ type second struct {
 // superpacket and its segments.
 func (r *Review) SetSecond(p *prog.Program, exact bool) {
 	next := &second{program: p.Uncounted(), segment: !exact} // nobody knows any more what had been counted
+	next.names = namesProcess(p)
 	if last := r.second.Load(); last != nil {
+		next.names = next.names || namesProcess(last.program)
 		next.before, next.until = last.program, clock.Now()+int64(r.queueTime.Load())
 	}
 	r.second.Store(next)
+}
+
+// namesProcess reports whether a program asks for the names of processes.
+func namesProcess(p *prog.Program) bool {
+	return slices.ContainsFunc(p.Tests(), func(t prog.Test) bool { return t.Field == prog.FieldProcess })
 }
 
 // Refuses decides once more on a packet of length bytes on which its filter program could not decide, and reports whether it
@@ -43,6 +53,9 @@ func (r *Review) Refuses(p *packet.Packet, length int, single bool) bool {
 	s := r.second.Load()
 	if s == nil || !(single && s.segment) && !(length <= len(p.Data) && (Bounded() && codegen.PastWalk(p.Data) || codegen.Truncated(p.Data))) {
 		return false
+	}
+	if s.names {
+		r.name(p)
 	}
 	if MayMatch(s.program, p.Data, length, &p.Addr) {
 		return false

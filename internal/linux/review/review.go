@@ -16,7 +16,11 @@ type Review struct {
 	times     atomic.Pointer[times]  // nil until a filter asks for the time or the process
 	second    atomic.Pointer[second] // decides where a program could not, see refuses
 	queueTime atomic.Int64           // of the limits, in ns
+	name      func(*packet.Packet)   // gives the address the name of its process
 }
+
+// SetNames has f asked for the names of processes: it sets that of a packet's address. It is called before packets come.
+func (r *Review) SetNames(f func(*packet.Packet)) { r.name = f }
 
 // SetQueueTime says how long packets wait at most.
 func (r *Review) SetQueueTime(d time.Duration) { r.queueTime.Store(int64(d)) }
