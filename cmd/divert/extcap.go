@@ -205,6 +205,8 @@ func (e *extcap) write(cmd *cobra.Command, layer divert.Layer) error {
 		err = d.live(ctx)
 	}
 	if err != nil && d.sink == nil {
+		// First the error: Wireshark shows what it has been told when the pipe ends.
+		err = exitStatus(e.app.exit(cmd, err, false))
 		endPipe(e.fifo)
 	}
 	return err
