@@ -91,6 +91,7 @@ type Address struct {
 
 	reserved1 uint8
 	reserved2 uint32
+	length    uint32                // see PacketLength
 	name      [ProcessNameSize]byte // see ProcessName
 	data      [unionSize]byte       // the layer data in its C layout, little-endian
 }
@@ -117,6 +118,13 @@ func (a *Address) AppendProcessName(b []byte) []byte {
 
 // SetProcessName sets the name, with zeros behind it.
 func (a *Address) SetProcessName(name [ProcessNameSize]byte) { a.name = name }
+
+// PacketLength returns the length of a packet in bytes if the handle delivered only its beginning, else 0. It serves packets of
+// BIG TCP, whose IP header does not tell their length. Handles of Linux set it. The C layout has no room for it.
+func (a *Address) PacketLength() int { return int(a.length) }
+
+// SetPacketLength sets what PacketLength returns.
+func (a *Address) SetPacketLength(n int) { a.length = uint32(n) }
 
 // Time returns when the packet was captured or the event happened: the wall clock now, less the age of Timestamp. If the wall
 // clock was set since, the new setting counts. The monotonic clock stops while the system sleeps, so the time of a packet

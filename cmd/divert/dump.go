@@ -296,8 +296,9 @@ func (d *dump) receive(ctx context.Context, h *divert.Handle) error {
 func (r *record) set(p *divert.Packet, clock *wallClock, names interfaces) {
 	r.data, r.length, r.addr = p.Data, len(p.Data), &p.Addr
 	if whole := (packet.Parsed{}); whole.Parse(p.Data) {
-		r.length = int(whole.Length) // of which there may be less, with --snapshot-length
+		r.length = max(r.length, int(whole.Length)) // of which there may be less, with --snapshot-length
 	}
+	r.length = max(r.length, p.Addr.PacketLength()) // BIG TCP tells none
 	r.when = clock.time(p.Addr.Timestamp)
 	r.device = names.name(p.Addr.Network().IfIdx)
 	r.direction = directionOf(&p.Addr)

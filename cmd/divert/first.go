@@ -4,6 +4,7 @@ import (
 	"fmt"
 
 	"github.com/opendivert/divert/filter"
+	"github.com/opendivert/divert/internal/capfile"
 	"github.com/opendivert/divert/internal/engine"
 	"github.com/opendivert/divert/internal/flow"
 	"github.com/opendivert/divert/internal/prog"
@@ -65,7 +66,7 @@ func newFileMatcher(p *filter.Program) (*fileMatcher, error) {
 // matches reports whether a record matches. The time of flows is that of the records, and so are the process and the interface.
 func (m *fileMatcher) matches(r *record) bool {
 	var parsed packet.Parsed
-	if !parsed.Parse(r.data) {
+	if !capfile.Parse(&parsed, r.data, r.length) {
 		return false
 	}
 	p, known := m.program, prog.Known{}

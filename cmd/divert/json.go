@@ -5,6 +5,7 @@ import (
 	"net/netip"
 	"time"
 
+	"github.com/opendivert/divert/internal/capfile"
 	"github.com/opendivert/divert/packet"
 )
 
@@ -82,7 +83,7 @@ func (p *printer) appendJSON(b []byte, r *record) ([]byte, error) {
 	if p.bytes != bytesNone {
 		j.Data = hex.EncodeToString(r.data)
 	}
-	if p.parsed.Parse(r.data) {
+	if capfile.Parse(&p.parsed, r.data, r.length) {
 		j.setPacket(r.data, &p.parsed)
 	}
 	return appendJSONLine(b, &j)

@@ -20,6 +20,7 @@ import (
 	"github.com/gopacket/gopacket/layers"
 	"github.com/gopacket/gopacket/pcapgo"
 
+	"github.com/opendivert/divert/filter"
 	"github.com/opendivert/divert/internal/lab"
 	kernelprocesses "github.com/opendivert/divert/internal/linux/processes"
 )
@@ -255,12 +256,18 @@ func TestProcesses(t *testing.T) {
 	}
 	pair, echo := hosts(t)
 	mine := fmt.Sprintf("processId == %d", os.Getpid())
+	comm, err := os.ReadFile("/proc/self/comm")
+	if err != nil {
+		t.Fatal(err)
+	}
+	byName := "process == " + filter.QuoteName(strings.TrimSpace(string(comm)))
 	for _, test := range []struct {
 		name string
 		args []string
 		want []string // on the first line
 	}{
 		{"text", []string{"dump", "-c", "2", mine + " and udp"}, []string{fmt.Sprintf(" %d]\n", os.Getpid())}},
+		{"by its name", []string{"dump", "-c", "2", byName + " and udp"}, []string{fmt.Sprintf(" %d]\n", os.Getpid())}},
 		{"fields", []string{"dump", "-c", "2", "-v", mine + " and udp"}, []string{fmt.Sprintf(" processId=%d ", os.Getpid())}},
 		{"JSON", []string{"dump", "-c", "2", "--json", mine + " and udp"},
 			[]string{fmt.Sprintf(`"pid":%d`, os.Getpid()), `"program":"/`, filepath.Base(os.Args[0])}},

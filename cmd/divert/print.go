@@ -63,7 +63,7 @@ func (p *printer) append(b []byte, r *record) []byte {
 		b = append(b, arrow...)
 		b = append(b, ' ')
 	}
-	valid := p.parsed.Parse(r.data)
+	valid := capfile.Parse(&p.parsed, r.data, r.length)
 	if p.link {
 		b = p.appendLink(b, r, valid)
 	}

@@ -142,7 +142,7 @@ func (c *Reader) Next(p *Packet) error {
 			continue
 		}
 		data, direction := strip(f.data)
-		if !c.parsed.Parse(data) {
+		if !Parse(&c.parsed, data, max(f.length-(len(f.data)-len(data)), len(data))) {
 			c.skipped++
 			continue
 		}

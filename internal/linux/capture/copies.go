@@ -305,6 +305,9 @@ func (s slotSizes) of(size int) int {
 	return size
 }
 
+// longest is the length of the longest packet that an IP header can tell, in bytes.
+const longest = packet.IPv6HeaderLen + 0xFFFF
+
 // fill takes the next sample into the memory of the packet that it may become, and reports whether it is one.
 func (r *copies) fill(p *packet.Packet) bool {
 	size := r.buffers.Size()
@@ -318,11 +321,12 @@ func (r *copies) fill(p *packet.Packet) bool {
 	if err != nil || !ok {
 		return false
 	}
-	if snap := uint32(r.Config.Snap); record.Captured < record.Length && (snap == 0 || record.Captured < snap) {
+	superpacket := record.Tag&TagCut != 0
+	if snap := uint32(r.Config.Snap); record.Captured < record.Length && (snap == 0 || record.Captured < snap) &&
+		(record.Length <= longest || superpacket) {
 		r.Counts.Long.Add(1)
 		return false
-	}
-	superpacket := record.Tag&TagCut != 0
+	} // else a packet of BIG TCP, which no sample has room for, comes cut
 	if superpacket && r.pieces.begin(data, int(record.SegmentSize)) {
 		r.pieces.record = record
 		r.Counts.Denied.Add(1) // each segment counts
@@ -347,7 +351,7 @@ func (r *copies) address(p *packet.Packet, record *codegen.Record) {
 	}
 	p.Addr = packet.Address{}
 	verdict.Describe(r.Layer, &p.Addr, &queue.Message{
-		Hook: hook, In: record.Device, Out: record.Device, Payload: p.Data, ChecksumNotVerified: true,
+		Hook: hook, In: record.Device, Out: record.Device, Payload: p.Data, Length: record.Length, ChecksumNotVerified: true,
 	}, record.Timestamp)
 	p.Addr.Sniffed = true
 	review.SetProcess(&p.Addr, record.Process)
@@ -362,6 +366,7 @@ func (r *copies) piece(p *packet.Packet) bool {
 		return false
 	}
 	r.address(p, &r.pieces.record)
+	p.Addr.SetPacketLength(0)
 	if r.Review.Refuses(p, len(p.Data), true) {
 		return false
 	}

@@ -71,6 +71,7 @@ func newSystem(t *testing.T) *system {
 	if err != nil {
 		t.Fatal(err)
 	}
+	t.Cleanup(nl.Close)
 	return &system{T: t, host: h, nl: nl}
 }
 

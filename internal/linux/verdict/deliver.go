@@ -39,6 +39,11 @@ func Describe(layer packet.Layer, a *packet.Address, m *queue.Message, at int64)
 	}
 	a.Loopback = a.Outbound && ifIdx == netns.LoopbackIndex && m.Hook == queue.HookPostrouting
 	a.SetNetwork(packet.NetworkData{IfIdx: ifIdx})
+	if cut := int(m.Length); cut > len(m.Payload) {
+		a.SetPacketLength(cut)
+	} else {
+		a.SetPacketLength(0)
+	}
 	// The header checksum is always in the packet. For the transport checksum the kernel says when it left
 	// it to the hardware (the field then holds a partial sum), and when the hardware has
 	// verified it on the way in.

@@ -1,0 +1,111 @@
+package main
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"io"
+	"net/netip"
+	"os"
+	"strings"
+	"testing"
+
+	"github.com/opendivert/divert/internal/capfile"
+	"github.com/opendivert/divert/internal/lab"
+	"github.com/opendivert/divert/packet"
+)
+
+// TestDumpBigTCP writes and prints packets that are longer than their headers can tell, on loopback, whole as far as there is
+// room and with a snapshot length: with their true length, and without a loss.
+func TestDumpBigTCP(t *testing.T) {
+	if err := needProcesses(); err != nil {
+		t.Skipf("the kernel does not decide here: %v", err)
+	}
+	for _, to := range []string{"127.0.0.1", "::1"} {
+		for _, snap := range []string{"0", "200"} {
+			t.Run(fmt.Sprintf("%s, snapshot length %s", to, snap), func(t *testing.T) {
+				h, err := lab.NewT(t).AddHost("h")
+				if err != nil {
+					t.Fatal(err)
+				}
+				longLoopback(t, h)
+				p := start(t, h, "dump", "-s", snap, "--json", "-w", "-", "tcp.PayloadLength > 0")
+				for range 5 {
+					if _, err := lab.TransferTCP(t.Context(), h, h, netip.AddrPortFrom(netip.MustParseAddr(to), 0), 4<<20, 7); err != nil {
+						t.Fatal(err)
+					}
+				}
+				out, status := p.end(t, os.Interrupt)
+				if status != exitOK {
+					t.Fatalf("status %d: %s", status, p.errout)
+				}
+				checkLongPackets(t, out)
+			})
+		}
+	}
+}
+
+// checkLongPackets reads what was written of 5 transfers of 4 MiB.
+func checkLongPackets(t *testing.T, file string) {
+	t.Helper()
+	r, err := capfile.NewReader(strings.NewReader(file), packet.LayerNetwork)
+	if err != nil {
+		t.Fatal(err)
+	}
+	long, payload := 0, 0
+	for {
+		var p capfile.Packet
+		err := r.Next(&p)
+		if err == io.EOF {
+			break
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		var parsed packet.Parsed
+		if !capfile.Parse(&parsed, p.Data, p.Length) || parsed.TCPOff < 0 || int(parsed.Length) != p.Length || p.Length < len(p.Data) {
+			t.Fatalf("%d of %d bytes: %+v", len(p.Data), p.Length, parsed)
+		}
+		if p.Length > 65575 {
+			long++
+		}
+		payload += payloadLength(&parsed)
+	}
+	if c := r.Complaints(); len(c) > 0 || payload < 5*4<<20 {
+		t.Errorf("%d bytes in packets; %v", payload, c)
+	}
+	if long == 0 {
+		t.Error("no packet is longer than its header can tell")
+	}
+	printed := runCommand(t, file, "dump", "-r", "-")
+	if printed.status != exitOK || strings.Contains(printed.out, "not an IP packet") || strings.Count(printed.out, " bytes]") < long {
+		t.Errorf("status %d; %s", printed.status, printed.errout)
+	}
+	for line := range bytes.Lines([]byte(printed.out)) {
+		if !bytes.Contains(line, []byte("length ")) || bytes.Contains(line, []byte("length 0")) {
+			t.Fatalf("printed as %s", line)
+		}
+	}
+}
+
+// longLoopback lets TCP hand packets of up to 180,000 bytes to lo, or skips.
+func longLoopback(t *testing.T, h *lab.Host) {
+	t.Helper()
+	nl, err := h.Netlink()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer nl.Close()
+	link, err := nl.LinkByName("lo")
+	if err == nil {
+		const most = 180_000
+		err = errors.Join(nl.LinkSetGSOMaxSize(link, most), nl.LinkSetGSOIPv4MaxSize(link, most))
+	}
+	if err != nil {
+		t.Skipf("no BIG TCP here: %v", err)
+	}
+	// However long the round trip took that TCP has seen: on a busy machine it would make shorter ones.
+	if err := h.Sysctl("net.ipv4.tcp_tso_rtt_log", "30"); err != nil && !errors.Is(err, os.ErrNotExist) {
+		t.Fatal(err)
+	}
+}
