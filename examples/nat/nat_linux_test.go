@@ -458,6 +458,57 @@ func TestSTUN(t *testing.T) {
 	}
 }
 
+// TestMany: 10,000 mappings at once, each with a port of its own that no local socket gets; they end with the program.
+func TestMany(t *testing.T) {
+	const many, first = 10_000, 20_000
+	h := newHome(t)
+	p := h.start(t, "-host", "10000")
+	sink, err := h.b.ListenPacket("udp", "10.77.4.2:7777")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer sink.Close()
+	raw, err := h.a.ListenPacket("ip4:udp", addrA.String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer raw.Close()
+	seen, b := map[string]bool{}, make([]byte, 16)
+	_ = sink.SetReadDeadline(time.Now().Add(3 * patience))
+	for i := range many {
+		var datagram []byte // without a checksum, which UDP over IPv4 may do
+		datagram = binary.BigEndian.AppendUint16(datagram, uint16(first+i))
+		datagram = append(datagram, 7777>>8, 7777&0xFF, 0, 8, 0, 0)
+		if _, err := raw.WriteTo(datagram, &net.IPAddr{IP: addrsB[0].AsSlice()}); err != nil {
+			t.Fatal(err)
+		}
+		_, from, err := sink.ReadFrom(b)
+		if err != nil {
+			t.Fatalf("datagram %d: %v", i, err)
+		}
+		seen[from.String()] = true
+	}
+	if len(seen) != many || !seen[netip.AddrPortFrom(addrR, first).String()] {
+		t.Errorf("%d mappings", len(seen))
+	}
+	for _, port := range []uint16{first, first + many/2, first + many - 1} {
+		if s, err := h.r.ListenPacket("udp", netip.AddrPortFrom(addrR, port).String()); !errors.Is(err, syscall.EADDRINUSE) {
+			t.Errorf("a local socket at port %d: %v", port, err)
+			if err == nil {
+				s.Close()
+			}
+		}
+	}
+	if text := p.stop(os.Interrupt); !strings.Contains(text, "10000 packets were translated, 0 filtered; for 0 there was") {
+		t.Error(text)
+	}
+	s, err := h.r.ListenPacket("udp", netip.AddrPortFrom(addrR, first).String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	s.Close()
+}
+
 // TestLocalPorts: a port that a socket of the router has is not taken, and the socket goes on; one that is taken no socket
 // gets.
 func TestLocalPorts(t *testing.T) {

@@ -23,6 +23,7 @@ import (
 	"time"
 
 	"github.com/opendivert/divert/internal/lab"
+	"golang.org/x/sys/unix"
 )
 
 // patience is how long anything may take.
@@ -318,6 +319,18 @@ func TestBulk(t *testing.T) {
 	}()
 	start(t, n.A, "-via", via, "tcp.DstPort == 7777")
 	c := dial(t, n.A, netip.AddrPortFrom(n.B.Addr4(), 7777))
+	raw, err := c.SyscallConn()
+	if err != nil {
+		t.Fatal(err)
+	}
+	var info *unix.TCPInfo
+	if e := raw.Control(func(fd uintptr) { info, err = unix.GetsockoptTCPInfo(int(fd), unix.IPPROTO_TCP, unix.TCP_INFO) }); e != nil || err != nil {
+		t.Fatal(e, err)
+	}
+	const sack, scale = 2, 4 // TCPI_OPT_SACK, TCPI_OPT_WSCALE in linux/tcp.h
+	if info.Options&(sack|scale) != sack|scale {
+		t.Errorf("the stack has answered without SACK or window scaling: options %#x", info.Options)
+	}
 	begin := time.Now()
 	if _, err := io.Copy(c, lab.Stream(volume(), 1)); err != nil {
 		t.Fatal(err)

@@ -166,14 +166,20 @@ func configs(t *testing.T, b netip.Addr) (ofA, ofB string) {
 	return of(0, insideA, insideB, fmt.Sprintf("Endpoint = %v:51820\n", b)), of(1, insideB, insideA, "")
 }
 
+// needInterface skips the test where the standard peer cannot be.
+func needInterface(t *testing.T) {
+	t.Helper()
+	f, err := os.OpenFile("/dev/net/tun", os.O_RDWR, 0)
+	if err != nil {
+		t.Skipf("the standard peer needs a TUN interface: %v", err)
+	}
+	f.Close()
+}
+
 // joined is a network in which A, the program, and B, a standard peer, are joined by a tunnel through R.
 func joined(t *testing.T, kind string) (*lab.Routed, *program) {
 	t.Helper()
-	if f, err := os.OpenFile("/dev/net/tun", os.O_RDWR, 0); err != nil {
-		t.Skipf("the standard peer needs a TUN interface: %v", err)
-	} else {
-		f.Close()
-	}
+	needInterface(t)
 	n := lab.HostRouterPeerT(t, lab.LinkOptions{})
 	ofA, ofB := configs(t, n.B.Addr4())
 	start(t, n.B, "standard", ofB)
@@ -218,7 +224,7 @@ func TestBulk(t *testing.T) {
 		exchange(t, n.A, netip.AddrPortFrom(insideB[i], 7777), 100)
 		exchange(t, n.A, netip.AddrPortFrom(insideB[i], 7777), 4000)
 	}
-	frame, err := seen.NextMatch(t.Context(), func(f lab.Frame) bool { return !f.Outgoing })
+	frame, err := seen.NextMatch(t.Context(), func(f lab.Frame) bool { return !f.Outgoing && !ofLink(f) })
 	if d := frame.Data; err != nil || len(d) < 14+28 || d[14+9] != unix.IPPROTO_UDP || [4]byte(d[14+16:]) != n.B.Addr4().As4() || binary.BigEndian.Uint16(d[14+22:]) != 51820 {
 		t.Errorf("on the wire: % x, %v", d, err)
 	}
@@ -241,6 +247,18 @@ func TestBulk(t *testing.T) {
 	if text := p.stop(); !strings.Contains(text, "packets went through the tunnel") {
 		t.Error(text)
 	}
+}
+
+// ofLink reports whether a frame is what hosts on a link say to each other by themselves: ARP, neighbour discovery, multicast listeners.
+func ofLink(f lab.Frame) bool {
+	switch d := f.Data; {
+	case len(d) < 14+40 || binary.BigEndian.Uint16(d[12:]) == 0x0806:
+		return true
+	case binary.BigEndian.Uint16(d[12:]) == 0x86dd:
+		src := netip.AddrFrom16([16]byte(d[14+8:]))
+		return src.IsLinkLocalUnicast() || src.IsUnspecified() || d[14+6] == unix.IPPROTO_ICMPV6
+	}
+	return false
 }
 
 // transferBack sends bytes from B to A, which listens at local and is reached at inside.
@@ -285,6 +303,46 @@ func transferBack(t *testing.T, n *lab.Routed, local, inside netip.Addr) (time.D
 		return 0, fmt.Errorf("got %v, want %v", d, want)
 	}
 	return time.Since(begin), nil
+}
+
+// TestAll: where all goes through the tunnel, also what is meant for the other peer's address outside, WireGuard's own packets do not.
+func TestAll(t *testing.T) {
+	needInterface(t)
+	n := lab.HostRouterPeerT(t, lab.LinkOptions{})
+	ofA, ofB := configs(t, n.B.Addr4())
+	ofA = strings.Replace(ofA, "AllowedIPs = ", "AllowedIPs = 0.0.0.0/0, ::/0, ", 1)
+	start(t, n.B, "standard", ofB)
+	p := start(t, n.A, "vpn", ofA)
+	to := []netip.AddrPort{netip.AddrPortFrom(insideB[0], 7777), netip.AddrPortFrom(insideB[1], 7777), netip.AddrPortFrom(n.B.Addr4(), 7777)}
+	for _, at := range to {
+		echo, err := n.B.Echo("udp", at.String())
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer echo.Close()
+	}
+	seen, err := n.LinkRA.Capture()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer seen.Close()
+	for _, at := range to {
+		exchange(t, n.A, at, 100)
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), patience)
+	defer cancel()
+	for range 16 { // handshake, and eight datagrams and more each way
+		f, err := seen.NextMatch(ctx, func(f lab.Frame) bool { return !ofLink(f) })
+		if err != nil {
+			t.Fatal(err)
+		}
+		if d := f.Data[14:]; d[9] != unix.IPPROTO_UDP || binary.BigEndian.Uint16(d[20:]) != 51820 || binary.BigEndian.Uint16(d[22:]) != 51820 {
+			t.Errorf("past the tunnel: % x", d)
+		}
+	}
+	if text := p.stop(); !strings.Contains(text, "packets went through the tunnel") {
+		t.Error(text)
+	}
 }
 
 // TestPathMTU: who may not have his packets cut is told that the tunnel carries 1,420 bytes.
