@@ -239,6 +239,9 @@ func OpenProgram(p *filter.Program, opts ...Option) (*Handle, error) {
 func init() {
 	engine.With = func(e engine.Opener) any { return Option(func(o *options) { o.engine = e }) }
 	engine.DropWaits = func() any { return Option(func(o *options) { o.dropWaits = true }) }
+	engine.Poll = func(h any, ps []Packet) (int, error) { return h.(*Handle).poll(ps) }
+	engine.SendConst = func(h any, ps []Packet) (int, error) { return h.(*Handle).sendConst(ps) }
+	engine.GiveBack = func(h any, ps []Packet) { h.(*Handle).platform().Return(ps) }
 }
 
 func newOptions(opts []Option) *options {

@@ -104,6 +104,19 @@ func (h *Handle) SendBatch(ps []Packet) (int, error) {
 	return n, opError("send", err)
 }
 
+// sendConst is SendBatch that leaves the memory of the packets' Data alone; see engine.SendConst.
+func (h *Handle) sendConst(ps []Packet) (int, error) {
+	if e, ok := h.platform().(engine.ConstSender); ok {
+		n, err := e.SendConst(ps)
+		return n, opError("send", err)
+	}
+	for i := range ps {
+		p := &ps[i]
+		p.Data = append(p.Buffer(len(p.Data))[:0], p.Data...)
+	}
+	return h.SendBatch(ps)
+}
+
 // Accept lets a received packet go on as it was, whatever its Data is now; nothing is copied back to the kernel. If the
 // packet no longer waits, Accept injects Data as Send would. On Windows it always does: the driver keeps nothing of a
 // received packet. If such a packet was cut on its way to the program (WithSnapLength, a short buffer of Recv), the handle

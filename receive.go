@@ -180,6 +180,19 @@ func (h *Handle) receive(ctx context.Context, queue int, ps []Packet) (int, erro
 	return n, err
 }
 
+// poll is receive of any queue without waiting: it fails with engine.ErrInterrupted if nothing is there. See engine.Poll.
+func (h *Handle) poll(ps []Packet) (int, error) {
+	h.receiving.RLock()
+	defer h.receiving.RUnlock()
+	switch {
+	case h.closed.Load():
+		return 0, net.ErrClosed
+	case h.flags&SendOnly != 0:
+		return 0, ErrSendOnly
+	}
+	return h.next(anyQueue, engine.Wait{Handle: over}, ps)
+}
+
 // nothing says why nothing can be received from a handle that drops: ErrDropOnly, unless the engine knows more.
 func (h *Handle) nothing() error {
 	if h.recvDown.Load() {

@@ -19,6 +19,7 @@ const (
 	invalidParameter   code = 87
 	insufficientBuffer code = 122
 	noData             code = 232
+	timedOut           code = 258
 	operationAborted   code = 995
 	ioPending          code = 997
 	noAccess           code = 998

@@ -454,6 +454,37 @@ func TestExampleRewrite(t *testing.T) {
 		exec.Command(compile(t, example("rewrite.c"), gccModern), filter, "coffee", "black tea"))
 }
 
+// TestExamplePythonDescriptors has one event loop wait for two handles.
+func TestExamplePythonDescriptors(t *testing.T) {
+	pair := lab.TwoHostsT(t, lab.LinkOptions{})
+	conn, filter := receiver(t, pair)
+	other, otherFilter := receiver(t, pair)
+	cmd := python(t, "count.py")
+	library := cmd.Args[len(cmd.Args)-1]
+	cmd.Args = append(cmd.Args[:len(cmd.Args)-1], library, filter, otherFilter)
+	count := startAt(t, pair.A, cmd)
+	count.await(t, "^diverting$")
+	for n := range 3 {
+		for _, to := range []net.PacketConn{other, conn} {
+			from, err := pair.A.Dial(t.Context(), "udp", to.LocalAddr().String())
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer from.Close()
+			fmt.Fprint(from, "counted")
+			to.SetReadDeadline(time.Now().Add(20 * time.Second))
+			if n, _, err := to.ReadFrom(make([]byte, 100)); n != 7 {
+				t.Errorf("%d bytes arrive, %v", n, err)
+			}
+		}
+		count.await(t, fmt.Sprintf("^%d %s$", n+1, regexp.QuoteMeta(otherFilter)))
+		count.await(t, fmt.Sprintf("^%d %s$", n+1, regexp.QuoteMeta(filter)))
+	}
+	_ = cmd.Process.Signal(os.Interrupt)
+	for range count.lines { // until it has ended
+	}
+}
+
 // python returns a command of a Python script with the library, which is its last argument.
 func python(t *testing.T, script string, args ...string) *exec.Cmd {
 	t.Helper()

@@ -4,21 +4,19 @@
 #include "shim.h"
 #include "_cgo_export.h"
 
-BOOL WinDivertRecvEx(HANDLE handle, VOID *pPacket, UINT packetLen, UINT *pRecvLen, UINT64 flags,
-                     WINDIVERT_ADDRESS *pAddr, UINT *pAddrLen, LPOVERLAPPED lpOverlapped)
+/* receive is WinDivertRecvEx; a call that is not overlapped waits for so many milliseconds, or INFINITE. */
+static BOOL receive(HANDLE handle, VOID *pPacket, UINT packetLen, UINT *pRecvLen, WINDIVERT_ADDRESS *pAddr, UINT *pAddrLen,
+                    DWORD milliseconds, LPOVERLAPPED lpOverlapped)
 {
     UINT transferred = 0;
     DWORD error;
 
-    if (!alive())
-        return FALSE;
-    if (flags != 0)
-        return divert_fail(ERROR_INVALID_PARAMETER);
     if (!enter())
         return FALSE;
     if (lpOverlapped != NULL)
         divert_begin(lpOverlapped);
-    error = left(divertRecv((uintptr_t)handle, pPacket, packetLen, &transferred, pAddr, pAddrLen, lpOverlapped));
+    error = left(divertRecv((uintptr_t)handle, pPacket, packetLen, &transferred, pAddr, pAddrLen, milliseconds,
+                            lpOverlapped));
     if (error != ERROR_SUCCESS) {
         /* A pending request may be complete by now, and its memory gone. */
         if (lpOverlapped != NULL && error != ERROR_IO_PENDING)
@@ -30,6 +28,31 @@ BOOL WinDivertRecvEx(HANDLE handle, VOID *pPacket, UINT packetLen, UINT *pRecvLe
     if (lpOverlapped != NULL)
         divert_end(lpOverlapped, ERROR_SUCCESS, transferred);
     return TRUE;
+}
+
+BOOL WinDivertRecvEx(HANDLE handle, VOID *pPacket, UINT packetLen, UINT *pRecvLen, UINT64 flags,
+                     WINDIVERT_ADDRESS *pAddr, UINT *pAddrLen, LPOVERLAPPED lpOverlapped)
+{
+    if (!alive())
+        return FALSE;
+    if (flags != 0)
+        return divert_fail(ERROR_INVALID_PARAMETER);
+    return receive(handle, pPacket, packetLen, pRecvLen, pAddr, pAddrLen, INFINITE, lpOverlapped);
+}
+
+BOOL WinDivertRecvTimeout(HANDLE handle, VOID *pPacket, UINT packetLen, UINT *pRecvLen, WINDIVERT_ADDRESS *pAddr,
+                          UINT *pAddrLen, DWORD milliseconds)
+{
+    return receive(handle, pPacket, packetLen, pRecvLen, pAddr, pAddrLen, milliseconds, NULL);
+}
+
+int WinDivertGetFd(HANDLE handle)
+{
+    int fd = -1;
+
+    if (!enter())
+        return -1;
+    return done(left(divertDescriptor((uintptr_t)handle, &fd))) ? fd : -1;
 }
 
 BOOL WinDivertSendEx(HANDLE handle, const VOID *pPacket, UINT packetLen, UINT *pSendLen, UINT64 flags,

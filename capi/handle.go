@@ -6,6 +6,7 @@ import (
 	"errors"
 	"math"
 	"os"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -24,9 +25,13 @@ type handle struct {
 	turns    turns
 	closing  atomic.Bool
 	received atomic.Bool // a receive call has come
-	sendDown atomic.Bool // kept here, so that what is held can still be given back when the handle closes
+	sendDown atomic.Bool // kept here: see shutdown
 
-	// held are the packets of the call whose turn it is.
+	describing sync.Mutex // held by the one who makes the descriptor
+	descriptor atomic.Pointer[descriptor]
+	ending     sync.RWMutex // held by close while it closes the descriptor
+
+	// held are the packets of the call whose turn it is; with a descriptor, of who has its token.
 	held struct {
 		packets     [divert.MaxBatch]divert.Packet
 		first, last int // those in between have been received and not delivered
@@ -70,8 +75,19 @@ func openHandle(text string, layer uint32, priority int16, flags uint64, extende
 
 func newHandle(d *divert.Handle) *handle {
 	h := &handle{divert: d}
-	h.turns.interrupt = func() { _ = d.SetReadDeadline(past) }
-	h.turns.resume = func() { _ = d.SetReadDeadline(time.Time{}) }
+	h.turns.interrupt = func() {
+		if described := h.descriptor.Load(); described != nil {
+			described.interrupt()
+			return
+		}
+		_ = d.SetReadDeadline(past)
+	}
+	h.turns.resume = func() {
+		if described := h.descriptor.Load(); described != nil {
+			described.resume()
+		}
+		_ = d.SetReadDeadline(time.Time{})
+	}
 	return h
 }
 
@@ -102,16 +118,20 @@ func (h *handle) shutdown(how uint32) code {
 func (h *handle) close() code {
 	h.closing.Store(true)
 	h.turns.close()
+	h.ending.Lock()
+	if d := h.descriptor.Load(); d != nil {
+		d.close(h)
+	}
+	h.ending.Unlock()
 	h.giveBack()
 	return codeOf(h.divert.Close())
 }
 
-// giveBack lets the packets that were received and not delivered go on, unless they are copies or too old.
+// giveBack lets the packets that were received and not delivered go on, unless they are too old.
 func (h *handle) giveBack() {
 	held := &h.held
-	if h.divert.Flags()&divert.Sniff == 0 && !h.expired() {
-		// What fails cannot go on; closing has no better way to tell than the packet's absence.
-		_, _ = h.divert.AcceptBatch(held.packets[held.first:held.last])
+	if !h.expired() {
+		engine.GiveBack(h.divert, held.packets[held.first:held.last])
 	}
 	held.first, held.last = 0, 0
 }

@@ -6,6 +6,7 @@ package main
 import "C"
 
 import (
+	"time"
 	"unsafe"
 
 	"github.com/opendivert/divert/packet"
@@ -33,7 +34,7 @@ func divertOpen(text *C.char, n C.size_t, layer C.UINT32, priority C.INT16, flag
 }
 
 //export divertRecv
-func divertRecv(number C.uintptr_t, buf unsafe.Pointer, n C.UINT, size *C.UINT, addrs unsafe.Pointer, addrLen *C.UINT, overlapped *C.OVERLAPPED) C.DWORD {
+func divertRecv(number C.uintptr_t, buf unsafe.Pointer, n C.UINT, size *C.UINT, addrs unsafe.Pointer, addrLen *C.UINT, limit C.DWORD, overlapped *C.OVERLAPPED) C.DWORD {
 	room()
 	h := handles.get(uintptr(number))
 	if h == nil {
@@ -56,9 +57,26 @@ func divertRecv(number C.uintptr_t, buf unsafe.Pointer, n C.UINT, size *C.UINT, 
 	if overlapped != nil {
 		return C.DWORD(recvOverlapped(h, d, size, addrLen, overlapped))
 	}
-	result := h.recv(&d)
+	var result code
+	if limit == C.INFINITE {
+		result = h.recv(&d)
+	} else {
+		result = h.recvWithin(&d, time.Duration(limit)*time.Millisecond)
+	}
 	report(&d, addrLen)
 	*size = C.UINT(d.size)
+	return C.DWORD(result)
+}
+
+//export divertDescriptor
+func divertDescriptor(number C.uintptr_t, out *C.int) C.DWORD {
+	room()
+	h := handles.get(uintptr(number))
+	if h == nil {
+		return C.DWORD(invalidHandle)
+	}
+	fd, result := h.waitable()
+	*out = C.int(fd)
 	return C.DWORD(result)
 }
 

@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/opendivert/divert"
+	"github.com/opendivert/divert/internal/engine"
 	"github.com/opendivert/divert/packet"
 )
 
@@ -16,6 +17,8 @@ type delivery struct {
 	buf   []byte // for the packets, back to back; may be nil
 	addrs []byte // for their addresses in the C layout; nil if they are not wanted
 	max   int    // packets
+
+	atOnce bool // the call fails with timedOut instead of waiting for a packet
 
 	size  int // bytes delivered
 	count int // packets delivered, a truncated one included
@@ -31,6 +34,50 @@ func (h *handle) recv(d *delivery) code {
 		return badCommand
 	}
 	if !immediate && !h.turns.wait(c) {
+		return operationAborted
+	}
+	defer h.turns.leave(c)
+	return h.receive(c, d)
+}
+
+// recvWithin is recv that waits no longer than limit, 0: not at all; it fails with timedOut then.
+func (h *handle) recvWithin(d *delivery, limit time.Duration) code {
+	d.atOnce = true
+	if result := h.recvNow(d); result != timedOut || limit <= 0 {
+		return result
+	}
+	d.atOnce = false
+	c := &turn{ready: make(chan struct{}, 1)} // of its own: the timer may come late
+	immediate, ok := h.turns.enter(c)
+	if !ok {
+		return badCommand
+	}
+	timer := time.AfterFunc(limit, func() { h.turns.expire(c) })
+	defer timer.Stop()
+	result := operationAborted
+	if immediate || h.turns.wait(c) {
+		result = h.receive(c, d)
+		h.turns.leave(c)
+	}
+	if result == operationAborted && h.turns.hasExpired(c) {
+		return timedOut
+	}
+	return result
+}
+
+// recvNow is recv that fails with timedOut instead of waiting, for its turn too.
+func (h *handle) recvNow(d *delivery) code {
+	c := places.Get().(*turn)
+	defer places.Put(c)
+	c.cancelled = false
+	immediate, ok := h.turns.enter(c)
+	switch {
+	case !ok:
+		return badCommand
+	case immediate:
+	case h.turns.abandon(c):
+		return timedOut
+	case !h.turns.wait(c): // it is its turn by now, or was cancelled
 		return operationAborted
 	}
 	defer h.turns.leave(c)
@@ -65,29 +112,37 @@ func (h *handle) recvOverlapped(request uintptr, d *delivery, done func(*deliver
 
 // ready reports whether receiving needs not wait. The caller's turn it must be.
 func (h *handle) ready() bool {
+	if d := h.descriptor.Load(); d != nil {
+		return d.there()
+	}
 	return h.held.first < h.held.last && !h.expired() || h.divert.Flags()&divert.SendOnly != 0
 }
 
 // receive waits for packets and delivers them. It is the call's turn.
 func (h *handle) receive(c *turn, d *delivery) code {
 	held := &h.held
+	if described := h.descriptor.Load(); described != nil {
+		return h.receiveDescribed(c, d, described)
+	}
 	if h.expired() {
 		held.first, held.last = 0, 0
 	}
 	for held.first == held.last {
-		n, err := h.divert.RecvBatch(held.packets[:h.ahead(d)])
-		room() // a long wait may have had the stack shrink
+		n, err := h.more(d)
 		switch {
 		case err == nil:
 			held.first, held.last = 0, n
+		case err == engine.ErrInterrupted:
+			return timedOut
 		case interrupted(err):
 			if !h.turns.goOn(c) {
 				return operationAborted
 			}
-		case errors.Is(err, net.ErrClosed):
-			return operationAborted // it was open when the call began
+			if described := h.descriptor.Load(); described != nil {
+				return h.receiveDescribed(c, d, described)
+			}
 		default:
-			return codeOf(err)
+			return receiveCode(err)
 		}
 	}
 	result := h.deliver(d)
@@ -97,14 +152,23 @@ func (h *handle) receive(c *turn, d *delivery) code {
 	return result
 }
 
-// ahead returns how many packets to receive for d. Some may not fit into its buffer; they are held, and given
-// back when the handle closes. A handle that cannot give back does not receive more than surely fits.
-func (h *handle) ahead(d *delivery) int {
-	f := h.divert.Flags()
-	if h.hasData() && f&divert.RecvOnly != 0 && f&divert.Sniff == 0 {
-		return min(d.max, max(1, len(d.buf)/divert.MaxPacket))
+// more receives packets for d, and holds them. Those that do not fit into its buffer stay held, and are given back when the
+// handle closes.
+func (h *handle) more(d *delivery) (int, error) {
+	if d.atOnce {
+		return engine.Poll(h.divert, h.held.packets[:d.max])
 	}
-	return d.max
+	n, err := h.divert.RecvBatch(h.held.packets[:d.max])
+	room() // a long wait may have had the stack shrink
+	return n, err
+}
+
+// receiveCode returns the code of an error of a receive call.
+func receiveCode(err error) code {
+	if errors.Is(err, net.ErrClosed) {
+		return operationAborted // it was open when the call began
+	}
+	return codeOf(err)
 }
 
 // deliver copies held packets to the caller (specification: api.md 7, batch packing rules).

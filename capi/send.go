@@ -6,10 +6,11 @@ import (
 	"sync"
 
 	"github.com/opendivert/divert"
+	"github.com/opendivert/divert/internal/engine"
 	"github.com/opendivert/divert/packet"
 )
 
-// batch is what a send call needs: packets with memory for those that must not be changed in place.
+// batch is what a send call needs: packets, with memory for those that must be finished.
 type batch [divert.MaxBatch]divert.Packet
 
 var batches = sync.Pool{New: func() any { return new(batch) }}
@@ -34,7 +35,7 @@ func (h *handle) send(b, addrs []byte) (int, code) {
 	defer ps.forget(n)
 	// What precedes a malformed packet is sent, although the call fails.
 	if n > 0 {
-		_, err := h.divert.SendBatch(ps[:n])
+		_, err := engine.SendConst(h.divert, ps[:n]) // the caller's memory is read-only
 		if result := codeOf(err); result != success && malformed == success {
 			return 0, result
 		}
@@ -56,12 +57,6 @@ func (ps *batch) split(b, addrs []byte) (n, size int, malformed code) {
 		p := &ps[n]
 		_ = p.Addr.UnmarshalBinary(addrs[:packet.AddressSize]) // cannot fail with that length
 		p.Data = b[size : size+length : size+length]
-		if a := &p.Addr; a.Impostor || !a.IPChecksum || !a.TCPChecksum || !a.UDPChecksum {
-			// Checksums and hop limits are written into the packet; the caller's is read-only.
-			own := p.Buffer(length)[:length]
-			copy(own, p.Data)
-			p.Data = own
-		}
 		n++
 		size += length
 		addrs = addrs[packet.AddressSize:]

@@ -2,7 +2,10 @@
 
 package main
 
-import "sync"
+import (
+	"slices"
+	"sync"
+)
 
 // turns lets the receive calls of a handle in one at a time, in the order in which they came, those of
 // threads and overlapped ones alike (specification: api.md 12).
@@ -23,6 +26,7 @@ type turn struct {
 	request   uintptr       // address of the OVERLAPPED, 0 for a call that waits in its thread
 	ready     chan struct{} // tells that it is its turn, or that it was cancelled
 	cancelled bool          // guarded by turns.mu
+	expired   bool          // it was cancelled because its time was over; guarded by turns.mu
 }
 
 // places are turns for calls that wait in their threads, so that a receive call allocates nothing.
@@ -53,6 +57,39 @@ func (t *turns) wait(c *turn) bool {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	return t.current == c
+}
+
+// has reports whether it is a call's turn.
+func (t *turns) has(c *turn) bool {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return t.current == c
+}
+
+// abandon takes a call out of the line that does not want to wait for its turn. It returns false if it is its turn, or it was
+// cancelled: c.ready tells then.
+func (t *turns) abandon(c *turn) bool {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	i := slices.Index(t.waiting, c)
+	if i >= 0 {
+		t.waiting = slices.Delete(t.waiting, i, i+1)
+	}
+	return i >= 0
+}
+
+// expire cancels a call whose time is over, unless it has ended or was cancelled already.
+func (t *turns) expire(c *turn) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	c.expired = t.cancelIf(func(other *turn) bool { return other == c })
+}
+
+// hasExpired reports whether expire has cancelled a call.
+func (t *turns) hasExpired(c *turn) bool {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return c.expired
 }
 
 // goOn reports whether a call that was woken by an interruption may wait again: it was meant for another.

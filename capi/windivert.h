@@ -521,6 +521,24 @@ WINDIVERTEXPORT BOOL WinDivertRecv(HANDLE handle, VOID *pPacket, UINT packetLen,
 WINDIVERTEXPORT BOOL WinDivertRecvEx(HANDLE handle, VOID *pPacket, UINT packetLen, UINT *pRecvLen, UINT64 flags,
                                      WINDIVERT_ADDRESS *pAddr, UINT *pAddrLen, LPOVERLAPPED lpOverlapped);
 
+#ifndef _WIN32
+/*
+ * An addition, on Linux: WinDivertRecvEx that waits for a packet no longer than so many milliseconds, 0: not at all,
+ * INFINITE: without a limit. pAddrLen may be NULL: one packet then. Errors: those of WinDivertRecv; 258 no packet came.
+ */
+WINDIVERTEXPORT BOOL WinDivertRecvTimeout(HANDLE handle, VOID *pPacket, UINT packetLen, UINT *pRecvLen,
+                                          WINDIVERT_ADDRESS *pAddr, UINT *pAddrLen, DWORD milliseconds);
+
+/*
+ * An addition, on Linux: a descriptor for poll, select, epoll and event loops. It is readable while a receive call would not
+ * wait: a packet or event is there, the handle is shut down and drained, or receiving fails. Wait for POLLIN, then receive,
+ * best with WinDivertRecvTimeout and 0, as another thread may be faster, or the packet too old; do not read the descriptor.
+ * It is the caller's to close, and independent of the handle: after WinDivertClose it stays readable. From the first
+ * call on up to 64 packets are received ahead. Returns -1 on failure. Errors: 6; 22; 87 SEND_ONLY.
+ */
+WINDIVERTEXPORT int WinDivertGetFd(HANDLE handle);
+#endif
+
 /*
  * Injects a packet. With the address it was received with it goes on as that packet, once. The packet is not
  * changed: missing checksums (address bits of 0) are computed in a copy. *pSendLen may be NULL.

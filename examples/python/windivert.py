@@ -1,7 +1,8 @@
 """The part of libwindivert that the examples use, through ctypes: handles of the layer NETWORK.
 
 A receive call that waits inside the library would keep Python from running its handler of control-C. So receiving is
-an overlapped request here, and Python waits for its event: with select, or in the event loop of asyncio.
+an overlapped request here, and Python waits for its event: with select, or in the event loop of asyncio. A handle also has
+a descriptor, fileno(), that is readable while something is there for recv_now(): for select, or an event loop's add_reader.
 """
 
 import asyncio
@@ -13,6 +14,7 @@ import select
 WINDIVERT_MTU_MAX = 40 + 0xFFFF
 WINDIVERT_LAYER_NETWORK = 0
 INVALID_HANDLE_VALUE = ctypes.c_void_p(-1).value
+WAIT_TIMEOUT = 258
 ERROR_IO_PENDING = 997
 
 
@@ -58,6 +60,8 @@ def load(path="libwindivert.so.2"):
     lib.WinDivertOpen.argtypes = [ctypes.c_char_p, ctypes.c_int, ctypes.c_int16, ctypes.c_uint64]
     lib.WinDivertOpen.restype = pointer
     lib.WinDivertRecvEx.argtypes = [pointer, pointer, uint, pointer, ctypes.c_uint64] + [pointer] * 3
+    lib.WinDivertRecvTimeout.argtypes = [pointer, pointer, uint] + [pointer] * 3 + [ctypes.c_uint32]
+    lib.WinDivertGetFd.argtypes = [pointer]
     lib.WinDivertSend.argtypes = [pointer, pointer, uint, pointer, ctypes.POINTER(Address)]
     lib.WinDivertClose.argtypes = [pointer]
     lib.WinDivertHelperParsePacket.argtypes = [pointer, uint] + [pointer] * 11
@@ -79,6 +83,7 @@ class Handle:
         self.buffer = ctypes.create_string_buffer(WINDIVERT_MTU_MAX)
         self.address = Address()
         self.overlapped = Overlapped(hEvent=self.event)
+        self.descriptor = None
 
     def __enter__(self):
         return self
@@ -86,6 +91,8 @@ class Handle:
     def __exit__(self, *unused):
         self.lib.WinDivertClose(self.handle)
         os.close(self.event)
+        if self.descriptor is not None:
+            os.close(self.descriptor)
 
     def _fail(self):
         raise OSError(f"failed to receive ({self.lib.WinDivertGetLastError()})")
@@ -138,6 +145,26 @@ class Handle:
             finally:
                 loop.remove_reader(self.event)
         return self._end()
+
+    def fileno(self):
+        """A descriptor that is readable while recv_now has a packet, or an error to raise. It lives as long as the handle."""
+        if self.descriptor is None:
+            descriptor = self.lib.WinDivertGetFd(self.handle)
+            if descriptor < 0:
+                raise OSError(f"failed to get a descriptor ({self.lib.WinDivertGetLastError()})")
+            self.descriptor = descriptor
+        return self.descriptor
+
+    def recv_now(self):
+        """Return a packet with its address, None if no packet is there."""
+        length = ctypes.c_uint32()
+        if not self.lib.WinDivertRecvTimeout(
+            self.handle, self.buffer, len(self.buffer), ctypes.byref(length), ctypes.byref(self.address), None, 0
+        ):
+            if self.lib.WinDivertGetLastError() == WAIT_TIMEOUT:
+                return None
+            self._fail()
+        return bytearray(self.buffer.raw[: length.value]), Address.from_buffer_copy(self.address)
 
     def send(self, packet, address):
         """Send a packet, a bytearray. False: it was not sent."""

@@ -72,7 +72,7 @@ const (
 // Handle is an open handle of a platform. All methods may be called from several goroutines.
 type Handle interface {
 	// Recv waits for packets or events, no longer than w, and fills 1 to len(ps) of ps, which is not empty. It fails
-	// with ErrInterrupted when w has ended, and with io.EOF when the receive half is shut down and nothing is left.
+	// with ErrInterrupted when w has ended and nothing is there, and with io.EOF when the receive half is shut down and nothing is left.
 	// The handle was not opened to send only.
 	Recv(w Wait, ps []packet.Packet) (int, error)
 	// Wake makes receive calls that wait look whether their Wait has ended. It may be called at any time, also after
@@ -108,6 +108,23 @@ var With func(Opener) any
 // DropWaits returns a divert.Option for the C interface, whose callers wait when they receive from a handle that
 // drops, as those of the original do (specification: api.md 6); in Go they are told at once. Package divert sets it.
 var DropWaits func() any
+
+// Poll is RecvBatch of a *divert.Handle without waiting, for the C interface: it fails with ErrInterrupted where RecvBatch
+// would wait. Package divert sets it.
+var Poll func(h any, ps []packet.Packet) (int, error)
+
+// GiveBack is Handle.Return of a *divert.Handle, for packets that the C interface has received and no caller was given.
+// Package divert sets it.
+var GiveBack func(h any, ps []packet.Packet)
+
+// SendConst is SendBatch of a *divert.Handle that leaves the packets' Data alone, for the C interface, whose callers' memory is
+// theirs: what Send would write goes into a copy, in the Packet's own memory. Package divert sets it.
+var SendConst func(h any, ps []packet.Packet) (int, error)
+
+// ConstSender is a Handle that makes these copies of the packets that need one only.
+type ConstSender interface {
+	SendConst(ps []packet.Packet) (int, error)
+}
 
 // Dropper is a Handle for which received packets take a place until they are sent, dropped or given up.
 type Dropper interface {

@@ -36,6 +36,11 @@ func Whole(b []byte) ([]byte, error) {
 	return b[:size], nil
 }
 
+// Unready reports whether Finish may have to write to a packet.
+func Unready(a *packet.Address) bool {
+	return a.Impostor || !a.IPChecksum || !a.TCPChecksum || !a.UDPChecksum
+}
+
 // Finish computes the checksums that the address calls missing and counts down the hop limit of another
 // program's packet, in this order, in b, a whole packet (specification: api.md 8); captured says whether the packet is one
 // that was received, and not new. It fails with ErrHopLimit.

@@ -318,6 +318,14 @@ func (h *handle) QueueOf(p *packet.Packet) int { return h.source.QueueOf(p) }
 // Send implements engine.Handle.
 func (h *handle) Send(ps []packet.Packet) (int, error) { return h.send(ps, false) }
 
+// SendConst implements engine.ConstSender.
+func (h *handle) SendConst(ps []packet.Packet) (int, error) {
+	if err := h.maySend(); err != nil {
+		return 0, err
+	}
+	return h.sender.SendConst(ps)
+}
+
 // Accept implements engine.Handle.
 func (h *handle) Accept(ps []packet.Packet) (int, error) { return h.send(ps, true) }
 

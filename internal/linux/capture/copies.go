@@ -92,9 +92,6 @@ func (r *copies) Recv(w engine.Wait, ps []packet.Packet) (int, error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	for {
-		if w.Ended() {
-			return 0, engine.ErrInterrupted
-		}
 		draining := r.draining.Load()
 		n, err := r.take(ps)
 		switch {
@@ -103,6 +100,8 @@ func (r *copies) Recv(w engine.Wait, ps []packet.Packet) (int, error) {
 		case draining:
 			r.drained.Store(true)
 			return 0, io.EOF
+		case w.Ended():
+			return 0, engine.ErrInterrupted
 		}
 		if r.growing.Load() {
 			r.giveWay()

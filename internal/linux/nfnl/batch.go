@@ -83,7 +83,7 @@ func (r *Reader) Slot(i int, b []byte) {
 }
 
 // Recv receives between 1 and n datagrams, at most Cap, into the slots 0 to n-1, waiting for the first until w ends or
-// the read deadline. It fails with engine.ErrInterrupted when w has ended, os.ErrClosed after Close,
+// the read deadline. It fails with engine.ErrInterrupted when w has ended and nothing is there, os.ErrClosed after Close,
 // os.ErrDeadlineExceeded after the deadline, and io.EOF after Drain when nothing is there. A datagram may be the
 // kernel's answer to a message that was to end the wait.
 func (r *Reader) Recv(w engine.Wait, n int) (int, error) {
@@ -99,9 +99,6 @@ func (r *Reader) Recv(w engine.Wait, n int) (int, error) {
 		if c.closed.Load() {
 			return 0, os.ErrClosed
 		}
-		if w.Ended() {
-			return 0, engine.ErrInterrupted
-		}
 		left := time.Duration(-1)
 		if at := c.deadline.Load(); at != 0 {
 			if left = time.Until(time.Unix(0, at)); left <= 0 {
@@ -115,6 +112,8 @@ func (r *Reader) Recv(w engine.Wait, n int) (int, error) {
 			return got, err
 		case drained:
 			return 0, io.EOF
+		case w.Ended():
+			return 0, engine.ErrInterrupted
 		case c.looksAgain(&until):
 		case left < 0 && c.answers:
 			got, err = r.block(w, min(n, r.Cap()))

@@ -61,6 +61,7 @@ type verdicts struct {
 	}
 	same, changed, unknown int32          // packets that Send found as they had been captured, or not, or cannot tell
 	differs                *packet.Packet // the last that was not: run ends there, and one goes on with it
+	keeps                  bool           // the memory of the packets is not written to
 }
 
 // on returns the batch of a lane.
@@ -205,17 +206,28 @@ func LaneNumber(a *packet.Address) int { return int(tokenOf(a).lane) }
 // Send sends ps. A packet that fails does not hold up the others; the last error is returned.
 func (s *Sender) Send(ps []packet.Packet, unchanged bool) (sent int, last error) {
 	var v verdicts
+	return s.send(ps, &v, unchanged)
+}
+
+// SendConst is Send that leaves the memory of the packets' Data alone: a packet that has to be finished is copied into its
+// Packet's own memory, and then its Data is that.
+func (s *Sender) SendConst(ps []packet.Packet) (sent int, last error) {
+	v := verdicts{keeps: true}
+	return s.send(ps, &v, false)
+}
+
+func (s *Sender) send(ps []packet.Packet, v *verdicts, unchanged bool) (sent int, last error) {
 	var reinjected, injected uint64
 	rest := ps
 	if len(ps) > 1 {
-		n, err := s.run(ps, &v, unchanged)
+		n, err := s.run(ps, v, unchanged)
 		if err != nil {
 			return 0, ClosedError(err)
 		}
 		reinjected, rest = uint64(n), ps[n:]
 	}
 	for i := range rest {
-		again, err := s.one(&rest[i], &v, unchanged)
+		again, err := s.one(&rest[i], v, unchanged)
 		switch {
 		case err != nil:
 			last = err
@@ -302,6 +314,10 @@ func (s *Sender) one(p *packet.Packet, v *verdicts, unchanged bool) (again bool,
 	}
 	data, err := engine.Whole(p.Data)
 	if err == nil {
+		if v.keeps && engine.Unready(&p.Addr) {
+			data = append(p.Buffer(len(data))[:0], data...)
+			p.Data = data
+		}
 		err = engine.Finish(data, &p.Addr, l != nil)
 	}
 	if err != nil {
