@@ -241,6 +241,10 @@ func init() {
 	engine.DropWaits = func() any { return Option(func(o *options) { o.dropWaits = true }) }
 	engine.Poll = func(h any, ps []Packet) (int, error) { return h.(*Handle).poll(ps) }
 	engine.SendConst = func(h any, ps []Packet) (int, error) { return h.(*Handle).sendConst(ps) }
+	engine.CutterOf = func(h any) engine.Cutter {
+		c, _ := h.(*Handle).platform().(engine.Cutter)
+		return c
+	}
 	engine.GiveBack = func(h any, ps []Packet) { h.(*Handle).platform().Return(ps) }
 }
 

@@ -255,6 +255,7 @@ func (h *handle) receiveDescribed(c *turn, to *delivery, d *descriptor) code {
 		if h.expired() {
 			h.held.first, h.held.last = 0, 0
 		}
+		h.again()
 		switch {
 		case h.held.first < h.held.last:
 			result := h.deliver(to)

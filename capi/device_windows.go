@@ -35,7 +35,7 @@ func openFile(text string, layer uint32, priority int16, flags uint64, extended 
 }
 
 //export divertOpen
-func divertOpen(text *C.char, n C.size_t, layer C.UINT32, priority C.INT16, flags C.UINT64, extended, segments C.BOOL, out *C.uintptr_t) C.DWORD {
+func divertOpen(text *C.char, n C.size_t, layer C.UINT32, priority C.INT16, flags C.UINT64, extended C.BOOL, segments C.int, out *C.uintptr_t) C.DWORD {
 	if text == nil {
 		return C.DWORD(invalidParameter)
 	}

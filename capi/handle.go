@@ -27,6 +27,10 @@ type handle struct {
 	received atomic.Bool // a receive call has come
 	sendDown atomic.Bool // kept here: see shutdown
 
+	// Makes TCP come in segments; nil where it is not to be, or is not possible. Guarded by the turn, as cut is.
+	cutter engine.Cutter
+	cut    bool // it has
+
 	describing sync.Mutex // held by the one who makes the descriptor
 	descriptor atomic.Pointer[descriptor]
 	ending     sync.RWMutex // held by close while it closes the descriptor
@@ -47,7 +51,7 @@ var dialects = map[bool]filter.Dialect{false: filter.Strict, true: filter.Extend
 
 // openHandle opens a handle (specification: api.md 5). In the strict dialect a filter that compiles but that the
 // original's driver would refuse is refused too (api.md 5.1).
-func openHandle(text string, layer uint32, priority int16, flags uint64, extended, segments bool) (uintptr, code) {
+func openHandle(text string, layer uint32, priority int16, flags uint64, extended bool, segments int) (uintptr, code) {
 	if layer >= uint32(packet.NumLayers) {
 		return 0, invalidParameter
 	}
@@ -63,14 +67,19 @@ func openHandle(text string, layer uint32, priority int16, flags uint64, extende
 		engine.DropWaits().(divert.Option), // api.md 6
 	}
 	receives := divert.Flag(flags)&(divert.Drop|divert.SendOnly) == 0
-	if hasPackets := p.Layer() == divert.LayerNetwork || p.Layer() == divert.LayerForward; segments && hasPackets && receives {
+	hasPackets := p.Layer() == divert.LayerNetwork || p.Layer() == divert.LayerForward
+	if segments == segmentsAlways && hasPackets && receives {
 		opts = append(opts, divert.WithSegments())
 	}
 	d, err := divert.OpenProgram(p, opts...)
 	if err != nil {
 		return 0, code(wincode.Of(err))
 	}
-	return handles.add(newHandle(d)), success
+	h := newHandle(d)
+	if segments == segmentsIfShort && hasPackets && receives && divert.Flag(flags)&divert.Sniff == 0 {
+		h.cutter = engine.CutterOf(d)
+	}
+	return handles.add(h), success
 }
 
 func newHandle(d *divert.Handle) *handle {

@@ -11,11 +11,13 @@ BOOL divert_extended(void)
     return dialect != NULL && strcmp(dialect, "extended") == 0;
 }
 
-BOOL divert_segments(void)
+int divert_segments(void)
 {
     const char *segments = getenv("DIVERT_SEGMENTS");
 
-    return segments != NULL && strcmp(segments, "1") == 0;
+    if (segments != NULL && strcmp(segments, "1") == 0)
+        return DIVERT_SEGMENTS_ALWAYS;
+    return segments != NULL && strcmp(segments, "0") == 0 ? DIVERT_SEGMENTS_NEVER : DIVERT_SEGMENTS_IF_SHORT;
 }
 
 #ifdef _WIN32

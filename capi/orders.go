@@ -31,6 +31,12 @@ const (
 	orderClose    = C.DIVERT_ORDER_CLOSE
 )
 
+// When packets come as they are on the wire, see divert_segments.
+const (
+	segmentsIfShort = C.DIVERT_SEGMENTS_IF_SHORT
+	segmentsAlways  = C.DIVERT_SEGMENTS_ALWAYS
+)
+
 // takeOrders makes the pipe of the orders and serves it for good.
 var takeOrders = sync.OnceValue(func() error {
 	var ends [2]int

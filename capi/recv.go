@@ -121,6 +121,7 @@ func (h *handle) ready() bool {
 // receive waits for packets and delivers them. It is the call's turn.
 func (h *handle) receive(c *turn, d *delivery) code {
 	held := &h.held
+	h.cutFor(d)
 	if described := h.descriptor.Load(); described != nil {
 		return h.receiveDescribed(c, d, described)
 	}
@@ -132,6 +133,7 @@ func (h *handle) receive(c *turn, d *delivery) code {
 		switch {
 		case err == nil:
 			held.first, held.last = 0, n
+			h.again()
 		case err == engine.ErrInterrupted:
 			return timedOut
 		case interrupted(err):
@@ -150,6 +152,29 @@ func (h *handle) receive(c *turn, d *delivery) code {
 		held.since = time.Now()
 	}
 	return result
+}
+
+// cutFor makes TCP come in segments from now on if d has no room for packets that are longer than those of the wire. If it
+// cannot be, such packets are received cut. It is the call's turn.
+func (h *handle) cutFor(d *delivery) {
+	if h.cutter == nil || h.cut || len(d.buf) == 0 || len(d.buf) >= maxReceived {
+		return
+	}
+	if h.cutter.Cut() != nil {
+		h.cutter = nil
+		return
+	}
+	h.cut = true
+	if h.descriptor.Load() == nil { // else who takes the token does it
+		h.again()
+	}
+}
+
+// again has the held packets that came before TCP came in segments pass the handle once more.
+func (h *handle) again() {
+	if held := &h.held; h.cut && held.first < held.last {
+		held.last = held.first + h.cutter.Again(held.packets[held.first:held.last])
+	}
 }
 
 // more receives packets for d, and holds them. Those that do not fit into its buffer stay held, and are given back when the

@@ -107,8 +107,12 @@ void divert_refuse(LPOVERLAPPED overlapped, DWORD error);
 /* divert_extended tells whether the environment asks for the extended dialect of the filter language. */
 BOOL divert_extended(void);
 
-/* divert_segments tells whether the environment asks for packets that are no longer than the path's MTU. */
-BOOL divert_segments(void);
+/*
+ * divert_segments tells whether the environment asks for packets that are no longer than the path's MTU: from the start, never,
+ * or, if it says nothing, from when a receive call comes with a buffer that is too short for others.
+ */
+enum { DIVERT_SEGMENTS_IF_SHORT, DIVERT_SEGMENTS_ALWAYS, DIVERT_SEGMENTS_NEVER };
+int divert_segments(void);
 
 /* divert_descriptions are the texts of errors of the filter compiler that have been asked for, by kind. */
 extern char *divert_descriptions[256];

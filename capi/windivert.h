@@ -502,8 +502,9 @@ WINDIVERTEXPORT HANDLE WinDivertOpen(const char *filter, WINDIVERT_LAYER layer, 
 
 /*
  * Waits for a packet or event. Each pointer but the handle may be NULL. The kernel keeps TCP in segments of up to 64
- * KiB: have room for WINDIVERT_MTU_MAX bytes, or set DIVERT_SEGMENTS=1 in the environment before WinDivertOpen, which has
- * every packet come as it is on the wire. *pRecvLen is the packet's length; of a
+ * KiB: room for WINDIVERT_MTU_MAX bytes is fastest. The first call with packetLen below 65531 has TCP come as it is on the
+ * wire from then on; DIVERT_SEGMENTS=1 in the environment at WinDivertOpen has so from the start, DIVERT_SEGMENTS=0 never.
+ * *pRecvLen is the packet's length; of a
  * packet longer than 65531 bytes, of which its IP header tells, the first 65531 are received, and WinDivertSend
  * lets all of it go on if they are not changed.
  * Errors: 122 the packet was longer than the buffer: its first packetLen bytes and the address are there, the

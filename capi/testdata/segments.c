@@ -1,6 +1,7 @@
 /*
- * segments.c sends packets on through a buffer of 1,600 bytes, as programs do that were written for the wire, until it
- * has seen so many bytes of TCP: ADDRESS PORT BYTES. It dials, uploads, and prints how many packets were too long.
+ * segments.c sends packets on through a short buffer, as programs do that were written for the wire: ADDRESS PORT BYTES BUFFER.
+ * It dials, opens a handle, fills the socket, so that packets wait that were made before the handle is asked for one, and
+ * uploads so many bytes. It prints how many packets were too long. With a fifth argument it waits for a descriptor.
  */
 #include <windivert.h>
 
@@ -8,25 +9,32 @@
 #include <string.h>
 
 #include <arpa/inet.h>
+#include <poll.h>
 #include <pthread.h>
 #include <stdlib.h>
 #include <sys/socket.h>
 #include <unistd.h>
 
 static HANDLE handle;
-static unsigned long long_packets, packets;
+static UINT room;
+static int fd = -1;
+static unsigned long long_packets, packets, lost;
 
 static void *divert(void *unused)
 {
-    static UINT8 packet[1600];
+    static UINT8 packet[WINDIVERT_MTU_MAX];
+    struct pollfd wait = {fd, POLLIN, 0};
     WINDIVERT_ADDRESS addr;
     UINT length;
 
     (void)unused;
     for (;;) {
-        if (WinDivertRecv(handle, packet, sizeof(packet), &length, &addr)) {
+        if (fd >= 0)
+            (void)poll(&wait, 1, -1);
+        if (WinDivertRecv(handle, packet, room, &length, &addr)) {
             packets++;
-            WinDivertSend(handle, packet, length, NULL, &addr);
+            if (!WinDivertSend(handle, packet, length, NULL, &addr))
+                lost++;
         } else if (GetLastError() == ERROR_INSUFFICIENT_BUFFER) {
             long_packets++;
         } else {
@@ -40,25 +48,37 @@ int main(int argc, char **argv)
     static char block[65536];
     struct sockaddr_in to;
     pthread_t thread;
+    ssize_t n;
     long left;
     int s = socket(AF_INET, SOCK_STREAM, 0);
 
-    if (argc != 4 || s < 0)
+    if (argc < 5 || s < 0)
         return 2;
     memset(&to, 0, sizeof(to));
     to.sin_family = AF_INET;
     to.sin_port = htons((unsigned short)atoi(argv[2]));
     inet_pton(AF_INET, argv[1], &to.sin_addr);
-    handle = WinDivertOpen("outbound and tcp", WINDIVERT_LAYER_NETWORK, 0, 0);
+    left = atol(argv[3]);
+    room = (UINT)atoi(argv[4]);
+    if (connect(s, (struct sockaddr *)&to, sizeof(to)) != 0)
+        return 3;
+    handle = WinDivertOpen("tcp", WINDIVERT_LAYER_NETWORK, 0, 0);
     if (handle == INVALID_HANDLE_VALUE) {
         fprintf(stderr, "WinDivertOpen: error %u\n", (unsigned)GetLastError());
         return 1;
     }
+    if (argc > 5)
+        fd = WinDivertGetFd(handle);
+    n = send(s, block, sizeof(block), MSG_DONTWAIT);
+    left -= n;
+    if (fd >= 0) { /* what is received ahead is too long by then */
+        struct pollfd wait = {fd, POLLIN, 0};
+
+        (void)poll(&wait, 1, -1);
+    }
     pthread_create(&thread, NULL, divert, NULL);
-    if (connect(s, (struct sockaddr *)&to, sizeof(to)) != 0)
-        return 3;
-    for (left = atol(argv[3]); left > 0;) {
-        ssize_t n = write(s, block, left < (long)sizeof(block) ? (size_t)left : sizeof(block));
+    while (left > 0) {
+        n = write(s, block, left < (long)sizeof(block) ? (size_t)left : sizeof(block));
         if (n <= 0)
             return 4;
         left -= n;
@@ -68,6 +88,8 @@ int main(int argc, char **argv)
         ; /* until the other end has all of it */
     WinDivertShutdown(handle, WINDIVERT_SHUTDOWN_RECV);
     pthread_join(thread, NULL);
-    printf("%lu too long, %s\n", long_packets, packets > 100 ? "many" : "few");
+    if (!WinDivertClose(handle))
+        return 5;
+    printf("%lu too long, %lu not sent, %s\n", long_packets, lost, packets > 100 ? "many" : "few");
     return 0;
 }

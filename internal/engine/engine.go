@@ -133,6 +133,19 @@ type Dropper interface {
 	Drop(ps []packet.Packet) error
 }
 
+// Cutter is a Handle that can be made to see TCP in segments later than from the start, for the C interface, which learns only
+// from receive calls that a program's buffers are short. The filter decides on TCP as the stack has it all the same.
+type Cutter interface {
+	// Cut makes packets that are captured from now on come in segments.
+	Cut() error
+	// Again has superpackets that Recv has returned, from before, pass the handle once more instead of being returned. It moves the
+	// other packets to the front of ps and returns how many they are.
+	Again(ps []packet.Packet) int
+}
+
+// CutterOf returns the Cutter of a *divert.Handle, nil if its platform has none. Package divert sets it.
+var CutterOf func(h any) Cutter
+
 // Keeper is a Handle that itself has nothing any more of a packet that Recv returned. Keep tells it of one, whole, of which
 // the program will get a part: it keeps a copy, for Accept.
 type Keeper interface {

@@ -303,6 +303,44 @@ func (h *handle) Drop(ps []packet.Packet) error {
 	return verdict.ClosedError(h.sender.Drop(ps))
 }
 
+// Cut implements engine.Cutter.
+func (h *handle) Cut() error {
+	switch {
+	case h.life.Is(life.Closed):
+		return net.ErrClosed
+	case h.cfg.Flags&(engine.FlagSniff|engine.FlagDrop) != 0:
+		return fmt.Errorf("%w: copies cannot be cut later, nor what is dropped", engine.ErrNotSupported)
+	case !kernel.FinishedSCTP.Has() && h.mayTakeSCTP():
+		return fmt.Errorf("%w: this kernel finishes the checksums of SCTP wrongly in queues that cut; a filter for tcp or udp excludes SCTP", engine.ErrNotSupported)
+	}
+	return h.sender.Cut()
+}
+
+// mayTakeSCTP reports whether the rules in force lead SCTP to the handle.
+func (h *handle) mayTakeSCTP() bool {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	for _, terms := range h.terms {
+		if len(rules.Cases(rules.SCTP, terms)) > 0 {
+			return true
+		}
+	}
+	return false
+}
+
+// Again implements engine.Cutter.
+func (h *handle) Again(ps []packet.Packet) int {
+	left := h.sender.Again(ps)
+	again := uint64(len(ps) - left)
+	h.counts.Received.Add(-again)
+	if h.entries == nil {
+		h.counts.Matched.Add(-again)
+	} else {
+		h.counts.Denied.Add(again) // each segment counts
+	}
+	return left
+}
+
 // Queues implements engine.Queues.
 func (h *handle) Queues() int { return h.source.Queues() }
 

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
+	"sync/atomic"
 
 	"golang.org/x/sys/unix"
 
@@ -64,8 +65,9 @@ type Options struct {
 type Queue struct {
 	*nfnl.Conn
 	num    uint16
-	single bool // the kernel cuts packets that are to be cut (GSO) before it queues them, and finishes their checksums
-	second bool // its socket is that of another queue
+	single bool        // the kernel cuts packets that are to be cut (GSO) before it queues them, and finishes their checksums
+	second bool        // its socket is that of another queue
+	cuts   atomic.Bool // the kernel cuts packets in this one, too; see Cut
 }
 
 // Pair is two queues of one socket, which keeps the order of their packets: what is received from it names the queue.
@@ -174,7 +176,7 @@ func (q *Queue) config(o Options) *nfnl.Message {
 func (q *Queue) settings(m *nfnl.Message, o Options) *nfnl.Message {
 	m.Attr32(cfgMaxLen, o.MaxLen)
 	flags := uint32(0)
-	if !q.single {
+	if !q.single && !q.cuts.Load() {
 		flags |= flagGSO
 	}
 	if o.FailOpen {
@@ -299,4 +301,14 @@ func (q *Queue) Configure(o Options) error {
 		return err
 	}
 	return q.Tell(q.settings(nfnl.NewMessage(nfnl.Type(unix.NFNL_SUBSYS_QUEUE, msgConfig), q.num), o))
+}
+
+// Cut makes the kernel cut packets that are to be cut before it queues them, and finish their checksums, from now on. What
+// waits in the queue stays as it is.
+func (q *Queue) Cut() error {
+	q.cuts.Store(true)
+	m := nfnl.NewMessage(nfnl.Type(unix.NFNL_SUBSYS_QUEUE, msgConfig), q.num)
+	m.Attr32(cfgMask, flagGSO)
+	m.Attr32(cfgFlags, 0)
+	return q.Tell(m)
 }

@@ -203,6 +203,14 @@ func ConfigureLanes(lanes []*Lane, cfg *engine.Config, l engine.Limits) (err err
 	return err
 }
 
+// Cut makes the kernel cut superpackets before they come to the sender's queues, see queue.Queue.Cut.
+func (s *Sender) Cut() (err error) {
+	for _, l := range s.lanes {
+		err = errors.Join(err, ClosedError(l.q.Cut()))
+	}
+	return err
+}
+
 // CloseLanes gives the queues back. Packets that were received and not sent on are dropped first: the kernel would drop them some time
 // after the queue is gone, when the rules may be gone too, and older kernels (6.1) then warn in their log.
 func CloseLanes(lanes []*Lane) (err error) {

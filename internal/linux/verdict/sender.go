@@ -276,6 +276,27 @@ func (s *Sender) Pass(ps []packet.Packet) (passed uint64) {
 	return passed
 }
 
+// Again has the superpackets among captured packets pass the chain that queued them once more, where they meet this handle as if
+// they came now: after Cut in pieces. The other packets come first in ps then, in their order; it returns how many they are.
+func (s *Sender) Again(ps []packet.Packet) (left int) {
+	var v verdicts
+	for i := range ps {
+		t := tokenOf(&ps[i].Addr)
+		if l := s.laneOf(&t); l != nil && t.gso && v.claim(l, &t) {
+			if b, err := v.on(l); err == nil {
+				_ = b.Add(t.id, queue.Repeat, queue.Option{}) // fails only for a payload
+			}
+			continue
+		}
+		if left != i {
+			ps[left], ps[i] = ps[i], ps[left]
+		}
+		left++
+	}
+	_, _ = v.flush(s.lanes) // what fails is owed, or gone with the queue
+	return left
+}
+
 // Drop ends captured packets.
 func (s *Sender) Drop(ps []packet.Packet) error {
 	var v verdicts
