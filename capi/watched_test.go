@@ -4,6 +4,7 @@ package main
 
 import (
 	"fmt"
+	"io"
 	"net/netip"
 	"testing"
 
@@ -130,6 +131,92 @@ func TestDescriptorOfEverySource(t *testing.T) {
 				t.Errorf("receiving then: %d", result)
 			}
 			if result := h.close(); result != success || !readable(t, fd, 0) {
+				t.Errorf("close: %d", result)
+			}
+		})
+	}
+}
+
+// TestCutBalances: superpackets that pass a handle again, in pieces, count once.
+func TestCutBalances(t *testing.T) {
+	for _, row := range []struct {
+		name string
+		opts []divert.Option
+	}{
+		{"divert", nil},
+		{"2 queues", []divert.Option{divert.WithQueues(2)}},
+		{"interpreter", []divert.Option{divert.WithEngine(divert.EngineInterpreter)}},
+	} {
+		t.Run(row.name, func(t *testing.T) {
+			pair := lab.TwoHostsT(t, lab.LinkOptions{})
+			l, err := pair.B.Listen("tcp", netip.AddrPortFrom(pair.B.Addr4(), 0).String())
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer l.Close()
+			const size = 300_000
+			arrived := make(chan int64, 1)
+			go func() {
+				c, err := l.Accept()
+				if err != nil {
+					arrived <- -1
+					return
+				}
+				defer c.Close()
+				n, _ := io.Copy(io.Discard, c)
+				arrived <- n
+			}()
+			c, err := pair.A.Dial(t.Context(), "tcp", l.Addr().String())
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer c.Close()
+			var h *handle
+			if err := pair.A.Do(func() error {
+				d, err := divert.Open("outbound and tcp", row.opts...)
+				if err == nil {
+					h = newHandle(d)
+					h.cutter = engine.CutterOf(d)
+				}
+				return err
+			}); err != nil {
+				t.Fatal(err)
+			}
+			go func() {
+				_, _ = c.Write(make([]byte, size))
+				_ = c.(interface{ CloseWrite() error }).CloseWrite()
+			}()
+			big := delivery{buf: make([]byte, divert.MaxPacket), addrs: make([]byte, packet.AddressSize), max: 1}
+			if result := h.recv(&big); result != success || big.size <= 1500 {
+				t.Fatalf("the first packet: %d, %d bytes", result, big.size)
+			}
+			_, result := h.send(big.buf[:big.size], big.addrs)
+			delivered := uint64(1)
+			over := make(chan struct{})
+			go func() {
+				defer close(over)
+				if n := <-arrived; n != size {
+					t.Errorf("%d bytes have arrived", n)
+				}
+				_ = h.shutdown(uint32(divert.ShutdownRecv))
+			}()
+			small := delivery{buf: make([]byte, 1500), addrs: make([]byte, packet.AddressSize), max: 1}
+			for result == success {
+				small.size, small.count = 0, 0
+				if result = h.recv(&small); result == success {
+					delivered++
+					_, result = h.send(small.buf[:small.size], small.addrs)
+				}
+			}
+			<-over
+			if result != noData {
+				t.Errorf("receiving ends with %d", result)
+			}
+			s, err := h.divert.Stats()
+			if err != nil || s.Received != delivered || s.Reinjected != delivered || s.Matched != delivered || s.Waiting != 0 {
+				t.Errorf("%d packets were delivered: %+v, %v", delivered, s, err)
+			}
+			if result := h.close(); result != success {
 				t.Errorf("close: %d", result)
 			}
 		})
