@@ -3,14 +3,12 @@
 package main
 
 import (
-	"os"
 	"sync"
 	"time"
 
 	"golang.org/x/sys/unix"
 
 	"github.com/opendivert/divert/internal/engine"
-	"github.com/opendivert/divert/internal/wincode"
 )
 
 // descriptor is what the program waits for with poll instead of with a receive call: an eventfd that is readable while a
@@ -36,53 +34,6 @@ type descriptor struct {
 
 // aheadMost is how many packets are received ahead: what one call takes out of the kernel cheaply, and not the whole queue.
 const aheadMost = 64
-
-// waitable returns a new descriptor of the program's own for the handle's.
-func (h *handle) waitable() (int, code) {
-	f := h.divert.Flags()
-	switch {
-	case h.closing.Load():
-		return -1, badCommand
-	case f&engine.FlagSendOnly != 0:
-		return -1, invalidParameter
-	}
-	h.describing.Lock()
-	defer h.describing.Unlock()
-	d := h.descriptor.Load()
-	if d == nil {
-		var err error
-		if d, err = newDescriptor(); err != nil {
-			return -1, code(wincode.Of(err))
-		}
-		if !h.describe(d) {
-			_ = unix.Close(d.fd)
-			return -1, badCommand
-		}
-	}
-	h.ending.RLock() // not while close closes it
-	defer h.ending.RUnlock()
-	if h.closing.Load() {
-		return -1, badCommand
-	}
-	own, err := unix.FcntlInt(uintptr(d.fd), unix.F_DUPFD_CLOEXEC, 3)
-	if err != nil {
-		return -1, code(wincode.Of(os.NewSyscallError("fcntl", err)))
-	}
-	return own, success
-}
-
-func newDescriptor() (*descriptor, error) {
-	fd, err := unix.Eventfd(0, unix.EFD_CLOEXEC|unix.EFD_NONBLOCK)
-	if err != nil {
-		return nil, os.NewSyscallError("eventfd", err)
-	}
-	d := &descriptor{
-		fd: fd, token: make(chan struct{}, 1), turn: make(chan struct{}, 1), wake: make(chan struct{}, 1),
-		told: make(chan struct{}), ended: make(chan struct{}),
-	}
-	d.token <- struct{}{}
-	return d, nil
-}
 
 // describe makes the handle have a descriptor, unless it is closing. When it returns the descriptor tells what is there.
 func (h *handle) describe(d *descriptor) bool {

@@ -481,8 +481,7 @@ func TestExamplePythonDescriptors(t *testing.T) {
 		count.await(t, fmt.Sprintf("^%d %s$", n+1, regexp.QuoteMeta(filter)))
 	}
 	_ = cmd.Process.Signal(os.Interrupt)
-	for range count.lines { // until it has ended
-	}
+	count.await(t, "^interrupted$")
 }
 
 // python returns a command of a Python script with the library, which is its last argument.

@@ -49,6 +49,12 @@ var past = time.Unix(1, 0)
 // dialects by whether the environment asks for the extended one.
 var dialects = map[bool]filter.Dialect{false: filter.Strict, true: filter.Extended}
 
+// When TCP comes as it is on the wire, see divert_segments; any other number: never.
+const (
+	segmentsIfShort = iota
+	segmentsAlways
+)
+
 // openHandle opens a handle (specification: api.md 5). In the strict dialect a filter that compiles but that the
 // original's driver would refuse is refused too (api.md 5.1).
 func openHandle(text string, layer uint32, priority int16, flags uint64, extended bool, segments int) (uintptr, code) {

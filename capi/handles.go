@@ -6,9 +6,14 @@ package main
 import "C"
 
 import (
+	"os"
 	"time"
 	"unsafe"
 
+	"golang.org/x/sys/unix"
+
+	"github.com/opendivert/divert/internal/engine"
+	"github.com/opendivert/divert/internal/wincode"
 	"github.com/opendivert/divert/packet"
 )
 
@@ -78,6 +83,53 @@ func divertDescriptor(number C.uintptr_t, out *C.int) C.DWORD {
 	fd, result := h.waitable()
 	*out = C.int(fd)
 	return C.DWORD(result)
+}
+
+// waitable returns a new descriptor of the program's own for the handle's.
+func (h *handle) waitable() (int, code) {
+	f := h.divert.Flags()
+	switch {
+	case h.closing.Load():
+		return -1, badCommand
+	case f&engine.FlagSendOnly != 0:
+		return -1, invalidParameter
+	}
+	h.describing.Lock()
+	defer h.describing.Unlock()
+	d := h.descriptor.Load()
+	if d == nil {
+		var err error
+		if d, err = newDescriptor(); err != nil {
+			return -1, code(wincode.Of(err))
+		}
+		if !h.describe(d) {
+			_ = unix.Close(d.fd)
+			return -1, badCommand
+		}
+	}
+	h.ending.RLock() // not while close closes it
+	defer h.ending.RUnlock()
+	if h.closing.Load() {
+		return -1, badCommand
+	}
+	own, err := unix.FcntlInt(uintptr(d.fd), unix.F_DUPFD_CLOEXEC, 3)
+	if err != nil {
+		return -1, code(wincode.Of(os.NewSyscallError("fcntl", err)))
+	}
+	return own, success
+}
+
+func newDescriptor() (*descriptor, error) {
+	fd, err := unix.Eventfd(0, unix.EFD_CLOEXEC|unix.EFD_NONBLOCK)
+	if err != nil {
+		return nil, os.NewSyscallError("eventfd", err)
+	}
+	d := &descriptor{
+		fd: fd, token: make(chan struct{}, 1), turn: make(chan struct{}, 1), wake: make(chan struct{}, 1),
+		told: make(chan struct{}), ended: make(chan struct{}),
+	}
+	d.token <- struct{}{}
+	return d, nil
 }
 
 // recvOverlapped is divertRecv for an overlapped request.

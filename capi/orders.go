@@ -31,10 +31,10 @@ const (
 	orderClose    = C.DIVERT_ORDER_CLOSE
 )
 
-// When packets come as they are on the wire, see divert_segments.
-const (
-	segmentsIfShort = C.DIVERT_SEGMENTS_IF_SHORT
-	segmentsAlways  = C.DIVERT_SEGMENTS_ALWAYS
+// The numbers of divert_segments are those of handle.go.
+var (
+	_ [segmentsIfShort - C.DIVERT_SEGMENTS_IF_SHORT]struct{}
+	_ [segmentsAlways - C.DIVERT_SEGMENTS_ALWAYS]struct{}
 )
 
 // takeOrders makes the pipe of the orders and serves it for good.

@@ -48,6 +48,7 @@ async def main():
                 task.result()  # it has failed
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+    print("interrupted")
 
 
 if __name__ == "__main__":
