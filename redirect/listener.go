@@ -58,7 +58,8 @@ const backlog = 1024
 // Connections of this process and of its children, and their children, are not redirected: those of a process whose parents
 // have ended before it connected excepted, as nobody knows then whose child it was. See also Options.OwnByDial.
 //
-// The listener's own port is open on all addresses, but what reaches it otherwise is refused.
+// The listener's own port is open, of the road of packets on all addresses and of that of sockets on loopback ones. What reaches it
+// otherwise is refused, or reset at once.
 //
 // It fails with a *filter.Error if the filter does not compile, with divert.ErrInvalid if it tests what differs between
 // packets, or for options that cannot be, and with the errors of divert.Open, among them divert.ErrNoProcess.

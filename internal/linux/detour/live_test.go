@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"strings"
 	"testing"
 	"time"
 
@@ -160,6 +161,8 @@ func TestLed(t *testing.T) {
 	pair := lab.TwoHostsT(t, lab.LinkOptions{})
 	d := lead(t, pair.A, "tcp.DstPort == 7")
 	for _, row := range []struct{ to, peer, aim string }{
+		{"10.77.0.2:7 from 10.77.0.1", "10.77.0.2:7", "10.77.0.2:7"},
+		{"[fd77::2]:7 from fd77::1", "[fd77::2]:7", "[fd77::2]:7"},
 		{"10.77.0.2:7", "10.77.0.2:7", "10.77.0.2:7"},
 		{"[fd77::2]:7", "[fd77::2]:7", "[fd77::2]:7"},
 		{"[::ffff:10.77.0.2]:7", "[::ffff:10.77.0.2]:7", "10.77.0.2:7"},
@@ -171,12 +174,21 @@ func TestLed(t *testing.T) {
 		{"[::ffff:0.0.0.0]:7", "[::ffff:127.0.0.1]:7", "127.0.0.1:7"},
 		{"192.0.2.77:7", "192.0.2.77:7", "192.0.2.77:7"},
 	} {
-		c, err := connect(t, pair.A, sockaddr(t, row.to), nil)
+		to, from, bound := strings.Cut(row.to, " from ")
+		c, err := connect(t, pair.A, sockaddr(t, to), func(fd int) error {
+			if !bound {
+				return nil
+			}
+			return unix.Bind(fd, sockaddr(t, netip.AddrPortFrom(netip.MustParseAddr(from), 0).String()))
+		})
 		if err != nil {
 			t.Errorf("%s: %v", row.to, err)
 			continue
 		}
 		local, peer := c.ends(t)
+		if bound && local.Addr().String() != from {
+			t.Errorf("%s: getsockname says %v", row.to, local)
+		}
 		if peer.String() != row.peer {
 			t.Errorf("%s: getpeername says %v", row.to, peer)
 		}
