@@ -75,7 +75,9 @@ func TestPlayground(t *testing.T) {
 		want                  []string
 	}{
 		{"samples", "outbound and tcp.DstPort == 80 and tcp.Syn", "", []string{
-			"It compiles.", "1 of 18 packets match.", "192.0.2.10:50001 > 198.51.100.7:80 TCP SYN, payload 0", "NETWORK", "@WinDiv_", "takes it"}},
+			"It compiles.", "1 of 18 packets match.", "192.0.2.10:50001 > 198.51.100.7:80 TCP SYN, payload 0", "NETWORK", "@WinDiv_", "takes it",
+			"outbound and tcp dst port 80 and (tcp[tcpflags] & tcp-syn != 0 or (ip6[6] = 6 and ip6[53] & 0x2 != 0))", "files do not tell tcpdump the direction"}},
+		{"no neighbour", "processId == 4711", "", []string{"None: processId: tcpdump has nothing of the kind"}},
 		{"error", "tcp.dstport == 80", "", []string{"^^^^^^^^^^^", "hint: did you mean tcp.DstPort?"}},
 		{"capture", "udp.DstPort == 53", capture, []string{"the link's capture", "1 of 1 packets match. 1 of 2 frames have no IP packet", "192.0.2.1:5353 > 198.51.100.1:53 UDP"}},
 	} {

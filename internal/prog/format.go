@@ -67,6 +67,9 @@ func conditional(condition, then, otherwise *Expr) *Expr {
 	return &Expr{Kind: ExprCond, Parts: [3]*Expr{condition, then, otherwise}}
 }
 
+// Expr returns the expression that the tests of the program compute.
+func (p *Program) Expr() *Expr { return rebuild(p.tests) }
+
 // block is an expression with the places where the evaluation goes on after it.
 type block struct {
 	expr       *Expr

@@ -26,20 +26,7 @@ func TestAsTcpdump(t *testing.T) {
 		t.Skip("there is no tcpdump to compare with (Debian: apt-get install tcpdump)")
 	}
 	packets := samples(t, 4000)
-	file := filepath.Join(t.TempDir(), "samples.pcap")
-	var b bytes.Buffer
-	w := pcapgo.NewWriter(&b)
-	if err := w.WriteFileHeader(65535, layers.LinkTypeRaw); err != nil {
-		t.Fatal(err)
-	}
-	for i, p := range packets {
-		if err := w.WritePacket(gopacket.CaptureInfo{Timestamp: time.Unix(int64(i), 0), CaptureLength: len(p), Length: len(p)}, p); err != nil {
-			t.Fatal(err)
-		}
-	}
-	if err := os.WriteFile(file, b.Bytes(), 0o644); err != nil {
-		t.Fatal(err)
-	}
+	file := writeSamples(t, packets)
 	tried, matched := 0, 0
 	for _, row := range rows {
 		r, err := Convert(row.in)
@@ -77,6 +64,26 @@ func TestAsTcpdump(t *testing.T) {
 	if tried < 40 || matched < 1000 {
 		t.Errorf("%d filters tried, %d matches", tried, matched)
 	}
+}
+
+// writeSamples writes packets to a capture file, with their number as time, and returns its path.
+func writeSamples(t *testing.T, packets [][]byte) string {
+	t.Helper()
+	file := filepath.Join(t.TempDir(), "samples.pcap")
+	var b bytes.Buffer
+	w := pcapgo.NewWriter(&b)
+	if err := w.WriteFileHeader(65535, layers.LinkTypeRaw); err != nil {
+		t.Fatal(err)
+	}
+	for i, p := range packets {
+		if err := w.WritePacket(gopacket.CaptureInfo{Timestamp: time.Unix(int64(i), 0), CaptureLength: len(p), Length: len(p)}, p); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := os.WriteFile(file, b.Bytes(), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	return file
 }
 
 // matchedBy returns which packets of a capture file tcpdump lets through, nil if it refuses the filter.

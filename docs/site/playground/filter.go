@@ -25,6 +25,10 @@ type Answer struct {
 	NoObject string   `json:"noObject"` // why there is none
 	Driver   string   `json:"driver"`   // what WinDivert's driver has against it
 
+	Neighbour      string   `json:"neighbour"`      // the filter in tcpdump's language
+	NeighbourNotes []string `json:"neighbourNotes"` // where that may differ
+	NoNeighbour    string   `json:"noNeighbour"`    // why there is none
+
 	program *filter.Program
 }
 
@@ -53,6 +57,11 @@ func Ask(text string, layer packet.Layer, strict bool) Answer {
 	}
 	if err := (*prog.Program)(p).DriverCheck(); err != nil {
 		a.Driver = reason(err)
+	}
+	if n, err := tcpdump.Neighbour((*prog.Program)(p)); err != nil {
+		a.NoNeighbour = reason(err)
+	} else {
+		a.Neighbour, a.NeighbourNotes = n.Filter, n.Notes
 	}
 	switch accepts, rejects := (*prog.Program)(p).Outcomes(); {
 	case !accepts:

@@ -20,15 +20,17 @@ func TestAsk(t *testing.T) {
 	}{
 		{"tcp.DstPort == 80", packet.LayerNetwork, false, map[string]string{
 			"error": "", "normal": "tcp.DstPort = 80", "tests": "1", "object": "@WinDiv_", "noObject": "", "driver": "", "constant": "", "layers": "NETWORK",
+			"neighbour": "tcp dst port 80", "neighbourNotes": "extension headers", "noNeighbour": "",
 		}},
 		{"tcp.DstPort in {80}", packet.LayerNetwork, true, map[string]string{"error": "^^", "normal": "", "tests": "0"}},
 		{"tcp.dstport == 80", packet.LayerNetwork, false, map[string]string{"error": "did you mean tcp.DstPort?", "tcpdump": ""}},
 		{"tcp port 80", packet.LayerNetwork, false, map[string]string{
 			"error": "unknown word", "tcpdump": "tcp.SrcPort == 80 or tcp.DstPort == 80",
 		}},
-		{"remoteAddr in @blocked", packet.LayerNetwork, false, map[string]string{"object": "", "noObject": "set", "layers": "FLOW"}},
+		{"remoteAddr in @blocked", packet.LayerNetwork, false, map[string]string{"object": "", "noObject": "set", "layers": "FLOW", "neighbour": "", "noNeighbour": "@blocked"}},
+		{"processId == 4", packet.LayerFlow, false, map[string]string{"noNeighbour": "events"}},
 		{`iface == "eth0" or process == "curl"`, packet.LayerNetwork, false, map[string]string{
-			"error": "", "object": "", "noObject": "interface", "normal": "iface = ", "tests": "2",
+			"error": "", "object": "", "noObject": "interface", "normal": "iface = ", "tests": "2", "neighbour": "", "noNeighbour": "iface",
 		}},
 		{"iface == eth0", packet.LayerNetwork, false, map[string]string{"error": "single quotes"}},
 		{"tcp and udp", packet.LayerNetwork, false, map[string]string{"constant": "It matches nothing."}},

@@ -50,6 +50,12 @@ func NewMessage(typ, resource uint16) *Message {
 	return &Message{b: AppendHeader(nil, 0, typ, 0, resource)}
 }
 
+// Family sets the protocol family that the message is about; without it that is AF_UNSPEC.
+func (m *Message) Family(family uint8) *Message {
+	m.b[unix.NLMSG_HDRLEN] = family
+	return m
+}
+
 // Attr adds an attribute; the payload's numbers are in network order.
 func (m *Message) Attr(typ uint16, payload ...byte) *Message {
 	m.b = append(AppendAttr(m.b, typ, len(payload)), payload...)

@@ -16,6 +16,7 @@ import (
 	"github.com/opendivert/divert/internal/linux/codegen"
 	"github.com/opendivert/divert/internal/linux/kernel"
 	"github.com/opendivert/divert/internal/linux/rights"
+	"github.com/opendivert/divert/internal/linux/rules"
 	"github.com/opendivert/divert/internal/prog"
 	"github.com/opendivert/divert/packet"
 )
@@ -118,6 +119,7 @@ func (p *Prober) report() (*Report, error) {
 	if release == "" {
 		return nil, errors.New("the kernel does not say what it is (uname)")
 	}
+	_ = p.inside(rules.LoadExtensions) // as a handle does that opens; what is not there is found by trying
 	r := &Report{
 		Kernel: release, Machine: machine,
 		User: p.caller.UID, Probed: "namespace", Warnings: p.caller.Warnings,

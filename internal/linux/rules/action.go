@@ -15,6 +15,14 @@ import (
 	"github.com/opendivert/divert/internal/linux/nflog"
 )
 
+// The extensions of x_tables that rules have no expression of nf_tables for.
+const (
+	matchName     = "bpf"
+	matchRevision = 1
+	queueName     = "NFQUEUE"
+	queueRevision = 3
+)
+
 // Rule is a handle's place in one chain.
 type Rule struct {
 	Chain   Chain
@@ -132,7 +140,7 @@ func (q ToQueue) exprs(Chain) []expr.Any {
 	binary.NativeEndian.PutUint16(info[0:], q.Num)
 	binary.NativeEndian.PutUint16(info[2:], 1) // one queue: the target itself would choose among several by address only
 	binary.NativeEndian.PutUint16(info[4:], nfqBypass)
-	return []expr.Any{&expr.Target{Name: "NFQUEUE", Rev: 3, Info: &info}}
+	return []expr.Any{&expr.Target{Name: queueName, Rev: queueRevision, Info: &info}}
 }
 
 func (l ToLog) exprs(Chain) []expr.Any {
@@ -155,7 +163,7 @@ func program(fd int) expr.Any {
 	info := make(xt.Unknown, xtBPFSize)
 	binary.NativeEndian.PutUint16(info[0:], xtBPFModeFD)
 	binary.NativeEndian.PutUint32(info[4:], uint32(fd))
-	return &expr.Match{Name: "bpf", Rev: 1, Info: &info}
+	return &expr.Match{Name: matchName, Rev: matchRevision, Info: &info}
 }
 
 // late reports whether the rule looks at the destination late. Where the look for the host comes before the program, and notes

@@ -238,9 +238,15 @@ func change(ns *netns.Namespace, fs ...func(*tx) error) error {
 	mu := mutexOf(ns)
 	mu.Lock()
 	defer mu.Unlock()
+	loaded := false
 	for start := time.Now(); ; {
 		err := attempt(fs)
 		switch {
+		case errors.Is(err, unix.ENOENT) && !loaded:
+			// Perhaps the modules of the extensions are not loaded yet, which is so once after the system has started.
+			if loaded = true; LoadExtensions() != nil {
+				return err // says what may be missing
+			}
 		case !again(err):
 			return err
 		case time.Since(start) > busyTimeout:

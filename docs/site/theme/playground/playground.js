@@ -39,6 +39,10 @@ function show() {
   fact("layers", a.layers.join(", "));
   if (a.object) fact("object string", a.object, true);
   else fact("object string", "None: " + a.noObject);
+  if (a.neighbour) {
+    fact("for tcpdump", a.neighbour, true);
+    if (a.neighbourNotes?.length) facts.lastChild.append(element("span", a.neighbourNotes.join(" ")));
+  } else fact("for tcpdump", "None: " + a.noNeighbour);
   fact("WinDivert's driver", a.driver ? "refuses it: " + a.driver : "takes it");
   showPackets();
 }
