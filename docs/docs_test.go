@@ -207,6 +207,22 @@ func TestErrorsPage(t *testing.T) {
 			}
 		}
 	}
+	// Numbers of the C interface and of Windows, wherever they are named.
+	for file, form := range map[string]string{"../capi/windivert.h": `#define ERROR_\w+ ([1-9]\d*)`, "../internal/windows/error.go": `(?m)^\terrno\w+ += (\w+)`} {
+		text, err := os.ReadFile(file)
+		if err != nil {
+			t.Fatal(err)
+		}
+		found := regexp.MustCompile(form).FindAllStringSubmatch(string(text), -1)
+		if len(found) < 15 {
+			t.Errorf("%s has %d numbers: is it read as it is written?", file, len(found))
+		}
+		for _, m := range found {
+			if !regexp.MustCompile(`(?m)^\| (\d+, )?`+m[1]+`( W)? \|`).MatchString(page) && !regexp.MustCompile(`(?m)^\| `+m[1]+`, \d+`).MatchString(page) {
+				t.Errorf("errors.md lacks the number %s of %s", m[1], file)
+			}
+		}
+	}
 	for name, kind := range map[string]filter.ErrorKind{
 		"ErrTooDeep": filter.ErrTooDeep, "ErrTooLong": filter.ErrTooLong, "ErrBadToken": filter.ErrBadToken, "ErrBadTokenForLayer": filter.ErrBadTokenForLayer,
 		"ErrUnexpectedToken": filter.ErrUnexpectedToken, "ErrIndexOutOfBounds": filter.ErrIndexOutOfBounds, "ErrBadObject": filter.ErrBadObject,

@@ -139,6 +139,9 @@ func (f *proxyFlags) run(a *app, cmd *cobra.Command, args []string) error {
 	}
 	f.scope.metrics.tell(metricsAbout{proxied: l.Stats})
 	f.scope.metrics.start("proxy", text, nil)
+	if err := tellReady(); err != nil {
+		r.warn(err)
+	}
 	if f.asJSON {
 		r.line(started{"start", "proxy", text, word(divert.LayerNetwork), f.priority, l.Description(), nil})
 	} else {

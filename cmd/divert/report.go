@@ -39,6 +39,9 @@ type started struct {
 func (r *report) begin(command, doing, text string, h *divert.Handle) {
 	r.start = time.Now()
 	r.metrics().start(command, text, h)
+	if err := tellReady(); err != nil {
+		r.warn(err)
+	}
 	layer := word(h.Layer())
 	if r.json {
 		r.line(started{"start", command, text, layer, h.Priority(), h.Description(), r.seed})
