@@ -18,7 +18,9 @@ var (
 // TestNamedTests: each line of the tables of these pages names tests, and all of them exist.
 func TestNamedTests(t *testing.T) {
 	security := manual(t, "security.md")
-	tests := map[string]map[string]bool{"backlog": testsIn(t, "../internal/backlog")} // by the name of their package in the manual
+	tests := map[string]map[string]bool{ // by the name of their package in the manual
+		"backlog": testsIn(t, "../internal/backlog"), "order": testsIn(t, "../internal/linux/order"),
+	}
 	for _, line := range security {
 		if m := packageOf.FindStringSubmatch(line); m != nil {
 			tests[m[1]] = testsIn(t, filepath.Join("..", m[2]))
