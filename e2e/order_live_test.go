@@ -93,6 +93,13 @@ func followModel(t *testing.T, pair *lab.Pair, direction string, e divert.Engine
 	if err != nil {
 		t.Fatal(err)
 	}
+	t.Cleanup(func() {
+		for _, h := range x.handles {
+			if h != nil {
+				_ = h.kill() // the test has failed
+			}
+		}
+	})
 	for i := range x.receivers {
 		c, err := pair.B.ListenPacket("udp", netip.AddrPortFrom(x.dst, 0).String())
 		if err != nil {
@@ -295,7 +302,7 @@ type subject struct {
 	copies           []uint64 // numbers of what it has to have sniffed
 
 	ask  func(subjectCall) (numbers []uint64, err error)
-	kill func() error
+	kill func() error // in this process: close
 }
 
 // subjectCall is what it is to do: "filter", "accept", "send", "await" or "close".
@@ -320,7 +327,10 @@ func startSubject(h *lab.Host, spec subjectSpec, process bool) (*subject, error)
 			o, err = spec.open()
 			return err
 		})
-		return &subject{ask: func(c subjectCall) ([]uint64, error) { return o.do(c) }}, err
+		if err != nil {
+			return nil, err
+		}
+		return &subject{ask: o.do, kill: o.Close}, nil
 	}
 	text, err := json.Marshal(spec)
 	if err != nil {
@@ -411,11 +421,14 @@ type opened struct {
 func (s subjectSpec) open() (*opened, error) {
 	d, err := divert.Open(s.Filter, divert.WithEngine(s.Engine), divert.WithPriority(s.Priority), divert.WithFlags(s.Flags),
 		divert.WithQueueTime(16*time.Second))
+	if err != nil {
+		return nil, err
+	}
 	o := &opened{Handle: d, flags: s.Flags, reading: make(chan error, 1)}
-	if err == nil && s.Flags&divert.Sniff != 0 {
+	if s.Flags&divert.Sniff != 0 {
 		go func() { o.reading <- o.read() }() // with the interpreter what nobody receives has not matched yet
 	}
-	return o, err
+	return o, nil
 }
 
 // read receives copies until the handle is shut down.
