@@ -37,7 +37,7 @@ const sockDestroy = 21
 // socket that is gone already is no error.
 func (d *Destroyer) Destroy(f *packet.FlowData) error {
 	request := requestFor(f)
-	_, err := d.conn.Execute(netlink.Message{
+	_, err := execute(d.conn, netlink.Message{
 		Header: netlink.Header{Type: sockDestroy, Flags: netlink.Request | netlink.Acknowledge},
 		Data:   request[:],
 	})

@@ -46,7 +46,7 @@ func (f *Finder) TCP(local, remote netip.AddrPort) (s Socket, ok bool, err error
 	})
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	messages, err := f.conn.Execute(netlink.Message{
+	messages, err := execute(f.conn, netlink.Message{
 		Header: netlink.Header{Type: sockByFamily, Flags: netlink.Request},
 		Data:   request[:],
 	})

@@ -10,6 +10,7 @@ import (
 	"os"
 	"strconv"
 	"strings"
+	"sync/atomic"
 
 	"github.com/mdlayher/netlink"
 	"golang.org/x/sys/unix"
@@ -109,11 +110,46 @@ func dump(conn *netlink.Conn, family, protocol uint8) ([]netlink.Message, error)
 	request := make([]byte, requestSize)
 	request[0], request[1] = family, protocol
 	binary.NativeEndian.PutUint32(request[4:], statesListed)
-	return conn.Execute(netlink.Message{
+	return execute(conn, netlink.Message{
 		Header: netlink.Header{Type: sockByFamily, Flags: netlink.Request | netlink.Dump},
 		Data:   request,
 	})
 }
+
+// execute sends a request and returns the answers. The library itself, where a signal interrupts its call, waits until the
+// socket has room, which it has already: nothing would wake it.
+func execute(conn *netlink.Conn, m netlink.Message) ([]netlink.Message, error) {
+	m.Header.Sequence = sequence.Add(1)
+	m.Header.Length = uint32(unix.NLMSG_HDRLEN + len(m.Data)) // a multiple of 4, as requests are
+	b, err := m.MarshalBinary()
+	if err != nil {
+		return nil, err
+	}
+	raw, err := conn.SyscallConn()
+	if err != nil {
+		return nil, err
+	}
+	var sent error
+	err = raw.Write(func(fd uintptr) bool {
+		for {
+			sent = unix.Sendto(int(fd), b, 0, &unix.SockaddrNetlink{Family: unix.AF_NETLINK})
+			if sent != unix.EINTR {
+				return sent != unix.EAGAIN
+			}
+		}
+	})
+	if err = errors.Join(err, os.NewSyscallError("sendto", sent)); err != nil {
+		return nil, err
+	}
+	answers, err := conn.Receive()
+	if err != nil {
+		return nil, err
+	}
+	return answers, netlink.Validate(m, answers)
+}
+
+// sequence numbers the requests.
+var sequence atomic.Uint32
 
 // unlisted reports whether a dump has failed because the kernel does not list such sockets, or has none.
 func unlisted(err error) bool { return errors.Is(err, unix.ENOENT) || errors.Is(err, unix.EINVAL) }
