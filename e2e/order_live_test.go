@@ -84,11 +84,16 @@ func scenario(r *rand.Rand, inject bool) (sc order.Scenario) {
 // followModel makes the calls of one sequence.
 func followModel(t *testing.T, pair *lab.Pair, direction string, e divert.Engine, seed uint64) {
 	r := rand.New(rand.NewPCG(seed, 0))
+	followScenario(t, pair, direction, e, scenario(r, direction == "outbound"), r)
+}
+
+// followScenario makes the calls of a sequence of a scenario.
+func followScenario(t *testing.T, pair *lab.Pair, direction string, e divert.Engine, sc order.Scenario, r *rand.Rand) {
 	x := &ruled{t: t, at: pair.A, direction: direction, engine: e, src: pair.A.Addr4(), dst: pair.B.Addr4()}
 	if direction == "inbound" {
 		x.at = pair.B
 	}
-	x.sc = scenario(r, direction == "outbound")
+	x.sc = sc
 	calls, err := order.Walk(x.sc, r)
 	if err != nil {
 		t.Fatal(err)

@@ -5,6 +5,7 @@ import (
 	"encoding/binary"
 	"io"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 	"unicode/utf8"
@@ -77,6 +78,63 @@ func FuzzCapture(f *testing.F) {
 		second, _ := reread(t, copied)
 		if !slices.Equal(first, second) {
 			t.Fatalf("%q\nbecomes\n%q", first, second)
+		}
+	})
+}
+
+// FuzzCaptureWriter writes packets to a file, and expects the reader to find them as they were.
+func FuzzCaptureWriter(f *testing.F) {
+	f.Add([]byte("payload"), uint8(9), int64(1), "eth0", uint8(1), uint8(2), uint32(7), "curl", "/usr/bin/curl", uint8(3))
+	f.Add([]byte{}, uint8(0), int64(1e18), "", uint8(0), uint8(0), uint32(0), "", "", uint8(0))
+	f.Add([]byte("x"), uint8(4), int64(5), "eth0\xff", uint8(2), uint8(5), uint32(1), "a[1]", "/b c", uint8(1))
+	f.Fuzz(func(t *testing.T, payload []byte, cut uint8, when int64, device string, way, verdict uint8, pid uint32, program, path string, queue uint8) {
+		if when < 0 || strings.ContainsRune(device, 0) || len(device) > 200 || len(payload) > 1<<15 || strings.HasSuffix(device, ":sent") {
+			return
+		}
+		b := append(make([]byte, packet.IPv4HeaderLen), payload...)
+		b[0], b[9] = 0x45, 253
+		binary.BigEndian.PutUint16(b[2:], uint16(len(b)))
+		r := record{
+			data: b[:max(packet.IPv4HeaderLen, len(b)-int(cut))], length: len(b), addr: &divert.Address{}, when: time.Unix(0, when), device: device,
+			direction: directionsOfFiles[way%uint8(len(directionsOfFiles))], verdict: capfile.Verdict(verdict) % (capfile.Sent + 1),
+			pid: pid, program: program, path: path, queue: int(queue),
+		}
+		var file writer
+		w, err := newCaptureWriter(&file, "true")
+		if err != nil {
+			t.Fatal(err)
+		}
+		sent := r
+		sent.sent = true
+		for _, one := range []*record{&r, &sent, &r} {
+			if err := w.write(one); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if err := w.statistics(uint64(cut)); err != nil {
+			t.Fatal(err)
+		}
+		c, err := newCaptureReader(bytes.NewReader(file), divert.LayerNetwork)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for i := range 3 {
+			var got record
+			if err := c.next(&got); err != nil {
+				t.Fatalf("packet %d: %v", i, err)
+			}
+			device := strings.ToValidUTF8(r.device, "\uFFFD")
+			if i == 1 {
+				device += ":sent"
+			}
+			if !bytes.Equal(got.data, r.data) || got.length != r.length || !got.when.Equal(r.when) || got.direction != r.direction ||
+				got.verdict != r.verdict || got.pid != r.pid || got.device != device {
+				t.Fatalf("packet %d: %+v\nis read as %+v, device %q", i, r, got, device)
+			}
+		}
+		var more record
+		if err := c.next(&more); err != io.EOF {
+			t.Fatalf("behind the last packet: %v", err)
 		}
 	})
 }

@@ -1,0 +1,282 @@
+//go:build linux
+
+package e2e_test
+
+import (
+	"bytes"
+	"encoding/binary"
+	"errors"
+	"math/rand/v2"
+	"net/netip"
+	"os"
+	"slices"
+	"testing"
+	"time"
+
+	"github.com/opendivert/divert"
+	"github.com/opendivert/divert/internal/lab"
+	"github.com/opendivert/divert/packet"
+)
+
+// FuzzLivePath sends packets through a router, from one TUN device to another: each once past a handle, and once through it,
+// where the program accepts it, sends it on, changes or drops it. What comes out has to be the same, but for what was changed.
+func FuzzLivePath(f *testing.F) {
+	f.Add(byte(0), byte(0), byte(packet.ProtocolUDP), []byte("\x0f\xa0\x00\x09\x00\x10\x00\x00payload."), uint16(0))
+	f.Add(byte(1), byte(1), byte(packet.ProtocolTCP), []byte("\x0f\xa0\x00\x50\x00\x00\x00\x01\x00\x00\x00\x00\x50\x02\x20\x00\x00\x00\x00\x00"), uint16(4))
+	f.Add(byte(2), byte(4), byte(44), []byte("\x11\x00\x00\x01\x00\x00\x00\x07rest of a datagram"), uint16(9))
+	f.Add(byte(3), byte(2), byte(packet.ProtocolHopByHop), []byte("\x3b\x00\x01\x04\x00\x00\x00\x00"), uint16(1))
+	f.Add(byte(4), byte(0), byte(packet.ProtocolICMP), []byte("\x08\x00\x00\x00\x00\x01\x00\x01"), uint16(3))
+	r := newTunnels(f)
+	f.Fuzz(r.try)
+}
+
+// What the program does to a packet.
+const (
+	editAccept = iota
+	editSend
+	editFlip  // a byte behind the IP header
+	editShort // the last byte goes
+	editDrop
+	numEdits
+)
+
+// tunnels is a router between two TUN devices, with a handle for what comes from one of two sources.
+type tunnels struct {
+	in, out *lab.TUN
+	d       *divert.Handle
+	number  uint64
+}
+
+// The ends of packets: through the handle, and past it.
+var (
+	tunnelSource = map[bool]map[bool]netip.Addr{
+		false: {true: netip.MustParseAddr("10.91.0.2"), false: netip.MustParseAddr("10.91.0.3")},
+		true:  {true: netip.MustParseAddr("fd91::2"), false: netip.MustParseAddr("fd91::3")},
+	}
+	tunnelEnd = map[bool]netip.Addr{false: netip.MustParseAddr("10.92.0.2"), true: netip.MustParseAddr("fd92::2")}
+)
+
+func newTunnels(f *testing.F) *tunnels {
+	n := lab.NewT(f)
+	h, err := n.AddRouter("r")
+	if err != nil {
+		f.Fatal(err)
+	}
+	r := &tunnels{}
+	for name, at := range map[string]struct {
+		tun    **lab.TUN
+		v4, v6 string
+	}{"tun0": {&r.in, "10.91.0.1/24", "fd91::1/64"}, "tun1": {&r.out, "10.92.0.1/24", "fd92::1/64"}} {
+		tun, err := h.AddTUN(name, netip.MustParsePrefix(at.v4), netip.MustParsePrefix(at.v6))
+		if errors.Is(err, os.ErrPermission) || errors.Is(err, os.ErrNotExist) {
+			f.Skip(err)
+		}
+		if err != nil {
+			f.Fatal(err)
+		}
+		f.Cleanup(func() { tun.Close() })
+		*at.tun = tun
+	}
+	if err := h.Do(func() (err error) {
+		r.d, err = divert.Open("ip.SrcAddr == 10.91.0.2 or ipv6.SrcAddr == fd91::2", divert.WithLayer(divert.LayerForward))
+		return err
+	}); err != nil {
+		f.Fatal(err)
+	}
+	f.Cleanup(func() { r.d.Close() })
+	return r
+}
+
+// tunnelPacket makes a packet of what the fuzzer chose, nil if that is none that two runs can be compared with.
+func tunnelPacket(v6, through bool, options, protocol byte, payload []byte) []byte {
+	payload = payload[:min(len(payload), 1200)]
+	src, dst := tunnelSource[v6][through].AsSlice(), tunnelEnd[v6].AsSlice()
+	var b []byte
+	if v6 {
+		b = make([]byte, packet.IPv6HeaderLen, packet.IPv6HeaderLen+len(payload))
+		b[0], b[1], b[6], b[7] = 0x60, options, protocol, 64
+		binary.BigEndian.PutUint16(b[4:], uint16(len(payload)))
+		copy(b[8:], src)
+		copy(b[24:], dst)
+		return append(b, payload...)
+	}
+	words := int(options % 11) // of options, which are the beginning of the payload
+	if len(payload) < 4*words {
+		return nil
+	}
+	b = make([]byte, packet.IPv4HeaderLen, packet.IPv4HeaderLen+len(payload))
+	b[0], b[8], b[9] = 0x45+byte(words), 64, protocol
+	binary.BigEndian.PutUint16(b[2:], uint16(packet.IPv4HeaderLen+len(payload)))
+	binary.BigEndian.PutUint16(b[4:], 7)
+	if options >= 0xC0 {
+		binary.BigEndian.PutUint16(b[6:], uint16(options)&0x2F) // a fragment
+	}
+	copy(b[12:], src)
+	copy(b[16:], dst)
+	b = append(b, payload...)
+	if bytes.IndexByte(b[packet.IPv4HeaderLen:packet.IPv4HeaderLen+4*words], 68) >= 0 {
+		return nil // the kernel writes the time into such an option (RFC 791, Internet timestamp)
+	}
+	return sumHeader(b)
+}
+
+// sumHeader makes the checksum of an IPv4 header right.
+func sumHeader(b []byte) []byte {
+	if b[0]>>4 != 4 {
+		return b
+	}
+	b[10], b[11] = 0, 0
+	sum := uint32(0)
+	for i := 0; i < int(b[0]&0xF)*4; i += 2 {
+		sum += uint32(binary.BigEndian.Uint16(b[i:]))
+	}
+	for sum>>16 != 0 {
+		sum = sum>>16 + sum&0xFFFF
+	}
+	binary.BigEndian.PutUint16(b[10:], ^uint16(sum))
+	return b
+}
+
+// change changes a packet as the program does, and reports whether it goes on.
+func change(b []byte, edit int, at uint16) ([]byte, bool) {
+	header := packet.IPv6HeaderLen
+	if b[0]>>4 == 4 {
+		header = int(b[0]&0xF) * 4
+	}
+	switch rest := len(b) - header; {
+	case edit == editDrop:
+		return nil, false
+	case rest == 0 || b[0]>>4 == 6 && b[6] == packet.ProtocolHopByHop:
+		return b, true // nothing behind it that the router does not look at
+	case edit == editFlip:
+		b[header+int(at)%rest] ^= 0x55
+	case edit == editShort:
+		b = b[:len(b)-1]
+		if b[0]>>4 == 4 {
+			binary.BigEndian.PutUint16(b[2:], uint16(len(b)))
+		} else {
+			binary.BigEndian.PutUint16(b[4:], uint16(len(b)-packet.IPv6HeaderLen))
+		}
+		sumHeader(b)
+	}
+	return b, true
+}
+
+// try sends a packet both ways.
+func (r *tunnels) try(t *testing.T, edit, options, protocol byte, payload []byte, at uint16) {
+	v6, what := edit&0x80 != 0, int(edit&0x7F)%numEdits
+	through, past := tunnelPacket(v6, true, options, protocol, payload), tunnelPacket(v6, false, options, protocol, payload)
+	if through == nil {
+		return
+	}
+	arrives := len(r.cross(t, slices.Clone(past), nil)) != 0 // else the router does not let it come as far as the handle
+	past, on := change(past, what, at)
+	var want [][]byte
+	if on && arrives {
+		want = r.cross(t, past, nil)
+	}
+	got := r.cross(t, through, func(p *divert.Packet) error {
+		p.Addr.IPChecksum, p.Addr.TCPChecksum, p.Addr.UDPChecksum = true, true, true // the bytes are as they shall be
+		if what == editAccept {
+			return r.d.Accept(p)
+		}
+		b, on := change(p.Data, what, at)
+		if p.Data = b; !on {
+			p.Data = through
+			return r.d.Drop(p)
+		}
+		return r.d.Send(p)
+	})
+	for _, b := range want {
+		source(b)
+	}
+	for _, b := range got {
+		source(b)
+	}
+	if !slices.EqualFunc(got, want, bytes.Equal) {
+		t.Fatalf("edit %d: through the handle comes %x, past it %x", what, got, want)
+	}
+}
+
+// source gives a packet the source that goes through the handle.
+func source(b []byte) {
+	if b[0]>>4 == 6 {
+		copy(b[8:], tunnelSource[true][true].AsSlice())
+		return
+	}
+	copy(b[12:], tunnelSource[false][true].AsSlice())
+	sumHeader(b)
+}
+
+// cross sends a packet, has a program do something to it if it comes to the handle, and returns what comes out before a
+// packet that is sent after it. That passes the handle; both ways a packet has gone on when the write returns, or waits.
+func (r *tunnels) cross(t *testing.T, b []byte, program func(*divert.Packet) error) (out [][]byte) {
+	t.Helper()
+	if _, err := r.in.Write(b); err != nil {
+		return nil // no packet to the kernel
+	}
+	if program != nil {
+		s, err := r.d.Stats()
+		if err != nil {
+			t.Fatal(err)
+		}
+		for range s.Waiting {
+			var ps [1]divert.Packet
+			if _, err := r.d.RecvBatch(ps[:]); err != nil {
+				t.Fatal(err)
+			}
+			if err := program(&ps[0]); err != nil {
+				t.Fatalf("%x: %v", ps[0].Data, err)
+			}
+		}
+	}
+	r.number++
+	last := craft(t, tunnelSource[false][false].String(), tunnelEnd[false].String(), 9, binary.BigEndian.AppendUint64([]byte("the last"), r.number))
+	if _, err := r.in.Write(last); err != nil {
+		t.Fatal(err)
+	}
+	for buf := make([]byte, 2000); ; {
+		if err := r.out.SetReadDeadline(time.Now().Add(10 * time.Second)); err != nil {
+			t.Fatal(err)
+		}
+		n, err := r.out.Read(buf)
+		if err != nil {
+			t.Fatalf("behind %x: %v", b, err)
+		}
+		switch got := slices.Clone(buf[:n]); {
+		case bytes.HasSuffix(got, last[len(last)-16:]):
+			return out
+		case got[0]>>4 == 6 && bytes.Equal(got[24:40], tunnelEnd[true].AsSlice()), got[0]>>4 == 4:
+			out = append(out, got) // else what IPv6 says by itself
+		}
+	}
+}
+
+// FuzzHandles makes the calls of the model of internal/linux/order on handles of this process, by the fuzzer's choice.
+func FuzzHandles(f *testing.F) {
+	for seed := range byte(4) {
+		f.Add(bytes.Repeat([]byte{seed, 7 * seed, 0x55, 3}, 30))
+	}
+	pair := lab.TwoHostsT(f, lab.LinkOptions{})
+	needEngine(f, pair.A, divert.EngineKernel)
+	f.Fuzz(func(t *testing.T, choices []byte) {
+		r := rand.New(&chosen{choices})
+		sc := scenario(r, true)
+		for i := range sc.Handles {
+			sc.Handles[i].End = 0 // a process for each would take its time
+		}
+		followScenario(t, pair, "outbound", divert.EngineKernel, sc, r)
+	})
+}
+
+// chosen is a source of numbers that the fuzzer chooses.
+type chosen struct{ bytes []byte }
+
+func (c *chosen) Uint64() (v uint64) {
+	n := min(2, len(c.bytes))
+	for i, b := range c.bytes[:n] {
+		v |= uint64(b) << (56 - 24*i) // rand takes its choices from the upper bits of both halves
+	}
+	c.bytes = c.bytes[n:]
+	return v
+}
