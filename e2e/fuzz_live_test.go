@@ -23,8 +23,10 @@ import (
 func FuzzLivePath(f *testing.F) {
 	f.Add(byte(0), byte(0), byte(packet.ProtocolUDP), []byte("\x0f\xa0\x00\x09\x00\x10\x00\x00payload."), uint16(0))
 	f.Add(byte(1), byte(1), byte(packet.ProtocolTCP), []byte("\x0f\xa0\x00\x50\x00\x00\x00\x01\x00\x00\x00\x00\x50\x02\x20\x00\x00\x00\x00\x00"), uint16(4))
-	f.Add(byte(2), byte(4), byte(44), []byte("\x11\x00\x00\x01\x00\x00\x00\x07rest of a datagram"), uint16(9))
-	f.Add(byte(3), byte(2), byte(packet.ProtocolHopByHop), []byte("\x3b\x00\x01\x04\x00\x00\x00\x00"), uint16(1))
+	f.Add(byte(2), byte(0), byte(packet.ProtocolUDP), []byte("\x0f\xa0\x00\x09\x00\x10\x00\x00payload."), uint16(9))
+	f.Add(byte(0x82), byte(0), byte(44), []byte("\x11\x00\x00\x01\x00\x00\x00\x07rest of a datagram"), uint16(9))
+	f.Add(byte(3), byte(1), byte(packet.ProtocolUDP), []byte("\x94\x04\x00\x00with a router alert"), uint16(1))
+	f.Add(byte(0x83), byte(0), byte(packet.ProtocolHopByHop), []byte("\x3b\x00\x01\x04\x00\x00\x00\x00"), uint16(1))
 	f.Add(byte(4), byte(0), byte(packet.ProtocolICMP), []byte("\x08\x00\x00\x00\x00\x01\x00\x01"), uint16(3))
 	r := newTunnels(f)
 	f.Fuzz(r.try)
