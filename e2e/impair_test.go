@@ -258,7 +258,7 @@ func TestImpairReset(t *testing.T) {
 					}
 				}
 				stop()
-				if s := i.Stats(); s.Rules[0].Reset != 1 || s.Failed != 0 {
+				if s := i.Stats(); s.Rules[0].Reset < 1 || s.Rules[0].Reset != s.Rules[0].Packets || s.Failed != 0 { // TCP sends again if the reset is slow
 					t.Errorf("counters %+v", s)
 				}
 			}
