@@ -269,7 +269,7 @@ func TestChurn(t *testing.T) {
 				engine := engineOf(t)
 				f := startFlood(t, pair.A, pair.B, pair.B.Addr4(), 4, 20000, 250)
 				x := startWitness(t, pair.A, fmt.Sprintf("outbound and udp.DstPort == %d", f.port()), e)
-				from := x.surely(f)
+				from := x.surely(t, f)
 				port := 9
 				if own {
 					port = f.port()
@@ -315,7 +315,7 @@ func TestChurnWithKills(t *testing.T) {
 		engine := engineOf(t)
 		f := startFlood(t, pair.A, pair.B, pair.B.Addr4(), 4, 20000, window)
 		x := startWitness(t, pair.A, fmt.Sprintf("outbound and udp.DstPort == %d", f.port()), e)
-		from := x.surely(f)
+		from := x.surely(t, f)
 		var ps []*process
 		start := func(i int) *process {
 			return churn{Engine: engine, Handles: churnHandles, Port: f.port(), Seed: uint64(i)}.start(t, pair.A)
@@ -396,11 +396,20 @@ func engineOf(t *testing.T) divert.Engine {
 	return 0
 }
 
-// surely returns the number of each flow from which on the witness surely sees it.
-func (x *witness) surely(f *flood) (from []uint64) {
-	time.Sleep(50 * time.Millisecond)
-	for _, fl := range f.flows {
-		from = append(from, fl.top.Load()+1000)
+// surely returns the number of each flow from which on the witness surely sees it: it has seen the one before.
+func (x *witness) surely(t testing.TB, f *flood) (from []uint64) {
+	t.Helper()
+	for i := range f.flows {
+		last := uint64(0)
+		eventually(t, fmt.Sprintf("the witness sees flow %d", i), func() bool {
+			x.mu.Lock()
+			defer x.mu.Unlock()
+			for n := range x.seen[uint32(i)] {
+				last = max(last, n)
+			}
+			return len(x.seen[uint32(i)]) > 0
+		})
+		from = append(from, last+1)
 	}
 	return from
 }

@@ -37,7 +37,7 @@ func TestSetFilterUnderLoad(t *testing.T) {
 				low := startWitness(t, pair.A, all, e)
 				mid := startWitness(t, pair.A, fmt.Sprintf(row.filters[0], f.port()), e, divert.WithPriority(0))
 				high := startWitness(t, pair.A, all, e, divert.WithPriority(divert.HighestPriority))
-				from := high.surely(f)
+				from := high.surely(t, f)
 				swaps := 0
 				for end := time.Now().Add(lasting(2 * time.Second)); time.Now().Before(end); swaps++ {
 					time.Sleep(10 * time.Millisecond)
