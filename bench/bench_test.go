@@ -29,7 +29,7 @@ func TestEveryPair(t *testing.T) {
 		t.Skip("about a minute")
 	}
 	pair := lab.TwoHostsT(t, lab.LinkOptions{})
-	t.Cleanup(removeCProgram)
+	t.Cleanup(removeCPrograms)
 	s := &selection{rounds: 1, duration: 50 * time.Millisecond, all: true}
 	if err := s.choose("*", "*"); err != nil {
 		t.Fatal(err)

@@ -38,6 +38,7 @@ type contender struct {
 	copies bool     // it sees copies, of which it may miss some
 	open   func(traffic) (worker, error)
 	start  func(traffic) (*exec.Cmd, error) // instead of open: another program, which tells what a child tells
+	rule   func(traffic) (*ruleset, error)  // what leads packets to that program; nil: it does so itself
 }
 
 // Selections of loads.
@@ -59,6 +60,8 @@ var contenders = []contender{
 		open: func(traffic) (worker, error) { return idle{}, nil }},
 	{name: "one-by-one", about: "a queue loop with one message per system call, packets cut to segments", loads: everywhere,
 		open: openPlain},
+	{name: "c-queue", about: "a queue loop in C: 64 messages per system call, a verdict for all, packets as the stack has them", loads: everywhere,
+		start: throughQueue, rule: leadToQueue},
 
 	{name: "accept-1", about: "divert, accept, one packet per call", loads: []string{"udp64", "tcp1", "latency"},
 		open: ours(program{batch: 1, deal: accept})},
@@ -83,7 +86,9 @@ var contenders = []contender{
 	{name: "rewrite-64-q2", about: "rewrite-64 with 2 queues, each with a reader", loads: manyFlows,
 		open: oursFor(wayOnly, program{batch: 64, deal: rewrite, readers: 2}, divert.WithQueues(2))},
 	{name: "c-send-64", about: "send-64 by a C program, with WinDivertRecvEx and WinDivertSendEx", loads: streams,
-		start: throughC(64)},
+		start: throughC(64, 1)},
+	{name: "c-send-64-t4", about: "c-send-64 with 4 threads on its handle", loads: streams,
+		start: throughC(64, 4)},
 	{name: "accept-64-snap", about: "accept-64, of each packet only the first 96 bytes are received", loads: most,
 		open: ours(program{batch: 64, deal: accept}, divert.WithSnapLength(96))},
 	{name: "interpreter-64", about: "accept-64 where the interpreter decides", loads: append(streams[:2:2], "latency"),

@@ -10,6 +10,8 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+
+	"github.com/google/nftables/expr"
 )
 
 // contenderSource is a program that uses the C interface.
@@ -17,39 +19,93 @@ import (
 //go:embed cprogram/contender.c
 var contenderSource []byte
 
+//go:embed cprogram/queue.c
+var queueSource []byte
+
 // capiPackage has the C interface.
 const capiPackage = "github.com/opendivert/divert/capi"
 
-// cProgram is where the program and the library were built, once, or why they could not be.
-var cProgram struct {
+// built is where programs in C, and what they need, were built, once, or why they could not be.
+type built struct {
 	sync.Mutex
 	dir string
 	err error
 }
 
-// throughC returns how to start the program with batches of a size.
-func throughC(batch int) func(traffic) (*exec.Cmd, error) {
-	return func(t traffic) (*exec.Cmd, error) {
-		cProgram.Lock()
-		defer cProgram.Unlock()
-		if cProgram.dir == "" && cProgram.err == nil {
-			cProgram.dir, cProgram.err = buildCProgram()
-		}
-		if cProgram.err != nil {
-			return nil, cProgram.err
-		}
-		return exec.Command(filepath.Join(cProgram.dir, "contender"), t.way(), fmt.Sprint(batch)), nil
+// The program that uses the C interface, with the library, and the one that does without.
+var cProgram, queueProgram built
+
+// in builds, unless that is done, and returns the folder.
+func (b *built) in(build func() (string, error)) (string, error) {
+	b.Lock()
+	defer b.Unlock()
+	if b.dir == "" && b.err == nil {
+		b.dir, b.err = build()
+	}
+	return b.dir, b.err
+}
+
+// remove removes what was built.
+func (b *built) remove() {
+	b.Lock()
+	defer b.Unlock()
+	if b.dir != "" {
+		_ = os.RemoveAll(b.dir)
+		b.dir = ""
 	}
 }
 
-// removeCProgram removes what throughC has built.
-func removeCProgram() {
-	cProgram.Lock()
-	defer cProgram.Unlock()
-	if cProgram.dir != "" {
-		_ = os.RemoveAll(cProgram.dir)
-		cProgram.dir = ""
+// throughC returns how to start the program with batches of a size, and threads on its handle.
+func throughC(batch, threads int) func(traffic) (*exec.Cmd, error) {
+	return func(t traffic) (*exec.Cmd, error) {
+		dir, err := cProgram.in(buildCProgram)
+		if err != nil {
+			return nil, err
+		}
+		return exec.Command(filepath.Join(dir, "contender"), t.way(), fmt.Sprint(batch), fmt.Sprint(threads)), nil
 	}
+}
+
+// throughQueue returns how to start the program that does without the library.
+func throughQueue(traffic) (*exec.Cmd, error) {
+	dir, err := queueProgram.in(buildQueueProgram)
+	if err != nil {
+		return nil, err
+	}
+	return exec.Command(filepath.Join(dir, "queue"), fmt.Sprint(plainQueue)), nil
+}
+
+// leadToQueue installs the rule that leads a contender's packets to its queue.
+func leadToQueue(t traffic) (*ruleset, error) { return install(t.chain(), []expr.Any{toQueue()}) }
+
+// removeCPrograms removes what has been built.
+func removeCPrograms() {
+	cProgram.remove()
+	queueProgram.remove()
+}
+
+// buildQueueProgram builds the program that does without the library in a folder of its own. It needs a C compiler and the
+// headers of the kernel.
+func buildQueueProgram() (dir string, err error) {
+	if _, err := exec.LookPath("gcc"); err != nil {
+		return "", errUnavailable{fmt.Sprintf("it is built with gcc: %v", err)}
+	}
+	if dir, err = os.MkdirTemp("", "divert-bench"); err != nil {
+		return "", err
+	}
+	source := filepath.Join(dir, "queue.c")
+	if err = os.WriteFile(source, queueSource, 0o600); err == nil {
+		var out []byte
+		out, err = exec.Command("gcc", "-O2", "-Wall", "-Wextra", "-o", filepath.Join(dir, "queue"), source, "-lpthread").CombinedOutput()
+		if err != nil {
+			err = fmt.Errorf("build the queue loop in C: %w\n%s", err, out)
+		}
+	}
+	if err != nil {
+		_ = os.RemoveAll(dir)
+		return "", err
+	}
+	return dir, nil
 }
 
 // buildCProgram builds library and program in a folder of their own. It needs Go, a C compiler and the sources.

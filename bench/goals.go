@@ -29,6 +29,10 @@ var goals = []goal{
 	{load: "udp64", contender: "send-64", base: none, metric: rate, word: "rate", least: 0.85},
 	{load: "udp64", contender: "rewrite-64", base: none, metric: rate, word: "rate", least: 0.80},
 	{load: "udp64", contender: "accept-64", base: "one-by-one", metric: rate, word: "rate", least: 1.6},
+	{load: "udp64", contender: "accept-64", base: "c-queue", metric: rate, word: "rate", least: 1},
+	{load: "udp64", contender: "accept-64", base: "c-queue", metric: ownTime, word: "processor time", most: 1},
+	{load: "tcp1", contender: "accept-64", base: "c-queue", metric: rate, word: "rate", least: 1},
+	{load: "tcp1", contender: "accept-64", base: "c-queue", metric: ownTime, word: "processor time", most: 1},
 	{load: "udp64", contender: "idle-1", base: none, metric: rate, word: "rate", least: 0.98},
 	{load: "udp64", contender: "idle-10", base: none, metric: rate, word: "rate", least: 0.98},
 	{load: "udp64", contender: "idle-100", base: none, metric: rate, word: "rate", least: 0.98},
@@ -50,6 +54,7 @@ var goals = []goal{
 	{load: "tcp1", contender: "sniff", base: "ring", metric: kept, word: "copies kept", least: 1},
 	{load: "udp64", contender: "c-send-64", base: "send-64", metric: rate, word: "rate", least: 0.9},
 	{load: "tcp1", contender: "c-send-64", base: "send-64", metric: rate, word: "rate", least: 0.9},
+	{load: "tcp1", contender: "c-send-64", base: "send-64", metric: ownTime, word: "processor time", most: 1.1},
 	{load: "latency", contender: "accept-1", base: "one-by-one", metric: p50, word: "p50", most: 1},
 	{load: "latency", contender: "accept-1", base: "one-by-one", metric: p99, word: "p99", most: 1},
 	{load: "latency", contender: "accept-64", base: "one-by-one", metric: p50, word: "p50", most: 1},
@@ -67,6 +72,9 @@ func kept(c *cell) float64 {
 
 // perUnit is the time that a unit takes.
 func perUnit(c *cell) float64 { return 1 / c.Rate }
+
+// ownTime is the processor time of the contender's process for a unit.
+func ownTime(c *cell) float64 { return c.CPU }
 
 // outcome is how a goal was met.
 type outcome struct {

@@ -126,7 +126,7 @@ func bench(args []string) error {
 		return err
 	}
 	defer pair.Close()
-	defer removeCProgram()
+	defer removeCPrograms()
 	got, err := s.run(pair, s.progress())
 	if err != nil {
 		return err

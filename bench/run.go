@@ -104,6 +104,13 @@ func (s *selection) measure(pair *lab.Pair, l *load, c *contender) (*cell, error
 	if err != nil {
 		return nil, err
 	}
+	var rule *ruleset
+	if c.rule != nil {
+		err := pair.A.Do(func() (err error) { rule, err = c.rule(l.traffic()); return err })
+		if err != nil {
+			return nil, errors.Join(err, child.end())
+		}
+	}
 	run := &course{
 		from: pair.A, to: pair.B, duration: s.duration, drops: c.drops, child: child,
 		cell: &cell{Load: l.name, Contender: c.name, load: l},
@@ -111,7 +118,11 @@ func (s *selection) measure(pair *lab.Pair, l *load, c *contender) (*cell, error
 	if l.inbound {
 		run.from, run.to = pair.B, pair.A
 	}
-	err = errors.Join(l.run(run), child.end())
+	err = l.run(run)
+	if rule != nil {
+		err = errors.Join(err, rule.remove())
+	}
+	err = errors.Join(err, child.end())
 	if err == nil {
 		err = nothingLeft(pair)
 	}

@@ -1,6 +1,6 @@
 /*
  * A contender that uses the C interface: it receives packets in batches and sends them on unchanged. It takes the
- * filter and the size of a batch as arguments, tells its usage as a line of JSON when it is ready and once for each
+ * filter, the size of a batch and the number of threads as arguments, tells its usage as a line of JSON when it is ready and once for each
  * line that it reads, and ends with its standard input.
  */
 #include <pthread.h>
@@ -62,10 +62,12 @@ static void tell(const char *error, UINT code)
 
 int main(int argc, char **argv)
 {
+    enum { MOST = 64 };
     char line[64];
-    pthread_t thread;
+    pthread_t thread[MOST];
+    int threads = argc == 4 ? atoi(argv[3]) : 0, i;
 
-    if (argc != 3)
+    if (threads < 1 || threads > MOST)
         return 2;
     batch = (UINT)atoi(argv[2]);
     handle = WinDivertOpen(argv[1], WINDIVERT_LAYER_NETWORK, 0, 0);
@@ -73,13 +75,15 @@ int main(int argc, char **argv)
         tell("open", GetLastError());
         return 0;
     }
-    if (pthread_create(&thread, NULL, loop, NULL))
-        return 1;
+    for (i = 0; i < threads; i++)
+        if (pthread_create(&thread[i], NULL, loop, NULL))
+            return 1;
     do
         tell("the loop has ended", failed);
     while (fgets(line, sizeof line, stdin));
     WinDivertShutdown(handle, WINDIVERT_SHUTDOWN_RECV);
-    pthread_join(thread, NULL);
+    for (i = 0; i < threads; i++)
+        pthread_join(thread[i], NULL);
     WinDivertClose(handle);
     return 0;
 }
