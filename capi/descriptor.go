@@ -11,11 +11,11 @@ import (
 	"github.com/opendivert/divert/internal/engine"
 )
 
-// descriptor is what the program waits for with poll instead of with a receive call: an eventfd that is readable while a
-// receive call has something to return, a packet or an error. So packets are received ahead: by a receive call that leaves
-// none for the next one and finds more, or else by a goroutine, which waits for what comes.
+// descriptor lets the program wait with poll instead of with a receive call: an eventfd that is readable while a
+// receive call has something to return, a packet or an error. Packets are therefore received ahead: by a receive call that leaves
+// none for the next one and finds more, or else by a goroutine that waits for them.
 //
-// One at a time has the handle's packets to receive: who has the token, or the goroutine from when it is told that it is its
+// Only one of them receives at a time: the holder of the token, or the goroutine, from the moment it gets its
 // turn until it gives the token back.
 type descriptor struct {
 	fd      int
@@ -27,15 +27,15 @@ type descriptor struct {
 	telling sync.Once
 	giving  sync.Mutex // see give
 
-	// Of who has the token.
+	// Only the holder of the token uses these.
 	set  bool  // the descriptor is readable
 	next error // what the next receive call returns if no packet is held
 }
 
-// aheadMost is how many packets are received ahead: what one call takes out of the kernel cheaply, and not the whole queue.
+// aheadMost is how many packets are received ahead: as many as one call takes out of the kernel cheaply, not the whole queue.
 const aheadMost = 64
 
-// describe makes the handle have a descriptor, unless it is closing. When it returns the descriptor tells what is there.
+// describe makes the handle have a descriptor, unless it is closing. When it returns, the descriptor shows whether packets wait.
 func (h *handle) describe(d *descriptor) bool {
 	c := &turn{ready: make(chan struct{}, 1)}
 	t := &h.turns

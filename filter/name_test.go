@@ -11,7 +11,7 @@ import (
 
 // TestNames says which items match tests of names, and holds the programs to the text that they become.
 func TestNames(t *testing.T) {
-	indexes := map[string]uint32{"eth0": 2, "lo": 1, `we"ird\`: 7}
+	indexes := map[string]uint32{"eth0": 2, "lo": 1, "we\"ird\\\x1b": 7}
 	for _, row := range []struct {
 		filter  string
 		format  string
