@@ -6,6 +6,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"os"
 	"sync"
 	"time"
 
@@ -39,6 +40,15 @@ type name struct {
 
 // Open begins to watch the interfaces of the calling thread's network namespace. It needs no rights.
 func Open() (*Watch, error) {
+	w, err := open()
+	if err == nil {
+		w.ended.Go(w.listen)
+	}
+	return w, err
+}
+
+// open is Open without listening.
+func open() (*Watch, error) {
 	w := &Watch{stop: make(chan struct{}), names: map[string]*name{}}
 	var err error
 	if w.events, err = netlink.Dial(unix.NETLINK_ROUTE, nil); err != nil {
@@ -54,7 +64,6 @@ func Open() (*Watch, error) {
 	if err := w.list(); err != nil {
 		return nil, errors.Join(failed(err), w.events.Close(), w.asked.Close())
 	}
-	w.ended.Go(w.listen)
 	return w, nil
 }
 
@@ -185,16 +194,29 @@ func linkOf(b []byte) (index uint32, name string, ok bool) {
 // retryAfter is how long the watch waits after an error before it lists the interfaces again.
 const retryAfter = 200 * time.Millisecond
 
-// drain reads what is there. Until the socket is empty the kernel drops messages without an error (NETLINK_S_CONGESTED in
-// net/netlink/af_netlink.c); what is listed then is not older than what comes next.
-func (w *Watch) drain() {
-	_ = w.events.SetReadDeadline(time.Unix(1, 0)) // what is there, without waiting; a closed one has nothing
-	for {
-		if _, err := w.events.Receive(); err != nil && !errors.Is(err, unix.ENOBUFS) {
-			break
-		}
+// drain reads until the socket is empty. Until then the kernel drops messages without an error (NETLINK_S_CONGESTED in
+// net/netlink/af_netlink.c), so a list that was made before could miss a change. The connection itself cannot read without
+// waiting: with a deadline that has passed it does not read at all.
+func (w *Watch) drain() error {
+	raw, err := w.events.SyscallConn()
+	if err != nil {
+		return err
 	}
-	_ = w.events.SetReadDeadline(time.Time{})
+	var failed error
+	b := make([]byte, os.Getpagesize()) // a longer message is cut, which does not matter
+	err = raw.Control(func(fd uintptr) {
+		for {
+			_, _, failed = unix.Recvfrom(int(fd), b, unix.MSG_DONTWAIT)
+			switch failed {
+			case nil, unix.EINTR, unix.ENOBUFS:
+				continue
+			case unix.EAGAIN:
+				failed = nil
+			}
+			return
+		}
+	})
+	return errors.Join(err, failed)
 }
 
 // listen takes in what the kernel tells of interfaces, until Close. After an error, which says that messages were lost, all
@@ -216,8 +238,10 @@ func (w *Watch) listen() {
 				return
 			default:
 			}
-			w.drain()
-			if err = w.list(); err == nil {
+			if err = w.drain(); err == nil {
+				err = w.list()
+			}
+			if err == nil {
 				break
 			}
 			select {

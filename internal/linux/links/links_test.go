@@ -4,6 +4,7 @@ package links
 
 import (
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"slices"
 	"testing"
@@ -173,6 +174,37 @@ func TestLostMessages(t *testing.T) {
 	index := s.add("a")
 	w.mu.Unlock()
 	waitFor(t, p, index)
+}
+
+// TestDrain: a drained socket hears of the next change; one that is not drained loses it without an error.
+func TestDrain(t *testing.T) {
+	s := newSystem(t)
+	var w *Watch
+	s.ok(s.host.Do(func() (err error) { w, err = open(); return err }))
+	s.Cleanup(func() { s.ok(w.Close()) })
+	s.ok(w.events.SetReadBuffer(1)) // the least the kernel gives
+	for range 5 {
+		s.add("b")
+		s.remove("b")
+	}
+	if _, err := w.events.Receive(); !errors.Is(err, unix.ENOBUFS) {
+		t.Fatalf("a socket without room: %v", err)
+	}
+	s.ok(w.drain())
+	s.ok(w.events.SetReadBuffer(1 << 20))
+	want := s.add("a")
+	s.ok(w.events.SetReadDeadline(time.Now().Add(20 * time.Second)))
+	for index := uint32(0); index != want; {
+		messages, err := w.events.Receive()
+		s.ok(err)
+		for _, m := range messages {
+			if i, name, ok := linkOf(m.Data); ok && name == "a" {
+				index = i
+			} else if name == "b" {
+				t.Fatal("the socket still had messages from before")
+			}
+		}
+	}
 }
 
 // TestBridge: an interface that leaves a bridge is not gone.
