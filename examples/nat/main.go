@@ -11,6 +11,8 @@ import (
 	"os"
 	"os/signal"
 	"syscall"
+
+	"github.com/opendivert/divert/examples/nat/table"
 )
 
 func main() {
@@ -23,6 +25,10 @@ func main() {
 	flag.StringVar(&o.prefixes, "nptv6", "", "`INSIDE=OUTSIDE`: translate the one prefix of IPv6 to the other")
 	flag.IntVar(&o.most, "most", 16384, "mappings at once")
 	flag.IntVar(&o.perHost, "host", 4096, "mappings of one host behind this one")
+	flag.DurationVar(&o.timeouts.UDP, "udp-timeout", table.UDPIdle, "how long a mapping of UDP lasts without packets from behind this host")
+	flag.DurationVar(&o.timeouts.Established, "tcp-timeout", table.TCPEstablished, "how long an established connection lasts without packets")
+	flag.DurationVar(&o.timeouts.Transitory, "tcp-transitory-timeout", table.TCPTransitory, "how long one that opens or closes lasts")
+	flag.DurationVar(&o.timeouts.ICMP, "icmp-timeout", table.ICMPIdle, "how long the mapping of an echo lasts")
 	flag.Parse()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()

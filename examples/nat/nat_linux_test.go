@@ -458,11 +458,9 @@ func TestSTUN(t *testing.T) {
 	}
 }
 
-// TestMany: 10,000 mappings at once, each with a port of its own that no local socket gets; they end with the program.
-func TestMany(t *testing.T) {
-	const many, first = 10_000, 20_000
-	h := newHome(t)
-	p := h.start(t, "-host", "10000")
+// datagrams sends datagrams from so many ports, from first on, and returns the ends that the other side saw.
+func (h *home) datagrams(t *testing.T, first, many int) map[string]bool {
+	t.Helper()
 	sink, err := h.b.ListenPacket("udp", "10.77.4.2:7777")
 	if err != nil {
 		t.Fatal(err)
@@ -488,6 +486,42 @@ func TestMany(t *testing.T) {
 		}
 		seen[from.String()] = true
 	}
+	return seen
+}
+
+// TestTimeout: 10,000 mappings end when nothing has come from behind the NAT for the time that is asked for, and leave room for others.
+func TestTimeout(t *testing.T) {
+	if testing.Short() {
+		t.Skip("takes seconds")
+	}
+	const many, first = 10_000, 20_000
+	h := newHome(t)
+	p := h.start(t, "-host", "10000", "-most", "10000", "-udp-timeout", "2s")
+	h.datagrams(t, first, many)
+	for _, port := range []uint16{first, first + many/2, first + many - 1} {
+		for begun := time.Now(); ; time.Sleep(100 * time.Millisecond) {
+			s, err := h.r.ListenPacket("udp", netip.AddrPortFrom(addrR, port).String())
+			if err == nil {
+				s.Close()
+				break
+			}
+			if time.Since(begun) > patience {
+				t.Fatalf("the mapping of port %d does not end: %v", port, err)
+			}
+		}
+	}
+	h.datagrams(t, 30_000, many)
+	if text := p.stop(os.Interrupt); !strings.Contains(text, "20000 packets were translated, 0 filtered; for 0 there was") {
+		t.Error(text)
+	}
+}
+
+// TestMany: 10,000 mappings at once, each with a port of its own that no local socket gets; they end with the program.
+func TestMany(t *testing.T) {
+	const many, first = 10_000, 20_000
+	h := newHome(t)
+	p := h.start(t, "-host", "10000")
+	seen := h.datagrams(t, first, many)
 	if len(seen) != many || !seen[netip.AddrPortFrom(addrR, first).String()] {
 		t.Errorf("%d mappings", len(seen))
 	}

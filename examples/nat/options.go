@@ -15,6 +15,7 @@ type options struct {
 	forwards      []forward
 	prefixes      string
 	most, perHost int
+	timeouts      table.Timeouts
 }
 
 // forward is a port that is led to a host behind the NAT.

@@ -29,6 +29,9 @@ func run(ctx context.Context, o options) error {
 	if o.most < 1 || o.perHost < 1 {
 		return fmt.Errorf("-most %d and -host %d must be 1 or more", o.most, o.perHost)
 	}
+	if t := o.timeouts; min(t.UDP, t.Established, t.Transitory, t.ICMP) < 0 {
+		return fmt.Errorf("a timeout is negative: %+v", t)
+	}
 	if o.inside == nil {
 		o.inside = private
 	}
@@ -44,7 +47,7 @@ func run(ctx context.Context, o options) error {
 	for i := range n.ids {
 		n.ids[i] = uint16(rand.Uint32())
 	}
-	n.table = table.New(table.Limits{Mappings: o.most, PerHost: o.perHost, Sessions: o.most}, &held{addr: addr}, rand.IntN)
+	n.table = table.New(table.Limits{Mappings: o.most, PerHost: o.perHost, Sessions: o.most, Timeouts: o.timeouts}, &held{addr: addr}, rand.IntN)
 	defer n.table.Close()
 	for _, f := range o.forwards {
 		if err := n.table.Forward(f.protocol, f.port, f.to); err != nil {

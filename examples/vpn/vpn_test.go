@@ -24,6 +24,7 @@ import (
 	"time"
 
 	"github.com/opendivert/divert/internal/lab"
+	"github.com/opendivert/divert/packet"
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 	"golang.zx2c4.com/wireguard/conn"
@@ -342,6 +343,72 @@ func TestAll(t *testing.T) {
 	}
 	if text := p.stop(); !strings.Contains(text, "packets went through the tunnel") {
 		t.Error(text)
+	}
+}
+
+// TestPing: a ping of 1,421 bytes that may not be cut is told 1,420, and one of 1,420 is answered.
+func TestPing(t *testing.T) {
+	n, _ := joined(t, "vpn")
+	for i, family := range []struct {
+		network                 string
+		header, level, discover int
+		request, answer         byte
+	}{
+		{"ip4:icmp", 20, unix.IPPROTO_IP, unix.IP_MTU_DISCOVER, 8, 0},
+		{"ip6:ipv6-icmp", 40, unix.IPPROTO_IPV6, unix.IPV6_MTU_DISCOVER, 128, 129},
+	} {
+		c, err := n.A.Dial(t.Context(), family.network, insideB[i].String())
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer c.Close()
+		raw, err := c.(*net.IPConn).SyscallConn()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if e := raw.Control(func(fd uintptr) {
+			err = unix.SetsockoptInt(int(fd), family.level, family.discover, unix.IP_PMTUDISC_DO)
+		}); e != nil || err != nil {
+			t.Fatal(e, err)
+		}
+		ping := func(length int) error {
+			b := make([]byte, length-family.header)
+			b[0] = family.request
+			if i == 0 { // the kernel sums ICMPv6 itself
+				binary.BigEndian.PutUint16(b[2:], packet.Checksum(b))
+			}
+			_, err := c.Write(b)
+			return err
+		}
+		if err := ping(1421); err != nil {
+			t.Fatal(err)
+		}
+		// Told, the host refuses such a packet at once, and names the length that it knows.
+		for end := time.Now().Add(patience); ; time.Sleep(10 * time.Millisecond) { // what it is told would fill the socket
+			if err = ping(1421); errors.Is(err, syscall.EMSGSIZE) {
+				break
+			}
+			if time.Now().After(end) {
+				t.Fatalf("nobody was told: %v", err)
+			}
+		}
+		for errors.Is(err, syscall.EMSGSIZE) { // there may be more errors of before
+			err = ping(1420)
+		}
+		_ = c.SetReadDeadline(time.Now().Add(patience))
+		for b := make([]byte, 2000); ; {
+			m, err := c.Read(b)
+			if err != nil && !errors.Is(err, syscall.EMSGSIZE) {
+				t.Fatalf("no answer to 1,420 bytes: %v", err)
+			}
+			answer := b[:m]
+			if i == 0 { // with its IP header
+				answer = b[min(family.header, m):m]
+			}
+			if len(answer) == 1420-family.header && answer[0] == family.answer {
+				break
+			}
+		}
 	}
 }
 

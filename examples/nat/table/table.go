@@ -19,7 +19,7 @@ const (
 	UDP  = packet.ProtocolUDP
 )
 
-// The timeouts.
+// The timeouts of a table that is given no others.
 const (
 	UDPIdle        = 5 * time.Minute             // RFC 4787 REQ-5 recommends it
 	TCPEstablished = 2*time.Hour + 4*time.Minute // RFC 5382 REQ-5, the least
@@ -32,6 +32,15 @@ type Limits struct {
 	Mappings int // in all
 	PerHost  int // of one address behind the NAT, so that none takes them all
 	Sessions int // of one mapping
+	Timeouts
+}
+
+// Timeouts say how long a session lasts without packets that prolong it. A field of 0 stands for the constant that it names.
+type Timeouts struct {
+	UDP         time.Duration // UDPIdle
+	Established time.Duration // TCPEstablished
+	Transitory  time.Duration // TCPTransitory
+	ICMP        time.Duration // ICMPIdle
 }
 
 // Ports are the ports of the NAT's own address.
@@ -98,6 +107,14 @@ type Table struct {
 
 // New returns an empty table. random returns a number below n; ports are chosen by it.
 func New(l Limits, p Ports, random func(n int) int) *Table {
+	for _, t := range []struct {
+		is    *time.Duration
+		usual time.Duration
+	}{{&l.UDP, UDPIdle}, {&l.Established, TCPEstablished}, {&l.Transitory, TCPTransitory}, {&l.Timeouts.ICMP, ICMPIdle}} {
+		if *t.is == 0 {
+			*t.is = t.usual
+		}
+	}
 	return &Table{l, p, random, map[key]*mapping{}, map[port]*mapping{}, map[netip.Addr]int{}}
 }
 
@@ -147,7 +164,7 @@ func (t *Table) Out(protocol uint8, inside, remote netip.AddrPort, flags packet.
 	}
 	s.out = true
 	s.finOut = s.finOut || flags&packet.TCPFin != 0
-	s.touch(protocol, flags, now)
+	s.touch(protocol, flags, now, &t.limits.Timeouts)
 	return m.port, fresh, nil
 }
 
@@ -165,7 +182,7 @@ func (t *Table) In(protocol uint8, number uint16, remote netip.AddrPort, flags p
 		s.in = true
 		s.finIn = s.finIn || flags&packet.TCPFin != 0
 		if protocol == TCP {
-			s.touch(protocol, flags, now)
+			s.touch(protocol, flags, now, &t.limits.Timeouts)
 		}
 	}
 	return m.inside.at, Mapped
@@ -237,23 +254,23 @@ func (t *Table) end(m *mapping, remote netip.AddrPort) {
 
 // touch sets when the session ends if no more packets come. A reset is not believed: who goes on after one has an established
 // connection again; but resets prolong nothing (RFC 7857 sections 2.1, 2.3 and 7).
-func (s *session) touch(protocol uint8, flags packet.TCPFlags, now time.Time) {
-	idle := UDPIdle
+func (s *session) touch(protocol uint8, flags packet.TCPFlags, now time.Time, t *Timeouts) {
+	idle := t.UDP
 	switch protocol {
 	case ICMP:
-		idle = ICMPIdle
+		idle = t.ICMP
 	case TCP:
 		if flags&(packet.TCPSyn|packet.TCPAck) == packet.TCPSyn { // another connection between the same ends
 			s.finIn, s.finOut = false, false
 		}
 		if s.reset = flags&packet.TCPRst != 0; s.reset && !s.ends.IsZero() {
-			if ends := now.Add(TCPTransitory); ends.Before(s.ends) {
+			if ends := now.Add(t.Transitory); ends.Before(s.ends) {
 				s.ends = ends
 			}
 			return
 		}
-		if idle = TCPTransitory; s.in && s.out && !s.reset && !(s.finIn && s.finOut) {
-			idle = TCPEstablished
+		if idle = t.Transitory; s.in && s.out && !s.reset && !(s.finIn && s.finOut) {
+			idle = t.Established
 		}
 	}
 	s.ends = now.Add(idle)
