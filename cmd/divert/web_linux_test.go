@@ -18,6 +18,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync/atomic"
 	"syscall"
@@ -82,20 +83,24 @@ func sites(t *testing.T, h *lab.Host) (plain, encrypted *countedListener) {
 	return plain, encrypted
 }
 
-// byteConn sends each byte in a segment of its own.
-type byteConn struct{ net.Conn }
-
-func (c byteConn) Write(b []byte) (int, error) {
-	for i := range b {
-		if _, err := c.Conn.Write(b[i : i+1]); err != nil {
-			return i, err
-		}
-	}
-	return len(b), nil
+// piecewise sends segments of so many bytes at most.
+type piecewise struct {
+	net.Conn
+	size int
 }
 
-// visit fetches a page over one connection, and returns the status and the text.
-func visit(t *testing.T, from *lab.Host, to netip.Addr, url string, bytewise bool) (int, string, error) {
+func (c piecewise) Write(b []byte) (n int, err error) {
+	for piece := range slices.Chunk(b, c.size) {
+		m, err := c.Conn.Write(piece)
+		if n += m; err != nil {
+			return n, err
+		}
+	}
+	return n, nil
+}
+
+// visit fetches a page over one connection, in segments of so many bytes, 0 for as they come, and returns the status and the text.
+func visit(t *testing.T, from *lab.Host, to netip.Addr, url string, size int) (int, string, error) {
 	t.Helper()
 	dial := func(ctx context.Context, _, address string) (net.Conn, error) {
 		_, port, err := net.SplitHostPort(address)
@@ -103,9 +108,9 @@ func visit(t *testing.T, from *lab.Host, to netip.Addr, url string, bytewise boo
 			return nil, err
 		}
 		c, err := from.Dial(ctx, "tcp", net.JoinHostPort(to.String(), port))
-		if err == nil && bytewise {
+		if err == nil && size > 0 {
 			_ = c.(*net.TCPConn).SetNoDelay(true)
-			c = byteConn{c}
+			c = piecewise{c, size}
 		}
 		return c, err
 	}
@@ -130,26 +135,26 @@ func TestWeb(t *testing.T) {
 		t.Fatal(err)
 	}
 	p := start(t, pair.A, "web", "--json", "--fail-closed", "--block-nameless", list)
-	each := func(f func(to netip.Addr, bytewise bool)) {
+	each := func(f func(to netip.Addr, size int)) {
 		for _, to := range []netip.Addr{pair.B.Addr4(), pair.B.Addr6()} {
-			f(to, false)
-			f(to, true)
+			f(to, 0)
+			f(to, 1)
 		}
 	}
-	each(func(to netip.Addr, bytewise bool) {
-		if status, text, err := visit(t, pair.A, to, "http://www.blocked.test/", bytewise); err != nil || status != http.StatusForbidden || !strings.Contains(text, "www.blocked.test") {
+	each(func(to netip.Addr, size int) {
+		if status, text, err := visit(t, pair.A, to, "http://www.blocked.test/", size); err != nil || status != http.StatusForbidden || !strings.Contains(text, "www.blocked.test") {
 			t.Errorf("%v: HTTP, blocked: %d %q %v", to, status, text, err)
 		}
-		if _, text, err := visit(t, pair.A, to, "https://www.blocked.test/", bytewise); !errors.Is(err, syscall.ECONNRESET) {
+		if _, text, err := visit(t, pair.A, to, "https://www.blocked.test/", size); !errors.Is(err, syscall.ECONNRESET) {
 			t.Errorf("%v: TLS, blocked: %q %v", to, text, err)
 		}
 	})
 	if plain.n.Load()+encrypted.n.Load() != 0 {
 		t.Error("the server has seen bytes of blocked requests")
 	}
-	each(func(to netip.Addr, bytewise bool) {
+	each(func(to netip.Addr, size int) {
 		for _, scheme := range []string{"http", "https"} {
-			if status, text, err := visit(t, pair.A, to, scheme+"://other.test/", bytewise); err != nil || status != http.StatusOK || text != "greetings of other.test" {
+			if status, text, err := visit(t, pair.A, to, scheme+"://other.test/", size); err != nil || status != http.StatusOK || text != "greetings of other.test" {
 				t.Errorf("%v: %s, not blocked: %d %q %v", to, scheme, status, text, err)
 			}
 		}
@@ -169,6 +174,52 @@ func TestWeb(t *testing.T) {
 	}
 }
 
+// TestWebReordered: segments that come in another order hide no name.
+func TestWebReordered(t *testing.T) {
+	pair := lab.TwoHostsT(t, lab.LinkOptions{})
+	needTUN(t)
+	plain, encrypted := sites(t, pair.B)
+	list := filepath.Join(t.TempDir(), "list")
+	if err := os.WriteFile(list, []byte("blocked.test\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	p := start(t, pair.A, "web", "--fail-closed", list)
+	// It meets packets before the other does.
+	disorder := start(t, pair.A, "impair", "--json", "--priority", "100", "--reorder", "50%", "--seed", "4", "outbound and tcp and tcp.PayloadLength > 0")
+	addresses := []netip.Addr{pair.B.Addr4(), pair.B.Addr6()}
+	for _, to := range addresses {
+		if status, _, err := visit(t, pair.A, to, "http://www.blocked.test/", 10); err != nil || status != http.StatusForbidden {
+			t.Errorf("%v: HTTP, blocked: %d %v", to, status, err)
+		}
+		if _, text, err := visit(t, pair.A, to, "https://www.blocked.test/", 100); !errors.Is(err, syscall.ECONNRESET) {
+			t.Errorf("%v: TLS, blocked: %q %v", to, text, err)
+		}
+	}
+	if plain.n.Load()+encrypted.n.Load() != 0 {
+		t.Error("the server has seen bytes of blocked requests")
+	}
+	for _, to := range addresses {
+		for _, scheme := range []string{"http", "https"} {
+			var status int
+			var err error
+			for range 5 { // where the machine is slow, a name may come too late
+				if status, _, err = visit(t, pair.A, to, scheme+"://other.test/", 50); status == http.StatusOK {
+					break
+				}
+			}
+			if status != http.StatusOK {
+				t.Errorf("%v: %s, not blocked: %d %v", to, scheme, status, err)
+			}
+		}
+	}
+	if _, status := disorder.end(t, os.Interrupt); status != exitOK || strings.Contains(disorder.errout.String(), `"reordered":0,`) {
+		t.Errorf("status %d: %s", status, disorder.errout.String())
+	}
+	if out, status := p.end(t, os.Interrupt); status != exitOK || strings.Count(out, " www.blocked.test (blocked.test)\n") != 4 {
+		t.Errorf("status %d: %s", status, out)
+	}
+}
+
 // TestWebEnds: the list is read again on SIGHUP, by which the command does not end; after kill -9 and ^C nothing is blocked, and
 // nothing is left.
 func TestWebEnds(t *testing.T) {
@@ -182,7 +233,7 @@ func TestWebEnds(t *testing.T) {
 	}
 	visited := func() int {
 		t.Helper()
-		status, _, err := visit(t, pair.A, pair.B.Addr4(), "http://blocked.test/", false)
+		status, _, err := visit(t, pair.A, pair.B.Addr4(), "http://blocked.test/", 0)
 		if err != nil {
 			t.Error(err)
 		}
@@ -249,9 +300,9 @@ func TestWebForward(t *testing.T) {
 	late := 0 // visits for which the machine took more than 2 s, after which connections pass
 	for _, to := range []netip.Addr{n.B.Addr4(), n.B.Addr6()} {
 		for _, scheme := range []string{"http", "https"} {
-			status, text, err := visit(t, n.A, to, scheme+"://blocked.test/", true)
+			status, text, err := visit(t, n.A, to, scheme+"://blocked.test/", 1)
 			for ; err == nil && status == http.StatusOK && late < 5; late++ {
-				status, text, err = visit(t, n.A, to, scheme+"://blocked.test/", true)
+				status, text, err = visit(t, n.A, to, scheme+"://blocked.test/", 1)
 			}
 			if scheme == "http" && (err != nil || status != http.StatusForbidden) || scheme == "https" && !errors.Is(err, syscall.ECONNRESET) {
 				t.Errorf("%v: %s, blocked: %d %q %v", to, scheme, status, text, err)
@@ -263,7 +314,7 @@ func TestWebForward(t *testing.T) {
 	}
 	for _, to := range []netip.Addr{n.B.Addr4(), n.B.Addr6()} {
 		for _, scheme := range []string{"http", "https"} {
-			if status, text, err := visit(t, n.A, to, scheme+"://other.test/", true); err != nil || status != http.StatusOK {
+			if status, text, err := visit(t, n.A, to, scheme+"://other.test/", 1); err != nil || status != http.StatusOK {
 				t.Errorf("%v: %s, not blocked: %d %q %v", to, scheme, status, text, err)
 			}
 		}
