@@ -106,7 +106,7 @@ func (e Expr) Not() Expr { return combine(prog.ExprNot, e) }
 // If holds if c and then hold, or if c does not and otherwise does.
 func If(c, then, otherwise Condition) Expr { return combine(prog.ExprCond, c, then, otherwise) }
 
-// Err returns what is wrong with the expression, nil if nothing is.
+// Err returns the error of the expression, or nil.
 func (e Expr) Err() error { return e.condition().err }
 
 // String returns the expression as text of the extended dialect, with the parentheses that it needs.

@@ -12,7 +12,7 @@ type Dialect uint8
 
 // The dialects.
 const (
-	Extended Dialect = iota // the default: our additions, and errors for what cannot be meant
+	Extended Dialect = iota // the default: our additions, and errors for filters that nobody can mean
 	Strict                  // WinDivert 2.2 to the letter, its limits and accidents included
 )
 

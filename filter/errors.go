@@ -8,7 +8,7 @@ import (
 	"unicode/utf8"
 )
 
-// ErrorKind classifies what is wrong with a filter. The values below 64 are codes of the original
+// ErrorKind classifies the errors of filters. The values below 64 are codes of the original
 // (specification: filter-language.md 8); those from 64 on occur in the extended dialect only.
 type ErrorKind uint8
 
@@ -52,7 +52,7 @@ func (k ErrorKind) String() string {
 	return fmt.Sprintf("unknown filter error %d", uint8(k))
 }
 
-// Error tells what is wrong with a filter and where.
+// Error is an error in a filter, with its place.
 type Error struct {
 	Kind ErrorKind
 
@@ -63,14 +63,14 @@ type Error struct {
 
 	Filter string // the whole text
 	Token  string // the offending part of it; empty at the end of the text
-	Msg    string // what is wrong, one line without a full stop
+	Msg    string // the error, one line without a full stop
 	Hint   string // how to set it right; may be empty
 
 	// at and end enclose Token in Filter, whatever Pos says.
 	at, end int
 }
 
-// Error returns one line: the column (counted in characters from 1), what is wrong, and the hint.
+// Error returns one line: the column (counted in characters from 1), the error, and the hint.
 func (e *Error) Error() string {
 	var b strings.Builder
 	b.WriteString("filter: ")

@@ -8,7 +8,7 @@ import (
 	"github.com/opendivert/divert/packet"
 )
 
-// expectation is what the parser wanted to see.
+// expectation is the kind of token that the parser expected.
 type expectation uint8
 
 const (
@@ -50,7 +50,7 @@ var expectationTexts = [...]string{
 // hintStrictSets is for sets in the strict dialect.
 const hintStrictSets = "sets, as in {80, 443}, belong to the extended dialect; in this one join comparisons with \"or\""
 
-// hintNamed is for what is wrong about the name of a set.
+// hintNamed is for errors in the name of a set.
 const hintNamed = "a named set stands behind in: remoteAddr in @blocked; its name is of letters, digits, _, - and ."
 
 const hintUseSets = "sets are shorter and faster: tcp.DstPort in {80, 443, 8000-8999}"
@@ -174,7 +174,7 @@ func (p *parser) lonelyNumberHint(text string) string {
 	return hint
 }
 
-// misspelt are what is written for operators, without the white space in it: in the wrong order, as other languages
+// misspelt are misspellings of operators, without white space: in the wrong order, as other languages
 // have it, or apart.
 var misspelt = map[string]string{
 	"=<": "<=", "<==": "<=", "<=": "<=", "=>": ">=", ">==": ">=", ">=": ">=",

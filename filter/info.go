@@ -5,7 +5,7 @@ import (
 	"github.com/opendivert/divert/packet"
 )
 
-// FieldKind says what the values of a field are.
+// FieldKind is the kind of a field's values.
 type FieldKind uint8
 
 // The kinds of fields.
@@ -31,7 +31,7 @@ type FieldInfo struct {
 	Min    string         // the least value, as it is written in filters; "" for KindName, whose values have no order
 	Max    string         // the greatest value; the same
 	Size   int            // KindBytes: size of an element in bytes; otherwise 0
-	Doc    string         // what the field is, a few words in English
+	Doc    string         // the meaning, a few words in English
 }
 
 // Fields describes all fields of the language in the order of the specification's table, true

@@ -187,7 +187,7 @@ func (l *lexer) readText() token {
 	return l.bad(l.at(ErrBadToken, start, len(l.text), "the name is not closed", `a name stands between quotes: iface == "eth0"`))
 }
 
-// unescape returns the byte that what follows a backslash stands for, and how many bytes that is; 0 if it stands for nothing.
+// unescape returns the byte that an escape sequence stands for, and the length of the sequence behind the backslash; 0 if it is none.
 func unescape(s string) (c byte, n int) {
 	switch {
 	case s == "":

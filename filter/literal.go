@@ -50,7 +50,7 @@ func readLiteral(s string) (v prog.Value, form literalForm, mark, ok bool) {
 	if addr, isIPv4 := addrtext.ParseIPv4(s); isIPv4 {
 		return prog.Value{Lo: 0xFFFF<<32 | uint64(addr)}, formIPv4, false, true
 	}
-	if strings.IndexByte(s, ':') >= 0 { // what the address parser accepts without a colon is IPv4
+	if strings.IndexByte(s, ':') >= 0 { // without a colon the address parser accepts only IPv4
 		if w, isIPv6 := addrtext.ParseIPv6(s); isIPv6 {
 			v := prog.Value{Hi: uint64(w[3])<<32 | uint64(w[2]), Lo: uint64(w[1])<<32 | uint64(w[0])}
 			return v, formIPv6, false, true
@@ -59,7 +59,7 @@ func readLiteral(s string) (v prog.Value, form literalForm, mark, ok bool) {
 	return prog.Value{}, 0, false, false
 }
 
-// accident tells what is wrong with a literal that the original reads by accident, and "" if all is well.
+// accident returns the error of a literal that the original reads by accident, or "".
 // The extended dialect does not accept these.
 func accident(s string, form literalForm) string {
 	switch {

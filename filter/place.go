@@ -96,7 +96,7 @@ func (p *placer) emit(entry prog.Target) []prog.Test {
 	return tests
 }
 
-// outcome is what is known of a test before there is a packet.
+// outcome is the result of a test as far as it is known without a packet.
 type outcome int8
 
 const (

@@ -18,7 +18,7 @@ import (
 // and needs no new program, and a look-up costs the same whatever the set's size. Several filters and handles of a program
 // can share one. Compile makes an empty one for each name in a filter (Program.Set); Program.WithSets gives it another.
 //
-// A set is its values, not the elements they came with: what was added is in it, and what is removed is not in it any more, also
+// A set consists of values, not of the elements they came with: a value that was added is in it, and one that is removed is not, also
 // if it was added as part of something larger. So keep addresses that come and go in a set of their own, beside the set with the
 // networks that stay: "remoteAddr in @networks or remoteAddr in @offenders". IPv4 addresses are their IPv6-mapped forms
 // here, ::ffff:0:0/96, as everywhere in filters; so ::/0 includes them.
@@ -101,7 +101,7 @@ func NumberRange(first, last uint64) Element {
 
 func valueOfAddress(a netip.Addr) radix.Value { return radix.Value(valueFromBytes(a.As16())) }
 
-// Err returns what is wrong with the element, nil if nothing is.
+// Err returns the error of the element, or nil.
 func (e Element) Err() error {
 	switch {
 	case e.err != nil:
@@ -164,7 +164,7 @@ func (s *Set) change(apply func(...radix.Range) error, elements []Element) error
 func (s *Set) Add(elements ...Element) error { return s.change(s.values().Add, elements) }
 
 // Remove removes the values of elements, however they were added; those that are not there are no error. It fails as Add
-// does, since what is left of something larger takes room, and removes nothing then.
+// does, because the rest of a larger element takes room, and then removes nothing.
 func (s *Set) Remove(elements ...Element) error { return s.change(s.values().Remove, elements) }
 
 // Replace makes the elements the only ones, in one step: each look-up meets the old set or the new one. It fails as Add

@@ -63,14 +63,14 @@ func parseNumber(text string) (uint64, error) {
 	return n, nil
 }
 
-// LineError tells what is wrong with a file of a set.
+// LineError is an error in a file of a set.
 type LineError struct {
 	File string // as it was opened; may be empty
 	Line int    // from 1 on
 	Err  error
 }
 
-// Error returns the place and what is wrong.
+// Error returns the place and the error.
 func (e *LineError) Error() string {
 	file := e.File
 	if file == "" {
@@ -81,14 +81,14 @@ func (e *LineError) Error() string {
 	return fmt.Sprintf("%s%d: %s", file, e.Line, strings.TrimPrefix(e.Err.Error(), "filter: "))
 }
 
-// Unwrap returns what is wrong.
+// Unwrap returns the error without the place.
 func (e *LineError) Unwrap() error { return e.Err }
 
 // maxLine is how long a line of a file may be, in bytes.
 const maxLine = 64 << 10
 
 // ReadElements reads elements: one a line, as for ParseElement, with white space around it. Empty lines count for
-// nothing, and neither does what follows a #. Errors of a line are *LineError, others those of the reader.
+// nothing, and neither do comments behind a #. Errors of a line are *LineError, others those of the reader.
 func ReadElements(r io.Reader) ([]Element, error) { return readElements(r, "", nil) }
 
 // readElements is ReadElements for a file, of elements that a set, unless it is nil, has a place for.
@@ -133,7 +133,7 @@ func (s *Set) WriteTo(w io.Writer) (int64, error) {
 	return written, b.Flush()
 }
 
-// Load replaces the set by what a file has, see ReadElements. If it fails, the set stays as it was; errors of a line are
+// Load replaces the set's members by those of a file, see ReadElements. If it fails, the set stays as it was; errors of a line are
 // *LineError, those of opening and reading *fs.PathError, others as of Replace.
 func (s *Set) Load(path string) error {
 	_, err := s.load(path)
@@ -143,7 +143,7 @@ func (s *Set) Load(path string) error {
 // loading is held while a file is loaded, so that a slow load does not put an old content after a new one.
 var loading sync.Mutex
 
-// load is Load, and returns what it has seen of the file.
+// load is Load, and returns the state of the file that it read.
 func (s *Set) load(path string) (fs.FileInfo, error) {
 	loading.Lock()
 	defer loading.Unlock()

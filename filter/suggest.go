@@ -7,8 +7,8 @@ import (
 	"github.com/opendivert/divert/packet"
 )
 
-// otherWords are words of other filter languages, in lower case, with what they are called here. Only
-// what the layer has is suggested.
+// otherWords are words of other filter languages, in lower case, with their names here. Only
+// fields of the layer are suggested.
 var otherWords = map[string][]string{
 	"port":      {"tcp.DstPort", "udp.DstPort", "localPort", "remotePort"},
 	"portrange": {"tcp.DstPort", "udp.DstPort", "localPort", "remotePort"},

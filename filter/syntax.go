@@ -308,7 +308,7 @@ func (p *parser) take(kind tokenKind, want expectation) bool {
 	return true
 }
 
-// relation parses the operator and what follows it, and applies the negation before the test to the
+// relation parses the operator and its operand, and applies the negation before the test to the
 // operator. Without an operator the test is "!= 0". subject is the field with its index.
 func (p *parser) relation(t *prog.Test, subject token) bool {
 	ok := true

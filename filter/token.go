@@ -103,7 +103,7 @@ var macros = [...]macro{
 	{"CLOSE", uint64(packet.EventReflectClose), prog.OnReflect},
 }
 
-// word is what a reserved word means.
+// word is the meaning of a reserved word.
 type word struct {
 	kind   tokenKind  // tokField, tokMacro, tokAnd, tokOr, tokNot or tokIn
 	field  prog.Field // tokField
@@ -133,7 +133,7 @@ func makeWords() map[string]word {
 	return m
 }
 
-// extendedField returns what a field of the specification becomes in the extended dialect, where it means
+// extendedField returns the field that one of the specification becomes in the extended dialect, where it means
 // what its name says.
 func extendedField(f prog.Field, layer packet.Layer) prog.Field {
 	events := layer == packet.LayerFlow || layer == packet.LayerSocket

@@ -24,7 +24,7 @@ const (
 // Limits bound what waits in a handle's queue.
 type Limits struct {
 	Length int           // packets or events
-	Time   time.Duration // what is older is dropped
+	Time   time.Duration // older items are dropped
 	Size   int           // bytes
 }
 
@@ -38,13 +38,13 @@ const (
 	ModeInterpret             // the interpreter decides
 )
 
-// Config is what a handle is opened with. The caller has checked it against the specification.
+// Config has the settings of a handle. The caller has checked it against the specification.
 type Config struct {
 	Program  *prog.Program
 	Priority int16
 	Flags    uint64
 	Limits   Limits
-	FailOpen bool // what does not fit into the queue goes on instead of being lost
+	FailOpen bool // packets that do not fit into the queue go on instead of being lost
 	Queues   int  // queues that flows are shared out to, at least 1; platforms without them take no more
 	Snap     int  // bytes of each packet that the caller wants at most, 0 for all; a platform may receive more
 	Segments bool // TCP packets too come as they are on the network, not several together

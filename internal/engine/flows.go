@@ -14,11 +14,11 @@ type Flows interface {
 	// DecideFlow gives the flow of one packet that Recv has returned a verdict, Accept or Drop, and the packet itself too if
 	// it waits for one. The caller has checked that the handle's flags allow it.
 	DecideFlow(one []packet.Packet, v flow.Verdict) error
-	// ForgetFlow ends what is known of the flow of a packet, and reports whether it had a verdict.
+	// ForgetFlow removes the record of a packet's flow, and reports whether it had a verdict.
 	ForgetFlow(p *packet.Packet) (bool, error)
-	// ForgetFlows ends what is known of all flows.
+	// ForgetFlows removes the records of all flows.
 	ForgetFlows() error
-	// Flow returns what is known of the flow of a packet, and whether it has a verdict. Way is the packet's among Record's.
+	// Flow returns the record of a packet's flow, and whether it has a verdict. Way is the packet's among Record's.
 	Flow(p *packet.Packet) (r flow.Record, way int, ok bool, err error)
 }
 
@@ -83,7 +83,7 @@ func (t *FlowTable) Match(cfg *Config, p *prog.Program, b []byte, a *packet.Addr
 func (t *FlowTable) Idle(p *prog.Program) bool { return !p.CountsFlows() && t.table.Load() == nil }
 
 // Known takes a packet of length bytes in: it may begin a flow, and it is counted for a program that asks for that. It
-// returns what the program is to know of the packet. If the packet's flow is dropped it is not counted, and the program
+// returns the values that the program needs of the packet. If the packet's flow is dropped it is not counted, and the program
 // decides that does not ask.
 func (t *FlowTable) Known(cfg *Config, p *prog.Program, b []byte, parsed *packet.Parsed, length int, now int64) (*prog.Program, prog.Known) {
 	f, ok := flow.Find(b, parsed)

@@ -12,7 +12,7 @@ type Wait struct {
 	Handle  <-chan struct{} // the read deadline of the handle is over, or the handle is about to close
 }
 
-// ErrInterrupted is what a receive call returns whose Wait has ended. Users never see it: the caller knows why.
+// ErrInterrupted is the error of a receive call whose Wait has ended. Users never see it: the caller knows why.
 var ErrInterrupted = errors.New("interrupted")
 
 // Ended reports whether the wait is over.

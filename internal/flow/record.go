@@ -16,7 +16,7 @@ const (
 	Drop                     // they are gone
 )
 
-// Record is what a table keeps of a flow. It is also the value of the kernel's maps, 64 bytes in host byte order; times are
+// Record is a table's record of a flow. It is also the value of the kernel's maps, 64 bytes in host byte order; times are
 // those of its monotonic clock, in nanoseconds.
 type Record struct {
 	LastSeen   int64
@@ -30,7 +30,7 @@ type Record struct {
 	Zero       uint8
 }
 
-// Linger is how long after a RST, or the FINs of both sides, a flow lasts still: for the last ACK, and for what is sent again.
+// Linger is how long after a RST, or the FINs of both sides, a flow still lasts: for the last ACK, and for retransmissions.
 const Linger = 2 * time.Second
 
 // Live reports whether the record holds at a time, in a generation.
@@ -61,7 +61,7 @@ func (r *Record) close(p *Packet, way int, now int64) {
 // Idle is how long flows last without a packet.
 type Idle struct{ TCP, UDP, ICMP time.Duration }
 
-// DefaultIdle is what is asked of NATs: RFC 5382 REQ-5, RFC 4787 REQ-5, RFC 5508 REQ-2.
+// DefaultIdle has the times that NATs must keep: RFC 5382 REQ-5, RFC 4787 REQ-5, RFC 5508 REQ-2.
 var DefaultIdle = Idle{TCP: 2*time.Hour + 4*time.Minute, UDP: 5 * time.Minute, ICMP: time.Minute}
 
 // IdleFor returns the times of flows, d for all unless it is 0.

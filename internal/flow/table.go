@@ -84,7 +84,7 @@ func (t *Table) Dropped(p *Packet, now int64) bool {
 	return n != nil && n.record.Verdict == Drop && n.record.Live(now, t.decided.generation)
 }
 
-// Forget ends what is known of a flow, and reports whether it had a verdict.
+// Forget removes the record of a flow, and reports whether it had a verdict.
 func (t *Table) Forget(k Key, now int64) bool {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -102,7 +102,7 @@ func (t *Table) Revoke() {
 	t.decided.generation++
 }
 
-// ForgetAll ends what is known of all flows.
+// ForgetAll removes the records of all flows.
 func (t *Table) ForgetAll() {
 	t.mu.Lock()
 	defer t.mu.Unlock()

@@ -29,7 +29,7 @@ type flows struct {
 	table   engine.FlowTable
 	follows bool         // verdicts are followed: the programs ask the maps; guarded by handle.mu, as what follows
 	nowhere *queue.Queue // see rules.ToNowhere; nil until the first DropFlow
-	drops   atomic.Bool  // a rule drops what the maps say
+	drops   atomic.Bool  // a rule drops the flows that the maps name
 }
 
 var _ engine.Flows = (*handle)(nil)
@@ -151,7 +151,7 @@ func (h *handle) followFlows(v flow.Verdict) error {
 	return nil
 }
 
-// prepareDrops opens and loads what a rule before the others needs that drops what the maps say.
+// prepareDrops opens and loads the parts of the first rule, which drops the flows that the maps name.
 func (h *handle) prepareDrops() (err error) {
 	if h.flows.nowhere == nil {
 		if h.flows.nowhere, err = queue.Open(queue.Options{Discard: true, RcvBuf: 4096}); err != nil {
@@ -248,7 +248,7 @@ func (h *handle) revokeFlows() error {
 	return nil
 }
 
-// tallyFlows adds what the verdicts of flows have decided, which matched too.
+// tallyFlows adds the packets that verdicts of flows have decided, which matched too.
 func (h *handle) tallyFlows(s *engine.Stats) error {
 	h.flows.table.Tally(s)
 	if m := h.flows.maps.Load(); m != nil {

@@ -46,7 +46,7 @@ type handle struct {
 
 	mu         sync.Mutex    // serialises what changes the handle
 	filter     *prog.Program // in force
-	terms      terms         // what the rules ask before programs
+	terms      terms         // the conditions that rules test before programs
 	flows      flows
 	entries    *entries // nil where the interpreter decides
 	review     review.Review
@@ -61,7 +61,7 @@ type handle struct {
 	decider    string       // who decides which packets match, and why in words
 }
 
-// env returns what a source works with.
+// env returns the part of the handle that a source needs.
 func (h *handle) env() capture.Env {
 	return capture.Env{
 		Config: h.cfg, Layer: h.layer, Counts: &h.counts, Life: &h.life, Sender: h.sender, Review: &h.review,
@@ -140,7 +140,7 @@ func (h *handle) open(mode engine.Mode) error {
 	if h.entry, err = rules.Open(h.ns, owner); err != nil {
 		return err
 	}
-	// Until Install no rule leads anywhere, and nobody waits for what is opened and loaded meanwhile.
+	// Until Install no rule leads anywhere, and nobody waits while queues are opened and programs loaded.
 	h.sender = verdict.NewSender(verdict.Config{
 		Layer: h.layer, Flags: h.cfg.Flags, Counts: &h.counts, Key: h.entry.Key, Tag: uint32(owner.ID) | 1,
 		Injector: injector.New(h.ns, h.entry, h.layer),
@@ -184,7 +184,7 @@ func (h *handle) prepare(mode engine.Mode) (err error) {
 	return h.setEntries(h.cfg.Program, h.processes)
 }
 
-// lost makes receivers fail when they have received what is there: no more will come.
+// lost makes receivers fail when they have received the waiting packets: no more will come.
 func (h *handle) lost() {
 	h.life.Enter(life.Lost)
 	h.source.Drain()
@@ -224,7 +224,7 @@ func (h *handle) rules() []rules.Rule {
 	return rs
 }
 
-// cases returns what the rules of a way are for.
+// cases returns the cases of a way's rules.
 func (h *handle) cases(take codegen.Take, asked rules.Chain) (cases []rules.When) {
 	terms := h.terms[asked]
 	switch {
@@ -271,7 +271,7 @@ func (h *handle) Recv(w engine.Wait, ps []packet.Packet) (int, error) {
 	return h.received(ps, n, err)
 }
 
-// received counts what a source has returned.
+// received counts the packets that a source has returned.
 func (h *handle) received(ps []packet.Packet, n int, err error) (int, error) {
 	h.counts.Received.Add(uint64(n))
 	h.sender.Received(ps[:n])
@@ -582,7 +582,7 @@ func (h *handle) tally() (engine.Stats, error) {
 	}
 	if h.entries != nil {
 		var err error
-		// Without the counter, as others have removed it, what is known of otherwise has matched.
+		// Without the counter, as others have removed it, only the packets known otherwise have matched.
 		if s.Matched, err = h.entry.Matched(); err != nil && !errors.Is(err, rules.ErrGone) {
 			return s, err
 		}

@@ -28,7 +28,7 @@ type entries struct {
 	programs map[rules.Chain]slots          // those of the filter in force; where there is none, nothing matches
 }
 
-// place is where a chain's programs run: what is known of its packets, and where the rest is found
+// place is where a chain's programs run: the facts about its packets, and where the rest is found
 // (linux/skbuff.h; which device is which was measured at each hook).
 type place struct {
 	gate codegen.Gate
@@ -59,10 +59,10 @@ func newEntries(cfg *engine.Config, key cursor.Key) (*entries, error) {
 	return es, nil
 }
 
-// setting is what a filter's programs work with.
+// setting has the maps and outlets of a filter's programs.
 type setting struct {
-	outlet     *codegen.Outlet     // what matches is copied there; nil: it is not copied
-	times      *ebpf.Map           // what matches and is not copied is told of there; nil: it is not told of
+	outlet     *codegen.Outlet     // where matching packets are copied; nil: nowhere
+	times      *ebpf.Map           // where matching packets are recorded that are not copied; nil: nowhere
 	correlate  bool                // of each packet that matches something is told
 	clones     *codegen.Outlet     // with cloneCheck
 	cloneCheck *codegen.CloneCheck // nil: none

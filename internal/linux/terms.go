@@ -13,8 +13,8 @@ import (
 	"github.com/opendivert/divert/internal/prog"
 )
 
-// terms are what the rules of a handle demand of packets before they ask a program, or lead them to the interpreter, by the
-// chain: what the filter demands in any case. A packet that meets none pays a few comparisons of nftables and no more.
+// terms are the conditions that a handle's rules test before they call a program, or lead packets to the interpreter, by the
+// chain: the filter's necessary conditions. A packet that meets none pays a few comparisons of nftables and no more.
 type terms map[rules.Chain][]prog.Term
 
 // termsOf returns the terms of a filter. Verdicts and counts of flows also depend on packets that do not match: those

@@ -14,7 +14,7 @@ func (e *ConnectError) Error() string {
 }
 
 // AtConnect returns a program of layer SOCKET that decides about the connect of a TCP socket as p, of layer NETWORK, decides
-// about every packet that the socket would send. It fails with a *ConnectError if p may ask for what is not known then, such
+// about every packet that the socket would send. It fails with a *ConnectError if p may test a value that is not known then, such
 // as the socket's own port, or what differs between packets.
 func (p *Program) AtConnect() (*Program, error) {
 	chains := make([][]Test, len(p.tests))
@@ -78,7 +78,7 @@ func connectTest(t *Test) (chain []Test, ok bool) {
 	return nil, false
 }
 
-// fixed returns a chain that holds, or does not, whatever the packet.
+// fixed returns a chain that holds, or fails, for every packet.
 func fixed(holds bool) []Test {
 	end := chainFail
 	if holds {

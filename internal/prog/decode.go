@@ -76,7 +76,7 @@ type step struct {
 	flow     stepFlow
 }
 
-// stepFlow is what makes steps alike take a short way.
+// stepFlow makes a series of similar steps take a short way.
 type stepFlow uint8
 
 const (
@@ -88,7 +88,7 @@ const (
 // accepted is the end of an evaluation that matches, Accept as the interpreter has it.
 const accepted = ^uint32(0)
 
-// code is what the interpreter needs of a program.
+// code is the interpreter's form of a program.
 type code struct {
 	instrs   []instr // of each test, and behind them of tests joined into one
 	steps    []step  // as many as there are tests
@@ -334,7 +334,7 @@ func orderKey(f Field, neg bool, mag Value) Value {
 	if f.Info().Kind != KindSigned {
 		return mag
 	}
-	// Magnitudes beyond 2^64 are greater than all values of the field, whatever they are.
+	// Magnitudes beyond 2^64 are greater than all values of any field.
 	if mag.Hi != 0 {
 		mag = Value{Hi: 1}
 	}

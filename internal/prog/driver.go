@@ -138,7 +138,7 @@ const maxDriverIndex = 65575
 
 // DriverCheck reports whether the original's driver would accept the program, as a *DriverError if not
 // (specification: windows-driver.md 6, api.md 5.1). Programs of the extended dialect are lowered
-// first; what has no original form is a *LowerError. Tests that are never reached count too.
+// first; a test without an original form is a *LowerError. Tests that are never reached count too.
 func (p *Program) DriverCheck() error {
 	p, err := p.Lower()
 	if err != nil {
@@ -156,7 +156,7 @@ func (p *Program) DriverCheck() error {
 	return nil
 }
 
-// driverRefuses says what the driver minds about a test, "" for nothing.
+// driverRefuses returns the driver's objection to a test, or "".
 func driverRefuses(t *Test, layer packet.Layer) string {
 	info := t.Field.Info()
 	lit := Bound{Neg: t.Neg, Mag: t.Value}
@@ -184,7 +184,7 @@ func driverRefuses(t *Test, layer packet.Layer) string {
 	return ""
 }
 
-// Hints says what a program can match at all: an item of a kind whose bit is clear is certainly not
+// Hints names the kinds that a program can match at all: an item of a kind whose bit is clear is certainly not
 // matched. The values are the filter flags of the driver (specification: filter-object.md 3).
 type Hints uint64
 

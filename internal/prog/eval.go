@@ -16,7 +16,7 @@ var (
 	ErrHasPacket   = errors.New("filter: the layers FLOW and SOCKET have no packets")
 )
 
-// ErrNoValue is what a *FieldError is.
+// ErrNoValue is the cause of a *FieldError.
 var ErrNoValue = errors.New("filter: a field has no value here")
 
 // A FieldError says that a test was executed whose field the layer does not have.

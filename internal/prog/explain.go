@@ -10,7 +10,7 @@ import (
 // A Step is one executed test of an evaluation.
 type Step struct {
 	Index   int    // of the test in Program.Tests
-	Test    Test   // what was tested
+	Test    Test   // the test
 	Text    string // the test as it is written in filters
 	Present bool   // the field has a value
 	Neg     bool   // the value is negative

@@ -114,7 +114,7 @@ const (
 	FieldProcess   // process: the name of the process, see NameValue
 )
 
-// FieldKind says what the values of a field are.
+// FieldKind is the kind of a field's values.
 type Kind uint8
 
 // The kinds of fields.

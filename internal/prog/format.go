@@ -226,7 +226,7 @@ func (w *formatter) write(e, outer *Expr) {
 	}
 }
 
-// negated writes what is negated. A test that always has a value needs no parentheses; of the others
+// negated writes the operand of a negation. A test that always has a value needs no parentheses; of the others
 // "not" would be the opposite comparison, not the negation.
 func (w *formatter) negated(e *Expr) {
 	if e.IsBare() || e.Kind == ExprCond { // which has its own
@@ -247,7 +247,7 @@ func (e *Expr) IsBare() bool {
 	return info.Boolean && info.Base == FieldZero
 }
 
-// Chain returns what a chain of "and" or "or" joins, from left to right, without going down to the left by recursion: chains
+// Chain returns the operands of a chain of "and" or "or", from left to right, without going down to the left by recursion: chains
 // are as long as programs make them.
 func (e *Expr) Chain() []*Expr {
 	kind := e.Kind

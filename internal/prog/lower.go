@@ -22,7 +22,7 @@ func (e *LowerError) Error() string {
 		e.Test, e.Field, e.Layer)
 }
 
-// Lower returns a program of the same meaning that has only what the original instructions have,
+// Lower returns a program of the same meaning that uses only the tests of the original's instructions,
 // or p itself if that is so already. Sets become chains of comparisons; the families ip and ipv6 at
 // FLOW and SOCKET become comparisons of localAddr with the range of mapped addresses. The result
 // may have more tests than an object can hold. Tests that cannot be expressed (the true flow label, named sets) are a

@@ -49,7 +49,7 @@ func (p *Program) MatchParsed(b []byte, parsed *packet.Parsed, a *packet.Address
 	return p.code.run(&s) == accepted
 }
 
-// Known is what a caller knows of a packet that neither its bytes nor its address tell: the values of fields that the
+// Known has the facts about a packet that neither its bytes nor its address tell: the values of fields that the
 // extended dialect has at the layers with packets. Nothing matches once a field is tested that is not known.
 type Known struct {
 	Process    uint32 // processId, if HasProcess; the address has the name
@@ -71,7 +71,7 @@ func (p *Program) MatchKnown(b []byte, parsed *packet.Parsed, a *packet.Address,
 	return p.code.run(&s) == accepted
 }
 
-// CountsFlows reports whether the program asks for what is counted of flows, at a layer with packets.
+// CountsFlows reports whether the program tests counts of flows, at a layer with packets.
 func (p *Program) CountsFlows() bool { return p.uncounted != nil }
 
 // Uncounted returns a program that matches whatever p matches with any counts of flows; p itself if it does not ask for them.
@@ -85,7 +85,7 @@ func (p *Program) Uncounted() *Program {
 // OfFlow reports whether a field is one of those that count packets of flows.
 func (f Field) OfFlow() bool { return f >= FieldFlowPackets && f <= FieldFlowWayBytes }
 
-// OfProcess reports whether a field is about the process of what is decided on.
+// OfProcess reports whether a field is about the process of a packet or event.
 func (f Field) OfProcess() bool { return f == FieldProcessID || f == FieldProcess }
 
 // flowValue returns a count, the greatest number of 32 bits if it is more.
@@ -116,7 +116,7 @@ type state struct {
 	addr   *packet.Address
 
 	// The values of fields that tests have asked for. Each field of a program has a slot, as long as
-	// there are any; bit n of ready and of absent tells what is known of slot n.
+	// there are any; bit n of ready and of absent tells the state of slot n.
 	ready, absent uint32
 	slots         [numSlots]uint32
 
@@ -129,7 +129,7 @@ type state struct {
 	known Known
 }
 
-// found is what is found out about a test.
+// found is a fact about a test.
 type found uint8
 
 const (

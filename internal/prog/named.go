@@ -18,7 +18,7 @@ func (m *Members) Addresses() bool { return m.addresses }
 // Values returns the values of the members: of addresses they are these, of numbers see NumberMember.
 func (m *Members) Values() *radix.Set { return m.values }
 
-// String says what the members are.
+// String names the kind of the members.
 func (m *Members) String() string {
 	if m.addresses {
 		return "addresses"

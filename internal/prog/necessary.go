@@ -7,7 +7,7 @@ import (
 	"github.com/opendivert/divert/packet"
 )
 
-// A Term is what a packet must be, as far as a packet filter without programs can see it: nftables, say. The zero Term is
+// A Term is a condition that a packet filter without programs can test: nftables, say. The zero Term is
 // met by every packet. Values are in host order; a nil list allows every value, and no list is empty. IPv4 addresses are
 // values of ::ffff:0:0/96, as in the language.
 type Term struct {
@@ -46,7 +46,7 @@ var ExtensionHeaders = []Range{
 // only is the range of one number.
 func only(v uint64) Range { return Range{Value{Lo: v}, Value{Lo: v}} }
 
-// Necessary returns what a packet must be for the program to match it, in the given direction: it meets one of the terms,
+// Necessary returns the conditions that every matching packet meets, in the given direction: it meets one of the terms,
 // and only one. Without terms no packet matches. The conditions are as narrow as can be told cheaply: a packet that meets
 // them may match or not; one that meets none matches in no case, whatever its address says besides the direction. That includes
 // first fragments that end before their transport header does, of which MayMatchHeaders tells. The
@@ -168,7 +168,7 @@ func apart(terms []Term) []Term {
 	return append(four, six...)
 }
 
-// Meets reports whether a packet, an IP header first, meets the term. It is the definition of what a Term means; only of
+// Meets reports whether a packet, an IP header first, meets the term. It defines the meaning of a Term; only of
 // ports in fragments of IPv4 behind the first, which have none, others may say that they are met.
 func (t *Term) Meets(b []byte) bool {
 	if t.Family == 0 {
@@ -237,7 +237,7 @@ type class struct {
 	shapes   shapes // the bit of one, in either direction
 	family   uint8
 	extends  bool
-	protocol []Range // what the field protocol can be
+	protocol []Range // the possible values of the field protocol
 	next     []Range // IPv6: what Next Header can be
 	open     shapes  // first fragments that end before the transport header: what depends on one of these is not known; else 0
 	src, dst []Range // what localPort and remotePort can be, as the source's and the destination's
@@ -246,7 +246,7 @@ type class struct {
 var (
 	anyByte = []Range{{Last: Value{Lo: 0xFF}}}
 	anyPort = []Range{{Last: Value{Lo: 0xFFFF}}}
-	noPort  = []Range{{}} // what has no ports has the port 0
+	noPort  = []Range{{}} // packets without ports have the port 0
 	mapped  = []Range{{Value{Lo: ipv4Prefix}, Value{Lo: ipv4Prefix | 0xFFFFFFFF}}}
 	whole   = []Range{{Last: maxValue}}
 
@@ -370,7 +370,7 @@ func complement(ranges []Range) []Range {
 // atMost closes the narrowest gaps of a list that is too long.
 func atMost(list []Range) []Range { return Enclose(list, maxRanges) }
 
-// Enclose returns a list of at most n ranges, at least 1, that allows what the list allows: the narrowest gaps are closed.
+// Enclose returns a list of at most n ranges, at least 1, that allows everything that the list allows: the narrowest gaps are closed.
 func Enclose(list []Range, n int) []Range {
 	if len(list) <= n {
 		return list
@@ -380,7 +380,7 @@ func Enclose(list []Range, n int) []Range {
 
 // run returns the facts of the packets of a class that the program may accept, nil if it accepts none of them.
 func (n *analysis) run(c *class) *facts {
-	at := make([]*facts, len(n.tests)) // what is known where a test is entered; nil: it cannot be reached
+	at := make([]*facts, len(n.tests)) // the facts where a test is entered; nil: it cannot be reached
 	address := whole
 	if c.family == 4 {
 		address = mapped
@@ -408,7 +408,7 @@ func (n *analysis) run(c *class) *facts {
 	return accepted
 }
 
-// decide returns what is known when a test holds and when it fails; nil where that cannot be.
+// decide returns the facts when a test holds and when it fails; nil where that cannot be.
 func (n *analysis) decide(i int, c *class, f *facts) (holds, fails *facts) {
 	t := &n.tests[i]
 	if c.open != 0 && t.Field.ofTransport(n.layer, c.open) {
@@ -500,7 +500,7 @@ func (f *facts) with(of int, list []Range) *facts {
 	return &g
 }
 
-// join returns what is certain where two ways meet, one of which may be nil.
+// join returns the facts that hold where two ways meet, one of which may be nil.
 func (f *facts) join(o *facts) *facts {
 	if o == nil {
 		return f

@@ -167,7 +167,7 @@ func (r *objectReader) target(i, count int) Target {
 
 // Object returns the object string of the program: a printable ASCII text without line breaks that
 // ParseObject and every WinDivert 2.2 understands (specification: filter-object.md 4). Programs of
-// the extended dialect are lowered first (Lower); a *LowerError tells what has no object form.
+// the extended dialect are lowered first (Lower); a *LowerError names a test without an object form.
 // More than 256 tests are ErrTooLong.
 //
 // As in the original, the object does not carry what its tests never look at (the upper words of
@@ -199,7 +199,7 @@ func (p *Program) Object() (string, error) {
 }
 
 // hasLargeSet reports whether a set alone has more tests, spelled out, than an object may have, and nothing else is in
-// the way. It saves spelling out what is of no use then.
+// the way. It saves spelling out tests that are useless then.
 func (p *Program) hasLargeSet() bool {
 	large := false
 	for i := range p.tests {

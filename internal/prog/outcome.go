@@ -13,7 +13,7 @@ func (p *Program) Outcomes() (accepts, rejects bool) {
 	if len(p.tests) > maxOutcomes {
 		return true, true
 	}
-	at := make([]*knowledge, len(p.tests)) // what is known where a test is entered; nil: it cannot be reached
+	at := make([]*knowledge, len(p.tests)) // the facts where a test is entered; nil: it cannot be reached
 	at[0] = &knowledge{shapes: allShapes}
 	lead := func(t Target, k *knowledge) {
 		switch {
@@ -44,7 +44,7 @@ func (p *Program) Outcomes() (accepts, rejects bool) {
 // maxOutcomes is how many tests a program may have that is looked at.
 const maxOutcomes = 1000
 
-// knowledge is what is certain of a packet at a place of a program.
+// knowledge has the facts about a packet at a place of a program.
 type knowledge struct {
 	shapes shapes
 	known  []interval // by place, ascending
@@ -91,7 +91,7 @@ const (
 // both returns shapes in both directions.
 func both(s shapes) shapes { return s | s<<outward }
 
-// shapesOf are the shapes that have what the name of a field begins with: its header.
+// shapesOf are the shapes that have a field's header, with which its name begins.
 var shapesOf = map[Field]shapes{
 	FieldIP:       both(shapeTCP4 | shapeUDP4 | shapeICMP4 | shapeOther4),
 	FieldIPv6:     both(shapeTCP6 | shapeUDP6 | shapeICMP6 | shapeOther6),
@@ -131,7 +131,7 @@ func header(f Field, layer packet.Layer) shapes {
 	return allShapes
 }
 
-// decide returns what is known when a test holds and when it fails; nil where that cannot be.
+// decide returns the facts when a test holds and when it fails; nil where that cannot be.
 func (k *knowledge) decide(t *Test, p *Program) (holds, fails *knowledge) {
 	if t.Field == FieldZero && t.Op <= OpGe {
 		if satisfies(Value{}, t) {
@@ -212,7 +212,7 @@ func satisfies(v Value, t *Test) bool {
 	return order >= 0
 }
 
-// narrowed returns what is left of a range when a test holds, false if nothing is.
+// narrowed returns the rest of a range when a test holds, false if there is none.
 func narrowed(r Range, t *Test) (Range, bool) {
 	v := t.Value
 	switch t.Op {
@@ -297,7 +297,7 @@ func (k *knowledge) with(t *Test, r Range) *knowledge {
 	return &knowledge{k.shapes, list}
 }
 
-// join returns what is certain where two ways meet.
+// join returns the facts that hold where two ways meet.
 func (k *knowledge) join(o *knowledge) *knowledge {
 	j := &knowledge{shapes: k.shapes | o.shapes}
 	for _, i := range k.known {

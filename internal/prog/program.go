@@ -71,7 +71,7 @@ func Constant(layer packet.Layer, accept bool) *Program {
 	return New(layer, []Test{{Field: FieldZero, Op: OpEq, Succ: end, Fail: end}}, true)
 }
 
-// Only returns the program that accepts what has a flag.
+// Only returns the program that accepts everything with a flag.
 func Only(layer packet.Layer, flag Field) *Program {
 	return New(layer, []Test{{Field: flag, Op: OpNe, Succ: Accept, Fail: Reject}}, true)
 }

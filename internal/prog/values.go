@@ -146,7 +146,7 @@ func (s *state) port(source bool) uint32 {
 	return 0
 }
 
-// scrambledFlowLabel is what the original takes for the flow label: a slip in its byte order puts
+// scrambledFlowLabel is the value that the original takes for the flow label: a slip in its byte order puts
 // three bytes of the first word into other places (specification: filter-language.md 6, quirk).
 func (s *state) scrambledFlowLabel() (v uint32, ok bool) {
 	if s.parsed.IPv6Off < 0 || len(s.packet) < 4 {

@@ -141,7 +141,7 @@ type widener struct {
 // wideState is a state: its first test decides where the evaluation goes on.
 type wideState struct {
 	places   []Target // ascending, without duplicates
-	chain    []Test   // what it becomes; the targets are chainSucc, chainFail and chainNext
+	chain    []Test   // its replacement; the targets are chainSucc, chainFail and chainNext
 	yes, no  Target   // states, as indices into states, or Accept or Reject
 	start    Target   // where the chain starts in the program
 	explored bool

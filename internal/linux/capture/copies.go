@@ -151,7 +151,7 @@ func (r *rhythm) next(came, bytes uint64, most time.Duration) time.Duration {
 	return r.gather
 }
 
-// recheckTime is how long after it has begun to wait for the bell the reader looks once more, whatever has come. A
+// recheckTime is how long after it has begun to wait for the bell the reader looks once more in any case. A
 // processor may let a program look for a sleeping reader before others see its copy, and the reader look for copies before
 // others see that it sleeps; that both happen at once, in a matter of nanoseconds, would otherwise leave the copy unseen.
 // A barrier in the program would prevent it, and cost every packet more than this costs anybody.
@@ -176,10 +176,10 @@ func (r *copies) wait() error {
 	return nil
 }
 
-// lookInterval is how long what the last look found may last, in nanoseconds, before what came since counts.
+// lookInterval is how long the results of the last look count, in nanoseconds, before the reader looks for newer ones.
 const lookInterval = int64(5 * time.Millisecond)
 
-// take takes what is there, in the order of its times.
+// take takes the copies that are there, in the order of their times.
 func (r *copies) take(ps []packet.Packet) (n int, err error) {
 	at := clock.Now()
 	looked := at-r.looked > lookInterval
@@ -218,7 +218,7 @@ func (r *copies) take(ps []packet.Packet) (n int, err error) {
 	return n, nil
 }
 
-// look finds out what has come, and skips the oldest of what is more than the queue may have.
+// look finds new copies, and skips the oldest that exceed the queue's limits.
 func (r *copies) look(at int64) error {
 	r.looked = at
 	if err := r.buffers.Look(at); err != nil {
@@ -227,14 +227,14 @@ func (r *copies) look(at int64) error {
 	r.pace(r.came+r.buffers.Lost(), at)
 	l := r.limits.Load()
 	if most := r.buffers.Written(); most <= min(l.Size, l.Length*perfbuf.MinSample) {
-		return nil // whatever it is
+		return nil // of any kind
 	}
 	overhead := engine.Overheads[r.Layer]
 	packets, bytes := r.buffers.Count()
 	for bytes += packets * overhead; packets > l.Length || bytes > l.Size; {
 		record, ok := r.buffers.Next()
 		if !ok {
-			break // only what came just now
+			break // only new copies are left
 		}
 		if r.skip(&record, &r.Counts.Full) {
 			packets, bytes = packets-1, bytes-int(record.Captured)-overhead

@@ -32,7 +32,7 @@ type sink struct {
 	work  sync.WaitGroup
 	empty *backlog.Queue
 
-	segments *codegen.Outlet // where programs count what they drop
+	segments *codegen.Outlet // where programs count the packets that they drop
 }
 
 func newSink(e Env) (*sink, error) {
@@ -146,7 +146,7 @@ func (s *sink) Close() error {
 	return errors.Join(err, verdict.CloseLanes([]*verdict.Lane{s.lane}), s.q.Close(), s.segments.Close())
 }
 
-// Tally counts as dropped what matched: what the rules have dropped, each segment as a packet, and what run has.
+// Tally counts the matching packets as dropped: those of the rules, each segment as a packet, and those of run.
 func (s *sink) Tally(st *engine.Stats) error {
 	c, err := s.segments.Counter()
 	if err != nil {

@@ -22,23 +22,23 @@ import (
 )
 
 // logged is the source of a handle that sniffs: copies from the packet log. Where the interpreter decides,
-// every packet of the handle's paths is copied and what does not match is passed over here.
+// every packet of the handle's paths is copied, and copies that do not match are skipped here.
 type logged struct {
 	Env
 	oneQueue
 	log     *nflog.Log
 	program atomic.Pointer[prog.Program] // nil where the kernel decides
 
-	turn    *engine.Turn // of the one who receives; what follows is guarded by it
+	turn    *engine.Turn // of the receiver; it guards the fields below
 	reader  *nfnl.Reader
 	slots   [logSlots][]byte
 	got     int            // datagrams in the slots
 	next    int            // the first of them that was not begun
-	current nflog.Datagram // what is left of the one before
+	current nflog.Datagram // the rest of the last one
 	seq     uint32         // that follows the last copy's
 	missed  atomic.Uint64  // copies that are missing between those that came
 	pieces  pieces
-	cut     nflog.Copy  // of what the pieces are made,
+	cut     nflog.Copy  // the copy that is being cut,
 	cutAt   int64       // and when it was received
 	drained atomic.Bool // nothing comes any more
 
@@ -197,7 +197,7 @@ func (t *logged) piece(p *packet.Packet) bool {
 	return true
 }
 
-// countLost counts what is missing between the copies, which the kernel numbers from 0 on: the receive buffer was full.
+// countLost counts the gaps between the copies, which the kernel numbers from 0 on: the receive buffer was full.
 // Processors may hand over their copies in another order than they numbered them, so one that comes late was not lost.
 func (t *logged) countLost(seq uint32) {
 	ahead := int32(seq - t.seq) // numbers wrap around
@@ -241,7 +241,7 @@ func (t *logged) Finish() error { return nil } // nothing waits in a queue
 
 func (t *logged) Close() error { return t.log.Close() }
 
-// Tally counts as waiting what has neither come nor been missed, and as lost what will not come any more: no copy
+// Tally counts copies that have neither come nor been missed as waiting, and copies that will not come any more as lost: no copy
 // behind it shows that it is missing.
 func (t *logged) Tally(st *engine.Stats) error {
 	st.DroppedFull += t.missed.Load()

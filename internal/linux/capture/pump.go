@@ -23,7 +23,7 @@ import (
 )
 
 // pump is the source of a handle for which the interpreter decides: every packet of its paths is
-// queued; what does not match goes on at once, the rest waits in user space for a reader, or
+// queued; packets that do not match go on at once, the rest waits in user space for a reader, or
 // is dropped.
 type pump struct {
 	Env
@@ -39,7 +39,7 @@ type pump struct {
 
 	last    [verdict.MaxLanes]uint32        // of each lane: the number of its last packet
 	done    [verdict.MaxLanes]atomic.Uint32 // of each lane: up to which number packets are decided and kept
-	drained atomic.Bool                     // what is decided from now on goes on
+	drained atomic.Bool                     // packets decided from now on go on
 
 	meterMu sync.Mutex
 	meter   *queue.Meter
@@ -207,7 +207,7 @@ func (p *pump) SetLimits(l engine.Limits) error {
 	// As many as wait, and as many again that were received and not sent on, in whichever lane.
 	places := 1 << bits.Len(uint(2*l.Length-1))
 	p.places.Store(uint32(places - 1))
-	// The kernel's queue must never be the narrowest: what does not match goes through it too, and a short queue of the
+	// The kernel's queue must never be the narrowest: packets that do not match go through it too, and a short queue of the
 	// handle's is no reason to lose any of it.
 	l.Length = max(places, leastPlaces) * len(p.lanes)
 	return verdict.ConfigureLanes(p.lanes, &p.Config, l)
@@ -218,7 +218,7 @@ const leastPlaces = 1 << 10
 
 func (p *pump) SetFilter(f *prog.Program) { p.program.Store(f) }
 
-// Drain lets the readers have what was captured before the rules went: it waits until all that the kernel's queues hold
+// Drain lets the readers have the packets captured before the rules went: it waits until all that the kernel's queues hold
 // has been decided, or catchUpTime has passed, as of packets that the kernel has lost none will come.
 func (p *pump) Drain() {
 	for end := time.Now().Add(catchUpTime); !p.caughtUp() && time.Now().Before(end); {
@@ -256,7 +256,7 @@ func (p *pump) Yield() error {
 	return nil
 }
 
-// Finish drops what matches of the packets that a handle with Drop has not looked at yet: they came while its rules stood.
+// Finish drops the matching ones of the packets that a handle with Drop has not looked at yet: they came while its rules stood.
 // All others go on anyway, see close.
 func (p *pump) Finish() (err error) {
 	if p.Config.Flags&engine.FlagDrop == 0 {
@@ -272,7 +272,7 @@ func (p *pump) Finish() (err error) {
 	return err
 }
 
-// Close gives what has come since back to the stack.
+// Close gives packets that have come since back to the stack.
 func (p *pump) Close() error {
 	p.end()
 	err := errors.Join(p.Yield(), verdict.Release(p.lanes, p.Sender, false)) // nobody has looked whether the latter match
@@ -303,7 +303,7 @@ func (p *pump) counters(l *verdict.Lane) (queue.Counters, error) {
 	return p.meter.Read(l.QueueNumber())
 }
 
-// Tally adds what waits, and what has not come here: whether that would have matched cannot be told any more.
+// Tally adds the packets that wait, and those that have not come here: whether these would have matched, nobody can tell.
 func (p *pump) Tally(st *engine.Stats) error {
 	st.Waiting = uint64(p.matches.Len())
 	led, err := p.Matched()

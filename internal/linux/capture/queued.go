@@ -65,7 +65,7 @@ func (s *queued) Recv(w engine.Wait, ps []packet.Packet) (int, error) {
 		return s.recvLane(s.lanes[0], w, ps)
 	}
 	for {
-		drained := s.any.drained.Load() // before the look at what is there
+		drained := s.any.drained.Load() // before the look at the queues
 		for range s.lanes {
 			n, err := s.poll(s.any.next(), ps)
 			if n > 0 || err != nil {
@@ -102,7 +102,7 @@ func (s *queued) recvLane(l *verdict.Lane, w engine.Wait, ps []packet.Packet) (i
 	}
 }
 
-// poll receives what a lane holds, without waiting.
+// poll receives the packets in a lane, without waiting.
 func (s *queued) poll(l *verdict.Lane, ps []packet.Packet) (int, error) {
 	r, err := l.Enter()
 	if err != nil {
@@ -187,10 +187,10 @@ func (s *queued) accept(l *verdict.Lane, r *verdict.Reader, ps []packet.Packet) 
 	return n, nil // a drop that the kernel had no memory for is owed
 }
 
-// half is what a batch has of one of the two queues of a socket.
+// half is the part of a batch from one of the two queues of a socket.
 type half struct {
 	lane  *verdict.Lane
-	alone bool // the first packet is still to come, and what came before has its verdicts
+	alone bool // the first packet is still to come, and those before it have their verdicts
 	count int
 }
 
@@ -238,7 +238,7 @@ func (s *queued) LastNumbers() ([]uint32, error) {
 	return last, nil
 }
 
-// Tally adds what the kernel counts: the rules count what they lead to the queue, the queue numbers what it takes.
+// Tally adds the kernel's counts: the rules count the packets that they lead to the queue, the queue numbers those it takes.
 func (s *queued) Tally(st *engine.Stats) error {
 	var waiting, numbered, full, unread uint64
 	for _, l := range verdict.All(s.lanes) {

@@ -57,7 +57,7 @@ func made[S Source](s S, err error) (Source, string, error) {
 
 // Source is where a handle's packets come from. It asks nothing of the handle but what Env has.
 type Source interface {
-	// Wants is what the source wants of rules and programs, the same at all times.
+	// Wants returns the source's demands on rules and programs, always the same.
 	Wants() Wants
 	// Recv is engine.Handle's Recv, and Wake its Wake.
 	Recv(w engine.Wait, ps []packet.Packet) (int, error)
@@ -73,7 +73,7 @@ type Source interface {
 	LastNumbers() ([]uint32, error)
 	// Tally adds to the counters what only the source knows. Those of user space and Matched are filled in.
 	Tally(*engine.Stats) error
-	// Drain makes Recv return what is there and then io.EOF. The rules are gone when it is called.
+	// Drain makes Recv return the waiting packets and then io.EOF. The rules are gone when it is called.
 	Drain()
 	// Yield lets what waits go on, while the rules still stand. Nobody receives any more.
 	Yield() error
@@ -83,15 +83,15 @@ type Source interface {
 	Close() error
 }
 
-// Wants is what a source wants of rules and programs.
+// Wants are a source's demands on rules and programs.
 type Wants struct {
 	Ways   []Way           // that lead packets to it
 	Copies *codegen.Outlet // where programs copy packets to; nil: they do not
 	Counts *codegen.Outlet // where programs count the segments that they drop; nil: they do not
-	Queued bool            // programs choose what comes to its queues
+	Queued bool            // programs choose the packets for its queues
 }
 
-// Env is what a source works with of its handle.
+// Env is the part of its handle that a source needs.
 type Env struct {
 	Config      engine.Config // a copy: a source may change its own
 	Layer       packet.Layer
@@ -101,7 +101,7 @@ type Env struct {
 	Review      *review.Review
 	Table       *engine.FlowTable         // the verdicts and counts of flows where the interpreter decides
 	FlowDropped func(*packet.Packet) bool // the flow of a single packet that programs could not decide on is dropped
-	Matched     func() (uint64, error)    // what the rules have counted
+	Matched     func() (uint64, error)    // the rules' count
 }
 
 // oneQueue is what sources without several queues have in common.
@@ -111,14 +111,14 @@ func (oneQueue) Queues() int                    { return 1 }
 func (oneQueue) QueueOf(*packet.Packet) int     { return 0 }
 func (oneQueue) LastNumbers() ([]uint32, error) { return nil, nil }
 
-// Way is what a rule does with which packets.
+// Way says what a rule does with which packets.
 type Way struct {
 	Take   codegen.Take
 	Action rules.Action
 	Share  rules.Share // of the flows
 }
 
-// mayMatchCounted is mayMatch where the interpreter decides: what the filter counts of flows is counted here.
+// mayMatchCounted is mayMatch where the interpreter decides: it also counts packets for filters that count flows.
 func (e *Env) mayMatchCounted(f *prog.Program, b []byte, length int, a *packet.Address, at int64) bool {
 	if e.Table.Idle(f) {
 		return review.MayMatch(f, b, length, a)

@@ -15,7 +15,7 @@ import (
 // they can.
 var Bounded = func() bool { return codegen.Loops.Err() != nil }
 
-// Doubts is what a handle's description says where programs are bounded.
+// Doubts is a handle's description of the limits of its programs.
 const Doubts = ", the interpreter on packets of IPv6 with more than 64 extension headers, which a handle that drops drops all (Linux 5.17)"
 
 // second decides on packets on which a filter program could not decide, or only that they may match.

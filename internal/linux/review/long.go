@@ -21,7 +21,7 @@ const maxPacket = packet.IPv6HeaderLen + 0xffff
 var paddings = sync.Pool{New: func() any { return new([maxPacket]byte) }}
 
 // MayMatch decides on a packet of length bytes, of which b is all or, where it does not fit into a message of the kernel,
-// the beginning. If the filter looks at what is missing, nobody can tell: the packet counts as a match. The process is
+// the beginning. If the filter tests a missing byte, nobody can tell: the packet counts as a match. The process is
 // the address's.
 func MayMatch(f *prog.Program, b []byte, length int, a *packet.Address) bool {
 	return MayMatchKnown(f, b, length, a, prog.Known{})

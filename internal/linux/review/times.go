@@ -35,7 +35,7 @@ type times struct {
 	told   [2]map[uint64][]codegen.Time // by hash, the oldest first; those of the second are newer
 	count  int                          // in the second
 
-	flows map[uint64]codegen.Time // what was told last of single packets, by flow
+	flows map[uint64]codegen.Time // the last record of single packets, by flow
 	sizes map[sizeKey]int         // of the segments of superpackets, in bytes
 }
 
@@ -58,7 +58,7 @@ func newTimes() (*times, error) {
 	if err != nil {
 		return nil, errors.Join(err, outlet.Close())
 	}
-	ring.SetDeadline(time.Unix(1, 0)) // reads what is there and does not wait
+	ring.SetDeadline(time.Unix(1, 0)) // reads the records that are there and does not wait
 	return &times{Outlet: outlet, ring: ring, told: [2]map[uint64][]codegen.Time{{}, {}},
 		flows: map[uint64]codegen.Time{}, sizes: map[sizeKey]int{}}, nil
 }
@@ -98,7 +98,7 @@ func (t *times) end(last []uint32) {
 	t.telling.Store(false)
 }
 
-// take returns what was told of a packet, by its hash with seed 0.
+// take returns the record of a packet, by its hash with seed 0.
 func (t *times) take(hash uint64) (codegen.Time, bool) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -109,7 +109,7 @@ func (t *times) take(hash uint64) (codegen.Time, bool) {
 	return t.find(hash)
 }
 
-// drain reads what the programs have told. They tell of a packet before that reaches the queue, so it is there by now.
+// drain reads the programs' records. They write one before the packet reaches the queue, so it is there by now.
 func (t *times) drain() {
 	for t.ring != nil && t.ring.ReadInto(&t.record) == nil {
 		switch told, err := codegen.DecodeTime(t.record.RawSample); {
@@ -124,7 +124,7 @@ func (t *times) drain() {
 	}
 }
 
-// keepFlow keeps what was told of a single packet or a superpacket.
+// keepFlow keeps the record of a single packet or a superpacket.
 func (t *times) keepFlow(told codegen.Time) {
 	if len(t.flows) >= maxTimes {
 		clear(t.flows)
@@ -139,7 +139,7 @@ func (t *times) keepFlow(told codegen.Time) {
 	t.sizes[sizeKey{told.Flow, told.Length}] = int(told.SegmentSize)
 }
 
-// flow returns what was told last of a flow, by packet.Parsed.FlowHash.
+// flow returns the last record of a flow, by packet.Parsed.FlowHash.
 func (t *times) flow(hash uint64) (told codegen.Time, ok bool) {
 	t.mu.Lock()
 	defer t.mu.Unlock()

@@ -39,12 +39,12 @@ type Only uint8
 // The kinds of packets.
 const (
 	AllPackets Only = iota
-	TCP             // TCP behind whatever the kernel follows
+	TCP             // TCP behind any headers that the kernel follows
 	PlainTCP4       // TCP over IPv4 without options
 	PlainTCP6       // TCP over IPv6 without extension headers
 	BigTCP6         // TCP over IPv6 with the one of BIG TCP
-	TCP6            // TCP over IPv6 behind whatever the kernel follows
-	SCTP            // SCTP behind whatever the kernel follows
+	TCP6            // TCP over IPv6 behind any headers that the kernel follows
+	SCTP            // SCTP behind any headers that the kernel follows
 	OddTCP4         // TCP over IPv4 with options, where a term asks for TCP already
 )
 
@@ -103,7 +103,7 @@ func (s Share) exprs() []expr.Any {
 // the handle decides in user space.
 const NoProgram = -1
 
-// Action is what a rule does with its packets.
+// Action says what a rule does with its packets.
 type Action interface{ exprs(Chain) []expr.Any }
 
 // ToQueue leads packets to a queue. If nobody has bound it any more, packets pass.
@@ -118,7 +118,7 @@ const nfqBypass = 1
 // xtAlign is what xtables aligns the data of extensions to, in bytes.
 const xtAlign = 8
 
-// ToNobody does nothing: what the rule is for, its program has done.
+// ToNobody does nothing: the rule's program has done all there is to do.
 type ToNobody struct{}
 
 func (ToNobody) exprs(Chain) []expr.Any { return nil }
@@ -157,7 +157,7 @@ const (
 	xtBPFModeFD = 2
 )
 
-// program matches what the filter program with the descriptor matches. The kernel takes its own
+// program matches the packets that the filter program with the descriptor matches. The kernel takes its own
 // reference to the program.
 func program(fd int) expr.Any {
 	info := make(xt.Unknown, xtBPFSize)

@@ -19,17 +19,17 @@ import (
 // Chain is a chain of the table.
 type Chain int
 
-// The chains. Each stands at the outermost place of its path, where the packet is what the network sent
-// or will get, so that connection tracking, NAT, routing and sockets see what a program re-injects.
+// The chains. Each stands at the outermost place of its path, where the packet is as the network sent it
+// or will get it, so that connection tracking, NAT, routing and sockets see what a program re-injects.
 const (
 	Inbound          Chain = iota // packets for this host, datagrams put together
 	InboundFragments              // packets for this host as they came
 	Forward                       // packets routed through this host
 	Outbound                      // packets of this host
 	Redirected                    // packets for this host that were not before others redirected them
-	InboundOrigin                 // all that comes in, once: no cursor but that of what was injected
+	InboundOrigin                 // every incoming packet, once: only injected ones have a cursor
 	OutboundOrigin                // all that this host sends, once: the same
-	ForwardOrigin                 // a part of Forward: the cursor of what was injected
+	ForwardOrigin                 // a part of Forward: the cursor of injected packets
 	Defrag                        // in no path: its rules switch reassembly on
 	Handles                       // in no path: rules for each handle, also for those whose filter matches nothing
 	InboundGate                   // a part of Inbound: past the handles goes what none demands

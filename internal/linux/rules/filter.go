@@ -109,7 +109,7 @@ func (f *filterText) String() string {
 	return string(text)
 }
 
-// SetFilter replaces what the registry tells of the handle's filter.
+// SetFilter replaces the handle's filter in the registry.
 func (e *Entry) SetFilter(text string) error {
 	return e.ns.Do(func() error {
 		return change(e.ns, func(t *tx) error {

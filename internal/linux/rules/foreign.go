@@ -29,7 +29,7 @@ func (t *tx) usable() error {
 		ErrForeign, strings.Join(wrong, "; "), tableName)
 }
 
-// differs says what makes a chain another than the package's of the same name, "" if nothing does.
+// differs says how a chain differs from the package's of the same name, "" if it does not.
 func (c Chain) differs(s chainState) string {
 	d := c.definition()
 	switch {

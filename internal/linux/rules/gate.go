@@ -18,7 +18,7 @@ import (
 
 // Where many handles have rules in a chain, a gate stands before them: a few comparisons for all of them together, by which
 // packets go past all of them that none demands. Every transaction that enters or removes rules makes it anew, so the
-// registry has for each handle what it demands of packets, in rules that do nothing.
+// registry has each handle's demands on packets, in rules that do nothing.
 
 // leastGated is how many handles a chain has when it gets a gate.
 const leastGated = 3
@@ -26,10 +26,10 @@ const leastGated = 3
 // gates are the chains with a gate, and the chain that their gate is.
 var gates = map[Chain]Chain{Inbound: InboundGate, Outbound: OutboundGate}
 
-// gateRule is the comment of the rules of a gate, with a number that says for what it was made.
+// gateRule is the comment of the rules of a gate, with a number that identifies the demands it was made for.
 const gateFormat = "divert: gate %x"
 
-// demands are what a handle's rules demand of packets, by the chain.
+// demands are a handle's demands on packets, by the chain.
 type demands map[Chain][]prog.Term
 
 // demandsOf returns what rules demand of packets of the chains with a gate.
@@ -68,7 +68,7 @@ func (w *When) terms() []prog.Term {
 	return []prog.Term{{Family: 4, Protocol: list}, {Family: 6, Protocol: list}, {Family: 6, Extends: true}}
 }
 
-// demand is what the registry says of what a handle demands in one chain.
+// demand is the registry's record of a handle's demand in one chain.
 type demand struct {
 	handle uint64
 	chain  Chain
@@ -213,7 +213,7 @@ func (k kindOfKey) value(b []byte) prog.Value {
 	return v
 }
 
-// demand enters what a handle's rules demand of packets.
+// demand enters the demands of a handle's rules.
 func (t *tx) demand(o Owner, rules []Rule) {
 	d := demandsOf(rules)
 	for c := range numChains {
@@ -242,7 +242,7 @@ func (t *tx) setGates() {
 	}
 }
 
-// union returns what the handles with rules in a chain demand together. It is not ok if they demand nothing, or are few.
+// union returns the joint demands of the handles with rules in a chain. It is not ok if they demand nothing, or are few.
 func (t *tx) union(c Chain) (terms []prog.Term, ok bool) {
 	handles := map[uint64]bool{}
 	for _, r := range t.rules[c] {

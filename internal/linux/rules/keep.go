@@ -18,7 +18,7 @@ type keeper struct {
 	of map[uint64]*kept
 }
 
-// kept is what is kept for the handles of a namespace.
+// kept is the state that handles of a namespace share.
 type kept struct {
 	users int   // entries that are open
 	idle  *conn // nil if somebody works with it, or none was needed yet

@@ -205,7 +205,7 @@ func (c *conn) generation() (id uint32, err error) {
 	return id, err
 }
 
-// tableState is what the kernel says about the table.
+// tableState is the table's state in the kernel.
 type tableState struct {
 	there bool
 	flags uint32
@@ -231,7 +231,7 @@ func (c *conn) table() (s tableState, err error) {
 	return s, err
 }
 
-// chainState is what the kernel says about a chain.
+// chainState is a chain's state in the kernel.
 type chainState struct {
 	table, name, kind string
 	hooked            bool
@@ -282,13 +282,13 @@ func text(b []byte) string {
 	return string(b)
 }
 
-// rule is a rule of a chain. Its expressions are not read: only what the package has added to the list itself, and
+// rule is a rule of a chain. Its expressions are not read: only the package's own addition to the list, and
 // not sent yet, has any.
 type rule struct {
 	number uint64  // the kernel's, 0 for a rule that is not in the kernel yet
 	data   []byte  // userdata
 	owner  *Owner  // nil for a rule that belongs to no handle
-	demand *demand // of a rule that says what a handle demands, else nil
+	demand *demand // of a rule that holds a handle's demand, else nil
 	exprs  []expr.Any
 }
 
@@ -331,7 +331,7 @@ func parseRule(a nfnl.AttrIter) (table, chain string, r rule) {
 	return table, chain, r
 }
 
-// counter returns what a counter of the table has counted, in packets; it fails with unix.ENOENT if there is none.
+// counter returns the value of a counter of the table, in packets; it fails with unix.ENOENT if there is none.
 func (c *conn) counter(name string) (packets uint64, err error) {
 	err = c.ask(unix.NFT_MSG_GETOBJ, 0, counterAttributes(name), func(a nfnl.AttrIter) {
 		for a.Next() {

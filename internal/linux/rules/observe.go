@@ -289,7 +289,7 @@ func (o *Observer) added(r *rule) {
 	}
 }
 
-// commit returns what the transaction has changed. A handle whose rules were exchanged stays open.
+// commit returns the transaction's changes. A handle whose rules were exchanged stays open.
 func (o *Observer) commit() (changes []Change) {
 	for id := range o.gone {
 		owner, known := o.known[id]

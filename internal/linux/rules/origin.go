@@ -12,7 +12,7 @@ import (
 	"github.com/opendivert/divert/packet"
 )
 
-// Credentials are what a handle's injected packets prove their origin with.
+// Credentials prove the origin of a handle's injected packets.
 type Credentials struct {
 	Own    inject.Password // of packets for the handles below
 	Served inject.Password // of packets for no handle
@@ -54,7 +54,7 @@ func (t *tx) vouch(o Owner, c *Credentials) (n int) {
 	}
 	for chain := range numChains {
 		if chains[chain].hook != nil {
-			t.make(chain) // others may see what is injected wherever it goes
+			t.make(chain) // others may see injected packets anywhere
 		}
 	}
 	// The key 0 has served everybody: no handle is below it.
@@ -67,7 +67,7 @@ func (t *tx) vouch(o Owner, c *Credentials) (n int) {
 	if o.Layer == uint8(packet.LayerNetwork) {
 		in = []origin{
 			{InboundOrigin, inject.SealRule(c.Seal, o.Key.Pack(0), forThisHost()...)},
-			// A cursor that counts at LOCAL_IN has no room beside the note: no handle sees what is redirected.
+			// A cursor that counts at LOCAL_IN has no room beside the note: no handle sees redirected packets.
 			{InboundOrigin, inject.SealRule(c.Seal, cursor.Key(served).Pack(0))},
 		}
 	}

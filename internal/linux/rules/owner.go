@@ -14,7 +14,7 @@ import (
 
 // Owner is the handle that a rule belongs to. It stands in each of its rules as a comment, so that
 // `nft list ruleset` shows it too. Whoever may change rules can write such a comment: it is a claim, which token and
-// process check against what the kernel says.
+// process check against the kernel.
 type Owner struct {
 	ID       uint64 // random, names the handle
 	PID      int    // in the pid namespace of the process itself
@@ -105,7 +105,7 @@ func unsigned(text string, bits int) uint64 {
 }
 
 // comment returns the comment in userdata: entries of type, length and value, where a text ends with a
-// zero byte (libnftnl, udata.h). Other programs' rules hold what they like.
+// zero byte (libnftnl, udata.h). Other programs' rules may hold anything.
 func comment(data []byte) (text string, ok bool) {
 	value := entry(data, userdata.TypeComment)
 	if value == nil {

@@ -16,7 +16,7 @@ import (
 	"github.com/opendivert/divert/internal/linux/netns"
 )
 
-// Which process a handle belongs to is what the kernel says: the handle's rules name the port of its token's socket,
+// The kernel tells which process a handle belongs to: the handle's rules name the port of its token's socket,
 // the kernel names the inode of the socket that has this port, and the process is one that has this inode open. The
 // process id in the rules is where to look first, no more: it may be of another pid namespace, or forged.
 
@@ -182,7 +182,7 @@ func search(wanted map[uint64]*Owner) {
 // ErrNotCertain means that the kernel does not confirm that a process has a handle.
 var ErrNotCertain = errors.New("not certain to have a handle of this network")
 
-// Kill ends a process that has a handle of the namespace open, and no other: what is killed is what was checked. One
+// Kill ends a process that has a handle of the namespace open, and no other: it kills exactly the process that it checked. One
 // that is gone already is no error.
 func Kill(ns *netns.Namespace, pid int) error {
 	// From here on the descriptor means this process, whoever gets its number next.

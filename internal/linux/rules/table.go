@@ -210,7 +210,7 @@ func pointers(owners []Owner) (ps []*Owner) {
 	return ps
 }
 
-// tx is a change of the table: what was read, and what is to be different. The lists of rules are those after the
+// tx is a change of the table: the state that was read, and the changes. The lists of rules are those after the
 // change; commands makes the commands that lead to them.
 type tx struct {
 	conn       *conn
@@ -245,7 +245,7 @@ func change(ns *netns.Namespace, fs ...func(*tx) error) error {
 		case errors.Is(err, unix.ENOENT) && !loaded:
 			// Perhaps the modules of the extensions are not loaded yet, which is so once after the system has started.
 			if loaded = true; LoadExtensions() != nil {
-				return err // says what may be missing
+				return err // names the missing feature
 			}
 		case !again(err):
 			return err
@@ -282,7 +282,7 @@ func attempt(fs []func(*tx) error) error {
 	return nil
 }
 
-// explain names what a refused request most often means.
+// explain gives the usual cause of a refused request.
 func explain(err error) error {
 	switch {
 	case err == nil, again(err):

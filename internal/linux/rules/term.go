@@ -16,7 +16,7 @@ import (
 // asking a program does. Expressions that cannot be evaluated end the rule, as one that says no: a term's do so only for
 // packets that do not meet it.
 
-// kindOfKey is what a value of packets is, in words of nftables: its length in bytes, and the number by which nft prints it
+// kindOfKey is the type of a packet's value in nftables: its length in bytes, and the number by which nft prints it
 // (nftables, datatype.h).
 type kindOfKey struct {
 	length, number uint32
@@ -166,7 +166,7 @@ func (w *When) exprs() (before, destination []expr.Any) {
 
 var tcpOnly = []prog.Range{{First: prog.Value{Lo: unix.IPPROTO_TCP}, Last: prog.Value{Lo: unix.IPPROTO_TCP}}}
 
-// Cases returns what the rules are for that lead packets of a kind on if they meet one of the terms; no packet is in two of
+// Cases returns the cases for rules that lead packets of a kind on if they meet one of the terms; no packet is in two of
 // the cases.
 func Cases(o Only, terms []prog.Term) []When {
 	var cases []When

@@ -255,7 +255,7 @@ func processOf(o Owner, ports map[uint32]uint64) *os.File {
 	if err != nil {
 		return nil
 	}
-	// Open before the look at what it holds: it is the process that is looked at, or one that has ended.
+	// Open before the look at its descriptors: it is the process that is looked at, or one that has ended.
 	found, err := holds(strconv.Itoa(o.PID), map[uint64]bool{inode: true})
 	if err != nil || !found || unix.SetNonblock(fd, true) != nil {
 		unix.Close(fd)

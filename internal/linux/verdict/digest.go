@@ -96,7 +96,7 @@ func hashRest(b []byte) (sum wide) {
 	return sum.plus(le.Uint64(last[:])+k[0], le.Uint64(last[8:])+k[1])
 }
 
-// habit is what a program does with what it captures, as far as it is known: digests are worth their time only for
+// habit is the known behaviour of a program towards captured packets: digests are worth their time only for
 // those that send packets, and change few of them. The zero habit is that of a program that has sent none.
 type habit struct{ credit atomic.Int32 }
 
@@ -112,7 +112,7 @@ func (h *habit) wants(id uint32) bool {
 	return credit > 0 || credit == noCredit && id%probeEvery == 0
 }
 
-// learn takes in what one call has sent of what was captured: packets that were as they had been, packets that were
+// learn records the captured packets that one call has sent: packets that were unchanged, packets that were
 // not, and others of which that is not known.
 func (h *habit) learn(same, changed, unknown int32) {
 	credit := h.credit.Load()
@@ -130,7 +130,7 @@ func (h *habit) learn(same, changed, unknown int32) {
 	}
 }
 
-// same reports whether p is what was captured: every byte, and what Send goes by in its address.
+// same reports whether p is unchanged since its capture: every byte, and the parts of its address that Send uses.
 func (t *token) same(p *packet.Packet) bool {
 	a := &p.Addr
 	return t.digest != 0 && t.sums == sumsOf(a) && (t.outbound() || a.Network().IfIdx == t.ifIdx) && digest(p.Data) == t.digest

@@ -17,7 +17,7 @@ import (
 // A program may drop a packet by not sending it, but then the kernel's queue still holds it. That is not nothing to the sender:
 // a held packet counts against the buffer of its socket, so that a sender of UDP stops for good after a hundred of them,
 // and TCP does not send again while it believes the packet to wait in a queue of its own host (net/ipv4/tcp_output.c,
-// skb_still_in_host_queue). So what has been held for a while is dropped in the kernel. A program that sends it later all
+// skb_still_in_host_queue). So packets that have been held for a while are dropped in the kernel. A program that sends it later all
 // the same has its bytes, and injects them anew.
 //
 // How long a while is depends on the program: one that sends late makes it longer, one that never does makes it shorter.
@@ -122,7 +122,7 @@ func (h *held) pop() holding {
 	return p
 }
 
-// giveUp drops what has been held for too long.
+// giveUp drops the packets that have been held for too long.
 func (h *held) giveUp() {
 	h.mu.Lock()
 	defer h.mu.Unlock()
@@ -153,7 +153,7 @@ func (h *held) giveUp() {
 		}
 		l := h.s.lanes[i]
 		h.s.Counts.Abandoned.Add(uint64(dropped[i]))
-		_, _ = l.flush(b) // what the kernel had no memory for is owed
+		_, _ = l.flush(b) // verdicts that the kernel had no memory for are owed
 		l.batches.Put(b)
 		l.runs.settled(dropped[i])
 		if h.never += dropped[i]; h.never >= neverLate {

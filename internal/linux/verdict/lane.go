@@ -20,7 +20,7 @@ import (
 //
 // Each lane has a second queue on the same socket, a lane of its own but for receiving: TCP comes whole, as the stack has
 // it, and goes to the first; of all else each packet is one of the network, so it goes to the second, where the kernel
-// cuts what is to be cut. One socket keeps the order between them.
+// cuts superpackets. One socket keeps the order between them.
 type Lane struct {
 	Index   uint8
 	single  *Lane // the lane of the second queue; nil if this is one
@@ -55,7 +55,7 @@ func (l *Lane) Control(f func(fd uintptr)) error { return l.q.Control(f) }
 // SetBusyPoll makes receivers that find nothing look again for a time before they wait.
 func (l *Lane) SetBusyPoll(d time.Duration) { l.q.SetBusyPoll(d) }
 
-// Drain makes readers receive what is there and then io.EOF.
+// Drain makes readers receive the waiting packets and then io.EOF.
 func (l *Lane) Drain() { l.q.Drain() }
 
 // Wake makes the readers that wait look whether their wait has ended.
@@ -76,7 +76,7 @@ func (l *Lane) IsSingle() bool { return l.single == nil }
 // Alone reports whether no other receive call is under way, and every packet received before has its verdict.
 func (l *Lane) Alone() bool { return l.runs.alone() && !l.owed.there.Load() }
 
-// Begin notes the first number of what was received alone, see runs.begin.
+// Begin notes the first number of a batch that was received alone, see runs.begin.
 func (l *Lane) Begin(first uint32) { l.runs.begin(first) }
 
 // Hold notes that a packet is handed out and waits for its verdict. If another had to give way, it is dropped.
@@ -223,7 +223,7 @@ func CloseLanes(lanes []*Lane) (err error) {
 	return err
 }
 
-// dropOutstanding drops what was received and not sent on.
+// dropOutstanding drops the packets that were received and not sent on.
 func (l *Lane) dropOutstanding() {
 	var v *queue.Verdicts
 	l.waiting.takeAll(func(id uint32) {
@@ -281,7 +281,7 @@ func (l *Lane) Reader() (*Reader, error) {
 	return &Reader{batchReader: newBatchReader(l.q), drops: drops, singleDrops: singleDrops}, nil
 }
 
-// ClosedError is what a call on a closed handle returns, whatever noticed it.
+// ClosedError makes every error of a closed socket net.ErrClosed.
 func ClosedError(err error) error {
 	if errors.Is(err, os.ErrClosed) {
 		return net.ErrClosed

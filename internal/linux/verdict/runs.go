@@ -28,7 +28,7 @@ func (r *runs) leave() { r.readers.Add(-1) }
 // verdict.
 func (r *runs) alone() bool { return r.readers.Load() == 1 && r.open.Load() == 0 }
 
-// begin notes the first number of a batch received alone: what came before it has its verdicts. The kernel
+// begin notes the first number of a batch received alone: the packets before it have their verdicts. The kernel
 // hands packets over in the order of their numbers.
 func (r *runs) begin(first uint32) { r.low.Store(1<<32 | uint64(first-1)) }
 

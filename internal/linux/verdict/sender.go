@@ -24,7 +24,7 @@ type Sender struct {
 	held  *held // nil where nobody is held up by packets that are not sent on
 }
 
-// Config is what a sender knows of its handle.
+// Config is the part of its handle that a sender needs.
 type Config struct {
 	Layer    packet.Layer
 	Flags    uint64
@@ -51,7 +51,7 @@ func (s *Sender) Close() error {
 	return s.Injector.Close()
 }
 
-// verdicts are what a send call does to captured packets.
+// verdicts are the verdicts of a send call on captured packets.
 type verdicts struct {
 	lanes [MaxLanes]struct { // of each lane that the call has met
 		batch  *queue.Verdicts
@@ -85,7 +85,7 @@ func (v *verdicts) claim(l *Lane, t *token) bool {
 	return true
 }
 
-// compare reports whether a packet that is to be sent is as it was captured, and counts what it finds.
+// compare reports whether a packet to be sent is unchanged since its capture, and counts the results.
 func (v *verdicts) compare(p *packet.Packet, t *token) bool {
 	switch {
 	case t.digest == 0:
@@ -314,7 +314,7 @@ func (s *Sender) Drop(ps []packet.Packet) error {
 		}
 	}
 	s.Counts.Abandoned.Add(dropped)
-	_, err := v.flush(s.lanes) // what the kernel had no memory for is owed
+	_, err := v.flush(s.lanes) // verdicts that the kernel had no memory for are owed
 	return err
 }
 
