@@ -58,7 +58,7 @@ func (n *Network) open(cfg engine.Config) (engine.Handle, error) {
 	return h, nil
 }
 
-// lost counts what the queue has lost. The queue is locked.
+// lost counts an item that the queue has lost. The queue is locked.
 func (h *handle) lost(_ *backlog.Item, why backlog.Reason) {
 	if why == backlog.Old {
 		h.old.Add(1)

@@ -78,7 +78,7 @@ func (h *handle) capture(data []byte, a packet.Address) bool {
 	return !sniff
 }
 
-// enqueue queues what has matched.
+// enqueue queues a packet that has matched.
 func (h *handle) enqueue(data []byte, a *packet.Address) {
 	if !h.queue.Add(data, a) {
 		h.stats.DroppedLong++ // longer than the whole queue may be

@@ -45,7 +45,7 @@ type File struct{ Device, Inode uint64 }
 var ErrEnded = fmt.Errorf("no process has the id: %w", fs.ErrNotExist)
 
 // Lookup returns the process that has the id now. The errors are ErrEnded, fs.ErrPermission where not even the name may be
-// read, errors.ErrUnsupported, or what the system says.
+// read, errors.ErrUnsupported, or the system's error.
 func Lookup(id uint32) (Process, error) {
 	p, err := lookup(id)
 	if err != nil {
@@ -114,7 +114,7 @@ func (c *Cache) LookupNamed(id uint32, name string) (Process, error) {
 	return p, err
 }
 
-// forget forgets the processes that were not asked for in as many of the last lookups as half of what is known.
+// forget forgets the processes that were not asked for in as many of the last lookups as half the known processes.
 func (c *Cache) forget() {
 	before := c.turn - min(c.turn, maxKnown/2)
 	for id, e := range c.known {

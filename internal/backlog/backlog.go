@@ -43,7 +43,7 @@ const (
 	Old                // it had waited longer than the queue time
 )
 
-// Config is what a queue is made with.
+// Config has the settings of a queue.
 type Config struct {
 	Layer   packet.Layer        // whose items wait; it says what they count beyond their bytes
 	Limits  engine.Limits       // at first
@@ -171,7 +171,7 @@ func (q *Queue) Recv(w engine.Wait, ps []packet.Packet) (int, error) {
 	}
 }
 
-// take takes what is there; if nothing is, it says what to wait for.
+// take takes waiting items; if there are none, it returns the channel to wait for.
 func (q *Queue) take(ps []packet.Packet) (n int, changed <-chan struct{}, err error) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
@@ -208,7 +208,7 @@ func (q *Queue) oldest() int64 {
 	return q.now() - int64(float64(q.limits.Time)/q.tick)
 }
 
-// End closes the queue and empties it, in one step: what is too old is dropped, the rest is given to f, each valid
+// End closes the queue and empties it, in one step: items that are too old are dropped, the rest is given to f, each valid
 // until f returns. Both are called with the lock held.
 func (q *Queue) End(f func(*Item)) {
 	q.set(func() {

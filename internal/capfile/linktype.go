@@ -2,7 +2,7 @@ package capfile
 
 import "fmt"
 
-// linkType says what the frames of a capture begin with (tcpdump.org/linktypes.html). The bits above the lowest 16 are
+// linkType is the kind of header that the frames of a capture begin with (tcpdump.org/linktypes.html). The bits above the lowest 16 are
 // about other things: whether frames end with a check sequence, and how long it is.
 type linkType uint32
 
@@ -30,7 +30,7 @@ var linkNames = map[uint16]string{
 	147: "USER0", 148: "USER1", 149: "USER2", 150: "USER3",
 }
 
-// linkLayers take the header of a link type off a frame. They return what follows if that is an IP packet, or
+// linkLayers take the header of a link type off a frame. They return the rest if that is an IP packet, or
 // nothing, and the direction if the header tells it.
 var linkLayers = map[uint16]func([]byte) ([]byte, Direction){
 	101: bare, 228: bare, 229: bare, // RAW, IPV4, IPV6
@@ -225,7 +225,7 @@ func netfilterLog(b []byte) []byte {
 	return nil
 }
 
-// OutgoingPacket is the packet type of what the host sends, in the headers of LINUX_SLL and LINUX_SLL2.
+// OutgoingPacket is the packet type of sent packets, in the headers of LINUX_SLL and LINUX_SLL2.
 const OutgoingPacket = 4
 
 // cookedDirection returns the direction of a packet type of Linux.

@@ -24,7 +24,7 @@ type pcapngReader struct {
 	notes      *notes
 }
 
-// pcapngInterface is what a section tells of an interface.
+// pcapngInterface is a section's description of an interface.
 type pcapngInterface struct {
 	name       string
 	linkType   linkType
@@ -187,7 +187,7 @@ func (p *pcapngReader) describe(body []byte) error {
 	return nil
 }
 
-// options gives the options of a block to f. It stops at what does not fit.
+// options gives the options of a block to f. It stops at one that does not fit.
 func (p *pcapngReader) options(b []byte, f func(code uint16, value []byte)) {
 	for len(b) >= 4 {
 		code, length := p.order.Uint16(b), int(p.order.Uint16(b[2:]))
@@ -264,7 +264,7 @@ func (p *pcapngReader) simplePacket(f *frame, body []byte) error {
 	return p.fill(f, 0, rest[:captured], length)
 }
 
-// fill sets what the frames of all blocks have.
+// fill sets the values that the frames of all blocks share.
 func (p *pcapngReader) fill(f *frame, id uint32, data []byte, length uint32) error {
 	if int64(id) >= int64(len(p.interfaces)) {
 		return fmt.Errorf("it has a packet of interface %d, but only %d were described", id, len(p.interfaces))

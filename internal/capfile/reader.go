@@ -72,7 +72,7 @@ type frame struct {
 // an error that wraps io.ErrUnexpectedEOF.
 type frameReader interface{ next(f *frame) error }
 
-// notes are what is to be said about a file at its end, each once.
+// notes are remarks about a file, made at its end, each once.
 type notes []string
 
 func (n *notes) add(text string) {
@@ -155,7 +155,7 @@ func (c *Reader) Next(p *Packet) error {
 	}
 }
 
-// Complaints returns what a user should know of the file when it has been read.
+// Complaints returns remarks on the file for users, when it has been read.
 func (c *Reader) Complaints() (list []string) {
 	if c.skipped > 0 {
 		list = append(list, fmt.Sprintf("%d of %d frames have no IP packet", c.skipped, c.read))

@@ -8,7 +8,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// ChecksumState is what a checksum in a packet is worth.
+// ChecksumState is the state of a checksum in a packet.
 type ChecksumState uint8
 
 // The states.

@@ -86,7 +86,7 @@ func (h *Host) prepare() error {
 	return nl.LinkSetUp(lo)
 }
 
-// errClosed is what a host's methods return after its network has been closed.
+// errClosed is the error of a host's methods after its network has been closed.
 func (h *Host) errClosed() error { return fmt.Errorf("lab: host %s: %w", h.name, os.ErrClosed) }
 
 // withNS lends the namespace's descriptor to f; it stays open until f returns.

@@ -19,7 +19,7 @@ import (
 // that end, children that are reaped.
 const settle = 3 * time.Second
 
-// Snapshot is what the process holds at one time: descriptors, goroutines, threads in foreign
+// Snapshot lists the things that the process holds at one time: descriptors, goroutines, threads in foreign
 // namespaces and child processes; and of some hosts their interfaces and nftables tables.
 type Snapshot struct {
 	hosts  []*Host
@@ -28,7 +28,7 @@ type Snapshot struct {
 	settle time.Duration
 }
 
-// TakeSnapshot notes what the process holds now, and what hosts hold.
+// TakeSnapshot lists the things that the process and the hosts hold now.
 func TakeSnapshot(hosts ...*Host) *Snapshot {
 	startPoller()
 	s := &Snapshot{hosts: hosts, settle: settle}
@@ -36,7 +36,7 @@ func TakeSnapshot(hosts ...*Host) *Snapshot {
 	return s
 }
 
-// Leaks returns what is held now and was not at the time of the snapshot, one line each, sorted. It
+// Leaks returns the things held now and not at the time of the snapshot, one line each, sorted. It
 // waits up to three seconds for it to go away. The whole process is compared, so it is of use only while
 // nothing else in the process opens anything.
 func (s *Snapshot) Leaks() []string {

@@ -30,7 +30,7 @@ func newNetNS() (*os.File, error) {
 // outcome is how a function on another goroutine ended.
 type outcome struct {
 	err      error
-	panicked any    // what it panicked with
+	panicked any    // the value of its panic
 	stack    []byte // and where
 	exited   bool   // it called runtime.Goexit, as testing's FailNow does
 }

@@ -25,7 +25,7 @@ func Stream(n int64, seed uint64) io.Reader {
 	return io.LimitReader(rand.NewChaCha8(key), n)
 }
 
-// Digest is what is compared of a stream: how many bytes and their SHA-256.
+// Digest identifies a stream: its length in bytes and its SHA-256.
 type Digest struct {
 	Bytes int64
 	Sum   [sha256.Size]byte
@@ -108,7 +108,7 @@ func sendStream(ctx context.Context, from *Host, addr string, n int64, seed uint
 	})
 }
 
-// Echo is a server that sends back what it receives.
+// Echo is a server that sends everything back that it receives.
 type Echo struct {
 	closer io.Closer
 	addr   netip.AddrPort
@@ -228,7 +228,7 @@ type Exchanged struct {
 	Changed int // datagrams that came back changed
 }
 
-// ExchangeUDP sends datagrams to an echo server and counts what comes back. Lost and refused ones
+// ExchangeUDP sends datagrams to an echo server and counts the answers. Lost and refused ones
 // are no error.
 func ExchangeUDP(ctx context.Context, from *Host, to netip.AddrPort, x Exchange) (r Exchanged, err error) {
 	x.Count, x.Size = max(x.Count, 1), max(x.Size, 0)

@@ -13,10 +13,10 @@ import (
 // what lies behind as it was (specification: api.md 2.1, quirk).
 var unionUsed = [packet.NumLayers]int{8, 8, 64, 64, 32}
 
-// errBadBatch says that what the driver wrote is no batch.
+// errBadBatch says that the driver has written something other than a batch.
 var errBadBatch = errors.New("the driver's answer is malformed")
 
-// batch is what a receive call got: items back to back, and an address for each.
+// batch is the result of a receive call: items back to back, and an address for each.
 type batch struct {
 	layer     packet.Layer
 	data      []byte
@@ -78,7 +78,7 @@ func (b *batch) next(rest []byte, last bool) (item []byte, ok bool) {
 // worth the while.
 const sendMax = 4 * packetMax
 
-// outgoing is what a send call is about to send.
+// outgoing is the batch that a send call is about to send.
 type outgoing struct {
 	data      []byte
 	addresses []byte

@@ -20,7 +20,7 @@ import (
 // called from several goroutines; each call works with an operation of its own.
 type device struct {
 	file    sys.Handle
-	version versionRecord // what the driver answered
+	version versionRecord // the driver's answer
 	mark    sys.Handle    // tells divert clean of the handle; 0 if there is none
 
 	closed atomic.Bool // set with the lock held
@@ -99,7 +99,7 @@ func (d *device) cancelStarted(op *operation) {
 	op.cancel(d.file)
 }
 
-// close cancels what is under way, waits until it has ended, and closes the device.
+// close cancels the operations under way, waits until they have ended, and closes the device.
 func (d *device) close() error {
 	d.mu.Lock()
 	defer d.mu.Unlock()

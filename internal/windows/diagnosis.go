@@ -12,12 +12,12 @@ type Report struct {
 	Checks  []Check `json:"checks"`
 }
 
-// Check is a thing that handles need, and what was found.
+// Check is a need of handles, and its state here.
 type Check struct {
 	Name    string `json:"name"`
 	OK      bool   `json:"ok"`
 	Found   string `json:"found"`
-	Without string `json:"without,omitempty"` // what does not work if it is not OK
+	Without string `json:"without,omitempty"` // the loss if it is not OK
 	Remedy  string `json:"remedy,omitempty"`  // and what to do about it
 }
 

@@ -165,7 +165,7 @@ var serviceStates = map[uint32]string{
 	sys.SERVICE_PAUSE_PENDING: "pausing", sys.SERVICE_PAUSED: "paused",
 }
 
-// service is what is known of a service.
+// service is the state of a service.
 type service struct {
 	state  uint32
 	config serviceConfig
@@ -193,7 +193,7 @@ func (c *serviceConfig) stale() bool {
 	return errors.Is(err, os.ErrNotExist)
 }
 
-// registered returns what is known of a service.
+// registered returns the state of a service.
 func registered(name string) (s service) {
 	handle, err := openService(name, sys.SERVICE_QUERY_STATUS|sys.SERVICE_QUERY_CONFIG)
 	if err != nil {

@@ -38,14 +38,14 @@ const (
 // Error is what Windows or the driver answered to a request. errors.Is finds the engine's sentinels in it,
 // errors.As on Windows also the syscall.Errno.
 type Error struct {
-	Op   string // what was attempted
+	Op   string // the operation
 	Code uint32 // Windows error number
 
 	detail string // of this case; may be empty
 	errno  error  // the number as the system's error type; nil on other systems
 }
 
-// Error returns what was attempted, what Windows says, and what to do about it.
+// Error returns the operation, Windows' message, and the remedy.
 func (e *Error) Error() string {
 	text := e.fact()
 	if remedy := causes[e.Code].remedy; remedy != "" {
@@ -54,7 +54,7 @@ func (e *Error) Error() string {
 	return text
 }
 
-// fact returns what was attempted and what Windows says.
+// fact returns the operation and Windows' message.
 func (e *Error) fact() string {
 	text := fmt.Sprintf("%s: Windows error %d", e.Op, e.Code)
 	if e.errno != nil {
@@ -84,7 +84,7 @@ func (e *Error) WindowsError() uint32 { return e.Code }
 // cause is what an error number means here.
 type cause struct {
 	is     error  // sentinel that it counts as; nil for none
-	remedy string // what the user can do; may be empty
+	remedy string // for the user; may be empty
 }
 
 const (

@@ -9,7 +9,7 @@ import (
 	"github.com/opendivert/divert/packet"
 )
 
-// The driver knows no verdicts for flows. So what it captures comes here all the same, and goes back, or ends, before the
+// The driver knows no verdicts for flows. So captured packets come here all the same, and go back, or end, before the
 // program sees it.
 
 var _ engine.Flows = (*handle)(nil)

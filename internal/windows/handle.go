@@ -117,7 +117,7 @@ func (h *handle) Recv(w engine.Wait, ps []packet.Packet) (n int, err error) {
 	return n, err
 }
 
-// holds reports whether what the handle receives is packets that do not go on by themselves.
+// holds reports whether the handle receives packets that do not go on by themselves.
 func (h *handle) holds() bool { return packets(h.layer) && h.cfg.Flags&engine.FlagSniff == 0 }
 
 // receive receives from the oldest source, and says which one that was. It goes on to the next when that
@@ -144,7 +144,7 @@ func (h *handle) receive(w engine.Wait, ps []packet.Packet) (int, *source, error
 	}
 }
 
-// take receives from a source; what was taken from older ones comes first.
+// take receives from a source; packets taken from older ones come first.
 func (h *handle) take(s *source, w engine.Wait, ps []packet.Packet) (int, error) {
 	s.emptying.RLock()
 	defer s.emptying.RUnlock()
@@ -236,7 +236,7 @@ func (h *handle) Keep(p *packet.Packet) {
 	h.counts.abandoned.Add(uint64(h.kept.put(id, p, limits)))
 }
 
-// Drop implements engine.Dropper: what was kept of packets is forgotten.
+// Drop implements engine.Dropper: kept packets are forgotten.
 func (h *handle) Drop(ps []packet.Packet) error {
 	if h.closed.Load() {
 		return net.ErrClosed

@@ -83,7 +83,7 @@ type restored struct {
 	taken   []*keptPacket
 }
 
-// restore returns a batch with what was kept of its packets, which is then kept no longer. It is for one call,
+// restore returns a batch with the kept packets in their places, and keeps them no longer. It is for one call,
 // and goes back with release.
 func (k *keeper) restore(o *outstanding, ps []packet.Packet) *restored {
 	r, ok := k.pool.Get().(*restored)

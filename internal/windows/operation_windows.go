@@ -40,12 +40,12 @@ func newOperation() (*operation, error) {
 }
 
 func (op *operation) close() {
-	_ = sys.CloseHandle(op.overlapped.HEvent) // fails only for what is no handle
+	_ = sys.CloseHandle(op.overlapped.HEvent) // fails only for invalid handles
 	op.self.Unpin()
 }
 
 // start issues a request with the operation's record. It may be pending: then wait must follow.
-// The data is what the driver reads or writes, and must be pinned.
+// The driver reads or writes the data, which must be pinned.
 func (op *operation) start(file sys.Handle, code uint32, data []byte) error {
 	op.done = 0
 	return sys.DeviceIoControl(file, code, (*byte)(unsafe.Pointer(&op.record)), uint32(len(op.record)),

@@ -22,12 +22,12 @@ import (
 // Packets that cannot go back cannot be judged here. This excludes handles that drop, handles that
 // receive nothing, and the layer SOCKET without Sniff: a refused call stays refused.
 type plan struct {
-	program      *prog.Program // what the handle is to match
+	program      *prog.Program // the handle's filter
 	judged       bool          // the interpreter decides after the driver
 	open         bool          // the driver's filter matches everything
-	instructions []byte        // what is uploaded
+	instructions []byte        // for the driver
 	hints        uint64        // the filter flags that go with it
-	flags        uint64        // what the driver is told of the handle's flags
+	flags        uint64        // those of the handle's flags that the driver gets
 }
 
 // planFor decides how a filter is carried out.
@@ -89,7 +89,7 @@ func (pl *plan) judge(cfg *engine.Config, layer packet.Layer) error {
 		return fmt.Errorf("the Windows driver cannot carry out this filter %s: %w (%w)", way, engine.ErrNotSupported, reason)
 	}
 	if pl.reinjects(cfg) {
-		pl.flags &^= engine.FlagRecvOnly // the driver must let us send what does not match
+		pl.flags &^= engine.FlagRecvOnly // the driver must let us send packets that do not match
 	}
 	return nil
 }

@@ -49,7 +49,7 @@ func (r *record) initialize(layer packet.Layer, priority int16, flags uint64) {
 	r.set64(uint64(layer)|uint64(int32(priority)+priorityBias)<<32, flags)
 }
 
-// startup starts capturing what the hints promise.
+// startup starts capturing the kinds of the hints.
 func (r *record) startup(hints uint64) { r.set64(hints, 0) }
 
 // recv asks for packets. addresses and length are the places, in this process, of the address array
@@ -80,7 +80,7 @@ const versionSize = 64
 // versionRecord is what INITIALIZE exchanges, little-endian (windows-driver.md 5.1).
 type versionRecord [versionSize]byte
 
-// offer sets what a client of pointers of the given number of bits sends.
+// offer sets the request of a client with pointers of the given number of bits.
 func (v *versionRecord) offer(bits uint32) {
 	le := binary.LittleEndian
 	*v = versionRecord{}

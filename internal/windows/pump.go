@@ -13,7 +13,7 @@ import (
 // pumpBatch is how many packets the pump takes from the driver at a time.
 const pumpBatch = 64
 
-// pump takes what a wider filter captures from the driver, all the time, so that packets that do not match
+// pump takes the packets of a wider filter from the driver, all the time, so that packets that do not match
 // do not wait for the program: they go back at once, and those that match go to the inbox.
 type pump struct {
 	h     *handle
@@ -97,7 +97,7 @@ func (p *pump) close() {
 }
 
 // inbox is a queue of packets in user space with the limits of a handle's queue (specification: api.md 12):
-// what does not fit pushes out the oldest, what is too old is not handed out.
+// an item that does not fit pushes out the oldest, and items that are too old are not handed out.
 type inbox struct {
 	counts   *counts
 	overhead int // bytes that an item counts beyond its own
@@ -189,7 +189,7 @@ func (q *inbox) take(w engine.Wait, ps []packet.Packet) (n int, err error) {
 	}
 }
 
-// takeReady is take of what is there: it does not wait.
+// takeReady is take without waiting.
 func (q *inbox) takeReady(ps []packet.Packet) int {
 	q.mu.Lock()
 	defer q.mu.Unlock()
@@ -249,7 +249,7 @@ func (q *inbox) length() int {
 	return q.n
 }
 
-// close empties the inbox and returns what was in it and is not too old.
+// close empties the inbox and returns the items that are not too old.
 func (q *inbox) close() []packet.Packet {
 	q.mu.Lock()
 	defer q.mu.Unlock()

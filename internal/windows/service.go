@@ -8,7 +8,7 @@ import (
 // stopPending is the state of a service that was told to stop and has not: SERVICE_STOP_PENDING (winsvc.h).
 const stopPending = 3
 
-// notStopped says what a driver that does not stop waits for, and what ends that, by the state of its service.
+// notStopped says what a driver that does not stop is waiting for, and the remedy, by the state of its service.
 func notStopped(state uint32) string {
 	if state != stopPending {
 		return fmt.Sprintf("its service is not about to stop, but in the state %d: another program may have started it again; "+

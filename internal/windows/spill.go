@@ -17,7 +17,7 @@ func (h *handle) queue() *inbox {
 	return h.spill.Load()
 }
 
-// emptyOld takes what the sources have that capture nothing any more, and closes them, so that SetFilter adds no handle of
+// emptyOld takes the packets of sources that capture nothing any more, and closes them, so that SetFilter adds no handle of
 // the driver to those that nobody receives from. The pump receives all the time: its sources empty themselves. The
 // caller holds h.mu.
 func (h *handle) emptyOld() error {

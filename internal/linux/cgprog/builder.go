@@ -12,7 +12,7 @@ import (
 // Record returns the offset of a field of the record (codegen.EventTime and so on) within the frame.
 func Record(field int16) int16 { return codegen.EventFrame + field }
 
-// Allow is what the programs return to let an operation or a packet go on; Refuse is the other.
+// Allow is the result of programs that lets an operation or a packet go on; Refuse is the other.
 const (
 	Refuse = 0
 	Allow  = 1

@@ -96,7 +96,7 @@ func (b *Builder) Loopback(field int16) {
 	b.Mark(end)
 }
 
-// BindSide stores what a socket is bound to, from struct bpf_sock in the context.
+// BindSide stores the local end of a socket, from struct bpf_sock in the context.
 func (b *Builder) BindSide(family int) {
 	if family == INET {
 		b.Address4(bpfasm.Context, SockSrcIP4, codegen.EventLocal)

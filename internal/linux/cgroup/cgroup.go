@@ -47,7 +47,7 @@ func Open() (*Cgroup, error) {
 	return part, nil
 }
 
-// mounted opens what is mounted of the hierarchy, the root if that is. It returns nil if nothing is.
+// mounted opens the mounted part of the hierarchy, the root if that is mounted. It returns nil if nothing is.
 func mounted() (part *Cgroup, err error) {
 	f, err := os.Open("/proc/self/mountinfo")
 	if err != nil {
@@ -95,7 +95,7 @@ func at(path string) (*Cgroup, error) {
 	return c, nil
 }
 
-// of says what a directory is.
+// of identifies a directory.
 func of(dir *os.File) (*Cgroup, error) {
 	var fs unix.Statfs_t
 	var st unix.Stat_t

@@ -20,7 +20,7 @@ type assembler struct{ bpfasm.Assembler }
 // verifier at once: BPF_COMPLEXITY_LIMIT_JMP_SEQ, 8,192, less a margin for those of loops.
 const maxWaiting = 8192 - 1024
 
-// MaxTests is how many tests a program may have, when lists have become sets and what the hook knows has fallen away. The
+// MaxTests is how many tests a program may have after lists have become sets and the hook has decided some. The
 // tests of a long filter have a branch each, of which all may wait; the parser has fewer than 168.
 const MaxTests = maxWaiting - 168
 

@@ -41,7 +41,7 @@ type Options struct {
 	FlowSegments bool
 	CoarseClock  bool // flows are timed by the clock's last tick, which costs less to read (Linux 5.11)
 
-	// Clones is for programs whose matches go to a packet queue. Nil: what the queue would drop is not left alone.
+	// Clones is for programs whose matches go to a packet queue. Nil: packets that the queue would drop are not left alone.
 	Clones *CloneCheck
 
 	// Bounded is for kernels where Loops fails. The program passes MaxExtensionHeaders at most; a packet of IPv6 with
@@ -278,7 +278,7 @@ func (g *generator) end(outcome Outcome) {
 	g.flowVerdict()
 	if g.options.Flows == FlowDropped {
 		g.parser.walkStep()
-		return // which tells nobody of what has no verdict
+		return // which reports only packets with a verdict
 	}
 	g.clones()
 	if g.options.Process && g.parser.need&needProcess == 0 {
@@ -295,7 +295,7 @@ func (g *generator) end(outcome Outcome) {
 	g.parser.walkStep()
 }
 
-// undecided accepts what the tests have refused without knowing all of it: only a part of the packet was walked over, or is
+// undecided accepts packets that the tests have refused without all the facts: only a part of the packet was walked over, or is
 // there.
 func (g *generator) undecided() {
 	p := &g.parser

@@ -15,7 +15,7 @@ import (
 	"github.com/opendivert/divert/internal/linux/kernel"
 )
 
-// CloneCheck makes a program leave alone what the kernel would lose in a packet queue: one of several copies of a packet
+// CloneCheck makes a program leave packets alone that the kernel would lose in a packet queue: one of several copies of a packet
 // whose connection is new. That is the copy for this host of the first multicast or broadcast packet of a flow, and of the
 // first frame that a bridge floods. The copies share the connection, which a queue must not hold before it is confirmed, so
 // the queue drops all but the last (net/netfilter/nfnetlink_queue.c, nf_ct_drop_unconfirmed, since Linux 6.11).

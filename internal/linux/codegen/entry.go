@@ -21,8 +21,8 @@ type Gate uint8
 // The gates.
 const (
 	NoGate      Gate = iota
-	NotLoopback      // at PRE_ROUTING: what came in on lo, skb->ifindex 1, does not match
-	LocalOnly        // at POST_ROUTING: what came in on an interface, skb->ingress_ifindex not 0, does not match
+	NotLoopback      // at PRE_ROUTING: packets that came in on lo, skb->ifindex 1, do not match
+	LocalOnly        // at POST_ROUTING: packets that came in on an interface, skb->ingress_ifindex not 0, do not match
 )
 
 // Take says which of a chain's packets a rule is for, and so which filter program decides on them. One

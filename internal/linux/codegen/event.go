@@ -186,7 +186,7 @@ func (h *EventHook) exists(t *prog.Test) bool {
 	return ok && t.Op <= prog.OpNotIn
 }
 
-// decides returns what is known of a test.
+// decides returns the known facts of a test.
 func (h *EventHook) decides(t *prog.Test) answer {
 	f := eventFields[t.Field]
 	if f.local && h.LocalUnknown {
@@ -208,7 +208,7 @@ func (h *EventHook) decides(t *prog.Test) answer {
 	return depends
 }
 
-// byProtocol returns what is known of a condition in records of one protocol.
+// byProtocol returns the known facts of a condition in records of one protocol.
 func (h *EventHook) byProtocol(f prog.Field, c *condition) answer {
 	switch is, ok := protocolFields[f]; {
 	case f == prog.FieldProtocol:

@@ -47,7 +47,7 @@ type location struct {
 	mask     uint32 // 0: all bits of size
 	kind     valueKind
 	min, max uint64 // the values it can have, for 32-bit kinds
-	needs    need   // what the parser must provide
+	needs    need   // the parser's part
 }
 
 // valueKind is the form of a value in registers.
@@ -80,7 +80,7 @@ const (
 	needHash                       // the hash with seed 0
 	needProcess                    // the process, before the tests
 	needName                       // its name
-	needCounts                     // what is counted of the flow
+	needCounts                     // the counts of the flow
 
 	needTransport = needTCP | needUDP | needICMP | needICMPv6
 	needWalk      = needTransport | needFragment | needProtocol | needPayload

@@ -9,7 +9,7 @@ import (
 	"github.com/opendivert/divert/internal/linux/flowmap"
 )
 
-// FlowUse says what a program does with packets of flows that have a verdict.
+// FlowUse is a program's treatment of packets of flows with a verdict.
 type FlowUse uint8
 
 // The uses.
@@ -34,7 +34,7 @@ const (
 	regBack   = asm.R9 // 1 if the packet goes from the higher endpoint to the lower, else 0
 )
 
-// flowBefore is what is done about flows before the filter has decided. A packet that begins a flow ends the verdict of the
+// flowBefore handles flows before the filter has decided. A packet that begins a flow ends the verdict of the
 // one before, whether it matches or not. The program that drops goes on only with packets whose flow is dropped: those are
 // looked at closer when the filter has matched.
 func (g *generator) flowBefore() {

@@ -32,7 +32,7 @@ const (
 	frameRecord    int16 = varFlags - 324 // a record for user space, 144 bytes
 	frameProcess   int16 = varFlags - 372 // a key of the maps of processes, 48 bytes
 	varName        int16 = frameProcess   // when the process is known: its name, as prog.NameValue has it: upper half, then lower half, host byte order
-	varCounts      int16 = varFlags - 388 // what is counted of the flow: four numbers of 32 bits, as the fields stand
+	varCounts      int16 = varFlags - 388 // the counts of the flow: four numbers of 32 bits, as the fields stand
 )
 
 // Offsets in struct __sk_buff (include/uapi/linux/bpf.h).

@@ -63,7 +63,7 @@ type CursorCheck struct {
 	Key     cursor.Key // the handle's own key
 }
 
-// Hook describes the place a program runs at: what is known there of every packet, and where
+// Hook describes the place where a program runs: the facts about every packet there, and where
 // the rest is found.
 type Hook struct {
 	Family    Family

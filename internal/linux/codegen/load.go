@@ -19,7 +19,7 @@ import (
 // excepted.
 type Program struct {
 	program *ebpf.Program
-	maps    map[string]*ebpf.Map // what the instructions refer to must stay open
+	maps    map[string]*ebpf.Map // the maps that the instructions refer to must stay open
 }
 
 // Load loads the program into the kernel (Linux 5.8; CAP_BPF, for sniffing also CAP_PERFMON, or
@@ -75,8 +75,8 @@ func RefusedSets(spec *ebpf.MapSpec, err error) error {
 	return &LoadError{Err: fmt.Errorf("map %s: %w", spec.Name, err)}
 }
 
-// Outlet is where programs put what they tell. Several programs can have one, so that a filter can be replaced by
-// another and what the programs of both have told is read in one place. A program for which a map is missing here has one
+// Outlet takes the programs' records. Several programs can have one, so that a filter can be replaced by
+// another and the records of both are read in one place. A program for which a map is missing here has one
 // of its own.
 type Outlet struct {
 	Packets *ebpf.Map // of sniffing programs: the perf event array

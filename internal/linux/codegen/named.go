@@ -80,7 +80,7 @@ func (n *namedTable) open(maps map[string]*ebpf.Map) error {
 	return nil
 }
 
-// mapSuffix is what the reference to a set's map has behind the name of its function.
+// mapSuffix follows the name of the function in the reference to a set's map.
 const mapSuffix = "_map"
 
 // memberOf turns the value of a condition into that which it has in a named set, in R1:R2.
@@ -104,7 +104,7 @@ func (t *tests) memberOf(c *condition, kind valueKind) {
 		t.set(asm.R5, mappedPrefix)
 		t.Emit(asm.And.Reg(asm.R3, asm.R5))
 		if kind == value64 {
-			t.Emit(asm.RSh.Imm(asm.R4, 31), asm.Add.Reg(asm.R1, asm.R4)) // no set has what is negative
+			t.Emit(asm.RSh.Imm(asm.R4, 31), asm.Add.Reg(asm.R1, asm.R4)) // no set has negative numbers
 		}
 		t.Emit(asm.Or.Reg(asm.R2, asm.R3))
 	default:

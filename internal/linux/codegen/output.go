@@ -34,7 +34,7 @@ const RecordSize = 40
 const MaxSnap = 65528 - 12 - RecordSize
 
 // tailSize is the length of the end of a long packet that comes before it, in bytes: at least
-// what is missing of the longest.
+// the missing part of the longest.
 const tailSize = 104
 
 // DecodeRecord reads a record.
@@ -106,7 +106,7 @@ func (j *Joiner) Decode(sample []byte) (r Record, packet []byte, ok bool, err er
 	return r, packet, true, nil
 }
 
-// join appends what is missing of a packet, if its end has come.
+// join appends the missing part of a packet, if its end has come.
 func (j *Joiner) join(r *Record, packet []byte, missing int) []byte {
 	want := *r
 	want.Captured = 0
@@ -123,7 +123,7 @@ func (j *Joiner) join(r *Record, packet []byte, missing int) []byte {
 	return packet
 }
 
-// Time is what a program of Options.Correlate tells of a packet that matched.
+// Time is the record of a program with Options.Correlate about a matching packet.
 type Time struct {
 	Hash      uint64 // of the packet, seed 0
 	Timestamp int64  // the timestamp that the filter saw

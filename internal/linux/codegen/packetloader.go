@@ -156,7 +156,7 @@ func (l *packetLoader) loadElement(t *tests, c *condition, where *location, fail
 	}
 }
 
-// needsOf collects what the parser must provide for the tests.
+// needsOf collects the parser's part for the tests.
 func (h *Hook) needsOf(list []prog.Test) need {
 	var n need
 	for i := range list {

@@ -11,7 +11,7 @@ import (
 // process stores the process of the packet, 0 if it has none or none is known.
 //
 // Most packets take one look-up. On the way out that is the cookie's; without a socket that is known, only
-// what the kernel sends for connections of TCP that are not sockets of their own yet, or not any more, has
+// packets that the kernel sends for TCP connections without a socket of their own, at the beginning or the end, have
 // a process. On the way in it is both ends, then the local port with the addresses it may be bound to, in
 // the order in which the kernel prefers them, and last the connections that have just been closed.
 func (g *generator) process() {

@@ -7,7 +7,7 @@ import (
 	"github.com/opendivert/divert/packet"
 )
 
-// Outcome is what is known of a specialised filter.
+// Outcome is the known result of a specialised filter.
 type Outcome uint8
 
 // The outcomes.
@@ -17,7 +17,7 @@ const (
 	Always                 // every well-formed packet of the hook's family matches
 )
 
-// Specialise decides what a hook decides, when lists have become sets: tests on constants and on headers that its packets never
+// Specialise decides the tests that a hook decides, after lists have become sets: tests on constants and on headers that its packets never
 // have fall away, tests that cannot be reached are dropped, and jumps go straight to where they end.
 // The tests are copies; they are nil unless the outcome is Depends. The targets keep the form of
 // prog.Program: they lead forward, and the first test is entered first.
@@ -33,7 +33,7 @@ func Specialise(p *prog.Program, h Hook) ([]prog.Test, Outcome) {
 	})
 }
 
-// answer is what is known of a test before there is a packet or an event.
+// answer is the result of a test as far as it is known without a packet or an event.
 type answer uint8
 
 const (

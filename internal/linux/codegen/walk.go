@@ -118,7 +118,7 @@ func (p *parser) walkBounded(end label) {
 
 // passExtension passes the extension header of regProtocol at regOffset and leaves varFlags in R5, or goes to end if
 // the header is not all there, or a second fragment header. None is shorter than 8 bytes, so a header of which less is
-// there ends the walk whatever it is.
+// there ends the walk, whatever its protocol.
 func (p *parser) passExtension(frame asm.Register, end label) {
 	fragment, passed := p.NewLabel(), p.NewLabel()
 	p.Emit(asm.Mov.Reg(asm.R2, regOffset))

@@ -29,7 +29,7 @@ import (
 // A power of two.
 const Listeners = 16
 
-// Config says what is led where.
+// Config says which connections are led where.
 type Config struct {
 	Filter *prog.Program     // of LayerSocket, see prog.Program.AtConnect
 	Ports  [Listeners]uint16 // of the listeners, at 127.0.0.1 and at ::1
@@ -56,7 +56,7 @@ type Counts struct {
 	Spared uint64 // connects that matched, of sockets or processes that are spared
 }
 
-// Detour is what a listener has in the kernel. Its methods may be called from several goroutines.
+// Detour is a listener's part in the kernel. Its methods may be called from several goroutines.
 type Detour struct {
 	maps map[string]*ebpf.Map
 	find *sockdiag.Finder
@@ -189,7 +189,7 @@ const initialPIDs = "pid:[4026531836]"
 // maxSpared is how many processes can be spared.
 const maxSpared = 1 << 12
 
-// taskLayout says where struct task_struct has what is asked of it.
+// taskLayout has the offsets of the fields of struct task_struct.
 type taskLayout struct{ process, parent int32 }
 
 var readTaskLayout = sync.OnceValues(func() (l taskLayout, err error) {

@@ -117,7 +117,7 @@ func (b *builder) connect(family int, p *prog.Program) (bool, error) {
 	return true, nil
 }
 
-// anyIsLoopback makes the unspecified address what the kernel takes it for: the host itself.
+// anyIsLoopback replaces the unspecified address by loopback, as the kernel does.
 func (b *builder) anyIsLoopback() {
 	low, end, six := cgprog.Record(codegen.EventRemote)+8, b.NewLabel(), b.NewLabel()
 	b.Emit(asm.LoadMem(asm.R1, bpfasm.Frame, low-8, asm.DWord))
@@ -151,7 +151,7 @@ func (b *builder) passMany() {
 	b.Mark(end)
 }
 
-// passOtherDetours lets pass what the detour of another handle has led to its listener.
+// passOtherDetours lets connections pass that another handle's detour has led to its listener.
 func (b *builder) passOtherDetours() {
 	end := b.NewLabel()
 	b.Emit(asm.LoadMem(asm.R1, bpfasm.Frame, cgprog.Record(codegen.EventLoopback), asm.Byte))
@@ -162,7 +162,7 @@ func (b *builder) passOtherDetours() {
 	b.Mark(end)
 }
 
-// passSpared lets pass what the program connects itself: sockets that it has named, and those of processes that are spared and of
+// passSpared lets the program's own connections pass: sockets that it has named, and those of processes that are spared and of
 // all their descendants.
 func (b *builder) passSpared() {
 	spared, next, others := b.NewLabel(), b.NewLabel(), b.NewLabel()

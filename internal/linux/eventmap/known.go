@@ -56,7 +56,7 @@ func (m Maps) adopt(s *sockdiag.Socket, process uint32, name string) error {
 	return m[ListenersMap].Put(key[:], body[:])
 }
 
-// stored returns what the storage of a socket begins with.
+// stored returns the beginning of a socket's storage.
 func stored(s *sockdiag.Socket, process uint32, name string) (body [StoredSize]byte) {
 	local, remote := s.Local.Addr(), s.Remote.Addr()
 	if s.Remote.Port() == 0 && remote.Unmap().IsUnspecified() {

@@ -78,7 +78,7 @@ func ringSize(records int) uint32 {
 	return uint32(1) << bits.Len64(size-1)
 }
 
-// minRingSize is 10,000 records: what comes while user space is not scheduled.
+// minRingSize is 10,000 records: enough while user space is not scheduled.
 const minRingSize = 1 << 20
 
 // Close releases the maps. Programs that have them keep them.
@@ -121,5 +121,5 @@ func (m Maps) ForgetPeers() error {
 			return err
 		}
 	}
-	return nil // what has been added or evicted meanwhile met one of the filters
+	return nil // sockets that were added or evicted meanwhile met one of the filters
 }

@@ -9,7 +9,7 @@ import (
 	"github.com/opendivert/divert/packet"
 )
 
-// Record is what a program tells of an event.
+// Record is a program's record of an event.
 type Record struct {
 	Time     int64 // CLOCK_MONOTONIC in nanoseconds
 	Event    packet.Event

@@ -4,7 +4,7 @@
 // A handle has a program for each hook at which its filter leaves something to do (Programs). Each is built from the same steps:
 //
 //	Begin      other network namespaces pass
-//	start      the record begins, with what the socket's storage says of it
+//	start      the record begins, with the facts in the socket's storage
 //	...Sides   addresses and ports from the context of the hook
 //	decide     the filter, which codegen has translated; records that it does not match pass
 //	conclude   tell user space, refuse, or both

@@ -117,7 +117,7 @@ func (g *generator) refusesLate() (bool, error) {
 }
 
 // start starts the record of an event of a socket, with its endpoint and the running process where the hook knows
-// it. At a hook that may refuse, what was refused already passes. It reports whether the record is kept; if not, what
+// it. At a hook that may refuse, operations that were refused already pass. It reports whether the record is kept; if not, what
 // the filter does not ask for waits for a match.
 func (g *generator) start(sock int16, mayRefuse bool) (bool, error) {
 	keeps, err := g.keeps()
@@ -147,7 +147,7 @@ func (g *generator) start(sock int16, mayRefuse bool) (bool, error) {
 	return keeps, err
 }
 
-// settle emits what the record still lacks.
+// settle emits the code that completes the record.
 func (g *generator) settle() {
 	for _, f := range g.owed {
 		f()

@@ -80,7 +80,7 @@ func tryListen() error {
 	return p.Close()
 }
 
-// layout says where the kernel keeps what is asked of sockets: offsets in bytes.
+// layout has the offsets, in bytes, of the fields of the kernel's sockets.
 type layout struct {
 	sk       int16 // struct socket
 	net      int16 // struct sock, as those down to protocol

@@ -11,7 +11,7 @@ import (
 	"github.com/opendivert/divert/internal/linux/cgprog"
 )
 
-// part is what a handle's program of sock_ops does for one operation.
+// part is the part of a handle's sock_ops program for one operation.
 type part struct {
 	op    int32
 	build func(g *generator) (bool, error)

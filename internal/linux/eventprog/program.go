@@ -16,7 +16,7 @@ import (
 	"github.com/opendivert/divert/packet"
 )
 
-// Config says what the programs of a handle work with.
+// Config has the maps and settings of a handle's programs.
 type Config struct {
 	Filter     *prog.Program // of LayerSocket or LayerFlow
 	Flags      uint64        // of the handle

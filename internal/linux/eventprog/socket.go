@@ -126,7 +126,7 @@ func (g *generator) connect(family int) (bool, error) {
 	return matches, err
 }
 
-// connectUnbound refuses connections of TCP that match whatever the local side will be. The others of
+// connectUnbound refuses TCP connections that match with any local side. The others of
 // which it is not known yet are decided when it is, see connecting.
 func (g *generator) connectUnbound(family int) (bool, error) {
 	if g.sniffs() || !g.usesLocal() {
@@ -232,7 +232,7 @@ func (g *generator) contact(family int, send bool) (bool, error) {
 	return true, nil
 }
 
-// bound remembers what a socket that sends is bound to, unless that is known: it has been given a port by
+// bound records the local end of a socket that sends, unless it is known: it has been given a port by
 // now. The socket itself has no peer.
 func (g *generator) bound() {
 	known := g.NewLabel()
@@ -285,7 +285,7 @@ func (g *generator) lookUpPeer(unknown bpfasm.Label) {
 	g.Emit(asm.LoadMem(asm.R0, asm.R0, 0, asm.DWord))
 }
 
-// allowIfMet lets pass what is sent to a peer that has been told of already, and may keep it as the last.
+// allowIfMet lets packets to a peer pass that has been reported already, and may keep it as the last.
 func (g *generator) allowIfMet(last bool) {
 	first := g.NewLabel()
 	g.lookUpPeer(first)
@@ -311,7 +311,7 @@ func (g *generator) loadPeer(base asm.Register, address, port int16, portSize as
 	)
 }
 
-// allowIfLastPeer lets pass what the last peer is sent by a socket whose local side is known.
+// allowIfLastPeer lets packets to the last peer pass, of a socket whose local side is known.
 func (g *generator) allowIfLastPeer(base asm.Register, address, port int16) {
 	other := g.NewLabel()
 	g.loadPeer(base, address, port, asm.Word)

@@ -13,7 +13,7 @@ import (
 
 // The stack frame below the record of the event (codegen.EventFrame): offsets from R10.
 const (
-	frameBody   = codegen.EventFrame + codegen.EventEndpoint // what is kept in the storage of the socket
+	frameBody   = codegen.EventFrame + codegen.EventEndpoint // the contents of the socket's storage
 	frameKey    = codegen.EventFrame - eventmap.FlowKeySize  // key of a map
 	frameValue  = frameKey - eventmap.FlowValueSize          // value of a map
 	framePacket = codegen.EventScratch - 40                  // headers of a packet, below what decisions use
@@ -37,7 +37,7 @@ func (g *generator) storage(sock int16, create bool) {
 	g.Emit(asm.Mov.Reg(regStorage, asm.R0))
 }
 
-// known finds the storage of a socket, or makes it of what is known of an older one. Operations of other
+// known finds the storage of a socket, or makes it from the facts about an older one. Operations of other
 // sockets pass.
 func (g *generator) known(sock int16) {
 	has := g.NewLabel()
@@ -57,7 +57,7 @@ func (g *generator) known(sock int16) {
 	g.Emit(asm.Mov.Reg(regStorage, asm.R0))
 }
 
-// recall starts the record with what is known of the socket.
+// recall starts the record with the known facts about the socket.
 func (g *generator) recall() {
 	for i := int16(0); i < eventmap.BodySize; i += 8 {
 		g.Emit(
@@ -75,7 +75,7 @@ func (g *generator) blank() {
 	}
 }
 
-// keep makes the record what is known of the socket.
+// keep stores the record as the known facts about the socket.
 func (g *generator) keep() {
 	for i := int16(0); i < eventmap.BodySize; i += 8 {
 		g.Emit(

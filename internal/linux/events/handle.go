@@ -37,7 +37,7 @@ type handle struct {
 	closed   atomic.Bool
 }
 
-// Env is what a feed works with.
+// Env is the part of its handle that a feed needs.
 type Env struct {
 	engine.Config
 	Namespace *netns.Namespace
@@ -48,7 +48,7 @@ type Env struct {
 	Raise func(data []byte, a *packet.Address)
 
 	Failed  *atomic.Uint64 // what could not be done: engine.Stats.Failed
-	Dropped *atomic.Uint64 // what was refused without an event, as far as the feed counts it: a part of engine.Stats.Dropped
+	Dropped *atomic.Uint64 // operations refused without an event, as far as the feed counts them: a part of engine.Stats.Dropped
 }
 
 // Feed raises the events of a handle, by Env.Raise. The handle calls one method at a time, Describe excepted.
@@ -56,9 +56,9 @@ type Feed interface {
 	SetFilter(p *prog.Program) error
 	// Stop raises what happened before, and then no event any more.
 	Stop() error
-	// Close gives back what the feed holds, after Stop or without.
+	// Close releases everything that the feed holds, after Stop or without.
 	Close() error
-	// Tally adds what was lost or refused before user space knew of it.
+	// Tally adds the events that were lost or refused before user space knew of them.
 	Tally(s *engine.Stats) error
 	// Describe says in words how the handle is served and what it cannot see.
 	Describe() string
@@ -84,7 +84,7 @@ func Open(cfg engine.Config, open func(Env) (Feed, error)) (engine.Handle, error
 	return h, nil
 }
 
-// env returns what the feed works with.
+// env returns the part of the handle that the feed needs.
 func (h *handle) env() Env {
 	e := Env{Config: h.cfg, Namespace: h.ns, Raise: h.raise, Failed: &h.counts.Failed, Dropped: &h.counts.Dropped}
 	if h.entry != nil {

@@ -11,7 +11,7 @@ import (
 	"github.com/opendivert/divert/packet"
 )
 
-// Limits says what the programs cannot see or do on this kernel, for people.
+// Limits names the things that the programs cannot see or do on this kernel, for people.
 func (s *Source) Limits() string {
 	s.mu.Lock()
 	defer s.mu.Unlock()

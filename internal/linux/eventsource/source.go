@@ -22,7 +22,7 @@ import (
 	"github.com/opendivert/divert/internal/prog"
 )
 
-// Config says what a handle wants of the kernel.
+// Config has a handle's demands on the kernel.
 type Config struct {
 	Filter *prog.Program // of LayerSocket or LayerFlow
 	Flags  uint64        // of the handle
@@ -31,7 +31,7 @@ type Config struct {
 	Events int           // records for which the ring has room at least
 }
 
-// Source is what a handle has in the kernel. Its methods may be called from several goroutines, Read
+// Source is a handle's part in the kernel. Its methods may be called from several goroutines, Read
 // from one.
 type Source struct {
 	cfg      eventprog.Config // of the filter in force
@@ -44,7 +44,7 @@ type Source struct {
 
 	mu     sync.Mutex
 	links  map[string]link.Link // by the names of hooks
-	loaded []*ebpf.Program      // what they attach, as programs; nil where nothing is attached
+	loaded []*ebpf.Program      // the attached programs; nil where nothing is attached
 	swaps  int                  // filters that there were, with those that failed
 	listen link.Link            // refuses LISTEN before it happens; nil: nothing does
 
@@ -174,7 +174,7 @@ func (s *Source) restore(programs []*ebpf.Program) error {
 	return errors.Join(errs...)
 }
 
-// detachOthers takes away what is attached where the filter in force has no program.
+// detachOthers detaches programs where the filter in force has none.
 func (s *Source) detachOthers() error {
 	var errs []error
 	for i, p := range s.loaded {
@@ -239,7 +239,7 @@ func (s *Source) Read(r *eventmap.Record) error {
 	}
 }
 
-// Flush makes Read fail with ringbuf.ErrFlushed when it has returned what is there.
+// Flush makes Read fail with ringbuf.ErrFlushed when it has returned the records that are there.
 func (s *Source) Flush() { _ = s.ring.Flush() } // fails when closed, which ends Read too
 
 func closeAll(programs []*ebpf.Program) {

@@ -105,7 +105,7 @@ func (m *Maps) add(name string) error {
 	}
 	spec := Spec(name)
 	if spec.Type == ebpf.LRUHash {
-		spec.MaxEntries = uint32(m.size + 2*local*(cpus+1)) // so that size flows are kept whatever the CPUs hold back
+		spec.MaxEntries = uint32(m.size + 2*local*(cpus+1)) // so that size flows are kept although the CPUs hold some back
 	}
 	made, err := ebpf.NewMap(spec)
 	if err != nil {
@@ -115,7 +115,7 @@ func (m *Maps) add(name string) error {
 	return nil
 }
 
-// Spec returns what the map of a name is like; a table has room for one flow.
+// Spec returns the description of the map with a name; a table has room for one flow.
 func Spec(name string) *ebpf.MapSpec {
 	switch name {
 	case State:

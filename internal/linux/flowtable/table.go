@@ -13,7 +13,7 @@ import (
 // Table are the flows that a handle has been told of and that have not ended. The kernel only finds
 // them: what it remembers may be lost there, and then it tells of a flow a second time.
 type Table struct {
-	flows     map[packet.FlowData]*Flow // by what makes a flow, see flowKey
+	flows     map[packet.FlowData]*Flow // by flowKey
 	endpoints map[uint64]*Flow          // the first flow of each endpoint that has one
 }
 
@@ -70,7 +70,7 @@ func (t *Table) Begin(r *eventmap.Record, a packet.Address) bool {
 	return true
 }
 
-// flowKey is what makes a flow: all of its description but whose it is, which may change.
+// flowKey identifies a flow: its whole description except its owner, which may change.
 func flowKey(d *packet.FlowData) packet.FlowData {
 	key := *d
 	key.ProcessID, key.ParentEndpointID = 0, 0
@@ -120,7 +120,7 @@ func (t *Table) Gone(at int64, live *sockdiag.Live) (ended []*Flow) {
 	return ended
 }
 
-// Kernel is what the table asks of the kernel.
+// Kernel answers the table's questions about the kernel.
 type Kernel interface {
 	LastSeen(r *eventmap.Record) (at int64, ok bool)
 	Forget(r *eventmap.Record)

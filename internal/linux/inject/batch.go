@@ -19,7 +19,7 @@ type mmsghdr struct {
 	len uint32
 }
 
-// control holds the control messages of a packet: its mark, which is 0 whatever the socket's is (Password), and its
+// control holds the control messages of a packet: its mark, which is 0 even if the socket's is not (Password), and its
 // source address, if that has a say in the route.
 type control struct {
 	markHdr unix.Cmsghdr

@@ -32,7 +32,7 @@ var (
 // TooBigError is ErrTooBig with the sizes, in bytes of the whole IP packet.
 type TooBigError struct {
 	Size int // length of the packet
-	MTU  int // what the path carries; 0 if the kernel did not say
+	MTU  int // of the path; 0 if the kernel did not say
 }
 
 func (e *TooBigError) Error() string {
@@ -45,7 +45,7 @@ func (e *TooBigError) Unwrap() error { return ErrTooBig }
 // InterfaceError says that a packet could not be injected because of its interface.
 type InterfaceError struct {
 	Index uint32 // interface index, as in the address
-	Err   error  // ErrNoInterface, or what the kernel said
+	Err   error  // ErrNoInterface, or the kernel's error
 }
 
 func (e *InterfaceError) Error() string {

@@ -37,7 +37,7 @@ func (e events) pending() (any, lost bool) {
 	return errno != unix.EAGAIN && errno != unix.EINTR, errno == unix.ENOBUFS
 }
 
-// drain reads what is pending. It calls link with the index of each changed interface, 0 for all if
+// drain reads the pending messages. It calls link with the index of each changed interface, 0 for all if
 // events were lost, and addr if an address has changed.
 func (e events) drain(link func(index uint32), addr func()) error {
 	buf := make([]byte, 64<<10)

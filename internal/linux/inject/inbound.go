@@ -152,7 +152,7 @@ type write struct {
 
 var writes = sync.Pool{New: func() any { return new(write) }}
 
-// send tries twice: the first time may find what it needs not there yet, or not any more.
+// send tries twice: the first time may find the device or target missing.
 func (in *Inbound) send(w *write, pkt []byte, ifIdx uint32) error {
 	v, err := version(pkt)
 	if err != nil {
@@ -240,7 +240,7 @@ func (in *Inbound) isLocal(a netip.Addr) bool {
 	return ok
 }
 
-// update takes in what has changed in the namespace since the last packet.
+// update takes in the changes in the namespace since the last packet.
 func (in *Inbound) update() error {
 	in.mu.RLock()
 	pending, lost := false, false

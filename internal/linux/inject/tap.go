@@ -70,7 +70,7 @@ func openDevice(fd, sock int, nl *netlink.Handle, seal Seal) (*device, error) {
 		{"MTU", func() error { request.SetUint32(deviceMTU); return unix.IoctlIfreq(sock, unix.SIOCSIFMTU, request) }},
 		{"address", func() error { return setAddress(sock, request.Name(), [6]byte(seal[:6])) }},
 		{"ingress", func() error { return nl.QdiscAdd(ingressOf(d.index)) }},
-		// Neither of what is up usually: ARP and multicast.
+		// Without ARP and multicast, which are on by default.
 		{"up", func() error {
 			request.SetUint16(unix.IFF_UP | unix.IFF_NOARP)
 			return unix.IoctlIfreq(sock, unix.SIOCSIFFLAGS, request)

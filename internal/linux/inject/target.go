@@ -79,7 +79,7 @@ func (in *Inbound) find(ifIdx uint32) (netlink.Link, error) {
 			link = m
 		}
 	}
-	// mirred silently drops what it cannot hand over.
+	// mirred silently drops packets that it cannot hand over.
 	if flags := link.Attrs().RawFlags; flags&unix.IFF_UP == 0 || flags&unix.IFF_LOWER_UP == 0 {
 		return nil, ErrInterfaceDown
 	}
@@ -115,7 +115,7 @@ func (in *Inbound) addDevice(ifIdx uint32) error {
 	}
 	for i, t := range in.targets {
 		if i == ifIdx || in.lead(t) != nil {
-			delete(in.targets, i) // what cannot be led to is found out with its next packet
+			delete(in.targets, i) // the next packet to a target that cannot be reached fails
 		}
 	}
 	return in.addTarget(ifIdx)

@@ -1,7 +1,7 @@
 //go:build linux
 
 // Package injector injects the packets of a handle that are not, or no longer, queued ones. It opens the ways of package
-// inject when they are first needed, and has the handle's rules know what it injects.
+// inject when they are first needed, and tells the handle's rules about injected packets.
 package injector
 
 import (

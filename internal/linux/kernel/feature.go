@@ -15,7 +15,7 @@ import (
 type Feature struct {
 	Name    string
 	Since   Version // first version of Linux that has it
-	For     string  // what it is used for
+	For     string  // its use
 	Without string  // what differs for the user without it
 	Remedy  string  // what to do about it
 

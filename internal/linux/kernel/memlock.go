@@ -23,7 +23,7 @@ var LiftMemlock = sync.OnceFunc(func() {
 	var now unix.Rlimit // without CAP_SYS_RESOURCE
 	if unix.Prlimit(0, unix.RLIMIT_MEMLOCK, nil, &now) == nil {
 		now.Cur = now.Max
-		_ = unix.Prlimit(0, unix.RLIMIT_MEMLOCK, &now, nil) // what is too large for the limit says so when it is loaded
+		_ = unix.Prlimit(0, unix.RLIMIT_MEMLOCK, &now, nil) // a program too large for the limit fails when it is loaded
 	}
 })
 

@@ -159,7 +159,7 @@ func (w *Watch) list() error {
 	return w.settle()
 }
 
-// apply notes what a message says of an interface. w.mu is held.
+// apply takes over a message about an interface. w.mu is held.
 func (w *Watch) apply(m netlink.Message) {
 	index, name, ok := linkOf(m.Data)
 	switch {
@@ -219,7 +219,7 @@ func (w *Watch) drain() error {
 	return errors.Join(err, failed)
 }
 
-// listen takes in what the kernel tells of interfaces, until Close. After an error, which says that messages were lost, all
+// listen takes over the kernel's messages about interfaces, until Close. After an error, which says that messages were lost, all
 // interfaces are listed again.
 func (w *Watch) listen() {
 	for {

@@ -134,7 +134,7 @@ type Copy struct {
 	Hook    uint8  // NF_INET_… of linux/netfilter.h
 	In, Out uint32 // interface indexes, 0 if there is none
 	Time    int64  // wall clock of the arrival in ns, 0 if the kernel has none
-	Seq     uint32 // counts the copies of the group: a gap is what was lost because the receive buffer was full
+	Seq     uint32 // counts the copies of the group: a gap means copies lost because the receive buffer was full
 	Payload []byte // the packet, an IP header first; part of the datagram
 }
 

@@ -56,7 +56,7 @@ type Reader struct {
 	hdrs []mmsghdr
 	iovs []unix.Iovec
 
-	wake    [2]unix.PollFd // what a wait looks at: the socket and the bell
+	wake    [2]unix.PollFd // for a wait: the socket and the bell
 	timeout unix.Timespec
 	bell    [8]byte
 }
@@ -105,7 +105,7 @@ func (r *Reader) Recv(w engine.Wait, n int) (int, error) {
 				return 0, os.ErrDeadlineExceeded
 			}
 		}
-		drained := c.drained.Load() // before the look at what is there
+		drained := c.drained.Load() // before the look at the socket
 		got, err := r.receive(min(n, r.Cap()))
 		switch {
 		case got > 0 || err != nil || n <= 0:
@@ -177,7 +177,7 @@ func (r *Reader) receive(n int) (int, error) {
 		case 0:
 			r.conn.received(r.hdrs[:got])
 			return int(got), nil
-		case unix.EINTR, unix.ENOBUFS: // the latter: the buffer overflowed since the last call; the kernel counts what it lost
+		case unix.EINTR, unix.ENOBUFS: // the latter: the buffer overflowed since the last call; the kernel counts the lost ones
 			continue
 		case unix.EAGAIN:
 			return 0, nil
@@ -286,7 +286,7 @@ func (w *Writer) Payload(b []byte) {
 // payload. The bytes are the writer's.
 func (w *Writer) OnUnsent(f func(head []byte)) { w.unsent = f }
 
-// Flush sends what was gathered and empties the writer, also when it fails. If the kernel refuses the batch, for which
+// Flush sends the gathered messages and empties the writer, even when it fails. If the kernel refuses the batch, for which
 // it needs memory in one piece, Flush sends the messages one by one; it fails if any of them could not be sent.
 func (w *Writer) Flush() error {
 	if w.size == 0 {

@@ -70,7 +70,7 @@ func Dial(rcvbuf int) (*Conn, error) {
 }
 
 // NewConn returns a Conn of a socket, which it closes also when it fails. A test hands it one of
-// a pair to see what a package sends.
+// a pair to see a package's messages.
 func NewConn(fd int) (*Conn, error) {
 	bell, err := unix.Eventfd(0, unix.EFD_CLOEXEC|unix.EFD_NONBLOCK)
 	if err != nil {
@@ -135,7 +135,7 @@ func (c *Conn) SetBusyPoll(d time.Duration) { c.spin.Store(int64(d)) }
 // Wake makes the one who waits look whether its engine.Wait has ended. Those that wait for their turn need no waking.
 func (c *Conn) Wake() { _ = c.Control(func(uintptr) { c.ring() }) } // fails when closed, which has woken everybody
 
-// Drain makes receives, also those that wait, return what is there and then fail with io.EOF.
+// Drain makes receives, also those that wait, return the waiting datagrams and then fail with io.EOF.
 func (c *Conn) Drain() {
 	c.drained.Store(true)
 	c.Wake()

@@ -41,7 +41,7 @@ func Explore(sc *Scenario, most int) (states int, err error) {
 	return len(e.seen), err
 }
 
-// from explores what may follow a state.
+// from explores the states that may follow a state.
 func (e *explorer) from(s *state) (err error) {
 	e.canonical(s)
 	key := maphash.Comparable(e.seed, *s)

@@ -8,7 +8,7 @@ const (
 	MaxPackets = 3
 )
 
-// Kind is what a handle does with the packets that match.
+// Kind is a handle's treatment of packets that match.
 type Kind uint8
 
 // The kinds.
@@ -32,7 +32,7 @@ const (
 	Kill      // at any moment after its key is reserved
 )
 
-// Handle is what a handle does: it opens with the first filter, changes to the others, and ends.
+// Handle is the life of a handle: it opens with the first filter, changes to the others, and ends.
 type Handle struct {
 	Kind     Kind
 	Priority int8
@@ -58,7 +58,7 @@ type Scenario struct {
 	watch func(Event) // of Walk; nil: nobody watches
 }
 
-// Event is what a packet comes to.
+// Event is something that happens to a packet.
 type Event struct {
 	Packet int
 	Fate   Fate
@@ -153,7 +153,7 @@ type handle struct {
 	changed bool  // somebody has seen the new filter, or SetFilter has returned
 }
 
-// table is what a walk reads at its beginning: the rules.
+// table is the state that a walk reads at its beginning: the rules.
 type table struct {
 	rules [MaxHandles]int8 // handles in the order of their rules, -1 behind the last
 	terms [MaxHandles]Classes
@@ -211,7 +211,7 @@ func (sc *Scenario) above(s *state, a, b int) bool {
 	return pa > pb || pa == pb && s.handles[a].born > s.handles[b].born
 }
 
-// program returns what a handle's program matches at the moment.
+// program returns the packets that a handle's program matches at the moment.
 func (sc *Scenario) program(s *state, h int) Classes {
 	if s.handles[h].filter == noFilter || s.handles[h].phase < open {
 		return 0
@@ -413,7 +413,7 @@ func (sc *Scenario) arrive(s *state, p *pkt) error {
 	return nil
 }
 
-// end forgets what does not matter any more.
+// end forgets state that does not matter any more.
 func (p *pkt) end(w where) { *p = pkt{spec: p.spec, where: w} }
 
 // step is one thing that may happen next.

@@ -19,7 +19,7 @@ func (a Action) String() string {
 	return [...]string{"open", "set filter", "accept", "close", "kill", "send"}[a]
 }
 
-// Call is an action with what has to come of it before the next one.
+// Call is an action with the effects that must come before the next one.
 type Call struct {
 	Action Action
 	Handle int

@@ -17,7 +17,7 @@ import (
 // bell is the reader's side of the bell of an outlet.
 type bell struct {
 	fd     int      // of the ring buffer
-	maps   [][]byte // what is mapped
+	maps   [][]byte // the mapped memory
 	asleep *uint32
 	// Positions in the ring buffer: unsigned long at the beginning of its first and second page (kernel/bpf/ringbuf.c).
 	read    *uintptr

@@ -17,7 +17,7 @@ import (
 // size is a multiple of 8 and counts the header.
 const headerSize = 8
 
-// A sample has its header, the length of what the program wrote (32 bits), and that; a record of losses the number of the event
+// A sample has its header, the length of the program's data (32 bits), and the data; a record of losses the number of the event
 // and that of the samples (64 bits each).
 const (
 	sampleHead = headerSize + 4
@@ -30,24 +30,24 @@ const MinSample = (sampleHead + codegen.RecordSize + packet.IPv4HeaderLen) &^ 7
 // buffer is that of one processor. Positions count the bytes ever written, and so do not wrap.
 type buffer struct {
 	fd     int
-	memory []byte // what is mapped
+	memory []byte // the mapped memory
 	meta   *unix.PerfEventMmapPage
 	data   []byte // of memory; its length is a power of two
 
-	head     uint64 // what was written when it was looked at last
-	tail     uint64 // what was read
+	head     uint64 // the end of the data at the last look
+	tail     uint64 // the end of the data that was read
 	released uint64 // the tail that the kernel knows of
 
 	// The next sample, which stands at the tail, if next says that there is one.
 	record codegen.Record
 	size   int    // bytes that the program wrote, some of them padding
-	step   uint64 // bytes from the tail to what follows it
+	step   uint64 // bytes from the tail to the next record
 }
 
-// look finds out what has been written.
+// look finds the end of the written data.
 func (b *buffer) look() { b.head = atomic.LoadUint64(&b.meta.Data_head) }
 
-// release gives the kernel back what was read.
+// release gives the memory of the data that was read back to the kernel.
 func (b *buffer) release() {
 	if b.released != b.tail {
 		b.released = b.tail
@@ -55,7 +55,7 @@ func (b *buffer) release() {
 	}
 }
 
-// next goes on to the next sample from the tail on, over what is none, and reports whether there is one and how many
+// next goes on to the next sample from the tail on, over other records, and reports whether there is one and how many
 // the kernel says were lost before it. An unreadable record is an error, and then everything written counts as read.
 func (b *buffer) next() (ok bool, lost uint64, err error) {
 	for b.tail != b.head {

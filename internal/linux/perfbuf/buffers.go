@@ -179,7 +179,7 @@ func (b *Buffers) ppoll(d time.Duration) (int, error) {
 	return unix.Ppoll(b.poll, &timeout, nil)
 }
 
-// Look finds out what has been written up to now, a time of CLOCK_MONOTONIC in nanoseconds that was read before the
+// Look finds the samples written up to now, a time of CLOCK_MONOTONIC in nanoseconds that was read before the
 // call. Copies with a later time wait for the next Look, so that none comes before its cause.
 func (b *Buffers) Look(now int64) error {
 	b.cut = now
@@ -230,7 +230,7 @@ func (b *Buffers) Next() (r codegen.Record, ok bool) {
 	return b.oldest.record, true
 }
 
-// Size is how many bytes the next sample has: its record, what the program copied, and up to 7 more.
+// Size is how many bytes the next sample has: its record, the copied bytes, and up to 7 more.
 func (b *Buffers) Size() int { return b.oldest.size }
 
 // Take copies the next sample into dst, whose length is Size, and goes on to the one after it.
@@ -258,7 +258,7 @@ func (b *Buffers) Skip() {
 	}
 }
 
-// Release gives the memory of what was taken and skipped back to the kernel.
+// Release gives the memory of samples that were taken or skipped back to the kernel.
 func (b *Buffers) Release() {
 	for _, one := range b.buffers {
 		one.release()

@@ -25,8 +25,8 @@ import (
 type Feature struct {
 	Name    string
 	Since   Version // first kernel version that has it
-	For     string  // what it is used for
-	Without string  // what does not work without it
+	For     string  // its use
+	Without string  // the loss without it
 	Remedy  string  // what to do about it
 	test    func(*Prober) error
 }
@@ -41,7 +41,7 @@ type Prober struct {
 	results map[*Feature]error
 }
 
-// caller is what the process was that asked, before it started itself again in a user namespace.
+// caller describes the process before it started itself again in a user namespace.
 type caller struct {
 	UID          int
 	Capabilities uint64
@@ -55,7 +55,7 @@ type caller struct {
 const callerVariable = "DIVERT_PROBE_CALLER"
 
 // Run probes everything. As an ordinary user it starts the program again in a user namespace, as
-// lab.Rootless does, to see what is possible there.
+// lab.Rootless does, to probe there.
 func Run() (*Report, error) {
 	c := whoAmI()
 	if err := c.remember(); err != nil {
@@ -89,7 +89,7 @@ func (p *Prober) Close() error {
 	return p.network.Close()
 }
 
-// Test tries a feature, or returns what the first try gave: nil, or an *Error.
+// Test tries a feature, or returns the result of the first try: nil, or an *Error.
 func (p *Prober) Test(f *Feature) error {
 	err, known := p.results[f]
 	if !known {
@@ -119,7 +119,7 @@ func (p *Prober) report() (*Report, error) {
 	if release == "" {
 		return nil, errors.New("the kernel does not say what it is (uname)")
 	}
-	_ = p.inside(rules.LoadExtensions) // as a handle does that opens; what is not there is found by trying
+	_ = p.inside(rules.LoadExtensions) // as a handle does that opens; the tests find missing ones
 	r := &Report{
 		Kernel: release, Machine: machine,
 		User: p.caller.UID, Probed: "namespace", Warnings: p.caller.Warnings,

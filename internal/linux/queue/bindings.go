@@ -20,7 +20,7 @@ type Binding struct {
 }
 
 // Bindings returns the queues of the calling thread's namespace, by number. While others bind and release queues one
-// may be missing; what is there is right. Only root, or CAP_DAC_READ_SEARCH, may read it.
+// may be missing; those listed are right. Only root, or CAP_DAC_READ_SEARCH, may read it.
 func Bindings() (map[uint16]Binding, error) {
 	text, err := os.ReadFile(countersPath)
 	if err != nil {

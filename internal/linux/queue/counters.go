@@ -16,7 +16,7 @@ import (
 )
 
 // Counters are what the kernel counts of a queue. Its counters have 32 bits and wrap around; a Meter that reads them
-// often enough adds up what they have counted.
+// often enough adds them up.
 type Counters struct {
 	Total       uint64 // packets without a verdict, received or not
 	DroppedFull uint64 // refused because MaxLen packets had no verdict; they have no numbers
@@ -36,13 +36,13 @@ type Meter struct {
 	sums map[uint16]*sum
 }
 
-// sum is what has been read of a queue.
+// sum has the counters read of a queue.
 type sum struct {
 	total Counters
 	last  [3]uint32 // DroppedFull, DroppedUser and LastID, as read last
 }
 
-// add adds what the counters that were just read have counted since.
+// add adds the counts since the last reading.
 func (s *sum) add(full, user, id uint32) {
 	s.total.DroppedFull += uint64(full - s.last[0]) // modulo 2^32
 	s.total.DroppedUser += uint64(user - s.last[1])
@@ -63,7 +63,7 @@ func NewMeter() (*Meter, error) {
 	return &Meter{file: f, buf: make([]byte, 4096), sums: map[uint16]*sum{}}, nil
 }
 
-// whyUnreadable says what it takes to read the counters, which belong to the user who is root in the user namespace of the
+// whyUnreadable names the rights needed to read the counters, which belong to the user who is root in the user namespace of the
 // network namespace. If that user namespace knew no users yet when the network namespace was made, as when one call
 // of clone makes both, they belong to a user outside, and no right that counts inside helps (fs/proc/proc_net.c,
 // net_ns_get_ownership).
@@ -131,7 +131,7 @@ const (
 	columns
 )
 
-// read finds the line of a queue, adds what it says, and reports whether it is there.
+// read finds the line of a queue, adds its counters, and reports whether it is there.
 func (s *sum) read(text []byte, num uint16) bool {
 	s.total.Total = 0
 	for line := range bytes.Lines(text) {

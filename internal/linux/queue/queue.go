@@ -56,7 +56,7 @@ type Options struct {
 	Snap     int    // bytes of each packet that are handed over at most, 0 for all; not of Pair.Single
 	MaxLen   uint32 // packets without a verdict the kernel keeps; it refuses further ones
 	Discard  bool   // every packet is dropped, before the kernel copies anything of it; the sender learns nothing
-	FailOpen bool   // what does not fit goes on instead of being dropped
+	FailOpen bool   // packets that do not fit go on instead of being dropped
 	RcvBuf   int    // socket receive buffer in bytes
 }
 
@@ -70,7 +70,7 @@ type Queue struct {
 	cuts   atomic.Bool // the kernel cuts packets in this one, too; see Cut
 }
 
-// Pair is two queues of one socket, which keeps the order of their packets: what is received from it names the queue.
+// Pair is two queues of one socket, which keeps the order of their packets: each message names its queue.
 type Pair struct {
 	Whole  *Queue // packets are handed over as they are, also those that are to be cut later (GSO)
 	Single *Queue // the kernel cuts those first: each segment comes, and goes on, as a packet of its own
@@ -172,7 +172,7 @@ func (q *Queue) config(o Options) *nfnl.Message {
 	return q.settings(m, o)
 }
 
-// settings adds what may change while the queue is in use.
+// settings adds the settings that may change while the queue is in use.
 func (q *Queue) settings(m *nfnl.Message, o Options) *nfnl.Message {
 	m.Attr32(cfgMaxLen, o.MaxLen)
 	flags := uint32(0)
@@ -225,7 +225,7 @@ const (
 	infoCSumNotVerified = 1 << 2
 )
 
-// Kind says what a datagram of the socket is.
+// Kind is the kind of a datagram of the socket.
 type Kind uint8
 
 // The kinds of datagrams.

@@ -50,7 +50,7 @@ func (q *Queue) NewVerdicts() (*Verdicts, error) {
 	return v, nil
 }
 
-// Option says what a verdict changes besides the packet's fate.
+// Option has the changes of a verdict besides the packet's fate.
 type Option struct {
 	Priority    uint32 // skb->priority, when SetPriority is set (kernel 5.18)
 	SetPriority bool
@@ -106,7 +106,7 @@ func (v *Verdicts) Unsent() []Unsent {
 	return u
 }
 
-// Add adds a verdict. It sends what was gathered first when this one does not fit; if that fails, the next Flush says
+// Add adds a verdict. It first sends the gathered ones when this one does not fit; if that fails, the next Flush says
 // so. Add itself fails only with ErrTooLong.
 func (v *Verdicts) Add(id uint32, verdict Verdict, o Option) error {
 	if len(o.Payload) > MaxPayload {
@@ -158,7 +158,7 @@ func (v *Verdicts) begin(head, length int, typ uint16, id uint32, verdict Verdic
 	return b
 }
 
-// Flush sends what was gathered. If it fails, Unsent tells which verdicts the kernel has not got; the others, of this
+// Flush sends the gathered verdicts. If it fails, Unsent tells which verdicts the kernel has not got; the others, of this
 // call and of Add, are in force.
 func (v *Verdicts) Flush() error {
 	err := v.w.Flush()

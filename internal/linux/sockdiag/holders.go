@@ -77,7 +77,7 @@ func socketInodes(dir string) map[uint32]int {
 	return inodes
 }
 
-// Describe returns what the kernel would list of a socket of IP that the caller has a descriptor of. A raw socket is given no port.
+// Describe returns the kernel's description of an IP socket, by the caller's descriptor. A raw socket is given no port.
 func Describe(fd int) (s Socket, ok bool) {
 	option := func(name int) int {
 		v, err := unix.GetsockoptInt(fd, unix.SOL_SOCKET, name)

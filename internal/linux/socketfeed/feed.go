@@ -156,7 +156,7 @@ func (f *feed) record(r *eventmap.Record) {
 	}
 	if f.env.Flags&engine.FlagDrop != 0 {
 		f.env.Dropped.Add(1)
-		return // what was refused too late for the kernel to do it alone
+		return // operations refused too late for the kernel to do it alone
 	}
 	a := f.address(r)
 	a.Sniffed = !r.Refused

@@ -43,7 +43,7 @@ func Pair(t testing.TB) (q *queue.Queue, there int) {
 	return &queue.Queue{Conn: conn}, fds[1]
 }
 
-// Datagram is what the kernel would send for a packet of POST_ROUTING that leaves by interface 2, its checksum left to the
+// Datagram is the kernel's message for a packet of POST_ROUTING that leaves by interface 2, its checksum left to the
 // device.
 func Datagram(id uint32, payload []byte) []byte {
 	var body []byte
