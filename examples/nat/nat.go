@@ -221,7 +221,12 @@ func (n *nat) own(p *divert.Packet) action {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	if tcp := h.TCP(p.Data); tcp != nil {
-		if tcp.Flags()&packet.TCPRst != 0 && n.syns.refuse(pair{tcp.SrcPort(), p.Dst()}) {
+		if tcp.Flags()&packet.TCPRst == 0 || p.Src().Addr() != n.addr {
+			return accept
+		}
+		// A port with a mapping has no socket here: the reset answers a SYN that came before the endpoint behind opened the
+		// connection, too.
+		if _, mapped := n.table.Behind(table.TCP, tcp.SrcPort()); mapped || n.syns.refuse(pair{tcp.SrcPort(), p.Dst()}) {
 			return drop
 		}
 		return accept

@@ -213,6 +213,7 @@ func TestUnsolicited(t *testing.T) {
 		"another reset of the host":     {[]step{syn(0, accept), {0, nat, "198.51.100.1:6001", packet.TCPRst, accept}}, 0},
 		"a mapping, for others":         {[]step{mapped, syn(0, drop)}, patient},
 		"both open it":                  {[]step{syn(0, accept), reset(drop), {time.Second, near, far, packet.TCPSyn, send}, syn(time.Second, send)}, 0},
+		"both, before the host's reset": {[]step{syn(0, accept), {0, near, far, packet.TCPSyn, send}, reset(drop), syn(time.Second, send)}, 0},
 		"both open it, with a mapping":  {[]step{mapped, syn(0, drop), {time.Second, near, far, packet.TCPSyn, send}, syn(time.Second, send)}, 0},
 		"it opens another one":          {[]step{mapped, syn(0, drop), {time.Second, near, "203.0.113.1:81", packet.TCPSyn, send}}, patient},
 		"too late":                      {[]step{syn(0, accept), reset(drop), {patient, near, "203.0.113.1:81", packet.TCPSyn, send}}, patient},
