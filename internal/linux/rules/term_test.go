@@ -4,6 +4,7 @@ package rules
 
 import (
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"math/rand/v2"
 	"os"
@@ -135,6 +136,9 @@ func TestRulesAskTermsAsTheyAreDefined(t *testing.T) {
 		}
 		return nil
 	})
+	if path := (*os.PathError)(nil); errors.As(err, &path) { // of the device
+		t.Skipf("packets cannot be made to come in: %v", err)
+	}
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -182,7 +186,7 @@ func countTerms(terms []prog.Term) error {
 func upTUN(name string) (*os.File, error) {
 	fd, err := unix.Open("/dev/net/tun", unix.O_RDWR|unix.O_CLOEXEC, 0)
 	if err != nil {
-		return nil, err
+		return nil, &os.PathError{Op: "open", Path: "/dev/net/tun", Err: err}
 	}
 	f := os.NewFile(uintptr(fd), name)
 	request, err := unix.NewIfreq(name)
