@@ -17,7 +17,7 @@ type Check struct {
 	Name    string `json:"name"`
 	OK      bool   `json:"ok"`
 	Found   string `json:"found"`
-	Without string `json:"without,omitempty"` // the loss if it is not OK
+	Without string `json:"without,omitempty"` // the functions that do not work if it is not OK
 	Remedy  string `json:"remedy,omitempty"`  // and what to do about it
 }
 

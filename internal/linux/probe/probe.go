@@ -26,7 +26,7 @@ type Feature struct {
 	Name    string
 	Since   Version // first kernel version that has it
 	For     string  // its use
-	Without string  // the loss without it
+	Without string  // the functions that do not work without it
 	Remedy  string  // what to do about it
 	test    func(*Prober) error
 }
