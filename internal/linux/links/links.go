@@ -6,13 +6,13 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
-	"os"
 	"sync"
 	"time"
 
 	"github.com/mdlayher/netlink"
 	"golang.org/x/sys/unix"
 
+	"github.com/opendivert/divert/internal/linux/nfnl"
 	"github.com/opendivert/divert/internal/prog"
 )
 
@@ -194,30 +194,9 @@ func linkOf(b []byte) (index uint32, name string, ok bool) {
 // retryAfter is how long the watch waits after an error before it lists the interfaces again.
 const retryAfter = 200 * time.Millisecond
 
-// drain reads until the socket is empty. Until then the kernel drops messages without an error (NETLINK_S_CONGESTED in
-// net/netlink/af_netlink.c), so a list that was made before could miss a change. The connection itself cannot read without
-// waiting: with a deadline that has passed it does not read at all.
-func (w *Watch) drain() error {
-	raw, err := w.events.SyscallConn()
-	if err != nil {
-		return err
-	}
-	var failed error
-	b := make([]byte, os.Getpagesize()) // a longer message is cut, which does not matter
-	err = raw.Control(func(fd uintptr) {
-		for {
-			_, _, failed = unix.Recvfrom(int(fd), b, unix.MSG_DONTWAIT)
-			switch failed {
-			case nil, unix.EINTR, unix.ENOBUFS:
-				continue
-			case unix.EAGAIN:
-				failed = nil
-			}
-			return
-		}
-	})
-	return errors.Join(err, failed)
-}
+// drain empties the socket: a list that was made before could miss a change, see nfnl.Discard. The connection itself cannot read
+// without waiting: with a deadline that has passed it does not read at all.
+func (w *Watch) drain() error { return nfnl.Empty(w.events) }
 
 // listen takes over the kernel's messages about interfaces, until Close. After an error, which says that messages were lost, all
 // interfaces are listed again.

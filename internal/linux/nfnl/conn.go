@@ -9,6 +9,7 @@ import (
 	"os"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -148,6 +149,31 @@ func (c *Conn) ring() {
 	if c.blocked.Load() {
 		_, _ = unix.Write(c.fd, noop[:]) // a full buffer, for which there would be no answer, blocks nobody
 	}
+}
+
+// Discard empties a netlink socket without waiting. A socket that has overflowed drops further messages without an error until it
+// is empty (NETLINK_S_CONGESTED in net/netlink/af_netlink.c).
+func Discard(fd int) error {
+	for {
+		switch _, _, err := unix.Recvfrom(fd, nil, unix.MSG_DONTWAIT); err { // cuts each message to nothing
+		case nil, unix.EINTR, unix.ENOBUFS:
+		case unix.EAGAIN:
+			return nil
+		default:
+			return os.NewSyscallError("recvfrom", err)
+		}
+	}
+}
+
+// Empty is Discard for a connection of another package.
+func Empty(c syscall.Conn) error {
+	raw, err := c.SyscallConn()
+	if err != nil {
+		return err
+	}
+	var failed error
+	err = raw.Control(func(fd uintptr) { failed = Discard(int(fd)) })
+	return errors.Join(err, failed)
 }
 
 // noop is a message that does nothing and wants an answer (linux/netlink.h, NLMSG_NOOP).

@@ -5,7 +5,7 @@ package rules
 import (
 	"sync"
 
-	"golang.org/x/sys/unix"
+	"github.com/opendivert/divert/internal/linux/nfnl"
 )
 
 // While a process has a handle open it keeps a socket for changes of rules, because to close one takes long; see conn.end.
@@ -80,13 +80,5 @@ func (k *keeper) put(c *conn) bool {
 
 // forget throws away answers that nobody has waited for: a transaction may fail for several reasons, and each is told.
 func (c *conn) forget() error {
-	for {
-		switch _, _, err := unix.Recvfrom(c.fd, c.buf, unix.MSG_DONTWAIT); err {
-		case nil, unix.EINTR, unix.ENOBUFS:
-		case unix.EAGAIN:
-			return nil
-		default:
-			return err
-		}
-	}
+	return nfnl.Discard(c.fd)
 }

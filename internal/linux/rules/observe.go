@@ -33,7 +33,6 @@ type Observer struct {
 	gone    map[uint64]bool       // whose rules it removes
 	seen    uint32                // the generation of the rules that was read last
 	checked time.Time
-	lost    bool // messages were lost, and more may be without an error: until the socket is empty (see empty)
 }
 
 // checkInterval is how often an observer looks whether processes have died.
@@ -113,13 +112,9 @@ func (o *Observer) Next() ([]Change, error) {
 	}
 	messages, err := o.conn.Receive()
 	switch {
-	case errors.Is(err, os.ErrDeadlineExceeded) && o.lost && o.empty():
-		o.lost = false
-		return o.catchUp()
 	case errors.Is(err, os.ErrDeadlineExceeded):
 		return nil, nil
 	case errors.Is(err, unix.ENOBUFS):
-		o.lost = true
 		return o.catchUp()
 	case err != nil:
 		return nil, closed(err)
@@ -129,20 +124,6 @@ func (o *Observer) Next() ([]Change, error) {
 		changes = append(changes, o.message(m)...)
 	}
 	return changes, o.identify(changes)
-}
-
-// empty reports whether no message waits. A socket that has lost messages drops further ones without an error until it is empty
-// (NETLINK_S_CONGESTED in net/netlink/af_netlink.c).
-func (o *Observer) empty() (empty bool) {
-	raw, err := o.conn.SyscallConn()
-	if err != nil {
-		return false
-	}
-	err = raw.Control(func(fd uintptr) {
-		_, _, err := unix.Recvfrom(int(fd), nil, unix.MSG_PEEK|unix.MSG_DONTWAIT)
-		empty = err == unix.EAGAIN
-	})
-	return empty && err == nil
 }
 
 // identify fills in the processes of handles that have been opened.
@@ -203,8 +184,11 @@ func (o *Observer) dead() (changes []Change) {
 	return changes
 }
 
-// catchUp reads the table after messages were lost.
+// catchUp reads the table after messages were lost, once the socket is empty: until then it would lose more without an error.
 func (o *Observer) catchUp() (changes []Change, err error) {
+	if err := nfnl.Empty(o.conn); err != nil {
+		return nil, closed(err)
+	}
 	before := o.known
 	o.known = map[uint64]Owner{}
 	o.forget()
