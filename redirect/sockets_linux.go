@@ -14,6 +14,7 @@ import (
 
 	"github.com/opendivert/divert"
 	"github.com/opendivert/divert/filter"
+	"github.com/opendivert/divert/internal/clock"
 	"github.com/opendivert/divert/internal/linux/detour"
 	"github.com/opendivert/divert/internal/prog"
 )
@@ -218,15 +219,12 @@ func (s *sockets) sweep() {
 		case <-s.l.ctx.Done():
 			return
 		case now := <-tick.C:
-			var ts unix.Timespec
-			if unix.ClockGettime(unix.CLOCK_MONOTONIC, &ts) == nil {
-				s.forgetEnded(now, ts.Nano())
-			}
+			s.forgetEnded(now, clock.Now())
 		}
 	}
 }
 
-// forgetEnded does that at a time, as time.Now and as CLOCK_MONOTONIC in nanoseconds.
+// forgetEnded does that at a time, as time.Now and as clock.Now.
 func (s *sockets) forgetEnded(now time.Time, monotonic int64) {
 	released, _ := s.detour.Released() // what it has not come to, it comes to the next time
 	s.mu.Lock()

@@ -60,7 +60,7 @@ func transportShapes(protocol uint8) shapes {
 // has one of the possible shapes.
 func (f Field) ofTransport(layer packet.Layer, possible shapes) bool {
 	switch {
-	case f == FieldLocalPort, f == FieldRemotePort, f == FieldProcessID, f == FieldProcess, f.OfFlow():
+	case f == FieldLocalPort, f == FieldRemotePort, f.OfProcess(), f.OfFlow():
 		return true
 	case f == FieldProtocol:
 		return possible == allShapes

@@ -39,6 +39,44 @@ func Load(name string, h Hook, code asm.Instructions, maps ...map[string]*ebpf.M
 	return p, nil
 }
 
+// LoadDecider is Load for instructions with decisions of d. It opens the maps of the sets that they look into.
+func LoadDecider(name string, h Hook, code asm.Instructions, d *codegen.EventDecider, maps map[string]*ebpf.Map) (*ebpf.Program, error) {
+	functions, err := d.Functions(code)
+	if err != nil {
+		return nil, err
+	}
+	own := map[string]*ebpf.Map{}
+	defer func() {
+		for _, m := range own {
+			m.Close() // the program keeps it
+		}
+	}()
+	if err := d.OpenSets(own); err != nil {
+		return nil, err
+	}
+	for _, spec := range d.Maps() {
+		m, err := newSets(spec)
+		if err != nil {
+			return nil, err
+		}
+		own[spec.Name] = m
+	}
+	return Load(name, h, append(code, functions...), maps, own)
+}
+
+// newSets makes the map of a decision's sets, which nobody writes any more.
+func newSets(spec *ebpf.MapSpec) (*ebpf.Map, error) {
+	m, err := ebpf.NewMap(spec)
+	if err != nil {
+		return nil, codegen.RefusedSets(spec, err)
+	}
+	if err := m.Freeze(); err != nil {
+		m.Close()
+		return nil, err
+	}
+	return m, nil
+}
+
 // tries returns a probe that loads a program of a kind, with these instructions: kernels differ in what they let it ask.
 func tries(kind ebpf.ProgramType, attach ebpf.AttachType, code ...asm.Instruction) func() error {
 	return func() error {

@@ -243,28 +243,7 @@ func loadOne(h *hook, b *builder, maps map[string]*ebpf.Map) (*ebpf.Program, err
 	if err != nil {
 		return nil, err
 	}
-	functions, err := b.decider.Functions(code)
-	if err != nil {
-		return nil, err
-	}
-	own := map[string]*ebpf.Map{}
-	defer func() {
-		for _, m := range own {
-			m.Close() // the program keeps it
-		}
-	}()
-	if err := b.decider.OpenSets(own); err != nil {
-		return nil, err
-	}
-	for _, spec := range b.decider.Maps() {
-		if own[spec.Name], err = ebpf.NewMap(spec); err != nil {
-			return nil, err
-		}
-		if err := own[spec.Name].Freeze(); err != nil {
-			return nil, err
-		}
-	}
-	return cgprog.Load(programName, h.Hook, append(code, functions...), maps, own)
+	return cgprog.LoadDecider(programName, h.Hook, code, &b.decider, maps)
 }
 
 // learnOthers enters the ports of the listeners of the detours that stand before this one, of whichever process. What they have led
@@ -344,8 +323,8 @@ func (d *Detour) UnspareProcess(id uint32) { _ = d.maps[sparedMap].Delete(id) }
 
 // SpareSocket lets the connects of a socket pass, until Forget: see Config.BySocket.
 func (d *Detour) SpareSocket(fd int) (cookie uint64, err error) {
-	if cookie, err = unix.GetsockoptUint64(fd, unix.SOL_SOCKET, unix.SO_COOKIE); err != nil {
-		return 0, os.NewSyscallError("getsockopt SO_COOKIE", err)
+	if cookie, err = sockdiag.Cookie(fd); err != nil {
+		return 0, err
 	}
 	if err := d.maps[socketsMap].Put(cookie, uint32(1)); err != nil {
 		return 0, fmt.Errorf("spare a socket: %w", err)
@@ -450,8 +429,8 @@ func (d *Detour) Knows(c *net.TCPConn) error {
 		return err
 	}
 	var cookie uint64
-	if e := raw.Control(func(fd uintptr) { cookie, err = unix.GetsockoptUint64(int(fd), unix.SOL_SOCKET, unix.SO_COOKIE) }); e != nil || err != nil {
-		return errors.Join(e, os.NewSyscallError("getsockopt SO_COOKIE", err))
+	if e := raw.Control(func(fd uintptr) { cookie, err = sockdiag.Cookie(int(fd)) }); e != nil || err != nil {
+		return errors.Join(e, err)
 	}
 	s, ok, err := d.find.TCP(c.LocalAddr().(*net.TCPAddr).AddrPort(), c.RemoteAddr().(*net.TCPAddr).AddrPort())
 	if err == nil && (!ok || s.Cookie != cookie) {

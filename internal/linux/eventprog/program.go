@@ -8,7 +8,6 @@ import (
 
 	"github.com/opendivert/divert/internal/linux/cgprog"
 	"github.com/opendivert/divert/internal/linux/cgroup"
-	"github.com/opendivert/divert/internal/linux/codegen"
 	"github.com/opendivert/divert/internal/linux/eventmap"
 	"github.com/opendivert/divert/internal/linux/kernel"
 	"github.com/opendivert/divert/internal/linux/netns"
@@ -52,23 +51,7 @@ func (p *Program) Load(name string, cfg *Config, maps eventmap.Maps) (*ebpf.Prog
 	if err != nil {
 		return nil, err
 	}
-	own := eventmap.Maps{}
-	defer own.Close() // the program keeps them
-	functions, err := g.decider.Functions(code)
-	if err != nil {
-		return nil, err
-	}
-	if err := g.decider.OpenSets(own); err != nil {
-		return nil, err
-	}
-	for _, spec := range g.decider.Maps() {
-		m, err := newSets(spec)
-		if err != nil {
-			return nil, err
-		}
-		own[spec.Name] = m
-	}
-	return cgprog.Load(name, p.Hook, append(code, functions...), maps, own)
+	return cgprog.LoadDecider(name, p.Hook, code, &g.decider, maps)
 }
 
 // finish returns the instructions.
@@ -77,19 +60,6 @@ func (g *generator) finish() (asm.Instructions, error) {
 		return g.parts, nil
 	}
 	return g.Link()
-}
-
-// newSets makes the map of a decision's sets, which nobody writes any more.
-func newSets(spec *ebpf.MapSpec) (*ebpf.Map, error) {
-	m, err := ebpf.NewMap(spec)
-	if err != nil {
-		return nil, codegen.RefusedSets(spec, err)
-	}
-	if err := m.Freeze(); err != nil {
-		m.Close()
-		return nil, err
-	}
-	return m, nil
 }
 
 // OnCgroups: programs of the layers can be loaded, and there is a cgroup to attach them to.

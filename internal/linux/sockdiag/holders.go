@@ -87,7 +87,7 @@ func Describe(fd int) (s Socket, ok bool) {
 		return v
 	}
 	family, kind, protocol := option(unix.SO_DOMAIN), option(unix.SO_TYPE), option(unix.SO_PROTOCOL)
-	cookie, err := unix.GetsockoptUint64(fd, unix.SOL_SOCKET, unix.SO_COOKIE)
+	cookie, err := Cookie(fd)
 	if err != nil || family != unix.AF_INET && family != unix.AF_INET6 || protocol < 0 || protocol > 255 {
 		return s, false // MPTCP is above: its connections are sockets of their own
 	}
@@ -96,6 +96,12 @@ func Describe(fd int) (s Socket, ok bool) {
 		s.Local = endOf(name)
 	}
 	return s, true
+}
+
+// Cookie returns the number by which programs and the kernel's lists know a socket (SO_COOKIE).
+func Cookie(fd int) (uint64, error) {
+	cookie, err := unix.GetsockoptUint64(fd, unix.SOL_SOCKET, unix.SO_COOKIE)
+	return cookie, os.NewSyscallError("getsockopt SO_COOKIE", err)
 }
 
 // endOf returns an address with its port, IPv4 mapped.
