@@ -357,12 +357,12 @@ func complement(ranges []Range) []Range {
 	var from Value
 	for _, r := range ranges {
 		if from.less(r.First) {
-			out = append(out, Range{from, r.First.prev()})
+			out = append(out, Range{from, r.First.Prev()})
 		}
 		if r.Last == maxValue {
 			return out
 		}
-		from = r.Last.next()
+		from = r.Last.Next()
 	}
 	return append(out, Range{from, maxValue})
 }

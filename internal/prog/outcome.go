@@ -223,22 +223,22 @@ func narrowed(r Range, t *Test) (Range, bool) {
 			return r, false
 		}
 		if r.First == v {
-			r.First = v.next()
+			r.First = v.Next()
 		} else if r.Last == v {
-			r.Last = v.prev()
+			r.Last = v.Prev()
 		}
 	case OpLt:
 		if v == (Value{}) {
 			return r, false
 		}
-		r.Last = lowest(r.Last, v.prev())
+		r.Last = lowest(r.Last, v.Prev())
 	case OpLe:
 		r.Last = lowest(r.Last, v)
 	case OpGt:
 		if v == maxValue {
 			return r, false
 		}
-		r.First = highest(r.First, v.next())
+		r.First = highest(r.First, v.Next())
 	case OpGe:
 		r.First = highest(r.First, v)
 	case OpIn:

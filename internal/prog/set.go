@@ -27,14 +27,14 @@ func (v Value) less(w Value) bool {
 	return borrow != 0
 }
 
-// next returns v + 1; the greatest value wraps to zero.
-func (v Value) next() Value {
+// Next returns v + 1; the greatest value wraps to zero.
+func (v Value) Next() Value {
 	lo, carry := bits.Add64(v.Lo, 1, 0)
 	return Value{Hi: v.Hi + carry, Lo: lo}
 }
 
-// prev returns v - 1; zero wraps to the greatest value.
-func (v Value) prev() Value {
+// Prev returns v - 1; zero wraps to the greatest value.
+func (v Value) Prev() Value {
 	lo, borrow := bits.Sub64(v.Lo, 1, 0)
 	return Value{Hi: v.Hi - borrow, Lo: lo}
 }
@@ -98,7 +98,7 @@ func NewSet(ranges []Range) *Set {
 
 // joins reports whether b, which does not start before a, overlaps a or follows it without a gap.
 func joins(a, b Range) bool {
-	return a.Last == maxValue || !a.Last.next().less(b.First)
+	return a.Last == maxValue || !a.Last.Next().less(b.First)
 }
 
 // Contains reports whether v lies in the set. It takes time logarithmic in the number of ranges,

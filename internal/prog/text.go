@@ -200,9 +200,9 @@ func byFamily(f Field, ranges []Range) []Range {
 func SplitFamilies(ranges ...Range) []Range {
 	var split []Range
 	for _, r := range ranges {
-		split = append(split, clip([]Range{r}, Range{Last: boundIPv4Lo.Mag.prev()})...)
+		split = append(split, clip([]Range{r}, Range{Last: boundIPv4Lo.Mag.Prev()})...)
 		split = append(split, clip([]Range{r}, Range{First: boundIPv4Lo.Mag, Last: boundIPv4Hi.Mag})...)
-		split = append(split, clip([]Range{r}, Range{First: boundIPv4Hi.Mag.next(), Last: maxValue})...)
+		split = append(split, clip([]Range{r}, Range{First: boundIPv4Hi.Mag.Next(), Last: maxValue})...)
 	}
 	return split
 }
@@ -235,7 +235,7 @@ func prefixOf(f Field, r Range) (length int, ok bool) {
 	// The bits in which the ends differ must be the lowest ones, all of them, and zero in the first.
 	diff := Value{Hi: r.First.Hi ^ r.Last.Hi, Lo: r.First.Lo ^ r.Last.Lo}
 	host := diff.bitLen()
-	if diff.next() != bitValue(host) || r.First.Hi&diff.Hi != 0 || r.First.Lo&diff.Lo != 0 {
+	if diff.Next() != bitValue(host) || r.First.Hi&diff.Hi != 0 || r.First.Lo&diff.Lo != 0 {
 		return 0, false
 	}
 	if kind != KindIPv6 && r.First.IsMapped() { // printed as IPv4

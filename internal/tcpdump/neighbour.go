@@ -234,7 +234,6 @@ func valuesOf(t *prog.Test) (accepted, bool) {
 	if !info.Wide {
 		v = prog.Value{Lo: v.Lo & 0xffffffff}
 	}
-	one := prog.Value{Lo: 1}
 	var r accepted
 	switch t.Op {
 	case prog.OpEq, prog.OpNe:
@@ -245,7 +244,7 @@ func valuesOf(t *prog.Test) (accepted, bool) {
 		if v.Compare(low) <= 0 {
 			return accepted{}, true
 		}
-		r.ranges = []prog.Range{{First: low, Last: minus(v, one)}}
+		r.ranges = []prog.Range{{First: low, Last: v.Prev()}}
 	case prog.OpLe:
 		r.ranges = []prog.Range{{First: low, Last: v}}
 	case prog.OpGe:
@@ -254,7 +253,7 @@ func valuesOf(t *prog.Test) (accepted, bool) {
 		if v.Compare(high) >= 0 {
 			return accepted{}, true
 		}
-		r.ranges = []prog.Range{{First: plus(v, one), Last: high}}
+		r.ranges = []prog.Range{{First: v.Next(), Last: high}}
 	}
 	var within []prog.Range
 	for _, each := range r.ranges {

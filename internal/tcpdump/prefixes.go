@@ -13,15 +13,15 @@ func prefixesOf(r prog.Range) (list []netip.Prefix) {
 	for at := r.First; ; {
 		// The largest network that begins here and does not go beyond the end.
 		free := trailingZeros(at)
-		for free > 0 && plus(at, minus(power(free), prog.Value{Lo: 1})).Compare(r.Last) > 0 {
+		for filled(at, free).Compare(r.Last) > 0 {
 			free--
 		}
 		list = append(list, prefix(at, 128-free))
-		end := plus(at, minus(power(free), prog.Value{Lo: 1}))
+		end := filled(at, free)
 		if end.Compare(r.Last) >= 0 || len(list) > mostPrefixes {
 			return list
 		}
-		at = plus(end, prog.Value{Lo: 1})
+		at = end.Next()
 	}
 }
 
@@ -44,26 +44,10 @@ func trailingZeros(v prog.Value) int {
 	return 64 + bits.TrailingZeros64(v.Hi)
 }
 
-// power returns 2 to the power of n; for 128 that is 0, and 1 less than it the greatest value.
-func power(n int) prog.Value {
-	switch {
-	case n >= 128:
-		return prog.Value{}
-	case n >= 64:
-		return prog.Value{Hi: 1 << (n - 64)}
+// filled returns v with so many of the lowest bits set.
+func filled(v prog.Value, n int) prog.Value {
+	if n >= 64 {
+		return prog.Value{Hi: v.Hi | (1<<(n-64) - 1), Lo: ^uint64(0)}
 	}
-	return prog.Value{Lo: 1 << n}
-}
-
-// plus and minus wrap around.
-func plus(v, w prog.Value) prog.Value {
-	lo, carry := bits.Add64(v.Lo, w.Lo, 0)
-	hi, _ := bits.Add64(v.Hi, w.Hi, carry)
-	return prog.Value{Hi: hi, Lo: lo}
-}
-
-func minus(v, w prog.Value) prog.Value {
-	lo, borrow := bits.Sub64(v.Lo, w.Lo, 0)
-	hi, _ := bits.Sub64(v.Hi, w.Hi, borrow)
-	return prog.Value{Hi: hi, Lo: lo}
+	return prog.Value{Hi: v.Hi, Lo: v.Lo | (1<<n - 1)}
 }
