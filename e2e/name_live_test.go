@@ -33,14 +33,8 @@ func TestNamesOfProcessesThatHaveEnded(t *testing.T) {
 		{"SOCKET", openEvents(t, pair.A, divert.LayerSocket, filter, divert.Sniff)},
 		{"FLOW", openEvents(t, pair.A, divert.LayerFlow, filter, divert.Sniff)},
 	}
-	path := filepath.Join(t.TempDir(), name)
-	if err := os.Symlink(self(t), path); err != nil {
-		t.Fatal(err)
-	}
-	p := startPerformerAs(t, pair.A, path)
-	p.script("socket u udp4\nsend u 10.77.0.2:7009\nclose u")
-	p.end()
-	if _, err := known.Lookup(p.pid); !errors.Is(err, known.ErrEnded) {
+	pid := sendAs(t, pair.A, name, "10.77.0.2:7009")
+	if _, err := known.Lookup(pid); !errors.Is(err, known.ErrEnded) {
 		t.Fatalf("the process is still there: %v", err)
 	}
 	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
@@ -55,12 +49,9 @@ func TestNamesOfProcessesThatHaveEnded(t *testing.T) {
 				t.Fatal(err)
 			}
 		}
-		id := e.Addr.Network().ProcessID
-		if e.Addr.Layer != divert.LayerNetwork {
-			id = e.Addr.Flow().ProcessID
-		}
-		if id != p.pid || e.Addr.ProcessName() != name {
-			t.Errorf("%s: process %d is %q, want %d and %q", h.name, id, e.Addr.ProcessName(), p.pid, name)
+		id := processOf(e)
+		if id != pid || e.Addr.ProcessName() != name {
+			t.Errorf("%s: process %d is %q, want %d and %q", h.name, id, e.Addr.ProcessName(), pid, name)
 		}
 		var names known.Cache
 		if who, err := names.LookupNamed(id, e.Addr.ProcessName()); err != nil || who.Name != name {
@@ -92,14 +83,7 @@ func TestFiltersByProcessName(t *testing.T) {
 	}
 	ids := map[uint32]string{}
 	for _, called := range []string{"another", name, "another"} {
-		path := filepath.Join(t.TempDir(), called)
-		if err := os.Symlink(self(t), path); err != nil {
-			t.Fatal(err)
-		}
-		p := startPerformerAs(t, pair.A, path)
-		p.script("socket u udp4\nsend u 10.77.0.2:7009\nclose u")
-		p.end()
-		ids[p.pid] = called
+		ids[sendAs(t, pair.A, called, "10.77.0.2:7009")] = called
 	}
 	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
 	defer cancel()
@@ -154,15 +138,7 @@ func TestDropsByProcessName(t *testing.T) {
 	needProcesses(t, pair.A)
 	seen := openAt(t, pair.B, "inbound and udp.DstPort == 7010", divert.WithFlags(divert.Sniff|divert.RecvOnly), divert.WithQueueTime(16*time.Second))
 	dropping := openAt(t, pair.A, `outbound and process == "dropped"`, divert.WithFlags(divert.Drop))
-	send := func(called string) {
-		path := filepath.Join(t.TempDir(), called)
-		if err := os.Symlink(self(t), path); err != nil {
-			t.Fatal(err)
-		}
-		p := startPerformerAs(t, pair.A, path)
-		p.script("socket u udp4\nsend u 10.77.0.2:7010\nclose u")
-		p.end()
-	}
+	send := func(called string) { sendAs(t, pair.A, called, "10.77.0.2:7010") }
 	send("dropped")
 	send("passed")
 	if err := dropping.SetFilter(`outbound and process == "passed"`); err != nil {
@@ -183,12 +159,19 @@ func TestDropsByProcessName(t *testing.T) {
 	}
 }
 
-// self returns the path of this program.
-func self(t *testing.T) string {
+// sendAs sends a datagram of UDP by a process with a name, which ends at once, and returns its id.
+func sendAs(t *testing.T, h *lab.Host, name, to string) uint32 {
 	t.Helper()
-	path, err := os.Executable()
+	self, err := os.Executable()
 	if err != nil {
 		t.Fatal(err)
 	}
-	return path
+	path := filepath.Join(t.TempDir(), name)
+	if err := os.Symlink(self, path); err != nil {
+		t.Fatal(err)
+	}
+	p := startPerformerAs(t, h, path)
+	p.script("socket u udp4\nsend u " + to + "\nclose u")
+	p.end()
+	return p.pid
 }

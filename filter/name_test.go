@@ -9,6 +9,21 @@ import (
 	"github.com/opendivert/divert/packet"
 )
 
+// formatted compiles a filter, holds its text to the one that is wanted, and returns the program with that of the text.
+func formatted(t *testing.T, filter string, layer packet.Layer, want string) (p, again *Program) {
+	t.Helper()
+	p, err := Compile(filter, layer, Extended)
+	ok(t, err)
+	text, err := p.Format()
+	ok(t, err)
+	if text != want {
+		t.Errorf("%s becomes %s, want %s", filter, text, want)
+	}
+	again, err = Compile(text, layer, Extended)
+	ok(t, err)
+	return p, again
+}
+
 // TestNames says which items match tests of names, and holds the programs to the text that they become.
 func TestNames(t *testing.T) {
 	indexes := map[string]uint32{"eth0": 2, "lo": 1, "we\"ird\\\x1b": 7}
@@ -36,15 +51,7 @@ func TestNames(t *testing.T) {
 		{`(iface == "lo"? ifIdx == 1: iface == "eth0")`, `(iface = "lo"? ifIdx = 1: iface = "eth0")`, "1 2"},
 	} {
 		for _, layer := range []packet.Layer{packet.LayerNetwork, packet.LayerForward} {
-			p, err := Compile(row.filter, layer, Extended)
-			ok(t, err)
-			text, err := p.Format()
-			ok(t, err)
-			if text != row.format {
-				t.Errorf("%s becomes %s, want %s", row.filter, text, row.format)
-			}
-			again, err := Compile(text, layer, Extended)
-			ok(t, err)
+			p, again := formatted(t, row.filter, layer, row.format)
 			for _, p := range []*Program{p, again} {
 				p, err := p.WithInterfaces(func(name string) uint32 { return indexes[name] })
 				ok(t, err)
@@ -106,15 +113,7 @@ func TestProcessNames(t *testing.T) {
 		{`process == "a" or process == "b" or process == "c" or process == "x" or process == "curl"`, `process = "a" or process = "b" or process = "c" or process = "x" or process = "curl"`, "curl|x"},
 	} {
 		for _, layer := range []packet.Layer{packet.LayerFlow, packet.LayerSocket} {
-			p, err := Compile(row.filter, layer, Extended)
-			ok(t, err)
-			text, err := p.Format()
-			ok(t, err)
-			if text != row.format {
-				t.Errorf("%s becomes %s, want %s", row.filter, text, row.format)
-			}
-			again, err := Compile(text, layer, Extended)
-			ok(t, err)
+			p, again := formatted(t, row.filter, layer, row.format)
 			for _, p := range []*Program{p, again} {
 				var got []string
 				for _, name := range []string{"", "curl", " curl-config", "fifteen byte ok", "x"} {

@@ -7,7 +7,6 @@ import (
 	"net"
 	"net/http"
 	"os"
-	"path/filepath"
 	"strings"
 	"testing"
 	"time"
@@ -49,10 +48,7 @@ func TestMetricsLive(t *testing.T) {
 		{[]string{"drop", "--priority", "-20", "icmp"}, []string{`divert_packets_total{command="drop",layer="network",priority="-20",outcome="dropped"} `}},
 		{[]string{"watch"}, []string{`divert_matched_total{command="watch",layer="reflect",priority="-333"} `}},
 	}
-	list := filepath.Join(t.TempDir(), "list")
-	if err := os.WriteFile(list, []byte("blocked.example\n"), 0o644); err != nil {
-		t.Fatal(err)
-	}
+	list := blockList(t, "blocked.example")
 	if tunMissing() == nil {
 		runs = append(runs, run{[]string{"web", list}, []string{`divert_blocked_total{command="web",layer="network",priority="0"} 0`}})
 	}

@@ -16,7 +16,6 @@ import (
 	"net/http"
 	"os"
 	"os/exec"
-	"path/filepath"
 	"strings"
 	"testing"
 	"time"
@@ -106,10 +105,7 @@ func TestWebBrowser(t *testing.T) {
 		}
 		return out.String(), time.Since(begun)
 	}
-	list := filepath.Join(t.TempDir(), "list")
-	if err := os.WriteFile(list, []byte("blocked.test\n"), 0o600); err != nil {
-		t.Fatal(err)
-	}
+	list := blockList(t, "blocked.test")
 	p := start(t, pair.A, "web", list)
 	if text, _ := show("http://www.blocked.test/"); !strings.Contains(text, "<b>www.blocked.test</b> is blocked") {
 		t.Errorf("HTTP: %s", text)

@@ -125,15 +125,22 @@ func visit(t *testing.T, from *lab.Host, to netip.Addr, url string, size int) (i
 	return r.StatusCode, string(b), err
 }
 
+// blockList returns a file that lists a name.
+func blockList(t *testing.T, name string) string {
+	t.Helper()
+	path := filepath.Join(t.TempDir(), "list")
+	if err := os.WriteFile(path, []byte(name+"\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	return path
+}
+
 // TestWeb blocks sites on real connections, also of clients that send each byte for itself.
 func TestWeb(t *testing.T) {
 	pair := lab.TwoHostsT(t, lab.LinkOptions{})
 	needTUN(t)
 	plain, encrypted := sites(t, pair.B)
-	list := filepath.Join(t.TempDir(), "list")
-	if err := os.WriteFile(list, []byte("blocked.test\n"), 0o600); err != nil {
-		t.Fatal(err)
-	}
+	list := blockList(t, "blocked.test")
 	p := start(t, pair.A, "web", "--json", "--fail-closed", "--block-nameless", list)
 	each := func(f func(to netip.Addr, size int)) {
 		for _, to := range []netip.Addr{pair.B.Addr4(), pair.B.Addr6()} {
@@ -179,10 +186,7 @@ func TestWebReordered(t *testing.T) {
 	pair := lab.TwoHostsT(t, lab.LinkOptions{})
 	needTUN(t)
 	plain, encrypted := sites(t, pair.B)
-	list := filepath.Join(t.TempDir(), "list")
-	if err := os.WriteFile(list, []byte("blocked.test\n"), 0o600); err != nil {
-		t.Fatal(err)
-	}
+	list := blockList(t, "blocked.test")
 	p := start(t, pair.A, "web", "--fail-closed", list)
 	// It meets packets before the other does.
 	disorder := start(t, pair.A, "impair", "--json", "--priority", "100", "--reorder", "50%", "--seed", "4", "outbound and tcp and tcp.PayloadLength > 0")
@@ -227,10 +231,7 @@ func TestWebEnds(t *testing.T) {
 	needTUN(t)
 	lab.CheckLeaks(t, pair.A)
 	sites(t, pair.B)
-	list := filepath.Join(t.TempDir(), "list")
-	if err := os.WriteFile(list, []byte("blocked.test\n"), 0o600); err != nil {
-		t.Fatal(err)
-	}
+	list := blockList(t, "blocked.test")
 	visited := func() int {
 		t.Helper()
 		status, _, err := visit(t, pair.A, pair.B.Addr4(), "http://blocked.test/", 0)
@@ -292,10 +293,7 @@ func TestWebForward(t *testing.T) {
 	n := lab.HostRouterPeerT(t, lab.LinkOptions{})
 	needTUN(t)
 	plain, encrypted := sites(t, n.B)
-	list := filepath.Join(t.TempDir(), "list")
-	if err := os.WriteFile(list, []byte("blocked.test\n"), 0o600); err != nil {
-		t.Fatal(err)
-	}
+	list := blockList(t, "blocked.test")
 	p := start(t, n.R, "web", "--layer", "forward", list)
 	late := 0 // visits for which the machine took more than 2 s, after which connections pass
 	for _, to := range []netip.Addr{n.B.Addr4(), n.B.Addr6()} {

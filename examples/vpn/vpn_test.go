@@ -346,6 +346,42 @@ func TestAll(t *testing.T) {
 	}
 }
 
+// set sets an option of a socket, and returns its raw connection.
+func set(t *testing.T, c syscall.Conn, level, option, value int) syscall.RawConn {
+	t.Helper()
+	raw, err := c.SyscallConn()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if e := raw.Control(func(fd uintptr) { err = unix.SetsockoptInt(int(fd), level, option, value) }); e != nil || err != nil {
+		t.Fatal(e, err)
+	}
+	return raw
+}
+
+// untilTold sends packets of 1,421 bytes that may not be cut. Told of the tunnel's length, the host refuses them at once.
+func untilTold(t *testing.T, send func(length int) error) {
+	t.Helper()
+	if err := send(1421); err != nil {
+		t.Fatal(err)
+	}
+	for end := time.Now().Add(patience); ; time.Sleep(10 * time.Millisecond) { // the messages would fill the socket
+		err := send(1421)
+		if errors.Is(err, syscall.EMSGSIZE) {
+			return
+		}
+		if time.Now().After(end) {
+			t.Fatalf("nobody was told: %v", err)
+		}
+	}
+}
+
+// sendWhole sends one of 1,420, past the errors of those before.
+func sendWhole(send func(length int) error) {
+	for errors.Is(send(1420), syscall.EMSGSIZE) {
+	}
+}
+
 // TestPing: a ping of 1,421 bytes that may not be cut is told 1,420, and one of 1,420 is answered.
 func TestPing(t *testing.T) {
 	n, _ := joined(t, "vpn")
@@ -362,15 +398,7 @@ func TestPing(t *testing.T) {
 			t.Fatal(err)
 		}
 		defer c.Close()
-		raw, err := c.(*net.IPConn).SyscallConn()
-		if err != nil {
-			t.Fatal(err)
-		}
-		if e := raw.Control(func(fd uintptr) {
-			err = unix.SetsockoptInt(int(fd), family.level, family.discover, unix.IP_PMTUDISC_DO)
-		}); e != nil || err != nil {
-			t.Fatal(e, err)
-		}
+		set(t, c.(*net.IPConn), family.level, family.discover, unix.IP_PMTUDISC_DO)
 		ping := func(length int) error {
 			b := make([]byte, length-family.header)
 			b[0] = family.request
@@ -380,21 +408,8 @@ func TestPing(t *testing.T) {
 			_, err := c.Write(b)
 			return err
 		}
-		if err := ping(1421); err != nil {
-			t.Fatal(err)
-		}
-		// Told, the host refuses such a packet at once, and names the length that it knows.
-		for end := time.Now().Add(patience); ; time.Sleep(10 * time.Millisecond) { // what it is told would fill the socket
-			if err = ping(1421); errors.Is(err, syscall.EMSGSIZE) {
-				break
-			}
-			if time.Now().After(end) {
-				t.Fatalf("nobody was told: %v", err)
-			}
-		}
-		for errors.Is(err, syscall.EMSGSIZE) { // there may be more errors of before
-			err = ping(1420)
-		}
+		untilTold(t, ping)
+		sendWhole(ping)
 		_ = c.SetReadDeadline(time.Now().Add(patience))
 		for b := make([]byte, 2000); ; {
 			m, err := c.Read(b)
@@ -429,36 +444,19 @@ func TestPathMTU(t *testing.T) {
 			t.Fatal(err)
 		}
 		defer c.Close()
-		raw, err := c.(*net.UDPConn).SyscallConn()
-		if err != nil {
-			t.Fatal(err)
+		raw := set(t, c.(*net.UDPConn), family.level, family.discover, unix.IP_PMTUDISC_DO)
+		send := func(length int) error {
+			_, err := c.Write(make([]byte, length-family.header))
+			return err
 		}
-		if err := raw.Control(func(fd uintptr) {
-			err = unix.SetsockoptInt(int(fd), family.level, family.discover, unix.IP_PMTUDISC_DO)
-		}); err != nil {
-			t.Fatal(err)
-		}
-		if _, err := c.Write(make([]byte, 1421-family.header)); err != nil {
-			t.Fatal(err)
-		}
-		// Told, the host refuses such a datagram at once.
-		for end := time.Now().Add(patience); ; {
-			if _, err = c.Write(make([]byte, 1421-family.header)); errors.Is(err, syscall.EMSGSIZE) {
-				break
-			}
-			if time.Now().After(end) {
-				t.Fatalf("nobody was told: %v", err)
-			}
-		}
+		untilTold(t, send)
 		mtu := 0
 		var unknown error
 		_ = raw.Control(func(fd uintptr) { mtu, unknown = unix.GetsockoptInt(int(fd), family.level, family.option) })
 		if unknown != nil || mtu != 1420 {
 			t.Errorf("told %d, %v", mtu, unknown)
 		}
-		for errors.Is(err, syscall.EMSGSIZE) { // there may be more errors of before
-			_, err = c.Write(make([]byte, 1420-family.header))
-		}
+		sendWhole(send)
 		ctx, cancel := context.WithTimeout(t.Context(), patience)
 		defer cancel()
 		if err := k.Wait(ctx, 1); err != nil {
