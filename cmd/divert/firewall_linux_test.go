@@ -424,7 +424,10 @@ func TestFirewallAsk(t *testing.T) {
 	pair := lab.TwoHostsT(t, lab.LinkOptions{})
 	tcpEcho(t, pair.B, 7001, 7002, 7003, 7004)
 	socket := filepath.Join(t.TempDir(), "socket")
-	p, _ := firewallOn(t, pair.A, "default: ask\nask: {timeout: 1s, default: reject}\nrules: [{action: allow, port: 7004}]\n", "--socket", socket)
+	rules := func(timeout string) string {
+		return "default: ask\nask: {timeout: " + timeout + ", default: reject}\nrules: [{action: allow, port: 7004}]\n"
+	}
+	p, path := firewallOn(t, pair.A, rules("1m"), "--socket", socket)
 	to := func(port uint16) netip.AddrPort { return netip.AddrPortFrom(pair.B.Addr4(), port) }
 	if got := try(pair.A, to(7001), patience); got != isRefused {
 		t.Errorf("with nobody to ask: %s", got)
@@ -434,39 +437,57 @@ func TestFirewallAsk(t *testing.T) {
 	}
 	a := askOn(t, socket)
 	results := make(chan string)
-	for _, step := range []struct {
-		port         uint16
-		answer, want string
-	}{
-		{7001, "allow", works}, {7002, "d", silent}, {7003, "reject", isRefused}, {7003, "", isRefused}, {7001, "a!", works}, {7001, "-", works},
-	} {
+	ask := func(port uint16, answer, want string) {
+		t.Helper()
 		wait := patience
-		if step.want == silent {
+		if want == silent {
 			wait = 5 * shortly
 		}
-		go func() { results <- try(pair.A, to(step.port), wait) }()
-		if step.answer != "-" { // remembered
-			a.waitFor(t, fmt.Sprintf(":%d", step.port))
+		go func() { results <- try(pair.A, to(port), wait) }()
+		if answer != "-" { // remembered
+			a.waitFor(t, fmt.Sprintf(":%d", port))
 		}
-		if step.answer != "" && step.answer != "-" {
-			a.answer(t, step.answer)
+		if answer != "" && answer != "-" {
+			a.answer(t, answer)
 		}
-		if got := <-results; got != step.want {
-			t.Errorf("%s for port %d: %s, want %s", step.answer, step.port, got, step.want)
+		if got := <-results; got != want {
+			t.Errorf("%s for port %d: %s, want %s", answer, port, got, want)
 		}
 	}
+	ask(7001, "allow", works)
+	ask(7002, "d", silent)
+	ask(7003, "reject", isRefused)
+	ask(7001, "a!", works)
+	ask(7001, "-", works)
 
 	// The program gives up while its connection is asked about: nobody can answer any more.
-	ctx, cancel := context.WithCancel(t.Context())
-	go func() {
-		a.waitFor(t, ":7002")
-		cancel()
-	}()
-	if c, err := pair.A.Dial(ctx, "tcp", to(7002).String()); err == nil {
-		c.Close()
-		t.Error("connected without an answer")
+	giveUp := func(told string) {
+		t.Helper()
+		ctx, cancel := context.WithCancel(t.Context())
+		go func() {
+			a.waitFor(t, ":7002")
+			cancel()
+		}()
+		if c, err := pair.A.Dial(ctx, "tcp", to(7002).String()); err == nil {
+			c.Close()
+			t.Error("connected without an answer")
+		}
+		a.waitFor(t, told)
 	}
-	a.waitFor(t, map[bool]string{true: "the connection was closed", false: "nobody answered in time"}[needProcesses() == nil])
+	if needProcesses() == nil {
+		giveUp("the connection was closed")
+	}
+
+	// Nobody answers.
+	writeRules(t, path, rules("1s"))
+	if err := p.cmd.Process.Signal(syscall.SIGHUP); err != nil {
+		t.Fatal(err)
+	}
+	waitFor(t, p, `"event":"rules"`, 1)
+	ask(7003, "", isRefused)
+	if needProcesses() != nil {
+		giveUp("nobody answered in time")
+	}
 	out, status := p.end(t, os.Interrupt)
 	if status != 0 {
 		t.Errorf("status %d: %s", status, p.errout)
