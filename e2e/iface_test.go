@@ -57,6 +57,21 @@ func TestInterfaceByName(t *testing.T) {
 				t.Fatal(err)
 			}
 			s.expect("the opposite", 3)
+			// An alternative name is as good, and may be longer than a name of its own.
+			const long = "a-name-of-more-than-fifteen-bytes"
+			if err := s.nl.LinkAddAltName(s.link("old"), long); err != nil {
+				t.Fatal(err)
+			}
+			if err := s.handle.SetFilter(`udp and outbound and iface == "` + long + `"`); err != nil {
+				t.Fatal(err)
+			}
+			s.expect("an alternative name", 1)
+			for _, err := range []error{s.nl.LinkDelAltName(s.link("old"), long), s.nl.LinkAddAltName(s.link("wan"), long)} {
+				if err != nil {
+					t.Fatal(err)
+				}
+			}
+			s.expect("the alternative name is another's", 3)
 		})
 	}
 }

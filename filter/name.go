@@ -10,8 +10,9 @@ import (
 
 // This file is the fields whose values are names: iface and process.
 
-// maxInterfaceName is how many bytes the name of an interface has at most: IFNAMSIZ (linux/if.h) without the zero.
-const maxInterfaceName = 15
+// maxInterfaceName is how many bytes an alternative name of an interface has at most: ALTIFNAMSIZ (linux/if.h) without the zero.
+// Its own name has 15.
+const maxInterfaceName = 127
 
 // badName returns why no interface or process has a name, and what to do; "" if one may.
 func badName(f prog.Field, name string) (msg, hint string) {
@@ -22,7 +23,7 @@ func badName(f prog.Field, name string) (msg, hint string) {
 	case name == "":
 		return "no interface is without a name", ""
 	case f == prog.FieldInterface && len(name) > maxInterfaceName:
-		return fmt.Sprintf("%s is too long for an interface", quoted), fmt.Sprintf("names of interfaces have at most %d bytes", maxInterfaceName)
+		return fmt.Sprintf("%s is too long for an interface", quoted), fmt.Sprintf("names of interfaces have at most 15 bytes, alternative ones %d", maxInterfaceName)
 	case f == prog.FieldInterface && (name == "." || name == ".." || strings.ContainsAny(name, "/: \t\n\v\f\r\x00")):
 		return fmt.Sprintf("no interface can be called %s", quoted), "names of interfaces have no white space, slash or colon"
 	case f == prog.FieldProcess && name[0] == '/':

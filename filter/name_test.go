@@ -183,7 +183,7 @@ func TestNameErrors(t *testing.T) {
 		{`process not in @p`, packet.LayerFlow, ErrBadSet, "process not in @p", `process in {…}`},
 		{`iface == ""`, packet.LayerNetwork, ErrOutOfRange, `""`, ""},
 		{`process == ""`, packet.LayerFlow, ErrOutOfRange, `""`, "processId == 0"},
-		{`iface == "0123456789abcdef"`, packet.LayerNetwork, ErrOutOfRange, `"0123456789abcdef"`, "15 bytes"},
+		{`iface == "` + strings.Repeat("x", 128) + `"`, packet.LayerNetwork, ErrOutOfRange, `"` + strings.Repeat("x", 128) + `"`, "15 bytes, alternative ones 127"},
 		{`iface == "a/b"`, packet.LayerNetwork, ErrOutOfRange, `"a/b"`, "slash"},
 		{`iface == "a b"`, packet.LayerNetwork, ErrOutOfRange, `"a b"`, "white space"},
 		{`process == "/usr/bin/curl"`, packet.LayerFlow, ErrOutOfRange, `"/usr/bin/curl"`, `process == "curl"`},

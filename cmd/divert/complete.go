@@ -3,7 +3,6 @@ package main
 import (
 	"context"
 	"fmt"
-	"net"
 	"slices"
 	"strings"
 
@@ -17,9 +16,11 @@ import (
 // completeInterfaces completes the names of network interfaces.
 func completeInterfaces(_ *cobra.Command, _ []string, begun string) ([]string, cobra.ShellCompDirective) {
 	names := []string{"any\tall interfaces"}
-	if list, err := net.Interfaces(); err == nil {
-		for _, i := range list {
-			names = append(names, printable(i.Name))
+	if all, err := localInterfaces(); err == nil {
+		for _, i := range all {
+			for _, name := range i.names {
+				names = append(names, printable(name))
+			}
 		}
 	}
 	return startingWith(names, "", begun), cobra.ShellCompDirectiveNoFileComp
@@ -159,16 +160,18 @@ func (f *dialectFlags) values(field string) (list []string) {
 	var names []string
 	switch field {
 	case "ifIdx":
-		if all, err := net.Interfaces(); err == nil {
+		if all, err := localInterfaces(); err == nil {
 			for _, i := range all {
-				list = append(list, fmt.Sprintf("%d\t%s", i.Index, printable(i.Name)))
+				list = append(list, fmt.Sprintf("%d\t%s", i.index, printable(i.names[0])))
 			}
 		}
 		return list
 	case "iface":
-		if all, err := net.Interfaces(); err == nil {
+		if all, err := localInterfaces(); err == nil {
 			for _, i := range all {
-				list = append(list, filter.QuoteName(i.Name))
+				for _, name := range i.names {
+					list = append(list, filter.QuoteName(name))
+				}
 			}
 		}
 		return list

@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"net"
 	"os"
 	"strings"
 	"time"
@@ -62,15 +61,6 @@ The exit status is 0 whether packets match or not; 1 if one cannot be evaluated.
 	addJSON(cmd, &e.json, "one JSON object per packet")
 	fl.BoolVarP(&e.verbose, "verbose", "v", false, "show each test")
 	return cmd
-}
-
-// localInterface returns the index of the interface of this system that has a name, 0 if none has.
-func localInterface(name string) uint32 {
-	i, err := net.InterfaceByName(name)
-	if err != nil {
-		return 0
-	}
-	return uint32(i.Index)
 }
 
 func (e *eval) run(args []string) (err error) {

@@ -5,7 +5,6 @@ import (
 	"io"
 	"net"
 	"os"
-	"strconv"
 	"strings"
 	"time"
 
@@ -197,25 +196,6 @@ func interfaceTest(given []string, byName bool) (string, error) {
 		}
 	}
 	return strings.Join(tests, " or "), nil
-}
-
-// interfaceIndex returns the index of the interface that has a name, or that index, and whether it was named.
-func interfaceIndex(name string) (index int, named bool, err error) {
-	if i, err := net.InterfaceByName(name); err == nil {
-		return i.Index, true, nil
-	}
-	if n, err := strconv.Atoi(name); err == nil && n > 0 {
-		if _, err := net.InterfaceByIndex(n); err == nil {
-			return n, false, nil
-		}
-	}
-	text := ""
-	if all, err := net.Interfaces(); err == nil {
-		for _, i := range all {
-			text += ", " + i.Name
-		}
-	}
-	return 0, false, usagef("--interface %s: there is no such network interface; there are any%s", printable(name), printable(text))
 }
 
 // instead does what is asked for instead of a capture, and reports whether something was.

@@ -54,12 +54,36 @@ func TestScopeLive(t *testing.T) {
 			t.Errorf("%d datagrams came back past another interface", n)
 		}
 		p.end(t, os.Interrupt)
+		const long = "a-name-of-more-than-fifteen-bytes"
+		alternativeName(t, pair.A.Links()[0], long)
+		p = start(t, pair.A, "drop", "-i", "lo,"+long, "-c", "1", "udp")
+		if n := exchange(t, pair.A, echo, 1, 100*time.Millisecond); n != 0 {
+			t.Errorf("%d datagrams came back past an alternative name", n)
+		}
+		p.end(t, nil)
 		p = start(t, pair.A, "drop", "-i", "lo,eth0", "-c", "1", "udp")
 		if n := exchange(t, pair.A, echo, 1, 100*time.Millisecond); n != 0 {
 			t.Errorf("%d datagrams came back", n)
 		}
 		p.end(t, nil)
 	})
+}
+
+// alternativeName gives an interface another name.
+func alternativeName(t *testing.T, l *lab.Link, name string) {
+	t.Helper()
+	link, err := l.Netlink()
+	if err != nil {
+		t.Fatal(err)
+	}
+	nl, err := l.Host().Netlink()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer nl.Close()
+	if err := nl.LinkAddAltName(link, name); err != nil {
+		t.Fatal(err)
+	}
 }
 
 // answersIn is how long datagrams are waited for of which so many are to come back.

@@ -3,9 +3,12 @@
 package links
 
 import (
+	"cmp"
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"iter"
+	"slices"
 	"sync"
 	"time"
 
@@ -16,7 +19,8 @@ import (
 	"github.com/opendivert/divert/internal/prog"
 )
 
-// A name stands for the interface that has it. One that is renamed keeps standing for the name, until another interface takes the
+// A name stands for the interface that has it, as its name or as an alternative one (altname, ip-link(8)); no two interfaces have
+// the same. One that loses the name keeps standing for it, until another interface takes the
 // name: whoever opened a handle on "eth0" goes on hearing of that interface. One that is gone stands for nothing, and when
 // an interface of that name is made anew, it stands for that.
 
@@ -27,9 +31,17 @@ type Watch struct {
 	stop   chan struct{}
 	ended  sync.WaitGroup
 
-	mu    sync.Mutex
-	links map[uint32]string // the names of all interfaces, by their indexes
-	names map[string]*name  // those of the filters that are followed
+	mu     sync.Mutex
+	links  map[uint32]*Link  // all interfaces, by their indexes
+	owners map[string]uint32 // their indexes, by all their names
+	names  map[string]*name  // those of the filters that are followed
+}
+
+// Link is an interface.
+type Link struct {
+	Index        uint32
+	Name         string
+	Alternatives []string // the other names that it has
 }
 
 // name is a name that a filter has.
@@ -115,20 +127,11 @@ func (w *Watch) Close() error {
 
 // settle makes each name stand for its interface. w.mu is held.
 func (w *Watch) settle() error {
-	if len(w.names) == 0 {
-		return nil
-	}
-	owners := make(map[string]uint32, len(w.names))
-	for index, name := range w.links {
-		if w.names[name] != nil {
-			owners[name] = index
-		}
-	}
 	var errs []error
 	for name, n := range w.names {
-		index := owners[name]
+		index := w.owners[name]
 		if _, there := w.links[n.index]; index == 0 && there {
-			index = n.index // it has another name now
+			index = n.index // it has lost the name
 		}
 		if index == n.index {
 			continue
@@ -143,52 +146,119 @@ func (w *Watch) settle() error {
 
 // list asks for all interfaces.
 func (w *Watch) list() error {
-	all, err := w.asked.Execute(netlink.Message{
-		Header: netlink.Header{Type: unix.RTM_GETLINK, Flags: netlink.Request | netlink.Dump},
-		Data:   make([]byte, unix.SizeofIfInfomsg),
-	})
+	all, err := dump(w.asked)
 	if err != nil {
 		return err
 	}
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	w.links = map[uint32]string{}
+	w.links, w.owners = map[uint32]*Link{}, map[string]uint32{}
 	for _, m := range all {
 		w.apply(m)
 	}
 	return w.settle()
 }
 
-// apply takes over a message about an interface. w.mu is held.
-func (w *Watch) apply(m netlink.Message) {
-	index, name, ok := linkOf(m.Data)
-	switch {
-	case !ok:
-	case m.Header.Type == unix.RTM_NEWLINK && name != "":
-		w.links[index] = name
-	case m.Header.Type == unix.RTM_DELLINK:
-		delete(w.links, index)
+// dump asks for messages about all interfaces.
+func dump(c *netlink.Conn) ([]netlink.Message, error) {
+	return c.Execute(netlink.Message{
+		Header: netlink.Header{Type: unix.RTM_GETLINK, Flags: netlink.Request | netlink.Dump},
+		Data:   make([]byte, unix.SizeofIfInfomsg),
+	})
+}
+
+// All returns the interfaces of the calling thread's network namespace, in the order of their indexes. It needs no rights.
+func All() ([]*Link, error) {
+	c, err := netlink.Dial(unix.NETLINK_ROUTE, nil)
+	if err != nil {
+		return nil, err
+	}
+	defer c.Close()
+	messages, err := dump(c)
+	if err != nil {
+		return nil, err
+	}
+	var all []*Link
+	for _, m := range messages {
+		if l := linkOf(m.Data); l != nil {
+			all = append(all, l)
+		}
+	}
+	slices.SortFunc(all, func(a, b *Link) int { return cmp.Compare(a.Index, b.Index) })
+	return all, nil
+}
+
+// Has reports whether the interface has a name, as its own or as an alternative.
+func (l *Link) Has(name string) bool { return l.Name == name || slices.Contains(l.Alternatives, name) }
+
+// names has all names of the interface.
+func (l *Link) names() iter.Seq[string] {
+	return func(yield func(string) bool) {
+		if yield(l.Name) {
+			slices.Values(l.Alternatives)(yield)
+		}
 	}
 }
 
-// linkOf reads the index and the name out of a message about an interface (rtnetlink(7)). It is not ok for other messages. Those
+// apply takes over a message about an interface. w.mu is held.
+func (w *Watch) apply(m netlink.Message) {
+	l := linkOf(m.Data)
+	switch {
+	case l == nil:
+	case m.Header.Type == unix.RTM_NEWLINK && l.Name != "":
+		w.forget(l.Index)
+		w.links[l.Index] = l
+		for name := range l.names() {
+			w.owners[name] = l.Index // also if another has had it: the kernel does not tell of the alternative names of what is down
+		}
+	case m.Header.Type == unix.RTM_DELLINK:
+		w.forget(l.Index)
+	}
+}
+
+// forget takes an interface out of the tables. w.mu is held.
+func (w *Watch) forget(index uint32) {
+	if l := w.links[index]; l != nil {
+		delete(w.links, index)
+		for name := range l.names() {
+			if w.owners[name] == index {
+				delete(w.owners, name)
+			}
+		}
+	}
+}
+
+// linkOf reads the interface out of a message about one (rtnetlink(7)). It returns nil for other messages. Those
 // of a family are about a bridge, and say that an interface has left it as if the interface were gone.
-func linkOf(b []byte) (index uint32, name string, ok bool) {
+func linkOf(b []byte) *Link {
 	const familyAt, indexAt = 0, 4
 	if len(b) < unix.SizeofIfInfomsg || b[familyAt] != unix.AF_UNSPEC {
-		return 0, "", false
+		return nil
 	}
 	d, err := netlink.NewAttributeDecoder(b[unix.SizeofIfInfomsg:])
 	if err != nil {
-		return 0, "", false
+		return nil
 	}
+	l := &Link{Index: binary.NativeEndian.Uint32(b[indexAt:])}
 	for d.Next() {
-		if d.Type() == unix.IFLA_IFNAME {
-			name = d.String()
+		switch d.Type() {
+		case unix.IFLA_IFNAME:
+			l.Name = d.String()
+		case unix.IFLA_PROP_LIST:
+			d.Nested(func(props *netlink.AttributeDecoder) error {
+				for props.Next() {
+					if props.Type() == unix.IFLA_ALT_IFNAME {
+						l.Alternatives = append(l.Alternatives, props.String())
+					}
+				}
+				return props.Err()
+			})
 		}
 	}
-	index = binary.NativeEndian.Uint32(b[indexAt:])
-	return index, name, d.Err() == nil && index != 0
+	if d.Err() != nil || l.Index == 0 {
+		return nil
+	}
+	return l
 }
 
 // retryAfter is how long the watch waits after an error before it lists the interfaces again.

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -96,8 +97,10 @@ func (s *system) add(name string) uint32 {
 	s.Helper()
 	s.peers++
 	s.ok(s.nl.LinkAdd(&vnl.Veth{LinkAttrs: vnl.LinkAttrs{Name: name, TxQLen: -1}, PeerName: fmt.Sprint("peer", s.peers)}))
-	return uint32(s.get(name).Attrs().Index)
+	return s.index(name)
 }
+
+func (s *system) index(name string) uint32 { s.Helper(); return uint32(s.get(name).Attrs().Index) }
 
 func (s *system) get(name string) vnl.Link {
 	s.Helper()
@@ -106,8 +109,10 @@ func (s *system) get(name string) vnl.Link {
 	return l
 }
 
-func (s *system) rename(from, to string) { s.Helper(); s.ok(s.nl.LinkSetName(s.get(from), to)) }
-func (s *system) remove(name string)     { s.Helper(); s.ok(s.nl.LinkDel(s.get(name))) }
+func (s *system) alias(name, alt string)   { s.Helper(); s.ok(s.nl.LinkAddAltName(s.get(name), alt)) }
+func (s *system) unalias(name, alt string) { s.Helper(); s.ok(s.nl.LinkDelAltName(s.get(name), alt)) }
+func (s *system) rename(from, to string)   { s.Helper(); s.ok(s.nl.LinkSetName(s.get(from), to)) }
+func (s *system) remove(name string)       { s.Helper(); s.ok(s.nl.LinkDel(s.get(name))) }
 
 // TestFollows: a name stands for the interface that has it, stays with one that is renamed, and goes to the next that takes it.
 func TestFollows(t *testing.T) {
@@ -134,6 +139,63 @@ func TestFollows(t *testing.T) {
 	waitFor(t, p, third, 0, 1)
 }
 
+// TestAlternatives: a name may be an alternative one, of more bytes than a name of its own can have. Who loses it keeps it until
+// another takes it, as with names of their own.
+func TestAlternatives(t *testing.T) {
+	s := newSystem(t)
+	const long = "an-alternative-name-of-more-than-fifteen-bytes"
+	first := s.add("a")
+	s.alias("a", "other")
+	s.alias("a", long)
+	w := s.watch()
+	p := compile(t, `iface == "other" or iface == "`+long+`" or iface == "third" or iface == "a"`)
+	s.ok(w.Follow(p))
+	if got := indexes(p); !slices.Equal(got, []uint32{first, first, 0, first}) {
+		t.Fatalf("at first it stands for %v", got)
+	}
+	s.alias("a", "third")
+	s.ok(s.nl.LinkSetUp(s.get("a"))) // the kernel does not tell of the alternative names of one that is down
+	waitFor(t, p, first, first, first, first)
+	s.ok(s.nl.LinkSetDown(s.get("a"))) // older kernels do not rename what is up
+	s.rename("a", "z")
+	second := s.add("b")
+	s.ok(s.nl.LinkSetUp(s.get("b")))
+	s.unalias("z", long)
+	s.alias("b", long)
+	waitFor(t, p, first, second, first, first)
+	s.alias("b", "a") // which was the other's own
+	waitFor(t, p, first, second, first, second)
+	s.unalias("b", long)
+	s.unalias("b", "a")
+	s.unalias("z", "other")
+	s.add("other")
+	waitFor(t, p, s.index("other"), second, first, second)
+	s.remove("z")
+	waitFor(t, p, s.index("other"), second, 0, second)
+}
+
+// TestAll lists the interfaces with all their names.
+func TestAll(t *testing.T) {
+	s := newSystem(t)
+	index := s.add("a")
+	s.alias("a", "other")
+	s.alias("a", "third")
+	var all []*Link
+	s.ok(s.host.Do(func() (err error) { all, err = All(); return err }))
+	i := slices.IndexFunc(all, func(l *Link) bool { return l.Name == "a" })
+	if i < 0 || all[i].Index != index || !slices.Equal(all[i].Alternatives, []string{"other", "third"}) {
+		t.Fatalf("%+v", all)
+	}
+	for name, want := range map[string]bool{"a": true, "other": true, "third": true, "lo": false, "": false} {
+		if all[i].Has(name) != want {
+			t.Errorf("%q is not right", name)
+		}
+	}
+	if !slices.IsSortedFunc(all, func(a, b *Link) int { return int(a.Index) - int(b.Index) }) || len(all) < 3 {
+		t.Errorf("%+v", all)
+	}
+}
+
 // TestFollowsSeveral: another program with a name knows what the first one does, and one that is not followed is left alone.
 func TestFollowsSeveral(t *testing.T) {
 	s := newSystem(t)
@@ -146,7 +208,7 @@ func TestFollowsSeveral(t *testing.T) {
 	s.add("sign")
 	sign := compile(t, `iface == "sign"`)
 	s.ok(w.Follow(sign))
-	waitFor(t, sign, uint32(s.get("sign").Attrs().Index)) // then the rename is known, too
+	waitFor(t, sign, s.index("sign")) // then the rename is known, too
 	s.ok(w.Follow(next))
 	if got := indexes(next); !slices.Equal(got, []uint32{first, 0}) {
 		t.Errorf("the next program has %v, want the renamed interface %d", got, first)
@@ -198,9 +260,11 @@ func TestDrain(t *testing.T) {
 		messages, err := w.events.Receive()
 		s.ok(err)
 		for _, m := range messages {
-			if i, name, ok := linkOf(m.Data); ok && name == "a" {
-				index = i
-			} else if name == "b" {
+			switch l := linkOf(m.Data); {
+			case l == nil:
+			case l.Name == "a":
+				index = l.Index
+			case l.Name == "b":
 				t.Fatal("the socket still had messages from before")
 			}
 		}
@@ -225,13 +289,19 @@ func TestBridge(t *testing.T) {
 }
 
 // message is one about an interface, as the kernel sends it.
-func message(family byte, index uint32, name string) []byte {
+func message(family byte, index uint32, name string, alternatives ...string) []byte {
 	b := make([]byte, unix.SizeofIfInfomsg)
 	b[0] = family
 	binary.NativeEndian.PutUint32(b[4:], index)
 	e := netlink.NewAttributeEncoder()
 	e.Uint32(unix.IFLA_MTU, 1500)
 	e.String(unix.IFLA_IFNAME, name)
+	e.Nested(unix.IFLA_PROP_LIST, func(props *netlink.AttributeEncoder) error {
+		for _, alt := range alternatives {
+			props.String(unix.IFLA_ALT_IFNAME, alt)
+		}
+		return nil
+	})
 	attributes, err := e.Encode()
 	if err != nil {
 		panic(err)
@@ -240,22 +310,25 @@ func message(family byte, index uint32, name string) []byte {
 }
 
 func FuzzLinkOf(f *testing.F) {
-	for _, b := range [][]byte{message(unix.AF_UNSPEC, 7, "eth0"), message(unix.AF_BRIDGE, 7, "eth0"), message(unix.AF_UNSPEC, 0, ""), nil} {
+	for _, b := range [][]byte{message(unix.AF_UNSPEC, 7, "eth0"), message(unix.AF_BRIDGE, 7, "eth0"), message(unix.AF_UNSPEC, 0, ""), message(unix.AF_UNSPEC, 7, "eth0", "one", "two"), nil} {
 		f.Add(b)
 	}
 	f.Fuzz(func(t *testing.T, b []byte) {
-		index, name, ok := linkOf(b)
-		if ok && (index == 0 || b[0] != unix.AF_UNSPEC || len(name) > len(b)) {
-			t.Errorf("%x: %d, %q", b, index, name)
+		l := linkOf(b)
+		if l != nil && (l.Index == 0 || b[0] != unix.AF_UNSPEC || len(l.Name+strings.Join(l.Alternatives, "")) > len(b)) {
+			t.Errorf("%x: %+v", b, l)
 		}
 	})
 }
 
 func TestLinkOf(t *testing.T) {
-	if index, name, ok := linkOf(message(unix.AF_UNSPEC, 7, "eth0")); index != 7 || name != "eth0" || !ok {
-		t.Errorf("%d, %q, %v", index, name, ok)
+	if l := linkOf(message(unix.AF_UNSPEC, 7, "eth0")); l == nil || l.Index != 7 || l.Name != "eth0" || l.Alternatives != nil {
+		t.Errorf("%+v", l)
 	}
-	if _, _, ok := linkOf(message(unix.AF_BRIDGE, 7, "eth0")); ok {
+	if l := linkOf(message(unix.AF_UNSPEC, 7, "eth0", "one", "two")); l == nil || !slices.Equal(l.Alternatives, []string{"one", "two"}) {
+		t.Errorf("%+v", l)
+	}
+	if linkOf(message(unix.AF_BRIDGE, 7, "eth0")) != nil {
 		t.Error("what a bridge says counts")
 	}
 }
