@@ -64,6 +64,8 @@ func servedBy(w io.Writer, r *probe.Report) {
 	case r.Probed == "rootless" && r.Engine != "":
 		fmt.Fprintf(w, "This user cannot open handles in this network: %s\n", r.HereError)
 		fmt.Fprintf(w, "In a network of its own (divert demo, divert lab) it can; they are served by: %s\n", r.Engine)
+	case !r.HereTried:
+		fmt.Fprintf(w, "Whether handles can be opened here could not be tried: %s\n", strings.TrimPrefix(r.HereError, probe.ErrNotTried.Error()+": "))
 	default:
 		fmt.Fprintf(w, "Handles cannot be opened here: %s\n", r.HereError)
 	}

@@ -2,6 +2,7 @@ package main
 
 import (
 	"bytes"
+	"fmt"
 	"runtime"
 	"strings"
 	"testing"
@@ -53,8 +54,23 @@ time travel not supported (requires >= 5.12)
 `,
 		},
 		{
+			"not even a handle was tried", probe.Report{
+				Kernel: "5.10", Machine: "x86_64", Probed: "nowhere", ProbedError: "no namespaces",
+				HereError: fmt.Sprintf("%v: there is no network namespace to try it in", probe.ErrNotTried),
+				Features:  []probe.Result{unknown},
+			},
+			`Linux 5.10 x86_64, user 0
+
+Whether handles can be opened here could not be tried: there is no network namespace to try it in
+Most of what follows could not be tried: no namespaces
+
+FEATURE  LINUX  HERE  USED FOR
+fib      4.10   ?     routes
+`,
+		},
+		{
 			"nothing can be tried", probe.Report{
-				Kernel: "5.10", Machine: "x86_64", Probed: "nowhere", ProbedError: "no namespaces", HereError: "no rights",
+				Kernel: "5.10", Machine: "x86_64", Probed: "nowhere", ProbedError: "no namespaces", HereTried: true, HereError: "no rights",
 				Features: []probe.Result{unknown},
 			},
 			`Linux 5.10 x86_64, user 0

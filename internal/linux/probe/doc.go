@@ -71,6 +71,7 @@ type Report struct {
 	ProbedError string `json:"probed_error,omitempty"`
 
 	Here      bool     `json:"here"`                 // this user can open handles in this network
+	HereTried bool     `json:"here_tried"`           // whether that was tried: if not, Here is false and HereError says why
 	HereError string   `json:"here_error,omitempty"` // why not
 	Engine    string   `json:"engine,omitempty"`     // how the handles are served, here or else in a rootless network
 	Features  []Result `json:"features"`

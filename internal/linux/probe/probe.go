@@ -153,7 +153,8 @@ func (p *Prober) judge(r *Report) {
 	if err := p.Test(capNetAdmin); err != nil {
 		failed = err // it may have succeeded in a rootless network
 	}
-	if r.Here = failed == nil; failed != nil {
+	r.Here, r.HereTried = failed == nil, !errors.Is(failed, ErrNotTried)
+	if failed != nil {
 		r.HereError = failed.Error()
 	}
 	if r.Here && p.caller.Rootless && p.caller.Programs == "" {
@@ -188,7 +189,7 @@ func whoAmI() caller {
 	c.Capabilities, _ = rights.Effective() // none if it cannot be told
 	switch err := loadProgram(func(int) error { return nil }); {
 	case errors.Is(err, unix.EPERM), errors.Is(err, unix.EACCES):
-		c.Programs = "not permitted (needs CAP_BPF in the initial user namespace)"
+		c.Programs = rights.Refusal(err).Error()
 	case err != nil:
 		c.Programs = err.Error()
 	}

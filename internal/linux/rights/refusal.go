@@ -3,19 +3,47 @@
 package rights
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
+	"os"
 
 	"golang.org/x/sys/unix"
 )
 
-// Refusal names the right that a program in the kernel most often lacks when the kernel refuses it. Other errors it returns
-// as they are.
+// Refusal says why the kernel refused a program with EPERM or EACCES: most often the right is missing, in containers a seccomp
+// profile forbids the call. It asks about the calling thread. Other errors it returns as they are.
 func Refusal(err error) error {
 	for _, no := range []error{unix.EPERM, unix.EACCES} {
 		if errors.Is(err, no) {
-			return fmt.Errorf("%w (needs CAP_BPF in the initial user namespace)", no)
+			return fmt.Errorf("%w (%s)", no, cause())
 		}
 	}
 	return err
+}
+
+// cause says what forbids bpf(2) to the calling thread.
+func cause() string {
+	have, err := Effective()
+	switch {
+	case err != nil, have&(1<<unix.CAP_BPF|1<<unix.CAP_SYS_ADMIN) == 0, !initialUsers():
+		return "needs CAP_BPF in the initial user namespace"
+	case filtered():
+		return "a seccomp filter forbids bpf(2), although the process has CAP_BPF; a container needs a profile that allows it (docs/install.md)"
+	}
+	return "although the process has CAP_BPF: a security module or a lockdown of the kernel forbids bpf(2)"
+}
+
+// initialUsers reports whether the user namespace of the process is the initial one: the one that maps every user to itself
+// (user_namespaces(7)).
+func initialUsers() bool {
+	b, err := os.ReadFile("/proc/self/uid_map")
+	return err != nil || string(bytes.Join(bytes.Fields(b), []byte(" "))) == "0 0 4294967295"
+}
+
+// filtered reports whether seccomp filters the calls of the calling thread (PR_GET_SECCOMP in prctl(2)). A filter may forbid to ask,
+// too.
+func filtered() bool {
+	mode, err := unix.PrctlRetInt(unix.PR_GET_SECCOMP, 0, 0, 0, 0)
+	return err != nil || mode == unix.SECCOMP_MODE_FILTER
 }
