@@ -147,9 +147,11 @@ func TestRewrittenOnASourceRoute(t *testing.T) {
 		name, filter string
 		layer        divert.Layer
 		on           func(*lab.Routed) *lab.Host
+		options      []divert.Option
 	}{
-		{"outbound", "outbound", divert.LayerNetwork, func(r *lab.Routed) *lab.Host { return r.A }},
-		{"inbound on the way", "inbound", divert.LayerNetwork, func(r *lab.Routed) *lab.Host { return r.R }},
+		{"outbound", "outbound", divert.LayerNetwork, onA, nil},
+		{"inbound on the way", "inbound", divert.LayerNetwork, onR, nil},
+		{"inbound on the way, in segments", "inbound", divert.LayerNetwork, onR, []divert.Option{divert.WithSegments()}},
 	}
 	for _, e := range engines {
 		for i := range sourceRoutes {
@@ -160,8 +162,11 @@ func TestRewrittenOnASourceRoute(t *testing.T) {
 				s.set(t, r)
 				for _, p := range places {
 					t.Run(p.name, func(t *testing.T) {
+						if p.options != nil {
+							needInbound(t, r.R)
+						}
 						bad := headerErrors(t, r.R)
-						d := openAt(t, p.on(r), p.filter+" and (tcp or udp)", divert.WithLayer(p.layer), divert.WithEngine(e.engine))
+						d := openAt(t, p.on(r), p.filter+" and (tcp or udp)", append(p.options, divert.WithLayer(p.layer), divert.WithEngine(e.engine))...)
 						w := shout(t, d)
 						s.checkUDP(t, r)
 						s.checkTCP(t, r)

@@ -4,6 +4,7 @@ package e2e_test
 
 import (
 	"bytes"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"net"
@@ -293,5 +294,144 @@ func TestSegmentsOfCopiesFromTheLog(t *testing.T) {
 	})
 	if !errors.Is(err, divert.ErrNotSupported) {
 		t.Errorf("%v, want ErrNotSupported", err)
+	}
+}
+
+// sendSuperpacket sends a datagram over the link as the superpacket that a network card or a virtual machine hands over: of
+// segments with size bytes each, whose checksums are left to whoever cuts it (PACKET_VNET_HDR, struct virtio_net_hdr).
+func sendSuperpacket(t testing.TB, link *lab.Link, b []byte, size int) {
+	t.Helper()
+	const needsChecksum, gsoUDP, headerLen = 1, 5, 10
+	var p packet.Parsed
+	if !p.ParseExact(b) || p.UDPOff < 0 {
+		t.Fatalf("no datagram: %.60x", b)
+	}
+	udp := b[p.UDPOff:]
+	binary.BigEndian.PutUint16(udp[6:], p.PseudoHeaderSum(b))
+	frame := make([]byte, headerLen, headerLen+14+len(b))
+	ne := binary.NativeEndian
+	frame[0], frame[1] = needsChecksum, gsoUDP
+	ne.PutUint16(frame[2:], uint16(14+len(b)-int(p.PayloadLen)))
+	ne.PutUint16(frame[4:], uint16(size))
+	ne.PutUint16(frame[6:], uint16(14+p.UDPOff))
+	ne.PutUint16(frame[8:], 6)
+	frame = append(append(append(frame, link.Peer().MAC()...), link.MAC()...), 0x86, 0xDD)
+	frame = append(frame, b...)
+	if err := link.Host().Do(func() error {
+		fd, err := unix.Socket(unix.AF_PACKET, unix.SOCK_RAW|unix.SOCK_CLOEXEC, 0)
+		if err != nil {
+			return err
+		}
+		defer unix.Close(fd)
+		if err := unix.SetsockoptInt(fd, unix.SOL_PACKET, unix.PACKET_VNET_HDR, 1); err != nil {
+			return err
+		}
+		return unix.Sendto(fd, frame, 0, &unix.SockaddrLinklayer{Ifindex: link.Index()})
+	}); err != nil {
+		t.Skipf("no superpackets of UDP here: %v", err)
+	}
+}
+
+// TestSegmentsBehindExtensionHeaders hands a host superpackets of UDP behind extension headers. The kernel cannot deliver
+// what it cuts out of such a superpacket for a queue: it looks for extension headers where a segment has its transport header.
+// The segments arrive all the same, whatever becomes of them in a handle: sent on, not matched, left to Close. A handle below
+// sees each once.
+func TestSegmentsBehindExtensionHeaders(t *testing.T) {
+	t.Parallel()
+	chains := []struct {
+		name  string
+		chain headerChain
+	}{
+		{"none", nil},
+		{"hop-by-hop options", headerChain{hopByHop}},
+		{"destination options", headerChain{destOpts}},
+		{"a route", headerChain{routed}},
+		{"all of them", headerChain{hopByHop, destOpts, routed, destOpts}},
+	}
+	modes := []struct {
+		name  string
+		test  string
+		flags divert.Flag
+		send  func(d *divert.Handle, p *divert.Packet) error // nil: nobody receives
+	}{
+		{"accepted", "true", 0, (*divert.Handle).Accept},
+		{"sent back", "true", 0, func(d *divert.Handle, p *divert.Packet) error { return d.Send(p) }},
+		{"rewritten", "true", 0, shoutOne},
+		{"half of them", "udp.PayloadLength != 1000", 0, (*divert.Handle).Accept},
+		{"dropped", "udp.PayloadLength == 500", divert.Drop, nil},
+		{"left to Close", "true", 0, nil},
+	}
+	for _, e := range engines {
+		t.Run(e.name, func(t *testing.T) {
+			pair := lab.TwoHostsT(t, lab.LinkOptions{})
+			needEngine(t, pair.B, e.engine)
+			needInbound(t, pair.B)
+			if err := errors.Join(pair.B.Sysctl("net.ipv6.conf.all.seg6_enabled", "1"), pair.B.Sysctl("net.ipv6.conf."+pair.LinkB.Name()+".seg6_enabled", "1")); err != nil {
+				t.Fatal(err)
+			}
+			conn, err := pair.B.ListenPacket("udp", netip.AddrPortFrom(pair.B.Addr6(), 0).String())
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer conn.Close()
+			for _, x := range chains {
+				payload := strings.Join(letters, "")
+				head := make([]byte, packet.UDPHeaderLen)
+				binary.BigEndian.PutUint16(head, 4000)
+				binary.BigEndian.PutUint16(head[2:], addrPort(conn).Port())
+				binary.BigEndian.PutUint16(head[4:], uint16(len(head)+len(payload)))
+				b := ends{src: pair.A.Addr6(), dst: pair.B.Addr6()}.v6(x.chain, packet.ProtocolUDP, append(head, payload...))
+				sendSuperpacket(t, pair.LinkA, b, 1000)
+				if got := arrivals(t, conn, len(letters)); !slices.Equal(got, letters) {
+					t.Fatalf("%s: without a handle arrived %s", x.name, short(got))
+				}
+				for _, m := range modes {
+					t.Run(x.name+"/"+m.name, func(t *testing.T) {
+						d := openAt(t, pair.B, fmt.Sprintf("inbound and udp.DstPort == %d and %s", addrPort(conn).Port(), m.test),
+							divert.WithFlags(m.flags), divert.WithEngine(e.engine))
+						below := openAt(t, pair.B, fmt.Sprintf("inbound and udp.DstPort == %d", addrPort(conn).Port()),
+							divert.WithPriority(-1), divert.WithEngine(e.engine))
+						seen := passthru(t, below)
+						want := slices.Clone(letters)
+						var w *worker
+						if m.send != nil {
+							w = each(t, d, func(p *divert.Packet) {
+								if err := m.send(d, p); err != nil {
+									t.Error(err)
+								}
+							})
+						}
+						sendSuperpacket(t, pair.LinkA, b, 1000)
+						switch m.name {
+						case "rewritten":
+							for i := range want {
+								want[i] = strings.ToUpper(want[i])
+							}
+						case "dropped":
+							want = want[:4]
+						case "left to Close":
+							counted(t, d, func(s divert.Stats) bool { return s.Waiting == uint64(len(letters)) })
+							if err := d.Close(); err != nil {
+								t.Fatal(err)
+							}
+						}
+						got := arrivals(t, conn, len(want))
+						slices.Sort(got) // what does not match goes on at once, and may overtake
+						if !slices.Equal(got, want) {
+							t.Errorf("arrived %s, want %s", short(got), short(want))
+						}
+						if w != nil {
+							finish(t, d, w)
+						}
+						if n := finish(t, below, seen); n != len(want) {
+							t.Errorf("the handle below saw %d, want %d", n, len(want))
+						}
+						if s := stats(t, d); s.Failed != 0 || s.Lost != 0 || w != nil && s.Reinjected != s.Matched {
+							t.Errorf("%+v", s)
+						}
+					})
+				}
+			}
+		})
 	}
 }

@@ -108,7 +108,7 @@ func (s *sink) decide(r *verdict.Reader, p *packet.Packet, datagram []byte, at i
 	s.Sender.Deliver(l, p, &m, at)
 	if s.Review.Refuses(p, int(m.Length), true) {
 		s.Counts.Denied.Add(1)
-		s.Sender.PassOn(verdicts, m.ID, m.Priority, 0)
+		s.Sender.PassOn(verdicts, p.Data, &p.Addr, 0)
 		return
 	}
 	s.Counts.Dropped.Add(1)

@@ -100,8 +100,8 @@ func (p *pump) run(l *verdict.Lane, r *verdict.Reader) {
 		at := clock.Now()
 		matches = matches[:0]
 		for i := range ps[:got] {
-			if l, id, priority, ok := p.decide(l, r, &ps[i], r.Datagram(i, &ps[i]), at); ok {
-				matches = append(matches, match{l, id, priority, &ps[i]})
+			if l, id, ok := p.decide(l, r, &ps[i], r.Datagram(i, &ps[i]), at); ok {
+				matches = append(matches, match{l, id, &ps[i]})
 			}
 		}
 		// Packets that do not match leave the queue before a reader gets one that arrived after them and can send it on:
@@ -123,21 +123,20 @@ func (p *pump) run(l *verdict.Lane, r *verdict.Reader) {
 
 // match is a packet that a batch has for the readers.
 type match struct {
-	lane     *verdict.Lane // its queue's
-	id       uint32
-	priority uint32 // at the capture
-	p        *packet.Packet
+	lane *verdict.Lane // its queue's
+	id   uint32
+	p    *packet.Packet
 }
 
 // decide decides on one datagram, and reports whether it is for the readers.
-func (p *pump) decide(l *verdict.Lane, r *verdict.Reader, pk *packet.Packet, datagram []byte, at int64) (of *verdict.Lane, id, priority uint32, ok bool) {
+func (p *pump) decide(l *verdict.Lane, r *verdict.Reader, pk *packet.Packet, datagram []byte, at int64) (of *verdict.Lane, id uint32, ok bool) {
 	var m queue.Message
 	switch m.Parse(datagram) {
 	case queue.KindError:
 		p.Sender.Refused(m.Tag)
-		return nil, 0, 0, false
+		return nil, 0, false
 	case queue.KindOther:
-		return nil, 0, 0, false
+		return nil, 0, false
 	}
 	l = l.Of(&m)
 	verdicts := r.DropsOf(l)
@@ -146,31 +145,31 @@ func (p *pump) decide(l *verdict.Lane, r *verdict.Reader, pk *packet.Packet, dat
 	if p.Sender.Strange(&m) {
 		counts.Foreign.Add(1)
 		p.Sender.Leave(verdicts, &m)
-		return nil, 0, 0, false
+		return nil, 0, false
 	}
 	p.Sender.Deliver(l, pk, &m, at)
 	// After a shutdown the rules are gone, and packets under way to a reader go on (specification: api.md 9). To a handle
 	// that drops they are not under way: had a program decided, they would be gone.
 	drops := p.Config.Flags&engine.FlagDrop != 0
 	if !p.mayMatchCounted(p.program.Load(), pk.Data, int(m.Length), &pk.Addr, at) || !drops && p.drained.Load() {
-		p.Sender.PassOn(verdicts, m.ID, m.Priority, 0)
-		return nil, 0, 0, false
+		p.Sender.PassOn(verdicts, pk.Data, &pk.Addr, 0)
+		return nil, 0, false
 	}
 	switch p.Table.Pass(pk.Data, int(m.Length), at) {
 	case flow.Accept:
-		p.Sender.PassOn(verdicts, m.ID, m.Priority, 0)
-		return nil, 0, 0, false
+		p.Sender.PassOn(verdicts, pk.Data, &pk.Addr, 0)
+		return nil, 0, false
 	case flow.Drop:
 		_ = verdicts.Add(m.ID, queue.Drop, queue.Option{})
-		return nil, 0, 0, false
+		return nil, 0, false
 	}
 	counts.Matched.Add(1)
 	if drops {
 		counts.Dropped.Add(1)
 		_ = verdicts.Add(m.ID, queue.Drop, queue.Option{})
-		return nil, 0, 0, false
+		return nil, 0, false
 	}
-	return l, m.ID, m.Priority, true
+	return l, m.ID, true
 }
 
 // keep keeps a packet for the readers.
@@ -187,7 +186,7 @@ func (p *pump) keep(r *verdict.Reader, m *match) {
 	l.LetGo(&m.p.Addr)
 	if p.Life.Is(life.NoRecv) || p.Life.Is(life.Closed) {
 		counts.Passed.Add(1)
-		p.Sender.PassOn(verdicts, m.id, m.priority, verdict.PassedTag(1))
+		p.Sender.PassOn(verdicts, m.p.Data, &m.p.Addr, verdict.PassedTag(1))
 		return
 	}
 	counts.Full.Add(1)
@@ -251,7 +250,7 @@ func (p *pump) Wake() {} // nobody waits in a system call
 func (p *pump) Yield() error {
 	p.matches.End(func(w *backlog.Item) {
 		p.Counts.Passed.Add(1)
-		p.Sender.PassOne(&w.Addr)
+		p.Sender.PassOne(w.Data, &w.Addr)
 	})
 	return nil
 }

@@ -163,7 +163,7 @@ func (s *queued) accept(l *verdict.Lane, r *verdict.Reader, ps []packet.Packet) 
 		}
 		if s.Review.Refuses(&ps[n], int(m.Length), single) {
 			s.Counts.Denied.Add(1)
-			s.Sender.PassOn(drops, m.ID, m.Priority, 0)
+			s.Sender.PassOn(drops, ps[n].Data, &ps[n].Addr, 0)
 			continue
 		}
 		if single && s.FlowDropped(&ps[n]) {

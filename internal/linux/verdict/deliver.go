@@ -18,9 +18,10 @@ func (s *Sender) Deliver(l *Lane, p *packet.Packet, m *queue.Message, at int64) 
 		ifIdx: p.Addr.Network().IfIdx, dst: destination(m.Payload), sums: sumsOf(&p.Addr),
 	}
 	// If a packet is too long for the queue, Send can only let the captured packet go on, or refuse. So such a packet always
-	// has a digest, unless the program asked for beginnings (WithSnapLength).
+	// has a digest, unless the program asked for beginnings (WithSnapLength). A severed one has it because Accept needs no bytes.
 	t.cut = int(m.Length) > len(m.Payload)
-	if t.cut && len(m.Payload) == queue.MaxPayload || !t.cut && s.habit.wants(m.ID) {
+	t.severed = l.IsSingle() && severed(m)
+	if t.cut && len(m.Payload) == queue.MaxPayload || !t.cut && (t.severed || s.habit.wants(m.ID)) {
 		t.digest = digest(m.Payload)
 	}
 	t.put(&p.Addr)

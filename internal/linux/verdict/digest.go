@@ -130,10 +130,9 @@ func (h *habit) learn(same, changed, unknown int32) {
 	}
 }
 
-// same reports whether p is unchanged since its capture: every byte, and the parts of its address that Send uses.
-func (t *token) same(p *packet.Packet) bool {
-	a := &p.Addr
-	return t.digest != 0 && t.sums == sumsOf(a) && (t.outbound() || a.Network().IfIdx == t.ifIdx) && digest(p.Data) == t.digest
+// same reports whether a packet is unchanged since its capture: every byte, and the parts of its address that Send uses.
+func (t *token) same(b []byte, a *packet.Address) bool {
+	return t.digest != 0 && t.sums == sumsOf(a) && (t.outbound() || a.Network().IfIdx == t.ifIdx) && digest(b) == t.digest
 }
 
 // sumsOf returns which checksums of a packet its address calls right, in bits.

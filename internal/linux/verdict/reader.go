@@ -55,12 +55,12 @@ func Release(lanes []*Lane, s *Sender, count bool) (err error) {
 
 func (l *Lane) release(s *Sender, count bool) error {
 	var m queue.Message
-	return l.Rest(func(r *Reader, _ *packet.Packet, datagram []byte) {
+	return l.Rest(func(r *Reader, p *packet.Packet, datagram []byte) {
 		switch m.Parse(datagram) {
 		case queue.KindError:
 			s.Refused(m.Tag)
 		case queue.KindPacket:
-			l.passOn(s, r.DropsOf(l.Of(&m)), &m, count)
+			l.Of(&m).passOn(s, r, p, &m, count)
 		}
 	})
 }
@@ -96,8 +96,9 @@ func (l *Lane) Rest(decide func(r *Reader, p *packet.Packet, datagram []byte)) e
 	return nil
 }
 
-// passOn lets a packet that nobody received go on.
-func (l *Lane) passOn(s *Sender, v *queue.Verdicts, m *queue.Message, count bool) {
+// passOn lets a packet that nobody received go on, whose payload lies in the memory of p.
+func (l *Lane) passOn(s *Sender, r *Reader, p *packet.Packet, m *queue.Message, count bool) {
+	v := r.DropsOf(l)
 	if s.Strange(m) {
 		s.Counts.Foreign.Add(1)
 		s.Leave(v, m)
@@ -108,5 +109,6 @@ func (l *Lane) passOn(s *Sender, v *queue.Verdicts, m *queue.Message, count bool
 		s.Counts.Passed.Add(1)
 		tag = PassedTag(1)
 	}
-	s.PassOn(v, m.ID, m.Priority, tag)
+	s.Deliver(l, p, m, 0)
+	s.PassOn(v, p.Data, &p.Addr, tag)
 }

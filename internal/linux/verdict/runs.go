@@ -58,7 +58,7 @@ func (s *Sender) run(ps []packet.Packet, v *verdicts, unchanged bool) (int, erro
 		t := tokenOf(a)
 		follows := t.tag == first.tag && t.lane == first.lane && t.id == first.id+uint32(n) &&
 			t.hook == first.hook && (t.ifIdx == first.ifIdx || t.hook == queue.HookForward) &&
-			t.priority == first.priority && a.Outbound == t.outbound() && !a.Impostor
+			t.priority == first.priority && !t.severed && a.Outbound == t.outbound() && !a.Impostor
 		if !follows || !unchanged && !v.compare(&ps[n], &t) || !v.claim(l, &t) {
 			break
 		}

@@ -53,15 +53,18 @@ func (s *Sender) Close() error {
 
 // verdicts are the verdicts of a send call on captured packets.
 type verdicts struct {
-	lanes [MaxLanes]struct { // of each lane that the call has met
-		batch  *queue.Verdicts
-		claims int    // packets that were taken from those outstanding
-		upTo   uint32 // the last packet of a run that goes on with one verdict
-		run    bool
-	}
-	same, changed, unknown int32          // packets that Send found as they had been captured, or not, or cannot tell
-	differs                *packet.Packet // the last that was not: run ends there, and one goes on with it
-	keeps                  bool           // the memory of the packets is not written to
+	lanes                  [MaxLanes]laneVerdicts // of each lane that the call has met
+	same, changed, unknown int32                  // packets that Send found as they had been captured, or not, or cannot tell
+	differs                *packet.Packet         // the last that was not: run ends there, and one goes on with it
+	keeps                  bool                   // the memory of the packets is not written to
+}
+
+// laneVerdicts are those on the packets of a lane.
+type laneVerdicts struct {
+	batch  *queue.Verdicts
+	claims int    // packets that were taken from those outstanding
+	upTo   uint32 // the last packet of a run that goes on with one verdict
+	run    bool
 }
 
 // on returns the batch of a lane.
@@ -91,7 +94,7 @@ func (v *verdicts) compare(p *packet.Packet, t *token) bool {
 	case t.digest == 0:
 		v.unknown++
 	case p == v.differs: // no need to digest it again
-	case t.same(p):
+	case t.same(p.Data, &p.Addr):
 		v.same++
 		return true
 	default:
@@ -115,6 +118,7 @@ func (v *verdicts) flush(lanes []*Lane) (failed int, err error) {
 		}
 		l.batches.Put(v.lanes[i].batch)
 		l.runs.settled(v.lanes[i].claims)
+		v.lanes[i] = laneVerdicts{}
 	}
 	return failed, err
 }
@@ -153,11 +157,19 @@ func (s *Sender) Leave(v *queue.Verdicts, m *queue.Message) {
 	_ = v.Add(m.ID, queue.Accept, o) // fails only for a payload
 }
 
-// PassOn lets a queued packet go on as it was. The tag says how it is counted.
-func (s *Sender) PassOn(v *queue.Verdicts, id, priority, tag uint32) {
-	verdict, o := s.onward(priority)
+// PassOn lets a queued packet, with the bytes and the address of Deliver, go on as it was. The tag says how it is counted.
+func (s *Sender) PassOn(v *queue.Verdicts, b []byte, a *packet.Address, tag uint32) {
+	t := tokenOf(a)
+	if t.severed {
+		_, _ = s.lanes[t.lane].flush(v) // the packets before it go first; a verdict that fails is owed
+	}
+	if s.anew(&t, b, a) {
+		_ = v.Add(t.id, queue.Drop, queue.Option{}) // fails only for a payload
+		return
+	}
+	verdict, o := s.onward(t.priority)
 	o.Tag = tag
-	_ = v.Add(id, verdict, o) // fails only for a payload
+	_ = v.Add(t.id, verdict, o)
 }
 
 // DropOne drops a packet that waits for its verdict, unless it has given way to another since.
@@ -167,8 +179,8 @@ func (s *Sender) DropOne(a *packet.Address) {
 
 // PassOne lets a packet that waits for its verdict go on, unless it has given way to another since. The caller has counted
 // it as passed.
-func (s *Sender) PassOne(a *packet.Address) {
-	s.settle(a, func(v *queue.Verdicts, t *token) { s.PassOn(v, t.id, t.priority, PassedTag(1)) })
+func (s *Sender) PassOne(b []byte, a *packet.Address) {
+	s.settle(a, func(v *queue.Verdicts, _ *token) { s.PassOn(v, b, a, PassedTag(1)) })
 }
 
 // settle sends the verdict on a packet, unless it has none to get any more.
@@ -205,18 +217,31 @@ func LaneNumber(a *packet.Address) int { return int(tokenOf(a).lane) }
 
 // Send sends ps. A packet that fails does not hold up the others; the last error is returned.
 func (s *Sender) Send(ps []packet.Packet, unchanged bool) (sent int, last error) {
-	var v verdicts
-	return s.send(ps, &v, unchanged)
+	return s.send(ps, false, unchanged)
 }
 
 // SendConst is Send that leaves the memory of the packets' Data alone: a packet that has to be finished is copied into its
 // Packet's own memory, and then its Data is that.
 func (s *Sender) SendConst(ps []packet.Packet) (sent int, last error) {
-	v := verdicts{keeps: true}
-	return s.send(ps, &v, false)
+	return s.send(ps, true, false)
 }
 
-func (s *Sender) send(ps []packet.Packet, v *verdicts, unchanged bool) (sent int, last error) {
+// send sends ps, in parts that keep their order; keeps is that of verdicts.
+func (s *Sender) send(ps []packet.Packet, keeps, unchanged bool) (sent int, last error) {
+	for len(ps) > 0 {
+		v := verdicts{keeps: keeps}
+		n := untilSevered(ps)
+		done, err := s.part(ps[:n], &v, unchanged)
+		if sent += done; err != nil {
+			last = err
+		}
+		ps = ps[n:]
+	}
+	return sent, last
+}
+
+// part sends packets with one flush of verdicts.
+func (s *Sender) part(ps []packet.Packet, v *verdicts, unchanged bool) (sent int, last error) {
 	var reinjected, injected uint64
 	rest := ps
 	if len(ps) > 1 {
@@ -258,7 +283,14 @@ func (s *Sender) Pass(ps []packet.Packet) (passed uint64) {
 	for i := range ps {
 		t := tokenOf(&ps[i].Addr)
 		if l := s.laneOf(&t); l != nil && v.claim(l, &t) {
-			_ = s.onto(&v, l, &t, nil, PassedTag(1)) // fails only if no batch can be made
+			if t.severed {
+				_, _ = v.flush(s.lanes) // the packets before it go first
+			}
+			if s.anew(&t, ps[i].Data, &ps[i].Addr) {
+				_ = v.drop(l, t.id) // fails only if no batch can be made
+			} else {
+				_ = s.onto(&v, l, &t, nil, PassedTag(1))
+			}
 			passed++
 		} else if data, err := engine.Whole(ps[i].Data); err == nil && s.held.late(l, &t) {
 			err := engine.Finish(data, &ps[i].Addr, true)
@@ -331,6 +363,9 @@ func (s *Sender) one(p *packet.Packet, v *verdicts, unchanged bool) (again bool,
 	t := tokenOf(&p.Addr)
 	l := s.laneOf(&t)
 	if l != nil && p.Addr.Outbound == t.outbound() && !p.Addr.Impostor && (unchanged || v.compare(p, &t)) && v.claim(l, &t) {
+		if s.anew(&t, p.Data, &p.Addr) {
+			return true, v.drop(l, t.id)
+		}
 		return true, s.onto(v, l, &t, nil, reinjectedTag(1))
 	}
 	data, err := engine.Whole(p.Data)
@@ -349,6 +384,9 @@ func (s *Sender) one(p *packet.Packet, v *verdicts, unchanged bool) (again bool,
 	}
 	if l != nil && v.claim(l, &t) {
 		if t.holds(data, &p.Addr) && len(data) <= queue.MaxPayload {
+			if t.severed && s.Injector.Inject(data, &p.Addr) == nil {
+				return true, v.drop(l, t.id)
+			}
 			return true, s.onto(v, l, &t, data, reinjectedTag(1))
 		}
 		// It was turned round or sent elsewhere: the captured packet itself ends here.

@@ -21,6 +21,7 @@ type token struct {
 	hook     queue.Hook
 	gso      bool   // the packet is to be cut into segments
 	cut      bool   // only the beginning of the packet was received
+	severed  bool   // a verdict may lose the packet, see severed
 	lane     uint8  // which of the handle's queues
 	sums     uint8  // sumsOf the address, as captured
 	digest   uint64 // of the packet's bytes, 0: unknown
@@ -30,10 +31,14 @@ type token struct {
 const (
 	tokenGSO = 1 << iota
 	tokenCut
+	tokenSevered
 )
 
 // tokenOffset is where the token lies in the layer data, behind interface and sub-interface.
 const tokenOffset = 8
+
+// tokenFlags is where its flags lie, behind tokenOffset.
+const tokenFlags = 21
 
 // put writes the token into an address.
 func (t *token) put(a *packet.Address) {
@@ -45,12 +50,15 @@ func (t *token) put(a *packet.Address) {
 	le.PutUint32(b[12:], t.ifIdx)
 	le.PutUint32(b[16:], t.dst)
 	b[20] = byte(t.hook)
-	b[21] = 0
+	b[tokenFlags] = 0
 	if t.gso {
-		b[21] |= tokenGSO
+		b[tokenFlags] |= tokenGSO
 	}
 	if t.cut {
-		b[21] |= tokenCut
+		b[tokenFlags] |= tokenCut
+	}
+	if t.severed {
+		b[tokenFlags] |= tokenSevered
 	}
 	b[22] = t.lane
 	b[23] = t.sums
@@ -66,8 +74,8 @@ func tokenOf(a *packet.Address) token {
 	return token{
 		tag: le.Uint32(b[0:]), id: le.Uint32(b[4:]), priority: le.Uint32(b[8:]),
 		ifIdx: le.Uint32(b[12:]), dst: le.Uint32(b[16:]),
-		hook: queue.Hook(b[20]), gso: b[21]&tokenGSO != 0, cut: b[21]&tokenCut != 0, lane: b[22], sums: b[23],
-		place: le.Uint32(b[24:]), digest: le.Uint64(b[32:]),
+		hook: queue.Hook(b[20]), gso: b[tokenFlags]&tokenGSO != 0, cut: b[tokenFlags]&tokenCut != 0, severed: b[tokenFlags]&tokenSevered != 0,
+		lane: b[22], sums: b[23], place: le.Uint32(b[24:]), digest: le.Uint64(b[32:]),
 	}
 }
 

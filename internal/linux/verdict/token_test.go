@@ -13,7 +13,7 @@ import (
 func TestTokenSurvivesTheCLayout(t *testing.T) {
 	for _, want := range []token{
 		{},
-		{tag: 1, id: 2, priority: 3, ifIdx: 4, dst: 5, hook: queue.HookPrerouting, gso: true, lane: 6, sums: 7, digest: 8, place: 9},
+		{tag: 1, id: 2, priority: 3, ifIdx: 4, dst: 5, hook: queue.HookPrerouting, gso: true, severed: true, lane: 6, sums: 7, digest: 8, place: 9},
 		{tag: 1<<32 - 1, id: 1<<32 - 1, priority: 1<<32 - 1, ifIdx: 1<<32 - 1, dst: 1<<32 - 1, hook: 255, lane: 255,
 			sums: 255, digest: 1<<64 - 1, place: 1<<32 - 1},
 	} {
