@@ -11,8 +11,8 @@ import (
 // AcceptFlow accepts a received packet as Accept does, and with it the rest of its flow in both directions: from now on
 // packets of the flow that match the filter go on to the handles below without coming to the program. A handle that sniffs
 // gets no more copies of them. On Linux, where the kernel decides, such packets never leave it. Packets of the flow that
-// already wait in the handle's queue are still received. If p was sent, accepted or dropped before, AcceptFlow decides only
-// the rest.
+// already wait in the handle's queue are still received; to decide the flow the same way with each of them changes nothing. If
+// p was sent, accepted or dropped before, AcceptFlow decides only the rest.
 //
 // A flow is TCP or UDP between two addresses and ports, or ICMP echo between two addresses with one identifier. Its verdict
 // holds until

@@ -18,12 +18,15 @@ func NewTable(size int, idle Idle) *Table {
 	return &Table{idle: idle, decided: newList(size), counted: newList(size)}
 }
 
-// Decide makes a verdict hold for a flow from now on.
+// Decide makes a verdict hold for a flow from now on. If it holds already, its counters go on.
 func (t *Table) Decide(k Key, v Verdict, now int64) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	n := t.decided.put(k)
-	n.record = Record{LastSeen: now, Idle: t.idle.Of(k.Protocol), Generation: t.decided.generation, Verdict: v}
+	if n := t.decided.nodes[k]; n != nil && n.record.Verdict == v && n.record.Live(now, t.decided.generation) {
+		t.decided.touch(n)
+		return
+	}
+	t.decided.put(k).record = Record{LastSeen: now, Idle: t.idle.Of(k.Protocol), Generation: t.decided.generation, Verdict: v}
 }
 
 // Pass returns the verdict for a packet, and counts it if there is one. A packet that begins a flow ends the verdict of the

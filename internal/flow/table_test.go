@@ -99,7 +99,9 @@ func FuzzTable(f *testing.F) {
 			case op < 220:
 				v := Accept + Verdict(op&1)
 				table.Decide(p.Key, v, now)
-				m.records[p.Key] = Record{LastSeen: now, Idle: idle.Of(p.Key.Protocol), Verdict: v}
+				if m.expire(p.Key, now); m.records[p.Key].Verdict != v {
+					m.records[p.Key] = Record{LastSeen: now, Idle: idle.Of(p.Key.Protocol), Verdict: v}
+				}
 				m.see(p.Key)
 			case op < 250:
 				m.expire(p.Key, now)

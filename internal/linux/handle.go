@@ -437,7 +437,7 @@ func (h *handle) setEntries(p *prog.Program, ps *processes.Processes) error {
 	set := setting{
 		outlet: wants.Copies, processes: processMaps(ps), tell: h.tellsProcess(p),
 		sniffs: h.cfg.Flags&engine.FlagSniff != 0, drops: h.cfg.Flags&engine.FlagDrop != 0, counts: wants.Counts,
-		snap: h.cfg.Snap, clones: h.clones, cloneCheck: h.cloneCheck,
+		segments: h.cfg.Segments, snap: h.cfg.Snap, clones: h.clones, cloneCheck: h.cloneCheck,
 	}
 	if h.flows.follows {
 		set.flows, set.follows, set.flowDrops = h.flows.maps.Load(), true, h.flows.drops.Load()

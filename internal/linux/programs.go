@@ -74,6 +74,7 @@ type setting struct {
 	flows      *flowmap.Maps       // of verdicts and counts of flows; nil: none
 	follows    bool                // programs follow the verdicts
 	flowDrops  bool                // some may be to drop
+	segments   bool                // superpackets of TCP are cut too
 	snap       int                 // bytes of each packet to copy at most, 0: all
 }
 
@@ -126,7 +127,7 @@ func (b *builder) build() (programs slots, err error) {
 		programs[codegen.SlotCut], err = b.load(cut, false, false)
 	default:
 		rest, plain := b.p.Without(unfinished)
-		if programs[codegen.SlotRest] = programs[codegen.SlotWhole]; b.s.correlate || !plain || b.s.flows != nil {
+		if programs[codegen.SlotRest] = programs[codegen.SlotWhole]; b.s.correlate || !plain {
 			programs[codegen.SlotRest], err = b.load(rest, b.s.correlate, true)
 		}
 		if programs[codegen.SlotCut] = programs[codegen.SlotRest]; err == nil && !exact {
@@ -136,8 +137,8 @@ func (b *builder) build() (programs slots, err error) {
 	if err != nil || !b.s.flowDrops {
 		return programs, err
 	}
-	if programs[codegen.SlotFlow], err = b.loadFor(codegen.FlowDropped, b.p.Uncounted(), false, false); err == nil && exact {
-		programs[codegen.SlotFlowCut], err = b.loadFor(codegen.FlowDropped, b.p.Uncounted(), false, true)
+	if programs[codegen.SlotFlow], err = b.loadFor(codegen.FlowDropped, b.p.Uncounted(), false, false); exact {
+		programs[codegen.SlotFlowCut] = programs[codegen.SlotFlow]
 	}
 	return programs, err
 }
@@ -170,7 +171,14 @@ func (b *builder) loadFor(use codegen.FlowUse, p *prog.Program, tell, single boo
 		o.Count, o.Segments, outlet.Counts = true, true, s.counts.Counts
 	}
 	o.Bounded, o.Doubt, o.CoarseClock = review.Bounded(), true, kernel.CoarseClock.Has()
-	o.Flows, o.FlowSegments = use, s.flows != nil && single
+	o.Flows = use
+	switch {
+	case s.flows == nil:
+	case single || s.segments:
+		o.FlowSizes = codegen.FlowSegments
+	default:
+		o.FlowSizes = codegen.FlowStreams // as one program may stand in several slots
+	}
 	u, err := codegen.Build(p, b.hook, o)
 	if err != nil || u.Outcome == codegen.Never {
 		return nil, err

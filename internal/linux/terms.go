@@ -17,8 +17,8 @@ import (
 // chain: the filter's necessary conditions. A packet that meets none pays a few comparisons of nftables and no more.
 type terms map[rules.Chain][]prog.Term
 
-// termsOf returns the terms of a filter. Verdicts and counts of flows also depend on packets that do not match: those
-// that begin a flow, and those of the other direction.
+// termsOf returns the terms of a filter. Counts of flows depend on packets that do not match too, those of the other direction,
+// and verdicts on those that begin a flow.
 func (h *handle) termsOf(p *prog.Program) terms {
 	ts := terms{}
 	for _, chain := range paths(h.layer, h.cfg.Flags) {
@@ -26,8 +26,11 @@ func (h *handle) termsOf(p *prog.Program) terms {
 		if h.entries == nil {
 			ts[chain] = prog.WithFragments(ts[chain]) // or the first one would be overtaken by the others
 		}
-		if h.flows.follows || p.CountsFlows() {
+		switch {
+		case p.CountsFlows():
 			ts[chain] = prog.WithoutEnds(ts[chain])
+		case h.flows.follows:
+			ts[chain] = prog.WithBeginnings(ts[chain])
 		}
 	}
 	return ts

@@ -101,9 +101,26 @@ func withShort(terms []Term, first Term) []Term {
 
 // WithoutEnds returns terms that the packets of all flows meet of which a packet meets one of the given: addresses and ports
 // change sides when a flow's packets go the other way.
-func WithoutEnds(terms []Term) []Term {
+func WithoutEnds(terms []Term) []Term { return withoutEnds(terms, func(*Term) bool { return true }) }
+
+// WithBeginnings returns terms that the packets meet too that begin a flow of TCP to which a packet may belong that meets one of
+// the given: they may go the other way.
+func WithBeginnings(terms []Term) []Term { return withoutEnds(terms, (*Term).mayBeTCP) }
+
+// mayBeTCP reports whether packets of TCP may meet the term.
+func (t *Term) mayBeTCP() bool {
+	return t.Protocol == nil || slices.ContainsFunc(t.Protocol, func(r Range) bool {
+		return r.First.Lo <= packet.ProtocolTCP && packet.ProtocolTCP <= r.Last.Lo
+	})
+}
+
+func withoutEnds(terms []Term, of func(*Term) bool) []Term {
 	var wide []Term
 	for _, t := range terms {
+		if !of(&t) {
+			wide = append(wide, t)
+			continue
+		}
 		t.Src, t.Dst, t.SrcPort, t.DstPort, t.Pieces = nil, nil, nil, nil, AnyPiece
 		wide = append(wide, t)
 	}

@@ -152,6 +152,16 @@ func TestTermsOfFlowsAndOfTwoFilters(t *testing.T) {
 	if got := words(prog.WithoutEnds(of("ip and (tcp.DstPort == 80 or udp.DstPort == 53) or icmpv6"))); got != "v4 proto 6,17,58 | v6 proto 58 | v6 extended" {
 		t.Errorf("without ends: %s", got)
 	}
+	for text, want := range map[string]string{
+		"ip and (tcp.DstPort == 80 or udp.DstPort == 53) or icmpv6": "v4 proto 6,17,58 | v6 proto 58 | v6 extended",
+		"udp.DstPort == 53":      words(of("udp.DstPort == 53")),
+		"ip.DstAddr == 10.0.0.1": "v4",
+		"ip and (tcp.DstPort == 80 and ip.DstAddr == 10.0.0.1 or udp and ip.DstAddr == 10.0.0.2)": "v4 proto 6 | v4 proto 17 dst 10.0.0.2",
+	} {
+		if got := words(prog.WithBeginnings(of(text))); got != want {
+			t.Errorf("with beginnings, %s: %s, want %s", text, got, want)
+		}
+	}
 	for _, row := range []struct{ a, b, want string }{
 		{"ip and tcp.DstPort == 80", "ip and tcp.DstPort == 443", "v4 whole proto 6 dport 80,443 | v4 first proto 6"},
 		{"ip and tcp.DstPort == 80", "ip and udp.DstPort == 53", "v4 whole proto 6 dport 80 | v4 first proto 6,17 | v4 whole proto 17 dport 53"},
@@ -286,7 +296,7 @@ func FuzzNecessary(f *testing.F) {
 				if f := prog.WithFragments(slices.Clone(terms)); met == 1 && meet(f, q) != 1 {
 					t.Fatalf("%s\npacket %x meets %s, and of fragments %s", text, q, words(terms), words(f))
 				}
-				if met > 1 || met == 1 && (meet(joined, q) != 1 || meet(prog.WithoutEnds(terms), q) != 1) {
+				if met > 1 || met == 1 && (meet(joined, q) != 1 || meet(prog.WithoutEnds(terms), q) != 1 || meet(prog.WithBeginnings(terms), q) != 1) {
 					t.Fatalf("%s\nconditions %s, outbound %v\npacket %x meets %d, of\n%s %d, of\n%s %d", text, words(terms), outbound, q, met,
 						words(joined), meet(joined, q), words(prog.WithoutEnds(terms)), meet(prog.WithoutEnds(terms), q))
 				}

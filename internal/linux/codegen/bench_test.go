@@ -52,7 +52,7 @@ func set(field string, n int, value func(*rand.Rand) string) string {
 	return field + " in {" + join(n, ", ", func(int) string { return value(r) }) + "}"
 }
 
-func compiled(b *testing.B, text string) *prog.Program {
+func compiled(b testing.TB, text string) *prog.Program {
 	p, err := progtest.Compile(text, packet.LayerNetwork, filter.Extended)
 	if err != nil {
 		b.Fatal(err)

@@ -35,11 +35,10 @@ type Options struct {
 	Count    bool
 	Segments bool
 
-	// Flows is for programs that follow the verdicts of flows. With FlowSegments a superpacket counts as the packets that it
-	// will be cut into.
-	Flows        FlowUse
-	FlowSegments bool
-	CoarseClock  bool // flows are timed by the clock's last tick, which costs less to read (Linux 5.11)
+	// Flows is for programs that follow the verdicts of flows.
+	Flows       FlowUse
+	FlowSizes   FlowSizes // also where the filter counts
+	CoarseClock bool      // flows are timed by the clock's last tick, which costs less to read (Linux 5.11)
 
 	// Clones is for programs whose matches go to a packet queue. Nil: packets that the queue would drop are not left alone.
 	Clones *CloneCheck
@@ -183,7 +182,7 @@ func newGenerator(h Hook, o Options, list []prog.Test) *generator {
 	if o.Flows != NoFlows {
 		need |= needFlow
 	}
-	if o.FlowSegments {
+	if o.FlowSizes != FlowWhole {
 		need |= needPayload
 	}
 	g.malformed = g.NewLabel()

@@ -19,6 +19,16 @@ const (
 	FlowDropped          // only packets that match and whose flow is dropped match, and are counted there
 )
 
+// FlowSizes says as how many packets superpackets count.
+type FlowSizes uint8
+
+// The kinds of counting.
+const (
+	FlowWhole    FlowSizes = iota // as one
+	FlowSegments                  // as those that they will be cut into
+	FlowStreams                   // TCP as one, as TakeStreams takes it, and others as those that they will be cut into
+)
+
 // Parts of the record in the frame that the code for flows works with, in bytes. They are free before a match is told of.
 const (
 	flowKeyAt     = frameRecord      // the key
@@ -265,16 +275,19 @@ func (g *generator) tcpFlags(none label) {
 }
 
 // size writes how many packets this one counts as, and their bytes: a superpacket whose segments are packets of their own
-// is as many as it will be cut into, each with its headers.
+// is as many as it will be cut into, each with its headers; see FlowSizes.
 func (g *generator) size() {
 	g.Emit(
 		asm.Mov.Imm(asm.R2, 1),
 		asm.LoadMem(asm.R3, regContext, skbLen, asm.Word),
 	)
-	if g.options.FlowSegments {
+	if g.options.FlowSizes != FlowWhole {
 		single := g.NewLabel()
 		g.Emit(asm.LoadMem(asm.R4, regContext, skbGSOSize, asm.Word))
 		g.JumpImm32(asm.JEq, asm.R4, 0, single)
+		if g.options.FlowSizes == FlowStreams {
+			g.unlessStream(single)
+		}
 		g.Emit(
 			asm.LoadMem(asm.R5, regFrame, varPayload, asm.Word), // the headers' length
 			asm.Mov.Reg(asm.R2, asm.R3),
@@ -293,6 +306,38 @@ func (g *generator) size() {
 		asm.StoreMem(regFrame, flowPacketsAt, asm.R2, asm.DWord),
 		asm.StoreMem(regFrame, flowBytesAt, asm.R3, asm.DWord),
 	)
+}
+
+// unlessStream goes to stream if the packet, a superpacket, is TCP as TakeStreams takes it: see ifStream. Behind extension headers
+// it takes those on the way in for such, and those on the way out whose headers have the length of the one of BIG TCP. It
+// leaves R2 to R4 alone.
+func (g *generator) unlessStream(stream label) {
+	v6, other := g.NewLabel(), g.NewLabel()
+	g.Emit(asm.LoadMem(asm.R1, regFrame, varFlags, asm.Word))
+	g.Emit(asm.And.Imm32(asm.R1, 1<<flagTCP))
+	g.JumpImm32(asm.JEq, asm.R1, 0, other)
+	g.Emit(asm.LoadMem(asm.R1, regFrame, frameIP, asm.Byte))
+	g.JumpImm32(asm.JEq, asm.R1, 0x45, stream)
+	g.Emit(asm.RSh.Imm32(asm.R1, 4))
+	g.JumpImm32(asm.JEq, asm.R1, 6, v6)
+	g.Jump(other)
+	g.Mark(v6)
+	if g.hook.Direction == Inbound {
+		g.Jump(stream)
+	} else {
+		g.Emit(asm.LoadMem(asm.R1, regFrame, frameIP+6, asm.Byte))
+		g.JumpImm32(asm.JEq, asm.R1, protoTCP, stream)
+		g.JumpImm32(asm.JNE, asm.R1, protoHopByHop, other)
+		g.Emit( // the length of the headers, without that of TCP
+			asm.LoadMem(asm.R5, regFrame, frameTransport+12, asm.Byte),
+			asm.RSh.Imm32(asm.R5, 4),
+			asm.LSh.Imm32(asm.R5, 2),
+			asm.LoadMem(asm.R1, regFrame, varPayload, asm.Word),
+			asm.Sub.Reg32(asm.R1, asm.R5),
+		)
+		g.JumpImm32(asm.JEq, asm.R1, lenIPv6+lenExtension, stream)
+	}
+	g.Mark(other)
 }
 
 // countInRecord counts the packet in its flow's record, and notes the end of TCP; see flow.Record.Count.

@@ -81,25 +81,34 @@ func (ps *flowPrograms) decide(b []byte) (flow.Verdict, bool, error) {
 
 // age makes time pass for the records.
 func (ps *flowPrograms) age(by time.Duration) error {
-	records := map[flow.Key]flow.Record{}
+	older := func(r *flow.Record) {
+		if r.LastSeen -= int64(by); r.Deadline != 0 {
+			r.Deadline = max(1, r.Deadline-int64(by))
+		}
+	}
+	err := changeAll(ps.maps.Named(flowmap.Decided), func(e *flowmap.Entry) { older(&e.Record) })
+	if err != nil {
+		return err
+	}
+	return changeAll(ps.maps.Named(flowmap.Counted), older)
+}
+
+// changeAll changes each value of a map of flows.
+func changeAll[V any](m *ebpf.Map, change func(*V)) error {
+	values := map[flow.Key]V{}
 	var k flow.Key
-	var r flow.Record
-	for _, m := range []*ebpf.Map{ps.maps.Named(flowmap.Decided), ps.maps.Named(flowmap.Counted)} {
-		clear(records)
-		each := m.Iterate()
-		for each.Next(&k, &r) {
-			records[k] = r
-		}
-		if err := each.Err(); err != nil {
+	var v V
+	each := m.Iterate()
+	for each.Next(&k, &v) {
+		values[k] = v
+	}
+	if err := each.Err(); err != nil {
+		return err
+	}
+	for k, v := range values {
+		change(&v)
+		if err := m.Put(&k, &v); err != nil {
 			return err
-		}
-		for k, r := range records {
-			if r.LastSeen -= int64(by); r.Deadline != 0 {
-				r.Deadline = max(1, r.Deadline-int64(by))
-			}
-			if err := m.Put(&k, &r); err != nil {
-				return err
-			}
 		}
 	}
 	return nil
@@ -290,6 +299,75 @@ func playFlows(t *testing.T, text string, script []byte, name string) {
 	}
 }
 
+// TestFlowSizes: a superpacket counts as the packets that the handle would receive.
+func TestFlowSizes(t *testing.T) {
+	const ack = 16
+	tcp := tcpHeader(5, ack, "abc")
+	big := header6(protoHopByHop, append([]byte{protoTCP, 0, 0xC2, 4, 0, 1, 0, 0}, tcp...))
+	behind := header6(protoDestination, extensions(1, protoTCP, tcp))
+	for _, row := range []struct {
+		name    string
+		b       []byte
+		in, out uint64 // packets, if TCP is received in superpackets
+	}{
+		{"TCP", header4(protoTCP, nil, 0, tcp), 1, 1},
+		{"TCP behind options", header4(protoTCP, []byte{1, 1, 1, 1}, 0, tcp), 3, 3},
+		{"UDP", header4(protoUDP, nil, 0, udpHeader("abc")), 3, 3},
+		{"TCP over IPv6", header6(protoTCP, tcp), 1, 1},
+		{"UDP over IPv6", header6(protoUDP, udpHeader("abc")), 3, 3},
+		{"BIG TCP", big, 1, 1},
+		{"TCP behind an extension header", behind, 1, 3},
+	} {
+		for _, direction := range []Direction{Inbound, Outbound} {
+			streams := map[Direction]uint64{Inbound: row.in, Outbound: row.out}[direction]
+			for sizes, want := range map[FlowSizes]uint64{FlowWhole: 1, FlowStreams: streams, FlowSegments: 3} {
+				ps := loadFlowPrograms(t, "true", Hook{})
+				u, err := Build(compiled(t, "true"), Hook{Direction: direction}, here(Options{Flows: FlowAccepted, FlowSizes: sizes, CoarseClock: coarseHere()}))
+				if err != nil {
+					t.Fatal(err)
+				}
+				program, err := u.WithFlows(ps.maps).Load()
+				if err != nil {
+					t.Fatal(err)
+				}
+				defer program.Close()
+				var parsed packet.Parsed
+				parsed.Parse(row.b)
+				p, ok := flow.Find(row.b, &parsed)
+				if !ok {
+					t.Fatalf("%s has no flow", row.name)
+				}
+				if err := ps.maps.Decide(&p.Key, flow.Accept); err != nil {
+					t.Fatal(err)
+				}
+				for super, want := range map[bool]uint64{false: 1, true: want} {
+					before, err := ps.maps.Totals()
+					if err != nil {
+						t.Fatal(err)
+					}
+					context := skb{}
+					if super {
+						binary.NativeEndian.PutUint32(context.Rest[skbGSOSegs-44:], 3)
+						binary.NativeEndian.PutUint32(context.Rest[skbGSOSize-44:], 1)
+					}
+					if result, err := program.program.Run(&ebpf.RunOptions{Data: frame(row.b), Context: context}); result != 0 || err != nil {
+						t.Fatalf("%s: the answer is %d (%v), want that the flow is accepted", row.name, result, err)
+					}
+					after, err := ps.maps.Totals()
+					if err != nil {
+						t.Fatal(err)
+					}
+					headers := uint64(len(row.b) - len("abc"))
+					if got := after.Accepted - before.Accepted; got != want || after.AcceptedBytes-before.AcceptedBytes != want*headers+3 {
+						t.Errorf("%s, direction %d, sizes %d, superpacket %v: %d packets, %d bytes, want %d packets",
+							row.name, direction, sizes, super, got, after.AcceptedBytes-before.AcceptedBytes, want)
+					}
+				}
+			}
+		}
+	}
+}
+
 // BenchmarkFlows is what a packet of 64 bytes costs in a program that follows verdicts: with one, without, and where the filter
 // counts.
 func BenchmarkFlows(b *testing.B) {
@@ -337,17 +415,26 @@ func BenchmarkFlows(b *testing.B) {
 	}
 }
 
-// BenchmarkDecide is what a verdict costs, for flows that are new.
+// BenchmarkDecide is what a verdict costs: for flows that are new, and for one again and again.
 func BenchmarkDecide(b *testing.B) {
 	requireBPF(b)
+	for name, others := range map[string]bool{"new": true, "again": false} {
+		b.Run(name, func(b *testing.B) { benchmarkDecide(b, others) })
+	}
+}
+
+func benchmarkDecide(b *testing.B, others bool) {
 	m, err := flowmap.New(flow.DefaultSize, flow.DefaultIdle)
 	if err != nil {
 		b.Fatal(err)
 	}
 	defer m.Close()
 	b.ReportAllocs()
-	for i := 0; b.Loop(); i++ {
-		if err := m.Decide(&flow.Key{Addrs: [4]uint64{1: uint64(i)}, Protocol: 17, Family: 4}, flow.Accept); err != nil {
+	for i := uint64(0); b.Loop(); i++ {
+		if !others {
+			i = 0
+		}
+		if err := m.Decide(&flow.Key{Addrs: [4]uint64{1: i}, Protocol: 17, Family: 4}, flow.Accept); err != nil {
 			b.Fatal(err)
 		}
 	}

@@ -7,9 +7,12 @@ package flowmap
 import (
 	"errors"
 	"fmt"
+	"sync/atomic"
+	"time"
 	"unsafe"
 
 	"github.com/cilium/ebpf"
+	"golang.org/x/sys/unix"
 
 	"github.com/opendivert/divert/internal/clock"
 	"github.com/opendivert/divert/internal/flow"
@@ -17,11 +20,16 @@ import (
 
 // The names by which programs refer to the maps.
 const (
-	Decided = "divert_flows"  // LRU hash, flow.Key to flow.Record: flows with a verdict, written by the process
-	Counted = "divert_counts" // the same of flows that filters count, written by the programs
+	Decided = "divert_flows"  // hash, flow.Key to Entry: flows with a verdict, which only the process puts in and takes out
+	Counted = "divert_counts" // LRU hash, flow.Key to flow.Record: flows that filters count, written by the programs
 	State   = "divert_state"  // array of one state
 	Totals  = "divert_totals" // for each CPU: packets and bytes that were accepted, packets and bytes that were dropped
 )
+
+// numbers are those of the names.
+var numbers = map[string]int{Decided: 0, Counted: 1, State: 2, Totals: 3}
+
+const numMaps = 4
 
 // Offsets in a record, in bytes.
 const (
@@ -48,6 +56,13 @@ const (
 	stateSize         = 32
 )
 
+// Entry is the value of the map Decided.
+type Entry struct {
+	flow.Record
+	Place uint32 // where the process notes the flow
+	Zero  uint32
+}
+
 // totalsSize is the size of the totals of a CPU.
 const totalsSize = 32
 
@@ -62,19 +77,24 @@ type state struct {
 const local = 128
 
 // Maps are the maps of a handle. Its methods may be called by several goroutines at once, Close and Make excepted; those that
-// change generations not at the same time.
+// change verdicts or generations not at the same time.
 type Maps struct {
-	maps  map[string]*ebpf.Map
-	state state
-	size  int
-	idle  flow.Idle
+	maps   [numMaps]atomic.Pointer[ebpf.Map] // by number; nil until it is made
+	state  state
+	now    atomic.Uint32 // the generation of verdicts: state.Decided, for those who read
+	size   int
+	idle   flow.Idle
+	places places
+	latest flow.Key // that has a verdict
+
+	next, before Entry // of Decide
 }
 
 // New makes the maps for size flows with a verdict, and with counts for as many flows that filters count, but for the tables
 // themselves: those are for Make (Linux 5.8; CAP_BPF or CAP_SYS_ADMIN).
 func New(size int, idle flow.Idle) (*Maps, error) {
 	m := &Maps{
-		maps: map[string]*ebpf.Map{}, size: size, idle: idle,
+		size: size, idle: idle,
 		state: state{Decided: 1, Counted: 1, TCP: int64(idle.TCP), UDP: int64(idle.UDP), ICMP: int64(idle.ICMP)},
 	}
 	err := m.add(State)
@@ -90,9 +110,9 @@ func New(size int, idle flow.Idle) (*Maps, error) {
 	return m, nil
 }
 
-// Make makes a table, Decided or Counted, unless it is there. Its memory is taken at once.
+// Make makes a table, Decided or Counted, unless it is there. Counted takes its memory at once, Decided with each flow.
 func (m *Maps) Make(table string) error {
-	if m.maps[table] != nil {
+	if m.Named(table) != nil {
 		return nil
 	}
 	return m.add(table)
@@ -104,14 +124,17 @@ func (m *Maps) add(name string) error {
 		return err
 	}
 	spec := Spec(name)
-	if spec.Type == ebpf.LRUHash {
+	switch name {
+	case Decided:
+		spec.MaxEntries = uint32(m.size)
+	case Counted:
 		spec.MaxEntries = uint32(m.size + 2*local*(cpus+1)) // so that size flows are kept although the CPUs hold some back
 	}
 	made, err := ebpf.NewMap(spec)
 	if err != nil {
 		return fmt.Errorf("a table of %d flows: map %s: %w", m.size, name, err)
 	}
-	m.maps[name] = made
+	m.maps[numbers[name]].Store(made)
 	return nil
 }
 
@@ -122,66 +145,172 @@ func Spec(name string) *ebpf.MapSpec {
 		return &ebpf.MapSpec{Name: name, Type: ebpf.Array, KeySize: 4, ValueSize: stateSize, MaxEntries: 1}
 	case Totals:
 		return &ebpf.MapSpec{Name: name, Type: ebpf.PerCPUArray, KeySize: 4, ValueSize: totalsSize, MaxEntries: 1}
+	case Decided:
+		return &ebpf.MapSpec{
+			Name: name, Type: ebpf.Hash, KeySize: uint32(KeySize), ValueSize: uint32(unsafe.Sizeof(Entry{})), MaxEntries: 1,
+			Flags: unix.BPF_F_NO_PREALLOC, // to prepare all of its memory takes milliseconds
+		}
 	}
 	return &ebpf.MapSpec{Name: name, Type: ebpf.LRUHash, KeySize: uint32(KeySize), ValueSize: uint32(RecordSize), MaxEntries: 1}
 }
 
 // Named returns the map of a name, nil if it is none of these. It belongs to m. A nil m has none.
 func (m *Maps) Named(name string) *ebpf.Map {
-	if m == nil {
+	number, ok := numbers[name]
+	if m == nil || !ok {
 		return nil
 	}
-	return m.maps[name]
+	return m.maps[number].Load()
 }
 
 // tell makes the programs see the state.
 func (m *Maps) tell() error {
-	if err := m.maps[State].Put(uint32(0), &m.state); err != nil {
+	m.now.Store(m.state.Decided)
+	if err := m.Named(State).Put(uint32(0), &m.state); err != nil {
 		return fmt.Errorf("state of the flows: %w", err)
 	}
 	return nil
 }
 
-// Decide makes a verdict hold for a flow from the next packet on.
+// Decide makes a verdict hold for a flow from the next packet on. If it holds already, its counters go on. If there is no room,
+// another flow makes way that no packet has come of for long.
 func (m *Maps) Decide(k *flow.Key, v flow.Verdict) error {
 	if err := m.Make(Decided); err != nil {
 		return err
 	}
-	r := flow.Record{LastSeen: clock.Now(), Idle: m.idle.Of(k.Protocol), Generation: m.state.Decided, Verdict: v}
-	if err := m.maps[Decided].Put(k, &r); err != nil {
-		return fmt.Errorf("the verdict of a flow: %w", err)
+	e := &m.next
+	*e = Entry{Record: flow.Record{LastSeen: clock.Now(), Idle: m.idle.Of(k.Protocol), Generation: m.state.Decided, Verdict: v}}
+	// A flow that has its place needs none, and packets that waited for their verdict follow each other.
+	if *k == m.latest || m.places.full(m.size) {
+		done, err := m.decideAgain(k, e)
+		if done || err != nil {
+			return err
+		}
+	}
+	var err error
+	if e.Place, err = m.place(); err != nil {
+		return err
+	}
+	err = m.put(k, e, ebpf.UpdateNoExist)
+	if err == nil {
+		m.places.note(e.Place, k, e.LastSeen)
+		m.latest = *k
+		return nil
+	}
+	m.places.release(e.Place)
+	if errors.Is(err, ebpf.ErrKeyExist) {
+		m.latest = *k
+		_, err = m.decideAgain(k, e)
+		return err
+	}
+	return fmt.Errorf("the verdict of a flow: %w", err)
+}
+
+// decideAgain replaces the entry of a flow that has one, unless it says the same.
+func (m *Maps) decideAgain(k *flow.Key, e *Entry) (done bool, err error) {
+	before := &m.before
+	known, err := m.entry(k, before)
+	switch {
+	case !known || err != nil:
+		return false, err
+	case before.Verdict == e.Verdict && m.holds(before):
+		return true, nil
+	}
+	e.Place = before.Place
+	if err := m.put(k, e, ebpf.UpdateExist); err != nil {
+		return false, fmt.Errorf("the verdict of a flow: %w", err)
+	}
+	m.places.note(e.Place, k, e.LastSeen)
+	return true, nil
+}
+
+// put writes an entry. The kernel keeps memory for some entries ready for each CPU, and a thread of some kernels gets more
+// (PREEMPT_RT, kernel/bpf/memalloc.c): it is given time.
+func (m *Maps) put(k *flow.Key, e *Entry, how ebpf.MapUpdateFlags) (err error) {
+	for range 3 {
+		if err = m.Named(Decided).Update(k, e, how); !errors.Is(err, unix.ENOMEM) {
+			break
+		}
+		time.Sleep(time.Millisecond)
+	}
+	return err
+}
+
+// place returns a place for one more flow.
+func (m *Maps) place() (uint32, error) {
+	if at, ok := m.places.take(m.size); ok {
+		return at, nil
+	}
+	at, k, err := m.places.oldest(func(k *flow.Key) (seen int64, err error) {
+		e := &m.before
+		known, err := m.entry(k, e)
+		if err != nil || !known || !m.holds(e) {
+			return 0, err
+		}
+		return e.LastSeen, nil
+	})
+	if err != nil {
+		return 0, err
+	}
+	if err := m.remove(Decided, k); err != nil {
+		return 0, err
+	}
+	return at, nil
+}
+
+// remove takes a flow out of a table.
+func (m *Maps) remove(table string, k *flow.Key) error {
+	of := m.Named(table)
+	if of == nil {
+		return nil
+	}
+	if err := of.Delete(k); err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
+		return fmt.Errorf("forget a flow: %w", err)
 	}
 	return nil
 }
 
+// entry reads what the table has of a flow, whether it still holds or not.
+func (m *Maps) entry(k *flow.Key, e *Entry) (known bool, err error) {
+	table := m.Named(Decided)
+	if table == nil {
+		return false, nil
+	}
+	switch err := table.Lookup(k, e); {
+	case errors.Is(err, ebpf.ErrKeyNotExist):
+		return false, nil
+	case err != nil:
+		return false, fmt.Errorf("the verdict of a flow: %w", err)
+	}
+	return true, nil
+}
+
+// holds reports whether a verdict holds.
+func (m *Maps) holds(e *Entry) bool {
+	return e.Verdict != flow.Undecided && e.Live(clock.Now(), m.now.Load())
+}
+
 // Get returns the record of a flow with a verdict.
 func (m *Maps) Get(k *flow.Key) (r flow.Record, ok bool, err error) {
-	if m.maps[Decided] == nil {
-		return r, false, nil
-	}
-	switch err := m.maps[Decided].Lookup(k, &r); {
-	case errors.Is(err, ebpf.ErrKeyNotExist):
-		return r, false, nil
-	case err != nil:
-		return r, false, fmt.Errorf("the verdict of a flow: %w", err)
-	}
-	return r, r.Verdict != flow.Undecided && r.Live(clock.Now(), m.state.Decided), nil
+	var e Entry
+	known, err := m.entry(k, &e)
+	return e.Record, known && m.holds(&e), err
 }
 
 // Forget ends what is known of a flow, and reports whether it had a verdict.
 func (m *Maps) Forget(k *flow.Key) (had bool, err error) {
-	if _, had, err = m.Get(k); err != nil {
+	var e Entry
+	known, err := m.entry(k, &e)
+	if err != nil {
 		return false, err
 	}
-	for _, name := range [...]string{Decided, Counted} {
-		if m.maps[name] == nil {
-			continue
+	if known {
+		if err := m.remove(Decided, k); err != nil {
+			return m.holds(&e), err
 		}
-		if err := m.maps[name].Delete(k); err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
-			return had, fmt.Errorf("forget a flow: %w", err)
-		}
+		m.places.release(e.Place)
 	}
-	return had, nil
+	return known && m.holds(&e), m.remove(Counted, k)
 }
 
 // Revoke ends all verdicts, from the next packet on.
@@ -199,7 +328,7 @@ func (m *Maps) ForgetAll() error {
 // Totals returns the sum of the counters of all CPUs.
 func (m *Maps) Totals() (sum flow.Totals, err error) {
 	var each []flow.Totals
-	if err := m.maps[Totals].Lookup(uint32(0), &each); err != nil {
+	if err := m.Named(Totals).Lookup(uint32(0), &each); err != nil {
 		return sum, fmt.Errorf("totals of the flows: %w", err)
 	}
 	for _, t := range each {
@@ -214,8 +343,8 @@ func (m *Maps) Totals() (sum flow.Totals, err error) {
 // Close releases the maps. Programs that have them keep them.
 func (m *Maps) Close() error {
 	var errs []error
-	for _, each := range m.maps {
-		errs = append(errs, each.Close())
+	for i := range m.maps {
+		errs = append(errs, m.maps[i].Load().Close()) // nil has nothing to close
 	}
 	return errors.Join(errs...)
 }

@@ -1,0 +1,69 @@
+//go:build linux
+
+package flowmap
+
+import "github.com/opendivert/divert/internal/flow"
+
+// places notes which flows are in the table of verdicts, so that there is one to make way when it is full: about the one of
+// which no packet has come for the longest time. A hand goes over the flows in turn and takes the first of which none has come
+// since it was there the last time ("clock", "second chance"). Memory grows with the flows, 48 bytes each.
+type places struct {
+	all  []place
+	free []uint32
+	hand uint32
+}
+
+type place struct {
+	key  flow.Key
+	seen int64 // the last packet that the hand knows of; 0: none, as the place is free
+}
+
+// looks is how many flows the hand passes at most: if packets of all came since, the one whose last is the oldest makes way.
+const looks = 64
+
+// full reports whether there are size flows.
+func (p *places) full(size int) bool { return len(p.free) == 0 && len(p.all) >= size }
+
+// take returns a place that is free, if there are fewer than size flows.
+func (p *places) take(size int) (at uint32, ok bool) {
+	if p.full(size) {
+		return 0, false
+	}
+	if n := len(p.free); n > 0 {
+		at, p.free = p.free[n-1], p.free[:n-1]
+		return at, true
+	}
+	p.all = append(p.all, place{})
+	return uint32(len(p.all) - 1), true
+}
+
+// note notes the flow at a place that was taken, and the time of its last packet.
+func (p *places) note(at uint32, k *flow.Key, seen int64) { p.all[at] = place{*k, seen} }
+
+// release gives a place back.
+func (p *places) release(at uint32) {
+	p.all[at] = place{}
+	p.free = append(p.free, at)
+}
+
+// oldest returns the place and the flow that makes way. No place is free. last tells the time of a flow's last packet, 0 if its
+// verdict does not hold any more.
+func (p *places) oldest(last func(*flow.Key) (int64, error)) (uint32, *flow.Key, error) {
+	best, least := p.hand, int64(0)
+	for i := range min(looks, len(p.all)) {
+		at := p.hand
+		p.hand = (p.hand + 1) % uint32(len(p.all))
+		one := &p.all[at]
+		seen, err := last(&one.key)
+		if err != nil {
+			return 0, nil, err
+		}
+		if seen <= one.seen {
+			return at, &one.key, nil
+		}
+		if one.seen = seen; i == 0 || seen < least {
+			best, least = at, seen
+		}
+	}
+	return best, &p.all[best].key, nil
+}
