@@ -245,6 +245,10 @@ func init() {
 		c, _ := h.(*Handle).platform().(engine.Cutter)
 		return c
 	}
+	engine.FollowerOf = func(h any) engine.Follower {
+		f, _ := h.(*Handle).platform().(engine.Follower)
+		return f
+	}
 	engine.GiveBack = func(h any, ps []Packet) { h.(*Handle).platform().Return(ps) }
 }
 

@@ -27,8 +27,9 @@ type handle struct {
 	full, old atomic.Uint64 // lost by the queue
 
 	program  *prog.Program
-	stats    engine.Stats // without what is lost by the queue, and what waits
-	captured uint64       // packets that were given a token
+	beside   []*prog.Program // whose interfaces are kept known too, see Follow
+	stats    engine.Stats    // without what is lost by the queue, and what waits
+	captured uint64          // packets that were given a token
 	held     held
 	flows    engine.FlowTable
 	recvDown bool
@@ -136,6 +137,14 @@ func (h *handle) SetFilter(p *prog.Program) error {
 	return h.change(func() {
 		h.program = h.net.known(p)
 		h.flows.Revoke()
+	})
+}
+
+// Follow implements engine.Follower.
+func (h *handle) Follow(p *prog.Program) error {
+	return h.change(func() {
+		h.net.tellNames(p)
+		h.beside = append(h.beside, p)
 	})
 }
 

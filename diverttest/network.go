@@ -92,6 +92,9 @@ func (n *Network) NameInterface(ifIdx uint32, name string) {
 	n.names[name] = ifIdx
 	for _, h := range n.handles {
 		n.tellNames(h.program)
+		for _, p := range h.beside {
+			n.tellNames(p)
+		}
 	}
 }
 

@@ -111,9 +111,17 @@ func Open(c Config, opts ...divert.Option) (*Impairer, error) {
 	if c.Open == nil {
 		c.Open = divert.OpenProgram
 	}
-	h, err := c.Open(p.filter, append(opts, divert.WithLayer(c.Layer), divert.WithSegments())...)
+	opts = append(opts, divert.WithLayer(c.Layer), divert.WithSegments())
+	if p.processes {
+		opts = append(opts, divert.WithProcessID())
+	}
+	h, err := c.Open(p.filter, opts...)
 	if err != nil {
 		return nil, err
+	}
+	if err := p.bind(h); err != nil {
+		_ = h.Close()
+		return nil, fmt.Errorf("impair: %w", err)
 	}
 	if f := h.Flags() &^ (divert.Fragments | divert.NoInstall); f != 0 {
 		_ = h.Close()

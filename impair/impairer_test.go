@@ -531,6 +531,45 @@ func TestRules(t *testing.T) {
 	})
 }
 
+// TestRulesBySetsAndNames: the filters of several rules know the named sets and the interfaces that the handle knows, as these change.
+func TestRulesBySetsAndNames(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := begin(t, Config{Rules: []Rule{
+			{Filter: "udp.SrcPort in @lost", Loss: 1},
+			{Filter: `iface == "wan"`, Loss: 1},
+			{Filter: "true", Lag: time.Millisecond},
+		}})
+		lost, err := b.Handle().Set("lost")
+		if err != nil {
+			t.Fatal(err)
+		}
+		ok := func(err error) {
+			if err != nil {
+				t.Error(err)
+			}
+		}
+		for number, change := range []func(){
+			func() {},
+			func() { ok(lost.Add(filter.NumberElement(1))) },
+			func() { ok(lost.Replace(nil)) },
+			func() { b.network.NameInterface(diverttest.Link, "wan") },
+			func() { b.network.NameInterface(0, "wan") },
+			func() { ok(b.Handle().SetFilter("udp")); b.network.NameInterface(diverttest.Link, "wan") },
+		} {
+			change()
+			b.put(1, number)
+			synctest.Wait()
+		}
+		if got, want := numbers(b.collect(time.Second)), []int{0, 2, 4}; !slices.Equal(got, want) {
+			t.Errorf("went on: %v, want %v", got, want)
+		}
+		if s := b.Stats(); s.Rules[0].Lost != 1 || s.Rules[1].Lost != 2 || s.Rules[2].Packets != 3 {
+			t.Errorf("counters %+v", s)
+		}
+		b.end()
+	})
+}
+
 // At the end packets that are held go on at once, or are dropped, and counted.
 func TestEnd(t *testing.T) {
 	for _, dropHeld := range []bool{false, true} {
@@ -726,8 +765,8 @@ func TestOpenErrors(t *testing.T) {
 		{"both", Config{Rules: []Rule{{}}, Phases: []Phase{{}}}, "impair: there are rules for the whole run and phases; only one of the two can be"},
 		{"limits", Config{Rules: []Rule{{}}, MaxFlows: -1}, "impair: the limits cannot be negative"},
 		{"filter", rule(Rule{Filter: "tcq"}), `impair: rule 1: filter: column 1: unknown word "tcq"; did you mean TCP or tcp?`},
-		{"interface", Config{Rules: []Rule{{Lag: 1e6}, {Filter: `iface == "eth0"`}}}, `impair: rule 2: filter: iface == "eth0" works with a single rule only; compare ifIdx`},
-		{"set", Config{Rules: []Rule{{Lag: 1e6}, {Filter: "remoteAddr in @blocked"}}}, "impair: rule 2: filter: the named set @blocked works with a single rule only; write its elements in braces"},
+		{"flow", Config{Rules: []Rule{{Lag: 1e6}, {Filter: "flow.Packets > 5"}}}, "impair: rule 2: filter: flow.Packets works with a single rule only: with several the handle also counts what other rules match"},
+		{"sets of two kinds", Config{Rules: []Rule{{Filter: "tcp.DstPort in @some"}, {Filter: "remoteAddr in @some"}}}, "impair: the filters of all rules together: "},
 		{"strict", Config{Strict: true, Rules: []Rule{{Filter: "not (tcp)"}}}, "impair: rule 1: "},
 		{"loss", rule(Rule{Loss: 1.5}), "impair: rule 1: loss: 150% is out of range (0% to 100%)"},
 		{"negative", rule(Rule{Corrupt: -1}), "impair: rule 1: corrupt: -100% is out of range (0% to 100%)"},

@@ -140,7 +140,7 @@ func (w *worker) packet(p *divert.Packet, now int64) {
 	i := w.Impairer
 	var r *rule
 	if !i.ending && i.broken == nil && i.phase < len(i.plan.phases) {
-		r, i.broken = i.plan.phases[i.phase].match(p)
+		r, i.broken = i.plan.match(&i.plan.phases[i.phase], p)
 	}
 	if r == nil || !w.parsed.Parse(p.Data) {
 		i.unimpaired++

@@ -7,7 +7,10 @@ import (
 	"strings"
 	"time"
 
+	"github.com/opendivert/divert"
 	"github.com/opendivert/divert/filter"
+	"github.com/opendivert/divert/internal/engine"
+	"github.com/opendivert/divert/internal/prog"
 	"github.com/opendivert/divert/packet"
 )
 
@@ -75,6 +78,9 @@ type plan struct {
 	rules  []*rule // of all phases
 	repeat bool
 	filter *filter.Program // for the handle: what any rule matches
+
+	processes bool          // a rule asks for the process of a packet
+	parsed    packet.Parsed // of the packet that match is about
 }
 
 // newPlan checks a schedule and prepares it.
@@ -115,36 +121,63 @@ func newPlan(phases []Phase, repeat bool, layer packet.Layer, dialect filter.Dia
 	if len(p.rules) == 0 {
 		return nil, errors.New("there is no rule")
 	}
-	if err := p.refuseSets(); err != nil {
-		return nil, err
-	}
-	var err error
-	p.filter, err = union(texts, layer, dialect)
 	if len(p.phases) == 1 && len(p.rules) == 1 {
 		p.rules[0].program = nil // the handle decides already
 		p.rules[0].Direction = Both
 	}
-	return p, err
-}
-
-// refuseSets refuses named sets and names of interfaces where there are several rules: each has a program of its own, whose
-// sets nobody fills.
-func (p *plan) refuseSets() error {
-	if len(p.phases) == 1 && len(p.rules) == 1 {
-		return nil
-	}
+	sets := false
 	for _, r := range p.rules {
 		if r.program == nil {
 			continue
 		}
-		if names := r.program.Sets(); len(names) > 0 {
-			err := fmt.Errorf("filter: the named set @%s works with a single rule only; write its elements in braces", names[0])
-			return &RuleError{r.stats.Phase, r.stats.Rule, err, r.phased, r.place}
+		sets = sets || len(r.program.Sets()) > 0
+		for _, t := range (*prog.Program)(r.program).Tests() {
+			if t.Field.OfFlow() {
+				return nil, p.wrong(r, fmt.Errorf("filter: %v works with a single rule only: with several the handle also counts what other rules match", t.Field))
+			}
+			p.processes = p.processes || t.Field.OfProcess()
 		}
-		if names := r.program.Interfaces(); len(names) > 0 {
-			err := fmt.Errorf("filter: iface == %s works with a single rule only; compare ifIdx", filter.QuoteName(names[0]))
-			return &RuleError{r.stats.Phase, r.stats.Rule, err, r.phased, r.place}
+	}
+	var err error
+	p.filter, err = union(texts, sets, layer, dialect)
+	return p, err
+}
+
+// wrong makes an error of a rule.
+func (p *plan) wrong(r *rule, err error) error {
+	return &RuleError{r.stats.Phase, r.stats.Rule, err, r.phased, r.place}
+}
+
+// bind has the rules' filters know what the handle knows: its named sets, and which interfaces have their names.
+func (p *plan) bind(h *divert.Handle) error {
+	follower := engine.FollowerOf(h)
+	for _, r := range p.rules {
+		if r.program == nil {
+			continue
 		}
+		sets := map[string]*filter.Set{}
+		for _, name := range r.program.Sets() {
+			s, err := h.Set(name)
+			if err != nil {
+				return p.wrong(r, err)
+			}
+			sets[name] = s
+		}
+		bound, err := r.program.WithSets(sets)
+		if err != nil {
+			return p.wrong(r, err)
+		}
+		own := (*prog.Program)(bound).OwnInterfaces()
+		if names := bound.Interfaces(); len(names) > 0 {
+			err = divert.ErrNotSupported
+			if follower != nil {
+				err = follower.Follow(own)
+			}
+			if err != nil {
+				return p.wrong(r, fmt.Errorf("filter: iface == %s: %w", filter.QuoteName(names[0]), err))
+			}
+		}
+		r.program = (*filter.Program)(own)
 	}
 	return nil
 }
@@ -183,8 +216,8 @@ func newRule(given *Rule, number int, layer packet.Layer, dialect filter.Dialect
 // directionFields are the directions in the filter language.
 var directionFields = [...]string{Out: "outbound", In: "inbound"}
 
-// union compiles a filter that matches what one of the filters matches.
-func union(texts []string, layer packet.Layer, dialect filter.Dialect) (*filter.Program, error) {
+// union compiles a filter that matches what one of the filters matches. With sets it has the named sets of all.
+func union(texts []string, sets bool, layer packet.Layer, dialect filter.Dialect) (*filter.Program, error) {
 	seen := map[string]bool{}
 	var different []string
 	for _, text := range texts {
@@ -194,7 +227,7 @@ func union(texts []string, layer packet.Layer, dialect filter.Dialect) (*filter.
 		}
 	}
 	switch {
-	case seen["true"]:
+	case seen["true"] && !sets:
 		return filter.Compile("true", layer, dialect)
 	case len(different) == 1:
 		return filter.Compile(different[0], layer, dialect)
@@ -235,18 +268,24 @@ func (p *plan) end() (time.Duration, bool) {
 	return time.Duration(end), !p.repeat && end != math.MaxInt64
 }
 
-// match returns the first rule for a packet, nil if there is none.
-func (ph *phase) match(p *packet.Packet) (*rule, error) {
+// match returns the first rule of a phase for a packet that the handle has received, nil if there is none.
+func (p *plan) match(ph *phase, pkt *packet.Packet) (*rule, error) {
+	parsed := false
 	for _, r := range ph.rules {
-		if r.Direction != Both && (r.Direction == Out) != p.Addr.Outbound {
+		if r.Direction != Both && (r.Direction == Out) != pkt.Addr.Outbound {
 			continue
 		}
 		if r.program == nil {
 			return r, nil
 		}
-		ok, err := r.program.Eval(p.Data, &p.Addr)
+		if !parsed && !p.parsed.Parse(pkt.Data) {
+			return nil, p.wrong(r, fmt.Errorf("its filter cannot be decided here: %w", prog.ErrNotPacket))
+		}
+		parsed = true
+		known := prog.Known{Process: pkt.Addr.Network().ProcessID, HasProcess: p.processes}
+		ok, err := (*prog.Program)(r.program).EvalParsed(pkt.Data, &p.parsed, &pkt.Addr, known)
 		if err != nil {
-			return nil, &RuleError{r.stats.Phase, r.stats.Rule, fmt.Errorf("its filter cannot be decided here: %w", err), r.phased, r.place}
+			return nil, p.wrong(r, fmt.Errorf("its filter cannot be decided here: %w", err))
 		}
 		if ok {
 			return r, nil

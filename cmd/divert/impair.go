@@ -200,7 +200,6 @@ func impairConfig(a *app, cmd *cobra.Command, flags *impairFlags, rule *impair.R
 	if err != nil {
 		return c, err
 	}
-	flags.scope.byIndex = true
 	tests, err := flags.scope.tests(flags.layer(), flags.strict)
 	if err != nil {
 		return c, err
@@ -214,6 +213,9 @@ func impairConfig(a *app, cmd *cobra.Command, flags *impairFlags, rule *impair.R
 				}
 				r.Filter = text
 				continue
+			}
+			if r.Filter, err = flags.sets.take(r.Filter); err != nil {
+				return c, err
 			}
 			p, err := flags.compileText(r.Filter)
 			if err != nil {

@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"encoding/json"
+	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
@@ -10,6 +11,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/opendivert/divert/filter"
 	"github.com/opendivert/divert/impair"
 )
 
@@ -104,6 +106,56 @@ func TestImpairSet(t *testing.T) {
 	p.end(t, os.Interrupt)
 	if r := impairedRules(t, p.errout.String()); len(r) != 1 || r[0].Lost == 0 || r[0].Lost != r[0].Packets {
 		t.Errorf("rules %+v", r)
+	}
+}
+
+// TestImpairScheduleByNames: the rules of a schedule may name processes, interfaces and sets.
+func TestImpairScheduleByNames(t *testing.T) {
+	pair, echo := hosts(t)
+	path, set := filepath.Join(t.TempDir(), "schedule.yaml"), filepath.Join(t.TempDir(), "far.txt")
+	if err := os.WriteFile(set, []byte("10.77.0.2\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	mine, _ := os.ReadFile("/proc/self/comm")
+	for _, rule := range []string{`iface == "eth0"`, "remoteAddr in @far", "remoteAddr in @far=" + set, "process == " + filter.QuoteName(strings.TrimSpace(string(mine))), fmt.Sprint("processId == ", os.Getpid())} {
+		if strings.HasPrefix(rule, "process") && needProcesses() != nil {
+			continue
+		}
+		text := "rules:\n  - filter: tcp or iface == \"other\"\n    lag: 5ms\n  - filter: udp.DstPort == 7 and " + rule + "\n    loss: 100%\n  - filter: udp\n    lag: 1ms\n"
+		if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		args := []string{"impair", "--schedule", path, "--json"}
+		if strings.HasSuffix(rule, "@far") {
+			args = append(args, "--set", "far="+set)
+		}
+		p := start(t, pair.A, args...)
+		if n := exchange(t, pair.A, echo, 3, 10*time.Millisecond); n != 0 {
+			t.Errorf("%s: %d datagrams came back", rule, n)
+		}
+		p.end(t, os.Interrupt)
+		if r := impairedRules(t, p.errout.String()); len(r) != 3 || r[0].Packets != 0 || r[1].Lost != 3 || r[2].Packets != 0 {
+			t.Errorf("%s: rules %+v, %s", rule, r, p.errout)
+		}
+	}
+}
+
+// TestImpairScheduleInterface: -i narrows the rules of a schedule.
+func TestImpairScheduleInterface(t *testing.T) {
+	pair, echo := hosts(t)
+	path := filepath.Join(t.TempDir(), "schedule.yaml")
+	if err := os.WriteFile(path, []byte("rules:\n  - {filter: udp.DstPort == 7, loss: 100%}\n  - {filter: tcp, lag: 5ms}\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for _, row := range []struct {
+		device string
+		back   int
+	}{{"lo", 3}, {"eth0", 0}} {
+		p := start(t, pair.A, "impair", "--schedule", path, "-i", row.device, "--json")
+		if n := exchange(t, pair.A, echo, 3, answersIn(row.back)); n != row.back {
+			t.Errorf("%s: %d datagrams came back, want %d", row.device, n, row.back)
+		}
+		p.end(t, os.Interrupt)
 	}
 }
 

@@ -19,7 +19,6 @@ import (
 type scope struct {
 	interfaces []string
 	processes  []string
-	byIndex    bool          // interfaces are tested by their indexes: where programs of users decide, which do not know names
 	lasts      time.Duration // 0: until a signal comes
 	count      int           // 0: no limit
 
@@ -118,7 +117,7 @@ func (s *scope) tests(layer divert.Layer, strict bool) (tests []string, err erro
 		if hasEvents(layer) {
 			return nil, usagef("--interface is about packets, and the layer %s has events", word(layer))
 		}
-		test, err := interfaceTest(s.interfaces, !strict && !s.byIndex && runtime.GOOS == "linux")
+		test, err := interfaceTest(s.interfaces, !strict && runtime.GOOS == "linux")
 		if err != nil {
 			return nil, err
 		}

@@ -146,6 +146,16 @@ type Cutter interface {
 // CutterOf returns the Cutter of a *divert.Handle, nil if its platform has none. Package divert sets it.
 var CutterOf func(h any) Cutter
 
+// Follower is a Handle that keeps the interfaces known which programs beside its own ask for, for users that decide on what they receive
+// by several filters.
+type Follower interface {
+	// Follow fills the sets of the program's interfaces, and keeps them current until the handle closes.
+	Follow(p *prog.Program) error
+}
+
+// FollowerOf returns the Follower of a *divert.Handle, nil if its platform has none. Package divert sets it.
+var FollowerOf func(h any) Follower
+
 // Keeper is a Handle that itself has nothing any more of a packet that Recv returned. Keep tells it of one, whole, of which
 // the program will get a part: it keeps a copy, for Accept.
 type Keeper interface {

@@ -55,6 +55,7 @@ type handle struct {
 	cloneCheck *codegen.CloneCheck
 	names      processes.Names
 	links      *links.Watch         // nil until a filter names interfaces
+	beside     []*prog.Program      // whose interfaces are followed too, see Follow
 	processes  *processes.Processes // nil unless the filter in force, or the user, asks for the processes of packets
 	life       life.Life
 	last       engine.Stats // of a closed handle
@@ -399,7 +400,7 @@ func (h *handle) SetFilter(p *prog.Program) error {
 	}
 	defer func() {
 		if h.links != nil {
-			h.links.Only(h.filter)
+			h.links.Only(append(h.beside[:len(h.beside):len(h.beside)], h.filter)...)
 		}
 	}()
 	if h.entries == nil {

@@ -50,6 +50,20 @@ func (p *Program) Eval(b []byte, a *packet.Address) (bool, error) {
 	return end == accepted, nil
 }
 
+// EvalParsed is Eval for a packet, at a layer that has packets, that is parsed already, and of which more is known. parsed must be the
+// result of parsing b, which has not changed since. The error is a *FieldError, or ErrOtherLayer.
+func (p *Program) EvalParsed(b []byte, parsed *packet.Parsed, a *packet.Address, k Known) (bool, error) {
+	if !OnPackets.Has(p.layer) || a.Layer != p.layer {
+		return false, ErrOtherLayer
+	}
+	s := state{packet: b, parsed: parsed, addr: a, known: k}
+	end := p.code.run(&s)
+	if end == faulted {
+		return false, p.fieldError(int(s.fault))
+	}
+	return end == accepted, nil
+}
+
 func (p *Program) fieldError(test int) error {
 	return &FieldError{Test: test, Field: p.tests[test].Field, Layer: p.layer}
 }

@@ -104,15 +104,20 @@ func (w *Watch) Follow(p *prog.Program) error {
 	return nil
 }
 
-// Only ends following all programs but one.
-func (w *Watch) Only(p *prog.Program) {
+// Only ends following all programs but these, which it follows already.
+func (w *Watch) Only(programs ...*prog.Program) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	before := w.names
 	w.names = map[string]*name{}
-	for _, s := range p.Interfaces() {
-		if n := before[s.Name]; n != nil {
-			w.names[s.Name] = &name{n.index, []*prog.Named{s}}
+	for _, p := range programs {
+		for _, s := range p.Interfaces() {
+			n := w.names[s.Name]
+			if n == nil {
+				n = &name{index: before[s.Name].index}
+				w.names[s.Name] = n
+			}
+			n.sets = append(n.sets, s)
 		}
 	}
 }

@@ -221,6 +221,27 @@ func TestFollowsSeveral(t *testing.T) {
 	}
 }
 
+// TestOnly: of several programs some go on being followed, with what each name has stood for.
+func TestOnly(t *testing.T) {
+	s := newSystem(t)
+	w := s.watch()
+	first := s.add("a")
+	one, two, three := compile(t, `iface == "a"`), compile(t, `iface == "b" or iface == "a"`), compile(t, `iface == "a"`)
+	waitFor(t, func() *prog.Program { s.ok(w.Follow(one)); return one }(), first)
+	s.rename("a", "z")
+	s.ok(w.Follow(two))
+	s.ok(w.Follow(three))
+	w.Only(one, two)
+	second := s.add("b")
+	waitFor(t, two, second, first)
+	third := s.add("a")
+	waitFor(t, one, third)
+	waitFor(t, two, second, third)
+	if got := indexes(three); !slices.Equal(got, []uint32{first}) {
+		t.Errorf("the third has %v, want %d as before", got, first)
+	}
+}
+
 // TestLostMessages: when more has changed than the socket holds, all interfaces are listed anew.
 func TestLostMessages(t *testing.T) {
 	s := newSystem(t)
