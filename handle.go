@@ -72,7 +72,8 @@ func (h *Handle) single() *[1]Packet {
 //
 // If p.Addr came with a packet that still waits for its verdict, that packet goes on, once, past the handles that have seen
 // it. Otherwise p is injected as a new packet: on the way out if p.Addr.Outbound is set, else as if it had come in on the
-// interface in its address.
+// interface in its address. So is a received packet that is turned round or sent elsewhere, unless on Linux it leaves by the same
+// next hop (docs/linux.md, "Another destination").
 //
 // Send computes, in p.Data, the checksums that the address marks as missing, and decrements the TTL of an impostor
 // (specification: api.md 8). For a received packet it does more than package packet: on a source route it computes the

@@ -13,6 +13,7 @@ import (
 	"github.com/opendivert/divert/internal/engine"
 	"github.com/opendivert/divert/internal/linux/inject"
 	"github.com/opendivert/divert/internal/linux/netns"
+	"github.com/opendivert/divert/internal/linux/nexthop"
 	"github.com/opendivert/divert/internal/linux/rules"
 	"github.com/opendivert/divert/packet"
 )
@@ -30,6 +31,8 @@ type Injector struct {
 	outbound *inject.Outbound
 	inbound  *inject.Inbound
 	forward  *inject.Forward
+	hops     *nexthop.Hops
+	noHops   bool // they cannot be known
 }
 
 // New returns the injector of a handle of a layer, with its entry among the rules.
@@ -145,6 +148,22 @@ func (i *Injector) in() (*inject.Inbound, error) {
 	return i.inbound, err
 }
 
+// Hops returns what tells whether two destinations have the same next hop, nil where nothing can. It tells of the injector's
+// namespace, until Close.
+func (i *Injector) Hops() *nexthop.Hops {
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	if i.hops != nil || i.noHops || i.closed {
+		return i.hops
+	}
+	err := i.ns.Do(func() (err error) {
+		i.hops, err = nexthop.Open()
+		return err
+	})
+	i.noHops = err != nil
+	return i.hops
+}
+
 // through returns the way to be forwarded.
 func (i *Injector) through() (*inject.Forward, error) {
 	i.mu.Lock()
@@ -193,6 +212,9 @@ func (i *Injector) Close() error {
 	}
 	if i.forward != nil {
 		errs = append(errs, i.forward.Close())
+	}
+	if i.hops != nil {
+		errs = append(errs, i.hops.Close())
 	}
 	return errors.Join(errs...)
 }

@@ -26,6 +26,7 @@ const (
 	attrTimestamp  = 4
 	attrInDev      = 5
 	attrOutDev     = 6
+	attrPhysOutDev = 8
 	attrPayload    = 10
 	attrCapLen     = 13
 	attrSKBInfo    = 14
@@ -216,6 +217,7 @@ type Message struct {
 	ChecksumNotReady    bool // the transport checksum is left to the hardware: the field holds a partial sum
 	ChecksumNotVerified bool // nobody has verified the checksums
 	GSO                 bool // a packet to be cut into segments later
+	Bridged             bool // a bridge passes it on
 }
 
 // The bits of NFQA_SKB_INFO.
@@ -272,6 +274,8 @@ func (m *Message) Parse(b []byte) Kind {
 			m.In = a.Uint32()
 		case attrOutDev:
 			m.Out = a.Uint32()
+		case attrPhysOutDev:
+			m.Bridged = true
 		case attrPriority:
 			m.Priority = a.Uint32()
 		case attrCapLen:

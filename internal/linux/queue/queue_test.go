@@ -316,6 +316,7 @@ func TestParse(t *testing.T) {
 		{"the least", message(t, 0, 0, 1, header), KindPacket, Message{ID: 1}},
 		{"the length is the payload's", message(t, 0, 0, 1, header, netlink.Attribute{Type: 10, Data: payload}), KindPacket,
 			Message{ID: 1, Length: 7, Payload: payload}},
+		{"a bridge passes it on", message(t, 0, 0, 1, header, netlink.Attribute{Type: 8, Data: be32(5)}), KindPacket, Message{ID: 1, Bridged: true}},
 		{"no packet header", message(t, 0, 0, 1, netlink.Attribute{Type: 10, Data: payload}), KindOther, Message{}},
 		{"a packet header cut short", message(t, 0, 0, 1, netlink.Attribute{Type: 1, Data: be32(1)}), KindOther, Message{}},
 		{"another message", message(t, 2, 0, 1, header), KindOther, Message{}},

@@ -15,7 +15,7 @@ func (s *Sender) Deliver(l *Lane, p *packet.Packet, m *queue.Message, at int64) 
 	Describe(s.Layer, &p.Addr, m, at)
 	t := token{
 		tag: s.Tag, id: m.ID, place: m.ID, priority: m.Priority, hook: m.Hook, gso: m.GSO, lane: l.Index,
-		ifIdx: p.Addr.Network().IfIdx, dst: destination(m.Payload), sums: sumsOf(&p.Addr),
+		six: p.Addr.IPv6, bridged: m.Bridged, ifIdx: p.Addr.Network().IfIdx, dst: destination(m.Payload), sums: sumsOf(&p.Addr),
 	}
 	// If a packet is too long for the queue, Send can only let the captured packet go on, or refuse. So such a packet always
 	// has a digest, unless the program asked for beginnings (WithSnapLength). A severed one has it because Accept needs no bytes.

@@ -135,12 +135,23 @@ func (t *token) same(b []byte, a *packet.Address) bool {
 	return t.digest != 0 && t.sums == sumsOf(a) && (t.outbound() || a.Network().IfIdx == t.ifIdx) && digest(b) == t.digest
 }
 
+// The bits of sumsOf.
+const (
+	sumIP = 1 << iota
+	sumTCP
+	sumUDP
+)
+
 // sumsOf returns which checksums of a packet its address calls right, in bits.
 func sumsOf(a *packet.Address) (sums uint8) {
-	for i, right := range [...]bool{a.IPChecksum, a.TCPChecksum, a.UDPChecksum} {
-		if right {
-			sums |= 1 << i
-		}
+	if a.IPChecksum {
+		sums |= sumIP
+	}
+	if a.TCPChecksum {
+		sums |= sumTCP
+	}
+	if a.UDPChecksum {
+		sums |= sumUDP
 	}
 	return sums
 }

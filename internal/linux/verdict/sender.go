@@ -57,6 +57,12 @@ type verdicts struct {
 	same, changed, unknown int32                  // packets that Send found as they had been captured, or not, or cannot tell
 	differs                *packet.Packet         // the last that was not: run ends there, and one goes on with it
 	keeps                  bool                   // the memory of the packets is not written to
+	redirected             bool                   // a packet that is not flushed yet has another destination
+	fresh                  bool                   // what is known of next hops is
+	reinjected, injected   uint64                 // packets that went on, and that were injected
+	counted                uint64                 // those that went on before the last flush
+	failed                 int                    // of those
+	err                    error                  // the last of a flush
 }
 
 // laneVerdicts are those on the packets of a lane.
@@ -242,14 +248,13 @@ func (s *Sender) send(ps []packet.Packet, keeps, unchanged bool) (sent int, last
 
 // part sends packets with one flush of verdicts.
 func (s *Sender) part(ps []packet.Packet, v *verdicts, unchanged bool) (sent int, last error) {
-	var reinjected, injected uint64
 	rest := ps
 	if len(ps) > 1 {
 		n, err := s.run(ps, v, unchanged)
 		if err != nil {
 			return 0, ClosedError(err)
 		}
-		reinjected, rest = uint64(n), ps[n:]
+		v.reinjected, rest = uint64(n), ps[n:]
 	}
 	for i := range rest {
 		again, err := s.one(&rest[i], v, unchanged)
@@ -257,23 +262,32 @@ func (s *Sender) part(ps []packet.Packet, v *verdicts, unchanged bool) (sent int
 		case err != nil:
 			last = err
 		case again:
-			reinjected++
+			v.reinjected++
 		default:
-			injected++
+			v.injected++
 		}
 	}
 	s.habit.learn(v.same, v.changed, v.unknown)
-	s.Counts.Reinjected.Add(reinjected) // before the kernel can refuse any of them
+	s.flush(v)
+	if v.err != nil {
+		last = ClosedError(v.err)
+	}
+	sent = int(v.reinjected+v.injected) - v.failed
+	s.Counts.Injected.Add(v.injected)
+	s.Counts.Failed.Add(uint64(len(ps) - sent))
+	return sent, last
+}
+
+// flush sends the verdicts of a send call that have gathered, and counts their packets.
+func (s *Sender) flush(v *verdicts) {
+	s.Counts.Reinjected.Add(v.reinjected - v.counted) // before the kernel can refuse any of them
+	v.counted = v.reinjected
 	failed, err := v.flush(s.lanes)
 	if err != nil {
 		s.Counts.Reinjected.Add(-uint64(failed))
-		reinjected -= uint64(failed)
-		last = ClosedError(err)
+		v.failed += failed
+		v.err = err
 	}
-	sent = int(reinjected + injected)
-	s.Counts.Injected.Add(injected)
-	s.Counts.Failed.Add(uint64(len(ps) - sent))
-	return sent, last
 }
 
 // Pass lets captured packets go on as they were, which the caller counts as passed, and returns how many: those that
@@ -383,7 +397,7 @@ func (s *Sender) one(p *packet.Packet, v *verdicts, unchanged bool) (again bool,
 		return false, err // the captured packet, if it is one, still waits for a better try
 	}
 	if l != nil && v.claim(l, &t) {
-		if t.holds(data, &p.Addr) && len(data) <= queue.MaxPayload {
+		if len(data) <= queue.MaxPayload && (t.holds(data, &p.Addr) || s.redirects(v, &t, data, &p.Addr)) {
 			if t.severed && s.Injector.Inject(data, &p.Addr) == nil {
 				return true, v.drop(l, t.id)
 			}
@@ -393,6 +407,10 @@ func (s *Sender) one(p *packet.Packet, v *verdicts, unchanged bool) (again bool,
 		if err := v.drop(l, t.id); err != nil {
 			return false, err
 		}
+	}
+	if v.redirected {
+		s.flush(v) // what goes another way must not overtake what went before it
+		v.redirected = false
 	}
 	late := s.held.late(l, &t)
 	err = s.Injector.Inject(data, &p.Addr)

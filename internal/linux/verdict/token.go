@@ -17,14 +17,16 @@ type token struct {
 	place    uint32 // among those received and not sent on
 	priority uint32 // skb->priority at the capture
 	ifIdx    uint32 // as captured
-	dst      uint32 // digest of the destination address
 	hook     queue.Hook
-	gso      bool   // the packet is to be cut into segments
-	cut      bool   // only the beginning of the packet was received
-	severed  bool   // a verdict may lose the packet, see severed
-	lane     uint8  // which of the handle's queues
-	sums     uint8  // sumsOf the address, as captured
-	digest   uint64 // of the packet's bytes, 0: unknown
+	gso      bool     // the packet is to be cut into segments
+	six      bool     // it is of IPv6
+	bridged  bool     // a bridge passes it on
+	severed  bool     // a verdict may lose the packet, see severed
+	cut      bool     // only the beginning of the packet was received
+	lane     uint8    // which of the handle's queues
+	sums     uint8    // sumsOf the address, as captured
+	digest   uint64   // of the packet's bytes, 0: unknown
+	dst      [16]byte // destination of the packet
 }
 
 // The bits of a token's flags.
@@ -32,6 +34,8 @@ const (
 	tokenGSO = 1 << iota
 	tokenCut
 	tokenSevered
+	tokenIPv6
+	tokenBridged
 )
 
 // tokenOffset is where the token lies in the layer data, behind interface and sub-interface.
@@ -48,23 +52,22 @@ func (t *token) put(a *packet.Address) {
 	le.PutUint32(b[4:], t.id)
 	le.PutUint32(b[8:], t.priority)
 	le.PutUint32(b[12:], t.ifIdx)
-	le.PutUint32(b[16:], t.dst)
 	b[20] = byte(t.hook)
 	b[tokenFlags] = 0
-	if t.gso {
-		b[tokenFlags] |= tokenGSO
-	}
-	if t.cut {
-		b[tokenFlags] |= tokenCut
-	}
-	if t.severed {
-		b[tokenFlags] |= tokenSevered
+	for _, f := range [...]struct {
+		set bool
+		bit byte
+	}{{t.gso, tokenGSO}, {t.cut, tokenCut}, {t.six, tokenIPv6}, {t.bridged, tokenBridged}, {t.severed, tokenSevered}} {
+		if f.set {
+			b[tokenFlags] |= f.bit
+		}
 	}
 	b[22] = t.lane
 	b[23] = t.sums
 	le.PutUint32(b[24:], t.place)
 	// Four bytes are the process's (packet.NetworkData).
 	le.PutUint64(b[32:], t.digest)
+	copy(b[40:], t.dst[:])
 }
 
 // tokenOf reads the token of an address. Any address has one; only the tag makes it mean something.
@@ -73,9 +76,10 @@ func tokenOf(a *packet.Address) token {
 	le := binary.LittleEndian
 	return token{
 		tag: le.Uint32(b[0:]), id: le.Uint32(b[4:]), priority: le.Uint32(b[8:]),
-		ifIdx: le.Uint32(b[12:]), dst: le.Uint32(b[16:]),
-		hook: queue.Hook(b[20]), gso: b[tokenFlags]&tokenGSO != 0, cut: b[tokenFlags]&tokenCut != 0, severed: b[tokenFlags]&tokenSevered != 0,
-		lane: b[22], sums: b[23], place: le.Uint32(b[24:]), digest: le.Uint64(b[32:]),
+		ifIdx: le.Uint32(b[12:]), hook: queue.Hook(b[20]),
+		gso: b[tokenFlags]&tokenGSO != 0, cut: b[tokenFlags]&tokenCut != 0, six: b[tokenFlags]&tokenIPv6 != 0, bridged: b[tokenFlags]&tokenBridged != 0,
+		severed: b[tokenFlags]&tokenSevered != 0,
+		lane:    b[22], sums: b[23], place: le.Uint32(b[24:]), digest: le.Uint64(b[32:]), dst: [16]byte(b[40:]),
 	}
 }
 
@@ -89,7 +93,7 @@ func outbound(hook queue.Hook) bool { return hook != queue.HookPrerouting && hoo
 // on the same way, over the same interface, and, when it has been routed already, to the
 // same destination.
 func (t *token) holds(b []byte, a *packet.Address) bool {
-	if a.Outbound != t.outbound() {
+	if a.Outbound != t.outbound() || isIPv6(b) != t.six {
 		return false
 	}
 	if t.hook != queue.HookPrerouting && destination(b) != t.dst {
@@ -98,20 +102,16 @@ func (t *token) holds(b []byte, a *packet.Address) bool {
 	return t.outbound() || a.Network().IfIdx == t.ifIdx
 }
 
-// destination digests the destination address of a packet (FNV-1a); 0 if it is cut before that.
-func destination(b []byte) uint32 {
-	var addr []byte
+func isIPv6(b []byte) bool { return len(b) > 0 && b[0]>>4 == 6 }
+
+// destination returns the destination address of a packet, an IPv4 address with zeros behind it; all zeros if it is cut before
+// that.
+func destination(b []byte) (dst [16]byte) {
 	switch {
 	case len(b) >= packet.IPv6HeaderLen && b[0]>>4 == 6:
-		addr = b[24:40]
+		dst = [16]byte(b[24:40])
 	case len(b) >= packet.IPv4HeaderLen && b[0]>>4 == 4:
-		addr = b[16:20]
-	default:
-		return 0
+		copy(dst[:], b[16:20])
 	}
-	h := uint32(2166136261)
-	for _, c := range addr {
-		h = (h ^ uint32(c)) * 16777619
-	}
-	return h
+	return dst
 }

@@ -13,8 +13,8 @@ import (
 func TestTokenSurvivesTheCLayout(t *testing.T) {
 	for _, want := range []token{
 		{},
-		{tag: 1, id: 2, priority: 3, ifIdx: 4, dst: 5, hook: queue.HookPrerouting, gso: true, severed: true, lane: 6, sums: 7, digest: 8, place: 9},
-		{tag: 1<<32 - 1, id: 1<<32 - 1, priority: 1<<32 - 1, ifIdx: 1<<32 - 1, dst: 1<<32 - 1, hook: 255, lane: 255,
+		{tag: 1, id: 2, priority: 3, ifIdx: 4, dst: [16]byte{5}, hook: queue.HookPrerouting, gso: true, severed: true, lane: 6, sums: 7, digest: 8, place: 9},
+		{tag: 1<<32 - 1, id: 1<<32 - 1, priority: 1<<32 - 1, ifIdx: 1<<32 - 1, dst: [16]byte{0: 255, 15: 255}, six: true, bridged: true, hook: 255, lane: 255,
 			sums: 255, digest: 1<<64 - 1, place: 1<<32 - 1},
 	} {
 		a := packet.Address{Timestamp: 1, Outbound: true}
@@ -41,6 +41,8 @@ func TestTokenHolds(t *testing.T) {
 	out, in := unhex(t, tcp4), unhex(t, tcp6)
 	elsewhere := bytes.Clone(out)
 	elsewhere[19]++
+	inElsewhere := bytes.Clone(in)
+	inElsewhere[39]++
 	rows := []struct {
 		name     string
 		hook     queue.Hook
@@ -56,8 +58,10 @@ func TestTokenHolds(t *testing.T) {
 		{"forwarded as it was", queue.HookForward, true, 7, out, true},
 		{"forwarded to somewhere else", queue.HookForward, true, 7, elsewhere, false},
 		{"inbound as it was", queue.HookPrerouting, false, 7, in, true},
-		{"inbound to somewhere else, which routing will see", queue.HookPrerouting, false, 7, elsewhere, true},
+		{"inbound to somewhere else, which routing will see", queue.HookPrerouting, false, 7, inElsewhere, true},
 		{"inbound on another interface", queue.HookPrerouting, false, 9, in, false},
+		{"outbound, of the other family", queue.HookPostrouting, true, 7, in, false},
+		{"inbound, of the other family, which the kernel would read as its own", queue.HookPrerouting, false, 7, out, false},
 		{"inbound turned round", queue.HookPrerouting, true, 7, in, false},
 	}
 	for _, row := range rows {
@@ -66,7 +70,7 @@ func TestTokenHolds(t *testing.T) {
 			if row.hook == queue.HookPrerouting {
 				captured = in
 			}
-			k := token{hook: row.hook, ifIdx: 7, dst: destination(captured)}
+			k := token{hook: row.hook, ifIdx: 7, dst: destination(captured), six: isIPv6(captured)}
 			a := packet.Address{Outbound: row.outbound}
 			a.SetNetwork(packet.NetworkData{IfIdx: row.ifIdx})
 			if got := k.holds(row.b, &a); got != row.want {
@@ -78,11 +82,11 @@ func TestTokenHolds(t *testing.T) {
 
 func TestDestination(t *testing.T) {
 	four, six := unhex(t, tcp4), unhex(t, tcp6)
-	if destination(four) == 0 || destination(six) == 0 || destination(four) == destination(six) {
+	if destination(four) == [16]byte{} || destination(six) == [16]byte{} || destination(four) == destination(six) {
 		t.Error("destinations do not differ")
 	}
 	for _, b := range [][]byte{nil, four[:19], six[:39], {0x50, 39: 0}} {
-		if d := destination(b); d != 0 {
+		if d := destination(b); d != [16]byte{} {
 			t.Errorf("%x has the destination %x", b, d)
 		}
 	}
