@@ -96,9 +96,9 @@ var (
 		Without: "it is noted when the socket is made or connected, which costs every socket some time", Remedy: "a newer kernel",
 		Probe: tries(ebpf.SockOps, ebpf.AttachCGroupSockOps, asm.FnGetCurrentPidTgid.Call()),
 	}
-	// SockOpsName: sock_ops programs may ask for the name of who is running. No version is known of which that is true everywhere.
+	// SockOpsName: sock_ops programs may ask for the name of who is running. Debian's 6.12 refuses it.
 	SockOpsName = &kernel.Feature{
-		Name: "the process's name in sock_ops programs", Since: kernel.Version{Major: 6, Minor: 10}, For: "the same, for the name",
+		Name: "the process's name in sock_ops programs", Since: kernel.Version{Major: 6, Minor: 16}, For: "the same, for the name",
 		Without: "it is noted when the socket is made or connected, which costs every socket some time", Remedy: "a newer kernel",
 		Probe: tries(ebpf.SockOps, ebpf.AttachCGroupSockOps,
 			asm.Mov.Reg(asm.R1, asm.R10), asm.Add.Imm(asm.R1, -codegen.NameSize), asm.Mov.Imm(asm.R2, codegen.NameSize), asm.FnGetCurrentComm.Call()),
