@@ -82,7 +82,7 @@ func openHandle(text string, layer uint32, priority int16, flags uint64, extende
 		return 0, code(wincode.Of(err))
 	}
 	h := newHandle(d)
-	if segments == segmentsIfShort && hasPackets && receives && divert.Flag(flags)&divert.Sniff == 0 {
+	if segments == segmentsIfShort && hasPackets && receives {
 		h.cutter = engine.CutterOf(d)
 	}
 	return handles.add(h), success

@@ -503,7 +503,7 @@ WINDIVERTEXPORT HANDLE WinDivertOpen(const char *filter, WINDIVERT_LAYER layer, 
 /*
  * Waits for a packet or event. Each pointer but the handle may be NULL. The kernel keeps TCP in segments of up to 64
  * KiB: room for WINDIVERT_MTU_MAX bytes is fastest. The first call with packetLen below 65531 has TCP come as it is on the
- * wire from then on; DIVERT_SEGMENTS=1 in the environment at WinDivertOpen has so from the start, DIVERT_SEGMENTS=0 never.
+ * wire from then on (not of handles that sniff at NETWORK_FORWARD); DIVERT_SEGMENTS=1 in the environment at WinDivertOpen has so from the start, DIVERT_SEGMENTS=0 never.
  * *pRecvLen is the packet's length; of a
  * packet longer than 65531 bytes, of which its IP header tells, the first 65531 are received, and WinDivertSend
  * lets all of it go on if they are not changed.

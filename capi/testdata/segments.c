@@ -1,7 +1,8 @@
 /*
  * segments.c sends packets on through a short buffer, as programs do that were written for the wire: ADDRESS PORT BYTES BUFFER.
  * It dials, opens a handle, fills the socket, so that packets wait that were made before the handle is asked for one, and
- * uploads so many bytes. It prints how many packets were too long. With a fifth argument it waits for a descriptor.
+ * uploads so many bytes. It prints how many packets were too long. With the argument descriptor it waits for one; with sniff it
+ * receives copies, and prints how many bytes of payload they have, and how many are not as on the wire.
  */
 #include <windivert.h>
 
@@ -18,7 +19,28 @@
 static HANDLE handle;
 static UINT room;
 static int fd = -1;
-static unsigned long long_packets, packets, lost;
+static int sniffs;
+static unsigned long long_packets, packets, lost, payload, wrong;
+
+/* Counts the payload of a copy that goes out; wrong is one whose length or checksums, if it has them, are not those of a packet on the wire. */
+static void look(void *packet, UINT length, WINDIVERT_ADDRESS *addr)
+{
+    PWINDIVERT_IPHDR ip;
+    PVOID data;
+    UINT size = 0;
+    UINT8 copy[1600];
+
+    if (!addr->Outbound)
+        return;
+    if (length > sizeof(copy) || !WinDivertHelperParsePacket(packet, length, &ip, NULL, NULL, NULL, NULL, NULL, NULL, &data, &size, NULL, NULL)) {
+        wrong++;
+        return;
+    }
+    payload += size;
+    memcpy(copy, packet, length);
+    WinDivertHelperCalcChecksums(copy, length, NULL, addr->TCPChecksum ? 0 : WINDIVERT_HELPER_NO_TCP_CHECKSUM);
+    wrong += ntohs(ip->Length) != length || memcmp(copy, packet, length) != 0;
+}
 
 static void *divert(void *unused)
 {
@@ -33,7 +55,9 @@ static void *divert(void *unused)
             (void)poll(&wait, 1, -1);
         if (WinDivertRecv(handle, packet, room, &length, &addr)) {
             packets++;
-            if (!WinDivertSend(handle, packet, length, NULL, &addr))
+            if (sniffs)
+                look(packet, length, &addr);
+            else if (!WinDivertSend(handle, packet, length, NULL, &addr))
                 lost++;
         } else if (GetLastError() == ERROR_INSUFFICIENT_BUFFER) {
             long_packets++;
@@ -62,12 +86,18 @@ int main(int argc, char **argv)
     room = (UINT)atoi(argv[4]);
     if (connect(s, (struct sockaddr *)&to, sizeof(to)) != 0)
         return 3;
-    handle = WinDivertOpen("tcp", WINDIVERT_LAYER_NETWORK, 0, 0);
+    sniffs = argc > 5 && strcmp(argv[5], "sniff") == 0;
+    handle = WinDivertOpen("tcp", WINDIVERT_LAYER_NETWORK, 0, sniffs ? WINDIVERT_FLAG_SNIFF : 0);
     if (handle == INVALID_HANDLE_VALUE) {
         fprintf(stderr, "WinDivertOpen: error %u\n", (unsigned)GetLastError());
         return 1;
     }
-    if (argc > 5)
+    if (sniffs) {
+        UINT64 most = WINDIVERT_PARAM_QUEUE_LENGTH_MAX;
+
+        WinDivertSetParam(handle, WINDIVERT_PARAM_QUEUE_LENGTH, most);
+        WinDivertSetParam(handle, WINDIVERT_PARAM_QUEUE_SIZE, WINDIVERT_PARAM_QUEUE_SIZE_MAX);
+    } else if (argc > 5)
         fd = WinDivertGetFd(handle);
     n = send(s, block, sizeof(block), MSG_DONTWAIT);
     left -= n;
@@ -90,6 +120,8 @@ int main(int argc, char **argv)
     pthread_join(thread, NULL);
     if (!WinDivertClose(handle))
         return 5;
+    if (sniffs)
+        printf("%lu bytes, %lu wrong, ", payload, wrong);
     printf("%lu too long, %lu not sent, %s\n", long_packets, lost, packets > 100 ? "many" : "few");
     return 0;
 }

@@ -139,7 +139,7 @@ type Cutter interface {
 	// Cut makes packets that are captured from now on come in segments.
 	Cut() error
 	// Again has superpackets that Recv has returned, from before, pass the handle once more instead of being returned. It moves the
-	// other packets to the front of ps and returns how many they are.
+	// other packets to the front of ps and returns how many they are. Copies stay as they are: there is nothing that could pass again.
 	Again(ps []packet.Packet) int
 }
 

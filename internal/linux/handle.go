@@ -309,8 +309,15 @@ func (h *handle) Cut() error {
 	switch {
 	case h.life.Is(life.Closed):
 		return net.ErrClosed
-	case h.cfg.Flags&(engine.FlagSniff|engine.FlagDrop) != 0:
-		return fmt.Errorf("%w: copies cannot be cut later, nor what is dropped", engine.ErrNotSupported)
+	case h.cfg.Flags&engine.FlagSniff != 0:
+		source, ok := h.source.(interface{ Cut() })
+		if !ok {
+			return fmt.Errorf("%w: copies that come through the packet log cannot be cut", engine.ErrNotSupported)
+		}
+		source.Cut()
+		return nil
+	case h.cfg.Flags&engine.FlagDrop != 0:
+		return fmt.Errorf("%w: what is dropped is not received", engine.ErrNotSupported)
 	case !kernel.FinishedSCTP.Has() && h.mayTakeSCTP():
 		return fmt.Errorf("%w: this kernel finishes the checksums of SCTP wrongly in queues that cut; a filter for tcp or udp excludes SCTP", engine.ErrNotSupported)
 	}
@@ -331,6 +338,9 @@ func (h *handle) mayTakeSCTP() bool {
 
 // Again implements engine.Cutter.
 func (h *handle) Again(ps []packet.Packet) int {
+	if h.cfg.Flags&engine.FlagSniff != 0 {
+		return len(ps) // copies do not come again
+	}
 	left := h.sender.Again(ps)
 	again := uint64(len(ps) - left)
 	h.counts.Received.Add(-again)

@@ -33,6 +33,7 @@ type copies struct {
 	buffers  *perfbuf.Buffers
 	draining atomic.Bool
 	drained  atomic.Bool // nothing comes any more
+	cutting  atomic.Bool // TCP too, see Cut
 	limits   atomic.Pointer[engine.Limits]
 
 	changing sync.Mutex  // held by the one who changes the buffers, also while waiting for mu
@@ -326,8 +327,9 @@ func (r *copies) fill(p *packet.Packet) bool {
 		r.Counts.Long.Add(1)
 		return false
 	} // else a packet of BIG TCP, which no sample has room for, comes cut
-	if superpacket && r.pieces.begin(data, int(record.SegmentSize)) {
-		r.pieces.record = record
+	later := !superpacket && record.SegmentSize > 0 && record.Captured == record.Length && r.cutting.Load()
+	if (superpacket || later) && r.pieces.begin(data, int(record.SegmentSize)) {
+		r.pieces.record, r.pieces.decided = record, later
 		r.Counts.Denied.Add(1) // each segment counts
 		return false
 	}
@@ -366,12 +368,15 @@ func (r *copies) piece(p *packet.Packet) bool {
 	}
 	r.address(p, &r.pieces.record)
 	p.Addr.SetPacketLength(0)
-	if r.Review.Refuses(p, len(p.Data), true) {
+	if !r.pieces.decided && r.Review.Refuses(p, len(p.Data), true) {
 		return false
 	}
 	r.Counts.Matched.Add(1)
 	return true
 }
+
+// Cut makes superpackets of TCP come in segments from now on. The filter decides on what the stack has, as before.
+func (r *copies) Cut() { r.cutting.Store(true) }
 
 func (r *copies) SetLimits(l engine.Limits) error {
 	if err := r.grow(l); err != nil {

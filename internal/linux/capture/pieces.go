@@ -16,6 +16,7 @@ type pieces struct {
 	longest   int // of a piece, in bytes
 	segmenter packet.Segmenter
 	record    codegen.Record
+	decided   bool // the filter has decided on the whole
 }
 
 // begin takes a superpacket with segments of size bytes of payload, and reports whether it can be cut. That is so with
