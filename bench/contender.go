@@ -36,6 +36,7 @@ type contender struct {
 	loads  []string // those of the default selection
 	drops  bool     // nothing arrives: what counts is how fast it is sent
 	copies bool     // it sees copies, of which it may miss some
+	leads  bool     // it leads connections for aimAddr to realAddr
 	open   func(traffic) (worker, error)
 	start  func(traffic) (*exec.Cmd, error) // instead of open: another program, which tells what a child tells
 	rule   func(traffic) (*ruleset, error)  // what leads packets to that program; nil: it does so itself
@@ -49,6 +50,7 @@ var (
 	manyFlows  = []string{"udp64x8", "tcp8"}
 	udpOnly    = []string{"udp64"}
 	udpIn      = []string{"udp64in"}
+	bulkOnly   = []string{"tcp1", "tcp8"}
 )
 
 // none is the contender that the others are compared with.
@@ -93,6 +95,13 @@ var contenders = []contender{
 		open: ours(program{batch: 64, deal: accept}, divert.WithSnapLength(96))},
 	{name: "interpreter-64", about: "accept-64 where the interpreter decides", loads: append(streams[:2:2], "latency"),
 		open: ours(program{batch: 64, deal: accept}, divert.WithEngine(divert.EngineInterpreter))},
+
+	{name: "redirect-64", about: "divert, the destination replaced, and that of answers' source back, batches of 64", loads: bulkOnly, leads: true,
+		open: oursFor(bothWays, program{batch: 64, deal: redirect})},
+	{name: "redirect-anew-64", about: "redirect-64 where what goes out is dropped and injected as a new packet", loads: bulkOnly, leads: true,
+		open: oursFor(bothWays, program{batch: 64, deal: redirectAnew})},
+	{name: "c-redirect", about: "c-queue that drops, and sends to the other address by a packet socket with PACKET_VNET_HDR", loads: bulkOnly, leads: true,
+		start: pastTheStack, rule: leadBothWays},
 
 	{name: "accept-flow", about: "divert, each flow accepted as a whole with its first packet", loads: everywhere,
 		open: ours(program{batch: 64, deal: acceptFlow})},
@@ -146,8 +155,9 @@ func contenderNamed(name string) *contender {
 }
 
 // can reports whether the contender makes sense with a load: where an outbound packet is dropped by a rule,
-// the sender is told so at every packet, and what needs an answer waits for it forever.
-func (c *contender) can(l *load) bool { return !c.drops || l.inbound }
+// the sender is told so at every packet, and what needs an answer waits for it forever. Only bulk TCP asks for the address that is
+// replaced.
+func (c *contender) can(l *load) bool { return (!c.drops || l.inbound) && (!c.leads || l.bulk()) }
 
 // idle is the worker that does nothing.
 type idle struct{}

@@ -4,6 +4,7 @@ package main
 
 import (
 	_ "embed"
+	"errors"
 	"fmt"
 	"os"
 	"os/exec"
@@ -73,6 +74,29 @@ func throughQueue(traffic) (*exec.Cmd, error) {
 		return nil, err
 	}
 	return exec.Command(filepath.Join(dir, "queue"), fmt.Sprint(plainQueue)), nil
+}
+
+// pastTheStack returns how to start the same program so that it leads packets to another address by a packet socket.
+func pastTheStack(t traffic) (*exec.Cmd, error) {
+	cmd, err := throughQueue(t)
+	if err == nil {
+		cmd.Args = append(cmd.Args, "eth0", realAddr.String(), aimAddr.String()) // as internal/lab names the interface
+	}
+	return cmd, err
+}
+
+// leadBothWays installs the rules that lead what that program wants to its queue, and the answers.
+func leadBothWays(t traffic) (*ruleset, error) {
+	answers, err := installNamed(answersTable, traffic{Inbound: true}.chain(), append(atAddress(sourceOffset, realAddr), toQueue()))
+	if err != nil {
+		return nil, err
+	}
+	r, err := install(t.chain(), append(atAddress(destinationOffset, aimAddr), toQueue()))
+	if err != nil {
+		return nil, errors.Join(err, answers.remove())
+	}
+	r.also = answers
+	return r, nil
 }
 
 // leadToQueue installs the rule that leads a contender's packets to its queue.

@@ -53,6 +53,9 @@ var goals = []goal{
 	{load: "udp64", contender: "sniff", base: "ring", metric: kept, word: "copies kept", least: 1},
 	{load: "tcp1", contender: "sniff", base: "ring", metric: kept, word: "copies kept", least: 1},
 	{load: "udp64", contender: "c-send-64", base: "send-64", metric: rate, word: "rate", least: 0.9},
+	{load: "tcp1", contender: "redirect-64", base: "c-redirect", metric: rate, word: "rate", least: 1},
+	{load: "tcp1", contender: "redirect-64", base: "c-redirect", metric: allTime, word: "processor time with load", most: 1},
+	{load: "tcp8", contender: "redirect-64", base: "c-redirect", metric: rate, word: "rate", least: 1},
 	{load: "tcp1", contender: "c-send-64", base: "send-64", metric: rate, word: "rate", least: 0.9},
 	{load: "tcp1", contender: "c-send-64", base: "send-64", metric: ownTime, word: "processor time", most: 1.1},
 	{load: "latency", contender: "accept-1", base: "one-by-one", metric: p50, word: "p50", most: 1},
@@ -75,6 +78,9 @@ func perUnit(c *cell) float64 { return 1 / c.Rate }
 
 // ownTime is the processor time of the contender's process for a unit.
 func ownTime(c *cell) float64 { return c.CPU }
+
+// allTime is the processor time of the contender, and of sender and receiver, for a unit.
+func allTime(c *cell) float64 { return c.CPUAll }
 
 // outcome is how a goal was met.
 type outcome struct {

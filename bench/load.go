@@ -53,6 +53,7 @@ type course struct {
 	from, to *lab.Host
 	duration time.Duration
 	drops    bool
+	leads    bool
 	cell     *cell
 
 	child      *child
@@ -62,8 +63,25 @@ type course struct {
 	began      time.Time
 }
 
+// bulk reports whether the load counts bytes of TCP.
+func (l *load) bulk() bool { return l.per > 0 }
+
 // target is where the load goes.
 func (c *course) target() netip.AddrPort { return netip.AddrPortFrom(c.to.Addr4(), loadPort) }
+
+// The address that contenders replace by another, which is that of host B (internal/lab). Nobody has it; it would be on the link.
+var (
+	aimAddr  = netip.MustParseAddr("10.77.0.99")
+	realAddr = netip.MustParseAddr("10.77.0.2")
+)
+
+// aim is what bulk TCP asks for.
+func (c *course) aim() netip.AddrPort {
+	if c.leads {
+		return netip.AddrPortFrom(aimAddr, loadPort)
+	}
+	return c.target()
+}
 
 // begin starts the measurement.
 func (c *course) begin() (err error) {

@@ -5,6 +5,7 @@ package main
 import (
 	"errors"
 	"fmt"
+	"net/netip"
 
 	"github.com/google/nftables"
 	"github.com/google/nftables/binaryutil"
@@ -32,11 +33,13 @@ type ruleset struct {
 	conn  *nftables.Conn
 	table *nftables.Table
 	chain *nftables.Chain
+	also  *ruleset // another that is removed with it, or nil
 }
 
 // The tables of the bench.
 const (
 	contenderTable = "contender"
+	answersTable   = "answers"
 	sinkTable      = "sink"
 )
 
@@ -86,7 +89,32 @@ func (r *ruleset) packets() (uint64, error) {
 // remove takes the table away.
 func (r *ruleset) remove() error {
 	r.conn.DelTable(r.table)
-	return errors.Join(r.conn.Flush(), r.conn.CloseLasting())
+	err := errors.Join(r.conn.Flush(), r.conn.CloseLasting())
+	if r.also != nil {
+		err = errors.Join(err, r.also.remove())
+	}
+	return err
+}
+
+// isIPv4 matches packets of IPv4.
+func isIPv4() []expr.Any {
+	return []expr.Any{
+		&expr.Meta{Key: expr.MetaKeyNFPROTO, Register: unix.NFT_REG_1},
+		&expr.Cmp{Op: expr.CmpOpEq, Register: unix.NFT_REG_1, Data: []byte{unix.NFPROTO_IPV4}},
+	}
+}
+
+// Where the addresses stand in the IPv4 header.
+const (
+	sourceOffset      = 12
+	destinationOffset = 16
+)
+
+// atAddress matches packets of IPv4 with an address at an offset.
+func atAddress(offset uint32, a netip.Addr) []expr.Any {
+	return append(isIPv4(),
+		&expr.Payload{DestRegister: unix.NFT_REG_1, Base: expr.PayloadBaseNetworkHeader, Offset: offset, Len: 4},
+		&expr.Cmp{Op: expr.CmpOpEq, Register: unix.NFT_REG_1, Data: a.AsSlice()})
 }
 
 // toPort matches packets of a protocol to a port.

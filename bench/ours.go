@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"net/netip"
 	"strings"
 	"sync/atomic"
 
@@ -68,6 +69,48 @@ func rewrite(h *divert.Handle, ps []divert.Packet) error {
 		}
 		p.Data[parsed.PayloadOff+parsed.PayloadLen-1]++
 		p.Addr.TCPChecksum, p.Addr.UDPChecksum = false, false
+	}
+	return send(h, ps)
+}
+
+// bothWays is the filter for what is led to another address, and its answers.
+func bothWays(traffic) string {
+	return fmt.Sprintf("tcp and (outbound and ip.DstAddr == %v or inbound and ip.SrcAddr == %v)", aimAddr, realAddr)
+}
+
+// replace replaces the address of a packet.
+func replace(p *divert.Packet) error {
+	if p.Addr.Outbound {
+		return p.SetDst(netip.AddrPortFrom(realAddr, p.Dst().Port()))
+	}
+	return p.SetSrc(netip.AddrPortFrom(aimAddr, p.Src().Port()))
+}
+
+// redirect replaces the addresses and sends the packets.
+func redirect(h *divert.Handle, ps []divert.Packet) error {
+	for i := range ps {
+		if err := replace(&ps[i]); err != nil {
+			return err
+		}
+	}
+	return send(h, ps)
+}
+
+// redirectAnew is redirect for programs that send new packets instead of those that they have received.
+func redirectAnew(h *divert.Handle, ps []divert.Packet) error {
+	for i := range ps {
+		p := &ps[i]
+		if err := replace(p); err != nil {
+			return err
+		}
+		if !p.Addr.Outbound {
+			continue
+		}
+		if err := h.Drop(p); err != nil {
+			return err
+		}
+		sums := p.Addr
+		p.Addr = packet.Address{Outbound: true, IPChecksum: sums.IPChecksum, TCPChecksum: sums.TCPChecksum, UDPChecksum: sums.UDPChecksum}
 	}
 	return send(h, ps)
 }

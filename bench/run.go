@@ -112,7 +112,7 @@ func (s *selection) measure(pair *lab.Pair, l *load, c *contender) (*cell, error
 		}
 	}
 	run := &course{
-		from: pair.A, to: pair.B, duration: s.duration, drops: c.drops, child: child,
+		from: pair.A, to: pair.B, duration: s.duration, drops: c.drops, leads: c.leads, child: child,
 		cell: &cell{Load: l.name, Contender: c.name, load: l},
 	}
 	if l.inbound {

@@ -49,7 +49,7 @@ func (s *bulk) start(streams int) (err error) {
 	ctx, cancel := context.WithTimeout(context.Background(), patience)
 	defer cancel()
 	for range streams {
-		client, err := s.from.Dial(ctx, "tcp", s.target().String())
+		client, err := s.from.Dial(ctx, "tcp", s.aim().String())
 		if err != nil {
 			return err
 		}
