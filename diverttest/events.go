@@ -7,18 +7,18 @@ import (
 
 	"github.com/opendivert/divert"
 	"github.com/opendivert/divert/internal/engine"
+	"github.com/opendivert/divert/internal/prog"
 	"github.com/opendivert/divert/packet"
 )
 
-// raisable are the events that a test can raise, and the layers that tell of them.
-var raisable = map[divert.Event]divert.Layer{
-	packet.EventFlowEstablished: divert.LayerFlow,
-	packet.EventFlowDeleted:     divert.LayerFlow,
-	packet.EventSocketBind:      divert.LayerSocket,
-	packet.EventSocketConnect:   divert.LayerSocket,
-	packet.EventSocketListen:    divert.LayerSocket,
-	packet.EventSocketAccept:    divert.LayerSocket,
-	packet.EventSocketClose:     divert.LayerSocket,
+// raisedAt returns the layer that tells of an event, if it is one that a test can raise.
+func raisedAt(e divert.Event) (layer divert.Layer, ok bool) {
+	for _, layer := range [...]divert.Layer{divert.LayerFlow, divert.LayerSocket} {
+		if prog.EventLayers(e).Has(layer) {
+			return layer, true
+		}
+	}
+	return 0, false
 }
 
 // Raise makes something happen that handles of LayerFlow or LayerSocket hear of: a.Event, with what a.SetFlow has set.
@@ -29,7 +29,7 @@ var raisable = map[divert.Event]divert.Layer{
 // established with. The error is divert.ErrInvalid for an event that cannot be raised, or a flow that is not
 // there, or is there already. Events of LayerReflect come from opening and closing handles.
 func (n *Network) Raise(a divert.Address) (allowed bool, err error) {
-	layer, ok := raisable[a.Event]
+	layer, ok := raisedAt(a.Event)
 	switch {
 	case !ok:
 		return false, fmt.Errorf("diverttest: %w: a test cannot raise the event %v", divert.ErrInvalid, a.Event)

@@ -13,16 +13,6 @@ import (
 // This file is what only the extended dialect has: sets, prefixes, and the refusal of comparisons that
 // cannot be meant.
 
-// firstEvent and lastEvent are the ends of the events that each layer raises.
-var (
-	firstEvent = [packet.NumLayers]packet.Event{
-		packet.EventPacket, packet.EventPacket, packet.EventFlowEstablished, packet.EventSocketBind, packet.EventReflectOpen,
-	}
-	lastEvent = [packet.NumLayers]packet.Event{
-		packet.EventPacket, packet.EventPacket, packet.EventFlowDeleted, packet.EventSocketClose, packet.EventReflectClose,
-	}
-)
-
 // possible returns the least and the greatest value that a field can have on a layer.
 func possible(f prog.Field, layer packet.Layer) (lo, hi prog.Bound) {
 	info := f.Info()
@@ -30,7 +20,8 @@ func possible(f prog.Field, layer packet.Layer) (lo, hi prog.Bound) {
 	case info.Boolean:
 		return prog.Bound{}, prog.BoundOf(1)
 	case f == prog.FieldEvent && layer < packet.NumLayers:
-		return prog.BoundOf(uint64(firstEvent[layer])), prog.BoundOf(uint64(lastEvent[layer]))
+		first, last := prog.EventsOf(layer)
+		return prog.BoundOf(uint64(first)), prog.BoundOf(uint64(last))
 	}
 	return info.DrvLo, info.DrvHi
 }
@@ -132,8 +123,9 @@ func rangeHint(f prog.Field, layer packet.Layer) string {
 
 // eventNames lists the events of a layer.
 func eventNames(layer packet.Layer) string {
-	names := firstEvent[layer].String()
-	for e := firstEvent[layer] + 1; e <= lastEvent[layer]; e++ {
+	first, last := prog.EventsOf(layer)
+	names := first.String()
+	for e := first + 1; e <= last; e++ {
 		names += ", " + e.String()
 	}
 	return names

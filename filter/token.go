@@ -78,7 +78,7 @@ type macro struct {
 	layers prog.Layers // where it may be used; onAll: also for layers that do not exist
 }
 
-// macros are all macros. A name may stand for different numbers on different layers.
+// macros are the macros that stand for numbers of protocols and for constants; makeWords adds the names of layers and events.
 var macros = [...]macro{
 	{"TRUE", 1, prog.OnAll},
 	{"FALSE", 0, prog.OnAll},
@@ -86,28 +86,13 @@ var macros = [...]macro{
 	{"UDP", 17, prog.OnAll},
 	{"ICMP", 1, prog.OnAll},
 	{"ICMPV6", 58, prog.OnAll},
-	{"NETWORK", uint64(packet.LayerNetwork), prog.OnAll},
-	{"NETWORK_FORWARD", uint64(packet.LayerForward), prog.OnAll},
-	{"FLOW", uint64(packet.LayerFlow), prog.OnAll},
-	{"SOCKET", uint64(packet.LayerSocket), prog.OnAll},
-	{"REFLECT", uint64(packet.LayerReflect), prog.OnAll},
-	{"PACKET", uint64(packet.EventPacket), prog.OnPackets},
-	{"ESTABLISHED", uint64(packet.EventFlowEstablished), prog.OnFlow},
-	{"DELETED", uint64(packet.EventFlowDeleted), prog.OnFlow},
-	{"BIND", uint64(packet.EventSocketBind), prog.OnSocket},
-	{"CONNECT", uint64(packet.EventSocketConnect), prog.OnSocket},
-	{"LISTEN", uint64(packet.EventSocketListen), prog.OnSocket},
-	{"ACCEPT", uint64(packet.EventSocketAccept), prog.OnSocket},
-	{"CLOSE", uint64(packet.EventSocketClose), prog.OnSocket},
-	{"OPEN", uint64(packet.EventReflectOpen), prog.OnReflect},
-	{"CLOSE", uint64(packet.EventReflectClose), prog.OnReflect},
 }
 
 // word is the meaning of a reserved word.
 type word struct {
 	kind   tokenKind  // tokField, tokMacro, tokAnd, tokOr, tokNot or tokIn
 	field  prog.Field // tokField
-	macros []macro    // tokMacro
+	macros []macro    // tokMacro; a name may stand for different numbers on different layers
 }
 
 // words are all reserved words. "in" is one in the extended dialect only.
@@ -124,11 +109,20 @@ func makeWords() map[string]word {
 		}
 		m[info.Name] = word{kind: tokField, field: f}
 	}
-	for i, c := range macros {
+	add := func(c macro) {
 		w := m[c.name]
 		w.kind = tokMacro
-		w.macros = append(w.macros, macros[i])
+		w.macros = append(w.macros, c)
 		m[c.name] = w
+	}
+	for _, c := range macros {
+		add(c)
+	}
+	for l := range packet.NumLayers {
+		add(macro{l.String(), uint64(l), prog.OnAll})
+	}
+	for e := range packet.Event(packet.NumEvents) {
+		add(macro{e.String(), uint64(e), prog.EventLayers(e)})
 	}
 	return m
 }

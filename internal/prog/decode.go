@@ -181,7 +181,6 @@ func (p *Program) decode(t *Test) instr {
 	info := t.Field.Info()
 	packets := OnPackets.Has(p.layer)
 	header, isPresence := presence[t.Field]
-	at := headerFields[t.Field]
 	switch {
 	case t.Field == FieldProcessID && packets:
 		in.origin = fromProcess
@@ -190,9 +189,9 @@ func (p *Program) decode(t *Test) instr {
 	case !info.In(false).Has(p.layer) || t.Op > OpNotIn:
 		in.origin = fromNowhere
 		return in
-	case at != nil:
-		in.origin, in.base, in.off, in.shift = fromWord, at.base, at.off, at.shift
-		in.mask = uint32(1<<at.bits - 1)
+	case info.bits.width != 0:
+		in.origin, in.base, in.off, in.shift = fromWord, presence[info.Base], info.bits.off, info.bits.shift
+		in.mask = uint32(1<<info.bits.width - 1)
 	case isPresence && packets:
 		in.origin, in.base = fromPresent, header
 	case info.Elem != 0:

@@ -112,6 +112,12 @@ const (
 	FieldIPv6DSCP  // ipv6.DSCP
 	FieldInterface // iface: the index of the interface, whose name is compared; see Named.Interface
 	FieldProcess   // process: the name of the process, see NameValue
+
+	// Constant fields of the language that no compiled test names: they always fold.
+	FieldTrue
+	FieldFalse
+
+	NumFields = int(FieldFalse) + 1
 )
 
 // FieldKind is the kind of a field's values.

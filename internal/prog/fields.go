@@ -79,19 +79,12 @@ type Info struct {
 	// also the range of values the field can take.
 	DrvLo, DrvHi Bound
 
-	Base    Field // protocol field that a folded test turns into; FieldZero: none
-	Boolean bool  // has the values 0 and 1 and is printed as a bare name
-	Elem    int   // index fields: size of an element in bytes; 0: not an index field
-	Wide    bool  // compared in 128 bits; otherwise in the low 32 bits of the literal
+	Base    Field    // protocol field that a folded test turns into, of the header that has the value; FieldZero: none
+	bits    bitfield // where that header has the value, for fields that are bits of it
+	Boolean bool     // has the values 0 and 1 and is printed as a bare name
+	Elem    int      // index fields: size of an element in bytes; 0: not an index field
+	Wide    bool     // compared in 128 bits; otherwise in the low 32 bits of the literal
 }
-
-const (
-	// Constant fields of the language that no compiled test names: they always fold.
-	FieldTrue Field = FieldProcess + 1 + iota
-	FieldFalse
-
-	NumFields = int(FieldFalse) + 1
-)
 
 // fieldTable has everything about each field, indexed by Field.
 // (Specification: filter-language.md 3 and 6.)
@@ -108,56 +101,56 @@ var fieldTable = [NumFields]Info{
 	FieldUDP:      flag("udp", OnTraffic, FieldZero, "is UDP"),
 	FieldICMPv6:   flag("icmpv6", OnTraffic, FieldZero, "is ICMPv6"),
 
-	FieldIPHdrLength: number("ip.HdrLength", OnPackets, FieldIP, BoundOf(15), "header length in 4-byte words"),
-	FieldIPTOS:       number("ip.TOS", OnPackets, FieldIP, boundU8, "type of service").foldUpTo(boundU16),
-	FieldIPLength:    number("ip.Length", OnPackets, FieldIP, boundU16, "total length field, in bytes"),
-	FieldIPID:        number("ip.Id", OnPackets, FieldIP, boundU16, "identification"),
-	FieldIPDF:        flag("ip.DF", OnPackets, FieldIP, "don't-fragment flag"),
-	FieldIPMF:        flag("ip.MF", OnPackets, FieldIP, "more-fragments flag"),
-	FieldIPFragOff:   number("ip.FragOff", OnPackets, FieldIP, BoundOf(8191), "fragment offset in units of 8 bytes"),
-	FieldIPTTL:       number("ip.TTL", OnPackets, FieldIP, boundU8, "time to live"),
-	FieldIPProtocol:  number("ip.Protocol", OnPackets, FieldIP, boundU8, "protocol number in the header"),
-	FieldIPChecksum:  number("ip.Checksum", OnPackets, FieldIP, boundU16, "header checksum"),
-	FieldIPSrcAddr:   addr4("ip.SrcAddr", "source address"),
-	FieldIPDstAddr:   addr4("ip.DstAddr", "destination address"),
+	FieldIPHdrLength: number("ip.HdrLength", OnPackets, FieldIP, BoundOf(15), "header length in 4-byte words").at(0, 24, 4),
+	FieldIPTOS:       number("ip.TOS", OnPackets, FieldIP, boundU8, "type of service").foldUpTo(boundU16).at(0, 16, 8),
+	FieldIPLength:    number("ip.Length", OnPackets, FieldIP, boundU16, "total length field, in bytes").at(0, 0, 16),
+	FieldIPID:        number("ip.Id", OnPackets, FieldIP, boundU16, "identification").at(4, 16, 16),
+	FieldIPDF:        flag("ip.DF", OnPackets, FieldIP, "don't-fragment flag").at(4, 14, 1),
+	FieldIPMF:        flag("ip.MF", OnPackets, FieldIP, "more-fragments flag").at(4, 13, 1),
+	FieldIPFragOff:   number("ip.FragOff", OnPackets, FieldIP, BoundOf(8191), "fragment offset in units of 8 bytes").at(4, 0, 13),
+	FieldIPTTL:       number("ip.TTL", OnPackets, FieldIP, boundU8, "time to live").at(8, 24, 8),
+	FieldIPProtocol:  number("ip.Protocol", OnPackets, FieldIP, boundU8, "protocol number in the header").at(8, 16, 8),
+	FieldIPChecksum:  number("ip.Checksum", OnPackets, FieldIP, boundU16, "header checksum").at(8, 0, 16),
+	FieldIPSrcAddr:   addr4("ip.SrcAddr", "source address").at(12, 0, 32),
+	FieldIPDstAddr:   addr4("ip.DstAddr", "destination address").at(16, 0, 32),
 
-	FieldIPv6TrafficClass: number("ipv6.TrafficClass", OnPackets, FieldIPv6, boundU8, "traffic class"),
+	FieldIPv6TrafficClass: number("ipv6.TrafficClass", OnPackets, FieldIPv6, boundU8, "traffic class").at(0, 20, 8),
 	FieldIPv6FlowLabel:    number("ipv6.FlowLabel", OnPackets, FieldIPv6, BoundOf(0xFFFFF), "flow label with the byte order of the original"),
-	FieldIPv6Length:       number("ipv6.Length", OnPackets, FieldIPv6, boundU16, "payload length field, in bytes"),
-	FieldIPv6NextHdr:      number("ipv6.NextHdr", OnPackets, FieldIPv6, boundU8, "next header field of the fixed header"),
-	FieldIPv6HopLimit:     number("ipv6.HopLimit", OnPackets, FieldIPv6, boundU8, "hop limit"),
+	FieldIPv6Length:       number("ipv6.Length", OnPackets, FieldIPv6, boundU16, "payload length field, in bytes").at(4, 16, 16),
+	FieldIPv6NextHdr:      number("ipv6.NextHdr", OnPackets, FieldIPv6, boundU8, "next header field of the fixed header").at(4, 8, 8),
+	FieldIPv6HopLimit:     number("ipv6.HopLimit", OnPackets, FieldIPv6, boundU8, "hop limit").at(4, 0, 8),
 	FieldIPv6SrcAddr:      addr6("ipv6.SrcAddr", OnPackets, FieldIPv6, KindIPv6, "source address"),
 	FieldIPv6DstAddr:      addr6("ipv6.DstAddr", OnPackets, FieldIPv6, KindIPv6, "destination address"),
 
-	FieldICMPType:       number("icmp.Type", OnPackets, FieldICMP, boundU8, "message type"),
-	FieldICMPCode:       number("icmp.Code", OnPackets, FieldICMP, boundU8, "message code"),
-	FieldICMPChecksum:   number("icmp.Checksum", OnPackets, FieldICMP, boundU16, "checksum"),
-	FieldICMPBody:       number("icmp.Body", OnPackets, FieldICMP, boundU32, "the 4 bytes after the checksum").neverFolds(),
-	FieldICMPv6Type:     number("icmpv6.Type", OnPackets, FieldICMPv6, boundU8, "message type"),
-	FieldICMPv6Code:     number("icmpv6.Code", OnPackets, FieldICMPv6, boundU8, "message code"),
-	FieldICMPv6Checksum: number("icmpv6.Checksum", OnPackets, FieldICMPv6, boundU16, "checksum"),
-	FieldICMPv6Body:     number("icmpv6.Body", OnPackets, FieldICMPv6, boundU32, "the 4 bytes after the checksum").neverFolds(),
+	FieldICMPType:       number("icmp.Type", OnPackets, FieldICMP, boundU8, "message type").at(0, 24, 8),
+	FieldICMPCode:       number("icmp.Code", OnPackets, FieldICMP, boundU8, "message code").at(0, 16, 8),
+	FieldICMPChecksum:   number("icmp.Checksum", OnPackets, FieldICMP, boundU16, "checksum").at(0, 0, 16),
+	FieldICMPBody:       number("icmp.Body", OnPackets, FieldICMP, boundU32, "the 4 bytes after the checksum").neverFolds().at(4, 0, 32),
+	FieldICMPv6Type:     number("icmpv6.Type", OnPackets, FieldICMPv6, boundU8, "message type").at(0, 24, 8),
+	FieldICMPv6Code:     number("icmpv6.Code", OnPackets, FieldICMPv6, boundU8, "message code").at(0, 16, 8),
+	FieldICMPv6Checksum: number("icmpv6.Checksum", OnPackets, FieldICMPv6, boundU16, "checksum").at(0, 0, 16),
+	FieldICMPv6Body:     number("icmpv6.Body", OnPackets, FieldICMPv6, boundU32, "the 4 bytes after the checksum").neverFolds().at(4, 0, 32),
 
-	FieldTCPSrcPort:       number("tcp.SrcPort", OnPackets, FieldTCP, boundU16, "source port"),
-	FieldTCPDstPort:       number("tcp.DstPort", OnPackets, FieldTCP, boundU16, "destination port"),
-	FieldTCPSeqNum:        number("tcp.SeqNum", OnPackets, FieldTCP, boundU32, "sequence number").neverFolds(),
-	FieldTCPAckNum:        number("tcp.AckNum", OnPackets, FieldTCP, boundU32, "acknowledgement number").neverFolds(),
-	FieldTCPHdrLength:     number("tcp.HdrLength", OnPackets, FieldTCP, BoundOf(15), "header length in 4-byte words"),
-	FieldTCPUrg:           flag("tcp.Urg", OnPackets, FieldTCP, "URG flag"),
-	FieldTCPAck:           flag("tcp.Ack", OnPackets, FieldTCP, "ACK flag"),
-	FieldTCPPsh:           flag("tcp.Psh", OnPackets, FieldTCP, "PSH flag"),
-	FieldTCPRst:           flag("tcp.Rst", OnPackets, FieldTCP, "RST flag"),
-	FieldTCPSyn:           flag("tcp.Syn", OnPackets, FieldTCP, "SYN flag"),
-	FieldTCPFin:           flag("tcp.Fin", OnPackets, FieldTCP, "FIN flag"),
-	FieldTCPWindow:        number("tcp.Window", OnPackets, FieldTCP, boundU16, "window field, unscaled"),
-	FieldTCPChecksum:      number("tcp.Checksum", OnPackets, FieldTCP, boundU16, "checksum"),
-	FieldTCPUrgPtr:        number("tcp.UrgPtr", OnPackets, FieldTCP, boundU16, "urgent pointer"),
+	FieldTCPSrcPort:       number("tcp.SrcPort", OnPackets, FieldTCP, boundU16, "source port").at(0, 16, 16),
+	FieldTCPDstPort:       number("tcp.DstPort", OnPackets, FieldTCP, boundU16, "destination port").at(0, 0, 16),
+	FieldTCPSeqNum:        number("tcp.SeqNum", OnPackets, FieldTCP, boundU32, "sequence number").neverFolds().at(4, 0, 32),
+	FieldTCPAckNum:        number("tcp.AckNum", OnPackets, FieldTCP, boundU32, "acknowledgement number").neverFolds().at(8, 0, 32),
+	FieldTCPHdrLength:     number("tcp.HdrLength", OnPackets, FieldTCP, BoundOf(15), "header length in 4-byte words").at(12, 28, 4),
+	FieldTCPUrg:           flag("tcp.Urg", OnPackets, FieldTCP, "URG flag").at(12, 21, 1),
+	FieldTCPAck:           flag("tcp.Ack", OnPackets, FieldTCP, "ACK flag").at(12, 20, 1),
+	FieldTCPPsh:           flag("tcp.Psh", OnPackets, FieldTCP, "PSH flag").at(12, 19, 1),
+	FieldTCPRst:           flag("tcp.Rst", OnPackets, FieldTCP, "RST flag").at(12, 18, 1),
+	FieldTCPSyn:           flag("tcp.Syn", OnPackets, FieldTCP, "SYN flag").at(12, 17, 1),
+	FieldTCPFin:           flag("tcp.Fin", OnPackets, FieldTCP, "FIN flag").at(12, 16, 1),
+	FieldTCPWindow:        number("tcp.Window", OnPackets, FieldTCP, boundU16, "window field, unscaled").at(12, 0, 16),
+	FieldTCPChecksum:      number("tcp.Checksum", OnPackets, FieldTCP, boundU16, "checksum").at(16, 16, 16),
+	FieldTCPUrgPtr:        number("tcp.UrgPtr", OnPackets, FieldTCP, boundU16, "urgent pointer").at(16, 0, 16),
 	FieldTCPPayloadLength: number("tcp.PayloadLength", OnPackets, FieldTCP, boundU16, "bytes after the TCP header"),
 
-	FieldUDPSrcPort:       number("udp.SrcPort", OnPackets, FieldUDP, boundU16, "source port"),
-	FieldUDPDstPort:       number("udp.DstPort", OnPackets, FieldUDP, boundU16, "destination port"),
-	FieldUDPLength:        number("udp.Length", OnPackets, FieldUDP, boundU16, "length field, in bytes"),
-	FieldUDPChecksum:      number("udp.Checksum", OnPackets, FieldUDP, boundU16, "checksum"),
+	FieldUDPSrcPort:       number("udp.SrcPort", OnPackets, FieldUDP, boundU16, "source port").at(0, 16, 16),
+	FieldUDPDstPort:       number("udp.DstPort", OnPackets, FieldUDP, boundU16, "destination port").at(0, 0, 16),
+	FieldUDPLength:        number("udp.Length", OnPackets, FieldUDP, boundU16, "length field, in bytes").at(4, 16, 16),
+	FieldUDPChecksum:      number("udp.Checksum", OnPackets, FieldUDP, boundU16, "checksum").at(4, 0, 16),
 	FieldUDPPayloadLength: number("udp.PayloadLength", OnPackets, FieldUDP, boundU16, "bytes after the UDP header"),
 
 	FieldLoopback: flag("loopback", OnLocal, FieldZero, "from this host to itself").driverUpTo(boundU32).neverFolds(),
@@ -193,12 +186,12 @@ var fieldTable = [NumFields]Info{
 	FieldRandom32:  number("random32", OnPackets, FieldZero, boundU32, "random number of the packet"),
 	FieldFragment:  flag("fragment", OnPackets, FieldZero, "is a fragment"),
 
-	FieldFlowLabel:  number("ipv6.FlowLabel", OnPackets, FieldIPv6, BoundOf(0xFFFFF), "flow label"),
+	FieldFlowLabel:  number("ipv6.FlowLabel", OnPackets, FieldIPv6, BoundOf(0xFFFFF), "flow label").at(0, 0, 20),
 	FieldFamilyIP:   flag("ip", OnFlow|OnSocket, FieldZero, "is IPv4"),
 	FieldFamilyIPv6: flag("ipv6", OnFlow|OnSocket, FieldZero, "is IPv6"),
 
-	FieldIPDSCP:   number("ip.DSCP", 0, FieldIP, BoundOf(63), "differentiated services code point (RFC 2474)").extendedTo(OnPackets),
-	FieldIPv6DSCP: number("ipv6.DSCP", 0, FieldIPv6, BoundOf(63), "differentiated services code point (RFC 2474)").extendedTo(OnPackets),
+	FieldIPDSCP:   number("ip.DSCP", 0, FieldIP, BoundOf(63), "differentiated services code point (RFC 2474)").extendedTo(OnPackets).at(0, 18, 6),
+	FieldIPv6DSCP: number("ipv6.DSCP", 0, FieldIPv6, BoundOf(63), "differentiated services code point (RFC 2474)").extendedTo(OnPackets).at(0, 22, 6),
 
 	FieldFlowPackets:    number("flow.Packets", 0, FieldZero, boundU32, "packets of the flow so far, both ways, this one included").extendedTo(OnPackets),
 	FieldFlowBytes:      number("flow.Bytes", 0, FieldZero, boundU32, "bytes of the flow so far, both ways, this packet included").extendedTo(OnPackets),
@@ -275,6 +268,9 @@ func element(name string, base Field, size int, doc string) Info {
 	i.Kind, i.Elem = KindBytes, size
 	return i
 }
+
+// at says which bits of its header the value is.
+func (i Info) at(off int32, shift, width uint8) Info { i.bits = bitfield{off, shift, width}; return i }
 
 // upTo and from change the range; foldUpTo and driverUpTo change one of its two uses only.
 func (i Info) upTo(hi Bound) Info       { i.Hi, i.DrvHi = hi, hi; return i }

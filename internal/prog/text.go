@@ -103,23 +103,6 @@ func (s style) appendLiteral(b []byte, f Field, v Value) []byte {
 	return appendDecimal(b, v)
 }
 
-// isEventOf reports whether the layer, or for anyLayer any layer, has the event.
-func isEventOf(event uint64, layer packet.Layer) bool {
-	switch layer {
-	case packet.LayerNetwork, packet.LayerForward:
-		return event == uint64(packet.EventPacket)
-	case packet.LayerFlow:
-		return event >= uint64(packet.EventFlowEstablished) && event <= uint64(packet.EventFlowDeleted)
-	case packet.LayerSocket:
-		return event >= uint64(packet.EventSocketBind) && event <= uint64(packet.EventSocketClose)
-	case anyLayer:
-		return event < uint64(packet.NumEvents)
-	case packet.LayerReflect:
-		return event >= uint64(packet.EventReflectOpen) && event <= uint64(packet.EventReflectClose)
-	}
-	return false
-}
-
 func appendHex(b []byte, v Value) []byte {
 	b = append(b, "0x"...)
 	if v.Hi == 0 {
