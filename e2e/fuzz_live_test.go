@@ -6,12 +6,18 @@ import (
 	"bytes"
 	"encoding/binary"
 	"errors"
+	"fmt"
 	"math/rand/v2"
 	"net/netip"
 	"os"
 	"slices"
 	"testing"
 	"time"
+
+	"github.com/google/nftables"
+	"github.com/google/nftables/binaryutil"
+	"github.com/google/nftables/expr"
+	"golang.org/x/sys/unix"
 
 	"github.com/opendivert/divert"
 	"github.com/opendivert/divert/internal/lab"
@@ -28,7 +34,7 @@ func FuzzLivePath(f *testing.F) {
 	f.Add(byte(3), byte(1), byte(packet.ProtocolUDP), []byte("\x94\x04\x00\x00with a router alert"), uint16(1))
 	f.Add(byte(0x83), byte(0), byte(packet.ProtocolHopByHop), []byte("\x3b\x00\x01\x04\x00\x00\x00\x00"), uint16(1))
 	f.Add(byte(4), byte(0), byte(packet.ProtocolICMP), []byte("\x08\x00\x00\x00\x00\x01\x00\x01"), uint16(3))
-	r := newTunnels(f)
+	r := newTunnels(f, 0)
 	f.Fuzz(r.try)
 }
 
@@ -42,10 +48,11 @@ const (
 	numEdits
 )
 
-// tunnels is a router between two TUN devices, with a handle for what comes from one of two sources.
+// tunnels is a router between two TUN devices, with handles for what comes from one of two sources.
 type tunnels struct {
+	h       *lab.Host
 	in, out *lab.TUN
-	d       *divert.Handle
+	handles []*divert.Handle // in the order in which packets meet them
 	number  uint64
 }
 
@@ -58,13 +65,13 @@ var (
 	tunnelEnd = map[bool]netip.Addr{false: netip.MustParseAddr("10.92.0.2"), true: netip.MustParseAddr("fd92::2")}
 )
 
-func newTunnels(f *testing.F) *tunnels {
+func newTunnels(f *testing.F, priorities ...int16) *tunnels {
 	n := lab.NewT(f)
 	h, err := n.AddRouter("r")
 	if err != nil {
 		f.Fatal(err)
 	}
-	r := &tunnels{}
+	r := &tunnels{h: h}
 	for name, at := range map[string]struct {
 		tun    **lab.TUN
 		v4, v6 string
@@ -79,13 +86,16 @@ func newTunnels(f *testing.F) *tunnels {
 		f.Cleanup(func() { tun.Close() })
 		*at.tun = tun
 	}
-	if err := h.Do(func() (err error) {
-		r.d, err = divert.Open("ip.SrcAddr == 10.91.0.2 or ipv6.SrcAddr == fd91::2", divert.WithLayer(divert.LayerForward))
-		return err
-	}); err != nil {
-		f.Fatal(err)
+	for _, priority := range priorities {
+		if err := h.Do(func() error {
+			d, err := divert.Open("ip.SrcAddr == 10.91.0.2 or ipv6.SrcAddr == fd91::2", divert.WithLayer(divert.LayerForward), divert.WithPriority(priority))
+			r.handles = append(r.handles, d)
+			return err
+		}); err != nil {
+			f.Fatal(err)
+		}
+		f.Cleanup(func() { r.handles[0].Close(); r.handles = r.handles[1:] })
 	}
-	f.Cleanup(func() { r.d.Close() })
 	return r
 }
 
@@ -177,27 +187,29 @@ func (r *tunnels) try(t *testing.T, edit, options, protocol byte, payload []byte
 	if on && arrives {
 		want = r.cross(t, past, nil)
 	}
-	got := r.cross(t, through, func(p *divert.Packet) error {
+	got := r.cross(t, through, func(d *divert.Handle, p *divert.Packet) error {
 		p.Addr.IPChecksum, p.Addr.TCPChecksum, p.Addr.UDPChecksum = true, true, true // the bytes are as they shall be
 		if what == editAccept {
-			return r.d.Accept(p)
+			return d.Accept(p)
 		}
 		b, on := change(p.Data, what, at)
 		if p.Data = b; !on {
 			p.Data = through
-			return r.d.Drop(p)
+			return d.Drop(p)
 		}
-		return r.d.Send(p)
+		return d.Send(p)
 	})
-	for _, b := range want {
-		source(b)
-	}
-	for _, b := range got {
-		source(b)
-	}
-	if !slices.EqualFunc(got, want, bytes.Equal) {
+	if !sameBehind(got, want) {
 		t.Fatalf("edit %d: through the handle comes %x, past it %x", what, got, want)
 	}
+}
+
+// sameBehind reports whether the same packets came through the handles as past them.
+func sameBehind(through, past [][]byte) bool {
+	for _, b := range slices.Concat(through, past) {
+		source(b)
+	}
+	return slices.EqualFunc(through, past, bytes.Equal)
 }
 
 // source gives a packet the source that goes through the handle.
@@ -210,24 +222,27 @@ func source(b []byte) {
 	sumHeader(b)
 }
 
-// cross sends a packet, has a program do something to it if it comes to the handle, and returns what comes out before a
-// packet that is sent after it. That passes the handle; both ways a packet has gone on when the write returns, or waits.
-func (r *tunnels) cross(t *testing.T, b []byte, program func(*divert.Packet) error) (out [][]byte) {
+// cross sends a packet, has a program do something to it if it comes to a handle, and returns what comes out before a
+// packet that is sent after it. That passes the handles; both ways a packet has gone on when the write returns, or waits.
+func (r *tunnels) cross(t *testing.T, b []byte, program func(*divert.Handle, *divert.Packet) error) (out [][]byte) {
 	t.Helper()
 	if _, err := r.in.Write(b); err != nil {
 		return nil // no packet to the kernel
 	}
-	if program != nil {
-		s, err := r.d.Stats()
+	for _, d := range r.handles {
+		if program == nil {
+			break
+		}
+		s, err := d.Stats()
 		if err != nil {
 			t.Fatal(err)
 		}
 		for range s.Waiting {
 			var ps [1]divert.Packet
-			if _, err := r.d.RecvBatch(ps[:]); err != nil {
+			if _, err := d.RecvBatch(ps[:]); err != nil {
 				t.Fatal(err)
 			}
-			if err := program(&ps[0]); err != nil {
+			if err := program(d, &ps[0]); err != nil {
 				t.Fatalf("%x: %v", ps[0].Data, err)
 			}
 		}
@@ -252,6 +267,122 @@ func (r *tunnels) cross(t *testing.T, b []byte, program func(*divert.Packet) err
 			out = append(out, got) // else what IPv6 says by itself
 		}
 	}
+}
+
+// FuzzForeignRules gives the router rules of another program and sends packets through two handles and past them: the same
+// comes out, and each handle meets a packet once.
+func FuzzForeignRules(f *testing.F) {
+	for hook := range byte(3) {
+		f.Add(false, []byte{hook, 3, ruleMark | 3<<4, 77, hook, 11, rulePriority | 2<<4, 200, ruleCount | 1<<4, 0})
+		f.Add(true, []byte{hook, 0, ruleAccept, 0, hook, 17, ruleDrop | 1<<4, 0})
+		f.Add(false, []byte{hook, 5, ruleLifetime | 2<<4, 9, ruleNoTrack | 1<<4, 0, hook, 7, rulePriority | 5<<4, 1, ruleJump, 0})
+	}
+	r := newTunnels(f, 1, 0)
+	f.Fuzz(r.tryRules)
+}
+
+// What a rule of another program does, in the lower four bits of a byte.
+const (
+	ruleCount = iota
+	ruleAccept
+	ruleDrop // datagrams to foreignPort
+	ruleMark
+	rulePriority
+	ruleLifetime // the TTL or hop limit
+	ruleNoTrack
+	ruleTrack // looks at the connection, so that it is tracked
+	ruleJump  // to a chain that marks
+	numRules
+)
+
+// foreignPort is where the packets of FuzzForeignRules go.
+const foreignPort = 4000
+
+// tryRules makes rules of bytes and sends a packet both ways. Two bytes say hook and priority of a chain, each two that follow are a
+// rule, with how many more there are in the upper bits of the first.
+func (r *tunnels) tryRules(t *testing.T, v6 bool, choices []byte) {
+	hooks := []*nftables.ChainHook{nftables.ChainHookPrerouting, nftables.ChainHookForward, nftables.ChainHookPostrouting}
+	priorities := []nftables.ChainPriority{-1 << 31, -450, -401, -400, -399, -300, -225, -200, -150, -100, -1, 0, 1, 50, 100, 225, 300, 1<<31 - 1}
+	nft(t, r.h, func(c *nftables.Conn) {
+		c.AddTable(foreign)
+		c.DelTable(foreign)
+		c.AddTable(foreign)
+		side := c.AddChain(&nftables.Chain{Name: "side", Table: foreign})
+		c.AddRule(&nftables.Rule{Table: foreign, Chain: side, Exprs: foreignRule(ruleMark, 1, v6)})
+		for n := 0; n < 6 && len(choices) >= 2; n++ {
+			hook, priority := hooks[int(choices[0])%len(hooks)], priorities[int(choices[1])%len(priorities)]
+			choices = choices[2:]
+			var exprs [][]expr.Any
+			for more := true; more && len(choices) >= 2; choices = choices[2:] {
+				exprs = append(exprs, foreignRule(int(choices[0]&0xF)%numRules, choices[1], v6))
+				more = choices[0]>>4 > 0 && len(exprs) < 5
+			}
+			foreignChain(c, fmt.Sprint("chain", n), hook, nftables.ChainTypeFilter, priority, exprs...)
+		}
+	})
+	payload := binary.BigEndian.AppendUint16([]byte{0x30, 0x39}, foreignPort)
+	payload = append(payload, 0, 16, 0, 0, 'p', 'a', 'y', 'l', 'o', 'a', 'd', '.')
+	want := r.cross(t, tunnelPacket(v6, false, 0, packet.ProtocolUDP, payload), nil)
+	met := map[*divert.Handle]int{}
+	got := r.cross(t, tunnelPacket(v6, true, 0, packet.ProtocolUDP, payload), func(d *divert.Handle, p *divert.Packet) error {
+		met[d]++
+		return d.Send(p)
+	})
+	if !sameBehind(got, want) {
+		t.Fatalf("through the handles comes %x, past them %x", got, want)
+	}
+	if n := met[r.handles[0]]; n != met[r.handles[1]] || n > 1 || n < len(got) {
+		t.Fatalf("the handles met the packet %d and %d times; %d came out", n, met[r.handles[1]], len(got))
+	}
+}
+
+// foreignRule is a rule of another program.
+func foreignRule(what int, value byte, v6 bool) []expr.Any {
+	set := func(key expr.MetaKey) []expr.Any {
+		return []expr.Any{
+			&expr.Immediate{Register: 1, Data: binaryutil.NativeEndian.PutUint32(uint32(value) << (value % 25))},
+			&expr.Meta{Key: key, SourceRegister: true, Register: 1},
+		}
+	}
+	switch what {
+	case ruleAccept:
+		return []expr.Any{&expr.Verdict{Kind: expr.VerdictAccept}}
+	case ruleDrop:
+		return udpTo(foreignPort, &expr.Verdict{Kind: expr.VerdictDrop})
+	case ruleMark:
+		return set(expr.MetaKeyMARK)
+	case rulePriority:
+		return set(expr.MetaKeyPRIORITY)
+	case ruleLifetime:
+		family, at, sum := byte(unix.NFPROTO_IPV4), uint32(8), expr.CsumTypeInet
+		if v6 {
+			family, at, sum = unix.NFPROTO_IPV6, 7, expr.CsumTypeNone
+		}
+		// Two bytes with what is beside it, which the checksum of the header is of.
+		e := []expr.Any{
+			&expr.Meta{Key: expr.MetaKeyNFPROTO, Register: 1},
+			&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: []byte{family}},
+		}
+		b := []byte{32 + value%64, packet.ProtocolUDP}
+		if v6 {
+			at, b = 6, []byte{packet.ProtocolUDP, 32 + value%64}
+		}
+		return append(e,
+			&expr.Immediate{Register: 1, Data: b},
+			&expr.Payload{OperationType: expr.PayloadWrite, SourceRegister: 1, Base: expr.PayloadBaseNetworkHeader, Offset: at, Len: 2, CsumType: sum, CsumOffset: 10})
+	case ruleNoTrack:
+		return []expr.Any{&expr.Notrack{}}
+	case ruleTrack:
+		return []expr.Any{
+			&expr.Ct{Key: expr.CtKeySTATE, Register: 1},
+			&expr.Bitwise{SourceRegister: 1, DestRegister: 1, Len: 4, Mask: binaryutil.NativeEndian.PutUint32(expr.CtStateBitINVALID), Xor: make([]byte, 4)},
+			&expr.Cmp{Op: expr.CmpOpNeq, Register: 1, Data: make([]byte, 4)},
+			&expr.Counter{},
+		}
+	case ruleJump:
+		return []expr.Any{&expr.Verdict{Kind: expr.VerdictJump, Chain: "side"}}
+	}
+	return []expr.Any{&expr.Counter{}}
 }
 
 // FuzzHandles makes the calls of the model of internal/linux/order on handles of this process, by the fuzzer's choice.
