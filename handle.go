@@ -76,7 +76,7 @@ func (h *Handle) single() *[1]Packet {
 // next hop (docs/linux.md, "Another destination").
 //
 // Send computes, in p.Data, the checksums that the address marks as missing, and decrements the TTL of an impostor
-// (specification: api.md 8). For a received packet it does more than package packet: on a source route it computes the
+// (specification: api.md 8). On Linux the kernel computes that of an outgoing superpacket of TCP. For a received packet it does more than package packet: on a source route it computes the
 // checksum for the final destination, and it computes SCTP's if both TCPChecksum and UDPChecksum are false. Send keeps no
 // reference to p. On Linux, a received packet whose bytes and checksum flags are unchanged goes on as with Accept: nothing is
 // copied or computed.

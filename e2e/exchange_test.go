@@ -7,6 +7,7 @@ import (
 	"context"
 	"io"
 	"net/netip"
+	"sync"
 	"testing"
 	"time"
 
@@ -178,6 +179,100 @@ func checkUpperTCP(t *testing.T, pair *lab.Pair, addr netip.Addr, n int) {
 	}
 	if !bytes.Equal(got, bytes.ToUpper(text)) {
 		t.Errorf("%d bytes arrived, and not those sent in upper case", len(got))
+	}
+}
+
+// TestChecksumsOfSuperpackets changes superpackets of TCP whose checksums the kernel is to compute. A handle below is told that they are
+// missing, whether it diverts or sniffs, and what it sends on without them arrives, too.
+func TestChecksumsOfSuperpackets(t *testing.T) {
+	t.Parallel()
+	for _, l := range []struct {
+		name    string
+		without lab.Offload
+	}{
+		{"cut by the device", 0},
+		{"cut by the kernel", lab.OffloadAll}, // and the receiver verifies
+	} {
+		t.Run(l.name, func(t *testing.T) {
+			eachEngine(t, lab.LinkOptions{Without: l.without}, func(t *testing.T, pair *lab.Pair, e divert.Option) {
+				for _, f := range families {
+					t.Run(f.name, func(t *testing.T) { checkSuperpackets(t, pair, f.addr(pair.B), e) })
+				}
+			})
+		})
+	}
+}
+
+func checkSuperpackets(t *testing.T, pair *lab.Pair, addr netip.Addr, e divert.Option) {
+	const filter = "outbound and tcp.PayloadLength > 0"
+	change := func(d *divert.Handle, from, to byte) *worker {
+		return each(t, d, func(p *divert.Packet) {
+			if p.Addr.TCPChecksum && len(p.Data) > 1500 {
+				t.Errorf("the checksum of %d bytes is said to be right", len(p.Data))
+			}
+			for i, c := range p.Payload() {
+				if c == from {
+					p.Payload()[i] = to
+				}
+			}
+			p.Changed()
+			if err := d.Send(p); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	upper, lower := openAt(t, pair.A, filter, e), openAt(t, pair.A, filter, e, divert.WithPriority(-5))
+	sniffer := openAt(t, pair.A, filter, e, divert.WithPriority(-9), divert.WithFlags(divert.Sniff|divert.RecvOnly))
+	large := 0
+	us, ls := change(upper, 'a', 'b'), change(lower, 'b', 'c')
+	ss := each(t, sniffer, func(p *divert.Packet) {
+		if len(p.Data) <= 1500 {
+			return
+		}
+		large++
+		if p.Addr.TCPChecksum {
+			t.Errorf("the checksum of a copy of %d bytes is said to be right", len(p.Data))
+		}
+	})
+	l, err := pair.B.Listen("tcp", netip.AddrPortFrom(addr, 0).String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	text := bytes.Repeat([]byte("divert a packet, "), int(amount(4<<20))/17)
+	var sending sync.WaitGroup
+	defer sending.Wait()
+	sending.Go(func() {
+		c, err := pair.A.Dial(t.Context(), "tcp", l.Addr().String())
+		if err != nil {
+			t.Errorf("connect: %v", err)
+			l.Close()
+			return
+		}
+		defer c.Close()
+		c.SetDeadline(time.Now().Add(30 * time.Second))
+		if _, err := c.Write(text); err != nil {
+			t.Errorf("write: %v", err)
+		}
+	})
+	c, err := l.Accept()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	c.SetDeadline(time.Now().Add(30 * time.Second))
+	got, err := io.ReadAll(c)
+	if want := bytes.ReplaceAll(text, []byte("a"), []byte("c")); err != nil || !bytes.Equal(got, want) {
+		t.Errorf("%d bytes arrived of %d, and not those that were to, %v", len(got), len(want), err)
+	}
+	finish(t, upper, us)
+	finish(t, lower, ls)
+	finish(t, sniffer, ss)
+	if large == 0 {
+		t.Error("there was no superpacket")
+	}
+	if s := stats(t, lower); s.Failed != 0 || s.Injected != 0 || s.Reinjected == 0 {
+		t.Errorf("counters %+v", s)
 	}
 }
 

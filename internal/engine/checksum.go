@@ -101,6 +101,15 @@ func writeSCTP(p *packet.Parsed, b []byte) {
 	binary.LittleEndian.PutUint32(field, crc32.Checksum(segment, castagnoli))
 }
 
+// Unfinish writes the sum of the pseudo-header into the checksum field of a whole packet of TCP without extension headers and
+// fragments, as the kernel leaves it to hardware. It leaves other packets alone.
+func Unfinish(b []byte) {
+	var p packet.Parsed
+	if p.ParseExact(b) && p.TCPOff >= 0 && !p.Extended && !p.Fragment {
+		binary.BigEndian.PutUint16(b[p.TCPOff+16:], p.PseudoHeaderSum(b))
+	}
+}
+
 // Unfinished reports whether a copy's transport checksum is one that the kernel leaves to the network card: the field
 // holds the sum of the pseudo-header only, in SCTP 0. It needs only the headers of the packet.
 func Unfinished(b []byte) bool {

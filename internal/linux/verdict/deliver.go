@@ -47,7 +47,8 @@ func Describe(layer packet.Layer, a *packet.Address, m *queue.Message, at int64)
 	}
 	// The header checksum is always in the packet. For the transport checksum the kernel says when it left
 	// it to the hardware (the field then holds a partial sum), and when the hardware has
-	// verified it on the way in.
-	trusted := !m.ChecksumNotReady && (a.Outbound || m.ChecksumNotVerified)
+	// verified it on the way in. It does not say so of an outgoing superpacket that another handle has changed, see summedLater.
+	unfinished := m.ChecksumNotReady || m.GSO && m.Hook == queue.HookPostrouting
+	trusted := !unfinished && (a.Outbound || m.ChecksumNotVerified)
 	a.IPChecksum, a.TCPChecksum, a.UDPChecksum = true, trusted, trusted
 }

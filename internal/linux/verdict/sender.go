@@ -383,12 +383,15 @@ func (s *Sender) one(p *packet.Packet, v *verdicts, unchanged bool) (again bool,
 		return true, s.onto(v, l, &t, nil, reinjectedTag(1))
 	}
 	data, err := engine.Whole(p.Data)
+	later := l != nil && err == nil && t.summedLater(data, &p.Addr)
 	if err == nil {
 		if v.keeps && engine.Unready(&p.Addr) {
 			data = append(p.Buffer(len(data))[:0], data...)
 			p.Data = data
 		}
-		err = engine.Finish(data, &p.Addr, l != nil)
+		a := p.Addr
+		a.TCPChecksum = a.TCPChecksum || later
+		err = engine.Finish(data, &a, l != nil)
 	}
 	if err != nil {
 		if l != nil && t.cut && errors.Is(err, engine.ErrShortBuffer) {
@@ -401,6 +404,9 @@ func (s *Sender) one(p *packet.Packet, v *verdicts, unchanged bool) (again bool,
 			if t.severed && s.Injector.Inject(data, &p.Addr) == nil {
 				return true, v.drop(l, t.id)
 			}
+			if later {
+				engine.Unfinish(data)
+			}
 			return true, s.onto(v, l, &t, data, reinjectedTag(1))
 		}
 		// It was turned round or sent elsewhere: the captured packet itself ends here.
@@ -411,6 +417,10 @@ func (s *Sender) one(p *packet.Packet, v *verdicts, unchanged bool) (again bool,
 	if v.redirected {
 		s.flush(v) // what goes another way must not overtake what went before it
 		v.redirected = false
+	}
+	if later {
+		complete := packet.Address{IPChecksum: true, UDPChecksum: true} // but for that of TCP
+		_ = engine.Finish(data, &complete, true)                        // fails only at the end of an impostor's way
 	}
 	late := s.held.late(l, &t)
 	err = s.Injector.Inject(data, &p.Addr)

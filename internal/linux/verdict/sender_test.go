@@ -94,7 +94,11 @@ func FuzzWhole(f *testing.F) {
 			t.Error("nothing was to be done, and the packet changed")
 		}
 		engine.Unfinished(data)
+		engine.Unfinish(data)
 		destination(data)
+		if !bytes.Equal(rest, b[len(data):]) {
+			t.Error("wrote behind the packet")
+		}
 	})
 }
 
@@ -323,11 +327,70 @@ func TestPending(t *testing.T) {
 			if engine.Unfinished(b) {
 				t.Error("any other value is pending")
 			}
+			before := bytes.Clone(b)
+			engine.Unfinish(b)
+			if tcp := row.protocol == unix.IPPROTO_TCP; engine.Unfinished(b) != tcp || bytes.Equal(b, before) == tcp {
+				t.Errorf("%x was made %x", before, b)
+			}
 		})
 	}
 	for name, text := range map[string]string{"ICMP": icmp4, "a fragment": fragment, "nothing": ""} {
 		if engine.Unfinished(unhex(t, text)) {
 			t.Errorf("pending in %s", name)
 		}
+	}
+}
+
+// TestSuperpacketIsSummedLater: the checksum of a changed superpacket that goes out is left to the kernel, and no other one.
+func TestSuperpacketIsSummedLater(t *testing.T) {
+	post := queue.Message{ID: 7, Hook: queue.HookPostrouting, Out: 2, GSO: true}
+	single, forward, in := post, post, post
+	single.GSO = false
+	forward.Hook = queue.HookForward
+	in.Hook = queue.HookPrerouting
+	rows := []struct {
+		name  string
+		hex   string
+		m     queue.Message
+		right bool // the address says that the checksum is right
+		later bool
+	}{
+		{"a superpacket", tcp4, post, false, true},
+		{"a superpacket of IPv6", tcp6, post, false, true},
+		{"its checksum is said to be right", tcp4, post, true, false},
+		{"no superpacket", tcp4, single, false, false},
+		{"forwarded", tcp4, forward, false, false},
+		{"inbound", tcp6, in, false, false},
+		{"another protocol", udp4, post, false, false},
+	}
+	for _, row := range rows {
+		t.Run(row.name, func(t *testing.T) {
+			s, there := newTestSender(t)
+			s.Layer = packet.LayerNetwork
+			p := s.capture(t, row.hex, row.m)
+			if row.m.GSO && row.m.Hook == queue.HookPostrouting && p.Addr.TCPChecksum {
+				t.Error("the checksum of a superpacket that goes out is said to be right")
+			}
+			p.Data[len(p.Data)-1]++
+			p.Changed()
+			p.Addr.TCPChecksum = row.right
+			before := bytes.Clone(p.Data)
+			if n, err := s.Send([]packet.Packet{*p}, false); n != 1 || err != nil {
+				t.Fatal(n, err)
+			}
+			got := queuetest.Verdicts(t, there)
+			if len(got) != 1 {
+				t.Fatalf("%v", got)
+			}
+			_, transport := lab.PacketChecksums([]byte(got[0].Payload))
+			switch {
+			case engine.Unfinished([]byte(got[0].Payload)) != row.later:
+				t.Errorf("unfinished: %t", !row.later)
+			case row.right && string(before) != got[0].Payload:
+				t.Errorf("%x, want %x", got[0].Payload, before)
+			case !row.right && !row.later && transport != lab.ChecksumRight:
+				t.Errorf("the checksum is %v", transport)
+			}
+		})
 	}
 }

@@ -21,7 +21,7 @@ type sending struct {
 	sink  []byte
 }
 
-func newSending(t testing.TB, n int) *sending {
+func newSending(t testing.TB, n int, gso bool) *sending {
 	t.Helper()
 	s, there := newTestSender(t)
 	payload := make([]byte, 1500)
@@ -30,7 +30,7 @@ func newSending(t testing.TB, n int) *sending {
 	ps := make([]packet.Packet, n)
 	for id := range ps {
 		m := queue.Message{
-			ID: uint32(id), Hook: queue.HookPostrouting, Out: 2, ChecksumNotReady: true, Length: uint32(len(payload)),
+			ID: uint32(id), Hook: queue.HookPostrouting, Out: 2, ChecksumNotReady: true, GSO: gso, Length: uint32(len(payload)),
 			Payload: append([]byte(nil), payload...),
 		}
 		s.Deliver(s.lanes[0], &ps[id], &m, 1)
@@ -51,7 +51,7 @@ func (s *sending) flush(t testing.TB, v *verdicts) {
 
 func TestSendingAllocatesNothing(t *testing.T) {
 	race.CannotCount(t)
-	s := newSending(t, 16)
+	s := newSending(t, 16, false)
 	for _, unchanged := range []bool{true, false} {
 		send := func() {
 			var v verdicts
@@ -77,9 +77,11 @@ func BenchmarkSendOne(b *testing.B) {
 		name      string
 		unchanged bool
 		checksums bool // are right already
-	}{{"unchanged", true, true}, {"changed", false, true}, {"changed, checksums missing", false, false}} {
+		large     bool // the kernel computes them
+	}{{"unchanged", true, true, false}, {"changed", false, true, false}, {"changed, checksums missing", false, false, false},
+		{"changed, checksums missing, superpackets", false, false, true}} {
 		b.Run(row.name, func(b *testing.B) {
-			s := newSending(b, 16)
+			s := newSending(b, 16, row.large)
 			var v verdicts
 			for i := range s.ps {
 				s.ps[i].Addr.TCPChecksum = row.checksums

@@ -102,6 +102,23 @@ func (t *token) holds(b []byte, a *packet.Address) bool {
 	return t.outbound() || a.Network().IfIdx == t.ifIdx
 }
 
+// summedLater reports whether the kernel computes the missing checksum of a packet that goes on as the one it was captured as. It
+// does so when it cuts a superpacket of TCP into segments, or hands it to a device that does, whatever stands in the field
+// (tcp4_gso_segment, net/ipv4/tcp_offload.c; tcp6_gso_segment, net/ipv6/tcpv6_offload.c): nfqnl_mangle calls the checksum of new bytes
+// one that the kernel has not begun. Handles below are told by Describe that the checksum is missing, or see it by the field.
+// Forwarded superpackets may be of other kinds.
+func (t *token) summedLater(b []byte, a *packet.Address) bool {
+	return t.gso && t.hook == queue.HookPostrouting && a.Outbound && !a.TCPChecksum && isIPv6(b) == t.six && simple(b) && isTCP(b)
+}
+
+// isTCP reports whether the header behind the fixed IP header of a whole packet is TCP's.
+func isTCP(b []byte) bool {
+	if isIPv6(b) {
+		return b[6] == packet.ProtocolTCP
+	}
+	return b[9] == packet.ProtocolTCP
+}
+
 func isIPv6(b []byte) bool { return len(b) > 0 && b[0]>>4 == 6 }
 
 // destination returns the destination address of a packet, an IPv4 address with zeros behind it; all zeros if it is cut before
