@@ -65,7 +65,7 @@ func (c *Conn) Reset() {
 		case *net.TCPConn:
 			abort(inner)
 		case *exchange:
-			inner.refuse()
+			inner.carrier.refuse()
 			c.err = inner.Close()
 		}
 		c.release()

@@ -54,18 +54,22 @@ func (l *Listener) dialOwn(ctx context.Context, network, address string) (net.Co
 	}
 	var cookie uint64
 	control := func(string, string, syscall.RawConn) error { return nil }
-	if l.sockets != nil && network == "tcp" {
+	if l.sockets != nil {
 		control = l.sockets.own(&cookie)
-		defer func() { l.sockets.forget(cookie) }() // the connect alone is looked at
 	}
 	c, port, err := l.dialKnown(ctx, network, address, control)
-	if port == 0 {
-		return c, err
-	}
+	forget := sync.OnceFunc(func() {
+		if l.sockets != nil {
+			l.sockets.forget(cookie)
+		}
+		if port != 0 {
+			l.dials.remove(port, network)
+		}
+	})
 	if u, ok := c.(*net.UDPConn); ok && err == nil {
-		return &ownUDP{u, sync.OnceFunc(func() { l.dials.remove(port, network) })}, nil
+		return &ownUDP{u, forget}, nil
 	}
-	l.dials.remove(port, network) // of TCP only the first segment counts
+	forget() // of TCP the connect and the first segment alone count
 	return c, err
 }
 

@@ -12,34 +12,58 @@ import (
 	"github.com/opendivert/divert/packet"
 )
 
-// exchange is the net.Conn of an exchange of UDP. Datagrams of the application come by deliver; those to it are injected.
+// exchange is the net.Conn of an exchange of UDP. Datagrams of the application come by deliver; those to it go by the carrier.
 type exchange struct {
-	l     *Listener
-	flow  *flow
-	quote []byte // the first datagram's headers, for an ICMP error
-	idle  time.Duration
+	carrier carrier
+	flow    *flow
+	idle    time.Duration
+
+	wake chan struct{} // has one element once something has changed; whoever takes it passes it on if that concerns others too
 
 	mu       sync.Mutex
-	queue    [][]byte
-	bytes    int
-	wake     chan struct{} // closed and replaced whenever something changes
+	queue    [][]byte // what waits for Read, from head on
+	head     int
+	free     [][]byte // memory for further datagrams
+	bytes    int      // in queue
 	deadline time.Time
+	over     bool // nothing comes any more: Read returns what waits, and then io.EOF
 	closed   bool
+}
+
+// carrier brings the datagrams of an exchange to the application. Its methods may be called from several goroutines.
+type carrier interface {
+	answer(payload []byte) error
+	refuse() // tells the application by ICMP that nothing listens where it wanted to go
+	end()    // forgets the exchange, once at least
 }
 
 // The limits of what waits for Read; what exceeds them is dropped, as by a socket whose buffer is full.
 const (
 	maxWaiting      = 1024
 	maxWaitingBytes = 1 << 20
+	maxFree         = 16   // datagrams whose memory is kept for others
+	maxFreeBytes    = 2048 // of one
 )
 
 // quoted is how much of a datagram an ICMP error may quote.
 const quoted = 1280
 
-// beginUDP begins an exchange and gives it to Accept. It returns nil if there is no room.
+// newExchange makes the exchange of a flow.
+func newExchange(f *flow, c carrier, idle time.Duration) *exchange {
+	f.exchange = &exchange{carrier: c, flow: f, idle: idle, wake: make(chan struct{}, 1)}
+	return f.exchange
+}
+
+// injected is the carrier of the road of packets.
+type injected struct {
+	l     *Listener
+	flow  *flow
+	quote []byte // the first datagram's headers, for an ICMP error
+}
+
+// beginUDP begins an exchange by its first datagram and gives it to Accept. It returns nil if there is no room.
 func (l *Listener) beginUDP(f *flow, p *divert.Packet) *flow {
-	f.exchange = &exchange{l: l, flow: f, idle: l.options.Idle, wake: make(chan struct{}),
-		quote: append([]byte(nil), p.Data[:min(len(p.Data), quoted)]...)}
+	newExchange(f, &injected{l, f, append([]byte(nil), p.Data[:min(len(p.Data), quoted)]...)}, l.options.Idle)
 	switch other := l.table.addUDP(f); {
 	case other == nil:
 		l.full.Add(1)
@@ -47,75 +71,119 @@ func (l *Listener) beginUDP(f *flow, p *divert.Packet) *flow {
 	case other != f:
 		return other
 	}
-	c := &Conn{Conn: f.exchange, l: l, flow: f}
+	if !l.offer(&Conn{Conn: f.exchange, l: l, flow: f}) {
+		return nil
+	}
+	return f
+}
+
+// offer gives an exchange to Accept, or ends it if nobody accepts.
+func (l *Listener) offer(c *Conn) bool {
 	l.keep(c)
 	select {
 	case l.ready <- c:
 		l.redirected.Add(1)
-		return f
-	default: // nobody accepts
+		return true
+	default:
 		l.full.Add(1)
 		_ = c.Close()
-		return nil
+		return false
 	}
 }
 
+// changed wakes a reader.
 func (x *exchange) changed() {
-	close(x.wake)
-	x.wake = make(chan struct{})
+	select {
+	case x.wake <- struct{}{}:
+	default: // one will be woken anyway
+	}
 }
 
 // deliver gives a datagram to Read. The memory stays the caller's.
 func (x *exchange) deliver(b []byte) {
 	x.mu.Lock()
 	defer x.mu.Unlock()
-	if x.closed || len(x.queue) >= maxWaiting || x.bytes+len(b) > maxWaitingBytes {
+	if x.closed || x.over || len(x.queue)-x.head >= maxWaiting || x.bytes+len(b) > maxWaitingBytes {
 		return
 	}
-	x.queue = append(x.queue, append([]byte(nil), b...))
+	var d []byte
+	if n := len(x.free); n > 0 {
+		d, x.free = x.free[n-1][:0], x.free[:n-1]
+	}
+	if x.head > 0 && len(x.queue) == cap(x.queue) {
+		x.queue, x.head = append(x.queue[:0], x.queue[x.head:]...), 0
+	}
+	x.queue = append(x.queue, append(d, b...))
 	x.bytes += len(b)
 	x.changed()
+}
+
+// next copies the datagram that waits the longest into b. The caller holds the mutex.
+func (x *exchange) next(b []byte) int {
+	d := x.queue[x.head]
+	if x.head++; x.head == len(x.queue) {
+		x.queue, x.head = x.queue[:0], 0
+	} else {
+		x.changed() // there is more, for another reader
+	}
+	x.bytes -= len(d)
+	if len(x.free) < maxFree && cap(d) <= maxFreeBytes {
+		x.free = append(x.free, d)
+	}
+	return copy(b, d)
 }
 
 // Read returns a datagram.
 func (x *exchange) Read(b []byte) (int, error) {
 	for {
-		x.mu.Lock()
-		if x.closed {
-			x.mu.Unlock()
-			return 0, net.ErrClosed
+		n, until, err := x.poll(b)
+		if until.IsZero() {
+			if err != nil {
+				x.changed() // for other readers too
+			}
+			return n, err
 		}
-		now := time.Now()
-		if !x.deadline.IsZero() && !x.deadline.After(now) {
-			x.mu.Unlock()
-			return 0, os.ErrDeadlineExceeded
-		}
-		if len(x.queue) > 0 {
-			d := x.queue[0]
-			x.queue, x.bytes = x.queue[1:], x.bytes-len(d)
-			x.mu.Unlock()
-			return copy(b, d), nil
-		}
-		wake, until := x.wake, time.Unix(x.flow.last.Load(), 0).Add(x.idle+time.Second) // last is in whole seconds
-		x.mu.Unlock()
-		if !until.After(now) {
-			x.l.table.removeUDP(x.flow)
-			return 0, io.EOF
-		}
-		x.wait(wake, until)
+		x.wait(until)
 	}
 }
 
-func (x *exchange) wait(wake <-chan struct{}, until time.Time) {
+// poll is Read without waiting: if there is nothing yet, it returns until when to wait.
+func (x *exchange) poll(b []byte) (n int, until time.Time, err error) {
 	x.mu.Lock()
+	defer x.mu.Unlock()
+	now := time.Now()
+	switch {
+	case x.closed:
+		return 0, until, net.ErrClosed
+	case !x.deadline.IsZero() && !x.deadline.After(now):
+		return 0, until, os.ErrDeadlineExceeded
+	case len(x.queue) > x.head:
+		return x.next(b), until, nil
+	case x.over:
+		return 0, until, io.EOF
+	}
+	until = time.Unix(x.flow.last.Load(), 0).Add(x.idle + time.Second) // last is in whole seconds
+	if !until.After(now) {
+		x.carrier.end()
+		return 0, time.Time{}, io.EOF
+	}
 	if !x.deadline.IsZero() && x.deadline.Before(until) {
 		until = x.deadline
 	}
-	x.mu.Unlock()
-	t := time.NewTimer(time.Until(until))
+	return 0, until, nil
+}
+
+// timers are timers that have been stopped.
+var timers = sync.Pool{New: func() any { return time.NewTimer(time.Hour) }}
+
+// wait waits for something to change, until a time.
+func (x *exchange) wait(until time.Time) {
+	t := timers.Get().(*time.Timer)
+	defer timers.Put(t)
+	t.Reset(time.Until(until))
 	defer t.Stop()
 	select {
-	case <-wake:
+	case <-x.wake:
 	case <-t.C:
 	}
 }
@@ -129,37 +197,57 @@ func (x *exchange) Write(b []byte) (int, error) {
 		return 0, net.ErrClosed
 	}
 	x.flow.last.Store(time.Now().Unix())
-	h := packet.Header{Src: x.flow.dst, Dst: x.flow.client}
-	d, err := h.AppendUDP(nil, b)
-	if err != nil {
+	if err := x.carrier.answer(b); err != nil {
 		return 0, fmt.Errorf("redirect: write: %w", err)
-	}
-	if err := x.send(d); err != nil {
-		return 0, err
 	}
 	return len(b), nil
 }
 
-// send injects a packet to the application.
-func (x *exchange) send(b []byte) error {
-	a := x.flow.toward
-	a.IPChecksum, a.UDPChecksum, a.TCPChecksum = true, true, true
-	return x.l.handle.Send(&divert.Packet{Data: b, Addr: a})
+// finish ends the exchange for Read: the application has closed its socket.
+func (x *exchange) finish() {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	if !x.over {
+		x.over = true
+		x.changed()
+	}
 }
 
-// refuse tells the application by ICMP that nothing listens where it wanted to go.
-func (x *exchange) refuse() {
+func (c *injected) answer(b []byte) error {
+	h := packet.Header{Src: c.flow.dst, Dst: c.flow.client}
+	d, err := h.AppendUDP(nil, b)
+	if err != nil {
+		return err
+	}
+	return c.send(d)
+}
+
+// send injects a packet to the application.
+func (c *injected) send(b []byte) error {
+	a := c.flow.toward
+	a.IPChecksum, a.UDPChecksum, a.TCPChecksum = true, true, true
+	return c.l.handle.Send(&divert.Packet{Data: b, Addr: a})
+}
+
+func (c *injected) refuse() {
+	if b, ok := unreachable(c.quote); ok {
+		_ = c.send(b)
+	}
+}
+
+func (c *injected) end() { c.l.table.removeUDP(c.flow) }
+
+// unreachable returns the ICMP error "port unreachable" that answers a datagram.
+func unreachable(datagram []byte) ([]byte, bool) {
 	var h packet.Parsed
-	if !h.Parse(x.quote) {
-		return
+	if !h.Parse(datagram) {
+		return nil, false
 	}
 	code := uint8(packet.ICMPPortUnreachable)
 	if h.Family == 6 {
 		code = packet.ICMPv6PortUnreachable
 	}
-	if b, ok := packet.AppendUnreachable(nil, x.quote, &h, code); ok {
-		_ = x.send(b)
-	}
+	return packet.AppendUnreachable(nil, datagram, &h, code)
 }
 
 // Close ends the exchange; the next datagram of the application begins another.
@@ -169,9 +257,9 @@ func (x *exchange) Close() error {
 	if x.closed {
 		return net.ErrClosed
 	}
-	x.closed, x.queue = true, nil
+	x.closed, x.queue, x.head, x.free = true, nil, 0, nil
 	x.changed()
-	x.l.table.removeUDP(x.flow)
+	x.carrier.end()
 	return nil
 }
 

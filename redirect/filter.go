@@ -36,10 +36,20 @@ func check(text string) error {
 	return nil
 }
 
-// besideSockets returns a filter for what a filter matches and the road of sockets does not carry: datagrams, and connections
-// to link-local addresses, whose interface no program is told at the connect.
-func besideSockets(text string) string {
-	return "(udp or tcp and ipv6.DstAddr in {fe80::/10}) and (" + text + ")"
+// besideSockets returns a filter for what a filter matches and the road of sockets may not carry: protocols, connections to link-local
+// addresses, whose interface no program is told, and of UDP whatever is not for its listener's port, or from there: of sockets that
+// were connected before, or have named an interface, and of the kernel itself. The port is 0 if UDP is not carried.
+func besideSockets(text string, tcp bool, port uint16) string {
+	rest := "udp"
+	if port != 0 {
+		rest = fmt.Sprintf("udp.DstPort != %d and udp.SrcPort != %[1]d", port)
+	}
+	if tcp {
+		rest += " or tcp and ipv6.DstAddr in {fe80::/10}"
+	} else {
+		rest += " or tcp"
+	}
+	return "(" + rest + ") and (" + text + ")"
 }
 
 // canMatch reports whether a filter that compiles can match anything.

@@ -9,6 +9,7 @@ import (
 	"net/netip"
 	"os"
 	"runtime"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -24,7 +25,8 @@ type Listener struct {
 	kernel  *net.TCPListener // of the road of packets, nil as handle
 	port    uint16           // of kernel
 	sockets *sockets         // the road of sockets; nil: there is none
-	without error            // why there is none; nil if it was not asked for
+	noTCP   error            // why connections of TCP do not go by that; nil if they do, or none match, or it was not asked for
+	noUDP   error            // the same for datagrams
 	table   *table
 	dial    DialFunc
 	dials   dials
@@ -58,8 +60,8 @@ const backlog = 1024
 // Connections of this process and of its children, and their children, are not redirected: those of a process whose parents
 // have ended before it connected excepted, as nobody knows then whose child it was. See also Options.OwnByDial.
 //
-// The listener's own port is open, of the road of packets on all addresses and of that of sockets on loopback ones. What reaches it
-// otherwise is refused, or reset at once.
+// The listener's own port is open, on all addresses except for TCP on the road of sockets, where it is on loopback ones. What reaches
+// it otherwise is refused, or reset at once, or dropped (UDP).
 //
 // It fails with a *filter.Error if the filter does not compile, with divert.ErrInvalid if it tests what differs between
 // packets, or for options that cannot be, and with the errors of divert.Open, among them divert.ErrNoProcess.
@@ -88,16 +90,21 @@ func (l *Listener) openRoads(ctx context.Context, text string) (err error) {
 	}
 	rest := text // what goes by packets
 	if l.options.Road == RoadSockets || l.options.Road == RoadAuto && runtime.GOOS == "linux" {
-		if l.sockets, l.without = l.openSockets(ctx, text); l.without == nil {
-			rest = besideSockets(text)
+		l.sockets, l.noTCP, l.noUDP = l.openSockets(ctx, text)
+		if l.sockets != nil {
+			tcp, port := l.sockets.carries()
+			rest = besideSockets(text, tcp, port)
 		}
 	}
 	if l.options.Road == RoadSockets {
+		const cannot = "%w: the road of sockets, for %s: %w; RoadAuto would take that of packets"
 		switch {
-		case l.without != nil:
-			return fmt.Errorf("%w: the road of sockets: %w; RoadAuto would take that of packets", divert.ErrNotSupported, l.without)
-		case canMatch("udp and (" + text + ")"):
-			err = fmt.Errorf("%w: the filter matches UDP, which the road of sockets does not carry; write \"tcp and (...)\", or take RoadAuto", divert.ErrNotSupported)
+		case l.noTCP != nil:
+			err = fmt.Errorf(cannot, divert.ErrNotSupported, "TCP", l.noTCP)
+		case l.noUDP != nil:
+			err = fmt.Errorf(cannot, divert.ErrNotSupported, "UDP", l.noUDP)
+		case l.sockets == nil:
+			err = fmt.Errorf("%w: the filter matches neither TCP nor UDP", divert.ErrInvalid)
 		}
 	} else if l.sockets == nil || canMatch(rest) {
 		err = l.openPackets(ctx, rest)
@@ -336,29 +343,49 @@ func (l *Listener) Addr() net.Addr {
 	return l.kernel.Addr()
 }
 
-// Road returns the road of connections of TCP, RoadPackets or RoadSockets.
+// Road returns the road of connections of TCP, or of datagrams if the filter matches no TCP: RoadPackets or RoadSockets.
 func (l *Listener) Road() Road {
-	if l.sockets != nil {
-		return RoadSockets
+	if l.sockets == nil {
+		return RoadPackets
 	}
-	return RoadPackets
+	if tcp, _ := l.sockets.carries(); !tcp && l.noTCP != nil {
+		return RoadPackets
+	}
+	return RoadSockets
 }
 
-// Description says in words how connections are redirected, and if the road of sockets is not taken, why.
+// Description says in words how connections and datagrams are redirected, and what does not go by the road of sockets, and why.
 func (l *Listener) Description() string {
-	packets := ""
+	var parts []string
+	if l.sockets != nil {
+		what := "connects"
+		switch tcp, port := l.sockets.carries(); {
+		case tcp && port != 0:
+			what = "connects and datagrams"
+		case port != 0:
+			what = "datagrams"
+		}
+		parts = append(parts, what+" rewritten (eBPF)")
+	}
 	if l.handle != nil {
-		packets = "packets rewritten, listening on port " + fmt.Sprint(l.port) + ", " + l.handle.Description()
+		rest := ""
+		if l.sockets != nil {
+			rest = "the rest: "
+		}
+		parts = append(parts, rest+"packets rewritten, listening on port "+fmt.Sprint(l.port)+", "+l.handle.Description())
 	}
 	switch {
-	case l.sockets != nil && l.handle != nil:
-		return "connects rewritten (eBPF); the rest: " + packets
-	case l.sockets != nil:
-		return "connects rewritten (eBPF)"
-	case l.without != nil:
-		return packets + "; connects are not rewritten: " + l.without.Error()
+	case l.noTCP != nil && l.noUDP != nil && l.noTCP.Error() == l.noUDP.Error():
+		parts = append(parts, "connects and datagrams are not rewritten: "+l.noTCP.Error())
+	default:
+		if l.noTCP != nil {
+			parts = append(parts, "connects are not rewritten: "+l.noTCP.Error())
+		}
+		if l.noUDP != nil {
+			parts = append(parts, "datagrams are not rewritten: "+l.noUDP.Error())
+		}
 	}
-	return packets
+	return strings.Join(parts, "; ")
 }
 
 // Stats counts what a Listener has done.
@@ -366,8 +393,8 @@ type Stats struct {
 	Redirected uint64 // connections and exchanges that were redirected
 	Spared     uint64 // left alone: of the program's own children, or excluded
 	Refused    uint64 // held connections that were refused, or not answered
-	Full       uint64 // dropped because there were MaxConns
-	Strangers  uint64 // segments, or connections, for the listener's ports that were not redirected, and refused
+	Full       uint64 // dropped, or refused, because there were MaxConns
+	Strangers  uint64 // segments, datagrams, or connections, for the listener's ports that were not redirected, and refused
 }
 
 // Stats returns the counters.

@@ -56,7 +56,7 @@ func eachPlace(t *testing.T, f func(t *testing.T, pair *lab.Pair, server *lab.Ho
 // roads are the roads that a test takes, by name.
 var roads = map[string]redirect.Road{"packets": redirect.RoadPackets, "sockets": redirect.RoadSockets}
 
-// eachWay is eachPlace for each road of connections of TCP.
+// eachWay is eachPlace for each road.
 func eachWay(t *testing.T, f func(t *testing.T, pair *lab.Pair, server *lab.Host, addr netip.Addr, o redirect.Options)) {
 	for name, road := range roads {
 		t.Run(name, func(t *testing.T) {
@@ -493,10 +493,10 @@ func TestStrangers(t *testing.T) {
 
 // TestDatagrams: 1,000 exchanges of UDP, and one large enough for fragments.
 func TestDatagrams(t *testing.T) {
-	eachPlace(t, func(t *testing.T, pair *lab.Pair, server *lab.Host, addr netip.Addr) {
+	eachWay(t, func(t *testing.T, pair *lab.Pair, server *lab.Host, addr netip.Addr, o redirect.Options) {
 		to := netip.AddrPortFrom(addr, 7)
 		echo(t, server, "udp", to)
-		l := listen(t, pair.A, "udp.DstPort == 7", redirect.Options{})
+		l := listen(t, pair.A, "udp.DstPort == 7", o)
 		n := relay(t, l)
 		var wait sync.WaitGroup
 		slots := make(chan struct{}, 50)

@@ -33,7 +33,7 @@ func (t Target) Process() (process.Process, error) { return t.flow.who, t.flow.w
 // Opener opens handles: divert.OpenProgram, or the method OpenProgram of a diverttest.Network.
 type Opener func(p *filter.Program, opts ...divert.Option) (*divert.Handle, error)
 
-// Road says by which means connections of TCP are led to the Listener.
+// Road says by which means connections and datagrams are led to the Listener.
 type Road uint8
 
 // The roads.
@@ -45,12 +45,14 @@ const (
 	// RoadPackets: packets are rewritten.
 	RoadPackets
 
-	// RoadSockets: connects are rewritten by eBPF programs on the root of the cgroup hierarchy, so that the kernel carries
-	// the bytes to the Listener. It takes Linux, the rights of root on the host, and a filter that the connect decides: no source
-	// addresses and ports, interfaces, or loopback. Hold, Exclude, Open and UDP are not for it. Listen fails with
-	// divert.ErrNotSupported and the reason where it cannot be. The application's getsockname says an address of the loopback
-	// interface; connects to link-local addresses fail with EADDRNOTAVAIL, those of sockets that are bound to a device with ENETUNREACH,
-	// and those that exceed MaxConns with EAGAIN.
+	// RoadSockets: the addresses that sockets connect and send to are rewritten by eBPF programs on the root of the cgroup
+	// hierarchy, so that the kernel carries the bytes to the Listener. It takes Linux, the rights of root on the host, and a
+	// filter that is decided at the connect, or when a datagram is sent: no source addresses and ports, interfaces, or
+	// loopback. Exclude, Open, and for TCP Hold are not for it. Listen fails with divert.ErrNotSupported and the reason where
+	// it cannot be. Sockets of UDP that are connected already are left alone, unlike by RoadAuto. The application's
+	// getsockname says an address of this host. What goes to link-local addresses fails with EADDRNOTAVAIL, what sockets send
+	// that are bound to a device, or have named an interface, with ENETUNREACH, a connect that exceeds MaxConns with EAGAIN,
+	// and a datagram with ENOBUFS.
 	RoadSockets
 )
 

@@ -4,11 +4,14 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math/bits"
 	"net/netip"
 	"strings"
 	"syscall"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/opendivert/divert"
 	"github.com/opendivert/divert/internal/lab"
@@ -58,44 +61,141 @@ func TestNoRoad(t *testing.T) {
 	if err := detour.Connects.Err(); err != nil {
 		t.Skip(err)
 	}
-	err := pair.A.Do(func() error {
-		_, err := redirect.Listen(t.Context(), "remotePort == 5", redirect.Options{OwnByDial: true, Road: redirect.RoadSockets})
-		return err
-	})
-	if !errors.Is(err, divert.ErrNotSupported) || !strings.Contains(err.Error(), "matches UDP") {
-		t.Error(err)
+	for text, want := range map[string]string{
+		"tcp.DstPort == 5 or udp.SrcPort == 5": "for UDP: the filter tests udp.SrcPort",
+		"tcp.SrcPort == 5 or udp.DstPort == 5": "for TCP: the filter tests tcp.SrcPort",
+	} {
+		err := pair.A.Do(func() error {
+			_, err := redirect.Listen(t.Context(), text, redirect.Options{OwnByDial: true, Road: redirect.RoadSockets})
+			return err
+		})
+		if !errors.Is(err, divert.ErrNotSupported) || !strings.Contains(err.Error(), want) {
+			t.Errorf("%s: %v, want %s", text, err, want)
+		}
 	}
 }
 
-// TestBothRoads: connections go by sockets, and exchanges of UDP by packets; what cannot be UDP needs no packets.
+// TestBothRoads: what one road does not carry goes by the other, and the description says what that is; what cannot be needs no packets.
 func TestBothRoads(t *testing.T) {
 	if err := detour.Connects.Err(); err != nil {
 		t.Skip(err)
 	}
-	pair := lab.TwoHostsT(t, lab.LinkOptions{})
-	l := listen(t, pair.A, "remotePort == 7", redirect.Options{})
-	n := relay(t, l)
-	if d := l.Description(); l.Road() != redirect.RoadSockets || !strings.Contains(d, "connects rewritten") || !strings.Contains(d, "packets rewritten") {
-		t.Errorf("road %d, %s", l.Road(), d)
+	for _, row := range []struct {
+		filter string
+		hold   bool
+		road   redirect.Road // of TCP
+		said   []string
+		silent string
+	}{
+		{"remotePort == 7", false, redirect.RoadSockets, []string{"connects and datagrams rewritten", "the rest: packets rewritten"}, "not rewritten"},
+		{"remotePort == 7", true, redirect.RoadPackets, []string{"datagrams rewritten", "the rest: packets rewritten", "connects are not rewritten: Options.Hold"}, "connects and"},
+		{"tcp.DstPort == 7 or udp.DstPort == 7 and udp.SrcPort > 0", false, redirect.RoadSockets, []string{"connects rewritten", "the rest: packets rewritten", "datagrams are not rewritten: the filter tests udp.SrcPort"}, "connects and"},
+	} {
+		pair := lab.TwoHostsT(t, lab.LinkOptions{})
+		l := listen(t, pair.A, row.filter, redirect.Options{Hold: row.hold})
+		n := relay(t, l)
+		d := l.Description()
+		for _, want := range row.said {
+			if !strings.Contains(d, want) {
+				t.Errorf("%s: %q, want %q", row.filter, d, want)
+			}
+		}
+		if l.Road() != row.road || strings.Contains(d, row.silent) {
+			t.Errorf("%s: road %d, %q", row.filter, l.Road(), d)
+		}
+		for i, network := range []string{"tcp", "udp"} {
+			to := netip.AddrPortFrom(pair.B.Addr6(), 7)
+			echo(t, pair.B, network, to)
+			c, err := dial(pair.A, nil, network, to)
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer c.Close()
+			if err := ask(c, "hello"); err != nil {
+				t.Error(row.filter, network, err)
+			}
+			if n.Load() != int64(i+1) {
+				t.Errorf("%s: %s: %d redirected", row.filter, network, n.Load())
+			}
+		}
+		l.Close()
 	}
-	for i, network := range []string{"tcp", "udp"} {
-		to := netip.AddrPortFrom(pair.B.Addr6(), 7)
-		echo(t, pair.B, network, to)
-		c, err := dial(pair.A, nil, network, to)
-		if err != nil {
+	pair := lab.TwoHostsT(t, lab.LinkOptions{})
+	for _, row := range []struct {
+		filter string
+		road   redirect.Road
+	}{{"ip and tcp.DstPort == 9", redirect.RoadAuto}, {"udp.DstPort == 9", redirect.RoadSockets}} {
+		alone := listen(t, pair.A, row.filter, redirect.Options{Road: row.road})
+		if d := alone.Description(); strings.Contains(d, "packets") || alone.Road() != redirect.RoadSockets {
+			t.Errorf("%s: road %d, %s", row.filter, alone.Road(), d)
+		}
+		alone.Close()
+	}
+}
+
+// TestBesideSockets: datagrams that the road of sockets does not carry go by packets: those of sockets that were connected before, or
+// have named an interface for what they send. Where the road of sockets is demanded, the latter are refused.
+func TestBesideSockets(t *testing.T) {
+	if err := detour.Connects.Err(); err != nil {
+		t.Skip(err)
+	}
+	const unicastIf6 = 76 // IPV6_UNICAST_IF (linux/in6.h)
+	pair := lab.TwoHostsT(t, lab.LinkOptions{})
+	index := pair.A.Links()[0].Index()
+	for _, addr := range []netip.Addr{pair.B.Addr4(), pair.B.Addr6()} {
+		to := netip.AddrPortFrom(addr, 7)
+		named := func() *speaker {
+			family, level, option := unix.AF_INET6, unix.IPPROTO_IPV6, unicastIf6
+			if addr.Is4() {
+				family, level, option = unix.AF_INET, unix.IPPROTO_IP, unix.IP_UNICAST_IF
+			}
+			s := speak(t, pair.A, family, netip.Addr{})
+			if err := unix.SetsockoptInt(s.fd, level, option, int(bits.ReverseBytes32(uint32(index)))); err != nil { // in network byte order
+				t.Fatal(err)
+			}
+			return s
+		}
+		device := speak(t, pair.A, unix.AF_INET6, netip.Addr{})
+		if addr.Is4() {
+			device = speak(t, pair.A, unix.AF_INET, netip.Addr{})
+		}
+		if err := unix.BindToDevice(device.fd, pair.A.Links()[0].Name()); err != nil {
 			t.Fatal(err)
 		}
-		defer c.Close()
-		if err := ask(c, "hello"); err != nil {
-			t.Error(network, err)
+		older := speak(t, pair.A, unix.AF_INET6, netip.Addr{})
+		if addr.Is4() {
+			older = speak(t, pair.A, unix.AF_INET, netip.Addr{})
 		}
-		if n.Load() != int64(i+1) || c.RemoteAddr().String() != to.String() {
-			t.Errorf("%s: %d redirected, connected to %v", network, n.Load(), c.RemoteAddr())
+		if err := unix.Connect(older.fd, older.sockaddr(to)); err != nil {
+			t.Fatal(err)
 		}
-	}
-	alone := listen(t, pair.A, "ip and tcp.DstPort == 9", redirect.Options{})
-	if d := alone.Description(); strings.Contains(d, "packets") || alone.Road() != redirect.RoadSockets {
-		t.Errorf("road %d, %s", alone.Road(), d)
+		strict := listen(t, pair.A, "udp.DstPort == 7", redirect.Options{Road: redirect.RoadSockets})
+		for name, s := range map[string]*speaker{"an interface is named": named(), "bound to a device": device} {
+			if err := s.send("hello", to); !errors.Is(err, unix.ENETUNREACH) {
+				t.Errorf("%v: %s: %v", to, name, err)
+			}
+		}
+		strict.Close()
+		l := listen(t, pair.A, "udp.DstPort == 7", redirect.Options{})
+		for name, s := range map[string]*speaker{"an interface is named": named(), "connected before": older} {
+			at := to
+			if s == older {
+				at = netip.AddrPort{}
+			}
+			if err := s.send("hello", at); err != nil {
+				t.Errorf("%v: %s: %v", to, name, err)
+				continue
+			}
+			in, err := l.Accept()
+			if err != nil {
+				t.Fatal(err)
+			}
+			if in.OriginalDst() != to || in.Source().Addr().IsLoopback() {
+				t.Errorf("%v: %s: from %v to %v", to, name, in.Source(), in.OriginalDst())
+			}
+			in.Close()
+		}
+		l.Close()
 	}
 }
 
@@ -150,6 +250,47 @@ func BenchmarkBulk(b *testing.B) {
 				}
 			}
 			b.ReportMetric(float64((processorTime(b)-before).Microseconds())/float64(n*bulkSize>>20), "cpu-µs/MiB")
+		})
+	}
+}
+
+// BenchmarkDatagrams sends datagrams to an echo server and waits for each answer, directly, and redirected by each road, through Relay.
+func BenchmarkDatagrams(b *testing.B) {
+	for _, row := range []struct {
+		name string
+		road redirect.Road
+	}{{"direct", redirect.RoadAuto}, {"sockets", redirect.RoadSockets}, {"packets", redirect.RoadPackets}} {
+		b.Run(row.name, func(b *testing.B) {
+			pair := lab.TwoHostsT(b, lab.LinkOptions{})
+			to := netip.AddrPortFrom(pair.B.Addr4(), 7)
+			e, err := pair.B.Echo("udp", to.String())
+			if err != nil {
+				b.Fatal(err)
+			}
+			defer e.Close()
+			if row.road != redirect.RoadAuto {
+				relay(b, listen(b, pair.A, "udp.DstPort == 7", redirect.Options{Road: row.road}))
+			}
+			c, err := dial(pair.A, nil, "udp", to)
+			if err != nil {
+				b.Fatal(err)
+			}
+			defer c.Close()
+			payload, answer := make([]byte, 1200), make([]byte, 1500)
+			b.ReportAllocs()
+			before, n := processorTime(b), 0
+			for ; b.Loop(); n++ {
+				if n%1000 == 0 {
+					_ = c.SetDeadline(time.Now().Add(patience))
+				}
+				if _, err := c.Write(payload); err != nil {
+					b.Fatal(err)
+				}
+				if k, err := c.Read(answer); err != nil || k != len(payload) {
+					b.Fatal(k, err)
+				}
+			}
+			b.ReportMetric(float64((processorTime(b)-before).Nanoseconds())/float64(n), "cpu-ns/op")
 		})
 	}
 }

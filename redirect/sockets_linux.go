@@ -17,13 +17,15 @@ import (
 	"github.com/opendivert/divert/internal/clock"
 	"github.com/opendivert/divert/internal/linux/detour"
 	"github.com/opendivert/divert/internal/prog"
+	"github.com/opendivert/divert/packet"
 )
 
-// sockets is the road of sockets: connects of TCP are led to listeners on the loopback interface.
+// sockets is the road of sockets: connects of TCP are led to listeners on the loopback interface, and datagrams to aliases.
 type sockets struct {
 	l         *Listener
 	detour    *detour.Detour
-	listeners []*net.TCPListener
+	listeners []*net.TCPListener // nil if connects of TCP are not led
+	datagrams *datagrams         // nil if datagrams are not
 
 	mu     sync.Mutex
 	claims map[uint64]claim // by the cookies of the applications' sockets
@@ -36,42 +38,78 @@ type claim struct {
 	ended time.Time // when the program has closed the connection; zero while it has not
 }
 
-// openSockets makes the road of sockets for a filter, or says why there is none.
-func (l *Listener) openSockets(ctx context.Context, text string) (*sockets, error) {
-	o := &l.options
-	switch {
-	case o.Hold:
-		return nil, errors.New("Options.Hold: a connect cannot be held in the kernel")
-	case o.Exclude != nil:
-		return nil, errors.New("Options.Exclude: the kernel cannot ask it")
-	case o.ownOpen:
-		return nil, errors.New("Options.Open has the packets of another network")
-	case o.Engine == divert.EngineInterpreter:
-		return nil, errors.New("Options.Engine is the interpreter, and connects are decided in the kernel")
-	}
+// openSockets makes the road of sockets for what it can carry of a filter, and says why it does not carry connections of TCP, or
+// datagrams: nil if it does, or the filter matches none. There is no road if it would carry nothing.
+func (l *Listener) openSockets(ctx context.Context, text string) (_ *sockets, noTCP, noUDP error) {
 	p, err := filter.Compile(text, divert.LayerNetwork, filter.Extended)
 	if err != nil {
-		return nil, err
+		return nil, err, err
 	}
-	at, err := (*prog.Program)(p).AtConnect()
-	if err != nil {
-		return nil, err
+	var tcp, udp *prog.Program
+	for _, part := range []struct {
+		protocol uint8
+		matches  string
+		program  **prog.Program
+		reason   *error
+	}{{packet.ProtocolTCP, "tcp", &tcp, &noTCP}, {packet.ProtocolUDP, "udp", &udp, &noUDP}} {
+		if !canMatch(part.matches + " and (" + text + ")") {
+			continue
+		}
+		if *part.reason = l.options.againstSockets(part.protocol); *part.reason == nil {
+			*part.program, *part.reason = (*prog.Program)(p).AtConnect(part.protocol)
+		}
+	}
+	if tcp == nil && udp == nil {
+		return nil, noTCP, noUDP
 	}
 	s := &sockets{l: l, claims: map[uint64]claim{}}
-	if err := s.open(ctx, at); err != nil {
-		return nil, errors.Join(err, s.close())
+	if udp != nil {
+		if s.datagrams, noUDP = s.openDatagrams(ctx, udp); noUDP != nil && tcp == nil {
+			return nil, noTCP, noUDP
+		}
 	}
-	return s, nil
+	if err := s.open(ctx, tcp); err != nil {
+		err = errors.Join(err, s.close())
+		if tcp != nil {
+			noTCP = err
+		}
+		if udp != nil {
+			noUDP = err
+		}
+		return nil, noTCP, noUDP
+	}
+	return s, noTCP, noUDP
 }
 
-func (s *sockets) open(ctx context.Context, p *prog.Program) error {
-	cfg := detour.Config{Filter: p, Max: s.l.options.MaxConns + aimsEnded, BySocket: s.l.options.OwnByDial, RefuseLinkLocal: s.l.options.Road == RoadSockets}
-	for i := range cfg.Ports {
-		port, err := s.listen(ctx)
-		if err != nil {
-			return err
+// againstSockets returns why a protocol cannot go by the road of sockets whatever the filter is, nil if it can.
+func (o *Options) againstSockets(protocol uint8) error {
+	switch {
+	case o.Hold && protocol == packet.ProtocolTCP:
+		return errors.New("Options.Hold: a connect cannot be held in the kernel")
+	case o.Exclude != nil:
+		return errors.New("Options.Exclude: the kernel cannot ask it")
+	case o.ownOpen:
+		return errors.New("Options.Open has the packets of another network")
+	case o.Engine == divert.EngineInterpreter:
+		return errors.New("Options.Engine is the interpreter, and connects are decided in the kernel")
+	}
+	return nil
+}
+
+// open opens the listeners of TCP, if a program is given for it, and the detour.
+func (s *sockets) open(ctx context.Context, tcp *prog.Program) error {
+	cfg := detour.Config{TCP: tcp, Max: s.l.options.MaxConns + aimsEnded, BySocket: s.l.options.OwnByDial, RefuseOthers: s.l.options.Road == RoadSockets}
+	if tcp != nil {
+		for i := range cfg.Ports {
+			port, err := s.listen(ctx)
+			if err != nil {
+				return err
+			}
+			cfg.Ports[i] = port
 		}
-		cfg.Ports[i] = port
+	}
+	if s.datagrams != nil {
+		cfg.UDP = &s.datagrams.led
 	}
 	var err error
 	if s.detour, err = detour.Open(cfg); err != nil {
@@ -82,7 +120,18 @@ func (s *sockets) open(ctx context.Context, p *prog.Program) error {
 			return fmt.Errorf("a connection over the loopback interface, to try it: %w", err)
 		}
 	}
+	if s.datagrams != nil {
+		return s.datagrams.try()
+	}
 	return nil
+}
+
+// carries reports whether the road carries connections of TCP, and returns the port of the listener of datagrams, 0 if it carries none.
+func (s *sockets) carries() (tcp bool, port uint16) {
+	if s.datagrams != nil {
+		port = s.datagrams.led.Port
+	}
+	return s.listeners != nil, port
 }
 
 // aimsEnded is how many aims there is room for of connections that have ended, until they are forgotten.
@@ -149,24 +198,47 @@ func (s *sockets) own(cookie *uint64) func(network, address string, raw syscall.
 		if !s.l.options.OwnByDial {
 			return nil
 		}
-		if e := raw.Control(func(fd uintptr) { *cookie, err = s.detour.SpareSocket(int(fd)) }); e != nil {
+		spare := func(fd uintptr) {
+			err = s.unlessClosed(func() (err error) { *cookie, err = s.detour.SpareSocket(int(fd)); return err })
+		}
+		if e := raw.Control(spare); e != nil {
 			return e
 		}
 		return err
 	}
 }
 
-// forget ends what own has begun.
-func (s *sockets) forget(cookie uint64) { s.detour.UnspareSocket(cookie) }
+// unlessClosed calls f, unless close has taken the detour away: then nothing is led any more.
+func (s *sockets) unlessClosed(f func() error) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.last != nil {
+		return nil
+	}
+	return f()
+}
 
-// spare and unspare say whether the connects of a process and of its descendants pass.
-func (s *sockets) spare(id uint32) error { return s.detour.SpareProcess(id) }
-func (s *sockets) unspare(id uint32)     { s.detour.UnspareProcess(id) }
+// forget ends what own has begun.
+func (s *sockets) forget(cookie uint64) {
+	_ = s.unlessClosed(func() error { s.detour.UnspareSocket(cookie); return nil })
+}
+
+// spare and unspare say whether what a process and its descendants send passes.
+func (s *sockets) spare(id uint32) error {
+	return s.unlessClosed(func() error { return s.detour.SpareProcess(id) })
+}
+
+func (s *sockets) unspare(id uint32) {
+	_ = s.unlessClosed(func() error { s.detour.UnspareProcess(id); return nil })
+}
 
 // start serves the listeners, in the background of l.
 func (s *sockets) start() {
 	for _, k := range s.listeners {
 		s.l.background.Go(func() { s.l.accept(k, func(c *net.TCPConn) { s.arrive(c, k) }) })
+	}
+	if s.datagrams != nil {
+		s.datagrams.start()
 	}
 	s.l.background.Go(s.sweep)
 }
@@ -220,6 +292,9 @@ func (s *sockets) sweep() {
 			return
 		case now := <-tick.C:
 			s.forgetEnded(now, clock.Now())
+			if s.datagrams != nil {
+				s.datagrams.forgetEnded(now, clock.Now())
+			}
 		}
 	}
 }
@@ -247,10 +322,13 @@ func (s *sockets) forgetEnded(now time.Time, monotonic int64) {
 // detach lets new connects go directly.
 func (s *sockets) detach() error { return s.detour.Detach() }
 
-// closeListeners ends the listeners.
+// closeListeners ends the listeners: nothing begins any more. Exchanges can still be answered.
 func (s *sockets) closeListeners() {
 	for _, k := range s.listeners {
 		_ = k.Close()
+	}
+	if s.datagrams != nil {
+		s.datagrams.endReading()
 	}
 }
 
@@ -263,6 +341,9 @@ func (s *sockets) close() (err error) {
 		s.last, err = &c, s.detour.Close()
 	}
 	s.closeListeners()
+	if s.datagrams != nil {
+		s.datagrams.close()
+	}
 	return err
 }
 
@@ -279,4 +360,9 @@ func (s *sockets) counts() (spared, full uint64) {
 }
 
 // addr returns the address of a listener.
-func (s *sockets) addr() net.Addr { return s.listeners[0].Addr() }
+func (s *sockets) addr() net.Addr {
+	if s.listeners == nil {
+		return s.datagrams.sockets[inet4].LocalAddr()
+	}
+	return s.listeners[0].Addr()
+}

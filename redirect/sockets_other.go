@@ -12,10 +12,12 @@ import (
 // sockets is the road of sockets, which Linux alone has.
 type sockets struct{}
 
-func (l *Listener) openSockets(context.Context, string) (*sockets, error) {
-	return nil, errors.New("this is not Linux")
+func (l *Listener) openSockets(context.Context, string) (*sockets, error, error) {
+	err := errors.New("this is not Linux")
+	return nil, err, err
 }
 
+func (*sockets) carries() (tcp bool, port uint16)                                     { return false, 0 }
 func (*sockets) own(*uint64) func(network, address string, raw syscall.RawConn) error { return nil }
 func (*sockets) forget(uint64)                                                        {}
 func (*sockets) spare(uint32) error                                                   { return nil }

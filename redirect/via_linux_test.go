@@ -259,9 +259,9 @@ func TestCloseHalfOpen(t *testing.T) {
 
 // TestSegmentedDatagrams: what a program of QUIC sends in one call (UDP_SEGMENT) comes as the datagrams it is.
 func TestSegmentedDatagrams(t *testing.T) {
-	eachPlace(t, func(t *testing.T, pair *lab.Pair, server *lab.Host, addr netip.Addr) {
+	eachWay(t, func(t *testing.T, pair *lab.Pair, server *lab.Host, addr netip.Addr, o redirect.Options) {
 		to := netip.AddrPortFrom(addr, 443)
-		l := listen(t, pair.A, "udp.DstPort == 443", redirect.Options{})
+		l := listen(t, pair.A, "udp.DstPort == 443", o)
 		c, err := dial(pair.A, nil, "udp", to)
 		if err != nil {
 			t.Fatal(err)

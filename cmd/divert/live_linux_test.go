@@ -38,6 +38,9 @@ func TestMain(m *testing.M) {
 	if at := os.Getenv(relayVariable); at != "" {
 		relayHeaders(at)
 	}
+	if to := os.Getenv(speakVariable); to != "" {
+		speak(to)
+	}
 	if url := os.Getenv(fetchVariable); url != "" {
 		fetch(url)
 	}

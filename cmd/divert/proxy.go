@@ -13,6 +13,7 @@ import (
 
 	"github.com/opendivert/divert"
 	"github.com/opendivert/divert/filter"
+	"github.com/opendivert/divert/internal/prog"
 	"github.com/opendivert/divert/process"
 	"github.com/opendivert/divert/redirect"
 	"github.com/pires/go-proxyproto"
@@ -54,8 +55,10 @@ a connection. Connections of this command, of its children, and of the program t
 children, are left alone.
 
 A connect waits until the other half stands: if that is refused, so is the connect. With --no-hold the
-application is connected at once, and reset later; then connects are rewritten where the filter and the system
-allow that (--road sockets demands it), and the kernel carries the bytes. Otherwise, and for UDP, packets are.
+application is connected at once, and reset later.
+
+Where the filter and the system allow it, the addresses are rewritten to which sockets connect (TCP, with --no-hold)
+and send (UDP), and the kernel carries the bytes; --road sockets demands it. Otherwise packets are rewritten.
 
 With --proxy-protocol the program at ADDR is told who connects to where, by the PROXY protocol (haproxy.org),
 before the first byte of each connection of TCP; UDP is left alone then.`,
@@ -79,7 +82,7 @@ before the first byte of each connection of TCP; UDP is left alone then.`,
 	f.scope.addTime(cmd)
 	f.scope.addMetrics(cmd)
 	addChoice(cmd, &f.engine, "engine", "who decides which packets match")
-	addChoice(cmd, &f.road, "road", "what of connections is rewritten: packets, or the connects of sockets (Linux, root, --no-hold, TCP)")
+	addChoice(cmd, &f.road, "road", "what is rewritten: packets, or the addresses of sockets (Linux, root; TCP with --no-hold)")
 	return cmd
 }
 
@@ -89,7 +92,7 @@ func (f *proxyFlags) run(a *app, cmd *cobra.Command, args []string) error {
 	o := redirect.Options{Hold: !f.noHold, Priority: f.priority, Engine: divert.Engine(f.engine.value), Road: redirect.Road(f.road.value)}
 	var to *destination
 	switch {
-	case f.road.value == int(redirect.RoadSockets) && !f.noHold:
+	case f.road.value == int(redirect.RoadSockets) && !f.noHold && matchesTCP(text):
 		return usagef("--road sockets needs --no-hold: the kernel cannot hold a connect until the other half stands")
 	case (f.to == "") == (f.via == ""):
 		return usagef("proxy needs either --to ADDR or --via URL")
@@ -150,6 +153,16 @@ func (f *proxyFlags) run(a *app, cmd *cobra.Command, args []string) error {
 	err = f.serve(ctx, a, l, r.warn)
 	f.summary(&r, l)
 	return err
+}
+
+// matchesTCP reports whether a filter may match connections of TCP. One that does not compile may.
+func matchesTCP(text string) bool {
+	p, err := filter.Compile("tcp and ("+text+")", divert.LayerNetwork, filter.Extended)
+	if err != nil {
+		return true
+	}
+	accepts, _ := (*prog.Program)(p).Outcomes()
+	return accepts
 }
 
 // serve relays connections until ctx ends.

@@ -22,11 +22,33 @@ import (
 
 // relayVariable makes the test binary be a program that takes redirected connections, at the address that it holds: it
 // reads the PROXY header and connects to where the application wanted to go. fetchVariable makes it fetch a URL once
-// standard input has had a line.
+// standard input has had a line, and speakVariable send a datagram to an address for each line and print the answer.
 const (
 	relayVariable = "DIVERT_TEST_RELAY"
 	fetchVariable = "DIVERT_TEST_FETCH"
+	speakVariable = "DIVERT_TEST_SPEAK"
 )
+
+// speak prints for each line what an address answers to a datagram, and from where, or the error.
+func speak(to string) {
+	c, err := net.ListenPacket("udp", ":0")
+	if err != nil {
+		fmt.Println(err)
+		os.Exit(1)
+	}
+	at := net.UDPAddrFromAddrPort(netip.MustParseAddrPort(to))
+	for lines := bufio.NewScanner(os.Stdin); lines.Scan(); {
+		b := make([]byte, 100)
+		_ = c.SetDeadline(time.Now().Add(20 * time.Second))
+		n, from := 0, net.Addr(nil)
+		_, err := c.WriteTo(lines.Bytes(), at)
+		if err == nil {
+			n, from, err = c.ReadFrom(b)
+		}
+		fmt.Printf("%s from %v, %v\n", b[:n], from, err)
+	}
+	os.Exit(0)
+}
 
 func relayHeaders(at string) {
 	l, err := net.Listen("tcp", at)
@@ -243,6 +265,91 @@ func askWeb(t *testing.T, from *lab.Host, to netip.AddrPort) error {
 	return err
 }
 
+// answerDatagrams answers every datagram for a port of a host with a text.
+func answerDatagrams(t *testing.T, h *lab.Host, port int, text string) {
+	t.Helper()
+	c, err := h.ListenPacket("udp", fmt.Sprint(":", port))
+	if err != nil {
+		t.Fatal(err)
+	}
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		for {
+			_, from, err := c.ReadFrom(make([]byte, 100))
+			if err != nil {
+				return
+			}
+			_, _ = c.WriteTo([]byte(text), from)
+		}
+	}()
+	t.Cleanup(func() { c.Close(); <-done })
+}
+
+// TestProxyDatagrams redirects the datagrams of one process. Those of the command itself match too, and are left alone, as are those of
+// another process. After kill -9 the same socket reaches where it sends to.
+func TestProxyDatagrams(t *testing.T) {
+	eachRoad(t, func(t *testing.T, start func(*lab.Host, ...string) *running) {
+		pair := lab.TwoHostsT(t, lab.LinkOptions{})
+		answerDatagrams(t, pair.B, 7, "direct")
+		answerDatagrams(t, pair.B, 9, "redirected")
+		for _, addr := range []netip.Addr{pair.B.Addr4(), pair.B.Addr6()} {
+			to := netip.AddrPortFrom(addr, 7).String()
+			asker := func() func() string {
+				exe, _ := os.Executable()
+				cmd := exec.Command(exe)
+				cmd.Env = append(os.Environ(), speakVariable+"="+to)
+				in, err := cmd.StdinPipe()
+				if err != nil {
+					t.Fatal(err)
+				}
+				out, err := cmd.StdoutPipe()
+				if err != nil {
+					t.Fatal(err)
+				}
+				if err := pair.A.Start(cmd); err != nil {
+					t.Fatal(err)
+				}
+				t.Cleanup(func() { _ = cmd.Process.Kill(); _ = cmd.Wait() })
+				lines := bufio.NewReader(out)
+				return func() string {
+					_, _ = io.WriteString(in, "hello\n")
+					line, err := lines.ReadString('\n')
+					if err != nil {
+						t.Fatal(err)
+					}
+					return strings.TrimSpace(line)
+				}
+			}
+			first, second := asker(), asker()
+			direct, redirected := "direct from "+to+", <nil>", "redirected from "+to+", <nil>"
+			if got := first(); got != direct {
+				t.Errorf("before: %s", got)
+			}
+			p := start(pair.A, "--json", "--to", netip.AddrPortFrom(addr, 9).String(), "udp.DstPort in {7, 9} and processId != "+fmt.Sprint(os.Getpid()))
+			for range 2 {
+				if got := first(); got != redirected {
+					t.Errorf("redirected: %s", got)
+				}
+			}
+			if streams, status := p.end(t, os.Interrupt); status != exitOK || !strings.Contains(streams, `"network":"udp"`) || !strings.Contains(streams, `"dst":"`+to+`"`) {
+				t.Errorf("status %d, streams %s%s", status, streams, p.errout)
+			}
+			if got := first(); got != direct {
+				t.Errorf("afterwards: %s", got)
+			}
+			p = start(pair.A, "--to", netip.AddrPortFrom(addr, 9).String(), "udp.DstPort == 7")
+			if got := second(); got != redirected {
+				t.Errorf("the other: %s", got)
+			}
+			p.end(t, os.Kill)
+			if got := second(); got != direct {
+				t.Errorf("after kill -9: %s", got)
+			}
+		}
+	})
+}
+
 // TestProxyInterrupted: it ends within seconds although a connection is open, which is reset.
 func TestProxyInterrupted(t *testing.T) {
 	if err := needProcesses(); err != nil {
@@ -293,6 +400,8 @@ func TestProxyUsage(t *testing.T) {
 		{"proxy --via ftp://user:secret@h tcp", "socks5, http or https"},
 		{"proxy --via socks5://h --proxy-protocol v1 tcp", "is for --to"},
 		{"proxy --road sockets --to 127.0.0.1:1 tcp", "--road sockets needs --no-hold"},
+		{"proxy --road sockets --to 127.0.0.1:1 remotePort == 7", "--road sockets needs --no-hold"},
+		{"proxy --road sockets --to localhost:1 udp.DstPort == 7", "numeric address"},
 		{"proxy --to 127.0.0.1:1 tcp.Syn", "tcp.Syn, which differs"},
 		{"proxy --to 127.0.0.1:1 tcp.DstPrt", "does not compile"},
 	} {

@@ -13,10 +13,11 @@ func (e *ConnectError) Error() string {
 	return fmt.Sprintf("the filter tests %v, which is not known before the first packet", e.Field)
 }
 
-// AtConnect returns a program of layer SOCKET that decides about the connect of a TCP socket as p, of layer NETWORK, decides
-// about every packet that the socket would send. It fails with a *ConnectError if p may test a value that is not known then, such
-// as the socket's own port, or what differs between packets.
-func (p *Program) AtConnect() (*Program, error) {
+// AtConnect returns a program of layer SOCKET that decides about the connect of a socket of a protocol, packet.ProtocolTCP or
+// packet.ProtocolUDP, or about a datagram that it is to send, as p, of layer NETWORK, decides about every packet that the socket
+// would send. It fails with a *ConnectError if p may test a value that is not known then, such as the socket's own port, or what
+// differs between packets.
+func (p *Program) AtConnect(protocol uint8) (*Program, error) {
 	chains := make([][]Test, len(p.tests))
 	reached := make([]bool, len(p.tests))
 	reached[0] = true
@@ -26,7 +27,7 @@ func (p *Program) AtConnect() (*Program, error) {
 			continue
 		}
 		t := &p.tests[i]
-		chain, ok := connectTest(t)
+		chain, ok := connectTest(t, protocol)
 		if !ok {
 			return nil, &ConnectError{t.Field}
 		}
@@ -42,7 +43,7 @@ func (p *Program) AtConnect() (*Program, error) {
 }
 
 // connectTest returns the chain of tests of an event that stands for a test of a packet, or not ok if there is none.
-func connectTest(t *Test) (chain []Test, ok bool) {
+func connectTest(t *Test, protocol uint8) (chain []Test, ok bool) {
 	as := func(f Field) Test {
 		out := *t
 		out.Field, out.Succ, out.Fail = f, chainSucc, chainFail
@@ -54,12 +55,14 @@ func connectTest(t *Test) (chain []Test, ok bool) {
 	switch t.Field {
 	case FieldZero:
 		return []Test{as(t.Field)}, true
-	case FieldOutbound, FieldTCP:
+	case FieldOutbound:
 		return fixed(holdsNarrow(t, 1)), true
-	case FieldInbound, FieldUDP, FieldICMP, FieldICMPv6:
+	case FieldInbound, FieldICMP, FieldICMPv6:
 		return fixed(holdsNarrow(t, 0)), true
-	case FieldUDPSrcPort, FieldUDPDstPort: // no such header
-		return fixed(false), true
+	case FieldTCP:
+		return fixed(holdsNarrow(t, bit(protocol == packet.ProtocolTCP))), true
+	case FieldUDP:
+		return fixed(holdsNarrow(t, bit(protocol == packet.ProtocolUDP))), true
 	case FieldIP:
 		return []Test{as(FieldFamilyIP)}, true
 	case FieldIPv6:
@@ -70,7 +73,16 @@ func connectTest(t *Test) (chain []Test, ok bool) {
 		return within(FieldFamilyIP, FieldRemoteAddr), true
 	case FieldIPv6DstAddr:
 		return within(FieldFamilyIPv6, FieldRemoteAddr), true
-	case FieldTCPDstPort, FieldRemotePort:
+	case FieldTCPDstPort, FieldUDPDstPort, FieldTCPSrcPort, FieldUDPSrcPort:
+		tcp := t.Field == FieldTCPDstPort || t.Field == FieldTCPSrcPort
+		switch {
+		case tcp != (protocol == packet.ProtocolTCP): // no such header
+			return fixed(false), true
+		case t.Field == FieldTCPSrcPort || t.Field == FieldUDPSrcPort:
+			return nil, false
+		}
+		return []Test{as(FieldRemotePort)}, true
+	case FieldRemotePort:
 		return []Test{as(FieldRemotePort)}, true
 	case FieldRemoteAddr, FieldProtocol, FieldProcessID:
 		return []Test{as(t.Field)}, true

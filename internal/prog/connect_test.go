@@ -11,7 +11,7 @@ import (
 	"github.com/opendivert/divert/packet"
 )
 
-// TestAtConnect: what a filter says of the first segment, its form for connects says of the connect.
+// TestAtConnect: what a filter says of the first segment, or of a datagram, its form for connects says of the connect.
 func TestAtConnect(t *testing.T) {
 	clients := map[bool]netip.Addr{false: netip.MustParseAddr("10.0.0.1"), true: netip.MustParseAddr("fd00::1")}
 	for _, text := range []string{
@@ -21,7 +21,7 @@ func TestAtConnect(t *testing.T) {
 		"ip.DstAddr == 192.0.2.1", "ip.DstAddr != 192.0.2.1", "not ip.DstAddr == 192.0.2.1", "ip.DstAddr in {192.0.2.0/24}", "ip.DstAddr >= 192.0.2.2",
 		"ipv6.DstAddr == 2001:db8::1", "ipv6.DstAddr != 2001:db8::1", "not ipv6.DstAddr == 2001:db8::1", "ipv6.DstAddr in {2001:db8::/32}",
 		"remoteAddr == 192.0.2.1", "remoteAddr == 2001:db8::1", "remoteAddr != 192.0.2.1", "remoteAddr in {192.0.2.0/24, 2001:db8::/64}",
-		"protocol == 6", "protocol != 17", "ip.Protocol == 6", "ip.Protocol != 6", "not ip.Protocol == 6",
+		"protocol == 6", "protocol == 17", "protocol != 17", "ip.Protocol == 6", "ip.Protocol != 6", "not ip.Protocol == 6",
 		"processId == 7", "processId != 7 and tcp.DstPort == 443", "processId in {5, 7} or ip", "udp and localPort == 53 or tcp.DstPort == 80",
 		"((ip or tcp.DstPort == 80)? remotePort == 80: processId == 8)", "inbound and tcp.Syn or outbound and tcp.DstPort == 80",
 	} {
@@ -29,30 +29,39 @@ func TestAtConnect(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		socket, err := network.AtConnect()
-		if err != nil {
-			t.Errorf("%s: %v", text, err)
-			continue
+		sockets := map[uint8]*prog.Program{}
+		for _, protocol := range []uint8{packet.ProtocolTCP, packet.ProtocolUDP} {
+			if sockets[protocol], err = network.AtConnect(protocol); err != nil && (protocol == packet.ProtocolTCP || text != "udp.SrcPort != 1 or tcp.DstPort == 443" && text != "udp and localPort == 53 or tcp.DstPort == 80") {
+				t.Errorf("%s, protocol %d: %v", text, protocol, err)
+			}
 		}
 		for _, to := range []string{"192.0.2.1", "192.0.2.2", "127.0.0.1", "2001:db8::1", "2001:db9::1", "::1"} {
 			for _, port := range []uint16{22, 80, 443} {
 				for _, process := range []uint32{7, 8} {
 					dst := netip.AddrPortFrom(netip.MustParseAddr(to), port)
 					h := packet.Header{Src: netip.AddrPortFrom(clients[dst.Addr().Is6()], 40000), Dst: dst}
-					b, err := h.AppendTCP(nil, packet.Segment{Flags: packet.TCPSyn}, nil)
-					if err != nil {
-						t.Fatal(err)
-					}
-					var parsed packet.Parsed
-					parsed.Parse(b)
-					a := packet.Address{Layer: packet.LayerNetwork, Event: packet.EventPacket, Outbound: true, IPv6: dst.Addr().Is6()}
-					want := network.MatchKnown(b, &parsed, &a, prog.Known{Process: process, HasProcess: true})
-					a = packet.Address{Layer: packet.LayerSocket, Event: packet.EventSocketConnect, Outbound: true, IPv6: dst.Addr().Is6()}
-					a.SetFlow(packet.FlowData{
-						ProcessID: process, LocalAddr: h.Src.Addr(), RemoteAddr: dst.Addr(), LocalPort: h.Src.Port(), RemotePort: port, Protocol: 6,
-					})
-					if got := socket.Match(nil, &a); got != want {
-						t.Errorf("%s: connect of %d to %v: %t, of its packets %t", text, process, dst, got, want)
+					for protocol, socket := range sockets {
+						b, err := h.AppendTCP(nil, packet.Segment{Flags: packet.TCPSyn}, nil)
+						if protocol == packet.ProtocolUDP {
+							b, err = h.AppendUDP(nil, nil)
+						}
+						if err != nil {
+							t.Fatal(err)
+						}
+						if socket == nil {
+							continue
+						}
+						var parsed packet.Parsed
+						parsed.Parse(b)
+						a := packet.Address{Layer: packet.LayerNetwork, Event: packet.EventPacket, Outbound: true, IPv6: dst.Addr().Is6()}
+						want := network.MatchKnown(b, &parsed, &a, prog.Known{Process: process, HasProcess: true})
+						a = packet.Address{Layer: packet.LayerSocket, Event: packet.EventSocketConnect, Outbound: true, IPv6: dst.Addr().Is6()}
+						a.SetFlow(packet.FlowData{
+							ProcessID: process, LocalAddr: h.Src.Addr(), RemoteAddr: dst.Addr(), LocalPort: h.Src.Port(), RemotePort: port, Protocol: protocol,
+						})
+						if got := socket.Match(nil, &a); got != want {
+							t.Errorf("%s: connect of %d to %v, protocol %d: %t, of its packets %t", text, process, dst, protocol, got, want)
+						}
 					}
 				}
 			}
@@ -78,8 +87,16 @@ func TestNotAtConnect(t *testing.T) {
 			t.Fatal(err)
 		}
 		var unknown *prog.ConnectError
-		if q, err := p.AtConnect(); !errors.As(err, &unknown) || unknown.Field != want {
+		if q, err := p.AtConnect(packet.ProtocolTCP); !errors.As(err, &unknown) || unknown.Field != want {
 			t.Errorf("%s: %v, %v, want %v", text, q, err, want)
 		}
+	}
+	p, err := progtest.Compile("tcp.DstPort == 80 or udp.SrcPort == 53", packet.LayerNetwork, filter.Extended)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var unknown *prog.ConnectError
+	if q, err := p.AtConnect(packet.ProtocolUDP); !errors.As(err, &unknown) || unknown.Field != prog.FieldUDPSrcPort {
+		t.Errorf("%v, %v", q, err)
 	}
 }

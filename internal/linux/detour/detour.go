@@ -29,18 +29,20 @@ import (
 // A power of two.
 const Listeners = 16
 
-// Config says which connections are led where.
+// Config says what is led where.
 type Config struct {
-	Filter *prog.Program     // of LayerSocket, see prog.Program.AtConnect
-	Ports  [Listeners]uint16 // of the listeners, at 127.0.0.1 and at ::1
-	Max    int               // aims at a time, with those of ended connections until Forget
+	TCP   *prog.Program     // which connects of TCP: of LayerSocket, see prog.Program.AtConnect; nil for none
+	Ports [Listeners]uint16 // of their listeners, at 127.0.0.1 and at ::1
+	UDP   *Datagrams        // nil for none
+	Max   int               // aims, and talks, at a time, with those of ended connections until Forget, or ForgetTalk
 
-	// BySocket says that the program names each of its own sockets (SpareSocket). Otherwise the connects of its process and of
-	// its descendants are known.
+	// BySocket says that the program names each of its own sockets (SpareSocket). Otherwise those of its process and of its
+	// descendants are known.
 	BySocket bool
 
-	// RefuseLinkLocal refuses connects to link-local addresses with EADDRNOTAVAIL, which are let pass otherwise.
-	RefuseLinkLocal bool
+	// RefuseOthers refuses what matches and cannot be led: what goes to link-local addresses with EADDRNOTAVAIL, and datagrams of
+	// sockets that are bound to an interface with ENETUNREACH. It is let pass otherwise.
+	RefuseOthers bool
 }
 
 // Aim is where an application wanted to go.
@@ -52,8 +54,8 @@ type Aim struct {
 
 // Counts are the counters that the programs keep.
 type Counts struct {
-	Full   uint64 // connects that were refused because there was no room
-	Spared uint64 // connects that matched, of sockets or processes that are spared
+	Full   uint64 // connects, and datagrams, that were refused because there was no room
+	Spared uint64 // those that matched, of sockets or processes that are spared
 }
 
 // Detour is a listener's part in the kernel. Its methods may be called from several goroutines.
@@ -117,7 +119,7 @@ func (d *Detour) open(cfg *Config) (err error) {
 // Connects: connects can be rewritten. The programs are loaded and not attached.
 var Connects = &kernel.Feature{
 	Name: "rewriting connects", Since: kernel.Version{Major: 5, Minor: 14}, For: "the road of sockets (package redirect, divert proxy --road sockets)",
-	Without: "connections are redirected packet by packet", Remedy: cgroup.Remedy + "; the kernel must have type information (CONFIG_DEBUG_INFO_BTF)",
+	Without: "connections and datagrams are redirected packet by packet", Remedy: cgroup.Remedy + "; the kernel must have type information (CONFIG_DEBUG_INFO_BTF)",
 	Probe: try, Mutable: true,
 }
 
@@ -131,7 +133,8 @@ func try() error {
 		return errPart
 	}
 	d := &Detour{maps: map[string]*ebpf.Map{}}
-	cfg := &Config{Filter: prog.Constant(packet.LayerSocket, true), Max: 1}
+	all := prog.Constant(packet.LayerSocket, true)
+	cfg := &Config{TCP: all, UDP: &Datagrams{Filter: all, Port: 1, Prefix: randomPrefix()}, Max: 1}
 	err = d.openMaps(cfg)
 	var programs []*ebpf.Program
 	if err == nil {
@@ -154,17 +157,26 @@ const programName = "divert_detour"
 
 func (d *Detour) openMaps(cfg *Config) error {
 	state := make([]byte, stateSize)
+	limit := uint32(min(cfg.Max, maxAims))
+	var datagrams []*ebpf.MapSpec
+	if cfg.UDP != nil {
+		binary.BigEndian.PutUint16(state[stateUDP:], cfg.UDP.Port)
+		datagrams = datagramMaps(limit)
+		if err := cfg.UDP.check(); err != nil {
+			return err
+		}
+	}
 	for i, p := range cfg.Ports {
 		binary.BigEndian.PutUint16(state[statePorts+4*i:], p)
 	}
 	const preallocNone = 1 << 0 // BPF_F_NO_PREALLOC
-	for _, spec := range []*ebpf.MapSpec{
-		{Name: aimsMap, Type: ebpf.Hash, KeySize: 8, ValueSize: aimSize, MaxEntries: uint32(min(cfg.Max, maxAims)), Flags: preallocNone},
+	for _, spec := range append(datagrams, []*ebpf.MapSpec{
+		{Name: aimsMap, Type: ebpf.Hash, KeySize: 8, ValueSize: aimSize, MaxEntries: limit, Flags: preallocNone},
 		{Name: stateMap, Type: ebpf.Array, KeySize: 4, ValueSize: stateSize, MaxEntries: 1, Contents: []ebpf.MapKV{{Key: uint32(0), Value: state}}},
 		{Name: sparedMap, Type: ebpf.Hash, KeySize: 4, ValueSize: 4, MaxEntries: maxSpared, Flags: preallocNone},
 		{Name: socketsMap, Type: ebpf.Hash, KeySize: 8, ValueSize: 4, MaxEntries: 1 << 20, Flags: preallocNone},
 		{Name: othersMap, Type: ebpf.Hash, KeySize: 4, ValueSize: 4, MaxEntries: 1 << 12, Flags: preallocNone},
-	} {
+	}...) {
 		m, err := ebpf.NewMap(spec)
 		if errors.Is(err, unix.EPERM) { // the library's hint at locked memory leads astray
 			return fmt.Errorf("the kernel does not let maps be made: %w", unix.EPERM)
@@ -189,28 +201,40 @@ const initialPIDs = "pid:[4026531836]"
 // maxSpared is how many processes can be spared.
 const maxSpared = 1 << 12
 
-// taskLayout has the offsets of the fields of struct task_struct.
-type taskLayout struct{ process, parent int32 }
+// layout has the offsets of fields of the kernel's structures.
+type layout struct {
+	process, parent int32 // in struct task_struct
+	interface4      int32 // in struct inet_sock: IP_UNICAST_IF
+	six             int32 // in struct inet_sock: the address of struct ipv6_pinfo; -1 without IPv6
+	interface6      int32 // in struct ipv6_pinfo: IPV6_UNICAST_IF
+}
 
-var readTaskLayout = sync.OnceValues(func() (l taskLayout, err error) {
+var readLayout = sync.OnceValues(func() (l layout, err error) {
 	spec, err := btf.LoadKernelSpec()
 	if err != nil {
 		return l, err
 	}
-	var task *btf.Struct
-	if err := spec.TypeByName("task_struct", &task); err != nil {
-		return l, fmt.Errorf("struct task_struct: %w", err)
-	}
-	for _, m := range task.Members {
-		switch m.Name {
-		case "tgid":
-			l.process = int32(m.Offset.Bytes())
-		case "real_parent":
-			l.parent = int32(m.Offset.Bytes())
+	offset := func(structure, field string) int32 {
+		var s *btf.Struct
+		if e := spec.TypeByName(structure, &s); e != nil {
+			err = errors.Join(err, fmt.Errorf("struct %s: %w", structure, e))
+			return 0
 		}
+		for _, m := range s.Members {
+			if m.Name == field {
+				return int32(m.Offset.Bytes())
+			}
+		}
+		err = errors.Join(err, fmt.Errorf("struct %s has no %s", structure, field))
+		return 0
 	}
-	if l.process == 0 || l.parent == 0 {
-		return l, errors.New("struct task_struct has no tgid or real_parent")
+	l = layout{process: offset("task_struct", "tgid"), parent: offset("task_struct", "real_parent"), interface4: offset("inet_sock", "uc_index")}
+	if err != nil {
+		return l, err
+	}
+	l.six, l.interface6 = offset("inet_sock", "pinet6"), offset("ipv6_pinfo", "ucast_oif")
+	if err != nil { // the kernel was built without IPv6
+		l.six, err = -1, nil
 	}
 	return l, nil
 })
@@ -221,12 +245,12 @@ func load(cfg *Config, maps map[string]*ebpf.Map) (programs []*ebpf.Program, err
 	if err != nil {
 		return nil, err
 	}
-	task, err := readTaskLayout()
+	kernel, err := readLayout()
 	if err != nil {
 		return nil, fmt.Errorf("the kernel's type information, by which the children of processes are known: %w", err)
 	}
 	for i := range hooks {
-		p, err := loadOne(&hooks[i], &builder{cfg: cfg, cookie: cookie, task: task}, maps)
+		p, err := loadOne(&hooks[i], &builder{cfg: cfg, cookie: cookie, layout: kernel}, maps)
 		if err != nil {
 			return programs, fmt.Errorf("program %s: %w", hooks[i].Name, err)
 		}
@@ -236,7 +260,7 @@ func load(cfg *Config, maps map[string]*ebpf.Map) (programs []*ebpf.Program, err
 }
 
 func loadOne(h *hook, b *builder, maps map[string]*ebpf.Map) (*ebpf.Program, error) {
-	if wanted, err := h.build(b, b.cfg.Filter); !wanted || err != nil {
+	if wanted, err := h.build(b); !wanted || err != nil {
 		return nil, err
 	}
 	code, err := b.Link()
@@ -303,7 +327,7 @@ func portsIn(m *ebpf.Map) (ports []uint32) {
 	for i := range Listeners {
 		ports = append(ports, binary.NativeEndian.Uint32(state[statePorts+4*i:]))
 	}
-	return ports
+	return append(ports, binary.NativeEndian.Uint32(state[stateUDP:])|othersUDP)
 }
 
 // SpareProcess lets the connects of a process and of all its descendants pass, until UnspareProcess. It fails with ErrNumbers where
@@ -355,12 +379,17 @@ func (d *Detour) Find(application, listener netip.AddrPort) (a Aim, ok bool, err
 
 // parseAim reads an aim, and the port of its listener.
 func parseAim(v []byte) (a Aim, alias uint16) {
-	var ip [16]byte
-	binary.BigEndian.PutUint64(ip[:], binary.NativeEndian.Uint64(v[aimAddr:]))
-	binary.BigEndian.PutUint64(ip[8:], binary.NativeEndian.Uint64(v[aimAddr+8:]))
-	a.Dst = netip.AddrPortFrom(netip.AddrFrom16(ip).Unmap(), binary.BigEndian.Uint16(v[aimPort:]))
+	a.Dst = parseAddrPort(v[aimAddr:], v[aimPort:])
 	a.Process = binary.NativeEndian.Uint32(v[aimProcess:])
 	return a, binary.BigEndian.Uint16(v[aimAlias:])
+}
+
+// parseAddrPort reads an address, as the programs keep it, and a port.
+func parseAddrPort(addr, port []byte) netip.AddrPort {
+	var ip [16]byte
+	binary.BigEndian.PutUint64(ip[:], binary.NativeEndian.Uint64(addr))
+	binary.BigEndian.PutUint64(ip[8:], binary.NativeEndian.Uint64(addr[8:]))
+	return netip.AddrPortFrom(netip.AddrFrom16(ip).Unmap(), binary.BigEndian.Uint16(port))
 }
 
 // Forget removes an aim.

@@ -19,13 +19,13 @@ import (
 )
 
 // atConnect compiles a filter of layer NETWORK for connects.
-func atConnect(t *testing.T, text string) *prog.Program {
+func atConnect(t *testing.T, text string, protocol uint8) *prog.Program {
 	t.Helper()
 	p, err := progtest.Compile(text, packet.LayerNetwork, filter.Extended)
 	if err != nil {
 		t.Fatal(err)
 	}
-	if p, err = p.AtConnect(); err != nil {
+	if p, err = p.AtConnect(protocol); err != nil {
 		t.Fatal(err)
 	}
 	return p
@@ -38,15 +38,21 @@ func TestProgramsLoad(t *testing.T) {
 		text     string
 		bySocket bool
 		connects bool // the programs of connect have something to do
+		sends    bool // those of sendmsg have
 	}{
-		{"true", false, true},
-		{"true", true, true},
-		{"false", false, false},
-		{"udp", true, false},
-		{"tcp.DstPort == 443 and processId != 7", false, true},
-		{"ip.DstAddr in {10.0.0.0/8, 192.0.2.0/24} and tcp.DstPort in {22, 80-90, 443} or ipv6.DstAddr == fd00::1", true, true},
+		{"true", false, true, true},
+		{"true", true, true, true},
+		{"false", false, false, false},
+		{"udp", true, true, true},
+		{"udp.DstPort == 53 and processId != 7", false, true, true},
+		{"tcp.DstPort == 443 and processId != 7", false, true, false},
+		{"ip.DstAddr in {10.0.0.0/8, 192.0.2.0/24} and tcp.DstPort in {22, 80-90, 443} or ipv6.DstAddr == fd00::1", true, true, true},
 	} {
-		cfg := &Config{Filter: atConnect(t, row.text), Max: 10, BySocket: row.bySocket, RefuseLinkLocal: !row.bySocket}
+		cfg := &Config{TCP: atConnect(t, row.text, packet.ProtocolTCP), Max: 10, BySocket: row.bySocket, RefuseOthers: !row.bySocket,
+			UDP: &Datagrams{Filter: atConnect(t, row.text, packet.ProtocolUDP), Port: 4711}}
+		if row.bySocket {
+			cfg.UDP.Prefix = randomPrefix()
+		}
 		d := &Detour{maps: map[string]*ebpf.Map{}}
 		err := d.openMaps(cfg)
 		if errors.Is(err, os.ErrPermission) || errors.Is(err, ErrNumbers) {
@@ -60,7 +66,7 @@ func TestProgramsLoad(t *testing.T) {
 			t.Errorf("%s: %+v", row.text, err)
 		}
 		for i, p := range programs {
-			if always := i < 3; (p != nil) != (always || row.connects) {
+			if want := i < 5 || i < 7 && row.sends || i >= 7 && row.connects; (p != nil) != want {
 				t.Errorf("%s: %s: loaded %t", row.text, hooks[i].Name, p != nil)
 			}
 			p.Close()
@@ -75,6 +81,10 @@ func TestProgramsLoad(t *testing.T) {
 func TestFrame(t *testing.T) {
 	if frameTask < codegen.EventScratchEnd {
 		t.Errorf("the frame reaches down to %d, and decisions use it up to %d", frameTask, codegen.EventScratchEnd)
+	}
+	const stack = 512 // MAX_BPF_STACK
+	if frameZero < -stack {
+		t.Errorf("the frame reaches down to %d", frameZero)
 	}
 }
 

@@ -19,6 +19,7 @@ import (
 	"github.com/opendivert/divert/internal/lab"
 	"github.com/opendivert/divert/internal/linux/cgprog"
 	"github.com/opendivert/divert/internal/linux/cgroup"
+	"github.com/opendivert/divert/packet"
 )
 
 // led is a detour of a host with its listeners. Its own sockets are those that it is told of, so that this process is a client.
@@ -36,7 +37,7 @@ func leadSome(t *testing.T, h *lab.Host, text string, most int) *led {
 		t.Skip(err)
 	}
 	d := &led{host: h}
-	cfg := Config{Filter: atConnect(t, text), Max: most, BySocket: true, RefuseLinkLocal: true}
+	cfg := Config{TCP: atConnect(t, text, packet.ProtocolTCP), Max: most, BySocket: true, RefuseOthers: true}
 	for i := range cfg.Ports {
 		four, err := h.Listen("tcp", "127.0.0.1:0")
 		if err != nil {

@@ -33,11 +33,13 @@ const (
 
 // Offsets in the one value of stateMap.
 const (
-	stateNext   = 0  // counts the connects: which listener gets the next
-	stateFull   = 8  // connects that were refused because there was no room for their aims
-	stateSpared = 16 // connects that matched, of processes that are spared
-	statePorts  = 24 // the ports of the listeners, 4 bytes each, network byte order
-	stateSize   = statePorts + 4*Listeners
+	stateNext    = 0  // counts the connects: which listener gets the next
+	stateFull    = 8  // connects that were refused because there was no room for their aims
+	stateSpared  = 16 // connects that matched, of processes that are spared
+	stateAliases = 24 // counts the aliases of datagrams
+	stateUDP     = 32 // the port of the listener of datagrams, as aimPort, and 4 bytes of zeros
+	statePorts   = 40 // the ports of the listeners, 4 bytes each, network byte order
+	stateSize    = statePorts + 4*Listeners
 )
 
 // The names of the maps.
@@ -46,8 +48,11 @@ const (
 	stateMap   = "divert_detour"
 	sparedMap  = "divert_spared"  // processes that are spared, with their descendants
 	socketsMap = "divert_sockets" // cookies of sockets that are spared
-	othersMap  = "divert_others"  // ports of the listeners of other detours, as aimPort
+	othersMap  = "divert_others"  // ports of the listeners of other detours, as aimPort, those of UDP with othersUDP
 )
+
+// othersUDP is a bit of othersMap's keys, above the ports.
+const othersUDP = 1 << 16
 
 // loopback4 is 127.0.0.1, the address of the listeners.
 const loopback4 = 0x7F000001
@@ -60,34 +65,88 @@ type builder struct {
 	cgprog.Builder
 	cfg     *Config
 	cookie  uint64 // of the network namespace
-	task    taskLayout
+	layout  layout
 	decider codegen.EventDecider
 }
 
 // hook is a place of a program.
 type hook struct {
 	cgprog.Hook
-	build func(*builder, *prog.Program) (bool, error) // false: there is nothing to do
+	build func(*builder) (bool, error) // false: there is nothing to do
 }
 
 var hooks = []hook{
-	{cgprog.Hook{Name: "getpeername4", Kind: ebpf.CGroupSockAddr, Attach: ebpf.AttachCgroupInet4GetPeername}, func(b *builder, _ *prog.Program) (bool, error) { return b.peer(cgprog.INET), nil }},
-	{cgprog.Hook{Name: "getpeername6", Kind: ebpf.CGroupSockAddr, Attach: ebpf.AttachCgroupInet6GetPeername}, func(b *builder, _ *prog.Program) (bool, error) { return b.peer(cgprog.INET6), nil }},
-	{cgprog.Hook{Name: "release", Kind: ebpf.CGroupSock, Attach: ebpf.AttachCgroupInetSockRelease}, func(b *builder, _ *prog.Program) (bool, error) { return b.release(), nil }},
-	{cgprog.Hook{Name: "connect4", Kind: ebpf.CGroupSockAddr, Attach: ebpf.AttachCGroupInet4Connect}, func(b *builder, p *prog.Program) (bool, error) { return b.connect(cgprog.INET, p) }},
-	{cgprog.Hook{Name: "connect6", Kind: ebpf.CGroupSockAddr, Attach: ebpf.AttachCGroupInet6Connect}, func(b *builder, p *prog.Program) (bool, error) { return b.connect(cgprog.INET6, p) }},
+	{cgprog.Hook{Name: "getpeername4", Kind: ebpf.CGroupSockAddr, Attach: ebpf.AttachCgroupInet4GetPeername}, func(b *builder) (bool, error) { return b.peer(cgprog.INET), nil }},
+	{cgprog.Hook{Name: "getpeername6", Kind: ebpf.CGroupSockAddr, Attach: ebpf.AttachCgroupInet6GetPeername}, func(b *builder) (bool, error) { return b.peer(cgprog.INET6), nil }},
+	{cgprog.Hook{Name: "release", Kind: ebpf.CGroupSock, Attach: ebpf.AttachCgroupInetSockRelease}, func(b *builder) (bool, error) { return b.release(), nil }},
+	{cgprog.Hook{Name: "recvmsg4", Kind: ebpf.CGroupSockAddr, Attach: ebpf.AttachCGroupUDP4Recvmsg}, func(b *builder) (bool, error) { return b.receive(cgprog.INET), nil }},
+	{cgprog.Hook{Name: "recvmsg6", Kind: ebpf.CGroupSockAddr, Attach: ebpf.AttachCGroupUDP6Recvmsg}, func(b *builder) (bool, error) { return b.receive(cgprog.INET6), nil }},
+	{cgprog.Hook{Name: "sendmsg4", Kind: ebpf.CGroupSockAddr, Attach: ebpf.AttachCGroupUDP4Sendmsg}, func(b *builder) (bool, error) { return b.send(cgprog.INET) }},
+	{cgprog.Hook{Name: "sendmsg6", Kind: ebpf.CGroupSockAddr, Attach: ebpf.AttachCGroupUDP6Sendmsg}, func(b *builder) (bool, error) { return b.send(cgprog.INET6) }},
+	{cgprog.Hook{Name: "connect4", Kind: ebpf.CGroupSockAddr, Attach: ebpf.AttachCGroupInet4Connect}, func(b *builder) (bool, error) { return b.connect(cgprog.INET) }},
+	{cgprog.Hook{Name: "connect6", Kind: ebpf.CGroupSockAddr, Attach: ebpf.AttachCGroupInet6Connect}, func(b *builder) (bool, error) { return b.connect(cgprog.INET6) }},
 }
 
-// begin lets sockets pass that are of other namespaces, or not of TCP.
-func (b *builder) begin(protocol int16) {
+// begin lets sockets pass that are of other namespaces, or neither of TCP nor of UDP, and goes to udp with those of UDP. What
+// nothing is led of passes.
+func (b *builder) begin(protocol int16) (udp bpfasm.Label) {
+	udp = b.NewLabel()
+	ours := b.NewLabel()
 	b.Emit(asm.LoadMem(asm.R2, asm.R1, protocol, asm.Word))
-	b.AllowIf(asm.JNE, asm.R2, cgprog.ProtoTCP)
+	if b.cfg.UDP != nil {
+		b.JumpImm64(asm.JEq, asm.R2, cgprog.ProtoUDP, ours)
+	}
+	if b.cfg.TCP != nil {
+		b.JumpImm64(asm.JEq, asm.R2, cgprog.ProtoTCP, ours)
+	}
+	b.Leave(cgprog.Allow)
+	b.Mark(ours)
 	b.Begin(b.cookie)
+	if b.cfg.UDP != nil {
+		b.Emit(asm.LoadMem(asm.R2, bpfasm.Context, protocol, asm.Word))
+		b.JumpImm64(asm.JEq, asm.R2, cgprog.ProtoUDP, udp)
+	}
+	return udp
 }
 
-// connect leads a connect that matches to a listener.
-func (b *builder) connect(family int, p *prog.Program) (bool, error) {
-	b.begin(cgprog.AddrProtocol)
+// connect leads a connect that matches to a listener, or to the place of datagrams.
+func (b *builder) connect(family int) (bool, error) {
+	udp := b.begin(cgprog.AddrProtocol)
+	streams, err := b.stream(family)
+	if err != nil || b.cfg.UDP == nil {
+		return streams, err
+	}
+	b.Mark(udp)
+	datagrams, err := b.datagram(family, true)
+	return streams || datagrams, err
+}
+
+// stream leads a connect of TCP that matches to a listener. It leaves the program in any case, and reports whether one can match.
+func (b *builder) stream(family int) (bool, error) {
+	if b.cfg.TCP == nil {
+		b.Leave(cgprog.Allow)
+		return false, nil
+	}
+	b.describe(family)
+	b.Process()
+	b.Cookie()
+	if leads, err := b.decide(b.cfg.TCP, cgprog.ProtoTCP); !leads || err != nil {
+		return false, err
+	}
+	b.passOtherDetours(0)
+	b.passSpared()
+	b.passLinkLocal()
+	b.refuseBound()
+	b.choose()
+	b.remember()
+	b.rewrite(family)
+	b.Leave(cgprog.Allow)
+	return true, nil
+}
+
+// describe makes the record of a connect, or of a datagram to be sent, without the process and the cookie. What goes to many
+// hosts passes.
+func (b *builder) describe(family int) {
 	b.UnlessRefused()
 	b.Emit(asm.Mov.Imm(asm.R1, 0))
 	for i := int16(0); i < codegen.EventSize; i += 8 {
@@ -96,24 +155,22 @@ func (b *builder) connect(family int, p *prog.Program) (bool, error) {
 	b.ConnectSides(family)
 	b.anyIsLoopback()
 	b.passMany()
-	b.Process()
-	b.Cookie()
-	code, outcome, err := b.decider.Decide(p, codegen.EventHook{Event: packet.EventSocketConnect, Protocol: cgprog.ProtoTCP, LocalUnknown: true})
-	if err != nil || outcome == codegen.Never {
+}
+
+// decide lets pass what the filter does not match. It reports whether the filter can match; if not, all passes.
+func (b *builder) decide(p *prog.Program, protocol uint8) (bool, error) {
+	code, outcome, err := b.decider.Decide(p, codegen.EventHook{Event: packet.EventSocketConnect, Protocol: protocol, LocalUnknown: true})
+	if err != nil {
 		return false, err
 	}
-	if outcome == codegen.Depends {
+	switch outcome {
+	case codegen.Never:
+		b.Leave(cgprog.Allow)
+		return false, nil
+	case codegen.Depends:
 		b.Emit(code...)
 		b.AllowIf(asm.JEq, asm.R0, 0)
 	}
-	b.passOtherDetours()
-	b.passSpared()
-	b.passLinkLocal()
-	b.refuseBound()
-	b.choose()
-	b.remember()
-	b.rewrite(family)
-	b.Leave(cgprog.Allow)
 	return true, nil
 }
 
@@ -151,12 +208,15 @@ func (b *builder) passMany() {
 	b.Mark(end)
 }
 
-// passOtherDetours lets connections pass that another handle's detour has led to its listener.
-func (b *builder) passOtherDetours() {
-	end := b.NewLabel()
+// passOtherDetours lets pass what the detour of another handle has led to its listener. Flag is 0 or othersUDP.
+func (b *builder) passOtherDetours(flag int32) {
+	end, here := b.NewLabel(), b.NewLabel()
 	b.Emit(asm.LoadMem(asm.R1, bpfasm.Frame, cgprog.Record(codegen.EventLoopback), asm.Byte))
-	b.JumpImm64(asm.JEq, asm.R1, 0, end)
-	b.Emit(asm.LoadMem(asm.R1, bpfasm.Context, cgprog.AddrPort, asm.Word), asm.StoreMem(bpfasm.Frame, frameKey, asm.R1, asm.Word))
+	b.JumpImm64(asm.JNE, asm.R1, 0, here)
+	b.Emit(asm.LoadMem(asm.R1, bpfasm.Frame, cgprog.Record(codegen.EventRemote), asm.DWord), asm.LoadImm(asm.R2, discardPrefix, asm.DWord))
+	b.JumpReg(asm.JNE, asm.R1, asm.R2, end)
+	b.Mark(here)
+	b.Emit(asm.LoadMem(asm.R1, bpfasm.Context, cgprog.AddrPort, asm.Word), asm.Or.Imm32(asm.R1, flag), asm.StoreMem(bpfasm.Frame, frameKey, asm.R1, asm.Word))
 	b.LookUp(othersMap, frameKey)
 	b.AllowIf(asm.JNE, asm.R0, 0)
 	b.Mark(end)
@@ -174,13 +234,13 @@ func (b *builder) passSpared() {
 	}
 	b.Emit(asm.FnGetCurrentTask.Call(), asm.StoreMem(bpfasm.Frame, frameTask, asm.R0, asm.DWord), asm.Mov.Imm(asm.R9, generations))
 	b.Mark(next)
-	b.readTask(b.task.process, frameTask+8, 4)
+	b.readTask(b.layout.process, frameTask+8, 4)
 	b.Emit(asm.LoadMem(asm.R1, bpfasm.Frame, frameTask+8, asm.Word), asm.StoreMem(bpfasm.Frame, frameKey, asm.R1, asm.Word))
 	b.LookUp(sparedMap, frameKey)
 	b.JumpImm64(asm.JNE, asm.R0, 0, spared)
 	b.Emit(asm.LoadMem(asm.R1, bpfasm.Frame, frameKey, asm.Word))
 	b.JumpImm32(asm.JLE, asm.R1, 1, others)
-	b.readTask(b.task.parent, frameTask, 8)
+	b.readTask(b.layout.parent, frameTask, 8)
 	b.Emit(asm.Sub.Imm(asm.R9, 1))
 	b.JumpImm64(asm.JNE, asm.R9, 0, next)
 	b.Jump(others)
@@ -206,7 +266,7 @@ func (b *builder) passLinkLocal() {
 	end := b.NewLabel()
 	b.Emit(asm.LoadMem(asm.R1, bpfasm.Frame, cgprog.Record(codegen.EventRemote), asm.DWord), asm.RSh.Imm(asm.R1, 54))
 	b.JumpImm64(asm.JNE, asm.R1, 0xFE80>>6, end)
-	if b.cfg.RefuseLinkLocal {
+	if b.cfg.RefuseOthers {
 		b.refuse(unix.EADDRNOTAVAIL)
 	} else {
 		b.Leave(cgprog.Allow)
@@ -314,7 +374,7 @@ func (b *builder) rewrite(family int) {
 
 // peer tells the application where it wanted to go.
 func (b *builder) peer(family int) bool {
-	b.begin(cgprog.AddrProtocol)
+	udp := b.begin(cgprog.AddrProtocol)
 	b.Emit(asm.Mov.Reg(asm.R1, bpfasm.Context), asm.FnGetSocketCookie.Call(), asm.StoreMem(bpfasm.Frame, frameKey, asm.R0, asm.DWord))
 	b.LookUp(aimsMap, frameKey)
 	b.AllowIf(asm.JEq, asm.R0, 0)
@@ -326,14 +386,24 @@ func (b *builder) peer(family int) bool {
 	b.JumpReg(asm.JEq, asm.R1, asm.R2, ours) // else the socket has been connected again, to elsewhere
 	b.Leave(cgprog.Allow)
 	b.Mark(ours)
-	b.Emit(asm.LoadMem(asm.R1, asm.R0, aimPort, asm.Word), asm.StoreMem(bpfasm.Context, cgprog.AddrPort, asm.R1, asm.Word))
-	b.Emit(asm.LoadMem(asm.R2, asm.R0, aimAddr+8, asm.DWord))
+	b.answer(family, aimAddr, aimPort)
+	if b.cfg.UDP != nil {
+		b.Mark(udp)
+		b.unalias(family)
+	}
+	return true
+}
+
+// answer makes the address and port at two offsets from R0 those of the context, and ends the program.
+func (b *builder) answer(family int, addr, port int16) {
+	b.Emit(asm.LoadMem(asm.R1, asm.R0, port, asm.Word), asm.StoreMem(bpfasm.Context, cgprog.AddrPort, asm.R1, asm.Word))
+	b.Emit(asm.LoadMem(asm.R2, asm.R0, addr+8, asm.DWord))
 	if family == cgprog.INET {
 		b.Emit(asm.HostTo(asm.BE, asm.R2, asm.Word), asm.StoreMem(bpfasm.Context, cgprog.AddrIP4, asm.R2, asm.Word))
 		b.Leave(cgprog.Allow)
-		return true
+		return
 	}
-	b.Emit(asm.LoadMem(asm.R1, asm.R0, aimAddr, asm.DWord))
+	b.Emit(asm.LoadMem(asm.R1, asm.R0, addr, asm.DWord))
 	for i, r := range []asm.Register{asm.R1, asm.R2} {
 		at := cgprog.AddrIP6 + 8*int16(i)
 		b.Emit(
@@ -342,16 +412,24 @@ func (b *builder) peer(family int) bool {
 		)
 	}
 	b.Leave(cgprog.Allow)
-	return true
 }
 
 // release notes that a process has closed a socket.
 func (b *builder) release() bool {
-	b.begin(cgprog.SockProtocol)
-	b.Emit(asm.Mov.Reg(asm.R1, bpfasm.Context), asm.FnGetSocketCookie.Call(), asm.StoreMem(bpfasm.Frame, frameKey, asm.R0, asm.DWord))
-	b.LookUp(aimsMap, frameKey)
-	b.AllowIf(asm.JEq, asm.R0, 0)
-	b.Emit(asm.Mov.Reg(asm.R9, asm.R0), asm.FnKtimeGetNs.Call(), asm.StoreMem(asm.R9, aimReleased, asm.R0, asm.DWord))
-	b.Leave(cgprog.Allow)
+	udp := b.begin(cgprog.SockProtocol)
+	b.noteRelease(aimsMap, aimReleased)
+	if b.cfg.UDP != nil {
+		b.Mark(udp)
+		b.noteRelease(speakersMap, speakerReleased)
+	}
 	return true
+}
+
+// noteRelease stores the time in the socket's value of a map, if it has one.
+func (b *builder) noteRelease(name string, released int16) {
+	b.Emit(asm.Mov.Reg(asm.R1, bpfasm.Context), asm.FnGetSocketCookie.Call(), asm.StoreMem(bpfasm.Frame, frameKey, asm.R0, asm.DWord))
+	b.LookUp(name, frameKey)
+	b.AllowIf(asm.JEq, asm.R0, 0)
+	b.Emit(asm.Mov.Reg(asm.R9, asm.R0), asm.FnKtimeGetNs.Call(), asm.StoreMem(asm.R9, released, asm.R0, asm.DWord))
+	b.Leave(cgprog.Allow)
 }
