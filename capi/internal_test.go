@@ -63,24 +63,32 @@ func TestReceivingFromAHandleThatDropsWaits(t *testing.T) {
 	}
 }
 
-// TestTurns holds receive calls to one at a time, and to the order of their arrival.
+// TestTurns holds receive calls to one at a time, and to the order of their arrival, those of threads and overlapped ones alike.
 func TestTurns(t *testing.T) {
 	var line turns
 	line.interrupt, line.resume = func() {}, func() {}
 	var inside atomic.Int32
 	var order []int
 	var all sync.WaitGroup
-	first := &turn{ready: make(chan struct{}, 1)}
+	first := new(turn)
 	if immediate, ok := line.enter(first); !immediate || !ok {
 		t.Fatal("the first call has to wait")
 	}
 	for i := range 100 {
-		c := &turn{request: uintptr(i + 1), ready: make(chan struct{}, 1)}
+		c := new(turn)
+		if i%2 == 1 {
+			c = &turn{request: uintptr(i + 1), ready: make(chan struct{}, 1)}
+		}
 		if immediate, ok := line.enter(c); immediate || !ok {
 			t.Fatal("a call goes before the first has left")
 		}
 		all.Go(func() {
-			defer line.overlapped.Done()
+			if c.request != 0 {
+				defer line.overlapped.Done()
+			} else {
+				runtime.LockOSThread()
+				defer runtime.UnlockOSThread()
+			}
 			if !line.wait(c) {
 				return
 			}
@@ -106,6 +114,100 @@ func TestTurns(t *testing.T) {
 	line.close()
 	if _, ok := line.enter(first); ok {
 		t.Error("a closed line lets a call in")
+	}
+}
+
+// TestTurnsEnd: calls that wait for their turn end when the line is closed, and one whose time is over when it is.
+func TestTurnsEnd(t *testing.T) {
+	var line turns
+	first := new(turn)
+	line.interrupt, line.resume = func() { go line.leave(first) }, func() {}
+	line.enter(first)
+	late, waits, overlapped := new(turn), new(turn), &turn{request: 1, ready: make(chan struct{}, 1)}
+	var all sync.WaitGroup
+	for _, c := range []*turn{late, waits, overlapped} {
+		if immediate, ok := line.enter(c); immediate || !ok {
+			t.Fatal("a call goes before the first has left")
+		}
+		all.Go(func() {
+			if line.wait(c) {
+				t.Error("a call that was cancelled has its turn")
+			}
+			if c == overlapped {
+				line.overlapped.Done()
+			}
+		})
+	}
+	line.expire(late)
+	if !line.hasExpired(late) || line.hasExpired(waits) {
+		t.Error("who has expired is not known")
+	}
+	line.close()
+	all.Wait()
+}
+
+// BenchmarkTurns is what it costs that four threads take turns, each at once again.
+func BenchmarkTurns(b *testing.B) {
+	var line turns
+	line.interrupt, line.resume = func() {}, func() {}
+	var left atomic.Int64
+	left.Store(int64(b.N))
+	b.ReportAllocs()
+	first := new(turn)
+	line.enter(first)
+	var all, there sync.WaitGroup
+	for range 4 {
+		there.Add(1)
+		all.Go(func() {
+			runtime.LockOSThread()
+			defer runtime.UnlockOSThread()
+			c := new(turn)
+			immediate, _ := line.enter(c)
+			for there.Done(); ; immediate, _ = line.enter(c) {
+				if !immediate {
+					if !line.wait(c) {
+						b.Error("it is not its turn")
+					}
+				}
+				line.leave(c)
+				if left.Add(-1) < 0 {
+					return
+				}
+			}
+		})
+	}
+	there.Wait()
+	line.leave(first)
+	all.Wait()
+}
+
+// TestProcessors: the scheduler gets a processor for each thread that receives, up to a limit, and none if the environment says how many.
+func TestProcessors(t *testing.T) {
+	before := runtime.GOMAXPROCS(0)
+	defer runtime.GOMAXPROCS(before)
+	t.Setenv("GOMAXPROCS", "1")
+	runtime.GOMAXPROCS(1)
+	var told, p processors
+	for range 5 {
+		told.enter()
+	}
+	if n := runtime.GOMAXPROCS(0); n != 1 {
+		t.Errorf("%d processors against the word of the environment", n)
+	}
+	t.Setenv("GOMAXPROCS", "")
+	for threads := range 2 * mostProcessors {
+		p.enter()
+		if n, want := runtime.GOMAXPROCS(0), min(threads+2, mostProcessors); n != want {
+			t.Fatalf("%d processors for %d threads, want %d", n, threads+1, want)
+		}
+	}
+	for range 2 * mostProcessors {
+		p.leave()
+	}
+	runtime.GOMAXPROCS(1)
+	p.enter()
+	if n := runtime.GOMAXPROCS(0); n != 1 {
+		t.Errorf("%d processors, and there were enough", n)
 	}
 }
 

@@ -26,6 +26,8 @@ type delivery struct {
 
 // recv receives into d for a call that waits in its thread.
 func (h *handle) recv(d *delivery) code {
+	receiving.enter()
+	defer receiving.leave()
 	c := places.Get().(*turn)
 	defer places.Put(c)
 	c.cancelled = false
@@ -42,12 +44,14 @@ func (h *handle) recv(d *delivery) code {
 
 // recvWithin is recv that waits no longer than limit, 0: not at all; it fails with timedOut then.
 func (h *handle) recvWithin(d *delivery, limit time.Duration) code {
+	receiving.enter()
+	defer receiving.leave()
 	d.atOnce = true
 	if result := h.recvNow(d); result != timedOut || limit <= 0 {
 		return result
 	}
 	d.atOnce = false
-	c := &turn{ready: make(chan struct{}, 1)} // of its own: the timer may come late
+	c := new(turn) // of its own: the timer may come late
 	immediate, ok := h.turns.enter(c)
 	if !ok {
 		return badCommand

@@ -24,13 +24,23 @@ type turns struct {
 // turn is one receive call's place in the line.
 type turn struct {
 	request   uintptr       // address of the OVERLAPPED, 0 for a call that waits in its thread
-	ready     chan struct{} // tells that it is its turn, or that it was cancelled
+	ready     chan struct{} // tells that it is its turn, or that it was cancelled; nil: gate does
+	gate      gate          // for calls that wait in their threads
 	cancelled bool          // guarded by turns.mu
 	expired   bool          // it was cancelled because its time was over; guarded by turns.mu
 }
 
 // places are turns for calls that wait in their threads, so that a receive call allocates nothing.
-var places = sync.Pool{New: func() any { return &turn{ready: make(chan struct{}, 1)} }}
+var places = sync.Pool{New: func() any { return new(turn) }}
+
+// tell tells a call that waits that it is its turn, or that it was cancelled.
+func (c *turn) tell() {
+	if c.ready == nil {
+		c.gate.open()
+	} else {
+		c.ready <- struct{}{}
+	}
+}
 
 // enter takes a place in the line. immediate says that it is the call's turn already; otherwise wait
 // tells when it is. ok is false if the line is closed, and the call has no place then.
@@ -53,7 +63,11 @@ func (t *turns) enter(c *turn) (immediate, ok bool) {
 
 // wait waits for the call's turn. It returns false if the call was cancelled, and so has no place any more.
 func (t *turns) wait(c *turn) bool {
-	<-c.ready
+	if c.ready == nil {
+		c.gate.pass()
+	} else {
+		<-c.ready
+	}
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	return t.current == c
@@ -111,17 +125,19 @@ func (t *turns) quiet() {
 // leave ends the call's turn.
 func (t *turns) leave(*turn) {
 	t.mu.Lock()
-	defer t.mu.Unlock()
 	t.quiet()
-	t.current = nil
-	if len(t.waiting) == 0 {
-		return
+	var next *turn
+	if len(t.waiting) > 0 {
+		next = t.waiting[0]
+		n := copy(t.waiting, t.waiting[1:])
+		t.waiting[n] = nil
+		t.waiting = t.waiting[:n]
 	}
-	t.current = t.waiting[0]
-	n := copy(t.waiting, t.waiting[1:])
-	t.waiting[n] = nil
-	t.waiting = t.waiting[:n]
-	t.current.ready <- struct{}{}
+	t.current = next
+	t.mu.Unlock()
+	if next != nil { // which stays until it is told
+		next.tell()
+	}
 }
 
 // cancel cancels the overlapped request at an address, or all for 0, and reports whether there was one.
@@ -140,7 +156,7 @@ func (t *turns) cancelIf(match func(*turn) bool) (found bool) {
 			continue
 		}
 		found, c.cancelled = true, true
-		c.ready <- struct{}{}
+		c.tell()
 	}
 	clear(t.waiting[len(kept):])
 	t.waiting = kept
@@ -154,7 +170,7 @@ func (t *turns) cancelIf(match func(*turn) bool) (found bool) {
 
 // close cancels all calls, lets none in any more, and returns when the last has left.
 func (t *turns) close() {
-	last := &turn{ready: make(chan struct{}, 1)}
+	last := new(turn)
 	t.mu.Lock()
 	t.closed = true
 	t.cancelIf(func(*turn) bool { return true })
@@ -163,7 +179,7 @@ func (t *turns) close() {
 	} else {
 		t.waiting = append(t.waiting, last)
 		t.mu.Unlock()
-		<-last.ready
+		last.gate.pass()
 		t.mu.Lock()
 	}
 	t.mu.Unlock()
