@@ -16,22 +16,23 @@ type Queue struct {
 	dropped  func(i *Item, why Reason) // told of each item that is pushed out, with the lock held
 	overhead int                       // what an item counts beyond its bytes
 
-	mu       sync.Mutex
-	limits   engine.Limits
-	items    []Item // a ring
-	head, n  int
-	bytes    int
-	draining bool // nothing is added any more; empty means the end
-	closed   bool
-	failed   error         // for the next reader
-	changed  chan struct{} // closed and replaced when a reader may have reason to look again
-	watched  bool          // somebody waits for changed
+	mu      sync.Mutex
+	limits  engine.Limits
+	items   []Item // a ring
+	head, n int
+	bytes   int
+	ended   error // nothing is added any more; Recv returns it when the queue is empty
+	closed  bool
+	failed  error         // for the next reader that waits
+	changed chan struct{} // closed and replaced when a reader may have reason to look again
+	watched bool          // somebody waits for changed
 }
 
 // Item is a packet or event that waits.
 type Item struct {
 	Data []byte // its own memory, kept for the next item in the same place
 	Addr packet.Address
+	at   int64 // when it came, by the queue's clock
 }
 
 // Reason says why an item was lost.
@@ -65,12 +66,17 @@ func New(c Config) *Queue {
 }
 
 // Add appends a copy of an item and reports false if it is larger than the whole queue may be, or nothing is to
-// be added any more.
+// be added any more. The item came at its timestamp.
 func (q *Queue) Add(data []byte, addr *packet.Address) bool {
+	return q.AddAt(addr.Timestamp, data, addr)
+}
+
+// AddAt is Add for an item that came at another time, by the queue's clock.
+func (q *Queue) AddAt(at int64, data []byte, addr *packet.Address) bool {
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	size := len(data) + q.overhead
-	if q.closed || q.draining || size > q.limits.Size {
+	if q.closed || q.ended != nil || size > q.limits.Size {
 		return false
 	}
 	for q.n > 0 && (q.n+1 > q.limits.Length || q.bytes+size > q.limits.Size) {
@@ -81,7 +87,7 @@ func (q *Queue) Add(data []byte, addr *packet.Address) bool {
 	}
 	i := &q.items[(q.head+q.n)%len(q.items)]
 	i.Data = append(i.Data[:0], data...)
-	i.Addr = *addr
+	i.Addr, i.at = *addr, at
 	q.n++
 	q.bytes += size
 	if q.n == 1 {
@@ -149,7 +155,10 @@ func (q *Queue) Len() int {
 }
 
 // Drain ends adding: Recv returns what is there and then io.EOF.
-func (q *Queue) Drain() { q.set(func() { q.draining = true }) }
+func (q *Queue) Drain() { q.Stop(io.EOF) }
+
+// Stop is Drain with another error for the end.
+func (q *Queue) Stop(err error) { q.set(func() { q.ended = err }) }
 
 // Fail makes the next Recv return an error, once.
 func (q *Queue) Fail(err error) { q.set(func() { q.failed = err }) }
@@ -157,7 +166,7 @@ func (q *Queue) Fail(err error) { q.set(func() { q.failed = err }) }
 // Recv waits for items and fills 1 to len(ps) of ps with them; see engine.Handle. It fails with net.ErrClosed after End.
 func (q *Queue) Recv(w engine.Wait, ps []packet.Packet) (int, error) {
 	for {
-		n, changed, err := q.take(ps)
+		n, changed, err := q.take(ps, true)
 		if n > 0 || err != nil {
 			return n, err
 		}
@@ -171,21 +180,27 @@ func (q *Queue) Recv(w engine.Wait, ps []packet.Packet) (int, error) {
 	}
 }
 
-// take takes waiting items; if there are none, it returns the channel to wait for.
-func (q *Queue) take(ps []packet.Packet) (n int, changed <-chan struct{}, err error) {
+// Poll is Recv without waiting: it returns 0 if no item waits.
+func (q *Queue) Poll(ps []packet.Packet) int {
+	n, _, _ := q.take(ps, false)
+	return n
+}
+
+// take takes waiting items; if there are none, it returns the channel to wait for, which the caller does if it waits.
+func (q *Queue) take(ps []packet.Packet, waits bool) (n int, changed <-chan struct{}, err error) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	if q.closed {
 		return 0, nil, net.ErrClosed
 	}
-	if err := q.failed; err != nil {
+	if err := q.failed; err != nil && waits {
 		q.failed = nil
 		return 0, nil, err
 	}
 	oldest := q.oldest()
 	for n < len(ps) && q.n > 0 {
 		i := q.pop()
-		if i.Addr.Timestamp < oldest {
+		if i.at < oldest {
 			q.dropped(i, Old)
 			continue
 		}
@@ -194,16 +209,16 @@ func (q *Queue) take(ps []packet.Packet) (n int, changed <-chan struct{}, err er
 		p.Addr = i.Addr
 		n++
 	}
-	if n == 0 && q.draining {
-		return 0, nil, io.EOF
+	if n == 0 && q.ended != nil {
+		return 0, nil, q.ended
 	}
-	if n == 0 {
+	if n == 0 && waits {
 		q.watched = true
 	}
 	return n, q.changed, nil
 }
 
-// oldest returns the least timestamp that an item may have. q.mu is held.
+// oldest returns the earliest time at which an item that is not too old may have come. q.mu is held.
 func (q *Queue) oldest() int64 {
 	return q.now() - int64(float64(q.limits.Time)/q.tick)
 }
@@ -215,7 +230,7 @@ func (q *Queue) End(f func(*Item)) {
 		q.closed = true
 		oldest := q.oldest()
 		for q.n > 0 {
-			if i := q.pop(); i.Addr.Timestamp < oldest {
+			if i := q.pop(); i.at < oldest {
 				q.dropped(i, Old)
 			} else {
 				f(i)

@@ -119,7 +119,7 @@ func TestBacklogIsTheModel(t *testing.T) {
 			case 0, 1, 2:
 				n := 1 + random.IntN(len(ps))
 				want := m.take(n)
-				got, wait, err := q.take(ps[:n])
+				got, wait, err := q.take(ps[:n], true)
 				if err != nil || got != len(want) || got == 0 && wait == nil {
 					t.Fatalf("seed %d: took %d, %v, want %d", seed, got, err, len(want))
 				}
@@ -306,7 +306,7 @@ func TestBacklogAllocatesNothing(t *testing.T) {
 		for range ps {
 			q.Add(b, &addr)
 		}
-		if n, _, err := q.take(ps); n != len(ps) || err != nil {
+		if n, _, err := q.take(ps, true); n != len(ps) || err != nil {
 			t.Fatal(n, err)
 		}
 	}
@@ -326,7 +326,7 @@ func BenchmarkBacklog(b *testing.B) {
 	b.ReportAllocs()
 	for b.Loop() {
 		q.Add(data, &addr)
-		if n, _, _ := q.take(ps); n != 1 {
+		if n, _, _ := q.take(ps, true); n != 1 {
 			b.Fatal(n)
 		}
 	}

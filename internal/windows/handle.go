@@ -10,6 +10,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/opendivert/divert/internal/backlog"
 	"github.com/opendivert/divert/internal/engine"
 	"github.com/opendivert/divert/internal/prog"
 	"github.com/opendivert/divert/packet"
@@ -24,10 +25,10 @@ type handle struct {
 	layer packet.Layer
 	open  opener
 
-	oldest   atomic.Pointer[source] // where packets are received
-	newest   atomic.Pointer[source] // where packets are sent, and the limits are set
-	pump     *pump                  // nil if no filter is judged, and receive calls go to the driver themselves
-	spill    atomic.Pointer[inbox]  // without a pump: what SetFilter took from old sources; nil if it never did
+	oldest   atomic.Pointer[source]        // where packets are received
+	newest   atomic.Pointer[source]        // where packets are sent, and the limits are set
+	pump     *pump                         // nil if no filter is judged, and receive calls go to the driver themselves
+	spill    atomic.Pointer[backlog.Queue] // without a pump: what SetFilter took from old sources; nil if it never did
 	received outstanding
 	kept     keeper
 	flows    engine.FlowTable
@@ -50,7 +51,7 @@ type source struct {
 	next    atomic.Pointer[source]
 
 	emptying sync.RWMutex // held for reading by receive calls, and for writing while SetFilter empties the source
-	retired  time.Time    // when it captured last; guarded by handle.mu
+	retired  int64        // when it captured last, by clock; guarded by handle.mu
 }
 
 // counts are the counters. The driver keeps none.
@@ -100,7 +101,7 @@ func (h *handle) newSource(pl *plan) (*source, error) {
 // Recv implements engine.Handle.
 func (h *handle) Recv(w engine.Wait, ps []packet.Packet) (n int, err error) {
 	if h.pump != nil {
-		n, err = h.pump.inbox.take(w, ps)
+		n, err = h.pump.inbox.Recv(w, ps)
 	} else {
 		for n == 0 && err == nil {
 			if n, _, err = h.receive(w, ps); n > 0 {
@@ -152,7 +153,7 @@ func (h *handle) take(s *source, w engine.Wait, ps []packet.Packet) (int, error)
 		if w.Ended() {
 			return 0, engine.ErrInterrupted
 		}
-		if n := spill.takeReady(ps); n > 0 {
+		if n := spill.Poll(ps); n > 0 {
 			return n, nil
 		}
 	}
@@ -253,11 +254,9 @@ func (h *handle) Drop(ps []packet.Packet) error {
 
 // Wake implements engine.Handle.
 func (h *handle) Wake() {
-	if h.pump != nil {
-		h.pump.inbox.wake()
-		return
+	if h.pump == nil { // else nobody waits in a call to the driver
+		h.interrupt()
 	}
-	h.interrupt()
 }
 
 // interrupt wakes what waits for the drivers.
@@ -279,7 +278,7 @@ func (h *handle) SetLimits(l engine.Limits) error {
 	}
 	h.limits = l
 	if q := h.queue(); q != nil {
-		q.setLimits(l)
+		q.SetLimits(l)
 	}
 	return nil
 }
@@ -372,7 +371,7 @@ func (h *handle) exchange(old *source, pl *plan) error {
 		old.next.Store(nil)
 		return errors.Join(err, s.driver.close())
 	}
-	old.retired = time.Now()
+	old.retired = clock()
 	h.newest.Store(s)
 	if h.cfg.Flags&(engine.FlagDrop|engine.FlagSendOnly) != 0 {
 		h.advance(old) // no receive call will find it empty
@@ -446,7 +445,7 @@ func (h *handle) Stats() (engine.Stats, error) {
 	}
 	h.flows.Tally(&s)
 	if q := h.queue(); q != nil {
-		s.Waiting = uint64(q.length())
+		s.Waiting = uint64(q.Len())
 	}
 	return s, nil
 }

@@ -5,12 +5,13 @@ import (
 	"io"
 	"net"
 
+	"github.com/opendivert/divert/internal/backlog"
 	"github.com/opendivert/divert/internal/engine"
 	"github.com/opendivert/divert/packet"
 )
 
 // queue returns the queue in user space; nil if there is none.
-func (h *handle) queue() *inbox {
+func (h *handle) queue() *backlog.Queue {
 	if h.pump != nil {
 		return h.pump.inbox
 	}
@@ -23,7 +24,7 @@ func (h *handle) queue() *inbox {
 func (h *handle) emptyOld() error {
 	for s := h.oldest.Load(); h.pump == nil && s != h.newest.Load(); s = h.oldest.Load() {
 		if h.spill.Load() == nil {
-			h.spill.Store(newInbox(h.limits, h.layer, &h.counts))
+			h.spill.Store(h.newInbox())
 		}
 		if err := h.empty(s); err != nil {
 			return err
@@ -43,7 +44,7 @@ func (h *handle) empty(s *source) error {
 		n, err := s.driver.receive(engine.Wait{}, ps, h.layer)
 		for i := range ps[:n] {
 			h.counts.matched.Add(1)
-			spill.put(&ps[i], s.retired) // it came before that: how long before, nobody tells
+			h.keepIn(spill, s.retired, &ps[i]) // it came before that: how long before, nobody tells
 		}
 		switch {
 		case n > 0 || err == engine.ErrInterrupted: // other calls were meant
@@ -65,7 +66,7 @@ func (h *handle) letGo() {
 	if spill == nil {
 		return
 	}
-	left := spill.close()
+	left := rest(spill)
 	passed := len(left)
 	if h.holds() && len(left) > 0 {
 		passed, _ = h.sendOn(left) // the counters are the only ones to tell
