@@ -253,7 +253,7 @@ func (f *handleFlags) openWithProcesses(p *filter.Program, flags divert.Flag, op
 
 // testsProcess reports whether a filter of packets asks for their process.
 func testsProcess(p *filter.Program) bool {
-	return slices.ContainsFunc((*prog.Program)(p).Tests(), func(t prog.Test) bool { return t.Field.OfProcess() })
+	return (*prog.Program)(p).Asks(prog.Field.OfProcess)
 }
 
 // dumpBatch is how many packets are received at a time.

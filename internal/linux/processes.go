@@ -4,7 +4,6 @@ package linux
 
 import (
 	"fmt"
-	"slices"
 
 	"github.com/opendivert/divert/internal/engine"
 	"github.com/opendivert/divert/internal/linux/processes"
@@ -16,8 +15,7 @@ import (
 
 // testsProcess reports whether a filter of packets asks for their process.
 func testsProcess(p *prog.Program) bool {
-	return p.Layer() == packet.LayerNetwork &&
-		slices.ContainsFunc(p.Tests(), func(t prog.Test) bool { return t.Field.OfProcess() })
+	return p.Layer() == packet.LayerNetwork && p.Asks(prog.Field.OfProcess)
 }
 
 // wantsProcess reports whether a handle with the filter needs the processes of packets.

@@ -55,6 +55,7 @@ func (p *Program) replace(layer packet.Layer, chains [][]Test) *Program {
 		start[i] = Target(n)
 		n += max(1, len(chain))
 	}
+	entry := func(t Target) Target { return start[t] }
 	tests := make([]Test, 0, n)
 	for i, chain := range chains {
 		outer := p.tests[i]
@@ -63,8 +64,9 @@ func (p *Program) replace(layer packet.Layer, chains [][]Test) *Program {
 			chain[0].Succ, chain[0].Fail = chainSucc, chainFail
 		}
 		for _, t := range chain {
-			t.Succ = link(t.Succ, outer, start, len(tests))
-			t.Fail = link(t.Fail, outer, start, len(tests))
+			at := len(tests)
+			t.Succ = link(t.Succ, at, outer.Succ, outer.Fail, entry)
+			t.Fail = link(t.Fail, at, outer.Succ, outer.Fail, entry)
 			tests = append(tests, t)
 		}
 	}
@@ -78,18 +80,19 @@ const (
 	chainNext
 )
 
-// link resolves the target of a test that will have the given index in the result.
-func link(t Target, outer Test, start []Target, index int) Target {
+// link resolves the target of a test of a chain that will have the given index in the result. Succ and fail are the targets of
+// what the chain replaces; entry returns where the replacement of a target that is no verdict begins.
+func link(t Target, index int, succ, fail Target, entry func(Target) Target) Target {
 	switch t {
 	case chainNext:
 		return Target(index + 1)
 	case chainSucc:
-		t = outer.Succ
+		t = succ
 	case chainFail:
-		t = outer.Fail
+		t = fail
 	}
 	if t >= 0 {
-		return start[t]
+		return entry(t)
 	}
 	return t
 }

@@ -1,6 +1,10 @@
 package prog
 
-import "github.com/opendivert/divert/packet"
+import (
+	"slices"
+
+	"github.com/opendivert/divert/packet"
+)
 
 // Op is the operator of a test. The values up to OpGe are those of the compiled form
 // (specification: filter-object.md 1); OpIn and OpNotIn exist in the extended dialect only.
@@ -84,3 +88,8 @@ func (p *Program) Len() int { return len(p.tests) }
 
 // Tests returns the tests of the program. The slice is the program's own: do not write to it.
 func (p *Program) Tests() []Test { return p.tests }
+
+// Asks reports whether the program tests a field for which is returns true.
+func (p *Program) Asks(is func(Field) bool) bool {
+	return slices.ContainsFunc(p.tests, func(t Test) bool { return is(t.Field) })
+}

@@ -386,8 +386,9 @@ func (w *widener) program() *Program {
 	tests := make([]Test, 0, n)
 	for _, s := range order {
 		for _, t := range s.chain {
-			t.Succ = w.link(s, t.Succ, len(tests))
-			t.Fail = w.link(s, t.Fail, len(tests))
+			at := len(tests)
+			t.Succ = link(t.Succ, at, s.yes, s.no, w.entry)
+			t.Fail = link(t.Fail, at, s.yes, s.no, w.entry)
 			tests = append(tests, t)
 		}
 	}
@@ -397,19 +398,8 @@ func (w *widener) program() *Program {
 	return New(w.layer, tests, false)
 }
 
-// link resolves the target of a test of a state's chain that has the given index.
-func (w *widener) link(s *wideState, t Target, index int) Target {
-	switch t {
-	case chainNext:
-		return Target(index + 1)
-	case chainSucc:
-		t = s.yes
-	case chainFail:
-		t = s.no
-	}
-	if t < 0 {
-		return t
-	}
+// entry returns where the chain of a state begins.
+func (w *widener) entry(t Target) Target {
 	if to := w.states[t]; len(to.chain) > 0 {
 		return to.start
 	}

@@ -87,7 +87,7 @@ func (g *generator) usesLocal() bool { return g.uses(prog.FieldLocalAddr, prog.F
 
 // uses reports whether the filter has a test of one of the fields.
 func (g *generator) uses(fields ...prog.Field) bool {
-	return slices.ContainsFunc(g.filter.Tests(), func(t prog.Test) bool { return slices.Contains(fields, t.Field) })
+	return g.filter.Asks(func(f prog.Field) bool { return slices.Contains(fields, f) })
 }
 
 // keeps reports whether anything has to be remembered of sockets from one event to the next.

@@ -3,8 +3,6 @@
 package review
 
 import (
-	"slices"
-
 	"github.com/opendivert/divert/internal/clock"
 	"github.com/opendivert/divert/internal/linux/codegen"
 	"github.com/opendivert/divert/internal/prog"
@@ -43,7 +41,7 @@ func (r *Review) SetSecond(p *prog.Program, exact bool) {
 
 // namesProcess reports whether a program asks for the names of processes.
 func namesProcess(p *prog.Program) bool {
-	return slices.ContainsFunc(p.Tests(), func(t prog.Test) bool { return t.Field == prog.FieldProcess })
+	return p.Asks(func(f prog.Field) bool { return f == prog.FieldProcess })
 }
 
 // Refuses decides once more on a packet of length bytes on which its filter program could not decide, and reports whether it

@@ -4,7 +4,6 @@ package review
 
 import (
 	"errors"
-	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -69,8 +68,8 @@ const maxTimes = 1 << 15
 
 // AsksForTime reports whether a filter's answer depends on the timestamp.
 func AsksForTime(p *prog.Program) bool {
-	return slices.ContainsFunc(p.Tests(), func(t prog.Test) bool {
-		switch t.Field {
+	return p.Asks(func(f prog.Field) bool {
+		switch f {
 		case prog.FieldTimestamp, prog.FieldRandom8, prog.FieldRandom16, prog.FieldRandom32:
 			return true
 		}
