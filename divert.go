@@ -88,6 +88,7 @@ type options struct {
 	layer   Layer
 	dialect filter.Dialect
 	snaps   bool // WithSnapLength
+	hangs   bool // WithPassOnHang or WithDropOnHang
 	config  engine.Config
 	sets    map[string]*filter.Set // by WithSet
 	engine  engine.Opener
@@ -128,6 +129,32 @@ const MaxQueues = 16
 // side by side, each with a Queue, and every flow keeps its order. The queues share the queue limits. Platforms and handles
 // without queues of their own have one.
 func WithQueues(n int) Option { return func(o *options) { o.config.Queues = n } }
+
+// The times that WithPassOnHang and WithDropOnHang take.
+const (
+	MinHang = 100 * time.Millisecond
+	MaxHang = time.Hour
+)
+
+// WithPassOnHang guards against a program that hangs: when a packet has waited for d, MinHang to MaxHang, and nothing was received
+// since it came, matching packets pass to the handles below unseen until the program receives again. A program that waits in
+// a receive call is not one that hangs; one that works on a batch for longer than d is. Receiving from any of several queues will do.
+//
+// Packets that wait already stay until they are received; those that have waited longer than the queue time are dropped then. Until
+// then they count against the socket of a local sender, and TCP does not send them again. One of 17 packets at most is queued
+// although the program hangs, and at most one in 2 d: it wakes a program that waits after all.
+//
+// It takes programs in the kernel: where the interpreter decides, and on Windows, Open fails with ErrNotSupported. A handle with
+// the flags Sniff, Drop or SendOnly, or at a layer with events, lets nothing wait, and Open fails with ErrInvalid.
+func WithPassOnHang(d time.Duration) Option { return withHang(d, false) }
+
+// WithDropOnHang is WithPassOnHang for programs that guard something: the packets are dropped, and their senders get no error.
+// A filter that counts flows cannot have it: Open and SetFilter fail with ErrNotSupported.
+func WithDropOnHang(d time.Duration) Option { return withHang(d, true) }
+
+func withHang(d time.Duration, drop bool) Option {
+	return func(o *options) { o.config.Hang, o.hangs = engine.Hang{After: d, Drop: drop}, true }
+}
 
 // MaxBusyPoll is the longest time that WithBusyPoll takes.
 const MaxBusyPoll = 10 * time.Millisecond
@@ -316,6 +343,9 @@ func (o *options) check() error {
 	if o.snaps && o.config.Snap < MinSnapLength {
 		return fmt.Errorf("%w: snap length %d; it must be %d bytes or more", ErrInvalid, o.config.Snap, MinSnapLength)
 	}
+	if err := o.checkHang(); err != nil {
+		return err
+	}
 	if d := o.config.BusyPoll; d < 0 || d > MaxBusyPoll {
 		return fmt.Errorf("%w: busy polling for %v; 0 to %v are possible", ErrInvalid, d, MaxBusyPoll)
 	}
@@ -326,6 +356,19 @@ func (o *options) check() error {
 		return fmt.Errorf("%w: there is no engine %d", ErrInvalid, m)
 	}
 	return o.wrong
+}
+
+// checkHang checks the guard for programs that hang.
+func (o *options) checkHang() error {
+	switch d := o.config.Hang.After; {
+	case !o.hangs:
+		return nil
+	case d < MinHang || d > MaxHang:
+		return fmt.Errorf("%w: a program hangs after %v; %v to %v are possible", ErrInvalid, d, MinHang, MaxHang)
+	case Flag(o.config.Flags)&(Sniff|Drop|SendOnly) != 0 || o.layer != LayerNetwork && o.layer != LayerForward:
+		return fmt.Errorf("%w: WithPassOnHang and WithDropOnHang are for handles whose packets wait for the program", ErrInvalid)
+	}
+	return nil
 }
 
 // mandatory are the flags that a layer cannot be opened without.

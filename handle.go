@@ -258,7 +258,8 @@ func (h *Handle) exchange(p *filter.Program, err error) error {
 
 // Stats counts a handle's packets or events since it was opened. Each packet that matched is in one place:
 //
-//	Matched = Received + Waiting + Dropped + DroppedFull + DroppedOld + DroppedLong + Passed + Lost + FlowAccepted + FlowDropped
+//	Matched = Received + Waiting + Dropped + DroppedFull + DroppedOld + DroppedLong + Passed + Lost + FlowAccepted + FlowDropped +
+//		HangPassed + HangDropped
 //
 // Received packets are Reinjected (they went on as they came or with other bytes), Abandoned (they are gone), or still with the
 // program. Foreign is not part of the sum: those packets did not match.
@@ -277,6 +278,9 @@ type Stats struct {
 	FlowAcceptedBytes uint64 // and their bytes, IP headers included
 	FlowDropped       uint64 // were dropped by the verdict of their flow, see DropFlow
 	FlowDroppedBytes  uint64
+
+	HangPassed  uint64 // went on because the program had not received for long, see WithPassOnHang
+	HangDropped uint64 // were dropped because of that, see WithDropOnHang
 
 	Reinjected uint64 // received packets that were sent on
 	Abandoned  uint64 // received packets that are gone: dropped by Drop, or not sent on for too long

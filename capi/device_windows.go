@@ -35,9 +35,13 @@ func openFile(text string, layer uint32, priority int16, flags uint64, extended 
 }
 
 //export divertOpen
-func divertOpen(text *C.char, n C.size_t, layer C.UINT32, priority C.INT16, flags C.UINT64, extended C.BOOL, segments C.int, out *C.uintptr_t) C.DWORD {
+func divertOpen(text *C.char, n C.size_t, layer C.UINT32, priority C.INT16, flags C.UINT64, extended C.BOOL, segments, hang C.int, out *C.uintptr_t) C.DWORD {
 	if text == nil {
 		return C.DWORD(invalidParameter)
+	}
+	const alone = engine.FlagSniff | engine.FlagDrop | engine.FlagSendOnly // nothing waits for the program
+	if hang != 0 && layer <= C.UINT32(packet.LayerForward) && uint64(flags)&alone == 0 {
+		return C.DWORD(wincode.Of(engine.ErrNotSupported))
 	}
 	file, result := openFile(string(textOf(text, n)), uint32(layer), int16(priority), uint64(flags), extended != 0)
 	*out = C.uintptr_t(file)

@@ -57,7 +57,7 @@ const (
 
 // openHandle opens a handle (specification: api.md 5). In the strict dialect a filter that compiles but that the
 // original's driver would refuse is refused too (api.md 5.1).
-func openHandle(text string, layer uint32, priority int16, flags uint64, extended bool, segments int) (uintptr, code) {
+func openHandle(text string, layer uint32, priority int16, flags uint64, extended bool, segments, hang int) (uintptr, code) {
 	if layer >= uint32(packet.NumLayers) {
 		return 0, invalidParameter
 	}
@@ -77,6 +77,9 @@ func openHandle(text string, layer uint32, priority int16, flags uint64, extende
 	if segments == segmentsAlways && hasPackets && receives {
 		opts = append(opts, divert.WithSegments())
 	}
+	if hang != 0 && hasPackets && receives && divert.Flag(flags)&divert.Sniff == 0 {
+		opts = append(opts, onHang(hang))
+	}
 	d, err := divert.OpenProgram(p, opts...)
 	if err != nil {
 		return 0, code(wincode.Of(err))
@@ -86,6 +89,15 @@ func openHandle(text string, layer uint32, priority int16, flags uint64, extende
 		h.cutter = engine.CutterOf(d)
 	}
 	return handles.add(h), success
+}
+
+// onHang returns the option for a number of divert_hang.
+func onHang(milliseconds int) divert.Option {
+	d := time.Duration(milliseconds) * time.Millisecond
+	if d < 0 {
+		return divert.WithDropOnHang(-d)
+	}
+	return divert.WithPassOnHang(d)
 }
 
 func newHandle(d *divert.Handle) *handle {

@@ -24,7 +24,7 @@ const (
 )
 
 //export divertOpen
-func divertOpen(text *C.char, n C.size_t, layer C.UINT32, priority C.INT16, flags C.UINT64, extended C.BOOL, segments C.int, out *C.uintptr_t) C.DWORD {
+func divertOpen(text *C.char, n C.size_t, layer C.UINT32, priority C.INT16, flags C.UINT64, extended C.BOOL, segments, hang C.int, out *C.uintptr_t) C.DWORD {
 	room()
 	C.divert_prepare_handlers()
 	if text == nil {
@@ -33,7 +33,7 @@ func divertOpen(text *C.char, n C.size_t, layer C.UINT32, priority C.INT16, flag
 	if result := readyForOrders(); result != success {
 		return C.DWORD(result)
 	}
-	number, result := openHandle(string(textOf(text, n)), uint32(layer), int16(priority), uint64(flags), extended != 0, int(segments))
+	number, result := openHandle(string(textOf(text, n)), uint32(layer), int16(priority), uint64(flags), extended != 0, int(segments), int(hang))
 	*out = C.uintptr_t(number)
 	return C.DWORD(result)
 }

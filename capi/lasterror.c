@@ -20,6 +20,26 @@ int divert_segments(void)
     return segments != NULL && strcmp(segments, "0") == 0 ? DIVERT_SEGMENTS_NEVER : DIVERT_SEGMENTS_IF_SHORT;
 }
 
+/* milliseconds reads a time of the environment, 0 if there is none; 1, which is too short, if it is not one. */
+static int milliseconds(const char *name)
+{
+    const char *text = getenv(name);
+    char *end;
+    long n;
+
+    if (text == NULL || *text == '\0')
+        return 0;
+    n = strtol(text, &end, 10);
+    return *end != '\0' || n < 1 || n > 1000000000 ? 1 : (int)n;
+}
+
+int divert_hang(void)
+{
+    int pass = milliseconds("DIVERT_PASS_ON_HANG"), drop = milliseconds("DIVERT_DROP_ON_HANG");
+
+    return pass != 0 && drop != 0 ? 1 : pass - drop;
+}
+
 #ifdef _WIN32
 
 BOOL divert_alive(void)

@@ -114,6 +114,12 @@ BOOL divert_extended(void);
 enum { DIVERT_SEGMENTS_IF_SHORT, DIVERT_SEGMENTS_ALWAYS, DIVERT_SEGMENTS_NEVER };
 int divert_segments(void);
 
+/*
+ * divert_hang tells after how many milliseconds in which the program receives nothing the environment has packets pass, or, if the
+ * number is negative, dropped; 0: never.
+ */
+int divert_hang(void);
+
 /* divert_descriptions are the texts of errors of the filter compiler that have been asked for, by kind. */
 extern char *divert_descriptions[256];
 

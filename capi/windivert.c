@@ -14,7 +14,7 @@ HANDLE WinDivertOpen(const char *filter, WINDIVERT_LAYER layer, INT16 priority, 
     if (!enter())
         return INVALID_HANDLE_VALUE;
     error = left(divertOpen((char *)filter, length(filter), (UINT32)layer, priority, flags, divert_extended(),
-                            divert_segments(), &handle));
+                            divert_segments(), divert_hang(), &handle));
     if (error != ERROR_SUCCESS) {
         divert_fail(error);
         return INVALID_HANDLE_VALUE;

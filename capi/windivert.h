@@ -497,6 +497,8 @@ WINDIVERT_ASSERT_(udphdr, sizeof(WINDIVERT_UDPHDR) == 8);
  * Matching packets wait from now on. The handle belongs to the network namespace of the calling thread.
  * Errors: 87 an argument, or a filter that does not compile (WinDivertHelperCompileFilter tells why), or
  * that the driver would refuse; 5 no rights; 50 not on this system.
+ * In the environment DIVERT_PASS_ON_HANG=MS, or DIVERT_DROP_ON_HANG=MS, has matching packets pass, or be dropped, while the program
+ * receives nothing although a packet has waited for so many milliseconds, 100 to 3600000.
  */
 WINDIVERTEXPORT HANDLE WinDivertOpen(const char *filter, WINDIVERT_LAYER layer, INT16 priority, UINT64 flags);
 

@@ -2,6 +2,7 @@ package diverttest
 
 import (
 	"bytes"
+	"fmt"
 	"net"
 	"slices"
 	"sync/atomic"
@@ -39,6 +40,9 @@ type handle struct {
 
 // open is an engine.Opener.
 func (n *Network) open(cfg engine.Config) (engine.Handle, error) {
+	if cfg.Hang.After != 0 {
+		return nil, fmt.Errorf("%w: nothing waits for a program that hangs in a fake network", engine.ErrNotSupported)
+	}
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	n.opened++

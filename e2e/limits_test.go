@@ -39,7 +39,7 @@ func balanced(t testing.TB, s divert.Stats) {
 // accounted returns how many packets the counters place.
 func accounted(s divert.Stats) uint64 {
 	return s.Received + s.Waiting + s.Dropped + s.DroppedFull + s.DroppedOld + s.DroppedLong + s.Passed + s.Lost +
-		s.FlowAccepted + s.FlowDropped
+		s.FlowAccepted + s.FlowDropped + s.HangPassed + s.HangDropped
 }
 
 // quiet returns the counters when they do not change any more.

@@ -16,6 +16,8 @@ import (
 	"testing"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/opendivert/divert"
 	"github.com/opendivert/divert/internal/lab"
 )
@@ -33,6 +35,12 @@ func init() {
 			divert.WithQueueTime(16 * time.Second)}
 		if os.Getenv("DIVERT_TEST_FAIL_OPEN") != "" {
 			opts = append(opts, divert.WithFailOpen())
+		}
+		if d, err := time.ParseDuration(os.Getenv("DIVERT_TEST_PASS_ON_HANG")); err == nil {
+			opts = append(opts, divert.WithPassOnHang(d))
+		}
+		if d, err := time.ParseDuration(os.Getenv("DIVERT_TEST_DROP_ON_HANG")); err == nil {
+			opts = append(opts, divert.WithDropOnHang(d))
 		}
 		d, err := divert.Open(os.Getenv("DIVERT_TEST_FILTER"), opts...)
 		if err != nil {
@@ -60,6 +68,61 @@ func init() {
 	}
 }
 
+// carrier is a child process that carries traffic.
+type carrier struct {
+	cmd   *exec.Cmd
+	in    io.Closer
+	lines *bufio.Reader
+}
+
+// startCarrier starts one where a host is, with a filter that the kernel decides on.
+func startCarrier(t *testing.T, h *lab.Host, filter string, env ...string) *carrier {
+	t.Helper()
+	cmd := exec.Command("/proc/self/exe")
+	cmd.Env = append(os.Environ(), childEnv+"=carry", "DIVERT_TEST_FILTER="+filter, "DIVERT_TEST_ENGINE="+strconv.Itoa(int(divert.EngineKernel)))
+	cmd.Env = append(cmd.Env, env...)
+	cmd.Stderr = os.Stderr
+	in, err := cmd.StdinPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	out, err := cmd.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := h.Start(cmd); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { cmd.Process.Kill(); cmd.Wait() })
+	c := &carrier{cmd: cmd, in: in, lines: bufio.NewReader(out)}
+	if _, err := c.lines.ReadString('\n'); err != nil {
+		t.Fatal(err)
+	}
+	return c
+}
+
+// signal sends a signal. When it returns from SIGSTOP the process is stopped.
+func (c *carrier) signal(t *testing.T, s os.Signal) {
+	t.Helper()
+	err := c.cmd.Process.Signal(s)
+	if err == nil && s == syscall.SIGSTOP {
+		err = unix.Waitid(unix.P_PID, c.cmd.Process.Pid, nil, unix.WSTOPPED|unix.WNOWAIT, nil)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+// end makes the child carry what waits, and end, and returns its counters.
+func (c *carrier) end(t *testing.T) (s divert.Stats) {
+	t.Helper()
+	c.in.Close()
+	if err := errors.Join(json.NewDecoder(c.lines).Decode(&s), c.cmd.Wait()); err != nil {
+		t.Fatal(err)
+	}
+	return s
+}
+
 // TestReaderStopped stops a process that carries traffic, by SIGSTOP. Other traffic and other handles notice nothing;
 // what waits is bounded, what is lost is counted, and a handle that fails open lets pass what it has
 // no room for.
@@ -71,26 +134,7 @@ func TestReaderStopped(t *testing.T) {
 			needEngine(t, pair.B, divert.EngineKernel)
 			f := startFlood(t, pair.A, pair.B, pair.B.Addr4(), 2, 8000, 4000)
 			filter := fmt.Sprintf("inbound and udp.DstPort == %d", f.port())
-			cmd := exec.Command("/proc/self/exe")
-			cmd.Env = append(os.Environ(), childEnv+"=carry", "DIVERT_TEST_FILTER="+filter, "DIVERT_TEST_FAIL_OPEN="+open,
-				"DIVERT_TEST_ENGINE="+strconv.Itoa(int(divert.EngineKernel)))
-			cmd.Stderr = os.Stderr
-			in, err := cmd.StdinPipe()
-			if err != nil {
-				t.Fatal(err)
-			}
-			out, err := cmd.StdoutPipe()
-			if err != nil {
-				t.Fatal(err)
-			}
-			if err := pair.B.Start(cmd); err != nil {
-				t.Fatal(err)
-			}
-			t.Cleanup(func() { cmd.Process.Kill(); cmd.Wait() })
-			lines := bufio.NewReader(out)
-			if _, err := lines.ReadString('\n'); err != nil {
-				t.Fatal(err)
-			}
+			c := startCarrier(t, pair.B, filter, "DIVERT_TEST_FAIL_OPEN="+open)
 			other := echoAt(t, pair.B, "udp", pair.B.Addr4())
 			above := openAt(t, pair.B, fmt.Sprintf("udp and udp.DstPort == %d", other.Addr().Port()), divert.WithPriority(1))
 			below := openAt(t, pair.B, fmt.Sprintf("udp and udp.SrcPort == %d", other.Addr().Port()), divert.WithPriority(-1))
@@ -98,7 +142,7 @@ func TestReaderStopped(t *testing.T) {
 			passthru(t, below)
 			begun := f.arrived()
 			eventually(t, "traffic passes the process", func() bool { return f.arrived() > begun+1000 })
-			cmd.Process.Signal(syscall.SIGSTOP)
+			c.signal(t, syscall.SIGSTOP)
 			most := 0
 			for end := time.Now().Add(map[bool]time.Duration{false: 2 * time.Second, true: 10 * time.Second}[long()]); time.Now().Before(end); {
 				if r := exchange(t, pair.A, other.Addr(), lab.Exchange{Count: 20}); r.Echoed != 20 {
@@ -107,15 +151,11 @@ func TestReaderStopped(t *testing.T) {
 				most = max(most, queuedPackets(t, pair.B))
 				time.Sleep(20 * time.Millisecond)
 			}
-			cmd.Process.Signal(syscall.SIGCONT)
+			c.signal(t, syscall.SIGCONT)
 			begun = f.arrived()
 			eventually(t, "traffic passes the process again", func() bool { return f.arrived() > begun+1000 })
 			sum := f.finish()
-			in.Close()
-			var s divert.Stats
-			if err := errors.Join(json.NewDecoder(lines).Decode(&s), cmd.Wait()); err != nil {
-				t.Fatal(err)
-			}
+			s := c.end(t)
 			t.Logf("%d sent, %d lost, at most %d waited; %+v", sum.sent, sum.lost, most, s)
 			balanced(t, s)
 			if most < stoppedQueue || most > 2*stoppedQueue+100 {

@@ -234,6 +234,8 @@ divert: line 3, column 14: action: there is no "alow" here; there is allow, deny
 			errout: "divert: run reads its rules again when they change: they must be in a file\nSee `divert firewall run --help`.\n"},
 		{name: "firewall, another word", args: "firewall chek", status: exitUsage,
 			errout: "divert: divert firewall has no command \"chek\"; did you mean check?\nSee `divert firewall --help`.\n"},
+		{name: "passthru, pass and drop", args: "passthru --pass-on-hang 1s --drop-on-hang 1s", status: exitUsage,
+			errout: "divert: --pass-on-hang and --drop-on-hang exclude each other\nSee `divert passthru --help`.\n"},
 		{name: "passthru, batch", args: "passthru --batch 256", status: exitUsage, errout: "divert: --batch 256 is out of range (1 to 255)\nSee `divert passthru --help`.\n"},
 		{name: "version, arguments", args: "version 2", status: exitUsage,
 			errout: "divert: version takes no arguments, but there is \"2\"\nSee `divert version --help`.\n"},

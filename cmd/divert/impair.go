@@ -28,6 +28,7 @@ type impairFlags struct {
 func (f *impairFlags) add(cmd *cobra.Command) {
 	f.handleFlags.add(cmd, packetLayers)
 	f.addQueue(cmd, usualQueueLength, usualQueueTime, usualQueueSize)
+	f.addHang(cmd)
 	fl := cmd.Flags()
 	fl.Uint64Var(&f.seed, "seed", 0, "decides which packets of a flow are impaired; a random one if not given")
 	fl.BoolVar(&f.dropHeld, "drop-held", false, "drop the packets that are held when the run ends, instead of sending them on at once")

@@ -401,6 +401,7 @@ func TestPassthru(t *testing.T) {
 		{"rewrite", []string{"--rewrite"}, 20},
 		{"interpreter", []string{"--engine", "interpreter"}, 20},
 		{"queues", []string{"--queues", "4"}, 20},
+		{"a guard that drops", []string{"--drop-on-hang", "10s"}, 20},
 		{"the first", []string{"--first", "3"}, 3},
 		{"the first, interpreter", []string{"--first", "3", "--engine", "interpreter"}, 3},
 	} {
@@ -444,6 +445,7 @@ func TestOpenErrors(t *testing.T) {
 		{"priority", []string{"dump", "--priority", "30001"}, exitUsage, "divert: invalid argument: priority 30001 is out of range (-30000 to 30000)\nSee `divert dump --help`.\n"},
 		{"queue", []string{"passthru", "--queue-length", "1"}, exitUsage, "divert: invalid argument: queue length 1 is out of range (32 to 16384 packets)\nSee `divert passthru --help`.\n"},
 		{"queues", []string{"passthru", "--queues", "0"}, exitUsage, "divert: invalid argument: 0 queues; 1 to 16 are possible\nSee `divert passthru --help`.\n"},
+		{"hang", []string{"passthru", "--pass-on-hang", "1ms"}, exitUsage, "divert: invalid argument: a program hangs after 1ms; 100ms to 1h0m0s are possible\nSee `divert passthru --help`.\n"},
 		{"file", []string{"dump", "-w", "/nowhere/x"}, exitFailed, "divert: open /nowhere/x: no such file or directory\n"},
 	} {
 		t.Run(test.name, func(t *testing.T) {

@@ -246,6 +246,7 @@ func (e *exposition) stats(s divert.Stats) {
 	}{
 		{"received", s.Received}, {"dropped", s.Dropped}, {"dropped_full", s.DroppedFull}, {"dropped_old", s.DroppedOld},
 		{"dropped_long", s.DroppedLong}, {"passed", s.Passed}, {"lost", s.Lost}, {"flow_accepted", s.FlowAccepted}, {"flow_dropped", s.FlowDropped},
+		{"hang_passed", s.HangPassed}, {"hang_dropped", s.HangDropped},
 	} {
 		e.value(float64(c.n), "outcome", c.outcome)
 	}

@@ -130,6 +130,8 @@ type handleFlags struct {
 	queueLength int
 	queueTime   time.Duration
 	queueSize   int
+	passOnHang  time.Duration
+	dropOnHang  time.Duration
 	engine      choice
 	driver      string
 }
@@ -176,6 +178,13 @@ func (f *handleFlags) addQueue(cmd *cobra.Command, length int, age time.Duration
 	fl.IntVar(&f.queueSize, "queue-size", size, "bytes that may wait, 65535 to 33554432")
 }
 
+// addHang adds the guard for a program that hangs, for commands whose packets wait for them.
+func (f *handleFlags) addHang(cmd *cobra.Command) {
+	fl := cmd.Flags()
+	fl.DurationVar(&f.passOnHang, "pass-on-hang", 0, "let packets pass while this program hangs: when one has waited for so long, 100ms to 1h")
+	fl.DurationVar(&f.dropOnHang, "drop-on-hang", 0, "drop packets while this program hangs: when one has waited for so long, 100ms to 1h")
+}
+
 // The limits of the queue: what handles have by default (specification: api.md 12), and the greatest, for
 // those who only watch.
 const (
@@ -194,6 +203,8 @@ func (f *handleFlags) open(p *filter.Program, flags divert.Flag, opts ...divert.
 		return nil, usagef("--fragments is about packets, and the layer %s has events", word(l))
 	case f.engine.value != 0 && l == divert.LayerReflect:
 		return nil, usagef("--engine is about filters in the kernel, and at the layer reflect there are none")
+	case f.passOnHang != 0 && f.dropOnHang != 0:
+		return nil, usagef("--pass-on-hang and --drop-on-hang exclude each other")
 	case f.fragments:
 		flags |= divert.Fragments
 	}
@@ -204,6 +215,12 @@ func (f *handleFlags) open(p *filter.Program, flags divert.Flag, opts ...divert.
 	}
 	if f.queueLength != 0 || f.queueTime != 0 || f.queueSize != 0 {
 		opts = append(opts, divert.WithQueueLength(f.queueLength), divert.WithQueueTime(f.queueTime), divert.WithQueueSize(f.queueSize))
+	}
+	if f.passOnHang != 0 {
+		opts = append(opts, divert.WithPassOnHang(f.passOnHang))
+	}
+	if f.dropOnHang != 0 {
+		opts = append(opts, divert.WithDropOnHang(f.dropOnHang))
 	}
 	if err := f.scope.listenMetrics(); err != nil {
 		return nil, err

@@ -85,6 +85,7 @@ interface whose name ends in ":sent" as it was sent, its checksums filled in. Th
 	}
 	flags.add(cmd, packetLayers)
 	flags.addQueue(cmd, usualQueueLength, usualQueueTime, usualQueueSize)
+	flags.addHang(cmd)
 	first.add(cmd)
 	file.add(cmd, "the packets, and with --rewrite what is sent in their place,")
 	fl := cmd.Flags()

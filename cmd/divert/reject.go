@@ -86,6 +86,7 @@ On Linux, answers to packets on the way out and to routed ones need /dev/net/tun
 	}
 	flags.add(cmd, packetLayers)
 	flags.addQueue(cmd, usualQueueLength, usualQueueTime, usualQueueSize)
+	flags.addHang(cmd)
 	file.add(cmd, "the packets, and the answers,")
 	cmd.Flags().BoolVarP(&verbose, "verbose", "v", false, "print a line for each packet")
 	cmd.Flags().BoolVar(&asJSON, "json", false, "messages and summary on standard error as JSON; with -v, packets too")

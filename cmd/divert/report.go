@@ -71,6 +71,8 @@ type summary struct {
 	FlowAcceptedBytes uint64 `json:"flow_accepted_bytes"`
 	FlowDropped       uint64 `json:"flow_dropped"`
 	FlowDroppedBytes  uint64 `json:"flow_dropped_bytes"`
+	HangPassed        uint64 `json:"hang_passed"`
+	HangDropped       uint64 `json:"hang_dropped"`
 
 	Answers  *answerCounts `json:"answers,omitempty"`
 	Impaired *impairCounts `json:"impaired,omitempty"`
@@ -97,7 +99,7 @@ func (r *report) end(h *divert.Handle) {
 	if r.json {
 		r.line(summary{"summary", took.Round(time.Microsecond).Seconds(), s.Matched, s.Received, s.Reinjected, s.Injected, s.Failed,
 			s.Dropped, s.DroppedFull, s.DroppedOld, s.DroppedLong, s.Passed, s.Lost, s.Foreign,
-			s.FlowAccepted, s.FlowAcceptedBytes, s.FlowDropped, s.FlowDroppedBytes, r.answers, newImpairCounts(r.impaired), r.written})
+			s.FlowAccepted, s.FlowAcceptedBytes, s.FlowDropped, s.FlowDroppedBytes, s.HangPassed, s.HangDropped, r.answers, newImpairCounts(r.impaired), r.written})
 		return
 	}
 	if r.impaired != nil {
@@ -145,6 +147,8 @@ func summaryText(s divert.Stats, f divert.Flag, noun string) string {
 		{s.Passed, false, "went on unseen"},
 		{s.FlowAccepted, false, "accepted with their flow"},
 		{s.FlowDropped, false, "dropped with their flow"},
+		{s.HangPassed, false, "went on while the program hung"},
+		{s.HangDropped, false, "dropped while the program hung"},
 		{s.Foreign, false, "queued by another program's rules went on"},
 	} {
 		if c.n > 0 || c.always {

@@ -45,6 +45,7 @@ type Config struct {
 	Flags    uint64
 	Limits   Limits
 	FailOpen bool // packets that do not fit into the queue go on instead of being lost
+	Hang     Hang
 	Queues   int  // queues that flows are shared out to, at least 1; platforms without them take no more
 	Snap     int  // bytes of each packet that the caller wants at most, 0 for all; a platform may receive more
 	Segments bool // TCP packets too come as they are on the network, not several together
@@ -57,6 +58,13 @@ type Config struct {
 
 	Processes bool   // addresses at the layer NETWORK are to have the process
 	Driver    string // Windows: path of the driver file, or of its folder; empty to look for it
+}
+
+// Hang says what becomes of packets that match while the program does not receive: when one has waited for a time, those that
+// come after it are not queued.
+type Hang struct {
+	After time.Duration // 0: they are
+	Drop  bool          // they are dropped, else they pass
 }
 
 // How says which half of a handle Shutdown ends, with the values of WINDIVERT_SHUTDOWN.
@@ -173,7 +181,8 @@ type Queues interface {
 
 // Stats counts a handle's packets or events since it was opened. Each packet that matched is in one place:
 //
-//	Matched = Received + Waiting + Dropped + DroppedFull + DroppedOld + DroppedLong + Passed + Lost + FlowAccepted + FlowDropped
+//	Matched = Received + Waiting + Dropped + DroppedFull + DroppedOld + DroppedLong + Passed + Lost + FlowAccepted + FlowDropped +
+//		HangPassed + HangDropped
 //
 // Received packets are Reinjected (they went on as they came or with other bytes), Abandoned (they are gone), or still with the
 // program. Foreign is not part of the sum: those packets did not match.
@@ -193,6 +202,9 @@ type Stats struct {
 	FlowDropped       uint64 // were dropped by the verdict of their flow, see DropFlow
 	FlowDroppedBytes  uint64
 
+	HangPassed  uint64 // went on because the program had not received for long, see WithPassOnHang
+	HangDropped uint64 // were dropped because of that, see WithDropOnHang
+
 	Reinjected uint64 // received packets that were sent on
 	Abandoned  uint64 // received packets that are gone: dropped by Drop, or not sent on for too long
 	Injected   uint64 // packets sent that were none of the received ones
@@ -203,7 +215,7 @@ type Stats struct {
 // Accounted returns how many packets that matched are known to be in some place.
 func (s *Stats) Accounted() uint64 {
 	return s.Received + s.Waiting + s.Dropped + s.DroppedFull + s.DroppedOld + s.DroppedLong + s.Passed + s.Lost +
-		s.FlowAccepted + s.FlowDropped
+		s.FlowAccepted + s.FlowDropped + s.HangPassed + s.HangDropped
 }
 
 // The errors that platforms return, besides those of net, io and os.

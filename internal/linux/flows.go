@@ -3,7 +3,6 @@
 package linux
 
 import (
-	"errors"
 	"fmt"
 	"net"
 	"sync/atomic"
@@ -15,7 +14,6 @@ import (
 	"github.com/opendivert/divert/internal/linux/codegen"
 	"github.com/opendivert/divert/internal/linux/flowmap"
 	"github.com/opendivert/divert/internal/linux/life"
-	"github.com/opendivert/divert/internal/linux/queue"
 	"github.com/opendivert/divert/internal/linux/rules"
 	"github.com/opendivert/divert/internal/linux/verdict"
 	"github.com/opendivert/divert/packet"
@@ -27,9 +25,8 @@ import (
 type flows struct {
 	maps    atomic.Pointer[flowmap.Maps] // nil until the first verdict, or a filter that counts
 	table   engine.FlowTable
-	follows bool         // verdicts are followed: the programs ask the maps; guarded by handle.mu, as what follows
-	nowhere *queue.Queue // see rules.ToNowhere; nil until the first DropFlow
-	drops   atomic.Bool  // a rule drops the flows that the maps name
+	follows bool        // verdicts are followed: the programs ask the maps; guarded by handle.mu, as what follows
+	drops   atomic.Bool // a rule drops the flows that the maps name
 }
 
 var _ engine.Flows = (*handle)(nil)
@@ -153,10 +150,8 @@ func (h *handle) followFlows(v flow.Verdict) error {
 
 // prepareDrops opens and loads the parts of the first rule, which drops the flows that the maps name.
 func (h *handle) prepareDrops() (err error) {
-	if h.flows.nowhere == nil {
-		if h.flows.nowhere, err = queue.Open(queue.Options{Discard: true, RcvBuf: 4096}); err != nil {
-			return err
-		}
+	if err := h.openNowhere(); err != nil {
+		return err
 	}
 	for _, e := range h.entries.at {
 		if err := e.Add(codegen.TakeFlow); err != nil {
@@ -171,7 +166,7 @@ func (h *handle) flowWays() []capture.Way {
 	if !h.flows.drops.Load() {
 		return nil
 	}
-	return []capture.Way{{Take: codegen.TakeFlow, Action: rules.ToNowhere{Num: h.flows.nowhere.Num()}}}
+	return []capture.Way{{Take: codegen.TakeFlow, Action: rules.ToNowhere{Num: h.nowhere.Num()}}}
 }
 
 // flowDropped reports whether the flow of a packet is dropped that the programs could not decide on.
@@ -266,12 +261,8 @@ func (h *handle) tallyFlows(s *engine.Stats) error {
 
 // closeFlows lets go of all. No program follows it any more.
 func (h *handle) closeFlows() error {
-	var errs []error
 	if m := h.flows.maps.Load(); m != nil {
-		errs = append(errs, m.Close())
+		return m.Close()
 	}
-	if h.flows.nowhere != nil {
-		errs = append(errs, h.flows.nowhere.Close())
-	}
-	return errors.Join(errs...)
+	return nil
 }

@@ -17,12 +17,14 @@ import (
 	"github.com/opendivert/divert/internal/linux/codegen"
 	"github.com/opendivert/divert/internal/linux/events"
 	"github.com/opendivert/divert/internal/linux/flowmap"
+	"github.com/opendivert/divert/internal/linux/hang"
 	"github.com/opendivert/divert/internal/linux/injector"
 	"github.com/opendivert/divert/internal/linux/kernel"
 	"github.com/opendivert/divert/internal/linux/life"
 	"github.com/opendivert/divert/internal/linux/links"
 	"github.com/opendivert/divert/internal/linux/netns"
 	"github.com/opendivert/divert/internal/linux/processes"
+	"github.com/opendivert/divert/internal/linux/queue"
 	"github.com/opendivert/divert/internal/linux/registry"
 	"github.com/opendivert/divert/internal/linux/review"
 	"github.com/opendivert/divert/internal/linux/rules"
@@ -50,6 +52,8 @@ type handle struct {
 	flows      flows
 	entries    *entries // nil where the interpreter decides
 	review     review.Review
+	nowhere    *queue.Queue    // see rules.ToNowhere; nil until packets are dropped
+	hang       *hang.Guard     // nil without
 	guard      *rules.Guard    // nil once the handle captures nothing any more
 	clones     *codegen.Outlet // of cloneCheck; nil without
 	cloneCheck *codegen.CloneCheck
@@ -130,6 +134,9 @@ func (h *handle) open(mode engine.Mode) error {
 		Priority: h.cfg.Priority, Layer: uint8(h.layer), Flags: h.cfg.Flags, Filter: engine.FilterData(h.cfg.Program),
 	}
 	var err error
+	if err := h.checkHang(mode, h.cfg.Program); err != nil {
+		return err
+	}
 	if mode == engine.ModeInterpret {
 		err = h.refuseProcess(h.cfg.Program)
 	} else {
@@ -181,6 +188,9 @@ func (h *handle) prepare(mode engine.Mode) (err error) {
 	if err := h.checkClones(); err != nil {
 		return err
 	}
+	if err := h.guardHang(); err != nil {
+		return err
+	}
 	h.useNames()
 	return h.setEntries(h.cfg.Program, h.processes)
 }
@@ -212,7 +222,7 @@ func (h *handle) rules() []rules.Rule {
 				r.Program = h.entries.at[asked].FD(w.Take)
 			}
 			for _, r.When = range h.cases(w.Take, asked) {
-				rs = append(rs, r)
+				rs = append(rs, h.guarded(r, w.Take)...)
 			}
 		}
 	}
@@ -268,7 +278,9 @@ func (h *handle) maySend() error {
 
 // Recv implements engine.Handle.
 func (h *handle) Recv(w engine.Wait, ps []packet.Packet) (int, error) {
+	h.hang.Alive()
 	n, err := h.source.Recv(w, ps)
+	h.hang.Alive()
 	return h.received(ps, n, err)
 }
 
@@ -357,7 +369,9 @@ func (h *handle) Queues() int { return h.source.Queues() }
 
 // RecvQueue implements engine.Queues. The caller has checked the number.
 func (h *handle) RecvQueue(queue int, w engine.Wait, ps []packet.Packet) (int, error) {
+	h.hang.Alive()
 	n, err := h.source.RecvQueue(queue, w, ps)
+	h.hang.Alive()
 	return h.received(ps, n, err)
 }
 
@@ -403,6 +417,9 @@ func (h *handle) SetFilter(p *prog.Program) error {
 	}
 	if h.life.Is(life.Lost) {
 		return engine.ErrRulesGone
+	}
+	if err := h.checkCounting(p); err != nil {
+		return err
 	}
 	p = p.OwnInterfaces()
 	if err := h.followLinks(p); err != nil {
@@ -558,7 +575,10 @@ func (h *handle) release() error {
 	if h.sender != nil {
 		errs = append(errs, h.sender.Close())
 	}
-	errs = append(errs, h.entries.close(), h.closeFlows())
+	errs = append(errs, h.entries.close(), h.closeFlows(), h.hang.Close())
+	if h.nowhere != nil {
+		errs = append(errs, h.nowhere.Close())
+	}
 	if h.clones != nil {
 		errs = append(errs, h.clones.Close())
 	}
@@ -604,6 +624,7 @@ func (h *handle) tally() (engine.Stats, error) {
 	if err := h.tallyFlows(&s); err != nil {
 		return s, err
 	}
+	h.tallyHang(&s)
 	if h.clones != nil {
 		left, err := h.clones.CloneCount()
 		if err != nil {

@@ -42,6 +42,9 @@ func planFor(cfg *engine.Config, p *prog.Program) (*plan, error) {
 				map[prog.Field]prog.Field{prog.FieldProcess: prog.FieldProcessID, prog.FieldInterface: prog.FieldIfIdx}[t.Field])
 		}
 	}
+	if cfg.Hang.After != 0 {
+		return nil, fmt.Errorf("the Windows driver lets packets wait for the program, whatever it does: to pass or drop them when it hangs is %w", engine.ErrNotSupported)
+	}
 	if cfg.FailOpen && cfg.Flags&engine.FlagSniff == 0 {
 		return nil, fmt.Errorf("the Windows driver drops what its queue has no room for: fail-open is %w", engine.ErrNotSupported)
 	}

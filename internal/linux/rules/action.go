@@ -31,6 +31,9 @@ type Rule struct {
 	Share   Share  // which flows the rule is for
 	When    When   // which packets it is for
 	Silent  bool   // the counter of the handle does not count its packets
+
+	// First and Last are descriptors of programs that are asked too: before Program, and when all else is met. 0: none.
+	First, Last int
 }
 
 // Only is the packets that a rule is for, by what rules themselves can see of their protocol.
@@ -186,6 +189,9 @@ func (r Rule) exprs(o Owner) []expr.Any {
 		e = append(e, onlyForThisHost()...) // the program must not see others
 		e = append(e, destination...)
 	}
+	if r.First != 0 {
+		e = append(e, program(r.First))
+	}
 	if r.Program != NoProgram {
 		e = append(e, program(r.Program))
 	} else {
@@ -200,6 +206,9 @@ func (r Rule) exprs(o Owner) []expr.Any {
 		if r.late() {
 			e = append(e, destination...)
 		}
+	}
+	if r.Last != 0 {
+		e = append(e, program(r.Last))
 	}
 	if !alone && !r.Silent {
 		e = append(e, &expr.Objref{Type: int(nftables.ObjTypeCounter), Name: o.counter()})
