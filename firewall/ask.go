@@ -68,7 +68,7 @@ type subject struct {
 	known    bool
 	outbound bool
 	protocol uint8
-	host     string // the name of the TLS server, the name of the address that was asked for last, or the address
+	host     string // the name in TLS or QUIC, the name of the address that was asked for last, or the address
 	port     uint16
 }
 

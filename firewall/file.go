@@ -398,8 +398,8 @@ func checkRule(n ast.Node, r *rule) error {
 	if r.protocols != nil && !ported && (r.ports != nil || r.remote != nil || r.local != nil) {
 		return yamltext.At(n, "the rule is about ports, which its protocols do not have: it never matches")
 	}
-	if r.servers != nil && r.protocols != nil && !slices.Contains(r.protocols, protocolTCP) {
-		return yamltext.At(n, "the rule is about names of TLS servers, which are seen of TCP only: it never matches")
+	if r.servers != nil && r.protocols != nil && !ported {
+		return yamltext.At(n, "the rule is about names in TLS and QUIC, which its protocols do not carry: it never matches")
 	}
 	if (r.servers != nil || r.hosts != nil) && r.action == Log && r.log {
 		return yamltext.At(n, "action: log and log: yes say the same; leave log out")

@@ -45,7 +45,7 @@ type Event struct {
 	Time       time.Time      `json:"time"`
 	Action     Action         `json:"action"` // Log for rules with that action, which decide nothing
 	Rule       string         `json:"rule"`   // the rule's name, "default" if there was none
-	At         string         `json:"at"`     // what decided: "connect", "packet", "hello" of a TLS client, "answer" to a question, or "timeout" or "nobody" for one without
+	At         string         `json:"at"`     // what decided: "connect", "packet", "hello" of a TLS or QUIC client, "answer" to a question, or "timeout" or "nobody" for one without
 	Direction  string         `json:"direction"`
 	Protocol   uint8          `json:"protocol"`
 	Local      netip.AddrPort `json:"local"`

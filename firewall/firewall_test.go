@@ -20,6 +20,8 @@ import (
 
 	"github.com/opendivert/divert"
 	"github.com/opendivert/divert/diverttest"
+	"github.com/opendivert/divert/internal/quicinitial"
+	"github.com/opendivert/divert/internal/quicinitial/quictest"
 	"github.com/opendivert/divert/packet"
 )
 
@@ -478,6 +480,76 @@ func TestHello(t *testing.T) {
 			b.Firewall.mu.Unlock()
 			b.want("too slow", b.out(tcpPacket(t, host, peer, data(seq-10), good[:10])), "out RST, in RST")
 			b.logged()
+		}
+	})
+}
+
+// TestHelloQUIC: the name in QUIC counts, in one datagram or several, which are held; what is no QUIC is decided at once.
+func TestHelloQUIC(t *testing.T) {
+	good, bad := quictest.Hello(t, "www.good.example"), quictest.Hello(t, "bad.example")
+	id := []byte{1, 2, 3, 4, 5, 6, 7, 8}
+	rules := "default: reject\nlog: all\nrules: [{action: allow, host: .good.example, name: good}, {action: deny, server-name: quiet.example}]"
+	run(t, rules, func(t *testing.T, b *bench) {
+		for i := range quicinitial.Versions {
+			v := &quicinitial.Versions[i]
+			for k, ends := range [][2]string{{host4, peer4}, {host6, peer6}} {
+				port := 1000 * (1 + k + 2*i)
+				begin := func() { port++ }
+				at := func(end string, port int) string {
+					a := netip.MustParseAddrPort(end)
+					return netip.AddrPortFrom(a.Addr(), uint16(port)).String()
+				}
+				send := func(payload []byte) string { return b.out(udpPacket(t, at(ends[0], port), ends[1], payload)) }
+				initial := func(n uint8, parts ...quictest.Part) []byte {
+					return quictest.Initial(t, v, id, nil, n, 1200, parts...)
+				}
+				whole := quictest.Part{Data: good}
+				begin()
+				b.want("one datagram", send(initial(0, whole)), "out")
+				b.want("one datagram, log", b.logged(), "allow by good at hello")
+				b.want("more", send([]byte{0x40, 1, 2, 3}), "out")
+				b.want("the answer", b.in(udpPacket(t, ends[1], at(ends[0], port), []byte{0xC0})), "in")
+				if err := b.SetRules(b.Rules()); err != nil {
+					t.Fatal(err)
+				}
+				b.want("decided anew by the same name", send([]byte{0x40, 1, 2, 3}), "out")
+				b.logged()
+				begin()
+				parts := quictest.Split(good, (len(good)+2)/3)
+				b.want("the last part", send(initial(0, parts[2])), "")
+				b.want("the first part", send(initial(1, parts[0])), "")
+				b.want("nothing was decided", b.logged(), "")
+				b.want("the second part", send(initial(2, parts[1])), "out, out, out")
+				b.want("parts, log", b.logged(), "allow by good at hello")
+				begin()
+				b.want("another server", send(initial(0, quictest.Part{Data: bad})), "in ICMP")
+				b.want("another server, log", b.logged(), "reject by default at hello")
+				begin()
+				b.want("a quiet one", send(initial(0, quictest.Part{Data: quictest.Hello(t, "quiet.example")})), "")
+				b.want("a quiet one, log", b.logged(), "deny by rule 2 at hello")
+				begin()
+				b.want("no QUIC", send([]byte("hello")), "in ICMP")
+				b.want("no QUIC, log", b.logged(), "reject by default at packet")
+				begin()
+				b.want("half", send(initial(0, parts[0])), "")
+				b.want("the server first", b.in(udpPacket(t, ends[1], at(ends[0], port), []byte("hello"))), "in ICMP")
+				b.logged()
+				begin()
+				b.want("far behind", send(initial(0, quictest.Part{Offset: 60000, Data: []byte("x")})), "")
+				b.Firewall.mu.Lock()
+				if n := b.Firewall.helloBytes; n < 2*60000 || n > 3*60000 {
+					t.Errorf("%d bytes are counted", n)
+				}
+				b.Firewall.mu.Unlock()
+				time.Sleep(helloTime + time.Second)
+				b.Firewall.mu.Lock()
+				if f := b.Firewall; f.helloBytes != 0 || len(f.looks) != 0 {
+					t.Errorf("%d bytes of %d hellos are held", f.helloBytes, len(f.looks))
+				}
+				b.Firewall.mu.Unlock()
+				b.want("too slow", send(initial(0, whole)), "in ICMP")
+				b.logged()
+			}
 		}
 	})
 }

@@ -8,6 +8,7 @@ import (
 
 	"github.com/opendivert/divert"
 	"github.com/opendivert/divert/internal/clienthello"
+	"github.com/opendivert/divert/internal/quicinitial"
 	"github.com/opendivert/divert/packet"
 )
 
@@ -34,13 +35,15 @@ type flow struct {
 	last       time.Time
 }
 
-// look is a connection whose TLS client is to say which server it wants. Until then its packets pass one by one, but for
-// what the client sends, which is held.
+// look is a connection whose TLS or QUIC client is to say which server it wants. Until then the packets of TCP pass one by one, but
+// for what the client sends; that is held, as are all datagrams.
 type look struct {
 	reader clienthello.Reader
-	next   uint32 // the client's next sequence number
+	next   uint32              // the client's next sequence number
+	quic   *quicinitial.Reader // of a connection of QUIC; nil for TCP
 	held   []divert.Packet
-	bytes  int // of held
+	kept   int // bytes that quic keeps
+	bytes  int // of held, and kept
 	until  time.Time
 }
 
@@ -75,7 +78,7 @@ func (f *Firewall) packet(p *divert.Packet) {
 		return
 	}
 	if fl.look != nil {
-		f.looking(key, fl, p, tcp)
+		f.listen(key, fl, p, tcp)
 		return
 	}
 	f.decide(key, fl, p, "packet", now)
@@ -89,7 +92,9 @@ func (f *Firewall) decide(key flowKey, fl *flow, p *divert.Packet, at string, no
 		if f.lookFor(fl, p, now) {
 			return
 		}
-		fl.hello, c.Hello = true, true
+		if fl.hello, c.Hello, c.ServerName = true, true, fl.serverName; c.ServerName != "" {
+			at = "hello"
+		}
 		d = f.rules.Decide(&c)
 	}
 	if d.Action == Ask {
@@ -272,7 +277,7 @@ func (f *Firewall) flowOf(p *divert.Packet, now time.Time) (flowKey, *flow) {
 		ok = false
 	}
 	if !ok {
-		fl = &flow{outbound: f.outbound(p, tcp, opens, key, now), hello: !opens}
+		fl = &flow{outbound: f.outbound(p, tcp, opens, key, now), hello: !opens && f.parsed.UDPOff < 0}
 		if opens {
 			fl.begun, fl.seq = true, tcp.Seq()
 		}
@@ -316,34 +321,72 @@ func (f *Firewall) looked(fl *flow) {
 	delete(f.looks, fl)
 }
 
-// lookFor begins to wait for the hello of a connection's client, and reports whether that can be. The packet opens the
-// connection.
+// lookFor begins to wait for the hello of a connection's client, and reports whether there is something to wait for. The packet opens
+// the connection. It may be a datagram that has the whole hello: then the flow knows the name.
 func (f *Firewall) lookFor(fl *flow, p *divert.Packet, now time.Time) bool {
-	tcp := f.parsed.TCP(p.Data)
-	if tcp == nil || f.parsed.PayloadLen > 0 {
+	l := &look{until: now.Add(helloTime)}
+	if tcp := f.parsed.TCP(p.Data); tcp != nil {
+		if f.parsed.PayloadLen > 0 {
+			return false
+		}
+		l.next = tcp.Seq() + 1
+		f.looking(fl, l)
+		f.check(f.handle.Accept(p))
+		return true
+	}
+	l.quic = &quicinitial.Reader{}
+	if h := l.quic.Read(f.parsed.Payload(p.Data)); h.State != clienthello.NeedMore {
+		fl.serverName = h.Name
 		return false
 	}
-	if len(f.looks) >= maxLooks {
-		f.giveUp(func(a, b *look) bool { return a.until.Before(b.until) })
-	}
-	fl.look = &look{next: tcp.Seq() + 1, until: now.Add(helloTime)}
-	f.looks[fl] = true
-	f.check(f.handle.Accept(p))
+	f.looking(fl, l)
+	f.hold(l, p)
 	return true
 }
 
-// looking takes in a packet of a connection whose hello is waited for.
-func (f *Firewall) looking(key flowKey, fl *flow, p *divert.Packet, tcp packet.TCP) {
-	l := fl.look
-	if tcp == nil {
-		f.alone(p, Deny)
-		return
+// looking enters a connection whose hello is waited for.
+func (f *Firewall) looking(fl *flow, l *look) {
+	if len(f.looks) >= maxLooks {
+		f.giveUp(func(a, b *look) bool { return a.until.Before(b.until) })
 	}
+	fl.look = l
+	f.looks[fl] = true
+}
+
+// hold holds a packet of a client until its hello is known.
+func (f *Firewall) hold(l *look, p *divert.Packet) {
+	l.held = append(l.held, p.Clone())
+	before := l.bytes
+	l.bytes += len(p.Data)
+	if l.quic != nil {
+		l.bytes += l.quic.Kept() - l.kept
+		l.kept = l.quic.Kept()
+	}
+	if f.helloBytes += l.bytes - before; f.helloBytes > maxHello {
+		f.giveUp(func(a, b *look) bool { return a.bytes > b.bytes })
+	}
+}
+
+// listen takes in a packet of a connection whose hello is waited for.
+func (f *Firewall) listen(key flowKey, fl *flow, p *divert.Packet, tcp packet.TCP) {
+	l := fl.look
 	client := p.Addr.Outbound == fl.outbound
 	if p.Addr.Loopback {
 		client = p.Src() == key.local
 	}
 	payload := f.parsed.Payload(p.Data)
+	if l.quic != nil {
+		h := clienthello.Hello{State: clienthello.NotTLS} // the server speaks, to whom nothing was let through
+		if client {
+			h = l.quic.Read(payload)
+		}
+		if h.State == clienthello.NeedMore && len(l.held) < maxHeldHello {
+			f.hold(l, p)
+			return
+		}
+		f.heard(key, fl, p, h)
+		return
+	}
 	ends := tcp.Flags()&(packet.TCPFin|packet.TCPRst) != 0
 	switch {
 	case client && tcp.Flags()&packet.TCPSyn != 0, len(payload) == 0 && !(client && ends):
@@ -362,11 +405,7 @@ func (f *Firewall) looking(key flowKey, fl *flow, p *divert.Packet, tcp packet.T
 		h.State = clienthello.NotTLS
 	}
 	if h.State == clienthello.NeedMore && len(l.held) < maxHeldHello {
-		l.held = append(l.held, p.Clone())
-		l.bytes += len(p.Data)
-		if f.helloBytes += len(p.Data); f.helloBytes > maxHello {
-			f.giveUp(func(a, b *look) bool { return a.bytes > b.bytes })
-		}
+		f.hold(l, p)
 		return
 	}
 	f.heard(key, fl, p, h)

@@ -21,7 +21,7 @@ const (
 	Reject        // refused, and the sender is told: connect fails, TCP is reset, UDP gets ICMP port unreachable
 	Ask           // held until somebody has answered
 	Log           // written down; the rules below decide. A Decision never has it
-	Look          // not decided yet: the name of the TLS server would. Rules never have it
+	Look          // not decided yet: the name of the TLS or QUIC server would. Rules never have it
 )
 
 var actionWords = [...]string{Allow: "allow", Deny: "deny", Reject: "reject", Ask: "ask", Log: "log", Look: "look"}
@@ -78,8 +78,8 @@ type Conn struct {
 	Local, Remote netip.AddrPort // IPv4 addresses are not mapped; ports are 0 where there are none
 	Program       Program
 	Names         []string // names of Remote's address, by DNS; lower case, without final dot
-	ServerName    string   // the name of the server that a TLS client asks for; lower case, without final dot
-	Hello         bool     // ServerName is known, or known not to come; false only while it may come
+	ServerName    string   // the name of the server that a TLS or QUIC client asks for; lower case, without final dot
+	Hello         bool     // ServerName is known, or known not to come; false only while it may come, of TCP and UDP
 	Time          time.Time
 }
 
@@ -97,7 +97,7 @@ type Rules struct {
 	action      Action // by default
 	closed      bool   // if the process is killed nothing passes that is not decided
 	loopback    bool   // connections of the host with itself are decided too
-	serverNames bool   // names of TLS servers are looked at
+	serverNames bool   // names in TLS and QUIC are looked at
 	log         logLevel
 	ask         askSettings
 	resolvers   []netip.Addr // nil: those of the system
@@ -132,8 +132,8 @@ type rule struct {
 	ports     []portRange // of the side that was called
 	remote    []portRange
 	local     []portRange
-	hosts     []pattern // names by DNS, or of the TLS server
-	servers   []pattern // names of the TLS server
+	hosts     []pattern // names by DNS, or in TLS or QUIC
+	servers   []pattern // names in TLS or QUIC
 	programs  []executable
 	parents   []executable
 	names     []string // of processes
@@ -211,14 +211,14 @@ type truth uint8
 
 const (
 	no    truth = iota
-	maybe       // the name of the TLS server, which may come, decides
+	maybe       // the name of the TLS or QUIC server, which may come, decides
 	yes
 )
 
 // Decide says what becomes of a connection: the first rule all of whose conditions hold decides, rules with the action Log
 // aside. It is a function of its arguments alone, and allocates nothing unless rules with the action Log match.
 //
-// A connection whose TLS server may still become known is Look if that would make a difference.
+// A connection whose TLS or QUIC server may still become known is Look if that would make a difference.
 func (r *Rules) Decide(c *Conn) Decision {
 	var d Decision
 	var open [8]bool // actions of rules that may match
@@ -269,7 +269,7 @@ func (r *rule) match(c *Conn, serverNames bool) truth {
 	if r.hosts == nil && r.servers == nil {
 		return yes
 	}
-	known := c.Hello || !serverNames || c.Protocol != protocolTCP
+	known := c.Hello || !serverNames || c.Protocol != protocolTCP && c.Protocol != protocolUDP
 	return min(matchHosts(r.hosts, c, known, true), matchHosts(r.servers, c, known, false))
 }
 

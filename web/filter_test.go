@@ -18,6 +18,8 @@ import (
 
 	"github.com/opendivert/divert"
 	"github.com/opendivert/divert/diverttest"
+	"github.com/opendivert/divert/internal/quicinitial"
+	"github.com/opendivert/divert/internal/quicinitial/quictest"
 	"github.com/opendivert/divert/packet"
 )
 
@@ -232,6 +234,30 @@ func (r *recorder) SetDeadline(time.Time) error        { return nil }
 func (r *recorder) SetWriteDeadline(t time.Time) error { return nil }
 
 // ways are those in which a client may send bytes: which pieces, in which order.
+// part is a piece of what a client says.
+type part struct {
+	offset int
+	data   []byte
+}
+
+// splitHello cuts a hello into pieces of at most n bytes.
+func splitHello(hello []byte, n int) (parts []part) {
+	for _, p := range quictest.Split(hello, n) {
+		parts = append(parts, part{p.Offset, p.Data})
+	}
+	return parts
+}
+
+// initialOf returns a client's Initial packet with CRYPTO frames, padded to a size.
+func initialOf(t testing.TB, v *quicinitial.Version, id, src []byte, number uint8, size int, parts ...part) []byte {
+	t.Helper()
+	var list []quictest.Part
+	for _, p := range parts {
+		list = append(list, quictest.Part{Offset: p.offset, Data: p.data})
+	}
+	return quictest.Initial(t, v, id, src, number, size, list...)
+}
+
 var ways = map[string]func(text string) []part{
 	"whole":            func(text string) []part { return []part{{0, []byte(text)}} },
 	"halves":           func(text string) []part { return splitHello([]byte(text), (len(text)+1)/2) },
@@ -733,16 +759,16 @@ func TestFlood(t *testing.T) {
 // TestQUIC: both versions, in one datagram or several in any order.
 func TestQUIC(t *testing.T) {
 	id, src := []byte{1, 2, 3, 4, 5, 6, 7, 8}, []byte{9, 9, 9}
-	for i := range quicVersions {
-		v := &quicVersions[i]
+	for i := range quicinitial.Versions {
+		v := &quicinitial.Versions[i]
 		for _, size := range []int{5000, 800, 100} {
 			for _, blockedName := range []bool{true, false} {
-				t.Run(fmt.Sprintf("version %x, pieces of %d, blocked %v", v.number, size, blockedName), func(t *testing.T) {
+				t.Run(fmt.Sprintf("version %d, pieces of %d, blocked %v", i+1, size, blockedName), func(t *testing.T) {
 					name := "www.blocked.test"
 					if !blockedName {
 						name = "notblocked.test"
 					}
-					hello := quicHello(t, name)
+					hello := quictest.Hello(t, name)
 					synctest.Test(t, func(t *testing.T) {
 						b := begin(t, Config{}, "blocked.test")
 						var datagrams []string
@@ -772,7 +798,7 @@ func TestQUIC(t *testing.T) {
 }
 
 // checkQUIC checks what went on when the last datagram had come.
-func checkQUIC(t *testing.T, v *quicVersion, id, src []byte, datagrams []string, all []seen, blocked bool) {
+func checkQUIC(t *testing.T, v *quicinitial.Version, id, src []byte, datagrams []string, all []seen, blocked bool) {
 	t.Helper()
 	if !blocked {
 		for i, s := range all {
@@ -788,15 +814,15 @@ func checkQUIC(t *testing.T, v *quicVersion, id, src []byte, datagrams []string,
 	if len(all) != 1 || all[0].toServer {
 		t.Fatalf("blocked: %+v", all)
 	}
-	h, rest, err := parseLong([]byte(all[0].data))
-	if err != nil || len(rest) != 0 || !bytes.Equal(h.dst, src) || h.version != v {
+	h, rest, err := quicinitial.Parse([]byte(all[0].data))
+	if err != nil || len(rest) != 0 || !bytes.Equal(h.Dst, src) || h.Version != v {
 		t.Fatalf("answer %x: %v", all[0].data, err)
 	}
-	keys, err := newInitialKeys(v, id, "server in")
+	keys, err := quicinitial.NewKeys(v, id, "server in")
 	if err != nil {
 		t.Fatal(err)
 	}
-	if frames, ok := keys.open(nil, &h); !ok || !bytes.HasPrefix(frames, []byte{frameClose, 2, 0, 0}) {
+	if frames, ok := keys.Open(nil, &h); !ok || !bytes.HasPrefix(frames, []byte{quicinitial.FrameClose, 2, 0, 0}) {
 		t.Errorf("answer %x, %v", frames, ok)
 	}
 }
@@ -818,20 +844,20 @@ func (b *bench) datagram(port uint16, payload string) {
 func TestQUICAgain(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b := begin(t, Config{}, "blocked.test")
-		v, id, src := &quicVersions[0], []byte{1, 2, 3, 4, 5, 6, 7, 8}, []byte(nil)
-		hello := quicHello(t, "aaaaaaa.test")
+		v, id, src := &quicinitial.Versions[0], []byte{1, 2, 3, 4, 5, 6, 7, 8}, []byte(nil)
+		hello := quictest.Hello(t, "aaaaaaa.test")
 		first := string(initialOf(t, v, id, src, 0, 1200, splitHello(hello, 5000)...))
 		b.datagram(1000, first)
-		keys, err := newInitialKeys(v, id, "client in")
+		keys, err := quicinitial.NewKeys(v, id, "client in")
 		if err != nil {
 			t.Fatal(err)
 		}
-		later := string(keys.seal(nil, v, []byte("server's"), src, 1, []byte{frameAck, 0, 0, 0, 0, framePadding, framePadding}))
+		later := string(keys.Seal(nil, v, []byte("server's"), src, 1, []byte{quicinitial.FrameAck, 0, 0, 0, 0, quicinitial.FramePadding, quicinitial.FramePadding}))
 		b.datagram(1000, later)
 		if all := b.out(); len(all) != 2 || all[0].data != first || all[1].data != later {
 			t.Errorf("the first: %+v", all)
 		}
-		other := quicHello(t, "blocked.test")
+		other := quictest.Hello(t, "blocked.test")
 		b.datagram(1000, string(initialOf(t, v, []byte{8, 7, 6, 5, 4, 3, 2, 1}, src, 0, 1200, splitHello(other, 5000)...)))
 		b.datagram(1000, string(initialOf(t, v, id, src, 2, 1200, splitHello(other, 5000)...)))
 		for _, s := range b.out() {
@@ -848,8 +874,8 @@ func TestQUICAgain(t *testing.T) {
 
 // TestQUICSecondHello: the hello after HelloRetryRequest is judged, too, in one datagram or several.
 func TestQUICSecondHello(t *testing.T) {
-	v, id, src := &quicVersions[0], []byte{1, 2, 3, 4, 5, 6, 7, 8}, []byte{9}
-	first, blocked, other := quicHello(t, "a.test"), quicHello(t, "blocked.test"), quicHello(t, "b.test")
+	v, id, src := &quicinitial.Versions[0], []byte{1, 2, 3, 4, 5, 6, 7, 8}, []byte{9}
+	first, blocked, other := quictest.Hello(t, "a.test"), quictest.Hello(t, "blocked.test"), quictest.Hello(t, "b.test")
 	for name, row := range map[string]struct {
 		second []byte
 		size   int
@@ -904,8 +930,8 @@ func TestQUICLate(t *testing.T) {
 	for _, closed := range []bool{false, true} {
 		synctest.Test(t, func(t *testing.T) {
 			b := begin(t, Config{FailClosed: closed}, "blocked.test")
-			hello := quicHello(t, "a.test")
-			b.datagram(1000, string(initialOf(t, &quicVersions[0], []byte{1, 2, 3, 4, 5, 6, 7, 8}, nil, 0, 1200, part{0, hello[:200]})))
+			hello := quictest.Hello(t, "a.test")
+			b.datagram(1000, string(initialOf(t, &quicinitial.Versions[0], []byte{1, 2, 3, 4, 5, 6, 7, 8}, nil, 0, 1200, part{0, hello[:200]})))
 			if all := b.out(); len(all) != 0 {
 				t.Errorf("at once: %+v", all)
 			}

@@ -5,6 +5,7 @@ import (
 
 	"github.com/opendivert/divert"
 	"github.com/opendivert/divert/internal/clienthello"
+	"github.com/opendivert/divert/internal/quicinitial"
 	"github.com/opendivert/divert/packet"
 )
 
@@ -20,8 +21,8 @@ type exchange struct {
 // attempt is a connection of QUIC, as its Initial packets show it.
 type attempt struct {
 	id     []byte // the destination of the client's first packet, which the keys come from
-	keys   *initialKeys
-	crypto cryptoStream
+	keys   *quicinitial.Keys
+	crypto quicinitial.Stream
 	judged int   // bytes of crypto
 	state  state // judging, passing, blocked; passed if nobody judges it any more
 }
@@ -69,10 +70,10 @@ func (x *exchange) judge(f *Filter, p *divert.Packet) state {
 	result := passing
 	read := false // some packet of it
 	for rest := f.parsed.Payload(p.Data); len(rest) > 0 && rest[0]&0x80 != 0; {
-		h, behind, err := parseLong(rest)
+		h, behind, err := quicinitial.Parse(rest)
 		rest = behind
 		s := x.last()
-		if err == nil && h.packet != nil && h.kind == h.version.initial {
+		if err == nil && h.Initial() {
 			s = x.initial(f, p, &h)
 		}
 		read = read || s != finished
@@ -102,12 +103,12 @@ func (x *exchange) last() state {
 }
 
 // initial judges an Initial packet. The state is finished if nobody can read it.
-func (x *exchange) initial(f *Filter, p *divert.Packet, h *longHeader) state {
+func (x *exchange) initial(f *Filter, p *divert.Packet, h *quicinitial.Header) state {
 	frames := f.buffer[:0]
 	var a *attempt
 	for _, old := range x.attempts {
-		out, ok := old.keys.open(frames, h)
-		if !ok && bytes.Equal(old.id, h.dst) {
+		out, ok := old.keys.Open(frames, h)
+		if !ok && bytes.Equal(old.id, h.Dst) {
 			return finished // its own keys do not fit: damaged, or made up
 		}
 		if ok {
@@ -116,16 +117,16 @@ func (x *exchange) initial(f *Filter, p *divert.Packet, h *longHeader) state {
 		}
 	}
 	if a == nil {
-		keys, err := newInitialKeys(h.version, h.dst, "client in")
+		keys, err := quicinitial.NewKeys(h.Version, h.Dst, "client in")
 		if err != nil {
 			return finished
 		}
-		out, ok := keys.open(frames, h)
+		out, ok := keys.Open(frames, h)
 		if !ok {
 			return finished // of a connection that nobody remembers
 		}
 		frames = out
-		a = &attempt{id: bytes.Clone(h.dst), keys: keys}
+		a = &attempt{id: bytes.Clone(h.Dst), keys: keys}
 		x.add(f, a)
 	}
 	f.buffer = frames
@@ -136,9 +137,9 @@ func (x *exchange) initial(f *Filter, p *divert.Packet, h *longHeader) state {
 	if a.state == passed {
 		return passing
 	}
-	size := len(a.crypto.data)
-	fits := cryptoFrames(frames, func(offset uint64, data []byte) bool { return a.crypto.add(offset, data, a.judged+maxHead) })
-	f.stats.Memory += 2 * (len(a.crypto.data) - size)
+	size := a.crypto.Len()
+	fits := quicinitial.Crypto(frames, func(offset uint64, data []byte) bool { return a.crypto.Add(offset, data, a.judged+maxHead) })
+	f.stats.Memory += 2 * (a.crypto.Len() - size)
 	reason, host, entry := reasonAmbiguous, "", ""
 	if fits {
 		a.state, reason, host, entry = f.hellos(a)
@@ -156,7 +157,7 @@ func (x *exchange) initial(f *Filter, p *divert.Packet, h *longHeader) state {
 // (RFC 9001 section 4.1.3). reason, host and entry are those of one that is blocked.
 func (f *Filter) hellos(a *attempt) (to state, reason, host, entry string) {
 	for {
-		b := a.crypto.data[a.judged:a.crypto.first]
+		b := a.crypto.Whole()[a.judged:]
 		hello := clienthello.Message(b)
 		if hello.State == clienthello.Named || hello.State == clienthello.NoName {
 			f.stats.QUIC += boolCount(a.judged == 0)
@@ -164,7 +165,7 @@ func (f *Filter) hellos(a *attempt) (to state, reason, host, entry string) {
 		switch {
 		case hello.State == clienthello.NotTLS:
 			return blocked, reasonAmbiguous, "", ""
-		case hello.State == clienthello.NeedMore && a.judged > 0 && a.judged == len(a.crypto.data):
+		case hello.State == clienthello.NeedMore && a.judged > 0 && a.judged == a.crypto.Len():
 			return passing, "", "", ""
 		case hello.State == clienthello.NeedMore:
 			return judging, "", "", ""
@@ -182,15 +183,15 @@ func (f *Filter) hellos(a *attempt) (to state, reason, host, entry string) {
 // add remembers a connection; the oldest makes way.
 func (x *exchange) add(f *Filter, a *attempt) {
 	if len(x.attempts) == maxAttempts {
-		f.stats.Memory -= 2 * len(x.attempts[0].crypto.data)
+		f.stats.Memory -= 2 * x.attempts[0].crypto.Len()
 		x.attempts = append(x.attempts[:0], x.attempts[1:]...)
 	}
 	x.attempts = append(x.attempts, a)
 }
 
 // refuse answers an Initial packet of a blocked connection.
-func (x *exchange) refuse(f *Filter, p *divert.Packet, h *longHeader, a *attempt) {
-	payload, err := refusal(nil, h, a.id)
+func (x *exchange) refuse(f *Filter, p *divert.Packet, h *quicinitial.Header, a *attempt) {
+	payload, err := quicinitial.Refusal(nil, h, a.id)
 	if err != nil {
 		f.check(err)
 		return
@@ -252,7 +253,7 @@ func (x *exchange) giveUp(f *Filter, reason string) {
 func (x *exchange) forget(f *Filter) {
 	x.letGo(f, !f.config.FailClosed)
 	for _, a := range x.attempts {
-		f.stats.Memory -= 2 * len(a.crypto.data)
+		f.stats.Memory -= 2 * a.crypto.Len()
 	}
 }
 

@@ -27,6 +27,8 @@ import (
 
 	"github.com/opendivert/divert/firewall"
 	"github.com/opendivert/divert/internal/lab"
+	"github.com/opendivert/divert/internal/quicinitial"
+	"github.com/opendivert/divert/internal/quicinitial/quictest"
 )
 
 // firewallOn starts the firewall on a host with rules in a file, whose path it returns too.
@@ -623,6 +625,36 @@ func TestFirewallNames(t *testing.T) {
 		}
 		if got != want {
 			t.Errorf("TLS to %s: %s, want %s", name, got, want)
+		}
+		c.Close()
+	}
+	quic := netip.AddrPortFrom(pair.B.Addr6(), 443)
+	e, err := pair.B.Echo("udp", quic.String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer e.Close()
+	for name, want := range map[string]string{"a.good.example": works, "bad.example": isRefused} {
+		c, err := pair.A.Dial(t.Context(), "udp", quic.String())
+		if err != nil {
+			t.Fatal(err)
+		}
+		_ = c.SetDeadline(time.Now().Add(patience))
+		for n, part := range quictest.Split(quictest.Hello(t, name), 1000) { // one or two datagrams, as browsers send
+			b := quictest.Initial(t, &quicinitial.Versions[0], []byte{1, 2, 3, 4, 5, 6, 7, 8}, nil, uint8(n), 1200, part)
+			if _, err = c.Write(b); err != nil {
+				break
+			}
+		}
+		got := works
+		if err == nil {
+			_, err = c.Read(make([]byte, 1500))
+		}
+		if err != nil {
+			got = failure(err)
+		}
+		if got != want {
+			t.Errorf("QUIC to %s: %s, want %s", name, got, want)
 		}
 		c.Close()
 	}

@@ -1,4 +1,4 @@
-package web
+package quicinitial
 
 import (
 	"crypto/aes"
@@ -9,8 +9,8 @@ import (
 	"errors"
 )
 
-// quicVersion is what differs between the versions of QUIC that are read.
-type quicVersion struct {
+// Version is what differs between the versions of QUIC that are read.
+type Version struct {
 	number  uint32
 	salt    []byte // RFC 9001 section 5.2, RFC 9369 section 3.3.1
 	label   string // of keys: RFC 9001 section 5.1, RFC 9369 section 3.3.2
@@ -18,7 +18,8 @@ type quicVersion struct {
 	retry   byte
 }
 
-var quicVersions = []quicVersion{
+// Versions are the versions that are read.
+var Versions = []Version{
 	{
 		1, []byte{0x38, 0x76, 0x2c, 0xf7, 0xf5, 0x59, 0x34, 0xb3, 0x4d, 0x17, 0x9a, 0xe6, 0xa4, 0xc8, 0x0c, 0xad, 0xcc, 0xbb, 0x7f, 0x0a},
 		"quic ", 0 << 4, 3 << 4,
@@ -29,10 +30,10 @@ var quicVersions = []quicVersion{
 	},
 }
 
-func versionOf(number uint32) *quicVersion {
-	for i := range quicVersions {
-		if quicVersions[i].number == number {
-			return &quicVersions[i]
+func versionOf(number uint32) *Version {
+	for i := range Versions {
+		if Versions[i].number == number {
+			return &Versions[i]
 		}
 	}
 	return nil
@@ -41,43 +42,47 @@ func versionOf(number uint32) *quicVersion {
 // maxConnectionID is how long a connection id may be in the versions that are read, in bytes (RFC 9000 section 17.2).
 const maxConnectionID = 20
 
-// longHeader is a packet of QUIC with a long header. Its slices are parts of the datagram.
-type longHeader struct {
-	version  *quicVersion
-	dst, src []byte // connection ids
+// Header is a packet of QUIC with a long header. Its slices are parts of the datagram.
+type Header struct {
+	Version  *Version
+	Dst, Src []byte // connection ids
 	kind     byte   // bits 0x30 of the first byte
 	packet   []byte // from the first byte to the end of the payload; nil unless it has a length
 	number   int    // where the packet number begins
 }
 
-var errNotQUIC = errors.New("no packet of QUIC version 1 or 2 with a long header")
+// ErrNotQUIC says that bytes begin no packet that is read.
+var ErrNotQUIC = errors.New("no packet of QUIC version 1 or 2 with a long header")
 
-// parseLong reads the first packet of a datagram, and returns what follows it (RFC 9000 section 17.2).
-func parseLong(b []byte) (h longHeader, rest []byte, err error) {
+// Initial reports whether the packet is an Initial packet.
+func (h *Header) Initial() bool { return h.packet != nil && h.kind == h.Version.initial }
+
+// Parse reads the first packet of a datagram, and returns what follows it (RFC 9000 section 17.2).
+func Parse(b []byte) (h Header, rest []byte, err error) {
 	if len(b) < 7 || b[0]&0x80 == 0 {
-		return h, nil, errNotQUIC
+		return h, nil, ErrNotQUIC
 	}
-	if h.version = versionOf(binary.BigEndian.Uint32(b[1:])); h.version == nil {
-		return h, nil, errNotQUIC
+	if h.Version = versionOf(binary.BigEndian.Uint32(b[1:])); h.Version == nil {
+		return h, nil, ErrNotQUIC
 	}
 	h.kind = b[0] & 0x30
 	r := reader{b: b, at: 5}
-	h.dst = r.take(int(r.byte()))
-	h.src = r.take(int(r.byte()))
-	if r.failed || len(h.dst) > maxConnectionID || len(h.src) > maxConnectionID {
-		return h, nil, errNotQUIC
+	h.Dst = r.take(int(r.byte()))
+	h.Src = r.take(int(r.byte()))
+	if r.failed || len(h.Dst) > maxConnectionID || len(h.Src) > maxConnectionID {
+		return h, nil, ErrNotQUIC
 	}
-	if h.kind == h.version.retry {
+	if h.kind == h.Version.retry {
 		return h, nil, nil
 	}
-	if h.kind == h.version.initial {
+	if h.kind == h.Version.initial {
 		r.take(r.length()) // the token
 	}
 	length := r.length()
 	h.number = r.at
 	r.take(length)
 	if r.failed {
-		return h, nil, errNotQUIC
+		return h, nil, ErrNotQUIC
 	}
 	h.packet = b[:r.at]
 	return h, b[r.at:], nil
@@ -126,16 +131,16 @@ func (r *reader) length() int {
 	return 0
 }
 
-// initialKeys protect the Initial packets of one side.
-type initialKeys struct {
+// Keys protect the Initial packets of one side.
+type Keys struct {
 	aead cipher.AEAD
 	hp   cipher.Block
 	iv   [12]byte
 }
 
-// newInitialKeys derives the keys of a connection from the id that the client's first packet goes to (RFC 9001 section 5.2).
+// NewKeys derives the keys of a connection from the id that the client's first packet goes to (RFC 9001 section 5.2).
 // side is "client in" or "server in", for the packets that it sends.
-func newInitialKeys(v *quicVersion, id []byte, side string) (*initialKeys, error) {
+func NewKeys(v *Version, id []byte, side string) (*Keys, error) {
 	initial, err := hkdf.Extract(sha256.New, id, v.salt)
 	if err != nil {
 		return nil, err
@@ -150,7 +155,7 @@ func newInitialKeys(v *quicVersion, id []byte, side string) (*initialKeys, error
 	if err := errors.Join(err1, err2, err3); err != nil {
 		return nil, err
 	}
-	k := new(initialKeys)
+	k := new(Keys)
 	copy(k.iv[:], iv)
 	block, err := aes.NewCipher(key)
 	if err != nil {
@@ -174,16 +179,16 @@ func expandLabel(secret []byte, label string, n int) ([]byte, error) {
 }
 
 // nonce returns the nonce of a packet (RFC 9001 section 5.3).
-func (k *initialKeys) nonce(number uint64) (n [12]byte) {
+func (k *Keys) nonce(number uint64) (n [12]byte) {
 	n = k.iv
 	binary.BigEndian.PutUint64(n[4:], binary.BigEndian.Uint64(n[4:])^number)
 	return n
 }
 
-// open appends the frames of an Initial packet to dst, and reports whether the packet is of these keys. The packet stays as
+// Open appends the frames of an Initial packet to dst, and reports whether the packet is of these keys. The packet stays as
 // it is. Packet numbers count from 0 and clients send few Initial packets, so the number is taken as it stands: what
 // its upper bits are is no question below 2^31, and of shorter encodings as long as it is below their range.
-func (k *initialKeys) open(dst []byte, h *longHeader) ([]byte, bool) {
+func (k *Keys) Open(dst []byte, h *Header) ([]byte, bool) {
 	const sample = 16
 	if len(h.packet) < h.number+4+sample {
 		return dst, false
@@ -208,9 +213,9 @@ func (k *initialKeys) open(dst []byte, h *longHeader) ([]byte, bool) {
 	return out, true
 }
 
-// seal appends an Initial packet with frames to dst, which must be long enough in all for header protection: 4 bytes of
+// Seal appends an Initial packet with frames to dst, which must be long enough in all for header protection: 4 bytes of
 // frames at least.
-func (k *initialKeys) seal(dst []byte, v *quicVersion, to, from []byte, number uint8, frames []byte) []byte {
+func (k *Keys) Seal(dst []byte, v *Version, to, from []byte, number uint8, frames []byte) []byte {
 	begin := len(dst)
 	dst = append(dst, 0xC0|v.initial) // and a packet number of one byte
 	dst = binary.BigEndian.AppendUint32(dst, v.number)
@@ -231,22 +236,22 @@ func (k *initialKeys) seal(dst []byte, v *quicVersion, to, from []byte, number u
 
 // The frames that Initial packets may have (RFC 9000 sections 12.4 and 19).
 const (
-	framePadding = 0x00
-	framePing    = 0x01
-	frameAck     = 0x02
-	frameAckECN  = 0x03
-	frameCrypto  = 0x06
-	frameClose   = 0x1C
+	FramePadding = 0x00
+	FramePing    = 0x01
+	FrameAck     = 0x02
+	FrameAckECN  = 0x03
+	FrameCrypto  = 0x06
+	FrameClose   = 0x1C
 )
 
-// cryptoFrames calls f with each CRYPTO frame of an Initial packet, and reports whether the packet is well-formed and f
+// Crypto calls f with each CRYPTO frame of an Initial packet, and reports whether the packet is well-formed and f
 // has always been content. data is a part of frames.
-func cryptoFrames(frames []byte, f func(offset uint64, data []byte) bool) bool {
+func Crypto(frames []byte, f func(offset uint64, data []byte) bool) bool {
 	r := reader{b: frames}
 	for r.at < len(r.b) && !r.failed {
 		switch kind := r.varint(); kind {
-		case framePadding, framePing:
-		case frameAck, frameAckECN:
+		case FramePadding, FramePing:
+		case FrameAck, FrameAckECN:
 			r.varint() // the greatest
 			r.varint() // the delay
 			ranges := r.varint()
@@ -258,18 +263,18 @@ func cryptoFrames(frames []byte, f func(offset uint64, data []byte) bool) bool {
 					return false
 				}
 			}
-			if kind == frameAckECN {
+			if kind == FrameAckECN {
 				r.varint()
 				r.varint()
 				r.varint()
 			}
-		case frameCrypto:
+		case FrameCrypto:
 			offset := r.varint()
 			data := r.take(r.length())
 			if r.failed || !f(offset, data) {
 				return false
 			}
-		case frameClose:
+		case FrameClose:
 			r.varint()
 			r.varint()
 			r.take(r.length())
@@ -280,15 +285,15 @@ func cryptoFrames(frames []byte, f func(offset uint64, data []byte) bool) bool {
 	return !r.failed
 }
 
-// cryptoStream puts the bytes of CRYPTO frames together, in whatever order they come.
-type cryptoStream struct {
+// Stream puts the bytes of CRYPTO frames together, in whatever order they come.
+type Stream struct {
 	data  []byte
 	known []bool // of each byte: whether it has come
 	first int    // bytes from the beginning on that are known
 }
 
-// add adds bytes. It reports false, and adds none, if they lie beyond limit bytes or differ from what came before.
-func (s *cryptoStream) add(offset uint64, b []byte, limit int) bool {
+// Add adds bytes. It reports false, and adds none, if they lie beyond limit bytes or differ from what came before.
+func (s *Stream) Add(offset uint64, b []byte, limit int) bool {
 	if offset > uint64(limit) || len(b) > limit-int(offset) {
 		return false
 	}
@@ -312,16 +317,22 @@ func (s *cryptoStream) add(offset uint64, b []byte, limit int) bool {
 	return true
 }
 
-// refusal appends a datagram that ends the connection which the Initial packet h begins: an Initial packet of the server's
+// Len returns how many bytes are kept, those before the last that has come.
+func (s *Stream) Len() int { return len(s.data) }
+
+// Whole returns the bytes from the beginning on that have all come. They belong to s.
+func (s *Stream) Whole() []byte { return s.data[:s.first] }
+
+// Refusal appends a datagram that ends the connection which the Initial packet h begins: an Initial packet of the server's
 // with the frame CONNECTION_CLOSE and the error CONNECTION_REFUSED (RFC 9000 sections 10.2.3 and 20.1). A browser
 // that gets it tries TCP at once. It is protected with the keys that the client expects, and not padded: nothing in it is to
 // be acknowledged.
-func refusal(dst []byte, h *longHeader, id []byte) ([]byte, error) {
-	keys, err := newInitialKeys(h.version, id, "server in")
+func Refusal(dst []byte, h *Header, id []byte) ([]byte, error) {
+	keys, err := NewKeys(h.Version, id, "server in")
 	if err != nil {
 		return dst, err
 	}
 	const connectionRefused = 0x02
-	frames := [...]byte{frameClose, connectionRefused, 0, 0, framePadding, framePadding} // no frame's fault, no reason
-	return keys.seal(dst, h.version, h.src, h.dst, 0, frames[:]), nil
+	frames := [...]byte{FrameClose, connectionRefused, 0, 0, FramePadding, FramePadding} // no frame's fault, no reason
+	return keys.Seal(dst, h.Version, h.Src, h.Dst, 0, frames[:]), nil
 }
