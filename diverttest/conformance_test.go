@@ -26,7 +26,7 @@ type world interface {
 	in(payload string)            // the peer sends one to the host
 	expectOut(payloads ...string) // these, and no others, have left the host since it was called the last time
 	expectIn(payloads ...string)  // these, and no others, have reached the host's socket
-	forget()                      // what has left the host since
+	forget()                      // ignore the packets that have left the host so far
 	addrs() (host, peer netip.AddrPort)
 	link() uint32     // the host's interface to its peer
 	linkName() string // its name
@@ -176,7 +176,7 @@ func (p *player) counts(h *divert.Handle, want divert.Stats) {
 	p.Helper()
 	p.until(h, fmt.Sprintf("\n%+v", want), func(s divert.Stats) bool {
 		if want.Abandoned == 0 && s.Abandoned <= want.Received-want.Reinjected {
-			s.Abandoned = 0 // what is not sent on may have been given up already, or not
+			s.Abandoned = 0 // packets that are not sent on may have been given up already, or not
 		}
 		return s == want
 	})
@@ -197,7 +197,7 @@ func payloadOf(b []byte) string {
 	return string(parsed.Payload(b))
 }
 
-// drain receives what is left after a shutdown.
+// drain receives the packets that are left after a shutdown.
 func (p *player) drain(h *divert.Handle) (payloads []string) {
 	p.Helper()
 	ps := make([]divert.Packet, 4)
@@ -267,7 +267,7 @@ var expectations = []expectation{
 		copy(k.Data[len(k.Data)-5:], "UPPER")
 		k.Addr.UDPChecksum = false
 		p.ok(h.Send(&k))
-		p.expectOut("UPPER") // a socket takes only what has a right checksum
+		p.expectOut("UPPER") // a socket accepts right checksums only
 		p.counts(h, divert.Stats{Matched: 1, Received: 1, Reinjected: 1})
 	}},
 	{"accepted whatever its bytes are now", func(p *player) {
@@ -905,7 +905,7 @@ func (f *fake) bind(port uint16) bool {
 	return allowed
 }
 
-// collect takes what was delivered, if its checksums are right: else no socket would have it.
+// collect takes the delivered packets whose checksums are right: no socket would accept others.
 func (f *fake) collect() {
 	for _, p := range f.n.Delivered() {
 		var parsed packet.Parsed

@@ -46,7 +46,7 @@ func Example() {
 			return network.Open(filter, opts...)
 		}, netip.MustParseAddr("9.9.9.9"))
 	}()
-	<-opened // what is put from now on is captured
+	<-opened // from now on packets are captured
 
 	query, err := (&packet.Header{Src: netip.MustParseAddrPort("10.0.0.1:40000"), Dst: netip.MustParseAddrPort("192.0.2.1:53")}).AppendUDP(nil, []byte("query"))
 	if err != nil {

@@ -29,7 +29,7 @@ type handle struct {
 
 	program  *prog.Program
 	beside   []*prog.Program // whose interfaces are kept known too, see Follow
-	stats    engine.Stats    // without what is lost by the queue, and what waits
+	stats    engine.Stats    // without packets that the queue has lost or that wait
 	captured uint64          // packets that were given a token
 	held     held
 	flows    engine.FlowTable

@@ -228,7 +228,7 @@ var leftovers = []expectation{
 	}},
 	{"a loop whose context ends while a packet comes: the next call receives it", func(p *player) {
 		h := p.handle("outbound and udp")
-		p.ok(h.SetReadDeadline(time.Now().Add(3 * patience))) // once: to set it could heal what is tested
+		p.ok(h.SetReadDeadline(time.Now().Add(3 * patience))) // once: setting it again could hide the fault
 		ps := make([]divert.Packet, 4)
 		for round := range p.rounds() {
 			ctx, cancel := context.WithCancel(p.Context())

@@ -79,7 +79,7 @@ func stats(t testing.TB, h *divert.Handle, want divert.Stats) {
 	}
 }
 
-// delivered compares what was delivered: payloads with where they went, such as "out 2 a".
+// delivered compares the delivered packets: payloads with where they went, such as "out 2 a".
 func delivered(t testing.TB, n *diverttest.Network, want ...string) {
 	t.Helper()
 	var got []string
@@ -486,7 +486,7 @@ func TestFailSends(t *testing.T) {
 	stats(t, h, divert.Stats{Matched: 1, Received: 1, Reinjected: 1, Failed: 1})
 }
 
-// TestOptionsAreChecked: what is above the engine is that of package divert.
+// TestOptionsAreChecked: package divert checks options, above any engine.
 func TestOptionsAreChecked(t *testing.T) {
 	n := diverttest.New()
 	for _, row := range []struct {

@@ -275,7 +275,7 @@ func TestMatchModel(t *testing.T) {
 	}
 }
 
-// checkLower compares a program with what is left of it in the original's instructions.
+// checkLower compares a program with its lowered form, in the original's instructions.
 func checkLower(t *testing.T, g generator, p *prog.Program) {
 	t.Helper()
 	if slices.ContainsFunc(p.Tests(), func(t prog.Test) bool { return !t.Field.Info().Layers.Has(p.Layer()) }) {
@@ -438,7 +438,7 @@ func checkFormat(t *testing.T, g generator, p *prog.Program, d Dialect) {
 	}
 	again, err := compiled(text, p.Layer(), d)
 	if kind := kindOf(err); kind == ErrTooLong || kind == ErrTooDeep || kind == ErrUnexpectedToken && d == Strict {
-		return // what is reached in several ways is printed more than once
+		return // a test that is reached in several ways is printed more than once
 	}
 	if err != nil {
 		t.Fatalf("%s\n%v", text, err)

@@ -152,7 +152,7 @@ func TestProcessNames(t *testing.T) {
 	}
 }
 
-// TestNameErrors says what is wrong about names and what is advised.
+// TestNameErrors checks the errors about names and their hints.
 func TestNameErrors(t *testing.T) {
 	for _, row := range []struct {
 		filter string
@@ -215,7 +215,7 @@ func TestNameErrors(t *testing.T) {
 	}
 }
 
-// TestBuildNames holds what is built of names to what is written.
+// TestBuildNames: conditions on names that are built print as they are written.
 func TestBuildNames(t *testing.T) {
 	for _, row := range []struct {
 		built Condition

@@ -146,7 +146,7 @@ func TestMatchKnown(t *testing.T) {
 	}
 }
 
-// TestMatchStaleParse hands over what was found in another packet: there must be no panic.
+// TestMatchStaleParse hands over the parse of another packet: there must be no panic.
 func TestMatchStaleParse(t *testing.T) {
 	for seed := range 500 {
 		g := newGenerator(uint64(seed))

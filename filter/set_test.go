@@ -214,7 +214,7 @@ func TestSetElements(t *testing.T) {
 	}
 }
 
-// TestSetsAreValues: what is removed is gone, whatever it came with.
+// TestSetsAreValues: a removed value is gone, whichever elements it was added with.
 func TestSetsAreValues(t *testing.T) {
 	s := NewAddressSet()
 	ok(t, s.Add(elements(t, "10.0.0.0/8 2001:db8::/32")...))
@@ -350,7 +350,7 @@ func TestFollow(t *testing.T) {
 	}
 }
 
-// FuzzReadElements: what is read, and written again, is the same set.
+// FuzzReadElements: elements that are read and written again make the same set.
 func FuzzReadElements(f *testing.F) {
 	f.Add("10.0.0.0/8 # x\n2001:db8::-2001:db8::5\n")
 	f.Add("80\n0x10-99\r\n\n")

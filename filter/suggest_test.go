@@ -23,7 +23,7 @@ func TestOtherWords(t *testing.T) {
 	}
 }
 
-// The examples in what is said of other words must compile on one of the layers.
+// The examples in hints about other words must compile on one of the layers.
 func TestOtherThings(t *testing.T) {
 	for other, text := range otherThings {
 		if _, reserved := words[other]; reserved || other != strings.ToLower(other) || otherWords[other] != nil {

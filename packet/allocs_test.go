@@ -6,7 +6,7 @@ import (
 	"github.com/opendivert/divert/internal/race"
 )
 
-// TestHotPathsAllocateNothing holds what is called for each packet to no allocation.
+// TestHotPathsAllocateNothing: functions that are called for each packet do not allocate.
 func TestHotPathsAllocateNothing(t *testing.T) {
 	race.CannotCount(t)
 	udp, tcp6, batch := example(t, "B"), example(t, "D"), example(t, "N")

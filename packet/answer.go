@@ -94,7 +94,7 @@ func AppendUnreachable(dst, b []byte, p *Parsed, code uint8) ([]byte, bool) {
 }
 
 // appendReply appends an IP packet of so many bytes behind its header, all zero, from the destination of the
-// one in b to its source. It returns the extended slice, the packet in it, and what is behind the packet's header.
+// one in b to its source. It returns the extended slice, the packet in it, and the part behind the packet's header.
 func (p *Parsed) appendReply(dst, b []byte, protocol4, protocol6 uint8, size int) (all, answer, payload []byte) {
 	dst, answer, header := appendHeader(dst, p.Family, protocol4, protocol6, answerTTL, size)
 	if p.Family == 6 {

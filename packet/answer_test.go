@@ -69,7 +69,7 @@ func TestAppendUnreachable(t *testing.T) {
 	for _, test := range []struct {
 		name   string
 		packet []byte
-		want   string // without checksums in what is not quoted, "": no answer
+		want   string // without checksums, but in the quotation; "": no answer
 	}{
 		{"UDP", example(t, "B"), icmp4(t, example(t, "B")[:28])},
 		{"UDP without payload, options", example(t, "K"), icmp4(t, example(t, "K"))},

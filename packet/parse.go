@@ -240,7 +240,7 @@ func (p *Parsed) Split(b []byte) iter.Seq2[[]byte, bool] {
 			}
 			packet := rest[:p.Length:p.Length]
 			rest = rest[p.Length:]
-			p.Extended = false // there is nothing behind the packet in what is yielded
+			p.Extended = false // the yielded slice ends with the packet
 			if !yield(packet, true) {
 				return
 			}

@@ -239,7 +239,7 @@ func TestNextAndPayload(t *testing.T) {
 }
 
 // parseModel is the parser once more, taken from the tables of packets.md 1 and made to be read: it
-// cuts header after header off the front of what is left.
+// cuts header after header off the front of the rest.
 func parseModel(b []byte) Parsed {
 	none := Parsed{
 		IPv4Off: -1, IPv6Off: -1, ICMPOff: -1, ICMPv6Off: -1, TCPOff: -1, UDPOff: -1, PayloadOff: -1,

@@ -139,7 +139,7 @@ func FuzzEnds(f *testing.F) {
 		if ok && (src.Is4() != (p.Family == 4) || dst.Is4() != src.Is4()) {
 			t.Errorf("%v and %v in a packet of family %d", src, dst, p.Family)
 		}
-		p.Ends(b[:len(b)/2]) // not what was parsed: no panic
+		p.Ends(b[:len(b)/2]) // other bytes than were parsed: no panic
 		if !bytes.Equal(before, b) {
 			t.Error("the packet changed")
 		}

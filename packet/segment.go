@@ -169,7 +169,7 @@ func joinable(p *Parsed, b []byte) bool {
 }
 
 // continued reports whether next can be put behind before, the last of those that were put behind first, length bytes in
-// all. p is what was parsed of first.
+// all. p is the result of parsing first.
 func (p *Parsed) continued(first, before, next []byte, length int) bool {
 	var q, r Parsed
 	q.ParseExact(before)

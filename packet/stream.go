@@ -49,7 +49,7 @@ const maxEdits = 1 << 14
 type half struct {
 	known  bool
 	base   uint32 // the sequence number at position 0
-	gone   int64  // where what was never sent on begins: only that may still be edited
+	gone   int64  // end of the bytes that were sent on: only later ones may still be edited
 	shift  int64  // the receiver's positions less the sender's, before the first edit
 	edits  []edit // not acknowledged as a whole, in order
 	length int64  // of the sender's bytes that were edited or looked at,
@@ -70,7 +70,7 @@ type edit struct {
 func (e *edit) end() int64  { return e.at + e.size }
 func (e *edit) more() int64 { return int64(len(e.by)) - e.size }
 
-// A sender may send again any part of what was edited, in segments of any size. So each byte of the sender's stands for
+// A sender may retransmit any part of edited bytes, in segments of any size. So each byte of the sender's stands for
 // its share of what they became, and a part for as much.
 
 // place returns where in by the share of the sender's byte n begins.
@@ -151,7 +151,7 @@ func (s *Stream) begin(from *half, t TCP) {
 	}
 }
 
-// position returns where a sequence number of the sender is, the next one to what has gone.
+// position returns the position of a sequence number of the sender: of those with the same 32 bits, the one nearest to gone.
 func (h *half) position(seq uint32) int64 { return h.gone + int64(int32(seq-h.base-uint32(h.gone))) }
 
 // send makes a packet of the sender one for the receiver.
@@ -194,7 +194,7 @@ func (h *half) send(p *Packet, parsed *Parsed, change func([]byte) []byte) error
 		h.gone = max(h.gone, end)
 	}
 	if end == begin && h.edge > 0 {
-		// A receiver does not look at what is beyond its window, not even at an acknowledgment. The sender does not know
+		// A receiver ignores segments beyond its window, even their acknowledgment. The sender does not know
 		// that its bytes became more.
 		at = min(at, h.edge)
 	}

@@ -26,7 +26,7 @@ func streamPacket(t testing.TB, src, dst netip.AddrPort, s Segment, payload []by
 	return &Packet{Data: b, Addr: Address{IPChecksum: true, TCPChecksum: true}}
 }
 
-// streamEdit gives a packet to a Stream and checks that its checksums are right, once Send has computed what is missing.
+// streamEdit gives a packet to a Stream and checks that its checksums are right once Send has computed the missing ones.
 func streamEdit(t testing.TB, s *Stream, p *Packet, change func([]byte) []byte) TCP {
 	t.Helper()
 	if err := s.Edit(p, change); err != nil {

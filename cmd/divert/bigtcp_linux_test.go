@@ -45,7 +45,7 @@ func TestDumpBigTCP(t *testing.T) {
 	}
 }
 
-// checkLongPackets reads what was written of 5 transfers of 4 MiB.
+// checkLongPackets reads the packets that were written of 5 transfers of 4 MiB.
 func checkLongPackets(t *testing.T, file string) {
 	t.Helper()
 	r, err := capfile.NewReader(strings.NewReader(file), packet.LayerNetwork)

@@ -44,7 +44,7 @@ var directionsOfFiles = [...]direction{
 type interruptible struct {
 	ctx  context.Context
 	r    io.Reader
-	buf  []byte // what is read; not the caller's memory, which a Read that was given up must not write to
+	buf  []byte // receives the bytes read; not the caller's memory, which an abandoned Read must not write to
 	rest []byte // the part of buf that is still to be returned
 	err  error  // what comes behind it
 }

@@ -23,7 +23,7 @@ type pcapVariant struct {
 	cut          int         // bytes that are missing at the end
 	want         int         // frames that are read
 	fails        string
-	foreign      bool // tcpdump cuts what exceeds a limit, and does not print what is longer than its original
+	foreign      bool // tcpdump cuts packets above a limit, and does not print those longer than their original
 }
 
 // frame is the same in each file, and its length in bytes.

@@ -26,7 +26,7 @@ func completeInterfaces(_ *cobra.Command, _ []string, begun string) ([]string, c
 	return startingWith(names, "", begun), cobra.ShellCompDirectiveNoFileComp
 }
 
-// startingWith returns those of words that begin as what was typed, with a text in front of each.
+// startingWith returns the words that begin with the text typed so far, each with a text in front.
 func startingWith(words []string, before, begun string) (list []string) {
 	for _, w := range words {
 		if strings.HasPrefix(w, begun) {
@@ -43,7 +43,7 @@ func noCompletion(*cobra.Command, []string, string) ([]string, cobra.ShellCompDi
 
 // completeFilter completes the filter that the arguments of a command are.
 func (f *dialectFlags) completeFilter(_ *cobra.Command, args []string, begun string) ([]string, cobra.ShellCompDirective) {
-	// The word that was begun may be a part of what was typed: "(tcp.D", or in quotes "udp and tcp.D".
+	// The unfinished word may be only a part of the argument: "(tcp.D", or in quotes "udp and tcp.D".
 	at := strings.LastIndexAny(begun, " \t\n()!?:=<>&|,{") + 1
 	if strings.HasSuffix(begun[:at], ":") && strings.Contains(begun, "::") {
 		return nil, cobra.ShellCompDirectiveNoFileComp // an address

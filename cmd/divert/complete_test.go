@@ -30,7 +30,7 @@ func completions(t *testing.T, args ...string) (words []string, directive string
 // TestCompletion asks for completions as the script of a shell does.
 func TestCompletion(t *testing.T) {
 	for _, test := range []struct {
-		args string // the last word is what was begun; _ stands for nothing
+		args string // the last word is unfinished; _ stands for nothing
 		want string // all of them, or with "…" some
 	}{
 		{"drop tcp.Dst", "tcp.DstPort"},

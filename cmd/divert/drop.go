@@ -61,7 +61,7 @@ With --limit and without -w it looks fifty times a second whether that many have
 				return err
 			}
 			if t != nil {
-				mode = divert.RecvOnly // what is received does not go on
+				mode = divert.RecvOnly // received packets do not go on
 			}
 			h, err := flags.openTraced(p, mode, t)
 			if err != nil {

@@ -181,7 +181,7 @@ func (p *eventPrinter) socket(e *divert.Packet) error {
 	return p.write(b)
 }
 
-// write writes what was appended to the buffer.
+// write writes the contents of the buffer.
 func (p *eventPrinter) write(b []byte) error {
 	p.buf = b
 	_, err := p.w.Write(b)

@@ -24,7 +24,7 @@ const (
 // usageError is an error in the command line itself.
 type usageError struct{ error }
 
-// Unwrap returns what is wrong.
+// Unwrap returns the error.
 func (e usageError) Unwrap() error { return e.error }
 
 // usagef returns a usageError.
@@ -45,7 +45,7 @@ type jsonError struct {
 	Filter *jsonRefusal `json:"filter,omitempty"` // the filter that does not compile
 }
 
-// jsonRefusal is what is wrong with a filter.
+// jsonRefusal is an error in a filter.
 type jsonRefusal struct {
 	Text     string  `json:"text"`               // the whole
 	Position *uint32 `json:"position,omitempty"` // of the part that is wrong, in bytes; absent if it has no place
@@ -113,7 +113,7 @@ func (a *app) exit(cmd *cobra.Command, err error, asJSON bool) int {
 	return exitFailed
 }
 
-// refusal says what is wrong with a filter: the place, the reason and what to do.
+// refusal explains an error in a filter: its place, the reason and a remedy.
 func refusal(f *filter.Error) string {
 	other := inTcpdumpsLanguage(f.Filter)
 	if other != "" {

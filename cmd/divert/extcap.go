@@ -176,7 +176,7 @@ func (e *extcap) dump(layer divert.Layer) *dump {
 	return d
 }
 
-// check prints what is wrong with a filter, to standard output, where Wireshark looks; nothing if it is right.
+// check prints the error in a filter to standard output, where Wireshark looks; nothing if there is none.
 func (e *extcap) check(w io.Writer, layer divert.Layer) error {
 	if strings.TrimSpace(e.filter) == "" {
 		return nil

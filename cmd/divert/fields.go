@@ -2,8 +2,7 @@ package main
 
 import "github.com/opendivert/divert/packet"
 
-// The lines of -v have the names and values of the filter language, so that what is seen can be
-// filtered for.
+// The lines of -v have the names and values of the filter language, so a user can copy them into a filter.
 
 // appendFields appends a line of fields for the address and one for each header.
 func (p *printer) appendFields(b []byte, r *record, valid bool) []byte {

@@ -182,7 +182,7 @@ func layersFor(text string, d filter.Dialect) (names []string) {
 	return names
 }
 
-// hintNames are the hints in words, in groups of which a filter matches at most what is named.
+// hintNames are the hints in words, in groups. Of each group a filter matches at most the kinds that are named.
 var hintNames = [...][]struct {
 	hint prog.Hints
 	name string

@@ -67,7 +67,7 @@ func loadRules(a *app, path string) (*firewall.Rules, error) {
 // rulesFailure is an error in a file of rules.
 type rulesFailure struct{ *firewall.FileError }
 
-// Error returns the place, what is wrong there, and the line with a caret under it.
+// Error returns the place, the error there, and the line with a caret under it.
 func (e rulesFailure) Error() string {
 	if s := e.Snippet(); s != "" {
 		return e.FileError.Error() + "\n  " + strings.ReplaceAll(s, "\n", "\n  ")
@@ -316,7 +316,7 @@ type rulesRead struct {
 	Rules int    `json:"rules"` // how many there are
 }
 
-// save writes what was learned, whenever that is more, until the context ends.
+// save writes the learned rules, whenever there are more, until the context ends.
 func (f *firewallFlags) save(ctx context.Context, l *firewall.Learner, warn func(error)) {
 	ticker := time.NewTicker(followTime)
 	defer ticker.Stop()

@@ -353,7 +353,7 @@ func TestFirewallDies(t *testing.T) {
 				if got := echo(there, patience); got != works {
 					t.Errorf("before: %s", got)
 				}
-				// Nothing slips through in between: what is tried all the time while it dies works only if all may pass.
+				// Nothing slips through in between: connections attempted all the time while it dies succeed only if all may pass.
 				stop, slipped := make(chan struct{}), make(chan int)
 				if death == "closed" {
 					go func() {

@@ -63,8 +63,8 @@ type asking struct {
 	mu    sync.Mutex
 	open  []firewall.Question // the oldest first: that one is shown
 	shown uint64              // its id
-	sent  uint64              // the id of the question that was answered here last
-	ready time.Time           // before, what is typed was meant for another question
+	sent  uint64              // the id of the last question answered here
+	ready time.Time           // input that was typed before was meant for another question
 }
 
 func newAsking(a *app, p *firewall.Prompt) *asking { return &asking{app: a, prompt: p} }

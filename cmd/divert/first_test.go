@@ -6,7 +6,7 @@ import (
 	"time"
 )
 
-// TestFirstOfAFile: of each flow of a capture file the first packets are printed, and all of what has no flow. A filter
+// TestFirstOfAFile: the command prints the first packets of each flow of a capture file, and all packets without a flow. A filter
 // that counts itself does the same.
 func TestFirstOfAFile(t *testing.T) {
 	var b writer

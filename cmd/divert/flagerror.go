@@ -10,7 +10,7 @@ import (
 	"github.com/spf13/pflag"
 )
 
-// flagError returns what is wrong with a flag, in the words of a user.
+// flagError returns an error about a flag in the words of a user.
 func flagError(cmd *cobra.Command, err error) error {
 	var (
 		value   *pflag.InvalidValueError

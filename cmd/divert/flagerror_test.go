@@ -5,7 +5,7 @@ import (
 	"testing"
 )
 
-// TestFlagErrors: what is wrong with a flag is said in words of the command, not of Go's libraries.
+// TestFlagErrors: errors about flags use the words of the command, not those of Go's libraries.
 func TestFlagErrors(t *testing.T) {
 	for _, test := range []struct {
 		args string

@@ -56,7 +56,7 @@ func FuzzPrint(f *testing.F) {
 	})
 }
 
-// FuzzCapture reads any bytes as a capture file, and writes and reads again what is in it.
+// FuzzCapture reads any bytes as a capture file, writes its packets to another, and reads that.
 func FuzzCapture(f *testing.F) {
 	f.Add(sampleFile(f))
 	for _, file := range captureFiles {

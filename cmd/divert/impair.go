@@ -162,7 +162,7 @@ func lagSetting() impair.Setting {
 	panic("there is no lag")
 }
 
-// impairConfig makes of the command line what is to be done.
+// impairConfig turns the command line into a configuration.
 func impairConfig(a *app, cmd *cobra.Command, flags *impairFlags, rule *impair.Rule, path string, args []string) (impair.Config, error) {
 	c := impair.Config{
 		Seed: flags.seed, Layer: flags.layer(), Strict: flags.strict, DropHeld: flags.dropHeld,
@@ -220,7 +220,7 @@ func impairConfig(a *app, cmd *cobra.Command, flags *impairFlags, rule *impair.R
 			}
 			p, err := flags.compileText(r.Filter)
 			if err != nil {
-				continue // the run will say what is wrong and where
+				continue // the run will report the error and its place
 			}
 			if r.Filter, err = narrow(r.Filter, p, tests); err != nil {
 				return c, err

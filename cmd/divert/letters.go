@@ -118,7 +118,7 @@ type refusedError string
 
 func (e refusedError) Error() string { return string(e) }
 
-// check refuses what does not go together, and what is not there.
+// check refuses letters that exclude each other, and those that are not supported.
 func (l *letters) check(d *dump) error {
 	switch {
 	case l.linkType != "" && !strings.EqualFold(l.linkType, "RAW"):
@@ -198,7 +198,7 @@ func interfaceTest(given []string, byName bool) (string, error) {
 	return strings.Join(tests, " or "), nil
 }
 
-// instead does what is asked for instead of a capture, and reports whether something was.
+// instead does the work of letters that ask for something other than a capture, and reports whether there was any.
 func (l *letters) instead(d *dump) (done bool, err error) {
 	switch {
 	case l.listInterfaces:

@@ -20,7 +20,7 @@ type app struct {
 	out    io.Writer // data
 	errout io.Writer // diagnostics
 
-	// The same without the safeWriter that run puts before them: for what is no text of this command.
+	// The same without the safeWriter that run puts before them: for output that is not text of this command.
 	rawOut, rawErr io.Writer
 
 	colour    bool // out is a terminal that shows colours

@@ -77,7 +77,7 @@ func TestManual(t *testing.T) {
 	}
 }
 
-// TestManualIsRoff has groff read the pages; it warns of what is wrong in them.
+// TestManualIsRoff has groff read the pages; it must warn of nothing.
 func TestManualIsRoff(t *testing.T) {
 	if _, err := exec.LookPath("groff"); err != nil {
 		t.Skip("groff is not installed")

@@ -37,7 +37,7 @@ func processCapture(t *testing.T, program string) []byte {
 	return b.Bytes()
 }
 
-// TestProcessesInCaptures reads back what was written of processes.
+// TestProcessesInCaptures reads back the processes that were written.
 func TestProcessesInCaptures(t *testing.T) {
 	for _, program := range []string{"curl", "a[5] b", "x\ny", strings.Repeat("\u00e9", 20000)} {
 		r := runCommand(t, string(processCapture(t, program)), "dump", "-t", "-r", "-")

@@ -126,7 +126,7 @@ func (p *printer) appendProcess(b []byte, r *record) []byte {
 	return append(appendNumber(append(b, ' '), r.pid), ']')
 }
 
-// begin and end enclose what stands in a style; bad appends a text in the style of what is wrong.
+// begin and end enclose text of a style; bad appends text in the style of errors.
 func (p *printer) begin(b []byte, s style) []byte {
 	if p.colour {
 		b = append(b, s.begin...)
@@ -147,7 +147,7 @@ func (p *printer) bad(b []byte, text string) []byte {
 	return p.end(b)
 }
 
-// appendPacket appends what is in an IP packet, which p.parsed is of.
+// appendPacket appends the contents of an IP packet, which p.parsed describes.
 func (p *printer) appendPacket(b, data []byte) []byte {
 	name := "IP "
 	if p.parsed.Family == 6 {

@@ -71,7 +71,7 @@ type safeWriter struct {
 	styles bool
 
 	mu   sync.Mutex
-	rest []byte // the end of what was written, if it may be the beginning of a character or a sequence
+	rest []byte // the end of the text so far, if it may be the beginning of a character or a sequence
 	buf  []byte
 }
 
@@ -131,7 +131,7 @@ func (s *safeWriter) next(in []byte) int {
 	return size
 }
 
-// finish writes what is left of a character that was never completed.
+// finish writes the bytes of a character that was never completed.
 func (s *safeWriter) finish() {
 	s.mu.Lock()
 	defer s.mu.Unlock()

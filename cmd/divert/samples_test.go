@@ -169,7 +169,7 @@ func sampleFile(t testing.TB) []byte {
 	return b
 }
 
-// writer gathers what is written.
+// writer keeps the bytes written to it.
 type writer []byte
 
 func (w *writer) Write(b []byte) (int, error) {

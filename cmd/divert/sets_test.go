@@ -7,7 +7,7 @@ import (
 	"testing"
 )
 
-// TestSetFiles evaluates a packet to port 80 with sets from files, and says what is wrong with others.
+// TestSetFiles evaluates a packet to port 80 with sets from files, and expects errors for bad files.
 func TestSetFiles(t *testing.T) {
 	const tcp80 = "4500002800010000400666cd0a0000010a000002c3500050000000010000000050022000b83e0000"
 	dir := t.TempDir()

@@ -12,7 +12,7 @@ import (
 // sink is where dump brings packets to.
 type sink interface {
 	write(r *record) error
-	flush() error // brings out what was written so far
+	flush() error // writes out buffered records
 	close() error
 	statisticsOf(h *divert.Handle) // whose copies come here: what it lost belongs to the file
 }
@@ -104,7 +104,7 @@ func (s *fileSink) statistics() error {
 	}
 	st, err := s.handle.Stats()
 	if err != nil {
-		return s.capture.statistics(0) // what was lost is not known; the packets are there
+		return s.capture.statistics(0) // how many were lost is not known; the packets are there
 	}
 	return s.capture.statistics(st.DroppedFull + st.DroppedOld + st.DroppedLong + st.Lost)
 }

@@ -151,7 +151,7 @@ type copyScreen struct {
 	text string
 }
 
-// Show shows what was drawn, and keeps a copy.
+// Show shows the drawing, and keeps a copy.
 func (s *copyScreen) Show() {
 	s.SimulationScreen.Show()
 	text := onScreen(s.SimulationScreen)

@@ -14,8 +14,8 @@ import (
 	"github.com/opendivert/divert/impair"
 )
 
-// topActions drops packets and resets connections of rows, by handles of its own below that of top, so that what is dropped is
-// still counted.
+// topActions drops packets and resets connections of rows, by handles of its own below that of top, so that dropped packets
+// still count.
 type topActions struct {
 	flags *handleFlags
 
@@ -65,7 +65,7 @@ func (a *topActions) toggle(filter string) (dropping bool, err error) {
 	return dropping, nil
 }
 
-// apply makes the handle drop what is to be dropped.
+// apply makes the handle drop the packets of the marked rows.
 func (a *topActions) apply() error {
 	if len(a.dropped) == 0 {
 		if a.drop == nil {

@@ -78,7 +78,7 @@ type topFlowKey struct {
 
 func (k topFlowKey) turned() topFlowKey { return topFlowKey{k.protocol, k.remote, k.local} }
 
-// topFlow is what is known of a flow.
+// topFlow has the counts and the ends of a flow.
 type topFlow struct {
 	meter
 	key      topFlowKey
@@ -116,7 +116,7 @@ type topRoom struct{ flows, hosts, procs int }
 
 var usualTopRoom = topRoom{flows: 65536, hosts: 65536, procs: 16384}
 
-// How long what has ended, or gone silent, is shown.
+// How long rows stay that have ended or gone silent.
 const (
 	topFinished = 5 * time.Second
 	topSilent   = time.Minute
@@ -214,8 +214,8 @@ func (c *counter) one(p *divert.Packet, now time.Time) {
 }
 
 // parse parses a packet. A packet of TCP that the stack has yet to cut may be longer than its header can tell, which then tells
-// 0 (BIG TCP; include/linux/ip.h, iph_totlen): of such a one it returns a copy whose length is that of the part received,
-// and untold. It returns nil for what is no IP packet.
+// 0 (BIG TCP; include/linux/ip.h, iph_totlen): for such a packet it returns a copy whose length is that of the part received,
+// and untold. It returns nil if data is not an IP packet.
 func (c *counter) parse(data []byte) (parsed []byte, untold bool) {
 	if c.parsed.Parse(data) && !(c.parsed.Family == 6 && c.parsed.Extended && be16(data[4:]) == 0) {
 		return data, false
@@ -235,7 +235,7 @@ func (c *counter) parse(data []byte) (parsed []byte, untold bool) {
 	return c.scratch[:n], true
 }
 
-// topUntold is what is assumed to be the longest packet whose header tells no length; Linux has at most 512 KiB
+// topUntold is the assumed length of the longest packet whose header tells no length; Linux has at most 512 KiB
 // (GSO_MAX_SIZE in include/linux/netdevice.h).
 const topUntold = 1 << 20
 
@@ -348,7 +348,7 @@ func (c *counter) host(addr netip.Addr) *topHost {
 	return h
 }
 
-// tick ends an interval, and forgets what has ended or is silent.
+// tick ends an interval, and forgets rows that have ended or are silent.
 func (c *counter) tick(now time.Time) {
 	c.mu.Lock()
 	defer c.mu.Unlock()

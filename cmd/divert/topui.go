@@ -69,7 +69,7 @@ func (t *top) interactive(ctx context.Context, says chan string, unfollow contex
 	return u.run(ctx)
 }
 
-// run handles keys and draws until the end. Then the terminal is given back, also if this panics, and what was dropped flows.
+// run handles keys and draws until the end. Then it gives the terminal back, also if it panics, and dropped flows pass again.
 func (u *topScreen) run(ctx context.Context) error {
 	defer u.s.Fini()
 	defer u.actions.close()

@@ -167,9 +167,9 @@ type topView struct {
 	first    int    // the row at the top
 	paused   bool
 	status   string          // a message, shown in place of the keys
-	prompt   string          // what is typed, if typing
+	prompt   string          // the text typed so far, if typing
 	typing   bool            //
-	marks    map[string]rune // of rows, by filter: what is done to them
+	marks    map[string]rune // of rows, by filter: the action on them
 	help     bool
 }
 
@@ -193,7 +193,7 @@ const (
 // topColumn is a column of a view.
 type topColumn struct {
 	title string
-	width int // 0: what is left
+	width int // 0: the rest of the line
 	left  bool
 	from  int // shown only where the screen has so many columns
 	until int // and fewer than these, if it is not 0

@@ -128,7 +128,7 @@ func fakeTop(t *testing.T) (*topScreen, tcell.SimulationScreen) {
 	return u, s
 }
 
-// onScreen returns what is on a screen.
+// onScreen returns the text on a screen.
 func onScreen(s tcell.SimulationScreen) string {
 	cells, width, height := s.GetContents()
 	var b strings.Builder

@@ -99,7 +99,7 @@ func (t *trace) about() metricsAbout {
 	return metricsAbout{written: t.count}
 }
 
-// flush brings out what was written so far.
+// flush writes out buffered packets.
 func (t *trace) flush() error {
 	if t == nil {
 		return nil

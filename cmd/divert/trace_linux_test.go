@@ -19,7 +19,7 @@ const (
 	commentSeverity = "1048576"
 )
 
-// TestTraces has each command that writes packets write them, and tshark say field by field what is in the file.
+// TestTraces has each command that writes packets write them, and compares the file with what tshark reads, field by field.
 func TestTraces(t *testing.T) {
 	tshark, err := exec.LookPath("tshark")
 	if err != nil {

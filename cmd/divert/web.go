@@ -19,7 +19,7 @@ import (
 	"github.com/spf13/cobra"
 )
 
-// webFlags say what is blocked, and how.
+// webFlags say which sites are blocked, and how.
 type webFlags struct {
 	ports, quicPorts []uint
 	page             string
@@ -75,7 +75,7 @@ On Linux it needs /dev/net/tun, as the answers are injected.`,
 	return cmd
 }
 
-// config makes of the flags what is to be done.
+// config turns the flags into a configuration.
 func (f *webFlags) config(args []string) (web.Config, error) {
 	c := web.Config{
 		Hosts: web.NewHosts(), Where: strings.TrimSpace(strings.Join(args[1:], " ")), Layer: packetLayers[f.layer.value],
