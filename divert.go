@@ -11,7 +11,7 @@ import (
 	"github.com/opendivert/divert/packet"
 )
 
-// Address is what is known of a packet or event besides its bytes; see package packet.
+// Address describes a packet or event beyond its bytes; see package packet.
 type Address = packet.Address
 
 // Packet is a packet with its address, the element of batches; see package packet.
@@ -84,7 +84,7 @@ const (
 
 // options are what the functions With… set.
 type options struct {
-	wrong   error // what is wrong with an argument that config cannot hold
+	wrong   error // the error about an argument that config cannot hold
 	layer   Layer
 	dialect filter.Dialect
 	snaps   bool // WithSnapLength

@@ -16,5 +16,5 @@
 //	}
 //
 // The filter language and the behaviour of handles are those of WinDivert 2.2, with the additions that
-// package filter describes. Package packet reads and changes what is in a packet.
+// package filter describes. Package packet reads and changes the contents of packets.
 package divert

@@ -20,7 +20,7 @@ import (
 //   - os.ErrDeadlineExceeded: the read deadline has passed. SetReadDeadline sets another.
 //   - context.Canceled, context.DeadlineExceeded: the context of RecvContext or Packets has ended.
 //   - os.ErrPermission: this user may not do it. On Linux grant CAP_NET_ADMIN (and CAP_BPF, CAP_PERFMON for eBPF), on
-//     Windows run as administrator; `divert doctor` tells what is missing.
+//     Windows run as administrator; `divert doctor` names the missing rights.
 //   - *filter.Error: the filter does not compile. Its Snippet shows where and why.
 //   - what the system says, such as syscall.ENOBUFS: memory, buffers or descriptors have run out.
 var (

@@ -24,7 +24,7 @@ func query(n *diverttest.Network, payload string) {
 	n.Outbound(b, 0)
 }
 
-// delivered prints the payloads of what has left the host.
+// delivered prints the payloads of the packets that have left the host.
 func delivered(n *diverttest.Network) {
 	for _, p := range n.Delivered() {
 		fmt.Printf("delivered %q\n", p.Payload())

@@ -316,7 +316,7 @@ func TestExampleSocketdump(t *testing.T) {
 	}
 }
 
-// TestExampleSocketdumpBlocks: what is refused fails, and is printed.
+// TestExampleSocketdumpBlocks: refused operations fail, and are printed.
 func TestExampleSocketdumpBlocks(t *testing.T) {
 	h := host(t)
 	needEvents(t, h)
@@ -436,7 +436,7 @@ func replaced(t *testing.T, pair *lab.Pair, to net.PacketConn, text, want string
 	}
 }
 
-// receiver returns a socket on B, and a filter for what is sent to it.
+// receiver returns a socket on B, and a filter for the packets sent to it.
 func receiver(t *testing.T, pair *lab.Pair) (net.PacketConn, string) {
 	t.Helper()
 	conn, err := pair.B.ListenPacket("udp", netip.AddrPortFrom(pair.B.Addr4(), 0).String())

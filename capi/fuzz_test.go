@@ -41,7 +41,7 @@ func FuzzCalls(f *testing.F) {
 // mostTime is the longest queue time, in milliseconds (specification: api.md 1.1).
 const mostTime = 16000
 
-// called is a handle with what is known of it.
+// called is a handle with the state that it should have.
 type called struct {
 	t       *testing.T
 	network *diverttest.Network
@@ -221,7 +221,7 @@ func (x *called) setParam(number uint32, choice byte) {
 	}
 }
 
-// rest checks what has come out of the network: what the handle never took, what it sent, and what it gave back.
+// rest checks the packets that came out of the network: those that the handle never took, sent, or gave back.
 func (x *called) rest() {
 	if n := len(x.network.Delivered()); n != x.expects {
 		x.t.Fatalf("%d packets have gone on, want %d", n, x.expects)

@@ -186,7 +186,7 @@ var params = [...]param{
 	{nil, func(*divert.Handle) uint64 { _, minor := divert.Version(); return uint64(minor) }},
 }
 
-// asInt and asMilliseconds return the value of a parameter; what is far out of every range stays out of range.
+// asInt and asMilliseconds return the value of a parameter; a value far out of every range stays out of range.
 func asInt(v uint64) int                    { return int(min(v, math.MaxInt32)) }
 func asMilliseconds(v uint64) time.Duration { return time.Duration(asInt(v)) * time.Millisecond }
 

@@ -38,8 +38,8 @@ func TestInstall(t *testing.T) {
 	}
 }
 
-// TestInstallForPackage installs what is built already, without Go, under a folder that is not where it will lie, with
-// places of its own, as packages are made and as root does after a user's "make"; and takes it away again.
+// TestInstallForPackage installs files that are built already, without Go, as packagers do and as root does after a user's
+// "make": under a staging folder, with folders of its own choice. Then it uninstalls them.
 func TestInstallForPackage(t *testing.T) {
 	built := library(t)
 	for _, tool := range []string{"make", "pkg-config"} {

@@ -83,7 +83,7 @@ func answer(t *testing.T, h *lab.Host, to netip.AddrPort, text string) (string, 
 }
 
 // exchange is answer for clients that end their half of the connection behind the text, or leave it open, as browsers do: a
-// server whose connection was reset answers a FIN with a reset, which may come to the client before what was injected.
+// server whose connection was reset answers a FIN with a reset, which may come to the client before the injected packets.
 func exchange(t *testing.T, h *lab.Host, to netip.AddrPort, text string, ends bool) (string, error) {
 	t.Helper()
 	conn, err := h.Dial(t.Context(), "tcp", to.String())

@@ -62,7 +62,7 @@ func sendable(b []byte, p *packet.Parsed) bool {
 // traffic away, and looks how each filter arrives at the layer REFLECT (specification: samples.md 9).
 func TestShield(t *testing.T) {
 	program := compile(t, "shield.c", gccModern)
-	pair := lab.TwoHostsT(t, lab.LinkOptions{MTU: 65535}) // what is longer than the path would arrive in pieces
+	pair := lab.TwoHostsT(t, lab.LinkOptions{MTU: 65535}) // longer packets than the path carries would arrive in fragments
 	rows := shieldRows(t)
 	var in, out strings.Builder
 	for _, r := range rows {

@@ -215,7 +215,7 @@ func TestVectorParse(t *testing.T) {
 	h := startHelper(t)
 	vectors.Run(t, "parse", func(r row) error {
 		want := "0"
-		if r.OK && !r.Truncated { // what is truncated has headers, but is no packet
+		if r.OK && !r.Truncated { // a truncated packet has headers, but does not count as one
 			want = "1"
 			for _, offset := range []*int{r.IPv4, r.IPv6, r.ICMP, r.ICMPv6, r.TCP, r.UDP, r.Data, r.Next} {
 				if offset == nil {

@@ -135,14 +135,14 @@ func Open(c Config) (*Filter, error) {
 		return nil, err
 	}
 	f := &Filter{config: c}
-	// Pages and resets are injected, and at LayerForward what was held.
+	// Pages and resets are injected, and at LayerForward held packets too.
 	if f.handle, err = c.Open(p, append([]divert.Option{divert.WithInbound()}, c.Options...)...); err != nil {
 		return nil, err
 	}
 	return f, nil
 }
 
-// complete sets what was left out, and returns the text of the handle's filter.
+// complete sets the defaults, and returns the text of the handle's filter.
 func (c *Config) complete() (string, error) {
 	if len(c.Ports) == 0 {
 		c.Ports = []uint16{80, 443}
@@ -363,7 +363,7 @@ func (f *Filter) blocked(k key, protocol, reason, host, entry string) {
 	}
 }
 
-// end lets go of what is held.
+// end lets go of all held packets.
 func (f *Filter) end() {
 	f.mu.Lock()
 	defer f.mu.Unlock()

@@ -78,7 +78,7 @@ func (b *bench) end() {
 	}
 }
 
-// reasons returns what was blocked, in words.
+// reasons returns why connections were blocked, in words.
 func (b *bench) reasons() (words []string) {
 	for _, e := range b.events {
 		words = append(words, strings.TrimSpace(e.Protocol+" "+e.Reason+" "+e.Host))
@@ -221,7 +221,7 @@ func clientHello(t testing.TB, name string) string {
 	return sent.String()
 }
 
-// recorder is a connection that keeps what is sent and gets nothing.
+// recorder is a connection that keeps sent bytes and receives none.
 type recorder struct {
 	bytes.Buffer
 	net.Conn

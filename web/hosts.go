@@ -99,7 +99,7 @@ func add(m map[string]reach, text string) error {
 	return nil
 }
 
-// checkName tells what is wrong with a name (RFC 1123 section 2.1, with the underscore that is met in practice).
+// checkName returns why a name is invalid (RFC 1123 section 2.1, with the underscore that is met in practice).
 func checkName(name string) error {
 	if name == "" || len(name) > 253 {
 		return errors.New("it must have 1 to 253 characters")
@@ -129,14 +129,14 @@ func shortened(text string) string {
 	return text
 }
 
-// LineError tells what is wrong with a line of a list.
+// LineError is an error in a line of a list.
 type LineError struct {
 	File string // as it was opened; may be empty
 	Line int    // from 1 on
 	Err  error
 }
 
-// Error returns the place and what is wrong.
+// Error returns the place and the error.
 func (e *LineError) Error() string {
 	if e.File == "" {
 		return fmt.Sprintf("line %d: %v", e.Line, e.Err)
@@ -144,7 +144,7 @@ func (e *LineError) Error() string {
 	return fmt.Sprintf("%s:%d: %v", e.File, e.Line, e.Err)
 }
 
-// Unwrap returns what is wrong.
+// Unwrap returns the error.
 func (e *LineError) Unwrap() error { return e.Err }
 
 // maxLine is how long a line of a list may be, in bytes.

@@ -194,7 +194,7 @@ func mayBeHTTP(b []byte) bool {
 // chunks follows the framing of a chunked body (RFC 9112 section 7.1).
 type chunks struct {
 	state chunkState
-	size  uint64 // of the chunk so far, or what is left of it
+	size  uint64 // of the chunk so far, or of its rest
 	line  int    // bytes of the line at hand
 }
 

@@ -10,7 +10,7 @@ type key struct{ client, server netip.AddrPort }
 
 func (k key) reversed() key { return key{k.server, k.client} }
 
-// table keeps connections; what was used last stays longest.
+// table keeps connections; the least recently used goes first.
 type table[V any] struct {
 	byKey map[key]*list.Element
 	order list.List // of *entry[V], the latest in front

@@ -9,7 +9,7 @@ import (
 	"github.com/opendivert/divert/packet"
 )
 
-// state is what has been decided on a connection of TCP.
+// state is the decision on a connection of TCP.
 type state uint8
 
 const (
@@ -26,7 +26,7 @@ type connection struct {
 	state  state
 	begun  bool // the SYN was seen
 	stream stream
-	sent   transcript // what was judged
+	sent   transcript // the judged bytes
 	start  uint32     // sequence number of the first byte
 	safe   uint32     // bytes before it may go on
 	held   []segment  // by sequence number
@@ -165,7 +165,7 @@ const serverHello = recordHeader + 4 + 2 + 32
 var helloRetry = sha256.Sum256([]byte("HelloRetryRequest"))
 
 // answered reads of the server's answer to a hello that offers early data. If it asks for another hello, or cannot be read,
-// what is encrypted goes on to be skipped.
+// encrypted records are still skipped.
 func (c *connection) answered(seq uint32, b []byte) {
 	next := c.ack + uint32(len(c.reply))
 	if before(next, seq) || !before(next, seq+uint32(len(b))) {
@@ -183,7 +183,7 @@ func (c *connection) answered(seq uint32, b []byte) {
 
 // acknowledged takes note of what the server has.
 func (f *Filter) acknowledged(c *connection, ack uint32) {
-	if before(c.safe, ack) { // what was held cannot have arrived; the FIN behind all has
+	if before(c.safe, ack) { // held bytes cannot have arrived; the FIN behind all has
 		ack = c.safe
 	}
 	kept := c.sent.kept
@@ -271,7 +271,7 @@ func (c *connection) agrees(s *segment) bool {
 	return true
 }
 
-// verdict is what is to be done with a connection.
+// verdict is the action on a connection.
 type verdict struct {
 	kind                kind
 	reason, host, entry string // of one that is blocked
@@ -417,7 +417,7 @@ func (f *Filter) startWaiting(c *connection) {
 }
 
 // giveUp ends the waiting of a connection, by the packet of a segment of it: it passes, or is blocked. Where there is no memory
-// it passes without a look at what is sent again.
+// it passes, and retransmissions are not compared.
 func (f *Filter) giveUp(c *connection, p *divert.Packet, s *segment, reason string) {
 	if f.config.FailClosed {
 		f.block(c, p, s, reason, "", "")
@@ -457,7 +457,7 @@ func (f *Filter) pass(c *connection) {
 	c.held = nil
 }
 
-// letGo ends what is kept of a connection; held packets go on, or are dropped.
+// letGo frees the memory of a connection; held packets go on, or are dropped.
 func (f *Filter) letGo(c *connection, on bool) {
 	for i := range c.held {
 		f.release(&c.held[i].packet, on)

@@ -2,8 +2,8 @@ package web
 
 import "bytes"
 
-// transcript is what a client has sent and the server has not acknowledged yet, as far as it was judged: what is sent again
-// must be the same, or the server could read something else than was judged.
+// transcript keeps the judged bytes of a client that the server has not acknowledged yet: retransmitted bytes
+// must equal them, or the server could read others than were judged.
 type transcript struct {
 	base   uint32 // sequence number of the first byte
 	pieces []piece

@@ -65,7 +65,7 @@ func (x *exchange) undecided() bool {
 	return false
 }
 
-// judge says what is to be done with a datagram.
+// judge decides on a datagram.
 func (x *exchange) judge(f *Filter, p *divert.Packet) state {
 	result := passing
 	read := false // some packet of it
@@ -249,7 +249,7 @@ func (x *exchange) giveUp(f *Filter, reason string) {
 	x.letGo(f, !f.config.FailClosed)
 }
 
-// forget ends what is kept of an exchange that was taken out of the table.
+// forget frees the memory of an exchange that was taken out of the table.
 func (x *exchange) forget(f *Filter) {
 	x.letGo(f, !f.config.FailClosed)
 	for _, a := range x.attempts {

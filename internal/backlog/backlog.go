@@ -154,7 +154,7 @@ func (q *Queue) Len() int {
 	return q.n
 }
 
-// Drain ends adding: Recv returns what is there and then io.EOF.
+// Drain ends adding: Recv returns the waiting items and then io.EOF.
 func (q *Queue) Drain() { q.Stop(io.EOF) }
 
 // Stop is Drain with another error for the end.

@@ -53,7 +53,7 @@ func TestStop(t *testing.T) {
 	}
 }
 
-// TestPoll: a call that does not wait takes what is there, and leaves an error to those that wait.
+// TestPoll: a call that does not wait takes the waiting items, and leaves an error to those that wait.
 func TestPoll(t *testing.T) {
 	q := backlog.New(backlog.Config{Limits: engine.Limits{Length: 10, Size: 1 << 16, Time: 5}, Now: func() int64 { return 10 }, Dropped: func(*backlog.Item, backlog.Reason) {}})
 	ps := make([]packet.Packet, 4)

@@ -15,7 +15,7 @@ import (
 	"time"
 )
 
-// settle is how long a leak check waits for what is on its way out: goroutines that return, threads
+// settle is how long a leak check waits for resources that are about to end: goroutines that return, threads
 // that end, children that are reaped.
 const settle = 3 * time.Second
 

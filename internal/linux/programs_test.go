@@ -70,7 +70,7 @@ func TestSetFilterThatFailsHalfWayKeepsTheOld(t *testing.T) {
 				if _, err := c.from.WriteTo([]byte{byte(filter + 1)}, c.to.LocalAddr()); err != nil {
 					t.Fatal(err)
 				}
-				// What is not captured arrives, and what is captured is counted, whatever comes first.
+				// Packets that are not captured arrive, and captured ones are counted, whichever comes first.
 				s := before
 				arrived := make([]byte, 1)
 				for end := time.Now().Add(10 * time.Second); time.Now().Before(end); {

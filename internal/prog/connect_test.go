@@ -69,7 +69,7 @@ func TestAtConnect(t *testing.T) {
 	}
 }
 
-// TestNotAtConnect: what is not known then is named.
+// TestNotAtConnect: fields that are not known then are named.
 func TestNotAtConnect(t *testing.T) {
 	for text, want := range map[string]prog.Field{
 		"tcp.SrcPort == 80":                        prog.FieldTCPSrcPort,

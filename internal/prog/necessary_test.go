@@ -89,7 +89,7 @@ func TestNecessaryConditions(t *testing.T) {
 		{"ip.DstAddr == 10.0.0.0/8", "v4 dst 10.0.0.0-10.255.255.255", "v4 dst 10.0.0.0-10.255.255.255"},
 		{"remoteAddr == 10.0.0.1", "v4 src 10.0.0.1 | v6 src 10.0.0.1", "v4 dst 10.0.0.1 | v6 dst 10.0.0.1"},
 		{"tcp and remoteAddr == 2001:db8::1", "v6 proto 6 src 2001:db8::1 | v6 extended src 2001:db8::1", "v6 proto 6 dst 2001:db8::1 | v6 extended dst 2001:db8::1"},
-		{"ip and not tcp", "v4", "v4"}, // fragments, and what is cut short, have no header of TCP
+		{"ip and not tcp", "v4", "v4"}, // fragments, and packets that are cut short, have no header of TCP
 		{"ip and tcp.Syn and tcp.DstPort < 1024", "v4 whole proto 6 dport 0-1023 | v4 first proto 6", "v4 whole proto 6 dport 0-1023 | v4 first proto 6"},
 		{"ip and udp and random8 < 3", "v4 proto 17", "v4 proto 17"},
 		{"ip and tcp and processId == 5", "v4 proto 6", "v4 proto 6"},

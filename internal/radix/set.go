@@ -81,7 +81,7 @@ func (s *Set) change(ranges []Range, in bool) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for more := len(ranges); !s.make(ranges, in); more += more/2 + 16 {
-		if err := s.grow(more); err != nil { // which leaves out what was made in vain
+		if err := s.grow(more); err != nil { // which leaves out the nodes made in vain
 			atomic.AddUint64(&s.order.table.Words[WordChanges], 1) // so that the nodes are older than the next change
 			return err
 		}
@@ -103,7 +103,7 @@ func (s *Set) make(ranges []Range, in bool) bool {
 		for part := range r.split {
 			for p := range part.pieces {
 				if s.order.table.above(p.level, p.prefix) == in {
-					continue // what has no node is so anyway
+					continue // a value without a node is so anyway
 				}
 				if !s.order.ensure(p.level, p.prefix) {
 					return false

@@ -118,7 +118,7 @@ func TestWithoutCounterpart(t *testing.T) {
 	}
 }
 
-// TestOtherLanguages keeps what is no filter of tcpdump apart, above all those of Divert.
+// TestOtherLanguages recognises filters of other languages, above all those of Divert.
 func TestOtherLanguages(t *testing.T) {
 	for _, in := range []string{
 		"", "tcp.DstPort == 80", "tcp.DstPort 80", "tcp and udp.DstPort == 53", "remoteAddr in {10.0.0.0/8}", "not (tcp.Syn)", "tcp and", "(tcp",

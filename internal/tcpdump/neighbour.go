@@ -193,7 +193,7 @@ func (n *neighbour) all(parts []*prog.Expr, in context, depth int) []clause {
 	return out
 }
 
-// narrowed returns what is possible beside a part that holds.
+// narrowed returns the context of a part beside another that holds.
 func (in context) narrowed(e *prog.Expr) context {
 	if e.Kind != prog.ExprTest {
 		return in

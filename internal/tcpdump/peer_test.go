@@ -107,7 +107,7 @@ func matchedBy(t *testing.T, path, file, text string) []bool {
 	}
 }
 
-// samples makes packets of what the rows speak of, and of what is near it.
+// samples makes packets with the values that the rows name, and with neighbouring ones.
 func samples(t *testing.T, n int) [][]byte {
 	t.Helper()
 	r := rand.New(rand.NewPCG(1, 2))

@@ -68,7 +68,7 @@ func implies(c condition, family string) bool {
 	return false
 }
 
-// within returns what is left of c for packets of a family.
+// within returns c as it is for packets of a family.
 func within(c condition, family string) condition {
 	switch c := c.(type) {
 	case *test:

@@ -1,5 +1,5 @@
-// Command testreport reads what `go test -json` prints. It prints what plain `go test` would, and at the end what was skipped
-// and why, so that nobody takes a skip for a pass.
+// Command testreport reads what `go test -json` prints. It prints what plain `go test` would, and at the end which tests were
+// skipped and why, so that nobody takes a skip for a pass.
 package main
 
 import (

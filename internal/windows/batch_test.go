@@ -200,7 +200,7 @@ func FuzzVersion(f *testing.F) {
 	})
 }
 
-// FuzzFill sends bytes of any kind: what is handed to the driver is whole packets.
+// FuzzFill sends bytes of any kind: the driver is handed whole packets only.
 func FuzzFill(f *testing.F) {
 	f.Add(ipv4(40), ipv6(60), true)
 	f.Add([]byte{}, []byte{0x45}, false)

@@ -21,7 +21,7 @@ type Check struct {
 	Remedy  string `json:"remedy,omitempty"`  // and what to do about it
 }
 
-// fail says of a check what is wrong. The remedy is for errors that bring none.
+// fail notes why a check fails. The remedy is for errors that bring none.
 func (c *Check) fail(err error, without, remedy string) {
 	c.OK, c.Found, c.Without, c.Remedy = false, err.Error(), without, remedy
 	var e *Error

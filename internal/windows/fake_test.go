@@ -21,7 +21,7 @@ type fakeStack struct {
 	mu      sync.Mutex
 	drivers []*fakeDriver // the newest last
 	passed  []packet.Packet
-	loop    bool // what is sent is captured again, else it passes
+	loop    bool // sent packets are captured again, else they pass
 	opened  int
 }
 
@@ -214,7 +214,7 @@ func (d *fakeDriver) close() error {
 
 func (d *fakeDriver) describe() string { return "fake driver" }
 
-// recvAll ends receiving and returns what has been captured until then.
+// recvAll ends receiving and returns the packets captured until then.
 func recvAll(t testing.TB, h *client) (all []packet.Packet) {
 	t.Helper()
 	if err := h.Shutdown(engine.ShutdownRecv); err != nil {

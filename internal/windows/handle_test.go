@@ -394,7 +394,7 @@ func TestAcceptWhatWasCut(t *testing.T) {
 	for i := range ps {
 		h.Keep(&ps[i])
 		ps[i].Data = ps[i].Data[:64]
-		h.Keep(&ps[i]) // of what is kept already nothing is cut
+		h.Keep(&ps[i]) // a packet that is kept already is not cut
 	}
 	n, err := h.Accept(ps)
 	if n != 32 || !errors.Is(err, engine.ErrShortBuffer) {

@@ -32,7 +32,7 @@ func openAt(t *testing.T, m *windows.Model, text string, opts ...divert.Option) 
 	return h
 }
 
-// drained shuts receiving down and returns what was captured until then.
+// drained shuts receiving down and returns the packets captured until then.
 func drained(t *testing.T, h *divert.Handle) (all []divert.Packet) {
 	t.Helper()
 	if err := h.Shutdown(divert.ShutdownRecv); err != nil {

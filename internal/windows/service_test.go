@@ -50,7 +50,7 @@ func TestImagePath(t *testing.T) {
 	}
 }
 
-// TestNotStopped: what is said of a driver that does not stop.
+// TestNotStopped: the error about a driver that does not stop.
 func TestNotStopped(t *testing.T) {
 	for state, want := range map[uint32]string{
 		stopPending: "STOP_PENDING) as long as a program has a handle open",

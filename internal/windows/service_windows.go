@@ -117,7 +117,7 @@ func tryService(manager sys.Handle, name *uint16, driver string) error {
 }
 
 // startStale starts a service that failed to start, with the file that is here, if its own is not there any more: that of
-// a program that has moved or is gone. failed is what is wrong otherwise.
+// a program that has moved or is gone. failed is the error if that is not so.
 func startStale(service sys.Handle, driver string, failed error) error {
 	config, err := queryConfig(service)
 	if err != nil || !config.stale() {

@@ -155,7 +155,7 @@ type wine struct {
 	env          []string
 }
 
-// newWine finds what is needed, or skips the test.
+// newWine finds the programs that the test needs, or skips it.
 func newWine(t *testing.T) *wine {
 	t.Helper()
 	w := &wine{dir: t.TempDir()}

@@ -16,13 +16,13 @@ import (
 // maxNesting is how deep brackets and dashes of a file may be nested, which is more than there is to nest.
 const maxNesting = 32
 
-// Error says what is wrong with a file, and where.
+// Error is an error in a file, with its place.
 type Error struct {
 	Line, Column int // numbered from 1; 0 if it is no place that is wrong
 	Err          error
 }
 
-// Error returns the place and what is wrong there.
+// Error returns the place and the error there.
 func (e *Error) Error() string {
 	if e.Line == 0 {
 		return e.Err.Error()
@@ -30,7 +30,7 @@ func (e *Error) Error() string {
 	return fmt.Sprintf("line %d, column %d: %v", e.Line, e.Column, e.Err)
 }
 
-// Unwrap returns what is wrong.
+// Unwrap returns the error.
 func (e *Error) Unwrap() error { return e.Err }
 
 // Snippet returns the line of the file that the error is about, and below it a caret under the place; nothing if it is

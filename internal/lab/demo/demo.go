@@ -128,7 +128,7 @@ func (d *demo) counters(h *divert.Handle) (divert.Stats, error) {
 }
 
 // serve calls f with each batch of packets that a handle receives. The returned function ends the capturing,
-// waits until what was captured has been served, and returns the first error. It does not close the handle.
+// waits until all captured packets have been served, and returns the first error. It does not close the handle.
 func serve(h *divert.Handle, f func([]divert.Packet) error) (finish func() error) {
 	done := make(chan error, 1)
 	go func() {

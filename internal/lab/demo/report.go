@@ -11,7 +11,7 @@ import (
 	"github.com/opendivert/divert/packet"
 )
 
-// report writes what is done and what is checked.
+// report writes the steps and their checks.
 type report struct {
 	Options
 	checks, failed int
@@ -26,12 +26,12 @@ func (r *report) heading(text string) {
 	r.printf("\n%s\n", text)
 }
 
-// check reports whether what was seen is what was expected.
+// check reports whether a value is as expected.
 func check[T comparable](r *report, claim string, seen, expected T) bool {
 	return r.claim(claim, seen == expected, fmt.Sprintf("expected %v, saw %v", expected, seen))
 }
 
-// claim reports a claim and, if it does not hold, what was expected and seen instead.
+// claim reports a claim and, if it does not hold, the expected and the actual value.
 func (r *report) claim(claim string, holds bool, otherwise string) bool {
 	r.checks++
 	if !holds {

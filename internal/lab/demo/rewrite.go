@@ -19,7 +19,7 @@ import (
 // change is what a step replaces in payloads.
 type change struct{ from, to string }
 
-// rewrite changes datagrams, whose length may change, and what is in TCP, whose length must stay.
+// rewrite changes datagrams, whose length may change, and the payload of TCP, whose length must stay.
 func (d *demo) rewrite() error {
 	if err := d.rewriteUDP(); err != nil {
 		return err

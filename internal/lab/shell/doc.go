@@ -11,7 +11,7 @@ type Options struct {
 	At      string    // host, router or peer; empty: host
 	In      io.Reader // the command's standard input
 	Out     io.Writer // its standard output
-	Err     io.Writer // its standard error, and what is said about the network
+	Err     io.Writer // its standard error, and messages about the network
 
 	path string // the directory of Divert under its name
 }

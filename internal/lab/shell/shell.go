@@ -138,7 +138,7 @@ func closeAll(cs []io.Closer) (err error) {
 	return err
 }
 
-// command returns the command, which finds what is in the directory path before anything else.
+// command returns the command, which finds programs in the directory path before all others.
 func (o *Options) command() *exec.Cmd {
 	args := o.Command
 	if len(args) == 0 {

@@ -61,7 +61,7 @@ func newAccepting(t testing.TB, n int) *accepting {
 	return &accepting{q, r, ps}
 }
 
-// round accepts what was received, which can be done again, and forgets that the packets wait.
+// round accepts the received packets, which can be done again, and forgets that they wait.
 func (s *accepting) round(t testing.TB) {
 	if n, err := s.accept(s.lanes[0], s.r, s.ps); n != len(s.ps) || err != nil {
 		t.Fatalf("%d packets, %v", n, err)

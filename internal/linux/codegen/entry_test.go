@@ -71,8 +71,8 @@ func TestEntryChooses(t *testing.T) {
 	datagram := header6(protoDestination, extensions(1, protoUDP, udpHeader("abc")))
 	authentic := header6(protoAH, extensions(1, protoTCP, tcpHeader(5, 2, "abc")))
 	cut := header6(protoDestination, extensions(1, protoTCP, nil)[:lenExtension-1])
-	// The program of the ways in turns away what is on the loopback interface, on which the kernel runs programs unless it is
-	// told of another.
+	// The program of the ways in turns away packets of the loopback interface, on which the kernel runs test programs unless it
+	// is given another.
 	pair := lab.TwoHostsT(t, lab.LinkOptions{})
 	device := uint32(pair.LinkA.Index())
 	for _, row := range []struct {
@@ -113,7 +113,7 @@ func TestFlows(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer r.Close()
-	r.SetDeadline(time.Unix(1, 0)) // what is there, without waiting
+	r.SetDeadline(time.Unix(1, 0)) // reads do not wait
 	for _, b := range samplePackets() {
 		var parsed packet.Parsed
 		if !parsed.ParseExact(b) {

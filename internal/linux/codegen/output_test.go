@@ -80,7 +80,7 @@ func TestCorrelate(t *testing.T) {
 				t.Fatal(err)
 			}
 			defer r.Close()
-			r.SetDeadline(time.Unix(1, 0)) // what is there, without waiting
+			r.SetDeadline(time.Unix(1, 0)) // reads do not wait
 			for _, b := range samplePackets() {
 				var parsed packet.Parsed
 				valid := parsed.ParseExact(b)
@@ -328,7 +328,7 @@ func attachRaw(t *testing.T, h *lab.Host, p *Program, protocol int) {
 	}
 }
 
-// streamCheck compares packets of a TCP stream with what was sent. Those of one processor come in order, but one
+// streamCheck compares packets of a TCP stream with the bytes sent. Those of one processor come in order, but one
 // processor after the other.
 type streamCheck struct {
 	joiner             Joiner

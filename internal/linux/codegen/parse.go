@@ -282,7 +282,7 @@ func (p *parser) header(t *transportHeader, end, short label) {
 	p.Mark(other)
 }
 
-// tcpLength adds the length of the TCP header, at most what is there, to regOffset. A data offset
+// tcpLength adds the length of the TCP header to regOffset, but does not go beyond the packet. A data offset
 // below 5 means that there is no TCP header.
 func (p *parser) tcpLength(end label) {
 	p.Emit(

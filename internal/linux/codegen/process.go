@@ -116,7 +116,7 @@ func (g *generator) processKey(none label) {
 	g.Mark(end)
 	g.Emit(
 		asm.StoreMem(regFrame, frameProcess+processmap.KeyLocalPort, asm.R1, asm.Word),
-		asm.StoreMem(regFrame, frameProcess+processmap.KeyRemotePort, asm.R2, asm.DWord), // and what is zero
+		asm.StoreMem(regFrame, frameProcess+processmap.KeyRemotePort, asm.R2, asm.DWord), // and zeros behind it
 		asm.LoadMem(asm.R1, regFrame, varProtocol, asm.Word),
 		asm.StoreMem(regFrame, frameProcess+processmap.KeyProtocol, asm.R1, asm.Word),
 	)

@@ -231,7 +231,7 @@ func TestProcessTold(t *testing.T) {
 				t.Fatal(err)
 			}
 			defer times.Close()
-			times.SetDeadline(time.Unix(1, 0)) // what is there, without waiting
+			times.SetDeadline(time.Unix(1, 0)) // reads do not wait
 			wantRun(t, p, b, true)
 			told, err := times.Read()
 			if err != nil {

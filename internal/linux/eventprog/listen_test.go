@@ -8,7 +8,7 @@ import (
 	"github.com/cilium/ebpf/btf"
 )
 
-// TestMember finds members, also in what has no name.
+// TestMember finds members, also those of anonymous structures.
 func TestMember(t *testing.T) {
 	word := &btf.Int{Name: "unsigned int", Size: 4}
 	inner := &btf.Struct{Name: "inner", Size: 8, Members: []btf.Member{{Name: "a", Type: word}, {Name: "b", Type: word, Offset: 32}}}

@@ -297,7 +297,7 @@ func (m *Maps) Get(k *flow.Key) (r flow.Record, ok bool, err error) {
 	return e.Record, known && m.holds(&e), err
 }
 
-// Forget ends what is known of a flow, and reports whether it had a verdict.
+// Forget removes a flow with its verdict and counts, and reports whether it had a verdict.
 func (m *Maps) Forget(k *flow.Key) (had bool, err error) {
 	var e Entry
 	known, err := m.entry(k, &e)
@@ -319,7 +319,7 @@ func (m *Maps) Revoke() error {
 	return m.tell()
 }
 
-// ForgetAll ends what is known of all flows.
+// ForgetAll removes all flows.
 func (m *Maps) ForgetAll() error {
 	m.state.Counted++
 	return m.Revoke()

@@ -49,7 +49,7 @@ func count(t *testing.T, m *flowmap.Maps) (n int) {
 }
 
 // TestFullTable: a table has room for as many flows as it should and for no more, whatever is decided, decided again and
-// forgotten; what was decided last holds, and a flow in use stays.
+// forgotten; the last verdict holds, and a flow in use stays.
 func TestFullTable(t *testing.T) {
 	const size = 40
 	m := newMaps(t, size)

@@ -60,7 +60,7 @@ func TestPlacesOfFlowsInUse(t *testing.T) {
 	}
 }
 
-// TestPlacesAreGivenBack: what is taken and released in any order stays within the size, and no place has two flows.
+// TestPlacesAreGivenBack: places that are taken and released in any order stay within the size, and no place has two flows.
 func TestPlacesAreGivenBack(t *testing.T) {
 	const size = 20
 	r := rand.New(rand.NewPCG(rand.Uint64(), 3))

@@ -24,8 +24,8 @@ import (
 // kernel sends nothing over it, and it is gone with the Inbound or its process. Nothing is changed on
 // the targets. It works with interfaces of every kind, those without Ethernet addresses too.
 //
-// The packet's bytes stay as they are. The receiver verifies all checksums and drops
-// what is wrong. The target's rp_filter applies, as to any packet: 1 drops a source that is not
+// The packet's bytes stay as they are. The receiver verifies all checksums and drops packets
+// with wrong ones. The target's rp_filter applies, as to any packet: 1 drops a source that is not
 // routed over the target, 2 one that is not routed at all.
 //
 // At PRE_ROUTING the frame's addresses hold the seal, for which SealRule gives the packet its cursor.

@@ -170,8 +170,8 @@ func options(src, dst string) []byte {
 	return p
 }
 
-// A receiver drops what has a wrong transport checksum; so it must not be made right or
-// marked as verified on the way.
+// A receiver drops packets with a wrong transport checksum, so injection must neither correct it nor
+// mark it as verified.
 func TestOutboundWrongChecksumIsDropped(t *testing.T) {
 	net := lab.TwoHostsT(t, lab.LinkOptions{})
 	o := newOutbound(t, net.A, testCursor)

@@ -126,7 +126,7 @@ func TestFragment(t *testing.T) {
 		name   string
 		pkt    []byte
 		id     uint32
-		unfrag int // bytes in front of what is fragmented
+		unfrag int // bytes in front of the fragmentable part
 	}{
 		{"IPv4", udp("10.0.0.1", "10.0.0.2", 1, 2, pattern(3000)), 0x1234, 20},
 		{"IPv4 without identification", noID, 0x0304, 20},

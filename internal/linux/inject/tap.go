@@ -25,7 +25,7 @@ const etherHeaderLen = 14
 
 // deviceMTU is below IPv6's smallest, 1280: so the kernel keeps IPv6 off the device altogether, and
 // with it neighbour discovery and multicast reports, without a write to /proc/sys, which
-// containers forbid (addrconf_notify, net/ipv6/addrconf.c). It does not limit what is written to
+// containers forbid (addrconf_notify, net/ipv6/addrconf.c). It does not limit the packets written to
 // the device.
 const deviceMTU = 1279
 

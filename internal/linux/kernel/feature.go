@@ -21,7 +21,7 @@ type Feature struct {
 
 	// Probe tries it and returns why it is not there, nil if it is. Without Probe the version of the kernel decides.
 	Probe func() error
-	// Mutable says that more than the kernel and the rights decides, such as what is mounted: only a success is remembered.
+	// Mutable says that the answer depends on more than the kernel and the rights, on mounts for example: only success is remembered.
 	Mutable bool
 
 	mu    sync.Mutex

@@ -9,9 +9,9 @@ import "sync/atomic"
 // order but that nothing follows Closed:
 //
 //	step      taken by                              from then on
-//	Lost      somebody else removes the rules       nothing is captured; receivers get what is there, then ErrRulesGone
+//	Lost      another program removes the rules     nothing is captured; receivers get the waiting packets, then ErrRulesGone
 //	NoSend    Shutdown of sending                   Send and Accept fail
-//	NoRecv    Shutdown of receiving                 nothing is captured; receivers get what is there, then the end
+//	NoRecv    Shutdown of receiving                 nothing is captured; receivers get the waiting packets, then the end
 //	Closed    Close                                 every call fails
 type State uint32
 

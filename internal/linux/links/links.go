@@ -214,7 +214,7 @@ func (w *Watch) apply(m netlink.Message) {
 		w.forget(l.Index)
 		w.links[l.Index] = l
 		for name := range l.names() {
-			w.owners[name] = l.Index // also if another has had it: the kernel does not tell of the alternative names of what is down
+			w.owners[name] = l.Index // also if another has had it: the kernel does not tell of alternative names of an interface that is down
 		}
 	case m.Header.Type == unix.RTM_DELLINK:
 		w.forget(l.Index)

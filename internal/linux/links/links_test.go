@@ -156,7 +156,7 @@ func TestAlternatives(t *testing.T) {
 	s.alias("a", "third")
 	s.ok(s.nl.LinkSetUp(s.get("a"))) // the kernel does not tell of the alternative names of one that is down
 	waitFor(t, p, first, first, first, first)
-	s.ok(s.nl.LinkSetDown(s.get("a"))) // older kernels do not rename what is up
+	s.ok(s.nl.LinkSetDown(s.get("a"))) // older kernels do not rename an interface that is up
 	s.rename("a", "z")
 	second := s.add("b")
 	s.ok(s.nl.LinkSetUp(s.get("b")))

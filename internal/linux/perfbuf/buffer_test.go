@@ -95,7 +95,7 @@ func TestBufferWraps(t *testing.T) {
 	}
 }
 
-// TestBufferRecords reads what is no sample, and what is broken.
+// TestBufferRecords reads records that are no samples, and broken ones.
 func TestBufferRecords(t *testing.T) {
 	whole := raw(sample(1, 3, "abc"))
 	for _, row := range []struct {

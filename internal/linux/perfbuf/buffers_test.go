@@ -98,7 +98,7 @@ func onProcessor(t testing.TB, cpu int, f func()) {
 	}
 }
 
-// payloads takes what is there and returns the payloads.
+// payloads takes the waiting samples and returns their payloads.
 func (l *live) payloads(t testing.TB) (got []string) {
 	t.Helper()
 	if err := l.Look(monotonic()); err != nil {
@@ -133,7 +133,7 @@ func TestLiveOrder(t *testing.T) {
 	}
 }
 
-// TestLiveFull fills a buffer several times: what finds no room is counted, what is released makes room.
+// TestLiveFull fills a buffer several times: samples without room are counted, released ones make room.
 func TestLiveFull(t *testing.T) {
 	const times = 5000
 	l := openLive(t, 1<<16, 1<<15)
@@ -143,7 +143,7 @@ func TestLiveFull(t *testing.T) {
 			l.run(t, "0123456789", times)
 			got += len(l.payloads(t))
 		}
-		l.run(t, "the last", 1) // whose buffer tells first of what was lost
+		l.run(t, "the last", 1) // whose buffer first tells how many were lost
 		got += len(l.payloads(t))
 		c, err := l.outlet.Counter()
 		if err != nil || c.Matched != 3*times+1 || c.Failed == 0 || c.Failed+uint64(got) != c.Matched || l.Lost() != c.Failed {

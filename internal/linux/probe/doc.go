@@ -40,7 +40,7 @@ func (e *Error) Unwrap() []error {
 // ErrNotTried is the error of a feature whose test could not be run.
 var ErrNotTried = errors.New("not tried")
 
-// Result is what is known of a feature.
+// Result says whether the system has a feature.
 type Result struct {
 	Name    string  `json:"name"`
 	Since   Version `json:"since"`             // first kernel version; "" where it is a matter of rights
@@ -59,7 +59,7 @@ type Warning struct {
 	Remedy string `json:"remedy"` // what to do about it
 }
 
-// Report is what is known of a system.
+// Report is the result of all probes of a system.
 type Report struct {
 	Kernel  string `json:"kernel"`
 	Machine string `json:"machine"`

@@ -116,7 +116,7 @@ func verdictPriority(p *Prober) error {
 			&expr.Verdict{Kind: expr.VerdictAccept},
 		}
 		// No packet may wait in the queue when the chain is taken away: kernels up to 6.1 at least complain of it in their
-		// log (nf_reinject). So the answer to the datagram passes, and what is queued once more goes on.
+		// log (nf_reinject). So the answer to the datagram passes, and packets that are queued once more go on.
 		queued := []expr.Any{
 			&expr.Meta{Key: expr.MetaKeyL4PROTO, Register: unix.NFT_REG_1},
 			&expr.Cmp{Op: expr.CmpOpEq, Register: unix.NFT_REG_1, Data: []byte{unix.IPPROTO_UDP}},

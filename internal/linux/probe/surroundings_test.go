@@ -20,7 +20,7 @@ func TestWarnings(t *testing.T) {
 	rows := []struct {
 		name string
 		s    surroundings
-		want []string // the beginnings of what is said, in order
+		want []string // the beginnings of the warnings, in order
 	}{
 		{"nothing", surroundings{}, nil},
 		{"a bridge whose frames are not filtered", surroundings{bridges: []string{"br0"}}, nil},

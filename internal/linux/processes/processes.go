@@ -158,7 +158,7 @@ func try() error {
 	return err
 }
 
-// Description says what is known, for people.
+// Description tells people which processes are known.
 func (ps *Processes) Description() string {
 	if ps.whole {
 		return "which knows processes"

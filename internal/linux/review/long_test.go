@@ -28,8 +28,8 @@ func longPacket(length int) []byte {
 	return b
 }
 
-// TestFiltersOfCutPackets: what is missing of a packet makes no filter say no to it that looks there, and no
-// difference to any other.
+// TestFiltersOfCutPackets: a filter that looks at the missing part of a packet does not refuse it, and other filters
+// answer as for the whole packet.
 func TestFiltersOfCutPackets(t *testing.T) {
 	rows := []struct {
 		filter string

@@ -39,7 +39,7 @@ func TestRefusal(t *testing.T) {
 			}
 			var prepared, err error
 			done := make(chan struct{})
-			go func() { // the thread ends with it, and what was done to it
+			go func() { // the thread ends with it, and so do its changed rights
 				runtime.LockOSThread()
 				defer close(done)
 				prepared = row.prepare()

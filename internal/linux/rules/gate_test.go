@@ -58,8 +58,8 @@ func meetsOne(terms []prog.Term, b []byte) bool {
 	return slices.ContainsFunc(terms, func(t prog.Term) bool { return t.Meets(b) })
 }
 
-// FuzzDemands reads what others may write into the registry: what is no demand lets all packets through, and what is one is
-// written as it was read.
+// FuzzDemands reads text that others may write into the registry: text that is no demand lets all packets through, and a demand
+// is written as it was read.
 func FuzzDemands(f *testing.F) {
 	for _, text := range termFilters {
 		d := demand{handle: 1, chain: Inbound, terms: demandOf(f, text)}

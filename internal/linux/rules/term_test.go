@@ -182,7 +182,7 @@ func countTerms(terms []prog.Term) error {
 	return c.commit(&b, generation)
 }
 
-// upTUN makes a TUN device in the namespace of the calling thread: what is written comes in by it.
+// upTUN makes a TUN device in the namespace of the calling thread: packets written to it come in by it.
 func upTUN(name string) (*os.File, error) {
 	fd, err := unix.Open("/dev/net/tun", unix.O_RDWR|unix.O_CLOEXEC, 0)
 	if err != nil {

@@ -161,7 +161,7 @@ func TestSendAsCaptured(t *testing.T) {
 	}
 }
 
-// TestDigestOfWhole keeps what was cut short from going on as if it had been looked at whole.
+// TestDigestOfWhole: a packet that was cut short must not go on as if the program had seen all of it.
 func TestDigestOfWhole(t *testing.T) {
 	s, _ := newTestSender(t)
 	s.habit.learn(0, 0, 1)

@@ -36,7 +36,7 @@ func TestOutstanding(t *testing.T) {
 		if o.claim(first) {
 			t.Errorf("%d gave way and is there", first)
 		}
-		if gone, gaveWay := o.put(first + 5); gaveWay { // the place of what was claimed
+		if gone, gaveWay := o.put(first + 5); gaveWay { // the place of a claimed packet
 			t.Errorf("%d gave way", gone)
 		}
 		for _, id := range []uint32{first + 2, first + 3, first + 4, first + 5} {
