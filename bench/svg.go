@@ -96,7 +96,7 @@ func colour(s *summary) string {
 	switch s.Contender {
 	case none:
 		return "#b0b7bf"
-	case "one-by-one", "ring", "nft-drop", "nft-1":
+	case "one-by-one", "c-queue", "ring", "nft-drop", "nft-1", "empty-chain", "c-redirect":
 		return "#e0a458"
 	}
 	return "#3b7dd8"
