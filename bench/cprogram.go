@@ -46,7 +46,7 @@ func (b *built) in(build func() (string, error)) (string, error) {
 	return b.dir, b.err
 }
 
-// remove removes what was built.
+// remove removes the built files.
 func (b *built) remove() {
 	b.Lock()
 	defer b.Unlock()
@@ -102,7 +102,7 @@ func leadBothWays(t traffic) (*ruleset, error) {
 // leadToQueue installs the rule that leads a contender's packets to its queue.
 func leadToQueue(t traffic) (*ruleset, error) { return install(t.chain(), []expr.Any{toQueue()}) }
 
-// removeCPrograms removes what has been built.
+// removeCPrograms removes all built programs.
 func removeCPrograms() {
 	cProgram.remove()
 	queueProgram.remove()

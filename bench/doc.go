@@ -4,7 +4,7 @@
 // It makes two hosts of its own (package internal/lab) with one link between them and touches nothing
 // else. Each contender is a process on host A; the loads run between A and B, the same for all. In each
 // round every contender meets every load once, in an order that turns from round to round, and
-// what is reported is the median over the rounds of the ratio to "none" in the same round.
+// the report has the median over the rounds of the ratio to "none" in the same round.
 //
 //	go run ./bench -json bench.json -svg bench.svg
 //

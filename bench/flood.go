@@ -78,7 +78,7 @@ func flood(c *course, s sink, payload, flows int) error {
 	return c.end(max(sentIn, last.Sub(began)), float64(arrived))
 }
 
-// quiet is how long nothing may arrive for what is missing to count as lost: longer than a contender holds packets
+// quiet is how long nothing may arrive before missing packets count as lost: longer than a contender holds packets
 // back that has to wait for a processor on a busy machine.
 const quiet = 300 * time.Millisecond
 

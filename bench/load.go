@@ -16,7 +16,7 @@ import (
 type load struct {
 	name     string
 	title    string
-	unit     string  // what is counted
+	unit     string  // of the count
 	per      float64 // bytes in a unit, where the load counts bytes
 	rate     string  // how the rate is printed
 	scale    float64 // and what units per second are multiplied by for that
@@ -48,7 +48,7 @@ func (l *load) metric() metric {
 
 func (l *load) traffic() traffic { return traffic{Inbound: l.inbound, Protocol: l.protocol} }
 
-// course is one load on its way: who sends to whom, for how long, and what is measured.
+// course is a run of one load: sender, receiver, duration and measurement.
 type course struct {
 	from, to *lab.Host
 	duration time.Duration

@@ -73,7 +73,7 @@ func rewrite(h *divert.Handle, ps []divert.Packet) error {
 	return send(h, ps)
 }
 
-// bothWays is the filter for what is led to another address, and its answers.
+// bothWays is the filter for packets that are led to another address, and their answers.
 func bothWays(traffic) string {
 	return fmt.Sprintf("tcp and (outbound and ip.DstAddr == %v or inbound and ip.SrcAddr == %v)", aimAddr, realAddr)
 }

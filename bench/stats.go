@@ -31,7 +31,7 @@ func (s series) spread() (low, high float64) {
 	return slices.Min(s), slices.Max(s)
 }
 
-// summary is what is reported of a contender with a load.
+// summary is the reported result of a contender with a load.
 type summary struct {
 	Load      string
 	Contender string

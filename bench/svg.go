@@ -49,7 +49,7 @@ type group struct {
 	most  float64 // ratio at the full width
 }
 
-// groups returns what is drawn.
+// groups returns the groups of bars.
 func (r *report) groups() (list []*group) {
 	for i := range loads {
 		word := "rate"

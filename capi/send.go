@@ -33,7 +33,7 @@ func (h *handle) send(b, addrs []byte) (int, code) {
 	defer batches.Put(ps)
 	n, size, malformed := ps.split(b, addrs)
 	defer ps.forget(n)
-	// What precedes a malformed packet is sent, although the call fails.
+	// Packets before a malformed one are sent, although the call fails.
 	if n > 0 {
 		_, err := engine.SendConst(h.divert, ps[:n]) // the caller's memory is read-only
 		if result := codeOf(err); result != success && malformed == success {

@@ -666,7 +666,7 @@ var expectations = []expectation{
 		p.fails(h.Send(&divert.Packet{Data: short, Addr: *out}), divert.ErrShortBuffer, 122)
 		p.fails(h.Send(&divert.Packet{Data: append([]byte{0x55}, whole[1:]...), Addr: *out}), divert.ErrInvalid, 87)
 		p.fails(h.Send(&divert.Packet{Data: append([]byte{0x45, 0, 0, 19}, whole[4:]...), Addr: *out}), divert.ErrInvalid, 87)
-		// Of several the others go, and what lies behind a packet does not matter.
+		// The other packets of a batch are sent, and bytes behind a packet do not matter.
 		n, err := h.SendBatch([]divert.Packet{
 			{Data: whole, Addr: *out}, {Data: short, Addr: *out}, {Data: append(p.datagram("b"), 1, 2, 3), Addr: *out},
 		})

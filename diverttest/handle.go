@@ -15,7 +15,7 @@ import (
 )
 
 // handle is an open handle; see engine.Handle. The network's lock guards everything but its queue.
-// Whoever holds it may take the queue's lock, not the other way round.
+// Its holder may take the queue's lock, not the other way round.
 type handle struct {
 	net   *Network
 	cfg   engine.Config

@@ -329,7 +329,7 @@ func TestTimes(t *testing.T) {
 		}
 		stats(t, h, divert.Stats{Matched: 2, Received: 1, DroppedOld: 1})
 
-		// What is too old when the handle is closed is gone, the rest goes on.
+		// Packets that are too old when the handle is closed are gone, the rest goes on.
 		n.Inbound(udp(t, "old"), 0)
 		time.Sleep(2 * time.Second)
 		n.Inbound(udp(t, "young"), 0)

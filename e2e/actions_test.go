@@ -180,7 +180,7 @@ func TestNonMatchingTrafficIsNotQueued(t *testing.T) {
 	}
 }
 
-// receiver is a UDP socket whose datagrams are compared with what was sent.
+// receiver is a UDP socket whose datagrams are compared with the expected ones.
 func receiver(t *testing.T, h *lab.Host, addr netip.Addr) (net.PacketConn, func(want ...string)) {
 	t.Helper()
 	c, err := h.ListenPacket("udp", netip.AddrPortFrom(addr, 0).String())

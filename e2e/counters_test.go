@@ -240,8 +240,8 @@ func TestForeignRuleThatQueuesToAHandle(t *testing.T) {
 	})
 }
 
-// TestFailOpenIsCountedAsPassed: whichever limit is reached first, what goes on because of it is counted as passed, and
-// what was received is not.
+// TestFailOpenIsCountedAsPassed: whichever limit is reached first, packets that go on because of it count as passed, and
+// received ones do not.
 func TestFailOpenIsCountedAsPassed(t *testing.T) {
 	t.Parallel()
 	eachEngine(t, lab.LinkOptions{}, func(t *testing.T, pair *lab.Pair, e divert.Option) {
@@ -347,7 +347,7 @@ func TestFirstMulticastAndBroadcast(t *testing.T) {
 					lost := stats(t, d).Lost
 					send(t, c, 1, 64)
 					came := false
-					for end := time.Now().Add(10 * time.Second); !came && quiet(t, d).Lost == lost; { // what is on its way to the queue is lost for a moment
+					for end := time.Now().Add(10 * time.Second); !came && quiet(t, d).Lost == lost; { // a packet on its way to the queue counts as lost for a moment
 						if err := conn.SetReadDeadline(time.Now().Add(5 * time.Millisecond)); err != nil {
 							t.Fatal(err)
 						}

@@ -224,7 +224,7 @@ func TestWithoutRights(t *testing.T) {
 	}
 }
 
-// TestSendRefuses: what is no packet is refused, one by one (specification: api.md 8).
+// TestSendRefuses: bytes that are no packet are refused, one by one (specification: api.md 8).
 func TestSendRefuses(t *testing.T) {
 	v4 := datagram(t, "10.77.0.1", "10.77.0.2", "hello")
 	v6 := datagram(t, "fd77::1", "fd77::2", "hello")
@@ -361,7 +361,7 @@ func TestReceiveBuffers(t *testing.T) {
 		if n != len(b) || !a.Outbound {
 			t.Errorf("%d bytes, address %+v", n, a)
 		}
-		short.check(t, "send", d.Send(&divert.Packet{Data: b, Addr: a})) // what is there is no whole packet
+		short.check(t, "send", d.Send(&divert.Packet{Data: b, Addr: a})) // the packet is not whole
 		if err := d.Accept(&divert.Packet{Data: b, Addr: a}); err != nil {
 			t.Error(err)
 		}

@@ -107,7 +107,7 @@ func newEvasion(t *testing.T, from *lab.Link, src netip.Addr, to *lab.Host, dst 
 	return v
 }
 
-// header is the Ethernet header of what is sent.
+// header is the Ethernet header of sent packets.
 func (v *evasion) header() []byte {
 	b := append(append([]byte(nil), v.from.Peer().MAC()...), v.from.MAC()...)
 	if v.ends.src.Is6() {
@@ -174,7 +174,7 @@ func (v *evasion) try(want map[int]bool, settled func()) map[int]bool {
 	ctx, cancel := context.WithCancel(v.t.Context())
 	var wg sync.WaitGroup
 	wg.Go(func() { v.answers(ctx, func(i int) { mu.Lock(); got[i] = true; mu.Unlock() }) })
-	// One processor: what is sent by one arrives in order.
+	// One processor: packets that one processor sends arrive in order.
 	if err := lab.OnProcessor(0, func() error { return v.send() }); err != nil {
 		v.t.Fatal(err)
 	}

@@ -263,7 +263,7 @@ func (f *faulty) ask(what string) (r faultResult) {
 	return r
 }
 
-// live leads a handle through a life while datagrams come, with what d decides of its calls, and checks what is left.
+// live leads a handle through a life while datagrams come and d decides which of its calls fail, and checks that nothing is left behind.
 func (f *faulty) live(kind string, d fault.Decide, what func() string) (errs []string, calls int) {
 	f.t.Helper()
 	stop, stopped := make(chan struct{}), make(chan struct{})

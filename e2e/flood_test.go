@@ -100,7 +100,7 @@ func (f *flood) port() int { return f.recv.LocalAddr().(*net.UDPAddr).Port }
 // windowTimeout is how long a full window of datagrams may be under way; then they are given up for lost.
 const windowTimeout = 500 * time.Millisecond
 
-// send sends until stop: each millisecond what is due.
+// send sends until stop: each millisecond the packets that are due.
 func (fl *flow) send(t testing.TB, index uint32, rate, window int, stop <-chan struct{}) {
 	b := binary.BigEndian.AppendUint32(nil, index)
 	start := time.Now()

@@ -25,7 +25,7 @@ import (
 )
 
 // FuzzLivePath sends packets through a router, from one TUN device to another: each once past a handle, and once through it,
-// where the program accepts it, sends it on, changes or drops it. What comes out has to be the same, but for what was changed.
+// where the program accepts it, sends it on, changes or drops it. Both packets must come out the same, but for the changes.
 func FuzzLivePath(f *testing.F) {
 	f.Add(byte(0), byte(0), byte(packet.ProtocolUDP), []byte("\x0f\xa0\x00\x09\x00\x10\x00\x00payload."), uint16(0))
 	f.Add(byte(1), byte(1), byte(packet.ProtocolTCP), []byte("\x0f\xa0\x00\x50\x00\x00\x00\x01\x00\x00\x00\x00\x50\x02\x20\x00\x00\x00\x00\x00"), uint16(4))
@@ -358,7 +358,7 @@ func foreignRule(what int, value byte, v6 bool) []expr.Any {
 		if v6 {
 			family, at, sum = unix.NFPROTO_IPV6, 7, expr.CsumTypeNone
 		}
-		// Two bytes with what is beside it, which the checksum of the header is of.
+		// Two bytes: the field and its neighbour, which the checksum of the header covers together.
 		e := []expr.Any{
 			&expr.Meta{Key: expr.MetaKeyNFPROTO, Register: 1},
 			&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: []byte{family}},

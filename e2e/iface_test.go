@@ -119,7 +119,7 @@ func (s *renamed) add(name string, net int) {
 func (s *renamed) rename(from, to string) {
 	s.Helper()
 	l := s.link(from)
-	// Kernels before 6.2 rename only what is down.
+	// Kernels before 6.2 rename only interfaces that are down.
 	for _, err := range []error{s.nl.LinkSetDown(l), s.nl.LinkSetName(l, to), s.nl.LinkSetUp(l)} {
 		if err != nil {
 			s.Fatal(err)

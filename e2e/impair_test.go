@@ -186,7 +186,7 @@ func TestImpairLossRepeats(t *testing.T) {
 	})
 }
 
-// TCP bears it all: what arrives is what was sent.
+// TCP bears it all: the bytes that arrive are those that were sent.
 func TestImpairTCP(t *testing.T) {
 	t.Parallel()
 	eachEngine(t, lab.LinkOptions{}, func(t *testing.T, pair *lab.Pair, e divert.Option) {

@@ -99,7 +99,7 @@ func TestFreshInjection(t *testing.T) {
 	})
 }
 
-// TestInjectedAboveMTU: what is longer than the link carries goes in fragments where it may, else it is refused.
+// TestInjectedAboveMTU: a packet longer than the link carries goes in fragments where it may, else it is refused.
 func TestInjectedAboveMTU(t *testing.T) {
 	t.Parallel()
 	eachEngine(t, lab.LinkOptions{MTU: 1400}, func(t *testing.T, pair *lab.Pair, e divert.Option) {

@@ -209,7 +209,7 @@ func transfer(t testing.TB, from, to *lab.Host, addr netip.Addr, n int64) time.D
 	return took
 }
 
-// finish ends capturing and waits until the worker has dealt with what was captured.
+// finish ends capturing and waits until the worker has dealt with the captured packets.
 func finish(t testing.TB, d *divert.Handle, w *worker) int {
 	t.Helper()
 	if err := d.Shutdown(divert.ShutdownRecv); err != nil {

@@ -144,8 +144,8 @@ func onA(r *lab.Routed) *lab.Host { return r.A }
 func onB(r *lab.Routed) *lab.Host { return r.B }
 func onR(r *lab.Routed) *lab.Host { return r.R }
 
-// TestSendOfAPartOfAPacket: what was received of a packet that is too long to be handed over cannot be sent with changes,
-// the error says what helps, and the packet still waits.
+// TestSendOfAPartOfAPacket: the received part of a packet that is too long to be handed over cannot be sent with changes,
+// the error names the remedy, and the packet still waits.
 func TestSendOfAPartOfAPacket(t *testing.T) {
 	t.Parallel()
 	eachEngine(t, lab.LinkOptions{}, func(t *testing.T, pair *lab.Pair, e divert.Option) {

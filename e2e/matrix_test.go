@@ -45,7 +45,7 @@ type seen struct {
 	Matched uint64
 }
 
-// run opens the handle and works until stop is closed: what is diverted goes on.
+// run opens the handle and works until stop is closed: diverted packets go on.
 func (o *observer) run(opened func(), stop <-chan struct{}) (s seen, err error) {
 	d, err := divert.Open(o.Filter, divert.WithLayer(o.Layer), divert.WithPriority(o.Priority),
 		divert.WithFlags(o.Flags), divert.WithEngine(o.Engine))

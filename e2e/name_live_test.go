@@ -104,7 +104,7 @@ func TestFiltersByProcessName(t *testing.T) {
 			t.Errorf("%s: process %d is %q, want %q", h.name, processOf(e), got, h.want)
 		}
 	}
-	for _, h := range handles { // what has come until now, all of it
+	for _, h := range handles { // all packets that have come until now
 		if err := h.Shutdown(divert.ShutdownRecv); err != nil {
 			t.Fatal(err)
 		}

@@ -135,7 +135,7 @@ func (x *ruled) filter(c order.Classes) string {
 	return fmt.Sprintf("%s and (udp.DstPort == %d or udp.DstPort == %d)", x.direction, first, second)
 }
 
-// make makes a call, and waits for what has to come of it.
+// make makes a call, and waits for its effects.
 func (x *ruled) make(c order.Call) (err error) {
 	var accepted uint64
 	var h *subject
@@ -418,7 +418,7 @@ func init() {
 type opened struct {
 	*divert.Handle
 	flags   divert.Flag
-	copies  []uint64 // numbers of what was sniffed, when the reader is done
+	copies  []uint64 // numbers of the sniffed packets, when the reader is done
 	reading chan error
 }
 

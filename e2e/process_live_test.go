@@ -539,7 +539,7 @@ func TestProcessIDSetFilter(t *testing.T) {
 	}
 }
 
-// TestProcessIDNotToBeKnown is refused where it cannot be known, and what is in force stays so.
+// TestProcessIDNotToBeKnown: a filter with processId is refused where processes cannot be known, and the old filter stays in force.
 func TestProcessIDNotToBeKnown(t *testing.T) {
 	pair := lab.TwoHostsT(t, lab.LinkOptions{})
 	refused := func(err error, words ...string) {

@@ -284,7 +284,7 @@ func TestReflectFollowsManyThatComeAndGo(t *testing.T) {
 	}
 }
 
-// TestReflectTellsOfHandlesThatWork: a handle of which OPEN is told captures what is sent from then on.
+// TestReflectTellsOfHandlesThatWork: once OPEN is told of a handle, the handle captures every later packet.
 func TestReflectTellsOfHandlesThatWork(t *testing.T) {
 	eachEngine(t, lab.LinkOptions{}, func(t *testing.T, pair *lab.Pair, e divert.Option) {
 		r := openAt(t, pair.A, "event == OPEN and layer == NETWORK", divert.WithLayer(divert.LayerReflect),

@@ -213,8 +213,8 @@ func shoutOne(d *divert.Handle, p *divert.Packet) error {
 	return d.Send(p)
 }
 
-// TestSegmentsOfTCP: with WithSegments nothing longer than the path's MTU is received of TCP, whatever the network card
-// does, and what is sent back arrives. Filters see the segments.
+// TestSegmentsOfTCP: with WithSegments no packet of TCP longer than the path's MTU is received, whatever the network card
+// does, and segments that are sent back arrive. Filters see the segments.
 func TestSegmentsOfTCP(t *testing.T) {
 	t.Parallel()
 	modes := []struct {

@@ -124,7 +124,7 @@ func (c *carrier) end(t *testing.T) (s divert.Stats) {
 }
 
 // TestReaderStopped stops a process that carries traffic, by SIGSTOP. Other traffic and other handles notice nothing;
-// what waits is bounded, what is lost is counted, and a handle that fails open lets pass what it has
+// the number of waiting packets is bounded, lost ones are counted, and a handle that fails open lets pass those that it has
 // no room for.
 func TestReaderStopped(t *testing.T) {
 	t.Parallel()

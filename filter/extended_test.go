@@ -63,7 +63,7 @@ func setText(s *prog.Set) string {
 	return "{" + strings.Join(parts, " ") + "}"
 }
 
-// What the extended dialect adds.
+// Additions of the extended dialect.
 var extendedPrograms = []struct {
 	name   string
 	layer  packet.Layer
@@ -298,7 +298,7 @@ func TestExtendedErrors(t *testing.T) {
 	}
 }
 
-// What only the strict dialect limits.
+// Limits of the strict dialect only.
 func TestExtendedLimits(t *testing.T) {
 	for _, row := range []struct {
 		name, filter string

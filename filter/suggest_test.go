@@ -7,7 +7,7 @@ import (
 	"github.com/opendivert/divert/packet"
 )
 
-// What is suggested for a word of another language must compile on one of the layers, or be an operator
+// A suggestion for a word of another language must compile on one of the layers, or be an operator
 // or an address.
 func TestOtherWords(t *testing.T) {
 	for other, names := range otherWords {
@@ -142,7 +142,7 @@ func TestStrictHints(t *testing.T) {
 			t.Errorf("%s: %#v, want kind %d at %d, %s", row.text, err, row.kind, row.pos, row.hint)
 		}
 	}
-	// What is no extension gets no such hint.
+	// A name that is no extension gets no such hint.
 	for _, text := range []string{"tcp.Dstport == 80", "tcp.DstPort == 80-90", "ip.SrcAddr == 10.0.0.0\\8", "not tcp udp"} {
 		_, err := compiled(text, atNetwork, Strict)
 		if e, ok := err.(*Error); !ok || strings.Contains(e.Hint, "extended") {

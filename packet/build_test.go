@@ -11,7 +11,7 @@ var (
 	far4  = netip.MustParseAddrPort("198.51.100.2:53")
 	near6 = netip.MustParseAddrPort("[2001:db8::1]:1234")
 	far6  = netip.MustParseAddrPort("[2001:db8::2]:53")
-	// What a socket for both families calls near4.
+	// The name of near4 at a socket for both families.
 	mapped4 = netip.AddrPortFrom(netip.AddrFrom16(near4.Addr().As16()), near4.Port())
 )
 

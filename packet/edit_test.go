@@ -43,7 +43,7 @@ func TestSetEnds(t *testing.T) {
 	}
 }
 
-// What the kernel has left to the hardware stays as it is: Send computes it whole.
+// A checksum that the kernel has left to the hardware stays as it is: Send computes it whole.
 func TestSetEndsUnfinished(t *testing.T) {
 	b, _ := (&Header{Src: near4, Dst: far4}).AppendUDP(nil, []byte("x"))
 	p := &Packet{Data: b, Addr: Address{IPChecksum: true}}
@@ -195,7 +195,7 @@ func TestClone(t *testing.T) {
 	}
 }
 
-// Whatever the bytes, changes that succeed leave a packet whose right checksums stay right.
+// For any bytes, changes that succeed keep right checksums right.
 func FuzzEdit(f *testing.F) {
 	for _, e := range examples {
 		f.Add(unhex(f, e.hex), []byte("payload"), []byte{1, 2, 3, 4}, uint16(99))

@@ -164,7 +164,7 @@ func TestSegmentEdges(t *testing.T) {
 	}
 }
 
-// What was cut can be joined, and is what it was.
+// Segments can be joined to the packet that they were cut from.
 func TestJoin(t *testing.T) {
 	g := Segment{Seq: 0xFFFFFFF0, Ack: 5, Flags: TCPPsh | TCPAck, Options: []byte{1, 1, 8, 10, 1, 2, 3, 4, 5, 6, 7, 8}}
 	for _, h := range []Header{{Src: near4, Dst: far4, ID: 0xFFFF, DF: true}, {Src: near6, Dst: far6}} {

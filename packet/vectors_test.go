@@ -123,7 +123,7 @@ func TestVectorParse(t *testing.T) {
 			}
 			return nil
 		}
-		// What a row does not tell is taken from the result; the tests with names check it.
+		// Values that a row lacks are taken from the result; the tests with names check them.
 		want := Parsed{
 			IPv4Off: offset(r.IPv4), IPv6Off: offset(r.IPv6), ICMPOff: offset(r.ICMP), ICMPv6Off: offset(r.ICMPv6),
 			TCPOff: offset(r.TCP), UDPOff: offset(r.UDP), PayloadOff: offset(r.Data), Protocol: r.Protocol,

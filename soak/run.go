@@ -237,7 +237,7 @@ func (s *soak) endWorkers() (err error) {
 	return err
 }
 
-// allow says that what is sent from before the time until after it may be lost.
+// allow says that packets sent from before the time until after it may be lost.
 func (s *soak) allow(why string, before, after time.Duration) {
 	now := time.Now()
 	s.windows = append(s.windows, window{now.Add(-before), now.Add(after), why, now})

@@ -71,7 +71,7 @@ func (f *flow) receive() {
 	}
 }
 
-// age gives up what has been under way for longer than patience.
+// age gives up packets that have been under way for longer than patience.
 func (f *flow) age(now time.Time, patience time.Duration) {
 	f.mu.Lock()
 	defer f.mu.Unlock()

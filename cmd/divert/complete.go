@@ -11,7 +11,7 @@ import (
 	"github.com/spf13/cobra"
 )
 
-// What the shell completes, besides flags: filters, interfaces, processes. The scripts come from divert completion.
+// The shell completes filters, interfaces and processes, besides flags. The scripts come from divert completion.
 
 // completeInterfaces completes the names of network interfaces.
 func completeInterfaces(_ *cobra.Command, _ []string, begun string) ([]string, cobra.ShellCompDirective) {

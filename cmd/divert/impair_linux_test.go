@@ -26,7 +26,7 @@ func impairedRules(t *testing.T, errout string) []impair.RuleStats {
 	return s.Impaired.Rules
 }
 
-// What still waits in the queue when a run is interrupted goes on unimpaired, so the counters may lack the last packets.
+// Packets that still wait in the queue when a run is interrupted go on unimpaired, so the counters may lack the last packets.
 func TestImpairLive(t *testing.T) {
 	pair, echo := hosts(t)
 	p := start(t, pair.A, "impair", "--loss", "100%", "--direction", "out", "--seed", "5", "--json", "udp")
@@ -47,7 +47,7 @@ func TestImpairLive(t *testing.T) {
 	}
 }
 
-// What is held goes on when the run is interrupted; after SIGKILL all other packets pass.
+// Held packets go on when the run is interrupted; after SIGKILL all other packets pass.
 func TestImpairEnds(t *testing.T) {
 	pair, echo := hosts(t)
 	counter, err := pair.B.CountUDP("10.77.0.2:9")

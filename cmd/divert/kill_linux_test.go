@@ -16,7 +16,7 @@ import (
 	"github.com/opendivert/divert/internal/lab"
 )
 
-// What the comment of a handle's rule claims.
+// The claim in the comment of a handle's rule.
 var (
 	pidClaim    = regexp.MustCompile(`pid=\d+`)
 	handleClaim = regexp.MustCompile(`handle=[0-9a-f]+`)

@@ -12,7 +12,7 @@ import (
 	"testing"
 )
 
-// What Wireshark says of a checksum that is right (PROTO_CHECKSUM_E_GOOD), and of comments in its list of experts (PI_COMMENT): all
+// Wireshark's values for a right checksum (PROTO_CHECKSUM_E_GOOD) and for comments in its list of experts (PI_COMMENT): all
 // that warns is more.
 const (
 	goodChecksum    = "1"

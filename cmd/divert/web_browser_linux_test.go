@@ -110,7 +110,7 @@ func TestWebBrowser(t *testing.T) {
 	if text, _ := show("http://www.blocked.test/"); !strings.Contains(text, "<b>www.blocked.test</b> is blocked") {
 		t.Errorf("HTTP: %s", text)
 	}
-	// Of an error page there is no text.
+	// An error page has no text.
 	text, took := show("https://www.blocked.test/")
 	t.Logf("TLS: the browser gave up within %v, its start included", took)
 	if text != "" || took > 30*time.Second {

@@ -49,7 +49,7 @@ func main() {
 	}
 	defer i.Close()
 	log.Printf("port %d has a bad line", port)
-	if err := i.Run(ctx); err != nil { // what is held goes on when ctx ends
+	if err := i.Run(ctx); err != nil { // held packets go on when ctx ends
 		log.Print(err)
 	}
 	s := i.Stats().Rules[0]

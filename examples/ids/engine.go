@@ -79,7 +79,7 @@ type engine struct {
 	reject bool
 }
 
-// counters count what was done.
+// counters count packets and the actions on them.
 type counters struct{ packets, alerts, dropped, differing, uninspected uint64 }
 
 // The limits of an engine.
@@ -234,7 +234,7 @@ func side(server bool) int {
 	return 0
 }
 
-// subject is what is inspected, and of which flow.
+// subject is the data under inspection, with its flow.
 type subject struct {
 	src, dst netip.AddrPort
 	protocol string

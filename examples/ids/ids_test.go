@@ -413,7 +413,7 @@ func writeCapture(t *testing.T, packets [][]byte) string {
 	return path
 }
 
-// seen is what is compared of an alert.
+// seen has the parts of an alert that are compared.
 type seen struct {
 	SID      int
 	Src, Dst string
@@ -616,7 +616,7 @@ func TestClean(t *testing.T) {
 	}
 }
 
-// FuzzPackets: whatever comes, nothing breaks, and what is inspected inline goes on at most once.
+// FuzzPackets: no packet breaks anything, and packets inspected inline go on at most once.
 func FuzzPackets(f *testing.F) {
 	p := peer(f, 1, 80)
 	for _, b := range p.connection("GET /a HTTP/1.1\r\n\r\n", "whole") {

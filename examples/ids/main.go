@@ -186,7 +186,7 @@ func ipOf(b []byte, link layers.LinkType) ([]byte, error) {
 	return nil, fmt.Errorf("the link type %v is not understood; Ethernet and raw IP are", link)
 }
 
-// summary says what was done.
+// summary prints the counters.
 func (e *engine) summary(w io.Writer, rules, left int) {
 	c := &e.counters
 	fmt.Fprintf(w, "ids: %d rules, %d left out; %d packets, %d alerts", rules, left, c.packets, c.alerts)

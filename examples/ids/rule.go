@@ -107,7 +107,7 @@ type fault struct {
 	err  error
 }
 
-// Error returns the place and what is wrong.
+// Error returns the place and the error.
 func (f *fault) Error() string { return fmt.Sprintf("%s:%d: %v", f.file, f.line, f.err) }
 
 // parseRules reads a file of rules. A rule that is not understood as a whole is left out, and told.

@@ -16,7 +16,7 @@ type half struct {
 	next  uint32 // of the next byte to be inspected
 	acked uint32 // bytes before it have arrived at the other side
 
-	data   []byte // what was inspected last: the bytes before next
+	data   []byte // the bytes inspected last, before next
 	behind uint64 // bytes before data
 	state  int32  // of the automaton
 
@@ -42,7 +42,7 @@ type segment struct {
 	packet divert.Packet
 }
 
-// The bounds of what is kept of each half.
+// The bounds of the bytes kept of each half.
 const (
 	window        = 32 << 10 // bytes in which all contents of a rule must lie
 	maxAhead      = 1 << 20  // bytes that may wait or are not acknowledged
@@ -221,7 +221,7 @@ func (e *engine) read(h *half, c *subject, b []byte) {
 	kept := h.candidates[:0]
 	for _, k := range h.candidates {
 		if !e.tryStream(k.rule, h, &sc) && len(k.rule.tests[payload]) > 1 && begin-min(begin, k.at) < window {
-			kept = append(kept, k) // what is missing may come
+			kept = append(kept, k) // the missing bytes may come
 		}
 	}
 	h.candidates = kept
@@ -308,7 +308,7 @@ func (e *engine) refuse(p *divert.Packet, f *flow) error {
 	return e.end(p)
 }
 
-// letGo lets go of what is kept of a flow that goes nowhere any more.
+// letGo frees the memory of a flow that no packet belongs to any more.
 func (e *engine) letGo(f *flow) {
 	if e.inline {
 		for i := range f.halves {

@@ -27,10 +27,10 @@ const (
 	refuse                   // and its sender is told that it is prohibited
 )
 
-// nat translates packets between an address and what is behind it. Its methods may be called by several goroutines.
+// nat translates packets between an address and the networks behind it. Its methods may be called by several goroutines.
 type nat struct {
 	addr     netip.Addr     // the NAT's own
-	inside   []netip.Prefix // what is behind it
+	inside   []netip.Prefix // the networks behind it
 	prefixes *table.Prefixes
 
 	mu    sync.Mutex

@@ -718,7 +718,7 @@ func TestEnd(t *testing.T) {
 	}
 }
 
-// TestUsage: what is wrong with the arguments is said.
+// TestUsage: errors in the arguments are named.
 func TestUsage(t *testing.T) {
 	h, err := lab.NewT(t).AddHost("R")
 	if err != nil {

@@ -85,9 +85,9 @@ func addressOf(name string) (netip.Addr, error) {
 // router moves packets between two handles and a nat.
 type router struct {
 	*nat
-	forward  *divert.Handle // what is routed through this host
-	network  *divert.Handle // what comes to it, before routing
-	prefixed *divert.Handle // what is routed to the prefix of IPv6 outside, nil if there is none
+	forward  *divert.Handle // of packets routed through this host
+	network  *divert.Handle // of packets that come to it, before routing
+	prefixed *divert.Handle // of packets routed to the prefix of IPv6 outside, nil if there is none
 }
 
 // open opens the handles.

@@ -517,7 +517,7 @@ func TestMemory(t *testing.T) {
 	}
 }
 
-// TestUsage: what is wrong with the arguments is said.
+// TestUsage: errors in the arguments are named.
 func TestUsage(t *testing.T) {
 	n := lab.NewT(t)
 	h, err := n.AddHost("A") // should a mistake open a handle

@@ -119,7 +119,7 @@ func (c *config) set(section, name, value string) (err error) {
 	return nil
 }
 
-// check looks for what is missing.
+// check returns an error if a setting is missing.
 func (c *config) check() error {
 	if c.key == "" {
 		return errors.New("[Interface] has no PrivateKey; `wg genkey` makes one")

@@ -241,7 +241,7 @@ func TestClamp(t *testing.T) {
 	}
 }
 
-// TestForeign: what is not for the tunnel's address does not come out of it, and what another address sends does not go in.
+// TestForeign: packets for other addresses than the tunnel's do not come out of it, and packets from others do not go in.
 func TestForeign(t *testing.T) {
 	f := &fake{give: [][]byte{must(t)(ends("192.0.2.99:1", "10.9.0.2:2").AppendUDP(nil, nil))}, keep: true}
 	d := onFake(t, f)
@@ -298,7 +298,7 @@ func TestConfig(t *testing.T) {
 	}
 }
 
-// TestConfigErrors: what is wrong with a file is said, with the line, and no secret.
+// TestConfigErrors: errors in a file are named with their line, and without secrets.
 func TestConfigErrors(t *testing.T) {
 	for name, row := range map[string]struct{ old, new, want string }{
 		"section":    {"[Peer]", "[Peers]", "line 6: there is no section [Peers]"},

@@ -128,7 +128,7 @@ func (p *paths) note(far netip.Addr, mtu, tunnel int, now time.Time) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if mtu >= tunnel {
-		return // what is known stays: it may be of the way, and this of its end
+		return // the known MTU stays: it may be that of the path, and this one that of its end
 	}
 	if p.far == nil || len(p.far) >= maxPaths {
 		p.far = map[netip.Addr]path{}

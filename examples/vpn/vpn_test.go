@@ -306,7 +306,7 @@ func transferBack(t *testing.T, n *lab.Routed, local, inside netip.Addr) (time.D
 	return time.Since(begin), nil
 }
 
-// TestAll: where all goes through the tunnel, also what is meant for the other peer's address outside, WireGuard's own packets do not.
+// TestAll: all packets go through the tunnel, also those for the other peer's outer address, but WireGuard's own do not.
 func TestAll(t *testing.T) {
 	needInterface(t)
 	n := lab.HostRouterPeerT(t, lab.LinkOptions{})

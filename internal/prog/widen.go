@@ -199,7 +199,7 @@ func (w *widener) state(places []Target) Target {
 				return w.intern(places, chain)
 			}
 		}
-		// Whatever the test would say makes no difference, or nobody can say it.
+		// The test's answer makes no difference, or cannot be known.
 		t := &w.tests[places[0]]
 		places = append(slices.Clone(places[1:]), t.Succ, t.Fail)
 	}

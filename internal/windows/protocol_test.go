@@ -182,7 +182,7 @@ func TestUpload(t *testing.T) {
 		seen := bytes.Clone
 		pl, err := planFor(&engine.Config{Program: p, Flags: mandatory[layer]}, p)
 		if err != nil {
-			// What the original's driver refuses too (api.md 5.1). It would get the same instructions.
+			// The original's driver refuses these too (api.md 5.1). It would get the same instructions.
 			if !errors.Is(err, engine.ErrInvalid) || p.DriverCheck() == nil {
 				return err
 			}

@@ -27,8 +27,8 @@ func main() { os.Exit(run(os.Args[1:], os.Stdout, os.Stderr)) }
 // release is one run.
 type release struct {
 	root    string // folder of the repository
-	out     string // of what is made
-	work    string // of what is needed for that
+	out     string // for the published files
+	work    string // for temporary files
 	version string
 	time    time.Time
 	log     io.Writer
@@ -74,7 +74,7 @@ func run(args []string, out, errout io.Writer) int {
 	return 0
 }
 
-// prepare finds out what is to be released and makes the folders.
+// prepare finds out the version and makes the folders.
 func prepare(out string, log io.Writer) (*release, error) {
 	root, err := repository()
 	if err != nil {

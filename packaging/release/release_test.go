@@ -15,7 +15,7 @@ import (
 	"time"
 )
 
-// TestUsage: wrong arguments are refused with what is wrong.
+// TestUsage: wrong arguments are refused with a reason.
 func TestUsage(t *testing.T) {
 	for _, test := range []struct {
 		args []string

@@ -11,7 +11,7 @@ import (
 	"github.com/opendivert/divert/packet"
 )
 
-// local stands for the sockets of the NAT's host, which have some ports, and counts what is held.
+// local stands for the sockets of the NAT's host, which have some ports, and counts the ports held.
 type local struct {
 	taken map[port]bool
 	held  map[port]bool

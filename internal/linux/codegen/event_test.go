@@ -150,7 +150,7 @@ func compareEvent(t *testing.T, r *rand.Rand, a *packet.Address) {
 	if want := p.Match(nil, a); got != want {
 		t.Errorf("%q on %+v %+v: %v, the interpreter says %v", text, *a, d, got, want)
 	}
-	// What matches without the local side matches with any.
+	// A filter that matches without the local side matches with any.
 	h.LocalUnknown = true
 	if sure, err := decideEvent(p, a, h); err != nil || sure && !got {
 		t.Errorf("%q without the local side: %v, %v", text, sure, err)

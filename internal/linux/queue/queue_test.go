@@ -260,7 +260,7 @@ func TestVerdictsThatDoNotReachTheKernel(t *testing.T) {
 			t.Fatalf("verdict %d: %.100x", id, a.Data)
 		}
 	}
-	// What has no payload can be added again as it was.
+	// A verdict without a payload can be added again as it was.
 	for err = nil; err == nil; {
 		v.AddUpTo(99, Accept, Option{Tag: 5}) // until nothing has room any more: nobody reads
 		err = v.Flush()

@@ -9,7 +9,7 @@ import (
 	"github.com/opendivert/divert/internal/linux/verdict"
 )
 
-// What a program has told of a packet is found by the packet's hash, the oldest first, and is kept for as many packets as
+// The record that a program has sent about a packet is found by the packet's hash, the oldest first, and is kept for as many packets as
 // the longest queue holds.
 func TestTimes(t *testing.T) {
 	times := times{told: [2]map[uint64][]codegen.Time{{}, {}}}

@@ -70,7 +70,7 @@ func TestVerdictsThatFailLeaveNoPacketBehind(t *testing.T) {
 	}
 }
 
-// What was to go on as it was, because nobody received it, goes on a little later.
+// Packets that nobody received, and that are to go on as they were, go on a little later.
 func TestPacketsThatPassAreOwedTheirVerdict(t *testing.T) {
 	s, there := newTestSender(t)
 	p := s.capture(t, tcp4, queue.Message{ID: 7, Hook: queue.HookPostrouting, Out: 2})
