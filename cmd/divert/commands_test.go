@@ -92,6 +92,16 @@ matches: nothing
 layers:  network, forward, flow, socket
 driver:  WinDivert would take it
 `},
+		{name: "explain, impossible", args: "filter explain tcp and udp", out: `
+filter:  tcp and udp
+program: 2 tests at layer network
+     0  tcp  yes: 1       no: reject
+     1  udp  yes: accept  no: reject
+result:  matches nothing
+matches: nothing
+layers:  network, forward, flow, socket
+driver:  WinDivert would take it
+`},
 		{name: "object", args: "filter object tcp.DstPort == 80", out: "@WinDiv_WX_1dWW2mAX\n"},
 		{name: "object, none", args: "filter object ipv6.FlowLabel == 5", status: exitFailed,
 			errout: "divert: test 0: the instructions of WinDivert 2.2 cannot express ipv6.FlowLabel at NETWORK\n"},
@@ -114,7 +124,9 @@ the compiled filter is malformed; text that starts with @WinDiv_ is a compiled f
 		{name: "eval, input", in: "# packets\n\n" + udpHex + "\n", args: "filter eval outbound and ifIdx == 3 --outbound --ifidx 3",
 			out: "1: match  IP 10.77.0.1.5353 > 10.77.0.2.53: UDP, length 1\n"},
 		{name: "eval, no hexadecimal", args: "filter eval true -p 45zz", status: exitUsage,
-			errout: "divert: packet 1 is not hexadecimal: encoding/hex: invalid byte: U+007A 'z'\nSee `divert filter eval --help`.\n"},
+			errout: "divert: packet 1 is not hexadecimal: it has 'z'\nSee `divert filter eval --help`.\n"},
+		{name: "eval, odd", args: "filter eval true -p 450", status: exitUsage,
+			errout: "divert: packet 1 has an odd number of hexadecimal digits\nSee `divert filter eval --help`.\n"},
 		{name: "eval, no packet", args: "filter eval true -p 4500", status: exitFailed,
 			errout: "divert: packet 1 is no IP packet, or its header is damaged\n"},
 		{name: "eval, layer", args: "filter eval --layer flow true", status: exitUsage,

@@ -121,8 +121,12 @@ func (e *eval) all() (int, error) {
 func (e *eval) hex(number int, text string) error {
 	digits := strings.NewReplacer(" ", "", "\t", "", ":", "").Replace(strings.TrimPrefix(text, "0x"))
 	data, err := hex.DecodeString(digits)
-	if err != nil {
-		return usagef("packet %d is not hexadecimal: %v", number, err)
+	var wrong hex.InvalidByteError
+	switch {
+	case errors.As(err, &wrong):
+		return usagef("packet %d is not hexadecimal: it has %q", number, rune(wrong))
+	case err != nil:
+		return usagef("packet %d has an odd number of hexadecimal digits", number)
 	}
 	var p packet.Parsed
 	if !p.Parse(data) {

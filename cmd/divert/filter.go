@@ -197,7 +197,7 @@ var hintNames = [...][]struct {
 // hintText says what a program can match at all.
 func hintText(p *filter.Program) string {
 	hints := (*prog.Program)(p).Hints()
-	if hints == 0 && p.Layer() != divert.LayerReflect {
+	if accepts, _ := (*prog.Program)(p).Outcomes(); !accepts || hints == 0 && p.Layer() != divert.LayerReflect {
 		return "nothing"
 	}
 	var groups []string

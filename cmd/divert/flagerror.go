@@ -35,6 +35,9 @@ func flagError(cmd *cobra.Command, err error) error {
 // valueError says what a flag takes instead of what it was given.
 func valueError(e *pflag.InvalidValueError) string {
 	name, value := "--"+e.GetFlag().Name, printable(e.GetValue())
+	if letter := e.GetFlag().Shorthand; letter != "" {
+		name += " (-" + letter + ")"
+	}
 	switch kind := e.GetFlag().Value.Type(); {
 	case kind == "duration" && strings.Trim(value, "0123456789.") == "" && value != "":
 		return fmt.Sprintf("%s %s has no unit: write %ss for seconds or %sms for milliseconds", name, value, value, value)

@@ -11,9 +11,9 @@ func TestFlagErrors(t *testing.T) {
 		args string
 		want string
 	}{
-		{"dump -c abc", `--limit takes a whole number, not "abc"`},
-		{"dump --limit=", `--limit takes a whole number, not ""`},
-		{"dump -c 99999999999999999999", "--limit 99999999999999999999 is out of range"},
+		{"dump -c abc", `--limit (-c) takes a whole number, not "abc"`},
+		{"dump --limit=", `--limit (-c) takes a whole number, not ""`},
+		{"dump -c 99999999999999999999", "--limit (-c) 99999999999999999999 is out of range"},
 		{"dump --priority 99999", "--priority 99999 is out of range (-30000 to 30000)"},
 		{"dump --queue-time 5", "--queue-time 5 has no unit: write 5s for seconds or 5ms for milliseconds"},
 		{"dump --queue-time soon", `--queue-time takes a time with its unit, as in 500ms or 2s, not "soon"`},

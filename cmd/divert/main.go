@@ -26,6 +26,7 @@ type app struct {
 	colour    bool // out is a terminal that shows colours
 	errColour bool // the same for errout
 
+	errWidth  int                          // columns of errout, if it is a terminal, else 0
 	terminal  bool                         // out is a terminal
 	newScreen func() (tcell.Screen, error) // opens that terminal as a screen
 }
@@ -68,6 +69,9 @@ func main() {
 		colour:    !color.NoColor,
 		errColour: colourAllowed() && isTerminal(os.Stderr),
 		terminal:  term.IsTerminal(int(os.Stdout.Fd())), newScreen: tcell.NewScreen,
+	}
+	if width, _, err := term.GetSize(int(os.Stderr.Fd())); err == nil {
+		a.errWidth = width
 	}
 	if a.colour {
 		a.out = color.Output // translates for old Windows consoles

@@ -148,7 +148,7 @@ func (f *proxyFlags) run(a *app, cmd *cobra.Command, args []string) error {
 	if f.asJSON {
 		r.line(started{"start", "proxy", text, word(divert.LayerNetwork), f.priority, l.Description(), nil})
 	} else {
-		fmt.Fprintf(a.errout, "divert: redirecting, priority %d (%s). Ctrl-C ends.\n", f.priority, l.Description())
+		fmt.Fprintln(a.errout, opening(a.errWidth, "redirecting", fmt.Sprintf(", priority %d", f.priority), l.Description()))
 	}
 	err = f.serve(ctx, a, l, r.warn)
 	f.summary(&r, l)

@@ -47,7 +47,8 @@ func (r *report) begin(command, doing, text string, h *divert.Handle) {
 		r.line(started{"start", command, text, layer, h.Priority(), h.Description(), r.seed})
 		return
 	}
-	fmt.Fprintf(r.app.errout, "divert: %s at layer %s, priority %d (%s). Ctrl-C ends.\n", doing, layer, h.Priority(), h.Description())
+	at := fmt.Sprintf(" at layer %s, priority %d", layer, h.Priority())
+	fmt.Fprintln(r.app.errout, opening(r.app.errWidth, doing, at, h.Description()))
 }
 
 // summary is the line at the end, as JSON.

@@ -17,7 +17,7 @@ import (
 func TestScopeErrors(t *testing.T) {
 	for _, test := range []struct{ args, want string }{
 		{"drop -c -1 udp", "--limit -1 is negative"},
-		{"drop -c abc udp", `--limit takes a whole number, not "abc"`},
+		{"drop -c abc udp", `--limit (-c) takes a whole number, not "abc"`},
 		{"reject --for -1s udp", "--for -1s is negative"},
 		{"passthru --for 30 udp", "--for 30 has no unit: write 30s for seconds or 30ms for milliseconds"},
 		{"delay --for soon 1ms udp", `--for takes a time with its unit, as in 500ms or 2s, not "soon"`},
