@@ -6,12 +6,19 @@ import "github.com/opendivert/divert/internal/flow"
 
 // places notes which flows are in the table of verdicts, so that there is one to make way when it is full: about the one of
 // which no packet has come for the longest time. A hand goes over the flows in turn and takes the first of which none has come
-// since it was there the last time ("clock", "second chance"). Memory grows with the flows, 48 bytes each.
+// since it was there the last time ("clock", "second chance"). Memory grows with the flows, 48 bytes each, and is
+// never copied.
 type places struct {
-	all  []place
-	free []uint32
-	hand uint32
+	chunks [][]place // each has room for chunk places
+	count  int       // of places
+	free   []uint32
+	hand   uint32
 }
+
+const chunk = 1 << 10
+
+// at returns a place.
+func (p *places) at(n uint32) *place { return &p.chunks[n/chunk][n%chunk] }
 
 type place struct {
 	key  flow.Key
@@ -22,7 +29,7 @@ type place struct {
 const looks = 64
 
 // full reports whether there are size flows.
-func (p *places) full(size int) bool { return len(p.free) == 0 && len(p.all) >= size }
+func (p *places) full(size int) bool { return len(p.free) == 0 && p.count >= size }
 
 // take returns a place that is free, if there are fewer than size flows.
 func (p *places) take(size int) (at uint32, ok bool) {
@@ -33,16 +40,19 @@ func (p *places) take(size int) (at uint32, ok bool) {
 		at, p.free = p.free[n-1], p.free[:n-1]
 		return at, true
 	}
-	p.all = append(p.all, place{})
-	return uint32(len(p.all) - 1), true
+	if p.count%chunk == 0 {
+		p.chunks = append(p.chunks, make([]place, min(chunk, size-p.count)))
+	}
+	p.count++
+	return uint32(p.count - 1), true
 }
 
 // note notes the flow at a place that was taken, and the time of its last packet.
-func (p *places) note(at uint32, k *flow.Key, seen int64) { p.all[at] = place{*k, seen} }
+func (p *places) note(at uint32, k *flow.Key, seen int64) { *p.at(at) = place{*k, seen} }
 
 // release gives a place back.
 func (p *places) release(at uint32) {
-	p.all[at] = place{}
+	*p.at(at) = place{}
 	p.free = append(p.free, at)
 }
 
@@ -50,10 +60,10 @@ func (p *places) release(at uint32) {
 // verdict does not hold any more.
 func (p *places) oldest(last func(*flow.Key) (int64, error)) (uint32, *flow.Key, error) {
 	best, least := p.hand, int64(0)
-	for i := range min(looks, len(p.all)) {
+	for i := range min(looks, p.count) {
 		at := p.hand
-		p.hand = (p.hand + 1) % uint32(len(p.all))
-		one := &p.all[at]
+		p.hand = (p.hand + 1) % uint32(p.count)
+		one := p.at(at)
 		seen, err := last(&one.key)
 		if err != nil {
 			return 0, nil, err
@@ -65,5 +75,5 @@ func (p *places) oldest(last func(*flow.Key) (int64, error)) (uint32, *flow.Key,
 			best, least = at, seen
 		}
 	}
-	return best, &p.all[best].key, nil
+	return best, &p.at(best).key, nil
 }

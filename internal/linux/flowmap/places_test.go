@@ -43,8 +43,8 @@ func TestPlacesOfFlowsInUse(t *testing.T) {
 			now++
 			last[key(i)] = now
 		}
-		if len(last) > size || len(p.all) > size {
-			t.Fatalf("%d flows in %d places, want %d", len(last), len(p.all), size)
+		if len(last) > size || p.count > size {
+			t.Fatalf("%d flows in %d places, want %d", len(last), p.count, size)
 		}
 	}
 	ended := key(7)
@@ -62,20 +62,27 @@ func TestPlacesOfFlowsInUse(t *testing.T) {
 
 // TestPlacesAreGivenBack: places that are taken and released in any order stay within the size, and no place has two flows.
 func TestPlacesAreGivenBack(t *testing.T) {
-	const size = 20
+	for _, size := range []int{20, 2*chunk + 100} {
+		giveBack(t, size)
+	}
+}
+
+func giveBack(t *testing.T, size int) {
+	t.Helper()
 	r := rand.New(rand.NewPCG(rand.Uint64(), 3))
 	var p places
 	taken := map[uint32]bool{}
-	for range 10000 {
+	full := 0
+	for range 10000 + 30*size {
 		if at, ok := p.take(size); r.IntN(2) == 0 && ok {
-			if taken[at] || at >= size {
+			if taken[at] || at >= uint32(size) {
 				t.Fatalf("place %d of %d was taken before", at, size)
 			}
 			taken[at] = true
 			p.note(at, &flow.Key{Addrs: [4]uint64{uint64(at)}}, 1)
 		} else if ok {
 			p.release(at)
-		} else if len(taken) != size {
+		} else if full++; len(taken) != size {
 			t.Fatalf("no place is free, %d of %d are taken", len(taken), size)
 		}
 		for at := range taken { // any
@@ -85,6 +92,9 @@ func TestPlacesAreGivenBack(t *testing.T) {
 			}
 			break
 		}
+	}
+	if full == 0 {
+		t.Errorf("the %d places were never all taken", size)
 	}
 }
 
