@@ -15,6 +15,9 @@ import (
 	"testing"
 	"time"
 
+	"github.com/google/nftables"
+	"github.com/google/nftables/binaryutil"
+	"github.com/google/nftables/expr"
 	"golang.org/x/sys/unix"
 
 	"github.com/opendivert/divert"
@@ -204,13 +207,54 @@ func TestRedirectedStaysOnePacket(t *testing.T) {
 	}
 }
 
+// TestRedirectedWithAddressTranslation: where the kernel tracks connections, gives them an address of its own and lets in only
+// what belongs to one, connections that a handle leads to another destination work in both directions: those of a router and
+// those of the host itself.
+func TestRedirectedWithAddressTranslation(t *testing.T) {
+	t.Parallel()
+	for _, e := range engines {
+		t.Run(e.name, func(t *testing.T) {
+			routed := lab.HostRouterPeerT(t, lab.LinkOptions{})
+			needEngine(t, routed.R, e.engine)
+			for _, f := range families {
+				real, aim := f.addr(routed.B), netip.MustParseAddr("10.77.2.99")
+				if real.Is6() {
+					aim = netip.MustParseAddr("fd77:2::99")
+				}
+				nft(t, routed.R, func(c *nftables.Conn) { natRules(c, real, 8053, 53, routed.LinkRB.Name()) })
+				t.Run("forwarded, "+f.name, func(t *testing.T) {
+					r := redirect(t, routed.R, aim, real, divert.WithEngine(e.engine), divert.WithLayer(divert.LayerForward))
+					streamTo(t, routed.A, netip.Addr{}, aim, routed.B, real, amount(1<<20))
+					finish(t, r.d, r.w)
+				})
+				t.Run("the host's own, "+f.name, func(t *testing.T) {
+					nft(t, routed.R, func(c *nftables.Conn) {
+						foreignChain(c, "in", nftables.ChainHookInput, nftables.ChainTypeFilter, 0, []expr.Any{
+							&expr.Meta{Key: expr.MetaKeyL4PROTO, Register: 1},
+							&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: []byte{unix.IPPROTO_TCP}},
+							&expr.Ct{Key: expr.CtKeySTATE, Register: 1},
+							&expr.Bitwise{SourceRegister: 1, DestRegister: 1, Len: 4, Mask: binaryutil.NativeEndian.PutUint32(expr.CtStateBitESTABLISHED), Xor: make([]byte, 4)},
+							&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: make([]byte, 4)},
+							&expr.Verdict{Kind: expr.VerdictDrop},
+						})
+					})
+					defer nft(t, routed.R, func(c *nftables.Conn) { c.DelTable(foreign) })
+					r := redirect(t, routed.R, aim, real, divert.WithEngine(e.engine))
+					streamTo(t, routed.R, netip.Addr{}, aim, routed.B, real, amount(1<<20))
+					finish(t, r.d, r.w)
+				})
+			}
+		})
+	}
+}
+
 func checkRedirected(t *testing.T, row *redirected) {
 	r := redirect(t, row.at, row.aim, row.real, row.opts...)
 	b := openBelow(t, row.at, r, row.opts...)
 	size := amount(4 << 20)
 	streamTo(t, row.from, row.source, row.aim, row.to, row.real, size)
+	finish(t, b.d, b.w) // first, as the sender may repeat its last segment when nothing leads it elsewhere any more
 	finish(t, r.d, r.w)
-	finish(t, b.d, b.w)
 	s := stats(t, r.d)
 	t.Logf("%+v; below %+v", s, stats(t, b.d))
 	if row.injected != (s.Injected > 5) || !row.injected && s.Injected > 2 || s.Failed != 0 { // a RST is never one of the connection's own

@@ -156,10 +156,8 @@ func (i *Injector) Hops() *nexthop.Hops {
 	if i.hops != nil || i.noHops || i.closed {
 		return i.hops
 	}
-	err := i.ns.Do(func() (err error) {
-		i.hops, err = nexthop.Open()
-		return err
-	})
+	var err error
+	i.hops, err = nexthop.Open(i.ns.Do)
 	i.noHops = err != nil
 	return i.hops
 }

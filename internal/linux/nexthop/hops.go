@@ -25,6 +25,7 @@ type Hops struct {
 	policies *netlink.Conn  // the same about IPsec; nil where the kernel has none
 	known    map[target]hop // of the destinations that were asked for
 	plain    [2]plain       // IPv4, IPv6
+	tracking tracking
 }
 
 // target is what a packet's route follows from, while no rule looks at anything else.
@@ -66,10 +67,11 @@ const routeGroups = unix.RTMGRP_LINK | unix.RTMGRP_IPV4_IFADDR | unix.RTMGRP_IPV
 // The groups of XFRM listened to, in bits (linux/xfrm.h): associations and policies.
 const policyGroups = 1<<(3-1) | 1<<(4-1)
 
-// Open listens and asks in the network namespace of the calling thread. It needs CAP_NET_ADMIN there.
-func Open() (*Hops, error) {
-	h := &Hops{known: make(map[target]hop)}
-	if err := h.open(); err != nil {
+// Open listens and asks in a network namespace. It needs CAP_NET_ADMIN there. In runs a function on a thread in the namespace,
+// and is called until Close.
+func Open(in func(func() error) error) (*Hops, error) {
+	h := &Hops{known: make(map[target]hop), tracking: tracking{in: in}}
+	if err := in(h.open); err != nil {
 		return nil, errors.Join(fmt.Errorf("next hops: %w", err), h.Close())
 	}
 	return h, nil
@@ -110,7 +112,7 @@ func (h *Hops) Close() error {
 		return nil
 	}
 	h.closed = true
-	var errs []error
+	errs := []error{h.tracking.close()}
 	for _, fd := range h.changes {
 		errs = append(errs, unix.Close(fd))
 	}
@@ -147,6 +149,7 @@ func (h *Hops) Refresh() {
 	if h.closed || h.err != nil {
 		return
 	}
+	h.tracking.asked = false
 	changed := false
 	for _, fd := range h.changes {
 		for {
@@ -174,6 +177,11 @@ func (h *Hops) Compare(w *Way) Relation {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	if h.closed || h.err != nil || w.From.Is4() != w.To.Is4() || !direct(w.From) || !direct(w.To) {
+		return Apart
+	}
+	// A tracked connection that is forwarded would remain the old one. Its answers, which are tracked before a handle of the layer
+	// FORWARD sees them, would belong to none. (Those of this host's own connections come to handles first.)
+	if w.Forwarded && h.tracking.tracked() {
 		return Apart
 	}
 	now := clock.Now()

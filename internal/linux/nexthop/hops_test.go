@@ -29,7 +29,8 @@ func newPlace(t testing.TB) *place {
 	t.Helper()
 	p := &place{Pair: lab.TwoHostsT(t, lab.LinkOptions{})}
 	p.device = uint32(p.LinkA.Index())
-	if err := p.A.Do(func() (err error) { p.hops, err = Open(); return err }); err != nil {
+	var err error
+	if p.hops, err = Open(p.A.Do); err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() {
@@ -37,7 +38,6 @@ func newPlace(t testing.TB) *place {
 			t.Error(err)
 		}
 	})
-	var err error
 	if p.nl, err = p.A.Netlink(); err != nil {
 		t.Fatal(err)
 	}
