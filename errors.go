@@ -58,7 +58,7 @@ var (
 	// ErrSendOnly: nothing can be received from a handle opened with SendOnly. Open another, or use WithFlags(0).
 	ErrSendOnly = engine.ErrSendOnly
 
-	// ErrDropOnly: nothing ever comes from a handle opened with Drop. Stats counts what it drops.
+	// ErrDropOnly: nothing ever comes from a handle opened with Drop. Stats counts the dropped packets.
 	ErrDropOnly = engine.ErrDropOnly
 
 	// ErrShutdown: Shutdown has ended the sending half, for good.

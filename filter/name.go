@@ -19,7 +19,7 @@ func badName(f prog.Field, name string) (msg, hint string) {
 	quoted := shortened(prog.QuoteName(name))
 	switch {
 	case name == "" && f == prog.FieldProcess:
-		return "no process is without a name", "processId == 0 is what has no process, or none that is known"
+		return "no process is without a name", "processId == 0 matches packets without a known process"
 	case name == "":
 		return "no interface is without a name", ""
 	case f == prog.FieldInterface && len(name) > maxInterfaceName:

@@ -221,7 +221,7 @@ unknown word "udp.Dst"
 		{name: "impair, direction of forwarded packets", args: "impair --layer forward --direction in --lag 1s true", status: exitUsage,
 			errout: "divert: --direction: packets that are forwarded go neither out nor in; use ifIdx in the filter\nSee `divert impair --help`.\n"},
 		{name: "impair, flags and a file", args: "impair --loss 1% --schedule - udp", status: exitUsage,
-			errout: "divert: --schedule and --loss do not go together: the file says what is impaired\nSee `divert impair --help`.\n"},
+			errout: "divert: --schedule and --loss do not go together: the file has the rules\nSee `divert impair --help`.\n"},
 		{name: "impair, no file", args: "impair --schedule testdata/nothing udp", status: exitFailed, errout: "divert: " + missing.Error() + "\n"},
 		{name: "impair, a file without filters", in: "rules:\n  - lag: 1s\n", args: "impair --schedule -", status: exitUsage,
 			errout: "divert: phase 1, rule 1 of - has no filter: give one for such rules, `true` for all packets\nSee `divert impair --help`.\n"},

@@ -50,7 +50,7 @@ func (a *app) diagnosis(r *probe.Report) error {
 	}
 	missing(&b, r.Features)
 	for _, w := range r.Warnings {
-		fmt.Fprintf(&b, "\nIn this network: %s\n  what it does: %s\n  what helps: %s\n", w.What, w.Effect, w.Remedy)
+		fmt.Fprintf(&b, "\nIn this network: %s\n  effect: %s\n  remedy: %s\n", w.What, w.Effect, w.Remedy)
 	}
 	_, err := io.WriteString(a.out, a.coloured(b.String()))
 	return err
@@ -102,13 +102,13 @@ func answerOf(f probe.Result) string {
 	return "?"
 }
 
-// missing says of each feature that was found missing why, what that means and what helps.
+// missing tells of each missing feature the reason, the effect and the remedy.
 func missing(w io.Writer, features []probe.Result) {
 	for _, f := range features {
 		if f.OK || !f.Tried {
 			continue
 		}
-		fmt.Fprintf(w, "\n%s\n  without it: %s\n  what helps: %s\n", f.Error, f.Without, f.Remedy)
+		fmt.Fprintf(w, "\n%s\n  without it: %s\n  remedy: %s\n", f.Error, f.Without, f.Remedy)
 	}
 }
 

@@ -50,7 +50,7 @@ time travel  -      no    answers before questions
 
 time travel not supported (requires >= 5.12)
   without it: one has to wait
-  what helps: patience
+  remedy: patience
 `,
 		},
 		{
@@ -143,7 +143,7 @@ rights       no   Windows error 5
 
 rights: Windows error 5
   without it: no driver
-  what helps: run it as Administrator
+  remedy: run it as Administrator
 `,
 		},
 	}

@@ -36,7 +36,7 @@ func (a *app) driverDiagnosis(r *windows.Report) error {
 	}
 	for _, c := range r.Checks {
 		if !c.OK {
-			fmt.Fprintf(&b, "\n%s: %s\n  without it: %s\n  what helps: %s\n", c.Name, c.Found, c.Without, c.Remedy)
+			fmt.Fprintf(&b, "\n%s: %s\n  without it: %s\n  remedy: %s\n", c.Name, c.Found, c.Without, c.Remedy)
 		}
 	}
 	_, err := io.WriteString(a.out, a.coloured(b.String()))

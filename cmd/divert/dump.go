@@ -121,7 +121,7 @@ func (d *dump) check(cmd *cobra.Command) error {
 		}
 	}
 	if d.snap > 0 && d.read != "" {
-		return usagef("--read and --snapshot-length do not go together: the file has what it has")
+		return usagef("--read and --snapshot-length do not go together: packets of a file have the length they were captured with")
 	}
 	if layer := d.flags.layer(); hasEvents(layer) {
 		for _, name := range []string{"write", "read", "hex", "hex-ascii", "ascii", "time", "number", "link", "interface", "direction", "snapshot-length"} {

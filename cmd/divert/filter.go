@@ -98,8 +98,8 @@ func (a *app) filterOrInput(args []string) (string, error) {
 func newFilterCheck(a *app) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "check [flags] [FILTER]",
-		Short: "Say whether a filter compiles, and if not, what is wrong and where",
-		Long: `Say whether a filter compiles, and if not, what is wrong and where. The exit status is 0 or 2. It says
+		Short: "Check whether a filter compiles, and explain its errors",
+		Long: `Check whether a filter compiles, and explain its errors and their place. The exit status is 0 or 2. It says
 also what WinDivert's driver, which takes less than the compiler, would have against it.`,
 		Example: `  divert filter check tcp.DstPort == 80 and outbound
   divert filter check --strict --layer flow 'processId == 4'`,

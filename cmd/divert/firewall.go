@@ -86,7 +86,7 @@ func rulesError(err error) error {
 func newFirewallCheck(a *app) *cobra.Command {
 	return &cobra.Command{
 		Use:   "check RULES",
-		Short: "Read a file of rules and say what is wrong with it, and where",
+		Short: "Check a file of rules, and explain its errors",
 		Long: `Read a file of rules, and the files that it names, and say what is wrong and where: line, column, and a caret
 under the place. - is standard input. It needs no privileges and touches no network.`,
 		Example: "  divert firewall check rules.yaml",

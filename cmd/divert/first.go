@@ -19,7 +19,7 @@ type firstFlag struct {
 }
 
 func (f *firstFlag) add(cmd *cobra.Command) {
-	cmd.Flags().Uint32Var(&f.n, "first", 0, "of each flow, the first `n` packets of both directions only, and all of what has no flow")
+	cmd.Flags().Uint32Var(&f.n, "first", 0, "only the first `n` packets of each flow, both directions together, and all packets without a flow")
 	f.given = func() bool { return cmd.Flags().Changed("first") }
 }
 

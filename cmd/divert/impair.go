@@ -194,7 +194,7 @@ func impairConfig(a *app, cmd *cobra.Command, flags *impairFlags, rule *impair.R
 	}
 	for _, s := range impair.Settings() {
 		if cmd.Flags().Changed(s.Name) {
-			return c, usagef("--schedule and --%s do not go together: the file says what is impaired", s.Name)
+			return c, usagef("--schedule and --%s do not go together: the file has the rules", s.Name)
 		}
 	}
 	s, err := readSchedule(a, path)

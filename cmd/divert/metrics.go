@@ -336,7 +336,7 @@ func (e *exposition) web(s web.Stats) {
 
 // firewall writes the counters of firewall run.
 func (e *exposition) firewall(s firewall.Stats) {
-	e.metric("divert_decisions_total", "counter", "Connections, and packets that belong to none, by what was decided.")
+	e.metric("divert_decisions_total", "counter", "Connections, and packets that belong to none, by decision.")
 	e.value(float64(s.Allowed), "decision", "allowed")
 	e.value(float64(s.Denied), "decision", "denied")
 	e.value(float64(s.Rejected), "decision", "rejected")

@@ -87,7 +87,7 @@ interface whose name ends in ":sent" as it was sent, its checksums filled in. Th
 	flags.addQueue(cmd, usualQueueLength, usualQueueTime, usualQueueSize)
 	flags.addHang(cmd)
 	first.add(cmd)
-	file.add(cmd, "the packets, and with --rewrite what is sent in their place,")
+	file.add(cmd, "the packets, and with --rewrite their replacements,")
 	fl := cmd.Flags()
 	fl.IntVar(&queues, "queues", 1, fmt.Sprintf("share the flows out to so many queues with a thread each, 1 to %d", divert.MaxQueues))
 	fl.IntVar(&batch, "batch", 64, "packets received and sent with one call at most, 1 to 255")

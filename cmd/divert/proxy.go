@@ -82,7 +82,7 @@ before the first byte of each connection of TCP; UDP is left alone then.`,
 	f.scope.addTime(cmd)
 	f.scope.addMetrics(cmd)
 	addChoice(cmd, &f.engine, "engine", "who decides which packets match")
-	addChoice(cmd, &f.road, "road", "what is rewritten: packets, or the addresses of sockets (Linux, root; TCP with --no-hold)")
+	addChoice(cmd, &f.road, "road", "rewrite packets, or the addresses of sockets (Linux, root; TCP with --no-hold)")
 	return cmd
 }
 

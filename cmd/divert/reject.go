@@ -51,7 +51,7 @@ On Linux, answers to packets on the way out and to routed ones need /dev/net/tun
 				return usagef("-v prints to standard output, where -w - writes the file; choose one")
 			}
 			if p.Layer() == divert.LayerForward && runtime.GOOS != "linux" {
-				return usagef("--layer forward rejects on Linux only: elsewhere what is sent at this layer cannot go back to the sender")
+				return usagef("--layer forward rejects on Linux only: elsewhere packets sent at this layer cannot go back to the sender")
 			}
 			ctx, stop := flags.scope.until(cmd.Context())
 			defer stop()

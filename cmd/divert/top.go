@@ -60,10 +60,10 @@ among the flows once. Packets that came too fast to be counted are told as lost.
 	f := cmd.Flags().Lookup("limit")
 	f.Usage = "end after so many intervals"
 	t.by.names, t.order.names = topByNames, topSortNames
-	addChoice(cmd, &t.by, "by", "what the rows are")
-	addChoice(cmd, &t.order, "sort", "what they are sorted by")
+	addChoice(cmd, &t.by, "by", "kind of rows")
+	addChoice(cmd, &t.order, "sort", "column to sort rows by")
 	fl := cmd.Flags()
-	fl.BoolVar(&t.reverse, "reverse", false, "the least first")
+	fl.BoolVar(&t.reverse, "reverse", false, "sort in ascending order")
 	fl.IntVarP(&t.rows, "rows", "n", 20, "rows of tables, and of each list with --json; 0: all")
 	fl.DurationVar(&t.interval, "interval", time.Second, "how often the numbers change, 100ms or more")
 	fl.BoolVar(&t.plain, "plain", false, "tables, on a terminal too")

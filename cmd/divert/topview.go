@@ -431,7 +431,7 @@ var topHelp = []string{
 	"  k        reset its TCP connections: both ends get a RST with their next packet",
 	"  c        count from 0",
 	"  space    pause the screen; counting goes on",
-	"  q        quit; what was dropped flows again",
+	"  q        quit; dropped flows pass again",
 	"",
 	"Bytes are those of IP packets, without the link layer's headers. A packet of this host to",
 	"itself counts as sent and as received, and among the flows once.",

@@ -229,7 +229,7 @@ var (
 	ErrNoSuchDevice = errors.New("no such network interface")
 	ErrReceiveOnly  = errors.New("the handle was opened to receive only")
 	ErrSendOnly     = errors.New("the handle was opened to send only")
-	ErrDropOnly     = errors.New("the handle was opened to drop only: nothing can be received from it; Stats counts what it drops")
+	ErrDropOnly     = errors.New("the handle was opened to drop only: nothing can be received from it; Stats counts the dropped packets")
 	ErrNoProcess    = errors.New("the process of a packet is not known here")
 	ErrRulesGone    = errors.New("another program has removed the handle's rules from the kernel")
 )

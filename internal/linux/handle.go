@@ -329,7 +329,7 @@ func (h *handle) Cut() error {
 		source.Cut()
 		return nil
 	case h.cfg.Flags&engine.FlagDrop != 0:
-		return fmt.Errorf("%w: what is dropped is not received", engine.ErrNotSupported)
+		return fmt.Errorf("%w: dropped packets are not received", engine.ErrNotSupported)
 	case !kernel.FinishedSCTP.Has() && h.mayTakeSCTP():
 		return fmt.Errorf("%w: this kernel finishes the checksums of SCTP wrongly in queues that cut; a filter for tcp or udp excludes SCTP", engine.ErrNotSupported)
 	}

@@ -299,7 +299,7 @@ func TestCommandDoctor(t *testing.T) {
 		"rights                 yes  Administrator", "WinDivert64.sys", "service WinDivert      yes  running")
 	c = runCommand(t, 0, "doctor", "--driver", os.Getenv("SystemRoot"))
 	c.says(&c.out, "driver file            no   find the driver file: Windows error 2",
-		"without it: the driver cannot be installed; one that runs already", "what helps: put the driver file")
+		"without it: the driver cannot be installed; one that runs already", "remedy: put the driver file")
 	c = runCommand(t, 0, "doctor", "--driver", os.Args[0])
 	c.says(&c.out, "engine.test.exe is a program or a library, no driver")
 	c = runCommand(t, 0, "doctor", "--json", "--driver", testDriver(t))

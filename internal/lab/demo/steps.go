@@ -279,7 +279,7 @@ func (d *demo) speed() error {
 		return err
 	})
 	diverted, err := d.transfer()
-	d.claim("what arrived has the length and the SHA-256 of what was sent", err == nil, fmt.Sprint(err))
+	d.claim("the bytes that arrived have the length and the SHA-256 of those sent", err == nil, fmt.Sprint(err))
 	if err := finish(); err != nil {
 		return err
 	}

@@ -27,8 +27,8 @@ var LiftMemlock = sync.OnceFunc(func() {
 	}
 })
 
-// countsAsLocked reports whether the kernel counts programs and maps as locked memory: before 5.11, which
-// is also what a kernel is taken for that does not say what it is.
+// countsAsLocked reports whether the kernel counts programs and maps as locked memory: before 5.11. A kernel of unknown
+// version is taken for one that does.
 func countsAsLocked() bool {
 	v, known := Running()
 	return !known || v.Before(Version{5, 11})

@@ -39,7 +39,7 @@ func FuzzParse(f *testing.F) {
 func TestRunning(t *testing.T) {
 	v, known := Running()
 	if !known {
-		t.Fatal("the kernel does not say what it is")
+		t.Fatal("the kernel does not tell its version")
 	}
 	if !AtLeast(v) || !AtLeast(Version{3, 0}) || AtLeast(Version{v.Major, v.Minor + 1}) || AtLeast(Version{v.Major + 1, 0}) {
 		t.Errorf("%v", v)

@@ -117,7 +117,7 @@ func (p *Prober) inside(f func() error) error {
 func (p *Prober) report() (*Report, error) {
 	release, machine := kernel.Release()
 	if release == "" {
-		return nil, errors.New("the kernel does not say what it is (uname)")
+		return nil, errors.New("the kernel does not tell its version (uname)")
 	}
 	_ = p.inside(rules.LoadExtensions) // as a handle does that opens; the tests find missing ones
 	r := &Report{

@@ -154,7 +154,7 @@ func (s surroundings) warnings() (ws []Warning) {
 	for _, what := range []string{"REDIRECT", "DNAT", "TPROXY"} {
 		if chains := s.redirects[what]; len(chains) > 0 {
 			add(what+" in nftables: "+strings.Join(chains, ", "),
-				"what ends on this host only by these rules is seen at layer network behind them, if the filter matches before and after; what they lead elsewhere is seen at layers network and forward",
+				"packets that these rules lead to this host are seen at layer network behind the rules, if the filter matches before and after; packets that they lead to other hosts are seen at layers network and forward",
 				"test the source, not the destination, of such packets in filters")
 		}
 	}
