@@ -223,6 +223,7 @@ func TestRedirectedWithAddressTranslation(t *testing.T) {
 				}
 				nft(t, routed.R, func(c *nftables.Conn) { natRules(c, real, 8053, 53, routed.LinkRB.Name()) })
 				t.Run("forwarded, "+f.name, func(t *testing.T) {
+					needInbound(t, routed.R) // new packets come in again, as if they were to be forwarded
 					r := redirect(t, routed.R, aim, real, divert.WithEngine(e.engine), divert.WithLayer(divert.LayerForward))
 					streamTo(t, routed.A, netip.Addr{}, aim, routed.B, real, amount(1<<20))
 					finish(t, r.d, r.w)
