@@ -166,6 +166,13 @@ const MaxBusyPoll = 10 * time.Millisecond
 // several queues, only in the receive calls of a Queue.
 func WithBusyPoll(d time.Duration) Option { return func(o *options) { o.config.BusyPoll = d } }
 
+// WithCopiesInPlace makes the loop over Packets hand out copies of packets where the kernel wrote them, where it can, which saves
+// copying them once more. Their Data is read-only: a program that writes to it ends with a fault (SIGBUS) that it cannot recover from,
+// so Open fails with ErrInvalid unless the handle has the flags Sniff and RecvOnly. It changes nothing else: the packet is valid in
+// its round, also if the handle is closed meanwhile, Clone makes a copy to keep, and other receive calls return copies of their own.
+// Linux can where the kernel decides, at LayerNetwork.
+func WithCopiesInPlace() Option { return func(o *options) { o.config.InPlace = true } }
+
 // MinSnapLength is the least that WithSnapLength takes, in bytes: the longest headers without options.
 const MinSnapLength = 64
 
@@ -333,6 +340,9 @@ func (o *options) check() error {
 	}
 	if o.config.Inbound && (f&RecvOnly != 0 || o.layer != LayerNetwork && o.layer != LayerForward) {
 		return fmt.Errorf("%w: WithInbound is for handles that send packets", ErrInvalid)
+	}
+	if o.config.InPlace && f&(Sniff|RecvOnly) != Sniff|RecvOnly {
+		return fmt.Errorf("%w: WithCopiesInPlace is for handles with the flags %v", ErrInvalid, Sniff|RecvOnly)
 	}
 	if q := o.config.Queues; q < 1 || q > MaxQueues {
 		return fmt.Errorf("%w: %d queues; 1 to %d are possible", ErrInvalid, q, MaxQueues)

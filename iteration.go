@@ -26,6 +26,7 @@ func (h *Handle) Packets(ctx context.Context) iter.Seq2[*Packet, error] {
 func (h *Handle) iterate(ctx context.Context, queue int, yield func(*Packet, error) bool) {
 	it := &iteration{ps: make([]Packet, iterationBatch)}
 	h.left.begin(it)
+	defer h.giveBack(it)
 	defer h.left.end(it)
 	if ctx.Done() != nil {
 		defer context.AfterFunc(ctx, h.platform().Wake)()
@@ -53,7 +54,8 @@ const iterationBatch = 64
 func (h *Handle) refill(ctx context.Context, queue int, it *iteration) error {
 	h.receiving.RLock() // Close comes before, and it receives nothing, or after, and finds what it has received
 	defer h.receiving.RUnlock()
-	n, err := h.receive(ctx, queue, it.ps)
+	h.giveBack(it)
+	n, err := h.receive(ctx, queue, it.ps, &it.lent)
 	it.batch = it.ps[:n]
 	it.taken.Store(0)
 	return err
@@ -64,6 +66,15 @@ type iteration struct {
 	ps    []Packet     // memory
 	batch []Packet     // received last
 	taken atomic.Int32 // how many of them were handed out; more than there are after the rest was taken back
+	lent  bool         // some of the packets lie in the engine's memory
+}
+
+// giveBack gives the memory that packets of the iteration lie in back to the engine.
+func (h *Handle) giveBack(it *iteration) {
+	if it.lent {
+		it.lent = false
+		h.platform().(engine.Lender).GiveBack()
+	}
 }
 
 // next returns the next packet to be handed out, nil if there is none.
@@ -103,7 +114,13 @@ func (l *leftovers) end(it *iteration) {
 	defer l.mu.Unlock()
 	l.iterations = slices.DeleteFunc(l.iterations, func(other *iteration) bool { return other == it })
 	if !l.closed { // else sweep has taken what there was
-		l.rest = append(l.rest, it.takeBack()...)
+		rest := it.takeBack()
+		for i := range rest {
+			if it.lent {
+				rest[i].Data = append(rest[i].Buffer(len(rest[i].Data))[:0], rest[i].Data...)
+			}
+		}
+		l.rest = append(l.rest, rest...)
 		l.resting.Store(int32(len(l.rest)))
 	}
 }

@@ -118,7 +118,7 @@ func (h *Handle) recvOne(ctx context.Context, queue int) (*Packet, error) {
 	defer h.singles.Put(s)
 	h.receiving.RLock()
 	defer h.receiving.RUnlock()
-	if _, err := h.receive(ctx, queue, s[:]); err != nil {
+	if _, err := h.receive(ctx, queue, s[:], nil); err != nil {
 		return nil, opError("recv", err)
 	}
 	h.cut(&s[0])
@@ -142,15 +142,16 @@ const anyQueue = -1
 func (h *Handle) recv(queue int, ps []Packet) (int, error) {
 	h.receiving.RLock()
 	defer h.receiving.RUnlock()
-	n, err := h.receive(context.Background(), queue, ps[:min(len(ps), MaxBatch)])
+	n, err := h.receive(context.Background(), queue, ps[:min(len(ps), MaxBatch)], nil)
 	for i := range ps[:n] {
 		h.cut(&ps[i])
 	}
 	return n, opError("recv", err)
 }
 
-// receive receives from a queue until ctx ends. The caller holds h.receiving, and cuts the packets.
-func (h *Handle) receive(ctx context.Context, queue int, ps []Packet) (int, error) {
+// receive receives from a queue until ctx ends. The caller holds h.receiving, and cuts the packets. Unless lent is nil they may lie in the
+// engine's memory, and then it is set.
+func (h *Handle) receive(ctx context.Context, queue int, ps []Packet, lent *bool) (int, error) {
 	if h.engine == nil {
 		return 0, errUnopened
 	}
@@ -167,7 +168,7 @@ func (h *Handle) receive(ctx context.Context, queue int, ps []Packet) (int, erro
 	case w.Ended():
 		return 0, h.ended(ctx)
 	}
-	n, err := h.next(queue, w, ps)
+	n, err := h.next(queue, w, ps, lent)
 	switch {
 	case h.closed.Load():
 		if n > 0 {
@@ -190,7 +191,7 @@ func (h *Handle) poll(ps []Packet) (int, error) {
 	case h.flags&SendOnly != 0:
 		return 0, ErrSendOnly
 	}
-	return h.next(anyQueue, engine.Wait{Handle: over}, ps)
+	return h.next(anyQueue, engine.Wait{Handle: over}, ps, nil)
 }
 
 // nothing says why nothing can be received from a handle that drops: ErrDropOnly, unless the engine knows more.
@@ -212,11 +213,16 @@ var over = func() chan struct{} {
 	return c
 }()
 
-// next takes what an iteration has left behind, or else receives.
-func (h *Handle) next(queue int, w engine.Wait, ps []Packet) (int, error) {
+// next takes what an iteration has left behind, or else receives; lent is that of receive.
+func (h *Handle) next(queue int, w engine.Wait, ps []Packet, lent *bool) (n int, err error) {
 	q, _ := h.platform().(engine.Queues)
 	if n := h.left.take(q, queue, ps); n > 0 {
 		return n, nil
+	}
+	one := queue == anyQueue || q == nil || q.Queues() == 1
+	if l, ok := h.platform().(engine.Lender); ok && lent != nil && one {
+		n, *lent, err = l.Lend(w, ps)
+		return n, err
 	}
 	if q != nil && queue != anyQueue {
 		return q.RecvQueue(queue, w, ps)

@@ -112,6 +112,8 @@ var contenders = []contender{
 
 	{name: "sniff", about: "copies by divert", loads: streams, copies: true,
 		open: oursFor(wayOnly, program{batch: 64, deal: count}, divert.WithFlags(divert.Sniff|divert.RecvOnly), divert.WithQueueSize(sniffMemory))},
+	{name: "sniff-loop", about: "sniff by a loop over Packets that looks at one byte of each where the kernel wrote it", loads: streams, copies: true,
+		open: oursFor(wayOnly, program{loop: true}, divert.WithFlags(divert.Sniff|divert.RecvOnly), divert.WithQueueSize(sniffMemory), divert.WithCopiesInPlace())},
 	{name: "sniff-snap", about: "sniff, 96 bytes of each packet", loads: streams, copies: true,
 		open: oursFor(wayOnly, program{batch: 64, deal: count}, divert.WithFlags(divert.Sniff|divert.RecvOnly), divert.WithSnapLength(96))},
 	{name: "ring", about: "copies by an AF_PACKET TPACKET_V3 ring", loads: streams, copies: true,

@@ -3,6 +3,7 @@
 package main
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -194,13 +195,15 @@ func (ws handleWorkers) close() error {
 type program struct {
 	batch   int // packets in a receive call, at most
 	deal    deal
-	readers int // goroutines that receive, each from a queue of its own; 0 is 1, from all
+	readers int  // goroutines that receive, each from a queue of its own; 0 is 1, from all
+	loop    bool // over Packets, instead of receive calls; it looks at a byte of each packet
 }
 
 // handleWorker is a program that receives from a handle until it is closed.
 type handleWorker struct {
 	h       *divert.Handle
 	handled atomic.Uint64
+	seen    uint64 // what loop has looked at
 	readers int
 	done    chan error
 }
@@ -229,7 +232,11 @@ func oursFor(filter func(traffic) string, p program, opts ...divert.Option) func
 			if w.readers > 1 {
 				receive = func(ps []divert.Packet) (int, error) { return h.Queue(i % h.Queues()).RecvBatch(ps) }
 			}
-			go func() { w.done <- w.run(p, receive) }()
+			run := func() error { return w.run(p, receive) }
+			if p.loop {
+				run = w.loop
+			}
+			go func() { w.done <- run() }()
 		}
 		return w, nil
 	}
@@ -250,6 +257,21 @@ func (w *handleWorker) run(p program, receive func([]divert.Packet) (int, error)
 			return err
 		}
 	}
+}
+
+// loop looks at each packet where it lies.
+func (w *handleWorker) loop() error {
+	for p, err := range w.h.Packets(context.Background()) {
+		switch {
+		case errors.Is(err, net.ErrClosed):
+			return nil
+		case err != nil:
+			return err
+		}
+		w.seen += uint64(p.Data[0])
+		w.handled.Add(1)
+	}
+	return nil
 }
 
 // counts takes the packets that a dropping handle never sees from the kernel's counter.

@@ -51,6 +51,7 @@ type Config struct {
 	Segments bool // TCP packets too come as they are on the network, not several together
 	Mode     Mode
 	Inbound  bool          // opening fails where packets cannot be injected inbound
+	InPlace  bool          // iterations may borrow, see Lender
 	BusyPoll time.Duration // how long receives look again before they wait, 0: not at all
 
 	FlowTable int           // flows with a verdict to keep at least, see Flows
@@ -168,6 +169,16 @@ var FollowerOf func(h any) Follower
 // the program will get a part: it keeps a copy, for Accept.
 type Keeper interface {
 	Keep(p *packet.Packet)
+}
+
+// Lender is a Handle that can hand out copies of packets where the kernel wrote them.
+type Lender interface {
+	// Lend is Recv, but if it says that it has lent, Data of some packets lies in memory that can only be read, and is the handle's again
+	// with GiveBack. It stays until then also if the handle closes. Until then Lend lends nobody else, and Recv goes on as it does.
+	// It lends nothing unless the handle was opened so (Config.InPlace).
+	Lend(w Wait, ps []packet.Packet) (n int, lent bool, err error)
+	// GiveBack ends what a call of Lend has lent. It waits for nobody, and may be called after Close.
+	GiveBack()
 }
 
 // Queues is a Handle whose flows are shared out to several queues.

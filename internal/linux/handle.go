@@ -284,6 +284,25 @@ func (h *handle) Recv(w engine.Wait, ps []packet.Packet) (int, error) {
 	return h.received(ps, n, err)
 }
 
+// Lend implements engine.Lender.
+func (h *handle) Lend(w engine.Wait, ps []packet.Packet) (n int, lent bool, err error) {
+	l, ok := h.source.(engine.Lender)
+	if !ok || !h.cfg.InPlace {
+		n, err = h.Recv(w, ps)
+		return n, false, err
+	}
+	n, lent, err = l.Lend(w, ps)
+	n, err = h.received(ps, n, err)
+	return n, lent, err
+}
+
+// GiveBack implements engine.Lender.
+func (h *handle) GiveBack() {
+	if l, ok := h.source.(engine.Lender); ok {
+		l.GiveBack()
+	}
+}
+
 // received counts the packets that a source has returned.
 func (h *handle) received(ps []packet.Packet, n int, err error) (int, error) {
 	h.counts.Received.Add(uint64(n))

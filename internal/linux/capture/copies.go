@@ -52,7 +52,21 @@ type copies struct {
 	most   time.Duration
 	rhythm rhythm
 	pieces pieces
+	lends  bool // take may hand out samples where they lie,
+	lent   bool // has done so,
+	kept   int  // and so many bytes of samples are not given back because of it
+	loan   loan
 }
+
+// loan is whether somebody looks at samples in the buffers.
+type loan struct {
+	mu     sync.Mutex
+	out    bool
+	closed bool // the buffers are, but for the memory of what is out
+}
+
+// lentPart is how many times as large as what is lent, but for its last sample, a buffer is at least: what is lent is no room for copies.
+const lentPart = 8
 
 // bufferSize is the size of each processor's buffer in bytes: two have room for the whole queue, of many each for their
 // share, and each for some of the longest packets.
@@ -92,6 +106,77 @@ func (r *copies) Recv(w engine.Wait, ps []packet.Packet) (int, error) {
 	defer r.turn.Release()
 	r.mu.Lock()
 	defer r.mu.Unlock()
+	return r.recv(w, ps)
+}
+
+// Lend implements engine.Lender.
+func (r *copies) Lend(w engine.Wait, ps []packet.Packet) (n int, lent bool, err error) {
+	if !r.turn.Take(w) {
+		return 0, false, engine.ErrInterrupted
+	}
+	defer r.turn.Release()
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.loan.mu.Lock()
+	r.lends = !r.loan.out
+	r.loan.mu.Unlock()
+	n, err = r.recv(w, ps)
+	lent = r.lent
+	r.lends, r.lent, r.kept = false, false, 0
+	return n, lent, err
+}
+
+// GiveBack implements engine.Lender. The kernel gets the memory with the next call that receives.
+func (r *copies) GiveBack() {
+	r.loan.mu.Lock()
+	defer r.loan.mu.Unlock()
+	r.loan.out = false
+	if r.loan.closed {
+		_ = r.buffers.Unmap() // fails only for memory that is not mapped
+	}
+}
+
+// sample takes the next sample, of a size: where it lies, if that may be lent, or else into the memory of the packet that it may become.
+func (r *copies) sample(p *packet.Packet, size int) (sample []byte, lies bool) {
+	if r.lends {
+		if sample := r.buffers.Peek(); sample != nil {
+			r.buffers.Skip()
+			return sample, true
+		}
+	}
+	sample = p.Buffer(r.slots.of(size))[:size]
+	r.buffers.Take(sample)
+	return sample, false
+}
+
+// lend notes that a sample is handed out where it lies.
+func (r *copies) lend() {
+	if r.lent {
+		return
+	}
+	r.loan.mu.Lock()
+	defer r.loan.mu.Unlock()
+	r.lent, r.loan.out = true, true
+}
+
+// keep notes that a sample of a size was taken or skipped. From the first that is lent on they stay.
+func (r *copies) keep(size int) {
+	if r.lent {
+		r.kept += size
+	}
+}
+
+// release gives the memory of what was taken back to the kernel, unless somebody still looks at some of it.
+func (r *copies) release() {
+	r.loan.mu.Lock()
+	defer r.loan.mu.Unlock()
+	if !r.loan.out {
+		r.buffers.Release()
+	}
+}
+
+// recv is Recv while nobody else receives.
+func (r *copies) recv(w engine.Wait, ps []packet.Packet) (int, error) {
 	for {
 		draining := r.draining.Load()
 		n, err := r.take(ps)
@@ -190,7 +275,7 @@ func (r *copies) take(ps []packet.Packet) (n int, err error) {
 		}
 	}
 	oldest := at - int64(r.limits.Load().Time)
-	for n < len(ps) {
+	for n < len(ps) && r.kept <= r.size/lentPart {
 		if r.pieces.left {
 			if r.piece(&ps[n]) {
 				n++
@@ -206,7 +291,7 @@ func (r *copies) take(ps []packet.Packet) (n int, err error) {
 				n++
 			}
 		case n > 0 || looked:
-			r.buffers.Release()
+			r.release()
 			return n, nil
 		default:
 			looked = true
@@ -215,7 +300,7 @@ func (r *copies) take(ps []packet.Packet) (n int, err error) {
 			}
 		}
 	}
-	r.buffers.Release()
+	r.release()
 	return n, nil
 }
 
@@ -241,14 +326,16 @@ func (r *copies) look(at int64) error {
 			packets, bytes = packets-1, bytes-int(record.Captured)-overhead
 		}
 	}
-	r.buffers.Release()
+	r.release()
 	return nil
 }
 
 // skip leaves the next sample out, and counts it if it is a packet.
 func (r *copies) skip(record *codegen.Record, counter *atomic.Uint64) bool {
-	r.came, r.bytes = r.came+1, r.bytes+uint64(r.buffers.Size())
+	size := r.buffers.Size()
+	r.came, r.bytes = r.came+1, r.bytes+uint64(size)
 	r.buffers.Skip()
+	r.keep(size)
 	if record.End() {
 		return false
 	}
@@ -312,8 +399,8 @@ const longest = packet.IPv6HeaderLen + 0xFFFF
 func (r *copies) fill(p *packet.Packet) bool {
 	size := r.buffers.Size()
 	r.came, r.bytes = r.came+1, r.bytes+uint64(size)
-	sample := p.Buffer(r.slots.of(size))[:size]
-	r.buffers.Take(sample)
+	sample, lies := r.sample(p, size)
+	defer r.keep(size)
 	record, data, ok, err := r.joiner.Decode(sample)
 	if err != nil {
 		r.Counts.Long.Add(1)
@@ -340,6 +427,9 @@ func (r *copies) fill(p *packet.Packet) bool {
 	if r.Review.Refuses(p, int(record.Length), superpacket) {
 		r.Counts.Denied.Add(1)
 		return false
+	}
+	if lies {
+		r.lend()
 	}
 	return true
 }
@@ -422,7 +512,13 @@ func (r *copies) Finish() error { return nil } // nothing waits in a queue
 func (r *copies) Close() error {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	return errors.Join(r.buffers.Close(), r.outlet.Close())
+	r.loan.mu.Lock()
+	defer r.loan.mu.Unlock()
+	err := r.buffers.Disconnect()
+	if r.loan.closed = true; !r.loan.out {
+		err = errors.Join(err, r.buffers.Unmap())
+	}
+	return errors.Join(err, r.outlet.Close())
 }
 
 // Tally takes the counts of the programs.

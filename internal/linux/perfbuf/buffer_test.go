@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"slices"
+	"strings"
 	"testing"
 
 	"golang.org/x/sys/unix"
@@ -162,7 +163,11 @@ func took(b *Buffers) (times []int64) {
 			return times
 		}
 		got := make([]byte, b.Size())
+		where := b.Peek()
 		b.Take(got)
+		if where != nil && !bytes.Equal(where, got) {
+			times = append(times, -r.Timestamp) // it lies elsewhere
+		}
 		if !bytes.Equal(got[codegen.RecordSize:][:r.Captured], fmt.Append(nil, r.Timestamp)) {
 			times = append(times, -r.Timestamp) // not its bytes
 		}
@@ -290,11 +295,42 @@ func FuzzBuffers(f *testing.F) {
 				n++
 			}
 			dst := make([]byte, bs.Size())
+			where := bs.Peek()
 			bs.Take(dst)
+			if where != nil && (string(where) != string(dst) || cap(where) != len(where)) {
+				t.Fatalf("%x lies where %x was taken", where, dst)
+			}
 		}
 		bs.Release()
 		if n != packets || bs.Written() != 0 || one.meta.Data_tail != one.meta.Data_head {
 			t.Fatalf("took %d of %d, %d bytes left", n, packets, bs.Written())
 		}
 	})
+}
+
+// TestPeek: a sample lies where it was written until it is released, and one that goes around the end of the memory has to be copied.
+func TestPeek(t *testing.T) {
+	one := made(256, 0)
+	b := &Buffers{buffers: []*buffer{one}}
+	around := 0
+	for at := range int64(50) {
+		text := strings.Repeat("s", int(at)) + fmt.Sprint(at)
+		if !one.writeSample(at, text) {
+			t.Fatal("no room")
+		}
+		if err := b.Look(at); err != nil {
+			t.Fatal(err)
+		}
+		where := b.Peek()
+		b.Skip()
+		if where == nil {
+			around++
+		} else if got := string(where[codegen.RecordSize:][:len(text)]); got != text {
+			t.Errorf("%q, want %q", got, text)
+		}
+		b.Release()
+	}
+	if around == 0 || around > 40 {
+		t.Errorf("%d of 50 samples went around the end", around)
+	}
 }

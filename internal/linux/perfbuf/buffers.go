@@ -26,6 +26,7 @@ type Buffers struct {
 	buffers []*buffer     // those of processors that have another since Grow stay until Close
 	poll    []unix.PollFd // those of wake and the bell, and then the buffers'
 	rung    uint64
+	memory  [][]byte // of buffers that are disconnected
 
 	cut    int64     // samples of later times were perhaps not all seen by the last Look
 	active []*buffer // those that have a next sample
@@ -107,10 +108,14 @@ func open(cpu, size, watermark int) (_ *buffer, err error) {
 }
 
 // Close disconnects and frees the buffers. Nobody may read any more.
-func (b *Buffers) Close() error {
+func (b *Buffers) Close() error { return errors.Join(b.Disconnect(), b.Unmap()) }
+
+// Disconnect is the part of Close that leaves the memory of samples, for those who still look at them. Unmap is to follow.
+func (b *Buffers) Disconnect() error {
 	var errs []error
 	for _, one := range b.buffers {
-		errs = append(errs, unix.Munmap(one.memory), unix.Close(one.fd))
+		errs = append(errs, unix.Close(one.fd))
+		b.memory = append(b.memory, one.memory)
 	}
 	b.buffers, b.active, b.oldest = nil, nil, nil
 	errs = append(errs, b.bell.close())
@@ -120,6 +125,16 @@ func (b *Buffers) Close() error {
 		errs = append(errs, unix.Close(b.wake))
 		b.wake = -1
 	}
+	return errors.Join(errs...)
+}
+
+// Unmap frees the memory that Disconnect has left.
+func (b *Buffers) Unmap() error {
+	var errs []error
+	for _, m := range b.memory {
+		errs = append(errs, unix.Munmap(m))
+	}
+	b.memory = nil
 	return errors.Join(errs...)
 }
 
@@ -237,6 +252,18 @@ func (b *Buffers) Size() int { return b.oldest.size }
 func (b *Buffers) Take(dst []byte) {
 	b.oldest.copy(dst, b.oldest.tail+sampleHead)
 	b.Skip()
+}
+
+// Peek returns the next sample where it lies, nil if it goes around the end of the memory. After Skip it stays there until
+// Release, or, if the Buffers are closed before, until Unmap.
+func (b *Buffers) Peek() []byte {
+	one := b.oldest
+	from := int((one.tail + sampleHead) & uint64(len(one.data)-1))
+	to := from + one.size
+	if to > len(one.data) {
+		return nil
+	}
+	return one.data[from:to:to]
 }
 
 // Skip goes on to the sample after the next.

@@ -248,11 +248,20 @@ func TestLiveAllocations(t *testing.T) {
 	}
 }
 
-// BenchmarkTake takes copies of packets of 64 bytes out of the buffers.
+// BenchmarkTake takes copies of packets out of the buffers, or looks at them there.
 func BenchmarkTake(b *testing.B) {
-	l := openLive(b, 1<<20, 1<<19)
-	dst := make([]byte, 1<<10)
-	payload := string(make([]byte, 36))
+	for _, row := range []struct {
+		name    string
+		payload int // bytes
+		inPlace bool
+	}{{"64 bytes", 36, false}, {"64 bytes, in place", 36, true}, {"1400 bytes", 1372, false}, {"1400 bytes, in place", 1372, true}} {
+		b.Run(row.name, func(b *testing.B) { take(b, string(make([]byte, row.payload)), row.inPlace) })
+	}
+}
+
+func take(b *testing.B, payload string, inPlace bool) {
+	l := openLive(b, 1<<23, 1<<22)
+	dst := make([]byte, 2<<10)
 	b.ReportAllocs()
 	for left := 0; b.Loop(); left-- {
 		if left == 0 {
@@ -265,7 +274,11 @@ func BenchmarkTake(b *testing.B) {
 		if _, ok := l.Next(); !ok {
 			b.Fatal("nothing there")
 		}
-		l.Take(dst[:l.Size()])
+		if where := l.Peek(); inPlace && where != nil {
+			l.Skip()
+		} else {
+			l.Take(dst[:l.Size()])
+		}
 		l.Release()
 	}
 }
