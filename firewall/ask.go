@@ -91,7 +91,11 @@ func subjectOf(c *Conn) subject {
 // ask asks what is to become of a connection, by a packet of it.
 func (f *Firewall) ask(key flowKey, fl *flow, p *divert.Packet, c *Conn, d Decision) {
 	f.stats.Asked++
-	if a, ok := f.questions.remembered.get(subjectOf(c)); ok {
+	a, ok := f.questions.remembered.get(subjectOf(c))
+	if !ok && f.config.Answers != nil {
+		a, ok = f.config.Answers.of(c)
+	}
+	if ok {
 		f.answered(fl, p, c, d, a, "answer")
 		return
 	}
@@ -134,32 +138,48 @@ func (f *Firewall) answered(fl *flow, p *divert.Packet, c *Conn, d Decision, a A
 // ErrNoQuestion says that there is no question with an id, or not any more: its time was over, or another answer was first.
 var ErrNoQuestion = errors.New("firewall: there is no such question, or not any more")
 
-// Answer answers a question: Allow, Deny or Reject. An answer that is to be remembered holds, until Close, for all
-// connections of the same program and user to the same port of the same host that rules would ask about. It fails with
-// ErrNoQuestion.
+// Answer answers a question: Allow, Deny or Reject. An answer that is to be remembered holds for all connections of the same program and
+// user to the same port of the same host that rules would ask about: always, if it can be added to Config.Answers, and until Close
+// otherwise, of which Config.Warn is told. It fails with ErrNoQuestion.
 func (f *Firewall) Answer(id uint64, a Action, remember bool) error {
 	if a > Reject {
 		return fmt.Errorf("firewall: %w: %v is no answer; allow, deny and reject are", divert.ErrInvalid, a)
 	}
+	c, err := f.answerOpen(id, a, remember)
+	if err != nil || !remember || f.config.Answers == nil {
+		return err
+	}
+	if err := f.config.Answers.add(&c, a, f.noProcesses != nil); err != nil { // packets do not wait for the file
+		f.config.Warn(fmt.Errorf("an answer that is to hold always: %w", err))
+		return nil
+	}
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.questions.remembered.remove(subjectOf(&c))
+	return nil
+}
+
+// answerOpen answers an open question, and all others that an answer that is remembered is about. It returns the connection.
+func (f *Firewall) answerOpen(id uint64, a Action, remember bool) (Conn, error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	q := f.questions.open[id]
 	if q == nil {
-		return ErrNoQuestion
+		return Conn{}, ErrNoQuestion
 	}
 	if remember {
 		f.questions.remembered.put(subjectOf(&q.conn), a)
 	}
 	f.settle(q, a, "answer", "answered: "+a.String())
 	if !remember {
-		return nil
+		return q.conn, nil
 	}
 	for _, other := range f.questions.open {
 		if subjectOf(&other.conn) == subjectOf(&q.conn) {
 			f.settle(other, a, "answer", "answered: "+a.String())
 		}
 	}
-	return nil
+	return q.conn, nil
 }
 
 // settle ends a question with an answer.

@@ -33,6 +33,10 @@ type Config struct {
 	// answers.
 	Asker Asker
 
+	// Answers are answers that hold always; those that are to be remembered are added. Without them answers are remembered until
+	// Close.
+	Answers *Answers
+
 	// Learner gets the connections that no rule is about.
 	Learner *Learner
 

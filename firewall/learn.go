@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"io"
 	"maps"
-	"os"
 	"path/filepath"
 	"slices"
 	"strconv"
@@ -145,22 +144,10 @@ func ProtocolName(p uint8) string {
 
 // Save writes the file at a path, as a whole: whoever reads it finds the rules before or these. A new file is for its user
 // alone.
-func (l *Learner) Save(path string) (err error) {
-	f, err := os.CreateTemp(filepath.Dir(path), "."+filepath.Base(path)+".*")
-	if err != nil {
+func (l *Learner) Save(path string) error {
+	var b bytes.Buffer
+	if _, err := l.WriteTo(&b); err != nil {
 		return err
 	}
-	defer func() {
-		if err != nil {
-			_ = os.Remove(f.Name())
-		}
-	}()
-	_, err = l.WriteTo(f)
-	if closed := f.Close(); err == nil {
-		err = closed
-	}
-	if err == nil {
-		err = os.Rename(f.Name(), path)
-	}
-	return err
+	return replaceFile(path, b.Bytes())
 }

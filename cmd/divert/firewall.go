@@ -109,6 +109,7 @@ under the place. - is standard input. It needs no privileges and touches no netw
 // firewallFlags are the flags of divert firewall run.
 type firewallFlags struct {
 	learn    string
+	answers  string
 	socket   string
 	quiet    bool
 	json     bool
@@ -133,7 +134,8 @@ With --learn connections that no rule is about, and which have the default then,
 that allow them; it begins with default: deny, and replaces what was in the file.
 
 Rules with action: ask hold the connection until somebody has answered in ` + "`divert firewall ask`" + `, which finds
-this command by its socket. The socket is for root and the user that runs the firewall.
+this command by its socket. The socket is for root and the user that runs the firewall. Answers that hold always
+are kept in a file beside the rules, rules.answers.yaml for rules.yaml; --answers names another.
 
 Mind the connection you work over: the rules decide it, too.`,
 		Example: `  divert firewall run rules.yaml
@@ -144,6 +146,7 @@ Mind the connection you work over: the rules decide it, too.`,
 	}
 	fl := cmd.Flags()
 	fl.StringVar(&f.learn, "learn", "", "write rules for what no rule is about to `file`")
+	fl.StringVar(&f.answers, "answers", "", "keep answers that hold always in `file`, RULES with .answers before its ending by default")
 	fl.StringVar(&f.socket, "socket", defaultSocket, "`path` of the socket for divert firewall ask")
 	fl.BoolVarP(&f.quiet, "quiet", "q", false, "print no decisions")
 	fl.BoolVar(&f.json, "json", false, "decisions, messages and summary as JSON")
@@ -160,6 +163,13 @@ func (f *firewallFlags) run(a *app, cmd *cobra.Command, path string) error {
 	rules, err := loadRules(a, path)
 	if err != nil {
 		return err
+	}
+	if f.answers == "" {
+		f.answers = firewall.AnswersPath(path)
+	}
+	answers, err := firewall.LoadAnswers(f.answers)
+	if err != nil {
+		return fmt.Errorf("the answers that hold always: %w", rulesError(err))
 	}
 	ctx, stop := untilSignal(cmd.Context())
 	defer stop()
@@ -180,7 +190,7 @@ func (f *firewallFlags) run(a *app, cmd *cobra.Command, path string) error {
 	defer log.close()
 	w := &warnings{warn: r.warn}
 	config := firewall.Config{
-		Priority: f.priority, Log: log.add, Warn: w.add, Learner: &firewall.Learner{},
+		Priority: f.priority, Log: log.add, Warn: w.add, Learner: &firewall.Learner{}, Answers: answers,
 		Options: []divert.Option{divert.WithEngine(engines[f.engine.value])},
 	}
 	prompts, listener, err := f.listen(r)
@@ -223,7 +233,7 @@ func (f *firewallFlags) run(a *app, cmd *cobra.Command, path string) error {
 	r.begin("firewall run", fmt.Sprintf("deciding connections by %s, default %v", countOf(uint64(rules.Len()), "rule"), rules.Default()), path, fw.Handle())
 	background, cancel := context.WithCancel(ctx)
 	var helpers sync.WaitGroup
-	helpers.Go(func() { f.follow(background, a, fw, guard, path, again, r) })
+	helpers.Go(func() { f.follow(background, a, fw, guard, path, answers, again, r) })
 	if f.learn != "" {
 		helpers.Go(func() { f.save(background, config.Learner, w.add) })
 	}
@@ -268,7 +278,7 @@ const followTime = time.Second
 
 // follow exchanges the rules when their files have changed, or on SIGHUP, until the context ends. A file that is being
 // written is read once it has stayed as it is for one look.
-func (f *firewallFlags) follow(ctx context.Context, a *app, fw *firewall.Firewall, guard *firewallGuard, path string, again <-chan os.Signal, r *report) {
+func (f *firewallFlags) follow(ctx context.Context, a *app, fw *firewall.Firewall, guard *firewallGuard, path string, answers *firewall.Answers, again <-chan os.Signal, r *report) {
 	ticker := time.NewTicker(followTime)
 	defer ticker.Stop()
 	read, seen := fw.Rules().State(), fw.Rules().State()
@@ -280,6 +290,12 @@ func (f *firewallFlags) follow(ctx context.Context, a *app, fw *firewall.Firewal
 		case <-again:
 			forced = true
 		case <-ticker.C:
+		}
+		switch changed, err := answers.Refresh(); {
+		case err != nil:
+			r.warn(fmt.Errorf("%w\nthe answers stay as they were", rulesError(err)))
+		case changed && !r.json:
+			fmt.Fprintf(a.errout, "divert: %s that hold always were read again from %s\n", countOf(uint64(answers.Len()), "answer"), printable(answers.Path()))
 		}
 		is := fw.Rules().State()
 		settled := is == seen

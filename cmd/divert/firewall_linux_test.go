@@ -504,6 +504,21 @@ func TestFirewallAsk(t *testing.T) {
 		}
 	}
 	a.waitFor(t, "the firewall has ended")
+
+	// The next one knows what was to hold always, and nobody has written to the rules.
+	if text, err := os.ReadFile(path); err != nil || string(text) != rules("1s") {
+		t.Errorf("the rules are %q, %v", text, err)
+	}
+	p = start(t, pair.A, "firewall", "run", "--json", "--socket", filepath.Join(t.TempDir(), "socket"), path)
+	if got := try(pair.A, to(7001), patience); got != works {
+		t.Errorf("what was to hold always: %s", got)
+	}
+	if got := try(pair.A, to(7003), patience); got != isRefused {
+		t.Errorf("what was not: %s", got)
+	}
+	if out, status := p.end(t, os.Interrupt); status != 0 || !strings.Contains(out, `"at":"answer"`) {
+		t.Errorf("status %d: %s%s", status, out, p.errout)
+	}
 }
 
 // asker is divert firewall ask.

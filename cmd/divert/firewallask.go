@@ -27,8 +27,8 @@ of these words, or its first letter, and Enter.
   reject   refuse it
 
 With "always" behind it (a! for short) the answer holds for the same program and user, the same host and the
-same port, until the firewall ends. A connection that nobody answers in time has the default of the rules. Where several
-of these commands run, the first answer counts.
+same port, and is kept in a file beside the rules. A connection that nobody answers in time has the default of the
+rules. Where several of these commands run, the first answer counts.
 
 It must run as root, or as the user that runs the firewall.`,
 		Example: `  divert firewall ask
