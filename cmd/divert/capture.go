@@ -31,7 +31,7 @@ func (c *captureReader) next(r *record) error {
 	}
 	r.data, r.length, r.when, r.addr, r.live = p.Data, p.Length, p.Time, &p.Addr, false
 	r.device, r.direction = p.Device, directionsOfFiles[p.Direction]
-	r.pid, r.program, r.path, r.verdict = p.PID, p.Program, p.Path, p.Verdict
+	r.pid, r.program, r.path, r.verdict, r.lost = p.PID, p.Program, p.Path, p.Verdict, p.Lost
 	return nil
 }
 

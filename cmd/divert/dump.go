@@ -267,6 +267,10 @@ func (d *dump) receive(ctx context.Context, h *divert.Handle) error {
 	names := interfaces{}
 	clock := newWallClock()
 	r := &record{live: true}
+	var lost losses
+	if d.write != "" {
+		lost.handle = h
+	}
 	for {
 		if d.flags.scope.count > 0 {
 			ps = ps[:min(len(ps), d.flags.scope.count-d.shown)]
@@ -279,8 +283,10 @@ func (d *dump) receive(ctx context.Context, h *divert.Handle) error {
 			return err
 		}
 		d.flags.scope.metrics.observe(ps[:n])
+		gone := lost.next()
 		for i := range ps[:n] {
 			r.set(&ps[i], clock, names)
+			r.lost, gone = gone, 0
 			r.ascribe(d.printer.processes)
 			if done, err := d.show(r); done || err != nil {
 				return err

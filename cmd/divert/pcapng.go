@@ -83,6 +83,9 @@ func (c *captureWriter) write(r *record) error {
 		c.head(capfile.OptionFlags, 4)
 		c.word(flags)
 	}
+	if r.lost > 0 {
+		c.number(capfile.OptionLost, r.lost)
+	}
 	c.number(capfile.OptionPacketID, c.packets)
 	if r.queue > 0 {
 		c.head(capfile.OptionQueue, 4)

@@ -3,12 +3,18 @@ package main
 import (
 	"bytes"
 	"fmt"
+	"io"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
+	"testing/synctest"
 	"time"
+
+	"github.com/opendivert/divert"
+	"github.com/opendivert/divert/diverttest"
 )
 
 // capture writes packets of two processes on two interfaces.
@@ -24,7 +30,7 @@ func processCapture(t *testing.T, program string) []byte {
 	for i, r := range []record{
 		{device: "eth0", direction: directionOut, pid: 4711, program: program, path: "/usr/bin/" + program},
 		{device: "eth0", direction: directionIn, pid: 4712, program: "d\u00e9mon"},
-		{device: "lo", direction: directionLoopback},
+		{device: "lo", direction: directionLoopback, lost: 1 << 40},
 	} {
 		r.data, r.length, r.when = packet, len(packet), time.Unix(1_700_000_000+int64(i), 123456789)
 		if err := w.write(&r); err != nil {
@@ -49,6 +55,76 @@ func TestProcessesInCaptures(t *testing.T) {
 			t.Errorf("%q became %s", program, lines[0])
 		}
 	}
+}
+
+// TestLossesInCaptures: what was lost between packets is read back, and written again.
+func TestLossesInCaptures(t *testing.T) {
+	file := filepath.Join(t.TempDir(), "again.pcapng")
+	if r := runCommand(t, string(processCapture(t, "curl")), "dump", "-r", "-", "-w", file); r.status != exitOK {
+		t.Fatalf("%+v", r)
+	}
+	f, err := os.Open(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	c, err := newCaptureReader(f, divert.LayerNetwork)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var got []uint64
+	for r := (record{}); ; {
+		if err := c.next(&r); err == io.EOF {
+			break
+		} else if err != nil {
+			t.Fatal(err)
+		}
+		got = append(got, r.lost)
+	}
+	if want := []uint64{0, 0, 1 << 40}; !slices.Equal(got, want) {
+		t.Errorf("lost %v, want %v", got, want)
+	}
+}
+
+// TestLosses: a handle is asked for its losses every now and then, and each is told once.
+func TestLosses(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		network := diverttest.New()
+		h, err := network.Open("true", divert.WithFlags(divert.Sniff), divert.WithQueueLength(32))
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer h.Close()
+		b := make([]byte, 33)
+		b[0], b[3], b[8], b[9] = 0x45, 33, 64, 253
+		send := func(n int) {
+			for range n {
+				network.Outbound(b, diverttest.Link)
+			}
+		}
+		l := losses{handle: h}
+		for i, step := range []struct {
+			packets int
+			pause   time.Duration
+			want    uint64
+		}{{40, 0, 8}, {5, 0, 0}, {0, lossesEvery, 5}, {0, lossesEvery, 0}, {1, time.Hour, 1 + 32}} {
+			send(step.packets)
+			time.Sleep(step.pause)
+			if i == 4 { // which have become too old
+				ps := make([]divert.Packet, 1)
+				send(1)
+				if _, err := h.RecvBatch(ps); err != nil {
+					t.Fatal(err)
+				}
+			}
+			if got := l.next(); got != step.want {
+				t.Errorf("step %d: %d were lost, want %d", i, got, step.want)
+			}
+		}
+		if l = (losses{}); l.next() != 0 {
+			t.Error("losses of no handle")
+		}
+	})
 }
 
 // TestFilesByNames: filters find processes and interfaces that a capture file tells.
@@ -76,7 +152,7 @@ func TestWiresharkReadsProcesses(t *testing.T) {
 		t.Fatal(err)
 	}
 	c := exec.Command(tshark, "-r", file, "-T", "fields", "-E", "separator=|", "-e", "frame.packet_id", "-e", "frame.interface_name",
-		"-e", "frame.packet_flags_direction", "-e", "frame.time_epoch", "-e", "frame.comment")
+		"-e", "frame.packet_flags_direction", "-e", "frame.time_epoch", "-e", "frame.comment", "-e", "frame.drop_count")
 	c.Env = append(os.Environ(), "HOME="+t.TempDir(), "TZ=UTC", "LC_ALL=C.UTF-8")
 	var errout bytes.Buffer
 	c.Stderr = &errout
@@ -84,9 +160,9 @@ func TestWiresharkReadsProcesses(t *testing.T) {
 	if err != nil {
 		t.Fatalf("%v\n%s", err, &errout)
 	}
-	const want = `1|eth0|0x00000002|1700000000.123456789|curl[4711] /usr/bin/curl
-2|eth0|0x00000001|1700000001.123456789|démon[4712]
-3|lo|0x00000002|1700000002.123456789|
+	const want = `1|eth0|0x00000002|1700000000.123456789|curl[4711] /usr/bin/curl|
+2|eth0|0x00000001|1700000001.123456789|démon[4712]|
+3|lo|0x00000002|1700000002.123456789||1099511627776
 `
 	if string(out) != want {
 		t.Errorf("tshark reads\n%s, want\n%s", out, want)

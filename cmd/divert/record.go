@@ -21,8 +21,9 @@ type record struct {
 	live      bool // from a handle: all of addr is known
 
 	verdict capfile.Verdict
-	sent    bool // by divert
-	queue   int  // of the handle, numbered from 1; 0 if it has only one
+	sent    bool   // by divert
+	lost    uint64 // packets before it, since the record before
+	queue   int    // of the handle, numbered from 1; 0 if it has only one
 
 	pid     uint32 // the process, 0 if there is none or it is not known
 	program string // its program's name

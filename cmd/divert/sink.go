@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"time"
 
 	"github.com/opendivert/divert"
 )
@@ -106,5 +107,37 @@ func (s *fileSink) statistics() error {
 	if err != nil {
 		return s.capture.statistics(0) // how many were lost is not known; the packets are there
 	}
-	return s.capture.statistics(st.DroppedFull + st.DroppedOld + st.DroppedLong + st.Lost)
+	return s.capture.statistics(lostOf(&st))
+}
+
+// lostOf returns how many packets a handle has lost, or copies of them.
+func lostOf(st *divert.Stats) uint64 {
+	return st.DroppedFull + st.DroppedOld + st.DroppedLong + st.Lost
+}
+
+// losses tells, while packets are received, how many were lost since it was asked last. The zero losses is of no handle, and tells of none.
+type losses struct {
+	handle *divert.Handle
+	asked  time.Time
+	told   uint64
+}
+
+// lossesEvery is how often a handle is asked at most.
+const lossesEvery = 100 * time.Millisecond
+
+// next returns how many packets were lost that it has not told of.
+func (l *losses) next() uint64 {
+	now := time.Now()
+	if l.handle == nil || now.Sub(l.asked) < lossesEvery {
+		return 0
+	}
+	l.asked = now
+	st, err := l.handle.Stats()
+	if err != nil {
+		return 0 // the statistics at the end will tell
+	}
+	n := lostOf(&st)
+	lost := n - min(n, l.told)
+	l.told = max(n, l.told)
+	return lost
 }

@@ -29,6 +29,7 @@ type trace struct {
 	clock   *wallClock
 	names   interfaces
 	record  record
+	losses  losses
 	written uint64
 }
 
@@ -76,6 +77,9 @@ func (t *trace) write(ps []divert.Packet, queue int, finish func(i int)) error {
 		r.ascribe(t.processes)
 		r.queue = queue
 		finish(i)
+		if r.lost = 0; !r.sent {
+			r.lost = t.losses.next()
+		}
 		if err := t.sink.write(r); err != nil {
 			return err
 		}
@@ -141,6 +145,7 @@ func (f *handleFlags) openTraced(p *filter.Program, flags divert.Flag, t *trace,
 		return f.open(p, flags, opts...)
 	}
 	h, t.processes, err = f.openWithProcesses(p, flags, opts...)
+	t.losses.handle = h
 	return h, err
 }
 

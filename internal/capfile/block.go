@@ -20,6 +20,7 @@ const (
 	OptionFilter      = 11
 	OptionOffset      = 14 // in seconds, to add to times
 	OptionFlags       = 2  // of a packet
+	OptionLost        = 4  // packets lost between the packet before and this one
 	OptionPacketID    = 5
 	OptionQueue       = 6
 	OptionProcess     = 8 // the process and the thread, 4 bytes each

@@ -224,6 +224,8 @@ func (p *pcapngReader) packet(f *frame, body []byte, old bool) error {
 			f.direction = [...]Direction{Unknown, In, Out, Unknown}[p.order.Uint32(value)&3]
 		case code == OptionProcess && len(value) >= 4 && !old:
 			f.pid = p.order.Uint32(value)
+		case code == OptionLost && len(value) >= 8 && !old:
+			f.lost = p.order.Uint64(value)
 		case code == OptionComment:
 			if v := verdictOf(string(value)); v != NoVerdict {
 				f.verdict = v
@@ -274,7 +276,7 @@ func (p *pcapngReader) fill(f *frame, id uint32, data []byte, length uint32) err
 	}
 	i := &p.interfaces[id]
 	f.data, f.length, f.linkType, f.device, f.direction = data, int(length), i.linkType, i.name, Unknown
-	f.pid, f.program, f.path, f.verdict = 0, "", "", NoVerdict
+	f.pid, f.program, f.path, f.verdict, f.lost = 0, "", "", NoVerdict, 0
 	return nil
 }
 

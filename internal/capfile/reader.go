@@ -42,6 +42,7 @@ type Packet struct {
 	Program, Path string // of the process, "" if the file does not tell them
 
 	Verdict Verdict
+	Lost    uint64 // packets that the capture lost before this one, as far as the file tells it
 }
 
 // Direction is where a packet goes, as far as a file tells it.
@@ -66,6 +67,7 @@ type frame struct {
 	pid           uint32 // the process of the packet, 0 if the file does not tell it
 	program, path string
 	verdict       Verdict
+	lost          uint64 // packets before it
 }
 
 // frameReader reads a file of one of the formats. At the end of the file next returns io.EOF; if that comes too early,
@@ -178,4 +180,5 @@ func (c *Reader) fill(p *Packet, data []byte, f *frame) {
 	}
 	p.Data, p.Length, p.Time = data, length, f.when
 	p.PID, p.Program, p.Path, p.Verdict = f.pid, f.program, f.path, f.verdict
+	p.Lost = f.lost
 }
