@@ -126,7 +126,7 @@ func ExampleHandle_Stats() {
 }
 
 // Each packet goes on 100 ms after it came. When the program is to end, by ^C for instance, what it holds goes on at once
-// and what comes later is not captured: nothing is lost.
+// and later packets are not captured: nothing is lost.
 func Example_delay() {
 	network := diverttest.New()
 	h, err := network.Open("outbound and udp.DstPort == 53")

@@ -284,7 +284,7 @@ type Stats struct {
 
 	Reinjected uint64 // received packets that were sent on
 	Abandoned  uint64 // received packets that are gone: dropped by Drop, or not sent on for too long
-	Injected   uint64 // packets sent that were none of the received ones
+	Injected   uint64 // packets sent that were not received ones
 	Failed     uint64 // sends that were refused, also because the packet was gone: its network interface went down
 	Foreign    uint64 // packets that another program's rules led to the handle's queue; they went on, and nobody received them
 }

@@ -62,7 +62,7 @@ func parse(args []string) (*settings, error) {
 	return &s, s.choose(*who, *what)
 }
 
-// usageText lists what can be chosen.
+// usageText lists contenders and loads.
 func usageText(f *flag.FlagSet) {
 	w := f.Output()
 	fmt.Fprintln(w, "usage: bench [flags]\n\nflags:")

@@ -39,7 +39,7 @@ func pingPong(c *course) error {
 	return errors.Join(err, <-server)
 }
 
-// echo sends back what comes on a connected socket until stop.
+// echo sends back the datagrams of a connected socket until stop.
 func echo(stop *atomic.Bool, fd int) error {
 	if err := unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &unix.Timeval{Usec: 20000}); err != nil {
 		return os.NewSyscallError("setsockopt", err)

@@ -77,7 +77,7 @@ func (h *handle) describe(d *descriptor) bool {
 	return true
 }
 
-// watch waits for what comes whenever it is its turn, until close.
+// watch waits for packets and events whenever it is its turn, until close.
 func (h *handle) watch(d *descriptor) {
 	defer close(d.ended)
 	held := &h.held

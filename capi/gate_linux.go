@@ -18,7 +18,7 @@ const (
 	futexWake    = 1 | futexPrivate
 )
 
-// open lets the one who waits, or will, pass once.
+// open lets the waiting goroutine, or the next one to wait, pass once.
 func (g *gate) open() {
 	g.opened.Store(1)
 	_, _, _ = unix.Syscall6(unix.SYS_FUTEX, uintptr(unsafe.Pointer(&g.opened)), futexWake, 1, 0, 0, 0)

@@ -15,7 +15,7 @@ func (g *gate) channel() chan struct{} {
 	return g.c
 }
 
-// open lets the one who waits, or will, pass once.
+// open lets the waiting goroutine, or the next one to wait, pass once.
 func (g *gate) open() { g.channel() <- struct{}{} }
 
 // pass waits until the gate is open, and closes it.

@@ -47,7 +47,7 @@ var checkers = []struct {
 	{"valgrind", gccModern, needValgrind, underValgrind},
 }
 
-// underValgrind returns what runs a program under valgrind. What that finds fails the test when it ends.
+// underValgrind returns a function that runs a program under valgrind, whose errors fail the test when it ends.
 func underValgrind(t *testing.T, program string, args ...string) *exec.Cmd {
 	log := filepath.Join(t.TempDir(), "log")
 	t.Cleanup(func() {

@@ -76,7 +76,7 @@ func needTun(t *testing.T) {
 	tun.Close()
 }
 
-// answer sends a text over a new connection and returns what comes back until its end.
+// answer sends a text over a new connection and returns the answer up to its end.
 func answer(t *testing.T, h *lab.Host, to netip.AddrPort, text string) (string, error) {
 	t.Helper()
 	return exchange(t, h, to, text, true)

@@ -30,7 +30,7 @@ type world interface {
 	addrs() (host, peer netip.AddrPort)
 	link() uint32     // the host's interface to its peer
 	linkName() string // its name
-	settle()          // gives what must not come the time to come
+	settle()          // waits long enough for packets that must not come
 
 	// bind has the host bind a UDP socket to a port of its address and close it, and reports whether that was allowed.
 	bind(port uint16) bool
@@ -147,7 +147,7 @@ func (p *player) fails(err, want error, code uint32) {
 	}
 }
 
-// patience is how long a row waits for what must come.
+// patience is how long a row waits for packets that must come.
 const patience = 20 * time.Second
 
 // until waits until a handle's counters are as they are to be.

@@ -1,7 +1,7 @@
 // Package diverttest is a fake network for the tests of programs that use package divert: its handles are those of
 // package divert, with the same code above the engine, but behind them is nothing but memory, so tests need no
 // privileges and run on any system. A test puts packets on the network and raises events, the program under test
-// receives, changes, drops and injects through handles that Network.Open has opened for it, and what leaves the
+// receives, changes, drops and injects through handles that Network.Open has opened for it, and the packets that leave the
 // last handle comes back to the test. The fake follows the specification of WinDivert 2.2; one table of tests holds
 // it and the Linux engine to that.
 //

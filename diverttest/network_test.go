@@ -447,7 +447,7 @@ func TestLimitLowered(t *testing.T) {
 	stats(t, h, divert.Stats{Matched: 101, Waiting: 50, DroppedFull: 51})
 }
 
-// TestImpostorOfClosedHandle: the hop limit counts for what goes on at the close too (api.md 10).
+// TestImpostorOfClosedHandle: the hop limit counts for packets that go on at the close too (api.md 10).
 func TestImpostorOfClosedHandle(t *testing.T) {
 	n := diverttest.New()
 	h := open(t, n, "true")

@@ -366,7 +366,7 @@ func TestReceiversWakeUp(t *testing.T) {
 							}
 						})
 					}
-					time.Sleep(20 * time.Millisecond) // most likely they wait; what follows holds if not, too
+					time.Sleep(20 * time.Millisecond) // most likely they wait; the test holds if not, too
 					if err := w.wake(d); err != nil {
 						t.Fatal(err)
 					}
@@ -404,7 +404,7 @@ func TestContextEndsOneReceiverOnly(t *testing.T) {
 	})
 }
 
-// TestCloseLetsWaitingPacketsGoOn: what nobody has received when the handle closes was not captured.
+// TestCloseLetsWaitingPacketsGoOn: packets that nobody has received go on when the handle closes.
 func TestCloseLetsWaitingPacketsGoOn(t *testing.T) {
 	eachEngine(t, lab.LinkOptions{}, func(t *testing.T, pair *lab.Pair, e divert.Option) {
 		conn, expect := receiver(t, pair.B, pair.B.Addr4())
@@ -449,7 +449,7 @@ func TestCloseLetsGoOnWhatAnIterationLeft(t *testing.T) {
 	})
 }
 
-// TestShutdownDrains: after Shutdown nothing is captured, what waits is still received, and then comes io.EOF.
+// TestShutdownDrains: after Shutdown nothing is captured, waiting packets are still received, and then comes io.EOF.
 func TestShutdownDrains(t *testing.T) {
 	eachEngine(t, lab.LinkOptions{}, func(t *testing.T, pair *lab.Pair, e divert.Option) {
 		conn, expect := receiver(t, pair.B, pair.B.Addr4())

@@ -72,7 +72,7 @@ func (c *churn) open(r *rand.Rand) (*churner, error) {
 	return h, nil
 }
 
-// read accepts what comes until the handle is shut down or its deadline is over.
+// read accepts packets until the handle is shut down or its deadline is over.
 func (h *churner) read() error {
 	ps := make([]divert.Packet, 64)
 	for {

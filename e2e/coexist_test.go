@@ -30,7 +30,7 @@ import (
 	"github.com/opendivert/divert/packet"
 )
 
-// neighbourhood is what other programs have set up on a host.
+// neighbourhood is the set-up of other programs on a host.
 type neighbourhood struct {
 	name  string
 	setUp func(t *testing.T, pair *lab.Pair)
@@ -122,7 +122,7 @@ func setUpMarks(t *testing.T, pair *lab.Pair) {
 	})
 }
 
-// setUpBridge is what docker does: a bridge with an address, and masquerading of what comes from it.
+// setUpBridge does as docker: a bridge with an address, and masquerading of packets from it.
 func setUpBridge(t *testing.T, pair *lab.Pair) {
 	nl, err := pair.A.Netlink()
 	if err != nil {
@@ -358,7 +358,7 @@ func sweep() error {
 	return errors.Join(rules.Sweep(ns), ns.Close())
 }
 
-// TestCoexistence: what other programs have set up works on while a handle is open, and is as it was when the handle is
+// TestCoexistence: the set-up of other programs works on while a handle is open, and is as it was when the handle is
 // closed.
 func TestCoexistence(t *testing.T) {
 	t.Parallel()

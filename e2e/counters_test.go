@@ -77,7 +77,7 @@ func ignored(t testing.TB, d *divert.Handle) {
 	}
 }
 
-// TestPacketsOfADeadLinkAreFailures: the kernel drops what waits in a queue when the network device goes down. Packets
+// TestPacketsOfADeadLinkAreFailures: the kernel drops packets that wait in a queue when the network device goes down. Packets
 // that the program has then, or receives later, cannot be sent on: they are failures, and nothing else.
 func TestPacketsOfADeadLinkAreFailures(t *testing.T) {
 	t.Parallel()

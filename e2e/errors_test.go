@@ -44,7 +44,7 @@ func (r refusal) check(t *testing.T, op string, err error) {
 	}
 }
 
-// TestOpenRefuses: what cannot be opened says why, and leaves nothing.
+// TestOpenRefuses: an Open that fails says why, and leaves nothing.
 func TestOpenRefuses(t *testing.T) {
 	pair := lab.TwoHostsT(t, lab.LinkOptions{})
 	for _, row := range []struct {
@@ -92,7 +92,7 @@ func TestOpenRefuses(t *testing.T) {
 	}
 }
 
-// TestNil: what must not be nil is refused; an option may be.
+// TestNil: nil arguments are refused, but for options.
 func TestNil(t *testing.T) {
 	pair := lab.TwoHostsT(t, lab.LinkOptions{})
 	d := openAt(t, pair.A, "false", nil)

@@ -33,7 +33,7 @@ type evasion struct {
 	syns    []oddity
 	round   uint16
 	port    net.PacketConn       // of datagrams
-	marker  net.PacketConn       // of what comes last
+	marker  net.PacketConn       // of the last datagram
 	capture *lab.Capture         // of answers
 	write   func(b []byte) error // sends a packet
 	t       *testing.T

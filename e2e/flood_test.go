@@ -134,7 +134,7 @@ func (fl *flow) send(t testing.TB, index uint32, rate, window int, stop <-chan s
 	}
 }
 
-// receive notes what arrives until the socket is closed or its deadline is over.
+// receive notes the datagrams that arrive until the socket is closed or its deadline is over.
 func (f *flood) receive() {
 	b := make([]byte, 64)
 	for {

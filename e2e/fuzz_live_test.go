@@ -48,7 +48,7 @@ const (
 	numEdits
 )
 
-// tunnels is a router between two TUN devices, with handles for what comes from one of two sources.
+// tunnels is a router between two TUN devices, with handles for packets from one of two sources.
 type tunnels struct {
 	h       *lab.Host
 	in, out *lab.TUN

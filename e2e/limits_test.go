@@ -244,7 +244,7 @@ func TestShutdownModes(t *testing.T) {
 							results <- err
 						}()
 					}
-					time.Sleep(10 * time.Millisecond) // most likely they wait; what follows holds if not, too
+					time.Sleep(10 * time.Millisecond) // most likely they wait; the test holds if not, too
 					for _, how := range m.how {
 						if err := d.Shutdown(how); err != nil {
 							t.Fatal(err)
@@ -447,7 +447,7 @@ func TestCallsAfterClose(t *testing.T) {
 	})
 }
 
-// TestShortQueueLosesNothingOfOthers: what does not match goes through the queue of a handle of the interpreter too, however
+// TestShortQueueLosesNothingOfOthers: packets that do not match go through the queue of a handle of the interpreter too, however
 // short the handle's own is. Came from a bug: of a burst, packets that found more than 128 waiting were lost.
 func TestShortQueueLosesNothingOfOthers(t *testing.T) {
 	t.Parallel()
@@ -456,7 +456,7 @@ func TestShortQueueLosesNothingOfOthers(t *testing.T) {
 		for range 10 {
 			k := counterAt(t, pair.B)
 			d := openAt(t, pair.A, "outbound and udp.DstPort == 9", e, divert.WithQueueLength(32))
-			var from []net.Conn // several, as what waits counts against its sender's buffer
+			var from []net.Conn // several, as waiting packets count against their sender's buffer
 			for range sockets {
 				from = append(from, dialUDP(t, pair.A, net.UDPAddrFromAddrPort(k.Addr())))
 			}

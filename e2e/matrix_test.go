@@ -166,7 +166,7 @@ func init() {
 	}
 }
 
-// MarshalJSON leaves out what cannot travel.
+// MarshalJSON leaves out the fields that JSON cannot carry.
 func (o *observer) MarshalJSON() ([]byte, error) {
 	type plain observer
 	p := plain(*o)

@@ -68,7 +68,7 @@ func (e ends) syn(flags uint16, options, payload []byte) []byte {
 	return b
 }
 
-// seal writes the checksum of a transport header and what follows it (RFC 9293 3.1, RFC 8200 8.1).
+// seal writes the checksum of a transport header and its payload (RFC 9293 3.1, RFC 8200 8.1).
 func (e ends) seal(b []byte, protocol byte, at int) {
 	b[at], b[at+1] = 0, 0
 	pseudo := append(append([]byte(nil), e.src.AsSlice()...), e.dst.AsSlice()...)

@@ -318,7 +318,7 @@ type subjectCall struct {
 	Matched, Waiting uint64
 }
 
-// subjectAnswer is what comes of it.
+// subjectAnswer is the result of a call.
 type subjectAnswer struct {
 	Numbers []uint64
 	Error   string
@@ -431,7 +431,7 @@ func (s subjectSpec) open() (*opened, error) {
 	}
 	o := &opened{Handle: d, flags: s.Flags, reading: make(chan error, 1)}
 	if s.Flags&divert.Sniff != 0 {
-		go func() { o.reading <- o.read() }() // with the interpreter what nobody receives has not matched yet
+		go func() { o.reading <- o.read() }() // with the interpreter a packet that nobody receives has not matched yet
 	}
 	return o, nil
 }

@@ -72,7 +72,7 @@ func init() {
 	}
 }
 
-// TestPacketAndRawSockets: who has CAP_NET_RAW sends frames past all handles and reads what they drop. Packets of raw sockets
+// TestPacketAndRawSockets: a process with CAP_NET_RAW sends frames past all handles and reads packets that they drop. Packets of raw sockets
 // meet handles, without the flag Impostor, but no handle of the layer SOCKET learns of them.
 func TestPacketAndRawSockets(t *testing.T) {
 	needUsers(t)

@@ -14,7 +14,7 @@ import (
 )
 
 // TestQueueSeesWhatALoopLeft: packets that an iteration has received and not handed out come from their queues, in
-// the order of their flows, and before what waits in the kernel.
+// the order of their flows, and before those that wait in the kernel.
 func TestQueueSeesWhatALoopLeft(t *testing.T) {
 	t.Parallel()
 	const queues, flows, each = 4, 12, 10

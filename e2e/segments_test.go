@@ -278,7 +278,7 @@ func TestSegmentsOfTCP(t *testing.T) {
 	}
 }
 
-// TestSegmentsOfCopiesFromTheLog: what cannot be had is an error.
+// TestSegmentsOfCopiesFromTheLog: copies from the log cannot be cut, so Open fails.
 func TestSegmentsOfCopiesFromTheLog(t *testing.T) {
 	t.Parallel()
 	host, err := lab.NewT(t).AddHost("h")
@@ -416,7 +416,7 @@ func TestSegmentsBehindExtensionHeaders(t *testing.T) {
 							}
 						}
 						got := arrivals(t, conn, len(want))
-						slices.Sort(got) // what does not match goes on at once, and may overtake
+						slices.Sort(got) // datagrams that do not match go on at once, and may overtake
 						if !slices.Equal(got, want) {
 							t.Errorf("arrived %s, want %s", short(got), short(want))
 						}

@@ -102,7 +102,7 @@ func TestFewRights(t *testing.T) {
 			}
 		})
 	}
-	// Without the right to see whether packets wait in queues, nobody takes the table away; who has it does.
+	// Without the right to see whether packets wait in queues, nobody takes the table away; a process that has it does.
 	if tables, err := pair.A.NFTables(); err != nil || len(tables) != 1 {
 		t.Errorf("the tables are %v (%v), want an empty one of ours", tables, err)
 	}
@@ -201,7 +201,7 @@ func TestSniffedQueue(t *testing.T) {
 				done <- err
 			}()
 		}
-		time.Sleep(20 * time.Millisecond) // most likely they wait; what follows holds if not, too
+		time.Sleep(20 * time.Millisecond) // most likely they wait; the test holds if not, too
 		for size := 8 << 20; size <= 32<<20; size *= 2 {
 			set(t, d, sizeOf(size))
 		}

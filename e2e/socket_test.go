@@ -336,7 +336,7 @@ func describeEvent(a *divert.Address, names map[uint32]string, endpoints map[uin
 		side(f.RemoteAddr, f.RemotePort), strings.Join(flags, ","), id, parent)
 }
 
-// compareLines compares what came with what should have.
+// compareLines compares the lines that came with the expected ones.
 func compareLines(t testing.TB, got []string, want string) {
 	t.Helper()
 	var lines []string

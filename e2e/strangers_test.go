@@ -344,8 +344,8 @@ func ids(owners []rules.Owner) (all []uint64) {
 	return all
 }
 
-// TestAnOrdinaryUserFillsAQueue: whoever may send what matches can fill a handle's queue. What others send is dropped
-// then, or passes unseen by a handle that fails open; what does not match goes on either way.
+// TestAnOrdinaryUserFillsAQueue: any sender of matching packets can fill a handle's queue. Matching packets of others are
+// dropped then, or pass unseen by a handle that fails open; packets that do not match go on either way.
 func TestAnOrdinaryUserFillsAQueue(t *testing.T) {
 	needUsers(t)
 	t.Parallel()

@@ -25,7 +25,7 @@ func negated(p *prog.Program) []prog.Test {
 	return tests
 }
 
-// FuzzCompile holds the compiler to what must be true of any text: it does not panic, errors lie within
+// FuzzCompile holds the compiler to rules that must be true of any text: it does not panic, errors lie within
 // the text, what both dialects accept means the same, and "not (…)" is the true negation.
 func FuzzCompile(f *testing.F) {
 	for _, row := range workedObjects {

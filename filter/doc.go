@@ -1,6 +1,6 @@
 // Package filter is the filter language of WinDivert: it compiles the text of a filter to a Program,
 // decides with it about packets and events, and turns it into text and object strings again.
-// A filter is a Boolean expression of tests such as tcp.DstPort == 80; Fields lists what can be tested.
+// A filter is a Boolean expression of tests such as tcp.DstPort == 80; Fields lists the fields that tests may name.
 // It depends on nothing but package packet and touches no network, so it works on any system.
 //
 // # Grammar

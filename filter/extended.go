@@ -10,7 +10,7 @@ import (
 	"github.com/opendivert/divert/packet"
 )
 
-// This file is what only the extended dialect has: sets, prefixes, and the refusal of comparisons that
+// This file has the parts of the extended dialect only: sets, prefixes, and the refusal of comparisons that
 // cannot be meant.
 
 // possible returns the least and the greatest value that a field can have on a layer.

@@ -333,7 +333,7 @@ func foreignField(f prog.Field, layer packet.Layer, d Dialect) (msg, hint string
 	return fmt.Sprintf("%s does not exist at layer %s", f, layer), hint
 }
 
-// unknownWord makes an error of a word that is none of the language.
+// unknownWord makes an error of a word that the language does not have.
 func (l *lexer) unknownWord(start, end int) *Error {
 	s := l.text[start:end]
 	hint := withValue(s, l.text[end:], l.layer, l.dialect)

@@ -298,7 +298,7 @@ func (w word) constant() bool {
 // stands before the colon must be a token. Behind a number there must be a field, so that
 // misspelt addresses stay whole. Extended dialect only.
 func (l *lexer) split(start, end int) (token, bool) {
-	const longest = 128 // of what stands before the colon; keeps hostile texts cheap
+	const longest = 128 // of the text before the colon; keeps hostile texts cheap
 	for at := min(end-1, start+longest); at > start; at-- {
 		if l.text[at] != ':' {
 			continue

@@ -166,7 +166,7 @@ func nameNode(f prog.Field, equal bool, names []string, named func(string) *prog
 	return joined(kind, parts)
 }
 
-// nameHint advises on what stands behind a field that is compared with names.
+// nameHint advises on the right side of a comparison with names.
 func (p *parser) nameHint() string {
 	name := exampleName(p.last.start, p)
 	if word := p.bareName(p.tok.pos); word != "" && p.tok.kind != tokAnd && p.tok.kind != tokOr {

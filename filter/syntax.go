@@ -179,7 +179,7 @@ func (p *parser) primary(depth int) *node {
 	return n
 }
 
-// parenthesis parses what stands in parentheses, the current token being the opening one.
+// parenthesis parses an expression in parentheses, the current token being the opening one.
 func (p *parser) parenthesis(depth int) *node {
 	p.advance()
 	n := p.disjunction(depth)

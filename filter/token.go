@@ -57,7 +57,7 @@ type token struct {
 	form     literalForm // tokNumber
 	field    prog.Field  // tokField
 	value    prog.Value  // tokNumber
-	text     string      // tokText: what stands between the quotes, without the backslashes
+	text     string      // tokText: the text between the quotes, without the backslashes
 	pos, end int
 }
 

@@ -165,7 +165,7 @@ func TestSetPayloadErrors(t *testing.T) {
 	}
 }
 
-// A packet that grows must not grow into what lies behind it, whatever room its slice has.
+// A packet must not grow into the bytes behind it, whatever capacity its slice has.
 func TestSetPayloadMemory(t *testing.T) {
 	batch := append(example(t, "B"), example(t, "C")...)
 	p := vouched(batch[:len(example(t, "B"))])

@@ -355,7 +355,7 @@ func setWordCount(h []byte, at, shift, n int) bool {
 	return true
 }
 
-// options returns what lies in h behind the fixed header, up to size.
+// options returns the part of h behind the fixed header, up to size.
 func options(h []byte, fixed, size int) []byte {
 	size = min(size, len(h))
 	if size <= fixed {

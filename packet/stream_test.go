@@ -251,7 +251,7 @@ func streamBadNetwork(t *testing.T, r *rand.Rand) {
 	}
 }
 
-// reassembly is a receiver that keeps what comes early.
+// reassembly is a receiver that keeps segments that come early.
 type reassembly struct {
 	next  uint32
 	got   []byte

@@ -131,7 +131,7 @@ func (r *result) growth(of func(sample) int) float64 {
 	return mean(r.samples[3*n/4:n-1]) / mean(r.samples[n/4:n/2])
 }
 
-// measures are what must not grow.
+// measures are the values that must not grow.
 var measures = []struct {
 	name string
 	of   func(sample) int

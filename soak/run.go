@@ -274,7 +274,7 @@ func (s *soak) kill(i int) error {
 	return err
 }
 
-// pause stops a worker for a moment: what matches waits, and nothing is lost.
+// pause stops a worker for a moment: matching packets wait, and none is lost.
 func (s *soak) pause(i int) error {
 	p := s.ws[i].cmd.Process
 	if err := p.Signal(syscall.SIGSTOP); err != nil {

@@ -90,7 +90,7 @@ type window struct {
 	at       time.Time // when it happened
 }
 
-// explain sorts losses by the windows that they lie in; what lies in none is left.
+// explain sorts losses by the windows that they lie in; those outside all windows are left.
 func explain(lost []time.Time, windows []window) (by map[string]int, left []time.Time) {
 	by = make(map[string]int)
 	for _, at := range lost {

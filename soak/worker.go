@@ -83,7 +83,7 @@ func (w *workerSpec) open(r *rand.Rand) (*handle, error) {
 	return h, nil
 }
 
-// read sends on what comes until the handle ends.
+// read sends packets on until the handle ends.
 func (h *handle) read() error {
 	ps := make([]divert.Packet, 64)
 	for {

@@ -14,5 +14,5 @@
 //	defer f.Close()
 //	return f.Run(ctx)
 //
-// The page docs/web.md says what can be known of a connection and what cannot.
+// The page docs/web.md says which connections can be judged, and which cannot.
 package web

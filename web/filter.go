@@ -57,7 +57,7 @@ type Config struct {
 // MaxPage is how long a block page may be, in bytes.
 const MaxPage = 8 << 10
 
-// The limits of what waits for a name.
+// The limits of packets that wait for a name.
 const (
 	holdTime    = 2 * time.Second
 	maxUnacked  = 64 << 10 // bytes judged and not acknowledged that a connection may have
@@ -218,7 +218,7 @@ func (f *Filter) Close() error { return f.handle.Close() }
 // batch is how many packets are received at a time.
 const batch = 128
 
-// Run judges connections until ctx ends; then what waits for a name passes, or with FailClosed is dropped, and it
+// Run judges connections until ctx ends; then packets that wait for a name pass, or with FailClosed are dropped, and it
 // returns ctx's error. It fails with the errors of receiving. Run may be called once.
 func (f *Filter) Run(ctx context.Context) error {
 	defer context.AfterFunc(ctx, func() { _ = f.handle.Shutdown(divert.ShutdownRecv) })()

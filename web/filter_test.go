@@ -103,7 +103,7 @@ func (b *bench) connect(local, port uint16) *peer {
 	return p
 }
 
-// handshake is connect without a look at what goes on.
+// handshake is connect without a look at the packets that go on.
 func (b *bench) handshake(local, port uint16) *peer {
 	b.t.Helper()
 	p := &peer{b, netip.AddrPortFrom(netip.MustParseAddr("10.0.0.1"), local), netip.AddrPortFrom(netip.MustParseAddr("192.0.2.1"), port), serverISN + 1}
@@ -422,7 +422,7 @@ func serverHelloOf(random [32]byte) string {
 }
 
 // TestEarlyData: a hello that offers early data may be followed by that and, if the server asks for it, by a second hello behind. If
-// the server does not ask, what follows the early data is the kernel's.
+// the server does not ask, the bytes behind the early data are the kernel's.
 func TestEarlyData(t *testing.T) {
 	record := func(n int) string { return string([]byte{23, 3, 3, byte(n >> 8), byte(n)}) + strings.Repeat("e", n) }
 	const changed = "\x14\x03\x03\x00\x01\x01"
@@ -797,7 +797,7 @@ func TestQUIC(t *testing.T) {
 	}
 }
 
-// checkQUIC checks what went on when the last datagram had come.
+// checkQUIC checks which datagrams had gone on when the last one had come.
 func checkQUIC(t *testing.T, v *quicinitial.Version, id, src []byte, datagrams []string, all []seen, blocked bool) {
 	t.Helper()
 	if !blocked {

@@ -151,7 +151,7 @@ func (e *LineError) Unwrap() error { return e.Err }
 const maxLine = 64 << 10
 
 // Read replaces the list by the one that r has: one entry a line, with white space around it. Empty lines count for
-// nothing, and neither does what follows a #. A line of a hosts file, an address with names behind it, stands for its
+// nothing, and neither does text behind a #. A line of a hosts file, an address with names behind it, stands for its
 // names; localhost and its kin, which such files begin with, are left out there. If it fails the list stays as it was;
 // errors of a line are *LineError, others those of the reader.
 func (h *Hosts) Read(r io.Reader) error {

@@ -13,11 +13,11 @@ const maxHead = 16 << 10
 type finding uint8
 
 const (
-	more      finding = iota // nothing yet, or nothing but what needs no judgement
+	more      finding = iota // nothing yet, or only bytes that need no judgement
 	named                    // a request or hello is whole: names
 	nameless                 // it is whole and names nobody
 	other                    // the bytes are of another protocol, or cannot be followed any more
-	encrypted                // the handshake's names are known, what follows is encrypted
+	encrypted                // the handshake's names are known, the rest is encrypted
 	ambiguous                // it may be read in different ways
 	tooLong                  // there is no end within maxHead
 )

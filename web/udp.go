@@ -15,7 +15,7 @@ type exchange struct {
 	attempts []*attempt // the latest last
 	held     []divert.Packet
 	turn     uint64 // counts the times that holding began
-	refused  bool   // what cannot be read was blocked
+	refused  bool   // an unreadable datagram was blocked
 }
 
 // attempt is a connection of QUIC, as its Initial packets show it.

@@ -9,7 +9,7 @@ import (
 )
 
 // broadcasts are the broadcast addresses of the IPv4 subnets that this host is in. Nothing in a packet tells
-// them from other addresses, and what goes to one of them must not be answered (RFC 1122 section 3.2.2).
+// them from other addresses, and packets to one of them must not be answered (RFC 1122 section 3.2.2).
 // The zero value is ready for update.
 type broadcasts struct {
 	addrs map[netip.Addr]struct{}

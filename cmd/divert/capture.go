@@ -46,7 +46,7 @@ type interruptible struct {
 	r    io.Reader
 	buf  []byte // receives the bytes read; not the caller's memory, which an abandoned Read must not write to
 	rest []byte // the part of buf that is still to be returned
-	err  error  // what comes behind it
+	err  error  // the error behind the bytes
 }
 
 // Read reads.

@@ -127,7 +127,7 @@ func TestCompressedFile(t *testing.T) {
 	}
 }
 
-// TestCutFile reads files that end in the middle: what came before is printed, then there is an error.
+// TestCutFile reads files that end in the middle: the packets before are printed, then there is an error.
 func TestCutFile(t *testing.T) {
 	file := sampleFile(t)
 	whole := runCommand(t, string(file), "dump", "-r", "-").out

@@ -390,7 +390,7 @@ func TestOutputErrors(t *testing.T) {
 	}
 }
 
-// TestCopyFile writes what matches in a capture file to another, and reads that.
+// TestCopyFile writes the matching packets of a capture file to another, and reads that.
 func TestCopyFile(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "udp.pcapng")
 	r := runCommand(t, string(sampleFile(t)), "dump", "-r", "-", "-w", path, "udp and not ipv6")

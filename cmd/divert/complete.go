@@ -203,7 +203,7 @@ func (r *reflector) completeHandles(cmd *cobra.Command, args []string, begun str
 	if ctx == nil {
 		ctx = context.Background()
 	}
-	_ = r.each(ctx, nil, func(e *divert.Packet) error { // what cannot be seen is not offered
+	_ = r.each(ctx, nil, func(e *divert.Packet) error { // handles that this user cannot see are not offered
 		if pid := e.Addr.Reflect().ProcessID; !seen[pid] {
 			seen[pid] = true
 			words = append(words, fmt.Sprintf("%d\t%s", pid, printable(r.printer.processes.program(pid, ""))))

@@ -373,7 +373,7 @@ func (d *dump) filterFile(ctx context.Context, c *captureReader) error {
 		return err
 	}
 	for {
-		if c.Drained() { // who reads along is not kept waiting
+		if c.Drained() { // flush so that a live reader is not delayed
 			if err := d.sink.flush(); err != nil {
 				return err
 			}

@@ -199,7 +199,7 @@ func commandPage(c *cobra.Command) string {
 	return r.b.String()
 }
 
-// parentPath returns what stands before a command's own name on a command line.
+// parentPath returns the words before a command's own name on a command line.
 func parentPath(c *cobra.Command) string {
 	if !c.HasParent() {
 		return ""

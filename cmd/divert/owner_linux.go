@@ -13,7 +13,7 @@ import (
 	"unsafe"
 )
 
-// waiting are the states of sockets that take what comes for their address: TCP_LISTEN, and TCP_CLOSE for UDP
+// waiting are the states of sockets that take packets for their address: TCP_LISTEN, and TCP_CLOSE for UDP
 // (include/net/tcp_states.h).
 var waiting = map[string]string{"tcp": "0A", "udp": "07"}
 
@@ -41,7 +41,7 @@ func socketOwners(network string, at netip.AddrPort) (ids []uint32) {
 	return ids
 }
 
-// readSockets adds the sockets of a table of /proc/net that have a state and take what comes for an address.
+// readSockets adds the sockets of a table of /proc/net that have a state and take packets for an address.
 func readSockets(r io.Reader, state string, at netip.AddrPort, sockets map[string]bool) {
 	for lines := bufio.NewScanner(r); lines.Scan(); {
 		f := strings.Fields(lines.Text()) // sl local_address rem_address st tx:rx tr:tm retrnsmt uid timeout inode

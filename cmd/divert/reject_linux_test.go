@@ -17,7 +17,7 @@ import (
 	"github.com/opendivert/divert/internal/lab"
 )
 
-// rejectWay is where a rejecter stands between the one who asks and a server that would answer.
+// rejectWay is where a rejecter stands between a client and a server that would answer.
 type rejectWay struct {
 	name    string
 	args    []string
@@ -180,7 +180,7 @@ func TestRejectConnection(t *testing.T) {
 	}
 }
 
-// TestRejectVerbose looks at the lines of -v, and at what goes to everybody and must not be answered.
+// TestRejectVerbose looks at the lines of -v, and at broadcasts, which must not be answered.
 func TestRejectVerbose(t *testing.T) {
 	pair := lab.TwoHostsT(t, lab.LinkOptions{})
 	p := start(t, pair.B, "reject", "-v", "inbound and udp")

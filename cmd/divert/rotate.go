@@ -112,7 +112,7 @@ type files struct {
 // errLastFile says that as many files are written as were asked for.
 var errLastFile = errors.New("the last capture file is complete")
 
-// countingWriter counts what goes through it.
+// countingWriter counts the bytes that go through it.
 type countingWriter struct {
 	f *os.File
 	n int64

@@ -228,7 +228,7 @@ func (f *handleFlags) narrowed(text string, p *filter.Program) (string, *filter.
 }
 
 // follow fills the sets of a filter and keeps them up to date until ctx ends: those that have files, and that of processes with
-// a name. The report tells of what goes wrong.
+// a name. The report names errors.
 func (f *handleFlags) follow(ctx context.Context, p *filter.Program, r *report) error {
 	names := f.scope.named()
 	if len(names) > 0 {

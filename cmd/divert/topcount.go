@@ -94,7 +94,7 @@ type topFlow struct {
 	}
 }
 
-// topProc is a process, or what belongs to none.
+// topProc is a process, or the traffic that belongs to none.
 type topProc struct {
 	meter
 	pid   uint32

@@ -125,7 +125,7 @@ func (t *trace) close(h *divert.Handle) error {
 }
 
 // openCapture begins a capture file, or several that follow each other; "-" is standard output. The text is the filter that its packets
-// match, warn gets what goes wrong beside it.
+// match, warn gets errors besides.
 func (a *app) openCapture(path, text string, r rotation, warn func(error)) (sink, error) {
 	if path != "-" {
 		f := &files{rotation: r, pattern: path, filter: text, warn: warn}

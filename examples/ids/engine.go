@@ -118,7 +118,7 @@ type flow struct {
 	udp     bool
 	halves  [2]half // of the client, of the server
 	bits    map[string]bool
-	dropped bool // what belongs to it goes nowhere
+	dropped bool // its packets go nowhere
 	reject  bool
 	seen    [2]bool // packets of each side
 	opened  bool    // the handshake is over

@@ -384,7 +384,7 @@ func TestSentAgainOtherwise(t *testing.T) {
 	}
 }
 
-// recorder keeps what goes on.
+// recorder keeps the packets that go on.
 type recorder struct{ on []divert.Packet }
 
 func (r *recorder) Accept(p *divert.Packet) error { r.on = append(r.on, p.Clone()); return nil }

@@ -23,7 +23,7 @@ type half struct {
 	candidates []candidate // rules whose pattern was found, and that may hold once more has come
 	done       map[*rule]uint64
 
-	held  []segment // what came ahead of missing bytes, by sequence number
+	held  []segment // segments that came ahead of missing bytes, by sequence number
 	http  httpReader
 	tls   clienthello.Reader
 	named bool // the hello was read, or there is none

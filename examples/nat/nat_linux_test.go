@@ -697,7 +697,7 @@ func TestNPTv6(t *testing.T) {
 	}
 }
 
-// TestEnd: kill -9 and ^C leave nothing: what comes is for the router itself then.
+// TestEnd: kill -9 and ^C leave nothing: later packets are for the router itself.
 func TestEnd(t *testing.T) {
 	h := newHome(t)
 	lab.CheckLeaks(t, h.r)

@@ -133,7 +133,7 @@ func TestQuotes(t *testing.T) {
 	}
 }
 
-// TestHairpinError: an error about what came by the hairpin goes back that way, and shows nobody's address behind the NAT.
+// TestHairpinError: an error about a packet that came by the hairpin goes back that way, and shows nobody's address behind the NAT.
 func TestHairpinError(t *testing.T) {
 	n := testNAT(t)
 	for _, h := range []*packet.Header{ends("10.0.0.2:5000", "198.51.100.1:53"), ends("10.0.0.3:6000", "198.51.100.1:53"), ends("10.0.0.3:6000", "192.0.2.1:5000")} {

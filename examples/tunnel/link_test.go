@@ -63,7 +63,7 @@ func FuzzDeliver(f *testing.F) {
 	f.Fuzz(func(t *testing.T, b []byte) { l.deliver(b) })
 }
 
-// TestAnswers: what nobody takes is answered, over the loopback interface.
+// TestAnswers: packets without a receiver are answered, over the loopback interface.
 func TestAnswers(t *testing.T) {
 	l, s := refuse(t)
 	h := packet.Header{Src: netip.MustParseAddrPort("192.0.2.1:40000"), Dst: netip.MustParseAddrPort("198.51.100.1:80")}

@@ -98,7 +98,7 @@ var said struct {
 	line string
 }
 
-// logNew prints a line unless it was the last one: what fails once fails often.
+// logNew prints a line unless it was the last one: the same failure often repeats.
 func logNew(line string) {
 	said.Lock()
 	defer said.Unlock()

@@ -197,7 +197,7 @@ func TestErrors(t *testing.T) {
 		if icmp.Body() != 1420 || !p.VerifyTransportChecksum(told) {
 			t.Errorf("told % x", told)
 		}
-		// A router behind the peer says the same of what came through the tunnel.
+		// A router behind the peer says the same of a packet that came through the tunnel.
 		quote := bytes.Clone(p.Payload(told))
 		inside, local := d.inside(h.Src.Addr()), h.Src.Addr()
 		quoted := divert.Packet{Data: quote}

@@ -95,7 +95,7 @@ func newTunnel(c *config) (*tunnel, error) {
 	return d, nil
 }
 
-// newTunnelOn returns a tunnel on a handle, or what stands for one.
+// newTunnelOn returns a tunnel on a handle, or on a stand-in for one.
 func newTunnelOn(c *config, w wire) *tunnel {
 	d := &tunnel{config: c, wire: w, events: make(chan tun.Event), batch: make([]divert.Packet, divert.MaxBatch), told: told{}}
 	d.close = sync.OnceValue(func() error {

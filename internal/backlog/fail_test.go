@@ -9,7 +9,7 @@ import (
 	"github.com/opendivert/divert/packet"
 )
 
-// TestFail: one reader is told of an error, also one that waits, and what waits comes after it.
+// TestFail: one reader is told of an error, also one that waits, and waiting items come after it.
 func TestFail(t *testing.T) {
 	q := backlog.New(backlog.Config{Limits: engine.Limits{Length: 10, Size: 1 << 16, Time: 1 << 40}, Now: func() int64 { return 1 }, Dropped: func(*backlog.Item, backlog.Reason) {}})
 	told := make(chan error)
@@ -33,7 +33,7 @@ func TestFail(t *testing.T) {
 	}
 }
 
-// TestStop: what waits comes before the end, and the end comes to every reader. Nothing is added behind it.
+// TestStop: waiting items come before the end, and the end comes to every reader. Nothing is added behind it.
 func TestStop(t *testing.T) {
 	q := backlog.New(backlog.Config{Limits: engine.Limits{Length: 10, Size: 1 << 16, Time: 1 << 40}, Now: func() int64 { return 1 }, Dropped: func(*backlog.Item, backlog.Reason) {}})
 	ps := make([]packet.Packet, 4)

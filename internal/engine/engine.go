@@ -21,7 +21,7 @@ const (
 	FlagsAll      = 0x003f
 )
 
-// Limits bound what waits in a handle's queue.
+// Limits bound a handle's queue.
 type Limits struct {
 	Length int           // packets or events
 	Time   time.Duration // older items are dropped
@@ -97,7 +97,7 @@ type Handle interface {
 	// Accept lets received packets go on as they were.
 	Accept(ps []packet.Packet) (int, error)
 	Shutdown(how How) error
-	// Close lets what waits go on. No receive call is under way when it is called, and none begins afterwards. It
+	// Close lets waiting packets go on. No receive call is under way when it is called, and none begins afterwards. It
 	// gives up every part of the handle, also if one fails; a second call fails with net.ErrClosed.
 	Close() error
 	SetLimits(Limits) error
@@ -218,7 +218,7 @@ type Stats struct {
 
 	Reinjected uint64 // received packets that were sent on
 	Abandoned  uint64 // received packets that are gone: dropped by Drop, or not sent on for too long
-	Injected   uint64 // packets sent that were none of the received ones
+	Injected   uint64 // packets sent that were not received ones
 	Failed     uint64 // sends that were refused, also because the packet was gone: its network interface went down
 	Foreign    uint64 // packets that another program's rules led to the handle's queue; they went on, and nobody received them
 }

@@ -5,7 +5,7 @@ import (
 	"sync/atomic"
 )
 
-// Wait is what ends the wait of one receive call besides a packet: the closing of either channel. A nil channel ends
+// Wait ends the wait of one receive call without a packet: by the closing of either channel. A nil channel ends
 // nothing. Whoever closes one calls Handle.Wake next, for receivers that wait in a system call.
 type Wait struct {
 	Context <-chan struct{} // the context of this call has ended

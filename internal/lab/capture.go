@@ -38,7 +38,7 @@ type Capture struct {
 	oob    []byte
 }
 
-// Capture starts to record what passes the interface, at its boundary to the link: sent packets as they
+// Capture starts to record frames that pass the interface, at its boundary to the link: sent packets as they
 // leave, after all hooks of netfilter; received ones as they arrive, before any.
 func (l *Link) Capture() (*Capture, error) {
 	var fd int

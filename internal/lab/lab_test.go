@@ -33,7 +33,7 @@ func testContext(t *testing.T) context.Context {
 	return ctx
 }
 
-// talk has two hosts exchange datagrams and a stream, and reports what went wrong.
+// talk has two hosts exchange datagrams and a stream, and reports errors.
 func talk(ctx context.Context, from, to *Host, dst netip.Addr) error {
 	e, err := to.Echo("udp", netip.AddrPortFrom(dst, 0).String())
 	if err != nil {

@@ -137,7 +137,7 @@ func openOn(t testing.TB, host *lab.Host, cfg engine.Config) (h engine.Handle) {
 	return h
 }
 
-// patience returns what ends the waits of a handle's receive calls after a time, or with the test.
+// patience returns a Wait that ends a handle's receive calls after a time, or with the test.
 func patience(t testing.TB, h engine.Handle, d time.Duration) engine.Wait {
 	ctx, cancel := context.WithTimeout(t.Context(), d)
 	t.Cleanup(cancel)

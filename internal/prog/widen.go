@@ -251,7 +251,7 @@ func (w *widener) outcomes(places []Target) (yes, no []Target) {
 	}
 }
 
-// chain returns what stands for a test in the driver, nil if nothing can. That is the test itself, spelled out;
+// chain returns the tests that stand for a test in the driver, nil if none can. That is the test itself, spelled out;
 // or one that is sure in one of its outcomes, see coarse; or, since tests fail where their header is
 // absent, one for that header.
 func (w *widener) chain(t *Test) []Test {

@@ -54,7 +54,7 @@ func (w *rangeWriter) leave() {
 	}
 }
 
-// until writes what lies before a value.
+// until writes the ranges before a value.
 func (w *rangeWriter) until(v Value) {
 	for len(w.open) > 0 {
 		n := &w.open[len(w.open)-1]

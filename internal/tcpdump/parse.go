@@ -6,7 +6,7 @@ import (
 	"strings"
 )
 
-// Error says what cannot be converted, and where.
+// Error names a part that cannot be converted, and its place.
 type Error struct {
 	Text    string // the filter
 	At, Len int    // the place in Text, in bytes
@@ -312,7 +312,7 @@ func (p *parser) operand() (arithmetic, error) {
 	return &number{v}, nil
 }
 
-// access reads what stands in brackets behind the name of a header.
+// access reads the brackets behind the name of a header.
 func (p *parser) access(proto token) (arithmetic, error) {
 	off, err := p.arithmetic(0)
 	if err != nil {

@@ -121,7 +121,7 @@ func (p *parser) optionalValue(n *primitive) {
 	}
 }
 
-// address takes what may stand behind the first word of a value: a prefix length, or a mask.
+// address takes an optional suffix behind the first word of a value: a prefix length, or a mask.
 func (p *parser) address(first token) string {
 	id := first.text
 	if t := p.peek(); t.kind == symbol && t.text == "/" {

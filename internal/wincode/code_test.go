@@ -26,7 +26,7 @@ func TestCodeOfWindows(t *testing.T) {
 	}
 }
 
-// TestCodes: each error has its number, however deep it lies, and what nobody foresaw has one too.
+// TestCodes: each error has its number, however deep it lies, and unforeseen errors have one too.
 func TestCodes(t *testing.T) {
 	rows := append([]errorCode{
 		{nil, 0}, {io.EOF, 232}, {engine.ErrShutdown, 232}, {engine.ErrShortBuffer, 122}, {engine.ErrHopLimit, 1232}, {engine.ErrReceiveOnly, 87},

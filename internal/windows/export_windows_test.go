@@ -10,7 +10,7 @@ import (
 // Model is the test driver, for the tests of handles as programs have them.
 type Model struct{ f *fixture }
 
-// LoadModel starts the test driver if need be, and has it keep what leaves the stack.
+// LoadModel starts the test driver if need be, and has it keep packets that leave the stack.
 func LoadModel(t testing.TB) *Model {
 	t.Helper()
 	f := load(t)

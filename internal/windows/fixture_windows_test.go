@@ -44,10 +44,10 @@ const (
 )
 
 const (
-	modeLoop   = 1 // what leaves comes back
+	modeLoop   = 1 // packets that leave come back
 	modeLog    = 2 // requests are logged
 	modeAtOnce = 4 // requests complete within their call
-	modeKeep   = 8 // what leaves is kept
+	modeKeep   = 8 // packets that leave are kept
 )
 
 // Where a request fails.

@@ -259,7 +259,7 @@ func (h *handle) Wake() {
 	}
 }
 
-// interrupt wakes what waits for the drivers.
+// interrupt wakes calls that wait for the drivers.
 func (h *handle) interrupt() {
 	for s := h.oldest.Load(); s != nil; s = s.next.Load() {
 		s.driver.interrupt()

@@ -194,7 +194,7 @@ func TestQueueLimits(t *testing.T) {
 	})
 }
 
-// TestCloseLetsGo: what waits when a handle is closed goes on, past the handle, unless it is a copy or too old.
+// TestCloseLetsGo: packets that wait when a handle is closed go on, past the handle, unless they are copies or too old.
 func TestCloseLetsGo(t *testing.T) {
 	engines(t, func(t *testing.T, e divert.Option) {
 		m := windows.LoadModel(t)
@@ -326,7 +326,7 @@ func TestSetFilterKeepsWhatNobodyReads(t *testing.T) {
 	}
 }
 
-// TestAcceptWhole: what the program gets of a packet may be cut; what goes on when it is accepted is not.
+// TestAcceptWhole: a packet may be cut for the program; when it is accepted, all of it goes on.
 func TestAcceptWhole(t *testing.T) {
 	m := windows.LoadModel(t)
 	h := openAt(t, m, "udp", divert.WithSnapLength(64))
@@ -474,7 +474,7 @@ func TestReflect(t *testing.T) {
 	}
 }
 
-// TestImpostors: what other drivers send loses a hop when it is sent on, and is refused at the end of its hops, without
+// TestImpostors: a packet of another driver loses a hop when it is sent on, and is refused at the end of its hops, without
 // keeping others back.
 func TestImpostors(t *testing.T) {
 	m := windows.LoadModel(t)

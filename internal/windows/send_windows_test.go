@@ -20,7 +20,7 @@ func TestSendRefused(t *testing.T) {
 		status uint32
 		is     error
 		sent   int    // what Send says
-		out    uint32 // what went out
+		out    uint32 // bytes that went out
 		text   string
 	}{
 		{"an invalid packet", slotSoft, statusInvalidParameter, engine.ErrInvalid, total - 1, total - 1, "one or more of 255"},

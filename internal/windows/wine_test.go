@@ -137,7 +137,7 @@ func (w *wine) tests(t *testing.T, dir, program string, args ...string) {
 	t.Logf("%d tests passed", passed)
 }
 
-// failures returns the lines of a test's output that tell what went wrong.
+// failures returns the lines of a test's output that tell of errors.
 func failures(out string) string {
 	var kept []string
 	for line := range strings.Lines(out) {

@@ -69,7 +69,7 @@ func Parse(b []byte) (ast.Node, error) {
 	return nil, At(docs[1], "a second document begins here; a file has one")
 }
 
-// checkNesting refuses what only an attack on the parser's stack needs.
+// checkNesting refuses nesting so deep that only an attack on the parser's stack needs it.
 func checkNesting(b []byte) error {
 	deepest, depth := 0, 0
 	for line := range strings.Lines(string(b)) {

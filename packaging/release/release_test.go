@@ -30,7 +30,7 @@ func TestUsage(t *testing.T) {
 	}
 }
 
-// TestPrepare: what cannot be released is refused before anything is built.
+// TestPrepare: a release that cannot be made is refused before anything is built.
 func TestPrepare(t *testing.T) {
 	t.Setenv("SOURCE_DATE_EPOCH", "1700000000")
 	full := t.TempDir()

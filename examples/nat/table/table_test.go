@@ -105,7 +105,7 @@ func TestFiltering(t *testing.T) {
 	}
 }
 
-// TestTimeouts: what ends when.
+// TestTimeouts: when mappings end.
 func TestTimeouts(t *testing.T) {
 	const syn, ack, fin, rst = packet.TCPSyn, packet.TCPAck, packet.TCPFin | packet.TCPAck, packet.TCPRst
 	type step struct {

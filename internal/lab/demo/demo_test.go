@@ -52,7 +52,7 @@ func TestRun(t *testing.T) {
 	}
 }
 
-// TestFailedCheck: what does not hold is not printed as if it did.
+// TestFailedCheck: a claim that does not hold is not printed as if it did.
 func TestFailedCheck(t *testing.T) {
 	var out bytes.Buffer
 	r := report{Options: Options{Out: &out}}

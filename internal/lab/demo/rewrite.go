@@ -60,7 +60,7 @@ func (d *demo) rewriteUDP() error {
 	return err
 }
 
-// sendText sends a datagram and returns what arrived and what the checksum of the changed frame was worth.
+// sendText sends a datagram and returns the text that arrived, and the verdict on the changed frame's checksum.
 func (d *demo) sendText(to netip.AddrPort, c change, wire *lab.Capture) (got string, state lab.ChecksumState, err error) {
 	in, err := d.B.ListenPacket("udp", to.String())
 	if err != nil {

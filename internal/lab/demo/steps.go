@@ -206,7 +206,7 @@ func (d *demo) queries(count int) (dns, other lab.Exchanged, err error) {
 	return dns, other, nil
 }
 
-// passBy shows that what does not match never comes to the program.
+// passBy shows that packets that do not match never come to the program.
 func (d *demo) passBy() error {
 	h, err := d.show(fmt.Sprintf("udp.DstPort == %d", portCrash), 0)
 	if err != nil {

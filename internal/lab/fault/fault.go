@@ -89,7 +89,7 @@ func (s *Supervisor) Arm(d Decide) {
 	s.decide, s.count = d, 0
 }
 
-// Count returns how many calls have come since Arm, and what went wrong with the supervision.
+// Count returns how many calls have come since Arm, and the error of the supervision, if any.
 func (s *Supervisor) Count() (int, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()

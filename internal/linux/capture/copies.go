@@ -39,8 +39,8 @@ type copies struct {
 	changing sync.Mutex  // held by the one who changes the buffers, also while waiting for mu
 	growing  atomic.Bool // somebody does
 
-	turn   *engine.Turn // of the one who receives
-	mu     sync.Mutex   // held by who receives, or changes the buffers
+	turn   *engine.Turn // of the receiver
+	mu     sync.Mutex   // held to receive, or to change the buffers
 	size   int          // of each buffer, in bytes
 	joiner codegen.Joiner
 	slots  slotSizes
@@ -482,7 +482,7 @@ func (r *copies) grow(l engine.Limits) error {
 	defer r.changing.Unlock()
 	r.growing.Store(true)
 	defer r.growing.Store(false)
-	_ = r.buffers.Wake() // the one who waits gives way
+	_ = r.buffers.Wake() // the waiting receiver gives way
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	size := bufferSize(l)

@@ -215,7 +215,7 @@ func (t *logged) address(a *packet.Address, c *nflog.Copy, at int64) {
 	*a = packet.Address{}
 	verdict.Describe(t.Layer, a, &queue.Message{Hook: queue.Hook(c.Hook), In: c.In, Out: c.Out, Payload: c.Payload, ChecksumNotVerified: true}, at)
 	a.Sniffed = true
-	// The log does not tell a checksum that is left to the hardware; what stands in the field then does.
+	// The log does not tell that a checksum is left to the hardware; the value of the field does.
 	if engine.Unfinished(c.Payload) {
 		a.TCPChecksum, a.UDPChecksum = false, false
 	}

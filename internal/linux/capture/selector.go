@@ -25,7 +25,7 @@ type selector struct {
 	mu      sync.RWMutex // held for reading while the descriptors are in use
 	closed  bool
 	drained atomic.Bool  // nobody waits any more
-	waiting *engine.Turn // of the one who waits: the others would be woken for the same packet
+	waiting *engine.Turn // of the waiting goroutine: the others would be woken for the same packet
 }
 
 func newSelector(lanes []*verdict.Lane) (*selector, error) {
@@ -80,13 +80,13 @@ func (s *selector) wait(w engine.Wait) error {
 	return nil
 }
 
-// ring ends the wait of the one who waits, or the next wait.
+// ring ends the present wait, or the next one.
 func (s *selector) ring() {
 	one := [8]byte{1}
 	_, _ = unix.Write(s.bell, one[:]) // fails only when it has been rung 2^64-2 times
 }
 
-// wake makes the one who waits look again. Those that wait for their turn need no waking.
+// wake makes the waiting goroutine look again. Those that wait for their turn need no waking.
 func (s *selector) wake() {
 	if s == nil {
 		return
@@ -111,7 +111,7 @@ func (s *selector) close() error {
 		return nil
 	}
 	s.wake()
-	s.mu.Lock() // until the one who waits has left
+	s.mu.Lock() // until the waiting goroutine has left
 	defer s.mu.Unlock()
 	if s.closed {
 		return os.ErrClosed

@@ -71,15 +71,15 @@ type Source interface {
 	// LastNumbers returns the last number that each queue has given a packet, in the order of the lanes. Only of a source
 	// whose packets wait in queues.
 	LastNumbers() ([]uint32, error)
-	// Tally adds to the counters what only the source knows. Those of user space and Matched are filled in.
+	// Tally adds the counts that only the source knows. Those of user space and Matched are filled in.
 	Tally(*engine.Stats) error
 	// Drain makes Recv return the waiting packets and then io.EOF. The rules are gone when it is called.
 	Drain()
-	// Yield lets what waits go on, while the rules still stand. Nobody receives any more.
+	// Yield lets waiting packets go on, while the rules still stand. Nobody receives any more.
 	Yield() error
-	// Finish decides on what still waits in queues where nobody else will. The rules are gone, and nobody receives.
+	// Finish decides on packets that still wait in queues, if nobody else will. The rules are gone, and nobody receives.
 	Finish() error
-	// Close gives what nobody received back to the stack and ends.
+	// Close gives packets that nobody received back to the stack and ends.
 	Close() error
 }
 

@@ -90,13 +90,13 @@ func tries(kind ebpf.ProgramType, attach ebpf.AttachType, code ...asm.Instructio
 
 // Features that programs on cgroups work with.
 var (
-	// SockOpsProcess: sock_ops programs may ask who is running.
+	// SockOpsProcess: sock_ops programs may ask for the running process.
 	SockOpsProcess = &kernel.Feature{
 		Name: "the process in sock_ops programs", Since: kernel.Version{Major: 6, Minor: 10}, For: "the process of TCP events (layers socket and flow)",
 		Without: "it is noted when the socket is made or connected, which costs every socket some time", Remedy: "a newer kernel",
 		Probe: tries(ebpf.SockOps, ebpf.AttachCGroupSockOps, asm.FnGetCurrentPidTgid.Call()),
 	}
-	// SockOpsName: sock_ops programs may ask for the name of who is running. Debian's 6.12 refuses it.
+	// SockOpsName: sock_ops programs may ask for the name of the running thread. Debian's 6.12 refuses it.
 	SockOpsName = &kernel.Feature{
 		Name: "the process's name in sock_ops programs", Since: kernel.Version{Major: 6, Minor: 16}, For: "the same, for the name",
 		Without: "it is noted when the socket is made or connected, which costs every socket some time", Remedy: "a newer kernel",

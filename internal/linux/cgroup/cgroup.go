@@ -21,7 +21,7 @@ const Remedy = "run as root outside user namespaces; without CAP_SYS_ADMIN a cgr
 
 // Cgroup is the cgroup that programs are attached to.
 type Cgroup struct {
-	Dir   *os.File // its directory; belongs to who has opened it
+	Dir   *os.File // its directory; belongs to the opener
 	Path  string   // where it is mounted, "" if nowhere
 	Whole bool     // it is the root of the hierarchy, so that the programs see every process
 }

@@ -13,7 +13,7 @@ import (
 // label is a place in the code that jumps lead to.
 type label = bpfasm.Label
 
-// assembler is the Assembler with what only filters need.
+// assembler is the Assembler with steps that only filters need.
 type assembler struct{ bpfasm.Assembler }
 
 // maxWaiting is how many branches a program may have for all their far sides to wait in the

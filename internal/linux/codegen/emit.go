@@ -60,7 +60,7 @@ func (t *tests) emitAll(list []prog.Test) {
 	t.Cut()
 }
 
-// emitTest emits a test that goes on at succ or fail; next is what stands behind it.
+// emitTest emits a test that goes on at succ or fail; next is the code behind it.
 func (t *tests) emitTest(test *prog.Test, succ, fail, next label) {
 	c := toCondition(test)
 	kind := t.loader.locate(&c)
@@ -133,7 +133,7 @@ func (t *tests) branch(c comparison, to label) {
 
 func (c comparison) not() comparison { c.op = inverse[c.op]; return c }
 
-// decide ends a test: yes if the comparison holds, else no; next is what stands behind.
+// decide ends a test: yes if the comparison holds, else no; next is the code behind it.
 func (t *tests) decide(c comparison, yes, no, next label) {
 	if yes == next {
 		c, yes, no = c.not(), no, yes

@@ -15,7 +15,7 @@ import (
 	"github.com/opendivert/divert/internal/linux/netns"
 )
 
-// Gate keeps packets of a chain's path away from a filter that are none of its layer's.
+// Gate keeps packets of other layers on a chain's path away from a filter.
 type Gate uint8
 
 // The gates.

@@ -58,7 +58,7 @@ type LoadError struct{ Err error }
 
 func (e *LoadError) Error() string { return fmt.Sprintf("codegen: load: %v", e.Err) }
 
-// Unwrap returns what went wrong, so that errors.Is finds os.ErrPermission and ebpf.ErrNotSupported.
+// Unwrap returns the cause, so that errors.Is finds os.ErrPermission and ebpf.ErrNotSupported.
 func (e *LoadError) Unwrap() error { return e.Err }
 
 // Format implements fmt.Formatter.

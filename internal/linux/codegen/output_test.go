@@ -296,7 +296,7 @@ func TestSniffLongest(t *testing.T) {
 	}
 }
 
-// samples returns what comes until nothing does for a while. None must be lost.
+// samples returns the samples that come until none does for a while. None must be lost.
 func samples(t *testing.T, r *perf.Reader) (all [][]byte) {
 	t.Helper()
 	for {

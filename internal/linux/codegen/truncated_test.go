@@ -10,7 +10,7 @@ import (
 	"github.com/opendivert/divert/packet"
 )
 
-// firstFragment4 is the first fragment of a packet of IPv4: a protocol, and what follows the header.
+// firstFragment4 is the first fragment of a packet of IPv4: a protocol, and the bytes behind the header.
 func firstFragment4(protocol byte, data ...byte) []byte {
 	b := make([]byte, lenIPv4, lenIPv4+len(data))
 	b[0], b[3], b[6], b[8], b[9] = 0x45, byte(lenIPv4+len(data)), 0x20, 64, protocol

@@ -36,7 +36,7 @@ func (g *generator) owner() (bool, error) {
 	return true, nil
 }
 
-// listener remembers who listens.
+// listener remembers the process that listens.
 func (g *generator) listener() (bool, error) {
 	g.Begin(g.cookie)
 	g.storage(cgprog.OpsSock, true)

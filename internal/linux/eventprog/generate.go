@@ -101,7 +101,7 @@ func (g *generator) keeps() (bool, error) {
 	return g.refusesLate()
 }
 
-// opsKnowWho reports whether programs of sock_ops may ask who is running, and for the name.
+// opsKnowWho reports whether programs of sock_ops may ask for the running process and its name.
 func opsKnowWho() bool { return cgprog.SockOpsProcess.Has() && cgprog.SockOpsName.Has() }
 
 // refusesLate reports whether the handle may refuse something when it is too late for the kernel to do it.

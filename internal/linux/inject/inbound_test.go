@@ -128,7 +128,7 @@ func TestInboundIsOfItsInterface(t *testing.T) {
 	}
 }
 
-// notOn is a rule that drops what comes in on another interface.
+// notOn is a rule that drops packets that come in on another interface.
 func notOn(name string) []expr.Any {
 	padded := make([]byte, 16)
 	copy(padded, name)

@@ -34,7 +34,7 @@ func compile(t *testing.T, text string) *prog.Program {
 	return p.OwnInterfaces()
 }
 
-// indexes returns what stands for the names of a program.
+// indexes returns the indexes that stand for the names of a program.
 func indexes(p *prog.Program) (list []uint32) {
 	for _, n := range p.Interfaces() {
 		index := uint64(0)

@@ -36,7 +36,7 @@ type Conn struct {
 	answers bool        // the other end is the kernel, which answers
 	blocked atomic.Bool // somebody waits in the receive call itself, see block
 
-	reading  *engine.Turn // of the one who receives
+	reading  *engine.Turn // of the receiver
 	deadline atomic.Int64 // of receives, ns since 1970; 0: none
 	drained  atomic.Bool  // receives do not wait any more
 	spin     atomic.Int64 // how long receives look again before they wait, ns
@@ -133,7 +133,7 @@ func (c *Conn) SetReadDeadline(t time.Time) error {
 // SetBusyPoll makes receives that find nothing look again for a time before they wait.
 func (c *Conn) SetBusyPoll(d time.Duration) { c.spin.Store(int64(d)) }
 
-// Wake makes the one who waits look whether its engine.Wait has ended. Those that wait for their turn need no waking.
+// Wake makes the waiting receiver look whether its engine.Wait has ended. Those that wait for their turn need no waking.
 func (c *Conn) Wake() { _ = c.Control(func(uintptr) { c.ring() }) } // fails when closed, which has woken everybody
 
 // Drain makes receives, also those that wait, return the waiting datagrams and then fail with io.EOF.

@@ -155,7 +155,7 @@ func TestBufferRecords(t *testing.T) {
 	}
 }
 
-// took returns the times of what comes up to the last Look.
+// took returns the times of the samples that come up to the last Look.
 func took(b *Buffers) (times []int64) {
 	for {
 		r, ok := b.Next()

@@ -48,7 +48,7 @@ type Result struct {
 	OK      bool    `json:"ok"`                // the test has succeeded
 	Tried   bool    `json:"tried"`             // the test could be run
 	Error   string  `json:"error,omitempty"`   // why it is not there
-	Without string  `json:"without,omitempty"` // what does not work without it, if it is not there
+	Without string  `json:"without,omitempty"` // functions that need it, if it is missing
 	Remedy  string  `json:"remedy,omitempty"`  // what to do about it, if it is not there
 }
 

@@ -80,7 +80,7 @@ var filterPrograms = &Feature{
 	test:   loadable,
 }
 
-// Features is everything that is probed, what comes first being the most basic.
+// Features are all features that are probed, the most basic first.
 var Features = []*Feature{
 	capNetAdmin, capNetRaw, capRead, capBPF, capPerfmon, capSysAdmin,
 	{

@@ -193,7 +193,7 @@ func countOf(conn *nftables.Conn, c *nftables.Chain) (uint64, error) {
 	return 0, errors.New("the rule with the counter is not there")
 }
 
-// redirect tries to hand what comes in on the loopback interface to an ingress.
+// redirect tries to hand packets that come in on the loopback interface to an ingress.
 func redirect(p *Prober) error {
 	if p.host == nil {
 		return p.inside(nil)

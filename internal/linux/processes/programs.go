@@ -273,7 +273,7 @@ func (b *builder) over() {
 }
 
 // release runs when a process closes a socket. A connection of TCP goes on for a while: its end is told, or, if the
-// socket is older than the programs, what may still come is bounded in time.
+// socket is older than the programs, the time in which packets may still come is bounded.
 func (b *builder) release() {
 	gone, bounded := b.NewLabel(), b.NewLabel()
 	b.Begin(b.namespace)

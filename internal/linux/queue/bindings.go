@@ -13,7 +13,7 @@ import (
 	"github.com/opendivert/divert/internal/linux/nfnl"
 )
 
-// Binding says who has bound a queue, in the kernel's words.
+// Binding names the socket that has bound a queue, in the kernel's words.
 type Binding struct {
 	Port uint32 // of the netlink socket
 	Snap int    // bytes of each packet that are handed over at most; 0 for a queue of Options.Discard

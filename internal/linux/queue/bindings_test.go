@@ -10,7 +10,7 @@ import (
 	"github.com/opendivert/divert/internal/lab"
 )
 
-// TestBindings: the kernel tells who has bound a queue, and whether anybody has.
+// TestBindings: the kernel tells which socket has bound a queue, and whether any has.
 func TestBindings(t *testing.T) {
 	h, err := lab.NewT(t).AddHost("h")
 	if err != nil {

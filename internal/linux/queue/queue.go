@@ -62,7 +62,7 @@ type Options struct {
 }
 
 // Queue is a queue bound by this process. It ends with Close or with the process; the kernel then
-// drops what still waits for a verdict.
+// drops packets that still wait for a verdict.
 type Queue struct {
 	*nfnl.Conn
 	num    uint16

@@ -63,7 +63,7 @@ func newTimes() (*times, error) {
 }
 
 // maxTimes is how many are kept at least for packets that have not come, twice as many at most: most of those never will,
-// because they matched and were then none of the handle's, or lost.
+// because they matched and then did not come to the handle, or were lost.
 const maxTimes = 1 << 15
 
 // AsksForTime reports whether a filter's answer depends on the timestamp.

@@ -116,7 +116,7 @@ func parseDemand(data []byte) (d demand, ok bool) {
 	return d, true
 }
 
-// Parts of the first byte of a term, and what stands instead of the length of a list of all values.
+// Parts of the first byte of a term, and the mark of a list of all values, in place of its length.
 const (
 	termFamily  = 0x0F
 	termPieces  = 4 // where they begin

@@ -125,7 +125,7 @@ func TestRulesAskTermsAsTheyAreDefined(t *testing.T) {
 				counted := n != before[i]
 				before[i] = n
 				if laterFragment(b) && (terms[i].SrcPort != nil || terms[i].DstPort != nil) {
-					continue // some kernels take what lies there for ports
+					continue // some kernels take the bytes there for ports
 				}
 				if counted != terms[i].Meets(b) {
 					return fmt.Errorf("packet %x: the rule says %v\nterm %+v", b, counted, terms[i])

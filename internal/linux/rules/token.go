@@ -86,7 +86,7 @@ type living struct {
 	prober *queue.Prober            // nil until it is needed
 }
 
-// census begins a look at who is alive. It must come after the owners in question have been read: a token is there
+// census begins to find out which owners are alive. It must come after the owners in question have been read: a token is there
 // before its rules are.
 func census() *living {
 	bound, _ := queue.Bindings() // without it each queue is asked for

@@ -32,7 +32,7 @@ import (
 // nothing of changes; at the kernel's list of queues, if there are handles whose process it cannot find.
 const watchInterval = 200 * time.Millisecond
 
-// Guard is what stands between an entry and silence: it calls back when the entry's rules are gone.
+// Guard watches an entry, and calls back when the entry's rules are gone.
 type Guard struct {
 	entry *Entry
 	gone  func()

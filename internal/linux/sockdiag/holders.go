@@ -25,7 +25,7 @@ func (h Holder) Name() string {
 	return strings.TrimSuffix(string(text), "\n")
 }
 
-// Holders returns who has sockets of the calling thread's network namespace open, and of others the calling
+// Holders returns the processes that have sockets of the calling thread's network namespace open, and of others the calling
 // process, by the inodes of the sockets. If there are several, it is the one with the lowest id.
 func Holders() map[uint32]Holder {
 	holders := map[uint32]Holder{}
