@@ -64,7 +64,7 @@ func TestWin32Headers(t *testing.T) {
 	for name, text := range map[string]string{
 		"before": first.String() + "#include <windivert.h>\n", "behind": "#include <windivert.h>\n" + last.String(),
 	} {
-		for compiler, standards := range map[string][]string{"gcc": {"gnu99", "gnu17"}, "g++": {"gnu++98", "c++17", "c++20"}} {
+		for compiler, standards := range map[string][]string{"gcc": {"gnu99", "gnu17", "c99", "c17"}, "g++": {"gnu++98", "c++17", "c++20"}} {
 			for _, standard := range standards {
 				t.Run(name+"/"+standard, func(t *testing.T) {
 					t.Parallel()
@@ -74,6 +74,9 @@ func TestWin32Headers(t *testing.T) {
 					language := map[string]string{"gcc": "c", "g++": "c++"}[compiler]
 					cmd := exec.Command(compiler, "-std="+standard, "-Wall", "-Wextra", "-Werror", "-Iwin32", "-I.",
 						"-fsyntax-only", "-x", language, "-")
+					if name == "behind" {
+						cmd.Args = append(cmd.Args, "-D_DEFAULT_SOURCE") // as pkg-config has it; it comes too late in the headers
+					}
 					cmd.Stdin = strings.NewReader(text)
 					if out, err := cmd.CombinedOutput(); err != nil {
 						t.Errorf("%v\n%s", err, out)

@@ -2,6 +2,10 @@
 #ifndef WINDIVERT_WIN32_PROCESS_H
 #define WINDIVERT_WIN32_PROCESS_H
 
+#ifndef _DEFAULT_SOURCE
+#define _DEFAULT_SOURCE 1 /* see windows.h */
+#endif
+
 #include <unistd.h>
 
 #include "windows.h"

@@ -16,6 +16,11 @@
 #error "windivert-win32 has no wide characters: compile without UNICODE and _UNICODE; text is UTF-8"
 #endif
 
+/* What the headers need of POSIX is not there with -std=c99 and its kin, unless this comes before all other headers. */
+#ifndef _DEFAULT_SOURCE
+#define _DEFAULT_SOURCE 1
+#endif
+
 #include <ctype.h>
 #include <errno.h>
 #include <pthread.h>
@@ -29,6 +34,10 @@
 #include <strings.h>
 #include <time.h>
 #include <wchar.h>
+
+#if defined(__GLIBC__) && !defined(__USE_MISC)
+#error "compile with -D_DEFAULT_SOURCE, as pkg-config --cflags windivert-win32 says, or with -std=gnu99 and later, or include windows.h first"
+#endif
 
 /* ---- Words of declarations -------------------------------------------------------------------------------- */
 

@@ -5,6 +5,10 @@
 #ifndef WINDIVERT_WIN32_WINSOCK2_H
 #define WINDIVERT_WIN32_WINSOCK2_H
 
+#ifndef _DEFAULT_SOURCE
+#define _DEFAULT_SOURCE 1 /* see windows.h */
+#endif
+
 #include <arpa/inet.h>
 #include <netdb.h>
 #include <netinet/in.h>
