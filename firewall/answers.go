@@ -93,7 +93,7 @@ func (a *Answers) of(c *Conn) (Action, bool) {
 		return 0, false
 	}
 	known := *c
-	known.Hello = true // what is not known by now does not count, as it did not when somebody answered
+	known.Hello = true // a name that is not known yet does not count; whoever answered did not see it either
 	d := r.Decide(&known)
 	return d.Action, d.Rule != 0 && d.Action <= Reject
 }

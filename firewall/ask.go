@@ -28,7 +28,7 @@ type Asker interface {
 	Withdraw(id uint64, why string)
 }
 
-// The bounds of what is asked and held.
+// Limits of questions and held packets.
 const (
 	maxQuestions  = 256
 	maxHeld       = 16 // packets of one question
@@ -88,7 +88,7 @@ func subjectOf(c *Conn) subject {
 	return s
 }
 
-// ask asks what is to become of a connection, by a packet of it.
+// ask puts the question about a connection, by a packet of it.
 func (f *Firewall) ask(key flowKey, fl *flow, p *divert.Packet, c *Conn, d Decision) {
 	f.stats.Asked++
 	a, ok := f.questions.remembered.get(subjectOf(c))
@@ -193,7 +193,7 @@ func (f *Firewall) settle(q *question, a Action, at, why string) {
 	}
 }
 
-// close ends a question and returns what is held.
+// close ends a question and returns the held packets.
 func (f *Firewall) close(q *question, why string) []divert.Packet {
 	delete(f.questions.open, q.id)
 	q.flow.question = nil

@@ -19,7 +19,7 @@ const maxConnectSets = 32
 // maxConnectRules is how many of the first rules that filter is made of, at most: it nests once for each.
 const maxConnectRules = 48
 
-// connectFilter returns the filter of connections that the rules refuse by what is known at connect, and its sets. The text
+// connectFilter returns the filter of connections that the rules refuse by the values known at connect, and its sets. The text
 // is empty if there are none.
 func (r *Rules) connectFilter() (text string, sets map[string]*filter.Set) {
 	b := connectBuilder{sets: map[string]*filter.Set{}}

@@ -538,7 +538,7 @@ func addPattern(to *[]pattern) func(string) error {
 	}
 }
 
-// parsePattern reads a host name: example.com is itself, *.example.com is what is below it, .example.com is both.
+// parsePattern reads a host name: example.com is itself, *.example.com every name below it, .example.com both.
 func parsePattern(text string) (pattern, error) {
 	p := pattern{self: true}
 	name, below := strings.CutPrefix(text, "*.")

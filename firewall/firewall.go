@@ -26,7 +26,7 @@ type Config struct {
 	// Priority is that of the handle that decides, from divert.LowestPriority+1 on; another, for names, is below it.
 	Priority int16
 
-	// Log gets what is to be logged, one call at a time. Connections wait meanwhile, so it must not.
+	// Log gets the events to log, one call at a time. Connections wait meanwhile, so it must not block.
 	Log func(Event)
 
 	// Asker gets the questions of rules with the action ask. Without one they have the answer that rules give where nobody
@@ -371,7 +371,7 @@ func (f *Firewall) readNames(ctx context.Context) error {
 	}
 }
 
-// readConnects begins to read what was refused at connect. The caller holds the mutex.
+// readConnects begins to read the connects that were refused. The caller holds the mutex.
 func (f *Firewall) readConnects() {
 	if f.connect == nil {
 		return
@@ -474,7 +474,7 @@ func (f *Firewall) event(c *Conn, a Action, rule int, at string) Event {
 // tickTime is how often it is looked what time has changed.
 const tickTime = 100 * time.Millisecond
 
-// tick ends what has waited too long, and decides anew when rules with a time begin or end to be in force, until ctx ends.
+// tick expires questions and hellos, and decides anew when rules with a time begin or end to be in force, until ctx ends.
 func (f *Firewall) tick(ctx context.Context) {
 	ticker := time.NewTicker(tickTime)
 	defer ticker.Stop()

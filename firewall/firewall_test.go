@@ -123,7 +123,7 @@ func (b *bench) out(p []byte) string { b.network.Outbound(p, 0); return b.left()
 // in is out for a packet that comes in.
 func (b *bench) in(p []byte) string { b.network.Inbound(p, diverttest.Link); return b.left() }
 
-// left says what has left the last handle.
+// left lists the packets that have left the last handle.
 func (b *bench) left() string {
 	synctest.Wait()
 	var words []string
@@ -261,7 +261,7 @@ func TestSetRules(t *testing.T) {
 	})
 }
 
-// At connect only what is sure is refused; it is logged, and other rules refuse other things.
+// At connect only certain rejections are made; they are logged, and other rules reject other connections.
 func TestConnect(t *testing.T) {
 	run(t, "default: allow\nrules: [{action: reject, port: 25, name: mail}]", func(t *testing.T, b *bench) {
 		connect := func(port uint16) bool {
@@ -484,7 +484,7 @@ func TestHello(t *testing.T) {
 	})
 }
 
-// TestHelloQUIC: the name in QUIC counts, in one datagram or several, which are held; what is no QUIC is decided at once.
+// TestHelloQUIC: the name in QUIC counts, in one datagram or several, which are held; other datagrams are decided at once.
 func TestHelloQUIC(t *testing.T) {
 	good, bad := quictest.Hello(t, "www.good.example"), quictest.Hello(t, "bad.example")
 	id := []byte{1, 2, 3, 4, 5, 6, 7, 8}

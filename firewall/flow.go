@@ -18,7 +18,7 @@ type flowKey struct {
 	local, remote netip.AddrPort
 }
 
-// flow is what is remembered of a connection. The kernel has its verdict; this is for when it is to be decided again.
+// flow is the record of a connection. The kernel has its verdict; the record serves a second decision.
 type flow struct {
 	outbound   bool
 	seq        uint32 // of the SYN of TCP
@@ -47,7 +47,7 @@ type look struct {
 	until  time.Time
 }
 
-// The bounds of what is held.
+// Limits of held packets.
 const (
 	helloTime    = 10 * time.Second // for a whole hello
 	maxHeldHello = 64               // packets of a hello
@@ -107,7 +107,7 @@ func (f *Firewall) decide(key flowKey, fl *flow, p *divert.Packet, at string, no
 	f.conclude(fl, p, &c, d, at)
 }
 
-// conn returns what is known of a packet's connection.
+// conn describes a packet's connection.
 func (f *Firewall) conn(key flowKey, fl *flow, p *divert.Packet, now time.Time) Conn {
 	return Conn{
 		Outbound: fl.outbound, Protocol: key.protocol, Local: key.local, Remote: key.remote,
@@ -190,7 +190,7 @@ func needed(h *packet.Parsed, b []byte) bool {
 	return t >= 130 && t <= 136 || t == 143
 }
 
-// related returns what was decided of the connection that an ICMP error is about.
+// related returns the decision on the connection that an ICMP error is about.
 func (f *Firewall) related(p *divert.Packet) (Action, bool) {
 	var at int32
 	if icmp := f.parsed.ICMP(p.Data); icmp != nil {
@@ -303,7 +303,7 @@ func (f *Firewall) outbound(p *divert.Packet, tcp packet.TCP, opens bool, key fl
 	return p.Addr.Outbound
 }
 
-// abandon gives up what is held of a connection.
+// abandon drops the held packets of a connection.
 func (f *Firewall) abandon(fl *flow) {
 	if fl.question != nil {
 		f.withdraw(fl)
@@ -457,7 +457,7 @@ func quietly(a Action) Action {
 	return a
 }
 
-// expire ends what has waited too long.
+// expire ends questions and hellos whose time is over.
 func (f *Firewall) expire(now time.Time) {
 	for fl := range f.looks {
 		if now.After(fl.look.until) {

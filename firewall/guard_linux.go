@@ -20,9 +20,9 @@ import (
 
 // A firewall that fails closed has a guard: a process that does nothing but hold copies of the descriptors that its handles
 // consist of, which are packet queues and eBPF maps and programs. The kernel ends a handle when the last descriptor is
-// closed. While the guard lives, a firewall that was killed is to the kernel one that does not answer: what was decided
-// stays decided, and what was not waits in the queue, and is dropped when that is full. So there is no moment in which
-// anything passes.
+// closed. While the guard lives, a firewall that was killed is to the kernel one that does not answer: decided
+// connections stay decided, and undecided packets wait in the queue, and are dropped when that is full. So there is no moment in
+// which anything passes.
 
 // Guard holds a firewall's handles open should its process die. The methods may not be called by several goroutines at once.
 type Guard struct {

@@ -18,7 +18,7 @@ import (
 // comes from a resolver that rules or system name, and over UDP if the question was seen to go there: what others send
 // decides nothing. A process that may ask a trusted resolver learns no other names by it than those that are true.
 
-// The bounds of what is kept.
+// Limits of memory.
 const (
 	maxAddresses    = 1 << 16          // with names; beyond, those that were named longest ago make way
 	maxNames        = 16               // of one address
@@ -152,7 +152,7 @@ func (n *names) learn(r answer) {
 		for _, name := range r.names {
 			list = append(list, nameOf{name, until})
 		}
-		for _, k := range known { // without what is over or comes again
+		for _, k := range known { // without expired names and those that come again
 			if now.Before(k.until) && !slices.Contains(r.names, k.name) {
 				list = append(list, k)
 			}

@@ -24,7 +24,7 @@ import (
 //
 //	{"id": 1, "action": "allow", "remember": true}
 //
-// A prompt that comes gets the questions that are open. One that does not read, or sends what is no answer, is hung up on.
+// A prompt that comes gets the questions that are open. One that does not read, or sends anything but answers, is disconnected.
 type Prompts struct {
 	mu       sync.Mutex
 	firewall *Firewall
@@ -178,7 +178,7 @@ func (s *Prompts) read(p *prompt) {
 	if err != nil && s.prompts[p] {
 		s.send(p, message{Error: err.Error()})
 	}
-	s.remove(p) // write sends what is left, and hangs up
+	s.remove(p) // write sends the remaining lines, and closes
 }
 
 // take takes an answer. A question that is answered already is no error: the prompt has been told.

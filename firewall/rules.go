@@ -71,7 +71,7 @@ type Program struct {
 // Known reports whether the process is known.
 func (p *Program) Known() bool { return p.Process.ID != 0 }
 
-// Conn is what is known of a connection: of TCP, an exchange of UDP or ICMP echo, or a packet of another protocol.
+// Conn describes a connection: of TCP, an exchange of UDP or ICMP echo, or a packet of another protocol.
 type Conn struct {
 	Outbound      bool // this host began it
 	Protocol      uint8
@@ -101,7 +101,7 @@ type Rules struct {
 	log         logLevel
 	ask         askSettings
 	resolvers   []netip.Addr // nil: those of the system
-	files       []dependency // what was read beside the file itself
+	files       []dependency // the other files that were read
 }
 
 // askSettings say what becomes of questions that nobody answers.
@@ -114,7 +114,7 @@ type askSettings struct {
 type logLevel uint8
 
 const (
-	logDenied logLevel = iota // what is not allowed, and what was asked
+	logDenied logLevel = iota // all but allowed ones, and answered questions
 	logAll
 	logRules // what rules say
 )
@@ -169,9 +169,9 @@ type account struct {
 // window is a part of each day, in minutes since midnight; it goes over midnight if from > to.
 type window struct{ from, to int }
 
-// pattern is a host name: itself, or what is below it.
+// pattern is a host name: itself, the names below it, or both.
 type pattern struct {
-	name        string // without the dot that means what is below
+	name        string // without the leading dot of names below
 	self, below bool
 }
 

@@ -63,7 +63,7 @@ func keyOf(b []byte, p *packet.Parsed, rule uint16) flowKey {
 	return k
 }
 
-// flow is what is remembered of a flow.
+// flow is the state of a flow.
 type flow struct {
 	key        flowKey
 	prev, next *flow // in the order of their last packets

@@ -27,7 +27,7 @@ type Config struct {
 	MaxBytes   int // theirs; 0: 64 MiB
 	MaxFlows   int // that are remembered; of a forgotten one packets count from 0 again; 0: 65,536
 
-	DropHeld bool // drop what is held at the end; otherwise it goes on at once
+	DropHeld bool // drop held packets at the end; otherwise they go on at once
 
 	// Open opens the handle, divert.OpenProgram if it is nil. Tests give the method of a diverttest.Network. With a single
 	// rule the program may have named sets (filter.Program.Set), which it can fill.
@@ -75,7 +75,7 @@ type Impairer struct {
 }
 
 // Open opens a handle for the packets that the rules match, with the options given and divert.WithSegments; from now on they
-// wait for Run. Options must not change what is received: no WithSnapLength, and no WithFlags other than Fragments and NoInstall.
+// wait for Run. Options must not change which packets are received, nor cut them: no WithSnapLength, and no WithFlags other than Fragments and NoInstall.
 //
 // It fails with a *RuleError for a rule that is wrong, which wraps a *SettingError or a *filter.Error, or as divert.Open does.
 func Open(c Config, opts ...divert.Option) (*Impairer, error) {

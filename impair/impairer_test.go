@@ -95,7 +95,7 @@ type arrived struct {
 	at     time.Duration
 }
 
-// collect returns what has gone on in each millisecond until a time, or what came at once of it.
+// collect returns the packets that went on in each millisecond until a time, or those that went on at once.
 func (b *bench) collect(until time.Duration) (all []arrived) {
 	b.t.Helper()
 	for {

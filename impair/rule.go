@@ -29,7 +29,7 @@ type Distribution uint8
 const (
 	Uniform     Distribution = iota // from L-J to L+J
 	Normal                          // around L, with J as the standard deviation
-	Exponential                     // L and more: what is added has the mean J
+	Exponential                     // L and more: the addition has the mean J
 	Pareto                          // the same with a long tail: one in a hundred gets more than 7 J, one in a thousand more than 18 J
 )
 

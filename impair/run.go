@@ -357,7 +357,7 @@ func (w *worker) drain(now int64) {
 	}
 }
 
-// The bounds of what is kept to be used again.
+// Limits of memory kept for reuse.
 const (
 	maxFree    = 4096 // packets
 	maxFreeLen = 4096 // bytes of each
@@ -378,7 +378,7 @@ func (w *worker) recycle() {
 	w.used = w.used[:0]
 }
 
-// send does what was decided. It is called with mu locked, and unlocks it.
+// send carries out the decisions. It is called with mu locked, and unlocks it.
 func (w *worker) send() {
 	i := w.Impairer
 	i.sending.Lock()

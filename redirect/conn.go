@@ -49,7 +49,7 @@ func (c *Conn) address(a netip.AddrPort) net.Addr {
 	return net.TCPAddrFromAddrPort(a)
 }
 
-// Close ends the connection in order: the application reads what was written, and then the end.
+// Close ends the connection in order: the application reads all data written before, and then the end.
 func (c *Conn) Close() error {
 	c.once.Do(func() {
 		c.err = c.Conn.Close()

@@ -61,13 +61,13 @@ func (p *proxy) askConnect(c net.Conn, address string) (*bufio.Reader, error) {
 	return in, nil
 }
 
-// buffered is a connection of which something was read already.
+// buffered is a connection whose first bytes were read already.
 type buffered struct {
 	net.Conn
 	in *bufio.Reader
 }
 
-// Read reads what was read first.
+// Read returns the buffered bytes first.
 func (c *buffered) Read(b []byte) (int, error) { return c.in.Read(b) }
 
 // CloseWrite ends one direction.

@@ -367,7 +367,7 @@ func (g *datagrams) forgetEnded(now time.Time, monotonic int64) {
 	}
 }
 
-// drop forgets what is known of an alias. The caller holds the mutex.
+// drop forgets the record of an alias. The caller holds the mutex.
 func (g *datagrams) drop(alias uint32) {
 	p := g.spoken[alias]
 	delete(g.spoken, alias)

@@ -91,8 +91,8 @@ func waitingIn(x *exchange) int {
 	return len(x.queue) - x.head
 }
 
-// TestExchangeBounds: what exceeds the limits is lost, the oldest come first, and what is read is what was delivered though its memory is
-// used again.
+// TestExchangeBounds: datagrams beyond the limits are lost, the oldest come first, and each is read as it was delivered although memory
+// is reused.
 func TestExchangeBounds(t *testing.T) {
 	x := muteExchange(time.Hour)
 	b := make([]byte, 100)

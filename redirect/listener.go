@@ -53,7 +53,7 @@ type Listener struct {
 const backlog = 1024
 
 // Listen redirects what matches the filter: connections of TCP, and exchanges of UDP, which this host begins from now on.
-// The filter is of layer NETWORK and may test what is the same for all packets of a connection: addresses, ports, protocols,
+// The filter is of layer NETWORK and may test values that all packets of a connection share: addresses, ports, protocols,
 // interfaces and processId. What it matches that is neither TCP nor UDP, or comes in, is left alone, and so are datagrams to
 // many. The Listener belongs to the network namespace of the calling thread. It ends with ctx, or by Close.
 //
@@ -319,7 +319,7 @@ func (l *Listener) end() (err error) {
 	return err
 }
 
-// sweep forgets what has ended, and ends exchanges that are idle.
+// sweep forgets ended connections, and ends idle exchanges.
 func (l *Listener) sweep() {
 	tick := time.NewTicker(min(5*time.Second, max(l.options.Idle/4, 10*time.Millisecond)))
 	defer tick.Stop()
@@ -335,7 +335,7 @@ func (l *Listener) sweep() {
 	}
 }
 
-// Addr returns the address of one of the kernel's listeners. It is of no use to clients: what is not redirected is refused there.
+// Addr returns the address of one of the kernel's listeners. It is of no use to clients: only redirected connections are accepted there.
 func (l *Listener) Addr() net.Addr {
 	if l.kernel == nil {
 		return l.sockets.addr()

@@ -32,7 +32,7 @@ type sockets struct {
 	last   *detour.Counts   // the counters at the end, once the detour is closed
 }
 
-// claim is what is known of an aim that has been found.
+// claim is the record of an aim that was found.
 type claim struct {
 	conn  *Conn
 	ended time.Time // when the program has closed the connection; zero while it has not
@@ -62,23 +62,31 @@ func (l *Listener) openSockets(ctx context.Context, text string) (_ *sockets, no
 	if tcp == nil && udp == nil {
 		return nil, noTCP, noUDP
 	}
-	s := &sockets{l: l, claims: map[uint64]claim{}}
+	s, err := l.makeSockets(ctx, tcp, udp)
+	if err != nil && tcp != nil && udp != nil { // the connections at least
+		noUDP = err
+		s, err = l.makeSockets(ctx, tcp, nil)
+	} else if err != nil && udp != nil {
+		noUDP = err
+	}
+	if err != nil && tcp != nil {
+		noTCP = err
+	}
+	return s, noTCP, noUDP
+}
+
+// makeSockets makes the road for connects and datagrams, of which one program may be nil.
+func (l *Listener) makeSockets(ctx context.Context, tcp, udp *prog.Program) (s *sockets, err error) {
+	s = &sockets{l: l, claims: map[uint64]claim{}}
 	if udp != nil {
-		if s.datagrams, noUDP = s.openDatagrams(ctx, udp); noUDP != nil && tcp == nil {
-			return nil, noTCP, noUDP
+		if s.datagrams, err = s.openDatagrams(ctx, udp); err != nil {
+			return nil, err
 		}
 	}
 	if err := s.open(ctx, tcp); err != nil {
-		err = errors.Join(err, s.close())
-		if tcp != nil {
-			noTCP = err
-		}
-		if udp != nil {
-			noUDP = err
-		}
-		return nil, noTCP, noUDP
+		return nil, errors.Join(err, s.close())
 	}
-	return s, noTCP, noUDP
+	return s, nil
 }
 
 // againstSockets returns why a protocol cannot go by the road of sockets whatever the filter is, nil if it can.

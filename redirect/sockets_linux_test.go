@@ -16,7 +16,7 @@ import (
 	"github.com/opendivert/divert/internal/linux/detour"
 )
 
-// TestForgetEnded: what is known of a connection is forgotten when the application has closed its socket and the connection was
+// TestForgetEnded: the record of a connection is forgotten when the application has closed its socket and the connection was
 // accepted, or after a while if it was not, or if only the program has closed it.
 func TestForgetEnded(t *testing.T) {
 	if err := detour.Connects.Err(); err != nil {

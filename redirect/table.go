@@ -213,7 +213,7 @@ func (t *table) own(f *flow, yes bool) {
 	f.accepted = yes
 }
 
-// sweep removes what has ended or gone silent, and returns connections that were dialled for nobody.
+// sweep removes ended and silent flows, and returns connections that were dialled for nobody.
 func (t *table) sweep(now time.Time) (orphans []net.Conn) {
 	t.mu.Lock()
 	defer t.mu.Unlock()

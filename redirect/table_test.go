@@ -22,7 +22,7 @@ func FuzzTable(f *testing.F) {
 	})
 }
 
-// listed is a table beside a list of what was entered.
+// listed is a table beside a list of its entries.
 type listed struct {
 	t     *testing.T
 	table *table
@@ -31,7 +31,7 @@ type listed struct {
 	now   time.Time
 }
 
-// listedFlow is a flow with what is known of it without the table.
+// listedFlow is a flow with its state as the test tracks it.
 type listedFlow struct {
 	*flow
 	gone, over           bool // forgotten; ended

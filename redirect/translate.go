@@ -38,7 +38,7 @@ func (w *worker) serve(q *divert.Queue) error {
 	}
 }
 
-// flush does what was decided. What cannot be sent is lost as on a network: TCP sends it again.
+// flush carries out the decisions. A packet that cannot be sent is lost, as on a network: TCP sends it again.
 func (w *worker) flush() {
 	h := w.l.handle
 	if len(w.accept) > 0 {

@@ -98,7 +98,7 @@ func TestAliases(t *testing.T) {
 	}
 }
 
-// TestLeftAlone: connections that have begun before, and what is for many, go on; what the listener's port sends to nobody
+// TestLeftAlone: connections that began before, and multicast, go on; what the listener's port sends to nobody
 // does not.
 func TestLeftAlone(t *testing.T) {
 	l, n := fake(t, "tcp or udp", Options{})
