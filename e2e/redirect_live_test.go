@@ -6,6 +6,7 @@ import (
 	"bytes"
 	"context"
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -222,12 +223,25 @@ func TestRedirectedWithAddressTranslation(t *testing.T) {
 					aim = netip.MustParseAddr("fd77:2::99")
 				}
 				nft(t, routed.R, func(c *nftables.Conn) { natRules(c, real, 8053, 53, routed.LinkRB.Name()) })
-				t.Run("forwarded, "+f.name, func(t *testing.T) {
-					needInbound(t, routed.R) // new packets come in again, as if they were to be forwarded
-					r := redirect(t, routed.R, aim, real, divert.WithEngine(e.engine), divert.WithLayer(divert.LayerForward))
-					streamTo(t, routed.A, netip.Addr{}, aim, routed.B, real, amount(1<<20))
-					finish(t, r.d, r.w)
-				})
+				for _, device := range []bool{true, false} {
+					cutBy := map[bool]string{true: "cut by the device", false: "cut by the kernel"}[device]
+					t.Run("forwarded, "+cutBy+", "+f.name, func(t *testing.T) {
+						if err := errors.Join(routed.LinkRB.SetOffload(lab.OffloadTSO|lab.OffloadTxChecksum, device),
+							routed.LinkB.SetOffload(lab.OffloadRxChecksum, device)); err != nil {
+							t.Fatal(err)
+						}
+						needInbound(t, routed.R) // new packets come in again, as if they were to be forwarded
+						r := redirect(t, routed.R, aim, real, divert.WithEngine(e.engine), divert.WithLayer(divert.LayerForward))
+						b := openBelow(t, routed.R, r, divert.WithEngine(e.engine), divert.WithLayer(divert.LayerForward))
+						streamTo(t, routed.A, netip.Addr{}, aim, routed.B, real, amount(4<<20))
+						finish(t, b.d, b.w)
+						finish(t, r.d, r.w)
+						// A new packet stays one, too: the kernel cuts it once it has been forwarded.
+						if b.old != 0 || b.payload < int(amount(4<<20)) || b.longest < 10_000 {
+							t.Errorf("a handle below saw %d bytes, at most %d in a packet, and %d packets for the old destination", b.payload, b.longest, b.old)
+						}
+					})
+				}
 				t.Run("the host's own, "+f.name, func(t *testing.T) {
 					nft(t, routed.R, func(c *nftables.Conn) {
 						foreignChain(c, "in", nftables.ChainHookInput, nftables.ChainTypeFilter, 0, []expr.Any{

@@ -46,7 +46,7 @@ func (f *Forward) Ready() error { return f.in.Ready() }
 
 // Send injects one packet, as long as its length field says; ifIdx is the interface that it is to leave by. TCP
 // that is longer than what that carries is cut into segments, as the packet was most likely captured before
-// it was. The errors are those of Inbound.Send and Outbound.Send.
+// it was: by the kernel, once it has been forwarded, or here before. The errors are those of Inbound.Send and Outbound.Send.
 func (f *Forward) Send(pkt []byte, ifIdx uint32) error {
 	v, err := version(pkt)
 	if err != nil {
@@ -57,6 +57,11 @@ func (f *Forward) Send(pkt []byte, ifIdx uint32) error {
 		return f.out.SendSegmented(pkt, ifIdx, 0)
 	}
 	if mss := f.in.segmentSize(pkt, ifIdx); mss > 0 {
+		if o, ok := wholeOf(pkt, mss); ok {
+			if err := f.in.sendWhole(pkt, from, o); err == nil || !refusesWhole(err) {
+				return err
+			}
+		}
 		return f.sendSegments(pkt, mss, from)
 	}
 	return f.in.Send(pkt, from)

@@ -57,7 +57,7 @@ type Inbound struct {
 type target struct {
 	index            uint32 // the interface itself, or its bridge
 	loopback         bool
-	header4, header6 [etherHeaderLen]byte // set once the device leads to it
+	header4, header6 frameHeader // set once the device leads to it
 }
 
 // NewInbound prepares injection in the network namespace of the calling thread (a goroutine that has
@@ -117,8 +117,14 @@ func (in *Inbound) Close() error {
 // Errors: ErrMalformed; *InterfaceError with ErrNoInterface, ErrInterfaceDown, ErrNoRedirect or what the
 // kernel says; net.ErrClosed; for loopback packets also those of Outbound.Send.
 func (in *Inbound) Send(pkt []byte, ifIdx uint32) error {
+	return in.sendWhole(pkt, ifIdx, whole{})
+}
+
+// sendWhole is Send of a packet that the kernel is to cut, unless o is zero. For loopback packets it fails with errNotWhole.
+func (in *Inbound) sendWhole(pkt []byte, ifIdx uint32, o whole) error {
 	w := writes.Get().(*write)
 	defer writes.Put(w)
+	w.whole = o
 	if err := in.update(); err != nil {
 		return err
 	}
@@ -134,6 +140,7 @@ func (in *Inbound) SendBatch(pkts [][]byte, ifIdx []uint32) (n int, err error) {
 	}
 	w := writes.Get().(*write)
 	defer writes.Put(w)
+	w.whole = whole{}
 	if err := in.update(); err != nil {
 		return 0, err
 	}
@@ -147,7 +154,10 @@ func (in *Inbound) SendBatch(pkts [][]byte, ifIdx []uint32) (n int, err error) {
 
 // write is the memory of one writev(2).
 type write struct {
-	iov [2]unix.Iovec
+	iov  [2]unix.Iovec
+	head [len(frameHeader{}) + maxWholeHeaders]byte
+
+	whole whole // of the packet that is sent; the zero whole of one that stays as it is
 }
 
 var writes = sync.Pool{New: func() any { return new(write) }}
@@ -187,6 +197,9 @@ func (in *Inbound) try(w *write, pkt []byte, v int, ifIdx uint32) error {
 		return errNotReady
 	}
 	if in.isLoopback(pkt, v, t) {
+		if w.whole.size > 0 {
+			return errNotWhole
+		}
 		return in.loop.Send(pkt, ifIdx)
 	}
 	if in.device == nil {
@@ -199,10 +212,12 @@ func (in *Inbound) try(w *write, pkt []byte, v int, ifIdx uint32) error {
 	return in.write(w, header, pkt, ifIdx)
 }
 
-func (in *Inbound) write(w *write, header *[etherHeaderLen]byte, pkt []byte, ifIdx uint32) error {
-	w.iov[0].Base, w.iov[1].Base = &header[0], &pkt[0]
-	w.iov[0].SetLen(len(header))
-	w.iov[1].SetLen(len(pkt))
+func (in *Inbound) write(w *write, header *frameHeader, pkt []byte, ifIdx uint32) error {
+	copy(w.head[:], header[:])
+	n := w.whole.begin(w.head[:], pkt)
+	w.iov[0].Base, w.iov[1].Base = &w.head[0], &pkt[n]
+	w.iov[0].SetLen(len(header) + n)
+	w.iov[1].SetLen(len(pkt) - n)
 	defer func() { w.iov = [2]unix.Iovec{} }()
 	for {
 		_, _, errno := unix.Syscall(unix.SYS_WRITEV, uintptr(in.device.fd), uintptr(unsafe.Pointer(&w.iov)), 2)

@@ -53,7 +53,7 @@ func openDevice(fd, sock int, nl *netlink.Handle, seal Seal) (*device, error) {
 	if err != nil {
 		return nil, err
 	}
-	request.SetUint16(unix.IFF_TAP | unix.IFF_NO_PI)
+	request.SetUint16(unix.IFF_TAP | unix.IFF_NO_PI | unix.IFF_VNET_HDR)
 	if err := unix.IoctlIfreq(fd, unix.TUNSETIFF, request); err != nil {
 		return nil, fmt.Errorf("TUNSETIFF: %w", err)
 	}
@@ -175,14 +175,18 @@ func (d *device) reset() error {
 	return nil
 }
 
-// frameHeader returns the Ethernet header that leads an IP packet of a version to a target.
-func frameHeader(seal Seal, number uint16, version int) (h [etherHeaderLen]byte) {
-	copy(h[:], seal[:])
+// frameHeader is what stands before a packet: struct virtio_net_hdr, all zeros if there is nothing to do for the kernel, and the Ethernet header.
+type frameHeader [virtioHeaderLen + etherHeaderLen]byte
+
+// newFrameHeader returns the header that leads an IP packet of a version to a target.
+func newFrameHeader(seal Seal, number uint16, version int) (f frameHeader) {
+	h := f[virtioHeaderLen:]
+	copy(h, seal[:])
 	h[10] |= byte(number >> 8)
 	h[11] = byte(number)
 	binary.BigEndian.PutUint16(h[12:], unix.ETH_P_IP)
 	if version == 6 {
 		binary.BigEndian.PutUint16(h[12:], unix.ETH_P_IPV6)
 	}
-	return h
+	return f
 }

@@ -104,7 +104,7 @@ func (in *Inbound) lead(t *target) error {
 	if err != nil {
 		return noRedirect(err)
 	}
-	t.header4, t.header6 = frameHeader(in.seal, number, 4), frameHeader(in.seal, number, 6)
+	t.header4, t.header6 = newFrameHeader(in.seal, number, 4), newFrameHeader(in.seal, number, 6)
 	return nil
 }
 
