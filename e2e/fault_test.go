@@ -109,6 +109,7 @@ var faultLives = map[string]func(port string) []string{
 	"drop":        func(port string) []string { return packetsLife(port, divert.Drop, divert.EngineKernel) },
 	"interpreter": func(port string) []string { return packetsLife(port, 0, divert.EngineInterpreter) },
 	"log":         func(port string) []string { return packetsLife(port, divert.Sniff, divert.EngineInterpreter) },
+	"flows":       func(port string) []string { return flowsLife(port) },
 	"socket":      func(string) []string { return eventsLife(divert.LayerSocket, "true", divert.Sniff|divert.RecvOnly) },
 	"flow":        func(string) []string { return eventsLife(divert.LayerFlow, "true", divert.Sniff|divert.RecvOnly) },
 	"reflect":     func(string) []string { return eventsLife(divert.LayerReflect, "true", divert.Sniff|divert.RecvOnly) },
@@ -153,6 +154,37 @@ func packetsLife(port string, flags divert.Flag, e divert.Engine) (s steps) {
 		s.note("send inbound", d.Send(&p))
 		s.note("shutdown", d.Shutdown(divert.ShutdownBoth))
 	}
+	s.note("close", d.Close())
+	return s
+}
+
+// flowsLife decides flows, beside a guard for programs that hang.
+func flowsLife(port string) (s steps) {
+	text := "udp.DstPort == " + port
+	d, err := divert.Open(text, divert.WithEngine(divert.EngineKernel), divert.WithDropOnHang(divert.MinHang))
+	if !s.note("open", err) {
+		return s
+	}
+	receive := func() (*divert.Packet, bool) {
+		ctx, cancel := context.WithTimeout(context.Background(), 3*time.Second)
+		defer cancel()
+		p, err := d.RecvContext(ctx)
+		return p, s.note("receive", err)
+	}
+	if p, ok := receive(); ok {
+		s.note("accept flow", d.AcceptFlow(p))
+		_, err := d.ForgetFlow(p)
+		s.note("forget", err)
+	}
+	if p, ok := receive(); ok {
+		s.note("drop flow", d.DropFlow(p))
+		_, err := d.Flow(p)
+		s.note("flow", err)
+	}
+	s.note("forget all", d.ForgetFlows())
+	s.note("filter", d.SetFilter(text+" and udp"))
+	_, err = d.Stats()
+	s.note("stats", err)
 	s.note("close", d.Close())
 	return s
 }
