@@ -61,6 +61,8 @@ var refusedLetters = []struct{ letter, why string }{
 	{"M", "-M, checking TCP-MD5, is not offered: write a file with -w and open it in Wireshark"},
 	{"T", "-T, choosing a dissector, is not offered: write a file with -w and open it in Wireshark"},
 	{"m", "-m, MIB modules, is not offered: write a file with -w and open it in Wireshark"},
+	{"b", "-b, AS numbers of BGP, is not offered: write a file with -w and open it in Wireshark"},
+	{"u", "-u, handles of NFS, is not offered: write a file with -w and open it in Wireshark"},
 	{"j", "-j, types of time stamps, is not offered: times are those of the kernel when it queues or copies a packet"},
 	{"J", "-J, types of time stamps, is not offered: times are those of the kernel when it queues or copies a packet"},
 	{"V", "-V, a list of files, is not offered: run the command for each with -r"},

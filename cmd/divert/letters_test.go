@@ -202,6 +202,9 @@ func TestTcpdumpsFlagsInTheManual(t *testing.T) {
 			if there := f != nil && !refused || known; there != (row[2] != "refused") {
 				t.Errorf("%s is called %s", name[1], row[2])
 			}
+			if row[2] == "refused" && !strings.HasPrefix(name[1], "--") && !refused {
+				t.Errorf("%s is refused without the reason", name[1])
+			}
 		}
 	}
 	if rows < 55 {
