@@ -99,7 +99,7 @@ func NumberRange(first, last uint64) Element {
 	return Element{first: radix.Value{Lo: first}, last: radix.Value{Lo: last}, valid: true}
 }
 
-func valueOfAddress(a netip.Addr) radix.Value { return radix.Value(valueFromBytes(a.As16())) }
+func valueOfAddress(a netip.Addr) radix.Value { return valueFromBytes(a.As16()) }
 
 // Err returns the error of the element, or nil.
 func (e Element) Err() error {
@@ -217,7 +217,7 @@ func (s *Set) elements(r radix.Range) iter.Seq[Element] {
 			return
 		}
 		for _, part := range prog.SplitFamilies(prog.Range{First: prog.Value(r.First), Last: prog.Value(r.Last)}) {
-			if !yield(Element{first: radix.Value(part.First), last: radix.Value(part.Last), addresses: true, valid: true}) {
+			if !yield(Element{first: part.First, last: part.Last, addresses: true, valid: true}) {
 				return
 			}
 		}

@@ -239,7 +239,7 @@ func (p *Program) decodeNarrow(in *instr, t *Test) {
 	// A literal outside the values of the field, or a negative one, is below or above them all.
 	// (Specification: filter-language.md 6.)
 	never, always := in.setRange(0, ^uint32(0), true), in.setRange(0, ^uint32(0), false)
-	switch below, above := t.Neg || lit.less(bounds.First), bounds.Last.less(lit); {
+	switch below, above := t.Neg || lit.Less(bounds.First), bounds.Last.Less(lit); {
 	case below && (t.Op == OpNe || t.Op == OpGt || t.Op == OpGe),
 		above && !below && (t.Op == OpNe || t.Op == OpLt || t.Op == OpLe):
 		*in = always
@@ -279,7 +279,7 @@ func (p *Program) decodeSet(in *instr, ranges []Range, limit Value) {
 		*in = in.setRange(0, ^uint32(0), !in.invert)
 	case len(ranges) == 1:
 		*in = in.setRange(uint32(ranges[0].First.Lo), uint32(ranges[0].Last.Lo), in.invert)
-	case !(Value{Lo: 0xFFFF}).less(limit) && len(ranges) > 8: // from there on faster than a search
+	case !(Value{Lo: 0xFFFF}).Less(limit) && len(ranges) > 8: // from there on faster than a search
 		m := new(bitmap)
 		for _, r := range clip(ranges, Range{Last: Value{Lo: 0xFFFF}}) {
 			m.add(uint32(r.First.Lo), uint32(r.Last.Lo))

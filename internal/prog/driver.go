@@ -36,7 +36,7 @@ func (p *Program) AppendInstructions(b []byte) ([]byte, error) {
 }
 
 func appendInstruction(b []byte, t *Test) []byte {
-	args := t.Value.words()
+	args := wordsOf(t.Value)
 	if t.Field.Info().Elem != 0 {
 		args[1] = uint32(t.Index)
 	}

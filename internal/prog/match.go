@@ -319,7 +319,7 @@ func (c *code) acceptsWide(in *instr, v Value) bool {
 		return c.acceptsNamed(in, v)
 	}
 	r := &c.ranges[in.set]
-	return !v.less(r.First) && !r.Last.less(v)
+	return !v.Less(r.First) && !r.Last.Less(v)
 }
 
 // element reads bytes of the packet or of a payload (specification: filter-language.md 4).

@@ -147,7 +147,7 @@ func (p *Program) bind(named []*Named, members func(*Named) *Members) *Program {
 func (c *code) acceptsNamed(in *instr, v Value) bool {
 	m := c.named[in.set]
 	if m.addresses {
-		return m.values.Contains(radix.Value(v))
+		return m.values.Contains(v)
 	}
 	if in.field.Info().Kind == KindSigned {
 		neg, mag := fromOrderKey(v)

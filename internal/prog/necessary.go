@@ -39,12 +39,12 @@ const (
 // ExtensionHeaders are the Next Headers of IPv6 behind which filters look for a transport header (specification:
 // packets.md 1.1).
 var ExtensionHeaders = []Range{
-	only(packet.ProtocolHopByHop), {Value{Lo: packet.ProtocolRouting}, Value{Lo: packet.ProtocolFragment}},
+	only(packet.ProtocolHopByHop), {First: Value{Lo: packet.ProtocolRouting}, Last: Value{Lo: packet.ProtocolFragment}},
 	only(packet.ProtocolAH), only(packet.ProtocolDestOptions), only(packet.ProtocolMobility),
 }
 
 // only is the range of one number.
-func only(v uint64) Range { return Range{Value{Lo: v}, Value{Lo: v}} }
+func only(v uint64) Range { return Range{First: Value{Lo: v}, Last: Value{Lo: v}} }
 
 // Necessary returns the conditions that every matching packet meets, in the given direction: it meets one of the terms,
 // and only one. Without terms no packet matches. The conditions are as narrow as can be told cheaply: a packet that meets
@@ -215,8 +215,8 @@ func (t *Term) Meets(b []byte) bool {
 			return false
 		}
 		next = uint64(b[6])
-		src = Value{binary.BigEndian.Uint64(b[8:]), binary.BigEndian.Uint64(b[16:])}
-		dst = Value{binary.BigEndian.Uint64(b[24:]), binary.BigEndian.Uint64(b[32:])}
+		src = Value{Hi: binary.BigEndian.Uint64(b[8:]), Lo: binary.BigEndian.Uint64(b[16:])}
+		dst = Value{Hi: binary.BigEndian.Uint64(b[24:]), Lo: binary.BigEndian.Uint64(b[32:])}
 	}
 	if t.Extends && !within(ExtensionHeaders, Value{Lo: next}) ||
 		!within(t.Protocol, Value{Lo: next}) || !within(t.Src, src) || !within(t.Dst, dst) {
@@ -264,7 +264,7 @@ var (
 	anyByte = []Range{{Last: Value{Lo: 0xFF}}}
 	anyPort = []Range{{Last: Value{Lo: 0xFFFF}}}
 	noPort  = []Range{{}} // packets without ports have the port 0
-	mapped  = []Range{{Value{Lo: ipv4Prefix}, Value{Lo: ipv4Prefix | 0xFFFFFFFF}}}
+	mapped  = []Range{{First: Value{Lo: ipv4Prefix}, Last: Value{Lo: ipv4Prefix | 0xFFFFFFFF}}}
 	whole   = []Range{{Last: maxValue}}
 
 	plainHeaders = clip(complement(ExtensionHeaders), anyByte[0])
@@ -286,7 +286,7 @@ var classes = func() (cs []class) {
 			extended := c
 			extended.extends, extended.next = true, ExtensionHeaders
 			cs = append(cs, extended)
-			c.protocol = clip(plainHeaders, Range{c.protocol[0].First, c.protocol[0].Last})
+			c.protocol = clip(plainHeaders, c.protocol[0])
 			c.next = c.protocol
 		}
 		cs = append(cs, c)
@@ -373,15 +373,15 @@ func complement(ranges []Range) []Range {
 	out := make([]Range, 0, len(ranges)+1)
 	var from Value
 	for _, r := range ranges {
-		if from.less(r.First) {
-			out = append(out, Range{from, r.First.Prev()})
+		if from.Less(r.First) {
+			out = append(out, Range{First: from, Last: r.First.Prev()})
 		}
 		if r.Last == maxValue {
 			return out
 		}
 		from = r.Last.Next()
 	}
-	return append(out, Range{from, maxValue})
+	return append(out, Range{First: from, Last: maxValue})
 }
 
 // atMost closes the narrowest gaps of a list that is too long.
@@ -532,11 +532,11 @@ func (f *facts) join(o *facts) *facts {
 // intersect returns the values that lie in both lists.
 func intersect(a, b []Range) (out []Range) {
 	for len(a) > 0 && len(b) > 0 {
-		r := Range{highest(a[0].First, b[0].First), lowest(a[0].Last, b[0].Last)}
-		if !r.Last.less(r.First) {
+		r := Range{First: highest(a[0].First, b[0].First), Last: lowest(a[0].Last, b[0].Last)}
+		if !r.Last.Less(r.First) {
 			out = append(out, r)
 		}
-		if a[0].Last.less(b[0].Last) {
+		if a[0].Last.Less(b[0].Last) {
 			a = a[1:]
 		} else {
 			b = b[1:]

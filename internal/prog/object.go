@@ -221,7 +221,7 @@ func appendObjectTest(b []byte, t *Test) []byte {
 		neg = 1
 	}
 	b = appendObjectNumber(b, neg)
-	args := t.Value.words()
+	args := wordsOf(t.Value)
 	for _, arg := range args[:objectArgs(t.Field)] {
 		b = appendObjectNumber(b, arg)
 	}
@@ -254,12 +254,12 @@ func appendObjectNumber(b []byte, n uint32) []byte {
 	return append(b, finalDigits[n&31])
 }
 
-// words returns the four 32-bit words of v, the least significant first.
-func (v Value) words() [4]uint32 {
+// wordsOf returns the four 32-bit words of v, the least significant first.
+func wordsOf(v Value) [4]uint32 {
 	return [4]uint32{uint32(v.Lo), uint32(v.Lo >> 32), uint32(v.Hi), uint32(v.Hi >> 32)}
 }
 
-// valueFromWords is the inverse of words.
+// valueFromWords is the inverse of wordsOf.
 func valueFromWords(w [4]uint32) Value {
 	return Value{
 		Hi: uint64(w[3])<<32 | uint64(w[2]),

@@ -217,7 +217,7 @@ func narrowed(r Range, t *Test) (Range, bool) {
 	v := t.Value
 	switch t.Op {
 	case OpEq:
-		r = Range{highest(r.First, v), lowest(r.Last, v)}
+		r = Range{First: highest(r.First, v), Last: lowest(r.Last, v)}
 	case OpNe:
 		if r.First == v && r.Last == v {
 			return r, false
@@ -245,7 +245,7 @@ func narrowed(r Range, t *Test) (Range, bool) {
 		if t.Set == nil || len(t.Set.Ranges) == 0 {
 			return r, t.Set == nil // a set whose elements are not known here may have any
 		}
-		r = Range{highest(r.First, t.Set.Ranges[0].First), lowest(r.Last, t.Set.Ranges[len(t.Set.Ranges)-1].Last)}
+		r = Range{First: highest(r.First, t.Set.Ranges[0].First), Last: lowest(r.Last, t.Set.Ranges[len(t.Set.Ranges)-1].Last)}
 	}
 	return r, r.First.Compare(r.Last) <= 0
 }
@@ -303,7 +303,7 @@ func (k *knowledge) join(o *knowledge) *knowledge {
 	for _, i := range k.known {
 		if at, ok := o.find(i.place); ok {
 			r := o.known[at].Range
-			j.known = append(j.known, interval{i.place, Range{lowest(i.First, r.First), highest(i.Last, r.Last)}})
+			j.known = append(j.known, interval{i.place, Range{First: lowest(i.First, r.First), Last: highest(i.Last, r.Last)}})
 		}
 	}
 	return j

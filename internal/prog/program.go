@@ -3,6 +3,7 @@ package prog
 import (
 	"slices"
 
+	"github.com/opendivert/divert/internal/radix"
 	"github.com/opendivert/divert/packet"
 )
 
@@ -33,10 +34,10 @@ const (
 )
 
 // Value is a 128-bit magnitude. IPv4 addresses are values of ::ffff:0:0/96, as in the language.
-type Value struct{ Hi, Lo uint64 }
+type Value = radix.Value
 
 // Range is all values from First to Last, both included.
-type Range struct{ First, Last Value }
+type Range = radix.Range
 
 // Set is a set of non-negative values: ranges in ascending order that neither overlap nor touch.
 type Set struct{ Ranges []Range }

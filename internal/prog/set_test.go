@@ -20,7 +20,7 @@ func TestSetModel(t *testing.T) {
 		}
 		set := NewSet(ranges)
 		for i, r := range set.Ranges {
-			if r.Last.less(r.First) || i > 0 && !set.Ranges[i-1].Last.Next().less(r.First) {
+			if r.Last.Less(r.First) || i > 0 && !set.Ranges[i-1].Last.Next().Less(r.First) {
 				t.Fatalf("not in normal form: %v", set.Ranges)
 			}
 		}

@@ -90,7 +90,7 @@ func (s style) appendLiteral(b []byte, f Field, v Value) []byte {
 		// let through here.
 		return addrtext.AppendIPv4(append(b, "::ffff:"...), uint32(v.Lo))
 	case info.Kind == KindIPv6 || info.Kind == KindAddr:
-		return addrtext.AppendIPv6(b, v.words())
+		return addrtext.AppendIPv6(b, wordsOf(v))
 	case f == FieldLayer && v.Hi == 0 && v.Lo < uint64(packet.NumLayers):
 		return append(b, packet.Layer(v.Lo).String()...)
 	case f == FieldEvent && v.Hi == 0 && isEventOf(v.Lo, s.layer):
@@ -121,7 +121,7 @@ func appendDecimal(b []byte, v Value) []byte {
 	if v.Hi == 0 {
 		return strconv.AppendUint(b, v.Lo, 10)
 	}
-	upper, lower := v.divide(unit)
+	upper, lower := v.Divide(unit)
 	b = appendDecimal(b, upper)
 	low := strconv.FormatUint(lower, 10)
 	b = append(b, strings.Repeat("0", digits-len(low))...)
@@ -217,7 +217,7 @@ func prefixOf(f Field, r Range) (length int, ok bool) {
 	}
 	// The bits in which the ends differ must be the lowest ones, all of them, and zero in the first.
 	diff := Value{Hi: r.First.Hi ^ r.Last.Hi, Lo: r.First.Lo ^ r.Last.Lo}
-	host := diff.bitLen()
+	host := diff.BitLen()
 	if diff.Next() != bitValue(host) || r.First.Hi&diff.Hi != 0 || r.First.Lo&diff.Lo != 0 {
 		return 0, false
 	}
@@ -226,9 +226,6 @@ func prefixOf(f Field, r Range) (length int, ok bool) {
 	}
 	return 128 - host, true
 }
-
-// IsMapped reports whether v lies in ::ffff:0:0/96, the IPv4 addresses.
-func (v Value) IsMapped() bool { return v.Hi == 0 && v.Lo>>32 == 0xFFFF }
 
 func (s style) appendPrefix(b []byte, f Field, v Value, length int) []byte {
 	b = append(s.appendLiteral(b, f, v), '/')

@@ -2,7 +2,6 @@ package prog
 
 import (
 	"encoding/binary"
-	"math/bits"
 	"slices"
 
 	"github.com/opendivert/divert/packet"
@@ -317,7 +316,7 @@ func (w *widener) coarse(t *Test) *Test {
 func enclose(ranges []Range, n int) []Range {
 	gaps := make([]Value, 0, len(ranges)-1)
 	for i := 1; i < len(ranges); i++ {
-		gaps = append(gaps, ranges[i].First.minus(ranges[i-1].Last))
+		gaps = append(gaps, ranges[i].First.Minus(ranges[i-1].Last))
 	}
 	order := ascending(len(gaps), func(i int) Value { return gaps[i] })
 	open := make([]bool, len(gaps))
@@ -337,7 +336,7 @@ func enclose(ranges []Range, n int) []Range {
 
 // greatest returns the n widest of the ranges, in their order.
 func greatest(ranges []Range, n int) []Range {
-	order := ascending(len(ranges), func(i int) Value { return ranges[i].Last.minus(ranges[i].First) })
+	order := ascending(len(ranges), func(i int) Value { return ranges[i].Last.Minus(ranges[i].First) })
 	chosen := slices.Clone(order[len(order)-n:])
 	slices.Sort(chosen)
 	out := make([]Range, 0, n)
@@ -355,13 +354,6 @@ func ascending(n int, value func(int) Value) []int {
 	}
 	slices.SortStableFunc(order, func(a, b int) int { return value(a).Compare(value(b)) })
 	return order
-}
-
-// minus returns v - w, modulo 2^128.
-func (v Value) minus(w Value) Value {
-	lo, borrow := bits.Sub64(v.Lo, w.Lo, 0)
-	hi, _ := bits.Sub64(v.Hi, w.Hi, borrow)
-	return Value{Hi: hi, Lo: lo}
 }
 
 // program writes the states out.

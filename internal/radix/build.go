@@ -12,7 +12,7 @@ func nodes(ranges []Range, f func(p piece)) {
 		for part := range r.split {
 			for p := range part.pieces {
 				base := 0
-				if p.prefix.isIPv4() {
+				if p.prefix.IsMapped() {
 					base = IPv4Levels
 				}
 				at := base
@@ -31,15 +31,16 @@ func nodes(ranges []Range, f func(p piece)) {
 	}
 }
 
-// normal sorts ranges, and joins those that overlap or touch. The argument stays as it is.
-func normal(ranges []Range) []Range {
+// Join returns the values of ranges, which may come in any order, overlap and touch, as ranges in ascending order that neither
+// overlap nor touch. The argument is neither changed nor kept.
+func Join(ranges []Range) []Range {
 	sorted := make([]Range, 0, len(ranges))
 	for _, r := range ranges {
 		if !r.Last.Less(r.First) {
 			sorted = append(sorted, r)
 		}
 	}
-	slices.SortFunc(sorted, func(a, b Range) int { return a.First.compare(b.First) })
+	slices.SortFunc(sorted, func(a, b Range) int { return a.First.Compare(b.First) })
 	out := sorted[:0]
 	for _, r := range sorted {
 		out = appendRange(out, r)

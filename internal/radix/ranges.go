@@ -7,7 +7,7 @@ func (o *order) ranges() []Range {
 	w := rangeWriter{table: o.table}
 	for at := range o.from(0, Value{}) {
 		level, first := o.table.node(at)
-		if first.isIPv4() {
+		if first.IsMapped() {
 			w.enter(at, level, first)
 		}
 	}
@@ -16,7 +16,7 @@ func (o *order) ranges() []Range {
 	w = rangeWriter{table: o.table}
 	for at := range o.from(0, Value{}) {
 		level, first := o.table.node(at)
-		if !first.isIPv4() {
+		if !first.IsMapped() {
 			w.enter(at, level, first)
 		}
 	}
@@ -104,7 +104,7 @@ func interleave(all, four []Range) []Range {
 	var out []Range
 	for _, r := range all {
 		for part := range r.split {
-			if part.First.isIPv4() {
+			if part.First.IsMapped() {
 				continue
 			}
 			if !part.First.Less(firstIPv4) {

@@ -124,11 +124,11 @@ func (o *order) ensure(level int, prefix Value) bool {
 		return false
 	}
 	first := 16
-	if prefix.isIPv4() {
+	if prefix.IsMapped() {
 		first = 4
 	}
 	marker := level
-	if prefix.isIPv4() {
+	if prefix.IsMapped() {
 		marker -= IPv4Levels
 	}
 	at := level - marker // where the levels begin
@@ -185,7 +185,7 @@ func (s *Set) mark(p *piece, in bool) {
 		if block.Last.Less(first) {
 			return
 		}
-		if level > p.level && first.isIPv4() == p.prefix.isIPv4() {
+		if level > p.level && first.IsMapped() == p.prefix.IsMapped() {
 			t.setBits(at, content)
 		}
 	}
@@ -225,7 +225,7 @@ func (s *Set) exchange(o *order) error {
 func (s *Set) Replace(ranges []Range) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	o, err := build(s.home, normal(ranges), 0)
+	o, err := build(s.home, Join(ranges), 0)
 	if err != nil {
 		return err
 	}

@@ -91,7 +91,7 @@ func randomRange(r *rand.Rand) Range {
 		return Range{v, v}
 	case 1, 2:
 		host := low(r.IntN(129))
-		if v.isIPv4() {
+		if v.IsMapped() {
 			host = low(r.IntN(33))
 		}
 		return Range{v.without(host), v.or(host)}

@@ -176,7 +176,7 @@ func (t *table) contains(v Value) bool { return t.above(Levels+1, v) }
 // above looks a value up in the nodes of lower levels than the limit.
 func (t *table) above(limit int, v Value) bool {
 	best, level, step := false, 0, 16
-	if v.isIPv4() {
+	if v.IsMapped() {
 		level, step = IPv4Levels, 4
 	}
 	for ; step > 0; step >>= 1 {

@@ -2,7 +2,7 @@ package radix
 
 import "math/bits"
 
-// Value is a value of 128 bits.
+// Value is an unsigned number of 128 bits. An IPv4 address stands as the mapped IPv6 address, ::ffff:a.b.c.d.
 type Value struct{ Hi, Lo uint64 }
 
 // Range is all values from First to Last, both included. If Last lies below First there are none.
@@ -15,19 +15,25 @@ var (
 	lastValue = Value{^uint64(0), ^uint64(0)}
 )
 
-func (v Value) isIPv4() bool { return v.Hi == 0 && v.Lo>>32 == 0xFFFF }
+// IsMapped reports whether v lies in ::ffff:0:0/96, the IPv4 addresses.
+func (v Value) IsMapped() bool { return v.Hi == 0 && v.Lo>>32 == 0xFFFF }
 
-// Less reports whether v < w.
-func (v Value) Less(w Value) bool { return v.Hi < w.Hi || v.Hi == w.Hi && v.Lo < w.Lo }
-
-func (v Value) compare(w Value) int {
+// Compare returns -1, 0 or 1 as v is less than, equal to or greater than w.
+func (v Value) Compare(w Value) int {
 	switch {
+	case v.Hi < w.Hi, v.Hi == w.Hi && v.Lo < w.Lo:
+		return -1
 	case v == w:
 		return 0
-	case v.Less(w):
-		return -1
 	}
 	return 1
+}
+
+// Less reports whether v < w, without a branch.
+func (v Value) Less(w Value) bool {
+	_, borrow := bits.Sub64(v.Lo, w.Lo, 0)
+	_, borrow = bits.Sub64(v.Hi, w.Hi, borrow)
+	return borrow != 0
 }
 
 // Next returns v + 1; the greatest value wraps to zero.
@@ -40,6 +46,37 @@ func (v Value) Next() Value {
 func (v Value) Prev() Value {
 	lo, borrow := bits.Sub64(v.Lo, 1, 0)
 	return Value{v.Hi - borrow, lo}
+}
+
+// Minus returns v - w, modulo 2^128.
+func (v Value) Minus(w Value) Value {
+	lo, borrow := bits.Sub64(v.Lo, w.Lo, 0)
+	hi, _ := bits.Sub64(v.Hi, w.Hi, borrow)
+	return Value{hi, lo}
+}
+
+// Divide returns v / d and the remainder. d is not 0.
+func (v Value) Divide(d uint64) (Value, uint64) {
+	hi, rem := v.Hi/d, v.Hi%d
+	lo, rem := bits.Div64(rem, v.Lo, d)
+	return Value{hi, lo}, rem
+}
+
+// MulAdd returns v*m + a; ok is false if that needs more than 128 bits.
+func (v Value) MulAdd(m, a uint64) (sum Value, ok bool) {
+	carry, lo := bits.Mul64(v.Lo, m)
+	over, hi := bits.Mul64(v.Hi, m)
+	lo, c := bits.Add64(lo, a, 0)
+	hi, c1 := bits.Add64(hi, carry, c)
+	return Value{hi, lo}, over == 0 && c1 == 0
+}
+
+// BitLen returns how many bits v needs.
+func (v Value) BitLen() int {
+	if v.Hi != 0 {
+		return 64 + bits.Len64(v.Hi)
+	}
+	return bits.Len64(v.Lo)
 }
 
 // shifted returns v >> n, n less than 128.
@@ -107,7 +144,7 @@ func (v Value) up(n int) Value {
 // level there are two ends that do not fill a node.
 func (r Range) pieces(yield func(piece) bool) {
 	top := 1
-	if r.First.isIPv4() {
+	if r.First.IsMapped() {
 		top = IPv4Levels + 1
 	}
 	var ends [Levels]piece

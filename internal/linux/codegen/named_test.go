@@ -67,7 +67,7 @@ func TestNamedSets(t *testing.T) {
 // memberRange returns values of a field as a named set has them.
 func memberRange(field string, first, last prog.Value) []radix.Range {
 	if strings.HasSuffix(field, "Addr") {
-		return []radix.Range{{First: radix.Value(first), Last: radix.Value(last)}}
+		return []radix.Range{{First: first, Last: last}}
 	}
 	if last.Lo < first.Lo {
 		return nil
