@@ -124,6 +124,9 @@ func (g *datagrams) listen(ctx context.Context) error {
 // prepareListener has a socket tell for which address datagrams came, and answer from any.
 func prepareListener(fd int, six bool) error {
 	_ = unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_RCVBUFFORCE, receiveBuffer)
+	if err := unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_PRIORITY, detour.ListenerPriority); err != nil {
+		return os.NewSyscallError("setsockopt SO_PRIORITY", err)
+	}
 	if !six {
 		return os.NewSyscallError("setsockopt IP_PKTINFO", unix.SetsockoptInt(fd, unix.IPPROTO_IP, unix.IP_PKTINFO, 1))
 	}

@@ -304,6 +304,57 @@ func TestDatagramStrangers(t *testing.T) {
 	}
 }
 
+// TestTwoListeners: what one has led to its listener, the other leaves there, and answers come from where the datagram went to.
+func TestTwoListeners(t *testing.T) {
+	for name, filters := range map[string][2]string{"narrow, wide": {"udp.DstPort == 7", "udp"}, "both wide": {"udp and remotePort != 8", "udp"}} {
+		t.Run(name, func(t *testing.T) {
+			pair := lab.TwoHostsT(t, lab.LinkOptions{})
+			first := listen(t, pair.A, filters[0], redirect.Options{Road: redirect.RoadSockets})
+			twoListeners(t, pair, first, listen(t, pair.A, filters[1], redirect.Options{Road: redirect.RoadSockets}))
+		})
+	}
+	t.Run("beside packets", func(t *testing.T) {
+		pair := lab.TwoHostsT(t, lab.LinkOptions{})
+		first := listen(t, pair.A, "udp.DstPort == 7", redirect.Options{Road: redirect.RoadSockets})
+		twoListeners(t, pair, first, listen(t, pair.A, "udp", redirect.Options{}))
+	})
+}
+
+func twoListeners(t *testing.T, pair *lab.Pair, first, second *redirect.Listener) {
+	for _, a := range []netip.Addr{pair.B.Addr4(), pair.B.Addr6(), netip.MustParseAddr("127.0.0.1"), netip.IPv6Loopback()} {
+		family := unix.AF_INET6
+		if a.Is4() {
+			family = unix.AF_INET
+		}
+		s := speak(t, pair.A, family, netip.Addr{})
+		for port, l := range map[uint16]*redirect.Listener{7: first, 8: second} {
+			to := netip.AddrPortFrom(a, port)
+			if err := s.send("hello", to); err != nil {
+				t.Fatal(err)
+			}
+			in, err := l.Accept()
+			if err != nil {
+				t.Fatal(err)
+			}
+			if in.OriginalDst() != to {
+				t.Errorf("%v: to %v", to, in.OriginalDst())
+			}
+			if _, err := in.Write([]byte("answer")); err != nil {
+				t.Error(err)
+			}
+			if text, from, err := s.receive(); err != nil || text != "answer" || from != to {
+				t.Errorf("%v: %q from %v, %v", to, text, from, err)
+			}
+			in.Close()
+		}
+	}
+	for i, l := range []*redirect.Listener{first, second} {
+		if s := l.Stats(); s.Redirected != 4 || s.Strangers != 0 {
+			t.Errorf("listener %d: %+v", i, s)
+		}
+	}
+}
+
 // TestDatagramsAfterwards: after Close, sockets that send to an address reach it directly, and nothing is left on the host.
 func TestDatagramsAfterwards(t *testing.T) {
 	eachRoad(t, func(t *testing.T, pair *lab.Pair, o redirect.Options) {

@@ -37,12 +37,12 @@ func check(text string) error {
 }
 
 // besideSockets returns a filter for what a filter matches and the road of sockets may not carry: protocols, connections to link-local
-// addresses, whose interface no program is told, and of UDP whatever is not for its listener's port, or from there: of sockets that
-// were connected before, or have named an interface, and of the kernel itself. The port is 0 if UDP is not carried.
-func besideSockets(text string, tcp bool, port uint16) string {
+// addresses, whose interface no program is told, and of UDP whatever is not for, or from, the ports of listeners of datagrams: of sockets
+// that were connected before, or have named an interface, and of the kernel itself. There are no ports if UDP is not carried.
+func besideSockets(text string, tcp bool, ports []uint16) string {
 	rest := "udp"
-	if port != 0 {
-		rest = fmt.Sprintf("udp.DstPort != %d and udp.SrcPort != %[1]d", port)
+	for _, p := range ports {
+		rest += fmt.Sprintf(" and udp.DstPort != %d and udp.SrcPort != %[1]d", p)
 	}
 	if tcp {
 		rest += " or tcp and ipv6.DstAddr in {fe80::/10}"

@@ -92,8 +92,8 @@ func (l *Listener) openRoads(ctx context.Context, text string) (err error) {
 	if l.options.Road == RoadSockets || l.options.Road == RoadAuto && runtime.GOOS == "linux" {
 		l.sockets, l.noTCP, l.noUDP = l.openSockets(ctx, text)
 		if l.sockets != nil {
-			tcp, port := l.sockets.carries()
-			rest = besideSockets(text, tcp, port)
+			tcp, ports := l.sockets.carries()
+			rest = besideSockets(text, tcp, ports)
 		}
 	}
 	if l.options.Road == RoadSockets {
@@ -359,10 +359,10 @@ func (l *Listener) Description() string {
 	var parts []string
 	if l.sockets != nil {
 		what := "connects"
-		switch tcp, port := l.sockets.carries(); {
-		case tcp && port != 0:
+		switch tcp, ports := l.sockets.carries(); {
+		case tcp && ports != nil:
 			what = "connects and datagrams"
-		case port != 0:
+		case ports != nil:
 			what = "datagrams"
 		}
 		parts = append(parts, what+" rewritten (eBPF)")

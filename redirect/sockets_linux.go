@@ -134,12 +134,13 @@ func (s *sockets) open(ctx context.Context, tcp *prog.Program) error {
 	return nil
 }
 
-// carries reports whether the road carries connections of TCP, and returns the port of the listener of datagrams, 0 if it carries none.
-func (s *sockets) carries() (tcp bool, port uint16) {
+// carries reports whether the road carries connections of TCP, and returns the ports of the listeners of datagrams, this one's first, if it
+// carries those.
+func (s *sockets) carries() (tcp bool, ports []uint16) {
 	if s.datagrams != nil {
-		port = s.datagrams.led.Port
+		ports = append([]uint16{s.datagrams.led.Port}, s.detour.Others()...)
 	}
-	return s.listeners != nil, port
+	return s.listeners != nil, ports
 }
 
 // aimsEnded is how many aims there is room for of connections that have ended, until they are forgotten.

@@ -17,7 +17,7 @@ func (l *Listener) openSockets(context.Context, string) (*sockets, error, error)
 	return nil, err, err
 }
 
-func (*sockets) carries() (tcp bool, port uint16)                                     { return false, 0 }
+func (*sockets) carries() (tcp bool, ports []uint16)                                  { return false, nil }
 func (*sockets) own(*uint64) func(network, address string, raw syscall.RawConn) error { return nil }
 func (*sockets) forget(uint64)                                                        {}
 func (*sockets) spare(uint32) error                                                   { return nil }

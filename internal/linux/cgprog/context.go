@@ -15,6 +15,7 @@ const (
 	SockFamily   = 4
 	SockType     = 8
 	SockProtocol = 12
+	SockPriority = 20
 	SockSrcIP4   = 24
 	SockSrcIP6   = 28
 	SockSrcPort  = 44 // host byte order

@@ -25,7 +25,7 @@ import (
 // An alias of IPv4 is 127.x.y.z. IPv6 has one loopback address only, so its aliases are within the prefix of a Device.
 type Datagrams struct {
 	Filter *prog.Program // of LayerSocket, see prog.Program.AtConnect
-	Port   uint16        // of the listener, at all addresses
+	Port   uint16        // of the listener, at all addresses; its sockets have ListenerPriority
 	Prefix netip.Prefix  // of Device; the zero Prefix if there is no IPv6
 }
 
@@ -161,10 +161,14 @@ func (b *builder) datagram(family int, connects bool) (bool, error) {
 	return true, nil
 }
 
-// passListener lets pass what the listener answers. Nobody else has its port.
+// ListenerPriority is the priority (SO_PRIORITY) of sockets that answer datagrams, by which all detours know them and let their answers
+// pass: it takes CAP_NET_ADMIN to set such a one, and means nothing on the loopback interface.
+const ListenerPriority = 0x64697672
+
+// passListener lets pass what listeners answer, those of other detours too.
 func (b *builder) passListener() {
-	b.Emit(asm.LoadMem(asm.R1, bpfasm.Frame, cgprog.Record(codegen.EventLocalPort), asm.Half))
-	b.AllowIf(asm.JEq, asm.R1, int32(b.cfg.UDP.Port))
+	b.Emit(asm.LoadMem(asm.R1, bpfasm.Context, cgprog.AddrSock, asm.DWord), asm.LoadMem(asm.R1, asm.R1, cgprog.SockPriority, asm.Word))
+	b.AllowIf(asm.JEq, asm.R1, ListenerPriority)
 }
 
 // refuseAlias refuses what an application sends to an alias, of which nobody told it. It lets pass what the socket of the alias

@@ -6,9 +6,11 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"maps"
 	"net"
 	"net/netip"
 	"os"
+	"slices"
 	"sync"
 
 	"github.com/cilium/ebpf"
@@ -60,8 +62,9 @@ type Counts struct {
 
 // Detour is a listener's part in the kernel. Its methods may be called from several goroutines.
 type Detour struct {
-	maps map[string]*ebpf.Map
-	find *sockdiag.Finder
+	maps   map[string]*ebpf.Map
+	find   *sockdiag.Finder
+	others map[uint16]bool // the ports of the listeners of datagrams of other detours
 
 	mu    sync.Mutex
 	links []link.Link
@@ -73,7 +76,7 @@ var ErrNumbers = errors.New("this is not the initial pid namespace, and the kern
 // Open loads the programs and attaches them to the root of the cgroup hierarchy. The calling thread is in the network namespace
 // whose sockets are meant. The listeners must listen already.
 func Open(cfg Config) (*Detour, error) {
-	d := &Detour{maps: map[string]*ebpf.Map{}}
+	d := &Detour{maps: map[string]*ebpf.Map{}, others: map[uint16]bool{}}
 	if err := d.open(&cfg); err != nil {
 		return nil, errors.Join(err, d.Close())
 	}
@@ -286,6 +289,11 @@ func (d *Detour) learnOthers(root *os.File) error {
 				if err := d.maps[othersMap].Put(port, uint32(1)); err != nil {
 					return fmt.Errorf("map %s: %w", othersMap, err)
 				}
+				if port > othersUDP {
+					var b [4]byte
+					binary.NativeEndian.PutUint32(b[:], port&^othersUDP)
+					d.others[binary.BigEndian.Uint16(b[:])] = true
+				}
 			}
 		}
 	}
@@ -422,6 +430,9 @@ func (d *Detour) Counts() (c Counts) {
 	}
 	return c
 }
+
+// Others returns the ports of the listeners of datagrams of the detours that were there before this one.
+func (d *Detour) Others() []uint16 { return slices.Sorted(maps.Keys(d.others)) }
 
 // Detach takes the programs away: connects go directly from its return on. Find still works.
 func (d *Detour) Detach() error {
