@@ -505,6 +505,27 @@ func TestExamplePython(t *testing.T) {
 	replaced(t, pair, conn, "a cup of coffee", "a cup of cocoa!", python(t, "edit.py", filter, "coffee", "cocoa!"))
 }
 
+// TestPythonForWindows: with examples/python/onlinux.py a program that calls WinDivert through ctypes as on Windows runs unchanged, with
+// receive calls that wait, which control-C ends, and with overlapped ones in asyncio.
+func TestPythonForWindows(t *testing.T) {
+	examples, err := filepath.Abs(filepath.Join("..", "examples", "python"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, mode := range []string{"wait", "overlapped"} {
+		t.Run(mode, func(t *testing.T) {
+			t.Parallel()
+			pair := lab.TwoHostsT(t, lab.LinkOptions{})
+			conn, filter := receiver(t, pair)
+			cmd := python(t, filepath.Join("..", "..", "capi", "testdata", "windows.py"), mode, filter, "coffee", "cocoa!")
+			library := cmd.Args[len(cmd.Args)-1]
+			cmd.Args = cmd.Args[:len(cmd.Args)-1]
+			cmd.Env = append(os.Environ(), "WINDIVERT_LIBRARY="+library, "PYTHONPATH="+examples)
+			replaced(t, pair, conn, "a cup of coffee", "a cup of cocoa!", cmd)
+		})
+	}
+}
+
 // TestExamplePythonAsyncio lets Python delay datagrams; those that wait when it is interrupted are sent.
 func TestExamplePythonAsyncio(t *testing.T) {
 	pair := lab.TwoHostsT(t, lab.LinkOptions{})
