@@ -16,7 +16,7 @@ type Key struct {
 	Zero     uint16
 }
 
-// Packet is what matters of a packet to its flow.
+// Packet has the properties of a packet that its flow needs.
 type Packet struct {
 	Key   Key
 	Back  bool  // the packet goes from the higher endpoint to the lower

@@ -6,7 +6,7 @@ import (
 	"github.com/opendivert/divert/packet"
 )
 
-// Verdict is what becomes of the packets of a flow.
+// Verdict decides on all packets of a flow.
 type Verdict uint8
 
 // The verdicts.

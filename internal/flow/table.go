@@ -2,7 +2,7 @@ package flow
 
 import "sync"
 
-// Table keeps the flows of a handle in user space: the verdicts, and what filters ask for of flows that have none. It may
+// Table keeps the flows of a handle in user space: the verdicts, and the counts of flows without one, for filters. It may
 // be used by several goroutines at once. Times are in nanoseconds of one clock.
 type Table struct {
 	idle Idle
@@ -44,7 +44,7 @@ func (t *Table) Pass(p *Packet, now int64) Verdict {
 	return n.record.Verdict
 }
 
-// Counts are what filters ask for of a flow: how many packets have come so far, and bytes, this one included.
+// Counts are the counts of a flow that filters test: packets and bytes so far, this one included.
 type Counts struct {
 	Packets, Bytes       uint64 // of both directions
 	WayPackets, WayBytes uint64 // of the packets that go this one's way

@@ -580,7 +580,7 @@ func (h *handle) Close() error {
 	return errors.Join(append(errs, h.release())...)
 }
 
-// release gives back what an opened, or half opened, handle holds.
+// release gives back the resources of an opened, or half opened, handle.
 func (h *handle) release() error {
 	var errs []error
 	h.unguard()

@@ -144,7 +144,7 @@ func (b *builder) build() (programs slots, err error) {
 }
 
 // load loads a program, nil if it can match nothing. It may tell of the packets that match, of single packets by their
-// flow: they are not yet what will be received.
+// flow: the handle will receive them in another form.
 func (b *builder) load(p *prog.Program, tell, single bool) (*codegen.Program, error) {
 	use := codegen.NoFlows
 	if b.s.follows {

@@ -115,7 +115,7 @@ func countLengths(a arithmetic) int {
 	return 0
 }
 
-// eval computes an expression in 32 bits, as BPF does. value gives what an access reads.
+// eval computes an expression in 32 bits, as BPF does. value gives the value that an access reads.
 func eval(a arithmetic, value func(*access) uint32) uint32 {
 	switch a := a.(type) {
 	case *number:
@@ -377,7 +377,7 @@ func fields(parts []part, holds []bool, op string, fixed, fixedMask uint32) (con
 	return nil, false
 }
 
-// product is what each field is over a set of values.
+// product has the values of each field over a set of values.
 type product struct {
 	count int
 	seen  [][]bool
@@ -396,7 +396,7 @@ func (s *product) add(parts []part, v uint32) {
 	}
 }
 
-// full reports whether the set has every combination of what its fields are, whatever the other bits.
+// full reports whether the set has every combination of the values of its fields, whatever the other bits.
 func (s *product) full(parts []part, universe int) bool {
 	want := universe
 	for i, p := range parts {

@@ -466,7 +466,7 @@ func (n *neighbour) ends(local bool, in context, end func(source bool) clause) c
 	return either(both(clause{text: "outbound"}, out), both(clause{text: "inbound"}, into))
 }
 
-// families converts what differs from one version of IP to the other. The length of IPv6's header is fixed; that of
+// families converts the parts that differ between the versions of IP. The length of IPv6's header is fixed; that of
 // IPv4 tcpdump finds by itself.
 func (n *neighbour) families(in context, convert func(header prog.Field, length int) clause) clause {
 	var list []clause

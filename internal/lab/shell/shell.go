@@ -115,7 +115,7 @@ func serve(h *lab.Host) (servers []io.Closer, err error) {
 	})), nil
 }
 
-// answer is the web server's page: it says who asked for what.
+// answer is the web server's page: it names the client and the requested path.
 func answer(w http.ResponseWriter, r *http.Request) {
 	from, _, err := net.SplitHostPort(r.RemoteAddr)
 	if err != nil {

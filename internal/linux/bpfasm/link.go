@@ -13,7 +13,7 @@ import (
 
 // SizeError says that code is too large for the kernel.
 type SizeError struct {
-	Limit string // what there is too much of
+	Limit string // the quantity that exceeds a limit
 	Have  int    // how much
 	Max   int    // how much the kernel takes
 }

@@ -48,7 +48,7 @@ type copies struct {
 	came   uint64 // samples that were taken or skipped,
 	bytes  uint64 // and how many bytes they had
 	paced  int64  // when most was set,
-	before uint64 // and what had come then
+	before uint64 // and how many had come then
 	most   time.Duration
 	rhythm rhythm
 	pieces pieces
@@ -369,7 +369,7 @@ func (r *copies) pace(came uint64, at int64) {
 // second.
 type slotSizes struct{ usual, longest int }
 
-// sampleAlign is what samples are padded to, in bytes.
+// sampleAlign is the alignment of samples, in bytes.
 const sampleAlign = 8
 
 func slotSizesFor(snap int) slotSizes {

@@ -104,7 +104,7 @@ type Env struct {
 	Matched     func() (uint64, error)    // the rules' count
 }
 
-// oneQueue is what sources without several queues have in common.
+// oneQueue has the methods of sources with a single queue.
 type oneQueue struct{}
 
 func (oneQueue) Queues() int                    { return 1 }

@@ -18,7 +18,7 @@ const (
 	Allow  = 1
 )
 
-// EACCES is what refused operations fail with (asm-generic/errno-base.h).
+// EACCES is the error of refused operations (asm-generic/errno-base.h).
 const EACCES = 13
 
 // Builder collects the instructions of a program.
@@ -177,7 +177,7 @@ func (b *Builder) UnlessRefused() {
 	b.AllowIf(asm.JNE, asm.R0, 0)
 }
 
-// WatchState asks for the changes of the connection's state, besides what others have asked for.
+// WatchState asks for the changes of the connection's state, besides the callbacks that other programs asked for.
 func (b *Builder) WatchState() {
 	b.Emit(
 		asm.LoadMem(asm.R2, bpfasm.Context, OpsCallbacks, asm.Word),

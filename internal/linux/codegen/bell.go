@@ -23,7 +23,7 @@ const (
 	ringForceWakeup = 2
 )
 
-// bellRecord is the size of what rings, in bytes; its contents are nothing.
+// bellRecord is the size of the record that rings, in bytes; its contents have no meaning.
 const bellRecord = 8
 
 func asleepSpec() *ebpf.MapSpec {

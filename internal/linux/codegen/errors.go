@@ -32,7 +32,7 @@ func (e *FieldError) Error() string {
 
 // LimitError says that a filter is too large for the kernel.
 type LimitError struct {
-	Limit string // what there is too much of
+	Limit string // the quantity that exceeds a limit
 	Have  int    // how much, 0 if only the kernel has counted
 	Max   int    // how much the kernel takes
 	Err   error  // the kernel's answer, if it was asked

@@ -46,7 +46,7 @@ type EventHook struct {
 	Event   packet.Event
 	Inbound bool
 	// LocalUnknown is for records without the local address and port: the decision matches
-	// only what matches whatever they turn out to be.
+	// only events that match whatever the values turn out to be.
 	LocalUnknown bool
 	// Protocol is the protocol of all records, 0 if they may have any. NoTCP: any but TCP.
 	Protocol uint8

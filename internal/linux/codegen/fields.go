@@ -86,7 +86,7 @@ const (
 	needWalk      = needTransport | needFragment | needProtocol | needPayload
 	needFlags     = needTransport | needFragment
 	needFlow      = needIPv6 | needTransport | needFragment | needProtocol
-	needSides     = needAddresses | needPorts | needProtocol // what tells a socket
+	needSides     = needAddresses | needPorts | needProtocol // which together tell a socket
 )
 
 // implied completes a set of needs.

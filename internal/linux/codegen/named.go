@@ -26,7 +26,7 @@ const (
 // the middle of it.
 const setAttempts = 2
 
-// Names of the functions: of a set's, with its number, and of what looks for one node.
+// Names of the functions: that of a set, with its number, and the one that looks for a node.
 const (
 	setPrefix = "divert_set_"
 	nodeName  = "divert_node"

@@ -55,11 +55,11 @@ func (p *parser) parse() {
 	}
 	p.Emit(asm.Mov.Imm(asm.R2, 0))
 	p.loadBytes(frameIP, first)
-	// Not "jump if not zero": the verifier would know that what goes on is zero.
+	// Not "jump if not zero": the verifier would then know that the value is zero.
 	p.JumpImm64(asm.JSLT, asm.R0, 0, p.reject)
 	p.Emit(asm.StoreMem(regFrame, varZero, asm.R0, asm.DWord))
 	if p.family != IPv4 && first < lenIPv6 && p.need&needIPv6 != 0 {
-		p.forget(frameIP+24, 2) // what an IPv4 packet has not; the first load ends within a slot
+		p.forget(frameIP+24, 2) // which an IPv4 packet does not have; the first load ends within a slot
 		p.forgetHalf(frameIP + 20)
 	}
 	if p.need&needTransport != 0 {

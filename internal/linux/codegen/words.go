@@ -15,7 +15,7 @@ func PutAddr(b []byte, a netip.Addr) {
 	binary.NativeEndian.PutUint64(b[8:], binary.BigEndian.Uint64(ip[8:]))
 }
 
-// Addr reads what PutAddr writes. IPv4 addresses stay mapped.
+// Addr reads the form that PutAddr writes. IPv4 addresses stay mapped.
 func Addr(b []byte) netip.Addr {
 	var ip [16]byte
 	binary.BigEndian.PutUint64(ip[0:], binary.NativeEndian.Uint64(b[0:]))

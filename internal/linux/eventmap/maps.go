@@ -22,7 +22,7 @@ const (
 	PeersMap    = "divert_peers"    // peers that sockets without connections have met
 	FlowsMap    = "divert_flows"    // FLOW: when each flow was last seen
 
-	KnownMap     = "divert_older"     // of each socket older than the handle: what its storage begins with
+	KnownMap     = "divert_older"     // of each socket older than the handle: the initial value of its storage
 	ListenersMap = "divert_listeners" // the same, of those that listen, by address and port
 )
 

@@ -53,7 +53,7 @@ func (g *generator) shut() (bool, error) {
 	if late, err := g.refusesLate(); !late || err != nil {
 		return false, err
 	}
-	g.unlessStates(cgprog.TCPSynSent, cgprog.TCPListen) // what else it becomes, it becomes by packets
+	g.unlessStates(cgprog.TCPSynSent, cgprog.TCPListen) // it enters all other states by packets
 	g.storage(cgprog.SkbSock, false)
 	g.Emit(asm.LoadMem(asm.R1, regStorage, eventmap.Body(codegen.EventFlags), asm.Word))
 	g.AllowUnlessSet(asm.R1, eventmap.FlagBlocked)

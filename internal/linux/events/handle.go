@@ -47,14 +47,14 @@ type Env struct {
 	// until Stop does.
 	Raise func(data []byte, a *packet.Address)
 
-	Failed  *atomic.Uint64 // what could not be done: engine.Stats.Failed
+	Failed  *atomic.Uint64 // operations that failed: engine.Stats.Failed
 	Dropped *atomic.Uint64 // operations refused without an event, as far as the feed counts them: a part of engine.Stats.Dropped
 }
 
 // Feed raises the events of a handle, by Env.Raise. The handle calls one method at a time, Describe excepted.
 type Feed interface {
 	SetFilter(p *prog.Program) error
-	// Stop raises what happened before, and then no event any more.
+	// Stop raises the events that happened before, and then none any more.
 	Stop() error
 	// Close releases everything that the feed holds, after Stop or without.
 	Close() error
@@ -202,7 +202,7 @@ func (h *handle) Close() error {
 	return h.release()
 }
 
-// release gives back what an opened, or half opened, handle holds.
+// release gives back the resources of an opened, or half opened, handle.
 func (h *handle) release() error {
 	var errs []error
 	h.queue.End(func(*backlog.Item) { h.counts.Passed.Add(1) })

@@ -38,7 +38,7 @@ func NewForward(s Seal, own, served Password) (*Forward, error) {
 	return &Forward{in: in, out: out}, nil
 }
 
-// Close gives back what NewForward took. Later calls, of Close too, return net.ErrClosed.
+// Close gives back the resources of NewForward. Later calls, of Close too, return net.ErrClosed.
 func (f *Forward) Close() error { return errors.Join(f.in.Close(), f.out.Close()) }
 
 // Ready is Inbound.Ready.

@@ -12,7 +12,7 @@ const fragmentHeaderLen = 8 // of IPv6 (RFC 8200 section 4.5)
 type Fragmenter struct {
 	pkt    []byte
 	v6     bool
-	hlen   int    // length of what every fragment repeats, in pkt
+	hlen   int    // length of the headers that every fragment repeats, in pkt
 	nextAt int    // IPv6: position of the next-header byte that becomes protoFragment
 	next   byte   // IPv6: protocol of the fragmented part
 	data   int    // position of the fragmented part in pkt

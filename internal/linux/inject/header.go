@@ -51,9 +51,9 @@ func version(pkt []byte) (int, error) {
 
 // chain is where the IPv6 extension headers in front of a payload end.
 type chain struct {
-	next       byte // protocol of what follows
+	next       byte // protocol of the payload
 	nextAt     int  // position of the next-header byte that says so
-	end        int  // position of what follows
+	end        int  // position of the payload
 	routingEnd int  // end of the last header that every fragment carries (RFC 8200 section 4.5)
 	routingAt  int  // position of the next-header byte at routingEnd
 	rerouted   bool // a routing header has segments left: the destination is not the last one

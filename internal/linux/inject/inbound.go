@@ -44,7 +44,7 @@ type Inbound struct {
 	nl     *netlink.Handle
 	loop   *Outbound
 
-	mu      sync.RWMutex // held for reading while frames are written, for writing to change what follows
+	mu      sync.RWMutex // held for reading while frames are written, for writing to change the fields below
 	closed  bool
 	tun     int   // /dev/net/tun, until it is the device's
 	tunErr  error // why there is none

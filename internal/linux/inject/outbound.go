@@ -51,7 +51,7 @@ type Outbound struct {
 	probeMu sync.Mutex // one question for a path's MTU at a time
 }
 
-// rawSocket is what one family needs.
+// rawSocket is the socket of one family.
 type rawSocket struct {
 	fd    int   // sends; -1 if err
 	probe int   // asks for the path's MTU

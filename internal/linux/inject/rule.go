@@ -17,7 +17,7 @@ import (
 // from. Packets that are injected prove it by secrets, which stand in rules that only CAP_NET_ADMIN lets anybody read;
 // the rules replace the proof by the cursor.
 
-// Password is what an Outbound proves its packets with: 60 secret bits. Both halves stay inside the kernel: the mark is
+// Password proves an Outbound's packets: 60 secret bits. Both halves stay inside the kernel: the mark is
 // one of the socket, which each message overrides with 0 for the packet and its route, and which sock_diag shows to
 // CAP_NET_ADMIN only (net/ipv4/inet_diag.c).
 type Password struct {
@@ -35,7 +35,7 @@ func NewPassword() Password {
 	}
 }
 
-// Seal is what an Inbound proves its frames with: their destination address and the first 36 bits of their source
+// Seal proves an Inbound's frames: their destination address and the first 36 bits of their source
 // address. The device has the destination as its own address, so that frames are for this host; anybody may read it.
 // The 35 random bits of the source are the secret.
 type Seal [11]byte

@@ -175,7 +175,7 @@ func (d *device) reset() error {
 	return nil
 }
 
-// frameHeader is what stands before a packet: struct virtio_net_hdr, all zeros if there is nothing to do for the kernel, and the Ethernet header.
+// frameHeader precedes a packet: struct virtio_net_hdr, all zeros if there is nothing to do for the kernel, and the Ethernet header.
 type frameHeader [virtioHeaderLen + etherHeaderLen]byte
 
 // newFrameHeader returns the header that leads an IP packet of a version to a target.

@@ -16,7 +16,7 @@ type Feature struct {
 	Name    string
 	Since   Version // first version of Linux that has it
 	For     string  // its use
-	Without string  // what differs for the user without it
+	Without string  // the effect for the user if it is missing
 	Remedy  string  // what to do about it
 
 	// Probe tries it and returns why it is not there, nil if it is. Without Probe the version of the kernel decides.

@@ -13,7 +13,7 @@ func (v Version) String() string {
 	return fmt.Sprintf("%d.%d", v.Major, v.Minor)
 }
 
-// MarshalText returns what String does.
+// MarshalText returns String's text.
 func (v Version) MarshalText() ([]byte, error) { return []byte(v.String()), nil }
 
 // Before reports whether v is older than w.

@@ -102,7 +102,7 @@ func (c *Conn) Control(f func(fd uintptr)) error {
 	return nil
 }
 
-// SetReceiveBuffer changes the receive buffer, in bytes, within what Dial may do.
+// SetReceiveBuffer changes the receive buffer, in bytes, within the limits that Dial has.
 func (c *Conn) SetReceiveBuffer(size int) error {
 	return c.Control(func(fd uintptr) { setBuffer(int(fd), unix.SO_RCVBUFFORCE, unix.SO_RCVBUF, size) })
 }

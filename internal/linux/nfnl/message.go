@@ -110,7 +110,7 @@ func (it *MessageIter) Next() bool {
 	return true
 }
 
-// Errno returns what an NLMSG_ERROR message says: nil for an acknowledgement.
+// Errno returns the error of an NLMSG_ERROR message: nil for an acknowledgement.
 func (it *MessageIter) Errno() error {
 	if len(it.Body) < 4 {
 		return unix.EBADMSG

@@ -1,5 +1,5 @@
 // Package order is a model of the order in which packets meet the handles of a network namespace, small enough to try every
-// interleaving of what handles and packets do.
+// interleaving of the steps of handles and packets.
 //
 // The model has the steps of the engine that others can get between: a rule list that a packet's walk reads once, programs
 // that change under the walk, cursors, gates, queues that die with their process. Explore goes through every state of a

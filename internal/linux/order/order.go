@@ -96,7 +96,7 @@ const (
 	SwapFirst             // a filter's program is swapped before the rules are wide enough
 	StaleGate             // a gate is made when the third handle comes, and stays so
 	NoSettle              // Close does not wait for the walks that may have matched
-	CloseDrops            // Close drops what waits
+	CloseDrops            // Close drops waiting packets
 	BuryNothing           // the rules of the dead stay
 	ForgottenFilter       // Close leaves the program in force
 	InjectUnmarked        // an injected packet has no cursor

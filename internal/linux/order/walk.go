@@ -2,7 +2,7 @@ package order
 
 import "math/rand/v2"
 
-// Action is a call on a handle, or what else happens from outside.
+// Action is a call on a handle, or another event from outside.
 type Action uint8
 
 // The actions.

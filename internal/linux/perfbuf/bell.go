@@ -64,5 +64,5 @@ func (b *bell) silence() { atomic.StoreUintptr(b.read, atomic.LoadUintptr(b.writ
 // made just before; and again some time later, see Recheck.
 func (b *Buffers) Sleep() { atomic.StoreUint32(b.bell.asleep, 1) }
 
-// Awake takes back what Sleep has said, unless a copy has. Copies end a Wait by the watermark only from now on.
+// Awake undoes Sleep, unless a copy has. Copies end a Wait by the watermark only from now on.
 func (b *Buffers) Awake() { atomic.StoreUint32(b.bell.asleep, 0) }

@@ -73,7 +73,7 @@ var (
 	}
 )
 
-// filterPrograms is what decides between the engines.
+// filterPrograms is the feature that decides between the engines.
 var filterPrograms = &Feature{
 	Name: "eBPF filter programs", Since: since(5, 8), For: "filters of up to 7,000 tests (a set is one) decided in the kernel", Without: noEBPF,
 	Remedy: "run as root outside user namespaces; a container needs --cap-add BPF, and a seccomp profile that allows bpf(2)",

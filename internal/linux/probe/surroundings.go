@@ -15,7 +15,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// surroundings are what in a network decides which packets come to handles, and how often.
+// surroundings are the parts of a network's set-up that decide which packets come to handles, and how often.
 type surroundings struct {
 	bridges    []string            // names of bridges
 	vrfs       []string            // names of VRF devices

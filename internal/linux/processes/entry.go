@@ -193,7 +193,7 @@ func (b *builder) enterPort() {
 	b.Mark(end)
 }
 
-// exchange stores src at an address if R0 stands there, and leaves what stood there in R0 (since Linux 5.12). The
+// exchange stores src at an address if R0 stands there, and leaves the old value in R0 (since Linux 5.12). The
 // library (v0.22) knows the operation but writes it without its number, so that it would add.
 func exchange(address, src asm.Register, offset int16) asm.Instruction {
 	const cmpxchg = 0xf1 // BPF_CMPXCHG
@@ -247,7 +247,7 @@ func (b *builder) enterFlow() {
 	b.Mark(end)
 }
 
-// closedTime is how long a connection that was closed keeps its process, for what its peer still sends and the kernel
+// closedTime is how long a connection that was closed keeps its process, for the packets that its peer still sends and the kernel
 // still answers: as long as the kernel itself remembers it (include/net/tcp.h, TCP_TIMEWAIT_LEN).
 const closedTime = 60 * time.Second
 

@@ -30,7 +30,7 @@ type second struct {
 // SetSecond makes a filter the one to decide by from now on. It is exact if it asks for nothing that differs between a
 // superpacket and its segments.
 func (r *Review) SetSecond(p *prog.Program, exact bool) {
-	next := &second{program: p.Uncounted(), segment: !exact} // nobody knows any more what had been counted
+	next := &second{program: p.Uncounted(), segment: !exact} // the counts of that moment are gone
 	next.names = namesProcess(p)
 	if last := r.second.Load(); last != nil {
 		next.names = next.names || namesProcess(last.program)

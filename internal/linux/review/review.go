@@ -10,7 +10,7 @@ import (
 	"github.com/opendivert/divert/packet"
 )
 
-// Review gives packets of queues and of the log what filter programs knew of them and they do not carry, and decides again
+// Review gives packets of queues and of the log the time and process that filter programs found, and decides again
 // where a program could not.
 type Review struct {
 	times     atomic.Pointer[times]  // nil until a filter asks for the time or the process
@@ -25,7 +25,7 @@ func (r *Review) SetNames(f func(*packet.Packet)) { r.name = f }
 // SetQueueTime says how long packets wait at most.
 func (r *Review) SetQueueTime(d time.Duration) { r.queueTime.Store(int64(d)) }
 
-// Tell returns what programs tell of packets by, which is made when it is needed first.
+// Tell returns the channel by which programs report packets. It is made when it is first needed.
 func (r *Review) Tell() (*times, error) {
 	if t := r.times.Load(); t != nil {
 		return t, nil
@@ -50,10 +50,10 @@ func (r *Review) SegmentSize(flow uint64, length int) int {
 	return r.times.Load().segmentSize(flow, length)
 }
 
-// BySegment reports whether the filter asks for what differs between a superpacket and its segments.
+// BySegment reports whether the filter tests values that differ between a superpacket and its segments.
 func (r *Review) BySegment() bool { return r.second.Load().segment }
 
-// Close lets go of what programs tell by.
+// Close closes the channel by which programs report packets.
 func (r *Review) Close() error {
 	if t := r.times.Load(); t != nil {
 		return t.close()

@@ -15,10 +15,10 @@ import (
 	"github.com/opendivert/divert/internal/prog"
 )
 
-// times are what filter programs told of queued packets, which do not carry it themselves. A filter that asks for
+// times hold the records of filter programs about queued packets, which do not carry them themselves. A filter that asks for
 // the time, or for a random number, which depends on it, has decided with a time of its own; the packet's
-// address must carry that one, so that the decision can be repeated (specification: filter-language.md 6). And what
-// process the program has found may be found no more later. Programs tell it with the packet's hash, in the
+// address must carry that one, so that the decision can be repeated (specification: filter-language.md 6). And the
+// process that the program has found may not be found any more later. Programs tell it with the packet's hash, in the
 // order of their packets.
 //
 // All filters of a handle have one ring, so that packets that wait while the filter is replaced find what the program

@@ -118,7 +118,7 @@ type ToLog struct{ Group uint16 }
 // Flags of struct xt_NFQ_info_v3 (linux/netfilter/xt_NFQUEUE.h).
 const nfqBypass = 1
 
-// xtAlign is what xtables aligns the data of extensions to, in bytes.
+// xtAlign is the alignment of extensions' data in xtables, in bytes.
 const xtAlign = 8
 
 // ToNobody does nothing: the rule's program has done all there is to do.

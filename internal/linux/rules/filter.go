@@ -100,7 +100,7 @@ func (f *filterText) add(p filterPart) {
 	}
 }
 
-// String returns what there is.
+// String returns the text so far.
 func (f *filterText) String() string {
 	var text []byte
 	for _, p := range f.parts {

@@ -32,7 +32,7 @@ const gateFormat = "divert: gate %x"
 // demands are a handle's demands on packets, by the chain.
 type demands map[Chain][]prog.Term
 
-// demandsOf returns what rules demand of packets of the chains with a gate.
+// demandsOf returns the demands of rules on packets of the chains with a gate.
 func demandsOf(rules []Rule) demands {
 	d := demands{}
 	for _, r := range rules {
@@ -124,7 +124,7 @@ const (
 	listAll     = 0xFF
 )
 
-// keysOf are the lists of a term with what their values are.
+// keysOf are the lists of a term with the kinds of their values.
 func keysOf(t *prog.Term) (lists [5]*[]prog.Range, keys [5]kindOfKey) {
 	address := keyIPv4
 	if t.Family == 6 {
@@ -160,7 +160,7 @@ func appendTerms(b []byte, terms []prog.Term, n int) []byte {
 	return b
 }
 
-// readTerms reads what appendTerms has written. It is not ok if nothing that appendTerms writes looks so.
+// readTerms reads the form that appendTerms writes. It is not ok if the bytes are of another form.
 func readTerms(b []byte) (terms []prog.Term, ok bool) {
 	for len(b) > 0 {
 		t := prog.Term{Family: b[0] & termFamily, Pieces: prog.Pieces(b[0] &^ termExtends >> termPieces), Extends: b[0]&termExtends != 0}
@@ -263,7 +263,7 @@ func (t *tx) union(c Chain) (terms []prog.Term, ok bool) {
 	return terms, len(handles) == 0 && !all
 }
 
-// gate makes a chain's gate let through what meets one of the terms.
+// gate makes a chain's gate let packets through that meet one of the terms.
 func (t *tx) gate(c, gate Chain, union []prog.Term) {
 	sum := fnv.New64a()
 	sum.Write(appendTerms(nil, union, 0))

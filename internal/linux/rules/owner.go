@@ -27,7 +27,7 @@ type Owner struct {
 	Port     uint32 // of the token's socket
 	Opening  bool   // the key is reserved, the rules are still to come
 
-	Filter  string // what REFLECT tells of the handle's filter; in rules of its own, see filterParts
+	Filter  string // the filter as REFLECT tells it; in rules of its own, see filterParts
 	Process int    // the process as the caller's pid namespace numbers it, 0 if it cannot be told for certain; see identify
 }
 

@@ -44,7 +44,7 @@ var busyTimeout = 10 * time.Second
 var ErrBusy = errors.New("other programs change the nftables rules of this network all the time, and each change has " +
 	"to be made on rules that stand still; `nft monitor` shows who does; try again when they are done")
 
-// Open reserves a place in the table of the namespace for a handle, and removes what dead handles left. It chooses
+// Open reserves a place in the table of the namespace for a handle, and removes the remains of dead handles. It chooses
 // the handle's key by its priority, the newest among equals the highest. No rule leads packets to the handle until
 // Install. The namespace must outlive the entry. Close the entry also if Install fails.
 func Open(ns *netns.Namespace, o Owner) (*Entry, error) {
@@ -221,7 +221,7 @@ type tx struct {
 	loaded     bool
 	filters    map[uint64]bool   // handles that have a chain with their filter
 	texts      map[uint64]string // the filters, where they have been read
-	foreign    []string          // what another program has made of the table, in words
+	foreign    []string          // the changes of another program to the table, in words
 	batch      batch
 	committed  func() // called after the commit, under the namespace's mutex; nil: nothing is to be done
 }

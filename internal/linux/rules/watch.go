@@ -84,7 +84,7 @@ func (e *Entry) Guard(gone func()) (*Guard, error) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	w.guards[e.ID] = g
-	w.change() // what happened since the entry was made
+	w.change() // the changes since the entry was made
 	return g, nil
 }
 

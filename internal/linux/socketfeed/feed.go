@@ -27,7 +27,7 @@ import (
 	"github.com/opendivert/divert/packet"
 )
 
-// feed raises the events of the layers SOCKET and FLOW from what programs in the kernel tell.
+// feed raises the events of the layers SOCKET and FLOW from the records of programs in the kernel.
 type feed struct {
 	env       events.Env
 	layer     packet.Layer

@@ -18,7 +18,7 @@ import (
 // The key of the digests: random numbers of this process. Without them nobody can make packets with equal digests.
 var (
 	digestWords             = randomWords()                // added to the words of a block
-	digestFirst, digestJoin = rand.Uint64(), rand.Uint64() // where the chain starts, and what each block is added to
+	digestFirst, digestJoin = rand.Uint64(), rand.Uint64() // the start of the chain, and the number that each block is added to
 )
 
 func randomWords() (words [blockWords]uint64) {

@@ -122,7 +122,7 @@ func All(lanes []*Lane) []*Lane {
 	return both
 }
 
-// Reader is what one receive call at a time needs.
+// Reader has the buffers of one receive call at a time.
 type Reader struct {
 	*batchReader
 	drops, singleDrops *queue.Verdicts // of the lane, and of that of its second queue

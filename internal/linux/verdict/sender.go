@@ -45,7 +45,7 @@ func (s *Sender) Received(ps []packet.Packet) { s.held.received(ps) }
 // Stop ends giving up packets: the handle is about to close.
 func (s *Sender) Stop() { s.held.close() }
 
-// Close gives back what injections use.
+// Close gives back the resources of injections.
 func (s *Sender) Close() error {
 	s.held.close()
 	return s.Injector.Close()

@@ -9,7 +9,7 @@ import (
 	"github.com/opendivert/divert/packet"
 )
 
-// token is what an address remembers of the queued packet it came with. It lies in the bytes of the
+// token is an address's memory of the queued packet that it came with. It lies in the bytes of the
 // layer data that the C layout leaves unused at the NETWORK layers, so it survives the C interface.
 type token struct {
 	tag      uint32 // of the handle, never 0
