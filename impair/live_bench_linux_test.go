@@ -4,7 +4,6 @@ import (
 	"context"
 	"encoding/binary"
 	"net"
-	"runtime"
 	"slices"
 	"testing"
 	"time"
@@ -34,11 +33,8 @@ func BenchmarkLag(b *testing.B) {
 	}
 }
 
-// benchmarkLag measures one lag; there is no impairment if it is negative. Sender, receiver and impairer share this process, so it has more
-// places for goroutines than processors: one that sleeps in a system call must not keep the others from running, as it does not in
-// processes of their own.
+// benchmarkLag measures one lag; there is no impairment if it is negative.
 func benchmarkLag(b *testing.B, lag time.Duration) {
-	defer runtime.GOMAXPROCS(runtime.GOMAXPROCS(runtime.NumCPU() + 6))
 	pair := lab.TwoHostsT(b, lab.LinkOptions{})
 	server, err := pair.B.ListenPacket("udp", ":9")
 	if err != nil {

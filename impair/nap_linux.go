@@ -1,8 +1,10 @@
 package impair
 
 import (
-	"syscall"
+	"os"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // napTime is the longest nap: about what Go's timers may be late on an idle system, whose poller waits in whole milliseconds.
@@ -11,8 +13,34 @@ const napTime = 1200 * time.Microsecond
 // napSlice is how long it may take to notice an alarm during a nap.
 const napSlice = 300 * time.Microsecond
 
-// nap sleeps for a short time, more precisely than timers do.
-func nap(d time.Duration) {
-	t := syscall.NsecToTimespec(int64(d))
-	_ = syscall.Nanosleep(&t, nil) // whoever is woken early looks at the clock again
+// napper sleeps for short times, more precisely than timers do: a timer of the kernel (timerfd_create(2)) wakes Go's poller. Neither a
+// thread nor one of Go's places for goroutines is taken meanwhile, as a sleep in a system call would take it. It belongs to one
+// goroutine.
+type napper struct {
+	file *os.File // nil: there is none, and naps are as precise as timers
+	fd   int
+}
+
+func newNapper() *napper {
+	fd, err := unix.TimerfdCreate(unix.CLOCK_MONOTONIC, unix.TFD_NONBLOCK|unix.TFD_CLOEXEC)
+	if err != nil {
+		return &napper{}
+	}
+	return &napper{file: os.NewFile(uintptr(fd), "timer"), fd: fd}
+}
+
+// nap sleeps for d, which is greater than 0. Whoever is woken early looks at the clock again.
+func (n *napper) nap(d time.Duration) {
+	var b [8]byte
+	if n.file == nil || unix.TimerfdSettime(n.fd, 0, &unix.ItimerSpec{Value: unix.NsecToTimespec(int64(d))}, nil) != nil {
+		time.Sleep(d)
+		return
+	}
+	_, _ = n.file.Read(b[:])
+}
+
+func (n *napper) Close() {
+	if n.file != nil {
+		n.file.Close()
+	}
 }

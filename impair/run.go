@@ -43,8 +43,9 @@ func (i *Impairer) receive() error {
 // sendDue sends packets when their time has come, until the run is over and none is left.
 func (i *Impairer) sendDue() {
 	w := worker{Impairer: i}
-	timer := time.NewTimer(time.Hour)
+	timer, sleeper := time.NewTimer(time.Hour), newNapper()
 	defer timer.Stop()
+	defer sleeper.Close()
 	for {
 		i.mu.Lock()
 		w.recycle()
@@ -60,13 +61,13 @@ func (i *Impairer) sendDue() {
 		case over:
 			return
 		default:
-			i.waitUntil(next, timer)
+			i.waitUntil(next, timer, sleeper)
 		}
 	}
 }
 
 // waitUntil waits until a time, or until alarm is called.
-func (i *Impairer) waitUntil(when int64, timer *time.Timer) {
+func (i *Impairer) waitUntil(when int64, timer *time.Timer, sleeper *napper) {
 	d := time.Duration(math.MaxInt64)
 	if when != math.MaxInt64 {
 		d = time.Duration(when - i.now())
@@ -81,7 +82,7 @@ func (i *Impairer) waitUntil(when int64, timer *time.Timer) {
 		d = time.Duration(when - i.now())
 	}
 	for d > 0 && d <= napTime {
-		nap(min(d, napSlice))
+		sleeper.nap(min(d, napSlice))
 		select {
 		case <-i.wake:
 			return

@@ -121,7 +121,7 @@ func (d *Detour) open(cfg *Config) (err error) {
 
 // Connects: connects can be rewritten. The programs are loaded and not attached.
 var Connects = &kernel.Feature{
-	Name: "rewriting connects", Since: kernel.Version{Major: 5, Minor: 14}, For: "the road of sockets (package redirect, divert proxy --road sockets)",
+	Name: "rewriting connects", Since: kernel.Version{Major: 6, Minor: 1}, For: "the road of sockets (package redirect, divert proxy --road sockets)",
 	Without: "connections and datagrams are redirected packet by packet", Remedy: cgroup.Remedy + "; the kernel must have type information (CONFIG_DEBUG_INFO_BTF)",
 	Probe: try, Mutable: true,
 }

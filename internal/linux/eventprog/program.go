@@ -64,7 +64,7 @@ func (g *generator) finish() (asm.Instructions, error) {
 
 // OnCgroups: programs of the layers can be loaded, and there is a cgroup to attach them to.
 var OnCgroups = &kernel.Feature{
-	Name: "eBPF programs on cgroups", Since: kernel.Version{Major: 5, Minor: 14}, For: "the layers socket and flow",
+	Name: "eBPF programs on cgroups", Since: kernel.Version{Major: 6, Minor: 1}, For: "the layers socket and flow",
 	Without: "handles of the layers socket and flow do not open", Remedy: cgroup.Remedy,
 	Probe: tryCgroups, Mutable: true,
 }

@@ -137,7 +137,7 @@ func closeAll(loaded []*ebpf.Program) {
 
 // OfPackets: the processes of packets can be known. The programs are loaded and not attached.
 var OfPackets = &kernel.Feature{
-	Name: "processes of packets", Since: kernel.Version{Major: 5, Minor: 14}, For: "processId at the layer network, and in dump",
+	Name: "processes of packets", Since: kernel.Version{Major: 6, Minor: 1}, For: "processId at the layer network, and in dump",
 	Without: "handles whose filter has processId at the layer network do not open, and dump does not tell processes",
 	Remedy:  cgroup.Remedy, Probe: try, Mutable: true,
 }
