@@ -28,7 +28,7 @@ func asked(t *testing.T, remote string) *Conn {
 // TestAnswers: an answer holds for its program, user, host and port, by name if there is one, also when the file is read by another
 // firewall; the last one counts; what somebody has written into the file stays.
 func TestAnswers(t *testing.T) {
-	path := AnswersPath(filepath.Join(t.TempDir(), "rules.yaml"))
+	path := AnswersPath(filepath.Join(folder(t), "rules.yaml"))
 	if filepath.Base(path) != "rules.answers.yaml" {
 		t.Error(path)
 	}
@@ -131,7 +131,7 @@ func TestAnswers(t *testing.T) {
 // TestAnswersRefused: what no rule can say, and what would not be a rule in the file, is not written, with the reason; the file stays as it
 // is.
 func TestAnswersRefused(t *testing.T) {
-	path := filepath.Join(t.TempDir(), "answers.yaml")
+	path := filepath.Join(folder(t), "answers.yaml")
 	good := asked(t, "192.0.2.7:443")
 	unknown, moved := *good, *good
 	unknown.Program = Program{}
@@ -188,7 +188,7 @@ func TestAnswersRefused(t *testing.T) {
 
 // TestAnswerAlways: an answer that is to hold always is written, and asked for by a firewall that is opened later.
 func TestAnswerAlways(t *testing.T) {
-	path := filepath.Join(t.TempDir(), "answers.yaml")
+	path := filepath.Join(folder(t), "answers.yaml")
 	for round, want := range []string{"", "out SYN"} {
 		run(t, "default: ask\nask: {timeout: 5s, default: reject}", func(t *testing.T, b *bench) {
 			answers, err := LoadAnswers(path)
@@ -219,7 +219,7 @@ func FuzzExtend(f *testing.F) {
 	f.Add(answersHeader)
 	f.Add("default: ask\nrules:\n  - {action: allow, port: 1} # mine\n")
 	f.Add("default: deny\nrules:\n- {action: allow}\nlog: all")
-	path := filepath.Join(f.TempDir(), "answers.yaml")
+	path := filepath.Join(folder(f), "answers.yaml")
 	f.Fuzz(func(t *testing.T, text string) {
 		if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
 			t.Fatal(err)

@@ -734,7 +734,7 @@ func TestLearner(t *testing.T) {
 		odd := Conn{Protocol: 17, Local: netip.MustParseAddrPort(host4), Remote: netip.MustParseAddrPort(peer4)}
 		odd.Program.Process.Executable = "/opt/a: b #\n\"c'"
 		l.add(&odd)
-		path := t.TempDir() + "/learned.yaml"
+		path := folder(t) + "/learned.yaml"
 		for range 2 {
 			if err := l.Save(path); err != nil {
 				t.Fatal(err)

@@ -20,7 +20,7 @@ func TestManual(t *testing.T) {
 		t.Fatalf("%d files of rules", len(blocks))
 	}
 	for _, block := range blocks {
-		if _, err := Parse([]byte(block[1]), t.TempDir()); err != nil {
+		if _, err := Parse([]byte(block[1]), folder(t)); err != nil {
 			var wrong *FileError
 			errors.As(err, &wrong)
 			t.Errorf("%v\n%s", err, wrong.Snippet())

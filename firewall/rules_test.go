@@ -28,7 +28,7 @@ func (c Conn) with(f func(*Conn)) Conn { f(&c); return c }
 
 func mustParse(t testing.TB, text string) *Rules {
 	t.Helper()
-	r, err := Parse([]byte(text), t.TempDir())
+	r, err := Parse([]byte(text), folder(t))
 	if err != nil {
 		var wrong *FileError
 		if errors.As(err, &wrong) {
@@ -44,11 +44,11 @@ func TestDecide(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	link := filepath.Join(t.TempDir(), "link")
+	link := filepath.Join(folder(t), "link")
 	if err := os.Symlink(self, link); err != nil {
 		t.Skip(err)
 	}
-	other := filepath.Join(t.TempDir(), "other")
+	other := filepath.Join(folder(t), "other")
 	if err := os.WriteFile(other, nil, 0o700); err != nil {
 		t.Fatal(err)
 	}
@@ -254,7 +254,7 @@ func TestFileErrors(t *testing.T) {
 		{"default: deny\n---\ndefault: deny", "", "a second document"},
 		{"default: deny\nrules: " + strings.Repeat("[", 40) + strings.Repeat("]", 40), "", "nests"},
 	} {
-		_, err := Parse([]byte(tt.file), t.TempDir())
+		_, err := Parse([]byte(tt.file), folder(t))
 		var wrong *FileError
 		if !errors.As(err, &wrong) {
 			t.Errorf("%q: %v", tt.file, err)
@@ -275,7 +275,7 @@ func TestFileErrors(t *testing.T) {
 }
 
 func TestLoad(t *testing.T) {
-	dir := t.TempDir()
+	dir := folder(t)
 	path, list := filepath.Join(dir, "rules.yaml"), filepath.Join(dir, "list.txt")
 	write := func(path, text string) {
 		t.Helper()

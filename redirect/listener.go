@@ -145,7 +145,7 @@ func (l *Listener) open(text string) error {
 	}
 	l.handle, err = l.options.Open(p, opts...)
 	if errors.Is(err, divert.ErrNoProcess) {
-		err = fmt.Errorf("%w; the program's own connections cannot be told from others: set Options.OwnByDial if it connects by Dial only", err)
+		err = fmt.Errorf("the program's own connections cannot be told from others (Options.OwnByDial is for programs that connect by Dial only): %w", err)
 	}
 	return err
 }

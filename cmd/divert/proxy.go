@@ -129,6 +129,15 @@ func (f *proxyFlags) run(a *app, cmd *cobra.Command, args []string) error {
 	ctx, stop := f.scope.until(cmd.Context())
 	defer stop()
 	l, err := redirect.Listen(ctx, text, o)
+	var unknown error
+	if errors.Is(err, divert.ErrNoProcess) {
+		if to != nil {
+			return fmt.Errorf("proxy --to has to leave the connections of the program at %v alone, and cannot tell them from others: %w", to.at, err)
+		}
+		// This process connects by the Listener's Dial only, so its own connections are known without processes.
+		unknown, o.OwnByDial = err, true
+		l, err = redirect.Listen(ctx, text, o)
+	}
 	if errors.Is(err, divert.ErrInvalid) {
 		return usageError{err}
 	}
@@ -136,6 +145,9 @@ func (f *proxyFlags) run(a *app, cmd *cobra.Command, args []string) error {
 		return err
 	}
 	defer l.Close()
+	if unknown != nil {
+		r.warn(fmt.Errorf("only the connections of this command itself are left alone, those of a proxy on this host are not: %w", unknown))
+	}
 	if to != nil {
 		to.spare = l.Spare
 		close(to.ready)

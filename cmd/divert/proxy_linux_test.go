@@ -234,6 +234,54 @@ func proxyTo(t *testing.T, f fetcher, start func(*lab.Host, ...string) *running)
 	}
 }
 
+// TestProxyViaWithoutProcesses: where nobody knows the process of a connection, --via leaves the command's own alone and says so;
+// --to fails.
+func TestProxyViaWithoutProcesses(t *testing.T) {
+	needTUN(t)
+	pair := lab.TwoHostsT(t, lab.LinkOptions{})
+	serveWeb(t, pair.B)
+	l, err := pair.B.Listen("tcp", ":3128")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	asked := make(chan string, 10)
+	go http.Serve(l, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		asked <- r.Method + " " + r.Host
+		up, err := pair.B.Dial(r.Context(), "tcp", r.Host)
+		if err != nil {
+			w.WriteHeader(http.StatusBadGateway)
+			return
+		}
+		defer up.Close()
+		w.WriteHeader(http.StatusOK)
+		c, rest, err := w.(http.Hijacker).Hijack()
+		if err != nil {
+			return
+		}
+		defer c.Close()
+		go func() { _, _ = io.Copy(up, rest); _ = up.(*net.TCPConn).CloseWrite() }()
+		_, _ = io.Copy(c, up)
+	}))
+	at := netip.AddrPortFrom(pair.B.Addr4(), 80)
+	client := startFetch(t, pair.A, fetchers[len(fetchers)-1], "http://"+at.String()+"/")
+	p := start(t, pair.A, "proxy", "--engine", "interpreter", "--via", fmt.Sprintf("http://%v:3128", pair.B.Addr4()), "tcp.DstPort == 80 or tcp.DstPort == 3128")
+	if got, err := client.run(); got != "greetings" || err != nil {
+		t.Errorf("fetched %q, %v", got, err)
+	}
+	_, status := p.end(t, os.Interrupt)
+	if log := p.errout.String(); status != exitOK || !strings.Contains(log, "only the connections of this command itself are left alone") {
+		t.Errorf("status %d: %s", status, log)
+	}
+	if len(asked) != 1 || <-asked != "CONNECT "+at.String() {
+		t.Error("the proxy was not asked once for the server")
+	}
+	refused := start(t, pair.A, "proxy", "--engine", "interpreter", "--to", "127.0.0.1:8080", "tcp.DstPort == 80")
+	if _, status := refused.end(t, os.Interrupt); status != exitFailed || !strings.Contains(refused.errout.String(), "the program at 127.0.0.1:8080") {
+		t.Errorf("status %d: %s", status, refused.errout.String())
+	}
+}
+
 // TestProxyKilled: after kill -9 new connections go directly at once.
 func TestProxyKilled(t *testing.T) {
 	eachRoad(t, func(t *testing.T, start func(*lab.Host, ...string) *running) {

@@ -3,7 +3,9 @@ package windows
 import (
 	"bytes"
 	"context"
+	"encoding/binary"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"net/netip"
 	"os"
@@ -58,6 +60,15 @@ func (c *command) wait(status int) {
 	if got := c.cmd.ProcessState.ExitCode(); got != status {
 		c.t.Errorf("%v: exit status %d, want %d\n%s%s", c.cmd.Args[1:], got, status, &c.out, &c.errout)
 	}
+}
+
+// kill ends the command as nothing else could.
+func (c *command) kill() {
+	c.t.Helper()
+	if err := c.cmd.Process.Kill(); err != nil {
+		c.t.Fatal(err)
+	}
+	c.wait(1)
 }
 
 // says checks that what the command printed contains texts.
@@ -147,6 +158,79 @@ func TestCommandPassthru(t *testing.T) {
 	c.says(&c.errout, `"event":"summary"`, fmt.Sprintf(`"received":%d,"reinjected":%[1]d`, count))
 }
 
+// TestCommandImpair: held packets go on with the bytes that they came with, and those of the last moment as well.
+func TestCommandImpair(t *testing.T) {
+	f := load(t)
+	c := startCommand(t, "impair", "--lag", "50ms", "--json", "udp")
+	f.uploaded()
+	const count = 20
+	var want []byte
+	for n := range count {
+		p := numbered(n, 100)
+		want = append(want, p.Data...)
+		if n < count-1 {
+			f.queue(p)
+			continue
+		}
+		f.eventually("all packets are sent on", func(c census) bool { return c.sends == count-1 })
+		f.last(p)
+	}
+	c.wait(0)
+	var got []byte
+	for _, e := range f.log() {
+		if e.code == codeSend {
+			addresses := int(e.record[8]) | int(e.record[9])<<8
+			got = append(got, e.data[addresses:]...)
+		}
+	}
+	if !bytes.Equal(got, want) {
+		t.Errorf("sent %d bytes, other than the %d that came", len(got), len(want))
+	}
+	c.says(&c.errout, `"event":"summary"`)
+}
+
+// TestCommandFirewall: what a rule denies is not sent on, other packets are.
+func TestCommandFirewall(t *testing.T) {
+	f := load(t)
+	file, err := os.CreateTemp("", "rules")
+	if err != nil {
+		t.Fatal(err)
+	}
+	rules := file.Name()
+	_, err = file.WriteString("default: deny\nrules:\n  - {name: some, action: allow, direction: out, protocol: udp, port: 54}\n" +
+		"  - {name: others, action: deny, direction: out, address: 10.0.0.0/8}\n")
+	if err := errors.Join(err, file.Close()); err != nil {
+		t.Fatal(err)
+	}
+	defer os.Remove(rules)
+	c := startCommand(t, "firewall", "run", "--json", rules)
+	f.eventually("both handles receive", func(c census) bool { return c.pending >= 2 })
+	to := func(port uint16, p packet.Packet) packet.Packet {
+		binary.BigEndian.PutUint16(p.Data[packet.IPv4HeaderLen+2:], port)
+		return p
+	}
+	f.queue(to(55, numbered(0, 10)))
+	f.queue(to(54, numbered(2, 10)))
+	f.eventually("what is allowed is sent on", func(c census) bool { return c.sends == 1 })
+	c.kill()
+	if n := f.census().sends; n != 1 {
+		t.Errorf("%d packets were sent", n)
+	}
+	c.says(&c.out, `"action":"deny","rule":"others"`, `"remote":"10.0.0.2:55"`)
+}
+
+// TestCommandProxy: the driver tells no processes of packets, so only --via can be had.
+func TestCommandProxy(t *testing.T) {
+	f := load(t)
+	c := startCommand(t, "proxy", "--to", "127.0.0.1:9", "tcp.DstPort == 80")
+	c.wait(1)
+	c.says(&c.errout, "proxy --to has to leave the connections of the program at 127.0.0.1:9 alone")
+	c = startCommand(t, "proxy", "--via", "socks5://127.0.0.1:9", "tcp.DstPort == 80")
+	f.eventually("it receives", func(c census) bool { return c.pending >= 1 })
+	c.kill()
+	c.says(&c.errout, "only the connections of this command itself are left alone", "redirecting, priority 0 (packets rewritten")
+}
+
 func TestCommandDrop(t *testing.T) {
 	f := load(t)
 	c := startCommand(t, "drop", "udp.DstPort == 53 or tcp")
@@ -154,10 +238,7 @@ func TestCommandDrop(t *testing.T) {
 		t.Errorf("%d instructions", n)
 	}
 	f.queue(numbered(1, 10))
-	if err := c.cmd.Process.Kill(); err != nil {
-		t.Fatal(err)
-	}
-	c.wait(1)
+	c.kill()
 	c.says(&c.errout, "dropping at layer network, priority 0 (WinDivert driver 2.2")
 	f.eventually("the handle is closed", func(c census) bool { return c.contexts == 0 })
 	if now := f.census(); now.sends != 0 || now.queued != 0 {

@@ -119,6 +119,14 @@ var portable = []struct{ dir, skip string }{
 	{"filter", "^(TestFollow|TestLoadKeepsWhatThereWas)$"}, // as above
 	{"diverttest", ""},
 	{"internal/backlog", ""},
+	{"internal/clienthello", ""},
+	{"internal/quicinitial", ""},
+	{"internal/capfile", ""},
+	{"process", ""},
+	{"impair", ""},
+	{"redirect", ""},
+	{"web", "^TestHostsFollow$"}, // as above
+	{"firewall", "^(TestManual|TestAnswers)$|^TestDecide$/^(program_by_a_link|another_program|one_that_says_it_is_the_program|a_program_that_is_not_there|root)$"},                      // programs and users of Linux, and modes of files
 	{"cmd/divert", "^(TestCopyFile|TestArgumentsCannotCommandTerminals|TestTcpdumpsLetters|TestRotation|TestSetFiles?|TestExtcapInstall|TestManual|TestManualErrors|TestTraceErrors)$"}, // the folder of the test cannot be removed
 }
 
