@@ -126,8 +126,8 @@ var portable = []struct{ dir, skip string }{
 	{"impair", ""},
 	{"redirect", ""},
 	{"web", "^TestHostsFollow$"}, // as above
-	{"firewall", "^(TestManual|TestAnswers)$|^TestDecide$/^(program_by_a_link|another_program|one_that_says_it_is_the_program|a_program_that_is_not_there|root)$"},                      // programs and users of Linux, and modes of files
-	{"cmd/divert", "^(TestCopyFile|TestArgumentsCannotCommandTerminals|TestTcpdumpsLetters|TestRotation|TestSetFiles?|TestExtcapInstall|TestManual|TestManualErrors|TestTraceErrors)$"}, // the folder of the test cannot be removed
+	{"firewall", "^(TestManual|TestAnswers)$|^TestDecide$/^(program_by_a_link|another_program|one_that_says_it_is_the_program|a_program_that_is_not_there|root)$"},                                           // programs and users of Linux, and modes of files
+	{"cmd/divert", "^(TestCopyFile|TestArgumentsCannotCommandTerminals|TestTcpdumpsLetters|TestRotation|TestSetFiles?|TestExtcapInstall|TestManual|TestManualErrors|TestTraceErrors|TestLossesInCaptures)$"}, // the folder of the test cannot be removed
 }
 
 // tests runs a test program in a folder.
