@@ -269,7 +269,8 @@ func TestProgramWindivertctl(t *testing.T) {
 	}
 }
 
-// TestProgramDPI changes requests, in buffers of 9,016 bytes, and ends by signals, whose handlers call the library.
+// TestProgramDPI changes requests, in buffers of 9,016 bytes, and ends by signals, whose handlers call the library. A busy machine may
+// have TCP send a request again, which counts again.
 func TestProgramDPI(t *testing.T) {
 	pair := lab.TwoHostsT(t, lab.LinkOptions{})
 	needWin32(t)
@@ -285,8 +286,8 @@ func TestProgramDPI(t *testing.T) {
 		signal os.Signal
 		want   string
 	}{
-		{"control handler", os.Interrupt, `^2 requests changed; the last error is 232$`},
-		{"signal handler", syscall.SIGTERM, `^2 requests changed; the last error is (232|995|6)$`},
+		{"control handler", os.Interrupt, `^[2-9] requests changed; the last error is 232$`},
+		{"signal handler", syscall.SIGTERM, `^[2-9] requests changed; the last error is (232|995|6)$`},
 	} {
 		t.Run(row.name, func(t *testing.T) {
 			cmd := exec.Command(program, "8000")
