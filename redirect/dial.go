@@ -57,13 +57,13 @@ func (l *Listener) dialOwn(ctx context.Context, network, address string) (net.Co
 	if l.sockets != nil {
 		control = l.sockets.own(&cookie)
 	}
-	c, port, err := l.dialKnown(ctx, network, address, control)
+	c, known, err := l.dialKnown(ctx, network, address, control)
 	forget := sync.OnceFunc(func() {
 		if l.sockets != nil {
 			l.sockets.forget(cookie)
 		}
-		if port != 0 {
-			l.dials.remove(port, network)
+		for _, k := range known {
+			l.dials.remove(k)
 		}
 	})
 	if u, ok := c.(*net.UDPConn); ok && err == nil {
@@ -91,31 +91,32 @@ type dials struct {
 	ports map[dialKey]int
 }
 
+// dialKey tells the program's sockets from others. Sockets of different families may have the same port.
 type dialKey struct {
 	port    uint16
-	network string
+	network string // tcp or udp
+	six     bool   // IPv6
 }
 
-func (d *dials) add(port uint16, network string) {
+func (d *dials) add(k dialKey) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	if d.ports == nil {
 		d.ports = map[dialKey]int{}
 	}
-	d.ports[dialKey{port, network}]++
+	d.ports[k]++
 }
 
-func (d *dials) remove(port uint16, network string) {
+func (d *dials) remove(k dialKey) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	k := dialKey{port, network}
 	if d.ports[k]--; d.ports[k] <= 0 {
 		delete(d.ports, k)
 	}
 }
 
-func (d *dials) has(port uint16, network string) bool {
+func (d *dials) has(k dialKey) bool {
 	d.mu.RLock()
 	defer d.mu.RUnlock()
-	return d.ports[dialKey{port, network}] > 0
+	return d.ports[k] > 0
 }

@@ -16,21 +16,26 @@ const firstDynamic = 49152
 // tries is how many ports are tried.
 const tries = 20
 
-// dialKnown connects from a port that it makes known as the program's before, and returns that port. Windows cannot connect a socket
+// dialKnown connects from a port that it makes known as the program's before, of either family, and returns what it made known. Windows cannot connect a socket
 // that was bound by hand, so the port is a random one. If somebody has it, and begins to connect from it at this very moment, that
 // connection passes as the program's.
-func (l *Listener) dialKnown(ctx context.Context, network, address string, _ func(string, string, syscall.RawConn) error) (c net.Conn, port uint16, err error) {
+func (l *Listener) dialKnown(ctx context.Context, network, address string, _ func(string, string, syscall.RawConn) error) (c net.Conn, known []dialKey, err error) {
 	for range tries {
-		port = firstDynamic + uint16(rand.N(1<<16-firstDynamic))
+		port := firstDynamic + uint16(rand.N(1<<16-firstDynamic))
 		d := net.Dialer{LocalAddr: &net.TCPAddr{Port: int(port)}}
 		if network == "udp" {
 			d.LocalAddr = &net.UDPAddr{Port: int(port)}
 		}
-		l.dials.add(port, network)
-		if c, err = l.options.Connect(ctx, &d, network, address); !portTaken(err) {
-			return c, port, err
+		known = []dialKey{{port, network, false}, {port, network, true}}
+		for _, k := range known {
+			l.dials.add(k)
 		}
-		l.dials.remove(port, network)
+		if c, err = l.options.Connect(ctx, &d, network, address); !portTaken(err) {
+			return c, known, err
+		}
+		for _, k := range known {
+			l.dials.remove(k)
+		}
 	}
-	return nil, 0, fmt.Errorf("no free port after %d tries: %w", tries, err)
+	return nil, nil, fmt.Errorf("no free port after %d tries: %w", tries, err)
 }

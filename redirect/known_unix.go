@@ -6,26 +6,34 @@ import (
 	"context"
 	"net"
 	"strings"
+	"sync"
 	"syscall"
 )
 
-// dialKnown connects from a port that it makes known as the program's as soon as the socket has it, and returns that port, 0
-// if it did not come so far. The function control is called too, as net.Dialer.Control is.
-func (l *Listener) dialKnown(ctx context.Context, network, address string, control func(string, string, syscall.RawConn) error) (c net.Conn, port uint16, err error) {
+// dialKnown connects from a port that it makes known as the program's as soon as the socket has it, and returns what it made
+// known, however it ended. The function control is called too, as net.Dialer.Control is.
+func (l *Listener) dialKnown(ctx context.Context, network, address string, control func(string, string, syscall.RawConn) error) (c net.Conn, known []dialKey, err error) {
+	var mu sync.Mutex // a name with addresses of both families is dialled twice at once
 	d := net.Dialer{Control: func(socket, at string, raw syscall.RawConn) (err error) {
 		if err := control(socket, at, raw); err != nil {
 			return err
 		}
-		if e := raw.Control(func(fd uintptr) { port, err = bindAny(int(fd), strings.HasSuffix(socket, "6")) }); e != nil {
+		k := dialKey{network: network, six: strings.HasSuffix(socket, "6")}
+		if e := raw.Control(func(fd uintptr) { k.port, err = bindAny(int(fd), k.six) }); e != nil {
 			return e
 		}
 		if err == nil {
-			l.dials.add(port, network)
+			mu.Lock()
+			defer mu.Unlock()
+			l.dials.add(k)
+			known = append(known, k)
 		}
 		return err
 	}}
 	c, err = l.options.Connect(ctx, &d, network, address)
-	return c, port, err
+	mu.Lock()
+	defer mu.Unlock()
+	return c, known, err
 }
 
 // bindAny binds a socket to a port that the kernel chooses.

@@ -174,8 +174,11 @@ func (w *worker) begin(p *divert.Packet, e ends, seq uint32, now int64) {
 // newFlow returns a flow for a packet that begins one, or nil if it is not to be redirected.
 func (w *worker) newFlow(p *divert.Packet, e ends, now int64) *flow {
 	l := w.l
-	if l.ctx.Err() != nil || !redirectable(e) || w.parsed.TCPOff >= 0 && l.dials.has(e.client.Port(), "tcp") ||
-		w.parsed.UDPOff >= 0 && l.dials.has(e.client.Port(), "udp") {
+	own := dialKey{e.client.Port(), "tcp", e.client.Addr().Is6()}
+	if w.parsed.UDPOff >= 0 {
+		own.network = "udp"
+	}
+	if l.ctx.Err() != nil || !redirectable(e) || l.dials.has(own) {
 		return nil
 	}
 	n := p.Addr.Network()

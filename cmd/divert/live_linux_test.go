@@ -20,6 +20,7 @@ import (
 	"github.com/gopacket/gopacket/layers"
 	"github.com/gopacket/gopacket/pcapgo"
 
+	"github.com/opendivert/divert"
 	"github.com/opendivert/divert/filter"
 	"github.com/opendivert/divert/internal/lab"
 	kernelprocesses "github.com/opendivert/divert/internal/linux/processes"
@@ -390,23 +391,46 @@ func TestDrop(t *testing.T) {
 	})
 }
 
+// needKernel skips where no program in the kernel decides.
+func needKernel(t *testing.T, h *lab.Host) {
+	t.Helper()
+	err := h.Do(func() error {
+		d, err := divert.Open("false", divert.WithEngine(divert.EngineKernel))
+		if err != nil {
+			return err
+		}
+		return d.Close()
+	})
+	switch {
+	case err == nil:
+	case os.Getenv("DIVERT_NEED_KERNEL") == "" && (errors.Is(err, divert.ErrNotSupported) || errors.Is(err, os.ErrPermission)):
+		t.Skip(err)
+	default:
+		t.Fatal(err)
+	}
+}
+
 func TestPassthru(t *testing.T) {
 	for _, test := range []struct {
-		name string
-		args []string
-		come uint64 // packets
+		name   string
+		args   []string
+		come   uint64 // packets
+		kernel bool   // takes eBPF
 	}{
-		{"accept", nil, 20},
-		{"one by one", []string{"--batch", "1"}, 20},
-		{"rewrite", []string{"--rewrite"}, 20},
-		{"interpreter", []string{"--engine", "interpreter"}, 20},
-		{"queues", []string{"--queues", "4"}, 20},
-		{"a guard that drops", []string{"--drop-on-hang", "10s"}, 20},
-		{"the first", []string{"--first", "3"}, 3},
-		{"the first, interpreter", []string{"--first", "3", "--engine", "interpreter"}, 3},
+		{"accept", nil, 20, false},
+		{"one by one", []string{"--batch", "1"}, 20, false},
+		{"rewrite", []string{"--rewrite"}, 20, false},
+		{"interpreter", []string{"--engine", "interpreter"}, 20, false},
+		{"queues", []string{"--queues", "4"}, 20, false},
+		{"a guard that drops", []string{"--drop-on-hang", "10s"}, 20, true},
+		{"the first", []string{"--first", "3"}, 3, false},
+		{"the first, interpreter", []string{"--first", "3", "--engine", "interpreter"}, 3, false},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			pair, echo := hosts(t)
+			if test.kernel {
+				needKernel(t, pair.A)
+			}
 			p := start(t, pair.A, append([]string{"passthru", "--json", "udp"}, test.args...)...)
 			if n := exchange(t, pair.A, echo, 10, 5*time.Second); n != 10 {
 				t.Errorf("%d of 10 datagrams came back", n)
