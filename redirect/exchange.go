@@ -80,11 +80,12 @@ func (l *Listener) beginUDP(f *flow, p *divert.Packet) *flow {
 // offer gives an exchange to Accept, or ends it if nobody accepts.
 func (l *Listener) offer(c *Conn) bool {
 	l.keep(c)
+	l.redirected.Add(1) // before anybody who accepts it can ask
 	select {
 	case l.ready <- c:
-		l.redirected.Add(1)
 		return true
 	default:
+		l.redirected.Add(^uint64(0))
 		l.full.Add(1)
 		_ = c.Close()
 		return false
