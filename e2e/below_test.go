@@ -3,12 +3,8 @@
 package e2e_test
 
 import (
-	"bufio"
 	"fmt"
 	"net"
-	"os"
-	"os/exec"
-	"strconv"
 	"syscall"
 	"testing"
 	"time"
@@ -23,31 +19,7 @@ func TestHandlesBelowAStoppedOne(t *testing.T) {
 	t.Parallel()
 	eachEngine(t, lab.LinkOptions{}, func(t *testing.T, pair *lab.Pair, e divert.Option) {
 		needEngine(t, pair.A, divert.EngineKernel) // with the interpreter all traffic would wait for the stopped one
-		cmd := exec.Command("/proc/self/exe")
-		cmd.Env = append(os.Environ(), childEnv+"=carry", "DIVERT_TEST_FILTER=udp.DstPort == 9", "DIVERT_TEST_ENGINE="+strconv.Itoa(int(divert.EngineKernel)))
-		cmd.Stderr = os.Stderr
-		in, err := cmd.StdinPipe()
-		if err != nil {
-			t.Fatal(err)
-		}
-		out, err := cmd.StdoutPipe()
-		if err != nil {
-			t.Fatal(err)
-		}
-		if err := pair.A.Start(cmd); err != nil {
-			t.Fatal(err)
-		}
-		t.Cleanup(func() {
-			cmd.Process.Kill()
-			in.Close()
-			cmd.Wait()
-		})
-		if _, err := bufio.NewReader(out).ReadString('\n'); err != nil {
-			t.Fatal(err)
-		}
-		if err := cmd.Process.Signal(syscall.SIGSTOP); err != nil {
-			t.Fatal(err)
-		}
+		startCarrier(t, pair.A, "udp.DstPort == 9").signal(t, syscall.SIGSTOP)
 		seeEveryPacket(t, pair, e)
 	})
 }

@@ -2,7 +2,15 @@
 
 package e2e_test
 
-import "os"
+import (
+	"bufio"
+	"io"
+	"os"
+	"os/exec"
+	"testing"
+
+	"github.com/opendivert/divert/internal/lab"
+)
 
 // childEnv names the job that this test binary does as a child process of a test.
 const childEnv = "DIVERT_TEST_CHILD"
@@ -21,4 +29,36 @@ func runChild() {
 		os.Exit(1)
 	}
 	os.Exit(0)
+}
+
+// talkingChild is a child process that begins with a line and ends with its standard input.
+type talkingChild struct {
+	cmd   *exec.Cmd
+	in    io.Closer
+	lines *bufio.Reader
+}
+
+// startTalking starts this test binary in a host's namespace with an environment that names a job, and waits for its first line.
+func startTalking(t testing.TB, h *lab.Host, env ...string) *talkingChild {
+	t.Helper()
+	cmd := exec.Command("/proc/self/exe")
+	cmd.Env = append(os.Environ(), env...)
+	cmd.Stderr = os.Stderr
+	in, err := cmd.StdinPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	out, err := cmd.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := h.Start(cmd); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { cmd.Process.Kill(); in.Close(); cmd.Wait() })
+	c := &talkingChild{cmd, in, bufio.NewReader(out)}
+	if _, err := c.lines.ReadString('\n'); err != nil {
+		t.Fatalf("the child says nothing: %v", err)
+	}
+	return c
 }

@@ -3,14 +3,12 @@
 package e2e_test
 
 import (
-	"bufio"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
 	"math/rand/v2"
 	"os"
-	"os/exec"
 	"slices"
 	"strings"
 	"sync"
@@ -165,11 +163,7 @@ func init() {
 }
 
 // process is a churn in a process of its own.
-type process struct {
-	cmd   *exec.Cmd
-	stdin io.Closer
-	lines *bufio.Reader
-}
+type process struct{ *talkingChild }
 
 // start starts a churn on a host.
 func (c churn) start(t testing.TB, h *lab.Host) *process {
@@ -178,32 +172,13 @@ func (c churn) start(t testing.TB, h *lab.Host) *process {
 	if err != nil {
 		t.Fatal(err)
 	}
-	cmd := exec.Command("/proc/self/exe")
-	cmd.Env = append(os.Environ(), childEnv+"=churn", "DIVERT_TEST_CHURN="+string(spec))
-	cmd.Stderr = os.Stderr
-	in, err := cmd.StdinPipe()
-	if err != nil {
-		t.Fatal(err)
-	}
-	out, err := cmd.StdoutPipe()
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := h.Start(cmd); err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { cmd.Process.Kill(); cmd.Wait() })
-	p := &process{cmd: cmd, stdin: in, lines: bufio.NewReader(out)}
-	if _, err := p.lines.ReadString('\n'); err != nil {
-		t.Fatalf("the churning process says nothing: %v", err)
-	}
-	return p
+	return &process{startTalking(t, h, childEnv+"=churn", "DIVERT_TEST_CHURN="+string(spec))}
 }
 
 // finish ends it in good order.
 func (p *process) finish(t testing.TB) (sum churned) {
 	t.Helper()
-	p.stdin.Close()
+	p.in.Close()
 	err := json.NewDecoder(p.lines).Decode(&sum)
 	if err := errors.Join(err, p.cmd.Wait()); err != nil {
 		t.Errorf("a churning process: %v", err)

@@ -146,15 +146,25 @@ func checkUpperUDP(t *testing.T, pair *lab.Pair, addr netip.Addr) {
 // checkUpperTCP sends n bytes from A to B over TCP and expects them in upper case.
 func checkUpperTCP(t *testing.T, pair *lab.Pair, addr netip.Addr, n int) {
 	t.Helper()
+	text := bytes.Repeat([]byte("the quick brown fox "), n/20)
+	if got := overTCP(t, pair, addr, text); !bytes.Equal(got, bytes.ToUpper(text)) {
+		t.Errorf("%d bytes arrived, and not those sent in upper case", len(got))
+	}
+}
+
+// overTCP sends a text from A to an address of B and returns what arrives.
+func overTCP(t *testing.T, pair *lab.Pair, addr netip.Addr, text []byte) []byte {
+	t.Helper()
 	l, err := pair.B.Listen("tcp", netip.AddrPortFrom(addr, 0).String())
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer l.Close()
-	text := bytes.Repeat([]byte("the quick brown fox "), n/20)
 	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
 	defer cancel()
-	go func() {
+	var sending sync.WaitGroup
+	defer sending.Wait()
+	sending.Go(func() {
 		c, err := pair.A.Dial(ctx, "tcp", l.Addr().String())
 		if err != nil {
 			t.Errorf("connect: %v", err)
@@ -166,7 +176,7 @@ func checkUpperTCP(t *testing.T, pair *lab.Pair, addr netip.Addr, n int) {
 		if _, err := c.Write(text); err != nil {
 			t.Errorf("write: %v", err)
 		}
-	}()
+	})
 	c, err := l.Accept()
 	if err != nil {
 		t.Fatal(err)
@@ -175,11 +185,9 @@ func checkUpperTCP(t *testing.T, pair *lab.Pair, addr netip.Addr, n int) {
 	c.SetDeadline(time.Now().Add(30 * time.Second))
 	got, err := io.ReadAll(c)
 	if err != nil {
-		t.Fatal(err)
+		t.Fatalf("%d bytes arrived of %d: %v", len(got), len(text), err)
 	}
-	if !bytes.Equal(got, bytes.ToUpper(text)) {
-		t.Errorf("%d bytes arrived, and not those sent in upper case", len(got))
-	}
+	return got
 }
 
 // TestChecksumsOfSuperpackets changes superpackets of TCP whose checksums the kernel is to compute. A handle below is told that they are
@@ -234,36 +242,10 @@ func checkSuperpackets(t *testing.T, pair *lab.Pair, addr netip.Addr, e divert.O
 			t.Errorf("the checksum of a copy of %d bytes is said to be right", len(p.Data))
 		}
 	})
-	l, err := pair.B.Listen("tcp", netip.AddrPortFrom(addr, 0).String())
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer l.Close()
 	text := bytes.Repeat([]byte("divert a packet, "), int(amount(4<<20))/17)
-	var sending sync.WaitGroup
-	defer sending.Wait()
-	sending.Go(func() {
-		c, err := pair.A.Dial(t.Context(), "tcp", l.Addr().String())
-		if err != nil {
-			t.Errorf("connect: %v", err)
-			l.Close()
-			return
-		}
-		defer c.Close()
-		c.SetDeadline(time.Now().Add(30 * time.Second))
-		if _, err := c.Write(text); err != nil {
-			t.Errorf("write: %v", err)
-		}
-	})
-	c, err := l.Accept()
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer c.Close()
-	c.SetDeadline(time.Now().Add(30 * time.Second))
-	got, err := io.ReadAll(c)
-	if want := bytes.ReplaceAll(text, []byte("a"), []byte("c")); err != nil || !bytes.Equal(got, want) {
-		t.Errorf("%d bytes arrived of %d, and not those that were to, %v", len(got), len(want), err)
+	got := overTCP(t, pair, addr, text)
+	if want := bytes.ReplaceAll(text, []byte("a"), []byte("c")); !bytes.Equal(got, want) {
+		t.Errorf("%d bytes arrived of %d, and not those that were to", len(got), len(want))
 	}
 	finish(t, upper, us)
 	finish(t, lower, ls)

@@ -3,13 +3,11 @@
 package e2e_test
 
 import (
-	"bufio"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
 	"os"
-	"os/exec"
 	"strconv"
 	"strings"
 	"syscall"
@@ -69,36 +67,12 @@ func init() {
 }
 
 // carrier is a child process that carries traffic.
-type carrier struct {
-	cmd   *exec.Cmd
-	in    io.Closer
-	lines *bufio.Reader
-}
+type carrier struct{ *talkingChild }
 
 // startCarrier starts one where a host is, with a filter that the kernel decides on.
 func startCarrier(t *testing.T, h *lab.Host, filter string, env ...string) *carrier {
 	t.Helper()
-	cmd := exec.Command("/proc/self/exe")
-	cmd.Env = append(os.Environ(), childEnv+"=carry", "DIVERT_TEST_FILTER="+filter, "DIVERT_TEST_ENGINE="+strconv.Itoa(int(divert.EngineKernel)))
-	cmd.Env = append(cmd.Env, env...)
-	cmd.Stderr = os.Stderr
-	in, err := cmd.StdinPipe()
-	if err != nil {
-		t.Fatal(err)
-	}
-	out, err := cmd.StdoutPipe()
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := h.Start(cmd); err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { cmd.Process.Kill(); cmd.Wait() })
-	c := &carrier{cmd: cmd, in: in, lines: bufio.NewReader(out)}
-	if _, err := c.lines.ReadString('\n'); err != nil {
-		t.Fatal(err)
-	}
-	return c
+	return &carrier{startTalking(t, h, append(env, childEnv+"=carry", "DIVERT_TEST_FILTER="+filter, "DIVERT_TEST_ENGINE="+strconv.Itoa(int(divert.EngineKernel)))...)}
 }
 
 // signal sends a signal. When it returns from SIGSTOP the process is stopped.

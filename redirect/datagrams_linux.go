@@ -18,6 +18,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/opendivert/divert/internal/linux/detour"
+	"github.com/opendivert/divert/internal/linux/netns"
 	"github.com/opendivert/divert/internal/prog"
 	"github.com/opendivert/divert/packet"
 )
@@ -173,9 +174,6 @@ func (g *datagrams) address(family int, alias uint32) netip.Addr {
 // controlSize is room for the control message that tells the destination of a datagram.
 const controlSize = 64
 
-// loopbackIndex is the interface index of lo, in every network namespace (LOOPBACK_IFINDEX, include/net/flow.h).
-const loopbackIndex = 1
-
 // aliasOf returns the alias that a datagram came for, by its control messages: struct in_pktinfo, or in6_pktinfo (ip(7), ipv6(7)). It
 // is not ok for what came from elsewhere than this host.
 func (g *datagrams) aliasOf(control []byte) (alias uint32, ok bool) {
@@ -187,7 +185,7 @@ func (g *datagrams) aliasOf(control []byte) (alias uint32, ok bool) {
 		switch {
 		case h.Level == unix.IPPROTO_IP && h.Type == unix.IP_PKTINFO && len(data) >= unix.SizeofInet4Pktinfo:
 			alias, ok = g.led.Number(netip.AddrFrom4([4]byte(data[8:])))
-			return alias, ok && binary.NativeEndian.Uint32(data) == loopbackIndex
+			return alias, ok && binary.NativeEndian.Uint32(data) == netns.LoopbackIndex
 		case h.Level == unix.IPPROTO_IPV6 && h.Type == unix.IPV6_PKTINFO && len(data) >= unix.SizeofInet6Pktinfo && g.device != nil:
 			alias, ok = g.led.Number(netip.AddrFrom16([16]byte(data)))
 			return alias, ok && binary.NativeEndian.Uint32(data[16:]) == uint32(g.device.Index)

@@ -14,6 +14,7 @@ import (
 
 	"github.com/opendivert/divert/internal/lab"
 	"github.com/opendivert/divert/internal/linux/detour"
+	"github.com/opendivert/divert/internal/linux/netns"
 )
 
 // TestForgetEnded: the record of a connection is forgotten when the application has closed its socket and the connection was
@@ -188,7 +189,7 @@ func TestForgetTalks(t *testing.T) {
 func FuzzControl(f *testing.F) {
 	ip := netip.MustParseAddr("100::1234:5678:0:0").As16()
 	g := &datagrams{led: detour.Datagrams{Prefix: netip.PrefixFrom(netip.AddrFrom16(ip), 96)}, device: &detour.Device{Index: 7}}
-	four := unix.PktInfo4(&unix.Inet4Pktinfo{Ifindex: loopbackIndex, Addr: [4]byte{127, 1, 2, 3}})
+	four := unix.PktInfo4(&unix.Inet4Pktinfo{Ifindex: netns.LoopbackIndex, Addr: [4]byte{127, 1, 2, 3}})
 	ip[15] = 9
 	six := unix.PktInfo6(&unix.Inet6Pktinfo{Ifindex: 7, Addr: ip})
 	for _, seed := range []struct {

@@ -51,15 +51,19 @@ func RefusesListen(cfg *Config) (bool, error) {
 
 // RefuseListen: LISTEN can be refused before it happens.
 var RefuseListen = &kernel.Feature{
-	Name: "eBPF fmod_ret programs", Since: refusesSince[runtime.GOARCH == "arm64"], For: "refusing listen at once (layer socket)",
+	Name: "eBPF fmod_ret programs", Since: refusesSince(), For: "refusing listen at once (layer socket)",
 	Without: "a refused listen succeeds, and the socket is destroyed at once",
 	Remedy:  "run as root, on a kernel with type information that lets such programs load (CONFIG_DEBUG_INFO_BTF)",
 	Probe:   tryListen,
 }
 
-// refusesSince is the first version that can, of other architectures and of arm64: there such programs load before they can be
-// attached.
-var refusesSince = map[bool]kernel.Version{false: {Major: 5, Minor: 12}, true: {Major: 6, Minor: 4}}
+// refusesSince returns the first version that can. On arm64 such programs load before they can be attached.
+func refusesSince() kernel.Version {
+	if runtime.GOARCH == "arm64" {
+		return kernel.Version{Major: 6, Minor: 4}
+	}
+	return kernel.Version{Major: 5, Minor: 12}
+}
 
 // tryListen loads a program like Listen.
 func tryListen() error {

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"io/fs"
 	"os"
+	"path/filepath"
 	"strconv"
 )
 
@@ -36,8 +37,10 @@ func (t *tracking) tracked() bool {
 
 func (t *tracking) ask() bool {
 	if t.file == nil {
-		if _, err := os.Stat(module); errors.Is(err, fs.ErrNotExist) && isFolder("/sys/module") {
-			return false
+		if _, err := os.Stat(module); errors.Is(err, fs.ErrNotExist) {
+			if _, err := os.Stat(filepath.Dir(module)); err == nil {
+				return false
+			}
 		}
 		if err := t.in(t.open); err != nil {
 			return true
@@ -87,9 +90,4 @@ func connections(b []byte, stat bool) (n uint64, ok bool) {
 		return 0, false
 	}
 	return n, true
-}
-
-func isFolder(name string) bool {
-	info, err := os.Stat(name)
-	return err == nil && info.IsDir()
 }
