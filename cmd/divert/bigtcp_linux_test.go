@@ -31,9 +31,7 @@ func TestDumpBigTCP(t *testing.T) {
 				longLoopback(t, h)
 				p := start(t, h, "dump", "-s", snap, "--json", "-w", "-", "tcp.PayloadLength > 0")
 				for range 5 {
-					if _, err := lab.TransferTCP(t.Context(), h, h, netip.AddrPortFrom(netip.MustParseAddr(to), 0), 4<<20, 7); err != nil {
-						t.Fatal(err)
-					}
+					sendAtOnce(t, h, netip.MustParseAddr(to), 4<<20)
 				}
 				out, status := p.end(t, os.Interrupt)
 				if status != exitOK {
@@ -42,6 +40,37 @@ func TestDumpBigTCP(t *testing.T) {
 				checkLongPackets(t, out)
 			})
 		}
+	}
+}
+
+// sendAtOnce sends n bytes over TCP with a single call. Who sends piece by piece, slower than the other side reads, sends each
+// piece by itself, and no packet is long.
+func sendAtOnce(t *testing.T, h *lab.Host, to netip.Addr, n int) {
+	t.Helper()
+	l, err := h.Listen("tcp", netip.AddrPortFrom(to, 0).String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	received := make(chan error, 1)
+	go func() {
+		c, err := l.Accept()
+		if err == nil {
+			defer c.Close()
+			var got int64
+			if got, err = io.Copy(io.Discard, c); err == nil && got != int64(n) {
+				err = fmt.Errorf("%d of %d bytes received", got, n)
+			}
+		}
+		received <- err
+	}()
+	c, err := h.Dial(t.Context(), "tcp", l.Addr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, err = c.Write(make([]byte, n))
+	if err = errors.Join(err, c.Close(), <-received); err != nil {
+		t.Fatal(err)
 	}
 }
 
@@ -103,6 +132,10 @@ func longLoopback(t *testing.T, h *lab.Host) {
 	}
 	if err != nil {
 		t.Skipf("no BIG TCP here: %v", err)
+	}
+	// A packet is at most half as long as the window that the receiver has told.
+	if err := h.Sysctl("net.ipv4.tcp_rmem", "4096 4194304 8388608"); err != nil {
+		t.Fatal(err)
 	}
 	// However long the round trip took that TCP has seen: on a busy machine it would make shorter ones.
 	if err := h.Sysctl("net.ipv4.tcp_tso_rtt_log", "30"); err != nil && !errors.Is(err, os.ErrNotExist) {
