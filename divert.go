@@ -52,12 +52,12 @@ type Flag uint64
 
 // The flags.
 const (
-	Sniff     Flag = engine.FlagSniff     // copies come, the packets themselves go on undelayed
-	Drop      Flag = engine.FlagDrop      // matching packets are dropped in the kernel; none comes, and receiving fails with ErrDropOnly
+	Sniff     Flag = engine.FlagSniff     // the handle gets copies; the packets themselves go on undelayed
+	Drop      Flag = engine.FlagDrop      // the kernel drops matching packets; receiving fails with ErrDropOnly
 	RecvOnly  Flag = engine.FlagRecvOnly  // nothing can be sent
-	SendOnly  Flag = engine.FlagSendOnly  // nothing can be received, though matching packets leave the stack
+	SendOnly  Flag = engine.FlagSendOnly  // nothing can be received; matching packets still leave the stack
 	NoInstall Flag = engine.FlagNoInstall // Windows: fail if the driver is not installed
-	Fragments Flag = engine.FlagFragments // inbound fragments as they come, not the datagram put together
+	Fragments Flag = engine.FlagFragments // inbound fragments come one by one, instead of the reassembled datagram
 )
 
 // Priorities of handles: a packet meets the handles from the highest to the lowest.
@@ -66,10 +66,10 @@ const (
 	LowestPriority  = -30000
 )
 
-// MaxBatch is how many packets a batch call takes at most.
+// MaxBatch is the greatest number of packets that a batch call takes.
 const MaxBatch = 255
 
-// MaxPacket is the length of the longest packet there is, in bytes: an IPv6 header and 65535 bytes.
+// MaxPacket is the length of the longest possible packet, in bytes: an IPv6 header and 65535 bytes.
 const MaxPacket = 65575
 
 // How says which half of a handle Shutdown ends.
@@ -82,7 +82,7 @@ const (
 	ShutdownBoth = How(engine.ShutdownBoth)
 )
 
-// options are what the functions With… set.
+// options collects the settings of the With functions.
 type options struct {
 	wrong   error // the error about an argument that config cannot hold
 	layer   Layer
@@ -109,89 +109,93 @@ func WithPriority(priority int16) Option { return func(o *options) { o.config.Pr
 // WithFlags sets flags.
 func WithFlags(f Flag) Option { return func(o *options) { o.config.Flags |= uint64(f) } }
 
-// WithFailOpen lets packets pass that find no room in the queue, instead of dropping them.
+// WithFailOpen lets packets pass when the queue is full, instead of dropping them.
 func WithFailOpen() Option { return func(o *options) { o.config.FailOpen = true } }
 
-// WithProcessID makes the addresses of packets at LayerNetwork name the process (NetworkData.ProcessID), as they do anyway if
-// the filter tests processId. Open fails with ErrNoProcess where the process cannot be known: Linux needs eBPF programs on
-// the root of the cgroup hierarchy, and Windows does not know it. At the layers with events, addresses always name it.
+// WithProcessID makes the addresses of packets at LayerNetwork name the process (NetworkData.ProcessID). A filter that
+// tests processId has the same effect. Open fails with ErrNoProcess where the process cannot be known: Linux needs eBPF
+// programs on the root of the cgroup hierarchy, and Windows does not know it. At the layers with events, addresses always
+// name it.
 func WithProcessID() Option { return func(o *options) { o.config.Processes = true } }
 
 // WithInbound makes Open fail with ErrNotSupported where Send could not inject packets inbound, or routed ones at
-// LayerForward. It is for programs that are useless without them. Without it such a Send fails: on Linux, new inbound packets
-// need /dev/net/tun. Received packets can always be sent on.
+// LayerForward. Programs that are useless without such packets learn it early; without the option, Send fails: on Linux,
+// new inbound packets need /dev/net/tun. Received packets can always be sent on.
 func WithInbound() Option { return func(o *options) { o.config.Inbound = true } }
 
-// MaxQueues is how many queues a handle may have.
+// MaxQueues is the greatest number of queues that a handle may have.
 const MaxQueues = 16
 
-// WithQueues spreads the flows of the handle over n queues, 1 to MaxQueues, instead of one. As many goroutines can then work
-// side by side, each with a Queue, and every flow keeps its order. The queues share the queue limits. Platforms and handles
-// without queues of their own have one.
+// WithQueues spreads the flows of the handle over n queues, 1 to MaxQueues, instead of one. Then n goroutines can work
+// side by side, each with its own Queue, and every flow keeps its order. The queues share the queue limits. Where the
+// platform or the handle cannot have several queues, there is one.
 func WithQueues(n int) Option { return func(o *options) { o.config.Queues = n } }
 
-// The times that WithPassOnHang and WithDropOnHang take.
+// The limits of the time for WithPassOnHang and WithDropOnHang.
 const (
 	MinHang = 100 * time.Millisecond
 	MaxHang = time.Hour
 )
 
-// WithPassOnHang guards against a program that hangs: when a packet has waited for d, MinHang to MaxHang, and nothing was received
-// since it came, matching packets pass to the handles below unseen until the program receives again. A program that waits in
-// a receive call is not one that hangs; one that works on a batch for longer than d is. Receiving from any of several queues will do.
+// WithPassOnHang guards against a program that hangs. Once a packet has waited for d, MinHang to MaxHang, and the program
+// has received nothing since the packet came, further matching packets pass unseen to the handles below, until the
+// program receives again. A program that waits in a receive call does not hang; one that works on a batch for longer than
+// d does. Receiving from any one of several queues counts.
 //
-// Packets that wait already stay until they are received; those that have waited longer than the queue time are dropped then. Until
-// then they count against the socket of a local sender, and TCP does not send them again. One of 17 packets at most is queued
-// although the program hangs, and at most one in 2 d: it wakes a program that waits after all.
+// Packets already in the queue stay until they are received; those older than the queue time are dropped then. Until then
+// they count against the socket buffer of a local sender, and TCP does not retransmit them. During a hang at most one
+// packet in 17, and at most one in 2 d, is still queued: it wakes a program that waits after all.
 //
-// It takes programs in the kernel: where the interpreter decides, and on Windows, Open fails with ErrNotSupported. A handle with
-// the flags Sniff, Drop or SendOnly, or at a layer with events, lets nothing wait, and Open fails with ErrInvalid.
+// It needs programs in the kernel: where the interpreter decides, and on Windows, Open fails with ErrNotSupported. No
+// packet waits for a handle with the flags Sniff, Drop or SendOnly, or at a layer with events: there Open fails with
+// ErrInvalid.
 func WithPassOnHang(d time.Duration) Option { return withHang(d, false) }
 
-// WithDropOnHang is WithPassOnHang for programs that guard something: the packets are dropped, and their senders get no error.
-// A filter that counts flows cannot have it: Open and SetFilter fail with ErrNotSupported.
+// WithDropOnHang is WithPassOnHang for programs that guard something: the packets are dropped, and their senders get no
+// error. It excludes filters that count flows: Open and SetFilter fail with ErrNotSupported.
 func WithDropOnHang(d time.Duration) Option { return withHang(d, true) }
 
 func withHang(d time.Duration, drop bool) Option {
 	return func(o *options) { o.config.Hang, o.hangs = engine.Hang{After: d, Drop: drop}, true }
 }
 
-// MaxBusyPoll is the longest time that WithBusyPoll takes.
+// MaxBusyPoll is the longest time for WithBusyPoll.
 const MaxBusyPoll = 10 * time.Millisecond
 
 // WithBusyPoll makes receive calls that find no packet look again for d, at most MaxBusyPoll, before they sleep. The next
-// packet then meets a program that is awake, which saves the wake-up. The price is up to d of a processor whenever no packet
-// comes. On a busy machine, or with fewer processors than programs that want them, it makes everything slower. It is for
+// packet then meets a program that is awake, which saves the wake-up. The price is up to d of processor time whenever no
+// packet comes. On a busy machine, or with fewer processors than busy programs, it slows everything down. It is for
 // programs that answer one packet after another. It works only where the kernel decides and packets are diverted; with
 // several queues, only in the receive calls of a Queue.
 func WithBusyPoll(d time.Duration) Option { return func(o *options) { o.config.BusyPoll = d } }
 
-// WithCopiesInPlace makes the loop over Packets hand out copies of packets where the kernel wrote them, where it can, which saves
-// copying them once more. Their Data is read-only: a program that writes to it ends with a fault (SIGBUS) that it cannot recover from,
-// so Open fails with ErrInvalid unless the handle has the flags Sniff and RecvOnly. It changes nothing else: the packet is valid in
-// its round, also if the handle is closed meanwhile, Clone makes a copy to keep, and other receive calls return copies of their own.
-// Linux can where the kernel decides, at LayerNetwork.
+// WithCopiesInPlace lets the loop over Packets hand out copies of packets in the memory where the kernel wrote them,
+// which saves another copy. Linux can do so where the kernel decides, at LayerNetwork; elsewhere the option changes
+// nothing. Data of such packets is read-only: a write ends the program with a fault (SIGBUS) that it cannot recover from.
+// Open therefore fails with ErrInvalid unless the handle has the flags Sniff and RecvOnly. Nothing else changes: the
+// packet is valid in its round, even if the handle is closed meanwhile; Clone makes a copy to keep; other receive calls
+// return copies of their own.
 func WithCopiesInPlace() Option { return func(o *options) { o.config.InPlace = true } }
 
-// MinSnapLength is the least that WithSnapLength takes, in bytes: the longest headers without options.
+// MinSnapLength is the least length for WithSnapLength, in bytes: the longest headers without options.
 const MinSnapLength = 64
 
-// WithSnapLength makes receive calls return at most the first n bytes of each packet, MinSnapLength or more; where possible
-// the kernel copies no more than that. It is for programs that look at headers only: accepting bulk traffic then costs a
-// fraction. The packet's header has its true length. Accept lets the whole packet go on; Send with less than the whole fails
-// with ErrShortBuffer, and injecting a packet needs all of its bytes. The filter still sees whole packets. Events have no
-// data to cut.
+// WithSnapLength makes receive calls return at most the first n bytes of each packet, MinSnapLength or more; where
+// possible the kernel copies no more than that. It is for programs that look at headers only: accepting bulk traffic then
+// costs a fraction. The IP header keeps the true length. Accept lets the whole packet go on. Send fails with
+// ErrShortBuffer unless Data has the whole packet, and injecting needs all bytes too. The filter still sees whole
+// packets. Events have no data to cut.
 func WithSnapLength(n int) Option { return func(o *options) { o.config.Snap = n; o.snaps = true } }
 
-// MaxFlowTable is how many flows a handle can be made to keep.
+// MaxFlowTable is the greatest size for WithFlowTable, in flows.
 const MaxFlowTable = 1 << 22
 
-// WithFlowTable makes the handle keep n flows with a verdict at least, 1 to MaxFlowTable, instead of 65,536. When there are
-// more, one that has had no packet for long makes way: its packets come to the program again. See AcceptFlow.
+// WithFlowTable makes the handle keep verdicts for at least n flows, 1 to MaxFlowTable, instead of 65,536. When there are
+// more, a flow that has been silent for long makes way: its packets come to the program again. See AcceptFlow.
 func WithFlowTable(n int) Option { return func(o *options) { o.config.FlowTable = n } }
 
-// WithFlowIdle makes verdicts of flows end when no packet of the flow has come for d, a millisecond or more, instead of 2 h
-// and 4 min for TCP, 5 min for UDP and 1 min for ICMP echo. See AcceptFlow.
+// WithFlowIdle makes the verdict of a flow end after d without a packet; d is at least a millisecond. The defaults are 2 h and
+// 4 min for TCP, 5 min for UDP and 1 min for ICMP echo. See AcceptFlow.
 func WithFlowIdle(d time.Duration) Option {
 	return func(o *options) {
 		if d < time.Millisecond {
@@ -201,21 +205,21 @@ func WithFlowIdle(d time.Duration) Option {
 	}
 }
 
-// WithSegments makes a handle see TCP as it is on the network: one packet for each segment. Without it, on Linux, TCP comes
-// as the stack has it, up to 64 KiB at once or more, and tests of lengths, flags and payloads apply to those superpackets;
-// UDP and all other protocols always come packet by packet. WithSegments costs what segmentation offload saves: each segment
-// is queued, received and sent on by itself. Datagrams above the path's MTU are not segments: they stay whole, because the
+// WithSegments makes a handle see TCP as it is on the network: one packet for each segment. Without it, on Linux, TCP
+// comes in the superpackets of the stack, up to 64 KiB or more, and tests of lengths, flags and payloads apply to those;
+// all other protocols, UDP included, always come packet by packet. WithSegments costs as much as segmentation offload
+// saves: each segment is queued, received and sent on by itself. Datagrams above the path's MTU stay whole, because the
 // kernel fragments them behind the handles.
 //
-// Open fails with ErrNotSupported for a handle that sniffs where the interpreter decides or the layer is FORWARD: its copies
-// are made before the kernel cuts. On Windows the driver delivers segments anyway. At layers with events the option has no
-// effect.
+// Open fails with ErrNotSupported for a handle that sniffs where the interpreter decides or the layer is FORWARD: its
+// copies are made before the kernel cuts. On Windows the driver delivers segments anyway. At layers with events the
+// option has no effect.
 func WithSegments() Option { return func(o *options) { o.config.Segments = true } }
 
 // WithStrict compiles the filter in the strict dialect: WinDivert 2.2 to the letter.
 func WithStrict() Option { return func(o *options) { o.dialect = filter.Strict } }
 
-// Engine says who decides which packets match.
+// Engine is the judge of which packets match: the kernel or the interpreter.
 type Engine uint8
 
 // The engines.
@@ -225,12 +229,13 @@ const (
 	EngineInterpreter = Engine(engine.ModeInterpret) // the interpreter: every packet comes to user space, most go back at once
 )
 
-// WithEngine chooses who decides which packets match.
+// WithEngine chooses the engine that decides which packets match.
 func WithEngine(e Engine) Option { return func(o *options) { o.config.Mode = engine.Mode(e) } }
 
-// WithDriver names the file of the signed WinDivert 2.2 driver, or its folder, in case Open has to install the driver. It
-// matters on Windows only. Without it Open uses the environment variable DIVERT_DRIVER, or looks next to the program, or next
-// to the library that this package is built into, for WinDivert64.sys or, on 32-bit Windows, WinDivert32.sys.
+// WithDriver names the file of the signed WinDivert 2.2 driver, or its folder, in case Open has to install the driver.
+// Only Windows uses it. Without it Open takes the path from the environment variable DIVERT_DRIVER, or else looks for
+// WinDivert64.sys (32-bit Windows: WinDivert32.sys) next to the program, then next to the library that this package is
+// built into.
 func WithDriver(path string) Option { return func(o *options) { o.config.Driver = path } }
 
 // Open opens a handle for the packets or events that match the filter, at LayerNetwork unless an option says otherwise.
@@ -268,8 +273,8 @@ func OpenProgram(p *filter.Program, opts ...Option) (*Handle, error) {
 	return o.open(p)
 }
 
-// Package diverttest opens handles of an engine of its own, and receivers of the C interface wait where those of Go fail;
-// nobody outside this module can have either.
+// These functions are for packages of this module alone: diverttest brings an engine of its own, and the C interface
+// needs receive calls that wait where those of Go fail.
 func init() {
 	engine.With = func(e engine.Opener) any { return Option(func(o *options) { o.engine = e }) }
 	engine.DropWaits = func() any { return Option(func(o *options) { o.dropWaits = true }) }
@@ -289,7 +294,7 @@ func init() {
 func newOptions(opts []Option) *options {
 	o := &options{config: engine.Config{Queues: 1, Limits: defaultLimits, FlowTable: flow.DefaultSize}, engine: openEngine}
 	for _, opt := range opts {
-		if opt != nil { // an option that a program leaves out
+		if opt != nil { // programs may pass nil for an option they leave out
 			opt(o)
 		}
 	}
@@ -381,7 +386,7 @@ func (o *options) checkHang() error {
 	return nil
 }
 
-// mandatory are the flags that a layer cannot be opened without.
+// mandatory holds the flags that each layer requires.
 var mandatory = [packet.NumLayers]Flag{
 	LayerFlow:    Sniff | RecvOnly,
 	LayerSocket:  RecvOnly,

@@ -9,7 +9,7 @@ import (
 	"github.com/opendivert/divert/internal/engine"
 )
 
-// openEngine says that there is no engine for this platform.
+// openEngine fails: this platform has no engine.
 func openEngine(engine.Config) (engine.Handle, error) {
 	return nil, fmt.Errorf("%s: %w", runtime.GOOS, ErrNotSupported)
 }

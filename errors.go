@@ -11,30 +11,30 @@ import (
 	"github.com/opendivert/divert/internal/engine"
 )
 
-// The errors of handles, for errors.Is. They come wrapped in an *OpError with the operation, and the text of most names what
-// was wrong.
+// The errors of handles, for errors.Is. They come wrapped in an *OpError, which adds the operation; most texts name the
+// cause.
 //
-// Besides them there are those of other packages:
+// Handles also return errors of other packages:
 //   - net.ErrClosed: the handle is closed. A receive call that waits ends with it when another goroutine calls Close.
 //   - io.EOF: the receive half is shut down and the queue is empty. Not wrapped.
 //   - os.ErrDeadlineExceeded: the read deadline has passed. SetReadDeadline sets another.
 //   - context.Canceled, context.DeadlineExceeded: the context of RecvContext or Packets has ended.
-//   - os.ErrPermission: this user may not do it. On Linux grant CAP_NET_ADMIN (and CAP_BPF, CAP_PERFMON for eBPF), on
+//   - os.ErrPermission: the user lacks a right. On Linux grant CAP_NET_ADMIN (and CAP_BPF, CAP_PERFMON for eBPF), on
 //     Windows run as administrator; `divert doctor` names the missing rights.
 //   - *filter.Error: the filter does not compile. Its Snippet shows where and why.
-//   - what the system says, such as syscall.ENOBUFS: memory, buffers or descriptors have run out.
+//   - the system's own errors, such as syscall.ENOBUFS: memory, buffers or descriptors have run out.
 var (
-	// ErrInvalid: an argument, an option or a combination of them cannot be; the text says which and what would do. Also
-	// every call on a Handle that Open has not returned.
+	// ErrInvalid: an argument, an option or a combination of them is invalid; the text says which, and what is possible.
+	// Every call on a Handle that Open has not returned fails with it, too.
 	ErrInvalid = engine.ErrInvalid
 
-	// ErrNotSupported: the kernel, the driver or the platform lacks something; the text names it. `divert doctor` lists what
-	// is there and how to get the rest.
+	// ErrNotSupported: the kernel, the driver or the platform lacks something; the text names it. `divert doctor` lists
+	// the features present and how to get the others.
 	ErrNotSupported = engine.ErrNotSupported
 
-	// ErrNoProcess: the filter or WithProcessID asks for the process of packets, which cannot be told here. Leave the field
-	// out, or on Linux attach to the root of the cgroup hierarchy, as root of the host. Also an ErrNotSupported where
-	// the platform cannot tell a packet's process at all.
+	// ErrNoProcess: the filter or WithProcessID needs the process of packets, which cannot be known here. Leave the field
+	// out, or on Linux attach to the root of the cgroup hierarchy, as root of the host. It is also an ErrNotSupported
+	// where the platform can never tell a packet's process.
 	ErrNoProcess = engine.ErrNoProcess
 
 	// ErrShortBuffer: on receiving, the packet was longer than the buffer and has been cut to it; Accept still lets the whole
@@ -45,20 +45,20 @@ var (
 	// ErrTooLarge: the packet is too large for the path and may not be fragmented. Send smaller ones: packet.NewSegmenter.
 	ErrTooLarge = engine.ErrTooLarge
 
-	// ErrHopLimit: the TTL or hop limit of another program's packet (Impostor) is used up. Drop it: two programs are sending
-	// it to each other.
+	// ErrHopLimit: another program's packet (Impostor) has used up its TTL or hop limit. Drop it: two programs are
+	// sending it to each other.
 	ErrHopLimit = engine.ErrHopLimit
 
-	// ErrNoSuchDevice: the address names a network interface that is not there, or not any more.
+	// ErrNoSuchDevice: the address names a network interface that does not exist, or no longer does.
 	ErrNoSuchDevice = engine.ErrNoSuchDevice
 
 	// ErrRecvOnly: nothing can be sent on a handle opened with RecvOnly. Open it without the flag.
 	ErrRecvOnly = engine.ErrReceiveOnly
 
-	// ErrSendOnly: nothing can be received from a handle opened with SendOnly. Open another, or use WithFlags(0).
+	// ErrSendOnly: nothing can be received from a handle opened with SendOnly. Open another without the flag.
 	ErrSendOnly = engine.ErrSendOnly
 
-	// ErrDropOnly: nothing ever comes from a handle opened with Drop. Stats counts the dropped packets.
+	// ErrDropOnly: nothing can be received from a handle opened with Drop. Stats counts the dropped packets.
 	ErrDropOnly = engine.ErrDropOnly
 
 	// ErrShutdown: Shutdown has ended the sending half, for good.
@@ -91,7 +91,7 @@ func (e *OpError) Timeout() bool {
 // Temporary is Timeout: no other error goes away by trying again.
 func (e *OpError) Temporary() bool { return e.Timeout() }
 
-// opError wraps the error of an operation; nil stays nil, and so do io.EOF, which callers compare.
+// opError wraps the error of an operation. It leaves nil alone, and io.EOF, which callers compare.
 func opError(op string, err error) error {
 	if err == nil || err == io.EOF {
 		return err

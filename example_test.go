@@ -12,7 +12,8 @@ import (
 	"github.com/opendivert/divert/packet"
 )
 
-// In these examples the network is a fake, so that they run anywhere; in a program stands divert.Open for network.Open.
+// In these examples the network is a fake, so that they run anywhere; a program calls divert.Open instead of
+// network.Open.
 
 // query puts a datagram to port 53 on the network, on its way out of this host.
 func query(n *diverttest.Network, payload string) {
@@ -31,7 +32,7 @@ func delivered(n *diverttest.Network) {
 	}
 }
 
-// A program that lets every query go on but one.
+// A program that lets every query but one go on.
 func Example() {
 	network := diverttest.New()
 	h, err := network.Open("outbound and udp.DstPort == 53")
@@ -125,8 +126,8 @@ func ExampleHandle_Stats() {
 	// Output: 2 matched, 2 dropped
 }
 
-// Each packet goes on 100 ms after it came. When the program is to end, by ^C for instance, what it holds goes on at once
-// and later packets are not captured: nothing is lost.
+// Each packet goes on after 100 ms. When the program is to end, for instance by ^C, the packets that it holds go on at
+// once and later packets are not captured: nothing is lost.
 func Example_delay() {
 	network := diverttest.New()
 	h, err := network.Open("outbound and udp.DstPort == 53")

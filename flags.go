@@ -36,8 +36,8 @@ func (f Flag) String() string {
 // MarshalText returns what String does, in lower case: sniff|recv_only.
 func (f Flag) MarshalText() ([]byte, error) { return []byte(strings.ToLower(f.String())), nil }
 
-// UnmarshalText sets the flags from text as String and MarshalText write it, in upper or lower case. Text of no length is
-// no flag.
+// UnmarshalText sets the flags from text in the form of String or MarshalText, in upper or lower case. Empty text means
+// no flags.
 func (f *Flag) UnmarshalText(text []byte) error {
 	var flags Flag
 	if len(text) > 0 {

@@ -9,26 +9,26 @@ import (
 )
 
 // AcceptFlow accepts a received packet as Accept does, and with it the rest of its flow in both directions: from now on
-// packets of the flow that match the filter go on to the handles below without coming to the program. A handle that sniffs
-// gets no more copies of them. On Linux, where the kernel decides, such packets never leave it. Packets of the flow that
-// already wait in the handle's queue are still received; to decide the flow the same way with each of them changes nothing. If
-// p was sent, accepted or dropped before, AcceptFlow decides only the rest.
+// packets of the flow that match the filter go on to the handles below without coming to the program. A handle that
+// sniffs gets no more copies of them. On Linux, where the kernel decides, such packets never leave it. Packets of the
+// flow already in the handle's queue are still received; the same call on each of them changes nothing. If p was sent,
+// accepted or dropped before, AcceptFlow decides only the rest.
 //
 // A flow is TCP or UDP between two addresses and ports, or ICMP echo between two addresses with one identifier. Its verdict
 // holds until
 //
 //   - a TCP SYN without ACK begins another flow between the same ends,
 //   - two seconds after a RST, or after FINs of both sides,
-//   - no packet of it has come for a time, see WithFlowIdle,
+//   - the flow has had no packet for a time, see WithFlowIdle,
 //   - the table is full and the other flows in it are more recent, see WithFlowTable,
 //   - DropFlow decides otherwise, or ForgetFlow, ForgetFlows, SetFilter, SetProgram or Close ends it.
 //
-// From the next packet on, the flow then comes to the program again. Fragments and ICMP errors belong to no flow; reassembled
-// datagrams do.
+// From the next packet on, the flow then comes to the program again. Fragments and ICMP errors belong to no flow;
+// reassembled datagrams do.
 //
-// It fails with ErrInvalid for packets that this handle has not received, or that belong to no flow, and on handles at layers
-// with events, or with the flags Drop or SendOnly; with ErrRecvOnly, ErrShutdown, net.ErrClosed, or ErrNotSupported. The
-// packet then still waits, unless accepting it was what failed.
+// AcceptFlow fails with ErrInvalid for a packet that this handle has not received or that belongs to no flow, and on
+// handles at layers with events or with the flags Drop or SendOnly; with ErrRecvOnly, ErrShutdown or net.ErrClosed; or
+// with ErrNotSupported. The packet then still waits, unless accepting it was the step that failed.
 func (h *Handle) AcceptFlow(p *Packet) error {
 	if h.flags&(RecvOnly|Sniff) == RecvOnly {
 		return opError("accept flow", ErrRecvOnly)
@@ -36,9 +36,9 @@ func (h *Handle) AcceptFlow(p *Packet) error {
 	return opError("accept flow", h.decideFlow(p, flow.Accept))
 }
 
-// DropFlow drops a received packet, and with it the rest of its flow in both directions, as AcceptFlow accepts them. Where
-// the kernel decides, it drops the packets as a handle with the flag Drop does: their sender gets no error. DropFlow fails as
-// AcceptFlow does, and with ErrInvalid on a handle that sniffs; but it works on handles that only receive, and after
+// DropFlow drops a received packet, and with it the rest of its flow in both directions, as AcceptFlow accepts them.
+// Where the kernel decides, it drops the packets as for a handle with the flag Drop: their sender gets no error. DropFlow
+// fails as AcceptFlow does, and with ErrInvalid on a handle that sniffs. It works on handles that only receive, and after
 // ShutdownSend.
 func (h *Handle) DropFlow(p *Packet) error {
 	if h.flags&Sniff != 0 {
@@ -80,9 +80,10 @@ func (h *Handle) decideFlow(p *Packet, v flow.Verdict) error {
 	return err
 }
 
-// ForgetFlow ends the verdict of a packet's flow, in both directions: from the next packet on it comes to the program again.
-// The counts of the filter (flow.Packets) start again, too. Only p.Data is used, so any packet of the flow will do. It reports
-// whether the flow had a verdict. It fails with ErrInvalid for a packet that belongs to no flow, or net.ErrClosed.
+// ForgetFlow ends the verdict of a packet's flow, in both directions: from the next packet on, the flow comes to the
+// program again. The filter's counts of the flow (flow.Packets) start again, too. Only p.Data is used, so any packet of
+// the flow will do. ForgetFlow reports whether the flow had a verdict. It fails with ErrInvalid for a packet that belongs
+// to no flow, or net.ErrClosed.
 func (h *Handle) ForgetFlow(p *Packet) (bool, error) {
 	f, err := h.flows(p)
 	if err != nil {
@@ -101,7 +102,7 @@ func (h *Handle) ForgetFlows() error {
 	return opError("forget flows", err)
 }
 
-// FlowVerdict is what becomes of the packets of a flow.
+// FlowVerdict is the fate of a flow's packets.
 type FlowVerdict uint8
 
 // The verdicts.
@@ -120,13 +121,13 @@ func (v FlowVerdict) String() string {
 	return fmt.Sprintf("FlowVerdict(%d)", uint8(v))
 }
 
-// FlowStats counts the packets of a flow that its verdict has decided on: those that came after it. All fields are zero for a flow
-// without a verdict. A packet counts as it would be received: a superpacket of TCP as one, unless the handle was opened
-// WithSegments; everything else as it is on the network. Bytes are those of IP packets.
+// FlowStats counts the packets that met a verdict of their flow, that is, those after it. All fields are zero for a flow
+// without a verdict. Packets count as they would be received: a TCP superpacket as one, unless the handle was opened
+// WithSegments; all others as they are on the network. Bytes are those of IP packets.
 type FlowStats struct {
 	Verdict FlowVerdict
 
-	Packets, Bytes         uint64 // in the direction of the packet that was asked with
+	Packets, Bytes         uint64 // in the direction of the packet passed to Flow
 	BackPackets, BackBytes uint64 // in the other
 }
 

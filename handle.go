@@ -11,8 +11,8 @@ import (
 	"github.com/opendivert/divert/internal/prog"
 )
 
-// Handle is an open handle; Open makes one, and the zero Handle is useless: its methods fail with ErrInvalid. The methods
-// may be called from several goroutines at once; packets come to one reader each, in order.
+// Handle is an open handle; Open makes one. The zero Handle is useless: its methods fail with ErrInvalid. The methods may
+// be called from several goroutines at once; each packet comes to one reader, in order.
 type Handle struct {
 	engine   engine.Handle
 	layer    Layer
@@ -21,7 +21,7 @@ type Handle struct {
 	dialect  filter.Dialect
 	snap     int // 0: packets are received whole
 
-	dropWaits bool // receiving from a handle that drops waits instead of failing; see engine.DropWaits
+	dropWaits bool // a receive call on a handle that drops waits instead of failing; see engine.DropWaits
 
 	receiving sync.RWMutex // held for reading by receive calls; Close waits for them
 	deadline  engine.Deadline
@@ -33,14 +33,14 @@ type Handle struct {
 
 	mu     sync.Mutex // guards limits and sets
 	limits engine.Limits
-	sets   map[string]*filter.Set // of the filters that there were, by name
+	sets   map[string]*filter.Set // of this filter and earlier ones, by name
 
 	left leftovers
 
 	singles sync.Pool // of *[1]Packet
 }
 
-// platform returns the engine; that of a handle that was not opened fails.
+// platform returns the engine. The zero Handle gets one that fails every call.
 func (h *Handle) platform() engine.Handle {
 	if h.engine == nil {
 		return unopened{}
@@ -57,7 +57,7 @@ func (h *Handle) Priority() int16 { return h.priority }
 // Flags returns the handle's flags.
 func (h *Handle) Flags() Flag { return h.flags }
 
-// Description says in words how the handle is served, for people to read.
+// Description tells people how the handle is served.
 func (h *Handle) Description() string { return h.platform().Description() }
 
 // single returns a batch of one packet; it goes back with h.singles.Put.
@@ -70,16 +70,16 @@ func (h *Handle) single() *[1]Packet {
 
 // Send lets a received packet go on with the bytes of p.Data, or injects a new packet. p.Data must be exactly one IP packet.
 //
-// If p.Addr came with a packet that still waits for its verdict, that packet goes on, once, past the handles that have seen
-// it. Otherwise p is injected as a new packet: on the way out if p.Addr.Outbound is set, else as if it had come in on the
-// interface in its address. So is a received packet that is turned round or sent elsewhere, unless on Linux it leaves by the same
-// next hop (docs/linux.md, "Another destination").
+// If p.Addr came with a packet that still waits for its verdict, that packet goes on, once, past the handles that have
+// seen it. Otherwise Send injects p as a new packet: on the way out if p.Addr.Outbound is set, else as if it had come in
+// on the interface in its address. Send also injects a received packet that is turned round or sent elsewhere, unless on
+// Linux it leaves by the same next hop (docs/linux.md, "Another destination").
 //
 // Send computes, in p.Data, the checksums that the address marks as missing, and decrements the TTL of an impostor
-// (specification: api.md 8). On Linux the kernel computes that of an outgoing superpacket of TCP. For a received packet it does more than package packet: on a source route it computes the
-// checksum for the final destination, and it computes SCTP's if both TCPChecksum and UDPChecksum are false. Send keeps no
-// reference to p. On Linux, a received packet whose bytes and checksum flags are unchanged goes on as with Accept: nothing is
-// copied or computed.
+// (specification: api.md 8). On Linux the kernel computes the checksum of an outgoing TCP superpacket. For a received
+// packet Send does more than package packet: on a source route it computes the checksum for the final destination, and it
+// computes SCTP's if both TCPChecksum and UDPChecksum are false. Send keeps no reference to p. On Linux, a received
+// packet whose bytes and checksum flags are unchanged goes on as with Accept: nothing is copied or computed.
 //
 // It fails with ErrShortBuffer or ErrInvalid if p.Data is not a whole packet, ErrHopLimit, ErrTooLarge, ErrNoSuchDevice,
 // ErrRecvOnly, ErrShutdown, net.ErrClosed, or the system's error.
@@ -95,8 +95,8 @@ func (h *Handle) Send(p *Packet) error {
 	return opError("send", err)
 }
 
-// SendBatch sends packets as Send does, with few system calls, at most MaxBatch. It returns how many were accepted. A packet
-// that fails does not hold up the others; the error is that of the last one that failed.
+// SendBatch sends packets as Send does, at most MaxBatch, with few system calls. It returns the number accepted. A packet
+// that fails does not hold up the others; the error is the last failure's.
 func (h *Handle) SendBatch(ps []Packet) (int, error) {
 	if len(ps) > MaxBatch {
 		return 0, opError("send", tooMany(len(ps)))
@@ -119,9 +119,9 @@ func (h *Handle) sendConst(ps []Packet) (int, error) {
 }
 
 // Accept lets a received packet go on as it was, whatever its Data is now; nothing is copied back to the kernel. If the
-// packet no longer waits, Accept injects Data as Send would. On Windows it always does: the driver keeps nothing of a
-// received packet. If such a packet was cut on its way to the program (WithSnapLength, a short buffer of Recv), the handle
-// keeps it whole as long as the queue's limits allow.
+// packet no longer waits, Accept injects Data as Send would. On Windows it always injects: the driver keeps nothing of a
+// received packet. If such a packet was cut on its way to the program (WithSnapLength, a short buffer of Recv), the
+// handle keeps it whole as long as the queue's limits allow.
 func (h *Handle) Accept(p *Packet) error {
 	if p == nil {
 		return opError("accept", errNilPacket)
@@ -134,8 +134,8 @@ func (h *Handle) Accept(p *Packet) error {
 	return opError("accept", err)
 }
 
-// AcceptBatch accepts packets as Accept does, with few system calls, at most MaxBatch. It returns how many
-// went on; the error is that of the last one that did not.
+// AcceptBatch accepts packets as Accept does, at most MaxBatch, with few system calls. It returns the number that went
+// on; the error is the last failure's.
 func (h *Handle) AcceptBatch(ps []Packet) (int, error) {
 	if len(ps) > MaxBatch {
 		return 0, opError("accept", tooMany(len(ps)))
@@ -144,10 +144,10 @@ func (h *Handle) AcceptBatch(ps []Packet) (int, error) {
 	return n, opError("accept", err)
 }
 
-// Drop ends a received packet at once. A packet that is neither sent nor dropped ends too, but Linux keeps a packet of this
-// host for a while, up to a second, in case the program still sends it. Until then it counts against its sender's socket
-// buffer, and TCP does not retransmit it. Drop does nothing to packets that were sent, copied or never received. It works on
-// handles that only receive, and after ShutdownSend. It fails with ErrInvalid if p is nil, or with net.ErrClosed.
+// Drop ends a received packet at once. A packet that is neither sent nor dropped ends too, but Linux keeps a packet of
+// this host for up to a second, in case the program still sends it. Until then it counts against its sender's socket
+// buffer, and TCP does not retransmit it. Drop does nothing to packets that were sent, copied or never received. It works
+// on handles that only receive, and after ShutdownSend. It fails with ErrInvalid if p is nil, or with net.ErrClosed.
 func (h *Handle) Drop(p *Packet) error {
 	if p == nil {
 		return opError("drop", errNilPacket)
@@ -158,7 +158,7 @@ func (h *Handle) Drop(p *Packet) error {
 	return h.drop(s[:])
 }
 
-// DropBatch drops packets as Drop does, with few system calls, at most MaxBatch.
+// DropBatch drops packets as Drop does, at most MaxBatch, with few system calls.
 func (h *Handle) DropBatch(ps []Packet) error {
 	if len(ps) > MaxBatch {
 		return opError("drop", tooMany(len(ps)))
@@ -173,16 +173,21 @@ func (h *Handle) drop(ps []Packet) error {
 	if h.closed.Load() {
 		return opError("drop", net.ErrClosed)
 	}
-	return nil // received packets take no place there
+	return nil // this engine keeps nothing of received packets
 }
 
 func tooMany(n int) error {
 	return fmt.Errorf("%w: a batch of %d packets; at most %d", ErrInvalid, n, MaxBatch)
 }
 
-// Shutdown ends receiving, sending or both, for good; a half that has ended stays so. After ShutdownRecv the handle captures
-// no more packets. Waiting packets can still be received; then receiving returns io.EOF, to waiting receivers too. After
-// ShutdownSend sending fails with ErrShutdown. Shutdown fails with ErrInvalid or net.ErrClosed.
+// Shutdown ends receiving, sending or both, for good; the handle stays open, and still needs Close. To stop without
+// losing a packet, call Shutdown(ShutdownRecv), go on receiving until io.EOF, send every packet that is to go on, then
+// Close.
+//
+// After ShutdownRecv the handle captures nothing: later packets pass. Queued packets can still be received, and received
+// ones sent; once the queue is empty, every receive call returns io.EOF, waiting ones too. After ShutdownSend, Send and
+// Accept fail with ErrShutdown, so received packets can only be dropped. Shutting down a half twice changes nothing.
+// Shutdown fails with ErrInvalid, net.ErrClosed, or the system's error.
 func (h *Handle) Shutdown(how How) error {
 	if how < ShutdownRecv || how > ShutdownBoth {
 		return opError("shutdown", fmt.Errorf("%w: there is no way %d to shut down", ErrInvalid, how))
@@ -194,10 +199,13 @@ func (h *Handle) Shutdown(how How) error {
 	return opError("shutdown", err)
 }
 
-// Close closes the handle. Packets in the queue go on as if they had not been captured, and so do those that an iteration has
-// received and not handed out; packets that were handed out and not sent are lost. Waiting receivers return net.ErrClosed,
-// and so does a second Close, which waits for the first. After any other error the handle is closed all the same, and
-// everything that could be released is.
+// Close stops capturing and releases the handle at once; Shutdown describes the stop that first empties the queue. Close
+// lets packets go on as they were if the program has not seen them: those in the queue (on Windows, unless older than the
+// queue time), and those that an iteration has received and not handed out. Packets that the program was given and has
+// not sent are lost, and so are queued copies and events.
+//
+// Waiting receivers return net.ErrClosed, and so does a second Close, which waits for the first. Stats still works. If
+// Close fails with another error, the handle is closed all the same, and everything that could be released is.
 func (h *Handle) Close() error {
 	if h.engine == nil {
 		return opError("close", errUnopened)
@@ -216,9 +224,9 @@ func (h *Handle) Close() error {
 	return opError("close", h.platform().Close())
 }
 
-// SetFilter replaces the filter, in the dialect that the handle was opened with. Every packet meets the old filter or the new
-// one. If SetFilter fails, the old filter stays in force. The handle's named sets keep their names, see Set; a set of the
-// other kind is filter.ErrSetKind.
+// SetFilter replaces the filter, in the handle's dialect. Every packet meets the old filter or the new one. If SetFilter
+// fails, the old filter stays in force. The handle's named sets keep their names, see Set; SetFilter fails with
+// filter.ErrSetKind if the new filter needs one of them in the other kind.
 func (h *Handle) SetFilter(text string) error {
 	h.filtering.Lock()
 	defer h.filtering.Unlock()
@@ -245,7 +253,7 @@ func (h *Handle) SetProgram(p *filter.Program) error {
 	return opError("set filter", h.exchange(p, err))
 }
 
-// exchange sets a filter, unless there is an error with it already.
+// exchange puts a filter in force, or returns the error that came with it.
 func (h *Handle) exchange(p *filter.Program, err error) error {
 	if err == nil {
 		err = h.platform().SetFilter((*prog.Program)(p))
@@ -271,26 +279,26 @@ type Stats struct {
 	DroppedFull uint64 // lost because the queue was full
 	DroppedOld  uint64 // lost because they had waited longer than the queue time
 	DroppedLong uint64 // lost because they were longer than the queue can carry
-	Passed      uint64 // went on unseen: the queue was full and the handle fails open, the handle was closing, or the kernel refuses to queue such a packet
-	Lost        uint64 // lost in the kernel, which does not say why: it had no memory, or would not queue this packet
+	Passed      uint64 // went on unseen: the queue was full and the handle fails open, the handle was closing, or the kernel does not queue such packets
+	Lost        uint64 // lost in the kernel for an unknown reason: it had no memory, or refused to queue the packet
 
-	FlowAccepted      uint64 // went on by the verdict of their flow, see AcceptFlow; of a handle that sniffs: were not copied
+	FlowAccepted      uint64 // went on by the verdict of their flow, see AcceptFlow; on a handle that sniffs: were not copied
 	FlowAcceptedBytes uint64 // and their bytes, IP headers included
 	FlowDropped       uint64 // were dropped by the verdict of their flow, see DropFlow
 	FlowDroppedBytes  uint64
 
-	HangPassed  uint64 // went on because the program had not received for long, see WithPassOnHang
-	HangDropped uint64 // were dropped because of that, see WithDropOnHang
+	HangPassed  uint64 // went on because the program hung, see WithPassOnHang
+	HangDropped uint64 // were dropped because the program hung, see WithDropOnHang
 
 	Reinjected uint64 // received packets that were sent on
 	Abandoned  uint64 // received packets that are gone: dropped by Drop, or not sent on for too long
-	Injected   uint64 // packets sent that were not received ones
+	Injected   uint64 // new packets sent
 	Failed     uint64 // sends that were refused, also because the packet was gone: its network interface went down
-	Foreign    uint64 // packets that another program's rules led to the handle's queue; they went on, and nobody received them
+	Foreign    uint64 // packets that another program's rules led to the handle's queue; they went on unreceived
 }
 
-// Stats returns the counters. Each is exact; while packets flow they are not all of one instant. After Close
-// they are those of the end.
+// Stats returns the counters. Each is exact, but while packets flow they are not a snapshot of one instant. After Close
+// they are final.
 func (h *Handle) Stats() (Stats, error) {
 	waiting := h.left.count()
 	s, err := h.platform().Stats()

@@ -12,12 +12,12 @@ import (
 	"github.com/opendivert/divert/internal/engine"
 )
 
-// Packets returns an iterator over the packets, for one goroutine. Each packet is valid until the next round of the loop. The
-// loop ends without an error when the receive half is shut down and the queue is empty. It ends with an error in its last
-// round when ctx ends, when receiving fails, and after Close, even within the loop, with net.ErrClosed.
+// Packets returns an iterator over the packets, for one goroutine. Each packet is valid until the next round of the loop.
+// The loop ends without an error when the receive half is shut down and the queue is empty. It ends with an error in its
+// last round when ctx ends, when receiving fails, and, with net.ErrClosed, after Close, even one within the loop.
 //
-// When the loop is left, even by a panic, packets that it has received and not handed out stay with the handle for the next
-// receive call. After Close it hands out nothing: packets that it has received go on as if they had not been captured.
+// When the loop is left, even by a panic, packets that it has received and not handed out stay with the handle for the
+// next receive call. After Close the loop hands out nothing more: such packets go on as if they had not been captured.
 func (h *Handle) Packets(ctx context.Context) iter.Seq2[*Packet, error] {
 	return func(yield func(*Packet, error) bool) { h.iterate(ctx, anyQueue, yield) }
 }
@@ -47,12 +47,12 @@ func (h *Handle) iterate(ctx context.Context, queue int, yield func(*Packet, err
 	}
 }
 
-// iterationBatch is how many packets an iteration receives at a time.
+// iterationBatch is the number of packets that an iteration receives at a time.
 const iterationBatch = 64
 
-// refill receives the packets that an iteration is to hand out next.
+// refill receives the next packets for an iteration to hand out.
 func (h *Handle) refill(ctx context.Context, queue int, it *iteration) error {
-	h.receiving.RLock() // Close comes before, and it receives nothing, or after, and finds what it has received
+	h.receiving.RLock() // Close comes either before, and receive gets nothing, or after, and finds the packets received
 	defer h.receiving.RUnlock()
 	h.giveBack(it)
 	n, err := h.receive(ctx, queue, it.ps, &it.lent)
@@ -65,11 +65,11 @@ func (h *Handle) refill(ctx context.Context, queue int, it *iteration) error {
 type iteration struct {
 	ps    []Packet     // memory
 	batch []Packet     // received last
-	taken atomic.Int32 // how many of them were handed out; more than there are after the rest was taken back
+	taken atomic.Int32 // number of them handed out; beyond len(batch) once takeBack has taken the rest
 	lent  bool         // some of the packets lie in the engine's memory
 }
 
-// giveBack gives the memory that packets of the iteration lie in back to the engine.
+// giveBack returns the engine's memory that packets of the iteration lie in.
 func (h *Handle) giveBack(it *iteration) {
 	if it.lent {
 		it.lent = false
@@ -91,14 +91,14 @@ func (it *iteration) takeBack() []Packet {
 	return it.batch[min(i, len(it.batch)):]
 }
 
-// leftovers are packets that a handle has received and nobody was given: what iterations have left behind, and what
-// those under way still have to hand out.
+// leftovers holds packets that a handle has received and not handed out: the remains of finished iterations, and the
+// undelivered packets of running ones.
 type leftovers struct {
 	mu         sync.Mutex
 	iterations []*iteration
 	rest       []Packet     // left behind, the oldest first
 	resting    atomic.Int32 // len(rest)
-	closed     bool         // there are none any more
+	closed     bool         // sweep has run
 }
 
 // begin enters an iteration.
@@ -108,12 +108,12 @@ func (l *leftovers) begin(it *iteration) {
 	l.iterations = append(l.iterations, it)
 }
 
-// end removes an iteration and keeps what it has not handed out.
+// end removes an iteration and keeps the packets that it has not handed out.
 func (l *leftovers) end(it *iteration) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.iterations = slices.DeleteFunc(l.iterations, func(other *iteration) bool { return other == it })
-	if !l.closed { // else sweep has taken what there was
+	if !l.closed { // else sweep has taken them
 		rest := it.takeBack()
 		for i := range rest {
 			if it.lent {
@@ -125,7 +125,7 @@ func (l *leftovers) end(it *iteration) {
 	}
 }
 
-// take moves the oldest packets of a queue that were left behind to ps.
+// take moves the oldest leftovers of a queue to ps.
 func (l *leftovers) take(q engine.Queues, queue int, ps []Packet) (n int) {
 	if l.resting.Load() == 0 {
 		return 0
@@ -148,10 +148,10 @@ func (l *leftovers) take(q engine.Queues, queue int, ps []Packet) (n int) {
 	return n
 }
 
-// count returns how many packets were left behind.
+// count returns the number of packets that finished iterations left behind.
 func (l *leftovers) count() uint64 { return uint64(l.resting.Load()) }
 
-// sweep takes all packets that nobody was given. Nobody receives meanwhile, or afterwards.
+// sweep takes all packets not handed out. No receive call runs meanwhile, or afterwards.
 func (l *leftovers) sweep() []Packet {
 	l.mu.Lock()
 	defer l.mu.Unlock()

@@ -7,14 +7,14 @@ import (
 	"github.com/opendivert/divert/internal/engine"
 )
 
-// WithQueueLength limits how many packets or events wait in the handle's queue: 32 to 16384, instead of 4096.
+// WithQueueLength limits the number of packets or events in the handle's queue: 32 to 16384, instead of 4096.
 func WithQueueLength(n int) Option { return func(o *options) { o.config.Limits.Length = n } }
 
-// WithQueueTime limits how long a packet waits in the handle's queue: 100 ms to 16 s in whole milliseconds, instead of
-// 2 s.
+// WithQueueTime limits how long a packet waits in the handle's queue: 100 ms to 16 s in whole milliseconds, instead of 2
+// s.
 func WithQueueTime(d time.Duration) Option { return func(o *options) { o.config.Limits.Time = d } }
 
-// WithQueueSize limits how many bytes wait in the handle's queue: 65535 to 33554432, instead of 4194304.
+// WithQueueSize limits the bytes in the handle's queue: 65535 to 33554432, instead of 4194304.
 func WithQueueSize(n int) Option { return func(o *options) { o.config.Limits.Size = n } }
 
 // SetQueueLength changes the limit of WithQueueLength. It fails with ErrInvalid for a value out of range, and with
@@ -68,7 +68,7 @@ func (h *Handle) setLimits(op string, set func(*engine.Limits)) error {
 	return opError(op, err)
 }
 
-// The limits of a queue, as they are by default, and the least and the greatest that there may be (specification: api.md 11).
+// The default, least and greatest limits of a queue (specification: api.md 11).
 var (
 	defaultLimits  = engine.Limits{Length: 4096, Time: 2 * time.Second, Size: 4194304}
 	leastLimits    = engine.Limits{Length: 32, Time: 100 * time.Millisecond, Size: 65535}
@@ -83,7 +83,7 @@ func checkLimits(l *engine.Limits) error {
 		return fmt.Errorf("%w: queue length %d is out of range (%d to %d packets)", ErrInvalid, l.Length, least.Length, greatest.Length)
 	case l.Time < least.Time || l.Time > greatest.Time:
 		return fmt.Errorf("%w: queue time %v is out of range (%v to %v)", ErrInvalid, l.Time, least.Time, greatest.Time)
-	case l.Time%time.Millisecond != 0: // the driver of Windows counts no less, and nothing is to be rounded unseen
+	case l.Time%time.Millisecond != 0: // the Windows driver counts whole milliseconds, and silent rounding would mislead
 		return fmt.Errorf("%w: queue time %v is not a whole number of milliseconds; round it", ErrInvalid, l.Time)
 	case l.Size < least.Size || l.Size > greatest.Size:
 		return fmt.Errorf("%w: queue size %d is out of range (%d to %d bytes)", ErrInvalid, l.Size, least.Size, greatest.Size)
@@ -91,5 +91,5 @@ func checkLimits(l *engine.Limits) error {
 	return nil
 }
 
-// Version returns the version of WinDivert whose behaviour handles follow: 2 and 2.
+// Version returns the version of WinDivert whose behaviour handles follow, 2.2.
 func Version() (major, minor int) { return 2, 2 }

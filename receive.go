@@ -12,9 +12,9 @@ import (
 	"github.com/opendivert/divert/internal/engine"
 )
 
-// Recv waits for a packet or event and copies it to b. It returns the length, which is 0 for events without data. If b is too
-// small, Recv fills it and fails with ErrShortBuffer; the address is valid, and Accept with it still lets the whole packet go
-// on. An empty b is refused before anything is received.
+// Recv waits for a packet or event and copies it to b. It returns the length, which is 0 for events without data. If b is
+// too small, Recv fills it and fails with ErrShortBuffer; the address is valid, and Accept with it still lets the whole
+// packet go on. Recv refuses an empty b before it receives anything.
 //
 // Linux hands over at most the first 65,531 bytes of a packet; the IP header has the true length. Accept lets the whole
 // packet go on, and so does Send if b has not changed; otherwise Send fails with ErrShortBuffer.
@@ -40,16 +40,16 @@ func (h *Handle) Recv(b []byte) (int, Address, error) {
 	return n, s[0].Addr, nil
 }
 
-// hasData reports whether what the handle receives has bytes.
+// hasData reports whether the handle's packets or events have bytes.
 func (h *Handle) hasData() bool { return h.layer != LayerFlow && h.layer != LayerSocket }
 
-// RecvBatch waits for packets and fills 1 to len(ps) of ps with those that are there, at most MaxBatch; it does not wait for
+// RecvBatch waits for packets and fills 1 to len(ps) of ps with those available, at most MaxBatch; it does not wait for
 // more. Each packet's Data lies in memory of its own Packet and stays valid until that Packet is passed to a receive call
-// again, so a program that reuses its Packets allocates nothing. With an empty ps it returns at once. The errors are those of
-// Recv, except ErrShortBuffer.
+// again, so a program that reuses its Packets allocates nothing. With an empty ps it returns at once. The errors are
+// those of Recv, except ErrShortBuffer.
 func (h *Handle) RecvBatch(ps []Packet) (int, error) { return h.recv(anyQueue, ps) }
 
-// Queues returns how many queues the handle's flows are shared out to.
+// Queues returns the number of queues that share the handle's flows.
 func (h *Handle) Queues() int {
 	if q, ok := h.platform().(engine.Queues); ok {
 		return q.Queues()
@@ -60,8 +60,8 @@ func (h *Handle) Queues() int {
 // Queue returns one of the handle's queues, 0 to Queues()-1. Receiving from another fails with ErrInvalid.
 func (h *Handle) Queue(number int) *Queue { return &Queue{h, number} }
 
-// Queue is one of the queues to which a handle shares out its flows, see WithQueues. With one goroutine for each queue the
-// packets of a flow keep their order. Its methods are those of the handle, for the packets of the queue.
+// Queue is one of the queues that share the handle's flows, see WithQueues. With one goroutine for each queue the packets
+// of a flow keep their order. Its methods are those of the handle, for the packets of the queue.
 type Queue struct {
 	handle *Handle
 	number int
@@ -149,8 +149,8 @@ func (h *Handle) recv(queue int, ps []Packet) (int, error) {
 	return n, opError("recv", err)
 }
 
-// receive receives from a queue until ctx ends. The caller holds h.receiving, and cuts the packets. Unless lent is nil they may lie in the
-// engine's memory, and then it is set.
+// receive receives from a queue until ctx ends. The caller holds h.receiving, and cuts the packets. If lent is not nil,
+// the packets may lie in the engine's memory; receive then sets it.
 func (h *Handle) receive(ctx context.Context, queue int, ps []Packet, lent *bool) (int, error) {
 	if h.engine == nil {
 		return 0, errUnopened
@@ -194,7 +194,7 @@ func (h *Handle) poll(ps []Packet) (int, error) {
 	return h.next(anyQueue, engine.Wait{Handle: over}, ps, nil)
 }
 
-// nothing says why nothing can be received from a handle that drops: ErrDropOnly, unless the engine knows more.
+// nothing returns the reason why a handle that drops receives nothing: ErrDropOnly, unless the engine knows more.
 func (h *Handle) nothing() error {
 	if h.recvDown.Load() {
 		return io.EOF
@@ -213,7 +213,7 @@ var over = func() chan struct{} {
 	return c
 }()
 
-// next takes what an iteration has left behind, or else receives; lent is that of receive.
+// next takes packets that iterations have left behind, or else receives; lent is that of receive.
 func (h *Handle) next(queue int, w engine.Wait, ps []Packet, lent *bool) (n int, err error) {
 	q, _ := h.platform().(engine.Queues)
 	if n := h.left.take(q, queue, ps); n > 0 {
@@ -230,7 +230,7 @@ func (h *Handle) next(queue int, w engine.Wait, ps []Packet, lent *bool) (n int,
 	return h.platform().Recv(w, ps)
 }
 
-// ended says why the wait of a receive call has ended.
+// ended returns the reason why the wait of a receive call has ended.
 func (h *Handle) ended(ctx context.Context) error {
 	if h.closed.Load() {
 		return net.ErrClosed
@@ -241,7 +241,7 @@ func (h *Handle) ended(ctx context.Context) error {
 	return os.ErrDeadlineExceeded
 }
 
-// cut leaves no more of a packet than is wanted.
+// cut shortens a packet to the handle's snap length.
 func (h *Handle) cut(p *Packet) {
 	if h.snap > 0 && h.layer != LayerReflect && len(p.Data) > h.snap {
 		h.keepWhole(p)
@@ -249,7 +249,7 @@ func (h *Handle) cut(p *Packet) {
 	}
 }
 
-// keepWhole has the engine keep a packet that is about to be cut, if it must for Accept to let the whole of it go on.
+// keepWhole has the engine keep a packet that is about to be cut, if Accept needs that to let the whole packet go on.
 func (h *Handle) keepWhole(p *Packet) {
 	if k, ok := h.platform().(engine.Keeper); ok && h.flags&(Sniff|RecvOnly) == 0 {
 		k.Keep(p)

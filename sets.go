@@ -9,9 +9,9 @@ import (
 	"github.com/opendivert/divert/filter"
 )
 
-// WithSet gives the filter's named set, as in "remoteAddr in @name", the members of s. Handles with the same set share it.
-// Without WithSet the handle has an empty one, see Handle.Set. Open fails with ErrInvalid if the filter has no set of that
-// name, and with filter.ErrSetKind if it needs one of the other kind.
+// WithSet gives the filter's named set, as in "remoteAddr in @name", the members of s. Handles with the same set share
+// it. Without WithSet the handle has an empty set, see Handle.Set. Open fails with ErrInvalid if the filter has no set of
+// that name, and with filter.ErrSetKind if it needs a set of the other kind.
 func WithSet(name string, s *filter.Set) Option {
 	return func(o *options) {
 		switch {
@@ -25,9 +25,9 @@ func WithSet(name string, s *filter.Set) Option {
 	}
 }
 
-// Set returns a named set of the handle's filter, so that the program can change it: the one given by WithSet, or one that
-// was empty when the handle was opened. It stays the handle's set of that name when SetFilter sets another filter, even one
-// without it. Set fails with ErrInvalid if no filter of the handle had a set of that name.
+// Set returns a named set of the handle's filter, so that the program can change it: the set given by WithSet, or an
+// initially empty one. It stays the handle's set of that name when SetFilter sets another filter, even one without it.
+// Set fails with ErrInvalid if no filter of the handle has had a set of that name.
 func (h *Handle) Set(name string) (*filter.Set, error) {
 	if h.engine == nil {
 		return nil, opError("set", errUnopened)
@@ -40,7 +40,7 @@ func (h *Handle) Set(name string) (*filter.Set, error) {
 	return nil, opError("set", noSuchSet(name, slices.Sorted(maps.Keys(h.sets))))
 }
 
-// noSuchSet is the error for the name of a set that is not among those of a filter.
+// noSuchSet is the error for a set name that the filter lacks.
 func noSuchSet(name string, names []string) error {
 	has := "no named set; one is written as remoteAddr in @" + name
 	if len(names) > 0 {
@@ -49,7 +49,7 @@ func noSuchSet(name string, names []string) error {
 	return fmt.Errorf("%w: the filter has no set @%s; it has %s", ErrInvalid, name, has)
 }
 
-// withSets returns the program with the sets that the options give.
+// withSets returns the program with the sets from the options.
 func (o *options) withSets(p *filter.Program) (*filter.Program, error) {
 	names := p.Sets()
 	for _, name := range slices.Sorted(maps.Keys(o.sets)) {
@@ -60,7 +60,7 @@ func (o *options) withSets(p *filter.Program) (*filter.Program, error) {
 	return p.WithSets(o.sets)
 }
 
-// keepSets notes the sets of a filter that is in force now. Those of other names stay.
+// keepSets notes the sets of a filter now in force. Sets of other names stay.
 func (h *Handle) keepSets(p *filter.Program) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
@@ -72,7 +72,7 @@ func (h *Handle) keepSets(p *filter.Program) {
 	}
 }
 
-// heldSets returns the sets of the handle. Nobody changes the map.
+// heldSets returns the sets of the handle. The map must not be changed.
 func (h *Handle) heldSets() map[string]*filter.Set {
 	h.mu.Lock()
 	defer h.mu.Unlock()

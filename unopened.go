@@ -7,7 +7,7 @@ import (
 	"github.com/opendivert/divert/internal/prog"
 )
 
-// errUnopened is what every call on the zero Handle and the zero Queue fails with.
+// errUnopened is the error of every call on the zero Handle and the zero Queue.
 var errUnopened = fmt.Errorf("%w: the handle was not opened; Open makes one", ErrInvalid)
 
 // unopened is the engine of the zero Handle.
