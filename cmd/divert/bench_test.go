@@ -10,7 +10,7 @@ import (
 	"github.com/opendivert/divert/internal/race"
 )
 
-// benchSinks are the sinks that must not allocate per packet.
+// benchSinks are the sinks that must not allocate for each packet.
 func benchSinks(t testing.TB) map[string]sink {
 	t.Helper()
 	w := bufio.NewWriterSize(io.Discard, bufferSize)
@@ -25,7 +25,7 @@ func benchSinks(t testing.TB) map[string]sink {
 	}
 }
 
-// received are the samples as a handle would give them.
+// received returns the samples as if a handle had received them.
 func received() (ps []divert.Packet, names interfaces) {
 	for _, s := range samples {
 		p := divert.Packet{Data: s.data, Addr: divert.Address{Timestamp: clock.Now(), Outbound: true}}

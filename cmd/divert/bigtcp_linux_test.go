@@ -15,8 +15,8 @@ import (
 	"github.com/opendivert/divert/packet"
 )
 
-// TestDumpBigTCP writes and prints packets that are longer than their headers can tell, on loopback, whole as far as there is
-// room and with a snapshot length: with their true length, and without a loss.
+// TestDumpBigTCP writes and prints packets on loopback that are too long for the length in their headers, with and
+// without a snapshot length. It expects their true length and no losses.
 func TestDumpBigTCP(t *testing.T) {
 	if err := needProcesses(); err != nil {
 		t.Skipf("the kernel does not decide here: %v", err)
@@ -43,8 +43,8 @@ func TestDumpBigTCP(t *testing.T) {
 	}
 }
 
-// sendAtOnce sends n bytes over TCP with a single call. Who sends piece by piece, slower than the other side reads, sends each
-// piece by itself, and no packet is long.
+// sendAtOnce sends n bytes over TCP with a single call. A sender that writes piece by piece, more slowly than the other
+// side reads, sends each piece in its own packet, so no packet is long.
 func sendAtOnce(t *testing.T, h *lab.Host, to netip.Addr, n int) {
 	t.Helper()
 	l, err := h.Listen("tcp", netip.AddrPortFrom(to, 0).String())
@@ -74,7 +74,7 @@ func sendAtOnce(t *testing.T, h *lab.Host, to netip.Addr, n int) {
 	}
 }
 
-// checkLongPackets reads the packets that were written of 5 transfers of 4 MiB.
+// checkLongPackets reads the file of 5 transfers of 4 MiB.
 func checkLongPackets(t *testing.T, file string) {
 	t.Helper()
 	r, err := capfile.NewReader(strings.NewReader(file), packet.LayerNetwork)
@@ -133,11 +133,11 @@ func longLoopback(t *testing.T, h *lab.Host) {
 	if err != nil {
 		t.Skipf("no BIG TCP here: %v", err)
 	}
-	// A packet is at most half as long as the window that the receiver has told.
+	// A packet is at most half as long as the window that the receiver advertises.
 	if err := h.Sysctl("net.ipv4.tcp_rmem", "4096 4194304 8388608"); err != nil {
 		t.Fatal(err)
 	}
-	// However long the round trip took that TCP has seen: on a busy machine it would make shorter ones.
+	// Disable the limit that TCP derives from the round-trip time: on a busy machine it makes packets shorter.
 	if err := h.Sysctl("net.ipv4.tcp_tso_rtt_log", "30"); err != nil && !errors.Is(err, os.ErrNotExist) {
 		t.Fatal(err)
 	}

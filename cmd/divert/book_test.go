@@ -18,8 +18,8 @@ import (
 	"github.com/spf13/pflag"
 )
 
-// TestBook: each divert command in a block of code of the manual has flags and arguments that the command takes, and a filter
-// that compiles at its layer.
+// TestBook checks every divert command in the code blocks of the manual: it must accept the flags and arguments, and
+// the filter must compile at its layer.
 func TestBook(t *testing.T) {
 	files, err := filepath.Glob("../../docs/*.md")
 	if err != nil {
@@ -45,7 +45,7 @@ func TestBook(t *testing.T) {
 	}
 }
 
-// TestWrongBook: what TestBook is to find.
+// TestWrongBook checks that TestBook finds mistakes.
 func TestWrongBook(t *testing.T) {
 	text := "    divert dump tpc\n\n```sh\nsudo divert drop --sniff udp\necho x | divert list a b && \\\n    divert nothing # no comment\n```\n" +
 		"```go\ndivert no command\n```\n\n    divert sockets ifIdx == 4\n    X=1 divert filter check 'tcp  or udp' > out.txt\n"
@@ -65,7 +65,7 @@ func TestWrongBook(t *testing.T) {
 	}
 }
 
-// commandsOf returns the arguments of the divert commands in the blocks of code of a page, by the number of their line.
+// commandsOf returns the arguments of the divert commands in the code blocks of a page, by line number.
 func commandsOf(t *testing.T, text string) map[int][][]string {
 	t.Helper()
 	commands := map[int][][]string{}
@@ -106,7 +106,7 @@ func commandsOf(t *testing.T, text string) map[int][][]string {
 
 var assignment = regexp.MustCompile(`^[A-Z_]+=`)
 
-// split splits a line as a shell does: into commands, and these into words. Redirections are left out.
+// split splits a line as a shell does, into commands and these into words. It leaves out redirections.
 func split(line string) (commands [][]string) {
 	var words []string
 	word, open, quote := "", false, rune(0)
@@ -116,7 +116,7 @@ func split(line string) (commands [][]string) {
 		}
 		word, open = "", false
 	}
-	skip := false // the name of the file of a redirection
+	skip := false // the file name of a redirection
 	for _, r := range line + "\n" {
 		switch {
 		case quote != 0 && r == quote:
@@ -146,7 +146,7 @@ func split(line string) (commands [][]string) {
 	return append(commands, words)
 }
 
-// layersOf are the layers of commands that have no flag for it.
+// layersOf are the layers of commands that have no flag for the layer.
 var layersOf = map[string]divert.Layer{
 	"sockets": divert.LayerSocket, "flows": divert.LayerFlow, "list": divert.LayerReflect, "watch": divert.LayerReflect,
 }
@@ -154,7 +154,7 @@ var layersOf = map[string]divert.Layer{
 // setFile is a named set with its file.
 var setFile = regexp.MustCompile(`(@[\w.-]+)=[^\s,)]+`)
 
-// takes checks the arguments of the divert command as far as that goes without running it.
+// takes checks the arguments of the divert command, as far as possible without running it.
 func takes(args []string) error {
 	a := &app{in: strings.NewReader(""), out: io.Discard, errout: io.Discard}
 	root := a.newRoot()
@@ -188,13 +188,13 @@ func compiles(cmd *cobra.Command, args []string) error {
 		return nil
 	}
 	switch cmd.Name() {
-	case "check", "from-tcpdump": // wrong ones are shown too, and those of tcpdump
+	case "check", "from-tcpdump": // these show wrong filters too, and tcpdump's
 		return nil
-	case "delay", "web": // a time, or a file, stands before
+	case "delay", "web": // a time, or a file, comes first
 		args = args[min(1, len(args)):]
 	}
 	text := strings.Join(args, " ")
-	if text == "" || text == "FILTER" { // the command as such
+	if text == "" || text == "FILTER" { // the bare command
 		return nil
 	}
 	dialect := filter.Extended

@@ -8,18 +8,18 @@ import (
 	"github.com/opendivert/divert/packet"
 )
 
-// broadcasts are the broadcast addresses of the IPv4 subnets that this host is in. Nothing in a packet tells
-// them from other addresses, and packets to one of them must not be answered (RFC 1122 section 3.2.2).
-// The zero value is ready for update.
+// broadcasts holds the broadcast addresses of this host's IPv4 subnets. A packet does not show whether its address is
+// one of them, and packets to a broadcast address must not be answered (RFC 1122 section 3.2.2). The zero value is
+// ready for update.
 type broadcasts struct {
 	addrs map[netip.Addr]struct{}
 	read  time.Time
 }
 
-// broadcastsAge is how long addresses are believed: the host's may change.
+// broadcastsAge is how long addresses are trusted: the host's may change.
 const broadcastsAge = time.Second
 
-// update reads the host's addresses, if that was some time ago. If it fails, the old ones stay.
+// update reads the host's addresses again if they are too old. On failure the old ones stay.
 func (s *broadcasts) update() error {
 	if now := time.Now(); now.Sub(s.read) >= broadcastsAge {
 		s.read = now
@@ -44,7 +44,7 @@ func (s *broadcasts) set(list []net.Addr) {
 	}
 }
 
-// broadcastOf returns the broadcast address of a subnet. IPv6 subnets have none, nor have those of one or two
+// broadcastOf returns the broadcast address of a subnet. IPv6 subnets have none; neither have subnets of one or two
 // addresses (RFC 3021).
 func broadcastOf(n *net.IPNet) (netip.Addr, bool) {
 	ip, ones := n.IP.To4(), 0

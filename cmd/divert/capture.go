@@ -14,7 +14,7 @@ type captureReader struct {
 	packet capfile.Packet
 }
 
-// newCaptureReader begins to read a file. Its packets get addresses of the layer.
+// newCaptureReader begins to read a file and gives its packets addresses of the layer.
 func newCaptureReader(in io.Reader, layer divert.Layer) (*captureReader, error) {
 	r, err := capfile.NewReader(in, layer)
 	if err != nil {
@@ -23,7 +23,7 @@ func newCaptureReader(in io.Reader, layer divert.Layer) (*captureReader, error) 
 	return &captureReader{Reader: r}, nil
 }
 
-// next reads the next IP packet to r, which is good until the following call. It returns io.EOF at the end.
+// next reads the next IP packet into r, which is valid until the following call. It returns io.EOF at the end.
 func (c *captureReader) next(r *record) error {
 	p := &c.packet
 	if err := c.Next(p); err != nil {
@@ -35,7 +35,7 @@ func (c *captureReader) next(r *record) error {
 	return nil
 }
 
-// directionsOfFiles are the directions that capture files tell.
+// directionsOfFiles are the directions that capture files record.
 var directionsOfFiles = [...]direction{
 	capfile.Unknown: directionUnknown, capfile.In: directionIn, capfile.Out: directionOut,
 }
@@ -44,12 +44,12 @@ var directionsOfFiles = [...]direction{
 type interruptible struct {
 	ctx  context.Context
 	r    io.Reader
-	buf  []byte // receives the bytes read; not the caller's memory, which an abandoned Read must not write to
-	rest []byte // the part of buf that is still to be returned
-	err  error  // the error behind the bytes
+	buf  []byte // holds the bytes read; not the caller's memory, which an abandoned Read must not write to
+	rest []byte // the part of buf still to be returned
+	err  error  // the error that follows the bytes
 }
 
-// Read reads.
+// Read implements io.Reader.
 func (i *interruptible) Read(b []byte) (int, error) {
 	if len(i.rest) == 0 && i.err == nil {
 		i.fill(len(b))
@@ -62,7 +62,7 @@ func (i *interruptible) Read(b []byte) (int, error) {
 	return n, i.err
 }
 
-// fill reads once from the reader beneath. After the end of the context it is not used any more.
+// fill reads once from the reader beneath, which is not used again once the context has ended.
 func (i *interruptible) fill(n int) {
 	if len(i.buf) < n {
 		i.buf = make([]byte, n)

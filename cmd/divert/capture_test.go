@@ -17,8 +17,8 @@ type captureFile struct {
 	name     string
 	linkType uint32
 	frame    []byte
-	arrow    string // of the direction, if the frame tells it
-	fails    string // the error
+	arrow    string // of the direction, if the frame has one
+	fails    string // the expected error
 }
 
 var datagram = ip4(17, udp("x")...)
@@ -127,7 +127,7 @@ func TestCompressedFile(t *testing.T) {
 	}
 }
 
-// TestCutFile reads files that end in the middle: the packets before are printed, then there is an error.
+// TestCutFile reads files that end in the middle: dump prints the packets before the cut, then reports an error.
 func TestCutFile(t *testing.T) {
 	file := sampleFile(t)
 	whole := runCommand(t, string(file), "dump", "-r", "-").out
@@ -139,7 +139,7 @@ func TestCutFile(t *testing.T) {
 	}
 }
 
-// TestFilterDirection holds the directions of files to the filter.
+// TestFilterDirection filters capture files by direction.
 func TestFilterDirection(t *testing.T) {
 	for filter, want := range map[string]int{"outbound": 3, "inbound": 26, "ifIdx == 0": 29, "tcp and outbound": 2,
 		`iface == "nosuch"`: 0, `iface != "nosuch"`: 29} {

@@ -12,21 +12,21 @@ import (
 	"github.com/opendivert/divert/internal/capfile"
 )
 
-// pcapVariant is a pcap file of any version and variant, with as many frames as there are lengths.
+// pcapVariant is a pcap file of any version and variant, with a frame for each element of lengths.
 type pcapVariant struct {
 	name         string
 	order        binary.AppendByteOrder // nil: little endian
 	magic        uint32                 // 0: with microseconds
 	major, minor uint16                 // 0: 2.4
 	snap         uint32
-	lengths      [][2]uint32 // the captured length and the original one as the file says them; nil: one frame, as it is
-	cut          int         // bytes that are missing at the end
-	want         int         // frames that are read
+	lengths      [][2]uint32 // the captured and the original length, as in the file; nil: one frame of true length
+	cut          int         // bytes missing at the end
+	want         int         // frames that must be read
 	fails        string
 	foreign      bool // tcpdump cuts packets above a limit, and does not print those longer than their original
 }
 
-// frame is the same in each file, and its length in bytes.
+// frameLen is the length in bytes of the frame that each file has.
 const frameLen = 29
 
 var pcapVariants = []pcapVariant{
@@ -96,7 +96,8 @@ func (v *pcapVariant) file() []byte {
 	return b[:len(b)-v.cut]
 }
 
-// TestCapturesOfEveryVersion reads what tcpdump and Wireshark read, and compares with tcpdump where that is installed.
+// TestCapturesOfEveryVersion reads every file that tcpdump and Wireshark read, and compares with tcpdump where it is
+// installed.
 func TestCapturesOfEveryVersion(t *testing.T) {
 	if len(datagram) != frameLen {
 		t.Fatalf("the frame has %d bytes", len(datagram))
@@ -132,7 +133,7 @@ func TestCapturesOfEveryVersion(t *testing.T) {
 	}
 }
 
-// compareWithTcpdump holds the packets and the status of a run to what tcpdump makes of a file.
+// compareWithTcpdump compares the packets and the status of a run with tcpdump's for the same file.
 func compareWithTcpdump(t *testing.T, tcpdump string, file []byte, got string, status int) {
 	t.Helper()
 	var out, errout bytes.Buffer
@@ -154,7 +155,7 @@ func compareWithTcpdump(t *testing.T, tcpdump string, file []byte, got string, s
 	}
 }
 
-// packetLines returns the lines with packets without what either program says of lengths that do not agree.
+// packetLines returns the lines with packets, without either program's remarks about lengths that disagree.
 func packetLines(text string) string {
 	var b strings.Builder
 	for line := range strings.Lines(text) {
@@ -165,13 +166,13 @@ func packetLines(text string) string {
 	return b.String()
 }
 
-// ngWriter makes pcapng blocks in a byte order.
+// ngWriter makes pcapng blocks in either byte order.
 type ngWriter struct {
 	order binary.AppendByteOrder
 	b     []byte
 }
 
-// block appends a block; its length is filled in.
+// block appends a block and fills in its length.
 func (w *ngWriter) block(kind uint32, body ...byte) *ngWriter {
 	for len(body)%4 != 0 {
 		body = append(body, 0)
@@ -182,7 +183,7 @@ func (w *ngWriter) block(kind uint32, body ...byte) *ngWriter {
 	return w
 }
 
-// words are 32-bit numbers in the byte order.
+// words returns 32-bit numbers in the byte order.
 func (w *ngWriter) words(v ...uint32) (b []byte) {
 	for _, v := range v {
 		b = w.order.AppendUint32(b, v)
@@ -190,7 +191,7 @@ func (w *ngWriter) words(v ...uint32) (b []byte) {
 	return b
 }
 
-// option is an option with its padding.
+// option returns an option with its padding.
 func (w *ngWriter) option(code uint16, value ...byte) []byte {
 	b := w.order.AppendUint16(w.order.AppendUint16(nil, code), uint16(len(value)))
 	for b = append(b, value...); len(b)%4 != 0; {
@@ -199,14 +200,14 @@ func (w *ngWriter) option(code uint16, value ...byte) []byte {
 	return b
 }
 
-// section begins a section of version 1 and a minor one.
+// section begins a section of version 1.minor.
 func (w *ngWriter) section(minor uint16) *ngWriter {
 	b := w.order.AppendUint32(nil, capfile.ByteOrderMagic)
 	b = w.order.AppendUint16(w.order.AppendUint16(b, 1), minor)
 	return w.block(capfile.BlockSection, w.order.AppendUint64(b, unknownLength)...)
 }
 
-// device describes an interface.
+// device appends the description of an interface.
 func (w *ngWriter) device(link uint16, snap uint32, options ...[]byte) *ngWriter {
 	b := w.order.AppendUint32(w.order.AppendUint16(w.order.AppendUint16(nil, link), 0), snap)
 	return w.block(capfile.BlockInterface, append(b, bytes.Join(options, nil)...)...)

@@ -12,7 +12,7 @@ func newClean(a *app) *cobra.Command {
 	var asJSON bool
 	cmd := &cobra.Command{
 		Use:   "clean",
-		Short: "Remove what processes that died have left",
+		Short: "Remove what dead processes left behind",
 		Long: `Remove the nftables rules of handles whose process has died in this network, and the table "divert" if
 no other handle is open. Traffic does not depend on it: such rules let everything pass. The next handle that
 is opened or closed does the same.`,

@@ -8,8 +8,8 @@ func newClean(*app) *cobra.Command {
 	var asJSON bool // there is nothing to print either way
 	cmd := &cobra.Command{
 		Use:     "clean",
-		Short:   "Remove what processes that died have left",
-		Long:    "Remove what processes that died have left. On this system there is never anything: handles end with their process.",
+		Short:   "Remove what dead processes left behind",
+		Long:    "Remove what dead processes left behind. This system never needs it: handles end with their process.",
 		Example: "  divert clean",
 		Args:    noArguments,
 		RunE:    func(*cobra.Command, []string) error { return nil },

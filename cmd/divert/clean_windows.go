@@ -46,20 +46,20 @@ first. The next handle that is opened installs the driver again.`,
 	return cmd
 }
 
-// Processes that were killed are not gone at once, nor are their handles.
+// Killed processes, and their handles, take a moment to disappear.
 const (
 	unusedTries    = 10
 	unusedInterval = 100 * time.Millisecond
 )
 
-// waitUnused waits a moment for the last handle to be closed, and fails if there are still some then.
+// waitUnused waits a moment for the last handle to close, and fails if some are still open then.
 func waitUnused(ctx context.Context) error {
 	for try := 1; ; try++ {
 		pids, err := driverUsers(ctx)
 		if err != nil {
 			return err
 		}
-		watchers, err := windows.Watchers() // the handle that driverUsers had is closed
+		watchers, err := windows.Watchers() // the handle of driverUsers is closed by now
 		if err != nil || len(pids)+len(watchers) == 0 {
 			return err
 		}
@@ -70,7 +70,7 @@ func waitUnused(ctx context.Context) error {
 	}
 }
 
-// driverUsers returns the processes that have handles open, in order, but for those that only watch others.
+// driverUsers returns the processes that have handles open, in order, except those that only watch others.
 func driverUsers(ctx context.Context) ([]uint32, error) {
 	h, err := divert.Open("true", divert.WithLayer(divert.LayerReflect), divert.WithPriority(handlePriority),
 		divert.WithFlags(divert.Sniff|divert.RecvOnly|divert.NoInstall))
@@ -89,7 +89,7 @@ func driverUsers(ctx context.Context) ([]uint32, error) {
 	return slices.Sorted(maps.Keys(users)), err
 }
 
-// inUse says that processes have handles open, or watch those of others.
+// inUse is the error for processes that have handles open or watch those of others.
 func inUse(pids, watchers []uint32) error {
 	var why []string
 	if len(pids) > 0 {

@@ -6,15 +6,15 @@ import (
 	"github.com/opendivert/divert/internal/clock"
 )
 
-// wallClock tells what time it was at a timestamp of a packet.
+// wallClock converts a packet's timestamp to the time of day.
 type wallClock struct {
-	length  float64 // of a tick, in nanoseconds
-	origin  int64   // timestamp of when
+	length  float64 // of one tick, in nanoseconds
+	origin  int64   // a timestamp, taken at when
 	when    int64   // time since 1970 in nanoseconds
-	expires int64   // timestamp from which on the clocks are compared anew
+	expires int64   // the timestamp from which the clocks are compared again
 }
 
-// clockPeriod is how long a comparison of the clocks is good for: the wall clock is adjusted and set.
+// clockPeriod is how long a comparison of the clocks stays valid: the wall clock is adjusted and set.
 const clockPeriod = time.Second
 
 func newWallClock() *wallClock {

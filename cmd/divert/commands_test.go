@@ -18,14 +18,14 @@ const (
 	udpHex = "45:00:00:1d:12:34:00:00:40:11:54:00:0a:4d:00:01:0a:4d:00:02:14:e9:00:35:00:09:00:00:78"
 )
 
-// TestCommands runs every subcommand that needs no network, and every way to get one wrong.
+// TestCommands runs every subcommand that needs no network, rightly and with every kind of mistake.
 func TestCommands(t *testing.T) {
 	_, missing := os.Stat("testdata/nothing")
-	missing.(*os.PathError).Op = "open" // systems have their own words for the rest
+	missing.(*os.PathError).Op = "open" // other systems word the rest differently
 	for _, test := range []struct {
 		name   string
 		in     string
-		args   string // separated by blanks; quoted words are not split
+		args   string // separated by blanks; quoted words stay whole
 		status int
 		out    string
 		errout string
@@ -295,7 +295,7 @@ func TestFilterFields(t *testing.T) {
 	}
 }
 
-// TestHelp looks for a help text with an example at every command.
+// TestHelp expects a help text with an example for every command.
 func TestHelp(t *testing.T) {
 	a := &app{}
 	root := a.newRoot()
@@ -316,7 +316,7 @@ func TestHelp(t *testing.T) {
 	}
 }
 
-// TestExamples runs the examples of the help that need neither files nor pipes.
+// TestExamples runs the help's examples that need neither files nor pipes.
 func TestExamples(t *testing.T) {
 	filters, _, err := (&app{}).newRoot().Find([]string{"filter"})
 	if err != nil {
@@ -346,7 +346,7 @@ func TestVersion(t *testing.T) {
 	}
 }
 
-// TestColours looks for the sequences of colours, and that there are none without a terminal.
+// TestColours expects colour sequences on a terminal, and none elsewhere.
 func TestColours(t *testing.T) {
 	file := sampleFile(t)
 	for _, colour := range []bool{true, false} {
@@ -361,14 +361,14 @@ func TestColours(t *testing.T) {
 	}
 }
 
-// brokenWriter is a pipe that nobody reads.
+// brokenWriter is a pipe whose reader has gone.
 type brokenWriter struct{}
 
 func (brokenWriter) Write([]byte) (int, error) {
 	return 0, &os.PathError{Op: "write", Path: "|1", Err: syscall.EPIPE}
 }
 
-// fullWriter is a device that is full.
+// fullWriter is a full device.
 type fullWriter struct{}
 
 func (fullWriter) Write([]byte) (int, error) { return 0, errors.New("no space left") }
@@ -390,7 +390,7 @@ func TestOutputErrors(t *testing.T) {
 	}
 }
 
-// TestCopyFile writes the matching packets of a capture file to another, and reads that.
+// TestCopyFile writes the matching packets of a capture file to another, and reads it.
 func TestCopyFile(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "udp.pcapng")
 	r := runCommand(t, string(sampleFile(t)), "dump", "-r", "-", "-w", path, "udp and not ipv6")

@@ -26,7 +26,7 @@ func completeInterfaces(_ *cobra.Command, _ []string, begun string) ([]string, c
 	return startingWith(names, "", begun), cobra.ShellCompDirectiveNoFileComp
 }
 
-// startingWith returns the words that begin with the text typed so far, each with a text in front.
+// startingWith returns the words that begin with the text typed so far, each prefixed with before.
 func startingWith(words []string, before, begun string) (list []string) {
 	for _, w := range words {
 		if strings.HasPrefix(w, begun) {
@@ -36,12 +36,12 @@ func startingWith(words []string, before, begun string) (list []string) {
 	return list
 }
 
-// noCompletion completes nothing, file names neither.
+// noCompletion completes nothing, not even file names.
 func noCompletion(*cobra.Command, []string, string) ([]string, cobra.ShellCompDirective) {
 	return nil, cobra.ShellCompDirectiveNoFileComp
 }
 
-// completeFilter completes the filter that the arguments of a command are.
+// completeFilter completes a filter given as arguments of a command.
 func (f *dialectFlags) completeFilter(_ *cobra.Command, args []string, begun string) ([]string, cobra.ShellCompDirective) {
 	// The unfinished word may be only a part of the argument: "(tcp.D", or in quotes "udp and tcp.D".
 	at := strings.LastIndexAny(begun, " \t\n()!?:=<>&|,{") + 1
@@ -58,7 +58,7 @@ func (f *dialectFlags) completeFilter(_ *cobra.Command, args []string, begun str
 	return list, directive
 }
 
-// filterTokens splits a filter into what completion tells apart: words, operators, parentheses.
+// filterTokens splits a filter into the tokens that completion distinguishes: words, operators, parentheses.
 func filterTokens(text string) (tokens []string) {
 	const operators = "=<>!&|"
 	for text = strings.TrimSpace(text); text != ""; text = strings.TrimSpace(text) {
@@ -78,7 +78,7 @@ func filterTokens(text string) (tokens []string) {
 	return tokens
 }
 
-// next returns the words that may stand behind tokens, each with a tab and what it means.
+// next returns the words that may follow tokens, each with a tab and its meaning.
 func (f *dialectFlags) next(tokens []string) []string {
 	last, field := "", ""
 	if n := len(tokens); n > 0 {
@@ -113,7 +113,7 @@ func (f *dialectFlags) next(tokens []string) []string {
 	return join
 }
 
-// nameField returns the field whose names stand in the braces at the end of tokens, "" if those are no names.
+// nameField returns the field whose named values stand in the braces at the end of tokens, "" if they are not names.
 func nameField(tokens []string) string {
 	i := len(tokens) - 1
 	for i >= 0 && tokens[i] != "in" {
@@ -143,7 +143,7 @@ func (f *dialectFlags) fields() []filter.FieldInfo {
 	})
 }
 
-// tests returns the words that a test begins with.
+// tests returns the words that can begin a test.
 func (f *dialectFlags) tests() (list []string) {
 	for _, i := range f.fields() {
 		name := i.Name
@@ -155,7 +155,7 @@ func (f *dialectFlags) tests() (list []string) {
 	return append(list, "not\tthe opposite of a test")
 }
 
-// values returns the values that have names, of a field.
+// values returns the named values of a field.
 func (f *dialectFlags) values(field string) (list []string) {
 	var names []string
 	switch field {
@@ -192,13 +192,13 @@ func (f *dialectFlags) values(field string) (list []string) {
 	return list
 }
 
-// completeHandles completes the processes that have handles open, if they may be seen.
+// completeHandles completes the processes that have handles open, as far as this user may see them.
 func (r *reflector) completeHandles(cmd *cobra.Command, args []string, begun string) ([]string, cobra.ShellCompDirective) {
 	if len(args) > 0 {
 		return noCompletion(cmd, args, begun)
 	}
 	words := []string{"all\tall that have handles open"}
-	seen := map[uint32]bool{0: true} // 0: not known
+	seen := map[uint32]bool{0: true} // 0: unknown
 	ctx := cmd.Context()
 	if ctx == nil {
 		ctx = context.Background()

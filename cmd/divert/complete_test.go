@@ -8,7 +8,7 @@ import (
 	"github.com/spf13/cobra"
 )
 
-// completions returns what the shell would offer behind a command line, without the descriptions.
+// completions returns the words that the shell would offer after a command line, without descriptions.
 func completions(t *testing.T, args ...string) (words []string, directive string) {
 	t.Helper()
 	r := runCommand(t, "", append([]string{cobra.ShellCompRequestCmd}, args...)...)
@@ -27,11 +27,11 @@ func completions(t *testing.T, args ...string) (words []string, directive string
 	return nil, ""
 }
 
-// TestCompletion asks for completions as the script of a shell does.
+// TestCompletion requests completions as a shell's script does.
 func TestCompletion(t *testing.T) {
 	for _, test := range []struct {
-		args string // the last word is unfinished; _ stands for nothing
-		want string // all of them, or with "…" some
+		args string // the last word is unfinished; _ stands for an empty word
+		want string // all of them, or with "…" some of them
 	}{
 		{"drop tcp.Dst", "tcp.DstPort"},
 		{"drop _", "… tcp udp ip.SrcAddr outbound not"},
@@ -91,7 +91,7 @@ func TestCompletion(t *testing.T) {
 	}
 }
 
-// FuzzCompletion completes any text.
+// FuzzCompletion completes arbitrary text.
 func FuzzCompletion(f *testing.F) {
 	f.Add("udp and tcp.D")
 	f.Add("(!=::[")

@@ -33,7 +33,7 @@ the interpreter, as eBPF is not for user namespaces). The network of this machin
 	return cmd
 }
 
-// withoutLab adds to an error that says that there are no network namespaces what to do about it.
+// withoutLab adds a remedy to an error about missing network namespaces.
 func withoutLab(err error) error {
 	if !errors.Is(err, lab.ErrUnavailable) {
 		return err

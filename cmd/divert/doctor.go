@@ -56,7 +56,7 @@ func (a *app) diagnosis(r *probe.Report) error {
 	return err
 }
 
-// servedBy says in a few lines whether and how handles are served.
+// servedBy reports in a few lines whether and how handles are served.
 func servedBy(w io.Writer, r *probe.Report) {
 	switch {
 	case r.Here:
@@ -91,7 +91,7 @@ func featureTable(w io.Writer, features []probe.Result) error {
 	return t.Flush()
 }
 
-// answerOf is the column HERE.
+// answerOf returns the text of the column HERE.
 func answerOf(f probe.Result) string {
 	switch {
 	case f.OK:
@@ -102,7 +102,7 @@ func answerOf(f probe.Result) string {
 	return "?"
 }
 
-// missing tells of each missing feature the reason, the effect and the remedy.
+// missing writes the reason, the effect and the remedy for each missing feature.
 func missing(w io.Writer, features []probe.Result) {
 	for _, f := range features {
 		if f.OK || !f.Tried {
@@ -112,8 +112,8 @@ func missing(w io.Writer, features []probe.Result) {
 	}
 }
 
-// coloured makes the answers stand out, on a terminal with colours. It colours whole words between spaces, which
-// leaves the columns where they are.
+// coloured makes the answers stand out on a terminal with colours. It colours whole words between spaces, so the
+// columns stay aligned.
 func (a *app) coloured(text string) string {
 	if !a.colour {
 		return text

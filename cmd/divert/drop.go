@@ -61,7 +61,7 @@ With --limit and without -w it looks fifty times a second whether that many have
 				return err
 			}
 			if t != nil {
-				mode = divert.RecvOnly // received packets do not go on
+				mode = divert.RecvOnly // received packets are not sent on
 			}
 			h, err := flags.openTraced(p, mode, t)
 			if err != nil {
@@ -89,10 +89,10 @@ With --limit and without -w it looks fifty times a second whether that many have
 	return cmd
 }
 
-// dropAndWrite drops the packets of a handle, as many as the scope allows, and writes them, until ctx ends and those
-// that waited then are through.
+// dropAndWrite drops the packets of a handle, as many as the scope allows, and writes them, until ctx ends and the
+// queue is empty.
 func dropAndWrite(ctx context.Context, h *divert.Handle, t *trace, s *scope) error {
-	stop := context.AfterFunc(ctx, func() { _ = h.Shutdown(divert.ShutdownRecv) }) // fails if closed, which ends it too
+	stop := context.AfterFunc(ctx, func() { _ = h.Shutdown(divert.ShutdownRecv) }) // fails only on a closed handle, which ends the run too
 	defer stop()
 	all := make([]divert.Packet, dumpBatch)
 	for seen := 0; s.count == 0 || seen < s.count; {
@@ -120,7 +120,7 @@ func dropAndWrite(ctx context.Context, h *divert.Handle, t *trace, s *scope) err
 	return nil
 }
 
-// filterArguments demands a filter, for commands that would do harm without one.
+// filterArguments requires a filter, for commands that would do harm without one.
 func filterArguments(cmd *cobra.Command, args []string) error {
 	if len(args) == 0 {
 		return usagef("%s needs a filter; use `true` for all packets", cmd.Name())

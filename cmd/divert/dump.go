@@ -21,7 +21,7 @@ type dump struct {
 	letters letters
 	printer printer
 	json    bool
-	snap    int    // bytes of each packet to receive at most, 0: all
+	snap    int    // most bytes of each packet to receive, 0: all
 	read    string // capture file to read, "-": standard input
 	write   string // capture file to write, "-": standard output
 
@@ -29,7 +29,7 @@ type dump struct {
 	text    string
 	shown   int
 	sink    sink
-	silent  bool // nothing is said about the run
+	silent  bool // print nothing about the run
 	first   firstFlag
 }
 
@@ -95,7 +95,7 @@ event, and of the handle opened, pid, program, layer, flags, priority and filter
 	return cmd
 }
 
-// check refuses flags that make no sense, or not together.
+// check refuses flags that make no sense, alone or together.
 func (d *dump) check(cmd *cobra.Command) error {
 	if err := d.flags.scope.check(); err != nil {
 		return err
@@ -154,7 +154,7 @@ func (d *dump) run(ctx context.Context, args []string) (err error) {
 	return d.live(ctx)
 }
 
-// compile compiles the filter, first as it was given: errors show that text.
+// compile compiles the filter, first exactly as given: errors show that text.
 func (d *dump) compile(args []string) (err error) {
 	if d.text, err = d.letters.filter(args); err != nil {
 		return err
@@ -185,7 +185,7 @@ func (d *dump) compile(args []string) (err error) {
 	return nil
 }
 
-// live prints what a handle receives.
+// live prints the packets or events that a handle receives.
 func (d *dump) live(ctx context.Context) error {
 	r := report{app: d.app, json: d.json, scope: &d.flags.scope}
 	if err := d.flags.follow(ctx, d.program, &r); err != nil {
@@ -224,8 +224,7 @@ func (d *dump) events(ctx context.Context, h *divert.Handle) error {
 	return eachEvent(ctx, h, &d.flags.scope, p.print, p.flush)
 }
 
-// open opens a handle that tells the processes of packets if they can be known; if the filter asks
-// for them, they must be.
+// open opens a handle that reports the processes of packets if possible; if the filter tests them, it must.
 func (d *dump) open() (h *divert.Handle, err error) {
 	var opts []divert.Option
 	if d.snap > 0 {
@@ -235,8 +234,8 @@ func (d *dump) open() (h *divert.Handle, err error) {
 	return h, err
 }
 
-// openWithProcesses opens a handle that tells the processes of packets if they can be known; if the filter asks for them, they
-// must be. Where they are not known it returns no processes.
+// openWithProcesses opens a handle that reports the processes of packets if possible; if the filter tests them, it
+// must. Where it cannot, the returned processes are nil.
 func (f *handleFlags) openWithProcesses(p *filter.Program, flags divert.Flag, opts ...divert.Option) (*divert.Handle, *processes, error) {
 	if p.Layer() == divert.LayerNetwork {
 		h, err := f.open(p, flags, append(slices.Clip(opts), divert.WithProcessID())...)
@@ -251,7 +250,7 @@ func (f *handleFlags) openWithProcesses(p *filter.Program, flags divert.Flag, op
 	return h, nil, err
 }
 
-// testsProcess reports whether a filter of packets asks for their process.
+// testsProcess reports whether a filter of packets tests their process.
 func testsProcess(p *filter.Program) bool {
 	return (*prog.Program)(p).Asks(prog.Field.OfProcess)
 }
@@ -259,9 +258,9 @@ func testsProcess(p *filter.Program) bool {
 // dumpBatch is how many packets are received at a time.
 const dumpBatch = 64
 
-// receive gives the packets of a handle to the sink until ctx ends and those that waited then are through.
+// receive passes the packets of a handle to the sink until ctx ends and the queue is empty.
 func (d *dump) receive(ctx context.Context, h *divert.Handle) error {
-	stop := context.AfterFunc(ctx, func() { _ = h.Shutdown(divert.ShutdownRecv) }) // fails if closed, which ends it too
+	stop := context.AfterFunc(ctx, func() { _ = h.Shutdown(divert.ShutdownRecv) }) // fails only on a closed handle, which ends the run too
 	defer stop()
 	ps := make([]divert.Packet, dumpBatch)
 	names := interfaces{}
@@ -298,19 +297,19 @@ func (d *dump) receive(ctx context.Context, h *divert.Handle) error {
 	}
 }
 
-// set makes a record of a packet that was received.
+// set makes a record of a received packet.
 func (r *record) set(p *divert.Packet, clock *wallClock, names interfaces) {
 	r.data, r.length, r.addr = p.Data, len(p.Data), &p.Addr
 	if whole := (packet.Parsed{}); whole.Parse(p.Data) {
-		r.length = max(r.length, int(whole.Length)) // of which there may be less, with --snapshot-length
+		r.length = max(r.length, int(whole.Length)) // data may be shorter, with --snapshot-length
 	}
-	r.length = max(r.length, p.Addr.PacketLength()) // BIG TCP tells none
+	r.length = max(r.length, p.Addr.PacketLength()) // the header of a BIG TCP packet has no length
 	r.when = clock.time(p.Addr.Timestamp)
 	r.device = names.name(p.Addr.Network().IfIdx)
 	r.direction = directionOf(&p.Addr)
 }
 
-// show gives a packet to the sink and reports whether it was the last one.
+// show passes a packet to the sink and reports whether it was the last one.
 func (d *dump) show(r *record) (done bool, err error) {
 	err = d.sink.write(r)
 	if errors.Is(err, errLastFile) {
@@ -328,7 +327,7 @@ func (d *dump) show(r *record) (done bool, err error) {
 	return d.shown == d.flags.scope.count, nil
 }
 
-// file prints the packets of a capture file that match.
+// file prints the matching packets of a capture file.
 func (d *dump) file(ctx context.Context) error {
 	in := d.app.in
 	if d.read != "-" {

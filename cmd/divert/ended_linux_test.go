@@ -11,7 +11,7 @@ import (
 	"github.com/opendivert/divert/packet"
 )
 
-// TestNamesOfEndedProcesses prints what processes did that are gone: the event itself says what they were called.
+// TestNamesOfEndedProcesses prints the events of processes that have ended: the event itself has their name.
 func TestNamesOfEndedProcesses(t *testing.T) {
 	cmd := exec.Command("/proc/self/exe", "-test.run", "^$")
 	if err := cmd.Run(); err != nil {

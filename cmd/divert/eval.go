@@ -88,7 +88,7 @@ func (e *eval) run(args []string) (err error) {
 	return err
 }
 
-// all evaluates the packets of the source that the flags name and returns how many there were.
+// all evaluates the packets of the source named by the flags and returns their number.
 func (e *eval) all() (int, error) {
 	switch {
 	case e.read != "":
@@ -117,7 +117,7 @@ func (e *eval) all() (int, error) {
 	return count, lines.Err()
 }
 
-// hex evaluates a packet in hexadecimal; spaces, colons and a leading 0x are passed over.
+// hex evaluates a packet in hexadecimal; it ignores spaces, colons and a leading 0x.
 func (e *eval) hex(number int, text string) error {
 	digits := strings.NewReplacer(" ", "", "\t", "", ":", "").Replace(strings.TrimPrefix(text, "0x"))
 	data, err := hex.DecodeString(digits)

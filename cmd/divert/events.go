@@ -26,7 +26,7 @@ func (f *handleFlags) addEvents(cmd *cobra.Command, layer divert.Layer) {
 	fl.BoolVar(&f.strict, "strict", false, "filter language of WinDivert 2.2 to the letter, without extensions")
 	fl.Int16Var(&f.priority, "priority", 0, "events meet handles from the highest priority to the lowest, 30000 to -30000")
 	if layer != divert.LayerReflect {
-		addChoice(cmd, &f.engine, "engine", "who decides which events match")
+		addChoice(cmd, &f.engine, "engine", "engine that decides which events match")
 	}
 	if layer != divert.LayerReflect {
 		f.scope.addProcess(cmd)
@@ -37,10 +37,10 @@ func (f *handleFlags) addEvents(cmd *cobra.Command, layer divert.Layer) {
 	fl.IntVar(&f.queueSize, "queue-size", maxQueueSize, "bytes that may wait, 65535 to 33554432")
 }
 
-// eachEvent gives the events of a handle to f, as many as the scope allows, until ctx ends and those that
-// waited then are through. When there are no more for the moment, and at the end, it calls idle.
+// eachEvent passes the events of a handle to f, as many as the scope allows, until ctx ends and the queue is empty. It
+// calls idle whenever the queue is empty, and at the end.
 func eachEvent(ctx context.Context, h *divert.Handle, s *scope, f func(*divert.Packet) error, idle func() error) error {
-	stop := context.AfterFunc(ctx, func() { _ = h.Shutdown(divert.ShutdownRecv) }) // fails if closed, which ends it too
+	stop := context.AfterFunc(ctx, func() { _ = h.Shutdown(divert.ShutdownRecv) }) // fails only on a closed handle, which ends the run too
 	defer stop()
 	ps := make([]divert.Packet, dumpBatch)
 	for seen := 0; s.count == 0 || seen < s.count; {
@@ -77,7 +77,7 @@ type processes struct {
 
 func newProcesses() *processes { return &processes{lookup: new(process.Cache).LookupNamed} }
 
-// path returns the path of a process's program, "" if it is not to be had.
+// path returns the path of a process's program, "" if it cannot be found.
 func (m *processes) path(pid uint32) string {
 	p, _ := m.lookup(pid, "")
 	if runtime.GOOS == "windows" && pid == windowsKernel {
@@ -86,11 +86,11 @@ func (m *processes) path(pid uint32) string {
 	return p.Executable
 }
 
-// windowsKernel is the process that the kernel of Windows is; it has no program (specification: samples.md 6).
+// windowsKernel is the process id of the Windows kernel, which has no program (specification: samples.md 6).
 const windowsKernel = 4
 
-// program returns the file name of a process's program, or the name of a process whose program must not be known or which has
-// ended, "???" if there is neither. name is what the process was called when it was seen, "" if that is not known.
+// program returns the file name of a process's program; if the program is secret or the process has ended, the
+// process's name; if both are missing, "???". name is the name the process had when it was seen, "" if unknown.
 func (m *processes) program(pid uint32, name string) string {
 	if path := m.path(pid); path != "" {
 		return filepath.Base(path)
@@ -105,8 +105,8 @@ func (m *processes) program(pid uint32, name string) string {
 type eventPrinter struct {
 	w         *bufio.Writer
 	json      bool
-	quiet     bool // less of each event
-	verbose   bool // all fields too
+	quiet     bool // print less of each event
+	verbose   bool // print all fields too
 	colour    bool
 	clock     *wallClock
 	processes *processes
@@ -145,15 +145,15 @@ type jsonEvent struct {
 	RemotePort   uint16      `json:"rport,omitempty"`
 }
 
-// eventPrinters are how the events of each layer are printed.
+// eventPrinters print the events of each layer.
 var eventPrinters = [packet.NumLayers]func(*eventPrinter, *divert.Packet) error{
 	divert.LayerFlow: (*eventPrinter).flow, divert.LayerSocket: (*eventPrinter).socket, divert.LayerReflect: (*eventPrinter).reflect,
 }
 
-// print prints an event of any layer that has them.
+// print prints an event of any layer that has events.
 func (p *eventPrinter) print(e *divert.Packet) error { return eventPrinters[e.Addr.Layer](p, e) }
 
-// socket prints an event of SOCKET, or of FLOW.
+// socket prints an event of SOCKET or FLOW.
 func (p *eventPrinter) socket(e *divert.Packet) error {
 	a, d := &e.Addr, e.Addr.Flow()
 	if p.json {
@@ -188,7 +188,7 @@ func (p *eventPrinter) write(b []byte) error {
 	return err
 }
 
-// socketFields appends a line with the names and values that filters know.
+// socketFields appends a line with the names and values of the filter language.
 func (p *eventPrinter) socketFields(b []byte, a *divert.Address, d *packet.FlowData) []byte {
 	b = p.coloured(append(b, '\t'), styleProto, "event")
 	b = append(append(b, " event="...), a.Event.String()...)
@@ -205,10 +205,10 @@ func (p *eventPrinter) socketFields(b []byte, a *divert.Address, d *packet.FlowD
 	return append(appendNumber(append(b, " timestamp="...), a.Timestamp), '\n')
 }
 
-// refused reports whether an event is of something that a handle refused.
+// refused reports whether a handle refused the operation that an event describes.
 func refused(a *divert.Address) bool { return a.Layer == divert.LayerSocket && !a.Sniffed }
 
-// eventStyles are the styles of the events that are worth one.
+// eventStyles are the styles of the events that stand out.
 var eventStyles = [packet.NumEvents]style{
 	packet.EventFlowEstablished: styleInfo, packet.EventFlowDeleted: styleBad,
 	packet.EventSocketBind: styleInfo, packet.EventSocketConnect: styleInfo, packet.EventSocketListen: styleInfo,
@@ -240,7 +240,7 @@ func (p *eventPrinter) coloured(b []byte, s style, text string) []byte {
 	return append(append(append(b, s.begin...), text...), styleEnd...)
 }
 
-// appendSide appends one side of an event, unless there is none.
+// appendSide appends one side of an event if it has that side.
 func appendSide(b []byte, name string, addr netip.Addr, port uint16) []byte {
 	if !hasSide(addr, port) {
 		return b
@@ -250,7 +250,7 @@ func appendSide(b []byte, name string, addr netip.Addr, port uint16) []byte {
 	return strconv.AppendUint(append(b, "]:"...), uint64(port), 10)
 }
 
-// hasSide reports whether an event tells a side (specification: samples.md 7).
+// hasSide reports whether an event has a side (specification: samples.md 7).
 func hasSide(addr netip.Addr, port uint16) bool { return addr != netip.IPv6Unspecified() || port != 0 }
 
 func (p *eventPrinter) socketJSON(a *divert.Address, d *packet.FlowData) error {

@@ -15,7 +15,7 @@ import (
 	"github.com/opendivert/divert/internal/lab"
 )
 
-// startEvents starts a command at a layer with events, or skips where that is not to be had.
+// startEvents starts a command at a layer with events, or skips where the layer is missing.
 func startEvents(t *testing.T, h *lab.Host, args ...string) *running {
 	t.Helper()
 	p := start(t, h, args...)
@@ -25,7 +25,7 @@ func startEvents(t *testing.T, h *lab.Host, args ...string) *running {
 	return p
 }
 
-// connectTCP makes a connection to a listener of a host's own.
+// connectTCP connects a host to a listener of its own.
 func connectTCP(t *testing.T, h *lab.Host, port int) {
 	t.Helper()
 	l, err := h.Listen("tcp4", fmt.Sprintf("127.0.0.1:%d", port))
@@ -45,7 +45,7 @@ func connectTCP(t *testing.T, h *lab.Host, port int) {
 	d.Close()
 }
 
-// shape replaces what differs from run to run in the output of a command.
+// shape replaces the parts that differ from run to run in the output of a command.
 func shape(text string) []string {
 	for _, r := range [...]struct{ pattern, with string }{
 		{`"\d{4}-\d\d-\d\dT[^"]+"`, `"N"`}, {`\d{4}-\d\d-\d\d \d`, "DATE 0"},
@@ -97,7 +97,7 @@ func TestSocketsBlockCommand(t *testing.T) {
 		t.Fatalf("status %d, %v: %s", status, err, out)
 	}
 	if !e.Refused || e.Event != "BIND" || e.LocalPort != 81 || int(e.PID) != os.Getpid() || e.ProtocolName != "TCP" || e.Remote != nil {
-		t.Errorf("%s", out)
+		t.Errorf("event: %s", out)
 	}
 }
 
@@ -106,7 +106,7 @@ func TestFlowsCommand(t *testing.T) {
 	p := startEvents(t, pair.A, "flows", "localPort == 80")
 	top := startEvents(t, pair.A, "flows", "--top", "--interval", "10s", "localPort == 80")
 	connectTCP(t, pair.A, 80)
-	p.lines(t, 2) // what one handle has been told of, all have
+	p.lines(t, 2) // as soon as one handle has the events, all have
 	out, status := p.end(t, syscall.SIGINT)
 	want := []string{
 		"TIME ESTABLISHED PID TEST TCP 127.0.0.1:80 <---- 127.0.0.1:PORT",
@@ -206,7 +206,7 @@ func TestDumpEvents(t *testing.T) {
 	}
 }
 
-// TestDropSockets refuses silently what sockets do.
+// TestDropSockets refuses socket operations silently.
 func TestDropSockets(t *testing.T) {
 	pair := lab.TwoHostsT(t, lab.LinkOptions{})
 	p := startEvents(t, pair.A, "drop", "--layer", "socket", "event == BIND and localPort == 81")
@@ -226,7 +226,7 @@ func TestDropSockets(t *testing.T) {
 	}
 }
 
-// runIn runs the command on a host to its end.
+// runIn runs the command on a host until it ends.
 func runIn(t *testing.T, h *lab.Host, args ...string) (out string, status int) {
 	t.Helper()
 	err := h.Do(func() error {
@@ -270,7 +270,7 @@ func TestHandlesCommands(t *testing.T) {
 		t.Errorf("kill: %d, %q", status, got)
 	}
 	if _, status := drop.end(t, nil); status != -1 {
-		t.Errorf("the killed ended with %d", status)
+		t.Errorf("the killed command ended with status %d", status)
 	}
 	if out, status := runIn(t, pair.A, "clean"); status != 0 {
 		t.Errorf("clean: %d, %q", status, out)

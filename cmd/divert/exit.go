@@ -16,7 +16,7 @@ import (
 
 // The exit statuses.
 const (
-	exitOK     = 0 // ended as asked
+	exitOK     = 0 // ended as requested
 	exitFailed = 1
 	exitUsage  = 2 // wrong usage, or a filter that does not compile
 )
@@ -24,36 +24,36 @@ const (
 // usageError is an error in the command line itself.
 type usageError struct{ error }
 
-// Unwrap returns the error.
+// Unwrap returns the error inside.
 func (e usageError) Unwrap() error { return e.error }
 
 // usagef returns a usageError.
 func usagef(format string, args ...any) error { return usageError{fmt.Errorf(format, args...)} }
 
-// exitStatus is an error that has been reported already, or needs no report: it only sets the exit status.
+// exitStatus is an error that is already reported, or needs no report: it only sets the exit status.
 type exitStatus int
 
 // Error returns the status in words.
 func (s exitStatus) Error() string { return fmt.Sprintf("exit status %d", int(s)) }
 
-// jsonError is the error that ended a run, as --json has it on standard error.
+// jsonError is the error that ended a run, as --json prints it on standard error.
 type jsonError struct {
 	Event  string       `json:"event"`  // "error"
 	Status int          `json:"status"` // exit status
 	Text   string       `json:"text"`
-	Hint   string       `json:"hint,omitempty"`   // what to do about it
+	Hint   string       `json:"hint,omitempty"`   // the remedy
 	Filter *jsonRefusal `json:"filter,omitempty"` // the filter that does not compile
 }
 
 // jsonRefusal is an error in a filter.
 type jsonRefusal struct {
-	Text     string  `json:"text"`               // the whole
-	Position *uint32 `json:"position,omitempty"` // of the part that is wrong, in bytes; absent if it has no place
-	Token    string  `json:"token,omitempty"`    // that part; absent at the end of the text
-	Tcpdump  string  `json:"tcpdump,omitempty"`  // the same filter here, if it was in the language of tcpdump
+	Text     string  `json:"text"`               // the whole filter
+	Position *uint32 `json:"position,omitempty"` // of the wrong part, in bytes; absent if the error has no place
+	Token    string  `json:"token,omitempty"`    // the wrong part; absent at the end of the text
+	Tcpdump  string  `json:"tcpdump,omitempty"`  // the same filter in divert's language, if this one was tcpdump's
 }
 
-// newJSONError returns an error of a run.
+// newJSONError converts the error of a run.
 func newJSONError(cmd *cobra.Command, err error) jsonError {
 	j := jsonError{Event: "error", Status: exitFailed, Text: plain(err), Hint: remedy(err)}
 	var (
@@ -79,7 +79,7 @@ func newJSONError(cmd *cobra.Command, err error) jsonError {
 	return j
 }
 
-// exit reports the error of a command, as JSON if that was asked for, and returns the exit status.
+// exit reports the error of a command, as JSON if asJSON is set, and returns the exit status.
 func (a *app) exit(cmd *cobra.Command, err error, asJSON bool) int {
 	var (
 		status exitStatus
@@ -113,7 +113,7 @@ func (a *app) exit(cmd *cobra.Command, err error, asJSON bool) int {
 	return exitFailed
 }
 
-// refusal explains an error in a filter: its place, the reason and a remedy.
+// refusal explains an error in a filter: its place, its reason and a remedy.
 func refusal(f *filter.Error) string {
 	other := inTcpdumpsLanguage(f.Filter)
 	if other != "" {
@@ -122,12 +122,12 @@ func refusal(f *filter.Error) string {
 	return strings.TrimPrefix(f.Snippet(), "filter: ") + other
 }
 
-// plain returns an error without the name of the package it comes from, if it is one of ours.
+// plain returns an error without the package name in front, if the package is ours.
 func plain(err error) string {
 	return strings.TrimPrefix(strings.TrimPrefix(strings.TrimPrefix(quotePaths(err), "divert: "), "filter: "), "firewall: ")
 }
 
-// label is what error messages start with.
+// label returns the first word of error messages.
 func (a *app) label() string {
 	if a.errColour {
 		return styleError.begin + "divert:" + styleEnd
@@ -135,7 +135,7 @@ func (a *app) label() string {
 	return "divert:"
 }
 
-// remedy says what to do about an error, if there is something.
+// remedy returns advice about an error, "" if there is none.
 func remedy(err error) string {
 	var op *divert.OpError
 	if !errors.As(err, &op) || op.Op != "open" {
@@ -143,7 +143,7 @@ func remedy(err error) string {
 	}
 	switch {
 	case runtime.GOOS == "windows" && errors.Is(err, os.ErrPermission):
-		return "" // the error says it
+		return "" // the error itself has the advice
 	case errors.Is(err, os.ErrPermission):
 		return "Run it as root, or try `divert demo`, which needs no privileges."
 	case errors.Is(err, divert.ErrNotSupported):
@@ -152,8 +152,8 @@ func remedy(err error) string {
 	return ""
 }
 
-// brokenPipe reports whether err says that nobody reads the output any more. That is how `divert dump | head`
-// ends, and no failure.
+// brokenPipe reports whether err says that the reader of the output has gone. `divert dump | head` ends that way; it is
+// no failure.
 func brokenPipe(err error) bool {
 	if errors.Is(err, syscall.EPIPE) {
 		return true

@@ -17,10 +17,10 @@ import (
 	"github.com/spf13/cobra"
 )
 
-// extcap is how Wireshark captures by other programs (doc/README.extcap of Wireshark): it asks them by flags for
-// interfaces, link types and options, has them check a filter, and lets them write into a pipe.
+// extcap is how Wireshark captures with other programs (doc/README.extcap of Wireshark): it runs them with flags that
+// ask for interfaces, link types and options, check a filter, or capture into a pipe.
 
-// extcapInterfaces are what Wireshark lists.
+// extcapInterfaces are the interfaces that Wireshark lists.
 var extcapInterfaces = []struct {
 	name, display string
 	layer         divert.Layer
@@ -48,7 +48,7 @@ type extcap struct {
 	engine                            choice
 }
 
-// isExtcap reports whether arguments are those that Wireshark gives to a program in one of its extcap folders.
+// isExtcap reports whether arguments are those that Wireshark passes to a program in one of its extcap folders.
 func isExtcap(args []string) bool {
 	return len(args) > 0 && (strings.HasPrefix(args[0], "--extcap-") || args[0] == "--capture")
 }
@@ -93,7 +93,7 @@ with setcap, and keep it to a group; README.md names them.`,
 	fl.BoolVar(&e.fragments, "fragments", false, "see inbound fragments as they come")
 	fl.BoolVar(&e.strict, "strict", false, "filter language of WinDivert 2.2 to the letter")
 	e.engine.names = wordsOf(engines)
-	fl.Var(&e.engine, "engine", "who decides which packets match: auto, kernel, interpreter")
+	fl.Var(&e.engine, "engine", "engine that decides which packets match: auto, kernel, interpreter")
 	return cmd
 }
 
@@ -145,7 +145,7 @@ func (e *extcap) layer() (divert.Layer, error) {
 	return 0, usagef("--extcap-interface %s: the interfaces are %s", printable(e.name), strings.Join(names, " and "))
 }
 
-// options lists what Wireshark asks its user for before a capture.
+// options lists the options that Wireshark offers its user before a capture.
 func (e *extcap) options(w io.Writer, layer divert.Layer) error {
 	list := []string{
 		"{call=--snapshot-length}{display=Snapshot length}{type=integer}{range=0,65575}{default=0}{tooltip=Receive only so many bytes of each packet, 64 or more. 0: all}",
@@ -176,7 +176,7 @@ func (e *extcap) dump(layer divert.Layer) *dump {
 	return d
 }
 
-// check prints the error in a filter to standard output, where Wireshark looks; nothing if there is none.
+// check prints the error in a filter to standard output, where Wireshark looks; nothing if the filter is right.
 func (e *extcap) check(w io.Writer, layer divert.Layer) error {
 	if strings.TrimSpace(e.filter) == "" {
 		return nil
@@ -205,15 +205,15 @@ func (e *extcap) write(cmd *cobra.Command, layer divert.Layer) error {
 		err = d.live(ctx)
 	}
 	if err != nil && d.sink == nil {
-		// First the error: Wireshark shows what it has been told when the pipe ends.
+		// Report the error first: Wireshark shows all it has read once the pipe ends.
 		err = exitStatus(e.app.exit(cmd, err, false))
 		endPipe(e.fifo)
 	}
 	return err
 }
 
-// endPipe opens the pipe and closes it again. Wireshark waits for that even if the program that is to write has ended, and
-// would wait for ever. It may be late, so it is waited for, but not long: it may also have given up.
+// endPipe opens the pipe and closes it again. Wireshark waits for that without limit, even if the program that should
+// write has ended. It may open its end late, or have given up, so endPipe waits for a short time.
 func endPipe(name string) {
 	for end := time.Now().Add(5 * time.Second); time.Now().Before(end); time.Sleep(20 * time.Millisecond) {
 		f, err := os.OpenFile(name, os.O_WRONLY|syscall.O_NONBLOCK, 0)
@@ -221,7 +221,7 @@ func endPipe(name string) {
 			_ = f.Close() // nothing was written
 			return
 		}
-		if !errors.Is(err, syscall.ENXIO) { // which says that nobody reads yet
+		if !errors.Is(err, syscall.ENXIO) { // ENXIO: nobody reads yet
 			return
 		}
 	}
@@ -257,7 +257,7 @@ func (e *extcap) installLink() error {
 	return err
 }
 
-// replaceLink makes a link, in the place of one that is there. Anything else that is there stays.
+// replaceLink makes a link and replaces an older link, but no other file.
 func replaceLink(target, name string) error {
 	if err := os.MkdirAll(filepath.Dir(name), 0o755); err != nil {
 		return err

@@ -18,9 +18,9 @@ import (
 	"github.com/opendivert/divert/internal/lab"
 )
 
-// TestTsharkCapturesThroughDivert lets tshark list the interfaces, refuse a wrong filter, and capture packets with their
-// process. It runs as an ordinary user with the rights that handles need and no others: as root Wireshark takes no
-// other extcap folder, and nobody should run it so.
+// TestTsharkCapturesThroughDivert has tshark list the interfaces, refuse a wrong filter, and capture packets with their
+// process. It runs as an ordinary user with only the rights that handles need: as root, Wireshark reads no other extcap
+// folder, and nobody should run it as root.
 func TestTsharkCapturesThroughDivert(t *testing.T) {
 	t.Parallel()
 	tshark, err := exec.LookPath("tshark")
@@ -35,7 +35,7 @@ func TestTsharkCapturesThroughDivert(t *testing.T) {
 	if err := errors.Join(os.Chown(home, nobody, nobody), os.Chmod(filepath.Dir(home), 0o755)); err != nil {
 		t.Fatal(err)
 	}
-	exe, err := os.ReadFile("/proc/self/exe") // the user may not look into the folder that it lies in
+	exe, err := os.ReadFile("/proc/self/exe") // the user may not read the folder of the executable
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -51,7 +51,7 @@ func TestTsharkCapturesThroughDivert(t *testing.T) {
 		defer cancel()
 		c := exec.CommandContext(ctx, tshark, args...)
 		c.Env = append(os.Environ(), "HOME="+home, "WIRESHARK_EXTCAP_DIR="+home, commandVariable+"=1")
-		c.WaitDelay = 30 * time.Second // the command lives on for a moment, and has the same standard error
+		c.WaitDelay = 30 * time.Second // the command lives on for a moment, and shares standard error
 		c.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: nobody, Gid: nobody}, AmbientCaps: []uintptr{
 			unix.CAP_NET_ADMIN, unix.CAP_NET_RAW, unix.CAP_BPF, unix.CAP_PERFMON, unix.CAP_DAC_READ_SEARCH}}
 		var out, errout bytes.Buffer
@@ -78,7 +78,7 @@ func TestTsharkCapturesThroughDivert(t *testing.T) {
 				return
 			case <-time.After(20 * time.Millisecond):
 			}
-			// Another user's sockets are known only if they are younger than the handle.
+			// The process of another user's socket is known only if the socket is younger than the handle.
 			c, err := pair.A.Dial(t.Context(), "udp", fmt.Sprintf("%s:7", pair.B.Addr4()))
 			if err != nil {
 				return // the test is over
@@ -97,7 +97,7 @@ func TestTsharkCapturesThroughDivert(t *testing.T) {
 	if len(lines) != 3 || !strings.HasPrefix(lines[0], "7|0x00000002|") {
 		t.Fatalf("tshark captured\n%s\n%s", out, errout)
 	}
-	// The first may be of a socket that was there before the handle.
+	// The first packet may be from a socket older than the handle.
 	if last := lines[2]; !strings.Contains(last, "["+pid+"]") || !strings.HasSuffix(last, "|"+pid) {
 		t.Errorf("tshark shows %q, want the process %s\n%s", last, pid, errout)
 	}

@@ -7,13 +7,13 @@ import (
 	"testing"
 )
 
-// TestExtcap asks what Wireshark asks.
+// TestExtcap runs the commands that Wireshark runs.
 func TestExtcap(t *testing.T) {
 	for _, test := range []struct {
 		name   string
 		args   []string
 		status int
-		out    []string // parts
+		out    []string // expected in the output
 		errout string
 	}{
 		{"interfaces", []string{"--extcap-interfaces", "--extcap-version=4.0"}, 0, []string{"extcap {version=", "interface {value=divert}{display=Divert: packets of this host"}, ""},
@@ -47,7 +47,7 @@ func TestExtcap(t *testing.T) {
 	}
 }
 
-// TestExtcapInstall puts a link and the plugin where Wireshark looks, twice, and never in the place of a file.
+// TestExtcapInstall installs the link and the plugin for Wireshark, twice, and expects that it never replaces a file.
 func TestExtcapInstall(t *testing.T) {
 	home := t.TempDir()
 	t.Setenv("HOME", home)

@@ -45,13 +45,13 @@ func newFilterFields(a *app) *cobra.Command {
 	return cmd
 }
 
-// fieldGroup is the fields that the same layers have.
+// fieldGroup holds the fields that exist at the same layers.
 type fieldGroup struct {
 	layers []divert.Layer
 	fields []filter.FieldInfo
 }
 
-// groupFields puts fields of the same layers together, in the order of the first of each group.
+// groupFields groups fields by their layers, in the order of the first field of each group.
 func groupFields(fields []filter.FieldInfo) (groups []fieldGroup) {
 	for _, f := range fields {
 		i := slices.IndexFunc(groups, func(g fieldGroup) bool { return slices.Equal(g.layers, f.Layers) })
@@ -64,7 +64,7 @@ func groupFields(fields []filter.FieldInfo) (groups []fieldGroup) {
 	return groups
 }
 
-// heading says which layers a group is of.
+// heading names the layers of a group.
 func (g fieldGroup) heading() string {
 	if len(g.layers) == len(allLayers) {
 		return "all layers"
@@ -72,7 +72,7 @@ func (g fieldGroup) heading() string {
 	return "layers " + strings.Join(wordsOf(g.layers), ", ")
 }
 
-// fieldName returns the name of a field as it stands in a filter.
+// fieldName returns the name of a field as filters write it.
 func fieldName(f filter.FieldInfo) string {
 	if f.Kind == filter.KindBytes {
 		return f.Name + "[i]"

@@ -2,7 +2,7 @@ package main
 
 import "github.com/opendivert/divert/packet"
 
-// The lines of -v have the names and values of the filter language, so a user can copy them into a filter.
+// The lines of -v use the names and values of the filter language, so a user can copy them into a filter.
 
 // appendFields appends a line of fields for the address and one for each header.
 func (p *printer) appendFields(b []byte, r *record, valid bool) []byte {
@@ -36,7 +36,7 @@ func (p *printer) appendFields(b []byte, r *record, valid bool) []byte {
 	return b
 }
 
-// label begins a line of fields.
+// label begins a line of fields with its name.
 func (p *printer) label(b []byte, name string) []byte {
 	b = p.begin(append(b, '\t'), styleProto)
 	b = append(b, name...)
@@ -143,7 +143,7 @@ func (p *printer) appendICMPFields(b []byte, h packet.ICMP, r *record) []byte {
 	return append(b, '\n')
 }
 
-// appendChecksum appends a transport checksum and what it is worth.
+// appendChecksum appends a transport checksum and whether it is right.
 func (p *printer) appendChecksum(b []byte, v uint16, r *record) []byte {
 	b = appendHex(append(b, " Checksum="...), v, 4)
 	switch {
@@ -156,7 +156,7 @@ func (p *printer) appendChecksum(b []byte, v uint16, r *record) []byte {
 	case p.parsed.VerifyTransportChecksum(r.data):
 		return append(b, " (right)"...)
 	case v != 0 && v == p.parsed.PseudoHeaderSum(r.data):
-		return append(b, " (left to the device)"...) // the sum of the pseudo-header
+		return append(b, " (left to the device)"...) // the sum of the pseudo-header only
 	}
 	return p.bad(append(b, ' '), "(wrong)")
 }

@@ -39,14 +39,14 @@ from a file: --set blocked=FILE, or @blocked=FILE. ` + "`divert filter fields`" 
 	return cmd
 }
 
-// given is a filter as a command was given it.
+// given is a filter as the user gave it to a command.
 type given struct {
 	text  string
 	p     *filter.Program
 	flags *dialectFlags
 }
 
-// filterCommand makes a command that compiles a filter and prints something about it, as text or, as value returns it, as JSON.
+// filterCommand makes a command that compiles a filter and prints something about it, as text or, from value, as JSON.
 func filterCommand(a *app, cmd *cobra.Command, print func(w io.Writer, g *given) error, value func(g *given) (any, error)) *cobra.Command {
 	var (
 		flags  dialectFlags
@@ -83,10 +83,10 @@ func filterCommand(a *app, cmd *cobra.Command, print func(w io.Writer, g *given)
 	return cmd
 }
 
-// maxFilterText is how much is read of a filter, more than any dialect takes.
+// maxFilterText limits how much of a filter is read; every dialect takes less.
 const maxFilterText = 16 << 20
 
-// filterOrInput returns the filter of the arguments, or else what standard input has.
+// filterOrInput returns the filter of the arguments or, without arguments, standard input.
 func (a *app) filterOrInput(args []string) (string, error) {
 	if len(args) > 0 {
 		return strings.Join(args, " "), nil
@@ -117,7 +117,7 @@ also what WinDivert's driver, which takes less than the compiler, would have aga
 	}, func(g *given) (any, error) { return newJSONCheck(g.text, g.p), nil })
 }
 
-// constant says if a program always comes to the same result.
+// constant reports the result of a program that has the same result for every packet, "" for others.
 func constant(p *filter.Program) string {
 	accepts, rejects := (*prog.Program)(p).Outcomes()
 	switch {
@@ -172,7 +172,7 @@ func explain(w io.Writer, text string, p *filter.Program, flags *dialectFlags) e
 	return nil
 }
 
-// layersFor returns the names of the layers that a text is a filter for.
+// layersFor returns the names of the layers at which a text is a valid filter.
 func layersFor(text string, d filter.Dialect) (names []string) {
 	for _, l := range allLayers {
 		if _, err := filter.Compile(text, l, d); err == nil {
@@ -182,7 +182,7 @@ func layersFor(text string, d filter.Dialect) (names []string) {
 	return names
 }
 
-// hintNames are the hints in words, in groups. Of each group a filter matches at most the kinds that are named.
+// hintNames are the hints in words, in groups. A filter matches only the kinds named in each group.
 var hintNames = [...][]struct {
 	hint prog.Hints
 	name string
@@ -194,7 +194,7 @@ var hintNames = [...][]struct {
 		{prog.HintSocketAccept, "accept"}, {prog.HintSocketClose, "close"}},
 }
 
-// hintText says what a program can match at all.
+// hintText describes the packets or events that a program can match at most.
 func hintText(p *filter.Program) string {
 	hints := (*prog.Program)(p).Hints()
 	if accepts, _ := (*prog.Program)(p).Outcomes(); !accepts || hints == 0 && p.Layer() != divert.LayerReflect {
@@ -243,7 +243,7 @@ func objectOf(p *filter.Program) (string, error) {
 	object, err := p.Object()
 	var f *filter.Error
 	if errors.As(err, &f) {
-		err = errors.New(f.Error()) // about the program, not a place in the text
+		err = errors.New(f.Error()) // about the program as a whole, without a place in the text
 	}
 	return object, err
 }

@@ -39,10 +39,10 @@ kernel does the rest. The manual has a page about the rules: docs/firewall.md.`,
 	return cmd
 }
 
-// defaultSocket is where prompts find the firewall.
+// defaultSocket is the socket at which prompts find the firewall.
 const defaultSocket = "/run/divert/firewall.sock"
 
-// rulesArgument demands one file of rules.
+// rulesArgument requires one file of rules.
 func rulesArgument(cmd *cobra.Command, args []string) error {
 	if len(args) != 1 {
 		return usagef("%s needs one file of rules; `divert help firewall` tells of them", cmd.Name())
@@ -50,7 +50,7 @@ func rulesArgument(cmd *cobra.Command, args []string) error {
 	return nil
 }
 
-// loadRules reads a file of rules, or standard input. What is wrong with it is shown with its place.
+// loadRules reads a file of rules, or standard input. Errors show their place in the file.
 func loadRules(a *app, path string) (*firewall.Rules, error) {
 	if path == "-" {
 		b, err := io.ReadAll(io.LimitReader(a.in, firewall.MaxFile+1))
@@ -145,14 +145,14 @@ Mind the connection you work over: the rules decide it, too.`,
 		RunE: func(cmd *cobra.Command, args []string) error { return f.run(a, cmd, args[0]) },
 	}
 	fl := cmd.Flags()
-	fl.StringVar(&f.learn, "learn", "", "write rules for what no rule is about to `file`")
+	fl.StringVar(&f.learn, "learn", "", "write rules for connections that no rule covers to `file`")
 	fl.StringVar(&f.answers, "answers", "", "keep answers that hold always in `file`, RULES with .answers before its ending by default")
 	fl.StringVar(&f.socket, "socket", defaultSocket, "`path` of the socket for divert firewall ask")
 	fl.BoolVarP(&f.quiet, "quiet", "q", false, "print no decisions")
 	fl.BoolVar(&f.json, "json", false, "decisions, messages and summary as JSON")
 	f.scope.addMetrics(cmd)
 	fl.Int16Var(&f.priority, "priority", 0, "packets meet handles from the highest priority to the lowest, 30000 to -29999")
-	addChoice(cmd, &f.engine, "engine", "who decides which packets match")
+	addChoice(cmd, &f.engine, "engine", "engine that decides which packets match")
 	return cmd
 }
 
@@ -173,7 +173,7 @@ func (f *firewallFlags) run(a *app, cmd *cobra.Command, path string) error {
 	}
 	ctx, stop := untilSignal(cmd.Context())
 	defer stop()
-	again := make(chan os.Signal, 1) // before anybody is told that it runs
+	again := make(chan os.Signal, 1) // before the firewall reports that it runs
 	signal.Notify(again, syscall.SIGHUP)
 	defer signal.Stop(again)
 	if err := f.scope.listenMetrics(); err != nil {
@@ -252,7 +252,7 @@ func (f *firewallFlags) run(a *app, cmd *cobra.Command, path string) error {
 	return err
 }
 
-// openError is the error of opening a firewall, as the command tells it.
+// openError words the error of opening a firewall for the user.
 func openError(err error) error {
 	if errors.Is(err, divert.ErrInvalid) {
 		return usageError{err}
@@ -260,7 +260,7 @@ func openError(err error) error {
 	return err
 }
 
-// listen makes the socket for prompts. Without one, questions have their default.
+// listen makes the socket for prompts. Without one, questions get the default answer.
 func (f *firewallFlags) listen(r *report) (*firewall.Prompts, net.Listener, error) {
 	l, err := firewall.ListenPrompts(f.socket)
 	if errors.Is(err, divert.ErrNotSupported) {
@@ -273,11 +273,11 @@ func (f *firewallFlags) listen(r *report) (*firewall.Prompts, net.Listener, erro
 	return &firewall.Prompts{}, l, nil
 }
 
-// followTime is how often it is looked whether files have changed.
+// followTime is the interval between checks for changed files.
 const followTime = time.Second
 
-// follow exchanges the rules when their files have changed, or on SIGHUP, until the context ends. A file that is being
-// written is read once it has stayed as it is for one look.
+// follow replaces the rules when their files have changed, or on SIGHUP, until the context ends. It reads a changed
+// file only after one check has found it unchanged, so never one half written.
 func (f *firewallFlags) follow(ctx context.Context, a *app, fw *firewall.Firewall, guard *firewallGuard, path string, answers *firewall.Answers, again <-chan os.Signal, r *report) {
 	ticker := time.NewTicker(followTime)
 	defer ticker.Stop()
@@ -325,14 +325,14 @@ func (f *firewallFlags) follow(ctx context.Context, a *app, fw *firewall.Firewal
 	}
 }
 
-// rulesRead is the line about rules that were read again, as JSON.
+// rulesRead is the JSON line about rules that were read again.
 type rulesRead struct {
 	Event string `json:"event"` // "rules"
 	File  string `json:"file"`
-	Rules int    `json:"rules"` // how many there are
+	Rules int    `json:"rules"` // number of rules
 }
 
-// save writes the learned rules, whenever there are more, until the context ends.
+// save writes the learned rules whenever there are new ones, until the context ends.
 func (f *firewallFlags) save(ctx context.Context, l *firewall.Learner, warn func(error)) {
 	ticker := time.NewTicker(followTime)
 	defer ticker.Stop()
@@ -355,20 +355,20 @@ func (f *firewallFlags) save(ctx context.Context, l *firewall.Learner, warn func
 	}
 }
 
-// firewallSummary is the line at the end, as JSON.
+// firewallSummary is the JSON line at the end.
 type firewallSummary struct {
 	Event      string  `json:"event"` // "firewall-summary"
 	Seconds    float64 `json:"seconds"`
 	Allowed    uint64  `json:"allowed"` // connections
 	Denied     uint64  `json:"denied"`
 	Rejected   uint64  `json:"rejected"`
-	AtConnect  uint64  `json:"at_connect"` // of those rejected
+	AtConnect  uint64  `json:"at_connect"` // part of rejected
 	Asked      uint64  `json:"asked"`
-	Unanswered uint64  `json:"unanswered"` // of those asked
-	Unsent     uint64  `json:"unsent"`     // refusals that nobody was told of, because there were too many
+	Unanswered uint64  `json:"unanswered"` // part of asked
+	Unsent     uint64  `json:"unsent"`     // refusals dropped without an answer to the sender, because there were too many
 	Reloads    uint64  `json:"reloads"`
 	SlowestUS  int64   `json:"slowest_us"` // the longest that a packet waited for a decision, without questions, in microseconds
-	LostLines  uint64  `json:"lost_lines"` // decisions that were not printed, because the output did not keep up
+	LostLines  uint64  `json:"lost_lines"` // decisions that were not printed, because the output was too slow
 }
 
 func (f *firewallFlags) summary(r *report, s firewall.Stats, lost uint64) {
@@ -394,7 +394,7 @@ func (f *firewallFlags) summary(r *report, s firewall.Stats, lost uint64) {
 	fmt.Fprintf(r.app.errout, "divert: %s in %v\n", &b, took.Round(time.Millisecond))
 }
 
-// decisionLog prints decisions without keeping those waiting who decide.
+// decisionLog prints decisions without delaying those that make them.
 type decisionLog struct {
 	lines chan firewall.Event // nil: nothing is printed
 	lost  atomic.Uint64
@@ -418,7 +418,7 @@ func newDecisionLog(a *app, asJSON, quiet bool) *decisionLog {
 		for e := range l.lines {
 			if asJSON {
 				if b, err := appendJSONLine(nil, e); err == nil {
-					_, _ = w.Write(b) // the error stays, and there is no other place to tell it
+					_, _ = w.Write(b) // the error stays, and there is no other place to report it
 				}
 			} else {
 				fmt.Fprintln(w, decisionText(&e))
@@ -432,7 +432,7 @@ func newDecisionLog(a *app, asJSON, quiet bool) *decisionLog {
 	return l
 }
 
-// add takes a decision.
+// add queues a decision.
 func (l *decisionLog) add(e firewall.Event) {
 	if l.lines == nil {
 		return
@@ -444,7 +444,7 @@ func (l *decisionLog) add(e firewall.Event) {
 	}
 }
 
-// close prints what waits. The firewall has ended.
+// close prints the queued decisions. The firewall must have ended.
 func (l *decisionLog) close() {
 	l.once.Do(func() {
 		if l.lines != nil {
@@ -454,12 +454,12 @@ func (l *decisionLog) close() {
 	<-l.done
 }
 
-// decisionText is a decision in a line.
+// decisionText returns a decision as a line.
 func decisionText(e *firewall.Event) string {
 	return fmt.Sprintf("%s %-6v %s by %s at %s", e.Time.Format("15:04:05.000"), e.Action, connectionText(e), printable(e.Rule), e.At)
 }
 
-// connectionText is a connection in words.
+// connectionText describes a connection in words.
 func connectionText(e *firewall.Event) string {
 	from, to, way := e.Local, e.Remote, "out"
 	if e.Direction == "in" {

@@ -31,7 +31,7 @@ import (
 	"github.com/opendivert/divert/internal/quicinitial/quictest"
 )
 
-// firewallOn starts the firewall on a host with rules in a file, whose path it returns too.
+// firewallOn starts the firewall on a host with rules from a file, and returns that file's path too.
 func firewallOn(t *testing.T, h *lab.Host, rules string, args ...string) (p *running, path string) {
 	t.Helper()
 	path = filepath.Join(t.TempDir(), "rules.yaml")
@@ -47,7 +47,7 @@ func writeRules(t *testing.T, path, rules string) {
 	}
 }
 
-// tcpEcho is an echo server of TCP on both addresses of a host.
+// tcpEcho runs a TCP echo server on both addresses of a host.
 func tcpEcho(t *testing.T, h *lab.Host, ports ...int) {
 	t.Helper()
 	for _, a := range h.Addrs() {
@@ -61,14 +61,14 @@ func tcpEcho(t *testing.T, h *lab.Host, ports ...int) {
 	}
 }
 
-// The ways in which a connection goes.
+// The outcomes of a connection.
 const (
 	works     = "works"
 	isRefused = "refused"
 	silent    = "silent"
 )
 
-// try connects, and sends a few bytes there and back. What is not heard of within wait is silent.
+// try connects, and sends a few bytes there and back. A connection without any answer within wait is silent.
 func try(h *lab.Host, to netip.AddrPort, wait time.Duration) string {
 	ctx, cancel := context.WithTimeout(context.Background(), wait)
 	defer cancel()
@@ -104,13 +104,14 @@ func failure(err error) string {
 	return err.Error()
 }
 
-// patience is how long a connection may take that works or is refused, shortly how long one is tried that is dropped.
+// patience limits a connection that is expected to work or to be refused; shortly is how long a test waits for one that
+// is dropped.
 const (
 	patience = 20 * time.Second
 	shortly  = 300 * time.Millisecond
 )
 
-// decisions are the lines of a run.
+// decisions returns the decisions in a run's output.
 func decisions(t *testing.T, out string) (list []firewall.Event) {
 	t.Helper()
 	for line := range strings.Lines(out) {
@@ -123,7 +124,7 @@ func decisions(t *testing.T, out string) (list []firewall.Event) {
 	return list
 }
 
-// firewallCounts is the summary of a run.
+// firewallCounts returns the summary of a run.
 func firewallCounts(t *testing.T, p *running) (s firewallSummary) {
 	t.Helper()
 	lines := strings.Split(strings.TrimSpace(p.errout.String()), "\n")
@@ -133,7 +134,8 @@ func firewallCounts(t *testing.T, p *running) (s firewallSummary) {
 	return s
 }
 
-// Connections go as the rules say, and no other. DIVERT_TEST_CONNECTIONS is how many, 60 by default.
+// Each connection gets the fate that the rules give it. DIVERT_TEST_CONNECTIONS is the number of connections, 60 by
+// default.
 func TestFirewallLive(t *testing.T) {
 	count := 60
 	if n, err := strconv.Atoi(os.Getenv("DIVERT_TEST_CONNECTIONS")); err == nil {
@@ -159,7 +161,7 @@ func TestFirewallLive(t *testing.T) {
 			"- {name: served, action: allow, direction: in, port: 8001}\n" +
 			"- {name: not served, action: reject, direction: in, port: 8003}\n"
 		p, _ := firewallOn(t, pair.A, rules, "--engine", engine)
-		// Where this user cannot make the device for answers to itself, only connect is refused.
+		// If this user cannot make the device for answers to the host itself, only connect is refused.
 		refusal := isRefused
 		if tunMissing() != nil && (engine != "auto" || needProcesses() != nil) {
 			refusal = silent
@@ -208,7 +210,7 @@ func TestFirewallLive(t *testing.T) {
 				atConnect++
 			}
 			if whose != "port: 7004" && e.Direction == "out" && e.PID != uint32(os.Getpid()) && e.Protocol == 6 {
-				t.Errorf("of process %d, not %d: %+v", e.PID, os.Getpid(), e)
+				t.Errorf("process %d, want %d: %+v", e.PID, os.Getpid(), e)
 			}
 		}
 		s := firewallCounts(t, p)
@@ -222,8 +224,8 @@ func TestFirewallLive(t *testing.T) {
 	})
 }
 
-// Under load rules are exchanged, and no connection meets neither the old ones nor the new ones. Those that are there
-// already, older than the firewall too, are decided by rules as well.
+// Rules are replaced under load, and every connection meets either the old or the new ones. The rules also decide
+// existing connections, even those older than the firewall.
 func TestFirewallReload(t *testing.T) {
 	needTUN(t)
 	pair := lab.TwoHostsT(t, lab.LinkOptions{})
@@ -253,7 +255,7 @@ func TestFirewallReload(t *testing.T) {
 	check("older than the firewall", works, isRefused)
 	old = []net.Conn{old[0], old[2]}
 
-	// 7002 is rejected by all rules, 7001 by every second.
+	// All rules reject 7002; every second set rejects 7001.
 	stop, done := make(chan struct{}), make(chan map[string]int)
 	for _, a := range pair.B.Addrs() {
 		go func() {
@@ -301,14 +303,14 @@ func TestFirewallReload(t *testing.T) {
 		}
 	}
 
-	// An error leaves the rules as they are; the file is read without a signal too.
+	// An error leaves the old rules in force; the file is read without a signal too.
 	writeRules(t, path, "default: allow\nrules: [{action: alow}]\n")
 	waitFor(t, p, "alow", 1)
 	if got := try(pair.A, netip.AddrPortFrom(pair.B.Addr4(), 7002), patience); got != isRefused {
 		t.Errorf("after an error: %s", got)
 	}
 	if !strings.Contains(p.errout.String(), `rules.yaml:2:18: action: there is no \"alow\" here`) {
-		t.Errorf("the place of the error is not told: %s", p.errout)
+		t.Errorf("the error has no place: %s", p.errout)
 	}
 	writeRules(t, path, "default: allow\n")
 	waitFor(t, p, `"event":"rules"`, reloads+1)
@@ -325,13 +327,13 @@ func waitFor(t *testing.T, p *running, text string, n int) {
 	t.Helper()
 	for begun := time.Now(); strings.Count(p.errout.String(), text) < n; time.Sleep(2 * time.Millisecond) {
 		if time.Since(begun) > patience {
-			t.Fatalf("%q does not come for the %d. time: %s", text, n, p.errout)
+			t.Fatalf("%q did not appear %d times: %s", text, n, p.errout)
 		}
 	}
 }
 
-// When the firewall is killed everything passes, or what it has not decided does not, as the rules say; what it left ends
-// with the next one.
+// When the firewall is killed, either everything passes or undecided connections stay closed, as the rules require. The
+// next firewall removes the remains of the dead one.
 func TestFirewallDies(t *testing.T) {
 	for _, death := range []string{"open", "closed"} {
 		t.Run(death, func(t *testing.T) {
@@ -353,7 +355,7 @@ func TestFirewallDies(t *testing.T) {
 				if got := echo(there, patience); got != works {
 					t.Errorf("before: %s", got)
 				}
-				// Nothing slips through in between: connections attempted all the time while it dies succeed only if all may pass.
+				// Nothing slips through the gap: connections attempted throughout its death succeed only if all may pass.
 				stop, slipped := make(chan struct{}), make(chan int)
 				if death == "closed" {
 					go func() {
@@ -382,7 +384,7 @@ func TestFirewallDies(t *testing.T) {
 								wait = shortly
 							}
 							if got := try(pair.A, netip.AddrPortFrom(a, port), wait); got != want {
-								t.Errorf("after its death, to %v port %d: %s, want %s", a, port, got, want)
+								t.Errorf("after the firewall died, to %v port %d: %s, want %s", a, port, got, want)
 							}
 						})
 					}
@@ -394,23 +396,23 @@ func TestFirewallDies(t *testing.T) {
 						t.Errorf("%d connections slipped through", n)
 					}
 				}
-				if kernel { // the interpreter is the process that has died
+				if kernel { // with the interpreter, the process that decides is dead
 					if got := echo(there, patience); got != works {
-						t.Errorf("what was decided: %s", got)
+						t.Errorf("a connection decided before: %s", got)
 					}
 				}
 				p = start(t, pair.A, "firewall", "run", "--json", "--socket", socket, "--engine", engine, path)
 				if got := try(pair.A, netip.AddrPortFrom(pair.B.Addr6(), 7001), patience); got != works {
-					t.Errorf("with the next one: %s", got)
+					t.Errorf("with the next firewall: %s", got)
 				}
 				if got := try(pair.A, netip.AddrPortFrom(pair.B.Addr6(), 7002), shortly); got != silent {
-					t.Errorf("with the next one, what is denied: %s", got)
+					t.Errorf("with the next firewall, a denied connection: %s", got)
 				}
 				if _, status := p.end(t, os.Interrupt); status != 0 {
 					t.Errorf("status %d: %s", status, p.errout)
 				}
 				if got := try(pair.A, netip.AddrPortFrom(pair.B.Addr4(), 7002), patience); got != works {
-					t.Errorf("ended in order: %s", got)
+					t.Errorf("after an orderly end: %s", got)
 				}
 				if tables, err := pair.A.NFTables(); err != nil || len(tables) != 0 {
 					t.Errorf("left: %q, %v", tables, err)
@@ -420,7 +422,7 @@ func TestFirewallDies(t *testing.T) {
 	}
 }
 
-// A person answers in a terminal, or does not; strangers are not let near.
+// A person answers in a terminal, or does not; strangers get no access.
 func TestFirewallAsk(t *testing.T) {
 	needTUN(t)
 	pair := lab.TwoHostsT(t, lab.LinkOptions{})
@@ -462,7 +464,7 @@ func TestFirewallAsk(t *testing.T) {
 	ask(7001, "a!", works)
 	ask(7001, "-", works)
 
-	// The program gives up while its connection is asked about: nobody can answer any more.
+	// The program gives up while its connection waits for an answer, so answers come too late.
 	giveUp := func(told string) {
 		t.Helper()
 		ctx, cancel := context.WithCancel(t.Context())
@@ -505,16 +507,16 @@ func TestFirewallAsk(t *testing.T) {
 	}
 	a.waitFor(t, "the firewall has ended")
 
-	// The next one knows what was to hold always, and nobody has written to the rules.
+	// The next firewall remembers the permanent answers, and the rules file is unchanged.
 	if text, err := os.ReadFile(path); err != nil || string(text) != rules("1s") {
 		t.Errorf("the rules are %q, %v", text, err)
 	}
 	p = start(t, pair.A, "firewall", "run", "--json", "--socket", filepath.Join(t.TempDir(), "socket"), path)
 	if got := try(pair.A, to(7001), patience); got != works {
-		t.Errorf("what was to hold always: %s", got)
+		t.Errorf("a permanent answer: %s", got)
 	}
 	if got := try(pair.A, to(7003), patience); got != isRefused {
-		t.Errorf("what was not: %s", got)
+		t.Errorf("an answer for once: %s", got)
 	}
 	if out, status := p.end(t, os.Interrupt); status != 0 || !strings.Contains(out, `"at":"answer"`) {
 		t.Errorf("status %d: %s%s", status, out, p.errout)
@@ -551,7 +553,7 @@ func askOn(t *testing.T, socket string) *asker {
 	return a
 }
 
-// waitFor waits until a text has come behind those that were waited for before.
+// waitFor waits until a text appears after those it has already waited for.
 func (a *asker) waitFor(t *testing.T, text string) {
 	t.Helper()
 	for begun := time.Now(); ; time.Sleep(2 * time.Millisecond) {
@@ -560,13 +562,13 @@ func (a *asker) waitFor(t *testing.T, text string) {
 			return
 		}
 		if time.Since(begun) > patience {
-			t.Errorf("%q does not come: %s", text, a.out.String()[a.seen:])
+			t.Errorf("%q did not appear: %s", text, a.out.String()[a.seen:])
 			return
 		}
 	}
 }
 
-// answer types an answer. What is typed right after a question has gone by itself is not taken, and typed again.
+// answer types an answer. Right after a question was withdrawn the answer is rejected, and answer types it again.
 func (a *asker) answer(t *testing.T, word string) {
 	t.Helper()
 	for range 20 {
@@ -584,10 +586,10 @@ func (a *asker) answer(t *testing.T, word string) {
 		}
 		time.Sleep(100 * time.Millisecond)
 	}
-	t.Errorf("the answer %s is not taken: %s", word, a.out)
+	t.Errorf("the answer %s was not accepted: %s", word, a.out)
 }
 
-// Names come from the answers of a resolver, and from the hello of a TLS client.
+// Names come from a resolver's answers and from TLS clients' hellos.
 func TestFirewallNames(t *testing.T) {
 	needTUN(t)
 	pair := lab.TwoHostsT(t, lab.LinkOptions{})
@@ -689,7 +691,7 @@ func question(name string) []byte {
 	return b
 }
 
-// answerNames answers each question with an address.
+// answerNames answers each DNS question with an address.
 func answerNames(c net.PacketConn, a netip.Addr) {
 	b := make([]byte, 512)
 	for {
@@ -712,7 +714,7 @@ func answerNames(c net.PacketConn, a netip.Addr) {
 	}
 }
 
-// certificate makes a certificate that nobody else believes.
+// certificate makes a self-signed certificate.
 func certificate(t *testing.T) tls.Certificate {
 	t.Helper()
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
@@ -726,7 +728,7 @@ func certificate(t *testing.T) tls.Certificate {
 	return tls.Certificate{Certificate: [][]byte{b}, PrivateKey: key}
 }
 
-// serveTLS shakes hands with clients.
+// serveTLS completes the handshake with each client.
 func serveTLS(l net.Listener, cert tls.Certificate) {
 	for {
 		c, err := l.Accept()
@@ -736,7 +738,7 @@ func serveTLS(l net.Listener, cert tls.Certificate) {
 		go func() {
 			defer c.Close()
 			s := tls.Server(c, &tls.Config{Certificates: []tls.Certificate{cert}})
-			if s.Handshake() == nil { // else the firewall has ended it
+			if s.Handshake() == nil { // otherwise the firewall has ended it
 				_, _ = io.Copy(io.Discard, s)
 			}
 		}()

@@ -61,15 +61,15 @@ type asking struct {
 	prompt *firewall.Prompt
 
 	mu    sync.Mutex
-	open  []firewall.Question // the oldest first: that one is shown
-	shown uint64              // its id
+	open  []firewall.Question // the oldest first, which is the one shown
+	shown uint64              // the id of the one shown
 	sent  uint64              // the id of the last question answered here
-	ready time.Time           // input that was typed before was meant for another question
+	ready time.Time           // input typed before this time was meant for another question
 }
 
 func newAsking(a *app, p *firewall.Prompt) *asking { return &asking{app: a, prompt: p} }
 
-// run asks until the firewall ends, or the input does and nothing is open any more.
+// run asks until the firewall ends, or until the input has ended and no question is open.
 func (s *asking) run() error {
 	fmt.Fprintln(s.app.errout, "divert: waiting for questions. Ctrl-C ends.")
 	go s.readAnswers()
@@ -93,10 +93,10 @@ func (s *asking) run() error {
 	}
 }
 
-// typingTime is how long after a question has gone by itself nothing is taken for the answer to the next.
+// typingTime is how long answers are rejected after a question was withdrawn: they were meant for that one.
 const typingTime = time.Second
 
-// withdraw takes a question away.
+// withdraw removes a question.
 func (s *asking) withdraw(id uint64, why string) {
 	for i, q := range s.open {
 		if q.ID == id {
@@ -112,7 +112,7 @@ func (s *asking) withdraw(id uint64, why string) {
 	}
 }
 
-// show shows the oldest question, unless it is there already.
+// show shows the oldest question, unless it is already on display.
 func (s *asking) show() {
 	if len(s.open) == 0 || s.open[0].ID == s.shown {
 		return
@@ -130,7 +130,7 @@ func (s *asking) show() {
 	fmt.Fprint(s.app.out, "allow, deny, reject (with ! always)? ")
 }
 
-// readAnswers reads answers until the input ends; then nobody answers any more.
+// readAnswers reads answers until the input ends; after that no question is answered here.
 func (s *asking) readAnswers() {
 	lines := bufio.NewScanner(s.app.in)
 	for lines.Scan() {
@@ -155,7 +155,7 @@ func (s *asking) readAnswers() {
 	}
 }
 
-// parseAnswer reads an answer as people type it.
+// parseAnswer parses an answer as people type it.
 func parseAnswer(line string) (a firewall.Action, always bool, err error) {
 	word := strings.ToLower(strings.TrimSpace(line))
 	if before, ok := strings.CutSuffix(word, "always"); ok {

@@ -9,16 +9,17 @@ import (
 	"github.com/spf13/cobra"
 )
 
-// guardFile is the file by which a guard is found, beside the socket for prompts.
+// guardFile is the file that leads to a guard, beside the socket for prompts.
 func (f *firewallFlags) guardFile() string { return f.socket + ".guard" }
 
-// firewallGuard is the guard of a firewall, if that has one.
+// firewallGuard is the guard of a firewall, if the rules ask for one.
 type firewallGuard struct {
 	flags *firewallFlags
 	guard *firewall.Guard
 }
 
-// guard starts a guard if the rules ask for one. In any case the guard of a firewall that died ends: this one decides now.
+// guard starts a guard if the rules ask for one. It always ends the guard of a firewall that died: this firewall
+// decides now.
 func (f *firewallFlags) guard(fw *firewall.Firewall) (*firewallGuard, error) {
 	if err := firewall.EndGuard(f.guardFile()); err != nil {
 		return nil, fmt.Errorf("the guard of a firewall that died: %w", err)
@@ -27,7 +28,7 @@ func (f *firewallFlags) guard(fw *firewall.Firewall) (*firewallGuard, error) {
 	return g, g.renew(fw)
 }
 
-// renew has the guard hold what there is now, starts one, or ends it, as the rules say.
+// renew starts or ends the guard, or passes it the current handles, as the rules require.
 func (g *firewallGuard) renew(fw *firewall.Firewall) error {
 	switch closed := fw.Rules().FailClosed(); {
 	case closed && g.guard != nil:
@@ -49,12 +50,12 @@ func (g *firewallGuard) renew(fw *firewall.Firewall) error {
 // end ends the guard, if there is one.
 func (g *firewallGuard) end() {
 	if g.guard != nil {
-		_ = g.guard.End() // what it held is closed with it, however it ends
+		_ = g.guard.End() // its handles close with it, however it ends
 		g.guard = nil
 	}
 }
 
-// newFirewallGuard is a command for divert firewall run alone.
+// newFirewallGuard is the command that divert firewall run starts.
 func newFirewallGuard(a *app) *cobra.Command {
 	return &cobra.Command{
 		Use:   "guard FILE",
@@ -71,7 +72,7 @@ or this command is ended.`,
 			return firewall.RunGuard(os.NewFile(firewall.GuardFD, "firewall"), args[0], func() {
 				fmt.Fprintf(a.errout, "divert: the firewall has died. What it has not decided stays closed until it runs again, or until process %d is ended: kill %[1]d\n",
 					os.Getpid())
-				_ = os.Stderr.Close() // whoever waits for the end of what the firewall says waits no longer
+				_ = os.Stderr.Close() // release a reader that waits for the end of the firewall's messages
 			})
 		},
 	}

@@ -25,7 +25,7 @@ func (*firewallGuard) renew(fw *firewall.Firewall) error {
 
 func (*firewallGuard) end() {}
 
-// newFirewallGuard is a command for Linux.
+// newFirewallGuard makes a command that reports that guards need Linux.
 func newFirewallGuard(*app) *cobra.Command {
 	return &cobra.Command{
 		Use: "guard", Short: "Hold a firewall closed should it die, on Linux",

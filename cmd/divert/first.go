@@ -12,7 +12,7 @@ import (
 	"github.com/spf13/cobra"
 )
 
-// firstFlag is --first: of each flow only the first packets.
+// firstFlag is --first: only the first packets of each flow.
 type firstFlag struct {
 	n     uint32
 	given func() bool
@@ -23,7 +23,7 @@ func (f *firstFlag) add(cmd *cobra.Command) {
 	f.given = func() bool { return cmd.Flags().Changed("first") }
 }
 
-// narrow returns a filter for those of the packets that a compiled one matches; text is what it was compiled of.
+// narrow returns a filter for the first packets that p matches in each flow; text is the source of p.
 func (f *firstFlag) narrow(text string, p *filter.Program, d *dialectFlags) (string, error) {
 	switch {
 	case f.given == nil || !f.given():
@@ -35,7 +35,7 @@ func (f *firstFlag) narrow(text string, p *filter.Program, d *dialectFlags) (str
 	case hasEvents(d.layer()):
 		return "", usagef("--first is about packets, and the layer %s has events", word(d.layer()))
 	}
-	plain, err := p.Format() // it may be an object string
+	plain, err := p.Format() // text may be an object string
 	if err != nil {
 		return "", err
 	}
@@ -45,7 +45,7 @@ func (f *firstFlag) narrow(text string, p *filter.Program, d *dialectFlags) (str
 // fileMatcher matches the packets of a capture file, and counts them in flows if the filter asks for that.
 type fileMatcher struct {
 	program *prog.Program
-	names   map[string]uint32 // numbers for the interfaces that the filter names, whose indexes files do not tell
+	names   map[string]uint32 // indexes for the interfaces that the filter names; files do not record them
 	told    bool              // the file has told the process of some packet
 	flows   engine.FlowTable
 }
@@ -63,7 +63,7 @@ func newFileMatcher(p *filter.Program) (*fileMatcher, error) {
 	return m, err
 }
 
-// matches reports whether a record matches. The time of flows is that of the records, and so are the process and the interface.
+// matches reports whether a record matches. The time of flows, the process and the interface come from the record.
 func (m *fileMatcher) matches(r *record) bool {
 	var parsed packet.Parsed
 	if !capfile.Parse(&parsed, r.data, r.length) {

@@ -6,8 +6,8 @@ import (
 	"time"
 )
 
-// TestFirstOfAFile: the command prints the first packets of each flow of a capture file, and all packets without a flow. A filter
-// that counts itself does the same.
+// TestFirstOfAFile: the command prints the first packets of each flow of a capture file, and all packets without a
+// flow. It works with a filter that counts packets itself, too.
 func TestFirstOfAFile(t *testing.T) {
 	var b writer
 	w, err := newCaptureWriter(&b, "true")

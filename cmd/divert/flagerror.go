@@ -10,7 +10,7 @@ import (
 	"github.com/spf13/pflag"
 )
 
-// flagError returns an error about a flag in the words of a user.
+// flagError rewords an error about a flag for the user.
 func flagError(cmd *cobra.Command, err error) error {
 	var (
 		value   *pflag.InvalidValueError
@@ -32,7 +32,7 @@ func flagError(cmd *cobra.Command, err error) error {
 	return usageError{err}
 }
 
-// valueError says what a flag takes instead of what it was given.
+// valueError names the values that a flag takes in place of the one given.
 func valueError(e *pflag.InvalidValueError) string {
 	name, value := "--"+e.GetFlag().Name, printable(e.GetValue())
 	if letter := e.GetFlag().Shorthand; letter != "" {
@@ -55,7 +55,7 @@ func valueError(e *pflag.InvalidValueError) string {
 	return fmt.Sprintf("%s %s: %v", name, value, errors.Unwrap(e))
 }
 
-// unknownFlag suggests a flag for one that does not exist. A negative number in a filter looks like one.
+// unknownFlag suggests a flag for one that does not exist. A negative number in a filter looks like a flag.
 func unknownFlag(cmd *cobra.Command, e *pflag.NotExistError) string {
 	name := e.GetSpecifiedName()
 	if letters := e.GetSpecifiedShortnames(); letters != "" {
@@ -78,7 +78,7 @@ func unknownFlag(cmd *cobra.Command, e *pflag.NotExistError) string {
 	return text
 }
 
-// edits returns how many bytes must be inserted, deleted or replaced to make b of a.
+// edits returns how many bytes must be inserted, deleted or replaced to turn a into b.
 func edits(a, b string) int {
 	row := make([]int, len(b)+1)
 	for j := range row {

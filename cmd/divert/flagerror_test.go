@@ -5,7 +5,7 @@ import (
 	"testing"
 )
 
-// TestFlagErrors: errors about flags use the words of the command, not those of Go's libraries.
+// TestFlagErrors expects errors about flags in the command's own words, not those of Go's libraries.
 func TestFlagErrors(t *testing.T) {
 	for _, test := range []struct {
 		args string

@@ -103,14 +103,14 @@ func appendFlow(b []byte, a *divert.Address, d *packet.FlowData) []byte {
 	return strconv.AppendUint(append(d.RemoteAddr.AppendTo(b), ':'), uint64(d.RemotePort), 10)
 }
 
-// flowTotals are the flows of a process.
+// flowTotals counts the flows of a process.
 type flowTotals struct {
 	PID     uint32 `json:"pid"`
 	Program string `json:"program,omitempty"` // path
 	Name    string `json:"name,omitempty"`    // of the process
 	Open    int    `json:"open"`              // begun and not ended
 	Total   uint64 `json:"total"`             // begun since the run began
-	In      uint64 `json:"in"`                // of them begun by the other side
+	In      uint64 `json:"in"`                // the part of total begun by the other side
 	TCP     uint64 `json:"tcp"`
 	UDP     uint64 `json:"udp"`
 	Other   uint64 `json:"other"`
@@ -134,7 +134,7 @@ func (t *topFlows) count(e *divert.Packet) {
 		t.byProcess[d.ProcessID] = p
 	}
 	if path := t.printer.processes.path(d.ProcessID); path != "" {
-		p.Program = path // the last that is known: when a flow ends, the process may have
+		p.Program = path // the last known path: by a flow's end the process may have ended too
 	}
 	if name := e.Addr.ProcessName(); name != "" {
 		p.Name = name
@@ -158,7 +158,7 @@ func (t *topFlows) count(e *divert.Packet) {
 	}
 }
 
-// table prints the totals, those with the most flows first.
+// table prints the totals, most flows first.
 func (t *topFlows) table() error {
 	list := slices.SortedFunc(maps.Values(t.byProcess), func(a, b *flowTotals) int {
 		return cmp.Or(cmp.Compare(b.Open, a.Open), cmp.Compare(b.Total, a.Total), cmp.Compare(a.PID, b.PID))
@@ -196,9 +196,9 @@ func (t *topFlows) table() error {
 	return t.printer.flush()
 }
 
-// run prints the totals at every interval until ctx ends, and once more then.
+// run prints the totals at every interval until ctx ends, and once more at the end.
 func (t *topFlows) run(ctx context.Context, h *divert.Handle) error {
-	stop := context.AfterFunc(ctx, func() { _ = h.Shutdown(divert.ShutdownRecv) }) // fails if closed, which ends it too
+	stop := context.AfterFunc(ctx, func() { _ = h.Shutdown(divert.ShutdownRecv) }) // fails only on a closed handle, which ends the run too
 	defer stop()
 	ps := make([]divert.Packet, dumpBatch)
 	for {

@@ -15,7 +15,7 @@ import (
 	"github.com/opendivert/divert/packet"
 )
 
-// FuzzPrint prints any bytes as a packet in every form, whole and cut.
+// FuzzPrint prints arbitrary bytes as a packet in every form, whole and cut.
 func FuzzPrint(f *testing.F) {
 	for i := range samples {
 		f.Add(samples[i].data, uint16(samples[i].length), uint8(samples[i].direction), "eth0")
@@ -30,15 +30,15 @@ func FuzzPrint(f *testing.F) {
 		for _, p := range []printer{{}, {quiet: true}, {verbose: 1, bytes: bytesBoth}, {verbose: 2, colour: true}} {
 			b := p.append(nil, r)
 			if len(b) == 0 || b[len(b)-1] != '\n' {
-				t.Fatalf("%q is no line", b)
+				t.Fatalf("%q does not end like a line", b)
 			}
-			for _, c := range b { // nothing from outside may reach the terminal as it is
+			for _, c := range b { // no byte from outside may reach the terminal unescaped
 				if (c < ' ' && c != '\n' && c != '\t' && !(p.colour && c == '\x1b')) || c >= utf8.RuneSelf {
 					t.Fatalf("%q has the byte %#x", b, c)
 				}
 			}
 			if p.verbose == 0 && bytes.Count(b, []byte("\n")) != 1 {
-				t.Fatalf("%q are several lines", b)
+				t.Fatalf("%q has several lines", b)
 			}
 		}
 		p := printer{bytes: bytesBoth}
@@ -56,7 +56,7 @@ func FuzzPrint(f *testing.F) {
 	})
 }
 
-// FuzzCapture reads any bytes as a capture file, writes its packets to another, and reads that.
+// FuzzCapture reads arbitrary bytes as a capture file, writes its packets to another, and reads that.
 func FuzzCapture(f *testing.F) {
 	f.Add(sampleFile(f))
 	for _, file := range captureFiles {
@@ -82,7 +82,7 @@ func FuzzCapture(f *testing.F) {
 	})
 }
 
-// FuzzCaptureWriter writes packets to a file, and expects the reader to find them as they were.
+// FuzzCaptureWriter writes packets to a file and reads them back unchanged.
 func FuzzCaptureWriter(f *testing.F) {
 	f.Add([]byte("payload"), uint8(9), int64(1), "eth0", uint8(1), uint8(2), uint32(7), "curl", "/usr/bin/curl", uint8(3))
 	f.Add([]byte{}, uint8(0), int64(1e18), "", uint8(0), uint8(0), uint32(0), "", "", uint8(0))
@@ -134,12 +134,12 @@ func FuzzCaptureWriter(f *testing.F) {
 		}
 		var more record
 		if err := c.next(&more); err != io.EOF {
-			t.Fatalf("behind the last packet: %v", err)
+			t.Fatalf("after the last packet: %v", err)
 		}
 	})
 }
 
-// reread reads a file as far as it goes; it returns the text of its packets and a new file with them.
+// reread reads a file as far as possible; it returns the text of its packets and a new file with them.
 func reread(t *testing.T, file []byte) (lines []string, copied writer) {
 	t.Helper()
 	c, err := newCaptureReader(bytes.NewReader(file), divert.LayerNetwork)
@@ -162,7 +162,7 @@ func reread(t *testing.T, file []byte) (lines []string, copied writer) {
 			t.Fatalf("record %+v", r)
 		}
 		if n := r.when.UnixNano(); n < 0 || !time.Unix(0, n).Equal(r.when) {
-			r.when = sampleTime // nanoseconds in 64 bits, the form of the copy, do not reach that far
+			r.when = sampleTime // the copy's form, nanoseconds in 64 bits, cannot hold it
 		}
 		lines = append(lines, string(p.append(nil, &r)))
 		if err := w.write(&r); err != nil {

@@ -17,14 +17,14 @@ import (
 	"github.com/spf13/cobra"
 )
 
-// handlePriority is the priority of the handles that look at others (specification: samples.md 8).
+// handlePriority is the priority of the handles that list others (specification: samples.md 8).
 const handlePriority = -333
 
-// codeNoService is the Windows error number of NoInstall where no driver runs, ERROR_SERVICE_DOES_NOT_EXIST
-// (specification: api.md 20).
+// codeNoService is the Windows error number that NoInstall returns without a running driver,
+// ERROR_SERVICE_DOES_NOT_EXIST (specification: api.md 20).
 const codeNoService = 1060
 
-// reflector is a run that looks at the handles of others.
+// reflector is a run that lists the handles of all processes.
 type reflector struct {
 	app     *app
 	flags   handleFlags
@@ -41,7 +41,7 @@ func newReflector(a *app, cmd *cobra.Command) *reflector {
 	return r
 }
 
-// open opens the handle, with more flags.
+// open opens the handle, with additional flags.
 func (r *reflector) open(args []string, more divert.Flag) (*divert.Handle, error) {
 	r.printer = newEventPrinter(r.app, r.json)
 	p, err := r.flags.compile(args)
@@ -54,7 +54,7 @@ func (r *reflector) open(args []string, more divert.Flag) (*divert.Handle, error
 	return r.flags.open(p, divert.RecvOnly|divert.Sniff|more)
 }
 
-// each gives the handles that are open now to f.
+// each passes the handles that are open now to f.
 func (r *reflector) each(ctx context.Context, args []string, f func(*divert.Packet) error) error {
 	h, err := r.open(args, divert.NoInstall)
 	if wincode.Of(err) == codeNoService {
@@ -67,7 +67,7 @@ func (r *reflector) each(ctx context.Context, args []string, f func(*divert.Pack
 	return eachOpen(ctx, h, f, r.printer.flush)
 }
 
-// eachOpen gives the handles that are open now to f; h is at the layer REFLECT. At the end it calls idle.
+// eachOpen passes the handles that are open now to f, then calls idle. h is at the layer REFLECT.
 func eachOpen(ctx context.Context, h *divert.Handle, f func(*divert.Packet) error, idle func() error) error {
 	if err := h.Shutdown(divert.ShutdownBoth); err != nil {
 		return err
@@ -86,7 +86,7 @@ type jsonHandle struct {
 	Timestamp int64     `json:"timestamp"`
 	Event     string    `json:"event"` // OPEN, CLOSE, KILL
 	Opened    time.Time `json:"opened"`
-	PID       uint32    `json:"pid"` // 0: the kernel does not tell
+	PID       uint32    `json:"pid"` // 0: unknown
 	Program   string    `json:"program,omitempty"`
 	Layer     string    `json:"layer"` // of the handle
 	Flags     []string  `json:"flags"`
@@ -99,7 +99,7 @@ func (p *eventPrinter) reflect(e *divert.Packet) error {
 	return p.handle(e.Addr.Event.String(), eventStyles[e.Addr.Event], e)
 }
 
-// handle prints what happened to a handle (specification: samples.md 8).
+// handle prints an event of a handle (specification: samples.md 8).
 func (p *eventPrinter) handle(word string, s style, e *divert.Packet) error {
 	d := e.Addr.Reflect()
 	path := p.processes.path(d.ProcessID)
@@ -140,7 +140,7 @@ func (p *eventPrinter) handle(word string, s style, e *divert.Packet) error {
 	return p.write(b)
 }
 
-// ageText says how long ago something was, in the two greatest units.
+// ageText returns a duration in its two greatest units.
 func ageText(age time.Duration) string {
 	if age < time.Second {
 		return "now"
@@ -165,7 +165,7 @@ var ages = []struct {
 	seconds int64
 }{{"d", 86400}, {"h", 3600}, {"m", 60}, {"s", 1}}
 
-// filterOf returns the filter of a handle as text: its object in normal form or, if it is none, as it is.
+// filterOf returns the filter of a handle as text: a valid object in normal form, anything else unchanged.
 func filterOf(data []byte, layer divert.Layer) string {
 	object := strings.TrimSuffix(string(data), "\x00")
 	if !strings.HasPrefix(object, "@") {
@@ -256,7 +256,7 @@ does not confirm that it has one.`,
 				return nil
 			}
 			asked[pid] = true
-			r.printer.processes.path(pid) // while it is there
+			r.printer.processes.path(pid) // while the process exists
 			if err := killProcess(pid); err != nil {
 				failed = append(failed, fmt.Errorf("process %d was left alone: %w", pid, err))
 				return nil
@@ -266,7 +266,7 @@ does not confirm that it has one.`,
 		switch {
 		case err != nil:
 		case unknown > 0 && (only == 0 || !asked[only]):
-			err = fmt.Errorf("whose %d of the open handles are is not known here, so that they were left alone (%s)", unknown, unknownProcess)
+			err = fmt.Errorf("%d of the open handles were left alone, because their process is unknown (%s)", unknown, unknownProcess)
 		case only != 0 && !asked[only]:
 			err = fmt.Errorf("process %d has no handle open here", only)
 		}
@@ -275,7 +275,7 @@ does not confirm that it has one.`,
 	return cmd
 }
 
-// unknownProcess says why the process of a handle is not known.
+// unknownProcess explains why the process of a handle is unknown.
 const unknownProcess = "it is of another pid namespace, or to see it takes root's rights"
 
 // whom returns the process that an argument names, 0 for all.

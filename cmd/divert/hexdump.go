@@ -36,8 +36,8 @@ func appendDump(b, data []byte, mode bytesMode) []byte {
 	return b
 }
 
-// appendASCII appends bytes as text: line feeds and tabs as they are, other control characters as dots. Each line is
-// indented, so that a packet cannot hold a line that looks like another packet.
+// appendASCII appends bytes as text: line feeds and tabs unchanged, other control characters as dots. It indents each
+// line, so that a packet's contents cannot look like another packet.
 func appendASCII(b, data []byte) []byte {
 	b = append(b, '\t')
 	for i, c := range data {
@@ -56,7 +56,7 @@ func appendASCII(b, data []byte) []byte {
 	return append(b, '\n')
 }
 
-// shown is a byte as ASCII, a dot if it has no such form.
+// shown returns a byte as ASCII, or a dot if it is not printable.
 func shown(c byte) byte {
 	if c < ' ' || c > '~' {
 		return '.'

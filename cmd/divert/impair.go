@@ -15,7 +15,7 @@ import (
 	"github.com/spf13/cobra"
 )
 
-// impairFlags are the flags of the commands that impair packets, without the settings of a rule.
+// impairFlags are the flags of the commands that impair packets, other than the settings of a rule.
 type impairFlags struct {
 	handleFlags
 	seed       uint64
@@ -44,10 +44,10 @@ type ruleFlag struct {
 	text    string
 }
 
-// String returns the value as it was given.
+// String returns the value as the user gave it.
 func (f *ruleFlag) String() string { return f.text }
 
-// Type returns what the help shows for the value.
+// Type returns the word that the help shows for the value.
 func (f *ruleFlag) Type() string {
 	if f.setting.Value == "" {
 		return "bool"
@@ -172,7 +172,7 @@ func impairConfig(a *app, cmd *cobra.Command, flags *impairFlags, rule *impair.R
 		return c, usagef("--max-packets and --max-bytes must be at least 1")
 	}
 	if !cmd.Flags().Changed("seed") {
-		c.Seed = rand.Uint64N(1 << 53) // readers of JSON know numbers up to there
+		c.Seed = rand.Uint64N(1 << 53) // JSON readers are exact up to there
 	}
 	text, _, err := flags.program(args)
 	if err == nil {
@@ -220,7 +220,7 @@ func impairConfig(a *app, cmd *cobra.Command, flags *impairFlags, rule *impair.R
 			}
 			p, err := flags.compileText(r.Filter)
 			if err != nil {
-				continue // the run will report the error and its place
+				continue // the run reports the error and its place
 			}
 			if r.Filter, err = narrow(r.Filter, p, tests); err != nil {
 				return c, err
@@ -285,7 +285,7 @@ func runImpair(a *app, cmd *cobra.Command, flags *impairFlags, c impair.Config, 
 	return err
 }
 
-// impairError turns errors in rules into errors in the command line.
+// impairError converts errors in rules to errors in the command line.
 func impairError(err error) error {
 	var (
 		rule    *impair.RuleError
@@ -303,7 +303,7 @@ func impairError(err error) error {
 	return f
 }
 
-// hidden is an error whose causes say nothing about how to report it.
+// hidden is an error that hides its causes, so that they do not change how it is reported.
 type hidden struct{ err error }
 
 // Error returns the error's text.
@@ -324,7 +324,7 @@ func newImpairCounts(s *impair.Stats) *impairCounts {
 	return &impairCounts{s.Unimpaired, s.Failed, s.FlowsForgotten, s.Rules}
 }
 
-// impairText tells the counters of a rule in words: those that are not 0.
+// impairText returns the counters of a rule in words, without those that are 0.
 func impairText(s *impair.RuleStats) string {
 	var b strings.Builder
 	b.WriteString(countOf(s.Packets, "packet"))

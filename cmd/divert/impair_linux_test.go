@@ -15,7 +15,7 @@ import (
 	"github.com/opendivert/divert/impair"
 )
 
-// impairedRules returns the counters of rules from the summary of a run that was ended.
+// impairedRules returns the counters of rules from the summary of a run that has ended.
 func impairedRules(t *testing.T, errout string) []impair.RuleStats {
 	t.Helper()
 	lines := strings.Split(strings.TrimSpace(errout), "\n")
@@ -26,7 +26,7 @@ func impairedRules(t *testing.T, errout string) []impair.RuleStats {
 	return s.Impaired.Rules
 }
 
-// Packets that still wait in the queue when a run is interrupted go on unimpaired, so the counters may lack the last packets.
+// Packets still queued when a run is interrupted go on unimpaired, so the counters may lack the last packets.
 func TestImpairLive(t *testing.T) {
 	pair, echo := hosts(t)
 	p := start(t, pair.A, "impair", "--loss", "100%", "--direction", "out", "--seed", "5", "--json", "udp")
@@ -37,7 +37,7 @@ func TestImpairLive(t *testing.T) {
 		t.Errorf("status %d", status)
 	}
 	if !strings.Contains(p.errout.String(), `"seed":5`) {
-		t.Errorf("the seed is not told: %s", p.errout)
+		t.Errorf("the seed is not printed: %s", p.errout)
 	}
 	if r := impairedRules(t, p.errout.String()); len(r) != 1 || r[0].Lost == 0 || r[0].Lost != r[0].Packets {
 		t.Errorf("rules %+v", r)
@@ -47,7 +47,7 @@ func TestImpairLive(t *testing.T) {
 	}
 }
 
-// Held packets go on when the run is interrupted; after SIGKILL all other packets pass.
+// Held packets go on when the run is interrupted; after SIGKILL all packets pass.
 func TestImpairEnds(t *testing.T) {
 	pair, echo := hosts(t)
 	counter, err := pair.B.CountUDP("10.77.0.2:9")
@@ -66,7 +66,7 @@ func TestImpairEnds(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	if n := exchange(t, pair.A, echo, 1, 100*time.Millisecond); n != 0 { // behind the others
+	if n := exchange(t, pair.A, echo, 1, 100*time.Millisecond); n != 0 { // behind the held packets
 		t.Errorf("a datagram came back before its time")
 	}
 	if _, status := p.end(t, os.Interrupt); status != 0 {

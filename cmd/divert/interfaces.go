@@ -11,7 +11,7 @@ type netInterface struct {
 	names []string // its own, and the alternative ones (altname in ip-link(8))
 }
 
-// interfaceNamed returns the index of the interface that has a name, 0 if none has.
+// interfaceNamed returns the index of the interface with a name, 0 if there is none.
 func interfaceNamed(name string, all []netInterface) int {
 	for _, i := range all {
 		if slices.Contains(i.names, name) {
@@ -21,7 +21,7 @@ func interfaceNamed(name string, all []netInterface) int {
 	return 0
 }
 
-// interfaceIndex returns the index of the interface that has a name, or that index, and whether it was named.
+// interfaceIndex returns the index of an interface given by name or by index, and whether it was a name.
 func interfaceIndex(name string) (index int, named bool, err error) {
 	all, err := localInterfaces()
 	if err != nil {
@@ -43,7 +43,7 @@ func interfaceIndex(name string) (index int, named bool, err error) {
 	return 0, false, usagef("--interface %s: there is no such network interface; there are any%s", printable(name), printable(text))
 }
 
-// localInterface returns the index of the interface of this system that has a name, 0 if none has.
+// localInterface returns the index of this system's interface with a name, 0 if there is none.
 func localInterface(name string) uint32 {
 	all, _ := localInterfaces()
 	return uint32(interfaceNamed(name, all))

@@ -9,24 +9,24 @@ import (
 	"github.com/opendivert/divert/packet"
 )
 
-// jsonPacket is a packet as `dump --json` prints it. Keys are only ever added; those marked omitempty are
-// absent where the packet or the source has no such thing.
+// jsonPacket is a packet as `dump --json` prints it. Keys are only ever added; keys marked omitempty are absent where
+// the packet or the source lacks the value.
 type jsonPacket struct {
 	Time      time.Time `json:"time"`                // RFC 3339, UTC, nanoseconds
-	Timestamp int64     `json:"timestamp,omitempty"` // ticks of the handle's clock; not in capture files
+	Timestamp int64     `json:"timestamp,omitempty"` // ticks of the handle's clock; absent for capture files
 	Layer     string    `json:"layer,omitempty"`     // network, forward
 	Direction string    `json:"direction,omitempty"` // in, out, loopback, forward
 	IfIndex   uint32    `json:"ifindex,omitempty"`
 	IfName    string    `json:"ifname,omitempty"`
-	PID       uint32    `json:"pid,omitempty"`     // of the process, if that is known
-	Program   string    `json:"program,omitempty"` // its path
-	Name      string    `json:"name,omitempty"`    // its name when it had the packet
+	PID       uint32    `json:"pid,omitempty"`     // process id, if known
+	Program   string    `json:"program,omitempty"` // path of its program
+	Name      string    `json:"name,omitempty"`    // its name when it sent or received the packet
 	Verdict   string    `json:"verdict,omitempty"` // accepted, rewritten, dropped, rejected, sent
 	Impostor  bool      `json:"impostor,omitempty"`
 	Length    int       `json:"length"`             // of the packet in bytes
-	Captured  int       `json:"captured,omitempty"` // bytes that are here, if they are fewer
+	Captured  int       `json:"captured,omitempty"` // bytes present, if fewer than length
 
-	Version       uint8       `json:"version,omitempty"` // 4 or 6; absent if it is no IP packet
+	Version       uint8       `json:"version,omitempty"` // 4 or 6; absent if the packet is not IP
 	Src           *netip.Addr `json:"src,omitempty"`
 	Dst           *netip.Addr `json:"dst,omitempty"`
 	TTL           *uint8      `json:"ttl,omitempty"` // or the hop limit
@@ -42,7 +42,7 @@ type jsonPacket struct {
 	Data     string        `json:"data,omitempty"` // hexadecimal, with -x, -X or -A
 }
 
-// jsonFragment is what a fragment is a part of.
+// jsonFragment describes the place of a fragment in its packet.
 type jsonFragment struct {
 	ID     uint32 `json:"id"`
 	Offset int32  `json:"offset"` // in bytes
@@ -89,7 +89,7 @@ func (p *printer) appendJSON(b []byte, r *record) ([]byte, error) {
 	return appendJSONLine(b, &j)
 }
 
-// setPacket sets what the headers say.
+// setPacket sets the values found in the headers.
 func (j *jsonPacket) setPacket(data []byte, p *packet.Parsed) {
 	src, dst := addresses(data, p)
 	ttl, protocol, payload := data[8], p.Protocol, payloadLength(p)

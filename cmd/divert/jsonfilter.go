@@ -9,7 +9,7 @@ import (
 // jsonText is a filter as `filter format` and `filter from-tcpdump` print it.
 type jsonText struct {
 	Filter string   `json:"filter"`
-	Notes  []string `json:"notes,omitempty"` // differences that remain, of a filter of tcpdump
+	Notes  []string `json:"notes,omitempty"` // differences that remain, for a filter of tcpdump
 }
 
 // jsonObject is an object string as `filter object` prints it.
@@ -17,12 +17,12 @@ type jsonObject struct {
 	Object string `json:"object"`
 }
 
-// jsonCheck is what `filter check` says of a filter that compiles; of one that does not, standard error tells.
+// jsonCheck is the result of `filter check` for a filter that compiles; for others, standard error has the error.
 type jsonCheck struct {
-	Filter  string `json:"filter"` // as it was given
+	Filter  string `json:"filter"` // as given
 	Layer   string `json:"layer"`
-	Tests   int    `json:"tests"`             // how many the program has
-	Matches string `json:"matches,omitempty"` // "nothing" or "everything", of a filter that does not depend on the packet
+	Tests   int    `json:"tests"`             // number of tests in the program
+	Matches string `json:"matches,omitempty"` // "nothing" or "everything", for a filter whose result does not depend on the packet
 	Driver  string `json:"driver,omitempty"`  // why WinDivert's driver would refuse it
 }
 
@@ -40,21 +40,21 @@ func newJSONCheck(text string, p *filter.Program) jsonCheck {
 	return j
 }
 
-// jsonExplanation is what `filter explain` says of a filter.
+// jsonExplanation is the output of `filter explain`.
 type jsonExplanation struct {
 	jsonCheck
 	Normal  string     `json:"normal"` // the filter in its normal form
 	Program []jsonTest `json:"program"`
-	AtMost  string     `json:"at_most"` // what the filter can match at all, in words
-	Layers  []string   `json:"layers"`  // those that it is a filter for
+	AtMost  string     `json:"at_most"` // the most that the filter can match, in words
+	Layers  []string   `json:"layers"`  // layers at which the filter is valid
 }
 
 // jsonTest is a test of a program. The evaluation begins with the first one.
 type jsonTest struct {
 	Index int    `json:"index"` // numbered from 0
 	Test  string `json:"test"`
-	Yes   int    `json:"yes"` // the test to go on with if it holds; -1: the filter matches, -2: it does not
-	No    int    `json:"no"`  // the same if it does not hold
+	Yes   int    `json:"yes"` // the next test if this one holds; -1: the filter matches, -2: it does not match
+	No    int    `json:"no"`  // the next test if this one fails, in the same form
 }
 
 func newJSONExplanation(text string, p *filter.Program, flags *dialectFlags) (*jsonExplanation, error) {
@@ -76,7 +76,7 @@ func newJSONExplanation(text string, p *filter.Program, flags *dialectFlags) (*j
 // jsonField is a field as `filter fields` prints it.
 type jsonField struct {
 	Name   string   `json:"name"`
-	Index  bool     `json:"index,omitempty"` // it takes one: name[i]
+	Index  bool     `json:"index,omitempty"` // the field takes an index: name[i]
 	Kind   string   `json:"kind"`
 	Min    string   `json:"min"` // the least value, as filters write it
 	Max    string   `json:"max"`
@@ -88,7 +88,7 @@ func newJSONField(f filter.FieldInfo) jsonField {
 	return jsonField{f.Name, f.Kind == filter.KindBytes, f.Kind.String(), f.Min, f.Max, wordsOf(f.Layers), f.Doc}
 }
 
-// jsonResult is what `filter eval` says of a packet.
+// jsonResult is the output of `filter eval` for a packet.
 type jsonResult struct {
 	Packet  int        `json:"packet"` // numbered from 1
 	Matches bool       `json:"matches"`
@@ -97,13 +97,13 @@ type jsonResult struct {
 
 // jsonStep is a test that was executed.
 type jsonStep struct {
-	Index  int    `json:"index"` // in the program, as `filter explain` numbers them
+	Index  int    `json:"index"` // in the program, numbered as by `filter explain`
 	Test   string `json:"test"`
 	Value  string `json:"value"` // of the field, as filters write it; "absent" if the packet has none
 	Result bool   `json:"result"`
 }
 
-// addJSON adds the flag of commands whose whole output becomes JSON with it.
+// addJSON adds the flag --json to a command whose whole output becomes JSON with it.
 func addJSON(cmd *cobra.Command, asJSON *bool, what string) {
 	cmd.Flags().BoolVar(asJSON, "json", false, what+"; errors as JSON too")
 }

@@ -7,8 +7,8 @@ import (
 	"github.com/opendivert/divert/internal/linux/rules"
 )
 
-// killProcess ends a process that has a handle of this network open, and never another. One that is gone already is no
-// error.
+// killProcess ends a process that has a handle of this network open, and refuses to end any other. A process that has
+// already ended is no error.
 func killProcess(pid uint32) error {
 	ns, err := netns.Current()
 	if err != nil {

@@ -16,16 +16,16 @@ import (
 	"github.com/opendivert/divert/internal/lab"
 )
 
-// The claim in the comment of a handle's rule.
+// The comment of a rule that claims a handle.
 var (
 	pidClaim    = regexp.MustCompile(`pid=\d+`)
 	handleClaim = regexp.MustCompile(`handle=[0-9a-f]+`)
 )
 
-// forgeVariable makes the test binary forge rules that claim handles for the process in it, and end.
+// forgeVariable makes the test binary forge rules that claim handles for a process, and end.
 const forgeVariable = "DIVERT_TEST_FORGE"
 
-// forgeAll does it.
+// forgeAll does so for the process pid.
 func forgeAll(pid string) {
 	if err := forge(pid); err != nil {
 		fmt.Fprintln(os.Stderr, err)
@@ -34,8 +34,8 @@ func forgeAll(pid string) {
 	os.Exit(0)
 }
 
-// TestKillLeavesStrangersAlone: rules that say that a process has a handle, which it has not, do not end it, and filters in
-// them command no terminal. Who writes them is another user with CAP_NET_ADMIN, if the test may start one.
+// TestKillLeavesStrangersAlone: forged rules that give a process a handle do not make kill end it, and their filters
+// send no commands to the terminal. The forger is another user with CAP_NET_ADMIN, if the test may start one.
 func TestKillLeavesStrangersAlone(t *testing.T) {
 	pair := lab.TwoHostsT(t, lab.LinkOptions{})
 	drop := start(t, pair.A, "drop", "udp.DstPort == 9")
@@ -44,7 +44,7 @@ func TestKillLeavesStrangersAlone(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer func() {
-		_ = victim.Process.Kill() // unless the test has failed
+		_ = victim.Process.Kill() // fails only if the test has failed
 		_ = victim.Wait()
 	}()
 	pid := fmt.Sprint(victim.Process.Pid)
@@ -74,7 +74,7 @@ func TestKillLeavesStrangersAlone(t *testing.T) {
 		t.Errorf("kill all: %d, %q", status, out)
 	}
 	if _, status := drop.end(t, nil); status != -1 {
-		t.Errorf("the killed ended with %d", status)
+		t.Errorf("the killed command ended with status %d", status)
 	}
 	if err := victim.Process.Signal(syscall.Signal(0)); err != nil {
 		t.Errorf("the stranger: %v", err)
@@ -84,8 +84,8 @@ func TestKillLeavesStrangersAlone(t *testing.T) {
 	}
 }
 
-// forge copies each rule of the chain with the handles, with another process and another handle, and gives each handle
-// another filter.
+// forge copies each rule of the chain with the handles for another process and another handle, and changes the filter
+// of each handle.
 func forge(pid string) error {
 	c, err := nftables.New()
 	if err != nil {
@@ -103,14 +103,14 @@ func forge(pid string) error {
 			filters := &nftables.Chain{Name: "filter_" + id, Table: table}
 			c.FlushChain(filters)
 			data := userdata.AppendString(nil, userdata.TypeComment, "divert filter of handle="+id)
-			// The type, the number of the part and that of all parts (rules/filter.go).
+			// The type, the number of the part and the number of parts (rules/filter.go).
 			c.AddRule(&nftables.Rule{Table: table, Chain: filters, UserData: userdata.Append(data, 0xd1, append([]byte{0, 0, 0, 1}, nasty...))})
 		}
 		same := pidClaim.ReplaceAllString(text, "pid="+pid)
 		for _, claim := range []string{same, handleClaim.ReplaceAllString(same, "handle=1")} {
 			forged := &nftables.Rule{Table: table, Chain: chain, UserData: userdata.AppendString(nil, userdata.TypeComment, claim)}
 			c.InsertRule(forged) // before the true one
-			c.AddRule(forged)    // and behind it
+			c.AddRule(forged)    // and after it
 		}
 	}
 	return c.Flush()

@@ -7,7 +7,7 @@ import (
 	"os"
 )
 
-// killProcess ends a process. One that is gone already is no error.
+// killProcess ends a process. A process that has already ended is no error.
 func killProcess(pid uint32) error {
 	p, err := os.FindProcess(int(pid))
 	if err != nil {

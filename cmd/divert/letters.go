@@ -13,8 +13,8 @@ import (
 	"github.com/spf13/cobra"
 )
 
-// letters are the flags of dump that it has from tcpdump(1) for those whose fingers know them.
-// docs/tcpdump.md has the table of all of tcpdump's flags.
+// letters are the flags that dump shares with tcpdump(1), for users who know them. docs/tcpdump.md has a table of all
+// of tcpdump's flags.
 type letters struct {
 	way        choice // of packets
 	times      int    // how often -t was given
@@ -42,7 +42,7 @@ const (
 	wayOut
 )
 
-// meaningless are flags of tcpdump that are taken and change nothing, with the reason.
+// meaningless are flags of tcpdump that are accepted and change nothing, with the reason.
 var meaningless = []struct{ name, letter, why string }{
 	{"no-names", "n", "addresses are never turned into names"},
 	{"no-domain-names", "N", "addresses are never turned into names"},
@@ -103,19 +103,19 @@ func (l *letters) add(cmd *cobra.Command) {
 	}
 }
 
-// refusedFlag is a flag that says why there is no such flag.
+// refusedFlag is a flag of tcpdump that is refused; its value is the reason.
 type refusedFlag string
 
 // String returns nothing: the flag has no value.
 func (refusedFlag) String() string { return "" }
 
-// Type returns what the help would show.
+// Type returns the word that the help would show.
 func (refusedFlag) Type() string { return "refused" }
 
 // Set refuses.
 func (f refusedFlag) Set(string) error { return refusedError(f) }
 
-// refusedError is why a flag of tcpdump is refused.
+// refusedError is the reason why a flag of tcpdump is refused.
 type refusedError string
 
 func (e refusedError) Error() string { return string(e) }
@@ -146,7 +146,7 @@ func (l *letters) bytes() bytesMode {
 	return bytesNone
 }
 
-// filter returns the text of the filter: the arguments, or what the file of -F has.
+// filter returns the text of the filter: the arguments, or the file of -F.
 func (l *letters) filter(args []string) (string, error) {
 	if l.filterFile == "" {
 		return filterText(args), nil
@@ -163,7 +163,7 @@ func (l *letters) filter(args []string) (string, error) {
 	return filterText([]string{strings.TrimSpace(string(b))}), err
 }
 
-// narrow adds what -Q asks for to a filter that compiles, and returns its text.
+// narrow adds the direction of -Q to a filter that compiles, and returns its text.
 func (l *letters) narrow(text string, p *filter.Program) (string, error) {
 	if l.way.value == wayBoth {
 		return text, nil
@@ -177,8 +177,8 @@ func (l *letters) narrow(text string, p *filter.Program) (string, error) {
 	return narrow(text, p, []string{map[int]string{wayIn: "inbound", wayOut: "outbound"}[l.way.value]})
 }
 
-// interfaceTest returns the test for interfaces, names or numbers separated by commas; none if any will do. With byName those that
-// are given by their names are tested by them, so that the test goes on meaning them when they are made anew.
+// interfaceTest returns the test for interfaces, names or numbers separated by commas; none if any interface will do.
+// With byName it tests interfaces given by name by that name, so that it still holds when they are created again.
 func interfaceTest(given []string, byName bool) (string, error) {
 	var tests []string
 	for _, names := range given {
@@ -200,7 +200,7 @@ func interfaceTest(given []string, byName bool) (string, error) {
 	return strings.Join(tests, " or "), nil
 }
 
-// instead does the work of letters that ask for something other than a capture, and reports whether there was any.
+// instead does the work of letters that ask for something other than a capture, and reports whether there were any.
 func (l *letters) instead(d *dump) (done bool, err error) {
 	switch {
 	case l.listInterfaces:
@@ -214,7 +214,7 @@ func (l *letters) instead(d *dump) (done bool, err error) {
 	return false, nil
 }
 
-// listInterfaces prints the network interfaces as tcpdump does.
+// listInterfaces prints the network interfaces in tcpdump's format.
 func listInterfaces(w io.Writer) error {
 	list, err := net.Interfaces()
 	if err != nil {
@@ -238,7 +238,7 @@ func listInterfaces(w io.Writer) error {
 	return err
 }
 
-// stamp appends the time of a packet in the form that -t asks for, and a blank unless it is empty.
+// stamp appends the time of a packet in the form that -t selects, and a blank unless it is empty.
 func (p *printer) stamp(b []byte, when time.Time) []byte {
 	digits, layout := 6, shortTime
 	if p.nano || p.verbose > 0 && p.times == 0 {
@@ -266,7 +266,7 @@ func (p *printer) stamp(b []byte, when time.Time) []byte {
 	return append(b, ' ')
 }
 
-// appendSeconds appends a time in seconds with so many digits behind the point.
+// appendSeconds appends a time in seconds with a number of decimals.
 func appendSeconds(b []byte, d time.Duration, digits int) []byte {
 	if d < 0 {
 		b, d = append(b, '-'), -d
@@ -304,7 +304,7 @@ func appendFraction(b []byte, d time.Duration, digits int) []byte {
 	return b
 }
 
-// countSink counts packets and prints only how many there were.
+// countSink counts packets and prints only their number.
 type countSink struct {
 	noStatistics
 	out io.Writer

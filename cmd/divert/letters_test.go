@@ -13,7 +13,7 @@ import (
 	"github.com/spf13/pflag"
 )
 
-// TestTcpdumpsLetters types the flags of tcpdump's tutorials on a capture file.
+// TestTcpdumpsLetters tries the flags of tcpdump's tutorials on a capture file.
 func TestTcpdumpsLetters(t *testing.T) {
 	file := string(sampleFile(t))
 	filterFile := filepath.Join(t.TempDir(), "filter")
@@ -23,8 +23,8 @@ func TestTcpdumpsLetters(t *testing.T) {
 	for _, test := range []struct {
 		args   string
 		status int
-		first  string // of the lines of the output, a pattern
-		errout string // a part
+		first  string // a pattern for the first line of output
+		errout string // expected part
 	}{
 		{"-nn -c 1 tcp", 0, `^05:06:07\.123456 eth0 -> IP 10`, ""},
 		{"-nnSXvv -s0 -c1 tcp", 0, `^2\d{3}-\d\d-\d\d 05:06:07\.123456\d{3} eth0 `, ""},
@@ -79,7 +79,7 @@ func TestTcpdumpsLetters(t *testing.T) {
 	}
 }
 
-// TestInterfacesThatAreNot names those that are.
+// TestInterfacesThatAreNot expects the error for an unknown interface to list the existing ones.
 func TestInterfacesThatAreNot(t *testing.T) {
 	r := runCommand(t, "", "dump", "-i", "no-such-device", "tcp")
 	if r.status != exitUsage || !strings.Contains(r.errout, "no such network interface; there are any") {
@@ -89,7 +89,7 @@ func TestInterfacesThatAreNot(t *testing.T) {
 
 func hasInterfaces() bool { _, err := os.Stat("/sys/class/net/lo"); return err == nil }
 
-// TestRotation writes capture files that follow each other, and reads all of them.
+// TestRotation writes sequences of capture files, and reads all of them.
 func TestRotation(t *testing.T) {
 	at := time.Date(2026, 3, 4, 5, 6, 7, 0, time.Local)
 	packet := make([]byte, 1000)
@@ -149,7 +149,7 @@ func TestRotation(t *testing.T) {
 	}
 }
 
-// TestPostrotateCommand runs a command for each file that is complete.
+// TestPostrotateCommand runs a command for each complete file.
 func TestPostrotateCommand(t *testing.T) {
 	if runtime.GOOS == "windows" {
 		t.Skip("the command is a script of sh")
@@ -176,8 +176,8 @@ func TestPostrotateCommand(t *testing.T) {
 	}
 }
 
-// TestTcpdumpsFlagsInTheManual holds docs/tcpdump.md to the command: what it calls the same is there, what it calls
-// refused is not.
+// TestTcpdumpsFlagsInTheManual compares docs/tcpdump.md with the command: flags listed as the same must exist, and
+// refused ones must be refused.
 func TestTcpdumpsFlagsInTheManual(t *testing.T) {
 	page, err := os.ReadFile("../../docs/tcpdump.md")
 	if err != nil {
@@ -198,16 +198,16 @@ func TestTcpdumpsFlagsInTheManual(t *testing.T) {
 			if f != nil {
 				_, refused = f.Value.(refusedFlag)
 			}
-			known := name[1] == "-h" || name[1] == "--version" // of every command, and of divert
+			known := name[1] == "-h" || name[1] == "--version" // every command has -h, and divert --version
 			if there := f != nil && !refused || known; there != (row[2] != "refused") {
-				t.Errorf("%s is called %s", name[1], row[2])
+				t.Errorf("%s is listed as %s", name[1], row[2])
 			}
 			if row[2] == "refused" && !strings.HasPrefix(name[1], "--") && !refused {
-				t.Errorf("%s is refused without the reason", name[1])
+				t.Errorf("%s is refused without a reason", name[1])
 			}
 		}
 	}
 	if rows < 55 {
-		t.Errorf("%d flags in the table", rows)
+		t.Errorf("only %d flags in the table", rows)
 	}
 }

@@ -26,7 +26,7 @@ import (
 	kernelprocesses "github.com/opendivert/divert/internal/linux/processes"
 )
 
-// commandVariable makes the test binary be the command: for runs in a process of their own.
+// commandVariable makes the test binary act as the command: for runs in their own process.
 const commandVariable = "DIVERT_TEST_COMMAND"
 
 func TestMain(m *testing.M) {
@@ -51,16 +51,16 @@ func TestMain(m *testing.M) {
 	lab.Main(m)
 }
 
-// running is the command in a process of its own on a host.
+// running is the command in its own process on a host.
 type running struct {
 	cmd    *exec.Cmd
 	out    io.ReadCloser
-	begun  strings.Builder // what lines has read of it
+	begun  strings.Builder // output that lines has read
 	errout *syncBuffer
 	ended  bool
 }
 
-// syncBuffer is a buffer that one goroutine fills while another looks at it.
+// syncBuffer is a buffer that one goroutine fills while another reads it.
 type syncBuffer struct {
 	mu sync.Mutex
 	b  bytes.Buffer
@@ -78,7 +78,7 @@ func (s *syncBuffer) String() string {
 	return s.b.String()
 }
 
-// start starts the command on a host and waits until it says that its handle is open.
+// start starts the command on a host and waits until it reports that its handle is open.
 func start(t *testing.T, h *lab.Host, args ...string) *running {
 	t.Helper()
 	exe, err := os.Executable()
@@ -88,7 +88,7 @@ func start(t *testing.T, h *lab.Host, args ...string) *running {
 	return startProgram(t, h, exe, args...)
 }
 
-// startProgram is start for the command under another name.
+// startProgram starts the command from another executable.
 func startProgram(t *testing.T, h *lab.Host, exe string, args ...string) *running {
 	t.Helper()
 	var err error
@@ -102,7 +102,7 @@ func startProgram(t *testing.T, h *lab.Host, exe string, args ...string) *runnin
 		t.Fatal(err)
 	}
 	t.Cleanup(func() {
-		if !p.ended { // the test was skipped, or has failed
+		if !p.ended { // the test was skipped or has failed
 			_ = p.cmd.Process.Kill()
 			_ = p.cmd.Wait()
 		}
@@ -110,21 +110,21 @@ func startProgram(t *testing.T, h *lab.Host, exe string, args ...string) *runnin
 	begun := time.Now()
 	for !strings.Contains(p.errout.String(), "\n") {
 		if time.Since(begun) > 20*time.Second {
-			t.Fatalf("%v does not begin: %s", args, p.errout)
+			t.Fatalf("%v did not start: %s", args, p.errout)
 		}
 		time.Sleep(5 * time.Millisecond)
 	}
 	return p
 }
 
-// lines waits until the command has printed n lines, or n more.
+// lines waits until the command has printed n more lines.
 func (p *running) lines(t *testing.T, n int) {
 	t.Helper()
 	timer := time.AfterFunc(20*time.Second, func() { _ = p.cmd.Process.Kill() })
 	defer timer.Stop()
-	for b := make([]byte, 1); n > 0; { // and nothing of the line behind
+	for b := make([]byte, 1); n > 0; { // and not a byte of the next line
 		if _, err := p.out.Read(b); err != nil {
-			t.Fatalf("%d lines more were to come: %v\n%.300s\n%.300s", n, err, &p.begun, p.errout)
+			t.Fatalf("%d more lines expected: %v\n%.300s\n%.300s", n, err, &p.begun, p.errout)
 		}
 		p.begun.Write(b)
 		if b[0] == '\n' {
@@ -180,7 +180,7 @@ func exchange(t *testing.T, from *lab.Host, to netip.AddrPort, count int, wait t
 	return r.Echoed
 }
 
-// eachEngine runs a test with either engine. The kernel's is not to be had everywhere.
+// eachEngine runs a test with either engine. The kernel's is not available everywhere.
 func eachEngine(t *testing.T, f func(t *testing.T, engine string)) {
 	for _, engine := range []string{"auto", "interpreter"} {
 		t.Run(engine, func(t *testing.T) { f(t, engine) })
@@ -215,7 +215,7 @@ func TestDumpLive(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		// Only the time of day is printed; midnight may lie between the two.
+		// Only the time of day is printed; midnight may lie between the two times.
 		if d := (timeOfDay(time.Now()) - timeOfDay(when) + 24*time.Hour) % (24 * time.Hour); d > time.Minute {
 			t.Errorf("captured %v ago", d)
 		}
@@ -225,7 +225,7 @@ func TestDumpLive(t *testing.T) {
 	})
 }
 
-// TestDumpSnapshots prints and writes the beginnings of packets, with their whole lengths.
+// TestDumpSnapshots prints and writes the beginnings of packets, with their full lengths.
 func TestDumpSnapshots(t *testing.T) {
 	eachEngine(t, func(t *testing.T, engine string) {
 		pair, echo := hosts(t)
@@ -239,7 +239,7 @@ func TestDumpSnapshots(t *testing.T) {
 			t.Fatalf("status %d, %v: %s", status, err, out)
 		}
 		if j.Length != 92 || j.Captured != 64 || len(j.Data) != 2*64 || j.PayloadLength == nil || *j.PayloadLength != 64 {
-			t.Errorf("%s", out)
+			t.Errorf("output: %s", out)
 		}
 		if _, status := w.end(t, nil); status != exitOK {
 			t.Errorf("status %d: %s", status, w.errout)
@@ -250,7 +250,7 @@ func TestDumpSnapshots(t *testing.T) {
 	})
 }
 
-// needProcesses returns why the processes of packets are not to be had, nil if they are.
+// needProcesses returns why the processes of packets are unavailable, nil if they are available.
 func needProcesses() error { return kernelprocesses.OfPackets.Err() }
 
 // TestProcesses prints and drops the packets of a process.
@@ -268,7 +268,7 @@ func TestProcesses(t *testing.T) {
 	for _, test := range []struct {
 		name string
 		args []string
-		want []string // on the first line
+		want []string // in the first line
 	}{
 		{"text", []string{"dump", "-c", "2", mine + " and udp"}, []string{fmt.Sprintf(" %d]\n", os.Getpid())}},
 		{"by its name", []string{"dump", "-c", "2", byName + " and udp"}, []string{fmt.Sprintf(" %d]\n", os.Getpid())}},
@@ -354,7 +354,7 @@ func TestDumpCaptureFile(t *testing.T) {
 		}
 	}
 	if _, _, err := r.ReadPacketData(); err != io.EOF {
-		t.Errorf("behind the last packet: %v", err)
+		t.Errorf("after the last packet: %v", err)
 	}
 	checkSummary(t, p.errout.String(), summary{Matched: 4, Received: 4})
 }
@@ -391,7 +391,7 @@ func TestDrop(t *testing.T) {
 	})
 }
 
-// needKernel skips where no program in the kernel decides.
+// needKernel skips where the kernel cannot decide.
 func needKernel(t *testing.T, h *lab.Host) {
 	t.Helper()
 	err := h.Do(func() error {
@@ -414,8 +414,8 @@ func TestPassthru(t *testing.T) {
 	for _, test := range []struct {
 		name   string
 		args   []string
-		come   uint64 // packets
-		kernel bool   // takes eBPF
+		come   uint64 // packets that come back
+		kernel bool   // needs eBPF
 	}{
 		{"accept", nil, 20, false},
 		{"one by one", []string{"--batch", "1"}, 20, false},
@@ -443,7 +443,7 @@ func TestPassthru(t *testing.T) {
 	}
 }
 
-// TestClosedOutput ends the reader of the output, as in "divert dump | head -1".
+// TestClosedOutput closes the reader of the output, as in "divert dump | head -1".
 func TestClosedOutput(t *testing.T) {
 	pair, echo := hosts(t)
 	p := start(t, pair.A, "dump", "udp")
@@ -457,7 +457,7 @@ func TestClosedOutput(t *testing.T) {
 	}
 }
 
-// TestOpenErrors tries what Open refuses, in a network of its own.
+// TestOpenErrors tries calls that Open refuses, in its own network.
 func TestOpenErrors(t *testing.T) {
 	pair := lab.TwoHostsT(t, lab.LinkOptions{})
 	for _, test := range []struct {
@@ -483,7 +483,7 @@ func TestOpenErrors(t *testing.T) {
 	}
 }
 
-// TestNoPrivileges runs the command as somebody who may do nothing.
+// TestNoPrivileges runs the command without privileges.
 func TestNoPrivileges(t *testing.T) {
 	pair := lab.TwoHostsT(t, lab.LinkOptions{})
 	exe, err := os.Executable()
@@ -494,7 +494,7 @@ func TestNoPrivileges(t *testing.T) {
 	cmd := exec.Command(exe, "dump")
 	cmd.Env = append(os.Environ(), commandVariable+"=1")
 	cmd.Stderr = &errout
-	// A user namespace of its own has no rights over the network of its parent.
+	// A new user namespace has no rights over its parent's network.
 	cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWUSER}
 	err = pair.A.Exec(cmd)
 	var exit *exec.ExitError

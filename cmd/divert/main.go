@@ -14,13 +14,13 @@ import (
 	"golang.org/x/term"
 )
 
-// app is what the subcommands share: where they read and write, and whether in colour.
+// app is shared by the subcommands: their input and output, and whether to use colours.
 type app struct {
 	in     io.Reader
 	out    io.Writer // data
 	errout io.Writer // diagnostics
 
-	// The same without the safeWriter that run puts before them: for output that is not text of this command.
+	// The outputs without the safeWriter that run puts before them, for output that is not text of this command.
 	rawOut, rawErr io.Writer
 
 	colour    bool // out is a terminal that shows colours
@@ -61,8 +61,8 @@ var commands = []func(*app) *cobra.Command{
 func init() { cobra.EnableCommandSorting = false }
 
 func main() {
-	// Without this a write to a closed pipe would kill the process, before it has ended what it began. Signals
-	// that are caught, unlike ignored ones, are not passed on to child processes.
+	// Without this a write to a closed pipe would kill the process before it has cleaned up. Child processes inherit
+	// ignored signals, but not caught ones.
 	signal.Notify(make(chan os.Signal, 1), syscall.SIGPIPE)
 	a := &app{
 		in: os.Stdin, out: os.Stdout, errout: os.Stderr,
@@ -82,13 +82,13 @@ func main() {
 	os.Exit(a.run(context.Background(), os.Args[1:]))
 }
 
-// colourAllowed reports whether the environment has nothing against colours (no-color.org).
+// colourAllowed reports whether the environment allows colours (no-color.org).
 func colourAllowed() bool {
 	return os.Getenv("NO_COLOR") == "" && os.Getenv("TERM") != "dumb"
 }
 
-// isTerminal reports whether f is a character device, which is near enough: nobody sees the colours that
-// go to the others.
+// isTerminal reports whether f is a character device. That is near enough: on the other devices nobody sees the
+// colours.
 func isTerminal(f *os.File) bool {
 	info, err := f.Stat()
 	return err == nil && info.Mode()&os.ModeCharDevice != 0
@@ -109,7 +109,8 @@ func (a *app) run(ctx context.Context, args []string) int {
 	return a.exit(cmd, err, asksForJSON(cmd, args))
 }
 
-// asksForJSON reports whether the arguments have --json. Those that are wrong may not have been parsed up to there.
+// asksForJSON reports whether the arguments have --json. It looks for itself: parsing may have stopped at a wrong
+// argument.
 func asksForJSON(cmd *cobra.Command, args []string) bool {
 	if f := cmd.Flags().Lookup("json"); f != nil && f.Changed {
 		return f.Value.String() == "true"
@@ -150,7 +151,7 @@ program, which drops, changes or re-injects them. Packets that do not match neve
 	return root
 }
 
-// newHelp returns the help command. Unlike cobra's own it refuses commands that do not exist.
+// newHelp returns the help command. Unlike cobra's own, it refuses commands that do not exist.
 func newHelp(root *cobra.Command) *cobra.Command {
 	return &cobra.Command{
 		Use:     "help [command]",

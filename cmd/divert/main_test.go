@@ -16,7 +16,7 @@ var update = flag.Bool("update", false, "rewrite the golden files")
 
 func init() { time.Local = time.UTC } // times of day in golden files
 
-// result is what a run of the command left.
+// result is the outcome of a run of the command.
 type result struct {
 	status      int
 	out, errout string
@@ -31,7 +31,7 @@ func runCommand(t testing.TB, in string, args ...string) result {
 	return result{status, out.String(), errout.String()}
 }
 
-// golden compares with a file of testdata.
+// golden compares a text with a file of testdata.
 func golden(t *testing.T, name, got string) {
 	t.Helper()
 	path := filepath.Join("testdata", name)
@@ -60,7 +60,7 @@ func golden(t *testing.T, name, got string) {
 
 func TestDumpFile(t *testing.T) {
 	file := string(sampleFile(t))
-	// The last sample is no packet.
+	// The last sample is not an IP packet.
 	const skipped = "divert: warning: 1 of 30 frames have no IP packet\n"
 	for _, test := range []struct {
 		golden string

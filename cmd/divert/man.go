@@ -16,7 +16,7 @@ func newMan(a *app) *cobra.Command {
 	return &cobra.Command{
 		Use:    "man DIR",
 		Short:  "Write the manual pages to a folder",
-		Hidden: true, // packages call it; others have --help
+		Hidden: true, // for packaging; users have --help
 		Long: `Write the manual pages to a folder as man(1) finds them: DIR/man1/divert.1, one in man1 for each command,
 and DIR/man7/divert-filter.7. They are made from the help texts and the table of fields, and are the same for the same version.`,
 		Example: "  divert man /usr/local/share/man",
@@ -30,7 +30,7 @@ and DIR/man7/divert-filter.7. They are made from the help texts and the table of
 	}
 }
 
-// writeManual writes a page for each command that the help shows, and that of the filter language.
+// writeManual writes a page for each command in the help, and one for the filter language.
 func writeManual(dir string, root *cobra.Command) error {
 	pages := map[string]string{filepath.Join("man7", "divert-filter.7"): filterPage()}
 	for list := []*cobra.Command{root}; len(list) > 0; list = list[1:] {
@@ -64,7 +64,7 @@ type roff struct{ b strings.Builder }
 func newRoff(name, section string) *roff {
 	r := &roff{}
 	fmt.Fprintf(&r.b, ".TH %s %s \"\" %s \"Divert Manual\"\n", roffArgument(strings.ToUpper(name)), section, roffArgument("divert "+buildVersion()))
-	r.line(".nh") // names are not to be broken
+	r.line(".nh") // do not hyphenate names
 	r.line(".ad l")
 	return r
 }
@@ -73,7 +73,7 @@ func (r *roff) line(s string) { r.b.WriteString(s + "\n") }
 
 func (r *roff) section(name string) { r.line(".SH " + name) }
 
-// text writes paragraphs. Lines that are indented stay as they are.
+// text writes paragraphs. Indented lines stay unchanged.
 func (r *roff) text(s string) {
 	paragraph, literal := false, false
 	for line := range strings.Lines(strings.Trim(s, "\n") + "\n") {
@@ -104,7 +104,7 @@ func (r *roff) text(s string) {
 	}
 }
 
-// item writes a term, which is roff already, and what it means.
+// item writes a term, which is already roff, and its meaning.
 func (r *roff) item(term, meaning string) {
 	r.line(".TP")
 	r.line(term)
@@ -124,7 +124,7 @@ func (r *roff) see(pages ...string) {
 	}
 }
 
-// roffText escapes text: what roff takes for a command, and what it would print as another character (groff_char(7)).
+// roffText escapes text: anything that roff would take for a command or print as another character (groff_char(7)).
 func roffText(s string) string {
 	var b strings.Builder
 	for i, c := range s {
@@ -199,7 +199,7 @@ func commandPage(c *cobra.Command) string {
 	return r.b.String()
 }
 
-// parentPath returns the words before a command's own name on a command line.
+// parentPath returns the words in front of a command's own name on a command line.
 func parentPath(c *cobra.Command) string {
 	if !c.HasParent() {
 		return ""
@@ -233,7 +233,7 @@ func (r *roff) flags(c *cobra.Command) {
 	})
 }
 
-// valueNames are what the pages call values of flags, by Go's types.
+// valueNames maps Go types to the names that the pages use for values of flags.
 var valueNames = map[string]string{"int": "N", "int16": "N", "uint32": "N", "uint": "N", "duration": "time"}
 
 func upperFirst(s string) string { return strings.ToUpper(s[:1]) + s[1:] }

@@ -36,7 +36,7 @@ func manual(t *testing.T) map[string]string {
 	return pages
 }
 
-// TestManual looks for a page for each command, with each flag, and for each field in that of filters.
+// TestManual expects a page for each command, with every flag, and every field in the page of filters.
 func TestManual(t *testing.T) {
 	pages := manual(t)
 	list := []*cobra.Command{(&app{}).newRoot()}
@@ -72,12 +72,12 @@ func TestManual(t *testing.T) {
 	again := manual(t)
 	for name, text := range pages {
 		if again[name] != text {
-			t.Errorf("%s is another one the second time", name)
+			t.Errorf("%s differs the second time", name)
 		}
 	}
 }
 
-// TestManualIsRoff has groff read the pages; it must warn of nothing.
+// TestManualIsRoff has groff format the pages; it must not warn.
 func TestManualIsRoff(t *testing.T) {
 	if _, err := exec.LookPath("groff"); err != nil {
 		t.Skip("groff is not installed")
@@ -96,13 +96,13 @@ func TestManualIsRoff(t *testing.T) {
 		t.Errorf("%v: %s", err, &errout)
 	}
 	for _, want := range []string{"tcp.DstPort == 443", "--queue-length"} {
-		if !strings.Contains(strings.ReplaceAll(string(out), "\u2212", "-"), want) { // some macros make a minus of \-
-			t.Errorf("%q is not in what groff makes", want)
+		if !strings.Contains(strings.ReplaceAll(string(out), "\u2212", "-"), want) { // some macros turn \- into a minus
+			t.Errorf("%q is missing in groff's output", want)
 		}
 	}
 }
 
-// TestRoffText tries the characters that roff would take for something else.
+// TestRoffText tries the characters that roff would interpret.
 func TestRoffText(t *testing.T) {
 	for in, want := range map[string]string{
 		".TH x": `\&.TH x`, "'quoted'": `\&\(aqquoted\(aq`, `a\b`: `a\(rsb`, "a-b": `a\-b`, "~^`": "\\(ti\\(ha\\(ga", "…": `\[u2026]`,

@@ -25,21 +25,21 @@ import (
 	"golang.org/x/net/netutil"
 )
 
-// metricsServer tells Prometheus about a run, in its text format
-// (prometheus.io/docs/instrumenting/exposition_formats, version 0.0.4). What a field is nil for is left out.
+// metricsServer serves the metrics of a run to Prometheus, in its text format
+// (prometheus.io/docs/instrumenting/exposition_formats, version 0.0.4). It leaves out metrics whose source is nil.
 type metricsServer struct {
 	listener net.Listener
 	server   *http.Server
 	ages     ageCounts
 
-	mu      sync.Mutex // guards what follows
+	mu      sync.Mutex // guards the fields below
 	command string
 	filter  string
 	handle  *divert.Handle
 	about   metricsAbout
 }
 
-// metricsAbout are the counters of a run besides those of its handle. Its functions are called by other goroutines.
+// metricsAbout are the counters of a run besides those of its handle. Other goroutines call its functions.
 type metricsAbout struct {
 	answers  func() answerCounts
 	impaired func() impair.Stats
@@ -49,15 +49,15 @@ type metricsAbout struct {
 	firewall func() firewall.Stats
 }
 
-// The limits of the server: those who connect to it may be anybody.
+// The limits of the server: anybody may connect to it.
 const (
 	metricsTimeout     = 5 * time.Second
 	metricsConnections = 32
 	metricsHeader      = 8 << 10
-	metricsText        = 256 // bytes of a label that users choose
+	metricsText        = 256 // bytes of a label whose text users choose
 )
 
-// addMetrics adds the flag.
+// addMetrics adds the flag --metrics.
 func (s *scope) addMetrics(cmd *cobra.Command) {
 	cmd.Flags().StringVar(&s.metricsAt, "metrics", "", "serve the counters to Prometheus at an `address` and port, as in 127.0.0.1:9433, path /metrics")
 }
@@ -94,7 +94,7 @@ func (m *metricsServer) start(command, filter string, h *divert.Handle) {
 	go func() { _ = m.server.Serve(m.listener) }() // it ends when the server is closed
 }
 
-// tell sets what else is to be served.
+// tell sets further counters to serve.
 func (m *metricsServer) tell(about metricsAbout) {
 	if m == nil {
 		return
@@ -109,10 +109,10 @@ func (m *metricsServer) stop() {
 	if m == nil {
 		return
 	}
-	_ = errors.Join(m.server.Close(), m.listener.Close()) // there is nothing to lose
+	_ = errors.Join(m.server.Close(), m.listener.Close()) // nothing can be lost
 }
 
-// observe notes how old packets are that were received just now; the first of a batch is the oldest.
+// observe records the age of packets received just now; the first of a batch is the oldest.
 func (m *metricsServer) observe(ps []divert.Packet) {
 	if m == nil || len(ps) == 0 {
 		return
@@ -120,7 +120,7 @@ func (m *metricsServer) observe(ps []divert.Packet) {
 	m.ages.add(time.Duration(float64(clock.Now()-ps[0].Addr.Timestamp) * clock.Tick()))
 }
 
-// ageCounts is a histogram of how long packets have waited. It may be used by several goroutines.
+// ageCounts is a histogram of packets' waiting times. Several goroutines may use it.
 type ageCounts struct {
 	counts [len(ageBounds) + 1]atomic.Uint64
 	sum    atomic.Int64 // in nanoseconds
@@ -222,7 +222,7 @@ func (e *exposition) sample(suffix string, v float64, labels ...string) {
 	fmt.Fprintf(e.w, "%s%s%s %s\n", e.name, suffix, set, strconv.FormatFloat(v, 'g', -1, 64))
 }
 
-// labelText escapes the value of a label, and cuts it.
+// labelText escapes and shortens the value of a label.
 func labelText(s string) string {
 	s = strings.ToValidUTF8(s, "\uFFFD")
 	if len(s) > metricsText {
@@ -295,7 +295,7 @@ func (e *exposition) about(a *metricsAbout) {
 	}
 	if a.proxied != nil {
 		s := a.proxied()
-		e.metric("divert_connections_total", "counter", "Connections and exchanges by what became of them.")
+		e.metric("divert_connections_total", "counter", "Connections and exchanges by outcome.")
 		for _, c := range []struct {
 			outcome string
 			n       uint64

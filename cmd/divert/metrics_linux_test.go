@@ -31,7 +31,7 @@ func scrape(t *testing.T, h *lab.Host, port int) string {
 	return string(b)
 }
 
-// TestMetricsLive reads the metrics of every command that goes on, while traffic flows.
+// TestMetricsLive reads the metrics of every command that runs on, while traffic flows.
 func TestMetricsLive(t *testing.T) {
 	pair, echo := hosts(t)
 	type run struct {
@@ -61,7 +61,7 @@ func TestMetricsLive(t *testing.T) {
 	for i, r := range runs {
 		started = append(started, start(t, pair.A, append(r.args, "--metrics", fmt.Sprintf("127.0.0.1:%d", 9433+i))...))
 	}
-	exchange(t, pair.A, echo, 2, 300*time.Millisecond) // rejected when they come back
+	exchange(t, pair.A, echo, 2, 300*time.Millisecond) // rejected on the way back
 	for i, r := range runs {
 		var text string
 		missing := r.want[0]

@@ -33,7 +33,7 @@ func checkMetrics(t *testing.T, text string) {
 	}
 }
 
-// TestMetricsText writes every metric there is.
+// TestMetricsText writes every metric.
 func TestMetricsText(t *testing.T) {
 	var b bytes.Buffer
 	e := &exposition{w: &b, common: []string{"command", "x\n\"y\"\\"}}
@@ -94,7 +94,7 @@ func FuzzMetricsLabels(f *testing.F) {
 	})
 }
 
-// TestMetricsServer asks the server for what it has and for what it has not.
+// TestMetricsServer sends requests that the server answers, and others that it refuses.
 func TestMetricsServer(t *testing.T) {
 	m := &metricsServer{command: "proxy"}
 	m.tell(metricsAbout{proxied: func() redirect.Stats { return redirect.Stats{Refused: 3} }})
@@ -144,7 +144,7 @@ func TestMetricsErrors(t *testing.T) {
 	}
 }
 
-// BenchmarkObserve is what --metrics costs a batch of packets.
+// BenchmarkObserve measures the cost of --metrics for a batch of packets.
 func BenchmarkObserve(b *testing.B) {
 	m := &metricsServer{}
 	ps := make([]divert.Packet, dumpBatch)

@@ -40,7 +40,7 @@ func metricNames() []string {
 	return names
 }
 
-// TestMetricsManual: the manual has every metric, and its rules and dashboard have no others.
+// TestMetricsManual: the manual lists every metric, and its rules and dashboard use no others.
 func TestMetricsManual(t *testing.T) {
 	names := metricNames()
 	page, err := os.ReadFile("../../docs/metrics.md")
@@ -65,7 +65,7 @@ func TestMetricsManual(t *testing.T) {
 	}
 }
 
-// TestMetricsFiles: the files for other programs are what those read, and their commands those of divert.
+// TestMetricsFiles: the files for other programs are valid for those, and their divert commands are valid.
 func TestMetricsFiles(t *testing.T) {
 	read := func(name string) []byte {
 		b, err := os.ReadFile(filepath.Join("../../docs/metrics", name))
@@ -97,7 +97,7 @@ func TestMetricsFiles(t *testing.T) {
 	if start == nil {
 		t.Fatal("divert.service starts no divert")
 	}
-	if err := takes(strings.Fields(string(start[1]))); err != nil { // systemd splits at blanks, as here nothing is quoted
+	if err := takes(strings.Fields(string(start[1]))); err != nil { // systemd splits at blanks; nothing here is quoted
 		t.Errorf("divert.service: %v", err)
 	}
 	if promtool, err := exec.LookPath("promtool"); err != nil {

@@ -18,8 +18,8 @@ import (
 // nobody is the ordinary user of these tests.
 const nobody = 65534
 
-// eachUser runs a test with a function that runs the command in a process of its own: as the user that the tests
-// run as, and as an ordinary user, if root runs the tests.
+// eachUser runs a test with a function that runs the command in its own process: as the user of the tests and, if that
+// is root, as an ordinary user too.
 func eachUser(t *testing.T, test func(t *testing.T, run func(args ...string) result)) {
 	lab.Need(t)
 	self, err := os.Executable()
@@ -31,7 +31,7 @@ func eachUser(t *testing.T, test func(t *testing.T, run func(args ...string) res
 	})
 	t.Run("as an ordinary user", func(t *testing.T) {
 		if !initialUserNamespace() || os.Getuid() != 0 {
-			t.Skip("this is one already, or one in a user namespace")
+			t.Skip("this user is an ordinary one already, or in a user namespace")
 		}
 		open := readableCopy(t, self)
 		needUserNamespaces(t)
@@ -64,7 +64,7 @@ func needUserNamespaces(t *testing.T) {
 	}
 }
 
-// readableCopy copies the test binary to where every user may run it.
+// readableCopy copies the test binary to a path where every user may run it.
 func readableCopy(t *testing.T, path string) string {
 	dir, err := os.MkdirTemp("", "divert")
 	if err != nil {
@@ -134,7 +134,7 @@ func TestLabCommand(t *testing.T) {
 			if r := run(row.args...); r.status != row.status || r.out != row.out {
 				t.Errorf("%s: status %d, output %q, want %d and %q\n%s", row.name, r.status, r.out, row.status, row.out, r.errout)
 			} else if r.status != 2 && !strings.Contains(r.errout, "It is no jail") {
-				t.Errorf("%s: it is not said what a lab does not do: %s", row.name, r.errout)
+				t.Errorf("%s: standard error does not say that a lab is no jail: %s", row.name, r.errout)
 			}
 		}
 	})

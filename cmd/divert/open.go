@@ -14,7 +14,7 @@ import (
 	"github.com/spf13/cobra"
 )
 
-// packetLayers are the layers with packets; the others have events. allLayers are all.
+// packetLayers are the layers with packets; the others have events. allLayers are both.
 var (
 	packetLayers = []divert.Layer{divert.LayerNetwork, divert.LayerForward}
 	allLayers    = []divert.Layer{divert.LayerNetwork, divert.LayerForward, divert.LayerFlow, divert.LayerSocket, divert.LayerReflect}
@@ -26,7 +26,7 @@ func hasEvents(l divert.Layer) bool { return !slices.Contains(packetLayers, l) }
 // engines are the values of --engine.
 var engines = []divert.Engine{divert.EngineAuto, divert.EngineKernel, divert.EngineInterpreter}
 
-// word returns a value as the command line and JSON write it.
+// word returns a value in the spelling of the command line and JSON.
 func word(v encoding.TextMarshaler) string {
 	text, err := v.MarshalText()
 	if err != nil {
@@ -35,7 +35,7 @@ func word(v encoding.TextMarshaler) string {
 	return string(text)
 }
 
-// wordsOf returns values as the command line writes them.
+// wordsOf returns values in the spelling of the command line.
 func wordsOf[T encoding.TextMarshaler](values []T) []string {
 	words := make([]string, len(values))
 	for i, v := range values {
@@ -44,7 +44,7 @@ func wordsOf[T encoding.TextMarshaler](values []T) []string {
 	return words
 }
 
-// choice is a flag whose value is one of a list of names; it is the index of the name.
+// choice is a flag whose value is one of a list of names, stored as the index of the name.
 type choice struct {
 	names []string
 	value int
@@ -53,7 +53,7 @@ type choice struct {
 // String returns the name chosen.
 func (c *choice) String() string { return c.names[c.value] }
 
-// Type returns what the help shows for the value.
+// Type returns the word that the help shows for the value.
 func (c *choice) Type() string { return "name" }
 
 // Set chooses a name.
@@ -66,13 +66,13 @@ func (c *choice) Set(s string) error {
 	return nil
 }
 
-// addChoice adds a flag with names to choose from, which the shell completes.
+// addChoice adds a flag with a list of names, which the shell completes.
 func addChoice(cmd *cobra.Command, c *choice, name, usage string) {
 	cmd.Flags().Var(c, name, usage+": "+strings.Join(c.names, ", "))
 	_ = cmd.RegisterFlagCompletionFunc(name, cobra.FixedCompletions(c.names, cobra.ShellCompDirectiveNoFileComp)) // the flag exists
 }
 
-// dialectFlags say how a filter is compiled.
+// dialectFlags determine how a filter is compiled.
 type dialectFlags struct {
 	layers []divert.Layer // to choose from
 	choice choice         // of one of them
@@ -80,7 +80,7 @@ type dialectFlags struct {
 	sets   setFiles
 }
 
-// add adds the flags, with the layers that the command works at.
+// add adds the flags, with the layers that the command supports.
 func (f *dialectFlags) add(cmd *cobra.Command, layers []divert.Layer) {
 	f.layers = layers
 	f.choice.names = wordsOf(layers)
@@ -90,7 +90,7 @@ func (f *dialectFlags) add(cmd *cobra.Command, layers []divert.Layer) {
 	cmd.ValidArgsFunction = f.completeFilter
 }
 
-// layer returns the layer that was chosen.
+// layer returns the chosen layer.
 func (f *dialectFlags) layer() divert.Layer { return f.layers[f.choice.value] }
 
 func (f *dialectFlags) dialect() filter.Dialect {
@@ -100,7 +100,7 @@ func (f *dialectFlags) dialect() filter.Dialect {
 	return filter.Extended
 }
 
-// compile compiles the filter that the arguments of a command are; none at all is true.
+// compile compiles a filter given as arguments of a command; no arguments mean true.
 func (f *dialectFlags) compile(args []string) (*filter.Program, error) {
 	return f.compileText(filterText(args))
 }
@@ -121,7 +121,7 @@ func filterText(args []string) string {
 	return "true"
 }
 
-// handleFlags say how a handle is opened.
+// handleFlags determine how a handle is opened.
 type handleFlags struct {
 	dialectFlags
 	scope       scope
@@ -150,11 +150,12 @@ func (f *handleFlags) add(cmd *cobra.Command, layers []divert.Layer) {
 	f.scope.addProcess(cmd)
 	f.scope.addEnd(cmd, noun)
 	f.engine.names = wordsOf(engines)
-	addChoice(cmd, &f.engine, "engine", "who decides which "+noun+" match")
+	addChoice(cmd, &f.engine, "engine", "engine that decides which "+noun+" match")
 	addDriver(cmd, &f.driver)
 }
 
-// addDriver adds the flag for the path of the driver. Only Windows has one; elsewhere whoever gives it is told.
+// addDriver adds the flag for the path of the driver. Elsewhere than on Windows the flag is hidden, and checkDriver
+// refuses it.
 func addDriver(cmd *cobra.Command, path *string) {
 	cmd.Flags().StringVar(path, "driver", "", "driver `file`, or the folder it lies in, in case the driver does not run yet")
 	if runtime.GOOS != "windows" {
@@ -162,7 +163,7 @@ func addDriver(cmd *cobra.Command, path *string) {
 	}
 }
 
-// checkDriver refuses a path of a driver where there is none.
+// checkDriver refuses the path of a driver on a system without drivers.
 func checkDriver(path string) error {
 	if path != "" && runtime.GOOS != "windows" {
 		return usagef("--driver is for Windows only: here nothing but the kernel is needed")
@@ -178,22 +179,22 @@ func (f *handleFlags) addQueue(cmd *cobra.Command, length int, age time.Duration
 	fl.IntVar(&f.queueSize, "queue-size", size, "bytes that may wait, 65535 to 33554432")
 }
 
-// addHang adds the guard for a program that hangs, for commands whose packets wait for them.
+// addHang adds the guard against a hanging program, for commands whose packets wait for them.
 func (f *handleFlags) addHang(cmd *cobra.Command) {
 	fl := cmd.Flags()
 	fl.DurationVar(&f.passOnHang, "pass-on-hang", 0, "let packets pass while this program hangs: when one has waited for so long, 100ms to 1h")
 	fl.DurationVar(&f.dropOnHang, "drop-on-hang", 0, "drop packets while this program hangs: when one has waited for so long, 100ms to 1h")
 }
 
-// The limits of the queue: what handles have by default (specification: api.md 12), and the greatest, for
-// those who only watch.
+// The limits of the queue: the defaults of handles (specification: api.md 12), and the greatest values, for commands
+// that only watch.
 const (
 	usualQueueLength, maxQueueLength = 4096, 16384
 	usualQueueTime, maxQueueTime     = 2 * time.Second, 16 * time.Second
 	usualQueueSize, maxQueueSize     = 4 << 20, 32 << 20
 )
 
-// open opens a handle, with the command's own options. Values that Open finds out of range are wrong usage.
+// open opens a handle, with the command's own options. Values that Open finds out of range are usage errors.
 func (f *handleFlags) open(p *filter.Program, flags divert.Flag, opts ...divert.Option) (*divert.Handle, error) {
 	if err := checkDriver(f.driver); err != nil {
 		return nil, err

@@ -6,8 +6,8 @@ import (
 	"unicode/utf8"
 )
 
-// opening returns the line with which a run begins: what it does, at what, and who decides. On a terminal of so many columns it
-// leaves out what the line has no room for, first the notes about who decides; width 0 has room for everything.
+// opening returns the first line of a run: its action, its target, and the engine that decides. For a terminal of width
+// columns it leaves out notes that do not fit, first those about the engine; width 0 has room for all.
 func opening(width int, doing, at, decider string) string {
 	short := decider
 	if i := strings.IndexAny(decider, ",;:"); i >= 0 {

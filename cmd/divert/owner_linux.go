@@ -13,13 +13,13 @@ import (
 	"unsafe"
 )
 
-// waiting are the states of sockets that take packets for their address: TCP_LISTEN, and TCP_CLOSE for UDP
+// waiting are the states of sockets that receive packets for their address: TCP_LISTEN, and TCP_CLOSE for UDP
 // (include/net/tcp_states.h).
 var waiting = map[string]string{"tcp": "0A", "udp": "07"}
 
-// socketOwners returns the processes that have a socket which listens at an address, as far as /proc shows them.
+// socketOwners returns the processes with a socket that listens at an address, as far as /proc shows them.
 func socketOwners(network string, at netip.AddrPort) (ids []uint32) {
-	sockets := map[string]bool{} // as links in /proc name them
+	sockets := map[string]bool{} // named as links in /proc name them
 	for _, suffix := range []string{"", "6"} {
 		if f, err := os.Open("/proc/self/net/" + network + suffix); err == nil {
 			readSockets(f, waiting[network], at, sockets)
@@ -41,7 +41,7 @@ func socketOwners(network string, at netip.AddrPort) (ids []uint32) {
 	return ids
 }
 
-// readSockets adds the sockets of a table of /proc/net that have a state and take packets for an address.
+// readSockets adds the sockets of a table of /proc/net that have a state and receive packets for an address.
 func readSockets(r io.Reader, state string, at netip.AddrPort, sockets map[string]bool) {
 	for lines := bufio.NewScanner(r); lines.Scan(); {
 		f := strings.Fields(lines.Text()) // sl local_address rem_address st tx:rx tr:tm retrnsmt uid timeout inode
@@ -55,7 +55,7 @@ func readSockets(r io.Reader, state string, at netip.AddrPort, sockets map[strin
 	}
 }
 
-// parseProcAddress parses an address of /proc/net/tcp: hexadecimal words of 32 bits in the byte order of the machine, and the
+// parseProcAddress parses an address of /proc/net/tcp: hexadecimal 32-bit words in the machine's byte order, and the
 // port as a number.
 func parseProcAddress(s string) (netip.AddrPort, bool) {
 	words, p, ok := strings.Cut(s, ":")

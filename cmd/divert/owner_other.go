@@ -4,5 +4,5 @@ package main
 
 import "net/netip"
 
-// socketOwners returns nobody: here the processes of packets are not known either.
+// socketOwners returns nothing: on this system the processes of packets are unknown too.
 func socketOwners(string, netip.AddrPort) []uint32 { return nil }

@@ -68,7 +68,7 @@ interface whose name ends in ":sent" as it was sent, its checksums filled in. Th
 			}
 			opts := []divert.Option{divert.WithQueues(queues)}
 			if t == nil && !rewrite {
-				opts = append(opts, divert.WithSnapLength(divert.MinSnapLength)) // nobody looks at the rest
+				opts = append(opts, divert.WithSnapLength(divert.MinSnapLength)) // nobody reads the rest
 			}
 			h, err := flags.openTraced(p, 0, t, opts...)
 			if err != nil {
@@ -103,16 +103,16 @@ type passer struct {
 	metrics  *metricsServer
 	rewrite  bool  // send the bytes
 	batch    int   // packets at a time
-	limit    int64 // packets to pass on, 0: all; with several queues, each may take a batch more
+	limit    int64 // packets to pass on, 0: all; with several queues, each may exceed it by a batch
 	taken    atomic.Int64
 	warnings warnings
 }
 
-// run sends each packet on until ctx ends, with a goroutine for each queue. Then no more are captured, and
-// those that wait already are still sent on, so that none is lost. It also ends when the limit is reached; those that wait then
-// go on when the handle is closed.
+// run sends each packet on until ctx ends, with a goroutine for each queue. Then it stops capturing and sends the
+// queued packets on, so that none is lost. It also ends at the limit; packets still queued then go on when the handle
+// closes.
 func (p *passer) run(ctx context.Context) error {
-	shutdown := func() { _ = p.h.Shutdown(divert.ShutdownRecv) } // fails if closed, which ends it too
+	shutdown := func() { _ = p.h.Shutdown(divert.ShutdownRecv) } // fails only on a closed handle, which ends the run too
 	stop := context.AfterFunc(ctx, shutdown)
 	defer stop()
 	ended := make(chan error)
@@ -123,7 +123,7 @@ func (p *passer) run(ctx context.Context) error {
 	for range p.h.Queues() {
 		if err := <-ended; (err != nil || p.limit > 0) && first == nil {
 			first = err
-			shutdown() // the others would go on
+			shutdown() // the other queues would go on
 		}
 	}
 	return first
@@ -168,7 +168,7 @@ func (p *passer) queue(queue int) error {
 	}
 }
 
-// warnings reports the failures of single packets, the first ones; the summary counts them all.
+// warnings reports the first failures of single packets; the summary counts them all.
 type warnings struct {
 	warn func(error)
 
@@ -176,7 +176,7 @@ type warnings struct {
 	count int
 }
 
-// maxWarnings is how many failures are reported.
+// maxWarnings is the number of failures that are reported.
 const maxWarnings = 10
 
 func (w *warnings) add(err error) {

@@ -13,13 +13,12 @@ import (
 	"github.com/opendivert/divert/internal/capfile"
 )
 
-// captureWriter writes packets to a pcapng file (draft-ietf-opsawg-pcapng): one interface block for each
-// interface, before its first packet, packet blocks with the direction, a number and the process, and at the end the
-// statistics of each interface. Interfaces have the link type RAW and times in nanoseconds. It allocates nothing per
-// packet.
+// captureWriter writes packets to a pcapng file (draft-ietf-opsawg-pcapng): an interface block before the first packet
+// of each interface; packet blocks with direction, number and process; and at the end the statistics of each interface.
+// Interfaces have the link type RAW and times in nanoseconds. Writing a packet allocates nothing.
 type captureWriter struct {
 	w       io.Writer
-	filter  string                      // goes to the interface blocks
+	filter  string                      // for the interface blocks
 	ids     map[captureInterface]uint32 // the interface blocks so far
 	counts  []uint64                    // of packets, by interface block
 	packets uint64
@@ -28,7 +27,7 @@ type captureWriter struct {
 	buf     []byte
 }
 
-// captureInterface is an interface of a capture file: one of the host, or what divert sends there.
+// captureInterface is an interface of a capture file: one of the host, or the one for packets that divert sends.
 type captureInterface struct {
 	device string
 	sent   bool
@@ -102,8 +101,8 @@ func (c *captureWriter) write(r *record) error {
 	return c.close()
 }
 
-// process writes the process of a packet: its number, which the format has an option for, and as a comment, which
-// every reader shows, the name and the path of its program too.
+// process writes the process of a packet: its number in the option that the format has for it, and name and path of its
+// program in a comment, which every reader shows.
 func (c *captureWriter) process(r *record) {
 	if r.pid == 0 {
 		return
@@ -119,7 +118,7 @@ func (c *captureWriter) process(r *record) {
 		c.buf = append(append(c.buf, ' '), strings.ToValidUTF8(r.path, "\uFFFD")...)
 	}
 	if end := at + 4 + maxComment; len(c.buf) > end {
-		for !utf8.RuneStart(c.buf[end]) { // a letter of several bytes stays whole
+		for !utf8.RuneStart(c.buf[end]) { // never split a character of several bytes
 			end--
 		}
 		c.buf = c.buf[:end]
@@ -128,11 +127,11 @@ func (c *captureWriter) process(r *record) {
 	c.pad()
 }
 
-// maxComment is how long the comment of a process may be, in bytes: longer than any path that can be opened.
+// maxComment limits the comment of a process, in bytes: any path that can be opened is shorter.
 const maxComment = 8192
 
-// statistics writes how many packets each interface had, and how many copies were lost. Of which interface those were is
-// known only if there is one; otherwise a comment of the first tells the sum.
+// statistics writes the number of packets of each interface, and the number of lost copies. Lost copies cannot be
+// attributed to one of several interfaces; then a comment of the first interface has the sum.
 func (c *captureWriter) statistics(lost uint64) error {
 	for id, n := range c.counts {
 		c.open(capfile.BlockCounts)
@@ -157,7 +156,7 @@ func (c *captureWriter) statistics(lost uint64) error {
 	return nil
 }
 
-// time writes a time in the two words that blocks have for it.
+// time writes a time as the two words of a block.
 func (c *captureWriter) time(t time.Time) {
 	at := uint64(t.UnixNano())
 	c.word(uint32(at >> 32))
@@ -181,7 +180,7 @@ func (c *captureWriter) describe(i captureInterface) error {
 	c.open(capfile.BlockInterface)
 	c.word(uint32(capfile.LinkTypeRaw))
 	c.word(0)                                       // no limit to the length of packets
-	name := strings.ToValidUTF8(i.device, "\uFFFD") // strings are UTF-8
+	name := strings.ToValidUTF8(i.device, "\uFFFD") // the format requires UTF-8
 	if i.sent {
 		c.option(capfile.OptionDescription, "packets that divert sent on "+name)
 		name += ":sent"
@@ -197,7 +196,7 @@ func (c *captureWriter) describe(i captureInterface) error {
 	return c.close()
 }
 
-// open begins a block; its length is filled in by close.
+// open begins a block; close fills in its length.
 func (c *captureWriter) open(block uint32) {
 	c.buf = c.buf[:0]
 	c.word(block)

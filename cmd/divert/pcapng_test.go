@@ -17,7 +17,7 @@ import (
 	"github.com/opendivert/divert/diverttest"
 )
 
-// capture writes packets of two processes on two interfaces.
+// processCapture writes packets of two processes on two interfaces.
 func processCapture(t *testing.T, program string) []byte {
 	t.Helper()
 	var b bytes.Buffer
@@ -43,7 +43,7 @@ func processCapture(t *testing.T, program string) []byte {
 	return b.Bytes()
 }
 
-// TestProcessesInCaptures reads back the processes that were written.
+// TestProcessesInCaptures reads back the processes written to a file.
 func TestProcessesInCaptures(t *testing.T) {
 	for _, program := range []string{"curl", "a[5] b", "x\ny", strings.Repeat("\u00e9", 20000)} {
 		r := runCommand(t, string(processCapture(t, program)), "dump", "-t", "-r", "-")
@@ -57,7 +57,7 @@ func TestProcessesInCaptures(t *testing.T) {
 	}
 }
 
-// TestLossesInCaptures: what was lost between packets is read back, and written again.
+// TestLossesInCaptures: losses between packets are read back, and written again.
 func TestLossesInCaptures(t *testing.T) {
 	file := filepath.Join(t.TempDir(), "again.pcapng")
 	if r := runCommand(t, string(processCapture(t, "curl")), "dump", "-r", "-", "-w", file); r.status != exitOK {
@@ -86,7 +86,7 @@ func TestLossesInCaptures(t *testing.T) {
 	}
 }
 
-// TestLosses: a handle is asked for its losses every now and then, and each is told once.
+// TestLosses: a handle is queried at intervals, and each loss is reported once.
 func TestLosses(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		network := diverttest.New()
@@ -110,7 +110,7 @@ func TestLosses(t *testing.T) {
 		}{{40, 0, 8}, {5, 0, 0}, {0, lossesEvery, 5}, {0, lossesEvery, 0}, {1, time.Hour, 1 + 32}} {
 			send(step.packets)
 			time.Sleep(step.pause)
-			if i == 4 { // which have become too old
+			if i == 4 { // the queued packets are too old by now
 				ps := make([]divert.Packet, 1)
 				send(1)
 				if _, err := h.RecvBatch(ps); err != nil {
@@ -122,12 +122,12 @@ func TestLosses(t *testing.T) {
 			}
 		}
 		if l = (losses{}); l.next() != 0 {
-			t.Error("losses of no handle")
+			t.Error("the zero losses has some")
 		}
 	})
 }
 
-// TestFilesByNames: filters find processes and interfaces that a capture file tells.
+// TestFilesByNames: filters find the processes and interfaces recorded in a capture file.
 func TestFilesByNames(t *testing.T) {
 	file := string(processCapture(t, "curl"))
 	for filter, want := range map[string]int{
@@ -141,7 +141,7 @@ func TestFilesByNames(t *testing.T) {
 	}
 }
 
-// TestWiresharkReadsProcesses asks tshark for what a capture file says beside the packets.
+// TestWiresharkReadsProcesses has tshark print the processes and other options of a capture file.
 func TestWiresharkReadsProcesses(t *testing.T) {
 	tshark, err := exec.LookPath("tshark")
 	if err != nil {

@@ -9,16 +9,16 @@ import (
 	"github.com/opendivert/divert/packet"
 )
 
-// printer turns packets into text for people, in the manner of tcpdump.
+// printer turns packets into text for people, in the style of tcpdump.
 type printer struct {
-	quiet   bool // less of the transport
+	quiet   bool // print less of the transport
 	verbose int  // 1: all header fields
 	bytes   bytesMode
 	times   int  // how often -t was given
 	nano    bool // times have nine digits
 	number  bool // packets are counted
-	link    bool // what tcpdump prints of the link layer, as far as it is known
-	noSums  bool // checksums are not checked
+	link    bool // print the link layer as tcpdump does, as far as it is known
+	noSums  bool // do not check checksums
 	colour  bool
 
 	count         int       // of packets printed
@@ -35,16 +35,16 @@ const (
 	bytesNone bytesMode = iota
 	bytesHex
 	bytesBoth  // in hexadecimal and ASCII
-	bytesASCII // with line feeds and tabs as they are
+	bytesASCII // with line feeds and tabs unchanged
 )
 
-// The layouts of times. The date is what a short line has no room for.
+// The layouts of times. A short line has no room for the date.
 const (
 	shortTime = "15:04:05.000000"
 	longTime  = "2006-01-02 15:04:05.000000000"
 )
 
-// append appends the text of a packet, one line or several, each with its newline.
+// append appends the text of a packet, one or more lines, each with its newline.
 func (p *printer) append(b []byte, r *record) []byte {
 	if p.count++; p.number {
 		if b = appendNumber(b, p.count); p.times != 1 {
@@ -100,7 +100,7 @@ func (p *printer) append(b []byte, r *record) []byte {
 	return b
 }
 
-// appendLink appends the index of the interface, and the type and the length of the packet.
+// appendLink appends the index of the interface, and the type and length of the packet.
 func (p *printer) appendLink(b []byte, r *record, valid bool) []byte {
 	if r.live {
 		b = append(appendNumber(append(b, '#'), r.addr.Network().IfIdx), ", "...)
@@ -114,7 +114,7 @@ func (p *printer) appendLink(b []byte, r *record, valid bool) []byte {
 	return append(appendNumber(append(b, "length "...), r.length), ": "...)
 }
 
-// appendProcess appends the program and the process of a packet, if there is one.
+// appendProcess appends the program and the process of a packet, if known.
 func (p *printer) appendProcess(b []byte, r *record) []byte {
 	if r.pid == 0 {
 		return b
@@ -126,7 +126,7 @@ func (p *printer) appendProcess(b []byte, r *record) []byte {
 	return append(appendNumber(append(b, ' '), r.pid), ']')
 }
 
-// begin and end enclose text of a style; bad appends text in the style of errors.
+// begin and end enclose text in a style; bad appends text in the style of errors.
 func (p *printer) begin(b []byte, s style) []byte {
 	if p.colour {
 		b = append(b, s.begin...)
@@ -147,7 +147,7 @@ func (p *printer) bad(b []byte, text string) []byte {
 	return p.end(b)
 }
 
-// appendPacket appends the contents of an IP packet, which p.parsed describes.
+// appendPacket appends the contents of the IP packet described by p.parsed.
 func (p *printer) appendPacket(b, data []byte) []byte {
 	name := "IP "
 	if p.parsed.Family == 6 {
@@ -171,7 +171,7 @@ func (p *printer) appendPacket(b, data []byte) []byte {
 	return b
 }
 
-// lacksHeader reports whether there should be a transport header, but the bytes are none.
+// lacksHeader reports whether a transport header is missing or broken.
 func lacksHeader(p *packet.Parsed) bool {
 	if p.FragOff != 0 || p.Truncated {
 		return false
@@ -198,7 +198,7 @@ func (p *printer) appendBrief(b []byte) []byte {
 	return appendNumber(append(b, ' '), payloadLength(&p.parsed))
 }
 
-// payloadLength returns how long the payload is on the way, whatever a capture left of it.
+// payloadLength returns the length of the payload on the wire, even if the capture cut it.
 func payloadLength(p *packet.Parsed) int { return int(max(0, p.Length-p.HeaderLen)) }
 
 // addresses returns source and destination.
@@ -237,7 +237,7 @@ func appendEndpoints(b, data []byte, p *packet.Parsed) []byte {
 	return b
 }
 
-// appendFragment appends which part of which datagram a fragment is.
+// appendFragment appends the place of a fragment in its datagram.
 func appendFragment(b, data []byte, p *packet.Parsed) []byte {
 	if !p.Fragment {
 		return b
@@ -252,7 +252,7 @@ func appendFragment(b, data []byte, p *packet.Parsed) []byte {
 	return b
 }
 
-// fragmentID returns what the fragments of one datagram have in common: 16 bits in IPv4, 32 in IPv6.
+// fragmentID returns the number that all fragments of a datagram share: 16 bits in IPv4, 32 in IPv6.
 func fragmentID(data []byte, p *packet.Parsed) uint32 {
 	if h := p.IPv4(data); h != nil {
 		return uint32(h.ID())
@@ -263,8 +263,8 @@ func fragmentID(data []byte, p *packet.Parsed) uint32 {
 	return 0
 }
 
-// fragmentHeader returns the fragment header of an IPv6 packet, all 8 bytes, or nil (RFC 8200 section 4.5).
-// The parser skips it together with the other extension headers.
+// fragmentHeader returns the fragment header of an IPv6 packet, all 8 bytes, or nil (RFC 8200 section 4.5). The parser
+// skips it together with the other extension headers.
 func fragmentHeader(data []byte) []byte {
 	next, at := data[6], packet.IPv6HeaderLen
 	for at+8 <= len(data) {
@@ -296,7 +296,7 @@ func appendNumber[T integer](b []byte, v T) []byte {
 	return strconv.AppendUint(b, uint64(v), 10)
 }
 
-// appendHex appends 0x and at least so many digits.
+// appendHex appends 0x and a number in at least digits digits.
 func appendHex[T integer](b []byte, v T, digits int) []byte {
 	b = append(b, "0x"...)
 	for shift := 4 * (digits - 1); shift > 0 && uint64(v)>>shift == 0; shift -= 4 {

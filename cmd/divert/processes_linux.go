@@ -10,8 +10,8 @@ import (
 	"github.com/opendivert/divert/filter"
 )
 
-// processesNamed returns the processes that have one of the names: the file name of their executable, or what they call
-// themselves (comm in proc(5), which is cut to 15 bytes).
+// processesNamed returns the processes with one of the names: the file name of the executable, or the name that the
+// process has given itself (comm in proc(5), cut to 15 bytes).
 func processesNamed(names []string) (ids []uint32, err error) {
 	proc, err := os.Open("/proc")
 	if err != nil {
@@ -43,7 +43,7 @@ func processesNamed(names []string) (ids []uint32, err error) {
 	return ids, nil
 }
 
-// processNames returns the names that processes have now, as filters write them.
+// processNames returns the names of the running processes, as filters write them.
 func processNames() (list []string) {
 	files, _ := filepath.Glob("/proc/[0-9]*/comm") // the pattern is right
 	for _, file := range files {

@@ -1,6 +1,6 @@
 package main
 
-// protocolNames are the protocols that are worth a name (IANA protocol numbers).
+// protocolNames are the names of common protocols (IANA protocol numbers).
 var protocolNames = [256]string{
 	0: "HOPOPT", 1: "ICMP", 2: "IGMP", 4: "IPIP", 6: "TCP", 17: "UDP", 41: "IPv6", 43: "IPv6-Route", 44: "IPv6-Frag",
 	46: "RSVP", 47: "GRE", 50: "ESP", 51: "AH", 58: "ICMP6", 59: "no next header", 60: "IPv6-Opts", 88: "EIGRP", 89: "OSPF", 94: "IPIP",
@@ -15,7 +15,7 @@ func appendProtocol(b []byte, protocol uint8) []byte {
 	return appendNumber(append(b, "ip-proto-"...), protocol)
 }
 
-// icmpName is what a type of ICMP message is called, and the names of its codes, if they are worth it.
+// icmpName is the name of a type of ICMP message, with the names of its common codes.
 type icmpName struct {
 	name  string
 	codes []string

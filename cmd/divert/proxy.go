@@ -23,7 +23,7 @@ import (
 // headerNames are the values of --proxy-protocol; the index is the version.
 var headerNames = []string{"none", "v1", "v2"}
 
-// proxyFlags say where connections go.
+// proxyFlags determine where connections go.
 type proxyFlags struct {
 	to, via string
 	header  choice
@@ -37,7 +37,7 @@ type proxyFlags struct {
 	road     choice
 }
 
-// roadNames are the values of --road, as redirect numbers them.
+// roadNames are the values of --road, indexed by redirect's roads.
 var roadNames = []string{redirect.RoadAuto: "auto", redirect.RoadPackets: "packets", redirect.RoadSockets: "sockets"}
 
 func newProxy(a *app) *cobra.Command {
@@ -81,7 +81,7 @@ before the first byte of each connection of TCP; UDP is left alone then.`,
 	fl.Int16Var(&f.priority, "priority", 0, "packets meet handles from the highest priority to the lowest, 30000 to -30000")
 	f.scope.addTime(cmd)
 	f.scope.addMetrics(cmd)
-	addChoice(cmd, &f.engine, "engine", "who decides which packets match")
+	addChoice(cmd, &f.engine, "engine", "engine that decides which packets match")
 	addChoice(cmd, &f.road, "road", "rewrite packets, or the addresses of sockets (Linux, root; TCP with --no-hold)")
 	return cmd
 }
@@ -99,7 +99,7 @@ func (f *proxyFlags) run(a *app, cmd *cobra.Command, args []string) error {
 	case f.via != "":
 		via, err := url.Parse(f.via)
 		if err != nil {
-			return usagef("--via: %v", errors.Unwrap(err)) // the error itself shows the password
+			return usagef("--via: %v", errors.Unwrap(err)) // the outer error shows the password
 		}
 		if f.header.value != 0 {
 			return usagef("--proxy-protocol is for --to")
@@ -117,7 +117,7 @@ func (f *proxyFlags) run(a *app, cmd *cobra.Command, args []string) error {
 		}
 	}
 	if _, err := filter.Compile(filterText(args), divert.LayerNetwork, filter.Extended); err != nil {
-		return err // with the text as it was written
+		return err // the error shows the text as the user wrote it
 	}
 	if err := f.scope.check(); err != nil {
 		return err
@@ -134,7 +134,7 @@ func (f *proxyFlags) run(a *app, cmd *cobra.Command, args []string) error {
 		if to != nil {
 			return fmt.Errorf("proxy --to has to leave the connections of the program at %v alone, and cannot tell them from others: %w", to.at, err)
 		}
-		// This process connects by the Listener's Dial only, so its own connections are known without processes.
+		// This process connects only through the Listener's Dial, so its own connections are known without processes.
 		unknown, o.OwnByDial = err, true
 		l, err = redirect.Listen(ctx, text, o)
 	}
@@ -167,7 +167,7 @@ func (f *proxyFlags) run(a *app, cmd *cobra.Command, args []string) error {
 	return err
 }
 
-// matchesTCP reports whether a filter may match connections of TCP. One that does not compile may.
+// matchesTCP reports whether a filter may match TCP connections; a filter that does not compile may.
 func matchesTCP(text string) bool {
 	p, err := filter.Compile("tcp and ("+text+")", divert.LayerNetwork, filter.Extended)
 	if err != nil {
@@ -220,10 +220,10 @@ type stream struct {
 	Seconds  float64        `json:"seconds"`
 	Network  string         `json:"network"` // tcp, udp
 	Src      netip.AddrPort `json:"src"`
-	Dst      netip.AddrPort `json:"dst"` // where the application wanted to go
+	Dst      netip.AddrPort `json:"dst"` // the destination that the application chose
 	PID      uint32         `json:"pid,omitempty"`
 	Program  string         `json:"program,omitempty"`
-	Sent     int64          `json:"sent"` // bytes of the application
+	Sent     int64          `json:"sent"` // bytes from the application
 	Received int64          `json:"received"`
 	Error    string         `json:"error,omitempty"`
 }
@@ -246,7 +246,7 @@ func (s *stream) print(w io.Writer, asJSON bool) {
 	fmt.Fprintln(w, text)
 }
 
-// proxySummary is the line at the end, as JSON.
+// proxySummary is the JSON line at the end.
 type proxySummary struct {
 	Event      string  `json:"event"` // "summary"
 	Seconds    float64 `json:"seconds"`
@@ -281,10 +281,10 @@ type destination struct {
 	spare   func(process.Process) error
 
 	mu     sync.Mutex
-	owners map[string][]process.Process // that listen at the address, by network
+	owners map[string][]process.Process // processes that listen at the address, by network
 }
 
-// dial connects to the program for an application, and tells it for whom.
+// dial connects to the program on behalf of an application, and passes on the application's addresses.
 func (d *destination) dial(ctx context.Context, t redirect.Target, dial redirect.DialFunc) (net.Conn, error) {
 	select {
 	case <-d.ready:
@@ -306,8 +306,9 @@ func (d *destination) dial(ctx context.Context, t redirect.Target, dial redirect
 	return c, nil
 }
 
-// find finds out who listens at the address, unless those that did so still run, and has their connections left alone. The program
-// cannot know of a connection before, so it cannot have begun one because of it that would be taken for another's.
+// find looks up the processes that listen at the address, unless the known ones still run, and exempts their
+// connections. The program learns of a redirected connection only afterwards, so every connection that it opens for it
+// is exempt.
 func (d *destination) find(network string) error {
 	d.mu.Lock()
 	defer d.mu.Unlock()

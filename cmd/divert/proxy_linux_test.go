@@ -20,16 +20,16 @@ import (
 	"github.com/pires/go-proxyproto"
 )
 
-// relayVariable makes the test binary be a program that takes redirected connections, at the address that it holds: it
-// reads the PROXY header and connects to where the application wanted to go. fetchVariable makes it fetch a URL once
-// standard input has had a line, and speakVariable send a datagram to an address for each line and print the answer.
+// relayVariable makes the test binary a relay that accepts redirected connections at the address in it: it reads the
+// PROXY header and connects to the original destination. fetchVariable makes it fetch a URL once it reads a line.
+// speakVariable makes it send a datagram for each line and print the answer.
 const (
 	relayVariable = "DIVERT_TEST_RELAY"
 	fetchVariable = "DIVERT_TEST_FETCH"
 	speakVariable = "DIVERT_TEST_SPEAK"
 )
 
-// speak prints for each line what an address answers to a datagram, and from where, or the error.
+// speak prints an address's answer to a datagram for each line, and the answer's source, or the error.
 func speak(to string) {
 	c, err := net.ListenPacket("udp", ":0")
 	if err != nil {
@@ -65,7 +65,7 @@ func relayHeaders(at string) {
 		}
 		go func() {
 			defer c.Close()
-			up, err := net.Dial("tcp", c.LocalAddr().String()) // which the header says
+			up, err := net.Dial("tcp", c.LocalAddr().String()) // the destination in the header
 			if err != nil {
 				return
 			}
@@ -87,7 +87,7 @@ func fetch(url string) {
 	os.Exit(0)
 }
 
-// serveWeb serves a greeting at port 80 of a host, which names the client's address.
+// serveWeb serves a greeting with the client's address at port 80 of a host.
 func serveWeb(t *testing.T, h *lab.Host) {
 	t.Helper()
 	l, err := h.Listen("tcp", ":80")
@@ -99,7 +99,7 @@ func serveWeb(t *testing.T, h *lab.Host) {
 	t.Cleanup(func() { s.Close() })
 }
 
-// fetcher is a program that waits for a line and fetches a URL then.
+// fetcher is a program that waits for a line and then fetches a URL.
 type fetcher struct {
 	name string
 	cmd  func(url string) *exec.Cmd
@@ -120,7 +120,7 @@ var fetchers = []fetcher{
 	}},
 }
 
-// fetching is a fetcher that has been started.
+// fetching is a running fetcher.
 type fetching struct {
 	cmd *exec.Cmd
 	in  io.WriteCloser
@@ -142,7 +142,7 @@ func startFetch(t *testing.T, h *lab.Host, f fetcher, url string) *fetching {
 	return p
 }
 
-// run lets it fetch, and returns what it has printed.
+// run lets it fetch, and returns its output.
 func (p *fetching) run() (string, error) {
 	_, _ = io.WriteString(p.in, "\n")
 	err := p.cmd.Wait()
@@ -158,7 +158,7 @@ func needProgram(t *testing.T, f fetcher) {
 	}
 }
 
-// roadFlags are the flags for each road, and what such a road lacks here.
+// roadFlags are the flags for each road, and the reason why a road is missing here.
 var roadFlags = map[string]struct {
 	args []string
 	need func() error
@@ -181,8 +181,8 @@ func eachRoad(t *testing.T, f func(t *testing.T, start func(h *lab.Host, args ..
 	}
 }
 
-// TestProxyTo redirects one process to a program, which is told where it wanted to go and connects there itself: that
-// connection matches the filter too, and is left alone.
+// TestProxyTo redirects one process to a relay, which learns the original destination and connects to it. That
+// connection matches the filter too, and must not be redirected.
 func TestProxyTo(t *testing.T) {
 	for _, f := range fetchers {
 		t.Run(f.name, func(t *testing.T) {
@@ -212,7 +212,7 @@ func proxyTo(t *testing.T, f fetcher, start func(*lab.Host, ...string) *running)
 	for i, addr := range []netip.Addr{pair.B.Addr4(), pair.B.Addr6()} {
 		url := "http://" + netip.AddrPortFrom(addr, 80).String() + "/"
 		client, other := startFetch(t, pair.A, f, url), startFetch(t, pair.A, f, url)
-		// The filter matches the relaying program too, which must be left alone.
+		// The filter matches the relay too, whose connections must not be redirected.
 		filter := fmt.Sprintf("tcp.DstPort == 80 and (processId == %d or processId == %d)", client.cmd.Process.Pid, server.Process.Pid)
 		p := start(pair.A, "--json", "--to", "127.0.0.1:8080", "--proxy-protocol", headerNames[1+i], filter)
 		if got, err := client.run(); got != "greetings" || err != nil {
@@ -234,8 +234,8 @@ func proxyTo(t *testing.T, f fetcher, start func(*lab.Host, ...string) *running)
 	}
 }
 
-// TestProxyViaWithoutProcesses: where nobody knows the process of a connection, --via leaves the command's own alone and says so;
-// --to fails.
+// TestProxyViaWithoutProcesses: where the process of a connection is unknown, --via still exempts the command's own
+// connections and says so; --to fails.
 func TestProxyViaWithoutProcesses(t *testing.T) {
 	needTUN(t)
 	pair := lab.TwoHostsT(t, lab.LinkOptions{})
@@ -282,13 +282,13 @@ func TestProxyViaWithoutProcesses(t *testing.T) {
 	}
 }
 
-// TestProxyKilled: after kill -9 new connections go directly at once.
+// TestProxyKilled: after kill -9 new connections go directly to their destination at once.
 func TestProxyKilled(t *testing.T) {
 	eachRoad(t, func(t *testing.T, start func(*lab.Host, ...string) *running) {
 		pair := lab.TwoHostsT(t, lab.LinkOptions{})
 		serveWeb(t, pair.B)
 		to := netip.AddrPortFrom(pair.B.Addr4(), 80)
-		p := start(pair.A, "--to", "127.0.0.1:9", "tcp.DstPort == 80") // nobody is there
+		p := start(pair.A, "--to", "127.0.0.1:9", "tcp.DstPort == 80") // nobody listens there
 		if err := askWeb(t, pair.A, to); !errors.Is(err, syscall.ECONNREFUSED) && !errors.Is(err, syscall.ECONNRESET) {
 			t.Errorf("while redirected: %v", err)
 		}
@@ -313,7 +313,7 @@ func askWeb(t *testing.T, from *lab.Host, to netip.AddrPort) error {
 	return err
 }
 
-// answerDatagrams answers every datagram for a port of a host with a text.
+// answerDatagrams answers every datagram to a port of a host with a text.
 func answerDatagrams(t *testing.T, h *lab.Host, port int, text string) {
 	t.Helper()
 	c, err := h.ListenPacket("udp", fmt.Sprint(":", port))
@@ -334,8 +334,8 @@ func answerDatagrams(t *testing.T, h *lab.Host, port int, text string) {
 	t.Cleanup(func() { c.Close(); <-done })
 }
 
-// TestProxyDatagrams redirects the datagrams of one process. Those of the command itself match too, and are left alone, as are those of
-// another process. After kill -9 the same socket reaches where it sends to.
+// TestProxyDatagrams redirects the datagrams of one process. Those of the command itself match too but are exempt;
+// those of another process are not redirected. After kill -9 the same socket reaches its destination.
 func TestProxyDatagrams(t *testing.T) {
 	eachRoad(t, func(t *testing.T, start func(*lab.Host, ...string) *running) {
 		pair := lab.TwoHostsT(t, lab.LinkOptions{})
@@ -398,7 +398,7 @@ func TestProxyDatagrams(t *testing.T) {
 	})
 }
 
-// TestProxyInterrupted: it ends within seconds although a connection is open, which is reset.
+// TestProxyInterrupted: the command ends within seconds although a connection is open, and resets the connection.
 func TestProxyInterrupted(t *testing.T) {
 	if err := needProcesses(); err != nil {
 		t.Skip(err)
@@ -409,7 +409,7 @@ func TestProxyInterrupted(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer e.Close()
-	l, err := pair.A.Listen("tcp", "127.0.0.1:8080") // of this process, so that its connections would be left alone
+	l, err := pair.A.Listen("tcp", "127.0.0.1:8080") // by this process, whose connections would be exempt
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -462,7 +462,7 @@ func TestProxyUsage(t *testing.T) {
 	}
 }
 
-// FuzzProcAddress: no line of /proc makes it panic.
+// FuzzProcAddress: no line of /proc causes a panic.
 func FuzzProcAddress(f *testing.F) {
 	f.Add("0100007F:1F90")
 	f.Add("00000000000000000000000001000000:0050")
@@ -471,7 +471,7 @@ func FuzzProcAddress(f *testing.F) {
 	})
 }
 
-// TestProcAddress: addresses of /proc/net are read as the kernel writes them.
+// TestProcAddress: addresses of /proc/net are parsed as the kernel writes them.
 func TestProcAddress(t *testing.T) {
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {

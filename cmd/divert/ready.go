@@ -6,10 +6,10 @@ import (
 	"os"
 )
 
-// tellReady tells the service manager that started the command that the handles are open, if it asks for that: what the unit
-// stands before begins then, and not sooner. (sd_notify(3).) Elsewhere it does nothing.
+// tellReady reports to the service manager that the handles are open, if the manager asked for it (sd_notify(3)): it
+// starts dependent units only then. On other systems tellReady does nothing.
 func tellReady() error {
-	path := os.Getenv("NOTIFY_SOCKET") // one that begins with @ is in the abstract namespace, for package net too
+	path := os.Getenv("NOTIFY_SOCKET") // a name that begins with @ is in the abstract namespace, for package net too
 	if path == "" {
 		return nil
 	}

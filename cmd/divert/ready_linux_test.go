@@ -7,7 +7,8 @@ import (
 	"time"
 )
 
-// TestTellReady: the service manager is told, at a path or in the abstract namespace, and nobody where nobody asks.
+// TestTellReady: the message reaches a service manager at a path or in the abstract namespace; without one nothing is
+// sent.
 func TestTellReady(t *testing.T) {
 	t.Setenv("NOTIFY_SOCKET", "")
 	if err := tellReady(); err != nil {

@@ -9,8 +9,8 @@ import (
 	"github.com/opendivert/divert/internal/capfile"
 )
 
-// record is a packet as it is printed or written: what a handle or a capture file gave, with the time and
-// the interface in the form that people read. Data is borrowed until the next record.
+// record is a packet to print or write: data from a handle or a capture file, with the time and the interface in
+// readable form. Data is borrowed until the next record.
 type record struct {
 	data      []byte // from the IP header on
 	length    int    // of the packet; more than len(data) if the capture cut it
@@ -21,16 +21,16 @@ type record struct {
 	live      bool // from a handle: all of addr is known
 
 	verdict capfile.Verdict
-	sent    bool   // by divert
-	lost    uint64 // packets before it, since the record before
+	sent    bool   // sent by divert
+	lost    uint64 // packets lost between the record before and this one
 	queue   int    // of the handle, numbered from 1; 0 if it has only one
 
-	pid     uint32 // the process, 0 if there is none or it is not known
+	pid     uint32 // the process, 0 if there is none or it is unknown
 	program string // its program's name
-	path    string // and path, "" if it is not known
+	path    string // and path, "" if unknown
 }
 
-// ascribe sets the process of a packet that was received.
+// ascribe sets the process of a received packet.
 func (r *record) ascribe(m *processes) {
 	r.pid, r.program, r.path = 0, "", ""
 	if m == nil {
@@ -41,7 +41,7 @@ func (r *record) ascribe(m *processes) {
 	}
 }
 
-// direction is where a packet goes to.
+// direction is the direction of a packet.
 type direction uint8
 
 const (
@@ -52,8 +52,8 @@ const (
 	directionForward
 )
 
-// directions are what the directions are called in text and in JSON, and their bits in the flags of a pcapng
-// packet block (draft-ietf-opsawg-pcapng 4.3.1).
+// directions are the names of directions in text and in JSON, and their bits in the flags of a pcapng packet block
+// (draft-ietf-opsawg-pcapng 4.3.1).
 var directions = [...]struct {
 	arrow, name string
 	flags       uint32

@@ -96,8 +96,8 @@ On Linux, answers to packets on the way out and to routed ones need /dev/net/tun
 // rejectBatch is how many packets are received and answered at a time.
 const rejectBatch = 64
 
-// answerCounts counts what became of the packets of a run; a reset or message that could not be sent counts as
-// made all the same, and as failed in the handle's counters.
+// answerCounts counts the outcomes of a run's packets. A reset or message that could not be sent counts as made here,
+// and as failed in the handle's counters.
 type answerCounts struct {
 	Resets       uint64 `json:"resets"`
 	Unreachables uint64 `json:"unreachables"`
@@ -121,7 +121,7 @@ type rejecter struct {
 	subnets  broadcasts
 	parsed   packet.Parsed
 	received []divert.Packet
-	answers  []divert.Packet // their Data keep their memory
+	answers  []divert.Packet // reused, with the memory of their Data
 }
 
 func newRejecter(h *divert.Handle, warn func(error)) *rejecter {
@@ -131,9 +131,9 @@ func newRejecter(h *divert.Handle, warn func(error)) *rejecter {
 	}
 }
 
-// run answers packets until ctx ends and those that waited then are through, or until the limit is reached.
+// run answers packets until ctx ends and the queue is empty, or until the limit is reached.
 func (j *rejecter) run(ctx context.Context) error {
-	stop := context.AfterFunc(ctx, func() { _ = j.h.Shutdown(divert.ShutdownRecv) }) // fails if closed, which ends it too
+	stop := context.AfterFunc(ctx, func() { _ = j.h.Shutdown(divert.ShutdownRecv) }) // fails only on a closed handle, which ends the run too
 	defer stop()
 	for seen := 0; j.limit == 0 || seen < j.limit; {
 		ps := j.received
@@ -178,13 +178,13 @@ func (j *rejecter) counts() answerCounts {
 	return j.published
 }
 
-// record writes packets and the answers to them to the capture file.
+// record writes packets and their answers to the capture file.
 func (j *rejecter) record(ps, answers []divert.Packet) error {
 	err := j.trace.received(ps, 0, func(i int) capfile.Verdict { return j.outcomes[i] })
 	return errors.Join(err, j.trace.sent(answers), j.trace.flush())
 }
 
-// answerAll makes the answers to packets. A packet that is not sent on is gone.
+// answerAll makes the answers to packets. Received packets are not sent on, so they are dropped.
 func (j *rejecter) answerAll(ps []divert.Packet) []divert.Packet {
 	n := 0
 	for i := range ps {
@@ -199,7 +199,7 @@ func (j *rejecter) answerAll(ps []divert.Packet) []divert.Packet {
 	return j.answers[:n]
 }
 
-// answer makes the answer to a packet and reports whether there is one. (Specification: samples.md 2.)
+// answer makes the answer to a packet and reports whether it has one (specification: samples.md 2).
 func (j *rejecter) answer(a, p *divert.Packet) (ok bool) {
 	parsed := &j.parsed
 	if !parsed.Parse(p.Data) || j.subnets.contains(p.Data, parsed) {
@@ -221,11 +221,11 @@ func (j *rejecter) answer(a, p *divert.Packet) (ok bool) {
 	}
 	a.Addr = p.Addr
 	a.Addr.Outbound = !p.Addr.Outbound
-	a.Addr.IPChecksum, a.Addr.TCPChecksum, a.Addr.UDPChecksum = true, true, true // they are computed
+	a.Addr.IPChecksum, a.Addr.TCPChecksum, a.Addr.UDPChecksum = true, true, true // they are already computed
 	return ok
 }
 
-// rejectLog prints the packets that were rejected.
+// rejectLog prints the rejected packets.
 type rejectLog struct {
 	w       *bufio.Writer
 	printer printer
@@ -273,7 +273,7 @@ var blockedFlags = [...]struct {
 	{packet.TCPSyn, "[SYN]"}, {packet.TCPPsh, "[PSH]"}, {packet.TCPAck, "[ACK]"},
 }
 
-// appendBlocked appends the line of a packet that was rejected (specification: samples.md 2).
+// appendBlocked appends the line of a rejected packet (specification: samples.md 2).
 func (p *printer) appendBlocked(b, data []byte) []byte {
 	b = p.bad(b, "BLOCK")
 	if !p.parsed.Parse(data) {

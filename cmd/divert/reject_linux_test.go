@@ -17,11 +17,11 @@ import (
 	"github.com/opendivert/divert/internal/lab"
 )
 
-// rejectWay is where a rejecter stands between a client and a server that would answer.
+// rejectWay is a position of a rejecter between a client and a server that would answer.
 type rejectWay struct {
 	name    string
 	args    []string
-	needTUN bool // the answers come in over a device
+	needTUN bool // the answers arrive through a TUN device
 	hosts   func(t *testing.T) (client, server, at *lab.Host)
 }
 
@@ -44,7 +44,7 @@ var rejectWays = []rejectWay{
 	}},
 }
 
-// tunMissing says why new packets cannot be injected on the way in, nil if they can.
+// tunMissing returns why new packets cannot be injected inbound, nil if they can.
 func tunMissing() error {
 	f, err := os.OpenFile("/dev/net/tun", os.O_RDWR, 0)
 	if err == nil {
@@ -53,7 +53,7 @@ func tunMissing() error {
 	return err
 }
 
-// needTUN skips where the answers to packets on the way out cannot be injected.
+// needTUN skips where the answers to outbound packets cannot be injected.
 func needTUN(t *testing.T) {
 	t.Helper()
 	if err := tunMissing(); err != nil {
@@ -61,7 +61,7 @@ func needTUN(t *testing.T) {
 	}
 }
 
-// TestReject connects to servers that are there, and is refused at once.
+// TestReject connects to running servers, and is refused at once.
 func TestReject(t *testing.T) {
 	for _, way := range rejectWays {
 		for _, engine := range []string{"auto", "interpreter"} {
@@ -111,7 +111,7 @@ func testReject(t *testing.T, client, server, at *lab.Host, args []string) {
 	}
 }
 
-// ask sends a byte to an echo server and waits for it to come back.
+// ask sends a byte to an echo server and waits for its return.
 func ask(t *testing.T, from *lab.Host, network string, to netip.AddrPort) error {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
@@ -141,7 +141,7 @@ func lastSummary(t *testing.T, errout string) (s summary) {
 	return s
 }
 
-// TestRejectConnection ends a connection that exists already.
+// TestRejectConnection ends an existing connection.
 func TestRejectConnection(t *testing.T) {
 	pair := lab.TwoHostsT(t, lab.LinkOptions{})
 	e, err := pair.B.Echo("tcp", netip.AddrPortFrom(pair.B.Addr4(), 7).String())
@@ -180,7 +180,7 @@ func TestRejectConnection(t *testing.T) {
 	}
 }
 
-// TestRejectVerbose looks at the lines of -v, and at broadcasts, which must not be answered.
+// TestRejectVerbose checks the lines of -v, and that broadcasts are not answered.
 func TestRejectVerbose(t *testing.T) {
 	pair := lab.TwoHostsT(t, lab.LinkOptions{})
 	p := start(t, pair.B, "reject", "-v", "inbound and udp")

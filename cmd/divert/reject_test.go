@@ -31,7 +31,7 @@ func TestRejecter(t *testing.T) {
 	for _, test := range []struct {
 		name string
 		data []byte
-		want string // how the answer prints
+		want string // the printed answer
 	}{
 		{"SYN", syn, "IP 10.77.0.2.80 > 10.77.0.1.40022: Flags [R.], seq 0, ack 1000001, win 0, length 0"},
 		{"FIN", change(syn, 33, byte(packet.TCPFin|packet.TCPAck)), ""},
@@ -149,7 +149,7 @@ func BenchmarkReject(b *testing.B) {
 	b.ReportMetric(float64(b.Elapsed().Nanoseconds())/float64(b.N*len(ps)), "ns/packet")
 }
 
-// FuzzReject answers and prints any packet.
+// FuzzReject answers and prints arbitrary packets.
 func FuzzReject(f *testing.F) {
 	for _, s := range samples {
 		f.Add(s.data)

@@ -9,21 +9,20 @@ import (
 	"github.com/opendivert/divert/impair"
 )
 
-// report writes what a run says about itself to standard error: a line when it begins and one when it
-// ends, as JSON if that was asked for.
+// report writes a run's messages to standard error: a line at the beginning and one at the end, in JSON if json is set.
 type report struct {
 	app   *app
 	json  bool
 	start time.Time
 	scope *scope // nil: the run serves no metrics
 
-	answers  *answerCounts // for the summary of runs that answer packets
-	seed     *uint64       // of runs that have one
-	impaired *impair.Stats // for the summary of runs that impair packets
-	written  *uint64       // packets to a capture file, for runs that write one beside
+	answers  *answerCounts // for runs that answer packets
+	seed     *uint64       // for runs that use random numbers
+	impaired *impair.Stats // for runs that impair packets
+	written  *uint64       // packets in the capture file, for runs that write one too
 }
 
-// started is the line at the beginning, as JSON.
+// started is the JSON line at the beginning.
 type started struct {
 	Event    string `json:"event"` // "start"
 	Command  string `json:"command"`
@@ -35,7 +34,7 @@ type started struct {
 	Seed *uint64 `json:"seed,omitempty"`
 }
 
-// begin says what the run does and by which means: doing is the command as a present participle.
+// begin reports what the run does and how. doing is the command as a present participle.
 func (r *report) begin(command, doing, text string, h *divert.Handle) {
 	r.start = time.Now()
 	r.metrics().start(command, text, h)
@@ -51,7 +50,7 @@ func (r *report) begin(command, doing, text string, h *divert.Handle) {
 	fmt.Fprintln(r.app.errout, opening(r.app.errWidth, doing, at, h.Description()))
 }
 
-// summary is the line at the end, as JSON.
+// summary is the JSON line at the end.
 type summary struct {
 	Event       string  `json:"event"` // "summary"
 	Seconds     float64 `json:"seconds"`
@@ -123,8 +122,8 @@ func (r *report) end(h *divert.Handle) {
 	fmt.Fprintf(r.app.errout, "divert: %s in %v\n", text, took.Round(time.Millisecond))
 }
 
-// summaryText tells the counters of packets or events in words: always those that the kind of handle is about, the others if
-// there is something to tell.
+// summaryText returns the counters of packets or events in words: the main ones for the kind of handle always, the
+// others if they are not 0.
 func summaryText(s divert.Stats, f divert.Flag, noun string) string {
 	var b strings.Builder
 	fmt.Fprintf(&b, "%s matched", countOf(s.Matched, noun))
@@ -165,7 +164,7 @@ type warning struct {
 	Text  string `json:"text"`
 }
 
-// warn tells of something that went wrong and does not end the run.
+// warn reports a failure that does not end the run.
 func (r *report) warn(err error) {
 	text := plain(err)
 	if r.json {

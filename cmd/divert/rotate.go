@@ -17,14 +17,14 @@ import (
 	"github.com/spf13/cobra"
 )
 
-// rotation says how capture files follow each other: the flags -C, -G, -W, -z and -Z of tcpdump.
+// rotation controls a sequence of capture files: the flags -C, -G, -W, -z and -Z of tcpdump.
 type rotation struct {
 	size    string // the value of -C
-	bytes   int64  // that a file may have before the next one begins; 0: no limit
-	seconds int    // after which the next one begins; 0: no limit
+	bytes   int64  // size at which the next file begins; 0: no limit
+	seconds int    // time after which the next file begins; 0: no limit
 	files   int    // 0: no limit
-	command string // gets the name of each file that is complete
-	owner   string // whose the files are
+	command string // gets the name of each complete file
+	owner   string // user who owns the files
 	uid     int
 	gid     int
 }
@@ -67,7 +67,7 @@ func (r *rotation) check(file string) (err error) {
 	return nil
 }
 
-// fileSize reads a number of million bytes, or of KiB, MiB or GiB.
+// fileSize parses a number of million bytes, or of KiB, MiB or GiB.
 func fileSize(s string) (int64, error) {
 	units := map[byte]float64{'k': 1 << 10, 'm': 1 << 20, 'g': 1 << 30}
 	unit, digits := 1e6, s
@@ -92,10 +92,10 @@ func account(name string) (uid, gid int, err error) {
 	return uid, gid, err
 }
 
-// files is a sink of capture files that follow each other.
+// files is a sink that writes a sequence of capture files.
 type files struct {
 	rotation
-	pattern string // the name of the first
+	pattern string // the name of the first file
 	filter  string
 	warn    func(error)
 	handle  *divert.Handle
@@ -104,12 +104,12 @@ type files struct {
 	name    string
 	written *countingWriter
 	slice   time.Time // the time in the names
-	begun   time.Time // of the packets of that time; zero before the first packet
-	number  int       // of the file among those of the same time
-	times   int       // how many names by time there were
+	begun   time.Time // time of the first packet in this slice; zero before it
+	number  int       // of the file among those of its slice
+	times   int       // number of completed slices
 }
 
-// errLastFile says that as many files are written as were asked for.
+// errLastFile reports that all requested files are written.
 var errLastFile = errors.New("the last capture file is complete")
 
 // countingWriter counts the bytes that go through it.
@@ -145,12 +145,12 @@ func (s *files) open() error {
 	s.written = &countingWriter{f: f}
 	s.current = &fileSink{w: bufio.NewWriterSize(s.written, bufferSize), file: f, handle: s.handle}
 	if s.current.capture, err = newCaptureWriter(s.current.w, s.filter); err == nil {
-		err = s.current.flush() // a live reader sees the head of the file at once
+		err = s.current.flush() // show a live reader the head of the file at once
 	}
 	return err
 }
 
-// nextName returns the name of the next file, as tcpdump makes them.
+// nextName returns the name of the next file, formed as tcpdump forms it.
 func (s *files) nextName() string {
 	name := s.pattern
 	if s.seconds > 0 {
@@ -175,7 +175,7 @@ func (s *files) write(r *record) error {
 	return s.current.write(r)
 }
 
-// rotate begins another file if the time or the size of this one is over.
+// rotate begins another file if this one has reached its time or size.
 func (s *files) rotate(now time.Time) error {
 	late := s.seconds > 0 && now.Sub(s.begun) >= time.Duration(s.seconds)*time.Second
 	switch {
@@ -211,7 +211,7 @@ func (s *files) end() error {
 		s.warn(fmt.Errorf("--postrotate-command: %w", err))
 		return nil
 	}
-	go func() { _ = c.Wait() }() // its result is its own business, as with tcpdump
+	go func() { _ = c.Wait() }() // the result is not checked, as in tcpdump
 	return nil
 }
 

@@ -12,15 +12,16 @@ import (
 	"unicode/utf8"
 )
 
-// Names of processes, interfaces and files, filters of other programs and errors may hold any bytes. A terminal takes some
-// of them for commands, and others hide or reorder text. Three things keep them away from it, by one rule, unprintable:
+// Names of processes, interfaces and files, filters of other programs, and errors may hold any bytes. A terminal takes
+// some of them as commands; others hide or reorder text. Three functions keep them out by one rule, unprintable:
 //
-//   - safeWriter stands between everything the command writes as text and where that goes;
-//   - printable quotes a name, so that it cannot pass for something else in its line either;
+//   - safeWriter filters all text that the command writes;
+//   - printable quotes a name, so that it cannot pass for something else within its line;
 //   - appendJSONLine writes all JSON.
 
-// unprintable reports whether a character must not be written as it is: control characters (C0, DEL, C1), line and paragraph
-// separators, what sets the direction of text or is invisible, and what Unicode does not define.
+// unprintable reports whether a character must not be written unchanged: control characters (C0, DEL, C1), line and
+// paragraph separators, characters that set the direction of text or are invisible, and those that Unicode does not
+// define.
 func unprintable(r rune) bool { return !strconv.IsPrint(r) }
 
 // plainASCII returns how many bytes at the beginning of b are printable ASCII, a newline or a tab.
@@ -33,7 +34,7 @@ func plainASCII(b []byte) int {
 	return len(b)
 }
 
-// appendEscaped appends a character, or a byte that is none, the way Go writes it in quotes.
+// appendEscaped appends a character, or an invalid byte, as Go writes it in quotes.
 func appendEscaped(b []byte, r rune, size int, raw byte) []byte {
 	if r == utf8.RuneError && size == 1 {
 		return append(b, '\\', 'x', hexDigits[raw>>4], hexDigits[raw&15])
@@ -42,7 +43,7 @@ func appendEscaped(b []byte, r rune, size int, raw byte) []byte {
 	return append(b, quoted[1:len(quoted)-1]...)
 }
 
-// printable returns a name as it is if all of it is printable ASCII, and else in quotes.
+// printable returns a name unchanged if all of it is printable ASCII, otherwise in quotes.
 func printable(s string) string {
 	for i := range len(s) {
 		if s[i] < ' ' || s[i] > '~' {
@@ -55,7 +56,7 @@ func printable(s string) string {
 // oneLine escapes newlines and tabs too.
 func oneLine(s string) string { return strings.NewReplacer("\n", `\n`, "\t", `\t`).Replace(s) }
 
-// quotePaths returns the text of an error with the name of the file in it, if there is one, made printable.
+// quotePaths returns the text of an error, with any file name in it made printable.
 func quotePaths(err error) string {
 	text := err.Error()
 	if p := (*fs.PathError)(nil); errors.As(err, &p) && p.Path != "" {
@@ -64,18 +65,18 @@ func quotePaths(err error) string {
 	return text
 }
 
-// safeWriter escapes what a terminal must not get. It lets newlines, tabs and, where styles are in use, the command's own
-// sequences pass. It may be used by several goroutines; a character that is split between two calls is put together.
+// safeWriter escapes characters that must not reach a terminal. It passes newlines, tabs and, with styles on, the
+// command's own sequences. Several goroutines may use it; it joins a character that is split between two calls.
 type safeWriter struct {
 	w      io.Writer
 	styles bool
 
 	mu   sync.Mutex
-	rest []byte // the end of the text so far, if it may be the beginning of a character or a sequence
+	rest []byte // the end of the text so far, if it may be the start of a character or a sequence
 	buf  []byte
 }
 
-// Write writes text. It returns len(text), or an error of the writer beneath.
+// Write writes text. It returns len(text), or an error of the underlying writer.
 func (s *safeWriter) Write(text []byte) (int, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -105,8 +106,8 @@ func (s *safeWriter) Write(text []byte) (int, error) {
 	return len(text), nil
 }
 
-// next appends what in begins with to the buffer, escaped if need be, and returns how many bytes it has; 0 if that cannot
-// be told yet.
+// next appends the first character or sequence of in to the buffer, escaped if need be, and returns its length in
+// bytes; 0 if more input is needed to decide.
 func (s *safeWriter) next(in []byte) int {
 	if s.styles && in[0] == escape {
 		for _, sequence := range sequences {
@@ -131,7 +132,7 @@ func (s *safeWriter) next(in []byte) int {
 	return size
 }
 
-// finish writes the bytes of a character that was never completed.
+// finish writes the bytes of an incomplete character.
 func (s *safeWriter) finish() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -144,7 +145,7 @@ func (s *safeWriter) finish() {
 	}
 }
 
-// appendJSONLine appends a value as one line of JSON. Unlike encoding/json it escapes all that is unprintable.
+// appendJSONLine appends a value as one line of JSON. Unlike encoding/json it escapes all unprintable characters.
 func appendJSONLine(b []byte, v any) ([]byte, error) {
 	line, err := json.Marshal(v)
 	if err != nil {
@@ -167,7 +168,7 @@ func appendJSONLine(b []byte, v any) ([]byte, error) {
 	return append(b, '\n'), nil
 }
 
-// appendHex4 appends a 16-bit unit of UTF-16 as JSON escapes it (RFC 8259 section 7).
+// appendHex4 appends a 16-bit unit of UTF-16 as a JSON escape (RFC 8259 section 7).
 func appendHex4(b []byte, v rune) []byte {
 	return append(b, '\\', 'u', hexDigits[v>>12&15], hexDigits[v>>8&15], hexDigits[v>>4&15], hexDigits[v&15])
 }

@@ -16,10 +16,10 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// sendVariable makes the test binary send a datagram to the address in it, and end.
+// sendVariable makes the test binary send a datagram to the address in the variable, and end.
 const sendVariable = "DIVERT_TEST_SEND"
 
-// sendOne does it, as a thread with a name that a terminal must not see.
+// sendOne does so, as a thread whose name must not reach a terminal.
 func sendOne(to string) {
 	comm := append([]byte("\x1b[2J\x9b2J\u202ex\n"), 0)
 	_ = unix.Prctl(unix.PR_SET_NAME, uintptr(unsafe.Pointer(&comm[0])), 0, 0, 0) // cannot fail
@@ -34,7 +34,7 @@ func sendOne(to string) {
 	os.Exit(0)
 }
 
-// nastyProgram returns the test binary under a name that a terminal must not see.
+// nastyProgram returns a copy of the test binary whose name must not reach a terminal.
 func nastyProgram(t *testing.T) string {
 	t.Helper()
 	exe, err := os.Executable()
@@ -49,7 +49,7 @@ func nastyProgram(t *testing.T) string {
 	if err := os.Link(exe, path); err == nil {
 		return path
 	}
-	data, err := os.ReadFile(exe) // the directory may be of another file system
+	data, err := os.ReadFile(exe) // the directory may be on another file system
 	if err == nil {
 		err = os.WriteFile(path, data, 0o755)
 	}
@@ -59,7 +59,7 @@ func nastyProgram(t *testing.T) string {
 	return path
 }
 
-// nastyInterface renames an interface; the kernel takes all bytes but white space, slash and colon.
+// nastyInterface renames an interface; the kernel accepts all bytes except white space, slash and colon.
 func nastyInterface(t *testing.T, l *lab.Link) {
 	t.Helper()
 	if err := l.SetUp(false); err != nil {
@@ -82,8 +82,8 @@ func nastyInterface(t *testing.T, l *lab.Link) {
 	}
 }
 
-// TestLiveNamesCannotCommandTerminals runs every command that prints names, where a program, its thread and an interface have
-// names with escape sequences. The program runs as an ordinary user, if the test may start it as one.
+// TestLiveNamesCannotCommandTerminals runs every command that prints names while a program, its thread and an interface
+// have names with escape sequences. The program runs as an ordinary user, if the test may start it as one.
 func TestLiveNamesCannotCommandTerminals(t *testing.T) {
 	pair := lab.TwoHostsT(t, lab.LinkOptions{})
 	program := nastyProgram(t)

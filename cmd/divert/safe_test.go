@@ -21,11 +21,11 @@ import (
 	"github.com/opendivert/divert/process"
 )
 
-// nasty is text of which nothing may reach a terminal as it is: it sets the title, clears the screen (with C0 and C1
-// sequences), deletes, reorders, hides, ends the line, and is no UTF-8.
+// nasty is text that must not reach a terminal unescaped: it sets the title, clears the screen (with C0 and C1
+// sequences), deletes, reorders, hides, ends the line, and is not valid UTF-8.
 const nasty = "a\x1b]0;owned\x07\x1b[2J\u009b2J\x7f\r\u202eb\u2066c\u200bd\u2028e\U000e0041f\xff\xc3g\nfrom"
 
-// clean reports what there is in text that a terminal must not get. Lines of JSON are looked into as well.
+// clean reports anything in text that must not reach a terminal. It also decodes lines of JSON.
 func clean(t *testing.T, text string, asJSON bool) {
 	t.Helper()
 	if !utf8.ValidString(text) {
@@ -50,7 +50,7 @@ func clean(t *testing.T, text string, asJSON bool) {
 	}
 }
 
-// TestNamesCannotCommandTerminals gives names with everything in them to each form of output.
+// TestNamesCannotCommandTerminals puts nasty names into each form of output.
 func TestNamesCannotCommandTerminals(t *testing.T) {
 	names := &processes{lookup: func(uint32, string) (process.Process, error) {
 		return process.Process{Name: nasty, Executable: "/bin/" + nasty}, nil
@@ -134,7 +134,7 @@ func TestNamesCannotCommandTerminals(t *testing.T) {
 	}
 }
 
-// TestArgumentsCannotCommandTerminals gives such text to the command as arguments, as names of files, and in files.
+// TestArgumentsCannotCommandTerminals passes nasty text to the command as arguments, as names of files, and in files.
 func TestArgumentsCannotCommandTerminals(t *testing.T) {
 	dir := t.TempDir()
 	file := filepath.Join(dir, strings.NewReplacer("/", "", "\xff", "", "\xc3", "").Replace(nasty))
@@ -182,8 +182,8 @@ func TestArgumentsCannotCommandTerminals(t *testing.T) {
 	}
 }
 
-// TestStylesPassAndNothingElse writes text in pieces of any size: what comes out is the same, the command's own sequences
-// pass where colours are wanted, and split characters are put together.
+// TestStylesPassAndNothingElse writes text in pieces of every size: the output is the same, the command's own sequences
+// pass where colours are on, and split characters are joined.
 func TestStylesPassAndNothingElse(t *testing.T) {
 	text := styleBad.begin + "näïve\t日本" + styleEnd + emptyScreen + "\x1b[35mx\x1b" + nasty + "é\xc3"
 	for _, styles := range []bool{false, true} {
@@ -223,7 +223,7 @@ func TestStylesPassAndNothingElse(t *testing.T) {
 	}
 }
 
-// FuzzSafeText writes any text, and any text as JSON.
+// FuzzSafeText writes arbitrary text, plain and as JSON.
 func FuzzSafeText(f *testing.F) {
 	f.Add(nasty, nasty)
 	f.Fuzz(func(t *testing.T, a, b string) {

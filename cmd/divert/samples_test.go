@@ -10,11 +10,11 @@ import (
 	"github.com/opendivert/divert/packet"
 )
 
-// sample is a packet made by hand, with what a capture file tells of it.
+// sample is a handmade packet, with the data that a capture file adds to it.
 type sample struct {
 	name      string
 	data      []byte
-	length    int // of the packet, if the capture has cut it
+	length    int // of the packet, if the capture cut it
 	device    string
 	direction direction
 }
@@ -24,7 +24,7 @@ var (
 	v6a, v6b = netip.MustParseAddr("fd77::1"), netip.MustParseAddr("fd77::2")
 )
 
-// ip4 makes an IPv4 packet; its checksums are computed where there is all that they cover.
+// ip4 makes an IPv4 packet; it computes checksums if all the bytes that they cover are present.
 func ip4(protocol byte, payload ...byte) []byte {
 	b := make([]byte, packet.IPv4HeaderLen, packet.IPv4HeaderLen+len(payload))
 	b[0], b[8], b[9] = 0x45, 64, protocol
@@ -63,7 +63,7 @@ func ip6(next byte, payload ...byte) []byte {
 	return b
 }
 
-// tcp makes a TCP segment; options are filled up to whole words with zeros.
+// tcp makes a TCP segment and pads options to whole words with zeros.
 func tcp(flags packet.TCPFlags, options []byte, payload string) []byte {
 	for len(options)%4 != 0 {
 		options = append(options, 0)
@@ -141,7 +141,7 @@ var samples = []sample{
 	{name: "header beyond the end", data: changed(ip4(17, udp("abc")...), 0, 0x4f)},
 }
 
-// sampleTime is when the first sample was captured; the others follow, a millisecond and a bit each.
+// sampleTime is the capture time of the first sample; the others follow, a millisecond and a bit apart.
 var sampleTime = time.Date(2026, 3, 4, 5, 6, 7, 123456789, time.UTC)
 
 // record returns a sample as a record.

@@ -7,7 +7,7 @@ import (
 	"github.com/opendivert/divert/internal/lab"
 )
 
-// TestSchemaLive holds what commands print of real traffic to the schema.
+// TestSchemaLive validates the commands' output for real traffic against the schema.
 func TestSchemaLive(t *testing.T) {
 	all := schemas(t)
 	pair, echo := hosts(t)
@@ -30,7 +30,7 @@ func TestSchemaLive(t *testing.T) {
 	for _, r := range runs {
 		started = append(started, start(t, pair.A, r.args...))
 	}
-	exchange(t, pair.A, echo, 1, answersIn(0)) // rejected when it comes back
+	exchange(t, pair.A, echo, 1, answersIn(0)) // rejected on the way back
 	exchange(t, pair.A, echo, 1, answersIn(1))
 	if out, status := runIn(t, pair.A, "list", "--json"); status != exitOK || checkLines(t, all, out, "handle")["handle"] < 4 {
 		t.Errorf("list: %d: %s", status, out)

@@ -15,11 +15,11 @@ import (
 	"github.com/santhosh-tekuri/jsonschema/v6"
 )
 
-// schemaFile is the JSON Schema of all that the command prints with --json. It is made from the Go types and their
-// comments; go test ./cmd/divert -run TestSchema -update writes it.
+// schemaFile is the JSON Schema of all output of --json. It is generated from the Go types and their comments: go test
+// ./cmd/divert -run TestSchema -update.
 const schemaFile = "../../docs/json-schema/divert.json"
 
-// schemaKinds are the objects of the schema: a line of output each.
+// schemaKinds are the objects of the schema, each a line of output.
 var schemaKinds = []struct{ name, goType, about string }{
 	{"packet", "jsonPacket", "a packet: dump, and reject -v"},
 	{"event", "jsonEvent", "an event of a socket or a flow: sockets, flows, and dump at these layers"},
@@ -51,12 +51,12 @@ var schemaKinds = []struct{ name, goType, about string }{
 	{"error", "jsonError", "the error that ended a run, on standard error"},
 }
 
-// schemaSources are the folders whose types the objects have, by package name.
+// schemaSources are the folders with the types of the objects, by package name.
 var schemaSources = map[string]string{
 	"": ".", "impair": "../../impair", "firewall": "../../firewall", "probe": "../../internal/linux/probe", "windows": "../../internal/windows",
 }
 
-// schemaTypes are the types that are written as something simple.
+// schemaTypes are the types with a simple JSON form.
 var schemaTypes = map[string]map[string]any{
 	"string": {"type": "string"}, "bool": {"type": "boolean"}, "float64": {"type": "number"},
 	"time.Time":  {"type": "string", "format": "date-time"},
@@ -68,7 +68,7 @@ var schemaTypes = map[string]map[string]any{
 // schemaWriter makes the schema of types.
 type schemaWriter struct {
 	t     *testing.T
-	types map[string]*ast.StructType // by name, with the package's in front unless it is this one
+	types map[string]*ast.StructType // by name, prefixed with the package unless it is this one
 	defs  map[string]any
 	names map[string]string // of definitions, by type
 }
@@ -195,7 +195,7 @@ func (w *schemaWriter) define(goType string) string {
 		w.names[goType] = name
 	}
 	if w.defs[name] == nil {
-		w.defs[name] = map[string]any{} // it may lead to itself
+		w.defs[name] = map[string]any{} // the type may refer to itself
 		w.defs[name] = w.object(goType)
 	}
 	return name
@@ -236,7 +236,7 @@ func TestSchemaIsCurrent(t *testing.T) {
 		t.Fatal(err)
 	}
 	if string(got) != strings.ReplaceAll(string(want), "\r\n", "\n") {
-		t.Errorf("%s is not what the types say: go test ./cmd/divert -run TestSchema -update", schemaFile)
+		t.Errorf("%s differs from the types: go test ./cmd/divert -run TestSchema -update", schemaFile)
 	}
 	table, err := os.ReadFile("../../docs/json.md")
 	if err != nil {
@@ -249,7 +249,7 @@ func TestSchemaIsCurrent(t *testing.T) {
 	}
 }
 
-// schemas are the compiled schemas of the kinds. They allow no key that is not in them.
+// schemas are the compiled schemas of the kinds. They reject unknown keys.
 func schemas(t *testing.T) map[string]*jsonschema.Schema {
 	t.Helper()
 	var doc map[string]any
@@ -275,7 +275,7 @@ func schemas(t *testing.T) map[string]*jsonschema.Schema {
 	return list
 }
 
-// checkLines holds lines of output to the kinds, one of which each must be, and returns how many there are of each.
+// checkLines validates lines of output, each against one of the kinds, and counts the lines of each kind.
 func checkLines(t *testing.T, all map[string]*jsonschema.Schema, text string, kinds ...string) map[string]int {
 	t.Helper()
 	found := map[string]int{}
@@ -294,19 +294,19 @@ func checkLines(t *testing.T, all map[string]*jsonschema.Schema, text string, ki
 			errs = append(errs, err)
 		}
 		if !slices.Contains(errs, nil) {
-			t.Errorf("%s is none of %v: %v", line, kinds, errs)
+			t.Errorf("%s matches no kind in %v: %v", line, kinds, errs)
 		}
 	}
 	return found
 }
 
-// TestSchema holds what commands print to the schema: those that need no network.
+// TestSchema validates the output of commands that need no network against the schema.
 func TestSchema(t *testing.T) {
 	all := schemas(t)
 	for _, test := range []struct {
 		args     string
 		in       string
-		out, err string // the kinds; none: nothing may be printed there
+		out, err string // the kinds; none: no output is allowed
 	}{
 		{"filter check --json udp", "", "check", ""},
 		{"filter check --json 'tcp and udp'", "", "check", ""},
@@ -342,7 +342,7 @@ func TestSchema(t *testing.T) {
 		for _, s := range []struct{ text, kind string }{{r.out, test.out}, {r.errout, test.err}} {
 			switch n := checkLines(t, all, s.text, strings.Fields(s.kind)...); {
 			case s.kind != "" && n[s.kind] == 0:
-				t.Errorf("%s: there is no %s", test.args, s.kind)
+				t.Errorf("%s: no %s in the output", test.args, s.kind)
 			case s.kind == "" && s.text != "":
 				t.Errorf("%s: %s", test.args, s.text)
 			}
@@ -352,6 +352,6 @@ func TestSchema(t *testing.T) {
 		}
 	}
 	if err := all["packet"].Validate(map[string]any{"time": "yesterday", "length": 3}); err == nil {
-		t.Error("anything is a packet")
+		t.Error("the schema accepts any object as a packet")
 	}
 }

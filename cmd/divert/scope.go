@@ -15,7 +15,7 @@ import (
 	"github.com/spf13/cobra"
 )
 
-// scope is what a run is about, besides its filter: interfaces, processes, how long, how many.
+// scope limits a run, besides its filter: interfaces, processes, time, number of packets.
 type scope struct {
 	interfaces []string
 	processes  []string
@@ -23,7 +23,7 @@ type scope struct {
 	count      int           // 0: no limit
 
 	metricsAt string         // address and port, "": nowhere
-	metrics   *metricsServer // of the run, nil: none
+	metrics   *metricsServer // server of the run, nil: none
 }
 
 // addTime adds the flag that ends a run after a time.
@@ -31,19 +31,19 @@ func (s *scope) addTime(cmd *cobra.Command) {
 	cmd.Flags().DurationVar(&s.lasts, "for", 0, "end after so long, as in 30s or 5m")
 }
 
-// addEnd adds the flags that end a run, and the one that tells of it while it goes on.
+// addEnd adds the flags that end a run, and the flag for metrics.
 func (s *scope) addEnd(cmd *cobra.Command, noun string) {
 	s.addTime(cmd)
 	cmd.Flags().IntVarP(&s.count, "limit", "c", 0, "end after so many "+noun)
 	s.addMetrics(cmd)
 }
 
-// addProcess adds the flag that chooses processes.
+// addProcess adds the flag that selects processes.
 func (s *scope) addProcess(cmd *cobra.Command) {
 	cmd.Flags().StringArrayVar(&s.processes, "process", nil, "only what the `process` does, by id, or by name if it is not a number; may be given several times")
 }
 
-// addInterface adds the flag that chooses interfaces.
+// addInterface adds the flag that selects interfaces.
 func (s *scope) addInterface(cmd *cobra.Command) {
 	cmd.Flags().StringArrayVarP(&s.interfaces, "interface", "i", nil, "only packets of the network interface `name`, by name or index; any: all; may be given several times")
 	_ = cmd.RegisterFlagCompletionFunc("interface", completeInterfaces) // the flag exists
@@ -60,7 +60,7 @@ func (s *scope) check() error {
 	return nil
 }
 
-// until returns a context that ends with the first SIGINT or SIGTERM, and when the time is over.
+// until returns a context that ends at the first SIGINT or SIGTERM, or when the time is up.
 func (s *scope) until(ctx context.Context) (context.Context, context.CancelFunc) {
 	ctx, stop := untilSignal(ctx)
 	if s.lasts == 0 {
@@ -70,11 +70,11 @@ func (s *scope) until(ctx context.Context) (context.Context, context.CancelFunc)
 	return ctx, func() { cancel(); stop() }
 }
 
-// limitEvery is how often a run that does not receive what it counts looks whether it is enough.
+// limitEvery is how often a run that does not receive the packets it counts checks its limit.
 const limitEvery = 20 * time.Millisecond
 
-// enough returns a context that ends when a handle has met as many packets as there may be, or with ctx. It is for runs that do
-// not receive the packets themselves.
+// enough returns a context that ends with ctx, or when a handle has counted as many packets as the limit. It is for
+// runs that do not receive the packets themselves.
 func (s *scope) enough(ctx context.Context, h *divert.Handle) (context.Context, context.CancelFunc) {
 	ctx, cancel := context.WithCancel(ctx)
 	if s.count == 0 {
@@ -101,7 +101,7 @@ func (s *scope) enough(ctx context.Context, h *divert.Handle) (context.Context, 
 // processSet is the named set of the processes that --process names.
 const processSet = "divert.process"
 
-// named returns the names of processes, those that are no ids.
+// named returns the arguments of --process that are names, not ids.
 func (s *scope) named() (names []string) {
 	for _, p := range s.processes {
 		if _, err := strconv.ParseUint(p, 10, 32); err != nil {
@@ -111,7 +111,7 @@ func (s *scope) named() (names []string) {
 	return names
 }
 
-// tests returns what the flags add to a filter of a layer.
+// tests returns the tests that the flags add to a filter of a layer.
 func (s *scope) tests(layer divert.Layer, strict bool) (tests []string, err error) {
 	if len(s.interfaces) > 0 {
 		if hasEvents(layer) {
@@ -154,7 +154,7 @@ func (s *scope) tests(layer divert.Layer, strict bool) (tests []string, err erro
 			test += " or "
 		}
 		test += "processId in @" + processSet
-		for _, name := range bare { // which also finds processes that end before they are looked for
+		for _, name := range bare { // the test by name also finds processes that end before the set is updated
 			if len(name) > commSize {
 				name = name[:commSize]
 			}
@@ -166,10 +166,10 @@ func (s *scope) tests(layer divert.Layer, strict bool) (tests []string, err erro
 	return append(tests, test), nil
 }
 
-// commSize is how many bytes Linux keeps of the name of a process.
+// commSize is how many bytes of a process's name Linux keeps.
 const commSize = packet.ProcessNameSize - 1
 
-// anyOf joins tests for one of the values.
+// anyOf joins tests of one field for several values.
 func anyOf[T any](test string, values []T) string {
 	var tests []string
 	for _, v := range values {
@@ -178,7 +178,7 @@ func anyOf[T any](test string, values []T) string {
 	return strings.Join(tests, " or ")
 }
 
-// narrow adds tests to a filter that was compiled of a text, and returns the text of both.
+// narrow adds tests to a compiled filter; text is its source. It returns the text of both.
 func narrow(text string, p *filter.Program, tests []string) (string, error) {
 	if len(tests) == 0 {
 		return text, nil
@@ -198,8 +198,8 @@ func narrow(text string, p *filter.Program, tests []string) (string, error) {
 	return "(" + strings.Join(tests, ") and (") + ")", nil
 }
 
-// program compiles the filter of a command, first as it was given, since errors show that text, and then with what the flags
-// add.
+// program compiles the filter of a command, first exactly as given, since errors show that text, then with the tests of
+// the flags.
 func (f *handleFlags) program(args []string) (text string, p *filter.Program, err error) {
 	text = filterText(args)
 	if err := f.scope.check(); err != nil {
@@ -211,7 +211,7 @@ func (f *handleFlags) program(args []string) (text string, p *filter.Program, er
 	return f.narrowed(text, p)
 }
 
-// narrowed adds what the flags say to a filter.
+// narrowed adds the tests of the flags to a filter.
 func (f *handleFlags) narrowed(text string, p *filter.Program) (string, *filter.Program, error) {
 	if slices.Contains(p.Sets(), processSet) {
 		return "", nil, usagef("@%s is the set that --process makes; choose another name", processSet)
@@ -227,8 +227,8 @@ func (f *handleFlags) narrowed(text string, p *filter.Program) (string, *filter.
 	return text, p, err
 }
 
-// follow fills the sets of a filter and keeps them up to date until ctx ends: those that have files, and that of processes with
-// a name. The report names errors.
+// follow fills the sets of a filter, from files and from names of processes, and keeps them up to date until ctx ends.
+// It reports errors to r.
 func (f *handleFlags) follow(ctx context.Context, p *filter.Program, r *report) error {
 	names := f.scope.named()
 	if len(names) > 0 {
@@ -255,7 +255,7 @@ func (f *handleFlags) follow(ctx context.Context, p *filter.Program, r *report) 
 	go func() {
 		tick := time.NewTicker(processesEvery)
 		defer tick.Stop()
-		failed := false // and told
+		failed := false // and reported
 		for {
 			select {
 			case <-ctx.Done():
@@ -272,5 +272,5 @@ func (f *handleFlags) follow(ctx context.Context, p *filter.Program, r *report) 
 	return nil
 }
 
-// processesEvery is how often processes with a name are looked for.
+// processesEvery is how often processes are looked up by name.
 const processesEvery = 250 * time.Millisecond

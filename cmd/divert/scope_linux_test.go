@@ -12,7 +12,7 @@ import (
 	"github.com/opendivert/divert/internal/lab"
 )
 
-// TestScopeLive ends runs by time and by number, and narrows them to an interface and to processes.
+// TestScopeLive ends runs by time and by number of packets, and narrows them to an interface and to processes.
 func TestScopeLive(t *testing.T) {
 	t.Run("time", func(t *testing.T) {
 		pair := lab.TwoHostsT(t, lab.LinkOptions{})
@@ -86,7 +86,7 @@ func alternativeName(t *testing.T, l *lab.Link, name string) {
 	}
 }
 
-// answersIn is how long datagrams are waited for of which so many are to come back.
+// answersIn is how long to wait for answers when back of them are expected.
 func answersIn(back int) time.Duration {
 	if back == 0 {
 		return 100 * time.Millisecond
@@ -94,7 +94,7 @@ func answersIn(back int) time.Duration {
 	return 10 * time.Second
 }
 
-// TestScopeProcess drops what a process sends, by its id and its name, and nothing of another one.
+// TestScopeProcess drops the packets of a process, by id and by name, and none of another process.
 func TestScopeProcess(t *testing.T) {
 	if err := needProcesses(); err != nil {
 		t.Skipf("the processes of packets are not known here: %v", err)

@@ -13,7 +13,7 @@ import (
 	"github.com/spf13/pflag"
 )
 
-// TestScopeErrors gets each of the flags that commands have in common wrong.
+// TestScopeErrors misuses each of the flags that commands have in common.
 func TestScopeErrors(t *testing.T) {
 	for _, test := range []struct{ args, want string }{
 		{"drop -c -1 udp", "--limit -1 is negative"},
@@ -43,7 +43,7 @@ func TestScopeErrors(t *testing.T) {
 	}
 }
 
-// TestScopeEverywhere looks for the flags at every command that should have them, with the same letters.
+// TestScopeEverywhere expects the flags at every command that should have them, with the same letters.
 func TestScopeEverywhere(t *testing.T) {
 	letter := map[string]string{"interface": "i", "limit": "c"}
 	for command, flags := range map[string]string{
@@ -107,7 +107,7 @@ func TestScopeNarrows(t *testing.T) {
 			t.Errorf("%s: %q, %v, want %q", test.args, text, err, test.want)
 		}
 	}
-	// An object string has no text to put in parentheses.
+	// An object string cannot be put in parentheses.
 	p, err := filter.Compile("udp", divert.LayerNetwork, filter.Extended)
 	if err != nil {
 		t.Fatal(err)
@@ -121,7 +121,7 @@ func TestScopeNarrows(t *testing.T) {
 	}
 }
 
-// loopbackIndex returns the index of the interface lo, or skips where there is none.
+// loopbackIndex returns the index of the interface lo, or skips where it is missing.
 func loopbackIndex(t *testing.T) string {
 	i, err := net.InterfaceByName("lo")
 	if err != nil {

@@ -16,10 +16,10 @@ import (
 	"github.com/opendivert/divert/process"
 )
 
-// screensFile shows what the commands print, in 80 columns. go test ./cmd/divert -run TestScreens -update writes it.
+// screensFile shows the commands' output in 80 columns. go test ./cmd/divert -run TestScreens -update writes it.
 const screensFile = "../../docs/screens.md"
 
-// TestScreens compares the page of the manual with what the commands print.
+// TestScreens compares the page of the manual with the commands' output.
 func TestScreens(t *testing.T) {
 	var page bytes.Buffer
 	page.WriteString(`# Screens
@@ -46,7 +46,7 @@ events made by hand.
 		t.Fatal(err)
 	}
 	if page.String() != strings.ReplaceAll(string(want), "\r\n", "\n") {
-		t.Errorf("%s is not what the commands print: go test ./cmd/divert -run TestScreens -update\n%s", screensFile, &page)
+		t.Errorf("%s differs from the output of the commands: go test ./cmd/divert -run TestScreens -update\n%s", screensFile, &page)
 	}
 }
 
@@ -99,7 +99,7 @@ func flowsScreen(t *testing.T) string {
 	var b bytes.Buffer
 	p := newEventPrinter(&app{out: &b}, false)
 	p.processes = screenProcesses
-	// A clock that does not go: timestamps are nanoseconds of that day.
+	// A stopped clock: timestamps are nanoseconds of that day.
 	p.clock = &wallClock{length: 1, when: time.Date(2026, 3, 4, 5, 6, 7, 0, time.UTC).UnixNano(), expires: 1 << 62}
 	for i, f := range []struct {
 		event packet.Event
@@ -123,7 +123,7 @@ func flowsScreen(t *testing.T) string {
 	return b.String()
 }
 
-// wrapped lets lines that are too long for the terminal go on below, as it does.
+// wrapped wraps lines that are too long, as a terminal does.
 func wrapped(s string) string {
 	var text strings.Builder
 	for line := range strings.Lines(s) {
@@ -155,9 +155,9 @@ func doctorScreen(t *testing.T) string {
 	return b.String()
 }
 
-// TestTutorials types command lines of tcpdump's tutorials, on a file whose packets have Ethernet headers of 14 bytes for
-// tcpdump. A filter in tcpdump's language is refused with the same filter in
-// ours; pasted, it prints the packets that another filter, written by hand, chooses.
+// TestTutorials runs command lines of tcpdump's tutorials, on a file whose packets have 14-byte Ethernet headers for
+// tcpdump. A filter in tcpdump's language is refused, with its translation; the translation must select the same
+// packets as another filter, written by hand.
 func TestTutorials(t *testing.T) {
 	file := string(sampleFile(t))
 	lines := func(args ...string) (n int, r result) {

@@ -14,11 +14,11 @@ import (
 	"github.com/spf13/cobra"
 )
 
-// setFiles are the files of named sets, by the names of the sets: those of --set, and those in the text of the filter.
+// setFiles maps named sets to their files, those of --set and those in the text of the filter.
 type setFiles struct {
 	given []string // NAME=FILE, of --set
 	files map[string]string
-	own   string // a set without a file, which the command fills itself
+	own   string // a set without a file, filled by the command itself
 }
 
 // add adds the flag.
@@ -28,10 +28,10 @@ func (s *setFiles) add(cmd *cobra.Command) {
 			"@NAME=FILE in the filter is the same; the file is read again when it changes, and on SIGHUP")
 }
 
-// fileInFilter is a named set with its file in the text of a filter.
+// fileInFilter is a named set with its file, as in the text of a filter.
 var fileInFilter = regexp.MustCompile(`(\bin\s*@[\w.-]+)=([^\s()]+)`)
 
-// take takes the files out of the text of a filter, and returns the text without them.
+// take removes the files from the text of a filter, and returns the remaining text.
 func (s *setFiles) take(text string) (string, error) {
 	for _, given := range s.given {
 		name, file, ok := strings.Cut(given, "=")
@@ -50,7 +50,7 @@ func (s *setFiles) take(text string) (string, error) {
 	return fileInFilter.ReplaceAllString(text, "$1"), nil
 }
 
-// put notes the file of a set.
+// put records the file of a set.
 func (s *setFiles) put(name, file string) error {
 	if before, given := s.files[name]; given && before != file {
 		return usagef("the set @%s is given two files, %s and %s", name, before, file)
@@ -67,7 +67,7 @@ func (s *setFiles) names(p *filter.Program) []string {
 	return slices.DeleteFunc(p.Sets(), func(name string) bool { return s.own != "" && name == s.own })
 }
 
-// check compares the files with the sets of a filter. A set without one is wrong only if it is to be used.
+// check compares the files with the sets of a filter. A set without a file is an error only if the filter will be used.
 func (s *setFiles) check(p *filter.Program, used bool) error {
 	names := s.names(p)
 	for name := range s.files {
@@ -96,13 +96,13 @@ func (s *setFiles) load(p *filter.Program) error {
 	return nil
 }
 
-// setError says which set an error is about.
+// setError adds the name of the set to an error.
 func setError(name string, err error) error {
 	return fmt.Errorf("the set @%s: %w", name, err)
 }
 
-// follow reads the files of a filter's sets, and again whenever they change and on SIGHUP, until the context ends. The report
-// tells of that.
+// follow reads the files of a filter's sets, and again on each change and on SIGHUP, until the context ends. It reports
+// each reading to r.
 func (s *setFiles) follow(ctx context.Context, p *filter.Program, r *report) error {
 	if err := s.check(p, true); err != nil {
 		return err
@@ -137,14 +137,14 @@ func (s *setFiles) follow(ctx context.Context, p *filter.Program, r *report) err
 	return nil
 }
 
-// setRead is the line about a file that was read again, as JSON.
+// setRead is the JSON line about a file that was read again.
 type setRead struct {
 	Event string `json:"event"` // "set"
 	Set   string `json:"set"`
 	File  string `json:"file"`
 }
 
-// reread tells that the file of a set was read again, or could not be.
+// reread reports that the file of a set was read again, or the error.
 func (r *report) reread(name, file string, err error) {
 	switch {
 	case err != nil:

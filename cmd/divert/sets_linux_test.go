@@ -10,17 +10,17 @@ import (
 	"time"
 )
 
-// says waits until the standard error of a run says something.
+// says waits until the standard error of a run has a text a number of times.
 func (p *running) says(t *testing.T, text string, times int) {
 	t.Helper()
 	for end := time.Now().Add(20 * time.Second); strings.Count(p.errout.String(), text) < times; time.Sleep(10 * time.Millisecond) {
 		if time.Now().After(end) {
-			t.Fatalf("it does not say %q %d times:\n%s", text, times, p.errout)
+			t.Fatalf("%q did not appear %d times:\n%s", text, times, p.errout)
 		}
 	}
 }
 
-// TestSetFileChanges: a file that changes is in force, by itself and on SIGHUP; one that is wrong leaves the set as it was.
+// TestSetFileChanges: a changed file takes effect, by itself and on SIGHUP; a wrong file leaves the set unchanged.
 func TestSetFileChanges(t *testing.T) {
 	eachEngine(t, func(t *testing.T, engine string) {
 		pair, echo := hosts(t)

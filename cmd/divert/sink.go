@@ -10,20 +10,20 @@ import (
 	"github.com/opendivert/divert"
 )
 
-// sink is where dump brings packets to.
+// sink is the destination of dump's packets.
 type sink interface {
 	write(r *record) error
 	flush() error // writes out buffered records
 	close() error
-	statisticsOf(h *divert.Handle) // whose copies come here: what it lost belongs to the file
+	statisticsOf(h *divert.Handle) // the source of the packets: its losses go into the file
 }
 
-// noStatistics are of sinks that have no place for them.
+// noStatistics is for sinks without a place for statistics.
 type noStatistics struct{}
 
 func (noStatistics) statisticsOf(*divert.Handle) {}
 
-// bufferSize is how much output is gathered before it is written.
+// bufferSize is how many bytes of output are buffered before a write.
 const bufferSize = 1 << 16
 
 // openSink opens the sink that the flags ask for.
@@ -44,7 +44,7 @@ func (d *dump) openSink() (err error) {
 	return err
 }
 
-// sameFile reports whether two names are of one file.
+// sameFile reports whether two names refer to one file.
 func sameFile(a, b string) bool {
 	x, errX := os.Stat(a)
 	y, errY := os.Stat(b)
@@ -105,27 +105,28 @@ func (s *fileSink) statistics() error {
 	}
 	st, err := s.handle.Stats()
 	if err != nil {
-		return s.capture.statistics(0) // how many were lost is not known; the packets are there
+		return s.capture.statistics(0) // the number of losses is unknown; the packets are there
 	}
 	return s.capture.statistics(lostOf(&st))
 }
 
-// lostOf returns how many packets a handle has lost, or copies of them.
+// lostOf returns how many packets, or copies of packets, a handle has lost.
 func lostOf(st *divert.Stats) uint64 {
 	return st.DroppedFull + st.DroppedOld + st.DroppedLong + st.Lost
 }
 
-// losses tells, while packets are received, how many were lost since it was asked last. The zero losses is of no handle, and tells of none.
+// losses counts the packets lost since its last call, while packets are received. The zero losses has no handle and
+// counts none.
 type losses struct {
 	handle *divert.Handle
 	asked  time.Time
 	told   uint64
 }
 
-// lossesEvery is how often a handle is asked at most.
+// lossesEvery is the least time between two queries of a handle.
 const lossesEvery = 100 * time.Millisecond
 
-// next returns how many packets were lost that it has not told of.
+// next returns the number of lost packets that it has not returned before.
 func (l *losses) next() uint64 {
 	now := time.Now()
 	if l.handle == nil || now.Sub(l.asked) < lossesEvery {
@@ -134,7 +135,7 @@ func (l *losses) next() uint64 {
 	l.asked = now
 	st, err := l.handle.Stats()
 	if err != nil {
-		return 0 // the statistics at the end will tell
+		return 0 // the final statistics will have it
 	}
 	n := lostOf(&st)
 	lost := n - min(n, l.told)

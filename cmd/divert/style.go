@@ -1,6 +1,6 @@
 package main
 
-// style is how a part of the output looks on a terminal with colours: an ANSI sequence (ECMA-48 8.3.117, SGR).
+// style is the look of a part of the output on a terminal with colours: an ANSI sequence (ECMA-48 8.3.117, SGR).
 type style struct{ begin string }
 
 // The styles, and the sequence that ends any of them.
@@ -19,10 +19,10 @@ const styleEnd = "\x1b[0m"
 // emptyScreen goes to the top of an empty screen (ECMA-48 8.3.21, 8.3.39).
 const emptyScreen = "\x1b[H\x1b[2J"
 
-// escape begins every sequence.
+// escape is the first byte of every sequence.
 const escape = '\x1b'
 
-// sequences are all that the command sends to a terminal.
+// sequences are all sequences that the command sends to a terminal.
 var sequences = []string{
 	styleError.begin, styleTime.begin, styleProto.begin, styleInfo.begin, styleBytes.begin, styleBad.begin, styleHeading.begin,
 	styleEnd, emptyScreen,

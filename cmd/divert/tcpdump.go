@@ -51,7 +51,7 @@ handles see IP packets of this host, without link-layer headers.`,
 	return cmd
 }
 
-// refused reports a part of a filter of tcpdump.
+// refused reports the part of a tcpdump filter that has no equivalent.
 func (a *app) refused(title string, e *tcpdump.Error, asJSON bool) error {
 	if asJSON {
 		at, token := uint32(e.At), e.Text[e.At:e.At+e.Len]
@@ -62,7 +62,7 @@ func (a *app) refused(title string, e *tcpdump.Error, asJSON bool) error {
 	return exitStatus(exitUsage)
 }
 
-// inTcpdumpsLanguage says what a filter that does not compile is here, if it is one of tcpdump; "" if it is not.
+// inTcpdumpsLanguage returns a hint for a filter that does not compile but is valid for tcpdump, "" for others.
 func inTcpdumpsLanguage(text string) string {
 	r, err := tcpdump.Convert(text)
 	var e *tcpdump.Error

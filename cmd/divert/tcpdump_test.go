@@ -2,7 +2,7 @@ package main
 
 import "testing"
 
-// TestTcpdumpsLanguage types what fingers know from tcpdump.
+// TestTcpdumpsLanguage tries filters that users know from tcpdump.
 func TestTcpdumpsLanguage(t *testing.T) {
 	const here = "hint: that is tcpdump's language; the same filter here:\n  "
 	for _, test := range []struct {

@@ -29,7 +29,7 @@ type top struct {
 	report  report
 	h       *divert.Handle
 	counter *counter
-	before  atomic.Uint64 // packets that were lost before counting began anew
+	before  atomic.Uint64 // packets lost before the last restart of the counters
 }
 
 func newTop(a *app) *cobra.Command {
@@ -91,7 +91,7 @@ func (t *top) run(ctx context.Context, args []string) (err error) {
 	defer stop()
 	alive := t.app.terminal && !t.json && !t.plain
 	r := report{app: t.app, json: t.json, scope: &t.flags.scope}
-	says := make(chan string, 16) // what a run says beside its output, where the screen is in use
+	says := make(chan string, 16) // messages of the run, for the screen
 	if alive {
 		quiet := *t.app
 		quiet.errout = statusWriter{says}
@@ -139,8 +139,8 @@ func (t *top) receive() error {
 	}
 }
 
-// topNap is how long packets are left to gather when no more wait, so that not every one wakes the program. At a million
-// packets per second they fill a third of the queue.
+// topNap is how long the program waits when the queue is empty, so that packets gather and single packets do not wake
+// it. At a million packets per second they fill a third of the queue.
 const topNap = 5 * time.Millisecond
 
 // lost returns how many packets were not counted.
@@ -152,7 +152,7 @@ func (t *top) lost() uint64 {
 	return s.DroppedFull + s.DroppedOld + s.DroppedLong + s.Lost - t.before.Load()
 }
 
-// print prints a table or an object at every interval until ctx ends, and of the packets that came after the last one once more.
+// print prints a table or an object at every interval until ctx ends, and once more for the packets since the last one.
 func (t *top) print(ctx context.Context) error {
 	ended := make(chan error, 1)
 	go func() { ended <- t.receive() }()
@@ -194,7 +194,7 @@ func (t *top) show(w *bufio.Writer, now time.Time, seconds float64) error {
 		if err != nil {
 			return err
 		}
-		_, _ = w.Write(b) // Flush tells
+		_, _ = w.Write(b) // Flush returns the error
 		return w.Flush()
 	}
 	v := t.view()
@@ -210,7 +210,7 @@ func (t *top) show(w *bufio.Writer, now time.Time, seconds float64) error {
 	return w.Flush()
 }
 
-// plainWidth is the width of tables that no terminal has a width for.
+// plainWidth is the width of tables that do not go to a terminal.
 const plainWidth = 100
 
 func trimRight(s string) string {
@@ -220,7 +220,7 @@ func trimRight(s string) string {
 	return s
 }
 
-// view returns a view as the flags ask for.
+// view returns an empty view with the flags' settings.
 func (t *top) view() *topView {
 	return &topView{by: topBy(t.by.value), order: topSort(t.order.value), reverse: t.reverse, filter: t.text, layer: word(t.h.Layer()), marks: map[string]rune{}}
 }

@@ -22,7 +22,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// interfaceBytes returns the counters of an interface of a host, without the headers of the link layer, which are 14 bytes on
+// interfaceBytes returns the counters of a host's interface, without the link-layer headers, which have 14 bytes on
 // Ethernet and on the loopback device.
 func interfaceBytes(t *testing.T, h *lab.Host, name string) (in, out uint64) {
 	t.Helper()
@@ -72,7 +72,7 @@ func transfer(t *testing.T, from, to *lab.Host, at string, bytes int) {
 	done.Wait()
 }
 
-// TestTopTotals compares the totals with the counters of the interfaces: TCP both ways, IPv6, UDP, ICMP, loopback.
+// TestTopTotals compares the totals with the interfaces' counters: TCP both ways, IPv6, UDP, ICMP, loopback.
 func TestTopTotals(t *testing.T) {
 	pair, echo := hosts(t)
 	p := start(t, pair.A, "top", "--json", "--interval", "100ms", "--rows", "0")
@@ -108,7 +108,7 @@ func TestTopTotals(t *testing.T) {
 		otherTotal uint64
 	}{{"in", last.BytesIn, in, 0}, {"out", last.BytesOut, out, 0}} {
 		if diff := math.Abs(float64(c.got) - float64(c.want)); diff > float64(c.want)/100 || c.want < 1_000_000 {
-			t.Errorf("%s: %d bytes, the interfaces say %d", c.what, c.got, c.want)
+			t.Errorf("%s: %d bytes, want the %d of the interfaces", c.what, c.got, c.want)
 		}
 	}
 	var procs, hosts topCounts
@@ -125,7 +125,7 @@ func TestTopTotals(t *testing.T) {
 	if procs != last.topCounts || hosts != last.topCounts {
 		t.Errorf("processes %+v, hosts %+v, total %+v", procs, hosts, last.topCounts)
 	}
-	if needProcesses() == nil && float64(mine) < 0.99*float64(in+out) { // this process is both ends of all but the ICMP errors
+	if needProcesses() == nil && float64(mine) < 0.99*float64(in+out) { // this process is both ends of all traffic except the ICMP errors
 		t.Errorf("%d of %d bytes are this process's", mine, in+out)
 	}
 	if !strings.Contains(text, `"protocol_name":"ICMP"`) || !strings.Contains(text, `"local":"127.0.0.1"`) {
@@ -144,14 +144,14 @@ func TestTopTables(t *testing.T) {
 	}
 }
 
-// copyScreen is a screen that another goroutine may look at.
+// copyScreen is a screen whose content another goroutine may read.
 type copyScreen struct {
 	tcell.SimulationScreen
 	mu   sync.Mutex
 	text string
 }
 
-// Show shows the drawing, and keeps a copy.
+// Show shows the screen, and keeps a copy.
 func (s *copyScreen) Show() {
 	s.SimulationScreen.Show()
 	text := onScreen(s.SimulationScreen)
@@ -166,7 +166,7 @@ func (s *copyScreen) shown() string {
 	return s.text
 }
 
-// TestTopActs drops what a row has, resets a connection, and sets another filter, on real traffic.
+// TestTopActs drops the packets of a row, resets a connection, and sets another filter, on real traffic.
 func TestTopActs(t *testing.T) {
 	pair, echo := hosts(t)
 	l, err := pair.B.Listen("tcp", netip.AddrPortFrom(pair.B.Addr4(), 80).String())
@@ -225,7 +225,7 @@ func TestTopActs(t *testing.T) {
 		}
 	}
 	wait("the connection is not shown", sees(l.Addr().String()))
-	// Drop the flow of UDP, which is the only one with this filter.
+	// Drop the UDP flow, the only one that matches this filter.
 	s.InjectKey(tcell.KeyRune, '/', 0)
 	s.InjectKey(tcell.KeyCtrlU, 0, 0)
 	press("udp")
@@ -236,7 +236,7 @@ func TestTopActs(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer u.Close()
-	answered := func() bool { // the socket stays, so the flow does
+	answered := func() bool { // the socket stays, so the flow does too
 		_, _ = u.Write([]byte("datagram"))
 		_ = u.SetReadDeadline(time.Now().Add(50 * time.Millisecond))
 		_, err := u.Read(make([]byte, 100))
@@ -279,7 +279,7 @@ func TestTopActs(t *testing.T) {
 	}
 }
 
-// TestTopTerminal runs top on a terminal of its own, and finds it as it was after ^C and after SIGTERM.
+// TestTopTerminal runs top on its own terminal, and expects ^C and SIGTERM to restore it.
 func TestTopTerminal(t *testing.T) {
 	pair := lab.TwoHostsT(t, lab.LinkOptions{})
 	for _, end := range []string{"^C", "SIGTERM"} {
@@ -323,7 +323,7 @@ func TestTopTerminal(t *testing.T) {
 		for begun := time.Now(); !strings.Contains(seen.String(), "PROGRAM"); time.Sleep(10 * time.Millisecond) {
 			if time.Since(begun) > 20*time.Second {
 				_ = c.Process.Kill()
-				t.Fatalf("it does not draw: %q", seen.String())
+				t.Fatalf("top drew nothing: %q", seen.String())
 			}
 		}
 		if end == "^C" {
@@ -343,7 +343,7 @@ func TestTopTerminal(t *testing.T) {
 		}
 		for begun := time.Now(); !strings.Contains(seen.String(), "\x1b[?1049l"); time.Sleep(10 * time.Millisecond) {
 			if time.Since(begun) > 10*time.Second {
-				t.Fatalf("%s: the screen of before is not back: %q", end, seen.String())
+				t.Fatalf("%s: the old screen was not restored: %q", end, seen.String())
 			}
 		}
 	}

@@ -14,18 +14,18 @@ import (
 	"github.com/opendivert/divert/impair"
 )
 
-// topActions drops packets and resets connections of rows, by handles of its own below that of top, so that dropped packets
-// still count.
+// topActions drops packets and resets connections of rows. Its handles are below that of top, so dropped packets still
+// count.
 type topActions struct {
 	flags *handleFlags
 
 	dropped map[string]bool // filters of rows
-	drop    *divert.Handle  // drops what they match; nil if there are none
+	drop    *divert.Handle  // drops their packets; nil if there are none
 
 	resets context.CancelFunc // ends the runs that reset connections
-	runs   sync.WaitGroup     // those
+	runs   sync.WaitGroup     // the runs
 	ctx    context.Context
-	report func(string) // tells how a reset went; called by other goroutines
+	report func(string) // shows the result of a reset; called by other goroutines
 }
 
 func newTopActions(ctx context.Context, flags *handleFlags, report func(string)) *topActions {
@@ -34,7 +34,7 @@ func newTopActions(ctx context.Context, flags *handleFlags, report func(string))
 	return a
 }
 
-// close lets everything flow again.
+// close lets all flows pass again.
 func (a *topActions) close() {
 	a.resets()
 	a.runs.Wait()
@@ -44,10 +44,10 @@ func (a *topActions) close() {
 	}
 }
 
-// priority is that of the handles: just below top's own.
+// priority is the priority of the handles: just below top's own.
 func (a *topActions) priority() int16 { return max(a.flags.priority-1, divert.LowestPriority) }
 
-// toggle drops what a filter matches, or lets it flow again, and says which.
+// toggle drops the packets that a filter matches, or lets them pass again, and returns which.
 func (a *topActions) toggle(filter string) (dropping bool, err error) {
 	if dropping = !a.dropped[filter]; dropping {
 		a.dropped[filter] = true
@@ -87,10 +87,10 @@ func (a *topActions) apply() error {
 	return err
 }
 
-// topResetTime is how long the connections of a row are reset: as long as they may take to send a packet.
+// topResetTime is how long the connections of a row are reset; each is reset when it sends a packet.
 const topResetTime = 10 * time.Second
 
-// reset resets the TCP connections whose packets a filter matches, as they send packets.
+// reset resets the TCP connections whose packets a filter matches, when they send packets.
 func (a *topActions) reset(filter string) error {
 	i, err := impair.Open(impair.Config{
 		Rules: []impair.Rule{{Filter: "tcp and (" + filter + ")", Reset: 1}}, Layer: a.flags.layer(),

@@ -10,7 +10,7 @@ import (
 	"github.com/opendivert/divert/packet"
 )
 
-// topCounts counts packets and their bytes, those of the IP header included.
+// topCounts counts packets and their bytes, from the IP header on.
 type topCounts struct {
 	BytesIn    uint64 `json:"bytes_in"`
 	BytesOut   uint64 `json:"bytes_out"`
@@ -29,7 +29,7 @@ func (c *topCounts) add(out bool, bytes uint64) {
 	}
 }
 
-// plus adds counts, or with the sign turned takes them away.
+// plus adds counts; use minus to subtract.
 func (c *topCounts) plus(d topCounts) {
 	c.BytesIn += d.BytesIn
 	c.BytesOut += d.BytesOut
@@ -41,7 +41,7 @@ func (c topCounts) minus() topCounts {
 	return topCounts{-c.BytesIn, -c.BytesOut, -c.PacketsIn, -c.PacketsOut}
 }
 
-// turned returns the counts as the other end sees them.
+// turned returns the counts as seen by the other end.
 func (c topCounts) turned() topCounts {
 	return topCounts{c.BytesOut, c.BytesIn, c.PacketsOut, c.PacketsIn}
 }
@@ -49,11 +49,11 @@ func (c topCounts) turned() topCounts {
 // topHistory is how many intervals are remembered.
 const topHistory = 60
 
-// meter counts packets and knows their rate.
+// meter counts packets and measures their rate.
 type meter struct {
 	topCounts
 	before  topCounts           // at the last tick
-	in, out float64             // bytes per second of the last interval
+	in, out float64             // bytes per second in the last interval
 	packets float64             // packets per second
 	history [topHistory]float32 // bytes per second both ways, a ring
 	last    time.Time           // of the last packet
@@ -64,13 +64,13 @@ func (m *meter) tick(seconds float64, at int) {
 	d := m.topCounts
 	d.plus(m.before.minus())
 	m.before = m.topCounts
-	rate := func(n uint64) float64 { return max(0, float64(int64(n))/seconds) } // negative if it turned out to be another process's
+	rate := func(n uint64) float64 { return max(0, float64(int64(n))/seconds) } // negative if bytes turned out to belong to another process
 	m.in, m.out, m.packets = rate(d.BytesIn), rate(d.BytesOut), rate(d.PacketsIn+d.PacketsOut)
 	m.history[at] = float32(m.in + m.out)
 }
 
-// topFlowKey names a flow: TCP or UDP between two ends, another protocol between two addresses. Of packets from this host to
-// itself, and of those that are routed through it, local is the end that sent the first one.
+// topFlowKey identifies a flow: TCP or UDP between two ends, another protocol between two addresses. In packets from
+// this host to itself, and in routed ones, local is the end that sent the first packet.
 type topFlowKey struct {
 	protocol      uint8
 	local, remote netip.AddrPort
@@ -83,49 +83,50 @@ type topFlow struct {
 	meter
 	key      topFlowKey
 	both     bool     // both ends are on this host
-	process  *topProc // of the local end; that of no process if it is not known
+	process  *topProc // of the local end; the one without a process if unknown
 	other    *topProc // of the remote end, if both are here
-	excess   bool     // stands for all flows that there is no room for
+	excess   bool     // stands for all flows beyond the limit
 	finished uint8    // bits: a FIN came in, went out, a RST
 
-	unknown [2]struct { // in and out: a packet whose length is not known yet
+	unknown [2]struct { // in and out: a packet of still unknown length
 		waits bool
 		seq   uint32
 	}
 }
 
-// topProc is a process, or the traffic that belongs to none.
+// topProc is a process, or all traffic without a process.
 type topProc struct {
 	meter
 	pid   uint32
 	name  string
 	path  string
-	flows int // of those that are remembered, as their local end
+	flows int // remembered flows with this process at the local end
 }
 
-// topHost is an address of another host, or of this one in packets from it to itself.
+// topHost is the address of another host, or of this one in packets from it to itself.
 type topHost struct {
 	meter
-	addr  netip.Addr // the zero Addr: those that there is no room for
+	addr  netip.Addr // the zero Addr: hosts beyond the limit
 	flows int
 }
 
-// topRoom is how much is remembered. Whoever sends packets chooses how many flows and hosts there are; further ones count
-// together.
+// topRoom limits memory, since the senders of packets determine the number of flows and hosts; those beyond the limit
+// count together.
 type topRoom struct{ flows, hosts, procs int }
 
 var usualTopRoom = topRoom{flows: 65536, hosts: 65536, procs: 16384}
 
-// How long rows stay that have ended or gone silent.
+// How long rows stay after they have ended or gone silent.
 const (
 	topFinished = 5 * time.Second
 	topSilent   = time.Minute
 )
 
-// counter counts packets by process, flow and host. The sums over all processes and over all hosts are the total: every byte
-// counts. A packet of this host to itself counts as sent and as received, as its interface has it; in its flow, once.
+// counter counts packets by process, flow and host. The sums over all processes and over all hosts equal the total:
+// every byte counts. A packet from this host to itself counts as sent and as received, as in its interface's counters,
+// but only once in its flow.
 type counter struct {
-	processes *processes // nil: they are not known
+	processes *processes // nil: unknown
 	room      topRoom
 
 	mu     sync.Mutex
@@ -133,8 +134,8 @@ type counter struct {
 	flows  map[topFlowKey]*topFlow
 	procs  map[uint32]*topProc
 	hosts  map[netip.Addr]*topHost
-	gone   topCounts // of processes that are forgotten
-	at     int       // in the histories
+	gone   topCounts // counts of forgotten processes
+	at     int       // index into the histories
 	ticked time.Time
 	parsed packet.Parsed
 
@@ -155,7 +156,7 @@ func (c *counter) clear(now time.Time) {
 	c.total, c.gone, c.at, c.ticked = meter{}, topCounts{}, 0, now
 }
 
-// count counts packets that came just now.
+// count counts packets received just now.
 func (c *counter) count(ps []divert.Packet, now time.Time) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -168,7 +169,7 @@ func (c *counter) one(p *divert.Packet, now time.Time) {
 	parsed := &c.parsed
 	data, untold := c.parse(p.Data)
 	if data == nil {
-		return // layers with packets give IP packets only
+		return // layers with packets deliver IP packets only
 	}
 	bytes, pid := uint64(parsed.Length), uint32(0)
 	if untold {
@@ -213,9 +214,9 @@ func (c *counter) one(p *divert.Packet, now time.Time) {
 	f.last = now
 }
 
-// parse parses a packet. A packet of TCP that the stack has yet to cut may be longer than its header can tell, which then tells
-// 0 (BIG TCP; include/linux/ip.h, iph_totlen): for such a packet it returns a copy whose length is that of the part received,
-// and untold. It returns nil if data is not an IP packet.
+// parse parses a packet. A TCP packet that the stack has yet to segment may be too long for the length in its header,
+// which is then 0 (BIG TCP; include/linux/ip.h, iph_totlen). For such a packet parse returns a copy that has the
+// received length in its header, and untold. It returns nil if data is not an IP packet.
 func (c *counter) parse(data []byte) (parsed []byte, untold bool) {
 	if c.parsed.Parse(data) && !(c.parsed.Family == 6 && c.parsed.Extended && be16(data[4:]) == 0) {
 		return data, false
@@ -235,12 +236,12 @@ func (c *counter) parse(data []byte) (parsed []byte, untold bool) {
 	return c.scratch[:n], true
 }
 
-// topUntold is the assumed length of the longest packet whose header tells no length; Linux has at most 512 KiB
-// (GSO_MAX_SIZE in include/linux/netdevice.h).
+// topUntold exceeds the longest packet without a length in its header; Linux has at most 512 KiB (GSO_MAX_SIZE in
+// include/linux/netdevice.h).
 const topUntold = 1 << 20
 
-// untold returns the payload of the packet before in one direction of a connection if that did not tell it: the sequence number
-// has moved by it since.
+// untold returns the payload of the previous packet in one direction of a connection if its length was unknown: the
+// sequence number has advanced by it since.
 func (f *topFlow) untold(seq uint32, out, untold bool) (bytes uint64) {
 	u := &f.unknown[0]
 	if out {
@@ -255,7 +256,7 @@ func (f *topFlow) untold(seq uint32, out, untold bool) (bytes uint64) {
 	return bytes
 }
 
-// note remembers how far a connection is.
+// note records whether a connection has begun or ended.
 func (f *topFlow) note(flags packet.TCPFlags, out bool) {
 	switch {
 	case flags&packet.TCPSyn != 0:
@@ -287,15 +288,15 @@ func (c *counter) begin(key topFlowKey, both bool) *topFlow {
 	return f
 }
 
-// ends returns the processes of both ends of a flow, after one of its packets told that of its sender or receiver. What the
-// flow counted before the process was known goes to it.
+// ends returns the processes of both ends of a flow, given pid from one of its packets. When it learns the process of a
+// flow, it moves the flow's earlier counts to that process.
 func (c *counter) ends(f *topFlow, a *divert.Address, pid uint32, out bool) (local, remote *topProc) {
 	switch {
 	case f.excess:
 		p := c.proc(pid, a)
 		return p, p
 	case pid == 0:
-	case f.both && !out: // a packet of this host to itself tells its sender, here the remote end
+	case f.both && !out: // a packet of this host to itself has the process of its sender, here the remote end
 		if f.other.pid != pid {
 			f.other.plus(f.turned().minus())
 			f.other = c.proc(pid, a)
@@ -311,7 +312,7 @@ func (c *counter) ends(f *topFlow, a *divert.Address, pid uint32, out bool) (loc
 	return f.process, f.other
 }
 
-// proc returns a process; a is the address of one of its packets, which knows what it was called.
+// proc returns a process; a is the address of one of its packets, which has its name.
 func (c *counter) proc(pid uint32, a *divert.Address) *topProc {
 	p := c.procs[pid]
 	if p != nil {
@@ -372,7 +373,7 @@ func (c *counter) tick(now time.Time) {
 			}
 		}
 	}
-	for pid, p := range c.procs { // the flows of one that is silent are gone by now
+	for pid, p := range c.procs { // the flows of a silent process are gone by now
 		if p.tick(seconds, c.at); now.Sub(p.last) > topSilent {
 			c.gone.plus(p.topCounts)
 			delete(c.procs, pid)
@@ -387,7 +388,7 @@ func (c *counter) tick(now time.Time) {
 	c.at = (c.at + 1) % topHistory
 }
 
-// others counts for hosts that are not remembered.
+// others adds counts to the hosts beyond the limit.
 func (c *counter) others(n topCounts) {
 	h := c.hosts[netip.Addr{}]
 	if h == nil {
@@ -395,5 +396,5 @@ func (c *counter) others(n topCounts) {
 		c.hosts[h.addr] = h
 	}
 	h.plus(n)
-	h.before.plus(n) // it is no traffic of now
+	h.before.plus(n) // it does not count for the current rate
 }

@@ -14,7 +14,7 @@ import (
 	"github.com/opendivert/divert/packet"
 )
 
-// topPacket makes a packet of a protocol with a length. Where both addresses are those of this host it is loopback.
+// topPacket makes a packet of a protocol with a length. If both addresses belong to this host it is loopback.
 func topPacket(protocol uint8, src, dst string, length int, out bool, pid uint32) divert.Packet {
 	from, to := netip.MustParseAddrPort(src), netip.MustParseAddrPort(dst)
 	b := make([]byte, 20, 64)
@@ -41,7 +41,7 @@ func (c *counter) sums() (procs, hosts topCounts) {
 	return procs, hosts
 }
 
-// TestTopCounts follows packets of several kinds to the processes, flows and hosts they belong to.
+// TestTopCounts checks that packets of several kinds count for the right processes, flows and hosts.
 func TestTopCounts(t *testing.T) {
 	now := time.Unix(1000, 0)
 	const local, remote = "10.0.0.1:1000", "10.0.0.2:80"
@@ -86,8 +86,8 @@ func TestTopCounts(t *testing.T) {
 	}
 }
 
-// TestTopCountsEverything sends random packets, more flows and hosts than there is room for, and long silences: the sums stay
-// the total.
+// TestTopCountsEverything sends random packets, exceeds the limits of flows and hosts, and falls silent for long: the
+// sums always equal the total.
 func TestTopCountsEverything(t *testing.T) {
 	r := rand.New(rand.NewPCG(1, 2))
 	now := time.Unix(1000, 0)
@@ -128,7 +128,7 @@ func TestTopCountsEverything(t *testing.T) {
 	}
 }
 
-// TestTopExcess counts more flows than there is room for.
+// TestTopExcess counts more flows than the limit.
 func TestTopExcess(t *testing.T) {
 	now := time.Unix(1000, 0)
 	c := newCounter(nil, now)
@@ -145,7 +145,7 @@ func TestTopExcess(t *testing.T) {
 	}
 }
 
-// TestTopUntold counts TCP packets that are longer than their header can tell, by the sequence numbers behind them.
+// TestTopUntold counts TCP packets that are too long for the length in their headers, by later sequence numbers.
 func TestTopUntold(t *testing.T) {
 	now := time.Unix(1000, 0)
 	c := newCounter(nil, now)
@@ -155,7 +155,7 @@ func TestTopUntold(t *testing.T) {
 		return p
 	}
 	c.count([]divert.Packet{
-		segment(1000, 140), segment(1100, 0), segment(101_100, 0), segment(101_100, 0), // the last one was sent again
+		segment(1000, 140), segment(1100, 0), segment(101_100, 0), segment(101_100, 0), // the last one is a retransmission
 		segment(301_100, 40), segment(301_100, 40),
 	}, now)
 	want := topCounts{0, 140 + 5*40 + 300_000, 0, 6}
@@ -195,7 +195,7 @@ func TestTopRates(t *testing.T) {
 	}
 }
 
-// TestTopFinished: a connection that has ended leaves the list soon, one that is silent later.
+// TestTopFinished: an ended connection leaves the list soon, a silent one later.
 func TestTopFinished(t *testing.T) {
 	now := time.Unix(1000, 0)
 	c := newCounter(nil, now)
@@ -274,7 +274,7 @@ func TestTopCountAllocatesNothing(t *testing.T) {
 	}
 }
 
-// FuzzTopCount counts any packet.
+// FuzzTopCount counts arbitrary packets.
 func FuzzTopCount(f *testing.F) {
 	for _, s := range samples {
 		f.Add(s.data, true, false, uint32(1))

@@ -13,36 +13,36 @@ import (
 	"github.com/opendivert/divert/filter"
 )
 
-// topScreen is top on a terminal. One goroutine draws, reads the keys and opens handles; another one counts packets.
+// topScreen is top on a terminal. One goroutine draws, reads the keys and opens handles; another counts packets.
 type topScreen struct {
 	t       *top
 	s       tcell.Screen
 	v       *topView
 	actions *topActions
-	chosen  string      // what the selected row is: rowName
-	ask     func()      // waits for y
+	chosen  string      // the selected row, by its rowName
+	ask     func()      // the action that waits for y
 	says    chan string // messages of other goroutines
-	expires time.Time   // of the status
+	expires time.Time   // end of the status message
 	ended   chan error  // of the goroutine that counts
 	ctx     context.Context
 
-	unfollow context.CancelFunc // ends what keeps the sets of the filter up to date
+	unfollow context.CancelFunc // stops updating the sets of the filter
 	tick     time.Duration      // between intervals
 }
 
-// panicked is a panic of another goroutine.
+// panicked is a panic in another goroutine.
 type panicked struct {
 	value any
 	stack []byte
 }
 
-// Error returns what it said, and where.
+// Error returns the panic's value and stack.
 func (p panicked) Error() string { return fmt.Sprintf("panic: %v\n%s", p.value, p.stack) }
 
-// statusTime is how long a message is shown.
+// statusTime is how long a message stays on the screen.
 const statusTime = 5 * time.Second
 
-// interactive runs top on a terminal until q, ^C, a signal or the time is over. However it ends, the terminal is as before.
+// interactive runs top on a terminal until q, ^C, a signal or the end of its time. It always restores the terminal.
 func (t *top) interactive(ctx context.Context, says chan string, unfollow context.CancelFunc) error {
 	s, err := t.app.newScreen()
 	if err == nil {
@@ -69,14 +69,15 @@ func (t *top) interactive(ctx context.Context, says chan string, unfollow contex
 	return u.run(ctx)
 }
 
-// run handles keys and draws until the end. Then it gives the terminal back, also if it panics, and dropped flows pass again.
+// run handles keys and draws until the end. Then, even after a panic, it restores the terminal, and dropped flows pass
+// again.
 func (u *topScreen) run(ctx context.Context) error {
 	defer u.s.Fini()
 	defer u.actions.close()
 	return u.loop(ctx)
 }
 
-// say shows a message. Any goroutine may call it; messages that nobody can read so fast are left out.
+// say shows a message. Any goroutine may call it; messages that come too fast to read are left out.
 func (u *topScreen) say(text string) {
 	select {
 	case u.says <- text:
@@ -134,7 +135,7 @@ func (u *topScreen) status(text string) {
 	u.v.status, u.expires = oneLine(text), time.Now().Add(statusTime)
 }
 
-// refresh takes the rows from the counter and keeps the selected one selected.
+// refresh takes the rows from the counter and keeps the selection.
 func (u *topScreen) refresh() {
 	u.t.counter.view(u.v)
 	u.v.selected = min(max(u.v.selected, 0), len(u.v.rows)-1)
@@ -147,10 +148,10 @@ func (u *topScreen) refresh() {
 	u.scroll()
 }
 
-// rowName tells rows of a view apart.
+// rowName identifies a row within a view.
 func rowName(r *topRow) string { return r.filter + "\x00" + r.name }
 
-// scroll shows the selected row.
+// scroll scrolls to the selected row.
 func (u *topScreen) scroll() {
 	_, height := u.s.Size()
 	room := max(1, height-topHeader-topFooter)
@@ -188,7 +189,7 @@ func (u *topScreen) draw() {
 		}
 		x := 0
 		for _, r := range l.text {
-			if unprintable(r) { // names are made printable before; nothing else is drawn
+			if unprintable(r) { // names are already printable; nothing else is drawn
 				r = '?'
 			}
 			u.s.SetContent(x, y, r, nil, style)
@@ -286,7 +287,7 @@ func (u *topScreen) show(by topBy) {
 	u.refresh()
 }
 
-// edit handles a key while a filter is typed.
+// edit handles a key while the user types a filter.
 func (u *topScreen) edit(e *tcell.EventKey) {
 	v := u.v
 	switch e.Key() {
@@ -302,19 +303,19 @@ func (u *topScreen) edit(e *tcell.EventKey) {
 	case tcell.KeyCtrlU:
 		v.prompt = ""
 	case tcell.KeyRune:
-		if r := e.Rune(); r >= ' ' && r <= '~' && len(v.prompt) < maxTypedFilter { // all that filters are made of
+		if r := e.Rune(); r >= ' ' && r <= '~' && len(v.prompt) < maxTypedFilter { // all characters of filters
 			v.prompt += string(r)
 		}
 	}
 }
 
-// maxTypedFilter is how long a filter may be that is typed.
+// maxTypedFilter limits the length of a typed filter.
 const maxTypedFilter = 4096
 
-// setFilter sets another filter, and counts from 0. If it is wrong the old one stays.
+// setFilter sets another filter and restarts the counters. If the filter is wrong the old one stays.
 func (u *topScreen) setFilter(typed string) {
 	text := filterText([]string{typed})
-	u.t.flags.sets.files = nil // those of the old filter
+	u.t.flags.sets.files = nil // they belong to the old filter
 	_, p, err := u.t.flags.program([]string{text})
 	following, unfollow := context.WithCancel(u.ctx)
 	if err == nil {
@@ -349,7 +350,7 @@ func (u *topScreen) setFilter(typed string) {
 	}
 }
 
-// restart counts from 0.
+// restart resets the counters.
 func (u *topScreen) restart() {
 	u.t.before.Add(u.t.lost())
 	u.v.lost = 0
@@ -357,7 +358,7 @@ func (u *topScreen) restart() {
 	u.refresh()
 }
 
-// row returns the selected row, nil with a message if nothing can be done to it.
+// row returns the selected row, or nil and a message if it allows no action.
 func (u *topScreen) row() *topRow {
 	v := u.v
 	switch {
@@ -371,7 +372,7 @@ func (u *topScreen) row() *topRow {
 	return nil
 }
 
-// drop drops the packets of the selected row, or lets them flow again.
+// drop drops the packets of the selected row, or lets them pass again.
 func (u *topScreen) drop() {
 	r := u.row()
 	if r == nil {
@@ -418,13 +419,13 @@ func (u *topScreen) reset() {
 	})
 }
 
-// question asks whether something is to be done.
+// question asks for confirmation before an action.
 func (u *topScreen) question(what string, do func()) {
 	u.ask = do
 	u.status(what + "? y/n")
 }
 
-// statusWriter shows what a run says beside its output, where the screen is in use.
+// statusWriter shows the run's messages on the screen.
 type statusWriter struct{ says chan<- string }
 
 // Write shows lines.
@@ -432,7 +433,7 @@ func (w statusWriter) Write(b []byte) (int, error) {
 	for line := range strings.Lines(string(b)) {
 		select {
 		case w.says <- strings.TrimSuffix(line, "\n"):
-		default: // nobody can read so fast
+		default: // messages come too fast to read
 		}
 	}
 	return len(b), nil

@@ -11,7 +11,7 @@ import (
 	"unicode/utf8"
 )
 
-// topBy is what the rows of a view are.
+// topBy is the kind of rows in a view.
 type topBy int
 
 const (
@@ -22,7 +22,7 @@ const (
 
 var topByNames = []string{"process", "flow", "host"}
 
-// topSort is what rows are sorted by.
+// topSort is the order of rows.
 type topSort int
 
 const (
@@ -39,7 +39,7 @@ var topSortNames = []string{"rate", "in", "out", "total", "packets", "name"}
 // topRow is a row of a view, a copy that the counter does not change.
 type topRow struct {
 	*meter
-	name   string // as it is shown first: printable
+	name   string // the first column's text: printable
 	pid    uint32
 	flows  int
 	flow   *topFlow // of byFlow: key and state only
@@ -47,7 +47,7 @@ type topRow struct {
 	tcp    bool     // the row has connections that can be reset
 }
 
-// rows returns the rows of a view, the first ones by an order, reversed if that is asked for; as many as there are if most is 0.
+// rows returns the first rows of a view in an order, reversed if reverse is set: at most so many, or all if most is 0.
 func (c *counter) rows(by topBy, order topSort, reverse bool, most int) []topRow {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -128,7 +128,7 @@ func compareRows(order topSort, a, b *topRow) int {
 	return -cmp.Compare(a.in+a.out, b.in+b.out)
 }
 
-// processLabel is what a process is called.
+// processLabel returns the name under which a process is shown.
 func processLabel(p *topProc) string {
 	if p.pid == 0 {
 		return "(no process)"
@@ -146,13 +146,13 @@ func flowFilter(k topFlowKey) string {
 		return text
 	}
 	test := fmt.Sprintf("protocol == %d", k.protocol)
-	if k.local.Addr() == k.remote.Addr() || k.local.Addr().IsLoopback() { // of this host to itself: either end may be the local one
+	if k.local.Addr() == k.remote.Addr() || k.local.Addr().IsLoopback() { // from this host to itself: either end may be the local one
 		return fmt.Sprintf("%s and (%s or %s)", test, ends(k.local, k.remote), ends(k.remote, k.local))
 	}
 	return test + " and " + ends(k.local, k.remote)
 }
 
-// topView is what a screen of top shows.
+// topView is the content of a screen of top.
 type topView struct {
 	by       topBy
 	order    topSort
@@ -161,15 +161,15 @@ type topView struct {
 	layer    string
 	rows     []topRow
 	total    meter
-	at       int    // in the histories: of the next interval
+	at       int    // index of the next interval in the histories
 	lost     uint64 // packets that were not counted
-	selected int    // row, -1: none
+	selected int    // selected row, -1: none
 	first    int    // the row at the top
 	paused   bool
 	status   string          // a message, shown in place of the keys
 	prompt   string          // the text typed so far, if typing
 	typing   bool            //
-	marks    map[string]rune // of rows, by filter: the action on them
+	marks    map[string]rune // actions on rows, by filter
 	help     bool
 }
 
@@ -179,7 +179,7 @@ type topLine struct {
 	kind topKind
 }
 
-// topKind is what a line is, for its style.
+// topKind is the kind of a line, for its style.
 type topKind int
 
 const (
@@ -195,12 +195,12 @@ type topColumn struct {
 	title string
 	width int // 0: the rest of the line
 	left  bool
-	from  int // shown only where the screen has so many columns
-	until int // and fewer than these, if it is not 0
+	from  int // shown only on screens at least this wide
+	until int // and narrower than this, if it is not 0
 	text  func(v *topView, r *topRow) string
 }
 
-// Columns that several views have.
+// Columns that several views share.
 var (
 	columnIn      = topColumn{title: "IN/s", width: 7, text: func(_ *topView, r *topRow) string { return bytesText(r.in) }}
 	columnOut     = topColumn{title: "OUT/s", width: 7, text: func(_ *topView, r *topRow) string { return bytesText(r.out) }}
@@ -314,7 +314,7 @@ func sparkline(m *meter, at, width int) string {
 	return b.String()
 }
 
-// fit cuts a text to a width, or fills it up.
+// fit cuts or pads a text to a width.
 func fit(s string, width int, left bool) string {
 	n := utf8.RuneCountInString(s)
 	if n > width {
@@ -331,7 +331,7 @@ func fit(s string, width int, left bool) string {
 	return blank + s
 }
 
-// columns returns the columns that a screen has room for, with their widths.
+// columns returns the columns that fit on a screen, with their widths.
 func (v *topView) columns(width int) (list []topColumn) {
 	room := width
 	for _, c := range topColumns[v.by] {
@@ -349,7 +349,7 @@ func (v *topView) columns(width int) (list []topColumn) {
 	return list
 }
 
-// topHeader is how many lines stand over the rows, and topFooter how many under them.
+// topHeader is the number of lines above the rows, topFooter the number below.
 const (
 	topHeader = 4
 	topFooter = 1
@@ -358,8 +358,8 @@ const (
 // topKeys are the keys, for the last line.
 const topKeys = "p f h view  s sort  r reverse  / filter  d drop  k reset  ? help  q quit"
 
-// lines returns the screen. Each line is at most width characters long; there are height of them, or as many as it takes if
-// height is 0.
+// lines returns the screen. Each line has at most width characters; there are height lines, or as many as the content
+// needs if height is 0.
 func (v *topView) lines(width, height int) []topLine {
 	var out []topLine
 	add := func(kind topKind, text string) {
@@ -452,7 +452,7 @@ type jsonTop struct {
 
 // jsonTopProcess is a process in jsonTop.
 type jsonTopProcess struct {
-	PID     uint32 `json:"pid"` // 0: of no process, or it is not known
+	PID     uint32 `json:"pid"` // 0: none, or unknown
 	Name    string `json:"name,omitempty"`
 	Program string `json:"program,omitempty"` // path
 	Flows   int    `json:"flows"`
@@ -470,7 +470,7 @@ type jsonTopFlow struct {
 	LocalPort    uint16     `json:"lport,omitempty"`
 	Remote       netip.Addr `json:"remote"`
 	RemotePort   uint16     `json:"rport,omitempty"`
-	RemotePID    uint32     `json:"remote_pid,omitempty"` // of the other end, if that is on this host
+	RemotePID    uint32     `json:"remote_pid,omitempty"` // of the other end, if it is on this host
 	topCounts
 	RateIn  float64 `json:"rate_in"`
 	RateOut float64 `json:"rate_out"`
@@ -518,10 +518,10 @@ func (c *counter) newJSONTop(now time.Time, seconds float64, lost uint64, order 
 	return j
 }
 
-// topMaxRows is how many rows one can scroll through.
+// topMaxRows limits how many rows a user can scroll through.
 const topMaxRows = 1000
 
-// view fills in what the counter has.
+// view fills a view from the counter.
 func (c *counter) view(v *topView) {
 	v.rows = c.rows(v.by, v.order, v.reverse, topMaxRows)
 	c.mu.Lock()

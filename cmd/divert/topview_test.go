@@ -17,7 +17,7 @@ import (
 	"github.com/opendivert/divert/process"
 )
 
-// sampleTop is a counter that has seen a minute of traffic of some processes, always the same.
+// sampleTop returns a counter that has seen a minute of traffic of some processes, always the same.
 func sampleTop() *counter {
 	now := time.Unix(1000, 0)
 	names := map[uint32]string{4711: "firefox", 812: "sshd", 1207: "post\x1b[31mgres", 6: "Ünïcödé"}
@@ -78,7 +78,7 @@ func screenText(v *topView, width, height int) string {
 	return b.String()
 }
 
-// TestTopScreens compares screens of 80 and 200 columns with what they were.
+// TestTopScreens compares screens of 80 and 200 columns with golden files.
 func TestTopScreens(t *testing.T) {
 	c := sampleTop()
 	for by, name := range topByNames {
@@ -96,7 +96,7 @@ func TestTopScreens(t *testing.T) {
 			}
 		}
 	}
-	for _, size := range [][2]int{{1, 1}, {5, 3}, {20, 5}, {500, 4}, {80, 0}} { // no size is a panic
+	for _, size := range [][2]int{{1, 1}, {5, 3}, {20, 5}, {500, 4}, {80, 0}} { // no size causes a panic
 		v := sampleView(c, byFlow)
 		v.help = size[0] == 20
 		v.lines(size[0], size[1])
@@ -112,7 +112,7 @@ func TestBytesText(t *testing.T) {
 	}
 }
 
-// fakeTop makes a top on a screen of its own, without a handle.
+// fakeTop makes a top on a simulated screen, without a handle.
 func fakeTop(t *testing.T) (*topScreen, tcell.SimulationScreen) {
 	t.Helper()
 	s := tcell.NewSimulationScreen("UTF-8")
@@ -143,7 +143,7 @@ func onScreen(s tcell.SimulationScreen) string {
 	return b.String()
 }
 
-// TestTopKeys presses keys and looks at the screen.
+// TestTopKeys presses keys and checks the screen.
 func TestTopKeys(t *testing.T) {
 	u, s := fakeTop(t)
 	press := func(keys ...any) bool {
@@ -206,7 +206,7 @@ func TestTopKeys(t *testing.T) {
 	}
 }
 
-// fakeScreen is a screen that tells whether it was given back.
+// fakeScreen is a screen that records whether it was released.
 type fakeScreen struct {
 	tcell.SimulationScreen
 	finished bool
@@ -252,7 +252,7 @@ func TestTopGivesTheTerminalBack(t *testing.T) {
 				return ""
 			}()
 			if !s.finished || !strings.Contains(got, test.err) || test.err == "" && got != "" {
-				t.Errorf("given back: %v, %q, want %q", s.finished, got, test.err)
+				t.Errorf("terminal restored: %v, error %q, want %q", s.finished, got, test.err)
 			}
 		})
 	}

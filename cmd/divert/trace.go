@@ -12,17 +12,17 @@ import (
 	"github.com/spf13/cobra"
 )
 
-// traceFlag is --write of commands that decide on packets.
+// traceFlag is --write of commands that decide about packets.
 type traceFlag struct{ path string }
 
 func (f *traceFlag) add(cmd *cobra.Command, what string) {
 	cmd.Flags().StringVarP(&f.path, "write", "w", "", "also write "+what+" to a pcapng `file`, with the process and the verdict of each; - is standard output")
 }
 
-// trace writes the packets of a run to a capture file, with what became of each. What the command sends in their place is
-// another interface of the file. The nil trace writes nothing. It may be used by several goroutines.
+// trace writes the packets of a run to a capture file, with the verdict on each. Packets that the command sends in
+// their place appear on another interface of the file. The nil trace writes nothing. Several goroutines may use it.
 type trace struct {
-	processes *processes // nil: they are not known
+	processes *processes // nil: unknown
 
 	mu      sync.Mutex
 	sink    sink
@@ -33,7 +33,7 @@ type trace struct {
 	written uint64
 }
 
-// open begins the file; it returns nil if there is to be none.
+// open begins the file; it returns nil without --write.
 func (f *traceFlag) open(a *app, text string, warn func(error)) (*trace, error) {
 	switch {
 	case f.path == "":
@@ -50,7 +50,7 @@ func (f *traceFlag) open(a *app, text string, warn func(error)) (*trace, error) 
 // errTerminal refuses to write a capture file to a terminal.
 var errTerminal = usagef("a capture file is nothing for a terminal; send it to a program or a file")
 
-// received writes packets that were received from one of the queues of a handle. verdict says what becomes of each.
+// received writes packets received from one of the queues of a handle. verdict returns the verdict on each.
 func (t *trace) received(ps []divert.Packet, queue int, verdict func(i int) capfile.Verdict) error {
 	return t.write(ps, queue, func(i int) {
 		t.record.verdict, t.record.sent = verdict(i), false
@@ -95,7 +95,7 @@ func (t *trace) count() uint64 {
 	return t.written
 }
 
-// about returns what metrics tell of the file.
+// about returns the file's counters for metrics.
 func (t *trace) about() metricsAbout {
 	if t == nil {
 		return metricsAbout{}
@@ -113,7 +113,7 @@ func (t *trace) flush() error {
 	return t.sink.flush()
 }
 
-// close ends the file with the statistics of the handle, which is still open.
+// close ends the file with the statistics of the handle, which must still be open.
 func (t *trace) close(h *divert.Handle) error {
 	if t == nil {
 		return nil
@@ -124,8 +124,8 @@ func (t *trace) close(h *divert.Handle) error {
 	return t.sink.close()
 }
 
-// openCapture begins a capture file, or several that follow each other; "-" is standard output. The text is the filter that its packets
-// match, warn gets errors besides.
+// openCapture begins a capture file, or a sequence of them; "-" is standard output. text is the filter that the packets
+// match; warn gets errors that do not stop the run.
 func (a *app) openCapture(path, text string, r rotation, warn func(error)) (sink, error) {
 	if path != "-" {
 		f := &files{rotation: r, pattern: path, filter: text, warn: warn}
@@ -134,12 +134,12 @@ func (a *app) openCapture(path, text string, r rotation, warn func(error)) (sink
 	s := &fileSink{w: bufio.NewWriterSize(a.rawOut, bufferSize)}
 	var err error
 	if s.capture, err = newCaptureWriter(s.w, text); err == nil {
-		err = s.flush() // a live reader sees the head of the file at once
+		err = s.flush() // show a live reader the head of the file at once
 	}
 	return s, err
 }
 
-// openTraced opens a handle; if its packets are written, one that tells their processes where they can be known.
+// openTraced opens a handle; if its packets are written, it reports their processes where possible.
 func (f *handleFlags) openTraced(p *filter.Program, flags divert.Flag, t *trace, opts ...divert.Option) (h *divert.Handle, err error) {
 	if t == nil {
 		return f.open(p, flags, opts...)
@@ -149,7 +149,7 @@ func (f *handleFlags) openTraced(p *filter.Program, flags divert.Flag, t *trace,
 	return h, err
 }
 
-// endTrace ends the capture file of a run; the summary will tell how many packets it has.
+// endTrace ends the capture file of a run; the summary then has the number of packets in it.
 func (r *report) endTrace(t *trace, h *divert.Handle) error {
 	if t == nil {
 		return nil

@@ -12,14 +12,15 @@ import (
 	"testing"
 )
 
-// Wireshark's values for a right checksum (PROTO_CHECKSUM_E_GOOD) and for comments in its list of experts (PI_COMMENT): all
+// Wireshark's values for a right checksum (PROTO_CHECKSUM_E_GOOD) and for comments among its expert infos (PI_COMMENT).
+// Higher values are warnings.
 // that warns is more.
 const (
 	goodChecksum    = "1"
 	commentSeverity = "1048576"
 )
 
-// TestTraces has each command that writes packets write them, and compares the file with what tshark reads, field by field.
+// TestTraces has each command that writes packets write a file, and compares it with tshark's reading, field by field.
 func TestTraces(t *testing.T) {
 	tshark, err := exec.LookPath("tshark")
 	if err != nil {
@@ -69,7 +70,7 @@ func TestTraces(t *testing.T) {
 				t.Errorf("status %d: %s", status, p.errout)
 			}
 			args := []string{"-r", file, "-X", "lua_script:" + filepath.Join("wireshark", "divert.lua"), "-o", "ip.check_checksum:TRUE", "-T", "fields", "-E", "separator=|", "-E", "aggregator=;"}
-			const ( // the fields, in their order
+			const ( // the fields, in order
 				device = iota
 				direction
 				length
@@ -122,7 +123,7 @@ func TestTraces(t *testing.T) {
 				if f[comments] != strings.Join(told, ";") {
 					t.Errorf("packet %d: the comments are %q, want %q", i, f[comments], told)
 				}
-				for _, status := range strings.Split(f[ipChecksum], ";") { // of answers also that of the packet inside
+				for _, status := range strings.Split(f[ipChecksum], ";") { // an answer also has that of the packet inside
 					if status != goodChecksum {
 						t.Errorf("packet %d: the checksum of an IP header is wrong", i)
 					}

@@ -7,7 +7,7 @@ import (
 	"github.com/opendivert/divert/packet"
 )
 
-// appendTransport appends what the transport header says and how long the payload is.
+// appendTransport appends the transport header and the length of the payload.
 func appendTransport(b, data []byte, p *packet.Parsed) []byte {
 	switch {
 	case p.TCPOff >= 0:
@@ -23,7 +23,7 @@ func appendTransport(b, data []byte, p *packet.Parsed) []byte {
 	return appendNumber(append(b, ", length "...), payloadLength(p))
 }
 
-// tcpFlags are the control bits with their letters, in the order in which tcpdump prints them.
+// tcpFlags are the control bits with their letters, in tcpdump's order.
 var tcpFlags = [...]struct {
 	flag   packet.TCPFlags
 	letter byte
@@ -69,14 +69,14 @@ func appendTCP(b []byte, h packet.TCP, p *packet.Parsed) []byte {
 	return appendNumber(append(b, ", length "...), n)
 }
 
-// tcpOption is how an option prints that has a kind, a length and a value.
+// tcpOption describes how an option with a kind, a length and a value is printed.
 type tcpOption struct {
 	name string
-	size int // of the value in bytes, -1 if it varies
+	size int // of the value in bytes, -1 if variable
 	text func(b, value []byte) []byte
 }
 
-// tcpOptions are the options that are worth a name (IANA TCP parameters). All others print with their number.
+// tcpOptions are the options with names (IANA TCP parameters). All others print with their number.
 var tcpOptions = map[byte]tcpOption{
 	2:  {"mss", 2, func(b, v []byte) []byte { return appendNumber(b, be16(v)) }},
 	3:  {"wscale", 1, func(b, v []byte) []byte { return appendNumber(b, v[0]) }},
@@ -138,7 +138,7 @@ func appendSACK(b, v []byte) []byte {
 	return b
 }
 
-// The types of messages whose body prints.
+// The types of messages whose body is printed.
 const (
 	icmpEchoReply    = 0
 	icmpUnreachable  = 3
@@ -149,14 +149,14 @@ const (
 	icmpNeedFrag     = 4 // a code
 
 	icmp6TooBig         = 2
-	icmp6Errors         = 127 // up to here
+	icmp6Errors         = 127 // the last type of error
 	icmp6EchoRequest    = 128
 	icmp6EchoReply      = 129
 	icmp6NeighborAsk    = 135
 	icmp6NeighborAnswer = 136
 )
 
-// appendICMPName appends the name of a message with that of its code, or the numbers.
+// appendICMPName appends the names of a message and its code, or the numbers.
 func appendICMPName(b []byte, h packet.ICMP, names *[256]icmpName) []byte {
 	n := &names[h.Type()]
 	if n.name == "" {
@@ -224,7 +224,7 @@ func appendEcho(b []byte, h packet.ICMP) []byte {
 	return appendNumber(append(b, ", seq "...), h.Body()&0xffff)
 }
 
-// appendCause appends what packet an error is about: as much of it as the error quotes.
+// appendCause appends the packet that caused an error, as far as the error quotes it.
 func appendCause(b, quoted []byte) []byte {
 	var p packet.Parsed
 	if !p.Parse(quoted) {
@@ -245,7 +245,7 @@ func appendCause(b, quoted []byte) []byte {
 	return b
 }
 
-// quotedPorts is ports for a quoted packet, which has only 8 bytes of a TCP header (RFC 792).
+// quotedPorts is ports for a quoted packet, which has only 8 bytes of its TCP header (RFC 792).
 func quotedPorts(data []byte, p *packet.Parsed) (src, dst uint16, ok bool) {
 	if src, dst, ok = ports(data, p); ok {
 		return src, dst, ok

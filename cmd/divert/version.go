@@ -28,25 +28,25 @@ func newVersion(a *app) *cobra.Command {
 	return cmd
 }
 
-// jsonVersion is what `version` prints.
+// jsonVersion is the output of `version`.
 type jsonVersion struct {
 	Version   string `json:"version"`
-	WinDivert string `json:"windivert"` // the version of the interface it follows
+	WinDivert string `json:"windivert"` // the version of WinDivert's interface that it follows
 	Go        string `json:"go"`
 	OS        string `json:"os"`
 	Arch      string `json:"arch"`
 }
 
-// versionText is the line that tells the version.
+// versionText returns the line with the version.
 func versionText() string {
 	return fmt.Sprintf("divert %s (WinDivert 2.2 interface), %s, %s/%s\n", buildVersion(), runtime.Version(), runtime.GOOS, runtime.GOARCH)
 }
 
-// release is the version of a release; packaging/release sets it when it builds.
+// release is the version of a release; packaging/release sets it at build time.
 var release string
 
-// buildVersion returns the version of the release or, without one, that which the module system or version control gave
-// the build.
+// buildVersion returns the version of the release or, without one, the version that the module system or version
+// control gave the build.
 func buildVersion() string {
 	if release != "" {
 		return release

@@ -19,7 +19,7 @@ import (
 	"github.com/spf13/cobra"
 )
 
-// webFlags say which sites are blocked, and how.
+// webFlags determine which sites are blocked, and how.
 type webFlags struct {
 	ports, quicPorts []uint
 	page             string
@@ -49,7 +49,7 @@ below. Hosts files (an address with names behind it) are lists, too. The file is
 FILTER says which connections are judged besides the ports: it must hold for the packets of both directions, as processId,
 remoteAddr and ifIdx do. --layer forward judges connections that this host routes; both directions must pass it.
 
-A connection of which nothing can be said (no whole name within 16 KiB or 2 s, no memory) passes; --fail-closed ends it.
+A connection that cannot be judged (no whole name within 16 KiB or 2 s, no memory) passes; --fail-closed ends it.
 A connection that names nobody passes, too, unless --block-nameless.
 
 On Linux it needs /dev/net/tun, as the answers are injected.`,
@@ -61,14 +61,14 @@ On Linux it needs /dev/net/tun, as the answers are injected.`,
 	fl := cmd.Flags()
 	fl.UintSliceVar(&f.ports, "port", []uint{80, 443}, "`ports` of servers whose TCP is judged, HTTP and TLS alike")
 	fl.UintSliceVar(&f.quicPorts, "quic-port", []uint{443}, "`ports` of servers whose QUIC is judged")
-	fl.BoolVar(&f.closed, "fail-closed", false, "end connections of which nothing can be said, instead of letting them pass")
+	fl.BoolVar(&f.closed, "fail-closed", false, "end connections that cannot be judged, instead of letting them pass")
 	fl.BoolVar(&f.nameless, "block-nameless", false, "block connections that name no host, and other protocols on these ports")
 	fl.StringVar(&f.page, "page", "", "`file` with the HTML that answers blocked HTTP requests, at most 8 KiB")
 	fl.BoolVarP(&f.quiet, "quiet", "q", false, "print no connections")
 	fl.BoolVar(&f.asJSON, "json", false, "connections, messages and summary as JSON")
 	addChoice(cmd, &f.layer, "layer", "where in the network stack connections are judged")
 	fl.Int16Var(&f.priority, "priority", 0, "packets meet handles from the highest priority to the lowest, 30000 to -30000")
-	addChoice(cmd, &f.engine, "engine", "who decides which packets match")
+	addChoice(cmd, &f.engine, "engine", "engine that decides which packets match")
 	addDriver(cmd, &f.driver)
 	f.scope.addTime(cmd)
 	f.scope.addMetrics(cmd)
@@ -101,7 +101,7 @@ func (f *webFlags) config(args []string) (web.Config, error) {
 	return c, nil
 }
 
-// portsOf checks ports.
+// portsOf validates ports.
 func portsOf(flag string, numbers []uint) ([]uint16, error) {
 	ports := make([]uint16, len(numbers))
 	for i, n := range numbers {
@@ -127,7 +127,7 @@ func readPage(path string) ([]byte, error) {
 	if err == nil && len(b) > web.MaxPage {
 		err = usagef("--page %s: the file is longer than %d bytes", printable(path), web.MaxPage)
 	}
-	return append([]byte{}, b...), err // an empty page is one
+	return append([]byte{}, b...), err // an empty page is allowed
 }
 
 func (f *webFlags) run(a *app, cmd *cobra.Command, args []string) error {
@@ -149,7 +149,7 @@ func (f *webFlags) run(a *app, cmd *cobra.Command, args []string) error {
 	defer stop()
 	r := &report{app: a, json: f.asJSON, scope: &f.scope}
 	var printing sync.Mutex          // the list is followed in the background
-	again := make(chan os.Signal, 1) // before the list is read: nobody who knows of the program ends it by asking
+	again := make(chan os.Signal, 1) // before the list is read: as soon as others can find the program, SIGHUP must not end it
 	signal.Notify(again, syscall.SIGHUP)
 	defer signal.Stop(again)
 	told := func(err error) {
@@ -211,8 +211,8 @@ type jsonBlocked struct {
 	Time     time.Time      `json:"time"`
 	Protocol string         `json:"protocol"`        // http, tls, quic, other
 	Reason   string         `json:"reason"`          // listed, nameless, ambiguous, too-long, late, no-memory
-	Host     string         `json:"host,omitempty"`  // that the client named
-	Entry    string         `json:"entry,omitempty"` // of the list
+	Host     string         `json:"host,omitempty"`  // named by the client
+	Entry    string         `json:"entry,omitempty"` // the matching entry of the list
 	Src      netip.AddrPort `json:"src"`             // the client
 	Dst      netip.AddrPort `json:"dst"`
 }
@@ -235,14 +235,14 @@ func printBlocked(w io.Writer, e web.Event, asJSON bool) {
 	fmt.Fprintf(w, "blocked %s %v > %v %s\n", e.Protocol, e.Src, e.Dst, text)
 }
 
-// listRead is the line about a list that was read again, as JSON.
+// listRead is the JSON line about a list that was read again.
 type listRead struct {
 	Event string `json:"event"` // "list"
 	File  string `json:"file"`
 	Names int    `json:"names"`
 }
 
-// listRead tells that a list was read again, or could not be.
+// listRead reports that a list was read again, or the error.
 func (r *report) listRead(file string, names int, err error) {
 	switch {
 	case err != nil:
@@ -254,17 +254,17 @@ func (r *report) listRead(file string, names int, err error) {
 	}
 }
 
-// webSummary is the line at the end, as JSON.
+// webSummary is the JSON line at the end.
 type webSummary struct {
 	Event      string  `json:"event"` // "summary"
 	Seconds    float64 `json:"seconds"`
-	HTTP       uint64  `json:"http"` // requests that were judged
+	HTTP       uint64  `json:"http"` // requests judged
 	TLS        uint64  `json:"tls"`  // ClientHellos
 	QUIC       uint64  `json:"quic"` // connections
 	Blocked    uint64  `json:"blocked"`
 	Other      uint64  `json:"other"`       // connections of other protocols that passed
-	FailedOpen uint64  `json:"failed_open"` // connections that passed because nothing could be said of them
-	Differing  uint64  `json:"differing"`   // packets that were dropped because bytes were sent again and had changed
+	FailedOpen uint64  `json:"failed_open"` // connections that passed undecided
+	Differing  uint64  `json:"differing"`   // packets dropped because they repeated bytes with other contents
 	Fragments  uint64  `json:"fragments"`   // fragments of clients that were dropped
 }
 

@@ -23,11 +23,11 @@ import (
 	"github.com/opendivert/divert/internal/lab"
 )
 
-// browserVariable has TestWebBrowser run, with the browser that it names: chromium, or one that takes its flags.
+// browserVariable is the browser for TestWebBrowser: chromium, or one with its flags. Without it the test is skipped.
 const browserVariable = "DIVERT_TEST_BROWSER"
 
-// TestWebBrowser has a real browser visit a blocked site: over HTTP it shows the page, over TLS it fails at once, and where
-// only QUIC is judged it falls back to TCP.
+// TestWebBrowser has a real browser visit a blocked site: over HTTP it shows the page, over TLS it fails at once, and
+// where only QUIC is judged it falls back to TCP.
 func TestWebBrowser(t *testing.T) {
 	name := os.Getenv(browserVariable)
 	if name == "" {
@@ -51,7 +51,7 @@ func TestWebBrowser(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	var fallback time.Duration // from the page to its script, for which there is a connection of its own
+	var fallback time.Duration // from the page to its script, which uses its own connection
 	var page time.Time
 	s := &http.Server{
 		Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {

@@ -53,7 +53,7 @@ func (c countedConn) Read(b []byte) (int, error) {
 	return n, err
 }
 
-// sites serves a greeting at a host's ports 80 and 443, and returns what counts the bytes of clients.
+// sites serves a greeting at a host's ports 80 and 443, and returns the listeners, which count the clients' bytes.
 func sites(t *testing.T, h *lab.Host) (plain, encrypted *countedListener) {
 	t.Helper()
 	private, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
@@ -83,7 +83,7 @@ func sites(t *testing.T, h *lab.Host) (plain, encrypted *countedListener) {
 	return plain, encrypted
 }
 
-// piecewise sends segments of so many bytes at most.
+// piecewise sends segments of at most size bytes.
 type piecewise struct {
 	net.Conn
 	size int
@@ -99,7 +99,8 @@ func (c piecewise) Write(b []byte) (n int, err error) {
 	return n, nil
 }
 
-// visit fetches a page over one connection, in segments of so many bytes, 0 for as they come, and returns the status and the text.
+// visit fetches a page over one connection, in segments of at most size bytes, 0 for no limit. It returns the status
+// and the text.
 func visit(t *testing.T, from *lab.Host, to netip.Addr, url string, size int) (int, string, error) {
 	t.Helper()
 	dial := func(ctx context.Context, _, address string) (net.Conn, error) {
@@ -135,7 +136,7 @@ func blockList(t *testing.T, name string) string {
 	return path
 }
 
-// TestWeb blocks sites on real connections, also of clients that send each byte for itself.
+// TestWeb blocks sites on real connections, even if the client sends each byte in its own segment.
 func TestWeb(t *testing.T) {
 	pair := lab.TwoHostsT(t, lab.LinkOptions{})
 	needTUN(t)
@@ -174,21 +175,21 @@ func TestWeb(t *testing.T) {
 	}
 	errout := p.errout.String()
 	if n := checkLines(t, schemas(t), errout, "start", "web-summary"); n["start"] != 1 || n["web-summary"] != 1 || !strings.Contains(errout, `"http":11,"tls":8,"quic":0,"blocked":9,`) {
-		t.Errorf("%s", errout)
+		t.Errorf("standard error: %s", errout)
 	}
 	if tables, err := pair.A.NFTables(); err != nil || len(tables) > 0 {
 		t.Errorf("tables %v, %v", tables, err)
 	}
 }
 
-// TestWebReordered: segments that come in another order hide no name.
+// TestWebReordered: reordered segments hide no name.
 func TestWebReordered(t *testing.T) {
 	pair := lab.TwoHostsT(t, lab.LinkOptions{})
 	needTUN(t)
 	plain, encrypted := sites(t, pair.B)
 	list := blockList(t, "blocked.test")
 	p := start(t, pair.A, "web", "--fail-closed", list)
-	// It meets packets before the other does.
+	// It receives packets before the other command does.
 	disorder := start(t, pair.A, "impair", "--json", "--priority", "100", "--reorder", "50%", "--seed", "4", "outbound and tcp and tcp.PayloadLength > 0")
 	addresses := []netip.Addr{pair.B.Addr4(), pair.B.Addr6()}
 	for _, to := range addresses {
@@ -206,7 +207,7 @@ func TestWebReordered(t *testing.T) {
 		for _, scheme := range []string{"http", "https"} {
 			var status int
 			var err error
-			for range 5 { // where the machine is slow, a name may come too late
+			for range 5 { // on a slow machine a name may come too late
 				if status, _, err = visit(t, pair.A, to, scheme+"://other.test/", 50); status == http.StatusOK {
 					break
 				}
@@ -224,8 +225,8 @@ func TestWebReordered(t *testing.T) {
 	}
 }
 
-// TestWebEnds: the list is read again on SIGHUP, by which the command does not end; after kill -9 and ^C nothing is blocked, and
-// nothing is left.
+// TestWebEnds: SIGHUP has the command read the list again, and does not end it; after kill -9 and ^C nothing is
+// blocked, and nothing is left behind.
 func TestWebEnds(t *testing.T) {
 	pair := lab.TwoHostsT(t, lab.LinkOptions{})
 	needTUN(t)
@@ -258,7 +259,7 @@ func TestWebEnds(t *testing.T) {
 	}
 }
 
-// keepAlive asks for two sites over one connection, the second of which is blocked.
+// keepAlive requests two sites over one connection; the second one is blocked.
 func keepAlive(t *testing.T, pair *lab.Pair) {
 	t.Helper()
 	c, err := pair.A.Dial(t.Context(), "tcp", netip.AddrPortFrom(pair.B.Addr4(), 80).String())
@@ -284,18 +285,18 @@ func keepAlive(t *testing.T, pair *lab.Pair) {
 		}
 	}
 	if _, err := in.ReadByte(); err != io.EOF {
-		t.Errorf("behind the page: %v", err)
+		t.Errorf("after the page: %v", err)
 	}
 }
 
-// TestWebForward: a router judges the connections of those behind it, also of clients whose packets it must hold.
+// TestWebForward: a router judges the connections of the hosts behind it, even those with packets that it must hold.
 func TestWebForward(t *testing.T) {
 	n := lab.HostRouterPeerT(t, lab.LinkOptions{})
 	needTUN(t)
 	plain, encrypted := sites(t, n.B)
 	list := blockList(t, "blocked.test")
 	p := start(t, n.R, "web", "--layer", "forward", list)
-	late := 0 // visits for which the machine took more than 2 s, after which connections pass
+	late := 0 // visits that took more than 2 s, after which connections pass
 	for _, to := range []netip.Addr{n.B.Addr4(), n.B.Addr6()} {
 		for _, scheme := range []string{"http", "https"} {
 			status, text, err := visit(t, n.A, to, scheme+"://blocked.test/", 1)
@@ -327,6 +328,6 @@ func TestWebForward(t *testing.T) {
 		}
 	}
 	if told < late {
-		t.Errorf("%d visits passed, and it tells of %d: %s", late, told, text)
+		t.Errorf("%d visits passed, but the summary has %d: %s", late, told, text)
 	}
 }
