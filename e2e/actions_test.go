@@ -57,7 +57,7 @@ func TestSniffSeesEachPacketOnceAndDelaysNone(t *testing.T) {
 			t.Run(f.name, func(t *testing.T) {
 				echo := echoAt(t, pair.B, "udp", f.addr(pair.B))
 				d := openAt(t, pair.A, fmt.Sprintf("udp and remotePort == %d", echo.Addr().Port()), divert.WithFlags(divert.Sniff), e)
-				// Nobody receives: the exchange must not notice.
+				// Nobody receives: the traffic must go on undisturbed.
 				if r := exchange(t, pair.A, echo.Addr(), lab.Exchange{Count: 100, Size: 333}); r.Echoed != 100 {
 					t.Fatalf("while sniffed: %+v", r)
 				}
@@ -163,7 +163,7 @@ func TestNonMatchingTrafficIsNotQueued(t *testing.T) {
 	if s := stats(t, d); s.Matched != 0 {
 		t.Errorf("counters %+v", s)
 	}
-	// The kernel numbers the packets of a queue: the last column but one is the last number it gave.
+	// The kernel numbers the packets of a queue: the last column but one is the last number given.
 	err := pair.A.Do(func() error {
 		b, err := os.ReadFile("/proc/thread-self/net/netfilter/nfnetlink_queue")
 		if err != nil {
@@ -180,7 +180,7 @@ func TestNonMatchingTrafficIsNotQueued(t *testing.T) {
 	}
 }
 
-// receiver is a UDP socket whose datagrams are compared with the expected ones.
+// receiver makes a UDP socket and a function that compares its datagrams with the expected ones.
 func receiver(t *testing.T, h *lab.Host, addr netip.Addr) (net.PacketConn, func(want ...string)) {
 	t.Helper()
 	c, err := h.ListenPacket("udp", netip.AddrPortFrom(addr, 0).String())
@@ -194,7 +194,7 @@ func receiver(t *testing.T, h *lab.Host, addr netip.Addr) (net.PacketConn, func(
 		for i := 0; ; i++ {
 			wait := 10 * time.Second
 			if i >= len(want) {
-				wait = 50 * time.Millisecond // nothing more may come
+				wait = 50 * time.Millisecond // no further datagram may arrive
 			}
 			c.SetReadDeadline(time.Now().Add(wait))
 			n, _, err := c.ReadFrom(buf)
@@ -222,8 +222,7 @@ func skipWithoutDevice(t *testing.T, err error) {
 	}
 }
 
-// needInbound skips where inbound injection is not to be had: it tries with a packet of a protocol that nobody
-// listens to.
+// needInbound skips where inbound injection is unavailable: it tries with a packet of a protocol without listeners.
 func needInbound(t *testing.T, h *lab.Host) {
 	t.Helper()
 	d := openAt(t, h, "false")
@@ -241,7 +240,7 @@ func needInbound(t *testing.T, h *lab.Host) {
 	}
 }
 
-// TestWithInbound: a handle that must inject inbound packets opens where it can, and nowhere else.
+// TestWithInbound: a handle that must inject inbound packets opens only where that is possible.
 func TestWithInbound(t *testing.T) {
 	t.Parallel()
 	n := lab.HostRouterPeerT(t, lab.LinkOptions{})
@@ -258,7 +257,7 @@ func TestWithInbound(t *testing.T) {
 		})
 		switch {
 		case missing != nil && (!errors.Is(err, divert.ErrNotSupported) || !strings.Contains(err.Error(), "/dev/net/tun")):
-			t.Errorf("%v: with %v, opening says %v", layer, missing, err)
+			t.Errorf("%v: with %v, Open returned %v", layer, missing, err)
 		case missing == nil && err != nil:
 			t.Errorf("%v: %v", layer, err)
 		}
@@ -276,8 +275,8 @@ func TestWithInbound(t *testing.T) {
 	}
 }
 
-// TestSendAgainLateOrNever: a packet goes on once as itself; sent again it is a new one, and one that is never
-// sent is gone and takes no place for good.
+// TestSendAgainLateOrNever: a packet goes on once as itself. Sent again it is a new packet; one never sent is gone, and
+// takes no room in the long run.
 func TestSendAgainLateOrNever(t *testing.T) {
 	t.Parallel()
 	eachEngine(t, lab.LinkOptions{}, func(t *testing.T, pair *lab.Pair, e divert.Option) {
@@ -313,7 +312,7 @@ func TestSendAgainLateOrNever(t *testing.T) {
 
 					fmt.Fprint(from, "late")
 					late, lateAddr := recv()
-					for i := range 100 { // far past the places there are for packets received and not sent
+					for i := range 100 { // far more than may be received and not sent
 						fmt.Fprintf(from, "never %d", i)
 						recv()
 					}
@@ -366,7 +365,7 @@ func TestReceiversWakeUp(t *testing.T) {
 							}
 						})
 					}
-					time.Sleep(20 * time.Millisecond) // most likely they wait; the test holds if not, too
+					time.Sleep(20 * time.Millisecond) // most likely they wait; the test holds even if not
 					if err := w.wake(d); err != nil {
 						t.Fatal(err)
 					}
@@ -396,7 +395,7 @@ func TestContextEndsOneReceiverOnly(t *testing.T) {
 			}
 			cancel()
 			if r := exchange(t, pair.A, echo.Addr(), lab.Exchange{Count: 1}); r.Echoed != 1 {
-				t.Fatalf("the other receiver is gone: %+v", r)
+				t.Fatalf("the other receiver returned: %+v", r)
 			}
 		}
 		d.Close()
@@ -404,7 +403,7 @@ func TestContextEndsOneReceiverOnly(t *testing.T) {
 	})
 }
 
-// TestCloseLetsWaitingPacketsGoOn: packets that nobody has received go on when the handle closes.
+// TestCloseLetsWaitingPacketsGoOn: packets not yet received go on when the handle closes.
 func TestCloseLetsWaitingPacketsGoOn(t *testing.T) {
 	eachEngine(t, lab.LinkOptions{}, func(t *testing.T, pair *lab.Pair, e divert.Option) {
 		conn, expect := receiver(t, pair.B, pair.B.Addr4())
@@ -425,7 +424,7 @@ func TestCloseLetsWaitingPacketsGoOn(t *testing.T) {
 	})
 }
 
-// TestCloseLetsGoOnWhatAnIterationLeft: packets that were received for a loop that was left early are not lost.
+// TestCloseLetsGoOnWhatAnIterationLeft: packets fetched for a loop that ended early are not lost.
 func TestCloseLetsGoOnWhatAnIterationLeft(t *testing.T) {
 	eachEngine(t, lab.LinkOptions{}, func(t *testing.T, pair *lab.Pair, e divert.Option) {
 		conn, expect := receiver(t, pair.B, pair.B.Addr4())
@@ -440,7 +439,7 @@ func TestCloseLetsGoOnWhatAnIterationLeft(t *testing.T) {
 		}
 		expect()
 		for range d.Packets(t.Context()) {
-			break // "one" is received, and with it gone; the others may have come along
+			break // "one" is received, and thereby gone; the others may have been fetched with it
 		}
 		if err := d.Close(); err != nil {
 			t.Fatal(err)
@@ -449,7 +448,7 @@ func TestCloseLetsGoOnWhatAnIterationLeft(t *testing.T) {
 	})
 }
 
-// TestShutdownDrains: after Shutdown nothing is captured, waiting packets are still received, and then comes io.EOF.
+// TestShutdownDrains: after Shutdown nothing is captured; waiting packets can still be received, then io.EOF follows.
 func TestShutdownDrains(t *testing.T) {
 	eachEngine(t, lab.LinkOptions{}, func(t *testing.T, pair *lab.Pair, e divert.Option) {
 		conn, expect := receiver(t, pair.B, pair.B.Addr4())
@@ -504,7 +503,7 @@ func init() {
 	}
 }
 
-// startChild starts this test binary in a host's namespace to do a job and waits for its first line.
+// startChild starts this test binary in a host's namespace to run a job, and waits for its first line.
 func startChild(t *testing.T, h *lab.Host, job string, env ...string) *exec.Cmd {
 	t.Helper()
 	cmd := exec.Command("/proc/self/exe")
@@ -519,7 +518,7 @@ func startChild(t *testing.T, h *lab.Host, job string, env ...string) *exec.Cmd 
 	}
 	t.Cleanup(func() { cmd.Process.Kill(); cmd.Wait() })
 	if _, err := out.Read(make([]byte, 64)); err != nil {
-		t.Fatalf("the child says nothing: %v", err)
+		t.Fatalf("the child printed nothing: %v", err)
 	}
 	return cmd
 }
@@ -565,7 +564,7 @@ func TestKillUnderLoad(t *testing.T) {
 	}
 }
 
-// TestRandomFieldsCanBeRepeated: the timestamp of an address is the one that the filter decided with.
+// TestRandomFieldsCanBeRepeated: the timestamp of an address is the one that the filter used.
 func TestRandomFieldsCanBeRepeated(t *testing.T) {
 	t.Parallel()
 	const text = "udp and (random8 < 100 or random16 < 10000 or random32 < 700000000)"
@@ -603,7 +602,7 @@ func TestRandomFieldsCanBeRepeated(t *testing.T) {
 	})
 }
 
-// TestAcceptNeedsNoBytes: a packet that was cut to the buffer, or changed, still goes on whole and as it was.
+// TestAcceptNeedsNoBytes: a packet that was cut to the buffer, or changed, still goes on whole and unchanged.
 func TestAcceptNeedsNoBytes(t *testing.T) {
 	eachEngine(t, lab.LinkOptions{}, func(t *testing.T, pair *lab.Pair, e divert.Option) {
 		conn, expect := receiver(t, pair.B, pair.B.Addr4())

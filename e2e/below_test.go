@@ -13,19 +13,19 @@ import (
 	"github.com/opendivert/divert/internal/lab"
 )
 
-// TestHandlesBelowAStoppedOne: a process that is stopped while it has a handle of higher priority open holds up no
-// other that opens and closes handles below, and those see every packet.
+// TestHandlesBelowAStoppedOne: a stopped process with an open handle of higher priority delays no other process that
+// opens and closes handles below, and those see every packet.
 func TestHandlesBelowAStoppedOne(t *testing.T) {
 	t.Parallel()
 	eachEngine(t, lab.LinkOptions{}, func(t *testing.T, pair *lab.Pair, e divert.Option) {
-		needEngine(t, pair.A, divert.EngineKernel) // with the interpreter all traffic would wait for the stopped one
+		needEngine(t, pair.A, divert.EngineKernel) // with the interpreter all traffic would wait for the stopped process
 		startCarrier(t, pair.A, "udp.DstPort == 9").signal(t, syscall.SIGSTOP)
 		seeEveryPacket(t, pair, e)
 	})
 }
 
-// TestHandlesBelowABusyOne: from the moment that Open returns a handle sees what the one above sends on, however much
-// that has to do.
+// TestHandlesBelowABusyOne: as soon as Open returns, a handle sees all packets that the handle above sends on, however
+// busy that is.
 func TestHandlesBelowABusyOne(t *testing.T) {
 	t.Parallel()
 	eachEngine(t, lab.LinkOptions{}, func(t *testing.T, pair *lab.Pair, e divert.Option) {
@@ -44,7 +44,7 @@ func TestHandlesBelowABusyOne(t *testing.T) {
 		stopped := make(chan struct{})
 		go func() {
 			defer close(stopped)
-			const window = 256 // packets under way, so that no queue is ever full
+			const window = 256 // packets in flight, so that no queue is ever full
 			for b := make([]byte, 64); ; {
 				for range window {
 					_, _ = flood.Write(b)
@@ -77,7 +77,7 @@ func TestHandlesBelowABusyOne(t *testing.T) {
 	})
 }
 
-// seeEveryPacket opens and closes a handle below others again and again.
+// seeEveryPacket repeatedly opens and closes a handle below others.
 func seeEveryPacket(t *testing.T, pair *lab.Pair, e divert.Option) {
 	t.Helper()
 	echo := echoAt(t, pair.B, "udp", pair.B.Addr4())

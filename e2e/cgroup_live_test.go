@@ -23,8 +23,8 @@ import (
 	"github.com/opendivert/divert/packet"
 )
 
-// asIPNetnsExec makes the file system of the process, whose mounts are its own, what `ip netns exec` makes it
-// (iproute2, lib/namespace.c), and goes on as another child.
+// asIPNetnsExec gives the process the file systems that `ip netns exec` gives it (iproute2, lib/namespace.c), and goes
+// on as another child. The process must have its own mount namespace.
 func asIPNetnsExec() error {
 	if err := unix.Mount("", "/", "none", unix.MS_SLAVE|unix.MS_REC, ""); err != nil {
 		return fmt.Errorf("make mounts private: %w", err)
@@ -54,7 +54,7 @@ func asIPNetnsExec() error {
 	return syscall.Exec("/proc/self/exe", []string{"child"}, os.Environ())
 }
 
-// seesSockets opens handles that need the cgroup hierarchy, and sees a flow.
+// seesSockets opens handles that need the cgroup hierarchy, and waits for a flow.
 func seesSockets() error {
 	open := func(layer divert.Layer, opts ...divert.Option) (*divert.Handle, error) {
 		d, err := divert.Open("true", append(opts, divert.WithLayer(layer), divert.WithFlags(divert.Sniff|divert.RecvOnly))...)
@@ -104,8 +104,8 @@ func init() {
 	children["seesSockets"] = seesSockets
 }
 
-// TestSocketsWithoutMountedCgroups opens handles of the layers SOCKET and FLOW, and one for processes, where `ip netns exec`
-// starts programs: there is no cgroup2 file system.
+// TestSocketsWithoutMountedCgroups opens handles of the layers SOCKET and FLOW, and one for processes, in the
+// surroundings of `ip netns exec`: there is no cgroup2 file system.
 func TestSocketsWithoutMountedCgroups(t *testing.T) {
 	if os.Getuid() != 0 {
 		t.Skip("mounts and programs need root")

@@ -12,13 +12,13 @@ import (
 	"github.com/opendivert/divert/internal/lab"
 )
 
-// childEnv names the job that this test binary does as a child process of a test.
+// childEnv names the job that this test binary runs as a child process of a test.
 const childEnv = "DIVERT_TEST_CHILD"
 
 // children are the jobs.
 var children = map[string]func() error{}
 
-// runChild does the job that the environment names, and ends.
+// runChild runs the job named in the environment, and ends.
 func runChild() {
 	name := os.Getenv(childEnv)
 	if name == "" {
@@ -31,14 +31,15 @@ func runChild() {
 	os.Exit(0)
 }
 
-// talkingChild is a child process that begins with a line and ends with its standard input.
+// talkingChild is a child process that starts with a line of output and ends when its standard input closes.
 type talkingChild struct {
 	cmd   *exec.Cmd
 	in    io.Closer
 	lines *bufio.Reader
 }
 
-// startTalking starts this test binary in a host's namespace with an environment that names a job, and waits for its first line.
+// startTalking starts this test binary in a host's namespace with an environment that names a job, and waits for its
+// first line.
 func startTalking(t testing.TB, h *lab.Host, env ...string) *talkingChild {
 	t.Helper()
 	cmd := exec.Command("/proc/self/exe")
@@ -58,7 +59,7 @@ func startTalking(t testing.TB, h *lab.Host, env ...string) *talkingChild {
 	t.Cleanup(func() { cmd.Process.Kill(); in.Close(); cmd.Wait() })
 	c := &talkingChild{cmd, in, bufio.NewReader(out)}
 	if _, err := c.lines.ReadString('\n'); err != nil {
-		t.Fatalf("the child says nothing: %v", err)
+		t.Fatalf("the child printed nothing: %v", err)
 	}
 	return c
 }

@@ -19,20 +19,20 @@ import (
 	"github.com/opendivert/divert/internal/lab"
 )
 
-// churn is what a process does that opens and closes handles at random until its standard input ends.
+// churn describes a process that opens and closes handles at random until its standard input closes.
 type churn struct {
 	Engine  divert.Engine
 	Handles int
-	Port    int // of the flood, whose packets some handles divert or sniff
+	Port    int // of the flood; some handles divert or sniff its packets
 	Seed    uint64
 }
 
-// churned is what such a process reports.
+// churned is the report of such a process.
 type churned struct {
 	Opened  int
-	Carried uint64 // packets of others that were diverted and accepted
+	Carried uint64 // foreign packets that were diverted and accepted
 	Sniffed uint64
-	Lost    uint64 // dropped by limits, abandoned, or refused: must be none
+	Lost    uint64 // dropped by limits, abandoned or refused: must be 0
 }
 
 // churner is an open handle of a churn with its reader.
@@ -70,7 +70,7 @@ func (c *churn) open(r *rand.Rand) (*churner, error) {
 	return h, nil
 }
 
-// read accepts packets until the handle is shut down or its deadline is over.
+// read accepts packets until the handle is shut down or its deadline passes.
 func (h *churner) read() error {
 	ps := make([]divert.Packet, 64)
 	for {
@@ -90,7 +90,7 @@ func (h *churner) read() error {
 	}
 }
 
-// close closes it in one of two ways: it drains the queue first, or leaves to Close what waits.
+// close closes the handle: with drain it empties the queue first, otherwise it leaves waiting packets to Close.
 func (h *churner) close(drain bool, sum *churned) error {
 	var err error
 	if drain {
@@ -162,7 +162,7 @@ func init() {
 	}
 }
 
-// process is a churn in a process of its own.
+// process is a churn in its own process.
 type process struct{ *talkingChild }
 
 // start starts a churn on a host.
@@ -175,7 +175,7 @@ func (c churn) start(t testing.TB, h *lab.Host) *process {
 	return &process{startTalking(t, h, childEnv+"=churn", "DIVERT_TEST_CHURN="+string(spec))}
 }
 
-// finish ends it in good order.
+// finish ends it normally.
 func (p *process) finish(t testing.TB) (sum churned) {
 	t.Helper()
 	p.in.Close()
@@ -192,8 +192,8 @@ func (p *process) kill() {
 	p.cmd.Wait()
 }
 
-// witness is a passthru, of the lowest priority unless an option says otherwise, that notes the numbers it sees,
-// by flow.
+// witness is a passthru that records the numbers it sees, by flow. It has the lowest priority unless an option says
+// otherwise.
 type witness struct {
 	d    *divert.Handle
 	mu   sync.Mutex
@@ -217,7 +217,7 @@ func startWitness(t testing.TB, h *lab.Host, filter string, opts ...divert.Optio
 	return x
 }
 
-// note counts a datagram of a flood.
+// note records a datagram of a flood.
 func (x *witness) note(b []byte) {
 	f, n, ok := numbered(b)
 	if !ok {
@@ -229,12 +229,12 @@ func (x *witness) note(b []byte) {
 	x.seen[f][n]++
 }
 
-// churnHandles is how many handles each of four churning processes has open at most.
+// churnHandles is the most handles that each of four churning processes has open.
 const churnHandles = 13
 
-// TestChurn: handles are opened and closed at random by several processes. What crosses the namespace is neither
-// lost nor doubled. Where the handles do not hold it, it keeps its order; a handle that does, as every one of the
-// interpreter, gives some of it back behind what passes when its rules have gone (specification: api.md 24).
+// TestChurn: several processes open and close handles at random. Packets that cross the namespace are neither lost nor
+// duplicated. Packets that no handle holds keep their order; a handle that holds packets, as all of the interpreter's
+// do, returns some of them behind later packets once its rules are gone (specification: api.md 24).
 func TestChurn(t *testing.T) {
 	notInShort(t)
 	t.Parallel()
@@ -276,15 +276,15 @@ func TestChurn(t *testing.T) {
 	}
 }
 
-// TestChurnWithKills: the churning processes are killed. What is lost was held by the dead, and soon after
+// TestChurnWithKills: the churning processes are killed. Only packets held by dead processes are lost, and soon after
 // each death the lowest handle sees everything again.
 func TestChurnWithKills(t *testing.T) {
 	notInShort(t)
 	t.Parallel()
 	const (
-		window = 250                     // of each flow: more the dead cannot hold
-		soon   = 1500 * time.Millisecond // much more than a watch takes
-		before = 5 * time.Second         // much more than a packet is under way
+		window = 250                     // of each flow: more than the dead processes can hold
+		soon   = 1500 * time.Millisecond // much longer than a watch takes
+		before = 5 * time.Second         // much longer than a packet is in flight
 	)
 	eachEngine(t, lab.LinkOptions{}, func(t *testing.T, pair *lab.Pair, e divert.Option) {
 		engine := engineOf(t)
@@ -303,7 +303,7 @@ func TestChurnWithKills(t *testing.T) {
 			time.Sleep(2 * time.Second)
 			i := rand.IntN(len(ps))
 			ps[i].kill()
-			kills = append(kills, time.Now()) // when it has surely ended
+			kills = append(kills, time.Now()) // it has certainly ended by now
 			time.Sleep(soon)
 			ps[i] = start(len(kills) + 4)
 		}
@@ -371,7 +371,7 @@ func engineOf(t *testing.T) divert.Engine {
 	return 0
 }
 
-// surely returns the number of each flow from which on the witness surely sees it: it has seen the one before.
+// surely returns for each flow the number from which the witness certainly sees it: it has seen the one before.
 func (x *witness) surely(t testing.TB, f *flood) (from []uint64) {
 	t.Helper()
 	for i := range f.flows {
@@ -389,8 +389,8 @@ func (x *witness) surely(t testing.TB, f *flood) (from []uint64) {
 	return from
 }
 
-// check compares what the witness saw with what arrived: none twice, and each that it must see. It returns how many
-// others it did not see.
+// check compares the packets that the witness saw with those that arrived: no packet twice, and every packet for which
+// must returns true. It returns the number of other packets that the witness did not see.
 func (x *witness) check(t testing.TB, f *flood, must func(flow, n int) bool) (unseen int) {
 	t.Helper()
 	for i, fl := range f.flows {

@@ -30,7 +30,7 @@ import (
 	"github.com/opendivert/divert/packet"
 )
 
-// neighbourhood is the set-up of other programs on a host.
+// neighbourhood is the configuration of other programs on a host.
 type neighbourhood struct {
 	name  string
 	setUp func(t *testing.T, pair *lab.Pair)
@@ -43,7 +43,7 @@ const foreignMark = 0x51820
 // foreign is another program's nftables table.
 var foreign = &nftables.Table{Name: "foreign", Family: nftables.TableFamilyINet}
 
-// foreignChain makes a base chain in it.
+// foreignChain adds a base chain to it.
 func foreignChain(c *nftables.Conn, name string, hook *nftables.ChainHook, kind nftables.ChainType, priority nftables.ChainPriority, rules ...[]expr.Any) {
 	c.AddTable(foreign)
 	chain := c.AddChain(&nftables.Chain{Name: name, Table: foreign, Type: kind, Hooknum: hook, Priority: &priority})
@@ -65,9 +65,9 @@ func udpTo(port uint16, then ...expr.Any) []expr.Any {
 var neighbourhoods = []neighbourhood{
 	{"nothing", func(*testing.T, *lab.Pair) {}, func(*testing.T, *lab.Pair) {}},
 	{"marks that choose routes", setUpMarks, func(t *testing.T, pair *lab.Pair) {
-		// Behind the handles, at the very end of the way out.
+		// After the handles, at the very end of the outbound path.
 		if n := foreignCounter(t, pair.A, "last"); n == 0 {
-			t.Error("no packet had its mark behind the handle")
+			t.Error("no packet had its mark after the handle")
 		}
 	}},
 	{"bridge and masquerading", setUpBridge, func(t *testing.T, pair *lab.Pair) {}},
@@ -81,7 +81,7 @@ var neighbourhoods = []neighbourhood{
 			t.Error("no packet went to the other program's queue")
 		}
 		if x := exchange(t, pair.A, echo.Addr(), lab.Exchange{Count: 3, Wait: 20 * time.Millisecond}); x.Echoed != 0 {
-			t.Errorf("what another program drops: %+v", x)
+			t.Errorf("a packet that another program drops: %+v", x)
 		}
 		nft(t, pair.A, func(c *nftables.Conn) { c.DelChain(&nftables.Chain{Name: "refuse", Table: foreign}) })
 	}},
@@ -93,7 +93,7 @@ var neighbourhoods = []neighbourhood{
 	}},
 }
 
-// setUpMarks is what wg-quick does: a rule of routing sends all to another table but what bears a mark.
+// setUpMarks does the same as wg-quick: a routing rule sends all packets without a certain mark to another table.
 func setUpMarks(t *testing.T, pair *lab.Pair) {
 	nl, err := pair.A.Netlink()
 	if err != nil {
@@ -122,7 +122,7 @@ func setUpMarks(t *testing.T, pair *lab.Pair) {
 	})
 }
 
-// setUpBridge does as docker: a bridge with an address, and masquerading of packets from it.
+// setUpBridge does the same as docker: a bridge with an address, and masquerading of packets from it.
 func setUpBridge(t *testing.T, pair *lab.Pair) {
 	nl, err := pair.A.Netlink()
 	if err != nil {
@@ -153,7 +153,7 @@ func setUpBridge(t *testing.T, pair *lab.Pair) {
 	})
 }
 
-// setUpDrop is a filter with a queue of its own, whose listener lets everything pass.
+// setUpDrop makes a filter with its own queue, whose listener accepts everything.
 func setUpDrop(t *testing.T, pair *lab.Pair) {
 	var q *queue.Queue
 	if err := pair.A.Do(func() (err error) {
@@ -196,7 +196,7 @@ func setUpDrop(t *testing.T, pair *lab.Pair) {
 	})
 }
 
-// setUpClsact attaches a program to ingress and egress that lets everything pass.
+// setUpClsact attaches a program that accepts everything to ingress and egress.
 func setUpClsact(t *testing.T, pair *lab.Pair) {
 	p, err := ebpf.NewProgram(&ebpf.ProgramSpec{Type: ebpf.SchedCLS, License: "GPL", Instructions: asm.Instructions{
 		asm.Mov.Imm(asm.R0, -1), // TC_ACT_UNSPEC
@@ -226,7 +226,7 @@ func setUpClsact(t *testing.T, pair *lab.Pair) {
 	}
 }
 
-// setUpConntrack switches connection tracking on and counts what it knows.
+// setUpConntrack enables connection tracking and counts tracked packets.
 func setUpConntrack(t *testing.T, pair *lab.Pair) {
 	nft(t, pair.A, func(c *nftables.Conn) {
 		foreignChain(c, "established", nftables.ChainHookInput, nftables.ChainTypeFilter, 0, []expr.Any{
@@ -238,7 +238,7 @@ func setUpConntrack(t *testing.T, pair *lab.Pair) {
 	})
 }
 
-// foreignCounter returns what the first counter of a foreign chain has counted.
+// foreignCounter returns the value of the first counter in a foreign chain.
 func foreignCounter(t testing.TB, h *lab.Host, chain string) (n uint64) {
 	t.Helper()
 	if err := h.Do(func() error {
@@ -261,8 +261,8 @@ func foreignCounter(t testing.TB, h *lab.Host, chain string) (n uint64) {
 	return n
 }
 
-// setUpOf describes what programs have set up on a host: rules of nftables without their counts, rules of routing,
-// routes, interfaces, queueing disciplines and filters of traffic control.
+// setUpOf describes the configuration of a host: nftables rules without their counts, routing rules, routes,
+// interfaces, queueing disciplines and filters of traffic control.
 func setUpOf(t testing.TB, h *lab.Host) string {
 	t.Helper()
 	var s []string
@@ -332,7 +332,7 @@ func setUpOf(t testing.TB, h *lab.Host) string {
 			add("qdisc", fmt.Sprint(l.Attrs().Name, q.Type(), q.Attrs().Handle, q.Attrs().Parent))
 		}
 		for _, parent := range []uint32{netlink.HANDLE_MIN_INGRESS, netlink.HANDLE_MIN_EGRESS} {
-			fs, _ := nl.FilterList(l, parent) // fails where there is no clsact
+			fs, _ := nl.FilterList(l, parent) // fails without clsact
 			for _, f := range fs {
 				add("filter", fmt.Sprint(l.Attrs().Name, f.Type(), f.Attrs().Handle))
 			}
@@ -349,7 +349,7 @@ func setUpOf(t testing.TB, h *lab.Host) string {
 	return strings.Join(s, "\n")
 }
 
-// sweep does what "divert clean" does in the namespace of the calling thread.
+// sweep does the same as "divert clean" in the namespace of the calling thread.
 func sweep() error {
 	ns, err := netns.Current()
 	if err != nil {
@@ -358,8 +358,8 @@ func sweep() error {
 	return errors.Join(rules.Sweep(ns), ns.Close())
 }
 
-// TestCoexistence: the set-up of other programs works on while a handle is open, and is as it was when the handle is
-// closed.
+// TestCoexistence: the configuration of other programs keeps working while a handle is open, and is unchanged after the
+// handle has closed.
 func TestCoexistence(t *testing.T) {
 	t.Parallel()
 	for _, n := range neighbourhoods {
@@ -397,8 +397,8 @@ func TestCoexistence(t *testing.T) {
 				deadline := time.Now().Add(5 * time.Second)
 				after := setUpOf(t, pair.A)
 				for after != before && time.Now().Before(deadline) {
-					time.Sleep(20 * time.Millisecond) // the kernel takes devices away when it can
-					// The table stayed if a packet waited in the other program's queue; the next who looks takes it away.
+					time.Sleep(20 * time.Millisecond) // the kernel removes devices with a delay
+					// The table stays if a packet waits in the other program's queue; the next sweep removes it.
 					if err := pair.A.Do(sweep); err != nil {
 						t.Fatal(err)
 					}

@@ -24,8 +24,8 @@ import (
 	"github.com/opendivert/divert/internal/lab"
 )
 
-// counted waits until the counters of a handle are as they shall be and add up: those of packets that are under way are
-// not read at one moment.
+// counted waits until the counters of a handle satisfy is and add up: while packets are in flight, the counters are not
+// read at a single moment.
 func counted(t testing.TB, d *divert.Handle, is func(divert.Stats) bool) divert.Stats {
 	t.Helper()
 	s := stats(t, d)
@@ -39,7 +39,7 @@ func counted(t testing.TB, d *divert.Handle, is func(divert.Stats) bool) divert.
 	return s
 }
 
-// eventually waits until something is so.
+// eventually waits until a condition holds.
 func eventually(t testing.TB, what string, is func() bool) {
 	t.Helper()
 	for end := time.Now().Add(20 * time.Second); !is(); time.Sleep(time.Millisecond) {
@@ -66,7 +66,7 @@ func taken(t testing.TB, d *divert.Handle, n int) []divert.Packet {
 	return ps
 }
 
-// ignored receives nothing, but what the kernel answers.
+// ignored fails if a packet is received within 20 ms.
 func ignored(t testing.TB, d *divert.Handle) {
 	t.Helper()
 	if err := d.SetReadDeadline(time.Now().Add(20 * time.Millisecond)); err != nil {
@@ -77,8 +77,8 @@ func ignored(t testing.TB, d *divert.Handle) {
 	}
 }
 
-// TestPacketsOfADeadLinkAreFailures: the kernel drops packets that wait in a queue when the network device goes down. Packets
-// that the program has then, or receives later, cannot be sent on: they are failures, and nothing else.
+// TestPacketsOfADeadLinkAreFailures: the kernel drops queued packets when the network device goes down. Packets that
+// the program has then, or receives later, cannot be sent on: they count as failures and nothing else.
 func TestPacketsOfADeadLinkAreFailures(t *testing.T) {
 	t.Parallel()
 	eachEngine(t, lab.LinkOptions{}, func(t *testing.T, pair *lab.Pair, e divert.Option) {
@@ -113,7 +113,7 @@ func TestPacketsOfADeadLinkAreFailures(t *testing.T) {
 				if err := link.SetUp(false); err != nil {
 					t.Fatal(err)
 				}
-				// What the machine is too slow to send in time has been given up, and is injected: there is no way any more.
+				// A slow machine may have given up packets by now; those are injected, and there is no route any more.
 				if _, err := how.send(d, had); err != nil && !errors.Is(err, unix.ENETUNREACH) {
 					t.Error(err)
 				}
@@ -135,7 +135,7 @@ func TestPacketsOfADeadLinkAreFailures(t *testing.T) {
 	})
 }
 
-// queueNumber returns the number of the only queue of a host that hands over whole packets.
+// queueNumber returns the number of a host's only queue that delivers whole packets.
 func queueNumber(t testing.TB, h *lab.Host) (num uint16) {
 	t.Helper()
 	if err := h.Do(func() error {
@@ -154,7 +154,7 @@ func queueNumber(t testing.TB, h *lab.Host) (num uint16) {
 	return num
 }
 
-// waitForWay waits until datagrams go from A to B again.
+// waitForWay waits until datagrams can reach B from A again.
 func waitForWay(t testing.TB, pair *lab.Pair) {
 	t.Helper()
 	echo := echoAt(t, pair.B, "udp", pair.B.Addr4())
@@ -163,10 +163,10 @@ func waitForWay(t testing.TB, pair *lab.Pair) {
 			return
 		}
 	}
-	t.Fatal("nothing goes over the link any more")
+	t.Fatal("the link stays dead")
 }
 
-// arrived waits until n datagrams have arrived and no other does.
+// arrived waits until n datagrams have arrived and no more follow.
 func arrived(t testing.TB, k *lab.Counter, n int64) {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
@@ -190,7 +190,7 @@ func counterAt(t testing.TB, h *lab.Host) *lab.Counter {
 	return k
 }
 
-// queueTo leads packets to a queue: struct xt_NFQ_info_v3 of linux/netfilter/xt_NFQUEUE.h.
+// queueTo sends packets to a queue: struct xt_NFQ_info_v3 of linux/netfilter/xt_NFQUEUE.h.
 func queueTo(num uint16) expr.Any {
 	info := make(xt.Unknown, 8)
 	binary.NativeEndian.PutUint16(info, num)
@@ -198,8 +198,8 @@ func queueTo(num uint16) expr.Any {
 	return &expr.Target{Name: "NFQUEUE", Rev: 3, Info: &info}
 }
 
-// TestForeignRuleThatQueuesToAHandle: packets that another program's rule leads to a handle's queue go on, once, and
-// are counted apart. None of them goes round in circles.
+// TestForeignRuleThatQueuesToAHandle: packets that another program's rule sends to a handle's queue go on once, and
+// count apart. No packet loops.
 func TestForeignRuleThatQueuesToAHandle(t *testing.T) {
 	t.Parallel()
 	rows := []struct {
@@ -230,7 +230,7 @@ func TestForeignRuleThatQueuesToAHandle(t *testing.T) {
 				arrived(t, k, 20)
 				s := counted(t, d, func(s divert.Stats) bool { return s.Foreign == 20 && s.Waiting == 0 })
 				nft(t, pair.A, func(c *nftables.Conn) { c.DelTable(foreign) })
-				// Where the handle has a rule too, the kernel does not tell whose rule it was: they are received once.
+				// Where the handle has a rule too, the kernel does not tell whose rule it was: the packets are received once.
 				if most := uint64(map[bool]int{true: 20}[row.ours && engineOf(t) == divert.EngineKernel]); s.Received != most || s.Lost != 0 || s.Failed != 0 {
 					t.Errorf("%d received, want %d: %+v", s.Received, most, s)
 				}
@@ -240,8 +240,8 @@ func TestForeignRuleThatQueuesToAHandle(t *testing.T) {
 	})
 }
 
-// TestFailOpenIsCountedAsPassed: whichever limit is reached first, packets that go on because of it count as passed, and
-// received ones do not.
+// TestFailOpenIsCountedAsPassed: whichever limit is reached first, packets that go on because of it count as passed,
+// and received packets do not.
 func TestFailOpenIsCountedAsPassed(t *testing.T) {
 	t.Parallel()
 	eachEngine(t, lab.LinkOptions{}, func(t *testing.T, pair *lab.Pair, e divert.Option) {
@@ -261,7 +261,7 @@ func TestFailOpenIsCountedAsPassed(t *testing.T) {
 				d := openAt(t, pair.A, "outbound and udp", append(row.opts, divert.WithFailOpen(), e)...)
 				const n = 1200
 				for range n / 60 {
-					// What waits takes room in its socket's send buffer, so there are many sockets.
+					// Waiting packets use their socket's send buffer, so the test uses many sockets.
 					send(t, dialUDP(t, pair.A, net.UDPAddrFromAddrPort(k.Addr())), 60, row.size)
 				}
 				s := counted(t, d, func(s divert.Stats) bool { return s.Matched == n && s.Passed > 0 && s.DroppedFull == 0 && s.Lost == 0 })
@@ -281,7 +281,7 @@ func TestFailOpenIsCountedAsPassed(t *testing.T) {
 	})
 }
 
-// track switches connection tracking on at a host, or skips.
+// track enables connection tracking on a host, or skips.
 func track(t testing.TB, h *lab.Host) {
 	t.Helper()
 	if err := h.Do(func() error {
@@ -300,8 +300,8 @@ func track(t testing.TB, h *lab.Host) {
 	}
 }
 
-// TestFirstMulticastAndBroadcast: the copy for this host of a flow's first datagram arrives although its connection is
-// new, which the kernel keeps out of queues. Where a handle cannot see that, the copy is counted as lost.
+// TestFirstMulticastAndBroadcast: this host's own copy of a flow's first datagram arrives, although its connection is
+// new and the kernel keeps such packets out of queues. A handle that cannot see the copy counts it as lost.
 func TestFirstMulticastAndBroadcast(t *testing.T) {
 	t.Parallel()
 	eachEngine(t, lab.LinkOptions{}, func(t *testing.T, pair *lab.Pair, e divert.Option) {
@@ -347,7 +347,7 @@ func TestFirstMulticastAndBroadcast(t *testing.T) {
 					lost := stats(t, d).Lost
 					send(t, c, 1, 64)
 					came := false
-					for end := time.Now().Add(10 * time.Second); !came && quiet(t, d).Lost == lost; { // a packet on its way to the queue counts as lost for a moment
+					for end := time.Now().Add(10 * time.Second); !came && quiet(t, d).Lost == lost; { // a packet on its way to the queue briefly counts as lost
 						if err := conn.SetReadDeadline(time.Now().Add(5 * time.Millisecond)); err != nil {
 							t.Fatal(err)
 						}
@@ -372,8 +372,8 @@ func TestFirstMulticastAndBroadcast(t *testing.T) {
 	})
 }
 
-// TestCountersAddUpToTheEnd: whatever a program leaves undone, each packet that matched is in one place when the handle is
-// closed, and as many have arrived as the counters let go on.
+// TestCountersAddUpToTheEnd: whatever a program leaves undone, each matched packet counts in one place when the handle
+// is closed, and as many packets have arrived as the counters let go on.
 func TestCountersAddUpToTheEnd(t *testing.T) {
 	t.Parallel()
 	const n = 300
@@ -381,7 +381,7 @@ func TestCountersAddUpToTheEnd(t *testing.T) {
 		name  string
 		flags divert.Flag
 		take  int  // packets received before the end
-		send  int  // of which are sent on
+		send  int  // the part of take that is sent on
 		drain bool // the rest is received before the close
 		is    func(divert.Stats) bool
 	}{
@@ -400,7 +400,7 @@ func TestCountersAddUpToTheEnd(t *testing.T) {
 				c := dialUDP(t, pair.A, net.UDPAddrFromAddrPort(k.Addr()))
 				send(t, c, n, 64)
 				if row.flags&divert.Sniff == 0 {
-					// What the interpreter has not looked at when the handle is closed goes on, and does not count.
+					// Packets that the interpreter has not yet judged when the handle closes go on, and do not count.
 					counted(t, d, func(s divert.Stats) bool { return s.Matched == n })
 				}
 				got := taken(t, d, row.take)
@@ -416,7 +416,7 @@ func TestCountersAddUpToTheEnd(t *testing.T) {
 					t.Fatal(err)
 				}
 				s := counted(t, d, row.is)
-				// The interpreter has not looked at copies that nobody received.
+				// The interpreter has not judged copies that nobody received.
 				looked := row.flags&divert.Sniff == 0 || row.drain || engineOf(t) == divert.EngineKernel
 				if looked && s.Matched != n || s.Waiting != 0 || s.Lost != 0 || s.Failed != 0 {
 					t.Errorf("at the end %+v", s)

@@ -1,3 +1,3 @@
-// Package e2e has no code but the tests of whole paths: handles opened by package divert in network namespaces of the
-// tests' own, real traffic through the kernel, and what arrives. Tests of one package stand beside it.
+// Package e2e tests whole paths: handles opened by package divert in their own network namespaces, real traffic through
+// the kernel, and the packets that arrive. Tests of a single package stand beside it.
 package e2e

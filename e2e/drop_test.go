@@ -11,9 +11,9 @@ import (
 	"github.com/opendivert/divert/internal/lab"
 )
 
-// TestDropDecidesOnWhatCameBeforeItEnded ends handles that drop right after a burst, most of which nobody has looked at yet.
-// It came while the handle dropped, so nothing of it goes on, and all of it counts. Came from a bug: the interpreter let
-// 127 of 300 datagrams go on.
+// TestDropDecidesOnWhatCameBeforeItEnded ends dropping handles right after a burst, while most of its packets are still
+// undecided. The burst arrived while the handle dropped, so every packet must be dropped and counted. Came from a bug:
+// the interpreter let 127 of 300 datagrams go on.
 func TestDropDecidesOnWhatCameBeforeItEnded(t *testing.T) {
 	t.Parallel()
 	const sockets, writes, size = 8, 250, 10
@@ -29,7 +29,7 @@ func TestDropDecidesOnWhatCameBeforeItEnded(t *testing.T) {
 		datagrams    int // of each write
 	}{
 		{"single", "udp.DstPort == %d", 1},
-		{"segments", "udp.DstPort == %d and udp.PayloadLength == 10", 5}, // left to the handle by programs
+		{"segments", "udp.DstPort == %d and udp.PayloadLength == 10", 5}, // programs leave them to the handle
 	}
 	eachEngine(t, lab.LinkOptions{}, func(t *testing.T, pair *lab.Pair, e divert.Option) {
 		for _, burst := range bursts {
@@ -40,7 +40,7 @@ func TestDropDecidesOnWhatCameBeforeItEnded(t *testing.T) {
 						t.Fatal(err)
 					}
 					defer conn.Close()
-					// Packets that wait count against the socket that sent them: it takes several to have many wait.
+					// Waiting packets count against the socket that sent them: it takes several sockets to have many waiting.
 					var senders []net.Conn
 					for range sockets {
 						senders = append(senders, dialSegmented(t, pair.A, conn.LocalAddr(), size))

@@ -17,7 +17,7 @@ import (
 	"github.com/opendivert/divert/internal/wincode"
 )
 
-// refusal is what a failing call must say.
+// refusal is the expected error of a failing call.
 type refusal struct {
 	is   error  // for errors.Is; nil: a *filter.Error
 	code uint32 // for the C interface
@@ -28,7 +28,7 @@ var (
 	badFilter = refusal{nil, 87}
 )
 
-// check compares an error with what it must say.
+// check compares an error with the expected one.
 func (r refusal) check(t *testing.T, op string, err error) {
 	t.Helper()
 	var o *divert.OpError
@@ -44,7 +44,7 @@ func (r refusal) check(t *testing.T, op string, err error) {
 	}
 }
 
-// TestOpenRefuses: an Open that fails says why, and leaves nothing.
+// TestOpenRefuses: an Open that fails gives the reason, and leaves nothing behind.
 func TestOpenRefuses(t *testing.T) {
 	pair := lab.TwoHostsT(t, lab.LinkOptions{})
 	for _, row := range []struct {
@@ -92,7 +92,7 @@ func TestOpenRefuses(t *testing.T) {
 	}
 }
 
-// TestNil: nil arguments are refused, but for options.
+// TestNil: nil arguments are refused, except options.
 func TestNil(t *testing.T) {
 	pair := lab.TwoHostsT(t, lab.LinkOptions{})
 	d := openAt(t, pair.A, "false", nil)
@@ -109,7 +109,7 @@ func TestNil(t *testing.T) {
 	}
 }
 
-// TestMessages: an error names the thing as the caller wrote it, and what would do.
+// TestMessages: an error names its subject in the caller's words, and the remedy.
 func TestMessages(t *testing.T) {
 	pair := lab.TwoHostsT(t, lab.LinkOptions{})
 	open := func(opts ...divert.Option) error {
@@ -193,7 +193,8 @@ func TestFlagsOfLayers(t *testing.T) {
 	}
 }
 
-// TestWithoutRights: a process without capabilities is told what it lacks; a bad filter is told first.
+// TestWithoutRights: a process without capabilities gets an error that names the missing ones; a bad filter is reported
+// first.
 func TestWithoutRights(t *testing.T) {
 	pair := lab.TwoHostsT(t, lab.LinkOptions{})
 	for _, e := range append(engines, struct {
@@ -224,7 +225,7 @@ func TestWithoutRights(t *testing.T) {
 	}
 }
 
-// TestSendRefuses: bytes that are no packet are refused, one by one (specification: api.md 8).
+// TestSendRefuses: bytes that are not a packet are refused, one by one (specification: api.md 8).
 func TestSendRefuses(t *testing.T) {
 	v4 := datagram(t, "10.77.0.1", "10.77.0.2", "hello")
 	v6 := datagram(t, "fd77::1", "fd77::2", "hello")
@@ -288,7 +289,7 @@ func TestSendRefuses(t *testing.T) {
 			if n != 2 {
 				t.Errorf("%d were sent, want 2", n)
 			}
-			invalid.check(t, "send", err) // the last one's
+			invalid.check(t, "send", err) // that of the last packet
 			if s := stats(t, d); s.Injected-before.Injected != 2 || s.Failed-before.Failed != 2 {
 				t.Errorf("counters %+v", s)
 			}
@@ -323,7 +324,7 @@ func TestLimitsRefuse(t *testing.T) {
 	}
 }
 
-// TestHalvesThatAreNotThere: the flags that take a half of the handle away.
+// TestHalvesThatAreNotThere: flags that remove one half of the handle.
 func TestHalvesThatAreNotThere(t *testing.T) {
 	t.Parallel()
 	eachEngine(t, lab.LinkOptions{}, func(t *testing.T, pair *lab.Pair, e divert.Option) {

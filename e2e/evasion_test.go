@@ -22,19 +22,19 @@ import (
 	"github.com/opendivert/divert/packet"
 )
 
-// evasion sends oddities over a link to a host, and asks the host's sockets which of them it has taken. The socket is the
-// oracle: what it receives without a handle, a handle that drops must have stopped, a handle that accepts must have seen
-// and let go on, and a handle for something else must not have touched.
+// evasion sends oddities over a link to a host, and observes which of them the host's sockets accept. The socket is the
+// oracle: a packet that it accepts without a handle must be stopped by a handle that drops, seen and passed on by a
+// handle that accepts, and untouched by a handle with another filter.
 type evasion struct {
-	from    *lab.Link // where they are sent, to the MAC of its peer
+	from    *lab.Link // sends to the MAC of its peer
 	to      *lab.Host
 	ends    ends
 	list    []oddity
 	syns    []oddity
 	round   uint16
-	port    net.PacketConn       // of datagrams
-	marker  net.PacketConn       // of the last datagram
-	capture *lab.Capture         // of answers
+	port    net.PacketConn       // for datagrams
+	marker  net.PacketConn       // for the last datagram
+	capture *lab.Capture         // captures answers
 	write   func(b []byte) error // sends a packet
 	t       *testing.T
 }
@@ -42,8 +42,8 @@ type evasion struct {
 func newEvasion(t *testing.T, from *lab.Link, src netip.Addr, to *lab.Host, dst netip.Addr) *evasion {
 	t.Helper()
 	v := &evasion{from: from, to: to, ends: ends{src: src, dst: dst, sport: 4000}, t: t}
-	// The kernel gives a datagram up when more than this many fragments of the same sender come between two of its own. A
-	// handle that gets first fragments only, of a burst like this one, lets that many others go ahead.
+	// The kernel gives up a datagram when more than this many fragments of the same sender come between two of its own. In
+	// a burst like this one, a handle that holds only first fragments lets that many others go ahead.
 	if err := to.Sysctl("net.ipv4.ipfrag_max_dist", "0"); err != nil {
 		t.Fatal(err)
 	}
@@ -116,7 +116,7 @@ func (v *evasion) header() []byte {
 	return append(b, 8, 0)
 }
 
-// writeRaw makes the oddities leave through a raw socket of the sender, as a local program sends them. The kernel refuses some.
+// writeRaw sends the oddities through a raw socket of the sender, as a local program does. The kernel refuses some.
 func (v *evasion) writeRaw() {
 	v.t.Helper()
 	family := unix.AF_INET
@@ -140,14 +140,14 @@ func (v *evasion) writeRaw() {
 	v.write = func(b []byte) error {
 		switch err := unix.Sendto(fd, b, 0, to); err {
 		case unix.EINVAL, unix.EMSGSIZE, unix.EPERM, unix.EACCES, unix.EADDRNOTAVAIL:
-			return nil // not taken, or dropped by a handle
+			return nil // the kernel did not accept it, or a handle dropped it
 		default:
 			return err
 		}
 	}
 }
 
-// all are the names of the oddities, by the numbers that try returns.
+// name returns the name of an oddity, by the numbers that try returns.
 func (v *evasion) name(i int) string {
 	if i < len(v.list) {
 		return v.list[i].name
@@ -164,8 +164,8 @@ func (v *evasion) taken(i int) bool {
 
 func (v *evasion) len() int { return len(v.list) + len(v.syns) }
 
-// try sends all oddities and returns which of them the sockets have taken. It waits for those of want, if they come, and
-// for settled, which returns when no handle has anything left to decide.
+// try sends all oddities and returns those that the sockets accepted. It waits for those in want, if they come, and for
+// settled, which returns when no handle has anything left to decide.
 func (v *evasion) try(want map[int]bool, settled func()) map[int]bool {
 	v.t.Helper()
 	v.round++
@@ -174,7 +174,7 @@ func (v *evasion) try(want map[int]bool, settled func()) map[int]bool {
 	ctx, cancel := context.WithCancel(v.t.Context())
 	var wg sync.WaitGroup
 	wg.Go(func() { v.answers(ctx, func(i int) { mu.Lock(); got[i] = true; mu.Unlock() }) })
-	// One processor: packets that one processor sends arrive in order.
+	// One processor: packets sent by one processor arrive in order.
 	if err := lab.OnProcessor(0, func() error { return v.send() }); err != nil {
 		v.t.Fatal(err)
 	}
@@ -216,7 +216,7 @@ func (v *evasion) send() error {
 		payload := make([]byte, oddPayload)
 		binary.BigEndian.PutUint16(payload, v.round)
 		binary.BigEndian.PutUint16(payload[2:], uint16(i))
-		binary.BigEndian.PutUint32(payload[4:], uint32(v.round)<<16|uint32(i)+1) // identifies fragments, in its halves too
+		binary.BigEndian.PutUint32(payload[4:], uint32(v.round)<<16|uint32(i)+1) // identifies fragments, by either half
 		binary.BigEndian.PutUint16(payload[4:], v.round<<10|uint16(i)+1)
 		e := v.ends
 		if i >= len(v.list) {
@@ -231,10 +231,10 @@ func (v *evasion) send() error {
 	return nil
 }
 
-// synPort is the port that a SYN of this round comes from.
+// synPort is the source port of a SYN of this round.
 func (v *evasion) synPort(i int) uint16 { return 10000 + v.round*1000 + uint16(i) }
 
-// mark waits until a datagram that is sent last has come.
+// mark waits until a datagram sent last has arrived.
 func (v *evasion) mark() {
 	v.t.Helper()
 	e := v.ends
@@ -264,7 +264,7 @@ func (v *evasion) mark() {
 	v.t.Fatal("the last datagram does not arrive")
 }
 
-// answers calls f for each SYN that is answered.
+// answers calls f for each answered SYN.
 func (v *evasion) answers(ctx context.Context, f func(i int)) {
 	for {
 		frame, err := v.capture.Next(ctx)
@@ -285,10 +285,10 @@ func (v *evasion) answers(ctx context.Context, f func(i int)) {
 	}
 }
 
-// TestEvasion sends some three hundred odd packets to a host that receives them, or to one behind it. Whatever its sockets
-// take without a handle is stopped by one that drops, in each way to say what it drops; goes on past one that accepts; and
-// is left alone by one that wants something else. Came from a bug: at FORWARD, and with Fragments, a datagram passed whose
-// first fragment ended before the ports.
+// TestEvasion sends some three hundred odd packets to a host that receives them, or to one behind it. A packet that the
+// host's sockets accept without a handle is stopped by a handle that drops, however its filter is worded; passes a
+// handle that accepts; and is untouched by a handle with another filter. Came from a bug: at FORWARD, and with
+// Fragments, a datagram passed whose first fragment ended before the ports.
 func TestEvasion(t *testing.T) {
 	t.Parallel()
 	places := []struct {
@@ -348,7 +348,7 @@ func (v *evasion) check(at *lab.Host, flags divert.Flag, opts ...divert.Option) 
 		texts = append(texts, fmt.Sprintf("remotePort == %d", port))
 	}
 	if at == v.to && flags == 0 {
-		texts = append(texts, "udp.SrcPort >= 0 and udp.PayloadLength > 1 or tcp.Syn") // a fragment has a length of its own
+		texts = append(texts, "udp.SrcPort >= 0 and udp.PayloadLength > 1 or tcp.Syn") // a fragment has its own length
 	}
 	for _, text := range texts {
 		h := openAt(t, at, text, append(opts, divert.WithFlags(divert.Drop|flags))...)
@@ -362,8 +362,8 @@ func (v *evasion) check(at *lab.Host, flags divert.Flag, opts ...divert.Option) 
 			t.Error(err)
 		}
 	}
-	// The kernel loses some fragments wherever it puts them together before netfilter, as with any firewall that tracks
-	// connections. Those are not ours to save.
+	// The kernel loses some fragments wherever it reassembles them before netfilter, as with any firewall that tracks
+	// connections. The handle cannot save those.
 	if (at == v.to || at == v.from.Host()) && flags == 0 {
 		untrack := trackAll(t, at)
 		kept := v.try(nil, func() {})
@@ -406,7 +406,7 @@ func (v *evasion) check(at *lab.Host, flags divert.Flag, opts ...divert.Option) 
 	}
 }
 
-// trackAll makes a host follow all connections, until the function that it returns is called.
+// trackAll makes a host track all connections until the returned function is called.
 func trackAll(t *testing.T, h *lab.Host) (stop func()) {
 	t.Helper()
 	change := func(f func(c *nftables.Conn)) {

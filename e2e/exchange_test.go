@@ -16,7 +16,7 @@ import (
 	"github.com/opendivert/divert/packet"
 )
 
-// bulk is how much a bulk transfer sends.
+// bulk is the size of a bulk transfer.
 const bulk = 100 << 20
 
 func TestPassthruChangesNothing(t *testing.T) {
@@ -53,7 +53,7 @@ func TestPassthruChangesNothing(t *testing.T) {
 	}
 }
 
-// upper changes a payload so that its length stays and its checksum does not.
+// upper changes a payload's checksum but not its length.
 func upper(b []byte) bool {
 	changed := bytes.ToUpper(b)
 	differs := !bytes.Equal(changed, b)
@@ -190,8 +190,8 @@ func overTCP(t *testing.T, pair *lab.Pair, addr netip.Addr, text []byte) []byte 
 	return got
 }
 
-// TestChecksumsOfSuperpackets changes superpackets of TCP whose checksums the kernel is to compute. A handle below is told that they are
-// missing, whether it diverts or sniffs, and what it sends on without them arrives, too.
+// TestChecksumsOfSuperpackets changes superpackets of TCP whose checksums the kernel has yet to compute. A handle below
+// learns that they are missing, whether it diverts or sniffs, and packets that it sends on without them arrive too.
 func TestChecksumsOfSuperpackets(t *testing.T) {
 	t.Parallel()
 	for _, l := range []struct {
@@ -258,7 +258,7 @@ func checkSuperpackets(t *testing.T, pair *lab.Pair, addr netip.Addr, e divert.O
 	}
 }
 
-// TestChecksumsOnTheWire looks at rewritten packets as they leave: what no device completes must be right.
+// TestChecksumsOnTheWire checks rewritten packets as they leave: checksums that no device completes must be right.
 func TestChecksumsOnTheWire(t *testing.T) {
 	t.Parallel()
 	eachEngine(t, lab.LinkOptions{Without: lab.OffloadAll}, func(t *testing.T, pair *lab.Pair, e divert.Option) {
@@ -288,8 +288,8 @@ func TestChecksumsOnTheWire(t *testing.T) {
 	})
 }
 
-// TestInjectedAnew carries a TCP connection by injection alone: each packet is forgotten by the kernel and
-// injected as a new one, also the large ones that it would have cut later.
+// TestInjectedAnew carries a TCP connection by injection alone: the kernel forgets each packet, which is injected as a
+// new one, even the large ones that it would have segmented later.
 func TestInjectedAnew(t *testing.T) {
 	t.Parallel()
 	eachEngine(t, lab.LinkOptions{}, func(t *testing.T, pair *lab.Pair, e divert.Option) {

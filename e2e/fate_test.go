@@ -24,7 +24,7 @@ import (
 	"github.com/opendivert/divert/internal/lab"
 )
 
-// keeper is a handle that another process has open, which receives nothing.
+// keeper is an open handle in another process, which receives nothing.
 type keeper struct {
 	Filter string
 	Layer  divert.Layer
@@ -53,8 +53,8 @@ func init() {
 	}
 }
 
-// keep starts a keeper as an ordinary user with the rights that the manual names. It skips where the system cannot serve
-// the handle.
+// keep starts a keeper as an ordinary user with the rights that the manual names. It skips where the system cannot
+// serve the handle.
 func keep(t *testing.T, h *lab.Host, k keeper) *exec.Cmd {
 	t.Helper()
 	spec, err := json.Marshal(k)
@@ -104,18 +104,18 @@ func pause(t *testing.T, cmd *exec.Cmd) {
 	}
 }
 
-// TestPacketsWhileTheProgramIsStoppedAndKilled: what becomes of packets that match, and of others, while the process of a
-// handle is stopped, and from its end on.
+// TestPacketsWhileTheProgramIsStoppedAndKilled: the fate of matching and other packets while the process of a handle is
+// stopped, and after its end.
 func TestPacketsWhileTheProgramIsStoppedAndKilled(t *testing.T) {
 	needUsers(t)
 	t.Parallel()
 	const passes, waits, dropped = "passes", "waits", "is dropped"
-	// Rules themselves can ask for a port, and for bytes they cannot: there the interpreter decides, if it does.
+	// nftables rules can test the port but not the bytes: with the interpreter engine it decides on the bytes.
 	const byPort, byBytes = "udp.DstPort == %d and outbound", "packet16[22] == %d and outbound and udp"
 	for _, row := range []struct {
 		engine        int // of engines
 		flags         divert.Flag
-		filter        string // with the port of what matches
+		filter        string // with the port of matching packets
 		match, others string // while it is stopped
 	}{
 		{0, 0, byPort, waits, passes},
@@ -155,7 +155,7 @@ func TestPacketsWhileTheProgramIsStoppedAndKilled(t *testing.T) {
 					p.expect()
 				}
 			}
-			// For the interpreter, what the host sends by itself may wait too: rules do not look behind extension headers.
+			// With the interpreter, packets of the host itself may wait too: rules do not look behind extension headers.
 			if n := queuedPackets(t, pair.A); n < waiting || n > waiting && row.engine == 0 {
 				t.Errorf("%d packets wait, want %d", n, waiting)
 			}
@@ -171,7 +171,7 @@ func TestPacketsWhileTheProgramIsStoppedAndKilled(t *testing.T) {
 	}
 }
 
-// TestRefusalsWhileTheProgramIsStoppedAndKilled: sockets are refused as long as the process lives, whatever it does.
+// TestRefusalsWhileTheProgramIsStoppedAndKilled: sockets are refused as long as the process lives, even stopped.
 func TestRefusalsWhileTheProgramIsStoppedAndKilled(t *testing.T) {
 	needUsers(t)
 	t.Parallel()
@@ -193,7 +193,7 @@ func TestRefusalsWhileTheProgramIsStoppedAndKilled(t *testing.T) {
 		t.Fatal(err)
 	}
 	cmd.Wait()
-	// The kernel takes programs away after the process.
+	// The kernel removes programs after the process.
 	err := connect()
 	for start := time.Now(); err != nil && time.Since(start) < 10*time.Second; err = connect() {
 		time.Sleep(time.Millisecond)
@@ -203,7 +203,8 @@ func TestRefusalsWhileTheProgramIsStoppedAndKilled(t *testing.T) {
 	}
 }
 
-// TestRefusalsWhileTheQueueIsFull: an ordinary user that does more than a handle has room to tell of is refused all of it.
+// TestRefusalsWhileTheQueueIsFull: an ordinary user causes more events than a handle has room for, and every operation
+// is still refused.
 func TestRefusalsWhileTheQueueIsFull(t *testing.T) {
 	needUsers(t)
 	t.Parallel()
@@ -224,7 +225,7 @@ func TestRefusalsWhileTheQueueIsFull(t *testing.T) {
 	}
 }
 
-// manyConnects are more than fit into the ring of a handle with a short queue.
+// manyConnects exceeds the ring of a handle with a short queue.
 const manyConnects = 30000
 
 func init() {

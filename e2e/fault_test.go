@@ -36,7 +36,7 @@ var faults = map[int][]unix.Errno{
 	unix.SYS_SENDMSG:         {unix.ENOBUFS, unix.EINTR, unix.ENOMEM, unix.EPERM},
 	unix.SYS_SENDMMSG:        {unix.ENOBUFS, unix.EINTR, unix.ENOMEM, unix.EPERM},
 	unix.SYS_RECVFROM:        {unix.ENOBUFS, unix.EINTR, unix.ENOMEM},
-	unix.SYS_RECVMSG:         {unix.ENOBUFS, unix.ENOMEM}, // EINTR comes only to those that wait in the call
+	unix.SYS_RECVMSG:         {unix.ENOBUFS, unix.ENOMEM}, // EINTR comes only to calls that wait
 	unix.SYS_RECVMMSG:        {unix.ENOBUFS, unix.EINTR, unix.ENOMEM},
 	unix.SYS_SETSOCKOPT:      {unix.ENOMEM, unix.EPERM, unix.ENOPROTOOPT},
 	unix.SYS_GETSOCKOPT:      {unix.ENOMEM},
@@ -54,7 +54,7 @@ var faults = map[int][]unix.Errno{
 	unix.SYS_PIPE2:           {unix.EMFILE, unix.ENFILE},
 }
 
-// faultResult is what the child tells of one life of a handle.
+// faultResult is the child's report on one life of a handle.
 type faultResult struct {
 	Errors []string // of the calls, in order: "step: text"
 	Hangs  string   // the goroutines, if it did not end
@@ -73,7 +73,7 @@ func init() {
 		}
 		in := bufio.NewScanner(os.Stdin)
 		fmt.Println(fd)
-		in.Scan() // the supervisor is there
+		in.Scan() // the supervisor is attached
 		before := lab.TakeSnapshot()
 		for in.Scan() {
 			var r faultResult
@@ -102,7 +102,7 @@ func stacks() []byte {
 	return b[:runtime.Stack(b, true)]
 }
 
-// faultLives are the lives of handles during which a call fails. Each does what a program does and returns the errors.
+// faultLives are the lives of handles during which a call fails. Each acts like a real program and returns the errors.
 var faultLives = map[string]func(port string) []string{
 	"divert":      func(port string) []string { return packetsLife(port, 0, divert.EngineKernel) },
 	"sniff":       func(port string) []string { return packetsLife(port, divert.Sniff, divert.EngineKernel) },
@@ -158,7 +158,7 @@ func packetsLife(port string, flags divert.Flag, e divert.Engine) (s steps) {
 	return s
 }
 
-// flowsLife decides flows, beside a guard for programs that hang.
+// flowsLife decides flows, with a guard against hanging programs.
 func flowsLife(port string) (s steps) {
 	text := "udp.DstPort == " + port
 	d, err := divert.Open(text, divert.WithEngine(divert.EngineKernel), divert.WithDropOnHang(divert.MinHang))
@@ -200,9 +200,9 @@ func eventsLife(l divert.Layer, text string, flags divert.Flag) (s steps) {
 	if !s.note("open", err) {
 		return s
 	}
-	// An event of each: the handle's own namespace sees a socket, and a handle.
+	// One event for each: the handle's own namespace gets a socket, and a handle.
 	c, err := net.ListenPacket("udp4", "127.0.0.1:0")
-	if err == nil { // a call of the test's own may be the one that fails
+	if err == nil { // the failing call may be one of the test's own
 		if other, err := net.Dial("udp4", c.LocalAddr().String()); err == nil {
 			other.Write([]byte("x"))
 			other.Close()
@@ -222,7 +222,7 @@ func eventsLife(l divert.Layer, text string, flags divert.Flag) (s steps) {
 	return s
 }
 
-// faulty is a child whose calls fail, and the traffic that its handles meet.
+// faulty is a child whose calls fail, and the traffic that its handles receive.
 type faulty struct {
 	t    *testing.T
 	host *lab.Host
@@ -281,7 +281,7 @@ func startFaulty(t *testing.T, h *lab.Host) *faulty {
 	return f
 }
 
-// ask has the child do something, and returns its answer.
+// ask sends the child a command, and returns its answer.
 func (f *faulty) ask(what string) (r faultResult) {
 	f.t.Helper()
 	fmt.Fprintln(f.in, what)
@@ -295,7 +295,8 @@ func (f *faulty) ask(what string) (r faultResult) {
 	return r
 }
 
-// live leads a handle through a life while datagrams come and d decides which of its calls fail, and checks that nothing is left behind.
+// live runs a handle's life while datagrams arrive and d decides which calls fail, and checks that nothing is left
+// behind.
 func (f *faulty) live(kind string, d fault.Decide, what func() string) (errs []string, calls int) {
 	f.t.Helper()
 	stop, stopped := make(chan struct{}), make(chan struct{})
@@ -324,7 +325,7 @@ func (f *faulty) live(kind string, d fault.Decide, what func() string) (errs []s
 	}
 	for _, e := range r.Errors {
 		if !strings.Contains(e, "divert: ") {
-			f.t.Errorf("%s: the error %q does not say whose it is", what(), e)
+			f.t.Errorf("%s: the error %q does not name its source", what(), e)
 		}
 	}
 	if l := f.ask("leaks").Leaks; len(l) > 0 {
@@ -334,7 +335,7 @@ func (f *faulty) live(kind string, d fault.Decide, what func() string) (errs []s
 	return r.Errors, calls
 }
 
-// passes checks that datagrams arrive, whatever has become of the handle.
+// passes checks that datagrams arrive, whatever the state of the handle.
 func (f *faulty) passes(what func() string, errs []string) {
 	f.t.Helper()
 	b := make([]byte, 64)
@@ -353,7 +354,7 @@ func (f *faulty) passes(what func() string, errs []string) {
 	for {
 		n, _, err := f.to.ReadFrom(b)
 		if err != nil {
-			f.t.Errorf("%s: what is sent afterwards does not arrive: %v (errors %q)", what(), err, errs)
+			f.t.Errorf("%s: later datagrams do not arrive: %v (errors %q)", what(), err, errs)
 			return
 		}
 		if string(b[:n]) == want {
@@ -363,7 +364,8 @@ func (f *faulty) passes(what func() string, errs []string) {
 }
 
 // TestEveryCallFailsOnce makes the n-th system call of a handle's life fail, for every n with DIVERT_LONG and for some
-// without. No error panics, hangs, leaks or stops the traffic, each is told, and the next handle works.
+// without. No error causes a panic, a hang, a leak or a stop of the traffic; each is reported, and the next handle
+// works.
 func TestEveryCallFailsOnce(t *testing.T) {
 	t.Parallel()
 	for kind := range sorted(faultLives) {
@@ -374,7 +376,7 @@ func TestEveryCallFailsOnce(t *testing.T) {
 			f := startFaulty(t, h)
 			none := func() string { return "no call fails" }
 			var calls int
-			for range 2 { // the first handle of a process finds out more than the others
+			for range 2 { // the first handle of a process makes more calls than later ones
 				var errs []string
 				if errs, calls = f.live(kind, nil, none); len(errs) > 0 {
 					t.Fatalf("without a fault: %q", errs)
@@ -386,7 +388,7 @@ func TestEveryCallFailsOnce(t *testing.T) {
 			}
 			silent := 0
 			for round := range rounds {
-				for n := (round + os.Getpid()) % step; n < calls; n += step { // others in each run
+				for n := (round + os.Getpid()) % step; n < calls; n += step { // different calls in each run
 					var failed fault.Call
 					var e unix.Errno
 					count := 0

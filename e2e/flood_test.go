@@ -19,8 +19,8 @@ import (
 	"github.com/opendivert/divert/packet"
 )
 
-// flood is a number of UDP flows from one host to another whose datagrams are numbered, at a given rate, or slower
-// where the machine does not keep up: it never has more than a window of datagrams of a flow under way.
+// flood is a set of UDP flows between two hosts with numbered datagrams, at a given rate, or more slowly if the machine
+// cannot keep up: no flow ever has more than a window of datagrams in flight.
 type flood struct {
 	flows []*flow
 	recv  net.PacketConn
@@ -32,19 +32,19 @@ type flood struct {
 // flow is one flow of a flood.
 type flow struct {
 	conn    net.Conn
-	sent    []time.Time   // of each datagram; the sender's
-	top     atomic.Uint64 // one more than the highest number that has arrived
-	got     atomic.Int64  // how many have arrived
-	arrived []uint64      // the receiver's
+	sent    []time.Time   // of each datagram; owned by the sender
+	top     atomic.Uint64 // one more than the highest number received
+	got     atomic.Int64  // number received
+	arrived []uint64      // owned by the receiver
 }
 
 // Layout of a flood's payload: the flow's index, 4 bytes, and the datagram's number, 8 bytes, big endian.
 const floodPayload = 12
 
-// long tells to take the time that a release is worth; without it tests take some seconds.
+// long reports whether tests may take as long as a release deserves; otherwise they take some seconds.
 func long() bool { return os.Getenv("DIVERT_LONG") != "" }
 
-// lasting is how long a load lasts.
+// lasting returns how long a load lasts.
 func lasting(short time.Duration) time.Duration {
 	if long() {
 		return time.Minute
@@ -52,12 +52,12 @@ func lasting(short time.Duration) time.Duration {
 	return short
 }
 
-// perDatagram is more than a small datagram takes of a buffer on its way, in bytes: 768 of its receiver's, 1280
-// of a queue's socket.
+// perDatagram exceeds the buffer space that a small datagram uses on its way, in bytes: 768 at its receiver, 1280 at a
+// queue's socket.
 const perDatagram = 2048
 
-// startFlood starts flows that send rate datagrams a second together, with at most window datagrams of each under
-// way: less where sockets are not granted buffers for as many, those of ordinary users.
+// startFlood starts flows that send rate datagrams a second together, each with at most window datagrams in flight. The
+// window shrinks where an ordinary user's sockets get smaller buffers.
 func startFlood(t testing.TB, from, to *lab.Host, addr netip.Addr, flows, rate, window int) *flood {
 	t.Helper()
 	recv, err := to.ListenPacket("udp", netip.AddrPortFrom(addr, 0).String())
@@ -97,10 +97,10 @@ func startFlood(t testing.TB, from, to *lab.Host, addr netip.Addr, flows, rate, 
 // port is the destination port.
 func (f *flood) port() int { return f.recv.LocalAddr().(*net.UDPAddr).Port }
 
-// windowTimeout is how long a full window of datagrams may be under way; then they are given up for lost.
+// windowTimeout is how long a full window of datagrams may be in flight; then they are given up for lost.
 const windowTimeout = 500 * time.Millisecond
 
-// send sends until stop: each millisecond the packets that are due.
+// send sends until stop: every millisecond the packets that are due.
 func (fl *flow) send(t testing.TB, index uint32, rate, window int, stop <-chan struct{}) {
 	b := binary.BigEndian.AppendUint32(nil, index)
 	start := time.Now()
@@ -134,7 +134,7 @@ func (fl *flow) send(t testing.TB, index uint32, rate, window int, stop <-chan s
 	}
 }
 
-// receive notes the datagrams that arrive until the socket is closed or its deadline is over.
+// receive records arriving datagrams until the socket is closed or its deadline passes.
 func (f *flood) receive() {
 	b := make([]byte, 64)
 	for {
@@ -151,7 +151,7 @@ func (f *flood) receive() {
 	}
 }
 
-// arrived returns how many datagrams have arrived.
+// arrived returns the number of datagrams received.
 func (f *flood) arrived() (n uint64) {
 	for _, fl := range f.flows {
 		n += uint64(fl.got.Load())
@@ -159,13 +159,13 @@ func (f *flood) arrived() (n uint64) {
 	return n
 }
 
-// sum is what became of a flood's datagrams.
+// sum counts the fates of a flood's datagrams.
 type sum struct {
-	sent, arrived, lost, double, late int // late: behind one with a higher number
+	sent, arrived, lost, double, late int // late: after one with a higher number
 	missing                           [][]uint64
 }
 
-// finish stops the senders, waits until nothing arrives any more and counts.
+// finish stops the senders, waits until no more datagrams arrive, and counts.
 func (f *flood) finish() (s sum) {
 	close(f.stop)
 	f.senders.Wait()
@@ -180,7 +180,7 @@ func (f *flood) finish() (s sum) {
 	return s
 }
 
-// settle waits until everything sent has arrived, or nothing has for a second.
+// settle waits until every sent datagram has arrived, or none has for a second.
 func (f *flood) settle() {
 	for last, quiet := uint64(0), 0; quiet < 100; quiet++ {
 		var top, sent uint64
@@ -189,7 +189,7 @@ func (f *flood) settle() {
 			sent += uint64(len(fl.sent))
 		}
 		if top == sent {
-			quiet += 20 // only late ones can come now
+			quiet += 20 // from here on only late ones can arrive
 		}
 		if top != last {
 			last, quiet = top, 0
@@ -225,7 +225,7 @@ func (s *sum) add(fl *flow) {
 	s.missing = append(s.missing, missing)
 }
 
-// numbered returns flow and number of a packet of a flood.
+// numbered returns the flow and the number of a packet of a flood.
 func numbered(b []byte) (index uint32, number uint64, ok bool) {
 	var p packet.Parsed
 	if !p.ParseExact(b) || p.UDP(b) == nil {

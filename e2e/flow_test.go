@@ -129,7 +129,7 @@ var flowSequences = []struct {
 	},
 }
 
-// TestFlowSequences compares what processes do with the flows that a handle tells of.
+// TestFlowSequences compares the actions of processes with the flows that a handle reports.
 func TestFlowSequences(t *testing.T) {
 	for _, e := range []divert.Engine{divert.EngineAuto, divert.EngineInterpreter} {
 		for _, tt := range flowSequences {

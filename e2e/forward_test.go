@@ -20,7 +20,7 @@ import (
 	"github.com/opendivert/divert/packet"
 )
 
-// eachForwarding runs a test with each engine on a host, a router and a peer of its own.
+// eachForwarding runs a test with each engine, each time with a new host, router and peer.
 func eachForwarding(t *testing.T, f func(t *testing.T, r *lab.Routed, e divert.Option)) {
 	for _, e := range engines {
 		t.Run(e.name, func(t *testing.T) {
@@ -31,7 +31,7 @@ func eachForwarding(t *testing.T, f func(t *testing.T, r *lab.Routed, e divert.O
 	}
 }
 
-// payloads collects the payloads of a handle's packets in order, and accepts those that are diverted.
+// payloads collects the payloads of a handle's packets in order, and accepts diverted packets.
 type payloads struct {
 	d    *divert.Handle
 	w    *worker
@@ -63,8 +63,8 @@ func (p *payloads) expect(t testing.TB, name string, want ...string) {
 	}
 }
 
-// TestForwardInjection: a packet injected at the forward path reaches its destination, and is seen by lower handles of
-// the layer only, once.
+// TestForwardInjection: a packet injected into the forward path reaches its destination. Only lower handles of the
+// layer see it, once.
 func TestForwardInjection(t *testing.T) {
 	t.Parallel()
 	eachForwarding(t, func(t *testing.T, r *lab.Routed, e divert.Option) {
@@ -95,7 +95,7 @@ func TestForwardInjection(t *testing.T) {
 							if !a.Outbound || a.Loopback || a.Network().IfIdx != uint32(r.LinkRB.Index()) {
 								t.Errorf("the address is %+v, interface %d; want outbound over %d", a, a.Network().IfIdx, r.LinkRB.Index())
 							}
-							for range 2 { // once as itself, once anew
+							for range 2 { // once as itself, once as a new packet
 								if err := d.Send(&divert.Packet{Data: p[0].Data, Addr: a}); err != nil {
 									skipWithoutDevice(t, err)
 									t.Fatal(err)
@@ -129,7 +129,7 @@ func TestForwardInjection(t *testing.T) {
 	})
 }
 
-// natRules is address translation as routers do it: masquerading towards B, and a port of the router's that leads to B.
+// natRules is address translation as routers do it: masquerading towards B, and a port of the router that leads to B.
 func natRules(c *nftables.Conn, to netip.Addr, port, toPort uint16, out string) {
 	family, nfproto := nftables.TableFamilyIPv4, uint32(unix.NFPROTO_IPV4)
 	if to.Is6() {
@@ -158,9 +158,9 @@ func natRules(c *nftables.Conn, to netip.Addr, port, toPort uint16, out string) 
 	}})
 }
 
-// TestForwardWithNAT writes down what handles see on a router that translates addresses. At FORWARD the addresses are
-// those of the two ends: the destination is translated already, the source is not yet. At NETWORK, which looks
-// before, what comes in for an address of the router's is seen as the router's own, with that address.
+// TestForwardWithNAT records the packets that handles see on a router that translates addresses. At FORWARD the
+// destination is already translated, but the source is not. NETWORK comes earlier, so packets for one of the router's
+// addresses count as the router's own and have that address.
 func TestForwardWithNAT(t *testing.T) {
 	t.Parallel()
 	const publicPort = 8053
@@ -184,7 +184,7 @@ func TestForwardWithNAT(t *testing.T) {
 				for _, row := range []struct {
 					name    string
 					to      netip.AddrPort
-					network []string // what handles of the layer NETWORK see of a datagram and its echo
+					network []string // packets of a datagram and its echo that handles of the layer NETWORK see
 				}{
 					{"masquerade", echo.Addr(), []string{
 						fmt.Sprintf("%v>%v", f.addr(r.B), outside),

@@ -15,8 +15,8 @@ import (
 	"github.com/opendivert/divert/packet"
 )
 
-// fragmentOfIPv6 makes a fragment: extension headers that every fragment carries, offset in units of 8 bytes, and whether more
-// follow.
+// fragmentOfIPv6 makes a fragment. extensions are the headers that every fragment carries, offset is in units of 8
+// bytes, more says whether more fragments follow.
 func fragmentOfIPv6(src, dst string, extensions []byte, first byte, offset uint16, more bool, payload []byte) []byte {
 	b := make([]byte, packet.IPv6HeaderLen)
 	b[0], b[7] = 0x60, 64
@@ -37,7 +37,7 @@ func fragmentOfIPv6(src, dst string, extensions []byte, first byte, offset uint1
 	return b
 }
 
-// TestInjectedFragmentsOfIPv6: each kind of fragment, alone, leaves as it was sent, and a handle below sees it so.
+// TestInjectedFragmentsOfIPv6: each kind of fragment, alone, leaves unchanged, and a handle below sees it so.
 func TestInjectedFragmentsOfIPv6(t *testing.T) {
 	t.Parallel()
 	options := []byte{44, 0, 1, 4, 0, 0, 0, 0} // padding; a fragment header follows

@@ -24,8 +24,8 @@ import (
 	"github.com/opendivert/divert/packet"
 )
 
-// FuzzLivePath sends packets through a router, from one TUN device to another: each once past a handle, and once through it,
-// where the program accepts it, sends it on, changes or drops it. Both packets must come out the same, but for the changes.
+// FuzzLivePath sends packets through a router between two TUN devices: each once past a handle, and once through it.
+// The program accepts, sends on, changes or drops the packet. Both results must be equal, except for the changes.
 func FuzzLivePath(f *testing.F) {
 	f.Add(byte(0), byte(0), byte(packet.ProtocolUDP), []byte("\x0f\xa0\x00\x09\x00\x10\x00\x00payload."), uint16(0))
 	f.Add(byte(1), byte(1), byte(packet.ProtocolTCP), []byte("\x0f\xa0\x00\x50\x00\x00\x00\x01\x00\x00\x00\x00\x50\x02\x20\x00\x00\x00\x00\x00"), uint16(4))
@@ -38,12 +38,12 @@ func FuzzLivePath(f *testing.F) {
 	f.Fuzz(r.try)
 }
 
-// What the program does to a packet.
+// The program's action on a packet.
 const (
 	editAccept = iota
 	editSend
-	editFlip  // a byte behind the IP header
-	editShort // the last byte goes
+	editFlip  // a byte after the IP header
+	editShort // removes the last byte
 	editDrop
 	numEdits
 )
@@ -52,11 +52,11 @@ const (
 type tunnels struct {
 	h       *lab.Host
 	in, out *lab.TUN
-	handles []*divert.Handle // in the order in which packets meet them
+	handles []*divert.Handle // in the order in which they receive packets
 	number  uint64
 }
 
-// The ends of packets: through the handle, and past it.
+// The sources and destinations of packets: through the handle, and past it.
 var (
 	tunnelSource = map[bool]map[bool]netip.Addr{
 		false: {true: netip.MustParseAddr("10.91.0.2"), false: netip.MustParseAddr("10.91.0.3")},
@@ -99,7 +99,7 @@ func newTunnels(f *testing.F, priorities ...int16) *tunnels {
 	return r
 }
 
-// tunnelPacket makes a packet of what the fuzzer chose, nil if that is none that two runs can be compared with.
+// tunnelPacket makes a packet from the fuzzer's input, nil if two runs cannot be compared with it.
 func tunnelPacket(v6, through bool, options, protocol byte, payload []byte) []byte {
 	payload = payload[:min(len(payload), 1200)]
 	src, dst := tunnelSource[v6][through].AsSlice(), tunnelEnd[v6].AsSlice()
@@ -112,7 +112,7 @@ func tunnelPacket(v6, through bool, options, protocol byte, payload []byte) []by
 		copy(b[24:], dst)
 		return append(b, payload...)
 	}
-	words := int(options % 11) // of options, which are the beginning of the payload
+	words := int(options % 11) // options, taken from the beginning of the payload
 	if len(payload) < 4*words {
 		return nil
 	}
@@ -132,7 +132,7 @@ func tunnelPacket(v6, through bool, options, protocol byte, payload []byte) []by
 	return sumHeader(b)
 }
 
-// sumHeader makes the checksum of an IPv4 header right.
+// sumHeader corrects the checksum of an IPv4 header.
 func sumHeader(b []byte) []byte {
 	if b[0]>>4 != 4 {
 		return b
@@ -149,7 +149,7 @@ func sumHeader(b []byte) []byte {
 	return b
 }
 
-// change changes a packet as the program does, and reports whether it goes on.
+// change changes a packet as the program does, and reports whether the packet goes on.
 func change(b []byte, edit int, at uint16) ([]byte, bool) {
 	header := packet.IPv6HeaderLen
 	if b[0]>>4 == 4 {
@@ -159,7 +159,7 @@ func change(b []byte, edit int, at uint16) ([]byte, bool) {
 	case edit == editDrop:
 		return nil, false
 	case rest == 0 || b[0]>>4 == 6 && b[6] == packet.ProtocolHopByHop:
-		return b, true // nothing behind it that the router does not look at
+		return b, true // no bytes follow that the router ignores
 	case edit == editFlip:
 		b[header+int(at)%rest] ^= 0x55
 	case edit == editShort:
@@ -181,14 +181,14 @@ func (r *tunnels) try(t *testing.T, edit, options, protocol byte, payload []byte
 	if through == nil {
 		return
 	}
-	arrives := len(r.cross(t, slices.Clone(past), nil)) != 0 // else the router does not let it come as far as the handle
+	arrives := len(r.cross(t, slices.Clone(past), nil)) != 0 // otherwise the router drops it before the handle
 	past, on := change(past, what, at)
 	var want [][]byte
 	if on && arrives {
 		want = r.cross(t, past, nil)
 	}
 	got := r.cross(t, through, func(d *divert.Handle, p *divert.Packet) error {
-		p.Addr.IPChecksum, p.Addr.TCPChecksum, p.Addr.UDPChecksum = true, true, true // the bytes are as they shall be
+		p.Addr.IPChecksum, p.Addr.TCPChecksum, p.Addr.UDPChecksum = true, true, true // the checksums are as intended
 		if what == editAccept {
 			return d.Accept(p)
 		}
@@ -200,11 +200,11 @@ func (r *tunnels) try(t *testing.T, edit, options, protocol byte, payload []byte
 		return d.Send(p)
 	})
 	if !sameBehind(got, want) {
-		t.Fatalf("edit %d: through the handle comes %x, past it %x", what, got, want)
+		t.Fatalf("edit %d: through the handle %x, past it %x", what, got, want)
 	}
 }
 
-// sameBehind reports whether the same packets came through the handles as past them.
+// sameBehind reports whether the same packets came out through the handles as past them.
 func sameBehind(through, past [][]byte) bool {
 	for _, b := range slices.Concat(through, past) {
 		source(b)
@@ -212,7 +212,7 @@ func sameBehind(through, past [][]byte) bool {
 	return slices.EqualFunc(through, past, bytes.Equal)
 }
 
-// source gives a packet the source that goes through the handle.
+// source sets a packet's source to the one whose packets go through the handle.
 func source(b []byte) {
 	if b[0]>>4 == 6 {
 		copy(b[8:], tunnelSource[true][true].AsSlice())
@@ -222,8 +222,8 @@ func source(b []byte) {
 	sumHeader(b)
 }
 
-// cross sends a packet, has a program do something to it if it comes to a handle, and returns what comes out before a
-// packet that is sent after it. That passes the handles; both ways a packet has gone on when the write returns, or waits.
+// cross sends a packet and runs program on it if a handle receives it. It returns the packets that come out before a
+// marker sent later, which passes the handles: when a write returns, its packet has either gone on or waits.
 func (r *tunnels) cross(t *testing.T, b []byte, program func(*divert.Handle, *divert.Packet) error) (out [][]byte) {
 	t.Helper()
 	if _, err := r.in.Write(b); err != nil {
@@ -264,13 +264,13 @@ func (r *tunnels) cross(t *testing.T, b []byte, program func(*divert.Handle, *di
 		case bytes.HasSuffix(got, last[len(last)-16:]):
 			return out
 		case got[0]>>4 == 6 && bytes.Equal(got[24:40], tunnelEnd[true].AsSlice()), got[0]>>4 == 4:
-			out = append(out, got) // else what IPv6 says by itself
+			out = append(out, got) // others are IPv6 packets of the system itself
 		}
 	}
 }
 
-// FuzzForeignRules gives the router rules of another program and sends packets through two handles and past them: the same
-// comes out, and each handle meets a packet once.
+// FuzzForeignRules gives the router rules of another program and sends packets through two handles and past them: the
+// results are equal, and each handle sees a packet once.
 func FuzzForeignRules(f *testing.F) {
 	for hook := range byte(3) {
 		f.Add(false, []byte{hook, 3, ruleMark | 3<<4, 77, hook, 11, rulePriority | 2<<4, 200, ruleCount | 1<<4, 0})
@@ -281,25 +281,25 @@ func FuzzForeignRules(f *testing.F) {
 	f.Fuzz(r.tryRules)
 }
 
-// What a rule of another program does, in the lower four bits of a byte.
+// The action of another program's rule, in the lower four bits of a byte.
 const (
 	ruleCount = iota
 	ruleAccept
 	ruleDrop // datagrams to foreignPort
 	ruleMark
 	rulePriority
-	ruleLifetime // the TTL or hop limit
+	ruleLifetime // sets the TTL or hop limit
 	ruleNoTrack
-	ruleTrack // looks at the connection, so that it is tracked
-	ruleJump  // to a chain that marks
+	ruleTrack // matches on connections, so that packets are tracked
+	ruleJump  // to a chain that sets a mark
 	numRules
 )
 
-// foreignPort is where the packets of FuzzForeignRules go.
+// foreignPort is the destination port in FuzzForeignRules.
 const foreignPort = 4000
 
-// tryRules makes rules of bytes and sends a packet both ways. Two bytes say hook and priority of a chain, each two that follow are a
-// rule, with how many more there are in the upper bits of the first.
+// tryRules makes rules from bytes and sends a packet both ways. Two bytes give the hook and priority of a chain. Each
+// further pair is a rule; if the upper bits of its first byte are not 0, another rule of the chain follows.
 func (r *tunnels) tryRules(t *testing.T, v6 bool, choices []byte) {
 	hooks := []*nftables.ChainHook{nftables.ChainHookPrerouting, nftables.ChainHookForward, nftables.ChainHookPostrouting}
 	priorities := []nftables.ChainPriority{-1 << 31, -450, -401, -400, -399, -300, -225, -200, -150, -100, -1, 0, 1, 50, 100, 225, 300, 1<<31 - 1}
@@ -329,10 +329,10 @@ func (r *tunnels) tryRules(t *testing.T, v6 bool, choices []byte) {
 		return d.Send(p)
 	})
 	if !sameBehind(got, want) {
-		t.Fatalf("through the handles comes %x, past them %x", got, want)
+		t.Fatalf("through the handles %x, past them %x", got, want)
 	}
 	if n := met[r.handles[0]]; n != met[r.handles[1]] || n > 1 || n < len(got) {
-		t.Fatalf("the handles met the packet %d and %d times; %d came out", n, met[r.handles[1]], len(got))
+		t.Fatalf("the handles saw the packet %d and %d times; %d came out", n, met[r.handles[1]], len(got))
 	}
 }
 
@@ -358,7 +358,7 @@ func foreignRule(what int, value byte, v6 bool) []expr.Any {
 		if v6 {
 			family, at, sum = unix.NFPROTO_IPV6, 7, expr.CsumTypeNone
 		}
-		// Two bytes: the field and its neighbour, which the checksum of the header covers together.
+		// Two bytes, the field and its neighbour, since the header's checksum covers both.
 		e := []expr.Any{
 			&expr.Meta{Key: expr.MetaKeyNFPROTO, Register: 1},
 			&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: []byte{family}},
@@ -385,7 +385,7 @@ func foreignRule(what int, value byte, v6 bool) []expr.Any {
 	return []expr.Any{&expr.Counter{}}
 }
 
-// FuzzHandles makes the calls of the model of internal/linux/order on handles of this process, by the fuzzer's choice.
+// FuzzHandles makes the calls of the model of internal/linux/order on handles of this process, as the fuzzer chooses.
 func FuzzHandles(f *testing.F) {
 	for seed := range byte(4) {
 		f.Add(bytes.Repeat([]byte{seed, 7 * seed, 0x55, 3}, 30))
@@ -396,7 +396,7 @@ func FuzzHandles(f *testing.F) {
 		r := rand.New(&chosen{choices})
 		sc := scenario(r, true)
 		for i := range sc.Handles {
-			sc.Handles[i].End = 0 // a process for each would take its time
+			sc.Handles[i].End = 0 // a process for each would take too long
 		}
 		followScenario(t, pair, "outbound", divert.EngineKernel, sc, r)
 	})
@@ -408,7 +408,7 @@ type chosen struct{ bytes []byte }
 func (c *chosen) Uint64() (v uint64) {
 	n := min(2, len(c.bytes))
 	for i, b := range c.bytes[:n] {
-		v |= uint64(b) << (56 - 24*i) // rand takes its choices from the upper bits of both halves
+		v |= uint64(b) << (56 - 24*i) // rand uses the upper bits of both halves
 	}
 	c.bytes = c.bytes[n:]
 	return v

@@ -16,7 +16,7 @@ import (
 	"github.com/opendivert/divert/internal/lab"
 )
 
-// counting sends datagrams with numbers, and notes which arrive.
+// counting sends numbered datagrams, and records which arrive.
 type counting struct {
 	t       *testing.T
 	c       net.Conn
@@ -25,7 +25,7 @@ type counting struct {
 	arrived map[int]int
 }
 
-// send sends one. The sender is never told of a fate of it.
+// send sends one datagram. The sender never learns of its fate.
 func (n *counting) send() int {
 	n.t.Helper()
 	n.sent++
@@ -35,7 +35,8 @@ func (n *counting) send() int {
 	return n.sent
 }
 
-// receive notes what arrives until nothing does for a while, and reports whether a datagram is among all that did.
+// receive records arriving datagrams until none arrives for a while, and reports whether want is among all received so
+// far.
 func (n *counting) receive(want int) bool {
 	n.t.Helper()
 	b := make([]byte, 100)
@@ -53,8 +54,9 @@ func (n *counting) receive(want int) bool {
 	}
 }
 
-// TestStoppedProgramIsPassedBy stops a process by SIGSTOP that waits for packets. Matching packets wait at first, then they pass, or
-// are dropped, as the handle was opened; and when it goes on, it carries what waited and what comes. The counters tell.
+// TestStoppedProgramIsPassedBy stops a process that waits for packets with SIGSTOP. Matching packets wait at first;
+// then they pass or are dropped, as the handle's options require. When the process continues, it carries waiting and
+// new packets. The counters show all of this.
 func TestStoppedProgramIsPassedBy(t *testing.T) {
 	t.Parallel()
 	for _, family := range families {
@@ -72,7 +74,7 @@ func TestStoppedProgramIsPassedBy(t *testing.T) {
 						if i := n.send(); !n.receive(i) {
 							eventually(t, "a datagram arrives", func() bool { return n.receive(i) })
 						}
-						time.Sleep(150 * time.Millisecond) // a program that waits does not hang
+						time.Sleep(150 * time.Millisecond) // an idle program does not count as hanging
 					}
 					c.signal(t, syscall.SIGSTOP)
 					first := n.send()
@@ -111,7 +113,7 @@ func TestStoppedProgramIsPassedBy(t *testing.T) {
 	}
 }
 
-// TestStoppedProgramEndsItsGuard: the guard of a process that is killed drops nothing any more.
+// TestStoppedProgramEndsItsGuard: after a process is killed, its guard drops nothing.
 func TestStoppedProgramEndsItsGuard(t *testing.T) {
 	t.Parallel()
 	pair := lab.TwoHostsT(t, lab.LinkOptions{})
@@ -131,8 +133,8 @@ func TestStoppedProgramEndsItsGuard(t *testing.T) {
 	eventually(t, "a datagram passes a process that is dead", func() bool { return n.receive(n.send()) })
 }
 
-// TestSlowProgramIsPassedBy: a program that does not come back from its work is passed by, and handles below see the packets.
-// The SYN that it works on is dropped after a while, the next one waits, and another passes.
+// TestSlowProgramIsPassedBy: packets pass a program that does not return from its work, and handles below see them. The
+// SYN that it works on is dropped after a while, the next one waits, and another passes.
 func TestSlowProgramIsPassedBy(t *testing.T) {
 	t.Parallel()
 	pair := lab.TwoHostsT(t, lab.LinkOptions{})
@@ -163,7 +165,7 @@ func TestSlowProgramIsPassedBy(t *testing.T) {
 	finish(t, below, w)
 }
 
-// TestHangRefused: where a guard is not to be had, or makes no sense, Open says so.
+// TestHangRefused: Open returns an error where a guard is unavailable or makes no sense.
 func TestHangRefused(t *testing.T) {
 	t.Parallel()
 	pair := lab.TwoHostsT(t, lab.LinkOptions{})

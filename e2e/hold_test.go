@@ -13,7 +13,7 @@ import (
 	"github.com/opendivert/divert/internal/lab"
 )
 
-// A packet that was received and is not sent on is gone: TCP sends it again, though the host that lost it sent it itself.
+// A packet that was received and not sent on is gone: TCP retransmits it, even if the host itself sent it.
 func TestTCPSendsAgainWhatWasNotSentOn(t *testing.T) {
 	t.Parallel()
 	eachEngine(t, lab.LinkOptions{}, func(t *testing.T, pair *lab.Pair, e divert.Option) {
@@ -31,7 +31,7 @@ func TestTCPSendsAgainWhatWasNotSentOn(t *testing.T) {
 	})
 }
 
-// Nor does it count against its sender's buffer for long.
+// It does not count against its sender's buffer for long either.
 func TestSendersGoOnAfterWhatWasNotSentOn(t *testing.T) {
 	t.Parallel()
 	eachEngine(t, lab.LinkOptions{}, func(t *testing.T, pair *lab.Pair, e divert.Option) {
@@ -46,8 +46,8 @@ func TestSendersGoOnAfterWhatWasNotSentOn(t *testing.T) {
 	})
 }
 
-// What is sent on late goes on all the same, and counts as sent on: the program has its bytes. Its changes are in it, and
-// a program that always takes long is waited for.
+// Packets sent on late still go on, and count as sent on: the program has their bytes. Their changes are kept, and the
+// kernel waits for a program that is always slow.
 func TestHeldPacketsGoOn(t *testing.T) {
 	t.Parallel()
 	eachEngine(t, lab.LinkOptions{}, func(t *testing.T, pair *lab.Pair, e divert.Option) {
@@ -98,8 +98,8 @@ func TestHeldPacketsGoOn(t *testing.T) {
 	})
 }
 
-// What is sent elsewhere is a new packet, whether it is sent at once or late. Came from a bug: late, it counted as sent on, and
-// "divert reject" told of fewer answers than it gave.
+// A packet sent elsewhere is a new packet, whether sent at once or late. Came from a bug: a late one counted as sent
+// on, and "divert reject" reported fewer answers than it gave.
 func TestSentElsewhereIsNewLateToo(t *testing.T) {
 	t.Parallel()
 	eachEngine(t, lab.LinkOptions{}, func(t *testing.T, pair *lab.Pair, e divert.Option) {
@@ -126,7 +126,7 @@ func TestSentElsewhereIsNewLateToo(t *testing.T) {
 	})
 }
 
-// A handle that only receives holds nobody up.
+// A handle that only receives delays no sender.
 func TestReceiveOnlyHoldsNobodyUp(t *testing.T) {
 	t.Parallel()
 	eachEngine(t, lab.LinkOptions{}, func(t *testing.T, pair *lab.Pair, e divert.Option) {
@@ -143,7 +143,7 @@ func TestReceiveOnlyHoldsNobodyUp(t *testing.T) {
 	})
 }
 
-// sendAll sends datagrams of 1,400 bytes and fails if the socket does not take them.
+// sendAll sends datagrams of 1,400 bytes and fails if the socket refuses them.
 func sendAll(t testing.TB, from *lab.Host, to string, count int) {
 	t.Helper()
 	c, err := from.Dial(t.Context(), "udp", to)
@@ -183,7 +183,7 @@ func TestDropReceived(t *testing.T) {
 			t.Errorf("counters %+v, want 300 abandoned", s)
 		}
 		p := <-kept
-		if err := d.Accept(&p); err != nil { // dropped for good, but its bytes may go again
+		if err := d.Accept(&p); err != nil { // the packet is dropped for good, but its bytes may be sent again
 			t.Error(err)
 		}
 		if err := d.Drop(&p); err != nil {

@@ -18,8 +18,8 @@ import (
 	"github.com/opendivert/divert/internal/lab"
 )
 
-// TestInterfaceByName: the filter of a handle stays with an interface that is renamed, goes to another that takes the name, and
-// comes back when it is made anew.
+// TestInterfaceByName: the filter of a handle follows an interface that is renamed, applies to another interface that
+// takes the name, and applies again when the interface is created anew.
 func TestInterfaceByName(t *testing.T) {
 	for _, e := range engines {
 		t.Run(e.name, func(t *testing.T) {
@@ -57,7 +57,7 @@ func TestInterfaceByName(t *testing.T) {
 				t.Fatal(err)
 			}
 			s.expect("the opposite", 3)
-			// An alternative name is as good, and may be longer than a name of its own.
+			// An alternative name works too, and may be longer than an interface's own name.
 			const long = "a-name-of-more-than-fifteen-bytes"
 			if err := s.nl.LinkAddAltName(s.link("old"), long); err != nil {
 				t.Fatal(err)
@@ -76,13 +76,13 @@ func TestInterfaceByName(t *testing.T) {
 	}
 }
 
-// renamed is a host whose interfaces a test renames; each has a network of its own.
+// renamed is a host whose interfaces a test renames; each interface has its own network.
 type renamed struct {
 	*testing.T
 	host   *lab.Host
 	nl     *netlink.Handle
-	handle *divert.Handle // drops what it is about
-	rest   *divert.Handle // sees the others
+	handle *divert.Handle // drops matching packets
+	rest   *divert.Handle // receives the others
 	nets   []int
 	sent   int
 }
@@ -127,7 +127,7 @@ func (s *renamed) rename(from, to string) {
 	}
 }
 
-// expect sends datagrams over all interfaces until exactly those of some networks match.
+// expect sends datagrams over all interfaces until exactly those of the given networks match.
 func (s *renamed) expect(when string, nets ...int) {
 	s.Helper()
 	for begin := time.Now(); ; {
@@ -146,8 +146,8 @@ func (s *renamed) expect(when string, nets ...int) {
 	}
 }
 
-// matches sends a datagram to a network and waits until it has been dropped or has come to the other handle. Where there is no
-// way to the network, nothing matches.
+// matches sends a datagram to a network and waits until it is dropped or reaches the other handle. Without a route to
+// the network nothing matches.
 func (s *renamed) matches(network int) bool {
 	s.Helper()
 	before, err := s.handle.Stats()
@@ -168,7 +168,7 @@ func (s *renamed) matches(network int) bool {
 	if errors.Is(err, unix.ENETUNREACH) {
 		return false
 	}
-	if err != nil && !errors.Is(err, unix.EPERM) { // a handle that drops may tell the sender
+	if err != nil && !errors.Is(err, unix.EPERM) { // a handle that drops may report that to the sender
 		s.Fatal(err)
 	}
 	b := make([]byte, 2000)

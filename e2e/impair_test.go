@@ -20,7 +20,7 @@ import (
 	"github.com/opendivert/divert/internal/lab"
 )
 
-// impairAt impairs packets of a host until the test ends, or the returned function is called.
+// impairAt impairs packets of a host until the test ends or stop is called.
 func impairAt(t testing.TB, h *lab.Host, c impair.Config, opts ...divert.Option) (i *impair.Impairer, stop func()) {
 	t.Helper()
 	if err := h.Do(func() (err error) {
@@ -51,8 +51,8 @@ func impairAt(t testing.TB, h *lab.Host, c impair.Config, opts ...divert.Option)
 	return i, stop
 }
 
-// datagrams sends numbered datagrams from port 5000 of a host to another and returns which numbers arrived, in that order, and how
-// long each took. It ends when as many have arrived as want says, or some seconds have passed without any.
+// datagrams sends numbered datagrams from port 5000 of one host to another. It returns the numbers received, in order,
+// and each datagram's travel time. It ends when want of them have arrived, or after some seconds without any.
 func datagrams(t testing.TB, from, to *lab.Host, addr func(*lab.Host) netip.Addr, count int, pause time.Duration, want func() int) (numbers []int, took []time.Duration) {
 	t.Helper()
 	l, err := to.ListenPacket("udp", netip.AddrPortFrom(addr(to), 7000).String())
@@ -100,7 +100,7 @@ func datagrams(t testing.TB, from, to *lab.Host, addr func(*lab.Host) netip.Addr
 		select {
 		case err := <-sent:
 			if err != nil {
-				t.Fatal(err) // losses are invisible to the sender
+				t.Fatal(err) // the sender does not see losses
 			}
 			sent = nil
 		default:
@@ -117,7 +117,7 @@ func quantile(d []time.Duration, q float64) time.Duration {
 	return d[min(int(q*float64(len(d))), len(d)-1)].Round(time.Microsecond)
 }
 
-// Nothing comes before its time. How long after it something comes is the machine's doing, and is reported.
+// No packet arrives before its time. Later arrival is due to the machine, and is only reported.
 func TestImpairLag(t *testing.T) {
 	eachEngine(t, lab.LinkOptions{}, func(t *testing.T, pair *lab.Pair, e divert.Option) {
 		for _, f := range families {
@@ -134,7 +134,7 @@ func TestImpairLag(t *testing.T) {
 						continue
 					}
 					if first := slices.Min(took); first < lag {
-						t.Errorf("%s lag %v: one came after %v", f.name, lag, first)
+						t.Errorf("%s lag %v: a packet arrived after %v", f.name, lag, first)
 					}
 					t.Logf("%s at %v, lag %v: p50 +%v, p99 +%v", f.name, at, lag, quantile(took, 0.5)-lag, quantile(took, 0.99)-lag)
 					if s := i.Stats(); s.Rules[0].Packets != count || s.Failed != 0 {
@@ -147,7 +147,7 @@ func TestImpairLag(t *testing.T) {
 	})
 }
 
-// The same seed loses the same packets, and no other does; the sender notices nothing.
+// The same seed always loses the same packets; the sender notices nothing.
 func TestImpairLossRepeats(t *testing.T) {
 	t.Parallel()
 	eachEngine(t, lab.LinkOptions{}, func(t *testing.T, pair *lab.Pair, e divert.Option) {
@@ -186,7 +186,7 @@ func TestImpairLossRepeats(t *testing.T) {
 	})
 }
 
-// TCP bears it all: the bytes that arrive are those that were sent.
+// TCP survives everything: the received bytes equal the sent ones.
 func TestImpairTCP(t *testing.T) {
 	t.Parallel()
 	eachEngine(t, lab.LinkOptions{}, func(t *testing.T, pair *lab.Pair, e divert.Option) {
@@ -206,7 +206,7 @@ func TestImpairTCP(t *testing.T) {
 	})
 }
 
-// Nothing goes faster than the rate.
+// No packet is faster than the rate.
 func TestImpairRate(t *testing.T) {
 	eachEngine(t, lab.LinkOptions{}, func(t *testing.T, pair *lab.Pair, e divert.Option) {
 		for _, f := range families {
@@ -224,7 +224,7 @@ func TestImpairRate(t *testing.T) {
 	})
 }
 
-// Both ends learn of a reset.
+// Both ends receive the reset.
 func TestImpairReset(t *testing.T) {
 	t.Parallel()
 	eachEngine(t, lab.LinkOptions{}, func(t *testing.T, pair *lab.Pair, e divert.Option) {
@@ -258,7 +258,7 @@ func TestImpairReset(t *testing.T) {
 					}
 				}
 				stop()
-				if s := i.Stats(); s.Rules[0].Reset < 1 || s.Rules[0].Reset != s.Rules[0].Packets || s.Failed != 0 { // TCP sends again if the reset is slow
+				if s := i.Stats(); s.Rules[0].Reset < 1 || s.Rules[0].Reset != s.Rules[0].Packets || s.Failed != 0 { // TCP retransmits if the reset is slow
 					t.Errorf("counters %+v", s)
 				}
 			}
@@ -266,7 +266,7 @@ func TestImpairReset(t *testing.T) {
 	})
 }
 
-// The receiver sees that a packet is corrupt, also where the hardware would have computed the checksum.
+// The receiver detects a corrupt packet, even where the hardware would have computed the checksum.
 func TestImpairCorrupt(t *testing.T) {
 	t.Parallel()
 	eachEngine(t, lab.LinkOptions{}, func(t *testing.T, pair *lab.Pair, e divert.Option) {
@@ -289,7 +289,7 @@ func TestImpairCorrupt(t *testing.T) {
 	})
 }
 
-// Packets that are held do not hold their sender up, and go on when the run ends.
+// Held packets do not delay their sender, and go on when the run ends.
 func TestImpairHoldsNobodyUp(t *testing.T) {
 	t.Parallel()
 	eachEngine(t, lab.LinkOptions{}, func(t *testing.T, pair *lab.Pair, e divert.Option) {
@@ -322,7 +322,7 @@ func TestImpairHoldsNobodyUp(t *testing.T) {
 	})
 }
 
-// A packet of the host to itself is met once: a question and its answer take the lag twice.
+// A packet from the host to itself is impaired once: a question and its answer take the lag twice.
 func TestImpairLoopback(t *testing.T) {
 	t.Parallel()
 	eachEngine(t, lab.LinkOptions{}, func(t *testing.T, pair *lab.Pair, e divert.Option) {

@@ -16,18 +16,18 @@ import (
 	"github.com/opendivert/divert/packet"
 )
 
-// TestFreshInjection sends packets that were never captured, on every way, and has handles above and below look: those
-// below see each once, those above and the sender itself none.
+// TestFreshInjection sends packets that were never captured, on every path, with handles above and below: each handle
+// below sees every packet once; those above and the sender itself see none.
 func TestFreshInjection(t *testing.T) {
 	notInShort(t)
 	t.Parallel()
 	type row struct {
 		name     string
 		outbound bool
-		on       string // the interface it comes in on
+		on       string // the inbound interface
 		src, dst string
-		at       string // the host it reaches
-		seen     bool   // by lower handles: packets of this host to itself count as going out only
+		at       string // the host that receives it
+		seen     bool   // by lower handles: packets from this host to itself count as outbound only
 	}
 	rows := []row{
 		{"out, own source, IPv4", true, "", "10.77.0.1", "10.77.0.2", "B", true},
@@ -99,7 +99,7 @@ func TestFreshInjection(t *testing.T) {
 	})
 }
 
-// TestInjectedAboveMTU: a packet longer than the link carries goes in fragments where it may, else it is refused.
+// TestInjectedAboveMTU: a packet longer than the link's MTU is fragmented if that is allowed, otherwise it is refused.
 func TestInjectedAboveMTU(t *testing.T) {
 	t.Parallel()
 	eachEngine(t, lab.LinkOptions{MTU: 1400}, func(t *testing.T, pair *lab.Pair, e divert.Option) {
@@ -136,7 +136,7 @@ func TestInjectedAboveMTU(t *testing.T) {
 	})
 }
 
-// TestImpostorHopLimit: another program's packet loses one hop each time it is sent, and is refused at the end.
+// TestImpostorHopLimit: another program's packet loses one hop each time it is sent, and is refused in the end.
 func TestImpostorHopLimit(t *testing.T) {
 	t.Parallel()
 	eachEngine(t, lab.LinkOptions{}, func(t *testing.T, pair *lab.Pair, e divert.Option) {
@@ -190,7 +190,7 @@ func hops(b []byte) byte {
 	return b[7]
 }
 
-// TestRedirected: a packet with another destination than it was captured with takes the way to that.
+// TestRedirected: a packet whose destination was changed takes the route to the new one.
 func TestRedirected(t *testing.T) {
 	t.Parallel()
 	for _, e := range engines {
@@ -255,15 +255,15 @@ func TestRedirected(t *testing.T) {
 	}
 }
 
-// TestTurnedRound answers pings out of the captured packets: the request that was going out comes back in as its own
-// answer, and the other way.
+// TestTurnedRound answers pings with the captured packets: the outbound request comes back inbound as its own answer,
+// and vice versa.
 func TestTurnedRound(t *testing.T) {
 	t.Parallel()
 	eachEngine(t, lab.LinkOptions{}, func(t *testing.T, pair *lab.Pair, e divert.Option) {
 		for _, f := range families {
 			for _, way := range []string{"outbound", "inbound"} {
 				t.Run(f.name+"/"+way, func(t *testing.T) {
-					// B's address answers, though nobody listens there.
+					// An address of B answers, though nobody listens there.
 					to := netip.AddrPortFrom(f.addr(pair.B), 7)
 					host := map[string]*lab.Host{"outbound": pair.A, "inbound": pair.B}[way]
 					if way == "outbound" {
@@ -289,7 +289,7 @@ func TestTurnedRound(t *testing.T) {
 	})
 }
 
-// turn makes a datagram its own answer.
+// turn turns a datagram into its own answer.
 func turn(p *divert.Packet) {
 	b := p.Data
 	swap := func(i, j, n int) {
@@ -308,8 +308,8 @@ func turn(p *divert.Packet) {
 	p.Addr.UDPChecksum = false
 }
 
-// TestFragments: inbound, datagrams are seen whole or, with the flag, in fragments. Outbound they are whole: the kernel
-// cuts them behind the handles.
+// TestFragments: inbound datagrams are seen whole or, with the flag, in fragments. Outbound ones are whole: the kernel
+// fragments them after the handles.
 func TestFragments(t *testing.T) {
 	t.Parallel()
 	eachEngine(t, lab.LinkOptions{}, func(t *testing.T, pair *lab.Pair, e divert.Option) {
@@ -319,8 +319,8 @@ func TestFragments(t *testing.T) {
 				filter string
 				flags  divert.Flag
 				in     bool
-				want   int  // packets
-				frags  bool // the field `fragment` is true of them
+				want   int  // number of packets
+				frags  bool // the field `fragment` is true for them
 			}{
 				{"inbound, whole", "inbound and not icmp and not icmpv6", 0, true, 1, false},
 				{"inbound, no fragment is seen", "inbound and fragment", 0, true, 0, false},
@@ -363,7 +363,7 @@ func TestFragments(t *testing.T) {
 	})
 }
 
-// TestOutboundFragments: fragments that are injected are seen as such by the handles below.
+// TestOutboundFragments: handles below see injected fragments as fragments.
 func TestOutboundFragments(t *testing.T) {
 	t.Parallel()
 	eachEngine(t, lab.LinkOptions{}, func(t *testing.T, pair *lab.Pair, e divert.Option) {

@@ -15,7 +15,7 @@ import (
 	"github.com/opendivert/divert/internal/lab"
 )
 
-// alternating is a filter of n tests that no set stands for.
+// alternating returns a filter of n tests that no set can replace.
 func alternating(n int, even, odd string) string {
 	parts := make([]string, n)
 	for i := range parts {
@@ -28,7 +28,7 @@ func alternating(n int, even, odd string) string {
 	return strings.Join(parts, " or ")
 }
 
-// receiveOne waits for a packet and lets it go on.
+// receiveOne receives a packet and accepts it.
 func receiveOne(t *testing.T, d *divert.Handle) {
 	t.Helper()
 	if err := d.SetReadDeadline(time.Now().Add(5 * time.Second)); err != nil {
@@ -43,7 +43,7 @@ func receiveOne(t *testing.T, d *divert.Handle) {
 	}
 }
 
-// TestFilterThatIsTooLargeForTheKernel opens handles with 20,001 tests, and gives such a filter to one that is open.
+// TestFilterThatIsTooLargeForTheKernel opens handles with 20,001 tests, and sets such a filter on an open handle.
 func TestFilterThatIsTooLargeForTheKernel(t *testing.T) {
 	large := alternating(20_001, "udp.SrcPort", "udp.DstPort")
 	pair := lab.TwoHostsT(t, lab.LinkOptions{})
@@ -83,9 +83,9 @@ func TestFilterThatIsTooLargeForTheKernel(t *testing.T) {
 	d = openAt(t, pair.A, fmt.Sprintf("udp.DstPort == %d", port))
 	says(d.SetFilter(large))
 	send(t, out, 1, 10)
-	receiveOne(t, d) // the old one is in force
+	receiveOne(t, d) // the old filter is in force
 
-	// A list of one field is a set, of any length.
+	// A list of values of one field is a set, of any length.
 	if err := d.SetFilter(alternating(20_001, "udp.DstPort", "udp.DstPort") + fmt.Sprintf(" or udp.DstPort == %d", port)); err != nil {
 		t.Fatal(err)
 	}
@@ -93,8 +93,8 @@ func TestFilterThatIsTooLargeForTheKernel(t *testing.T) {
 	receiveOne(t, d)
 }
 
-// TestEventFilterThatIsTooLargeForTheKernel does the same at the layers with events: who only listens has the
-// interpreter, who refuses gets an error.
+// TestEventFilterThatIsTooLargeForTheKernel does the same at the layers with events: a handle that only listens gets
+// the interpreter, a handle that refuses gets an error.
 func TestEventFilterThatIsTooLargeForTheKernel(t *testing.T) {
 	large := alternating(9_001, "localPort", "remotePort")
 	h := lab.NewT(t)
@@ -150,7 +150,7 @@ func TestEventFilterThatIsTooLargeForTheKernel(t *testing.T) {
 	}
 }
 
-// TestSetOf500000Prefixes opens handles with a set that no text has room for, and gives it to one that is open.
+// TestSetOf500000Prefixes opens handles with a set too large for any filter text, and sets it on an open handle.
 func TestSetOf500000Prefixes(t *testing.T) {
 	prefixes := make([]netip.Prefix, 500_000)
 	for i := range prefixes {

@@ -28,7 +28,7 @@ func dialUDP(t testing.TB, from *lab.Host, to net.Addr) net.Conn {
 	return c
 }
 
-// balanced checks that each packet that matched is in one place.
+// balanced checks that each matched packet counts in one place.
 func balanced(t testing.TB, s divert.Stats) {
 	t.Helper()
 	if sum := accounted(s); sum != s.Matched {
@@ -36,13 +36,13 @@ func balanced(t testing.TB, s divert.Stats) {
 	}
 }
 
-// accounted returns how many packets the counters place.
+// accounted returns the number of packets that the counters account for.
 func accounted(s divert.Stats) uint64 {
 	return s.Received + s.Waiting + s.Dropped + s.DroppedFull + s.DroppedOld + s.DroppedLong + s.Passed + s.Lost +
 		s.FlowAccepted + s.FlowDropped + s.HangPassed + s.HangDropped
 }
 
-// quiet returns the counters when they do not change any more.
+// quiet returns the counters once they no longer change.
 func quiet(t testing.TB, d *divert.Handle) divert.Stats {
 	t.Helper()
 	s := stats(t, d)
@@ -66,14 +66,14 @@ func send(t testing.TB, c net.Conn, n, size int) {
 	}
 }
 
-// drained receives what waits, after a shutdown, without sending it on, and returns how much.
+// drained receives the waiting packets after a shutdown, without sending them on, and returns their number.
 func drained(t testing.TB, d *divert.Handle) (n int) {
 	t.Helper()
 	drain(t, d, 64, func(*divert.Packet) { n++ })
 	return n
 }
 
-// drain receives what waits, after a shutdown, up to batch packets per call, without sending it on.
+// drain receives the waiting packets after a shutdown, up to batch packets per call, without sending them on.
 func drain(t testing.TB, d *divert.Handle, batch int, each func(*divert.Packet)) {
 	t.Helper()
 	if err := d.Shutdown(divert.ShutdownRecv); err != nil {
@@ -93,7 +93,7 @@ func drain(t testing.TB, d *divert.Handle, batch int, each func(*divert.Packet))
 	}
 }
 
-// limit is a limit of a queue: as an option, how to set it, and whether it is in force.
+// limit is a limit of a queue: the option, how to set it, and a check that it is in force.
 type limit struct {
 	option divert.Option
 	set    func(*divert.Handle) error
@@ -112,8 +112,8 @@ func timeOf(d time.Duration) limit {
 	return limit{divert.WithQueueTime(d), func(h *divert.Handle) error { return h.SetQueueTime(d) }, func(h *divert.Handle) bool { return h.QueueTime() == d }}
 }
 
-// TestQueueLimits: what a queue has no room or no time for is dropped, and counted under the right reason.
-// The bounds are those of both engines: the kernel's own queue counts in its memory, not in bytes of packets.
+// TestQueueLimits: packets that exceed a queue's length, size or time are dropped, and counted under the right reason.
+// The bounds are those of both engines: the kernel's queue counts its memory, not bytes of packets.
 func TestQueueLimits(t *testing.T) {
 	t.Parallel()
 	eachEngine(t, lab.LinkOptions{}, func(t *testing.T, pair *lab.Pair, e divert.Option) {
@@ -163,9 +163,9 @@ func TestQueueLimits(t *testing.T) {
 				balanced(t, stats(t, d))
 			})
 			t.Run("time/"+way, func(t *testing.T) {
-				d := open(t, timeOf(2*time.Second)) // also a slow machine receives the young one in that time
+				d := open(t, timeOf(2*time.Second)) // even a slow machine receives the young one in that time
 				send(t, c, 20, 64)
-				time.Sleep(2500 * time.Millisecond) // they are old now, also by the eighth that may be added
+				time.Sleep(2500 * time.Millisecond) // they are too old now, even with the tolerance of one eighth
 				send(t, c, 1, 64)
 				if n := drained(t, d); n != 1 {
 					t.Errorf("%d received, want the young one", n)
@@ -184,7 +184,7 @@ func TestQueueLimits(t *testing.T) {
 				}
 				n := drained(t, d)
 				s := stats(t, d)
-				// Where the interpreter decides, copies that are lost may be of any packet, and are missed when others come.
+				// With the interpreter, lost copies may be of any packet, and the loss is noticed only when others arrive.
 				if interpreted := engineOf(t) == divert.EngineInterpreter; !interpreted && s.Matched != 1000 || n == 0 || n == 1000 || s.Received != uint64(n) || !interpreted && s.DroppedFull+s.Waiting != uint64(1000-n) {
 					t.Errorf("%d of 1000 received: %+v", n, s)
 				}
@@ -194,7 +194,7 @@ func TestQueueLimits(t *testing.T) {
 	})
 }
 
-// TestFailOpen: what a full queue has no room for passes, and is counted as passed.
+// TestFailOpen: packets that do not fit into a full queue pass, and count as passed.
 func TestFailOpen(t *testing.T) {
 	t.Parallel()
 	pair := lab.TwoHostsT(t, lab.LinkOptions{})
@@ -217,7 +217,7 @@ func TestFailOpen(t *testing.T) {
 	arrived(t, k, 500)
 }
 
-// TestShutdownModes: each half ends for itself, again and together without harm.
+// TestShutdownModes: each half ends on its own; repeated and combined shutdowns do no harm.
 func TestShutdownModes(t *testing.T) {
 	t.Parallel()
 	modes := []struct {
@@ -237,14 +237,14 @@ func TestShutdownModes(t *testing.T) {
 			for _, m := range modes {
 				t.Run(flags.String()+"/"+m.name, func(t *testing.T) {
 					d := openAt(t, pair.A, "udp.DstPort == 9", divert.WithFlags(flags), e)
-					results := make(chan error, map[bool]int{false: 3, true: 0}[flags == divert.Drop]) // there it does not wait
+					results := make(chan error, map[bool]int{false: 3, true: 0}[flags == divert.Drop]) // without waiting
 					for range cap(results) {
 						go func() {
 							_, err := d.RecvBatch(make([]divert.Packet, 4))
 							results <- err
 						}()
 					}
-					time.Sleep(10 * time.Millisecond) // most likely they wait; the test holds if not, too
+					time.Sleep(10 * time.Millisecond) // most likely they wait; the test holds even if not
 					for _, how := range m.how {
 						if err := d.Shutdown(how); err != nil {
 							t.Fatal(err)
@@ -267,7 +267,7 @@ func TestShutdownModes(t *testing.T) {
 							t.Errorf("a receiver returns %v, want %v", err, want)
 						}
 					}
-					var wantSend error // of an empty packet
+					var wantSend error // for an empty packet
 					switch {
 					case !m.recv:
 						wantSend = net.ErrClosed
@@ -293,7 +293,7 @@ func TestShutdownModes(t *testing.T) {
 	})
 }
 
-// TestCloseUnderLoad closes handles while many goroutines receive from them and send.
+// TestCloseUnderLoad closes handles while many goroutines receive from them and send to them.
 func TestCloseUnderLoad(t *testing.T) {
 	t.Parallel()
 	eachEngine(t, lab.LinkOptions{}, func(t *testing.T, pair *lab.Pair, e divert.Option) {
@@ -364,7 +364,7 @@ func TestCloseUnderLoad(t *testing.T) {
 	})
 }
 
-// TestNothingIsLeft opens and closes handles of every kind and compares what the process holds.
+// TestNothingIsLeft opens and closes handles of every kind and compares the resources that the process holds.
 func TestNothingIsLeft(t *testing.T) {
 	eachEngine(t, lab.LinkOptions{}, func(t *testing.T, pair *lab.Pair, e divert.Option) {
 		cycle := func() {
@@ -408,7 +408,8 @@ func openHere(h *lab.Host, text string, opts ...divert.Option) (d *divert.Handle
 	return d, err
 }
 
-// TestCallsAfterClose: every method of a closed handle fails with net.ErrClosed, except those that only tell.
+// TestCallsAfterClose: every method of a closed handle fails with net.ErrClosed, except those that only return
+// information.
 func TestCallsAfterClose(t *testing.T) {
 	eachEngine(t, lab.LinkOptions{}, func(t *testing.T, pair *lab.Pair, e divert.Option) {
 		for _, flags := range []divert.Flag{0, divert.Sniff, divert.Drop} {
@@ -447,8 +448,8 @@ func TestCallsAfterClose(t *testing.T) {
 	})
 }
 
-// TestShortQueueLosesNothingOfOthers: packets that do not match go through the queue of a handle of the interpreter too, however
-// short the handle's own is. Came from a bug: of a burst, packets that found more than 128 waiting were lost.
+// TestShortQueueLosesNothingOfOthers: with the interpreter, packets that do not match go through the handle's queue
+// too, even if its own limit is short. Came from a bug: packets of a burst that found more than 128 waiting were lost.
 func TestShortQueueLosesNothingOfOthers(t *testing.T) {
 	t.Parallel()
 	const sockets, datagrams = 5, 50
@@ -456,7 +457,7 @@ func TestShortQueueLosesNothingOfOthers(t *testing.T) {
 		for range 10 {
 			k := counterAt(t, pair.B)
 			d := openAt(t, pair.A, "outbound and udp.DstPort == 9", e, divert.WithQueueLength(32))
-			var from []net.Conn // several, as waiting packets count against their sender's buffer
+			var from []net.Conn // several, since waiting packets count against their sender's buffer
 			for range sockets {
 				from = append(from, dialUDP(t, pair.A, net.UDPAddrFromAddrPort(k.Addr())))
 			}

@@ -22,8 +22,8 @@ func TestMain(m *testing.M) {
 	lab.Main(m)
 }
 
-// amount is how much a transfer of n bytes sends, with -short a part of it. DIVERT_TEST_SCALE divides it, for machines
-// as slow as emulators are.
+// amount returns the size of a transfer of n bytes, reduced with -short. DIVERT_TEST_SCALE divides it, for machines as
+// slow as emulators.
 func amount(n int64) int64 {
 	if testing.Short() {
 		n /= 4
@@ -34,8 +34,8 @@ func amount(n int64) int64 {
 	return n
 }
 
-// engines are the ways to decide which packets match. Every live test runs with each of them; where eBPF
-// is not to be had, that is a skip with the reason.
+// engines are the engines that decide which packets match. Every live test runs with each of them, and skips with the
+// reason where eBPF is unavailable.
 var engines = []struct {
 	name   string
 	engine divert.Engine
@@ -44,7 +44,7 @@ var engines = []struct {
 	{"interpreter", divert.EngineInterpreter},
 }
 
-// eachEngine runs a test with each engine on two hosts of its own.
+// eachEngine runs a test with each engine on two new hosts.
 func eachEngine(t *testing.T, o lab.LinkOptions, f func(t *testing.T, pair *lab.Pair, e divert.Option)) {
 	for _, e := range engines {
 		t.Run(e.name, func(t *testing.T) {
@@ -55,7 +55,7 @@ func eachEngine(t *testing.T, o lab.LinkOptions, f func(t *testing.T, pair *lab.
 	}
 }
 
-// needEngine skips where an engine is not to be had.
+// needEngine skips where an engine is unavailable.
 func needEngine(t testing.TB, h *lab.Host, e divert.Engine) {
 	t.Helper()
 	err := h.Do(func() error {
@@ -73,7 +73,7 @@ func needEngine(t testing.TB, h *lab.Host, e divert.Engine) {
 	}
 }
 
-// notInShort skips what takes long, and much longer with the race detector.
+// notInShort skips tests that take long, and much longer with the race detector.
 func notInShort(t testing.TB) {
 	t.Helper()
 	if testing.Short() {
@@ -102,16 +102,16 @@ func openAt(t testing.TB, h *lab.Host, text string, opts ...divert.Option) *dive
 // worker is a goroutine that receives from a handle until it is closed or shut down.
 type worker struct {
 	done  chan struct{}
-	count int // packets, when done
+	count int // number of packets, when done
 }
 
-// wait returns how many packets came.
+// wait waits for the worker's end and returns the number of packets.
 func (w *worker) wait() int {
 	<-w.done
 	return w.count
 }
 
-// each gives every packet of a handle to f, one after the other.
+// each passes every packet of a handle to f, one after the other.
 func each(t testing.TB, d *divert.Handle, f func(*divert.Packet)) *worker {
 	t.Helper()
 	w := &worker{done: make(chan struct{})}
@@ -137,7 +137,7 @@ func passthru(t testing.TB, d *divert.Handle) *worker {
 	return batches(t, d, d.AcceptBatch)
 }
 
-// resend sends every packet of a handle on with its bytes, in batches.
+// resend sends on every packet of a handle with its bytes, in batches.
 func resend(t testing.TB, d *divert.Handle) *worker {
 	t.Helper()
 	return batches(t, d, d.SendBatch)
@@ -197,7 +197,7 @@ func exchange(t testing.TB, from *lab.Host, to netip.AddrPort, x lab.Exchange) l
 	return r
 }
 
-// transfer sends n bytes over TCP and checks that they arrive as they were.
+// transfer sends n bytes over TCP and checks that they arrive unchanged.
 func transfer(t testing.TB, from, to *lab.Host, addr netip.Addr, n int64) time.Duration {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), 60*time.Second)
@@ -209,7 +209,7 @@ func transfer(t testing.TB, from, to *lab.Host, addr netip.Addr, n int64) time.D
 	return took
 }
 
-// finish ends capturing and waits until the worker has dealt with the captured packets.
+// finish ends capturing and waits until the worker has handled the captured packets.
 func finish(t testing.TB, d *divert.Handle, w *worker) int {
 	t.Helper()
 	if err := d.Shutdown(divert.ShutdownRecv); err != nil {

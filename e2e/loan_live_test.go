@@ -18,12 +18,12 @@ import (
 	"github.com/opendivert/divert/packet"
 )
 
-// patterned is a payload of which every four bytes are the number.
+// patterned returns a payload in which every four bytes are the number.
 func patterned(number uint32, size int) []byte {
 	return bytes.Repeat(binary.BigEndian.AppendUint32(nil, number), size/4)
 }
 
-// pattern returns the number of a patterned payload, and whether it is one as it was sent.
+// pattern returns the number of a patterned payload, and whether the payload is intact.
 func pattern(b []byte) (n uint32, ok bool) {
 	var p packet.Parsed
 	if !p.ParseExact(b) || len(p.Payload(b)) < 4 {
@@ -60,8 +60,8 @@ func patterns(t *testing.T, pair *lab.Pair, stop <-chan struct{}) *sync.WaitGrou
 	return &sending
 }
 
-// TestLoopsOverCopies: what loops see of copies stays as it was in their round, while other loops and calls receive, and copies come
-// faster than any of them can take. What a loop leaves behind stays after it.
+// TestLoopsOverCopies: the copies that a loop sees stay unchanged during their round, while other loops and calls
+// receive, and copies arrive faster than they can be taken. Copies that a loop leaves behind stay unchanged after it.
 func TestLoopsOverCopies(t *testing.T) {
 	pair := lab.TwoHostsT(t, lab.LinkOptions{})
 	d := openAt(t, pair.A, "outbound and udp.DstPort > 1023", divert.WithFlags(divert.Sniff|divert.RecvOnly), divert.WithCopiesInPlace(), divert.WithQueueSize(1<<20))
@@ -92,7 +92,7 @@ func TestLoopsOverCopies(t *testing.T) {
 					}
 					check(p)
 					if left++; left == 10+rounds%50 {
-						break // others receive what is left
+						break // others receive the rest
 					}
 				}
 			}
@@ -123,7 +123,7 @@ func TestLoopsOverCopies(t *testing.T) {
 	}
 }
 
-// TestCloseInALoopOverCopies: the packet of the round stays where it is when the handle is closed meanwhile.
+// TestCloseInALoopOverCopies: the packet of the round stays valid when the handle is closed meanwhile.
 func TestCloseInALoopOverCopies(t *testing.T) {
 	pair := lab.TwoHostsT(t, lab.LinkOptions{})
 	stop := make(chan struct{})
@@ -159,7 +159,7 @@ func TestCloseInALoopOverCopies(t *testing.T) {
 	}
 }
 
-// TestCopiesLeftBehind: packets that a loop has received and not handed out are as they were when they are received later.
+// TestCopiesLeftBehind: packets that a loop fetched but did not return are unchanged when they are received later.
 func TestCopiesLeftBehind(t *testing.T) {
 	pair := lab.TwoHostsT(t, lab.LinkOptions{})
 	d := openAt(t, pair.A, "outbound and udp.DstPort > 1023", divert.WithFlags(divert.Sniff|divert.RecvOnly), divert.WithCopiesInPlace(), divert.WithQueueSize(1<<20))
@@ -197,7 +197,7 @@ func TestCopiesLeftBehind(t *testing.T) {
 				t.Fatalf("packet %d is not as it was sent", got)
 			}
 			if want < 40 && got != want {
-				t.Fatalf("packet %d came instead of %d", got, want)
+				t.Fatalf("got packet %d, want %d", got, want)
 			}
 			want++
 		}

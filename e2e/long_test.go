@@ -17,10 +17,10 @@ import (
 	"github.com/opendivert/divert/packet"
 )
 
-// maxReceived is how many bytes of a packet that is diverted are received at most.
+// maxReceived is the most bytes received of a diverted packet.
 const maxReceived = 65531
 
-// packetLength is the length that an IP header tells.
+// packetLength returns the length in an IP header.
 func packetLength(b []byte) int {
 	if b[0]>>4 == 4 {
 		return int(binary.BigEndian.Uint16(b[2:]))
@@ -28,8 +28,8 @@ func packetLength(b []byte) int {
 	return int(binary.BigEndian.Uint16(b[4:])) + packet.IPv6HeaderLen
 }
 
-// TestLongestPackets sends datagrams of every length around the limits: the link's, that of what the kernel hands over of
-// a packet, and the longest that there are. Whatever a handle does that lets packets go on, they arrive whole.
+// TestLongestPackets sends datagrams of every length around three limits: the link's MTU, the most that the kernel
+// delivers of a packet, and the longest possible packet. Whichever way a handle lets packets go on, they arrive whole.
 func TestLongestPackets(t *testing.T) {
 	t.Parallel()
 	modes := []struct {
@@ -38,7 +38,7 @@ func TestLongestPackets(t *testing.T) {
 		text  string
 		layer divert.Layer
 		flags divert.Flag
-		send  bool // with its bytes, instead of accepting it
+		send  bool // with its bytes, rather than accepting it
 	}{
 		{"outbound", onA, "outbound", divert.LayerNetwork, 0, false},
 		{"outbound, sent back", onA, "outbound", divert.LayerNetwork, 0, true},
@@ -57,7 +57,7 @@ func TestLongestPackets(t *testing.T) {
 			t.Run(e.name+"/"+f.name, func(t *testing.T) {
 				mtu := 65535 // so that packets are forwarded whole
 				if f.name == "IPv6" {
-					mtu = 1500 // so that they are put together
+					mtu = 1500 // so that they are reassembled
 				}
 				r := lab.HostRouterPeerT(t, lab.LinkOptions{MTU: mtu})
 				needEngine(t, r.A, e.engine)
@@ -101,7 +101,7 @@ func TestLongestPackets(t *testing.T) {
 								want = min(length, maxReceived)
 							}
 							if len(p.Data) != want || packetLength(p.Data) != length || !bytes.HasSuffix(payload, p.Data[header:]) && len(p.Data) == length {
-								t.Errorf("received %d bytes of a packet of %d that says %d, want %d", len(p.Data), length, packetLength(p.Data), want)
+								t.Errorf("received %d bytes of a packet of %d with %d in its header, want %d", len(p.Data), length, packetLength(p.Data), want)
 							}
 							switch {
 							case m.flags != 0:
@@ -144,7 +144,7 @@ func onA(r *lab.Routed) *lab.Host { return r.A }
 func onB(r *lab.Routed) *lab.Host { return r.B }
 func onR(r *lab.Routed) *lab.Host { return r.R }
 
-// TestSendOfAPartOfAPacket: the received part of a packet that is too long to be handed over cannot be sent with changes,
+// TestSendOfAPartOfAPacket: the received part of a packet that is too long for delivery cannot be sent with changes;
 // the error names the remedy, and the packet still waits.
 func TestSendOfAPartOfAPacket(t *testing.T) {
 	t.Parallel()
@@ -154,7 +154,7 @@ func TestSendOfAPartOfAPacket(t *testing.T) {
 			t.Fatal(err)
 		}
 		defer conn.Close()
-		// The test is of a byte that is not handed over.
+		// The filter tests a byte that is not delivered.
 		d := openAt(t, pair.A, "outbound and udp.Payload[65506] == 7", e)
 		payload := bytes.Repeat([]byte{7}, 65507)
 		if _, err := dialUDP(t, pair.A, conn.LocalAddr()).Write(payload); err != nil {
@@ -169,7 +169,7 @@ func TestSendOfAPartOfAPacket(t *testing.T) {
 		p.Data[100]++
 		p.Addr.UDPChecksum = false
 		if err := d.Send(p); !errors.Is(err, divert.ErrShortBuffer) || !strings.Contains(err.Error(), "Accept") {
-			t.Errorf("%v, want ErrShortBuffer and what helps", err)
+			t.Errorf("%v, want ErrShortBuffer and a remedy", err)
 		}
 		if err := d.Accept(p); err != nil {
 			t.Fatal(err)

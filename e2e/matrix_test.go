@@ -26,7 +26,7 @@ import (
 	"github.com/opendivert/divert/packet"
 )
 
-// observer is a handle that notes the numbers of the packets it sees, in this process or another.
+// observer is a handle that records the numbers of the packets it sees, in this process or another.
 type observer struct {
 	Filter   string
 	Layer    divert.Layer
@@ -34,12 +34,12 @@ type observer struct {
 	Flags    divert.Flag
 	Engine   divert.Engine
 
-	rights    *syscall.SysProcAttr // of another process; nil: those of this one
-	complaint io.Writer            // gets what it writes to standard error; nil: as this process
-	finish    func() (seen, error) // ends it and returns what it saw
+	rights    *syscall.SysProcAttr // of another process; nil: like this process
+	complaint io.Writer            // gets that process's standard error; nil: inherited
+	finish    func() (seen, error) // ends it and returns its record
 }
 
-// seen is what an observer saw.
+// seen is the record of an observer.
 type seen struct {
 	Numbers []uint64
 	Matched uint64
@@ -59,7 +59,7 @@ func (o *observer) run(opened func(), stop <-chan struct{}) (s seen, err error) 
 		d.Shutdown(divert.ShutdownRecv)
 	}()
 	if o.Flags&divert.Drop != 0 {
-		<-stop // there is nothing to receive before
+		<-stop // until then there is nothing to receive
 	}
 	for p, err := range d.Packets(context.Background()) {
 		switch {
@@ -80,7 +80,7 @@ func (o *observer) run(opened func(), stop <-chan struct{}) (s seen, err error) 
 	return s, err
 }
 
-// number returns the number that a test's datagram carries.
+// number returns the number in a test's datagram.
 func number(b []byte) uint64 {
 	var p packet.Parsed
 	if payload := p.Payload; p.ParseExact(b) && len(payload(b)) >= 8 {
@@ -109,7 +109,7 @@ func (o *observer) here(h *lab.Host) error {
 	return nil
 }
 
-// elsewhere starts the observer in a process of its own.
+// elsewhere starts the observer in its own process.
 func (o *observer) elsewhere(h *lab.Host) error {
 	spec, err := json.Marshal(o)
 	if err != nil {
@@ -135,7 +135,7 @@ func (o *observer) elsewhere(h *lab.Host) error {
 	lines := bufio.NewReader(out)
 	if line, err := lines.ReadString('\n'); err != nil {
 		cmd.Process.Kill()
-		return errors.Join(fmt.Errorf("the observer says %q: %w", line, err), cmd.Wait())
+		return errors.Join(fmt.Errorf("the observer printed %q: %w", line, err), cmd.Wait())
 	}
 	o.finish = func() (s seen, err error) {
 		in.Close()
@@ -166,7 +166,7 @@ func init() {
 	}
 }
 
-// MarshalJSON leaves out the fields that JSON cannot carry.
+// MarshalJSON leaves out the fields without a JSON form.
 func (o *observer) MarshalJSON() ([]byte, error) {
 	type plain observer
 	p := plain(*o)
@@ -174,7 +174,7 @@ func (o *observer) MarshalJSON() ([]byte, error) {
 	return json.Marshal(p)
 }
 
-// way is a path of packets: where they start and end, and where handles watch.
+// way is a path of packets: their source, their destination, and the host of the handles.
 type way struct {
 	name  string
 	layer divert.Layer
@@ -201,7 +201,7 @@ var ways = []way{
 	}},
 }
 
-// perRun is how many datagrams a run of the matrix sends.
+// perRun is the number of datagrams in a run of the matrix.
 const perRun = 40
 
 // sendNumbered sends numbered datagrams.
@@ -220,7 +220,7 @@ func sendNumbered(t *testing.T, from *lab.Host, to string) {
 	}
 }
 
-// receiveNumbered returns the numbers of the datagrams that arrive.
+// receiveNumbered returns the numbers of the datagrams received.
 func receiveNumbered(c net.PacketConn, want int) (numbers []uint64) {
 	buf := make([]byte, 100)
 	for {
@@ -239,7 +239,7 @@ func receiveNumbered(c net.PacketConn, want int) (numbers []uint64) {
 	}
 }
 
-// inOrder is 0 to n-1.
+// inOrder returns 0 to n-1.
 func inOrder(n int) (numbers []uint64) {
 	for i := range uint64(n) {
 		numbers = append(numbers, i)
@@ -247,8 +247,8 @@ func inOrder(n int) (numbers []uint64) {
 	return numbers
 }
 
-// TestHandlesInOrder is the matrix: one, two and five handles that divert, sniff or drop, in one process or each
-// in its own, on every way, for both families. Each sees exactly the packets it should, once, in order.
+// TestHandlesInOrder is the matrix: one, two and five handles that divert, sniff or drop, in one process or each in its
+// own, on every path, for both families. Each sees exactly the packets it should, once, in order.
 func TestHandlesInOrder(t *testing.T) {
 	t.Parallel()
 	for _, e := range engines {
@@ -287,8 +287,8 @@ func TestHandlesInOrder(t *testing.T) {
 	}
 }
 
-// stack returns count handles of descending priority: those above the last divert and sniff by turns, two of them
-// with equal priority.
+// stack returns count handles of descending priority: those above the last one divert and sniff in turn, and two have
+// equal priority.
 func stack(w way, e divert.Engine, count int, last divert.Flag) (os []*observer) {
 	for i := range count {
 		o := &observer{Filter: w.match + " and udp", Layer: w.layer, Priority: int16(1000 - 100*i), Engine: e}
@@ -306,17 +306,17 @@ func stack(w way, e divert.Engine, count int, last divert.Flag) (os []*observer)
 	return os
 }
 
-// runMatrix opens the handles in an order of its own, sends datagrams and compares what everybody saw.
+// runMatrix opens the handles in a mixed order, sends datagrams and compares the records of all observers.
 func runMatrix(t *testing.T, from, to, at *lab.Host, addr netip.Addr, os []*observer, start func(*observer, *lab.Host) error) {
 	c, err := to.ListenPacket("udp", netip.AddrPortFrom(addr, 0).String())
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer c.Close()
-	// From the middle outwards; the newest of equal priorities counts as the highest.
+	// From the middle outwards; among equal priorities the newest is the highest.
 	order := []int{2, 0, 4, 1, 3}
 	if len(os) == 5 {
-		os[2], os[3] = os[3], os[2] // opened first, and so the lower of the two
+		os[2], os[3] = os[3], os[2] // opened first, so it is the lower of the two
 		order = []int{3, 0, 4, 1, 2}
 	}
 	for _, i := range order {
@@ -356,7 +356,7 @@ func runMatrix(t *testing.T, from, to, at *lab.Host, addr netip.Addr, os []*obse
 	}
 }
 
-// TestQueuesKeepTheOrderOfFlows shares out several flows to several queues with a goroutine for each.
+// TestQueuesKeepTheOrderOfFlows distributes several flows over several queues with a goroutine for each.
 func TestQueuesKeepTheOrderOfFlows(t *testing.T) {
 	t.Parallel()
 	const queues, flows, each = 4, 16, 200
@@ -388,7 +388,7 @@ func TestQueuesKeepTheOrderOfFlows(t *testing.T) {
 			})
 		}
 		var senders sync.WaitGroup
-		inFlight := make(chan struct{}, 100) // no more than the receiver's buffer holds
+		inFlight := make(chan struct{}, 100) // no more than fit in the receiver's buffer
 		for range flows {
 			from, err := pair.A.Dial(t.Context(), "udp", c.LocalAddr().String())
 			if err != nil {
@@ -436,7 +436,7 @@ func TestQueuesKeepTheOrderOfFlows(t *testing.T) {
 		if len(used) > 1 && busy < 2 {
 			t.Errorf("packets of the queues: %v", used)
 		}
-		// Any queue's packets come to a reader that does not choose.
+		// A reader that does not choose a queue receives packets of every queue.
 		d = openAt(t, pair.A, "outbound and udp", divert.WithQueues(queues), e)
 		w := passthru(t, d)
 		echo := echoAt(t, pair.B, "udp", pair.B.Addr4())

@@ -15,8 +15,8 @@ import (
 	known "github.com/opendivert/divert/process"
 )
 
-// TestNamesOfProcessesThatHaveEnded: what a process did still has its name when the process is gone. Nobody has looked
-// at it meanwhile.
+// TestNamesOfProcessesThatHaveEnded: events and packets have the name of their process after it has ended, even if
+// nobody looked it up before.
 func TestNamesOfProcessesThatHaveEnded(t *testing.T) {
 	const name = "gone-at-once"
 	pair := lab.TwoHostsT(t, lab.LinkOptions{})
@@ -60,7 +60,8 @@ func TestNamesOfProcessesThatHaveEnded(t *testing.T) {
 	}
 }
 
-// TestFiltersByProcessName: process == "name" finds what a process does that ends at once, and nothing of others.
+// TestFiltersByProcessName: process == "name" matches the actions of a process that ends at once, and not those of
+// others.
 func TestFiltersByProcessName(t *testing.T) {
 	const name = "gone-at-once"
 	pair := lab.TwoHostsT(t, lab.LinkOptions{})
@@ -70,7 +71,7 @@ func TestFiltersByProcessName(t *testing.T) {
 	handles := []struct {
 		name string
 		*divert.Handle
-		want string // whose processes
+		want string // processes that must match
 	}{
 		{"NETWORK", openAt(t, pair.A, mine, divert.WithFlags(sniff), divert.WithProcessID(), long), name},
 		{"NETWORK, held", openAt(t, pair.A, mine, divert.WithPriority(-1), long), name},
@@ -104,7 +105,7 @@ func TestFiltersByProcessName(t *testing.T) {
 			t.Errorf("%s: process %d is %q, want %q", h.name, processOf(e), got, h.want)
 		}
 	}
-	for _, h := range handles { // all packets that have come until now
+	for _, h := range handles { // all packets so far
 		if err := h.Shutdown(divert.ShutdownRecv); err != nil {
 			t.Fatal(err)
 		}
@@ -132,7 +133,7 @@ func processOf(e *divert.Packet) uint32 {
 	return e.Addr.Flow().ProcessID
 }
 
-// TestDropsByProcessName: a handle that drops decides by the name in the kernel.
+// TestDropsByProcessName: a handle that drops decides by the name, in the kernel.
 func TestDropsByProcessName(t *testing.T) {
 	pair := lab.TwoHostsT(t, lab.LinkOptions{})
 	needProcesses(t, pair.A)
@@ -159,7 +160,7 @@ func TestDropsByProcessName(t *testing.T) {
 	}
 }
 
-// sendAs sends a datagram of UDP by a process with a name, which ends at once, and returns its id.
+// sendAs sends a UDP datagram from a process with a name, which ends at once, and returns its id.
 func sendAs(t *testing.T, h *lab.Host, name, to string) uint32 {
 	t.Helper()
 	self, err := os.Executable()

@@ -13,12 +13,12 @@ import (
 	"github.com/opendivert/divert/packet"
 )
 
-// oddity is one odd way to write a datagram or a SYN: the packets, in the order in which they are sent. Tests find out by
-// the receiving socket which of them a host takes.
+// oddity is one odd way to write a datagram or a SYN: its packets, in sending order. Tests use the receiving socket to
+// find out which oddities a host accepts.
 type oddity struct {
 	name string
 	make func(e ends, payload []byte) [][]byte
-	// taken says that every kernel takes it, so that no list of oddities is empty by mistake.
+	// taken is set if every kernel accepts it, so that the list of accepted oddities cannot be empty by mistake.
 	taken bool
 }
 
@@ -31,13 +31,14 @@ type ends struct {
 // headerChain is a chain of IPv6 extension headers.
 type headerChain []extension
 
-// extension is one of them: its number, and its bytes from the third on (the first two say what follows, and the length).
+// extension is one of them: its number, and its bytes from the third on (the first two are the next header and the
+// length).
 type extension struct {
 	number byte
 	rest   []byte
 }
 
-// Numbers of protocols that package packet has no constant for.
+// Protocol numbers without a constant in package packet.
 const (
 	protoIPIP    = 4
 	protoUDPLite = 136
@@ -45,7 +46,7 @@ const (
 	protoShim6   = 140
 )
 
-// udp makes the datagram, header and payload, with its checksum.
+// udp returns the datagram, header and payload, with its checksum.
 func (e ends) udp(payload []byte) []byte {
 	b := binary.BigEndian.AppendUint16(nil, e.sport)
 	b = binary.BigEndian.AppendUint16(b, e.dport)
@@ -56,7 +57,7 @@ func (e ends) udp(payload []byte) []byte {
 	return b
 }
 
-// syn makes a TCP header with options (a multiple of 4 bytes) and the flags.
+// syn returns a TCP header with options (a multiple of 4 bytes) and the flags.
 func (e ends) syn(flags uint16, options, payload []byte) []byte {
 	b := binary.BigEndian.AppendUint16(nil, e.sport)
 	b = binary.BigEndian.AppendUint16(b, e.dport)
@@ -68,7 +69,7 @@ func (e ends) syn(flags uint16, options, payload []byte) []byte {
 	return b
 }
 
-// seal writes the checksum of a transport header and its payload (RFC 9293 3.1, RFC 8200 8.1).
+// seal sets the checksum of a transport header and its payload (RFC 9293 3.1, RFC 8200 8.1).
 func (e ends) seal(b []byte, protocol byte, at int) {
 	b[at], b[at+1] = 0, 0
 	pseudo := append(append([]byte(nil), e.src.AsSlice()...), e.dst.AsSlice()...)
@@ -96,7 +97,7 @@ func onesComplement(b []byte) uint16 {
 	return ^uint16(sum)
 }
 
-// v4 puts an IPv4 header with options in front. An edit may change the header before its checksum is made.
+// v4 prepends an IPv4 header with options. Edits may change the header before its checksum is computed.
 func (e ends) v4(options []byte, protocol byte, data []byte, edits ...func(h []byte)) []byte {
 	h := make([]byte, 20, 20+len(options)+len(data))
 	h = append(h, options...)
@@ -114,7 +115,7 @@ func (e ends) v4(options []byte, protocol byte, data []byte, edits ...func(h []b
 	return append(h, data...)
 }
 
-// v6 puts an IPv6 header and extension headers in front.
+// v6 prepends an IPv6 header and extension headers.
 func (e ends) v6(chain headerChain, protocol byte, data []byte, edits ...func(h []byte)) []byte {
 	h := make([]byte, 40)
 	h[0], h[7] = 0x60, 64
@@ -129,7 +130,7 @@ func (e ends) v6(chain headerChain, protocol byte, data []byte, edits ...func(h 
 	return append(h, body...)
 }
 
-// put returns the chain with data behind it, and the number of its first header.
+// put returns the chain followed by data, and the number of its first header.
 func (c headerChain) put(protocol byte, data []byte) (first byte, b []byte) {
 	next := func(i int) byte {
 		if i < len(c) {
@@ -163,7 +164,7 @@ var (
 	shim6          = extension{protoShim6, make([]byte, 6)}
 )
 
-// options makes a header of options of n bytes.
+// options makes an options header of n bytes.
 func options(number byte, n int) extension {
 	rest := make([]byte, n-2)
 	for i := 0; i < len(rest); {
@@ -172,7 +173,7 @@ func options(number byte, n int) extension {
 			break // one byte of padding
 		}
 		if length > 7 {
-			length = 5 // Linux takes no more than 7 bytes of padding in a row (RFC 8504 5.3); other options are of type 0x1e
+			length = 5 // Linux accepts at most 7 bytes of padding in a row (RFC 8504 5.3); other options are of type 0x1e
 			rest[i] = 0x1e
 		} else {
 			rest[i] = 1
@@ -183,14 +184,14 @@ func options(number byte, n int) extension {
 	return extension{number, rest}
 }
 
-// part is a piece of a datagram's bytes as a fragment carries it: from and length in bytes.
+// part is a piece of a datagram, carried by one fragment: from and length are in bytes.
 type part struct {
 	from, length int
-	edit         func(data []byte) // of this fragment's bytes
-	last         int               // 1: more fragments follow although it is the end; -1: none follow although it is not
+	edit         func(data []byte) // changes this fragment's bytes
+	last         int               // 1: the flag "more fragments" is set on the last one; -1: it is clear although more follow
 }
 
-// parts cuts n bytes in pieces at the given places.
+// parts cuts n bytes into pieces at the given offsets.
 func parts(n int, cuts ...int) (list []part) {
 	from := 0
 	for _, c := range append(cuts, n) {
@@ -200,10 +201,10 @@ func parts(n int, cuts ...int) (list []part) {
 	return list
 }
 
-// more says whether the fragment's flag says that others follow.
+// more returns the fragment's flag "more fragments".
 func (p part) more(n int) bool { return p.last == 1 || p.last == 0 && p.from+p.length < n }
 
-// bytes are what the fragment carries.
+// bytes returns the fragment's bytes.
 func (p part) bytes(data []byte) []byte {
 	b := slices.Clone(data[p.from : p.from+p.length])
 	if p.edit != nil {
@@ -227,7 +228,7 @@ func (e ends) fragments4(id uint16, protocol byte, data []byte, list []part, edi
 	return all
 }
 
-// fragments6 writes the parts of a datagram as fragments of IPv6, behind a chain.
+// fragments6 writes the parts of a datagram as fragments of IPv6, after a chain.
 func (e ends) fragments6(id uint32, chain headerChain, protocol byte, data []byte, list []part) (all [][]byte) {
 	for _, p := range list {
 		place := uint16(p.from)
@@ -242,7 +243,7 @@ func (e ends) fragments6(id uint32, chain headerChain, protocol byte, data []byt
 	return all
 }
 
-// orders are the ways in which the fragments of 64 bytes and more of a datagram are cut and sent. Both families share them.
+// orders are ways to fragment a datagram of 64 bytes or more and to order the fragments. Both families share them.
 func orders(n int) map[string][]part {
 	be := binary.BigEndian
 	port := func(b []byte) { be.PutUint16(b[2:], be.Uint16(b[2:])+1) }
@@ -328,7 +329,7 @@ func oddities4() (list []oddity) {
 	bytes(false, "a wrong checksum", func(b []byte) []byte { b[26]++; return b })
 	for _, d := range []int{-8, -1, 1, 8, 1000} {
 		add(false, fmt.Sprintf("a UDP length off by %d", d), func(e ends, p []byte) [][]byte {
-			// The sum covers what the length says.
+			// The checksum covers the length in the header.
 			b := e.udp(p)
 			n := len(b) + d
 			whole := b[:min(n, len(b))]
@@ -620,7 +621,7 @@ func oddities6() (list []oddity) {
 	return list
 }
 
-// oddSYNs are odd ways to begin a TCP connection; wrap puts the IP header in front.
+// oddSYNs are odd ways to begin a TCP connection; wrap prepends the IP header.
 func oddSYNs(wrap func(e ends, b []byte) []byte) (list []oddity) {
 	add := func(taken bool, name string, flags uint16, options []byte, payload string, edit func(b []byte)) {
 		list = append(list, oddity{name: name, taken: taken, make: func(e ends, _ []byte) [][]byte {
@@ -652,7 +653,7 @@ func oddSYNs(wrap func(e ends, b []byte) []byte) (list []oddity) {
 	return list
 }
 
-// sorted walks a map by its keys.
+// sorted iterates over a map in the order of its keys.
 func sorted[V any](m map[string]V) iter.Seq2[string, V] {
 	return func(yield func(string, V) bool) {
 		for _, k := range slices.Sorted(maps.Keys(m)) {

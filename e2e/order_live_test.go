@@ -25,8 +25,9 @@ import (
 	"github.com/opendivert/divert/internal/linux/rules"
 )
 
-// TestHandlesFollowTheModel makes the calls of random sequences of the model of internal/linux/order on real handles: after
-// each call exactly those handles have met a packet that the model says, and exactly those packets have arrived.
+// TestHandlesFollowTheModel makes the calls of random sequences of the model of internal/linux/order on real handles.
+// After each call, exactly the handles that the model predicts have received a packet, and exactly the predicted
+// packets have arrived.
 func TestHandlesFollowTheModel(t *testing.T) {
 	t.Parallel()
 	count := 6
@@ -50,7 +51,7 @@ func TestHandlesFollowTheModel(t *testing.T) {
 	}
 }
 
-// ruled are handles and packets of a scenario, and where the packets arrive.
+// ruled holds the handles and packets of a scenario, and the receivers of the packets.
 type ruled struct {
 	t         *testing.T
 	at        *lab.Host
@@ -63,7 +64,7 @@ type ruled struct {
 	handles   [order.MaxHandles]*subject // nil: not open
 }
 
-// scenario makes up what handles and packets do. Packets that come in are injected by nobody here: TestInject is for that.
+// scenario chooses the actions of handles and packets. Inbound packets are never injected here: TestInject covers that.
 func scenario(r *rand.Rand, inject bool) (sc order.Scenario) {
 	filters := [][]order.Classes{{3}, {1}, {2}, {3, 1}, {1, 3}, {1, 2}}
 	for range order.MaxHandles {
@@ -135,7 +136,7 @@ func (x *ruled) filter(c order.Classes) string {
 	return fmt.Sprintf("%s and (udp.DstPort == %d or udp.DstPort == %d)", x.direction, first, second)
 }
 
-// make makes a call, and waits for its effects.
+// make makes a call and waits for its effects.
 func (x *ruled) make(c order.Call) (err error) {
 	var accepted uint64
 	var h *subject
@@ -188,9 +189,9 @@ func (x *ruled) make(c order.Call) (err error) {
 	return x.await(c.Comes)
 }
 
-// await waits for events, and checks that no handle has met anything else.
+// await waits for events, and checks that no handle has received anything else.
 func (x *ruled) await(events []order.Event) error {
-	var want [2][]uint64 // that arrive, by class
+	var want [2][]uint64 // expected arrivals, by class
 	for _, e := range events {
 		switch e.Fate {
 		case order.Arrives:
@@ -215,7 +216,7 @@ func (x *ruled) await(events []order.Event) error {
 		for range numbers {
 			n, err := x.arrival(class, 10*time.Second)
 			if err != nil {
-				return fmt.Errorf("packets %v ought to arrive, and only %v do: %w", numbers, came, err)
+				return fmt.Errorf("packets %v should arrive, but only %v did: %w", numbers, came, err)
 			}
 			came = append(came, n)
 		}
@@ -250,7 +251,7 @@ func (x *ruled) arrival(class int, most time.Duration) (uint64, error) {
 	return binary.BigEndian.Uint64(b), nil
 }
 
-// nothingMore checks that no packet has arrived but those that were waited for: one that is sent now is the next.
+// nothingMore checks that no other packet has arrived: a packet sent now must be the next.
 func (x *ruled) nothingMore() error {
 	const last = 1 << 32
 	for class, c := range x.senders {
@@ -264,7 +265,8 @@ func (x *ruled) nothingMore() error {
 	return nil
 }
 
-// burial waits until those that have handles open have taken away the rules of the dead. Where nobody has, somebody opens one.
+// burial waits until the processes with open handles have removed the rules of the dead. If there are none, it opens a
+// handle for that.
 func (x *ruled) burial() error {
 	return x.at.Do(func() error {
 		if x.handles == [order.MaxHandles]*subject{} {
@@ -301,16 +303,16 @@ type subjectSpec struct {
 	Flags    divert.Flag
 }
 
-// subject is an open one, in this process or in one of its own.
+// subject is an open handle, in this process or in its own.
 type subject struct {
-	matched, waiting uint64   // as they have to be
-	copies           []uint64 // numbers of what it has to have sniffed
+	matched, waiting uint64   // expected
+	copies           []uint64 // expected numbers of sniffed packets
 
 	ask  func(subjectCall) (numbers []uint64, err error)
 	kill func() error // in this process: close
 }
 
-// subjectCall is what it is to do: "filter", "accept", "send", "await" or "close".
+// subjectCall is its next action: "filter", "accept", "send", "await" or "close".
 type subjectCall struct {
 	Do               string
 	Filter           string
@@ -373,7 +375,7 @@ func startSubject(h *lab.Host, spec subjectSpec, process bool) (*subject, error)
 		},
 		kill: func() error {
 			err := cmd.Process.Kill()
-			cmd.Wait() // says that it was killed
+			cmd.Wait() // its error only says that it was killed
 			return err
 		},
 	}
@@ -422,7 +424,7 @@ type opened struct {
 	reading chan error
 }
 
-// open opens the handle, which keeps packets for longer than any sequence takes.
+// open opens the handle, which keeps packets for longer than any sequence lasts.
 func (s subjectSpec) open() (*opened, error) {
 	d, err := divert.Open(s.Filter, divert.WithEngine(s.Engine), divert.WithPriority(s.Priority), divert.WithFlags(s.Flags),
 		divert.WithQueueTime(16*time.Second))
@@ -431,7 +433,7 @@ func (s subjectSpec) open() (*opened, error) {
 	}
 	o := &opened{Handle: d, flags: s.Flags, reading: make(chan error, 1)}
 	if s.Flags&divert.Sniff != 0 {
-		go func() { o.reading <- o.read() }() // with the interpreter a packet that nobody receives has not matched yet
+		go func() { o.reading <- o.read() }() // with the interpreter a packet has not matched until it is received
 	}
 	return o, nil
 }
@@ -472,7 +474,7 @@ func (o *opened) do(c subjectCall) (numbers []uint64, err error) {
 	return o.copies, errors.Join(err, o.Close())
 }
 
-// await waits until so many packets have matched, and so many of them wait.
+// await waits until so many packets have matched, and so many of those wait.
 func (o *opened) await(matched, waiting uint64) error {
 	for end := time.Now().Add(10 * time.Second); ; time.Sleep(time.Millisecond) {
 		s, err := o.Stats()

@@ -21,10 +21,10 @@ import (
 	"github.com/opendivert/divert/packet"
 )
 
-// forgedPriorities are values of skb->priority that would pass a packet over handles if they were believed: cursors, and
-// the mark by which handles of the interpreter know forwarded packets.
+// forgedPriorities are values of skb->priority that would let a packet skip handles if they were trusted: cursors, and
+// the mark with which handles of the interpreter recognise forwarded packets.
 var forgedPriorities = []uint32{0xd0000000, 0xd0000010, 0xd7530000, 0xd000000f, 0xdfffffff, 0xc0000000, 0xc0000006, 0xe0000000, 0xf0000000,
-	16, 0x10010, // no room for these beside a cursor
+	16, 0x10010, // these leave no room for a cursor
 }
 
 // sendWithPriority sends datagrams from a host, each from a socket with a priority.
@@ -51,8 +51,8 @@ func sendWithPriority(t testing.TB, from *lab.Host, to net.Addr, priorities []ui
 	return texts
 }
 
-// TestNoPriorityPassesHandles: SO_PRIORITY, which needs CAP_NET_RAW only, takes no packet past a handle, whether handles
-// inject something themselves or not.
+// TestNoPriorityPassesHandles: SO_PRIORITY, which needs only CAP_NET_RAW, lets no packet skip a handle, whether or not
+// handles inject packets.
 func TestNoPriorityPassesHandles(t *testing.T) {
 	t.Parallel()
 	eachEngine(t, lab.LinkOptions{}, func(t *testing.T, pair *lab.Pair, e divert.Option) {
@@ -78,8 +78,8 @@ func TestNoPriorityPassesHandles(t *testing.T) {
 	})
 }
 
-// TestNoPriorityOfAContainerPassesHandles: a container's packets keep their priority when they leave by a tunnel whose
-// other half is in the namespace of the handles.
+// TestNoPriorityOfAContainerPassesHandles: a container's packets keep their priority when they leave through a tunnel
+// whose other half is in the namespace of the handles, and skip no handle.
 func TestNoPriorityOfAContainerPassesHandles(t *testing.T) {
 	t.Parallel()
 	eachEngine(t, lab.LinkOptions{}, func(t *testing.T, pair *lab.Pair, e divert.Option) {
@@ -143,8 +143,8 @@ func TestNoPriorityOfAContainerPassesHandles(t *testing.T) {
 	})
 }
 
-// TestNoPriorityOfArrivingPacketsPassesHandles: what comes in with a priority, as from another namespace over a device that
-// keeps it, passes neither the handles of the layer NETWORK nor those of FORWARD.
+// TestNoPriorityOfArrivingPacketsPassesHandles: a packet that arrives with a priority, as from another namespace over a
+// device that keeps it, skips neither the handles of NETWORK nor those of FORWARD.
 func TestNoPriorityOfArrivingPacketsPassesHandles(t *testing.T) {
 	t.Parallel()
 	eachForwarding(t, func(t *testing.T, r *lab.Routed, e divert.Option) {
@@ -191,7 +191,8 @@ func TestNoPriorityOfArrivingPacketsPassesHandles(t *testing.T) {
 	})
 }
 
-// TestFramesLikeThoseOfInjectionPassNoHandle: the addresses that anybody can read are not enough.
+// TestFramesLikeThoseOfInjectionPassNoHandle: frames with the addresses of injected ones, which anybody can read, skip
+// no handle.
 func TestFramesLikeThoseOfInjectionPassNoHandle(t *testing.T) {
 	t.Parallel()
 	eachEngine(t, lab.LinkOptions{}, func(t *testing.T, pair *lab.Pair, e divert.Option) {
@@ -217,7 +218,7 @@ func TestFramesLikeThoseOfInjectionPassNoHandle(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		// The holder of a TAP device may set its address, without any right.
+		// The holder of a TAP device may set its address, without any privilege.
 		own := device.Attrs().HardwareAddr
 		tap := openTAP(t, pair.A, "tap0")
 		link, err := nl.LinkByName("tap0")
@@ -251,7 +252,7 @@ func TestFramesLikeThoseOfInjectionPassNoHandle(t *testing.T) {
 	})
 }
 
-// openTAP makes a TAP device of a host, which is gone when the test ends.
+// openTAP makes a TAP device of a host, which is removed when the test ends.
 func openTAP(t testing.TB, h *lab.Host, name string) int {
 	t.Helper()
 	fd := -1
@@ -272,9 +273,10 @@ func openTAP(t testing.TB, h *lab.Host, name string) int {
 	return fd
 }
 
-// TestPriorityMakesNoForwardedPacketOutbound: a router that gives packets priorities for traffic control, before the chain
-// "forward" or behind it, sees none of them at NETWORK. Came from a bug: handles of the interpreter took those for packets of the
-// router, as its mark for forwarded ones had no room beside the priority, or was replaced by it.
+// TestPriorityMakesNoForwardedPacketOutbound: a router that sets packets' priorities for traffic control, before or
+// after the chain "forward", sees no forwarded packet at NETWORK. Came from a bug: handles of the interpreter took
+// those for the router's own packets, because the priority left no room for their mark for forwarded packets, or
+// replaced it.
 func TestPriorityMakesNoForwardedPacketOutbound(t *testing.T) {
 	t.Parallel()
 	rows := []struct {

@@ -12,8 +12,8 @@ import (
 	"github.com/opendivert/divert/internal/lab"
 )
 
-// TestMatchesDoNotOvertake sends datagrams of which every third matches and is accepted at once. None of them may arrive
-// before one that was sent earlier and does not match.
+// TestMatchesDoNotOvertake sends datagrams, every third of which matches and is accepted at once. It may not arrive
+// before an earlier one that does not match.
 func TestMatchesDoNotOvertake(t *testing.T) {
 	t.Parallel()
 	const n = 3000
@@ -37,7 +37,7 @@ func TestMatchesDoNotOvertake(t *testing.T) {
 				defer from.Close()
 				var arrived [n]bool
 				buf := make([]byte, 100)
-				first := 0 // of the datagrams that do not match and are still to arrive
+				first := 0 // the next datagram to arrive that does not match
 				for sent := 0; sent < n; {
 					for range 30 {
 						size := 6

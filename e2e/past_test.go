@@ -25,8 +25,8 @@ import (
 	"github.com/opendivert/divert/internal/lab"
 )
 
-// rawSocket is what a process with CAP_NET_RAW does: it sends a frame from a packet socket, a packet from a raw socket,
-// and waits for a frame with a text.
+// rawSocket describes the actions of a process with CAP_NET_RAW: it sends a frame from a packet socket and a packet
+// from a raw socket, and waits for a frame with a text.
 type rawSocket struct {
 	Interface int
 	Frame     []byte
@@ -72,8 +72,9 @@ func init() {
 	}
 }
 
-// TestPacketAndRawSockets: a process with CAP_NET_RAW sends frames past all handles and reads packets that they drop. Packets of raw sockets
-// meet handles, without the flag Impostor, but no handle of the layer SOCKET learns of them.
+// TestPacketAndRawSockets: a process with CAP_NET_RAW sends frames past all handles and reads packets that they drop.
+// Handles see packets of raw sockets, without the flag Impostor, but no handle of the layer SOCKET learns of those
+// sockets.
 func TestPacketAndRawSockets(t *testing.T) {
 	needUsers(t)
 	t.Parallel()
@@ -119,12 +120,12 @@ func TestPacketAndRawSockets(t *testing.T) {
 	expectNear()
 }
 
-// TestTakenBeforeHandles: what XDP programs and nftables rules of earlier priority take is not seen, nor is what stays in
-// another network namespace.
+// TestTakenBeforeHandles: handles do not see packets taken by XDP programs or by nftables rules of earlier priority,
+// nor packets that stay in another network namespace.
 func TestTakenBeforeHandles(t *testing.T) {
 	t.Parallel()
 	const text = "taken before"
-	const length = 20 + 8 + len(text) // of its packet, and of no other here
+	const length = 20 + 8 + len(text) // length of its packet; no other packet here has it
 	for _, taker := range []struct {
 		name string
 		take func(t *testing.T, l *lab.Link)

@@ -23,7 +23,7 @@ import (
 	"github.com/opendivert/divert/packet"
 )
 
-// needProcesses skips where the process of packets is not to be had.
+// needProcesses skips where the process of packets is unavailable.
 func needProcesses(t testing.TB, h *lab.Host) {
 	t.Helper()
 	needEngine(t, h, divert.EngineKernel)
@@ -42,8 +42,8 @@ func needProcesses(t testing.TB, h *lab.Host) {
 	}
 }
 
-// processCases are exchanges of a process on host A with host B. Each line is an act of the process, or, with "b:",
-// of a process on B. What stands above the line of dashes makes the sockets.
+// processCases are exchanges of a process on host A with host B. Each line is an action of the process or, with "b:",
+// of a process on B. The lines above the dashes make the sockets.
 var processCases = []struct {
 	name   string
 	script string
@@ -213,8 +213,8 @@ var processCases = []struct {
 		close c`},
 }
 
-// TestProcessID has two processes do the same, one after the other. A handle whose filter asks for the first sees all
-// of its packets, both ways, and none of the second; and addresses tell whose each packet is.
+// TestProcessID has two processes do the same, one after the other. A handle whose filter tests for the first process
+// sees all of its packets, both ways, and no packet of the second; addresses have the process of each packet.
 func TestProcessID(t *testing.T) {
 	t.Parallel()
 	for _, f := range families {
@@ -235,7 +235,7 @@ func TestProcessID(t *testing.T) {
 	}
 }
 
-// actor is a process with its part of a script.
+// actor is a process with its part in a script.
 type actor struct {
 	*performer
 	peer          *performer
@@ -253,7 +253,7 @@ func (a *actor) play(text string) {
 	}
 }
 
-// startActor starts a process that plays a script, with a port of its own and an echo server of its own.
+// startActor starts a process that plays a script, with its own port and echo server.
 func startActor(t *testing.T, pair *lab.Pair, addr func(*lab.Host) netip.Addr, script string, port int) *actor {
 	t.Helper()
 	network := "udp"
@@ -276,7 +276,7 @@ func startActor(t *testing.T, pair *lab.Pair, addr func(*lab.Host) netip.Addr, s
 	return a
 }
 
-// anyTraffic matches what the processes of the tests send and receive, and nothing that the kernel does by itself.
+// anyTraffic matches the packets of the tests' processes, and no packet that the kernel sends by itself.
 const anyTraffic = "(tcp or udp or icmp.Type == 0 or icmp.Type == 8 or icmpv6.Type == 128 or icmpv6.Type == 129)"
 
 // owned is a packet that a handle has received.
@@ -286,10 +286,10 @@ type owned struct {
 	outbound bool
 }
 
-// gather notes the packets of a handle, and lets them go on if they wait.
+// gather records the packets of a handle, and accepts those that wait.
 func gather(t *testing.T, d *divert.Handle, list *[]owned) *worker {
 	return each(t, d, func(p *divert.Packet) {
-		finished := bytes.Clone(p.Data) // a copy has the checksum that the kernel has still to finish
+		finished := bytes.Clone(p.Data) // a copy has a checksum that the kernel has yet to finish
 		packet.CalcChecksums(finished, nil, 0)
 		*list = append(*list, owned{packet.Hash(finished, 0), p.Addr.Network().ProcessID, p.Addr.Outbound})
 		if d.Flags()&divert.Sniff == 0 {
@@ -323,7 +323,7 @@ func testProcessID(t *testing.T, addr func(*lab.Host) netip.Addr, script string,
 			a.play(a.before)
 		}
 		a.play(a.after)
-		counts[i] = int(quiet(t, watch).Matched) // softirqs have done what they do
+		counts[i] = int(quiet(t, watch).Matched) // softirqs have finished
 	}
 	finish(t, watch, watched)
 	finish(t, d, received)
@@ -361,12 +361,12 @@ func testProcessID(t *testing.T, addr func(*lab.Host) netip.Addr, script string,
 // collectOwned shuts a handle down and returns what it received.
 func collectOwned(t *testing.T, d *divert.Handle, list *[]owned, w *worker) []owned {
 	t.Helper()
-	quiet(t, d) // softirqs have done what they do
+	quiet(t, d) // softirqs have finished
 	finish(t, d, w)
 	return *list
 }
 
-// wantOwners compares the processes of packets with what they should be.
+// wantOwners compares the processes of packets with the expected ones.
 func wantOwners(t *testing.T, got []owned, want ...uint32) {
 	t.Helper()
 	var processes []uint32
@@ -378,7 +378,7 @@ func wantOwners(t *testing.T, got []owned, want ...uint32) {
 	}
 }
 
-// TestProcessIDLoopback has two processes talk to each other: each packet is its sender's.
+// TestProcessIDLoopback has two processes talk to each other: each packet belongs to its sender.
 func TestProcessIDLoopback(t *testing.T) {
 	for _, f := range families {
 		t.Run(f.name, func(t *testing.T) {
@@ -402,7 +402,7 @@ func TestProcessIDLoopback(t *testing.T) {
 	}
 }
 
-// TestProcessIDOfNobody has packets that are of no process: what the kernel answers by itself.
+// TestProcessIDOfNobody has packets without a process: the kernel's own answers.
 func TestProcessIDOfNobody(t *testing.T) {
 	pair := lab.TwoHostsT(t, lab.LinkOptions{})
 	needProcesses(t, pair.A)
@@ -425,8 +425,8 @@ func TestProcessIDOfNobody(t *testing.T) {
 	wantOwners(t, collectOwned(t, d, &list, w), 0, 0, 0, 0, 0, 0)
 }
 
-// TestProcessIDSharedPort has two processes on one port, of which the first, older than the handle, closes: the port
-// is the second's then.
+// TestProcessIDSharedPort has two processes on one port. The first, older than the handle, closes; from then on the
+// port belongs to the second.
 func TestProcessIDSharedPort(t *testing.T) {
 	pair := lab.TwoHostsT(t, lab.LinkOptions{})
 	needProcesses(t, pair.A)
@@ -457,8 +457,8 @@ func TestProcessIDSharedPort(t *testing.T) {
 	wantOwners(t, collectOwned(t, d, &list, w), p.pid, q.pid, p.pid, p.pid, 0)
 }
 
-// TestProcessIDForked has children use sockets that their parent made: a connection has the process of its listener, a
-// datagram that which bound or connected the socket last.
+// TestProcessIDForked has children use sockets that their parent made: a connection belongs to the process of its
+// listener, a datagram to the process that last bound or connected the socket.
 func TestProcessIDForked(t *testing.T) {
 	pair := lab.TwoHostsT(t, lab.LinkOptions{})
 	needProcesses(t, pair.A)
@@ -480,7 +480,7 @@ func TestProcessIDForked(t *testing.T) {
 	d := openAt(t, pair.A, "tcp", divert.WithProcessID(), divert.WithFlags(divert.Sniff))
 	w := gather(t, d, &list)
 	p := startPerformerWith(t, pair.A, file)
-	file.Close() // the child holds it still
+	file.Close() // the child still holds it
 	b := startPerformer(t, pair.B)
 	b.script("socket c tcp4\nconnect c 10.77.0.1:8080")
 	p.script("inherit l\naccept s l\nwrite s")
@@ -516,7 +516,7 @@ func TestProcessIDForked(t *testing.T) {
 	wantOwners(t, collectOwned(t, d, &datagrams, w), me, me, q.pid)
 }
 
-// TestProcessIDSetFilter asks for the process on a handle that was opened without, and then not any more.
+// TestProcessIDSetFilter sets a filter with a process on a handle opened without one, and then removes it again.
 func TestProcessIDSetFilter(t *testing.T) {
 	pair := lab.TwoHostsT(t, lab.LinkOptions{})
 	needProcesses(t, pair.A)
@@ -579,7 +579,7 @@ func TestProcessIDNotToBeKnown(t *testing.T) {
 	}
 }
 
-// programsOfLinks returns the ids of the programs that a process holds by links.
+// programsOfLinks returns the ids of the programs for which a process holds links.
 func programsOfLinks(t *testing.T, pid int) (ids []ebpf.ProgramID) {
 	t.Helper()
 	files, err := filepath.Glob(fmt.Sprintf("/proc/%d/fdinfo/*", pid))
@@ -601,7 +601,7 @@ func programsOfLinks(t *testing.T, pid int) (ids []ebpf.ProgramID) {
 	return ids
 }
 
-// TestKilledOwnersLeaveNoProcesses kills the owner of a handle that asks for processes.
+// TestKilledOwnersLeaveNoProcesses kills the owner of a handle whose filter tests processes.
 func TestKilledOwnersLeaveNoProcesses(t *testing.T) {
 	pair := lab.TwoHostsT(t, lab.LinkOptions{})
 	needProcesses(t, pair.A)

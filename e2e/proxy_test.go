@@ -22,10 +22,10 @@ import (
 	"github.com/opendivert/divert/packet"
 )
 
-// proxied is the port that the router's rules lead to a proxy of its own.
+// proxied is the port that the router's rules redirect to its own proxy.
 const proxied = 8054
 
-// proxyRules lead UDP datagrams for the port to a local one: by address translation, or by TPROXY.
+// proxyRules redirect UDP datagrams for the port to a local one: by address translation, or by TPROXY.
 func proxyRules(c *nftables.Conn, local uint16, transparent bool) {
 	table := c.AddTable(&nftables.Table{Name: "proxy", Family: nftables.TableFamilyINet})
 	kind, place := nftables.ChainTypeNAT, nftables.ChainPriorityNATDest
@@ -51,7 +51,7 @@ func proxyRules(c *nftables.Conn, local uint16, transparent bool) {
 	c.AddRule(&nftables.Rule{Table: table, Chain: chain, Exprs: e})
 }
 
-// transparentRoute makes a host deliver packets with the mark 1 to itself.
+// transparentRoute makes a host deliver packets with mark 1 to itself.
 func transparentRoute(t *testing.T, h *lab.Host) {
 	t.Helper()
 	nl, err := h.Netlink()
@@ -75,7 +75,7 @@ func transparentRoute(t *testing.T, h *lab.Host) {
 	}
 }
 
-// proxySocket is a socket that TPROXY may lead datagrams for foreign addresses to.
+// proxySocket is a socket that can receive datagrams for foreign addresses from TPROXY.
 func proxySocket(t *testing.T, h *lab.Host, family string) net.PacketConn {
 	t.Helper()
 	level, option, address := unix.SOL_IP, unix.IP_TRANSPARENT, "0.0.0.0:0"
@@ -99,8 +99,8 @@ func proxySocket(t *testing.T, h *lab.Host, family string) net.PacketConn {
 	return conn
 }
 
-// TestClientsOfATransparentProxy: what a router leads to a proxy of its own ends on the router, so handles of the layer
-// NETWORK see it, once, as inbound, and handles of FORWARD do not. Each handle may change it.
+// TestClientsOfATransparentProxy: packets that a router redirects to its own proxy end on the router, so handles of
+// NETWORK see them once, as inbound, and handles of FORWARD do not. Each handle may change them.
 func TestClientsOfATransparentProxy(t *testing.T) {
 	t.Parallel()
 	eachForwarding(t, func(t *testing.T, r *lab.Routed, e divert.Option) {

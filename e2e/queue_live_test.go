@@ -13,8 +13,8 @@ import (
 	"github.com/opendivert/divert/packet"
 )
 
-// TestQueueSeesWhatALoopLeft: packets that an iteration has received and not handed out come from their queues, in
-// the order of their flows, and before those that wait in the kernel.
+// TestQueueSeesWhatALoopLeft: packets that an iteration fetched but did not return come from their queues, in the order
+// of their flows, before those that wait in the kernel.
 func TestQueueSeesWhatALoopLeft(t *testing.T) {
 	t.Parallel()
 	const queues, flows, each = 4, 12, 10
@@ -31,7 +31,7 @@ func TestQueueSeesWhatALoopLeft(t *testing.T) {
 		if err := d.Shutdown(divert.ShutdownRecv); err != nil {
 			t.Fatal(err)
 		}
-		next := map[int]int{} // number of each flow
+		next := map[int]int{} // next number of each flow
 		where := map[int]int{}
 		see := func(p *divert.Packet, queue int) {
 			var parsed packet.Parsed
@@ -39,11 +39,11 @@ func TestQueueSeesWhatALoopLeft(t *testing.T) {
 			flow, number := -1, -1
 			fmt.Sscan(string(parsed.Payload(p.Data)), &flow, &number)
 			if number != next[flow] {
-				t.Errorf("number %d of flow %d comes, want %d", number, flow, next[flow])
+				t.Errorf("got number %d of flow %d, want %d", number, flow, next[flow])
 			}
 			next[flow] = number + 1
 			if before, ok := where[flow]; ok && queue >= 0 && before != queue {
-				t.Errorf("flow %d comes from the queues %d and %d", flow, before, queue)
+				t.Errorf("flow %d came from the queues %d and %d", flow, before, queue)
 			} else if queue >= 0 {
 				where[flow] = queue
 			}
@@ -81,7 +81,7 @@ func TestQueueSeesWhatALoopLeft(t *testing.T) {
 	})
 }
 
-// waitFor waits until n packets have matched and wait.
+// waitFor waits until n packets have matched and are waiting.
 func waitFor(t testing.TB, d *divert.Handle, n uint64) {
 	t.Helper()
 	for begin := time.Now(); stats(t, d).Waiting != n; time.Sleep(time.Millisecond) {

@@ -17,7 +17,7 @@ import (
 	"github.com/opendivert/divert/internal/lab"
 )
 
-// TestReadme builds the program of the README and runs it: it tells of a query and lets it go on.
+// TestReadme builds the program of the README and runs it: it prints a query and lets it go on.
 func TestReadme(t *testing.T) {
 	if _, err := exec.LookPath("go"); err != nil {
 		t.Skip(err)
@@ -62,11 +62,11 @@ func TestReadme(t *testing.T) {
 		told <- line
 	}()
 	if line := ask(t, dialUDP(t, pair.A, server.LocalAddr()), server, told); !strings.HasSuffix(line, "a query of 33 bytes\n") {
-		t.Errorf("the program says %q", line)
+		t.Errorf("the program printed %q", line)
 	}
 }
 
-// ask sends queries until the program tells of one, and returns what it tells. Each must arrive.
+// ask sends queries until the program prints one, and returns that line. Every query must arrive.
 func ask(t *testing.T, client net.Conn, server net.PacketConn, told <-chan string) string {
 	t.Helper()
 	for range 400 {

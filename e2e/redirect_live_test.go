@@ -26,14 +26,14 @@ import (
 	"github.com/opendivert/divert/packet"
 )
 
-// redirection leads packets for an address to another, and their answers back.
+// redirection sends packets for one address to another, and translates their answers.
 type redirection struct {
 	aim, real netip.Addr
 	d         *divert.Handle
 	w         *worker
 }
 
-// addressAt is where an address stands in the IP header: the destination, or else the source.
+// addressAt returns the destination or the source in an IP header.
 func addressAt(b []byte, destination bool) []byte {
 	switch six := b[0]>>4 == 6; {
 	case six && destination:
@@ -46,7 +46,7 @@ func addressAt(b []byte, destination bool) []byte {
 	return b[12:16]
 }
 
-// exchangeAddress replaces an address by another and reports whether it was there.
+// exchangeAddress replaces an address with another and reports whether it was there.
 func exchangeAddress(b []byte, destination bool, from, to netip.Addr) bool {
 	field := addressAt(b, destination)
 	if a, _ := netip.AddrFromSlice(field); a != from {
@@ -56,7 +56,7 @@ func exchangeAddress(b []byte, destination bool, from, to netip.Addr) bool {
 	return true
 }
 
-// redirect opens the handle of a redirection. Every packet is sent in batches as they are received.
+// redirect opens the handle of a redirection. It sends packets on in the batches in which it received them.
 func redirect(t *testing.T, h *lab.Host, aim, real netip.Addr, opts ...divert.Option) *redirection {
 	t.Helper()
 	family := "ip"
@@ -77,7 +77,7 @@ func redirect(t *testing.T, h *lab.Host, aim, real netip.Addr, opts ...divert.Op
 	return r
 }
 
-// streamTo sends n bytes from a host to an address, from an address of its own if that is valid, and expects them at a listener of another.
+// streamTo sends n bytes from a host to aim, from source if that is valid, and expects them at a listener at real.
 func streamTo(t *testing.T, from *lab.Host, source, aim netip.Addr, to *lab.Host, real netip.Addr, n int64) {
 	t.Helper()
 	l, err := to.Listen("tcp", netip.AddrPortFrom(real, 0).String())
@@ -122,7 +122,7 @@ func streamTo(t *testing.T, from *lab.Host, source, aim netip.Addr, to *lab.Host
 	}
 }
 
-// below is a handle beneath the redirecting one, which counts what it sees.
+// below is a handle below the redirecting one, which counts the packets it sees.
 type below struct {
 	d              *divert.Handle
 	w              *worker
@@ -171,8 +171,8 @@ type redirected struct {
 	injected          bool // as new packets
 }
 
-// TestRedirectedStaysOnePacket: a packet that goes to another destination by the same next hop stays the packet it was, however
-// long, and handles below see it once and whole. By another next hop it arrives all the same.
+// TestRedirectedStaysOnePacket: a packet that is redirected to a destination with the same next hop stays the same
+// packet, however long, and handles below see it once and whole. With another next hop it still arrives.
 func TestRedirectedStaysOnePacket(t *testing.T) {
 	addr, any := netip.MustParseAddr, netip.Addr{}
 	for _, e := range engines {
@@ -180,7 +180,7 @@ func TestRedirectedStaysOnePacket(t *testing.T) {
 			pair := lab.TwoHostsT(t, lab.LinkOptions{})
 			needEngine(t, pair.A, e.engine)
 			routed := lab.HostRouterPeerT(t, lab.LinkOptions{})
-			if err := pair.A.Loopback().SetMTU(16000); err != nil { // no packet is longer than a queue hands over
+			if err := pair.A.Loopback().SetMTU(16000); err != nil { // no packet exceeds what a queue delivers
 				t.Fatal(err)
 			}
 			for _, a := range []string{"fd77:ff::1/128", "fd77:ff::9/128"} {
@@ -208,9 +208,9 @@ func TestRedirectedStaysOnePacket(t *testing.T) {
 	}
 }
 
-// TestRedirectedWithAddressTranslation: where the kernel tracks connections, gives them an address of its own and lets in only
-// what belongs to one, connections that a handle leads to another destination work in both directions: those of a router and
-// those of the host itself.
+// TestRedirectedWithAddressTranslation: redirected connections work in both directions where the kernel tracks
+// connections, translates their addresses and lets in only packets of known connections. It tests connections through a
+// router and those of the host itself.
 func TestRedirectedWithAddressTranslation(t *testing.T) {
 	t.Parallel()
 	for _, e := range engines {
@@ -230,13 +230,13 @@ func TestRedirectedWithAddressTranslation(t *testing.T) {
 							routed.LinkB.SetOffload(lab.OffloadRxChecksum, device)); err != nil {
 							t.Fatal(err)
 						}
-						needInbound(t, routed.R) // new packets come in again, as if they were to be forwarded
+						needInbound(t, routed.R) // new packets come in again, to be forwarded
 						r := redirect(t, routed.R, aim, real, divert.WithEngine(e.engine), divert.WithLayer(divert.LayerForward))
 						b := openBelow(t, routed.R, r, divert.WithEngine(e.engine), divert.WithLayer(divert.LayerForward))
 						streamTo(t, routed.A, netip.Addr{}, aim, routed.B, real, amount(4<<20))
 						finish(t, b.d, b.w)
 						finish(t, r.d, r.w)
-						// A new packet stays one, too: the kernel cuts it once it has been forwarded.
+						// A new packet stays whole too: the kernel segments it after forwarding it.
 						if b.old != 0 || b.payload < int(amount(4<<20)) || b.longest < 10_000 {
 							t.Errorf("a handle below saw %d bytes, at most %d in a packet, and %d packets for the old destination", b.payload, b.longest, b.old)
 						}
@@ -268,11 +268,11 @@ func checkRedirected(t *testing.T, row *redirected) {
 	b := openBelow(t, row.at, r, row.opts...)
 	size := amount(4 << 20)
 	streamTo(t, row.from, row.source, row.aim, row.to, row.real, size)
-	finish(t, b.d, b.w) // first, as the sender may repeat its last segment when nothing leads it elsewhere any more
+	finish(t, b.d, b.w) // first, since the sender may retransmit its last segment when nothing redirects it any more
 	finish(t, r.d, r.w)
 	s := stats(t, r.d)
 	t.Logf("%+v; below %+v", s, stats(t, b.d))
-	if row.injected != (s.Injected > 5) || !row.injected && s.Injected > 2 || s.Failed != 0 { // a RST is never one of the connection's own
+	if row.injected != (s.Injected > 5) || !row.injected && s.Injected > 2 || s.Failed != 0 { // a RST never belongs to the connection
 		t.Errorf("counters %+v", s)
 	}
 	if b.old != 0 {
@@ -286,8 +286,8 @@ func checkRedirected(t *testing.T, row *redirected) {
 	}
 }
 
-// TestRedirectedDatagrams sends single datagrams to an address that nobody has, and expects them where they are led instead: as the
-// packets they were where the next hop is the same, else as new ones.
+// TestRedirectedDatagrams sends single datagrams to an address without a host, and expects them at the new destination:
+// as the same packets if the next hop is the same, otherwise as new ones.
 func TestRedirectedDatagrams(t *testing.T) {
 	const link4, link6, gateway4, gateway6 = "10.77.1.99", "fd77:1::99", "192.0.2.1", "2001:db8::1"
 	rows := []struct {
@@ -295,7 +295,7 @@ func TestRedirectedDatagrams(t *testing.T) {
 		aim      string
 		to       string // an address of the router or, behind it, of B
 		size     int
-		raw      func(src, dst netip.Addr, port uint16, payload []byte) []byte // the packet of a raw socket
+		raw      func(src, dst netip.Addr, port uint16, payload []byte) []byte // makes the packet for a raw socket
 		injected bool
 	}{
 		{"by a gateway, IPv4", gateway4, "10.77.2.2", 100, nil, false},
@@ -361,12 +361,12 @@ func TestRedirectedDatagrams(t *testing.T) {
 	}
 }
 
-// rawUDP returns a datagram in a packet.
+// rawUDP returns a packet with a datagram.
 func rawUDP(src, dst netip.Addr, port uint16, payload []byte) []byte {
 	return udpPacket(src, dst, port, nil, payload)
 }
 
-// rawOptions returns a datagram in a packet of IPv6 with destination options, all of them padding.
+// rawOptions returns an IPv6 packet with a datagram after destination options, all of them padding.
 func rawOptions(src, dst netip.Addr, port uint16, payload []byte) []byte {
 	return udpPacket(src, dst, port, []byte{unix.IPPROTO_UDP, 0, 1, 4, 0, 0, 0, 0}, payload)
 }
@@ -393,7 +393,7 @@ func udpPacket(src, dst netip.Addr, port uint16, options, payload []byte) []byte
 	return b
 }
 
-// sendRaw sends a packet by a raw socket, whose header is the packet's.
+// sendRaw sends a packet through a raw socket, with the packet's own header.
 func sendRaw(t *testing.T, h *lab.Host, dst netip.Addr, b []byte) {
 	t.Helper()
 	if err := h.Do(func() error {
@@ -412,7 +412,7 @@ func sendRaw(t *testing.T, h *lab.Host, dst netip.Addr, b []byte) {
 	}
 }
 
-// TestRedirectedIsNotOvertaken sends two packets in a batch, of which the first goes on as it is and the second as a new one.
+// TestRedirectedIsNotOvertaken sends two packets in a batch: the first goes on as itself, the second as a new packet.
 func TestRedirectedIsNotOvertaken(t *testing.T) {
 	r := lab.HostRouterPeerT(t, lab.LinkOptions{})
 	upper := openAt(t, r.A, "outbound and udp and ip.DstAddr == 192.0.2.1")

@@ -25,7 +25,7 @@ import (
 
 func init() { children["holder"] = holder }
 
-// holder is a child that opens a handle and waits: its layer, flags and filter come in the environment.
+// holder is a child that opens a handle and waits: layer, flags and filter are in its environment.
 func holder() error {
 	var layer divert.Layer
 	var flags divert.Flag
@@ -43,7 +43,7 @@ func holder() error {
 	return err
 }
 
-// startHolder starts a holder in a host and waits until its handle is open.
+// startHolder starts a holder on a host and waits until its handle is open.
 func startHolder(t testing.TB, h *lab.Host, layer divert.Layer, flags divert.Flag, priority int16, text string) (*exec.Cmd, io.Closer) {
 	t.Helper()
 	cmd := exec.Command(os.Args[0])
@@ -71,7 +71,7 @@ func startHolder(t testing.TB, h *lab.Host, layer divert.Layer, flags divert.Fla
 	return cmd, stdin
 }
 
-// reflected is an event of REFLECT without its times.
+// reflected is an event of REFLECT without times.
 type reflected struct {
 	event    divert.Event
 	pid      int
@@ -81,7 +81,7 @@ type reflected struct {
 	filter   string // normal form
 }
 
-// reflection reads an event.
+// reflection converts an event.
 func reflection(t testing.TB, p *divert.Packet) reflected {
 	t.Helper()
 	d := p.Addr.Reflect()
@@ -128,7 +128,7 @@ func TestReflectReplaysAndFollows(t *testing.T) {
 	pair := lab.TwoHostsT(t, lab.LinkOptions{})
 	openEvents(t, pair.A, packet.LayerSocket, "false", divert.Sniff) // or skip
 	long := "tcp.DstPort == 1" + strings.Repeat(" or (tcp.DstPort == 443 and ip.TTL > 3)", 100)
-	var odd []string // too many for an object
+	var odd []string // the filter has too many tests for an object
 	for i := 1; i < 800; i += 2 {
 		odd = append(odd, fmt.Sprint(i))
 	}
@@ -160,7 +160,7 @@ func TestReflectReplaysAndFollows(t *testing.T) {
 		}
 		return reflected{e, os.Getpid(), handles[i].layer, handles[i].flags, handles[i].priority, text}
 	}
-	other := openReflect(t, pair.A, "true") // invisible
+	other := openReflect(t, pair.A, "true") // invisible to the other REFLECT handle
 	defer other.Close()
 	var opened []*divert.Handle
 	for i := range 3 {
@@ -183,7 +183,7 @@ func TestReflectReplaysAndFollows(t *testing.T) {
 	}
 	for i, h := range opened {
 		if i == 0 {
-			if err := h.Shutdown(divert.ShutdownBoth); err != nil { // no event
+			if err := h.Shutdown(divert.ShutdownBoth); err != nil { // raises no event
 				t.Fatal(err)
 			}
 		}
@@ -200,7 +200,7 @@ func TestReflectReplaysAndFollows(t *testing.T) {
 	}
 }
 
-// TestReflectLists shuts down at once: exactly the open handles come (specification: api.md 9).
+// TestReflectLists shuts down at once: exactly the open handles are reported (specification: api.md 9).
 func TestReflectLists(t *testing.T) {
 	t.Parallel()
 	pair := lab.TwoHostsT(t, lab.LinkOptions{})
@@ -209,7 +209,7 @@ func TestReflectLists(t *testing.T) {
 		openAt(t, pair.A, fmt.Sprintf("tcp.DstPort == %d", i), divert.WithFlags(divert.Sniff))
 		want = append(want, fmt.Sprintf("tcp.DstPort = %d", i))
 	}
-	openAt(t, pair.B, "true", divert.WithFlags(divert.Sniff)) // of another namespace
+	openAt(t, pair.B, "true", divert.WithFlags(divert.Sniff)) // in another namespace
 	d := openReflect(t, pair.A, "true")
 	if err := d.Shutdown(divert.ShutdownBoth); err != nil {
 		t.Fatal(err)
@@ -227,7 +227,7 @@ func TestReflectLists(t *testing.T) {
 	}
 }
 
-// TestReflectTellsOfTheKilled kills the owner of a handle: CLOSE comes, and nothing is left of it.
+// TestReflectTellsOfTheKilled kills the owner of a handle: CLOSE is reported, and nothing is left of the handle.
 func TestReflectTellsOfTheKilled(t *testing.T) {
 	for _, layer := range []divert.Layer{divert.LayerNetwork, divert.LayerSocket} {
 		t.Run(layer.String(), func(t *testing.T) {
@@ -263,7 +263,7 @@ func TestReflectTellsOfTheKilled(t *testing.T) {
 	}
 }
 
-// TestReflectFollowsManyThatComeAndGo misses none.
+// TestReflectFollowsManyThatComeAndGo: no event is missed.
 func TestReflectFollowsManyThatComeAndGo(t *testing.T) {
 	t.Parallel()
 	pair := lab.TwoHostsT(t, lab.LinkOptions{})
@@ -284,7 +284,7 @@ func TestReflectFollowsManyThatComeAndGo(t *testing.T) {
 	}
 }
 
-// TestReflectTellsOfHandlesThatWork: once OPEN is told of a handle, the handle captures every later packet.
+// TestReflectTellsOfHandlesThatWork: once OPEN is reported for a handle, the handle captures every later packet.
 func TestReflectTellsOfHandlesThatWork(t *testing.T) {
 	eachEngine(t, lab.LinkOptions{}, func(t *testing.T, pair *lab.Pair, e divert.Option) {
 		r := openAt(t, pair.A, "event == OPEN and layer == NETWORK", divert.WithLayer(divert.LayerReflect),

@@ -25,7 +25,7 @@ import (
 	"github.com/opendivert/divert/packet"
 )
 
-// shout sends every packet on with its payload in upper case; the checksums are left to Send.
+// shout sends every packet on with its payload in upper case; Send computes the checksums.
 func shout(t testing.TB, d *divert.Handle) *worker {
 	return each(t, d, func(p *divert.Packet) {
 		var parsed packet.Parsed
@@ -39,12 +39,12 @@ func shout(t testing.TB, d *divert.Handle) *worker {
 	})
 }
 
-// sourceRoute is a way to lead packets of r.A to r.B by a source route through r.R.
+// sourceRoute is a way to send packets from r.A to r.B by a source route through r.R.
 type sourceRoute struct {
 	name string
 	addr func(*lab.Host) netip.Addr
 	set  func(t *testing.T, r *lab.Routed)
-	// socket, if set, makes a socket of A use the route.
+	// socket, if not nil, makes a socket of A use the route.
 	socket func(r *lab.Routed) func(fd int) error
 }
 
@@ -53,7 +53,7 @@ var sourceRoutes = []sourceRoute{
 	{"IPv4 loose source route", (*lab.Host).Addr4, allowSourceRoutes, looseRoute},
 }
 
-// segmentRoute makes A insert a segment routing header, by way of an address of the router.
+// segmentRoute makes A insert a segment routing header, through an address of the router.
 func segmentRoute(t *testing.T, r *lab.Routed) {
 	t.Helper()
 	for host, links := range map[*lab.Host][]string{r.A: {"all", "eth0"}, r.R: {"all", "eth0", "eth1"}, r.B: {"all", "eth0"}} {
@@ -83,7 +83,7 @@ func segmentRoute(t *testing.T, r *lab.Routed) {
 		LinkIndex: link.Attrs().Index,
 		Dst:       &net.IPNet{IP: dst.AsSlice(), Mask: net.CIDRMask(128, 128)},
 		Gw:        router.AsSlice(),
-		// The kernel writes the destination into the first in memory, which is the last of the route.
+		// The kernel writes the destination into the first segment in memory, which is the last of the route.
 		Encap: &netlink.SEG6Encap{Mode: nl.SEG6_IPTUN_MODE_INLINE, Segments: []net.IP{net.IPv6zero, segment.AsSlice()}},
 	})
 	if err != nil {
@@ -91,7 +91,7 @@ func segmentRoute(t *testing.T, r *lab.Routed) {
 	}
 }
 
-// allowSourceRoutes makes the hosts take IPv4 packets with source routes.
+// allowSourceRoutes makes the hosts accept IPv4 packets with source routes.
 func allowSourceRoutes(t *testing.T, r *lab.Routed) {
 	t.Helper()
 	for _, h := range []*lab.Host{r.A, r.R, r.B} {
@@ -106,7 +106,7 @@ func allowSourceRoutes(t *testing.T, r *lab.Routed) {
 	}
 }
 
-// looseRoute sets the option LSRR of a socket: the router, and then wherever the packet goes.
+// looseRoute sets the option LSRR of a socket: the router, then the packet's destination.
 func looseRoute(r *lab.Routed) func(fd int) error {
 	hop := r.LinkRA.Addrs()[0].Addr().As4()
 	options := append([]byte{1, 0x83, 7, 4}, hop[:]...)
@@ -139,8 +139,8 @@ func (s *sourceRoute) dial(t *testing.T, r *lab.Routed, network, addr string) (c
 	return c
 }
 
-// TestRewrittenOnASourceRoute: what a program changes in packets on a source route arrives, as the checksum is that for
-// the final destination.
+// TestRewrittenOnASourceRoute: changes of packets on a source route arrive, because the checksum is computed for the
+// final destination.
 func TestRewrittenOnASourceRoute(t *testing.T) {
 	t.Parallel()
 	places := []struct {
@@ -173,7 +173,7 @@ func TestRewrittenOnASourceRoute(t *testing.T) {
 						if finish(t, d, w); w.count == 0 {
 							t.Error("the handle saw nothing")
 						}
-						// Came from a bug: the router lost whatever came in segments, and TCP got through by sending all of it again.
+						// Came from a bug: the router lost all segmented packets, and TCP recovered by retransmitting them.
 						if n := headerErrors(t, r.R); n != bad {
 							t.Errorf("the router has dropped %d packets as malformed", n-bad)
 						}
@@ -184,7 +184,7 @@ func TestRewrittenOnASourceRoute(t *testing.T) {
 	}
 }
 
-// headerErrors returns how many packets of IPv6 a host has dropped because their headers made no sense to it.
+// headerErrors returns the number of IPv6 packets that a host has dropped for invalid headers.
 func headerErrors(t *testing.T, h *lab.Host) (n int) {
 	t.Helper()
 	if err := h.Do(func() error {

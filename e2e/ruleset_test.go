@@ -31,8 +31,8 @@ func nft(t testing.TB, h *lab.Host, change func(*nftables.Conn)) {
 	}
 }
 
-// TestRulesRemovedByOthers: a handle whose rules another program takes away says so to whoever waits, and
-// can be closed; the next handle works.
+// TestRulesRemovedByOthers: a handle whose rules another program removes reports that to waiting callers, and can be
+// closed; the next handle works.
 func TestRulesRemovedByOthers(t *testing.T) {
 	t.Parallel()
 	ours := &nftables.Table{Name: "divert", Family: nftables.TableFamilyINet}
@@ -71,19 +71,19 @@ func TestRulesRemovedByOthers(t *testing.T) {
 					select {
 					case err := <-told:
 						if !errors.Is(err, divert.ErrRulesGone) || wincode.Of(err) != 1167 {
-							t.Errorf("who waits is told %v (code %d)", err, wincode.Of(err))
+							t.Errorf("the waiting receiver got %v (code %d)", err, wincode.Of(err))
 						}
 					case <-time.After(20 * time.Second):
-						t.Fatal("who waits is not told")
+						t.Fatal("the waiting receiver got no error")
 					}
 					if _, err := d.RecvBatch(make([]divert.Packet, 4)); !errors.Is(err, divert.ErrRulesGone) {
-						t.Errorf("who receives later is told %v", err)
+						t.Errorf("a later receiver got %v", err)
 					}
 					if err := d.SetFilter("true"); !errors.Is(err, divert.ErrRulesGone) {
-						t.Errorf("SetFilter says %v", err)
+						t.Errorf("SetFilter: %v", err)
 					}
 					if _, err := d.Stats(); err != nil {
-						t.Errorf("Stats says %v", err)
+						t.Errorf("Stats: %v", err)
 					}
 					if r := exchange(t, pair.A, echo.Addr(), lab.Exchange{Count: 5}); r.Echoed != 5 {
 						t.Errorf("traffic without rules: %+v", r)
@@ -91,10 +91,10 @@ func TestRulesRemovedByOthers(t *testing.T) {
 					next := openAt(t, pair.A, "udp", e)
 					w := passthru(t, next)
 					if err := d.Close(); err != nil {
-						t.Errorf("Close says %v", err)
+						t.Errorf("Close: %v", err)
 					}
 					if err := d.Close(); !errors.Is(err, net.ErrClosed) {
-						t.Errorf("the second Close says %v", err)
+						t.Errorf("the second Close: %v", err)
 					}
 					if r := exchange(t, pair.A, echo.Addr(), lab.Exchange{Count: 5}); r.Echoed != 5 {
 						t.Errorf("through the next handle: %+v", r)

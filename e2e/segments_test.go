@@ -28,7 +28,7 @@ const (
 	udpSegment = 103
 )
 
-// dialSegmented opens a UDP socket whose writes the kernel cuts into datagrams of size bytes each.
+// dialSegmented opens a UDP socket; the kernel splits its writes into datagrams of size bytes each.
 func dialSegmented(t testing.TB, from *lab.Host, to net.Addr, size int) net.Conn {
 	t.Helper()
 	c := dialUDP(t, from, to)
@@ -46,12 +46,12 @@ func dialSegmented(t testing.TB, from *lab.Host, to net.Addr, size int) net.Conn
 	return c
 }
 
-// letters are the payloads that TestDatagramsAreSinglePackets sends with one call: five datagrams.
+// letters are the payloads of the five datagrams that TestDatagramsAreSinglePackets sends with one call.
 var letters = []string{
 	strings.Repeat("a", 1000), strings.Repeat("b", 1000), strings.Repeat("c", 1000), strings.Repeat("d", 1000), strings.Repeat("e", 500),
 }
 
-// short writes payloads in a few letters.
+// short writes payloads as a few letters.
 func short(payloads []string) string {
 	var b strings.Builder
 	for _, p := range payloads {
@@ -60,14 +60,14 @@ func short(payloads []string) string {
 	return b.String()
 }
 
-// arrivals reads datagrams until none comes for a while. It expects so many.
+// arrivals reads datagrams until none arrives for a while. It expects want of them.
 func arrivals(t testing.TB, c net.PacketConn, want int) (got []string) {
 	t.Helper()
 	buf := make([]byte, 1<<16)
 	for {
 		wait := 5 * time.Second
 		if len(got) >= want {
-			wait = 30 * time.Millisecond // nothing more may come
+			wait = 30 * time.Millisecond // no further datagram may arrive
 		}
 		c.SetReadDeadline(time.Now().Add(wait))
 		n, _, err := c.ReadFrom(buf)
@@ -78,8 +78,8 @@ func arrivals(t testing.TB, c net.PacketConn, want int) (got []string) {
 	}
 }
 
-// TestDatagramsAreSinglePackets sends several datagrams with one call (UDP_SEGMENT), as QUIC and WireGuard do. Each of
-// them is a packet for filters, for whoever receives, in the counters and on the way.
+// TestDatagramsAreSinglePackets sends several datagrams with one call (UDP_SEGMENT), as QUIC and WireGuard do. Each is
+// one packet for filters, for receivers, for the counters and on the wire.
 func TestDatagramsAreSinglePackets(t *testing.T) {
 	t.Parallel()
 	places := []struct {
@@ -93,7 +93,7 @@ func TestDatagramsAreSinglePackets(t *testing.T) {
 	}
 	filters := []struct {
 		text  string
-		match []int // of letters
+		match []int // indexes into letters
 	}{
 		{"udp.DstPort == %d", []int{0, 1, 2, 3, 4}},
 		{"udp.DstPort == %d and udp.PayloadLength == 1000", []int{0, 1, 2, 3}},
@@ -174,7 +174,7 @@ func TestDatagramsAreSinglePackets(t *testing.T) {
 								if w != nil {
 									finish(t, d, w)
 								}
-								// What does not match goes on at once, and may overtake.
+								// Datagrams that do not match go on at once, and may overtake the others.
 								slices.SortFunc(there, func(a, b string) int { return strings.Compare(strings.ToLower(a), strings.ToLower(b)) })
 								if !slices.Equal(there, arrive) {
 									t.Errorf("arrived %s, want %s", short(there), short(arrive))
@@ -183,7 +183,7 @@ func TestDatagramsAreSinglePackets(t *testing.T) {
 									t.Errorf("received %s, want %s", short(got), short(want))
 								}
 								s := stats(t, d)
-								for range 100 { // a handle that drops may still have to look at some
+								for range 100 { // a handle that drops may have some packets left to judge
 									if s.Matched == uint64(len(want)) {
 										break
 									}
@@ -203,7 +203,7 @@ func TestDatagramsAreSinglePackets(t *testing.T) {
 	}
 }
 
-// shoutOne sends a packet on in upper case, with the checksum left to Send.
+// shoutOne sends a packet on in upper case; Send computes the checksum.
 func shoutOne(d *divert.Handle, p *divert.Packet) error {
 	var parsed packet.Parsed
 	parsed.Parse(p.Data)
@@ -213,8 +213,8 @@ func shoutOne(d *divert.Handle, p *divert.Packet) error {
 	return d.Send(p)
 }
 
-// TestSegmentsOfTCP: with WithSegments no packet of TCP longer than the path's MTU is received, whatever the network card
-// does, and segments that are sent back arrive. Filters see the segments.
+// TestSegmentsOfTCP: with WithSegments no TCP packet longer than the path's MTU is received, whatever the network card
+// does, and segments sent on arrive. Filters see the segments.
 func TestSegmentsOfTCP(t *testing.T) {
 	t.Parallel()
 	modes := []struct {
@@ -278,7 +278,7 @@ func TestSegmentsOfTCP(t *testing.T) {
 	}
 }
 
-// TestSegmentsOfCopiesFromTheLog: copies from the log cannot be cut, so Open fails.
+// TestSegmentsOfCopiesFromTheLog: copies from the log cannot be segmented, so Open fails.
 func TestSegmentsOfCopiesFromTheLog(t *testing.T) {
 	t.Parallel()
 	host, err := lab.NewT(t).AddHost("h")
@@ -297,8 +297,9 @@ func TestSegmentsOfCopiesFromTheLog(t *testing.T) {
 	}
 }
 
-// sendSuperpacket sends a datagram over the link as the superpacket that a network card or a virtual machine hands over: of
-// segments with size bytes each, whose checksums are left to whoever cuts it (PACKET_VNET_HDR, struct virtio_net_hdr).
+// sendSuperpacket sends a datagram over the link as a superpacket, as a network card or a virtual machine delivers it:
+// of segments with size bytes each, whose checksums the segmenting side computes (PACKET_VNET_HDR, struct
+// virtio_net_hdr).
 func sendSuperpacket(t testing.TB, link *lab.Link, b []byte, size int) {
 	t.Helper()
 	const needsChecksum, gsoUDP, headerLen = 1, 5, 10
@@ -332,10 +333,10 @@ func sendSuperpacket(t testing.TB, link *lab.Link, b []byte, size int) {
 	}
 }
 
-// TestSegmentsBehindExtensionHeaders hands a host superpackets of UDP behind extension headers. The kernel cannot deliver
-// what it cuts out of such a superpacket for a queue: it looks for extension headers where a segment has its transport header.
-// The segments arrive all the same, whatever becomes of them in a handle: sent on, not matched, left to Close. A handle below
-// sees each once.
+// TestSegmentsBehindExtensionHeaders delivers superpackets of UDP with extension headers to a host. The kernel cannot
+// deliver the segments that it makes of such a superpacket for a queue: it looks for extension headers where a segment
+// has its transport header. The segments arrive all the same, whatever a handle does with them: sends them on, does not
+// match them, or leaves them to Close. A handle below sees each once.
 func TestSegmentsBehindExtensionHeaders(t *testing.T) {
 	t.Parallel()
 	chains := []struct {
@@ -416,7 +417,7 @@ func TestSegmentsBehindExtensionHeaders(t *testing.T) {
 							}
 						}
 						got := arrivals(t, conn, len(want))
-						slices.Sort(got) // datagrams that do not match go on at once, and may overtake
+						slices.Sort(got) // datagrams that do not match go on at once, and may overtake the others
 						if !slices.Equal(got, want) {
 							t.Errorf("arrived %s, want %s", short(got), short(want))
 						}

@@ -14,8 +14,8 @@ import (
 	"github.com/opendivert/divert/internal/lab"
 )
 
-// TestSetFilterUnderLoad changes a handle's filter all the time, with handles above and below it: these see every
-// packet once, and the handle itself each that either filter matches.
+// TestSetFilterUnderLoad changes a handle's filter all the time, with handles above and below: these see every packet
+// once, and the handle itself sees each packet that both filters match.
 func TestSetFilterUnderLoad(t *testing.T) {
 	notInShort(t)
 	t.Parallel()
@@ -70,8 +70,8 @@ func TestSetFilterUnderLoad(t *testing.T) {
 	})
 }
 
-// TestSetFilterKeepsTheTimesOfPacketsThatWait: packets that wait while the filter is replaced have the timestamp with
-// which their filter decided, and the process that it found, whether the new filter asks for either or not.
+// TestSetFilterKeepsTheTimesOfPacketsThatWait: packets that wait while the filter is replaced keep the timestamp that
+// their filter used and the process that it found, whether or not the new filter tests either.
 func TestSetFilterKeepsTheTimesOfPacketsThatWait(t *testing.T) {
 	t.Parallel()
 	pair := lab.TwoHostsT(t, lab.LinkOptions{})
@@ -102,7 +102,7 @@ func TestSetFilterKeepsTheTimesOfPacketsThatWait(t *testing.T) {
 			}
 			send(t, c, 5, 64)
 			asks, last := true, monotonic(t)
-			var bounds []int64 // each packet of a filter that asks came before one of them
+			var bounds []int64 // latest possible time of each packet, 0: none
 			for range 5 {
 				bounds = append(bounds, last)
 			}
@@ -132,7 +132,7 @@ func TestSetFilterKeepsTheTimesOfPacketsThatWait(t *testing.T) {
 	}
 }
 
-// monotonic returns the time of the clock of timestamps.
+// monotonic returns the current timestamp.
 func monotonic(t testing.TB) int64 {
 	t.Helper()
 	var ts unix.Timespec

@@ -15,8 +15,8 @@ import (
 	"github.com/opendivert/divert/packet"
 )
 
-// TestSnapLength receives the beginnings of packets, by every way in which a handle receives. Accepted, they go on
-// whole; what a filter asks for may lie behind; and a part of a packet cannot be sent for the whole.
+// TestSnapLength receives the beginnings of packets, in every way in which a handle receives. Accepted packets go on
+// whole; filters may test bytes beyond the snap length; and a part of a packet cannot be sent in place of the whole.
 func TestSnapLength(t *testing.T) {
 	t.Parallel()
 	const snap = 100
@@ -49,7 +49,7 @@ func TestSnapLength(t *testing.T) {
 					}
 					defer from.Close()
 					payload := bytes.Repeat([]byte{1}, 1400)
-					if _, err := from.Write(payload); err != nil { // matches not
+					if _, err := from.Write(payload); err != nil { // does not match
 						t.Fatal(err)
 					}
 					payload[1000] = 0xAB
@@ -85,7 +85,7 @@ func TestSnapLength(t *testing.T) {
 	}
 }
 
-// TestSnapLengthOfStreams accepts a stream of which only the headers are received, with packets of many segments.
+// TestSnapLengthOfStreams accepts a stream in packets of many segments, of which it receives only the headers.
 func TestSnapLengthOfStreams(t *testing.T) {
 	t.Parallel()
 	eachEngine(t, lab.LinkOptions{}, func(t *testing.T, pair *lab.Pair, e divert.Option) {

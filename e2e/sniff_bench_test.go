@@ -11,8 +11,8 @@ import (
 	"github.com/opendivert/divert/internal/lab"
 )
 
-// BenchmarkSniffWaiting measures how long after a datagram was sent a receiver has its copy that waits for it: the median
-// and the ninth tenth, in microseconds. Between datagrams there is time for the receiver to fall asleep.
+// BenchmarkSniffWaiting measures how long after the sending of a datagram a waiting receiver has its copy: the median
+// and the ninth decile, in microseconds. The receiver has time to fall asleep between datagrams.
 func BenchmarkSniffWaiting(b *testing.B) {
 	for _, tt := range []struct {
 		name   string

@@ -39,8 +39,9 @@ func sendEverywhere(t *testing.T, c net.Conn, n, size int) {
 	}
 }
 
-// TestFewRights has handles in a process of a user that is not root: with the rights that the manual names, without the
-// one to watch processors (CAP_PERFMON), which perf buffers need, and without the one to read the counters of queues.
+// TestFewRights has handles in a process of an ordinary user with the rights that the manual names, but without the
+// right to watch processors (CAP_PERFMON), which perf buffers need, and without the right to read the counters of
+// queues.
 func TestFewRights(t *testing.T) {
 	t.Parallel()
 	pair := lab.TwoHostsT(t, lab.LinkOptions{})
@@ -50,8 +51,8 @@ func TestFewRights(t *testing.T) {
 		name   string
 		filter string
 		flags  divert.Flag
-		rights []uintptr // beyond those
-		want   string    // what Open says
+		rights []uintptr // additional rights
+		want   string    // the error of Open
 	}{
 		{"divert", "", 0, []uintptr{unix.CAP_DAC_READ_SEARCH}, ""},
 		{"divert without counters", "", 0, nil, "needs to be root, or CAP_DAC_READ_SEARCH"},
@@ -102,7 +103,7 @@ func TestFewRights(t *testing.T) {
 			}
 		})
 	}
-	// Without the right to see whether packets wait in queues, nobody takes the table away; a process that has it does.
+	// Without the right to see whether packets wait in queues, nobody removes the table; a process with that right does.
 	if tables, err := pair.A.NFTables(); err != nil || len(tables) != 1 {
 		t.Errorf("the tables are %v (%v), want an empty one of ours", tables, err)
 	}
@@ -117,8 +118,8 @@ func TestFewRights(t *testing.T) {
 	}
 }
 
-// TestSniffedQueue: what a handle that sniffs has no room or no time for is dropped from its old end, on whatever
-// processors it came, and the rest comes in order.
+// TestSniffedQueue: packets that exceed the queue of a sniffing handle in number or time are dropped from its old end,
+// whichever processors they came from, and the rest arrives in order.
 func TestSniffedQueue(t *testing.T) {
 	t.Parallel()
 	pair := lab.TwoHostsT(t, lab.LinkOptions{})
@@ -172,9 +173,9 @@ func TestSniffedQueue(t *testing.T) {
 		}
 	})
 	t.Run("time", func(t *testing.T) {
-		d := open(t, divert.WithQueueTime(2*time.Second)) // also a slow machine receives the young ones in that time
+		d := open(t, divert.WithQueueTime(2*time.Second)) // even a slow machine receives the young ones in that time
 		sendEverywhere(t, c, 20, 40)
-		time.Sleep(2500 * time.Millisecond) // they are old now, also by the eighth that may be added
+		time.Sleep(2500 * time.Millisecond) // they are too old now, even with the tolerance of one eighth
 		sendEverywhere(t, c, 5, 40)
 		if s := check(t, d, 64, inOrder(5)); s.DroppedFull != 0 || s.DroppedOld != 20 {
 			t.Errorf("%+v", s)
@@ -182,7 +183,7 @@ func TestSniffedQueue(t *testing.T) {
 	})
 	t.Run("grown", func(t *testing.T) {
 		d := open(t)
-		send(t, c, 100, 1000) // stay in what it had before
+		send(t, c, 100, 1000) // these fit in the old limits
 		set(t, d, lengthOf(16384))
 		set(t, d, sizeOf(32<<20))
 		set(t, d, timeOf(16*time.Second))
@@ -201,7 +202,7 @@ func TestSniffedQueue(t *testing.T) {
 				done <- err
 			}()
 		}
-		time.Sleep(20 * time.Millisecond) // most likely they wait; the test holds if not, too
+		time.Sleep(20 * time.Millisecond) // most likely they wait; the test holds even if not
 		for size := 8 << 20; size <= 32<<20; size *= 2 {
 			set(t, d, sizeOf(size))
 		}
@@ -216,7 +217,7 @@ func TestSniffedQueue(t *testing.T) {
 	})
 }
 
-// TestSniffedQueueGrowsUnderReceivers makes the queue larger while receivers wait, who must let go of it for that.
+// TestSniffedQueueGrowsUnderReceivers enlarges the queue while receivers wait, who must release it for that.
 func TestSniffedQueueGrowsUnderReceivers(t *testing.T) {
 	t.Parallel()
 	pair := lab.TwoHostsT(t, lab.LinkOptions{})

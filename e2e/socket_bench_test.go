@@ -15,10 +15,10 @@ import (
 	"github.com/opendivert/divert/packet"
 )
 
-// Operations whose cost with a handle is compared with that without.
+// The operations measured with and without a handle.
 var socketCosts = []struct {
 	name string
-	// setup returns one operation; done ends what it has made.
+	// setup returns one operation; done releases its resources.
 	setup func() (op func() error, done func(), err error)
 }{
 	{"TCP connect and close", connectLoop},
@@ -30,7 +30,7 @@ var socketCosts = []struct {
 	{"UDP sendto and receive", datagramLoop},
 }
 
-// connectLoop connects to a listener of its own, accepts and closes.
+// connectLoop connects to its own listener, accepts and closes.
 func connectLoop() (func() error, func(), error) {
 	l, err := unix.Socket(unix.AF_INET, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
 	if err != nil {
@@ -54,7 +54,7 @@ func connectLoop() (func() error, func(), error) {
 	}, func() { unix.Close(l) }, err
 }
 
-// datagramLoop sends a datagram to a socket of its own and receives it.
+// datagramLoop sends a datagram to its own socket and receives it.
 func datagramLoop() (func() error, func(), error) {
 	var fds [2]int
 	for i := range fds {
@@ -78,8 +78,8 @@ func datagramLoop() (func() error, func(), error) {
 	}, func() { unix.Close(fds[0]); unix.Close(fds[1]) }, err
 }
 
-// BenchmarkSocketCost reports what a handle costs whose filter matches nothing: how many times the processor time per
-// operation, of medians of rounds with and without it in turn.
+// BenchmarkSocketCost reports the cost of a handle whose filter matches nothing: the ratio of processor time per
+// operation with and without it, from medians of alternating rounds.
 func BenchmarkSocketCost(b *testing.B) {
 	handles := []struct {
 		name   string
@@ -161,8 +161,8 @@ func socketRound(b *testing.B, setup func() (func() error, func(), error), n int
 	return end - start, err
 }
 
-// threadTime returns the processor time of the calling thread, in which the kernel's work for the loopback
-// interface is done too: other work of the machine does not count.
+// threadTime returns the processor time of the calling thread. It includes the kernel's work for the loopback
+// interface, and excludes other work of the machine.
 func threadTime() (time.Duration, error) {
 	var ts unix.Timespec
 	err := unix.ClockGettime(unix.CLOCK_THREAD_CPUTIME_ID, &ts)

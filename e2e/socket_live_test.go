@@ -27,7 +27,7 @@ import (
 	"github.com/opendivert/divert/packet"
 )
 
-// TestSocketProcessID filters by process; the handle belongs to neither.
+// TestSocketProcessID filters by process; the handle belongs to a third one.
 func TestSocketProcessID(t *testing.T) {
 	pair := lab.TwoHostsT(t, lab.LinkOptions{})
 	p, q := startPerformer(t, pair.A), startPerformer(t, pair.A)
@@ -37,7 +37,7 @@ func TestSocketProcessID(t *testing.T) {
 	compareLines(t, collect(t, d, map[uint32]string{q.pid: "q"}), "BIND q 17 127.0.0.1:5354 - lo #1")
 }
 
-// TestSocketsOfOtherNamespaces are neither seen nor refused.
+// TestSocketsOfOtherNamespaces: they are neither seen nor refused.
 func TestSocketsOfOtherNamespaces(t *testing.T) {
 	pair := lab.TwoHostsT(t, lab.LinkOptions{})
 	d := openEvents(t, pair.A, packet.LayerSocket, "true", 0)
@@ -57,7 +57,7 @@ func TestSocketsOfOtherNamespaces(t *testing.T) {
 	compareLines(t, collect(t, d, nil), "")
 }
 
-// TestSocketsOlderThanTheHandle have a future that is told, and can be refused.
+// TestSocketsOlderThanTheHandle: their later events are reported, and can be refused.
 func TestSocketsOlderThanTheHandle(t *testing.T) {
 	for _, kind := range []string{"tcp4", "mptcp4"} {
 		t.Run(kind, func(t *testing.T) {
@@ -84,8 +84,8 @@ func TestSocketsOlderThanTheHandle(t *testing.T) {
 	}
 }
 
-// TestForkedServers accept on a listener that their parent opened: the process of the listener is the
-// last one that made it listen.
+// TestForkedServers accept on a listener that their parent opened: the process of the listener is the last one that
+// made it listen.
 func TestForkedServers(t *testing.T) {
 	pair := lab.TwoHostsT(t, lab.LinkOptions{})
 	d := openEvents(t, pair.A, packet.LayerSocket, "event != BIND and event != CONNECT and (localPort == 8080 or remotePort == 8080)", divert.Sniff)
@@ -102,7 +102,7 @@ func TestForkedServers(t *testing.T) {
 	}
 	p := startPerformerWith(t, pair.A, file)
 	file.Close()
-	l.Close() // the child holds it still
+	l.Close() // the child still holds it
 	q := startPerformer(t, pair.A)
 	q.script("socket c tcp4\nconnect c 127.0.0.1:8080")
 	p.script("inherit l\naccept s l\nclose s\nclose l")
@@ -160,8 +160,8 @@ func TestSocketHTTP(t *testing.T) {
 	}
 }
 
-// TestSocketPriorities has several handles on one operation: what one refuses, lower ones do not see
-// (specification: api.md 13).
+// TestSocketPriorities has several handles on one operation: lower ones do not see an operation that a higher one
+// refuses (specification: api.md 13).
 func TestSocketPriorities(t *testing.T) {
 	pair := lab.TwoHostsT(t, lab.LinkOptions{})
 	open := func(priority int16, flags divert.Flag) *divert.Handle {
@@ -178,7 +178,7 @@ func TestSocketPriorities(t *testing.T) {
 	compareLines(t, collect(t, low, names), "")
 }
 
-// TestSocketSetFilter swaps the filter of a handle that refuses.
+// TestSocketSetFilter replaces the filter of a handle that refuses.
 func TestSocketSetFilter(t *testing.T) {
 	pair := lab.TwoHostsT(t, lab.LinkOptions{})
 	d := openEvents(t, pair.A, packet.LayerSocket, "remotePort == 80", 0)
@@ -194,8 +194,8 @@ func TestSocketSetFilter(t *testing.T) {
 	p.script("send a 127.0.0.1:81\nsend a 127.0.0.1:80")
 }
 
-// TestSocketPeers sends datagrams to and fro: each peer of a socket is told of once, whichever sent first and
-// however they take turns, and once more with another filter.
+// TestSocketPeers sends datagrams to and fro: each peer of a socket is reported once, whichever side sent first and
+// however they take turns, and once more after SetFilter.
 func TestSocketPeers(t *testing.T) {
 	for _, f := range []struct{ network, host, told, v6 string }{
 		{"udp4", "127.0.0.1", "127.0.0.1", ""}, {"udp6", "[::1]", "[::1]", ",v6"}, {"udp6", "[::ffff:127.0.0.1]", "127.0.0.1", ""},
@@ -239,12 +239,13 @@ func TestSocketPeers(t *testing.T) {
 	}
 }
 
-// TestSocketListenRefused refuses LISTEN: at once where the kernel lets programs do so, else when it has happened.
+// TestSocketListenRefused refuses LISTEN: in advance where the kernel lets programs do so, otherwise just after it has
+// happened.
 func TestSocketListenRefused(t *testing.T) {
 	const late = "listen l\naccept s l = EINVAL"
 	for _, tt := range []struct {
 		name, filter, network, bind, connect string
-		early                                string // what becomes of listen and then accept
+		early                                string // results of listen and then accept
 		want                                 string
 	}{
 		{"IPv4", "event == LISTEN", "tcp4", "127.0.0.1:8080", "127.0.0.1:8080", "listen l = EACCES", "LISTEN client 6 127.0.0.1:8080 - lo #1"},
@@ -271,7 +272,7 @@ func TestSocketListenRefused(t *testing.T) {
 			switch {
 			case early || !strings.Contains(refusal, "EACCES"):
 			case tt.name == "MPTCP":
-				// The kernel destroys no MPTCP socket that listens: it waits in vain, as does who connects.
+				// The kernel destroys no listening MPTCP socket: it waits in vain, and so do its clients.
 				refusal = "listen l\nnonblock l\nsocket c tcp4\nnonblock c\nconnect c " + tt.connect + " = EINPROGRESS\naccept s l = EAGAIN"
 				tt.connect = ""
 			default:
@@ -334,7 +335,7 @@ func programsOf(t *testing.T, priority int16) (n int) {
 	for kind := range ebpf.AttachTCXEgress {
 		attached, err := link.QueryPrograms(link.QueryOptions{Target: int(f.Fd()), Attach: kind})
 		if err != nil {
-			continue // no kind of cgroup programs
+			continue // not a kind of cgroup programs
 		}
 		for _, a := range attached.Programs {
 			p, err := ebpf.NewProgramFromID(a.ID)
@@ -378,8 +379,8 @@ func TestKilledOwnersLeaveNoProgram(t *testing.T) {
 	}
 }
 
-// TestSocketRates makes many connections at once: none is lost within the limits of the queue, and what
-// was lost past them is counted.
+// TestSocketRates makes many connections at once: none is lost within the limits of the queue, and losses beyond them
+// are counted.
 func TestSocketRates(t *testing.T) {
 	for _, tt := range []struct {
 		name   string
@@ -443,7 +444,7 @@ func TestSocketRates(t *testing.T) {
 	}
 }
 
-// connectMany connects datagram sockets, which costs the kernel the least.
+// connectMany connects datagram sockets, which is cheapest for the kernel.
 func connectMany(n int) error {
 	to := &unix.SockaddrInet4{Port: 9, Addr: [4]byte{127, 0, 0, 1}}
 	for range n {
@@ -458,7 +459,7 @@ func connectMany(n int) error {
 	return nil
 }
 
-// TestEventLayerErrors asks for what the layers cannot do.
+// TestEventLayerErrors makes calls that the layers do not support.
 func TestEventLayerErrors(t *testing.T) {
 	pair := lab.TwoHostsT(t, lab.LinkOptions{})
 	openEvents(t, pair.A, packet.LayerSocket, "false", divert.Sniff)

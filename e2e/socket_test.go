@@ -25,7 +25,7 @@ import (
 	"github.com/opendivert/divert/packet"
 )
 
-// openEvents opens a handle of a layer with events, and skips where the kernel has no place for its programs.
+// openEvents opens a handle of a layer with events, and skips where the kernel cannot run its programs.
 func openEvents(t testing.TB, h *lab.Host, layer divert.Layer, text string, flags divert.Flag, opts ...divert.Option) *divert.Handle {
 	t.Helper()
 	err := h.Do(func() error {
@@ -44,10 +44,10 @@ func openEvents(t testing.TB, h *lab.Host, layer divert.Layer, text string, flag
 	return openAt(t, h, text, opts...)
 }
 
-// act is what a child process of a test does with sockets, one after the other.
+// act is an action of a test's child process on a socket.
 type act struct {
-	Do      string // see acts
-	Socket  string // names it
+	Do      string // a key of acts
+	Socket  string // its name
 	Network string // tcp4, tcp6, udp4, udp6, mptcp4, mptcp6
 	Addr    string // address and port; the port "@name" is that of another socket
 	From    string // accept: the listener
@@ -89,7 +89,7 @@ func perform() error {
 	}
 }
 
-// stage holds the sockets of a performer, by name. Plain system calls: package net would make more of them.
+// stage holds the sockets of a performer, by name. It uses plain system calls: package net would make additional ones.
 type stage map[string]int
 
 // domains are the families and types of the networks.
@@ -113,7 +113,7 @@ func (s stage) act(a act) (err error) {
 	case "inherit":
 		s[a.Socket] = 3 // the first of exec.Cmd's ExtraFiles
 		return nil
-	case "share": // the port with others
+	case "share": // shares the port with others
 		return errors.Join(unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_REUSEADDR, 1),
 			unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_REUSEPORT, 1))
 	case "bind":
@@ -122,7 +122,7 @@ func (s stage) act(a act) (err error) {
 		return unix.Connect(fd, sockaddr(fd, a.Addr))
 	case "nonblock":
 		return unix.SetNonblock(fd, true)
-	case "finish": // a connect that was begun
+	case "finish": // completes a connect
 		if err := ready(fd, unix.POLLOUT); err != nil {
 			return err
 		}
@@ -165,7 +165,7 @@ func (s stage) act(a act) (err error) {
 	return fmt.Errorf("no act %q", a.Do)
 }
 
-// patience waits until a socket has something for a call that would block, so that a mistake ends.
+// patience waits until a blocking call on a socket would return, so that a mistake does not block forever.
 func patience(fd int) error {
 	flags, err := unix.FcntlInt(uintptr(fd), unix.F_GETFL, 0)
 	if err != nil || flags&unix.O_NONBLOCK != 0 {
@@ -174,8 +174,8 @@ func patience(fd int) error {
 	return ready(fd, unix.POLLIN)
 }
 
-// ready waits, some seconds at most, for an event of a socket. The runtime's signals interrupt poll, which no
-// SA_RESTART resumes (signal(7)).
+// ready waits, some seconds at most, for an event of a socket. The runtime's signals interrupt poll, which SA_RESTART
+// does not resume (signal(7)).
 func ready(fd int, events int16) error {
 	for deadline := time.Now().Add(5 * time.Second); ; {
 		switch n, err := unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: events}}, int(time.Until(deadline).Milliseconds())); {
@@ -189,7 +189,7 @@ func ready(fd int, events int16) error {
 	}
 }
 
-// sockaddr makes the address of a socket's family.
+// sockaddr returns an address of the socket's family.
 func sockaddr(fd int, text string) unix.Sockaddr {
 	ap := netip.MustParseAddrPort(text)
 	domain, _ := unix.GetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_DOMAIN)
@@ -199,7 +199,7 @@ func sockaddr(fd int, text string) unix.Sockaddr {
 	return &unix.SockaddrInet6{Port: int(ap.Port()), Addr: ap.Addr().As16()}
 }
 
-// startPerformer starts a performer in a host.
+// startPerformer starts a performer on a host.
 func startPerformer(t testing.TB, h *lab.Host) *performer {
 	t.Helper()
 	return startPerformerWith(t, h)
@@ -211,7 +211,7 @@ func startPerformerWith(t testing.TB, h *lab.Host, files ...*os.File) *performer
 	return startPerformerAs(t, h, os.Args[0], files...)
 }
 
-// startPerformerAs starts a performer by a path of the test's program.
+// startPerformerAs starts a performer through a path to the test's program.
 func startPerformerAs(t testing.TB, h *lab.Host, path string, files ...*os.File) *performer {
 	t.Helper()
 	cmd := exec.Command(path)
@@ -247,7 +247,7 @@ func (p *performer) do(a act) string {
 	return result
 }
 
-// script performs acts, written as "do socket [network or listener] [address] [= result]", one a line.
+// script performs acts, one per line, written as "do socket [network or listener] [address] [= result]".
 func (p *performer) script(text string) {
 	p.t.Helper()
 	for line := range strings.Lines(text) {
@@ -274,10 +274,10 @@ func (p *performer) script(text string) {
 	}
 }
 
-// collect shuts a handle down and returns what it received, one line each.
+// collect shuts a handle down and returns the received events, one line each.
 func collect(t testing.TB, d *divert.Handle, names map[uint32]string) []string {
 	t.Helper()
-	quiet(t, d) // softirqs have done what they do
+	quiet(t, d) // softirqs have finished
 	if err := d.Shutdown(divert.ShutdownBoth); err != nil {
 		t.Fatal(err)
 	}
@@ -292,8 +292,8 @@ func collect(t testing.TB, d *divert.Handle, names map[uint32]string) []string {
 	return lines
 }
 
-// describeEvent writes an event as a line: event, owner, protocol, local and remote side, flags, and the
-// endpoints, numbered in the order in which they appear. Ports that the kernel chose are "*".
+// describeEvent writes an event as a line: event, owner, protocol, local and remote side, flags, and the endpoints,
+// numbered in order of appearance. Ports chosen by the kernel are "*".
 func describeEvent(a *divert.Address, names map[uint32]string, endpoints map[uint64]int) string {
 	f := a.Flow()
 	number := func(id uint64) int {
@@ -336,7 +336,7 @@ func describeEvent(a *divert.Address, names map[uint32]string, endpoints map[uin
 		side(f.RemoteAddr, f.RemotePort), strings.Join(flags, ","), id, parent)
 }
 
-// compareLines compares the lines that came with the expected ones.
+// compareLines compares the received lines with the expected ones.
 func compareLines(t testing.TB, got []string, want string) {
 	t.Helper()
 	var lines []string
@@ -599,7 +599,7 @@ var socketSequences = []struct {
 	},
 }
 
-// blockings are what a handle that sniffs not refuses: results of the acts, and what it tells.
+// blockings are the refusals of a handle that does not sniff: the results of the acts, and the reported events.
 var blockings = []struct {
 	name   string
 	filter string
@@ -731,7 +731,7 @@ var blockings = []struct {
 	},
 }
 
-// TestSocketBlocking has handles refuse what processes do, and lets them do it when the handle is gone.
+// TestSocketBlocking has handles refuse acts of processes, which succeed once the handle is closed.
 func TestSocketBlocking(t *testing.T) {
 	for _, tt := range blockings {
 		t.Run(tt.name, func(t *testing.T) {
@@ -750,7 +750,7 @@ func TestSocketBlocking(t *testing.T) {
 	}
 }
 
-// TestSocketSequences compares what processes do with what a handle tells of it.
+// TestSocketSequences compares the acts of processes with the events that a handle reports.
 func TestSocketSequences(t *testing.T) {
 	for _, e := range []divert.Engine{divert.EngineAuto, divert.EngineInterpreter} {
 		for _, tt := range socketSequences {

@@ -69,13 +69,13 @@ func init() {
 // carrier is a child process that carries traffic.
 type carrier struct{ *talkingChild }
 
-// startCarrier starts one where a host is, with a filter that the kernel decides on.
+// startCarrier starts one on a host, with a filter that the kernel decides.
 func startCarrier(t *testing.T, h *lab.Host, filter string, env ...string) *carrier {
 	t.Helper()
 	return &carrier{startTalking(t, h, append(env, childEnv+"=carry", "DIVERT_TEST_FILTER="+filter, "DIVERT_TEST_ENGINE="+strconv.Itoa(int(divert.EngineKernel)))...)}
 }
 
-// signal sends a signal. When it returns from SIGSTOP the process is stopped.
+// signal sends a signal. After SIGSTOP it waits until the process has stopped.
 func (c *carrier) signal(t *testing.T, s os.Signal) {
 	t.Helper()
 	err := c.cmd.Process.Signal(s)
@@ -87,7 +87,7 @@ func (c *carrier) signal(t *testing.T, s os.Signal) {
 	}
 }
 
-// end makes the child carry what waits, and end, and returns its counters.
+// end makes the child carry the waiting packets, waits for its end, and returns its counters.
 func (c *carrier) end(t *testing.T) (s divert.Stats) {
 	t.Helper()
 	c.in.Close()
@@ -98,8 +98,8 @@ func (c *carrier) end(t *testing.T) (s divert.Stats) {
 }
 
 // TestReaderStopped stops a process that carries traffic, by SIGSTOP. Other traffic and other handles notice nothing;
-// the number of waiting packets is bounded, lost ones are counted, and a handle that fails open lets pass those that it has
-// no room for.
+// the number of waiting packets is bounded, losses are counted, and a handle that fails open passes the packets beyond
+// its limit.
 func TestReaderStopped(t *testing.T) {
 	t.Parallel()
 	for _, open := range []string{"", "fail open"} {
@@ -145,7 +145,7 @@ func TestReaderStopped(t *testing.T) {
 	}
 }
 
-// queuedPackets returns how many packets wait in all queues of a host.
+// queuedPackets returns the number of packets waiting in all queues of a host.
 func queuedPackets(t testing.TB, h *lab.Host) (n int) {
 	t.Helper()
 	if err := h.Do(func() error {

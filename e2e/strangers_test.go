@@ -27,15 +27,15 @@ import (
 	"github.com/opendivert/divert/internal/linux/rules"
 )
 
-// nobody is the user that strangers run as, and those who have a handle without being root.
+// nobody is the user of strangers, and of processes that have a handle without being root.
 const nobody = 65534
 
-// asNobody returns the attributes of a process of an ordinary user that has the rights and no others.
+// asNobody returns the attributes of a process of an ordinary user with the given rights and no others.
 func asNobody(rights ...uintptr) *syscall.SysProcAttr {
 	return &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: nobody, Gid: nobody}, AmbientCaps: rights}
 }
 
-// asOwnRoot returns the attributes of a process of an ordinary user that is root of a new user namespace.
+// asOwnRoot returns the attributes of a process of an ordinary user who is root of a new user namespace.
 func asOwnRoot() *syscall.SysProcAttr {
 	return &syscall.SysProcAttr{
 		Cloneflags:  unix.CLONE_NEWUSER,
@@ -54,16 +54,16 @@ func needUsers(t testing.TB) {
 	}
 }
 
-// target is what a stranger goes for: a process, the token of its handle, and where its packets go.
+// target is the object of a stranger's attack: a process, the token of its handle, and the destination of its packets.
 type target struct {
-	Container   bool // from a new network namespace
+	Container   bool // attack from a new network namespace
 	PID         int
 	Port        uint32
 	Token       uint16
 	Destination string
 }
 
-// attempts are what a stranger tries. Each returns nil if it was allowed to.
+// attempts are the attacks of a stranger. Each returns nil if it succeeded.
 var attempts = map[string]func(g target) error{
 	"open a handle for eBPF":       func(target) error { return openAndClose(divert.WithEngine(divert.EngineKernel)) },
 	"open one for the interpreter": func(target) error { return openAndClose(divert.WithEngine(divert.EngineInterpreter)) },
@@ -120,7 +120,8 @@ func removeRules() error {
 	return c.Flush()
 }
 
-// bindQueue binds a packet queue (linux/netfilter/nfnetlink_queue.h: NFQNL_MSG_CONFIG, NFQA_CFG_CMD, NFQNL_CFG_CMD_BIND).
+// bindQueue binds a packet queue (linux/netfilter/nfnetlink_queue.h: NFQNL_MSG_CONFIG, NFQA_CFG_CMD,
+// NFQNL_CFG_CMD_BIND).
 func bindQueue(num uint16) error {
 	c, err := nfnl.Dial(4096)
 	if err != nil {
@@ -130,7 +131,7 @@ func bindQueue(num uint16) error {
 	return c.Request(nfnl.NewMessage(nfnl.Type(unix.NFNL_SUBSYS_QUEUE, 2), num).Attr(1, 1, 0, 0, 0))
 }
 
-// bindPort leaves the socket open, so that nobody else has the port until the process ends.
+// bindPort leaves the socket open, so that nobody else gets the port until the process ends.
 func bindPort(port uint32) error {
 	fd, err := unix.Socket(unix.AF_NETLINK, unix.SOCK_RAW|unix.SOCK_CLOEXEC, unix.NETLINK_NETFILTER)
 	if err != nil {
@@ -162,7 +163,7 @@ func takeDescriptor(pid int) error {
 	return err
 }
 
-// sendForged sends datagrams with the priorities that handles give packets, one for each.
+// sendForged sends a datagram with each of the priorities that handles give packets.
 func sendForged(to string) error {
 	for _, priority := range forgedPriorities {
 		c, err := net.Dial("udp", to)
@@ -257,8 +258,8 @@ func asStranger(t testing.TB, h *lab.Host, rights *syscall.SysProcAttr, job, wha
 	return out.String(), cmd.Process.Pid
 }
 
-// TestStrangersChangeNothing: what an ordinary user may do to somebody else's handles, with and without CAP_NET_RAW, as root
-// of a user namespace of its own, and of a container.
+// TestStrangersChangeNothing: the power of an ordinary user over somebody else's handles, with and without CAP_NET_RAW,
+// as root of its own user namespace, and as root of a container.
 func TestStrangersChangeNothing(t *testing.T) {
 	needUsers(t)
 	t.Parallel()
@@ -266,8 +267,8 @@ func TestStrangersChangeNothing(t *testing.T) {
 	for _, who := range []struct {
 		name   string
 		rights *syscall.SysProcAttr
-		may    []string // which concerns its own network namespace, or is seen by handles
-		sends  bool     // into the namespace of the handle
+		may    []string // attempts that succeed: they concern its own network namespace, or handles see them
+		sends  bool     // datagrams reach the namespace of the handle
 	}{
 		{"ordinary user", asNobody(), nil, false},
 		{"ordinary user with CAP_NET_RAW", asNobody(unix.CAP_NET_RAW), []string{"give its packets a priority"}, true},
@@ -344,8 +345,8 @@ func ids(owners []rules.Owner) (all []uint64) {
 	return all
 }
 
-// TestAnOrdinaryUserFillsAQueue: any sender of matching packets can fill a handle's queue. Matching packets of others are
-// dropped then, or pass unseen by a handle that fails open; packets that do not match go on either way.
+// TestAnOrdinaryUserFillsAQueue: any sender of matching packets can fill a handle's queue. Matching packets of others
+// are then dropped, or pass unseen if the handle fails open; packets that do not match always go on.
 func TestAnOrdinaryUserFillsAQueue(t *testing.T) {
 	needUsers(t)
 	t.Parallel()
@@ -377,8 +378,8 @@ func TestAnOrdinaryUserFillsAQueue(t *testing.T) {
 	}
 }
 
-// TestAProcessSendsInTheNameOfAnother: a packet's process is the one that made or connected its socket, which can give
-// it to another.
+// TestAProcessSendsInTheNameOfAnother: a packet belongs to the process that made or connected its socket, and that
+// process can pass the socket to another.
 func TestAProcessSendsInTheNameOfAnother(t *testing.T) {
 	needUsers(t)
 	t.Parallel()
@@ -386,7 +387,7 @@ func TestAProcessSendsInTheNameOfAnother(t *testing.T) {
 	needProcesses(t, pair.A)
 	conn, expect := receiver(t, pair.B, pair.B.Addr4())
 	d := openAt(t, pair.A, fmt.Sprintf("outbound and udp.DstPort == %d", addrPort(conn).Port()), divert.WithProcessID(), divert.WithFlags(divert.Sniff),
-		divert.WithQueueTime(16*time.Second)) // the processes may take their time to end
+		divert.WithQueueTime(16*time.Second)) // the processes may take long to end
 	_, pid := asStranger(t, pair.A, asNobody(), "bequeather", conn.LocalAddr().String())
 	expect("heir")
 	p := make([]divert.Packet, 1)

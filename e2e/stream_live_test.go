@@ -20,8 +20,8 @@ import (
 	"github.com/opendivert/divert/packet"
 )
 
-// A router makes longer what a client sends, and puts it back in what the server answers, while every twentieth packet
-// is lost: the client must read what it wrote, and the server must have read more.
+// A router lengthens a client's text and removes the addition from the server's answer, while every twentieth packet is
+// lost: the client must read its own text, and the server must have read more.
 func TestStreamEditedBothWays(t *testing.T) {
 	t.Parallel()
 	r := lab.HostRouterPeerT(t, lab.LinkOptions{})
@@ -59,7 +59,7 @@ func TestStreamEditedBothWays(t *testing.T) {
 					if !errors.Is(err, packet.ErrGap) {
 						t.Error(err)
 					}
-					return // it is sent again
+					return // it is retransmitted
 				}
 				if lost.IntN(20) == 0 {
 					return
@@ -91,7 +91,7 @@ func TestStreamEditedBothWays(t *testing.T) {
 				t.Errorf("read %d bytes of %d, equal %t: %v", len(got), len(sent), bytes.Equal(got, sent), err)
 			}
 			if !bytes.Equal(<-served, longer(sent)) {
-				t.Error("the server has read something else than what was made of it")
+				t.Error("the server did not read the lengthened text")
 			}
 			_ = d.Close()
 			w.wait()
@@ -99,7 +99,7 @@ func TestStreamEditedBothWays(t *testing.T) {
 	}
 }
 
-// clampMSS makes a SYN ask for segments of at most size bytes.
+// clampMSS limits the segment size that a SYN requests.
 func clampMSS(p *divert.Packet, size uint16) {
 	var h packet.Parsed
 	if !h.Parse(p.Data) || h.TCPOff < 0 || h.TCP(p.Data).Flags()&packet.TCPSyn == 0 {

@@ -16,7 +16,7 @@ import (
 	"github.com/opendivert/divert/internal/lab"
 )
 
-// hooked returns the names of divert's chains in the way of a host's packets.
+// hooked returns the names of divert's chains that see a host's packets.
 func hooked(t *testing.T, h *lab.Host) (names []string) {
 	t.Helper()
 	nft(t, h, func(c *nftables.Conn) {
@@ -34,8 +34,8 @@ func hooked(t *testing.T, h *lab.Host) (names []string) {
 	return names
 }
 
-// TestAFilterTouchesOnlyTheDirectionsItLooksAt: packets of a direction that a filter excludes pass no chain of its handle, and
-// are not put together for it, until another filter looks at them.
+// TestAFilterTouchesOnlyTheDirectionsItLooksAt: packets of a direction that a filter excludes pass through no chain of
+// its handle, and are not reassembled for it, until another filter includes that direction.
 func TestAFilterTouchesOnlyTheDirectionsItLooksAt(t *testing.T) {
 	t.Parallel()
 	out := []string{"outbound", "outbound_origin"}
@@ -70,15 +70,15 @@ func TestAFilterTouchesOnlyTheDirectionsItLooksAt(t *testing.T) {
 	}
 }
 
-// TestRulesNeverKeepAwayWhatAFilterMatches sends packets whose ports, protocol and addresses rules cannot read as easily as
-// those of others, and some of those too: of each filter the handle gets what matches, and no more.
+// TestRulesNeverKeepAwayWhatAFilterMatches sends packets whose ports, protocol and addresses are hard for rules to
+// read, and ordinary ones. For each filter the handle receives exactly the matching packets.
 func TestRulesNeverKeepAwayWhatAFilterMatches(t *testing.T) {
 	t.Parallel()
 	udp := func(port byte) []byte { return []byte{0x30, 0x39, 0, port, 0, 12, 0, 0, 'd', 'a', 't', port} }
 	header4 := func(protocol byte, options int, rest []byte) []byte {
 		b := make([]byte, 20+options, 100)
 		for i := 20; i < len(b); i++ {
-			b[i] = 1 // no operation
+			b[i] = 1 // the option "no operation"
 		}
 		b[0], b[8], b[9] = 0x40|byte(len(b)/4), 64, protocol
 		return append(b, rest...)
@@ -93,7 +93,7 @@ func TestRulesNeverKeepAwayWhatAFilterMatches(t *testing.T) {
 	packets := []struct {
 		name string
 		data []byte
-		port int // of UDP as filters see it, 0: none
+		port int // UDP port that filters see, 0: none
 	}{
 		{"plain", header4(17, 0, udp(7)), 7},
 		{"another port", header4(17, 0, udp(8)), 8},
@@ -129,7 +129,7 @@ func TestRulesNeverKeepAwayWhatAFilterMatches(t *testing.T) {
 					copy(b[24:], pair.B.Addr6().AsSlice())
 					b[5] = byte(len(b) - 40)
 				} else {
-					b[3], b[5] = byte(len(b)), byte(i+1) // identification, which the kernel fills in if it is 0
+					b[3], b[5] = byte(len(b)), byte(i+1) // the kernel fills in an identification of 0
 					copy(b[12:], pair.A.Addr4().AsSlice())
 					copy(b[16:], pair.B.Addr4().AsSlice())
 				}
@@ -158,8 +158,8 @@ func TestRulesNeverKeepAwayWhatAFilterMatches(t *testing.T) {
 	})
 }
 
-// TestManyHandlesShareAGate: packets that none of several handles can match pass a few comparisons for all of them, and each
-// handle goes on seeing what it matches, also after it has another filter, and when others come and go.
+// TestManyHandlesShareAGate: packets that match no handle cost a few comparisons for all handles together. Each handle
+// receives its matching packets even after its filter is changed and while others come and go.
 func TestManyHandlesShareAGate(t *testing.T) {
 	t.Parallel()
 	pair := lab.TwoHostsT(t, lab.LinkOptions{})
@@ -167,7 +167,7 @@ func TestManyHandlesShareAGate(t *testing.T) {
 	gate := func() (rules int) {
 		nft(t, pair.A, func(c *nftables.Conn) {
 			all, err := c.GetRules(&nftables.Table{Name: "divert", Family: nftables.TableFamilyINet}, &nftables.Chain{Name: "outbound_gate"})
-			if err == nil { // there is none yet
+			if err == nil { // otherwise the chain does not exist yet
 				rules = len(all)
 			}
 		})
@@ -231,8 +231,8 @@ func TestManyHandlesShareAGate(t *testing.T) {
 	check()
 }
 
-// TestBusyPolling: a handle that looks again before it sleeps receives and sends on what others do, ends when it is closed, and
-// takes no time that is out of range.
+// TestBusyPolling: a handle that polls before it sleeps receives and sends on like any other, ends when it is closed,
+// and refuses a time out of range.
 func TestBusyPolling(t *testing.T) {
 	t.Parallel()
 	pair := lab.TwoHostsT(t, lab.LinkOptions{})

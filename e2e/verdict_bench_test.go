@@ -12,8 +12,8 @@ import (
 	"github.com/opendivert/divert/internal/lab"
 )
 
-// BenchmarkFirstVerdict measures a handle's first verdict on a flow, and its second: processor time of the process and
-// how long the call takes, in microseconds. Opening is beside them, as what a verdict need not prepare may be prepared there.
+// BenchmarkFirstVerdict measures a handle's first and second verdict on a flow: processor time of the process and
+// duration of the call, in microseconds. It also measures Open, which may do preparations for verdicts.
 func BenchmarkFirstVerdict(b *testing.B) {
 	for _, tt := range []struct {
 		name   string

@@ -28,8 +28,8 @@ func eachEngineAndFamily(t *testing.T, f func(t *testing.T, pair *lab.Pair, e di
 	})
 }
 
-// TestAcceptedFlowsOfTCP: a connection whose first packet's flow is accepted works, and only the first packets of it come;
-// the counters say where the others went. A connection between the same ends is another flow.
+// TestAcceptedFlowsOfTCP: a connection works after its flow is accepted at the first packet, and only its first packets
+// are received; the counters have the others. A later connection between the same ends is another flow.
 func TestAcceptedFlowsOfTCP(t *testing.T) {
 	t.Parallel()
 	eachEngineAndFamily(t, func(t *testing.T, pair *lab.Pair, e divert.Option, addr func(*lab.Host) netip.Addr) {
@@ -61,14 +61,14 @@ func TestAcceptedFlowsOfTCP(t *testing.T) {
 		if s.FlowAcceptedBytes < uint64(2*amount(n)) || s.FlowAccepted < 20 {
 			t.Errorf("too little went on by its flow's verdict: %+v", s)
 		}
-		if s.Received > 5*3 { // a SYN, and what crosses the verdict on its way
-			t.Errorf("%d packets of 5 connections came", s.Received)
+		if s.Received > 5*3 { // a SYN, and packets in flight when the verdict is given
+			t.Errorf("received %d packets of 5 connections", s.Received)
 		}
 		finish(t, d, w)
 	})
 }
 
-// freePort returns an address with a port that is free.
+// freePort returns an address with a free port.
 func freePort(t testing.TB, h *lab.Host, addr netip.Addr) *net.TCPAddr {
 	t.Helper()
 	l, err := h.Listen("tcp", netip.AddrPortFrom(addr, 0).String())
@@ -79,8 +79,8 @@ func freePort(t testing.TB, h *lab.Host, addr netip.Addr) *net.TCPAddr {
 	return l.Addr().(*net.TCPAddr)
 }
 
-// again makes a connection from a certain port, exchanges a few bytes with an echo, and ends it with a RST, so that the
-// port is free at once.
+// again connects from a certain port, exchanges a few bytes with an echo server, and ends with a RST, so that the port
+// is free at once.
 func again(t testing.TB, from *lab.Host, local *net.TCPAddr, to netip.AddrPort) {
 	t.Helper()
 	c, err := from.DialFrom(t.Context(), local, "tcp", to.String())
@@ -98,8 +98,8 @@ func again(t testing.TB, from *lab.Host, local *net.TCPAddr, to netip.AddrPort) 
 	_ = c.(*net.TCPConn).SetLinger(0)
 }
 
-// TestFlowIsOverWithoutItsProcess: when the process that has decided is killed, its verdicts end with the next packet, those
-// that drop and those that accept.
+// TestFlowIsOverWithoutItsProcess: when the process that decided is killed, its verdicts end with the next packet, both
+// to drop and to accept.
 func TestFlowIsOverWithoutItsProcess(t *testing.T) {
 	t.Parallel()
 	eachEngine(t, lab.LinkOptions{}, func(t *testing.T, pair *lab.Pair, e divert.Option) {
@@ -111,7 +111,7 @@ func TestFlowIsOverWithoutItsProcess(t *testing.T) {
 		conn, expect := receiver(t, pair.B, pair.B.Addr4())
 		c := dialUDP(t, pair.A, conn.LocalAddr())
 		for range 5 {
-			if _, err := c.Write([]byte("dropped")); err != nil { // silently
+			if _, err := c.Write([]byte("dropped")); err != nil { // the sender gets no error
 				t.Fatal(err)
 			}
 		}
@@ -146,8 +146,8 @@ func init() {
 	}
 }
 
-// TestFragmentsHaveNoFlow: a datagram in fragments goes by its flow's verdict when it is seen whole, and comes as fragments
-// to a handle that asks for those.
+// TestFragmentsHaveNoFlow: a fragmented datagram follows its flow's verdict when it is seen whole, and reaches handles
+// that ask for fragments as fragments.
 func TestFragmentsHaveNoFlow(t *testing.T) {
 	t.Parallel()
 	eachEngineAndFamily(t, func(t *testing.T, pair *lab.Pair, e divert.Option, addr func(*lab.Host) netip.Addr) {
@@ -196,8 +196,8 @@ func TestFragmentsHaveNoFlow(t *testing.T) {
 	})
 }
 
-// TestDatagramsCutLaterCountOneByOne: of UDP that the kernel cuts, flows count each datagram, as a handle receives them; and
-// where only the datagrams tell whether they match, those of a flow that is dropped are dropped.
+// TestDatagramsCutLaterCountOneByOne: of UDP packets that the kernel segments, flows count each datagram, as a handle
+// receives them. Where only single datagrams show whether they match, those of a dropped flow are dropped.
 func TestDatagramsCutLaterCountOneByOne(t *testing.T) {
 	t.Parallel()
 	eachEngineAndFamily(t, func(t *testing.T, pair *lab.Pair, e divert.Option, addr func(*lab.Host) netip.Addr) {
@@ -225,7 +225,7 @@ func TestDatagramsCutLaterCountOneByOne(t *testing.T) {
 					if _, err := c.Write(make([]byte, 4500)); err != nil {
 						t.Fatal(err)
 					}
-					w := each(t, d, func(p *divert.Packet) { t.Errorf("%d bytes came", len(p.Data)) })
+					w := each(t, d, func(p *divert.Packet) { t.Errorf("received %d bytes", len(p.Data)) })
 					s := quiet(t, d)
 					balanced(t, s)
 					finish(t, d, w)
@@ -242,8 +242,8 @@ func TestDatagramsCutLaterCountOneByOne(t *testing.T) {
 	})
 }
 
-// TestFloodPushesOutFlows: when more flows are decided than there is room for, some come again, and no packet of any is lost.
-// Those in use stay.
+// TestFloodPushesOutFlows: when more flows are decided than fit, some are received again, and no packet is lost. Flows
+// in use stay.
 func TestFloodPushesOutFlows(t *testing.T) {
 	t.Parallel()
 	eachEngine(t, lab.LinkOptions{}, func(t *testing.T, pair *lab.Pair, e divert.Option) {
@@ -286,7 +286,8 @@ func TestFloodPushesOutFlows(t *testing.T) {
 	})
 }
 
-// TestManyFlowsDecided: of 100,000 flows each comes with its first packet, and with no other once its verdict stands.
+// TestManyFlowsDecided: each of 100,000 flows is received with its first packet, and not again once its verdict is in
+// force.
 func TestManyFlowsDecided(t *testing.T) {
 	notInShort(t)
 	t.Parallel()
@@ -337,7 +338,7 @@ func TestManyFlowsDecided(t *testing.T) {
 	finish(t, d, w)
 }
 
-// TestFirstPacketsOfTCP: a filter that counts sees how connections begin, and no more, in both directions.
+// TestFirstPacketsOfTCP: a filter that counts matches the beginning of connections only, in both directions.
 func TestFirstPacketsOfTCP(t *testing.T) {
 	t.Parallel()
 	eachEngineAndFamily(t, func(t *testing.T, pair *lab.Pair, e divert.Option, addr func(*lab.Host) netip.Addr) {
@@ -354,7 +355,7 @@ func TestFirstPacketsOfTCP(t *testing.T) {
 	})
 }
 
-// TestFlowsOfSeveralQueues: the verdicts are the handle's, whichever queue a packet would go to.
+// TestFlowsOfSeveralQueues: a verdict applies to the whole handle, whichever queue a packet would go to.
 func TestFlowsOfSeveralQueues(t *testing.T) {
 	t.Parallel()
 	eachEngine(t, lab.LinkOptions{}, func(t *testing.T, pair *lab.Pair, e divert.Option) {

@@ -21,8 +21,8 @@ import (
 	"github.com/opendivert/divert/packet"
 )
 
-// TestVRF: a packet of an interface in a VRF, which the kernel leads through its hooks twice, is seen once, as one of
-// that interface, and goes on.
+// TestVRF: a packet of an interface in a VRF passes through the kernel's hooks twice. Handles see it once, with that
+// interface, and it goes on.
 func TestVRF(t *testing.T) {
 	t.Parallel()
 	for _, e := range engines {
@@ -34,7 +34,7 @@ func TestVRF(t *testing.T) {
 				for _, flags := range []divert.Flag{0, divert.Fragments, divert.Sniff, divert.Sniff | divert.Fragments} {
 					t.Run(f.name+"/"+flags.String(), func(t *testing.T) {
 						echo := pinger(t, pair.A, f.addr(pair.B).String(), f.name)
-						local := knownInVRF(t, pair, f.name, func() { echo(1) }) // and neighbours are found
+						local := knownInVRF(t, pair, f.name, func() { echo(1) }) // this also resolves the neighbours
 						d := openAt(t, pair.B, "icmp.Type == 8 or icmp.Type == 0 or icmpv6.Type == 128 or icmpv6.Type == 129",
 							divert.WithEngine(e.engine), divert.WithFlags(flags))
 						var seen []string
@@ -87,8 +87,8 @@ func TestVRF(t *testing.T) {
 	}
 }
 
-// knownInVRF reports whether the kernel's fib takes what comes in for B while ping runs for B's own: before 6.16 it knows no
-// addresses of a VRF, unless the fix was brought over.
+// knownInVRF reports whether the kernel's fib accepts inbound packets for B while ping to B runs: before 6.16, unless
+// the fix was backported, it does not know addresses in a VRF.
 func knownInVRF(t *testing.T, pair *lab.Pair, family string, ping func()) bool {
 	t.Helper()
 	echo := byte(unix.IPPROTO_ICMP)
@@ -146,7 +146,7 @@ func needVRF(t *testing.T, pair *lab.Pair) uint32 {
 	if err != nil {
 		t.Fatal(err)
 	}
-	// The routes of addresses that are there when a link joins a VRF may stay in the main table.
+	// The routes of addresses that exist when a link joins a VRF may stay in the main table.
 	addr4 := &netlink.Addr{IPNet: &net.IPNet{IP: pair.B.Addr4().AsSlice(), Mask: net.CIDRMask(24, 32)}}
 	addr6 := &netlink.Addr{IPNet: &net.IPNet{IP: pair.B.Addr6().AsSlice(), Mask: net.CIDRMask(64, 128)}, Flags: unix.IFA_F_NODAD}
 	for _, step := range []func() error{
@@ -179,7 +179,7 @@ func pinger(t *testing.T, from *lab.Host, to, family string) func(seq uint16) {
 		t.Helper()
 		b := []byte{request, 0, 0, 0, 0x5a, 0xa5, 0, 0}
 		binary.BigEndian.PutUint16(b[6:], seq)
-		if family == "IPv4" { // the kernel computes that of ICMPv6
+		if family == "IPv4" { // the kernel computes the checksum of ICMPv6
 			binary.BigEndian.PutUint16(b[2:], ^uint16(uint32(request)<<8+0x5aa5+uint32(seq)))
 		}
 		if _, err := c.Write(b); err != nil {
@@ -192,7 +192,7 @@ func pinger(t *testing.T, from *lab.Host, to, family string) func(seq uint16) {
 				t.Fatalf("echo %d: %v", seq, err)
 			}
 			b := buf[:n]
-			if family == "IPv4" { // raw sockets give the header
+			if family == "IPv4" { // raw sockets of IPv4 deliver the header
 				b = b[min(n, packet.IPv4HeaderLen):]
 			}
 			if len(b) >= 8 && b[0] == reply && binary.BigEndian.Uint16(b[6:]) == seq {
