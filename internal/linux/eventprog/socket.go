@@ -386,27 +386,25 @@ func (g *generator) connecting() (bool, error) {
 		g.Leave(cgprog.Allow) // decided before
 		return keeps, nil
 	}
-	matches, err := g.decide(codegen.EventHook{Event: packet.EventSocketConnect, Protocol: cgprog.ProtoTCP})
-	if err != nil {
+	matches, err := g.decideLate(codegen.EventHook{Event: packet.EventSocketConnect, Protocol: cgprog.ProtoTCP})
+	return keeps || matches, err
+}
+
+// decideLate ends a program with a decision that the kernel does not ask for, and reports whether the filter may match. If it does,
+// the socket's packets are dropped from now on, and user space destroys it.
+func (g *generator) decideLate(h codegen.EventHook) (matches bool, err error) {
+	if matches, err = g.decide(h); err != nil {
 		return false, err
 	}
 	if matches {
-		g.concludeLate()
-	} else {
-		g.Leave(cgprog.Allow)
+		if !g.sniffs() {
+			g.storedFlags(eventmap.FlagBlocked, 0)
+			g.setFlags(eventmap.FlagRefused|eventmap.FlagDestroy, 0)
+		}
+		g.tell()
 	}
-	return keeps || matches, nil
-}
-
-// concludeLate ends a program behind a decision that matched, where the kernel does not ask: the socket's
-// packets are dropped from now on, and user space destroys it.
-func (g *generator) concludeLate() {
-	if !g.sniffs() {
-		g.storedFlags(eventmap.FlagBlocked, 0)
-		g.setFlags(eventmap.FlagRefused|eventmap.FlagDestroy, 0)
-	}
-	g.tell()
 	g.Leave(cgprog.Allow)
+	return matches, nil
 }
 
 // listen runs when a socket of TCP begins to listen.
@@ -428,16 +426,8 @@ func (g *generator) listen() (bool, error) {
 			return false, err
 		}
 	}
-	matches, err := g.decide(codegen.EventHook{Event: packet.EventSocketListen, Protocol: cgprog.ProtoTCP})
-	if err != nil {
-		return false, err
-	}
-	if matches {
-		g.concludeLate()
-	} else {
-		g.Leave(cgprog.Allow)
-	}
-	return keeps || matches, nil
+	matches, err := g.decideLate(codegen.EventHook{Event: packet.EventSocketListen, Protocol: cgprog.ProtoTCP})
+	return keeps || matches, err
 }
 
 // accept runs when an incoming connection of TCP is established. The storage is a copy of the listener's.
