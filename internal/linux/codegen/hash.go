@@ -28,13 +28,7 @@ func (p *parser) hash() {
 		p.Emit(asm.StoreMem(regFrame, frameWords+8*i, asm.R1, asm.DWord))
 	}
 	v6, join := p.NewLabel(), p.NewLabel()
-	if p.family == AnyFamily {
-		p.Emit(
-			asm.LoadMem(asm.R1, regFrame, frameIP, asm.Byte),
-			asm.RSh.Imm32(asm.R1, 4),
-		)
-		p.JumpImm32(asm.JEq, asm.R1, 6, v6)
-	}
+	p.ifIPv6(v6)
 	if p.family != IPv6 {
 		p.hashWords(frameIP, 1, asm.DWord, asm.DWord, asm.Word)
 		p.hashTransport(4, join)
@@ -68,13 +62,7 @@ func (p *parser) flowHash() {
 		p.Emit(asm.StoreMem(regFrame, frameWords+8*i, asm.R1, asm.DWord))
 	}
 	v6, ports, done := p.NewLabel(), p.NewLabel(), p.NewLabel()
-	if p.family == AnyFamily {
-		p.Emit(
-			asm.LoadMem(asm.R1, regFrame, frameIP, asm.Byte),
-			asm.RSh.Imm32(asm.R1, 4),
-		)
-		p.JumpImm32(asm.JEq, asm.R1, 6, v6)
-	}
+	p.ifIPv6(v6)
 	if p.family != IPv6 {
 		p.hashWords(frameIP+12, 1, asm.Word, asm.Word)
 		p.Jump(ports)

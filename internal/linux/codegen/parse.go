@@ -323,15 +323,21 @@ func (p *parser) sides(outbound bool) {
 // sides are the variables of one end of a packet.
 type sides struct{ address, port int16 }
 
+// ifIPv6 goes to a label with IPv6 where packets of both families come. It uses R1.
+func (p *parser) ifIPv6(v6 label) {
+	if p.family != AnyFamily {
+		return
+	}
+	p.Emit(
+		asm.LoadMem(asm.R1, regFrame, frameIP, asm.Byte),
+		asm.RSh.Imm32(asm.R1, 4),
+	)
+	p.JumpImm32(asm.JEq, asm.R1, 6, v6)
+}
+
 func (p *parser) addresses(source, destination int16) {
 	v6, end := p.NewLabel(), p.NewLabel()
-	if p.family == AnyFamily {
-		p.Emit(
-			asm.LoadMem(asm.R1, regFrame, frameIP, asm.Byte),
-			asm.RSh.Imm32(asm.R1, 4),
-		)
-		p.JumpImm32(asm.JEq, asm.R1, 6, v6)
-	}
+	p.ifIPv6(v6)
 	if p.family != IPv6 {
 		p.Emit(
 			asm.LoadMem(asm.R2, regFrame, varZero, asm.DWord),
