@@ -97,3 +97,14 @@ func (a *Assembler) Branches() int {
 	}
 	return n
 }
+
+// LookUp leaves the address of the value for a key in R0, 0 if the map has no such key. The key stands in the frame, at an
+// offset that is negative.
+func (a *Assembler) LookUp(theMap string, key int16) {
+	a.Emit(
+		asm.LoadMapPtr(asm.R1, 0).WithReference(theMap),
+		asm.Mov.Reg(asm.R2, Frame),
+		asm.Add.Imm(asm.R2, int32(key)),
+		asm.FnMapLookupElem.Call(),
+	)
+}

@@ -91,13 +91,6 @@ func (b *Builder) Point(r asm.Register, at int16) {
 	b.Emit(asm.Mov.Reg(r, bpfasm.Frame), asm.Add.Imm(r, int32(at)))
 }
 
-// LookUp leaves the address of the value for a key in the frame in R0, 0 if there is none.
-func (b *Builder) LookUp(name string, key int16) {
-	b.Emit(MapPtr(asm.R1, name))
-	b.Point(asm.R2, key)
-	b.Emit(asm.FnMapLookupElem.Call())
-}
-
 // Flags of Update (BPF_ANY and BPF_NOEXIST of linux/bpf.h).
 const (
 	UpdateAny     = 0

@@ -46,14 +46,7 @@ func (g *generator) ring() {
 		asm.LoadMem(asm.R2, asm.R1, 0, asm.Word),
 	)
 	g.JumpImm32(asm.JEq, asm.R2, 0, awake)
-	g.Emit(
-		asm.StoreImm(asm.R1, 0, 0, asm.Word),
-		asm.LoadMapPtr(asm.R1, 0).WithReference(bellMap),
-		asm.Mov.Reg(asm.R2, regFrame),
-		asm.Add.Imm(asm.R2, int32(frameRecord)),
-		asm.Mov.Imm(asm.R3, bellRecord),
-		asm.Mov.Imm(asm.R4, ringForceWakeup),
-		asm.FnRingbufOutput.Call(),
-	)
+	g.Emit(asm.StoreImm(asm.R1, 0, 0, asm.Word))
+	g.send(bellMap, bellRecord, ringForceWakeup)
 	g.Mark(awake)
 }

@@ -189,13 +189,7 @@ func (g *generator) clones() {
 	g.readKernel(ctUse, 4)
 	g.Emit(asm.LoadMem(asm.R1, regFrame, frameRecord+8, asm.Word))
 	g.JumpImm32(asm.JLE, asm.R1, 1, queue) // the only one
-	g.Emit(
-		asm.StoreImm(regFrame, varKey, 0, asm.Word),
-		asm.LoadMapPtr(asm.R1, 0).WithReference(clonesMap),
-		asm.Mov.Reg(asm.R2, regFrame),
-		asm.Add.Imm(asm.R2, int32(varKey)),
-		asm.FnMapLookupElem.Call(),
-	)
+	g.onlyValue(clonesMap)
 	out := g.NewLabel()
 	g.JumpImm64(asm.JEq, asm.R0, 0, out) // cannot be: the key exists
 	g.Emit(

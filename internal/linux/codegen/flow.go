@@ -89,13 +89,7 @@ func (g *generator) flowVerdict() {
 	g.liveRecord(flowmap.DecidedGeneration, undecided)
 	g.size()
 	g.countInRecord()
-	g.Emit(
-		asm.StoreImm(regFrame, varKey, 0, asm.Word),
-		asm.LoadMapPtr(asm.R1, 0).WithReference(flowmap.Totals),
-		asm.Mov.Reg(asm.R2, regFrame),
-		asm.Add.Imm(asm.R2, int32(varKey)),
-		asm.FnMapLookupElem.Call(),
-	)
+	g.onlyValue(flowmap.Totals)
 	done := g.NewLabel()
 	g.JumpImm64(asm.JEq, asm.R0, 0, done) // cannot be: the key exists
 	g.addAtomic(asm.R0, total, flowPacketsAt)
@@ -208,12 +202,7 @@ func (g *generator) order() {
 
 // findRecord leaves the address of the flow's record in regRecord, or goes to none.
 func (g *generator) findRecord(table string, none label) {
-	g.Emit(
-		asm.LoadMapPtr(asm.R1, 0).WithReference(table),
-		asm.Mov.Reg(asm.R2, regFrame),
-		asm.Add.Imm(asm.R2, int32(flowKeyAt)),
-		asm.FnMapLookupElem.Call(),
-	)
+	g.LookUp(table, flowKeyAt)
 	g.JumpImm64(asm.JEq, asm.R0, 0, none)
 	g.Emit(asm.Mov.Reg(regRecord, asm.R0))
 }

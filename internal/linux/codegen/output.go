@@ -178,13 +178,7 @@ func (g *generator) count() {
 	if !g.options.Count {
 		return
 	}
-	g.Emit(
-		asm.StoreImm(regFrame, varKey, 0, asm.Word),
-		asm.LoadMapPtr(asm.R1, 0).WithReference(counterMap),
-		asm.Mov.Reg(asm.R2, regFrame),
-		asm.Add.Imm(asm.R2, int32(varKey)),
-		asm.FnMapLookupElem.Call(),
-	)
+	g.onlyValue(counterMap)
 	found := g.NewLabel()
 	g.JumpImm64(asm.JNE, asm.R0, 0, found)
 	g.Emit(asm.Mov.Imm(asm.R0, 0), asm.Return()) // cannot be: the key exists
@@ -204,6 +198,12 @@ func (g *generator) count() {
 		asm.StoreMem(regCounter, 0, asm.R1, asm.DWord),
 	)
 	g.Mark(none)
+}
+
+// onlyValue leaves the address of the value of an array with one value in R0; for the verifier it may be 0.
+func (g *generator) onlyValue(theMap string) {
+	g.Emit(asm.StoreImm(regFrame, varKey, 0, asm.Word))
+	g.LookUp(theMap, varKey)
 }
 
 // increment adds 1 to a member of the counter.
@@ -270,18 +270,23 @@ func (g *generator) correlate() {
 			asm.StoreMem(regFrame, frameRecord+24, asm.R1, asm.Word),
 		)
 	}
-	g.Emit(
-		asm.LoadMapPtr(asm.R1, 0).WithReference(correlateMap),
-		asm.Mov.Reg(asm.R2, regFrame),
-		asm.Add.Imm(asm.R2, int32(frameRecord)),
-		asm.Mov.Imm(asm.R3, TimeSize),
-		asm.Mov.Imm(asm.R4, ringNoWakeup),
-		asm.FnRingbufOutput.Call(),
-	)
+	g.send(correlateMap, TimeSize, ringNoWakeup)
 	if g.options.Count {
 		g.Emit(asm.LoadMem(regCounter, regFrame, varZero, asm.DWord))
 	}
 	g.countFailure()
+}
+
+// send sends n bytes of the record to a ring buffer.
+func (g *generator) send(buffer string, n, flags int32) {
+	g.Emit(
+		asm.LoadMapPtr(asm.R1, 0).WithReference(buffer),
+		asm.Mov.Reg(asm.R2, regFrame),
+		asm.Add.Imm(asm.R2, int32(frameRecord)),
+		asm.Mov.Imm(asm.R3, n),
+		asm.Mov.Imm(asm.R4, flags),
+		asm.FnRingbufOutput.Call(),
+	)
 }
 
 // sniff copies the packet out.

@@ -32,12 +32,7 @@ func (g *generator) process() {
 // processName stores the name of the packet's process, zeros if none is known.
 func (g *generator) processName() {
 	unknown, end := g.NewLabel(), g.NewLabel()
-	g.Emit(
-		asm.LoadMapPtr(asm.R1, 0).WithReference(processmap.NamesMap),
-		asm.Mov.Reg(asm.R2, regFrame),
-		asm.Add.Imm(asm.R2, int32(varProcess)),
-		asm.FnMapLookupElem.Call(),
-	)
+	g.LookUp(processmap.NamesMap, varProcess)
 	g.JumpImm64(asm.JEq, asm.R0, 0, unknown)
 	g.Emit(
 		asm.LoadMem(asm.R1, asm.R0, 0, asm.DWord), asm.HostTo(asm.BE, asm.R1, asm.DWord),
@@ -73,21 +68,11 @@ func (g *generator) processByCookie(found, none label) {
 // there is one.
 func (g *generator) processBy(name string, offset int16, found label) {
 	miss := g.NewLabel()
-	g.lookUp(name)
+	g.LookUp(name, frameProcess)
 	g.JumpImm64(asm.JEq, asm.R0, 0, miss)
 	g.Emit(asm.LoadMem(asm.R1, asm.R0, offset, asm.Word))
 	g.Jump(found)
 	g.Mark(miss)
-}
-
-// lookUp leaves the address of the value for the key at frameProcess in R0.
-func (g *generator) lookUp(name string) {
-	g.Emit(
-		asm.LoadMapPtr(asm.R1, 0).WithReference(name),
-		asm.Mov.Reg(asm.R2, regFrame),
-		asm.Add.Imm(asm.R2, int32(frameProcess)),
-		asm.FnMapLookupElem.Call(),
-	)
 }
 
 // processKey makes the key of the packet's flow, or goes to none if it can be none of a socket's.
@@ -146,7 +131,7 @@ func (g *generator) processByPort(found label) {
 		)
 		g.JumpImm32(asm.JNE, asm.R1, syn|ack, end)
 	}
-	g.processByHolder(found)
+	processmap.FindHolder(&g.Assembler, frameProcess, found)
 	if g.hook.Family != IPv6 {
 		six := g.NewLabel()
 		g.Emit(asm.LoadMem(asm.R1, regFrame, frameProcess+processmap.KeyLocal, asm.DWord))
@@ -160,7 +145,7 @@ func (g *generator) processByPort(found label) {
 			asm.LoadImm(asm.R1, mappedPrefix, asm.DWord),
 			asm.StoreMem(regFrame, frameProcess+processmap.KeyLocal+8, asm.R1, asm.DWord),
 		)
-		g.processByHolder(found)
+		processmap.FindHolder(&g.Assembler, frameProcess, found)
 		g.Mark(six)
 	}
 	// Sockets that are bound to :: receive IPv4 too.
@@ -169,24 +154,8 @@ func (g *generator) processByPort(found label) {
 		asm.StoreMem(regFrame, frameProcess+processmap.KeyLocal, asm.R1, asm.DWord),
 		asm.StoreMem(regFrame, frameProcess+processmap.KeyLocal+8, asm.R1, asm.DWord),
 	)
-	g.processByHolder(found)
+	processmap.FindHolder(&g.Assembler, frameProcess, found)
 	g.Mark(end)
-}
-
-// processByHolder looks the local end up and goes to found with the process of the first socket that holds it.
-func (g *generator) processByHolder(found label) {
-	miss := g.NewLabel()
-	g.lookUp(processmap.PortsMap)
-	g.JumpImm64(asm.JEq, asm.R0, 0, miss)
-	for i := range int16(processmap.Holders) {
-		free := g.NewLabel()
-		g.Emit(asm.LoadMem(asm.R2, asm.R0, i*processmap.HolderSize+processmap.HolderCookie, asm.DWord))
-		g.JumpImm64(asm.JEq, asm.R2, 0, free)
-		g.Emit(asm.LoadMem(asm.R1, asm.R0, i*processmap.HolderSize+processmap.HolderProcess, asm.Word))
-		g.Jump(found)
-		g.Mark(free)
-	}
-	g.Mark(miss)
 }
 
 // processByClosed goes to found with the process that had the connection, if it was closed a short time ago, else to
@@ -200,7 +169,7 @@ func (g *generator) processByClosed(found, none label) {
 		g.JumpImm32(asm.JEq, asm.R1, 0, none)
 	}
 	g.keyAddress(varLocalAddr, processmap.KeyLocal)
-	g.lookUp(processmap.ClosedMap)
+	g.LookUp(processmap.ClosedMap, frameProcess)
 	g.JumpImm64(asm.JEq, asm.R0, 0, none)
 	g.Emit(
 		asm.Mov.Reg(asm.R8, asm.R0),

@@ -226,18 +226,7 @@ func (b *builder) parent() {
 		func() { b.keyLocal(0) },
 	} {
 		addr()
-		miss := b.NewLabel()
-		b.LookUp(processmap.PortsMap, frameSocketKey)
-		b.JumpImm64(asm.JEq, asm.R0, 0, miss)
-		for i := range int16(processmap.Holders) {
-			free := b.NewLabel()
-			b.Emit(asm.LoadMem(asm.R2, asm.R0, i*processmap.HolderSize+processmap.HolderCookie, asm.DWord))
-			b.JumpImm64(asm.JEq, asm.R2, 0, free)
-			b.Emit(asm.LoadMem(asm.R1, asm.R0, i*processmap.HolderSize+processmap.HolderProcess, asm.Word))
-			b.Jump(found)
-			b.Mark(free)
-		}
-		b.Mark(miss)
+		processmap.FindHolder(&b.Assembler, frameSocketKey, found)
 	}
 	b.Jump(none)
 	b.Mark(found)
