@@ -165,10 +165,7 @@ func (c *Copy) parse(body []byte) {
 				c.Hook = a.Data[2]
 			}
 		case attrTimestamp:
-			if len(a.Data) >= 16 {
-				sec, usec := binary.BigEndian.Uint64(a.Data), binary.BigEndian.Uint64(a.Data[8:])
-				c.Time = int64(sec*1e9 + usec*1e3)
-			}
+			c.Time = a.Time()
 		case attrInDev:
 			c.In = a.Uint32()
 		case attrOutDev:

@@ -154,3 +154,12 @@ func (it *AttrIter) Uint32() uint32 {
 	}
 	return binary.BigEndian.Uint32(it.Data)
 }
+
+// Time returns an attribute with the wall clock's time, in nanoseconds since 1970, 0 if it is shorter: struct nfqnl_msg_packet_timestamp
+// or struct nfulnl_msg_packet_timestamp, which have seconds and microseconds.
+func (it *AttrIter) Time() int64 {
+	if len(it.Data) < 16 {
+		return 0
+	}
+	return int64(binary.BigEndian.Uint64(it.Data)*1e9 + binary.BigEndian.Uint64(it.Data[8:])*1e3)
+}

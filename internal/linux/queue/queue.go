@@ -266,10 +266,7 @@ func (m *Message) Parse(b []byte) Kind {
 				m.ID, m.Hook, seen = a.Uint32(), Hook(a.Data[6]), true
 			}
 		case attrTimestamp:
-			if len(a.Data) >= 16 {
-				sec, usec := binary.BigEndian.Uint64(a.Data), binary.BigEndian.Uint64(a.Data[8:])
-				m.Time = int64(sec*1e9 + usec*1e3)
-			}
+			m.Time = a.Time()
 		case attrInDev:
 			m.In = a.Uint32()
 		case attrOutDev:
