@@ -108,44 +108,34 @@ func (i *Injector) vouch() error {
 	return nil
 }
 
-// out returns the way out.
-func (i *Injector) out() (*inject.Outbound, error) {
+// opened returns a way, which it opens in the injector's namespace when it is first needed.
+func opened[T any](i *Injector, way **T, open func() (*T, error)) (*T, error) {
 	i.mu.Lock()
 	defer i.mu.Unlock()
 	switch {
 	case i.closed:
 		return nil, net.ErrClosed
-	case i.outbound != nil:
-		return i.outbound, nil
+	case *way != nil:
+		return *way, nil
 	}
 	if err := i.vouch(); err != nil {
 		return nil, err
 	}
 	err := i.ns.Do(func() (err error) {
-		i.outbound, err = inject.NewOutbound(i.origin.Own)
+		*way, err = open()
 		return err
 	})
-	return i.outbound, err
+	return *way, err
+}
+
+// out returns the way out.
+func (i *Injector) out() (*inject.Outbound, error) {
+	return opened(i, &i.outbound, func() (*inject.Outbound, error) { return inject.NewOutbound(i.origin.Own) })
 }
 
 // in returns the way in.
 func (i *Injector) in() (*inject.Inbound, error) {
-	i.mu.Lock()
-	defer i.mu.Unlock()
-	switch {
-	case i.closed:
-		return nil, net.ErrClosed
-	case i.inbound != nil:
-		return i.inbound, nil
-	}
-	if err := i.vouch(); err != nil {
-		return nil, err
-	}
-	err := i.ns.Do(func() (err error) {
-		i.inbound, err = inject.NewInbound(i.origin.Seal, i.origin.Served)
-		return err
-	})
-	return i.inbound, err
+	return opened(i, &i.inbound, func() (*inject.Inbound, error) { return inject.NewInbound(i.origin.Seal, i.origin.Served) })
 }
 
 // Hops returns what tells whether two destinations have the same next hop, nil where nothing can. It tells of the injector's
@@ -164,22 +154,9 @@ func (i *Injector) Hops() *nexthop.Hops {
 
 // through returns the way to be forwarded.
 func (i *Injector) through() (*inject.Forward, error) {
-	i.mu.Lock()
-	defer i.mu.Unlock()
-	switch {
-	case i.closed:
-		return nil, net.ErrClosed
-	case i.forward != nil:
-		return i.forward, nil
-	}
-	if err := i.vouch(); err != nil {
-		return nil, err
-	}
-	err := i.ns.Do(func() (err error) {
-		i.forward, err = inject.NewForward(i.origin.Seal, i.origin.Own, i.origin.Served)
-		return err
+	return opened(i, &i.forward, func() (*inject.Forward, error) {
+		return inject.NewForward(i.origin.Seal, i.origin.Own, i.origin.Served)
 	})
-	return i.forward, err
 }
 
 // reason turns an error of an injection into the engine's.
