@@ -207,14 +207,7 @@ func PastWalk(b []byte) bool {
 		if !isExtension[protocol] || at+lenExtension > len(b) {
 			return false
 		}
-		size := 8 * (int(b[at+1]) + 1)
-		switch protocol {
-		case protoAH:
-			size = 4 * (int(b[at+1]) + 2)
-		case protoFragment:
-			size = lenExtension
-		}
-		protocol, at = b[at], at+size
+		protocol, at = b[at], at+extensionSize(protocol, b[at:])
 	}
 	return isExtension[protocol]
 }
@@ -238,22 +231,30 @@ func Truncated(b []byte) bool {
 		if at+lenExtension > len(b) || first && protocol == protoFragment {
 			return first
 		}
-		size := 8 * (int(b[at+1]) + 1)
-		switch protocol {
-		case protoAH:
-			size = 4 * (int(b[at+1]) + 2)
-		case protoFragment:
-			if size = lenExtension; b[at+2] != 0 || b[at+3]&^6 != 1 {
+		if protocol == protoFragment {
+			if b[at+2] != 0 || b[at+3]&^6 != 1 {
 				return false
 			}
 			first = true
 		}
+		size := extensionSize(protocol, b[at:])
 		if at+size > len(b) {
 			return first
 		}
 		protocol, at = b[at], at+size
 	}
 	return first && len(b) < at+shortest(protocol)
+}
+
+// extensionSize returns the length of the extension header at the beginning of b, in bytes.
+func extensionSize(protocol byte, b []byte) int {
+	switch protocol {
+	case protoAH:
+		return 4 * (int(b[1]) + 2)
+	case protoFragment:
+		return lenExtension
+	}
+	return 8 * (int(b[1]) + 1)
 }
 
 // shortest is the length of a transport header without options; 0 for protocols that filters do not know.
