@@ -12,8 +12,6 @@ import (
 	"github.com/opendivert/divert/internal/engine"
 	"github.com/opendivert/divert/internal/linux/codegen"
 	"github.com/opendivert/divert/internal/linux/rights"
-	"github.com/opendivert/divert/internal/prog"
-	"github.com/opendivert/divert/packet"
 )
 
 // probed is what probe remembers.
@@ -37,12 +35,7 @@ func probe() error {
 
 // tryProgram loads a program.
 func tryProgram() error {
-	p := prog.Only(packet.LayerNetwork, prog.FieldIP)
-	u, err := codegen.Build(p, codegen.Hook{}, codegen.Options{})
-	if err != nil {
-		return err
-	}
-	loaded, err := u.Load()
+	loaded, err := codegen.LoadSmall()
 	if err != nil {
 		return err
 	}

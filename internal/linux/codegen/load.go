@@ -13,6 +13,8 @@ import (
 	"github.com/opendivert/divert/internal/linux/flowmap"
 	"github.com/opendivert/divert/internal/linux/kernel"
 	"github.com/opendivert/divert/internal/linux/processmap"
+	"github.com/opendivert/divert/internal/prog"
+	"github.com/opendivert/divert/packet"
 )
 
 // Program is a loaded program. Its methods may be called by several goroutines at once, Close
@@ -20,6 +22,15 @@ import (
 type Program struct {
 	program *ebpf.Program
 	maps    map[string]*ebpf.Map // the maps that the instructions refer to must stay open
+}
+
+// LoadSmall loads a small program, for callers that want to know whether programs can be loaded. It fails as Load does.
+func LoadSmall() (*Program, error) {
+	u, err := Build(prog.Only(packet.LayerNetwork, prog.FieldIP), Hook{}, Options{})
+	if err != nil {
+		return nil, err
+	}
+	return u.Load()
 }
 
 // Load loads the program into the kernel (Linux 5.8; CAP_BPF, for sniffing also CAP_PERFMON, or

@@ -24,8 +24,6 @@ import (
 	"github.com/opendivert/divert/internal/linux/nflog"
 	"github.com/opendivert/divert/internal/linux/processes"
 	"github.com/opendivert/divert/internal/linux/queue"
-	"github.com/opendivert/divert/internal/prog"
-	"github.com/opendivert/divert/packet"
 )
 
 const (
@@ -260,14 +258,9 @@ func loopable(p *Prober) error {
 	return nil
 }
 
-// loadProgram loads a filter as handles do, for as long as f runs.
+// loadProgram loads a program like those of handles, for as long as f runs.
 func loadProgram(f func(fd int) error) error {
-	p := prog.Only(packet.LayerNetwork, prog.FieldIP)
-	u, err := codegen.Build(p, codegen.Hook{}, codegen.Options{})
-	if err != nil {
-		return err
-	}
-	loaded, err := u.Load()
+	loaded, err := codegen.LoadSmall()
 	if err != nil {
 		return err
 	}
