@@ -12,39 +12,37 @@ var _ engine.Flows = (*handle)(nil)
 
 // DecideFlow implements engine.Flows.
 func (h *handle) DecideFlow(one []packet.Packet, v flow.Verdict) error {
-	p, sniffs := &one[0], h.cfg.Flags&engine.FlagSniff != 0
-	waits, err := h.decideFlow(p, v)
-	switch {
-	case err != nil || sniffs:
-		return err
-	case v == flow.Drop:
-		return h.Drop(one)
-	case waits:
-		_, err = h.Accept(one)
-	}
-	return err
+	return engine.DecideFlow(h, &h.cfg, h.layer, one, v)
 }
 
-// decideFlow makes a verdict hold, and reports whether the packet itself waits for one.
-func (h *handle) decideFlow(p *packet.Packet, v flow.Verdict) (waits bool, err error) {
+// MayDecide implements engine.FlowDecider.
+func (h *handle) MayDecide(sends bool) error {
 	h.net.mu.Lock()
 	defer h.net.mu.Unlock()
-	sniffs := h.cfg.Flags&engine.FlagSniff != 0
 	switch {
 	case h.closed:
-		return false, net.ErrClosed
-	case v == flow.Accept && !sniffs && h.sendDown:
-		return false, engine.ErrShutdown
-	case sniffs && !(p.Addr.Sniffed && p.Addr.Layer == h.layer), !sniffs && h.tokenOf(&p.Addr) == 0:
-		return false, engine.ErrNotReceived
+		return net.ErrClosed
+	case sends && h.sendDown:
+		return engine.ErrShutdown
 	}
-	f, err := engine.FlowOf(p)
-	if err != nil {
-		return false, err
-	}
-	h.flows.Make(&h.cfg).Decide(f.Key, v, nanoseconds(h.net.now()))
-	_, waits = h.held.packets[h.tokenOf(&p.Addr)]
-	return waits, nil
+	return nil
+}
+
+// Captured implements engine.FlowDecider.
+func (h *handle) Captured(a *packet.Address) bool { return h.tokenOf(a) != 0 }
+
+// Waits implements engine.FlowDecider.
+func (h *handle) Waits(a *packet.Address) bool {
+	h.net.mu.Lock()
+	defer h.net.mu.Unlock()
+	_, waits := h.held.packets[h.tokenOf(a)]
+	return waits
+}
+
+// Decide implements engine.FlowDecider.
+func (h *handle) Decide(k flow.Key, v flow.Verdict) error {
+	h.flows.Make(&h.cfg).Decide(k, v, nanoseconds(h.net.now()))
+	return nil
 }
 
 // ForgetFlow implements engine.Flows.

@@ -36,6 +36,47 @@ func FlowOf(p *packet.Packet) (flow.Packet, error) {
 	return f, nil
 }
 
+// FlowDecider is a handle as DecideFlow needs it.
+type FlowDecider interface {
+	Accept(ps []packet.Packet) (int, error)
+	Dropper
+	// MayDecide fails on a closed handle, and with ErrShutdown if the decision sends and the handle sends no more.
+	MayDecide(sends bool) error
+	// Captured reports whether the packet with an address, not a copy of it, came from this handle, and Waits whether the
+	// program has neither sent nor dropped it.
+	Captured(a *packet.Address) bool
+	Waits(a *packet.Address) bool
+	// Decide makes a verdict hold.
+	Decide(k flow.Key, v flow.Verdict) error
+}
+
+// DecideFlow is Flows.DecideFlow of a handle of a layer.
+func DecideFlow(h FlowDecider, cfg *Config, layer packet.Layer, one []packet.Packet, v flow.Verdict) error {
+	p, sniffs := &one[0], cfg.Flags&FlagSniff != 0
+	if err := h.MayDecide(v == flow.Accept && !sniffs); err != nil {
+		return err
+	}
+	if sniffs && !(p.Addr.Sniffed && p.Addr.Layer == layer) || !sniffs && !h.Captured(&p.Addr) {
+		return ErrNotReceived
+	}
+	f, err := FlowOf(p)
+	if err != nil {
+		return err
+	}
+	if err := h.Decide(f.Key, v); err != nil {
+		return err
+	}
+	switch {
+	case sniffs:
+		return nil // a copy
+	case v == flow.Drop:
+		return h.Drop(one)
+	case h.Waits(&p.Addr):
+		_, err = h.Accept(one)
+	}
+	return err
+}
+
 // FlowTable is the flows of a handle that are decided in user space. Its zero value has none and costs a packet next to
 // nothing. It may be used by several goroutines at once.
 type FlowTable struct{ table atomic.Pointer[flow.Table] }

@@ -15,7 +15,6 @@ import (
 	"github.com/opendivert/divert/internal/linux/flowmap"
 	"github.com/opendivert/divert/internal/linux/life"
 	"github.com/opendivert/divert/internal/linux/rules"
-	"github.com/opendivert/divert/internal/linux/verdict"
 	"github.com/opendivert/divert/packet"
 )
 
@@ -33,49 +32,28 @@ var _ engine.Flows = (*handle)(nil)
 
 // DecideFlow implements engine.Flows.
 func (h *handle) DecideFlow(one []packet.Packet, v flow.Verdict) error {
-	var err error
-	p := &one[0]
-	if v == flow.Accept && h.cfg.Flags&engine.FlagSniff == 0 {
-		err = h.maySend()
-	} else if h.life.Is(life.Closed) {
-		err = net.ErrClosed
-	}
-	if err != nil {
-		return err
-	}
-	if !h.hasReceived(p) {
-		return engine.ErrNotReceived
-	}
-	f, err := engine.FlowOf(p)
-	if err != nil {
-		return err
-	}
-	if err := h.decideFlow(&f.Key, v); err != nil {
-		return err
-	}
-	switch {
-	case h.cfg.Flags&engine.FlagSniff != 0:
-		return nil // a copy
-	case v == flow.Drop:
-		return verdict.ClosedError(h.sender.Drop(one))
-	}
-	if !h.sender.Holds(&p.Addr) {
-		return nil // it has gone its way
-	}
-	_, err = h.sender.Send(one, true)
-	return err
+	return engine.DecideFlow(h, &h.cfg, h.layer, one, v)
 }
 
-// hasReceived reports whether a packet, or a copy, came from this handle.
-func (h *handle) hasReceived(p *packet.Packet) bool {
-	if h.cfg.Flags&engine.FlagSniff != 0 {
-		return p.Addr.Sniffed && p.Addr.Layer == h.layer
+// MayDecide implements engine.FlowDecider.
+func (h *handle) MayDecide(sends bool) error {
+	if sends {
+		return h.maySend()
 	}
-	return h.sender.Captured(&p.Addr)
+	if h.life.Is(life.Closed) {
+		return net.ErrClosed
+	}
+	return nil
 }
 
-// decideFlow makes a verdict hold.
-func (h *handle) decideFlow(k *flow.Key, v flow.Verdict) error {
+// Captured implements engine.FlowDecider.
+func (h *handle) Captured(a *packet.Address) bool { return h.sender.Captured(a) }
+
+// Waits implements engine.FlowDecider.
+func (h *handle) Waits(a *packet.Address) bool { return h.sender.Holds(a) }
+
+// Decide implements engine.FlowDecider.
+func (h *handle) Decide(k flow.Key, v flow.Verdict) error {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	if h.entries == nil {
@@ -89,7 +67,7 @@ func (h *handle) decideFlow(k *flow.Key, v flow.Verdict) error {
 				return err
 			}
 		}
-		h.flows.table.Make(&h.cfg).Decide(*k, v, clock.Now())
+		h.flows.table.Make(&h.cfg).Decide(k, v, clock.Now())
 		return nil
 	}
 	switch {
@@ -103,7 +81,7 @@ func (h *handle) decideFlow(k *flow.Key, v flow.Verdict) error {
 	if err := h.followFlows(v); err != nil {
 		return err
 	}
-	return h.flows.maps.Load().Decide(k, v)
+	return h.flows.maps.Load().Decide(&k, v)
 }
 
 // flowMaps returns the maps, which are made when they are needed first, with a table. h.mu is held.

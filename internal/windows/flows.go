@@ -22,30 +22,33 @@ func clock() int64 { return int64(time.Since(began)) }
 
 // DecideFlow implements engine.Flows.
 func (h *handle) DecideFlow(one []packet.Packet, v flow.Verdict) error {
-	p, sniffs := &one[0], h.cfg.Flags&engine.FlagSniff != 0
+	return engine.DecideFlow(h, &h.cfg, h.layer, one, v)
+}
+
+// MayDecide implements engine.FlowDecider.
+func (h *handle) MayDecide(sends bool) error {
 	switch {
 	case h.closed.Load():
 		return net.ErrClosed
-	case v == flow.Accept && !sniffs && h.sendDown.Load():
+	case sends && h.sendDown.Load():
 		return engine.ErrShutdown
 	}
-	if _, received := h.received.id(&p.Addr); !sniffs && !received || sniffs && !(p.Addr.Sniffed && p.Addr.Layer == h.layer) {
-		return engine.ErrNotReceived
-	}
-	f, err := engine.FlowOf(p)
-	if err != nil {
-		return err
-	}
-	h.flows.Make(&h.cfg).Decide(f.Key, v, clock())
-	switch {
-	case sniffs:
-		return nil // a copy
-	case v == flow.Drop:
-		return h.Drop(one)
-	case h.received.holds(&p.Addr):
-		_, err = h.Accept(one)
-	}
-	return err
+	return nil
+}
+
+// Captured implements engine.FlowDecider.
+func (h *handle) Captured(a *packet.Address) bool {
+	_, ok := h.received.id(a)
+	return ok
+}
+
+// Waits implements engine.FlowDecider.
+func (h *handle) Waits(a *packet.Address) bool { return h.received.holds(a) }
+
+// Decide implements engine.FlowDecider.
+func (h *handle) Decide(k flow.Key, v flow.Verdict) error {
+	h.flows.Make(&h.cfg).Decide(k, v, clock())
+	return nil
 }
 
 // holds reports whether an address is that of a received packet that was not sent yet.
