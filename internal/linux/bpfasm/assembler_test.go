@@ -148,7 +148,7 @@ func TestMistakes(t *testing.T) {
 	}
 }
 
-// TestTooLarge: code that the kernel takes no more of.
+// TestTooLarge: code past the limit of the kernel.
 func TestTooLarge(t *testing.T) {
 	var a Assembler
 	for range maxCode + 1 {

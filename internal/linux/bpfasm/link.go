@@ -33,8 +33,8 @@ func width(ins *asm.Instruction) int {
 	return 1
 }
 
-// grown is at most how many slots an instruction has when the kernel has rewritten it. The kernel refuses a program
-// when a jump reaches too far after that (bpf_adj_branches in kernel/bpf/core.c).
+// grown is the most slots that an instruction may have after the kernel has rewritten it. The kernel refuses a program if a jump
+// reaches too far after that (bpf_adj_branches in kernel/bpf/core.c).
 func grown(ins *asm.Instruction) int {
 	switch class := ins.OpCode.Class(); {
 	case ins.IsFunctionReference(), ins.OpCode.IsDWordLoad():
@@ -54,12 +54,12 @@ func grown(ins *asm.Instruction) int {
 // maxJump is the greatest distance of a jump, in slots as they have grown, less a margin for the island's own first jump.
 const maxJump = math.MaxInt16 - 8
 
-// MaxInstructions is BPF_COMPLEXITY_LIMIT_INSNS (include/linux/bpf_verifier.h): what a program of a
-// privileged user may have.
+// MaxInstructions is the most instructions that the program of a privileged user may have: BPF_COMPLEXITY_LIMIT_INSNS
+// (include/linux/bpf_verifier.h).
 const MaxInstructions = 1_000_000
 
-// maxCode is how many a program has at most here: the verifier goes through most of them once, and counts what it goes
-// through.
+// maxCode is the limit here, which leaves a margin: the verifier counts each instruction as often as it goes through it, most of
+// them once.
 const maxCode = MaxInstructions * 9 / 10
 
 // Link lays the code out, resolves all jumps and returns the finished instructions. Jumps have distances then, so the instructions

@@ -68,7 +68,7 @@ func (b *Builder) AllowIfSet(r asm.Register, bits int32) {
 	b.Mark(stay)
 }
 
-// Begin saves the context and lets everything pass that is of another network namespace than the one with the cookie.
+// Begin saves the context and lets traffic of other network namespaces than that of the cookie pass.
 func (b *Builder) Begin(cookie uint64) {
 	ours := b.NewLabel()
 	b.Emit(
@@ -105,7 +105,7 @@ func (b *Builder) Update(name string, key, value int16, flags int32) {
 	b.Emit(asm.Mov.Imm(asm.R4, flags), asm.FnMapUpdateElem.Call())
 }
 
-// Remove takes the entry for a key in the frame away.
+// Remove removes the entry for a key in the frame.
 func (b *Builder) Remove(name string, key int16) {
 	b.Emit(MapPtr(asm.R1, name))
 	b.Point(asm.R2, key)
@@ -115,8 +115,9 @@ func (b *Builder) Remove(name string, key int16) {
 // StorageCreate is BPF_SK_STORAGE_GET_F_CREATE (linux/bpf.h): a socket without storage gets one.
 const StorageCreate = 1
 
-// LoadStorage leaves the socket's storage in a map in R0, 0 if there is none. The socket is a member of the context, or InContext.
-// The instruction initial leaves in R3 where a new storage's first content stands, or 0 for zeros. Operations without a socket pass.
+// LoadStorage leaves the socket's storage in a map in R0, 0 if there is none. The socket is a member of the context, or
+// InContext. The instruction initial leaves in R3 the address of a new storage's first content, or 0 for zeros. Operations
+// without a socket pass.
 func (b *Builder) LoadStorage(name string, sock int16, initial asm.Instruction, flags int32) {
 	if sock == InContext {
 		b.Emit(asm.Mov.Reg(asm.R2, bpfasm.Context))

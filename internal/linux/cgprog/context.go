@@ -2,7 +2,7 @@
 
 package cgprog
 
-// Where the contexts of the programs have the socket (linux/bpf.h); InContext is for contexts that are one.
+// Offsets of the socket in the contexts of the programs (linux/bpf.h); InContext is for contexts that are a socket themselves.
 const (
 	InContext = -1
 	AddrSock  = 64  // struct bpf_sock_addr

@@ -77,7 +77,8 @@ func newSets(spec *ebpf.MapSpec) (*ebpf.Map, error) {
 	return m, nil
 }
 
-// tries returns a probe that loads a program of a kind, with these instructions: kernels differ in what they let it ask.
+// tries returns a probe that loads a program of a kind with these instructions: kernels differ in the functions that they let it
+// call.
 func tries(kind ebpf.ProgramType, attach ebpf.AttachType, code ...asm.Instruction) func() error {
 	return func() error {
 		p, err := Load("divert_probe", Hook{Kind: kind, Attach: attach}, append(code, asm.Mov.Imm(asm.R0, Allow), asm.Return()))

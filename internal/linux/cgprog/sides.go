@@ -63,8 +63,7 @@ func (b *Builder) Family6(field int16) {
 	b.Mark(end)
 }
 
-// Loopback stores whether the address in the field is one of this host's that never leave it, or, if it is
-// the remote one, the local one too.
+// Loopback stores whether the address in the field is a loopback address or, if it is the remote one, equals the local one.
 func (b *Builder) Loopback(field int16) {
 	yes, no, four, end := b.NewLabel(), b.NewLabel(), b.NewLabel(), b.NewLabel()
 	b.Emit(

@@ -37,14 +37,14 @@ func Attach(cgroup *os.File, kind ebpf.AttachType, p *ebpf.Program, key cursor.K
 			return l, true, nil
 		}
 		if !errors.Is(err, unix.ENOENT) && !errors.Is(err, unix.EAGAIN) {
-			break // else the lower handle has closed meanwhile, of whichever namespace it was
+			break // else the lower handle, of whichever namespace, has closed meanwhile
 		}
 	}
 	l, err = link.AttachRawLink(link.RawLinkOptions{Target: int(cgroup.Fd()), Program: p, Attach: kind})
 	return l, !placed, err
 }
 
-// attachTries is how often a place among the attached programs is looked for while others come and go.
+// attachTries is how often Attach looks for a place among the attached programs while others come and go.
 const attachTries = 20
 
 // firstBelow returns the link of the first attached program of a handle with a lower key.

@@ -78,7 +78,7 @@ func mounted() (part *Cgroup, err error) {
 	return part, nil
 }
 
-// errOther means that a directory is none of a cgroup.
+// errOther means that a directory is not that of a cgroup.
 var errOther = errors.New("not a cgroup")
 
 // at opens a directory of a mounted hierarchy.
@@ -111,9 +111,9 @@ func of(dir *os.File) (*Cgroup, error) {
 	return &Cgroup{Dir: dir, Whole: st.Ino == rootInode}, nil
 }
 
-// detachedMount makes a mount of the hierarchy that is nowhere in the file system and ends with its descriptor (fsopen(2),
-// since Linux 5.2; CAP_SYS_ADMIN). Its root is that of the cgroup namespace. The error is ErrNone and not that of a missing right,
-// which would be taken for CAP_BPF.
+// detachedMount makes a mount of the hierarchy that is nowhere in the file system and ends with its descriptor (fsopen(2), since
+// Linux 5.2; CAP_SYS_ADMIN). Its root is that of the cgroup namespace. The error is ErrNone, not that of a missing right, which
+// a caller would take for CAP_BPF.
 func detachedMount() (*Cgroup, error) {
 	fs, err := unix.Fsopen("cgroup2", unix.FSOPEN_CLOEXEC)
 	if err != nil {

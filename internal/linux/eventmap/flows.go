@@ -18,15 +18,14 @@ func (r *Record) key() (k [FlowKeySize]byte) {
 	return k
 }
 
-// LastSeen returns when the last packet of a flow without connection was seen, and whether the kernel still
-// remembers.
+// LastSeen returns when the last packet of a flow without connection was seen, and whether the kernel still remembers it.
 func (m Maps) LastSeen(r *Record) (at int64, ok bool) {
 	key := r.key()
 	err := m[FlowsMap].Lookup(key[:], &at)
 	return at, err == nil
 }
 
-// Forget makes the kernel tell of a flow without connection again when its next packet comes.
+// Forget makes the kernel report a flow without connection again when its next packet comes.
 func (m Maps) Forget(r *Record) {
 	key := r.key()
 	_ = m[FlowsMap].Delete(key[:]) // it may be gone already

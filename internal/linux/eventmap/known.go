@@ -20,8 +20,8 @@ const leastKnown = 1 << 16
 // thread's namespace, since they are listed only later.
 func Room() uint32 { return uint32(max(leastKnown, 2*sockdiag.Count())) }
 
-// Adopt tells the programs of the sockets that the calling thread's namespace has. Sockets of no process, as the kernel's own, are
-// left out, and so stay unseen; so do those for which there is no room, if more have come since Room than it has allowed for.
+// Adopt tells the programs about the sockets that the calling thread's namespace has. It leaves out sockets of no process, such
+// as the kernel's own, and those that find no room because more have come since Room than it allowed for: they stay unseen.
 func (m Maps) Adopt() error {
 	holders := sockdiag.Holders()
 	names := map[uint32]string{}

@@ -12,7 +12,7 @@ import (
 	"github.com/opendivert/divert/internal/linux/sockdiag"
 )
 
-// TestStored reads what the storage of an older socket begins with as a record.
+// TestStored reads the beginning of an older socket's storage as a record.
 func TestStored(t *testing.T) {
 	for _, tt := range []struct {
 		name          string
@@ -46,7 +46,7 @@ func TestStored(t *testing.T) {
 	}
 }
 
-// TestRoom: there is room for what there is, and for what comes.
+// TestRoom: there is room for the sockets that exist, and for new ones.
 func TestRoom(t *testing.T) {
 	if n := Room(); n < leastKnown {
 		t.Errorf("room for %d", n)

@@ -8,7 +8,7 @@ import "github.com/opendivert/divert/internal/linux/codegen"
 const (
 	FlagUser    = 1 << iota // the socket was made by a process, and ends with sock_release
 	FlagPassive             // the socket is a child of a listener
-	FlagClosed              // CLOSE was told
+	FlagClosed              // CLOSE was reported
 	FlagBlocked             // packets of the socket are dropped
 	FlagTracked             // user space knows flows of the socket
 	FlagRefused = 1 << (10 + iota)

@@ -35,7 +35,7 @@ const (
 	flagClone      = 1 << 9
 )
 
-// specs returns the maps of a handle, with room for so many older sockets.
+// specs describes the maps of a handle, with room for so many older sockets.
 func specs(ringSize, known uint32) []*ebpf.MapSpec {
 	word := &btf.Int{Name: "unsigned int", Size: 4}
 	long := &btf.Int{Name: "unsigned long", Size: 8}
@@ -57,7 +57,7 @@ func specs(ringSize, known uint32) []*ebpf.MapSpec {
 // Maps are the maps of a handle, by name.
 type Maps map[string]*ebpf.Map
 
-// Open makes the maps, with room for so many records at least and for so many older sockets.
+// Open makes the maps, with room for at least so many records and older sockets.
 func Open(records int, known uint32) (Maps, error) {
 	maps := Maps{}
 	for _, spec := range specs(ringSize(records), known) {

@@ -26,7 +26,7 @@ type handle struct {
 	cfg    engine.Config
 	layer  packet.Layer
 	ns     *netns.Namespace
-	entry  *rules.Entry // nil for REFLECT: its handles are nobody's to see
+	entry  *rules.Entry // nil for REFLECT, whose handles no other handle sees
 	feed   Feed
 	queue  *backlog.Queue
 	counts tally.Counts
@@ -43,8 +43,8 @@ type Env struct {
 	Namespace *netns.Namespace
 	Key       cursor.Key // the handle's place among those of the namespace; zero for REFLECT
 
-	// Raise queues an event. data is the packet's to keep. It may be called from several goroutines, from before Open returns
-	// until Stop does.
+	// Raise queues an event, with a copy of data. It may be called from several goroutines, from before Open returns until Stop
+	// does.
 	Raise func(data []byte, a *packet.Address)
 
 	Failed  *atomic.Uint64 // operations that failed: engine.Stats.Failed

@@ -45,7 +45,7 @@ type Source struct {
 	mu     sync.Mutex
 	links  map[string]link.Link // by the names of hooks
 	loaded []*ebpf.Program      // the attached programs; nil where nothing is attached
-	swaps  int                  // filters that there were, with those that failed
+	swaps  int                  // filters so far, with those that failed
 	listen link.Link            // refuses LISTEN before it happens; nil: nothing does
 
 	key       cursor.Key
@@ -82,7 +82,7 @@ func (s *Source) open(cfg *Config) (err error) {
 	if err := s.SetFilter(cfg.Filter); err != nil {
 		return err
 	}
-	return s.maps.Adopt() // those made meanwhile the programs have seen
+	return s.maps.Adopt() // the programs have seen those made meanwhile
 }
 
 // SetFilter replaces the filter. Each operation meets the programs of the old one or those of the new one. If it fails,
@@ -221,7 +221,7 @@ func (s *Source) Counts() (eventmap.Counts, error) { return s.maps.Counts() }
 // remembers.
 func (s *Source) LastSeen(r *eventmap.Record) (at int64, ok bool) { return s.maps.LastSeen(r) }
 
-// Forget makes the kernel tell of a flow without connection again when its next packet comes.
+// Forget makes the kernel report a flow without connection again when its next packet comes.
 func (s *Source) Forget(r *eventmap.Record) { s.maps.Forget(r) }
 
 // SetReadDeadline makes Read fail with os.ErrDeadlineExceeded from t on.
@@ -248,8 +248,8 @@ func closeAll(programs []*ebpf.Program) {
 	}
 }
 
-// exchangeListen attaches the program that refuses LISTEN in the place of that which is attached. That there is none
-// is no error. Between the two, LISTEN is refused late.
+// exchangeListen attaches a program that refuses LISTEN in the place of the attached one; p may be nil, and a kernel that
+// attaches none is no error. In between, LISTEN is refused late.
 func (s *Source) exchangeListen(p *ebpf.Program) (err error) {
 	if s.listen != nil {
 		err = s.listen.Close()

@@ -26,7 +26,7 @@ const (
 	Totals  = "divert_totals" // for each CPU: packets and bytes that were accepted, packets and bytes that were dropped
 )
 
-// numbers are those of the names.
+// numbers numbers the maps, for Maps.maps.
 var numbers = map[string]int{Decided: 0, Counted: 1, State: 2, Totals: 3}
 
 const numMaps = 4
@@ -72,16 +72,16 @@ type state struct {
 	TCP, UDP, ICMP   int64
 }
 
-// local is how many free entries each CPU keeps for itself, at most (LOCAL_FREE_TARGET of kernel/bpf/bpf_lru_list.c), and
-// so many that are not free it may push out at a time.
+// local is the most free entries that each CPU keeps for itself (LOCAL_FREE_TARGET of kernel/bpf/bpf_lru_list.c), and the most
+// entries in use that it may push out at a time.
 const local = 128
 
-// Maps are the maps of a handle. Its methods may be called by several goroutines at once, Close and Make excepted; those that
-// change verdicts or generations not at the same time.
+// Maps are the maps of a handle. Several goroutines may call its methods at once, except Close and Make; calls that change
+// verdicts or generations must not overlap.
 type Maps struct {
 	maps   [numMaps]atomic.Pointer[ebpf.Map] // by number; nil until it is made
 	state  state
-	now    atomic.Uint32 // the generation of verdicts: state.Decided, for those who read
+	now    atomic.Uint32 // state.Decided, the generation of verdicts, for readers
 	size   int
 	idle   flow.Idle
 	places places
@@ -90,8 +90,8 @@ type Maps struct {
 	next, before Entry // of Decide
 }
 
-// New makes the maps for size flows with a verdict, and with counts for as many flows that filters count, but for the tables
-// themselves: those are for Make (Linux 5.8; CAP_BPF or CAP_SYS_ADMIN).
+// New makes the maps for size flows with a verdict and as many flows that filters count, without the tables, which Make makes
+// (Linux 5.8; CAP_BPF or CAP_SYS_ADMIN).
 func New(size int, idle flow.Idle) (*Maps, error) {
 	m := &Maps{
 		size: size, idle: idle,
@@ -148,13 +148,13 @@ func Spec(name string) *ebpf.MapSpec {
 	case Decided:
 		return &ebpf.MapSpec{
 			Name: name, Type: ebpf.Hash, KeySize: uint32(KeySize), ValueSize: uint32(unsafe.Sizeof(Entry{})), MaxEntries: 1,
-			Flags: unix.BPF_F_NO_PREALLOC, // to prepare all of its memory takes milliseconds
+			Flags: unix.BPF_F_NO_PREALLOC, // all of its memory at once would take milliseconds
 		}
 	}
 	return &ebpf.MapSpec{Name: name, Type: ebpf.LRUHash, KeySize: uint32(KeySize), ValueSize: uint32(RecordSize), MaxEntries: 1}
 }
 
-// Named returns the map of a name, nil if it is none of these. It belongs to m. A nil m has none.
+// Named returns the map with a name, nil if there is none. It belongs to m. A nil m has no maps.
 func (m *Maps) Named(name string) *ebpf.Map {
 	number, ok := numbers[name]
 	if m == nil || !ok {
@@ -163,7 +163,7 @@ func (m *Maps) Named(name string) *ebpf.Map {
 	return m.maps[number].Load()
 }
 
-// tell makes the programs see the state.
+// tell writes the state where the programs read it.
 func (m *Maps) tell() error {
 	m.now.Store(m.state.Decided)
 	if err := m.Named(State).Put(uint32(0), &m.state); err != nil {
@@ -173,14 +173,15 @@ func (m *Maps) tell() error {
 }
 
 // Decide makes a verdict hold for a flow from the next packet on. If it holds already, its counters go on. If there is no room,
-// another flow makes way that no packet has come of for long.
+// a flow makes way that has had no packet for long.
 func (m *Maps) Decide(k *flow.Key, v flow.Verdict) error {
 	if err := m.Make(Decided); err != nil {
 		return err
 	}
 	e := &m.next
 	*e = Entry{Record: flow.Record{LastSeen: clock.Now(), Idle: m.idle.Of(k.Protocol), Generation: m.state.Decided, Verdict: v}}
-	// A flow that has its place needs none, and packets that waited for their verdict follow each other.
+	// A flow that has a place needs no other. Packets that waited for their verdict follow each other, so this may be the latest
+	// flow again.
 	if *k == m.latest || m.places.full(m.size) {
 		done, err := m.decideAgain(k, e)
 		if done || err != nil {
@@ -224,8 +225,8 @@ func (m *Maps) decideAgain(k *flow.Key, e *Entry) (done bool, err error) {
 	return true, nil
 }
 
-// put writes an entry. The kernel keeps memory for some entries ready for each CPU, and a thread of some kernels gets more
-// (PREEMPT_RT, kernel/bpf/memalloc.c): it is given time.
+// put writes an entry. The kernel keeps memory for some entries ready on each CPU; on some kernels a thread refills it
+// (PREEMPT_RT, kernel/bpf/memalloc.c), and put gives that thread time.
 func (m *Maps) put(k *flow.Key, e *Entry, how ebpf.MapUpdateFlags) (err error) {
 	for range 3 {
 		if err = m.Named(Decided).Update(k, e, how); !errors.Is(err, unix.ENOMEM) {
@@ -270,7 +271,7 @@ func (m *Maps) remove(table string, k *flow.Key) error {
 	return nil
 }
 
-// entry reads what the table has of a flow, whether it still holds or not.
+// entry reads the entry of a flow, even if its verdict does not hold any more.
 func (m *Maps) entry(k *flow.Key, e *Entry) (known bool, err error) {
 	table := m.Named(Decided)
 	if table == nil {

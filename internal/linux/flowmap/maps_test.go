@@ -57,7 +57,7 @@ func TestFullTable(t *testing.T) {
 	decided := map[int]flow.Verdict{}
 	used := key(-1)
 	for range 4000 {
-		// A packet of the flow comes, as programs note.
+		// A packet of the flow comes: the programs would write this.
 		e := flowmap.Entry{}
 		if err := m.Named(flowmap.Decided).Lookup(used, &e); err == nil {
 			e.LastSeen = clock.Now()
@@ -104,7 +104,7 @@ func TestFullTable(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	for range 2 * size { // all that nobody asks for any more has made way
+	for range 2 * size { // until all flows without packets have made way
 		for n := range size - 1 {
 			if err := m.Decide(key(n), flow.Drop); err != nil {
 				t.Fatal(err)
@@ -116,8 +116,8 @@ func TestFullTable(t *testing.T) {
 	}
 }
 
-// TestDecidedAgain: the same verdict once more leaves the counters alone, another one begins them anew, and one after a packet
-// that has begun another flow, too.
+// TestDecidedAgain: the same verdict again leaves the counters alone; another verdict restarts them, as does one after a packet
+// that has begun another flow.
 func TestDecidedAgain(t *testing.T) {
 	m := newMaps(t, 10)
 	if err := m.Decide(key(1), flow.Accept); err != nil {

@@ -4,10 +4,9 @@ package flowmap
 
 import "github.com/opendivert/divert/internal/flow"
 
-// places notes which flows are in the table of verdicts, so that there is one to make way when it is full: about the one of
-// which no packet has come for the longest time. A hand goes over the flows in turn and takes the first of which none has come
-// since it was there the last time ("clock", "second chance"). Memory grows with the flows, 48 bytes each, and is
-// never copied.
+// places notes which flows are in the table of verdicts, to find one to make way when the table is full: about the flow whose
+// last packet is the oldest. A hand goes over the flows in turn and takes the first that has had no packet since the hand's last
+// visit ("clock", "second chance"). Memory grows with the flows, 48 bytes each, and is never copied.
 type places struct {
 	chunks [][]place // each has room for chunk places
 	count  int       // of places
@@ -25,7 +24,8 @@ type place struct {
 	seen int64 // the last packet that the hand knows of; 0: none, as the place is free
 }
 
-// looks is how many flows the hand passes at most: if packets of all came since, the one whose last is the oldest makes way.
+// looks limits how many flows the hand passes. If all of them have had packets since, the one whose last packet is the oldest
+// makes way.
 const looks = 64
 
 // full reports whether there are size flows.
@@ -56,8 +56,8 @@ func (p *places) release(at uint32) {
 	p.free = append(p.free, at)
 }
 
-// oldest returns the place and the flow that makes way. No place is free. last tells the time of a flow's last packet, 0 if its
-// verdict does not hold any more.
+// oldest returns the place and the flow that makes way when no place is free. last returns the time of a flow's last packet, 0
+// if its verdict does not hold any more.
 func (p *places) oldest(last func(*flow.Key) (int64, error)) (uint32, *flow.Key, error) {
 	best, least := p.hand, int64(0)
 	for i := range min(looks, p.count) {

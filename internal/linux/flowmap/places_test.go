@@ -10,8 +10,8 @@ import (
 	"github.com/opendivert/divert/internal/flow"
 )
 
-// TestPlacesOfFlowsInUse: the flow that makes way is none of which a packet came since the hand was there, as long as there is
-// another; and one whose verdict has ended makes way before those.
+// TestPlacesOfFlowsInUse: a flow that has had a packet since the hand's last visit does not make way while another can, and a
+// flow whose verdict has ended makes way before those.
 func TestPlacesOfFlowsInUse(t *testing.T) {
 	const size, busy = 50, 20
 	var p places
@@ -109,7 +109,7 @@ func TestOldestTellsWhy(t *testing.T) {
 	}
 }
 
-// BenchmarkOldest is what it costs to find a flow that makes way when packets have come of all.
+// BenchmarkOldest measures the search for a flow to make way when all flows have had packets.
 func BenchmarkOldest(b *testing.B) {
 	const size = 65536
 	var p places

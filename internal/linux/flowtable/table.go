@@ -10,8 +10,7 @@ import (
 	"github.com/opendivert/divert/packet"
 )
 
-// Table are the flows that a handle has been told of and that have not ended. The kernel only finds
-// them: what it remembers may be lost there, and then it tells of a flow a second time.
+// Table has the flows that a handle knows and that have not ended.
 type Table struct {
 	flows     map[packet.FlowData]*Flow // by flowKey
 	endpoints map[uint64]*Flow          // the first flow of each endpoint that has one
@@ -110,7 +109,7 @@ func (t *Table) remove(f *Flow) {
 	}
 }
 
-// Gone takes out the flows of endpoints that are not there any more, of those that had begun at a time.
+// Gone takes out the flows that had begun before a time and whose sockets are gone.
 func (t *Table) Gone(at int64, live *sockdiag.Live) (ended []*Flow) {
 	for id, f := range t.endpoints {
 		if f.record.Time < at && live.Gone(&f.record.Data) {
@@ -126,7 +125,7 @@ type Kernel interface {
 	Forget(r *eventmap.Record)
 }
 
-// Idle takes out the flows of which nothing was seen for too long at a time.
+// Idle takes out the flows that have been idle for too long at a time.
 func (t *Table) Idle(at int64, kernel Kernel) (ended []*Flow) {
 	for _, f := range t.flows {
 		if f.expired(at, kernel) {
@@ -138,7 +137,7 @@ func (t *Table) Idle(at int64, kernel Kernel) (ended []*Flow) {
 	return ended
 }
 
-// expired reports whether nothing of a flow was seen for too long. A connection has an end of its own.
+// expired reports whether a flow has been idle for too long. A connection never has: it has an end of its own.
 func (f *Flow) expired(at int64, kernel Kernel) bool {
 	protocol := f.record.Data.Protocol
 	if protocol == protoTCP {

@@ -36,8 +36,7 @@ func flowRecord(endpoint uint64, protocol uint8, port uint16, at int64) *eventma
 	}}
 }
 
-// TestIdleFlows ends flows of which nothing was seen: the kernel knows better than the table, unless it has
-// forgotten.
+// TestIdleFlows ends idle flows: the kernel knows better than the table when the last packet came, unless it has forgotten.
 func TestIdleFlows(t *testing.T) {
 	const second = int64(time.Second)
 	for _, tt := range []struct {
@@ -79,7 +78,7 @@ func TestIdleFlows(t *testing.T) {
 	}
 }
 
-// TestFlowTwiceTold swallows a flow that the kernel tells of again after it has forgotten it.
+// TestFlowTwiceTold: a flow that the kernel has forgotten and reports again is not a new one.
 func TestFlowTwiceTold(t *testing.T) {
 	table := New()
 	if !table.Begin(flowRecord(7, protoUDP, 53, 1), packet.Address{}) || !table.Begin(flowRecord(7, protoUDP, 54, 1), packet.Address{}) {
@@ -99,8 +98,7 @@ func TestFlowTwiceTold(t *testing.T) {
 	}
 }
 
-// TestManyFlowsOfOneSocket enters, knows again and ends more flows of one socket than a table could that compares each with
-// each.
+// TestManyFlowsOfOneSocket enters, recognises and ends more flows of one socket than a table could that compares each with each.
 func TestManyFlowsOfOneSocket(t *testing.T) {
 	const n = 200_000
 	table := New()

@@ -1,11 +1,12 @@
 //go:build linux
 
-// Package hang is the guard for programs that hang: rules of a handle end with a program of it, which leads packets past the
-// queue when one has waited there too long that nobody has received.
+// Package hang is the guard for programs that hang. A handle's rules end with a program of the guard, which leads packets past
+// the queue when a packet has waited in it too long without being received.
 //
-// The process and the programs share one word: since when a packet has waited that no receive call has come for. The first packet
-// that is queued writes the time, each receive call clears it, before it waits and when it returns. So a program that waits
-// for packets need not show that it is alive, and one that is stopped while it waits is found out all the same, by the packets that it
+// The process and the programs share one word: since when a packet has waited without a receive call. The first packet that is
+// queued writes the time; each receive call clears it, before it waits and when it returns. So a process that waits for packets
+// need not show that it is alive, and one that is stopped while it waits is noticed all the same, by the packets that it does
+// not take. Nothing runs in the process for this but its own receive calls.
 // does not take. Nothing in the process runs for this but its own receive calls.
 package hang
 
@@ -42,9 +43,9 @@ const (
 	wordSize  = uint32(unsafe.Sizeof(word{}))
 )
 
-// A probe is a packet that is queued although the program seems to hang, after so many times the limit, and after so many packets
-// that were led past the queue. It may be that the packet that was taken for the first to wait was lost behind its rule: then
-// nothing waits and nobody is woken, and a probe wakes the program.
+// A probe is a packet that is queued although the program seems to hang: after so many times the limit, and after so many
+// packets that were led past the queue. The packet that seems to wait may have been lost behind its rule: then nothing waits and
+// nobody is woken, and a probe wakes the program.
 const (
 	probeTimes   = 2
 	probePackets = 16
@@ -53,12 +54,12 @@ const (
 // kind is what a program does.
 type kind int
 
-// The kinds. Those whose packets are to be cut into segments behind the rule count these.
+// The kinds. Programs whose packets are cut into segments behind the rule count the segments.
 const (
-	note     kind = iota // matches what is to be queued, notes the first, and leads others past the queue
+	note     kind = iota // matches packets to be queued, notes the first, and leads others past the queue
 	noteSegs             // the same
 	queued               // notes the first packet and matches all
-	blocked              // matches what is not to be queued
+	blocked              // matches packets that are not to be queued
 	count                // counts, and matches
 	countSegs
 
@@ -80,8 +81,8 @@ type Guard struct {
 // flagMmapable is BPF_F_MMAPABLE (since Linux 5.5).
 const flagMmapable = 1 << 10
 
-// Open makes a guard that takes effect when packets have waited for a time, in nanoseconds of which the programs see ticks. It lets
-// packets pass, or they are dropped (Linux 5.8; CAP_BPF or CAP_SYS_ADMIN).
+// Open makes a guard that takes effect when a packet has waited for the time after. It then lets packets pass, or drops them
+// (Linux 5.8; CAP_BPF or CAP_SYS_ADMIN).
 func Open(after time.Duration, drop bool) (g *Guard, err error) {
 	kernel.LiftMemlock()
 	g = &Guard{drop: drop}
@@ -116,14 +117,14 @@ func Open(after time.Duration, drop bool) (g *Guard, err error) {
 	return g, nil
 }
 
-// Alive tells that the program calls.
+// Alive notes a receive call.
 func (g *Guard) Alive() {
 	if g == nil {
 		return
 	}
 	g.mu.RLock()
 	defer g.mu.RUnlock()
-	if g.word != nil && atomic.LoadInt64(&g.word.since) != 0 { // so that the line is shared while it is clear
+	if g.word != nil && atomic.LoadInt64(&g.word.since) != 0 { // so that the cache line stays shared while it is clear
 		atomic.StoreInt64(&g.word.since, 0)
 	}
 }
@@ -141,8 +142,8 @@ func (g *Guard) Packets() uint64 {
 	return atomic.LoadUint64(&g.word.packets)
 }
 
-// Last returns the descriptor of the program that a rule asks last before it queues a packet, which may be one that is cut into
-// segments then. It belongs to the guard.
+// Last returns the descriptor of the program that a rule asks last before it queues a packet; with segments, of a rule whose
+// packets are cut afterwards. It belongs to the guard.
 func (g *Guard) Last(segments bool) int {
 	switch {
 	case g.drop:
@@ -153,8 +154,8 @@ func (g *Guard) Last(segments bool) int {
 	return g.programs[note].FD()
 }
 
-// Dropping returns the descriptors of the programs that a rule asks which drops packets: whether it is to, before the filter, and
-// one that counts, last.
+// Dropping returns the descriptors of the two programs of a rule that drops packets: the first, before the filter, decides
+// whether to drop; the last counts.
 func (g *Guard) Dropping(segments bool) (first, last int) {
 	if segments {
 		return g.programs[blocked].FD(), g.programs[countSegs].FD()
@@ -257,7 +258,7 @@ func code(k kind, shared int, after time.Duration, coarse bool) asm.Instructions
 	return append(code, asm.Mov.Imm(asm.R0, 0).WithSymbol(no), asm.Return())
 }
 
-// add counts the packet. One that says it is cut but not into how many counts as one.
+// add counts the packet. A packet to be cut that does not say into how many segments counts as one.
 func add(k kind, context, memory asm.Register, single string) asm.Instructions {
 	behind, counted := asm.StoreXAdd(memory, asm.R1, asm.DWord), asm.StoreXAdd(memory, asm.R1, asm.DWord)
 	behind.Offset, counted.Offset = behindAt, packetsAt

@@ -27,7 +27,7 @@ func open(t testing.TB, after time.Duration, drop bool) *Guard {
 	return g
 }
 
-// run returns the answer of a program for a packet that is to be cut into so many, 0: not at all.
+// run returns the answer of a program for a packet that is to be cut into so many segments, 0: not to be cut.
 func (g *Guard) run(t *testing.T, k kind, segments uint32) bool {
 	t.Helper()
 	skb := make([]byte, 192) // struct __sk_buff
@@ -49,8 +49,8 @@ func (g *Guard) ago(since, probe time.Duration) {
 	g.word.since, g.word.probe, g.word.behind = now.Nano()-int64(since), now.Nano()-int64(probe), 0
 }
 
-// TestPass: packets are queued until the first has waited for the time, then they pass and are counted, but for one after
-// twice the time; and when the program receives they are queued again.
+// TestPass: packets are queued until the first has waited for the time; then they pass and are counted, except for one after
+// twice the time. When the program receives, packets are queued again.
 func TestPass(t *testing.T) {
 	const after = time.Minute
 	g := open(t, after, false)
@@ -91,7 +91,7 @@ func TestPass(t *testing.T) {
 	want("with a clock that is ahead", note, 0, true, all+2*probePackets)
 }
 
-// TestDrop: the rule that drops is asked before, and the one that queues after.
+// TestDrop: the rule that drops is asked first, then the one that queues.
 func TestDrop(t *testing.T) {
 	const after = time.Minute
 	g := open(t, after, true)
@@ -157,7 +157,7 @@ func BenchmarkAlive(b *testing.B) {
 	}
 }
 
-// BenchmarkQueued is what a packet that is queued pays.
+// BenchmarkQueued measures the guard's cost for a queued packet.
 func BenchmarkQueued(b *testing.B) {
 	g := open(b, time.Second, false)
 	_, took, err := g.programs[note].Benchmark(make([]byte, 1000), b.N, nil)

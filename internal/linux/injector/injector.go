@@ -94,13 +94,13 @@ func (i *Injector) Ready() (err error) {
 	return err
 }
 
-// vouch makes the handle's rules know what will be injected, before anything is. The caller holds the lock.
+// vouch tells the handle's rules how to know injected packets, before there are any. The caller holds the lock.
 func (i *Injector) vouch() error {
 	if i.origin != nil {
 		return nil
 	}
 	c := rules.NewCredentials()
-	// Without the handle's rules nobody is left to be passed over.
+	// Without the handle's rules, no rule has to know the packets.
 	if err := i.entry.Vouch(c); err != nil && !errors.Is(err, rules.ErrGone) {
 		return err
 	}
@@ -138,8 +138,7 @@ func (i *Injector) in() (*inject.Inbound, error) {
 	return opened(i, &i.inbound, func() (*inject.Inbound, error) { return inject.NewInbound(i.origin.Seal, i.origin.Served) })
 }
 
-// Hops returns what tells whether two destinations have the same next hop, nil where nothing can. It tells of the injector's
-// namespace, until Close.
+// Hops returns the next hops of the injector's namespace, nil where they cannot be known. Close closes them.
 func (i *Injector) Hops() *nexthop.Hops {
 	i.mu.Lock()
 	defer i.mu.Unlock()
@@ -152,7 +151,7 @@ func (i *Injector) Hops() *nexthop.Hops {
 	return i.hops
 }
 
-// through returns the way to be forwarded.
+// through returns the way for forwarded packets.
 func (i *Injector) through() (*inject.Forward, error) {
 	return opened(i, &i.forward, func() (*inject.Forward, error) {
 		return inject.NewForward(i.origin.Seal, i.origin.Own, i.origin.Served)

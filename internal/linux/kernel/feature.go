@@ -9,9 +9,9 @@ import (
 	"sync"
 )
 
-// Feature is something of Linux that the engine works with where the kernel has it, and does without where it has not. divert
-// doctor lists it by the same value. It stands in the room that tries it, or here if the version of the kernel is all there is to go by.
-// It must not be copied; its methods may be called from several goroutines.
+// Feature is a feature of Linux that the engine uses where the kernel has it and does without elsewhere. divert doctor lists it
+// from the same value. Its value stands in the package that tries it, or here if the kernel's version alone decides. It must not
+// be copied; its methods may be called from several goroutines.
 type Feature struct {
 	Name    string
 	Since   Version // first version of Linux that has it
@@ -19,7 +19,7 @@ type Feature struct {
 	Without string  // the effect for the user if it is missing
 	Remedy  string  // what to do about it
 
-	// Probe tries it and returns why it is not there, nil if it is. Without Probe the version of the kernel decides.
+	// Probe tries the feature and returns why it is missing, nil if it is there. Without Probe the version of the kernel decides.
 	Probe func() error
 	// Mutable says that the answer depends on more than the kernel and the rights, on mounts for example: only success is remembered.
 	Mutable bool
@@ -55,7 +55,7 @@ func (f *Feature) try() error {
 	return nil
 }
 
-// Assume makes the feature there or not, for tests of both, until the function that it returns is called.
+// Assume makes the feature present or absent, for tests of both, until restore is called.
 func (f *Feature) Assume(has bool) (restore func()) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -71,7 +71,7 @@ func (f *Feature) Assume(has bool) (restore func()) {
 	}
 }
 
-// Features that the version of the kernel tells.
+// Features that the kernel's version alone decides.
 var (
 	// VerdictPriority: verdicts can set the priority of a packet (NFQA_PRIORITY).
 	VerdictPriority = &Feature{

@@ -8,10 +8,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// LiftMemlock takes the process's limit of locked memory (RLIMIT_MEMLOCK) away on kernels before 5.11, or
-// raises it as far as the process may. There programs and maps count as memory that their user has locked, and
-// the usual limit of 64 KiB is less than a handle needs. Later kernels count them to the memory cgroup
-// instead, and the limit stays as it is.
+// LiftMemlock removes the process's limit of locked memory (RLIMIT_MEMLOCK) on kernels before 5.11, or raises it as far as the
+// process may. Those kernels count programs and maps as memory that their user has locked, and the usual limit of 64 KiB is less
+// than a handle needs. Later kernels charge them to the memory cgroup instead, and the limit stays as it is.
 var LiftMemlock = sync.OnceFunc(func() {
 	if !countsAsLocked() {
 		return
@@ -27,8 +26,8 @@ var LiftMemlock = sync.OnceFunc(func() {
 	}
 })
 
-// countsAsLocked reports whether the kernel counts programs and maps as locked memory: before 5.11. A kernel of unknown
-// version is taken for one that does.
+// countsAsLocked reports whether the kernel counts programs and maps as locked memory: before 5.11. A kernel of unknown version
+// counts as one that does.
 func countsAsLocked() bool {
 	v, known := Running()
 	return !known || v.Before(Version{5, 11})

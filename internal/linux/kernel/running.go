@@ -8,8 +8,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Release returns the release of the running kernel, as uname(2) gives it, and its machine. It returns "" for what
-// cannot be read.
+// Release returns the release of the running kernel, as uname(2) gives it, and its machine. Both are "" if they cannot be read.
 func Release() (release, machine string) {
 	var u unix.Utsname
 	if unix.Uname(&u) != nil {
@@ -24,12 +23,12 @@ var running = sync.OnceValues(func() (Version, bool) {
 	return Parse(release)
 })
 
-// Running returns the version of the running kernel. It reports false if that cannot be read: then nothing is known of what the
-// kernel has, and the caller chooses the side on which a mistake does no harm.
+// Running returns the version of the running kernel. It reports false if the version cannot be read; the caller then errs on the
+// side that does no harm.
 func Running() (Version, bool) { return running() }
 
-// AtLeast reports whether the kernel has a version or a later one. One that cannot be read counts as the latest: what it
-// lacks, it refuses when it is asked for.
+// AtLeast reports whether the kernel has a version or a later one. An unreadable version counts as the latest: the kernel itself
+// refuses a feature that it lacks.
 func AtLeast(v Version) bool {
 	is, known := Running()
 	return !known || !is.Before(v)

@@ -2,7 +2,7 @@ package kernel
 
 import "fmt"
 
-// Version is a version of Linux. The zero Version means that no version is asked for.
+// Version is a version of Linux. The zero Version stands for no requirement.
 type Version struct{ Major, Minor int }
 
 // String returns the version as in "5.18", "" for the zero Version.

@@ -5,8 +5,8 @@ package life
 
 import "sync/atomic"
 
-// State is a step of a handle's life. A handle has taken none of them when it is opened, and takes each at most once, in any
-// order but that nothing follows Closed:
+// State is a step of a handle's life. A new handle has taken no step. It takes each at most once, in any order, but none after
+// Closed:
 //
 //	step      taken by                              from then on
 //	Lost      another program removes the rules     nothing is captured; receivers get the waiting packets, then ErrRulesGone

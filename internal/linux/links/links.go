@@ -19,10 +19,9 @@ import (
 	"github.com/opendivert/divert/internal/prog"
 )
 
-// A name stands for the interface that has it, as its name or as an alternative one (altname, ip-link(8)); no two interfaces have
-// the same. One that loses the name keeps standing for it, until another interface takes the
-// name: whoever opened a handle on "eth0" goes on hearing of that interface. One that is gone stands for nothing, and when
-// an interface of that name is made anew, it stands for that.
+// A name stands for the interface that has it, as its name or as an alternative one (altname, ip-link(8)); no two interfaces
+// share a name. If the interface loses the name, the name stands for it until another interface takes the name: a handle on
+// "eth0" keeps seeing that interface. If the interface is gone, the name stands for nothing until a new interface has it.
 
 // Watch keeps the interfaces of a handle's filter known. Its methods may be called from several goroutines.
 type Watch struct {
@@ -104,7 +103,7 @@ func (w *Watch) Follow(p *prog.Program) error {
 	return nil
 }
 
-// Only ends following all programs but these, which it follows already.
+// Only stops following all programs but these, which it follows already.
 func (w *Watch) Only(programs ...*prog.Program) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -233,8 +232,8 @@ func (w *Watch) forget(index uint32) {
 	}
 }
 
-// linkOf reads the interface out of a message about one (rtnetlink(7)). It returns nil for other messages. Those
-// of a family are about a bridge, and say that an interface has left it as if the interface were gone.
+// linkOf reads the interface out of a message about one (rtnetlink(7)). It returns nil for other messages. A message with a
+// family is about a bridge: it reports an interface that has left the bridge as if the interface were gone.
 func linkOf(b []byte) *Link {
 	const familyAt, indexAt = 0, 4
 	if len(b) < unix.SizeofIfInfomsg || b[familyAt] != unix.AF_UNSPEC {

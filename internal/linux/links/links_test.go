@@ -139,8 +139,8 @@ func TestFollows(t *testing.T) {
 	waitFor(t, p, third, 0, 1)
 }
 
-// TestAlternatives: a name may be an alternative one, of more bytes than a name of its own can have. Who loses it keeps it until
-// another takes it, as with names of their own.
+// TestAlternatives: a name may be an alternative one, longer than an interface's own name can be. It stands for the interface
+// that loses it until another takes it, as an own name does.
 func TestAlternatives(t *testing.T) {
 	s := newSystem(t)
 	const long = "an-alternative-name-of-more-than-fifteen-bytes"
@@ -196,7 +196,8 @@ func TestAll(t *testing.T) {
 	}
 }
 
-// TestFollowsSeveral: another program with a name knows what the first one does, and one that is not followed is left alone.
+// TestFollowsSeveral: a name stands for the same interface in a second program, and a program that is not followed is left
+// alone.
 func TestFollowsSeveral(t *testing.T) {
 	s := newSystem(t)
 	w := s.watch()
@@ -221,7 +222,7 @@ func TestFollowsSeveral(t *testing.T) {
 	}
 }
 
-// TestOnly: of several programs some go on being followed, with what each name has stood for.
+// TestOnly: some of several programs are still followed, and their names keep their interfaces.
 func TestOnly(t *testing.T) {
 	s := newSystem(t)
 	w := s.watch()

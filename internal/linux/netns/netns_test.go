@@ -128,13 +128,13 @@ func TestDoWithoutRights(t *testing.T) {
 	n, h := current(t)
 	ran := false
 	err := lab.WithoutRights(func() error {
-		// Not Do, which would visit from another thread, and that one has rights.
+		// Not Do: it would visit from another thread, which has rights.
 		return n.visit(func() error { ran = true; return nil })
 	})
 	if !errors.Is(err, os.ErrPermission) || ran {
 		t.Errorf("%v, ran %t, want os.ErrPermission", err, ran)
 	}
-	// In its own namespace a program needs none.
+	// In its own namespace a program needs no rights.
 	err = h.Do(func() error {
 		return lab.WithoutRights(func() error { return n.Do(func() error { ran = true; return nil }) })
 	})

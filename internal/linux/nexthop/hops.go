@@ -28,11 +28,11 @@ type Hops struct {
 	tracking tracking
 }
 
-// target is what a packet's route follows from, while no rule looks at anything else.
+// target has the properties of a packet that decide its route, while no rule looks at others.
 type target struct {
 	to   netip.Addr
 	from netip.Addr // IPv6 only: routes may be for a source
-	tos  uint8      // IPv4 only: routes may be for one
+	tos  uint8      // IPv4 only: routes may be for one type of service
 }
 
 // hop is the next hop of a target.
@@ -52,8 +52,8 @@ type plain struct {
 	at int64 // when the kernel was asked, ns; 0: it was not
 }
 
-// Bounds of what is kept. Nobody tells of new exceptions from routes, as an ICMP error makes them, nor of IPsec policies of
-// single sockets: so the kernel is asked again after a while.
+// Bounds of the hops that are kept. The kernel announces neither new exceptions from routes, which ICMP errors make, nor IPsec
+// policies of single sockets, so it is asked again after a while.
 const (
 	maxKnown = 4096
 	validFor = int64(time.Second)
@@ -67,8 +67,8 @@ const routeGroups = unix.RTMGRP_LINK | unix.RTMGRP_IPV4_IFADDR | unix.RTMGRP_IPV
 // The groups of XFRM listened to, in bits (linux/xfrm.h): associations and policies.
 const policyGroups = 1<<(3-1) | 1<<(4-1)
 
-// Open listens and asks in a network namespace. It needs CAP_NET_ADMIN there. In runs a function on a thread in the namespace,
-// and is called until Close.
+// Open listens and asks in a network namespace. It needs CAP_NET_ADMIN there. The function in runs another one on a thread in
+// the namespace, and is called until Close.
 func Open(in func(func() error) error) (*Hops, error) {
 	h := &Hops{known: make(map[target]hop), tracking: tracking{in: in}}
 	if err := in(h.open); err != nil {
@@ -104,7 +104,7 @@ func (h *Hops) listen(family int, groups uint32) error {
 	return unix.Bind(fd, &unix.SockaddrNetlink{Family: unix.AF_NETLINK, Groups: groups})
 }
 
-// Close ends the knowledge: from then on no two destinations have the same hop.
+// Close closes the sockets: from then on no two destinations have the same hop.
 func (h *Hops) Close() error {
 	h.mu.Lock()
 	defer h.mu.Unlock()
@@ -133,7 +133,7 @@ type Way struct {
 	Forwarded bool       // it came in by an interface, too
 }
 
-// Relation says how two destinations lie to each other.
+// Relation is the relation between the next hops of two destinations.
 type Relation uint8
 
 const (
@@ -142,7 +142,7 @@ const (
 	Linked                  // on the same link, where the kernel looks for the destination in the packet, unless its route names the old one
 )
 
-// Refresh takes in what has changed since the last call. It costs one or two system calls when nothing has.
+// Refresh takes in the changes since the last call. Without changes it costs one or two system calls.
 func (h *Hops) Refresh() {
 	h.mu.Lock()
 	defer h.mu.Unlock()
@@ -158,7 +158,7 @@ func (h *Hops) Refresh() {
 				break
 			}
 			switch errno {
-			case 0, unix.EINTR, unix.ENOBUFS: // ENOBUFS: changes were lost, whichever
+			case 0, unix.EINTR, unix.ENOBUFS: // ENOBUFS: some changes were lost
 			default:
 				h.err = errno
 				return
@@ -179,8 +179,9 @@ func (h *Hops) Compare(w *Way) Relation {
 	if h.closed || h.err != nil || w.From.Is4() != w.To.Is4() || !direct(w.From) || !direct(w.To) {
 		return Apart
 	}
-	// A tracked connection that is forwarded would remain the old one. Its answers, which are tracked before a handle of the layer
-	// FORWARD sees them, would belong to none. (Those of this host's own connections come to handles first.)
+	// For connection tracking, a forwarded connection would keep its old destination. Its answers, which are tracked before a
+	// handle of the layer FORWARD sees them, would belong to no connection. (Answers to this host's own connections come to
+	// handles first.)
 	if w.Forwarded && h.tracking.tracked() {
 		return Apart
 	}
@@ -209,7 +210,7 @@ func (h *Hops) Compare(w *Way) Relation {
 	return Linked
 }
 
-// direct reports whether an address is that of one host, which the interface has no say in.
+// direct reports whether an address is that of one host, whatever the interface.
 func direct(a netip.Addr) bool {
 	return a.IsValid() && !a.IsUnspecified() && !a.IsMulticast() && !a.IsLinkLocalUnicast() && !a.Is4In6()
 }
@@ -238,7 +239,8 @@ func (h *Hops) hop(t target, now int64) hop {
 	return k
 }
 
-// ask asks the kernel for a next hop twice: which route it takes, and which of those in the table that comes from.
+// ask asks the kernel twice for a next hop: for the route that it takes, and for the entry of the table that the route comes
+// from.
 func (h *Hops) ask(t target) hop {
 	taken, ok := h.route(t, 0)
 	if !ok {
@@ -315,8 +317,8 @@ func (h *Hops) unprotected() bool {
 // patience is how long an answer may take. The kernel gives it before the question's system call returns.
 const patience = time.Second
 
-// execute asks a question. What the kernel does not have, it has none of; other answers that are errors are not ok. After an error
-// of the socket itself nothing is known any more. h.mu is held.
+// execute asks a question. If the kernel lacks the thing asked for, the answer is empty; other errors of the kernel are not ok.
+// After an error of the socket itself nothing is known any more. h.mu is held.
 func (h *Hops) execute(c *netlink.Conn, m netlink.Message) ([]netlink.Message, bool) {
 	err := c.SetReadDeadline(time.Now().Add(patience))
 	if err != nil {

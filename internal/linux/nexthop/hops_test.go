@@ -17,7 +17,7 @@ import (
 
 func TestMain(m *testing.M) { lab.Main(m) }
 
-// place is a host with an interface, and what knows its next hops.
+// place is a host with an interface, and the Hops that know its next hops.
 type place struct {
 	*lab.Pair
 	hops   *Hops
@@ -127,7 +127,7 @@ func TestCompare(t *testing.T) {
 	}
 }
 
-// TestChangesAreSeen: what was found out is not kept when routes, rules, policies or interfaces change.
+// TestChangesAreSeen: known hops are forgotten when routes, rules, policies or interfaces change.
 func TestChangesAreSeen(t *testing.T) {
 	p := newPlace(t)
 	gateway, link := p.way("192.168.1.1", "192.168.2.1"), p.way("10.77.0.8", "10.77.0.9")
@@ -138,7 +138,7 @@ func TestChangesAreSeen(t *testing.T) {
 		p.expect(t, link, Linked)
 		p.expect(t, six, Linked)
 	}
-	// Nothing expires meanwhile: what is seen here was told.
+	// Nothing expires meanwhile: the kernel announced each change that is seen here.
 	before(t)
 	r := &netlink.Route{LinkIndex: p.LinkA.Index(), Dst: network("192.168.2.0/24"), Gw: net.ParseIP("10.77.0.3")}
 	p.route(t, r)
@@ -200,7 +200,7 @@ func TestWhatNobodyTellsExpires(t *testing.T) {
 	w := p.way("192.168.1.1", "192.168.2.1")
 	p.expect(t, w, Through)
 	for k, v := range p.hops.known {
-		v.device++ // as if nobody had told of a change
+		v.device++ // as if the kernel had announced no change
 		p.hops.known[k] = v
 	}
 	p.expect(t, w, Apart)

@@ -10,7 +10,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// route is what an answer to RTM_GETROUTE tells of a route.
+// route is a route as an answer to RTM_GETROUTE describes it.
 type route struct {
 	typ     uint8 // RTN_…
 	source  uint8 // bits of the source that it is for

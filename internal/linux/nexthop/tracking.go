@@ -20,14 +20,15 @@ type tracking struct {
 	any   bool
 }
 
-// module is where the kernel tells that it has connection tracking, as a module or in itself.
+// module exists where the kernel has connection tracking, as a module or built in.
 const module = "/sys/module/nf_conntrack"
 
 // trackingFiles have the number of connections of the namespace of the thread that opens them. A kernel may have either; an
 // unprivileged namespace's sysctls hide it in older ones. (net/netfilter/nf_conntrack_standalone.c.)
 var trackingFiles = []string{"/proc/sys/net/netfilter/nf_conntrack_count", "/proc/thread-self/net/stat/nf_conntrack"}
 
-// tracked reports whether any connection is tracked, those included whose first packet is on its way. If nobody can tell, there is one.
+// tracked reports whether any connection is tracked, including those whose first packet is on its way; true if that cannot be
+// found out.
 func (t *tracking) tracked() bool {
 	if !t.asked {
 		t.any, t.asked = t.ask(), true
@@ -65,7 +66,7 @@ func (t *tracking) open() (err error) {
 	return err
 }
 
-// close is for the end.
+// close closes the file of the number.
 func (t *tracking) close() error {
 	if t.file == nil {
 		return nil

@@ -13,8 +13,8 @@ import (
 	"github.com/google/nftables/expr"
 )
 
-// TestTrackedConnectionsAreNotForwardedElsewhere: while a connection is tracked, a forwarded packet's new destination has no hop in
-// common with the old one; what this host sends may.
+// TestTrackedConnectionsAreNotForwardedElsewhere: while a connection is tracked, a forwarded packet's new destination has no hop
+// in common with the old one; that of a packet of this host may.
 func TestTrackedConnectionsAreNotForwardedElsewhere(t *testing.T) {
 	for i, name := range trackingFiles {
 		t.Run(name, func(t *testing.T) {

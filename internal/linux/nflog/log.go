@@ -54,7 +54,7 @@ const singleSize = 8 << 10
 // (net/core/skbuff.c, kmalloc_size_roundup).
 const BufferSize = 2 * datagramSize
 
-// maxCopy is how much of a packet is copied at most, in bytes: an attribute's length has 16 bits.
+// maxCopy is the most of a packet that a log copies, in bytes: an attribute's length has 16 bits.
 const maxCopy = 0xffff - nfnl.AttrLen
 
 // Log is a log group bound by this process. It ends with Close or with the process.
@@ -69,8 +69,8 @@ const (
 	numGroups  = 0x8000
 )
 
-// Open binds a log group of the namespace that nobody has bound, with the socket receive buffer in bytes. It copies at most snap bytes
-// of each packet; 0 means all.
+// Open binds a log group that is free in the namespace, with a socket receive buffer of rcvbuf bytes. It copies at most snap
+// bytes of each packet; 0 means all.
 func Open(rcvbuf, snap int) (*Log, error) {
 	conn, err := nfnl.Dial(rcvbuf)
 	if err != nil {
@@ -82,7 +82,8 @@ func Open(rcvbuf, snap int) (*Log, error) {
 		if err = conn.Request(config(group, snap)); err == nil {
 			return &Log{Conn: conn, group: group}, nil
 		}
-		// A group of somebody else answers EBUSY or EPERM; missing rights answer EPERM at every number.
+		// The kernel answers EBUSY or EPERM for a group that somebody else has bound; without rights it answers EPERM for every
+		// number.
 		if !errors.Is(err, unix.EBUSY) && (!errors.Is(err, unix.EPERM) || i >= 16) {
 			break
 		}
@@ -118,8 +119,8 @@ func setGather(m *nfnl.Message, on bool) {
 	m.Attr32(cfgThreshold, threshold)
 }
 
-// Gather says whether copies are gathered, which takes less work for each and delays it by some 10 ms where few come, or
-// sent at once, as after Open. Copies gathered before still come within that time.
+// Gather turns gathering on or off; Open leaves it off. It takes less work for each copy, but delays copies by some 10 ms where
+// few come. Copies that are gathered already still come within that time.
 func (l *Log) Gather(on bool) error {
 	m := nfnl.NewMessage(nfnl.Type(unix.NFNL_SUBSYS_ULOG, msgConfig), l.group)
 	setGather(m, on)

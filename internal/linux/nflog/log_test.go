@@ -44,7 +44,7 @@ func message(t testing.TB, typ, flags, group uint16, attrs ...netlink.Attribute)
 func copyOf(t testing.TB, seq uint32, payload []byte) []byte {
 	return message(t, 0, 0, 0x8001,
 		netlink.Attribute{Type: 1, Data: []byte{8, 0, 4, 0}},
-		netlink.Attribute{Type: 10, Data: []byte{0}}, // an empty prefix: passed over
+		netlink.Attribute{Type: 10, Data: []byte{0}}, // an empty prefix: ignored
 		netlink.Attribute{Type: 4, Data: be32(2)},
 		netlink.Attribute{Type: 5, Data: be32(3)},
 		netlink.Attribute{Type: 3, Data: append(binary.BigEndian.AppendUint64(nil, 1_700_000_000), binary.BigEndian.AppendUint64(nil, 123456)...)},

@@ -24,7 +24,7 @@ type mmsghdr struct {
 // shortCall is how many bytes a batch has at most for its calls to be short ones: a few hundred microseconds.
 const shortCall = 128 << 10
 
-// received notes how much a receive call has moved: the next ones are taken to be like it.
+// received notes how many bytes a receive call moved; call takes the next ones to be alike.
 func (c *Conn) received(hdrs []mmsghdr) {
 	size := uint32(0)
 	for i := range hdrs {
@@ -35,11 +35,10 @@ func (c *Conn) received(hdrs []mmsghdr) {
 	}
 }
 
-// call makes a system call that does not wait, with a pointer that the caller keeps alive. The runtime takes the
-// processor of a goroutine away that is in a system call for more than 20 µs and gives it to another thread; for a
-// batch of small packets that happens in every call, and moves the goroutine from thread to thread, which costs
-// a tenth of what can be diverted. So a short call is made without the runtime's knowledge, which only has to
-// wait that long when it wants all goroutines to stop.
+// call makes a system call that does not wait, with a pointer that the caller keeps alive. If a goroutine is in a system call
+// for more than 20 µs, the runtime gives its processor to another thread. With batches of small packets that happens in every
+// call: the goroutine moves from thread to thread, which costs a tenth of the throughput. So call hides short calls from the
+// runtime, which they delay only when it stops all goroutines.
 func (c *Conn) call(trap, fd uintptr, p unsafe.Pointer, n, flags uintptr) (uintptr, syscall.Errno) {
 	if c.long.Load() {
 		got, _, errno := unix.Syscall6(trap, fd, uintptr(p), n, flags, 0, 0)
@@ -75,17 +74,16 @@ func (c *Conn) NewReader(n int) *Reader {
 // Cap returns how many datagrams a call takes at most.
 func (r *Reader) Cap() int { return len(r.hdrs) }
 
-// Slot says where datagram i of the next call goes. The memory stays the caller's; it must not be
-// touched while Recv runs.
+// Slot sets the memory for datagram i of the next call. It stays the caller's, who must not touch it while Recv runs.
 func (r *Reader) Slot(i int, b []byte) {
 	r.iovs[i].Base = unsafe.SliceData(b)
 	r.iovs[i].SetLen(len(b))
 }
 
-// Recv receives between 1 and n datagrams, at most Cap, into the slots 0 to n-1, waiting for the first until w ends or
-// the read deadline. It fails with engine.ErrInterrupted when w has ended and nothing is there, os.ErrClosed after Close,
-// os.ErrDeadlineExceeded after the deadline, and io.EOF after Drain when nothing is there. A datagram may be the
-// kernel's answer to a message that was to end the wait.
+// Recv receives between 1 and n datagrams, at most Cap, into the slots 0 to n-1, waiting for the first until w ends or the read
+// deadline. It fails with engine.ErrInterrupted when w has ended and nothing is there, os.ErrClosed after Close,
+// os.ErrDeadlineExceeded after the deadline, and io.EOF after Drain when nothing is there. A datagram may be the kernel's answer
+// to a message that was sent to end the wait.
 func (r *Reader) Recv(w engine.Wait, n int) (int, error) {
 	c := r.conn
 	if !c.reading.Take(w) {
@@ -139,8 +137,8 @@ func (c *Conn) looksAgain(until *time.Time) bool {
 	return time.Now().Before(*until)
 }
 
-// block waits in the receive call itself, which takes fewer calls for each packet than to wait first. It returns 0 if
-// there is something to notice.
+// block waits in the receive call itself, which takes fewer calls for each packet than a wait before it. It returns 0 if the
+// receiver has something else to notice.
 func (r *Reader) block(w engine.Wait, n int) (int, error) {
 	c := r.conn
 	c.blocked.Store(true)
@@ -187,8 +185,8 @@ func (r *Reader) receive(n int) (int, error) {
 	}
 }
 
-// wait waits until a datagram may be there, the bell rings or the time, if it is not negative, is over. Only the
-// one who receives waits, so it may silence the bell.
+// wait waits until a datagram may be there, the bell rings or the time, if it is not negative, is over. Only the receiver waits,
+// so it may silence the bell.
 func (r *Reader) wait(left time.Duration) error {
 	var timeout *unix.Timespec
 	if left >= 0 {

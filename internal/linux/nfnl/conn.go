@@ -23,9 +23,8 @@ import (
 //
 // After Close every method fails with os.ErrClosed, and so do the Readers and Writers.
 //
-// The socket is not one of those that the runtime's poller watches. That would be told of every packet that
-// comes, also while the receiver is busy with the ones before, and wake a thread for it; a
-// receiver that finds nothing waits in a system call of its own.
+// The runtime's poller does not watch the socket: it would learn of every packet that comes, even while the receiver is busy
+// with earlier ones, and wake a thread for it. A receiver that finds nothing waits in a system call of its own.
 type Conn struct {
 	fd     int
 	bell   int          // an eventfd: rung, it ends a wait
@@ -55,8 +54,8 @@ func Dial(rcvbuf int) (*Conn, error) {
 	}
 	setBuffer(fd, unix.SO_RCVBUFFORCE, unix.SO_RCVBUF, rcvbuf)
 	setBuffer(fd, unix.SO_SNDBUFFORCE, unix.SO_SNDBUF, sendBuffer)
-	// An error answers with the header of the failed message only, not with the packet in it; and a
-	// full receive buffer is told by the kernel's own counters, not by a failing receive.
+	// The kernel's errors repeat only the header of the failed message, not the packet in it. Of a full receive buffer the
+	// kernel's counters tell, not a failing receive call.
 	for _, opt := range []int{unix.NETLINK_CAP_ACK, unix.NETLINK_NO_ENOBUFS} {
 		if err := unix.SetsockoptInt(fd, unix.SOL_NETLINK, opt, 1); err != nil {
 			unix.Close(fd)
@@ -142,12 +141,12 @@ func (c *Conn) Drain() {
 	c.Wake()
 }
 
-// ring ends the receiver's wait, or its next one. The caller has stored before what the receiver must notice.
+// ring ends the receiver's wait, or its next one. The caller has stored the state that the receiver must notice.
 func (c *Conn) ring() {
 	one := [8]byte{1}
 	_, _ = unix.Write(c.bell, one[:]) // fails only when it has been rung 2^64-2 times
 	if c.blocked.Load() {
-		_, _ = unix.Write(c.fd, noop[:]) // a full buffer, for which there would be no answer, blocks nobody
+		_, _ = unix.Write(c.fd, noop[:]) // with a full buffer no answer comes, but then no receiver is blocked
 	}
 }
 
@@ -192,7 +191,7 @@ func (c *Conn) Close() error {
 	c.mu.RLock()
 	c.ring()
 	c.mu.RUnlock()
-	c.mu.Lock() // until the last one has left
+	c.mu.Lock() // until the last user has left
 	defer c.mu.Unlock()
 	return errors.Join(os.NewSyscallError("close", unix.Close(c.fd)), os.NewSyscallError("close", unix.Close(c.bell)))
 }
@@ -206,8 +205,8 @@ func (c *Conn) Tell(m *Message) (err error) {
 	return errors.Join(closed, os.NewSyscallError("write", err))
 }
 
-// Request sends one message and waits for the kernel's answer to it. It belongs before the first
-// packet can arrive: other datagrams that come in meanwhile are discarded.
+// Request sends one message and waits for the kernel's answer to it. Call it before the first packet can arrive: it discards
+// other datagrams that come in meanwhile.
 func (c *Conn) Request(m *Message) (err error) {
 	closed := c.Control(func(fd uintptr) { _, err = unix.Write(int(fd), m.finish(unix.NLM_F_REQUEST|unix.NLM_F_ACK)) })
 	if err := errors.Join(closed, err); err != nil {

@@ -90,7 +90,7 @@ func TestRequest(t *testing.T) {
 	if err := c.Request(unbound); !errors.Is(err, unix.ENODEV) {
 		t.Errorf("a queue that nobody has bound: %v", err)
 	}
-	// Told, the kernel answers a refusal all the same, without the message in it.
+	// The kernel answers a refused message of Tell too, without the message in the answer.
 	if err := c.Tell(unbound); err != nil {
 		t.Fatal(err)
 	}
@@ -250,7 +250,7 @@ func TestReaderFillsSlots(t *testing.T) {
 			t.Errorf("slot %d: %d bytes, truncated %t: %q", i, n, truncated, slots[i])
 		}
 	}
-	// More than the reader has slots is not written behind them.
+	// Poll does not write past the reader's slots.
 	if n, err := r.Poll(100); n != 2 || err != nil || slots[0][0] != '3' {
 		t.Errorf("Poll(100): %d, %v, %q", n, err, slots[0])
 	}
@@ -395,7 +395,7 @@ func TestRoom(t *testing.T) {
 	}
 }
 
-// Came from a bug: the writer believed in 64 KiB at least, whatever the socket had been granted.
+// From a bug: the writer assumed at least 64 KiB, whatever the socket had been granted.
 func TestRoomOfASmallBuffer(t *testing.T) {
 	c, _ := dial(t, 1<<16)
 	if err := c.Control(func(fd uintptr) {
@@ -456,8 +456,8 @@ func TestAllocations(t *testing.T) {
 	}
 }
 
-// TestBusyPoll: who looks again instead of waiting gets what comes, and notices all that ends a wait. Nobody waits here: the
-// time is longer than any test.
+// TestBusyPoll: a receiver that looks again instead of waiting gets the datagrams that come, and notices everything that ends a
+// wait. It never waits here: the time is longer than any test.
 func TestBusyPoll(t *testing.T) {
 	here, there := pair(t)
 	here.SetBusyPoll(time.Hour)
@@ -516,7 +516,7 @@ func TestBusyPoll(t *testing.T) {
 	if got := <-results; !errors.Is(got.err, os.ErrClosed) {
 		t.Errorf("closing: %+v", got)
 	}
-	// For a time only: then it waits, and is woken.
+	// When the time is over, the receiver waits and is woken.
 	here, there = pair(t)
 	here.SetBusyPoll(time.Nanosecond)
 	r = here.NewReader(1)

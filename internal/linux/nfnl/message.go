@@ -155,8 +155,8 @@ func (it *AttrIter) Uint32() uint32 {
 	return binary.BigEndian.Uint32(it.Data)
 }
 
-// Time returns an attribute with the wall clock's time, in nanoseconds since 1970, 0 if it is shorter: struct nfqnl_msg_packet_timestamp
-// or struct nfulnl_msg_packet_timestamp, which have seconds and microseconds.
+// Time returns an attribute with a time of the wall clock, in ns since 1970, 0 if it is shorter. The kernel writes seconds and
+// microseconds (struct nfqnl_msg_packet_timestamp, struct nfulnl_msg_packet_timestamp).
 func (it *AttrIter) Time() int64 {
 	if len(it.Data) < 16 {
 		return 0

@@ -145,7 +145,7 @@ func FuzzMessages(f *testing.F) {
 		}
 		theirs, err := syscall.ParseNetlinkMessage(b)
 		if err != nil || len(theirs) != len(got) {
-			// The other decoder refuses the whole where a tail is damaged.
+			// The other decoder refuses a whole message with a damaged tail.
 			if err == nil && len(theirs) > len(got) {
 				t.Fatalf("%d messages, the other decoder has %d", len(got), len(theirs))
 			}

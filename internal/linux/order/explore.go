@@ -26,14 +26,14 @@ var ErrTooLarge = errors.New("the scenario has more states than that")
 // explorer goes through the states of a scenario, depth first.
 type explorer struct {
 	sc    *Scenario
-	seen  map[uint64]struct{} // hashes: that two of ten million states have the same has a probability of some 3e-6
+	seen  map[uint64]struct{} // hashes: among ten million states, two collide with a probability of about 3e-6
 	seed  maphash.Seed
 	most  int
 	steps []string
 }
 
-// Explore tries every interleaving of a scenario's steps, each state once. It returns how many states there are, and as
-// error a *Broken or ErrTooLarge.
+// Explore tries every interleaving of a scenario's steps, each state once. It returns the number of states; the error is a
+// *Broken or ErrTooLarge.
 func Explore(sc *Scenario, most int) (states int, err error) {
 	e := &explorer{sc: sc, seen: map[uint64]struct{}{}, seed: maphash.MakeSeed(), most: most}
 	s := sc.start()
@@ -87,7 +87,7 @@ func (e *explorer) ended(s *state) error {
 	return nil
 }
 
-// canonical makes one state of all that differ only in which of several equal packets is where.
+// canonical turns states that differ only in which of several equal packets is where into one state.
 func (e *explorer) canonical(s *state) {
 	n := len(e.sc.Packets)
 	for i := 1; i < n; i++ {

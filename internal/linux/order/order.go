@@ -2,7 +2,7 @@ package order
 
 import "fmt"
 
-// MaxHandles and MaxPackets are the largest scenario.
+// MaxHandles and MaxPackets limit a scenario.
 const (
 	MaxHandles = 3
 	MaxPackets = 3
@@ -26,7 +26,7 @@ func (c Classes) has(class uint8) bool { return c>>class&1 != 0 }
 // End is how a handle's life ends.
 type End uint8
 
-// The ends. Exploring one that ends includes all in which the end comes after everything else.
+// The ends. Exploring a handle that ends also covers one that stays: the end may come after everything else.
 const (
 	Close End = iota
 	Kill      // at any moment after its key is reserved
@@ -49,13 +49,13 @@ type Packet struct {
 // Host sends the packets that no handle injects.
 const Host = -1
 
-// Scenario is the handles and packets whose steps mix.
+// Scenario has the handles and packets whose steps interleave.
 type Scenario struct {
 	Handles []Handle
 	Packets []Packet
 	Fault   Fault
 
-	watch func(Event) // of Walk; nil: nobody watches
+	watch func(Event) // set by Walk, else nil
 }
 
 // Event is something that happens to a packet.
@@ -182,7 +182,7 @@ type pkt struct {
 	owed   uint8 // handles that were open and matched all the way
 	met    uint8
 	before uint8 // handles that were cleared, or buried, since the walk began
-	after  uint8 // handles of which others had seen the new filter when the walk began
+	after  uint8 // handles whose new filter others had seen when the walk began
 	excuse bool  // a dead handle's rule has led it past those below
 	walk   table
 }
@@ -219,7 +219,7 @@ func (sc *Scenario) program(s *state, h int) Classes {
 	return sc.Handles[h].Filters[s.handles[h].filter]
 }
 
-// newKey chooses a key as rules.newKey does. Keys of a priority are four.
+// newKey chooses a key as rules.newKey does. Each priority has four keys.
 func (sc *Scenario) newKey(s *state, h int) uint8 {
 	const subs = 4
 	base := uint8(sc.Handles[h].Priority) * subs
@@ -272,7 +272,7 @@ func (sc *Scenario) leave(s *state, h int) {
 	t.terms[h] = 0
 }
 
-// setGate makes the gate: three handles have one.
+// setGate makes the gate, which a table of three handles has.
 func (sc *Scenario) setGate(t *table) {
 	if sc.Fault == StaleGate && t.gated {
 		return
@@ -345,7 +345,7 @@ func (sc *Scenario) leaveChain(s *state, p *pkt) error {
 	return sc.arrive(s, p)
 }
 
-// decided checks that a change of a filter has one moment: who came after somebody had the new filter has it too.
+// decided checks that a filter changes at one moment: packets that come after somebody had the new filter meet the new one too.
 func (sc *Scenario) decided(s *state, p *pkt, h int, matches bool) error {
 	o := &s.handles[h]
 	filters := sc.Handles[h].Filters
@@ -429,8 +429,8 @@ func (t step) String() string {
 	return fmt.Sprintf("packet %d: %s", t.actor-MaxHandles, t.what)
 }
 
-// each calls f with every state that may follow, and the promise that this step breaks, if it does. Where one of the steps
-// makes no difference to any other, and none to it, now or later, there is no need to try the others before it.
+// each calls f with every state that may follow, and with the promise that the step breaks, if any. If a step and the others
+// cannot affect each other, now or later, each tries that step alone.
 func (sc *Scenario) each(s *state, f func(step, *state, error)) {
 	for i := range sc.Packets {
 		if sc.fixed(s, &s.packets[i]) {
@@ -480,7 +480,7 @@ func (s *state) queued(h int) bool {
 	return s.any(func(p *pkt) bool { return p.where == waiting && int(p.at) == h })
 }
 
-// handleSteps are those of a handle.
+// handleSteps calls f with the steps that a handle may take next.
 func (sc *Scenario) handleSteps(s *state, h int, f func(step, *state, error)) {
 	spec := &sc.Handles[h]
 	do := func(what string, change func(n *state, o *handle)) {
@@ -585,7 +585,7 @@ func (s *state) mark(h int) {
 	}
 }
 
-// any reports whether f holds for a packet.
+// any reports whether f holds for at least one packet.
 func (s *state) any(f func(*pkt) bool) bool {
 	for i := range s.packets {
 		if f(&s.packets[i]) {
@@ -595,7 +595,7 @@ func (s *state) any(f func(*pkt) bool) bool {
 	return false
 }
 
-// disown makes a handle owe nothing any more of the packets of which f says so.
+// disown releases a handle from its duty to the packets for which f holds.
 func (s *state) disown(h int, f func(*pkt) bool) {
 	for i := range s.packets {
 		if f(&s.packets[i]) {
@@ -604,7 +604,7 @@ func (s *state) disown(h int, f func(*pkt) bool) {
 	}
 }
 
-// owes returns the handles that a packet has to meet if they stay as they are.
+// owes returns the handles that a packet must meet if they do not change.
 func (sc *Scenario) owes(s *state, spec Packet) (owed uint8) {
 	for h := range sc.Handles {
 		o := &s.handles[h]
@@ -623,7 +623,7 @@ func (sc *Scenario) owes(s *state, spec Packet) (owed uint8) {
 	return owed
 }
 
-// packetSteps are those of a packet.
+// packetSteps calls f with the steps that a packet may take next.
 func (sc *Scenario) packetSteps(s *state, i int, f func(step, *state, error)) {
 	do := func(what string, change func(n *state, p *pkt) error) {
 		n := *s

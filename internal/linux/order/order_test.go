@@ -41,11 +41,11 @@ func explore(t *testing.T, sc *Scenario, most int) {
 	}
 }
 
-// both is packets of both classes, of the host.
+// both has packets of both classes, sent by the host.
 var both = []Packet{{0, Host}, {0, Host}, {1, Host}}
 
-// TestThreeHandlesAndThreePackets tries every interleaving of a handle of each kind with three packets, with -short two. With
-// DIVERT_LONG the handles also are of other kinds, close where they else are killed, and have equal priorities.
+// TestThreeHandlesAndThreePackets tries every interleaving of a handle of each kind with three packets, two with -short.
+// DIVERT_LONG adds other kinds, handles that close instead of being killed, and equal priorities.
 func TestThreeHandlesAndThreePackets(t *testing.T) {
 	long := os.Getenv("DIVERT_LONG") != ""
 	kinds := [][MaxHandles]Kind{{Divert, Sniff, Drop}}
@@ -74,8 +74,8 @@ func TestThreeHandlesAndThreePackets(t *testing.T) {
 	}
 }
 
-// TestChangesOfFilters tries every interleaving of handles that change their filters, with two packets; with DIVERT_LONG of
-// two with three, too.
+// TestChangesOfFilters tries every interleaving of handles that change their filters with two packets; DIVERT_LONG adds two
+// handles with three packets.
 func TestChangesOfFilters(t *testing.T) {
 	for _, kind := range []Kind{Divert, Sniff, Drop} {
 		for _, change := range filters[2:] {
@@ -92,7 +92,7 @@ func TestChangesOfFilters(t *testing.T) {
 	}
 }
 
-// TestRandomScenarios tries every interleaving of scenarios that are made up, with one packet and few with two.
+// TestRandomScenarios tries every interleaving of random scenarios: most have one packet, a few have two.
 func TestRandomScenarios(t *testing.T) {
 	seed, ones, twos := rand.Uint64(), 20, 1
 	if os.Getenv("DIVERT_LONG") != "" {
@@ -148,7 +148,7 @@ func TestFaultsAreFound(t *testing.T) {
 	}
 }
 
-// TestWalk: sequences of calls end, and repeat by their seed.
+// TestWalk: sequences of calls end, and a seed gives the same sequence again.
 func TestWalk(t *testing.T) {
 	for seed := range uint64(2000) {
 		sc := random(rand.New(rand.NewPCG(seed, 1)), MaxPackets)

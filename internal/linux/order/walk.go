@@ -24,11 +24,11 @@ type Call struct {
 	Action Action
 	Handle int
 	Packet int     // of Send and Accept
-	Comes  []Event // in no order
+	Comes  []Event // in any order
 }
 
-// Walk makes up a sequence of calls of a scenario, until every handle has ended and every packet has come to something. It
-// fails if a promise does not hold on the way.
+// Walk makes up a sequence of calls of a scenario, until every handle has ended and every packet has met its fate. It fails if a
+// promise breaks on the way.
 func Walk(sc Scenario, r *rand.Rand) (calls []Call, err error) {
 	w := &walk{sc: &sc, s: sc.start()}
 	sc.watch = func(e Event) { w.comes = append(w.comes, e) }
@@ -55,7 +55,7 @@ type walk struct {
 	err   error
 }
 
-// options returns the calls that may follow. Handles end when the packets have come to something, or before.
+// options returns the calls that may follow. Handles may end before the packets have met their fates.
 func (w *walk) options() (calls []Call) {
 	for h, spec := range w.sc.Handles {
 		o := &w.s.handles[h]
@@ -121,7 +121,7 @@ func (w *walk) handle(h int, whats ...string) {
 	}
 }
 
-// packet takes the steps of a packet until it waits or has come to something.
+// packet takes the steps of a packet until it waits or has met its fate.
 func (w *walk) packet(i int) {
 	for h, q := range w.queue {
 		if len(q) > 0 && q[0] == i {

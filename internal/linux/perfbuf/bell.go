@@ -57,7 +57,7 @@ func (b *bell) close() error {
 	return errors.Join(errs...)
 }
 
-// silence takes the rings out.
+// silence empties the ring buffer.
 func (b *bell) silence() { atomic.StoreUintptr(b.read, atomic.LoadUintptr(b.written)) }
 
 // Sleep makes the first copy from now on end a Wait. The caller must Look once more before it waits, for copies

@@ -17,14 +17,14 @@ import (
 // size is a multiple of 8 and counts the header.
 const headerSize = 8
 
-// A sample has its header, the length of the program's data (32 bits), and the data; a record of losses the number of the event
-// and that of the samples (64 bits each).
+// A sample has its header, the length of the program's data (32 bits), and the data; a record of losses has the id of the event
+// and the number of lost samples (64 bits each).
 const (
 	sampleHead = headerSize + 4
 	lostSize   = headerSize + 16
 )
 
-// MinSample is less than the sample of any packet takes, in bytes.
+// MinSample is a lower bound of the bytes that the sample of a packet takes.
 const MinSample = (sampleHead + codegen.RecordSize + packet.IPv4HeaderLen) &^ 7
 
 // buffer is that of one processor. Positions count the bytes ever written, and so do not wrap.
@@ -55,8 +55,8 @@ func (b *buffer) release() {
 	}
 }
 
-// next goes on to the next sample from the tail on, over other records, and reports whether there is one and how many
-// the kernel says were lost before it. An unreadable record is an error, and then everything written counts as read.
+// next goes on to the next sample, past other records, and reports whether there is one, and how many samples the kernel says
+// were lost before it. After an unreadable record, an error, everything written counts as read.
 func (b *buffer) next() (ok bool, lost uint64, err error) {
 	for b.tail != b.head {
 		header := b.aligned(b.tail)

@@ -43,7 +43,7 @@ func (b *buffer) write(kind uint32, body []byte) bool {
 	return true
 }
 
-// sample is what a program writes of a packet.
+// sample returns the sample that a program writes for a packet.
 func sample(at int64, length uint32, packet string) []byte {
 	ne := binary.NativeEndian
 	b := ne.AppendUint64(nil, uint64(at))
@@ -175,7 +175,7 @@ func took(b *Buffers) (times []int64) {
 	}
 }
 
-// TestOrder reads buffers whose samples are of turning times: all up to the look come, in their order.
+// TestOrder reads buffers that take turns in the times of their samples: all up to the look come, in the order of their times.
 func TestOrder(t *testing.T) {
 	b := &Buffers{buffers: []*buffer{made(4096, 0), made(4096, 8), made(4096, 1<<40)}}
 	step := func(name string, now int64, written [3][]int64, want ...int64) {

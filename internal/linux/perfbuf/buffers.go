@@ -28,7 +28,7 @@ type Buffers struct {
 	rung    uint64
 	memory  [][]byte // of buffers that are disconnected
 
-	cut    int64     // samples of later times were perhaps not all seen by the last Look
+	cut    int64     // the last Look may not have seen all samples of later times
 	active []*buffer // those that have a next sample
 	oldest *buffer   // whose next sample is the next of all; nil if there is none up to the cut
 	turn   int64     // until when that stays so
@@ -110,7 +110,7 @@ func open(cpu, size, watermark int) (_ *buffer, err error) {
 // Close disconnects and frees the buffers. Nobody may read any more.
 func (b *Buffers) Close() error { return errors.Join(b.Disconnect(), b.Unmap()) }
 
-// Disconnect is the part of Close that leaves the memory of samples, for those who still look at them. Unmap is to follow.
+// Disconnect is the part of Close that leaves the memory of samples, for callers that still look at them. Unmap is to follow.
 func (b *Buffers) Disconnect() error {
 	var errs []error
 	for _, one := range b.buffers {
@@ -155,9 +155,9 @@ func (b *Buffers) Wake() error {
 // Forever is a time without an end.
 const Forever time.Duration = math.MaxInt64
 
-// Wait waits until a buffer has reached the watermark since the last Wait, something was copied since Sleep, Wake is called
-// or the time is over, and reports whether it was the last. A buffer of which everything was taken since may be what makes it
-// return.
+// Wait waits until a buffer has reached the watermark since the last Wait, a packet was copied since Sleep, Wake is called or
+// the time is over, and reports whether the time is over. It may also return for a buffer whose samples have all been taken
+// since.
 func (b *Buffers) Wait(d time.Duration) (over bool, err error) {
 	begin := time.Now()
 	n, err := b.ppoll(d)
@@ -301,7 +301,7 @@ func (b *Buffers) Written() (bytes int) {
 	return bytes
 }
 
-// Count returns how many packets those are, and how many bytes of packets.
+// Count returns the number of those packets, and their bytes.
 func (b *Buffers) Count() (packets, bytes int) {
 	for _, one := range b.buffers {
 		p, n := one.count()

@@ -36,7 +36,7 @@ const (
 // The value of Sockets.
 const (
 	SocketProcess int16 = 0 // 4 bytes
-	SocketFlags   int16 = 4 // 4 bytes: their own, of the programs that keep the maps
+	SocketFlags   int16 = 4 // 4 bytes, private to the programs that keep the maps
 	SocketPort    int16 = 8 // the key in Ports; none if its port is 0
 	SocketFlow          = SocketPort + PortKeySize
 
@@ -46,7 +46,7 @@ const (
 // The value of Flows.
 const (
 	FlowProcess int16 = 0 // 4 bytes
-	FlowCookie  int16 = 8 // of the socket: who takes an entry away takes its own only
+	FlowCookie  int16 = 8 // of the socket, so that a program removes only the entries of its socket
 
 	FlowSize = 16
 )
@@ -95,7 +95,7 @@ const (
 // flagNoPrealloc is BPF_F_NO_PREALLOC.
 const flagNoPrealloc = 1 << 0
 
-// Specs returns what the maps are, empty.
+// Specs returns the descriptions of the maps.
 func Specs() []*ebpf.MapSpec {
 	return []*ebpf.MapSpec{
 		{Name: SocketsMap, Type: ebpf.Hash, KeySize: 8, ValueSize: uint32(SocketSize), MaxEntries: MaxSockets, Flags: flagNoPrealloc},
@@ -154,7 +154,7 @@ func (ms *Maps) All() map[string]*ebpf.Map {
 	return map[string]*ebpf.Map{SocketsMap: ms.Sockets, FlowsMap: ms.Flows, PortsMap: ms.Ports, ClosedMap: ms.Closed, NamesMap: ms.Names}
 }
 
-// Close releases the mams. Programs that have them keep them.
+// Close releases the maps. Programs that have them keep them.
 func (ms *Maps) Close() error {
 	var errs []error
 	for _, m := range ms.All() {

@@ -15,8 +15,8 @@ import (
 	"github.com/opendivert/divert/internal/linux/rights"
 )
 
-// Counters are what the kernel counts of a queue. Its counters have 32 bits and wrap around; a Meter that reads them
-// often enough adds them up.
+// Counters are the kernel's counts of a queue. Its counters have 32 bits and wrap around; a Meter that reads them often enough
+// adds them up.
 type Counters struct {
 	Total       uint64 // packets without a verdict, received or not
 	DroppedFull uint64 // refused because MaxLen packets had no verdict; they have no numbers
@@ -36,7 +36,7 @@ type Meter struct {
 	sums map[uint16]*sum
 }
 
-// sum has the counters read of a queue.
+// sum adds up the counters of a queue.
 type sum struct {
 	total Counters
 	last  [3]uint32 // DroppedFull, DroppedUser and LastID, as read last
@@ -82,8 +82,8 @@ func (m *Meter) Close() error { return m.file.Close() }
 // readTries is how often a meter looks for a queue that it does not find.
 const readTries = 3
 
-// Read returns the counters of a queue: those of the last call, and nothing without a verdict, if it does not exist
-// any more.
+// Read returns the counters of a queue. For a queue that no longer exists it returns those of the last call, with no packet
+// waiting for a verdict.
 func (m *Meter) Read(num uint16) (Counters, error) {
 	s := m.sums[num]
 	if s == nil {
@@ -146,7 +146,7 @@ func (s *sum) read(text []byte, num uint16) bool {
 	return false
 }
 
-// number reads a column, 0 if it is none.
+// number reads a column, 0 if it is not a number.
 func number(b []byte) uint64 {
 	v, _ := strconv.ParseUint(string(b), 10, 64)
 	return v

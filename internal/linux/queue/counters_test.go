@@ -60,13 +60,13 @@ func FuzzCounters(f *testing.F) {
 // meterVariable makes a start of the test binary say how NewMeter fails.
 const meterVariable = "DIVERT_QUEUE_TEST_METER"
 
-// TestMeterOfANamespaceOlderThanItsUsers: root's own rights do not help where the user namespace has got its users after the
-// network namespace was made, and that is said.
+// TestMeterOfANamespaceOlderThanItsUsers: root's own rights do not help where the user namespace got its users after the network
+// namespace was made, and the error says so.
 func TestMeterOfANamespaceOlderThanItsUsers(t *testing.T) {
 	if os.Getuid() != 0 {
 		t.Skip("only root can map other users")
 	}
-	// Users of whom this user namespace knows.
+	// Users that this user namespace knows.
 	const first, count = 1, 1000
 	ids := []syscall.SysProcIDMap{{ContainerID: 0, HostID: first, Size: count}}
 	cmd := exec.Command("/proc/self/exe") // its path may be closed to others

@@ -54,9 +54,9 @@ const BufferSize = 66 << 10
 
 // Options of a queue.
 type Options struct {
-	Snap     int    // bytes of each packet that are handed over at most, 0 for all; not of Pair.Single
-	MaxLen   uint32 // packets without a verdict the kernel keeps; it refuses further ones
-	Discard  bool   // every packet is dropped, before the kernel copies anything of it; the sender learns nothing
+	Snap     int    // the most bytes of each packet that are handed over, 0 for all; Pair.Single ignores it
+	MaxLen   uint32 // the most packets that may wait for a verdict; the kernel refuses more
+	Discard  bool   // the kernel drops every packet before it copies any of it; the sender gets no error
 	FailOpen bool   // packets that do not fit go on instead of being dropped
 	RcvBuf   int    // socket receive buffer in bytes
 }
@@ -67,7 +67,7 @@ type Queue struct {
 	*nfnl.Conn
 	num    uint16
 	single bool        // the kernel cuts packets that are to be cut (GSO) before it queues them, and finishes their checksums
-	second bool        // its socket is that of another queue
+	second bool        // it shares the socket of another queue
 	cuts   atomic.Bool // the kernel cuts packets in this one, too; see Cut
 }
 
@@ -77,7 +77,7 @@ type Pair struct {
 	Single *Queue // the kernel cuts those first: each segment comes, and goes on, as a packet of its own
 }
 
-// Close closes the queue, and with the first queue of a socket the socket.
+// Close closes the queue. The first queue of a socket closes the socket too.
 func (q *Queue) Close() error {
 	if q.second {
 		return nil
@@ -91,7 +91,7 @@ const (
 	numNums  = 0x8000
 )
 
-// Open binds a queue of the namespace that nobody has bound.
+// Open binds a queue that is free in the namespace.
 func Open(o Options) (*Queue, error) {
 	qs, err := openGroup(1, o)
 	if err != nil {
@@ -154,8 +154,8 @@ func openFrom(base uint16, n int, o Options) (qs []*Queue, err error) {
 	return qs, nil
 }
 
-// inUse tells a queue of somebody else, which the kernel answers with EPERM, from missing rights, which
-// every number answers with EPERM.
+// inUse tells a queue that somebody else has bound from missing rights. The kernel answers both with EPERM, but missing rights
+// with every number.
 func inUse(err error, tries int) bool { return errors.Is(err, unix.EPERM) && tries < 16 }
 
 // config is the message that binds a queue and sets it up, in one step.
@@ -163,7 +163,7 @@ func (q *Queue) config(o Options) *nfnl.Message {
 	m := nfnl.NewMessage(nfnl.Type(unix.NFNL_SUBSYS_QUEUE, msgConfig), q.num)
 	m.Attr(cfgCmd, cmdBind, 0, 0, unix.AF_UNSPEC)
 	if o.Discard {
-		return m // a queue to which nobody has said what to copy takes no packet
+		return m // a queue takes no packets before it is told how much of them to copy
 	}
 	snap := uint32(MaxPayload)
 	if o.Snap > 0 && !q.single {
@@ -304,8 +304,8 @@ func (q *Queue) Configure(o Options) error {
 	return q.Tell(q.settings(nfnl.NewMessage(nfnl.Type(unix.NFNL_SUBSYS_QUEUE, msgConfig), q.num), o))
 }
 
-// Cut makes the kernel cut packets that are to be cut before it queues them, and finish their checksums, from now on. What
-// waits in the queue stays as it is.
+// Cut makes the kernel cut packets (GSO) before it queues them, and finish their checksums. Packets that wait already stay as
+// they are.
 func (q *Queue) Cut() error {
 	q.cuts.Store(true)
 	m := nfnl.NewMessage(nfnl.Type(unix.NFNL_SUBSYS_QUEUE, msgConfig), q.num)

@@ -212,7 +212,7 @@ func TestVerdictBytes(t *testing.T) {
 	})
 }
 
-// A batch for which the kernel has no memory goes message by message; what it refuses even so is told.
+// If the kernel has no memory for a batch, its messages go one by one; Unsent returns those that the kernel refuses even so.
 func TestVerdictsThatDoNotReachTheKernel(t *testing.T) {
 	var buffer int // of the sending socket
 	set := func(q *Queue, size int) {
@@ -282,7 +282,7 @@ func whole(t testing.TB, payload []byte) []byte {
 		netlink.Attribute{Type: 4, Data: append(binary.BigEndian.AppendUint64(nil, 1_700_000_000), binary.BigEndian.AppendUint64(nil, 123456)...)},
 		netlink.Attribute{Type: 5, Data: be32(2)},
 		netlink.Attribute{Type: 6, Data: be32(3)},
-		netlink.Attribute{Type: 9, Data: []byte{0, 6, 0, 0, 1, 2, 3, 4, 5, 6, 0, 0}}, // hardware address: passed over
+		netlink.Attribute{Type: 9, Data: []byte{0, 6, 0, 0, 1, 2, 3, 4, 5, 6, 0, 0}}, // hardware address: ignored
 		netlink.Attribute{Type: 21, Data: be32(6)},
 		netlink.Attribute{Type: 13, Data: be32(70000)},
 		netlink.Attribute{Type: 14, Data: be32(1 | 2 | 4)},
@@ -442,7 +442,7 @@ func TestOpen(t *testing.T) {
 	}); err != nil {
 		t.Fatal(err)
 	}
-	// A number that is taken answers as one without rights does: EPERM.
+	// The kernel answers EPERM for a number that is taken, as it does without rights.
 	err := h.Do(func() error {
 		c, err := nfnl.Dial(1 << 16)
 		if err != nil {
@@ -530,8 +530,8 @@ func BenchmarkParse(b *testing.B) {
 	}
 }
 
-// BenchmarkVerdicts measures a verdict of a batch of 64. The packets are not there: the kernel looks for them
-// and answers that, which costs about what its letting go of a packet would.
+// BenchmarkVerdicts measures a verdict of a batch of 64. The packets do not exist: the kernel looks for them and answers with an
+// error, which costs about as much as letting a packet go.
 func BenchmarkVerdicts(b *testing.B) {
 	payload := make([]byte, 1401)
 	for _, row := range []struct {

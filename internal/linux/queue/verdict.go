@@ -106,8 +106,8 @@ func (v *Verdicts) Unsent() []Unsent {
 	return u
 }
 
-// Add adds a verdict. It first sends the gathered ones when this one does not fit; if that fails, the next Flush says
-// so. Add itself fails only with ErrTooLong.
+// Add adds a verdict. If it does not fit, Add sends the gathered ones first; if that fails, the next Flush returns the error.
+// Add itself fails only with ErrTooLong.
 func (v *Verdicts) Add(id uint32, verdict Verdict, o Option) error {
 	if len(o.Payload) > MaxPayload {
 		return ErrTooLong
@@ -129,8 +129,8 @@ func (v *Verdicts) Add(id uint32, verdict Verdict, o Option) error {
 	return nil
 }
 
-// AddUpTo adds one verdict for all packets without one whose id is at most id, counted with wrap-around:
-// for a run that goes on unchanged.
+// AddUpTo adds one verdict for all packets without one whose id is at most id, counted with wrap-around: for a run of packets
+// that go on unchanged.
 func (v *Verdicts) AddUpTo(id uint32, verdict Verdict, o Option) {
 	length := verdictHead
 	if o.SetPriority {

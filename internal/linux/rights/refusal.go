@@ -11,8 +11,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Refusal says why the kernel refused a program with EPERM or EACCES: most often the right is missing, in containers a seccomp
-// profile forbids the call. It asks about the calling thread. Other errors it returns as they are.
+// Refusal explains why the kernel refused a program with EPERM or EACCES: most often a right is missing; in containers a seccomp
+// profile may forbid the call. It examines the calling thread. It returns other errors unchanged.
 func Refusal(err error) error {
 	for _, no := range []error{unix.EPERM, unix.EACCES} {
 		if errors.Is(err, no) {
@@ -41,8 +41,8 @@ func initialUsers() bool {
 	return err != nil || string(bytes.Join(bytes.Fields(b), []byte(" "))) == "0 0 4294967295"
 }
 
-// filtered reports whether seccomp filters the calls of the calling thread (PR_GET_SECCOMP in prctl(2)). A filter may forbid to ask,
-// too.
+// filtered reports whether seccomp filters the calls of the calling thread (PR_GET_SECCOMP in prctl(2)). A filter may also
+// forbid that call.
 func filtered() bool {
 	mode, err := unix.PrctlRetInt(unix.PR_GET_SECCOMP, 0, 0, 0, 0)
 	return err != nil || mode == unix.SECCOMP_MODE_FILTER

@@ -13,7 +13,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// TestRefusal: what it says of a refusal with the right, without it, and where a seccomp filter like that of a container forbids the call.
+// TestRefusal checks the explanation with the right, without it, and under a seccomp filter like a container's that forbids the
+// call.
 func TestRefusal(t *testing.T) {
 	if err := Refusal(os.ErrNotExist); err != os.ErrNotExist {
 		t.Errorf("another error became %v", err)

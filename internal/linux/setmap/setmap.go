@@ -84,7 +84,7 @@ func (h *home) Make(buckets int) (radix.Memory, error) {
 	return radix.Memory{Words: words, Kept: t}, nil
 }
 
-// table is the map that a table stands in. Its memory goes when nobody has it any more.
+// table is the map that a table stands in. Its memory goes with its last user.
 type table struct{ m *ebpf.Map }
 
 // Publish implements radix.Home.
@@ -96,7 +96,7 @@ func (h *home) Publish(m radix.Memory) error {
 	return t.m.Close() // the outer map keeps it
 }
 
-// explain says of an error of making a map what to do about it.
+// explain adds a remedy to an error of making a map.
 func explain(err error) error {
 	switch {
 	case errors.Is(err, unix.ENOMEM), errors.Is(err, unix.E2BIG):

@@ -25,8 +25,8 @@ func (h Holder) Name() string {
 	return strings.TrimSuffix(string(text), "\n")
 }
 
-// Holders returns the processes that have sockets of the calling thread's network namespace open, and of others the calling
-// process, by the inodes of the sockets. If there are several, it is the one with the lowest id.
+// Holders returns, by the inodes of sockets, the processes of the calling thread's network namespace that have them open, and
+// the calling process. If several have a socket open, it is the one with the lowest id.
 func Holders() map[uint32]Holder {
 	holders := map[uint32]Holder{}
 	here, err := os.Readlink("/proc/thread-self/ns/net")

@@ -116,8 +116,8 @@ func dump(conn *netlink.Conn, family, protocol uint8) ([]netlink.Message, error)
 	})
 }
 
-// execute sends a request and returns the answers. The library itself, where a signal interrupts its call, waits until the
-// socket has room, which it has already: nothing would wake it.
+// execute sends a request and returns the answers. The library would wait, if a signal interrupts its call, until the socket has
+// room: it has room already, so nothing would wake the library.
 func execute(conn *netlink.Conn, m netlink.Message) ([]netlink.Message, error) {
 	m.Header.Sequence = sequence.Add(1)
 	m.Header.Length = uint32(unix.NLMSG_HDRLEN + len(m.Data)) // a multiple of 4, as requests are
@@ -162,7 +162,7 @@ func readAddr(b []byte, family byte) netip.Addr {
 	return netip.AddrFrom16([16]byte(b))
 }
 
-// Count returns how many sockets of TCP and UDP the calling thread's namespace has, about: 0 where that cannot be read.
+// Count returns about how many sockets of TCP and UDP the calling thread's namespace has, 0 where that cannot be read.
 func Count() (n int) {
 	for _, name := range [...]string{"sockstat", "sockstat6"} {
 		if text, err := os.ReadFile("/proc/thread-self/net/" + name); err == nil {

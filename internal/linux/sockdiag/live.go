@@ -4,7 +4,7 @@ package sockdiag
 
 import "github.com/opendivert/divert/packet"
 
-// Live are the sockets of TCP and UDP that there are.
+// Live has the existing sockets of TCP and UDP.
 type Live struct {
 	endpoints map[uint64]struct{} // their cookies
 	protocols map[uint8]bool      // which the kernel lists

@@ -36,12 +36,12 @@ type feed struct {
 	destroyer *sockdiag.Destroyer          // nil where nothing is refused
 	flows     *flowtable.Table             // nil at SOCKET
 	program   atomic.Pointer[prog.Program] // the filter in force
-	interpret string                       // why the kernel tells of everything and the interpreter decides; "": it does not
+	interpret string                       // why the kernel reports everything and the interpreter decides; "": it does not
 
 	mu       sync.Mutex // held while a record is worked on, and flows are swept
-	lost     uint64     // records that were lost until the flows were last compared with the sockets that there are
+	lost     uint64     // records lost before the flows were last compared with the existing sockets
 	compared int64      // when that was
-	again    bool       // a flow that had begun then was told of only later
+	again    bool       // a flow that had begun by then was reported only later
 	stopping atomic.Bool
 	quit     chan struct{}
 	running  sync.WaitGroup
@@ -269,7 +269,7 @@ func (f *feed) Stop() error {
 		return nil
 	}
 	err := f.source.Detach()
-	kernel.Settle() // programs that run now have told by then
+	kernel.Settle() // programs that run now have sent their records by then
 	close(f.quit)
 	f.source.Flush()
 	f.running.Wait()

@@ -78,7 +78,7 @@ func TestFlowEndsThoughItsRecordIsLost(t *testing.T) {
 	defer socket.Close()
 	for i := 0; ; i++ {
 		to := netip.AddrPortFrom(netip.AddrFrom4([4]byte{127, 1, byte(i >> 14), 1}), uint16(1+i&0x3fff))
-		_, _ = socket.WriteTo([]byte("x"), net.UDPAddrFromAddrPort(to)) // nobody listens there, which a later send is told
+		_, _ = socket.WriteTo([]byte("x"), net.UDPAddrFromAddrPort(to)) // nobody listens there: a later send gets that error
 		if counts, err := raising.source.Counts(); err != nil {
 			t.Fatal(err)
 		} else if counts.Lost > 0 {

@@ -14,8 +14,8 @@ type Counts struct {
 	Matched, Received, Reinjected, Abandoned, Injected, Failed atomic.Uint64
 	Dropped, Full, Old, Long, Passed                           atomic.Uint64
 	Missing, Foreign                                           atomic.Uint64
-	FlowDropped, FlowDroppedBytes                              atomic.Uint64 // for which no program could decide
-	Denied                                                     atomic.Uint64 // by a second look: they have not matched
+	FlowDropped, FlowDroppedBytes                              atomic.Uint64 // by the verdict of their flow, in user space, where no program could decide
+	Denied                                                     atomic.Uint64 // refused by a second look: they did not match
 }
 
 // Lost counts a packet or event that had to leave a backlog.
