@@ -68,6 +68,10 @@ func (g *generator) flowBefore() {
 		g.findRecord(flowmap.Decided, g.malformed)
 		g.Emit(asm.LoadMem(asm.R1, regRecord, flowmap.Verdict, asm.Byte))
 		g.JumpImm32(asm.JNE, asm.R1, uint32(flow.Drop), g.malformed)
+		g.Emit( // for flowVerdict
+			asm.StoreMem(regFrame, varFlowRecord, regRecord, asm.DWord),
+			asm.StoreMem(regFrame, varFlowBack, regBack, asm.Word),
+		)
 	}
 }
 
@@ -82,8 +86,15 @@ func (g *generator) flowVerdict() {
 		verdict, result, total = flow.Drop, 1, 16
 		undecided = g.malformed
 	}
-	g.flowKey(undecided)
-	g.findRecord(flowmap.Decided, undecided)
+	if g.options.Flows == FlowDropped {
+		g.Emit(
+			asm.LoadMem(regRecord, regFrame, varFlowRecord, asm.DWord),
+			asm.LoadMem(regBack, regFrame, varFlowBack, asm.Word),
+		)
+	} else {
+		g.flowKey(undecided)
+		g.findRecord(flowmap.Decided, undecided)
+	}
 	g.Emit(asm.LoadMem(asm.R1, regRecord, flowmap.Verdict, asm.Byte))
 	g.JumpImm32(asm.JNE, asm.R1, uint32(verdict), undecided)
 	g.liveRecord(flowmap.DecidedGeneration, undecided)

@@ -33,6 +33,8 @@ const (
 	frameProcess   int16 = varFlags - 372 // a key of the maps of processes, 48 bytes
 	varName        int16 = frameProcess   // when the process is known: its name, as prog.NameValue has it: upper half, then lower half, host byte order
 	varCounts      int16 = varFlags - 388 // the counts of the flow: four numbers of 32 bits, as the fields stand
+	varFlowBack    int16 = varFlags - 392 // regBack and, below, regRecord of a flow that is dropped
+	varFlowRecord  int16 = varFlags - 404
 )
 
 // Offsets in struct __sk_buff (include/uapi/linux/bpf.h).
