@@ -100,6 +100,7 @@ func listen(t testing.TB, h *lab.Host, filter string, o redirect.Options) *redir
 func relay(t testing.TB, l *redirect.Listener) *atomic.Int64 {
 	n := new(atomic.Int64)
 	done := make(chan struct{})
+	var refused atomic.Pointer[error]
 	go func() {
 		defer close(done)
 		for {
@@ -111,6 +112,7 @@ func relay(t testing.TB, l *redirect.Listener) *atomic.Int64 {
 			go func() {
 				up, err := l.Dial(context.Background(), c)
 				if err != nil {
+					refused.Store(&err)
 					c.Reset()
 					return
 				}
@@ -118,7 +120,13 @@ func relay(t testing.TB, l *redirect.Listener) *atomic.Int64 {
 			}()
 		}
 	}()
-	t.Cleanup(func() { l.Close(); <-done })
+	t.Cleanup(func() {
+		l.Close()
+		<-done
+		if err := refused.Load(); err != nil {
+			t.Log("the server was not reached:", *err) // where a test fails, this is why
+		}
+	})
 	return n
 }
 

@@ -571,20 +571,18 @@ func (a *asker) waitFor(t *testing.T, text string) {
 // answer types an answer. Right after a question was withdrawn the answer is rejected, and answer types it again.
 func (a *asker) answer(t *testing.T, word string) {
 	t.Helper()
-	for range 20 {
-		at := len(a.out.String())
-		fmt.Fprintln(a.in, word)
-		for range 50 {
-			time.Sleep(5 * time.Millisecond)
-			text := a.out.String()[at:]
-			if strings.Contains(text, "answered: ") {
-				return
-			}
-			if strings.Contains(text, "typed for the question before") {
-				break
-			}
+	at := len(a.out.String())
+	fmt.Fprintln(a.in, word)
+	for begun := time.Now(); time.Since(begun) < patience; time.Sleep(5 * time.Millisecond) {
+		text := a.out.String()[at:]
+		if strings.Contains(text, "answered: ") {
+			return
 		}
-		time.Sleep(100 * time.Millisecond)
+		if strings.Contains(text, "typed for the question before") {
+			time.Sleep(100 * time.Millisecond)
+			at = len(a.out.String())
+			fmt.Fprintln(a.in, word)
+		}
 	}
 	t.Errorf("the answer %s was not accepted: %s", word, a.out)
 }

@@ -33,6 +33,7 @@ func TestImpairLive(t *testing.T) {
 	if n := exchange(t, pair.A, echo, 5, 10*time.Millisecond); n != 0 {
 		t.Errorf("%d datagrams came back", n)
 	}
+	decided(t, pair.A)
 	if _, status := p.end(t, os.Interrupt); status != 0 {
 		t.Errorf("status %d", status)
 	}
@@ -103,6 +104,7 @@ func TestImpairSet(t *testing.T) {
 	if n := exchange(t, pair.A, echo, 3, 10*time.Millisecond); n != 0 {
 		t.Errorf("%d datagrams came back", n)
 	}
+	decided(t, pair.A)
 	p.end(t, os.Interrupt)
 	if r := impairedRules(t, p.errout.String()); len(r) != 1 || r[0].Lost == 0 || r[0].Lost != r[0].Packets {
 		t.Errorf("rules %+v", r)
@@ -133,6 +135,7 @@ func TestImpairScheduleByNames(t *testing.T) {
 		if n := exchange(t, pair.A, echo, 3, 10*time.Millisecond); n != 0 {
 			t.Errorf("%s: %d datagrams came back", rule, n)
 		}
+		decided(t, pair.A)
 		p.end(t, os.Interrupt)
 		if r := impairedRules(t, p.errout.String()); len(r) != 3 || r[0].Packets != 0 || r[1].Lost != 3 || r[2].Packets != 0 {
 			t.Errorf("%s: rules %+v, %s", rule, r, p.errout)
@@ -171,6 +174,7 @@ func TestImpairSchedule(t *testing.T) {
 	if n := exchange(t, pair.A, echo, 3, 10*time.Millisecond); n != 0 {
 		t.Errorf("%d datagrams came back", n)
 	}
+	decided(t, pair.A)
 	p.end(t, os.Interrupt)
 	if r := impairedRules(t, p.errout.String()); len(r) != 2 || r[0].Lost == 0 || r[0].Lost != r[0].Packets || r[1].Packets != 0 {
 		t.Errorf("rules %+v", r)

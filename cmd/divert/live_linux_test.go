@@ -180,6 +180,33 @@ func exchange(t *testing.T, from *lab.Host, to netip.AddrPort, count int, wait t
 	return r.Echoed
 }
 
+// decided waits until no packet of the host waits for a verdict: the program has dealt with all that were sent.
+func decided(t *testing.T, h *lab.Host) {
+	t.Helper()
+	for begun := time.Now(); ; time.Sleep(2 * time.Millisecond) {
+		waiting := 0
+		err := h.Do(func() error {
+			b, err := os.ReadFile("/proc/thread-self/net/netfilter/nfnetlink_queue")
+			for line := range strings.Lines(string(b)) {
+				// Number of the queue, port, and packets that wait (net/netfilter/nfnetlink_queue.c, seq_show).
+				if f := strings.Fields(line); len(f) < 3 || f[2] != "0" {
+					waiting++
+				}
+			}
+			return err
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if waiting == 0 {
+			return
+		}
+		if time.Since(begun) > 20*time.Second {
+			t.Fatalf("packets wait in %d queues", waiting)
+		}
+	}
+}
+
 // eachEngine runs a test with either engine. The kernel's is not available everywhere.
 func eachEngine(t *testing.T, f func(t *testing.T, engine string)) {
 	for _, engine := range []string{"auto", "interpreter"} {
