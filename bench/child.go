@@ -29,6 +29,8 @@ type usage struct {
 	CPU     time.Duration // user and system time of the process
 	Handled uint64        // packets
 	Missed  uint64        // copies that were lost
+	Again   uint64        `json:",omitempty"` // with many flows: most packets of one that came after its verdict
+	Maps    uint64        `json:",omitempty"` // with many flows: bytes of memory of eBPF maps, now
 
 	Error       string `json:",omitempty"`
 	Unavailable string `json:",omitempty"` // why the contender cannot run here
@@ -72,7 +74,7 @@ func contend(text string, in io.Reader, out *json.Encoder) error {
 	}
 	lines := bufio.NewScanner(in)
 	for more := true; more; more = lines.Scan() {
-		u, err := measure(w)
+		u, err := measure(w, j.Traffic)
 		if err == nil {
 			err = out.Encode(u)
 		}
@@ -83,11 +85,17 @@ func contend(text string, in io.Reader, out *json.Encoder) error {
 	return w.close()
 }
 
-func measure(w worker) (u usage, err error) {
+func measure(w worker, t traffic) (u usage, err error) {
 	if u.CPU, err = cpuTime(); err != nil {
 		return u, err
 	}
-	u.Handled, u.Missed, err = w.counts()
+	if u.Handled, u.Missed, err = w.counts(); err != nil || t.Flows == 0 {
+		return u, err
+	}
+	if h, is := w.(*handleWorker); is {
+		u.Again = h.again.most.Load()
+	}
+	u.Maps, err = mapMemory()
 	return u, err
 }
 

@@ -114,7 +114,7 @@ const sendBuffer = 1 << 20
 // mmsghdr is struct mmsghdr of sendmmsg(2).
 type mmsghdr struct {
 	hdr unix.Msghdr
-	_   uint32
+	len uint32
 }
 
 // udpSocket returns a blocking socket that is connected to a target.
@@ -177,12 +177,14 @@ func (f *flooder) close() {
 }
 
 // burst sends a batch through one socket.
-func (f *flooder) burst(fd int) error {
-	n, _, errno := unix.Syscall6(unix.SYS_SENDMMSG, uintptr(fd), uintptr(unsafe.Pointer(&f.hdrs[0])),
-		uintptr(len(f.hdrs)), 0, 0, 0)
+func (f *flooder) burst(fd int) error { return sendMany(fd, f.hdrs, &f.sent) }
+
+// sendMany sends messages with one system call, and adds to sent how many the kernel took.
+func sendMany(fd int, hdrs []mmsghdr, sent *uint64) error {
+	n, _, errno := unix.Syscall6(unix.SYS_SENDMMSG, uintptr(fd), uintptr(unsafe.Pointer(&hdrs[0])), uintptr(len(hdrs)), 0, 0, 0)
 	switch errno {
 	case 0:
-		f.sent += uint64(n)
+		*sent += uint64(n)
 	case unix.EINTR, unix.ENOBUFS:
 	case unix.EAGAIN:
 		return fmt.Errorf("the sender has stood still for %v", patience)

@@ -23,15 +23,19 @@ type load struct {
 	inbound  bool    // B sends to A; otherwise A to B
 	protocol string
 	latency  bool // what counts is the time, not the rate
+	flows    int  // so many, each packet of another one; 0: few
 	run      func(*course) error
 }
 
 // loads are all of them, in the order of the tables.
 var loads = []load{
-	{name: "udp64", title: "UDP, 64-byte packets, as fast as they go", unit: "packet", rate: "1000/s", scale: 1e-3, protocol: "udp", run: flooding(64, 1)},
-	{name: "udp64x8", title: "UDP, 64-byte packets of 8 flows, as fast as they go", unit: "packet", rate: "1000/s", scale: 1e-3, protocol: "udp", run: flooding(64, 8)},
-	{name: "udp1400", title: "UDP, 1400-byte packets, as fast as they go", unit: "packet", rate: "1000/s", scale: 1e-3, protocol: "udp", run: flooding(1400, 1)},
-	{name: "udp64in", title: "UDP, 64-byte packets, as fast as they go, inbound", unit: "packet", rate: "1000/s", scale: 1e-3, inbound: true, protocol: "udp", run: flooding(64, 1)},
+	floodOf(load{name: "udp64", title: "UDP, 64-byte packets, as fast as they go", run: flooding(64, 1)}),
+	floodOf(load{name: "udp64x8", title: "UDP, 64-byte packets of 8 flows, as fast as they go", run: flooding(64, 8)}),
+	floodOf(load{name: "udp1400", title: "UDP, 1400-byte packets, as fast as they go", run: flooding(1400, 1)}),
+	floodOf(load{name: "udp64in", title: "UDP, 64-byte packets, as fast as they go, inbound", inbound: true, run: flooding(64, 1)}),
+	floodOf(load{name: "flows100k", title: "UDP, 64-byte packets of 100,000 flows in turn, as fast as they go", flows: manyFlows, run: rotating(64)}),
+	floodOf(load{name: "quic", title: "UDP as QUIC sends it, 16 to 54 datagrams of 1,200 to 1,350 bytes with each call, received together", run: streamingQUIC(true)}),
+	floodOf(load{name: "quic-single", title: "the same, each datagram received by itself", run: streamingQUIC(false)}),
 	{name: "tcp1", title: "TCP bulk, 1 stream", unit: "KiB", per: 1024, rate: "Gbit/s", scale: 1024 * 8 / 1e9, protocol: "tcp", run: streaming(1)},
 	{name: "tcp8", title: "TCP bulk, 8 streams", unit: "KiB", per: 1024, rate: "Gbit/s", scale: 1024 * 8 / 1e9, protocol: "tcp", run: streaming(8)},
 	{name: "latency", title: "UDP request and response, one packet in flight", unit: "round trip", rate: "1000/s", scale: 1e-3, protocol: "udp", latency: true, run: pingPong},
@@ -46,7 +50,18 @@ func (l *load) metric() metric {
 	return rate
 }
 
-func (l *load) traffic() traffic { return traffic{Inbound: l.inbound, Protocol: l.protocol} }
+func (l *load) traffic() traffic {
+	return traffic{Inbound: l.inbound, Protocol: l.protocol, Flows: l.flows}
+}
+
+// manyFlows is how many flows the load with many of them has.
+const manyFlows = 100_000
+
+// floodOf returns a load of UDP whose packets are counted.
+func floodOf(l load) load {
+	l.unit, l.rate, l.scale, l.protocol = "packet", "1000/s", 1e-3, "udp"
+	return l
+}
 
 // course is a run of one load: sender, receiver, duration and measurement.
 type course struct {
@@ -54,6 +69,7 @@ type course struct {
 	duration time.Duration
 	drops    bool
 	leads    bool
+	turns    int // of many flows, before anything is measured
 	cell     *cell
 
 	child      *child
@@ -123,6 +139,7 @@ func (c *course) end(took time.Duration, count float64) error {
 	r.CPUAll = float64(all) / count
 	r.Others = min(1, max(0, float64(busy-c.beforeBusy-all)/(float64(window)*float64(runtime.NumCPU())))) // ticks are coarse
 	r.Handled, r.Missed = after.Handled-c.before.Handled, after.Missed-c.before.Missed
+	r.Again, r.Maps = after.Again, after.Maps
 	return nil
 }
 

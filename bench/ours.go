@@ -9,10 +9,12 @@ import (
 	"io"
 	"net"
 	"net/netip"
+	"slices"
 	"strings"
 	"sync/atomic"
 
 	"github.com/opendivert/divert"
+	"github.com/opendivert/divert/filter"
 	"github.com/opendivert/divert/packet"
 )
 
@@ -151,6 +153,25 @@ func portSet(n int) func(traffic) string {
 	}
 }
 
+// opensWithPrefixes returns how to open a handle whose filter looks for the destination in a named set of n prefixes and does not
+// find it. Half of the loads' network is one of them, so that the look-up has to go as deep as that.
+func opensWithPrefixes(n int) func(traffic) (worker, error) {
+	return func(t traffic) (worker, error) {
+		far := filter.NewAddressSet()
+		elements := []filter.Element{filter.Prefix(netip.MustParsePrefix("10.77.0.128/25"))}
+		for i := range n - 1 {
+			// 64.0.0.0 and above: every fourth /24, for neighbours would be joined to one range.
+			a := [4]byte{64 + byte(i>>14), byte(i >> 6), byte(i << 2)}
+			elements = append(elements, filter.Prefix(netip.PrefixFrom(netip.AddrFrom4(a), 24)))
+		}
+		if err := far.Replace(elements); err != nil {
+			return nil, err
+		}
+		asks := func(t traffic) string { return fmt.Sprintf("%s and %s and ip.DstAddr in @far", t.way(), t.Protocol) }
+		return oursFor(asks, program{batch: 64, deal: accept}, divert.WithSet("far", far))(t)
+	}
+}
+
 // firstSetPort leaves room for 10,000 elements above the ports of the loads.
 const firstSetPort = 10001
 
@@ -197,6 +218,7 @@ type program struct {
 	deal    deal
 	readers int  // goroutines that receive, each from a queue of its own; 0 is 1, from all
 	loop    bool // over Packets, instead of receive calls; it looks at a byte of each packet
+	decides bool // deal decides flows
 }
 
 // handleWorker is a program that receives from a handle until it is closed.
@@ -205,6 +227,7 @@ type handleWorker struct {
 	handled atomic.Uint64
 	seen    uint64 // what loop has looked at
 	readers int
+	again   again // where the program decides flows and there are many
 	done    chan error
 }
 
@@ -213,16 +236,27 @@ func ours(p program, opts ...divert.Option) func(traffic) (worker, error) {
 	return oursFor(wayOnly, p, opts...)
 }
 
+// options are those that a handle for the traffic needs: room for its flows.
+func (t traffic) options() []divert.Option {
+	if t.Flows == 0 {
+		return nil
+	}
+	return []divert.Option{divert.WithFlowTable(t.Flows)}
+}
+
 // oursFor is ours with another filter. Unless the options name an engine it is the kernel's, so that no
 // other one takes its place unseen.
 func oursFor(filter func(traffic) string, p program, opts ...divert.Option) func(traffic) (worker, error) {
 	opts = append([]divert.Option{divert.WithEngine(divert.EngineKernel)}, opts...)
 	return func(t traffic) (worker, error) {
-		h, err := divert.Open(filter(t), opts...)
+		h, err := divert.Open(filter(t), slices.Concat(opts, t.options())...)
 		if err != nil {
 			return nil, err
 		}
 		w := &handleWorker{h: h, readers: max(p.readers, 1)}
+		if p.decides {
+			w.again.came = make([]uint32, t.Flows)
+		}
 		if h.Flags()&divert.Drop != 0 {
 			w.readers = 0 // there is nothing to receive
 		}
@@ -247,6 +281,7 @@ func (w *handleWorker) run(p program, receive func([]divert.Packet) (int, error)
 	for {
 		n, err := receive(ps)
 		if err == nil {
+			w.again.note(ps[:n])
 			w.handled.Add(uint64(n))
 			err = p.deal(w.h, ps[:n])
 		}

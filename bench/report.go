@@ -114,6 +114,9 @@ func header(l *load) string {
 		columns = append(columns, "p50 µs", "p99 µs", "p99.9 µs")
 	}
 	columns = append(columns, "ns/"+strings.ReplaceAll(l.unit, " ", "-"), "with load", "×CPU", "lost", "copies lost")
+	if l.flows > 0 {
+		columns = append(columns, "flows lost", "again", "maps MiB")
+	}
 	return strings.Join(columns, "\t") + "\t"
 }
 
@@ -128,6 +131,13 @@ func row(l *load, s *summary) string {
 		columns = append(columns, fixed(s.P50/1000, 1), fixed(s.P99/1000, 1), fixed(s.P999/1000, 1))
 	}
 	columns = append(columns, fixed(s.CPU, 0), fixed(s.CPUAll, 0), fixed(s.RatioCPU, 2), fmt.Sprint(s.Lost), fmt.Sprint(s.Missed))
+	if l.flows > 0 {
+		lost := "-"
+		if s.FlowsLost != nil {
+			lost = fmt.Sprint(*s.FlowsLost)
+		}
+		columns = append(columns, lost, fmt.Sprint(s.Again), fixed(number(s.Maps)/(1<<20), 1))
+	}
 	return strings.Join(columns, "\t") + "\t"
 }
 
@@ -153,7 +163,7 @@ func (r *report) writeGoals(out io.Writer) error {
 		if !g.Reached {
 			word = "NOT REACHED"
 		}
-		fmt.Fprintf(w, "%s\t%s of %s to %s\t%s\t%s\t%s\n", g.Load, g.Metric, g.Contender, g.Base, fixed(g.Ratio, 2), g.bound(), word)
+		fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\n", g.Load, g.subject(), fixed(g.Value, g.decimals()), g.bound(), word)
 	}
 	return w.Flush()
 }

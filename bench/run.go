@@ -29,6 +29,11 @@ type cell struct {
 	Handled uint64 // packets that the contender has dealt with
 	Missed  uint64 // copies that a sniffing contender has lost
 
+	// With many flows:
+	FlowsLost *int   `json:",omitempty"` // flows of which a packet did not arrive; nil if nobody could count them
+	Again     uint64 `json:",omitempty"` // most packets of a flow that came to the program after its verdict
+	Maps      uint64 `json:",omitempty"` // bytes of memory of the contender's eBPF maps, at the end
+
 	P50  time.Duration `json:",omitempty"` // of the round trips
 	P99  time.Duration `json:",omitempty"`
 	P999 time.Duration `json:",omitempty"`
@@ -112,7 +117,7 @@ func (s *selection) measure(pair *lab.Pair, l *load, c *contender) (*cell, error
 		}
 	}
 	run := &course{
-		from: pair.A, to: pair.B, duration: s.duration, drops: c.drops, leads: c.leads, child: child,
+		from: pair.A, to: pair.B, duration: s.duration, drops: c.drops, leads: c.leads, turns: max(c.turns, 1), child: child,
 		cell: &cell{Load: l.name, Contender: c.name, load: l},
 	}
 	if l.inbound {

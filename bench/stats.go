@@ -43,6 +43,11 @@ type summary struct {
 	RatioCPU                   number // of CPUAll to that of "none" in the same round
 	P50, P99, P999             number // ns, 0 except for latency
 	Sent, Lost, Missed         uint64 // of all rounds
+
+	// With many flows:
+	FlowsLost *int   `json:",omitempty"` // in all rounds; nil if nobody counted
+	Again     uint64 `json:",omitempty"` // the most in a round
+	Maps      uint64 `json:",omitempty"` // bytes, the most in a round
 }
 
 // number is a number that JSON has no word for when it is NaN.
@@ -96,6 +101,17 @@ func (r *results) ratios(load, contender, base string, m metric) (s series) {
 	return s
 }
 
+// differences returns by how much more of a metric a contender has than another in the same round, as part of what "none" has.
+func (r *results) differences(load, contender, base string, m metric) (s series) {
+	bases, nones := r.of(load, base), r.of(load, none)
+	for round, c := range r.of(load, contender) {
+		if b, n := bases[round], nones[round]; b != nil && n != nil && m(n) > 0 {
+			s = append(s, (m(c)-m(b))/m(n))
+		}
+	}
+	return s
+}
+
 // others returns which part of the processors' time went to others, the median over all cells.
 func (r *results) others() float64 {
 	var s series
@@ -125,6 +141,13 @@ func (r *results) sum(l *load, contender string) *summary {
 		s.Sent += c.Sent
 		s.Lost += c.Lost
 		s.Missed += c.Missed
+		s.Again, s.Maps = max(s.Again, c.Again), max(s.Maps, c.Maps)
+		if c.FlowsLost != nil {
+			if s.FlowsLost == nil {
+				s.FlowsLost = new(int)
+			}
+			*s.FlowsLost += *c.FlowsLost
+		}
 	}
 	median := func(m metric) number { return number(r.values(load, contender, m).median()) }
 	s.Rate, s.P50, s.P99, s.P999 = median(rate), median(p50), median(p99), median(p999)
