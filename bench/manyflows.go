@@ -277,8 +277,11 @@ type again struct {
 	most atomic.Uint64
 }
 
-// note counts packets that have been received.
+// note counts packets that have been received. Where nobody decides flows it does not look at them.
 func (a *again) note(ps []divert.Packet) {
+	if len(a.came) == 0 {
+		return
+	}
 	for i := range ps {
 		b := ps[i].Data
 		if len(b) < flowNumberAt+4 || b[0] != 0x45 || b[9] != unix.IPPROTO_UDP || binary.BigEndian.Uint16(b[22:]) != loadPort {
