@@ -17,7 +17,7 @@ import (
 	"github.com/opendivert/divert/packet"
 )
 
-// TestBigTCPIsSeen sniffs a transfer whose packets are longer than their headers can tell, which say 0 then.
+// TestBigTCPIsSeen sniffs a transfer of packets that are too long for the length field of their headers, which is 0 then.
 func TestBigTCPIsSeen(t *testing.T) {
 	needPrograms(t)
 	for _, six := range []bool{false, true} {
@@ -34,7 +34,7 @@ func TestBigTCPIsSeen(t *testing.T) {
 			if six {
 				to = pair.B.Addr6()
 			}
-			// How long packets get is for TCP to say: until one is long.
+			// TCP decides how long packets get: receive until one is long.
 			seen, wait := make(chan error, 1), patience(t, h, 30*time.Second)
 			go func() { seen <- receiveLong(h, wait, six) }()
 			for {
@@ -87,7 +87,7 @@ func longSegments(t *testing.T, l *lab.Link) {
 	if err != nil {
 		t.Skipf("no BIG TCP here: %v", err)
 	}
-	// However long the round trip took that TCP has seen: on a busy machine it would make shorter ones.
+	// Whatever round trip TCP has seen: a long one, as on a busy machine, would make packets shorter.
 	if err := l.Host().Sysctl("net.ipv4.tcp_tso_rtt_log", "30"); err != nil && !errors.Is(err, os.ErrNotExist) {
 		t.Fatal(err)
 	}

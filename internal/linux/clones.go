@@ -14,8 +14,8 @@ import (
 // conntrackPath is there in a network namespace if the kernel has connection tracking.
 const conntrackPath = "/proc/sys/net/netfilter/nf_conntrack_count"
 
-// checkClones prepares the handle's programs to leave packets alone that the queue would drop, see codegen.CloneCheck. Where the
-// kernel does not let them see it, or tracks no connections yet, such packets are lost and counted as that.
+// checkClones prepares the handle's programs to leave packets alone that the queue would drop, see codegen.CloneCheck. Where
+// programs cannot see which those are, or the kernel tracks no connections yet, such packets are lost and counted as lost.
 func (h *handle) checkClones() error {
 	if !h.source.Wants().Queued || !kernel.AtLeast(kernel.Version{Major: 6, Minor: 11}) || !mayPerfmon() {
 		return nil

@@ -28,9 +28,9 @@ import (
 // chainLengths are how many extension headers the packets of TestExtensionHeadersHideNothing have.
 var chainLengths = []int{0, 1, 64, 65, 100, 150, 170}
 
-// TestExtensionHeadersHideNothing sends datagrams behind chains of extension headers past a handle, on both ways. Real
-// sockets receive them: one at a port that the filter names, one at another. The length of a chain makes no
-// difference to who gets what.
+// TestExtensionHeadersHideNothing sends datagrams behind chains of extension headers past a handle, on both ways. Real sockets
+// receive them: one at a port that the filter names, one at another. The length of a chain must not change which of them
+// receives a datagram.
 func TestExtensionHeadersHideNothing(t *testing.T) {
 	for _, e := range []struct {
 		name    string
@@ -93,8 +93,8 @@ func chainsPast(t *testing.T, mode engine.Mode, inbound bool) {
 		} else {
 			want = nil
 		}
-		// Nobody overtakes on this way: when the other socket has its last one, this one has all it will get. A bounded
-		// program that drops, drops what it cannot decide on.
+		// Datagrams do not overtake each other on this way: when the other socket has its last one, this one has all that it will
+		// get. A bounded program that drops also drops packets that it cannot decide on.
 		rest := chainLengths
 		if action.flags&engine.FlagDrop != 0 && mode == engine.ModeKernel && review.Bounded() {
 			rest = []int{0, 1, 64}
@@ -229,7 +229,7 @@ func numberIn(b []byte) (n int) {
 	return n
 }
 
-// arrived receives n datagrams, and what else is there.
+// arrived receives n datagrams, and any others that are there.
 func arrived(t testing.TB, c net.PacketConn, n int) (numbers []int) {
 	t.Helper()
 	buf := make([]byte, 100)

@@ -24,7 +24,7 @@ import (
 type flows struct {
 	maps    atomic.Pointer[flowmap.Maps] // nil until the first verdict, or a filter that counts
 	table   engine.FlowTable
-	follows bool        // verdicts are followed: the programs ask the maps; guarded by handle.mu, as what follows
+	follows bool        // verdicts are followed: the programs ask the maps; guarded by handle.mu
 	drops   atomic.Bool // a rule drops the flows that the maps name
 }
 
@@ -84,7 +84,7 @@ func (h *handle) Decide(k flow.Key, v flow.Verdict) error {
 	return h.flows.maps.Load().Decide(&k, v)
 }
 
-// flowMaps returns the maps, which are made when they are needed first, with a table. h.mu is held.
+// flowMaps returns the maps, with a table. It makes them when they are first needed. h.mu is held.
 func (h *handle) flowMaps(table string) (*flowmap.Maps, error) {
 	m := h.flows.maps.Load()
 	if m == nil {
@@ -97,7 +97,7 @@ func (h *handle) flowMaps(table string) (*flowmap.Maps, error) {
 	return m, m.Make(table)
 }
 
-// followFlows makes the programs follow verdicts, and the rules those of a kind. h.mu is held.
+// followFlows makes the programs follow verdicts, and the rules verdicts of a kind. h.mu is held.
 func (h *handle) followFlows(v flow.Verdict) error {
 	drops := v == flow.Drop && !h.flows.drops.Load()
 	if h.flows.follows && !drops {
@@ -147,7 +147,7 @@ func (h *handle) flowWays() []capture.Way {
 	return []capture.Way{{Take: codegen.TakeFlow, Action: rules.ToNowhere{Num: h.nowhere.Num()}}}
 }
 
-// flowDropped reports whether the flow of a packet is dropped that the programs could not decide on.
+// flowDropped reports, for a packet that the programs could not decide on, whether its flow is dropped.
 func (h *handle) flowDropped(p *packet.Packet) bool {
 	if !h.flows.drops.Load() || !h.review.BySegment() {
 		return false

@@ -148,7 +148,7 @@ func (h *handle) open(mode engine.Mode) error {
 	if h.entry, err = rules.Open(h.ns, owner); err != nil {
 		return err
 	}
-	// Until Install no rule leads anywhere, and nobody waits while queues are opened and programs loaded.
+	// Until Install no rule leads anywhere, and no packet waits while queues are opened and programs loaded.
 	h.sender = verdict.NewSender(verdict.Config{
 		Layer: h.layer, Flags: h.cfg.Flags, Counts: &h.counts, Key: h.entry.Key, Tag: uint32(owner.ID) | 1,
 		Injector: injector.New(h.ns, h.entry, h.layer),
@@ -512,7 +512,7 @@ func (h *handle) setEntries(p *prog.Program, ps *processes.Processes) error {
 	_, exact := p.Without(perSegment)
 	h.review.SetSecond(p, exact)
 	if wants.Queued && !tells && h.review.Tells() {
-		kernel.Settle() // then the packets of which a program has told are in the queues
+		kernel.Settle() // then the packets that a program has reported are in the queues
 		if last, err := h.source.LastNumbers(); err == nil {
 			h.review.StopTelling(last)
 		}
@@ -520,8 +520,7 @@ func (h *handle) setEntries(p *prog.Program, ps *processes.Processes) error {
 	return nil
 }
 
-// tellFilter makes REFLECT handles that are opened from now on see the filter. It is in force whether that
-// works or not.
+// tellFilter makes REFLECT handles that are opened from now on see the filter, which is in force even if this fails.
 func (h *handle) tellFilter(p *prog.Program) { _ = h.entry.SetFilter(engine.FilterData(p)) }
 
 // Shutdown implements engine.Handle.
@@ -569,7 +568,7 @@ func (h *handle) Close() error {
 		return net.ErrClosed
 	}
 	h.sender.Stop()
-	// First with the rules in place: packets that pass when they are gone would overtake those that wait.
+	// Yield comes first, while the rules stand: packets that pass when the rules are gone would overtake those that wait.
 	errs := []error{h.source.Yield(), h.stop(), h.source.Finish()}
 	var err error
 	if h.last, err = h.tally(); err != nil {
@@ -632,7 +631,7 @@ func (h *handle) tally() (engine.Stats, error) {
 	}
 	if h.entries != nil {
 		var err error
-		// Without the counter, as others have removed it, only the packets known otherwise have matched.
+		// If others have removed the counter, Matched has only the packets that the other counters know.
 		if s.Matched, err = h.entry.Matched(); err != nil && !errors.Is(err, rules.ErrGone) {
 			return s, err
 		}

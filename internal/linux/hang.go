@@ -22,8 +22,8 @@ func (h *handle) checkHang(mode engine.Mode, p *prog.Program) error {
 	return h.checkCounting(p)
 }
 
-// checkCounting refuses filters that count flows for a guard that drops: before a rule drops a packet it would count it, and
-// so would the rule after it.
+// checkCounting refuses filters that count flows for a guard that drops: the rule that drops would count a packet, and the rule
+// behind it once more.
 func (h *handle) checkCounting(p *prog.Program) error {
 	if h.cfg.Hang.Drop && p.CountsFlows() {
 		return fmt.Errorf("%w: packets cannot be dropped while the program hangs by a filter that counts flows; they can pass", engine.ErrNotSupported)
@@ -51,8 +51,8 @@ func (h *handle) openNowhere() (err error) {
 	return err
 }
 
-// guarded returns a rule as the guard wants it: with its question at the end, and behind a rule that drops. Rules that do not lead
-// to a queue of the program's stay as they are.
+// guarded returns a rule as the guard wants it: with the guard's question at its end, and behind a rule that drops if the guard
+// does. Rules that do not lead to a queue of the program stay as they are.
 func (h *handle) guarded(r rules.Rule, take codegen.Take) []rules.Rule {
 	if _, queues := r.Action.(rules.ToQueue); h.hang == nil || !queues {
 		return []rules.Rule{r}

@@ -42,7 +42,7 @@ func tryProgram() error {
 	return loaded.Close()
 }
 
-// decide chooses who decides which packets match, and says why in words.
+// decide chooses how it is decided which packets match, by the kernel or the interpreter, and says why in words.
 func decide(mode engine.Mode) (engine.Mode, string, error) {
 	if mode == engine.ModeInterpret {
 		return mode, "interpreter, as asked for", nil
@@ -57,7 +57,7 @@ func decide(mode engine.Mode) (engine.Mode, string, error) {
 	return engine.ModeInterpret, fmt.Sprintf("interpreter, because eBPF programs cannot be loaded: %v", rights.Refusal(err)), nil
 }
 
-// mayPerfmon reports whether the process may what CAP_PERFMON allows, as far as its own user namespace goes.
+// mayPerfmon reports whether the process may do what CAP_PERFMON allows, as far as its own user namespace goes.
 func mayPerfmon() bool {
 	have, err := rights.Effective()
 	return err != nil || have&(1<<unix.CAP_PERFMON|1<<unix.CAP_SYS_ADMIN) != 0

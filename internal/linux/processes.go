@@ -78,7 +78,7 @@ func (h *handle) keepProcesses(ps *processes.Processes) error {
 	return before.Close()
 }
 
-// useNames makes addresses have the names of processes, if they have processes.
+// useNames fills in the names of processes in addresses, if addresses have processes.
 func (h *handle) useNames() {
 	if h.tellsProcess(h.filter) {
 		h.names.Use(h.processes)

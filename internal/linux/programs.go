@@ -63,17 +63,17 @@ func newEntries(cfg *engine.Config, key cursor.Key) (*entries, error) {
 type setting struct {
 	outlet     *codegen.Outlet     // where matching packets are copied; nil: nowhere
 	times      *ebpf.Map           // where matching packets are recorded that are not copied; nil: nowhere
-	correlate  bool                // of each packet that matches something is told
+	correlate  bool                // each packet that matches is reported
 	clones     *codegen.Outlet     // with cloneCheck
 	cloneCheck *codegen.CloneCheck // nil: none
 	processes  *processmap.Maps    // nil: the processes of packets are not known
-	tell       bool                // of each packet that matches, the process
+	tell       bool                // with its process
 	sniffs     bool                // copies are made
-	drops      bool                // nobody is to hear of the packets
+	drops      bool                // packets are dropped, and not received
 	counts     *codegen.Outlet     // of a handle that drops: its counter has the segments that are dropped unseen
 	flows      *flowmap.Maps       // of verdicts and counts of flows; nil: none
 	follows    bool                // programs follow the verdicts
-	flowDrops  bool                // some may be to drop
+	flowDrops  bool                // some verdicts may drop
 	segments   bool                // superpackets of TCP are cut too
 	snap       int                 // bytes of each packet to copy at most, 0: all
 }
@@ -143,8 +143,8 @@ func (b *builder) build() (programs slots, err error) {
 	return programs, err
 }
 
-// load loads a program, nil if it can match nothing. It may tell of the packets that match, of single packets by their
-// flow: the handle will receive them in another form.
+// load loads a program, nil if it can match nothing. With tell the program reports the packets that match; with single it finds
+// them by their flow, as the handle receives them in another form.
 func (b *builder) load(p *prog.Program, tell, single bool) (*codegen.Program, error) {
 	use := codegen.NoFlows
 	if b.s.follows {

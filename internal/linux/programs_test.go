@@ -59,7 +59,7 @@ func TestSetFilterThatFailsHalfWayKeepsTheOld(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer b.Close()
-	// matched sends both ways datagrams that either filter is for, and returns how many the handle has got of which.
+	// matched sends datagrams for either filter both ways, and returns how many of each the handle has got.
 	matched := func() (got [2][2]uint64) {
 		before, err := opened.Stats()
 		if err != nil {

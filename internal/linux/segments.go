@@ -8,14 +8,14 @@ import (
 	"github.com/opendivert/divert/internal/prog"
 )
 
-// A packet that is to be cut later (GSO) holds several packets of the network. TCP's are seen together, as the stack has
-// them. In superpackets of UDP, which programs make with UDP_SEGMENT, as QUIC and WireGuard do, each datagram is a packet of its own,
-// as in all other protocols: the kernel cuts such a superpacket before it queues it. The filter program
-// sees it before that. It is therefore a wider program, without tests of values that are unknown then; it matches if any segment may.
-// Which do is decided anew for each, by the interpreter.
+// A packet that is to be cut later (GSO) holds several packets of the network. Segments of TCP are seen together, as the stack
+// has them. In superpackets of UDP, which programs make with UDP_SEGMENT, as QUIC and WireGuard do, each datagram is a packet of
+// its own, as in all other protocols: the kernel cuts such a superpacket before it queues it. The filter program sees the
+// superpacket before that. It is therefore a wider program, without tests of values that are unknown then, and matches if any
+// segment may. The interpreter decides anew on each segment.
 
-// unfinished are the fields that are not known in a packet of which the kernel has still to finish the checksum, or
-// whose answer has to be repeated with the packet as it is then.
+// unfinished reports whether a field is unknown while the kernel has still to finish the packet's checksum, or has to be asked
+// for again when it has.
 func unfinished(f prog.Field) bool {
 	switch f {
 	case prog.FieldUDPChecksum, prog.FieldTCPChecksum,
@@ -26,7 +26,7 @@ func unfinished(f prog.Field) bool {
 	return false
 }
 
-// perSegment are the fields that differ between a superpacket and its segments.
+// perSegment reports whether a field differs between a superpacket and its segments.
 func perSegment(f prog.Field) bool {
 	switch f {
 	case prog.FieldLength, prog.FieldIPLength, prog.FieldIPID, prog.FieldIPChecksum, prog.FieldIPv6Length,

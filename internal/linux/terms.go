@@ -17,8 +17,8 @@ import (
 // chain: the filter's necessary conditions. A packet that meets none pays a few comparisons of nftables and no more.
 type terms map[rules.Chain][]prog.Term
 
-// termsOf returns the terms of a filter. Counts of flows depend on packets that do not match too, those of the other direction,
-// and verdicts on those that begin a flow.
+// termsOf returns the terms of a filter. Counts of flows also depend on packets that do not match, those of the other direction,
+// and verdicts on packets that begin a flow.
 func (h *handle) termsOf(p *prog.Program) terms {
 	ts := terms{}
 	for _, chain := range paths(h.layer, h.cfg.Flags) {
@@ -36,7 +36,7 @@ func (h *handle) termsOf(p *prog.Program) terms {
 	return ts
 }
 
-// with returns terms that what meets either meets.
+// with returns terms that a packet meets if it meets either.
 func (ts terms) with(others terms) terms {
 	both := maps.Clone(ts)
 	for chain, list := range others {
@@ -47,8 +47,8 @@ func (ts terms) with(others terms) terms {
 
 func (ts terms) equal(others terms) bool { return maps.EqualFunc(ts, others, prog.SameTerms) }
 
-// leadBy makes the rules lead what p may match, when swap has made p decide: they are widened before and narrowed after, so
-// that no packet is missed in between. If swap fails the rules are as before. h.mu is held.
+// leadBy makes the rules lead packets that p may match, and calls swap, which makes p decide: it widens the rules before and
+// narrows them after, so that no packet is missed in between. If swap fails the rules are as before. h.mu is held.
 func (h *handle) leadBy(p *prog.Program, swap func() error) error {
 	if h.terms == nil || h.life.Is(life.NoRecv) { // the rules are still to be made, or gone already
 		return swap()

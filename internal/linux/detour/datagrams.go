@@ -18,9 +18,9 @@ import (
 	"github.com/opendivert/divert/internal/prog"
 )
 
-// Datagrams says which datagrams are led, and where: those that a socket sends to one destination all go to one alias, an
-// address of this host's that stands for the two. No two aliases are the same, so the listener knows by the address that a datagram
-// came for which socket sent it, and where it wanted to go.
+// Datagrams says which datagrams are led, and where. All datagrams of a socket to one destination go to one alias, an address of
+// this host that stands for the two. Each pair has its own alias, so the listener knows by the address that a datagram came for
+// which socket sent it, and to which destination.
 //
 // An alias of IPv4 is 127.x.y.z. IPv6 has one loopback address only, so its aliases are within the prefix of a Device.
 type Datagrams struct {
@@ -41,7 +41,7 @@ func (g *Datagrams) Alias6(n uint32) netip.Addr {
 	return netip.AddrFrom16(ip)
 }
 
-// Number returns the number of an alias, and not ok of any other address.
+// Number returns the number of an alias; any other address is not ok.
 func (g *Datagrams) Number(a netip.Addr) (n uint32, ok bool) {
 	if a = a.Unmap(); a.Is4() {
 		ip := a.As4()
@@ -59,7 +59,7 @@ const (
 	noAliasMask = 0x00FFFFFF
 )
 
-// Talk is what one socket sends to one destination.
+// Talk is the traffic of one socket to one destination.
 type Talk struct {
 	Dst       netip.AddrPort // an IPv4 address is never a mapped one
 	Process   uint32         // that sent the first datagram, as the initial namespace numbers it
@@ -117,8 +117,8 @@ func (b *builder) send(family int) (bool, error) {
 	return b.datagram(family, false)
 }
 
-// datagram makes the alias of a socket and of a destination the destination, of one datagram or of all that follow a connect.
-// It leaves the program in any case, and reports whether anything can match.
+// datagram replaces the destination, of one datagram or of all that follow a connect, by the alias of the socket and the
+// destination. It leaves the program in any case, and reports whether anything can match.
 func (b *builder) datagram(family int, connects bool) (bool, error) {
 	b.describe(family)
 	b.passListener()
@@ -161,19 +161,18 @@ func (b *builder) datagram(family int, connects bool) (bool, error) {
 	return true, nil
 }
 
-// ListenerPriority is the priority (SO_PRIORITY) of sockets that answer datagrams, by which all detours know them and let their answers
-// pass: it takes CAP_NET_ADMIN to set such a one, and means nothing on the loopback interface.
+// ListenerPriority is the priority (SO_PRIORITY) of sockets that answer datagrams. All detours know the sockets by it and let
+// their answers pass. It takes CAP_NET_ADMIN to set, and means nothing on the loopback interface.
 const ListenerPriority = 0x64697672
 
-// passListener lets pass what listeners answer, those of other detours too.
+// passListener lets the answers of listeners pass, also those of other detours.
 func (b *builder) passListener() {
 	b.Emit(asm.LoadMem(asm.R1, bpfasm.Context, cgprog.AddrSock, asm.DWord), asm.LoadMem(asm.R1, asm.R1, cgprog.SockPriority, asm.Word))
 	b.AllowIf(asm.JEq, asm.R1, ListenerPriority)
 }
 
-// refuseAlias refuses what an application sends to an alias, of which nobody told it. It lets pass what the socket of the alias
-// sends there: the kernel takes the peer of an IPv6 socket that is connected to a mapped address for one that the application has
-// named.
+// refuseAlias refuses datagrams that an application sends to an alias by itself. Datagrams of the alias's own socket pass: if an
+// IPv6 socket is connected to a mapped address, the kernel treats the peer as if the application had named it.
 func (b *builder) refuseAlias(family int) {
 	refuse, end := b.NewLabel(), b.NewLabel()
 	b.number(family, end)
@@ -188,7 +187,8 @@ func (b *builder) refuseAlias(family int) {
 	b.Mark(end)
 }
 
-// number leaves the number of the alias that is the context's address in R2, and goes to none if that is none of the listener's.
+// number leaves the number of the alias in the context's address in R2, or goes to none if the address is not an alias of the
+// listener.
 func (b *builder) number(family int, none bpfasm.Label) {
 	b.Emit(asm.LoadMem(asm.R1, bpfasm.Context, cgprog.AddrPort, asm.Word), asm.HostTo(asm.BE, asm.R1, asm.Half))
 	b.JumpImm64(asm.JNE, asm.R1, int32(b.cfg.UDP.Port), none)
@@ -251,8 +251,8 @@ func (b *builder) way() {
 	)
 }
 
-// passBound lets pass what a socket sends that is bound to a device, or has named an interface for what it sends (IP_UNICAST_IF,
-// IPV6_UNICAST_IF), or refuses it: it cannot get to the alias.
+// passBound lets datagrams pass whose socket is bound to a device, or has named an interface (IP_UNICAST_IF, IPV6_UNICAST_IF),
+// or refuses them: they cannot get to the alias.
 func (b *builder) passBound(family int) {
 	bound, end := b.NewLabel(), b.NewLabel()
 	read := func(member int32) { // of the structure whose address stands at frameTask
@@ -272,7 +272,7 @@ func (b *builder) passBound(family int) {
 	if family == cgprog.INET {
 		read(b.layout.interface4)
 	} else if b.layout.six >= 0 {
-		read(b.layout.interface4) // of what it sends to mapped addresses
+		read(b.layout.interface4) // for datagrams to mapped addresses
 		b.readTask(b.layout.six, frameTask, 8)
 		read(b.layout.interface6)
 	}
@@ -286,8 +286,8 @@ func (b *builder) passBound(family int) {
 	b.Mark(end)
 }
 
-// enter enters the socket, its talk and the way there, and goes to none if there is no room. Another thread may do the same for the
-// same socket and destination: the way that is there counts.
+// enter enters the socket, its talk and the way there, and goes to none if there is no room. Another thread may do the same for
+// the same socket and destination: the existing way counts.
 func (b *builder) enter(none bpfasm.Label) {
 	b.Emit(asm.LoadMem(asm.R1, bpfasm.Frame, frameWay+wayCookie, asm.DWord), asm.StoreMem(bpfasm.Frame, frameKey, asm.R1, asm.DWord))
 	b.Update(speakersMap, frameKey, frameZero, cgprog.UpdateNoExist) // before the talk: see Detour.Talks
@@ -353,7 +353,7 @@ func (b *builder) aim(family int) {
 	b.Mark(end)
 }
 
-// receive tells the application from where a datagram came, as if the destination had sent it.
+// receive gives the application the destination as the sender of a datagram.
 func (b *builder) receive(family int) bool {
 	if b.cfg.UDP == nil {
 		return false
@@ -377,7 +377,7 @@ func (b *builder) unalias(family int) {
 	b.Leave(cgprog.Allow)
 }
 
-// Talk returns what an alias stands for, and not ok if that is nothing, or not any more.
+// Talk returns the talk of an alias; it is not ok if there is none, or none any more.
 func (d *Detour) Talk(alias uint32) (t Talk, ok bool, err error) {
 	var v [talkSize]byte
 	if err := d.maps[talksMap].Lookup(alias, &v); err != nil {
@@ -397,9 +397,9 @@ func parseTalk(v *[talkSize]byte) (t Talk) {
 	return t
 }
 
-// Talks returns what the aliases stand for, and the cookies of those of their sockets that the applications have closed, with the
-// times, CLOCK_MONOTONIC in nanoseconds. What comes and goes meanwhile may be missing. A socket is entered before its talks, so one
-// of a talk that is not there any more was forgotten (ForgetSpeaker).
+// Talks returns the talks of the aliases, and the cookies of their sockets that the applications have closed, with the times,
+// CLOCK_MONOTONIC in nanoseconds. Talks and sockets that come or go meanwhile may be missing. A socket is entered before its
+// talks, so if that of a talk is missing, it was forgotten (ForgetSpeaker).
 func (d *Detour) Talks() (talks map[uint32]Talk, released map[uint64]int64, err error) {
 	talks, released = map[uint32]Talk{}, map[uint64]int64{}
 	var alias uint32
@@ -424,7 +424,7 @@ func (d *Detour) Talks() (talks map[uint32]Talk, released map[uint64]int64, err 
 	return talks, released, err
 }
 
-// Speaks reports whether a socket is known: it has sent what was led, and was not forgotten since.
+// Speaks reports whether a socket is known: a datagram of it was led, and it was not forgotten since.
 func (d *Detour) Speaks(cookie uint64) bool {
 	var at uint64
 	return d.maps[speakersMap].Lookup(cookie, &at) == nil
@@ -455,7 +455,7 @@ func datagramMaps(limit uint32) []*ebpf.MapSpec {
 	}
 }
 
-// check reports what a program cannot be made of.
+// check refuses settings that no program can be made of.
 func (g *Datagrams) check() error {
 	if g.Prefix.IsValid() && g.Prefix.Bits() != prefixBits {
 		return fmt.Errorf("the aliases are a network of /%d, not %v", prefixBits, g.Prefix)

@@ -42,8 +42,8 @@ type Config struct {
 	// descendants are known.
 	BySocket bool
 
-	// RefuseOthers refuses what matches and cannot be led: what goes to link-local addresses with EADDRNOTAVAIL, and datagrams of
-	// sockets that are bound to an interface with ENETUNREACH. It is let pass otherwise.
+	// RefuseOthers refuses matching traffic that cannot be led: to link-local addresses with EADDRNOTAVAIL, and datagrams of
+	// sockets that are bound to an interface with ENETUNREACH. Otherwise it passes.
 	RefuseOthers bool
 }
 
@@ -155,7 +155,7 @@ func closeAll(programs []*ebpf.Program) {
 	}
 }
 
-// programName is that of the programs, so that detours know each other.
+// programName names the programs, so that detours know each other.
 const programName = "divert_detour"
 
 func (d *Detour) openMaps(cfg *Config) error {
@@ -181,7 +181,7 @@ func (d *Detour) openMaps(cfg *Config) error {
 		{Name: othersMap, Type: ebpf.Hash, KeySize: 4, ValueSize: 4, MaxEntries: 1 << 12, Flags: preallocNone},
 	}...) {
 		m, err := ebpf.NewMap(spec)
-		if errors.Is(err, unix.EPERM) { // the library's hint at locked memory leads astray
+		if errors.Is(err, unix.EPERM) { // the library's hint at locked memory is misleading
 			return fmt.Errorf("the kernel does not let maps be made: %w", unix.EPERM)
 		}
 		if err != nil {
@@ -273,8 +273,8 @@ func loadOne(h *hook, b *builder, maps map[string]*ebpf.Map) (*ebpf.Program, err
 	return cgprog.LoadDecider(programName, h.Hook, code, &b.decider, maps)
 }
 
-// learnOthers enters the ports of the listeners of the detours that stand before this one, of whichever process. What they have led
-// to their listeners is not led on.
+// learnOthers enters the ports of the listeners of the detours that stand before this one, of whichever process. Traffic that
+// they have led to their listeners is not led on.
 func (d *Detour) learnOthers(root *os.File) error {
 	for _, h := range hooks {
 		if h.Attach != ebpf.AttachCGroupInet4Connect && h.Attach != ebpf.AttachCGroupInet6Connect {
@@ -300,7 +300,8 @@ func (d *Detour) learnOthers(root *os.File) error {
 	return nil
 }
 
-// portsOf returns the ports of the listeners of a detour, as programs have them, by one of its programs; nothing of other programs.
+// portsOf returns the ports of the listeners of a detour, as programs have them, by one of its programs; other programs have
+// none.
 func portsOf(id ebpf.ProgramID) (ports []uint32) {
 	p, err := ebpf.NewProgramFromID(id)
 	if err != nil {
@@ -446,7 +447,7 @@ func (d *Detour) Detach() error {
 	return errors.Join(errs...)
 }
 
-// Close takes everything away. Nothing else may be called any more.
+// Close removes everything. No method may be called any more.
 func (d *Detour) Close() error {
 	errs := []error{d.Detach(), d.closeMaps()}
 	if d.find != nil {
@@ -462,7 +463,7 @@ func (d *Detour) closeMaps() (err error) {
 	return err
 }
 
-// Knows returns nil if the kernel tells of a connection's own end, by its two ends, the cookie that it has for programs.
+// Knows returns nil if the kernel finds a connection's own socket by its two ends, with the cookie that programs see.
 func (d *Detour) Knows(c *net.TCPConn) error {
 	raw, err := c.SyscallConn()
 	if err != nil {

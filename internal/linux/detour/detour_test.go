@@ -77,7 +77,7 @@ func TestProgramsLoad(t *testing.T) {
 	}
 }
 
-// TestFrame: what the programs keep in their frames does not overlap, nor what decisions use.
+// TestFrame: the parts of the programs' frames do not overlap each other, nor the part that decisions use.
 func TestFrame(t *testing.T) {
 	if frameTask < codegen.EventScratchEnd {
 		t.Errorf("the frame reaches down to %d, and decisions use it up to %d", frameTask, codegen.EventScratchEnd)

@@ -15,7 +15,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Device makes a network of IPv6 addresses those of this host, for the aliases of datagrams: a TUN device without carrier, which sends
+// Device gives this host a network of IPv6 addresses, for the aliases of datagrams: a TUN device without carrier, which sends
 // nothing, and a local route by it. Both end with its descriptor, so with the process too.
 type Device struct {
 	Prefix netip.Prefix // a part of the discard prefix 100::/64 (RFC 6666), which no host has
@@ -75,7 +75,7 @@ func (d *Device) open() (err error) {
 // discardPrefix is the upper half of addresses in 100::/64.
 const discardPrefix = 1 << 56
 
-// randomPrefix returns a part of the discard prefix that no other device has, most probably.
+// randomPrefix returns a part of the discard prefix that very probably no other device has.
 func randomPrefix() netip.Prefix {
 	var ip [16]byte
 	binary.BigEndian.PutUint64(ip[:], discardPrefix)

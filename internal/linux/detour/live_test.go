@@ -22,7 +22,7 @@ import (
 	"github.com/opendivert/divert/packet"
 )
 
-// led is a detour of a host with its listeners. Its own sockets are those that it is told of, so that this process is a client.
+// led is a detour of a host with its listeners. It knows its own sockets by their cookies, so that this process can be a client.
 type led struct {
 	*Detour
 	host      *lab.Host
@@ -102,7 +102,7 @@ func (c *client) close() (err error) {
 	return err
 }
 
-// ends returns what getsockname and getpeername say, mapped addresses as they are.
+// ends returns the results of getsockname and getpeername, mapped addresses as they are.
 func (c *client) ends(t *testing.T) (local, peer netip.AddrPort) {
 	t.Helper()
 	name := func(f func(int) (unix.Sockaddr, error)) netip.AddrPort {
@@ -156,8 +156,8 @@ func sockaddr(t *testing.T, text string) unix.Sockaddr {
 	return &unix.SockaddrInet6{Port: int(to.Port()), Addr: to.Addr().As16()}
 }
 
-// TestLed: where a socket wanted to go is found by its two ends, and is what getpeername says; when the application has closed the
-// socket, that is noted.
+// TestLed: the aim of a socket is found by its two ends, and getpeername returns it; when the application closes the socket, the
+// time is noted.
 func TestLed(t *testing.T) {
 	pair := lab.TwoHostsT(t, lab.LinkOptions{})
 	d := lead(t, pair.A, "tcp.DstPort == 7")
@@ -215,7 +215,7 @@ func TestLed(t *testing.T) {
 	}
 }
 
-// TestNotLed: what is left alone, and what is refused.
+// TestNotLed: connects that are left alone, and connects that are refused.
 func TestNotLed(t *testing.T) {
 	pair := lab.TwoHostsT(t, lab.LinkOptions{})
 	for _, h := range []*lab.Host{pair.A, pair.B} {
@@ -323,7 +323,7 @@ func TestFull(t *testing.T) {
 	}
 }
 
-// TestTwoDetours: what one has led to its listener, the other leaves there, and each finds its own.
+// TestTwoDetours: one detour leaves alone the connects that another has led to its listener, and each finds its own aims.
 func TestTwoDetours(t *testing.T) {
 	pair := lab.TwoHostsT(t, lab.LinkOptions{})
 	first, second := lead(t, pair.A, "tcp.DstPort == 7"), lead(t, pair.A, "tcp")

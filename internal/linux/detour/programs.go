@@ -87,8 +87,8 @@ var hooks = []hook{
 	{cgprog.Hook{Name: "connect6", Kind: ebpf.CGroupSockAddr, Attach: ebpf.AttachCGroupInet6Connect}, func(b *builder) (bool, error) { return b.connect(cgprog.INET6) }},
 }
 
-// begin lets sockets pass that are of other namespaces, or neither of TCP nor of UDP, and goes to udp with those of UDP. What
-// nothing is led of passes.
+// begin lets sockets pass that are of other namespaces, or neither of TCP nor of UDP, and goes to udp with those of UDP. A
+// protocol that is not led passes.
 func (b *builder) begin(protocol int16) (udp bpfasm.Label) {
 	udp = b.NewLabel()
 	ours := b.NewLabel()
@@ -144,8 +144,8 @@ func (b *builder) stream(family int) (bool, error) {
 	return true, nil
 }
 
-// describe makes the record of a connect, or of a datagram to be sent, without the process and the cookie. What goes to many
-// hosts passes.
+// describe makes the record of a connect, or of a datagram to be sent, without the process and the cookie. Traffic to addresses
+// of many hosts passes.
 func (b *builder) describe(family int) {
 	b.UnlessRefused()
 	b.Emit(asm.Mov.Imm(asm.R1, 0))
@@ -157,7 +157,7 @@ func (b *builder) describe(family int) {
 	b.passMany()
 }
 
-// decide lets pass what the filter does not match. It reports whether the filter can match; if not, all passes.
+// decide lets traffic pass that the filter does not match. It reports whether the filter can match; if not, all passes.
 func (b *builder) decide(p *prog.Program, protocol uint8) (bool, error) {
 	code, outcome, err := b.decider.Decide(p, codegen.EventHook{Event: packet.EventSocketConnect, Protocol: protocol, LocalUnknown: true})
 	if err != nil {
@@ -208,7 +208,7 @@ func (b *builder) passMany() {
 	b.Mark(end)
 }
 
-// passOtherDetours lets pass what the detour of another handle has led to its listener. Flag is 0 or othersUDP.
+// passOtherDetours lets traffic pass that another detour has led to its listener. Flag is 0 or othersUDP.
 func (b *builder) passOtherDetours(flag int32) {
 	end, here := b.NewLabel(), b.NewLabel()
 	b.Emit(asm.LoadMem(asm.R1, bpfasm.Frame, cgprog.Record(codegen.EventLoopback), asm.Byte))
@@ -261,7 +261,7 @@ func (b *builder) readTask(member int32, to int16, size int32) {
 	)
 }
 
-// passLinkLocal lets connects to link-local addresses pass, or refuses them: no program is told the interface.
+// passLinkLocal lets connects to link-local addresses pass, or refuses them: programs do not learn the interface.
 func (b *builder) passLinkLocal() {
 	end := b.NewLabel()
 	b.Emit(asm.LoadMem(asm.R1, bpfasm.Frame, cgprog.Record(codegen.EventRemote), asm.DWord), asm.RSh.Imm(asm.R1, 54))
@@ -298,8 +298,8 @@ func (b *builder) count(counter int16) {
 	)
 }
 
-// choose leaves the port of the next listener in the aim: connects of one port of the application's to several destinations must
-// not meet, so each goes to another listener.
+// choose leaves the port of the next listener in the aim. Connects from one port of an application to several destinations go to
+// different listeners, so that their two ends differ.
 func (b *builder) choose() {
 	b.Emit(
 		asm.LoadMapValue(asm.R1, 0, 0).WithReference(stateMap),
@@ -314,8 +314,8 @@ func (b *builder) choose() {
 	)
 }
 
-// fetchAdd adds src to what stands at an address, and leaves in src what stood there before (since Linux 5.12). The library (v0.22)
-// knows the operation but writes it without its number, so that nothing would be left in src.
+// fetchAdd adds src to the value at an address, and leaves the old value in src (since Linux 5.12). The library (v0.22) knows
+// the operation but writes it without its number, so that src would not get the old value.
 func fetchAdd(address, src asm.Register, offset int16) asm.Instruction {
 	const fetchAdd = 0x01 // BPF_ADD | BPF_FETCH
 	ins := asm.FetchAdd.Mem(address, src, asm.DWord, offset)
@@ -372,7 +372,7 @@ func (b *builder) rewrite(family int) {
 	b.Emit(asm.LoadMem(asm.R1, bpfasm.Frame, frameValue+aimAlias, asm.Word), asm.StoreMem(bpfasm.Context, cgprog.AddrPort, asm.R1, asm.Word))
 }
 
-// peer tells the application where it wanted to go.
+// peer gives the application the address that it wanted to go to.
 func (b *builder) peer(family int) bool {
 	udp := b.begin(cgprog.AddrProtocol)
 	b.Emit(asm.Mov.Reg(asm.R1, bpfasm.Context), asm.FnGetSocketCookie.Call(), asm.StoreMem(bpfasm.Frame, frameKey, asm.R0, asm.DWord))

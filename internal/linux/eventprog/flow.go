@@ -40,7 +40,7 @@ func (g *generator) owner() (bool, error) {
 func (g *generator) listener() (bool, error) {
 	g.Begin(g.cookie)
 	g.storage(cgprog.OpsSock, true)
-	// Connections find out who the parent is from here.
+	// Connections learn their parent from here.
 	g.Emit(
 		asm.Mov.Reg(asm.R1, bpfasm.Context),
 		asm.FnGetSocketCookie.Call(),
@@ -87,8 +87,8 @@ func (g *generator) established(inbound bool) (bool, error) {
 	return g.flow(inbound, cgprog.ProtoTCP)
 }
 
-// flow ends a program that has found a new flow. User space owns the table of flows: it is told of those
-// for which the filter matches either event.
+// flow ends a program that has found a new flow. User space owns the table of flows: the program reports those for which the
+// filter matches either event.
 func (g *generator) flow(inbound bool, protocol uint8) (bool, error) {
 	if g.asksForTime() {
 		g.Stamp()
@@ -176,7 +176,7 @@ func (g *generator) released() (bool, error) {
 	return g.end()
 }
 
-// end tells that the flows of the socket are over, if user space knows any.
+// end reports that the flows of the socket are over, if user space knows any.
 func (g *generator) end() (bool, error) {
 	tracked, err := g.can(packet.EventFlowDeleted)
 	if !tracked || err != nil {

@@ -22,7 +22,7 @@ type generator struct {
 	filter     *prog.Program
 	flags      uint64 // of the handle
 	cookie     uint64 // of the network namespace
-	inode      uint32 // of the same, for programs that are not told the cookie
+	inode      uint32 // of the same, for programs that cannot get the cookie
 	generation uint16 // of the filter, see loadPeer
 	decider    codegen.EventDecider
 	early      func()   // emitted when the storage of a socket has been found, before the record begins
@@ -32,7 +32,7 @@ type generator struct {
 // sniffs reports whether the handle refuses nothing.
 func (g *generator) sniffs() bool { return g.flags&engine.FlagSniff != 0 }
 
-// drops reports whether the handle refuses without telling.
+// drops reports whether the handle refuses without a record.
 func (g *generator) drops() bool { return g.flags&engine.FlagDrop != 0 }
 
 // can reports whether the filter can match an event, in either direction.
@@ -79,7 +79,7 @@ func (g *generator) decide(h codegen.EventHook) (bool, error) {
 	return true, nil
 }
 
-// asksForTime reports whether the filter does.
+// asksForTime reports whether the filter asks for the time.
 func (g *generator) asksForTime() bool { return g.uses(prog.FieldTimestamp) }
 
 // usesLocal reports whether the filter asks for the local address or port.
@@ -116,9 +116,9 @@ func (g *generator) refusesLate() (bool, error) {
 	return late, err
 }
 
-// start starts the record of an event of a socket, with its endpoint and the running process where the hook knows
-// it. At a hook that may refuse, operations that were refused already pass. It reports whether the record is kept; if not, what
-// the filter does not ask for waits for a match.
+// start starts the record of an event of a socket, with its endpoint and the running process where the hook knows it. At a hook
+// that may refuse, operations that were refused already pass. It reports whether the record is kept; if not, parts that the
+// filter does not ask for are written after a match.
 func (g *generator) start(sock int16, mayRefuse bool) (bool, error) {
 	keeps, err := g.keeps()
 	now := func(f func()) { f() }
@@ -173,8 +173,8 @@ func (g *generator) tell() {
 	g.Mark(told)
 }
 
-// conclude ends a program behind a decision that matched: the operation is told and refused, as the
-// handle's flags want it. undo is emitted before the refusal.
+// conclude ends a program behind a decision that matched: it reports the operation and refuses it, as the handle's flags say.
+// undo is emitted before the refusal.
 func (g *generator) conclude(undo func()) {
 	switch {
 	case g.sniffs():

@@ -21,10 +21,10 @@ import (
 	"github.com/opendivert/divert/packet"
 )
 
-// No hook on cgroups comes before a socket listens. Where the kernel lets programs change what its functions return,
-// one of them refuses LISTEN before it happens; elsewhere, and for sockets that it cannot judge, the
-// program of sock_ops does so when it is too late for the call. Such programs are preferred to those of BPF LSM, which
-// load and never run where the kernel was not started with lsm=bpf. They have no socket storage.
+// No hook on cgroups comes before a socket listens. Where programs can change the results of kernel functions (fmod_ret), one of
+// them refuses LISTEN before it happens; elsewhere, and for sockets that it cannot judge, the program of sock_ops does so when
+// it is too late for the call. Programs of BPF LSM would not do: they load and never run where the kernel was not started with
+// lsm=bpf. Those of fmod_ret have no socket storage.
 
 // Listen refuses LISTEN before it happens.
 var Listen = Program{
@@ -81,7 +81,7 @@ func tryListen() error {
 	}
 	p, err := cgprog.Load("divert_probe", Listen.Hook, code)
 	switch {
-	case errors.Is(err, unix.EPERM): // the library's hint at locked memory leads astray
+	case errors.Is(err, unix.EPERM): // the library's hint at locked memory is misleading
 		return fmt.Errorf("the kernel does not let such a program load: %w", unix.EPERM)
 	case err != nil:
 		return err
@@ -254,8 +254,8 @@ func (g *generator) connections(at *layout) {
 	g.Mark(tcp)
 }
 
-// firstConnection makes the endpoint of an MPTCP socket that is bound that of the connection that will listen, by
-// which the other programs know it. Its sides are the same.
+// firstConnection replaces the endpoint of a bound MPTCP socket by that of the connection that will listen, by which the other
+// programs know it. Its sides are the same.
 func (g *generator) firstConnection(at *layout) {
 	if at.first < 0 {
 		return

@@ -44,7 +44,7 @@ func TestMember(t *testing.T) {
 	}
 }
 
-// TestKernelLayout finds what the programs need in the running kernel, if that has type information.
+// TestKernelLayout finds the offsets that the programs need in the running kernel, if that has type information.
 func TestKernelLayout(t *testing.T) {
 	if _, err := btf.LoadKernelSpec(); err != nil {
 		t.Skip(err)

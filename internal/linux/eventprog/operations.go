@@ -17,9 +17,9 @@ type part struct {
 	build func(g *generator) (bool, error)
 }
 
-// operations returns the builder of a program of sock_ops from its parts. Such a program runs a dozen times for
-// each connection of the machine, so a handle has one, and what nobody asks about costs a comparison for each part.
-// The parts are functions: a call reaches any distance, a jump 32,767 instructions, and filters may be longer.
+// operations returns the builder of a program of sock_ops from its parts. Such a program runs a dozen times for each connection
+// of the machine, so a handle has only one, in which an operation without a part costs a comparison for each part. The parts are
+// functions: a call reaches any distance, a jump 32,767 instructions, and filters may be longer.
 func operations(parts ...part) func(*generator) (bool, error) {
 	return func(g *generator) (bool, error) {
 		var choice cgprog.Builder

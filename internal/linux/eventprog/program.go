@@ -20,7 +20,7 @@ type Config struct {
 	Filter     *prog.Program // of LayerSocket or LayerFlow
 	Flags      uint64        // of the handle
 	Cookie     uint64        // of the network namespace
-	Inode      uint32        // of the same, for programs that are not told the cookie
+	Inode      uint32        // of the same, for programs that cannot get the cookie
 	Generation uint16        // counts the filters of the handle; 0 when there were too many to count
 }
 
@@ -31,7 +31,7 @@ type Program struct {
 	build func(g *generator) (bool, error)
 }
 
-// Programs returns the programs of a layer, SOCKET or FLOW, without those of Listen. They are not to be changed.
+// Programs returns the programs of a layer, SOCKET or FLOW, without those of Listen. Do not change them.
 func Programs(layer packet.Layer) []Program {
 	if layer == packet.LayerFlow {
 		return flowPrograms

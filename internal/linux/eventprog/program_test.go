@@ -16,8 +16,8 @@ import (
 	"github.com/opendivert/divert/packet"
 )
 
-// TestProgramsLoad asks the verifier about the programs of every hook, for filters that leave them different things to do. What
-// a filter cannot match has no program.
+// TestProgramsLoad asks the verifier about the programs of every hook, for filters that leave them different things to do. A
+// hook whose events a filter cannot match has no program.
 func TestProgramsLoad(t *testing.T) {
 	maps, err := eventmap.Open(1, 1)
 	if errors.Is(err, os.ErrPermission) {
@@ -86,7 +86,8 @@ var frameParts = []struct {
 	{"the packet", framePacket, 40},
 }
 
-// TestFrame: what the programs keep in their frames does not overlap, nor what decisions use, and stays within the 512 bytes of a frame.
+// TestFrame: the parts of the programs' frames do not overlap each other, nor the part that decisions use, and stay within the
+// 512 bytes of a frame.
 func TestFrame(t *testing.T) {
 	for i, b := range frameParts {
 		if b.at < -512 || b.at+b.size > 0 || b.at%8 != 0 {

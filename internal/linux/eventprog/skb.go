@@ -12,9 +12,8 @@ import (
 	"github.com/opendivert/divert/packet"
 )
 
-// traffic starts a program that runs for each packet of a socket, and lets those pass for whose protocol the
-// comparison holds. Where the kernel does not tell such programs the namespace, only sockets of ours have a
-// storage, or are known as older ones.
+// traffic starts a program that runs for each packet of a socket, and lets packets pass for whose protocol the comparison holds.
+// Where such programs cannot get the namespace, only its sockets have a storage, or are known as older ones.
 func (g *generator) traffic(op asm.JumpOp, protocol int32) {
 	g.Emit(
 		asm.Mov.Reg(bpfasm.Context, asm.R1),
@@ -32,7 +31,7 @@ func (g *generator) traffic(op asm.JumpOp, protocol int32) {
 	g.known(cgprog.SkbSock)
 }
 
-// unlessStates lets the packets pass of sockets that are in none of the states of TCP.
+// unlessStates lets packets pass whose socket is in none of the states of TCP.
 func (g *generator) unlessStates(states ...int32) {
 	stay := g.NewLabel()
 	g.Emit(
@@ -106,7 +105,7 @@ func (g *generator) lastSender(f func(other bpfasm.Label)) {
 	g.Mark(other)
 }
 
-// syn refuses incoming connections of TCP: the packet is dropped, and those that repeat it.
+// syn refuses incoming connections of TCP: it drops the packet, and its repetitions.
 func (g *generator) syn() (bool, error) {
 	if g.sniffs() {
 		return false, nil
@@ -185,10 +184,9 @@ func (g *generator) loadPacket(to int16, n int32) {
 	g.AllowIf(asm.JSLT, asm.R0, 0)
 }
 
-// packet stores both sides of a packet and leaves its protocol in R8 and the offset of the transport
-// header in R7. Packets that it cannot place pass: later fragments, which sockets neither send nor get. It cannot
-// place IPv6 packets with more than maxExtensions extension headers: those pass a handle that refuses
-// nothing, and no other.
+// packet stores both sides of a packet and leaves its protocol in R8 and the offset of the transport header in R7. Later
+// fragments pass: sockets neither send nor get them. IPv6 packets with more than maxExtensions extension headers pass a handle
+// that refuses nothing, and no other.
 func (g *generator) packet(inbound bool) {
 	source, destination := codegen.EventLocal, codegen.EventRemote
 	if inbound {
@@ -244,14 +242,14 @@ const (
 	protoMobility    = 135
 )
 
-// maxExtensions is how many extension headers of IPv6 are passed. The verifier goes through the loop once for each.
+// maxExtensions is the most extension headers of IPv6 that are skipped. The verifier goes through the loop once for each.
 const maxExtensions = 64
 
-// extensions passes the extension headers (RFC 8200 4, RFC 4302 2.2, RFC 6275 6.1) from R7 on, of which R8 tells the first,
+// extensions skips the extension headers (RFC 8200 4, RFC 4302 2.2, RFC 6275 6.1) from R7 on, the first one of the type in R8,
 // and goes to end. It uses framePacket and frameValue.
 func (g *generator) extensions(end bpfasm.Label) {
 	next, pass, fragment, auth, passed := g.NewLabel(), g.NewLabel(), g.NewLabel(), g.NewLabel(), g.NewLabel()
-	g.Emit(asm.Mov.Imm(asm.R1, 0), asm.StoreMem(bpfasm.Frame, frameValue, asm.R1, asm.DWord)) // how many were passed
+	g.Emit(asm.Mov.Imm(asm.R1, 0), asm.StoreMem(bpfasm.Frame, frameValue, asm.R1, asm.DWord)) // how many were skipped
 	g.Mark(next)
 	for _, header := range [...]int32{protoHopByHop, protoRouting, protoFragment, protoAH, protoDestination, protoMobility} {
 		g.JumpImm64(asm.JEq, asm.R8, header, pass)

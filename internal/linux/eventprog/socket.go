@@ -108,7 +108,7 @@ func (g *generator) aboutToConnect(family int, tcp bool) (bool, error) {
 	return keeps, err
 }
 
-// connect refuses connections of TCP of which the local side is known, or not asked for.
+// connect refuses connections of TCP whose local side is known, or not asked for.
 func (g *generator) connect(family int) (bool, error) {
 	if g.sniffs() {
 		return false, nil
@@ -126,8 +126,8 @@ func (g *generator) connect(family int) (bool, error) {
 	return matches, err
 }
 
-// connectUnbound refuses TCP connections that match with any local side. The others of
-// which it is not known yet are decided when it is, see connecting.
+// connectUnbound refuses TCP connections that match with any local side. Others without a local side are decided when they have
+// one, see connecting.
 func (g *generator) connectUnbound(family int) (bool, error) {
 	if g.sniffs() || !g.usesLocal() {
 		return false, nil
@@ -143,7 +143,7 @@ func (g *generator) connectUnbound(family int) (bool, error) {
 	return matches, err
 }
 
-// allowUnlessLocal lets a connect pass unless the local side is known, or not known.
+// allowUnlessLocal lets a connect pass unless its local side is known, or unknown if known is false.
 func (g *generator) allowUnlessLocal(known bool) {
 	unknown, go_ := g.NewLabel(), g.NewLabel()
 	g.Emit(asm.LoadMem(asm.R1, bpfasm.Frame, cgprog.Record(codegen.EventLocalPort), asm.Half))
@@ -172,9 +172,9 @@ func (g *generator) ownerTCP() (bool, error) {
 	return g.owner()
 }
 
-// contact runs before a socket other than of TCP is connected, and before a datagram is sent to an address.
-// CONNECT is raised once for each peer of a socket. A peer that ACCEPT was raised for counts as known, but
-// only handles that ask for ACCEPT too pay for knowing.
+// contact runs before a socket other than of TCP is connected, and before a datagram is sent to an address. CONNECT is raised
+// once for each peer of a socket. A peer that ACCEPT was raised for counts as known, but only handles that ask for ACCEPT too
+// pay for that.
 func (g *generator) contact(family int, send bool) (bool, error) {
 	accepts, err := g.can(packet.EventSocketAccept)
 	if err != nil {
@@ -198,7 +198,7 @@ func (g *generator) contact(family int, send bool) (bool, error) {
 		g.settle()
 		g.peer()
 		if send {
-			g.allowIfMet(last) // a refusal is told each time
+			g.allowIfMet(last) // a refusal is reported each time
 		}
 		if g.sniffs() {
 			g.meet(peerMet)
@@ -285,7 +285,7 @@ func (g *generator) lookUpPeer(unknown bpfasm.Label) {
 	g.Emit(asm.LoadMem(asm.R0, asm.R0, 0, asm.DWord))
 }
 
-// allowIfMet lets packets to a peer pass that has been reported already, and may keep it as the last.
+// allowIfMet lets packets pass whose peer has been reported already, and may keep it as the last.
 func (g *generator) allowIfMet(last bool) {
 	first := g.NewLabel()
 	g.lookUpPeer(first)
@@ -295,11 +295,11 @@ func (g *generator) allowIfMet(last bool) {
 	g.Mark(first)
 }
 
-// A socket mostly sends to the peer that it has sent to before, or received from. The storage has the last peer that is
-// known and lets pass, if it is one of IPv4, in one word, so that several threads can write it: its address and its port
-// in network byte order, and the generation of the filter that has decided.
+// A socket mostly sends to the peer that it has sent to before, or received from. The storage keeps the last IPv4 peer that is
+// known and passes, in one word, so that several threads can write it: its address and its port in network byte order, and the
+// generation of the filter that has decided.
 
-// loadPeer leaves the word of the peer in R1, whose address and port stand in memory as the network has them.
+// loadPeer leaves in R1 the word of the peer whose address and port stand in memory in network byte order.
 func (g *generator) loadPeer(base asm.Register, address, port int16, portSize asm.Size) {
 	g.Emit(
 		asm.LoadMem(asm.R1, base, address, asm.Word),
@@ -311,7 +311,7 @@ func (g *generator) loadPeer(base asm.Register, address, port int16, portSize as
 	)
 }
 
-// allowIfLastPeer lets packets to the last peer pass, of a socket whose local side is known.
+// allowIfLastPeer lets packets to the last peer pass if the socket's local side is known.
 func (g *generator) allowIfLastPeer(base asm.Register, address, port int16) {
 	other := g.NewLabel()
 	g.loadPeer(base, address, port, asm.Word)
@@ -348,7 +348,7 @@ func (g *generator) ends() {
 	g.Begin(g.cookie)
 }
 
-// watchOrphan asks for the changes of the connection's state if it is none that a process closes, and CLOSE is asked for.
+// watchOrphan asks for the changes of the connection's state if no process will close it and the filter asks for CLOSE.
 func (g *generator) watchOrphan() error {
 	if wanted, err := g.can(packet.EventSocketClose); !wanted || err != nil || g.drops() {
 		return err
@@ -471,8 +471,8 @@ func (g *generator) descend() {
 	g.setFlags(eventmap.FlagPassive, eventmap.FlagClosed|eventmap.FlagBlocked|eventmap.FlagTracked)
 }
 
-// over runs when a connection of TCP or a listener is over. It tells CLOSE for those that no process
-// closes: children that were never accepted, and the connections of MPTCP sockets.
+// over runs when a connection of TCP or a listener is over. It raises CLOSE for those that no process closes: children that were
+// never accepted, and the connections of MPTCP sockets.
 func (g *generator) over() (bool, error) {
 	g.ends()
 	g.storage(cgprog.OpsSock, false)
@@ -503,8 +503,7 @@ func (g *generator) release() (bool, error) {
 	return g.closing()
 }
 
-// closing tells CLOSE, once. It is never refused, and a handle that drops does not get it
-// (specification: api.md 17).
+// closing raises CLOSE, once. It is never refused, and a handle that drops does not get it (specification: api.md 17).
 func (g *generator) closing() (bool, error) {
 	if g.drops() {
 		return false, nil

@@ -19,8 +19,8 @@ type mmsghdr struct {
 	len uint32
 }
 
-// control holds the control messages of a packet: its mark, which is 0 even if the socket's is not (Password), and its
-// source address, if that has a say in the route.
+// control holds the control messages of a packet: its mark, which is 0 even if the socket's is not (Password), and its source
+// address, if the route depends on it.
 type control struct {
 	markHdr unix.Cmsghdr
 	mark    [2]uint32 // the length is rounded up to 8 bytes
@@ -109,8 +109,8 @@ func needsScope(a netip.Addr) bool {
 	return a.IsLinkLocalUnicast() || a.IsLinkLocalMulticast() || a.IsInterfaceLocalMulticast()
 }
 
-// setIPv4 makes the control message that routes a packet by its source address and, where the
-// destination is no host's own address, by the interface. It returns the length, 0 for none.
+// setIPv4 makes the control message that routes a packet by its source address and, where the destination is not the address of
+// one host, by the interface. It returns the length, 0 for none.
 func (c *control) setIPv4(pkt []byte, ifIdx uint32) int {
 	var info unix.Inet4Pktinfo
 	src, dst := [4]byte(pkt[12:16]), [4]byte(pkt[16:20])

@@ -11,13 +11,13 @@ import (
 	"github.com/opendivert/divert/packet"
 )
 
-// Forward hands IP packets to the stack to be forwarded. There is no way into the forward path itself, so a
-// packet comes in on the interface from which one with its source would come (by the routing table, so
-// strict rp_filter lets it pass), goes through PRE_ROUTING and the routing decision, and reaches FORWARD. Routing chooses the outgoing interface; the TTL is counted down once on the way, and
-// address translation sees a packet that begins its way.
+// Forward hands IP packets to the stack to be forwarded. The forward path has no entrance of its own, so a packet comes in on
+// the interface from which its source would come (by the routing table, so strict rp_filter lets it pass), goes through
+// PRE_ROUTING and the routing decision, and reaches FORWARD. Routing chooses the outgoing interface; the TTL is decremented once
+// on the way, and address translation sees a packet that begins its way.
 //
-// A source that is this host's, or that nothing is routed to, cannot come in: such a packet goes out as one of
-// this host's own, past FORWARD.
+// A packet cannot come in if its source is an address of this host or has no route: it goes out as one of this host's own, past
+// FORWARD.
 //
 // A Forward may be used by several goroutines.
 type Forward struct {
@@ -25,7 +25,7 @@ type Forward struct {
 	out *Outbound
 }
 
-// NewForward is NewInbound for packets to be forwarded. Those that cannot come in have the password own.
+// NewForward is NewInbound for packets to be forwarded. Packets that cannot come in carry the password own.
 func NewForward(s Seal, own, served Password) (*Forward, error) {
 	in, err := NewInbound(s, served)
 	if err != nil {
@@ -44,9 +44,9 @@ func (f *Forward) Close() error { return errors.Join(f.in.Close(), f.out.Close()
 // Ready is Inbound.Ready.
 func (f *Forward) Ready() error { return f.in.Ready() }
 
-// Send injects one packet, as long as its length field says; ifIdx is the interface that it is to leave by. TCP
-// that is longer than what that carries is cut into segments, as the packet was most likely captured before
-// it was: by the kernel, once it has been forwarded, or here before. The errors are those of Inbound.Send and Outbound.Send.
+// Send injects one packet, as long as its length field says; ifIdx is the interface by which it is to leave. A TCP packet that
+// is longer than this interface carries was most likely captured before segmentation, and is cut into segments: by the kernel
+// after it has been forwarded, or here. The errors are those of Inbound.Send and Outbound.Send.
 func (f *Forward) Send(pkt []byte, ifIdx uint32) error {
 	v, err := version(pkt)
 	if err != nil {
@@ -91,7 +91,7 @@ func (in *Inbound) origin(pkt []byte, v int) (ifIdx uint32, ok bool) {
 	in.mu.RLock()
 	defer in.mu.RUnlock()
 	if in.closed {
-		return 0, true // Send says so
+		return 0, true // Send returns the error
 	}
 	routes, err := in.nl.RouteGet(src)
 	if err != nil || len(routes) == 0 || routes[0].Type != unix.RTN_UNICAST || routes[0].LinkIndex <= 0 {
@@ -100,7 +100,7 @@ func (in *Inbound) origin(pkt []byte, v int) (ifIdx uint32, ok bool) {
 	return uint32(routes[0].LinkIndex), true
 }
 
-// segmentSize returns how many bytes of TCP's data fit the interface, or 0 if the whole packet does, or is no TCP.
+// segmentSize returns how many bytes of TCP's data fit the interface, or 0 if the whole packet fits or is not TCP.
 func (in *Inbound) segmentSize(pkt []byte, ifIdx uint32) int {
 	if len(pkt) <= minSegmented {
 		return 0
@@ -121,5 +121,5 @@ func (in *Inbound) segmentSize(pkt []byte, ifIdx uint32) int {
 	return max(link.Attrs().MTU-(len(pkt)-len(p.Payload(pkt))), 1)
 }
 
-// minSegmented is the length from which on a packet may be one that is to be cut: Ethernet's MTU, in bytes.
+// minSegmented is the least length of a packet that may have to be cut: Ethernet's MTU, in bytes.
 const minSegmented = 1500

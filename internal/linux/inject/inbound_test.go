@@ -249,7 +249,7 @@ func TestInboundBytes(t *testing.T) {
 	})
 }
 
-// rp_filter is the target's, as for any packet; so is what it finds.
+// The target's rp_filter applies, as to any packet, and finds what it would find for any packet.
 func TestInboundReversePath(t *testing.T) {
 	net := lab.TwoHostsT(t, lab.LinkOptions{})
 	if _, _, err := net.Connect(net.A, net.B, lab.LinkOptions{
@@ -280,7 +280,7 @@ func TestInboundReversePath(t *testing.T) {
 			}
 			wait := arrival
 			if !tc.arrives {
-				// The path is synchronous up to the socket, so what comes, comes before this.
+				// The path is synchronous up to the socket, so a packet that arrives has arrived by now.
 				wait = 200 * time.Millisecond
 			}
 			if got := receive(wait) != nil; got != tc.arrives {
@@ -458,7 +458,7 @@ func TestInboundErrors(t *testing.T) {
 		t.Fatal(err)
 	}
 	check("after it has gone", in.Send(p, gone), ErrNoInterface, gone)
-	// The index is taken again, by an interface that must get its own packets.
+	// Another interface takes the index, and must get its own packets.
 	addVeth(t, nl, "again0", int(gone))
 	count := countPriority(t, n.A, nftables.ChainHookPrerouting, testCursor, notOn("again0"), sealed())
 	check("when its index is taken again", in.Send(p, gone), nil, 0)
@@ -517,7 +517,7 @@ func TestInboundConcurrent(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer count.Close()
-	const rounds, senders, each = 16, 4, 50 // of a round, the counter's buffer has room for all
+	const rounds, senders, each = 16, 4, 50 // the counter's buffer has room for all packets of a round
 	for round := range rounds {
 		var wg sync.WaitGroup
 		for range senders {

@@ -28,7 +28,7 @@ var cutsPool = sync.Pool{New: func() any { return new(cuts) }}
 // cutter is a packet.Segmenter or a Fragmenter.
 type cutter interface{ Next(dst []byte) int }
 
-// sendCut sends all that c gives, each at most limit bytes long.
+// sendCut sends all pieces that c gives, each at most limit bytes long.
 func (o *Outbound) sendCut(family int, m *cuts, c cutter, limit int, ifIdx uint32) error {
 	b := batches.Get().(*batch)
 	defer batches.Put(b)
@@ -187,7 +187,7 @@ func mtuIPv4(fd int, pkt []byte, ifIdx uint32) (int, error) {
 		local.Addr = src
 	}
 	err := unix.Bind(fd, &local)
-	if err == unix.EADDRNOTAVAIL { // before Linux 5.17 raw sockets are bound to no foreign address
+	if err == unix.EADDRNOTAVAIL { // before Linux 5.17 raw sockets cannot be bound to a foreign address
 		err = unix.Bind(fd, &unix.SockaddrInet4{})
 	}
 	if err != nil {

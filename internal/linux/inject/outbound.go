@@ -103,7 +103,7 @@ func (s *rawSocket) open(family int, p Password) (err error) {
 		return fmt.Errorf("inject: raw socket: SO_MARK: %w", err)
 	}
 	if unix.SetsockoptInt(s.fd, unix.SOL_SOCKET, unix.SO_SNDBUFFORCE, sendBuffer) != nil {
-		// Without CAP_NET_ADMIN in the first user namespace of an older kernel: the size that is allowed to all.
+		// Older kernels ask for CAP_NET_ADMIN in the initial user namespace; without it, the size that is allowed to all must do.
 		if err := unix.SetsockoptInt(s.fd, unix.SOL_SOCKET, unix.SO_SNDBUF, sendBuffer); err != nil {
 			return fmt.Errorf("inject: raw socket: SO_SNDBUF: %w", err)
 		}
@@ -161,7 +161,7 @@ func (o *Outbound) Close() error {
 	}
 	var one [8]byte
 	binary.NativeEndian.PutUint64(one[:], 1)
-	_, err := unix.Write(o.wake, one[:]) // fails only if the eventfd is broken; then it takes as long as the Send that waits
+	_, err := unix.Write(o.wake, one[:]) // fails only if the eventfd is broken; then Close takes as long as the waiting Send
 	if err != nil {
 		err = fmt.Errorf("inject: eventfd: %w", err)
 	}
@@ -183,9 +183,8 @@ func (o *Outbound) release() (err error) {
 // Send sends one packet: IPv4 or IPv6 from its header on, as long as its length field says. The
 // memory is the caller's again when Send returns. It blocks while the socket's buffer is full.
 //
-// Errors: ErrMalformed, ErrTooBig, ErrNoSource, *InterfaceError, net.ErrClosed, and the error that the kernel
-// says, as a unix.Errno in the chain (ENETUNREACH: no route; EPERM: a rule of the namespace
-// dropped it).
+// Errors: ErrMalformed, ErrTooBig, ErrNoSource, *InterfaceError, net.ErrClosed, and the kernel's error, as a unix.Errno in the
+// chain (ENETUNREACH: no route; EPERM: a rule of the namespace dropped it).
 func (o *Outbound) Send(pkt []byte, ifIdx uint32) error {
 	b := batches.Get().(*batch)
 	defer batches.Put(b)

@@ -417,8 +417,8 @@ func BenchmarkOutbound(b *testing.B) {
 	}
 }
 
-// Where the path carries less than the first interface, the kernel fragments IPv4 that may be; of the rest
-// it tells the source, and Send tells the caller or cuts.
+// Where the path carries less than the first interface, the kernel fragments IPv4 packets that may be fragmented; for others it
+// sends the source an ICMP error, and Send fails or cuts.
 func TestOutboundPathMTU(t *testing.T) {
 	net := lab.TwoHostsT(t, lab.LinkOptions{})
 	o := newOutbound(t, net.A, testCursor)

@@ -71,8 +71,8 @@ func FragmentRule(p Password) []expr.Any {
 	)
 }
 
-// hasPassword matches packets with the password. The priority comes first: where there is no socket, the other
-// half looks for one.
+// hasPassword matches packets with the password. The priority comes first: for packets without a socket, the comparison of the
+// mark looks one up.
 func hasPassword(p Password) []expr.Any {
 	return []expr.Any{
 		&expr.Meta{Key: expr.MetaKeyPRIORITY, Register: reg1},

@@ -7,8 +7,8 @@ import (
 	"github.com/opendivert/divert/packet"
 )
 
-// NewSegmenter is packet.NewSegmenter for a packet that goes into the stack. On a source route whose last address its header
-// does not tell nobody can compute the checksums of segments: that is ErrNotSegmentable too.
+// NewSegmenter is packet.NewSegmenter for a packet that goes into the stack. If the header of a source route does not tell the
+// last address, the checksums of segments cannot be computed: that is ErrNotSegmentable too.
 func NewSegmenter(pkt []byte, size int) (s packet.Segmenter, err error) {
 	v, err := version(pkt)
 	if err != nil {

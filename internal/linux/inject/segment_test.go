@@ -72,8 +72,8 @@ func TestSegmentEdges(t *testing.T) {
 	}
 }
 
-// reassemble joins fragments that are in order into the datagram they were cut from. It is written apart
-// from Fragmenter: it goes by the offsets in the packets.
+// reassemble joins fragments that are in order into the datagram they were cut from. It is independent of Fragmenter: it goes by
+// the offsets in the packets.
 func reassemble(t testing.TB, frags [][]byte) (head, data []byte) {
 	t.Helper()
 	for i, f := range frags {

@@ -18,9 +18,9 @@ import (
 //	source       a secret, and the number of the target       36 bits of the seal, 12 of the number
 //	EtherType    IPv4 or IPv6
 //
-// The destination makes the frame one for this host: a frame for another is dropped before it is looked at. Whoever
-// wants to forge one needs a device of the namespace with that address, as the holder of a TAP device can set it
-// (SIOCSIFHWADDR, drivers/net/tun.c), and the secret, which packet sockets of the namespace show.
+// The destination makes the frame one for this host: the kernel drops a frame for another host before it looks at it. To forge a
+// frame, a program needs a device of the namespace with that address, which the holder of a TAP device can set (SIOCSIFHWADDR,
+// drivers/net/tun.c), and the secret, which packet sockets of the namespace show.
 const etherHeaderLen = 14
 
 // deviceMTU is below IPv6's smallest, 1280: so the kernel keeps IPv6 off the device altogether, and
@@ -46,8 +46,8 @@ type device struct {
 // openDevice turns fd, an open /dev/net/tun, into a device in the namespace in which fd was opened, which must be that of nl
 // and of sock, any socket.
 //
-// The first packet waits for it. Every step takes the lock of all configuration of networks of the machine (rtnl), for which
-// it may have to wait longer than it takes itself: so the steps are few, and by ioctl(2), which answers nothing.
+// The first packet waits for it. Every step takes the machine's lock of network configuration (rtnl), and may wait for the lock
+// longer than it takes itself: so the steps are few, and use ioctl(2), which answers nothing.
 func openDevice(fd, sock int, nl *netlink.Handle, seal Seal) (*device, error) {
 	request, err := unix.NewIfreq("divert%d")
 	if err != nil {
@@ -175,7 +175,7 @@ func (d *device) reset() error {
 	return nil
 }
 
-// frameHeader precedes a packet: struct virtio_net_hdr, all zeros if there is nothing to do for the kernel, and the Ethernet header.
+// frameHeader precedes a packet: struct virtio_net_hdr, all zeros if the kernel has nothing to do, and the Ethernet header.
 type frameHeader [virtioHeaderLen + etherHeaderLen]byte
 
 // newFrameHeader returns the header that leads an IP packet of a version to a target.

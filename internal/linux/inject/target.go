@@ -12,8 +12,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// prepare makes one of the things that try misses for a packet to ifIdx: first the knowledge of the
-// namespace, then the device, which loopback packets do without.
+// prepare makes one of the things that try lacks for a packet to ifIdx: first the knowledge of the namespace, then the device,
+// which loopback packets do not need.
 func (in *Inbound) prepare(ifIdx uint32) error {
 	in.mu.Lock()
 	defer in.mu.Unlock()
@@ -89,7 +89,7 @@ func (in *Inbound) find(ifIdx uint32) (netlink.Link, error) {
 	return link, nil
 }
 
-// lead makes the device lead to t, with all targets forgotten if there is no place for one more.
+// lead makes the device lead to t. If there is no place for one more target, it forgets all others first.
 func (in *Inbound) lead(t *target) error {
 	number, err := in.device.lead(t.index)
 	if errors.Is(err, unix.ENOSPC) {
@@ -130,8 +130,8 @@ func (in *Inbound) makeDevice() error {
 	return in.tunErr
 }
 
-// Ready makes the device if there is none, and fails with ErrNoRedirect where there can be none, so that no Send would succeed
-// but of loopback packets.
+// Ready makes the device if there is none, and fails with ErrNoRedirect where there can be none: then Send succeeds for loopback
+// packets only.
 func (in *Inbound) Ready() error {
 	in.mu.Lock()
 	defer in.mu.Unlock()

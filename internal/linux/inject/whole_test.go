@@ -50,7 +50,7 @@ func TestWholeOf(t *testing.T) {
 	}
 }
 
-// checkBegin checks what begin writes of a packet.
+// checkBegin checks the beginning of a frame that begin writes for a packet.
 func checkBegin(t *testing.T, pkt []byte, o whole) {
 	t.Helper()
 	before := bytes.Clone(pkt)
@@ -122,7 +122,7 @@ func TestBeginAllocatesNothing(t *testing.T) {
 	}
 }
 
-// BenchmarkWhole measures what is done of a packet of 64 KiB that the kernel is to cut.
+// BenchmarkWhole measures the work in user space on a packet of 64 KiB that the kernel is to cut.
 func BenchmarkWhole(b *testing.B) {
 	pkt := tcp("10.0.0.1", "10.0.0.2", 1, 0x18, make([]byte, 12), pattern(64000))
 	var w write

@@ -11,7 +11,7 @@ import (
 	"github.com/opendivert/divert/internal/linux/kernel"
 )
 
-// Version is a version of Linux. The zero Version means that no version is asked for.
+// Version is a version of Linux. The zero Version stands for no requirement.
 type Version = kernel.Version
 
 // Error says why a feature is not there.

@@ -162,8 +162,8 @@ var Features = []*Feature{
 	of(detour.Connects, nil),
 }
 
-// of makes a feature of one that the engine goes by. It is tried as the engine does, in the namespace of the prober, unless there is a
-// test that shows more.
+// of makes a Feature of one that the engine uses. It is tried as the engine tries it, in the namespace of the prober, unless
+// there is a test that shows more.
 func of(k *kernel.Feature, test func(*Prober) error) *Feature {
 	if test == nil {
 		test = inside(k.Err)
@@ -215,7 +215,7 @@ func userNamespaces(p *Prober) error {
 	return cloneUser()
 }
 
-// cloneUser starts a process in a new user namespace that has no program: it gets as far as to not find it.
+// cloneUser starts a process in a new user namespace with a program that does not exist: the start gets as far as that.
 func cloneUser() error {
 	cmd := &exec.Cmd{Path: "/proc/self/no such program", SysProcAttr: &syscall.SysProcAttr{
 		Cloneflags:  syscall.CLONE_NEWUSER,

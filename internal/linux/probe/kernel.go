@@ -95,13 +95,13 @@ func askProgram(fd int) expr.Any {
 	return &expr.Match{Name: "bpf", Rev: 1, Info: &info}
 }
 
-// probePriority is what the verdict of verdictPriority sets.
+// probePriority is the priority that the verdict of verdictPriority sets.
 const probePriority = 0xd1234567
 
 // errNotSet means that a verdict's priority has had no effect.
 var errNotSet = errors.New("the kernel ignores the priority in a verdict")
 
-// verdictPriority lets a datagram meet its rules once more with a priority, and looks whether it has that then.
+// verdictPriority sends a datagram through its rules once more with a priority, and looks whether it has the priority then.
 func verdictPriority(p *Prober) error {
 	return p.inside(func() error {
 		q, err := queue.Open(queue.Options{MaxLen: 16, RcvBuf: 1 << 16})
@@ -151,7 +151,7 @@ func sendOverLoopback() error {
 	return errors.Join(err, c.Close())
 }
 
-// verdict receives a packet of the queue and tells what happens to it.
+// verdict receives a packet of the queue and gives it its verdict.
 func verdict(q *queue.Queue, what queue.Verdict, o queue.Option) error {
 	if err := q.SetReadDeadline(time.Now().Add(2 * time.Second)); err != nil {
 		return err

@@ -67,8 +67,8 @@ func Run() (*Report, error) {
 	return r, errors.Join(err, p.Close())
 }
 
-// newProber returns a prober that tries in a new namespace, or, if unavailable is not nil, one that can try
-// only what needs none.
+// newProber returns a prober that tries in a new namespace, or, if unavailable is not nil, one that tries only features that
+// need none.
 func newProber(c caller, unavailable error) *Prober {
 	is, _ := kernel.Running()
 	p := &Prober{caller: c, kernel: is, noHost: unavailable, results: map[*Feature]error{}}

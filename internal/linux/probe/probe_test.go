@@ -20,7 +20,7 @@ import (
 
 func TestMain(m *testing.M) { lab.Main(m) }
 
-// TestRun probes this system, whatever it has: what it says must fit together.
+// TestRun probes this system, whatever it has: the report must be consistent.
 func TestRun(t *testing.T) {
 	lab.Need(t)
 	lab.CheckLeaks(t)
@@ -71,7 +71,7 @@ func TestNothingIsLeft(t *testing.T) {
 	}
 }
 
-// TestWithoutNamespaces: where there is none, nothing is tried that needs one.
+// TestWithoutNamespaces: without a namespace, features that need one are not tried.
 func TestWithoutNamespaces(t *testing.T) {
 	p := newProber(caller{UID: 1000, Programs: "operation not permitted"}, lab.ErrUnavailable)
 	r, err := p.report()
@@ -145,7 +145,7 @@ func TestJSON(t *testing.T) {
 	}
 }
 
-// TestTriesCanFail: what no kernel has is found missing, so that a success says something.
+// TestTriesCanFail: features that no kernel has are found missing, so that a success means something.
 func TestTriesCanFail(t *testing.T) {
 	lab.Need(t)
 	p := newProber(whoAmI(), nil)

@@ -17,10 +17,9 @@ import (
 	"github.com/opendivert/divert/internal/linux/sockdiag"
 )
 
-// Sockets that are older than the programs are entered by user space, once: those that the kernel lists, and, of the
-// others (unbound ones, echo and raw sockets), what their processes' descriptors tell. While a socket is entered it
-// is held open here, so that it cannot be closed behind the back of the programs, which would then not
-// know that there is something to take away.
+// Sockets that are older than the programs are entered by user space, once: those that the kernel lists, and the others
+// (unbound, echo and raw sockets) as their processes' descriptors describe them. While user space enters a socket it holds it
+// open: if the socket were closed meanwhile, the programs would not know that there is an entry to remove.
 
 // adoptOlder enters the sockets of the calling thread's namespace.
 func (ps *Processes) adoptOlder() error {
@@ -95,7 +94,7 @@ func (a *adoption) listed(s *sockdiag.Socket) error {
 	return a.ps.adopt(s, h.Process)
 }
 
-// unaccepted enters a connection of no process, if it waits for the listener's to accept it.
+// unaccepted enters a connection that no process has, if it waits for the listener's process to accept it.
 func (a *adoption) unaccepted(s *sockdiag.Socket) error {
 	if s.State != sockdiag.StateEstablished && s.State != sockdiag.StateCloseWait {
 		return nil
@@ -156,7 +155,7 @@ func (f processFiles) close() {
 	}
 }
 
-// adopt enters a socket and its process. Past the size of the maps there is no room, and the rest stays without.
+// adopt enters a socket and its process. When the maps are full, the rest stays without a known process.
 func (ps *Processes) adopt(s *sockdiag.Socket, process uint32) error {
 	entry := socketEntry(s, process)
 	err := ps.maps.Sockets.Update(s.Cookie, entry[:], ebpf.UpdateNoExist)
@@ -196,7 +195,7 @@ func socketEntry(s *sockdiag.Socket, process uint32) (entry [processmap.SocketSi
 	return entry
 }
 
-// hasPort reports whether a key is that of anything.
+// hasPort reports whether a key has a port: without one it is not in use.
 func hasPort(key []byte) bool { return binary.NativeEndian.Uint32(key[processmap.KeyLocalPort:]) != 0 }
 
 // enterFlow enters a socket under the key of its flow, if that is one.
@@ -214,8 +213,8 @@ func (ps *Processes) enterFlow(key []byte, cookie uint64, process uint32) error 
 	return err
 }
 
-// enterPort enters a socket under the key of its port, if that is one. A socket that the programs enter under the
-// same key in the very moment in which this one joins others there may be lost.
+// enterPort enters a socket under the key of its port, if that is one. A socket that the programs enter under the same key at
+// the same moment may be lost.
 func (ps *Processes) enterPort(key []byte, cookie uint64, process uint32) error {
 	if !hasPort(key) {
 		return nil

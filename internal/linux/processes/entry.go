@@ -20,8 +20,7 @@ func (b *builder) find() {
 	b.Emit(asm.Mov.Reg(regSocket, asm.R0))
 }
 
-// entry is find that enters a socket that is not known, with the record's process. It ends the program if there is no
-// room.
+// entry is find, but enters a socket that is not known, with the record's process. It ends the program if there is no room.
 func (b *builder) entry(flags int64) {
 	has := b.NewLabel()
 	b.LookUp(processmap.SocketsMap, cgprog.Record(codegen.EventEndpoint))
@@ -123,7 +122,7 @@ func (b *builder) keepKey(at, size int16) {
 	}
 }
 
-// recallKey makes the key one that the socket is entered with, or goes to none.
+// recallKey restores a key that the socket is entered with, or goes to none.
 func (b *builder) recallKey(at, size int16, none bpfasm.Label) {
 	b.Emit(asm.LoadMem(asm.R1, regSocket, at+processmap.KeyLocalPort, asm.Word))
 	b.JumpImm64(asm.JEq, asm.R1, 0, none)
@@ -143,8 +142,8 @@ func (b *builder) loseKey(at int16) {
 // regHolders is the value of processmap.PortsMap.
 const regHolders = asm.R8
 
-// enterPort enters the socket under the key of its port, if it has one, and its process. Where all places are taken
-// the socket stays without.
+// enterPort enters the socket under the key of its port, if it has one, and its process. If all places are taken, the socket is
+// not entered.
 func (b *builder) enterPort() {
 	has, end := b.NewLabel(), b.NewLabel()
 	b.recallKey(processmap.SocketPort, processmap.PortKeySize, end)
@@ -202,8 +201,8 @@ func exchange(address, src asm.Register, offset int16) asm.Instruction {
 	return ins
 }
 
-// dropPort takes the socket away from under the key of its port. If another socket is entered in the very moment in
-// which the last one leaves, it may be lost.
+// dropPort removes the socket from the key of its port. Another socket that is entered at the moment when the last one leaves
+// may be lost.
 func (b *builder) dropPort() {
 	end := b.NewLabel()
 	b.recallKey(processmap.SocketPort, processmap.PortKeySize, end)
@@ -221,7 +220,7 @@ func (b *builder) dropPort() {
 		b.Emit(asm.LoadMem(asm.R3, asm.R0, at+processmap.HolderCookie, asm.DWord))
 		b.JumpReg(asm.JNE, asm.R3, asm.R1, other)
 		b.Emit(
-			asm.StoreMem(asm.R0, at+processmap.HolderProcess, asm.R4, asm.Word), // nobody's, until the next one has written his
+			asm.StoreMem(asm.R0, at+processmap.HolderProcess, asm.R4, asm.Word), // no process, until the next socket has written its own
 			asm.StoreMem(asm.R0, at+processmap.HolderCookie, asm.R4, asm.DWord),
 			asm.Mov.Imm(asm.R3, 0),
 		)
@@ -251,7 +250,7 @@ func (b *builder) enterFlow() {
 // still answers: as long as the kernel itself remembers it (include/net/tcp.h, TCP_TIMEWAIT_LEN).
 const closedTime = 60 * time.Second
 
-// dropFlow takes the socket away from under the key of its flow. remember keeps the process for a while.
+// dropFlow removes the socket from the key of its flow. remember keeps the process for a while.
 func (b *builder) dropFlow(remember bool) {
 	other, end := b.NewLabel(), b.NewLabel()
 	b.recallKey(processmap.SocketFlow, processmap.FlowKeySize, end)

@@ -28,7 +28,7 @@ type recent struct {
 	at   int64                        // the timestamp of the packet that it was looked up for
 }
 
-// freshness is how long a name is taken for that of its process without another look: ids are used again, and processes change
+// freshness is how long a name counts as that of its process without another look-up: ids are used again, and processes change
 // their names when they start another program.
 const freshness = int64(time.Second)
 
@@ -44,8 +44,8 @@ func (n *Names) Use(ps *Processes) {
 	n.known.Store(&known{maps: ps.maps, recent: map[uint32]recent{}})
 }
 
-// Ascribe sets the names of the processes of packets that have one. Most packets take one look-up in memory. After the Close of what
-// Use was given, names that are not remembered are not known.
+// Ascribe sets the names of the processes of packets that have one. Most packets take one look-up in memory. After the Close of
+// the Processes in use, only remembered names are known.
 func (n *Names) Ascribe(ps []packet.Packet) {
 	k := n.known.Load()
 	if k == nil {

@@ -43,7 +43,7 @@ type Processes struct {
 	space uint64 // cookie of the namespace
 
 	whole  bool   // the programs are attached to the root of the hierarchy, so that every process is seen
-	cgroup string // where else
+	cgroup string // where they are attached otherwise
 }
 
 // shared are the Processes that are open, by namespace.
@@ -77,8 +77,7 @@ func Open() (*Processes, error) {
 	return ps, nil
 }
 
-// open attaches the programs and then enters the sockets that are older: those made meanwhile the programs
-// have seen.
+// open attaches the programs and then enters the sockets that are older: the programs have seen those made meanwhile.
 func (ps *Processes) open() error {
 	root, err := cgroup.Open()
 	if err != nil {

@@ -24,7 +24,7 @@ import (
 //     when the socket begins to listen.
 //   - UDP: the local end when the socket is bound. A port that the kernel chose, and the peer of a connected
 //     socket, show when it sends: the program for outgoing packets looks at the socket, and does
-//     something only if that is not what it was.
+//     something only if that has changed.
 //   - Echo sockets ("ping"): the same, with the identifier for the port.
 
 // The stack frame below the record, of which these programs use endpoint, process and both sides: offsets from R10.
@@ -41,7 +41,7 @@ const regSocket = asm.R9
 const (
 	socketUser     = 1 << iota // made by a process: the entry stays until the process closes the socket
 	socketReleased             // the process has closed it
-	socketWatched              // the end of the connection will be told
+	socketWatched              // the end of the connection will be reported
 )
 
 // program is a program that keeps the maps.
@@ -114,8 +114,8 @@ func (b *builder) connect() {
 	b.Leave(cgprog.Allow)
 }
 
-// unlessWorker ends the program if the socket is not known and a thread of the kernel connects it: so MPTCP opens
-// further paths of a connection, in the name of nobody.
+// unlessWorker ends the program if the socket is not known and a thread of the kernel connects it: MPTCP opens further paths of
+// a connection so, for no process.
 func (b *builder) unlessWorker() {
 	known := b.NewLabel()
 	b.LookUp(processmap.SocketsMap, cgprog.Record(codegen.EventEndpoint))
@@ -132,7 +132,7 @@ func (b *builder) unlessWorker() {
 	b.Mark(known)
 }
 
-// tcp runs at the turns of a connection.
+// tcp runs at the stages of a connection.
 func (b *builder) tcp() {
 	connecting, listening, accepting, over := b.NewLabel(), b.NewLabel(), b.NewLabel(), b.NewLabel()
 	b.Begin(b.namespace)
@@ -146,7 +146,7 @@ func (b *builder) tcp() {
 	b.Leave(cgprog.Allow)
 
 	b.Mark(connecting)
-	b.entry(0) // of nobody, if the program for connects did not see a process
+	b.entry(0) // of no process, if the program for connects did not see one
 	b.connection()
 
 	b.Mark(listening)
@@ -161,7 +161,7 @@ func (b *builder) tcp() {
 	b.over()
 }
 
-// connection enters both ends of a connection and asks to be told of its end.
+// connection enters both ends of a connection and asks for a report of its end.
 func (b *builder) connection() {
 	b.dropFlow(false)
 	b.TCPSides(true)
@@ -172,7 +172,7 @@ func (b *builder) connection() {
 	b.Leave(cgprog.Allow)
 }
 
-// watch asks to be told of the end of the connection or the listener.
+// watch asks for a report of the end of the connection or the listener.
 func (b *builder) watch() {
 	b.setSocketFlag(socketWatched)
 	b.WatchState()
@@ -261,8 +261,8 @@ func (b *builder) over() {
 	b.Leave(cgprog.Allow)
 }
 
-// release runs when a process closes a socket. A connection of TCP goes on for a while: its end is told, or, if the
-// socket is older than the programs, the time in which packets may still come is bounded.
+// release runs when a process closes a socket. A connection of TCP goes on for a while: its end is reported, or, if the socket
+// is older than the programs, the time in which packets may still come is bounded.
 func (b *builder) release() {
 	gone, bounded := b.NewLabel(), b.NewLabel()
 	b.Begin(b.namespace)
@@ -343,8 +343,8 @@ func (b *builder) egress() {
 	b.Leave(cgprog.Allow)
 }
 
-// renew ends the program if the key is the one that the socket has been entered with, and else makes it that one and
-// takes the others away.
+// renew ends the program if the socket has been entered with the key; else it notes the key and removes the entries under the
+// others.
 func (b *builder) renew(at int16, size int16) {
 	other := b.NewLabel()
 	for i := int16(0); i < size; i += 8 {
@@ -356,7 +356,7 @@ func (b *builder) renew(at int16, size int16) {
 	}
 	b.Leave(cgprog.Allow)
 	b.Mark(other)
-	// The key waits in the place of the entry's value, of which nothing is needed meanwhile.
+	// The key waits in the place of the entry's value, which is not needed meanwhile.
 	for i := int16(0); i < size; i += 8 {
 		b.Emit(
 			asm.LoadMem(asm.R1, bpfasm.Frame, frameSocketKey+i, asm.DWord),

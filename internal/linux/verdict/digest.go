@@ -11,9 +11,9 @@ import (
 	"github.com/opendivert/divert/packet"
 )
 
-// A packet that is sent with the bytes it was captured with can go on as it is, as Accept lets it: nothing is copied
-// into the kernel, and a whole batch needs one verdict. Whether it has them, a digest of the captured bytes
-// tells, which the packet's token carries.
+// A packet that is sent with its captured bytes can go on as it is, as Accept lets it: nothing is copied into the kernel, and a
+// whole batch needs one verdict. The packet's token carries a digest of the captured bytes, which tells whether they are the
+// same.
 
 // The key of the digests: random numbers of this process. Without them nobody can make packets with equal digests.
 var (
@@ -56,14 +56,14 @@ func (w wide) plus(a, b uint64) wide {
 	return w
 }
 
-// joined is the chain, one block longer.
+// joined returns the chain with one more block.
 func joined(d uint64, w wide) uint64 {
 	hi, lo := bits.Mul64(d^w.lo, w.hi+digestJoin)
 	return hi ^ lo
 }
 
-// hashBlock is the inner hash of a block: the sum of the products of neighbouring words, to each of which its part of
-// the key was added.
+// hashBlock is the inner hash of a block: each word gets its part of the key added, and the products of neighbouring words are
+// added up.
 func hashBlock(b *[blockSize]byte) (sum wide) {
 	le := binary.LittleEndian
 	for i := 0; i < blockWords; i += 4 { // two products at a time: twice as fast as one
@@ -112,8 +112,8 @@ func (h *habit) wants(id uint32) bool {
 	return credit > 0 || credit == noCredit && id%probeEvery == 0
 }
 
-// learn records the captured packets that one call has sent: packets that were unchanged, packets that were
-// not, and others of which that is not known.
+// learn records the captured packets that one call has sent: those that were unchanged, those that were not, and those of which
+// this is not known.
 func (h *habit) learn(same, changed, unknown int32) {
 	credit := h.credit.Load()
 	next := credit

@@ -14,11 +14,11 @@ import (
 
 // held gives up the packets of this host that a program has received and does not send on.
 //
-// A program may drop a packet by not sending it, but then the kernel's queue still holds it. That is not nothing to the sender:
-// a held packet counts against the buffer of its socket, so that a sender of UDP stops for good after a hundred of them,
-// and TCP does not send again while it believes the packet to wait in a queue of its own host (net/ipv4/tcp_output.c,
-// skb_still_in_host_queue). So packets that have been held for a while are dropped in the kernel. A program that sends it later all
-// the same has its bytes, and injects them anew.
+// A program may drop a packet by not sending it, but then the kernel's queue still holds it. The sender feels that: a held
+// packet counts against the buffer of its socket, so that a sender of UDP stops for good after a hundred of them, and TCP does
+// not send again while it believes the packet to wait in a queue of its own host (net/ipv4/tcp_output.c,
+// skb_still_in_host_queue). So packets that have been held for a while are dropped in the kernel. A program that sends such a
+// packet later all the same has its bytes, and injects them anew.
 //
 // How long a while is depends on the program: one that sends late makes it longer, one that never does makes it shorter.
 // Packets of other hosts may stay as long as there is room: nobody waits for them here.
@@ -53,8 +53,8 @@ const (
 	neverLate = 64 // packets given up in a row that make patience shorter
 )
 
-// newHeld returns a held for the packets of a sender's lanes, nil if it has none that may be held up: handles that copy or
-// drop, and those of the layer FORWARD.
+// newHeld returns a held for the packets of a sender's lanes. It is nil for handles whose packets hold up nobody: those that
+// copy or drop, and those of the layer FORWARD.
 func newHeld(s *Sender) *held {
 	if len(s.lanes) == 0 || s.Layer != packet.LayerNetwork {
 		return nil
@@ -88,7 +88,7 @@ func (h *held) received(ps []packet.Packet) {
 		}
 		t := tokenOf(a)
 		if t.cut {
-			h.patience = mostPatience // the program has not all of its bytes, so it cannot inject it
+			h.patience = mostPatience // the program does not have all of its bytes, so it cannot inject it
 		}
 		h.makeRoom()
 		h.packets[(h.head+h.count)%len(h.packets)] = holding{at: at, id: t.id, place: t.place, lane: t.lane}
@@ -165,7 +165,7 @@ func (h *held) giveUp() {
 	}
 }
 
-// late reports whether a packet that is to be sent was given up, and learns from it. Only the first who asks for it is told.
+// late reports whether a packet that is to be sent was given up, and learns from it. It reports each packet once.
 func (h *held) late(l *Lane, t *token) bool {
 	if h == nil || l == nil || !l.waiting.takeGivenUp(t.place, t.id) {
 		return false

@@ -18,9 +18,9 @@ import (
 // Lane is one of a handle's queues. The rules share out flows between the lanes, so that goroutines can
 // work side by side and a flow still keeps its order.
 //
-// Each lane has a second queue on the same socket, a lane of its own but for receiving: TCP comes whole, as the stack has
-// it, and goes to the first; of all else each packet is one of the network, so it goes to the second, where the kernel
-// cuts superpackets. One socket keeps the order between them.
+// Each lane has a second queue on the same socket, which has a lane of its own in all but receiving. TCP goes to the first
+// queue, whole, as the stack has it. All other packets go to the second, where the kernel cuts superpackets into packets of the
+// network. One socket keeps the order between the two.
 type Lane struct {
 	Index   uint8
 	single  *Lane // the lane of the second queue; nil if this is one
@@ -43,7 +43,7 @@ func (l *Lane) Of(m *queue.Message) *Lane {
 	return l
 }
 
-// Number returns which of the sender's lanes it is.
+// Number returns the lane's index among those of the sender.
 func (l *Lane) Number() int { return int(l.Index) }
 
 // QueueNumber returns the number of the lane's queue.
@@ -64,7 +64,7 @@ func (l *Lane) Wake() { l.q.Wake() }
 // Interrupt makes the readers that wait, and all later ones, fail.
 func (l *Lane) Interrupt() { _ = l.q.SetReadDeadline(past) }
 
-// past is a deadline that wakes whoever waits, and lets nobody wait.
+// past is a deadline that ends every wait, and allows no other.
 var past = time.Unix(1, 0)
 
 // Halves returns the lane of the first queue of a socket with that of its second one.
@@ -92,7 +92,7 @@ func (l *Lane) Hold(drops *queue.Verdicts, id uint32) (gaveWay bool) {
 // Held notes how many packets of a batch were handed out.
 func (l *Lane) Held(n int) { l.runs.received(n) }
 
-// HoldAt is hold of a packet with a place of its own, which its address tells.
+// HoldAt is Hold for a packet whose address tells its place.
 func (l *Lane) HoldAt(drops *queue.Verdicts, a *packet.Address, place uint32) (gaveWay bool) {
 	t := tokenOf(a)
 	t.place = place
@@ -104,7 +104,7 @@ func (l *Lane) HoldAt(drops *queue.Verdicts, a *packet.Address, place uint32) (g
 	return gaveWay
 }
 
-// LetGo undoes holdAt, and reports whether the packet had its place still.
+// LetGo undoes HoldAt, and reports whether the packet still had its place.
 func (l *Lane) LetGo(a *packet.Address) bool {
 	t := tokenOf(a)
 	return l.waiting.claimAt(t.place, t.id)
@@ -163,8 +163,8 @@ func share(l engine.Limits, lanes int) engine.Limits {
 	return l
 }
 
-// Open binds a handle's queues, each of which has places for room packets that wait for their verdict, 0: as many as the
-// limits say. The sender answers to them from now on.
+// Open binds a handle's queues. Each has places for room packets that wait for their verdict; 0 stands for as many as the limits
+// say. The sender answers to the queues from now on.
 func (s *Sender) Open(cfg *engine.Config, room int) ([]*Lane, error) {
 	count := max(cfg.Queues, 1)
 	limits := share(cfg.Limits, count)
@@ -248,7 +248,7 @@ func (l *Lane) batch() (*queue.Verdicts, error) {
 	return l.q.NewVerdicts()
 }
 
-// Enter returns a reader for a receive call, which ends with leave.
+// Enter returns a reader for a receive call, which ends with Leave.
 func (l *Lane) Enter() (*Reader, error) {
 	r, err := l.Reader()
 	if err == nil {
@@ -281,7 +281,7 @@ func (l *Lane) Reader() (*Reader, error) {
 	return &Reader{batchReader: newBatchReader(l.q), drops: drops, singleDrops: singleDrops}, nil
 }
 
-// ClosedError makes every error of a closed socket net.ErrClosed.
+// ClosedError turns every error of a closed socket into net.ErrClosed.
 func ClosedError(err error) error {
 	if errors.Is(err, os.ErrClosed) {
 		return net.ErrClosed

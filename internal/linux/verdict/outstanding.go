@@ -32,7 +32,7 @@ func newOutstanding(n int) *outstanding {
 // Ids of a queue count up, so the one that shares a slot is the oldest.
 func (o *outstanding) put(id uint32) (gone uint32, gaveWay bool) { return o.putAt(id, id) }
 
-// putAt is put where the ids are not those of every packet: places counts the packets that are put.
+// putAt is put where not every packet of the queue is put: place counts those that are.
 func (o *outstanding) putAt(place, id uint32) (gone uint32, gaveWay bool) {
 	old := o.slots[place&o.mask].Swap(uint64(id)<<2 | slotWaits)
 	return uint32(old >> 2), old&slotState == slotWaits

@@ -14,8 +14,8 @@ import (
 func reinjectedTag(n int) uint32 { return uint32(n) << 1 }
 func PassedTag(n int) uint32     { return uint32(n)<<1 | 1 }
 
-// Refused corrects the counters for a verdict on packets that the kernel did not have any more: it drops what waits
-// in a queue when the packet's network device goes down.
+// Refused corrects the counters for a verdict on packets that the kernel did not have any more: it drops waiting packets when
+// their network device goes down.
 func (s *Sender) Refused(tag uint32) {
 	c := s.Counts
 	n := uint64(tag >> 1)

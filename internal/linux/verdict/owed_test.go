@@ -14,7 +14,7 @@ import (
 	"github.com/opendivert/divert/packet"
 )
 
-// fill makes the lane's socket refuse whatever comes, until the other end is read.
+// fill makes the lane's socket refuse every message, until the other end is read.
 func (l *Lane) fill(t testing.TB) {
 	t.Helper()
 	v, err := l.q.NewVerdicts()
@@ -33,8 +33,8 @@ func (l *Lane) fill(t testing.TB) {
 	}
 }
 
-// A verdict that the kernel has no memory for is a failure that the caller hears of, and its packet does not stay in
-// the kernel's queue: it is dropped with the next verdicts.
+// A verdict that the kernel has no memory for is an error for the caller, and its packet does not stay in the kernel's queue: it
+// is dropped with the next verdicts.
 func TestVerdictsThatFailLeaveNoPacketBehind(t *testing.T) {
 	s, there := newTestSender(t)
 	l := s.lanes[0]

@@ -13,9 +13,9 @@ import (
 	"github.com/opendivert/divert/packet"
 )
 
-// redirects reports whether a packet that has another destination than when it was routed can go on as the one it was captured as all the
-// same: its new destination has the same next hop. Then it stays one packet, however long, and the kernel cuts it; as a new one
-// it would be cut here. Connection tracking and the rules at LOCAL_OUT have seen the old destination then, as sockets have.
+// redirects reports whether a packet whose destination has changed since it was routed can go on as the captured one: the new
+// destination has the same next hop. Then it stays one packet, however long, and the kernel cuts it; as a new one it would be
+// cut here. Connection tracking, the rules at LOCAL_OUT and sockets have seen the old destination then.
 func (s *Sender) redirects(v *verdicts, t *token, b []byte, a *packet.Address) bool {
 	if !a.Outbound || !t.outbound() || t.bridged || isIPv6(b) != t.six || !simple(b) || !kernel.VerdictPriority.Has() {
 		return false // where no cursor can be set, handles below meet injected packets only
@@ -53,7 +53,7 @@ func (s *Sender) redirects(v *verdicts, t *token, b []byte, a *packet.Address) b
 // unfinished reports whether the kernel had left the checksum of a packet of TCP to the hardware.
 func (t *token) unfinished() bool { return t.sums&sumTCP == 0 }
 
-// simple reports whether a packet has nothing between its IP header and its payload that has a say in its way, and is no fragment.
+// simple reports whether a packet is no fragment, and has no header between its IP header and its payload that affects its way.
 func simple(b []byte) bool {
 	if isIPv6(b) {
 		switch b[6] {

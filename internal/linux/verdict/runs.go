@@ -9,12 +9,11 @@ import (
 	"github.com/opendivert/divert/packet"
 )
 
-// runs knows of a queue up to which number every packet has its verdict. Then one verdict for "all up to n" lets
-// a whole batch go on, which costs the kernel less than one for each. It must never reach a packet
-// that somebody still holds, so it is used only for packets that follow each other without a gap, from the
-// first that has no verdict on.
+// runs tracks the highest number of a queue up to which every packet has its verdict. One verdict for "all up to n" then lets a
+// whole batch go on, which costs the kernel less than one for each. It must never reach a packet that somebody still holds, so
+// it is used only for packets that follow each other without a gap, from the first without a verdict on.
 //
-// Every count errs on the safe side: while it says there may be somebody else, each packet gets its own.
+// Every count errs on the safe side: while there may be another receiver or holder, each packet gets a verdict of its own.
 type runs struct {
 	readers atomic.Int32  // receive calls under way: they may hold numbers that nobody knows of yet
 	open    atomic.Int64  // packets received whose verdicts have not reached the kernel
@@ -42,10 +41,10 @@ func (r *runs) next(id uint32) bool { return r.low.Load() == 1<<32|uint64(id-1) 
 // end notes that all up to a number have their verdicts.
 func (r *runs) end(id uint32) { r.low.Store(1<<32 | uint64(id)) }
 
-// run lets the packets at the start of ps that follow each other and are as they were captured, of which unchanged
-// assures it, go on with one verdict, and returns how many those are. They are of one device, so when that goes down
-// the kernel has dropped all of them, and refuses the verdict, or none. Forwarded packets are not told apart by their
-// devices: both directions of a flow would have no run in common.
+// run lets packets at the start of ps go on with one verdict, as far as they follow each other and are as they were captured,
+// which unchanged asserts. It returns their number. They are of one device: when it goes down, the kernel has dropped all of
+// them, and refuses the verdict, or none. Forwarded packets may be of several devices: else the two directions of a flow would
+// have no run in common.
 func (s *Sender) run(ps []packet.Packet, v *verdicts, unchanged bool) (int, error) {
 	first := tokenOf(&ps[0].Addr)
 	l := s.laneOf(&first)

@@ -15,8 +15,7 @@ import (
 	"github.com/opendivert/divert/packet"
 )
 
-// Sender sends a handle's packets: as a verdict on the queued packet where they are one, else
-// as an injection of their own.
+// Sender sends a handle's packets: a queued packet by a verdict, any other by an injection.
 type Sender struct {
 	Config
 	lanes []*Lane // none for handles without a queue
@@ -58,7 +57,7 @@ type verdicts struct {
 	differs                *packet.Packet         // the last that was not: run ends there, and one goes on with it
 	keeps                  bool                   // the memory of the packets is not written to
 	redirected             bool                   // a packet that is not flushed yet has another destination
-	fresh                  bool                   // what is known of next hops is
+	fresh                  bool                   // the known next hops are up to date
 	reinjected, injected   uint64                 // packets that went on, and that were injected
 	counted                uint64                 // those that went on before the last flush
 	failed                 int                    // of those
@@ -129,9 +128,8 @@ func (v *verdicts) flush(lanes []*Lane) (failed int, err error) {
 	return failed, err
 }
 
-// onward is the verdict that lets a packet go on to the handles below this one: through the chain once more, with a
-// cursor by which it meets the lower handles only. Whether there are any is the kernel's to find out: what another
-// process does, or fails to do, makes no difference.
+// onward is the verdict that lets a packet go on to the handles below this one: through the chain once more, with a cursor by
+// which it meets the lower handles only. The kernel finds out whether there are any: no other process has a say in it.
 func (s *Sender) onward(priority uint32) (queue.Verdict, queue.Option) {
 	if kernel.VerdictPriority.Has() {
 		return queue.Repeat, queue.Option{Priority: s.Key.Pack(priority), SetPriority: true}
@@ -143,8 +141,8 @@ func (s *Sender) onward(priority uint32) (queue.Verdict, queue.Option) {
 	return queue.Accept, queue.Option{}
 }
 
-// Strange reports whether another program's rule has led a packet to the handle's queue: at a hook that is none of the
-// handle's, or with the cursor of a packet that the handle has served. Its own rules lead no such packet there.
+// Strange reports whether another program's rule has led a packet to the handle's queue: at a hook that is not the handle's, or
+// with the cursor of a packet that the handle has served. Its own rules lead no such packet there.
 func (s *Sender) Strange(m *queue.Message) bool {
 	forward := m.Hook == queue.HookForward
 	if forward != (s.Layer == packet.LayerForward) || !forward && m.Hook != queue.HookPrerouting && m.Hook != queue.HookLocalIn && m.Hook != queue.HookPostrouting {
@@ -322,8 +320,8 @@ func (s *Sender) Pass(ps []packet.Packet) (passed uint64) {
 	return passed
 }
 
-// Again has the superpackets among captured packets pass the chain that queued them once more, where they meet this handle as if
-// they came now: after Cut in pieces. The other packets come first in ps then, in their order; it returns how many they are.
+// Again sends the superpackets among captured packets through the chain that queued them once more. They meet this handle as if
+// they came now: after Cut in pieces. It moves the other packets to the front of ps, in their order, and returns their number.
 func (s *Sender) Again(ps []packet.Packet) (left int) {
 	var v verdicts
 	for i := range ps {
@@ -433,7 +431,7 @@ func (s *Sender) one(p *packet.Packet, v *verdicts, unchanged bool) (again bool,
 // beginning says why a packet of which only the beginning was received cannot be sent.
 func (s *Sender) beginning(l *Lane, t *token, err error) error {
 	if s.held.late(l, t) {
-		s.Counts.Abandoned.Add(1) // it is
+		s.Counts.Abandoned.Add(1) // the packet is gone
 		return fmt.Errorf("%w: only the beginning of the packet was received, and the rest was held for longer than %v and is gone", err, mostPatience)
 	}
 	return fmt.Errorf("%w: only the beginning of the packet was received; Accept lets all of it go on", err)

@@ -168,7 +168,7 @@ func TestFinish(t *testing.T) {
 	}
 }
 
-// verdict is a verdict message as the kernel would read it.
+// testTag marks the packets of the sender under test.
 const testTag = 0x2a
 
 // newTestSender returns a sender with a queue of a pair. It has no namespace, so an injection is a panic.
@@ -180,7 +180,7 @@ func newTestSender(t testing.TB) (*Sender, int) {
 	return s, there
 }
 
-// captured returns a packet as it comes out of the queue, and notes that it waits.
+// capture returns a packet as it comes out of the queue, and notes that it waits.
 func (s *Sender) capture(t testing.TB, hex string, m queue.Message) *packet.Packet {
 	t.Helper()
 	p := &packet.Packet{}
@@ -341,7 +341,8 @@ func TestPending(t *testing.T) {
 	}
 }
 
-// TestSuperpacketIsSummedLater: the checksum of a changed superpacket that goes out is left to the kernel, and no other one.
+// TestSuperpacketIsSummedLater: the checksum of a changed superpacket that goes out is left to the kernel, and no other
+// checksum.
 func TestSuperpacketIsSummedLater(t *testing.T) {
 	post := queue.Message{ID: 7, Hook: queue.HookPostrouting, Out: 2, GSO: true}
 	single, forward, in := post, post, post

@@ -14,8 +14,8 @@ import (
 // front, the segment is dropped as malformed. Hop-by-hop options are parsed before the hooks. Such a segment goes on as an
 // injection, see anew.
 //
-// Nothing marks a segment as one. Its checksum is complete and not verified, which that of another packet may be too: that one
-// is injected as well.
+// Nothing marks such a segment. Its checksum is complete and not verified; other packets of which this is true are injected as
+// well.
 func severed(m *queue.Message) bool {
 	b := m.Payload
 	if outbound(m.Hook) || !m.ChecksumNotVerified || m.ChecksumNotReady || len(b) < packet.IPv6HeaderLen || b[0]>>4 != 6 {
