@@ -15,7 +15,7 @@ import (
 	"github.com/opendivert/divert/internal/linux/nflog"
 )
 
-// The extensions of x_tables that rules have no expression of nf_tables for.
+// The extensions of x_tables that rules use where nf_tables has no expression.
 const (
 	matchName     = "bpf"
 	matchRevision = 1
@@ -32,11 +32,11 @@ type Rule struct {
 	When    When   // which packets it is for
 	Silent  bool   // the counter of the handle does not count its packets
 
-	// First and Last are descriptors of programs that are asked too: before Program, and when all else is met. 0: none.
+	// First and Last are descriptors of programs that are asked too: before Program, and when everything else is met. 0: none.
 	First, Last int
 }
 
-// Only is the packets that a rule is for, by what rules themselves can see of their protocol.
+// Only selects the packets that a rule is for, by the protocol as far as rules themselves can see it.
 type Only uint8
 
 // The kinds of packets.
@@ -102,8 +102,7 @@ func (s Share) exprs() []expr.Any {
 	}
 }
 
-// NoProgram makes a rule that takes every packet of the chain's path: the program is not to be had, and
-// the handle decides in user space.
+// NoProgram makes a rule that takes every packet of the chain's path: there is no program, and the handle decides in user space.
 const NoProgram = -1
 
 // Action says what a rule does with its packets.
@@ -121,14 +120,13 @@ const nfqBypass = 1
 // xtAlign is the alignment of extensions' data in xtables, in bytes.
 const xtAlign = 8
 
-// ToNobody does nothing: the rule's program has done all there is to do.
+// ToNobody does nothing: the rule's program has done everything.
 type ToNobody struct{}
 
 func (ToNobody) exprs(Chain) []expr.Any { return nil }
 
-// ToNowhere drops packets without a word to whoever sent them. A packet of this host goes to a queue that takes
-// none, because the verdict would fail the sender's call (EPERM); where the sender is another host the verdict tells
-// nobody, and costs much less.
+// ToNowhere drops packets without an error for their sender. A packet of this host goes to a queue that takes none, because a
+// verdict would fail the sender's call (EPERM). A packet of another host gets the verdict, which costs much less.
 type ToNowhere struct{ Num uint16 }
 
 func (n ToNowhere) exprs(c Chain) []expr.Any {
@@ -169,8 +167,8 @@ func program(fd int) expr.Any {
 	return &expr.Match{Name: matchName, Rev: matchRevision, Info: &info}
 }
 
-// late reports whether the rule looks at the destination late. Where the look for the host comes before the program, and notes
-// that a packet is for elsewhere, packets must not be kept from it by a destination that somebody else is still to change.
+// late reports whether the rule looks at the destination late. Where the test for this host comes before the program, and notes
+// that a packet is for elsewhere, a destination that others are still to change must not keep packets from that test.
 func (r *Rule) late() bool {
 	_, alone := r.Action.(ToNobody)
 	return (r.Chain == Inbound || r.Chain == InboundFragments) && (alone || r.Program == NoProgram)

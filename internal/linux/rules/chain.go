@@ -32,7 +32,7 @@ const (
 	ForwardOrigin                 // a part of Forward: the cursor of injected packets
 	Defrag                        // in no path: its rules switch reassembly on
 	Handles                       // in no path: rules for each handle, also for those whose filter matches nothing
-	InboundGate                   // a part of Inbound: past the handles goes what none demands
+	InboundGate                   // a part of Inbound: leads packets that no handle demands past the handles
 	OutboundGate                  // the same of Outbound
 	numChains
 )
@@ -51,7 +51,7 @@ const (
 	beforeConfirmed = 1<<31 - 1 - 100
 )
 
-// chains describes the chains: the hook of each, nil for a chain in no path, and the rules that are nobody's, which stand
+// chains describes the chains: the hook of each, nil for a chain in no path, and the rules that belong to no handle, which stand
 // before and behind those of the handles.
 // A packet keeps its cursor from inbound_fragments to inbound: they are one way.
 var chains = [numChains]struct {
@@ -74,7 +74,7 @@ var chains = [numChains]struct {
 	OutboundGate:     {"outbound_gate", nil, 0, nil, nil},
 }
 
-// fixed returns the rules of a chain that are nobody's, in order.
+// fixed returns the rules of a chain that belong to no handle, in order.
 func (c Chain) fixed() []fixed { return slices.Concat(chains[c].head, chains[c].tail) }
 
 // behind reports whether a rule with this userdata is one of those behind the rules of the handles.
@@ -95,7 +95,7 @@ const (
 	forgetting              // the same, and takes out the note that packets are for elsewhere
 	known                   // lets packets go on that were for this host when they came in: they have met every handle
 	gating                  // leads packets through the gate of the chain, see setGates
-	opening                 // makes a cursor that nobody has served of the note
+	opening                 // turns the note into a cursor that no handle has set
 )
 
 // fixedComment is the comment by which a fixed rule is known.
@@ -218,9 +218,9 @@ const (
 	metaOIFKind expr.MetaKey = 27
 )
 
-// A VRF device passes on what its ports receive and send, so such packets enter PRE_ROUTING, LOCAL_OUT and POST_ROUTING
-// twice (drivers/net/vrf.c). The pass of the port is the one that counts: what waits in a queue in that of the VRF device
-// at PRE_ROUTING is lost (vrf_rcv_finish).
+// A VRF device passes on what its ports receive and send, so such packets enter PRE_ROUTING, LOCAL_OUT and POST_ROUTING twice
+// (drivers/net/vrf.c). The port's pass is the one that counts: at PRE_ROUTING, a packet that waits in a queue during the pass of
+// the VRF device is lost (vrf_rcv_finish).
 
 // needed reports whether a fixed rule has a use in a chain on this host. At the head of a chain every packet
 // pays for the rules that know VRF devices, so there they wait for the module that makes such devices: a handle
@@ -240,7 +240,7 @@ func mayHaveVRF() bool {
 		return true
 	}
 	_, err = os.Stat("/sys/module")
-	return err != nil // nobody knows
+	return err != nil // unknown
 }
 
 // passVRF lets packets go on whose device, of the kind that key reads, is a VRF device. Devices that are made by a driver have
@@ -265,9 +265,9 @@ func forThisHost() []expr.Any {
 	}
 }
 
-// A transparent proxy redirects packets behind PRE_ROUTING: their destination is no address of this host when inbound sees
-// them, and they end here all the same. So before the question is asked the packet gets a note that it is for elsewhere, which
-// goes if it is not; the chain "redirected" at LOCAL_IN looks at packets with the note, and at no others.
+// A transparent proxy redirects packets behind PRE_ROUTING: their destination is no address of this host when inbound sees them,
+// and yet they end here. So before the test for this host a packet gets a note that it is for elsewhere, which is removed if it
+// is for this host; the chain "redirected" at LOCAL_IN looks at packets with the note, and at no others.
 
 // noteElsewhere gives packets the note and leaves the old priority in reg2.
 func noteElsewhere() []expr.Any {
@@ -278,7 +278,7 @@ func noteElsewhere() []expr.Any {
 	}
 }
 
-// onlyForThisHost matches packets for this host. Others that came as far keep the note.
+// onlyForThisHost matches packets for this host. Others that get this far keep the note.
 func onlyForThisHost() []expr.Any {
 	e := append(noteElsewhere(), forThisHost()...)
 	return append(e, &expr.Meta{Key: expr.MetaKeyPRIORITY, SourceRegister: true, Register: reg2})
@@ -302,9 +302,9 @@ func passForwarded() []expr.Any {
 }
 
 // passUnmarked is the rule of "outbound" that lets forwarded packets pass whose priority has no room for the mark, or has
-// replaced it: POST_ROUTING has the interface they came in on (Linux 5.7). So do the packets that a tunnel of this host makes
-// of others, whose source is an address of the host. A forwarded packet that has got such a source by NAT
-// is not told from those.
+// replaced it: POST_ROUTING has the interface they came in on (Linux 5.7). It has one for packets too that a tunnel of this host
+// makes of others, but their source is an address of the host. A forwarded packet that has got such a source by NAT looks the
+// same as those.
 func passUnmarked() []expr.Any {
 	e := priorityDiffers(^uint32(cursor.OldMask), 0)
 	e = append(e, priorityDiffers(cursor.Ours, cursor.Ours)...)
@@ -317,9 +317,9 @@ func passUnmarked() []expr.Any {
 	return append(e, &expr.Verdict{Kind: expr.VerdictReturn})
 }
 
-// defragRules switch reassembly on for both families without connection tracking: the expression asks
-// for it when it is made, wherever it stands (net/netfilter/nft_tproxy.c). They stay as long as the table:
-// reassembly is a hook too, and to take a hook away loses the packets that wait in queues.
+// defragRules switch reassembly on for both families without connection tracking: the expression asks for it when it is made,
+// wherever it stands (net/netfilter/nft_tproxy.c). They stay as long as the table: reassembly is a hook too, and removing a hook
+// loses the packets that wait in queues.
 func defragRules() [][]expr.Any {
 	rule := func(family byte) []expr.Any {
 		return []expr.Any{

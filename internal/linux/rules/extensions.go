@@ -32,8 +32,8 @@ type extension struct {
 var extensions = []extension{{matchName, compatMatch, matchRevision}, {queueName, compatTarget, queueRevision}}
 
 // LoadExtensions has the kernel load the modules of the extensions, in the namespace of the calling thread. For rules of the
-// family inet it does not do so by itself: it builds a module's name of a prefix for the family, and has none for this one
-// (net/netfilter/x_tables.c, xt_request_find_match). Whoever asks for the revision of an extension for IPv4 gets it loaded.
+// family inet it does not do so by itself: it builds a module's name from a prefix for the family, and has none for this one
+// (net/netfilter/x_tables.c, xt_request_find_match). A request for the revision of an extension for IPv4 loads the module.
 func LoadExtensions() error {
 	c, err := nfnl.Dial(0)
 	if err != nil {

@@ -7,8 +7,8 @@ import (
 	"testing"
 )
 
-// TestLoadExtensions: the kernel has the extensions that rules are made with, once it was asked; for one that is not there
-// the answer is an error, so that it is the answers that the test goes by.
+// TestLoadExtensions: once asked, the kernel has the extensions that rules are made with. For one that does not exist it answers
+// with an error, so the test does depend on the answers.
 func TestLoadExtensions(t *testing.T) {
 	h, _ := newHost(t)
 	do(t, h, LoadExtensions)

@@ -10,9 +10,9 @@ import (
 	"github.com/google/nftables/userdata"
 )
 
-// The filter of a handle stands in the registry too, for those who list the handles: in rules that do nothing, of a
-// chain without a hook that the handle has for it, a part in each, because a rule has no more than 256 bytes of userdata.
-// A chain for each handle: who opens or closes another handle need not read the filters.
+// The registry holds the filter of each handle too, for lists of the handles: in rules that do nothing, in a chain without a
+// hook, a part in each rule, because a rule has no more than 256 bytes of userdata. Each handle has a chain of its own, so a
+// process that opens or closes another handle need not read the filters.
 
 const (
 	maxUserData = 256                 // NFT_USERDATA_MAXLEN (linux/netfilter/nf_tables.h)

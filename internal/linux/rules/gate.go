@@ -16,17 +16,17 @@ import (
 	"github.com/opendivert/divert/internal/prog"
 )
 
-// Where many handles have rules in a chain, a gate stands before them: a few comparisons for all of them together, by which
-// packets go past all of them that none demands. Every transaction that enters or removes rules makes it anew, so the
+// Where many handles have rules in a chain, a gate stands before them: a few comparisons for all of them together, which lead
+// packets that no handle demands past them all. Every transaction that enters or removes rules makes the gate anew, so the
 // registry has each handle's demands on packets, in rules that do nothing.
 
 // leastGated is how many handles a chain has when it gets a gate.
 const leastGated = 3
 
-// gates are the chains with a gate, and the chain that their gate is.
+// gates are the chains with a gate, and the chain that each gate is.
 var gates = map[Chain]Chain{Inbound: InboundGate, Outbound: OutboundGate}
 
-// gateRule is the comment of the rules of a gate, with a number that identifies the demands it was made for.
+// gateFormat is the comment of the rules of a gate, with a number that identifies the demands it was made for.
 const gateFormat = "divert: gate %x"
 
 // demands are a handle's demands on packets, by the chain.
@@ -53,7 +53,7 @@ func demandsOf(rules []Rule) demands {
 	return d
 }
 
-// terms returns terms of which the packets of a When meet one.
+// terms returns terms of which every packet of a When meets one.
 func (w *When) terms() []prog.Term {
 	protocol := uint64(0)
 	switch {
@@ -224,7 +224,7 @@ func (t *tx) demand(o Owner, rules []Rule) {
 	}
 }
 
-// setGates makes the gates those of the handles that have rules now.
+// setGates makes the gates for the handles that have rules now.
 func (t *tx) setGates() {
 	if !t.loaded || !t.table.there {
 		return // the rules are as they were

@@ -14,7 +14,7 @@ import (
 	"github.com/opendivert/divert/packet"
 )
 
-// demandOf compiles a filter and returns what a handle with it demands of packets that go out.
+// demandOf compiles a filter and returns the demand of a handle with it on outgoing packets.
 func demandOf(t testing.TB, text string) []prog.Term {
 	t.Helper()
 	p, err := progtest.Compile(text, packet.LayerNetwork, filter.Extended)
@@ -24,8 +24,7 @@ func demandOf(t testing.TB, text string) []prog.Term {
 	return p.Necessary(true)
 }
 
-// TestDemandsInTheRegistry: what the registry says of a demand is what it is, or more where it is long; in the room that a
-// rule has.
+// TestDemandsInTheRegistry: the registry holds a demand as it is, or a wider one where it is long, in the room that a rule has.
 func TestDemandsInTheRegistry(t *testing.T) {
 	long := "remoteAddr in {2001:db8::1, 10.0.0.0/8, 192.0.2.0/24, 2001:db8:1::/48, 2001:db8:3::/48, 2001:db8:5::/48, 2001:db8:7::/48} and tcp.DstPort in {1, 3, 5, 7, 9, 11}"
 	r := rand.New(rand.NewPCG(5, 6))
@@ -78,7 +77,7 @@ func FuzzDemands(f *testing.F) {
 	})
 }
 
-// TestDemandsOfRules: a destination that rules look at late, and rules that take marks away, are for all.
+// TestDemandsOfRules: rules that look at the destination late, and rules that take marks away, are for all packets.
 func TestDemandsOfRules(t *testing.T) {
 	terms := demandOf(t, "ip and udp.DstPort == 53")
 	rule := func(c Chain, program int, a Action) []Rule {

@@ -8,7 +8,7 @@ import (
 	"github.com/opendivert/divert/internal/linux/nfnl"
 )
 
-// While a process has a handle open it keeps a socket for changes of rules, because to close one takes long; see conn.end.
+// While a process has a handle open it keeps a socket for changes of rules, because closing one takes long; see conn.end.
 
 // sockets are the sockets that are kept, by the numbers of their namespaces.
 var sockets = keeper{of: map[uint64]*kept{}}
@@ -78,7 +78,8 @@ func (k *keeper) put(c *conn) bool {
 	return true
 }
 
-// forget throws away answers that nobody has waited for: a transaction may fail for several reasons, and each is told.
+// forget throws away answers that nobody has waited for: a transaction may fail for several reasons, and the kernel reports
+// each.
 func (c *conn) forget() error {
 	return nfnl.Discard(c.fd)
 }

@@ -36,8 +36,8 @@ const (
 	flagOwner   = 2 // NFT_TABLE_F_OWNER
 )
 
-// conn is a socket on which nf_tables of the namespace is read and changed that the calling thread was in when it was
-// opened. It is for one goroutine. Its calls block the thread, because an answer is there as soon as a request is sent.
+// conn is a socket that reads and changes nf_tables in the namespace in which the calling thread opened it. It is for one
+// goroutine. Its calls block the thread, because an answer is there as soon as a request is sent.
 type conn struct {
 	fd        int
 	buf       []byte // of a datagram
@@ -85,15 +85,15 @@ func dial() (*conn, error) {
 	return c, nil
 }
 
-// Close closes the socket, or keeps it for the next one who needs one here.
+// Close closes the socket, or keeps it for the next caller that needs one here.
 func (c *conn) Close() {
 	if c.broken || !sockets.put(c) {
 		c.end()
 	}
 }
 
-// end closes the socket. When the kernel closes any socket of netfilter it waits until all processors have left the rules
-// that were changed last (nft_rcv_nl_event, net/netfilter/nf_tables_api.c), some 10 ms, for which nobody here has to wait.
+// end closes the socket. When the kernel closes any socket of netfilter it waits until all processors have left the rules that
+// were changed last (nft_rcv_nl_event, net/netfilter/nf_tables_api.c), some 10 ms, for which no caller has to wait.
 func (c *conn) end() {
 	if !c.committed {
 		_ = unix.Close(c.fd)
@@ -521,7 +521,7 @@ func (b *batch) deleteCounter(name string) { b.add(unix.NFT_MSG_DELOBJ, 0, count
 // errChanged means that others have changed rules of the namespace since the generation that a batch builds on.
 var errChanged = errors.New("other rules have been changed meanwhile")
 
-// commit carries out a batch if the rules are those of the generation still, and fails with errChanged otherwise.
+// commit carries out a batch if the rules are still those of the generation, and fails with errChanged otherwise.
 func (c *conn) commit(b *batch, generation uint32) error {
 	if b.err != nil || len(b.messages) == 0 {
 		return b.err

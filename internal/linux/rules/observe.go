@@ -99,7 +99,7 @@ func sortByAge(owners []Owner) {
 	slices.SortFunc(owners, func(a, b Owner) int { return cmp.Compare(a.Opened, b.Opened) })
 }
 
-// Next waits for changes, until the deadline of nothing having changed for a while: then it returns none.
+// Next waits for changes. If nothing has changed for a while it returns none.
 func (o *Observer) Next() ([]Change, error) {
 	if wait := time.Until(o.checked.Add(checkInterval)); wait <= 0 {
 		o.checked = time.Now()

@@ -57,7 +57,7 @@ func (t *tx) vouch(o Owner, c *Credentials) (n int) {
 			t.make(chain) // others may see injected packets anywhere
 		}
 	}
-	// The key 0 has served everybody: no handle is below it.
+	// A cursor with the key 0 passes every handle: none is below it.
 	const served = 0
 	type origin struct {
 		chain Chain

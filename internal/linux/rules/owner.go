@@ -12,9 +12,9 @@ import (
 	"github.com/opendivert/divert/internal/linux/cursor"
 )
 
-// Owner is the handle that a rule belongs to. It stands in each of its rules as a comment, so that
-// `nft list ruleset` shows it too. Whoever may change rules can write such a comment: it is a claim, which token and
-// process check against the kernel.
+// Owner is the handle that a rule belongs to. It stands in each of its rules as a comment, so that `nft list ruleset` shows it
+// too. Any program that may change rules can write such a comment: it is a claim, to be checked against the kernel by token and
+// process.
 type Owner struct {
 	ID       uint64 // random, names the handle
 	PID      int    // in the pid namespace of the process itself
@@ -27,8 +27,8 @@ type Owner struct {
 	Port     uint32 // of the token's socket
 	Opening  bool   // the key is reserved, the rules are still to come
 
-	Filter  string // the filter as REFLECT tells it; in rules of its own, see filterParts
-	Process int    // the process as the caller's pid namespace numbers it, 0 if it cannot be told for certain; see identify
+	Filter  string // the filter as REFLECT reports it; in rules of its own, see filterParts
+	Process int    // the process as the caller's pid namespace numbers it, 0 if that is not certain; see identify
 }
 
 // The comment's words, each followed by a number: hexadecimal for the handle, decimal for the others.
@@ -61,8 +61,8 @@ func (o Owner) userData() []byte {
 	return userdata.AppendString(nil, userdata.TypeComment, o.comment())
 }
 
-// parseOwner reads the userdata of a rule. Rules that belong to no handle, and what no handle would
-// write, have no owner.
+// parseOwner reads the userdata of a rule. Rules that belong to no handle, and userdata that no handle would write, have no
+// owner.
 func parseOwner(data []byte) (Owner, bool) {
 	text, ok := comment(data)
 	if !ok {
@@ -81,7 +81,7 @@ func parseOwner(data []byte) (Owner, bool) {
 		}
 	}
 	numbers[len(ownerWords)] = rest
-	// Text that is no number, or too great a one, differs when it is written again.
+	// A text that is not a number, or too great a one, differs when it is written again.
 	o.ID, _ = strconv.ParseUint(numbers[0], 16, 64)
 	o.PID, _ = strconv.Atoi(numbers[1])
 	o.Opened, _ = strconv.ParseInt(numbers[2], 10, 64)
@@ -98,7 +98,7 @@ func parseOwner(data []byte) (Owner, bool) {
 	return o, true
 }
 
-// unsigned reads a number, whatever if it is none.
+// unsigned reads a number. The result is arbitrary if the text is none.
 func unsigned(text string, bits int) uint64 {
 	n, _ := strconv.ParseUint(text, 10, bits)
 	return n

@@ -104,7 +104,7 @@ func planted(process, path string) bool {
 		return true // closed meanwhile
 	}
 	if socket.Uid == 0 {
-		return false // who opens a handle as root may go on as another user
+		return false // a process that opens a handle as root may go on as another user
 	}
 	status, err := os.ReadFile("/proc/" + process + "/status")
 	return err != nil || !slices.Contains(users(string(status)), strconv.FormatUint(uint64(socket.Uid), 10))
@@ -185,7 +185,7 @@ var ErrNotCertain = errors.New("not certain to have a handle of this network")
 // Kill ends a process that has a handle of the namespace open, and no other: it kills exactly the process that it checked. One
 // that is gone already is no error.
 func Kill(ns *netns.Namespace, pid int) error {
-	// From here on the descriptor means this process, whoever gets its number next.
+	// From here on the descriptor means this process, even if another one gets its number.
 	fd, err := unix.PidfdOpen(pid, 0)
 	switch {
 	case errors.Is(err, unix.ESRCH):

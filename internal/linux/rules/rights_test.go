@@ -37,8 +37,8 @@ func kill(t *testing.T, cmd *exec.Cmd) {
 // squatEnv holds the port that this test binary takes as a child process of a test.
 const squatEnv = "DIVERT_TEST_SQUAT"
 
-// squat takes what a handle might be taken to own: names, and the port of its token's socket. It says so on the standard
-// output, and keeps them until its standard input ends.
+// squat takes names by which a handle might be known, and the port of its token's socket. It says so on the standard output, and
+// keeps them until its standard input ends.
 func squat(port string) error {
 	number, err := strconv.ParseUint(port, 10, 32)
 	if err != nil {
@@ -100,7 +100,7 @@ func TestAnOrdinaryUserDecidesNothing(t *testing.T) {
 	noTable(t, h)
 }
 
-// TestAHandleThatIsOpening is nobody's to see, keeps its key, and leaves nothing when its process dies.
+// TestAHandleThatIsOpening: an opening handle is not listed, keeps its key, and leaves nothing when its process dies.
 func TestAHandleThatIsOpening(t *testing.T) {
 	h, ns := newHost(t)
 	first, err := Open(ns, Owner{ID: 1, PID: os.Getpid()})
@@ -254,7 +254,7 @@ func switchOff(t *testing.T, h *lab.Host) {
 	})
 }
 
-// TestADormantTableWithHandles: who switches the table off is told so, not that modules are missing.
+// TestADormantTableWithHandles: the error says that the table was switched off, not that modules are missing.
 func TestADormantTableWithHandles(t *testing.T) {
 	h, ns := newHost(t)
 	e := open(t, ns, 1, 0)
@@ -308,7 +308,7 @@ func startSleep(t *testing.T, files ...*os.File) *exec.Cmd {
 	return cmd
 }
 
-// alive reports whether a child has not ended.
+// runs reports whether a child has not ended.
 func runs(cmd *exec.Cmd) bool { return cmd.Process.Signal(syscall.Signal(0)) == nil }
 
 // TestKillEndsNoStranger: a rule that names the process of somebody else, whatever else it claims, is no reason to
@@ -430,8 +430,7 @@ func anotherUser(rights ...uintptr) *syscall.SysProcAttr {
 	return &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: 65534, Gid: 65534}, AmbientCaps: rights}
 }
 
-// TestProcessesOfOtherPIDNamespaces: a handle's process is the one of the caller's numbers, not the one that has the
-// number which it has itself.
+// TestProcessesOfOtherPIDNamespaces: a handle's process is known by the caller's numbers, not by the number that it has itself.
 func TestProcessesOfOtherPIDNamespaces(t *testing.T) {
 	h, ns := newHost(t)
 	cmd := startChildWith(t, h, &syscall.SysProcAttr{Cloneflags: unix.CLONE_NEWPID}, 5)
@@ -452,8 +451,8 @@ func TestProcessesOfOtherPIDNamespaces(t *testing.T) {
 	noTable(t, h)
 }
 
-// TestWithoutTheListOfQueues: who may not read the kernel's list of queues still sees which handles are alive, and
-// kills nobody.
+// TestWithoutTheListOfQueues: a process that may not read the kernel's list of queues still sees which handles are alive, and
+// kills none.
 func TestWithoutTheListOfQueues(t *testing.T) {
 	h, ns := newHost(t)
 	cmd := startChild(t, h, 5, 6)

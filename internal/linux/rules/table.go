@@ -25,7 +25,7 @@ type Entry struct {
 	Owner
 	ns       *netns.Namespace
 	token    *token
-	released bool                        // it is closed; who closes does so once
+	released bool                        // it is closed, which happens once
 	rules    atomic.Int32                // how many stand in the table for it; it changes under the namespace's mutex
 	vouched  atomic.Pointer[Credentials] // nil until Vouch
 }
@@ -36,8 +36,7 @@ var ErrCrowded = fmt.Errorf("%d handles of this priority are open already; choos
 // ErrGone means that another program has taken the handle's rules away, as `nft flush ruleset` does.
 var ErrGone = errors.New("another program has removed the handle's rules from the nftables table inet " + tableName)
 
-// busyTimeout is how long a change is tried again because others change rules of the namespace all the time. Tests
-// wait less.
+// busyTimeout is how long a change is tried again while others change rules of the namespace all the time. Tests wait less.
 var busyTimeout = 10 * time.Second
 
 // ErrBusy means that others have changed rules of the namespace for so long that a change of ours found no moment.
@@ -92,8 +91,8 @@ func (e *Entry) die() error {
 	return err
 }
 
-// Install makes the handle's rules stand in the table. From its return on they work, and others see the handle. What
-// no rule has asked for yet may be opened and loaded between Open and Install: nobody waits for it.
+// Install makes the handle's rules stand in the table. From its return on they work, and others see the handle. Between Open and
+// Install the handle may open and load the parts that its rules will ask for: no packet waits for them.
 func (e *Entry) Install(rules []Rule) error {
 	return e.change(func(t *tx) error {
 		if err := t.usable(); err != nil {
@@ -125,7 +124,7 @@ func (e *Entry) Replace(rules []Rule) error {
 
 // Close takes the handle's rules out of the table, and the table away if it was the last.
 func (e *Entry) Close() error {
-	// The token first: to close its socket after a change takes long, see conn.end. Others may take the rules away now, too.
+	// The token first: closing its socket after a change takes long, see conn.end. Others may take the rules away now, too.
 	dead := e.die()
 	err := e.change(func(t *tx) error { return t.takeAway(e.is) })
 	return errors.Join(err, dead, e.release())
@@ -226,8 +225,8 @@ type tx struct {
 	committed  func() // called after the commit, under the namespace's mutex; nil: nothing is to be done
 }
 
-// mutexes serialise the changes that this process makes in a namespace, which would else only make each other
-// repeat their work. Namespaces may share one.
+// mutexes serialise the changes that this process makes in a namespace, which would otherwise make each other repeat their work.
+// Namespaces may share one.
 var mutexes [64]sync.Mutex
 
 func mutexOf(ns *netns.Namespace) *sync.Mutex { return &mutexes[ns.Inode()%uint64(len(mutexes))] }
@@ -314,9 +313,9 @@ func snapshot() (*tx, error) {
 	}
 }
 
-// read reads which chains there are and the registry of handles, and fails with errChanged if that was changed
-// meanwhile. The rules of the other chains are for load, the filters for readFilters: they are most of the table, and
-// who opens a handle needs few of them.
+// read reads which chains there are and the registry of handles, and fails with errChanged if that was changed meanwhile. The
+// rules of the other chains are for load, the filters for readFilters: they are most of the table, and opening a handle needs
+// few of them.
 func read() (*tx, error) {
 	c, err := dial()
 	if err != nil {
@@ -502,9 +501,9 @@ func (t *tx) bury() error {
 	return t.takeAway(dead)
 }
 
-// needs returns the chains that a handle needs for its rules. Packets pay for every chain in their way, so one that nobody
-// needs is not made. Those at one hook are made together: a chain that comes before others while packets wait behind it
-// makes the kernel take their place in the list of the hook's chains for another (nf_reinject, net/netfilter/nf_queue.c).
+// needs returns the chains that a handle needs for its rules. Packets pay for every chain in their way, so one that no handle
+// needs is not made. Those at one hook are made together: a chain that comes before others while packets wait behind it makes
+// the kernel take their place in the list of the hook's chains for another (nf_reinject, net/netfilter/nf_queue.c).
 func (o Owner) needs(rules []Rule) (need [numChains]bool) {
 	for c := range numChains {
 		need[c] = chains[c].hook == nil && c != InboundGate && c != OutboundGate
@@ -532,8 +531,8 @@ func (t *tx) reserve(o Owner) {
 	t.insert(o, Handles, nil)
 }
 
-// make adds a chain and the rules in it that are nobody's, as far as they are missing: somebody may have flushed the
-// table, and without those rules packets would keep their cursors.
+// make adds a chain and the rules in it that belong to no handle, as far as they are missing: another program may have flushed
+// the table, and without those rules packets would keep their cursors.
 func (t *tx) make(c Chain) {
 	if !t.table.there {
 		t.batch.newTable()
@@ -633,8 +632,8 @@ func (t *tx) commands() {
 	}
 }
 
-// fold takes the table away when no handle is left, nobody else has made anything of it, and no queue of the
-// namespace holds a packet.
+// fold removes the table when no handle is left, no other program has put anything into it, and no queue of the namespace holds
+// a packet.
 func (t *tx) fold() {
 	// Owners that have rules in other chains only are known if those chains were loaded.
 	ours := t.loaded && slices.Contains(t.chains[:], true) && len(t.foreign) == 0 && t.table.flags&flagOwner == 0

@@ -22,7 +22,7 @@ import (
 	"github.com/opendivert/divert/packet"
 )
 
-// needed returns the rules of a chain that are nobody's and have a use here.
+// needed returns the rules of a chain that belong to no handle and have a use here.
 func needed(c Chain) []fixed {
 	return slices.DeleteFunc(c.fixed(), func(f fixed) bool { return !c.needed(f) })
 }
@@ -302,7 +302,7 @@ func TestRulesOfOthersInTheTableStay(t *testing.T) {
 		t.Fatal(err)
 	}
 	all, _ := comments(t, h)
-	if n := len(all[Outbound]); n != len(odd)+3+len(needed(Outbound)) { // the second's three rules, and those of nobody
+	if n := len(all[Outbound]); n != len(odd)+3+len(needed(Outbound)) { // the second's three rules, and those of no handle
 		t.Errorf("%d rules: %q", n, all[Outbound])
 	}
 	closeAll(t, e, second)

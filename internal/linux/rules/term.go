@@ -12,8 +12,8 @@ import (
 	"github.com/opendivert/divert/internal/prog"
 )
 
-// A rule looks first at what its filter demands of packets in any case (prog.Term), because that costs a fraction of what
-// asking a program does. Expressions that cannot be evaluated end the rule, as one that says no: a term's do so only for
+// A rule first tests the conditions that its filter demands in any case (prog.Term), because they cost a fraction of a call to a
+// program. An expression that cannot be evaluated ends the rule, as one that does not match: those of a term do so only for
 // packets that do not meet it.
 
 // kindOfKey is the type of a packet's value in nftables: its length in bytes, and the number by which nft prints it
@@ -137,7 +137,7 @@ func next(b []byte, by int) []byte {
 	return out
 }
 
-// inSet is a look-up in an anonymous set, which is made and goes with the rule that it stands in.
+// inSet is a look-up in an anonymous set, which is made and removed with its rule.
 type inSet struct {
 	expr.Lookup
 	kind   kindOfKey
@@ -149,7 +149,7 @@ func (s *inSet) single() bool {
 	return !slices.ContainsFunc(s.ranges, func(r prog.Range) bool { return r.First != r.Last })
 }
 
-// When is the packets that a rule is for: those of a kind that meet a term. The zero When is all packets.
+// When selects the packets that a rule is for: those of a kind that meet a term. The zero When selects all packets.
 type When struct {
 	Only Only
 	Term prog.Term
@@ -186,8 +186,8 @@ func isOnly(t *prog.Term, protocol []prog.Range) bool {
 	return t.Src == nil && t.Dst == nil && t.SrcPort == nil && t.DstPort == nil && (t.Protocol == nil || slices.Equal(t.Protocol, protocol))
 }
 
-// CasesBesides is Cases for all packets but those that rules for PlainTCP4 and PlainTCP6, or for TCP with a program that takes
-// these, lead elsewhere.
+// CasesBesides is Cases for all packets except those that other rules lead elsewhere: rules for PlainTCP4 and PlainTCP6, or for
+// TCP with a program that takes these.
 func CasesBesides(terms []prog.Term) []When {
 	var cases []When
 	for _, t := range terms {

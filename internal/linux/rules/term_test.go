@@ -29,7 +29,7 @@ var termFilters = []string{
 	"ipv6.SrcAddr == 2001:db8::1", "ipv6.SrcAddr > 2001:db8::1", "ip.DstAddr in {0.0.0.0-10.9.0.8, 255.0.0.0-255.255.255.255}", "icmp or icmpv6", "ip and tcp and remoteAddr == 10.9.0.1",
 }
 
-// anyIncoming returns a packet from others of which the kernel takes nearly every one in.
+// anyIncoming returns a packet of another host that the kernel nearly always takes in.
 func anyIncoming(r *rand.Rand) []byte {
 	transport := make([]byte, []int{0, 2, 4, 8, 20, 30}[r.IntN(6)])
 	if len(transport) >= 4 {
@@ -74,7 +74,8 @@ func anyIncoming(r *rand.Rand) []byte {
 	return append(b, transport...)
 }
 
-// TestRulesAskTermsAsTheyAreDefined holds the expressions of terms, in the kernel, to what terms mean, packet by packet.
+// TestRulesAskTermsAsTheyAreDefined compares the expressions of terms, in the kernel, with the meaning of the terms, packet by
+// packet.
 func TestRulesAskTermsAsTheyAreDefined(t *testing.T) {
 	h, _ := newHost(t)
 	var terms []prog.Term

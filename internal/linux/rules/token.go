@@ -9,10 +9,10 @@ import (
 	"github.com/opendivert/divert/internal/linux/queue"
 )
 
-// A handle's token tells that the handle is alive: a packet queue that no rule leads to. Only who has CAP_NET_ADMIN in
-// the network namespace can bind a queue, only one socket can have bound it, and the kernel takes it away with its
-// process. The handle's rules name the queue and the port of its socket, and the number of bytes that the queue
-// says it copies is derived from the handle's id, so that the queue of another program is nobody's token.
+// A handle's token tells that the handle is alive: a packet queue that no rule leads to. It takes CAP_NET_ADMIN in the network
+// namespace to bind a queue, only one socket can have bound it, and the kernel removes it with its process. The handle's rules
+// name the queue and the port of its socket, and the number of bytes that the queue copies is derived from the handle's id, so
+// that the queue of another program is not taken for a token.
 
 // token is the token of a handle of this process.
 type token struct {
@@ -36,7 +36,7 @@ func newToken(id uint64) (*token, error) {
 	return &token{q, port}, nil
 }
 
-// tokenSnap is the number of bytes that the token of a handle copies: none that other programs ask for.
+// tokenSnap is the number of bytes that the token of a handle copies: one that no other program asks for.
 func tokenSnap(id uint64) int { return 0x100 + int(id%0x7e00) }
 
 // own are the handles of this process: those that are open, and the last that were closed, because an observer may
@@ -82,7 +82,7 @@ func (h *ownHandles) has(o ownHandle) bool {
 
 // living tells which handles are alive. It belongs to one goroutine on a thread of the namespace.
 type living struct {
-	bound  map[uint16]queue.Binding // nil if it is not to be read
+	bound  map[uint16]queue.Binding // nil if it cannot be read
 	prober *queue.Prober            // nil until it is needed
 }
 
@@ -113,7 +113,7 @@ func (l *living) alive(o Owner) bool {
 	return !l.prober.Free(o.Queue)
 }
 
-// certain reports whether the kernel has said that a handle's token is there, and nobody else's queue.
+// certain reports whether the kernel has confirmed that the queue is a handle's token, and not another program's queue.
 func (l *living) certain(o Owner) bool {
 	return l.bound[o.Queue] == queue.Binding{Port: o.Port, Snap: tokenSnap(o.ID)}
 }

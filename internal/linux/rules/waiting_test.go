@@ -13,7 +13,7 @@ import (
 	"github.com/opendivert/divert/internal/linux/queue"
 )
 
-// To take a base chain away would make the kernel drop packets that wait in the queues of others.
+// Removing a base chain would make the kernel drop packets that wait in the queues of others.
 func TestTheTableStaysWhilePacketsWait(t *testing.T) {
 	h, ns := newHost(t)
 	var q *queue.Queue

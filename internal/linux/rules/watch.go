@@ -18,17 +18,16 @@ import (
 
 // A process that has a handle open watches the table of the handle's namespace. It does two things.
 //
-// It tells a handle that another program has removed its rules: such a handle gets no packets any more,
-// and whoever receives from it would wait for ever.
+// It tells a handle that another program has removed its rules: such a handle gets no packets any more, and a receive call would
+// wait for ever.
 //
-// And it takes away the rules of other processes' handles that have died. Those with a filter program
-// match nothing from their process's end on. But a rule without a program goes on leading packets to a
-// queue that nobody has bound; the kernel then lets them pass, and past the rest of the chain, so that the
-// handles below do not see them until the rule is gone.
+// And it takes away the rules of other processes' handles that have died. Those with a filter program match nothing once their
+// process has ended. But a rule without a program goes on leading packets to a queue that nobody has bound; the kernel then lets
+// them pass, and past the rest of the chain, so that the handles below do not see them until the rule is gone.
 
 // The watch sleeps until the kernel tells of a change of rules, or that another process with a handle has ended.
 
-// watchInterval is how often the watch looks at most, and how often it looks where nobody tells it: at the table, if it hears
+// watchInterval is the least time between two looks, and the time between looks without news: at the table, if the watch hears
 // nothing of changes; at the kernel's list of queues, if there are handles whose process it cannot find.
 const watchInterval = 200 * time.Millisecond
 
@@ -42,7 +41,7 @@ type Guard struct {
 // watch is the watch of a namespace.
 type watch struct {
 	ns     *netns.Namespace
-	events *netlink.Conn // nil: not to be had, so the table is read at every look
+	events *netlink.Conn // nil: there is none, so the table is read at every look
 	wake   chan struct{} // there is something to look at
 	stop   chan struct{}
 	ended  sync.WaitGroup
@@ -51,23 +50,23 @@ type watch struct {
 	// Those of run's goroutine.
 	foreign []Owner             // the handles that this watch does not guard, as read last
 	waiting map[uint64]*os.File // pidfds that are waited for, of the processes of foreign handles by these handles' ids
-	unheard bool                // of some foreign handle there is none
+	unheard bool                // for some foreign handle there is none
 
-	changed atomic.Bool // rules are other than they were when the table was read
+	changed atomic.Bool // rules have changed since the table was read
 	over    atomic.Bool // a process that was waited for has ended
 
 	mu     sync.Mutex
 	guards map[uint64]*Guard // by the handle's id
 }
 
-// watches are this process's, by the namespace's number.
+// watches are those of this process, by the namespace's number.
 var watches = struct {
 	sync.Mutex
 	of map[uint64]*watch
 }{of: map[uint64]*watch{}}
 
-// Guard begins to watch over an entry; gone is called once, on a goroutine of its own, when another program
-// has removed rules of it. Close the guard before the entry's rules are taken away.
+// Guard begins to watch over an entry; gone is called once, on a goroutine of its own, when another program has removed any of
+// its rules. Close the guard before the entry's rules are removed.
 func (e *Entry) Guard(gone func()) (*Guard, error) {
 	watches.Lock()
 	defer watches.Unlock()
@@ -186,7 +185,7 @@ func (w *watch) run() {
 			return
 		case <-later:
 		case <-w.wake:
-			select { // what else changes now is seen with it
+			select { // changes that come now are seen with it
 			case <-w.stop:
 				return
 			case <-time.After(watchInterval):
@@ -245,7 +244,7 @@ func (w *watch) waitFor(owners []Owner) {
 	}
 }
 
-// processOf returns a pidfd of the process that has a handle's token, nil if it is not to be found where the handle says.
+// processOf returns a pidfd of the process that has a handle's token, nil if it is not where the handle says.
 func processOf(o Owner, ports map[uint32]uint64) *os.File {
 	inode, ok := ports[o.Port]
 	if !ok {
@@ -317,8 +316,8 @@ func (w *watch) look() error {
 	})
 }
 
-// lookFor reads the table and returns the guards of whose handles fewer rules are there than were made. Both counts
-// are of one moment: handles may be changing their rules, which they do under the mutex.
+// lookFor reads the table and returns the guards whose handles have fewer rules there than were made. Both counts are of one
+// moment: handles may be changing their rules, which they do under the mutex.
 func lookFor(ns *netns.Namespace, guarded []*Guard) (t *tx, missing []*Guard, err error) {
 	mu := mutexOf(ns)
 	mu.Lock()
