@@ -11,10 +11,10 @@ import (
 	"github.com/opendivert/divert/internal/linux/verdict"
 )
 
-// ages tells which packets of a kernel queue have waited longer than the queue time. The kernel does not say when
-// it queued a packet, but it numbers them and tells the last number: noted from time to time, that
-// says of each packet a time before which it came. So a packet may live an eighth of the queue time longer
-// than that; the specification only promises the queue time (api.md 12).
+// ages tells which packets of a kernel queue have waited longer than the queue time. The kernel does not say when it queued a
+// packet, but it numbers packets and tells the last number: noted from time to time, this gives an upper bound for each packet's
+// arrival time. So a packet may live an eighth of the queue time longer; the specification only promises the queue time (api.md
+// 12).
 type ages struct {
 	heads   []*verdict.Lane                 // those that receivers wait for
 	lanes   []*verdict.Lane                 // and their other halves
@@ -24,7 +24,7 @@ type ages struct {
 	done    chan struct{}
 
 	receivers [verdict.MaxLanes]receivers // of each lane, by its number
-	asleep    atomic.Bool                 // run sleeps until somebody rings
+	asleep    atomic.Bool                 // run sleeps until it is rung
 	bell      chan struct{}
 
 	mu    sync.Mutex
@@ -46,21 +46,21 @@ func watchAges(heads []*verdict.Lane, limit time.Duration) (*ages, error) {
 	return a, nil
 }
 
-// receivers are those who wait for packets of a lane: how many there are now, and 1<<32 for each that has waited before.
-// While one waits the lane is empty, so no packet grows old in it.
+// receivers counts the goroutines that wait for packets of a lane: those that wait now, and 1<<32 for each that has waited
+// before. While one waits the lane is empty, so no packet grows old in it.
 type receivers struct {
 	n atomic.Uint64
 	_ [7]uint64 // each lane has its own goroutine
 }
 
-// wait notes that somebody begins to wait for packets of a lane, or of all.
+// wait notes that a receiver begins to wait for packets of a lane, or of all.
 func (a *ages) wait(lanes ...*verdict.Lane) {
 	for _, l := range lanes {
 		a.receivers[l.Number()].n.Add(1)
 	}
 }
 
-// came notes that somebody waits no more.
+// came notes that a receiver waits no more.
 func (a *ages) came(lanes ...*verdict.Lane) {
 	for _, l := range lanes {
 		a.receivers[l.Number()].n.Add(1<<32 - 1)
@@ -73,8 +73,7 @@ func (a *ages) came(lanes ...*verdict.Lane) {
 	}
 }
 
-// quiet reports whether somebody waits for packets of each lane that receivers wait for, and a sum that is another one when
-// somebody has waited since.
+// quiet reports whether each lane that receivers wait for has one that waits, and returns a sum that changes with every wait.
 func (a *ages) quiet() (sum uint64, yes bool) {
 	yes = true
 	for _, l := range a.heads {
@@ -85,7 +84,7 @@ func (a *ages) quiet() (sum uint64, yes bool) {
 	return sum, yes
 }
 
-// rest sleeps while somebody waits for packets all the time. It returns false when the watch is to end.
+// rest sleeps while receivers wait for packets all the time. It returns false when the watch is to end.
 func (a *ages) rest(before uint64) bool {
 	a.asleep.Store(true)
 	defer a.asleep.Store(false)
@@ -133,7 +132,7 @@ func (a *ages) run() {
 	}
 }
 
-// note takes a note. A number that cannot be read is 0: nothing is too old by it.
+// note takes a note. A number that cannot be read is 0, by which no packet is too old.
 func (a *ages) note() (n note) {
 	for i, l := range a.lanes {
 		if c, err := a.counters(l); err == nil {

@@ -23,21 +23,21 @@ import (
 	"github.com/opendivert/divert/packet"
 )
 
-// copies is the source of a handle that sniffs where the kernel decides: the filter programs copy what
-// matches into memory that is shared with this process, one buffer for each processor, with the time at
-// which they saw it. Copies stay there until they are received, and those that are too many or too old are skipped there.
+// copies is the source of a handle that sniffs where the kernel decides: the filter programs copy packets that match into memory
+// that is shared with this process, one buffer for each processor, with the time at which they saw them. Copies stay there until
+// they are received, and those that are too many or too old are skipped there.
 type copies struct {
 	Env
 	oneQueue
 	outlet   *codegen.Outlet
 	buffers  *perfbuf.Buffers
 	draining atomic.Bool
-	drained  atomic.Bool // nothing comes any more
+	drained  atomic.Bool // no more copies come
 	cutting  atomic.Bool // TCP too, see Cut
 	limits   atomic.Pointer[engine.Limits]
 
-	changing sync.Mutex  // held by the one who changes the buffers, also while waiting for mu
-	growing  atomic.Bool // somebody does
+	changing sync.Mutex  // held to change the buffers, also while waiting for mu
+	growing  atomic.Bool // they are being changed
 
 	turn   *engine.Turn // of the receiver
 	mu     sync.Mutex   // held to receive, or to change the buffers
@@ -58,18 +58,19 @@ type copies struct {
 	loan   loan
 }
 
-// loan is whether somebody looks at samples in the buffers.
+// loan says whether the program looks at samples in the buffers.
 type loan struct {
 	mu     sync.Mutex
 	out    bool
 	closed bool // the buffers are, but for the memory of what is out
 }
 
-// lentPart is how many times as large as what is lent, but for its last sample, a buffer is at least: what is lent is no room for copies.
+// lentPart bounds the samples that are lent, but for the last: a buffer is at least so many times as large, as they leave no
+// room for copies.
 const lentPart = 8
 
-// bufferSize is the size of each processor's buffer in bytes: two have room for the whole queue, of many each for their
-// share, and each for some of the longest packets.
+// bufferSize is the size of each processor's buffer in bytes. Two buffers have room for the whole queue, many for a share of it
+// each, and each for some of the longest packets.
 func bufferSize(l engine.Limits) int { return max(min(2*l.Size/runtime.NumCPU(), l.Size), 1<<20) }
 
 // watermark is how much a buffer holds, in bytes, when the reader is woken: a quarter of it, or as many of the shortest
@@ -136,7 +137,8 @@ func (r *copies) GiveBack() {
 	}
 }
 
-// sample takes the next sample, of a size: where it lies, if that may be lent, or else into the memory of the packet that it may become.
+// sample takes the next sample, of a size: where it lies, if it may be lent, or else into the memory of the packet that it may
+// become.
 func (r *copies) sample(p *packet.Packet, size int) (sample []byte, lies bool) {
 	if r.lends {
 		if sample := r.buffers.Peek(); sample != nil {
@@ -166,7 +168,7 @@ func (r *copies) keep(size int) {
 	}
 }
 
-// release gives the memory of what was taken back to the kernel, unless somebody still looks at some of it.
+// release gives the memory of taken samples back to the kernel, unless the program still looks at some of it.
 func (r *copies) release() {
 	r.loan.mu.Lock()
 	defer r.loan.mu.Unlock()
@@ -197,7 +199,7 @@ func (r *copies) recv(w engine.Wait, ps []packet.Packet) (int, error) {
 	}
 }
 
-// giveWay lets go of the lock until those who change the buffers have finished.
+// giveWay lets go of the lock until a change of the buffers has finished.
 func (r *copies) giveWay() {
 	r.mu.Unlock()
 	defer r.mu.Lock()
@@ -205,24 +207,24 @@ func (r *copies) giveWay() {
 	defer r.changing.Unlock()
 }
 
-// rhythm decides how a reader waits that has found nothing: until the first copy comes, which rings the bell, or for a
-// time in which copies gather. To wake it costs the sender of a packet more than the copy, so copies gather when they
-// come faster than the reader: when many came while it was woken for the first.
+// rhythm decides how a reader with empty buffers waits: until the first copy comes, which rings the bell, or for a time in which
+// copies gather. Waking it costs the sender of a packet more than the copy, so copies gather when they come faster than the
+// reader: when many came while it was woken for the first.
 type rhythm struct {
 	came   uint64 // when it was asked last,
 	bytes  uint64
 	gather time.Duration // and what it said; 0: the bell
 }
 
-// So many copies for one wait, or so many bytes of them, say that they come faster than the reader, or that more of its
-// time goes into each than into being woken.
+// If one wait brings so many copies, or so many bytes, they come faster than the reader, or each takes more of its time than
+// being woken.
 const (
 	burst      = 8
 	burstBytes = 64 << 10
 )
 
-// next returns for how long copies are to gather now, 0 for the bell. So many have come in all, with so many bytes; most is
-// the longest time. The time begins short, so that a burst delays the next copy little, and grows while many come in it.
+// next returns for how long copies are to gather now, 0 for the bell. came and bytes count all copies so far; most is the
+// longest time. The time begins short, so that a burst delays the next copy little, and grows while many come in it.
 func (r *rhythm) next(came, bytes uint64, most time.Duration) time.Duration {
 	many := came-r.came >= burst || bytes-r.bytes >= burstBytes
 	r.came, r.bytes = came, bytes
@@ -237,13 +239,13 @@ func (r *rhythm) next(came, bytes uint64, most time.Duration) time.Duration {
 	return r.gather
 }
 
-// recheckTime is how long after it has begun to wait for the bell the reader looks once more in any case. A
-// processor may let a program look for a sleeping reader before others see its copy, and the reader look for copies before
-// others see that it sleeps; that both happen at once, in a matter of nanoseconds, would otherwise leave the copy unseen.
-// A barrier in the program would prevent it, and cost every packet more than this costs anybody.
+// recheckTime is how long after it has begun to wait for the bell the reader looks once more in any case. A processor may let a
+// program look for a sleeping reader before others see its copy, and the reader look for copies before others see that it
+// sleeps; if both happen at once, within nanoseconds, the copy would otherwise stay unseen. A barrier in the program would
+// prevent this, and cost every packet more.
 const recheckTime = 10 * time.Millisecond
 
-// wait waits for copies, or until somebody calls wake. It may return early.
+// wait waits for copies, or until Wake is called. It may return early.
 func (r *copies) wait() error {
 	if gather := r.rhythm.next(r.came+r.buffers.Lost(), r.bytes, r.most); gather > 0 {
 		_, err := r.buffers.Wait(gather)
@@ -349,9 +351,9 @@ const (
 	minGatherTime = gatherTime / 20
 )
 
-// pace shortens the longest time for which copies may gather while so many packets come that more than a quarter of the queue would be full after it: they
-// would be lost if the reader came a little late. It makes that longer again when fewer come. It is told
-// how many have come in all, and the time.
+// pace sets the longest time for which copies may gather. It shortens the time while so many packets come that more than a
+// quarter of the queue would be full after it: packets would be lost if the reader came a little late. When fewer come it makes
+// the time longer again. came counts all packets so far, at is the present time.
 func (r *copies) pace(came uint64, at int64) {
 	since := at - r.paced
 	if since < int64(minGatherTime) {

@@ -22,8 +22,8 @@ import (
 // is on this host, see rules.ToNowhere. The queue ends with the process, as the programs do that the other
 // rules ask. Receiving waits until shutdown or close.
 //
-// Where the filter asks for what differs between the segments of a superpacket, these come to a queue of their own, and
-// are decided on here.
+// Where the filter tests values that differ between the segments of a superpacket, the segments come to a queue of their own,
+// and are decided on here.
 type sink struct {
 	Env
 	oneQueue

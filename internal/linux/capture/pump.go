@@ -206,19 +206,19 @@ func (p *pump) SetLimits(l engine.Limits) error {
 	// As many as wait, and as many again that were received and not sent on, in whichever lane.
 	places := 1 << bits.Len(uint(2*l.Length-1))
 	p.places.Store(uint32(places - 1))
-	// The kernel's queue must never be the narrowest: packets that do not match go through it too, and a short queue of the
-	// handle's is no reason to lose any of it.
+	// The kernel's queue must never be the narrowest: packets that do not match go through it too, and must not be lost because
+	// the handle's queue is short.
 	l.Length = max(places, leastPlaces) * len(p.lanes)
 	return verdict.ConfigureLanes(p.lanes, &p.Config, l)
 }
 
-// leastPlaces is for how many packets, at least, the kernel's queue of a lane has room twice over.
+// leastPlaces is the least number of packets for which the kernel's queue of a lane has room twice over.
 const leastPlaces = 1 << 10
 
 func (p *pump) SetFilter(f *prog.Program) { p.program.Store(f) }
 
-// Drain lets the readers have the packets captured before the rules went: it waits until all that the kernel's queues hold
-// has been decided, or catchUpTime has passed, as of packets that the kernel has lost none will come.
+// Drain lets the readers have the packets captured before the rules went: it waits until all packets in the kernel's queues have
+// been decided on, or until catchUpTime has passed, as packets that the kernel has lost never come.
 func (p *pump) Drain() {
 	for end := time.Now().Add(catchUpTime); !p.caughtUp() && time.Now().Before(end); {
 		time.Sleep(time.Millisecond)
@@ -274,14 +274,14 @@ func (p *pump) Finish() (err error) {
 // Close gives packets that have come since back to the stack.
 func (p *pump) Close() error {
 	p.end()
-	err := errors.Join(p.Yield(), verdict.Release(p.lanes, p.Sender, false)) // nobody has looked whether the latter match
+	err := errors.Join(p.Yield(), verdict.Release(p.lanes, p.Sender, false)) // the latter have not been tested
 	p.meterMu.Lock()
 	defer p.meterMu.Unlock()
 	return errors.Join(err, p.meter.Close(), verdict.CloseLanes(p.lanes))
 }
 
-// number notes the number of a packet. Those of a handle that fails open for which the socket had no room are missing
-// between the numbers: the kernel let them go on.
+// number notes the number of a packet. If the handle fails open, packets for which the socket had no room are missing between
+// the numbers: the kernel let them go on.
 func (p *pump) number(l *verdict.Lane, id uint32) {
 	if p.Config.FailOpen {
 		p.skipped.Add(uint64(id - p.last[l.Number()] - 1)) // the first number is 1, and they wrap around
@@ -291,8 +291,8 @@ func (p *pump) number(l *verdict.Lane, id uint32) {
 	}
 }
 
-// meterInterval is after how many packets the kernel's counters are read, at the latest. Far fewer than 2^32, and so
-// many that the reading costs nothing.
+// meterInterval is the most packets between two readings of the kernel's counters: far fewer than 2^32, and so many that the
+// reading costs nothing.
 const meterInterval = 1 << 24
 
 // counters reads the counters of a lane's queue.
@@ -302,7 +302,7 @@ func (p *pump) counters(l *verdict.Lane) (queue.Counters, error) {
 	return p.meter.Read(l.QueueNumber())
 }
 
-// Tally adds the packets that wait, and those that have not come here: whether these would have matched, nobody can tell.
+// Tally adds the packets that wait, and those that have not come here: whether these would have matched cannot be known.
 func (p *pump) Tally(st *engine.Stats) error {
 	st.Waiting = uint64(p.matches.Len())
 	led, err := p.Matched()

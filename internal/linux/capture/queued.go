@@ -116,7 +116,7 @@ func (s *queued) poll(l *verdict.Lane, ps []packet.Packet) (int, error) {
 	return s.accept(l, r, ps[:got])
 }
 
-// accept puts the packets among the datagrams in ps first and returns how many they are.
+// accept moves the packets among the datagrams in ps to the front and returns their number.
 func (s *queued) accept(l *verdict.Lane, r *verdict.Reader, ps []packet.Packet) (n int, err error) {
 	at := clock.Now()
 	var m queue.Message

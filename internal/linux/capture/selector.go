@@ -14,9 +14,9 @@ import (
 	"github.com/opendivert/divert/internal/linux/verdict"
 )
 
-// selector waits for any of several lanes: an epoll descriptor that looks at their sockets. As the sockets themselves
-// it is not watched by the runtime's poller, which would be told of every packet that comes. A nil selector has
-// nothing to wake and nothing to close.
+// selector waits for any of several lanes: an epoll descriptor that looks at their sockets. Like the sockets, it is not watched
+// by the runtime's poller, which would learn of every packet that comes. A nil selector has nothing to wake and nothing to
+// close.
 type selector struct {
 	lanes    []*verdict.Lane
 	fd, bell int // the epoll descriptor, and an eventfd: rung, it ends a wait
@@ -24,7 +24,7 @@ type selector struct {
 
 	mu      sync.RWMutex // held for reading while the descriptors are in use
 	closed  bool
-	drained atomic.Bool  // nobody waits any more
+	drained atomic.Bool  // no receiver waits any more
 	waiting *engine.Turn // of the waiting goroutine: the others would be woken for the same packet
 }
 

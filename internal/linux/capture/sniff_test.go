@@ -115,7 +115,7 @@ func copying(t *testing.T, key cursor.Key, p *prog.Program, outlet *codegen.Outl
 	return e
 }
 
-// send sends a datagram. That nobody listens is told of some.
+// send sends a datagram. Some sends fail because nobody listens.
 func (s *sniffing) send(t *testing.T) {
 	t.Helper()
 	b := binary.BigEndian.AppendUint64(nil, s.sent)
@@ -149,8 +149,8 @@ func waitFor(t *testing.T, what string, holds func() bool) {
 	}
 }
 
-// TestFirstCopyWakesReader: whoever sleeps with empty buffers is woken by the first copy, on whatever processor that is made,
-// and by nothing else; while he is awake the bell is silent.
+// TestFirstCopyWakesReader: a reader that sleeps with empty buffers is woken by the first copy, on whatever processor it is
+// made, and by nothing else; while the reader is awake the bell is silent.
 func TestFirstCopyWakesReader(t *testing.T) {
 	s := openSniffing(t, engine.ModeKernel, copying)
 	r, ok := s.Source.(*copies)

@@ -16,8 +16,8 @@ type label = bpfasm.Label
 // assembler is the Assembler with steps that only filters need.
 type assembler struct{ bpfasm.Assembler }
 
-// maxWaiting is how many branches a program may have for all their far sides to wait in the
-// verifier at once: BPF_COMPLEXITY_LIMIT_JMP_SEQ, 8,192, less a margin for those of loops.
+// maxWaiting is the most branches of a program whose far sides may all wait in the verifier at once:
+// BPF_COMPLEXITY_LIMIT_JMP_SEQ, 8,192, less a margin for those of loops.
 const maxWaiting = 8192 - 1024
 
 // MaxTests is how many tests a program may have after lists have become sets and the hook has decided some. The

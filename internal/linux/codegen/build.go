@@ -25,12 +25,12 @@ type Options struct {
 	// CorrelateSize bytes, a power of two and a multiple of the page size; 0 means 64 KiB.
 	Correlate     bool
 	CorrelateSize uint32
-	Flow          bool // with Correlate: Time.Hash is that with a checksum of 0 of TCP and UDP, and Time.Flow is told
+	Flow          bool // with Correlate: Time.Hash takes the checksums of TCP and UDP as 0, and Time.Flow is set
 
 	// Process makes records and times tell the process. It needs a hook with Processes and a direction.
 	Process bool
 
-	// Count counts matches and failures. With Segments each superpacket counts as its segments less one: whoever asks
+	// Count counts matches and failures. With Segments each superpacket counts as its segments less one: the rule that asks
 	// the program counts the match itself.
 	Count    bool
 	Segments bool
@@ -43,13 +43,13 @@ type Options struct {
 	// Clones is for programs whose matches go to a packet queue. Nil: packets that the queue would drop are not left alone.
 	Clones *CloneCheck
 
-	// Bounded is for kernels where Loops fails. The program passes MaxExtensionHeaders at most; a packet of IPv6 with
-	// more of them matches, and what PastWalk reports of it has to be decided on again.
+	// Bounded is for kernels where Loops fails. The program skips MaxExtensionHeaders at most; a packet of IPv6 with more of them
+	// matches, and has to be decided on again: PastWalk reports such packets.
 	Bounded bool
 
 	// Doubt is for handles that decide on fragments one by one. A first fragment that ends before the transport header does
-	// matches whatever that header would decide, and what Truncated reports of it has to be decided on again (RFC 1858,
-	// RFC 8200 4.5).
+	// matches whatever that header would decide, and has to be decided on again: Truncated reports such packets (RFC 1858, RFC
+	// 8200 4.5).
 	Doubt bool
 }
 

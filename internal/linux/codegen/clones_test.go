@@ -13,8 +13,8 @@ import (
 	"github.com/opendivert/divert/packet"
 )
 
-// A packet without a connection matches whether programs check for clones or not. What they do with clones the live tests
-// of multicast show.
+// A packet without a connection matches whether programs check for clones or not. The live tests of multicast show what programs
+// do with clones.
 func TestCloneCheckLetsOthersMatch(t *testing.T) {
 	requireBPF(t)
 	check, err := FindCloneCheck()

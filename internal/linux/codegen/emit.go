@@ -91,7 +91,7 @@ func (t *tests) emitTest(test *prog.Test, succ, fail, next label) {
 	}
 }
 
-// jumpUnless goes to a label unless it stands behind.
+// jumpUnless goes to a label unless it stands right behind.
 func (t *tests) jumpUnless(to, next label) {
 	if to != next {
 		t.Jump(to)

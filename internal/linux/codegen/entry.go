@@ -34,8 +34,8 @@ type Take uint8
 const (
 	// TakeAll is for the only rule of a handle: copies are made of superpackets too, by the program SlotCut.
 	TakeAll Take = iota
-	// TakeStreams is for TCP in packets without IP options and extension headers, but for the one in which BIG TCP tells
-	// the length of a superpacket, and on the way in for TCP behind extension headers too: SlotWhole decides.
+	// TakeStreams is for TCP in packets without IP options and extension headers, except the one in which BIG TCP tells the
+	// length of a superpacket, and on the way in for TCP behind extension headers too: SlotWhole decides.
 	TakeStreams
 	// TakeRest is for all else: SlotRest decides, on superpackets SlotCut.
 	TakeRest
@@ -67,13 +67,12 @@ const (
 	NumSlots
 )
 
-// Entry is the programs that a handle's rules ask: each turns away packets that are not the handle's to see, and
-// hands the others to a filter program that is set. With none set nothing matches.
+// Entry is the programs that a handle's rules ask: each turns away packets that the handle must not see, and hands the others to
+// a filter program that is set. With none set nothing matches.
 //
-// The filter programs stand in a map of kind PROG_ARRAY, which the kernel empties when no process holds
-// it open any more (kernel/bpf/arraymap.c, prog_array_map_clear). So with the end of its process,
-// however it ends, a handle's rules match nothing: they stand in nobody's way until somebody takes them
-// away. And a filter is replaced in one step: a packet meets the old one or the new one.
+// The filter programs stand in a map of kind PROG_ARRAY, which the kernel empties when no process holds it open any more
+// (kernel/bpf/arraymap.c, prog_array_map_clear). So when its process ends, however it ends, a handle's rules match nothing, and
+// do no harm until they are removed. And a filter is replaced in one step: a packet meets the old one or the new one.
 //
 // Set and Clear may be called by several goroutines at once.
 type Entry struct {
@@ -224,7 +223,7 @@ func ifStream(label string, inbound bool) asm.Instructions {
 	return append(code, asm.Mov.Imm(asm.R0, 0).WithSymbol(no))
 }
 
-// maxBehind is how many extension headers ifBehind passes. In a superpacket there is rarely more than one.
+// maxBehind is how many extension headers ifBehind skips. In a superpacket there is rarely more than one.
 const maxBehind = 4
 
 // ifBehind goes to the label if the packet, of IPv6, is TCP behind extension headers of the kinds that may stand in a
@@ -295,7 +294,7 @@ func (e *Entry) Set(programs [NumSlots]*Program) error {
 	return nil
 }
 
-// nothing is a program that matches nothing, which all entries of the process share: it is there while any is.
+// nothing is a program that matches nothing, which all entries of the process share: it exists while any entry does.
 var nothing struct {
 	sync.Mutex
 	users   int

@@ -105,7 +105,7 @@ func TestEntryChooses(t *testing.T) {
 	}
 }
 
-// TestFlows holds what a program tells of single packets to package packet.
+// TestFlows compares a program's reports on single packets with package packet.
 func TestFlows(t *testing.T) {
 	p := load(t, "true", Hook{}, Options{Correlate: true, Flow: true})
 	r, err := ringbuf.NewReader(p.Times())

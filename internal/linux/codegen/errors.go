@@ -99,8 +99,8 @@ func Refused(err error) error {
 	return &LoadError{Err: err}
 }
 
-// KeepsOld says of the error of a filter that is too large, and that was to replace another, what becomes of it. Other errors
-// it returns as they are.
+// KeepsOld adds to the error of a filter that is too large, and that was to replace another, that the other stays in force. It
+// returns other errors as they are.
 func KeepsOld(err error) error {
 	var limit *LimitError
 	if !errors.As(err, &limit) {

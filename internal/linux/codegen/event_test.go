@@ -157,7 +157,7 @@ func compareEvent(t *testing.T, r *rand.Rand, a *packet.Address) {
 	}
 }
 
-// anyEventFilter returns a filter of the event's layer, nil if the result is none.
+// anyEventFilter returns a filter of the event's layer, nil if the text does not compile.
 func anyEventFilter(r *rand.Rand, a *packet.Address) (*prog.Program, string) {
 	fields := anyFields(a.Layer)
 	for _, f := range filter.Fields() {

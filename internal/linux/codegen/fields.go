@@ -126,7 +126,7 @@ const (
 	flagLater     // a later fragment: no transport header
 	flagSet       // always
 	flagCounted   // the packet belongs to a flow
-	flagUndecided // there are more extension headers than the program could pass, or than the first fragment has
+	flagUndecided // there are more extension headers than the program could skip, or than the first fragment has
 	flagMore      // fragments follow
 )
 

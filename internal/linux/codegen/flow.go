@@ -19,7 +19,7 @@ const (
 	FlowDropped          // only packets that match and whose flow is dropped match, and are counted there
 )
 
-// FlowSizes says as how many packets superpackets count.
+// FlowSizes says how superpackets count.
 type FlowSizes uint8
 
 // The kinds of counting.

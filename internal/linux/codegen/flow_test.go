@@ -263,7 +263,7 @@ func playFlows(t *testing.T, text string, script []byte, name string) {
 			ok(ps.maps.Decide(&p.Key, v))
 			table.Decide(p.Key, v, now())
 		case op < 248:
-			// Not so that they add up to a limit: the programs' clock is behind by a tick.
+			// No sum of these is a limit: the programs' clock is behind by a tick.
 			age := [...]time.Duration{1310 * time.Millisecond, 3117 * time.Millisecond, 62 * time.Second, 6 * time.Minute, 3 * time.Hour}[int(script[at+1])%5]
 			ok(ps.age(age))
 			later += int64(age)
@@ -368,7 +368,7 @@ func TestFlowSizes(t *testing.T) {
 	}
 }
 
-// BenchmarkFlows is what a packet of 64 bytes costs in a program that follows verdicts: with one, without, and where the filter
+// BenchmarkFlows measures a packet of 64 bytes in a program that follows verdicts: with one, without, and where the filter
 // counts.
 func BenchmarkFlows(b *testing.B) {
 	packets := flowPackets(b)
@@ -415,7 +415,7 @@ func BenchmarkFlows(b *testing.B) {
 	}
 }
 
-// BenchmarkDecide is what a verdict costs: for flows that are new, and for one again and again.
+// BenchmarkDecide measures a verdict: for flows that are new, and for one flow again and again.
 func BenchmarkDecide(b *testing.B) {
 	requireBPF(b)
 	for name, others := range map[string]bool{"new": true, "again": false} {

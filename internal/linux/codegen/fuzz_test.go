@@ -130,7 +130,7 @@ func anyCompiled(r *rand.Rand, layer packet.Layer, b []byte) (*prog.Program, str
 	return nil, ""
 }
 
-// FuzzBPFvsInterpreter holds the generated programs to the interpreter.
+// FuzzBPFvsInterpreter compares the generated programs with the interpreter.
 func FuzzBPFvsInterpreter(f *testing.F) {
 	requireBPF(f)
 	for seed := range uint64(300) {
@@ -155,7 +155,7 @@ func FuzzBPFvsInterpreter(f *testing.F) {
 		if r.IntN(2) == 0 {
 			h.Family = familyOf(b)
 		}
-		h.Processes = a.Layer == packet.LayerNetwork // which know nobody here
+		h.Processes = a.Layer == packet.LayerNetwork // maps that are empty here
 		o := here(Options{Count: true, Correlate: seed%2 == 0, Process: seed%3 == 0 && h.Processes, Bounded: seed%5 == 0, Doubt: seed%4 == 0})
 		u, err := build(p, h, o, r.IntN(2) == 0)
 		if err != nil {

@@ -83,7 +83,7 @@ func (n *namedTable) open(maps map[string]*ebpf.Map) error {
 // mapSuffix follows the name of the function in the reference to a set's map.
 const mapSuffix = "_map"
 
-// memberOf turns the value of a condition into that which it has in a named set, in R1:R2.
+// memberOf brings the value of a condition into the form that it has in a named set, in R1:R2.
 func (t *tests) memberOf(c *condition, kind valueKind) {
 	switch {
 	case c.named.Members.Addresses() && kind == value128:
@@ -171,7 +171,7 @@ func setFunction(name string) (asm.Instructions, error) {
 		asm.StoreMem(regFrame, setChanges, asm.R1, asm.DWord),
 		asm.LoadMem(asm.R2, regHeader, 8*radix.WordZero, asm.DWord), // a zero of which the verifier does not know that it is one
 		asm.StoreMem(regFrame, setBest, asm.R2, asm.DWord),
-		// Nothing is to be read before that: an address that depends on it keeps any processor from doing so.
+		// Later reads must not happen before this one: an address that depends on it keeps any processor from that.
 		asm.And.Imm(asm.R1, 0),
 		asm.Or.Reg(regUpper, asm.R1),
 	)
@@ -286,7 +286,7 @@ func (s *setSearch) part(shift int) {
 	s.Emit(asm.And.Imm(asm.R2, 63))
 }
 
-// partShift is by how much the number of a bit is shifted to the left that is given to the function of a node beside a level.
+// partShift is the shift of a bit's number, which stands above the level in one argument of the function of a node.
 const partShift = 8
 
 // nodeFunction generates the function that returns a bit of the node of a level and a prefix, 2 or 3, or 0 if there is
@@ -357,7 +357,7 @@ func nodeFunction() (asm.Instructions, error) {
 				asm.Or.Reg(asm.R4, asm.R3),
 			)
 			a.JumpImm64(asm.JNE, asm.R4, 0, other)
-			// The bits are not to be read before the level; see setFunction.
+			// The bits must not be read before the level; see setFunction.
 			a.Emit(asm.And.Imm(asm.R1, 0), asm.Add.Reg(asm.R0, asm.R1), asm.LoadMem(asm.R0, asm.R0, at+8*radix.WordBits, asm.DWord))
 			a.Jump(found)
 			a.Mark(other)

@@ -20,7 +20,7 @@ import (
 // members returns the values of a program's only named set.
 func members(p *prog.Program) *radix.Set { return p.Named()[0].Members.Values() }
 
-// nearValues make values that meet often.
+// nearValue makes values that often meet.
 func nearValue(r *rand.Rand, field string) prog.Value {
 	small := [...]uint64{0, 1, 5, 63, 64, 100, 4095, 4096, 65535}[r.IntN(9)]
 	switch field {
@@ -39,7 +39,7 @@ func nearValue(r *rand.Rand, field string) prog.Value {
 	return nearValue(r, "ipv6.SrcAddr")
 }
 
-// TestNamedSets changes sets while programs of several kinds work with them, and holds each answer to the interpreter's.
+// TestNamedSets changes sets while programs of several kinds work with them, and compares each answer with the interpreter's.
 func TestNamedSets(t *testing.T) {
 	requireBPF(t)
 	for field := range withValue {
@@ -236,7 +236,7 @@ func TestProgramsMeetNoOtherState(t *testing.T) {
 	}
 }
 
-// TestSetsAreShared: several programs have one set, and one that has no kernel's memory takes what it has along.
+// TestSetsAreShared: several programs have one set, and a set that moves into the kernel keeps its values.
 func TestSetsAreShared(t *testing.T) {
 	requireBPF(t)
 	set := filter.NewNumberSet()
@@ -278,8 +278,8 @@ func TestSetsAreShared(t *testing.T) {
 	}
 }
 
-// BenchmarkNamedSets reports what a look-up takes in the kernel, of a whole program and beyond one of the same fields
-// without it, for addresses that are members and such that are not.
+// BenchmarkNamedSets reports the time of a look-up in the kernel, with the whole program and beyond a program of the same fields
+// without one, for addresses that are members and for others.
 func BenchmarkNamedSets(b *testing.B) {
 	requireBPF(b)
 	for _, six := range []bool{false, true} {

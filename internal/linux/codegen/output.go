@@ -200,7 +200,7 @@ func (g *generator) count() {
 	g.Mark(none)
 }
 
-// onlyValue leaves the address of the value of an array with one value in R0; for the verifier it may be 0.
+// onlyValue leaves the address of an array's only value in R0; to the verifier it may be 0.
 func (g *generator) onlyValue(theMap string) {
 	g.Emit(asm.StoreImm(regFrame, varKey, 0, asm.Word))
 	g.LookUp(theMap, varKey)

@@ -64,7 +64,7 @@ func TestCount(t *testing.T) {
 	}
 }
 
-// TestCorrelate holds the hash and the time that a program tells to those of package packet.
+// TestCorrelate compares the hash and the time that a program reports with those of package packet.
 func TestCorrelate(t *testing.T) {
 	for _, clock := range []struct {
 		name string

@@ -124,9 +124,9 @@ func (p *parser) forgetHalf(offset int16) {
 	p.Emit(asm.StoreMem(regFrame, offset, asm.R0, asm.Word))
 }
 
-// checkLength rejects the packet unless its total length, in R2, is the length of the buffer; none is what stands in R2
-// if its header tells no length, as that of TCP that is still to be cut does where it is longer than a header
-// can tell (BIG TCP, since Linux 5.19; include/linux/ip.h, iph_totlen).
+// checkLength rejects the packet unless its total length, in R2, is the length of the buffer. R2 is none if the header tells no
+// length, as in TCP that is still to be cut and too long for the length field (BIG TCP, since Linux 5.19; include/linux/ip.h,
+// iph_totlen).
 func (p *parser) checkLength(none uint32) {
 	fine := p.NewLabel()
 	p.Emit(asm.LoadMem(asm.R3, regContext, skbLen, asm.Word))
@@ -251,7 +251,7 @@ func (p *parser) transport() {
 	}
 }
 
-// doubts reports whether the program has to tell first fragments without all of their transport header.
+// doubts reports whether the program has to recognise first fragments without all of their transport header.
 func (p *parser) doubts() bool { return p.doubt && p.need&(needTransport|needProtocol) != 0 }
 
 // header emits the part for one protocol (specification: packets.md 1.2). It goes to short if the packet ends within it.
@@ -323,7 +323,7 @@ func (p *parser) sides(outbound bool) {
 // sides are the variables of one end of a packet.
 type sides struct{ address, port int16 }
 
-// ifIPv6 goes to a label with IPv6 where packets of both families come. It uses R1.
+// ifIPv6 goes to a label with packets of IPv6, if there may be packets of both families. It uses R1.
 func (p *parser) ifIPv6(v6 label) {
 	if p.family != AnyFamily {
 		return

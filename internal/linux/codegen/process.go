@@ -75,7 +75,7 @@ func (g *generator) processBy(name string, offset int16, found label) {
 	g.Mark(miss)
 }
 
-// processKey makes the key of the packet's flow, or goes to none if it can be none of a socket's.
+// processKey makes the key of the packet's flow, or goes to none if no socket can have it.
 func (g *generator) processKey(none label) {
 	echo, ports, end := g.NewLabel(), g.NewLabel(), g.NewLabel()
 	g.Emit(asm.LoadMem(asm.R3, regFrame, varFlags, asm.Word))
@@ -119,8 +119,8 @@ func (g *generator) keyAddress(from, to int16) {
 	}
 }
 
-// processByPort goes to found with the process of a socket that receives at the local end. On the way out
-// only the answer to a SYN is sent in the name of such a one.
+// processByPort goes to found with the process of a socket that receives at the local end. On the way out only the answer to a
+// SYN is sent in the name of such a socket.
 func (g *generator) processByPort(found label) {
 	end := g.NewLabel()
 	if g.hook.Direction == Outbound {

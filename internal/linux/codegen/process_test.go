@@ -199,7 +199,7 @@ func TestProcessNameWithAll(t *testing.T) {
 	}
 }
 
-// TestProcessTold has records and times tell the process.
+// TestProcessTold: records and times hold the process.
 func TestProcessTold(t *testing.T) {
 	port := entry{name: processmap.PortsMap, protocol: protoUDP, local: dst4 + udpDst, process: 7}
 	b := header4(protoUDP, nil, 0, udpHeader("x"))

@@ -66,7 +66,7 @@ func addressText(v prog.Value) string {
 
 func numberText(v prog.Value) string { return fmt.Sprint(v.Lo) }
 
-// TestSets holds sets of many shapes to prog.Set at and around all kinds of boundaries.
+// TestSets compares sets of many shapes with prog.Set at and around all kinds of boundaries.
 func TestSets(t *testing.T) {
 	requireBPF(t)
 	mapped := func(v uint64) prog.Value { return low(mappedPrefix | v&0xFFFFFFFF) }
@@ -162,7 +162,7 @@ func checkSet(t *testing.T, field, text string, probes []prog.Value, r *rand.Ran
 	}
 }
 
-// TestLargeSets loads sets of 500,000 prefixes, which no text has room for, and says what they cost.
+// TestLargeSets loads sets of 500,000 prefixes, which no text has room for, and logs what they cost.
 func TestLargeSets(t *testing.T) {
 	requireBPF(t)
 	const n = 500_000
@@ -216,7 +216,7 @@ func TestLargeSets(t *testing.T) {
 	}
 }
 
-// compareSet holds a program to the interpreter for addresses in and near prefixes.
+// compareSet compares a program with the interpreter for addresses in and near prefixes.
 func compareSet(t *testing.T, p *prog.Program, loaded *Program, field string, prefixes []netip.Prefix, r *rand.Rand) {
 	t.Helper()
 	matched := 0

@@ -17,10 +17,10 @@ const (
 	Always                 // every well-formed packet of the hook's family matches
 )
 
-// Specialise decides the tests that a hook decides, after lists have become sets: tests on constants and on headers that its packets never
-// have fall away, tests that cannot be reached are dropped, and jumps go straight to where they end.
-// The tests are copies; they are nil unless the outcome is Depends. The targets keep the form of
-// prog.Program: they lead forward, and the first test is entered first.
+// Specialise settles the tests that a hook decides, after lists have become sets: tests on constants and on headers that its
+// packets never have fall away, tests that cannot be reached are dropped, and jumps go straight to where they end. The tests are
+// copies; they are nil unless the outcome is Depends. The targets keep the form of prog.Program: they lead forward, and the
+// first test is entered first.
 func Specialise(p *prog.Program, h Hook) ([]prog.Test, Outcome) {
 	exists := func(t *prog.Test) bool { return exists(t, p.Layer()) }
 	return specialise(p.Gathered(), exists, func(t *prog.Test) answer {
@@ -100,9 +100,8 @@ func specialise(tests []prog.Test, exists func(*prog.Test) bool, decides func(*p
 	return reachable(out, enter[0]), Depends
 }
 
-// certain returns where to go on at a test of which nothing is known, so as to match only what
-// matches in any case: if one way accepts, the other decides. Otherwise nothing is certain, as far
-// as can be told without looking at both.
+// certain returns where to go on at a test with an unknown answer, so as to match only packets that match in any case: if one
+// way accepts, the other decides. Otherwise nothing is certain, as far as can be told without looking at both.
 func certain(succ, fail prog.Target) prog.Target {
 	switch {
 	case succ == prog.Accept:
@@ -235,8 +234,7 @@ func exists(t *prog.Test, layer packet.Layer) bool {
 	return ok && !(layer == packet.LayerForward && notForwarded[t.Field])
 }
 
-// onlyEvents are the fields of the layers with events that have a place in locations, for what values they
-// can have.
+// onlyEvents are the fields of the layers with events that have a place in locations, which tells the values that they can have.
 var onlyEvents = map[prog.Field]bool{
 	prog.FieldEndpointID: true, prog.FieldParentEndpointID: true,
 	prog.FieldFamilyIP: true, prog.FieldFamilyIPv6: true,

@@ -27,8 +27,8 @@ func firstFragment6(protocol byte, data ...byte) []byte {
 	return append(b, data...)
 }
 
-// TestTruncatedFirstFragments: programs that doubt leave first fragments without all of their transport header to whoever
-// asks, if the filter depends on that header.
+// TestTruncatedFirstFragments: programs that doubt leave first fragments without all of their transport header to their caller,
+// if the filter depends on that header.
 func TestTruncatedFirstFragments(t *testing.T) {
 	options := []byte{protoDestination, 0, 1, 4, 0, 0, 0, 0}
 	last := func(b []byte) []byte { b[6] &^= 0x20; return b }
@@ -99,8 +99,8 @@ func TestTruncatedFirstFragments(t *testing.T) {
 	}
 }
 
-// FuzzNecessary holds the conditions of filters to what programs let pass, first fragments that end too early included: it
-// meets one of them.
+// FuzzNecessary compares the conditions of filters with what programs let pass: each packet meets one of them, also a first
+// fragment that ends too early.
 func FuzzNecessary(f *testing.F) {
 	for seed := range uint64(500) {
 		f.Add(seed, []byte(nil))

@@ -11,20 +11,20 @@ import (
 	"github.com/opendivert/divert/internal/linux/kernel"
 )
 
-// A program passes the extension headers of IPv6 with bpf_loop (since Linux 5.17), which ends only with the chain
-// of headers, however long it is. Kernels without it take a loop only if they can see its end: the verifier goes
-// through it once for each header. There a program stops after MaxExtensionHeaders and does not know what
-// follows, so it answers that the packet matches and leaves the decision to its caller, see Options.Bounded.
+// A program skips the extension headers of IPv6 with bpf_loop (since Linux 5.17), which ends only with the chain of headers,
+// however long it is. Kernels without it take a loop only if they can see its end: the verifier goes through it once for each
+// header. There a program stops after MaxExtensionHeaders and does not know what follows, so it answers that the packet matches
+// and leaves the decision to its caller, see Options.Bounded.
 
-// MaxExtensionHeaders is how many IPv6 extension headers a program of Options.Bounded passes. Each one more makes
-// loading it longer (64 of them take about 5 ms).
+// MaxExtensionHeaders is how many IPv6 extension headers a program of Options.Bounded skips. Each makes loading it longer (64 of
+// them take about 5 ms).
 const MaxExtensionHeaders = 64
 
 // maxWalk is more extension headers, of at least 8 bytes each, than the 65,535 bytes behind an IPv6 header hold.
 const maxWalk = 1 << 13
 
-// walk passes the extension headers (specification: packets.md 1.1). It leaves the offset of what follows in
-// regOffset, its protocol in regProtocol, and the fragment flags in varFlags.
+// walk skips the extension headers (specification: packets.md 1.1). It leaves the offset of what follows in regOffset, its
+// protocol in regProtocol, and the fragment flags in varFlags.
 func (p *parser) walk() {
 	end := p.NewLabel()
 	p.Emit(
@@ -66,11 +66,11 @@ const (
 	stepName = "divert_step"
 )
 
-// walkStep emits the function that passes one extension header, if walkAll has called it. Its second argument
-// is the frame of the program. It returns 1 when the walk is over.
+// walkStep emits the function that skips one extension header, if walkAll has called it. Its second argument is the frame of the
+// program. It returns 1 when the walk is over.
 //
-// Kernels before 6.7 verify it once, as if it were called once: so what it changes must look unknown from the
-// start, which is what it does in slots that are not aligned to 8 bytes.
+// Kernels before 6.7 verify it once, as if it were called once: so the values that it changes must look unknown from the start,
+// as values do in slots that are not aligned to 8 bytes.
 func (p *parser) walkStep() {
 	if !p.steps {
 		return
@@ -96,7 +96,7 @@ func (p *parser) walkStep() {
 	p.Emit(asm.Mov.Imm(asm.R0, 1), asm.Return())
 }
 
-// walkBounded passes up to MaxExtensionHeaders.
+// walkBounded skips up to MaxExtensionHeaders.
 func (p *parser) walkBounded(end label) {
 	next := p.NewLabel()
 	p.Emit(asm.Mov.Imm(regCount, 0))
@@ -116,9 +116,9 @@ func (p *parser) walkBounded(end label) {
 	)
 }
 
-// passExtension passes the extension header of regProtocol at regOffset and leaves varFlags in R5, or goes to end if
-// the header is not all there, or a second fragment header. None is shorter than 8 bytes, so a header of which less is
-// there ends the walk, whatever its protocol.
+// passExtension skips the extension header of regProtocol at regOffset and leaves varFlags in R5, or goes to end if the header
+// is not all there, or is a second fragment header. No header is shorter than 8 bytes, so one that has fewer ends the walk,
+// whatever its protocol.
 func (p *parser) passExtension(frame asm.Register, end label) {
 	fragment, passed := p.NewLabel(), p.NewLabel()
 	p.Emit(asm.Mov.Reg(asm.R2, regOffset))
@@ -157,9 +157,8 @@ func (p *parser) passExtension(frame asm.Register, end label) {
 	p.Emit(asm.LoadMem(regProtocol, frame, varElement, asm.Byte))
 }
 
-// isExtension sets R1 to 1 if regProtocol is an extension header that the walk passes, else to 0. The
-// verifier takes all ways through the walk for each header, so this has no branches: ((a xor b) - 1)
-// has its top bit set if a and b, bytes, are equal.
+// isExtension sets R1 to 1 if regProtocol is an extension header that the walk skips, else to 0. The verifier takes all ways
+// through the walk for each header, so this has no branches: ((a xor b) - 1) has its top bit set if a and b, bytes, are equal.
 func (p *parser) isExtension() {
 	const small = 1<<protoHopByHop | 1<<protoRouting | 1<<protoFragment | 1<<protoAH | 1<<protoDestination
 	p.Emit(
@@ -268,7 +267,7 @@ func shortest(protocol byte) int {
 	return 0
 }
 
-// isExtension are the extension headers that are passed.
+// isExtension are the extension headers that are skipped.
 var isExtension = [256]bool{
 	protoHopByHop: true, protoRouting: true, protoFragment: true, protoAH: true, protoDestination: true, protoMobility: true,
 }
@@ -310,7 +309,7 @@ func describe(code asm.Instructions) {
 	}
 }
 
-// Loops: programs can walk without a bound. Without, they take Options.Bounded. It takes a kernel that translates programs
+// Loops: programs can walk without a bound; otherwise they take Options.Bounded. The kernel must translate programs
 // (net.core.bpf_jit_enable).
 var Loops = &kernel.Feature{
 	Name: "bpf_loop", Since: kernel.Version{Major: 5, Minor: 17}, For: "filters that look behind any number of IPv6 extension headers",

@@ -17,8 +17,8 @@ import (
 	"github.com/opendivert/divert/packet"
 )
 
-// TestExtensionHeaders holds programs to the interpreter however long the chain of extension headers is. A program
-// that may not walk without a bound matches what it cannot decide on, and only that.
+// TestExtensionHeaders compares programs with the interpreter however long the chain of extension headers is. A program that may
+// not walk without a bound matches packets that it cannot decide on, and only those.
 func TestExtensionHeaders(t *testing.T) {
 	requireBPF(t)
 	orders := map[string][]byte{
@@ -65,7 +65,7 @@ func TestExtensionHeaders(t *testing.T) {
 	}
 }
 
-// TestExtensionHeadersEnd holds chains that end in the middle, or later in fragments, to the interpreter.
+// TestExtensionHeadersEnd compares programs with the interpreter on chains that end in the middle, or later in fragments.
 func TestExtensionHeadersEnd(t *testing.T) {
 	requireBPF(t)
 	if err := Loops.Err(); err != nil {
@@ -104,7 +104,7 @@ func compile(t testing.TB, text string) *prog.Program {
 	return p
 }
 
-// FuzzPastWalk gives PastWalk any bytes: it reads none that are not there, and means packets of IPv6 only.
+// FuzzPastWalk gives PastWalk any bytes: it reads only bytes that are there, and reports packets of IPv6 only.
 func FuzzPastWalk(f *testing.F) {
 	for _, b := range samplePackets() {
 		f.Add(b)
@@ -116,7 +116,7 @@ func FuzzPastWalk(f *testing.F) {
 	})
 }
 
-// TestLoops holds the answer of Loops to the kernel's version: a kernel that translates programs has bpf_loop since 5.17.
+// TestLoops compares the answer of Loops with the kernel's version: a kernel that translates programs has bpf_loop since 5.17.
 func TestLoops(t *testing.T) {
 	requireBPF(t)
 	has := kernel.AtLeast(kernel.Version{Major: 5, Minor: 17})

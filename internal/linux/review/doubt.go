@@ -20,14 +20,14 @@ const Doubts = ", the interpreter on packets of IPv6 with more than 64 extension
 type second struct {
 	program *prog.Program
 	names   bool // the filter asks for names of processes, or the one before did
-	segment bool // the programs do not know all that the filter asks for of single packets, see exact of setSecond
+	segment bool // for single packets, programs lack values that the filter asks for, see exact of SetSecond
 
-	// For the time that packets wait at most they may have matched the filter before.
+	// Until the longest wait is over, packets may have matched the filter before.
 	before *prog.Program
 	until  int64
 }
 
-// SetSecond makes a filter the one to decide by from now on. It is exact if it asks for nothing that differs between a
+// SetSecond makes a filter the one to decide by from now on. exact tells that it asks for nothing that differs between a
 // superpacket and its segments.
 func (r *Review) SetSecond(p *prog.Program, exact bool) {
 	next := &second{program: p.Uncounted(), segment: !exact} // the counts of that moment are gone
@@ -45,8 +45,8 @@ func namesProcess(p *prog.Program) bool {
 }
 
 // Refuses decides once more on a packet of length bytes on which its filter program could not decide, and reports whether it
-// does not match. A single packet is one that the kernel may have cut out of another. It cannot tell of a packet of which
-// only the beginning is there: that counts as a match.
+// does not match. A single packet is one that the kernel may have cut out of another. If the answer depends on a part of the
+// packet that is missing, it counts as a match.
 func (r *Review) Refuses(p *packet.Packet, length int, single bool) bool {
 	s := r.second.Load()
 	if s == nil || !(single && s.segment) && !(length <= len(p.Data) && (Bounded() && codegen.PastWalk(p.Data) || codegen.Truncated(p.Data))) {

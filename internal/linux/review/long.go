@@ -20,14 +20,13 @@ const maxPacket = packet.IPv6HeaderLen + 0xffff
 // paddings are memory for packets of which the end is missing.
 var paddings = sync.Pool{New: func() any { return new([maxPacket]byte) }}
 
-// MayMatch decides on a packet of length bytes, of which b is all or, where it does not fit into a message of the kernel,
-// the beginning. If the filter tests a missing byte, nobody can tell: the packet counts as a match. The process is
-// the address's.
+// MayMatch decides on a packet of length bytes, of which b is all or, where it does not fit into a message of the kernel, the
+// beginning. If the filter tests a missing byte, the packet counts as a match. The process is the address's.
 func MayMatch(f *prog.Program, b []byte, length int, a *packet.Address) bool {
 	return MayMatchKnown(f, b, length, a, prog.Known{})
 }
 
-// MayMatchKnown is mayMatch for a packet of which more is known than its process.
+// MayMatchKnown is MayMatch for a packet of which more is known than its process.
 func MayMatchKnown(f *prog.Program, b []byte, length int, a *packet.Address, k prog.Known) bool {
 	k.Process, k.HasProcess = a.Network().ProcessID, true
 	var parsed packet.Parsed

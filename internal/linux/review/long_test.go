@@ -45,7 +45,7 @@ func TestFiltersOfCutPackets(t *testing.T) {
 		{"udp.PayloadLength > 65527", 65575, false},
 		{"packet[65520] == 1", 65535, false},
 		{"packet[65527] == 1", 65535, false},
-		{"packet[65531] == 1", 65535, true}, // nobody knows
+		{"packet[65531] == 1", 65535, true}, // unknown
 		{"packet[65534] == 1", 65535, true},
 		{"packet[-4b] == 1", 65535, true},
 		{"packet[-40b] == 1", 65535, false},
@@ -53,7 +53,7 @@ func TestFiltersOfCutPackets(t *testing.T) {
 		{"udp.Payload[65506] == 1", 65535, true},
 		{"udp.Payload[-1b] == 1", 65535, true},
 		{"udp.Payload32[-2] == 1", 65575, true},
-		{"udp.Payload32[-2] == 1 and udp.DstPort == 54", 65575, true}, // told too often, never too seldom
+		{"udp.Payload32[-2] == 1 and udp.DstPort == 54", 65575, true}, // matches too often, never too seldom
 	}
 	for _, row := range rows {
 		f := compiled(t, row.filter)

@@ -38,14 +38,14 @@ func (r *Review) Tell() (*times, error) {
 	return t, nil
 }
 
-// StopTelling notes that the programs in force tell nothing of packets. Those of which others have told are in the queues,
-// whose last numbers these are.
+// StopTelling notes that the programs in force report no packets. Packets that others have reported are in the queues, whose
+// last numbers these are.
 func (r *Review) StopTelling(last []uint32) { r.times.Load().end(last) }
 
-// Tells reports whether programs have told of packets that may still come.
+// Tells reports whether programs have reported packets that may still come.
 func (r *Review) Tells() bool { return r.times.Load() != nil }
 
-// SegmentSize returns the size of the segments of a superpacket of a flow, 0 if no program has told it.
+// SegmentSize returns the size of the segments of a superpacket of a flow, 0 if no program has reported it.
 func (r *Review) SegmentSize(flow uint64, length int) int {
 	return r.times.Load().segmentSize(flow, length)
 }
@@ -76,8 +76,8 @@ func (r *Review) Retime(p *packet.Packet, l *verdict.Lane, id uint32) {
 	}
 }
 
-// Ascribe is retime for a single packet whose checksum the kernel has finished since the program saw it. The superpacket that
-// it was cut from gives the time and the process of its flow.
+// Ascribe is Retime for a single packet whose checksum the kernel has finished since the program saw it. The superpacket that it
+// was cut from gives the time and the process of its flow.
 func (r *Review) Ascribe(p *packet.Packet, l *verdict.Lane, id uint32) {
 	t := r.times.Load()
 	if t == nil || !t.asked(l, id) {

@@ -15,14 +15,13 @@ import (
 	"github.com/opendivert/divert/internal/prog"
 )
 
-// times hold the records of filter programs about queued packets, which do not carry them themselves. A filter that asks for
-// the time, or for a random number, which depends on it, has decided with a time of its own; the packet's
-// address must carry that one, so that the decision can be repeated (specification: filter-language.md 6). And the
-// process that the program has found may not be found any more later. Programs tell it with the packet's hash, in the
-// order of their packets.
+// times hold the records of filter programs about queued packets, which do not carry them themselves. A filter that asks for the
+// time, or for a random number, which depends on it, has decided with a time of its own; the packet's address must carry that
+// one, so that the decision can be repeated (specification: filter-language.md 6). And the process that the program has found
+// may be unknown later. Programs report both with the packet's hash, in the order of their packets.
 //
-// All filters of a handle have one ring, so that packets that wait while the filter is replaced find what the program
-// that chose them has told.
+// All filters of a handle have one ring, so that packets that wait while the filter is replaced find the record of the program
+// that chose them.
 type times struct {
 	Outlet  *codegen.Outlet
 	telling atomic.Bool                     // the programs of the filter in force tell
@@ -77,7 +76,7 @@ func AsksForTime(p *prog.Program) bool {
 	})
 }
 
-// asked reports whether a program may have told of a packet, by its lane and number; without a lane it may.
+// asked reports whether a program may have reported a packet, by its lane and number; without a lane it may.
 func (t *times) asked(l *verdict.Lane, id uint32) bool {
 	if t.telling.Load() || l == nil {
 		return true
@@ -89,7 +88,7 @@ func (t *times) asked(l *verdict.Lane, id uint32) bool {
 // Begin is called before programs that tell are set.
 func (t *times) Begin() { t.telling.Store(true) }
 
-// end notes that the programs do not tell any more of packets with higher numbers than those of the lanes.
+// end notes that the programs do not report any more packets with higher numbers than those of the lanes.
 func (t *times) end(last []uint32) {
 	for i, id := range last {
 		t.until[i].Store(1<<32 | uint64(id))

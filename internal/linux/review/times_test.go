@@ -9,8 +9,8 @@ import (
 	"github.com/opendivert/divert/internal/linux/verdict"
 )
 
-// The record that a program has sent about a packet is found by the packet's hash, the oldest first, and is kept for as many packets as
-// the longest queue holds.
+// The record that a program has sent about a packet is found by the packet's hash, the oldest first, and is kept for as many
+// packets as the longest queue holds.
 func TestTimes(t *testing.T) {
 	times := times{told: [2]map[uint64][]codegen.Time{{}, {}}}
 	for i := range int64(5) {
