@@ -10,8 +10,8 @@ import (
 	"github.com/opendivert/divert/internal/clock"
 )
 
-// Layer says where in the network stack a handle works.
-// Its values are those of WINDIVERT_LAYER (specification: api.md 1.1).
+// Layer is the part of the network stack in which a handle works. Its values are those of WINDIVERT_LAYER (specification:
+// api.md 1.1).
 type Layer uint8
 
 // The layers.
@@ -21,7 +21,7 @@ const (
 	LayerFlow                 // flows established and deleted
 	LayerSocket               // bind, connect, listen, accept, close
 	LayerReflect              // other handles opened and closed
-	NumLayers                 // how many layers there are
+	NumLayers                 // number of layers
 )
 
 var layerNames = [NumLayers]string{"NETWORK", "NETWORK_FORWARD", "FLOW", "SOCKET", "REFLECT"}
@@ -34,7 +34,7 @@ func (l Layer) String() string {
 	return fmt.Sprintf("Layer(%d)", uint8(l))
 }
 
-// Event says what happened. Its values are those of WINDIVERT_EVENT (specification: api.md 1.1).
+// Event is the kind of a packet or event. Its values are those of WINDIVERT_EVENT (specification: api.md 1.1).
 type Event uint8
 
 // The events, each with the layer that raises it.
@@ -49,7 +49,7 @@ const (
 	EventSocketClose                  // SOCKET
 	EventReflectOpen                  // REFLECT
 	EventReflectClose                 // REFLECT
-	NumEvents                         // how many events there are
+	NumEvents                         // number of events
 )
 
 var eventNames = [NumEvents]string{
@@ -73,8 +73,8 @@ const unionSize = 64
 // Address describes a captured packet or event beyond its bytes, and tells Send how to inject a packet: the WINDIVERT_ADDRESS
 // of the specification (api.md 2.1).
 //
-// It is a plain value: copy it freely. The address of a received packet also identifies that packet in the kernel, in bytes
-// of the layer data that the C interface leaves unused; sending with a copy of it lets that very packet go on.
+// It is a plain value: copy it freely. The address of a received packet also identifies that packet in the kernel, in
+// bytes of the layer data that the C interface leaves unused; Send with a copy of it lets that very packet go on.
 type Address struct {
 	Timestamp int64 // time of the capture, in ticks of the monotonic clock (Linux: nanoseconds)
 	Layer     Layer
@@ -96,15 +96,15 @@ type Address struct {
 	data      [unionSize]byte       // the layer data in its C layout, little-endian
 }
 
-// ProcessNameSize is how many bytes a process's name has at most, and one for the zero behind it: TASK_COMM_LEN of Linux.
+// ProcessNameSize is the size of a process's name in bytes, with its terminating zero: TASK_COMM_LEN of Linux.
 const ProcessNameSize = 16
 
-// ProcessName returns the name that the process had at the time of the event, "" if it is unknown. It also names processes
-// that have ended since. On Linux, events of the layers SOCKET and FLOW have it: the kernel's comm of the acting thread, at
-// most 15 bytes, which is the name of its process unless the thread has given itself another. Incoming connections, and UDP
-// packets at the layer FLOW, have the name of the process that last created, bound or connected the socket or made it listen.
-// Do not decide by it: every process may choose its own. The C layout has no room for it, so it does not survive
-// MarshalBinary.
+// ProcessName returns the name that the process had at the time of the event, "" if it is unknown. It also names
+// processes that have ended since. On Linux, events of the layers SOCKET and FLOW have it: the kernel's comm of the
+// acting thread, at most 15 bytes, which is the name of its process unless the thread has given itself another. Incoming
+// connections, and UDP packets at the layer FLOW, name the process that last created, bound or connected the socket or
+// made it listen. Base no decision on the name: every process may choose its own. The C layout has no room for it, so
+// MarshalBinary loses it.
 func (a *Address) ProcessName() string {
 	name, _, _ := bytes.Cut(a.name[:], []byte{0})
 	return string(name)
@@ -119,17 +119,18 @@ func (a *Address) AppendProcessName(b []byte) []byte {
 // SetProcessName sets the name, with zeros behind it.
 func (a *Address) SetProcessName(name [ProcessNameSize]byte) { a.name = name }
 
-// PacketLength returns the length of a packet in bytes if the handle delivered only its beginning, else 0. It serves packets of
-// BIG TCP, whose IP header does not tell their length. Handles of Linux set it. The C layout has no room for it.
+// PacketLength returns the length of a packet in bytes if the handle delivered only its beginning, else 0. It serves
+// packets of BIG TCP, whose IP header does not tell their length. Handles of Linux set it. The C layout has no room for
+// it.
 func (a *Address) PacketLength() int { return int(a.length) }
 
-// SetPacketLength sets what PacketLength returns.
+// SetPacketLength sets the length that PacketLength returns.
 func (a *Address) SetPacketLength(n int) { a.length = uint32(n) }
 
-// Time returns when the packet was captured or the event happened: the wall clock now, less the age of Timestamp. If the wall
-// clock was set since, the new setting counts. The monotonic clock stops while the system sleeps, so the time of a packet
-// from before a sleep is late by that sleep. Two calls may differ by some hundred nanoseconds; to measure between packets,
-// subtract their Timestamps. An address with the Timestamp 0 has the zero Time. Time allocates nothing; on Linux it makes no
+// Time returns the time of the packet or event: the wall clock now, less the age of Timestamp. If the wall clock was set
+// since, the new setting counts. The monotonic clock stops while the system sleeps, so the time of a packet from before a
+// sleep is late by that sleep. Two calls may differ by some hundred nanoseconds; to measure between packets, subtract
+// their Timestamps. An address with the Timestamp 0 has the zero Time. Time allocates nothing; on Linux it makes no
 // system call.
 func (a *Address) Time() time.Time {
 	if a.Timestamp == 0 {
@@ -143,14 +144,13 @@ type NetworkData struct {
 	IfIdx    uint32 // interface index
 	SubIfIdx uint32 // sub-interface index, 0 on Linux
 
-	// ProcessID is the process that the packet comes from or goes to, 0 if it is unknown or there is none. Handles
-	// of LayerNetwork whose filter tests processId tell it, and those that were asked for it; sending
-	// does not look at it. WinDivert has no such member: it lies in bytes 36 to 39 of the union, which are
-	// unused there.
+	// ProcessID is the process that sent the packet or receives it, 0 if unknown or none. Handles of LayerNetwork fill it
+	// if their filter tests processId, or on request; Send ignores it. WinDivert has no such member: it lies in bytes 36
+	// to 39 of the union, which are unused there.
 	ProcessID uint32
 }
 
-// networkProcessID is where the process of a packet lies in the layer data.
+// networkProcessID is the offset of a packet's process in the layer data.
 const networkProcessID = 36
 
 // FlowData is the layer data of the layers FLOW and SOCKET. IPv4 addresses are kept mapped
@@ -168,7 +168,7 @@ type FlowData struct {
 
 // ReflectData is the layer data of the layer REFLECT: the handle that was opened or closed.
 type ReflectData struct {
-	Timestamp int64 // when that handle was opened
+	Timestamp int64 // time at which that handle was opened
 	ProcessID uint32
 	Layer     Layer
 	Flags     uint64

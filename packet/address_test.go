@@ -134,7 +134,7 @@ func TestAddressTime(t *testing.T) {
 	if (&Address{}).Time() != (time.Time{}) {
 		t.Error("the zero address has a time")
 	}
-	if n := testing.AllocsPerRun(10, func() { a.Time() }); n != 0 && !race.Enabled && runtime.GOOS != "windows" { // whose clock is a call of a DLL
+	if n := testing.AllocsPerRun(10, func() { a.Time() }); n != 0 && !race.Enabled && runtime.GOOS != "windows" { // where the clock is a call of a DLL
 		t.Errorf("%v allocations", n)
 	}
 }
@@ -181,7 +181,7 @@ func FuzzAddressBinary(f *testing.F) {
 		if err != nil || !bytes.Equal(back, b) {
 			t.Fatalf("%x became %x, %v", b, back, err)
 		}
-		// Reading the layer data and setting it again keeps all but the padding.
+		// Writing back the layer data just read keeps all but the padding.
 		flow, reflect, network := a.Flow(), a.Reflect(), a.Network()
 		var again Address
 		if again.SetFlow(flow); again.Flow() != flow {

@@ -1,46 +1,44 @@
 package packet
 
-// This file makes the packets with which a host refuses another one: the reset of TCP and the error messages
-// of ICMP. (Specification: samples.md 2.)
+// This file makes the packets with which a host refuses another packet: TCP resets and ICMP error messages.
+// (Specification: samples.md 2.)
 
-// The codes for AppendUnreachable that say that nothing listens at the port: of ICMP (RFC 792) and
-// of ICMPv6 (RFC 4443 section 3.1).
+// Codes for AppendUnreachable: no process listens at the port, in ICMP (RFC 792) and in ICMPv6 (RFC 4443 section 3.1).
 const (
 	ICMPPortUnreachable   = 3
 	ICMPv6PortUnreachable = 4
 )
 
-// The types of the messages that tell of an unreachable destination.
+// The types of the messages about an unreachable destination.
 const (
 	icmpUnreachable   = 3 // RFC 792
 	icmpv6Unreachable = 1 // RFC 4443 section 3.1
 )
 
-// The values that the headers of all answers share. One identification serves for all: they are too short to be fragmented.
+// Values shared by the headers of all answers. One identification serves for all: they are too short to be fragmented.
 const (
 	answerTTL = defaultTTL
 	answerID  = 0xDEAD
 )
 
-// How much of a refused packet an error message quotes, in bytes: of an IPv4 packet so many behind its header
-// (RFC 792), of an IPv6 packet so many in all, or so many behind the extension headers if these reach farther,
-// because the ports are what the receiver finds the socket by. An ICMPv6 message ends where the least MTU does
-// (RFC 4443 section 2.4 c).
+// The parts of a refused packet that an error message quotes, in bytes. IPv4: this many behind its header (RFC 792).
+// IPv6: this many in all, or this many behind the extension headers if these reach farther, because the receiver finds
+// the socket by the ports. An ICMPv6 message is no longer than the least MTU (RFC 4443 section 2.4 c).
 const (
 	quotedBehindHeader = 8
 	quotedIPv6         = 60
 	leastIPv6MTU       = 1280
 )
 
-// AppendReset appends to dst the TCP segment that refuses the one in b, of which p is the parse, and ends its connection: RST
-// and ACK, from its destination to its source, as an IP packet of 40 or 60 bytes with correct checksums. It returns the
-// extended slice, or dst unchanged and false if there must be no answer: b holds no whole TCP header, the segment has RST or
-// FIN, or its source or destination is not the address of one host (RFC 9293 sections 3.5.2 and 3.9.2.3, RFC 1122 sections
-// 3.2.1.3 and 4.2.3.10).
+// AppendReset appends to dst the TCP segment that refuses the one in b, parsed as p, and ends its connection: RST and
+// ACK, from its destination to its source, as an IP packet of 40 or 60 bytes with correct checksums. It returns the
+// extended slice, or dst unchanged and false if there must be no answer: b holds no whole TCP header, the segment has RST
+// or FIN, or its source or destination is not the address of one host (RFC 9293 sections 3.5.2 and 3.9.2.3, RFC 1122
+// sections 3.2.1.3 and 4.2.3.10).
 //
 // The answer's sequence number is the segment's acknowledgment number, or 0 without ACK. The answer acknowledges the
-// segment's SYN, or else its payload, as long as the IP header says it is. AppendReset does not verify the segment's
-// checksum, which may not be computed yet on the way out. It cannot recognise the broadcast address of a subnet; leave such
+// segment's SYN, or else its payload of the length given by the IP header. AppendReset does not verify the segment's
+// checksum, which outgoing packets may still lack. It cannot recognise the broadcast address of a subnet; leave such
 // packets out. dst and b must not overlap.
 func AppendReset(dst, b []byte, p *Parsed) ([]byte, bool) {
 	tcp := p.TCP(b)
@@ -56,7 +54,7 @@ func AppendReset(dst, b []byte, p *Parsed) ([]byte, bool) {
 	}
 	received := uint32(p.Length - p.HeaderLen)
 	if tcp.Flags()&TCPSyn != 0 {
-		received = 1 // data that came with it was not taken (RFC 7413 section 4.2.2)
+		received = 1 // data in a SYN is refused (RFC 7413 section 4.2.2)
 	}
 	r.SetAck(tcp.Seq() + received)
 	r.SetHeaderLen(TCPHeaderLen)
@@ -65,11 +63,11 @@ func AppendReset(dst, b []byte, p *Parsed) ([]byte, bool) {
 	return dst, true
 }
 
-// AppendUnreachable appends to dst the ICMP or ICMPv6 message that tells the source of the packet in b, of which p is the
-// parse, that its destination cannot be reached; code says why, for instance ICMPPortUnreachable. The message comes from the
-// packet's destination, has correct checksums, and quotes as much of b as the source needs to find its socket: for IPv4 the
-// header with its options and 8 bytes; for IPv6 60 bytes, or up to 8 bytes behind the extension headers if that is more (at
-// most 1280 bytes with the message's headers); less if b is shorter.
+// AppendUnreachable appends to dst the ICMP or ICMPv6 message that tells the source of the packet in b, parsed as p, that
+// its destination cannot be reached; code is the reason, for instance ICMPPortUnreachable. The message comes from the
+// packet's destination, has correct checksums, and quotes as much of b as the source needs to find its socket: for IPv4
+// the header with its options and 8 bytes; for IPv6 60 bytes, or up to 8 bytes behind the extension headers if that is
+// more (at most 1280 bytes with the message's headers); less if b is shorter.
 //
 // It returns the extended slice, or dst unchanged and false if there must be no answer (RFC 1122 section 3.2.2, RFC 4443
 // section 2.4 e): b holds an error message or a redirect, or possibly one, or a fragment other than the first, or its source
@@ -93,8 +91,8 @@ func AppendUnreachable(dst, b []byte, p *Parsed, code uint8) ([]byte, bool) {
 	return dst, true
 }
 
-// appendReply appends an IP packet of so many bytes behind its header, all zero, from the destination of the
-// one in b to its source. It returns the extended slice, the packet in it, and the part behind the packet's header.
+// appendReply appends an IP packet with size zero bytes behind its header, from the destination of the packet in b to its
+// source. It returns the extended slice, the packet in it, and the part behind the packet's header.
 func (p *Parsed) appendReply(dst, b []byte, protocol4, protocol6 uint8, size int) (all, answer, payload []byte) {
 	dst, answer, header := appendHeader(dst, p.Family, protocol4, protocol6, answerTTL, size)
 	if p.Family == 6 {
@@ -108,7 +106,7 @@ func (p *Parsed) appendReply(dst, b []byte, protocol4, protocol6 uint8, size int
 	return dst, answer, answer[header:]
 }
 
-// transportStart returns where in the packet the upper-layer protocol begins.
+// transportStart returns the offset of the upper-layer protocol in the packet.
 func (p *Parsed) transportStart() int32 {
 	if at := max(p.TCPOff, p.UDPOff, p.ICMPOff, p.ICMPv6Off); at >= 0 {
 		return at
@@ -116,9 +114,9 @@ func (p *Parsed) transportStart() int32 {
 	return p.HeaderLen
 }
 
-// answerable reports whether the packet in b goes from one host to one host and is no fragment but the first,
-// so that it may be answered with a refusal. The addresses of this host itself count as a host's: RFC 1122
-// means those that come from the network, and they never get here.
+// answerable reports whether the packet in b goes from one host to one host and is not a later fragment, so that a
+// refusal may answer it. The addresses of this host itself count as a host's: RFC 1122 forbids only those that come from
+// the network, and they never get here.
 func (p *Parsed) answerable(b []byte) bool {
 	if p.FragOff != 0 {
 		return false
@@ -147,17 +145,17 @@ func oneHost6(a [16]byte) bool {
 	return a != [16]byte{} && a[0] != 0xFF
 }
 
-// icmpErrors are the types of ICMP that tell of errors (RFC 1122 section 3.2.2): unreachable, source quench,
-// redirect, time exceeded, parameter problem.
+// icmpErrors are the ICMP types of error messages (RFC 1122 section 3.2.2): unreachable, source quench, redirect, time
+// exceeded, parameter problem.
 var icmpErrors = [256]bool{3: true, 4: true, 5: true, 11: true, 12: true}
 
-// The types of ICMPv6 up to this one tell of errors (RFC 4443 section 2.1); redirects are as bad (2.4 e).
+// ICMPv6 types up to this one are error messages (RFC 4443 section 2.1); redirects must not be answered either (2.4 e).
 const (
 	lastICMPv6Error = 127
 	icmpv6Redirect  = 137
 )
 
-// tellsError reports whether the packet in b tells of an error, or may: its type is not there.
+// tellsError reports whether the packet in b is an error message, or may be one because its type is cut off.
 func (p *Parsed) tellsError(b []byte) bool {
 	switch {
 	case p.Family == 4 && p.Protocol == ProtocolICMP:
@@ -167,7 +165,7 @@ func (p *Parsed) tellsError(b []byte) bool {
 		h := p.ICMPv6(b)
 		return h == nil || h.Type() <= lastICMPv6Error || h.Type() == icmpv6Redirect
 	case p.Family == 6 && isExtension[p.Protocol]:
-		return true // an extension header that is cut off hides what follows
+		return true // an extension header that is cut off hides the rest
 	}
 	return false
 }

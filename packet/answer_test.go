@@ -8,7 +8,7 @@ import (
 	"testing"
 )
 
-// answers is the function of either kind of answer, the codes being those of a closed port.
+// answers holds the functions for both kinds of answer, with the codes of a closed port.
 var answers = map[string]func(dst, b []byte, p *Parsed) ([]byte, bool){
 	"reset": AppendReset,
 	"unreachable": func(dst, b []byte, p *Parsed) ([]byte, bool) {
@@ -31,7 +31,7 @@ func TestAppendReset(t *testing.T) {
 	for _, test := range []struct {
 		name   string
 		packet []byte
-		want   string // without its TCP checksum, "": no answer
+		want   string // without the TCP checksum; "": no answer
 	}{
 		{"SYN", example(t, "A"), answerTCP4 + "0050c000" + "00000000" + "01020305" + "50140000" + "0000" + "0000"},
 		{"SYN with data", change(grow(t, example(t, "A"), 5), 33, byte(TCPSyn)), answerTCP4 + "0050c000" + "00000000" + "01020305" + "50140000" + "0000" + "0000"},
@@ -69,7 +69,7 @@ func TestAppendUnreachable(t *testing.T) {
 	for _, test := range []struct {
 		name   string
 		packet []byte
-		want   string // without checksums, but in the quotation; "": no answer
+		want   string // without checksums, except in the quotation; "": no answer
 	}{
 		{"UDP", example(t, "B"), icmp4(t, example(t, "B")[:28])},
 		{"UDP without payload, options", example(t, "K"), icmp4(t, example(t, "K"))},
@@ -109,7 +109,7 @@ func TestAppendUnreachable(t *testing.T) {
 	}
 }
 
-// grow returns a copy of a packet with so many more bytes of payload.
+// grow returns a copy of a packet with more bytes of payload.
 func grow(t testing.TB, b []byte, more int) []byte {
 	t.Helper()
 	b = append(slices.Clone(b), make([]byte, more)...)
@@ -121,7 +121,7 @@ func grow(t testing.TB, b []byte, more int) []byte {
 	return b
 }
 
-// behind returns a UDP packet whose hop-by-hop header has so many bytes.
+// behind returns a UDP packet with a hop-by-hop header of size bytes.
 func behind(t testing.TB, size int) []byte {
 	t.Helper()
 	e := example(t, "E")
@@ -131,7 +131,7 @@ func behind(t testing.TB, size int) []byte {
 	return grow(t, b, 0)
 }
 
-// icmp4 and icmp6 return the message about a packet of which so much is quoted, without checksums.
+// icmp4 and icmp6 return the message that quotes the bytes, without checksums.
 func icmp4(t testing.TB, quoted []byte) string {
 	head := unhex(t, "45000000dead000040010000c00002070a010203"+"0303000000000000")
 	IPv4(head).SetLength(uint16(len(head) + len(quoted)))
@@ -202,7 +202,7 @@ func clearChecksums(t testing.TB, b []byte) []byte {
 	return b
 }
 
-// Parsed is used again for packet after packet; a zero one is nobody's.
+// Parsed is reused for packet after packet; a zero one belongs to no packet.
 func TestAnswerToNothing(t *testing.T) {
 	for kind, answer := range answers {
 		for _, b := range [][]byte{nil, example(t, "A"), example(t, "D")[:10]} {
@@ -234,7 +234,7 @@ func benchmarkAnswer(b *testing.B, kind string, ids ...string) {
 	}
 }
 
-// FuzzAnswers holds the answers to any packet to what RFC 1122, RFC 4443 and RFC 9293 demand of them.
+// FuzzAnswers checks that the answers to any packet obey RFC 1122, RFC 4443 and RFC 9293.
 func FuzzAnswers(f *testing.F) {
 	for _, e := range examples {
 		f.Add(unhex(f, e.hex))
@@ -297,7 +297,7 @@ func checkNoLoop(t *testing.T, kind string, b []byte) {
 	}
 }
 
-// addrs returns source and destination, nothing of no header.
+// addrs returns source and destination, or nothing for an absent header.
 func (h IPv4) addrs() []netip.Addr {
 	if h == nil {
 		return nil

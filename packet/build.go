@@ -14,7 +14,7 @@ type Header struct {
 	TTL       uint8  // the hop limit; 0 stands for 64
 	TOS       uint8  // the traffic class: DSCP and ECN
 	ID        uint16 // IPv4: the identification
-	DF        bool   // IPv4: routers must not cut it
+	DF        bool   // IPv4: routers must not fragment the packet
 	FlowLabel uint32 // IPv6: 20 bits
 }
 
@@ -24,10 +24,10 @@ type Segment struct {
 	Flags    TCPFlags
 	Window   uint16
 	Urgent   uint16
-	Options  []byte // at most 40 bytes; zeros (the end of the list) fill the last four up
+	Options  []byte // at most 40 bytes; zeros (the end of the list) pad them to a multiple of 4
 }
 
-// defaultTTL is the hop limit of new packets (RFC 1700, and what Linux takes).
+// defaultTTL is the hop limit of new packets (RFC 1700; Linux uses the same).
 const defaultTTL = 64
 
 // AppendUDP appends a UDP datagram to dst and returns the extended slice. On ErrFamily and ErrTooLong it returns dst
@@ -46,7 +46,7 @@ func (h *Header) AppendUDP(dst, payload []byte) ([]byte, error) {
 	return dst, nil
 }
 
-// AppendTCP appends a TCP segment, as AppendUDP does. Options of more than 40 bytes are ErrTooLong too.
+// AppendTCP appends a TCP segment, as AppendUDP does. Options of more than 40 bytes fail with ErrTooLong too.
 func (h *Header) AppendTCP(dst []byte, s Segment, payload []byte) ([]byte, error) {
 	header := TCPHeaderLen + (len(s.Options)+3)&^3
 	if header > maxTCPHeader {
@@ -71,7 +71,7 @@ func (h *Header) AppendTCP(dst []byte, s Segment, payload []byte) ([]byte, error
 	return dst, nil
 }
 
-// maxTCPHeader is how long a TCP header with its options can be, in bytes: 15 words.
+// maxTCPHeader is the greatest length of a TCP header with its options, in bytes: 15 words.
 const maxTCPHeader = 60
 
 // AppendICMP appends an ICMP message, or an ICMPv6 message if the addresses are IPv6, as AppendUDP does. Type and code are
@@ -90,8 +90,8 @@ func (h *Header) AppendICMP(dst []byte, typ, code uint8, body uint32, payload []
 	return dst, nil
 }
 
-// appendIP appends a packet with so many zero bytes behind its IP header. It returns the extended slice, the packet in
-// it, and where the bytes begin. protocol4 is the protocol if the packet is of IPv4.
+// appendIP appends a packet with length zero bytes behind its IP header. It returns the extended slice, the packet in it,
+// and the offset of those bytes. The protocol is protocol4 in IPv4 packets, protocol6 in others.
 func (h *Header) appendIP(dst []byte, protocol4, protocol6 uint8, length int) (all, b []byte, at int, err error) {
 	from, to := h.Src.Addr().Unmap(), h.Dst.Addr().Unmap()
 	if !from.IsValid() || !to.IsValid() || from.Is4() != to.Is4() {
@@ -127,7 +127,7 @@ func (h *Header) appendIP(dst []byte, protocol4, protocol6 uint8, length int) (a
 	return all, b, at, nil
 }
 
-// appendHeader appends an IP packet with so many zero bytes behind its header, which lacks the addresses. It returns the
+// appendHeader appends an IP packet with length zero bytes behind its header, which lacks the addresses. It returns the
 // extended slice, the packet in it, and the header's length.
 func appendHeader(dst []byte, family, protocol4, protocol6, ttl uint8, length int) (all, b []byte, header int) {
 	header = IPv4HeaderLen
@@ -135,7 +135,7 @@ func appendHeader(dst []byte, family, protocol4, protocol6, ttl uint8, length in
 		header = IPv6HeaderLen
 	}
 	begin := len(dst)
-	all = append(dst, make([]byte, header+length)...) // makes nothing: the compiler extends dst
+	all = append(dst, make([]byte, header+length)...) // allocates nothing: the compiler extends dst
 	b = all[begin:]
 	if family == 6 {
 		ip := IPv6(b)

@@ -5,8 +5,8 @@ import (
 	"math/bits"
 )
 
-// ChecksumFlags say which checksums CalcChecksums leaves alone: the WINDIVERT_HELPER_NO_*_CHECKSUM
-// flags. Other bits mean nothing.
+// ChecksumFlags are checksums for CalcChecksums to leave alone: the WINDIVERT_HELPER_NO_*_CHECKSUM flags. Other bits mean
+// nothing.
 type ChecksumFlags uint64
 
 // The flags of CalcChecksums.
@@ -18,14 +18,14 @@ const (
 	NoUDPChecksum
 )
 
-// CalcChecksums computes the checksums of the packet in b and writes them: the IPv4 header's and the transport header's. It
-// sets the checksum bits of addr, which may be nil, for those that it writes, and never clears one. In a batch it touches
-// only the first packet. (Specification: packets.md 4.)
+// CalcChecksums computes the checksums of the packet in b and writes them: the IPv4 header's and the transport header's.
+// It sets the bits of addr, which may be nil, for the checksums that it writes, and never clears one. In a batch it
+// touches only the first packet. (Specification: packets.md 4.)
 //
-// It returns false if it cannot compute a checksum that was asked for: b is not a packet, or the transport header is there
-// but not all the bytes that its checksum covers (the packet is truncated, the first of several fragments, or its TCP header
-// reaches beyond the packet). It still writes the IPv4 header checksum then, unless b is not a packet. A packet without a
-// transport header is no failure.
+// It returns false if it cannot compute a checksum that was asked for: b is not a packet, or the transport header is
+// there but not all the bytes under its checksum (the packet is truncated, the first of several fragments, or its TCP
+// header reaches beyond the packet). It still writes the IPv4 header checksum then, unless b is not a packet. A packet
+// without a transport header is no failure.
 func CalcChecksums(b []byte, addr *Address, flags ChecksumFlags) bool {
 	var p Parsed
 	if !p.Parse(b) {
@@ -56,9 +56,9 @@ func CalcChecksums(b []byte, addr *Address, flags ChecksumFlags) bool {
 
 // transport describes the checksum of a transport protocol.
 type transport struct {
-	skip     ChecksumFlags // the flag that leaves it alone
+	skip     ChecksumFlags // the flag to leave it alone
 	protocol uint8
-	field    int  // where it is in the header
+	field    int  // its offset in the header
 	pseudo   bool // whether it covers a pseudo-header
 }
 
@@ -69,7 +69,7 @@ var (
 	transportICMPv6 = transport{NoICMPv6Checksum, ProtocolICMPv6, 2, true}
 )
 
-// transport returns the description of the transport header that is there, nil if there is none.
+// transport returns the description of the packet's transport header, nil if there is none.
 func (p *Parsed) transport() *transport {
 	switch {
 	case p.Family == 0: // nothing was parsed
@@ -86,15 +86,15 @@ func (p *Parsed) transport() *transport {
 	return nil
 }
 
-// segment returns what the checksum of the transport header t covers in b, from that header to the end
-// of the packet. It returns nil if not all of it is there.
+// segment returns the part of b under the checksum of the transport header t, from that header to the end of the packet.
+// It returns nil if some of it is missing.
 func (p *Parsed) segment(b []byte, t *transport) []byte {
 	if t == nil || p.Truncated || p.MF || len(b) < int(p.Length) {
 		return nil
 	}
 	segment := b[max(p.TCPOff, p.UDPOff, p.ICMPOff, p.ICMPv6Off):p.Length]
 	if t == &transportTCP && TCP(segment).HeaderLen() > len(segment) {
-		return nil // the length in the original's pseudo-header is then not the packet's
+		return nil // the pseudo-header of the original then has another length than the packet
 	}
 	return segment
 }
@@ -111,11 +111,11 @@ func (p *Parsed) WriteIPChecksum(b []byte) bool {
 	return true
 }
 
-// WriteTransportChecksum writes the TCP, UDP, ICMP or ICMPv6 checksum of the packet in the parsed b, over the whole segment,
-// whatever the field holds: nothing, a wrong checksum, or the sum of the pseudo-header that a kernel leaves there for the
-// hardware to complete. It writes a UDP checksum of 0 as 0xFFFF (RFC 768). It returns false and writes nothing if there is no
-// transport header or not all the bytes that the checksum covers: the packet is truncated, a fragment that is not the last,
-// or its TCP header reaches beyond the packet.
+// WriteTransportChecksum writes the TCP, UDP, ICMP or ICMPv6 checksum of the packet in the parsed b, over the whole
+// segment. It ignores the field's old value, such as the sum of the pseudo-header that a kernel leaves there for the
+// hardware to complete. It writes a UDP checksum of 0 as 0xFFFF (RFC 768). It returns false and writes nothing if there
+// is no transport header or some bytes under the checksum are missing: the packet is truncated, a fragment that is not
+// the last, or its TCP header reaches beyond the packet.
 func (p *Parsed) WriteTransportChecksum(b []byte) bool {
 	t := p.transport()
 	segment := p.segment(b, t)
@@ -161,9 +161,9 @@ func (p *Parsed) segmentSum(b, segment []byte, t *transport) uint16 {
 	return Sum(segment, p.pseudoSum(b, len(segment), t.protocol))
 }
 
-// PseudoHeaderSum returns the sum, not complemented, of the pseudo-header of the TCP, UDP or ICMPv6 packet in the parsed b:
-// the value in the checksum field of a packet whose checksum is left to the hardware. It is 0, which no such sum is, if the
-// packet has no transport header with a pseudo-header.
+// PseudoHeaderSum returns the sum, not complemented, of the pseudo-header of the TCP, UDP or ICMPv6 packet in the parsed
+// b: the kernel leaves it in the checksum field for the hardware to complete. Such a sum is never 0; PseudoHeaderSum
+// returns 0 if the packet has no transport header with a pseudo-header.
 func (p *Parsed) PseudoHeaderSum(b []byte) uint16 {
 	t := p.transport()
 	if t == nil || !t.pseudo || len(b) < int(p.HeaderLen) {
@@ -173,9 +173,9 @@ func (p *Parsed) PseudoHeaderSum(b []byte) uint16 {
 	return p.pseudoSum(b, int(p.Length-off), t.protocol)
 }
 
-// pseudoSum is the sum of the pseudo-header for an upper-layer packet of size bytes (RFC 9293
-// section 3.1, RFC 8200 section 8.1). The addresses are those of the IP header, the protocol is that
-// behind the extension headers. Where the fields stand makes no difference to the sum.
+// pseudoSum is the sum of the pseudo-header for an upper-layer packet of size bytes (RFC 9293 section 3.1, RFC 8200
+// section 8.1). The addresses are those of the IP header, the protocol is that behind the extension headers. The order of
+// the fields makes no difference to the sum.
 func (p *Parsed) pseudoSum(b []byte, size int, protocol uint8) uint16 {
 	addrs := b[12:20]
 	if p.Family == 6 {
@@ -187,12 +187,12 @@ func (p *Parsed) pseudoSum(b []byte, size int, protocol uint8) uint16 {
 // Checksum returns the internet checksum of b (RFC 1071): the complement of its Sum.
 func Checksum(b []byte) uint16 { return ^Sum(b, 0) }
 
-// Sum returns the ones' complement sum of initial and the 16-bit words of b, not complemented. An odd last byte counts as if
-// a zero byte followed. Sums of several parts therefore chain through initial if all parts but the last have an even length.
-// The sum of data that includes its correct checksum is 0xFFFF.
+// Sum returns the ones' complement sum of initial and the 16-bit words of b, not complemented. An odd last byte counts as
+// if a zero byte followed. Sums of several parts therefore chain through initial if all parts but the last have an even
+// length. Data that includes its correct checksum has the sum 0xFFFF.
 func Sum(b []byte, initial uint16) uint16 {
-	// The sum comes out swapped if all words are swapped, so the loads can be those of a little-endian
-	// machine (RFC 1071 section 2 B), and eight bytes at a time as 2^16 = 1 modulo 2^16 - 1.
+	// Swapping the bytes of all words swaps those of the sum, so the loads can be little-endian ones (RFC 1071 section 2
+	// B), and take eight bytes at a time because 2^16 = 1 modulo 2^16 - 1.
 	le := binary.LittleEndian
 	sum := uint64(bits.ReverseBytes16(initial))
 	var carry uint64
@@ -239,9 +239,8 @@ func fold64(sum uint64) uint16 {
 	return uint16(sum)
 }
 
-// UpdateChecksum16 returns the checksum after a 16-bit field that it covers has changed (RFC 1624, equation 3). The field
-// must be at an even offset of the covered bytes. For UDP, a checksum of 0 means that there is none, so leave it; store a
-// result of 0 as 0xFFFF.
+// UpdateChecksum16 returns the checksum after a 16-bit field under it has changed (RFC 1624, equation 3). The field must
+// be at an even offset of the covered bytes. A UDP checksum of 0 means none, so leave it; store a result of 0 as 0xFFFF.
 func UpdateChecksum16(checksum, before, after uint16) uint16 {
 	return ^fold64(uint64(^checksum) + uint64(^before) + uint64(after))
 }

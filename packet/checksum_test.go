@@ -134,7 +134,7 @@ func TestCalcChecksumsDetails(t *testing.T) {
 	})
 }
 
-// TestChecksumLeftToHardware completes checksums as a kernel leaves them for the hardware.
+// TestChecksumLeftToHardware completes checksums that a kernel leaves to the hardware.
 func TestChecksumLeftToHardware(t *testing.T) {
 	for _, id := range []string{"A", "B", "D", "E", "F", "K"} {
 		t.Run(id, func(t *testing.T) {
@@ -147,7 +147,7 @@ func TestChecksumLeftToHardware(t *testing.T) {
 			off := int(max(p.TCPOff, p.UDPOff, p.ICMPv6Off))
 			field := b[off+map[uint8]int{ProtocolTCP: 16, ProtocolUDP: 6, ProtocolICMPv6: 2}[p.Protocol]:]
 			be.PutUint16(field, p.PseudoHeaderSum(b))
-			// This is what the hardware does: it sums up the segment with the field as it is.
+			// The hardware sums up the segment with the field as it is.
 			if hardware := Checksum(b[off:]); hardware != be.Uint16(want[len(b)-len(field):]) {
 				t.Errorf("the hardware would write %04x", hardware)
 			}

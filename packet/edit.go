@@ -7,8 +7,8 @@ import (
 	"net/netip"
 )
 
-// The errors of the functions that build, change and cut packets. The errors they return wrap one of these and say
-// which packet and why.
+// The errors of the functions that build, change and cut packets. They come wrapped in an error that names the packet and
+// the reason.
 var (
 	ErrMalformed = errors.New("not one whole IP packet")
 	ErrFragment  = errors.New("the packet is a fragment")
@@ -17,15 +17,15 @@ var (
 	ErrTooLong   = errors.New("does not fit an IP packet")
 )
 
-// Changed says that the program has changed bytes of the packet by hand: it clears the checksum bits of Addr, so that Send
-// computes the checksums of the IPv4 header and of TCP and UDP again. Send never computes those of ICMP and ICMPv6;
+// Changed records that the program has changed bytes of the packet itself: it clears the checksum bits of Addr, so that
+// Send computes the checksums of the IPv4 header and of TCP and UDP again. Send never computes those of ICMP and ICMPv6;
 // CalcChecksums does. The methods below maintain Addr and the checksums themselves.
 func (p *Packet) Changed() {
 	p.Addr.IPChecksum, p.Addr.TCPChecksum, p.Addr.UDPChecksum = false, false, false
 }
 
-// Clone returns a copy of the packet with memory of its own, to keep while p goes to the next receive call. Only one of the
-// two can go on as the captured packet; if the other is sent too, it is injected as a new one.
+// Clone returns a copy of the packet with memory of its own, to keep while p goes to the next receive call. Only one of
+// the two can go on as the captured packet; if the other is sent too, it is injected as a new one.
 func (p *Packet) Clone() Packet {
 	return Packet{Data: append([]byte(nil), p.Data...), Addr: p.Addr}
 }
@@ -87,8 +87,8 @@ func (p *Parsed) portField(b []byte, source bool) []byte {
 // It fails with ErrMalformed, ErrFamily, or ErrNoPorts if to has a port and the packet has none, and then changes nothing.
 func (p *Packet) SetSrc(to netip.AddrPort) error { return p.setEnd(true, to) }
 
-// SetDst sets the destination address and port, as SetSrc does. Behind a routing header it sets the next stop; the checksums
-// cover the last one, so they stay.
+// SetDst sets the destination address and port, as SetSrc does. With a routing header it sets the next stop; the
+// checksums cover the final destination, so they stay.
 func (p *Packet) SetDst(to netip.AddrPort) error { return p.setEnd(false, to) }
 
 func (p *Packet) setEnd(source bool, to netip.AddrPort) error {
@@ -113,7 +113,7 @@ func (p *Packet) setEnd(source bool, to netip.AddrPort) error {
 	return nil
 }
 
-// bytesOf returns an address as it stands in the header of the packet's family, its first size bytes, and whether it can.
+// bytesOf returns an address in the form of the packet's family, in its first size bytes; ok is false if it has none.
 func (p *Parsed) bytesOf(a netip.Addr) (b [16]byte, size int, ok bool) {
 	switch {
 	case p.Family == 4 && a.Unmap().Is4():
@@ -126,7 +126,7 @@ func (p *Parsed) bytesOf(a netip.Addr) (b [16]byte, size int, ok bool) {
 	return b, 0, false
 }
 
-// put replaces a field of the headers, of an even length and at an even place, and corrects the checksums that cover it.
+// put overwrites a field of the headers, of even length and at an even offset, and corrects the checksums over it.
 func (p *Packet) put(h *Parsed, field, by []byte, inIP, inTransport bool) {
 	before, after := Sum(field, 0), Sum(by, 0)
 	copy(field, by)
@@ -152,8 +152,8 @@ func (p *Packet) put(h *Parsed, field, by []byte, inIP, inTransport bool) {
 	be.PutUint16(p.Data[at:], sum)
 }
 
-// summed reports whether the transport's checksum covers an address in the header of the parsed b: it does not
-// where Ends tells of another one.
+// summed reports whether the transport's checksum covers an address in the header of the parsed b. It covers another one
+// where Ends returns it.
 func (p *Parsed) summed(b []byte, source bool) bool {
 	src, dst, ok := p.Ends(b)
 	field := p.addrField(b, source)
@@ -175,14 +175,14 @@ func (p *Packet) Payload() []byte {
 
 // SetPayload replaces the bytes that Payload returns by b, of any length that fits. It sets the lengths of the IP and UDP
 // headers and the checksums of the IPv4 header and of ICMP, and clears Addr's bits for TCP and UDP, so that Send computes
-// those. It keeps no reference to b, which may be a part of Data. If the packet grows, Data moves to memory of the Packet's
-// own, which later calls reuse. Bytes behind the packet's end are cut off.
+// those. It keeps no reference to b, which may be a part of Data. If the packet grows, Data moves to memory of the
+// Packet's own, which later calls reuse. Bytes behind the packet's end are cut off.
 //
-// If the bytes of a TCP stream become more or fewer, its sequence numbers must be changed in both directions from then on:
-// see Stream. A packet that becomes longer than its path's MTU must be cut by a Segmenter, or sending it fails.
+// If the length of a TCP stream changes, its sequence numbers must be changed in both directions from then on: see
+// Stream. A packet that becomes longer than its path's MTU must be cut by a Segmenter, or sending it fails.
 //
-// It fails with ErrMalformed if the packet is cut short, with ErrFragment, because a fragment's payload is only a part, or
-// with ErrTooLong, and then changes nothing.
+// It fails with ErrMalformed if the packet is cut short, with ErrFragment for a fragment, whose payload is only a part,
+// or with ErrTooLong, and then changes nothing.
 func (p *Packet) SetPayload(b []byte) error {
 	var h Parsed
 	switch {
@@ -214,7 +214,7 @@ func (p *Packet) SetPayload(b []byte) error {
 	return nil
 }
 
-// headerCut reports whether the packet in the parsed b ends before its transport header does.
+// headerCut reports whether the packet in the parsed b ends within its transport header.
 func (p *Parsed) headerCut(b []byte) bool {
 	if p.TCPOff >= 0 {
 		n := TCP(b[p.TCPOff:]).HeaderLen()
@@ -230,7 +230,7 @@ func (p *Parsed) headerCut(b []byte) bool {
 	return p.Protocol == ProtocolTCP || p.Protocol == ProtocolUDP || p.Protocol == icmp || p.Family == 6 && isExtension[p.Protocol]
 }
 
-// longest returns the length of the longest packet of the family, in bytes.
+// longest returns the greatest length of a packet of the family, in bytes.
 func (p *Parsed) longest() int {
 	if p.Family == 6 {
 		return IPv6HeaderLen + 0xFFFF
@@ -238,7 +238,7 @@ func (p *Parsed) longest() int {
 	return 0xFFFF
 }
 
-// resize makes Data its first so many bytes and b behind them. Bytes of b may lie in Data.
+// resize sets Data to its first headers bytes and b behind them. Bytes of b may lie in Data.
 func (p *Packet) resize(headers int, b []byte) {
 	size := headers + len(b)
 	if size <= len(p.Data) {
@@ -261,5 +261,5 @@ func (p *Packet) resize(headers int, b []byte) {
 	p.Data = data
 }
 
-// spareRoom is how much longer than asked for the memory is that SetPayload makes, in bytes: for the next packet.
+// spareRoom is the memory that SetPayload allocates beyond its need, in bytes: for the next packet.
 const spareRoom = 256

@@ -89,7 +89,7 @@ func TestSetEndsErrors(t *testing.T) {
 	}
 }
 
-// Where the IP header names a stop on the way, the transport's checksum is over the last one, and stays.
+// Where the IP header names a stop on the way, the transport's checksum covers the last stop, and stays.
 func TestSetDstOnRoute(t *testing.T) {
 	lsrr := []byte{131, 7, 4, 203, 0, 113, 1, 0}
 	b4 := append(example(t, "B")[:20:20], append(lsrr, example(t, "B")[20:]...)...)
@@ -103,7 +103,7 @@ func TestSetDstOnRoute(t *testing.T) {
 		b     []byte
 		to    netip.AddrPort
 		at    int  // the checksum
-		stays bool // it does
+		stays bool // the checksum does
 	}{
 		{"IPv4 source route", b4, far4, 28 + 6, true},
 		{"IPv4 source route at its end", change(b4, 22, 8), far4, 28 + 6, false},
@@ -165,7 +165,7 @@ func TestSetPayloadErrors(t *testing.T) {
 	}
 }
 
-// A packet must not grow into the bytes behind it, whatever capacity its slice has.
+// A packet must not grow into the bytes behind it, whatever the capacity of its slice.
 func TestSetPayloadMemory(t *testing.T) {
 	batch := append(example(t, "B"), example(t, "C")...)
 	p := vouched(batch[:len(example(t, "B"))])
@@ -175,7 +175,7 @@ func TestSetPayloadMemory(t *testing.T) {
 	if !bytes.Equal(batch[len(example(t, "B")):], example(t, "C")) {
 		t.Fatal("the packet behind it has changed")
 	}
-	// Bytes of the packet itself, moved within it.
+	// The new payload is a part of the packet itself, moved within it.
 	if err := p.SetPayload(p.Payload()[7:]); err != nil || string(p.Payload()) != "than before" {
 		t.Fatalf("%q, %v", p.Payload(), err)
 	}
@@ -195,7 +195,7 @@ func TestClone(t *testing.T) {
 	}
 }
 
-// For any bytes, changes that succeed keep right checksums right.
+// For any bytes, changes that succeed keep correct checksums correct.
 func FuzzEdit(f *testing.F) {
 	for _, e := range examples {
 		f.Add(unhex(f, e.hex), []byte("payload"), []byte{1, 2, 3, 4}, uint16(99))

@@ -68,7 +68,7 @@ func ExampleUpdateChecksum16() {
 	var p packet.Parsed
 	p.Parse(b)
 	udp := p.UDP(b)
-	// One port of a packet of any length changes: no need to sum it all up again.
+	// One port of a packet of any length changes: no need to sum up the whole packet again.
 	sum := packet.UpdateChecksum16(udp.Checksum(), udp.DstPort(), 5300)
 	udp.SetDstPort(5300)
 	udp.SetChecksum(sum)
@@ -104,7 +104,7 @@ func ExampleHeader_AppendTCP() {
 	// Output: 60 <nil>
 }
 
-// A word becomes a longer one, and both ends agree on how many bytes there were.
+// A longer word replaces a word, and both ends still agree on the number of bytes.
 func ExampleStream() {
 	client, server := netip.MustParseAddrPort("10.0.0.1:40000"), netip.MustParseAddrPort("10.0.0.2:80")
 	out, back := packet.Header{Src: client, Dst: server}, packet.Header{Src: server, Dst: client}

@@ -5,7 +5,7 @@ import (
 	"math/bits"
 )
 
-// The constants of the hash: the primes of xxHash64, and the words that the headers are mixed with.
+// The constants of the hash: the primes of xxHash64, and words mixed with the headers.
 const (
 	hashPrime1 = 0x9E3779B185EBCA87
 	hashPrime2 = 0xC2B2AE3D27D4EB4F
@@ -29,9 +29,8 @@ func Hash(b []byte, seed uint64) uint64 {
 	return p.Hash(b, seed)
 }
 
-// Hash returns the hash of the headers in the parsed b, of truncated packets too. The filter
-// fields random8, random16 and random32 are taken from it (filter-language.md 6). It is 0 if the
-// parse failed.
+// Hash returns the hash of the headers in the parsed b, even if the packet is truncated. The filter fields random8,
+// random16 and random32 are taken from it (filter-language.md 6). It is 0 if the parse failed.
 func (p *Parsed) Hash(b []byte, seed uint64) uint64 {
 	le := binary.LittleEndian
 	words := [8]uint64{seed, seed, seed, seed, seed, seed, seed, seed}
@@ -51,7 +50,7 @@ func (p *Parsed) Hash(b []byte, seed uint64) uint64 {
 		return 0
 	}
 
-	var spill uint64 // the part of a TCP header that finds no word of its own behind IPv6
+	var spill uint64 // the part of a TCP header that does not fit behind an IPv6 header
 	if tcp := p.TCP(b); tcp != nil {
 		words[n] = le.Uint64(tcp)
 		words[n+1] = le.Uint64(tcp[8:])
@@ -74,8 +73,8 @@ func (p *Parsed) Hash(b []byte, seed uint64) uint64 {
 	return mix(&words)
 }
 
-// FlowHash returns a hash of the addresses, and of the ports of TCP and UDP, in b, of which p is the parse: all packets of a
-// flow in one direction have the same. It is 0 if the parse failed. Do not use it for tables that strangers can fill.
+// FlowHash returns a hash of the addresses, and of the ports of TCP and UDP, in b, parsed as p. All packets of a flow in
+// one direction share it. It is 0 if the parse failed. Do not use it for tables that strangers can fill.
 func (p *Parsed) FlowHash(b []byte) uint64 {
 	le := binary.LittleEndian
 	var words [8]uint64

@@ -35,8 +35,8 @@ func TestHashExamples(t *testing.T) {
 	}
 }
 
-// TestHashRandomFields checks the table of packets.md 9.4: the bits of the hash that the random fields
-// take, of the truncated packet O too.
+// TestHashRandomFields checks the table of packets.md 9.4: the bits of the hash in the random fields, also for the
+// truncated packet O.
 func TestHashRandomFields(t *testing.T) {
 	for _, tt := range []struct {
 		id       string
@@ -84,7 +84,7 @@ func TestHashDetails(t *testing.T) {
 			var p Parsed
 			p.Parse(b)
 			for n := range len(b) {
-				p.Hash(b[:n], 1) // reads no further than b
+				p.Hash(b[:n], 1) // stays within b
 			}
 		}
 	})

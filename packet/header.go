@@ -5,10 +5,10 @@ import (
 	"net/netip"
 )
 
-// The header views below are the packet's own bytes: a setter changes the packet, and the view lives as
-// long as the packet does. Get them from a Parsed, which makes sure that the header is there; a view
-// made by conversion must have the length of the fixed header at least. Values are in host order.
-// Setters leave all checksums alone. (Specification: api.md 2.2.)
+// The header views below are the packet's own bytes: a setter changes the packet, and the view lives as long as the
+// packet does. Get them from a Parsed, which makes sure that the header is there; a view made by conversion must have at
+// least the length of the fixed header. Values are in host order. Setters leave all checksums alone. (Specification:
+// api.md 2.2.)
 
 var be = binary.BigEndian
 
@@ -206,8 +206,7 @@ func (h ICMP) Checksum() uint16 { return be.Uint16(h[2:]) }
 // SetChecksum sets the checksum.
 func (h ICMP) SetChecksum(v uint16) { be.PutUint16(h[2:], v) }
 
-// Body returns the 4 bytes whose meaning depends on the type, in an echo identifier and sequence
-// number, as one number.
+// Body returns the 4 bytes whose meaning depends on the type, as one number: in an echo, identifier and sequence number.
 func (h ICMP) Body() uint32 { return be.Uint32(h[4:]) }
 
 // SetBody sets the 4 bytes whose meaning depends on the type.
@@ -228,7 +227,7 @@ const (
 	TCPCwr
 )
 
-// TCP is a TCP header with its options, as far as they are there (RFC 9293 section 3.1).
+// TCP is a TCP header with its options, as far as the packet holds them (RFC 9293 section 3.1).
 //
 //	 0 source port   2 destination port
 //	 4 sequence number   8 acknowledgment number
@@ -263,8 +262,7 @@ func (h TCP) Ack() uint32 { return be.Uint32(h[8:]) }
 // SetAck sets the acknowledgment number.
 func (h TCP) SetAck(v uint32) { be.PutUint32(h[8:], v) }
 
-// HeaderLen returns the length of the header with its options, in bytes, as the data offset says. It
-// may be more than the packet holds.
+// HeaderLen returns the length of the header with its options, in bytes, by the data offset. The packet may hold less.
 func (h TCP) HeaderLen() int { return int(h[12]>>4) * 4 }
 
 // SetHeaderLen sets the data offset, given in bytes: a multiple of 4 from 20 to 60. It reports
@@ -301,7 +299,7 @@ func (h TCP) Urgent() uint16 { return be.Uint16(h[18:]) }
 // SetUrgent sets the urgent pointer.
 func (h TCP) SetUrgent(v uint16) { be.PutUint16(h[18:], v) }
 
-// Options returns the options that are there, nil if there are none.
+// Options returns the options that the packet holds, nil if there are none.
 func (h TCP) Options() []byte { return options(h, TCPHeaderLen, h.HeaderLen()) }
 
 // UDP is a UDP header of 8 bytes (RFC 768).
@@ -324,8 +322,8 @@ func (h UDP) DstPort() uint16 { return be.Uint16(h[2:]) }
 // SetDstPort sets the destination port.
 func (h UDP) SetDstPort(v uint16) { be.PutUint16(h[2:], v) }
 
-// Length returns the length of header and payload in bytes, as the header says. The
-// parser goes by the IP header instead.
+// Length returns the length of header and payload in bytes, as the header gives it. The parser uses the IP header
+// instead.
 func (h UDP) Length() uint16 { return be.Uint16(h[4:]) }
 
 // SetLength sets the length of header and payload in bytes.

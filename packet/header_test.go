@@ -121,7 +121,7 @@ func TestHeaderGetters(t *testing.T) {
 	})
 }
 
-// TestHeaderSetters sets each field in headers of zeros and of ones: its bits change, no others do.
+// TestHeaderSetters sets each field in headers of zeros and of ones: its bits change and no others.
 func TestHeaderSetters(t *testing.T) {
 	v4, v6 := netip.MustParseAddr("1.2.3.4"), netip.MustParseAddr("1:2:3:4:5:6:7:8")
 	v6bytes := []byte{0, 1, 0, 2, 0, 3, 0, 4, 0, 5, 0, 6, 0, 7, 0, 8}
@@ -130,7 +130,7 @@ func TestHeaderSetters(t *testing.T) {
 		size  int
 		set   func(b []byte)
 		at    int
-		value []byte // the bytes at that place, in a header of zeros
+		value []byte // the bytes there, in a header of zeros
 		mask  []byte // the bits that belong to the field; nil: all
 	}{
 		{"IPv4.SetHeaderLen", 20, func(b []byte) { IPv4(b).SetHeaderLen(40) }, 0, []byte{0x0A}, []byte{0x0F}},
@@ -198,7 +198,7 @@ func TestHeaderSetters(t *testing.T) {
 	}
 }
 
-// TestHeaderSettersRefuse checks that a value that does not fit is refused and changes nothing.
+// TestHeaderSettersRefuse checks that a setter refuses a value that does not fit, and changes nothing.
 func TestHeaderSettersRefuse(t *testing.T) {
 	v6 := netip.MustParseAddr("2001:db8::1")
 	zero := make([]byte, 40)

@@ -12,7 +12,7 @@ func TestPacketBuffer(t *testing.T) {
 	if again := p.Buffer(60); len(again) < 60 || &again[0] != &first[0] {
 		t.Error("a smaller request got other memory")
 	}
-	p.Data = make([]byte, 10) // the caller's own
+	p.Data = make([]byte, 10) // the caller's memory
 	if again := p.Buffer(100); &again[0] != &first[0] || &again[0] == &p.Data[0] {
 		t.Error("the memory followed Data")
 	}

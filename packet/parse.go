@@ -40,8 +40,8 @@ type Parsed struct {
 	TCPOff    int32
 	UDPOff    int32
 
-	Length     int32 // what the IP header says, the IP header included; up to 65575
-	HeaderLen  int32 // all headers, and so the place where the payload would start
+	Length     int32 // from the IP header, which it includes; up to 65575
+	HeaderLen  int32 // of all headers, and so the offset at which a payload would start
 	PayloadOff int32 // -1 if the payload is empty
 	PayloadLen int32 // up to the end of the packet or of the buffer, whichever comes first
 	FragOff    int32 // fragment offset in bytes
@@ -54,21 +54,20 @@ type Parsed struct {
 	Extended  bool  // the buffer goes on after the packet
 }
 
-// absent is the result for bytes that are no packet.
+// absent is the result for bytes that are not a packet.
 var absent = Parsed{
 	IPv4Off: -1, IPv6Off: -1, ICMPOff: -1, ICMPv6Off: -1, TCPOff: -1, UDPOff: -1, PayloadOff: -1,
 }
 
-// Parse parses the packet at the start of b, an IP header first, and reports whether it is one.
-// Packets that end before or after the end of b are accepted and marked Truncated or Extended.
-// On false, all of p is absent or zero. Parse does not look at checksums, TCP options or the length in
-// the UDP header.
+// Parse parses the packet at the start of b, an IP header first, and reports whether b starts with one. It accepts
+// packets that end before or after the end of b, and marks them Truncated or Extended. On false, all of p is absent or
+// zero. Parse does not look at checksums, TCP options or the length in the UDP header.
 func (p *Parsed) Parse(b []byte) bool {
 	*p = absent
 	if len(b) < IPv4HeaderLen {
 		return false
 	}
-	var used, cursor int // the packet's bytes in b, and how many of them are parsed
+	var used, cursor int // the packet's bytes in b, and the number parsed so far
 	switch b[0] >> 4 {
 	case 4:
 		cursor = int(b[0]&0x0F) * 4
@@ -112,8 +111,8 @@ func (p *Parsed) Parse(b []byte) bool {
 	return true
 }
 
-// ParseExact is Parse for a buffer that must hold one packet and nothing else: it also fails if the
-// packet is Truncated or Extended. Captured packets are judged this way (packets.md 1.4).
+// ParseExact is Parse for a buffer that must hold one packet and nothing else: it also fails if the packet is Truncated
+// or Extended. Captured packets are judged this way (packets.md 1.4).
 func (p *Parsed) ParseExact(b []byte) bool {
 	if !p.Parse(b) {
 		return false
@@ -125,7 +124,7 @@ func (p *Parsed) ParseExact(b []byte) bool {
 	return true
 }
 
-// setLength notes the packet's length and returns how much of it is there.
+// setLength notes the packet's length and returns the length of the part in the buffer.
 func (p *Parsed) setLength(total, available int) int {
 	p.Length = int32(total)
 	p.Truncated = total > available
@@ -133,15 +132,14 @@ func (p *Parsed) setLength(total, available int) int {
 	return min(total, available)
 }
 
-// isExtension tells the IPv6 extension headers that the parser can skip.
+// isExtension holds the IPv6 extension headers that the parser can skip.
 var isExtension = [256]bool{
 	ProtocolHopByHop: true, ProtocolRouting: true, ProtocolFragment: true, ProtocolAH: true,
 	ProtocolDestOptions: true, ProtocolMobility: true,
 }
 
-// parseExtensions skips the IPv6 extension headers (RFC 8200 section 4) and returns the offset of what
-// follows. It stops where a header is not complete and at a second fragment header; the protocol
-// is then that header's own.
+// parseExtensions skips the IPv6 extension headers (RFC 8200 section 4) and returns the offset behind them. It stops
+// where a header is incomplete and at a second fragment header; the protocol is then that header's own.
 func (p *Parsed) parseExtensions(b []byte) (cursor int) {
 	cursor = IPv6HeaderLen
 	for p.FragOff == 0 && len(b)-cursor >= 2 && isExtension[p.Protocol] {
@@ -170,8 +168,7 @@ func (p *Parsed) parseExtensions(b []byte) (cursor int) {
 	return cursor
 }
 
-// parseTransport notes the transport header at the cursor, if it is all there, and returns the offset of
-// what follows it.
+// parseTransport notes the transport header at the cursor, if it is complete, and returns the offset behind it.
 func (p *Parsed) parseTransport(b []byte, cursor int) int {
 	n := len(b) - cursor
 	switch p.Protocol {
@@ -220,7 +217,7 @@ func (p *Parsed) Next(b []byte) []byte {
 	return b[p.Length:]
 }
 
-// part returns the size bytes at off, nil if there are none or b is not that long.
+// part returns the size bytes at off, nil if the header is absent or b too short.
 func part(b []byte, off, size int32) []byte {
 	if off < 0 || size <= 0 || len(b) < int(off)+int(size) {
 		return nil
@@ -230,7 +227,7 @@ func part(b []byte, off, size int32) []byte {
 }
 
 // Split iterates over a batch: packets that lie back to back in b. For each packet it sets p to its parse and yields its
-// bytes, a part of b, with true. It yields a rest that is not a complete packet as it is, with false.
+// bytes, a part of b, with true. If the rest is not a complete packet, it yields the rest with false.
 func (p *Parsed) Split(b []byte) iter.Seq2[[]byte, bool] {
 	return func(yield func([]byte, bool) bool) {
 		for rest := b; len(rest) > 0; {

@@ -60,7 +60,7 @@ func TestParseExamples(t *testing.T) {
 	}
 }
 
-// TestParseDetails checks the rules of packets.md 1 one by one, its quirks included.
+// TestParseDetails checks the rules of packets.md 1 one by one, including the quirks.
 func TestParseDetails(t *testing.T) {
 	a, b, d, f := example(t, "A"), example(t, "B"), example(t, "D"), example(t, "F")
 	v6 := func(next uint8, rest ...byte) []byte {
@@ -238,8 +238,8 @@ func TestNextAndPayload(t *testing.T) {
 	}
 }
 
-// parseModel is the parser once more, taken from the tables of packets.md 1 and made to be read: it
-// cuts header after header off the front of the rest.
+// parseModel is a second parser, written for clarity after the tables of packets.md 1: it cuts header after header off
+// the front of the rest.
 func parseModel(b []byte) Parsed {
 	none := Parsed{
 		IPv4Off: -1, IPv6Off: -1, ICMPOff: -1, ICMPv6Off: -1, TCPOff: -1, UDPOff: -1, PayloadOff: -1,

@@ -2,11 +2,11 @@ package packet
 
 import "net/netip"
 
-// Ends returns the addresses that the transport checksum of the packet in b, of which p is the parse, covers, if they are not
-// those of the IP header; otherwise ok is false. They differ on a source route, where the final destination counts: IPv6
-// routing headers of the types 0, 2, 3 and 4 with segments left (RFC 8200 section 8.1, RFC 6275, RFC 6554, RFC 8754) and the
-// IPv4 options LSRR and SSRR before their last hop (RFC 791 section 3.1). They also differ when a mobile host sends from
-// away: the address in its Home Address option counts (RFC 6275 section 11.3.1).
+// Ends returns the addresses under the transport checksum of the packet in b, parsed as p, if they are not those of the
+// IP header; otherwise ok is false. They differ on a source route, where the final destination counts: IPv6 routing
+// headers of the types 0, 2, 3 and 4 with segments left (RFC 8200 section 8.1, RFC 6275, RFC 6554, RFC 8754) and the IPv4
+// options LSRR and SSRR before their last hop (RFC 791 section 3.1). They also differ when a mobile host sends from away:
+// the address in its Home Address option counts (RFC 6275 section 11.3.1).
 func (p *Parsed) Ends(b []byte) (src, dst netip.Addr, ok bool) {
 	switch {
 	case len(b) < IPv4HeaderLen:
@@ -27,7 +27,7 @@ const (
 	optionSSRR = 0x89
 )
 
-// sourceRoute returns the last address of the route in IPv4 options, if the route has not come to its end.
+// sourceRoute returns the last address of the route in IPv4 options, if hops of the route remain.
 func sourceRoute(options []byte) (last netip.Addr, ok bool) {
 	for len(options) >= 2 && options[0] != optionEnd {
 		if options[0] == optionNone {
@@ -39,7 +39,7 @@ func sourceRoute(options []byte) (last netip.Addr, ok bool) {
 			return last, false
 		}
 		if kind := options[0]; kind == optionLSRR || kind == optionSSRR {
-			// Type, length, a pointer to the next hop that counts from 1, and the hops.
+			// Type, length, a pointer to the next hop (counted from 1), and the hops.
 			if size < 7 || int(options[2])+3 > size {
 				return last, false
 			}
@@ -90,8 +90,8 @@ const (
 	routingSegment = 4 // RFC 8754
 )
 
-// finalSegment returns the last address of a routing header that has segments left. dst is the packet's destination, whose
-// first bytes are those of a compressed address.
+// finalSegment returns the last address of a routing header that has segments left. dst is the packet's destination,
+// which supplies the first bytes of a compressed address.
 func finalSegment(h []byte, dst netip.Addr) (last netip.Addr, ok bool) {
 	const fixed = 8
 	if h[3] == 0 || len(h) < fixed {

@@ -75,7 +75,7 @@ func TestEnds(t *testing.T) {
 	rows := []struct {
 		name     string
 		b        []byte
-		src, dst netip.Addr // not valid: the IP header's count
+		src, dst netip.Addr // invalid if those of the IP header count
 	}{
 		{"IPv4", packet4(), netip.Addr{}, netip.Addr{}},
 		{"IPv4, other options", packet4(0x94, 4, 0, 0), netip.Addr{}, netip.Addr{}},
@@ -139,7 +139,7 @@ func FuzzEnds(f *testing.F) {
 		if ok && (src.Is4() != (p.Family == 4) || dst.Is4() != src.Is4()) {
 			t.Errorf("%v and %v in a packet of family %d", src, dst, p.Family)
 		}
-		p.Ends(b[:len(b)/2]) // other bytes than were parsed: no panic
+		p.Ends(b[:len(b)/2]) // not the bytes that were parsed: no panic
 		if !bytes.Equal(before, b) {
 			t.Error("the packet changed")
 		}

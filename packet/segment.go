@@ -6,13 +6,13 @@ import (
 	"fmt"
 )
 
-// ErrNotSegmentable says that a packet cannot be cut into TCP segments or UDP datagrams: it is a fragment, or of another
-// protocol. The errors of NewSegmenter wrap it and say which.
+// ErrNotSegmentable means that a packet cannot be cut into TCP segments or UDP datagrams: it is a fragment, or of another
+// protocol. The errors of NewSegmenter wrap it and name the reason.
 var ErrNotSegmentable = errors.New("cannot be cut into segments")
 
-// Segmenter cuts one large TCP packet into segments, or one large UDP packet into datagrams, as the kernel and network cards
-// do (net/ipv4/tcp_offload.c, udp_offload.c). On Linux a captured TCP packet may have 64 KiB. A Segmenter is a value that
-// refers to the packet, which must not change until the last Next. One goroutine may use it at a time.
+// Segmenter cuts one large TCP packet into segments, or one large UDP packet into datagrams, as the kernel and network
+// cards do (net/ipv4/tcp_offload.c, udp_offload.c). On Linux a captured TCP packet may have 64 KiB. A Segmenter is a
+// value that refers to the packet, which must not change until the last Next. One goroutine may use it at a time.
 type Segmenter struct {
 	b       []byte
 	parsed  Parsed
@@ -20,12 +20,12 @@ type Segmenter struct {
 	pos     int    // payload handed out so far
 	index   int    // segments handed out so far
 	ends    uint16 // sum of the addresses
-	segment int32  // where the header of TCP or UDP is
+	segment int32  // offset of the TCP or UDP header
 }
 
-// NewSegmenter prepares to cut b, one whole packet with TCP or UDP in it, into packets with size bytes of payload each, at
-// least 1; the last has the rest. For a path of a given MTU, size is the MTU less the HeaderLen of a Parsed. The checksums in
-// b may be wrong: all are computed, except that an IPv4 UDP checksum of 0 (none) stays. The errors are ErrMalformed and
+// NewSegmenter prepares to cut b, one whole TCP or UDP packet, into packets with size bytes of payload each, at least 1;
+// the last has the rest. For a path of a given MTU, size is the MTU less the HeaderLen of a Parsed. The checksums in b
+// may be wrong: Next computes all, except that an IPv4 UDP checksum of 0 (none) stays. The errors are ErrMalformed and
 // ErrNotSegmentable.
 func NewSegmenter(b []byte, size int) (Segmenter, error) {
 	s := Segmenter{b: b, size: size}
@@ -54,9 +54,9 @@ func NewSegmenter(b []byte, size int) (Segmenter, error) {
 // HeaderLen returns the length of the headers in each segment, in bytes.
 func (s *Segmenter) HeaderLen() int { return int(s.parsed.HeaderLen) }
 
-// Next writes the next segment to dst and returns its length, 0 after the last. A packet without payload is one segment. dst
-// must have room for HeaderLen plus the size given to NewSegmenter, or for the whole packet, and must not overlap it; if it
-// is too short, Next panics as an assignment to a short slice would.
+// Next writes the next segment to dst and returns its length, 0 after the last. A packet without payload is one segment.
+// dst must have room for HeaderLen plus the size given to NewSegmenter, or for the whole packet, and must not overlap it;
+// if it is too short, Next panics as an assignment to a short slice would.
 func (s *Segmenter) Next(dst []byte) int {
 	headers := s.HeaderLen()
 	left := len(s.b) - headers - s.pos
@@ -108,7 +108,7 @@ func (s *Segmenter) finishUDP(u UDP) {
 	u.SetChecksum(0)
 	sum := ^s.sum(u, ProtocolUDP)
 	if sum == 0 {
-		sum = 0xFFFF // 0 means that there is none (RFC 768)
+		sum = 0xFFFF // 0 means no checksum (RFC 768)
 	}
 	u.SetChecksum(sum)
 }
@@ -118,10 +118,10 @@ func (s *Segmenter) sum(segment []byte, protocol uint8) uint16 {
 	return Sum(segment, fold64(uint64(s.ends)+uint64(len(segment))+uint64(protocol)))
 }
 
-// AppendJoined appends to dst one TCP packet with the payloads of several packets, as many of the first as can be joined so
-// that a Segmenter would make the same packets again. They must be consecutive segments of one connection that differ only in
-// sequence number, IPv4 identification, length and checksums, all of one size. The last may be shorter, and only it may have
-// FIN or PSH. The result has at most 65,535 bytes. The kernel does the same with segments that a network card receives
+// AppendJoined appends to dst one TCP packet that joins the payloads of as many of the first packets as it can, so that a
+// Segmenter would make the same packets again. They must be consecutive segments of one connection that differ only in
+// sequence number, IPv4 identification, length and checksums, all of one size. The last may be shorter, and only it may
+// have FIN or PSH. The result has at most 65,535 bytes. The kernel joins the segments from a network card likewise
 // (net/ipv4/tcp_offload.c, tcp_gro_receive). AppendJoined returns the extended slice and the number of packets that it
 // joined: at least 1, with the bytes of the first unchanged if no other joins it. With no packets it returns dst and 0.
 func AppendJoined(dst []byte, packets ...[]byte) ([]byte, int) {
@@ -159,7 +159,7 @@ func AppendJoined(dst []byte, packets ...[]byte) ([]byte, int) {
 	return dst, n
 }
 
-// joinable parses a packet and reports whether another may be put behind it.
+// joinable parses a packet and reports whether another may be joined to it.
 func joinable(p *Parsed, b []byte) bool {
 	if !p.ParseExact(b) || p.TCPOff < 0 || p.Fragment || p.headerCut(b) || p.PayloadLen == 0 {
 		return false
@@ -168,8 +168,8 @@ func joinable(p *Parsed, b []byte) bool {
 	return !led && p.TCP(b).Flags()&^(TCPAck|TCPEce|TCPFin|TCPPsh) == 0
 }
 
-// continued reports whether next can be put behind before, the last of those that were put behind first, length bytes in
-// all. p is the result of parsing first.
+// continued reports whether next can be joined to first behind before, the last packet joined so far, when the whole has
+// length bytes. p is the parse of first.
 func (p *Parsed) continued(first, before, next []byte, length int) bool {
 	var q, r Parsed
 	q.ParseExact(before)
@@ -186,7 +186,7 @@ func (p *Parsed) continued(first, before, next []byte, length int) bool {
 	return bytes.Equal(p.constant(first), p.constant(next))
 }
 
-// constant returns the headers of a packet like the one that was parsed, with zeros for what differs from segment to
+// constant returns the headers of a packet like the parsed one, with the fields zeroed that differ from segment to
 // segment.
 func (p *Parsed) constant(b []byte) []byte {
 	var room [256]byte

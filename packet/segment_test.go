@@ -34,7 +34,7 @@ func mustUDP(t testing.TB, h Header, payload []byte) []byte {
 	return b
 }
 
-// extended puts extension headers of 8 bytes each between an IPv6 header and what follows.
+// extended puts extension headers of 8 bytes each behind an IPv6 header.
 func extended(b []byte, headers ...byte) []byte {
 	out, at := slices.Clone(b[:IPv6HeaderLen]), 6
 	for _, h := range headers {
@@ -123,7 +123,7 @@ func TestSegmentOnRoute(t *testing.T) {
 	b = append(b[:40:40], append(route, b[48:]...)...)
 	IPv6(b).SetLength(uint16(len(b) - IPv6HeaderLen))
 	for _, s := range cut(t, b, 100) {
-		IPv6(s).SetDst(near6.Addr()) // as it arrives
+		IPv6(s).SetDst(near6.Addr()) // as on arrival
 		s[43] = 0
 		whole(t, s)
 	}
@@ -164,7 +164,7 @@ func TestSegmentEdges(t *testing.T) {
 	}
 }
 
-// Segments can be joined to the packet that they were cut from.
+// Joining segments restores the packet from which they were cut.
 func TestJoin(t *testing.T) {
 	g := Segment{Seq: 0xFFFFFFF0, Ack: 5, Flags: TCPPsh | TCPAck, Options: []byte{1, 1, 8, 10, 1, 2, 3, 4, 5, 6, 7, 8}}
 	for _, h := range []Header{{Src: near4, Dst: far4, ID: 0xFFFF, DF: true}, {Src: near6, Dst: far6}} {

@@ -9,58 +9,59 @@ import (
 	"slices"
 )
 
-// Stream keeps a TCP connection consistent while a program changes the number of bytes in its segments. Give it each packet of
-// the connection, in both directions, in the order in which they came, before sending it on:
+// Stream keeps a TCP connection consistent while a program changes the number of bytes in its segments. Give it each
+// packet of the connection, in both directions, in the order of their arrival, before sending it on:
 //
 //	err := s.Edit(&p, func(fresh []byte) []byte { return bytes.ReplaceAll(fresh, old, new) })
 //
 // It shifts sequence and acknowledgment numbers, the blocks of selective acknowledgments (RFC 2018) and the window, so
 // that each end sees a stream without holes. It remembers each edit until the receiver has acknowledged it, so that
-// retransmitted bytes, however they are cut, become the same again. A packet may be dropped or held after Edit; the sender will
-// send it again.
+// retransmitted bytes, however they are cut, become the same again. A packet may be dropped or held after Edit; the
+// sender will send it again.
 //
-// A Stream may begin with the connection's SYN or in its middle. In the middle it leaves windows alone, because it does not know
-// their scale (RFC 7323). A Stream is for one connection: the zero Stream takes the first that comes, and a new SYN begins it
-// again. One goroutine may use it at a time.
+// A Stream may begin with the connection's SYN or in its middle. In the middle it leaves windows alone, because it does
+// not know their scale (RFC 7323). A Stream is for one connection: the zero Stream takes that of its first packet, and a
+// new SYN starts it afresh. One goroutine may use it at a time.
 //
-// If the stream grows, Edit reduces the window that the sender is offered by the growth so far, because
-// the receiver takes no more than it has offered. Packets should be as they are on the wire: a superpacket of
-// up to 64 KiB can be edited, but has little room to grow.
+// If the stream grows, Edit reduces the window offered to the sender by the growth so far, because the receiver takes no
+// more than it has offered. Packets should be as they are on the wire: a superpacket of up to 64 KiB can be edited, but
+// has little room to grow.
 type Stream struct {
 	a, b netip.AddrPort
-	half [2]half // what a sends, what b sends
+	half [2]half // the bytes of a, the bytes of b
 }
 
-// ErrTooManyEdits says that a Stream remembers as many edits as it may: the receiver has acknowledged nothing for long,
-// or the program does not give its packets to the Stream.
+// ErrTooManyEdits means that a Stream has reached its limit of remembered edits: the receiver has acknowledged nothing
+// for long, or the program does not give its packets to the Stream.
 var ErrTooManyEdits = errors.New("too many edits that nobody has acknowledged")
 
-// ErrOtherStream says that a packet given to a Stream is of another connection.
+// ErrOtherStream means that a packet given to a Stream is of another connection.
 var ErrOtherStream = errors.New("not the connection")
 
-// ErrGap says that a Stream has not seen the bytes before a segment: they were lost on the way here, or come late.
+// ErrGap means that a Stream has not seen the bytes before a segment: they were lost on the way here, or come late.
 var ErrGap = errors.New("bytes before the segment are missing")
 
-// maxEdits is how many edits a direction remembers. The receiver's window bounds them where its packets are seen.
+// maxEdits is the most edits that a direction remembers. If the Stream sees the receiver's packets, the receiver's window
+// bounds them.
 const maxEdits = 1 << 14
 
-// half is one direction. Positions count the sender's sequence numbers from base on, without end; the receiver's count
-// the same stream as edited.
+// half is one direction. Positions count the sender's bytes from base on, in 64 bits; the receiver's positions count the
+// same stream as edited.
 type half struct {
 	known  bool
 	base   uint32 // the sequence number at position 0
-	gone   int64  // end of the bytes that were sent on: only later ones may still be edited
+	gone   int64  // end of the bytes sent on: only later ones may still be edited
 	shift  int64  // the receiver's positions less the sender's, before the first edit
-	edits  []edit // not acknowledged as a whole, in order
-	length int64  // of the sender's bytes that were edited or looked at,
-	became int64  // and of what they are now
-	edge   int64  // where the receiver's window ends, as it counts; 0: unknown
+	edits  []edit // in order, none wholly acknowledged
+	length int64  // number of the sender's bytes given to change,
+	became int64  // and of the bytes in their place
+	edge   int64  // end of the receiver's window, in its positions; 0: unknown
 	begun  bool   // the sender's SYN was seen,
-	scales bool   // and it has a scale of the windows that it offers, which counts if both ends have one
+	scales bool   // and it carried a window scale, which counts if both ends sent one
 	scale  uint8
 }
 
-// edit is a part of a stream that has become something else.
+// edit is an edited part of a stream.
 type edit struct {
 	at   int64 // the sender's position
 	size int64 // of the sender's bytes, at least 1
@@ -70,14 +71,14 @@ type edit struct {
 func (e *edit) end() int64  { return e.at + e.size }
 func (e *edit) more() int64 { return int64(len(e.by)) - e.size }
 
-// A sender may retransmit any part of edited bytes, in segments of any size. So each byte of the sender's stands for
-// its share of what they became, and a part for as much.
+// A sender may retransmit any part of edited bytes, in segments of any size. So each of the sender's bytes stands for an
+// equal share of the new bytes, and a part for as many shares.
 
-// place returns where in by the share of the sender's byte n begins.
+// place returns the offset in by at which the share of the sender's byte n begins.
 func (e *edit) place(n int64) int64 { return n * int64(len(e.by)) / e.size }
 
-// origin returns before which of the sender's bytes all shares end before the byte n of by, or that byte's own begins if
-// up, rounded down and up. by has a byte n.
+// origin maps the byte n of by, which must exist, to a number of the sender's bytes: rounded down, those whose shares end
+// at or before n; if up, rounded up.
 func (e *edit) origin(n int64, up bool) int64 {
 	length := int64(len(e.by))
 	if up {
@@ -86,16 +87,16 @@ func (e *edit) origin(n int64, up bool) int64 {
 	return ((n+1)*e.size - 1) / length
 }
 
-// Edit changes p, a TCP packet of the connection, so that it fits the earlier edits. If change is not nil, Edit calls it with
-// the part of the payload that passes for the first time, if there is one; change returns the bytes to put in its place, of
-// any length, or its argument to leave it. change must not keep or modify its argument. Bytes that passed before stay as they
-// became then.
+// Edit changes p, a TCP packet of the connection, so that it fits the earlier edits. If change is not nil, Edit calls it
+// with the part of the payload that passes for the first time, if there is one; change returns the bytes to put in its
+// place, of any length, or its argument to leave it. change must not keep or modify its argument. Bytes that passed
+// before are replaced as they were then.
 //
-// It fails with ErrGap if change is not nil and bytes before p were never given to the Stream: nothing may go on behind them
-// that could not be moved any more. Drop p, which the sender sends again, or give it to the Stream later. With a nil change p
-// goes on, and the missing bytes can never be edited. It fails with ErrMalformed if p is not a whole TCP segment,
-// ErrFragment, ErrOtherStream, ErrTooLong if the result does not fit, and ErrTooManyEdits; neither p nor the edits have
-// changed then.
+// It fails with ErrGap if change is not nil and bytes before p were never given to the Stream: once p is sent, edits
+// before it could no longer move it. Drop p, which the sender sends again, or give it to the Stream later. With a nil
+// change p goes on, and the missing bytes can never be edited. It fails with ErrMalformed if p is not a whole TCP
+// segment, ErrFragment, ErrOtherStream, ErrTooLong if the result does not fit, and ErrTooManyEdits; neither p nor the
+// edits have changed then.
 func (s *Stream) Edit(p *Packet, change func(fresh []byte) []byte) error {
 	var h Parsed
 	if !h.Parse(p.Data) || h.TCPOff < 0 || h.Truncated || h.headerCut(p.Data) {
@@ -135,7 +136,7 @@ func (s *Stream) direction(p *Packet) (from, to *half, err error) {
 	return &s.half[0], &s.half[1], nil
 }
 
-// begin takes in a SYN. One that is not sent again begins a connection.
+// begin takes in a SYN. Unless retransmitted, it begins a connection.
 func (s *Stream) begin(from *half, t TCP) {
 	if from.known && from.base == t.Seq() {
 		return
@@ -151,10 +152,10 @@ func (s *Stream) begin(from *half, t TCP) {
 	}
 }
 
-// position returns the position of a sequence number of the sender: of those with the same 32 bits, the one nearest to gone.
+// position returns the position of a sequence number of the sender: the one nearest to gone with those low 32 bits.
 func (h *half) position(seq uint32) int64 { return h.gone + int64(int32(seq-h.base-uint32(h.gone))) }
 
-// send makes a packet of the sender one for the receiver.
+// send turns a packet of the sender into one for the receiver.
 func (h *half) send(p *Packet, parsed *Parsed, change func([]byte) []byte) error {
 	t, payload := parsed.TCP(p.Data), parsed.Payload(p.Data)
 	begin := h.position(t.Seq())
@@ -190,30 +191,30 @@ func (h *half) send(p *Packet, parsed *Parsed, change func([]byte) []byte) error
 	if t.Flags()&TCPFin != 0 {
 		end++
 	}
-	if end > begin { // an empty segment that overtakes others takes nothing with it
+	if end > begin { // an empty segment that overtakes others carries no bytes on
 		h.gone = max(h.gone, end)
 	}
 	if end == begin && h.edge > 0 {
-		// A receiver ignores segments beyond its window, even their acknowledgment. The sender does not know
-		// that its bytes became more.
+		// A receiver ignores segments beyond its window, even their acknowledgment. The sender does not know that the
+		// edits have added bytes.
 		at = min(at, h.edge)
 	}
 	seq := h.base + uint32(at-(data-begin))
 	if len(payload) > 0 && len(out) == 0 && t.Flags()&(TCPSyn|TCPFin) == 0 {
-		// The receiver does not answer an empty segment in its place; one that is old makes it say what it has
-		// (RFC 9293 section 3.8.4), which acknowledges the bytes that went.
+		// The receiver does not answer an empty segment in its place. An old one makes it send an ACK (RFC 9293 section
+		// 3.8.4), which acknowledges the bytes removed.
 		seq--
 	}
 	p.setNumber(parsed, t[4:8], seq)
 	return nil
 }
 
-// difference returns the edit that turns the bytes at a position into others, without what both begin and end with.
+// difference returns the edit that turns the bytes at a position into others, without their common beginning and end.
 func difference(at int64, fresh, by []byte) (edit, bool) {
 	if bytes.Equal(fresh, by) {
 		return edit{}, false
 	}
-	// One byte of the sender's at least has to be in it.
+	// The edit must contain at least one of the sender's bytes.
 	same := 0
 	for same < min(len(fresh)-1, len(by)) && fresh[same] == by[same] {
 		same++
@@ -226,8 +227,8 @@ func difference(at int64, fresh, by []byte) (edit, bool) {
 	return edit{at: at + int64(same), size: int64(len(fresh) - n), by: bytes.Clone(by[:len(by)-n])}, true
 }
 
-// edited returns what the bytes at a position of the sender's are for the receiver, where they begin there, and whether
-// they are others.
+// edited returns the receiver's bytes for those at a position of the sender's, their position there, and whether they
+// differ.
 func (h *half) edited(data int64, payload []byte) (at int64, out []byte, changed bool) {
 	at, next, end := data+h.shift, data, data+int64(len(payload))
 	for i := range h.edits {
@@ -254,8 +255,8 @@ func (h *half) edited(data int64, payload []byte) (at int64, out []byte, changed
 	return at, append(out, payload[next-data:]...), true
 }
 
-// acknowledge makes what a packet of the receiver says of the stream fit the sender's. from is the direction of the
-// packet itself.
+// acknowledge translates the acknowledgments and the window in a packet of the receiver into the sender's numbers. from
+// is the direction of the packet itself.
 func (h *half) acknowledge(p *Packet, from *half) {
 	var parsed Parsed
 	parsed.Parse(p.Data)
@@ -274,13 +275,13 @@ func (h *half) acknowledge(p *Packet, from *half) {
 	h.settle(h.sent(ack, false))
 }
 
-// received returns the position of a sequence number as the receiver counts.
+// received returns the receiver's position of a sequence number.
 func (h *half) received(seq uint32) int64 {
 	last := h.gone + h.total()
 	return last + int64(int32(seq-h.base-uint32(last)))
 }
 
-// total returns the receiver's positions less the sender's behind all edits.
+// total returns the difference of the receiver's positions from the sender's behind all edits.
 func (h *half) total() int64 {
 	shift := h.shift
 	for i := range h.edits {
@@ -289,12 +290,12 @@ func (h *half) total() int64 {
 	return shift
 }
 
-// sent returns which position of the sender's a position of the receiver's is, within an edit rounded down, or up.
+// sent maps a position of the receiver's to the sender's; within an edit it rounds down, or up if up.
 func (h *half) sent(at int64, up bool) int64 {
 	shift := h.shift
 	for i := range h.edits {
 		e := &h.edits[i]
-		n := at - e.at - shift // in what the edit has made
+		n := at - e.at - shift // offset in the edit's new bytes
 		if n < 0 || n == 0 && len(e.by) > 0 {
 			break
 		}
@@ -314,8 +315,8 @@ func (h *half) windowScale(other *half) uint8 {
 	return 0
 }
 
-// setWindow makes the window end at the same byte for the sender as for the receiver (RFC 9293 section 3.8.6). It
-// assumes that the bytes still to come will grow as those sent so far did.
+// setWindow makes the window end at the same byte for the sender as for the receiver (RFC 9293 section 3.8.6). It assumes
+// that the bytes still to come grow at the same rate as those sent so far.
 func (h *half) setWindow(p *Packet, parsed *Parsed, t TCP, ack int64, scale uint8) {
 	h.edge = ack + int64(t.Window())<<scale
 	end := h.sent(h.edge, false)
@@ -330,7 +331,7 @@ func (h *half) setWindow(p *Packet, parsed *Parsed, t TCP, ack int64, scale uint
 	}
 }
 
-// setBlocks makes the blocks of selective acknowledgments the sender's, and leaves out those of which nothing is left.
+// setBlocks translates the blocks of selective acknowledgments into the sender's numbers, and removes those left empty.
 func (h *half) setBlocks(p *Packet, t TCP) {
 	if h.shift == 0 && len(h.edits) == 0 {
 		return
@@ -358,7 +359,7 @@ func (h *half) setBlocks(p *Packet, t TCP) {
 	}
 }
 
-// settle forgets the edits that the receiver has as a whole, up to a position of the sender's.
+// settle forgets the edits that the receiver has received whole, up to a position of the sender's.
 func (h *half) settle(upTo int64) {
 	n := 0
 	for n < len(h.edits) && h.edits[n].end() <= upTo {

@@ -15,7 +15,7 @@ var (
 	streamServer = netip.MustParseAddrPort("10.0.0.2:80")
 )
 
-// streamPacket returns a segment with right checksums that its address vouches for.
+// streamPacket returns a segment with correct checksums that its address vouches for.
 func streamPacket(t testing.TB, src, dst netip.AddrPort, s Segment, payload []byte) *Packet {
 	t.Helper()
 	h := Header{Src: src, Dst: dst}
@@ -133,7 +133,7 @@ func TestStreamErrors(t *testing.T) {
 			t.Errorf("%s: %v, want %v", row.name, err, row.want)
 		}
 	}
-	// None of them has left an edit behind.
+	// No edit remains.
 	if p := data([]byte("payload")); streamEdit(t, &s, p, nil) == nil || string(p.Payload()) != "payload" {
 		t.Errorf("the payload is %q", p.Payload())
 	}
@@ -158,8 +158,8 @@ func TestStreamManyEdits(t *testing.T) {
 	}
 }
 
-// A connection over a bad network: segments of any size, lost, doubled, late, sent again in other pieces, edited on the
-// way. The receiver must get what the edits made of the data, and the sender must learn that it has.
+// A connection over a bad network: segments of any size, lost, doubled, late, retransmitted in other pieces, edited on
+// the way. The receiver must get the edited data, and the sender must learn that it has arrived.
 func TestStreamBadNetwork(t *testing.T) {
 	for seed := range uint64(200) {
 		t.Run(fmt.Sprint(seed), func(t *testing.T) { streamBadNetwork(t, rand.New(rand.NewPCG(seed, 1))) })
@@ -179,9 +179,9 @@ func streamBadNetwork(t *testing.T, r *rand.Rand) {
 	}
 	first, firstBack := r.Uint32(), r.Uint32() // the first bytes' sequence numbers
 	var s Stream
-	wanted := map[int][]byte{} // what the bytes at an index became, as far as it was changed
+	wanted := map[int][]byte{} // the new bytes at each changed index
 	sizes := map[int]int{}
-	at := 0 // where the segment that is edited begins
+	at := 0 // start of the edited segment
 	edit := func(fresh []byte) []byte {
 		by := bytes.ReplaceAll(fresh, []byte("ab"), []byte("12345"))
 		by = bytes.ReplaceAll(by, []byte("ccc"), nil)

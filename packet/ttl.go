@@ -15,9 +15,9 @@ func DecrementTTL(b []byte) bool {
 			return false
 		}
 		b[8]--
-		// The TTL is the high byte of its word, so the complemented sum grows by 0x0100: that is 1
-		// in the swapped order, where ones' complement arithmetic is the same (RFC 1071 section 2).
-		// Ones' complement has two zeros: FFFF counts as 0000 before, and FFFE + 1 becomes 0000.
+		// The TTL is the high byte of its word, so the complemented sum grows by 0x0100: that is 1 in the swapped order,
+		// where ones' complement arithmetic is the same (RFC 1071 section 2). Ones' complement has two zeros: FFFF counts
+		// as 0000 before, and FFFE + 1 becomes 0000.
 		sum := binary.LittleEndian.Uint16(b[10:])
 		if sum >= 0xFFFE {
 			sum -= 0xFFFE

@@ -9,7 +9,7 @@ import (
 	"github.com/opendivert/divert/internal/vectors"
 )
 
-// TestVectorLayers holds the names of layers in the vectors to those of this package.
+// TestVectorLayers compares the names of layers in the vectors with those of this package.
 func TestVectorLayers(t *testing.T) {
 	for l := range NumLayers {
 		var named vectors.Layer
@@ -123,7 +123,7 @@ func TestVectorParse(t *testing.T) {
 			}
 			return nil
 		}
-		// Values that a row lacks are taken from the result; the tests with names check them.
+		// Values that a row lacks are taken from the result; the named tests check them.
 		want := Parsed{
 			IPv4Off: offset(r.IPv4), IPv6Off: offset(r.IPv6), ICMPOff: offset(r.ICMP), ICMPv6Off: offset(r.ICMPv6),
 			TCPOff: offset(r.TCP), UDPOff: offset(r.UDP), PayloadOff: offset(r.Data), Protocol: r.Protocol,

@@ -8,13 +8,13 @@ import (
 // layerWords are the layers as text.
 var layerWords = [NumLayers]string{"network", "forward", "flow", "socket", "reflect"}
 
-// eventWords are the events as text. Two layers have an event CLOSE, so each stands with its layer.
+// eventWords are the events as text. Two layers have an event CLOSE, so each name includes its layer.
 var eventWords = [NumEvents]string{
 	"packet", "flow.established", "flow.deleted", "socket.bind", "socket.connect", "socket.listen", "socket.accept",
 	"socket.close", "reflect.open", "reflect.close",
 }
 
-// MarshalText returns the layer in a word: network, forward, flow, socket or reflect. It fails for a number that is no
+// MarshalText returns the layer in a word: network, forward, flow, socket or reflect. It fails for a number that is not a
 // layer.
 func (l Layer) MarshalText() ([]byte, error) {
 	if l >= NumLayers {
@@ -34,8 +34,8 @@ func (l *Layer) UnmarshalText(text []byte) error {
 	return fmt.Errorf("there is no layer %q; the layers are %s", text, strings.Join(layerWords[:], ", "))
 }
 
-// MarshalText returns the event in a word with the layer that raises it, as in socket.bind; the event of the layers with
-// packets is packet. It fails for a number that is no event.
+// MarshalText returns the event in a word with the layer that raises it, as in socket.bind; a packet is just packet. It
+// fails for a number that is not an event.
 func (e Event) MarshalText() ([]byte, error) {
 	if e >= NumEvents {
 		return nil, fmt.Errorf("there is no event %d", uint8(e))

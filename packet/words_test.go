@@ -32,7 +32,7 @@ func TestWords(t *testing.T) {
 	}
 }
 
-// TestWordsThatAreNone: the errors name what there is.
+// TestWordsThatAreNone: the errors list the possible words.
 func TestWordsThatAreNone(t *testing.T) {
 	l, e := LayerFlow, EventFlowDeleted
 	for _, row := range []struct {
