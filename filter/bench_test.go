@@ -21,7 +21,7 @@ func mustHex(t testing.TB, s string) []byte {
 	return b
 }
 
-// compiled is Compile with all that a program has.
+// compiled is Compile, but returns the internal program.
 func compiled(text string, layer packet.Layer, d Dialect) (*prog.Program, error) {
 	p, err := Compile(text, layer, d)
 	return p.program(), err
@@ -48,7 +48,7 @@ func mustCompile(t testing.TB, text string, layer packet.Layer, d Dialect) *prog
 	return p
 }
 
-// chain joins n tests that all fail for packet A but the last.
+// chain joins n tests; for packet A only the last holds.
 func chain(n int) string {
 	fields := []string{
 		"tcp.SrcPort == 9", "ip.SrcAddr == 10.9.9.9", "ip.TTL == 3", "tcp.Ack", "tcp.Window < 7",

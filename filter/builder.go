@@ -15,9 +15,9 @@ import (
 //	filter.TCPDstPort.In(80, 443).And(filter.Outbound)
 //
 // The fields are constants of this package, named after those of the language; a flag such as TCP or Outbound is a
-// condition by itself. Types keep most values that a field cannot have from compiling in Go; the rest, such as an
-// IPv6 address for IPSrcAddr, is an error that travels with the expression and that Err and Compile report. The
-// meaning is that of the extended dialect: a comparison fails if the packet does not have the field.
+// condition by itself. The types let Go reject most impossible values. Others, such as an IPv6 address for IPSrcAddr, put
+// the expression in error, which Err and Compile report. The meaning is that of the extended dialect: a comparison fails
+// if the packet does not have the field.
 //
 // An Expr is an immutable value; any number of goroutines may use it. The zero Expr is in error.
 type Expr struct {
@@ -27,7 +27,7 @@ type Expr struct {
 	tests, depth int // of the tree
 }
 
-// A Condition is what expressions are made of: an Expr, or a flag like TCP.
+// A Condition is a part of expressions: an Expr, or a flag like TCP.
 type Condition interface {
 	condition() Expr
 }
@@ -46,7 +46,7 @@ func (e Expr) condition() Expr {
 	return e
 }
 
-// conditionOf returns c as an expression, nil as one in error.
+// conditionOf returns c as an expression; a nil c becomes one in error.
 func conditionOf(c Condition) Expr {
 	if c == nil {
 		return Expr{err: errNoExpr}
@@ -54,7 +54,7 @@ func conditionOf(c Condition) Expr {
 	return c.condition()
 }
 
-// combine makes an expression of parts, the first error of which is its own.
+// combine makes an expression of parts. It takes over the first error among them.
 func combine(kind prog.ExprKind, parts ...Condition) Expr {
 	e := Expr{tree: &prog.Expr{Kind: kind}}
 	for i, part := range parts {
@@ -109,8 +109,8 @@ func If(c, then, otherwise Condition) Expr { return combine(prog.ExprCond, c, th
 // Err returns the error of the expression, or nil.
 func (e Expr) Err() error { return e.condition().err }
 
-// String returns the expression as text of the extended dialect, with the parentheses that it needs.
-// If the expression is in error the text says so in angle brackets and is no filter.
+// String returns the expression as text of the extended dialect, with the parentheses that it needs. If the expression is
+// in error, the text is the error in angle brackets and is no filter.
 func (e Expr) String() string {
 	err := e.Err()
 	if err == nil {
@@ -122,10 +122,10 @@ func (e Expr) String() string {
 	return "<" + err.Error() + ">"
 }
 
-// Compile compiles the expression for a layer. The errors are that of Err, and an *Error for a field that the layer does
-// not have, a value that a field cannot have, and a comparison that can never hold; its Filter is the text of the
-// test alone. The limits are those of the function Compile, except that sets may be of any size. The program keeps the
-// memory of a large set, 32 bytes a range, and so do all programs of the same expression.
+// Compile compiles the expression for a layer. It returns the error of Err, or an *Error for a field that the layer
+// lacks, an impossible value of a field, or a comparison that can never hold; Filter of that error is the text of the
+// test alone. The limits are those of the function Compile, except that sets may be of any size. All programs of one
+// expression share the memory of a large set, 32 bytes a range, and keep it alive.
 func (e Expr) Compile(layer packet.Layer) (*Program, error) {
 	if err := e.Err(); err != nil {
 		return nil, err
@@ -173,7 +173,7 @@ func nodeOf(e *prog.Expr, layer packet.Layer) (*node, *Error) {
 	return n, nil
 }
 
-// testFor returns a test as the layer has it, after the checks that the parser makes of a test.
+// testFor returns a test in the layer's form, after the checks that the parser makes of a test.
 func testFor(t prog.Test, layer packet.Layer) (prog.Test, *Error) {
 	info := t.Field.Info()
 	if !isConstant(t.Field) && !info.In(false).Has(layer) {
@@ -184,7 +184,7 @@ func testFor(t prog.Test, layer packet.Layer) (prog.Test, *Error) {
 	if t.Named != nil && !t.Named.Interface && !t.Field.TakesNamed() {
 		return t, testError(ErrBadSet, &t, notForSets(t.Field.String()), hintNotForSets(t.Field))
 	}
-	if info.Boolean || t.Named != nil { // there is nothing that it is compared with
+	if info.Boolean || t.Named != nil { // it compares with nothing
 		return t, nil
 	}
 	least, greatest := prog.Bound{Neg: t.Neg, Mag: t.Value}, prog.Bound{Neg: t.Neg, Mag: t.Value}
@@ -203,14 +203,14 @@ func testFor(t prog.Test, layer packet.Layer) (prog.Test, *Error) {
 	return t, nil
 }
 
-// testError makes an error of a test that was built.
+// testError makes an error about a test built in Go.
 func testError(kind ErrorKind, t *prog.Test, msg, hint string) *Error {
 	text := beginning(t.Text())
 	return &Error{Kind: kind, Filter: text, Token: text, Msg: msg, Hint: hint, end: len(text)}
 }
 
-// A field of the language in a constant: its number in the lowest 8 bits, whether its index is out of bounds in bit 8,
-// and its index from bit 32 on.
+// A field of the language in a constant: the lowest 8 bits are its number, bit 8 is set if its index is out of bounds,
+// and the bits from 32 on are its index.
 const (
 	fieldMask       = 1<<8 - 1
 	indexOutOfRange = 1 << 8
@@ -224,7 +224,7 @@ type subject struct {
 	err   error
 }
 
-// subjectOf reads a constant. kinds are those that the field may be of.
+// subjectOf reads a constant. The field must be of one of the kinds.
 func subjectOf(code uint64, kinds ...prog.Kind) subject {
 	s := subject{field: prog.Field(code & fieldMask), index: int32(code >> indexShift)}
 	switch info := s.field.Info(); {
@@ -290,7 +290,7 @@ func (f Flag) Compile(layer packet.Layer) (*Program, error) { return f.condition
 func (f Flag) String() string { return f.condition().String() }
 
 // Number is a field with unsigned values, or an element of a packet or payload. Its values are constants of this package
-// and what its functions, such as Packet, return.
+// and results of its functions, such as Packet.
 type Number[T ~uint8 | ~uint16 | ~uint32 | ~uint64] uint64
 
 func (n Number[T]) subject() subject { return subjectOf(uint64(n), prog.KindNumber, prog.KindBytes) }
@@ -382,16 +382,16 @@ func (n Signed[T]) In(values ...T) Expr {
 	return e
 }
 
-// Addr is a field with addresses: of IPv4, of IPv6, or of both. Addresses without a value, with a
-// zone, or of a family that the field does not have are errors of the expression. For fields of both
-// families an IPv4 address and its IPv6-mapped form are the same.
+// Addr is a field with addresses: of IPv4, of IPv6, or of both. The zero netip.Addr, an address with a zone, or one of a
+// family that the field does not have puts the expression in error. For fields of both families an IPv4 address and its
+// IPv6-mapped form are the same.
 type Addr uint64
 
 func (f Addr) subject() subject {
 	return subjectOf(uint64(f), prog.KindIPv4, prog.KindIPv6, prog.KindAddr)
 }
 
-// value returns an address as the field has it.
+// value returns an address in the field's form.
 func (f Addr) value(a netip.Addr) (prog.Value, error) {
 	kind := f.subject().field.Info().Kind
 	switch {

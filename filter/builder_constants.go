@@ -5,7 +5,7 @@ import (
 	"github.com/opendivert/divert/packet"
 )
 
-// The fields that belong to no header; Fields tells what each means and which layers have it.
+// The fields that belong to no header; Fields gives the meaning and the layers of each.
 const (
 	True             = Flag(prog.FieldTrue)
 	False            = Flag(prog.FieldFalse)

@@ -121,7 +121,7 @@ func TestBuilderErrors(t *testing.T) {
 	}
 }
 
-// TestBuilderChecks: Compile refuses of an expression what the parser refuses of its text, and names the test.
+// TestBuilderChecks: Compile refuses the same errors in an expression as the parser in its text, and names the test.
 func TestBuilderChecks(t *testing.T) {
 	deep := TCP.Not()
 	for range maxNesting {
@@ -172,7 +172,7 @@ func TestBuilderChecks(t *testing.T) {
 	}
 }
 
-// TestBuilderLongChain: chains are as long as programs make them, and nest nothing.
+// TestBuilderLongChain: a chain may be as long as a program makes it, without nesting.
 func TestBuilderLongChain(t *testing.T) {
 	e := TCPDstPort.Eq(0)
 	for i := 1; i < maxTests; i++ {
@@ -212,7 +212,7 @@ func TestBuilderNot(t *testing.T) {
 	}
 }
 
-// TestBuilderReachesEveryField holds the constants of the builder against the table of fields.
+// TestBuilderReachesEveryField compares the constants of the builder with the table of fields.
 func TestBuilderReachesEveryField(t *testing.T) {
 	loopback := netip.MustParseAddr("::1")
 	v4 := netip.MustParseAddr("127.0.0.1")

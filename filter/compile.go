@@ -12,7 +12,7 @@ type Dialect uint8
 
 // The dialects.
 const (
-	Extended Dialect = iota // the default: our additions, and errors for filters that nobody can mean
+	Extended Dialect = iota // the default: our additions, and errors for filters that cannot be intended
 	Strict                  // WinDivert 2.2 to the letter, its limits and accidents included
 )
 
@@ -24,16 +24,16 @@ func (d Dialect) String() string {
 	return "extended"
 }
 
-// maxText is how long a filter of the extended dialect may be, in bytes.
+// maxText is the longest filter of the extended dialect, in bytes.
 const maxText = 4 << 20
 
 // Compile compiles a filter for a layer. A text that starts with '@' is an object string (see
 // Program.Object) in both dialects. All errors are of type *Error.
 //
-// The limits of the extended dialect are 4 MiB of text, 65,535 tests and 1024 nested parentheses; a set
-// counts as one test and may have as many elements as the text holds, or any number if it is built in Go (Expr).
-// Those of the strict dialect are 1277 tokens, 256 tests and 340 nested parentheses. Any text is safe to compile:
-// time and memory are proportional to its length, up to sorting.
+// The extended dialect allows 4 MiB of text, 65,535 tests and 1024 nested parentheses; a set counts as one test and may
+// have as many elements as fit in the text, or any number if it is built in Go (Expr). The strict dialect allows 1277
+// tokens, 256 tests and 340 nested parentheses. Any text is safe to compile: time and memory are proportional to its
+// length, up to sorting.
 //
 // Compile may be called by several goroutines at once.
 func Compile(text string, layer packet.Layer, d Dialect) (*Program, error) {

@@ -25,8 +25,8 @@ func negated(p *prog.Program) []prog.Test {
 	return tests
 }
 
-// FuzzCompile holds the compiler to rules that must be true of any text: it does not panic, errors lie within
-// the text, what both dialects accept means the same, and "not (…)" is the true negation.
+// FuzzCompile checks rules for the compiler that hold for any text: it does not panic, errors lie within the text, a text
+// that both dialects accept means the same in both, and "not (…)" is the true negation.
 func FuzzCompile(f *testing.F) {
 	for _, row := range workedObjects {
 		f.Add(row.filter, uint8(row.layer))
@@ -83,7 +83,7 @@ func FuzzCompile(f *testing.F) {
 	})
 }
 
-// checkFuzzError checks that an error can be shown, and returns it as what it must be.
+// checkFuzzError checks that an error can be shown, and returns it as an *Error.
 func checkFuzzError(t *testing.T, err error) *Error {
 	if err == nil {
 		return nil
@@ -119,12 +119,12 @@ func checkFuzzProgram(t *testing.T, p *prog.Program) {
 	}
 }
 
-// originals are the fields of the specification whose names ours took over.
+// originals maps our fields to the fields of the specification whose names they took over.
 var originals = map[prog.Field]prog.Field{
 	prog.FieldFlowLabel: prog.FieldIPv6FlowLabel, prog.FieldFamilyIP: prog.FieldIP, prog.FieldFamilyIPv6: prog.FieldIPv6,
 }
 
-// checkSameMeaning compares the tests of a text in both dialects, but for the documented differences.
+// checkSameMeaning compares the tests of a text in both dialects, except for the documented differences.
 func checkSameMeaning(t *testing.T, strict, extended *prog.Program) {
 	want, got := slices.Clone(strict.Tests()), slices.Clone(extended.Tests())
 	for i := range got {

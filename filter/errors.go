@@ -25,9 +25,9 @@ const (
 
 // The kinds of errors of the extended dialect.
 const (
-	ErrOutOfRange ErrorKind = 64 + iota // a comparison that can never hold, or a value the field cannot have
+	ErrOutOfRange ErrorKind = 64 + iota // a comparison that can never hold, or an impossible value of the field
 	ErrBadPrefix                        // an address prefix (10.0.0.0/8) that is malformed or out of place
-	ErrBadSet                           // a set that is empty, has an element that is no value or range, or has a name and is of no use to the field
+	ErrBadSet                           // a set that is empty, has an element that is no value or range, or is a named set that the field cannot use
 )
 
 var errorKindTexts = map[ErrorKind]string{
@@ -56,15 +56,15 @@ func (k ErrorKind) String() string {
 type Error struct {
 	Kind ErrorKind
 
-	// Pos is the place in Filter, in bytes. In the strict dialect it is the number that the original
-	// reports, which can be off by one, 0 for errors without a place, or even 4294967295
-	// (specification: filter-language.md 8). In the extended dialect it is the offset of Token.
+	// Pos is the place in Filter, in bytes. In the extended dialect it is the offset of Token. In the strict dialect it
+	// is the number that the original reports: it can be off by one, 0 for errors without a place, or even 4294967295
+	// (specification: filter-language.md 8).
 	Pos uint32
 
 	Filter string // the whole text
 	Token  string // the offending part of it; empty at the end of the text
 	Msg    string // the error, one line without a full stop
-	Hint   string // how to set it right; may be empty
+	Hint   string // how to correct it; may be empty
 
 	// at and end enclose Token in Filter, whatever Pos says.
 	at, end int
@@ -99,8 +99,8 @@ func (e *Error) located() bool {
 		(e.Token != "" || e.at > 0)
 }
 
-// place returns the offending part of Filter: that of Token, if the compiler made the error, or else
-// the character at Pos.
+// place returns the offending part of Filter: that of Token, if the compiler made the error, or else the character at
+// Pos.
 func (e *Error) place() (at, end int) {
 	n := len(e.Filter)
 	if e.end > e.at && e.end <= n {
@@ -114,7 +114,7 @@ func (e *Error) place() (at, end int) {
 
 const (
 	snippetWidth = 76 // longest line of filter text in a snippet, in characters
-	snippetLead  = 30 // how much of it may stand before the place, if the line must be cut
+	snippetLead  = 30 // most characters before the place, if the line must be cut
 )
 
 // Snippet returns several lines for a terminal: the line of the filter with the error, carets under the
@@ -141,7 +141,7 @@ func Mark(text string, at, end int) string {
 	return "  " + string(line) + "\n  " + strings.Repeat(" ", before) + strings.Repeat("^", marked) + "\n"
 }
 
-// WithoutHint returns a copy of the error that says how to set it right no more, for callers who know better.
+// WithoutHint returns a copy of the error without its hint, for callers with a better one.
 func (e *Error) WithoutHint() *Error {
 	c := *e
 	c.Hint = ""
@@ -208,7 +208,7 @@ func printable(text string) []rune {
 	return line
 }
 
-// longestQuote is how much of a filter a message repeats, in bytes.
+// longestQuote is the longest part of a filter that a message repeats, in bytes.
 const longestQuote = 48
 
 // beginning returns s, or only its beginning if it is long.

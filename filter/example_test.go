@@ -47,7 +47,7 @@ func ExampleFields() {
 	// Output: ip.TTL: time to live, number (0..255)
 }
 
-// A filter that is built in Go: the fields are constants, and values have the types of the fields.
+// A filter built in Go: the fields are constants, and values have the types of the fields.
 func ExampleExpr() {
 	web := filter.TCPDstPort.In(80, 443).And(filter.Outbound)
 	p, err := web.Compile(packet.LayerNetwork)

@@ -151,7 +151,7 @@ func TestCompiledExamples(t *testing.T) {
 			if hints := p.Hints(); hints != tt.hints {
 				t.Errorf("Hints = %#x, want %#x", hints, tt.hints)
 			}
-			// The object alone tells all that Format and Hints need.
+			// The object alone suffices for Format and Hints.
 			again := mustCompile(t, tt.object, tt.layer, Strict)
 			if text := again.String(); text != tt.formatted {
 				t.Errorf("the object prints as %s, want %s", text, tt.formatted)

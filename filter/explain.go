@@ -18,13 +18,13 @@ type Step struct {
 	end prog.Target
 }
 
-// String returns the step as a line: the test, the value and where it led.
+// String returns the step as a line: the test, the value, the result and the next step.
 func (s Step) String() string {
 	return fmt.Sprintf("%3d  %s  [%s]  %v → %s", s.Index, s.Test, s.Value, s.Result, s.end)
 }
 
-// Explain evaluates like Eval and also returns each executed test with the value it saw, in the order of execution. The
-// errors are those of Eval; with ErrNoValue come the steps before it.
+// Explain evaluates like Eval and also returns each executed test with its value, in the order of execution. The errors
+// are those of Eval; with ErrNoValue, steps holds the steps before it.
 func (p *Program) Explain(b []byte, a *packet.Address) (steps []Step, matched bool, err error) {
 	all, err := p.program().Explain(b, a)
 	for i := range all {

@@ -10,10 +10,10 @@ import (
 	"github.com/opendivert/divert/packet"
 )
 
-// This file has the parts of the extended dialect only: sets, prefixes, and the refusal of comparisons that
-// cannot be meant.
+// This file has the parts of the extended dialect only: sets, prefixes, and the refusal of comparisons that cannot be
+// intended.
 
-// possible returns the least and the greatest value that a field can have on a layer.
+// possible returns the least and the greatest value of a field on a layer.
 func possible(f prog.Field, layer packet.Layer) (lo, hi prog.Bound) {
 	info := f.Info()
 	switch {
@@ -26,8 +26,8 @@ func possible(f prog.Field, layer packet.Layer) (lo, hi prog.Bound) {
 	return info.DrvLo, info.DrvHi
 }
 
-// isConstant reports whether a field's value is known before there is a packet. Comparisons of
-// constants may be false: they are another way to write that.
+// isConstant reports whether a field's value is known without a packet. Comparisons of constants may be false: that is
+// another way to write false.
 func isConstant(f prog.Field) bool {
 	return f == prog.FieldZero || f == prog.FieldTrue || f == prog.FieldFalse
 }
@@ -63,12 +63,12 @@ func isNever(t *prog.Test, layer packet.Layer) bool {
 func isPossible(f prog.Field, layer packet.Layer, v prog.Bound) bool {
 	lo, hi := possible(f, layer)
 	if f == prog.FieldLength {
-		lo = prog.Bound{} // length > 10 is true, not wrong
+		lo = prog.Bound{} // length > 10 is true, not an error
 	}
 	return v.Compare(lo) >= 0 && v.Compare(hi) <= 0
 }
 
-// checkValue refuses values that the field cannot have.
+// checkValue refuses values that are impossible for the field.
 func (p *parser) checkValue(f prog.Field, subject, literal token, v prog.Bound) *Error {
 	kind := f.Info().Kind
 	wrongFamily := kind == prog.KindIPv6 && literal.form == formIPv4
@@ -95,16 +95,16 @@ func (p *parser) checkValue(f prog.Field, subject, literal token, v prog.Bound) 
 	return p.at(ErrOutOfRange, literal.pos, literal.end, msg, hint)
 }
 
-// impossible says that a field cannot have a value.
+// impossible is the message about an impossible value of a field.
 func impossible(name, value string) string { return fmt.Sprintf("%s can never be %s", name, value) }
 
-// otherFamily are the fields of the same meaning in the other IP version.
+// otherFamily maps fields to those with the same meaning in the other IP version.
 var otherFamily = map[prog.Field]prog.Field{
 	prog.FieldIPSrcAddr: prog.FieldIPv6SrcAddr, prog.FieldIPv6SrcAddr: prog.FieldIPSrcAddr,
 	prog.FieldIPDstAddr: prog.FieldIPv6DstAddr, prog.FieldIPv6DstAddr: prog.FieldIPDstAddr,
 }
 
-// rangeHint tells which values a field has.
+// rangeHint names the values of a field.
 func rangeHint(f prog.Field, layer packet.Layer) string {
 	lo, hi := possible(f, layer)
 	switch kind := f.Info().Kind; {
@@ -143,7 +143,7 @@ func boundText(b prog.Bound, kind prog.Kind) string {
 	return text
 }
 
-// addrOf returns a value as an address, as an IPv4 one if it is mapped and that is wanted.
+// addrOf returns a value as an address; with unmap, a mapped address becomes an IPv4 one.
 func addrOf(v prog.Value, unmap bool) netip.Addr {
 	w := addrtext.Words{uint32(v.Lo), uint32(v.Lo >> 32), uint32(v.Hi), uint32(v.Hi >> 32)}
 	a := netip.AddrFrom16(w.As16())
@@ -153,8 +153,8 @@ func addrOf(v prog.Value, unmap bool) netip.Addr {
 	return a
 }
 
-// putSet turns t into a test for the values of the ranges; a single value needs no set. The operator
-// says whether t is for them or against.
+// putSet turns t into a test for the values of the ranges, or against them, as its operator says; a single value needs no
+// set.
 func putSet(t *prog.Test, ranges []prog.Range) {
 	set := prog.NewSet(ranges)
 	if len(set.Ranges) == 1 && set.Ranges[0].First == set.Ranges[0].Last {

@@ -128,7 +128,7 @@ func TestExtendedPrograms(t *testing.T) {
 	}
 }
 
-// Errors of the extended dialect. hint must be part of the error's.
+// Errors of the extended dialect. hint must be a part of the error's hint.
 var extendedErrors = []struct {
 	name   string
 	layer  packet.Layer

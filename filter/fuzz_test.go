@@ -16,7 +16,7 @@ type generator struct{ *rand.Rand }
 
 func newGenerator(seed uint64) generator { return generator{rand.New(rand.NewPCG(seed, 1))} }
 
-// interesting are literals near which fields change their mind.
+// interesting are literals near which the results of tests change.
 var interesting = []prog.Value{
 	{}, {Lo: 1}, {Lo: 2}, {Lo: 6}, {Lo: 17}, {Lo: 53}, {Lo: 80}, {Lo: 255}, {Lo: 256}, {Lo: 65535}, {Lo: 65536},
 	{Lo: 0x0A010203}, {Lo: 0xFFFF0A010203}, {Lo: 0xFFFFC0000207}, {Lo: 0xFFFF00000000}, {Lo: 0xFFFFFFFFFFFF},
@@ -44,7 +44,7 @@ func (g generator) set() *prog.Set {
 	return prog.NewSet(ranges)
 }
 
-// test makes test i of n; own says whether it may have what objects have not.
+// test makes test i of n; own allows features that objects lack.
 func (g generator) test(i, n int, own bool) prog.Test {
 	t := prog.Test{
 		Field: prog.Field(g.IntN(int(prog.NumSpecFields))), Op: prog.Op(g.IntN(6)), Neg: g.IntN(6) == 0, Value: g.literal(),
@@ -75,8 +75,8 @@ func (g generator) target(i, n int) prog.Target {
 	return prog.Target(i + 1 + g.IntN(min(n-i-1, 4)))
 }
 
-// program makes a program whose fields the layer mostly has: now and then with more values than an evaluation
-// remembers, and with lists.
+// program makes a program with fields that the layer mostly has: now and then with lists, and with more values than an
+// evaluation remembers.
 func (g generator) program(layer packet.Layer, own bool) *prog.Program {
 	most := 24
 	if g.IntN(8) == 0 {
@@ -95,7 +95,7 @@ func (g generator) program(layer packet.Layer, own bool) *prog.Program {
 	return prog.New(layer, tests, false)
 }
 
-// prolong makes test i the next of a list that the test before it belongs to.
+// prolong makes test i the next in the list of the test before it.
 func (g generator) prolong(tests []prog.Test, i int) {
 	last := &tests[i-1]
 	tests[i] = *last
@@ -103,7 +103,7 @@ func (g generator) prolong(tests []prog.Test, i int) {
 	if last.Op == prog.OpNe {
 		next, end = &last.Succ, last.Fail
 	}
-	if end >= 0 { // that may be this test, or one before it in a program of n
+	if end >= 0 { // this may be this test, or one before it in a program of n
 		end = g.target(i, len(tests))
 	}
 	*next = prog.Target(i)
@@ -135,7 +135,7 @@ func (g generator) address(layer packet.Layer) *packet.Address {
 			raw[i] = byte(g.Uint32())
 		}
 	}
-	if g.IntN(2) == 0 { // an IPv4 address that literals know
+	if g.IntN(2) == 0 { // an IPv4 address that occurs in literals
 		copy(raw[36:], []byte{3, 2, 1, 10, 0xFF, 0xFF, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0})
 		raw[72] = []byte{1, 6, 17, 58}[g.IntN(4)]
 	}
@@ -151,7 +151,7 @@ func (g generator) address(layer packet.Layer) *packet.Address {
 	return &a
 }
 
-// checkMatch evaluates in every way there is and compares the results.
+// checkMatch evaluates in every possible way and compares the results.
 func checkMatch(t *testing.T, p *prog.Program, b []byte, a *packet.Address) {
 	t.Helper()
 	want, ok := reference(p, b, a)
@@ -259,7 +259,7 @@ func FuzzMatch(f *testing.F) {
 	})
 }
 
-// TestMatchModel runs the fuzz test's checks on programs and items without end: some seconds' worth.
+// TestMatchModel runs the fuzz test's checks on random programs and items for some seconds.
 func TestMatchModel(t *testing.T) {
 	rounds := 20000
 	if testing.Short() {
@@ -300,7 +300,7 @@ func checkLower(t *testing.T, g generator, p *prog.Program) {
 	for range 3 {
 		b, a := g.packet(t), g.address(p.Layer())
 		if l := p.Layer(); l == packet.LayerFlow || l == packet.LayerSocket {
-			a.IPv6 = !a.Flow().LocalAddr.Is4() // which the families are lowered to
+			a.IPv6 = !a.Flow().LocalAddr.Is4() // lowered tests of the family read it
 		}
 		if p.Match(b, a) != lowered.Match(b, a) {
 			t.Fatalf("lowered it decides otherwise\n%s\n%s%x", p.Listing(), lowered.Listing(), b)
@@ -360,7 +360,7 @@ func checkObject(t *testing.T, g generator, p *prog.Program) {
 	if twice, _ := binary.AppendInstructions(nil); !bytes.Equal(raw, twice) {
 		t.Fatalf("%x becomes %x", raw, twice)
 	}
-	// Literals keep all that their comparison looks at.
+	// Literals keep every part that their comparison uses.
 	b, a := g.packet(t), g.address(p.Layer())
 	if isWhole(p) {
 		if match := p.Match(b, a); again.Match(b, a) != match || binary.Match(b, a) != match {
@@ -370,8 +370,8 @@ func checkObject(t *testing.T, g generator, p *prog.Program) {
 	_, _ = p.DriverCheck(), p.Hints()
 }
 
-// isWhole reports whether the object carries every literal of the program: those of IPv4 addresses and of
-// 64-bit fields lose their upper parts, which no compiler makes.
+// isWhole reports whether the object carries every literal of the program. Literals of IPv4 addresses and of 64-bit
+// fields lose their upper parts, but no compiler sets those.
 func isWhole(p *prog.Program) bool {
 	return !slices.ContainsFunc(p.Tests(), func(t prog.Test) bool {
 		switch kind := t.Field.Info().Kind; {
@@ -422,7 +422,7 @@ func FuzzFormat(f *testing.F) {
 				checkFormat(t, newGenerator(seed), p, d)
 			}
 		}
-		// Objects may have what no text compiles to; they only must not do harm.
+		// Objects may have parts that no text compiles to; these must only do no harm.
 		if _, err := newGenerator(seed).program(l, true).Format(); err != nil && !errors.Is(err, prog.ErrFormatTooLong) {
 			t.Fatal(err)
 		}
@@ -438,7 +438,7 @@ func checkFormat(t *testing.T, g generator, p *prog.Program, d Dialect) {
 	}
 	again, err := compiled(text, p.Layer(), d)
 	if kind := kindOf(err); kind == ErrTooLong || kind == ErrTooDeep || kind == ErrUnexpectedToken && d == Strict {
-		return // a test that is reached in several ways is printed more than once
+		return // a test that several others lead to is printed more than once
 	}
 	if err != nil {
 		t.Fatalf("%s\n%v", text, err)

@@ -70,7 +70,7 @@ func (p *parser) unexpected(want expectation) *Error {
 	return p.at(ErrUnexpectedToken, p.tok.pos, p.tok.end, msg, p.hint(want))
 }
 
-// hint advises on the current token where something else was wanted.
+// hint advises on the current token, which the parser did not expect.
 func (p *parser) hint(want expectation) string {
 	if p.tok.kind == tokMacro && want != wantEnd {
 		return p.macroHint()
@@ -109,12 +109,12 @@ func (p *parser) hint(want expectation) string {
 	return ""
 }
 
-// membershipText is a test of the field read last for the named set that is the current token.
+// membershipText is a test whether the field read last is in the named set that is the current token.
 func (p *parser) membershipText() string {
 	return shortened(p.text[p.last.start:p.last.field]) + " in " + shortened(p.text[p.tok.pos:p.tok.end])
 }
 
-// macroHint tells where a macro exists.
+// macroHint names the layers of a macro.
 func (p *parser) macroHint() string {
 	name := p.text[p.tok.pos:p.tok.end]
 	var layers prog.Layers
@@ -174,8 +174,7 @@ func (p *parser) lonelyNumberHint(text string) string {
 	return hint
 }
 
-// misspelt are misspellings of operators, without white space: in the wrong order, as other languages
-// have it, or apart.
+// misspelt are misspellings of operators, without white space: in the wrong order, as in other languages, or with spaces.
 var misspelt = map[string]string{
 	"=<": "<=", "<==": "<=", "<=": "<=", "=>": ">=", ">==": ">=", ">=": ">=",
 	"<>": "!=", "><": "!=", "=!": "!=", "==!": "!=", "!==": "!=", "===": "==", "==": "==",
@@ -205,7 +204,7 @@ func (p *parser) numberHint() string {
 	return ""
 }
 
-// endHint advises where a test is complete and something else than "and", "or" or ")" follows.
+// endHint advises where a test is complete and neither "and", "or" nor ")" follows.
 func (p *parser) endHint() string {
 	switch p.tok.kind {
 	case tokNumber:
@@ -246,7 +245,7 @@ func objectHint(s string) string {
 				"; text that starts with @ is a compiled filter object, and those start with " + prog.ObjectMagic
 		}
 		return "text that starts with @ is a compiled filter object, and those start with " + prog.ObjectMagic
-	case s == prog.ObjectMagic+"WW": // as the original counts 256 (specification: filter-object.md 4.3)
+	case s == prog.ObjectMagic+"WW": // the original's count of 256 (specification: filter-object.md 4.3)
 		return "this is what WinDivert makes of a filter of 256 tests, and nothing can read it; 255 is the most"
 	}
 	return "text that starts with " + prog.ObjectMagic + " is a compiled filter object, and this one is damaged: compile the filter again"
@@ -264,7 +263,7 @@ func (p *parser) indexOutOfBounds(t, number token, size int) *Error {
 	return e
 }
 
-// illegal makes an error of the character at l.i, which starts no token.
+// illegal makes an error about the character at l.i, which starts no token.
 func (l *lexer) illegal() *Error {
 	end := l.i + 1
 	for end < len(l.text) && l.text[end]&0xC0 == 0x80 {
@@ -318,7 +317,7 @@ func (l *lexer) strayMark(start, end int) *Error {
 		"the b of a byte offset follows the number directly, as in packet[16b]")
 }
 
-// foreignField says that a layer does not have a field.
+// foreignField returns the error and the hint about a field that the layer lacks.
 func foreignField(f prog.Field, layer packet.Layer, d Dialect) (msg, hint string) {
 	info := f.Info()
 	hint = fmt.Sprintf("%s exists at %s", f, info.In(d == Strict))
@@ -333,7 +332,7 @@ func foreignField(f prog.Field, layer packet.Layer, d Dialect) (msg, hint string
 	return fmt.Sprintf("%s does not exist at layer %s", f, layer), hint
 }
 
-// unknownWord makes an error of a word that the language does not have.
+// unknownWord makes an error about a word that is not in the language.
 func (l *lexer) unknownWord(start, end int) *Error {
 	s := l.text[start:end]
 	hint := withValue(s, l.text[end:], l.layer, l.dialect)

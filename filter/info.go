@@ -28,7 +28,7 @@ type FieldInfo struct {
 	Name   string
 	Kind   FieldKind
 	Layers []packet.Layer // the layers that have the field in the extended dialect
-	Min    string         // the least value, as it is written in filters; "" for KindName, whose values have no order
+	Min    string         // the least value, in the notation of filters; "" for KindName, whose values have no order
 	Max    string         // the greatest value; the same
 	Size   int            // KindBytes: size of an element in bytes; otherwise 0
 	Doc    string         // the meaning, a few words in English
@@ -40,7 +40,7 @@ func Fields() []FieldInfo {
 	var all []FieldInfo
 	for f := range prog.Field(prog.NumFields) {
 		if name := f.Info().Name; name == "" || words[name].field != f {
-			continue // no field, or another meaning of a name that was there already
+			continue // no field, or another meaning of a name already listed
 		}
 		all = append(all, describe(f))
 	}

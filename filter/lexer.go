@@ -15,18 +15,17 @@ const (
 	maxTokens = 1277 + 1 // tokens, with the end of the text
 )
 
-// lexer cuts a text into tokens. After the first error it yields no more of them: err is set and
-// the token is tokBad.
+// lexer cuts a text into tokens. After the first error it yields no more: err is set and the token is tokBad.
 type lexer struct {
 	source
-	i       int   // where reading goes on
-	tokens  int   // how many were read
-	lastEnd int   // where the last of them ended
+	i       int   // offset of the next token
+	tokens  int   // number of tokens read
+	lastEnd int   // end of the last one
 	mark    token // pending byte mark of the number just read, if its kind is tokMark
 	err     *Error
 }
 
-// source is a text and how to read it.
+// source is a text and how to read it: its dialect and layer.
 type source struct {
 	text    string
 	layer   packet.Layer
@@ -41,10 +40,10 @@ func (s *source) at(kind ErrorKind, at, end int, msg, hint string) *Error {
 	}
 }
 
-// isSpace are the white space characters.
+// isSpace reports whether c is a white space character.
 func isSpace(c byte) bool { return c == ' ' || '\t' <= c && c <= '\r' }
 
-// isWordByte are the characters of words besides the colon, and the first ones.
+// isWordByte reports whether c is a character of words, other than the colon.
 func isWordByte(c byte) bool {
 	return 'a' <= c && c <= 'z' || 'A' <= c && c <= 'Z' || '0' <= c && c <= '9' || c == '.' || c == '_'
 }
@@ -88,12 +87,12 @@ func (l *lexer) next() token {
 		}
 		if t := l.read(); t.kind != tokEnd {
 			return l.count(t)
-		} // else it was a lone b
+		} // else the mark is a lone b
 	}
 	return l.bad(l.err)
 }
 
-// count returns t unless it is one token too many.
+// count returns t, or an error if there are too many tokens.
 func (l *lexer) count(t token) token {
 	if l.err != nil {
 		return t
@@ -116,8 +115,7 @@ func (l *lexer) bad(err *Error) token {
 	return token{kind: tokBad, pos: err.at, end: err.end}
 }
 
-// read reads the token at l.i, which is no white space. It returns tokEnd for a word that is to be
-// ignored.
+// read reads the token at l.i, which is not white space. It returns tokEnd for a word to ignore.
 func (l *lexer) read() token {
 	rest := l.text[l.i:]
 	if isWordByte(rest[0]) || strings.HasPrefix(rest, "::") {
@@ -162,8 +160,8 @@ func (l *lexer) readName() token {
 	return l.symbol(tokNamed, length)
 }
 
-// readText reads the name in quotes at l.i. Behind a backslash stands a quote, a backslash, or x and a byte in two
-// hexadecimal digits.
+// readText reads the name in quotes at l.i. A backslash precedes a quote, a backslash, or x and a byte in two hexadecimal
+// digits.
 func (l *lexer) readText() token {
 	start := l.i
 	var text []byte
@@ -187,7 +185,8 @@ func (l *lexer) readText() token {
 	return l.bad(l.at(ErrBadToken, start, len(l.text), "the name is not closed", `a name stands between quotes: iface == "eth0"`))
 }
 
-// unescape returns the byte that an escape sequence stands for, and the length of the sequence behind the backslash; 0 if it is none.
+// unescape returns the byte that an escape sequence stands for, and the length of the sequence behind the backslash, 0 if
+// it is not one.
 func unescape(s string) (c byte, n int) {
 	switch {
 	case s == "":
@@ -225,7 +224,7 @@ func (l *lexer) readWord() token {
 			return t
 		}
 	} else if cut {
-		err.Pos-- // as the original does; wraps at the start of the text
+		err.Pos-- // as in the original; wraps at the start of the text
 	}
 	return l.bad(err)
 }
@@ -289,14 +288,13 @@ func (l *lexer) reserved(w word, start, end int) (token, *Error) {
 	return t, nil
 }
 
-// constant reports whether the word is true or false, which exist whatever the layer.
+// constant reports whether the word is true or false, which exist on every layer.
 func (w word) constant() bool {
 	return w.kind == tokField && (w.field == prog.FieldTrue || w.field == prog.FieldFalse)
 }
 
-// split returns the beginning of a word in which a colon was swallowed, as in (tcp? udp:icmp). What
-// stands before the colon must be a token. Behind a number there must be a field, so that
-// misspelt addresses stay whole. Extended dialect only.
+// split returns the beginning of a word that swallowed a colon, as in (tcp? udp:icmp). The part before the colon must be
+// a token. Behind a number there must be a field, so that misspelt addresses stay whole. Extended dialect only.
 func (l *lexer) split(start, end int) (token, bool) {
 	const longest = 128 // of the text before the colon; keeps hostile texts cheap
 	for at := min(end-1, start+longest); at > start; at-- {
@@ -317,7 +315,7 @@ func (l *lexer) split(start, end int) (token, bool) {
 		if w, ok := words[next]; ok && (w.kind == tokField || w.kind == tokNot) {
 			return t, true
 		}
-		l.mark = token{} // a number's, which was not taken
+		l.mark = token{} // the mark of a number that was not taken
 	}
 	return token{}, false
 }

@@ -20,8 +20,8 @@ func digit(c byte) uint64 {
 	return 16
 }
 
-// readDigits reads the digits of base at the start of s and returns their value and number. ok is
-// false if the value needs more than 128 bits; n digits are fine then.
+// readDigits reads the digits of base at the start of s and returns their value and number. ok is false if the value
+// needs more than 128 bits; then only the first n digits fit.
 func readDigits(s string, base uint64) (v prog.Value, n int, ok bool) {
 	for n < len(s) && digit(s[n]) < base {
 		sum, fits := v.MulAdd(base, digit(s[n]))

@@ -8,13 +8,13 @@ import (
 	"github.com/opendivert/divert/internal/prog"
 )
 
-// This file is the fields whose values are names: iface and process.
+// This file handles the fields whose values are names: iface and process.
 
-// maxInterfaceName is how many bytes an alternative name of an interface has at most: ALTIFNAMSIZ (linux/if.h) without the zero.
-// Its own name has 15.
+// maxInterfaceName is the greatest length of an alternative name of an interface, in bytes: ALTIFNAMSIZ (linux/if.h)
+// without the zero. The interface's own name has at most 15.
 const maxInterfaceName = 127
 
-// badName returns why no interface or process has a name, and what to do; "" if one may.
+// badName returns why a name is impossible for an interface or process, and a hint; "" if it is possible.
 func badName(f prog.Field, name string) (msg, hint string) {
 	quoted := shortened(prog.QuoteName(name))
 	switch {
@@ -37,10 +37,10 @@ func badName(f prog.Field, name string) (msg, hint string) {
 	return "", ""
 }
 
-// cutName returns what Linux keeps of the name of a process.
+// cutName returns the part of a process's name that Linux keeps.
 func cutName(name string) string { return name[:min(len(name), prog.MaxProcessName)] }
 
-// nameTest parses the operator behind a field that is compared with names, and the names.
+// nameTest parses the operator and the names behind a field with names.
 func (p *parser) nameTest(f prog.Field, subject token) *node {
 	equal := !p.negated
 	var names []string
@@ -141,8 +141,8 @@ func newInterface(name string) *prog.Named {
 	return &prog.Named{Name: name, Members: prog.NewMembers(false), Interface: true}
 }
 
-// nameNode returns the node that tests a field for one of some names, or for none of them. Processes are told by the value
-// that a name has; each interface is a set of its own, which whoever opens a handle fills.
+// nameNode returns the node that tests a field for one of some names, or against all of them. Processes are compared by
+// the value of the name; each interface is a set of its own, which Open fills.
 func nameNode(f prog.Field, equal bool, names []string, named func(string) *prog.Named) *node {
 	op, kind := prog.OpEq, nodeOr
 	if !equal {
@@ -175,11 +175,11 @@ func (p *parser) nameHint() string {
 	return fmt.Sprintf("as in %s == %s", shortened(p.text[p.last.start:p.last.field]), prog.QuoteName(name))
 }
 
-// noName makes an error of the current token, which should be a name in quotes.
+// noName makes an error about the current token, which should be a name in quotes.
 func (p *parser) noName() *Error {
 	word := p.bareName(p.tok.pos)
 	if p.tok.kind == tokBad && word == "" {
-		return p.lexer.err // a name that is not closed, or a character that nothing begins with
+		return p.lexer.err // a name without its closing quote, or a character that starts no token
 	}
 	e := p.at(ErrUnexpectedToken, p.tok.pos, p.tok.end, "unexpected "+quote(p.text[p.tok.pos:p.tok.end])+", "+expectationTexts[wantName], p.nameHint())
 	switch {
@@ -198,7 +198,7 @@ func (p *parser) noName() *Error {
 	return e
 }
 
-// noOperator makes an error of the current token, which should be the operator behind a field that is compared with names.
+// noOperator makes an error about the current token, which should be the operator behind a field with names.
 func (p *parser) noOperator() *Error {
 	word := p.bareName(p.tok.pos)
 	if p.tok.kind == tokText {
@@ -214,7 +214,7 @@ func (p *parser) noOperator() *Error {
 	return e
 }
 
-// quoted advises to write a name in quotes; the text of the test is right up to a place.
+// quoted advises to write a name in quotes; the text of the test is right up to upTo.
 func (p *parser) quoted(word string, upTo int) string {
 	test := shortened(p.text[p.last.start:upTo])
 	if upTo == p.last.field {
@@ -234,7 +234,7 @@ func (p *parser) quoted(word string, upTo int) string {
 	return hint + "; in a shell, put the whole filter in single quotes"
 }
 
-// bareName returns the name without quotes, or in single ones, that stands in the text, "" if there is none.
+// bareName returns the name in the text without quotes or in single quotes, "" if there is none.
 func (p *parser) bareName(at int) string {
 	rest := strings.TrimPrefix(p.text[at:], "'")
 	if strings.HasPrefix(rest, `\`) {
@@ -246,7 +246,7 @@ func (p *parser) bareName(at int) string {
 	return rest[:min(len(rest), prog.MaxProcessName)]
 }
 
-// exampleName is a name for hints about the field whose name stands in the text.
+// exampleName is a name for hints about the field whose name is in the text.
 func exampleName(at int, p *parser) string {
 	if strings.HasPrefix(p.text[at:], prog.FieldProcess.String()) {
 		return "curl"
@@ -254,12 +254,12 @@ func exampleName(at int, p *parser) string {
 	return "eth0"
 }
 
-// QuoteName returns a name as filters write it, for what puts filters together: in quotes, with a backslash before quotes and
-// backslashes, and \xHH for bytes that are not text.
+// QuoteName returns a name in the notation of filters, for programs that compose filters: in quotes, with a backslash
+// before quotes and backslashes, and \xHH for bytes that are not text.
 func QuoteName(name string) string { return prog.QuoteName(name) }
 
-// Interfaces returns the names of the interfaces that the filter asks for, iface == "eth0", in the order in which they come. A
-// handle knows which interfaces these are; for a program that is matched otherwise, WithInterfaces tells.
+// Interfaces returns the names of the interfaces in the filter, as in iface == "eth0", in the order of their first test.
+// A handle finds these interfaces itself; a program that is matched in another way gets them from WithInterfaces.
 func (p *Program) Interfaces() []string {
 	var names []string
 	for _, n := range p.program().Interfaces() {
@@ -268,8 +268,9 @@ func (p *Program) Interfaces() []string {
 	return names
 }
 
-// WithInterfaces returns the program with the interfaces that it asks for having the indexes that index returns, 0 for one that
-// there is not. Programs of Compile know no interface: iface == "eth0" matches nothing there, and iface != "eth0" everything.
+// WithInterfaces returns the program with the indexes of its interfaces, as the function index returns them, 0 for an
+// interface that does not exist. Programs from Compile know no interface: iface == "eth0" matches nothing there, and
+// iface != "eth0" everything.
 func (p *Program) WithInterfaces(index func(name string) uint32) (*Program, error) {
 	own := p.program().OwnInterfaces()
 	for _, n := range own.Interfaces() {

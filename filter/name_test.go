@@ -9,7 +9,7 @@ import (
 	"github.com/opendivert/divert/packet"
 )
 
-// formatted compiles a filter, holds its text to the one that is wanted, and returns the program with that of the text.
+// formatted compiles a filter, checks its text, and returns the program together with the program of that text.
 func formatted(t *testing.T, filter string, layer packet.Layer, want string) (p, again *Program) {
 	t.Helper()
 	p, err := Compile(filter, layer, Extended)
@@ -24,7 +24,7 @@ func formatted(t *testing.T, filter string, layer packet.Layer, want string) (p,
 	return p, again
 }
 
-// TestNames says which items match tests of names, and holds the programs to the text that they become.
+// TestNames checks which items match tests of names, and that programs print as expected.
 func TestNames(t *testing.T) {
 	indexes := map[string]uint32{"eth0": 2, "lo": 1, "we\"ird\\\x1b": 7}
 	for _, row := range []struct {
@@ -77,7 +77,7 @@ func TestNames(t *testing.T) {
 	}
 }
 
-// TestInterfacesOfPrograms: what one user of a program knows of interfaces is nothing to another.
+// TestInterfacesOfPrograms: each user of a program has its own view of the interfaces.
 func TestInterfacesOfPrograms(t *testing.T) {
 	p, err := Compile(`iface == "b" or iface == "a" or iface == "b" or remoteAddr in @b`, packet.LayerNetwork, Extended)
 	ok(t, err)
@@ -96,7 +96,7 @@ func TestInterfacesOfPrograms(t *testing.T) {
 	}
 }
 
-// TestProcessNames says which events match.
+// TestProcessNames checks which events match.
 func TestProcessNames(t *testing.T) {
 	for _, row := range []struct {
 		filter  string
@@ -215,7 +215,7 @@ func TestNameErrors(t *testing.T) {
 	}
 }
 
-// TestBuildNames: conditions on names that are built print as they are written.
+// TestBuildNames: conditions on names built in Go print as they are written.
 func TestBuildNames(t *testing.T) {
 	for _, row := range []struct {
 		built Condition
@@ -241,7 +241,7 @@ func TestBuildNames(t *testing.T) {
 			t.Errorf("%v compiles", wrong)
 		}
 	}
-	// Two programs of one expression know interfaces apart.
+	// Two programs of one expression keep their interfaces apart.
 	e := Interface.Eq("a").Or(TCP.And(Interface.Ne("a")))
 	one, err := e.Compile(packet.LayerNetwork)
 	ok(t, err)

@@ -6,10 +6,10 @@ import (
 	"github.com/opendivert/divert/internal/prog"
 )
 
-// MaxName is how long the name of a set may be, in bytes.
+// MaxName is the greatest length of a set's name, in bytes.
 const MaxName = 63
 
-// nameLength returns how many bytes at the start of a text can be part of a set's name. A point at the end is none of it.
+// nameLength returns the length of the set name at the start of a text, in bytes. A point at the end is not part of it.
 func nameLength(text string) int {
 	n := 0
 	for n < len(text) && (text[n] == '-' || isWordByte(text[n])) {
@@ -21,7 +21,8 @@ func nameLength(text string) int {
 	return n
 }
 
-// ValidName reports whether a set may have the name: letters, digits, _, - and points, MaxName at most, no point at the end.
+// ValidName reports whether a set may have the name: letters, digits, _, - and points, at most MaxName bytes, no point at
+// the end.
 func ValidName(name string) bool {
 	return name != "" && nameLength(name) == len(name) && len(name) <= MaxName
 }
@@ -29,7 +30,7 @@ func ValidName(name string) bool {
 // namedSet is a named set of a filter that is being compiled.
 type namedSet struct {
 	*prog.Named
-	first string // the field that it was first used with
+	first string // the field of its first test
 }
 
 // named parses the name of a set behind "in", which is the current token.
@@ -55,7 +56,7 @@ func (p *parser) named(t *prog.Test, subject token) bool {
 	return true
 }
 
-// putNamed turns t into a test for the members of a named set. The operator says whether t is for them or against.
+// putNamed turns t into a test for the members of a named set, or against them, as its operator says.
 func putNamed(t *prog.Test, n *prog.Named) {
 	t.Named = n
 	if t.Op == prog.OpEq {
@@ -65,7 +66,7 @@ func putNamed(t *prog.Test, n *prog.Named) {
 	}
 }
 
-// notForSets says that a field is not looked up in named sets, and hintNotForSets what to do.
+// notForSets is the message about a field that cannot be looked up in named sets, hintNotForSets the hint.
 func notForSets(field string) string { return field + " is not looked up in named sets" }
 
 func hintNotForSets(f prog.Field) string {
@@ -78,14 +79,14 @@ func hintNotForSets(f prog.Field) string {
 	return "its values are names; compare it with them"
 }
 
-// otherKind says that a set is used for addresses and for numbers.
+// otherKind is the message about a set that is used for both addresses and numbers.
 func otherKind(n *prog.Named, first, field string) string {
 	return fmt.Sprintf("@%s is a set of %v here, because of %s; %s is something else", n.Name, n.Members, first, field)
 }
 
 const hintOtherKind = "a set has addresses or numbers; use two sets"
 
-// bindNames gives the named sets of tests that were built empty members, each name the same.
+// bindNames gives the named sets of tests built in Go empty members: the same for each occurrence of a name.
 func bindNames(tests []prog.Test) error {
 	sets, interfaces := map[string]*namedSet{}, map[string]*prog.Named{}
 	for i := range tests {

@@ -6,9 +6,9 @@ import (
 	"github.com/opendivert/divert/packet"
 )
 
-// The accidents of the original that compiled filters and their texts keep. Those of single objects and tests are in
-// TestObjectQuirks and TestFormatQuirks, those of a caller's buffer in capi/testdata/interface.c.
-// (Specification: filter-object.md 2 to 5.)
+// The accidents of the original that compiled filters and their texts keep. For those of single objects and tests see
+// TestObjectQuirks and TestFormatQuirks, for those of a caller's buffer capi/testdata/interface.c. (Specification:
+// filter-object.md 2 to 5.)
 
 // TestQuirkNoCount: 256 does not fit into the 8 bits in which the original counts.
 func TestQuirkNoCount(t *testing.T) { // filter-object.md 4.3
@@ -49,12 +49,12 @@ func TestQuirkNoCount(t *testing.T) { // filter-object.md 4.3
 	}
 }
 
-// TestQuirkReferences: a test that 256 targets lead to is taken as one that none leads to, and absorbs nothing.
+// TestQuirkReferences: the count of references to a test wraps at 256 to 0; such a test absorbs nothing.
 func TestQuirkReferences(t *testing.T) { // filter-object.md 5.1
 	for _, row := range []struct{ name, filter, want string }{
 		// All 254 tests of tcp fail to udp, the last one succeeds there too.
 		{"255 references", "(" + repeat(254, "tcp", " and ") + " and false) or udp or icmp", "udp or icmp"},
-		// The first one succeeds there as well; what it skips still refers to udp.
+		// The first one succeeds there as well; the tests it skips still refer to udp.
 		{
 			"256 references", "(tcp and false and " + repeat(253, "tcp", " and ") + " and false) or udp or icmp",
 			"(udp? true: icmp)",
@@ -67,7 +67,7 @@ func TestQuirkReferences(t *testing.T) { // filter-object.md 5.1
 	}
 }
 
-// TestFormatManyReferences: texts mean what their programs do, however far the 8 bits of the counts are from the truth.
+// TestFormatManyReferences: texts mean the same as their programs, however wrong the 8-bit counts are.
 func TestFormatManyReferences(t *testing.T) {
 	for _, n := range []int{254, 255, 256, 257, 258, 511, 512, 513, 514} {
 		p := mustCompile(t, "("+repeat(n, "tcp", " and ")+") or udp or icmp", atNetwork, Extended)

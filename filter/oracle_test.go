@@ -8,7 +8,7 @@ import (
 	"github.com/opendivert/divert/packet"
 )
 
-// item is a packet or event with all that tests can ask for.
+// item is a packet or event with everything that tests can read.
 type item struct {
 	b []byte
 	p *packet.Parsed // nil for events
@@ -30,9 +30,8 @@ func addrNumber(a netip.Addr) *big.Int {
 	return new(big.Int).SetBytes(ip[:])
 }
 
-// reference evaluates a program slowly and in another way than the interpreter: with the header views of
-// package packet, the accessors of addresses and numbers of any size. It is not ok if a test is
-// executed whose field the layer does not have.
+// reference evaluates a program slowly and independently of the interpreter: with the header views of package packet, the
+// accessors of addresses and numbers of any size. ok is false if an executed test has a field that the layer lacks.
 func reference(p *prog.Program, b []byte, a *packet.Address) (match, ok bool) {
 	it := item{a: a}
 	if p.Layer() <= packet.LayerForward {
@@ -59,7 +58,7 @@ func reference(p *prog.Program, b []byte, a *packet.Address) (match, ok bool) {
 	return at == prog.Accept, true
 }
 
-// holds compares as filter-language.md 6 tells.
+// holds compares by the rules of filter-language.md 6.
 func holds(t *prog.Test, v *big.Int) bool {
 	mag := new(big.Int).Abs(v)
 	lit := new(big.Int).Or(new(big.Int).Lsh(number64(t.Value.Hi), 64), number64(t.Value.Lo))

@@ -4,7 +4,7 @@ import (
 	"github.com/opendivert/divert/internal/prog"
 )
 
-// maxStrictTests is how many tests a compiled filter of the strict dialect may have.
+// maxStrictTests is the most tests of a compiled filter of the strict dialect.
 const maxStrictTests = 256
 
 // place returns the tests of a program for a syntax tree; it is not ok if there are more than limit.
@@ -17,16 +17,16 @@ func place(root *node, limit int) (tests []prog.Test, ok bool) {
 	return p.emit(entry), true
 }
 
-// placer turns a syntax tree into tests, from right to left, each with the places where the
-// evaluation goes on. (Specification: filter-object.md 2.1.)
+// placer turns a syntax tree into tests, from right to left, each with its targets. (Specification: filter-object.md
+// 2.1.)
 type placer struct {
 	limit int
 	tests []prog.Test // in the order they were placed: the last one of the filter first
-	full  bool        // there were more than limit
+	full  bool        // there are more than limit
 }
 
-// place places a node that continues at succ if it holds and at fail if not, and returns where it is
-// entered. Non-negative targets are indices into p.tests.
+// place places a node that continues at succ if it holds and at fail if not, and returns its entry. Non-negative targets
+// are indices into p.tests.
 func (p *placer) place(n *node, succ, fail prog.Target) prog.Target {
 	switch n.kind {
 	case nodeAnd:
@@ -44,8 +44,8 @@ func (p *placer) place(n *node, succ, fail prog.Target) prog.Target {
 		then := p.place(n.parts[1], succ, fail)
 		return p.place(n.parts[0], then, otherwise)
 	case nodeNot:
-		// A test of an absent field fails as its opposite does. Changing the continuations, not the
-		// operators, gives the true negation.
+		// A test of an absent field fails, and so does its opposite. Exchanging the continuations instead of the
+		// operators gives the true negation.
 		return p.place(n.parts[0], fail, succ)
 	}
 	return p.placeTest(n.test, succ, fail)
@@ -68,15 +68,14 @@ func (p *placer) placeTest(t prog.Test, succ, fail prog.Target) prog.Target {
 		return fail
 	}
 	if t.Field.Info().Elem > 0 {
-		t.Value.Lo &= 0xFFFFFFFF // the compiled form has the offset in the place of the other half
+		t.Value.Lo &= 0xFFFFFFFF // in the compiled form the offset takes the place of the other half
 	}
 	t.Succ, t.Fail = succ, fail
 	p.tests = append(p.tests, t)
 	return prog.Target(len(p.tests) - 1)
 }
 
-// emit returns the tests of the program that is entered at entry, in the order of their execution.
-// (Specification: filter-object.md 2.2.)
+// emit returns the tests reachable from entry, in the order of their execution. (Specification: filter-object.md 2.2.)
 func (p *placer) emit(entry prog.Target) []prog.Test {
 	if entry < 0 {
 		return []prog.Test{{Field: prog.FieldZero, Op: prog.OpEq, Succ: entry, Fail: entry}}
@@ -148,7 +147,7 @@ func fixed(never, always bool) outcome {
 	return unfolded
 }
 
-// foldSet folds set tests of the constant fields, which must not remain. All others stay as they are.
+// foldSet folds set tests of the constant fields, which must not remain. All others stay unchanged.
 func foldSet(t *prog.Test) outcome {
 	info := t.Field.Info()
 	if info.Lo != info.Hi {

@@ -62,8 +62,8 @@ func TestEvalErrors(t *testing.T) { // api.md 21
 	}
 }
 
-// TestFamilies is filter-language.md 6 on ip and ipv6 at FLOW and SOCKET, and what the extended dialect
-// makes of them.
+// TestFamilies checks the rules of filter-language.md 6 on ip and ipv6 at FLOW and SOCKET, and their meaning in the
+// extended dialect.
 func TestFamilies(t *testing.T) {
 	for _, layer := range []packet.Layer{packet.LayerFlow, packet.LayerSocket} {
 		for _, tt := range []struct {
@@ -94,7 +94,7 @@ func TestFamilies(t *testing.T) {
 	}
 }
 
-// TestScrambledFlowLabel is the quirk of filter-language.md 6.
+// TestScrambledFlowLabel checks the quirk of filter-language.md 6.
 func TestScrambledFlowLabel(t *testing.T) {
 	d := mustHex(t, packetHex["D"]) // label 0x34567
 	a := packet.Address{IPv6: true}
@@ -146,7 +146,7 @@ func TestMatchKnown(t *testing.T) {
 	}
 }
 
-// TestMatchStaleParse hands over the parse of another packet: there must be no panic.
+// TestMatchStaleParse passes the parse of another packet: there must be no panic.
 func TestMatchStaleParse(t *testing.T) {
 	for seed := range 500 {
 		g := newGenerator(uint64(seed))
@@ -160,7 +160,7 @@ func TestMatchStaleParse(t *testing.T) {
 	}
 }
 
-// valueSlots is how many values of a packet an evaluation remembers.
+// valueSlots is the number of a packet's values that an evaluation remembers.
 const valueSlots = 32
 
 // TestManyValues asks for more values than an evaluation remembers, and then for the first again.
@@ -196,7 +196,7 @@ func TestDriverCheck(t *testing.T) { // windows-driver.md 6, api.md 5.1
 	for _, tt := range []struct {
 		filter string
 		layer  packet.Layer
-		reason string // "" if it is accepted
+		reason string // "" if the driver accepts it
 	}{
 		{"tcp.DstPort == 80", packet.LayerNetwork, ""},
 		{"ip.TOS == 255", packet.LayerNetwork, ""},

@@ -15,8 +15,8 @@ const (
 	atReflect = packet.LayerReflect
 )
 
-// The accidents of the original that the strict dialect keeps: filters that mean the same as others.
-// (Specification: filter-language.md 1 to 5.)
+// The accidents of the original that the strict dialect keeps: filters that mean the same as others. (Specification:
+// filter-language.md 1 to 5.)
 var quirkEquals = []struct {
 	name         string
 	layer        packet.Layer

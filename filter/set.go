@@ -10,23 +10,23 @@ import (
 	"github.com/opendivert/divert/internal/radix"
 )
 
-// Set is the set of addresses, or of numbers, that filters of the extended dialect look values up in by its name:
+// Set is a set of addresses or of numbers. Filters of the extended dialect look values up in it by its name:
 //
 //	remoteAddr in @blocked and tcp.DstPort not in @ports
 //
-// It may change while handles work with it: every change is in force with the next packet, takes microseconds
-// and needs no new program, and a look-up costs the same whatever the set's size. Several filters and handles of a program
-// can share one. Compile makes an empty one for each name in a filter (Program.Set); Program.WithSets gives it another.
+// It may change while handles work with it: every change is in force with the next packet, takes microseconds and needs
+// no new program, and a look-up costs the same whatever the set's size. Several filters and handles of a program can
+// share one. Compile makes an empty one for each name in a filter (Program.Set); Program.WithSets replaces it.
 //
-// A set consists of values, not of the elements they came with: a value that was added is in it, and one that is removed is not, also
-// if it was added as part of something larger. So keep addresses that come and go in a set of their own, beside the set with the
-// networks that stay: "remoteAddr in @networks or remoteAddr in @offenders". IPv4 addresses are their IPv6-mapped forms
-// here, ::ffff:0:0/96, as everywhere in filters; so ::/0 includes them.
+// A set consists of values, not of the elements that were added: it has every value added, and none removed since, even
+// one added as part of something larger. So keep addresses that come and go in a set of their own, beside the set with
+// the networks that stay: "remoteAddr in @networks or remoteAddr in @offenders". IPv4 addresses are their IPv6-mapped
+// forms here, ::ffff:0:0/96, as everywhere in filters; so ::/0 includes them.
 //
 // It takes about 140 bytes for an IPv4 prefix and 250 for an IPv6 prefix that lies apart from others, less for
-// neighbours; while it is exchanged for a larger one, that twice. It is freed with the last filter, handle and variable that
-// has it. All methods may be called by several goroutines at once; look-ups wait for nobody. A change of several elements is
-// not one step for look-ups, unless it is made by Replace.
+// neighbours; during an exchange for a larger one, twice that. The last filter, handle and variable that refers to it
+// keeps it alive. All methods may be called by several goroutines at once; look-ups never wait. Look-ups may see a change
+// of several elements half done, except one by Replace.
 type Set prog.Members
 
 func (s *Set) members() *prog.Members { return (*prog.Members)(s) }
@@ -38,23 +38,24 @@ func NewAddressSet() *Set { return (*Set)(prog.NewMembers(true)) }
 // NewNumberSet returns an empty set of numbers of up to 64 bits: ports, lengths, process ids.
 func NewNumberSet() *Set { return (*Set)(prog.NewMembers(false)) }
 
-// HasAddresses reports whether it is a set of addresses, and not of numbers.
+// HasAddresses reports whether s is a set of addresses; otherwise it is a set of numbers.
 func (s *Set) HasAddresses() bool { return s.members().Addresses() }
 
-// ErrSetKind is the error for an element that the set has no place for: an address in a set of numbers, or a number in a
-// set of addresses.
+// ErrSetKind is the error for an element of the wrong kind: an address for a set of numbers, or a number for a set of
+// addresses.
 var ErrSetKind = errors.New("filter: the set is of another kind")
 
-// Element is what sets are made of: an address, a range of addresses or a prefix; or a number or a range of numbers. The
-// zero Element is in error, and so are others where that is said; Err tells, and so do the methods of Set that are given one.
+// Element is an element of sets: an address, a range of addresses or a prefix; or a number or a range of numbers. The
+// zero Element is in error, and the functions below say which others are. Err returns the error, and so do the methods of
+// Set.
 type Element struct {
-	first, last radix.Value // of numbers in Lo
+	first, last radix.Value // numbers are in Lo
 	addresses   bool
 	err         error
 	valid       bool
 }
 
-// Address returns an element of one address. One with a zone, and none, is in error.
+// Address returns an element of one address. It is in error if the address has a zone or is the zero Addr.
 func Address(a netip.Addr) Element { return AddressRange(a, a) }
 
 // AddressRange returns the element of all addresses from first to last, both included. It is in error if last < first, if
@@ -75,8 +76,8 @@ func AddressRange(first, last netip.Addr) Element {
 	return Element{first: valueOfAddress(first), last: valueOfAddress(last), addresses: true, valid: true}
 }
 
-// Prefix returns the element of all addresses of a prefix. One that is not valid is in error, and so is one with bits behind
-// the prefix: netip.Prefix.Masked clears them.
+// Prefix returns the element of all addresses of a prefix. It is in error if the prefix is invalid or has bits set behind
+// its length: netip.Prefix.Masked clears them.
 func Prefix(p netip.Prefix) Element {
 	switch {
 	case !p.IsValid():
@@ -112,7 +113,7 @@ func (e Element) Err() error {
 	return nil
 }
 
-// String returns the element as files of sets have it, one that is in error in angle brackets.
+// String returns the element in the notation of set files; an element in error becomes the error in angle brackets.
 func (e Element) String() string {
 	if err := e.Err(); err != nil {
 		return "<" + err.Error() + ">"
@@ -158,13 +159,13 @@ func (s *Set) change(apply func(...radix.Range) error, elements []Element) error
 	return nil
 }
 
-// Add adds elements, and nothing if it fails: with ErrSetKind or the error of an element, with ErrSetFull, or because the
-// system has no memory for more. Once in a while the set is exchanged for a larger one, which takes tens of
-// milliseconds for 100,000 elements; Grow avoids that.
+// Add adds elements. It adds nothing if it fails: with ErrSetKind or the error of an element, with ErrSetFull, or because
+// the system has no memory for more. Once in a while a larger set replaces the memory, which takes tens of milliseconds
+// for 100,000 elements; Grow avoids that.
 func (s *Set) Add(elements ...Element) error { return s.change(s.values().Add, elements) }
 
-// Remove removes the values of elements, however they were added; those that are not there are no error. It fails as Add
-// does, because the rest of a larger element takes room, and then removes nothing.
+// Remove removes the values of elements, however they were added; values not in the set are no error. It fails as Add
+// does, because the rest of a larger element needs room, and then removes nothing.
 func (s *Set) Remove(elements ...Element) error { return s.change(s.values().Remove, elements) }
 
 // Replace makes the elements the only ones, in one step: each look-up meets the old set or the new one. It fails as Add
@@ -173,11 +174,11 @@ func (s *Set) Replace(elements []Element) error {
 	return s.change(func(r ...radix.Range) error { return s.values().Replace(r) }, elements)
 }
 
-// ErrSetFull is the error of a set that would be too large: 33,554,432 nodes, which is about 20 million IPv4 addresses or
-// 10 million IPv6 prefixes that lie apart. Two sets hold twice that: "remoteAddr in @a or remoteAddr in @b".
+// ErrSetFull is the error of a change that would make a set too large: 33,554,432 nodes, which is about 20 million IPv4
+// addresses or 10 million IPv6 prefixes that lie apart. Two sets hold twice that: "remoteAddr in @a or remoteAddr in @b".
 var ErrSetFull = radix.ErrFull
 
-// Grow makes room for so many more elements, so that adding them exchanges nothing.
+// Grow makes room for this many more elements, so that adding them needs no larger memory.
 func (s *Set) Grow(elements int) error {
 	if elements < 0 {
 		return fmt.Errorf("filter: a set cannot grow by %d", elements)
@@ -195,7 +196,7 @@ func (s *Set) ContainsNumber(n uint64) bool {
 	return !s.HasAddresses() && s.values().Contains(prog.NumberMember(n))
 }
 
-// All returns the values of the set as they are when the iteration begins, in ascending order, as the fewest elements:
+// All returns the values of the set at the start of the iteration, in ascending order, as the fewest possible elements:
 // ranges that lie apart.
 func (s *Set) All() iter.Seq[Element] {
 	return func(yield func(Element) bool) {
@@ -224,7 +225,7 @@ func (s *Set) elements(r radix.Range) iter.Seq[Element] {
 	}
 }
 
-// Sets returns the names of the named sets of the filter, in the order in which they come.
+// Sets returns the names of the named sets of the filter, in the order of their first test.
 func (p *Program) Sets() []string {
 	var names []string
 	for _, n := range p.program().Named() {
@@ -243,8 +244,8 @@ func (p *Program) Set(name string) *Set {
 	return nil
 }
 
-// WithSets returns the program with the given sets in the place of its own of the same names; it keeps the others. Names
-// that the filter does not have are left out. It fails with ErrSetKind if a set is of another kind than the filter needs.
+// WithSets returns the program with the given sets in place of its own of the same names; it keeps the others. Names that
+// the filter lacks are ignored. It fails with ErrSetKind if a set is of another kind than the filter needs.
 func (p *Program) WithSets(sets map[string]*Set) (*Program, error) {
 	for _, n := range p.program().Named() {
 		if s := sets[n.Name]; s != nil && s.HasAddresses() != n.Members.Addresses() {

@@ -51,7 +51,7 @@ var (
 	itemUDP6 = datagram("[2001:db8::1]:1000", "[2001:db8:1::7]:53")
 )
 
-// TestNamedSetsMatch says which items match as sets change.
+// TestNamedSetsMatch checks which items match as sets change.
 func TestNamedSetsMatch(t *testing.T) {
 	for _, row := range []struct {
 		filter, members string
@@ -113,7 +113,7 @@ func TestNegativeTimestampIsInNoSet(t *testing.T) {
 	}
 }
 
-// TestSetFields tells which fields take named sets, and of which kind.
+// TestSetFields checks which fields take named sets, and of which kind.
 func TestSetFields(t *testing.T) {
 	for _, info := range Fields() {
 		for _, layer := range info.Layers {
@@ -158,7 +158,7 @@ func TestBuiltNamedSets(t *testing.T) {
 	}
 }
 
-// TestWithSets: programs share a set that they are given, and keep those that they are not.
+// TestWithSets: programs share the sets given to them, and keep their own others.
 func TestWithSets(t *testing.T) {
 	p, err := Compile("remoteAddr in @a and remotePort in @b", packet.LayerNetwork, Extended)
 	ok(t, err)
@@ -214,7 +214,7 @@ func TestSetElements(t *testing.T) {
 	}
 }
 
-// TestSetsAreValues: a removed value is gone, whichever elements it was added with.
+// TestSetsAreValues: a removed value is gone, whatever element added it.
 func TestSetsAreValues(t *testing.T) {
 	s := NewAddressSet()
 	ok(t, s.Add(elements(t, "10.0.0.0/8 2001:db8::/32")...))
@@ -280,7 +280,7 @@ func TestLoadKeepsWhatThereWas(t *testing.T) {
 	}
 }
 
-// TestFollow looks at a file at times that the test gives.
+// TestFollow lets Follow look at a file at times that the test chooses.
 func TestFollow(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "ports")
 	at := time.Now().Add(-time.Hour)
@@ -303,8 +303,8 @@ func TestFollow(t *testing.T) {
 	for _, row := range []struct {
 		name  string
 		do    func()
-		fails string // of the load; "-": there is none
-		port  uint64 // which is there then
+		fails string // error of the load; "-": no load
+		port  uint64 // in the set afterwards
 	}{
 		{"nothing", func() {}, "-", 80},
 		{"it is being written", func() { write("81\n") }, "-", 80},
@@ -328,7 +328,7 @@ func TestFollow(t *testing.T) {
 		row.do()
 		look <- time.Time{}
 		if row.fails == "-" {
-			continue // what it tells all the same is taken for what comes next
+			continue // any report would be taken for the next one
 		}
 		select {
 		case err := <-told:
@@ -342,7 +342,7 @@ func TestFollow(t *testing.T) {
 			t.Fatalf("%s: port %d is not in the set", row.name, row.port)
 		}
 	}
-	look <- time.Time{} // and the one before is over
+	look <- time.Time{} // the look before is over
 	cancel()
 	<-done
 	if len(told) > 0 {
@@ -350,7 +350,7 @@ func TestFollow(t *testing.T) {
 	}
 }
 
-// FuzzReadElements: elements that are read and written again make the same set.
+// FuzzReadElements: elements that are read, written and read again make the same set.
 func FuzzReadElements(f *testing.F) {
 	f.Add("10.0.0.0/8 # x\n2001:db8::-2001:db8::5\n")
 	f.Add("80\n0x10-99\r\n\n")

@@ -14,7 +14,7 @@ import (
 	"time"
 )
 
-// ParseElement reads an element as files of sets have it: an address, a prefix, or a range of addresses such as
+// ParseElement reads an element in the notation of set files: an address, a prefix, or a range of addresses such as
 // 192.0.2.1-192.0.2.9; a number, decimal or with 0x, or a range of numbers such as 8000-8999.
 func ParseElement(text string) (Element, error) {
 	e := parseElement(text)
@@ -84,14 +84,14 @@ func (e *LineError) Error() string {
 // Unwrap returns the error without the place.
 func (e *LineError) Unwrap() error { return e.Err }
 
-// maxLine is how long a line of a file may be, in bytes.
+// maxLine is the longest line of a file, in bytes.
 const maxLine = 64 << 10
 
-// ReadElements reads elements: one a line, as for ParseElement, with white space around it. Empty lines count for
-// nothing, and neither do comments behind a #. Errors of a line are *LineError, others those of the reader.
+// ReadElements reads elements: one a line, as for ParseElement, with white space around it. It ignores empty lines and
+// comments behind a #. Errors of a line are *LineError, others those of the reader.
 func ReadElements(r io.Reader) ([]Element, error) { return readElements(r, "", nil) }
 
-// readElements is ReadElements for a file, of elements that a set, unless it is nil, has a place for.
+// readElements is ReadElements for a file. If s is not nil, it refuses elements of another kind than the set's.
 func readElements(r io.Reader, file string, s *Set) ([]Element, error) {
 	lines := bufio.NewScanner(r)
 	lines.Buffer(nil, maxLine)
@@ -120,7 +120,7 @@ func readElements(r io.Reader, file string, s *Set) ([]Element, error) {
 	return elements, nil
 }
 
-// WriteTo writes the values of the set as ReadElements reads them, and returns how many bytes that were.
+// WriteTo writes the values of the set in the form that ReadElements reads, and returns the number of bytes.
 func (s *Set) WriteTo(w io.Writer) (int64, error) {
 	b := bufio.NewWriter(w)
 	written := int64(0)
@@ -133,17 +133,17 @@ func (s *Set) WriteTo(w io.Writer) (int64, error) {
 	return written, b.Flush()
 }
 
-// Load replaces the set's members by those of a file, see ReadElements. If it fails, the set stays as it was; errors of a line are
-// *LineError, those of opening and reading *fs.PathError, others as of Replace.
+// Load replaces the set's members by those of a file, see ReadElements. If it fails, the set stays as it was; errors of a
+// line are *LineError, those of opening and reading *fs.PathError, others those of Replace.
 func (s *Set) Load(path string) error {
 	_, err := s.load(path)
 	return err
 }
 
-// loading is held while a file is loaded, so that a slow load does not put an old content after a new one.
+// loading is held while a file is loaded, so that a slow load cannot replace newer content by older.
 var loading sync.Mutex
 
-// load is Load, and returns the state of the file that it read.
+// load is Load, and returns the state of the file that it has read.
 func (s *Set) load(path string) (fs.FileInfo, error) {
 	loading.Lock()
 	defer loading.Unlock()
@@ -163,14 +163,15 @@ func (s *Set) load(path string) (fs.FileInfo, error) {
 	return info, s.Replace(elements)
 }
 
-// followEvery is how often Follow looks at a file.
+// followEvery is the interval at which Follow looks at a file.
 const followEvery = time.Second
 
-// Follow loads the set from a file, as Load does, and goes on in the background: whenever the file changes it is loaded
-// again, until the context ends. It looks every second, and loads a file that has stayed as it is for one look, so that one
-// that is written in place is not read half; a program that renames a finished file to its place is safe in any case. Each
-// further load calls changed, unless it is nil, with its error, nil if it went well; after one that failed the set stays as it was.
-// If the first load fails, Follow does nothing else and returns its error.
+// Follow loads the set from a file, as Load does, and keeps it current in the background: whenever the file changes,
+// Follow loads it again, until the context ends. It looks every second, and waits until a changed file stays the same for
+// one look, so that it does not read half of a file that is written in place; a program that renames a finished file to
+// its place is safe in any case. After each further load it calls changed, unless that is nil, with the error of the load
+// or nil; if the load failed, the set stays as it was. If the first load fails, Follow does nothing else and returns its
+// error.
 func (s *Set) Follow(ctx context.Context, path string, changed func(error)) error {
 	loaded, err := s.load(path)
 	if err != nil {
@@ -187,7 +188,7 @@ func (s *Set) Follow(ctx context.Context, path string, changed func(error)) erro
 	return nil
 }
 
-// follow is Follow behind the first load, with looks at given times.
+// follow is Follow after the first load, with looks at given times.
 func (s *Set) follow(ctx context.Context, path string, loaded fs.FileInfo, changed func(error), look <-chan time.Time) {
 	before := loaded
 	for {
@@ -196,7 +197,7 @@ func (s *Set) follow(ctx context.Context, path string, loaded fs.FileInfo, chang
 			return
 		case <-look:
 		}
-		now, _ := os.Stat(path) // nil: it is not there, as loading it will say
+		now, _ := os.Stat(path) // nil if the file is missing; loading it will say so
 		if !sameFile(now, loaded) && sameFile(now, before) {
 			info, err := s.load(path)
 			if info != nil {

@@ -7,8 +7,8 @@ import (
 	"github.com/opendivert/divert/packet"
 )
 
-// otherWords are words of other filter languages, in lower case, with their names here. Only
-// fields of the layer are suggested.
+// otherWords are words of other filter languages, in lower case, with their names here. Only fields of the layer are
+// suggested.
 var otherWords = map[string][]string{
 	"port":      {"tcp.DstPort", "udp.DstPort", "localPort", "remotePort"},
 	"portrange": {"tcp.DstPort", "udp.DstPort", "localPort", "remotePort"},
@@ -94,7 +94,7 @@ var otherWords = map[string][]string{
 	"localhost": {"loopback", "127.0.0.1", "::1"},
 }
 
-// otherThings are words for what filters have not, in lower case, with what there is to say.
+// otherThings are words for features that filters lack, in lower case, with advice.
 var otherThings = map[string]string{
 	"contains":    "filters compare single bytes and words of the payload, as in tcp.Payload32[0] == 0x47455420",
 	"matches":     "filters compare single bytes and words of the payload, as in tcp.Payload32[0] == 0x47455420",
@@ -114,7 +114,7 @@ var otherThings = map[string]string{
 	"less":        "lengths are compared, as in length <= 100",
 }
 
-// suggest tells what an unknown word may have been meant to be, or nothing.
+// suggest returns likely meanings of an unknown word, or nothing.
 func suggest(s string, layer packet.Layer, d Dialect) string {
 	const longest = 40
 	if len(s) > longest {
@@ -144,8 +144,8 @@ func suggest(s string, layer packet.Layer, d Dialect) string {
 	return hostAdvice(lower)
 }
 
-// withValue suggests tests for a word of another language that a value follows without an operator, as in "port 53"; rest is what
-// follows. It returns nothing if that is no value, or the word none of those.
+// withValue suggests tests for a word of another language with a value behind it and no operator, as in "port 53"; rest
+// is the text behind the word. It returns nothing if that is no value, or the word is not such a word.
 func withValue(s, rest string, layer packet.Layer, d Dialect) string {
 	names := otherWords[strings.ToLower(s)]
 	rest = strings.TrimLeft(rest, " \t\r\n")
@@ -164,8 +164,8 @@ func withValue(s, rest string, layer packet.Layer, d Dialect) string {
 	return didYouMean(tests)
 }
 
-// hostAdvice advises on a word that looks like the name of a host: labels of letters, digits and hyphens between dots, the last
-// of them of letters (RFC 1123 section 2.1), and the first of them none of the language's headers.
+// hostAdvice advises on a word that looks like a host name: labels of letters, digits and hyphens between dots, the last
+// of letters only (RFC 1123 section 2.1), and the first not one of the language's headers.
 func hostAdvice(s string) string {
 	labels := strings.Split(s, ".")
 	last := labels[len(labels)-1]
@@ -180,7 +180,7 @@ func hostAdvice(s string) string {
 	return "filters know addresses, not names of hosts; look the name up first"
 }
 
-// numberAdvice advises on a word that was to be a number or an address.
+// numberAdvice advises on a word that should be a number or an address.
 func numberAdvice(s string) string {
 	isDecimal := strings.Trim(s, "0123456789") == ""
 	switch {
@@ -200,8 +200,8 @@ func numberAdvice(s string) string {
 	return ""
 }
 
-// matching returns the reserved words for which match holds, those of the layer if there are any,
-// in the order of the alphabet.
+// matching returns the reserved words for which match holds, in alphabetical order: those of the layer if there are any,
+// else all.
 func matching(layer packet.Layer, d Dialect, match func(name string) bool) []string {
 	var here, elsewhere []string
 	for name, w := range words {
@@ -232,7 +232,7 @@ func (w word) on(layer packet.Layer, d Dialect) bool {
 	return true
 }
 
-// onLayer returns those names that are no fields or fields of the layer; all of them if none is.
+// onLayer returns the names that are fields of the layer or no fields; all of them if none qualifies.
 func onLayer(names []string, layer packet.Layer, d Dialect) []string {
 	var here []string
 	for _, name := range names {
@@ -272,8 +272,8 @@ func nearest(s string, layer packet.Layer, d Dialect) []string {
 	return found
 }
 
-// distance returns how many characters must be inserted, deleted, replaced or exchanged with their
-// neighbours to make b of a.
+// distance returns the number of characters that must be inserted, deleted, replaced or exchanged with their neighbours
+// to turn a into b.
 func distance(a, b string) int {
 	before, row, next := make([]int, len(b)+1), make([]int, len(b)+1), make([]int, len(b)+1)
 	for j := range row {
@@ -296,7 +296,7 @@ func distance(a, b string) int {
 	return row[len(b)]
 }
 
-// didYouMean makes a question of the names, "" of none.
+// didYouMean makes a question of the names, "" if there are none.
 func didYouMean(names []string) string {
 	switch n := len(names); n {
 	case 0:

@@ -88,8 +88,8 @@ func TestDistance(t *testing.T) {
 	}
 }
 
-// TestStrictHints tells who uses the additions of the extended dialect in the strict one whose they are. Kinds and
-// positions are the original's all the same (specification: filter-language.md 8).
+// TestStrictHints: when a filter in the strict dialect uses additions of the extended one, the hint says so. Kinds and
+// positions are still the original's (specification: filter-language.md 8).
 func TestStrictHints(t *testing.T) {
 	for _, row := range []struct {
 		text  string
@@ -122,7 +122,7 @@ func TestStrictHints(t *testing.T) {
 			t.Errorf("%s: instead of %s: %v", row.write, row.text, err)
 		}
 	}
-	// Hints of both dialects, which leave the strict one's kinds and positions alone.
+	// Hints of both dialects, which do not change the strict one's kinds and positions.
 	for _, row := range []struct {
 		text string
 		kind ErrorKind

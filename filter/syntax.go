@@ -23,8 +23,8 @@ type node struct {
 	test  prog.Test // nodeTest, without targets; Field may be prog.FieldTrue or prog.FieldFalse
 }
 
-// Budgets of nesting. A parenthesis costs 3, and in the strict dialect each "or" in a chain
-// costs 1 (specification: filter-language.md 2).
+// Budgets of nesting. A parenthesis costs 3, and in the strict dialect each "or" in a chain costs 1 (specification:
+// filter-language.md 2).
 const (
 	strictDepth = 1024
 
@@ -32,11 +32,11 @@ const (
 	extendedDepth = 3*maxNesting + 2
 )
 
-// maxTests is how many tests a filter of the extended dialect may have.
+// maxTests is the most tests of a filter of the extended dialect.
 const maxTests = 65535
 
-// maxIndexLiteral is the greatest number that may stand in an index, and maxOffset the greatest
-// byte offset, the size of the element included. (Specification: filter-language.md 4.)
+// maxIndexLiteral is the greatest number in an index, and maxOffset the greatest byte offset, the size of the element
+// included. (Specification: filter-language.md 4.)
 const (
 	maxIndexLiteral = 65575
 	maxOffset       = 65535
@@ -47,16 +47,16 @@ type parser struct {
 	source
 	lexer lexer
 	tok   token // the current one
-	end   int   // where the one before it ended
+	end   int   // end of the one before it
 	err   *Error
 	tests int
 
 	sets       map[string]*namedSet   // the named sets so far
 	interfaces map[string]*prog.Named // the interfaces so far, by their names
 
-	negated bool // an odd number of negations stood before the test that is being read
+	negated bool // an odd number of negations precede the current test
 
-	// For hints: where the comparison read last starts, where its field and its operator end.
+	// For hints: the start of the comparison read last, the end of its field, and the end of its operator.
 	last struct{ start, field, op int }
 }
 
@@ -190,16 +190,15 @@ func (p *parser) parenthesis(depth int) *node {
 		return nil
 	case p.tok.kind == tokClose:
 		p.advance()
-		return n // nil keeps the error inside
+		return n // nil: the error inside is kept
 	case n == nil:
 		return p.fail(p.moved(p.err, p.tok))
 	}
 	return p.fail(p.unexpected(wantClose))
 }
 
-// conditional parses the rest of a conditional from its question mark on. condition is nil if it was
-// in error; where the original crashes then, the question mark is unexpected. Strict dialect
-// only. (Specification: filter-language.md 2.)
+// conditional parses the rest of a conditional from its question mark on. condition is nil after an error: where the
+// original then crashes, the question mark is unexpected. Strict dialect only. (Specification: filter-language.md 2.)
 func (p *parser) conditional(condition *node, depth int) *node {
 	question, inCondition := p.tok, p.err
 	p.advance()
@@ -225,15 +224,15 @@ func (p *parser) conditional(condition *node, depth int) *node {
 	return &node{kind: nodeCond, parts: []*node{condition, then, otherwise}}
 }
 
-// moved returns an error inside a parenthesis the way the original reports it: as a syntax error at
-// token t (specification: filter-language.md 8). Its text remains that of the true error.
+// moved returns an error inside a parenthesis as the original reports it: as a syntax error at token t (specification:
+// filter-language.md 8). Its text remains that of the true error.
 func (p *parser) moved(err *Error, t token) *Error {
 	e := *err
 	e.Kind, e.Pos = ErrUnexpectedToken, uint32(t.pos)
 	return &e
 }
 
-// comparison parses a test from its field on; not tells whether an odd number of negations stood before.
+// comparison parses a test from its field on; not means that an odd number of negations precede it.
 func (p *parser) comparison(not bool) *node {
 	if p.tok.kind != tokField {
 		return p.fail(p.unexpected(wantField))
@@ -312,7 +311,7 @@ func (p *parser) take(kind tokenKind, want expectation) bool {
 // operator. Without an operator the test is "!= 0". subject is the field with its index.
 func (p *parser) relation(t *prog.Test, subject token) bool {
 	ok := true
-	checked := token{} // a literal that is yet to be checked
+	checked := token{} // a literal still to check
 	switch op, found := relations[p.tok.kind]; {
 	case found:
 		t.Op = op
@@ -334,8 +333,8 @@ func (p *parser) relation(t *prog.Test, subject token) bool {
 	return true
 }
 
-// rightSide parses the right side of a comparison, the current token being the operator. It returns
-// the literal with its sign, unless that was a prefix.
+// rightSide parses the right side of a comparison; the current token is the operator. It returns the literal with its
+// sign, unless that was a prefix.
 func (p *parser) rightSide(t *prog.Test, subject token) (literal token, ok bool) {
 	p.advance()
 	p.last.op = p.end

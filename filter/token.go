@@ -10,7 +10,7 @@ type tokenKind uint8
 
 const (
 	tokEnd    tokenKind = iota
-	tokBad              // not a token at all; the lexer's error tells why
+	tokBad              // not a token; the lexer's error has the reason
 	tokField            // field, true or false
 	tokMacro            // macro that the layer does not have
 	tokNumber           // number, address, or macro of the layer
@@ -40,7 +40,7 @@ const (
 	tokText     // extended dialect only: a name in quotes
 )
 
-// literalForm is how a number was written.
+// literalForm is the notation of a number.
 type literalForm uint8
 
 const (
@@ -75,10 +75,10 @@ var flipped = [...]prog.Op{
 type macro struct {
 	name   string
 	value  uint64
-	layers prog.Layers // where it may be used; onAll: also for layers that do not exist
+	layers prog.Layers // layers where it may be used; onAll: also nonexistent ones
 }
 
-// macros are the macros that stand for numbers of protocols and for constants; makeWords adds the names of layers and events.
+// macros are the macros for numbers of protocols and for constants; makeWords adds the names of layers and events.
 var macros = [...]macro{
 	{"TRUE", 1, prog.OnAll},
 	{"FALSE", 0, prog.OnAll},
@@ -95,7 +95,7 @@ type word struct {
 	macros []macro    // tokMacro; a name may stand for different numbers on different layers
 }
 
-// words are all reserved words. "in" is one in the extended dialect only.
+// words are all reserved words; only the extended dialect reserves "in".
 var words = makeWords()
 
 func makeWords() map[string]word {
@@ -105,7 +105,7 @@ func makeWords() map[string]word {
 	for f := range prog.Field(prog.NumFields) {
 		info := f.Info()
 		if _, taken := m[info.Name]; taken || info.Name == "" {
-			continue // no field, or one of ours that shares its name with one of the specification
+			continue // no field, or one of ours that shares its name with a field of the specification
 		}
 		m[info.Name] = word{kind: tokField, field: f}
 	}
@@ -127,8 +127,8 @@ func makeWords() map[string]word {
 	return m
 }
 
-// extendedField returns the field that one of the specification becomes in the extended dialect, where it means
-// what its name says.
+// extendedField returns the extended dialect's version of a field of the specification, which has the meaning of its
+// name.
 func extendedField(f prog.Field, layer packet.Layer) prog.Field {
 	events := layer == packet.LayerFlow || layer == packet.LayerSocket
 	switch {
@@ -142,7 +142,7 @@ func extendedField(f prog.Field, layer packet.Layer) prog.Field {
 	return f
 }
 
-// macroValue returns the number a macro stands for on a layer.
+// macroValue returns the number that a macro stands for on a layer.
 func macroValue(w word, layer packet.Layer) (uint64, bool) {
 	for _, c := range w.macros {
 		if c.layers == prog.OnAll || c.layers.Has(layer) {

@@ -70,7 +70,7 @@ func TestVectorObjects(t *testing.T) {
 		if err != nil {
 			return err
 		}
-		if len(p.Tests()) == maxStrictTests { // quirk: the count does not fit
+		if len(p.Tests()) == maxStrictTests { // quirk: the count does not fit into 8 bits
 			if object != "@WinDiv_WW" {
 				return fmt.Errorf("Object = %s", object)
 			}

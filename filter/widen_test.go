@@ -77,7 +77,7 @@ func TestWiden(t *testing.T) {
 	}
 }
 
-// TestWidenStaysClose checks that widening keeps what it need not give up.
+// TestWidenStaysClose checks that widening keeps as much as it can.
 func TestWidenStaysClose(t *testing.T) {
 	p, err := compiled("outbound and tcp.DstPort in "+largeSet(5000, 2), packet.LayerNetwork, Extended)
 	if err != nil {
@@ -103,7 +103,7 @@ func TestWidenStaysClose(t *testing.T) {
 	}
 }
 
-// widenPieces are what TestWidenMissesNothing builds filters of.
+// widenPieces are the pieces of the filters in TestWidenMissesNothing.
 var widenPieces = []string{
 	"tcp", "udp", "ip", "ipv6", "outbound", "tcp.DstPort == 80", "udp.SrcPort > 1000", "ipv6.FlowLabel > 4",
 	"ipv6.FlowLabel != 0", "length > 100", "ip.TTL < 64", "protocol != 6", "tcp.Syn", "localPort in " + largeSet(300, 100),
@@ -206,7 +206,7 @@ func FuzzWiden(f *testing.F) {
 	})
 }
 
-// TestWithout: the program for a place where some values are not known yet asks for none of them, and keeps the rest.
+// TestWithout: the program for a place where some values are still unknown reads none of them, and keeps the rest.
 func TestWithout(t *testing.T) {
 	lengths := func(f prog.Field) bool {
 		return f == prog.FieldUDPPayloadLength || f == prog.FieldLength || f == prog.FieldUDPPayload || f == prog.FieldRandom8
@@ -238,8 +238,8 @@ func TestWithout(t *testing.T) {
 	}
 }
 
-// TestWithoutMatchesNoLess: whatever a filter matches, the one that does not ask for lengths matches too, and it gives one
-// answer for packets that differ in those only.
+// TestWithoutMatchesNoLess: any match of a filter is also a match of the filter without lengths, which gives the same
+// answer for packets that differ in lengths only.
 func TestWithoutMatchesNoLess(t *testing.T) {
 	lengths := func(f prog.Field) bool {
 		return f == prog.FieldLength || f == prog.FieldIPLength || f == prog.FieldUDPLength || f == prog.FieldUDPPayloadLength || f == prog.FieldUDPPayload
