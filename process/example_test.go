@@ -7,7 +7,7 @@ import (
 	"github.com/opendivert/divert/process"
 )
 
-// Whoever prints many events keeps one Cache for all of them.
+// A program that prints many events keeps one Cache for all of them.
 func ExampleCache() {
 	var processes process.Cache
 	p, err := processes.Lookup(uint32(os.Getpid()))

@@ -15,8 +15,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// lookup reads /proc/ID (proc_pid_stat(5) and its neighbours). The process may end, and another take the id, between two
-// reads: the start is read last once more.
+// lookup reads /proc/ID (proc_pid_stat(5) and its neighbours). Between two reads the process may end and another take the
+// id, so the start is read again at the end.
 func lookup(id uint32) (Process, error) {
 	for {
 		p, err := read(id)
@@ -38,7 +38,7 @@ func read(id uint32) (Process, error) {
 	p := Process{ID: id, Parent: s.parent, Name: s.name, Start: startTime(s.started), started: s.started}
 	var folder unix.Stat_t
 	if unix.Stat(dir, &folder) == nil {
-		p.UID = folder.Uid // the effective user (proc_pid(5)); root of processes that must not be looked into
+		p.UID = folder.Uid // the effective user (proc_pid(5)); root for processes that cannot be inspected
 		p.User = userName(folder.Uid)
 	}
 	if path, err := os.Readlink(dir + "/exe"); err == nil {
@@ -60,7 +60,7 @@ func startOf(id uint32) (uint64, error) {
 	return s.started, err
 }
 
-// statLine is what /proc/ID/stat tells.
+// statLine has the fields of /proc/ID/stat.
 type statLine struct {
 	name    string
 	parent  uint32
@@ -82,7 +82,7 @@ func stat(id uint32) (statLine, error) {
 	return parseStat(b)
 }
 
-// readInto reads the beginning of a file of /proc, with no more calls than that takes: a Cache asks for every event.
+// readInto reads the beginning of a file of /proc in as few calls as possible: a Cache does so for every event.
 func readInto(b []byte, path string) ([]byte, error) {
 	fd, err := unix.Open(path, unix.O_RDONLY|unix.O_CLOEXEC, 0)
 	if err != nil {
@@ -126,7 +126,7 @@ func parseStat(b []byte) (s statLine, err error) {
 // userHZ is the ticks of /proc in a second: USER_HZ, which is 100 on every architecture that Go has.
 const userHZ = 100
 
-// bootTime is when the system was booted.
+// bootTime is the time at which the system was booted.
 var bootTime = sync.OnceValue(func() time.Time {
 	var now unix.Timespec
 	if unix.ClockGettime(unix.CLOCK_BOOTTIME, &now) != nil {
@@ -139,7 +139,7 @@ func startTime(ticks uint64) time.Time {
 	return bootTime().Add(time.Duration(ticks) * (time.Second / userHZ)).Round(time.Second / userHZ)
 }
 
-// names are those of users, by number. To look one up may take long.
+// names are those of users, by number. A look-up may take long.
 var names sync.Map
 
 func userName(uid uint32) string {

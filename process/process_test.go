@@ -12,7 +12,7 @@ import (
 	"time"
 )
 
-// TestMain is also the child that tests look at.
+// TestMain is also the child that tests look up.
 func TestMain(m *testing.M) {
 	if os.Getenv("DIVERT_TEST_CHILD") != "" {
 		_, _ = os.Stdin.Read(make([]byte, 1))
@@ -45,7 +45,7 @@ func child(t testing.TB) (*exec.Cmd, func()) {
 	return cmd, end
 }
 
-// TestLookupNamed: what a process was called helps where nothing else is known of it.
+// TestLookupNamed: a process's former name helps when nothing else about it is known.
 func TestLookupNamed(t *testing.T) {
 	cmd, end := child(t)
 	id := uint32(cmd.Process.Pid)

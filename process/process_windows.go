@@ -9,7 +9,7 @@ import (
 	"golang.org/x/sys/windows"
 )
 
-// The processes that have no executable.
+// The processes without an executable.
 const (
 	idle   = 0
 	kernel = 4
@@ -23,7 +23,7 @@ func lookup(id uint32) (Process, error) {
 	if err != nil {
 		return Process{}, err
 	}
-	defer windows.CloseHandle(h) // while it is open nobody else has the id
+	defer windows.CloseHandle(h) // while it is open no other process gets the id
 	p := Process{ID: id, Parent: parent(h)}
 	if p.started, err = started(h); err != nil {
 		return Process{}, err
@@ -67,7 +67,7 @@ func started(h windows.Handle) (uint64, error) {
 	}
 	var code uint32
 	if windows.GetExitCodeProcess(h, &code) == nil && code != stillActive {
-		return 0, ErrEnded // somebody holds it open still
+		return 0, ErrEnded // a handle still keeps the ended process
 	}
 	return uint64(begin.HighDateTime)<<32 | uint64(begin.LowDateTime), nil
 }
