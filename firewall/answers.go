@@ -16,9 +16,9 @@ import (
 	"github.com/opendivert/divert/process"
 )
 
-// Answers are answers to questions that hold always: rules in a file of their own beside those that somebody wrote, to which nothing is
-// ever written. They are asked about connections for which the others say ask, before anybody else is. The methods may be called
-// from several goroutines.
+// Answers are permanent answers to questions: rules in a file of their own, so that the user's files of rules are never
+// written to. They answer questions about connections before any Asker. The methods may be called from several
+// goroutines.
 type Answers struct {
 	path string
 
@@ -40,17 +40,17 @@ func AnswersPath(rules string) string {
 	return strings.TrimSuffix(rules, extension) + ".answers" + extension
 }
 
-// LoadAnswers reads the answers in a file. A file that is not there is made with the first answer. Errors are those of Load.
+// LoadAnswers reads the answers in a file. The first answer creates a missing file. Errors are those of Load.
 func LoadAnswers(path string) (*Answers, error) {
 	a := &Answers{path: path}
 	_, err := a.Refresh()
 	return a, err
 }
 
-// Path returns where the answers are kept.
+// Path returns the path of the file with the answers.
 func (a *Answers) Path() string { return a.path }
 
-// Len returns how many there are.
+// Len returns the number of answers.
 func (a *Answers) Len() int {
 	a.mu.Lock()
 	defer a.mu.Unlock()
@@ -60,8 +60,8 @@ func (a *Answers) Len() int {
 	return a.rules.Len()
 }
 
-// Refresh reads the file again if it has changed, or a program that it names, and reports whether it has. With an error the answers stay as they were until it
-// changes once more.
+// Refresh reads the file again if it, or a program that it names, has changed, and reports whether it has. With an error
+// the answers stay as they were until the file changes again.
 func (a *Answers) Refresh() (changed bool, err error) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
@@ -93,7 +93,7 @@ func (a *Answers) of(c *Conn) (Action, bool) {
 		return 0, false
 	}
 	known := *c
-	known.Hello = true // a name that is not known yet does not count; whoever answered did not see it either
+	known.Hello = true // a name not yet known does not count; the user did not see it either
 	d := r.Decide(&known)
 	return d.Action, d.Rule != 0 && d.Action <= Reject
 }
@@ -104,11 +104,11 @@ type answerRule struct {
 	User        string `yaml:"user,omitempty"`
 }
 
-// errNoRule says why an answer cannot be a rule.
+// errNoRule is the error for an answer that cannot become a rule.
 var errNoRule = errors.New("it cannot be kept, and holds until the firewall ends")
 
-// ruleOf returns the rule that gives an answer for all connections with the subject of one. Anonymous says that no process can be
-// known here.
+// ruleOf returns the rule that repeats an answer for all connections with the same subject. anonymous means that
+// processes cannot be known here.
 func ruleOf(c *Conn, action Action, anonymous bool) (r answerRule, err error) {
 	s := subjectOf(c)
 	r.Action, r.Direction, r.Protocol = action.String(), "in", ProtocolName(s.protocol)
@@ -136,10 +136,11 @@ func ruleOf(c *Conn, action Action, anonymous bool) (r answerRule, err error) {
 	return r, nil
 }
 
-// saveTries is how often an answer is written again because somebody else has written the file meanwhile.
+// saveTries is the number of attempts to write an answer while others write the file too.
 const saveTries = 5
 
-// add writes an answer behind the others, unless one of them is the same, and makes it count. All else in the file stays as it is.
+// add adds an answer to the file, unless the file has it already, and puts it in force. The rest of the file
+// stays as it is.
 func (a *Answers) add(c *Conn, action Action, anonymous bool) error {
 	r, err := ruleOf(c, action, anonymous)
 	if err != nil {
@@ -176,7 +177,7 @@ func (a *Answers) add(c *Conn, action Action, anonymous bool) error {
 	return fmt.Errorf("%s changes all the time: %w", a.path, errNoRule)
 }
 
-// extend returns the text of a file of rules, or of a new one, with a rule in front of the others: the last answer counts.
+// extend returns the text of a file of rules, or of a new one, with a rule put before the others: the last answer counts.
 func extend(path string, entry []byte) ([]byte, error) {
 	old, err := readFile(path)
 	if errors.Is(err, os.ErrNotExist) {
@@ -208,8 +209,8 @@ func extend(path string, entry []byte) ([]byte, error) {
 	return text, nil
 }
 
-// replaceFile writes a file as a whole: whoever reads it finds the text before or this one, after a crash too. It keeps its mode; a new
-// one is for its user alone. What a link leads to is replaced, not the link.
+// replaceFile replaces the content of a file at once: readers find the old text or the new one, even after a crash. The
+// file keeps its mode; a new one is for its user alone. Where path is a link, its target is replaced, not the link.
 func replaceFile(path string, text []byte) (err error) {
 	if real, err := filepath.EvalSymlinks(path); err == nil {
 		path = real

@@ -25,8 +25,8 @@ func asked(t *testing.T, remote string) *Conn {
 	}
 }
 
-// TestAnswers: an answer holds for its program, user, host and port, by name if there is one, also when the file is read by another
-// firewall; the last one counts; what somebody has written into the file stays.
+// TestAnswers: an answer holds for its program, user, host and port, by name if there is one, also when another firewall
+// reads the file; the last one counts; the user's own lines in the file stay.
 func TestAnswers(t *testing.T) {
 	path := AnswersPath(filepath.Join(folder(t), "rules.yaml"))
 	if filepath.Base(path) != "rules.answers.yaml" {
@@ -128,8 +128,8 @@ func TestAnswers(t *testing.T) {
 	}
 }
 
-// TestAnswersRefused: what no rule can say, and what would not be a rule in the file, is not written, with the reason; the file stays as it
-// is.
+// TestAnswersRefused: an answer that no rule can express, or that would not be a rule in the file, is refused with the
+// reason; the file stays as it is.
 func TestAnswersRefused(t *testing.T) {
 	path := filepath.Join(folder(t), "answers.yaml")
 	good := asked(t, "192.0.2.7:443")
@@ -140,7 +140,7 @@ func TestAnswersRefused(t *testing.T) {
 		name, text string
 		c          *Conn
 		anonymous  bool
-		want       string // "" if it is written
+		want       string // "" if the answer is written
 	}{
 		{"unknown", "", &unknown, false, "process is not known"},
 		{"nobody is known here", "", &unknown, true, ""},
@@ -186,7 +186,7 @@ func TestAnswersRefused(t *testing.T) {
 	}
 }
 
-// TestAnswerAlways: an answer that is to hold always is written, and asked for by a firewall that is opened later.
+// TestAnswerAlways: a permanent answer is written, and a firewall opened later uses it.
 func TestAnswerAlways(t *testing.T) {
 	path := filepath.Join(folder(t), "answers.yaml")
 	for round, want := range []string{"", "out SYN"} {
@@ -214,7 +214,7 @@ func TestAnswerAlways(t *testing.T) {
 	}
 }
 
-// FuzzExtend: a file that takes an answer has one rule more, and all its lines still.
+// FuzzExtend: a file that takes an answer has one rule more, and keeps all its lines.
 func FuzzExtend(f *testing.F) {
 	f.Add(answersHeader)
 	f.Add("default: ask\nrules:\n  - {action: allow, port: 1} # mine\n")

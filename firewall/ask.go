@@ -13,18 +13,18 @@ import (
 	"github.com/opendivert/divert/process"
 )
 
-// Question is a connection that rules want somebody to decide. Its packets are held until then.
+// Question is a connection that a rule leaves to a person or program. Its packets are held until the answer.
 type Question struct {
-	ID    uint64    `json:"id"`    // names the question in this run
-	Until time.Time `json:"until"` // then it is answered by the rules' own default
+	ID    uint64    `json:"id"`    // identifies the question in this run
+	Until time.Time `json:"until"` // from then on the rules' own default answers it
 	Event           // the connection; Action is Ask
 }
 
-// Asker is who answers questions, by Firewall.Answer. Its methods must not wait, nor call the Firewall.
+// Asker puts questions to those who answer them with Firewall.Answer. Its methods must not wait, nor call the Firewall.
 type Asker interface {
-	// Ask takes a question, and reports whether there is somebody who may answer.
+	// Ask takes a question, and reports whether anybody can answer it.
 	Ask(Question) bool
-	// Withdraw ends a question: it was answered, or needs no answer any more. Why says which, for people.
+	// Withdraw ends a question that was answered or needs no answer any more; why is the reason, for people.
 	Withdraw(id uint64, why string)
 }
 
@@ -35,7 +35,7 @@ const (
 	maxRemembered = 4096
 )
 
-// question is one that is open.
+// question is an open question.
 type question struct {
 	id       uint64
 	key      flowKey
@@ -46,12 +46,12 @@ type question struct {
 	flow     *flow
 }
 
-// questions are those that are open, and answers that hold for more than one connection.
+// questions holds the open questions, and the answers that hold for more than one connection.
 type questions struct {
 	last       uint64
 	open       map[uint64]*question
 	remembered aging[subject, Action]
-	closes     *divert.Handle // tells that sockets were closed; nil until there was a question
+	closes     *divert.Handle // reports closed sockets; nil until the first question
 	closesDone chan struct{}
 	noCloses   bool
 }
@@ -60,7 +60,7 @@ func newQuestions() questions {
 	return questions{open: map[uint64]*question{}, remembered: aging[subject, Action]{limit: maxRemembered}}
 }
 
-// subject is what an answer that is to be remembered is about: a program that wants to one port of one host.
+// subject is the scope of a remembered answer: a program's connections to one port of one host.
 type subject struct {
 	file     process.File
 	path     string
@@ -68,7 +68,7 @@ type subject struct {
 	known    bool
 	outbound bool
 	protocol uint8
-	host     string // the name in TLS or QUIC, the name of the address that was asked for last, or the address
+	host     string // the name in TLS or QUIC, else the address's name that was last asked for, else the address
 	port     uint16
 }
 
@@ -88,7 +88,7 @@ func subjectOf(c *Conn) subject {
 	return s
 }
 
-// ask puts the question about a connection, by a packet of it.
+// ask asks the question about a connection, and holds its packet.
 func (f *Firewall) ask(key flowKey, fl *flow, p *divert.Packet, c *Conn, d Decision) {
 	f.stats.Asked++
 	a, ok := f.questions.remembered.get(subjectOf(c))
@@ -112,12 +112,12 @@ func (f *Firewall) ask(key flowKey, fl *flow, p *divert.Packet, c *Conn, d Decis
 	f.watchCloses()
 }
 
-// questionOf returns a question as it is asked.
+// questionOf returns a question in the form for an Asker.
 func (f *Firewall) questionOf(q *question) Question {
 	return Question{ID: q.id, Until: q.until, Event: f.event(&q.conn, Ask, q.decision.Rule, "packet")}
 }
 
-// Questions returns the questions that are open, the oldest first.
+// Questions returns the open questions, the oldest first.
 func (f *Firewall) Questions() (list []Question) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -128,19 +128,19 @@ func (f *Firewall) Questions() (list []Question) {
 	return list
 }
 
-// answered makes the answer to a question be.
+// answered puts the answer to a question in force.
 func (f *Firewall) answered(fl *flow, p *divert.Packet, c *Conn, d Decision, a Action, at string) {
 	fl.answered, fl.answer = true, a
 	d.Action, d.Log = a, true
 	f.conclude(fl, p, c, d, at)
 }
 
-// ErrNoQuestion says that there is no question with an id, or not any more: its time was over, or another answer was first.
+// ErrNoQuestion means that no open question has the id: its time was over, or another answer came first.
 var ErrNoQuestion = errors.New("firewall: there is no such question, or not any more")
 
-// Answer answers a question: Allow, Deny or Reject. An answer that is to be remembered holds for all connections of the same program and
-// user to the same port of the same host that rules would ask about: always, if it can be added to Config.Answers, and until Close
-// otherwise, of which Config.Warn is told. It fails with ErrNoQuestion.
+// Answer answers a question: Allow, Deny or Reject. With remember, the answer holds for all connections of the same
+// program and user to the same port of the same host for which rules say ask: permanently if it can be added to
+// Config.Answers; otherwise until Close, and Config.Warn gets the reason. Answer fails with ErrNoQuestion.
 func (f *Firewall) Answer(id uint64, a Action, remember bool) error {
 	if a > Reject {
 		return fmt.Errorf("firewall: %w: %v is no answer; allow, deny and reject are", divert.ErrInvalid, a)
@@ -149,7 +149,7 @@ func (f *Firewall) Answer(id uint64, a Action, remember bool) error {
 	if err != nil || !remember || f.config.Answers == nil {
 		return err
 	}
-	if err := f.config.Answers.add(&c, a, f.noProcesses != nil); err != nil { // packets do not wait for the file
+	if err := f.config.Answers.add(&c, a, f.noProcesses != nil); err != nil { // outside the mutex: packets do not wait for the file
 		f.config.Warn(fmt.Errorf("an answer that is to hold always: %w", err))
 		return nil
 	}
@@ -159,7 +159,7 @@ func (f *Firewall) Answer(id uint64, a Action, remember bool) error {
 	return nil
 }
 
-// answerOpen answers an open question, and all others that an answer that is remembered is about. It returns the connection.
+// answerOpen answers an open question, and with remember all others with the same subject. It returns the connection.
 func (f *Firewall) answerOpen(id uint64, a Action, remember bool) (Conn, error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -203,13 +203,13 @@ func (f *Firewall) close(q *question, why string) []divert.Packet {
 	return q.held
 }
 
-// withdraw ends the question about a connection that is no more.
+// withdraw ends the question about a connection that has ended.
 func (f *Firewall) withdraw(fl *flow) {
 	q := fl.question
 	f.check(f.handle.DropBatch(f.close(q, "the connection was closed")))
 }
 
-// wait holds a further packet of a connection that a question is about, or drops it if it comes again anyway.
+// wait holds a further packet of a connection in question, or drops it if the sender will repeat it anyway.
 func (f *Firewall) wait(fl *flow, p *divert.Packet, tcp packet.TCP) {
 	if tcp != nil {
 		f.check(f.handle.Drop(p))
@@ -225,7 +225,7 @@ func (f *Firewall) wait(fl *flow, p *divert.Packet, tcp packet.TCP) {
 	f.check(f.handle.Drop(p))
 }
 
-// reconsider decides a connection that a question is about by other rules. It may still be a question.
+// reconsider decides a connection in question by new rules. It may remain a question.
 func (f *Firewall) reconsider(fl *flow) {
 	q := fl.question
 	q.conn.Time = time.Now()
@@ -242,7 +242,7 @@ func (f *Firewall) reconsider(fl *flow) {
 	}
 }
 
-// expireQuestions answers the questions whose time is over.
+// expireQuestions answers the questions whose time has run out.
 func (f *Firewall) expireQuestions(now time.Time) {
 	for _, q := range f.questions.open {
 		if now.After(q.until) {
@@ -252,7 +252,7 @@ func (f *Firewall) expireQuestions(now time.Time) {
 	}
 }
 
-// watchCloses has questions end when the socket that they are about is closed, where the platform tells.
+// watchCloses lets questions end when their socket is closed, where the platform reports that.
 func (f *Firewall) watchCloses() {
 	if f.questions.closes != nil || f.questions.noCloses {
 		return
@@ -263,7 +263,7 @@ func (f *Firewall) watchCloses() {
 			divert.WithFlags(divert.Sniff | divert.RecvOnly), divert.WithPriority(f.config.Priority)}, f.config.Options...)...)
 	}
 	if err != nil {
-		f.questions.noCloses = true // they end by an answer, or by time
+		f.questions.noCloses = true // questions end by an answer, or by time
 		return
 	}
 	f.questions.closesDone = make(chan struct{})

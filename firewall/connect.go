@@ -9,21 +9,22 @@ import (
 	"github.com/opendivert/divert/filter"
 )
 
-// Connections that rules reject by direction, protocol, remote address and remote port alone are refused when a process calls
-// connect: the call fails at once, and no packet is made. The kernel decides with a filter at the layer SOCKET, which matches
-// where the rules are sure to say reject, whatever else becomes known of the connection.
+// Connections that rules reject by direction, protocol, remote address and remote port alone are refused when a process
+// calls connect: the call fails at once, and no packet is made. The kernel decides with a filter at the layer SOCKET,
+// which matches only where the rules are sure to reject, whatever else becomes known of the connection.
 
-// maxConnectSets is how many named sets that filter has at most; a program in the kernel has room for some 40.
+// maxConnectSets is the most named sets of that filter; a program in the kernel has room for some 40.
 const maxConnectSets = 32
 
-// maxConnectRules is how many of the first rules that filter is made of, at most: it nests once for each.
+// maxConnectRules is the number of rules, from the first on, that the filter covers at most: each adds a level of
+// nesting.
 const maxConnectRules = 48
 
-// connectFilter returns the filter of connections that the rules refuse by the values known at connect, and its sets. The text
-// is empty if there are none.
+// connectFilter returns the filter of connections that the rules refuse by the values known at connect, and its sets. The
+// text is empty if there are none.
 func (r *Rules) connectFilter() (text string, sets map[string]*filter.Set) {
 	b := connectBuilder{sets: map[string]*filter.Set{}}
-	// From the last rule to the first: each says what it is sure about, and leaves the rest to those behind it.
+	// From the last rule to the first: each decides its sure cases, and leaves the rest to the rules behind it.
 	n, usable := b.usable(r)
 	rest := "false"
 	if n == len(r.rules) && usable && r.action == Reject {
@@ -36,7 +37,7 @@ func (r *Rules) connectFilter() (text string, sets map[string]*filter.Set) {
 		case cond == "false", rule.action == Log:
 		case rule.action == Reject && sure:
 			rest = or(cond, rest)
-		case rule.action == Reject: // it refuses, or those behind it decide
+		case rule.action == Reject: // this rule refuses, or those behind it decide
 		default:
 			rest = andNot(rest, cond)
 		}
@@ -58,7 +59,7 @@ func (r *Rules) connectFilter() (text string, sets map[string]*filter.Set) {
 
 type connectBuilder struct{ sets map[string]*filter.Set }
 
-// usable returns how many of the first rules the filter can be made of, and whether those are all.
+// usable returns the number of rules, from the first on, that fit into the filter, and whether those are all.
 func (b *connectBuilder) usable(r *Rules) (n int, all bool) {
 	sets := 0
 	for i := range r.rules {
@@ -90,8 +91,8 @@ func andNot(a, b string) string {
 	return "(" + a + " ) and not (" + b + " )"
 }
 
-// condition returns what a rule asks that is known at connect: a filter that holds wherever the rule does, and whether it
-// holds nowhere else.
+// condition returns the part of a rule's conditions that is known at connect: a filter that holds wherever the rule does;
+// sure means that it holds nowhere else.
 func (b *connectBuilder) condition(i int, r *rule) (text string, sure bool) {
 	sure = r.locals == nil && r.local == nil && r.hosts == nil && r.servers == nil && r.programs == nil && r.parents == nil &&
 		r.names == nil && r.users == nil && r.times == nil && r.days == 0

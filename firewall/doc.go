@@ -1,5 +1,5 @@
-// Package firewall decides which connections of this host may be, by rules that a file has: by process, direction, address,
-// port, name and time.
+// Package firewall decides which connections of this host are allowed, by the rules in a file: by process, direction,
+// address, port, name and time.
 //
 //	rules, err := firewall.Load("rules.yaml")
 //	if err != nil {
@@ -12,9 +12,9 @@
 //	defer f.Close()
 //	err = f.Run(ctx)
 //
-// A connection is decided once, by its first packet, which is held until then, and the kernel does the rest
-// (divert.Handle.AcceptFlow, DropFlow). Connections that rules refuse by addresses and ports alone are refused at connect already, where
-// the kernel can (divert.LayerSocket). Rules.Decide is the decision itself, a function of the connection.
+// The firewall decides a connection once, by its first packet, which it holds until then; the kernel does the rest
+// (divert.Handle.AcceptFlow, DropFlow). Where the kernel can, connections that rules refuse by addresses and ports alone
+// already fail at connect (divert.LayerSocket). Rules.Decide is the decision itself, a function of the connection.
 //
-// The file is described in docs/firewall.md. The package uses nothing but the public interface of package divert.
+// docs/firewall.md describes the file. The package uses only the public interface of package divert.
 package firewall

@@ -20,19 +20,19 @@ import (
 	"github.com/opendivert/divert/process"
 )
 
-// MaxFile is the length of the longest file of rules that is read, in bytes. Large sets have files of their own.
+// MaxFile is the length of the longest file of rules, in bytes. Large sets have files of their own.
 const MaxFile = 4 << 20
 
-// A FileError says what is wrong with a file of rules, and where.
+// A FileError is an error in a file of rules, with its place.
 type FileError struct {
-	Path         string // empty for rules that are of no file
-	Line, Column int    // numbered from 1, in characters; 0 if it is no place that is wrong
+	Path         string // empty for rules that are not from a file
+	Line, Column int    // numbered from 1, in characters; 0 if the error has no place
 	Err          error
 
 	snippet string
 }
 
-// Error returns the place and what is wrong there.
+// Error returns the place and the error there.
 func (e *FileError) Error() string {
 	switch {
 	case e.Line == 0 && e.Path == "":
@@ -45,10 +45,10 @@ func (e *FileError) Error() string {
 	return fmt.Sprintf("%s:%d:%d: %v", e.Path, e.Line, e.Column, e.Err)
 }
 
-// Unwrap returns what is wrong.
+// Unwrap returns the error without its place.
 func (e *FileError) Unwrap() error { return e.Err }
 
-// Snippet returns the line of the file, and below it a caret under the place; nothing if the error is about no place.
+// Snippet returns the line of the file, and below it a caret under the place; "" if the error has no place.
 func (e *FileError) Snippet() string { return e.snippet }
 
 // Load reads rules from a file. Files that it names are relative to its folder. Errors in it are of type *FileError, those
@@ -71,7 +71,7 @@ func Load(path string) (*Rules, error) {
 	return r, nil
 }
 
-// readFile reads a file that is not longer than MaxFile by more than one byte.
+// readFile reads a file, but no more than one byte beyond MaxFile.
 func readFile(path string) ([]byte, error) {
 	f, err := os.Open(path)
 	if err != nil {
@@ -113,11 +113,11 @@ func parse(b []byte, folder string) (*Rules, error) {
 	return f.rules, nil
 }
 
-// file is a file that is being read.
+// file is the state of reading a file.
 type file struct {
 	folder string
 	sets   map[string]*filter.Set
-	used   map[string]bool // sets that rules name
+	used   map[string]bool // sets named by rules
 	rules  *Rules
 }
 
@@ -212,7 +212,7 @@ func (f *file) readLog(e *yamltext.Entry) error {
 	return nil
 }
 
-// The bounds of the time that a question waits. A packet that is held longer is not what its sender waits for any more.
+// The bounds of the time that a question waits. The sender gives up waiting for a packet held longer.
 const (
 	minTimeout = time.Second
 	maxTimeout = time.Minute
@@ -351,7 +351,7 @@ func (f *file) readRules(e *yamltext.Entry) error {
 	return nil
 }
 
-// ruleNames are what a rule may have, in the order of the manual.
+// ruleNames are the keys of a rule, in the order of the manual.
 var ruleNames = []string{
 	"name", "action", "log", "direction", "protocol", "address", "local-address", "port", "remote-port", "local-port",
 	"host", "server-name", "program", "parent", "process", "user", "time", "days",
@@ -636,7 +636,7 @@ func parseDays(text string) (days uint8, err error) {
 	}
 }
 
-// dependency is a file that rules depend on, as it was when they were read.
+// dependency is a file that rules depend on, in its state when they were read.
 type dependency struct {
 	path string
 	file process.File
@@ -644,7 +644,7 @@ type dependency struct {
 	when time.Time
 }
 
-// dependencyOf returns what a file is now; one that is not there is one, too.
+// dependencyOf returns the present state of a file, which may be missing.
 func dependencyOf(path string) dependency {
 	d := dependency{path: path}
 	if info, err := os.Stat(path); err == nil {
@@ -653,13 +653,13 @@ func dependencyOf(path string) dependency {
 	return d
 }
 
-// same reports whether the file is what it was.
+// same reports whether the file has the same state.
 func (d dependency) same(e dependency) bool {
 	return d.file == e.file && d.size == e.size && d.when.Equal(e.when)
 }
 
-// State returns what the files are now that the rules were read from, and the executables that they name: a text that
-// differs whenever one of them is another.
+// State returns the present state of the files of the rules, and of the executables that they name, as a text that
+// differs after every change.
 func (r *Rules) State() string {
 	var b strings.Builder
 	for _, d := range r.files {
@@ -669,7 +669,7 @@ func (r *Rules) State() string {
 	return b.String()
 }
 
-// Changed reports whether one of those files is another than when the rules were read.
+// Changed reports whether one of those files has changed since the rules were read.
 func (r *Rules) Changed() bool {
 	return slices.ContainsFunc(r.files, func(d dependency) bool { return !d.same(dependencyOf(d.path)) })
 }

@@ -17,39 +17,39 @@ import (
 	"github.com/opendivert/divert/process"
 )
 
-// Config says how a Firewall works. The zero Config will do.
+// Config has the settings of a Firewall. The zero Config will do.
 type Config struct {
-	// Open opens the handles, divert.OpenProgram if it is nil. Options are those that it is called with besides.
+	// Open opens the handles, by default divert.OpenProgram. It is called with Options as well.
 	Open    func(p *filter.Program, opts ...divert.Option) (*divert.Handle, error)
 	Options []divert.Option
 
-	// Priority is that of the handle that decides, from divert.LowestPriority+1 on; another, for names, is below it.
+	// Priority is that of the handle that decides, from divert.LowestPriority+1 on; the handle that reads names is one
+	// below it.
 	Priority int16
 
 	// Log gets the events to log, one call at a time. Connections wait meanwhile, so it must not block.
 	Log func(Event)
 
-	// Asker gets the questions of rules with the action ask. Without one they have the answer that rules give where nobody
-	// answers.
+	// Asker gets the questions of rules with the action ask. Without one, questions get the answer that the rules give
+	// where nobody answers.
 	Asker Asker
 
-	// Answers are answers that hold always; those that are to be remembered are added. Without them answers are remembered until
-	// Close.
+	// Answers are permanent answers, to which remembered ones are added. Without them answers are remembered until Close.
 	Answers *Answers
 
-	// Learner gets the connections that no rule is about.
+	// Learner gets the connections that no rule decides.
 	Learner *Learner
 
-	// Warn gets what goes wrong and does not end the run. It must not wait.
+	// Warn gets errors that do not end the run. It must not wait.
 	Warn func(error)
 }
 
-// Event is a decision, as it is logged.
+// Event is a decision in the log.
 type Event struct {
 	Time       time.Time      `json:"time"`
 	Action     Action         `json:"action"` // Log for rules with that action, which decide nothing
 	Rule       string         `json:"rule"`   // the rule's name, "default" if there was none
-	At         string         `json:"at"`     // what decided: "connect", "packet", "hello" of a TLS or QUIC client, "answer" to a question, or "timeout" or "nobody" for one without
+	At         string         `json:"at"`     // occasion of the decision: "connect", "packet", "hello" of a TLS or QUIC client, "answer" to a question, or "timeout" or "nobody" for an unanswered one
 	Direction  string         `json:"direction"`
 	Protocol   uint8          `json:"protocol"`
 	Local      netip.AddrPort `json:"local"`
@@ -63,14 +63,14 @@ type Event struct {
 	User       string         `json:"user,omitempty"`
 }
 
-// Stats counts what a Firewall has decided.
+// Stats counts the decisions of a Firewall.
 type Stats struct {
 	Allowed, Denied, Rejected uint64 // connections, and packets that belong to none
-	AtConnect                 uint64 // of those rejected
+	AtConnect                 uint64 // rejected at connect, also counted in Rejected
 	Asked                     uint64
-	Unanswered                uint64 // of those asked: nobody did in time, or there was nobody
-	Unsent                    uint64 // refusals that nobody was told of, because there were too many
-	Reloads                   uint64 // rules exchanged
+	Unanswered                uint64 // questions without an answer in time, or with nobody to ask
+	Unsent                    uint64 // refusals not sent to their senders, because there were too many
+	Reloads                   uint64 // exchanges of the rules
 
 	Slowest time.Duration // from a packet's capture to its verdict, without questions and hellos
 }
@@ -82,21 +82,21 @@ type Firewall struct {
 	handle  *divert.Handle
 	resolve *divert.Handle // questions and answers of resolvers
 	names   *names
-	seen    aging[uint32, process.Process] // by id, as they were last; under the mutex
+	seen    aging[uint32, process.Process] // by id, as last seen; under the mutex
 
 	listening   *listeners
-	noProcesses error // why processes are not known
+	noProcesses error // reason why processes are unknown; nil if they are known
 
 	mu         sync.Mutex
 	rules      *Rules
-	connect    *divert.Handle // nil where it is not to be had, or was never needed
+	connect    *divert.Handle // nil where the kernel cannot, or it was never needed
 	noConnect  error
 	connectLog chan struct{} // closed when the reader of connect has ended
 	generation uint64        // counts reloads, from 1
 	timely     string
 	flows      aging[flowKey, *flow]
-	looks      map[*flow]bool // that wait for a hello
-	helloBytes int            // that are held of those
+	looks      map[*flow]bool // connections that wait for a hello
+	helloBytes int            // bytes held of those
 	questions  questions
 	answers    limiter
 	broadcasts broadcasts
@@ -109,8 +109,8 @@ type Firewall struct {
 
 // Open opens a firewall with rules. Connections are held until Run runs.
 //
-// It fails with an error that says so if rules are about processes and those cannot be known here (divert.ErrNoProcess), and
-// otherwise as divert.Open does.
+// It fails with divert.ErrNoProcess if rules need processes and those cannot be known here, and otherwise as divert.Open
+// does.
 func Open(r *Rules, c Config) (*Firewall, error) {
 	if c.Open == nil {
 		c.Open = divert.OpenProgram
@@ -136,7 +136,7 @@ func Open(r *Rules, c Config) (*Firewall, error) {
 	return f, nil
 }
 
-// How many connections and processes are remembered at least.
+// The least numbers of connections and processes to remember.
 const (
 	maxFlows = 1 << 16
 	maxSeen  = 4096
@@ -146,7 +146,7 @@ func (f *Firewall) open() (err error) {
 	if f.listening, err = openListeners(); err != nil {
 		return err
 	}
-	// Names come first: an answer that nobody has seen is a name that is not known.
+	// Names come first: the name in an answer that passed unseen would stay unknown.
 	if f.resolve, err = f.openHandle(resolverFilter, f.config.Priority-1); err != nil {
 		return err
 	}
@@ -165,10 +165,10 @@ func (f *Firewall) open() (err error) {
 	return f.setConnect(f.rules)
 }
 
-// resolverFilter is what resolvers are asked, and what they answer. Resolvers on this host are seen on the way out.
+// resolverFilter matches the questions and answers of resolvers. Resolvers on this host are seen on the way out.
 const resolverFilter = "outbound and (udp.DstPort == 53 or tcp.DstPort == 53) or udp.SrcPort == 53 or tcp.SrcPort == 53"
 
-// packetFilter is what rules decide.
+// packetFilter matches the packets that rules decide.
 func packetFilter(r *Rules) string {
 	if r.loopback {
 		return "true"
@@ -187,7 +187,7 @@ func (f *Firewall) openHandle(text string, priority int16, opts ...divert.Option
 	return f.config.Open(p, append(opts, f.config.Options...)...)
 }
 
-// checkProcesses fails if rules need processes that are not known.
+// checkProcesses fails if rules need processes and those are unknown.
 func (f *Firewall) checkProcesses(r *Rules) error {
 	if f.noProcesses != nil && r.needsProcesses() {
 		return fmt.Errorf("rules are about processes (program, parent, process or user), which cannot be known here: %w", f.noProcesses)
@@ -203,7 +203,8 @@ func (f *Firewall) trusted(r *Rules) []netip.Addr {
 	return systemResolvers()
 }
 
-// setConnect makes what rules refuse at connect be refused. Where that is not to be had, their packets are.
+// setConnect refuses connections at connect where the rules allow that. Where the kernel cannot, their packets are
+// refused.
 func (f *Firewall) setConnect(r *Rules) error {
 	p, err := r.compileConnect()
 	if err != nil {
@@ -243,16 +244,16 @@ func (f *Firewall) Stats() Stats {
 	return f.stats
 }
 
-// Rules returns the rules that are in force.
+// Rules returns the rules in force.
 func (f *Firewall) Rules() *Rules {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	return f.rules
 }
 
-// SetRules makes other rules decide: each packet meets the old ones or the new ones, and once it has returned all
-// connections, those that were decided before too, are decided by the new ones with their next packet. If it fails the
-// old ones stay in force.
+// SetRules replaces the rules. Each packet meets the old ones or the new ones. Once SetRules has returned, the new ones
+// decide every connection with its next packet, even one that was decided before. If it fails the old rules stay in
+// force.
 func (f *Firewall) SetRules(r *Rules) error {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -275,7 +276,7 @@ func (f *Firewall) SetRules(r *Rules) error {
 	return f.decideAnew()
 }
 
-// decideAnew has all connections decided again. The caller holds the mutex, so that no verdict by the rules before is under
+// decideAnew has all connections decided again. The caller holds the mutex, so that no verdict by the old rules is under
 // way.
 func (f *Firewall) decideAnew() error {
 	f.generation++
@@ -324,7 +325,7 @@ func (f *Firewall) Run(ctx context.Context) error {
 	return err
 }
 
-// batch is how many packets are received at a time.
+// batch is the number of packets received at a time.
 const batch = 64
 
 // receive decides packets until ctx ends.
@@ -371,7 +372,7 @@ func (f *Firewall) readNames(ctx context.Context) error {
 	}
 }
 
-// readConnects begins to read the connects that were refused. The caller holds the mutex.
+// readConnects begins to read the refused connects. The caller holds the mutex.
 func (f *Firewall) readConnects() {
 	if f.connect == nil {
 		return
@@ -397,7 +398,7 @@ func (f *Firewall) readConnects() {
 	}(f.connect, f.connectLog)
 }
 
-// connected takes in that a connect was refused.
+// connected takes in a refused connect.
 func (f *Firewall) connected(a *divert.Address) {
 	d := a.Flow()
 	c := Conn{
@@ -415,22 +416,22 @@ func (f *Firewall) connected(a *divert.Address) {
 	f.log(&c, decision, "connect")
 }
 
-// program returns who has the process id.
+// program returns the process with an id, and its parent.
 func (f *Firewall) program(id uint32) (p Program) {
 	if id == 0 {
 		return p
 	}
 	p.Process = f.process(id)
 	if p.Process.Parent != 0 {
-		if parent := f.process(p.Process.Parent); !parent.Start.After(p.Process.Start) { // else another has the id now
+		if parent := f.process(p.Process.Parent); !parent.Start.After(p.Process.Start) { // else a later process has the parent's id
 			p.Parent = parent
 		}
 	}
 	return p
 }
 
-// process returns the process that has an id as it is now, since it may have become another program, or else as it was last
-// seen; the zero Process if it never was.
+// process returns the process that has an id as it is now, since it may have started another program; if it has ended, as
+// last seen; the zero Process if it was never seen.
 func (f *Firewall) process(id uint32) process.Process {
 	p, err := process.Lookup(id)
 	if err == nil {
@@ -444,7 +445,7 @@ func (f *Firewall) process(id uint32) process.Process {
 	return p
 }
 
-// log logs a decision as far as it is to be logged.
+// log logs a decision if the rules want it logged.
 func (f *Firewall) log(c *Conn, d Decision, at string) {
 	if !d.Log && d.Logged == nil {
 		return
@@ -457,7 +458,7 @@ func (f *Firewall) log(c *Conn, d Decision, at string) {
 	}
 }
 
-// event returns a connection as it is logged.
+// event returns a connection in the form of the log.
 func (f *Firewall) event(c *Conn, a Action, rule int, at string) Event {
 	e := Event{
 		Time: c.Time, Action: a, Rule: f.rules.Name(rule), At: at, Direction: "in", Protocol: c.Protocol, Local: c.Local, Remote: c.Remote,
@@ -471,10 +472,10 @@ func (f *Firewall) event(c *Conn, a Action, rule int, at string) Event {
 	return e
 }
 
-// tickTime is how often it is looked what time has changed.
+// tickTime is the interval at which tick looks for changes by time.
 const tickTime = 100 * time.Millisecond
 
-// tick expires questions and hellos, and decides anew when rules with a time begin or end to be in force, until ctx ends.
+// tick expires questions and hellos, and decides anew when rules with a time come into force or lapse, until ctx ends.
 func (f *Firewall) tick(ctx context.Context) {
 	ticker := time.NewTicker(tickTime)
 	defer ticker.Stop()

@@ -116,8 +116,7 @@ func udpPacket(t testing.TB, src, dst string, payload []byte) []byte {
 	return b
 }
 
-// out puts a packet of the host on the network, and returns what became of it and its like in words: each packet that has
-// left the last handle.
+// out puts a packet of the host on the network, and describes the packets that have left the last handle.
 func (b *bench) out(p []byte) string { b.network.Outbound(p, 0); return b.left() }
 
 // in is out for a packet that comes in.
@@ -157,7 +156,7 @@ func (b *bench) want(what, got, want string) {
 	}
 }
 
-// logged returns the events since it was called the last time, in words.
+// logged returns the events since its last call, in words.
 func (b *bench) logged() string {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -169,7 +168,7 @@ func (b *bench) logged() string {
 	return strings.Join(words, ", ")
 }
 
-// question returns the one question that is open.
+// question returns the only open question.
 func (b *bench) question() Question {
 	b.t.Helper()
 	list := b.Questions()
@@ -237,7 +236,7 @@ func TestLoopback(t *testing.T) {
 	})
 }
 
-// Connections that are decided are decided anew by other rules, in the direction in which they began.
+// New rules decide connections anew that old ones have decided, in the direction in which they began.
 func TestSetRules(t *testing.T) {
 	run(t, "default: allow", func(t *testing.T, b *bench) {
 		b.out(tcpPacket(t, host4, peer4, syn, nil))
@@ -261,7 +260,7 @@ func TestSetRules(t *testing.T) {
 	})
 }
 
-// At connect only certain rejections are made; they are logged, and other rules reject other connections.
+// At connect the firewall refuses only sure cases; it logs them, and new rules refuse other connections.
 func TestConnect(t *testing.T) {
 	run(t, "default: allow\nrules: [{action: reject, port: 25, name: mail}]", func(t *testing.T, b *bench) {
 		connect := func(port uint16) bool {
@@ -339,7 +338,7 @@ func TestAsk(t *testing.T) {
 		b.want("timed out, log", b.logged(), "reject by default at timeout")
 		b.want("the SYN again", b.out(tcpPacket(t, host4, peer4, second, nil)), "in RST")
 
-		// Datagrams wait in order, some at most; the answer is remembered.
+		// Datagrams wait in order, up to a limit; the answer is remembered.
 		for range 20 {
 			b.want("asked", b.out(udpPacket(t, host6, peer6, []byte("x"))), "")
 		}
@@ -403,7 +402,7 @@ func TestAsk(t *testing.T) {
 	})
 }
 
-// clientHello returns what a TLS client sends first.
+// clientHello returns the first bytes of a TLS client.
 func clientHello(t testing.TB, name string) []byte {
 	t.Helper()
 	client, server := net.Pipe()
@@ -691,7 +690,7 @@ func TestICMP(t *testing.T) {
 	})
 }
 
-// Rules with a time begin and end to be in force by themselves.
+// Rules with a time come into force and lapse by themselves.
 func TestTimes(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		now := time.Now().Truncate(time.Minute)
@@ -774,7 +773,7 @@ func TestParseResolvers(t *testing.T) {
 	}
 }
 
-// What resolvers send is believed in part, and never trusted to be well-formed.
+// Packets of resolvers are believed in part, and never trusted to be well-formed.
 func FuzzNames(f *testing.F) {
 	f.Add(dnsAnswer(f, 1, "www.good.example.", "cdn.example.", "192.0.2.80", "2001:db8::1"))
 	f.Add(dnsQuestion(f, 1, "www.good.example."))

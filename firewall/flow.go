@@ -12,7 +12,7 @@ import (
 	"github.com/opendivert/divert/packet"
 )
 
-// flowKey names a connection.
+// flowKey identifies a connection.
 type flowKey struct {
 	protocol      uint8
 	local, remote netip.AddrPort
@@ -23,11 +23,11 @@ type flow struct {
 	outbound   bool
 	seq        uint32 // of the SYN of TCP
 	begun      bool   // seq is known
-	hello      bool   // serverName is known, or does not come any more
+	hello      bool   // serverName is known, or will not come any more
 	serverName string
-	look       *look     // while the hello is waited for
-	question   *question // while an answer is waited for
-	answered   bool      // there was one, or its time is over
+	look       *look     // while the flow waits for its hello
+	question   *question // while the flow waits for an answer
+	answered   bool      // an answer came, or its time is over
 	answer     Action
 	decided    bool
 	action     Action
@@ -35,15 +35,15 @@ type flow struct {
 	last       time.Time
 }
 
-// look is a connection whose TLS or QUIC client is to say which server it wants. Until then the packets of TCP pass one by one, but
-// for what the client sends; that is held, as are all datagrams.
+// look is a connection that waits for the name in its TLS or QUIC client's hello. Until then the firewall lets packets of
+// TCP pass one by one, except the client's bytes, which it holds, as it does all datagrams.
 type look struct {
 	reader clienthello.Reader
 	next   uint32              // the client's next sequence number
 	quic   *quicinitial.Reader // of a connection of QUIC; nil for TCP
 	held   []divert.Packet
-	kept   int // bytes that quic keeps
-	bytes  int // of held, and kept
+	kept   int // bytes kept by quic
+	bytes  int // bytes of held, and kept
 	until  time.Time
 }
 
@@ -51,9 +51,9 @@ type look struct {
 const (
 	helloTime    = 10 * time.Second // for a whole hello
 	maxHeldHello = 64               // packets of a hello
-	maxLooks     = 1 << 16          // connections that wait for a hello
-	maxHello     = 32 << 20         // bytes of them all
-	sameExchange = 30 * time.Second // of UDP and others: what comes later is another exchange, unless rules were exchanged
+	maxLooks     = 1 << 16          // connections waiting for a hello
+	maxHello     = 32 << 20         // bytes of all hellos
+	sameExchange = 30 * time.Second // of UDP and others: a later packet begins another exchange, unless the rules were replaced
 )
 
 // packet decides a packet. The caller holds the mutex.
@@ -116,7 +116,7 @@ func (f *Firewall) conn(key flowKey, fl *flow, p *divert.Packet, now time.Time) 
 	}
 }
 
-// conclude makes a decision on a connection be: by a packet of it, and those that are held.
+// conclude puts a decision on a connection in force: by a packet of it, and those held.
 func (f *Firewall) conclude(fl *flow, p *divert.Packet, c *Conn, d Decision, at string) {
 	again := fl.decided && fl.action == d.Action && fl.generation == f.generation
 	fl.decided, fl.action, fl.generation, fl.last = true, d.Action, f.generation, c.Time
@@ -152,14 +152,14 @@ func (f *Firewall) verdict(p *divert.Packet, a Action) {
 		if err = f.handle.DropFlow(p); errors.Is(err, divert.ErrInvalid) {
 			err = f.handle.Drop(p)
 		}
-	default: // its packets keep coming, and are answered
+	default: // its packets keep coming, to be refused one by one
 		f.refuse(p)
 		err = f.handle.Drop(p)
 	}
 	f.check(err)
 }
 
-// alone is verdict for a packet whose flow has none.
+// alone gives a packet its verdict where its flow has none.
 func (f *Firewall) alone(p *divert.Packet, a Action) {
 	switch a {
 	case Allow:
@@ -172,15 +172,15 @@ func (f *Firewall) alone(p *divert.Packet, a Action) {
 	}
 }
 
-// check reports errors of verdicts, which end nothing: a packet that got none is gone.
+// check reports errors of verdicts. They do not end the run: a packet without its verdict is lost.
 func (f *Firewall) check(err error) {
 	if err != nil && !errors.Is(err, net.ErrClosed) {
 		f.config.Warn(err)
 	}
 }
 
-// needed reports whether a packet is one without which IPv6 does not work on a link, as RFC 4890, section 4.4.1, has them:
-// neighbour and router discovery, and multicast listeners' reports. No rule decides those.
+// needed reports whether IPv6 needs the packet to work on a link (RFC 4890, section 4.4.1): neighbour and router
+// discovery, and multicast listeners' reports. No rule decides those.
 func needed(h *packet.Parsed, b []byte) bool {
 	icmp := h.ICMPv6(b)
 	if icmp == nil {
@@ -190,7 +190,7 @@ func needed(h *packet.Parsed, b []byte) bool {
 	return t >= 130 && t <= 136 || t == 143
 }
 
-// related returns the decision on the connection that an ICMP error is about.
+// related returns the decision on the connection that an ICMP error concerns.
 func (f *Firewall) related(p *divert.Packet) (Action, bool) {
 	var at int32
 	if icmp := f.parsed.ICMP(p.Data); icmp != nil {
@@ -227,8 +227,8 @@ func (f *Firewall) related(p *divert.Packet) (Action, bool) {
 	return fl.action, true
 }
 
-// quoteEnds returns the ends of a packet that an ICMP error quotes, of which there may be no more than 8 bytes behind the IP
-// header.
+// quoteEnds returns the ends of a packet that an ICMP error quotes; the quotation may have no more than 8 bytes behind
+// the IP header.
 func quoteEnds(h *packet.Parsed, b []byte) (src, dst netip.AddrPort) {
 	if ip := h.IPv4(b); ip != nil {
 		src, dst = netip.AddrPortFrom(ip.Src(), 0), netip.AddrPortFrom(ip.Dst(), 0)
@@ -249,7 +249,7 @@ func quoteEnds(h *packet.Parsed, b []byte) (src, dst netip.AddrPort) {
 	return src, dst
 }
 
-// flowOf returns the connection that a packet belongs to, and begins one if there is none.
+// flowOf returns a packet's connection, and begins one if there is none.
 func (f *Firewall) flowOf(p *divert.Packet, now time.Time) (flowKey, *flow) {
 	src, dst := p.Src(), p.Dst()
 	key := flowKey{f.parsed.Protocol, src, dst}
@@ -259,7 +259,7 @@ func (f *Firewall) flowOf(p *divert.Packet, now time.Time) (flowKey, *flow) {
 	tcp := f.parsed.TCP(p.Data)
 	opens := tcp != nil && tcp.Flags()&(packet.TCPSyn|packet.TCPAck) == packet.TCPSyn
 	fl, ok := f.flows.get(key)
-	if !ok && p.Addr.Loopback { // the other way, on the way out too
+	if !ok && p.Addr.Loopback { // the other direction, which is outbound too
 		back := flowKey{key.protocol, key.remote, key.local}
 		if fl, ok = f.flows.get(back); ok {
 			key = back
@@ -268,12 +268,12 @@ func (f *Firewall) flowOf(p *divert.Packet, now time.Time) (flowKey, *flow) {
 	if ok && fl.question == nil && fl.look == nil {
 		switch {
 		case opens:
-			ok = fl.begun && fl.seq == tcp.Seq() && fl.outbound == p.Addr.Outbound // the SYN again
+			ok = fl.begun && fl.seq == tcp.Seq() && fl.outbound == p.Addr.Outbound // the same SYN again
 		case tcp == nil:
 			ok = fl.generation != f.generation || now.Sub(fl.last) < sameExchange
 		}
 	} else if ok && opens && fl.seq != tcp.Seq() {
-		f.abandon(fl) // the ports are used again
+		f.abandon(fl) // a new connection reuses the ports
 		ok = false
 	}
 	if !ok {
@@ -286,7 +286,7 @@ func (f *Firewall) flowOf(p *divert.Packet, now time.Time) (flowKey, *flow) {
 	return key, fl
 }
 
-// outbound reports whether this host began the connection that a packet is the first of that is seen.
+// outbound reports whether this host began the connection of which the packet is the first one seen.
 func (f *Firewall) outbound(p *divert.Packet, tcp packet.TCP, opens bool, key flowKey, now time.Time) bool {
 	if tcp != nil && !opens {
 		if tcp.Flags()&packet.TCPSyn != 0 { // the answer to a SYN
@@ -321,8 +321,8 @@ func (f *Firewall) looked(fl *flow) {
 	delete(f.looks, fl)
 }
 
-// lookFor begins to wait for the hello of a connection's client, and reports whether there is something to wait for. The packet opens
-// the connection. It may be a datagram that has the whole hello: then the flow knows the name.
+// lookFor begins to wait for the hello of a connection's client, and reports whether a hello may come. The packet opens
+// the connection. It may be a datagram with the whole hello: then the flow knows the name.
 func (f *Firewall) lookFor(fl *flow, p *divert.Packet, now time.Time) bool {
 	l := &look{until: now.Add(helloTime)}
 	if tcp := f.parsed.TCP(p.Data); tcp != nil {
@@ -344,7 +344,7 @@ func (f *Firewall) lookFor(fl *flow, p *divert.Packet, now time.Time) bool {
 	return true
 }
 
-// looking enters a connection whose hello is waited for.
+// looking enters a connection that waits for its hello.
 func (f *Firewall) looking(fl *flow, l *look) {
 	if len(f.looks) >= maxLooks {
 		f.giveUp(func(a, b *look) bool { return a.until.Before(b.until) })
@@ -367,7 +367,7 @@ func (f *Firewall) hold(l *look, p *divert.Packet) {
 	}
 }
 
-// listen takes in a packet of a connection whose hello is waited for.
+// listen takes in a packet of a connection that waits for its hello.
 func (f *Firewall) listen(key flowKey, fl *flow, p *divert.Packet, tcp packet.TCP) {
 	l := fl.look
 	client := p.Addr.Outbound == fl.outbound
@@ -376,7 +376,7 @@ func (f *Firewall) listen(key flowKey, fl *flow, p *divert.Packet, tcp packet.TC
 	}
 	payload := f.parsed.Payload(p.Data)
 	if l.quic != nil {
-		h := clienthello.Hello{State: clienthello.NotTLS} // the server speaks, to whom nothing was let through
+		h := clienthello.Hello{State: clienthello.NotTLS} // the server speaks, though no bytes of the client reached it
 		if client {
 			h = l.quic.Read(payload)
 		}
@@ -392,10 +392,10 @@ func (f *Firewall) listen(key flowKey, fl *flow, p *divert.Packet, tcp packet.TC
 	case client && tcp.Flags()&packet.TCPSyn != 0, len(payload) == 0 && !(client && ends):
 		f.check(f.handle.Accept(p))
 		return
-	case !client, len(payload) == 0: // the server speaks first, or the client says nothing
+	case !client, len(payload) == 0: // the server speaks first, or the packet is empty
 		f.heard(key, fl, p, clienthello.Hello{State: clienthello.NotTLS})
 		return
-	case tcp.Seq() != l.next: // again, or one is missing: it comes again when the hello has been read
+	case tcp.Seq() != l.next: // a repetition, or one behind a gap: it comes again once the hello has been read
 		f.check(f.handle.Drop(p))
 		return
 	}
@@ -411,8 +411,8 @@ func (f *Firewall) listen(key flowKey, fl *flow, p *divert.Packet, tcp packet.TC
 	f.heard(key, fl, p, h)
 }
 
-// giveUp gives up waiting for the hello of one connection, the first by an order: whoever opens many and says little, or says
-// much, is not to be in the way of others.
+// giveUp stops waiting for the hello of one connection, the first by an order, so that a client with many connections, or
+// with long or slow hellos, does not block others.
 func (f *Firewall) giveUp(before func(a, b *look) bool) {
 	var first *flow
 	for fl := range f.looks {
@@ -421,10 +421,10 @@ func (f *Firewall) giveUp(before func(a, b *look) bool) {
 		}
 	}
 	f.abandon(first)
-	first.hello = true // its client sends its bytes again, and what it wants is not known
+	first.hello = true // its client sends its bytes again; the name stays unknown
 }
 
-// heard decides a connection whose hello has been read, or does not come, by the packet that said so.
+// heard decides a connection by the packet that completed its hello, or showed that none comes.
 func (f *Firewall) heard(key flowKey, fl *flow, p *divert.Packet, h clienthello.Hello) {
 	held := fl.look.held
 	f.looked(fl)
@@ -449,7 +449,7 @@ func (f *Firewall) heard(key flowKey, fl *flow, p *divert.Packet, h clienthello.
 	}
 }
 
-// quietly is an action for further packets of a flow, of which its sender has been told already.
+// quietly returns the action for further packets of a flow whose sender has been told already.
 func quietly(a Action) Action {
 	if a == Reject {
 		return Deny
@@ -457,11 +457,11 @@ func quietly(a Action) Action {
 	return a
 }
 
-// expire ends questions and hellos whose time is over.
+// expire ends questions and hellos whose time has run out.
 func (f *Firewall) expire(now time.Time) {
 	for fl := range f.looks {
 		if now.After(fl.look.until) {
-			f.abandon(fl) // the client sends its bytes again, and what it wants is not known
+			f.abandon(fl) // the client sends its bytes again; the name stays unknown
 			fl.hello = true
 		}
 	}

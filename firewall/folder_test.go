@@ -7,7 +7,7 @@ import (
 	"testing"
 )
 
-// folder returns a folder for a test's files, which goes with the test. Wine 8 removes files one by one only, so what t.TempDir makes
+// folder returns a folder for a test's files, removed after the test. Wine 8 removes files only one by one, so t.TempDir
 // would fail tests there.
 func folder(t testing.TB) string {
 	t.Helper()

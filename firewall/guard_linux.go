@@ -18,11 +18,10 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// A firewall that fails closed has a guard: a process that does nothing but hold copies of the descriptors that its handles
-// consist of, which are packet queues and eBPF maps and programs. The kernel ends a handle when the last descriptor is
-// closed. While the guard lives, a firewall that was killed is to the kernel one that does not answer: decided
-// connections stay decided, and undecided packets wait in the queue, and are dropped when that is full. So there is no moment in
-// which anything passes.
+// A firewall that fails closed has a guard: a process that only holds copies of the descriptors behind its handles:
+// packet queues, eBPF maps and programs. The kernel ends a handle when its last descriptor is closed. While the guard
+// lives, a killed firewall looks to the kernel like one that does not answer: decided connections stay decided, and
+// undecided packets wait in the queue, and are dropped when that is full. So nothing undecided ever passes.
 
 // Guard holds a firewall's handles open should its process die. The methods may not be called by several goroutines at once.
 type Guard struct {
@@ -30,18 +29,18 @@ type Guard struct {
 	conn *net.UnixConn
 }
 
-// GuardFD is the descriptor that a guard's process gets: give it to RunGuard.
+// GuardFD is the descriptor of the guard's connection in its process: give it to RunGuard.
 const GuardFD = 3
 
-// The words between a firewall and its guard, of one byte. Descriptors come with hold.
+// The one-byte words between a firewall and its guard. Descriptors come with hold.
 const (
 	wordHold  = 'h' // some of the descriptors
-	wordHeld  = 'H' // that were all: let go of those before
+	wordHeld  = 'H' // those were all: release the earlier ones
 	wordQuit  = 'q' // the firewall ends in order
-	wordReady = 'r' // what the guard answers
+	wordReady = 'r' // the guard's answer
 )
 
-// StartGuard starts a guard for the handles that this process has open: cmd is a process that calls RunGuard.
+// StartGuard starts a guard for the handles that this process has open. cmd is a command whose process calls RunGuard.
 func StartGuard(cmd *exec.Cmd) (*Guard, error) {
 	fds, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_SEQPACKET|unix.SOCK_CLOEXEC, 0)
 	if err != nil {
@@ -56,7 +55,7 @@ func StartGuard(cmd *exec.Cmd) (*Guard, error) {
 		return nil, fmt.Errorf("firewall: guard: %w", err)
 	}
 	cmd.ExtraFiles = []*os.File{theirs}
-	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true} // ^C is not for it
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true} // ^C must not reach it
 	if err := cmd.Start(); err != nil {
 		return nil, errors.Join(fmt.Errorf("firewall: guard: %w", err), conn.Close())
 	}
@@ -67,7 +66,7 @@ func StartGuard(cmd *exec.Cmd) (*Guard, error) {
 	return g, nil
 }
 
-// unixConn makes a connection of a socket; the file may be closed then.
+// unixConn makes a connection of a socket; the caller may then close the file.
 func unixConn(f *os.File) (*net.UnixConn, error) {
 	c, err := net.FileConn(f)
 	if err != nil {
@@ -80,13 +79,14 @@ func unixConn(f *os.File) (*net.UnixConn, error) {
 	return u, nil
 }
 
-// settleTime is how long a descriptor must have been there to be held: others come and go within it.
+// settleTime is the age at which a descriptor is held: short-lived ones come and go within it.
 const settleTime = 50 * time.Millisecond
 
-// guardTime is how long a guard may take to answer.
+// guardTime is the time that a guard has to answer.
 const guardTime = 10 * time.Second
 
-// Renew has the guard hold the handles that this process has open now, and none of before. Call it when rules were exchanged.
+// Renew has the guard hold the handles that this process has open now, and release all earlier ones. Call it after an
+// exchange of rules.
 func (g *Guard) Renew() error {
 	before, err := ownDescriptors()
 	if err != nil {
@@ -109,7 +109,7 @@ func (g *Guard) Renew() error {
 	return nil
 }
 
-// maxPassed is how many descriptors one message may carry (SCM_MAX_FD, include/net/scm.h).
+// maxPassed is the most descriptors in one message (SCM_MAX_FD, include/net/scm.h).
 const maxPassed = 253
 
 // send passes descriptors to the guard and waits until it has them.
@@ -137,7 +137,7 @@ func (g *Guard) send(fds []int) error {
 	return nil
 }
 
-// ownDescriptors returns the descriptors of this process that handles may consist of, with what they are.
+// ownDescriptors returns the descriptors of this process that may belong to handles, with their kinds.
 func ownDescriptors() (map[int]string, error) {
 	const dir = "/proc/self/fd"
 	list, err := os.ReadDir(dir)
@@ -152,7 +152,7 @@ func ownDescriptors() (map[int]string, error) {
 		}
 		what, err := os.Readlink(filepath.Join(dir, entry.Name()))
 		if err != nil {
-			continue // it is closed by now
+			continue // closed by now
 		}
 		switch {
 		case what == "anon_inode:bpf-map", what == "anon_inode:bpf-prog":
@@ -181,7 +181,7 @@ func (g *Guard) End() error {
 	_ = g.conn.SetDeadline(time.Now().Add(guardTime))
 	_, err := g.conn.Write([]byte{wordQuit})
 	if err != nil {
-		err = g.cmd.Process.Kill() // it is dead, or hangs
+		err = g.cmd.Process.Kill() // the guard is dead, or hangs
 	}
 	err = errors.Join(err, g.conn.Close())
 	if waited := g.cmd.Wait(); waited != nil && err == nil {
@@ -196,15 +196,15 @@ func (g *Guard) End() error {
 	return nil
 }
 
-// RunGuard is the life of a guard's process: conn is the file of GuardFD. It returns nil when the firewall has ended in order,
-// or when somebody has ended the guard, with SIGTERM. If the firewall dies, orphaned is called and the guard goes on, until
-// somebody ends it, by EndGuard too. The file at path tells EndGuard of it; it is for the guard alone while it holds its
-// lock.
+// RunGuard is the main function of a guard's process: conn is the file of GuardFD. It returns nil when the firewall has
+// ended in order, or when SIGTERM ends the guard. If the firewall dies, RunGuard calls orphaned and the guard stays until
+// a signal or EndGuard ends it. EndGuard finds the guard by the file at path, which is the guard's alone while it holds
+// the file's lock.
 func RunGuard(conn *os.File, path string, orphaned func()) error {
 	signal.Ignore(unix.SIGINT, unix.SIGHUP, unix.SIGPIPE)
 	end := make(chan os.Signal, 1)
 	signal.Notify(end, unix.SIGTERM)
-	// The last to be chosen when memory is short; it needs rights for that.
+	// Makes the kernel kill this process last when memory is short; it needs rights for that.
 	_ = os.WriteFile("/proc/self/oom_score_adj", []byte("-1000"), 0)
 	c, err := unixConn(conn)
 	if err != nil {
@@ -228,10 +228,10 @@ func RunGuard(conn *os.File, path string, orphaned func()) error {
 	}
 }
 
-// held are the descriptors that this process holds, and does nothing with.
+// held are the descriptors that this process holds and never uses.
 var held []int
 
-// hold holds what comes until the firewall ends in order; its death is an error.
+// hold holds the descriptors that it receives until the firewall ends in order; the firewall's death is an error.
 func hold(c *net.UnixConn) error {
 	var fresh []int
 	word, control := make([]byte, 1), make([]byte, unix.CmsgSpace(4*maxPassed))
@@ -283,8 +283,8 @@ func passed(control []byte) (fds []int, err error) {
 	return fds, nil
 }
 
-// keepFile writes the guard's process id to a file, and keeps the lock of it until the process ends. While another guard has
-// it, it waits.
+// keepFile writes the guard's process id to a file, and keeps the file's lock until the process ends. It waits while
+// another guard has the lock.
 func keepFile(path string) {
 	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE|unix.O_NOFOLLOW, 0o600)
 	if err != nil {
@@ -298,9 +298,9 @@ func keepFile(path string) {
 	select {} // the lock lasts as long as the process
 }
 
-// EndGuard ends the guard of a firewall that died, if there is one that has the file at path: what that held closed is open
-// then, but for what other handles decide. Open those before. The folder of the file must be one in which only root, or this
-// user, makes files.
+// EndGuard ends the guard of a dead firewall, if one has the file at path. All traffic that the guard held back then
+// passes, unless other handles decide on it. Open those before. Only root, or this user, may be able to make files in the
+// file's folder.
 func EndGuard(path string) error {
 	if err := checkFolder(filepath.Dir(path)); err != nil {
 		return err
@@ -317,7 +317,7 @@ func EndGuard(path string) error {
 	for told := false; ; {
 		switch err := unix.Flock(int(f.Fd()), unix.LOCK_SH|unix.LOCK_NB); err {
 		case nil:
-			return nil // there is none, or none any more
+			return nil // there is no guard, or it has ended
 		case unix.EWOULDBLOCK, unix.EINTR:
 		default:
 			return os.NewSyscallError("flock", err)
@@ -334,7 +334,7 @@ func EndGuard(path string) error {
 	}
 }
 
-// tellGuard ends the guard whose id is in a file that it has locked; it may not have written it yet.
+// tellGuard ends the guard that has locked the file, by the id in it, which the guard may not have written yet.
 func tellGuard(f *os.File) (bool, error) {
 	var b [16]byte
 	n, err := f.ReadAt(b[:], 0)
@@ -354,7 +354,7 @@ func tellGuard(f *os.File) (bool, error) {
 	}
 	defer unix.Close(fd)
 	if err := unix.Flock(int(f.Fd()), unix.LOCK_SH|unix.LOCK_NB); err == nil {
-		return true, nil // it has ended, and another may have its id
+		return true, nil // the guard has ended, and another process may have its id
 	}
 	if err := unix.PidfdSendSignal(fd, unix.SIGTERM, nil, 0); err != nil && err != unix.ESRCH {
 		return false, os.NewSyscallError("pidfd_send_signal", err)

@@ -4,5 +4,5 @@ package firewall
 
 import "github.com/opendivert/divert/process"
 
-// fileOf returns the zero File: executables are known by their paths.
+// fileOf returns the zero File: paths identify executables here.
 func fileOf(string) process.File { return process.File{} }

@@ -15,20 +15,20 @@ import (
 	"github.com/goccy/go-yaml"
 )
 
-// Learner notes the connections that no rule is about, and writes rules that allow them. The zero Learner has seen nothing;
-// its methods may be called from several goroutines.
+// Learner notes the connections that no rule decides, and writes rules that allow them. The zero Learner has seen
+// nothing; its methods may be called from several goroutines.
 type Learner struct {
 	mu      sync.Mutex
-	seen    map[lesson]int // how often
-	dropped int            // that there was no room for
+	seen    map[lesson]int // number of connections of each
+	dropped int            // connections without room in seen
 }
 
-// maxLessons is how many rules are learned at most.
+// maxLessons is the most rules to learn.
 const maxLessons = 10000
 
-// lesson is what a rule is made of.
+// lesson has the conditions of a rule.
 type lesson struct {
-	program  string // empty if it is not known, or no text
+	program  string // empty if unknown or not text
 	outbound bool
 	protocol uint8
 	port     uint16
@@ -47,7 +47,7 @@ type learnedRule struct {
 	Program   string `yaml:"program,omitempty"`
 }
 
-// add takes in a connection that no rule is about.
+// add takes in a connection that no rule decides.
 func (l *Learner) add(c *Conn) {
 	s := lesson{outbound: c.Outbound, protocol: c.Protocol}
 	if path := c.Program.Process.Executable; filepath.IsAbs(path) && utf8.ValidString(path) {
@@ -64,7 +64,7 @@ func (l *Learner) add(c *Conn) {
 		for _, name := range append(slices.Clone(c.Names), c.ServerName) {
 			if _, err := parsePattern(name); err == nil {
 				s.host, s.isName = name, true
-				break // the name that was asked for last stands first
+				break // the name last asked for comes first
 			}
 		}
 	}
@@ -80,14 +80,14 @@ func (l *Learner) add(c *Conn) {
 	l.seen[s]++
 }
 
-// Len returns how many rules there are to write.
+// Len returns the number of rules to write.
 func (l *Learner) Len() int {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	return len(l.seen)
 }
 
-// WriteTo writes a file of rules: each allows something that was seen, and the default is deny.
+// WriteTo writes a file of rules: each allows connections that were seen, and the default is deny.
 func (l *Learner) WriteTo(w io.Writer) (int64, error) {
 	l.mu.Lock()
 	lessons := slices.SortedFunc(maps.Keys(l.seen), func(a, b lesson) int {
@@ -132,7 +132,7 @@ func b2i(b bool) int {
 	return 0
 }
 
-// ProtocolName returns a protocol as rules write it.
+// ProtocolName returns a protocol in the notation of rules.
 func ProtocolName(p uint8) string {
 	for name, number := range protocolNames {
 		if number == p {
@@ -142,8 +142,7 @@ func ProtocolName(p uint8) string {
 	return strconv.Itoa(int(p))
 }
 
-// Save writes the file at a path, as a whole: whoever reads it finds the rules before or these. A new file is for its user
-// alone.
+// Save writes the file at a path at once: readers find the old rules or the new ones. A new file is for its user alone.
 func (l *Learner) Save(path string) error {
 	var b bytes.Buffer
 	if _, err := l.WriteTo(&b); err != nil {

@@ -10,15 +10,15 @@ import (
 	"time"
 )
 
-// listeners knows which ports of TCP have a listener, in the network namespace in which it was opened: whoever connects to
-// such a port from elsewhere is the one who began a connection of which only the middle is seen.
+// listeners knows the TCP ports with a listener, in the network namespace in which it was opened. If a connection is
+// first seen in its middle, the end without a listener began it.
 type listeners struct {
 	files []*os.File // tables of the kernel, of that namespace
 	ports map[uint16]bool
 	read  time.Time
 }
 
-// listenersAge is how long a list of listeners is believed.
+// listenersAge is the time for which a list of listeners is used.
 const listenersAge = time.Second
 
 func openListeners() (*listeners, error) {
@@ -49,7 +49,7 @@ func (l *listeners) on(port uint16, _ uint16, now time.Time) bool {
 	return l.ports[port]
 }
 
-// readListeners reads the ports of sockets that listen from a table of the kernel (proc_net_tcp, net/ipv4/tcp_ipv4.c).
+// readListeners reads the ports of listening sockets from a table of the kernel (proc_net_tcp, net/ipv4/tcp_ipv4.c).
 func readListeners(r io.Reader, ports map[uint16]bool) {
 	const listen = "0A"
 	lines := bufio.NewScanner(r)
@@ -57,7 +57,7 @@ func readListeners(r io.Reader, ports map[uint16]bool) {
 	for lines.Scan() {
 		fields := bytes.Fields(lines.Bytes())
 		if len(fields) < 4 || string(fields[3]) != listen {
-			return // those that listen come first
+			return // listening sockets come first
 		}
 		i := bytes.LastIndexByte(fields[1], ':')
 		if port, err := strconv.ParseUint(string(fields[1][i+1:]), 16, 16); err == nil {

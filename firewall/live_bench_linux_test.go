@@ -15,8 +15,9 @@ import (
 	"github.com/opendivert/divert/internal/lab"
 )
 
-// BenchmarkVerdict connects one host of a lab network with another, with a firewall between, and reports how long the verdict on the first
-// packet takes, from its capture on, and the connect as a whole. Without a firewall, the connect alone is what the machine does.
+// BenchmarkVerdict connects one host of a lab network with another through a firewall, and reports how long the verdict
+// on the first packet takes, from its capture on, and the connect as a whole. The run without a firewall shows the
+// connect time of the machine itself.
 func BenchmarkVerdict(b *testing.B) {
 	folder := b.TempDir()
 	var list strings.Builder

@@ -8,7 +8,7 @@ import (
 	"testing"
 )
 
-// TestManual: the files of rules in the manual are right, and its tables name what there is.
+// TestManual: the files of rules in the manual are valid, and its tables are complete.
 func TestManual(t *testing.T) {
 	b, err := os.ReadFile("../docs/firewall.md")
 	if err != nil {

@@ -14,17 +14,17 @@ import (
 	"github.com/opendivert/divert/packet"
 )
 
-// The names of addresses are those that the resolvers of this host gave as answers, as they came by. An answer counts if it
-// comes from a resolver that rules or system name, and over UDP if the question was seen to go there: what others send
-// decides nothing. A process that may ask a trusted resolver learns no other names by it than those that are true.
+// Addresses get their names from the resolvers' answers to this host, as they pass. An answer counts if it comes from a
+// resolver that the rules or the system name and, over UDP, if its question was seen to go there: packets of others
+// decide nothing. A process that may ask a trusted resolver can thus add only true names.
 
 // Limits of memory.
 const (
-	maxAddresses    = 1 << 16          // with names; beyond, those that were named longest ago make way
+	maxAddresses    = 1 << 16          // with names; beyond, those named longest ago make way
 	maxNames        = 16               // of one address
-	maxQueries      = 4096             // over UDP that have no answer yet
+	maxQueries      = 4096             // over UDP without an answer yet
 	maxStreams      = 256              // connections of TCP with a resolver
-	queryTime       = 30 * time.Second // how long an answer may take
+	queryTime       = 30 * time.Second // time limit for an answer
 	minNameTime     = time.Hour        // programs keep addresses for longer than their TTL
 	maxNameTime     = 24 * time.Hour
 	maxChain        = 16      // aliases between a name and its address
@@ -42,7 +42,7 @@ type names struct {
 	now       func() time.Time
 }
 
-// nameOf is a name of an address. Lists of them are not changed, once they are there.
+// nameOf is a name of an address. Lists of them are immutable.
 type nameOf struct {
 	name  string
 	until time.Time
@@ -68,7 +68,7 @@ func newNames(now func() time.Time) *names {
 	}
 }
 
-// trust makes the addresses those of the resolvers whose answers count.
+// trust sets the resolvers whose answers count.
 func (n *names) trust(resolvers []netip.Addr) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
@@ -78,7 +78,7 @@ func (n *names) trust(resolvers []netip.Addr) {
 	}
 }
 
-// of returns the names of an address: those of the last answer first, and of an answer the name that was asked for.
+// of returns the names of an address: those of the last answer first, and within an answer the queried name first.
 func (n *names) of(a netip.Addr) []string {
 	n.mu.Lock()
 	defer n.mu.Unlock()
@@ -93,7 +93,7 @@ func (n *names) of(a netip.Addr) []string {
 	return list
 }
 
-// packet takes in a packet to or from a resolver. Nothing of it is kept.
+// packet takes in a packet to or from a resolver. It keeps no part of it.
 func (n *names) packet(p *divert.Packet, parsed *packet.Parsed) {
 	if !parsed.Parse(p.Data) || parsed.Fragment {
 		return
@@ -142,7 +142,7 @@ func (n *names) answer(resolver, client netip.AddrPort, b []byte) {
 	}
 }
 
-// learn notes the names of addresses that an answer has.
+// learn notes the names of addresses in an answer.
 func (n *names) learn(r answer) {
 	now := n.now()
 	until := now.Add(min(max(time.Duration(r.ttl)*time.Second, minNameTime), maxNameTime))
@@ -152,7 +152,7 @@ func (n *names) learn(r answer) {
 		for _, name := range r.names {
 			list = append(list, nameOf{name, until})
 		}
-		for _, k := range known { // without expired names and those that come again
+		for _, k := range known { // without expired names and those renewed now
 			if now.Before(k.until) && !slices.Contains(r.names, k.name) {
 				list = append(list, k)
 			}
@@ -161,17 +161,17 @@ func (n *names) learn(r answer) {
 	}
 }
 
-// answer is what an answer says of addresses.
+// answer is the part of an answer about addresses.
 type answer struct {
-	name      string // that was asked for
+	name      string // the queried name
 	kind      dnsmessage.Type
-	names     []string // name, and what it is an alias of
+	names     []string // name, and the names that it is an alias of
 	addresses []netip.Addr
 	ttl       uint32 // the least, in seconds
 }
 
-// parseAnswer reads an answer (RFC 1035, section 4; RFC 8499 for words). Records count if they belong to the name that was
-// asked for, or to one that it is an alias of.
+// parseAnswer reads an answer (RFC 1035, section 4; RFC 8499 for words). Records count if they belong to the queried
+// name, or to one that it is an alias of.
 func parseAnswer(b []byte) (r answer, ok bool) {
 	var p dnsmessage.Parser
 	h, err := p.Start(b)
@@ -245,7 +245,7 @@ func canonical(name string) string { return strings.ToLower(strings.TrimSuffix(n
 // streamKey is a connection of TCP with a resolver, from there.
 type streamKey struct{ resolver, client netip.AddrPort }
 
-// stream is what came of such a connection and is no whole message yet.
+// stream is the received part of an incomplete message on such a connection.
 type stream struct {
 	next uint32 // sequence number
 	data []byte
@@ -264,7 +264,7 @@ func (n *names) segment(k streamKey, h packet.TCP, payload []byte) {
 	if !ok || len(payload) == 0 {
 		return
 	}
-	if late := s.next - h.Seq(); late != 0 && late < 1<<31 { // sent again, in part at least
+	if late := s.next - h.Seq(); late != 0 && late < 1<<31 { // a repetition, at least in part
 		if int(late) >= len(payload) {
 			return
 		}
@@ -293,8 +293,8 @@ func (n *names) segment(k streamKey, h packet.TCP, payload []byte) {
 	}
 }
 
-// aging is a map of the entries that were put or got last: limit of them or more, and twice as many at most. Older ones are
-// forgotten.
+// aging is a map of the entries most recently put or got: at least limit, and at most twice as many. It forgets older
+// ones.
 type aging[K comparable, V any] struct {
 	limit       int
 	young, aged map[K]V

@@ -12,19 +12,19 @@ import (
 )
 
 // Prompts is an Asker: it puts questions to programs that connect to it over a socket, such as divert firewall ask, and
-// takes the first answer. The protocol is one object of JSON a line. To a prompt go, once it will be asked, a greeting, and
-// then questions, withdrawals of questions and errors:
+// takes the first answer. Each line of the protocol is a JSON object. A prompt receives a greeting, once it is ready for
+// questions, and then questions, withdrawals of questions and errors:
 //
 //	{"ready": true}
 //	{"question": {"id": 1, "until": "2026-09-07T12:00:15Z", "direction": "out", "remote": "192.0.2.7:443", …}}
 //	{"withdrawn": 1, "why": "answered: allow"}
 //	{"error": "…"}
 //
-// and from it come answers:
+// and sends answers:
 //
 //	{"id": 1, "action": "allow", "remember": true}
 //
-// A prompt that comes gets the questions that are open. One that does not read, or sends anything but answers, is disconnected.
+// A new prompt gets the open questions. One that does not read, or sends anything but answers, is disconnected.
 type Prompts struct {
 	mu       sync.Mutex
 	firewall *Firewall
@@ -42,41 +42,41 @@ type message struct {
 	Error     string    `json:"error,omitempty"`
 }
 
-// reply is a line of a prompt.
+// reply is a line from a prompt.
 type reply struct {
 	ID       uint64 `json:"id"`
 	Action   string `json:"action"`
 	Remember bool   `json:"remember"`
 }
 
-// prompt is a program that is connected.
+// prompt is a connected program.
 type prompt struct {
 	conn net.Conn
-	out  chan []byte // lines; closed when there will be no more
+	out  chan []byte // lines; closed after the last
 }
 
-// The bounds of what a prompt may make wait.
+// The limits of one prompt's claims.
 const (
-	promptBacklog = 1024            // lines that it has not read
-	promptTime    = 5 * time.Second // that it may take to read one
+	promptBacklog = 1024            // unread lines
+	promptTime    = 5 * time.Second // time to read one
 	maxReply      = 4096            // bytes of a line
 	maxPrompts    = 16
 )
 
-// Attach makes the answers of the prompts those of a firewall. It must be called once, before Serve.
+// Attach sends the answers of the prompts to a firewall. It must be called once, before Serve.
 func (s *Prompts) Attach(f *Firewall) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.firewall = f
 }
 
-// Ask puts a question to all prompts, and reports whether there is one.
+// Ask puts a question to all prompts, and reports whether there is a prompt.
 func (s *Prompts) Ask(q Question) bool { return s.tell(message{Question: &q}) > 0 }
 
 // Withdraw tells all prompts that a question needs no answer any more.
 func (s *Prompts) Withdraw(id uint64, why string) { s.tell(message{Withdrawn: id, Why: why}) }
 
-// tell sends a message to all prompts and returns to how many.
+// tell sends a message to all prompts and returns their number.
 func (s *Prompts) tell(m message) (n int) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -88,7 +88,7 @@ func (s *Prompts) tell(m message) (n int) {
 	return n
 }
 
-// send sends a message to a prompt, and hangs up on one that does not read. The caller holds the mutex.
+// send sends a message to a prompt, and disconnects one that does not read. The caller holds the mutex.
 func (s *Prompts) send(p *prompt, m message) bool {
 	line, err := json.Marshal(m)
 	if err != nil {
@@ -104,7 +104,7 @@ func (s *Prompts) send(p *prompt, m message) bool {
 	}
 }
 
-// remove takes a prompt away. The caller holds the mutex.
+// remove removes a prompt. The caller holds the mutex.
 func (s *Prompts) remove(p *prompt) {
 	if s.prompts[p] {
 		delete(s.prompts, p)
@@ -112,7 +112,7 @@ func (s *Prompts) remove(p *prompt) {
 	}
 }
 
-// Serve serves the prompts that connect to a listener until that is closed. The listener decides who may connect:
+// Serve serves the prompts that connect to a listener until the listener is closed. The listener decides who may connect:
 // ListenPrompts makes one for root.
 func (s *Prompts) Serve(l net.Listener) error {
 	for {
@@ -126,7 +126,7 @@ func (s *Prompts) Serve(l net.Listener) error {
 		p := &prompt{conn: c, out: make(chan []byte, promptBacklog)}
 		if err := s.enter(p); err != nil {
 			_ = c.SetWriteDeadline(time.Now().Add(promptTime))
-			_ = json.NewEncoder(c).Encode(message{Error: err.Error()}) // it is hung up on in any case
+			_ = json.NewEncoder(c).Encode(message{Error: err.Error()}) // the connection ends in any case
 			_ = c.Close()
 		}
 	}
@@ -134,7 +134,7 @@ func (s *Prompts) Serve(l net.Listener) error {
 
 // enter takes in a prompt.
 func (s *Prompts) enter(p *prompt) error {
-	open := s.firewall.Questions() // asks for the firewall's mutex, so it comes before this one's
+	open := s.firewall.Questions() // locks the firewall's mutex, which comes before this one
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.closed {
@@ -156,7 +156,7 @@ func (s *Prompts) enter(p *prompt) error {
 	return nil
 }
 
-// write sends lines to a prompt until there will be no more, or it does not read.
+// write sends lines to a prompt until the last, or until the prompt does not read.
 func (s *Prompts) write(p *prompt) {
 	for line := range p.out {
 		_ = p.conn.SetWriteDeadline(time.Now().Add(promptTime))
@@ -170,7 +170,7 @@ func (s *Prompts) write(p *prompt) {
 	_ = p.conn.Close()
 }
 
-// read takes the answers of a prompt until it goes.
+// read takes the answers of a prompt until it disconnects.
 func (s *Prompts) read(p *prompt) {
 	err := readReplies(p.conn, s.take)
 	s.mu.Lock()
@@ -181,7 +181,7 @@ func (s *Prompts) read(p *prompt) {
 	s.remove(p) // write sends the remaining lines, and closes
 }
 
-// take takes an answer. A question that is answered already is no error: the prompt has been told.
+// take takes an answer. An answer to a closed question is no error: the prompt has been told.
 func (s *Prompts) take(r reply) error {
 	a, err := parseAction(r.Action, Allow, Deny, Reject)
 	if err != nil {
@@ -193,7 +193,7 @@ func (s *Prompts) take(r reply) error {
 	return nil
 }
 
-// readReplies calls f for each answer that comes.
+// readReplies calls f for each answer.
 func readReplies(r io.Reader, f func(reply) error) error {
 	lines := bufio.NewScanner(r)
 	lines.Buffer(make([]byte, 0, 512), maxReply)
@@ -209,10 +209,10 @@ func readReplies(r io.Reader, f func(reply) error) error {
 	if err := lines.Err(); errors.Is(err, bufio.ErrTooLong) {
 		return fmt.Errorf("an answer is longer than %d bytes", maxReply)
 	}
-	return nil // it has gone
+	return nil // the prompt has disconnected
 }
 
-// Close hangs up on all prompts and waits until they are gone. Close the firewall and the listener before.
+// Close disconnects all prompts and waits for that. Close the firewall and the listener before.
 func (s *Prompts) Close() {
 	s.mu.Lock()
 	s.closed = true
@@ -223,7 +223,7 @@ func (s *Prompts) Close() {
 	s.serving.Wait()
 }
 
-// Prompt is the other end: what asks people. DialPrompts makes one.
+// Prompt is the other end: the program that asks people. DialPrompts makes one.
 type Prompt struct {
 	conn  net.Conn
 	lines *bufio.Scanner
@@ -237,14 +237,14 @@ func NewPrompt(c net.Conn) *Prompt {
 	return p
 }
 
-// Notice is what a prompt is told: a question, or that one needs no answer any more.
+// Notice is a message to a prompt: a question, or the withdrawal of one.
 type Notice struct {
 	Question  *Question
 	Withdrawn uint64 // the id of the question
 	Why       string
 }
 
-// Next waits for what the firewall says next. It fails with io.EOF when the firewall has ended.
+// Next waits for the firewall's next notice. It fails with io.EOF when the firewall has ended.
 func (p *Prompt) Next() (Notice, error) {
 	m, err := p.message()
 	for err == nil && m.Ready {
@@ -270,7 +270,7 @@ func (p *Prompt) message() (m message, err error) {
 	return m, nil
 }
 
-// Greeted waits until the firewall has greeted the prompt: from then on it is asked. It comes before Next.
+// Greeted waits until the firewall has greeted the prompt: from then on it gets questions. Call it before Next.
 func (p *Prompt) Greeted() error {
 	m, err := p.message()
 	if err == nil && !m.Ready {
@@ -279,7 +279,7 @@ func (p *Prompt) Greeted() error {
 	return err
 }
 
-// Answer answers a question, as Firewall.Answer does. One that needs no answer any more is no error.
+// Answer answers a question, as Firewall.Answer does. An answer to a closed question is no error.
 func (p *Prompt) Answer(id uint64, a Action, remember bool) error {
 	line, err := json.Marshal(reply{id, a.String(), remember})
 	if err != nil {

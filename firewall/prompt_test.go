@@ -40,7 +40,7 @@ func (p *pipes) dial() net.Conn {
 	return b
 }
 
-// served is a firewall that asks over prompts, and has one question open.
+// served is a firewall that asks over prompts, with one open question.
 func served(t testing.TB) (f *Firewall, l *pipes, end func()) {
 	t.Helper()
 	network := diverttest.New()
@@ -110,7 +110,7 @@ func TestPrompts(t *testing.T) {
 	for _, bad := range []string{"{", `{"id":"x"}`, `{"id":1,"action":"ask"}`, strings.Repeat("x", maxReply+1)} {
 		c := l.dial()
 		p := NewPrompt(c)
-		go func() { _, _ = c.Write([]byte(bad + "\n")) }() // it may be hung up on before
+		go func() { _, _ = c.Write([]byte(bad + "\n")) }() // the firewall may disconnect it first
 		if n, err := p.Next(); err == nil || !strings.Contains(err.Error(), "the firewall says: ") {
 			t.Errorf("%.20q: %+v, %v", bad, n, err)
 		}
@@ -139,7 +139,7 @@ func TestPrompts(t *testing.T) {
 	}
 }
 
-// A prompt that does not read is hung up on; the others go on.
+// A prompt that does not read is disconnected; the others go on.
 func TestPromptThatDoesNotRead(t *testing.T) {
 	f, l, end := served(t)
 	defer end()
@@ -161,7 +161,7 @@ func TestPromptThatDoesNotRead(t *testing.T) {
 	}
 }
 
-// What prompts send is never trusted to be well-formed.
+// Lines from prompts are never trusted to be well-formed.
 func FuzzReplies(f *testing.F) {
 	f.Add([]byte(`{"id":1,"action":"allow","remember":true}` + "\n" + `{"id":2}`))
 	f.Add([]byte("{\n[1]\n"))
@@ -184,7 +184,7 @@ func FuzzReplies(f *testing.F) {
 	})
 }
 
-// half is a connection that only says something.
+// half is a connection for reading only.
 type half struct{ *bytes.Reader }
 
 func (half) Close() error                     { return nil }

@@ -9,10 +9,10 @@ import (
 	"github.com/opendivert/divert/packet"
 )
 
-// maxAnswers is how many refusals a second are told: more are most likely a flood, whose answers would be another.
+// maxAnswers is the most refusals sent in a second: more are probably a flood, and the answers would be another.
 const maxAnswers = 1000
 
-// limiter allows so many a second.
+// limiter allows a number of events a second.
 type limiter struct {
 	rate   int
 	second int64
@@ -27,7 +27,7 @@ func (l *limiter) allow(now time.Time) bool {
 	return l.used <= l.rate
 }
 
-// refuse tells the sender of a packet that it is refused, and of an established connection the other side too.
+// refuse tells the sender of a packet that it is refused; for an established connection it also tells the other side.
 func (f *Firewall) refuse(p *divert.Packet) {
 	now := time.Now()
 	h := &f.parsed
@@ -45,7 +45,7 @@ func (f *Firewall) refuse(p *divert.Packet) {
 	var back []byte
 	var ok bool
 	a := p.Addr
-	a.IPChecksum, a.TCPChecksum, a.UDPChecksum = true, true, true // they are computed
+	a.IPChecksum, a.TCPChecksum, a.UDPChecksum = true, true, true // already computed
 	if tcp := h.TCP(p.Data); tcp != nil {
 		if back, ok = packet.AppendReset(nil, p.Data, h); ok && tcp.Flags()&packet.TCPAck != 0 {
 			ends := packet.Header{Src: p.Src(), Dst: p.Dst()}
@@ -67,7 +67,7 @@ func (f *Firewall) refuse(p *divert.Packet) {
 	}
 }
 
-// send injects a packet that was made here.
+// send injects a packet made by the firewall.
 func (f *Firewall) send(b []byte, a divert.Address) {
 	fresh := divert.Address{
 		Layer: a.Layer, Event: a.Event, Outbound: a.Outbound, Loopback: a.Loopback, IPv6: a.IPv6,
@@ -78,14 +78,14 @@ func (f *Firewall) send(b []byte, a divert.Address) {
 	f.check(f.handle.Send(&divert.Packet{Data: b, Addr: fresh}))
 }
 
-// broadcasts are the broadcast addresses of the IPv4 subnets that this host is in, which must not be answered and nothing in
-// a packet tells from others (RFC 1122 section 3.2.2).
+// broadcasts are the broadcast addresses of this host's IPv4 subnets. Packets to them must not be answered, and look like
+// any others (RFC 1122 section 3.2.2).
 type broadcasts struct {
 	addrs map[netip.Addr]bool
 	read  time.Time
 }
 
-// broadcastsAge is how long addresses are believed: the host's may change.
+// broadcastsAge is the time for which the addresses are used: the host's may change.
 const broadcastsAge = time.Second
 
 func (s *broadcasts) update(now time.Time) {

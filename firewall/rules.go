@@ -11,22 +11,22 @@ import (
 	"github.com/opendivert/divert/process"
 )
 
-// Action is what becomes of a connection.
+// Action is the fate of a connection.
 type Action uint8
 
 // The actions.
 const (
 	Allow  Action = iota
-	Deny          // dropped, and nobody is told
+	Deny          // dropped silently
 	Reject        // refused, and the sender is told: connect fails, TCP is reset, UDP gets ICMP port unreachable
-	Ask           // held until somebody has answered
-	Log           // written down; the rules below decide. A Decision never has it
-	Look          // not decided yet: the name of the TLS or QUIC server would. Rules never have it
+	Ask           // held until an answer
+	Log           // logged; the rules below decide. A Decision never has it
+	Look          // not decided yet: the name of the TLS or QUIC server decides. Rules never have it
 )
 
 var actionWords = [...]string{Allow: "allow", Deny: "deny", Reject: "reject", Ask: "ask", Log: "log", Look: "look"}
 
-// String returns the action in a word, as rules write it.
+// String returns the action in a word, in the notation of rules.
 func (a Action) String() string {
 	if int(a) < len(actionWords) {
 		return actionWords[a]
@@ -34,16 +34,16 @@ func (a Action) String() string {
 	return fmt.Sprintf("Action(%d)", uint8(a))
 }
 
-// MarshalText returns what String does.
+// MarshalText returns the text of String.
 func (a Action) MarshalText() ([]byte, error) { return []byte(a.String()), nil }
 
-// UnmarshalText reads what MarshalText writes.
+// UnmarshalText reads the text of MarshalText.
 func (a *Action) UnmarshalText(text []byte) (err error) {
 	*a, err = parseAction(string(text), Allow, Deny, Reject, Ask, Log, Look)
 	return err
 }
 
-// parseAction reads an action; allowed are those that may stand there.
+// parseAction reads an action, which must be one of those allowed.
 func parseAction(text string, allowed ...Action) (Action, error) {
 	words := make([]string, len(allowed))
 	for i, a := range allowed {
@@ -62,10 +62,11 @@ const (
 	protocolICMPv6 = 58
 )
 
-// Program is who has a connection. The zero Program is unknown: the kernel's own, or not to be found out.
+// Program is the process of a connection, and its parent. The zero Program is unknown: the kernel itself, or impossible
+// to find.
 type Program struct {
 	Process process.Process
-	Parent  process.Process // what started it; the zero Process if that has ended
+	Parent  process.Process // its parent; the zero Process if that has ended
 }
 
 // Known reports whether the process is known.
@@ -75,15 +76,15 @@ func (p *Program) Known() bool { return p.Process.ID != 0 }
 type Conn struct {
 	Outbound      bool // this host began it
 	Protocol      uint8
-	Local, Remote netip.AddrPort // IPv4 addresses are not mapped; ports are 0 where there are none
+	Local, Remote netip.AddrPort // IPv4 addresses are not mapped; ports are 0 for protocols without ports
 	Program       Program
 	Names         []string // names of Remote's address, by DNS; lower case, without final dot
 	ServerName    string   // the name of the server that a TLS or QUIC client asks for; lower case, without final dot
-	Hello         bool     // ServerName is known, or known not to come; false only while it may come, of TCP and UDP
+	Hello         bool     // ServerName is known, or will not come; false only while it may come, for TCP and UDP
 	Time          time.Time
 }
 
-// Decision is what the rules say of a connection.
+// Decision is the result of the rules for a connection.
 type Decision struct {
 	Action Action
 	Rule   int   // the number of the rule, from 1; 0 is the default
@@ -95,31 +96,31 @@ type Decision struct {
 type Rules struct {
 	rules       []rule
 	action      Action // by default
-	closed      bool   // if the process is killed nothing passes that is not decided
+	closed      bool   // after the process is killed, nothing undecided passes
 	loopback    bool   // connections of the host with itself are decided too
-	serverNames bool   // names in TLS and QUIC are looked at
+	serverNames bool   // names in TLS and QUIC are read
 	log         logLevel
 	ask         askSettings
 	resolvers   []netip.Addr // nil: those of the system
-	files       []dependency // the other files that were read
+	files       []dependency // the other files read
 }
 
-// askSettings say what becomes of questions that nobody answers.
+// askSettings settle questions that nobody answers.
 type askSettings struct {
 	timeout time.Duration
 	action  Action
 }
 
-// logLevel says which decisions are logged.
+// logLevel selects the decisions to log.
 type logLevel uint8
 
 const (
 	logDenied logLevel = iota // all but allowed ones, and answered questions
 	logAll
-	logRules // what rules say
+	logRules // as each rule says
 )
 
-// rule is one rule. A condition that is not given is nil or 0 and holds always.
+// rule is one rule. A condition that is nil or 0 was not given and always holds.
 type rule struct {
 	name   string
 	action Action
@@ -129,7 +130,7 @@ type rule struct {
 	protocols []uint8
 	addresses []*filter.Set // of the remote side: in one of them
 	locals    []*filter.Set
-	ports     []portRange // of the side that was called
+	ports     []portRange // of the side that did not begin the connection
 	remote    []portRange
 	local     []portRange
 	hosts     []pattern // names by DNS, or in TLS or QUIC
@@ -153,7 +154,7 @@ const (
 // portRange is the ports from first to last.
 type portRange struct{ first, last uint16 }
 
-// executable is a program's file: by inode where the system has such, else by its path.
+// executable is a program's file: by inode where the system has inodes, else by its path.
 type executable struct {
 	path string
 	file process.File
@@ -175,7 +176,7 @@ type pattern struct {
 	self, below bool
 }
 
-// matches reports whether the pattern means a name, in lower case and without a final dot.
+// matches reports whether the pattern covers a name, in lower case and without a final dot.
 func (p *pattern) matches(name string) bool {
 	if len(name) == len(p.name) {
 		return p.self && name == p.name
@@ -183,7 +184,7 @@ func (p *pattern) matches(name string) bool {
 	return p.below && strings.HasSuffix(name, p.name) && name[len(name)-len(p.name)-1] == '.'
 }
 
-// Len returns how many rules there are.
+// Len returns the number of rules.
 func (r *Rules) Len() int { return len(r.rules) }
 
 // Name returns the name of a rule by its number, from 1; "default" for 0, and "rule 7" for one without a name.
@@ -197,10 +198,10 @@ func (r *Rules) Name(number int) string {
 	return fmt.Sprintf("rule %d", number)
 }
 
-// Default returns what becomes of connections that no rule is about.
+// Default returns the action for connections that no rule decides.
 func (r *Rules) Default() Action { return r.action }
 
-// FailClosed reports whether nothing undecided is to pass after the process was killed.
+// FailClosed reports whether nothing undecided may pass after the process was killed.
 func (r *Rules) FailClosed() bool { return r.closed }
 
 // Loopback reports whether connections of the host with itself are decided too.
@@ -211,14 +212,14 @@ type truth uint8
 
 const (
 	no    truth = iota
-	maybe       // the name of the TLS or QUIC server, which may come, decides
+	maybe       // the name of the TLS or QUIC server, which may still come, decides
 	yes
 )
 
-// Decide says what becomes of a connection: the first rule all of whose conditions hold decides, rules with the action Log
-// aside. It is a function of its arguments alone, and allocates nothing unless rules with the action Log match.
+// Decide decides a connection: the first rule all of whose conditions hold, leaving aside rules with the action Log. It
+// is a function of its arguments alone, and allocates nothing unless rules with the action Log match.
 //
-// A connection whose TLS or QUIC server may still become known is Look if that would make a difference.
+// The action is Look if the name of a TLS or QUIC server may still become known and would make a difference.
 func (r *Rules) Decide(c *Conn) Decision {
 	var d Decision
 	var open [8]bool // actions of rules that may match
@@ -273,7 +274,7 @@ func (r *rule) match(c *Conn, serverNames bool) truth {
 	return min(matchHosts(r.hosts, c, known, true), matchHosts(r.servers, c, known, false))
 }
 
-// inSets reports whether an address is in one of the sets, if there are some.
+// inSets reports whether an address is in one of the sets; it is true if there are no sets.
 func inSets(sets []*filter.Set, a netip.Addr) bool {
 	return sets == nil || slices.ContainsFunc(sets, func(s *filter.Set) bool { return s.Contains(a) })
 }
@@ -287,7 +288,7 @@ func (r *rule) matchPorts(c *Conn) bool {
 	return inRanges(r.ports, called, ported) && inRanges(r.remote, c.Remote.Port(), ported) && inRanges(r.local, c.Local.Port(), ported)
 }
 
-// inRanges reports whether a port, if there is one, is in the ranges, if there are some.
+// inRanges reports whether a port is in one of the ranges; it is true if there are no ranges.
 func inRanges(ranges []portRange, port uint16, ported bool) bool {
 	if ranges == nil {
 		return true
@@ -358,7 +359,7 @@ func (r *rule) matchTime(t time.Time) bool {
 	})
 }
 
-// timely returns which of the rules with a time are in force, a text that differs whenever they differ.
+// timely returns the set of rules with a time that are in force, as a text that differs whenever the set does.
 func (r *Rules) timely(t time.Time) string {
 	var b strings.Builder
 	for i := range r.rules {
@@ -369,7 +370,7 @@ func (r *Rules) timely(t time.Time) string {
 	return b.String()
 }
 
-// needsProcesses reports whether a rule is about processes.
+// needsProcesses reports whether a rule needs processes.
 func (r *Rules) needsProcesses() bool {
 	return slices.ContainsFunc(r.rules, func(r rule) bool {
 		return r.programs != nil || r.parents != nil || r.names != nil || r.users != nil

@@ -204,7 +204,7 @@ func TestDecideDoesNotAllocate(t *testing.T) {
 	}
 }
 
-// What is wrong with a file is told with its place; the caret stands under it.
+// Errors in a file come with their place; the caret stands under it.
 func TestFileErrors(t *testing.T) {
 	for _, tt := range []struct{ file, at, text string }{
 		{"", "", "the file is empty"},
@@ -317,8 +317,8 @@ func TestLoad(t *testing.T) {
 	}
 }
 
-// The filter at connect says yes only where the decision is reject, whatever is still unknown, and says it of all rules
-// that are about addresses and ports.
+// The filter at connect matches only where the decision is reject, whatever is still unknown, and covers all rules about
+// addresses and ports.
 func TestConnectFilter(t *testing.T) {
 	for _, tt := range []struct {
 		rules string

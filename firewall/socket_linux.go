@@ -13,9 +13,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// ListenPrompts listens on a Unix socket at a path, for prompts of root and of the user that this process runs as: whoever
-// else connects is hung up on. The socket's folder is made if it is missing; one in which others than that user and root may
-// make files is refused. A socket that a dead firewall left is replaced; a living one is an error.
+// ListenPrompts listens on a Unix socket at a path, for prompts of root and of the user that this process runs as; it
+// disconnects all others. It makes a missing folder for the socket, and refuses one in which other users than that and
+// root may make files. It replaces the socket of a dead firewall; that of a living one is an error.
 func ListenPrompts(path string) (net.Listener, error) {
 	if err := checkFolder(filepath.Dir(path)); err != nil {
 		return nil, err
@@ -44,7 +44,7 @@ func ListenPrompts(path string) (net.Listener, error) {
 	return rootListener{l}, nil
 }
 
-// checkFolder makes the folder of a socket, or checks that nobody else can make files in it.
+// checkFolder makes the folder of a socket, or checks that no other user can make files in it.
 func checkFolder(dir string) error {
 	err := os.Mkdir(dir, 0o700)
 	if err == nil {
@@ -73,7 +73,7 @@ func checkFolder(dir string) error {
 // rootListener accepts connections of root and of this user only.
 type rootListener struct{ net.Listener }
 
-// Accept waits for a connection of somebody who may.
+// Accept waits for a connection of one of these users.
 func (l rootListener) Accept() (net.Conn, error) {
 	for {
 		c, err := l.Listener.Accept()
@@ -87,7 +87,7 @@ func (l rootListener) Accept() (net.Conn, error) {
 	}
 }
 
-// peerOf returns who made the other end of a Unix socket (SO_PEERCRED, unix(7)).
+// peerOf returns the process and user at the other end of a Unix socket (SO_PEERCRED, unix(7)).
 func peerOf(c net.Conn) (cred *unix.Ucred, err error) {
 	u, ok := c.(*net.UnixConn)
 	if !ok {
@@ -101,7 +101,7 @@ func peerOf(c net.Conn) (cred *unix.Ucred, err error) {
 	return cred, errors.Join(failed, err)
 }
 
-// DialPrompts connects to the firewall that has the socket at a path. It fails if the other end is neither root's nor this
+// DialPrompts connects to the firewall with the socket at a path. It fails if the other end is neither root's nor this
 // user's.
 func DialPrompts(path string) (*Prompt, error) {
 	c, err := net.Dial("unix", path)

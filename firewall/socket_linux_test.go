@@ -9,7 +9,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// The socket lies where only root and this user can put it, and only those get through.
+// The socket lies where only root and this user can put it, and only these can connect.
 func TestListenPrompts(t *testing.T) {
 	dir := filepath.Join(t.TempDir(), "run")
 	path := filepath.Join(dir, "socket")
@@ -47,7 +47,7 @@ func TestListenPrompts(t *testing.T) {
 	if _, err := DialPrompts(path); err == nil || !strings.Contains(err.Error(), "no firewall listens") {
 		t.Errorf("nobody there: %v", err)
 	}
-	// What a dead one left is replaced.
+	// The socket of a dead firewall is replaced.
 	fd, err := unix.Socket(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
 	if err != nil {
 		t.Fatal(err)
@@ -91,7 +91,7 @@ func TestReadListeners(t *testing.T) {
 		"   0: 00000000:0016 00000000:0000 0A 00000000:00000000\n" +
 		"   1: 00000000000000000000000001000000:1F90 00000000000000000000000000000000:0000 0A 0:0\n" +
 		"   2: 0100007F:0017 0100007F:9C40 01 00000000:00000000\n" +
-		"   3: 00000000:0018 00000000:0000 0A 00000000:00000000\n" // none of the kernel's tables has one here
+		"   3: 00000000:0018 00000000:0000 0A 00000000:00000000\n" // the kernel's tables never have one here
 	ports := map[uint16]bool{}
 	readListeners(strings.NewReader(table), ports)
 	if len(ports) != 2 || !ports[22] || !ports[8080] {

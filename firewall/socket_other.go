@@ -9,7 +9,7 @@ import (
 	"github.com/opendivert/divert"
 )
 
-// ListenPrompts fails: nothing here tells who is at the other end of a socket.
+// ListenPrompts fails: the user at the other end of a socket cannot be known here.
 func ListenPrompts(string) (net.Listener, error) {
 	return nil, fmt.Errorf("firewall: %w: prompts over a socket; give Config another Asker", divert.ErrNotSupported)
 }
