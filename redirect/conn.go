@@ -9,21 +9,21 @@ import (
 	"github.com/opendivert/divert/process"
 )
 
-// Conn is a connection of TCP or an exchange of UDP that was redirected. As a net.Conn it talks to the application: LocalAddr
-// is where the application wanted to go, RemoteAddr the application's own end.
+// Conn is a redirected TCP connection or UDP exchange. As a net.Conn it talks to the application: LocalAddr is the
+// application's destination, RemoteAddr its own end.
 //
-// An exchange of UDP is all datagrams between the two. Read returns one datagram and cuts it to the buffer, Write sends
-// one, up to 65,507 bytes (IPv6: 65,527). Read returns io.EOF when the exchange has been silent for Options.Idle.
+// A UDP exchange is all datagrams between the two. Read returns one datagram and cuts it to the buffer, Write sends one,
+// up to 65,507 bytes (IPv6: 65,527). Read returns io.EOF when the exchange has been silent for Options.Idle.
 type Conn struct {
 	net.Conn
 	l     *Listener
 	flow  *flow
-	ended func() // called when the connection is closed, nil if nobody asks
+	ended func() // called when the connection is closed; may be nil
 	once  sync.Once
 	err   error
 }
 
-// OriginalDst returns the address that the application wanted to reach. An IPv4 address is never a mapped one.
+// OriginalDst returns the application's destination. An IPv4 address is never a mapped one.
 func (c *Conn) OriginalDst() netip.AddrPort { return c.flow.dst }
 
 // Source returns the application's own address.
@@ -32,8 +32,8 @@ func (c *Conn) Source() netip.AddrPort { return c.flow.client }
 // Network returns "tcp" or "udp".
 func (c *Conn) Network() string { return c.flow.network() }
 
-// Process returns the process that began the connection, as it was then. It fails with ErrUnknownProcess, or the errors of
-// process.Lookup.
+// Process returns the process that began the connection, as it was then. It fails with ErrUnknownProcess, or the errors
+// of process.Lookup.
 func (c *Conn) Process() (process.Process, error) { return c.flow.who, c.flow.whoErr }
 
 // LocalAddr returns OriginalDst as a net.Addr.
@@ -58,7 +58,8 @@ func (c *Conn) Close() error {
 	return c.err
 }
 
-// Reset ends the connection by force: the application gets "connection reset"; of an exchange of UDP "connection refused".
+// Reset ends the connection by force: the application gets "connection reset", or "connection refused" for a UDP
+// exchange.
 func (c *Conn) Reset() {
 	c.once.Do(func() {
 		switch inner := c.Conn.(type) {
@@ -73,7 +74,7 @@ func (c *Conn) Reset() {
 }
 
 func (c *Conn) release() {
-	if up := c.l.table.takeUpstream(c.flow); up != nil { // nobody has called Dial
+	if up := c.l.table.takeUpstream(c.flow); up != nil { // Dial was never called
 		_ = up.Close()
 	}
 	if c.flow.exchange == nil {
@@ -85,7 +86,8 @@ func (c *Conn) release() {
 	c.l.lose(c)
 }
 
-// CloseWrite ends the direction to the application, which reads the end; the other one goes on. For UDP it does nothing.
+// CloseWrite ends the direction to the application, which reads the end; the other direction goes on. For UDP it does
+// nothing.
 func (c *Conn) CloseWrite() error {
 	if t, ok := c.Conn.(*net.TCPConn); ok {
 		return t.CloseWrite()
@@ -96,7 +98,7 @@ func (c *Conn) CloseWrite() error {
 // datagramBuffer holds any datagram.
 const datagramBuffer = 1 << 16
 
-// ReadFrom implements io.ReaderFrom: of TCP the kernel may copy by itself, of UDP each Read of r makes a datagram.
+// ReadFrom implements io.ReaderFrom: for TCP the kernel may do the copying, for UDP each Read of r makes a datagram.
 func (c *Conn) ReadFrom(r io.Reader) (int64, error) {
 	if t, ok := c.Conn.(*net.TCPConn); ok {
 		return t.ReadFrom(r)

@@ -26,16 +26,16 @@ func (p *proxy) connect(ctx context.Context, network, address string) (net.Conn,
 	if err != nil {
 		return nil, err
 	}
-	if rest.Buffered() > 0 { // what the destination has said already
+	if rest.Buffered() > 0 { // bytes that the destination has already sent
 		return &buffered{c, rest}, nil
 	}
 	return c, nil
 }
 
-// answerLimit is how long the head of a proxy's answer may be.
+// answerLimit is the greatest length of the head of a proxy's answer.
 const answerLimit = 64 << 10
 
-// askConnect asks for a tunnel, and returns what came behind the answer.
+// askConnect asks for a tunnel, and returns a reader of the bytes behind the answer.
 func (p *proxy) askConnect(c net.Conn, address string) (*bufio.Reader, error) {
 	r := &http.Request{Method: http.MethodConnect, URL: &url.URL{Opaque: address}, Host: address, Header: http.Header{}}
 	r.Header.Set("User-Agent", "divert")
@@ -61,7 +61,7 @@ func (p *proxy) askConnect(c net.Conn, address string) (*bufio.Reader, error) {
 	return in, nil
 }
 
-// buffered is a connection whose first bytes were read already.
+// buffered is a connection whose first bytes have already been read.
 type buffered struct {
 	net.Conn
 	in *bufio.Reader

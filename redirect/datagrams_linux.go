@@ -23,7 +23,8 @@ import (
 	"github.com/opendivert/divert/packet"
 )
 
-// datagrams is the road of sockets of UDP: what applications send comes for aliases, which say who sent it, and to where.
+// datagrams is the road of UDP sockets: the datagrams of applications go to aliases, which identify the sender and the
+// destination.
 type datagrams struct {
 	s       *sockets
 	led     detour.Datagrams
@@ -32,21 +33,21 @@ type datagrams struct {
 	raw     []int          // sockets for ICMP errors, as sockets
 
 	mu     sync.Mutex
-	spoken map[uint32]*spoken // by the numbers of the aliases
-	live   int                // that have a connection
+	spoken map[uint32]*spoken // by alias number
+	live   int                // number of those with a Conn
 }
 
-// spoken is what one socket of an application says to one destination. It is the carrier of the exchange.
+// spoken is the traffic of one socket of an application with one destination. It is the carrier of the exchange.
 type spoken struct {
 	g       *datagrams
 	alias   uint32
 	family  int    // index into datagrams.sockets
-	control []byte // the control message by which an answer comes from the alias
+	control []byte // control message that makes an answer come from the alias
 	client  atomic.Pointer[netip.AddrPort]
-	quote   []byte // the beginning of the payload that an ICMP error quotes
+	quote   []byte // beginning of the payload, for ICMP errors to quote
 
-	conn  *Conn     // nil if there is none any more, or not yet; guarded by datagrams.mu
-	ended time.Time // since when; guarded by datagrams.mu
+	conn  *Conn     // nil before and after the exchange; guarded by datagrams.mu
+	ended time.Time // time since conn is nil; guarded by datagrams.mu
 }
 
 // The families, as indices.
@@ -55,10 +56,10 @@ const (
 	inet6
 )
 
-// receiveBuffer is how many bytes wait in the kernel, with its overhead, before datagrams are lost.
+// receiveBuffer is the number of bytes, overhead included, that wait in the kernel before datagrams are lost.
 const receiveBuffer = 8 << 20
 
-// openDatagrams makes the road of sockets of UDP, but for the programs.
+// openDatagrams makes the road of UDP sockets, without its programs.
 func (s *sockets) openDatagrams(ctx context.Context, p *prog.Program) (*datagrams, error) {
 	g := &datagrams{s: s, led: detour.Datagrams{Filter: p}, spoken: map[uint32]*spoken{}}
 	if err := g.open(ctx); err != nil {
@@ -122,7 +123,7 @@ func (g *datagrams) listen(ctx context.Context) error {
 	return nil
 }
 
-// prepareListener has a socket tell for which address datagrams came, and answer from any.
+// prepareListener makes a socket report the destination of each datagram, and answer from any address.
 func prepareListener(fd int, six bool) error {
 	_ = unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_RCVBUFFORCE, receiveBuffer)
 	if err := unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_PRIORITY, detour.ListenerPriority); err != nil {
@@ -138,8 +139,8 @@ func prepareListener(fd int, six bool) error {
 	return os.NewSyscallError("setsockopt IPV6_RECVPKTINFO", unix.SetsockoptInt(fd, unix.IPPROTO_IPV6, unix.IPV6_RECVPKTINFO, 1))
 }
 
-// try sends a datagram to an alias that stands for nothing: where the loopback interface is down, or a firewall lets nothing pass
-// there, the road leads nowhere.
+// try sends a datagram to an unused alias: if the loopback interface is down, or a firewall blocks it, the road leads
+// nowhere.
 func (g *datagrams) try() error {
 	for family, c := range g.sockets {
 		probe := []byte(c.LocalAddr().String())
@@ -171,11 +172,11 @@ func (g *datagrams) address(family int, alias uint32) netip.Addr {
 	return g.led.Alias6(alias)
 }
 
-// controlSize is room for the control message that tells the destination of a datagram.
+// controlSize is room for the control message with the destination of a datagram.
 const controlSize = 64
 
-// aliasOf returns the alias that a datagram came for, by its control messages: struct in_pktinfo, or in6_pktinfo (ip(7), ipv6(7)). It
-// is not ok for what came from elsewhere than this host.
+// aliasOf returns the alias that a datagram was sent to, from its control messages: struct in_pktinfo, or in6_pktinfo
+// (ip(7), ipv6(7)). ok is false for datagrams from other hosts.
 func (g *datagrams) aliasOf(control []byte) (alias uint32, ok bool) {
 	for len(control) > 0 {
 		h, data, rest, err := unix.ParseOneSocketControlMessage(control)
@@ -223,7 +224,7 @@ func (g *datagrams) serve(family int) {
 	}
 }
 
-// take takes a datagram of an application. The memory stays the caller's.
+// take takes a datagram of an application. The memory remains the caller's.
 func (g *datagrams) take(family int, b, control []byte, from netip.AddrPort) {
 	alias, ok := g.aliasOf(control)
 	if !ok {
@@ -250,7 +251,7 @@ func (g *datagrams) take(family int, b, control []byte, from netip.AddrPort) {
 	c.flow.exchange.deliver(b)
 }
 
-// begin begins an exchange by its first datagram. It returns nil if there is none to begin.
+// begin begins an exchange with its first datagram. It returns nil if the datagram begins none.
 func (g *datagrams) begin(family int, alias uint32, b []byte, from netip.AddrPort) (*spoken, *Conn) {
 	l := g.s.l
 	t, ok, err := g.s.detour.Talk(alias)
@@ -290,7 +291,7 @@ func (g *datagrams) add(p *spoken) bool {
 	return true
 }
 
-// control returns the control message by which a datagram comes from an alias.
+// control returns the control message that makes a datagram come from an alias.
 func (g *datagrams) control(family int, alias uint32) []byte {
 	if family == inet4 {
 		return unix.PktInfo4(&unix.Inet4Pktinfo{Spec_dst: g.address(family, alias).As4()})
@@ -303,7 +304,7 @@ func (p *spoken) answer(b []byte) error {
 	return err
 }
 
-// refuse writes the error as the host of the alias would: the kernel finds the socket by the datagram that it quotes.
+// refuse writes the ICMP error in the name of the alias's host: the kernel finds the socket by the quoted datagram.
 func (p *spoken) refuse() {
 	to := *p.client.Load()
 	h := packet.Header{Src: to, Dst: netip.AddrPortFrom(p.g.address(p.family, p.alias), p.g.led.Port)}
@@ -321,7 +322,7 @@ func (p *spoken) refuse() {
 	}
 	p.g.mu.Lock()
 	defer p.g.mu.Unlock()
-	if p.family < len(p.g.raw) { // else it is closed
+	if p.family < len(p.g.raw) { // else the socket is closed
 		_ = unix.Sendto(p.g.raw[p.family], b, unix.MSG_DONTWAIT, at)
 	}
 }
@@ -335,11 +336,12 @@ func (p *spoken) end() {
 	}
 }
 
-// forgetEnded forgets the talks of sockets that the applications have closed, and those about which nobody has an exchange any more,
-// at a time, as time.Now and as clock.Now. A socket that is connected to its alias needs it as long as it is open.
+// forgetEnded forgets the records of sockets that the applications have closed, and of exchanges that have ended, at a
+// time given by both time.Now and clock.Now. A socket that is connected to its alias needs the alias as long as it is
+// open.
 func (g *datagrams) forgetEnded(now time.Time, monotonic int64) {
 	d := g.s.detour
-	talks, released, _ := d.Talks() // what it has not come to, it comes to the next time
+	talks, released, _ := d.Talks() // the next call continues where it stopped
 	gone := func(cookie uint64) bool {
 		at, ok := released[cookie]
 		return ok && time.Duration(monotonic-at) > aimReleased
@@ -350,7 +352,7 @@ func (g *datagrams) forgetEnded(now time.Time, monotonic int64) {
 		p := g.spoken[alias]
 		switch {
 		case p == nil && !gone(t.Cookie):
-			g.spoken[alias] = &spoken{g: g, alias: alias, ended: now} // its first datagram has not come yet, or is lost
+			g.spoken[alias] = &spoken{g: g, alias: alias, ended: now} // its first datagram is still under way, or lost
 		case gone(t.Cookie), p.conn == nil && now.Sub(p.ended) > aimEnded && (!t.Connected || !d.Speaks(t.Cookie)):
 			d.ForgetTalk(alias, t)
 			g.drop(alias)
@@ -377,21 +379,21 @@ func (g *datagrams) drop(alias uint32) {
 	}
 }
 
-// closeSockets ends the sockets of datagrams.
+// closeSockets closes the sockets of datagrams.
 func (g *datagrams) closeSockets() {
 	for _, c := range g.sockets {
 		_ = c.Close()
 	}
 }
 
-// endReading has serve return. Answers can still be sent.
+// endReading makes serve return. Answers can still be sent.
 func (g *datagrams) endReading() {
 	for _, c := range g.sockets {
 		_ = c.SetReadDeadline(time.Unix(1, 0))
 	}
 }
 
-// close takes everything away.
+// close releases everything.
 func (g *datagrams) close() {
 	g.closeSockets()
 	g.mu.Lock()

@@ -16,10 +16,10 @@ import (
 	"github.com/opendivert/divert/redirect"
 )
 
-// speaker is a socket of UDP of which no library remembers anything: its names are those that the kernel tells.
+// speaker is a UDP socket without a library that remembers addresses: its names are those that the kernel reports.
 type speaker struct{ fd int }
 
-// speak makes a socket on a host, bound to an address if that is valid. Nothing waits longer than patience.
+// speak makes a socket on a host, bound to an address if that is valid. Its calls wait no longer than patience.
 func speak(t *testing.T, h *lab.Host, family int, bind netip.Addr) *speaker {
 	t.Helper()
 	s := &speaker{fd: -1}
@@ -49,7 +49,7 @@ func (s *speaker) close() {
 	s.fd = -1
 }
 
-// sockaddr returns an address as it is: a mapped one stays one.
+// sockaddr returns an address unchanged: a mapped one stays mapped.
 func (s *speaker) sockaddr(a netip.AddrPort) unix.Sockaddr {
 	if a.Addr().Is4() {
 		return &unix.SockaddrInet4{Port: int(a.Port()), Addr: a.Addr().As4()}
@@ -67,7 +67,7 @@ func addrPort(sa unix.Sockaddr) netip.AddrPort {
 	return netip.AddrPort{}
 }
 
-// send sends to an address, or to where the socket is connected if it is not valid.
+// send sends to an address, or to the socket's peer if the address is invalid.
 func (s *speaker) send(text string, to netip.AddrPort) error {
 	if !to.IsValid() {
 		_, err := unix.Write(s.fd, []byte(text))
@@ -76,7 +76,7 @@ func (s *speaker) send(text string, to netip.AddrPort) error {
 	return unix.Sendto(s.fd, []byte(text), 0, s.sockaddr(to))
 }
 
-// receive returns a datagram and from where it says it comes.
+// receive returns a datagram and its source address.
 func (s *speaker) receive() (text string, from netip.AddrPort, err error) {
 	b := make([]byte, 1<<16)
 	n, sa, err := unix.Recvfrom(s.fd, b, 0)
@@ -94,7 +94,7 @@ func (s *speaker) peer() (netip.AddrPort, error) {
 	return addrPort(sa), nil
 }
 
-// mapped returns an IPv4 address as an IPv6 socket has it.
+// mapped returns an IPv4 address in the form of an IPv6 socket.
 func mapped(a netip.Addr) netip.Addr { return netip.AddrFrom16(a.As16()) }
 
 // eachRoad runs a test for each road.
@@ -106,8 +106,8 @@ func eachRoad(t *testing.T, f func(t *testing.T, pair *lab.Pair, o redirect.Opti
 	}
 }
 
-// TestOneSocket: one socket speaks to many destinations. Each answer comes from where its datagram went to, and each exchange knows
-// where that was.
+// TestOneSocket: one socket speaks to many destinations. Each answer comes from the destination of its datagram, and each
+// exchange knows that destination.
 func TestOneSocket(t *testing.T) {
 	eachRoad(t, func(t *testing.T, pair *lab.Pair, o redirect.Options) {
 		const ports = 20
@@ -168,8 +168,8 @@ func TestOneSocket(t *testing.T) {
 	})
 }
 
-// TestConnectedSocket: what a connected socket is told of its peer is true, with and without an address to send to; connected anew it
-// speaks to the other.
+// TestConnectedSocket: a connected socket gets true answers about its peer, with and without an address to send to;
+// connected again, it speaks to the new peer.
 func TestConnectedSocket(t *testing.T) {
 	eachRoad(t, func(t *testing.T, pair *lab.Pair, o redirect.Options) {
 		for _, port := range []uint16{7, 8} {
@@ -240,7 +240,7 @@ func TestExchangeRefused(t *testing.T) {
 	})
 }
 
-// TestLastWords: what a socket has sent before it was closed, by a process that only does that, is redirected too.
+// TestLastWords: datagrams sent just before a socket closes are redirected too, even by a process that does nothing else.
 func TestLastWords(t *testing.T) {
 	eachWay(t, func(t *testing.T, pair *lab.Pair, _ *lab.Host, addr netip.Addr, o redirect.Options) {
 		l := listen(t, pair.A, "udp.DstPort == 514", o)
@@ -272,7 +272,7 @@ func TestLastWords(t *testing.T) {
 	})
 }
 
-// TestDatagramStrangers: nobody speaks to the listener of datagrams but by redirection.
+// TestDatagramStrangers: only redirected datagrams reach the listener.
 func TestDatagramStrangers(t *testing.T) {
 	pair := lab.TwoHostsT(t, lab.LinkOptions{})
 	l := listen(t, pair.A, "udp.DstPort == 7", redirect.Options{Road: redirect.RoadSockets})
@@ -304,7 +304,8 @@ func TestDatagramStrangers(t *testing.T) {
 	}
 }
 
-// TestTwoListeners: what one has led to its listener, the other leaves there, and answers come from where the datagram went to.
+// TestTwoListeners: each listener leaves alone the datagrams that the other has redirected, and answers come from the
+// datagram's destination.
 func TestTwoListeners(t *testing.T) {
 	for name, filters := range map[string][2]string{"narrow, wide": {"udp.DstPort == 7", "udp"}, "both wide": {"udp and remotePort != 8", "udp"}} {
 		t.Run(name, func(t *testing.T) {
@@ -355,7 +356,7 @@ func twoListeners(t *testing.T, pair *lab.Pair, first, second *redirect.Listener
 	}
 }
 
-// TestDatagramsAfterwards: after Close, sockets that send to an address reach it directly, and nothing is left on the host.
+// TestDatagramsAfterwards: after Close, sockets that send to an address reach it directly, and the host keeps no trace.
 func TestDatagramsAfterwards(t *testing.T) {
 	eachRoad(t, func(t *testing.T, pair *lab.Pair, o redirect.Options) {
 		links := func() (names []string) {

@@ -10,8 +10,8 @@ import (
 	"syscall"
 )
 
-// Dial connects to where an accepted connection wanted to go, directly, through Options.Via, or by Options.Dial. If the Listener holds
-// connections, the other half stands already, and Dial returns it, once.
+// Dial connects to the destination of an accepted connection, directly, through Options.Via, or by Options.Dial. If the
+// Listener holds connections, the other half stands already, and Dial returns it, once.
 func (l *Listener) Dial(ctx context.Context, c *Conn) (net.Conn, error) {
 	if up := l.table.takeUpstream(c.flow); up != nil {
 		return up, nil
@@ -23,13 +23,13 @@ func (l *Listener) Dial(ctx context.Context, c *Conn) (net.Conn, error) {
 	return up, nil
 }
 
-// DialContext connects to any address, numeric, as Dial does, but never through Options.Via. It is for programs with
+// DialContext connects to any numeric address, as Dial does, but never through Options.Via. It is for programs with
 // Options.OwnByDial; others may use any dialer.
 func (l *Listener) DialContext(ctx context.Context, network, address string) (net.Conn, error) {
 	return l.dialOwn(ctx, network, address)
 }
 
-// target returns where a flow's application wants to go.
+// target returns the destination of a flow's application.
 func (l *Listener) target(f *flow) Target {
 	t := Target{Network: f.network(), Src: f.client, Dst: f.dst, flow: f}
 	if a := f.dst.Addr(); a.Is6() && a.IsLinkLocalUnicast() {
@@ -69,7 +69,7 @@ func (l *Listener) dialOwn(ctx context.Context, network, address string) (net.Co
 	if u, ok := c.(*net.UDPConn); ok && err == nil {
 		return &ownUDP{u, forget}, nil
 	}
-	forget() // of TCP the connect and the first segment alone count
+	forget() // for TCP only the connect and the first segment count
 	return c, err
 }
 
@@ -85,13 +85,13 @@ func (c *ownUDP) Close() error {
 	return c.UDPConn.Close()
 }
 
-// dials are the ports that the program connects from, where nothing else tells its connections from others.
+// dials are the ports that the program connects from, where only the port distinguishes its connections.
 type dials struct {
 	mu    sync.RWMutex
 	ports map[dialKey]int
 }
 
-// dialKey tells the program's sockets from others. Sockets of different families may have the same port.
+// dialKey identifies the program's sockets. Sockets of different families may have the same port.
 type dialKey struct {
 	port    uint16
 	network string // tcp or udp

@@ -12,40 +12,41 @@ import (
 	"github.com/opendivert/divert/packet"
 )
 
-// exchange is the net.Conn of an exchange of UDP. Datagrams of the application come by deliver; those to it go by the carrier.
+// exchange is the net.Conn of a UDP exchange. Datagrams of the application arrive through deliver; those to it go through
+// the carrier.
 type exchange struct {
 	carrier carrier
 	flow    *flow
 	idle    time.Duration
 
-	wake chan struct{} // has one element once something has changed; whoever takes it passes it on if that concerns others too
+	wake chan struct{} // has one element after a change; the reader that takes it passes it on if it concerns others too
 
 	mu       sync.Mutex
-	queue    [][]byte // what waits for Read, from head on
+	queue    [][]byte // datagrams for Read, from head on
 	head     int
 	free     [][]byte // memory for further datagrams
 	bytes    int      // in queue
 	deadline time.Time
-	over     bool // nothing comes any more: Read returns what waits, and then io.EOF
+	over     bool // nothing more comes: Read empties the queue, then returns io.EOF
 	closed   bool
 }
 
 // carrier brings the datagrams of an exchange to the application. Its methods may be called from several goroutines.
 type carrier interface {
 	answer(payload []byte) error
-	refuse() // tells the application by ICMP that nothing listens where it wanted to go
-	end()    // forgets the exchange, once at least
+	refuse() // tells the application by ICMP that its destination refuses
+	end()    // forgets the exchange; may be called again
 }
 
-// The limits of what waits for Read; what exceeds them is dropped, as by a socket whose buffer is full.
+// The limits of the queue for Read; excess datagrams are dropped, as by a socket whose buffer is full.
 const (
 	maxWaiting      = 1024
 	maxWaitingBytes = 1 << 20
-	maxFree         = 16   // datagrams whose memory is kept for others
-	maxFreeBytes    = 2048 // of one
+	maxFree         = 16   // datagrams whose memory is kept for reuse
+	maxFreeBytes    = 2048 // memory kept of one datagram
 )
 
-// quoted is how much of a datagram an ICMP error may quote.
+// quoted is the length of the longest quotation in an ICMP error.
 const quoted = 1280
 
 // newExchange makes the exchange of a flow.
@@ -61,7 +62,7 @@ type injected struct {
 	quote []byte // the first datagram's headers, for an ICMP error
 }
 
-// beginUDP begins an exchange by its first datagram and gives it to Accept. It returns nil if there is no room.
+// beginUDP begins an exchange with its first datagram and gives it to Accept. It returns nil if there is no room.
 func (l *Listener) beginUDP(f *flow, p *divert.Packet) *flow {
 	newExchange(f, &injected{l, f, append([]byte(nil), p.Data[:min(len(p.Data), quoted)]...)}, l.options.Idle)
 	switch other := l.table.addUDP(f); {
@@ -77,10 +78,10 @@ func (l *Listener) beginUDP(f *flow, p *divert.Packet) *flow {
 	return f
 }
 
-// offer gives an exchange to Accept, or ends it if nobody accepts.
+// offer gives an exchange to Accept, or ends it if the backlog is full.
 func (l *Listener) offer(c *Conn) bool {
 	l.keep(c)
-	l.redirected.Add(1) // before anybody who accepts it can ask
+	l.redirected.Add(1) // before a caller of Accept can ask for the count
 	select {
 	case l.ready <- c:
 		return true
@@ -96,11 +97,11 @@ func (l *Listener) offer(c *Conn) bool {
 func (x *exchange) changed() {
 	select {
 	case x.wake <- struct{}{}:
-	default: // one will be woken anyway
+	default: // a reader will wake anyway
 	}
 }
 
-// deliver gives a datagram to Read. The memory stays the caller's.
+// deliver gives a datagram to Read. The memory remains the caller's.
 func (x *exchange) deliver(b []byte) {
 	x.mu.Lock()
 	defer x.mu.Unlock()
@@ -119,7 +120,7 @@ func (x *exchange) deliver(b []byte) {
 	x.changed()
 }
 
-// next copies the datagram that waits the longest into b. The caller holds the mutex.
+// next copies the oldest waiting datagram into b. The caller holds the mutex.
 func (x *exchange) next(b []byte) int {
 	d := x.queue[x.head]
 	if x.head++; x.head == len(x.queue) {
@@ -148,7 +149,7 @@ func (x *exchange) Read(b []byte) (int, error) {
 	}
 }
 
-// poll is Read without waiting: if there is nothing yet, it returns until when to wait.
+// poll is Read without waiting: if there is nothing yet, it returns the time until which to wait.
 func (x *exchange) poll(b []byte) (n int, until time.Time, err error) {
 	x.mu.Lock()
 	defer x.mu.Unlock()
@@ -174,10 +175,10 @@ func (x *exchange) poll(b []byte) (n int, until time.Time, err error) {
 	return 0, until, nil
 }
 
-// timers are timers that have been stopped.
+// timers are stopped timers.
 var timers = sync.Pool{New: func() any { return time.NewTimer(time.Hour) }}
 
-// wait waits for something to change, until a time.
+// wait waits for a change, until a time.
 func (x *exchange) wait(until time.Time) {
 	t := timers.Get().(*time.Timer)
 	defer timers.Put(t)
@@ -189,7 +190,7 @@ func (x *exchange) wait(until time.Time) {
 	}
 }
 
-// Write sends a datagram to the application, from where it wanted to go.
+// Write sends a datagram to the application, in the name of its destination.
 func (x *exchange) Write(b []byte) (int, error) {
 	x.mu.Lock()
 	closed := x.closed
@@ -264,7 +265,7 @@ func (x *exchange) Close() error {
 	return nil
 }
 
-// LocalAddr and RemoteAddr are never asked: Conn has its own.
+// LocalAddr and RemoteAddr are never called: Conn has its own.
 func (x *exchange) LocalAddr() net.Addr  { return net.UDPAddrFromAddrPort(x.flow.dst) }
 func (x *exchange) RemoteAddr() net.Addr { return net.UDPAddrFromAddrPort(x.flow.client) }
 

@@ -11,7 +11,7 @@ import (
 	"time"
 )
 
-// mute is a carrier that brings nothing.
+// mute is a carrier that carries nothing.
 type mute struct{}
 
 func (mute) answer([]byte) error { return nil }
@@ -24,7 +24,7 @@ func muteExchange(idle time.Duration) *exchange {
 	return newExchange(f, mute{}, idle)
 }
 
-// TestExchangeReaders: several readers get each datagram once, in order of the calls, and all are told of the end.
+// TestExchangeReaders: several readers get each datagram once, in order of the calls, and all learn of the end.
 func TestExchangeReaders(t *testing.T) {
 	const readers, datagrams = 8, 10000
 	for _, end := range []struct {
@@ -91,8 +91,8 @@ func waitingIn(x *exchange) int {
 	return len(x.queue) - x.head
 }
 
-// TestExchangeBounds: datagrams beyond the limits are lost, the oldest come first, and each is read as it was delivered although memory
-// is reused.
+// TestExchangeBounds: datagrams beyond the limits are lost, the oldest come first, and each is read as it was delivered
+// although memory is reused.
 func TestExchangeBounds(t *testing.T) {
 	x := muteExchange(time.Hour)
 	b := make([]byte, 100)
@@ -104,7 +104,7 @@ func TestExchangeBounds(t *testing.T) {
 			if n, err := x.Read(b); err != nil || string(b[:n]) != fmt.Sprint(round, " ", i) {
 				t.Fatalf("round %d, %d: %q, %v", round, i, b[:n], err)
 			}
-			if i%3 == 0 { // they stand behind what waits
+			if i%3 == 0 { // they come behind the waiting ones
 				x.deliver([]byte("later"))
 			}
 		}

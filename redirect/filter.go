@@ -11,8 +11,8 @@ import (
 	"github.com/opendivert/divert/internal/prog"
 )
 
-// steady are the fields that are the same in all packets that one side of a connection sends, so that a decision made on
-// the first holds for the others.
+// steady are the fields that are equal in all packets that one side of a connection sends, so that a decision made on the
+// first holds for the others.
 var steady = []string{
 	"zero", "outbound", "inbound", "loopback", "ifIdx", "subIfIdx", "processId", "layer", "event", "priority",
 	"ip", "ipv6", "tcp", "udp", "icmp", "icmpv6", "protocol",
@@ -21,7 +21,7 @@ var steady = []string{
 	"tcp.SrcPort", "tcp.DstPort", "udp.SrcPort", "udp.DstPort",
 }
 
-// check compiles a filter, and fails if it tests what differs between the packets of a connection.
+// check compiles a filter, and fails if it tests a field that differs between the packets of a connection.
 func check(text string) error {
 	p, err := filter.Compile(text, divert.LayerNetwork, filter.Extended)
 	if err != nil {
@@ -36,9 +36,10 @@ func check(text string) error {
 	return nil
 }
 
-// besideSockets returns a filter for what a filter matches and the road of sockets may not carry: protocols, connections to link-local
-// addresses, whose interface no program is told, and of UDP whatever is not for, or from, the ports of listeners of datagrams: of sockets
-// that were connected before, or have named an interface, and of the kernel itself. There are no ports if UDP is not carried.
+// besideSockets returns a filter for the part of a filter's matches that the road of sockets may not carry. This part is:
+// protocols not carried; connections to link-local addresses, whose interface programs cannot know; and UDP datagrams
+// without a port of the datagram listeners, which come from sockets connected before, from sockets that have named an
+// interface, and from the kernel itself. There are no ports if UDP is not carried.
 func besideSockets(text string, tcp bool, ports []uint16) string {
 	rest := "udp"
 	for _, p := range ports {
@@ -62,8 +63,8 @@ func canMatch(text string) bool {
 	return accepts
 }
 
-// compile compiles the filter of the handle: what the caller's filter matches on the way out, except the program's own
-// packets where spare says so, and what the listener's port sends and receives.
+// compile compiles the filter of the handle: the outbound matches of the caller's filter, without the program's own
+// packets if spare is set, and the packets to and from the listener's port.
 func compile(text string, port uint16, spare bool) (*filter.Program, error) {
 	p, err := filter.Compile(text, divert.LayerNetwork, filter.Extended)
 	if err != nil {

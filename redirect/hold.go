@@ -11,8 +11,8 @@ import (
 	"github.com/opendivert/divert/packet"
 )
 
-// dialHeld makes the other half of a connection whose SYN is held, and then lets the SYN go on, or refuses it.
-// summed says whether the SYN's checksum is complete.
+// dialHeld makes the other half of a connection whose SYN is held, and then lets the SYN go on, or refuses it. summed
+// means that the SYN's checksum is complete.
 func (l *Listener) dialHeld(f *flow, summed bool) {
 	ctx, cancel := context.WithTimeout(l.ctx, l.options.DialTimeout)
 	defer cancel()
@@ -36,7 +36,7 @@ func (l *Listener) dialHeld(f *flow, summed bool) {
 	}
 }
 
-// silent reports whether a destination has not answered at all, so that the application is not answered either.
+// silent reports whether a destination has not answered at all, so that the application gets no answer either.
 func silent(err error) bool {
 	return errors.Is(err, context.DeadlineExceeded) || errors.Is(err, os.ErrDeadlineExceeded) || errors.Is(err, syscall.ETIMEDOUT)
 }

@@ -13,12 +13,12 @@ import (
 // firstDynamic is the first port that no service has (RFC 6335 section 6).
 const firstDynamic = 49152
 
-// tries is how many ports are tried.
+// tries is the number of ports to try.
 const tries = 20
 
-// dialKnown connects from a port that it makes known as the program's before, of either family, and returns what it made known. Windows cannot connect a socket
-// that was bound by hand, so the port is a random one. If somebody has it, and begins to connect from it at this very moment, that
-// connection passes as the program's.
+// dialKnown connects from a port that it first marks as the program's, in both families, and returns the marks that it
+// made. Windows cannot connect a socket that was bound by hand, so the port is a random one. If another program has this
+// port and begins to connect from it at this very moment, that connection passes as the program's.
 func (l *Listener) dialKnown(ctx context.Context, network, address string, _ func(string, string, syscall.RawConn) error) (c net.Conn, known []dialKey, err error) {
 	for range tries {
 		port := firstDynamic + uint16(rand.N(1<<16-firstDynamic))

@@ -10,10 +10,10 @@ import (
 	"syscall"
 )
 
-// dialKnown connects from a port that it makes known as the program's as soon as the socket has it, and returns what it made
-// known, however it ended. The function control is called too, as net.Dialer.Control is.
+// dialKnown connects from a port that it marks as the program's as soon as the socket has it. It returns the marks that
+// it made, also if it fails. It calls the function control too, as net.Dialer does with Control.
 func (l *Listener) dialKnown(ctx context.Context, network, address string, control func(string, string, syscall.RawConn) error) (c net.Conn, known []dialKey, err error) {
-	var mu sync.Mutex // a name with addresses of both families is dialled twice at once
+	var mu sync.Mutex // the dialer dials both families of a name at once
 	d := net.Dialer{Control: func(socket, at string, raw syscall.RawConn) (err error) {
 		if err := control(socket, at, raw); err != nil {
 			return err

@@ -18,20 +18,20 @@ import (
 	"github.com/opendivert/divert/process"
 )
 
-// Listener accepts the connections that are redirected. Its methods may be called from several goroutines.
+// Listener accepts redirected connections. Its methods may be called from several goroutines.
 type Listener struct {
 	options Options
-	handle  *divert.Handle   // nil if all goes by the road of sockets
+	handle  *divert.Handle   // nil if the road of sockets carries everything
 	kernel  *net.TCPListener // of the road of packets, nil as handle
 	port    uint16           // of kernel
-	sockets *sockets         // the road of sockets; nil: there is none
-	noTCP   error            // why connections of TCP do not go by that; nil if they do, or none match, or it was not asked for
+	sockets *sockets         // the road of sockets; may be nil
+	noTCP   error            // why TCP does not take that road; nil if it does, or the filter matches no TCP, or the road was not asked for
 	noUDP   error            // the same for datagrams
 	table   *table
 	dial    DialFunc
 	dials   dials
 	cache   process.Cache
-	others  []process.Process // that Spare was given; guarded by mu
+	others  []process.Process // given to Spare; guarded by mu
 
 	ctx        context.Context // ends when the Listener does
 	cancel     context.CancelCauseFunc
@@ -44,27 +44,28 @@ type Listener struct {
 
 	mu     sync.Mutex
 	conns  map[*Conn]struct{}
-	ending bool // nothing begins in the background any more
+	ending bool // spawn starts nothing more
 
 	redirected, spared, refused, full, strangers atomic.Uint64
 }
 
-// backlog is how many connections wait for Accept.
+// backlog is the number of connections that can wait for Accept.
 const backlog = 1024
 
-// Listen redirects what matches the filter: connections of TCP, and exchanges of UDP, which this host begins from now on.
-// The filter is of layer NETWORK and may test values that all packets of a connection share: addresses, ports, protocols,
-// interfaces and processId. What it matches that is neither TCP nor UDP, or comes in, is left alone, and so are datagrams to
-// many. The Listener belongs to the network namespace of the calling thread. It ends with ctx, or by Close.
+// Listen redirects the TCP connections and UDP exchanges that match the filter and that this host begins from now on. The
+// filter is of layer NETWORK and may test values that all packets of a connection share: addresses, ports, protocols,
+// interfaces and processId. Listen leaves alone matches that are neither TCP nor UDP or that are inbound, and multicast
+// and broadcast datagrams. The Listener belongs to the network namespace of the calling thread. It ends with ctx, or by
+// Close.
 //
-// Connections of this process and of its children, and their children, are not redirected: those of a process whose parents
-// have ended before it connected excepted, as nobody knows then whose child it was. See also Options.OwnByDial.
+// Connections of this process, its children and their children are not redirected. A process whose parents ended before
+// it connected is no longer known as such a child. See also Options.OwnByDial.
 //
-// The listener's own port is open, on all addresses except for TCP on the road of sockets, where it is on loopback ones. What reaches
-// it otherwise is refused, or reset at once, or dropped (UDP).
+// The listener's own port is open on all addresses; for TCP on the road of sockets, on loopback addresses only. Traffic
+// that reaches it without redirection is refused, reset at once, or dropped (UDP).
 //
-// It fails with a *filter.Error if the filter does not compile, with divert.ErrInvalid if it tests what differs between
-// packets, or for options that cannot be, and with the errors of divert.Open, among them divert.ErrNoProcess.
+// Listen fails with a *filter.Error if the filter does not compile, with divert.ErrInvalid if it tests a value that
+// differs between packets, or for impossible options, and with the errors of divert.Open, among them divert.ErrNoProcess.
 func Listen(ctx context.Context, filter string, o Options) (*Listener, error) {
 	if err := o.complete(); err != nil {
 		return nil, fmt.Errorf("redirect: %w", err)
@@ -88,7 +89,7 @@ func (l *Listener) openRoads(ctx context.Context, text string) (err error) {
 	if err := check(text); err != nil {
 		return err
 	}
-	rest := text // what goes by packets
+	rest := text // the part that goes by packets
 	if l.options.Road == RoadSockets || l.options.Road == RoadAuto && runtime.GOOS == "linux" {
 		l.sockets, l.noTCP, l.noUDP = l.openSockets(ctx, text)
 		if l.sockets != nil {
@@ -118,7 +119,7 @@ func (l *Listener) openRoads(ctx context.Context, text string) (err error) {
 // openPackets opens the road of packets.
 func (l *Listener) openPackets(ctx context.Context, text string) error {
 	config := net.ListenConfig{}
-	config.SetMultipathTCP(false) // its packets tell addresses that are not those of the connection
+	config.SetMultipathTCP(false) // its packets may have other addresses than the connection
 	k, err := config.Listen(ctx, "tcp", ":0")
 	if err != nil {
 		return err
@@ -187,7 +188,7 @@ func (l *Listener) accept(k *net.TCPListener, arrive func(*net.TCPConn)) {
 		if l.ctx.Err() != nil || errors.Is(err, net.ErrClosed) {
 			return
 		}
-		select { // no descriptors: others must close theirs first
+		select { // out of descriptors: other connections must close first
 		case <-time.After(50 * time.Millisecond):
 		case <-l.ctx.Done():
 			return
@@ -195,7 +196,7 @@ func (l *Listener) accept(k *net.TCPListener, arrive func(*net.TCPConn)) {
 	}
 }
 
-// arrive finds out whose a connection is that has come by the road of packets.
+// arrive finds the flow of a connection that has come by the road of packets.
 func (l *Listener) arrive(c *net.TCPConn) {
 	f := l.table.findAlias(unmapped(c.RemoteAddr()))
 	if f == nil {
@@ -222,7 +223,7 @@ func unmapped(a net.Addr) netip.AddrPort {
 	return netip.AddrPortFrom(at.Addr().Unmap().WithZone(""), at.Port())
 }
 
-// spawn runs f in the background, unless the listener ends.
+// spawn runs f in the background, unless the listener has ended.
 func (l *Listener) spawn(f func()) bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -250,8 +251,8 @@ func (l *Listener) lose(c *Conn) {
 	delete(l.conns, c)
 }
 
-// Accept waits for the next connection or exchange. It fails with net.ErrClosed after Close, and otherwise with the cause:
-// that of the context's end, or the error of the handle, such as divert.ErrRulesGone.
+// Accept waits for the next connection or exchange. It fails with net.ErrClosed after Close, and otherwise with the cause
+// of the end: the context's, or the error of the handle, such as divert.ErrRulesGone.
 func (l *Listener) Accept() (*Conn, error) {
 	select {
 	case <-l.ctx.Done():
@@ -266,11 +267,11 @@ func (l *Listener) Accept() (*Conn, error) {
 	}
 }
 
-// closeWait is how long Close waits for connections to end that the program has closed already.
+// closeWait is the longest wait of Close for connections that the program has already closed.
 const closeWait = 2 * time.Second
 
-// Close ends the Listener: new connections go directly, and those that are open end with a reset. It takes a few seconds at
-// most, and leaves nothing. Further calls wait for the first and return its error.
+// Close ends the Listener: new connections go directly, and open ones end with a reset. It takes a few seconds at most,
+// and leaves no trace on the host. Further calls wait for the first and return its error.
 func (l *Listener) Close() error {
 	l.closing.Do(func() {
 		l.cancel(net.ErrClosed)
@@ -335,7 +336,8 @@ func (l *Listener) sweep() {
 	}
 }
 
-// Addr returns the address of one of the kernel's listeners. It is of no use to clients: only redirected connections are accepted there.
+// Addr returns the address of one of the kernel's listeners. It is of no use to clients: only redirected connections are
+// accepted there.
 func (l *Listener) Addr() net.Addr {
 	if l.kernel == nil {
 		return l.sockets.addr()
@@ -354,7 +356,8 @@ func (l *Listener) Road() Road {
 	return RoadSockets
 }
 
-// Description says in words how connections and datagrams are redirected, and what does not go by the road of sockets, and why.
+// Description tells people how connections and datagrams are redirected, and what does not take the road of sockets, and
+// why.
 func (l *Listener) Description() string {
 	var parts []string
 	if l.sockets != nil {
@@ -388,13 +391,13 @@ func (l *Listener) Description() string {
 	return strings.Join(parts, "; ")
 }
 
-// Stats counts what a Listener has done.
+// Stats has the counters of a Listener.
 type Stats struct {
 	Redirected uint64 // connections and exchanges that were redirected
-	Spared     uint64 // left alone: of the program's own children, or excluded
+	Spared     uint64 // left alone: of the program or its children, or excluded
 	Refused    uint64 // held connections that were refused, or not answered
-	Full       uint64 // dropped, or refused, because there were MaxConns
-	Strangers  uint64 // segments, datagrams, or connections, for the listener's ports that were not redirected, and refused
+	Full       uint64 // dropped, or refused, because MaxConns was reached
+	Strangers  uint64 // segments, datagrams or connections that reached the listener's ports without redirection, and were refused
 }
 
 // Stats returns the counters.
@@ -415,9 +418,9 @@ func (l *Listener) lookup(id uint32) (process.Process, error) {
 	return l.cache.Lookup(id)
 }
 
-// Spare leaves the connections of a process and of its descendants alone, as those of the program itself: all that begin after
-// its return. The process is one that process.Lookup has returned. It fails where the kernel numbers processes otherwise, and if
-// there are more than 4096.
+// Spare leaves the connections of a process and of its descendants alone, like those of the program itself, if they begin
+// after its return. The process is a result of process.Lookup. Spare fails where the kernel numbers processes
+// differently, and beyond 4096 processes.
 func (l *Listener) Spare(p process.Process) error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -427,7 +430,7 @@ func (l *Listener) Spare(p process.Process) error {
 		case o.ID == p.ID:
 		case err == nil && now.Start.Equal(o.Start):
 			others = append(others, o)
-		case l.sockets != nil: // it has ended
+		case l.sockets != nil: // the process has ended
 			l.sockets.unspare(o.ID)
 		}
 	}
@@ -440,8 +443,8 @@ func (l *Listener) Spare(p process.Process) error {
 	return nil
 }
 
-// spares reports whether a process's connections are left alone: it is this one or one of others, or descends from such, or was
-// excluded.
+// spares reports whether a process's connections are left alone: it is this process or one given to Spare, descends from
+// one of these, or was excluded.
 func (l *Listener) spares(p process.Process) bool {
 	if !l.descends(p) && (l.options.Exclude == nil || !l.options.Exclude(p)) {
 		return false
@@ -450,12 +453,12 @@ func (l *Listener) spares(p process.Process) bool {
 	return true
 }
 
-// generations is how many parents are looked at, so that a loop of ids that were used again ends.
+// generations is the number of parents to look at, so that a loop of reused ids ends.
 const generations = 64
 
 func (l *Listener) descends(p process.Process) bool {
 	l.mu.Lock()
-	others := l.others // which is not written to where it has been read
+	others := l.others // elements already in it never change
 	l.mu.Unlock()
 	if l.options.OwnByDial && len(others) == 0 {
 		return false
@@ -474,7 +477,7 @@ func (l *Listener) descends(p process.Process) bool {
 			return false
 		}
 		parent, err := l.cache.Lookup(p.Parent)
-		if err != nil || parent.Start.After(p.Start) { // the id was used again
+		if err != nil || parent.Start.After(p.Start) { // another process has reused the id
 			return false
 		}
 		p = parent

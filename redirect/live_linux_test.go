@@ -21,10 +21,10 @@ import (
 	"github.com/opendivert/divert/redirect"
 )
 
-// patience is how long a test waits for what must come.
+// patience is the longest wait for an event that must come.
 const patience = 30 * time.Second
 
-// place is where the clients of a test want to go.
+// place is a destination of a test's clients.
 type place struct {
 	name   string
 	server func(*lab.Pair) *lab.Host
@@ -53,7 +53,7 @@ func eachPlace(t *testing.T, f func(t *testing.T, pair *lab.Pair, server *lab.Ho
 	}
 }
 
-// roads are the roads that a test takes, by name.
+// roads are the roads to test, by name.
 var roads = map[string]redirect.Road{"packets": redirect.RoadPackets, "sockets": redirect.RoadSockets}
 
 // eachWay is eachPlace for each road.
@@ -67,7 +67,7 @@ func eachWay(t *testing.T, f func(t *testing.T, pair *lab.Pair, server *lab.Host
 	}
 }
 
-// listen redirects on a host. The clients of these tests are of this process, so its own connections are told by Dial.
+// listen redirects on a host. The clients of these tests are in this process, so Dial must mark its own connections.
 func listen(t testing.TB, h *lab.Host, filter string, o redirect.Options) *redirect.Listener {
 	t.Helper()
 	o.OwnByDial = true
@@ -96,7 +96,7 @@ func listen(t testing.TB, h *lab.Host, filter string, o redirect.Options) *redir
 	return l
 }
 
-// relay accepts connections and connects each with where it wanted to go, until the listener closes.
+// relay accepts connections and connects each with its destination, until the listener closes.
 func relay(t testing.TB, l *redirect.Listener) *atomic.Int64 {
 	n := new(atomic.Int64)
 	done := make(chan struct{})
@@ -140,7 +140,7 @@ func echo(t *testing.T, h *lab.Host, network string, at netip.AddrPort) *lab.Ech
 	return e
 }
 
-// dial connects from a host, with a deadline for all that follows.
+// dial connects from a host, with a deadline for the whole test.
 func dial(h *lab.Host, local net.Addr, network string, to netip.AddrPort) (net.Conn, error) {
 	ctx, cancel := context.WithTimeout(context.Background(), patience)
 	defer cancel()
@@ -151,7 +151,7 @@ func dial(h *lab.Host, local net.Addr, network string, to netip.AddrPort) (net.C
 	return c, err
 }
 
-// ask sends a text and wants it back.
+// ask sends a text and expects it back.
 func ask(c net.Conn, text string) error {
 	if _, err := io.WriteString(c, text); err != nil {
 		return err
@@ -166,7 +166,7 @@ func ask(c net.Conn, text string) error {
 	return nil
 }
 
-// TestConnection: a connection is accepted, knows its ends, reaches where it wanted to go, and the client sees no other.
+// TestConnection: a connection is accepted, knows its ends and reaches its destination, and the client notices nothing.
 func TestConnection(t *testing.T) {
 	eachWay(t, func(t *testing.T, pair *lab.Pair, server *lab.Host, addr netip.Addr, o redirect.Options) {
 		to := netip.AddrPortFrom(addr, 7)
@@ -213,7 +213,7 @@ func TestConnection(t *testing.T) {
 	})
 }
 
-// TestManyConnections opens 500 at once.
+// TestManyConnections opens 500 connections at once.
 func TestManyConnections(t *testing.T) {
 	eachWay(t, func(t *testing.T, pair *lab.Pair, server *lab.Host, addr netip.Addr, o redirect.Options) {
 		to := netip.AddrPortFrom(addr, 7)
@@ -259,7 +259,7 @@ func TestOnePort(t *testing.T) {
 	})
 }
 
-// dialShared connects from a port that other connections may have too.
+// dialShared connects from a port that other connections may share.
 func dialShared(t *testing.T, h *lab.Host, port int, to netip.AddrPort) (c net.Conn) {
 	t.Helper()
 	d := net.Dialer{LocalAddr: &net.TCPAddr{Port: port}, Timeout: patience, Control: func(_, _ string, raw syscall.RawConn) (err error) {
@@ -357,7 +357,7 @@ func accepted(t *testing.T, h *lab.Host, at netip.AddrPort, f func(*net.TCPConn)
 	t.Cleanup(func() { s.Close(); <-done })
 }
 
-// TestReset: a reset of the server is one for the client, and the other way round.
+// TestReset: a reset of the server reaches the client, and the other way round.
 func TestReset(t *testing.T) {
 	eachWay(t, func(t *testing.T, pair *lab.Pair, server *lab.Host, addr netip.Addr, o redirect.Options) {
 		relay(t, listen(t, pair.A, "tcp.DstPort in {7, 8}", o))
@@ -395,7 +395,7 @@ func TestReset(t *testing.T) {
 	})
 }
 
-// TestHalfClose: the client ends its direction, and reads what the server says only then.
+// TestHalfClose: the client ends its direction, and reads the answer that the server sends only then.
 func TestHalfClose(t *testing.T) {
 	eachWay(t, func(t *testing.T, pair *lab.Pair, server *lab.Host, addr netip.Addr, o redirect.Options) {
 		relay(t, listen(t, pair.A, "tcp.DstPort == 7", o))
@@ -419,7 +419,7 @@ func TestHalfClose(t *testing.T) {
 	})
 }
 
-// TestOlderConnection: a connection that was there before is left alone, and so are those after Close.
+// TestOlderConnection: connections that began before Listen, or after Close, are left alone.
 func TestOlderConnection(t *testing.T) {
 	eachWay(t, func(t *testing.T, pair *lab.Pair, server *lab.Host, addr netip.Addr, o redirect.Options) {
 		to := netip.AddrPortFrom(addr, 7)
@@ -473,7 +473,7 @@ func TestOlderConnection(t *testing.T) {
 	})
 }
 
-// TestStrangers: nobody reaches the listener's port but by redirection.
+// TestStrangers: only redirected connections reach the listener's port.
 func TestStrangers(t *testing.T) {
 	eachPlace(t, func(t *testing.T, pair *lab.Pair, server *lab.Host, addr netip.Addr) {
 		l := listen(t, pair.A, "tcp.DstPort == 7", redirect.Options{Road: redirect.RoadPackets})
@@ -499,7 +499,7 @@ func TestStrangers(t *testing.T) {
 	})
 }
 
-// TestDatagrams: 1,000 exchanges of UDP, and one large enough for fragments.
+// TestDatagrams: 1,000 UDP exchanges, and one datagram large enough for fragments.
 func TestDatagrams(t *testing.T) {
 	eachWay(t, func(t *testing.T, pair *lab.Pair, server *lab.Host, addr netip.Addr, o redirect.Options) {
 		to := netip.AddrPortFrom(addr, 7)
@@ -564,7 +564,7 @@ func isTimeout(err error) bool {
 	return errors.As(err, &n) && n.Timeout()
 }
 
-// TestWrongFilter: a filter that no connection matches as a whole is refused, with the reason.
+// TestWrongFilter: Listen refuses a filter that splits connections, with the reason.
 func TestWrongFilter(t *testing.T) {
 	pair := lab.TwoHostsT(t, lab.LinkOptions{})
 	err := pair.A.Do(func() error {

@@ -14,14 +14,14 @@ import (
 	"github.com/opendivert/divert/process"
 )
 
-// DialFunc connects to an address. Network is "tcp" or "udp"; the address is numeric, unless it is that of a proxy.
+// DialFunc connects to an address. Network is "tcp" or "udp"; the address is numeric, except a proxy's.
 type DialFunc func(ctx context.Context, network, address string) (net.Conn, error)
 
-// Target is where an application wants to go, and who it is.
+// Target is the destination of an application's connection, and the application.
 type Target struct {
 	Network string         // "tcp" or "udp"
 	Src     netip.AddrPort // the application's own address
-	Dst     netip.AddrPort // an IPv4 address is never a mapped one; a link-local one has the number of its interface as zone
+	Dst     netip.AddrPort // an IPv4 address is never a mapped one; a link-local one has its interface index as zone
 
 	flow *flow
 }
@@ -33,70 +33,75 @@ func (t Target) Process() (process.Process, error) { return t.flow.who, t.flow.w
 // Opener opens handles: divert.OpenProgram, or the method OpenProgram of a diverttest.Network.
 type Opener func(p *filter.Program, opts ...divert.Option) (*divert.Handle, error)
 
-// Road says by which means connections and datagrams are led to the Listener.
+// Road is a means of leading connections and datagrams to the Listener.
 type Road uint8
 
 // The roads.
 const (
-	// RoadAuto is RoadSockets where the filter, the options and the system allow that, with RoadPackets for what it does not
-	// carry, and RoadPackets otherwise. Listener.Description says why.
+	// RoadAuto is RoadSockets where the filter, the options and the system allow it, with RoadPackets for the rest;
+	// otherwise RoadPackets alone. Listener.Description gives the reason.
 	RoadAuto Road = iota
 
 	// RoadPackets: packets are rewritten.
 	RoadPackets
 
-	// RoadSockets: the addresses that sockets connect and send to are rewritten by eBPF programs on the root of the cgroup
-	// hierarchy, so that the kernel carries the bytes to the Listener. It takes Linux, the rights of root on the host, and a
-	// filter that is decided at the connect, or when a datagram is sent: no source addresses and ports, interfaces, or
-	// loopback. Exclude, Open, and for TCP Hold are not for it. Listen fails with divert.ErrNotSupported and the reason where
-	// it cannot be. Sockets of UDP that are connected already are left alone, unlike by RoadAuto. The application's
-	// getsockname says an address of this host. What goes to link-local addresses fails with EADDRNOTAVAIL, what sockets send
-	// that are bound to a device, or have named an interface, with ENETUNREACH, a connect that exceeds MaxConns with EAGAIN,
+	// RoadSockets: eBPF programs on the root of the cgroup hierarchy rewrite the addresses that sockets connect and send
+	// to, so that the kernel carries the bytes to the Listener. It needs Linux, the rights of root on the host, and a
+	// filter that can be decided at the connect, or when a datagram is sent: no source addresses and ports, interfaces,
+	// or loopback. It excludes the options Exclude and Open, and for TCP Hold. Listen fails with divert.ErrNotSupported
+	// and the reason where the road is impossible.
+	//
+	// UDP sockets that were connected before are left alone, unlike with RoadAuto. The application's getsockname returns
+	// an address of this host. Calls can fail for the application: to link-local addresses with EADDRNOTAVAIL; from
+	// sockets that are bound to a device, or have named an interface, with ENETUNREACH; beyond MaxConns a connect with
+	// EAGAIN, and a datagram with ENOBUFS.
 	// and a datagram with ENOBUFS.
 	RoadSockets
 )
 
-// Options says how a Listener works. The zero Options are good for most programs.
+// Options has the settings of a Listener. The zero Options suit most programs.
 type Options struct {
-	// Via is a proxy through which Dial connects, nil to connect directly: see NewDialer.
+	// Via is a proxy through which Dial connects, see NewDialer; nil to connect directly.
 	Via *url.URL
 
 	// Hold keeps the application's connect waiting until Dial's connection stands: the Listener dials by itself when the
-	// application does, and answers a refusal with a reset. Accept returns connections whose other half stands already, and Dial
-	// hands that out. It concerns TCP; UDP has no connect that could wait.
+	// application does, and answers a refusal with a reset. Accept returns connections whose other half already stands;
+	// Dial returns that half. Hold concerns TCP only; UDP has no connect that could wait.
 	Hold bool
 
-	// DialTimeout ends a held connect, 30 s if it is 0. The application is not answered then, as by a host that is not there.
+	// DialTimeout ends a held connect, by default after 30 s. The application then gets no answer, as from a missing
+	// host.
 	DialTimeout time.Duration
 
-	// Idle ends an exchange of UDP that has been silent both ways, after 60 s if it is 0.
+	// Idle ends a UDP exchange that has been silent both ways, by default after 60 s.
 	Idle time.Duration
 
-	// MaxConns limits the connections and exchanges at a time, 65536 if it is 0. What exceeds it is dropped, never let go past.
+	// MaxConns limits the simultaneous connections and exchanges, by default to 65536. Further ones are dropped; they
+	// never pass.
 	MaxConns int
 
-	// Exclude is asked about the process of each new connection; those for which it returns true are not redirected. It is
-	// called by the goroutine that all packets wait for, so it must not block.
+	// Exclude is called with the process of each new connection, which is not redirected if Exclude returns true. All
+	// packets wait for that goroutine, so Exclude must not block.
 	Exclude func(process.Process) bool
 
-	// OwnByDial is for systems on which the process of a packet cannot be known (Windows, Linux without eBPF), where Listen
-	// fails with divert.ErrNoProcess without it: of the program's own connections those alone are spared that Dial makes. Any
-	// other one that matches the filter is redirected to the program itself; leave it out by the filter.
+	// OwnByDial is for systems that cannot know the process of a packet (Windows, Linux without eBPF), where Listen
+	// otherwise fails with divert.ErrNoProcess. With it, only those of the program's own connections that Dial makes are
+	// spared. Any other one that matches the filter is redirected to the program itself; exclude it by the filter.
 	OwnByDial bool
 
-	// Connect makes the connections of Dial, to the destination or to the proxy, with a dialer that it is given and whose
-	// LocalAddr and Control it must leave alone. If it is nil, d.DialContext does.
+	// Connect makes the connections of Dial, to the destination or to the proxy, with the dialer d, whose LocalAddr and
+	// Control it must leave alone. The default is d.DialContext.
 	Connect func(ctx context.Context, d *net.Dialer, network, address string) (net.Conn, error)
 
-	// Dial makes the other halves instead of connecting to where the applications wanted to go; then Via must be nil. It is given a
-	// function that connects to any address, by a connection that is known as the program's own. It may be called
-	// by several goroutines at once.
+	// Dial makes the other halves instead of connecting to the applications' destinations; Via must then be nil. direct
+	// connects to any address, by a connection that is known as the program's own. Dial may be called by several
+	// goroutines at once.
 	Dial func(ctx context.Context, t Target, direct DialFunc) (net.Conn, error)
 
-	// Open opens the handle, divert.OpenProgram if it is nil.
+	// Open opens the handle; the default is divert.OpenProgram.
 	Open Opener
 
-	// Road demands a way to redirect.
+	// Road selects a road, by default RoadAuto.
 	Road Road
 
 	ownOpen bool // Open was given
@@ -145,6 +150,6 @@ func (o *Options) complete() error {
 	return nil
 }
 
-// ErrUnknownProcess says that nobody knows the process of a connection: it was not asked for (Options.OwnByDial), or the socket
-// is older than the Listener and could not be found.
+// ErrUnknownProcess means that the process of a connection is unknown: with Options.OwnByDial, or because the socket is
+// older than the Listener and could not be found.
 var ErrUnknownProcess = errors.New("redirect: the process is not known")

@@ -7,15 +7,15 @@ import (
 	"sync"
 )
 
-// Relay copies what an accepted connection and its other half say to each other, until both directions have ended, and closes
-// both. It ends with the Listener too. The end of one direction ends that one only, and a reset is passed on as one. It returns how many bytes went each
-// way, and the first error.
+// Relay copies the data between an accepted connection and its other half until both directions have ended, and closes
+// both. It also ends with the Listener. The end of one direction ends only that one, and a reset is passed on. Relay
+// returns the number of bytes that went each way, and the first error.
 func Relay(c *Conn, upstream net.Conn) (sent, received int64, err error) {
 	var (
 		wait sync.WaitGroup
 		once sync.Once
 	)
-	finish := func(e error) { // the first direction that ends the whole says why
+	finish := func(e error) { // the first direction that ends both gives the reason
 		once.Do(func() {
 			if err = e; e != nil {
 				reset(upstream)
@@ -26,9 +26,9 @@ func Relay(c *Conn, upstream net.Conn) (sent, received int64, err error) {
 			_ = c.Close()
 		})
 	}
-	defer context.AfterFunc(c.l.ctx, func() { finish(net.ErrClosed) })() // a direction that has ended would not notice
+	defer context.AfterFunc(c.l.ctx, func() { finish(net.ErrClosed) })() // a finished direction would not notice the end
 	ended := func(to net.Conn, e error) {
-		if e != nil || c.Network() == "udp" { // an exchange that is idle ends as a whole
+		if e != nil || c.Network() == "udp" { // an idle exchange ends both ways
 			finish(e)
 			return
 		}
@@ -47,7 +47,7 @@ func Relay(c *Conn, upstream net.Conn) (sent, received int64, err error) {
 	return sent, received, err
 }
 
-// writerOnly hides the methods of datagram sockets, by which io.Copy would make a stream of datagrams.
+// writerOnly hides the methods of datagram sockets by which io.Copy would turn datagrams into a stream.
 func writerOnly(c net.Conn) io.Writer {
 	if t, ok := c.(*net.TCPConn); ok {
 		return t

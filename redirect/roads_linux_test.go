@@ -20,8 +20,8 @@ import (
 	"github.com/opendivert/divert/redirect"
 )
 
-// TestNoRoad: where the road of sockets is demanded and cannot be, Listen says why; where it is not demanded, packets are rewritten,
-// and the description says why.
+// TestNoRoad: where the road of sockets is impossible, Listen gives the reason if the road was demanded; otherwise
+// packets are rewritten, and the description gives the reason.
 func TestNoRoad(t *testing.T) {
 	pair := lab.TwoHostsT(t, lab.LinkOptions{})
 	for _, row := range []struct {
@@ -56,7 +56,7 @@ func TestNoRoad(t *testing.T) {
 		if l.Road() != redirect.RoadPackets || !strings.Contains(l.Description(), row.want) {
 			t.Errorf("%s: road %d, %s", row.filter, l.Road(), l.Description())
 		}
-		l.Close() // it would redirect the connections by which the next tries the other road
+		l.Close() // it would redirect the trial connections of the next Listener
 	}
 	if err := detour.Connects.Err(); err != nil {
 		t.Skip(err)
@@ -75,7 +75,8 @@ func TestNoRoad(t *testing.T) {
 	}
 }
 
-// TestBothRoads: what one road does not carry goes by the other, and the description says what that is; what cannot be needs no packets.
+// TestBothRoads: one road carries the rest of the other, and the description names that rest; an impossible rest needs no
+// packets.
 func TestBothRoads(t *testing.T) {
 	if err := detour.Connects.Err(); err != nil {
 		t.Skip(err)
@@ -133,8 +134,8 @@ func TestBothRoads(t *testing.T) {
 	}
 }
 
-// TestBesideSockets: datagrams that the road of sockets does not carry go by packets: those of sockets that were connected before, or
-// have named an interface for what they send. Where the road of sockets is demanded, the latter are refused.
+// TestBesideSockets: packets carry the datagrams that the road of sockets does not: those of sockets that were connected
+// before, or that have named an interface. Where the road of sockets is demanded, the latter are refused.
 func TestBesideSockets(t *testing.T) {
 	if err := detour.Connects.Err(); err != nil {
 		t.Skip(err)
@@ -199,7 +200,7 @@ func TestBesideSockets(t *testing.T) {
 	}
 }
 
-// bulkSize is how much one operation of BenchmarkBulk carries.
+// bulkSize is the number of bytes in one operation of BenchmarkBulk.
 const bulkSize = 256 << 20
 
 // BenchmarkBulk carries bytes over one connection between two hosts: directly, and redirected by each road, through Relay.
@@ -295,7 +296,7 @@ func BenchmarkDatagrams(b *testing.B) {
 	}
 }
 
-// processorTime returns how long processors have worked for this process, which has all ends.
+// processorTime returns the processor time of this process, which has all ends.
 func processorTime(b *testing.B) time.Duration {
 	var u syscall.Rusage
 	if err := syscall.Getrusage(syscall.RUSAGE_SELF, &u); err != nil {

@@ -20,26 +20,27 @@ import (
 	"github.com/opendivert/divert/packet"
 )
 
-// sockets is the road of sockets: connects of TCP are led to listeners on the loopback interface, and datagrams to aliases.
+// sockets is the road of sockets: TCP connects are led to listeners on the loopback interface, and datagrams to aliases.
 type sockets struct {
 	l         *Listener
 	detour    *detour.Detour
-	listeners []*net.TCPListener // nil if connects of TCP are not led
-	datagrams *datagrams         // nil if datagrams are not
+	listeners []*net.TCPListener // nil if the road does not carry TCP
+	datagrams *datagrams         // nil if the road does not carry UDP
 
 	mu     sync.Mutex
 	claims map[uint64]claim // by the cookies of the applications' sockets
 	last   *detour.Counts   // the counters at the end, once the detour is closed
 }
 
-// claim is the record of an aim that was found.
+// claim is the record of a connection whose aim was found.
 type claim struct {
 	conn  *Conn
-	ended time.Time // when the program has closed the connection; zero while it has not
+	ended time.Time // time at which the program closed the connection; zero before
 }
 
-// openSockets makes the road of sockets for what it can carry of a filter, and says why it does not carry connections of TCP, or
-// datagrams: nil if it does, or the filter matches none. There is no road if it would carry nothing.
+// openSockets makes the road of sockets for the part of a filter that it can carry. noTCP and noUDP are the reasons why
+// it does not carry TCP or UDP: nil if it does, or if the filter matches none. If it would carry nothing there is no
+// road.
 func (l *Listener) openSockets(ctx context.Context, text string) (_ *sockets, noTCP, noUDP error) {
 	p, err := filter.Compile(text, divert.LayerNetwork, filter.Extended)
 	if err != nil {
@@ -63,7 +64,7 @@ func (l *Listener) openSockets(ctx context.Context, text string) (_ *sockets, no
 		return nil, noTCP, noUDP
 	}
 	s, err := l.makeSockets(ctx, tcp, udp)
-	if err != nil && tcp != nil && udp != nil { // the connections at least
+	if err != nil && tcp != nil && udp != nil { // try TCP alone
 		noUDP = err
 		s, err = l.makeSockets(ctx, tcp, nil)
 	} else if err != nil && udp != nil {
@@ -75,7 +76,7 @@ func (l *Listener) openSockets(ctx context.Context, text string) (_ *sockets, no
 	return s, noTCP, noUDP
 }
 
-// makeSockets makes the road for connects and datagrams, of which one program may be nil.
+// makeSockets makes the road for connects and datagrams; one of the programs may be nil.
 func (l *Listener) makeSockets(ctx context.Context, tcp, udp *prog.Program) (s *sockets, err error) {
 	s = &sockets{l: l, claims: map[uint64]claim{}}
 	if udp != nil {
@@ -89,7 +90,7 @@ func (l *Listener) makeSockets(ctx context.Context, tcp, udp *prog.Program) (s *
 	return s, nil
 }
 
-// againstSockets returns why a protocol cannot go by the road of sockets whatever the filter is, nil if it can.
+// againstSockets returns why the options keep a protocol off the road of sockets, nil if they do not.
 func (o *Options) againstSockets(protocol uint8) error {
 	switch {
 	case o.Hold && protocol == packet.ProtocolTCP:
@@ -134,8 +135,8 @@ func (s *sockets) open(ctx context.Context, tcp *prog.Program) error {
 	return nil
 }
 
-// carries reports whether the road carries connections of TCP, and returns the ports of the listeners of datagrams, this one's first, if it
-// carries those.
+// carries reports whether the road carries TCP, and returns the ports of the datagram listeners, this one's first, if it
+// carries UDP.
 func (s *sockets) carries() (tcp bool, ports []uint16) {
 	if s.datagrams != nil {
 		ports = append([]uint16{s.datagrams.led.Port}, s.detour.Others()...)
@@ -143,16 +144,16 @@ func (s *sockets) carries() (tcp bool, ports []uint16) {
 	return s.listeners != nil, ports
 }
 
-// aimsEnded is how many aims there is room for of connections that have ended, until they are forgotten.
+// aimsEnded is the room for aims of connections that have ended, until they are forgotten.
 const aimsEnded = 1 << 12
 
-// sameTries is how often a port is looked for that is free in both families.
+// sameTries is the number of attempts to find a port that is free in both families.
 const sameTries = 20
 
 // listen opens a listener for each family at one port of the loopback interface. Without IPv6 there is one for IPv4.
 func (s *sockets) listen(ctx context.Context) (port uint16, err error) {
 	config := net.ListenConfig{}
-	config.SetMultipathTCP(false) // its sockets are not those that sock_diag tells of
+	config.SetMultipathTCP(false) // sock_diag does not list its sockets
 	for range sameTries {
 		four, err := config.Listen(ctx, "tcp4", "127.0.0.1:0")
 		if err != nil {
@@ -166,7 +167,7 @@ func (s *sockets) listen(ctx context.Context) (port uint16, err error) {
 			continue
 		case err == nil:
 			s.listeners = append(s.listeners, six.(*net.TCPListener))
-		case errors.Is(err, unix.EADDRNOTAVAIL), errors.Is(err, unix.EAFNOSUPPORT): // nobody connects by IPv6 then
+		case errors.Is(err, unix.EADDRNOTAVAIL), errors.Is(err, unix.EAFNOSUPPORT): // then no application connects by IPv6
 		default:
 			_ = four.Close()
 			return 0, err
@@ -177,11 +178,11 @@ func (s *sockets) listen(ctx context.Context) (port uint16, err error) {
 	return 0, errors.New("no port is free for IPv4 and IPv6 both")
 }
 
-// tryWait is how long a connection of the host to itself may take.
+// tryWait is the time limit for a connection of the host to itself.
 const tryWait = 2 * time.Second
 
-// try connects to a listener: where the loopback interface is down, or a firewall lets nothing pass there, or sockets cannot
-// be found, the road leads nowhere.
+// try connects to a listener: if the loopback interface is down, a firewall blocks it, or sockets cannot be found, the
+// road leads nowhere.
 func (s *sockets) try(ctx context.Context, k *net.TCPListener) error {
 	ctx, cancel := context.WithTimeout(ctx, tryWait)
 	defer cancel()
@@ -201,7 +202,7 @@ func (s *sockets) try(ctx context.Context, k *net.TCPListener) error {
 	return s.detour.Knows(c.(*net.TCPConn))
 }
 
-// own returns a function for net.Dialer.Control that makes a socket known as the program's own, and stores its cookie.
+// own returns a function for net.Dialer.Control that marks a socket as the program's own, and stores its cookie.
 func (s *sockets) own(cookie *uint64) func(network, address string, raw syscall.RawConn) error {
 	return func(_, _ string, raw syscall.RawConn) (err error) {
 		if !s.l.options.OwnByDial {
@@ -217,7 +218,7 @@ func (s *sockets) own(cookie *uint64) func(network, address string, raw syscall.
 	}
 }
 
-// unlessClosed calls f, unless close has taken the detour away: then nothing is led any more.
+// unlessClosed calls f, unless close has removed the detour: then nothing is redirected any more.
 func (s *sockets) unlessClosed(f func() error) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -227,12 +228,12 @@ func (s *sockets) unlessClosed(f func() error) error {
 	return f()
 }
 
-// forget ends what own has begun.
+// forget removes the mark of own.
 func (s *sockets) forget(cookie uint64) {
 	_ = s.unlessClosed(func() error { s.detour.UnspareSocket(cookie); return nil })
 }
 
-// spare and unspare say whether what a process and its descendants send passes.
+// spare and unspare let the traffic of a process and its descendants pass, or no longer.
 func (s *sockets) spare(id uint32) error {
 	return s.unlessClosed(func() error { return s.detour.SpareProcess(id) })
 }
@@ -252,7 +253,7 @@ func (s *sockets) start() {
 	s.l.background.Go(s.sweep)
 }
 
-// arrive takes a connection, and finds out whose it is.
+// arrive takes a connection, and finds its flow.
 func (s *sockets) arrive(c *net.TCPConn, k *net.TCPListener) {
 	from := unmapped(c.RemoteAddr())
 	aim, ok, err := s.detour.Find(from, unmapped(c.LocalAddr()))
@@ -291,7 +292,7 @@ const (
 	aimEnded     = 60 * time.Second // the program has closed the connection, and the application not yet
 )
 
-// sweep forgets the aims that nobody needs any more.
+// sweep forgets the aims that are no longer needed.
 func (s *sockets) sweep() {
 	tick := time.NewTicker(aimSweep)
 	defer tick.Stop()
@@ -308,9 +309,9 @@ func (s *sockets) sweep() {
 	}
 }
 
-// forgetEnded does that at a time, as time.Now and as clock.Now.
+// forgetEnded does that at a time given by both time.Now and clock.Now.
 func (s *sockets) forgetEnded(now time.Time, monotonic int64) {
-	released, _ := s.detour.Released() // what it has not come to, it comes to the next time
+	released, _ := s.detour.Released() // the next call continues where it stopped
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for cookie, at := range released {
@@ -331,7 +332,7 @@ func (s *sockets) forgetEnded(now time.Time, monotonic int64) {
 // detach lets new connects go directly.
 func (s *sockets) detach() error { return s.detour.Detach() }
 
-// closeListeners ends the listeners: nothing begins any more. Exchanges can still be answered.
+// closeListeners ends the listeners: nothing new begins. Exchanges can still be answered.
 func (s *sockets) closeListeners() {
 	for _, k := range s.listeners {
 		_ = k.Close()
@@ -341,7 +342,7 @@ func (s *sockets) closeListeners() {
 	}
 }
 
-// close takes everything away, but the counters.
+// close releases everything except the counters.
 func (s *sockets) close() (err error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -356,7 +357,7 @@ func (s *sockets) close() (err error) {
 	return err
 }
 
-// counts returns how many connects were spared, and refused because there were too many.
+// counts returns the number of connects that were spared, and of those refused because there were too many.
 func (s *sockets) counts() (spared, full uint64) {
 	s.mu.Lock()
 	defer s.mu.Unlock()

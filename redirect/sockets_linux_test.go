@@ -17,8 +17,8 @@ import (
 	"github.com/opendivert/divert/internal/linux/netns"
 )
 
-// TestForgetEnded: the record of a connection is forgotten when the application has closed its socket and the connection was
-// accepted, or after a while if it was not, or if only the program has closed it.
+// TestForgetEnded: the record of a connection is forgotten when the application has closed its socket and the connection
+// was accepted, or after a while if it was not accepted, or if only the program has closed it.
 func TestForgetEnded(t *testing.T) {
 	if err := detour.Connects.Err(); err != nil {
 		t.Skip(err)
@@ -80,8 +80,9 @@ func TestForgetEnded(t *testing.T) {
 	}
 }
 
-// TestForgetTalks: what a socket says to one destination is forgotten when the application has closed it, and the exchange ends; while
-// it has the socket, only if that is not connected, and a while after the exchange has ended.
+// TestForgetTalks: the record of a socket and a destination is forgotten when the application has closed the socket, and
+// the exchange ends. While the socket is open, the record is forgotten only if the socket is not connected, and a while
+// after the exchange has ended.
 func TestForgetTalks(t *testing.T) {
 	if err := detour.Connects.Err(); err != nil {
 		t.Skip(err)
@@ -185,7 +186,7 @@ func TestForgetTalks(t *testing.T) {
 	}
 }
 
-// FuzzControl: no control messages make the reading of aliases panic, and none of another interface count.
+// FuzzControl: no control message makes the reading of aliases panic, and those of other interfaces do not count.
 func FuzzControl(f *testing.F) {
 	ip := netip.MustParseAddr("100::1234:5678:0:0").As16()
 	g := &datagrams{led: detour.Datagrams{Prefix: netip.PrefixFrom(netip.AddrFrom16(ip), 96)}, device: &detour.Device{Index: 7}}
@@ -210,7 +211,7 @@ func FuzzControl(f *testing.F) {
 	f.Fuzz(func(t *testing.T, b []byte) { g.aliasOf(b) })
 }
 
-// TestTooManyExchanges: where there are MaxConns, further datagrams are dropped, and one that finds no alias is refused.
+// TestTooManyExchanges: beyond MaxConns, further datagrams are dropped, and one that finds no alias is refused.
 func TestTooManyExchanges(t *testing.T) {
 	if err := detour.Connects.Err(); err != nil {
 		t.Skip(err)

@@ -9,7 +9,7 @@ import (
 	"syscall"
 )
 
-// sockets is the road of sockets, which Linux alone has.
+// sockets is the road of sockets, which only Linux has.
 type sockets struct{}
 
 func (l *Listener) openSockets(context.Context, string) (*sockets, error, error) {

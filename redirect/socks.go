@@ -25,7 +25,7 @@ const (
 	authVersion    = 1 // of the negotiation of user and password
 )
 
-// socksReplies are what the proxy may answer (RFC 1928 section 6).
+// socksReplies are the refusals of a proxy (RFC 1928 section 6).
 var socksReplies = [...]error{
 	1: errors.New("general failure of the proxy"),
 	2: errors.New("its rules do not allow the connection"),
@@ -61,7 +61,7 @@ func (p *proxy) socks(ctx context.Context, network, address string) (net.Conn, e
 	if err != nil {
 		return nil, err
 	}
-	if relay.Addr().IsUnspecified() { // where the proxy itself is
+	if relay.Addr().IsUnspecified() { // the proxy's own address
 		if at, err := netip.ParseAddrPort(control.RemoteAddr().String()); err == nil {
 			relay = netip.AddrPortFrom(at.Addr(), relay.Port())
 		}
@@ -76,7 +76,7 @@ func (p *proxy) socks(ctx context.Context, network, address string) (net.Conn, e
 	return a, nil
 }
 
-// socksAsk agrees with the proxy on the authentication, asks for something, and returns the address in its answer.
+// socksAsk agrees with the proxy on the authentication, sends a request, and returns the address in the answer.
 func (p *proxy) socksAsk(c net.Conn, command byte, to netip.AddrPort) (netip.AddrPort, error) {
 	hello := []byte{socksVersion, 1, socksOpen}
 	if p.user != nil {
@@ -125,7 +125,7 @@ func (p *proxy) socksAuthenticate(c net.Conn) error {
 	return nil
 }
 
-// appendSocksAddr appends an address as requests and datagrams have it.
+// appendSocksAddr appends an address in the form of requests and datagrams.
 func appendSocksAddr(b []byte, a netip.AddrPort) []byte {
 	if addr := a.Addr().Unmap().WithZone(""); addr.Is4() {
 		b = append(append(b, socksIPv4), addr.AsSlice()...)
@@ -169,19 +169,19 @@ func readSocksReply(r io.Reader) (netip.AddrPort, error) {
 		return netip.AddrPort{}, fmt.Errorf("its answer: %w", err)
 	}
 	port := binary.BigEndian.Uint16(b[size:])
-	if head[3] == socksName { // the proxy's own, as it seems: it is where the control connection is
+	if head[3] == socksName { // probably the proxy's own name: use the address of the control connection
 		return netip.AddrPortFrom(netip.IPv4Unspecified(), port), nil
 	}
 	a, _ := netip.AddrFromSlice(b[:size])
 	return netip.AddrPortFrom(a.Unmap(), port), nil
 }
 
-// association is a socket of UDP through a SOCKS 5 proxy. It lasts as long as its control connection.
+// association is a UDP socket through a SOCKS 5 proxy. It lasts as long as its control connection.
 type association struct {
 	net.Conn // to the relay
 	control  net.Conn
 	to       netip.AddrPort
-	head     []byte // of each datagram that is sent
+	head     []byte // header of each datagram sent
 }
 
 // watch ends the socket when the proxy ends the association.
@@ -207,7 +207,7 @@ func (a *association) Write(b []byte) (int, error) {
 	return len(b), nil
 }
 
-// Read returns a datagram of the destination; others are passed over.
+// Read returns a datagram of the destination, and skips others.
 func (a *association) Read(b []byte) (int, error) {
 	buf := make([]byte, datagramBuffer)
 	for {
@@ -221,7 +221,8 @@ func (a *association) Read(b []byte) (int, error) {
 	}
 }
 
-// cutSocksDatagram returns what a datagram of the relay holds, and from whom. Fragments, which nobody makes, are refused.
+// cutSocksDatagram returns the payload of a datagram of the relay, and its sender. It refuses fragments, which no proxy
+// makes.
 func cutSocksDatagram(b []byte) (from netip.AddrPort, payload []byte, ok bool) {
 	if len(b) < 4 || b[2] != 0 {
 		return from, nil, false

@@ -14,17 +14,17 @@ import (
 // ends are the two ends of a connection as the application sees them.
 type ends struct{ client, dst netip.AddrPort }
 
-// flow is a connection or exchange that is redirected.
+// flow is a redirected connection or exchange.
 //
 // The listener does not see the client's port: it sees the destination's address with a port of the table's choice, the
 // alias, which no other flow to that destination has. So two connections from one port of a client stay apart. The alias
-// takes no port of this host: packets for it are those of the listener's own port, and never arrive anywhere.
+// takes no port of this host: packets to it are those of the listener's own port, and arrive nowhere.
 type flow struct {
 	ends
 	alias  netip.AddrPort // of TCP only
-	toward divert.Address // with which packets are injected, both ways
+	toward divert.Address // address for injecting packets, both ways
 
-	ifIdx   uint32 // interface that the first packet was to leave by
+	ifIdx   uint32 // outgoing interface of the first packet
 	process uint32
 	who     process.Process
 	whoErr  error
@@ -36,7 +36,7 @@ type flow struct {
 	syn       []byte // held until the other half stands; nil once it goes on
 	held      bool   // the other half is being dialled
 	upstream  net.Conn
-	accepted  bool // the program has it
+	accepted  bool // the program has the connection
 	clientFIN bool
 	localFIN  bool
 	ended     bool
@@ -54,12 +54,12 @@ func (f *flow) network() string {
 // table holds the flows. Its methods may be called from several goroutines.
 type table struct {
 	mu       sync.RWMutex
-	max      int                      // of live flows
-	live     int                      // that have not ended
+	max      int                      // greatest number of live flows
+	live     int                      // number of flows that have not ended
 	tcp      map[ends]*flow           // the newest between two ends
-	aliases  map[netip.AddrPort]*flow // all, also those that have ended of late
+	aliases  map[netip.AddrPort]*flow // all, also recently ended ones
 	next     uint16                   // alias port to try first
-	reserved uint16                   // no alias has it: the listener's own port
+	reserved uint16                   // the listener's own port, which no alias has
 	udp      map[ends]*flow
 }
 
@@ -70,11 +70,11 @@ func newTable(limit int, port uint16) *table {
 // firstAlias is the lowest port of an alias.
 const firstAlias = 1024
 
-// linger is how long an alias is kept after its connection has ended: the listener's socket may be in TIME_WAIT for as long
-// (60 s on Linux), and would take a new connection for the old one.
+// linger is the time for which an alias is kept after its connection has ended: the listener's socket may be in TIME_WAIT
+// for as long (60 s on Linux), and would take a new connection for the old one.
 const linger = 60 * time.Second
 
-// silence is how long a connection is kept that the program does not have and that has been silent.
+// silence is the time for which a silent connection is kept that the program has not accepted.
 const silence = 2 * time.Minute
 
 // find returns the newest flow of TCP between two ends.
@@ -115,7 +115,8 @@ func (t *table) add(f *flow) bool {
 	return false
 }
 
-// addUDP enters an exchange unless there is one between its ends, which it returns then. It returns nil if the table is full.
+// addUDP enters an exchange. If there already is one between its ends, it returns that one. It returns nil if the table
+// is full.
 func (t *table) addUDP(f *flow) *flow {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -161,7 +162,7 @@ func (t *table) forget(f *flow) {
 	delete(t.aliases, f.alias)
 }
 
-// note records what a segment says of the connection's end.
+// note records the FIN or RST of a segment.
 func (t *table) note(f *flow, fromClient, fin, rst bool) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -197,7 +198,7 @@ func (t *table) release(f *flow, upstream net.Conn) (syn []byte) {
 	return syn
 }
 
-// takeUpstream returns the other half that was dialled for a flow, once.
+// takeUpstream returns the other half dialled for a flow, once.
 func (t *table) takeUpstream(f *flow) net.Conn {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -206,14 +207,14 @@ func (t *table) takeUpstream(f *flow) net.Conn {
 	return c
 }
 
-// own says whether the program has a flow's connection.
+// own records whether the program has a flow's connection.
 func (t *table) own(f *flow, yes bool) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	f.accepted = yes
 }
 
-// sweep removes ended and silent flows, and returns connections that were dialled for nobody.
+// sweep removes ended and silent flows, and returns dialled connections that were never taken.
 func (t *table) sweep(now time.Time) (orphans []net.Conn) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -231,7 +232,7 @@ func (t *table) sweep(now time.Time) (orphans []net.Conn) {
 	return orphans
 }
 
-// open returns how many connections have begun and not ended.
+// open returns the number of connections that have begun and not ended.
 func (t *table) open() (n int) {
 	t.mu.RLock()
 	defer t.mu.RUnlock()

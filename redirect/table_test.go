@@ -7,7 +7,7 @@ import (
 	"time"
 )
 
-// FuzzTable holds the table to a list of all flows that were entered, by sequences of calls.
+// FuzzTable compares the table with a list of all flows entered, over sequences of calls.
 func FuzzTable(f *testing.F) {
 	f.Add([]byte{0, 0, 0, 1, 1, 0, 2, 0, 0, 3, 0, 1, 7, 200})
 	f.Add([]byte{0, 0, 0, 0, 0, 0, 0, 3, 2, 0, 4, 1, 5, 2, 6, 0, 7, 255, 0, 0})
@@ -31,7 +31,7 @@ type listed struct {
 	now   time.Time
 }
 
-// listedFlow is a flow with its state as the test tracks it.
+// listedFlow is a flow with its state in the test's list.
 type listedFlow struct {
 	*flow
 	gone, over           bool // forgotten; ended
@@ -46,7 +46,7 @@ func endsOf(b byte) ends {
 	return ends{client, netip.AddrPortFrom(netip.AddrFrom4([4]byte{10, 0, 1, 1 + b>>2&1}), 443)}
 }
 
-// live returns how many flows count against the limit.
+// live returns the number of flows that count against the limit.
 func (x *listed) live() (n int) {
 	for _, f := range x.flows {
 		if !f.over {
@@ -134,7 +134,7 @@ func (x *listed) call(what, arg byte) {
 	}
 }
 
-// sweep sweeps, and says what that has to remove.
+// sweep sweeps, and works out which flows that must remove.
 func (x *listed) sweep() {
 	var orphans []net.Conn
 	for _, f := range x.flows {
@@ -155,7 +155,7 @@ func (x *listed) sweep() {
 	}
 }
 
-// check compares what the table says with the list.
+// check compares the table's answers with the list.
 func (x *listed) check() {
 	t, begun := x.t, 0
 	newest, aliases := map[ends]*flow{}, map[netip.AddrPort]*flow{}

@@ -2,5 +2,6 @@
 
 package redirect
 
-// portTaken reports whether an error says that a local port is in use: elsewhere there are no handles, so nothing is dialled.
+// portTaken reports whether an error means that a local port is in use. These platforms have no handles, so nothing is
+// dialled.
 func portTaken(error) bool { return false }

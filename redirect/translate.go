@@ -9,7 +9,7 @@ import (
 	"github.com/opendivert/divert/packet"
 )
 
-// batch is how many packets a worker receives at a time.
+// batch is the number of packets that a worker receives at a time.
 const batch = 64
 
 // worker translates the packets of one queue.
@@ -60,7 +60,7 @@ func (w *worker) translate(p *divert.Packet, now int64) {
 		return
 	}
 	switch {
-	case h.Fragment && (h.MF || h.FragOff > 0): // made by the sender itself; its other parts have no ports and go past
+	case h.Fragment && (h.MF || h.FragOff > 0): // fragmented by the sender; the later fragments have no ports and pass
 		w.drop = append(w.drop, divert.Packet{Addr: p.Addr})
 	case h.TCPOff >= 0:
 		w.segment(p, h.TCP(p.Data), now)
@@ -80,7 +80,7 @@ func (w *worker) segment(p *divert.Packet, tcp packet.TCP, now int64) {
 		w.accept = append(w.accept, *p)
 		return
 	case dst.Port() == port && (!p.Addr.Outbound || p.Addr.Loopback):
-		w.refuse(p) // nobody reaches the listener but by redirection
+		w.refuse(p) // only redirected connections may reach the listener
 		return
 	case src.Port() == port && p.Addr.Outbound:
 		w.fromListener(p, tcp, src, dst, now)
@@ -112,10 +112,10 @@ func (w *worker) pass(p *divert.Packet) {
 	}
 }
 
-// fromListener translates what the listener's sockets send.
+// fromListener translates the segments of the listener's sockets.
 func (w *worker) fromListener(p *divert.Packet, tcp packet.TCP, src, dst netip.AddrPort, now int64) {
 	f := w.l.table.findAlias(dst)
-	if f == nil { // of a connection that ended long ago, or the answer to a stranger: it must not leave the host
+	if f == nil { // belongs to a connection that ended long ago, or answers a stranger: it must not leave the host
 		w.drop = append(w.drop, divert.Packet{Addr: p.Addr})
 		return
 	}
@@ -130,7 +130,7 @@ func (w *worker) note(f *flow, fromClient bool, tcp packet.TCP, now int64) {
 	}
 }
 
-// inject sends a packet on as a new one between other ends, and drops it where it was.
+// inject sends a packet on as a new one between other ends, and drops the original.
 func (w *worker) inject(p *divert.Packet, f *flow, src, dst netip.AddrPort) {
 	w.drop = append(w.drop, divert.Packet{Addr: p.Addr})
 	a := f.toward
@@ -150,7 +150,7 @@ func (w *worker) begin(p *divert.Packet, e ends, seq uint32, now int64) {
 	}
 	f.seq = seq
 	l := w.l
-	hold := l.options.Hold // f is another goroutine's too, once it is in the table
+	hold := l.options.Hold // once f is in the table, other goroutines use it too
 	if f.held = hold; hold {
 		f.syn = append([]byte(nil), p.Data...)
 	}
@@ -162,16 +162,16 @@ func (w *worker) begin(p *divert.Packet, e ends, seq uint32, now int64) {
 	l.redirected.Add(1)
 	if hold {
 		w.drop = append(w.drop, divert.Packet{Addr: p.Addr})
-		summed := p.Addr.TCPChecksum // p is the next packet's when the dial is over
+		summed := p.Addr.TCPChecksum // p holds another packet by the end of the dial
 		if !l.spawn(func() { l.dialHeld(f, summed) }) {
-			l.table.remove(f) // the listener ends; the SYN comes again, and goes on then
+			l.table.remove(f) // the listener is ending; the repeated SYN will pass
 		}
 		return
 	}
 	w.inject(p, f, f.alias, netip.AddrPortFrom(e.client.Addr(), l.port))
 }
 
-// newFlow returns a flow for a packet that begins one, or nil if it is not to be redirected.
+// newFlow returns a flow for its first packet, or nil if it is not to be redirected.
 func (w *worker) newFlow(p *divert.Packet, e ends, now int64) *flow {
 	l := w.l
 	own := dialKey{e.client.Port(), "tcp", e.client.Addr().Is6()}
@@ -190,16 +190,16 @@ func (w *worker) newFlow(p *divert.Packet, e ends, now int64) *flow {
 	return f
 }
 
-// redirectable reports whether an answer can come from the destination: it is the address of one host.
+// redirectable reports whether the destination can answer: it is the address of one host.
 func redirectable(e ends) bool {
 	to := e.dst.Addr().Unmap()
 	return !to.IsMulticast() && !to.IsUnspecified() && to != netip.AddrFrom4([4]byte{255, 255, 255, 255}) && !e.client.Addr().IsUnspecified()
 }
 
-// toward returns the address with which the packets of a flow are injected, both ways. On Linux they go over the
-// loopback interface, whatever the source: it asks no questions about where packets come from, and firewalls let it pass.
-// Link-local addresses belong to their interface, so their packets come in there. Elsewhere packets come in on the
-// interface that they were to leave by, except those of the host to itself.
+// toward returns the address for injecting the packets of a flow, both ways. On Linux they go over the loopback
+// interface, whatever the source: it does not check sources, and firewalls let it pass. Packets with link-local addresses
+// come in on the interface of those addresses. On other systems packets come in on the interface that they were to leave
+// by, except those of the host to itself.
 func toward(a *divert.Address, e ends) divert.Address {
 	loop := a.Loopback || runtime.GOOS == "linux" && !e.dst.Addr().IsLinkLocalUnicast()
 	t := divert.Address{Layer: divert.LayerNetwork, Event: divert.EventPacket, Outbound: loop, Loopback: loop, IPv6: a.IPv6}
@@ -208,7 +208,7 @@ func toward(a *divert.Address, e ends) divert.Address {
 	return t
 }
 
-// refuse answers a segment for the listener's own port as if nobody listened there.
+// refuse answers a segment for the listener's own port as if the port were closed.
 func (w *worker) refuse(p *divert.Packet) {
 	w.drop = append(w.drop, divert.Packet{Addr: p.Addr})
 	w.l.strangers.Add(1)

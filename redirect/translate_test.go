@@ -14,7 +14,7 @@ import (
 	"github.com/opendivert/divert/packet"
 )
 
-// fake redirects on a network of memory.
+// fake redirects on a network in memory.
 func fake(t testing.TB, filter string, o Options) (*Listener, *diverttest.Network) {
 	t.Helper()
 	n := diverttest.New()
@@ -62,8 +62,8 @@ func next(t testing.TB, n *diverttest.Network) divert.Packet {
 	return p
 }
 
-// TestAliases: two connections from one port get aliases of their own, a SYN that is sent again keeps its, and answers go
-// back from where the client wanted to go, with right checksums.
+// TestAliases: two connections from one port get separate aliases, a repeated SYN keeps its alias, and answers come from
+// the client's destination, with correct checksums.
 func TestAliases(t *testing.T) {
 	l, n := fake(t, "tcp", Options{})
 	local := netip.AddrPortFrom(client.Addr(), l.port)
@@ -98,8 +98,8 @@ func TestAliases(t *testing.T) {
 	}
 }
 
-// TestLeftAlone: connections that began before, and multicast, go on; what the listener's port sends to nobody
-// does not.
+// TestLeftAlone: connections that began before, and multicast, go on; segments from the listener's port without a
+// connection do not.
 func TestLeftAlone(t *testing.T) {
 	l, n := fake(t, "tcp or udp", Options{})
 	n.Outbound(segment(t, netip.AddrPortFrom(client.Addr(), l.port), web, packet.Segment{Flags: packet.TCPAck}), diverttest.Link)
@@ -118,7 +118,7 @@ func TestLeftAlone(t *testing.T) {
 	}
 }
 
-// TestFull: what exceeds the limit is dropped, not let go past.
+// TestFull: traffic beyond the limit is dropped; it does not pass.
 func TestFull(t *testing.T) {
 	l, n := fake(t, "tcp", Options{MaxConns: 1})
 	n.Outbound(segment(t, client, web, packet.Segment{Flags: packet.TCPSyn}), diverttest.Link)
@@ -197,7 +197,7 @@ func TestSweep(t *testing.T) {
 	}
 }
 
-// FuzzTranslate: no packet makes a worker panic, and nothing is injected but segments.
+// FuzzTranslate: no packet makes a worker panic, and it injects nothing but segments.
 func FuzzTranslate(f *testing.F) {
 	h := packet.Header{Src: client, Dst: web}
 	udp, _ := h.AppendUDP(nil, []byte("x"))
@@ -238,7 +238,7 @@ func FuzzSocks(f *testing.F) {
 	})
 }
 
-// BenchmarkTranslate is what a segment of a redirected connection costs, without the kernel's part.
+// BenchmarkTranslate measures the cost of a segment of a redirected connection, without the kernel's part.
 func BenchmarkTranslate(b *testing.B) {
 	l := &Listener{options: Options{OwnByDial: true}, port: 4000, table: newTable(100, 4000), ctx: b.Context()}
 	fl := &flow{ends: ends{client, web}}

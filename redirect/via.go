@@ -12,7 +12,7 @@ import (
 
 // proxyKind is a way to connect through a proxy.
 type proxyKind struct {
-	port string // if the URL has none
+	port string // default port
 	dial func(p *proxy, ctx context.Context, network, address string) (net.Conn, error)
 	tls  bool
 }
@@ -24,7 +24,7 @@ var proxyKinds = map[string]proxyKind{
 	"https":  {port: "443", dial: (*proxy).connect, tls: true},
 }
 
-// proxy is a proxy that connections go through.
+// proxy is a proxy for connections.
 type proxy struct {
 	kind    proxyKind
 	address string // host and port
@@ -40,9 +40,10 @@ type proxy struct {
 //     with divert.ErrNotSupported
 //   - https://…, the same inside TLS
 //
-// User and password may be left out, and the port if it is 1080, 80 and 443 respectively. If via is nil, it is base. It fails with divert.ErrInvalid for any other URL. Where the proxy
-// says that the destination refuses, the error of the function is syscall.ECONNREFUSED; where it cannot be reached,
-// syscall.EHOSTUNREACH or syscall.ENETUNREACH.
+// User and password may be left out, and the port if it is 1080, 80 and 443 respectively. If via is nil, NewDialer
+// returns base. It fails with divert.ErrInvalid for any other URL. If the proxy reports that the destination refuses, the
+// returned function fails with syscall.ECONNREFUSED; if the destination cannot be reached, with syscall.EHOSTUNREACH or
+// syscall.ENETUNREACH.
 func NewDialer(via *url.URL, base DialFunc) (DialFunc, error) {
 	if via == nil {
 		return base, nil
@@ -79,7 +80,7 @@ func (p *proxy) dial(ctx context.Context, network, address string) (net.Conn, er
 func (p *proxy) greet(ctx context.Context, f func(net.Conn) error) (net.Conn, error) {
 	c, err := p.base(ctx, "tcp", p.address)
 	if err != nil {
-		return nil, fmt.Errorf("cannot be reached: %v", err) // not that the destination refuses
+		return nil, fmt.Errorf("cannot be reached: %v", err) // not %w: ECONNREFUSED would mean the destination
 	}
 	if p.kind.tls {
 		c = tls.Client(c, &tls.Config{ServerName: p.host})

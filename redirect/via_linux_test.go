@@ -135,7 +135,7 @@ func relayUDP(h *lab.Host, host netip.Addr, c net.Conn, control io.Reader) error
 	return nil
 }
 
-// httpProxy is a proxy that knows CONNECT and one user, and speaks first: what the server says may come with its answer.
+// httpProxy is a proxy that knows CONNECT and one user, and sends the server's first bytes along with its answer.
 func httpProxy(h *lab.Host) func(net.Conn) error {
 	return func(c net.Conn) error {
 		in := bufio.NewReader(c)
@@ -162,7 +162,7 @@ func httpProxy(h *lab.Host) func(net.Conn) error {
 	}
 }
 
-// TestVia: connections go through a proxy that the client does not know of; refusals come back, and wrong passwords fail.
+// TestVia: connections go through a proxy unknown to the client; refusals reach the client, and wrong passwords fail.
 func TestVia(t *testing.T) {
 	for _, scheme := range []string{"socks5", "http"} {
 		for _, family := range []func(*lab.Host) netip.Addr{(*lab.Host).Addr4, (*lab.Host).Addr6} {
@@ -180,7 +180,7 @@ func TestVia(t *testing.T) {
 					echo(t, pair.B, network, to)
 				}
 				via := &url.URL{Scheme: scheme, User: url.UserPassword("user", "secret"), Host: at.String()}
-				l := listen(t, pair.A, "tcp or udp", redirect.Options{Via: via, Hold: true}) // the way to the proxy matches too
+				l := listen(t, pair.A, "tcp or udp", redirect.Options{Via: via, Hold: true}) // connections to the proxy match too
 				n := relay(t, l)
 				c, err := dial(pair.A, nil, "tcp", to)
 				if err != nil {
@@ -216,7 +216,7 @@ func TestVia(t *testing.T) {
 	}
 }
 
-// TestViaWrong: URLs of no proxy are refused.
+// TestViaWrong: URLs that are not a proxy's are refused.
 func TestViaWrong(t *testing.T) {
 	for _, text := range []string{"ftp://h", "socks5://", "http://h/path", "//h:1", "socks5://h?q"} {
 		via, err := url.Parse(text)
@@ -229,7 +229,7 @@ func TestViaWrong(t *testing.T) {
 	}
 }
 
-// TestCloseHalfOpen: Close ends a relay of which one direction has ended and the other one is silent.
+// TestCloseHalfOpen: Close ends a relay with one ended and one silent direction.
 func TestCloseHalfOpen(t *testing.T) {
 	pair := lab.TwoHostsT(t, lab.LinkOptions{})
 	l := listen(t, pair.A, "tcp.DstPort == 7", redirect.Options{})
@@ -257,7 +257,7 @@ func TestCloseHalfOpen(t *testing.T) {
 	}
 }
 
-// TestSegmentedDatagrams: what a program of QUIC sends in one call (UDP_SEGMENT) comes as the datagrams it is.
+// TestSegmentedDatagrams: datagrams that a QUIC program sends in one call (UDP_SEGMENT) come one by one.
 func TestSegmentedDatagrams(t *testing.T) {
 	eachWay(t, func(t *testing.T, pair *lab.Pair, server *lab.Host, addr netip.Addr, o redirect.Options) {
 		to := netip.AddrPortFrom(addr, 443)
