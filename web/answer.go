@@ -9,10 +9,10 @@ import (
 	"github.com/opendivert/divert/packet"
 )
 
-// answer is what the client of a blocked connection has been told.
+// answer is the answer that the client of a blocked connection gets.
 type answer struct {
 	seq   uint32 // the server's first byte of the answer
-	ack   uint32 // what the client is told has arrived
+	ack   uint32 // bytes that the answer acknowledges
 	stamp [2]uint32
 	timed bool   // the client sends timestamps
 	page  []byte // the response; nil if the client is reset
@@ -53,7 +53,7 @@ func findOption(options []byte, kind byte) (data []byte, ok bool) {
 	return nil, false
 }
 
-// synOptions reads what a server's SYN says of selective acknowledgments and of the scale of its windows.
+// synOptions reads from a server's SYN whether it allows selective acknowledgments, and the scale of its windows.
 func synOptions(options []byte) (sackOK bool, scale uint8) {
 	_, sackOK = findOption(options, optionSACKPermitted)
 	if b, ok := findOption(options, optionWindowScale); ok && len(b) == 1 {
@@ -62,8 +62,8 @@ func synOptions(options []byte) (sackOK bool, scale uint8) {
 	return sackOK, scale
 }
 
-// timestamps returns those that an answer must have: the last that the client has seen, and the client's own, which it takes
-// for an echo (RFC 7323 section 3).
+// timestamps returns the timestamps for an answer: the last that the client has seen, and the client's own, which it
+// takes for an echo (RFC 7323 section 3).
 func timestamps(options []byte) (stamp [2]uint32, ok bool) {
 	b, ok := findOption(options, optionTimestamps)
 	if !ok || len(b) != 8 {
@@ -72,7 +72,7 @@ func timestamps(options []byte) (stamp [2]uint32, ok bool) {
 	return [2]uint32{binary.BigEndian.Uint32(b[4:]), binary.BigEndian.Uint32(b)}, true
 }
 
-// options returns the options of an answer: timestamps, and a block of bytes that have arrived unless it is empty.
+// options returns the options of an answer: timestamps, and the block of bytes that have arrived, unless it is empty.
 func (a *answer) options(from, to uint32) []byte {
 	var o []byte
 	if a.timed {
@@ -88,7 +88,7 @@ func (a *answer) options(from, to uint32) []byte {
 	return o
 }
 
-// toClient sends a segment to the client, as if the server had; p is a packet of the client.
+// toClient sends a segment to the client in the server's name; p is a packet of the client.
 func (f *Filter) toClient(c *connection, p *divert.Packet, s packet.Segment, payload []byte) {
 	h := packet.Header{Src: c.key.server, Dst: c.key.client}
 	b, err := h.AppendTCP(f.buffer[:0], s, payload)
@@ -104,13 +104,13 @@ func (f *Filter) toClient(c *connection, p *divert.Packet, s packet.Segment, pay
 func back(p *divert.Packet) divert.Address {
 	a := p.Addr
 	a.Outbound = !a.Outbound
-	a.IPChecksum, a.TCPChecksum, a.UDPChecksum = true, true, true // they are computed
+	a.IPChecksum, a.TCPChecksum, a.UDPChecksum = true, true, true // already computed
 	return a
 }
 
-// tellArrived tells the client that bytes behind the first held packet have arrived, as a server does that misses only
-// that one (RFC 2018): a client whose small segments all stay without an answer would send no more of them, and the name would
-// never be whole. Nothing is promised by that: bytes that the server does not get are sent again all the same.
+// tellArrived tells the client that the bytes behind the first held packet have arrived, like a server that misses only
+// that packet (RFC 2018). A client whose small segments all stay unanswered would send no more of them, and the name
+// would never be complete. This promises nothing: the client still sends bytes again that the server does not get.
 func (f *Filter) tellArrived(c *connection, s *segment) {
 	from, to := c.held[0].dataEnd(), c.held[0].dataEnd()
 	for i := range c.held {
@@ -130,7 +130,7 @@ func (f *Filter) tellArrived(c *connection, s *segment) {
 	f.toClient(c, &s.packet, packet.Segment{Seq: tcp.Ack(), Ack: c.sent.base, Flags: packet.TCPAck, Window: c.window, Options: a.options(from, to)}, nil)
 }
 
-// resetServer ends the server's half: the next byte that it waits for is the first that was held.
+// resetServer ends the server's half: the first held byte is the next that the server expects.
 func (f *Filter) resetServer(c *connection, p *divert.Packet, tcp packet.TCP) {
 	h := packet.Header{Src: c.key.client, Dst: c.key.server}
 	b, err := h.AppendTCP(f.buffer[:0], packet.Segment{Seq: c.safe, Ack: tcp.Ack(), Flags: packet.TCPRst | packet.TCPAck}, nil)
@@ -171,7 +171,7 @@ func (f *Filter) page(method, host string) []byte {
 	return append(b, body...)
 }
 
-// pagePart is how many bytes of the page go into a segment: they fit any path that IPv6 has.
+// pagePart is the number of bytes of the page in a segment: they fit any path of IPv6.
 const pagePart = 1200
 
 // sendPage sends the page, and ends the server's half of the connection.
@@ -198,13 +198,13 @@ func (f *Filter) answerAgain(c *connection, p *divert.Packet, tcp packet.TCP, s 
 		return
 	}
 	a.stamp, a.timed = timestamps(tcp.Options())
-	behind := a.seq + uint32(len(a.page)) + 1 // the FIN
+	behind := a.seq + uint32(len(a.page)) + 1 // behind the FIN
 	switch {
 	case len(s.data) == 0 && !s.fin: // the client acknowledges
 		return
-	case !before(a.ack, s.seq) && before(a.ack, s.end()): // it goes on sending
+	case !before(a.ack, s.seq) && before(a.ack, s.end()): // the client goes on sending
 		a.ack = s.end()
-	case before(tcp.Ack(), behind): // it has not got the page
+	case before(tcp.Ack(), behind): // the client has not received the whole page
 		f.sendPage(c, p)
 		return
 	}

@@ -18,60 +18,61 @@ import (
 	"github.com/opendivert/divert/packet"
 )
 
-// Config says what a Filter does. Only Hosts must be given.
+// Config has the settings of a Filter. Only Hosts is required.
 type Config struct {
-	Hosts *Hosts // the names that are blocked; the list may change at any time
+	Hosts *Hosts // the names to block; the list may change at any time
 
-	// Ports are those of servers whose TCP connections are judged, HTTP and TLS alike: 80 and 443 if there are none.
-	// QUICPorts are those for QUIC: 443 if there are none.
+	// Ports are the server ports whose TCP connections are judged, HTTP and TLS alike; the default is 80 and 443.
+	// QUICPorts are those for QUIC; the default is 443.
 	Ports, QUICPorts []uint16
 
-	// Where, if not empty, is a filter that connections must match besides, such as processId == 4711. It must hold for the
+	// Where, if not empty, is a further filter for the connections, such as processId == 4711. It must hold for the
 	// packets of both directions alike: localAddr and remoteAddr do, ip.SrcAddr does not.
 	Where string
 
-	// Layer is LayerNetwork for connections of this host, LayerForward for those it routes (Linux). Both directions must pass.
+	// Layer is LayerNetwork for connections of this host, LayerForward for those it routes (Linux). Both directions must
+	// pass this host.
 	Layer divert.Layer
 
-	// FailClosed ends connections of which nothing can be said: no name within 16 KiB or 2 s, no memory for what waits, and, of
-	// connections that are older than the Filter, those that do not go on with a request or hello. Without it they pass.
+	// FailClosed ends connections that cannot be judged: no name within 16 KiB or 2 s, no memory for waiting packets, or,
+	// if older than the Filter, no request or hello next. Without it they pass.
 	FailClosed bool
 
-	// BlockNameless blocks connections that name no host: a hello without server name, a request without Host, QUIC that
-	// cannot be read, other protocols on these ports. Without it they pass.
+	// BlockNameless blocks connections that name no host: a hello without server name, a request without Host, unreadable
+	// QUIC, other protocols on these ports. Without it they pass.
 	BlockNameless bool
 
-	Page      []byte // body of the answer to blocked HTTP requests, HTML in UTF-8, at most MaxPage bytes; nil: a page of our own
-	MaxFlows  int    // connections that are remembered, of TCP and of QUIC each; 0: 16384
-	MaxMemory int    // bytes that wait or are kept for comparison, of all connections; 0: 64 MiB
+	Page      []byte // body of the answer to blocked HTTP requests, HTML in UTF-8, at most MaxPage bytes; nil: a built-in page
+	MaxFlows  int    // connections to remember, of TCP and of QUIC each; 0: 16384
+	MaxMemory int    // bytes of all connections that may wait or be kept for comparison; 0: 64 MiB
 
-	Blocked func(Event) // is called for each connection that is blocked; it must not call the Filter
-	Report  func(error) // is told of packets that could not be sent; it must not call the Filter
+	Blocked func(Event) // is called for each blocked connection; it must not call the Filter
+	Report  func(error) // gets the errors of packets that could not be sent; it must not call the Filter
 
-	// Open opens the handle: divert.OpenProgram if it is nil, in tests the method OpenProgram of a diverttest.Network.
+	// Open opens the handle; the default is divert.OpenProgram. Tests use the method OpenProgram of a diverttest.Network.
 	Open func(*filter.Program, ...divert.Option) (*divert.Handle, error)
 	// Options are further options for the handle, such as divert.WithPriority.
 	Options []divert.Option
 }
 
-// MaxPage is how long a block page may be, in bytes.
+// MaxPage is the greatest length of a block page, in bytes.
 const MaxPage = 8 << 10
 
 // The limits of packets that wait for a name.
 const (
 	holdTime    = 2 * time.Second
-	maxUnacked  = 64 << 10 // bytes judged and not acknowledged that a connection may have
-	quietHolds  = 2        // packets that are held before the client is told that they have come
-	maxHeldUDP  = 16       // datagrams that a connection of QUIC may have waiting
-	maxAttempts = 8        // connections of QUIC between two ports that are remembered
+	maxUnacked  = 64 << 10 // judged bytes of a connection that are not acknowledged
+	quietHolds  = 2        // packets held before the client is told that they have arrived
+	maxHeldUDP  = 16       // datagrams of a QUIC connection that may wait
+	maxAttempts = 8        // QUIC connections between two ports to remember
 )
 
-// Event is a connection that was blocked.
+// Event is a blocked connection.
 type Event struct {
 	Time     time.Time      `json:"time"`
 	Protocol string         `json:"protocol"`        // http, tls, quic, or other
 	Reason   string         `json:"reason"`          // listed, nameless, ambiguous, too-long, late, no-memory
-	Host     string         `json:"host,omitempty"`  // as the client named it; it may hold any printable ASCII
+	Host     string         `json:"host,omitempty"`  // the name from the client; it may hold any printable ASCII
 	Entry    string         `json:"entry,omitempty"` // of the list
 	Src      netip.AddrPort `json:"src"`
 	Dst      netip.AddrPort `json:"dst"`
@@ -87,17 +88,17 @@ const (
 	reasonNoMemory  = "no-memory"
 )
 
-// Stats counts what a Filter has done. Names are counted each time one is judged: of HTTP each request.
+// Stats has the counters of a Filter. A name counts each time it is judged: in HTTP for each request.
 type Stats struct {
-	HTTP, TLS, QUIC uint64 // requests, hellos and QUIC connections that were judged
-	Blocked         uint64 // of them and of nameless connections, those that were blocked
+	HTTP, TLS, QUIC uint64 // requests, hellos and QUIC connections judged
+	Blocked         uint64 // blocked ones of these and of nameless connections
 	Other           uint64 // connections of other protocols, or without a beginning, that passed
-	FailedOpen      uint64 // connections that passed because nothing could be said of them
-	Differing       uint64 // packets that were dropped because bytes were sent again and had changed
-	Fragments       uint64 // fragments of clients that were dropped, and packets that were cut short
+	FailedOpen      uint64 // connections that passed because they could not be judged
+	Differing       uint64 // packets dropped because they repeat bytes with changes
+	Fragments       uint64 // dropped fragments of clients, and truncated packets
 
-	Flows  int // connections that are remembered now
-	Memory int // bytes that wait or are kept now
+	Flows  int // connections remembered now
+	Memory int // bytes waiting or kept now
 }
 
 // Filter blocks web sites. Its methods may be called from several goroutines.
@@ -109,22 +110,22 @@ type Filter struct {
 	stats    Stats
 	tcp      table[*connection]
 	udp      table[*exchange]
-	waiting  []waiter // by time, the first is the one that has waited longest
+	waiting  []waiter // by time, the longest wait first
 	accepted []divert.Packet
 
 	parsed packet.Parsed
 	buffer []byte
 }
 
-// waiter is something that holds packets.
+// waiter is a connection or exchange that holds packets.
 type waiter struct {
 	since time.Time
-	late  func() // ends the waiting, if it has not ended
+	late  func() // ends the wait, if it has not ended
 }
 
 // Open opens a filter. Packets wait for it from then on, so Run should follow at once. It fails with divert.ErrInvalid if
-// the configuration cannot be, a *filter.Error if Where does not compile, or the errors of divert.Open, of which
-// ErrNotSupported also says that the client could not be answered (divert.WithInbound).
+// the configuration is invalid, a *filter.Error if Where does not compile, or the errors of divert.Open; ErrNotSupported
+// can also mean that clients could not be answered (divert.WithInbound).
 func Open(c Config) (*Filter, error) {
 	text, err := c.complete()
 	if err != nil {
@@ -179,7 +180,7 @@ func (c *Config) complete() (string, error) {
 	return c.text(), nil
 }
 
-// text returns the filter: TCP both ways, and of QUIC the client's packets with long headers, which begin connections.
+// text returns the filter: TCP both ways, and for QUIC the client's packets with long headers, which begin connections.
 func (c *Config) text() string {
 	any := func(field string, ports []uint16) string {
 		tests := make([]string, len(ports))
@@ -212,13 +213,13 @@ func (f *Filter) Stats() Stats {
 	return s
 }
 
-// Close closes the handle. A Run that goes on fails with net.ErrClosed.
+// Close closes the handle. A running Run fails with net.ErrClosed.
 func (f *Filter) Close() error { return f.handle.Close() }
 
-// batch is how many packets are received at a time.
+// batch is the number of packets received at a time.
 const batch = 128
 
-// Run judges connections until ctx ends; then packets that wait for a name pass, or with FailClosed are dropped, and it
+// Run judges connections until ctx ends; then packets that wait for a name pass, or with FailClosed are dropped, and Run
 // returns ctx's error. It fails with the errors of receiving. Run may be called once.
 func (f *Filter) Run(ctx context.Context) error {
 	defer context.AfterFunc(ctx, func() { _ = f.handle.Shutdown(divert.ShutdownRecv) })()
@@ -240,7 +241,7 @@ func (f *Filter) Run(ctx context.Context) error {
 	}
 }
 
-// deadline returns when something has waited long enough, the zero time if nothing waits.
+// deadline returns the time at which the longest wait must end, the zero time if nothing waits.
 func (f *Filter) deadline() (t time.Time) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -250,7 +251,7 @@ func (f *Filter) deadline() (t time.Time) {
 	return t
 }
 
-// take judges packets, and ends waiting that has lasted too long.
+// take judges packets, and ends waits that have lasted too long.
 func (f *Filter) take(ps []divert.Packet) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -266,7 +267,7 @@ func (f *Filter) take(ps []divert.Packet) {
 	f.flush()
 }
 
-// wait has something called late when it has waited from now on for too long.
+// wait has late called after the longest allowed wait, counted from now.
 func (f *Filter) wait(late func()) { f.waiting = append(f.waiting, waiter{time.Now(), late}) }
 
 // packet judges a packet.
@@ -278,7 +279,7 @@ func (f *Filter) packet(p *divert.Packet) {
 	}
 	k := key{p.Src(), p.Dst()}
 	if h.Fragment || h.Truncated {
-		// No browser sends fragments to these ports; a hello in them could not be read.
+		// Browsers send no fragments to these ports; a hello in them could not be read.
 		if port := k.server.Port(); h.TCPOff >= 0 && slices.Contains(f.config.Ports, port) || h.UDPOff >= 0 && slices.Contains(f.config.QUICPorts, port) {
 			f.stats.Fragments++
 			f.drop(p)
@@ -302,7 +303,7 @@ func (f *Filter) accept(p *divert.Packet) {
 	}
 }
 
-// flush lets those that were accepted go.
+// flush sends the accepted packets on.
 func (f *Filter) flush() {
 	if len(f.accepted) > 0 {
 		_, err := f.handle.AcceptBatch(f.accepted)
@@ -322,7 +323,7 @@ func (f *Filter) acceptFlow(p *divert.Packet) {
 	f.check(err)
 }
 
-// send sends a packet behind those that were accepted.
+// send sends a packet behind the accepted ones.
 func (f *Filter) send(p *divert.Packet) {
 	f.flush()
 	f.check(f.handle.Send(p))
@@ -338,8 +339,8 @@ func (f *Filter) check(err error) {
 	}
 }
 
-// held returns a copy of a packet, to be sent anew. The packet itself is dropped: meanwhile it would count against the buffer
-// of its socket, which would hold up the sender, or take a place in the queue.
+// held returns a copy of a packet, to be sent anew. The packet itself is dropped: otherwise it would count against the
+// buffer of its socket, which would hold up the sender, or take a place in the queue.
 func (f *Filter) held(p *divert.Packet) divert.Packet {
 	c := p.Clone()
 	f.drop(p)
@@ -347,7 +348,7 @@ func (f *Filter) held(p *divert.Packet) divert.Packet {
 	return c
 }
 
-// release ends the holding of packets: they go on, or nowhere.
+// release ends the holding of packets: they go on, or are dropped.
 func (f *Filter) release(p *divert.Packet, on bool) {
 	f.stats.Memory -= len(p.Data)
 	if on {
@@ -355,7 +356,7 @@ func (f *Filter) release(p *divert.Packet, on bool) {
 	}
 }
 
-// blocked tells of a connection.
+// blocked reports a blocked connection.
 func (f *Filter) blocked(k key, protocol, reason, host, entry string) {
 	f.stats.Blocked++
 	if f.config.Blocked != nil {

@@ -63,7 +63,7 @@ func begin(t *testing.T, c Config, names ...string) *bench {
 	return b
 }
 
-// end ends the filter; nothing may be kept then.
+// end ends the filter, which must keep nothing then.
 func (b *bench) end() {
 	b.t.Helper()
 	b.cancel()
@@ -78,7 +78,7 @@ func (b *bench) end() {
 	}
 }
 
-// reasons returns why connections were blocked, in words.
+// reasons returns the reasons of blocked connections.
 func (b *bench) reasons() (words []string) {
 	for _, e := range b.events {
 		words = append(words, strings.TrimSpace(e.Protocol+" "+e.Reason+" "+e.Host))
@@ -103,7 +103,7 @@ func (b *bench) connect(local, port uint16) *peer {
 	return p
 }
 
-// handshake is connect without a look at the packets that go on.
+// handshake is connect without a check of the packets that go on.
 func (b *bench) handshake(local, port uint16) *peer {
 	b.t.Helper()
 	p := &peer{b, netip.AddrPortFrom(netip.MustParseAddr("10.0.0.1"), local), netip.AddrPortFrom(netip.MustParseAddr("192.0.2.1"), port), serverISN + 1}
@@ -152,7 +152,7 @@ func (p *peer) say(offset int, payload string) {
 	p.fromClient(clientISN+1+uint32(offset), packet.TCPAck|packet.TCPPsh, payload)
 }
 
-// reply has the server acknowledge n bytes of the stream and send something.
+// reply has the server acknowledge n bytes of the stream and send a payload.
 func (p *peer) reply(n int, payload string) {
 	p.t.Helper()
 	p.fromServer(p.ack, clientISN+1+uint32(n), packet.TCPAck, payload)
@@ -167,7 +167,7 @@ type seen struct {
 	data     string
 }
 
-// out returns the packets that have gone on. Their checksums must be right.
+// out returns the packets that have gone on. Their checksums must be correct.
 func (b *bench) out() (all []seen) {
 	b.t.Helper()
 	synctest.Wait()
@@ -185,7 +185,7 @@ func (b *bench) out() (all []seen) {
 	return all
 }
 
-// received returns the bytes of the client's stream that the server has of packets, and whether it was reset.
+// received returns the bytes of the client's stream that the server gets from packets, and whether it was reset.
 func received(all []seen) (text string, reset bool) {
 	stream := map[uint32]byte{}
 	for _, s := range all {
@@ -210,7 +210,7 @@ func received(all []seen) (text string, reset bool) {
 	return text, reset
 }
 
-// clientHello returns the records that a client of TLS begins with: in Go's with post-quantum keys, more than a segment.
+// clientHello returns the first records of a TLS client: with Go's post-quantum keys, more than a segment.
 func clientHello(t testing.TB, name string) string {
 	t.Helper()
 	var sent recorder
@@ -233,8 +233,7 @@ func (r *recorder) Close() error                       { return nil }
 func (r *recorder) SetDeadline(time.Time) error        { return nil }
 func (r *recorder) SetWriteDeadline(t time.Time) error { return nil }
 
-// ways are those in which a client may send bytes: which pieces, in which order.
-// part is a piece of what a client says.
+// part is a piece of a client's bytes.
 type part struct {
 	offset int
 	data   []byte
@@ -278,7 +277,7 @@ func shuffled(p []part) []part {
 	return p
 }
 
-// TestTCP: names are found however the bytes come. The server gets all of them, or none.
+// TestTCP: names are found however the bytes come. The server gets either all of them or no byte.
 func TestTCP(t *testing.T) {
 	for _, c := range []struct {
 		name, blocked, allowed string
@@ -312,7 +311,7 @@ func TestTCP(t *testing.T) {
 					if page != c.page || clientReset == c.page {
 						t.Errorf("page %v, reset %v", page, clientReset)
 					}
-					p.say(0, c.blocked) // again
+					p.say(0, c.blocked) // a retransmission
 					if text, _ := received(p.out()); text != "" {
 						t.Errorf("later the server got %d bytes", len(text))
 					}
@@ -334,7 +333,7 @@ func TestTCP(t *testing.T) {
 	}
 }
 
-// TestOthersUntouched: with 10,000 names listed, nothing of 1,000 other hosts is held, changed or reset.
+// TestOthersUntouched: with 10,000 names listed, no packet of 1,000 other hosts is held, changed or reset.
 func TestOthersUntouched(t *testing.T) {
 	names := make([]string, 10000)
 	for i := range names {
@@ -385,7 +384,7 @@ func TestTLSPasses(t *testing.T) {
 	})
 }
 
-// TestSecondHello: the hello after HelloRetryRequest is judged, too.
+// TestSecondHello: the hello after HelloRetryRequest is judged too.
 func TestSecondHello(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b := begin(t, Config{}, "blocked.test")
@@ -403,7 +402,7 @@ func TestSecondHello(t *testing.T) {
 	})
 }
 
-// offering returns a hello that offers early data besides.
+// offering returns a hello that also offers early data.
 func offering(hello string) string {
 	b := []byte(hello)
 	at := 5 + 4 + 2 + 32
@@ -421,8 +420,8 @@ func serverHelloOf(random [32]byte) string {
 	return "\x16\x03\x03\x00\x7a\x02\x00\x00\x76\x03\x03" + string(random[:]) + strings.Repeat("x", 84)
 }
 
-// TestEarlyData: a hello that offers early data may be followed by that and, if the server asks for it, by a second hello behind. If
-// the server does not ask, the bytes behind the early data are the kernel's.
+// TestEarlyData: a hello that offers early data may be followed by that data and, if the server asks for it, by a second
+// hello. If the server does not ask, the kernel carries the bytes behind the early data.
 func TestEarlyData(t *testing.T) {
 	record := func(n int) string { return string([]byte{23, 3, 3, byte(n >> 8), byte(n)}) + strings.Repeat("e", n) }
 	const changed = "\x14\x03\x03\x00\x01\x01"
@@ -430,10 +429,10 @@ func TestEarlyData(t *testing.T) {
 	retry, accepted := serverHelloOf(helloRetry), serverHelloOf([32]byte{1, 2, 3})
 	for name, row := range map[string]struct {
 		early, answer string
-		piece         int // of the answer, that comes in one packet
+		piece         int // bytes of the answer in one packet
 		second        string
-		want          string // what the server gets behind the first hello
-		passed        bool   // by the kernel in the end
+		want          string // bytes that the server gets behind the first hello
+		passed        bool   // the kernel carries the rest
 	}{
 		"none, another hello":      {"", retry, 1000, changed + blocked, "", false},
 		"some":                     {changed + record(700) + record(100), retry, 1000, blocked, changed + record(700) + record(100), false},
@@ -483,7 +482,7 @@ func TestEarlyData(t *testing.T) {
 	}
 }
 
-// FuzzAnswer: in whatever pieces a server's answer comes, it is read as it is as a whole.
+// FuzzAnswer: a server's answer in pieces of any size is read like the whole.
 func FuzzAnswer(f *testing.F) {
 	f.Add([]byte(serverHelloOf(helloRetry)), uint8(7))
 	f.Add([]byte(serverHelloOf([32]byte{})), uint8(1))
@@ -508,7 +507,7 @@ func FuzzAnswer(f *testing.F) {
 	})
 }
 
-// TestKeepAlive: each request of a connection is judged, and behind another that is not answered yet there is no page.
+// TestKeepAlive: each request of a connection is judged, and a request behind an unanswered one gets no page.
 func TestKeepAlive(t *testing.T) {
 	const allowed = "GET / HTTP/1.1\r\nHost: a.test\r\n\r\n"
 	post := "POST / HTTP/1.1\r\nHost: a.test\r\nContent-Length: 5000\r\n\r\n" + strings.Repeat("x", 5000)
@@ -540,7 +539,7 @@ func TestKeepAlive(t *testing.T) {
 	}
 }
 
-// TestPageDelivered: the page is sent again until it is acknowledged, and the client's FIN is.
+// TestPageDelivered: the page is sent again until the client acknowledges it and its FIN.
 func TestPageDelivered(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		page := bytes.Repeat([]byte("page"), 1000)
@@ -562,7 +561,7 @@ func TestPageDelivered(t *testing.T) {
 		if !fin || !strings.HasSuffix(first, string(page)) {
 			t.Errorf("%d bytes, FIN %v", len(first), fin)
 		}
-		p.say(0, request) // it was lost
+		p.say(0, request) // the page was lost
 		if again, fin, _ := get(); again != first || !fin {
 			t.Errorf("again %d bytes, FIN %v", len(again), fin)
 		}
@@ -620,7 +619,7 @@ func TestSentAgainOtherwise(t *testing.T) {
 	})
 }
 
-// TestDataInSYN: it is taken out, and judged when it comes again.
+// TestDataInSYN: the data is removed, and judged when the client sends it again.
 func TestDataInSYN(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b := begin(t, Config{}, "blocked.test")
@@ -633,7 +632,7 @@ func TestDataInSYN(t *testing.T) {
 	})
 }
 
-// TestUrgent: what servers read in two ways is refused.
+// TestUrgent: bytes that servers read in two ways are refused.
 func TestUrgent(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b := begin(t, Config{})
@@ -646,7 +645,8 @@ func TestUrgent(t *testing.T) {
 	})
 }
 
-// TestNothingKnown: what names nobody, is not whole in time, too long or of another protocol passes, or is blocked.
+// TestNothingKnown: a connection without a name, incomplete for too long, too long or of another protocol passes, or is
+// blocked.
 func TestNothingKnown(t *testing.T) {
 	halfHello := clientHello(t, "blocked.test")[:600]
 	for _, c := range []struct {
@@ -702,7 +702,7 @@ func TestOlder(t *testing.T) {
 		b := begin(t, Config{}, "blocked.test")
 		p := &peer{b, netip.MustParseAddrPort("10.0.0.1:1000"), netip.MustParseAddrPort("192.0.2.1:443"), 5}
 		p.say(0, "\x17\x03\x03\x00\x05hello")
-		p.say(-10, "0123456789") // lost before
+		p.say(-10, "0123456789") // lost before the filter
 		if all := p.out(); len(all) != 2 {
 			t.Errorf("%+v", all)
 		}
@@ -715,7 +715,7 @@ func TestOlder(t *testing.T) {
 	})
 }
 
-// TestSmallSegments: a client whose small segments wait is told that they have come, except the first.
+// TestSmallSegments: a client whose small segments wait learns that all but the first have arrived.
 func TestSmallSegments(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b := begin(t, Config{}, "blocked.test")
@@ -732,7 +732,8 @@ func TestSmallSegments(t *testing.T) {
 	})
 }
 
-// TestFlood: many connections that begin and wait take no more memory than they may, and none of a new one's is refused.
+// TestFlood: many connections that begin and wait stay within the memory limit, and a new one still gets its packets
+// through.
 func TestFlood(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b := begin(t, Config{MaxFlows: 100, MaxMemory: 20000}, "blocked.test")
@@ -797,7 +798,7 @@ func TestQUIC(t *testing.T) {
 	}
 }
 
-// checkQUIC checks which datagrams had gone on when the last one had come.
+// checkQUIC checks which datagrams have gone on once the last one has come.
 func checkQUIC(t *testing.T, v *quicinitial.Version, id, src []byte, datagrams []string, all []seen, blocked bool) {
 	t.Helper()
 	if !blocked {
@@ -839,8 +840,8 @@ func (b *bench) datagram(port uint16, payload string) {
 	synctest.Wait()
 }
 
-// TestQUICAgain: a second connection between the same ports is judged, later packets of the first are not in the way, and
-// a hello that is sent again must be the same.
+// TestQUICAgain: a second connection between the same ports is judged, later packets of the first do not disturb it, and
+// a repeated hello must be the same.
 func TestQUICAgain(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b := begin(t, Config{}, "blocked.test")
@@ -925,7 +926,7 @@ func TestQUICSecondHello(t *testing.T) {
 	}
 }
 
-// TestQUICLate: half a hello passes in the end, or not.
+// TestQUICLate: half a hello passes in the end, or is blocked.
 func TestQUICLate(t *testing.T) {
 	for _, closed := range []bool{false, true} {
 		synctest.Test(t, func(t *testing.T) {
@@ -944,7 +945,7 @@ func TestQUICLate(t *testing.T) {
 	}
 }
 
-// TestFragments: a client's are dropped.
+// TestFragments: fragments of a client are dropped.
 func TestFragments(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b := begin(t, Config{})
@@ -1028,8 +1029,9 @@ func BenchmarkKeepAlive(b *testing.B) {
 	}
 }
 
-// FuzzSegments: whatever segments a client sends, of an allowed request and of a blocked one in the same place, the server
-// never gets all the bytes that tell the blocked one from the allowed, in the order that it takes them: the first or the last.
+// FuzzSegments: whatever segments a client sends, of an allowed request and of a blocked one in the same place, the
+// server never gets all the bytes that distinguish the blocked one, whether it keeps the first or the last version of a
+// byte.
 func FuzzSegments(f *testing.F) {
 	f.Add([]byte{0, 0, 0, 39, 1, 1, 0, 39, 3, 0, 0, 0, 1, 1, 20, 39})
 	f.Add([]byte{1, 1, 20, 39, 0, 0, 0, 25, 1, 1, 0, 39, 2, 1, 5, 9, 3, 0, 0, 0, 2, 1, 0, 60})
@@ -1047,9 +1049,9 @@ func FuzzSegments(f *testing.F) {
 		}
 		defer filter.Close()
 		client, server := netip.MustParseAddrPort("10.0.0.1:1000"), netip.MustParseAddrPort("192.0.2.1:80")
-		got := map[int]map[byte]bool{} // what the server has been sent of each byte that differs
-		known := map[int]bool{}        // of all
-		acked := 0                     // what the server has acknowledged, and takes no more
+		got := map[int]map[byte]bool{} // versions of each differing byte that the server was sent
+		known := map[int]bool{}        // all bytes that the server was sent
+		acked := 0                     // end of the bytes that the server has acknowledged, and takes no more
 		judge := func(inbound bool, s packet.Segment, payload string) {
 			h := packet.Header{Src: client, Dst: server}
 			if inbound {

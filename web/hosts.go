@@ -15,15 +15,15 @@ import (
 	"time"
 )
 
-// Hosts is a list of names. An entry example.org stands for that name and for all below it, such as www.example.org, but
-// not for badexample.org; *.example.org stands only for those below. An entry may be an IP address, which stands for
-// itself. The methods may be called from several goroutines; Match does not wait for the others.
+// Hosts is a list of names. An entry example.org covers that name and all below it, such as www.example.org, but not
+// badexample.org; *.example.org covers only those below. An entry may be an IP address, which covers itself. The methods
+// may be called from several goroutines; Match does not wait for the others.
 type Hosts struct {
 	names   atomic.Pointer[map[string]reach]
-	loading sync.Mutex // held while a file is loaded, so that an old content does not replace a new one
+	loading sync.Mutex // held while a file is loaded, so that older content cannot replace newer
 }
 
-// reach says for which names an entry stands.
+// reach is the set of names that an entry covers.
 type reach uint8
 
 const (
@@ -34,7 +34,7 @@ const (
 // NewHosts returns an empty list.
 func NewHosts() *Hosts { return new(Hosts) }
 
-// Len returns how many names have an entry.
+// Len returns the number of names with an entry.
 func (h *Hosts) Len() int {
 	if m := h.names.Load(); m != nil {
 		return len(*m)
@@ -42,9 +42,9 @@ func (h *Hosts) Len() int {
 	return 0
 }
 
-// Match looks for the entry that a name falls under, the longest if there are several, and returns it as the list has
-// it, without the *. Upper and lower case are the same, and a final dot means nothing. The name is a host name, or an IP
-// address as netip.ParseAddr reads it, without port or brackets. Nothing is allocated for a name in lower case.
+// Match finds the entry that covers a name, the longest if there are several, and returns it as listed, without the *. It
+// ignores case and a final dot. The name is a host name, or an IP address as netip.ParseAddr reads it, without port or
+// brackets. For a name in lower case Match allocates nothing.
 func (h *Hosts) Match(name string) (entry string, ok bool) {
 	m := h.names.Load()
 	if m == nil || len(*m) == 0 {
@@ -66,10 +66,10 @@ func (h *Hosts) Match(name string) (entry string, ok bool) {
 	return "", false
 }
 
-// canonical writes an address in the one way that the list has.
+// canonical writes an address in the list's only form.
 func canonical(a netip.Addr) string { return a.Unmap().WithZone("").String() }
 
-// Replace replaces the list by entries, which are written as in a file. If one is wrong the list stays as it was.
+// Replace replaces the list by entries in the notation of files. If one is wrong the list stays as it was.
 func (h *Hosts) Replace(entries ...string) error {
 	m := make(map[string]reach, len(entries))
 	for _, e := range entries {
@@ -99,7 +99,7 @@ func add(m map[string]reach, text string) error {
 	return nil
 }
 
-// checkName returns why a name is invalid (RFC 1123 section 2.1, with the underscore that is met in practice).
+// checkName returns why a name is invalid (RFC 1123 section 2.1, and the underscore, which occurs in practice).
 func checkName(name string) error {
 	if name == "" || len(name) > 253 {
 		return errors.New("it must have 1 to 253 characters")
@@ -147,13 +147,13 @@ func (e *LineError) Error() string {
 // Unwrap returns the error.
 func (e *LineError) Unwrap() error { return e.Err }
 
-// maxLine is how long a line of a list may be, in bytes.
+// maxLine is the longest line of a list, in bytes.
 const maxLine = 64 << 10
 
-// Read replaces the list by the one that r has: one entry a line, with white space around it. Empty lines count for
-// nothing, and neither does text behind a #. A line of a hosts file, an address with names behind it, stands for its
-// names; localhost and its kin, which such files begin with, are left out there. If it fails the list stays as it was;
-// errors of a line are *LineError, others those of the reader.
+// Read replaces the list by that of r: one entry a line, with white space around it. It ignores empty lines and text
+// behind a #. In a line of a hosts file, an address with names behind it, the names are the entries, except localhost and
+// its kin, with which such files begin. If Read fails the list stays as it was; errors of a line are *LineError, others
+// those of the reader.
 func (h *Hosts) Read(r io.Reader) error {
 	m, err := read(r, "")
 	if err == nil {
@@ -211,7 +211,7 @@ func (h *Hosts) Load(path string) error {
 	return err
 }
 
-// load is Load, and returns what it has seen of the file.
+// load is Load, and returns the state of the file that it has read.
 func (h *Hosts) load(path string) (fs.FileInfo, error) {
 	h.loading.Lock()
 	defer h.loading.Unlock()
@@ -231,11 +231,11 @@ func (h *Hosts) load(path string) (fs.FileInfo, error) {
 	return info, err
 }
 
-// Follow loads a file, as Load does, and goes on in the background: whenever the file changes it is loaded again, until
-// ctx ends. It looks every second, and loads a file that has stayed as it is for one look, so that one that is
-// written in place is not read half. Each further load calls changed, unless it is nil, with its error, nil if
-// it went well; after one that failed the list stays as it was. If the first load fails, Follow returns its error and does
-// nothing else.
+// Follow loads a file, as Load does, and keeps the list current in the background: whenever the file changes, Follow
+// loads it again, until ctx ends. It looks every second, and waits until a changed file stays the same for one look, so
+// that it does not read half of a file that is written in place. After each further load it calls changed, unless that is
+// nil, with the error of the load or nil; if the load failed, the list stays as it was. If the first load fails, Follow
+// returns its error and does nothing else.
 func (h *Hosts) Follow(ctx context.Context, path string, changed func(error)) error {
 	loaded, err := h.load(path)
 	if err != nil {
@@ -250,7 +250,7 @@ func (h *Hosts) Follow(ctx context.Context, path string, changed func(error)) er
 				return
 			case <-tick.C:
 			}
-			now, _ := os.Stat(path) // nil: it is not there, as loading it will say
+			now, _ := os.Stat(path) // nil if the file is missing; loading it will say so
 			if !sameFile(now, loaded) && sameFile(now, before) {
 				info, err := h.load(path)
 				if info != nil {

@@ -8,10 +8,10 @@ import (
 	"strings"
 )
 
-// request is what the head of an HTTP request says.
+// request has the facts in the head of an HTTP request.
 type request struct {
 	method  string
-	names   []string // of the target, if it has one, and of the fields Host; each once
+	names   []string // from the target, if it has one, and from the fields Host; each once
 	tunnel  bool     // CONNECT, or a field Upgrade: another protocol may follow
 	chunked bool
 	length  uint64 // of the body, unless it is chunked
@@ -22,8 +22,9 @@ var (
 	errAmbiguous = errors.New("a request that servers may read in different ways")
 )
 
-// parseHead reads the head of an HTTP/1 request, the empty line at its end included (RFC 9112). What servers read in
-// different ways is errAmbiguous: no browser sends it, and a filter that took one reading would miss the other.
+// parseHead reads the head of an HTTP/1 request, with the empty line at its end (RFC 9112). A head that servers read in
+// different ways fails with errAmbiguous: browsers do not send such heads, and a filter that took one reading would miss
+// the other.
 func parseHead(head []byte) (r request, err error) {
 	line, lines := nextLine(head)
 	words := strings.Fields(string(line))
@@ -43,7 +44,7 @@ func parseHead(head []byte) (r request, err error) {
 			break
 		}
 		name, value, ok := bytes.Cut(line, []byte(":"))
-		if !ok || !isToken(string(name)) || bytes.ContainsAny(line, "\x00\r") { // also a line that continues another
+		if !ok || !isToken(string(name)) || bytes.ContainsAny(line, "\x00\r") { // also refuses a line that continues another
 			return r, errAmbiguous
 		}
 		text := string(bytes.Trim(value, " \t"))
@@ -74,7 +75,7 @@ func parseHead(head []byte) (r request, err error) {
 	return r, nil
 }
 
-// nextLine cuts the first line off b, whose end is LF, with or without CR (RFC 9112 section 2.2).
+// nextLine cuts the first line off b; LF ends it, with or without CR (RFC 9112 section 2.2).
 func nextLine(b []byte) (line, rest []byte) {
 	line, rest, _ = bytes.Cut(b, []byte("\n"))
 	return bytes.TrimSuffix(line, []byte("\r")), rest
@@ -100,7 +101,7 @@ func (r *request) target(t string) error {
 	return r.name(authority)
 }
 
-// name notes a name with or without a port. An empty one is none, as clients send where a target has no authority.
+// name notes a name with or without a port, but not an empty one, which clients send where a target has no authority.
 func (r *request) name(s string) error {
 	if s == "" {
 		return nil
@@ -154,8 +155,8 @@ func tokenChar(c byte) bool {
 	return 'a' <= c && c <= 'z' || 'A' <= c && c <= 'Z' || '0' <= c && c <= '9' || strings.IndexByte("!#$%&'*+-.^_`|~", c) >= 0
 }
 
-// headEnd looks for the end of a request's head in b, which had no end in the first `looked` bytes: the number of
-// bytes up to and with the empty line, 0 if it is not there yet.
+// headEnd looks for the end of a request's head in b, which has no end in the first `looked` bytes. It returns the number
+// of bytes up to and including the empty line, 0 if that has not come yet.
 func headEnd(b []byte, looked int) int {
 	for i := max(0, looked-2); i < len(b); i++ {
 		if b[i] != '\n' {
@@ -171,8 +172,8 @@ func headEnd(b []byte, looked int) int {
 	return 0
 }
 
-// mayBeHTTP reports whether b can begin a request of HTTP/1, as far as it goes: a method, a space, and a first line that
-// ends with a version.
+// mayBeHTTP reports whether b can be the beginning of an HTTP/1 request: a method, a space, and a first line that ends
+// with a version.
 func mayBeHTTP(b []byte) bool {
 	const longestMethod = 24
 	for i, c := range b {
@@ -212,10 +213,10 @@ const (
 	chunkEnd
 )
 
-// maxChunkLine is how long a line of the framing may be, in bytes.
+// maxChunkLine is the longest line of the framing, in bytes.
 const maxChunkLine = 4096
 
-// data returns how many of the next bytes belong to a chunk's data, which need no look.
+// data returns how many of the next bytes are a chunk's data, which need not be read.
 func (c *chunks) data() uint64 {
 	if c.state == chunkData {
 		return c.size
@@ -230,7 +231,7 @@ func (c *chunks) skip(n uint64) {
 	}
 }
 
-// next takes a byte of the framing, and reports whether it is as it must be.
+// next takes a byte of the framing, and reports whether it is valid.
 func (c *chunks) next(b byte) bool {
 	if c.line++; c.line > maxChunkLine {
 		return false

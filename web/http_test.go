@@ -48,7 +48,7 @@ func TestParseHead(t *testing.T) {
 	}
 }
 
-// findings reads a stream in pieces of n bytes and returns what it has found.
+// findings reads a stream in pieces of n bytes and returns its findings.
 func findings(text string, n int) (names []string, last finding) {
 	var s stream
 	for b := []byte(text); len(b) > 0; {
@@ -75,7 +75,7 @@ func findings(text string, n int) (names []string, last finding) {
 	return names, last
 }
 
-// TestRequests: requests behind each other, with bodies of each kind, cut anywhere.
+// TestRequests: consecutive requests, with bodies of each kind, cut anywhere.
 func TestRequests(t *testing.T) {
 	for _, c := range []struct {
 		text string
@@ -105,7 +105,7 @@ func TestRequests(t *testing.T) {
 	}
 }
 
-// FuzzRequest: whatever comes, cut anywhere, is read alike, and a request that net/http reads has its name.
+// FuzzRequest: any bytes are read alike however they are cut, and a request that net/http reads has its name.
 func FuzzRequest(f *testing.F) {
 	f.Add([]byte("GET / HTTP/1.1\r\nHost: a.test\r\n\r\n"), 3)
 	f.Add([]byte("POST http://b/ HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n1\r\nx\r\n0\r\n\r\nGET / HTTP/1.1\r\nhost:b\n\n"), 1)

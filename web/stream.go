@@ -6,19 +6,19 @@ import (
 	"github.com/opendivert/divert/internal/clienthello"
 )
 
-// maxHead is how many bytes a request's head or a ClientHello may have, and how far a client may be ahead.
+// maxHead is the greatest length of a request's head or a ClientHello, and of the bytes that a client may be ahead.
 const maxHead = 16 << 10
 
-// finding is what the bytes of a stream have led to.
+// finding is the result of reading a stream so far.
 type finding uint8
 
 const (
 	more      finding = iota // nothing yet, or only bytes that need no judgement
-	named                    // a request or hello is whole: names
-	nameless                 // it is whole and names nobody
+	named                    // a request or hello is complete and has names
+	nameless                 // it is complete and has no name
 	other                    // the bytes are of another protocol, or cannot be followed any more
 	encrypted                // the handshake's names are known, the rest is encrypted
-	ambiguous                // it may be read in different ways
+	ambiguous                // servers may read it in different ways
 	tooLong                  // there is no end within maxHead
 )
 
@@ -28,31 +28,30 @@ type stream struct {
 	head    []byte // of the request or ClientHello at hand
 	names   []string
 	request request // the last one
-	body    uint64  // bytes of it that are to come
+	body    uint64  // bytes of its body still to come
 	chunks  chunks
-	left    int  // bytes of the record that are to come; negative: of its header
-	pending int  // bytes that were read and wait for a finding
+	left    int  // bytes of the record still to come; negative: of its header
+	pending int  // bytes read that wait for a finding
 	tunnel  bool // a request has asked for another protocol
 	tls     bool
 	again   bool // the hello was a second one
-	early   bool // the hello offers early data, and it is not known that the server does not want another hello
+	early   bool // the hello offers early data, and the server may still want another hello
 }
 
 type phase uint8
 
 const (
-	detecting   phase = iota // nothing is known of what comes
+	detecting   phase = iota // the protocol is unknown
 	inHead                   // of an HTTP request
 	inBody                   // of one, with a length
 	inChunks                 // of one, chunked
 	inHello                  // of TLS
 	behindHello              // records that may hold another ClientHello, after HelloRetryRequest
 	skipping                 // a record behind a hello, the rest of which does not matter
-	ended                    // nothing is looked at any more
+	ended                    // the rest is not read
 )
 
-// opaque returns how many of the next n bytes are read whatever they are, so that they need not be the same when they are
-// sent again.
+// opaque returns how many of the next n bytes are accepted with any value, so that a retransmission of them may differ.
 func (s *stream) opaque(n int) int {
 	switch s.phase {
 	case inBody:
@@ -67,7 +66,7 @@ func (s *stream) opaque(n int) int {
 	return 0
 }
 
-// read reads some of the bytes, at least one. It returns how many, whether they are opaque, and the finding that they led to.
+// read reads some of the bytes, at least one. It returns their number, whether they are opaque, and the finding.
 func (s *stream) read(b []byte) (n int, opaque bool, f finding) {
 	if n := s.opaque(len(b)); n > 0 {
 		s.skip(n)
@@ -87,7 +86,7 @@ func (s *stream) read(b []byte) (n int, opaque bool, f finding) {
 	return n, false, f
 }
 
-// skip passes over opaque bytes.
+// skip skips opaque bytes.
 func (s *stream) skip(n int) {
 	switch s.phase {
 	case inBody:
@@ -118,7 +117,7 @@ func (s *stream) undecided() bool {
 	return false
 }
 
-// step reads some bytes that are not opaque, none if only the phase changes.
+// step reads some bytes that are not opaque, or none if only the phase changes.
 func (s *stream) step(b []byte) (int, finding) {
 	switch s.phase {
 	case detecting:
@@ -148,7 +147,7 @@ func (s *stream) step(b []byte) (int, finding) {
 	return s.readBehind(b)
 }
 
-// readHead reads of the head of an HTTP request.
+// readHead reads a part of the head of an HTTP request.
 func (s *stream) readHead(b []byte) (int, finding) {
 	before := len(s.head)
 	s.head = append(s.head, b[:min(len(b), maxHead-before)]...)
@@ -188,11 +187,12 @@ func (s *stream) readHead(b []byte) (int, finding) {
 	return end - before, named
 }
 
-// A record of TLS has a header of 5 bytes: type, version, length (RFC 8446 section 5.1). Until its body begins the
-// header stands at the end of head, and left is its number of bytes less 5: negative.
+// A TLS record has a header of 5 bytes: type, version, length (RFC 8446 section 5.1). Until its body begins, the header
+// is at the end of head, and left is the number of its bytes less 5: negative.
 const recordHeader = 5
 
-// record reads of a record's header, and reports whether it is whole; then left is the length of the body.
+// record reads a part of a record's header, and reports whether the header is complete; then left is the length of the
+// body.
 func (s *stream) record(b []byte, header *[recordHeader]byte) (n int, whole, ok bool) {
 	have := 0
 	if s.left < 0 {
@@ -213,7 +213,7 @@ func (s *stream) record(b []byte, header *[recordHeader]byte) (n int, whole, ok 
 	return n, true, header[0] >= 20 && header[0] <= 23 && header[1] == 3 && s.left > 0 && s.left <= 1<<14+256
 }
 
-// readHello reads of the records that hold a ClientHello.
+// readHello reads a part of the records with a ClientHello.
 func (s *stream) readHello(b []byte) (int, finding) {
 	if s.left <= 0 {
 		var header [recordHeader]byte
@@ -225,7 +225,7 @@ func (s *stream) readHello(b []byte) (int, finding) {
 			}
 			s.phase = ended
 			if begun > 0 {
-				return len(b), ambiguous // something else within a hello
+				return len(b), ambiguous // another record within a hello
 			}
 			return len(b), other
 		}
@@ -242,10 +242,10 @@ func (s *stream) readHello(b []byte) (int, finding) {
 			return len(b), tooLong
 		}
 		return n, more
-	case h.State == clienthello.NotTLS && s.head[0] != 1: // another message: a handshake whose beginning was missed
+	case h.State == clienthello.NotTLS && s.head[0] != 1: // another message: the beginning of the handshake was missed
 		s.phase = ended
 		return len(b), other
-	case h.State == clienthello.NotTLS, s.left > 0, len(s.head) != helloLength(s.head): // malformed, or something in its record
+	case h.State == clienthello.NotTLS, s.left > 0, len(s.head) != helloLength(s.head): // malformed, or with other bytes in its record
 		s.phase = ended
 		return len(b), ambiguous
 	}
@@ -261,9 +261,9 @@ func (s *stream) readHello(b []byte) (int, finding) {
 // helloLength returns the length of a whole handshake message, with its header.
 func helloLength(b []byte) int { return 4 + (int(b[1])<<16 | int(binary.BigEndian.Uint16(b[2:]))) }
 
-// readBehind reads of the record behind a ClientHello: a server that wants another sends HelloRetryRequest, and the
-// client sends a second hello, which is judged as the first (RFC 8446 section 4.1.4). ChangeCipherSpec may stand before,
-// and early data, which such a server skips (section 4.2.10).
+// readBehind reads a part of the record behind a ClientHello. A server that wants another hello sends HelloRetryRequest,
+// and the client sends a second one, which is judged like the first (RFC 8446 section 4.1.4). ChangeCipherSpec may come
+// before it, and early data, which such a server skips (section 4.2.10).
 func (s *stream) readBehind(b []byte) (int, finding) {
 	if s.left <= 0 {
 		var header [recordHeader]byte

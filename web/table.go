@@ -5,12 +5,12 @@ import (
 	"net/netip"
 )
 
-// key names a connection: the addresses and ports of its ends.
+// key identifies a connection: the addresses and ports of its ends.
 type key struct{ client, server netip.AddrPort }
 
 func (k key) reversed() key { return key{k.server, k.client} }
 
-// table keeps connections; the least recently used goes first.
+// table keeps connections; the least recently used is dropped first.
 type table[V any] struct {
 	byKey map[key]*list.Element
 	order list.List // of *entry[V], the latest in front
@@ -31,7 +31,7 @@ func (t *table[V]) find(k key) (v V, ok bool) {
 	return e.Value.(*entry[V]).value, true
 }
 
-// put sets the value of a key that the table does not have.
+// put sets the value of a key that is not in the table.
 func (t *table[V]) put(k key, v V) {
 	if t.byKey == nil {
 		t.byKey = make(map[key]*list.Element)
@@ -39,7 +39,7 @@ func (t *table[V]) put(k key, v V) {
 	t.byKey[k] = t.order.PushFront(&entry[V]{k, v})
 }
 
-// remove takes a key out.
+// remove removes a key.
 func (t *table[V]) remove(k key) {
 	if e, ok := t.byKey[k]; ok {
 		t.order.Remove(e)
@@ -47,7 +47,7 @@ func (t *table[V]) remove(k key) {
 	}
 }
 
-// oldest takes out the value that was not used for the longest time.
+// oldest removes the least recently used value.
 func (t *table[V]) oldest() V {
 	e := t.order.Remove(t.order.Back()).(*entry[V])
 	delete(t.byKey, e.key)

@@ -9,18 +9,18 @@ import (
 	"github.com/opendivert/divert/packet"
 )
 
-// state is the decision on a connection of TCP.
+// state is the decision on a TCP connection.
 type state uint8
 
 const (
 	judging  state = iota
-	passing        // it may go on; the server has not acknowledged all that was judged
+	passing        // it may go on; the server has not acknowledged all judged bytes
 	passed         // it goes on, in the kernel
-	blocked        // it was ended
+	blocked        // the filter has ended it
 	finished       // the client has reset it
 )
 
-// connection is a connection of TCP, as the client's side has it.
+// connection is a TCP connection, seen from the client's side.
 type connection struct {
 	key    key
 	state  state
@@ -32,16 +32,16 @@ type connection struct {
 	held   []segment  // by sequence number
 	late   uint64     // counts the times that holding began
 
-	sackOK      bool   // the server's SYN says so
+	sackOK      bool   // the server's SYN allows selective acknowledgments
 	windowScale uint8  // that of the server
-	window      uint16 // the server's last, as it stands in packets
+	window      uint16 // the server's last, unscaled
 	ack         uint32 // the client's acknowledgment number in the last request's last packet
 	requests    int
-	reply       []byte // the beginning of the server's to a hello that offers early data
+	reply       []byte // beginning of the server's reply to a hello that offers early data
 	answer      answer // if it is blocked
 }
 
-// segment is a packet that is held.
+// segment is a held packet.
 type segment struct {
 	seq    uint32
 	data   []byte // a part of the packet
@@ -88,7 +88,7 @@ func (f *Filter) segment(k key, p *divert.Packet) {
 	f.fromClient(c, p, tcp)
 }
 
-// remember makes a connection whose first byte has a sequence number.
+// remember adds a connection whose first byte has the sequence number start.
 func (f *Filter) remember(k key, start uint32) *connection {
 	for f.tcp.len() >= f.config.MaxFlows {
 		old := f.tcp.oldest()
@@ -108,8 +108,8 @@ func boolCount(b bool) uint64 {
 	return 0
 }
 
-// open takes the SYN of a client. Data that it carries (RFC 7413) is taken out: the server acknowledges the SYN alone
-// then, and the client sends the data again.
+// open takes the SYN of a client. It removes data from the SYN (RFC 7413): the server then acknowledges the SYN alone,
+// and the client sends the data again.
 func (f *Filter) open(c *connection, k key, p *divert.Packet, tcp packet.TCP) {
 	if c == nil || !c.begun || c.start != tcp.Seq()+1 || c.state != judging || c.sent.end() != c.start {
 		if c != nil {
@@ -131,7 +131,7 @@ func (f *Filter) open(c *connection, k key, p *divert.Packet, tcp packet.TCP) {
 	f.send(p)
 }
 
-// fromServer takes note of a packet of the server, which goes on.
+// fromServer takes in a packet of the server, which goes on.
 func (f *Filter) fromServer(c *connection, p *divert.Packet, tcp packet.TCP) {
 	switch flags := tcp.Flags(); {
 	case c.state == blocked:
@@ -157,15 +157,15 @@ func (f *Filter) fromServer(c *connection, p *divert.Packet, tcp packet.TCP) {
 	}
 }
 
-// serverHello is how many bytes of a server's answer tell whether it wants another hello: the header of a record, of a message, a
-// version and the random.
+// serverHello is the number of bytes of a server's answer that show whether it wants another hello: the header of a
+// record, of a message, a version and the random.
 const serverHello = recordHeader + 4 + 2 + 32
 
 // helloRetry is the random of a ServerHello that asks for another ClientHello (RFC 8446 section 4.1.3).
 var helloRetry = sha256.Sum256([]byte("HelloRetryRequest"))
 
-// answered reads of the server's answer to a hello that offers early data. If it asks for another hello, or cannot be read,
-// encrypted records are still skipped.
+// answered reads a part of the server's answer to a hello that offers early data. If the server asks for another hello,
+// or its answer cannot be read, encrypted records are still skipped.
 func (c *connection) answered(seq uint32, b []byte) {
 	next := c.ack + uint32(len(c.reply))
 	if before(next, seq) || !before(next, seq+uint32(len(b))) {
@@ -181,9 +181,9 @@ func (c *connection) answered(seq uint32, b []byte) {
 	}
 }
 
-// acknowledged takes note of what the server has.
+// acknowledged takes in an acknowledgment of the server.
 func (f *Filter) acknowledged(c *connection, ack uint32) {
-	if before(c.safe, ack) { // held bytes cannot have arrived; the FIN behind all has
+	if before(c.safe, ack) { // held bytes cannot have arrived; ack may include the FIN behind all
 		ack = c.safe
 	}
 	kept := c.sent.kept
@@ -209,15 +209,15 @@ func (f *Filter) fromClient(c *connection, p *divert.Packet, tcp packet.TCP) {
 		f.accept(p)
 	case c.state == finished:
 		f.drop(p)
-	case !c.begun && !before(c.start, s.dataEnd()): // older than all that is known
+	case !c.begun && !before(c.start, s.dataEnd()): // older than all known bytes
 		f.accept(p)
 	case c.begun && before(s.seq, c.start):
-		if len(s.data) == 1 && s.seq+1 == c.start && !s.fin { // a probe whether the server is there (RFC 9293 section 3.8.4)
+		if len(s.data) == 1 && s.seq+1 == c.start && !s.fin { // a keep-alive probe (RFC 9293 section 3.8.4)
 			f.accept(p)
 			return
 		}
 		f.drop(p)
-	case before(s.end(), c.sent.base): // the server has it
+	case before(s.end(), c.sent.base): // the server has these bytes
 		f.accept(p)
 	default:
 		f.data(c, p, tcp, &s)
@@ -233,20 +233,20 @@ func (f *Filter) data(c *connection, p *divert.Packet, tcp packet.TCP, s *segmen
 		f.drop(p)
 	case c.state == passing:
 		f.accept(p)
-	case tcp.Flags()&packet.TCPUrg != 0: // servers take the urgent byte out of the stream, or do not
+	case tcp.Flags()&packet.TCPUrg != 0: // some servers take the urgent byte out of the stream, others do not
 		f.block(c, p, s, reasonAmbiguous, "", "")
-	case !before(next, s.dataEnd()): // all of it was judged before
+	case !before(next, s.dataEnd()): // all of it has been judged
 		switch {
 		case !before(c.safe, s.dataEnd()):
 			f.accept(p)
 		case len(s.data) == 0:
 			f.hold(c, p, s)
 		default:
-			f.drop(p) // it is held
+			f.drop(p) // a copy is held
 		}
 	case c.sent.kept > maxUnacked || next-c.sent.base > 1<<30:
-		f.drop(p) // it is sent again, when the server has acknowledged more
-	case f.stats.Memory+2*len(p.Data) > f.config.MaxMemory: // to keep and to hold
+		f.drop(p) // the client sends it again, when the server has acknowledged more
+	case f.stats.Memory+2*len(p.Data) > f.config.MaxMemory: // one copy to keep and one to hold
 		f.giveUp(c, p, s, reasonNoMemory)
 	case before(next, s.seq):
 		f.hold(c, p, s)
@@ -258,7 +258,7 @@ func (f *Filter) data(c *connection, p *divert.Packet, tcp packet.TCP, s *segmen
 // dataEnd returns the sequence number behind the data of a segment.
 func (s *segment) dataEnd() uint32 { return s.seq + uint32(len(s.data)) }
 
-// agrees reports whether a segment has the bytes that came before it, as far as it goes over the same ground.
+// agrees reports whether a segment has the same bytes as earlier segments, where they overlap.
 func (c *connection) agrees(s *segment) bool {
 	if !c.sent.same(s.seq, s.data) {
 		return false
@@ -274,7 +274,7 @@ func (c *connection) agrees(s *segment) bool {
 // verdict is the action on a connection.
 type verdict struct {
 	kind                kind
-	reason, host, entry string // of one that is blocked
+	reason, host, entry string // of a blocked one
 }
 
 type kind uint8
@@ -285,7 +285,7 @@ const (
 	block
 )
 
-// judge reads the bytes of a segment that are next, and those that are held behind it.
+// judge reads the next bytes from a segment and from held ones behind it.
 func (f *Filter) judge(c *connection, p *divert.Packet, tcp packet.TCP, s *segment) {
 	v := f.read(c, s, tcp.Ack())
 	for i := 0; i < len(c.held) && v.kind == goOn; i++ {
@@ -312,7 +312,7 @@ func (f *Filter) judge(c *connection, p *divert.Packet, tcp packet.TCP, s *segme
 	f.releaseSafe(c)
 }
 
-// read reads the bytes of a segment that are next.
+// read reads the next bytes from a segment.
 func (f *Filter) read(c *connection, s *segment, ack uint32) verdict {
 	kept := c.sent.kept
 	defer func() { f.stats.Memory += c.sent.kept - kept }()
@@ -327,7 +327,7 @@ func (f *Filter) read(c *connection, s *segment, ack uint32) verdict {
 	return verdict{}
 }
 
-// verdict says what a finding leads to.
+// verdict returns the action for a finding.
 func (f *Filter) verdict(c *connection, found finding, ack uint32) verdict {
 	refuse := func(on bool, reason string) verdict {
 		if on {
@@ -371,17 +371,17 @@ func (f *Filter) verdict(c *connection, found finding, ack uint32) verdict {
 	return verdict{}
 }
 
-// maxHeldTCP is how many bytes of packets a connection may have waiting.
+// maxHeldTCP is the greatest number of bytes that a connection may hold, headers included.
 const maxHeldTCP = 256 << 10
 
-// hold keeps a packet until what it carries is judged, or bytes before it have come.
+// hold keeps a packet until its bytes are judged, or bytes before it have come.
 func (f *Filter) hold(c *connection, p *divert.Packet, s *segment) {
 	bytes := len(p.Data)
 	at := len(c.held)
 	for i := len(c.held) - 1; i >= 0; i-- {
 		h := &c.held[i]
 		if !before(s.seq, h.seq) && !before(h.end(), s.end()) {
-			f.drop(p) // it is held
+			f.drop(p) // a copy is held
 			return
 		}
 		if before(s.seq, h.seq) {
@@ -404,7 +404,7 @@ func (f *Filter) hold(c *connection, p *divert.Packet, s *segment) {
 	}
 }
 
-// startWaiting gives a connection the time for which packets may be held.
+// startWaiting starts the time for which a connection may hold packets.
 func (f *Filter) startWaiting(c *connection) {
 	c.late++
 	turn := c.late
@@ -416,8 +416,8 @@ func (f *Filter) startWaiting(c *connection) {
 	})
 }
 
-// giveUp ends the waiting of a connection, by the packet of a segment of it: it passes, or is blocked. Where there is no memory
-// it passes, and retransmissions are not compared.
+// giveUp ends the wait of a connection, at a segment of it: the connection passes, or is blocked. If it passes for lack
+// of memory, retransmissions are not compared.
 func (f *Filter) giveUp(c *connection, p *divert.Packet, s *segment, reason string) {
 	if f.config.FailClosed {
 		f.block(c, p, s, reason, "", "")
@@ -425,14 +425,14 @@ func (f *Filter) giveUp(c *connection, p *divert.Packet, s *segment, reason stri
 	}
 	f.stats.FailedOpen++
 	f.pass(c)
-	if reason == reasonNoMemory { // of a packet that is not held
+	if reason == reasonNoMemory { // then p is not held
 		f.stats.Memory -= c.sent.kept
 		c.sent = transcript{base: c.sent.end()}
 		f.accept(p)
 	}
 }
 
-// releaseSafe lets held packets go whose bytes are judged.
+// releaseSafe sends on the held packets whose bytes have all been judged.
 func (f *Filter) releaseSafe(c *connection) {
 	n := 0
 	for n < len(c.held) && !before(c.safe, c.held[n].dataEnd()) {
@@ -466,7 +466,7 @@ func (f *Filter) letGo(c *connection, on bool) {
 	c.held, c.sent, c.stream = nil, transcript{base: c.sent.end()}, stream{phase: ended, tls: c.stream.tls}
 }
 
-// block ends a connection by the packet of a segment, which is dropped: the server is reset, and the client is, too, or gets
+// block ends a connection at a segment, whose packet is dropped: it resets the server, and resets the client or sends it
 // a page.
 func (f *Filter) block(c *connection, p *divert.Packet, s *segment, reason, host, entry string) {
 	protocol := "other"
@@ -477,15 +477,15 @@ func (f *Filter) block(c *connection, p *divert.Packet, s *segment, reason, host
 		protocol = "http"
 	}
 	f.blocked(c.key, protocol, reason, host, entry)
-	tcp := p.Data // of this packet, while others are released
+	tcp := p.Data
 	var h packet.Parsed
 	if !h.Parse(tcp) || h.TCPOff < 0 {
-		return // it was one before
+		return // cannot happen: it was TCP on arrival
 	}
 	head := h.TCP(tcp)
 	c.answer = newAnswer(head, s.dataEnd())
 	asked := reason == reasonListed || reason == reasonNameless
-	if protocol == "http" && asked && (c.requests == 0 || c.ack != head.Ack()) { // else the answer to the request before is on its way
+	if protocol == "http" && asked && (c.requests == 0 || c.ack != head.Ack()) { // else the answer to the previous request is under way
 		c.answer.page = f.page(c.stream.request.method, host)
 	}
 	c.state = blocked

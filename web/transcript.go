@@ -2,21 +2,21 @@ package web
 
 import "bytes"
 
-// transcript keeps the judged bytes of a client that the server has not acknowledged yet: retransmitted bytes
-// must equal them, or the server could read others than were judged.
+// transcript keeps the judged bytes of a client that the server has not acknowledged yet: retransmitted bytes must equal
+// them, or the server could read bytes that were never judged.
 type transcript struct {
 	base   uint32 // sequence number of the first byte
 	pieces []piece
 	kept   int // bytes of data in the pieces, and pieceCost for each piece
 }
 
-// piece are bytes that lie behind one another.
+// piece is a run of consecutive bytes.
 type piece struct {
 	length int
-	data   []byte // nil if the bytes may be any: a body's
+	data   []byte // nil if any bytes will do, as in a body
 }
 
-// pieceCost is what a piece takes besides its data, in bytes.
+// pieceCost is the memory of a piece besides its data, in bytes.
 const pieceCost = 64
 
 // end returns the sequence number behind the last byte.
@@ -28,7 +28,7 @@ func (t *transcript) end() uint32 {
 	return end
 }
 
-// fixed reports whether there are bytes that may not be any.
+// fixed reports whether some bytes must not change.
 func (t *transcript) fixed() bool {
 	for i := range t.pieces {
 		if t.pieces[i].data != nil {
@@ -60,7 +60,7 @@ func (t *transcript) keep(b []byte, opaque bool) {
 	t.kept += pieceCost + len(p.data)
 }
 
-// forget takes away what the server has acknowledged, all bytes before a sequence number. It ignores numbers that lie outside.
+// forget removes the bytes before a sequence number that the server has acknowledged. It ignores numbers outside.
 func (t *transcript) forget(ack uint32) {
 	if before(ack, t.base) || before(t.end(), ack) {
 		return
@@ -84,7 +84,7 @@ func (t *transcript) forget(ack uint32) {
 	}
 }
 
-// same reports whether bytes from a sequence number on are those of the transcript, as far as both go.
+// same reports whether bytes from a sequence number on equal those of the transcript, where both have bytes.
 func (t *transcript) same(seq uint32, b []byte) bool {
 	at := t.base
 	for i := range t.pieces {

@@ -9,7 +9,7 @@ import (
 	"github.com/opendivert/divert/packet"
 )
 
-// exchange is what a client and a server send each other between two ports: one connection of QUIC or several.
+// exchange is the traffic of a client and a server between two ports: one QUIC connection or several.
 type exchange struct {
 	key      key
 	attempts []*attempt // the latest last
@@ -18,16 +18,16 @@ type exchange struct {
 	refused  bool   // an unreadable datagram was blocked
 }
 
-// attempt is a connection of QUIC, as its Initial packets show it.
+// attempt is a QUIC connection, known from its Initial packets.
 type attempt struct {
-	id     []byte // the destination of the client's first packet, which the keys come from
+	id     []byte // the destination ID of the client's first packet, from which the keys are derived
 	keys   *quicinitial.Keys
 	crypto quicinitial.Stream
-	judged int   // bytes of crypto
-	state  state // judging, passing, blocked; passed if nobody judges it any more
+	judged int   // bytes of the crypto stream judged
+	state  state // judging, passing, blocked; passed once judging has ended
 }
 
-// datagram judges a datagram of a client that begins with a long header: the only ones that the handle gets.
+// datagram judges a datagram of a client that begins with a long header; the handle gets no others.
 func (f *Filter) datagram(k key, p *divert.Packet) {
 	x, ok := f.udp.find(k)
 	if !ok {
@@ -68,7 +68,7 @@ func (x *exchange) undecided() bool {
 // judge decides on a datagram.
 func (x *exchange) judge(f *Filter, p *divert.Packet) state {
 	result := passing
-	read := false // some packet of it
+	read := false // at least one of its packets was read
 	for rest := f.parsed.Payload(p.Data); len(rest) > 0 && rest[0]&0x80 != 0; {
 		h, behind, err := quicinitial.Parse(rest)
 		rest = behind
@@ -94,7 +94,7 @@ func (x *exchange) judge(f *Filter, p *divert.Packet) state {
 	return result
 }
 
-// last returns the state that packets have which do not show their connection: that of the latest.
+// last returns the state for packets that do not show their connection: that of the latest.
 func (x *exchange) last() state {
 	if n := len(x.attempts); n > 0 {
 		return x.attempts[n-1].state
@@ -102,7 +102,7 @@ func (x *exchange) last() state {
 	return finished
 }
 
-// initial judges an Initial packet. The state is finished if nobody can read it.
+// initial judges an Initial packet. The state is finished if the packet cannot be read.
 func (x *exchange) initial(f *Filter, p *divert.Packet, h *quicinitial.Header) state {
 	frames := f.buffer[:0]
 	var a *attempt
@@ -123,7 +123,7 @@ func (x *exchange) initial(f *Filter, p *divert.Packet, h *quicinitial.Header) s
 		}
 		out, ok := keys.Open(frames, h)
 		if !ok {
-			return finished // of a connection that nobody remembers
+			return finished // of a forgotten connection
 		}
 		frames = out
 		a = &attempt{id: bytes.Clone(h.Dst), keys: keys}
@@ -153,8 +153,8 @@ func (x *exchange) initial(f *Filter, p *divert.Packet, h *quicinitial.Header) s
 	return a.state
 }
 
-// hellos judges the hellos of a connection that are whole: after HelloRetryRequest a second one follows the first
-// (RFC 9001 section 4.1.3). reason, host and entry are those of one that is blocked.
+// hellos judges the complete hellos of a connection: after HelloRetryRequest a second one follows the first (RFC 9001
+// section 4.1.3). reason, host and entry are those of a blocked one.
 func (f *Filter) hellos(a *attempt) (to state, reason, host, entry string) {
 	for {
 		b := a.crypto.Whole()[a.judged:]
@@ -180,7 +180,7 @@ func (f *Filter) hellos(a *attempt) (to state, reason, host, entry string) {
 	}
 }
 
-// add remembers a connection; the oldest makes way.
+// add remembers a connection and drops the oldest if there are too many.
 func (x *exchange) add(f *Filter, a *attempt) {
 	if len(x.attempts) == maxAttempts {
 		f.stats.Memory -= 2 * x.attempts[0].crypto.Len()
@@ -232,7 +232,7 @@ func (x *exchange) hold(f *Filter, p *divert.Packet) {
 	x.held = append(x.held, f.held(p))
 }
 
-// giveUp ends the waiting: all that is undecided passes, or is blocked.
+// giveUp ends the wait: all undecided connections pass, or are blocked.
 func (x *exchange) giveUp(f *Filter, reason string) {
 	to := passed
 	if f.config.FailClosed {
@@ -249,7 +249,7 @@ func (x *exchange) giveUp(f *Filter, reason string) {
 	x.letGo(f, !f.config.FailClosed)
 }
 
-// forget frees the memory of an exchange that was taken out of the table.
+// forget frees the memory of an exchange removed from the table.
 func (x *exchange) forget(f *Filter) {
 	x.letGo(f, !f.config.FailClosed)
 	for _, a := range x.attempts {
@@ -257,7 +257,7 @@ func (x *exchange) forget(f *Filter) {
 	}
 }
 
-// letGo ends the holding of datagrams.
+// letGo sends the held datagrams on, or drops them.
 func (x *exchange) letGo(f *Filter, on bool) {
 	for i := range x.held {
 		f.release(&x.held[i], on)
