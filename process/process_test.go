@@ -15,13 +15,15 @@ import (
 // TestMain is also the child that tests look up.
 func TestMain(m *testing.M) {
 	if os.Getenv("DIVERT_TEST_CHILD") != "" {
+		_, _ = os.Stdout.Write([]byte{1})
 		_, _ = os.Stdin.Read(make([]byte, 1))
 		return
 	}
 	os.Exit(m.Run())
 }
 
-// child starts this program again and returns it with a function that ends it.
+// child starts this program again and returns it with a function that ends it. It waits until the child runs: Start may
+// return before the kernel shows the arguments.
 func child(t testing.TB) (*exec.Cmd, func()) {
 	t.Helper()
 	if runtime.GOOS != "linux" && runtime.GOOS != "windows" {
@@ -37,11 +39,18 @@ func child(t testing.TB) (*exec.Cmd, func()) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	out, err := cmd.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
 	end := sync.OnceFunc(func() { in.Close(); _ = cmd.Wait() })
 	t.Cleanup(end)
+	if _, err := out.Read(make([]byte, 1)); err != nil {
+		t.Fatal(err)
+	}
 	return cmd, end
 }
 
