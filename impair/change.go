@@ -5,8 +5,8 @@ import (
 	"github.com/opendivert/divert/packet"
 )
 
-// corrupt flips a bit of a packet behind its IP headers, extension headers included, and leaves checksums as they were. It
-// reports whether there is one to flip.
+// corrupt flips a bit of a packet behind its IP headers, extension headers included, and leaves checksums alone. It
+// reports whether there is a bit to flip.
 func corrupt(p *divert.Packet, parsed *packet.Parsed, bit uint64) bool {
 	begin := transportOffset(parsed)
 	if begin >= len(p.Data) {
@@ -23,7 +23,7 @@ func corrupt(p *divert.Packet, parsed *packet.Parsed, bit uint64) bool {
 	return true
 }
 
-// transportOffset returns where the IP headers end.
+// transportOffset returns the length of the IP headers.
 func transportOffset(p *packet.Parsed) int {
 	if at := max(p.TCPOff, p.UDPOff, p.ICMPOff, p.ICMPv6Off); at >= 0 {
 		return int(at)
@@ -31,7 +31,8 @@ func transportOffset(p *packet.Parsed) int {
 	return int(p.HeaderLen)
 }
 
-// reset replaces a TCP segment by resets to both ends. It reports false for packets that are no TCP or must not be answered.
+// reset replaces a TCP segment by resets to both ends. It returns false for packets that are not TCP or must not be
+// answered.
 func (w *worker) reset(t *transit) bool {
 	p := t.packet
 	tcp := w.parsed.TCP(p.Data)
@@ -43,8 +44,8 @@ func (w *worker) reset(t *transit) bool {
 		return false
 	}
 	a := p.Addr
-	a.IPChecksum, a.TCPChecksum, a.UDPChecksum = true, true, true // they are computed
-	if tcp.Flags()&packet.TCPAck != 0 {                           // else it opens a connection, of which the receiver knows nothing
+	a.IPChecksum, a.TCPChecksum, a.UDPChecksum = true, true, true // already computed
+	if tcp.Flags()&packet.TCPAck != 0 {                           // else it opens a connection, unknown to the receiver
 		h := packet.Header{Src: p.Src(), Dst: p.Dst()}
 		on, err := h.AppendTCP(nil, packet.Segment{Seq: tcp.Seq(), Ack: tcp.Ack(), Flags: packet.TCPRst | packet.TCPAck}, nil)
 		if err != nil {

@@ -10,10 +10,10 @@
 //	}
 //	err = i.Run(ctx) // until ctx ends; then the packets that are held go on at once
 //
-// A run can be repeated: which packets of a flow are lost, duplicated, reordered, corrupted or reset, and what jitter each
-// gets, is a function of the seed, the rule, the flow and the packet's number in it, whatever other flows do meanwhile. A
-// flow is one direction between two addresses and ports, so flows with other ports have other packets impaired.
+// A run can be repeated: the seed, the rule, the flow and a packet's number in the flow decide whether the packet is
+// lost, duplicated, reordered, corrupted or reset, and how much jitter it gets, whatever other flows do meanwhile. A flow
+// is one direction between two addresses and ports, so a flow with other ports has other packets impaired.
 //
-// It uses nothing but the public interface of package divert, so it runs wherever that runs, on the fake network of package
-// diverttest too.
+// The package uses only the public interface of package divert, so it runs wherever divert runs, and on the fake network
+// of package diverttest.
 package impair

@@ -6,7 +6,7 @@ import (
 	"time"
 )
 
-// A purpose is what a number is drawn for. Their values are part of what a seed means: new ones go to the end.
+// A purpose is the use of a drawn number. The values are part of a seed's meaning: new ones go to the end.
 type purpose uint64
 
 const (
@@ -20,7 +20,7 @@ const (
 	drawReorder
 	drawLossBegin
 
-	purposes = 16 // room for each packet's
+	purposes = 16 // numbers reserved for each packet
 )
 
 // golden is 2^64 divided by the golden ratio.
@@ -38,7 +38,7 @@ func draw(origin, ordinal uint64, p purpose) uint64 {
 	return mix(origin + golden*(ordinal*purposes+uint64(p)+1))
 }
 
-// origin returns where the stream of a flow begins.
+// origin returns the start of a flow's stream.
 func (k *flowKey) origin(seed uint64) uint64 {
 	h := mix(seed + golden)
 	for _, w := range k.words() {
@@ -52,16 +52,16 @@ type chance uint64
 
 func chanceOf(p float64) chance { return chance(math.Round(min(max(p, 0), 1) * (1 << 53))) }
 
-// hit reports whether a number that was drawn is below the chance.
+// hit reports whether a drawn number is below the chance.
 func (c chance) hit(drawn uint64) bool { return drawn>>11 < uint64(c) }
 
-// fraction returns a number that was drawn as one above 0 and below 1.
+// fraction returns a drawn number as one above 0 and below 1.
 func fraction(drawn uint64) float64 { return (float64(drawn>>12) + 0.5) / (1 << 52) }
 
-// paretoShape is that of the distribution Pareto, moved so that it begins at 0 (Lomax). Its mean is scale/(shape-1).
+// paretoShape is the shape of the Pareto distribution, moved to begin at 0 (Lomax). Its mean is scale/(shape-1).
 const paretoShape = 3
 
-// delay returns the delay for a number that was drawn.
+// delay returns the delay for a drawn number.
 func (r *Rule) delay(drawn uint64) time.Duration {
 	if r.Jitter == 0 {
 		return r.Lag
@@ -80,12 +80,12 @@ func (r *Rule) delay(drawn uint64) time.Duration {
 	return min(max(r.Lag+time.Duration(min(j, float64(maxDelay))), 0), 2*maxDelay)
 }
 
-// A decision is what becomes of a packet, as far as that does not depend on time and other flows.
+// A decision is the fate of a packet, as far as it does not depend on time and other flows.
 type decision struct {
 	lost, reset, corrupt, duplicate, reorder bool
 
 	delay, delayOfDuplicate time.Duration
-	bit                     uint64 // which one to flip, modulo their number
+	bit                     uint64 // number of the bit to flip, modulo the packet's bits
 }
 
 // chances are the probabilities of a rule.
@@ -99,7 +99,7 @@ type chances struct {
 func chancesOf(r *Rule) chances {
 	c := chances{loss: chanceOf(r.Loss), reset: chanceOf(r.Reset), corrupt: chanceOf(r.Corrupt), duplicate: chanceOf(r.Duplicate), reorder: chanceOf(r.Reorder)}
 	if r.LossRun != 0 && r.Loss > 0 && r.Loss < 1 {
-		// The bad state is left after LossRun packets on average; its share of all packets is Loss.
+		// The bad state lasts for LossRun packets on average; its share of all packets is Loss.
 		c.runs = true
 		c.end = chanceOf(1 / r.LossRun)
 		c.begin = chanceOf(r.Loss / (1 - r.Loss) / r.LossRun)
@@ -107,8 +107,8 @@ func chancesOf(r *Rule) chances {
 	return c
 }
 
-// decide returns what becomes of the next packet of a flow: a function of the flow's origin, of how many packets of it came
-// before, and of the rule.
+// decide returns the fate of the next packet of a flow: a function of the flow's origin, of the number of its earlier
+// packets, and of the rule.
 func (r *rule) decide(f *flow) (d decision) {
 	n, o := f.ordinal, f.origin
 	f.ordinal++

@@ -6,7 +6,7 @@ import (
 	"time"
 )
 
-// A seed means the same for ever, and on every machine.
+// A seed has the same meaning for ever, and on every machine.
 func TestDrawStays(t *testing.T) {
 	k := keyOfData(t, udp(t, 1000, 0, 4))
 	o := k.origin(42)
@@ -101,7 +101,7 @@ func TestDistributions(t *testing.T) {
 	for _, row := range []struct {
 		d                 Distribution
 		mean, least, most float64 // in milliseconds
-		tail              float64 // share above 7 times the jitter more
+		tail              float64 // share delayed by more than 7 times the jitter beyond the lag
 	}{
 		{Uniform, 100, 90, 110, 0}, {Normal, 100, 30, 170, 0}, {Exponential, 110, 100, 500, 0.0009}, {Pareto, 110, 100, 1e6, 0.011},
 	} {
@@ -121,7 +121,7 @@ func TestDistributions(t *testing.T) {
 			t.Errorf("%v: mean %.2f ms, tail %.4f", row.d, sum/count, tail/count)
 		}
 	}
-	// No delay is below 0, and none without an end.
+	// No delay is below 0 or infinite.
 	for d := range distributionNames {
 		r := &Rule{Jitter: maxDelay, Distribution: Distribution(d)}
 		for _, u := range []uint64{0, 1, math.MaxUint64 / 2, math.MaxUint64} {

@@ -14,7 +14,7 @@ import (
 	"github.com/goccy/go-yaml/token"
 )
 
-// Schedule is what a file says: the phases of a run.
+// Schedule is the content of a file: the phases of a run.
 type Schedule struct {
 	Phases []Phase
 	Repeat bool
@@ -23,7 +23,7 @@ type Schedule struct {
 // MaxFile is the length of the longest file that ParseSchedule takes, in bytes.
 const MaxFile = 1 << 20
 
-// maxNesting is how deep brackets and dashes of a file may be nested, which is more than there is to nest.
+// maxNesting is the deepest nesting of brackets and dashes in a file, more than any schedule needs.
 const maxNesting = 32
 
 // place is a place in a file, numbered from 1.
@@ -32,13 +32,13 @@ type place struct{ line, column int }
 // String returns the place in words.
 func (p place) String() string { return fmt.Sprintf("line %d, column %d", p.line, p.column) }
 
-// A FileError says what is wrong with a file, and where.
+// A FileError is an error in a file, with its place.
 type FileError struct {
-	Line, Column int // numbered from 1; 0 if it is no place that is wrong
+	Line, Column int // numbered from 1; 0 if the error has no place
 	Err          error
 }
 
-// Error returns the place and what is wrong there.
+// Error returns the place and the error there.
 func (e *FileError) Error() string {
 	if e.Line == 0 {
 		return e.Err.Error()
@@ -46,7 +46,7 @@ func (e *FileError) Error() string {
 	return fmt.Sprintf("%v: %v", place{e.Line, e.Column}, e.Err)
 }
 
-// Unwrap returns what is wrong.
+// Unwrap returns the error without its place.
 func (e *FileError) Unwrap() error { return e.Err }
 
 // ParseSchedule reads a schedule from YAML:
@@ -64,7 +64,8 @@ func (e *FileError) Unwrap() error { return e.Err }
 //	        loss: 30%
 //	        loss-run: 5
 //
-// Instead of phases it may have rules alone, for the whole run. All errors are of type *FileError. Filters are not compiled.
+// Instead of phases it may have rules alone, for the whole run. All errors are of type *FileError. Filters are not
+// compiled.
 func ParseSchedule(b []byte) (*Schedule, error) {
 	if len(b) > MaxFile {
 		return nil, &FileError{Err: fmt.Errorf("the file is longer than %d bytes", MaxFile)}
@@ -92,7 +93,7 @@ func ParseSchedule(b []byte) (*Schedule, error) {
 	return readSchedule(docs[0])
 }
 
-// checkNesting refuses what only an attack on the parser's stack needs.
+// checkNesting refuses nesting that could only be an attack on the parser's stack.
 func checkNesting(b []byte) error {
 	deepest, depth, indents := 0, 0, 0
 	for line := range strings.Lines(string(b)) {
@@ -115,7 +116,7 @@ func checkNesting(b []byte) error {
 	return nil
 }
 
-// syntaxError returns what the parser says.
+// syntaxError makes an error of the parser a FileError.
 func syntaxError(err error) error {
 	var e yaml.Error
 	if !errors.As(err, &e) || e.GetToken() == nil {
@@ -170,7 +171,7 @@ func entries(n ast.Node, what string) ([]entry, error) {
 	return all, nil
 }
 
-// scalar returns the text of a value that is no list and no mapping.
+// scalar returns the text of a value that is neither a list nor a mapping.
 func scalar(n ast.Node) (string, bool) {
 	switch n := n.(type) {
 	case *ast.StringNode:
@@ -206,7 +207,7 @@ func (e *entry) text() (string, error) {
 	return s, nil
 }
 
-// unknown says that there is no such name, with a list of those that there are.
+// unknown is the error for a name that does not exist, with a list of those that do.
 func (e *entry) unknown(what string, names ...string) error {
 	return errorAt(e.key, "%s has no %s; it may have %s", what, e.name, strings.Join(names, ", "))
 }
@@ -255,7 +256,7 @@ func readSchedule(n ast.Node) (*Schedule, error) {
 	return s, checkTimes(s, phases)
 }
 
-// checkTimes refuses phases that would never end but the last.
+// checkTimes refuses a phase without end, unless it is the last.
 func checkTimes(s *Schedule, phases *entry) error {
 	if phases == nil {
 		return nil

@@ -94,7 +94,7 @@ func TestParseScheduleErrors(t *testing.T) {
 	}
 }
 
-// The error of a filter tells where in the file it stands.
+// The error of a filter includes its place in the file.
 func TestFilterInFile(t *testing.T) {
 	s, err := ParseSchedule([]byte("rules:\n  - lag: 1s\n    filter: tcq\n"))
 	if err != nil {
@@ -159,7 +159,7 @@ func TestSettings(t *testing.T) {
 	}
 }
 
-// Whatever a file holds, it is a schedule or an error with its place, and what is a schedule can be opened but for its filters.
+// Any file is a schedule or gives an error with its place, and a schedule can be opened unless its filters are wrong.
 func FuzzParseSchedule(f *testing.F) {
 	f.Add([]byte("rules:\n  - lag: 1s\n    filter: udp\n"))
 	f.Add([]byte("repeat: true\nphases:\n  - for: 1s\n    rules: [{loss: 1%}]\n"))

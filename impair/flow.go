@@ -6,16 +6,16 @@ import (
 	"github.com/opendivert/divert/packet"
 )
 
-// flowKey names one direction of a flow, among the packets of a rule.
+// flowKey identifies one direction of a flow, among the packets of a rule.
 type flowKey struct {
-	src, dst [16]byte // an IPv4 address stands in the last 4 bytes
+	src, dst [16]byte // an IPv4 address is in the last 4 bytes
 	ports    uint32   // source and destination; of an ICMP echo its identifier; else 0
 	rule     uint16   // the rule's number in its phase
 	protocol uint8
 	family   uint8
 }
 
-// words returns the key as numbers, the same ones on every machine.
+// words returns the key as numbers, which are the same on every machine.
 func (k *flowKey) words() [6]uint64 {
 	be := binary.BigEndian
 	return [6]uint64{
@@ -32,7 +32,8 @@ const (
 	echoReplyV6   = 129
 )
 
-// keyOf returns the key of the packet in b. Fragments have no ports, so that all of a datagram are of one flow.
+// keyOf returns the key of the packet in b. It takes no ports from fragments, so that all fragments of a datagram belong
+// to one flow.
 func keyOf(b []byte, p *packet.Parsed, rule uint16) flowKey {
 	k := flowKey{rule: rule, protocol: p.Protocol, family: p.Family}
 	switch {
@@ -70,16 +71,16 @@ type flow struct {
 	origin     uint64
 	ordinal    uint64 // of the next packet
 	losing     bool   // the last packet was lost, as one of a run
-	last       int64  // when the last packet goes on, of those that keep their order
+	last       int64  // time at which the last packet that keeps its order goes on
 	waiting    *held  // packets that let others pass, the last one first
 }
 
-// flowTable holds the flows of a run. When it is full the one that had no packet for longest is forgotten.
+// flowTable holds the flows of a run. When it is full it forgets the flow that has been silent for longest.
 type flowTable struct {
 	seed      uint64
 	max       int
 	flows     map[flowKey]*flow
-	ring      flow // ring.next had the last packet, ring.prev had none for longest
+	ring      flow // ring.next had the last packet, ring.prev has been silent for longest
 	forgotten uint64
 }
 
@@ -111,7 +112,7 @@ func (t *flowTable) find(k *flowKey) *flow {
 	return f
 }
 
-// forget takes the oldest flow out and returns memory for another.
+// forget removes the oldest flow and returns memory for another.
 func (t *flowTable) forget() *flow {
 	f := t.ring.prev
 	f.prev.next, f.next.prev = f.next, f.prev

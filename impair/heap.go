@@ -2,19 +2,19 @@ package impair
 
 import "github.com/opendivert/divert"
 
-// A way is how a packet goes on.
+// A way is the treatment of a packet when its time has come.
 type way uint8
 
 const (
-	accept way = iota // as it came
-	send              // with other bytes, or anew
-	drop              // not at all
+	accept way = iota // goes on unchanged
+	send              // goes on changed, or is injected
+	drop              // ends
 )
 
 // held is a packet that waits for its time.
 type held struct {
 	when   int64  // nanoseconds since the run began
-	order  uint64 // among those of one time
+	order  uint64 // order among packets of the same time
 	index  int    // in the heap
 	packet divert.Packet
 	way    way
@@ -24,11 +24,11 @@ type held struct {
 	flow       *flow
 	until      uint64 // it goes on behind this packet of its flow
 	prev, next *held  // others of the flow
-	own        int64  // when it would go on otherwise
+	own        int64  // time at which it goes on if the others do not come
 }
 
-// heap is a heap of packets, the next one first. It is written out because container/heap would call every comparison through
-// an interface.
+// heap is a heap of packets, the next one first. It does not use container/heap, which would call every comparison
+// through an interface.
 type heap []*held
 
 func (a *held) before(b *held) bool { return a.when < b.when || a.when == b.when && a.order < b.order }
@@ -39,7 +39,7 @@ func (h *heap) push(e *held) {
 	h.up(e.index)
 }
 
-// pop takes out the first packet.
+// pop removes the first packet and returns it.
 func (h *heap) pop() *held {
 	q := *h
 	first, last := q[0], len(q)-1
@@ -53,7 +53,7 @@ func (h *heap) pop() *held {
 	return first
 }
 
-// sooner moves a packet that goes on sooner than it was to.
+// sooner restores the order after a packet's time has become earlier.
 func (h *heap) sooner(e *held) { h.up(e.index) }
 
 func (h *heap) up(i int) {

@@ -13,27 +13,27 @@ import (
 	"github.com/opendivert/divert/filter"
 )
 
-// Config says what an Impairer does.
+// Config has the settings of an Impairer.
 type Config struct {
 	Rules  []Rule  // for the whole run, or
 	Phases []Phase // one after the other; the run ends when the last has passed
-	Repeat bool    // begin with the first phase again
+	Repeat bool    // begin again with the first phase
 
 	Seed   uint64       // decides which packets are impaired
 	Layer  divert.Layer // LayerNetwork or LayerForward
 	Strict bool         // the filters are of the strict dialect
 
-	MaxPackets int // that are held at most; 0: 65,536
-	MaxBytes   int // theirs; 0: 64 MiB
-	MaxFlows   int // that are remembered; of a forgotten one packets count from 0 again; 0: 65,536
+	MaxPackets int // most packets held; 0: 65,536
+	MaxBytes   int // most bytes held; 0: 64 MiB
+	MaxFlows   int // most flows remembered; the packets of a forgotten one count from 0 again; 0: 65,536
 
 	DropHeld bool // drop held packets at the end; otherwise they go on at once
 
-	// Open opens the handle, divert.OpenProgram if it is nil. Tests give the method of a diverttest.Network. With a single
-	// rule the program may have named sets (filter.Program.Set), which it can fill.
+	// Open opens the handle; the default is divert.OpenProgram. Tests use the method of a diverttest.Network. With a
+	// single rule the program may have named sets (filter.Program.Set), which Open can fill.
 	Open func(*filter.Program, ...divert.Option) (*divert.Handle, error)
 
-	// Report is told of packets that could not be sent on; it may be nil. It is called by one goroutine at a time.
+	// Report gets the errors of packets that could not be sent on; it may be nil. One goroutine at a time calls it.
 	Report func(error)
 }
 
@@ -62,22 +62,23 @@ type Impairer struct {
 	phaseEnd   int64
 	flows      *flowTable
 	heap       heap
-	order      uint64 // of the packet that is held next
+	order      uint64 // number of the next packet held
 	heldBytes  int
-	free       []*held // to use again
-	ending     bool    // what comes now is not impaired any more
-	drained    bool    // and no more will come
-	broken     error   // why the run ends too early
+	free       []*held // for reuse
+	ending     bool    // packets received now are not impaired any more
+	drained    bool    // and no more packets will come
+	broken     error   // reason why the run ends too early
 	unimpaired uint64
 
-	sending sync.Mutex // locked before mu is unlocked, so that packets go on in the order in which that was decided
+	sending sync.Mutex // locked before mu is unlocked, so that packets go on in the order of the decisions
 	failed  atomic.Uint64
 }
 
-// Open opens a handle for the packets that the rules match, with the options given and divert.WithSegments; from now on they
-// wait for Run. Options must not change which packets are received, nor cut them: no WithSnapLength, and no WithFlags other than Fragments and NoInstall.
+// Open opens a handle for the packets that the rules match, with the options given and divert.WithSegments; from now on
+// they wait for Run. The options must not change which packets are received, nor cut them: no WithSnapLength, and no
+// WithFlags other than Fragments and NoInstall.
 //
-// It fails with a *RuleError for a rule that is wrong, which wraps a *SettingError or a *filter.Error, or as divert.Open does.
+// It fails with a *RuleError for a wrong rule, which wraps a *SettingError or a *filter.Error, or as divert.Open does.
 func Open(c Config, opts ...divert.Option) (*Impairer, error) {
 	phases := c.Phases
 	switch {
@@ -132,7 +133,7 @@ func Open(c Config, opts ...divert.Option) (*Impairer, error) {
 	return i, nil
 }
 
-// Handle returns the handle, for its counters and description. Only the Impairer receives from it.
+// Handle returns the handle, for its counters and description. Only the Impairer may receive from it.
 func (i *Impairer) Handle() *divert.Handle { return i.handle }
 
 // Close ends Run, as the end of its context does, waits for it, and closes the handle. A second Close returns net.ErrClosed.
@@ -143,15 +144,15 @@ func (i *Impairer) Close() error {
 	return i.handle.Close()
 }
 
-// errRan says that Run was called again.
+// errRan is the error of a second Run.
 var errRan = errors.New("impair: Run can be called once only")
 
-// Run impairs packets until ctx ends, the last phase has passed, or Close is called. Then packets that are held go on at once,
-// unless Config says DropHeld, and those that wait in the handle's queue go on unimpaired. No more are captured.
+// Run impairs packets until ctx ends, the last phase has passed, or Close is called. Then held packets go on at once,
+// unless Config.DropHeld is set, and packets in the handle's queue go on unimpaired. No more are captured.
 //
-// It returns nil at such an end. Else the error is that of receiving, or a *RuleError for a filter that cannot be decided
-// outside the kernel; packets that are held go on then too, if the handle still sends. It runs once, in the namespace and on
-// the network that Open was called in.
+// At such an end Run returns nil. Otherwise the error is that of receiving, or a *RuleError for a filter that cannot be
+// decided outside the kernel; held packets go on then too, if the handle still sends. Run may be called once. It uses the
+// namespace and the network of Open.
 func (i *Impairer) Run(ctx context.Context) error {
 	i.running.Lock()
 	defer i.running.Unlock()
@@ -191,7 +192,7 @@ func (i *Impairer) end() {
 	i.mu.Lock()
 	i.ending = true
 	i.mu.Unlock()
-	_ = i.handle.Shutdown(divert.ShutdownRecv) // fails if it is closed, which ends the run too
+	_ = i.handle.Shutdown(divert.ShutdownRecv) // fails if the handle is closed, which ends the run too
 	i.alarm()
 }
 

@@ -69,7 +69,7 @@ var (
 	host6, peer6 = netip.MustParseAddr("fd00::1"), netip.MustParseAddr("fd00::2")
 )
 
-// udp returns a datagram to port 7, from a port, that carries a number.
+// udp returns a datagram with a number from a port to port 7.
 func udp(t testing.TB, port uint16, number, payload int) []byte {
 	t.Helper()
 	data := make([]byte, max(payload, 4))
@@ -88,7 +88,7 @@ func (b *bench) put(port uint16, number int) {
 	b.network.Outbound(udp(b.t, port, number, 4), diverttest.Link)
 }
 
-// arrived is a packet that went on, and when.
+// arrived is a packet that went on, and its time.
 type arrived struct {
 	port   uint16
 	number int
@@ -169,7 +169,7 @@ func TestJitter(t *testing.T) {
 	}
 }
 
-// The seed decides about the packets of a flow, whatever other flows do meanwhile, and however fast they come.
+// The seed decides the fate of a flow's packets, whatever other flows do meanwhile, and however fast packets come.
 func TestSeed(t *testing.T) {
 	const flows, count = 20, 100
 	run := func(t *testing.T, seed uint64, mixed *rand.Rand, rest time.Duration) (s RuleStats) {
@@ -272,7 +272,7 @@ func TestRate(t *testing.T) {
 				if burst == 0 {
 					burst = defaultBurst
 				}
-				// All but the burst take their time; packets are whole, so that it is known up to two.
+				// All packets but the burst take their time; rounding to whole packets shifts the result by at most two.
 				want := (count*length - max(burst, length)) * 8 / float64(row.rate)
 				if slack := length*8/float64(row.rate) + 1e-6; took < want-slack || took > want+slack {
 					t.Errorf("took %.6f s, want %.6f s", took, want)
@@ -358,7 +358,7 @@ func TestReorder(t *testing.T) {
 	}
 }
 
-// Without packets behind it one that lets others pass goes on after a time.
+// If no packets follow, one that lets others pass goes on after a time.
 func TestReorderAlone(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b := begin(t, Config{Rules: []Rule{{Reorder: 1, ReorderWait: 30 * time.Millisecond}}})
@@ -414,7 +414,7 @@ func TestDuplicate(t *testing.T) {
 	})
 }
 
-// One bit differs, never of the IP headers, and the checksum tells.
+// One bit differs, never in the IP headers, and the checksum shows it.
 func TestCorrupt(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b := begin(t, Config{Rules: []Rule{{Corrupt: 1}}})
@@ -482,7 +482,7 @@ func TestReset(t *testing.T) {
 					t.Errorf("outbound %v: % x", p.Addr.Outbound, p.Data)
 				}
 			}
-			// A SYN is refused: the receiver knows nothing of it. A reset has no answer.
+			// A SYN is refused: the receiver does not know it. A reset gets no answer.
 			b.network.Outbound(tcp(t, ends[0], ends[1], packet.Segment{Seq: 100, Flags: packet.TCPSyn}), diverttest.Link)
 			synctest.Wait()
 			if got := b.network.Delivered(); len(got) != 1 || got[0].Addr.Outbound {
@@ -499,7 +499,7 @@ func TestReset(t *testing.T) {
 	}
 }
 
-// A packet meets the first rule that matches it, and rules know directions.
+// A packet meets the first rule that matches it, and rules respect directions.
 func TestRules(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b := begin(t, Config{Rules: []Rule{
@@ -531,7 +531,7 @@ func TestRules(t *testing.T) {
 	})
 }
 
-// TestRulesBySetsAndNames: the filters of several rules know the named sets and the interfaces that the handle knows, as these change.
+// TestRulesBySetsAndNames: the filters of several rules see the named sets and interfaces of the handle, as these change.
 func TestRulesBySetsAndNames(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b := begin(t, Config{Rules: []Rule{
@@ -570,7 +570,7 @@ func TestRulesBySetsAndNames(t *testing.T) {
 	})
 }
 
-// At the end packets that are held go on at once, or are dropped, and counted.
+// At the end held packets go on at once, or are dropped, and counted.
 func TestEnd(t *testing.T) {
 	for _, dropHeld := range []bool{false, true} {
 		for _, in := range []bool{false, true} {
@@ -634,7 +634,7 @@ func TestCloseBeforeRun(t *testing.T) {
 	}
 }
 
-// Somebody who closes the handle ends the run too, with the error of receiving.
+// Closing the handle ends the run too, with the error of receiving.
 func TestHandleClosed(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b := begin(t, Config{Rules: []Rule{{Lag: time.Minute}}})
@@ -644,7 +644,7 @@ func TestHandleClosed(t *testing.T) {
 		if err := <-b.done; !errors.Is(err, net.ErrClosed) {
 			t.Errorf("Run: %v", err)
 		}
-		// What is held has gone on before the handle was closed, or is counted.
+		// Held packets went on before the handle was closed, or are counted.
 		if s := b.Stats(); len(b.network.Delivered())+int(s.Failed) != 1 || s.Held != 0 {
 			t.Errorf("counters %+v", s)
 		}
@@ -712,13 +712,13 @@ func TestHoldingFull(t *testing.T) {
 	}
 }
 
-// Flows without packets for long are forgotten first, and those that have one that lets others pass are in order.
+// Flows that were silent for longest are forgotten first, and a flow with a packet that lets others pass stays in order.
 func TestFlowsForgotten(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b := begin(t, Config{MaxFlows: 10, Rules: []Rule{{Reorder: 0.5, ReorderBy: 5}}})
 		for n := range 500 {
 			b.put(uint16(1+n%25), n)
-			b.put(1, n) // always known
+			b.put(1, n) // never forgotten
 		}
 		if all := b.collect(time.Second); len(all) != 1000 {
 			t.Errorf("%d went on", len(all))
@@ -730,7 +730,7 @@ func TestFlowsForgotten(t *testing.T) {
 	})
 }
 
-// A packet that cannot be sent is counted and told of, and the run goes on.
+// A packet that cannot be sent is counted and reported, and the run goes on.
 func TestFailed(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var told []error

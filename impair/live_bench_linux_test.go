@@ -12,11 +12,12 @@ import (
 	"github.com/opendivert/divert/internal/lab"
 )
 
-// pace is how long BenchmarkLag waits between two datagrams.
+// pace is the time between two datagrams of BenchmarkLag.
 const pace = time.Millisecond
 
-// BenchmarkLag sends datagrams from one host to another, one each millisecond, and measures how much later than the lag they arrive. The
-// rows without an impairment tell what of that is the machine's: the way alone, and what sleeping for a millisecond takes beyond that.
+// BenchmarkLag sends datagrams from one host to another, one each millisecond, and measures how much later than the lag
+// they arrive. The rows without an impairment show the machine's share: that of the way, and that of sleeping for a
+// millisecond.
 func BenchmarkLag(b *testing.B) {
 	b.Run("sleep", func(b *testing.B) {
 		var late []time.Duration
@@ -33,7 +34,7 @@ func BenchmarkLag(b *testing.B) {
 	}
 }
 
-// benchmarkLag measures one lag; there is no impairment if it is negative.
+// benchmarkLag measures one lag, without an impairment if it is negative.
 func benchmarkLag(b *testing.B, lag time.Duration) {
 	pair := lab.TwoHostsT(b, lab.LinkOptions{})
 	server, err := pair.B.ListenPacket("udp", ":9")
@@ -52,7 +53,7 @@ func benchmarkLag(b *testing.B, lag time.Duration) {
 			b.Fatal(err)
 		}
 	}
-	send() // so that the neighbour is known
+	send() // so that the neighbour's address is known
 	if _, _, err := server.ReadFrom(make([]byte, 8)); err != nil {
 		b.Fatal(err)
 	}
@@ -108,12 +109,12 @@ func benchmarkLag(b *testing.B, lag time.Duration) {
 	reportLate(b, late)
 }
 
-// reportLate reports what half of the times, 99 of 100, and all of them do not exceed.
+// reportLate reports the median, the 99th percentile and the greatest of the times.
 func reportLate(b *testing.B, late []time.Duration) {
 	slices.Sort(late)
 	for name, share := range map[string]float64{"p50-late-µs": 0.5, "p99-late-µs": 0.99, "max-late-µs": 1} {
 		at := min(int(share*float64(len(late))), len(late)-1)
 		b.ReportMetric(float64(late[at].Nanoseconds())/1000, name)
 	}
-	b.ReportMetric(0, "ns/op") // it is the pace
+	b.ReportMetric(0, "ns/op") // it would only show the pace
 }

@@ -7,17 +7,18 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// napTime is the longest nap: about what Go's timers may be late on an idle system, whose poller waits in whole milliseconds.
+// napTime is the longest nap: about the lateness of Go's timers on an idle system, whose poller waits in whole
+// milliseconds.
 const napTime = 1200 * time.Microsecond
 
-// napSlice is how long it may take to notice an alarm during a nap.
+// napSlice is the longest time until a nap notices an alarm.
 const napSlice = 300 * time.Microsecond
 
-// napper sleeps for short times, more precisely than timers do: a timer of the kernel (timerfd_create(2)) wakes Go's poller. Neither a
-// thread nor one of Go's places for goroutines is taken meanwhile, as a sleep in a system call would take it. It belongs to one
-// goroutine.
+// napper sleeps for short times, more precisely than timers do: a timer of the kernel (timerfd_create(2)) wakes Go's
+// poller. Unlike a sleep in a system call, a nap takes neither a thread nor one of Go's processors. A napper belongs to
+// one goroutine.
 type napper struct {
-	file *os.File // nil: there is none, and naps are as precise as timers
+	file *os.File // nil without a kernel timer: then naps are as precise as Go's timers
 	fd   int
 }
 
@@ -29,7 +30,7 @@ func newNapper() *napper {
 	return &napper{file: os.NewFile(uintptr(fd), "timer"), fd: fd}
 }
 
-// nap sleeps for d, which is greater than 0. Whoever is woken early looks at the clock again.
+// nap sleeps for d, which is greater than 0. After an early end the caller looks at the clock again.
 func (n *napper) nap(d time.Duration) {
 	var b [8]byte
 	if n.file == nil || unix.TimerfdSettime(n.fd, 0, &unix.ItimerSpec{Value: unix.NsecToTimespec(int64(d))}, nil) != nil {

@@ -6,10 +6,10 @@ import (
 	"time"
 )
 
-// Direction says which way a packet goes.
+// Direction is a direction of packets.
 type Direction uint8
 
-// The directions. A packet of the host to itself goes out, and out only.
+// The directions. A packet of the host to itself counts as outbound only.
 const (
 	Both Direction = iota
 	Out
@@ -22,14 +22,14 @@ var directionNames = []string{Both: "both", Out: "out", In: "in"}
 // String returns the direction's name.
 func (d Direction) String() string { return nameOf(directionNames, int(d)) }
 
-// Distribution says how jitter is distributed.
+// Distribution is a distribution of jitter.
 type Distribution uint8
 
-// The distributions. Jitter is J, the lag L; no delay is below 0.
+// The distributions, with a lag L and a jitter J. No delay is below 0.
 const (
 	Uniform     Distribution = iota // from L-J to L+J
 	Normal                          // around L, with J as the standard deviation
-	Exponential                     // L and more: the addition has the mean J
+	Exponential                     // L plus a random delay with the mean J
 	Pareto                          // the same with a long tail: one in a hundred gets more than 7 J, one in a thousand more than 18 J
 )
 
@@ -46,54 +46,55 @@ func nameOf(names []string, i int) string {
 	return fmt.Sprint(i)
 }
 
-// Limit bounds the packets that wait for their turn at a Rate. A packet that would exceed one of them is dropped. Limits of
-// 0 are none, but with all of them 0 the limit is 1,000 packets.
+// Limit bounds the queue before a Rate. A packet that would exceed a bound is dropped. A bound of 0 is no bound, but with
+// all of them 0 the limit is 1,000 packets.
 type Limit struct {
 	Packets int
 	Bytes   int           // of IP packets
-	Time    time.Duration // that a packet waits
+	Time    time.Duration // longest wait of a packet
 }
 
-// Rule says which packets are impaired, and how. Zero fields do nothing. A packet meets the impairments in the order of
-// the fields: a lost packet takes no part of the rate, and a packet that has waited for the rate is delayed by the whole lag.
+// Rule selects packets and impairs them. Zero fields do nothing. A packet meets the impairments in the order of the
+// fields: a lost packet takes no part of the rate, and a packet that has waited for the rate is delayed by the whole lag.
 type Rule struct {
 	Filter    string // in the filter language; empty: all packets
 	Direction Direction
 
-	// Loss is the share of packets that are lost, 0 to 1. With a LossRun of 1 or more they are lost in runs of that
-	// mean length (the model of Gilbert and Elliott, with all packets lost in its bad state); with 0 each packet is lost
-	// or not whatever happens to the others. The sender never learns of it.
+	// Loss is the share of packets that are lost, 0 to 1. With a LossRun of 1 or more they are lost in runs of that mean
+	// length (the model of Gilbert and Elliott, with all packets lost in its bad state); with 0 each packet is lost
+	// independently of the others. The sender never learns of it.
 	Loss    float64
 	LossRun float64
 
-	// Reset is the share of TCP segments that are taken away for a reset to both ends.
+	// Reset is the share of TCP segments that are replaced by a reset to both ends.
 	Reset float64
 
-	// Corrupt is the share of packets of which one bit is flipped, anywhere behind the IP headers. Checksums stay as they
-	// were, so the receiver sees that the packet is damaged.
+	// Corrupt is the share of packets with one flipped bit, anywhere behind the IP headers. Checksums stay unchanged, so
+	// the receiver sees that the packet is damaged.
 	Corrupt float64
 
-	// Duplicate is the share of packets that go twice. The second is delayed for itself and takes its own part of the rate.
+	// Duplicate is the share of packets that are sent twice. The second is delayed separately and takes its own part of
+	// the rate.
 	Duplicate float64
 
-	// Rate limits the bits of IP packets that go on in a second, at LayerNetwork for each direction, at LayerForward for
-	// each interface that they leave by. Up to Burst bytes may go at once after a pause, 1,500 if it is 0.
+	// Rate limits the bits of IP packets that go on in a second: at LayerNetwork for each direction, at LayerForward for
+	// each outgoing interface. Up to Burst bytes, by default 1,500, may go on at once after a pause.
 	Rate  int64
 	Burst int
 	Queue Limit
 
-	// Lag delays each packet, and Jitter by more or less. The packets of a flow keep their order unless Unordered is set: a
-	// packet waits for those before it.
+	// Lag delays each packet, and Jitter varies the delay. The packets of a flow keep their order unless Unordered is
+	// set: a packet waits for those before it.
 	Lag          time.Duration
 	Jitter       time.Duration
 	Distribution Distribution
 	Unordered    bool
 
-	// Throttle lets packets go on only at each multiple of this time since the run began, all that have come together.
+	// Throttle lets packets go on only at each multiple of this time since the run began, all waiting ones together.
 	Throttle time.Duration
 
-	// Reorder is the share of packets that go on behind the ReorderBy packets, 1 if it is 0, that follow in their flow, or
-	// after ReorderWait, 100 ms if it is 0, if these do not come.
+	// Reorder is the share of packets that go on behind the next ReorderBy packets of their flow, by default 1, or after
+	// ReorderWait, by default 100 ms, if these do not come.
 	Reorder     float64
 	ReorderBy   int
 	ReorderWait time.Duration
@@ -116,23 +117,23 @@ const (
 	defaultReorderWait = 100 * time.Millisecond
 )
 
-// A SettingError says which setting of a rule is wrong.
+// A SettingError is an error in one setting of a rule.
 type SettingError struct {
-	Setting string // as Settings names it
+	Setting string // its name in Settings
 	Err     error
 }
 
-// Error returns the setting's name and what is wrong.
+// Error returns the setting's name and the error.
 func (e *SettingError) Error() string { return e.Setting + ": " + e.Err.Error() }
 
-// Unwrap returns what is wrong.
+// Unwrap returns the error without the name.
 func (e *SettingError) Unwrap() error { return e.Err }
 
 func settingErrorf(setting, format string, args ...any) error {
 	return &SettingError{setting, fmt.Errorf(format, args...)}
 }
 
-// check returns a *SettingError for the first setting that is out of range or has no meaning without another.
+// check returns a *SettingError for the first setting that is out of range or means nothing without another.
 func (r *Rule) check() error {
 	for _, s := range [...]struct {
 		name  string
@@ -165,7 +166,7 @@ func (r *Rule) check() error {
 	return r.checkTogether()
 }
 
-// checkTogether checks what depends on other settings.
+// checkTogether checks settings that depend on others.
 func (r *Rule) checkTogether() error {
 	switch {
 	case int(r.Direction) >= len(directionNames):

@@ -11,17 +11,17 @@ import (
 	"github.com/opendivert/divert/packet"
 )
 
-// batch is how many packets are received at a time.
+// batch is the number of packets received at a time.
 const batch = 128
 
-// worker is what one of the two goroutines of a run has for itself.
+// worker is the private state of one of the run's two goroutines.
 type worker struct {
 	*Impairer
 	parsed  packet.Parsed
-	out     []divert.Packet // what goes on, in this order
-	ways    []way           // of each
-	dropped []divert.Packet // what the kernel need not keep; only their addresses
-	used    []*held         // whose bytes out refers to
+	out     []divert.Packet // packets to carry out, in this order
+	ways    []way           // way of each
+	dropped []divert.Packet // packets that the kernel need not keep; addresses only
+	used    []*held         // packets whose bytes out refers to
 }
 
 // receive receives packets and decides on them until the handle is shut down.
@@ -40,7 +40,7 @@ func (i *Impairer) receive() error {
 	}
 }
 
-// sendDue sends packets when their time has come, until the run is over and none is left.
+// sendDue sends packets when their time has come, until the run is over and all have gone.
 func (i *Impairer) sendDue() {
 	w := worker{Impairer: i}
 	timer, sleeper := time.NewTimer(time.Hour), newNapper()
@@ -57,7 +57,7 @@ func (i *Impairer) sendDue() {
 		sent := len(w.out) > 0
 		w.send() // unlocks
 		switch {
-		case sent: // that has taken time
+		case sent: // sending has taken time
 		case over:
 			return
 		default:
@@ -93,7 +93,7 @@ func (i *Impairer) waitUntil(when int64, timer *time.Timer, sleeper *napper) {
 			break
 		}
 	}
-	// A clock that stands still meanwhile, as in tests, goes on for timers only.
+	// A clock that stands still until all goroutines sleep, as in tests, advances for timers only.
 	if d <= 0 {
 		return
 	}
@@ -104,7 +104,7 @@ func (i *Impairer) waitUntil(when int64, timer *time.Timer, sleeper *napper) {
 	}
 }
 
-// take decides on packets that have been received.
+// take decides on received packets.
 func (w *worker) take(ps []divert.Packet) {
 	i := w.Impairer
 	i.mu.Lock()
@@ -122,13 +122,13 @@ func (w *worker) take(ps []divert.Packet) {
 	w.send() // unlocks
 	switch {
 	case broken:
-		i.end() // what waits in the queue is received still, and goes on
+		i.end() // the packets in the queue are still received, and go on
 	case sooner:
 		i.alarm()
 	}
 }
 
-// first returns when the next held packet goes on.
+// first returns the time at which the next held packet goes on.
 func (i *Impairer) first() int64 {
 	if len(i.heap) == 0 {
 		return math.MaxInt64
@@ -190,7 +190,7 @@ type transit struct {
 	now     int64
 	delay   time.Duration
 	reorder bool
-	copy    bool // the kernel does not wait for it: it is a duplicate, or made here
+	copy    bool // the kernel holds no original: it is a duplicate, or made here
 	whole   bool // all bytes were received
 }
 
@@ -243,7 +243,7 @@ func (w *worker) shaperOf(t *transit) *shaper {
 	return s
 }
 
-// letPass holds a packet until those behind it have passed.
+// letPass holds a packet until later ones have passed.
 func (w *worker) letPass(t *transit, when int64) {
 	wait := t.rule.ReorderWait
 	if wait == 0 {
@@ -261,7 +261,7 @@ func (w *worker) letPass(t *transit, when int64) {
 	t.flow.waiting = e
 }
 
-// passed says that a packet of a flow goes on, so that those that wait for it go on behind it.
+// passed records that a packet of a flow goes on, so that the packets waiting for it follow.
 func (w *worker) passed(f *flow, ordinal uint64, when int64) {
 	for e := f.waiting; e != nil; {
 		next := e.next
@@ -277,7 +277,7 @@ func (w *worker) passed(f *flow, ordinal uint64, when int64) {
 	}
 }
 
-// leave takes a packet out of those of its flow that let others pass.
+// leave removes a packet from those of its flow that let others pass.
 func (e *held) leave() {
 	if e.prev != nil {
 		e.prev.next = e.next
@@ -309,7 +309,7 @@ func (w *worker) hold(t *transit, when int64) *held {
 	e.packet.Data = append(e.packet.Buffer(len(p.Data))[:0], p.Data...)
 	e.packet.Addr = p.Addr
 	if p.Addr.Outbound && t.whole {
-		// It must not count against its sender's socket buffer, which would hold the sender up.
+		// The original must not count against its sender's socket buffer, which would hold the sender up.
 		e.way = send
 		if !t.copy {
 			w.drop(&p.Addr)
@@ -323,23 +323,23 @@ func (w *worker) hold(t *transit, when int64) *held {
 	return e
 }
 
-// discard ends a packet that finds no room.
+// discard ends a packet for which there is no room.
 func (w *worker) discard(t *transit) {
 	if !t.copy {
 		w.drop(&t.packet.Addr)
 	}
 }
 
-// add has a packet go on.
+// add makes a packet go on.
 func (w *worker) add(y way, data []byte, a *divert.Address) {
 	w.out = append(w.out, divert.Packet{Data: data, Addr: *a})
 	w.ways = append(w.ways, y)
 }
 
-// drop tells the kernel that a packet is done with.
+// drop tells the kernel that a packet is finished.
 func (w *worker) drop(a *divert.Address) { w.dropped = append(w.dropped, divert.Packet{Addr: *a}) }
 
-// drain takes out the held packets whose time has come; at the end all of them.
+// drain removes the held packets whose time has come; at the end all of them.
 func (w *worker) drain(now int64) {
 	i := w.Impairer
 	for len(i.heap) > 0 && (i.heap[0].when <= now || i.ending) {
@@ -364,7 +364,7 @@ const (
 	maxFreeLen = 4096 // bytes of each
 )
 
-// recycle makes the memory of packets that have gone on ready to be used again.
+// recycle makes the memory of packets that have gone on available for reuse.
 func (w *worker) recycle() {
 	i := w.Impairer
 	for n, e := range w.used {
@@ -407,7 +407,7 @@ func (w *worker) send() {
 	w.out, w.ways, w.dropped = w.out[:0], w.ways[:0], w.dropped[:0]
 }
 
-// check counts and reports what could not be sent.
+// check counts and reports packets that could not be sent.
 func (w *worker) check(n, of int, err error) {
 	if err == nil {
 		return

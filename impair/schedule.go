@@ -14,11 +14,11 @@ import (
 	"github.com/opendivert/divert/packet"
 )
 
-// Phase is a time with rules of its own.
+// Phase is a period with rules of its own.
 type Phase struct {
 	Name  string        // for people
 	For   time.Duration // 1 ms or more; 0, in the last phase only: until the run ends
-	Rules []Rule        // a packet meets the first one that matches it; with none all packets go on
+	Rules []Rule        // a packet meets the first one that matches it; without rules all packets go on
 }
 
 // The limits of schedules.
@@ -29,13 +29,13 @@ const (
 	maxRules  = math.MaxUint16
 )
 
-// phase is a Phase that is ready to be used.
+// phase is a Phase prepared for use.
 type phase struct {
 	end   int64 // since the schedule began
 	rules []*rule
 }
 
-// rule is a Rule that is ready to be used.
+// rule is a Rule prepared for use.
 type rule struct {
 	Rule
 	number  uint16          // in its phase
@@ -46,7 +46,7 @@ type rule struct {
 	stats   RuleStats
 }
 
-// A RuleError says which rule is wrong.
+// A RuleError is an error in a rule.
 type RuleError struct {
 	Phase, Rule int // numbered from 0
 	Err         error
@@ -55,7 +55,7 @@ type RuleError struct {
 	place  place // in the file that the rule comes from
 }
 
-// Error returns where the rule stands and what is wrong with it.
+// Error returns the place of the rule and the error in it.
 func (e *RuleError) Error() string {
 	switch {
 	case e.InFile():
@@ -69,18 +69,18 @@ func (e *RuleError) Error() string {
 // InFile reports whether the rule comes from ParseSchedule, so that Error tells its place there.
 func (e *RuleError) InFile() bool { return e.place.line != 0 }
 
-// Unwrap returns what is wrong.
+// Unwrap returns the error without the place.
 func (e *RuleError) Unwrap() error { return e.Err }
 
-// plan is what a schedule becomes.
+// plan is a schedule prepared for use.
 type plan struct {
 	phases []phase
 	rules  []*rule // of all phases
 	repeat bool
-	filter *filter.Program // for the handle: what any rule matches
+	filter *filter.Program // for the handle: matches if any rule does
 
-	processes bool          // a rule asks for the process of a packet
-	parsed    packet.Parsed // of the packet that match is about
+	processes bool          // a rule needs the process of a packet
+	parsed    packet.Parsed // parse of the packet in match
 }
 
 // newPlan checks a schedule and prepares it.
@@ -143,12 +143,12 @@ func newPlan(phases []Phase, repeat bool, layer packet.Layer, dialect filter.Dia
 	return p, err
 }
 
-// wrong makes an error of a rule.
+// wrong makes an error about a rule.
 func (p *plan) wrong(r *rule, err error) error {
 	return &RuleError{r.stats.Phase, r.stats.Rule, err, r.phased, r.place}
 }
 
-// bind has the rules' filters know what the handle knows: its named sets, and which interfaces have their names.
+// bind gives the rules' filters the handle's knowledge: its named sets, and the indexes of interfaces.
 func (p *plan) bind(h *divert.Handle) error {
 	follower := engine.FollowerOf(h)
 	for _, r := range p.rules {
@@ -216,7 +216,7 @@ func newRule(given *Rule, number int, layer packet.Layer, dialect filter.Dialect
 // directionFields are the directions in the filter language.
 var directionFields = [...]string{Out: "outbound", In: "inbound"}
 
-// union compiles a filter that matches what one of the filters matches. With sets it has the named sets of all.
+// union compiles a filter that matches if any of the filters does. With sets it has the named sets of all.
 func union(texts []string, sets bool, layer packet.Layer, dialect filter.Dialect) (*filter.Program, error) {
 	seen := map[string]bool{}
 	var different []string
@@ -244,7 +244,7 @@ func union(texts []string, sets bool, layer packet.Layer, dialect filter.Dialect
 	return p, nil
 }
 
-// at returns the phase of a time, and when it ends; ok is false when all have passed.
+// at returns the phase at a time, and its end; ok is false when all have passed.
 func (p *plan) at(now int64) (number int, end int64, ok bool) {
 	var begun int64
 	if cycle := p.phases[len(p.phases)-1].end; p.repeat {
@@ -262,7 +262,7 @@ func (p *plan) at(now int64) (number int, end int64, ok bool) {
 	return len(p.phases), math.MaxInt64, false
 }
 
-// end returns when the last phase ends, and false if none does.
+// end returns the end of the last phase, and false if there is none.
 func (p *plan) end() (time.Duration, bool) {
 	end := p.phases[len(p.phases)-1].end
 	return time.Duration(end), !p.repeat && end != math.MaxInt64

@@ -13,16 +13,16 @@ import (
 // Setting is a field of a Rule with its name and value as text: for command lines and files.
 type Setting struct {
 	Name  string // lower case, words joined by "-"
-	Value string // what its value is, in a word; empty for those that are true or false
+	Value string // kind of its value, in a word; empty for those that are true or false
 	Usage string // a line for help texts
 
 	set func(*Rule, string) error
 }
 
-// Set sets the field from text. The error says what the value should be like; it does not name the setting.
+// Set sets the field from text. The error describes valid values; it does not name the setting.
 func (s *Setting) Set(r *Rule, text string) error { return s.set(r, text) }
 
-// Settings returns all fields of rules but the filter, in the order in which packets meet the impairments.
+// Settings returns all fields of rules except the filter, in the order in which packets meet the impairments.
 func Settings() []Setting { return slices.Clone(settings) }
 
 var settings = []Setting{
@@ -140,7 +140,7 @@ func parseName(names []string, text string) (int, error) {
 	return 0, fmt.Errorf("must be one of %s", strings.Join(names, ", "))
 }
 
-// A unit is what follows a number, in lower case, and the number's factor.
+// A unit is the text behind a number, in lower case, and its factor.
 type unit struct {
 	suffix string
 	factor float64
@@ -156,7 +156,7 @@ var (
 	byteUnits = []unit{{"kib", 1 << 10}, {"mib", 1 << 20}, {"gib", 1 << 30}, {"kb", 1e3}, {"mb", 1e6}, {"gb", 1e9}, {"b", 1}}
 )
 
-// parseUnit parses a number with one of the units. Numbers without one are not found.
+// parseUnit parses a number with one of the units. It fails for numbers without a unit.
 func parseUnit(text string, units []unit) (float64, bool) {
 	text = strings.ToLower(text)
 	for _, u := range units {
@@ -168,7 +168,7 @@ func parseUnit(text string, units []unit) (float64, bool) {
 	return 0, false
 }
 
-// parseRate parses a rate. As with tc, kbit is 1,000 bits; bit/s is the same as bit, and B/s are bytes.
+// parseRate parses a rate. As with tc, kbit is 1,000 bits; bit/s means bit, and B/s means bytes.
 func parseRate(text string) (int64, error) {
 	v, ok := parseUnit(text, rateUnits)
 	if !ok {

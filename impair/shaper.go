@@ -2,19 +2,20 @@ package impair
 
 import "time"
 
-// shaper is a token bucket with a queue before it. It does not hold packets: it says when each leaves, as soon as it comes.
+// shaper is a token bucket with a queue before it. It does not hold packets: it computes when each leaves, as soon as it
+// comes.
 type shaper struct {
 	rate  int64 // bits a second
 	burst int64 // bytes
 	limit Limit
 
-	full int64 // when the bucket will be full again
-	rest int64 // what full lacks, in nanoseconds divided by rate
-	last int64 // when the last packet leaves
+	full int64 // time at which the bucket will be full
+	rest int64 // fraction missing from full, in nanoseconds divided by rate
+	last int64 // time at which the last packet leaves
 
 	queue []queued // packets that have not left, from first on
 	first int
-	bytes int // theirs
+	bytes int // bytes of these packets
 }
 
 type queued struct {
@@ -33,8 +34,8 @@ func newShaper(r *Rule) *shaper {
 	return s
 }
 
-// add returns when a packet that comes now leaves, and false if the queue has no room for it. Times are nanoseconds and do not
-// go back. A packet longer than the burst leaves when the bucket is full and takes more than there is.
+// add returns the time at which a packet that comes now leaves, and false if the queue has no room for it. Times are
+// nanoseconds and do not go back. A packet longer than the burst leaves when the bucket is full, and overdraws it.
 func (s *shaper) add(now int64, bytes int) (leaves int64, ok bool) {
 	s.clear(now)
 	leaves = max(now, s.last, s.full-s.took(max(s.burst-int64(bytes), 0)))
@@ -57,7 +58,7 @@ func (s *shaper) add(now int64, bytes int) (leaves int64, ok bool) {
 	return leaves, true
 }
 
-// took returns the nanoseconds that some bytes take, rounded down.
+// took returns the nanoseconds for a number of bytes, rounded down.
 func (s *shaper) took(bytes int64) int64 {
 	const whole = 1 << 26 // bytes whose bits fit 64 bits in nanoseconds
 	if bytes < whole {

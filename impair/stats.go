@@ -1,14 +1,14 @@
 package impair
 
-// RuleStats counts the packets of a rule. Each packet and each duplicate is lost, reset, dropped, failed to be sent, is held
-// still, or went on.
+// RuleStats counts the packets of a rule. Each packet and each duplicate was lost, reset or dropped, could not be sent,
+// is still held, or went on.
 type RuleStats struct {
 	Phase  int    `json:"phase"` // numbered from 0
 	Rule   int    `json:"rule"`  // in its phase, numbered from 0
 	Filter string `json:"filter"`
 
-	Packets uint64 `json:"packets"` // that the rule took
-	Bytes   uint64 `json:"bytes"`   // theirs, of IP packets
+	Packets uint64 `json:"packets"` // packets that met the rule
+	Bytes   uint64 `json:"bytes"`   // their bytes, as IP packets
 
 	Lost        uint64 `json:"lost"`
 	Reset       uint64 `json:"reset"` // replaced by resets
@@ -25,14 +25,14 @@ type RuleStats struct {
 type Stats struct {
 	Rules []RuleStats // of all phases, in their order
 
-	Unimpaired     uint64 // packets that no rule of their phase took
+	Unimpaired     uint64 // packets that met no rule of their phase
 	Failed         uint64 // packets that the system refused to send on
-	Held           int    // packets that wait now
-	HeldBytes      int    // theirs
-	FlowsForgotten uint64 // flows whose packets count from 0 again, see Config.MaxFlows
+	Held           int    // packets waiting now
+	HeldBytes      int    // their bytes
+	FlowsForgotten uint64 // forgotten flows, whose packets count from 0 again, see Config.MaxFlows
 }
 
-// Stats returns the counters, of one instant.
+// Stats returns the counters, all of one instant.
 func (i *Impairer) Stats() Stats {
 	i.mu.Lock()
 	defer i.mu.Unlock()
