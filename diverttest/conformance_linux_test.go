@@ -14,7 +14,7 @@ import (
 
 func TestMain(m *testing.M) { lab.Main(m) }
 
-// TestLinuxDoesWhatIsExpected runs the table against the Linux engine, in both its ways, with traffic of real sockets.
+// TestLinuxDoesWhatIsExpected runs the table against the Linux engine, in both its modes, with traffic of real sockets.
 func TestLinuxDoesWhatIsExpected(t *testing.T) {
 	for _, way := range []struct {
 		name   string
@@ -115,7 +115,7 @@ func (l *live) expectIn(want ...string) {
 	compare(l.T, "reached the host", l.read(l.host, len(want)), want)
 }
 
-// read reads datagrams, and any more that come.
+// read reads datagrams, including any beyond count.
 func (l *live) read(c net.PacketConn, count int) (got []string) {
 	l.Helper()
 	b := make([]byte, 2000)

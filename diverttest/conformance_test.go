@@ -18,14 +18,14 @@ import (
 	"github.com/opendivert/divert/packet"
 )
 
-// world is a host with a peer: the fake network, or one of namespaces with a real engine. What both do must be the
-// same. Datagrams go between one port of the host and one of its peer.
+// world is a host with a peer: the fake network, or a pair of namespaces with a real engine. Both must behave the same.
+// Datagrams go between one port of the host and one of its peer.
 type world interface {
 	open(filter string, opts ...divert.Option) (*divert.Handle, error)
 	out(payload string)           // the host sends a datagram to its peer
 	in(payload string)            // the peer sends one to the host
-	expectOut(payloads ...string) // these, and no others, have left the host since it was called the last time
-	expectIn(payloads ...string)  // these, and no others, have reached the host's socket
+	expectOut(payloads ...string) // these, and no others, have left the host since the last call
+	expectIn(payloads ...string)  // these, and no others, have reached the host's socket since the last call
 	forget()                      // ignore the packets that have left the host so far
 	addrs() (host, peer netip.AddrPort)
 	link() uint32     // the host's interface to its peer
@@ -36,7 +36,7 @@ type world interface {
 	bind(port uint16) bool
 }
 
-// player is what a row does things with; a failure ends the row.
+// player performs a row's steps; a failure ends the row.
 type player struct {
 	*testing.T
 	world
@@ -56,7 +56,7 @@ func (p *player) handle(filter string, opts ...divert.Option) *divert.Handle {
 	return h
 }
 
-// events opens a handle for events of the host's sockets, or skips where that is not to be had.
+// events opens a handle for events of the host's sockets, or skips where there are none.
 func (p *player) events(filter string, opts ...divert.Option) *divert.Handle {
 	p.Helper()
 	opts = append(opts, divert.WithLayer(divert.LayerSocket), divert.WithFlags(divert.RecvOnly))
@@ -69,7 +69,7 @@ func (p *player) events(filter string, opts ...divert.Option) *divert.Handle {
 	return h
 }
 
-// event receives one event of a socket, which must be that of one bound to the port.
+// event receives one event of a socket, which must be bound to the port.
 func (p *player) event(h *divert.Handle, e divert.Event, port uint16, sniffed bool) {
 	p.Helper()
 	p.ok(h.SetReadDeadline(time.Now().Add(patience)))
@@ -139,7 +139,7 @@ func (p *player) ok(err error) {
 	}
 }
 
-// fails checks which error it is, and its code.
+// fails checks an error and its code.
 func (p *player) fails(err, want error, code uint32) {
 	p.Helper()
 	if !errors.Is(err, want) || wincode.Of(err) != code {
@@ -147,10 +147,10 @@ func (p *player) fails(err, want error, code uint32) {
 	}
 }
 
-// patience is how long a row waits for packets that must come.
+// patience is the longest wait of a row for packets that must come.
 const patience = 20 * time.Second
 
-// until waits until a handle's counters are as they are to be.
+// until waits until a handle's counters satisfy as.
 func (p *player) until(h *divert.Handle, what string, as func(divert.Stats) bool) divert.Stats {
 	p.Helper()
 	for begin := time.Now(); ; time.Sleep(time.Millisecond) {
@@ -165,24 +165,24 @@ func (p *player) until(h *divert.Handle, what string, as func(divert.Stats) bool
 	}
 }
 
-// waiting waits until so many packets wait in a handle's queue.
+// waiting waits until n packets wait in a handle's queue.
 func (p *player) waiting(h *divert.Handle, n uint64) {
 	p.Helper()
 	p.until(h, fmt.Sprint(n, " waiting"), func(s divert.Stats) bool { return s.Waiting == n })
 }
 
-// counts compares counters, when they have become what they are to be; a field that is 0 in want must be 0.
+// counts waits for a handle's counters to become as in want; a field that is 0 in want must be 0.
 func (p *player) counts(h *divert.Handle, want divert.Stats) {
 	p.Helper()
 	p.until(h, fmt.Sprintf("\n%+v", want), func(s divert.Stats) bool {
 		if want.Abandoned == 0 && s.Abandoned <= want.Received-want.Reinjected {
-			s.Abandoned = 0 // packets that are not sent on may have been given up already, or not
+			s.Abandoned = 0 // engines differ in when they give up packets that are not sent on
 		}
 		return s == want
 	})
 }
 
-// datagram returns one from the host to its peer.
+// datagram returns a datagram from the host to its peer.
 func (p *player) datagram(payload string) []byte {
 	p.Helper()
 	host, peer := p.addrs()
@@ -197,7 +197,7 @@ func payloadOf(b []byte) string {
 	return string(parsed.Payload(b))
 }
 
-// drain receives the packets that are left after a shutdown.
+// drain receives the packets left after a shutdown.
 func (p *player) drain(h *divert.Handle) (payloads []string) {
 	p.Helper()
 	ps := make([]divert.Packet, 4)
@@ -216,13 +216,13 @@ func (p *player) drain(h *divert.Handle) (payloads []string) {
 // pri is a priority.
 var pri = divert.WithPriority
 
-// expectation is a row: what a handle does.
+// expectation is a row: one behaviour of handles.
 type expectation struct {
 	name string
 	run  func(p *player)
 }
 
-// expectations is what handles do, on the fake network and on real ones.
+// expectations are the behaviours of handles, on the fake network and on real ones.
 var expectations = []expectation{
 	{"what does not match passes", func(p *player) {
 		h := p.handle("udp and inbound and udp.DstPort == 1")
@@ -267,7 +267,7 @@ var expectations = []expectation{
 		copy(k.Data[len(k.Data)-5:], "UPPER")
 		k.Addr.UDPChecksum = false
 		p.ok(h.Send(&k))
-		p.expectOut("UPPER") // a socket accepts right checksums only
+		p.expectOut("UPPER") // a socket accepts only correct checksums
 		p.counts(h, divert.Stats{Matched: 1, Received: 1, Reinjected: 1})
 	}},
 	{"accepted whatever its bytes are now", func(p *player) {
@@ -332,7 +332,7 @@ var expectations = []expectation{
 		if !a.Addr.Sniffed || !b.Addr.Sniffed || !a.Addr.Outbound || b.Addr.Outbound {
 			p.Errorf("the addresses are %+v and %+v", a.Addr, b.Addr)
 		}
-		p.ok(h.Send(&a)) // a copy sent is one packet more
+		p.ok(h.Send(&a)) // sending a copy adds a packet
 		p.expectOut("a")
 		p.none(h)
 		p.counts(h, divert.Stats{Matched: 2, Received: 2, Injected: 1})
@@ -540,7 +540,7 @@ var expectations = []expectation{
 		p.expectOut("d")
 		program, err := filter.Compile("outbound and remoteAddr in @a", divert.LayerNetwork, filter.Extended)
 		p.ok(err)
-		p.ok(h.SetProgram(program)) // brings its own
+		p.ok(h.SetProgram(program)) // brings its own set
 		p.out("e")
 		p.expectOut("e")
 		p.ok(program.Set("a").Add(filter.Address(peer.Addr())))
@@ -905,7 +905,7 @@ func (f *fake) bind(port uint16) bool {
 	return allowed
 }
 
-// collect takes the delivered packets whose checksums are right: no socket would accept others.
+// collect takes the delivered packets with correct checksums: no socket would accept others.
 func (f *fake) collect() {
 	for _, p := range f.n.Delivered() {
 		var parsed packet.Parsed

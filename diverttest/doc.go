@@ -1,19 +1,19 @@
-// Package diverttest is a fake network for the tests of programs that use package divert: its handles are those of
-// package divert, with the same code above the engine, but behind them is nothing but memory, so tests need no
-// privileges and run on any system. A test puts packets on the network and raises events, the program under test
-// receives, changes, drops and injects through handles that Network.Open has opened for it, and the packets that leave the
-// last handle comes back to the test. The fake follows the specification of WinDivert 2.2; one table of tests holds
-// it and the Linux engine to that.
+// Package diverttest is a fake network for the tests of programs that use package divert. Its handles are those of
+// package divert, with the same code above the engine; below there is only memory, so tests need no privileges and run on
+// any system. A test puts packets on the network and raises events. The program under test receives, changes, drops and
+// injects through handles that Network.Open has opened for it, and the packets that leave the last handle come back to
+// the test. The fake follows the specification of WinDivert 2.2; one table of tests checks both it and the Linux engine.
 //
-// A program that can be tested takes the function that opens its handles, which is divert.Open in earnest and the
-// method Open of a Network in a test:
+// A testable program takes the function that opens its handles: divert.Open in production, the method Open of a Network
+// in a test:
 //
 //	type Opener func(filter string, opts ...divert.Option) (*divert.Handle, error)
 //
-// Nothing waits for a clock or the system behind the test's back. When a call that puts a packet returns, the packet has reached
-// a queue or the test. Inside a bubble of testing/synctest, in which the Network must be made
-// too, queue times and deadlines pass in no time.
+// Nothing waits for the real clock or the system. When a call that puts a packet returns, the packet has reached a queue
+// or the test. Inside a bubble of testing/synctest, in which the Network must be made too, queue times and deadlines take
+// no real time.
 //
-// The fake has no addresses, routes and MTUs, so ErrTooLarge comes only where FailSends makes it. It has no reassembly, so a
-// handle without the flag Fragments sees no inbound fragments; a test puts the whole datagram instead. A handle has one queue.
+// The fake has no addresses, routes and MTUs, so ErrTooLarge comes only from FailSends. It does not reassemble, so a
+// handle without the flag Fragments sees no inbound fragments; a test puts the whole datagram instead. A handle has one
+// queue.
 package diverttest

@@ -6,7 +6,7 @@ import (
 	"github.com/opendivert/divert/internal/engine"
 )
 
-// interfaceError says that a packet was to be injected on an interface that the network does not have.
+// interfaceError is the error of injecting a packet on an interface that the network lacks.
 type interfaceError struct{ index uint32 }
 
 func (e *interfaceError) Error() string {

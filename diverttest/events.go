@@ -11,7 +11,7 @@ import (
 	"github.com/opendivert/divert/packet"
 )
 
-// raisedAt returns the layer that tells of an event, if it is one that a test can raise.
+// raisedAt returns the layer of an event, if a test can raise it.
 func raisedAt(e divert.Event) (layer divert.Layer, ok bool) {
 	for _, layer := range [...]divert.Layer{divert.LayerFlow, divert.LayerSocket} {
 		if prog.EventLayers(e).Has(layer) {
@@ -21,13 +21,13 @@ func raisedAt(e divert.Event) (layer divert.Layer, ok bool) {
 	return 0, false
 }
 
-// Raise makes something happen that handles of LayerFlow or LayerSocket hear of: a.Event, with what a.SetFlow has set.
-// It reports whether it was allowed: a handle of LayerSocket that matches and does not sniff refuses all
-// but CLOSE, and hides them from those below (specification: api.md 13, 16 and 17).
+// Raise raises an event for the handles of LayerFlow or LayerSocket: a.Event, with the data from a.SetFlow. It reports
+// whether the operation was allowed: a handle of LayerSocket that matches and does not sniff refuses all but CLOSE, and
+// hides them from those below (specification: api.md 13, 16 and 17).
 //
-// The other fields of a are ignored, except Loopback and, for flows, Outbound. A flow is deleted with the same data that it was
-// established with. The error is divert.ErrInvalid for an event that cannot be raised, or a flow that is not
-// there, or is there already. Events of LayerReflect come from opening and closing handles.
+// Raise ignores the other fields of a, except Loopback and, for flows, Outbound. A flow is deleted with the same data
+// with which it was established. The error is divert.ErrInvalid for an event that cannot be raised, for deleting a flow
+// that does not exist, or for establishing one that does. Events of LayerReflect come from opening and closing handles.
 func (n *Network) Raise(a divert.Address) (allowed bool, err error) {
 	layer, ok := raisedAt(a.Event)
 	switch {
@@ -75,7 +75,7 @@ func (n *Network) socket(a packet.Address) bool {
 	return true
 }
 
-// flow raises an event of the layer FLOW. The end of a flow is told only to handles that were open at its beginning.
+// flow raises an event of the layer FLOW. Only handles that were open at the flow's beginning learn of its end.
 func (n *Network) flow(a packet.Address, d packet.FlowData) error {
 	since, there := n.flows[d]
 	switch begins := a.Event == packet.EventFlowEstablished; {
@@ -99,7 +99,7 @@ func (n *Network) flow(a packet.Address, d packet.FlowData) error {
 	return nil
 }
 
-// reflect tells the handles of LayerReflect of another (api.md 18).
+// reflect reports a handle to the handles of LayerReflect (api.md 18).
 func (n *Network) reflect(e packet.Event, about *handle) {
 	if about.layer == packet.LayerReflect {
 		return
@@ -111,7 +111,7 @@ func (n *Network) reflect(e packet.Event, about *handle) {
 	}
 }
 
-// replay tells a handle of LayerReflect of those that are open already, the oldest first.
+// replay reports the open handles to a handle of LayerReflect, the oldest first.
 func (n *Network) replay(h *handle) {
 	open := slices.Clone(n.handles)
 	slices.SortFunc(open, func(a, b *handle) int { return int(a.place.opened) - int(b.place.opened) })

@@ -47,7 +47,8 @@ func hears(t testing.TB, what string, h *divert.Handle, want ...divert.Event) {
 	}
 }
 
-// TestFlows: the end of a flow is told to those that were open at its beginning, whether their filter matched that or not.
+// TestFlows: handles that were open at a flow's beginning learn of its end, whether or not their filter matched the
+// beginning.
 func TestFlows(t *testing.T) {
 	n := diverttest.New()
 	flow, flags := divert.WithLayer(divert.LayerFlow), divert.WithFlags(divert.Sniff|divert.RecvOnly)
@@ -73,14 +74,15 @@ func TestFlows(t *testing.T) {
 	hears(t, "a handle opened late", late, packet.EventFlowEstablished, packet.EventFlowDeleted)
 }
 
-// TestSocketVerdicts: what each kind of handle says to a call and to CLOSE, and what a sniffing one below hears of it.
+// TestSocketVerdicts: the verdict of each kind of handle on a call and on CLOSE, and the events that a sniffing one below
+// gets.
 func TestSocketVerdicts(t *testing.T) {
 	for _, row := range []struct {
 		name    string
 		flags   divert.Flag
 		event   divert.Event
 		allowed bool
-		told    bool // whether the handle is told
+		told    bool // whether the handle gets the event
 		sniffed bool
 		below   bool
 	}{
@@ -139,7 +141,7 @@ func TestRaiseRefuses(t *testing.T) {
 	}
 }
 
-// TestHandlesAreListed: opened and shut down at once, a handle of REFLECT lists the others, in the order of their opening.
+// TestHandlesAreListed: a handle of REFLECT that is shut down at once lists the others, in the order of their opening.
 func TestHandlesAreListed(t *testing.T) {
 	n := diverttest.New()
 	open(t, n, "tcp.DstPort == 80", divert.WithPriority(-5))
@@ -149,7 +151,7 @@ func TestHandlesAreListed(t *testing.T) {
 	silent := open(t, n, "event == CLOSE", reflect, flags)
 	r := open(t, n, "layer == NETWORK", reflect, flags)
 	check(t, r.Shutdown(divert.ShutdownBoth))
-	open(t, n, "true") // too late for both
+	open(t, n, "true") // opened too late to be listed by either
 	var got []string
 	for p, err := range r.Packets(t.Context()) {
 		check(t, err)
@@ -170,7 +172,7 @@ func TestHandlesAreListed(t *testing.T) {
 	hears(t, "a handle for ends", silent)
 }
 
-// TestFamilyOfEvents: the address tells it, as its local address does.
+// TestFamilyOfEvents: the address has the family of its local address.
 func TestFamilyOfEvents(t *testing.T) {
 	for _, local := range []netip.Addr{near4.Addr(), near6.Addr(), netip.AddrFrom16(near4.Addr().As16())} {
 		n := diverttest.New()

@@ -35,7 +35,7 @@ func redirectDNS(ctx context.Context, open Opener, resolver netip.Addr) error {
 	return nil
 }
 
-// A program that redirects DNS queries is given a query, and the test looks where it goes.
+// A program that redirects DNS queries gets a query, and the test checks its destination.
 func Example() {
 	ctx, cancel := context.WithCancel(context.Background())
 	network := diverttest.New()
@@ -69,7 +69,7 @@ func Example() {
 	// ended by the context: true handles left: 0
 }
 
-// A handle that blocks a program's connections is told of one.
+// A handle that blocks a program's connections gets one.
 func ExampleNetwork_Raise() {
 	network := diverttest.New()
 	h, err := network.Open("event == CONNECT and remotePort == 25",
@@ -95,7 +95,7 @@ func ExampleNetwork_Raise() {
 	// CONNECT 7 25 <nil>
 }
 
-// Errors that are hard to come by are made.
+// A test causes errors that are hard to get otherwise.
 func ExampleNetwork_FailSends() {
 	network := diverttest.New()
 	h, err := network.Open("false")

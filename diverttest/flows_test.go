@@ -10,7 +10,8 @@ import (
 
 func init() { expectations = append(expectations, flowExpectations...) }
 
-// flowExpectations is what handles do with flows, on the fake network and on real ones. A datagram of one byte has 29 bytes.
+// flowExpectations are the behaviours of handles with flows, on the fake network and on real ones. A datagram of one byte
+// has 29 bytes.
 var flowExpectations = []expectation{
 	{"a flow that is accepted comes no more, in neither direction", func(p *player) {
 		h := p.handle("udp")
@@ -169,7 +170,7 @@ var flowExpectations = []expectation{
 		p.ok(h.ForgetFlows())
 		p.out("b")
 		k = p.recv(h, "b")
-		time.Sleep(200 * time.Millisecond) // on Linux it is given up meanwhile
+		time.Sleep(200 * time.Millisecond) // Linux gives the packet up meanwhile
 		p.ok(h.Drop(&k))
 		p.ok(h.AcceptFlow(&k))
 		p.out("c")

@@ -14,23 +14,23 @@ import (
 	"github.com/opendivert/divert/packet"
 )
 
-// handle is an open handle; see engine.Handle. The network's lock guards everything but its queue.
-// Its holder may take the queue's lock, not the other way round.
+// handle is an open handle; see engine.Handle. The network's lock guards everything but its queue. The lock's holder may
+// take the queue's lock, not the other way round.
 type handle struct {
 	net   *Network
 	cfg   engine.Config
 	layer packet.Layer
 	place place
-	born  int64 // when it was opened
+	born  int64 // time at which it was opened
 	tag   uint32
 	queue *backlog.Queue
 
 	full, old atomic.Uint64 // lost by the queue
 
 	program  *prog.Program
-	beside   []*prog.Program // whose interfaces are kept known too, see Follow
-	stats    engine.Stats    // without packets that the queue has lost or that wait
-	captured uint64          // packets that were given a token
+	beside   []*prog.Program // programs whose interfaces are also kept current, see Follow
+	stats    engine.Stats    // without packets that wait or that the queue has lost
+	captured uint64          // packets with a token
 	held     held
 	flows    engine.FlowTable
 	recvDown bool
@@ -86,11 +86,10 @@ func (h *handle) Recv(w engine.Wait, ps []packet.Packet) (int, error) {
 	return n, err
 }
 
-// Wake implements engine.Handle: nobody waits in a system call.
+// Wake implements engine.Handle: no call waits in the system.
 func (h *handle) Wake() {}
 
-// release lets go of something that was captured and that nobody has received, when the handle is closing
-// (api.md 10). It keeps data.
+// release releases an item that was captured and not received, when the handle closes (api.md 10). It keeps data.
 func (h *handle) release(data []byte, a packet.Address) {
 	if packets(h.layer) && h.cfg.Flags&engine.FlagSniff == 0 {
 		if a.Impostor && !packet.DecrementTTL(data) {
@@ -111,7 +110,7 @@ func (h *handle) Return(ps []packet.Packet) {
 		if packets(h.layer) && h.cfg.Flags&engine.FlagSniff == 0 {
 			c, ok := h.held.claim(h.tokenOf(&p.Addr))
 			if !ok {
-				continue // it has given way to others
+				continue // the packet has given way to others
 			}
 			p = &c
 		}
@@ -189,7 +188,7 @@ func (h *handle) Stats() (engine.Stats, error) {
 	s := h.stats
 	s.DroppedFull, s.DroppedOld = h.full.Load(), h.old.Load()
 	h.flows.Tally(&s)
-	// Packets that a receive call has taken out and not counted yet count as waiting.
+	// Packets that a receive call has removed and not counted yet count as waiting.
 	s.Waiting = s.Matched - (s.Received + s.Dropped + s.DroppedFull + s.DroppedOld + s.DroppedLong + s.Passed + s.FlowAccepted + s.FlowDropped)
 	return s, nil
 }

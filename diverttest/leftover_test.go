@@ -35,7 +35,7 @@ func (p *player) expectFrom(first, n int) {
 	p.expectOut(want...)
 }
 
-// rounds is how often a row tries a race.
+// rounds is the number of times that a row tries a race.
 func (p *player) rounds() int {
 	if _, ok := p.world.(*fake); ok {
 		return 20000
@@ -43,7 +43,7 @@ func (p *player) rounds() int {
 	return 1000
 }
 
-// leftovers are expectations of packets that an iteration has received and not handed out, and of its end.
+// leftovers are the behaviours of an iteration's packets that were received and not handed out, and of its end.
 var leftovers = []expectation{
 	{"closed in a loop: what was not handed out goes on, and the loop ends", func(p *player) {
 		h := p.handle("outbound and udp")
@@ -200,7 +200,7 @@ var leftovers = []expectation{
 		for round := range p.rounds() / 100 {
 			h := p.handle("outbound and udp")
 			for range 5 {
-				p.out("x") // in whatever order
+				p.out("x") // in any order
 			}
 			p.waiting(h, 5)
 			var racing sync.WaitGroup
@@ -330,7 +330,7 @@ var leftovers = []expectation{
 	}},
 }
 
-// adds is counts without a look at Abandoned: real engines give up what a program does not send on, after a while.
+// adds is counts without Abandoned: after a while real engines give up packets that a program does not send on.
 func (p *player) adds(h *divert.Handle, want divert.Stats) {
 	p.Helper()
 	p.until(h, fmt.Sprintf("\n%+v", want), func(s divert.Stats) bool {
@@ -339,7 +339,7 @@ func (p *player) adds(h *divert.Handle, want divert.Stats) {
 	})
 }
 
-// nothingToFill checks what a receive call with no packets says before and after Close.
+// nothingToFill checks the result of a receive call with no packets, before and after Close.
 func (p *player) nothingToFill(h *divert.Handle) {
 	p.Helper()
 	_, err := h.RecvBatch(nil)
@@ -357,7 +357,7 @@ func (p *player) okHere(err error) {
 	}
 }
 
-// ignore returns an error unless it is one that is expected.
+// ignore returns an error unless it is the expected one.
 func ignore(err, expected error) error {
 	if errors.Is(err, expected) {
 		return nil

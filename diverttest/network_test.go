@@ -79,7 +79,7 @@ func stats(t testing.TB, h *divert.Handle, want divert.Stats) {
 	}
 }
 
-// delivered compares the delivered packets: payloads with where they went, such as "out 2 a".
+// delivered compares the delivered packets: payloads with their destinations, such as "out 2 a".
 func delivered(t testing.TB, n *diverttest.Network, want ...string) {
 	t.Helper()
 	var got []string
@@ -104,12 +104,12 @@ func delivered(t testing.TB, n *diverttest.Network, want ...string) {
 }
 
 func TestWaysOfPackets(t *testing.T) {
-	// A handle at each layer sniffs; in the fragment column inbound fragments are wanted.
+	// A handle at each layer sniffs; in the fragment column it wants inbound fragments.
 	for _, row := range []struct {
 		name      string
 		put       func(*diverttest.Network, []byte)
 		packet    func(testing.TB) []byte
-		network   string // what the handle of LayerNetwork sees: the flags of its address
+		network   string // flags of the address that the handle of LayerNetwork sees
 		fragments bool   // whether one that wants fragments sees it
 		forward   bool
 		delivered string
@@ -252,15 +252,15 @@ func TestInjectedAnew(t *testing.T) {
 	}
 }
 
-// TestChecksums: those that the address calls right stay as they are, others are computed; a packet that
-// is accepted keeps even what the hardware was to compute.
+// TestChecksums: checksums that the address calls correct stay unchanged, others are computed; an accepted packet keeps
+// even checksums left to the hardware.
 func TestChecksums(t *testing.T) {
 	for _, row := range []struct {
 		name      string
-		a         divert.Address // of the packet as it is put
+		a         divert.Address // address of the packet put
 		accept    bool
-		ip, udp   bool // what the program says is right
-		ipOK, uOK bool // what is
+		ip, udp   bool // checksums that the program calls correct
+		ipOK, uOK bool // checksums that are correct
 	}{
 		{"both computed", divert.Address{IPChecksum: true, UDPChecksum: true}, false, false, false, true, true},
 		{"only the header's", divert.Address{IPChecksum: true, UDPChecksum: true}, false, false, true, true, false},
@@ -317,7 +317,7 @@ func TestTimes(t *testing.T) {
 		if k, err := h.RecvBatch(ps); k != 1 || err != nil || payloadOf(ps[0].Data) != "just in time" {
 			t.Errorf("received %d, %v", k, err)
 		}
-		if at := ps[0].Addr.Time(); at.Sub(begin) != step && runtime.GOOS != "windows" { // whose clock no bubble moves
+		if at := ps[0].Addr.Time(); at.Sub(begin) != step && runtime.GOOS != "windows" { // where bubbles do not control the clock
 			t.Errorf("the packet is of %v, want a step after %v", at, begin)
 		}
 		check(t, h.SetReadDeadline(time.Now().Add(time.Hour)))
@@ -329,7 +329,7 @@ func TestTimes(t *testing.T) {
 		}
 		stats(t, h, divert.Stats{Matched: 2, Received: 1, DroppedOld: 1})
 
-		// Packets that are too old when the handle is closed are gone, the rest goes on.
+		// When the handle closes, packets that are too old are lost, the rest go on.
 		n.Inbound(udp(t, "old"), 0)
 		time.Sleep(2 * time.Second)
 		n.Inbound(udp(t, "young"), 0)
@@ -352,7 +352,7 @@ func TestProgramInBubble(t *testing.T) {
 					done <- err
 					return
 				}
-				time.Sleep(time.Minute) // it delays packets
+				time.Sleep(time.Minute) // delays packets
 				if err := h.Accept(p); err != nil {
 					done <- err
 					return
@@ -387,7 +387,7 @@ func TestQueueLimits(t *testing.T) {
 		received string // payloads' first bytes
 	}{
 		{"length", 34, 40, []divert.Option{divert.WithQueueLength(32)}, divert.Stats{Matched: 34, Received: 32, DroppedFull: 2}, 0, "c"},
-		// 65535 bytes have room for 10 packets of 6000 and 63 each.
+		// 65535 bytes are room for 10 packets of 6000 and 63 each.
 		{"size", 12, 6000, []divert.Option{divert.WithQueueSize(65535)}, divert.Stats{Matched: 12, Received: 10, DroppedFull: 2}, 0, "c"},
 		{"longer than the queue", 1, 65500, []divert.Option{divert.WithQueueSize(65535)}, divert.Stats{Matched: 1, DroppedLong: 1}, 0, ""},
 		{"longer than the queue, fail-open", 1, 65500, []divert.Option{divert.WithQueueSize(65535), divert.WithFailOpen()},
@@ -421,7 +421,7 @@ func TestQueueLimits(t *testing.T) {
 	}
 }
 
-// TestFailOpenPassesAll: what a full queue has no room for passes the handles below too.
+// TestFailOpenPassesAll: a packet for which a full queue has no room passes the handles below too.
 func TestFailOpenPassesAll(t *testing.T) {
 	n := diverttest.New()
 	h := open(t, n, "true", divert.WithQueueLength(32), divert.WithFailOpen())
@@ -447,7 +447,7 @@ func TestLimitLowered(t *testing.T) {
 	stats(t, h, divert.Stats{Matched: 101, Waiting: 50, DroppedFull: 51})
 }
 
-// TestImpostorOfClosedHandle: the hop limit counts for packets that go on at the close too (api.md 10).
+// TestImpostorOfClosedHandle: the hop limit also counts for packets that go on when the handle closes (api.md 10).
 func TestImpostorOfClosedHandle(t *testing.T) {
 	n := diverttest.New()
 	h := open(t, n, "true")
@@ -464,7 +464,7 @@ func TestImpostorOfClosedHandle(t *testing.T) {
 	stats(t, h, divert.Stats{Matched: 2, Passed: 1, Dropped: 1})
 }
 
-// TestFailSends: sends that are made to fail, and the packet that still waits for a better try.
+// TestFailSends: sends fail as asked, and the packet still waits for a better try.
 func TestFailSends(t *testing.T) {
 	n := diverttest.New()
 	h := open(t, n, "true")
@@ -580,7 +580,7 @@ func TestManyAtOnce(t *testing.T) {
 		})
 	}
 	putters.Wait()
-	for i := range handles { // from the highest to the lowest, each with what the one above has sent on
+	for i := range handles { // from the highest to the lowest, each with the packets that the one above has sent on
 		h := handles[len(handles)-1-i]
 		for s, err := h.Stats(); s.Reinjected < senders*each && err == nil; s, err = h.Stats() {
 			time.Sleep(time.Millisecond)
@@ -599,7 +599,7 @@ func TestManyAtOnce(t *testing.T) {
 	}
 }
 
-// TestCloseWhileReceiving: what a receive call had in hand when the handle was closed goes on.
+// TestCloseWhileReceiving: packets that a receive call holds when the handle closes go on.
 func TestCloseWhileReceiving(t *testing.T) {
 	for range 200 {
 		n := diverttest.New()
@@ -622,7 +622,7 @@ func TestCloseWhileReceiving(t *testing.T) {
 	}
 }
 
-// FuzzNetwork puts, receives and sends whatever the bytes say. No packet is lost or made that the counters do not tell of.
+// FuzzNetwork puts, receives and sends as the bytes say. The counters account for every packet lost or made.
 func FuzzNetwork(f *testing.F) {
 	f.Add([]byte{0, 1, 2, 3, 4, 5, 6, 7}, udp(f, "x"))
 	f.Add([]byte{0, 8, 16, 1, 9, 2, 10, 18, 3, 4}, datagram(f, near6, far6, "payload"))

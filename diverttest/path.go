@@ -8,14 +8,14 @@ import (
 	"github.com/opendivert/divert/packet"
 )
 
-// place is where a handle stands among the others: a higher one meets a packet earlier, and of two with the same
-// priority the one that was opened last is the higher (specification: api.md 13).
+// place is the position of a handle among the others: a higher one meets a packet earlier, and of two with the same
+// priority the one opened last is the higher (specification: api.md 13).
 type place struct {
 	priority int
 	opened   uint64
 }
 
-// above is the place where packets begin that no handle has injected.
+// above is the place of packets that no handle has injected.
 var above = place{priority: math.MaxInt}
 
 // below reports whether p is lower than q.
@@ -37,7 +37,7 @@ func (n *Network) carry(data []byte, a packet.Address, from place) {
 	n.deliver(data, a)
 }
 
-// sees reports whether a packet is one for the handle (api.md 14.1 and 14.4).
+// sees reports whether a handle may see a packet (api.md 14.1 and 14.4).
 func (h *handle) sees(data []byte, parsed *packet.Parsed, a *packet.Address) bool {
 	switch {
 	case h.layer != a.Layer || h.recvDown:
@@ -45,13 +45,12 @@ func (h *handle) sees(data []byte, parsed *packet.Parsed, a *packet.Address) boo
 	case a.Layer == packet.LayerNetwork && !a.Outbound && a.Loopback:
 		return false
 	case a.Layer == packet.LayerNetwork && !a.Outbound && parsed.Fragment && h.cfg.Flags&engine.FlagFragments == 0:
-		return false // put together they would be seen
+		return false // seen only after reassembly
 	}
 	return h.flows.Match(&h.cfg, h.program, data, a, nanoseconds(a.Timestamp))
 }
 
-// capture does with a packet that matches what the handle does, and reports whether the packet ends here
-// (api.md 14.2).
+// capture treats a matching packet as the handle's flags demand, and reports whether the packet ends here (api.md 14.2).
 func (h *handle) capture(data []byte, a packet.Address) bool {
 	h.stats.Matched++
 	sniff := h.cfg.Flags&engine.FlagSniff != 0
@@ -67,7 +66,7 @@ func (h *handle) capture(data []byte, a packet.Address) bool {
 		return true
 	case h.cfg.FailOpen && !sniff && !h.queue.Room(len(data)):
 		h.stats.Passed++
-		h.net.deliver(data, a) // past the handles below too, as Linux has it
+		h.net.deliver(data, a) // past the handles below too, as on Linux
 		return true
 	}
 	if a.Sniffed = sniff; !sniff {
@@ -78,9 +77,9 @@ func (h *handle) capture(data []byte, a packet.Address) bool {
 	return !sniff
 }
 
-// enqueue queues a packet that has matched.
+// enqueue queues a matching packet.
 func (h *handle) enqueue(data []byte, a *packet.Address) {
 	if !h.queue.Add(data, a) {
-		h.stats.DroppedLong++ // longer than the whole queue may be
+		h.stats.DroppedLong++ // longer than the whole queue
 	}
 }

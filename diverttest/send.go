@@ -11,14 +11,14 @@ import (
 	"github.com/opendivert/divert/packet"
 )
 
-// token is what an address remembers of the packet it came with, as those of the real engines do, in bytes of the
-// layer data that the C layout leaves unused at the NETWORK layers.
+// token identifies, in an address, the packet that it came with, as in the real engines: in bytes of the layer data that
+// the C layout leaves unused at the NETWORK layers.
 type token struct {
 	tag uint32 // of the handle, never 0
 	id  uint64 // counts the packets of the handle, from 1
 }
 
-// tokenOffset is where the token lies in the layer data, behind interface and sub-interface.
+// tokenOffset is the offset of the token in the layer data, behind interface and sub-interface.
 const (
 	tokenOffset = 8
 	tokenSize   = 12
@@ -32,10 +32,10 @@ func (t token) put(a *packet.Address) {
 	binary.LittleEndian.PutUint64(b[4:], t.id)
 }
 
-// forget takes the token out of an address.
+// forget removes the token from an address.
 func forget(a *packet.Address) { clear(a.Union()[tokenOffset:][:tokenSize]) }
 
-// tokenOf returns the number of the packet that an address came with, 0 if it is none of this handle.
+// tokenOf returns the number of the packet that an address came with, 0 if it is not one of this handle.
 func (h *handle) tokenOf(a *packet.Address) uint64 {
 	b := a.Union()[tokenOffset:]
 	if binary.LittleEndian.Uint32(b[0:]) != h.tag {
@@ -45,13 +45,13 @@ func (h *handle) tokenOf(a *packet.Address) uint64 {
 }
 
 // held are the packets that were received and not sent on. There is room for as many as may wait in the queue: each
-// packet that is received pushes out the one that was received that many packets ago.
+// packet received pushes out the one received that many packets ago.
 type held struct {
 	packets map[uint64]packet.Packet // by number
-	order   []uint64                 // of the last ones received, sent on or not
+	order   []uint64                 // numbers of the last packets received, sent on or not
 }
 
-// put adds a packet, and returns how many had to give way.
+// put adds a packet, and returns the number of packets that gave way.
 func (l *held) put(p *packet.Packet, room int) (gone uint64) {
 	if l.packets == nil {
 		l.packets = make(map[uint64]packet.Packet)
@@ -68,7 +68,7 @@ func (l *held) put(p *packet.Packet, room int) (gone uint64) {
 	return gone
 }
 
-// claim takes a packet out and reports whether it was there.
+// claim removes a packet and reports whether it was there.
 func (l *held) claim(id uint64) (packet.Packet, bool) {
 	p, ok := l.packets[id]
 	delete(l.packets, id)
@@ -136,7 +136,7 @@ func (h *handle) one(p *packet.Packet, unchanged bool) error {
 		err = engine.Finish(data, &p.Addr, waits)
 	}
 	if err != nil {
-		return err // the captured packet, if it is one, still waits for a better try
+		return err // a captured packet still waits for a better try
 	}
 	again := waits && goesOn(data, &p.Addr, &c)
 	a, err := onward(c.Addr), error(nil)
@@ -145,7 +145,7 @@ func (h *handle) one(p *packet.Packet, unchanged bool) error {
 	} else if a, err = h.net.injected(h.layer, data, &p.Addr); err != nil {
 		return err
 	}
-	h.held.claim(id) // turned round or sent elsewhere, the captured packet itself ends here
+	h.held.claim(id) // the captured packet, turned round or sent elsewhere, ends here
 	if again {
 		h.stats.Reinjected++
 	} else {
@@ -155,8 +155,8 @@ func (h *handle) one(p *packet.Packet, unchanged bool) error {
 	return nil
 }
 
-// goesOn reports whether a packet that is sent is still the captured one: on the same way and, going out, to the same
-// destination, coming in or being routed, on the same interface.
+// goesOn reports whether a sent packet is still the captured one: in the same direction and, if outbound, to the same
+// destination, if inbound or routed, on the same interface.
 func goesOn(data []byte, a *packet.Address, c *packet.Packet) bool {
 	switch {
 	case a.Outbound != c.Addr.Outbound:
@@ -169,7 +169,7 @@ func goesOn(data []byte, a *packet.Address, c *packet.Packet) bool {
 	return destination(data) == destination(c.Data)
 }
 
-// destination returns where a packet goes to.
+// destination returns the destination of a packet.
 func destination(b []byte) netip.Addr {
 	if b[0]>>4 == 6 {
 		return packet.IPv6(b).Dst()
@@ -177,7 +177,7 @@ func destination(b []byte) netip.Addr {
 	return packet.IPv4(b).Dst()
 }
 
-// onward returns the address with which a captured packet goes on: those below see one that divert itself has
+// onward returns the address with which a captured packet goes on: handles below see a packet that divert itself has
 // injected (api.md 13).
 func onward(a packet.Address) packet.Address {
 	forget(&a)
@@ -185,8 +185,8 @@ func onward(a packet.Address) packet.Address {
 	return a
 }
 
-// injected returns the address of a packet that is injected anew (api.md 8). One that goes out takes the interface of
-// its address, there being no routes that could say better, Link if it has none, and Loopback to the host itself.
+// injected returns the address of a newly injected packet (api.md 8). As there are no routes, an outbound packet takes
+// the interface of its address, Link if it has none, and Loopback if it goes to the host itself.
 func (n *Network) injected(l packet.Layer, data []byte, a *packet.Address) (packet.Address, error) {
 	outbound := a.Outbound || l == packet.LayerForward
 	d := packet.NetworkData{IfIdx: a.Network().IfIdx, SubIfIdx: a.Network().SubIfIdx}
