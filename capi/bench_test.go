@@ -14,8 +14,8 @@ import (
 	"github.com/opendivert/divert/internal/lab"
 )
 
-// BenchmarkPassthru sends bulk TCP through a handle in batches: with the C example on the C interface, and with a
-// Go program that copies as much. SetBytes is of the stream.
+// BenchmarkPassthru sends bulk TCP through a handle in batches: with the C example on the C interface, and with a Go
+// program that copies as much. SetBytes counts the bytes of the stream.
 func BenchmarkPassthru(b *testing.B) {
 	for _, batch := range []int{1, 64} {
 		b.Run(fmt.Sprintf("C/batch=%d", batch), func(b *testing.B) {

@@ -16,7 +16,7 @@ UINT64 WinDivertHelperNtohll(UINT64 x)
     return (UINT64)WinDivertHelperNtohl((UINT32)x) << 32 | WinDivertHelperNtohl((UINT32)(x >> 32));
 }
 
-/* The same array may be input and output, so a word is read before its place is written. */
+/* Input and output may be the same array, so a word is read before its place is written. */
 void WinDivertHelperNtohIPv6Address(const UINT *inAddr, UINT *outAddr)
 {
     int i;

@@ -10,8 +10,7 @@ import (
 // code is a Windows error number, 0 for success (specification: api.md 20).
 type code uint32
 
-// The error numbers that the C interface itself gives. Those of the other packages' errors come
-// from package wincode.
+// The error numbers of the C interface itself. Package wincode has those for the errors of other packages.
 const (
 	success            code = 0
 	invalidHandle      code = 6
@@ -26,8 +25,8 @@ const (
 	notFound           code = 1168
 )
 
-// codeOf returns the code of an error of a call on a handle that was open when the call began: a call that
-// finds the handle closed has come too late, and only a receive call counts as cancelled.
+// codeOf returns the code of an error of a call on a handle that was open when the call began: a call that finds the
+// handle closed has come too late, and only a receive call counts as cancelled.
 func codeOf(err error) code {
 	if errors.Is(err, net.ErrClosed) {
 		return badCommand

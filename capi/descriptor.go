@@ -11,31 +11,32 @@ import (
 	"github.com/opendivert/divert/internal/engine"
 )
 
-// descriptor lets the program wait with poll instead of with a receive call: an eventfd that is readable while a
-// receive call has something to return, a packet or an error. Packets are therefore received ahead: by a receive call that leaves
-// none for the next one and finds more, or else by a goroutine that waits for them.
+// descriptor lets the program wait with poll instead of a receive call: an eventfd that is readable while a receive call
+// has a packet or an error to return. Packets are therefore received ahead: by a receive call that would leave none for
+// the next one and finds more, or else by a goroutine that waits for them.
 //
-// Only one of them receives at a time: the holder of the token, or the goroutine, from the moment it gets its
-// turn until it gives the token back.
+// Only one of them receives at a time: the holder of the token, or the goroutine, from the start of its turn until it
+// gives the token back.
 type descriptor struct {
 	fd      int
-	token   chan struct{} // in it while there is something to receive and no call does
-	turn    chan struct{} // tells the goroutine to wait for what comes; closed to end it
-	wake    chan struct{} // tells the call that waits for the token to look whether it was cancelled
-	told    chan struct{} // closed when the descriptor tells what the handle has
+	token   chan struct{} // holds the token while a packet or error waits and no call receives
+	turn    chan struct{} // tells the goroutine to wait for packets; closed to end it
+	wake    chan struct{} // makes the call that waits for the token check whether it was cancelled
+	told    chan struct{} // closed once the descriptor shows the handle's state
 	ended   chan struct{} // closed when the goroutine has ended
 	telling sync.Once
 	giving  sync.Mutex // see give
 
 	// Only the holder of the token uses these.
 	set  bool  // the descriptor is readable
-	next error // what the next receive call returns if no packet is held
+	next error // error for the next receive call if no packet is held
 }
 
-// aheadMost is how many packets are received ahead: as many as one call takes out of the kernel cheaply, not the whole queue.
+// aheadMost is the most packets received ahead: as many as one call takes out of the kernel cheaply, not the whole queue.
 const aheadMost = 64
 
-// describe makes the handle have a descriptor, unless it is closing. When it returns, the descriptor shows whether packets wait.
+// describe gives the handle a descriptor, unless it is closing. When it returns, the descriptor shows whether packets
+// wait.
 func (h *handle) describe(d *descriptor) bool {
 	c := &turn{ready: make(chan struct{}, 1)}
 	t := &h.turns
@@ -45,7 +46,7 @@ func (h *handle) describe(d *descriptor) bool {
 		return false
 	}
 	h.descriptor.Store(d)
-	if t.current != nil { // which may wait for a packet: it goes on to wait for the token
+	if t.current != nil { // it may wait for a packet: now it waits for the token instead
 		t.interrupted = true
 		_ = h.divert.SetReadDeadline(past)
 	}
@@ -57,7 +58,7 @@ func (h *handle) describe(d *descriptor) bool {
 		return true // close has come between, and makes it readable
 	case !immediate:
 		select {
-		case <-d.told: // by the call whose turn it is
+		case <-d.told: // closed by the call whose turn it is
 			if t.abandon(c) {
 				return true
 			}
@@ -72,7 +73,7 @@ func (h *handle) describe(d *descriptor) bool {
 	select {
 	case <-d.token:
 		h.tell(d)
-	default: // it is told already
+	default: // already closed
 	}
 	return true
 }
@@ -84,7 +85,7 @@ func (h *handle) watch(d *descriptor) {
 	for range d.turn {
 		n, err := h.divert.RecvBatch(held.packets[:aheadMost])
 		if interrupted(err) {
-			return // close has ended the wait, and nobody receives any more
+			return // close has ended the wait, and no call receives any more
 		}
 		if err != nil {
 			d.next = err
@@ -95,8 +96,8 @@ func (h *handle) watch(d *descriptor) {
 	}
 }
 
-// tell gives the token back: with what the next receive call is to return, or to the goroutine, which waits for it. The caller
-// has the token.
+// tell gives the token back if the next receive call has a packet or an error to return; otherwise it gives the turn to
+// the goroutine, which waits for one. The caller has the token.
 func (h *handle) tell(d *descriptor) {
 	defer d.telling.Do(func() { close(d.told) })
 	held := &h.held
@@ -122,14 +123,14 @@ func (d *descriptor) give() {
 	d.token <- struct{}{}
 }
 
-// there reports whether the token is.
+// there reports whether the token is available.
 func (d *descriptor) there() bool {
 	d.giving.Lock()
 	defer d.giving.Unlock()
 	return len(d.token) > 0
 }
 
-// take takes the token if it is there, as it is whenever the descriptor has become readable.
+// take takes the token if it is available, as it always is once the descriptor has become readable.
 func (d *descriptor) take() bool {
 	d.giving.Lock()
 	defer d.giving.Unlock()
@@ -141,27 +142,27 @@ func (d *descriptor) take() bool {
 	}
 }
 
-// one is what an eventfd is told.
-var one = [8]byte{1} // the layouts are those of little-endian machines
+// one is the count that makes an eventfd readable.
+var one = [8]byte{1} // little-endian, as all supported machines are
 
 // mark makes the descriptor readable.
 func (d *descriptor) mark() {
 	if !d.set {
 		d.set = true
-		_, _ = unix.Write(d.fd, one[:]) // fails only when it is readable
+		_, _ = unix.Write(d.fd, one[:]) // fails only when the descriptor is readable
 	}
 }
 
-// clear ends that.
+// clear makes the descriptor unreadable.
 func (d *descriptor) clear() {
 	if d.set {
 		d.set = false
 		var count [8]byte
-		_, _ = unix.Read(d.fd, count[:]) // it does not block, and fails if the program has read it
+		_, _ = unix.Read(d.fd, count[:]) // does not block; fails if the program has read the descriptor
 	}
 }
 
-// interrupt makes the call that waits for the token look whether it was cancelled.
+// interrupt makes the call that waits for the token check whether it was cancelled.
 func (d *descriptor) interrupt() {
 	select {
 	case d.wake <- struct{}{}:
@@ -177,7 +178,7 @@ func (d *descriptor) resume() {
 	}
 }
 
-// close makes the descriptor readable for good and ends the goroutine. No receive call is under way, and none comes.
+// close makes the descriptor readable for good and ends the goroutine. No receive call is under way, and none follows.
 func (d *descriptor) close(h *handle) {
 	_ = h.divert.SetReadDeadline(past)
 	close(d.turn)
@@ -202,7 +203,7 @@ func (h *handle) receiveDescribed(c *turn, to *delivery, d *descriptor) code {
 				continue
 			}
 		}
-		goesOn := h.turns.goOn(c) // and the goroutine's wait is not interrupted
+		goesOn := h.turns.goOn(c) // also keeps the goroutine's wait from interruption
 		if h.expired() {
 			h.held.first, h.held.last = 0, 0
 		}

@@ -1,8 +1,8 @@
 /*
- * device_windows.c: the functions on handles, which are those of Windows. A handle is an open file of the driver's
- * device, and a call is one request of it (specification: windows-driver.md 4 and 5): so whatever Windows does with a
- * handle works, CancelIoEx, CloseHandle, DuplicateHandle, completion ports, and the driver itself writes to an
- * OVERLAPPED, its event and the caller's memory.
+ * device_windows.c: the functions on handles, for Windows. A handle is an open file of the driver's device, and a call
+ * is one request of it (specification: windows-driver.md 4 and 5). So all of Windows' own calls on handles work
+ * (CancelIoEx, CloseHandle, DuplicateHandle, completion ports), and the driver itself writes to an OVERLAPPED, its
+ * event and the caller's memory.
  */
 #include "shim.h"
 
@@ -14,7 +14,7 @@
 #define IOCTL_GET_PARAM 0x0012649A
 #define IOCTL_SHUTDOWN  0x0012E49D
 
-/* What goes with every request (windows-driver.md 4.1). Windows copies it when the call begins. */
+/* The header of every request (windows-driver.md 4.1). Windows copies it when the call begins. */
 struct record {
     UINT64 low, high;
 };
@@ -44,7 +44,7 @@ __attribute__((constructor)) static void stay(void)
     event_slot = FlsAlloc(close_event);
 }
 
-/* thread_event returns the thread's event, which goes with the thread; NULL leaves an error. */
+/* thread_event returns the thread's event, which ends with the thread; NULL leaves an error. */
 static HANDLE thread_event(void)
 {
     HANDLE event = FlsGetValue(event_slot);
@@ -78,7 +78,7 @@ static BOOL control(HANDLE handle, DWORD code, struct record record, void *data,
         if (event == NULL)
             return FALSE;
         memset(&own, 0, sizeof(own));
-        own.hEvent = (HANDLE)((uintptr_t)event | 1); /* so that a completion port hears nothing of it */
+        own.hEvent = (HANDLE)((uintptr_t)event | 1); /* keeps it from completion ports */
     }
     ok = DeviceIoControl(handle, code, &record, sizeof(record), data, size, &n, overlapped != NULL ? overlapped : &own);
     if (!ok && overlapped == NULL && GetLastError() == ERROR_IO_PENDING)

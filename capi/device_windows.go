@@ -13,11 +13,11 @@ import (
 	"github.com/opendivert/divert/packet"
 )
 
-// dialects by whether the environment asks for the extended one.
+// dialects maps the environment's wish for the extended dialect to a dialect.
 var dialects = map[bool]filter.Dialect{false: filter.Strict, true: filter.Extended}
 
-// openFile opens a handle of the driver (specification: api.md 5), in the order of the original's checks. Those of
-// the layer's flags are the driver's.
+// openFile opens a handle of the driver (specification: api.md 5). Its checks come in the order of the original; the
+// driver checks the layer's flags.
 func openFile(text string, layer uint32, priority int16, flags uint64, extended bool) (uintptr, code) {
 	switch {
 	case layer >= uint32(packet.NumLayers), flags&^uint64(engine.FlagsAll) != 0,
@@ -39,7 +39,7 @@ func divertOpen(text *C.char, n C.size_t, layer C.UINT32, priority C.INT16, flag
 	if text == nil {
 		return C.DWORD(invalidParameter)
 	}
-	const alone = engine.FlagSniff | engine.FlagDrop | engine.FlagSendOnly // nothing waits for the program
+	const alone = engine.FlagSniff | engine.FlagDrop | engine.FlagSendOnly // no packet waits for the program
 	if hang != 0 && layer <= C.UINT32(packet.LayerForward) && uint64(flags)&alone == 0 {
 		return C.DWORD(wincode.Of(engine.ErrNotSupported))
 	}

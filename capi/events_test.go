@@ -54,7 +54,7 @@ func awaitHandle(t *testing.T, h *lab.Host, layer divert.Layer) {
 	}
 }
 
-// TestEvents runs testdata/events.c: what the layers with events do.
+// TestEvents runs testdata/events.c: the behaviour of the layers with events.
 func TestEvents(t *testing.T) {
 	for _, d := range []dialect{gccModern, cxxModern} {
 		t.Run("REFLECT/"+d.name, func(t *testing.T) {

@@ -38,7 +38,7 @@ func TestExamplesCompile(t *testing.T) {
 	}
 }
 
-// TestExamplesRefuse: wrong usage and wrong filters are told on standard error, with status 1.
+// TestExamplesRefuse: wrong usage and wrong filters are reported on standard error, with status 1.
 func TestExamplesRefuse(t *testing.T) {
 	for _, c := range []struct{ name, source, args, want string }{
 		{"usage", "netdump.c", "", "usage: "},
@@ -61,7 +61,7 @@ func TestExamplesRefuse(t *testing.T) {
 	}
 }
 
-// background is a program at work in a host's namespace.
+// background is a program running in a host's namespace.
 type background struct {
 	lines chan string // of its output
 }
@@ -89,7 +89,7 @@ func startAt(t *testing.T, h *lab.Host, cmd *exec.Cmd) *background {
 	return b
 }
 
-// eventually calls f until it reports that the program is at work.
+// eventually calls f until it reports that the program works.
 func eventually(t *testing.T, f func() bool) {
 	t.Helper()
 	for range 100 {
@@ -101,7 +101,7 @@ func eventually(t *testing.T, f func() bool) {
 	t.Fatal("the program does not do its work")
 }
 
-// printed returns the lines printed until nothing comes for a while.
+// printed returns the lines printed until a pause in the output.
 func (b *background) printed() string {
 	var all []string
 	for {
@@ -170,7 +170,7 @@ func TestExampleNetfilter(t *testing.T) {
 			if err != nil {
 				return strings.Contains(err.Error(), "refused")
 			}
-			conn.Close() // before the handle was open
+			conn.Close() // the connection began before the handle was open
 			return false
 		})
 		refused(t, pair, to)
@@ -269,7 +269,7 @@ func TestExampleFlowtrack(t *testing.T) {
 	}
 }
 
-// startSockets starts testdata/sockets.c on a host, and returns its process id when it is through.
+// startSockets starts testdata/sockets.c on a host, and returns its process id and its output after its last step.
 func startSockets(t *testing.T, h *lab.Host, port int) (pid int, printed []string) {
 	t.Helper()
 	cmd := exec.Command(compile(t, "sockets.c", gccModern), strconv.Itoa(port))
@@ -356,7 +356,7 @@ func TestExampleWindivertctl(t *testing.T) {
 	startAt(t, h, dumper)
 	rest := fmt.Sprintf(` time=-?\d+\.\d{3}s pid=%d exe=%s layer=NETWORK flags=SNIFF\|FRAGMENTS priority=7 filter="tcp\.DstPort = 81 and outbound"`,
 		dumper.Process.Pid, regexp.QuoteMeta(dumper.Path))
-	watch.await(t, "^OPEN"+rest+"$") // of before it was open, or after
+	watch.await(t, "^OPEN"+rest+"$") // of an opening before or after its own
 	passer := exec.Command(compile(t, example("passthru.c"), gccModern), "udp")
 	startAt(t, h, passer)
 	watch.await(t, fmt.Sprintf(`^OPEN .* pid=%d .* layer=NETWORK flags=0 priority=0 filter="udp"$`, passer.Process.Pid))
@@ -376,7 +376,7 @@ func TestExampleWindivertctl(t *testing.T) {
 	}
 }
 
-// queued returns how many packets have been queued on a host, in the queue that has had the most.
+// queued returns the number of packets queued on a host, in the queue that has had the most.
 func queued(t *testing.T, h *lab.Host) (most int) {
 	t.Helper()
 	err := h.Do(func() error {
@@ -484,7 +484,7 @@ func TestExamplePythonDescriptors(t *testing.T) {
 	count.await(t, "^interrupted$")
 }
 
-// python returns a command of a Python script with the library, which is its last argument.
+// python returns a command of a Python script, with the library as its last argument.
 func python(t *testing.T, script string, args ...string) *exec.Cmd {
 	t.Helper()
 	interpreter, err := exec.LookPath("python3")
@@ -505,8 +505,8 @@ func TestExamplePython(t *testing.T) {
 	replaced(t, pair, conn, "a cup of coffee", "a cup of cocoa!", python(t, "edit.py", filter, "coffee", "cocoa!"))
 }
 
-// TestPythonForWindows: with examples/python/onlinux.py a program that calls WinDivert through ctypes as on Windows runs unchanged, with
-// receive calls that wait, which control-C ends, and with overlapped ones in asyncio.
+// TestPythonForWindows: with examples/python/onlinux.py a program that calls WinDivert through ctypes as on Windows runs
+// unchanged, both with waiting receive calls, which control-C ends, and with overlapped ones in asyncio.
 func TestPythonForWindows(t *testing.T) {
 	examples, err := filepath.Abs(filepath.Join("..", "examples", "python"))
 	if err != nil {
@@ -526,7 +526,7 @@ func TestPythonForWindows(t *testing.T) {
 	}
 }
 
-// TestExamplePythonAsyncio lets Python delay datagrams; those that wait when it is interrupted are sent.
+// TestExamplePythonAsyncio lets Python delay datagrams; those still waiting at an interrupt are sent.
 func TestExamplePythonAsyncio(t *testing.T) {
 	pair := lab.TwoHostsT(t, lab.LinkOptions{})
 	conn, filter := receiver(t, pair)

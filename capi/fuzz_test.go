@@ -13,8 +13,8 @@ import (
 	"github.com/opendivert/divert/packet"
 )
 
-// FuzzCalls makes sequences of calls on a handle and holds each answer to what the specification says (api.md 6 to 11), by a
-// model that only counts.
+// FuzzCalls makes sequences of calls on a handle and checks each result against the specification (api.md 6 to 11), with
+// a model that only counts.
 func FuzzCalls(f *testing.F) {
 	f.Add([]byte{0, 10, 0, 40, 1, 0x2F, 2, 1, 3, 0x05, 4, 0, 5, 1, 1, 0x10, 6, 0})
 	f.Add([]byte{0, 10, 0, 20, 0, 30, 1, 0x01, 1, 0x44, 5, 3, 2, 0, 4, 7, 1, 0xFF, 1, 0xFF, 6, 0, 1, 0, 3, 0x05, 4, 1, 5, 1, 2, 0})
@@ -41,21 +41,21 @@ func FuzzCalls(f *testing.F) {
 // mostTime is the longest queue time, in milliseconds (specification: api.md 1.1).
 const mostTime = 16000
 
-// called is a handle with the state that it should have.
+// called is a handle with its expected state.
 type called struct {
 	t       *testing.T
 	network *diverttest.Network
 	h       *handle
 	values  [len(params)]uint64
 
-	queue, held    [][]byte // packets that wait, and that were received and not delivered
+	queue, held    [][]byte // packets waiting, and packets received and not delivered
 	number         byte     // of packets
 	noRecv, noSend bool
 	closed         bool
-	expects        int // packets that must have come out of the network
+	expects        int // packets that must have left the network
 }
 
-// want fails unless a call has answered as it had to.
+// want fails unless a call has returned the expected code.
 func (x *called) want(what string, got, want code) {
 	x.t.Helper()
 	if got != want {
@@ -127,7 +127,7 @@ func (x *called) call(what, arg byte) {
 	}
 }
 
-// recv receives, unless that would have to wait.
+// recv receives, unless the call would have to wait.
 func (x *called) recv(room, most int) {
 	if !x.closed && !x.noRecv && len(x.queue)+len(x.held) == 0 {
 		return
@@ -204,7 +204,7 @@ func (x *called) send(packets, cut int) {
 func (x *called) setParam(number uint32, choice byte) {
 	bounds := map[uint32][2]uint64{
 		0: {32, 16384},
-		1: {mostTime - 1, mostTime}, // no test is that slow
+		1: {mostTime - 1, mostTime}, // shorter times would make a slow test fail
 		2: {65535, 33554432},
 	}
 	b, settable := bounds[number]
@@ -221,7 +221,7 @@ func (x *called) setParam(number uint32, choice byte) {
 	}
 }
 
-// rest checks the packets that came out of the network: those that the handle never took, sent, or gave back.
+// rest checks the packets that left the network: those that the handle never took, sent, or gave back.
 func (x *called) rest() {
 	if n := len(x.network.Delivered()); n != x.expects {
 		x.t.Fatalf("%d packets have gone on, want %d", n, x.expects)

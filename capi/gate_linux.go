@@ -7,8 +7,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// gate lets one thread wait until it is opened, in the kernel: a goroutine that is bound to a thread of the C program, and waits
-// for a channel, takes three switches of threads to be woken. The zero gate is closed.
+// gate makes one thread wait in the kernel until it is opened. It replaces a channel: waking a goroutine that waits for a
+// channel and is bound to a thread of the C program takes three thread switches. The zero gate is closed.
 type gate struct{ opened atomic.Uint32 }
 
 // The operations of futex(2), between threads of one process (linux/futex.h).

@@ -4,7 +4,7 @@ package main
 
 import "sync"
 
-// gate lets one thread wait until it is opened. The zero gate is closed.
+// gate makes one thread wait until it is opened. The zero gate is closed.
 type gate struct {
 	once sync.Once
 	c    chan struct{}

@@ -11,7 +11,7 @@ import (
 	"github.com/google/nftables"
 )
 
-// TestRulesGone runs testdata/gone.c: requests and calls are told alike that another program has flushed the rules.
+// TestRulesGone runs testdata/gone.c: requests and calls get the same error after another program has flushed the rules.
 func TestRulesGone(t *testing.T) {
 	h := host(t)
 	cmd := exec.Command(compile(t, "gone.c", gccModern))

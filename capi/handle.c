@@ -1,10 +1,10 @@
 //go:build !windows
 
-/* handle.c: the functions on handles, which on Linux are Go's. device_windows.c has those of Windows. */
+/* handle.c: the functions on handles, for Linux, where Go does the work. device_windows.c has those for Windows. */
 #include "shim.h"
 #include "_cgo_export.h"
 
-/* receive is WinDivertRecvEx; a call that is not overlapped waits for so many milliseconds, or INFINITE. */
+/* receive is WinDivertRecvEx with a limit for the wait of a call that is not overlapped, in milliseconds, or INFINITE. */
 static BOOL receive(HANDLE handle, VOID *pPacket, UINT packetLen, UINT *pRecvLen, WINDIVERT_ADDRESS *pAddr, UINT *pAddrLen,
                     DWORD milliseconds, LPOVERLAPPED lpOverlapped)
 {

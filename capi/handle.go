@@ -18,45 +18,45 @@ import (
 	"github.com/opendivert/divert/packet"
 )
 
-// handle is what a number of a C program stands for. Received packets that did not fit into the caller's
-// buffer stay with it until the next receive call, as if they were still queued.
+// handle is the object behind a handle number of a C program. Received packets that did not fit into the caller's buffer
+// stay with it until the next receive call, as if they were still queued.
 type handle struct {
 	divert   *divert.Handle
 	turns    turns
 	closing  atomic.Bool
-	received atomic.Bool // a receive call has come
+	received atomic.Bool // a receive call was made
 	sendDown atomic.Bool // kept here: see shutdown
 
-	// Makes TCP come in segments; nil where it is not to be, or is not possible. Guarded by the turn, as cut is.
+	// Makes TCP come in segments; nil if that is unwanted or impossible. Guarded by the turn, like cut.
 	cutter engine.Cutter
-	cut    bool // it has
+	cut    bool // TCP comes in segments
 
-	describing sync.Mutex // held by the one who makes the descriptor
+	describing sync.Mutex // held while the descriptor is made
 	descriptor atomic.Pointer[descriptor]
 	ending     sync.RWMutex // held by close while it closes the descriptor
 
-	// held are the packets of the call whose turn it is; with a descriptor, of who has its token.
+	// held are the packets of the call whose turn it is; with a descriptor, of the holder of its token.
 	held struct {
 		packets     [divert.MaxBatch]divert.Packet
-		first, last int // those in between have been received and not delivered
+		first, last int // packets[first:last] have been received and not delivered
 		since       time.Time
 	}
 }
 
-// past is a time that every deadline is behind.
+// past is a deadline that has passed.
 var past = time.Unix(1, 0)
 
-// dialects by whether the environment asks for the extended one.
+// dialects maps the environment's wish for the extended dialect to a dialect.
 var dialects = map[bool]filter.Dialect{false: filter.Strict, true: filter.Extended}
 
-// When TCP comes as it is on the wire, see divert_segments; any other number: never.
+// The values of divert_segments: when TCP comes as it is on the wire; any other number means never.
 const (
 	segmentsIfShort = iota
 	segmentsAlways
 )
 
-// openHandle opens a handle (specification: api.md 5). In the strict dialect a filter that compiles but that the
-// original's driver would refuse is refused too (api.md 5.1).
+// openHandle opens a handle (specification: api.md 5). In the strict dialect it also refuses a filter that compiles but
+// that the original's driver would refuse (api.md 5.1).
 func openHandle(text string, layer uint32, priority int16, flags uint64, extended bool, segments, hang int) (uintptr, code) {
 	if layer >= uint32(packet.NumLayers) {
 		return 0, invalidParameter
@@ -91,7 +91,7 @@ func openHandle(text string, layer uint32, priority int16, flags uint64, extende
 	return handles.add(h), success
 }
 
-// onHang returns the option for a number of divert_hang.
+// onHang returns the option for a value of divert_hang.
 func onHang(milliseconds int) divert.Option {
 	d := time.Duration(milliseconds) * time.Millisecond
 	if d < 0 {
@@ -118,7 +118,7 @@ func newHandle(d *divert.Handle) *handle {
 	return h
 }
 
-// hasData reports whether what the handle receives has bytes.
+// hasData reports whether the handle's packets or events have bytes.
 func (h *handle) hasData() bool {
 	return h.divert.Layer() != divert.LayerFlow && h.divert.Layer() != divert.LayerSocket
 }
@@ -140,8 +140,8 @@ func (h *handle) shutdown(how uint32) code {
 	return codeOf(h.divert.Shutdown(divert.ShutdownRecv))
 }
 
-// close is WinDivertClose (specification: api.md 10). When it returns nothing touches memory of overlapped
-// requests any more.
+// close is WinDivertClose (specification: api.md 10). Once it returns, nothing touches the memory of overlapped requests
+// any more.
 func (h *handle) close() code {
 	h.closing.Store(true)
 	h.turns.close()
@@ -154,7 +154,7 @@ func (h *handle) close() code {
 	return codeOf(h.divert.Close())
 }
 
-// giveBack lets the packets that were received and not delivered go on, unless they are too old.
+// giveBack lets packets received and not delivered go on, unless they are too old.
 func (h *handle) giveBack() {
 	held := &h.held
 	if !h.expired() {
@@ -163,7 +163,7 @@ func (h *handle) giveBack() {
 	held.first, held.last = 0, 0
 }
 
-// expired reports whether the held packets have waited for the queue time, at least.
+// expired reports whether the held packets have waited for at least the queue time.
 func (h *handle) expired() bool {
 	if h.held.first == h.held.last {
 		return false
@@ -171,13 +171,13 @@ func (h *handle) expired() bool {
 	return time.Since(h.held.since) > h.divert.QueueTime()
 }
 
-// param is a number of WINDIVERT_PARAM (specification: api.md 1.1).
+// param is a parameter, WINDIVERT_PARAM (specification: api.md 1.1).
 type param struct {
-	set func(h *divert.Handle, value uint64) error // nil: it can only be read
+	set func(h *divert.Handle, value uint64) error // nil: read-only
 	get func(h *divert.Handle) uint64
 }
 
-// params are the parameters by their numbers.
+// params are the parameters by number.
 var params = [...]param{
 	{func(h *divert.Handle, v uint64) error { return h.SetQueueLength(asInt(v)) }, func(h *divert.Handle) uint64 { return uint64(h.QueueLength()) }},
 	{func(h *divert.Handle, v uint64) error { return h.SetQueueTime(asMilliseconds(v)) }, func(h *divert.Handle) uint64 { return uint64(h.QueueTime().Milliseconds()) }},

@@ -46,7 +46,7 @@ func divertRecv(number C.uintptr_t, buf unsafe.Pointer, n C.UINT, size *C.UINT, 
 		return C.DWORD(invalidHandle)
 	}
 	if !h.received.Load() && !h.received.Swap(true) {
-		C.divert_prepare_handlers() // programs install them before they begin to receive
+		C.divert_prepare_handlers() // programs have installed their handlers by their first receive call
 	}
 	d := delivery{buf: memory(buf, n), max: 1}
 	switch {
@@ -85,7 +85,7 @@ func divertDescriptor(number C.uintptr_t, out *C.int) C.DWORD {
 	return C.DWORD(result)
 }
 
-// waitable returns a new descriptor of the program's own for the handle's.
+// waitable returns a new descriptor of the program's own, a duplicate of the handle's.
 func (h *handle) waitable() (int, code) {
 	f := h.divert.Flags()
 	switch {
@@ -107,7 +107,7 @@ func (h *handle) waitable() (int, code) {
 			return -1, badCommand
 		}
 	}
-	h.ending.RLock() // not while close closes it
+	h.ending.RLock() // close must not close it meanwhile
 	defer h.ending.RUnlock()
 	if h.closing.Load() {
 		return -1, badCommand
@@ -148,7 +148,7 @@ func recvOverlapped(h *handle, d delivery, size *C.UINT, addrLen *C.UINT, overla
 	return result
 }
 
-// report tells the caller how many addresses there are, unless nothing was delivered.
+// report tells the caller the number of addresses, unless nothing was delivered.
 func report(d *delivery, addrLen *C.UINT) {
 	if addrLen != nil && d.count > 0 {
 		*addrLen = C.UINT(d.count * packet.AddressSize)

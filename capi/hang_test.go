@@ -12,8 +12,8 @@ import (
 	"github.com/opendivert/divert/internal/lab"
 )
 
-// TestHangInTheEnvironment: the environment may ask for a guard, which handles that sniff do not get; a time that is none is an
-// error. What the guard does is tested in package e2e.
+// TestHangInTheEnvironment: the environment may ask for a guard, except for handles that sniff; an invalid time is an
+// error. Package e2e tests the guard's effect.
 func TestHangInTheEnvironment(t *testing.T) {
 	program := compile(t, "hang.c", gccModern)
 	pair := lab.TwoHostsT(t, lab.LinkOptions{})

@@ -20,7 +20,7 @@ import (
 	"github.com/opendivert/divert/packet"
 )
 
-// memory returns a caller's buffer. It is nil for NULL whatever the length, and not nil for a buffer of none.
+// memory returns a caller's buffer. It is nil for NULL whatever the length, and not nil for a buffer of length 0.
 func memory(p unsafe.Pointer, n C.UINT) []byte {
 	if p == nil {
 		return nil
@@ -31,7 +31,7 @@ func memory(p unsafe.Pointer, n C.UINT) []byte {
 // textOf returns a caller's text, as the caller's memory.
 func textOf(p *C.char, n C.size_t) []byte { return unsafe.Slice((*byte)(unsafe.Pointer(p)), n) }
 
-// truth returns a Go truth value as C has it.
+// truth returns a Go truth value in C's form.
 func truth(b bool) C.BOOL {
 	if b {
 		return 1
@@ -70,7 +70,7 @@ func divertChecksums(p unsafe.Pointer, n C.UINT, addr unsafe.Pointer, flags C.UI
 	}
 	var a packet.Address
 	b := memory(addr, packet.AddressSize)
-	_ = a.UnmarshalBinary(b) // cannot fail with that length, nor can AppendBinary
+	_ = a.UnmarshalBinary(b) // cannot fail with this length; nor can AppendBinary
 	ok := packet.CalcChecksums(memory(p, n), &a, packet.ChecksumFlags(flags))
 	_, _ = a.AppendBinary(b[:0])
 	return truth(ok)
@@ -123,7 +123,7 @@ func put[T string | []byte](buf *C.char, n C.UINT, text T) C.DWORD {
 	return C.DWORD(success)
 }
 
-// layerOf returns the layer with a number. The helpers do not refuse numbers of no layer (specification:
+// layerOf returns the layer with a number. The helpers accept numbers that are no layer (specification:
 // filter-language.md 9): such a layer has no fields.
 func layerOf(number C.UINT32) packet.Layer {
 	return packet.Layer(min(number, C.UINT32(packet.NumLayers)))
@@ -142,7 +142,7 @@ func divertExplainError(text *C.char, n C.size_t, layer C.UINT32, extended C.BOO
 	room()
 	p, err := filter.Compile(string(textOf(text, n)), layerOf(layer), dialects[extended != 0])
 	if err == nil && extended == 0 {
-		err = (*prog.Program)(p).DriverCheck() // which WinDivertOpen asks too
+		err = (*prog.Program)(p).DriverCheck() // WinDivertOpen checks this too
 	}
 	var wrong *filter.Error
 	switch {
@@ -175,8 +175,8 @@ func compile(text []byte, layer packet.Layer, extended bool, object *C.char, obj
 	return filter.ErrBadToken, 0, invalidParameter // the extended dialect has it, the object form does not
 }
 
-// describing guards the texts that programs have been given pointers to. They are kept in memory of C, where tools
-// that look for leaks find them.
+// describing guards the texts to which programs have pointers. The texts are in C's memory, where leak checkers find
+// them.
 var describing sync.Mutex
 
 // The error kinds that only the C interface has (specification: filter-language.md 8).
@@ -185,7 +185,7 @@ const (
 	outputTooShort filter.ErrorKind = 8
 )
 
-// ownTexts are their texts.
+// ownTexts are the texts of these kinds.
 var ownTexts = map[filter.ErrorKind]string{
 	noError: "no error", outputTooShort: "the buffer is too small for the compiled filter",
 }
@@ -198,7 +198,7 @@ func textOfKind(kind filter.ErrorKind) string {
 	return kind.String()
 }
 
-// describe returns the text of an error kind, which stays valid for good.
+// describe returns the text of an error kind, which stays valid for ever.
 func describe(kind filter.ErrorKind) *C.char {
 	describing.Lock()
 	defer describing.Unlock()
@@ -238,7 +238,7 @@ func divertFormat(text *C.char, n C.size_t, layer C.UINT32, extended C.BOOL, buf
 	}
 	s, err := program.Format()
 	if err != nil {
-		return C.DWORD(insufficientBuffer) // no buffer that a call can name is long enough
+		return C.DWORD(insufficientBuffer) // longer than any buffer of a call
 	}
 	return put(buf, bufLen, s)
 }

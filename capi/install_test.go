@@ -11,7 +11,7 @@ import (
 	"testing"
 )
 
-// TestInstall installs the library into a folder, compiles a program with what pkg-config says, and runs it.
+// TestInstall installs the library into a folder, compiles a program with the options from pkg-config, and runs it.
 func TestInstall(t *testing.T) {
 	library(t) // skips without a compiler
 	for _, tool := range []string{"make", "pkg-config", "nm"} {
@@ -38,8 +38,8 @@ func TestInstall(t *testing.T) {
 	}
 }
 
-// TestInstallForPackage installs files that are built already, without Go, as packagers do and as root does after a user's
-// "make": under a staging folder, with folders of its own choice. Then it uninstalls them.
+// TestInstallForPackage installs prebuilt files without Go, as packagers do, and as root does after a user's "make":
+// under a staging folder, with folders of its own choice. Then it uninstalls them.
 func TestInstallForPackage(t *testing.T) {
 	built := library(t)
 	for _, tool := range []string{"make", "pkg-config"} {

@@ -7,8 +7,8 @@ import (
 	"testing"
 )
 
-// TestHeader compiles testdata/header.c, which includes the header beside those of the system, by each standard,
-// with warnings that the other programs are spared.
+// TestHeader compiles testdata/header.c, which includes the header beside those of the system, by each standard, with
+// more warnings than the other programs.
 func TestHeader(t *testing.T) {
 	for compiler, standards := range map[string][]string{
 		"gcc": {"gnu89", "c99", "c11", "c17"}, "g++": {"c++98", "c++11", "c++14", "c++17", "c++20"},
@@ -26,14 +26,14 @@ func TestHeader(t *testing.T) {
 	}
 }
 
-// TestInterface compiles and runs testdata/interface.c with each compiler: the header must serve them all.
+// TestInterface compiles and runs testdata/interface.c with each compiler: the header must work with all.
 func TestInterface(t *testing.T) {
 	for _, d := range dialects {
 		t.Run(d.name, func(t *testing.T) { run(t, compile(t, "interface.c", d)) })
 	}
 }
 
-// TestOwnCalls: a program may bring calls of Windows itself, and the library uses them.
+// TestOwnCalls: a program may define Windows calls itself, and the library uses them.
 func TestOwnCalls(t *testing.T) {
 	for _, d := range []dialect{gccStrict, cxxModern} {
 		t.Run(d.name, func(t *testing.T) { run(t, compile(t, "own.c", d)) })

@@ -38,7 +38,7 @@ func TestReceivingFromAHandleThatDropsWaits(t *testing.T) {
 				results <- h.recv(&delivery{max: 1})
 			}()
 			<-entered
-			for { // until it is in, or has failed
+			for { // until the call waits, or has failed
 				h.turns.mu.Lock()
 				in := h.turns.current != nil
 				h.turns.mu.Unlock()
@@ -63,7 +63,8 @@ func TestReceivingFromAHandleThatDropsWaits(t *testing.T) {
 	}
 }
 
-// TestTurns holds receive calls to one at a time, and to the order of their arrival, those of threads and overlapped ones alike.
+// TestTurns checks that receive calls come one at a time, in the order of their arrival, those of threads and overlapped
+// ones alike.
 func TestTurns(t *testing.T) {
 	var line turns
 	line.interrupt, line.resume = func() {}, func() {}
@@ -117,7 +118,7 @@ func TestTurns(t *testing.T) {
 	}
 }
 
-// TestTurnsEnd: calls that wait for their turn end when the line is closed, and one whose time is over when it is.
+// TestTurnsEnd: waiting calls end when the line is closed, and a call with a time limit ends when its time is over.
 func TestTurnsEnd(t *testing.T) {
 	var line turns
 	first := new(turn)
@@ -146,7 +147,7 @@ func TestTurnsEnd(t *testing.T) {
 	all.Wait()
 }
 
-// BenchmarkTurns is what it costs that four threads take turns, each at once again.
+// BenchmarkTurns measures the cost of four threads taking turns without a pause.
 func BenchmarkTurns(b *testing.B) {
 	var line turns
 	line.interrupt, line.resume = func() {}, func() {}
@@ -181,7 +182,8 @@ func BenchmarkTurns(b *testing.B) {
 	all.Wait()
 }
 
-// TestProcessors: the scheduler gets a processor for each thread that receives, up to a limit, and none if the environment says how many.
+// TestProcessors: the scheduler gets a processor for each receiving thread, up to a limit, and none if the environment
+// sets their number.
 func TestProcessors(t *testing.T) {
 	before := runtime.GOMAXPROCS(0)
 	defer runtime.GOMAXPROCS(before)
@@ -211,7 +213,7 @@ func TestProcessors(t *testing.T) {
 	}
 }
 
-// TestTable: numbers are multiples of 4 within their bounds, and not given twice.
+// TestTable: numbers are multiples of 4 within their bounds, and are not reused.
 func TestTable(t *testing.T) {
 	numbers := table{handles: make(map[uintptr]*handle), last: lastHandle - 10*handleStep}
 	seen := make(map[uintptr]bool)
@@ -253,7 +255,7 @@ func FuzzSplit(f *testing.F) {
 				length = (int(p.Data[4])<<8 | int(p.Data[5])) + packet.IPv6HeaderLen
 			}
 			if len(b)-at == maxReceived {
-				length = min(length, maxReceived) // received cut
+				length = min(length, maxReceived) // longer ones are received cut
 			}
 			if len(p.Data) != length || !bytes.Equal(p.Data, b[at:at+length]) {
 				t.Fatalf("packet %d has %d bytes", i, len(p.Data))
@@ -266,7 +268,7 @@ func FuzzSplit(f *testing.F) {
 	})
 }
 
-// BenchmarkSplit and BenchmarkDeliver are what the interface adds to a batch of 64 packets of 1400 bytes.
+// BenchmarkSplit and BenchmarkDeliver measure the interface's own cost for a batch of 64 packets of 1400 bytes.
 func BenchmarkSplit(b *testing.B) {
 	one := append([]byte{0x45, 0, 1400 >> 8, 1400 & 0xff}, make([]byte, 1396)...)
 	buf, addrs := bytes.Repeat(one, 64), make([]byte, 64*packet.AddressSize)

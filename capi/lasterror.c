@@ -20,7 +20,7 @@ int divert_segments(void)
     return segments != NULL && strcmp(segments, "0") == 0 ? DIVERT_SEGMENTS_NEVER : DIVERT_SEGMENTS_IF_SHORT;
 }
 
-/* milliseconds reads a time of the environment, 0 if there is none; 1, which is too short, if it is not one. */
+/* milliseconds reads a time from the environment, 0 if there is none. An invalid one becomes 1, which is too short. */
 static int milliseconds(const char *name)
 {
     const char *text = getenv(name);
@@ -72,7 +72,7 @@ DWORD WinDivertGetLastError(void)
 
 static __thread DWORD last_error __attribute__((tls_model("initial-exec"))); /* read in signal handlers too */
 
-/* errno for each error number; EIO for those that are not here. */
+/* errno for each error number; EIO for all others. */
 static const struct {
     DWORD error;
     int value;
@@ -109,8 +109,8 @@ static int errno_of(DWORD error)
 }
 
 /*
- * The weak pair. A program that has its own is told of errors by its own SetLastError. A shared library that Go links
- * calls itself directly, so what the program has must be looked up.
+ * The weak pair. If the program has its own SetLastError, that one receives the errors. A shared library linked by Go
+ * calls its own functions directly, so the program's must be looked up.
  */
 
 __attribute__((weak)) void SetLastError(DWORD error)
@@ -159,8 +159,8 @@ DWORD WinDivertGetLastError(void)
 }
 
 /*
- * The mark lies in a page that the kernel wipes in forked children, however they were forked; a handler of
- * pthread_atfork does it where the kernel (before 4.14) cannot. NULL: the constructor has not run yet.
+ * The mark lies in a page that the kernel wipes in forked children, whatever call forked them; where the kernel
+ * (before 4.14) cannot, a handler of pthread_atfork does so. NULL: the constructor has not run yet.
  */
 static volatile char *mark;
 static volatile char fallback;

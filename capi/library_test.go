@@ -17,7 +17,7 @@ import (
 
 func TestMain(m *testing.M) { lab.Main(runner{m}) }
 
-// runner runs the tests and removes what they have built.
+// runner runs the tests and removes the files that they have built.
 type runner struct{ *testing.M }
 
 func (r runner) Run() int {
@@ -30,7 +30,7 @@ func (r runner) Run() int {
 	return code
 }
 
-// built is what the tests share: the library and the programs that have been compiled.
+// built is shared by the tests: the library and the compiled programs.
 var built struct {
 	sync.Mutex
 	dir      string
@@ -44,7 +44,7 @@ type dialect struct {
 	options        []string
 }
 
-// The compilers that everything must pass, without a warning.
+// The compilers that must accept everything without a warning.
 var (
 	gccStrict  = dialect{"C99", "gcc", []string{"-std=c99", "-pedantic", "-D_DEFAULT_SOURCE"}}
 	gccModern  = dialect{"GNU C17", "gcc", []string{"-std=gnu17"}}
@@ -104,7 +104,7 @@ func compile(t testing.TB, source string, d dialect) string {
 	args := append([]string{"-g", "-O1", "-Wall", "-Wextra", "-Werror", "-I.", "-o", program}, d.options...)
 	args = append(args, source, "-x", "none", "-L"+dir, "-Wl,-rpath,"+dir, "-Wl,--as-needed")
 	if slices.Contains(d.options, "-Iwin32") {
-		args = append(args, "-lwindivert-win32") // its calls go before those of libwindivert
+		args = append(args, "-lwindivert-win32") // its calls override those of libwindivert
 	}
 	args = append(args, "-lwindivert", "-lpthread", "-ldl")
 	if out, err := exec.Command(d.compiler, args...).CombinedOutput(); err != nil {
@@ -114,7 +114,7 @@ func compile(t testing.TB, source string, d dialect) string {
 	return program
 }
 
-// run runs a program where the test is, and fails the test if it fails.
+// run runs a program in the test's own namespace, and fails the test if it fails.
 func run(t *testing.T, program string, args ...string) {
 	t.Helper()
 	out, err := exec.Command(program, args...).CombinedOutput()

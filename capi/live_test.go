@@ -9,7 +9,7 @@ import (
 	"github.com/opendivert/divert/internal/lab"
 )
 
-// host returns a host with nothing but its loopback device, where a program may do what it likes.
+// host returns a host with only a loopback device, where a program may do anything.
 func host(t *testing.T) *lab.Host {
 	t.Helper()
 	h, err := lab.NewT(t).AddHost("host")
@@ -19,7 +19,7 @@ func host(t *testing.T) *lab.Host {
 	return h
 }
 
-// TestLive runs testdata/live.c: all that handles do.
+// TestLive runs testdata/live.c: the behaviour of handles.
 func TestLive(t *testing.T) {
 	for _, d := range []dialect{gccModern, cxxModern} {
 		t.Run(d.name, func(t *testing.T) { runAt(t, host(t), exec.Command(compile(t, "live.c", d))) })

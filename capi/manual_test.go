@@ -14,7 +14,7 @@ import (
 	"github.com/opendivert/divert/internal/lab"
 )
 
-// TestManual compiles the program of the manual and runs it: it tells of a query and lets it go on.
+// TestManual compiles the program of the manual and runs it: it prints a query and lets it go on.
 func TestManual(t *testing.T) {
 	manual, err := os.ReadFile(filepath.Join("..", "docs", "c-interface.md"))
 	if err != nil {
@@ -30,7 +30,7 @@ func TestManual(t *testing.T) {
 		t.Fatal(err)
 	}
 	program := compile(t, file, gccModern)
-	line, err := exec.LookPath("stdbuf") // the program does not flush what it prints
+	line, err := exec.LookPath("stdbuf") // the program does not flush its output
 	if err != nil {
 		t.Skip(err)
 	}

@@ -14,7 +14,7 @@ import (
 	"github.com/opendivert/divert/internal/lab"
 )
 
-// sanitized is a compiler that makes programs end at the first access to memory that is not theirs.
+// sanitized is a compiler whose programs end at the first access to memory that is not theirs.
 var sanitized = dialect{"sanitized", "gcc", []string{"-std=gnu17", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"}}
 
 // needSanitizers skips where the compiler has none.
@@ -34,7 +34,7 @@ func needSanitizers(t *testing.T) {
 	}
 }
 
-// checkers run a program so that it is told what it does with memory and should not.
+// checkers run a program and report its misuse of memory.
 var checkers = []struct {
 	name    string
 	dialect dialect
@@ -47,7 +47,7 @@ var checkers = []struct {
 	{"valgrind", gccModern, needValgrind, underValgrind},
 }
 
-// underValgrind returns a function that runs a program under valgrind, whose errors fail the test when it ends.
+// underValgrind returns a command that runs a program under valgrind, whose errors fail the test when it ends.
 func underValgrind(t *testing.T, program string, args ...string) *exec.Cmd {
 	log := filepath.Join(t.TempDir(), "log")
 	t.Cleanup(func() {
@@ -61,20 +61,21 @@ func underValgrind(t *testing.T, program string, args ...string) *exec.Cmd {
 			}
 		}
 	})
-	// Valgrind takes a switch to a goroutine's stack that is near for the growth of one, and calls what lies between, Go's heap,
-	// uninitialised. So what Go copies from there into the program's memory says nothing about the program.
+	// A goroutine's stack may be near the old one. Valgrind then takes the switch for a growth of the stack, and regards
+	// the memory in between, Go's heap, as uninitialised. So reports about data that Go copies from there into the
+	// program's memory mean nothing.
 	return exec.Command("valgrind", append([]string{"--quiet", "--error-limit=no", "--undef-value-errors=no", "--fair-sched=try", "--log-file=" + log, program}, args...)...)
 }
 
-// ofGo reports whether a function, at a place, is Go's, or between Go and C: valgrind does not know the stacks and the heap of Go.
+// ofGo reports whether a function, at a place, is Go's, or between Go and C: valgrind does not know Go's stacks and heap.
 func ofGo(name, place string) bool {
 	return strings.Contains(place, ".go:") || strings.Contains(place, ".s:") || strings.HasPrefix(name, "_cgo") || strings.Contains(name, ".")
 }
 
-// valgrindError finds the functions where errors were, and where these stand.
+// valgrindError finds the functions with errors, and their places.
 var valgrindError = regexp.MustCompile(`(?m)^==\d+==    at 0x[0-9A-F]+: (\S+) \((.*)\)$`)
 
-// needValgrind skips where there is none, and where time is short: it is slow.
+// needValgrind skips without valgrind, and in short mode: it is slow.
 func needValgrind(t *testing.T) {
 	t.Helper()
 	if testing.Short() {
@@ -85,7 +86,7 @@ func needValgrind(t *testing.T) {
 	}
 }
 
-// TestMemory runs the programs of the tests that end by themselves, whose memory is checked to their end.
+// TestMemory runs the test programs that end by themselves, and checks their memory to the end.
 func TestMemory(t *testing.T) {
 	for _, c := range checkers {
 		t.Run(c.name, func(t *testing.T) {
@@ -107,7 +108,7 @@ func TestMemory(t *testing.T) {
 	}
 }
 
-// TestMemoryOfTheExample has the example that changes packets deal with some, and be interrupted.
+// TestMemoryOfTheExample runs the example that changes packets on some packets, and interrupts it.
 func TestMemoryOfTheExample(t *testing.T) {
 	for _, c := range checkers {
 		t.Run(c.name, func(t *testing.T) {

@@ -15,8 +15,7 @@ import (
 	"github.com/opendivert/divert/internal/wincode"
 )
 
-// order is a call that a goroutine makes for a thread, which may be in a signal handler; the layout is that of
-// signals.c.
+// order is a call that a goroutine makes for a thread, which may be in a signal handler. Its layout is that of signals.c.
 type order struct {
 	handle    uint64
 	call, how uint32
@@ -48,13 +47,13 @@ var takeOrders = sync.OnceValue(func() error {
 	return nil
 })
 
-// serve takes the orders that come through a pipe. Each has a goroutine of its own, since one may wait for a thread
-// that is in a handler.
+// serve carries out the orders from a pipe. Each has a goroutine of its own, since one may wait for a thread that is in a
+// handler.
 func serve(pipe io.Reader) {
 	var b [orderSize]byte
 	for {
 		if _, err := io.ReadFull(pipe, b[:]); err != nil {
-			return // the process closes descriptors that are not its own
+			return // the program has closed a descriptor that is not its own
 		}
 		o := order{
 			handle: binary.NativeEndian.Uint64(b[0:]), call: binary.NativeEndian.Uint32(b[8:]),
@@ -83,5 +82,5 @@ func (o order) do() code {
 	return invalidHandle
 }
 
-// readyForOrders returns the code of an error that keeps the library from taking orders.
+// readyForOrders returns the code of the error that keeps the library from taking orders.
 func readyForOrders() code { return code(wincode.Of(takeOrders())) }

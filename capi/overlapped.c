@@ -5,7 +5,7 @@
 
 /*
  * Internal of an OVERLAPPED is an NT status, as on Windows. These are the pairs of the specification (api.md 20), and
- * Windows' own for the numbers that only Linux gives.
+ * Windows' own for numbers that only Linux returns.
  */
 static const struct {
     DWORD error;
@@ -50,11 +50,11 @@ static UINT32 status_of(DWORD error)
 
 #include "_cgo_export.h"
 
-/* Guards completions: whoever has seen the event of one sees its status. */
+/* Guards completions: a thread that has seen the event of one also sees its status. */
 static pthread_mutex_t completions = PTHREAD_MUTEX_INITIALIZER;
 static pthread_cond_t completed = PTHREAD_COND_INITIALIZER;
 
-/* lock marks the thread, which a handler may interrupt: what it calls must not want the lock. */
+/* lock marks the thread: a signal handler that interrupts it must not call anything that takes the lock. */
 static void lock(void)
 {
     divert_inside++;
@@ -77,7 +77,7 @@ __attribute__((constructor)) static void find_program_calls(void)
     *(void **)&reset_event = divert_program_call("ResetEvent", *(void **)&reset_event);
 }
 
-/* set_status comes last of what is written to a request: a program that polls it may then free the request. */
+/* set_status is the last write to a request: a program that polls it may free the request then. */
 static void set_status(LPOVERLAPPED overlapped, UINT32 status)
 {
     __atomic_store_n(&overlapped->Internal, (ULONG_PTR)status, __ATOMIC_RELEASE);
@@ -118,13 +118,13 @@ static DWORD error_of(UINT32 status)
 }
 
 /*
- * An event that stays set until it is reset is the number of its eventfd. One that a single wait resets has this
- * bit besides. Handles of WinDivertOpen lie between: see table.go.
+ * The handle of an event is the number of its eventfd. Events that reset themselves after a wait also have this bit.
+ * Handles of WinDivertOpen lie between the two: see table.go.
  */
 #define AUTO_RESET ((uintptr_t)0x80000000u)
 #define DESCRIPTORS ((uintptr_t)0x40000000u)
 
-/* descriptor returns the eventfd of an event, -1 if the handle is none. */
+/* descriptor returns the eventfd of an event, -1 if the handle is not an event. */
 static int descriptor(HANDLE event)
 {
     uintptr_t number = (uintptr_t)event & ~AUTO_RESET;
@@ -169,7 +169,7 @@ __attribute__((weak)) BOOL SetEvent(HANDLE event)
     return TRUE;
 }
 
-/* take reads an eventfd, which may be a blocking one of the program's own, and tells whether it was set. */
+/* take reads an eventfd, which may be a blocking one of the program's own, and reports whether it was set. */
 static BOOL take(int fd)
 {
     struct pollfd p = {fd, POLLIN, 0};
@@ -196,7 +196,7 @@ static int64_t milliseconds_now(void)
     return (int64_t)t.tv_sec * 1000 + t.tv_nsec / 1000000;
 }
 
-/* remaining returns what is left until a deadline as poll takes it; -1 is for ever. */
+/* remaining returns the time left until a deadline, for poll; -1 is for ever. */
 static int remaining(DWORD milliseconds, int64_t start)
 {
     int64_t left;
@@ -207,7 +207,7 @@ static int remaining(DWORD milliseconds, int64_t start)
     return left < 0 ? 0 : left > 0x7FFFFFFF ? 0x7FFFFFFF : (int)left;
 }
 
-/* obtain tells whether an event that poll has reported is the caller's, and resets it if a wait does that. */
+/* obtain reports whether the caller gets an event that poll has reported, and resets it if waits do so. */
 static BOOL obtain(HANDLE event)
 {
     return !resets_itself(event) || take(descriptor(event));
@@ -261,11 +261,11 @@ static DWORD wait_all(DWORD count, const HANDLE *events, struct pollfd *polls, D
     }
 }
 
-/* settle waits for a completion that has set an event and not yet its status. */
+/* settle waits for a completion that has set an event but not yet its status. */
 static void settle(void)
 {
     if (divert_inside)
-        return; /* a handler; GetOverlappedResult is refused to it */
+        return; /* in a signal handler; GetOverlappedResult is refused there */
     lock();
     unlock();
 }
@@ -298,7 +298,7 @@ __attribute__((weak)) BOOL GetOverlappedResult(HANDLE handle, LPOVERLAPPED overl
 {
     DWORD error;
 
-    (void)handle; /* the request says all */
+    (void)handle; /* the request is enough */
     if (overlapped == NULL)
         return divert_fail(ERROR_INVALID_PARAMETER);
     if (divert_inside)

@@ -10,17 +10,17 @@ import (
 	"sync/atomic"
 )
 
-// processors sees to it that Go's scheduler has a processor for each thread of the program that receives. A thread that waits in a system
-// call keeps one until the scheduler takes it away, so that with fewer a thread that is woken may have to wait for that. The
-// kernel shares out the true processors all the same.
+// processors gives Go's scheduler a processor for each thread of the program that receives. A thread that waits in a
+// system call keeps a processor until the scheduler takes it away, so with fewer, a woken thread may have to wait for
+// one. The kernel still shares out the real processors.
 type processors struct {
-	threads  atomic.Int32 // that receive now
-	provided atomic.Int32 // for so many there are processors
+	threads  atomic.Int32 // threads that receive now
+	provided atomic.Int32 // number of threads with a processor
 
 	mu sync.Mutex
 }
 
-// mostProcessors is how many processors the scheduler gets at most.
+// mostProcessors is the most processors that the scheduler gets.
 const mostProcessors = 64
 
 // receiving counts the threads that receive, of all handles.
@@ -36,7 +36,7 @@ func (p *processors) enter() {
 // leave counts a thread out.
 func (p *processors) leave() { p.threads.Add(-1) }
 
-// provide makes processors for so many threads and another one, unless the environment says how many there are to be.
+// provide adds processors until there is one more than threads, unless the environment sets their number.
 func (p *processors) provide(threads int32) {
 	p.mu.Lock()
 	defer p.mu.Unlock()

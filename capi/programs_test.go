@@ -27,7 +27,7 @@ func windowsProgram(name string) string {
 	return filepath.Join("..", "examples", "c", "win32", name+".c")
 }
 
-// TestProgramsCompile compiles all of them as C++ and for Windows; the other tests compile them as C.
+// TestProgramsCompile compiles all programs as C++ and for Windows; the other tests compile them as C.
 func TestProgramsCompile(t *testing.T) {
 	sources, err := filepath.Glob(windowsProgram("*"))
 	if err != nil || len(sources) < 11 {
@@ -66,7 +66,7 @@ func startCommand(t *testing.T, h *lab.Host, cmd *exec.Cmd, layer divert.Layer) 
 	return b, cmd
 }
 
-// needTun skips where nothing can be sent inbound.
+// needTun skips where inbound packets cannot be sent.
 func needTun(t *testing.T) {
 	t.Helper()
 	tun, err := os.OpenFile("/dev/net/tun", os.O_RDWR, 0)
@@ -76,14 +76,15 @@ func needTun(t *testing.T) {
 	tun.Close()
 }
 
-// answer sends a text over a new connection and returns the answer up to its end.
+// answer sends a text over a new connection and returns the whole answer.
 func answer(t *testing.T, h *lab.Host, to netip.AddrPort, text string) (string, error) {
 	t.Helper()
 	return exchange(t, h, to, text, true)
 }
 
-// exchange is answer for clients that end their half of the connection behind the text, or leave it open, as browsers do: a
-// server whose connection was reset answers a FIN with a reset, which may come to the client before the injected packets.
+// exchange is answer with a choice: the client ends its half of the connection behind the text, or leaves it open, as
+// browsers do. A server whose connection was reset answers a FIN with a reset, which may reach the client before the
+// injected packets.
 func exchange(t *testing.T, h *lab.Host, to netip.AddrPort, text string, ends bool) (string, error) {
 	t.Helper()
 	conn, err := h.Dial(t.Context(), "tcp", to.String())
@@ -102,7 +103,7 @@ func exchange(t *testing.T, h *lab.Host, to netip.AddrPort, text string, ends bo
 	return string(b), err
 }
 
-// serve answers each connection to a port of a host with what f makes of what came.
+// serve answers each connection to a port of a host with the result of f for the bytes received.
 func serve(t *testing.T, h *lab.Host, port uint16, f func(string) string) netip.AddrPort {
 	t.Helper()
 	l, err := h.Listen("tcp", netip.AddrPortFrom(h.Addr4(), port).String())
@@ -217,7 +218,7 @@ func TestProgramFlowtrack(t *testing.T) {
 	track.await(t, fmt.Sprintf(`^%d +%.20s +10\.77\.0\.1:\d+ ----> 10\.77\.0\.2:%d$`, os.Getpid(), testProgram(t), echo.Addr().Port()))
 }
 
-// testProgram returns the name of the program that the tests are.
+// testProgram returns the name of the tests' own program.
 func testProgram(t *testing.T) string {
 	t.Helper()
 	program, err := os.Executable()
@@ -269,8 +270,8 @@ func TestProgramWindivertctl(t *testing.T) {
 	}
 }
 
-// TestProgramDPI changes requests, in buffers of 9,016 bytes, and ends by signals, whose handlers call the library. A busy machine may
-// have TCP send a request again, which counts again.
+// TestProgramDPI changes requests, in buffers of 9,016 bytes, and ends by signals, whose handlers call the library. On a
+// busy machine TCP may send a request again, which counts again.
 func TestProgramDPI(t *testing.T) {
 	pair := lab.TwoHostsT(t, lab.LinkOptions{})
 	needWin32(t)
@@ -312,7 +313,7 @@ func TestProgramDPI(t *testing.T) {
 	}
 }
 
-// TestProgramLag: packets wait, and none is lost when the program is interrupted.
+// TestProgramLag: packets wait, and an interrupt of the program loses none.
 func TestProgramLag(t *testing.T) {
 	pair := lab.TwoHostsT(t, lab.LinkOptions{})
 	needWin32(t)
@@ -356,7 +357,7 @@ func TestProgramLag(t *testing.T) {
 	exchange()
 }
 
-// TestProgramOwner: the table of connections says whose a connection is, while its SYN waits.
+// TestProgramOwner: the table of connections names the owner of a connection while its SYN waits.
 func TestProgramOwner(t *testing.T) {
 	pair := lab.TwoHostsT(t, lab.LinkOptions{})
 	direct := serve(t, pair.B, 7001, func(string) string { return "direct" })

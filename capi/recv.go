@@ -12,11 +12,11 @@ import (
 	"github.com/opendivert/divert/packet"
 )
 
-// delivery is what a receive call delivers to: the caller's memory.
+// delivery is the caller's memory, to which a receive call delivers.
 type delivery struct {
 	buf   []byte // for the packets, back to back; may be nil
-	addrs []byte // for their addresses in the C layout; nil if they are not wanted
-	max   int    // packets
+	addrs []byte // for their addresses in the C layout; nil if unwanted
+	max   int    // greatest number of packets
 
 	atOnce bool // the call fails with timedOut instead of waiting for a packet
 
@@ -42,7 +42,7 @@ func (h *handle) recv(d *delivery) code {
 	return h.receive(c, d)
 }
 
-// recvWithin is recv that waits no longer than limit, 0: not at all; it fails with timedOut then.
+// recvWithin is recv with a limit for the wait, 0 for none at all; beyond it recvWithin fails with timedOut.
 func (h *handle) recvWithin(d *delivery, limit time.Duration) code {
 	receiving.enter()
 	defer receiving.leave()
@@ -51,7 +51,7 @@ func (h *handle) recvWithin(d *delivery, limit time.Duration) code {
 		return result
 	}
 	d.atOnce = false
-	c := new(turn) // of its own: the timer may come late
+	c := new(turn) // not from places: the timer may fire late
 	immediate, ok := h.turns.enter(c)
 	if !ok {
 		return badCommand
@@ -69,7 +69,7 @@ func (h *handle) recvWithin(d *delivery, limit time.Duration) code {
 	return result
 }
 
-// recvNow is recv that fails with timedOut instead of waiting, for its turn too.
+// recvNow is recv that fails with timedOut instead of waiting, even for its turn.
 func (h *handle) recvNow(d *delivery) code {
 	c := places.Get().(*turn)
 	defer places.Put(c)
@@ -81,15 +81,15 @@ func (h *handle) recvNow(d *delivery) code {
 	case immediate:
 	case h.turns.abandon(c):
 		return timedOut
-	case !h.turns.wait(c): // it is its turn by now, or was cancelled
+	case !h.turns.wait(c): // the call now has its turn, or was cancelled
 		return operationAborted
 	}
 	defer h.turns.leave(c)
 	return h.receive(c, d)
 }
 
-// recvOverlapped receives into d for an overlapped request. If it cannot be served at once it returns
-// ioPending, and done is called when it is complete, before the handle closes.
+// recvOverlapped receives into d for an overlapped request. If it cannot finish at once it returns ioPending, and calls
+// done when the request is complete, before the handle closes.
 func (h *handle) recvOverlapped(request uintptr, d *delivery, done func(*delivery, code)) code {
 	c := &turn{request: request, ready: make(chan struct{}, 1)}
 	immediate, ok := h.turns.enter(c)
@@ -114,7 +114,7 @@ func (h *handle) recvOverlapped(request uintptr, d *delivery, done func(*deliver
 	return ioPending
 }
 
-// ready reports whether receiving needs not wait. The caller's turn it must be.
+// ready reports whether receiving need not wait. The caller must have its turn.
 func (h *handle) ready() bool {
 	if d := h.descriptor.Load(); d != nil {
 		return d.there()
@@ -122,7 +122,7 @@ func (h *handle) ready() bool {
 	return h.held.first < h.held.last && !h.expired() || h.divert.Flags()&divert.SendOnly != 0
 }
 
-// receive waits for packets and delivers them. It is the call's turn.
+// receive waits for packets and delivers them. The call must have its turn.
 func (h *handle) receive(c *turn, d *delivery) code {
 	held := &h.held
 	h.cutFor(d)
@@ -158,8 +158,8 @@ func (h *handle) receive(c *turn, d *delivery) code {
 	return result
 }
 
-// cutFor makes TCP come in segments from now on if d has no room for packets that are longer than those of the wire. If it
-// cannot be, such packets are received cut. It is the call's turn.
+// cutFor makes TCP come in segments from now on if d has no room for packets longer than on the wire. If that is
+// impossible, such packets are received cut. The call must have its turn.
 func (h *handle) cutFor(d *delivery) {
 	if h.cutter == nil || h.cut || len(d.buf) == 0 || len(d.buf) >= maxReceived {
 		return
@@ -169,33 +169,33 @@ func (h *handle) cutFor(d *delivery) {
 		return
 	}
 	h.cut = true
-	if h.descriptor.Load() == nil { // else who takes the token does it
+	if h.descriptor.Load() == nil { // else the taker of the token does it
 		h.again()
 	}
 }
 
-// again has the held packets that came before TCP came in segments pass the handle once more.
+// again makes the held packets from before the change to segments pass the handle once more.
 func (h *handle) again() {
 	if held := &h.held; h.cut && held.first < held.last {
 		held.last = held.first + h.cutter.Again(held.packets[held.first:held.last])
 	}
 }
 
-// more receives packets for d, and holds them. Those that do not fit into its buffer stay held, and are given back when the
-// handle closes.
+// more receives packets for d, and holds them. Packets that do not fit into its buffer stay held, and are given back when
+// the handle closes.
 func (h *handle) more(d *delivery) (int, error) {
 	if d.atOnce {
 		return engine.Poll(h.divert, h.held.packets[:d.max])
 	}
 	n, err := h.divert.RecvBatch(h.held.packets[:d.max])
-	room() // a long wait may have had the stack shrink
+	room() // the stack may have shrunk during a long wait
 	return n, err
 }
 
 // receiveCode returns the code of an error of a receive call.
 func receiveCode(err error) code {
 	if errors.Is(err, net.ErrClosed) {
-		return operationAborted // it was open when the call began
+		return operationAborted // the handle was open when the call began
 	}
 	return codeOf(err)
 }
@@ -215,7 +215,7 @@ func (h *handle) deliver(d *delivery) code {
 		}
 		held.first++
 		if !fits && len(d.buf) == 0 {
-			return insufficientBuffer // the packet is lost, and nothing tells of it
+			return insufficientBuffer // the packet is lost without a trace
 		}
 		if d.addrs != nil {
 			at := d.addrs[d.count*packet.AddressSize:]
@@ -227,7 +227,7 @@ func (h *handle) deliver(d *delivery) code {
 			return insufficientBuffer
 		}
 		if len(data) == maxReceived {
-			break // it may be cut, and then its header does not tell where the next one begins
+			break // the packet may be cut, and then its header does not give the start of the next
 		}
 	}
 	return success

@@ -1,7 +1,7 @@
 package main
 
-// room has the goroutine's stack grow, so that a signal handler that runs on it finds 64 KiB below it: one that was
-// installed too late to be given a stack of its own (see signals.c).
+// room makes the goroutine's stack grow, so that a signal handler that runs on it finds 64 KiB below it. Handlers do so
+// if they were installed too late to get a stack of their own (see signals.c).
 //
 //go:noinline
 func room() {

@@ -19,8 +19,8 @@ import (
 	"github.com/opendivert/divert/internal/lab"
 )
 
-// TestSmallBuffers uploads through programs whose buffers hold packets as they are on the wire, and no longer ones. Without a
-// word in the environment the handle notices, also of packets that wait already.
+// TestSmallBuffers uploads through programs whose buffers hold packets as they are on the wire, but no longer ones.
+// Without a setting in the environment the handle notices this, even for packets that wait already.
 func TestSmallBuffers(t *testing.T) {
 	program := compile(t, "segments.c", gccModern)
 	for _, row := range []struct {
@@ -42,7 +42,8 @@ func TestSmallBuffers(t *testing.T) {
 	}
 }
 
-// TestSmallBuffersSniffing: copies come as the packets are on the wire, also those that the stack has in one packet, with their checksums.
+// TestSmallBuffersSniffing: copies are as packets on the wire, with their checksums, even of packets that the stack has
+// joined.
 func TestSmallBuffersSniffing(t *testing.T) {
 	t.Parallel()
 	needCopies(t)
@@ -50,13 +51,14 @@ func TestSmallBuffersSniffing(t *testing.T) {
 	for _, segments := range []string{"", "1"} {
 		out := upload(t, program, segments, 1600, "sniff")
 		bytes, rest, _ := strings.Cut(out, " bytes, ")
-		if n, _ := strconv.Atoi(bytes); n < uploaded || rest != "0 wrong, 0 too long, 0 not sent, many\n" { // more if TCP repeats itself
+		if n, _ := strconv.Atoi(bytes); n < uploaded || rest != "0 wrong, 0 too long, 0 not sent, many\n" { // more if TCP retransmits
 			t.Errorf("DIVERT_SEGMENTS=%s: %s", segments, out)
 		}
 	}
 }
 
-// needCopies skips the test where copies of packets come through the packet log, which does not tell the size of segments.
+// needCopies skips the test where copies of packets come through the packet log, which does not report the size of
+// segments.
 func needCopies(t *testing.T) {
 	t.Helper()
 	h, err := lab.NewT(t).AddHost("h")
@@ -78,7 +80,7 @@ func needCopies(t *testing.T) {
 	}
 }
 
-// TestSegmentsNever: the environment may say that packets stay as the stack has them. A program with room for these gets them.
+// TestSegmentsNever: the environment may ask for packets as the stack has them. A program with room for these gets them.
 func TestSegmentsNever(t *testing.T) {
 	t.Parallel()
 	out := upload(t, compile(t, "segments.c", gccModern), "0", 65575)
@@ -87,10 +89,10 @@ func TestSegmentsNever(t *testing.T) {
 	}
 }
 
-// uploaded is how many bytes upload sends.
+// uploaded is the number of bytes that upload sends.
 const uploaded = 3 << 20
 
-// upload has a program of segments.c upload 3 MB, and returns what it prints.
+// upload makes a program of segments.c upload 3 MB, and returns its output.
 func upload(t *testing.T, program, segments string, buffer int, args ...string) string {
 	t.Helper()
 	pair := lab.TwoHostsT(t, lab.LinkOptions{})

@@ -10,7 +10,7 @@ import (
 	"github.com/opendivert/divert/packet"
 )
 
-// batch is what a send call needs: packets, with memory for those that must be finished.
+// batch is the memory of a send call: packets, with memory for those that must be finished.
 type batch [divert.MaxBatch]divert.Packet
 
 var batches = sync.Pool{New: func() any { return new(batch) }}
@@ -46,8 +46,8 @@ func (h *handle) send(b, addrs []byte) (int, code) {
 	return size, success
 }
 
-// split makes packets of b. It returns how many there are before one that is malformed, their size, and what is
-// wrong with that one.
+// split makes packets of b. It returns the number of packets before a malformed one, their size, and the code of the
+// malformed one's error.
 func (ps *batch) split(b, addrs []byte) (n, size int, malformed code) {
 	for len(addrs) >= packet.AddressSize {
 		length, result := wholePacket(b[size:])
@@ -64,18 +64,18 @@ func (ps *batch) split(b, addrs []byte) (n, size int, malformed code) {
 	return n, size, success
 }
 
-// forget drops what refers to the caller's memory.
+// forget drops the references to the caller's memory.
 func (ps *batch) forget(n int) {
 	for i := range ps[:n] {
 		ps[i].Data = nil
 	}
 }
 
-// maxReceived is how many bytes the kernel hands over of a packet at most. One that is longer is received cut.
+// maxReceived is the most bytes of a packet that the kernel hands over. A longer packet is received cut.
 const maxReceived = 65531
 
-// wholePacket returns the length of the packet at the start of b by its IP header; only that is looked at. A packet that
-// was received cut may be sent back as it is: it ends with b.
+// wholePacket returns the length of the packet at the start of b by its IP header alone. A packet that was received cut
+// may be sent back unchanged: it ends with b.
 func wholePacket(b []byte) (int, code) {
 	if len(b) < packet.IPv4HeaderLen {
 		return 0, insufficientBuffer

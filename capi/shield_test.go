@@ -25,11 +25,11 @@ type shieldRow struct {
 	Packet        vectors.Bytes
 }
 
-// allRows makes TestShield try every row that can be sent, not only some.
+// allRows makes TestShield try every row that can be sent, not only a selection.
 const allRows = "DIVERT_TEST_ALL_ROWS"
 
-// shieldRows are rows of the eval vectors whose filters can be opened, and whose packets are whole and can be
-// sent: to and from addresses that a host sends to and from.
+// shieldRows are rows of the eval vectors whose filters can be opened, and whose packets are whole and have addresses
+// that a host sends to and from.
 func shieldRows(t *testing.T) (rows []shieldRow) {
 	vectors.Run(t, "eval", func(r shieldRow) error {
 		var p packet.Parsed
@@ -58,8 +58,8 @@ func sendable(b []byte, p *packet.Parsed) bool {
 	return h.Src().IsGlobalUnicast() && h.Dst().IsGlobalUnicast() && !h.Src().Is4In6() && !h.Dst().Is4In6()
 }
 
-// TestShield tries the filters of the eval vectors on live packets, between two handles that keep all other
-// traffic away, and looks how each filter arrives at the layer REFLECT (specification: samples.md 9).
+// TestShield tries the filters of the eval vectors on live packets, between two handles that keep all other traffic away,
+// and checks how each filter appears at the layer REFLECT (specification: samples.md 9).
 func TestShield(t *testing.T) {
 	program := compile(t, "shield.c", gccModern)
 	pair := lab.TwoHostsT(t, lab.LinkOptions{MTU: 65535}) // longer packets than the path carries would arrive in fragments

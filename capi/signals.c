@@ -3,9 +3,9 @@
 /*
  * signals.c: calls from signal handlers, and the stacks that handlers run on.
  *
- * A handler interrupts its thread wherever it is, so also inside Go, which cannot be entered a second time then. Each
- * call therefore marks its thread (enter in shim.h); calls of a marked thread fail, and those that end something are
- * handed to a goroutine, through a pipe. Go's own threads run no handlers of the program: they block its signals.
+ * A handler can interrupt its thread inside Go, which cannot be entered a second time. Each call therefore marks its
+ * thread (enter in shim.h). Calls of a marked thread fail, except those that end something: these go through a pipe to
+ * a goroutine. Go's own threads run no handlers of the program: they block its signals.
  */
 #include "shim.h"
 
@@ -23,7 +23,7 @@ __thread volatile int divert_inside __attribute__((tls_model("initial-exec")));
 
 /* ---- Orders: calls that a goroutine makes ---- */
 
-/* An order as it lies in the pipe; see orders.go. A write of so few bytes is whole or fails. */
+/* An order in the pipe; see orders.go. A write of so few bytes is atomic. */
 struct order {
     UINT64 handle;
     UINT32 call, how;
@@ -53,10 +53,10 @@ void divert_answer(UINT64 address, DWORD error)
 
     answer->error = error;
     __atomic_store_n(&answer->given, 1, __ATOMIC_RELEASE);
-    (void)futex(&answer->given, FUTEX_WAKE, INT_MAX); /* harmless if the thread has gone on and the word with it */
+    (void)futex(&answer->given, FUTEX_WAKE, INT_MAX); /* harmless if the thread has gone on and the word is gone */
 }
 
-/* put_in writes an order to the pipe. A thread that is inside does not wait for room: Go may need it to go on. */
+/* put_in writes an order to the pipe. A marked thread does not wait for room: Go may need it to continue. */
 static BOOL put_in(const struct order *order, BOOL wait)
 {
     struct pollfd room = {orders, POLLOUT, 0};
@@ -93,8 +93,8 @@ DWORD divert_order(UINT32 call, HANDLE handle, UINT32 how)
 /* ---- Go's threads ---- */
 
 /*
- * Threads that Go starts have the signal mask of the one that starts Go, which the second entry of .init_array does:
- * the first blocks all signals, one behind it restores the mask.
+ * Threads that Go starts inherit the signal mask of the thread that starts Go. Go's second entry of .init_array does
+ * that: the first entry blocks all signals, and a later one restores the mask.
  */
 static sigset_t mask_before;
 
@@ -115,8 +115,8 @@ __attribute__((constructor)) static void restore_signals(void)
 
 /*
  * A goroutine's stack has no room for a handler. So each thread that calls Go gets a stack for handlers, unless it has
- * one, and handlers are made to run on it. From there Go cannot be called: while a thread runs on a goroutine's stack the
- * next signal, such as those that Go sends to itself, would begin at the top of the stack for handlers again.
+ * one, and handlers are made to run on it. From that stack Go cannot be called: while a thread runs on a goroutine's
+ * stack, the next signal, such as those that Go sends to itself, would begin at the top of the handlers' stack again.
  */
 enum { STACK = 256 << 10, GUARD = 64 << 10 };
 
@@ -135,7 +135,7 @@ static void free_stack(void *area)
     if (sigaltstack(NULL, &own) == 0 && own.ss_sp == (char *)area + GUARD)
         (void)sigaltstack(&none, NULL);
     (void)munmap(area, GUARD + STACK);
-    has_stack = FALSE; /* another destructor of the thread may call yet */
+    has_stack = FALSE; /* another destructor of the thread may still call */
     stack_size = 0;
 }
 
@@ -144,7 +144,7 @@ __attribute__((constructor)) static void make_key(void)
     have_key = pthread_key_create(&stack_key, free_stack) == 0;
 }
 
-/* make_stack gives the thread a stack for handlers. Where it cannot, Go brings a smaller one. */
+/* make_stack gives the thread a stack for handlers. If it cannot, Go supplies a smaller one. */
 static void make_stack(stack_t *stack)
 {
     char *area;

@@ -4,10 +4,9 @@ package main
 
 import "sync"
 
-// Handles of C programs are numbers, not pointers: a closed one, or one that never was, is refused instead of
-// followed. They lie above every file descriptor (fs.nr_open is at most 2^30) and below the bit that
-// marks events (see overlapped.c), are multiples of 4 as those of Windows, and are not used again until
-// 2^28 others have been.
+// Handles of C programs are numbers, not pointers: a closed or invalid one is refused instead of followed. They lie above
+// every file descriptor (fs.nr_open is at most 2^30) and below the bit that marks events (see overlapped.c). Like those
+// of Windows they are multiples of 4. A number is reused only after 2^28 others.
 const (
 	firstHandle uintptr = 0x40000000
 	lastHandle  uintptr = 0x7ffffffc
@@ -18,7 +17,7 @@ const (
 type table struct {
 	mu      sync.RWMutex
 	handles map[uintptr]*handle
-	last    uintptr // the number given last
+	last    uintptr // last number given
 }
 
 var handles = table{handles: make(map[uintptr]*handle)}
@@ -45,7 +44,7 @@ func (t *table) get(number uintptr) *handle {
 	return t.handles[number]
 }
 
-// remove takes a handle out and returns it, nil if none is open. Only one caller gets it.
+// remove removes a handle and returns it, nil if none is open. Only one caller gets it.
 func (t *table) remove(number uintptr) *handle {
 	t.mu.Lock()
 	defer t.mu.Unlock()

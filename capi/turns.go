@@ -7,8 +7,8 @@ import (
 	"sync"
 )
 
-// turns lets the receive calls of a handle in one at a time, in the order in which they came, those of
-// threads and overlapped ones alike (specification: api.md 12).
+// turns admits the receive calls of a handle one at a time, in the order in which they came, those of threads and
+// overlapped ones alike (specification: api.md 12).
 type turns struct {
 	interrupt func() // wakes the call whose turn it is
 	resume    func() // lets a call wait again after an interruption
@@ -24,16 +24,16 @@ type turns struct {
 // turn is one receive call's place in the line.
 type turn struct {
 	request   uintptr       // address of the OVERLAPPED, 0 for a call that waits in its thread
-	ready     chan struct{} // tells that it is its turn, or that it was cancelled; nil: gate does
+	ready     chan struct{} // signals its turn, or its cancellation; nil: gate does
 	gate      gate          // for calls that wait in their threads
 	cancelled bool          // guarded by turns.mu
-	expired   bool          // it was cancelled because its time was over; guarded by turns.mu
+	expired   bool          // cancelled because its time was over; guarded by turns.mu
 }
 
 // places are turns for calls that wait in their threads, so that a receive call allocates nothing.
 var places = sync.Pool{New: func() any { return new(turn) }}
 
-// tell tells a call that waits that it is its turn, or that it was cancelled.
+// tell signals a waiting call its turn, or its cancellation.
 func (c *turn) tell() {
 	if c.ready == nil {
 		c.gate.open()
@@ -42,8 +42,8 @@ func (c *turn) tell() {
 	}
 }
 
-// enter takes a place in the line. immediate says that it is the call's turn already; otherwise wait
-// tells when it is. ok is false if the line is closed, and the call has no place then.
+// enter takes a place in the line. immediate means that the call has its turn already; otherwise wait waits for it. ok is
+// false if the line is closed, and the call has no place then.
 func (t *turns) enter(c *turn) (immediate, ok bool) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -61,7 +61,7 @@ func (t *turns) enter(c *turn) (immediate, ok bool) {
 	return false, true
 }
 
-// wait waits for the call's turn. It returns false if the call was cancelled, and so has no place any more.
+// wait waits for the call's turn. It returns false if the call was cancelled, and so has lost its place.
 func (t *turns) wait(c *turn) bool {
 	if c.ready == nil {
 		c.gate.pass()
@@ -73,15 +73,15 @@ func (t *turns) wait(c *turn) bool {
 	return t.current == c
 }
 
-// has reports whether it is a call's turn.
+// has reports whether a call has its turn.
 func (t *turns) has(c *turn) bool {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	return t.current == c
 }
 
-// abandon takes a call out of the line that does not want to wait for its turn. It returns false if it is its turn, or it was
-// cancelled: c.ready tells then.
+// abandon removes a call from the line if it would have to wait. It returns false if the call has its turn, or was
+// cancelled: c.ready signals that then.
 func (t *turns) abandon(c *turn) bool {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -92,7 +92,7 @@ func (t *turns) abandon(c *turn) bool {
 	return i >= 0
 }
 
-// expire cancels a call whose time is over, unless it has ended or was cancelled already.
+// expire cancels a call whose time is over, unless it has already ended or was cancelled.
 func (t *turns) expire(c *turn) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -106,7 +106,7 @@ func (t *turns) hasExpired(c *turn) bool {
 	return c.expired
 }
 
-// goOn reports whether a call that was woken by an interruption may wait again: it was meant for another.
+// goOn reports whether a call woken by an interruption may wait again, because the interruption was for another call.
 func (t *turns) goOn(c *turn) bool {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -135,7 +135,7 @@ func (t *turns) leave(*turn) {
 	}
 	t.current = next
 	t.mu.Unlock()
-	if next != nil { // which stays until it is told
+	if next != nil { // next stays until it has been told
 		next.tell()
 	}
 }
@@ -168,7 +168,7 @@ func (t *turns) cancelIf(match func(*turn) bool) (found bool) {
 	return found
 }
 
-// close cancels all calls, lets none in any more, and returns when the last has left.
+// close cancels all calls, admits no more, and returns when the last has left.
 func (t *turns) close() {
 	last := new(turn)
 	t.mu.Lock()

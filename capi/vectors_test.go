@@ -15,7 +15,7 @@ import (
 	"github.com/opendivert/divert/internal/vectors"
 )
 
-// helper is testdata/vectors.c at work: it answers a line with a line.
+// helper is a running testdata/vectors.c: it answers a line with a line.
 type helper struct {
 	t   *testing.T
 	in  io.Writer
@@ -137,7 +137,7 @@ func TestVectorObjects(t *testing.T) {
 
 func TestVectorEval(t *testing.T) {
 	type row struct {
-		Layer        vectors.Layer // that of the address
+		Layer        vectors.Layer // layer of the address
 		Filter       string
 		Packet, Addr vectors.Bytes
 		Match        bool
@@ -146,13 +146,13 @@ func TestVectorEval(t *testing.T) {
 	vectors.Run(t, "eval", func(r row) error {
 		want := "0 0"
 		if r.Match {
-			want = "1 7" // the last error stays as it was
+			want = "1 7" // the last error is unchanged
 		}
 		return expect(h.ask("eval %s %s %s", text(r.Filter), bytes(r.Packet), bytes(r.Addr)), want)
 	})
 }
 
-// digit returns how the helper prints a truth value.
+// digit returns the helper's notation of a truth value.
 func digit(ok bool) string {
 	if ok {
 		return "1"

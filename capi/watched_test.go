@@ -31,8 +31,8 @@ func readable(t *testing.T, fd, milliseconds int) bool {
 	}
 }
 
-// TestDescriptorOfEverySource: whatever packets come from, the descriptor is readable while there are some, and no wait ends
-// for nothing.
+// TestDescriptorOfEverySource: whatever the source of packets, the descriptor is readable while packets wait, and every
+// wake-up finds one.
 func TestDescriptorOfEverySource(t *testing.T) {
 	sniff := divert.WithFlags(divert.Sniff | divert.RecvOnly)
 	interpreter := divert.WithEngine(divert.EngineInterpreter)
@@ -75,7 +75,7 @@ func TestDescriptorOfEverySource(t *testing.T) {
 			}
 			defer unix.Close(fd)
 			const flows, each = 8, 40
-			seen := make(map[byte]byte) // of each flow, how many packets
+			seen := make(map[byte]byte) // number of packets of each flow
 			d := delivery{addrs: make([]byte, packet.AddressSize), max: 1, buf: make([]byte, divert.MaxPacket)}
 			got, idle := 0, 0
 			var conns []interface{ Write([]byte) (int, error) }

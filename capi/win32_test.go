@@ -20,7 +20,7 @@ var (
 	win32Cxx = dialect{"C++17 with windows.h", "g++", []string{"-std=c++17", "-Iwin32", "-x", "c++"}}
 )
 
-// mingw compiles C programs for Windows: the headers of Windows's own.
+// mingw compiles C programs for Windows, with Windows's own headers.
 const mingw = "x86_64-w64-mingw32-gcc"
 
 // needWin32 builds libwindivert-win32, once.
@@ -56,7 +56,7 @@ func TestWin32Headers(t *testing.T) {
 	}
 	var first, last strings.Builder
 	for _, h := range headers {
-		if name := filepath.Base(h); name != "win32.h" { // the library's own
+		if name := filepath.Base(h); name != "win32.h" { // the library's internal header
 			fmt.Fprintf(&first, "#include <%s>\n", name)
 			fmt.Fprintf(&last, "#include <%s>\n", name)
 		}
@@ -75,7 +75,7 @@ func TestWin32Headers(t *testing.T) {
 					cmd := exec.Command(compiler, "-std="+standard, "-Wall", "-Wextra", "-Werror", "-Iwin32", "-I.",
 						"-fsyntax-only", "-x", language, "-")
 					if name == "behind" {
-						cmd.Args = append(cmd.Args, "-D_DEFAULT_SOURCE") // as pkg-config has it; it comes too late in the headers
+						cmd.Args = append(cmd.Args, "-D_DEFAULT_SOURCE") // as in pkg-config; in the headers it comes too late
 					}
 					cmd.Stdin = strings.NewReader(text)
 					if out, err := cmd.CombinedOutput(); err != nil {
@@ -94,7 +94,7 @@ func TestWin32Headers(t *testing.T) {
 	})
 }
 
-// TestWin32Calls runs win32/testdata/calls.c: the calls do what those of Windows do. The same source is compiled for
+// TestWin32Calls runs win32/testdata/calls.c: the calls behave like those of Windows. The same source is compiled for
 // Windows.
 func TestWin32Calls(t *testing.T) {
 	needWin32(t)
@@ -116,7 +116,7 @@ func TestWin32Calls(t *testing.T) {
 	})
 }
 
-// TestWin32Install installs headers and library into a folder and takes them away again.
+// TestWin32Install installs headers and library into a folder and removes them again.
 func TestWin32Install(t *testing.T) {
 	needWin32(t)
 	if _, err := exec.LookPath("pkg-config"); err != nil {

@@ -1,4 +1,4 @@
-/* windivert.c: the functions of windivert.h that are served by Go. */
+/* windivert.c: the functions of windivert.h that Go serves. */
 #include "shim.h"
 #include "_cgo_export.h"
 

@@ -2,16 +2,16 @@
  * windivert.h: the C interface of libwindivert, with the names, layouts and behaviour of WinDivert 2.2.
  *
  * A program written for WinDivert compiles against it unchanged, in C or C++. On Linux it needs no Windows
- * header: the few Windows types that the interface is made of are defined here. A program that brings
- * them itself defines WINDIVERT_NO_WINDOWS_TYPES before it includes this header.
+ * header: the few Windows types of the interface are defined here. A program with its own definitions
+ * defines WINDIVERT_NO_WINDOWS_TYPES before it includes this header.
  *
  * Numbers in WINDIVERT_ADDRESS are in host order, numbers in packet headers in network order. Pointers
- * belong to the caller, and nothing is kept after a call returns, except what an overlapped call
+ * belong to the caller. The library keeps nothing after a call returns, except what an overlapped call
  * needs until it is complete. All functions may be called from any thread.
  *
  * A failing function returns FALSE (WinDivertOpen: INVALID_HANDLE_VALUE) and leaves an error number for the
- * thread: GetLastError(), or WinDivertGetLastError(), which does not depend on who provides the
- * former. On Linux errno is set as well. See windivert(7).
+ * thread: GetLastError(), or WinDivertGetLastError(), which is always the library's own. On Linux it
+ * also sets errno. See windivert(7).
  */
 #ifndef WINDIVERT_H
 #define WINDIVERT_H
@@ -28,7 +28,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
-/* Extensions that the layouts need are no reason for a warning under -pedantic. */
+/* The layouts need extensions, which must not cause warnings under -pedantic. */
 #ifdef __GNUC__
 #define WINDIVERT_EXTENSION_ __extension__
 #else
@@ -71,9 +71,9 @@ typedef void *HANDLE;
 typedef HANDLE *PHANDLE;
 
 /*
- * An overlapped request. Set it to zero and put an event into hEvent, or NULL. On Linux an event is the number of
- * an eventfd (cast to HANDLE), which the completion makes readable, or what CreateEvent returns.
- * Internal is STATUS_PENDING while the request waits, then its NT status; InternalHigh the bytes transferred.
+ * An overlapped request. Set it to zero and put an event into hEvent, or NULL. On Linux an event is the number of an
+ * eventfd (cast to HANDLE), which the completion makes readable, or a result of CreateEvent. Internal is
+ * STATUS_PENDING while the request waits, then its NT status; InternalHigh the bytes transferred.
  */
 WINDIVERT_EXTENSION_ typedef struct _OVERLAPPED
 {
@@ -142,10 +142,10 @@ WINDIVERT_EXTENSION_ typedef struct _OVERLAPPED
 #define ERROR_BAD_COMMAND 22 /* the handle is closing */
 #endif
 #ifndef ERROR_GEN_FAILURE
-#define ERROR_GEN_FAILURE 31 /* the system refused, for a reason that has no number here */
+#define ERROR_GEN_FAILURE 31 /* the system refused, for a reason without a number here */
 #endif
 #ifndef ERROR_NOT_SUPPORTED
-#define ERROR_NOT_SUPPORTED 50 /* the system lacks it; or a call in a forked child */
+#define ERROR_NOT_SUPPORTED 50 /* the system lacks the feature; or a call in a forked child */
 #endif
 #ifndef ERROR_INVALID_PARAMETER
 #define ERROR_INVALID_PARAMETER 87
@@ -154,7 +154,7 @@ WINDIVERT_EXTENSION_ typedef struct _OVERLAPPED
 #define ERROR_INSUFFICIENT_BUFFER 122
 #endif
 #ifndef ERROR_NO_DATA
-#define ERROR_NO_DATA 232 /* this half of the handle is shut down, and drained */
+#define ERROR_NO_DATA 232 /* this half of the handle is shut down (and, for receiving, drained) */
 #endif
 #ifndef ERROR_INVALID_IMAGE_HASH
 #define ERROR_INVALID_IMAGE_HASH 577
@@ -163,7 +163,7 @@ WINDIVERT_EXTENSION_ typedef struct _OVERLAPPED
 #define ERROR_DRIVER_FAILED_PRIOR_UNLOAD 654
 #endif
 #ifndef ERROR_OPERATION_ABORTED
-#define ERROR_OPERATION_ABORTED 995 /* cancelled, or the handle was closed meanwhile */
+#define ERROR_OPERATION_ABORTED 995 /* cancelled, or the handle closed during the call */
 #endif
 #ifndef ERROR_IO_INCOMPLETE
 #define ERROR_IO_INCOMPLETE 996
@@ -172,7 +172,7 @@ WINDIVERT_EXTENSION_ typedef struct _OVERLAPPED
 #define ERROR_IO_PENDING 997
 #endif
 #ifndef ERROR_NOACCESS
-#define ERROR_NOACCESS 998 /* a pointer that must not be NULL is */
+#define ERROR_NOACCESS 998 /* a required pointer is NULL */
 #endif
 #ifndef ERROR_SERVICE_DOES_NOT_EXIST
 #define ERROR_SERVICE_DOES_NOT_EXIST 1060
@@ -248,14 +248,14 @@ typedef enum
 } WINDIVERT_EVENT, *PWINDIVERT_EVENT;
 #define WINDIVERT_EVENT_MAX WINDIVERT_EVENT_REFLECT_CLOSE
 
-#define WINDIVERT_FLAG_SNIFF 0x0001      /* copies come, the packets themselves go on */
-#define WINDIVERT_FLAG_DROP 0x0002       /* matching packets are dropped, none comes */
+#define WINDIVERT_FLAG_SNIFF 0x0001      /* receive copies; the packets themselves go on */
+#define WINDIVERT_FLAG_DROP 0x0002       /* matching packets are dropped; none is received */
 #define WINDIVERT_FLAG_RECV_ONLY 0x0004  /* nothing can be sent */
 #define WINDIVERT_FLAG_READ_ONLY WINDIVERT_FLAG_RECV_ONLY
-#define WINDIVERT_FLAG_SEND_ONLY 0x0008  /* nothing can be received, though matching packets leave the stack */
+#define WINDIVERT_FLAG_SEND_ONLY 0x0008  /* nothing can be received; matching packets still leave the stack */
 #define WINDIVERT_FLAG_WRITE_ONLY WINDIVERT_FLAG_SEND_ONLY
 #define WINDIVERT_FLAG_NO_INSTALL 0x0010 /* Windows: fail if the driver is not installed */
-#define WINDIVERT_FLAG_FRAGMENTS 0x0020  /* inbound fragments as they come */
+#define WINDIVERT_FLAG_FRAGMENTS 0x0020  /* inbound fragments instead of reassembled datagrams */
 
 typedef enum
 {
@@ -342,9 +342,8 @@ typedef struct
 } WINDIVERT_DATA_REFLECT, *PWINDIVERT_DATA_REFLECT;
 
 /*
- * What is known of a packet or event besides its bytes. Timestamp counts performance-counter ticks, on Linux
- * nanoseconds of CLOCK_MONOTONIC. A received address also remembers, behind the layer data, which
- * packet it belongs to: copy it as a whole.
+ * Facts about a packet or event besides its bytes. Timestamp counts performance-counter ticks, on Linux nanoseconds of
+ * CLOCK_MONOTONIC. A received address also identifies its packet, in bytes behind the layer data: copy it as a whole.
  */
 WINDIVERT_EXTENSION_ typedef struct
 {
@@ -493,98 +492,103 @@ WINDIVERT_ASSERT_(udphdr, sizeof(WINDIVERT_UDPHDR) == 8);
 /* ---- Handles ----------------------------------------------------------------------------------------- */
 
 /*
- * Opens a handle for the packets or events that match the filter, which is text or an object string.
- * Matching packets wait from now on. The handle belongs to the network namespace of the calling thread.
- * Errors: 87 an argument, or a filter that does not compile (WinDivertHelperCompileFilter tells why), or
- * that the driver would refuse; 5 no rights; 50 not on this system.
- * In the environment DIVERT_PASS_ON_HANG=MS, or DIVERT_DROP_ON_HANG=MS, has matching packets pass, or be dropped, while the program
- * receives nothing although a packet has waited for so many milliseconds, 100 to 3600000.
+ * Opens a handle for the packets or events that match the filter, which is text or an object string. Matching packets
+ * wait from now on. The handle belongs to the network namespace of the calling thread. Errors: 87 an invalid argument,
+ * a filter that does not compile (WinDivertHelperCompileFilter gives the reason), or one that the driver would refuse;
+ * 5 missing rights; 50 not possible on this system.
+ *
+ * The environment variable DIVERT_PASS_ON_HANG=MS makes matching packets pass while the program receives nothing
+ * although a packet has waited for MS milliseconds, 100 to 3600000; DIVERT_DROP_ON_HANG=MS drops them instead.
  */
 WINDIVERTEXPORT HANDLE WinDivertOpen(const char *filter, WINDIVERT_LAYER layer, INT16 priority, UINT64 flags);
 
 /*
- * Waits for a packet or event. Each pointer but the handle may be NULL. The kernel keeps TCP in segments of up to 64
- * KiB: room for WINDIVERT_MTU_MAX bytes is fastest. The first call with packetLen below 65531 has TCP come as it is on the
- * wire from then on (not of handles that sniff at NETWORK_FORWARD); DIVERT_SEGMENTS=1 in the environment at WinDivertOpen has so from the start, DIVERT_SEGMENTS=0 never.
- * *pRecvLen is the packet's length; of a
- * packet longer than 65531 bytes, of which its IP header tells, the first 65531 are received, and WinDivertSend
- * lets all of it go on if they are not changed.
- * Errors: 122 the packet was longer than the buffer: its first packetLen bytes and the address are there, the
- * rest is lost, *pRecvLen is untouched; 232 shut down and drained; 995 closed meanwhile; 87 SEND_ONLY.
+ * Waits for a packet or event. Each pointer may be NULL. *pRecvLen is the packet's length.
+ *
+ * The kernel keeps TCP in segments of up to 64 KiB: room for WINDIVERT_MTU_MAX bytes is fastest. From the first call
+ * with packetLen below 65531 on, TCP comes as it is on the wire, except for handles that sniff at NETWORK_FORWARD. In
+ * the environment of WinDivertOpen, DIVERT_SEGMENTS=1 makes it do so from the start, DIVERT_SEGMENTS=0 never.
+ *
+ * Of a packet longer than 65531 bytes, which its IP header shows, the first 65531 are received; WinDivertSend with
+ * these bytes unchanged lets the whole packet go on.
+ *
+ * Errors: 122 the packet was longer than the buffer: its first packetLen bytes and the address are there, the rest is
+ * lost, *pRecvLen is untouched; 232 shut down and drained; 995 closed during the call; 87 SEND_ONLY.
  */
 WINDIVERTEXPORT BOOL WinDivertRecv(HANDLE handle, VOID *pPacket, UINT packetLen, UINT *pRecvLen,
                                    WINDIVERT_ADDRESS *pAddr);
 
 /*
- * WinDivertRecv for up to 255 packets, back to back in pPacket; one of 65531 bytes is the last. With pAddrLen, *pAddrLen is the size of the
- * array pAddr in bytes (80 to 20400), and of the addresses received on return. flags must be 0.
- * With overlapped the call does not wait: FALSE with 997 means that the buffers are in use
- * until the request completes.
+ * WinDivertRecv for up to 255 packets, back to back in pPacket; one of 65531 bytes is the last. With pAddrLen,
+ * *pAddrLen is the size of the array pAddr in bytes (80 to 20400); on return it is the size of the addresses received.
+ * flags must be 0. With overlapped the call does not wait: FALSE with 997 means that the buffers are in use until the
+ * request completes.
  */
 WINDIVERTEXPORT BOOL WinDivertRecvEx(HANDLE handle, VOID *pPacket, UINT packetLen, UINT *pRecvLen, UINT64 flags,
                                      WINDIVERT_ADDRESS *pAddr, UINT *pAddrLen, LPOVERLAPPED lpOverlapped);
 
 #ifndef _WIN32
 /*
- * An addition, on Linux: WinDivertRecvEx that waits for a packet no longer than so many milliseconds, 0: not at all,
- * INFINITE: without a limit. pAddrLen may be NULL: one packet then. Errors: those of WinDivertRecv; 258 no packet came.
+ * An addition, on Linux: WinDivertRecvEx with a limit in milliseconds for its wait; 0: no wait, INFINITE: no limit.
+ * pAddrLen may be NULL: then one packet. Errors: those of WinDivertRecv; 258 no packet came.
  */
 WINDIVERTEXPORT BOOL WinDivertRecvTimeout(HANDLE handle, VOID *pPacket, UINT packetLen, UINT *pRecvLen,
                                           WINDIVERT_ADDRESS *pAddr, UINT *pAddrLen, DWORD milliseconds);
 
 /*
- * An addition, on Linux: a descriptor for poll, select, epoll and event loops. It is readable while a receive call would not
- * wait: a packet or event is there, the handle is shut down and drained, or receiving fails. Wait for POLLIN, then receive,
- * best with WinDivertRecvTimeout and 0, as another thread may be faster, or the packet too old; do not read the descriptor.
- * It is the caller's to close, and independent of the handle: after WinDivertClose it stays readable. From the first
- * call on up to 64 packets are received ahead. Returns -1 on failure. Errors: 6; 22; 87 SEND_ONLY.
+ * An addition, on Linux: a descriptor for poll, select, epoll and event loops. It is readable while a receive call
+ * would not wait: a packet or event is there, the handle is shut down and drained, or receiving fails. Wait for
+ * POLLIN, then receive; do not read the descriptor. WinDivertRecvTimeout with 0 is best, as another thread may be
+ * faster, or the packet too old. The caller closes the descriptor, which is independent of the handle: after
+ * WinDivertClose it stays readable. From the first call on up to 64 packets are received ahead. Returns -1 on failure.
+ * Errors: 6; 22; 87 SEND_ONLY.
  */
 WINDIVERTEXPORT int WinDivertGetFd(HANDLE handle);
 #endif
 
 /*
- * Injects a packet. With the address it was received with it goes on as that packet, once. The packet is not
- * changed: missing checksums (address bits of 0) are computed in a copy. *pSendLen may be NULL.
- * Errors: 122 the packet ends before its IP length (but one that was received so is sent if it is not changed);
- * 87 no IP packet, or RECV_ONLY; 232 shut down; 1232 the hop limit of an impostor packet.
+ * Injects a packet. With the address of a received packet, that packet goes on, once. The caller's memory is not
+ * changed: missing checksums (address bits of 0) are computed in a copy. *pSendLen may be NULL. Errors: 122 the packet
+ * ends before its IP length (but a packet received so is sent if it is unchanged); 87 not an IP packet, or RECV_ONLY;
+ * 232 shut down; 1232 the hop limit of an impostor packet.
  */
 WINDIVERTEXPORT BOOL WinDivertSend(HANDLE handle, const VOID *pPacket, UINT packetLen, UINT *pSendLen,
                                    const WINDIVERT_ADDRESS *pAddr);
 
 /*
- * WinDivertSend for as many packets, back to back, as there are addresses; addrLen is their size in bytes (80 to
- * 20400). flags must be 0. A request with overlapped completes within the call. A packet that is
- * malformed ends the call, those before it are sent; other failures do not, the last one is returned.
+ * WinDivertSend for as many packets, back to back, as there are addresses; addrLen is the addresses' size in bytes (80
+ * to 20400). flags must be 0. A request with overlapped completes within the call. A malformed packet ends the call;
+ * those before it are sent. Other failures do not end the call, which returns the last one.
  */
 WINDIVERTEXPORT BOOL WinDivertSendEx(HANDLE handle, const VOID *pPacket, UINT packetLen, UINT *pSendLen,
                                      UINT64 flags, const WINDIVERT_ADDRESS *pAddr, UINT addrLen,
                                      LPOVERLAPPED lpOverlapped);
 
 /*
- * Ends receiving, sending or both for good. What waits can still be received. Errors: 87, 22. A signal handler may call
- * this and WinDivertClose; its other calls fail with 1131.
+ * Ends receiving, sending or both for good. Packets that wait can still be received. Errors: 87, 22. A signal handler
+ * may call this and WinDivertClose; other calls from handlers fail with 1131.
  */
 WINDIVERTEXPORT BOOL WinDivertShutdown(HANDLE handle, WINDIVERT_SHUTDOWN how);
 
-/* Closes a handle. Packets that wait go on as if not captured; calls that wait end with 995. Errors: 6. */
+/* Closes a handle. Packets that wait go on as if not captured; waiting calls end with 995. Errors: 6. */
 WINDIVERTEXPORT BOOL WinDivertClose(HANDLE handle);
 
 /* Sets and reads a parameter. Errors: 87 an unknown or read-only one, or a value out of its range; 22. */
 WINDIVERTEXPORT BOOL WinDivertSetParam(HANDLE handle, WINDIVERT_PARAM param, UINT64 value);
 WINDIVERTEXPORT BOOL WinDivertGetParam(HANDLE handle, WINDIVERT_PARAM param, UINT64 *pValue);
 
-/* The error of the thread's last call that failed. Not of WinDivert: there it is GetLastError alone. */
+/* The error of the thread's last failed call. WinDivert itself has only GetLastError. */
 WINDIVERTEXPORT DWORD WinDivertGetLastError(void);
 
 /* ---- Helpers: pure functions ------------------------------------------------------------------------- */
 
-/* A hash of the IP and transport headers; 0 if there is no packet, or not all of it. */
+/* A hash of the IP and transport headers; 0 if there is no whole packet. */
 WINDIVERTEXPORT UINT64 WinDivertHelperHashPacket(const VOID *pPacket, UINT packetLen,
                                                  UINT64 seed WINDIVERT_DEFAULT_(0));
 
 /*
- * Finds the headers of a packet. Each output may be NULL; pointers to absent headers are set to NULL. ppNext is
- * what follows the packet in the buffer. FALSE, with the outputs untouched, if there is no whole packet.
+ * Finds the headers of a packet. Each output may be NULL; pointers to absent headers are set to NULL. ppNext is the
+ * part of the buffer behind the packet. FALSE, with the outputs untouched, if there is no whole packet.
  */
 WINDIVERTEXPORT BOOL WinDivertHelperParsePacket(const VOID *pPacket, UINT packetLen, PWINDIVERT_IPHDR *ppIpHdr,
                                                 PWINDIVERT_IPV6HDR *ppIpv6Hdr, UINT8 *pProtocol,
@@ -597,15 +601,15 @@ WINDIVERTEXPORT BOOL WinDivertHelperParseIPv4Address(const char *addrStr, UINT32
 WINDIVERTEXPORT BOOL WinDivertHelperParseIPv6Address(const char *addrStr, UINT32 *pAddr);
 
 /*
- * Write addresses as text. Error: 122. As in WinDivert a buffer that lacks room for nothing but the NUL loses
- * the last character and is no error.
+ * Write addresses as text. Error: 122. As in WinDivert, a buffer with room for everything but the NUL is no error: the
+ * text loses its last character.
  */
 WINDIVERTEXPORT BOOL WinDivertHelperFormatIPv4Address(UINT32 addr, char *buffer, UINT bufLen);
 WINDIVERTEXPORT BOOL WinDivertHelperFormatIPv6Address(const UINT32 *pAddr, char *buffer, UINT bufLen);
 
 /*
- * Computes the checksums of a packet, except those that flags (WINDIVERT_HELPER_NO_…) leave out, and sets the
- * bits of pAddr, which may be NULL, for those written. FALSE if one cannot be known.
+ * Computes the checksums of a packet, except those excluded by flags (WINDIVERT_HELPER_NO_…), and sets the bits of
+ * pAddr, which may be NULL, for those written. FALSE if one cannot be computed.
  */
 WINDIVERTEXPORT BOOL WinDivertHelperCalcChecksums(VOID *pPacket, UINT packetLen, WINDIVERT_ADDRESS *pAddr,
                                                   UINT64 flags);
@@ -614,20 +618,20 @@ WINDIVERTEXPORT BOOL WinDivertHelperCalcChecksums(VOID *pPacket, UINT packetLen,
 WINDIVERTEXPORT BOOL WinDivertHelperDecrementTTL(VOID *pPacket, UINT packetLen);
 
 /*
- * Checks a filter and, if object is not NULL, writes its object string (10255 bytes always suffice). *errorStr,
- * which belongs to the library, and *errorPos, a byte offset, tell what is wrong. Errors: 87, 122.
+ * Checks a filter and, if object is not NULL, writes its object string (10255 bytes always suffice). *errorStr, which
+ * belongs to the library, is the error, *errorPos its byte offset. Errors: 87, 122.
  */
 WINDIVERTEXPORT BOOL WinDivertHelperCompileFilter(const char *filter, WINDIVERT_LAYER layer, char *object,
                                                   UINT objLen, const char **errorStr, UINT *errorPos);
 
 /*
- * An addition: writes what is wrong with a filter, in lines that show the place and say what to do, and a NUL; an
- * empty text if WinDivertOpen would take it. 1024 bytes hold what a line of 80 columns shows; 4096 any text. Errors: 87, 122.
+ * An addition: writes the error of a filter, in lines that show the place and the remedy, and a NUL; an empty text if
+ * WinDivertOpen would accept the filter. 1024 bytes suffice for 80 columns, 4096 for any text. Errors: 87, 122.
  */
 WINDIVERTEXPORT BOOL WinDivertHelperExplainFilterError(const char *filter, WINDIVERT_LAYER layer, char *buffer,
                                                        UINT bufLen);
 
-/* Whether a packet or event matches. FALSE with error 0: it does not; FALSE with 87: it cannot be told. */
+/* Whether a packet or event matches. FALSE with error 0: it does not; FALSE with 87: it cannot be decided. */
 WINDIVERTEXPORT BOOL WinDivertHelperEvalFilter(const char *filter, const VOID *pPacket, UINT packetLen,
                                                const WINDIVERT_ADDRESS *pAddr);
 

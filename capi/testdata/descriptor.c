@@ -1,6 +1,6 @@
 /*
- * descriptor.c checks WinDivertGetFd and WinDivertRecvTimeout, on the loopback device of the network namespace it runs in,
- * which is to be one made for it. With an argument it checks the layer SOCKET as well.
+ * descriptor.c checks WinDivertGetFd and WinDivertRecvTimeout, on the loopback device of the network namespace it runs
+ * in, which must be made for it. With an argument it also checks the layer SOCKET.
  */
 #include "traffic.h"
 
@@ -8,11 +8,11 @@
 #include <pthread.h>
 #include <sys/epoll.h>
 
-enum { LONG = 20000 }; /* milliseconds: what does not come by then does not come */
+enum { LONG = 20000 }; /* milliseconds to wait for an event that must come */
 
 static UINT8 packet[WINDIVERT_MTU_MAX];
 
-/* readable returns what poll tells of a descriptor within the time. */
+/* readable returns the result of poll for a descriptor within the time. */
 static int readable(int fd, int milliseconds)
 {
     struct pollfd p = {fd, POLLIN, 0};
@@ -35,7 +35,7 @@ static int get_fd(HANDLE h)
     return fd;
 }
 
-/* A packet makes it readable, and its receipt unreadable. */
+/* A packet makes the descriptor readable, and its receipt unreadable. */
 static void check_packets(void)
 {
     struct pair p = open_pair(AF_INET);
@@ -101,7 +101,7 @@ static void check_limit(void)
     close_pair(&p);
 }
 
-/* Every packet of a burst comes, in order, and no wait ends for nothing. */
+/* Every packet of a burst comes, in order, and every wake-up finds one. */
 static void check_burst(UINT64 flags, UINT batch)
 {
     enum { PACKETS = 300 };
@@ -152,7 +152,7 @@ static void check_burst(UINT64 flags, UINT batch)
     close_pair(&p);
 }
 
-/* Packets that were received ahead go on when the handle closes, also of one that can send nothing. */
+/* Packets received ahead go on when the handle closes, even one that cannot send. */
 static void check_given_back(UINT64 flags)
 {
     struct pair p = open_pair(AF_INET);
@@ -173,7 +173,7 @@ static void check_given_back(UINT64 flags)
     close_pair(&p);
 }
 
-/* What waits is received after a shutdown, and then the end is told for good. */
+/* Waiting packets are received after a shutdown; then the end is reported for good. */
 static void check_shutdown(void)
 {
     struct pair p = open_pair(AF_INET);
@@ -200,7 +200,7 @@ static void check_shutdown(void)
     close_pair(&p);
 }
 
-/* A poll that waits is ended by whatever ends the handle. */
+/* Whatever ends the handle ends a waiting poll. */
 static HANDLE ends;
 
 static void *end_by_shutdown(void *unused)
@@ -238,7 +238,7 @@ static void check_ends(UINT64 flags, void *(*end)(void *))
     close_pair(&p);
 }
 
-/* A thread that waits in a receive call already gets its packet, and so does an overlapped request. */
+/* A thread already waiting in a receive call gets its packet, and so does an overlapped request. */
 struct receiver {
     HANDLE handle;
     volatile int begun;
@@ -269,7 +269,7 @@ static void check_others(void)
     pthread_create(&thread, NULL, receiver, &r);
     while (!r.begun)
         pause_ms(1);
-    pause_ms(20); /* it should wait by now; if it does not the rest is true all the same */
+    pause_ms(20); /* it should wait by now; if not, the checks still hold */
     fd = get_fd(r.handle);
     say(&p, "for the thread");
     pthread_join(thread, NULL);
@@ -294,7 +294,7 @@ static void check_others(void)
     close_pair(&p);
 }
 
-/* A program that reads the descriptor, which it is not to do, gets its packets all the same. */
+/* A program that reads the descriptor, against the rules, still gets its packets. */
 static void check_misuse(void)
 {
     struct pair p = open_pair(AF_INET);

@@ -1,6 +1,6 @@
 /*
- * events.c checks the layers with events: "reflect", or "sockets" for SOCKET and FLOW, which need eBPF. It is to run in a
- * network namespace made for it.
+ * events.c checks the layers with events: "reflect", or "sockets" for SOCKET and FLOW, which need eBPF. It must run in
+ * a network namespace made for it.
  */
 #include "traffic.h"
 
@@ -26,7 +26,7 @@ static HANDLE own(const char *event, WINDIVERT_LAYER layer, UINT64 flags)
     return must_open(filter, layer, 0, flags | WINDIVERT_FLAG_RECV_ONLY);
 }
 
-/* Which flags a layer takes (specification: api.md 4). */
+/* The flags that a layer accepts (specification: api.md 4). */
 static void check_flags(WINDIVERT_LAYER layer)
 {
     enum { SNIFF = 1, DROP = 2, RECV_ONLY = 4, SEND_ONLY = 8, ALL = 0x40 };
@@ -50,7 +50,7 @@ static void check_flags(WINDIVERT_LAYER layer)
     }
 }
 
-/* drained checks that nothing can be received any more (specification: api.md 9). */
+/* drained checks that nothing more can be received (specification: api.md 9). */
 static void drained(HANDLE h)
 {
     WINDIVERT_ADDRESS addr;
@@ -63,7 +63,7 @@ static void drained(HANDLE h)
     SUCCEEDS(WinDivertClose(h));
 }
 
-/* Nothing can be sent at these layers. */
+/* These layers cannot send. */
 static void check_send(HANDLE h)
 {
     static UINT8 packet[20] = {0x45, 0, 0, 20};
@@ -120,7 +120,7 @@ static void is_bind(const WINDIVERT_ADDRESS *a, UINT16 port, BOOL sniffed)
     CHECK(memcmp(a->Socket.RemoteAddr, none, sizeof(none)) == 0);
 }
 
-/* untouched tells whether a buffer is as it was: events have no bytes. */
+/* untouched reports whether a buffer is unchanged: events have no bytes. */
 static BOOL untouched(const UINT8 *buffer, size_t n)
 {
     while (n > 0 && buffer[n - 1] == 0xEE)
@@ -140,7 +140,7 @@ static void check_socket_batches(void)
     check_send(h);
     for (i = 0; i < SOCKETS; i++)
         CHECK((sockets[i] = try_bind((UINT16)(FIRST + i))) >= 0);
-    SUCCEEDS(WinDivertShutdown(h, WINDIVERT_SHUTDOWN_BOTH)); /* what happened before comes still */
+    SUCCEEDS(WinDivertShutdown(h, WINDIVERT_SHUTDOWN_BOTH)); /* earlier events still come */
     i = try_bind(FIRST + SOCKETS);
     CHECK(i >= 0);
     close(i);
@@ -195,7 +195,7 @@ static void check_socket_refusal(void)
     drained(h);
 }
 
-/* A flow is told from both ends; what is told of its end is what was told of its beginning. */
+/* Both ends of a flow are reported; the data of its end is that of its beginning. */
 static void check_flow(void)
 {
     HANDLE h = own("udp", WINDIVERT_LAYER_FLOW, WINDIVERT_FLAG_SNIFF);
@@ -292,7 +292,7 @@ static void next_is(HANDLE h, int i, WINDIVERT_EVENT event)
     EQUAL(length, strlen(object_of(i)) + 1);
 }
 
-/* A handle shut down at once lists what is open, in batches of strings, and ends (specification: api.md 9). */
+/* A handle shut down at once lists the open handles, in batches of strings, and ends (specification: api.md 9). */
 static void check_list(void)
 {
     HANDLE open[HANDLES], h, late;
@@ -322,7 +322,7 @@ static void check_list(void)
     drained(h);
 }
 
-/* What does not fit: the string is cut, or lost without a trace (specification: api.md 6, 7). */
+/* A string that does not fit is cut, or lost without a trace (specification: api.md 6, 7). */
 static void check_cut(void)
 {
     HANDLE open[HANDLES], h;

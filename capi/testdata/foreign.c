@@ -76,7 +76,7 @@ static void handler(int number)
     handled = number;
 }
 
-/* What Go needs: faults in its code are its panics, writes to broken pipes its errors, SIGURG its preemption. */
+/* Signals that Go needs: faults in its code become panics, writes to broken pipes errors, and SIGURG preempts. */
 static int taken_by_go(int number)
 {
     return number == SIGSEGV || number == SIGBUS || number == SIGFPE || number == SIGPIPE || number == SIGURG;
@@ -117,7 +117,7 @@ static void check_signals(const char *path)
     CHECK(works());
 }
 
-/* ---- Loading and unloading: Go stays, and so the library can be loaded again ---- */
+/* ---- Loading and unloading: Go stays, so the library can be loaded again ---- */
 
 static void check_unloading(const char *path)
 {
@@ -136,7 +136,7 @@ static void check_unloading(const char *path)
 
 /* ---- Forks ---- */
 
-/* refuses checks that every call of a child fails at once, and says why. */
+/* refuses checks that every call of a child fails at once, with the right error. */
 static void refuses(HANDLE handle)
 {
     WINDIVERT_ADDRESS addr;
@@ -191,7 +191,7 @@ static void check_forks(char **argv)
         ends_well(child);
     }
     if ((child = (pid_t)syscall(SYS_clone, SIGCHLD, 0, 0, 0, 0)) == 0)
-        refuses(handle); /* a fork that no handler of pthread_atfork hears of */
+        refuses(handle); /* a fork without the handlers of pthread_atfork */
     ends_well(child);
     for (i = 0; i < 5; i++) {
         if ((child = fork()) == 0) {
@@ -255,7 +255,7 @@ static void check_threads(void)
     CHECK(threads_now() < 30); /* Go keeps none of theirs, and few of its own */
 }
 
-/* ---- What a child does that was started with another argument ---- */
+/* ---- Children started with another argument ---- */
 
 static sigjmp_buf out;
 
@@ -281,7 +281,7 @@ static int fault(const char *path)
     return handled == SIGSEGV && works() ? 0 : 1;
 }
 
-/* A write to a broken pipe ends a program that has not said otherwise, as without the library. */
+/* A write to a broken pipe ends a program that does not handle it, as without the library. */
 static int broken_pipe(const char *path, void (*disposition)(int))
 {
     int ends[2];

@@ -1,4 +1,4 @@
-/* gone.c has a handle whose rules are taken away. It prints "ready" and then waits for that to be told. */
+/* gone.c has a handle whose rules are removed. It prints "ready" and waits for the error. */
 #include "traffic.h"
 
 int main(void)

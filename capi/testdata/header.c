@@ -1,6 +1,6 @@
 /*
- * header.c includes windivert.h behind the headers of the system that speak of the same things, and uses the macros of
- * both on one packet. It is only compiled.
+ * header.c includes windivert.h behind the system's headers on the same subjects, and uses the macros of both on one
+ * packet. It is only compiled.
  */
 #include <arpa/inet.h>
 #include <linux/if_ether.h>
@@ -14,7 +14,7 @@
 #include <sys/socket.h>
 
 #include "windivert.h"
-#include "windivert.h" /* once more does no harm */
+#include "windivert.h" /* a second time is harmless */
 
 UINT fields(WINDIVERT_IPHDR *v4, WINDIVERT_IPV6HDR *v6);
 

@@ -1,6 +1,6 @@
 /*
- * interface.c checks what of the interface needs no rights: constants, layouts, macros, helpers, and the errors that
- * come before the system is asked. It is C and C++.
+ * interface.c checks the parts of the interface that need no rights: constants, layouts, macros, helpers, and errors
+ * found before the system is asked. It is C and C++.
  */
 #include "check.h"
 
@@ -176,7 +176,7 @@ static void check_headers(void)
     EQUAL(bytes[13], 0xC0);
 }
 
-/* ---- Helpers: what the vectors do not ask (api.md 21) ---- */
+/* ---- Helpers: questions that the vectors leave out (api.md 21) ---- */
 
 static void check_byte_order(void)
 {
@@ -202,7 +202,7 @@ static void check_byte_order(void)
 static UINT8 syn[44] = {0x45, 0, 0, 0x2c, 0x1c, 0x46, 0x40, 0, 0x40, 6, 0x50, 0x7b, 10, 1, 2, 3, 192, 0, 2, 7, 0xc0, 0, 0,
                         0x50, 1, 2, 3, 4, 0, 0, 0, 0, 0x60, 2, 0xfa, 0xf0, 0x0a, 0xd4, 0, 0, 2, 4, 5, 0xb4};
 
-/* check_untouched: of what is no whole packet nothing is told; all outputs stay as they were (packets.md 1.3). */
+/* check_untouched: an incomplete packet gives no results; all outputs stay unchanged (packets.md 1.3). */
 static void check_untouched(const UINT8 *packet, UINT length)
 {
     struct {
@@ -272,7 +272,7 @@ static void check_addresses(void)
     FAILS(WinDivertHelperParseIPv6Address(NULL, addr), ERROR_INVALID_PARAMETER, EINVAL);
     FAILS(WinDivertHelperParseIPv6Address("::1::", addr), ERROR_INVALID_PARAMETER, EINVAL);
     EQUAL(addr[0], 0x01020304u); /* untouched */
-    /* Quirk: what stands before an IPv4 address is looked at even if nobody wants the result. */
+    /* Quirk: the part before an IPv4 address is checked even if the result is not wanted. */
     FAILS(WinDivertHelperParseIPv6Address("1::1.2.3.4", NULL), ERROR_INVALID_PARAMETER, EINVAL);
     SUCCEEDS(WinDivertHelperParseIPv6Address("::ffff:1.2.3.4", NULL));
     SUCCEEDS(WinDivertHelperParseIPv6Address("1::2", NULL));
@@ -337,7 +337,7 @@ static void check_filters(void)
     CHECK(strcmp(cut, "@WinDiv_WX_WWWW") == 0);
     CHECK(WinDivertHelperCompileFilter(buffer, WINDIVERT_LAYER_NETWORK, NULL, 0, &error, &position));
     CHECK(position == 0 && error != NULL);
-    /* The number of the layer is not looked at, but no layer has fields then. */
+    /* Any number of a layer is accepted, but such a layer has no fields. */
     CHECK(WinDivertHelperCompileFilter("true", (WINDIVERT_LAYER)5, buffer, sizeof(buffer), NULL, NULL));
     CHECK(!WinDivertHelperCompileFilter("tcp", (WINDIVERT_LAYER)5, NULL, 0, &error, NULL));
     CHECK(!WinDivertHelperCompileFilter("tcp", (WINDIVERT_LAYER)-1, NULL, 0, &error, NULL));
@@ -345,7 +345,7 @@ static void check_filters(void)
     CHECK(WinDivertHelperCompileFilter(filter, WINDIVERT_LAYER_NETWORK, buffer, sizeof(buffer), NULL, NULL));
     CHECK(strcmp(buffer, "@WinDiv_WW") == 0);
     free(filter);
-    /* Quirk: that is success, and nobody accepts the result. */
+    /* Quirk: that succeeds, but no reader accepts the result. */
     FAILS(WinDivertHelperCompileFilter(buffer, WINDIVERT_LAYER_NETWORK, NULL, 0, NULL, NULL), ERROR_INVALID_PARAMETER,
           EINVAL);
     FAILS(WinDivertHelperFormatFilter(buffer, WINDIVERT_LAYER_NETWORK, cut, sizeof(cut)), ERROR_INVALID_PARAMETER,
@@ -383,7 +383,7 @@ static void check_filters(void)
     FAILS(WinDivertHelperEvalFilter("tcp", syn, 19, &addr), ERROR_INVALID_PARAMETER, EINVAL);
     FAILS(WinDivertHelperEvalFilter("tcp and", syn, sizeof(syn), &addr), ERROR_INVALID_PARAMETER, EINVAL);
     SUCCEEDS(WinDivertHelperEvalFilter("tcp.Syn and tcp.DstPort == 80", syn, sizeof(syn), &addr));
-    SUCCEEDS(WinDivertHelperEvalFilter("tcp.Syn", syn, 40, &addr)); /* truncated is no error here */
+    SUCCEEDS(WinDivertHelperEvalFilter("tcp.Syn", syn, 40, &addr)); /* a truncated packet is no error here */
     SetLastError(12345);
     CHECK(!WinDivertHelperEvalFilter("udp", syn, sizeof(syn), &addr));
     EQUAL(GetLastError(), 0);
@@ -436,7 +436,7 @@ static void check_explanations(void)
 SAME(fragment_offset, sizeof(WINDIVERT_IPHDR_GET_FRAGOFF((WINDIVERT_IPHDR *)0)) == sizeof(int) &&
                           sizeof(WINDIVERT_IPHDR_GET_MF((WINDIVERT_IPHDR *)0)) == sizeof(int));
 
-/* ---- Open, and calls on what is no handle ---- */
+/* ---- Open, and calls on invalid handles ---- */
 
 static void refuses(const char *filter, int layer, INT16 priority, UINT64 flags)
 {
@@ -447,7 +447,7 @@ static void refuses(const char *filter, int layer, INT16 priority, UINT64 flags)
     EQUAL(errno, EINVAL);
 }
 
-/* Filters that compile, and that the original's driver refuses (api.md 5.1). */
+/* Filters that compile but that the original's driver refuses (api.md 5.1). */
 static void check_driver_refusals(void)
 {
     static const struct {
@@ -519,7 +519,7 @@ static void check_no_handle(HANDLE handle)
     FAILS(WinDivertRecv(handle, packet, sizeof(packet), &length, &addr), ERROR_INVALID_HANDLE, EBADF);
     FAILS(WinDivertRecvEx(handle, packet, sizeof(packet), &length, 0, &addr, NULL, NULL), ERROR_INVALID_HANDLE, EBADF);
     FAILS(WinDivertRecvEx(handle, packet, sizeof(packet), &length, 1, &addr, NULL, NULL), ERROR_INVALID_PARAMETER,
-          EINVAL); /* the library looks at flags before the handle is used */
+          EINVAL); /* the library checks flags before the handle */
     FAILS(WinDivertSend(handle, syn, sizeof(syn), &length, &addr), ERROR_INVALID_HANDLE, EBADF);
     FAILS(WinDivertSendEx(handle, syn, sizeof(syn), &length, 1, &addr, 80, NULL), ERROR_INVALID_PARAMETER, EINVAL);
     FAILS(WinDivertShutdown(handle, WINDIVERT_SHUTDOWN_BOTH), ERROR_INVALID_HANDLE, EBADF);

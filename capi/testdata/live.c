@@ -1,6 +1,6 @@
 /*
- * live.c checks handles, on the loopback device of the network namespace it runs in. It needs the right to divert,
- * and is not to run anywhere but in a namespace made for it.
+ * live.c checks handles, on the loopback device of the network namespace it runs in. It needs the right to divert, and
+ * must run only in a namespace made for it.
  */
 #include "traffic.h"
 
@@ -18,7 +18,7 @@ static INT64 nanoseconds(void)
     return (INT64)t.tv_sec * 1000000000 + t.tv_nsec;
 }
 
-/* A packet is received with all that belongs to it, changed, and sent on (specification: api.md 6, 8, 14.3). */
+/* A packet is received with all its data, changed, and sent on (specification: api.md 6, 8, 14.3). */
 static void check_divert(struct pair *p)
 {
     HANDLE h = open_on(p, 0, 0);
@@ -45,7 +45,7 @@ static void check_divert(struct pair *p)
     EQUAL(addr.Network.IfIdx, if_nametoindex("lo"));
     EQUAL(addr.Network.SubIfIdx, 0);
     CHECK(addr.Timestamp >= start && addr.Timestamp <= nanoseconds());
-    HEARS(p, ""); /* it is held up */
+    HEARS(p, ""); /* the packet is held */
 
     packet[headers] = 'j';
     addr.IPChecksum = addr.UDPChecksum = 0;
@@ -86,7 +86,7 @@ static void check_truncation(void)
     EQUAL(addrs, 80);
     CHECK(addr.Outbound == 1);
 
-    /* Without room for a single byte the packet is gone, and nothing tells of it. */
+    /* Without room for a single byte the packet is lost without a trace. */
     memset(&addr, 0, sizeof(addr));
     addrs = 160;
     say(&udp, "hello");
@@ -101,7 +101,7 @@ static void check_truncation(void)
     HEARS(&udp, "");
 }
 
-/* The longest datagram is received cut, ends a batch, and goes on whole if it is sent as it was received. */
+/* The longest datagram is received cut, ends a batch, and goes on whole if it is sent unchanged. */
 static void check_longest(struct pair *p)
 {
     static UINT8 packets[2 * WINDIVERT_MTU_MAX], payload[65535];
@@ -143,7 +143,7 @@ static void fill(const char *digits)
     pause_ms(50);
 }
 
-/* batch receives into a buffer and checks the digits that the packets carry. */
+/* batch receives into a buffer and checks the digits in the packets. */
 static UINT batch(HANDLE h, UINT8 *buffer, UINT room, WINDIVERT_ADDRESS *addrs, UINT slots, const char *want)
 {
     UINT length = 0, size = slots * sizeof(*addrs), i, n = (UINT)strlen(want);
@@ -203,7 +203,7 @@ static void check_batches(void)
     EQUAL(size, 80);
     batch(h, buffer, sizeof(buffer), addrs, 3, "4");
 
-    /* Sending: what precedes a hard error has gone, and the length stays unwritten. */
+    /* Sending: packets before a hard error have gone, and the length stays unwritten. */
     fill("123");
     length = batch(h, buffer, sizeof(buffer), addrs, 3, "123");
     sent = 777;
@@ -230,7 +230,7 @@ static void check_batches(void)
     FAILS(WinDivertSend(h, buffer, 28, &sent, addrs), ERROR_INSUFFICIENT_BUFFER, EMSGSIZE);
     FAILS(WinDivertSend(h, buffer, 29, &sent, NULL), ERROR_INVALID_PARAMETER, EINVAL);
 
-    /* A soft error does not keep the others back. */
+    /* A soft error does not hold up the others. */
     fill("123");
     length = batch(h, buffer, sizeof(buffer), addrs, 3, "123");
     for (i = 0; i < 3; i++)
@@ -243,7 +243,7 @@ static void check_batches(void)
     HEARS(&udp, "3");
     HEARS(&udp, "");
 
-    /* What was received and not delivered goes on when the handle closes. */
+    /* Packets received and not delivered go on when the handle closes. */
     fill("12345");
     batch(h, buffer, 29, addrs, 10, "1");
     SUCCEEDS(WinDivertClose(h));
@@ -254,7 +254,7 @@ static void check_batches(void)
     HEARS(&udp, "");
 }
 
-/* A packet that waited longer than the queue time is skipped, also behind one that was received with it. */
+/* A packet that waited longer than the queue time is skipped, even behind one that was received with it. */
 static void check_queue_time(void)
 {
     HANDLE h = open_on(&udp, 0, 0);
@@ -381,7 +381,7 @@ static void check_shutdown(void)
     HEARS(&udp, "1");
     SUCCEEDS(WinDivertShutdown(h, WINDIVERT_SHUTDOWN_SEND));
     FAILS(WinDivertSend(h, packet, length, NULL, &addr), ERROR_NO_DATA, EPIPE);
-    FAILS(WinDivertSend(h, packet, length, NULL, NULL), ERROR_INVALID_PARAMETER, EINVAL); /* which comes first */
+    FAILS(WinDivertSend(h, packet, length, NULL, NULL), ERROR_INVALID_PARAMETER, EINVAL); /* this error comes first */
     SUCCEEDS(WinDivertShutdown(h, WINDIVERT_SHUTDOWN_BOTH));
     SUCCEEDS(WinDivertClose(h));
     FAILS(WinDivertShutdown(h, WINDIVERT_SHUTDOWN_BOTH), ERROR_INVALID_HANDLE, EBADF);
@@ -475,7 +475,7 @@ static void check_overlapped(void)
           EMSGSIZE);
     CHECK(HasOverlappedIoCompleted(&r[0].overlapped));
 
-    /* Several are served in the order they came; one is cancelled before, one without an event. */
+    /* Several are served in the order they came; one is cancelled before, one has no event. */
     start(h, &r[0], (HANDLE)(uintptr_t)own);
     start(h, &r[1], event);
     start(h, &r[2], NULL);
@@ -491,7 +491,7 @@ static void check_overlapped(void)
     EQUAL(r[0].packet[28], '1');
     EQUAL(r[2].packet[28], '2');
 
-    /* Cancelling the one that waits in the system; the next one goes on. */
+    /* Cancelling the one that waits in the system: the next one goes on. */
     start(h, &r[0], event);
     SUCCEEDS(CancelIoEx(h, &r[3].overlapped));
     FAILS(GetOverlappedResult(h, &r[3].overlapped, &transferred, TRUE), ERROR_OPERATION_ABORTED, ECANCELED);
@@ -500,14 +500,14 @@ static void check_overlapped(void)
     EQUAL(r[0].packet[28], '3');
     FAILS(CancelIoEx(h, NULL), ERROR_NOT_FOUND, ENOENT);
 
-    /* Too small a buffer is an error of the request. */
+    /* A short buffer is an error of the request. */
     memset(&r[0].overlapped, 0, sizeof(OVERLAPPED));
     FAILS(WinDivertRecvEx(h, r[0].packet, 30, NULL, 0, r[0].addrs, NULL, &r[0].overlapped), ERROR_IO_PENDING,
           EINPROGRESS);
     say(&udp, "long");
     FAILS(GetOverlappedResult(h, &r[0].overlapped, &transferred, TRUE), ERROR_INSUFFICIENT_BUFFER, EMSGSIZE);
 
-    /* What is there already is delivered at once. */
+    /* A packet already there is delivered at once. */
     fill("45");
     start(h, &r[0], event);
     CHECK(GetOverlappedResult(h, &r[0].overlapped, &transferred, TRUE));
@@ -532,7 +532,7 @@ static void check_overlapped(void)
     close(own);
 }
 
-/* A handle sees what those above it send, and nothing of those below (specification: api.md 13). */
+/* A handle sees the packets that handles above it send, and none of those below (specification: api.md 13). */
 static void check_priorities(void)
 {
     HANDLE high = open_on(&udp, 100, 0), low = open_on(&udp, -100, 0);
@@ -610,7 +610,7 @@ static void check_threads(void)
     EQUAL(l.wrong, 0);
 }
 
-/* Handles that close while threads that know them go on calling, and threads that come and go. */
+/* Handles close while threads go on calling them, and threads come and go. */
 static void check_closing_under_load(void)
 {
     enum { ROUNDS = 15, THREADS = 4 };
@@ -656,7 +656,7 @@ static void check_thread_errors(void)
     pthread_join(thread, NULL);
 }
 
-/* A layer is served, or refused with a clear error. */
+/* A layer works, or is refused with a clear error. */
 static void check_layers(void)
 {
     static const WINDIVERT_LAYER layers[] = {WINDIVERT_LAYER_NETWORK_FORWARD, WINDIVERT_LAYER_FLOW,

@@ -1,4 +1,4 @@
-/* own.c has some of the calls of Windows itself: the library must use them, and leave its own. */
+/* own.c defines some Windows calls itself: the library must use them instead of its own. */
 #include "check.h"
 
 static DWORD own_error;

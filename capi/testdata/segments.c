@@ -1,8 +1,9 @@
 /*
- * segments.c sends packets on through a short buffer, as programs do that were written for the wire: ADDRESS PORT BYTES BUFFER.
- * It dials, opens a handle, fills the socket, so that packets wait that were made before the handle is asked for one, and
- * uploads so many bytes. It prints how many packets were too long. With the argument descriptor it waits for one; with sniff it
- * receives copies, and prints how many bytes of payload they have, and how many are not as on the wire.
+ * segments.c sends packets on through a short buffer, as programs written for the wire do: ADDRESS PORT BYTES BUFFER.
+ * It dials, opens a handle, fills the socket, so that packets wait from before the first receive call, and uploads
+ * BYTES bytes. It prints the number of packets that were too long. With the argument descriptor it waits for a
+ * descriptor; with sniff it receives copies, and prints the number of their payload bytes, and of the copies that
+ * differ from the wire.
  */
 #include <windivert.h>
 
@@ -22,7 +23,10 @@ static int fd = -1;
 static int sniffs;
 static unsigned long long_packets, packets, lost, payload, wrong;
 
-/* Counts the payload of a copy that goes out; wrong is one whose length or checksums, if it has them, are not those of a packet on the wire. */
+/*
+ * Counts the payload of an outbound copy; it is wrong if its length or checksums are not those of a packet on the
+ * wire.
+ */
 static void look(void *packet, UINT length, WINDIVERT_ADDRESS *addr)
 {
     PWINDIVERT_IPHDR ip;
@@ -101,7 +105,7 @@ int main(int argc, char **argv)
         fd = WinDivertGetFd(handle);
     n = send(s, block, sizeof(block), MSG_DONTWAIT);
     left -= n;
-    if (fd >= 0) { /* what is received ahead is too long by then */
+    if (fd >= 0) { /* by then packets received ahead are too long */
         struct pollfd wait = {fd, POLLIN, 0};
 
         (void)poll(&wait, 1, -1);

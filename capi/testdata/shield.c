@@ -1,11 +1,11 @@
 /*
- * shield.c tries filters on live packets. It keeps a DROP handle above all others, by which it sends and which lets
- * nothing else come near, and one below all others, which lets nothing go out; and between them the filter
- * under test, as an object string, above "true". A handle of the layer REFLECT watches how the filters arrive. It must
- * run in a network namespace made for it.
+ * shield.c tries filters on live packets. It keeps a DROP handle above all others, which sends the packets and keeps
+ * all other traffic out, and a DROP handle below all others, which lets nothing out. Between them are the filter under
+ * test, as an object string, and "true" below it. A handle of the layer REFLECT watches how the filters appear. It
+ * must run in a network namespace made for it.
  *
- * Each line of the standard input is a filter and a packet, both in hex. The answer says which of the two handles got
- * the packet, and whether all agrees.
+ * Each line of the standard input is a filter and a packet, both in hex. The answer names the one of the two handles
+ * that got the packet, and reports any disagreement.
  */
 #include "windivert.h"
 
@@ -46,7 +46,7 @@ static BOOL listen_on(struct listener *l)
            GetLastError() == ERROR_IO_PENDING;
 }
 
-/* drain holds a handle to the way it should end once it is shut down: with an error, and nothing before. */
+/* drain checks the end of a handle after its shutdown: an error, and nothing before it. */
 static void drain(struct listener *l)
 {
     DWORD got = 0, i;
@@ -65,8 +65,8 @@ static void drain(struct listener *l)
 }
 
 /*
- * as_expected tells whether a packet arrived as it was sent: with its checksums, except those that Send leaves alone,
- * and with an Id, which the kernel gives to IPv4 packets that are sent without one (raw(7)).
+ * as_expected reports whether a packet arrived as it was sent: with its checksums, except those that Send leaves
+ * alone, and with an Id, which the kernel gives to IPv4 packets that are sent without one (raw(7)).
  */
 static BOOL as_expected(const UINT8 *got, const UINT8 *sent, UINT length)
 {
@@ -80,7 +80,7 @@ static BOOL as_expected(const UINT8 *got, const UINT8 *sent, UINT length)
     return memcmp(got, want, length) == 0;
 }
 
-/* judge says what is wrong with an arrival, "" if nothing is. */
+/* judge returns the fault of an arrival, "" if there is none. */
 static const char *judge(struct listener *l, BOOL match, const char *object, BOOL random, const UINT8 *packet,
                          UINT length)
 {
@@ -118,7 +118,7 @@ static void remember(const UINT8 *packet, UINT length)
     memcpy(samples[i].bytes, packet, length);
 }
 
-/* equivalent tells whether two filters decide alike on the last packets, outbound and inbound. */
+/* equivalent reports whether two filters decide alike on the last packets, outbound and inbound. */
 static BOOL equivalent(const char *one, const char *other)
 {
     WINDIVERT_ADDRESS addr;
@@ -140,8 +140,8 @@ static BOOL equivalent(const char *one, const char *other)
 }
 
 /*
- * compiled_again says what is wrong with a filter that was formatted and compiled again, "" if nothing is. The
- * objects may differ: numbers that decide alike are one in the text.
+ * compiled_again returns the fault of a filter that was formatted and compiled again, "" if there is none. The objects
+ * may differ: numbers that decide alike are one in the text.
  */
 static const char *compiled_again(const char *object, BOOL random)
 {
@@ -154,7 +154,7 @@ static const char *compiled_again(const char *object, BOOL random)
     return random || equivalent(object, again) ? "" : "the formatted filter decides differently";
 }
 
-/* reported says what is wrong with how a handle's filter arrives at the layer REFLECT, "" if nothing is. */
+/* reported returns the fault in a handle's filter as the layer REFLECT reports it, "" if there is none. */
 static const char *reported(const char *object, BOOL random)
 {
     const WINDIVERT_DATA_REFLECT *handle = &watcher.addr.Reflect;

@@ -1,6 +1,6 @@
 /*
- * signals.c calls the library from signal handlers: while the interrupted thread is anywhere in it, or waits in it, and
- * with one thread and several. It must run in a namespace of its own. What hangs is ended by SIGALRM.
+ * signals.c calls the library from signal handlers, while the interrupted thread runs or waits anywhere in the
+ * library, with one thread and with several. It must run in a namespace of its own. SIGALRM ends a hang.
  */
 #include "traffic.h"
 
@@ -18,7 +18,7 @@ static volatile sig_atomic_t handled;      /* handlers that have run */
 static volatile sig_atomic_t refused, made; /* calls of handlers */
 static pthread_t targets[THREADS];         /* the threads that signals are sent to */
 
-/* allowed checks a call of a handler: it works, or fails because it is a handler's. */
+/* allowed checks a call of a handler: it works, or fails because it comes from a handler. */
 static void allowed(BOOL result, DWORD error)
 {
     if (result)
@@ -45,7 +45,7 @@ static void shut_down_and_close(int number)
     CHECK(WinDivertClose(handle));
 }
 
-/* The way programs end that have been written for Windows, where handlers have a thread of their own. */
+/* The way in which programs for Windows end, where handlers have a thread of their own. */
 static void end_program(int number)
 {
     shut_down_and_close(number);
@@ -87,7 +87,7 @@ static void call_everything(int number)
     shut_down(number);
 }
 
-/* use_stack writes to as much stack as a handler might need, and reads it again. */
+/* USE_STACK writes to as much stack as a handler might need, and reads it again. */
 #define USE_STACK(name, size)                            \
     static void name(int number)                         \
     {                                                    \
@@ -136,7 +136,7 @@ static void *talk(void *unused)
     return unused;
 }
 
-/* pass receives, changes and sends until that fails, and returns the error. Half of the time it is in the library. */
+/* pass receives, changes and sends until that fails, and returns the error. It spends half of the time in the library. */
 static void *pass(void *unused)
 {
     volatile int i;
@@ -183,7 +183,7 @@ static void *shoot(void *unused)
 
 /* ---- Checks ---- */
 
-/* A handler ends what the thread does, wherever it is. */
+/* A handler ends the work of the thread, wherever it is. */
 static void check_ending(void (*handler)(int), BOOL closes, BOOL late, int rounds)
 {
     UINT8 packet[100];
@@ -262,7 +262,7 @@ static void check_threads(int rounds)
     }
 }
 
-/* Nothing comes but the signal, and the process is its target: the waiting call ends. */
+/* Only the signal comes, and it is sent to the process: the waiting call ends. */
 static void *interrupt(void *unused)
 {
     pause_ms(20);

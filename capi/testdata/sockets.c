@@ -1,6 +1,6 @@
 /*
- * sockets.c does with sockets what the layer SOCKET tells of, on a port of loopback, step by step. It prints what a step
- * failed with, goes on, and stays until the standard input ends.
+ * sockets.c performs the operations of the layer SOCKET, on a port of loopback, step by step. It prints the error of a
+ * failed step, goes on, and stays until the standard input ends.
  */
 #include <arpa/inet.h>
 #include <errno.h>

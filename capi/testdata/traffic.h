@@ -11,7 +11,7 @@
 
 #include "check.h"
 
-/* A receiving socket and one connected to it. */
+/* A receiving socket and a socket connected to it. */
 struct pair {
     int in, out, family;
     UINT16 port;
@@ -97,7 +97,7 @@ static inline HANDLE open_on(struct pair *p, INT16 priority, UINT64 flags)
     return h;
 }
 
-/* header_length is that of the IP and UDP headers of a pair's packets. */
+/* header_length is the length of the IP and UDP headers of a pair's packets. */
 static inline UINT header_length(const struct pair *p)
 {
     return p->family == AF_INET ? 28 : 48;

@@ -1,6 +1,6 @@
 /*
- * vectors.c answers requests about the helpers, so that test vectors can be run through the C interface. A request
- * is a line of words; texts and bytes are in hex, "-" is NULL. Each gets a line in answer.
+ * vectors.c answers requests about the helpers, so that test vectors can be run through the C interface. A request is
+ * a line of words; texts and bytes are in hex, "-" is NULL. Each gets a line in reply.
  */
 #include "windivert.h"
 
@@ -60,7 +60,7 @@ static void print_hex(const void *bytes, size_t n)
 }
 
 /*
- * check_buffers holds a function that writes text to the rules of buffers: one byte less than needed loses the last
+ * check_buffers checks the rules for buffers on a function that writes text: one byte less than needed loses the last
  * character, without an error; less is error 122, with the prefix that fits.
  */
 static const char *check_buffers(BOOL (*write)(const struct value *, UINT64, char *, UINT), const struct value *v,

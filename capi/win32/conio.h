@@ -7,7 +7,7 @@ extern "C" {
 #endif
 
 int _kbhit(void);
-int _getch(void);  /* EOF where there is no input any more */
+int _getch(void);  /* EOF at the end of the input */
 int _getche(void); /* with an echo */
 int _putch(int c);
 #define kbhit _kbhit

@@ -17,15 +17,15 @@ HANDLE GetStdHandle(DWORD which)
 
 /* ---- Drawing --------------------------------------------------------------------------------------------------------- */
 
-static pthread_mutex_t drawing = PTHREAD_MUTEX_INITIALIZER; /* guards what follows */
+static pthread_mutex_t drawing = PTHREAD_MUTEX_INITIALIZER; /* guards the variables below */
 static WORD colours = PLAIN;                                /* of text */
 static COORD cursor;                                        /* as last set */
 static struct {
     char c; /* 0: not known */
     WORD attributes;
-} cells[ROWS][COLUMNS]; /* what has been drawn here */
+} cells[ROWS][COLUMNS]; /* the text drawn so far */
 
-/* stream returns where the text of a console goes: what is drawn must come in the order of what is printed. */
+/* stream returns the stream of a console: drawn text must keep its order with printed text. */
 static FILE *stream(HANDLE console)
 {
     int fd = win32_descriptor(console);
@@ -33,7 +33,7 @@ static FILE *stream(HANDLE console)
     return fd == STDOUT_FILENO ? stdout : fd == STDERR_FILENO ? stderr : NULL;
 }
 
-/* terminal returns the stream if a terminal shows it. *ok tells whether the handle is a console's at all. */
+/* terminal returns the stream if a terminal shows it. *ok reports whether the handle is a console's at all. */
 static FILE *terminal(HANDLE console, BOOL *ok)
 {
     FILE *f = stream(console);
@@ -142,8 +142,8 @@ BOOL SetConsoleTitle(LPCSTR title)
 }
 
 /*
- * draw writes count cells from a place on, and goes on in the next line as a console does. NULL for text or attributes
- * leaves them as they are known. The cursor and the colours of text stay.
+ * draw writes count cells from a place on, and continues in the next line as a console does. NULL for text or
+ * attributes leaves the known ones. The cursor and the colours of text stay.
  */
 static BOOL draw(HANDLE console, const char *text, size_t step, const WORD *attributes, DWORD count, COORD at,
                  LPDWORD written)
@@ -227,7 +227,7 @@ BOOL WriteConsole(HANDLE console, const void *text, DWORD count, LPDWORD written
 
     (void)reserved;
     if (f == NULL)
-        return fails(ERROR_INVALID_HANDLE); /* as on Windows: WriteFile is for what is redirected */
+        return fails(ERROR_INVALID_HANDLE); /* as on Windows: redirected output needs WriteFile */
     count = (DWORD)fwrite(text, 1, count, f);
     fflush(f);
     if (written != NULL)
@@ -278,7 +278,7 @@ UINT GetConsoleOutputCP(void)
     return CP_UTF8;
 }
 
-/* raw has the terminal give single keys; *before is what it was. FALSE: there is no terminal. */
+/* raw makes the terminal deliver single keys; *before is its previous state. FALSE: there is no terminal. */
 static BOOL raw(struct termios *before)
 {
     struct termios t;
@@ -346,10 +346,10 @@ static const struct {
     {SIGINT, CTRL_C_EVENT}, {SIGQUIT, CTRL_BREAK_EVENT}, {SIGHUP, CTRL_CLOSE_EVENT}, {SIGTERM, CTRL_SHUTDOWN_EVENT},
 };
 
-static pthread_mutex_t handling = PTHREAD_MUTEX_INITIALIZER; /* guards what follows */
+static pthread_mutex_t handling = PTHREAD_MUTEX_INITIALIZER; /* guards the variables below */
 static PHANDLER_ROUTINE handlers[HANDLERS];
 static int count;
-static BOOL ignored; /* SetConsoleCtrlHandler(NULL, TRUE): control-C is */
+static BOOL ignored; /* control-C is, by SetConsoleCtrlHandler(NULL, TRUE) */
 static int pipe_ends[2] = {-1, -1};
 
 static void pass_on(int number)
@@ -357,11 +357,11 @@ static void pass_on(int number)
     unsigned char b = (unsigned char)number;
     int before = errno;
 
-    (void)!write(pipe_ends[1], &b, 1); /* when the pipe is full the thread has enough to do */
+    (void)!write(pipe_ends[1], &b, 1); /* if the pipe is full, the thread will wake anyway */
     errno = before;
 }
 
-/* handled calls the handlers for a signal, the last one first, and tells whether one has dealt with it. */
+/* handled calls the handlers for a signal, the last one first, and reports whether one has handled it. */
 static BOOL handled(int number)
 {
     PHANDLER_ROUTINE now[HANDLERS];
@@ -395,7 +395,7 @@ static void *serve(void *unused)
         if (n == 1 && !handled(number)) {
             sigset_t one;
 
-            signal(number, SIG_DFL); /* it ends the process, as what it is */
+            signal(number, SIG_DFL); /* end the process by this very signal */
             sigemptyset(&one);
             sigaddset(&one, number);
             pthread_sigmask(SIG_UNBLOCK, &one, NULL);
@@ -404,7 +404,7 @@ static void *serve(void *unused)
     return unused;
 }
 
-/* begin has the signals passed on. The caller holds the lock. */
+/* begin makes signals go to the handlers. The caller holds the lock. */
 static BOOL begin(void)
 {
     struct sigaction action;

@@ -3,12 +3,12 @@
 
 #include <sys/eventfd.h>
 
-/* As libwindivert has them: an event that resets itself has this bit besides its descriptor; handles lie above those. */
+/* As in libwindivert: an event that resets itself has this bit besides its descriptor; handles lie above those. */
 #define AUTO_RESET ((uintptr_t)0x80000000u)
 #define DESCRIPTORS ((uintptr_t)0x40000000u)
 
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
-static struct object **objects; /* by descriptor; NULL: all that matters is whether it is readable */
+static struct object **objects; /* by descriptor; NULL: only the descriptor's readability matters */
 static int room;
 
 void win32_lock(void)
@@ -65,7 +65,7 @@ int win32_descriptor(HANDLE handle)
     return number == 0 || number >= DESCRIPTORS ? -1 : (int)number;
 }
 
-/* object_of returns what a handle stands for. The caller holds the lock. */
+/* object_of returns the object of a handle. The caller holds the lock. */
 static struct object *object_of(HANDLE handle)
 {
     int fd = win32_descriptor(handle);
@@ -91,7 +91,7 @@ static BOOL make_room(int fd)
     return TRUE;
 }
 
-/* forget takes a reference away. The caller holds the lock. */
+/* forget removes a reference. The caller holds the lock. */
 static void forget(struct object *object)
 {
     if (object == NULL || --object->refs > 0)
@@ -244,10 +244,10 @@ static void put(int fd, LONG count)
 {
     const uint64_t n = (uint64_t)count;
 
-    (void)!write(fd, &n, sizeof(n)); /* below its limit, which a program does not reach */
+    (void)!write(fd, &n, sizeof(n)); /* stays below the limit, which programs never reach */
 }
 
-/* take reads an eventfd, which may be a blocking one of the program's own, and tells whether it was set. */
+/* take reads an eventfd, which may be a blocking one of the program's own, and reports whether it was set. */
 static BOOL take(int fd)
 {
     struct pollfd p = {fd, POLLIN, 0};
@@ -328,7 +328,7 @@ static int64_t milliseconds_now(void)
     return (int64_t)t.tv_sec * 1000 + t.tv_nsec / 1000000;
 }
 
-/* remaining returns what is left until a deadline as poll takes it; -1 is for ever. */
+/* remaining returns the time left until a deadline, for poll; -1 is for ever. */
 static int remaining(DWORD milliseconds, int64_t start)
 {
     int64_t left;
@@ -341,7 +341,7 @@ static int remaining(DWORD milliseconds, int64_t start)
 
 enum { NOT_NOW = -1, OBTAINED, ABANDONED };
 
-/* owned tells whether the calling thread holds a mutex. The caller holds the lock. */
+/* owned reports whether the calling thread holds a mutex. The caller holds the lock. */
 static BOOL owned(HANDLE handle)
 {
     struct object *object = object_of(handle);
@@ -349,7 +349,7 @@ static BOOL owned(HANDLE handle)
     return object != NULL && object->kind == MUTEX && object->id == (pid_t)GetCurrentThreadId();
 }
 
-/* consumed tells whether waiting for a handle that is no mutex resets it. The caller holds the lock. */
+/* consumed reports whether waiting for a handle that is not a mutex resets it. The caller holds the lock. */
 static BOOL consumed(HANDLE handle)
 {
     struct object *object = object_of(handle);
@@ -357,7 +357,7 @@ static BOOL consumed(HANDLE handle)
     return (object != NULL && object->kind == SEMAPHORE) || ((intptr_t)handle > 0 && (uintptr_t)handle & AUTO_RESET);
 }
 
-/* obtain takes what poll has reported, unless another thread was faster. The caller holds the lock. */
+/* obtain takes an object that poll has reported, unless another thread was faster. The caller holds the lock. */
 static int obtain(HANDLE handle)
 {
     struct object *object = object_of(handle);
@@ -395,7 +395,7 @@ static void give_back(HANDLE handle, int how)
         put(win32_descriptor(handle), 1);
 }
 
-/* obtain_any takes the first of the handles that are ready and returns the result of the wait, WAIT_TIMEOUT for none. */
+/* obtain_any takes the first ready handle and returns the result of the wait, WAIT_TIMEOUT if none is ready. */
 static DWORD obtain_any(DWORD count, const HANDLE *handles, const struct pollfd *polls)
 {
     DWORD i, result = WAIT_TIMEOUT;
@@ -436,7 +436,7 @@ static DWORD obtain_all(DWORD count, const HANDLE *handles)
     return n == count ? result : WAIT_TIMEOUT;
 }
 
-/* settle waits for a completion that has set an event and not yet its status. */
+/* settle waits for a completion that has set an event but not yet its status. */
 static void settle(void)
 {
     OVERLAPPED none;
@@ -465,7 +465,7 @@ DWORD WaitForMultipleObjects(DWORD count, const HANDLE *handles, BOOL all, DWORD
         result = all ? obtain_all(count, handles) : obtain_any(count, handles, polls);
         if (result != WAIT_TIMEOUT)
             return settle(), result;
-        /* All: those that are not ready are waited for one after the other. */
+        /* All: wait for those that are not ready, one after the other. */
         for (i = 0; all && i < count - 1; i++) {
             if (poll(polls + i, 1, 0) == 0)
                 break;

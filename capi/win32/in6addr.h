@@ -1,4 +1,4 @@
-/* in6addr.h: addresses, which Linux has. */
+/* in6addr.h: addresses, from the headers of Linux. */
 #ifndef WINDIVERT_WIN32_IN6ADDR_H
 #define WINDIVERT_WIN32_IN6ADDR_H
 

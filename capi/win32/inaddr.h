@@ -1,4 +1,4 @@
-/* inaddr.h: addresses, which Linux has. */
+/* inaddr.h: addresses, from the headers of Linux. */
 #ifndef WINDIVERT_WIN32_INADDR_H
 #define WINDIVERT_WIN32_INADDR_H
 

@@ -36,7 +36,7 @@ typedef enum {
 
 typedef enum { UDP_TABLE_BASIC, UDP_TABLE_OWNER_PID, UDP_TABLE_OWNER_MODULE } UDP_TABLE_CLASS;
 
-/* Addresses are in network order; ports too, in the low 16 bits. dwOwningPid is 0 where no process is to be seen. */
+/* Addresses are in network order; ports too, in the low 16 bits. dwOwningPid is 0 where the process is not visible. */
 typedef struct {
     DWORD dwState, dwLocalAddr, dwLocalPort, dwRemoteAddr, dwRemotePort, dwOwningPid;
 } MIB_TCPROW_OWNER_PID, *PMIB_TCPROW_OWNER_PID;
@@ -82,9 +82,9 @@ extern "C" {
 #endif
 
 /*
- * The sockets of the thread's network namespace, with processes; of the table classes those with OWNER_PID. An IPv4
- * connection of an IPv6 socket is in the table of IPv4. They return 0, 122 and the size that is needed, 50 for the
- * other classes, 87 for another family. order sorts by local address and port.
+ * The sockets of the thread's network namespace, with processes; only the table classes with OWNER_PID exist. An IPv4
+ * connection of an IPv6 socket is in the table of IPv4. They return 0, 122 and the size needed, 50 for other classes,
+ * 87 for another family. order sorts by local address and port.
  */
 DWORD GetExtendedTcpTable(PVOID table, PDWORD size, BOOL order, ULONG family, TCP_TABLE_CLASS class_, ULONG reserved);
 DWORD GetExtendedUdpTable(PVOID table, PDWORD size, BOOL order, ULONG family, UDP_TABLE_CLASS class_, ULONG reserved);

@@ -1,4 +1,4 @@
-/* mmsystem.h: the timer of multimedia programs, which is always precise here. */
+/* mmsystem.h: the multimedia timer, which is always precise here. */
 #ifndef WINDIVERT_WIN32_MMSYSTEM_H
 #define WINDIVERT_WIN32_MMSYSTEM_H
 

@@ -1,4 +1,4 @@
-/* processes.c: processes and what is known of them, from pidfds and /proc. */
+/* processes.c: processes and their properties, from pidfds and /proc. */
 #include "win32.h"
 
 #include "psapi.h"
@@ -61,7 +61,7 @@ DWORD GetProcessId(HANDLE process)
     return id;
 }
 
-/* runs tells whether a process has not ended: until then its id is its own. */
+/* runs reports whether a process has not ended: until then its id is its own. */
 static BOOL runs(HANDLE process)
 {
     struct pollfd p = {win32_descriptor(process), POLLIN, 0};
@@ -79,7 +79,7 @@ BOOL TerminateProcess(HANDLE process, UINT code)
            fails(errno == ESRCH ? ERROR_ACCESS_DENIED : win32_error(errno));
 }
 
-/* The code of one that has ended only its parent can know; what a signal has ended has the shell's number. */
+/* Only its parent knows the code of an ended process; after a signal it is the shell's number. */
 BOOL GetExitCodeProcess(HANDLE process, LPDWORD code)
 {
     siginfo_t info;
@@ -124,7 +124,7 @@ BOOL QueryFullProcessImageName(HANDLE process, DWORD flags, LPSTR path, PDWORD s
     if (n == 0)
         return FALSE;
     if (!runs(process))
-        return fails(ERROR_INVALID_PARAMETER); /* the path may be another's */
+        return fails(ERROR_INVALID_PARAMETER); /* the path may be another process's */
     *size = n;
     return TRUE;
 }
@@ -193,7 +193,7 @@ void ExitProcess(UINT code)
     exit((int)code);
 }
 
-/* fit copies a text; a buffer that is too small is told the size that is needed, NUL included. */
+/* fit copies a text; if the buffer is too small it returns the size needed, NUL included. */
 static DWORD fit(const char *text, LPSTR buffer, DWORD size)
 {
     DWORD n = (DWORD)strlen(text);
@@ -227,7 +227,7 @@ void GetSystemInfo(LPSYSTEM_INFO info)
 
 /* ---- The list of processes: a file in memory ------------------------------------------------------------------------ */
 
-/* describe fills in a process and returns FALSE for one that has ended. */
+/* describe fills in a process and returns FALSE for an ended one. */
 static BOOL describe(DWORD id, LPPROCESSENTRY32 entry)
 {
     char path[4096], line[200];

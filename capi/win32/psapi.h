@@ -8,7 +8,7 @@
 extern "C" {
 #endif
 
-/* The path of the executable and its length; 0 if it is not to be seen or does not fit. */
+/* The path of the executable and its length; 0 if it is not visible or does not fit. */
 DWORD GetProcessImageFileName(HANDLE process, LPSTR path, DWORD size);
 DWORD GetModuleFileNameEx(HANDLE process, HMODULE module, LPSTR path, DWORD size); /* module must be NULL */
 DWORD GetModuleBaseName(HANDLE process, HMODULE module, LPSTR name, DWORD size);   /* likewise */

@@ -8,7 +8,7 @@
 extern "C" {
 #endif
 
-LPSTR PathFindFileName(LPCSTR path); /* what follows the last slash or backslash, if anything does */
+LPSTR PathFindFileName(LPCSTR path); /* the part behind the last slash or backslash, if there is one */
 #define PathFindFileNameA PathFindFileName
 
 #ifdef __cplusplus

@@ -1,4 +1,4 @@
-/* sockets.c: what Winsock has that sockets of Linux have not, and the tables of sockets with their processes. */
+/* sockets.c: the parts of Winsock that sockets of Linux lack, and the tables of sockets with their processes. */
 #include "win32.h"
 
 #include "iphlpapi.h"
@@ -44,7 +44,7 @@ static const struct {
     {EMFILE, WSAEMFILE},
     {ENFILE, WSAEMFILE},
     {EAGAIN, WSAEWOULDBLOCK},
-    {EINPROGRESS, WSAEWOULDBLOCK}, /* a connect that does not block: Winsock has this for it */
+    {EINPROGRESS, WSAEWOULDBLOCK}, /* Winsock's error for a nonblocking connect */
     {EALREADY, WSAEALREADY},
     {ENOTSOCK, WSAENOTSOCK},
     {EDESTADDRREQ, WSAEDESTADDRREQ},
@@ -138,7 +138,7 @@ static int by_inode(const void *a, const void *b)
 
     if (x->inode != y->inode)
         return x->inode < y->inode ? -1 : 1;
-    return x->pid < y->pid ? -1 : x->pid > y->pid; /* of those that share a socket the first is told */
+    return x->pid < y->pid ? -1 : x->pid > y->pid; /* the first of those that share a socket counts */
 }
 
 static BOOL add_owner(struct owners *o, unsigned long inode, DWORD pid)
@@ -157,7 +157,7 @@ static BOOL add_owner(struct owners *o, unsigned long inode, DWORD pid)
     return TRUE;
 }
 
-/* add_process adds the sockets of a process; one that has ended, or is not ours to see, has none. */
+/* add_process adds the sockets of a process; one that has ended, or is not visible, has none. */
 static BOOL add_process(struct owners *o, DWORD pid)
 {
     char path[300], target[64];
@@ -227,7 +227,7 @@ struct rows {
     size_t count, room;
 };
 
-/* The states of Linux, which begin with 1, as Windows has them. */
+/* Windows' values for the states of Linux, which begin with 1. */
 static const DWORD states[] = {
     0,
     MIB_TCP_STATE_ESTAB,
@@ -244,7 +244,7 @@ static const DWORD states[] = {
     MIB_TCP_STATE_SYN_RCVD,
 };
 
-/* address reads an address as the kernel prints it: words of 32 bits, each as a number of the machine. */
+/* address reads an address as the kernel prints it: words of 32 bits, each as a number in the machine's order. */
 static BOOL address(const char **text, int words, DWORD *out, WORD *port)
 {
     unsigned long p;
@@ -268,7 +268,7 @@ static BOOL address(const char **text, int words, DWORD *out, WORD *port)
     return TRUE;
 }
 
-/* parse reads a line of the kernel's table. FALSE: it is its heading. */
+/* parse reads a line of the kernel's table. FALSE: the line is the heading. */
 static BOOL parse(const char *line, BOOL v6, struct row *row)
 {
     const char *text = strchr(line, ':');
@@ -291,7 +291,7 @@ static BOOL mapped(const DWORD *a)
     return a[0] == 0 && a[1] == 0 && a[2] == htonl(0xFFFF);
 }
 
-/* keep tells whether an IPv6 socket is in a family's table; one that talks IPv4 is made one of IPv4. */
+/* keep reports whether an IPv6 socket belongs in a family's table; it turns one that talks IPv4 into one of IPv4. */
 static BOOL keep(struct row *row, BOOL v6)
 {
     BOOL v4 = mapped(row->local) || mapped(row->remote);
@@ -415,7 +415,7 @@ static void udp6(void *out, const struct row *r)
 /* fill writes a table: the number of rows, and the rows, which have no padding before them. */
 static DWORD fill(PVOID table, PDWORD size, const struct rows *rows, size_t row_size, filler write_row)
 {
-    enum { MORE = 16 }; /* rows that may have come until the caller asks again */
+    enum { MORE = 16 }; /* room for rows added until the caller asks again */
     size_t needed = sizeof(DWORD) + rows->count * row_size, i;
     DWORD count = (DWORD)rows->count;
 
@@ -430,7 +430,7 @@ static DWORD fill(PVOID table, PDWORD size, const struct rows *rows, size_t row_
     return NO_ERROR;
 }
 
-/* select_rows leaves the listening or the other sockets of TCP. */
+/* select_rows keeps either the listening TCP sockets or the others. */
 static void select_rows(struct rows *rows, TCP_TABLE_CLASS class_)
 {
     size_t i, n = 0;
@@ -442,7 +442,7 @@ static void select_rows(struct rows *rows, TCP_TABLE_CLASS class_)
     rows->count = n;
 }
 
-/* wrong returns what is wrong with the arguments of both. */
+/* wrong returns the error of the arguments that both calls share. */
 static DWORD wrong(PDWORD size, ULONG family, BOOL class_)
 {
     if (size == NULL || (family != AF_INET && family != AF_INET6))

@@ -6,10 +6,10 @@
 
 /* ---- Libraries ---- */
 
-/* The libraries of Windows whose calls the program has from here. */
+/* The libraries of Windows whose calls this library provides. */
 static const char *const own[] = {"kernel32", "ntdll", "user32", "advapi32", "ws2_32", "iphlpapi", "psapi", "winmm", "msvcrt"};
 
-/* base writes the name of a library without folders and .dll, in the file's letters. */
+/* base writes the name of a library without folders and .dll. */
 static void base(const char *name, char *out, size_t size)
 {
     const char *slash = strrchr(name, '/'), *back = strrchr(name, '\\');
@@ -46,7 +46,7 @@ HMODULE LoadLibrary(LPCSTR name)
     return library;
 }
 
-/* The caller has no reference to give back, so it is given none that matters: the library stays. */
+/* The caller does not own a reference, so it gets one that need not be given back: the library stays. */
 HMODULE GetModuleHandle(LPCSTR name)
 {
     return name == NULL ? dlopen(NULL, RTLD_NOW) : LoadLibrary(name);
@@ -59,7 +59,7 @@ FARPROC GetProcAddress(HMODULE module, LPCSTR name)
     char plain[300];
 
     *(void **)&found = dlsym(module, name);
-    if (found == NULL && n > 1 && n < sizeof(plain) && name[n - 1] == 'A') { /* names without A are those with it */
+    if (found == NULL && n > 1 && n < sizeof(plain) && name[n - 1] == 'A') { /* names with A are those without */
         memcpy(plain, name, n - 1);
         plain[n - 1] = 0;
         *(void **)&found = dlsym(module, plain);
@@ -118,7 +118,7 @@ LPVOID HeapAlloc(HANDLE heap, DWORD flags, SIZE_T size)
 LPVOID HeapReAlloc(HANDLE heap, DWORD flags, LPVOID memory, SIZE_T size)
 {
     (void)heap;
-    if (flags & HEAP_ZERO_MEMORY) { /* what is new would have to be zero, and the old size is not known */
+    if (flags & HEAP_ZERO_MEMORY) { /* the new part would have to be zero, and the old size is unknown */
         SetLastError(ERROR_NOT_SUPPORTED);
         return NULL;
     }

@@ -39,7 +39,7 @@ BOOL win32_helper(void *(*start)(void *), void *argument)
 
 /* ---- Threads ---- */
 
-/* What a new thread is given. */
+/* The argument of a new thread. */
 struct beginning {
     struct object *object;
     LPTHREAD_START_ROUTINE start;
@@ -49,11 +49,11 @@ struct beginning {
 
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER; /* guards the ids and the suspension of new threads */
 static pthread_cond_t changed = PTHREAD_COND_INITIALIZER;
-static __thread struct object *self; /* of threads that were created here */
+static __thread struct object *self; /* for threads created here */
 static pthread_key_t ending;
 static pthread_once_t once = PTHREAD_ONCE_INIT;
 
-/* end is told that a thread ends, however it does. */
+/* end runs when a thread ends, in whatever way. */
 static void end(void *object_)
 {
     struct object *object = (struct object *)object_;
@@ -98,7 +98,7 @@ static int start_thread(SIZE_T stack, struct beginning *b)
 
     pthread_attr_init(&attributes);
     pthread_attr_setdetachstate(&attributes, PTHREAD_CREATE_DETACHED);
-    if (stack > 0) /* what Windows takes for enough may be too little for a thread of Linux */
+    if (stack > 0) /* enough stack for Windows may be too little for Linux */
         (void)pthread_attr_setstacksize(&attributes, stack < 1 << 20 ? 1 << 20 : (stack + 65535) & ~(SIZE_T)65535);
     result = pthread_create(&thread, &attributes, begin, b);
     pthread_attr_destroy(&attributes);
@@ -265,7 +265,7 @@ uintptr_t _beginthread(void (*start)(void *), unsigned stack, void *parameter)
         return (uintptr_t)-1L;
     }
     CloseHandle(thread);
-    return (uintptr_t)id | (uintptr_t)1 << 31; /* above what descriptors are, so that nothing can be done with it */
+    return (uintptr_t)id | (uintptr_t)1 << 31; /* above all descriptors, so that no call accepts it */
 }
 
 void _endthreadex(unsigned code)
@@ -412,7 +412,7 @@ ULONGLONG GetTickCount64(void)
 {
     struct timespec t;
 
-    clock_gettime(CLOCK_BOOTTIME, &t); /* since the system has started, the time that it slept included */
+    clock_gettime(CLOCK_BOOTTIME, &t); /* since the system's start, including sleep */
     return (ULONGLONG)t.tv_sec * 1000 + (ULONGLONG)t.tv_nsec / 1000000;
 }
 

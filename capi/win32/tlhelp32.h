@@ -16,7 +16,7 @@ typedef struct tagPROCESSENTRY32 {
     DWORD th32ParentProcessID;
     LONG pcPriClassBase;
     DWORD dwFlags;
-    CHAR szExeFile[MAX_PATH]; /* the name of the executable; where that is not to be seen, of the process */
+    CHAR szExeFile[MAX_PATH]; /* the name of the executable, or of the process if that is not visible */
 } PROCESSENTRY32, *PPROCESSENTRY32, *LPPROCESSENTRY32;
 
 #ifdef __cplusplus

@@ -1,4 +1,4 @@
-/* win32.h: what the C files of the library share. */
+/* win32.h: declarations shared by the library's C files. */
 #ifndef WINDIVERT_WIN32_H
 #define WINDIVERT_WIN32_H
 
@@ -13,18 +13,18 @@
 #include <sys/types.h>
 #include <unistd.h>
 
-/* What a descriptor stands for, beyond what poll tells. */
+/* The kinds of objects behind descriptors, for what poll cannot tell. */
 enum kind { MUTEX, SEMAPHORE, THREAD, PROCESS };
 
 struct object {
     enum kind kind;
     int refs;  /* handles, and a thread that runs */
     pid_t id;  /* of a thread or process; of a mutex's owner, 0 if it is free */
-    int depth; /* a mutex: how often its owner holds it */
+    int depth; /* of a mutex: the number of times that its owner holds it */
     BOOL abandoned;
     LONG maximum; /* of a semaphore */
-    DWORD code;   /* a thread: STILL_ACTIVE, then what it returned */
-    int ended;    /* a thread: an eventfd, readable when it has ended */
+    DWORD code;   /* of a thread: STILL_ACTIVE, then its result */
+    int ended;    /* of a thread: an eventfd, readable when it has ended */
 };
 
 /* fails leaves an error number and returns FALSE. */
@@ -37,21 +37,21 @@ static inline BOOL fails(DWORD error)
 /* win32_descriptor returns the descriptor of a handle, -1 if it has none. */
 int win32_descriptor(HANDLE handle);
 
-/* win32_add makes a handle of a descriptor and an object, of which it takes over one reference; NULL leaves an error. */
+/* win32_add makes a handle of a descriptor and an object, taking over one reference to it; NULL leaves an error. */
 HANDLE win32_add(int fd, struct object *object);
 
-/* win32_get returns the object of a handle with a reference, NULL and an error if there is none of the kind. */
+/* win32_get returns the object of a handle with a reference; NULL and an error if it is not of the kind. */
 struct object *win32_get(HANDLE handle, enum kind kind);
 void win32_release(struct object *object);
 
-/* win32_lock guards what objects say. */
+/* win32_lock guards the fields of objects. */
 void win32_lock(void);
 void win32_unlock(void);
 
-/* win32_abandon lets go of the mutexes of the calling thread, which ends. */
+/* win32_abandon releases the mutexes of the calling thread, which is ending. */
 void win32_abandon(void);
 
-/* win32_error is the number of Windows for one of errno. */
+/* win32_error is the Windows error number for an errno. */
 DWORD win32_error(int number);
 
 /* win32_image reads the path of a process's executable. It returns its length, 0 and an error if it cannot. */

@@ -2,9 +2,9 @@
  * windows.h: the part of Windows that programs of WinDivert use, on Linux. See docs/c-interface.md, "Programs with
  * windows.h".
  *
- * LONG and DWORD have 32 bits, as on Windows, and are int and unsigned int: print them with %d and %u. WCHAR is wchar_t,
- * of 32 bits. Text is UTF-8; the names without A or W are those with A. A handle that can be waited for is a descriptor
- * that poll(2) can wait for, and any such descriptor is a handle: (HANDLE)(uintptr_t)fd.
+ * LONG and DWORD have 32 bits, as on Windows, and are int and unsigned int: print them with %d and %u. WCHAR is
+ * wchar_t, of 32 bits. Text is UTF-8; names without A or W mean those with A. Every waitable handle is a descriptor
+ * for poll(2), and any such descriptor is a handle: (HANDLE)(uintptr_t)fd.
  */
 #ifndef WINDIVERT_WIN32_WINDOWS_H
 #define WINDIVERT_WIN32_WINDOWS_H
@@ -16,7 +16,7 @@
 #error "windivert-win32 has no wide characters: compile without UNICODE and _UNICODE; text is UTF-8"
 #endif
 
-/* What the headers need of POSIX is not there with -std=c99 and its kin, unless this comes before all other headers. */
+/* With -std=c99 and its kin, parts of POSIX that the headers need are missing unless this precedes all other headers. */
 #ifndef _DEFAULT_SOURCE
 #define _DEFAULT_SOURCE 1
 #endif
@@ -69,7 +69,7 @@
 #define DECLSPEC_NORETURN __attribute__((noreturn))
 #define UNREFERENCED_PARAMETER(x) ((void)(x))
 
-/* ---- Types. Those that windivert.h has too are there if it came first ------------------------------------- */
+/* ---- Types. windivert.h has already defined some if it came first ------------------------------------- */
 
 #if !defined(WINDIVERT_H) || defined(WINDIVERT_NO_WINDOWS_TYPES)
 typedef void VOID;
@@ -117,7 +117,7 @@ __extension__ typedef struct _OVERLAPPED {
 } OVERLAPPED, *LPOVERLAPPED;
 #endif
 
-/* windivert.h brings none of its own from here on. */
+/* From here on windivert.h must not define its own. */
 #ifndef WINDIVERT_NO_WINDOWS_TYPES
 #define WINDIVERT_NO_WINDOWS_TYPES
 #endif
@@ -232,7 +232,7 @@ typedef struct _SECURITY_ATTRIBUTES {
 #endif
 #endif
 
-/* ---- Error numbers: those of windivert.h, and what the calls here give ------------------------------------- */
+/* ---- Error numbers: those of windivert.h, and those of the calls here ------------------------------------- */
 
 #ifndef ERROR_SUCCESS
 #define ERROR_SUCCESS 0
@@ -370,7 +370,7 @@ BOOL DuplicateHandle(HANDLE fromProcess, HANDLE handle, HANDLE toProcess, LPHAND
 DWORD WaitForSingleObject(HANDLE handle, DWORD milliseconds);
 DWORD WaitForMultipleObjects(DWORD count, const HANDLE *handles, BOOL all, DWORD milliseconds);
 
-/* A name is refused with error 50: objects are those of this process. */
+/* A name is refused with error 50: objects are private to this process. */
 HANDLE CreateEvent(void *attributes, BOOL manualReset, BOOL initialState, LPCSTR name);
 BOOL SetEvent(HANDLE event);
 BOOL ResetEvent(HANDLE event);
@@ -385,7 +385,7 @@ BOOL ReleaseSemaphore(HANDLE semaphore, LONG count, LPLONG previous);
 BOOL GetOverlappedResult(HANDLE handle, LPOVERLAPPED overlapped, LPDWORD transferred, BOOL wait);
 BOOL CancelIoEx(HANDLE handle, LPOVERLAPPED overlapped);
 
-/* Of descriptors and the standard handles. overlapped must be NULL. */
+/* For descriptors and the standard handles. overlapped must be NULL. */
 BOOL ReadFile(HANDLE file, LPVOID buffer, DWORD size, LPDWORD done, LPOVERLAPPED overlapped);
 BOOL WriteFile(HANDLE file, LPCVOID buffer, DWORD size, LPDWORD done, LPOVERLAPPED overlapped);
 
@@ -406,10 +406,10 @@ typedef LPTHREAD_START_ROUTINE PTHREAD_START_ROUTINE;
 
 HANDLE CreateThread(LPSECURITY_ATTRIBUTES attributes, SIZE_T stack, LPTHREAD_START_ROUTINE start, LPVOID parameter,
                     DWORD flags, LPDWORD id);
-DWORD ResumeThread(HANDLE thread); /* one that was created suspended */
+DWORD ResumeThread(HANDLE thread); /* only one created suspended */
 DECLSPEC_NORETURN void ExitThread(DWORD code);
 BOOL GetExitCodeThread(HANDLE thread, LPDWORD code);
-BOOL TerminateThread(HANDLE thread, DWORD code); /* error 50: no thread of Linux survives that */
+BOOL TerminateThread(HANDLE thread, DWORD code); /* error 50: Linux cannot end one thread alone */
 HANDLE GetCurrentThread(void);
 DWORD GetCurrentThreadId(void);
 BOOL SetThreadPriority(HANDLE thread, int priority); /* as a nice value */
@@ -538,7 +538,7 @@ HMODULE GetModuleHandle(LPCSTR name);
 FARPROC GetProcAddress(HMODULE module, LPCSTR name);
 BOOL FreeLibrary(HMODULE module);
 
-/* The current folder is never searched for libraries: path must be "", and flags ask for what is so anyway. */
+/* The current folder is never searched for libraries: path must be "", and flags ask for nothing more. */
 #define BASE_SEARCH_PATH_ENABLE_SAFE_SEARCHMODE 0x0001
 #define BASE_SEARCH_PATH_PERMANENT 0x8000
 BOOL SetDllDirectory(LPCSTR path);
@@ -648,10 +648,10 @@ BOOL SetConsoleTextAttribute(HANDLE console, WORD attributes);
 BOOL SetConsoleCursorPosition(HANDLE console, COORD position);
 BOOL SetConsoleCursorInfo(HANDLE console, const CONSOLE_CURSOR_INFO *info);
 BOOL SetConsoleTitle(LPCSTR title);
-BOOL SetConsoleOutputCP(UINT page); /* UTF-8, whatever is set */
+BOOL SetConsoleOutputCP(UINT page); /* no effect: text is UTF-8 */
 UINT GetConsoleOutputCP(void);
 BOOL FillConsoleOutputCharacter(HANDLE console, CHAR c, DWORD count, COORD at, LPDWORD written);
-/* Of what was written with the calls here; other text keeps its colours. */
+/* Affects only text written with the calls here; other text keeps its colours. */
 BOOL FillConsoleOutputAttribute(HANDLE console, WORD attributes, DWORD count, COORD at, LPDWORD written);
 BOOL WriteConsoleOutputCharacter(HANDLE console, LPCSTR text, DWORD count, COORD at, LPDWORD written);
 BOOL WriteConsoleOutput(HANDLE console, const CHAR_INFO *cells, COORD size, COORD from, PSMALL_RECT region);
@@ -662,7 +662,7 @@ BOOL WriteConsole(HANDLE console, const void *text, DWORD count, LPDWORD written
 #define WriteConsoleOutputA WriteConsoleOutput
 #define WriteConsoleA WriteConsole
 
-/* SIGINT, SIGQUIT, SIGHUP and SIGTERM, in this order but for 3 and 4. SIGTERM is CTRL_SHUTDOWN_EVENT. */
+/* SIGINT, SIGQUIT, SIGHUP and SIGTERM, in this order except for 3 and 4. SIGTERM is CTRL_SHUTDOWN_EVENT. */
 #define CTRL_C_EVENT 0
 #define CTRL_BREAK_EVENT 1
 #define CTRL_CLOSE_EVENT 2

@@ -1,6 +1,6 @@
 /*
- * winsock2.h: the names of Winsock over the sockets of Linux. A SOCKET is a descriptor, so also a handle. Lengths of
- * addresses may be int. WSAStartup has broken connections told by errors, as on Windows, not by SIGPIPE.
+ * winsock2.h: the names of Winsock over the sockets of Linux. A SOCKET is a descriptor, so it is also a handle.
+ * Lengths of addresses may be int. After WSAStartup a broken connection is an error, as on Windows, not SIGPIPE.
  */
 #ifndef WINDIVERT_WIN32_WINSOCK2_H
 #define WINDIVERT_WIN32_WINSOCK2_H

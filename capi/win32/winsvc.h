@@ -1,4 +1,4 @@
-/* winsvc.h: services, which windows.h has. */
+/* winsvc.h: services, from windows.h. */
 #ifndef WINDIVERT_WIN32_WINSVC_H
 #define WINDIVERT_WIN32_WINSVC_H
 

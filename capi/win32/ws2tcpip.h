@@ -1,4 +1,4 @@
-/* ws2tcpip.h: addresses and names, which winsock2.h has from Linux. */
+/* ws2tcpip.h: addresses and names, from the headers of Linux through winsock2.h. */
 #ifndef WINDIVERT_WIN32_WS2TCPIP_H
 #define WINDIVERT_WIN32_WS2TCPIP_H
 

@@ -92,7 +92,7 @@ static DWORD WINAPI work(LPVOID parameter)
     InterlockedIncrement(&workers);
     for (i = 0; i < 200; i++) {
         CHECK(WaitForSingleObject(mutex, INFINITE) == WAIT_OBJECT_0);
-        CHECK(WaitForSingleObject(mutex, INFINITE) == WAIT_OBJECT_0); /* it is recursive */
+        CHECK(WaitForSingleObject(mutex, INFINITE) == WAIT_OBJECT_0); /* mutexes are recursive */
         guarded++;
         CHECK(ReleaseMutex(mutex));
         CHECK(ReleaseMutex(mutex));
@@ -112,7 +112,7 @@ static DWORD WINAPI leave_locked(LPVOID parameter)
 static DWORD WINAPI hold(LPVOID release)
 {
     CHECK(WaitForSingleObject(mutex, INFINITE) == WAIT_OBJECT_0);
-    CHECK(SetEvent(semaphore)); /* an event here: it holds the mutex now */
+    CHECK(SetEvent(semaphore)); /* semaphore is an event here: this thread holds the mutex now */
     CHECK(WaitForSingleObject((HANDLE)release, INFINITE) == WAIT_OBJECT_0);
     CHECK(ReleaseMutex(mutex));
     return 0;
@@ -148,7 +148,7 @@ static void check_threads(void)
     CHECK(WaitForSingleObject(mutex, 0) == WAIT_ABANDONED);
     CHECK(ReleaseMutex(mutex) && CloseHandle(threads[0]));
 
-    /* One that another thread holds is waited for, and then obtained. */
+    /* A mutex that another thread holds is waited for, and then obtained. */
     semaphore = CreateEvent(NULL, FALSE, FALSE, NULL);
     threads[0] = CreateThread(NULL, 65536, hold, release, CREATE_SUSPENDED, NULL);
     CHECK(WaitForSingleObject(semaphore, 20) == WAIT_TIMEOUT);
@@ -169,7 +169,7 @@ static void check_semaphores(void)
 
     both[0] = CreateSemaphore(NULL, 2, 3, NULL);
     both[1] = CreateEvent(NULL, FALSE, FALSE, NULL);
-    CHECK(WaitForMultipleObjects(2, both, TRUE, 1) == WAIT_TIMEOUT); /* it takes nothing then */
+    CHECK(WaitForMultipleObjects(2, both, TRUE, 1) == WAIT_TIMEOUT); /* and takes nothing */
     CHECK(WaitForSingleObject(both[0], 0) == WAIT_OBJECT_0 && WaitForSingleObject(both[0], 0) == WAIT_OBJECT_0);
     CHECK(WaitForSingleObject(both[0], 0) == WAIT_TIMEOUT);
     CHECK(ReleaseSemaphore(both[0], 2, &before) && before == 0);
@@ -387,7 +387,7 @@ static void check_sockets(void)
     CHECK(memcmp(text, "hello", 5) == 0);
     CHECK(shutdown(server, SD_SEND) == 0 && closesocket(server) == 0 && closesocket(l) == 0);
     for (i = 0; i < 100 && send(client, text, 1, 0) == 1; i++)
-        Sleep(1); /* a broken connection is told by an error, and ends no process */
+        Sleep(1); /* a broken connection is an error, and does not end the process */
     CHECK(WSAGetLastError() == WSAECONNRESET || WSAGetLastError() == WSAECONNABORTED);
     CHECK(closesocket(client) == 0);
     CHECK(connect(INVALID_SOCKET, (struct sockaddr *)&a, sizeof(a)) == SOCKET_ERROR && WSAGetLastError() == WSAENOTSOCK);
@@ -443,7 +443,7 @@ static BOOL WINAPI first_handler(DWORD event)
 {
     CHECK(event == CTRL_C_EVENT);
     handler_thread = GetCurrentThreadId();
-    printf("a handler\n"); /* whatever the program was doing */
+    printf("a handler\n"); /* safe: handlers run on their own thread */
     CHECK(SetEvent(told));
     return TRUE;
 }
@@ -470,13 +470,13 @@ static void check_console(void)
     DWORD mode, n = 0;
 
     CHECK(out != INVALID_HANDLE_VALUE && out != NULL);
-    CHECK(!GetConsoleMode(out, &mode)); /* the tests read what is printed */
+    CHECK(!GetConsoleMode(out, &mode)); /* the tests read the output */
     CHECK(WriteFile(out, "written\n", 8, &n, NULL) && n == 8);
 }
 
 #ifndef _WIN32
 
-/* What only Linux has: descriptors are handles, objects have no names, and drawing does nothing without a terminal. */
+/* Features of Linux only: descriptors are handles, objects have no names, and drawing does nothing without a terminal. */
 static void check_linux(void)
 {
     COORD at = {0, 0};
@@ -495,7 +495,7 @@ static void check_linux(void)
     FAILS(TerminateThread(GetCurrentThread(), 0), ERROR_NOT_SUPPORTED);
     CHECK(SetThreadPriority(GetCurrentThread(), THREAD_PRIORITY_BELOW_NORMAL));
     mine = LoadLibraryA("WinDivert.dll");
-    CHECK(mine == NULL || GetProcAddress(mine, "WinDivertOpen") != NULL); /* NULL: it is not installed */
+    CHECK(mine == NULL || GetProcAddress(mine, "WinDivertOpen") != NULL); /* NULL: WinDivert is not installed */
 }
 
 /* Another process is waited for and ended. */
@@ -539,7 +539,7 @@ int main(int argc, char **argv)
     check_services();
     check_console();
     check_control();
-    if (argc > 2) { /* nothing deals with it: the process ends */
+    if (argc > 2) { /* no handler: the process ends */
         CHECK(SetConsoleCtrlHandler(first_handler, FALSE));
         CHECK(GenerateConsoleCtrlEvent(CTRL_C_EVENT, 0));
         Sleep(20000);
