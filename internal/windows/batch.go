@@ -9,11 +9,11 @@ import (
 	"github.com/opendivert/divert/packet"
 )
 
-// unionUsed is how much of an address's layer data the driver fills at each layer, in bytes; it leaves
-// what lies behind as it was (specification: api.md 2.1, quirk).
+// unionUsed is the size of the part of an address's layer data that the driver fills at each layer, in bytes; it leaves
+// the rest as it was (specification: api.md 2.1, quirk).
 var unionUsed = [packet.NumLayers]int{8, 8, 64, 64, 32}
 
-// errBadBatch says that the driver has written something other than a batch.
+// errBadBatch means that the driver's answer is not a batch.
 var errBadBatch = errors.New("the driver's answer is malformed")
 
 // batch is the result of a receive call: items back to back, and an address for each.
@@ -23,9 +23,9 @@ type batch struct {
 	addresses []byte
 }
 
-// unpack sets ps from the batch and returns how many packets it has. data may lie in the memory of ps[0],
-// at its start; the other packets are copied to memory of their own. An address or packet that is
-// missing ends the batch with an error, after the packets before it.
+// unpack sets ps from the batch and returns the number of its packets. data may lie in the memory of ps[0], at its start;
+// the other packets are copied to memory of their own. A missing address or packet ends the batch with an error, after
+// the packets before it.
 func (b *batch) unpack(ps []packet.Packet) (n int, err error) {
 	count := len(b.addresses) / packet.AddressSize
 	if count < 1 || count > len(ps) || len(b.addresses)%packet.AddressSize != 0 {
@@ -57,8 +57,8 @@ func (b *batch) unpack(ps []packet.Packet) (n int, err error) {
 	return n, nil
 }
 
-// next returns the item at the start of rest: up to the length in its IP header, or up to its terminating
-// zero (api.md 7). The last one has all that is left.
+// next returns the item at the start of rest: up to the length in its IP header, or up to its terminating zero (api.md
+// 7). The last item is all the rest.
 func (b *batch) next(rest []byte, last bool) (item []byte, ok bool) {
 	switch b.layer {
 	case packet.LayerFlow, packet.LayerSocket:
@@ -74,20 +74,20 @@ func (b *batch) next(rest []byte, last bool) (item []byte, ok bool) {
 	return item[:len(item):len(item)], err == nil
 }
 
-// sendMax is how many bytes of packets a SEND carries: whatever one packet has, and of many what is
-// worth the while.
+// sendMax is the size of the packets in a SEND, in bytes: room for the longest packet, and enough for many to make a
+// batch worth while.
 const sendMax = 4 * packetMax
 
-// outgoing is the batch that a send call is about to send.
+// outgoing is the batch of a send call.
 type outgoing struct {
 	data      []byte
 	addresses []byte
 	count     int
 }
 
-// fill replaces the contents with as many of ps as there is room for. It returns how many of ps it has dealt
-// with; those that are no whole packets, or must not go on, are left out, and err is the reason of the
-// last such one. Nothing but the interface is passed on of the layer data.
+// fill replaces the contents with as many of ps as there is room for. It returns the number of ps dealt with. It leaves
+// out those that are not whole packets or must not go on, and returns the reason of the last such one in err. Of the
+// layer data it passes on only the interface.
 func (o *outgoing) fill(ps []packet.Packet) (done int, err error) {
 	o.data, o.addresses, o.count = o.data[:0], o.addresses[:0], 0
 	for done < len(ps) && o.count < batchMax {
@@ -113,8 +113,8 @@ func (o *outgoing) fill(ps []packet.Packet) (done int, err error) {
 	return done, err
 }
 
-// checkHops refuses the impostors that the driver would refuse. It does so packet by packet, the driver
-// with one error for a whole batch.
+// checkHops refuses the impostors that the driver would refuse. It does so packet by packet; the driver would do so with
+// one error for a whole batch.
 func checkHops(p *packet.Packet) error {
 	hops := p.Data[8]
 	if p.Data[0]>>4 == 6 {

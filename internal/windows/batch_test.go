@@ -26,7 +26,7 @@ func ipv6(size int) []byte {
 	return b
 }
 
-// addresses returns n addresses as the driver leaves them, with rubbish where it writes nothing.
+// addresses returns n addresses as the driver leaves them, with rubbish where it does not write.
 func addresses(layer packet.Layer, n int) []byte {
 	var b []byte
 	for i := range n {
@@ -135,7 +135,7 @@ func TestFill(t *testing.T) {
 	} {
 		t.Run(row.name, func(t *testing.T) {
 			var o outgoing
-			for range 2 { // the second time there is something left of the first
+			for range 2 { // the second time over remains of the first
 				done, err := o.fill(row.ps)
 				if done != row.done || !errors.Is(err, row.err) || o.count != row.count ||
 					len(o.data) != row.bytes || len(o.addresses) != o.count*packet.AddressSize {
@@ -154,7 +154,7 @@ func make300() []packet.Packet {
 	return ps
 }
 
-// FuzzUnpack reads what a driver, or something that takes its place, may write into the buffers.
+// FuzzUnpack reads anything that a driver, or an impostor of one, may write into the buffers.
 func FuzzUnpack(f *testing.F) {
 	f.Add(uint8(0), join(ipv4(60), ipv6(60)), addresses(packet.LayerNetwork, 2), 4)
 	f.Add(uint8(1), ipv4(60), addresses(packet.LayerForward, 1), 1)
@@ -200,7 +200,7 @@ func FuzzVersion(f *testing.F) {
 	})
 }
 
-// FuzzFill sends bytes of any kind: the driver is handed whole packets only.
+// FuzzFill sends arbitrary bytes: the driver gets only whole packets.
 func FuzzFill(f *testing.F) {
 	f.Add(ipv4(40), ipv6(60), true)
 	f.Add([]byte{}, []byte{0x45}, false)

@@ -12,7 +12,7 @@ import (
 	"github.com/opendivert/divert/packet"
 )
 
-// client is a handle as package divert uses one: with a read deadline, and with receive calls that end before Close.
+// client is a handle as package divert uses it: with a read deadline, and with receive calls that end before Close.
 type client struct {
 	*handle
 	deadline  engine.Deadline

@@ -17,7 +17,7 @@ import (
 	"github.com/opendivert/divert/packet"
 )
 
-// commandTime is how long a run of the command may take.
+// commandTime is the time limit for a run of the command.
 const commandTime = time.Minute
 
 // command is a run of the command divert.
@@ -54,13 +54,13 @@ func startCommand(t testing.TB, args ...string) *command {
 // wait waits for the end of the command and checks its exit status.
 func (c *command) wait(status int) {
 	c.t.Helper()
-	_ = c.cmd.Wait() // the status says it
+	_ = c.cmd.Wait() // the exit status has the error
 	if got := c.cmd.ProcessState.ExitCode(); got != status {
 		c.t.Errorf("%v: exit status %d, want %d\n%s%s", c.cmd.Args[1:], got, status, &c.out, &c.errout)
 	}
 }
 
-// kill ends the command as nothing else could.
+// kill ends the command by force.
 func (c *command) kill() {
 	c.t.Helper()
 	if err := c.cmd.Process.Kill(); err != nil {
@@ -69,7 +69,7 @@ func (c *command) kill() {
 	c.wait(1)
 }
 
-// says checks that what the command printed contains texts.
+// says checks that the command's output contains texts.
 func (c *command) says(printed *bytes.Buffer, texts ...string) {
 	c.t.Helper()
 	for _, text := range texts {
@@ -87,7 +87,7 @@ func runCommand(t testing.TB, status int, args ...string) *command {
 	return c
 }
 
-// uploaded waits until a filter has been uploaded and returns how many instructions it has.
+// uploaded waits for the upload of a filter and returns its number of instructions.
 func (f *fixture) uploaded() int {
 	f.t.Helper()
 	for range 4000 {
@@ -102,8 +102,8 @@ func (f *fixture) uploaded() int {
 	return 0
 }
 
-// last gives the command that receives its last packet: the driver ends receiving behind it, as it does when
-// that is shut down. Nobody can press Ctrl-C: Wine has no console where there is no terminal.
+// last gives the receiving command its last packet: the driver ends receiving behind it, as after a shutdown. Tests
+// cannot press Ctrl-C: Wine has no console without a terminal.
 func (f *fixture) last(p packet.Packet) {
 	f.t.Helper()
 	f.eventually("the command receives", func(c census) bool { return c.pending == 1 })
@@ -132,13 +132,13 @@ func TestCommandPassthru(t *testing.T) {
 	c.says(&c.errout, `"event":"summary"`, fmt.Sprintf(`"received":%d,"reinjected":%[1]d`, count))
 }
 
-// TestCommandImpair: held packets go on with the bytes that they came with, and those of the last moment as well.
+// TestCommandImpair: held packets go on unchanged, even those of the last moment.
 func TestCommandImpair(t *testing.T) {
 	c := carries(t, 20, "impair", "--lag", "50ms", "--json", "udp")
 	c.says(&c.errout, `"event":"summary"`)
 }
 
-// carries runs a command that sends packets on, has it receive some, and expects them to be sent as they came.
+// carries runs a command that sends packets on, brings it some, and expects them to be sent unchanged.
 func carries(t *testing.T, count int, args ...string) *command {
 	t.Helper()
 	f := load(t)
@@ -169,7 +169,7 @@ func carries(t *testing.T, count int, args ...string) *command {
 	return c
 }
 
-// TestCommandProxy: the driver tells no processes of packets.
+// TestCommandProxy: the driver does not report the processes of packets.
 func TestCommandProxy(t *testing.T) {
 	load(t)
 	c := startCommand(t, "proxy", "--to", "127.0.0.1:9", "tcp.DstPort == 80")
@@ -214,7 +214,7 @@ func TestCommandReject(t *testing.T) {
 	c.says(&c.errout, "1 sent, 0 answered with RST, 1 with ICMP")
 }
 
-// event is an event of a layer other than NETWORK, as the driver gives it.
+// event is an event of a layer other than NETWORK, in the driver's form.
 func event(layer packet.Layer, e packet.Event) packet.Address {
 	return packet.Address{Timestamp: 12345, Layer: layer, Event: e, Sniffed: true, Outbound: true}
 }
@@ -249,7 +249,7 @@ func TestCommandEvents(t *testing.T) {
 func TestCommandList(t *testing.T) {
 	f := load(t)
 	runCommand(t, 0, "list").wantNothing()
-	f.log() // of what this run has uploaded
+	f.log() // clears the uploads of this run
 	victim := startCommand(t, "drop", "--priority", "77", "tcp.DstPort == 80")
 	f.uploaded()
 	pid := victim.cmd.Process.Pid
@@ -273,7 +273,7 @@ func TestCommandList(t *testing.T) {
 	f.eventually("the handle of the process is closed", func(c census) bool { return c.contexts == 0 })
 }
 
-// wantNothing checks that the command printed nothing.
+// wantNothing checks that the command printed no output.
 func (c *command) wantNothing() {
 	c.t.Helper()
 	if c.out.Len()+c.errout.Len() > 0 {
@@ -281,7 +281,7 @@ func (c *command) wantNothing() {
 	}
 }
 
-// TestCommandWatch watches a handle being opened and closed. The driver stays meanwhile.
+// TestCommandWatch watches a handle being opened and closed. The driver keeps running meanwhile.
 func TestCommandWatch(t *testing.T) {
 	f := load(t)
 	c := startCommand(t, "watch")
@@ -297,7 +297,7 @@ func TestCommandWatch(t *testing.T) {
 	c.says(&c.out, "OPEN opened ", "CLOSE opened ", fmt.Sprintf(" pid=%d ", os.Getpid()), `filter="udp"`)
 }
 
-// TestCommandErrors checks what the command says about the answers of the driver.
+// TestCommandErrors checks the command's messages for errors of the driver.
 func TestCommandErrors(t *testing.T) {
 	f := load(t)
 	f.fail(codeInitialize, 0xC0000022, 0, 1) // STATUS_ACCESS_DENIED
@@ -336,7 +336,7 @@ func TestCommandDoctor(t *testing.T) {
 	}
 }
 
-// TestCommandClean takes the driver away and installs it again, from a path.
+// TestCommandClean removes the driver and installs it again, from a path.
 func TestCommandClean(t *testing.T) {
 	path := testDriver(t)
 	d, err := connect(false, path)

@@ -16,12 +16,12 @@ import (
 	"github.com/opendivert/divert/packet"
 )
 
-// device is an open file of the driver's device, and so a handle in the driver's eyes. Its methods may be
-// called from several goroutines; each call works with an operation of its own.
+// device is an open file of the driver's device, which the driver sees as a handle. Its methods may be called from
+// several goroutines; each call works with an operation of its own.
 type device struct {
 	file    sys.Handle
 	version versionRecord // the driver's answer
-	mark    sys.Handle    // tells divert clean of the handle; 0 if there is none
+	mark    sys.Handle    // shows the handle to divert clean; 0 if there is none
 
 	closed atomic.Bool // set with the lock held
 
@@ -31,7 +31,7 @@ type device struct {
 	idle *sync.Cond   // signalled when busy becomes empty
 }
 
-// openDevice opens the device, which fails with the Windows error number as it is.
+// openDevice opens the device. Its error is the plain Windows error number.
 func openDevice() (*device, error) {
 	path, err := sys.UTF16PtrFromString(devicePath)
 	if err != nil {
@@ -92,7 +92,7 @@ func (d *device) interrupt() {
 	}
 }
 
-// cancelStarted cancels a request that was issued too late for whoever wanted to cancel it.
+// cancelStarted cancels a request that was issued too late for the canceller to find it.
 func (d *device) cancelStarted(op *operation) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -135,9 +135,9 @@ func (d *device) detach() uintptr {
 	return uintptr(d.file)
 }
 
-// run issues a request and waits until it is complete; w ends one that is issued too late for whoever ended w to find
-// it. The driver leaves every request pending, however soon it is done. A request that the closing of the device has
-// cancelled is net.ErrClosed.
+// run issues a request and waits until it is complete. If w ended before the request was issued, run cancels it. The
+// driver leaves every request pending, however soon it completes. A request cancelled by the closing of the device fails
+// with net.ErrClosed.
 func (d *device) run(op *operation, code uint32, data []byte, w engine.Wait) error {
 	err := op.start(d.file, code, data)
 	if err == sys.ERROR_IO_PENDING {
@@ -185,11 +185,11 @@ func (d *device) receive(w engine.Wait, ps []packet.Packet, layer packet.Layer) 
 	return b.unpack(ps)
 }
 
-// objectMax is how long the data of a REFLECT event may be, in bytes.
+// objectMax is the greatest length of the data of a REFLECT event, in bytes.
 const objectMax = 12288
 
-// bufferSize is how much room a receive call gives to n items, in bytes. The first always fits, however
-// long it is; of the others as many as fit come along.
+// bufferSize is the buffer of a receive call for n items, in bytes. The first item always fits, however long; of the
+// others as many as there is room for.
 func bufferSize(n int, layer packet.Layer) int {
 	switch layer {
 	case packet.LayerFlow, packet.LayerSocket:
@@ -226,7 +226,7 @@ func (d *device) send(ps []packet.Packet) (sent int, last error) {
 			continue
 		}
 		if err == net.ErrClosed && (sent > 0 || last != nil) {
-			err = fmt.Errorf("send: %w", net.ErrClosed) // not a call that may be repeated as a whole
+			err = fmt.Errorf("send: %w", net.ErrClosed) // an error that does not invite repeating the call
 		}
 		var ended bool
 		var n int
@@ -239,10 +239,10 @@ func (d *device) send(ps []packet.Packet) (sent int, last error) {
 	return sent, last
 }
 
-// refused returns how many packets of a batch were sent although the request failed, whether further ones are
-// useless, and the error to tell. The driver tells that only by the number of bytes: all, if it has gone through the
-// batch and refused one or more of the packets, it does not say which; none, if it stopped at one, and
-// then some before that may be out (driver-2.2.2.md 1.4). No packet is sent again in either case.
+// refused returns the number of packets sent by a failed request, whether sending more is useless, and the error for the
+// caller. The driver reports only a number of bytes. All: it has gone through the batch and refused one or more packets,
+// without saying which. None: it stopped at one packet, and some before it may be out (driver-2.2.2.md 1.4). In either
+// case no packet is sent again.
 func (o *outgoing) refused(err error, bytes int) (sent int, ended bool, told error) {
 	switch err {
 	case net.ErrClosed:
@@ -264,7 +264,7 @@ func (o *outgoing) refused(err error, bytes int) (sent int, ended bool, told err
 	return o.count - 1, false, told
 }
 
-// control makes a call whose record set sets; data is its output buffer, which may be empty.
+// control makes a call with the record that set fills in; data is its output buffer, which may be empty.
 func (d *device) control(what string, code uint32, data []byte, set func(*record)) error {
 	op, err := d.acquire(false)
 	if err != nil {
@@ -299,7 +299,7 @@ func (d *device) begin(layer packet.Layer, priority int16, flags uint64) error {
 	return nil
 }
 
-// start does the handshake and uploads the filter. The packets that it matches are captured from then on.
+// start does the handshake and uploads the filter. From then on matching packets are captured.
 func (d *device) start(layer packet.Layer, priority int16, p *plan) error {
 	if err := d.begin(layer, priority, p.flags); err != nil {
 		return err

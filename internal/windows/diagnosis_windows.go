@@ -14,8 +14,8 @@ import (
 	"github.com/opendivert/divert/packet"
 )
 
-// Diagnose looks at what handles need, without installing, starting or capturing anything. driver is a
-// path as Open takes it.
+// Diagnose checks the requirements of handles, without installing, starting or capturing anything. driver is a path, as
+// for Open.
 func Diagnose(driver string) *Report {
 	v := sys.RtlGetVersion()
 	r := &Report{
@@ -47,12 +47,12 @@ func checkRights() Check {
 		c.fail(wrap("open the service manager", err), "the driver can be neither installed nor opened", remedyRights)
 		return c
 	}
-	_ = sys.CloseServiceHandle(manager) // nothing was done with it
+	_ = sys.CloseServiceHandle(manager) // it was not used
 	return c
 }
 
-// checkFile looks for the driver's file, and whether it is one for this processor. That none is next to the
-// program does not matter if the service is registered for one.
+// checkFile looks for the driver's file, and checks that it is for this processor. A missing file does not matter if the
+// service is registered for another.
 func checkFile(driver string, s service) Check {
 	path, err := findDriver(driver)
 	if err != nil && driver == "" && s.exists() && !s.config.stale() {
@@ -86,7 +86,7 @@ func checkImage(path string) error {
 	return nil
 }
 
-// subsystem returns what an image runs in, as a value of IMAGE_SUBSYSTEM.
+// subsystem returns the subsystem of an image, as a value of IMAGE_SUBSYSTEM.
 func subsystem(f *pe.File) uint16 {
 	switch h := f.OptionalHeader.(type) {
 	case *pe.OptionalHeader64:
@@ -111,7 +111,7 @@ func checkFilteringEngine() Check {
 	return c
 }
 
-// checkService looks at the driver's service. That there is none is as it should be.
+// checkService looks at the driver's service, which need not exist.
 func checkService(driver string, s service) Check {
 	c := Check{Name: "service " + serviceName, OK: true, Found: "not installed: the first handle does that"}
 	switch {
@@ -138,7 +138,7 @@ func checkService(driver string, s service) Check {
 	return c
 }
 
-// checkDriver does the handshake with the driver that runs, and returns its name, empty if there is none.
+// checkDriver does the handshake with the running driver, and returns its name, empty if none runs.
 func checkDriver() (c Check, name string) {
 	c = Check{Name: "driver", OK: true, Found: "not running: the first handle starts it"}
 	d, err := connect(true, "")
@@ -169,21 +169,21 @@ var serviceStates = map[uint32]string{
 type service struct {
 	state  uint32
 	config serviceConfig
-	err    error // why nothing is known: a Windows error number
+	err    error // reason why the rest is unknown: a Windows error number
 }
 
 func (s *service) exists() bool { return s.err == nil }
 
-// serviceConfig is of a service's configuration what matters here.
+// serviceConfig is the relevant part of a service's configuration.
 type serviceConfig struct {
 	path      string
 	startType uint32
 }
 
-// file returns the file that the service is registered for; empty if that cannot be told.
+// file returns the file that the service is registered for; empty if unknown.
 func (c *serviceConfig) file() string { return imagePath(c.path, os.Getenv("SystemRoot")) }
 
-// stale reports whether that file is certainly not there.
+// stale reports whether that file is certainly missing.
 func (c *serviceConfig) stale() bool {
 	file := c.file()
 	if file == "" {
@@ -236,7 +236,7 @@ func machineName(machine uint16) string {
 // nativeMachine returns the processor of Windows, as a value of IMAGE_FILE_MACHINE.
 func nativeMachine() uint16 {
 	var process, native uint16
-	if isWow64Native.Find() == nil { // there since Windows 10 1709
+	if isWow64Native.Find() == nil { // exists since Windows 10 1709
 		ok, _, _ := isWow64Native.Call(uintptr(sys.CurrentProcess()), uintptr(unsafe.Pointer(&process)), uintptr(unsafe.Pointer(&native)))
 		if ok != 0 {
 			return native

@@ -89,7 +89,7 @@ func TestForeignDriver(t *testing.T) {
 	f.eventually("all are closed", func(c census) bool { return c.contexts == 0 })
 }
 
-// statuses pair what the driver says with what the caller gets (specification: api.md 20).
+// statuses pair the driver's status with the caller's error (specification: api.md 20).
 var statuses = []struct {
 	status uint32
 	number uint32
@@ -131,7 +131,7 @@ func TestErrors(t *testing.T) {
 			check("shutdown", h.Shutdown(engine.ShutdownBoth))
 			f.fail(codeSetParam, row.status, 0, 1)
 			check("set a parameter", h.SetLimits(engine.Limits{Length: 100, Time: time.Second, Size: 1 << 20}))
-			if row.status != statusBufferTooSmall { // that one is no error but a lost packet
+			if row.status != statusBufferTooSmall { // that one is a lost packet, not an error
 				f.fail(codeRecv, row.status, 0, 1)
 				_, err = h.Recv(make([]packet.Packet, 4))
 				check("receive", err)
@@ -541,7 +541,7 @@ func TestSetFilter(t *testing.T) {
 	f.eventually("all are closed", func(c census) bool { return c.contexts == 0 })
 }
 
-// flowLabelled returns a packet with a flow label, which the driver cannot tell.
+// flowLabelled returns a packet with a flow label, which the driver cannot compare.
 func flowLabelled(n int, label byte) packet.Packet {
 	p := numbered(n|1, 0)
 	p.Data[3] = label
@@ -610,7 +610,7 @@ func TestJudged(t *testing.T) {
 			if s.Matched != 3 || s.Received != 3 || s.Injected != 0 || s.Reinjected != 0 {
 				t.Errorf("counted %+v", s)
 			}
-			f.queue(flowLabelled(0, 7)) // nobody receives it
+			f.queue(flowLabelled(0, 7)) // never received
 			if row.back > 0 {
 				f.eventually("the pump has it", func(c census) bool { return c.queued == 0 })
 				waitFor(t, func() bool { s, _ := h.Stats(); return s.Matched == 4 })
@@ -688,7 +688,7 @@ func TestRefusedFilters(t *testing.T) {
 	}
 }
 
-// manyPorts is a set of more ports than the driver has tests.
+// manyPorts is a set of more ports than a filter of the driver may have tests.
 var manyPorts = func() string {
 	var b strings.Builder
 	for i := range 300 {

@@ -1,7 +1,7 @@
 package windows
 
-// envTestDriver names the test driver (testdata/driver), built. It speaks the protocol and captures nothing;
-// the tests that need it are skipped without.
+// envTestDriver names the built test driver (testdata/driver). It speaks the protocol and captures nothing; tests that
+// need it are skipped without it.
 const envTestDriver = "DIVERT_TEST_DRIVER"
 
 // envCommand names the command divert, built for Windows, which tests run against the test driver.

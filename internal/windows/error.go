@@ -8,7 +8,7 @@ import (
 	"github.com/opendivert/divert/internal/engine"
 )
 
-// Windows error numbers that mean something to this package (specification: api.md 20).
+// Windows error numbers with a meaning in this package (specification: api.md 20).
 const (
 	errnoFileNotFound     = 2
 	errnoPathNotFound     = 3
@@ -30,18 +30,18 @@ const (
 	errnoDriverBlocked    = 1275
 	errnoNoResources      = 1450
 	errnoNoEndpoint       = 1753
-	errnoOldAccount       = 1808       // says that the account is that of a computer; what it means here was found out by users
+	errnoOldAccount       = 1808       // officially about a computer's account; users found out its meaning here
 	errnoIntegrity        = 4551       // ERROR_SYSTEM_INTEGRITY_POLICY_VIOLATION
 	errnoRevoked          = 0x800B010C // CERT_E_REVOKED
 )
 
-// Error is what Windows or the driver answered to a request. errors.Is finds the engine's sentinels in it,
-// errors.As on Windows also the syscall.Errno.
+// Error is the error of Windows or the driver for a request. errors.Is finds the engine's sentinels in it, errors.As on
+// Windows also the syscall.Errno.
 type Error struct {
 	Op   string // the operation
 	Code uint32 // Windows error number
 
-	detail string // of this case; may be empty
+	detail string // details of this case; may be empty
 	errno  error  // the number as the system's error type; nil on other systems
 }
 
@@ -81,9 +81,9 @@ func (e *Error) Unwrap() []error {
 // WindowsError returns the number.
 func (e *Error) WindowsError() uint32 { return e.Code }
 
-// cause is what an error number means here.
+// cause is the meaning of an error number here.
 type cause struct {
-	is     error  // sentinel that it counts as; nil for none
+	is     error  // its sentinel; nil for none
 	remedy string // for the user; may be empty
 }
 

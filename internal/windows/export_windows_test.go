@@ -7,10 +7,10 @@ import (
 	"github.com/opendivert/divert/packet"
 )
 
-// Model is the test driver, for the tests of handles as programs have them.
+// Model is the test driver, for tests of handles at the level of programs.
 type Model struct{ f *fixture }
 
-// LoadModel starts the test driver if need be, and has it keep packets that leave the stack.
+// LoadModel starts the test driver if necessary, and makes it keep packets that leave the stack.
 func LoadModel(t testing.TB) *Model {
 	t.Helper()
 	f := load(t)
@@ -21,7 +21,7 @@ func LoadModel(t testing.TB) *Model {
 // Path returns the path of the driver's file.
 func (m *Model) Path() string { return testDriver(m.f.t) }
 
-// Bring has the network bring packets or events.
+// Bring makes packets or events arrive from the network.
 func (m *Model) Bring(ps ...packet.Packet) {
 	m.f.t.Helper()
 	for _, p := range ps {
@@ -35,13 +35,13 @@ func (m *Model) Left() []packet.Packet { return m.f.left() }
 // Pass lets time pass in the driver.
 func (m *Model) Pass(d time.Duration) { m.f.pass(d) }
 
-// Closed waits until the driver has no handle any more.
+// Closed waits until the driver has no handles.
 func (m *Model) Closed() {
 	m.f.t.Helper()
 	m.f.eventually("all handles are closed", func(c census) bool { return c.contexts == 0 })
 }
 
-// Numbered returns a packet with a number and so many bytes more; Number the number of an intact one.
+// Numbered returns a packet with a number and long more bytes; Number the number of an intact one.
 func Numbered(n, long int) packet.Packet { return numbered(n, long) }
 
 // Number returns the number of a numbered packet, and whether it is intact.

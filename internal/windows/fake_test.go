@@ -14,7 +14,7 @@ import (
 	"github.com/opendivert/divert/packet"
 )
 
-// fakeStack is a network stack with handles of a driver: what captures is decided by the uploaded filters.
+// fakeStack is a network stack with handles of a driver, which capture by their uploaded filters.
 type fakeStack struct {
 	t testing.TB
 
@@ -100,14 +100,14 @@ func (s *fakeStack) run(p packet.Packet) {
 	s.passed = append(s.passed, p)
 }
 
-// numPassed returns how many packets no handle has kept.
+// numPassed returns the number of packets that no handle has kept.
 func (s *fakeStack) numPassed() int {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return len(s.passed)
 }
 
-// numOpen returns how many handles of drivers are open.
+// numOpen returns the number of the drivers' open handles.
 func (s *fakeStack) numOpen() (n int) {
 	s.mu.Lock()
 	defer s.mu.Unlock()

@@ -7,8 +7,8 @@ import (
 	"github.com/opendivert/divert/internal/engine"
 )
 
-// driverFile returns the name of the driver's file for a program of a processor (GOARCH).
-// wow64 tells that a 32-bit program runs on 64-bit Windows (specification: windows-driver.md 3).
+// driverFile returns the name of the driver's file for a program of a processor (GOARCH). wow64 means that a 32-bit
+// program runs on 64-bit Windows (specification: windows-driver.md 3).
 func driverFile(arch string, wow64 bool) (string, error) {
 	switch {
 	case arch == "amd64", arch == "386" && wow64:
@@ -19,8 +19,8 @@ func driverFile(arch string, wow64 bool) (string, error) {
 	return "", fmt.Errorf("there is no signed driver for Windows on %s: %w", arch, engine.ErrNotSupported)
 }
 
-// imagePath returns the file that a service of the kernel is registered for, from the path in its configuration; empty
-// if that names it in a way that only the kernel can follow.
+// imagePath returns the file of a kernel service, from the path in its configuration; empty if only the kernel can follow
+// that path.
 func imagePath(path, systemRoot string) string {
 	path = strings.Trim(path, `"`)
 	if rest, ok := cutPrefixFold(path, `\??\UNC\`); ok {
@@ -41,7 +41,7 @@ func imagePath(path, systemRoot string) string {
 	return systemRoot + `\` + path
 }
 
-// cutPrefixFold is strings.CutPrefix for names of Windows, of which the case does not matter.
+// cutPrefixFold is strings.CutPrefix for Windows names, which ignore case.
 func cutPrefixFold(s, prefix string) (string, bool) {
 	if len(s) < len(prefix) || !strings.EqualFold(s[:len(prefix)], prefix) {
 		return s, false

@@ -37,7 +37,7 @@ const (
 	testMode    // in: the mode bits
 	testLog     // out: an entry
 	testCount   // out: census
-	testClient  // in: process id of this process below Wine
+	testClient  // in: id of this process on the Linux below Wine
 	testClock   // in: milliseconds
 	testRelease
 	testLeft // out: address, data
@@ -50,10 +50,10 @@ const (
 	modeKeep   = 8 // packets that leave are kept
 )
 
-// Where a request fails.
+// The ways in which a request fails.
 const (
 	instead  = iota // it is not carried out
-	after           // it is carried out, and its bytes are told
+	after           // it is carried out, and its bytes are reported
 	held            // it waits until it is released or cancelled
 	slotSoft        // SEND: a packet is refused, the others go out
 	slotHard        // SEND: a packet ends the call, those before it are out
@@ -65,7 +65,7 @@ const (
 	statusInvalidDeviceState    = 0xC0000184
 	statusPipeEmpty             = 0xC00000D9
 	statusBufferTooSmall        = 0xC0000023
-	statusHopLimit              = 0xC00104D0 // number 1232 in its generic form: Wine 8 does not know 0xC000A012
+	statusHopLimit              = 0xC00104D0 // the generic form of 1232: Wine 8 does not know 0xC000A012
 	statusInsufficientResources = 0xC000009A
 	statusInvalidDeviceRequest  = 0xC0000010
 	statusAccessViolation       = 0xC0000005
@@ -78,7 +78,7 @@ type fixture struct {
 	d *device
 }
 
-// load starts the test driver if need be, and resets it.
+// load starts the test driver if necessary, and resets it.
 func load(t testing.TB) *fixture {
 	t.Helper()
 	d, err := connect(false, testDriver(t))
@@ -97,8 +97,8 @@ func load(t testing.TB) *fixture {
 	return f
 }
 
-// hostProcess returns the id of this process on the Linux below Wine, for which the test driver reads and
-// writes it there. Windows does not tell it, so four instructions ask the kernel.
+// hostProcess returns the id of this process on the Linux below Wine, where the test driver reads and writes its memory.
+// Windows does not know that id, so a few instructions ask the kernel.
 func hostProcess(t testing.TB) uint32 {
 	t.Helper()
 	getpid := []byte{
@@ -119,7 +119,7 @@ func hostProcess(t testing.TB) uint32 {
 	return uint32(id)
 }
 
-// ioctl makes a call of the test driver's own and returns how much of out it has filled.
+// ioctl makes a call of the test driver's own and returns the number of bytes filled in out.
 func (f *fixture) ioctl(code uint32, in, out []byte) int {
 	f.t.Helper()
 	n, err := f.try(code, in, out)
@@ -142,20 +142,20 @@ func (f *fixture) try(code uint32, in, out []byte) (int, error) {
 	return int(op.done), err
 }
 
-// queue has the network bring a packet, or an event.
+// queue makes a packet, or an event, arrive from the network.
 func (f *fixture) queue(p packet.Packet) {
 	f.t.Helper()
 	in, _ := p.Addr.AppendBinary(nil)
 	f.ioctl(testCapture, append(in, p.Data...), nil)
 }
 
-// fail makes requests fail instead of being carried out: after skip ones, the next count.
+// fail makes requests fail instead of being carried out: the next count after skip ones.
 func (f *fixture) fail(code, status, skip, count uint32) {
 	f.t.Helper()
 	f.failAt(instead, 0, code, status, skip, count)
 }
 
-// failAt makes requests fail in a way; slot is which packet of a batch does, for the ways that are about one.
+// failAt makes requests fail in a way; slot is the packet of a batch that fails, for the ways about one packet.
 func (f *fixture) failAt(how, slot, code, status, skip, count uint32) {
 	f.t.Helper()
 	f.ioctl(testFail, words(code, status, skip, count, how, slot), nil)
@@ -167,13 +167,13 @@ func (f *fixture) hold(code, count uint32) {
 	f.failAt(held, 0, code, 0, 0, count)
 }
 
-// release lets the requests go on that are held.
+// release releases held requests.
 func (f *fixture) release() {
 	f.t.Helper()
 	f.ioctl(testRelease, nil, nil)
 }
 
-// pass lets time pass in the driver, where it stands still otherwise.
+// pass lets time pass in the driver, whose clock otherwise stands still.
 func (f *fixture) pass(d time.Duration) {
 	f.t.Helper()
 	f.ioctl(testClock, words(uint32(d.Milliseconds())), nil)
@@ -208,7 +208,7 @@ func words(ws ...uint32) []byte {
 	return b
 }
 
-// entry is a request that the driver has logged.
+// entry is a request in the driver's log.
 type entry struct {
 	code   uint32
 	record [16]byte
@@ -231,7 +231,7 @@ func (f *fixture) log() []entry {
 	}
 }
 
-// census counts what the driver has.
+// census counts the driver's objects.
 type census struct{ contexts, pending, queued, sends, held, left uint32 }
 
 func (f *fixture) census() census {
@@ -241,7 +241,7 @@ func (f *fixture) census() census {
 	return c
 }
 
-// eventually waits until the census is as the condition wants it.
+// eventually waits until the census satisfies the condition.
 func (f *fixture) eventually(what string, ok func(census) bool) {
 	f.t.Helper()
 	for range 2000 {
@@ -253,7 +253,7 @@ func (f *fixture) eventually(what string, ok func(census) bool) {
 	f.t.Fatalf("%s: never; it is %+v", what, f.census())
 }
 
-// config is what a test opens a handle with.
+// config is a test's configuration of a handle.
 func config(t testing.TB, text string, layer packet.Layer, flags uint64) engine.Config {
 	t.Helper()
 	p, err := progtest.Compile(text, layer, filter.Extended)
@@ -273,7 +273,7 @@ func open(t testing.TB, cfg engine.Config) *client {
 	return newClient(t, h.(*handle))
 }
 
-// network opens a handle at the layer NETWORK that diverts what matches.
+// network opens a handle at the layer NETWORK that diverts matching packets.
 func network(t testing.TB, text string) *client {
 	t.Helper()
 	return open(t, config(t, text, packet.LayerNetwork, 0))

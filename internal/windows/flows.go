@@ -9,8 +9,8 @@ import (
 	"github.com/opendivert/divert/packet"
 )
 
-// The driver knows no verdicts for flows. So captured packets come here all the same, and go back, or end, before the
-// program sees it.
+// The driver knows no verdicts for flows. So captured packets still come here, and go back, or end, before the program
+// sees them.
 
 var _ engine.Flows = (*handle)(nil)
 
@@ -57,7 +57,8 @@ func (o *outstanding) holds(a *packet.Address) bool {
 	return ok && o.slots[id%remembered].Load() == id
 }
 
-// sift lets packets go on, or end, whose flow has a verdict, and moves the others to the front. It returns how many those are.
+// sift sends on, or ends, packets whose flow has a verdict, and moves the others to the front. It returns the number of
+// those.
 func (h *handle) sift(ps []packet.Packet) (n int) {
 	now := clock()
 	var back []packet.Packet
@@ -74,12 +75,12 @@ func (h *handle) sift(ps []packet.Packet) (n int) {
 	return n
 }
 
-// letOn lets packets of accepted flows go on; copies have none to let go.
+// letOn sends packets of accepted flows on; copies need no sending.
 func (h *handle) letOn(ps []packet.Packet) {
 	if len(ps) == 0 || !h.holds() {
 		return
 	}
-	n, _ := h.sendOn(ps) // the counter is the only one to tell
+	n, _ := h.sendOn(ps) // only the counters record the error
 	h.counts.failed.Add(uint64(len(ps) - n))
 }
 

@@ -11,7 +11,8 @@ import (
 	"github.com/opendivert/divert/packet"
 )
 
-// TestFlows decides a flow on handles of each kind: the driver decides alone, the interpreter does, and the filter counts.
+// TestFlows decides a flow on handles of each kind: the driver decides alone, the interpreter decides, and the filter
+// counts.
 func TestFlows(t *testing.T) {
 	datagram := func(port uint16, back bool) packet.Packet {
 		h := packet.Header{Src: netip.AddrPortFrom(netip.MustParseAddr("10.0.0.1"), port), Dst: netip.MustParseAddrPort("10.0.0.2:53")}
@@ -45,7 +46,7 @@ func TestFlows(t *testing.T) {
 				h := s.handle(way.filter, packet.LayerNetwork, engine.Config{Mode: way.mode, Flags: way.flags, FlowTable: 100})
 				come := func(p packet.Packet) []packet.Packet {
 					t.Helper()
-					p.Addr.Sniffed = sniffs // as the driver tells
+					p.Addr.Sniffed = sniffs // as the driver sets it
 					s.capture(p)
 					ps := make([]packet.Packet, 4)
 					_ = h.SetReadDeadline(time.Now().Add(10 * time.Second))
@@ -92,7 +93,7 @@ func TestFlows(t *testing.T) {
 	}
 }
 
-// TestFilterThatCountsFirstPackets: the driver hands over all packets, so that those that do not match count too.
+// TestFilterThatCountsFirstPackets: the driver delivers all packets, so that those that do not match count too.
 func TestFilterThatCountsFirstPackets(t *testing.T) {
 	s := newStack(t)
 	h := s.handle("udp.PayloadLength > 1 and flow.Packets <= 2", packet.LayerNetwork, engine.Config{FlowTable: 100})

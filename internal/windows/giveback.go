@@ -6,14 +6,14 @@ import (
 	"github.com/opendivert/divert/packet"
 )
 
-// Return implements engine.Handle. The driver has forgotten packets that were received, so they are sent.
+// Return implements engine.Handle. The driver has forgotten received packets, so they are sent.
 func (h *handle) Return(ps []packet.Packet) {
 	passed := uint64(len(ps))
 	if h.holds() {
 		for i := range ps {
 			h.received.claim(&ps[i].Addr)
 		}
-		n, _ := h.sendOn(ps) // the counter is the only one to tell
+		n, _ := h.sendOn(ps) // only the counters record the error
 		passed = uint64(n)
 		h.counts.failed.Add(uint64(len(ps)) - passed)
 	}
@@ -21,8 +21,8 @@ func (h *handle) Return(ps []packet.Packet) {
 	h.counts.passed.Add(passed)
 }
 
-// sendOn sends packets that the handle has received, also when the program may not send on it: then by a handle of the
-// driver that does nothing else. The priority is the same, so the packets meet the same handles next.
+// sendOn sends packets that the handle has received. If the program may not send on the handle, it uses another handle of
+// the driver, made only for that. The priority is the same, so the packets meet the same handles next.
 func (h *handle) sendOn(ps []packet.Packet) (int, error) {
 	s := h.newest.Load()
 	refused := s.plan.flags&engine.FlagRecvOnly != 0 || h.sendDown.Load() && !s.plan.reinjects(&h.cfg)
@@ -39,6 +39,6 @@ func (h *handle) sendOn(ps []packet.Packet) (int, error) {
 		return 0, err
 	}
 	n, err := d.send(ps)
-	_ = d.close() // nothing waits in it
+	_ = d.close() // its queue is empty
 	return n, err
 }

@@ -7,8 +7,8 @@ import (
 	"github.com/opendivert/divert/packet"
 )
 
-// TestReturned gives packets back that were received and that nobody was given: they go on, also where the program may
-// not send, and count as passed.
+// TestReturned gives back packets that were received but not handed out: they go on, even where the program may not send,
+// and count as passed.
 func TestReturned(t *testing.T) {
 	for _, row := range []struct {
 		name, filter string

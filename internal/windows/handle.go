@@ -25,10 +25,10 @@ type handle struct {
 	layer packet.Layer
 	open  opener
 
-	oldest   atomic.Pointer[source]        // where packets are received
-	newest   atomic.Pointer[source]        // where packets are sent, and the limits are set
-	pump     *pump                         // nil if no filter is judged, and receive calls go to the driver themselves
-	spill    atomic.Pointer[backlog.Queue] // without a pump: what SetFilter took from old sources; nil if it never did
+	oldest   atomic.Pointer[source]        // packets are received from here
+	newest   atomic.Pointer[source]        // packets are sent, and limits set, here
+	pump     *pump                         // nil if no filter is judged: receive calls then go to the driver directly
+	spill    atomic.Pointer[backlog.Queue] // without a pump: packets that SetFilter took from old sources; nil if it never did
 	received outstanding
 	kept     keeper
 	flows    engine.FlowTable
@@ -42,16 +42,16 @@ type handle struct {
 	counts counts
 }
 
-// source is a driver's handle and its filter. When the filter is exchanged there are two: the old one,
-// which captures nothing any more, is received from until it is empty.
+// source is a driver's handle and its filter. While the filter is exchanged there are two: the old one captures nothing
+// any more, and is received from until it is empty.
 type source struct {
 	driver  driver
 	plan    *plan
-	program atomic.Pointer[prog.Program] // decides if the plan is to judge
+	program atomic.Pointer[prog.Program] // decides if the plan is judged
 	next    atomic.Pointer[source]
 
 	emptying sync.RWMutex // held for reading by receive calls, and for writing while SetFilter empties the source
-	retired  int64        // when it captured last, by clock; guarded by handle.mu
+	retired  int64        // time of its last capture, by clock; guarded by handle.mu
 }
 
 // counts are the counters. The driver keeps none.
@@ -60,7 +60,7 @@ type counts struct {
 	full, old, long, passed, abandoned              atomic.Uint64
 }
 
-// defaults are the limits that a handle of the driver begins with (specification: api.md 1.1).
+// defaults are the initial limits of a driver's handle (specification: api.md 1.1).
 var defaults = engine.Limits{Length: 4096, Time: 2 * time.Second, Size: 4 << 20}
 
 // newHandle opens a handle.
@@ -121,8 +121,8 @@ func (h *handle) Recv(w engine.Wait, ps []packet.Packet) (n int, err error) {
 // holds reports whether the handle receives packets that do not go on by themselves.
 func (h *handle) holds() bool { return packets(h.layer) && h.cfg.Flags&engine.FlagSniff == 0 }
 
-// receive receives from the oldest source, and says which one that was. It goes on to the next when that
-// is empty for good.
+// receive receives from the oldest source, and returns that source. Once it is empty for good, receive goes on to the
+// next.
 func (h *handle) receive(w engine.Wait, ps []packet.Packet) (int, *source, error) {
 	for {
 		s := h.oldest.Load()
@@ -134,7 +134,7 @@ func (h *handle) receive(w engine.Wait, ps []packet.Packet) (int, *source, error
 			h.counts.matched.Add(1)
 			h.counts.long.Add(1) // longer than any packet: the driver has cut it, and it cannot go on
 		case err == engine.ErrInterrupted && !w.Ended():
-			// Somebody else was meant.
+			// The interruption was for another call.
 		case err == io.EOF || err == net.ErrClosed || err == engine.ErrInterrupted:
 			if h.oldest.Load() == s && !(err == io.EOF && h.advance(s)) {
 				return 0, s, err
@@ -164,7 +164,7 @@ func (h *handle) take(s *source, w engine.Wait, ps []packet.Packet) (int, error)
 	return n, err
 }
 
-// advance makes the source behind s the oldest and closes s. It reports false if there is none.
+// advance makes the next source the oldest and closes s. It returns false if there is none.
 func (h *handle) advance(s *source) bool {
 	next := s.next.Load()
 	if next == nil {
@@ -172,7 +172,7 @@ func (h *handle) advance(s *source) bool {
 	}
 	if h.oldest.CompareAndSwap(s, next) {
 		h.newest.CompareAndSwap(s, next)
-		_ = s.driver.close() // nothing waits in it
+		_ = s.driver.close() // its queue is empty
 	}
 	return true
 }
@@ -207,14 +207,14 @@ func (h *handle) send(ps []packet.Packet) (int, error) {
 		s := h.newest.Load()
 		n, err := s.driver.send(ps)
 		if err == net.ErrClosed && h.newest.Load() != s {
-			continue // it was exchanged meanwhile
+			continue // the source was exchanged meanwhile
 		}
 		return n, err
 	}
 }
 
-// Accept implements engine.Handle. The driver keeps nothing of a packet that was received, so it is sent: as it came if
-// it was kept, else with the bytes of ps.
+// Accept implements engine.Handle. The driver keeps nothing of a received packet, so it is sent: unchanged if the handle
+// kept it, else with the bytes of ps.
 func (h *handle) Accept(ps []packet.Packet) (int, error) {
 	if h.kept.length() == 0 {
 		return h.Send(ps)
@@ -224,8 +224,8 @@ func (h *handle) Accept(ps []packet.Packet) (int, error) {
 	return h.Send(whole.packets)
 }
 
-// Keep implements engine.Keeper: the packet is copied. As much is kept as the handle's queue may hold; what is
-// there longest makes way, and counts as abandoned.
+// Keep implements engine.Keeper: it copies the packet. The limits are those of the handle's queue; beyond them the oldest
+// packets make way, and count as abandoned.
 func (h *handle) Keep(p *packet.Packet) {
 	id, ok := h.received.id(&p.Addr)
 	if !ok || h.closed.Load() {
@@ -237,7 +237,7 @@ func (h *handle) Keep(p *packet.Packet) {
 	h.counts.abandoned.Add(uint64(h.kept.put(id, p, limits)))
 }
 
-// Drop implements engine.Dropper: kept packets are forgotten.
+// Drop implements engine.Dropper: it forgets kept packets.
 func (h *handle) Drop(ps []packet.Packet) error {
 	if h.closed.Load() {
 		return net.ErrClosed
@@ -254,12 +254,12 @@ func (h *handle) Drop(ps []packet.Packet) error {
 
 // Wake implements engine.Handle.
 func (h *handle) Wake() {
-	if h.pump == nil { // else nobody waits in a call to the driver
+	if h.pump == nil { // else no call waits in the driver
 		h.interrupt()
 	}
 }
 
-// interrupt wakes calls that wait for the drivers.
+// interrupt wakes calls that wait in the drivers.
 func (h *handle) interrupt() {
 	for s := h.oldest.Load(); s != nil; s = s.next.Load() {
 		s.driver.interrupt()
@@ -283,8 +283,7 @@ func (h *handle) SetLimits(l engine.Limits) error {
 	return nil
 }
 
-// setLimits sets the limits of a driver's queue that differ from what they are. If that fails in the
-// middle they are set back.
+// setLimits sets the limits of a driver's queue that differ. If that fails half way it restores the old ones.
 func setLimits(d driver, is, want engine.Limits) error {
 	var done []func() error
 	for _, p := range [...]struct {
@@ -309,12 +308,12 @@ func setLimits(d driver, is, want engine.Limits) error {
 	return nil
 }
 
-// SetFilter implements engine.Handle. A handle of the driver keeps its filter for life, so another takes
-// over: it captures before the old one ends, and is received from when the old one is empty. So no packet
-// is missed, and none that is held up comes twice; but copies of packets, and socket events, may come
-// from both for that moment. The layers FLOW and REFLECT take no other filter unless the interpreter
-// decides: a new handle of the driver does not know the flows there are, and is told again of the handles
-// there are. Packets that a handle with SendOnly has held back until then go on, as when it is closed.
+// SetFilter implements engine.Handle. A handle of the driver keeps its filter for life, so another takes over: it
+// captures before the old one ends, and is received from once the old one is empty. So no packet is missed, and no held
+// packet comes twice; but copies of packets, and socket events, may come from both for a moment. The layers FLOW and
+// REFLECT take another filter only if the interpreter decides: a new handle of the driver would not know the existing
+// flows, and would report the existing handles again. Packets that a handle with SendOnly has held back go on, as when it
+// closes.
 func (h *handle) SetFilter(p *prog.Program) error {
 	h.mu.Lock()
 	defer h.mu.Unlock()
@@ -344,7 +343,7 @@ func (h *handle) SetFilter(p *prog.Program) error {
 		return fmt.Errorf("another filter at the layer %v: %w on Windows, unless the handle is opened with the interpreter",
 			h.layer, engine.ErrNotSupported)
 	case h.recvDown:
-		return nil // nothing is captured any more, whatever the filter
+		return nil // the handle captures nothing any more, whatever the filter
 	}
 	if err := h.exchange(old, pl); err != nil {
 		return err
@@ -354,7 +353,8 @@ func (h *handle) SetFilter(p *prog.Program) error {
 }
 
 // exchange puts a new source in the place of the newest. The order matters: as long as the old one captures, packets are
-// sent with it, for the new one counts as the higher and does not see those; the old one would see the new one's.
+// sent with it, because the new one counts as the higher and does not see them; the old one would see packets sent with
+// the new one.
 func (h *handle) exchange(old *source, pl *plan) error {
 	if err := h.emptyOld(); err != nil {
 		return err
@@ -367,14 +367,14 @@ func (h *handle) exchange(old *source, pl *plan) error {
 		return errors.Join(err, s.driver.close())
 	}
 	old.next.Store(s)
-	if err := old.driver.shutdown(engine.ShutdownRecv); err != nil && h.oldest.Load() != s { // else it is shut down, and was empty
+	if err := old.driver.shutdown(engine.ShutdownRecv); err != nil && h.oldest.Load() != s { // else it was shut down and empty already
 		old.next.Store(nil)
 		return errors.Join(err, s.driver.close())
 	}
 	old.retired = clock()
 	h.newest.Store(s)
 	if h.cfg.Flags&(engine.FlagDrop|engine.FlagSendOnly) != 0 {
-		h.advance(old) // no receive call will find it empty
+		h.advance(old) // no receive call does this
 	}
 	return nil
 }
@@ -388,7 +388,7 @@ func (h *handle) Shutdown(how engine.How) error {
 	}
 	newest := h.newest.Load()
 	if newest.plan.reinjects(&h.cfg) {
-		// Packets that do not match must still go back; only the program may not send any more.
+		// Packets that do not match must still go back; only the program's sends fail.
 		if how&engine.ShutdownRecv != 0 {
 			if err := newest.driver.shutdown(engine.ShutdownRecv); err != nil {
 				return err
@@ -427,14 +427,14 @@ func (h *handle) Close() error {
 	return errors.Join(errs...)
 }
 
-// Stats implements engine.Handle. The driver keeps no counters, so these are those of user space. Matched
-// counts the matching packets that came here. The driver does not report the packets that it drops, on a handle that drops or
-// because its queue is full or a packet too old, nor how many wait in it. Dropped is therefore always 0, and
-// Waiting, DroppedFull, DroppedOld and Passed cover the queue in user space, which the interpreter needs, and
-// SetFilter while packets of earlier filters wait. Lost and Foreign are always 0. Abandoned counts packets that were dropped, or
-// were cut and could not be kept; other received packets take no place.
-// Reinjected counts sent packets that are among the 16384 received last; others count as injected. If the driver refuses packets
-// of a batch, Failed counts one; if it stops at one, Failed counts the whole batch.
+// Stats implements engine.Handle. The driver keeps no counters, so these are those of user space. Matched counts the
+// matching packets that came here. The driver reports neither the packets that it drops, on a handle that drops or
+// because its queue is full or a packet too old, nor the number in its queue. Dropped is therefore always 0, and Waiting,
+// DroppedFull, DroppedOld and Passed cover only the queue in user space, which the interpreter needs, and SetFilter while
+// packets of earlier filters wait. Lost and Foreign are always 0. Abandoned counts packets that were dropped, or that
+// were cut and could not be kept; the handle keeps no other received packets. Reinjected counts sent packets that are
+// among the 16384 received last; others count as injected. If the driver refuses packets of a batch, Failed counts one;
+// if it stops at one, Failed counts the whole batch.
 func (h *handle) Stats() (engine.Stats, error) {
 	c := &h.counts
 	s := engine.Stats{

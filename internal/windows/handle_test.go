@@ -32,8 +32,8 @@ func labelled(n int, label uint32) packet.Packet {
 
 func numberAt(p *packet.Packet) int { return int(binary.BigEndian.Uint32(p.Data[40:])) }
 
-// TestJudgedMatchesProgram runs packets through handles whose filter the driver cannot carry out: what
-// arrives is what the filter matches, and all else is back in the stack, once.
+// TestJudgedMatchesProgram runs packets through handles whose filter the driver cannot execute: the packets received are
+// those that match, and all others are back in the stack, once.
 func TestJudgedMatchesProgram(t *testing.T) {
 	ports := make([]string, 400)
 	for i := range ports {
@@ -300,7 +300,7 @@ func TestCloseWhileWaiting(t *testing.T) {
 	}
 }
 
-// TestCloseLetsGo leaves packets in the queue in user space: they go on when the handle is closed.
+// TestCloseLetsGo leaves packets in the queue in user space: they go on when the handle closes.
 func TestCloseLetsGo(t *testing.T) {
 	s := newStack(t)
 	h := s.handle("ipv6.FlowLabel == 1", packet.LayerNetwork, engine.Config{})
@@ -348,7 +348,7 @@ func TestOutstanding(t *testing.T) {
 	}
 }
 
-// TestSetFilterLeavesNoDriver: a handle from which nobody receives has one handle of the driver, however often its filter
+// TestSetFilterLeavesNoDriver: a handle without receive calls has one handle of the driver, however often its filter
 // changes.
 func TestSetFilterLeavesNoDriver(t *testing.T) {
 	for name, flags := range map[string]uint64{"drop": engine.FlagDrop, "send only": engine.FlagSendOnly} {
@@ -375,7 +375,7 @@ func TestSetFilterLeavesNoDriver(t *testing.T) {
 	}
 }
 
-// TestAcceptWhatWasCut accepts packets of which the program has a part only: they go on whole, once.
+// TestAcceptWhatWasCut accepts packets that the program has only in part: they go on whole, once.
 func TestAcceptWhatWasCut(t *testing.T) {
 	s := newStack(t)
 	h := s.handle("udp", packet.LayerNetwork, engine.Config{Limits: engine.Limits{Length: 32, Time: defaults.Time, Size: defaults.Size}})
@@ -394,7 +394,7 @@ func TestAcceptWhatWasCut(t *testing.T) {
 	for i := range ps {
 		h.Keep(&ps[i])
 		ps[i].Data = ps[i].Data[:64]
-		h.Keep(&ps[i]) // a packet that is kept already is not cut
+		h.Keep(&ps[i]) // keeping a packet twice changes nothing
 	}
 	n, err := h.Accept(ps)
 	if n != 32 || !errors.Is(err, engine.ErrShortBuffer) {
@@ -424,7 +424,7 @@ func TestAcceptWhatWasCut(t *testing.T) {
 	}
 }
 
-// TestKeepAllocatesNothing: packets that are kept use the memory of those before.
+// TestKeepAllocatesNothing: kept packets reuse the memory of earlier ones.
 func TestKeepAllocatesNothing(t *testing.T) {
 	race.CannotCount(t)
 	s := newStack(t)
@@ -451,8 +451,8 @@ func compile(t testing.TB, text string) *prog.Program {
 	return p
 }
 
-// TestSetFilterBoundsDrivers: a handle that nobody reads keeps at most two handles of the driver open, however often its
-// filter changes, and loses nothing: what it has captured is received in order, or goes on when it is closed.
+// TestSetFilterBoundsDrivers: a handle without receive calls keeps at most two handles of the driver open, however often
+// its filter changes, and loses nothing: its packets are received in order, or go on when it closes.
 func TestSetFilterBoundsDrivers(t *testing.T) {
 	const total = 100
 	change := func(t *testing.T, flags uint64, l engine.Limits) (*fakeStack, *client) {
@@ -505,8 +505,8 @@ func TestSetFilterBoundsDrivers(t *testing.T) {
 	}
 }
 
-// TestSetFilterKeepsOrder changes the filter all the time while one goroutine receives: packets
-// come in the order in which they were captured.
+// TestSetFilterKeepsOrder changes the filter continuously while one goroutine receives: packets come in the order of
+// their capture.
 func TestSetFilterKeepsOrder(t *testing.T) {
 	const total = 3000
 	s := newStack(t)

@@ -18,8 +18,7 @@ import (
 	"github.com/opendivert/divert/packet"
 )
 
-// The tests of this file are about handles as programs have them: what Linux's are tested for on real traffic, these are
-// with the model of the driver.
+// These tests treat handles as programs do. They repeat Linux's tests on real traffic with the model of the driver.
 
 // openAt opens a handle that is closed with the test.
 func openAt(t *testing.T, m *windows.Model, text string, opts ...divert.Option) *divert.Handle {
@@ -64,7 +63,7 @@ func numbers(t *testing.T, ps []packet.Packet) (all []int) {
 	return all
 }
 
-// wantNumbers checks which packets there are.
+// wantNumbers checks the numbers of packets.
 func wantNumbers(t *testing.T, what string, ps []packet.Packet, want ...int) {
 	t.Helper()
 	if got := numbers(t, ps); !slices.Equal(got, want) {
@@ -72,7 +71,7 @@ func wantNumbers(t *testing.T, what string, ps []packet.Packet, want ...int) {
 	}
 }
 
-// upTo are the numbers from one to another, which is not among them.
+// upTo returns the numbers from one to another, which is excluded.
 func upTo(from, to int) (all []int) {
 	for n := from; n < to; n++ {
 		all = append(all, n)
@@ -85,8 +84,8 @@ func engines(t *testing.T, test func(t *testing.T, e divert.Option)) {
 	t.Run("interpreter", func(t *testing.T) { test(t, divert.WithEngine(divert.EngineInterpreter)) })
 }
 
-// TestHandlesInOrder: handles see a packet from the highest priority to the lowest, of equal ones the newest first, and
-// what one sends only those below it.
+// TestHandlesInOrder: handles see a packet from the highest priority to the lowest, of equal ones the newest first; a
+// sent packet is seen only by handles below the sender.
 func TestHandlesInOrder(t *testing.T) {
 	m := windows.LoadModel(t)
 	sniff := divert.WithFlags(divert.Sniff)
@@ -126,7 +125,7 @@ func TestHandlesInOrder(t *testing.T) {
 	}
 }
 
-// TestActions: what a handle does with packets that match, and that others pass.
+// TestActions: each kind of handle treats matching packets as it should, and lets others pass.
 func TestActions(t *testing.T) {
 	for _, row := range []struct {
 		flags     divert.Flag
@@ -149,7 +148,7 @@ func TestActions(t *testing.T) {
 	}
 }
 
-// TestQueueLimits: what the queue has no room or time for is lost, the oldest first.
+// TestQueueLimits: packets beyond the queue's room or time are lost, the oldest first.
 func TestQueueLimits(t *testing.T) {
 	t.Run("length", func(t *testing.T) {
 		m := windows.LoadModel(t)
@@ -163,7 +162,7 @@ func TestQueueLimits(t *testing.T) {
 		m := windows.LoadModel(t)
 		h := openAt(t, m, "udp", divert.WithQueueSize(65535))
 		for n := range 100 {
-			m.Bring(windows.Numbered(2*n, 1000-32-63)) // 1000 bytes, with what an item counts
+			m.Bring(windows.Numbered(2*n, 1000-32-63)) // 1000 bytes with the overhead of an item
 		}
 		var want []int
 		for n := range 65 {
@@ -194,7 +193,7 @@ func TestQueueLimits(t *testing.T) {
 	})
 }
 
-// TestCloseLetsGo: packets that wait when a handle is closed go on, past the handle, unless they are copies or too old.
+// TestCloseLetsGo: packets that wait when a handle closes go on, past the handle, unless they are copies or too old.
 func TestCloseLetsGo(t *testing.T) {
 	engines(t, func(t *testing.T, e divert.Option) {
 		m := windows.LoadModel(t)
@@ -231,8 +230,8 @@ func TestCloseLetsGo(t *testing.T) {
 	})
 }
 
-// TestSetFilterUnderTraffic changes a filter all the time, to others that match as well: each packet comes once, and goes
-// on once.
+// TestSetFilterUnderTraffic changes a filter continuously, to others that also match: each packet comes once, and goes on
+// once.
 func TestSetFilterUnderTraffic(t *testing.T) {
 	engines(t, func(t *testing.T, e divert.Option) {
 		m := windows.LoadModel(t)
@@ -275,7 +274,7 @@ func TestSetFilterUnderTraffic(t *testing.T) {
 	})
 }
 
-// TestSetFilterLeavesOneHandle: a handle that nobody receives from has one of the driver, however often its filter changes.
+// TestSetFilterLeavesOneHandle: a handle without receive calls has one of the driver, however often its filter changes.
 func TestSetFilterLeavesOneHandle(t *testing.T) {
 	for _, flags := range []divert.Flag{divert.Drop, divert.SendOnly} {
 		m := windows.LoadModel(t)
@@ -297,8 +296,8 @@ func TestSetFilterLeavesOneHandle(t *testing.T) {
 	}
 }
 
-// TestSetFilterKeepsWhatNobodyReads changes the filter of a handle that nobody receives from: it has two handles of the driver
-// at most, and what it has captured is received in order, or goes on when it is closed.
+// TestSetFilterKeepsWhatNobodyReads changes the filter of a handle without receive calls: it has at most two handles of
+// the driver, and its packets are received in order, or go on when it closes.
 func TestSetFilterKeepsWhatNobodyReads(t *testing.T) {
 	const total = 30
 	for name, received := range map[string]bool{"received": true, "closed": false} {
@@ -326,7 +325,7 @@ func TestSetFilterKeepsWhatNobodyReads(t *testing.T) {
 	}
 }
 
-// TestAcceptWhole: a packet may be cut for the program; when it is accepted, all of it goes on.
+// TestAcceptWhole: a packet may be cut for the program; Accept lets the whole packet go on.
 func TestAcceptWhole(t *testing.T) {
 	m := windows.LoadModel(t)
 	h := openAt(t, m, "udp", divert.WithSnapLength(64))
@@ -358,7 +357,7 @@ func TestAcceptWhole(t *testing.T) {
 	if n != 100 || !errors.Is(err, divert.ErrShortBuffer) {
 		t.Fatal(n, err)
 	}
-	if err := h.Close(); err != nil { // else the packet would come to it
+	if err := h.Close(); err != nil { // else it would get the packet
 		t.Fatal(err)
 	}
 	if err := short.Accept(&divert.Packet{Data: b[:n], Addr: a}); err != nil {
@@ -376,7 +375,7 @@ func flowEvent(layer divert.Layer, e divert.Event, port uint16) divert.Packet {
 	return divert.Packet{Addr: a}
 }
 
-// TestFlows: flows that begin while a handle is open are told, and the end of these, with the same data.
+// TestFlows: a handle reports the flows that begin while it is open, and their ends, with the same data.
 func TestFlows(t *testing.T) {
 	established := func(port uint16) divert.Packet {
 		return flowEvent(divert.LayerFlow, packet.EventFlowEstablished, port)
@@ -406,7 +405,7 @@ func TestFlows(t *testing.T) {
 	})
 }
 
-// TestSocketEvents: a call that a handle refuses is not seen below it; the end of a socket is told to all.
+// TestSocketEvents: a call that a handle refuses is not seen below it; all handles learn of a socket's end.
 func TestSocketEvents(t *testing.T) {
 	m := windows.LoadModel(t)
 	opened := func(flags divert.Flag, priority int16) *divert.Handle {
@@ -432,8 +431,7 @@ func TestSocketEvents(t *testing.T) {
 	}
 }
 
-// TestReflect: a handle at the layer REFLECT is told of those that are open, and of those that come and go, with their
-// filters.
+// TestReflect: a handle at the layer REFLECT reports the open handles, and those that come and go, with their filters.
 func TestReflect(t *testing.T) {
 	m := windows.LoadModel(t)
 	texts := []string{"true", "tcp.DstPort = 80", "outbound and (ip.DstAddr = 10.0.0.1 or ipv6.SrcAddr >= fe80::1)", "packet[-4b] = 0x1 and length > 100"}
@@ -474,8 +472,8 @@ func TestReflect(t *testing.T) {
 	}
 }
 
-// TestImpostors: a packet of another driver loses a hop when it is sent on, and is refused at the end of its hops, without
-// keeping others back.
+// TestImpostors: a packet of another driver loses a hop when it is sent on, and is refused at the end of its hops,
+// without holding up others.
 func TestImpostors(t *testing.T) {
 	m := windows.LoadModel(t)
 	h := openAt(t, m, "udp and impostor")

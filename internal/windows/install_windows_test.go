@@ -11,14 +11,14 @@ import (
 	"github.com/opendivert/divert/internal/engine"
 )
 
-// TestInstall needs a system on which the driver does not run yet.
+// TestInstall needs a system on which the driver is not running yet.
 func TestInstall(t *testing.T) {
 	path := testDriver(t)
 	if d, err := openDevice(); err == nil {
 		d.close()
 		t.Skip("a driver runs already")
 	}
-	folder := filepath.Dir(path) // not t.TempDir: Wine 8 cannot remove what Go makes
+	folder := filepath.Dir(path) // not t.TempDir: Wine 8 cannot remove Go's folders
 	noDriver := filepath.Join(folder, "text.sys")
 	if err := os.WriteFile(noDriver, []byte("no driver"), 0o600); err != nil {
 		t.Fatal(err)

@@ -8,16 +8,16 @@ import (
 	"github.com/opendivert/divert/packet"
 )
 
-// keeper has received packets of which the program did not get all bytes, by their numbers, until they are accepted. Its
-// zero value has none. It may be used from several goroutines.
+// keeper holds received packets that the program got only in part, by their numbers, until they are accepted. Its zero
+// value is empty. It may be used from several goroutines.
 type keeper struct {
-	count atomic.Int32 // of packets that are kept
+	count atomic.Int32 // number of kept packets
 
 	mu    sync.Mutex
 	byID  map[uint64]*keptPacket
-	ends  keptPacket // next: the oldest, prev: the newest; itself if there is none
+	ends  keptPacket // next: the oldest, prev: the newest; itself if empty
 	bytes int
-	free  *keptPacket // memory for others, linked by next
+	free  *keptPacket // memory for reuse, linked by next
 	pool  sync.Pool   // of *restored
 }
 
@@ -27,10 +27,10 @@ type keptPacket struct {
 	prev, next *keptPacket
 }
 
-// length returns how many packets are kept.
+// length returns the number of kept packets.
 func (k *keeper) length() int { return int(k.count.Load()) }
 
-// put keeps a copy of a packet, unless it is kept already, and returns how many others had to make way.
+// put keeps a copy of a packet, unless it has one already, and returns the number of others that made way.
 func (k *keeper) put(id uint64, p *packet.Packet, l engine.Limits) (gone int) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
@@ -62,7 +62,7 @@ func (k *keeper) put(id uint64, p *packet.Packet, l engine.Limits) (gone int) {
 	return gone
 }
 
-// remove takes a packet out. The caller holds the lock.
+// remove removes a packet. The caller holds the lock.
 func (k *keeper) remove(e *keptPacket) *keptPacket {
 	delete(k.byID, e.id)
 	e.prev.next, e.next.prev = e.next, e.prev
@@ -71,20 +71,20 @@ func (k *keeper) remove(e *keptPacket) *keptPacket {
 	return e
 }
 
-// recycle gives the memory of a packet to others. The caller holds the lock.
+// recycle makes the memory of a packet available for reuse. The caller holds the lock.
 func (k *keeper) recycle(e *keptPacket) {
 	e.prev, e.next = nil, k.free
 	k.free = e
 }
 
-// restored is a batch as it is to be sent: with the packets that were kept.
+// restored is a batch to send, with kept packets in place of the cut ones.
 type restored struct {
 	packets []packet.Packet
 	taken   []*keptPacket
 }
 
-// restore returns a batch with the kept packets in their places, and keeps them no longer. It is for one call,
-// and goes back with release.
+// restore returns a batch with the kept packets in their places, and keeps them no longer. It is for one call, which ends
+// with release.
 func (k *keeper) restore(o *outstanding, ps []packet.Packet) *restored {
 	r, ok := k.pool.Get().(*restored)
 	if !ok {

@@ -5,10 +5,9 @@ import (
 	"github.com/opendivert/divert/packet"
 )
 
-// Open opens a handle. The driver is installed and started if it is not running, unless the flags
-// say no; the file that is installed is cfg.Driver, else that of the environment variable EnvDriver,
-// else the one next to the program, or to the library
-// that this package is part of. Open needs the rights of an Administrator.
+// Open opens a handle. It installs and starts the driver if it is not running, unless the flags forbid it. The driver's
+// file is cfg.Driver, else that of the environment variable EnvDriver, else the one next to the program, or to the
+// library that this package is part of. Open needs the rights of an Administrator.
 //
 // Failures of Windows and of the driver are of type *Error.
 func Open(cfg engine.Config) (engine.Handle, error) {
@@ -22,7 +21,7 @@ func Open(cfg engine.Config) (engine.Handle, error) {
 			return nil, err
 		}
 		if layer == packet.LayerReflect {
-			d.mark, _ = newMark() // without one the handle is as unseen as those of other programs
+			d.mark, _ = newMark() // without one the handle is invisible, like those of other programs
 		}
 		if err := d.start(layer, priority, p); err != nil {
 			_ = d.close()
@@ -36,9 +35,9 @@ func Open(cfg engine.Config) (engine.Handle, error) {
 	return h, nil
 }
 
-// OpenFile opens a handle of the driver, as Open does, for a program that makes its requests itself: WinDivert.dll. It
-// returns the Windows handle of the device, which the caller closes. Filters that the driver has no form for are
-// engine.ErrNotSupported. It uses only Program, Priority, Flags and Driver of the configuration.
+// OpenFile opens a handle of the driver, as Open does, for a program that makes its own requests: WinDivert.dll. It
+// returns the Windows handle of the device, which the caller closes. It fails with engine.ErrNotSupported for filters
+// that the driver cannot express. It uses only Program, Priority, Flags and Driver of the configuration.
 func OpenFile(cfg engine.Config) (uintptr, error) {
 	if err := checkProcessor(); err != nil {
 		return 0, err

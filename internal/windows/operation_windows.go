@@ -9,9 +9,8 @@ import (
 	"github.com/opendivert/divert/packet"
 )
 
-// operation is the memory of one request to the driver. The system writes to it until the request
-// completes, so it is pinned for as long as it exists, and every call waits for its completion
-// before it gives the operation back.
+// operation is the memory of one request to the driver. The system writes to it until the request completes, so it is
+// pinned as long as it exists, and every call waits for the completion before it gives the operation back.
 type operation struct {
 	overlapped sys.Overlapped
 	record     record
@@ -20,8 +19,8 @@ type operation struct {
 	addresses  [batchMax * packet.AddressSize]byte
 
 	// The device's lock guards these.
-	receives  bool // it is a receive call's
-	cancelled bool // it was under way and has been cancelled
+	receives  bool // used by a receive call
+	cancelled bool // cancelled while under way
 
 	out    outgoing       // SEND
 	memory runtime.Pinner // of the buffers of the present request
@@ -52,13 +51,13 @@ func (op *operation) start(file sys.Handle, code uint32, data []byte) error {
 		unsafe.SliceData(data), uint32(len(data)), &op.done, &op.overlapped)
 }
 
-// wait waits until a pending request completes, and returns how.
+// wait waits until a pending request completes, and returns its error.
 func (op *operation) wait(file sys.Handle) error {
 	return sys.GetOverlappedResult(file, &op.overlapped, &op.done, true)
 }
 
-// cancel cancels a request that is under way, once. One that has not begun yet is not found; whoever begins
-// it looks at its stop flag then. The caller holds the device's lock.
+// cancel cancels a request that is under way, once. It does not find one that has not begun; the beginner of that checks
+// its stop flag. The caller holds the device's lock.
 func (op *operation) cancel(file sys.Handle) {
 	if !op.cancelled && sys.CancelIoEx(file, &op.overlapped) == nil {
 		op.cancelled = true

@@ -9,7 +9,7 @@ import (
 	"github.com/opendivert/divert/packet"
 )
 
-// TestMatchesDoNotOvertake: a program gets a packet only when those before it that do not match have gone on.
+// TestMatchesDoNotOvertake: a program gets a packet only after earlier packets that do not match have gone on.
 func TestMatchesDoNotOvertake(t *testing.T) {
 	s := newStack(t)
 	h := s.handle("udp.DstPort == 53", packet.LayerNetwork, engine.Config{Mode: engine.ModeInterpret})

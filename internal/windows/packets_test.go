@@ -25,14 +25,14 @@ func udp6(payload []byte) []byte {
 	return append(b, payload...)
 }
 
-// outboundAddress is the address of a packet on its way out over an interface.
+// outboundAddress is the address of an outbound packet on an interface.
 func outboundAddress(ifIdx uint32) packet.Address {
 	a := packet.Address{Timestamp: 12345, Outbound: true, IPChecksum: true, TCPChecksum: true, UDPChecksum: true}
 	a.SetNetwork(packet.NetworkData{IfIdx: ifIdx, SubIfIdx: 3})
 	return a
 }
 
-// number returns a packet with a number in it.
+// numbered returns a packet with a number in it.
 func numbered(n int, long int) packet.Packet {
 	payload := make([]byte, 4+long)
 	binary.BigEndian.PutUint32(payload, uint32(n))

@@ -9,28 +9,28 @@ import (
 	"github.com/opendivert/divert/packet"
 )
 
-// plan is how a filter is carried out.
+// plan is the way to execute a filter.
 //
-// Exact: the driver has a form for the filter (at most 255 tests, sets spelled out as comparisons), decides
-// alone, and packets that do not match never leave the kernel.
+// Exact: the driver can express the filter (at most 255 tests, with sets as comparisons) and decides alone; packets that
+// do not match never leave the kernel.
 //
-// Judged: the driver gets a wider filter, which matches at least what the filter does, and the interpreter
-// decides about the packets that come. A packet that does not match goes back unchanged; a copy is
-// discarded. This serves filters with too many tests, those with ipv6.FlowLabel,
-// whose true value the driver cannot see, and all filters if the interpreter is asked for.
+// Judged: the driver gets a wider filter, which matches at least the same packets, and the interpreter decides about the
+// packets it delivers. A packet that does not match goes back unchanged; a copy is discarded. This serves filters with
+// too many tests, those with ipv6.FlowLabel, whose true value the driver cannot see, and all filters on a handle that
+// asks for the interpreter.
 //
-// Packets that cannot go back cannot be judged here. This excludes handles that drop, handles that
-// receive nothing, and the layer SOCKET without Sniff: a refused call stays refused.
+// Judging needs packets that can go back. This excludes handles that drop, handles that receive nothing, and the layer
+// SOCKET without Sniff: a refused call stays refused.
 type plan struct {
 	program      *prog.Program // the handle's filter
 	judged       bool          // the interpreter decides after the driver
 	open         bool          // the driver's filter matches everything
 	instructions []byte        // for the driver
-	hints        uint64        // the filter flags that go with it
-	flags        uint64        // those of the handle's flags that the driver gets
+	hints        uint64        // the filter flags for the driver
+	flags        uint64        // the handle's flags for the driver
 }
 
-// planFor decides how a filter is carried out.
+// planFor decides how to execute a filter.
 func planFor(cfg *engine.Config, p *prog.Program) (*plan, error) {
 	layer := p.Layer()
 	if packets(layer) && (usesProcess(p) || cfg.Processes) {
@@ -67,12 +67,12 @@ func planFor(cfg *engine.Config, p *prog.Program) (*plan, error) {
 	return pl, nil
 }
 
-// judge checks that the interpreter may decide, and has it decide.
+// judge makes the plan judged, if the interpreter may decide.
 func (pl *plan) judge(cfg *engine.Config, layer packet.Layer) error {
 	pl.judged = true
 	reason := pl.program.DriverCheck()
 	if pl.program.Strict() && reason != nil {
-		return fmt.Errorf("%w: %w", engine.ErrInvalid, reason) // as the original fails
+		return fmt.Errorf("%w: %w", engine.ErrInvalid, reason) // like the original
 	}
 	if reason == nil {
 		reason = errors.New("the interpreter was asked for")

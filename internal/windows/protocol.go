@@ -35,8 +35,7 @@ const (
 	versionMinor = 2
 )
 
-// record is the request record: what every control call passes as its input buffer, little-endian
-// (windows-driver.md 4.1).
+// record is the request record: the input buffer of every control call, little-endian (windows-driver.md 4.1).
 type record [16]byte
 
 func (r *record) set64(low, high uint64) {
@@ -49,14 +48,14 @@ func (r *record) initialize(layer packet.Layer, priority int16, flags uint64) {
 	r.set64(uint64(layer)|uint64(int32(priority)+priorityBias)<<32, flags)
 }
 
-// startup starts capturing the kinds of the hints.
+// startup starts capturing the kinds of packets in the hints.
 func (r *record) startup(hints uint64) { r.set64(hints, 0) }
 
-// recv asks for packets. addresses and length are the places, in this process, of the address array
-// and of the 32-bit word that has its size in bytes.
+// recv asks for packets. addresses and length are pointers in this process: to the address array, and to the 32-bit word
+// with its size in bytes.
 func (r *record) recv(addresses, length uintptr) { r.set64(uint64(addresses), uint64(length)) }
 
-// send injects packets; size is that of the address array in bytes.
+// send injects packets; size is the size of the address array in bytes.
 func (r *record) send(addresses uintptr, size int) { r.set64(uint64(addresses), uint64(size)) }
 
 // shutdown ends receiving, sending or both.
@@ -77,7 +76,7 @@ const (
 // versionSize is the size of the version record, in bytes.
 const versionSize = 64
 
-// versionRecord is what INITIALIZE exchanges, little-endian (windows-driver.md 5.1).
+// versionRecord is exchanged by INITIALIZE, little-endian (windows-driver.md 5.1).
 type versionRecord [versionSize]byte
 
 // offer sets the request of a client with pointers of the given number of bits.
@@ -90,7 +89,7 @@ func (v *versionRecord) offer(bits uint32) {
 	le.PutUint32(v[16:], bits)
 }
 
-// errForeignDriver says that the driver behind the device is none of this protocol.
+// errForeignDriver means that the driver behind the device does not speak this protocol.
 var errForeignDriver = errors.New("another driver, or another version of it, answers")
 
 // check judges the driver's answer. The minor version does not matter.
@@ -105,7 +104,7 @@ func (v *versionRecord) check() error {
 	return nil
 }
 
-// String returns the version and the pointer size that an answer tells.
+// String returns the version and the pointer size in an answer.
 func (v *versionRecord) String() string {
 	le := binary.LittleEndian
 	return fmt.Sprintf("%d.%d, %d-bit", le.Uint32(v[8:]), le.Uint32(v[12:]), le.Uint32(v[16:]))

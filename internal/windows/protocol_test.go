@@ -29,7 +29,7 @@ func unhex(t testing.TB, text string) []byte {
 	return b
 }
 
-// TestRecords holds the request records to the layouts of the specification (windows-driver.md 4.1).
+// TestRecords compares the request records with the layouts of the specification (windows-driver.md 4.1).
 func TestRecords(t *testing.T) {
 	for _, row := range []struct {
 		name string
@@ -52,7 +52,7 @@ func TestRecords(t *testing.T) {
 		t.Run(row.name, func(t *testing.T) {
 			var r record
 			for i := range r {
-				r[i] = 0xEE // of the request before
+				r[i] = 0xEE // left from the previous request
 			}
 			row.set(&r)
 			if want := unhex(t, row.want); !bytes.Equal(r[:], want) {
@@ -62,7 +62,7 @@ func TestRecords(t *testing.T) {
 	}
 }
 
-// TestControlCodes composes the codes of what they are made of (windows-driver.md 4).
+// TestControlCodes composes the codes from their parts (windows-driver.md 4).
 func TestControlCodes(t *testing.T) {
 	const deviceType, read, write, inDirect, outDirect = 0x12, 1, 2, 1, 2
 	for _, row := range []struct {
@@ -85,7 +85,7 @@ func TestControlCodes(t *testing.T) {
 
 func TestVersionRecord(t *testing.T) {
 	var v versionRecord
-	v[40] = 1 // of before
+	v[40] = 1 // left from before
 	v.offer(32)
 	want := append([]byte("$WdivDLL"), 2, 0, 0, 0, 2, 0, 0, 0, 32)
 	want = append(want, make([]byte, versionSize-len(want))...)
@@ -105,8 +105,8 @@ func TestVersionRecord(t *testing.T) {
 	}
 }
 
-// object reads an object string, without the package filter (specification: filter-object.md 4), and returns
-// its instructions in their binary form.
+// object reads an object string without package filter (specification: filter-object.md 4), and returns its instructions
+// in their binary form.
 type object struct {
 	rest string
 }
@@ -161,8 +161,8 @@ func (o *object) instruction() []byte {
 	return b
 }
 
-// TestUpload uploads the filters of the vectors: the instructions are those of the object strings that
-// the original compiles the filters to.
+// TestUpload uploads the filters of the vectors: the instructions equal those in the object strings of the original's
+// compiler.
 func TestUpload(t *testing.T) {
 	type row struct {
 		Layer          vectors.Layer
@@ -220,7 +220,7 @@ func TestUpload(t *testing.T) {
 	t.Logf("%d uploaded, %d refused as by the driver", uploaded, refused)
 }
 
-// visible clears what of each instruction an object string does not carry: the upper words of the literals of
+// visible clears the parts of each instruction that an object string does not carry: the upper words of the literals of
 // 32-bit and index fields (filter-object.md 4.3). The driver accepts only zeros there.
 func visible(instructions []byte) []byte {
 	out := bytes.Clone(instructions)
@@ -236,14 +236,14 @@ func visible(instructions []byte) []byte {
 	return out
 }
 
-// mandatory are the flags that a layer cannot be opened without (specification: api.md 4).
+// mandatory holds the flags that each layer requires (specification: api.md 4).
 var mandatory = [packet.NumLayers]uint64{
 	packet.LayerFlow:    engine.FlagSniff | engine.FlagRecvOnly,
 	packet.LayerSocket:  engine.FlagRecvOnly,
 	packet.LayerReflect: engine.FlagSniff | engine.FlagRecvOnly,
 }
 
-// TestUploadGolden has an upload whole, byte by byte (filter-object.md 1).
+// TestUploadGolden checks a whole upload, byte by byte (filter-object.md 1).
 func TestUploadGolden(t *testing.T) {
 	p, err := progtest.Compile("outbound and (tcp.DstPort == 80 or ip.SrcAddr != 10.0.0.1) and packet16[-2] > 7", packet.LayerNetwork, filter.Strict)
 	if err != nil {
@@ -385,8 +385,8 @@ func TestPlan(t *testing.T) {
 	}
 }
 
-// TestPlanProcess refuses the process of a packet, which only a program built or read as an object can ask for
-// where the language has no such field.
+// TestPlanProcess refuses the process of a packet: only a program built in Go, or read from an object, can test it where
+// the language has no such field.
 func TestPlanProcess(t *testing.T) {
 	p, err := progtest.Compile("@WinDiv_WX_1yWWXAX", packet.LayerNetwork, filter.Extended)
 	if err != nil {

@@ -10,19 +10,19 @@ import (
 	"github.com/opendivert/divert/packet"
 )
 
-// pumpBatch is how many packets the pump takes from the driver at a time.
+// pumpBatch is the number of packets that the pump takes from the driver at a time.
 const pumpBatch = 64
 
-// pump takes the packets of a wider filter from the driver, all the time, so that packets that do not match
-// do not wait for the program: they go back at once, and those that match go to the inbox.
+// pump continuously takes the packets of a wider filter from the driver, so that packets that do not match need not wait
+// for the program: they go back at once. Matching ones go to the inbox.
 type pump struct {
 	h     *handle
 	inbox *backlog.Queue
 	stop  chan struct{} // closed to stop it
 	done  chan struct{}
 
-	back []packet.Packet // of the batch at hand, to be sent back; memory for the next batch
-	mine []int           // of the batch at hand, for the program
+	back []packet.Packet // of the current batch, to be sent back; memory for the next batch
+	mine []int           // of the current batch, for the program
 }
 
 func newPump(h *handle) *pump {
@@ -69,8 +69,8 @@ func (p *pump) sort(ps []packet.Packet, s *source) {
 			p.back = append(p.back, packet.Packet{Data: ps[i].Data, Addr: ps[i].Addr})
 		}
 	}
-	// Packets of others go on before the program gets one that came after them and can send it on: the order of a flow
-	// does not change.
+	// Packets that do not match go on before the program gets a later one and can send it on: the order of a flow does
+	// not change.
 	p.sendBack(p.back)
 	clear(p.back)
 	for _, i := range p.mine {
@@ -83,11 +83,11 @@ func (p *pump) sendBack(ps []packet.Packet) {
 	if len(ps) == 0 {
 		return
 	}
-	n, _ := p.h.send(ps) // the counter is the only one to tell
+	n, _ := p.h.send(ps) // only the counters record the error
 	p.h.counts.failed.Add(uint64(len(ps) - n))
 }
 
-// close stops the pump and lets packets that nobody received go on, as the driver does with its own.
+// close stops the pump and lets unreceived packets go on, as the driver does with its own.
 func (p *pump) close() {
 	close(p.stop)
 	p.h.interrupt()
@@ -99,8 +99,8 @@ func (p *pump) close() {
 	}
 }
 
-// newInbox returns a queue in user space with the limits of the handle's queue (specification: api.md 12). Its clock is that of
-// flows.
+// newInbox returns a queue in user space with the limits of the handle's queue (specification: api.md 12). Its clock is
+// the clock of flows.
 func (h *handle) newInbox() *backlog.Queue {
 	return backlog.New(backlog.Config{Layer: h.layer, Limits: h.limits, Now: clock, Dropped: func(_ *backlog.Item, why backlog.Reason) {
 		if why == backlog.Old {
@@ -111,14 +111,14 @@ func (h *handle) newInbox() *backlog.Queue {
 	}})
 }
 
-// keepIn puts a copy of a packet that came at a time into a queue in user space.
+// keepIn copies a packet with its time of arrival into a queue in user space.
 func (h *handle) keepIn(q *backlog.Queue, at int64, p *packet.Packet) {
 	if !q.AddAt(at, p.Data, &p.Addr) {
 		h.counts.long.Add(1)
 	}
 }
 
-// rest ends a queue in user space, and returns the packets in it that are not too old.
+// rest ends a queue in user space, and returns its packets that are not too old.
 func rest(q *backlog.Queue) (left []packet.Packet) {
 	q.End(func(i *backlog.Item) { left = append(left, packet.Packet{Data: slices.Clone(i.Data), Addr: i.Addr}) })
 	return left

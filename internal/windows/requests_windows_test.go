@@ -41,14 +41,14 @@ var requests = []request{
 // opening are the requests of Open.
 var opening = []request{{"begin", codeInitialize, nil}, {"start", codeStartup, nil}}
 
-// run runs a call at the same time.
+// run runs a call in the background.
 func (r request) run(h *client) chan error {
 	done := make(chan error, 1)
 	go func() { done <- r.call(h) }()
 	return done
 }
 
-// TestSlowDriver lets the driver take its time for each request: the call waits, and works.
+// TestSlowDriver makes the driver slow for each request: the call waits, and works.
 func TestSlowDriver(t *testing.T) {
 	f := load(t)
 	for _, r := range requests {
@@ -96,7 +96,7 @@ func TestCloseEndsSlowRequests(t *testing.T) {
 	f := load(t)
 	for _, r := range requests {
 		if r.code == codeSetParam || r.code == codeShutdown {
-			continue // calls that change a handle, of which Close is one, come one after the other
+			continue // calls that change a handle, Close included, run one after the other
 		}
 		t.Run(r.name, func(t *testing.T) {
 			h := network(t, "true")
@@ -114,8 +114,8 @@ func TestCloseEndsSlowRequests(t *testing.T) {
 	f.eventually("all are closed", func(c census) bool { return c.contexts == 0 && c.held == 0 })
 }
 
-// TestCancelledFromOutside has the system cancel requests, as it does with those of a thread that ends. A receive
-// call goes on, others say it.
+// TestCancelledFromOutside makes the system cancel requests, as it does when their thread ends. A receive call goes on,
+// others fail.
 func TestCancelledFromOutside(t *testing.T) {
 	f := load(t)
 	for _, r := range requests {
@@ -141,7 +141,7 @@ func TestCancelledFromOutside(t *testing.T) {
 	}
 }
 
-// TestFailsAtEachPoint has each request fail before the driver has carried it out, and after.
+// TestFailsAtEachPoint makes each request fail before the driver has carried it out, and after.
 func TestFailsAtEachPoint(t *testing.T) {
 	f := load(t)
 	for name, how := range map[string]uint32{"before": instead, "after": after} {
@@ -176,7 +176,7 @@ func TestFailsAtEachPoint(t *testing.T) {
 	f.eventually("all are closed", func(c census) bool { return c.contexts == 0 })
 }
 
-// TestRequestsWithinTheCall has requests complete at once, which only other drivers than the real one do.
+// TestRequestsWithinTheCall makes requests complete at once, which the real driver never does.
 func TestRequestsWithinTheCall(t *testing.T) {
 	f := load(t)
 	f.mode(modeAtOnce)
@@ -187,7 +187,7 @@ func TestRequestsWithinTheCall(t *testing.T) {
 			t.Errorf("%s: %v", r.name, err)
 		}
 		f.fail(r.code, statusInsufficientResources, 0, 1)
-		if err := r.call(h); r.code != codeSetParam && numberOf(err) != errnoNoResources { // the value is set already
+		if err := r.call(h); r.code != codeSetParam && numberOf(err) != errnoNoResources { // the value is set already then
 			t.Errorf("%s: error %v", r.name, err)
 		}
 	}
@@ -199,7 +199,7 @@ func TestRequestsWithinTheCall(t *testing.T) {
 	}
 }
 
-// TestDeadlineEndsSlowReceive lets a deadline pass while the driver has a receive that it does not even queue.
+// TestDeadlineEndsSlowReceive: a deadline passes while the driver has a receive call that it does not even queue.
 func TestDeadlineEndsSlowReceive(t *testing.T) {
 	f := load(t)
 	h := network(t, "true")

@@ -9,8 +9,8 @@ import (
 	"github.com/opendivert/divert/packet"
 )
 
-// TestSendRefused sends 300 packets, in two requests, of which the driver refuses one of the first: no packet goes out
-// twice, and those behind are not kept back.
+// TestSendRefused sends 300 packets, in two requests; the driver refuses one of the first. No packet goes out twice, and
+// those behind it still go out.
 func TestSendRefused(t *testing.T) {
 	f := load(t)
 	const total, slot = 300, 100
@@ -19,7 +19,7 @@ func TestSendRefused(t *testing.T) {
 		how    uint32
 		status uint32
 		is     error
-		sent   int    // what Send says
+		sent   int    // result of Send
 		out    uint32 // bytes that went out
 		text   string
 	}{

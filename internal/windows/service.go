@@ -5,10 +5,10 @@ import (
 	"fmt"
 )
 
-// stopPending is the state of a service that was told to stop and has not: SERVICE_STOP_PENDING (winsvc.h).
+// stopPending is the state of a service that was told to stop and still runs: SERVICE_STOP_PENDING (winsvc.h).
 const stopPending = 3
 
-// notStopped says what a driver that does not stop is waiting for, and the remedy, by the state of its service.
+// notStopped returns why a driver does not stop, and the remedy, by the state of its service.
 func notStopped(state uint32) string {
 	if state != stopPending {
 		return fmt.Sprintf("its service is not about to stop, but in the state %d: another program may have started it again; "+
@@ -19,15 +19,15 @@ func notStopped(state uint32) string {
 		"End that program and run \"divert clean\" again, or restart Windows"
 }
 
-// startOrStopFirst starts the driver's service. A driver that was stopped while handles were open leaves it marked for
-// deletion, and disabled, also when the last of them is closed: Windows notices that with the next stop. So where that
-// is why it does not start, it is stopped once more and started again.
+// startOrStopFirst starts the driver's service. A driver stopped while handles were open leaves its service disabled and
+// marked for deletion, even after the last handle has closed: Windows notices the end only with the next stop. So if this
+// keeps the service from starting, it is stopped once more and started again.
 func startOrStopFirst(start, stop func() error) error {
 	err := start()
 	var e *Error
 	if !errors.As(err, &e) || e.Code != errnoServiceDisabled && e.Code != errnoMarkedForDelete {
 		return err
 	}
-	_ = stop() // that it does not run any more is just as well
+	_ = stop() // an error means that it no longer runs, which is fine
 	return start()
 }

@@ -41,7 +41,7 @@ func TestImagePath(t *testing.T) {
 		{`\SystemRoot\System32\drivers\WinDivert.sys`, `C:\Windows\System32\drivers\WinDivert.sys`},
 		{`System32\drivers\WinDivert.sys`, `C:\Windows\System32\drivers\WinDivert.sys`},
 		{`\??\UNC\server\share\WinDivert64.sys`, `\\server\share\WinDivert64.sys`},
-		{`\Device\HarddiskVolume2\WinDivert64.sys`, ""}, // it cannot be told where that is
+		{`\Device\HarddiskVolume2\WinDivert64.sys`, ""}, // its place cannot be known
 		{"", ""},
 	} {
 		if got := imagePath(row.path, `C:\Windows`); got != row.want {

@@ -23,14 +23,14 @@ const (
 	eventLogKey  = `SYSTEM\CurrentControlSet\Services\EventLog\System\WinDivert`
 )
 
-// EnvDriver is the environment variable that names the driver file, or the folder it lies in.
+// EnvDriver is the environment variable with the path of the driver file, or of its folder.
 const EnvDriver = "DIVERT_DRIVER"
 
-// pathMax is the length, in characters, that the path of the driver must stay below (MAX_PATH).
+// pathMax is the limit, in characters, below which the driver's path must stay (MAX_PATH).
 const pathMax = 260
 
-// connect opens the device. If there is none it installs and starts the driver first, unless that
-// is not wanted (specification: windows-driver.md 2).
+// connect opens the device. If there is none it first installs and starts the driver, unless noInstall is set
+// (specification: windows-driver.md 2).
 func connect(noInstall bool, driver string) (*device, error) {
 	d, err := openDevice()
 	if !errors.Is(err, sys.ERROR_FILE_NOT_FOUND) && !errors.Is(err, sys.ERROR_PATH_NOT_FOUND) {
@@ -51,7 +51,7 @@ func install(driver string) error {
 	return withInstallMutex(func() error { return startService(driver) })
 }
 
-// withInstallMutex calls f while no other process installs the driver or takes it away.
+// withInstallMutex calls f while no other process installs or removes the driver.
 func withInstallMutex(f func() error) error {
 	runtime.LockOSThread() // a mutex belongs to a thread
 	defer runtime.UnlockOSThread()
@@ -64,7 +64,7 @@ func withInstallMutex(f func() error) error {
 		return wrap("create the mutex of the installation", err)
 	}
 	defer sys.CloseHandle(mutex)
-	if _, err := sys.WaitForSingleObject(mutex, sys.INFINITE); err != nil { // an abandoned one is ours too
+	if _, err := sys.WaitForSingleObject(mutex, sys.INFINITE); err != nil { // an abandoned mutex is acquired too
 		return wrap("wait for the mutex of the installation", err)
 	}
 	defer sys.ReleaseMutex(mutex)
@@ -107,17 +107,17 @@ func tryService(manager sys.Handle, name *uint16, driver string) error {
 		return nil
 	case err != nil:
 		if created {
-			_ = sys.DeleteService(service) // else the next attempt would find it, with a path that does not do
+			_ = sys.DeleteService(service) // else the next attempt would find it, with its useless path
 		}
 		return wrap("start the driver", err)
 	}
-	// From here on it vanishes when it is stopped, or with the next start of Windows.
+	// From here on it vanishes when it stops, or with the next start of Windows.
 	_ = sys.DeleteService(service)
 	return nil
 }
 
-// startStale starts a service that failed to start, with the file that is here, if its own is not there any more: that of
-// a program that has moved or is gone. failed is the error if that is not so.
+// startStale starts a service that failed to start because its file is gone, as after its program has moved: with the
+// file that is here. If the file is not gone, the error is failed.
 func startStale(service sys.Handle, driver string, failed error) error {
 	config, err := queryConfig(service)
 	if err != nil || !config.stale() {
@@ -142,7 +142,7 @@ func startStale(service sys.Handle, driver string, failed error) error {
 	return sys.StartService(service, 0, nil)
 }
 
-// stopOnce tells a service to stop, and does not wait.
+// stopOnce tells a service to stop, without waiting.
 func stopOnce(manager sys.Handle, name *uint16) error {
 	service, err := sys.OpenService(manager, name, sys.SERVICE_STOP)
 	if err != nil {
@@ -176,9 +176,8 @@ func createService(manager sys.Handle, name *uint16, driver string) (service sys
 	return service, true, nil
 }
 
-// findDriver returns the absolute path of the driver's file: the one that was asked for, else the one
-// that the environment names, else the one next to this program or library. A folder stands for the file of
-// the usual name in it.
+// findDriver returns the absolute path of the driver's file: the one asked for, else that of the environment, else the
+// one next to this program or library. A folder stands for the file of the usual name in it.
 func findDriver(asked string) (string, error) {
 	name, err := driverFile(runtime.GOARCH, wow64())
 	if err != nil {
@@ -212,8 +211,8 @@ func findDriver(asked string) (string, error) {
 	return path, nil
 }
 
-// modulePath returns the path of what this code lies in: the executable, or the library that was built of it, which
-// may lie elsewhere than the program that has loaded it.
+// modulePath returns the path of the file that contains this code: the executable, or the library built from it, which
+// may lie elsewhere than the program that loaded it.
 func modulePath() (string, error) {
 	const fromAddress = sys.GET_MODULE_HANDLE_EX_FLAG_FROM_ADDRESS | sys.GET_MODULE_HANDLE_EX_FLAG_UNCHANGED_REFCOUNT
 	var module sys.Handle
@@ -221,12 +220,12 @@ func modulePath() (string, error) {
 	if ok == 0 {
 		return "", err
 	}
-	path := make([]uint16, 1<<15) // the longest that there is
+	path := make([]uint16, 1<<15) // the longest possible path
 	n, err := sys.GetModuleFileName(module, &path[0], uint32(len(path)))
 	return sys.UTF16ToString(path[:n]), err
 }
 
-// wow64 reports whether this is a 32-bit program on 64-bit Windows. Where that cannot be told, it is.
+// wow64 reports whether this is a 32-bit program on 64-bit Windows. If unknown, it is.
 func wow64() bool {
 	var is bool
 	if err := sys.IsWow64Process(sys.CurrentProcess(), &is); err != nil {
@@ -250,8 +249,8 @@ const (
 	eventTypesReported = 7 // errors, warnings, information
 )
 
-// registerEventSource tells the event viewer whose events the driver's are. It is gone with the next
-// start of Windows; that it fails does no harm.
+// registerEventSource tells the event viewer the source of the driver's events. The entry lasts until the next start of
+// Windows; a failure does no harm.
 func registerEventSource(file string) {
 	path, err := sys.UTF16FromString(file)
 	if err != nil {
@@ -279,8 +278,8 @@ func setRegistryValue(key sys.Handle, name string, kind uint32, data unsafe.Poin
 	}
 }
 
-// checkProcessor refuses Windows on ARM, also for programs that run there in an emulation: the driver
-// runs in the kernel, which is not emulated.
+// checkProcessor refuses Windows on ARM, even for programs that run there in an emulation: the driver runs in the kernel,
+// which is not emulated.
 func checkProcessor() error {
 	if _, err := driverFile(runtime.GOARCH, true); err != nil {
 		return err

@@ -11,7 +11,7 @@ import (
 	sys "golang.org/x/sys/windows"
 )
 
-// register takes the driver away and registers its service for a file, without starting it.
+// register removes the driver and registers its service for a file, without starting it.
 func register(t *testing.T, file string) {
 	t.Helper()
 	if _, err := Uninstall(); err != nil {
@@ -36,8 +36,7 @@ func register(t *testing.T, file string) {
 	})
 }
 
-// wantInstallable checks that divert doctor finds nothing that keeps handles from being opened, but for the service that
-// Wine has not.
+// wantInstallable checks that divert doctor finds no obstacle to opening handles, except for a service that Wine lacks.
 func wantInstallable(t *testing.T, args ...string) {
 	t.Helper()
 	c := runCommand(t, 0, append([]string{"doctor", "--json"}, args...)...)
@@ -52,13 +51,13 @@ func wantInstallable(t *testing.T, args ...string) {
 	}
 }
 
-// noLocalFile makes the driver's file be looked for where none is.
+// noLocalFile makes the search for the driver's file fail.
 func noLocalFile(t *testing.T) {
 	t.Helper()
 	t.Setenv(EnvDriver, os.Getenv("SystemRoot"))
 }
 
-// TestStaleService has a service that is registered for a file that is gone, which is what a program leaves that has moved.
+// TestStaleService has a service registered for a missing file, as left by a program that has moved.
 func TestStaleService(t *testing.T) {
 	path := testDriver(t)
 	gone := filepath.Join(os.Getenv("SystemRoot"), "moved", "WinDivert64.sys")
@@ -101,7 +100,7 @@ func TestStaleService(t *testing.T) {
 	})
 }
 
-// TestServiceWithFile has a service whose file is there, while none is next to the program: handles can be opened.
+// TestServiceWithFile has a service with its file, and none next to the program: handles can be opened.
 func TestServiceWithFile(t *testing.T) {
 	path := testDriver(t)
 	register(t, path)
@@ -116,7 +115,7 @@ func TestServiceWithFile(t *testing.T) {
 	d.close()
 }
 
-// TestDisabledService has a service that is disabled, for which the remedy is another than for one that is to be deleted.
+// TestDisabledService has a disabled service, whose remedy differs from that of one to be deleted.
 func TestDisabledService(t *testing.T) {
 	path := testDriver(t)
 	register(t, path)
@@ -148,7 +147,7 @@ func TestModulePath(t *testing.T) {
 	}
 }
 
-// TestStopPending has a driver that is told to stop and does not, and one that stops at last.
+// TestStopPending has a driver that does not stop when told to, and one that stops at last.
 func TestStopPending(t *testing.T) {
 	state := uint32(sys.SERVICE_STOP_PENDING)
 	query := func(s *sys.SERVICE_STATUS) error { s.CurrentState = state; return nil }

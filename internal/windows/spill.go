@@ -18,9 +18,9 @@ func (h *handle) queue() *backlog.Queue {
 	return h.spill.Load()
 }
 
-// emptyOld takes the packets of sources that capture nothing any more, and closes them, so that SetFilter adds no handle of
-// the driver to those that nobody receives from. The pump receives all the time: its sources empty themselves. The
-// caller holds h.mu.
+// emptyOld takes the packets of sources that capture nothing any more, and closes them, so that without receive calls
+// SetFilter does not accumulate handles of the driver. With a pump, which receives all the time, old sources empty
+// themselves. The caller holds h.mu.
 func (h *handle) emptyOld() error {
 	for s := h.oldest.Load(); h.pump == nil && s != h.newest.Load(); s = h.oldest.Load() {
 		if h.spill.Load() == nil {
@@ -33,8 +33,8 @@ func (h *handle) emptyOld() error {
 	return nil
 }
 
-// empty moves what an old source has to the spill, and closes it. Receive calls that find the source wait for that, so
-// they get no later packet first; those under way have ended or soon do, for an old source lets nobody wait.
+// empty moves the packets of an old source to the spill, and closes it. Receive calls that find the source wait for that,
+// so they get no later packet first; those under way have ended or soon will, because no call waits in an old source.
 func (h *handle) empty(s *source) error {
 	s.emptying.Lock()
 	defer s.emptying.Unlock()
@@ -44,10 +44,10 @@ func (h *handle) empty(s *source) error {
 		n, err := s.driver.receive(engine.Wait{}, ps, h.layer)
 		for i := range ps[:n] {
 			h.counts.matched.Add(1)
-			h.keepIn(spill, s.retired, &ps[i]) // it came before that: how long before, nobody tells
+			h.keepIn(spill, s.retired, &ps[i]) // the packet came earlier; the exact time is unknown
 		}
 		switch {
-		case n > 0 || err == engine.ErrInterrupted: // other calls were meant
+		case n > 0 || err == engine.ErrInterrupted: // the interruption was for other calls
 		case errors.Is(err, engine.ErrShortBuffer):
 			h.counts.matched.Add(1)
 			h.counts.long.Add(1)
@@ -60,7 +60,7 @@ func (h *handle) empty(s *source) error {
 	}
 }
 
-// letGo lets packets in the spill that nobody received go on, as the driver does with its own.
+// letGo lets unreceived packets in the spill go on, as the driver does with its own.
 func (h *handle) letGo() {
 	spill := h.spill.Load()
 	if spill == nil {
@@ -69,7 +69,7 @@ func (h *handle) letGo() {
 	left := rest(spill)
 	passed := len(left)
 	if h.holds() && len(left) > 0 {
-		passed, _ = h.sendOn(left) // the counters are the only ones to tell
+		passed, _ = h.sendOn(left) // only the counters record the error
 		h.counts.failed.Add(uint64(len(left) - passed))
 	}
 	h.counts.passed.Add(uint64(passed))

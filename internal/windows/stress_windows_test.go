@@ -19,10 +19,10 @@ import (
 	"github.com/opendivert/divert/packet"
 )
 
-// envStress is how long TestStress runs, as a duration.
+// envStress is the running time of TestStress, as a duration.
 const envStress = "DIVERT_STRESS"
 
-// handleCount returns how many handles this process has.
+// handleCount returns the number of this process's handles.
 func handleCount(t testing.TB) int {
 	t.Helper()
 	var n uint32
@@ -30,7 +30,7 @@ func handleCount(t testing.TB) int {
 	if ok, _, err := proc.Call(uintptr(sys.CurrentProcess()), uintptr(unsafe.Pointer(&n))); ok == 0 {
 		t.Fatal(err)
 	}
-	if n == 0 { // Wine 8 always says that
+	if n == 0 { // Wine 8 always returns that
 		return listedHandles(t)
 	}
 	return int(n)
@@ -55,7 +55,7 @@ func listedHandles(t testing.TB) int {
 	return mine
 }
 
-// TestHandleCount checks that the count counts: a Wine that has none would make the tests of leaks pass.
+// TestHandleCount checks that the count works: on a Wine without one, the tests of leaks would pass.
 func TestHandleCount(t *testing.T) {
 	testDriver(t)
 	before := handleCount(t)
@@ -76,7 +76,7 @@ func TestHandleCount(t *testing.T) {
 	}
 }
 
-// TestNoLeak opens and closes handles in every way that leaves something behind if it is forgotten.
+// TestNoLeak opens and closes handles in every way that could leave something behind.
 func TestNoLeak(t *testing.T) {
 	f := load(t)
 	round := func() {
@@ -103,7 +103,7 @@ func TestNoLeak(t *testing.T) {
 		}
 		f.mode(0)
 	}
-	for range 3 { // what the runtime makes once is made
+	for range 3 { // lets the runtime make its lasting objects first
 		round()
 	}
 	before := handleCount(t)
@@ -198,8 +198,8 @@ func TestStress(t *testing.T) {
 		defer close(ended)
 		for !ending.Load() {
 			time.Sleep(20 * time.Millisecond)
-			// Wine 8 crashes if a driver completes a request whose cancellation is on its way to it, so
-			// nothing is sent until the receives have ended.
+			// Wine 8 crashes if a driver completes a request that is being cancelled, so nothing is sent until the
+			// receives have ended.
 			quiet.Lock()
 			for got.Load() < sent.Load() && !t.Failed() {
 				time.Sleep(time.Millisecond)

@@ -7,15 +7,15 @@ import (
 	"github.com/opendivert/divert/packet"
 )
 
-// tokenOffset is where, in the layer data of the NETWORK layers, an address keeps what packet it came with:
-// behind interface and sub-interface, where the C layout has nothing.
+// tokenOffset is the offset in the layer data of the NETWORK layers at which an address keeps the number of its packet:
+// behind interface and sub-interface, where the C layout is unused.
 const tokenOffset = 8
 
-// remembered is how many of the packets received last are told from others when they are sent.
+// remembered is the number of the last received packets that are recognised when they are sent.
 const remembered = 1 << 14
 
-// outstanding tells received packets that are sent on from injected ones, for the counters; the driver makes
-// no difference between them. Lock-free, for any number of goroutines.
+// outstanding distinguishes received packets that are sent on from injected ones, for the counters; the driver does not.
+// Lock-free, for any number of goroutines.
 type outstanding struct {
 	tag   uint32 // of the handle, never 0
 	last  atomic.Uint64
@@ -31,15 +31,14 @@ func (o *outstanding) put(a *packet.Address) {
 	binary.LittleEndian.PutUint64(b[4:], id)
 }
 
-// id returns the number of the received packet that an address is of, and whether there is one.
+// id returns the number of an address's received packet, and whether there is one.
 func (o *outstanding) id(a *packet.Address) (uint64, bool) {
 	b := a.Union()[tokenOffset:]
 	id := binary.LittleEndian.Uint64(b[4:])
 	return id, binary.LittleEndian.Uint32(b[0:]) == o.tag && id != 0
 }
 
-// claim reports whether an address is that of a received packet that was not sent yet. It is
-// true once for each.
+// claim reports whether an address is that of a received packet that was not sent yet. It returns true once for each.
 func (o *outstanding) claim(a *packet.Address) bool {
 	id, ok := o.id(a)
 	return ok && o.slots[id%remembered].CompareAndSwap(id, 0)

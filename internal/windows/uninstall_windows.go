@@ -6,17 +6,17 @@ import (
 	sys "golang.org/x/sys/windows"
 )
 
-// The time that a driver may take to stop, and how often it is asked whether it has.
+// The time that a driver has to stop, and the interval of the checks.
 const (
 	stopTime     = 5 * time.Second
 	stopInterval = 20 * time.Millisecond
 )
 
-// Uninstall stops the driver, if it runs, and removes its service, which it reports. A service that does not run goes
-// too: a start that failed has left it behind, perhaps with the path of a file that is gone.
+// Uninstall stops the driver, if it runs, and removes its service; removed reports whether there was one. It also removes
+// a service that does not run: a failed start has left it behind, perhaps with the path of a missing file.
 //
-// A driver ends with the last handle on it: while one is open, no other can be opened any more, and
-// Uninstall fails after 5 seconds. Without the rights of an Administrator the error is os.ErrPermission.
+// A stopped driver ends with the last handle on it: until then no other handle can be opened, and Uninstall fails after 5
+// seconds. Without the rights of an Administrator the error is os.ErrPermission.
 func Uninstall() (removed bool, err error) {
 	err = withInstallMutex(func() error {
 		removed, err = removeService()
@@ -51,8 +51,8 @@ func removeService() (bool, error) {
 // deleteAccess is the right DELETE (winnt.h).
 const deleteAccess = 0x00010000
 
-// stopService tells a service to stop and waits, as long as it may take, until it has. Windows notices that a driver has
-// ended, which handles have kept, only when it is told again to stop.
+// stopService tells a service to stop and waits until it has, within a time. If handles have kept the driver running,
+// Windows notices its end only when it is told to stop again.
 func stopService(stop, query func(*sys.SERVICE_STATUS) error, within time.Duration) error {
 	for end := time.Now().Add(within); ; time.Sleep(stopInterval) {
 		var status sys.SERVICE_STATUS
@@ -74,7 +74,7 @@ func stopService(stop, query func(*sys.SERVICE_STATUS) error, within time.Durati
 	}
 }
 
-// openService opens a service, which fails with the Windows error number as it is.
+// openService opens a service. Its error is the plain Windows error number.
 func openService(name string, access uint32) (sys.Handle, error) {
 	manager, err := sys.OpenSCManager(nil, nil, sys.SC_MANAGER_CONNECT)
 	if err != nil {

@@ -13,12 +13,12 @@ import (
 	sys "golang.org/x/sys/windows"
 )
 
-// The driver tells handles at the layer REFLECT of all handles but those at that layer, so each of ours has a mark: an
-// event object that lasts as long as the handle, with the process id in its name. Everybody may create objects with such
-// names. So a name ends in a random number, which nobody can take first, and only marks count that belong to the
-// Administrators, to whom nobody else can give an object.
+// The driver reports all handles to those at the layer REFLECT, except handles at that layer. So each of ours there has a
+// mark: an event object that lasts as long as the handle, with the process id in its name. Everybody may create objects
+// with such names. So a name ends in a random number, which nobody can take first, and only marks owned by the
+// Administrators count, to whom nobody else can give an object.
 const (
-	markFolder = `\BaseNamedObjects` // what Global\ stands for
+	markFolder = `\BaseNamedObjects` // the meaning of Global\
 	markPrefix = "DivertReflect-"
 	markOwner  = "O:BAG:BAD:P(A;;GA;;;SY)(A;;GA;;;BA)" // the Administrators; they and the system may open it
 )
@@ -38,11 +38,11 @@ func newMark() (sys.Handle, error) {
 	return sys.CreateEvent(&attributes, 1, 0, name)
 }
 
-// Watchers returns the processes that have handles at the layer REFLECT open, in order: those that opened them with this
-// package's Open. It cannot see those of other programs. It needs the rights of an Administrator.
+// Watchers returns the processes with open handles at the layer REFLECT, in order, if they used this package's Open. It
+// cannot see those of other programs. It needs the rights of an Administrator.
 func Watchers() ([]uint32, error) {
 	watchers := map[uint32]bool{}
-	for range 2 { // an object that goes while the names are read can make them skip one
+	for range 2 { // an object that disappears during the reading can hide another
 		if err := eachEvent(func(name string) {
 			if pid, ok := markProcess(name); ok && genuine(name) {
 				watchers[pid] = true
@@ -54,7 +54,7 @@ func Watchers() ([]uint32, error) {
 	return slices.Sorted(maps.Keys(watchers)), nil
 }
 
-// markProcess returns the process of a mark, and whether a name is that of one.
+// markProcess returns the process of a mark, and whether a name is a mark's.
 func markProcess(name string) (uint32, bool) {
 	rest, ok := strings.CutPrefix(name, markPrefix)
 	if !ok {
@@ -65,7 +65,7 @@ func markProcess(name string) (uint32, bool) {
 	return uint32(pid), ok && err == nil
 }
 
-// genuine reports whether a mark is there and belongs to the Administrators. One that they may not open is none.
+// genuine reports whether a mark exists and belongs to the Administrators. One that they may not open does not count.
 func genuine(name string) bool {
 	wide, err := sys.UTF16PtrFromString(`Global\` + name)
 	if err != nil {
@@ -109,7 +109,7 @@ func eachEvent(f func(name string)) error {
 		return sys.NTStatus(status).Errno()
 	}
 	defer sys.CloseHandle(folder)
-	buffer := make([]uint64, 1<<14) // 128 KiB: more than the longest name, which has 64
+	buffer := make([]uint64, 1<<14) // 128 KiB: the longest name has 64
 	var context uint32
 	for restart := uintptr(1); ; restart = 0 {
 		const single = 1

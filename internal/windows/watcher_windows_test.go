@@ -13,8 +13,7 @@ import (
 	"github.com/opendivert/divert/packet"
 )
 
-// TestWatchers: a process is one that watches as long as it has a handle at the layer REFLECT, and nobody else's object
-// makes it one.
+// TestWatchers: a process counts as long as it has a handle at the layer REFLECT, and no foreign object makes it count.
 func TestWatchers(t *testing.T) {
 	load(t)
 	want := func(when string, pids ...uint32) {

@@ -16,12 +16,12 @@ import (
 	"time"
 )
 
-// wineTime is how long anything may take that runs under Wine.
+// wineTime is the time limit for anything under Wine.
 const wineTime = 5 * time.Minute
 
-// TestWine runs the tests that need Windows under Wine, those of this package with a driver of our own
-// (testdata/driver) that speaks the protocol, in a Wine of its own, which is gone afterwards. The command
-// divert is among what they run.
+// TestWine runs the tests that need Windows under Wine, those of this package with our own driver (testdata/driver),
+// which speaks the protocol. The Wine is made for the test and removed afterwards. The command divert is among the
+// programs run.
 func TestWine(t *testing.T) {
 	if testing.Short() {
 		t.Skip("takes half a minute")
@@ -46,8 +46,8 @@ func TestWine(t *testing.T) {
 	}
 }
 
-// library runs a C program that uses WinDivert.dll, which lies elsewhere, with the driver next to it: where the bindings
-// of other languages have both.
+// library runs a C program with WinDivert.dll in another folder and the driver next to the library, as in the bindings of
+// other languages.
 func (w *wine) library(t *testing.T) {
 	const compiler = "x86_64-w64-mingw32-gcc"
 	folder := filepath.Join(w.dir, "library")
@@ -89,7 +89,7 @@ func (w *wine) dll(t *testing.T, path, compiler, arch string) {
 	}
 }
 
-// library32 builds WinDivert.dll for 32 bits, and a program with it, which nothing here can run.
+// library32 builds WinDivert.dll for 32 bits, and a program with it, which cannot run here.
 func (w *wine) library32(t *testing.T) {
 	compiler, err := exec.LookPath("i686-w64-mingw32-gcc")
 	if err != nil {
@@ -106,13 +106,13 @@ func (w *wine) library32(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer f.Close()
-	names, err := f.ImportedSymbols() // name:library; a 32-bit program finds the original's names, which are not decorated
+	names, err := f.ImportedSymbols() // name:library; a 32-bit program expects the original's undecorated names
 	if want := "WinDivertOpen:WinDivert.dll"; err != nil || !slices.Contains(names, want) {
 		t.Errorf("the program imports %q, %v; it should have %s", names, err, want)
 	}
 }
 
-// portable are the packages with tests that need no driver, and those of the tests that Wine 8 fails.
+// portable are the packages with tests that need no driver, and the tests that Wine 8 fails.
 var portable = []struct{ dir, skip string }{
 	{".", ""},
 	{"packet", ""},
@@ -145,7 +145,7 @@ func (w *wine) tests(t *testing.T, dir, program string, args ...string) {
 	t.Logf("%d tests passed", passed)
 }
 
-// failures returns the lines of a test's output that tell of errors.
+// failures returns the error lines of a test's output.
 func failures(out string) string {
 	var kept []string
 	for line := range strings.Lines(out) {
@@ -156,7 +156,7 @@ func failures(out string) string {
 	return strings.Join(kept, "")
 }
 
-// wine is a Wine with everything that it runs, in a folder of its own.
+// wine is a Wine with all its programs, in a folder of its own.
 type wine struct {
 	dir          string
 	wine, server string // programs
@@ -175,14 +175,14 @@ func newWine(t *testing.T) *wine {
 		"WINEPREFIX="+filepath.Join(w.dir, "prefix"), "WINEARCH=win64", "WINEDEBUG=-all",
 		"WINEDLLOVERRIDES=mscoree,mshtml=;winemenubuilder.exe=d",
 		envTestDriver+"="+windowsPath(filepath.Join(w.dir, "WinDivert64.sys")),
-		envCommand+"="+windowsPath(filepath.Join(w.dir, "command", "divert.exe")), // not where the driver is
-		// Wine hands large requests to its server through a pipe, and does not survive a signal in the middle.
+		envCommand+"="+windowsPath(filepath.Join(w.dir, "command", "divert.exe")), // not next to the driver
+		// Wine passes large requests to its server through a pipe, and does not survive a signal in the middle.
 		"GODEBUG=asyncpreemptoff=1",
 	)
 	return w
 }
 
-// need returns the first of the programs that there is.
+// need returns the first of the programs that exists.
 func need(t *testing.T, names ...string) string {
 	t.Helper()
 	for _, name := range names {
@@ -225,7 +225,7 @@ func (w *wine) build(t *testing.T) {
 	w.gocmd(t, "build", "-o", out("command/divert.exe"), "../../cmd/divert")
 }
 
-// driverSources returns what the test driver is made of.
+// driverSources returns the source files of the test driver.
 func driverSources(in func(string) string) []string {
 	in("model.h")
 	var all []string
@@ -245,7 +245,7 @@ func (w *wine) gocmd(t *testing.T, args ...string) {
 	}
 }
 
-// driverHeaders returns the folder of the headers for drivers: "ddk", in one of those the compiler looks in.
+// driverHeaders returns the folder of the headers for drivers: "ddk", in one of the compiler's folders.
 func driverHeaders(t *testing.T, compiler string) string {
 	t.Helper()
 	text, err := exec.Command(compiler, "-E", "-v", "-x", "c", "/dev/null").CombinedOutput()
@@ -297,8 +297,8 @@ func (w *wine) command(name string, args ...string) (string, error) {
 	return w.commandIn("", name, args...)
 }
 
-// commandIn runs a program in a folder, with a time limit for it and its children, and returns what it printed. The output
-// goes to a file: a pipe would be held open by the processes that Wine leaves in the background.
+// commandIn runs a program in a folder, with a time limit for it and its children, and returns its output. The output
+// goes to a file: the processes that Wine leaves in the background would hold a pipe open.
 func (w *wine) commandIn(dir, name string, args ...string) (string, error) {
 	ctx, cancel := context.WithTimeout(context.Background(), wineTime)
 	defer cancel()
