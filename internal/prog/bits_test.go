@@ -2,7 +2,7 @@ package prog
 
 import "testing"
 
-// TestHeaderBits: the bits of a field lie within a word of its header, and no field that is a test for a header has any.
+// TestHeaderBits: the bits of a field lie within a word of its header, and fields that test for a header have none.
 func TestHeaderBits(t *testing.T) {
 	most := map[Field]int{FieldIP: 20, FieldIPv6: 40, FieldICMP: 8, FieldICMPv6: 8, FieldTCP: 20, FieldUDP: 8}
 	n := 0

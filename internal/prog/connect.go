@@ -6,17 +6,17 @@ import (
 	"github.com/opendivert/divert/packet"
 )
 
-// A ConnectError tells which field of a filter is not known when a connection begins.
+// A ConnectError names a field of a filter that is unknown when a connection begins.
 type ConnectError struct{ Field Field }
 
 func (e *ConnectError) Error() string {
 	return fmt.Sprintf("the filter tests %v, which is not known before the first packet", e.Field)
 }
 
-// AtConnect returns a program of layer SOCKET that decides about the connect of a socket of a protocol, packet.ProtocolTCP or
-// packet.ProtocolUDP, or about a datagram that it is to send, as p, of layer NETWORK, decides about every packet that the socket
-// would send. It fails with a *ConnectError if p may test a value that is not known then, such as the socket's own port, or what
-// differs between packets.
+// AtConnect returns a program of layer SOCKET that decides, when a socket of the protocol (packet.ProtocolTCP or
+// packet.ProtocolUDP) connects or sends a datagram, as p, of layer NETWORK, decides about every packet of that socket. It
+// fails with a *ConnectError if p may test a value that is unknown then, such as the socket's own port, or that differs
+// between packets.
 func (p *Program) AtConnect(protocol uint8) (*Program, error) {
 	chains := make([][]Test, len(p.tests))
 	reached := make([]bool, len(p.tests))
@@ -42,7 +42,7 @@ func (p *Program) AtConnect(protocol uint8) (*Program, error) {
 	return p.replace(packet.LayerSocket, chains), nil
 }
 
-// connectTest returns the chain of tests of an event that stands for a test of a packet, or not ok if there is none.
+// connectTest returns the chain of tests of an event that replaces a test of a packet; ok is false if there is none.
 func connectTest(t *Test, protocol uint8) (chain []Test, ok bool) {
 	as := func(f Field) Test {
 		out := *t
@@ -99,7 +99,7 @@ func fixed(holds bool) []Test {
 	return []Test{{Field: FieldZero, Succ: end, Fail: end}}
 }
 
-// constantly reports whether a chain of fixed was made for an outcome.
+// constantly reports whether a chain of fixed stands for an outcome.
 func constantly(chain []Test, holds bool) bool {
 	t := &chain[0]
 	return t.Succ == t.Fail && (t.Succ == chainSucc) == holds

@@ -11,7 +11,7 @@ import (
 	"github.com/opendivert/divert/packet"
 )
 
-// TestAtConnect: what a filter says of the first segment, or of a datagram, its form for connects says of the connect.
+// TestAtConnect: the form for connects decides the connect as the filter decides the first segment, or a datagram.
 func TestAtConnect(t *testing.T) {
 	clients := map[bool]netip.Addr{false: netip.MustParseAddr("10.0.0.1"), true: netip.MustParseAddr("fd00::1")}
 	for _, text := range []string{
@@ -69,7 +69,7 @@ func TestAtConnect(t *testing.T) {
 	}
 }
 
-// TestNotAtConnect: fields that are not known then are named.
+// TestNotAtConnect: the error names the field that is unknown then.
 func TestNotAtConnect(t *testing.T) {
 	for text, want := range map[string]prog.Field{
 		"tcp.SrcPort == 80":                        prog.FieldTCPSrcPort,

@@ -2,7 +2,7 @@ package prog
 
 import "github.com/opendivert/divert/packet"
 
-// origin says where the interpreter takes the value of a field from.
+// origin is the source of a field's value for the interpreter.
 type origin uint8
 
 // The origins.
@@ -17,7 +17,7 @@ const (
 	fromNowhere                // the field does not exist on the layer: evaluation ends in an error
 )
 
-// base is a header, or a region, whose place in the packet the interpreter knows.
+// base is a header, or a region, whose offset in the packet the interpreter knows.
 type base uint8
 
 const (
@@ -27,10 +27,10 @@ const (
 	baseICMPv6
 	baseTCP
 	baseUDP
-	basePacket // always there, all of the buffer
+	basePacket // always present: the whole buffer
 )
 
-// check says how a value is compared.
+// check is a way to compare a value.
 type check uint8
 
 const (
@@ -42,15 +42,14 @@ const (
 	checkNamed                // in named[set], of values of all sizes
 )
 
-// instr is a test in the form that the interpreter executes. Every operator and every sign has become
-// one question, whether the value lies in a range or set, and its opposite; so the loop has
-// no switch on operators.
+// instr is a test in the interpreter's form. Operators and signs are all reduced to one question, whether the value lies
+// in a range or set, or to its opposite; so the loop has no switch on operators.
 type instr struct {
 	origin origin
 	check  check
 	base   base
 	shift  uint8
-	invert bool  // the test holds if the value does not lie in the range or set: exchanges hit and miss
+	invert bool  // the test holds if the value is outside the range or set: exchanges hit and miss
 	slot   uint8 // see slotBit
 	size   uint8 // fromElement: bytes of the element
 	field  Field
@@ -60,14 +59,14 @@ type instr struct {
 	lo     uint32
 	span   uint32
 
-	slotBit uint32 // where the value is remembered during an evaluation: 1<<slot, 0 without a slot
+	slotBit uint32 // bit of the slot that remembers the value during an evaluation: 1<<slot, 0 without a slot
 }
 
-// step is a place of the program for the interpreter's loop: what most tests need, close together.
+// step is a place of the program in the interpreter's loop: the data that most tests need, close together.
 type step struct {
 	lo, span uint32 // of a check for a range
 
-	hit, miss uint32 // the next step, or Accept or Reject, if the value lies in the range or set and if it does not
+	hit, miss uint32 // the next step, or Accept or Reject, if the value is in the range or set, and if it is not
 
 	slotBit  uint32 // as in instr
 	rangeBit uint32 // slotBit if the check is checkRange, else 0
@@ -76,16 +75,16 @@ type step struct {
 	flow     stepFlow
 }
 
-// stepFlow makes a series of similar steps take a short way.
+// stepFlow marks steps that the loop can take on a short path.
 type stepFlow uint8
 
 const (
 	hitNext  stepFlow = 1 << iota // hit is the step behind this one
-	missNext                      // miss is
+	missNext                      // miss is the step behind this one
 	failHits                      // if there is no value, hit is next, not miss
 )
 
-// accepted is the end of an evaluation that matches, Accept as the interpreter has it.
+// accepted is the end of an evaluation that matches: Accept in the interpreter's form.
 const accepted = ^uint32(0)
 
 // code is the interpreter's form of a program.
@@ -99,18 +98,18 @@ type code struct {
 	named    []*Members
 }
 
-// presence says which header a protocol field asks for.
+// presence maps a protocol field to its header.
 var presence = map[Field]base{
 	FieldIP: baseIPv4, FieldIPv6: baseIPv6, FieldICMP: baseICMP,
 	FieldICMPv6: baseICMPv6, FieldTCP: baseTCP, FieldUDP: baseUDP,
 }
 
-// leastList is how many tests of one field in a row become a set, which takes longer to look up than a range
-// to compare.
+// leastList is the number of consecutive tests of one field that become a set: looking up a set takes longer than
+// comparing with a range.
 const leastList = 4
 
-// New makes a program of tests, which it keeps: they must not be changed any more. strict says that they are of the strict
-// dialect. Every program is made here.
+// New makes a program of tests, which it keeps: they must not be changed any more. strict means that they are of the
+// strict dialect. All programs are made here.
 func New(layer packet.Layer, tests []Test, strict bool) *Program {
 	p := &Program{layer: layer, tests: tests, strict: strict}
 	if wide, same := p.Without(Field.OfFlow); !same {
@@ -169,7 +168,7 @@ func (in *instr) step(n, at int, succ, fail Target) step {
 	return st
 }
 
-// slotKey says what tests have the same value.
+// slotKey identifies tests of the same value.
 type slotKey struct {
 	field Field
 	off   int32
@@ -210,8 +209,8 @@ func (p *Program) decode(t *Test) instr {
 	return in
 }
 
-// isWide reports whether the interpreter handles values of the field in 128 bits: those the language
-// compares so, except IPv4 addresses (their upper bits never vary), and the signed ones.
+// isWide reports whether the interpreter handles values of the field in 128 bits: fields that the language compares so,
+// except IPv4 addresses (their upper bits never vary), and signed ones.
 func isWide(f Field) bool {
 	info := f.Info()
 	return info.Wide && info.Kind != KindIPv4 || info.Kind == KindSigned
@@ -234,7 +233,7 @@ func (p *Program) decodeNarrow(in *instr, t *Test) {
 	}
 	lit := t.Value
 	if bounds.First == (Value{}) {
-		lit = Value{Lo: lit.Lo & 0xFFFF_FFFF} // all that the original compares
+		lit = Value{Lo: lit.Lo & 0xFFFF_FFFF} // the original compares no more
 	}
 	// A literal outside the values of the field, or a negative one, is below or above them all.
 	// (Specification: filter-language.md 6.)
@@ -247,7 +246,7 @@ func (p *Program) decodeNarrow(in *instr, t *Test) {
 		*in = never
 	default:
 		r, invert := acceptedBy(t.Op, lit)
-		r = clip([]Range{r}, bounds)[0] // not empty: the literal itself is in both
+		r = clip([]Range{r}, bounds)[0] // not empty: both contain the literal
 		*in = in.setRange(uint32(r.First.Lo), uint32(r.Last.Lo), invert)
 	}
 }
@@ -259,8 +258,8 @@ func (in *instr) setRange(lo, hi uint32, invert bool) instr {
 	return out
 }
 
-// acceptedBy returns the values for which "value op lit" holds as a range, or with invert set the
-// values for which it does not hold. The literal is always in the range.
+// acceptedBy returns the values for which "value op lit" holds as a range, or, with invert set, the values for which it
+// does not hold. The literal is always in the range.
 func acceptedBy(op Op, lit Value) (r Range, invert bool) {
 	switch op {
 	case OpEq, OpNe:
@@ -272,14 +271,14 @@ func acceptedBy(op Op, lit Value) (r Range, invert bool) {
 	}
 }
 
-// decodeSet sets the check for a set of 32-bit values of a field whose values do not exceed limit.
+// decodeSet sets the check for a set of 32-bit values of a field with values up to limit.
 func (p *Program) decodeSet(in *instr, ranges []Range, limit Value) {
 	switch {
 	case len(ranges) == 0:
 		*in = in.setRange(0, ^uint32(0), !in.invert)
 	case len(ranges) == 1:
 		*in = in.setRange(uint32(ranges[0].First.Lo), uint32(ranges[0].Last.Lo), in.invert)
-	case !(Value{Lo: 0xFFFF}).Less(limit) && len(ranges) > 8: // from there on faster than a search
+	case !(Value{Lo: 0xFFFF}).Less(limit) && len(ranges) > 8: // faster than a search from 8 ranges on
 		m := new(bitmap)
 		for _, r := range clip(ranges, Range{Last: Value{Lo: 0xFFFF}}) {
 			m.add(uint32(r.First.Lo), uint32(r.Last.Lo))
@@ -327,8 +326,8 @@ func (p *Program) decodeWide(in *instr, t *Test) {
 	p.code.ranges = append(p.code.ranges, r)
 }
 
-// orderKey returns a number that orders values of a field as the language does: for signed
-// fields negative zero lies between -1 and 0 (specification: filter-language.md 5).
+// orderKey returns a number that orders values of a field as the language does: in signed fields, negative zero lies
+// between -1 and 0 (specification: filter-language.md 5).
 func orderKey(f Field, neg bool, mag Value) Value {
 	if f.Info().Kind != KindSigned {
 		return mag

@@ -12,15 +12,15 @@ const InstructionSize = 24
 
 // Parts of the binary form (specification: filter-object.md 1).
 const (
-	fieldBits    = 11 // of the first 16, the rest is the operator
+	fieldBits    = 11 // low bits of the first 16; the others are the operator
 	targetAccept = 0x7FFE
 	targetReject = 0x7FFF
 	negBit       = 1 << 16 // in the second 32-bit word, above the failure target
 )
 
-// AppendInstructions appends the program in the form that the original's driver takes: 24 bytes a
-// test, little-endian (specification: filter-object.md 1). Programs of the extended dialect are
-// lowered first. Errors are *LowerError, and ErrTooLong beyond 256 tests; b is then returned as it was. The driver accepts less than can be written here, see DriverCheck.
+// AppendInstructions appends the program in the original driver's form: 24 bytes a test, little-endian (specification:
+// filter-object.md 1). Programs of the extended dialect are lowered first. Errors are *LowerError, and ErrTooLong beyond
+// 256 tests; b is then returned unchanged. The driver accepts fewer programs than this can write, see DriverCheck.
 func (p *Program) AppendInstructions(b []byte) ([]byte, error) {
 	p, err := p.Lower()
 	if err != nil {
@@ -64,10 +64,9 @@ func binaryTarget(t Target) uint16 {
 	return uint16(t)
 }
 
-// ParseInstructions reads what AppendInstructions wrote. It demands 1 to 256 whole instructions with
-// fields and operators that exist, jumps that go forward and stay inside, and reserved bits of zero;
-// anything else is ErrMalformed. The layer of the fields and the range of the
-// literals are not checked.
+// ParseInstructions reads the output of AppendInstructions. It demands 1 to 256 whole instructions with existing fields
+// and operators, forward jumps that stay inside, and zero reserved bits; anything else is ErrMalformed. It does not check
+// the layer of the fields and the range of the literals.
 func ParseInstructions(b []byte, layer packet.Layer) (*Program, error) {
 	count := len(b) / InstructionSize
 	if len(b)%InstructionSize != 0 || count < 1 || count > maxObjectTests {
@@ -117,9 +116,9 @@ func parseTarget(n uint16, i, count int) (t Target, ok bool) {
 	return Target(n), int(n) > i && int(n) < count
 }
 
-// A DriverError tells why the original's driver would refuse a program.
+// A DriverError is the reason why the original's driver would refuse a program.
 type DriverError struct {
-	Test   int // index of the test in the lowered program, -1 if it is the program as a whole
+	Test   int // index of the test in the lowered program, -1 for the program as a whole
 	Field  Field
 	Layer  packet.Layer
 	Reason string // a clause without a full stop
@@ -136,9 +135,9 @@ func (e *DriverError) Error() string {
 // maxDriverIndex is the greatest byte offset, from either end, that the driver accepts.
 const maxDriverIndex = 65575
 
-// DriverCheck reports whether the original's driver would accept the program, as a *DriverError if not
-// (specification: windows-driver.md 6, api.md 5.1). Programs of the extended dialect are lowered
-// first; a test without an original form is a *LowerError. Tests that are never reached count too.
+// DriverCheck checks that the original's driver would accept the program; otherwise it returns a *DriverError
+// (specification: windows-driver.md 6, api.md 5.1). Programs of the extended dialect are lowered first; a test without an
+// original form is a *LowerError. Unreachable tests count too.
 func (p *Program) DriverCheck() error {
 	p, err := p.Lower()
 	if err != nil {
@@ -169,7 +168,7 @@ func driverRefuses(t *Test, layer packet.Layer) string {
 		case t.Value.Hi != 0:
 			return "such a literal"
 		}
-		lit.Mag.Lo &= 0xFFFF_FFFF // its upper half is not sent, the index is
+		lit.Mag.Lo &= 0xFFFF_FFFF // the index is sent instead of its upper half
 	}
 	switch {
 	case !info.Layers.Has(layer):
@@ -184,8 +183,8 @@ func driverRefuses(t *Test, layer packet.Layer) string {
 	return ""
 }
 
-// Hints names the kinds that a program can match at all: an item of a kind whose bit is clear is certainly not
-// matched. The values are the filter flags of the driver (specification: filter-object.md 3).
+// Hints are the kinds of items that a program may match: an item of a kind whose bit is clear certainly does not match.
+// The values are the filter flags of the driver (specification: filter-object.md 3).
 type Hints uint64
 
 // The hints.
@@ -202,13 +201,13 @@ const (
 	HintSocketClose                           // SOCKET
 )
 
-// assumption is that a field has a value.
+// assumption is the assumption that a field has a value.
 type assumption struct {
 	field Field
 	value uint32
 }
 
-// hintRules say when a hint is set: if the program may accept under each of the assumptions.
+// hintRules list for each hint the assumptions under each of which the program must be able to accept.
 var hintRules = []struct {
 	hint   Hints
 	layers Layers
@@ -226,8 +225,8 @@ var hintRules = []struct {
 	{HintSocketClose, OnSocket, []assumption{{FieldEvent, uint32(packet.EventSocketClose)}}},
 }
 
-// Hints returns the capture hints of the program, 0 if it can match nothing. They look at one field
-// at a time, so they may promise less than is true: "ip.DstAddr == 1.2.3.4" has the hint for IPv6.
+// Hints returns the capture hints of the program, 0 if it can match nothing. They consider one field at a time, so they
+// may include too much: "ip.DstAddr == 1.2.3.4" has the hint for IPv6.
 func (p *Program) Hints() Hints {
 	var h Hints
 	if !p.mayAccept(assumption{FieldZero, 0}) {
@@ -271,8 +270,8 @@ func (p *Program) mayAccept(a assumption) bool {
 	return may[0]
 }
 
-// settles reports whether the assumption decides the test. The families of the extended dialect count
-// as the fields they are named after.
+// settles reports whether the assumption decides the test. The families of the extended dialect count as the fields of
+// their names.
 func (a assumption) settles(t *Test) bool {
 	field := t.Field
 	switch field {

@@ -7,7 +7,7 @@ import (
 	"github.com/opendivert/divert/packet"
 )
 
-// The inputs that Eval may lack (specification: api.md 21).
+// The errors of Eval for missing or wrong inputs (specification: api.md 21).
 var (
 	ErrNoAddress   = errors.New("filter: there is no address")
 	ErrOtherLayer  = errors.New("filter: the address is not of the layer of the filter")
@@ -19,8 +19,8 @@ var (
 // ErrNoValue is the cause of a *FieldError.
 var ErrNoValue = errors.New("filter: a field has no value here")
 
-// A FieldError says that a test was executed whose field the layer does not have.
-// That happens with objects only, and at the layers with packets with processId and what flow.Packets and the like count.
+// A FieldError means that an executed test has a field that the layer lacks. That happens with objects only, and, at the
+// layers with packets, with processId and the counts such as flow.Packets.
 type FieldError struct {
 	Test  int // index of the test in Program.Tests
 	Field Field
@@ -33,11 +33,10 @@ func (e *FieldError) Error() string {
 
 func (e *FieldError) Unwrap() error { return ErrNoValue }
 
-// Eval is Match with the checks of WinDivertHelperEvalFilter (specification: api.md 21). At the layers
-// NETWORK and NETWORK_FORWARD b must start with an IP header, may be shorter or longer than
-// the packet, and must agree with a.IPv6; at FLOW and SOCKET b must be nil; at REFLECT b is not looked at.
-// The errors are ErrNoAddress, ErrOtherLayer, ErrNotPacket, ErrOtherFamily, ErrHasPacket
-// and *FieldError; the result is then false.
+// Eval is Match with the checks of WinDivertHelperEvalFilter (specification: api.md 21). At the layers NETWORK and
+// NETWORK_FORWARD b must start with an IP header, may be shorter or longer than the packet, and must agree with a.IPv6;
+// at FLOW and SOCKET b must be nil; at REFLECT it is ignored. The errors are ErrNoAddress, ErrOtherLayer, ErrNotPacket,
+// ErrOtherFamily, ErrHasPacket and *FieldError; the result is then false.
 func (p *Program) Eval(b []byte, a *packet.Address) (bool, error) {
 	s, err := p.prepare(b, a)
 	if err != nil {
@@ -50,8 +49,8 @@ func (p *Program) Eval(b []byte, a *packet.Address) (bool, error) {
 	return end == accepted, nil
 }
 
-// EvalParsed is Eval for a packet, at a layer that has packets, that is parsed already, and of which more is known. parsed must be the
-// result of parsing b, which has not changed since. The error is a *FieldError, or ErrOtherLayer.
+// EvalParsed is Eval for a parsed packet, at a layer with packets, with the known facts in k. parsed must be the result
+// of parsing b, which has not changed since. The error is a *FieldError, or ErrOtherLayer.
 func (p *Program) EvalParsed(b []byte, parsed *packet.Parsed, a *packet.Address, k Known) (bool, error) {
 	if !OnPackets.Has(p.layer) || a.Layer != p.layer {
 		return false, ErrOtherLayer

@@ -16,7 +16,7 @@ var eventLayers = [packet.NumEvents]Layers{
 	packet.EventReflectClose:    OnReflect,
 }
 
-// EventLayers returns the layers that raise an event, none for a number that is no event.
+// EventLayers returns the layers that raise an event, none for an invalid number.
 func EventLayers(e packet.Event) Layers {
 	if e >= packet.NumEvents {
 		return 0
@@ -24,7 +24,7 @@ func EventLayers(e packet.Event) Layers {
 	return eventLayers[e]
 }
 
-// EventsOf returns the first and the last event that a layer raises. It raises those between as well.
+// EventsOf returns the first and the last event that a layer raises. It also raises those between.
 func EventsOf(layer packet.Layer) (first, last packet.Event) {
 	first = packet.NumEvents
 	for e, layers := range eventLayers {

@@ -6,7 +6,8 @@ import (
 	"github.com/opendivert/divert/packet"
 )
 
-// TestEventLayers: every event has a layer that raises it, and the events of a layer follow each other, as EventsOf says.
+// TestEventLayers: every event has a layer that raises it, and the events of a layer are consecutive, as EventsOf returns
+// them.
 func TestEventLayers(t *testing.T) {
 	for e := range packet.Event(packet.NumEvents) {
 		if EventLayers(e) == 0 {

@@ -11,22 +11,22 @@ import (
 type Step struct {
 	Index   int    // of the test in Program.Tests
 	Test    Test   // the test
-	Text    string // the test as it is written in filters
+	Text    string // the test in the notation of filters
 	Present bool   // the field has a value
 	Neg     bool   // the value is negative
 	Value   Value  // the value, or its magnitude if it is negative
 	Result  bool   // the test holds; without a value it never does
-	Next    Target // where the evaluation went on
+	Next    Target // the next test, or the end
 
 	style style
 }
 
-// String returns the step as a line: the test, the value and where it led.
+// String returns the step as a line: the test, the value, the result and the next step.
 func (s Step) String() string {
 	return fmt.Sprintf("%3d  %s  [%s]  %v → %s", s.Index, s.Text, s.ValueText(), s.Result, s.Next)
 }
 
-// ValueText returns the value as filters write it, or "absent".
+// ValueText returns the value in the notation of filters, or "absent".
 func (s Step) ValueText() string {
 	if !s.Present {
 		return "absent"
@@ -49,9 +49,8 @@ func (t Target) String() string {
 	return fmt.Sprint(int(t))
 }
 
-// Explain evaluates like Eval and returns each executed test with the value it saw, in the
-// order of execution. The result is that of Next of the last step. The errors are those of
-// Eval; with a *FieldError come the steps before it.
+// Explain evaluates like Eval and returns each executed test with its value, in the order of execution. The result is
+// Next of the last step. The errors are those of Eval; with a *FieldError, the steps before it are returned.
 func (p *Program) Explain(b []byte, a *packet.Address) ([]Step, error) {
 	s, err := p.prepare(b, a)
 	if err != nil {
@@ -73,7 +72,7 @@ func (p *Program) Explain(b []byte, a *packet.Address) ([]Step, error) {
 	return steps, nil
 }
 
-// step executes the test at pc alone and returns its result and where it leads.
+// step executes the test at pc alone and returns its result and its next test.
 func (p *Program) step(s *state, pc Target) (result bool, next Target) {
 	in := &p.code.instrs[pc]
 	switch f := s.decide(&p.code, in); {
@@ -83,7 +82,7 @@ func (p *Program) step(s *state, pc Target) (result bool, next Target) {
 	return false, p.tests[pc].Fail
 }
 
-// look returns the value that the test in sees, as sign and magnitude.
+// look returns the value for the test in, as sign and magnitude.
 func (s *state) look(in *instr) (neg bool, v Value, ok bool) {
 	if in.origin == fromWide {
 		if v, ok = s.wideValue(in.field); in.field.Info().Kind == KindSigned {
@@ -107,8 +106,7 @@ func fromOrderKey(key Value) (neg bool, mag Value) {
 	return true, Value{Hi: 1<<63 - 1 - key.Hi, Lo: ^key.Lo}
 }
 
-// Listing returns the program for people: a line for each test with its number and where the
-// evaluation goes on.
+// Listing returns the program for people: a line for each test with its number and its targets.
 func (p *Program) Listing() string {
 	texts, widest := make([]string, len(p.tests)), 0
 	for i := range p.tests {

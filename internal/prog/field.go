@@ -95,32 +95,31 @@ const (
 	FieldRandom32
 	FieldFragment
 
-	NumSpecFields // how many fields the specification has
+	NumSpecFields // number of fields in the specification
 )
 
-// Our own fields: what names of the language mean in the extended dialect. They have no object form
-// of their own.
+// Our own fields: the meanings of some names in the extended dialect. They have no object form of their own.
 const (
 	FieldFlowLabel   Field = 128 + iota // ipv6.FlowLabel: the true 20-bit label
 	FieldFamilyIP                       // ip at FLOW and SOCKET: the event is of IPv4
 	FieldFamilyIPv6                     // ipv6 at FLOW and SOCKET: the event is of IPv6
-	FieldFlowPackets                    // flow.Packets, as the next ones: see flow.Counts
+	FieldFlowPackets                    // flow.Packets; for this and the next ones see flow.Counts
 	FieldFlowBytes
 	FieldFlowWayPackets
 	FieldFlowWayBytes
 	FieldIPDSCP    // ip.DSCP
 	FieldIPv6DSCP  // ipv6.DSCP
-	FieldInterface // iface: the index of the interface, whose name is compared; see Named.Interface
+	FieldInterface // iface: the interface index, compared by name; see Named.Interface
 	FieldProcess   // process: the name of the process, see NameValue
 
-	// Constant fields of the language that no compiled test names: they always fold.
+	// Constant fields of the language, which compiled tests never contain: they always fold.
 	FieldTrue
 	FieldFalse
 
 	NumFields = int(FieldFalse) + 1
 )
 
-// FieldKind is the kind of a field's values.
+// Kind is the kind of a field's values.
 type Kind uint8
 
 // The kinds of fields.

@@ -22,7 +22,7 @@ const (
 	OnAll     = OnTraffic | OnReflect
 )
 
-// Has reports whether layer l is in the set. Numbers that are no layer never are.
+// Has reports whether layer l is in the set. It is false for invalid numbers.
 func (m Layers) Has(l packet.Layer) bool {
 	return l < packet.NumLayers && m&(1<<l) != 0
 }
@@ -61,33 +61,31 @@ var (
 	boundIPv4Hi = Bound{Mag: Value{Lo: 0xFFFF_FFFF_FFFF}} // ::ffff:255.255.255.255
 )
 
-// Info is everything about a field.
+// Info is the description of a field.
 type Info struct {
-	Name   string // as written in filters
-	Layers Layers // where the field exists
-	More   Layers // where it exists in the extended dialect too
+	Name   string // in the notation of filters
+	Layers Layers // layers of the field
+	More   Layers // further layers in the extended dialect
 	Kind   Kind
 	Doc    string // for people, a few words
 
-	// Tests of the field are folded against lo..hi when they are placed, if folds is set
-	// (specification: filter-language.md 5).
+	// The range of values. If Folds is set, tests of the field are folded against it when they are placed (specification:
+	// filter-language.md 5).
 	Folds  bool
 	Lo, Hi Bound
 
-	// The range that the original driver accepts for literals of the field
-	// (specification: windows-driver.md 6). Except for loopback, impostor, length and event it is
-	// also the range of values the field can take.
+	// The range that the original driver accepts for literals of the field (specification: windows-driver.md 6). Except
+	// for loopback, impostor, length and event it is also the range of the field's values.
 	DrvLo, DrvHi Bound
 
-	Base    Field    // protocol field that a folded test turns into, of the header that has the value; FieldZero: none
-	bits    bitfield // where that header has the value, for fields that are bits of it
+	Base    Field    // protocol field of the header with the value, into which a folded test turns; FieldZero: none
+	bits    bitfield // place of the value in that header, for fields that are bits of it
 	Boolean bool     // has the values 0 and 1 and is printed as a bare name
 	Elem    int      // index fields: size of an element in bytes; 0: not an index field
 	Wide    bool     // compared in 128 bits; otherwise in the low 32 bits of the literal
 }
 
-// fieldTable has everything about each field, indexed by Field.
-// (Specification: filter-language.md 3 and 6.)
+// fieldTable has the descriptions of all fields, indexed by Field. (Specification: filter-language.md 3 and 6.)
 var fieldTable = [NumFields]Info{
 	FieldZero:     flag("zero", OnAll, FieldZero, "always 0").upTo(bound0),
 	FieldInbound:  flag("inbound", OnLocal, FieldZero, "comes to this host"),
@@ -205,7 +203,7 @@ var fieldTable = [NumFields]Info{
 	FieldFalse: flag("false", OnAll, FieldZero, "never holds").upTo(bound0),
 }
 
-// Info returns the table entry of a field, an empty one for numbers that are no field.
+// Info returns the table entry of a field, an empty one for invalid numbers.
 func (f Field) Info() *Info {
 	if int(f) < NumFields {
 		return &fieldTable[f]
@@ -269,10 +267,10 @@ func element(name string, base Field, size int, doc string) Info {
 	return i
 }
 
-// at says which bits of its header the value is.
+// at sets the place of the value's bits in the header.
 func (i Info) at(off int32, shift, width uint8) Info { i.bits = bitfield{off, shift, width}; return i }
 
-// upTo and from change the range; foldUpTo and driverUpTo change one of its two uses only.
+// upTo and from change the range; foldUpTo and driverUpTo change only one of its two uses.
 func (i Info) upTo(hi Bound) Info       { i.Hi, i.DrvHi = hi, hi; return i }
 func (i Info) from(lo uint64) Info      { i.Lo, i.DrvLo = BoundOf(lo), BoundOf(lo); return i }
 func (i Info) foldUpTo(hi Bound) Info   { i.Hi = hi; return i }
@@ -281,7 +279,7 @@ func (i Info) driverUpTo(hi Bound) Info { i.DrvHi = hi; return i }
 // extendedTo adds layers at which only the extended dialect has the field.
 func (i Info) extendedTo(m Layers) Info { i.More = m; return i }
 
-// In returns where the field exists in the strict or the extended dialect.
+// In returns the layers of the field in the strict or the extended dialect.
 func (i *Info) In(strict bool) Layers {
 	if strict {
 		return i.Layers

@@ -6,18 +6,17 @@ import (
 	"slices"
 )
 
-// maxFormatted is the longest text that Format returns, in bytes. Only programs written for the
-// purpose come near it: a part that is reached in several ways is printed once for each.
+// maxFormatted is the longest text from Format, in bytes. Only programs written for the purpose come near it: a part with
+// several predecessors is printed once for each.
 const maxFormatted = 16 << 20
 
-// ErrFormatTooLong says that the text of a program would be longer than 16 MiB.
+// ErrFormatTooLong means that the text of a program would be longer than 16 MiB.
 var ErrFormatTooLong = errors.New("filter: the program has no text of reasonable length")
 
-// Format turns the program back into a filter text, the one that WinDivertHelperFormatFilter gives
-// (specification: filter-object.md 5). Compiled again for the same layer it means the same, except that
-// literals of index fields and of flags lose their sign and that literals which no compiler lets
-// stand, as objects may have them, are folded. Sets are printed in the extended dialect: as a prefix
-// if they are one, else as "field in {…}" with prefixes, ranges and values.
+// Format turns the program back into a filter text, that of WinDivertHelperFormatFilter (specification: filter-object.md
+// 5). Compiled again for the same layer it means the same, with two exceptions: literals of index fields and of flags
+// lose their sign, and literals that no compiler leaves, which objects may have, are folded. Sets are printed in the
+// extended dialect: as one prefix where possible, else as "field in {…}" with prefixes, ranges and values.
 //
 // The only error is ErrFormatTooLong.
 func (p *Program) Format() (string, error) {
@@ -67,21 +66,20 @@ func conditional(condition, then, otherwise *Expr) *Expr {
 	return &Expr{Kind: ExprCond, Parts: [3]*Expr{condition, then, otherwise}}
 }
 
-// Expr returns the expression that the tests of the program compute.
+// Expr returns the expression that the program's tests compute.
 func (p *Program) Expr() *Expr { return rebuild(p.tests) }
 
-// block is an expression with the places where the evaluation goes on after it.
+// block is an expression with its two continuations.
 type block struct {
 	expr       *Expr
 	succ, fail Target
 
 	// refs counts the targets that point here, in the 8 bits of the original: 256 count as none.
 	refs    uint8
-	removed bool // a part of another block now
+	removed bool // now a part of another block
 }
 
-// blocks are the expressions that the tests of a program have become so far, by the index of
-// their first test.
+// blocks are the expressions built from the program's tests so far, by the index of their first test.
 type blocks []block
 
 // rebuild returns the expression that the tests compute.
@@ -117,7 +115,7 @@ func (b blocks) release(t Target) {
 	}
 }
 
-// sole returns the block at t if nothing else leads there, else nil.
+// sole returns the block at t if it has only one predecessor, else nil.
 func (b blocks) sole(t Target) *block {
 	if t >= 0 && b[t].refs == 1 && !b[t].removed {
 		return &b[t]
@@ -156,8 +154,8 @@ func (b blocks) absorb(x *block) bool {
 	return true
 }
 
-// build joins the blocks that could not be merged, from the last to the first: what several lead to
-// becomes a part of each. (Specification: filter-object.md 5.1, phase B.)
+// build joins the blocks that could not be merged, from the last to the first: a block with several predecessors becomes
+// a part of each. (Specification: filter-object.md 5.1, phase B.)
 func (b blocks) build() *Expr {
 	built := make([]*Expr, len(b))
 	at := func(t Target) *Expr {
@@ -193,7 +191,7 @@ type formatter struct {
 	full  bool
 }
 
-// write appends an expression; outer is the "and" or "or" that it is directly part of, or nil.
+// write appends an expression; outer is the "and" or "or" that directly contains it, or nil.
 func (w *formatter) write(e, outer *Expr) {
 	if len(w.text) > maxFormatted {
 		w.full = true
@@ -226,10 +224,10 @@ func (w *formatter) write(e, outer *Expr) {
 	}
 }
 
-// negated writes the operand of a negation. A test that always has a value needs no parentheses; of the others
-// "not" would be the opposite comparison, not the negation.
+// negated writes the operand of a negation. A test that always has a value needs no parentheses; for others "not" without
+// them would mean the opposite comparison, not the negation.
 func (w *formatter) negated(e *Expr) {
-	if e.IsBare() || e.Kind == ExprCond { // which has its own
+	if e.IsBare() || e.Kind == ExprCond { // a conditional has its own parentheses
 		w.write(e, nil)
 		return
 	}
@@ -247,8 +245,8 @@ func (e *Expr) IsBare() bool {
 	return info.Boolean && info.Base == FieldZero
 }
 
-// Chain returns the operands of a chain of "and" or "or", from left to right, without going down to the left by recursion: chains
-// are as long as programs make them.
+// Chain returns the operands of a chain of "and" or "or", from left to right. It does not recurse down the left side:
+// chains are as long as programs make them.
 func (e *Expr) Chain() []*Expr {
 	kind := e.Kind
 	var parts []*Expr

@@ -2,9 +2,9 @@ package prog
 
 import "github.com/opendivert/divert/packet"
 
-// MayMatchHeaders reports whether the program could accept a packet whose transport header is not known, nor perhaps of what
-// protocol it is: whatever depends on these is left open. parsed is the result of parsing b. It is for first fragments that end before
-// the header does, and allocates.
+// MayMatchHeaders reports whether the program could accept a packet whose transport header, and perhaps protocol, is
+// unknown: it takes tests that depend on these as open. parsed is the result of parsing b. It is for first fragments that
+// end before the header does, and allocates.
 func (p *Program) MayMatchHeaders(b []byte, parsed *packet.Parsed, a *packet.Address) bool {
 	if !OnPackets.Has(p.layer) || a.Layer != p.layer || parsed.Family == 0 {
 		return false
@@ -41,7 +41,7 @@ func (p *Program) MayMatchHeaders(b []byte, parsed *packet.Parsed, a *packet.Add
 	return accepts
 }
 
-// transportShapes are the shapes that a packet may have whose chain of headers ends, as far as it is there, with a protocol.
+// transportShapes are the possible shapes of a packet whose visible chain of headers ends with a protocol.
 func transportShapes(protocol uint8) shapes {
 	switch protocol {
 	case packet.ProtocolTCP:
@@ -56,8 +56,8 @@ func transportShapes(protocol uint8) shapes {
 	return allShapes
 }
 
-// ofTransport reports whether the value of a field, at a layer with packets, depends on the transport header of a packet that
-// has one of the possible shapes.
+// ofTransport reports whether the value of a field, at a layer with packets, depends on the transport header of a packet
+// with one of the possible shapes.
 func (f Field) ofTransport(layer packet.Layer, possible shapes) bool {
 	switch {
 	case f == FieldLocalPort, f == FieldRemotePort, f.OfProcess(), f.OfFlow():

@@ -6,12 +6,12 @@ import (
 	"github.com/opendivert/divert/packet"
 )
 
-// A LowerError tells why a program of the extended dialect has no form in the original instructions.
+// A LowerError is the reason why a program of the extended dialect has no form in the original instructions.
 type LowerError struct {
 	Test  int // index of the test in Program.Tests
 	Field Field
 	Layer packet.Layer
-	Named *Named // the named set that the test asks, if that is why
+	Named *Named // the test's named set, if that is the reason
 }
 
 func (e *LowerError) Error() string {
@@ -22,11 +22,10 @@ func (e *LowerError) Error() string {
 		e.Test, e.Field, e.Layer)
 }
 
-// Lower returns a program of the same meaning that uses only the tests of the original's instructions,
-// or p itself if that is so already. Sets become chains of comparisons; the families ip and ipv6 at
-// FLOW and SOCKET become comparisons of localAddr with the range of mapped addresses. The result
-// may have more tests than an object can hold. Tests that cannot be expressed (the true flow label, named sets) are a
-// *LowerError.
+// Lower returns a program of the same meaning that uses only tests of the original's instructions, or p itself if it
+// already does. Sets become chains of comparisons; the families ip and ipv6 at FLOW and SOCKET become comparisons of
+// localAddr with the range of mapped addresses. The result may have more tests than fit into an object. For tests that
+// cannot be expressed (the true flow label, named sets) Lower fails with a *LowerError.
 func (p *Program) Lower() (*Program, error) {
 	chains := make([][]Test, len(p.tests))
 	same := true
@@ -46,9 +45,9 @@ func (p *Program) Lower() (*Program, error) {
 	return p.replace(p.layer, chains), nil
 }
 
-// replace returns a program of a layer in which chains stand for the tests of p; a test without one stays.
+// replace returns a program of a layer with the tests of p replaced by chains; a test without a chain stays.
 func (p *Program) replace(layer packet.Layer, chains [][]Test) *Program {
-	// Where each test of p starts in the result.
+	// The start of each test of p in the result.
 	start := make([]Target, len(p.tests))
 	n := 0
 	for i, chain := range chains {
@@ -73,15 +72,15 @@ func (p *Program) replace(layer packet.Layer, chains [][]Test) *Program {
 	return New(layer, tests, p.strict)
 }
 
-// Targets inside a chain: where the test that the chain replaces goes on, or the next test of the chain.
+// Targets inside a chain: the targets of the replaced test, or the next test of the chain.
 const (
 	chainSucc Target = -3 - iota
 	chainFail
 	chainNext
 )
 
-// link resolves the target of a test of a chain that will have the given index in the result. Succ and fail are the targets of
-// what the chain replaces; entry returns where the replacement of a target that is no verdict begins.
+// link resolves the target of a test of a chain that will have the given index in the result. succ and fail are the
+// targets of the replaced test; entry returns the start of the replacement of a target that is not a verdict.
 func link(t Target, index int, succ, fail Target, entry func(Target) Target) Target {
 	switch t {
 	case chainNext:
@@ -97,8 +96,7 @@ func link(t Target, index int, succ, fail Target, entry func(Target) Target) Tar
 	return t
 }
 
-// lowerTest returns the chain that replaces a test, nil if the test may stay, or not ok if
-// there is none.
+// lowerTest returns the chain that replaces a test, nil if the test may stay; ok is false if there is none.
 func lowerTest(t *Test, layer packet.Layer) (chain []Test, ok bool) {
 	switch {
 	case (t.Field == FieldFamilyIP || t.Field == FieldFamilyIPv6) && t.Field.Info().Layers.Has(layer):
@@ -113,7 +111,7 @@ func lowerTest(t *Test, layer packet.Layer) (chain []Test, ok bool) {
 	return nil, true
 }
 
-// lowerIn spells out a set. The ranges are ascending, so a value below one of them lies in none.
+// lowerIn writes a set as comparisons. The ranges are ascending, so a value below one of them is in none.
 func lowerIn(t *Test) []Test {
 	var chain []Test
 	for _, r := range comparable(t) {
@@ -132,8 +130,8 @@ func lowerIn(t *Test) []Test {
 	return chain
 }
 
-// lowerNotIn spells out the complement of a set. A value that is not available must still fail,
-// so every way to success runs through a test of the field that holds.
+// lowerNotIn writes the complement of a set as comparisons. An unavailable value must still fail, so every way to success
+// runs through a test of the field that holds.
 func lowerNotIn(t *Test) []Test {
 	var chain []Test
 	for _, r := range comparable(t) {
@@ -155,7 +153,7 @@ func lowerNotIn(t *Test) []Test {
 	return chain
 }
 
-// comparable returns the ranges of the test's set as far as literals of the field can name them.
+// comparable returns the parts of the test's set that literals of the field can express.
 func comparable(t *Test) []Range {
 	switch info := t.Field.Info(); {
 	case info.Kind == KindIPv4:
@@ -173,8 +171,8 @@ func compare(t *Test, op Op, v Value, succ, fail Target) Test {
 	return Test{Field: t.Field, Index: t.Index, Op: op, Value: v, Succ: succ, Fail: fail}
 }
 
-// lowerFamily spells out a test of the family of an event: IPv4 addresses are those of
-// ::ffff:0:0/96 (specification: api.md 2.1).
+// lowerFamily writes a test of the family of an event as comparisons: IPv4 addresses are those of ::ffff:0:0/96
+// (specification: api.md 2.1).
 func lowerFamily(t *Test) []Test {
 	onMapped, onOther := chainFail, chainFail
 	if holdsNarrow(t, 1) {

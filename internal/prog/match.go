@@ -8,15 +8,14 @@ import (
 	"github.com/opendivert/divert/packet"
 )
 
-// Match reports whether the program accepts an item of its layer: at the layers NETWORK and
-// NETWORK_FORWARD the packet in b, an IP header first, with its address; at the other layers the event
-// in a, whatever b holds. The packet's family and headers are taken from b; of a, its layer,
-// timestamp, event, flags and layer data are used. Nothing matches if b is not a packet, if a belongs to
-// another layer, or if a test is executed whose field the layer does not have.
+// Match reports whether the program accepts an item of its layer: at the layers NETWORK and NETWORK_FORWARD the packet in
+// b, an IP header first, with its address; at the other layers the event in a, whatever b holds. Match takes the packet's
+// family and headers from b, and the layer, timestamp, event, flags and layer data from a. Nothing matches if b is not a
+// packet, if a belongs to another layer, or if an executed test has a field that the layer lacks.
 //
-// The packet may be shorter or longer than its IP header says (specification: packets.md 1);
-// MatchExact is stricter. a must not be nil. Neither b nor a is changed or kept, nothing is allocated,
-// and any number of goroutines may use the program at once.
+// The packet may be shorter or longer than its IP header says (specification: packets.md 1); MatchExact is stricter. a
+// must not be nil. Match neither changes nor keeps b and a, and allocates nothing; any number of goroutines may use the
+// program at once.
 func (p *Program) Match(b []byte, a *packet.Address) bool {
 	if !OnPackets.Has(p.layer) {
 		return p.matchEvent(a)
@@ -25,9 +24,8 @@ func (p *Program) Match(b []byte, a *packet.Address) bool {
 	return parsed.Parse(b) && p.MatchParsed(b, &parsed, a)
 }
 
-// MatchExact is Match with the parser of the original's driver: a packet also matches nothing if its
-// length in the IP header is not that of b (specification: packets.md 1.4). Live handles
-// decide this way.
+// MatchExact is Match with the parser of the original's driver: a packet also fails to match if the length in its IP
+// header is not that of b (specification: packets.md 1.4). Live handles decide this way.
 func (p *Program) MatchExact(b []byte, a *packet.Address) bool {
 	if !OnPackets.Has(p.layer) {
 		return p.matchEvent(a)
@@ -36,8 +34,8 @@ func (p *Program) MatchExact(b []byte, a *packet.Address) bool {
 	return parsed.ParseExact(b) && p.MatchParsed(b, &parsed, a)
 }
 
-// MatchParsed is Match for a packet that is parsed already: parsed must be the result of parsing b, which
-// has not changed since. At the layers without packets b and parsed are not used.
+// MatchParsed is Match for a parsed packet: parsed must be the result of parsing b, which has not changed since. At the
+// layers without packets b and parsed are not used.
 func (p *Program) MatchParsed(b []byte, parsed *packet.Parsed, a *packet.Address) bool {
 	if !OnPackets.Has(p.layer) {
 		return p.matchEvent(a)
@@ -49,8 +47,8 @@ func (p *Program) MatchParsed(b []byte, parsed *packet.Parsed, a *packet.Address
 	return p.code.run(&s) == accepted
 }
 
-// Known has the facts about a packet that neither its bytes nor its address tell: the values of fields that the
-// extended dialect has at the layers with packets. Nothing matches once a field is tested that is not known.
+// Known has facts about a packet beyond its bytes and address: the values of fields that the extended dialect has at the
+// layers with packets. Nothing matches if an executed test needs an unknown one.
 type Known struct {
 	Process    uint32 // processId, if HasProcess; the address has the name
 	HasProcess bool
@@ -59,7 +57,7 @@ type Known struct {
 	HasCounts bool
 }
 
-// MatchKnown is MatchParsed for a packet of which more is known.
+// MatchKnown is MatchParsed with known facts about the packet.
 func (p *Program) MatchKnown(b []byte, parsed *packet.Parsed, a *packet.Address, k Known) bool {
 	if !OnPackets.Has(p.layer) {
 		return p.matchEvent(a)
@@ -74,7 +72,8 @@ func (p *Program) MatchKnown(b []byte, parsed *packet.Parsed, a *packet.Address,
 // CountsFlows reports whether the program tests counts of flows, at a layer with packets.
 func (p *Program) CountsFlows() bool { return p.uncounted != nil }
 
-// Uncounted returns a program that matches whatever p matches with any counts of flows; p itself if it does not ask for them.
+// Uncounted returns a program that matches every packet that p matches with any counts of flows; p itself if it does not
+// test them.
 func (p *Program) Uncounted() *Program {
 	if p.uncounted == nil {
 		return p
@@ -88,7 +87,7 @@ func (f Field) OfFlow() bool { return f >= FieldFlowPackets && f <= FieldFlowWay
 // OfProcess reports whether a field is about the process of a packet or event.
 func (f Field) OfProcess() bool { return f == FieldProcessID || f == FieldProcess }
 
-// flowValue returns a count, the greatest number of 32 bits if it is more.
+// flowValue returns a count, limited to the greatest 32-bit number.
 func (k *Known) flowValue(f Field) uint32 {
 	c := k.Counts
 	v := [...]uint64{c.Packets, c.Bytes, c.WayPackets, c.WayBytes}[f-FieldFlowPackets]
@@ -106,7 +105,7 @@ func (p *Program) matchEvent(a *packet.Address) bool {
 // noPacket stands for the packet of an event; it is only read.
 var noPacket packet.Parsed
 
-// numSlots is how many different values of a packet one evaluation remembers.
+// numSlots is the number of a packet's values that one evaluation remembers.
 const numSlots = 32
 
 // state is one evaluation.
@@ -115,15 +114,15 @@ type state struct {
 	parsed *packet.Parsed
 	addr   *packet.Address
 
-	// The values of fields that tests have asked for. Each field of a program has a slot, as long as
-	// there are any; bit n of ready and of absent tells the state of slot n.
+	// The values of fields tested so far. Each field of a program has a slot, as long as there are any; bit n of ready
+	// and of absent is the state of slot n.
 	ready, absent uint32
 	slots         [numSlots]uint32
 
-	wide      Value // value of wideField, to which tests of long lists of addresses come back
+	wide      Value // value of wideField, which tests of long lists of addresses use repeatedly
 	wideField Field // FieldZero if there is none yet
 
-	hash  uint64 // packet hash that the random fields come from; 0 if not computed yet
+	hash  uint64 // packet hash, source of the random fields; 0 if not computed yet
 	fault uint32 // index of the test that cannot be executed
 
 	known Known
@@ -139,7 +138,7 @@ const (
 	foundFault               // the test cannot be executed
 )
 
-// faulted is the result of run if a test cannot be executed; state.fault tells which.
+// faulted is the result of run if a test cannot be executed; state.fault is its index.
 const faulted = ^uint32(2)
 
 // run executes the program and returns Accept or Reject, as unsigned numbers, or faulted.
@@ -150,7 +149,7 @@ func (c *code) run(s *state) uint32 {
 		st := &steps[pc]
 		hit := false
 		switch {
-		// Nearly all steps of long programs go this way: a known value and a range. Where the next step is the one
+		// Nearly all steps of long programs take this path: a known value and a range. If the next step is the one
 		// behind, the processor need not wait for its number.
 		case s.ready&st.rangeBit != 0:
 			if s.slots[st.slot%numSlots]-st.lo > st.span {
@@ -189,7 +188,7 @@ func (c *code) run(s *state) uint32 {
 	return pc
 }
 
-// decide looks up the value that the test in asks for and compares it.
+// decide looks up the value for the test in and compares it.
 func (s *state) decide(c *code, in *instr) found {
 	v := s.slots[in.slot%numSlots]
 	switch {
@@ -229,7 +228,7 @@ func inside(yes bool) found {
 	return foundMiss
 }
 
-// remember notes the value that the test in asks for, if it has a slot.
+// remember stores the value for the test in, if it has a slot.
 func (s *state) remember(in *instr, v uint32) {
 	if in.slotBit != 0 {
 		s.slots[in.slot%numSlots] = v
@@ -237,13 +236,13 @@ func (s *state) remember(in *instr, v uint32) {
 	}
 }
 
-// fetch finds the 32-bit value that the test in asks for and notes it in its slot. It returns
-// foundHit with the value, foundAbsent or foundFault.
+// fetch finds the 32-bit value for the test in and stores it in its slot. It returns foundHit with the value, foundAbsent
+// or foundFault.
 func (s *state) fetch(in *instr) (v uint32, f found) {
 	var ok bool
 	switch in.origin {
 	case fromWord:
-		// The most frequent origin goes the shortest way.
+		// The most frequent origin takes the shortest path.
 		at := s.offset(in.base)
 		off := at + int(in.off)
 		if at >= 0 && off <= len(s.packet)-4 {

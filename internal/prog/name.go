@@ -7,11 +7,12 @@ import (
 	"unicode/utf8"
 )
 
-// MaxProcessName is how many bytes of a process's name Linux knows: TASK_COMM_LEN (linux/sched.h) without the zero.
+// MaxProcessName is the number of bytes of a process's name that Linux keeps: TASK_COMM_LEN (linux/sched.h) without the
+// zero.
 const MaxProcessName = 15
 
-// NameValue returns the value that a name of a process has: its bytes, the first on top, and zeros behind them. No two
-// names have values in a row, so a set of names is one of single values. The name has MaxProcessName bytes at most.
+// NameValue returns the value of a process's name: its bytes, the first on top, and zeros behind them. No two names have
+// consecutive values, so a set of names is one of single values. The name has at most MaxProcessName bytes.
 func NameValue(name string) Value {
 	var b [MaxProcessName + 1]byte
 	copy(b[:MaxProcessName], name)
@@ -22,7 +23,7 @@ func nameValue(b [MaxProcessName + 1]byte) Value {
 	return Value{Hi: binary.BigEndian.Uint64(b[:]), Lo: binary.BigEndian.Uint64(b[8:])}
 }
 
-// appendNameOf appends the name that has a value.
+// appendNameOf appends the name with a value.
 func appendNameOf(b []byte, v Value) []byte {
 	var name [MaxProcessName + 1]byte
 	binary.BigEndian.PutUint64(name[:], v.Hi)
@@ -34,10 +35,10 @@ func appendNameOf(b []byte, v Value) []byte {
 	return appendName(b, string(name[:n]))
 }
 
-// QuoteName returns a name as filters write it.
+// QuoteName returns a name in the notation of filters.
 func QuoteName(name string) string { return string(appendName(nil, name)) }
 
-// appendName appends a name in quotes. Quotes and backslashes have a backslash in front; bytes that are not text are
+// appendName appends a name in quotes. Quotes and backslashes follow a backslash; bytes that are not text are
 // hexadecimal, as \x1b.
 func appendName(b []byte, name string) []byte {
 	b = append(b, '"')

@@ -2,7 +2,7 @@ package prog
 
 import "github.com/opendivert/divert/internal/radix"
 
-// Members are the values of a named set: addresses, of IPv4 mapped ones, or numbers. They change while programs look
+// Members are the values of a named set: addresses, with IPv4 ones mapped, or numbers. They change while programs look
 // values up in them.
 type Members struct {
 	addresses bool // not numbers
@@ -12,10 +12,10 @@ type Members struct {
 // NewMembers returns an empty set.
 func NewMembers(addresses bool) *Members { return &Members{addresses, radix.New()} }
 
-// Addresses reports whether the members are addresses, and not numbers.
+// Addresses reports whether the members are addresses; otherwise they are numbers.
 func (m *Members) Addresses() bool { return m.addresses }
 
-// Values returns the values of the members: of addresses they are these, of numbers see NumberMember.
+// Values returns the values of the members: addresses as they are, numbers as NumberMember returns them.
 func (m *Members) Values() *radix.Set { return m.values }
 
 // String names the kind of the members.
@@ -26,15 +26,15 @@ func (m *Members) String() string {
 	return "numbers"
 }
 
-// Named is a set that a filter has by its name. With Interface it is the interface of that name, a set of its index: empty
-// until somebody fills it who knows the interfaces.
+// Named is a set that a filter names. With Interface it is the interface of that name, as a set of its index: empty until
+// SetInterface fills it.
 type Named struct {
 	Name      string
 	Members   *Members
 	Interface bool
 }
 
-// String returns the set as errors name it.
+// String returns the set's description for errors.
 func (n *Named) String() string {
 	if n.Interface {
 		return "interface " + string(appendName(nil, n.Name))
@@ -42,7 +42,7 @@ func (n *Named) String() string {
 	return "set @" + n.Name
 }
 
-// SetInterface says which interface has the name now; 0: none.
+// SetInterface sets the index of the interface with the name; 0: none.
 func (n *Named) SetInterface(index uint32) error {
 	if index == 0 {
 		return n.Members.values.Replace(nil)
@@ -51,8 +51,8 @@ func (n *Named) SetInterface(index uint32) error {
 	return n.Members.values.Replace([]radix.Range{{First: v, Last: v}})
 }
 
-// NumberMember returns the value that a number has in a set of numbers. Those of 32 bits stand where the IPv4 addresses
-// are among addresses, where a look-up is shortest.
+// NumberMember returns the value of a number in a set of numbers. 32-bit numbers are where IPv4 addresses are in sets of
+// addresses, where a look-up is shortest.
 func NumberMember(n uint64) radix.Value {
 	if n>>32 != 0 {
 		return radix.Value{Hi: 1, Lo: n}
@@ -68,7 +68,7 @@ func NumberOf(v radix.Value) uint64 {
 	return v.Lo &^ ipv4Prefix
 }
 
-// NumberRanges returns the values that all numbers from first to last have.
+// NumberRanges returns the values of all numbers from first to last.
 func NumberRanges(first, last uint64) []radix.Range {
 	const greatest = 1<<32 - 1
 	if first > greatest || last <= greatest {
@@ -91,10 +91,10 @@ func (f Field) TakesNamed() bool {
 	return f.Info().Kind != KindBool && f.Info().Kind != KindName && f != FieldEvent && f != FieldLayer
 }
 
-// Named returns the named sets of the program, each once, in the order in which they come.
+// Named returns the named sets of the program, each once, in the order of their first test.
 func (p *Program) Named() []*Named { return p.asked(false) }
 
-// Interfaces returns the interfaces whose names the program asks for, each once, in the order in which they come.
+// Interfaces returns the interfaces named by the program, each once, in the order of their first test.
 func (p *Program) Interfaces() []*Named { return p.asked(true) }
 
 // asked returns the named sets, or the interfaces.
@@ -110,12 +110,12 @@ func (p *Program) asked(interfaces bool) []*Named {
 	return named
 }
 
-// Bind returns the program with other members in its named sets, those that members returns; nil leaves a set as it is.
-// Their kinds are those of the program's.
+// Bind returns the program with other members in its named sets, as the function members returns them; nil leaves a set
+// unchanged. The kinds must be those of the program's sets.
 func (p *Program) Bind(members func(*Named) *Members) *Program { return p.bind(p.Named(), members) }
 
-// OwnInterfaces returns the program with sets of its own for its interfaces, so that it is independent of other users of p;
-// p itself if it asks for none.
+// OwnInterfaces returns the program with its own sets for its interfaces, so that it is independent of other users of p;
+// p itself if it names none.
 func (p *Program) OwnInterfaces() *Program {
 	return p.bind(p.Interfaces(), func(*Named) *Members { return NewMembers(false) })
 }
@@ -143,7 +143,7 @@ func (p *Program) bind(named []*Named, members func(*Named) *Members) *Program {
 	return New(p.layer, tests, p.strict)
 }
 
-// acceptsNamed reports whether a value is in the named set of in, as acceptsWide has it.
+// acceptsNamed reports whether a value, in the form of acceptsWide, is in the named set of in.
 func (c *code) acceptsNamed(in *instr, v Value) bool {
 	m := c.named[in.set]
 	if m.addresses {

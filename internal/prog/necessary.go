@@ -7,25 +7,25 @@ import (
 	"github.com/opendivert/divert/packet"
 )
 
-// A Term is a condition that a packet filter without programs can test: nftables, say. The zero Term is
-// met by every packet. Values are in host order; a nil list allows every value, and no list is empty. IPv4 addresses are
-// values of ::ffff:0:0/96, as in the language.
+// A Term is a condition that a packet filter without programs, such as nftables, can test. Every packet meets the zero
+// Term. Values are in host order; a nil list allows every value, and no list is empty. IPv4 addresses are values of
+// ::ffff:0:0/96, as in the language.
 type Term struct {
 	Family  uint8 // 4 or 6; 0: both, and then there is no other condition
 	Extends bool  // IPv6: the Next Header of the IPv6 header is one of ExtensionHeaders; Protocol, SrcPort and DstPort are nil
 	Pieces  Pieces
 
-	// Protocol is the protocol of the IPv4 header, or the Next Header of the IPv6 header; there none of
-	// ExtensionHeaders is in it.
+	// Protocol is the protocol of the IPv4 header, or the Next Header of the IPv6 header; for IPv6 it contains none of
+	// ExtensionHeaders.
 	Protocol []Range
 	Src, Dst []Range // addresses of the IP header
 
-	// SrcPort and DstPort are the first and the second 16 bits behind the IP header. Protocol allows TCP and UDP only where
-	// one of them is not nil.
+	// SrcPort and DstPort are the first and the second 16 bits behind the IP header. If one of them is not nil, Protocol
+	// allows only TCP and UDP.
 	SrcPort, DstPort []Range
 }
 
-// Pieces says which fragments of IPv4 a term is for.
+// Pieces selects fragments of IPv4 for a term.
 type Pieces uint8
 
 // The kinds of pieces. The first fragment of several may end before its transport header does.
@@ -46,11 +46,11 @@ var ExtensionHeaders = []Range{
 // only is the range of one number.
 func only(v uint64) Range { return Range{First: Value{Lo: v}, Last: Value{Lo: v}} }
 
-// Necessary returns the conditions that every matching packet meets, in the given direction: it meets one of the terms,
-// and only one. Without terms no packet matches. The conditions are as narrow as can be told cheaply: a packet that meets
-// them may match or not; one that meets none matches in no case, whatever its address says besides the direction. That includes
-// first fragments that end before their transport header does, of which MayMatchHeaders tells. The
-// program is one of a layer with packets. At LayerForward the direction has no meaning.
+// Necessary returns conditions for the given direction: every matching packet meets exactly one of the terms. Without
+// terms no packet matches. The conditions are as narrow as can be found cheaply: a packet that meets one may still fail
+// to match; a packet that meets none never matches, whatever its address holds besides the direction. That includes first
+// fragments that end before their transport header does, for which see MayMatchHeaders. The program must be one of a
+// layer with packets. At LayerForward the direction has no meaning.
 func (p *Program) Necessary(outbound bool) []Term {
 	tests := p.Gathered()
 	if len(tests) > maxNecessary {
@@ -72,7 +72,7 @@ func (p *Program) Necessary(outbound bool) []Term {
 	return apart(terms)
 }
 
-// withShort adds the term of first fragments that end before their transport header to terms that are apart.
+// withShort adds the term of first fragments that end before their transport header to disjoint terms.
 func withShort(terms []Term, first Term) []Term {
 	if first.Family == 6 {
 		return append(terms, first)
@@ -86,10 +86,10 @@ func withShort(terms []Term, first Term) []Term {
 			continue
 		}
 		if t.SrcPort == nil && t.DstPort == nil {
-			first.Pieces = AnyPiece // a part of the term, or it becomes one
+			first.Pieces = AnyPiece // already a part of the term, or now
 			break
 		}
-		// The term is for whole packets then, and those that are first fragments are of the other.
+		// Then the term covers whole packets, and the other term its first fragments.
 		other := *t
 		other.Pieces, other.SrcPort, other.DstPort = FirstPiece, nil, nil
 		t.Pieces = WholePiece
@@ -99,15 +99,15 @@ func withShort(terms []Term, first Term) []Term {
 	return append(terms, first)
 }
 
-// WithoutEnds returns terms that the packets of all flows meet of which a packet meets one of the given: addresses and ports
-// change sides when a flow's packets go the other way.
+// WithoutEnds returns wider terms: if one packet of a flow meets one of the given terms, all packets of the flow meet the
+// result, although addresses and ports change sides in the other direction.
 func WithoutEnds(terms []Term) []Term { return withoutEnds(terms, func(*Term) bool { return true }) }
 
-// WithBeginnings returns terms that the packets meet too that begin a flow of TCP to which a packet may belong that meets one of
-// the given: they may go the other way.
+// WithBeginnings returns wider terms: if one packet of a TCP flow meets one of the given terms, the packets that begin
+// the flow meet the result, even in the other direction.
 func WithBeginnings(terms []Term) []Term { return withoutEnds(terms, (*Term).mayBeTCP) }
 
-// mayBeTCP reports whether packets of TCP may meet the term.
+// mayBeTCP reports whether TCP packets may meet the term.
 func (t *Term) mayBeTCP() bool {
 	return t.Protocol == nil || slices.ContainsFunc(t.Protocol, func(r Range) bool {
 		return r.First.Lo <= packet.ProtocolTCP && packet.ProtocolTCP <= r.Last.Lo
@@ -127,11 +127,11 @@ func withoutEnds(terms []Term, of func(*Term) bool) []Term {
 	return apart(wide)
 }
 
-// JoinTerms returns terms of which a packet meets one, and only one, if it meets one of a or of b.
+// JoinTerms returns terms such that a packet meets exactly one of them if it meets one of a or of b.
 func JoinTerms(a, b []Term) []Term { return apart(slices.Concat(a, b)) }
 
-// WithFragments returns terms that all fragments of a datagram of IPv4 meet of which the first meets one of the given, so that
-// they can be kept in their order. The argument is its own.
+// WithFragments returns wider terms: if the first fragment of an IPv4 datagram meets one of the given terms, all its
+// fragments meet the result, so that they can be kept in order. It takes over the argument.
 func WithFragments(terms []Term) []Term {
 	for i := range terms {
 		if terms[i].Pieces == FirstPiece {
@@ -148,8 +148,8 @@ func SameTerms(a, b []Term) bool {
 	})
 }
 
-// apart joins terms so that no packet meets two of them, and such as can be one without allowing more. The argument is its
-// own.
+// apart joins terms so that no packet meets two of them, and also joins those that can be one without allowing more. It
+// takes over the argument.
 func apart(terms []Term) []Term {
 	var four, plain, extended []Term
 	for _, t := range terms {
@@ -169,7 +169,7 @@ func apart(terms []Term) []Term {
 		if plain[i].Protocol != nil {
 			continue
 		}
-		for _, e := range extended { // plain[i] has packets with extension headers too
+		for _, e := range extended { // plain[i] includes packets with extension headers
 			plain[i] = plain[i].join(&Term{Family: 6, Src: e.Src, Dst: e.Dst})
 		}
 		extended = nil
@@ -185,8 +185,8 @@ func apart(terms []Term) []Term {
 	return append(four, six...)
 }
 
-// Meets reports whether a packet, an IP header first, meets the term. It defines the meaning of a Term; only of
-// ports in fragments of IPv4 behind the first, which have none, others may say that they are met.
+// Meets reports whether a packet, an IP header first, meets the term. It defines the meaning of a Term; but users of
+// terms may treat ports in later IPv4 fragments, which have none, as met.
 func (t *Term) Meets(b []byte) bool {
 	if t.Family == 0 {
 		return true
@@ -225,7 +225,8 @@ func (t *Term) Meets(b []byte) bool {
 	return meetsPort(t.SrcPort, b, transport) && meetsPort(t.DstPort, b, transport+2)
 }
 
-// meetsPort reports whether a list allows the 16 bits at a place of a packet; of a list that allows all, they may be missing.
+// meetsPort reports whether a list allows the 16 bits at an offset of a packet; if it allows all, the bits may be
+// missing.
 func meetsPort(list []Range, b []byte, at int) bool {
 	if list == nil {
 		return true
@@ -238,26 +239,26 @@ func within(list []Range, v Value) bool {
 	return list == nil || (&Set{Ranges: list}).Contains(v)
 }
 
-// isFamily reports whether the term has no other condition than the family.
+// isFamily reports whether the term has no condition but the family.
 func (t *Term) isFamily(family uint8) bool {
 	return t.Family == family && !t.Extends && t.Pieces == AnyPiece && t.Protocol == nil && t.Src == nil && t.Dst == nil && t.SrcPort == nil && t.DstPort == nil
 }
 
-// maxNecessary is how many tests a program may have that is analysed; maxRanges how many ranges a list may have.
+// maxNecessary is the most tests of a program to analyse, maxRanges the most ranges of a list.
 const (
 	maxNecessary = 500
 	maxRanges    = 64
 )
 
-// class is a kind of packets of which each is analysed by itself.
+// class is a kind of packets that is analysed separately.
 type class struct {
-	shapes   shapes // the bit of one, in either direction
+	shapes   shapes // the bit of one shape, in either direction
 	family   uint8
 	extends  bool
 	protocol []Range // the possible values of the field protocol
-	next     []Range // IPv6: what Next Header can be
-	open     shapes  // first fragments that end before the transport header: what depends on one of these is not known; else 0
-	src, dst []Range // what localPort and remotePort can be, as the source's and the destination's
+	next     []Range // IPv6: possible values of Next Header
+	open     shapes  // first fragments that end before the transport header: shapes on which unknown values depend; else 0
+	src, dst []Range // possible values of localPort and remotePort, as the source's and the destination's
 }
 
 var (
@@ -294,7 +295,7 @@ var classes = func() (cs []class) {
 	return cs
 }()
 
-// short are the kinds of first fragments that end before their transport header does; see MayMatchHeaders.
+// short are the kinds of first fragments that end before their transport header; see MayMatchHeaders.
 var short = func() (cs []class) {
 	for _, protocol := range []uint8{packet.ProtocolTCP, packet.ProtocolUDP, packet.ProtocolICMP, packet.ProtocolICMPv6} {
 		cs = append(cs, class{
@@ -317,7 +318,7 @@ const (
 	numOf
 )
 
-// facts are the values that each of them can have at a place of a program. No list is empty.
+// facts are the possible values of each of them at a place of a program. No list is empty.
 type facts [numOf][]Range
 
 // analysis follows the packets of a class through a program.
@@ -325,7 +326,7 @@ type analysis struct {
 	layer       packet.Layer
 	outbound    bool
 	tests       []Test
-	holds, fail [][]Range // of each test, the values with which it does; nil: any
+	holds, fail [][]Range // of each test, the values with which it holds and fails; nil: any
 }
 
 func newAnalysis(layer packet.Layer, outbound bool, tests []Test) *analysis {
@@ -338,7 +339,7 @@ func newAnalysis(layer packet.Layer, outbound bool, tests []Test) *analysis {
 	return n
 }
 
-// holding returns the values of a field with which a test holds, if they can be told; see Program.decode.
+// holding returns the values of a field with which a test holds, if known; see Program.decode.
 func holding(t *Test) (values []Range, ok bool) {
 	info := t.Field.Info()
 	none := []Range{}
@@ -368,7 +369,7 @@ func holding(t *Test) (values []Range, ok bool) {
 	return values, true
 }
 
-// complement returns the values that lie in none of the ranges, which are ascending and apart; never nil.
+// complement returns the values outside all ranges, which are ascending and disjoint; never nil.
 func complement(ranges []Range) []Range {
 	out := make([]Range, 0, len(ranges)+1)
 	var from Value
@@ -387,7 +388,7 @@ func complement(ranges []Range) []Range {
 // atMost closes the narrowest gaps of a list that is too long.
 func atMost(list []Range) []Range { return Enclose(list, maxRanges) }
 
-// Enclose returns a list of at most n ranges, at least 1, that allows everything that the list allows: the narrowest gaps are closed.
+// Enclose returns a list of at most n ranges, n at least 1, that contains the list: it closes the narrowest gaps.
 func Enclose(list []Range, n int) []Range {
 	if len(list) <= n {
 		return list
@@ -395,9 +396,9 @@ func Enclose(list []Range, n int) []Range {
 	return enclose(list, n)
 }
 
-// run returns the facts of the packets of a class that the program may accept, nil if it accepts none of them.
+// run returns the facts of the packets of a class that the program may accept, nil if there are none.
 func (n *analysis) run(c *class) *facts {
-	at := make([]*facts, len(n.tests)) // the facts where a test is entered; nil: it cannot be reached
+	at := make([]*facts, len(n.tests)) // the facts at the entry of each test; nil: unreachable
 	address := whole
 	if c.family == 4 {
 		address = mapped
@@ -425,7 +426,7 @@ func (n *analysis) run(c *class) *facts {
 	return accepted
 }
 
-// decide returns the facts when a test holds and when it fails; nil where that cannot be.
+// decide returns the facts when a test holds and when it fails; nil where that is impossible.
 func (n *analysis) decide(i int, c *class, f *facts) (holds, fails *facts) {
 	t := &n.tests[i]
 	if c.open != 0 && t.Field.ofTransport(n.layer, c.open) {
@@ -433,7 +434,7 @@ func (n *analysis) decide(i int, c *class, f *facts) (holds, fails *facts) {
 	}
 	if v, ok := n.constant(t.Field, c); ok && n.holds[i] != nil {
 		switch {
-		case len(n.holds[i]) == maxRanges: // it may be longer
+		case len(n.holds[i]) == maxRanges: // the true list may be longer
 			return f, f
 		case within(n.holds[i], v):
 			return f, nil
@@ -469,7 +470,8 @@ func (n *analysis) constant(f Field, c *class) (v Value, ok bool) {
 	return v, true
 }
 
-// place returns which of the values a field is, if it is one that all packets of a class have which have the field's header.
+// place returns the followed value that a field is, if the packets of a class with the field's header all have that
+// value.
 func (n *analysis) place(f Field, c *class) (of int, ok bool) {
 	if !f.Info().In(false).Has(n.layer) {
 		return 0, false
@@ -506,7 +508,7 @@ func (n *analysis) place(f Field, c *class) (of int, ok bool) {
 	return 0, false
 }
 
-// with returns the facts with one value in a list too, nil if it can be none.
+// with returns the facts with one value restricted to a list too, nil if no value remains.
 func (f *facts) with(of int, list []Range) *facts {
 	both := intersect(f[of], list)
 	if len(both) == 0 {
@@ -517,7 +519,7 @@ func (f *facts) with(of int, list []Range) *facts {
 	return &g
 }
 
-// join returns the facts that hold where two ways meet, one of which may be nil.
+// join returns the facts that hold where two paths meet, one of which may be nil.
 func (f *facts) join(o *facts) *facts {
 	if o == nil {
 		return f
@@ -529,7 +531,7 @@ func (f *facts) join(o *facts) *facts {
 	return &g
 }
 
-// intersect returns the values that lie in both lists.
+// intersect returns the values in both lists.
 func intersect(a, b []Range) (out []Range) {
 	for len(a) > 0 && len(b) > 0 {
 		r := Range{First: highest(a[0].First, b[0].First), Last: lowest(a[0].Last, b[0].Last)}
@@ -545,7 +547,7 @@ func intersect(a, b []Range) (out []Range) {
 	return out
 }
 
-// union returns the values that lie in one of two lists, and a few more if they are too long.
+// union returns the values in either list, and a few more if the lists are too long.
 func union(a, b []Range) []Range {
 	if slices.Equal(a, b) {
 		return a
@@ -585,7 +587,7 @@ func (f *facts) term(c *class) Term {
 // same reports whether two lists of a term allow the same.
 func same(a, b []Range) bool { return (a == nil) == (b == nil) && slices.Equal(a, b) }
 
-// either returns the list that allows what one of two lists of a term allows.
+// either returns the list that allows the values of both lists of a term.
 func either(a, b []Range) []Range {
 	if a == nil || b == nil {
 		return nil
@@ -593,8 +595,8 @@ func either(a, b []Range) []Range {
 	return union(a, b)
 }
 
-// join returns a term of the same family that a packet meets if it meets one of the two, which both have extension headers
-// or both none.
+// join returns a term of the same family that a packet meets if it meets either of the two, which must both have
+// extension headers or both not.
 func (t *Term) join(o *Term) Term {
 	j := Term{
 		Family: t.Family, Extends: t.Extends, Pieces: t.Pieces, Protocol: either(t.Protocol, o.Protocol),
@@ -614,12 +616,12 @@ func (t *Term) join(o *Term) Term {
 	return j
 }
 
-// alike reports whether two terms have the same conditions but for the protocol.
+// alike reports whether two terms differ at most in the protocol.
 func (t *Term) alike(o *Term) bool {
 	return t.Pieces == o.Pieces && same(t.Src, o.Src) && same(t.Dst, o.Dst) && same(t.SrcPort, o.SrcPort) && same(t.DstPort, o.DstPort)
 }
 
-// merge joins terms of one family until no protocol is in two of them, and those that differ in the protocol only.
+// merge joins terms of one family until no protocol is in two of them, and those that differ only in the protocol.
 func merge(terms []Term) []Term {
 	for i := 0; i < len(terms); i++ {
 		for j := i + 1; j < len(terms); j++ {
@@ -631,7 +633,7 @@ func merge(terms []Term) []Term {
 			}
 			terms[i] = a.join(b)
 			terms = slices.Delete(terms, j, j+1)
-			i = -1 // again from the start: it may overlap others now
+			i = -1 // start again: it may overlap others now
 			break
 		}
 	}

@@ -15,7 +15,7 @@ import (
 	"github.com/opendivert/divert/packet"
 )
 
-// words writes terms for the table of a test.
+// words returns terms in the notation of a test's table.
 func words(terms []prog.Term) string {
 	var all []string
 	for _, t := range terms {
@@ -51,7 +51,7 @@ func words(terms []prog.Term) string {
 	return strings.Join(all, " | ")
 }
 
-// valueText writes a value as a number, or as an address if it is no small one.
+// valueText writes a value as a number, or as an address if it is large.
 func valueText(v prog.Value) string {
 	if v.Hi == 0 && v.Lo < 1<<16 {
 		return fmt.Sprint(v.Lo)
@@ -79,7 +79,7 @@ func TestNecessaryConditions(t *testing.T) {
 			"v4 whole proto 6 dport 80 | v4 whole proto 17 dport 53 | v4 first proto 6,17",
 			"v4 whole proto 6 dport 80 | v4 whole proto 17 dport 53 | v4 first proto 6,17"},
 		{"ip and remotePort == 53", "v4 whole proto 6,17 sport 53 | v4 proto 1 | v4 first proto 6,17,58", "v4 whole proto 6,17 dport 53 | v4 first proto 1,6,17,58"},
-		{"ip and localPort == 0", "v4", "v4"}, // whatever has no ports has the port 0
+		{"ip and localPort == 0", "v4", "v4"}, // packets without ports have the port 0
 		{"ip and localPort == 8", // the type of a request of ping
 			"v4 whole proto 6,17 dport 8 | v4 first proto 1,6,17,58", "v4 whole proto 6,17 sport 8 | v4 proto 1 | v4 first proto 6,17,58"},
 		{"ip and protocol == 47", "v4 proto 47", "v4 proto 47"},
@@ -89,7 +89,7 @@ func TestNecessaryConditions(t *testing.T) {
 		{"ip.DstAddr == 10.0.0.0/8", "v4 dst 10.0.0.0-10.255.255.255", "v4 dst 10.0.0.0-10.255.255.255"},
 		{"remoteAddr == 10.0.0.1", "v4 src 10.0.0.1 | v6 src 10.0.0.1", "v4 dst 10.0.0.1 | v6 dst 10.0.0.1"},
 		{"tcp and remoteAddr == 2001:db8::1", "v6 proto 6 src 2001:db8::1 | v6 extended src 2001:db8::1", "v6 proto 6 dst 2001:db8::1 | v6 extended dst 2001:db8::1"},
-		{"ip and not tcp", "v4", "v4"}, // fragments, and packets that are cut short, have no header of TCP
+		{"ip and not tcp", "v4", "v4"}, // fragments and truncated packets have no TCP header
 		{"ip and tcp.Syn and tcp.DstPort < 1024", "v4 whole proto 6 dport 0-1023 | v4 first proto 6", "v4 whole proto 6 dport 0-1023 | v4 first proto 6"},
 		{"ip and udp and random8 < 3", "v4 proto 17", "v4 proto 17"},
 		{"ip and tcp and processId == 5", "v4 proto 6", "v4 proto 6"},
@@ -111,7 +111,7 @@ func TestNecessaryConditions(t *testing.T) {
 	}
 }
 
-// TestNecessaryOfLargeFilters holds lists that are too long for exact conditions to what they must allow.
+// TestNecessaryOfLargeFilters: lists too long for exact conditions still allow all matching packets.
 func TestNecessaryOfLargeFilters(t *testing.T) {
 	var ports, alternatives []string
 	for i := range 1000 {
@@ -180,7 +180,7 @@ func TestTermsOfFlowsAndOfTwoFilters(t *testing.T) {
 	}
 }
 
-// necessaryTests are what the random filters of the fuzz test are made of.
+// necessaryTests are the tests in the fuzz test's random filters.
 var necessaryTests = []string{
 	"tcp", "udp", "ip", "ipv6", "icmp", "icmpv6", "inbound", "outbound", "loopback", "fragment", "true", "false",
 	"tcp.DstPort == 80", "tcp.DstPort != 80", "tcp.DstPort < 80", "tcp.SrcPort >= 80", "udp.SrcPort > 53", "udp.DstPort <= 53",
@@ -208,7 +208,8 @@ func anyNecessary(r *rand.Rand, depth int) string {
 	return "(" + sub() + " and " + sub() + ")"
 }
 
-// anyPacket returns a packet whose lengths are right, of all kinds: with options and extension headers, fragments, cut short.
+// anyPacket returns a packet of any kind with correct lengths: with options and extension headers, fragmented, or
+// truncated.
 func anyPacket(r *rand.Rand) []byte {
 	protocols := []byte{6, 6, 17, 17, 1, 58, 47, 51, 135, 60, 44, 0}
 	transport := make([]byte, []int{0, 3, 4, 7, 8, 19, 20, 28, 40}[r.IntN(9)])
@@ -253,8 +254,8 @@ func anyPacket(r *rand.Rand) []byte {
 	return append(b, transport...)
 }
 
-// FuzzNecessary holds the conditions to the interpreter: what matches meets one of them, and nothing meets two; and so it is
-// with those of two filters together, and of flows.
+// FuzzNecessary compares the conditions with the interpreter: a matching packet meets one of them, and no packet meets
+// two. The same holds for two filters together, and for flows.
 func FuzzNecessary(f *testing.F) {
 	for seed := range uint64(400) {
 		f.Add(seed, []byte(nil), "")
@@ -305,13 +306,13 @@ func FuzzNecessary(f *testing.F) {
 	})
 }
 
-// endsEarly reports whether a packet is the first fragment of several, of IPv4, that ends before its transport header.
+// endsEarly reports whether a packet is the first of several IPv4 fragments and ends before its transport header.
 func endsEarly(b []byte) bool {
 	shortest := map[byte]int{packet.ProtocolTCP: 20, packet.ProtocolUDP: 8, packet.ProtocolICMP: 8, packet.ProtocolICMPv6: 8}
 	return b[0]>>4 == 4 && b[6]&0x20 != 0 && b[6]&0x1F == 0 && b[7] == 0 && len(b) < 4*int(b[0]&15)+shortest[b[9]]
 }
 
-// meet returns how many terms a packet meets.
+// meet returns the number of terms that a packet meets.
 func meet(terms []prog.Term, b []byte) (n int) {
 	for i := range terms {
 		if terms[i].Meets(b) {

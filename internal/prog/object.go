@@ -38,7 +38,7 @@ const objectIndexBias = 65535
 // ipv4Prefix is the upper part of ::ffff:0:0/96, to which the IPv4 addresses of the language belong.
 const ipv4Prefix = 0xFFFF << 32
 
-// objectArgs says how many of the four 32-bit words of a literal the object form of a test carries.
+// objectArgs returns the number of 32-bit words of a literal, up to four, in the object form of a test.
 func objectArgs(f Field) int {
 	switch info := f.Info(); {
 	case info.Kind == KindIPv6, info.Kind == KindAddr:
@@ -55,13 +55,11 @@ var (
 	ErrMalformed = errors.New("the compiled filter is malformed")
 )
 
-// ParseObject reads an object string: a compiled filter as text (specification: filter-object.md 4).
-// Nothing may follow the object, not even a NUL. The only error is ErrMalformed. strict says how the program is written
-// as text again.
+// ParseObject reads an object string: a compiled filter as text (specification: filter-object.md 4). Nothing may follow
+// the object, not even a NUL. The only error is ErrMalformed. strict selects the dialect in which the program is printed.
 //
-// As in the original, neither the layer of the fields nor the range of the literals is checked here.
-// DriverCheck does that; Eval reports a field that does not belong to the layer when it
-// executes one.
+// As in the original, ParseObject checks neither the layer of the fields nor the range of the literals. DriverCheck does
+// that; Eval reports a field of another layer when it executes its test.
 func ParseObject(s string, layer packet.Layer, strict bool) (*Program, error) {
 	rest, found := strings.CutPrefix(s, ObjectMagic)
 	r := objectReader{rest: rest, bad: !found}
@@ -149,7 +147,7 @@ func (r *objectReader) test(i, count int) Test {
 	return t
 }
 
-// target reads where instruction i of count goes on.
+// target reads a target of instruction i of count.
 func (r *objectReader) target(i, count int) Target {
 	switch r.byte() {
 	case 'A':
@@ -165,14 +163,13 @@ func (r *objectReader) target(i, count int) Target {
 	return Reject
 }
 
-// Object returns the object string of the program: a printable ASCII text without line breaks that
-// ParseObject and every WinDivert 2.2 understands (specification: filter-object.md 4). Programs of
-// the extended dialect are lowered first (Lower); a *LowerError names a test without an object form.
-// More than 256 tests are ErrTooLong.
+// Object returns the object string of the program: printable ASCII without line breaks, which ParseObject and every
+// WinDivert 2.2 understand (specification: filter-object.md 4). Programs of the extended dialect are lowered first
+// (Lower); a *LowerError names a test without an object form. More than 256 tests are ErrTooLong.
 //
-// As in the original, the object does not carry what its tests never look at (the upper words of
-// 32-bit literals). And as in the original, which counts in 8 bits, a program of exactly 256 tests that
-// was compiled in the strict dialect becomes "@WinDiv_WW", which no reader accepts.
+// As in the original, the object omits words that its tests never read (the upper words of 32-bit literals). And as in
+// the original, which counts in 8 bits, a program of exactly 256 tests that was compiled in the strict dialect becomes
+// "@WinDiv_WW", which no reader accepts.
 func (p *Program) Object() (string, error) {
 	if p.hasLargeSet() {
 		return "", ErrTooLong
@@ -198,14 +195,14 @@ func (p *Program) Object() (string, error) {
 	return string(b), nil
 }
 
-// hasLargeSet reports whether a set alone has more tests, spelled out, than an object may have, and nothing else is in
-// the way. It saves spelling out tests that are useless then.
+// hasLargeSet reports whether one set alone becomes more tests than fit into an object, and there is no other obstacle.
+// It saves writing out tests that would be useless.
 func (p *Program) hasLargeSet() bool {
 	large := false
 	for i := range p.tests {
 		t := &p.tests[i]
 		if t.Field >= NumSpecFields || t.Named != nil {
-			return false // Lower tells more
+			return false // Lower has a better error
 		}
 		large = large || t.Set != nil && len(t.Set.Ranges) > maxObjectTests && len(comparable(t)) > maxObjectTests
 	}

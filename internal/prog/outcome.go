@@ -6,14 +6,14 @@ import (
 	"github.com/opendivert/divert/packet"
 )
 
-// Outcomes reports whether a program can accept anything, and whether it can reject anything, as far as its tests show
-// that by themselves: "tcp and udp" accepts nothing, because a packet has one transport header. A result of false is
-// certain, one of true is not. A long program is not looked at: it counts as able to do both.
+// Outcomes reports whether a program can accept anything, and whether it can reject anything, as far as its tests alone
+// show: "tcp and udp" accepts nothing, because a packet has one transport header. A result of false is certain, true is
+// not. A long program is not analysed: both results are true.
 func (p *Program) Outcomes() (accepts, rejects bool) {
 	if len(p.tests) > maxOutcomes {
 		return true, true
 	}
-	at := make([]*knowledge, len(p.tests)) // the facts where a test is entered; nil: it cannot be reached
+	at := make([]*knowledge, len(p.tests)) // the facts at the entry of each test; nil: unreachable
 	at[0] = &knowledge{shapes: allShapes}
 	lead := func(t Target, k *knowledge) {
 		switch {
@@ -41,7 +41,7 @@ func (p *Program) Outcomes() (accepts, rejects bool) {
 	return accepts, rejects
 }
 
-// maxOutcomes is how many tests a program may have that is looked at.
+// maxOutcomes is the most tests of a program to analyse.
 const maxOutcomes = 1000
 
 // knowledge has the facts about a packet at a place of a program.
@@ -56,7 +56,7 @@ type place struct {
 	index int32
 }
 
-// interval says that the value of a field lies between two values, if the packet has the field.
+// interval is the fact that the value of a field lies between two values, if the packet has the field.
 type interval struct {
 	place
 	Range
@@ -69,7 +69,7 @@ func (p place) compare(q place) int {
 	return int(p.index) - int(q.index)
 }
 
-// shapes is a set of what headers and direction a packet can have together: a bit for each.
+// shapes is a set of possible combinations of headers and direction of a packet: a bit for each.
 type shapes uint16
 
 // The shapes. Each family has four, and each of those goes in or out.
@@ -83,7 +83,7 @@ const (
 	shapeICMP6
 	shapeOther6
 
-	outward   = 8 // bits that those of outbound packets are further up
+	outward   = 8 // distance of outbound shapes from inbound ones, in bits
 	inShapes  = 1<<outward - 1
 	allShapes = shapes(1<<(2*outward) - 1)
 )
@@ -91,7 +91,7 @@ const (
 // both returns shapes in both directions.
 func both(s shapes) shapes { return s | s<<outward }
 
-// shapesOf are the shapes that have a field's header, with which its name begins.
+// shapesOf maps a header field to the shapes with that header.
 var shapesOf = map[Field]shapes{
 	FieldIP:       both(shapeTCP4 | shapeUDP4 | shapeICMP4 | shapeOther4),
 	FieldIPv6:     both(shapeTCP6 | shapeUDP6 | shapeICMP6 | shapeOther6),
@@ -103,16 +103,16 @@ var shapesOf = map[Field]shapes{
 	FieldOutbound: allShapes &^ inShapes,
 }
 
-// having returns the shapes of which a field is a header or a direction; ok is false for other fields.
+// having returns the shapes with the header, or the direction, of a field; ok is false for other fields.
 func having(f Field, layer packet.Layer) (s shapes, ok bool) {
 	if layer != packet.LayerNetwork && layer != packet.LayerForward {
-		return 0, false // events tell these from other things
+		return 0, false // events have other sources for these
 	}
 	s, ok = shapesOf[f]
 	return s, ok
 }
 
-// header returns the shapes that can have a field at all.
+// header returns the shapes in which a field can exist.
 func header(f Field, layer packet.Layer) shapes {
 	if layer != packet.LayerNetwork && layer != packet.LayerForward {
 		return allShapes
@@ -131,7 +131,7 @@ func header(f Field, layer packet.Layer) shapes {
 	return allShapes
 }
 
-// decide returns the facts when a test holds and when it fails; nil where that cannot be.
+// decide returns the facts when a test holds and when it fails; nil where that is impossible.
 func (k *knowledge) decide(t *Test, p *Program) (holds, fails *knowledge) {
 	if t.Field == FieldZero && t.Op <= OpGe {
 		if satisfies(Value{}, t) {
@@ -160,7 +160,7 @@ func (k *knowledge) decide(t *Test, p *Program) (holds, fails *knowledge) {
 	}
 	holds = k.within(can)
 	if t.Neg || t.Field.Info().Kind == KindSigned || p.strict && !t.Field.Info().Wide {
-		return holds, fails // values that are compared in other ways
+		return holds, fails // values with another kind of comparison
 	}
 	was := holds.of(t)
 	now, ok := narrowed(was, t)
@@ -212,7 +212,7 @@ func satisfies(v Value, t *Test) bool {
 	return order >= 0
 }
 
-// narrowed returns the rest of a range when a test holds, false if there is none.
+// narrowed returns the part of a range for which a test holds, false if there is none.
 func narrowed(r Range, t *Test) (Range, bool) {
 	v := t.Value
 	switch t.Op {
@@ -243,7 +243,7 @@ func narrowed(r Range, t *Test) (Range, bool) {
 		r.First = highest(r.First, v)
 	case OpIn:
 		if t.Set == nil || len(t.Set.Ranges) == 0 {
-			return r, t.Set == nil // a set whose elements are not known here may have any
+			return r, t.Set == nil // a set with unknown elements may contain any value
 		}
 		r = Range{First: highest(r.First, t.Set.Ranges[0].First), Last: lowest(r.Last, t.Set.Ranges[len(t.Set.Ranges)-1].Last)}
 	}
@@ -297,7 +297,7 @@ func (k *knowledge) with(t *Test, r Range) *knowledge {
 	return &knowledge{k.shapes, list}
 }
 
-// join returns the facts that hold where two ways meet.
+// join returns the facts that hold where two paths meet.
 func (k *knowledge) join(o *knowledge) *knowledge {
 	j := &knowledge{shapes: k.shapes | o.shapes}
 	for _, i := range k.known {

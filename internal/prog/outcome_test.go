@@ -50,7 +50,7 @@ func TestOutcomes(t *testing.T) {
 	}
 }
 
-// TestOutcomesAreCertain holds what Outcomes is certain of to what the interpreter decides.
+// TestOutcomesAreCertain compares the certain results of Outcomes with the interpreter's decisions.
 func TestOutcomesAreCertain(t *testing.T) {
 	r := rand.New(rand.NewPCG(3, 4))
 	tests := []string{
@@ -102,7 +102,7 @@ func TestOutcomesAreCertain(t *testing.T) {
 	}
 }
 
-// outcomePackets returns packets of all kinds, some cut short.
+// outcomePackets returns packets of all kinds, some truncated.
 func outcomePackets(t *testing.T, r *rand.Rand) (list [][]byte) {
 	t.Helper()
 	for i := range 400 {

@@ -23,8 +23,7 @@ const (
 	OpNotIn // the value is available and does not lie in Test.Set or Test.Named
 )
 
-// Target is where the evaluation goes on after a test: the index of a later test,
-// or Accept or Reject.
+// Target is the continuation after a test: the index of a later test, or Accept or Reject.
 type Target int32
 
 // The two ends of an evaluation.
@@ -51,7 +50,7 @@ type Test struct {
 	Index int32  // index fields: byte offset, negative from the end
 	Value Value  // the literal, for the operators OpEq to OpGe
 	Set   *Set   // for OpIn and OpNotIn, one of them:
-	Named *Named // of a field that TakesNamed
+	Named *Named // only for fields that TakesNamed
 	Succ  Target // next if the test holds
 	Fail  Target // next if it does not
 }
@@ -62,7 +61,7 @@ type Program struct {
 	layer     packet.Layer
 	tests     []Test
 	code      code     // the tests as the interpreter executes them; New makes it
-	uncounted *Program // matches whatever this does with any counts of flows; nil if it does not ask for them
+	uncounted *Program // see Uncounted; nil if the program does not test counts of flows
 
 	strict bool // compiled in the strict dialect
 }

@@ -7,7 +7,7 @@ import (
 	"github.com/opendivert/divert/internal/radix"
 )
 
-// maxValue is the greatest value there is.
+// maxValue is the greatest value.
 var maxValue = Value{Hi: ^uint64(0), Lo: ^uint64(0)}
 
 // bitValue returns 2^n, 0 for n of 128 or more.
@@ -18,9 +18,8 @@ func bitValue(n int) Value {
 	return Value{Hi: 1 << (n - 64)}
 }
 
-// NewSet returns the set of all values that lie in at least one of the ranges, which may come in any
-// order, overlap and touch. A range whose Last lies below its First is empty. The argument is neither
-// changed nor kept.
+// NewSet returns the set of all values in the ranges, which may come in any order, overlap and touch. A range whose Last
+// lies below its First is empty. NewSet neither changes nor keeps the argument.
 func NewSet(ranges []Range) *Set { return &Set{Ranges: slices.Clip(radix.Join(ranges))} }
 
 // Contains reports whether v lies in the set. It takes time logarithmic in the number of ranges,

@@ -19,7 +19,7 @@ func (op Op) String() string {
 	return "Op(" + strconv.Itoa(int(op)) + ")"
 }
 
-// style is how the tests of a program are written.
+// style is the notation of a program's tests.
 type style struct {
 	layer  packet.Layer // whose events have names, or anyLayer
 	strict bool         // for the strict dialect
@@ -45,7 +45,7 @@ func (s style) appendTest(b []byte, t *Test) []byte {
 	}
 	if !s.strict && t.Field == FieldEvent && t.Value == (Value{}) &&
 		(t.Op == OpNe || t.Op == OpEq && !isEventOf(0, s.layer)) {
-		// The extended dialect lets the bare test through, but not a number that is no event.
+		// The extended dialect accepts the bare test, but not an invalid event number.
 		if t.Op == OpEq {
 			b = append(b, "not "...)
 		}
@@ -55,7 +55,7 @@ func (s style) appendTest(b []byte, t *Test) []byte {
 	b = append(b, ' ')
 	b = append(b, t.Op.String()...)
 	b = append(b, ' ')
-	if t.Neg && info.Elem == 0 { // as in the original, literals of index fields lose their sign
+	if t.Neg && info.Elem == 0 { // in the original, literals of index fields lose their sign
 		b = append(b, '-')
 	}
 	return s.appendLiteral(b, t.Field, t.Value)
@@ -72,7 +72,7 @@ func appendFieldName(b []byte, t *Test) []byte {
 	return b
 }
 
-// inHex says which fields besides the index fields have their literals written in hexadecimal.
+// inHex holds the fields, besides the index fields, whose literals are written in hexadecimal.
 var inHex = [NumFields]bool{
 	FieldIPID: true, FieldIPChecksum: true, FieldTCPChecksum: true, FieldUDPChecksum: true,
 	FieldICMPChecksum: true, FieldICMPv6Checksum: true,
@@ -86,8 +86,7 @@ func (s style) appendLiteral(b []byte, f Field, v Value) []byte {
 	case info.Kind == KindIPv4:
 		return addrtext.AppendIPv4(b, uint32(v.Lo))
 	case info.Kind == KindIPv6 && !s.strict && v.IsMapped():
-		// The original writes these as IPv4 addresses, which the extended dialect does not
-		// let through here.
+		// The original writes these as IPv4 addresses, which the extended dialect refuses here.
 		return addrtext.AppendIPv4(append(b, "::ffff:"...), uint32(v.Lo))
 	case info.Kind == KindIPv6 || info.Kind == KindAddr:
 		return addrtext.AppendIPv6(b, wordsOf(v))
@@ -116,7 +115,7 @@ func appendHex(b []byte, v Value) []byte {
 
 // appendDecimal appends all 128 bits of v in decimal.
 func appendDecimal(b []byte, v Value) []byte {
-	const digits = 19 // the most that fit into 64 bits
+	const digits = 19 // the most decimal digits that fit into 64 bits
 	const unit = 1e19
 	if v.Hi == 0 {
 		return strconv.AppendUint(b, v.Lo, 10)
@@ -128,7 +127,7 @@ func appendDecimal(b []byte, v Value) []byte {
 	return append(b, low...)
 }
 
-// appendSetTest appends a test of a set: as a comparison with a prefix if it is one, else spelled out.
+// appendSetTest appends a test of a set: as a comparison with a prefix where possible, else with all elements.
 func (s style) appendSetTest(b []byte, t *Test) []byte {
 	if t.Named != nil && t.Named.Interface {
 		op := OpEq
@@ -170,8 +169,8 @@ func (s style) appendSetTest(b []byte, t *Test) []byte {
 	return append(b, '}')
 }
 
-// byFamily splits ranges of addresses of either family at the ends of the IPv4 addresses: a range may
-// not be written from one family to the other.
+// byFamily splits ranges of addresses of either family at the ends of the IPv4 addresses: the notation has no range from
+// one family to the other.
 func byFamily(f Field, ranges []Range) []Range {
 	if f.Info().Kind != KindAddr {
 		return ranges
@@ -215,7 +214,7 @@ func prefixOf(f Field, r Range) (length int, ok bool) {
 	if kind != KindIPv4 && kind != KindIPv6 && kind != KindAddr {
 		return 0, false
 	}
-	// The bits in which the ends differ must be the lowest ones, all of them, and zero in the first.
+	// The bits in which the ends differ must be exactly the lowest ones, and zero in the first.
 	diff := Value{Hi: r.First.Hi ^ r.Last.Hi, Lo: r.First.Lo ^ r.Last.Lo}
 	host := diff.BitLen()
 	if diff.Next() != bitValue(host) || r.First.Hi&diff.Hi != 0 || r.First.Lo&diff.Lo != 0 {

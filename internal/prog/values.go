@@ -25,9 +25,8 @@ const (
 	reflectPriority  = 24
 )
 
-// value returns the value of a field that has at most 32 bits, is not signed, and is not read
-// straight from a header; it is not ok if the value is not available.
-// (Specification: filter-language.md 6.)
+// value returns the value of a field that has at most 32 bits, is not signed, and is not read directly from a header; ok
+// is false if the value is not available. (Specification: filter-language.md 6.)
 func (s *state) value(f Field) (v uint32, ok bool) {
 	switch f {
 	case FieldInbound:
@@ -146,8 +145,8 @@ func (s *state) port(source bool) uint32 {
 	return 0
 }
 
-// scrambledFlowLabel is the value that the original takes for the flow label: a slip in its byte order puts
-// three bytes of the first word into other places (specification: filter-language.md 6, quirk).
+// scrambledFlowLabel is the original's value of the flow label: a slip in its byte order misplaces three bytes of the
+// first word (specification: filter-language.md 6, quirk).
 func (s *state) scrambledFlowLabel() (v uint32, ok bool) {
 	if s.parsed.IPv6Off < 0 || len(s.packet) < 4 {
 		return 0, false
@@ -156,8 +155,8 @@ func (s *state) scrambledFlowLabel() (v uint32, ok bool) {
 	return uint32(b[2])<<24 | uint32(b[3])<<16 | uint32(b[1]&0x0F)<<8, true
 }
 
-// random returns the hash that the random fields are parts of. The bits 56 to 63, which no field
-// shows, are set, so it is never 0.
+// random returns the hash that supplies the random fields. The bits 56 to 63, which no field shows, are set, so it is
+// never 0.
 func (s *state) random() uint64 {
 	if s.hash == 0 {
 		s.hash = s.parsed.Hash(s.packet, uint64(s.addr.Timestamp)) | 0xFF<<56
@@ -165,8 +164,8 @@ func (s *state) random() uint64 {
 	return s.hash
 }
 
-// wideValue returns the value of a field of more than 32 bits or with a sign, as orderKey
-// orders it. Such fields are available always, except for the addresses of an IPv6 header.
+// wideValue returns the value of a field of more than 32 bits or with a sign, in the order of orderKey. Such fields are
+// always available, except for the addresses of an IPv6 header.
 func (s *state) wideValue(f Field) (v Value, ok bool) {
 	switch f {
 	case FieldTimestamp:

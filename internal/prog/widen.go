@@ -16,10 +16,10 @@ func (p *Program) MatchesAll() bool {
 	return t.Succ == Accept && t.Fail == Accept
 }
 
-// Widen returns a program that the original's driver accepts (DriverCheck) and that matches whatever
-// p matches, perhaps more; exact tells that it matches nothing else. Parts that the driver cannot have are left open: tests
-// without a form in the driver go both ways if their header is there, long sets become fewer, larger ranges, and everything
-// past 255 tests counts as a match.
+// Widen returns a program that the original's driver accepts (DriverCheck) and that matches every item that p matches,
+// perhaps more; exact means that it matches no others. Parts beyond the driver's abilities are left open: tests without a
+// form in the driver go both ways if their header is there, long sets become fewer, larger ranges, and everything past
+// 255 tests counts as a match.
 func (p *Program) Widen() (wide *Program, exact bool) {
 	if lowered, err := p.Lower(); err == nil && lowered.DriverCheck() == nil {
 		return lowered, true
@@ -36,10 +36,9 @@ func (p *Program) Widen() (wide *Program, exact bool) {
 	return w.program(), false
 }
 
-// Without returns a program that does not ask for the fields that unknown names and matches whatever p matches with any
-// values of them, so long as the header is there that they belong to; exact tells that p does not ask for them either. It is
-// for a place where the values are not known yet. Everything past twice the length of p
-// counts as a match.
+// Without returns a program that does not test the fields for which unknown returns true, and that matches every item
+// that p matches with any values of them, if the fields' header is there; exact means that p does not test them either.
+// It is for a place where the values are still unknown. Everything past twice the length of p counts as a match.
 func (p *Program) Without(unknown func(Field) bool) (wide *Program, exact bool) {
 	if !slices.ContainsFunc(p.tests, func(t Test) bool { return unknown(t.Field) }) {
 		return p, true
@@ -49,13 +48,13 @@ func (p *Program) Without(unknown func(Field) bool) (wide *Program, exact bool) 
 	return w.program(), false
 }
 
-// Gathered returns tests of the same meaning, at the same places, of which lists such as "port == 1 or port == 2 or …" and
-// their opposites have become sets. A joined list stands at the place of its first test; its other tests stay, and nothing
-// leads to them. The tests are copies; their sets may be the program's own, so do not write to them.
+// Gathered returns tests of the same meaning, at the same places, in which lists such as "port == 1 or port == 2 or …"
+// and their opposites have become sets. A joined list replaces its first test; its other tests stay, but become
+// unreachable. The tests are copies; their sets may be the program's own, so do not write to them.
 func (p *Program) Gathered() []Test { return gatherSets(p.tests, leastList) }
 
-// gatherSets joins lists such as "port == 1 or port == 2 or …" and their opposites, of least tests or more, into sets. The
-// first test of a list takes the others in, which nothing leads to any more.
+// gatherSets joins lists such as "port == 1 or port == 2 or …" and their opposites, of at least least tests, into sets.
+// The first test of a list takes in the others, which become unreachable.
 func gatherSets(tests []Test, least int) []Test {
 	refs := make([]int, len(tests))
 	for i := range tests {
@@ -69,7 +68,7 @@ func gatherSets(tests []Test, least int) []Test {
 	for i := 0; i < len(out); i++ {
 		first := &out[i]
 		ranges, positive, ok := listed(first)
-		ranges = slices.Clip(ranges) // which may be those of a set
+		ranges = slices.Clip(ranges) // they may be a set's own
 		last := i
 		for ok && last+1 < len(out) && refs[last+1] == 1 {
 			more, same, isList := listed(&out[last+1])
@@ -92,8 +91,8 @@ func gatherSets(tests []Test, least int) []Test {
 	return out
 }
 
-// listed returns the values that a test is for, or against, as an element of a list may be. They may be those of its set:
-// do not write to them.
+// listed returns the values that a test is for, or against, if it can be an element of a list. They may be those of its
+// set: do not write to them.
 func listed(t *Test) (ranges []Range, positive, ok bool) {
 	info := t.Field.Info()
 	switch {
@@ -109,7 +108,7 @@ func listed(t *Test) (ranges []Range, positive, ok bool) {
 	return []Range{{First: t.Value, Last: t.Value}}, t.Op == OpEq, inRange
 }
 
-// continues reports whether b, which has the index at, goes on with the list that a belongs to.
+// continues reports whether b, which has the index at, continues the list of a.
 func continues(a, b *Test, at Target, positive bool) bool {
 	if a.Field != b.Field || a.Index != b.Index {
 		return false
@@ -120,34 +119,33 @@ func continues(a, b *Test, at Target, positive bool) bool {
 	return a.Succ == at && a.Fail == b.Fail
 }
 
-// A widener builds the wider program. Where a test can go both ways the evaluation goes on at two places
-// at once and accepts if it accepts at one of them; the sets of such places are the states of the
-// new program, as in the construction of a deterministic automaton.
+// A widener builds the wider program. Where a test can go both ways the evaluation continues at two places at once and
+// accepts if it accepts at one of them. The sets of such places are the states of the new program, as in the construction
+// of a deterministic automaton.
 type widener struct {
 	layer  packet.Layer
 	tests  []Test
-	ranges int // how many ranges a set may have that is spelled out
-	most   int // tests that the new program may have
+	ranges int // most ranges of a set to write as comparisons
+	most   int // most tests of the new program
 
-	unknown func(Field) bool // the fields of Without; nil where the original's driver is the limit
+	unknown func(Field) bool // the argument of Without; nil for Widen
 
 	states []*wideState
 	byKey  map[string]Target // states, as indices into states
 	size   int               // tests of all states so far
-	cut    bool              // there was no room for all states: some count as a match
+	cut    bool              // not all states had room: some count as a match
 }
 
-// wideState is a state: its first test decides where the evaluation goes on.
+// wideState is a state: its first test decides the continuation.
 type wideState struct {
 	places   []Target // ascending, without duplicates
 	chain    []Test   // its replacement; the targets are chainSucc, chainFail and chainNext
 	yes, no  Target   // states, as indices into states, or Accept or Reject
-	start    Target   // where the chain starts in the program
+	start    Target   // start of the chain in the program
 	explored bool
 }
 
-// explore finds the states from the one that has the program's start alone, in an order in
-// which jumps go forward.
+// explore finds the states reachable from the program's start, in an order in which jumps go forward.
 func (w *widener) explore() {
 	w.byKey = make(map[string]Target)
 	entry := w.state([]Target{0})
@@ -158,7 +156,7 @@ func (w *widener) explore() {
 	for s := w.next(); s != nil; s = w.next() {
 		if w.size+len(s.chain) > w.most {
 			w.cut = true
-			s.chain = nil // whoever leads here leads to Accept
+			s.chain = nil // references to it become Accept
 			s.explored = true
 			continue
 		}
@@ -169,7 +167,7 @@ func (w *widener) explore() {
 	}
 }
 
-// next returns the state to explore next: the one with the foremost test, as nothing leads to it any more.
+// next returns the state to explore next: the one with the foremost test, to which no further state can lead.
 func (w *widener) next() *wideState {
 	var first *wideState
 	for _, s := range w.states {
@@ -180,8 +178,8 @@ func (w *widener) next() *wideState {
 	return first
 }
 
-// state returns the state of a set of places, which may be the same as another set's. It makes a new one
-// if need be. The argument belongs to it.
+// state returns the state of a set of places, which may be the same as another set's, and makes one if necessary. It
+// takes over the argument.
 func (w *widener) state(places []Target) Target {
 	for {
 		places = normal(places)
@@ -198,14 +196,13 @@ func (w *widener) state(places []Target) Target {
 				return w.intern(places, chain)
 			}
 		}
-		// The test's answer makes no difference, or cannot be known.
+		// The test's result makes no difference, or is unknown.
 		t := &w.tests[places[0]]
 		places = append(slices.Clone(places[1:]), t.Succ, t.Fail)
 	}
 }
 
-// normal sorts places in place and leaves out what adds nothing: duplicates, Reject, and all others next to
-// Accept.
+// normal sorts places in place and removes those that add nothing: duplicates, Reject, and all others next to Accept.
 func normal(places []Target) []Target {
 	slices.Sort(places)
 	places = slices.Compact(places)
@@ -233,8 +230,8 @@ func (w *widener) intern(places []Target, chain []Test) Target {
 	return s
 }
 
-// outcomes returns where the evaluation is, after the first test of places, if its chain succeeds or fails.
-// The test itself may be less sure than its chain: see coarse.
+// outcomes returns the places after the first test of places, if its chain succeeds and if it fails. Even then the test's
+// own result may be uncertain: see coarse.
 func (w *widener) outcomes(places []Target) (yes, no []Target) {
 	t, rest := &w.tests[places[0]], places[1:]
 	to := func(targets ...Target) []Target {
@@ -250,9 +247,9 @@ func (w *widener) outcomes(places []Target) (yes, no []Target) {
 	}
 }
 
-// chain returns the tests that stand for a test in the driver, nil if none can. That is the test itself, spelled out;
-// or one that is sure in one of its outcomes, see coarse; or, since tests fail where their header is
-// absent, one for that header.
+// chain returns the tests that stand for a test in the driver, nil if none can: the test itself as comparisons; or one
+// that is certain in one of its outcomes, see coarse; or, since tests fail where their header is absent, one for that
+// header.
 func (w *widener) chain(t *Test) []Test {
 	if w.isCoarse(t) {
 		return lowerIn(w.coarse(t))
@@ -267,7 +264,7 @@ func (w *widener) chain(t *Test) []Test {
 	return []Test{header}
 }
 
-// exact returns what spells out a test for the driver, nil if nothing does.
+// exact returns the exact form of a test for the driver, nil if there is none.
 func (w *widener) exact(t *Test) []Test {
 	if w.unknown != nil {
 		if w.unknown(t.Field) {
@@ -293,15 +290,15 @@ func (w *widener) exact(t *Test) []Test {
 	return chain
 }
 
-// isCoarse reports whether a test is of a set with more ranges than may be spelled out.
+// isCoarse reports whether a test's set has more ranges than may become comparisons.
 func (w *widener) isCoarse(t *Test) bool {
 	return w.unknown == nil && t.Named == nil && (t.Op == OpIn || t.Op == OpNotIn) && t.Field < NumSpecFields && len(comparable(t)) > w.ranges &&
 		driverRefuses(&Test{Field: t.Field, Index: t.Index, Value: comparable(t)[0].First}, w.layer) == ""
 }
 
-// coarse returns a test that is sure in one of its outcomes. A value outside the fewer ranges that
-// enclose a set is outside the set; a value in the greatest ranges of a set is in it, so
-// for a test against the set that is the sure outcome.
+// coarse returns a test that is certain in one of its outcomes. A value outside the fewer ranges that enclose a set is
+// outside the set. A value in the greatest ranges of a set is in it: for a test against the set, that is the certain
+// outcome.
 func (w *widener) coarse(t *Test) *Test {
 	ranges := comparable(t)
 	if t.Op == OpIn {
@@ -312,7 +309,7 @@ func (w *widener) coarse(t *Test) *Test {
 	return &Test{Field: t.Field, Index: t.Index, Op: OpIn, Set: &Set{Ranges: ranges}}
 }
 
-// enclose returns n ranges that hold all of the ranges, the narrowest gaps closed.
+// enclose returns n ranges that contain all of the ranges, with the narrowest gaps closed.
 func enclose(ranges []Range, n int) []Range {
 	gaps := make([]Value, 0, len(ranges)-1)
 	for i := 1; i < len(ranges); i++ {
@@ -390,7 +387,7 @@ func (w *widener) program() *Program {
 	return New(w.layer, tests, false)
 }
 
-// entry returns where the chain of a state begins.
+// entry returns the start of the chain of a state.
 func (w *widener) entry(t Target) Target {
 	if to := w.states[t]; len(to.chain) > 0 {
 		return to.start

@@ -1,5 +1,5 @@
-// Package progtest compiles filters for tests of code that takes programs: package prog cannot, because the language is
-// above it.
+// Package progtest compiles filters for tests of packages that take programs. Package prog cannot, because the language
+// is above it.
 package progtest
 
 import (
