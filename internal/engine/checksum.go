@@ -8,10 +8,10 @@ import (
 	"github.com/opendivert/divert/packet"
 )
 
-// complete computes the checksums that the address calls missing. Those of a new packet are what packet.CalcChecksums makes
-// them, as in the original. For a captured one it goes beyond in two ways, since a kernel may have left the sum unfinished:
-// on a source route it covers the final destination, where it will be verified, as the kernel's does; and the CRC32c of
-// SCTP is computed where TCPChecksum and UDPChecksum are both false.
+// complete computes the checksums that the address marks as missing. For a new packet they are those of
+// packet.CalcChecksums, as in the original. For a captured one, whose sum a kernel may have left unfinished, it does more
+// in two cases: on a source route the checksum covers the final destination, where it will be verified, like the
+// kernel's; and it computes the CRC32c of SCTP if TCPChecksum and UDPChecksum are both false.
 func complete(b []byte, a *packet.Address, captured bool) {
 	skip := packet.NoICMPChecksum | packet.NoICMPv6Checksum
 	if a.IPChecksum {
@@ -23,7 +23,8 @@ func complete(b []byte, a *packet.Address, captured bool) {
 	if a.UDPChecksum {
 		skip |= packet.NoUDPChecksum
 	}
-	// CalcChecksums reports what it wrote in an address. It leaves the transport checksum of a fragment, which is no failure of Send.
+	// CalcChecksums records its checksums in an address. It skips the transport checksum of a fragment, which is no
+	// failure of Send.
 	var written packet.Address
 	packet.CalcChecksums(b, &written, skip)
 	if !captured || !special(b) {
@@ -38,7 +39,7 @@ func complete(b []byte, a *packet.Address, captured bool) {
 		coverEnds(&p, b, b[p.TCPOff+16:])
 	case written.UDPChecksum:
 		if field := b[p.UDPOff+6:]; coverEnds(&p, b, field) && field[0]|field[1] == 0 {
-			binary.BigEndian.PutUint16(field, 0xFFFF) // 0 means that there is none (RFC 768)
+			binary.BigEndian.PutUint16(field, 0xFFFF) // 0 means no checksum (RFC 768)
 		}
 	case p.Protocol == protocolSCTP && !a.TCPChecksum && !a.UDPChecksum:
 		writeSCTP(&p, b)
@@ -48,8 +49,8 @@ func complete(b []byte, a *packet.Address, captured bool) {
 // protocolSCTP is SCTP's protocol number.
 const protocolSCTP = 132
 
-// special reports whether a packet, all of which is there, may have a checksum that packet.CalcChecksums does not know.
-// Nearly all packets are told by two bytes.
+// special reports whether a whole packet may have a checksum that packet.CalcChecksums does not know. For nearly all
+// packets two bytes decide.
 func special(b []byte) bool {
 	if b[0]>>4 == 4 {
 		return b[0]&0x0F > packet.IPv4HeaderLen/4 || b[9] == protocolSCTP
@@ -81,7 +82,8 @@ func word(a netip.Addr) uint32 {
 	return binary.BigEndian.Uint32(b[:])
 }
 
-// sctpHeaderLen is the length of SCTP's common header, in bytes, and sctpField where its checksum is (RFC 9260 section 3.1).
+// sctpHeaderLen is the length of SCTP's common header, in bytes, and sctpField the offset of its checksum (RFC 9260
+// section 3.1).
 const (
 	sctpHeaderLen = 12
 	sctpField     = 8
@@ -101,7 +103,7 @@ func writeSCTP(p *packet.Parsed, b []byte) {
 	binary.LittleEndian.PutUint32(field, crc32.Checksum(segment, castagnoli))
 }
 
-// Unfinish writes the sum of the pseudo-header into the checksum field of a whole packet of TCP without extension headers and
+// Unfinish writes the sum of the pseudo-header into the checksum field of a whole TCP packet without extension headers or
 // fragments, as the kernel leaves it to hardware. It leaves other packets alone.
 func Unfinish(b []byte) {
 	var p packet.Parsed
@@ -110,8 +112,8 @@ func Unfinish(b []byte) {
 	}
 }
 
-// Unfinished reports whether a copy's transport checksum is one that the kernel leaves to the network card: the field
-// holds the sum of the pseudo-header only, in SCTP 0. It needs only the headers of the packet.
+// Unfinished reports whether the kernel has left a copy's transport checksum to the network card: the field holds only
+// the sum of the pseudo-header, in SCTP 0. It needs only the headers of the packet.
 func Unfinished(b []byte) bool {
 	var p packet.Parsed
 	if !p.Parse(b) || p.Extended || p.Fragment {

@@ -11,8 +11,8 @@ import (
 
 var be = binary.BigEndian
 
-// routed6 returns a packet to dst, with right checksums, and the same one on its way there through hop, with a
-// segment routing header. Its transport checksum is that of the former.
+// routed6 returns a packet to dst, with correct checksums, and the same packet on its way there through hop, with a
+// segment routing header. The transport checksum of both is that of the former.
 func routed6(protocol byte, segment []byte) (plain, onWay []byte) {
 	dst, hop := netip.MustParseAddr("fd00:2::2"), netip.MustParseAddr("fd00:5::5")
 	plain = make([]byte, packet.IPv6HeaderLen)
@@ -61,8 +61,7 @@ func tcpSegment(data ...byte) []byte {
 	return append([]byte{0x30, 0x39, 0x23, 0x28, 0, 0, 0, 1, 0, 0, 0, 2, 0x50, 0x18, 1, 0, 0, 0, 0, 0}, data...)
 }
 
-// TestChecksumsOfSourceRoutes: a packet on the way along a source route gets the checksum that is right at its
-// final destination.
+// TestChecksumsOfSourceRoutes: a packet on a source route gets the checksum that is correct at its final destination.
 func TestChecksumsOfSourceRoutes(t *testing.T) {
 	rows := []struct {
 		name     string
@@ -115,7 +114,7 @@ func TestChecksumsOfSourceRoutes(t *testing.T) {
 	}
 }
 
-// TestUDPChecksumZeroOfSourceRoutes: a sum that comes out as 0, which would mean that there is none, is written as 0xFFFF.
+// TestUDPChecksumZeroOfSourceRoutes: a sum of 0, which would mean no checksum, is written as 0xFFFF.
 func TestUDPChecksumZeroOfSourceRoutes(t *testing.T) {
 	for _, routed := range []func(byte, []byte) ([]byte, []byte){routed4, routed6} {
 		plain, _ := routed(packet.ProtocolUDP, udpSegment(0, 0))

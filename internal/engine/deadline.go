@@ -7,10 +7,10 @@ import (
 	"time"
 )
 
-// Deadline is the read deadline of a handle. Receive calls wait for a channel, which is closed when the time is over;
-// a deadline that is set later than they began ends them too, since they hold the channel that it closes.
+// Deadline is the read deadline of a handle. Receive calls wait for a channel, which is closed when the time is over. A
+// deadline set after a call began still ends it, because it closes the same channel.
 type Deadline struct {
-	wake func() // called after a channel was closed, for receivers that wait in a system call
+	wake func() // called after a channel is closed, for receivers that wait in a system call
 
 	channel atomic.Pointer[chan struct{}] // never nil; closed while the time is over
 
@@ -20,7 +20,7 @@ type Deadline struct {
 	closed bool
 }
 
-// Init prepares a deadline that is not set. wake is called after a channel was closed; see Handle.Wake.
+// Init prepares a deadline that is not set. wake is called after a channel is closed; see Handle.Wake.
 func (d *Deadline) Init(wake func()) {
 	d.wake = wake
 	d.renew()
@@ -53,7 +53,7 @@ func (d *Deadline) end() {
 	d.wake()
 }
 
-// Set changes the deadline; the zero time takes it away. It fails with net.ErrClosed after Close.
+// Set changes the deadline; the zero time removes it. It fails with net.ErrClosed after Close.
 func (d *Deadline) Set(t time.Time) error {
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -76,7 +76,7 @@ func (d *Deadline) Set(t time.Time) error {
 	return nil
 }
 
-// stop takes the timer away.
+// stop removes the timer.
 func (d *Deadline) stop() {
 	d.turn++
 	if d.timer != nil {
@@ -85,7 +85,7 @@ func (d *Deadline) stop() {
 	}
 }
 
-// expire ends the deadline of a setting, unless another was made since.
+// expire ends the deadline of a setting, unless a later one has replaced it.
 func (d *Deadline) expire(turn int) {
 	d.mu.Lock()
 	defer d.mu.Unlock()

@@ -1,5 +1,5 @@
-// Package engine is the line between a handle and the platform that serves it: the interface that the root package
-// calls and each platform's folder implements.
+// Package engine is the interface between a handle and its platform: the root package calls it, each platform's folder
+// implements it.
 package engine
 
 import (
@@ -28,7 +28,7 @@ type Limits struct {
 	Size   int           // bytes
 }
 
-// Mode says which of a platform's ways to decide which packets match is used.
+// Mode is a way to decide which packets match.
 type Mode uint8
 
 // The modes.
@@ -46,29 +46,29 @@ type Config struct {
 	Limits   Limits
 	FailOpen bool // packets that do not fit into the queue go on instead of being lost
 	Hang     Hang
-	Queues   int  // queues that flows are shared out to, at least 1; platforms without them take no more
-	Snap     int  // bytes of each packet that the caller wants at most, 0 for all; a platform may receive more
-	Segments bool // TCP packets too come as they are on the network, not several together
+	Queues   int  // queues that share the flows, at least 1; some platforms have only one
+	Snap     int  // bytes of each packet for the caller, 0 for all; a platform may receive more
+	Segments bool // TCP too comes as packets of the network, not as superpackets
 	Mode     Mode
-	Inbound  bool          // opening fails where packets cannot be injected inbound
+	Inbound  bool          // Open fails if packets cannot be injected inbound
 	InPlace  bool          // iterations may borrow, see Lender
-	BusyPoll time.Duration // how long receives look again before they wait, 0: not at all
+	BusyPoll time.Duration // time for which receive calls poll before they wait
 
-	FlowTable int           // flows with a verdict to keep at least, see Flows
-	FlowIdle  time.Duration // how long a verdict lasts without a packet, 0: by protocol
+	FlowTable int           // least number of flows with a verdict to keep, see Flows
+	FlowIdle  time.Duration // lifetime of a verdict without a packet, 0: by protocol
 
-	Processes bool   // addresses at the layer NETWORK are to have the process
+	Processes bool   // addresses at the layer NETWORK must have the process
 	Driver    string // Windows: path of the driver file, or of its folder; empty to look for it
 }
 
-// Hang says what becomes of packets that match while the program does not receive: when one has waited for a time, those that
-// come after it are not queued.
+// Hang is the treatment of matching packets while the program does not receive: once a packet has waited for a time,
+// later ones are not queued.
 type Hang struct {
-	After time.Duration // 0: they are
-	Drop  bool          // they are dropped, else they pass
+	After time.Duration // 0: they are always queued
+	Drop  bool          // packets not queued are dropped, else they pass
 }
 
-// How says which half of a handle Shutdown ends, with the values of WINDIVERT_SHUTDOWN.
+// How selects the halves of a handle to shut down, with the values of WINDIVERT_SHUTDOWN.
 type How uint8
 
 // The halves.
@@ -80,83 +80,83 @@ const (
 
 // Handle is an open handle of a platform. All methods may be called from several goroutines.
 type Handle interface {
-	// Recv waits for packets or events, no longer than w, and fills 1 to len(ps) of ps, which is not empty. It fails
-	// with ErrInterrupted when w has ended and nothing is there, and with io.EOF when the receive half is shut down and nothing is left.
-	// The handle was not opened to send only.
+	// Recv waits for packets or events, no longer than w, and fills 1 to len(ps) of ps, which is not empty. It fails with
+	// ErrInterrupted when w ends without a packet, and with io.EOF when the receive half is shut down and the queue is
+	// empty. It is not called on handles that only send.
 	Recv(w Wait, ps []packet.Packet) (int, error)
-	// Wake makes receive calls that wait look whether their Wait has ended. It may be called at any time, also after
-	// Close, and holds nobody up.
+	// Wake makes waiting receive calls check whether their Wait has ended. It may be called at any time, even after
+	// Close, and does not block.
 	Wake()
-	// Return gives back packets or events that Recv has returned and nobody was given: packets go on as they were,
-	// unless they are copies, and count as passed instead of received. It works after Shutdown, and on handles that
+	// Return gives back packets or events that Recv has returned and that were not handed out: packets go on as they
+	// were, unless they are copies, and count as passed instead of received. It works after Shutdown, and on handles that
 	// cannot send.
 	Return(ps []packet.Packet)
-	// Send injects packets, or lets the ones that they were received as go on with the bytes of ps.
-	// It returns how many were accepted; the error is the last one's that failed.
+	// Send injects packets; received packets go on with the bytes of ps. It returns the number accepted; the error is the
+	// last failure's.
 	Send(ps []packet.Packet) (int, error)
 	// Accept lets received packets go on as they were.
 	Accept(ps []packet.Packet) (int, error)
 	Shutdown(how How) error
-	// Close lets waiting packets go on. No receive call is under way when it is called, and none begins afterwards. It
-	// gives up every part of the handle, also if one fails; a second call fails with net.ErrClosed.
+	// Close lets waiting packets go on. No receive call runs when it is called, and none begins afterwards. It releases
+	// every part of the handle, even if one fails; a second call fails with net.ErrClosed.
 	Close() error
 	SetLimits(Limits) error
 	SetFilter(*prog.Program) error
 	Stats() (Stats, error)
-	// Description says how the handle is served, for people.
+	// Description tells people how the handle is served.
 	Description() string
 }
 
 // Opener opens a handle.
 type Opener func(Config) (Handle, error)
 
-// With returns a divert.Option that has handles opened by an engine other than the platform's. Package divert sets
-// it, so that package diverttest can use it without every program having it before its eyes.
+// With returns a divert.Option that opens handles by another engine than the platform's. Package divert sets it, so that
+// package diverttest can use it without an exported option for every program.
 var With func(Opener) any
 
-// DropWaits returns a divert.Option for the C interface, whose callers wait when they receive from a handle that
-// drops, as those of the original do (specification: api.md 6); in Go they are told at once. Package divert sets it.
+// DropWaits returns a divert.Option for the C interface: receive calls on a handle that drops wait, as in the original
+// (specification: api.md 6), where those of Go fail at once. Package divert sets it.
 var DropWaits func() any
 
 // Poll is RecvBatch of a *divert.Handle without waiting, for the C interface: it fails with ErrInterrupted where RecvBatch
 // would wait. Package divert sets it.
 var Poll func(h any, ps []packet.Packet) (int, error)
 
-// GiveBack is Handle.Return of a *divert.Handle, for packets that the C interface has received and no caller was given.
+// GiveBack is Handle.Return of a *divert.Handle, for packets that the C interface has received and not handed out.
 // Package divert sets it.
 var GiveBack func(h any, ps []packet.Packet)
 
-// SendConst is SendBatch of a *divert.Handle that leaves the packets' Data alone, for the C interface, whose callers' memory is
-// theirs: what Send would write goes into a copy, in the Packet's own memory. Package divert sets it.
+// SendConst is SendBatch of a *divert.Handle that leaves the packets' Data alone. It is for the C interface, which must
+// not write to its callers' memory: changes go into a copy, in the Packet's own memory. Package divert sets it.
 var SendConst func(h any, ps []packet.Packet) (int, error)
 
-// ConstSender is a Handle that makes these copies of the packets that need one only.
+// ConstSender is a Handle that makes these copies only for packets that need one.
 type ConstSender interface {
 	SendConst(ps []packet.Packet) (int, error)
 }
 
-// Dropper is a Handle for which received packets take a place until they are sent, dropped or given up.
+// Dropper is a Handle that keeps received packets until they are sent, dropped or given up.
 type Dropper interface {
-	// Drop ends packets that Recv has returned, and does nothing about others. They count as abandoned. It works after
-	// Shutdown, and on handles that cannot send; after Close it fails with net.ErrClosed.
+	// Drop ends packets that Recv has returned, and ignores others. They count as abandoned. It works after Shutdown, and
+	// on handles that cannot send; after Close it fails with net.ErrClosed.
 	Drop(ps []packet.Packet) error
 }
 
-// Cutter is a Handle that can be made to see TCP in segments later than from the start, for the C interface, which learns only
-// from receive calls that a program's buffers are short. The filter decides on TCP as the stack has it all the same.
+// Cutter is a Handle that can switch to segments of TCP after it was opened. It is for the C interface, which learns only
+// from receive calls that a program's buffers are short. The filter still decides on TCP as the stack has it.
 type Cutter interface {
-	// Cut makes packets that are captured from now on come in segments.
+	// Cut makes packets captured from now on come in segments.
 	Cut() error
-	// Again has superpackets that Recv has returned, from before, pass the handle once more instead of being returned. It moves the
-	// other packets to the front of ps and returns how many they are. Copies stay as they are: there is nothing that could pass again.
+	// Again makes superpackets that Recv has returned, from before Cut, pass the handle once more. It moves the other
+	// packets to the front of ps and returns their number. Copies stay, because they cannot pass again.
 	Again(ps []packet.Packet) int
 }
 
 // CutterOf returns the Cutter of a *divert.Handle, nil if its platform has none. Package divert sets it.
 var CutterOf func(h any) Cutter
 
-// Follower is a Handle that keeps the interfaces known which programs beside its own ask for, for users that decide on what they receive
-// by several filters.
+// Follower is a Handle that also keeps the interfaces in other programs current, for users that decide on received
+// packets by several filters.
 type Follower interface {
 	// Follow fills the sets of the program's interfaces, and keeps them current until the handle closes.
 	Follow(p *prog.Program) error
@@ -165,23 +165,23 @@ type Follower interface {
 // FollowerOf returns the Follower of a *divert.Handle, nil if its platform has none. Package divert sets it.
 var FollowerOf func(h any) Follower
 
-// Keeper is a Handle that itself has nothing any more of a packet that Recv returned. Keep tells it of one, whole, of which
-// the program will get a part: it keeps a copy, for Accept.
+// Keeper is a Handle whose platform forgets a packet once Recv has returned it. Keep gets a whole packet that the program
+// will get only in part, and copies it for Accept.
 type Keeper interface {
 	Keep(p *packet.Packet)
 }
 
-// Lender is a Handle that can hand out copies of packets where the kernel wrote them.
+// Lender is a Handle that can hand out copies of packets in the memory where the kernel wrote them.
 type Lender interface {
-	// Lend is Recv, but if it says that it has lent, Data of some packets lies in memory that can only be read, and is the handle's again
-	// with GiveBack. It stays until then also if the handle closes. Until then Lend lends nobody else, and Recv goes on as it does.
-	// It lends nothing unless the handle was opened so (Config.InPlace).
+	// Lend is Recv, but if lent is true, Data of some packets lies in read-only memory that the handle gets back with
+	// GiveBack. The memory lasts until then, even if the handle closes. Until then Lend lends nothing else, and Recv
+	// works as usual. Lend lends only if Config.InPlace is set.
 	Lend(w Wait, ps []packet.Packet) (n int, lent bool, err error)
-	// GiveBack ends what a call of Lend has lent. It waits for nobody, and may be called after Close.
+	// GiveBack returns the memory of a call of Lend. It does not block, and may be called after Close.
 	GiveBack()
 }
 
-// Queues is a Handle whose flows are shared out to several queues.
+// Queues is a Handle with several queues that share its flows.
 type Queues interface {
 	Queues() int
 	// RecvQueue is Recv for the packets of one queue.
@@ -205,25 +205,25 @@ type Stats struct {
 	DroppedFull uint64 // lost because the queue was full
 	DroppedOld  uint64 // lost because they had waited longer than the queue time
 	DroppedLong uint64 // lost because they were longer than the queue can carry
-	Passed      uint64 // went on unseen: the queue was full and the handle fails open, the handle was closing, or the kernel refuses to queue such a packet
-	Lost        uint64 // lost in the kernel, which does not say why: it had no memory, or would not queue this packet
+	Passed      uint64 // went on unseen: the queue was full and the handle fails open, the handle was closing, or the kernel does not queue such packets
+	Lost        uint64 // lost in the kernel for an unknown reason: it had no memory, or refused to queue the packet
 
-	FlowAccepted      uint64 // went on by the verdict of their flow, see AcceptFlow; of a handle that sniffs: were not copied
+	FlowAccepted      uint64 // went on by the verdict of their flow, see AcceptFlow; on a handle that sniffs: were not copied
 	FlowAcceptedBytes uint64 // and their bytes, IP headers included
 	FlowDropped       uint64 // were dropped by the verdict of their flow, see DropFlow
 	FlowDroppedBytes  uint64
 
-	HangPassed  uint64 // went on because the program had not received for long, see WithPassOnHang
-	HangDropped uint64 // were dropped because of that, see WithDropOnHang
+	HangPassed  uint64 // went on because the program hung, see WithPassOnHang
+	HangDropped uint64 // were dropped because the program hung, see WithDropOnHang
 
 	Reinjected uint64 // received packets that were sent on
 	Abandoned  uint64 // received packets that are gone: dropped by Drop, or not sent on for too long
-	Injected   uint64 // packets sent that were not received ones
+	Injected   uint64 // new packets sent
 	Failed     uint64 // sends that were refused, also because the packet was gone: its network interface went down
-	Foreign    uint64 // packets that another program's rules led to the handle's queue; they went on, and nobody received them
+	Foreign    uint64 // packets that another program's rules led to the handle's queue; they went on unreceived
 }
 
-// Accounted returns how many packets that matched are known to be in some place.
+// Accounted returns the number of matching packets whose fate or place is known.
 func (s *Stats) Accounted() uint64 {
 	return s.Received + s.Waiting + s.Dropped + s.DroppedFull + s.DroppedOld + s.DroppedLong + s.Passed + s.Lost +
 		s.FlowAccepted + s.FlowDropped + s.HangPassed + s.HangDropped

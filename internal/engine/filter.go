@@ -2,12 +2,12 @@ package engine
 
 import "github.com/opendivert/divert/internal/prog"
 
-// maxFilterData is how long the data of a REFLECT event is at most, in bytes, with the terminating zero
-// (specification: api.md 1.1).
+// maxFilterData is the greatest length of a REFLECT event's data, in bytes, with the terminating zero (specification:
+// api.md 1.1).
 const maxFilterData = 12288
 
-// FilterData returns a filter as REFLECT tells it, without the terminating zero: its object string or, for a filter
-// of the extended dialect that has none, its text in normal form.
+// FilterData returns a filter in the form of REFLECT, without the terminating zero: its object string or, for a filter of
+// the extended dialect that has none, its text in normal form.
 func FilterData(p *prog.Program) string {
 	text, err := p.Object()
 	if err != nil {

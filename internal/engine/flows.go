@@ -11,21 +11,22 @@ import (
 
 // Flows is a Handle that decides flows as a whole.
 type Flows interface {
-	// DecideFlow gives the flow of one packet that Recv has returned a verdict, Accept or Drop, and the packet itself too if
-	// it waits for one. The caller has checked that the handle's flags allow it.
+	// DecideFlow gives the flow of one packet that Recv has returned a verdict, Accept or Drop, and also the packet
+	// itself if it waits for one. The caller has checked that the handle's flags allow it.
 	DecideFlow(one []packet.Packet, v flow.Verdict) error
 	// ForgetFlow removes the record of a packet's flow, and reports whether it had a verdict.
 	ForgetFlow(p *packet.Packet) (bool, error)
 	// ForgetFlows removes the records of all flows.
 	ForgetFlows() error
-	// Flow returns the record of a packet's flow, and whether it has a verdict. Way is the packet's among Record's.
+	// Flow returns the record of a packet's flow; ok reports whether it has a verdict. way is the packet's index in
+	// Record's arrays.
 	Flow(p *packet.Packet) (r flow.Record, way int, ok bool, err error)
 }
 
 // ErrNotReceived is for a packet that the handle has not received.
 var ErrNotReceived = fmt.Errorf("%w: the packet was not received from this handle; a flow is decided by the handle that receives it", ErrInvalid)
 
-// FlowOf finds the flow of a packet. It fails with ErrInvalid, and says why it has none.
+// FlowOf finds the flow of a packet. If there is none it fails with ErrInvalid and the reason.
 func FlowOf(p *packet.Packet) (flow.Packet, error) {
 	var parsed packet.Parsed
 	parsed.Parse(p.Data)
@@ -81,7 +82,7 @@ func DecideFlow(h FlowDecider, cfg *Config, layer packet.Layer, one []packet.Pac
 // nothing. It may be used by several goroutines at once.
 type FlowTable struct{ table atomic.Pointer[flow.Table] }
 
-// Make returns the table, which is made when it is needed first.
+// Make returns the table, and makes it on first use.
 func (t *FlowTable) Make(cfg *Config) *flow.Table {
 	if table := t.table.Load(); table != nil {
 		return table
@@ -90,8 +91,8 @@ func (t *FlowTable) Make(cfg *Config) *flow.Table {
 	return t.table.Load()
 }
 
-// Pass returns the verdict for a packet that has matched, and counts it if there is one. The beginning of the packet
-// is enough for b; length is that of the whole packet.
+// Pass returns the verdict for a packet that has matched, and counts the packet if there is one. b needs only the
+// beginning of the packet; length is that of the whole packet.
 func (t *FlowTable) Pass(b []byte, length int, now int64) flow.Verdict {
 	table := t.table.Load()
 	if table == nil {
@@ -107,7 +108,7 @@ func (t *FlowTable) Pass(b []byte, length int, now int64) flow.Verdict {
 	return table.Pass(&f, now)
 }
 
-// Match is p.MatchExact for the packet in b, which it counts if p asks for that.
+// Match is p.MatchExact for the packet in b, which it counts if p needs that.
 func (t *FlowTable) Match(cfg *Config, p *prog.Program, b []byte, a *packet.Address, now int64) bool {
 	if t.Idle(p) {
 		return p.MatchExact(b, a)
@@ -120,12 +121,12 @@ func (t *FlowTable) Match(cfg *Config, p *prog.Program, b []byte, a *packet.Addr
 	return p.MatchKnown(b, &parsed, a, k)
 }
 
-// Idle reports whether there is nothing to do with packets that p decides on: it does not count, and no flow has a verdict.
+// Idle reports whether packets that p decides on need no work here: p does not count, and no flow has a verdict.
 func (t *FlowTable) Idle(p *prog.Program) bool { return !p.CountsFlows() && t.table.Load() == nil }
 
-// Known takes a packet of length bytes in: it may begin a flow, and it is counted for a program that asks for that. It
-// returns the values that the program needs of the packet. If the packet's flow is dropped it is not counted, and the program
-// decides that does not ask.
+// Known takes in a packet of length bytes: the packet may begin a flow, and is counted if the program needs that. It
+// returns the values of the packet for the program. Packets of a dropped flow are not counted, and the program then
+// decides without the counts.
 func (t *FlowTable) Known(cfg *Config, p *prog.Program, b []byte, parsed *packet.Parsed, length int, now int64) (*prog.Program, prog.Known) {
 	f, ok := flow.Find(b, parsed)
 	if !ok {
@@ -179,7 +180,7 @@ func (t *FlowTable) Get(p *packet.Packet, now int64) (r flow.Record, way int, ok
 	return r, f.Way(), ok, nil
 }
 
-// Tally writes the counters into s, all but Matched.
+// Tally writes the counters into s, except Matched.
 func (t *FlowTable) Tally(s *Stats) {
 	if table := t.table.Load(); table != nil {
 		s.SetFlows(table.Totals())

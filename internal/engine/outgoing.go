@@ -7,13 +7,13 @@ import (
 	"github.com/opendivert/divert/packet"
 )
 
-// Overheads are the bytes that an item in a handle's queue counts beyond its own, by layer (specification: api.md 12).
+// Overheads are the bytes that a queued item counts beyond its own, by layer (specification: api.md 12).
 var Overheads = [packet.NumLayers]int{
 	packet.LayerNetwork: 63, packet.LayerForward: 63, packet.LayerFlow: 119, packet.LayerSocket: 119, packet.LayerReflect: 87,
 }
 
-// Whole returns the packet at the start of b, as long as its IP header tells it, with the checks that the original's
-// driver makes of a packet to be sent (api.md 8). It fails with ErrShortBuffer or ErrInvalid.
+// Whole returns the packet at the start of b, with the length in its IP header, after the original driver's checks of
+// packets to send (api.md 8). It fails with ErrShortBuffer or ErrInvalid.
 func Whole(b []byte) ([]byte, error) {
 	size := 0
 	switch {
@@ -41,9 +41,9 @@ func Unready(a *packet.Address) bool {
 	return a.Impostor || !a.IPChecksum || !a.TCPChecksum || !a.UDPChecksum
 }
 
-// Finish computes the checksums that the address calls missing and counts down the hop limit of another
-// program's packet, in this order, in b, a whole packet (specification: api.md 8); captured says whether the packet is one
-// that was received, and not new. It fails with ErrHopLimit.
+// Finish computes the checksums that the address marks as missing and decrements the hop limit of another program's
+// packet, in this order, in b, a whole packet (specification: api.md 8). captured means that the packet was received and
+// is not new. It fails with ErrHopLimit.
 func Finish(b []byte, a *packet.Address, captured bool) error {
 	complete(b, a, captured)
 	if a.Impostor && !packet.DecrementTTL(b) {

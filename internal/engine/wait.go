@@ -5,14 +5,15 @@ import (
 	"sync/atomic"
 )
 
-// Wait ends the wait of one receive call without a packet: by the closing of either channel. A nil channel ends
-// nothing. Whoever closes one calls Handle.Wake next, for receivers that wait in a system call.
+// Wait ends the wait of one receive call without a packet when either channel is closed. A nil channel ends nothing.
+// After closing one, call Handle.Wake, for receivers that wait in a system call.
 type Wait struct {
-	Context <-chan struct{} // the context of this call has ended
-	Handle  <-chan struct{} // the read deadline of the handle is over, or the handle is about to close
+	Context <-chan struct{} // closed when the context of this call ends
+	Handle  <-chan struct{} // closed when the handle's read deadline passes, or before the handle closes
 }
 
-// ErrInterrupted is the error of a receive call whose Wait has ended. Users never see it: the caller knows why.
+// ErrInterrupted is the error of a receive call whose Wait has ended. The caller replaces it by the reason, so users
+// never see it.
 var ErrInterrupted = errors.New("interrupted")
 
 // Ended reports whether the wait is over.
@@ -31,14 +32,14 @@ func (w Wait) Ended() bool {
 	return false
 }
 
-// Turn is a mutex for the one of several receivers that waits in a system call. The others wait for the mutex, and
-// what ends their call ends that wait too. The zero Turn does not work; see NewTurn.
+// Turn is a mutex for the one of several receivers that waits in a system call. The others wait for the mutex; the end of
+// their Wait ends that, too. The zero Turn does not work; see NewTurn.
 type Turn struct {
 	state atomic.Int32  // free, held, or contended
 	freed chan struct{} // holds a token after a contended Turn was released
 }
 
-// The states of a Turn. A contended one is held, and somebody may wait for it.
+// The states of a Turn. A contended one is held, and others may wait for it.
 const (
 	turnFree = iota
 	turnHeld
@@ -48,8 +49,8 @@ const (
 // NewTurn returns a Turn that is free.
 func NewTurn() *Turn { return &Turn{freed: make(chan struct{}, 1)} }
 
-// Take waits for the turn and reports whether the caller has it; else w has ended. It takes a free Turn
-// without a look at w.
+// Take waits for the turn and reports whether the caller has it; otherwise w has ended. It takes a free Turn without
+// checking w.
 func (t *Turn) Take(w Wait) bool {
 	if t.state.CompareAndSwap(turnFree, turnHeld) {
 		return true
@@ -73,6 +74,6 @@ func (t *Turn) Release() {
 	}
 	select {
 	case t.freed <- struct{}{}:
-	default: // a token that nobody has taken yet wakes whoever waits
+	default: // a token still there will wake a waiter
 	}
 }

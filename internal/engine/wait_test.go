@@ -33,10 +33,10 @@ func TestWaitEnds(t *testing.T) {
 	}
 }
 
-// TestTurnIsTakenByOne: of many who take turns one is inside, and nobody waits for ever, also when others give up.
+// TestTurnIsTakenByOne: of many takers one is inside, and no taker waits for ever, even when others give up.
 func TestTurnIsTakenByOne(t *testing.T) {
 	turn := NewTurn()
-	inside := 0 // the race detector looks too
+	inside := 0 // also for the race detector
 	var all sync.WaitGroup
 	for i := range 8 {
 		all.Go(func() {
@@ -83,7 +83,7 @@ func TestTurnIsNotWaitedForLonger(t *testing.T) {
 	}
 }
 
-// TestDeadlineEndsWaits: whoever waits holds a channel from before; a deadline that is set later ends that wait too.
+// TestDeadlineEndsWaits: a waiter holds an earlier channel; a deadline set later ends that wait too.
 func TestDeadlineEndsWaits(t *testing.T) {
 	var d Deadline
 	woken := make(chan struct{}, 100)
@@ -127,7 +127,7 @@ func TestDeadlineEndsWaits(t *testing.T) {
 	is("closed for good", d.Passed(), true)
 }
 
-// TestDeadlinesReplaceEachOther: a timer of a deadline that was replaced ends nothing.
+// TestDeadlinesReplaceEachOther: the timer of a replaced deadline ends nothing.
 func TestDeadlinesReplaceEachOther(t *testing.T) {
 	var d Deadline
 	d.Init(func() {})
@@ -144,7 +144,7 @@ func TestDeadlinesReplaceEachOther(t *testing.T) {
 	}
 }
 
-// BenchmarkWait measures what the look at a wait costs a receive call.
+// BenchmarkWait measures the cost of checking a Wait in a receive call.
 func BenchmarkWait(b *testing.B) {
 	var d Deadline
 	d.Init(func() {})
@@ -157,7 +157,7 @@ func BenchmarkWait(b *testing.B) {
 	}
 }
 
-// BenchmarkTurn measures a Turn that nobody else wants.
+// BenchmarkTurn measures an uncontended Turn.
 func BenchmarkTurn(b *testing.B) {
 	turn := NewTurn()
 	b.ReportAllocs()
