@@ -12,30 +12,30 @@ import (
 // Queue is a backlog. Its methods may be called from several goroutines.
 type Queue struct {
 	now      func() int64              // the clock of the timestamps
-	tick     float64                   // of that clock, in ns
-	dropped  func(i *Item, why Reason) // told of each item that is pushed out, with the lock held
-	overhead int                       // what an item counts beyond its bytes
+	tick     float64                   // tick of that clock, in ns
+	dropped  func(i *Item, why Reason) // called with each item pushed out, with the lock held
+	overhead int                       // bytes that an item counts beyond its own
 
 	mu      sync.Mutex
 	limits  engine.Limits
 	items   []Item // a ring
 	head, n int
 	bytes   int
-	ended   error // nothing is added any more; Recv returns it when the queue is empty
+	ended   error // if set, nothing more is added; Recv returns it when the queue is empty
 	closed  bool
-	failed  error         // for the next reader that waits
-	changed chan struct{} // closed and replaced when a reader may have reason to look again
-	watched bool          // somebody waits for changed
+	failed  error         // error for the next waiting reader
+	changed chan struct{} // closed and replaced when readers should look again
+	watched bool          // a reader waits for changed
 }
 
-// Item is a packet or event that waits.
+// Item is a waiting packet or event.
 type Item struct {
 	Data []byte // its own memory, kept for the next item in the same place
 	Addr packet.Address
-	at   int64 // when it came, by the queue's clock
+	at   int64 // time of arrival, by the queue's clock
 }
 
-// Reason says why an item was lost.
+// Reason is the reason why an item was lost.
 type Reason uint8
 
 // The reasons.
@@ -46,11 +46,11 @@ const (
 
 // Config has the settings of a queue.
 type Config struct {
-	Layer   packet.Layer        // whose items wait; it says what they count beyond their bytes
-	Limits  engine.Limits       // at first
+	Layer   packet.Layer        // layer of the items; it determines their overhead
+	Limits  engine.Limits       // initial limits
 	Now     func() int64        // the clock of the timestamps
-	Tick    float64             // of that clock, in ns; 0 stands for 1
-	Dropped func(*Item, Reason) // told of each item that is lost, which is valid until it returns; it must not call the queue
+	Tick    float64             // tick of that clock, in ns; 0 stands for 1
+	Dropped func(*Item, Reason) // called with each lost item, which is valid during the call; it must not call the queue
 }
 
 // New returns an empty queue.
@@ -65,13 +65,13 @@ func New(c Config) *Queue {
 	}
 }
 
-// Add appends a copy of an item and reports false if it is larger than the whole queue may be, or nothing is to
-// be added any more. The item came at its timestamp.
+// Add appends a copy of an item. It returns false if the item is larger than the whole queue, or nothing more is to be
+// added. The item's time of arrival is its timestamp.
 func (q *Queue) Add(data []byte, addr *packet.Address) bool {
 	return q.AddAt(addr.Timestamp, data, addr)
 }
 
-// AddAt is Add for an item that came at another time, by the queue's clock.
+// AddAt is Add for an item with another time of arrival, by the queue's clock.
 func (q *Queue) AddAt(at int64, data []byte, addr *packet.Address) bool {
 	q.mu.Lock()
 	defer q.mu.Unlock()
@@ -96,7 +96,7 @@ func (q *Queue) AddAt(at int64, data []byte, addr *packet.Address) bool {
 	return true
 }
 
-// Room reports whether an item with so many bytes of data would push out no other.
+// Room reports whether an item with that many bytes of data would push out no other.
 func (q *Queue) Room(data int) bool {
 	q.mu.Lock()
 	defer q.mu.Unlock()
@@ -112,7 +112,7 @@ func (q *Queue) grow() {
 	q.items, q.head = items, 0
 }
 
-// pop takes the oldest item out; it stays valid until the next Add.
+// pop removes the oldest item, which stays valid until the next Add.
 func (q *Queue) pop() *Item {
 	i := &q.items[q.head]
 	q.head = (q.head + 1) % len(q.items)
@@ -147,7 +147,7 @@ func (q *Queue) Limits() engine.Limits {
 	return q.limits
 }
 
-// Len returns how many items wait.
+// Len returns the number of waiting items.
 func (q *Queue) Len() int {
 	q.mu.Lock()
 	defer q.mu.Unlock()
@@ -186,7 +186,7 @@ func (q *Queue) Poll(ps []packet.Packet) int {
 	return n
 }
 
-// take takes waiting items; if there are none, it returns the channel to wait for, which the caller does if it waits.
+// take takes waiting items; if there are none, it returns the channel for a caller that waits.
 func (q *Queue) take(ps []packet.Packet, waits bool) (n int, changed <-chan struct{}, err error) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
@@ -218,13 +218,13 @@ func (q *Queue) take(ps []packet.Packet, waits bool) (n int, changed <-chan stru
 	return n, q.changed, nil
 }
 
-// oldest returns the earliest time at which an item that is not too old may have come. q.mu is held.
+// oldest returns the earliest time of arrival of an item that is not too old. q.mu is held.
 func (q *Queue) oldest() int64 {
 	return q.now() - int64(float64(q.limits.Time)/q.tick)
 }
 
-// End closes the queue and empties it, in one step: items that are too old are dropped, the rest is given to f, each valid
-// until f returns. Both are called with the lock held.
+// End closes the queue and empties it, in one step: items that are too old are dropped, the rest go to f, each valid
+// until f returns. Both happen with the lock held.
 func (q *Queue) End(f func(*Item)) {
 	q.set(func() {
 		q.closed = true

@@ -17,10 +17,10 @@ import (
 	"github.com/opendivert/divert/packet"
 )
 
-// overhead is what a packet counts beyond its bytes.
+// overhead is the bytes that a packet counts beyond its own.
 const overhead = 63
 
-// start is when the clock of these tests began.
+// start is the start of these tests' clock.
 var start = time.Now()
 
 // now is the clock of these tests, in ns.
@@ -43,7 +43,7 @@ type loss struct {
 	why    Reason
 }
 
-// model is the simplest queue that does what a backlog promises.
+// model is the simplest queue with a backlog's promises.
 type model struct {
 	limits engine.Limits
 	items  []modelled
@@ -82,7 +82,7 @@ func (m *model) take(n int) (got []uint32) {
 	return got
 }
 
-// numbered returns size bytes that hold a number; size is 4 at least.
+// numbered returns size bytes with a number in them; size is at least 4.
 func numbered(number uint32, size int) []byte {
 	b := make([]byte, size)
 	for i := range b {
