@@ -1,11 +1,11 @@
 package capfile
 
 // The types of pcapng blocks and of their options (draft-ietf-opsawg-pcapng 4.1 to 4.6, appendix A). Options of different
-// blocks have the same numbers.
+// blocks share numbers.
 const (
 	BlockSection      = 0x0A0D0D0A
 	BlockInterface    = 1
-	BlockOldPacket    = 2 // before BlockPacket was thought of
+	BlockOldPacket    = 2 // predecessor of BlockPacket
 	BlockSimplePacket = 3 // with neither a time nor an interface
 	BlockCounts       = 5
 	BlockPacket       = 6
@@ -20,7 +20,7 @@ const (
 	OptionFilter      = 11
 	OptionOffset      = 14 // in seconds, to add to times
 	OptionFlags       = 2  // of a packet
-	OptionLost        = 4  // packets lost between the packet before and this one
+	OptionLost        = 4  // packets lost between the previous packet and this one
 	OptionPacketID    = 5
 	OptionQueue       = 6
 	OptionProcess     = 8 // the process and the thread, 4 bytes each

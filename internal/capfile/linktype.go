@@ -2,16 +2,16 @@ package capfile
 
 import "fmt"
 
-// linkType is the kind of header that the frames of a capture begin with (tcpdump.org/linktypes.html). The bits above the lowest 16 are
-// about other things: whether frames end with a check sequence, and how long it is.
+// linkType is the kind of header at the beginning of a capture's frames (tcpdump.org/linktypes.html). The bits above the
+// lowest 16 have another meaning: whether frames end with a check sequence, and its length.
 type linkType uint32
 
-// LinkTypeRaw is of frames that are IP packets.
+// LinkTypeRaw is the type of frames that are IP packets.
 const LinkTypeRaw linkType = 101
 
 func (l linkType) number() uint16 { return uint16(l) }
 
-// String returns the number, with the name if the type has one here.
+// String returns the number, with the name if it is known here.
 func (l linkType) String() string {
 	if name := linkNames[l.number()]; name != "" {
 		return fmt.Sprintf("%d (%s)", l.number(), name)
@@ -19,7 +19,7 @@ func (l linkType) String() string {
 	return fmt.Sprint(l.number())
 }
 
-// linkNames are the names of link types that are not understood and often met.
+// linkNames are the names of frequent link types that are not understood.
 var linkNames = map[uint16]string{
 	3: "AX.25", 6: "Token Ring", 7: "ARCNET", 8: "SLIP", 10: "FDDI", 100: "ATM, RFC 1483", 107: "Frame Relay",
 	119: "802.11 with Prism header", 122: "IP over Fibre Channel", 138: "IEEE 1394", 143: "DOCSIS", 144: "IrDA",
@@ -30,11 +30,11 @@ var linkNames = map[uint16]string{
 	147: "USER0", 148: "USER1", 149: "USER2", 150: "USER3",
 }
 
-// linkLayers take the header of a link type off a frame. They return the rest if that is an IP packet, or
-// nothing, and the direction if the header tells it.
+// linkLayers remove the header of a link type from a frame. They return the rest if it is an IP packet, or nothing, and
+// the direction if the header has it.
 var linkLayers = map[uint16]func([]byte) ([]byte, Direction){
 	101: bare, 228: bare, 229: bare, // RAW, IPV4, IPV6
-	12: bare, 14: bare, // what RAW is in files with the DLT numbers of BSD and OpenBSD
+	12: bare, 14: bare, // RAW in files with the DLT numbers of BSD and OpenBSD
 	0: after(4), 108: after(4), // NULL, LOOP: the address family
 	1:   ethernet,
 	9:   ppp,
@@ -52,7 +52,7 @@ var linkLayers = map[uint16]func([]byte) ([]byte, Direction){
 
 func bare(b []byte) ([]byte, Direction) { return b, Unknown }
 
-// after is for headers of a fixed length, in bytes.
+// after removes headers of a fixed length, in bytes.
 func after(n int) func([]byte) ([]byte, Direction) {
 	return func(b []byte) ([]byte, Direction) { return b[min(n, len(b)):], Unknown }
 }
@@ -63,12 +63,12 @@ const (
 	etherIPv6    = 0x86DD
 	etherVLAN    = 0x8100
 	etherService = 0x88A8 // outer VLAN tag
-	etherOldQinQ = 0x9100 // the same, before it had a number of its own
+	etherOldQinQ = 0x9100 // the same, from before etherService existed
 	etherPPPoE   = 0x8864 // of a session
-	etherMaxSize = 1500   // up to here it is a length (IEEE 802.3), and LLC follows
+	etherMaxSize = 1500   // up to here the field is a length (IEEE 802.3), and LLC follows
 )
 
-// ethernet takes an Ethernet header off.
+// ethernet removes an Ethernet header.
 func ethernet(b []byte) ([]byte, Direction) {
 	if len(b) < 14 {
 		return nil, Unknown
@@ -76,7 +76,7 @@ func ethernet(b []byte) ([]byte, Direction) {
 	return byEtherType(b[12:]), Unknown
 }
 
-// byEtherType returns the IP packet behind an EtherType, VLAN tags and the like between them taken off.
+// byEtherType returns the IP packet behind an EtherType, without VLAN tags and the like between them.
 func byEtherType(b []byte) []byte {
 	for len(b) >= 2 {
 		t := be16(b)
@@ -95,7 +95,7 @@ func byEtherType(b []byte) []byte {
 	return nil
 }
 
-// subnetwork takes headers of LLC and SNAP off (IEEE 802.2, RFC 1042): aa aa 03, an organisation, an EtherType.
+// subnetwork removes headers of LLC and SNAP (IEEE 802.2, RFC 1042): aa aa 03, an organisation, an EtherType.
 func subnetwork(b []byte) []byte {
 	if len(b) < 8 || b[0] != 0xaa || b[1] != 0xaa || b[2] != 3 {
 		return nil
@@ -109,7 +109,7 @@ const (
 	pppIPv6 = 0x0057
 )
 
-// ppp takes a header of PPP off, with or without the address and control bytes ff 03 in front (RFC 1661, RFC 1662).
+// ppp removes a PPP header, with or without the address and control bytes ff 03 in front (RFC 1661, RFC 1662).
 func ppp(b []byte) ([]byte, Direction) {
 	if len(b) >= 2 && b[0] == 0xff && b[1] == 3 {
 		b = b[2:]
@@ -117,7 +117,7 @@ func ppp(b []byte) ([]byte, Direction) {
 	return pppProtocol(b), Unknown
 }
 
-// pppProtocol takes the protocol off, which has one byte if that is odd.
+// pppProtocol removes the protocol, which has one byte if that is odd.
 func pppProtocol(b []byte) []byte {
 	if len(b) < 2 {
 		return nil
@@ -132,7 +132,7 @@ func pppProtocol(b []byte) []byte {
 	return b[size:]
 }
 
-// pppoe takes a header of PPPoE off: of a session, whose code is 0 (RFC 2516).
+// pppoe removes a PPPoE header of a session, whose code is 0 (RFC 2516).
 func pppoe(b []byte) []byte {
 	if len(b) < 6 || b[0] != 0x11 || b[1] != 0 {
 		return nil
@@ -140,7 +140,7 @@ func pppoe(b []byte) []byte {
 	return pppProtocol(b[6:])
 }
 
-// ciscoHDLC takes an address and a control byte off, and an EtherType; or a header of PPP, which such lines carry too.
+// ciscoHDLC removes an address and a control byte, and an EtherType; or a PPP header, which such lines carry too.
 func ciscoHDLC(b []byte) []byte {
 	if len(b) < 4 {
 		return nil
@@ -151,7 +151,7 @@ func ciscoHDLC(b []byte) []byte {
 	return byEtherType(b[2:])
 }
 
-// wireless takes a header of a data frame off (IEEE 802.11 9.2.3), unless the frame is encrypted.
+// wireless removes the header of a data frame (IEEE 802.11 9.2.3), unless the frame is encrypted.
 func wireless(b []byte) []byte {
 	const (
 		typeData                    = 2
@@ -179,7 +179,7 @@ func wireless(b []byte) []byte {
 	return subnetwork(b[min(at, len(b)):])
 }
 
-// radiotap takes a radiotap header off (radiotap.org), whose length stands in it, and that of the frame.
+// radiotap removes a radiotap header (radiotap.org), which has its length in it, and the frame's header.
 func radiotap(b []byte) ([]byte, Direction) {
 	if len(b) < 8 || b[0] != 0 {
 		return nil, Unknown
@@ -187,8 +187,8 @@ func radiotap(b []byte) ([]byte, Direction) {
 	return wireless(b[min(int(b[2])|int(b[3])<<8, len(b)):]), Unknown
 }
 
-// packetFilterLog takes a header of OpenBSD's pflog off. It begins with its length without padding; its direction is 1
-// for in and 2 for out.
+// packetFilterLog removes a header of OpenBSD's pflog. It begins with its length without padding; its direction is 1 for
+// in and 2 for out.
 func packetFilterLog(b []byte) ([]byte, Direction) {
 	const way = 60
 	if len(b) <= way {
@@ -204,12 +204,12 @@ func packetFilterLog(b []byte) ([]byte, Direction) {
 	return packet, Unknown
 }
 
-// netfilterLog returns the packet in a message of Linux's nflog: version and family, a group, and attributes of a length
-// and a type each in the writer's byte order, of which 9 is the packet (linux/netfilter/nfnetlink_log.h).
+// netfilterLog returns the packet in a message of Linux's nflog: version and family, a group, and attributes, each with a
+// length and a type in the writer's byte order; type 9 is the packet (linux/netfilter/nfnetlink_log.h).
 func netfilterLog(b []byte) []byte {
 	const payload = 9
 	for b = b[min(4, len(b)):]; len(b) >= 4; {
-		// Lengths are below 2¹⁶ and most of them below 256, which tells the byte order if the type is the payload's.
+		// Lengths are below 2¹⁶ and mostly below 256, which shows the byte order if the type is the payload's.
 		length, kind := int(b[0])|int(b[1])<<8, int(b[2])|int(b[3])<<8
 		if kind > 255 {
 			length, kind = int(be16(b)), int(be16(b[2:]))
@@ -236,8 +236,8 @@ func cookedDirection(packetType byte) Direction {
 	return In
 }
 
-// cooked takes a header of Linux's cooked captures off: its size, and where the EtherType and the
-// low byte of the packet type stand.
+// cooked removes a header of Linux's cooked captures: its size, and the offsets of the EtherType and of the low byte of
+// the packet type.
 func cooked(b []byte, size, etherType, packetType int) ([]byte, Direction) {
 	if len(b) < size {
 		return nil, Unknown

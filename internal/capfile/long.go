@@ -6,18 +6,18 @@ import (
 	"github.com/opendivert/divert/packet"
 )
 
-// longHeaders is how much of a packet is looked at for its headers if they do not tell its length.
+// longHeaders is the part of a packet searched for its headers if they do not give its length.
 const longHeaders = 512
 
-// longest is the length of the longest packet that an IP header can tell, in bytes.
+// longest is the greatest packet length that an IP header can give, in bytes.
 const longest = packet.IPv6HeaderLen + 0xFFFF
 
-// Parse is p.Parse(b) for a packet of length bytes, of which b has the first. A packet of TCP that the stack is still to cut
-// may be longer than its header can tell, which then tells 0 (BIG TCP; iph_totlen in include/linux/ip.h): such a one is
-// parsed as if its header told the length.
+// Parse is p.Parse(b) for a packet of length bytes, of which b has the first. A TCP packet that the stack has still to
+// cut may be longer than its header can say; the length there is then 0 (BIG TCP; iph_totlen in include/linux/ip.h).
+// Parse treats such a packet as if its header gave the length.
 func Parse(p *packet.Parsed, b []byte, length int) bool {
 	ok := p.Parse(b)
-	var at, before int // where the length is told, and what it does not count
+	var at, before int // offset of the length field, and the bytes that it does not count
 	switch {
 	case len(b) >= packet.IPv4HeaderLen && b[0]>>4 == 4 && !ok:
 		at = 2

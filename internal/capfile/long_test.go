@@ -8,7 +8,7 @@ import (
 	"github.com/opendivert/divert/packet"
 )
 
-// segment returns the beginning of a TCP packet whose header tells no length.
+// segment returns the beginning of a TCP packet whose header gives no length.
 func segment(t testing.TB, from, to string, jumbo bool) []byte {
 	t.Helper()
 	h := packet.Header{Src: netip.MustParseAddrPort(from), Dst: netip.MustParseAddrPort(to)}
@@ -41,7 +41,7 @@ func TestParseLong(t *testing.T) {
 			t.Errorf("%s: %+v", name, p)
 		}
 	}
-	// Nothing else is touched.
+	// Other packets stay unchanged.
 	short := segment(t, "[fd00::1]:1", "[fd00::2]:2", false)
 	padded := append(append([]byte(nil), short[:40]...), make([]byte, 6)...)
 	padded[6] = 59 // no next header

@@ -15,31 +15,31 @@ type pcapReader struct {
 	in       *bufio.Reader
 	order    binary.ByteOrder
 	unit     time.Duration // of the fraction of a second in a time
-	header   int           // bytes in front of each frame
+	header   int           // bytes before each frame
 	lengths  lengthOrder
 	linkType linkType
-	frames   int // read
+	frames   int // frames read
 	buf      []byte
 }
 
-// lengthOrder says which of a frame's two lengths stands first in its header.
+// lengthOrder is the order of a frame's two lengths in its header.
 type lengthOrder uint8
 
 const (
 	capturedFirst lengthOrder = iota // since version 2.4
 	originalFirst                    // before 2.3
-	smallerFirst                     // the captured one, whichever that is: 2.3 was written both ways
+	smallerFirst                     // the smaller is the captured one: 2.3 was written both ways
 )
 
-// The magic numbers of pcap files, as a reader sees them that has the writer's byte order.
+// The magic numbers of pcap files, in the writer's byte order.
 const (
 	MagicMicroseconds = 0xa1b2c3d4
 	MagicNanoseconds  = 0xa1b23c4d
-	MagicPatched      = 0xa1b2cd34 // of the libpcap that Alexey Kuznetzov changed: longer headers of frames
+	MagicPatched      = 0xa1b2cd34 // of Alexey Kuznetzov's modified libpcap: longer headers of frames
 )
 
-// The lengths of the file's header, and of a frame's, in bytes. Behind the usual members a patched header has the
-// index of the interface (32 bits), the EtherType (16) and the packet type of Linux (8), and is filled up.
+// The lengths of the file's header, and of a frame's, in bytes. Behind the usual members a patched header has the index
+// of the interface (32 bits), the EtherType (16), the packet type of Linux (8), and padding.
 const (
 	pcapHeader        = 24
 	frameHeader       = 16
@@ -53,11 +53,11 @@ const (
 	dguxMajor            = 543
 )
 
-// maxFrame is the longest frame that is read, as in libpcap, in bytes. The limit in a file's header is
-// ignored: many writers do not keep to it.
+// maxFrame is the longest frame accepted, as in libpcap, in bytes. The limit in a file's header is ignored: many writers
+// exceed it.
 const maxFrame = 262144
 
-// pcapOrder returns the byte order of the pcap file that begins with these 4 bytes, nil if it is none.
+// pcapOrder returns the byte order of a pcap file that begins with these 4 bytes, nil if it is not a pcap file.
 func pcapOrder(magic []byte) binary.ByteOrder {
 	for _, order := range []binary.ByteOrder{binary.LittleEndian, binary.BigEndian} {
 		switch order.Uint32(magic) {
@@ -125,8 +125,8 @@ func (p *pcapReader) next(f *frame) error {
 	return nil
 }
 
-// cutOff returns the error of a file that ends too early: n bytes of something of a size are there. Other errors of
-// reading stay what they are.
+// cutOff returns the error of a file that ends too early: only n of size bytes are there. It returns other errors of
+// reading unchanged.
 func cutOff(err error, what string, n, size int) error {
 	if !errors.Is(err, io.EOF) && !errors.Is(err, io.ErrUnexpectedEOF) {
 		return err

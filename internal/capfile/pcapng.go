@@ -13,13 +13,13 @@ import (
 )
 
 // pcapngReader reads the frames of a pcapng file (draft-ietf-opsawg-pcapng): of any number of sections, each in its own
-// byte order, with packet blocks of all three kinds. Blocks of other types are passed over.
+// byte order, with packet blocks of all three kinds. It skips blocks of other types.
 type pcapngReader struct {
 	in         *bufio.Reader
 	order      binary.ByteOrder
-	foreign    bool // the section has a version that is not known; its blocks are passed over
+	foreign    bool // the section has an unknown version; its blocks are skipped
 	interfaces []pcapngInterface
-	blocks     int // read
+	blocks     int // blocks read
 	buf        []byte
 	notes      *notes
 }
@@ -28,7 +28,7 @@ type pcapngReader struct {
 type pcapngInterface struct {
 	name       string
 	linkType   linkType
-	snap       uint32 // bytes of each frame that were captured at most, 0: all
+	snap       uint32 // most bytes captured of each frame, 0: all
 	resolution uint8  // of times: as a negative power of ten or, with BinaryResolution, of two
 	offset     int64  // to add to times, in seconds
 }
@@ -36,7 +36,7 @@ type pcapngInterface struct {
 // BinaryResolution is the bit of a resolution that makes it a power of two.
 const BinaryResolution = 0x80
 
-// The lengths of blocks in bytes: type and length in front, length again behind; and of the longest that is read, as in
+// The lengths of blocks in bytes: type and length in front, length again behind; and of the longest accepted, as in
 // libpcap.
 const (
 	blockHead = 8
@@ -75,7 +75,7 @@ func (p *pcapngReader) next(f *frame) error {
 	}
 }
 
-// block reads the next block that may be of use; its body is good until the following call.
+// block reads the next useful block; its body is valid until the following call.
 func (p *pcapngReader) block() (block uint32, body []byte, err error) {
 	for {
 		block, length, err := p.head()
@@ -117,7 +117,7 @@ func useful(block uint32) bool {
 	return false
 }
 
-// head reads the type and the length of the next block. A section's says in which byte order they are.
+// head reads the type and the length of the next block. A section block has the byte order in it.
 func (p *pcapngReader) head() (block, length uint32, err error) {
 	var b [blockHead]byte
 	n, err := io.ReadFull(p.in, b[:])
@@ -187,7 +187,7 @@ func (p *pcapngReader) describe(body []byte) error {
 	return nil
 }
 
-// options gives the options of a block to f. It stops at one that does not fit.
+// options passes the options of a block to f. It stops at one that does not fit.
 func (p *pcapngReader) options(b []byte, f func(code uint16, value []byte)) {
 	for len(b) >= 4 {
 		code, length := p.order.Uint16(b), int(p.order.Uint16(b[2:]))
@@ -199,7 +199,7 @@ func (p *pcapngReader) options(b []byte, f func(code uint16, value []byte)) {
 	}
 }
 
-// packet reads a packet block, of the kind of today or the old one.
+// packet reads a packet block, of the current kind or the old one.
 func (p *pcapngReader) packet(f *frame, body []byte, old bool) error {
 	if len(body) < 20 {
 		return errShortBlock
@@ -207,7 +207,7 @@ func (p *pcapngReader) packet(f *frame, body []byte, old bool) error {
 	word := func(at int) uint32 { return p.order.Uint32(body[at:]) }
 	id := word(0)
 	if old {
-		id = uint32(p.order.Uint16(body)) // and a count of losses
+		id = uint32(p.order.Uint16(body)) // followed by a count of losses
 	}
 	captured, rest := word(12), body[20:]
 	if int64(captured) > int64(len(rest)) {
@@ -240,11 +240,11 @@ func (p *pcapngReader) packet(f *frame, body []byte, old bool) error {
 	return nil
 }
 
-// processComment returns the program and its path from the comment that the writer makes: name[id] path.
+// processComment returns the program and its path from the writer's comment: name[id] path.
 func processComment(comment string, pid uint32) (program, path string) {
 	program, path, found := strings.Cut(comment, fmt.Sprintf("[%d]", pid))
 	if !found {
-		return "???", "" // another writer's
+		return "???", "" // a comment of another writer
 	}
 	return program, strings.TrimPrefix(path, " ")
 }
@@ -266,7 +266,7 @@ func (p *pcapngReader) simplePacket(f *frame, body []byte) error {
 	return p.fill(f, 0, rest[:captured], length)
 }
 
-// fill sets the values that the frames of all blocks share.
+// fill sets the values that frames of all kinds of blocks have.
 func (p *pcapngReader) fill(f *frame, id uint32, data []byte, length uint32) error {
 	if int64(id) >= int64(len(p.interfaces)) {
 		return fmt.Errorf("it has a packet of interface %d, but only %d were described", id, len(p.interfaces))
@@ -280,7 +280,7 @@ func (p *pcapngReader) fill(f *frame, id uint32, data []byte, length uint32) err
 	return nil
 }
 
-// time returns the time of so many units since 1970.
+// time returns the time that lies a number of units after 1970.
 func (i *pcapngInterface) time(units uint64) time.Time {
 	var seconds, nanoseconds uint64
 	switch n := uint(i.resolution &^ BinaryResolution); {

@@ -25,27 +25,27 @@ type Reader struct {
 	parsed packet.Parsed
 
 	read    int // frames
-	skipped int // of them, no IP packets
-	unknown int // of them, of link types that are not understood
+	skipped int // frames without an IP packet
+	unknown int // frames of link types that are not understood
 }
 
-// Packet is an IP packet of a capture file. Data is the reader's, and good until the next packet is read.
+// Packet is an IP packet of a capture file. Data belongs to the reader, and is valid until the next packet is read.
 type Packet struct {
 	Data      []byte    // from the IP header on, as far as it was captured
 	Length    int       // in bytes, of the packet; more than len(Data) if the capture cut it
 	Time      time.Time // of the capture
-	Device    string    // the interface, "" if the file does not tell it
+	Device    string    // the interface, "" if unknown
 	Direction Direction
-	Addr      packet.Address // as far as the file tells it: timestamp in nanoseconds since 1970, layer, direction, family
+	Addr      packet.Address // the parts that the file has: timestamp in nanoseconds since 1970, layer, direction, family
 
-	PID           uint32 // the process, 0 if the file does not tell it
-	Program, Path string // of the process, "" if the file does not tell them
+	PID           uint32 // the process, 0 if unknown
+	Program, Path string // of the process, "" if unknown
 
 	Verdict Verdict
-	Lost    uint64 // packets that the capture lost before this one, as far as the file tells it
+	Lost    uint64 // packets lost before this one, as recorded in the file
 }
 
-// Direction is where a packet goes, as far as a file tells it.
+// Direction is a packet's direction, if the file has it.
 type Direction uint8
 
 // The directions.
@@ -55,26 +55,26 @@ const (
 	Out
 )
 
-// frame is a frame of a capture file. Data is good until the next one is read.
+// frame is a frame of a capture file. Data is valid until the next one is read.
 type frame struct {
 	data      []byte
-	length    int // on the wire, as the file says
+	length    int // on the wire, according to the file
 	when      time.Time
 	linkType  linkType
-	device    string    // "" if the file does not tell it
-	direction Direction // as far as the file tells it
+	device    string    // "" if unknown
+	direction Direction // if the file has it
 
-	pid           uint32 // the process of the packet, 0 if the file does not tell it
+	pid           uint32 // the process of the packet, 0 if unknown
 	program, path string
 	verdict       Verdict
-	lost          uint64 // packets before it
+	lost          uint64 // packets lost before it
 }
 
-// frameReader reads a file of one of the formats. At the end of the file next returns io.EOF; if that comes too early,
-// an error that wraps io.ErrUnexpectedEOF.
+// frameReader reads a file of one of the formats. At the end of the file next returns io.EOF, or, if the file ends too
+// early, an error that wraps io.ErrUnexpectedEOF.
 type frameReader interface{ next(f *frame) error }
 
-// notes are remarks about a file, made at its end, each once.
+// notes are remarks for the end of a file, each once.
 type notes []string
 
 func (n *notes) add(text string) {
@@ -121,7 +121,7 @@ func NewReader(in io.Reader, layer packet.Layer) (*Reader, error) {
 	return c, nil
 }
 
-// Drained reports whether the next packet must be waited for, as far as one can know.
+// Drained reports whether reading the next packet would probably wait.
 func (c *Reader) Drained() bool { return c.in.Buffered() == 0 }
 
 // Next reads the next IP packet to p. It returns io.EOF at the end of the file.
@@ -157,7 +157,7 @@ func (c *Reader) Next(p *Packet) error {
 	}
 }
 
-// Complaints returns remarks on the file for users, when it has been read.
+// Complaints returns remarks on the file for users, after it has been read.
 func (c *Reader) Complaints() (list []string) {
 	if c.skipped > 0 {
 		list = append(list, fmt.Sprintf("%d of %d frames have no IP packet", c.skipped, c.read))
@@ -168,10 +168,10 @@ func (c *Reader) Complaints() (list []string) {
 	return append(list, c.notes...)
 }
 
-// fill makes the packet of the end of a frame.
+// fill makes a packet from the rest of a frame.
 func (c *Reader) fill(p *Packet, data []byte, f *frame) {
 	length := max(f.length-(len(f.data)-len(data)), len(data))
-	// Frames may be padded: what lies behind the packet is none of it.
+	// Frames may be padded: bytes behind the packet do not belong to it.
 	if c.parsed.Extended {
 		data, length = data[:c.parsed.Length], int(c.parsed.Length)
 	}

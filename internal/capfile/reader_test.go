@@ -10,7 +10,7 @@ import (
 	"github.com/opendivert/divert/packet"
 )
 
-// TestTimesOfAnyResolution holds the conversion to an exact one.
+// TestTimesOfAnyResolution compares the conversion with an exact one.
 func TestTimesOfAnyResolution(t *testing.T) {
 	for _, test := range []struct {
 		resolution uint8
@@ -28,7 +28,7 @@ func TestTimesOfAnyResolution(t *testing.T) {
 	}
 }
 
-// FuzzReader reads any file to its end or its first error: packets keep within what the file has.
+// FuzzReader reads any file to its end or its first error: packets stay within the file's bytes.
 func FuzzReader(f *testing.F) {
 	le := binary.LittleEndian
 	file := le.AppendUint32(nil, MagicMicroseconds)

@@ -5,16 +5,16 @@ import (
 	"strings"
 )
 
-// Verdict is what became of a packet, as the files of the command tell it.
+// Verdict is the fate of a packet, as recorded in the command's files.
 type Verdict uint8
 
 // The verdicts.
 const (
-	NoVerdict Verdict = iota // the file tells none
-	Accepted                 // it went on as it was
+	NoVerdict Verdict = iota // the file has none
+	Accepted                 // it went on unchanged
 	Rewritten                // it went on with other bytes
 	Dropped
-	Rejected // it is gone, and its sender was told
+	Rejected // it ended, and its sender got an error
 	Sent     // it is a packet that divert sent
 )
 
@@ -23,11 +23,11 @@ var verdicts = [...]string{"", "accepted", "rewritten", "dropped", "rejected", "
 // String returns the verdict in a word, "" for NoVerdict.
 func (v Verdict) String() string { return verdicts[v] }
 
-// VerdictComment begins the comment of a packet that tells its verdict. The option that the format has for verdicts knows only
-// those of hardware, TC and XDP (draft-ietf-opsawg-pcapng 4.3, epb_verdict).
+// VerdictComment begins a packet's comment with its verdict. The format's own option for verdicts has only those of
+// hardware, TC and XDP (draft-ietf-opsawg-pcapng 4.3, epb_verdict).
 const VerdictComment = "verdict: "
 
-// verdictOf returns the verdict that a comment tells, NoVerdict if it is about something else.
+// verdictOf returns the verdict in a comment, NoVerdict if it has none.
 func verdictOf(comment string) Verdict {
 	name, ok := strings.CutPrefix(comment, VerdictComment)
 	if !ok {
