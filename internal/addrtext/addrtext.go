@@ -1,5 +1,6 @@
-// Package addrtext converts addresses between WinDivert's forms: four words in host order, and text that WinDivert parses and
-// writes in its own way. Filters, object strings and the C interface need these forms; elsewhere use net/netip.
+// Package addrtext converts addresses between WinDivert's forms: four words in host order, and text, which WinDivert
+// parses and writes in its own way. Filters, object strings and the C interface need these forms; elsewhere use
+// net/netip.
 package addrtext
 
 import (
@@ -24,14 +25,14 @@ func (w Words) As16() (ip [16]byte) {
 // Is4In6 reports whether the address is one of ::ffff:0:0/96.
 func (w Words) Is4In6() bool { return w[3] == 0 && w[2] == 0 && w[1] == 0xFFFF }
 
-// text is what the parsers read: Go text, or the bytes of a lexer or of C.
+// text is the input of the parsers: Go text, or the bytes of a lexer or of C.
 type text interface{ ~string | ~[]byte }
 
 // ParseIPv4 parses four decimal parts with dots between, leading zeros allowed, and returns the
 // address in host order (1.2.3.4 is 0x01020304). (Specification: packets.md 6.1.)
 //
-// As in the original a part is a number of 128 bits of which only the low 32 must be at
-// most 255: "4294967296.0.0.1" is 0.0.0.1.
+// As in the original, each part is a 128-bit number, and only its low 32 bits must be at most 255: "4294967296.0.0.1" is
+// 0.0.0.1.
 func ParseIPv4[T text](s T) (uint32, bool) { return parseIPv4(s, 0) }
 
 // parseIPv4 parses s from position at.
@@ -86,11 +87,11 @@ func (g *groups) add(v uint16) {
 	g.n++
 }
 
-// ParseIPv6 parses an IPv6 address without zone, brackets or prefix length. An IPv4 address may
-// stand behind :: or ::ffff:. (Specification: packets.md 6.2.)
+// ParseIPv6 parses an IPv6 address without zone, brackets or prefix length. An IPv4 address may follow :: or ::ffff:.
+// (Specification: packets.md 6.2.)
 //
-// It accepts all that the original accepts: after eight groups and a colon anything may
-// follow, :: may stand for no group, and "1.2.3.4" is ::1.2.3.4.
+// It accepts everything that the original accepts: anything may follow eight groups and a colon, :: may stand for no
+// group, and "1.2.3.4" is ::1.2.3.4.
 func ParseIPv6[T text](s T) (Words, bool) {
 	var left, right groups
 	current := &left
@@ -161,8 +162,8 @@ var hexDigits = func() (t [256]uint8) {
 	return t
 }()
 
-// withIPv4Tail makes the address whose low 32 bits are tail. The rest must be that of an IPv4-compatible
-// or IPv4-mapped address.
+// withIPv4Tail makes the address with the low 32 bits tail. The rest must be that of an IPv4-compatible or IPv4-mapped
+// address.
 func withIPv4Tail(left, right *groups, tail uint32) (Words, bool) {
 	if right.n > 6 {
 		return Words{}, false // the original reads beyond its list here
@@ -177,8 +178,8 @@ func withIPv4Tail(left, right *groups, tail uint32) (Words, bool) {
 	return w, true
 }
 
-// joinGroups fills the address from the top with the left groups and from the bottom with the right ones.
-// Where they meet, as nine groups do, it is the bits of both.
+// joinGroups fills the address from the top with the left groups and from the bottom with the right ones. Where they
+// overlap, as nine groups do, it combines the bits of both.
 func joinGroups(left, right *groups) (w Words) {
 	set := func(i int, v uint16) { w[3-i/2] |= uint32(v) << (16 - 16*(i%2)) }
 	for i := range left.n {
@@ -196,7 +197,7 @@ func FormatIPv4(addr uint32) string {
 	return string(AppendIPv4(buf[:0], addr))
 }
 
-// AppendIPv4 appends what FormatIPv4 returns, up to 15 bytes.
+// AppendIPv4 appends the text of FormatIPv4, up to 15 bytes.
 func AppendIPv4(dst []byte, addr uint32) []byte {
 	for shift := 24; ; shift -= 8 {
 		dst = strconv.AppendUint(dst, uint64(uint8(addr>>shift)), 10)
@@ -207,15 +208,15 @@ func AppendIPv4(dst []byte, addr uint32) []byte {
 	}
 }
 
-// FormatIPv6 returns an address as text: groups in lower-case hex, the first of the longest runs of
-// zero groups as "::", and IPv4-mapped addresses as the IPv4 address alone. Unlike RFC 5952 and
-// netip it shortens a single zero group too. (Specification: packets.md 7.)
+// FormatIPv6 returns an address as text: groups in lower-case hex, the first of the longest runs of zero groups as "::",
+// and IPv4-mapped addresses as the IPv4 address alone. Unlike RFC 5952 and netip it also shortens a single zero group.
+// (Specification: packets.md 7.)
 func FormatIPv6(w Words) string {
 	var buf [39]byte
 	return string(AppendIPv6(buf[:0], w))
 }
 
-// AppendIPv6 appends what FormatIPv6 returns, up to 39 bytes.
+// AppendIPv6 appends the text of FormatIPv6, up to 39 bytes.
 func AppendIPv6(dst []byte, w Words) []byte {
 	if w.Is4In6() {
 		return AppendIPv4(dst, w[0])

@@ -247,7 +247,7 @@ func FuzzParseAddress(f *testing.F) {
 			}
 		}
 		words, ok := ParseIPv6(s)
-		// Texts that netip parses as IPv6 addresses without zone and dotted tail are addresses here.
+		// Texts that netip parses as IPv6 addresses, without zone and dotted tail, are addresses here too.
 		std, err := netip.ParseAddr(s)
 		plain := err == nil && std.Is6() && std.Zone() == "" && !strings.Contains(s, ".")
 		if plain && (!ok || words.As16() != std.As16()) {
