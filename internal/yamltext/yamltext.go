@@ -1,4 +1,4 @@
-// Package yamltext reads files of settings in YAML, so that every error tells its line and column.
+// Package yamltext reads settings files in YAML; every error has its line and column.
 package yamltext
 
 import (
@@ -13,12 +13,12 @@ import (
 	"github.com/goccy/go-yaml/token"
 )
 
-// maxNesting is how deep brackets and dashes of a file may be nested, which is more than there is to nest.
+// maxNesting is the deepest nesting of brackets and dashes, more than any settings need.
 const maxNesting = 32
 
 // Error is an error in a file, with its place.
 type Error struct {
-	Line, Column int // numbered from 1; 0 if it is no place that is wrong
+	Line, Column int // numbered from 1; 0 if the error has no place
 	Err          error
 }
 
@@ -33,8 +33,8 @@ func (e *Error) Error() string {
 // Unwrap returns the error.
 func (e *Error) Unwrap() error { return e.Err }
 
-// Snippet returns the line of the file that the error is about, and below it a caret under the place; nothing if it is
-// about no place.
+// Snippet returns the line of the file with the error, and below it a caret under the place; "" if the error has no
+// place.
 func (e *Error) Snippet(file []byte) string {
 	lines := bytes.Split(file, []byte("\n"))
 	if e.Line < 1 || e.Line > len(lines) {
@@ -69,7 +69,7 @@ func Parse(b []byte) (ast.Node, error) {
 	return nil, At(docs[1], "a second document begins here; a file has one")
 }
 
-// checkNesting refuses nesting so deep that only an attack on the parser's stack needs it.
+// checkNesting refuses nesting that could only be an attack on the parser's stack.
 func checkNesting(b []byte) error {
 	deepest, depth := 0, 0
 	for line := range strings.Lines(string(b)) {
@@ -93,7 +93,7 @@ func checkNesting(b []byte) error {
 	return nil
 }
 
-// syntaxError returns what the parser says.
+// syntaxError makes an error of the parser an Error.
 func syntaxError(err error) error {
 	var e yaml.Error
 	if !errors.As(err, &e) || e.GetToken() == nil || e.GetToken().Position == nil {
@@ -131,7 +131,7 @@ type Entry struct {
 	Key, Value ast.Node
 }
 
-// Entries returns the entries of a mapping, each name at most once. What and example describe it in errors.
+// Entries returns the entries of a mapping, each name at most once. what and example describe the mapping in errors.
 func Entries(n ast.Node, what, example string) ([]Entry, error) {
 	var values []*ast.MappingValueNode
 	switch m := n.(type) {
@@ -158,7 +158,7 @@ func Entries(n ast.Node, what, example string) ([]Entry, error) {
 	return all, nil
 }
 
-// Scalar returns the text of a value that is no list and no mapping.
+// Scalar returns the text of a value that is neither a list nor a mapping.
 func Scalar(n ast.Node) (string, bool) {
 	switch n := n.(type) {
 	case *ast.StringNode:
@@ -171,7 +171,7 @@ func Scalar(n ast.Node) (string, bool) {
 	return "", false
 }
 
-// Text returns the text of an entry's value, which is no list and no mapping.
+// Text returns the text of an entry's value, which must be neither a list nor a mapping.
 func (e *Entry) Text() (string, error) {
 	s, ok := Scalar(e.Value)
 	if !ok {
@@ -180,7 +180,7 @@ func (e *Entry) Text() (string, error) {
 	return s, nil
 }
 
-// List returns the elements of an entry's value, which is a list, or one element by itself.
+// List returns the elements of an entry's value, which is a list or a single element.
 func (e *Entry) List() ([]ast.Node, error) {
 	switch v := e.Value.(type) {
 	case *ast.SequenceNode:
@@ -191,8 +191,8 @@ func (e *Entry) List() ([]ast.Node, error) {
 	return []ast.Node{e.Value}, nil
 }
 
-// Texts calls f for the text of each element of an entry's value, which is a list or one element. An error of f that has no
-// place gets that of the element.
+// Texts calls f for the text of each element of an entry's value, which is a list or a single element. An error of f
+// without a place gets that of the element.
 func (e *Entry) Texts(f func(text string) error) error {
 	list, err := e.List()
 	if err != nil {
@@ -213,7 +213,7 @@ func (e *Entry) Texts(f func(text string) error) error {
 	return nil
 }
 
-// Unknown returns the error for a name that has no meaning; names are those that have.
+// Unknown returns the error for a name without a meaning; names are the valid ones.
 func (e *Entry) Unknown(what string, names ...string) error {
 	return At(e.Key, "%s has no %s; it may have %s", what, e.Name, strings.Join(names, ", "))
 }
