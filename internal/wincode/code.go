@@ -21,7 +21,7 @@ func Of(err error) uint32 {
 	if errors.As(err, &f) {
 		return codeInvalid
 	}
-	var w interface{ WindowsError() uint32 } // what Windows itself said
+	var w interface{ WindowsError() uint32 } // the number from Windows itself
 	if errors.As(err, &w) {
 		return w.WindowsError()
 	}
@@ -46,7 +46,7 @@ type errorCode struct {
 	code uint32
 }
 
-// codes is checked in order; systemCodes, of the platform, comes after it.
+// codes is searched in order, and then systemCodes, of the platform.
 var codes = [...]errorCode{
 	{io.EOF, 232},
 	{engine.ErrShutdown, 232},
@@ -54,7 +54,7 @@ var codes = [...]errorCode{
 	{engine.ErrHopLimit, 1232},
 	{engine.ErrReceiveOnly, codeInvalid},
 	{engine.ErrSendOnly, codeInvalid},
-	{engine.ErrDropOnly, codeInvalid}, // of Go only: in C such a call waits
+	{engine.ErrDropOnly, codeInvalid}, // only in Go: in C such a call waits
 	{engine.ErrInvalid, codeInvalid},
 	{filter.ErrSetKind, codeInvalid},
 	{engine.ErrTooLarge, codeInvalid},

@@ -13,7 +13,7 @@ import (
 	"github.com/opendivert/divert/internal/windows"
 )
 
-// TestCodeOfWindows keeps the number that Windows gave, whatever sentinel it counts as.
+// TestCodeOfWindows: the number from Windows is kept, whatever the sentinel.
 func TestCodeOfWindows(t *testing.T) {
 	for _, number := range []uint32{2, 5, 87, 577, 654, 1060, 1275, 1753, 4711} {
 		err := error(&windows.Error{Op: "start the driver", Code: number})
@@ -26,7 +26,7 @@ func TestCodeOfWindows(t *testing.T) {
 	}
 }
 
-// TestCodes: each error has its number, however deep it lies, and unforeseen errors have one too.
+// TestCodes: each error has its number, however deeply wrapped, and unforeseen errors have one too.
 func TestCodes(t *testing.T) {
 	rows := append([]errorCode{
 		{nil, 0}, {io.EOF, 232}, {engine.ErrShutdown, 232}, {engine.ErrShortBuffer, 122}, {engine.ErrHopLimit, 1232}, {engine.ErrReceiveOnly, 87},
@@ -45,5 +45,5 @@ func TestCodes(t *testing.T) {
 	}
 }
 
-// systemRows are the rows of TestCodes that only one system has.
+// systemRows are the rows of TestCodes for one system.
 var systemRows []errorCode

@@ -2,5 +2,5 @@
 
 package wincode
 
-// systemCodes is empty: the errors of Windows have their numbers, and nothing asks other systems.
+// systemCodes is empty: errors of Windows have their own numbers, and other systems need none.
 var systemCodes []errorCode
