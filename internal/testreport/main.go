@@ -1,5 +1,5 @@
-// Command testreport reads what `go test -json` prints. It prints what plain `go test` would, and at the end which tests were
-// skipped and why, so that nobody takes a skip for a pass.
+// Command testreport reads the output of `go test -json`. It prints the output of plain `go test`, and at the end the
+// skipped tests with their reasons, so that a skip cannot be mistaken for a pass.
 package main
 
 import (
@@ -28,7 +28,7 @@ type event struct {
 	Output  string
 }
 
-// test names a test, or a package if Test is empty.
+// test identifies a test, or a package if Test is empty.
 type test struct{ Package, Test string }
 
 // skips are the tests that were skipped, by their reason.
@@ -36,7 +36,7 @@ type skips map[string][]test
 
 func report(r io.Reader, w io.Writer) error {
 	out := bufio.NewWriter(w)
-	printed := make(map[test][]string) // by tests that have not ended
+	printed := make(map[test][]string) // output of tests that have not ended
 	skipped := make(skips)
 	in := bufio.NewReader(r)
 	for {
@@ -44,7 +44,7 @@ func report(r io.Reader, w io.Writer) error {
 		if line != "" {
 			var e event
 			if json.Unmarshal([]byte(line), &e) != nil || e.Action == "" {
-				fmt.Fprint(out, line) // what the go command itself has to say
+				fmt.Fprint(out, line) // output of the go command itself
 			} else {
 				e.take(out, printed, skipped)
 			}
@@ -89,10 +89,10 @@ func (e *event) take(out *bufio.Writer, printed map[test][]string, skipped skips
 	}
 }
 
-// place is where a test has logged something.
+// place is the place in a test's log line.
 var place = regexp.MustCompile(`^\s+\w+\.go:\d+: `)
 
-// reason is what a skipped test has said last.
+// reason is the last log line of a skipped test.
 func reason(lines []string) string {
 	for _, l := range slices.Backward(lines) {
 		if at := place.FindString(l); at != "" {
