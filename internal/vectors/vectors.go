@@ -1,6 +1,6 @@
-// Package vectors reads the test vectors: recorded answers that the packages must reproduce.
-// The project's own copy lies in testdata/vectors; the environment variable DIVERT_VECTORS names
-// another folder of the same kinds. Only tests import this package.
+// Package vectors reads the test vectors: recorded answers that the packages must reproduce. The project's own copy is in
+// testdata/vectors; the environment variable DIVERT_VECTORS names another folder of the same kinds. Only tests import
+// this package.
 package vectors
 
 import (
@@ -20,10 +20,10 @@ import (
 	"testing"
 )
 
-// Env is the environment variable that names the folder to read instead of the project's own.
+// Env is the environment variable with the folder to read instead of the project's own.
 const Env = "DIVERT_VECTORS"
 
-// maxReported is how many failed rows are reported one by one, and maxRow how much of each, in bytes.
+// maxReported is the number of failed rows reported one by one, and maxRow the length reported of each, in bytes.
 const (
 	maxReported = 20
 	maxRow      = 500
@@ -48,10 +48,10 @@ func (b *Bytes) UnmarshalText(text []byte) error {
 	return err
 }
 
-// Layer is the number of a layer, which a row has by its name. Another name is an error.
+// Layer is the number of a layer, which rows name. An unknown name is an error.
 type Layer uint8
 
-// layerNames are the names by their numbers.
+// layerNames are the names by number.
 var layerNames = []string{"NETWORK", "NETWORK_FORWARD", "FLOW", "SOCKET", "REFLECT"}
 
 // UnmarshalText sets l from a name.
@@ -64,12 +64,12 @@ func (l *Layer) UnmarshalText(text []byte) error {
 	return nil
 }
 
-// Run reads all rows of a kind and calls check for each; T is a struct with the JSON fields of a row.
-// It reports the first 20 rows for which check returns an error or panics, with their line number, and prints
-// a line "KIND: N passed, M failed". No rows at all is a failure. A kind that is missing from
-// the folder of DIVERT_VECTORS skips the test, unless no kind at all is there: that is a failure.
+// Run reads all rows of a kind and calls check for each; T is a struct with the JSON fields of a row. It reports the
+// first 20 rows for which check returns an error or panics, with their line number, and prints a line "KIND: N passed, M
+// failed". A kind without rows is a failure. If the folder of DIVERT_VECTORS lacks the kind, the test is skipped; if it
+// has no kind at all, that is a failure.
 //
-// The rows are read one after the other; check may keep what it is given.
+// The rows are read one after the other; check may keep its argument.
 func Run[T any](t *testing.T, kind string, check func(row T) error) {
 	t.Helper()
 	run(t, kind, check)
@@ -126,7 +126,7 @@ func run[T any](t reporter, kind string, check func(row T) error) {
 	}
 }
 
-// safely calls check. A panic becomes an error, so that the other rows are checked all the same.
+// safely calls check. A panic becomes an error, so that the other rows are still checked.
 func safely[T any](check func(row T) error, row T) (err error) {
 	defer func() {
 		if v := recover(); v != nil {
@@ -136,7 +136,7 @@ func safely[T any](check func(row T) error, row T) (err error) {
 	return check(row)
 }
 
-// clipped returns the beginning of a row that is long, with its length, and any other row as it is.
+// clipped returns the beginning of a long row, with its length, and any other row unchanged.
 func clipped(row []byte) string {
 	if len(row) <= maxRow {
 		return string(row)
@@ -156,7 +156,7 @@ func lines(r io.Reader, f func(number int, line []byte)) error {
 	return scanner.Err()
 }
 
-// errNoKind says that the folder of DIVERT_VECTORS holds other kinds than the one asked for.
+// errNoKind means that the folder of DIVERT_VECTORS lacks the kind, but has others.
 var errNoKind = errors.New("no such vectors")
 
 // open opens the file of a kind, uncompressed or not.

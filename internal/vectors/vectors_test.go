@@ -12,7 +12,7 @@ import (
 	"testing"
 )
 
-// recorder notes what run reports.
+// recorder records the reports of run.
 type recorder struct{ errors, fatals, skips []string }
 
 func (r *recorder) Helper() {}
