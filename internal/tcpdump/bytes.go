@@ -10,13 +10,13 @@ import (
 	"strings"
 )
 
-// part is a field of Divert that takes some bits of a place in a header.
+// part is a field of Divert that is some bits at a place in a header.
 type part struct {
 	field        string
 	shift, width int
 }
 
-// layouts are the bytes of headers that have fields, by header, offset and size.
+// layouts are the fields in the bytes of headers, by header, offset and size.
 var layouts = map[string][]part{
 	"ip 0 1": {{"ip.HdrLength", 0, 4}}, "ip 1 1": {{"ip.TOS", 0, 8}}, "ip 2 2": {{"ip.Length", 0, 16}}, "ip 4 2": {{"ip.Id", 0, 16}},
 	"ip 6 1": {{"ip.DF", 6, 1}, {"ip.MF", 5, 1}}, "ip 6 2": {{"ip.DF", 14, 1}, {"ip.MF", 13, 1}, {"ip.FragOff", 0, 13}},
@@ -32,7 +32,7 @@ var layouts = map[string][]part{
 	"icmp6 0 1": {{"icmpv6.Type", 0, 8}}, "icmp6 1 1": {{"icmpv6.Code", 0, 8}}, "icmp6 2 2": {{"icmpv6.Checksum", 0, 16}}, "icmp6 4 4": {{"icmpv6.Body", 0, 32}},
 }
 
-// place is where a relation reads.
+// place is the bytes that a relation reads.
 type place struct {
 	proto string
 	off   int
@@ -67,7 +67,7 @@ func (c *converter) relation(n *relation) (condition, error) {
 	return c.narrow(n, p)
 }
 
-// noteIPv4 says that tcpdump looks for a transport header behind IPv4 only.
+// noteIPv4 notes that tcpdump looks for a transport header behind IPv4 only.
 func (c *converter) noteIPv4(proto string) {
 	c.note("tcpdump reads " + proto + "[…] in IPv4 packets only; the filter matches IPv6 too.")
 }
@@ -92,7 +92,7 @@ func turned(op string) string {
 	return map[string]string{"<": ">", ">": "<", "<=": ">=", ">=": "<="}[op] + map[string]string{"=": "=", "!=": "!="}[op]
 }
 
-// reads appends the accesses of an expression. Those in an offset belong to it.
+// reads appends the accesses of an expression. Accesses in an offset belong to their access.
 func reads(a arithmetic, list []*access) []*access {
 	switch a := a.(type) {
 	case *access:
@@ -115,7 +115,7 @@ func countLengths(a arithmetic) int {
 	return 0
 }
 
-// eval computes an expression in 32 bits, as BPF does. value gives the value that an access reads.
+// eval computes an expression in 32 bits, as BPF does. value returns the value that an access reads.
 func eval(a arithmetic, value func(*access) uint32) uint32 {
 	switch a := a.(type) {
 	case *number:
@@ -170,7 +170,7 @@ func compareOp(op string, a, b uint32) bool {
 	return a >= b
 }
 
-// place returns where all the accesses of a relation read.
+// place returns the place that all the accesses of a relation read.
 func (c *converter) place(n *relation, accesses []*access) (place, error) {
 	var p place
 	for i, a := range accesses {
@@ -198,7 +198,7 @@ func (c *converter) place(n *relation, accesses []*access) (place, error) {
 	return p, nil
 }
 
-// behindHeader reports whether an offset is that of TCP's payload plus a constant, which it stores.
+// behindHeader reports whether an offset is that of TCP's payload plus a constant, and stores the constant.
 func behindHeader(off arithmetic, inner []*access, constant *int) bool {
 	for _, a := range inner {
 		if o, ok := a.off.(*number); !ok || a.proto != "tcp" || o.v != 12 || a.size != 1 {
@@ -247,7 +247,7 @@ func payloadLength(n *relation, accesses []*access) condition {
 	return allOf(field("tcp"), ranged("tcp.PayloadLength", op, int64(eval(n.b, nil)), 0, 0xffff))
 }
 
-// key names the place that an access reads, "" if that depends on the packet.
+// key identifies the place that an access reads, "" if that depends on the packet.
 func key(a *access) string {
 	off, ok := a.off.(*number)
 	if !ok {
@@ -264,10 +264,10 @@ func places(accesses []*access) map[string]bool {
 	return seen
 }
 
-// headers are the protocols whose bytes can be read, with the words of Divert.
+// headers are the protocols whose bytes can be read, with their names in Divert.
 var headers = map[string]string{"ip": "ip", "ip6": "ipv6", "tcp": "tcp", "udp": "udp", "icmp": "icmp", "icmp6": "icmpv6"}
 
-// parts returns the fields at a place, and the condition under which it is there; nil if there are none.
+// parts returns the fields at a place, and the condition under which the place exists; nil if there are no fields.
 func (p place) parts() ([]part, condition) {
 	name, ok := headers[p.proto]
 	if !ok {
@@ -284,7 +284,7 @@ func (p place) parts() ([]part, condition) {
 
 var sizes = map[int]string{1: "", 2: "16", 4: "32"}
 
-// packetBytes are the bytes of an IP header as bytes of the packet.
+// packetBytes returns the bytes of an IP header as bytes of the packet.
 func (p place) packetBytes() []part {
 	if p.proto != "ip" && p.proto != "ip6" {
 		return nil
@@ -332,7 +332,7 @@ func (c *converter) narrow(n *relation, p place) (condition, error) {
 	return allOf(present, cond), nil
 }
 
-// fixed are the bits of a place that are the same in every packet, and which those are: the version.
+// fixed returns the bits of a place that are the same in every packet (the version), and their mask.
 func (p place) fixed() (value, mask uint32) {
 	if p.data || p.off != 0 || p.size != 1 {
 		return 0, 0
@@ -346,8 +346,8 @@ func (p place) fixed() (value, mask uint32) {
 	return 0, 0
 }
 
-// fields says for which values of its fields a place has one of the values that hold. It reports false if the fields
-// do not tell.
+// fields returns the condition on its fields under which a place has one of the values that hold. It returns false if the
+// fields do not determine that.
 func fields(parts []part, holds []bool, op string, fixed, fixedMask uint32) (condition, bool) {
 	universe := 0
 	var yes, no product
@@ -429,7 +429,7 @@ func (s *product) tests(parts []part, op string, opposite bool) []condition {
 	return list
 }
 
-// values returns the test of a field that has one of a set of values.
+// values returns the test whether a field has one of a set of values.
 func values(p part, is []bool, op string) condition {
 	if p.width == 1 {
 		if is[1] {
@@ -458,7 +458,7 @@ func values(p part, is []bool, op string) condition {
 	return equals(p.field, texts(in)...)
 }
 
-// ranges returns the runs of values that are b.
+// ranges returns the runs of values equal to b.
 func ranges(is []bool, b bool) (list [][2]int) {
 	for v := 0; v < len(is); v++ {
 		if is[v] != b {
@@ -483,7 +483,7 @@ func texts(list [][2]int) []string {
 	return s
 }
 
-// wide converts a comparison of four bytes with a constant, whose bits may be masked if it is an address.
+// wide converts a comparison of four bytes with a constant. If the bytes are an address, they may be masked.
 func (c *converter) wide(n *relation, p place) (condition, error) {
 	parts, present := p.parts()
 	if parts == nil {
@@ -529,7 +529,7 @@ func (c *converter) wide(n *relation, p place) (condition, error) {
 	return allOf(present, cond), nil
 }
 
-// masked converts a comparison of an address under a mask without holes, nil if it is another.
+// masked converts a comparison of an address under a mask without holes; it returns nil for other comparisons.
 func masked(name string, address bool, o *operation, v uint32) condition {
 	_, plain := o.a.(*access)
 	mask, ok := o.b.(*number)

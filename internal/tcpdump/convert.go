@@ -12,11 +12,11 @@ import (
 // Result is a converted filter.
 type Result struct {
 	Filter string   // in the extended dialect of Divert, for the layers NETWORK and FORWARD
-	Notes  []string // where the two may differ, a sentence each
+	Notes  []string // possible differences, a sentence each
 }
 
-// Convert converts a filter of tcpdump. The error is an *Error: with Syntax set the text is not in tcpdump's language,
-// otherwise it is, and the part that the error names has no counterpart.
+// Convert converts a filter of tcpdump. The error is an *Error. If Syntax is set, the text is not in tcpdump's language;
+// otherwise the named part has no counterpart.
 func Convert(filter string) (Result, error) {
 	if len(filter) > maxText {
 		return Result{}, &Error{Text: filter, Message: fmt.Sprintf("the filter is longer than %d bytes", maxText), Syntax: true}
@@ -36,7 +36,7 @@ func Convert(filter string) (Result, error) {
 	return Result{text(cond, false), c.notes}, nil
 }
 
-// maxText is how long a filter may be, in bytes.
+// maxText is the longest filter, in bytes.
 const maxText = 1 << 16
 
 type converter struct {
@@ -81,7 +81,7 @@ func (c *converter) node(n node) (condition, error) {
 	return c.primitive(n.(*primitive))
 }
 
-// protocols are the words of protocols that stand alone, as tests of Divert.
+// protocols are the words for protocols that stand alone, as tests of Divert.
 var protocols = map[string]condition{
 	"ip": field("ip"), "ip6": field("ipv6"), "tcp": field("tcp"), "udp": field("udp"), "icmp": field("icmp"), "icmp6": field("icmpv6"),
 	"igmp": equals("ip.Protocol", "2"), "igrp": equals("ip.Protocol", "9"), "pim": carried("103"), "vrrp": equals("ip.Protocol", "112"),
@@ -93,7 +93,7 @@ func carried(number string) condition {
 	return anyOf(equals("ip.Protocol", number), equals("ipv6.NextHdr", number))
 }
 
-// protocolNumbers are the names that may stand behind proto.
+// protocolNumbers are the names that may follow proto.
 var protocolNumbers = map[string]string{
 	"icmp": "1", "igmp": "2", "tcp": "6", "igrp": "9", "udp": "17", "gre": "47", "esp": "50", "ah": "51", "icmp6": "58", "ospf": "89",
 	"pim": "103", "vrrp": "112", "carp": "112", "sctp": "132",
@@ -105,7 +105,7 @@ var etherTypes = map[string]condition{
 	"ip6": field("ipv6"), "0x86dd": field("ipv6"), "0x86DD": field("ipv6"), "34525": field("ipv6"),
 }
 
-// without says why a word has no counterpart.
+// without gives the reasons why words have no counterpart.
 var without = map[string]string{
 	"ifname": "interfaces are not part of the language; choose one with -i, or test ifIdx", "on": "interfaces are not part of the language; choose one with -i, or test ifIdx",
 	"ifindex": "write ifIdx == and the index",
@@ -127,7 +127,7 @@ func (c *converter) primitive(n *primitive) (condition, error) {
 	case n.proto == "ether" || n.proto == "link" || n.proto == "wlan" || n.proto == "fddi" || n.proto == "tr":
 		return nil, c.fail(n.at, n.len, "handles see IP packets, without link-layer headers")
 	case n.proto != "" && !isIP:
-		return constant(false), nil // no IP
+		return constant(false), nil // not an IP packet
 	case n.typ == "multicast" && n.proto == "ip":
 		return equals("ip.DstAddr", "224.0.0.0/4"), nil
 	case n.typ == "multicast":
@@ -154,16 +154,16 @@ func (c *converter) primitive(n *primitive) (condition, error) {
 	return nil, c.fail(n.at, n.len, "there is no counterpart")
 }
 
-// linkHeader is how many bytes of an Ethernet frame come before the IP header.
+// linkHeader is the length of an Ethernet frame's header before the IP header, in bytes.
 const linkHeader = 14
 
-// length compares the length of packets. tcpdump's counts the link layer's header.
+// length compares the length of packets. tcpdump's length includes the link layer's header.
 func (c *converter) length(op string, v int64) condition {
 	c.note("length counts from the IP header on, tcpdump's from the link header: 14 bytes fewer on Ethernet.")
 	return ranged("length", op, v-linkHeader, 20, 65575)
 }
 
-// ranged compares a field whose values go from low to high with a number, which may lie outside.
+// ranged compares a field with values from low to high with a number, which may lie outside.
 func ranged(name, op string, v, low, high int64) condition {
 	switch {
 	case op == "==" && (v < low || v > high), op == "<" && v <= low, op == "<=" && v < low, op == ">" && v >= high, op == ">=" && v > high:
@@ -181,12 +181,12 @@ func (c *converter) etherType(n *primitive) (condition, error) {
 		return cond, nil
 	}
 	if _, err := parseNumber(n.id); err == nil || protos[n.id] {
-		return constant(false), nil // no IP
+		return constant(false), nil // not an IP packet
 	}
 	return nil, c.fail(n.at, n.len, "unknown type of frames")
 }
 
-// ends makes a condition for the ends that a direction names.
+// ends makes a condition on the ends that a direction names.
 func ends(dir string, end func(source bool) condition) condition {
 	switch dir {
 	case "src":

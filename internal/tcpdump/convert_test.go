@@ -9,7 +9,7 @@ import (
 	"github.com/opendivert/divert/packet"
 )
 
-// rows are filters of tcpdump and what they become.
+// rows are filters of tcpdump with their conversions.
 var rows = []struct{ name, in, want string }{
 	{"port of a protocol", "tcp port 80", "tcp.SrcPort == 80 or tcp.DstPort == 80"},
 	{"port of either", "port 53", "tcp.SrcPort == 53 or tcp.DstPort == 53 or udp.SrcPort == 53 or udp.DstPort == 53"},
@@ -92,7 +92,7 @@ func TestConvert(t *testing.T) {
 	}
 }
 
-// TestWithoutCounterpart names the part that has none.
+// TestWithoutCounterpart: the error names the part without a counterpart.
 func TestWithoutCounterpart(t *testing.T) {
 	for _, row := range []struct{ in, part, why string }{
 		{"tcp and vlan 5", "vlan 5", "VLAN"},

@@ -2,7 +2,7 @@ package tcpdump
 
 import "strings"
 
-// kind is what a token is.
+// kind is the kind of a token.
 type kind uint8
 
 const (
@@ -19,7 +19,7 @@ type token struct {
 	raw  bool // escaped by a backslash: a name, never a keyword
 }
 
-// symbols are the operators, the longer of two that begin alike first.
+// symbols are the operators, longer ones before their own beginnings.
 var symbols = []string{"&&", "||", "==", "!=", "<=", ">=", "<<", ">>", "(", ")", "[", "]", ":", "!", "=", "<", ">", "+", "-", "*", "/", "%", "&", "|", "^"}
 
 // lex returns the tokens of a filter, and one of kind end behind them.

@@ -10,8 +10,8 @@ import (
 	"github.com/opendivert/divert/packet"
 )
 
-// Neighbour converts a filter of Divert to one of tcpdump that matches the same IP packets. Notes tell where the two may differ.
-// The error names the field or the layer that has no counterpart.
+// Neighbour converts a filter of Divert to one of tcpdump that matches the same IP packets. Notes name possible
+// differences. The error names the field or the layer without a counterpart.
 func Neighbour(p *prog.Program) (Result, error) {
 	if l := p.Layer(); l != packet.LayerNetwork && l != packet.LayerForward {
 		return Result{}, fmt.Errorf("tcpdump sees packets, and the layer %v has events", l)
@@ -37,13 +37,13 @@ var errTooLong = fmt.Errorf("the filter of tcpdump would be longer than %d bytes
 // neighbour converts one filter.
 type neighbour struct {
 	notes []string
-	err   error // the first
+	err   error // the first error
 }
 
-// context is what the tests that are joined by and with this one leave possible.
+// context holds the possibilities that the tests joined by and with this one leave.
 type context struct{ ip4, ip6, in, out bool }
 
-// binding says what holds a clause together.
+// bindingOf is the operator that joins the parts of a clause.
 type bindingOf uint8
 
 const (
@@ -69,7 +69,7 @@ func certain(value bool) clause {
 	return clause{by: never}
 }
 
-// within returns the text as a part of something else. In tcpdump's language and binds as loosely as or.
+// within returns the text as a part of another clause. In tcpdump's language and binds as loosely as or.
 func (c clause) within() string {
 	if c.by == single {
 		return c.text
@@ -121,7 +121,7 @@ func (n *neighbour) note(s string) {
 	}
 }
 
-// none says that something has no counterpart.
+// none records that a part has no counterpart.
 func (n *neighbour) none(format string, args ...any) clause {
 	if n.err == nil {
 		n.err = fmt.Errorf(format, args...)
@@ -129,7 +129,7 @@ func (n *neighbour) none(format string, args ...any) clause {
 	return certain(false)
 }
 
-// deepest is how deep expressions may nest, so that no filter exhausts the stack.
+// deepest is the deepest nesting of expressions, so that no filter exhausts the stack.
 const deepest = 1000
 
 func (n *neighbour) expr(e *prog.Expr, in context, depth int) clause {
@@ -173,7 +173,7 @@ func (n *neighbour) expr(e *prog.Expr, in context, depth int) clause {
 	return c
 }
 
-// flat appends the parts of a chain of and, or of or, with those of the chains in it.
+// flat appends the parts of a chain of and, or of or, including those of nested chains.
 func flat(e *prog.Expr, parts []*prog.Expr) []*prog.Expr {
 	for _, part := range e.Chain() {
 		if part.Kind == e.Kind {
@@ -217,7 +217,7 @@ func (in context) narrowed(e *prog.Expr) context {
 	return in
 }
 
-// accepted are the values with which a test holds: those of ranges, or all others that the field can take.
+// accepted are the values with which a test holds: those in ranges, or all other possible values of the field.
 type accepted struct {
 	ranges []prog.Range
 	others bool
@@ -279,7 +279,7 @@ func (v accepted) has(x uint64) bool {
 	return found != v.others
 }
 
-// The words for headers, by their field.
+// The words for headers, by field.
 var headerWords = map[prog.Field]string{
 	prog.FieldIP: "ip", prog.FieldIPv6: "ip6", prog.FieldTCP: "tcp", prog.FieldUDP: "udp", prog.FieldICMP: "icmp", prog.FieldICMPv6: "icmp6",
 }
@@ -362,7 +362,7 @@ func (n *neighbour) test(t *prog.Test, in context) clause {
 	}
 }
 
-// payloadLengths compute the length of the payload behind each header of the network layer.
+// payloadLengths are expressions for the length of the payload behind each header of the network layer.
 var payloadLengths = map[prog.Field]map[prog.Field]string{
 	prog.FieldTCPPayloadLength: {
 		prog.FieldIP:   "ip[2:2] - ((ip[0] & 0xf) << 2) - ((tcp[12] & 0xf0) >> 2)",
@@ -399,7 +399,7 @@ func (n *neighbour) flag(t *prog.Test, v accepted, in context) clause {
 	return c
 }
 
-// excluding turns a clause round if the values are those that do not hold, for packets that have the header.
+// excluding negates a clause if the values are those that do not hold, for packets that have the header.
 func (n *neighbour) excluding(v accepted, header prog.Field, in context, c clause) clause {
 	if !v.others {
 		return c
@@ -414,7 +414,7 @@ func endWord(source bool) string {
 	return "dst"
 }
 
-// mostPrefixes is how many networks a test may become.
+// mostPrefixes is the most networks that a test may become.
 const mostPrefixes = 256
 
 // addresses tests an end of the packet for ranges of addresses, each of one family.
@@ -466,8 +466,8 @@ func (n *neighbour) ends(local bool, in context, end func(source bool) clause) c
 	return either(both(clause{text: "outbound"}, out), both(clause{text: "inbound"}, into))
 }
 
-// families converts the parts that differ between the versions of IP. The length of IPv6's header is fixed; that of
-// IPv4 tcpdump finds by itself.
+// families converts the parts that differ between the versions of IP. IPv6's header has a fixed length; tcpdump finds the
+// length of IPv4's itself.
 func (n *neighbour) families(in context, convert func(header prog.Field, length int) clause) clause {
 	var list []clause
 	if in.ip4 {
@@ -487,7 +487,7 @@ func (n *neighbour) transport(f prog.Field, in context, convert func(header prog
 			return both(clause{text: fmt.Sprintf("ip6[6] = %d", numbers[f])}, convert(header))
 		}
 		c := convert(header)
-		if strings.HasPrefix(c.text, headerWords[f]+"[") && c.by == single { // which implies the header
+		if strings.HasPrefix(c.text, headerWords[f]+"[") && c.by == single { // reading it implies the header
 			return c
 		}
 		return both(clause{text: headerWords[f]}, c)
@@ -537,7 +537,7 @@ func (n *neighbour) bits(t *prog.Test, v accepted, in context) clause {
 	if !ok {
 		return n.none("%s: tcpdump has nothing of the kind", t.Field.Info().Name)
 	}
-	// The bytes of the word that hold the bits: 1, 2 or 4.
+	// The bytes of the word with the bits: 1, 2 or 4.
 	first, last := 3-(b.Shift+b.Width-1)/8, 3-b.Shift/8
 	if last-first == 2 {
 		first, last = 0, 3
@@ -578,7 +578,7 @@ var tcpFlags = map[uint64]string{1: "tcp-fin", 2: "tcp-syn", 4: "tcp-rst", 8: "t
 func masked1(where string, v accepted) clause {
 	switch unset, set := v.has(0), v.has(1); {
 	case set && unset, !set && !unset:
-		// A bit that may have either value is compared all the same: the header must be there.
+		// Even a bit that may have either value is compared: the header must be there.
 		if !set {
 			return certain(false)
 		}
@@ -589,7 +589,7 @@ func masked1(where string, v accepted) clause {
 	return clause{text: where + " != 0"}
 }
 
-// shifted compares bits under a mask, which stand some places from the lowest.
+// shifted compares masked bits whose lowest is at bit shift.
 func shifted(where string, v accepted, shift, width int) clause {
 	moved := accepted{others: v.others}
 	for _, r := range v.ranges {
@@ -605,7 +605,7 @@ func shifted(where string, v accepted, shift, width int) clause {
 	return compared(where, moved, 0, (uint64(1)<<width-1)<<shift)
 }
 
-// compared compares an expression of tcpdump, whose greatest value is high, with accepted, to which something is added.
+// compared compares an expression of tcpdump, with the greatest value high, with the accepted values plus add.
 func compared(where string, v accepted, add, high uint64) clause {
 	if v.others && len(v.ranges) == 1 && v.ranges[0].First == v.ranges[0].Last {
 		return clause{text: fmt.Sprintf("%s != %d", where, v.ranges[0].First.Lo+add)}
@@ -633,7 +633,7 @@ func compared(where string, v accepted, add, high uint64) clause {
 	return either(list...)
 }
 
-// complement returns the values up to high that lie in none of the ranges, which ascend.
+// complement returns the values up to high outside all ranges, which ascend.
 func complement(ranges []prog.Range, high uint64) (rest []prog.Range) {
 	next := uint64(0)
 	for _, r := range ranges {

@@ -11,7 +11,7 @@ import (
 	"github.com/opendivert/divert/packet"
 )
 
-// neighbours are filters of Divert and what they are for tcpdump.
+// neighbours are filters of Divert with their counterparts for tcpdump.
 var neighbours = []struct{ in, want string }{
 	{"true", "ip or ip6"},
 	{"tcp", "tcp"},
@@ -85,7 +85,7 @@ var neighbours = []struct{ in, want string }{
 	{"not (tcp.DstPort in {22, 80} or udp)", ""},
 }
 
-// skipsSamples reports whether notes are on what the samples do not show.
+// skipsSamples reports whether notes name a difference that the samples do not show.
 func skipsSamples(notes []string) bool {
 	all := strings.Join(notes, " ")
 	return strings.Contains(all, "live captures") || strings.Contains(all, "link header")
@@ -100,7 +100,7 @@ func compiled(t *testing.T, text string, layer packet.Layer, d filter.Dialect) *
 	return (*prog.Program)(p)
 }
 
-// TestNeighbour: filters become what they are for tcpdump, and tcpdump itself finds the same packets with them.
+// TestNeighbour: filters get the right counterparts, and tcpdump itself finds the same packets with them.
 func TestNeighbour(t *testing.T) {
 	tcpdump, lookErr := exec.LookPath("tcpdump")
 	packets := samples(t, 4000)
@@ -144,7 +144,7 @@ func TestNeighbour(t *testing.T) {
 	}
 }
 
-// TestNoNeighbour: what tcpdump cannot say is refused, with the part that has no counterpart.
+// TestNoNeighbour: a filter that tcpdump cannot express is refused, with the part that has no counterpart.
 func TestNoNeighbour(t *testing.T) {
 	for _, row := range []struct {
 		in    string
@@ -172,7 +172,7 @@ func TestNoNeighbour(t *testing.T) {
 	}
 }
 
-// hosts are addresses of which no two are neighbours.
+// hosts are addresses that are not adjacent.
 func hosts(n int) string {
 	var list []string
 	for i := range n {
@@ -215,7 +215,7 @@ func TestNeighbourBothWays(t *testing.T) {
 	}
 }
 
-// FuzzNeighbour: every filter has a neighbour or a reason why not, and the neighbour is in the language of tcpdump.
+// FuzzNeighbour: every filter has a neighbour or an error, and the neighbour is in the language of tcpdump.
 func FuzzNeighbour(f *testing.F) {
 	for _, row := range neighbours {
 		f.Add(row.in, false)
@@ -235,7 +235,7 @@ func FuzzNeighbour(f *testing.F) {
 			return
 		}
 		if len(r.Filter) > 4096 || strings.Count(r.Filter, "(") > maxDepth/2 {
-			return // deeper than parse goes
+			return // nested deeper than parse allows
 		}
 		if _, err := parse(r.Filter); err != nil {
 			t.Fatalf("%q became %q: %v", in, r.Filter, err)

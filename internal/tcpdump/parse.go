@@ -6,12 +6,12 @@ import (
 	"strings"
 )
 
-// Error names a part that cannot be converted, and its place.
+// Error is an error about a part of a filter, with its place.
 type Error struct {
 	Text    string // the filter
 	At, Len int    // the place in Text, in bytes
 	Message string
-	Syntax  bool // the text is no filter of tcpdump; else it is one without a counterpart
+	Syntax  bool // the text is not a filter of tcpdump; otherwise it has no counterpart
 }
 
 func (e *Error) Error() string {
@@ -75,7 +75,7 @@ type parser struct {
 	depth  int
 }
 
-// maxDepth is how deep parentheses and negations may nest.
+// maxDepth is the deepest nesting of parentheses and negations.
 const maxDepth = 100
 
 func parse(text string) (node, error) {
@@ -107,7 +107,7 @@ func (p *parser) next() token {
 	return t
 }
 
-// is reports whether the next token is one of these symbols or unescaped words, and takes it.
+// is reports whether the next token is one of these symbols or unescaped words, and if so takes it.
 func (p *parser) is(texts ...string) bool {
 	t := p.peek()
 	for _, s := range texts {
@@ -136,7 +136,7 @@ func lastPrimitive(n node) *primitive {
 	return nil
 }
 
-// term reads a negation, a group, a primitive or a relation. A value without qualifiers has those of before.
+// term reads a negation, a group, a primitive or a relation. A value without qualifiers inherits those of before.
 func (p *parser) term(before *primitive) (node, error) {
 	if p.depth++; p.depth > maxDepth {
 		return nil, p.fail(p.peek(), "too many nested parentheses")
@@ -261,7 +261,7 @@ func (p *parser) arithmetic(level int) (arithmetic, error) {
 	}
 }
 
-// named are the numbers that have names (pcap-filter(7)).
+// named are the numbers with names (pcap-filter(7)).
 var named = map[string]uint32{
 	"icmptype": 0, "icmpcode": 1, "icmp6type": 0, "icmp6code": 1, "tcpflags": 13,
 	"tcp-fin": 1, "tcp-syn": 2, "tcp-rst": 4, "tcp-push": 8, "tcp-ack": 16, "tcp-urg": 32, "tcp-ece": 64, "tcp-cwr": 128,

@@ -19,7 +19,8 @@ import (
 	"github.com/opendivert/divert/packet"
 )
 
-// TestAsTcpdump asks tcpdump itself which of some thousand packets each filter matches, and the converted filter too.
+// TestAsTcpdump asks tcpdump itself which of some thousand packets each filter matches; the converted filter must match
+// the same.
 func TestAsTcpdump(t *testing.T) {
 	path, err := exec.LookPath("tcpdump")
 	if err != nil {
@@ -35,7 +36,7 @@ func TestAsTcpdump(t *testing.T) {
 		}
 		notes := strings.Join(r.Notes, " ")
 		if strings.Contains(notes, "link header") {
-			continue // these packets have none
+			continue // these packets have no such header
 		}
 		p, err := filter.Compile(r.Filter, packet.LayerNetwork, filter.Extended)
 		if err != nil {
@@ -86,7 +87,7 @@ func writeSamples(t *testing.T, packets [][]byte) string {
 	return file
 }
 
-// matchedBy returns which packets of a capture file tcpdump lets through, nil if it refuses the filter.
+// matchedBy returns which packets of a capture file match in tcpdump, nil if it refuses the filter.
 func matchedBy(t *testing.T, path, file, text string) []bool {
 	t.Helper()
 	out, err := exec.Command(path, "-r", file, "-w", "-", text).Output()
@@ -107,7 +108,7 @@ func matchedBy(t *testing.T, path, file, text string) []bool {
 	}
 }
 
-// samples makes packets with the values that the rows name, and with neighbouring ones.
+// samples makes packets with the values in the rows, and with adjacent ones.
 func samples(t *testing.T, n int) [][]byte {
 	t.Helper()
 	r := rand.New(rand.NewPCG(1, 2))

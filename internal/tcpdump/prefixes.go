@@ -8,7 +8,8 @@ import (
 	"github.com/opendivert/divert/internal/prog"
 )
 
-// prefixesOf returns the networks that a range of addresses of one family is made of. IPv4 addresses are those of ::ffff:0:0/96.
+// prefixesOf returns the networks that together are a range of addresses of one family. IPv4 addresses are those of
+// ::ffff:0:0/96.
 func prefixesOf(r prog.Range) (list []netip.Prefix) {
 	for at := r.First; ; {
 		// The largest network that begins here and does not go beyond the end.
@@ -36,7 +37,7 @@ func prefix(v prog.Value, length int) netip.Prefix {
 	return netip.PrefixFrom(a, length)
 }
 
-// trailingZeros returns how many of the lowest bits are 0, at most 128.
+// trailingZeros returns the number of trailing zero bits, at most 128.
 func trailingZeros(v prog.Value) int {
 	if v.Lo != 0 {
 		return bits.TrailingZeros64(v.Lo)
@@ -44,7 +45,7 @@ func trailingZeros(v prog.Value) int {
 	return 64 + bits.TrailingZeros64(v.Hi)
 }
 
-// filled returns v with so many of the lowest bits set.
+// filled returns v with its n lowest bits set.
 func filled(v prog.Value, n int) prog.Value {
 	if n >= 64 {
 		return prog.Value{Hi: v.Hi | (1<<(n-64) - 1), Lo: ^uint64(0)}

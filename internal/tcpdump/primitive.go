@@ -8,7 +8,7 @@ var (
 		"iso", "clnp", "esis", "isis", "es-is", "is-is", "aarp", "atalk", "ipx", "netbeui", "stp",
 		"tcp", "udp", "icmp", "icmp6", "sctp", "igmp", "igrp", "pim", "vrrp", "carp", "ah", "esp")
 	types = set("host", "net", "port", "portrange", "proto", "protochain", "gateway")
-	// alone are the words that need nothing behind them.
+	// alone are the words that stand alone.
 	alone = set("broadcast", "multicast", "inbound", "outbound", "vlan", "mpls", "pppoed", "pppoes", "geneve", "llc")
 	// withValue are the words with a value behind them that take no other qualifier.
 	withValue = set("less", "greater", "ifname", "on", "ifindex", "rnr", "rulenum", "reason", "rset", "ruleset", "srnr", "subrulenum", "action", "type", "subtype", "dir")
@@ -22,7 +22,7 @@ func set(words ...string) map[string]bool {
 	return m
 }
 
-// primitive reads one primitive. A value without qualifiers has those of before.
+// primitive reads one primitive. A value without qualifiers inherits those of before.
 func (p *parser) primitive(before *primitive) (node, error) {
 	first := p.peek()
 	n := &primitive{at: first.at}

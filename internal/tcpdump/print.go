@@ -10,7 +10,7 @@ type condition any
 
 type constant bool
 
-// test compares a field with values. Without values it is the field by itself: not zero.
+// test compares a field with values. Without values it is the field alone: not zero.
 type test struct {
 	field  string
 	op     string // "", or a comparison other than ==, with one value
@@ -54,7 +54,7 @@ func layerOf(family string) int {
 	return 4
 }
 
-// implies reports whether c holds for packets of the family only.
+// implies reports whether c holds only for packets of the family.
 func implies(c condition, family string) bool {
 	is := func(c condition) bool { return implies(c, family) }
 	switch c := c.(type) {
@@ -68,7 +68,7 @@ func implies(c condition, family string) bool {
 	return false
 }
 
-// within returns c as it is for packets of a family.
+// within returns the form of c for packets of a family.
 func within(c condition, family string) condition {
 	switch c := c.(type) {
 	case *test:
@@ -191,10 +191,10 @@ func negate(c condition) condition {
 	return &not{c}
 }
 
-// bare are the fields that every packet has, so that not before them is the exact opposite.
+// bare are the fields of every packet, for which not is the exact opposite.
 var bare = set("ip", "ipv6", "tcp", "udp", "icmp", "icmpv6", "inbound", "outbound", "fragment")
 
-// text prints a condition in the language of filters. Conditions joined by or stand in parentheses inside others.
+// text prints a condition in the language of filters. If inside, conditions joined by or are in parentheses.
 func text(c condition, inside bool) string {
 	switch c := c.(type) {
 	case constant:
