@@ -1,29 +1,29 @@
 // Package clienthello reads the server's name out of the ClientHello that begins a TLS connection, from bytes that
 // arrive in pieces: a hello with post-quantum keys fills several segments, and may be cut into several records.
 //
-// It believes nothing: lengths are checked before they are followed, and a hello that two readers could understand
-// differently (two lists of server names, a name with a NUL) is none. It decides only once the hello is whole, because
-// an extension behind the name may change what the name means (Hello.ECH).
+// It trusts nothing: it checks lengths before it follows them, and refuses a hello that two readers could understand
+// differently (two lists of server names, a name with a NUL). It decides only once the hello is complete, because an
+// extension behind the name may change the meaning of the name (Hello.ECH).
 package clienthello
 
 import "encoding/binary"
 
-// MaxLength is the length of the longest ClientHello that is read, in bytes, its header of 4 bytes included. TLS
-// allows 16 MiB; real ones, with post-quantum keys and a ticket, stay under 10 KiB.
+// MaxLength is the length of the longest ClientHello accepted, in bytes, with its header of 4 bytes. TLS allows 16 MiB;
+// real ones, with post-quantum keys and a ticket, stay under 10 KiB.
 const MaxLength = 1 << 16
 
-// A State tells how far the reading has come.
+// A State is the state of reading a hello.
 type State uint8
 
 const (
-	// NeedMore: the bytes so far may begin a ClientHello, which is not whole yet.
+	// NeedMore: the bytes so far may be the beginning of a ClientHello.
 	NeedMore State = iota
-	// Named: a whole ClientHello with a server name.
+	// Named: a complete ClientHello with a server name.
 	Named
-	// NoName: a whole ClientHello that names no server.
+	// NoName: a complete ClientHello without a server name.
 	NoName
-	// NotTLS: the bytes begin no ClientHello: another protocol, TLS of the server's side, SSL 2, a malformed hello,
-	// or one that is longer than MaxLength.
+	// NotTLS: the bytes cannot become an acceptable ClientHello: another protocol, TLS of the server's side, SSL 2, a
+	// malformed hello, or one longer than MaxLength.
 	NotTLS
 )
 
@@ -40,34 +40,34 @@ func (s State) String() string {
 	return "not TLS"
 }
 
-// A Hello is what the bytes so far say.
+// A Hello is the content of the bytes so far.
 type Hello struct {
 	State State
-	// Name is the server's name in lower case, without a final dot; empty unless State is Named. It is 1 to 255
-	// printable ASCII characters, and else as the client sent it: it may be an address, which RFC 6066 forbids.
+	// Name is the server's name in lower case, without a final dot; empty unless State is Named. It is 1 to 255 printable
+	// ASCII characters, otherwise as the client sent it: it may be an address, which RFC 6066 forbids.
 	Name string
-	// ECH tells that the hello has the extension encrypted_client_hello (0xfe0d): Name may be that of the provider,
-	// and the true one encrypted. Clients also send the extension empty of meaning (GREASE), which looks the same.
+	// ECH is set if the hello has the extension encrypted_client_hello (0xfe0d): Name may be the provider's, and the true
+	// name encrypted. Clients also send the extension without a meaning (GREASE), which looks the same.
 	ECH bool
-	// Early tells that the client offers early data (RFC 8446 section 4.2.10), which follows the hello at once, encrypted.
+	// Early is set if the client offers early data (RFC 8446 section 4.2.10), which follows the hello at once, encrypted.
 	Early bool
 }
 
 // A Reader reads the beginning of a TCP stream from client to server. The zero Reader is ready. A Reader belongs to
 // one goroutine.
 type Reader struct {
-	header  [5]byte // of the record at hand
-	have    int     // bytes of it
-	left    int     // bytes of its body that have not come yet
+	header  [5]byte // header of the current record
+	have    int     // bytes of the header so far
+	left    int     // bytes of its body still to come
 	message []byte  // the handshake message so far
-	hello   Hello   // once State is not NeedMore, it stays
+	hello   Hello   // final once State is not NeedMore
 }
 
-// Reset makes r ready for another stream; its memory is used again.
+// Reset makes r ready for another stream; it reuses r's memory.
 func (r *Reader) Reset() { *r = Reader{message: r.message[:0]} }
 
-// Read takes the next bytes of the stream and says what the stream so far is. It keeps no reference to b. Once the
-// answer is not NeedMore it stays, whatever follows.
+// Read takes the next bytes of the stream and returns the result for the stream so far. It keeps no reference to b. A
+// result other than NeedMore is final.
 func (r *Reader) Read(b []byte) Hello {
 	for len(b) > 0 && r.hello.State == NeedMore {
 		if r.left == 0 {
@@ -93,8 +93,8 @@ func (r *Reader) Read(b []byte) Hello {
 	return r.hello
 }
 
-// recordBegins tells whether b, up to 5 bytes, can begin a record of TLS that holds a handshake (RFC 8446, section
-// 5.1): its type is 22, the major version 3, its length 1 to 2^14.
+// recordBegins reports whether b, up to 5 bytes, can begin a TLS record with a handshake (RFC 8446, section 5.1): its
+// type is 22, the major version 3, its length 1 to 2^14.
 func recordBegins(b []byte) bool {
 	switch len(b) {
 	case 1:
@@ -108,14 +108,14 @@ func recordBegins(b []byte) bool {
 	return true
 }
 
-// Records says what b is, the beginning of a TCP stream from client to server.
+// Records returns the result for b, the beginning of a TCP stream from client to server.
 func Records(b []byte) Hello {
 	var r Reader
 	return r.Read(b)
 }
 
-// Message says what b is, the beginning of a handshake message without records around it, as the CRYPTO frames of
-// QUIC carry it. Bytes behind the message are ignored.
+// Message returns the result for b, the beginning of a handshake message without records around it, as in the CRYPTO
+// frames of QUIC. It ignores bytes behind the message.
 func Message(b []byte) Hello {
 	if len(b) > 0 && b[0] != 1 { // client_hello
 		return Hello{State: NotTLS}
@@ -195,8 +195,8 @@ func body(b []byte) (h Hello, ok bool) {
 	return h, true
 }
 
-// serverName reads the extension server_name of a ClientHello (RFC 6066, section 3): a list, which in practice holds
-// one name of type host_name. Another type, which nobody has defined, makes it malformed.
+// serverName reads the extension server_name of a ClientHello (RFC 6066, section 3): a list, which in practice holds one
+// name of type host_name. Any other type is undefined, and makes the extension malformed.
 func serverName(b []byte) (string, bool) {
 	list, rest, ok := vector(b, 2)
 	if !ok || len(rest) != 0 || len(list) == 0 || list[0] != 0 {
@@ -225,7 +225,7 @@ func serverName(b []byte) (string, bool) {
 	return string(lower[:len(name)]), true
 }
 
-// vector splits b behind a vector whose length stands before it in size bytes, 1 or 2 (RFC 8446, section 3.4).
+// vector splits b behind a vector that has its length in front, in size bytes, 1 or 2 (RFC 8446, section 3.4).
 func vector(b []byte, size int) (v, rest []byte, ok bool) {
 	if len(b) < size {
 		return nil, nil, false

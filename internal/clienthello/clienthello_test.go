@@ -15,7 +15,7 @@ func captured(t testing.TB, config *tls.Config) []byte {
 	t.Helper()
 	client, server := net.Pipe()
 	go func() {
-		tls.Client(client, config).Handshake() // fails: nobody answers
+		tls.Client(client, config).Handshake() // fails: there is no server
 		client.Close()
 	}()
 	var header [5]byte
@@ -143,7 +143,7 @@ func TestRecords(t *testing.T) {
 	}
 }
 
-// A whole hello that is cut anywhere asks for more, and a length in it that lies is never followed.
+// A complete hello cut anywhere asks for more, and false lengths in it are never followed.
 func TestEveryPrefix(t *testing.T) {
 	whole := hello(extension{43, []byte{2, 3, 4}}, names("a.example"), extension{0xfe0d, nil})
 	for n := range whole {
