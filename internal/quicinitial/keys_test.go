@@ -15,7 +15,8 @@ func unhex(t testing.TB, s string) []byte {
 	return b
 }
 
-// TestInitialKeys: the keys of RFC 9001 appendix A.1 and RFC 9369 appendix A.1, by what they make of a nonce and of a block.
+// TestInitialKeys checks the keys of RFC 9001 appendix A.1 and RFC 9369 appendix A.1, by a nonce and a block processed
+// with them.
 func TestInitialKeys(t *testing.T) {
 	id := unhex(t, "8394c8f03e515708")
 	for _, c := range []struct {

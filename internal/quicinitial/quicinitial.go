@@ -9,7 +9,7 @@ import (
 	"errors"
 )
 
-// Version is what differs between the versions of QUIC that are read.
+// Version holds the differences between the supported versions of QUIC.
 type Version struct {
 	number  uint32
 	salt    []byte // RFC 9001 section 5.2, RFC 9369 section 3.3.1
@@ -18,7 +18,7 @@ type Version struct {
 	retry   byte
 }
 
-// Versions are the versions that are read.
+// Versions are the supported versions.
 var Versions = []Version{
 	{
 		1, []byte{0x38, 0x76, 0x2c, 0xf7, 0xf5, 0x59, 0x34, 0xb3, 0x4d, 0x17, 0x9a, 0xe6, 0xa4, 0xc8, 0x0c, 0xad, 0xcc, 0xbb, 0x7f, 0x0a},
@@ -39,25 +39,25 @@ func versionOf(number uint32) *Version {
 	return nil
 }
 
-// maxConnectionID is how long a connection id may be in the versions that are read, in bytes (RFC 9000 section 17.2).
+// maxConnectionID is the greatest length of a connection id in the supported versions, in bytes (RFC 9000 section 17.2).
 const maxConnectionID = 20
 
-// Header is a packet of QUIC with a long header. Its slices are parts of the datagram.
+// Header is the header of a QUIC packet with a long header. Its slices are parts of the datagram.
 type Header struct {
 	Version  *Version
 	Dst, Src []byte // connection ids
 	kind     byte   // bits 0x30 of the first byte
 	packet   []byte // from the first byte to the end of the payload; nil unless it has a length
-	number   int    // where the packet number begins
+	number   int    // offset of the packet number
 }
 
-// ErrNotQUIC says that bytes begin no packet that is read.
+// ErrNotQUIC means that the bytes do not begin a supported packet.
 var ErrNotQUIC = errors.New("no packet of QUIC version 1 or 2 with a long header")
 
 // Initial reports whether the packet is an Initial packet.
 func (h *Header) Initial() bool { return h.packet != nil && h.kind == h.Version.initial }
 
-// Parse reads the first packet of a datagram, and returns what follows it (RFC 9000 section 17.2).
+// Parse reads the first packet of a datagram, and returns the bytes behind it (RFC 9000 section 17.2).
 func Parse(b []byte) (h Header, rest []byte, err error) {
 	if len(b) < 7 || b[0]&0x80 == 0 {
 		return h, nil, ErrNotQUIC
@@ -88,7 +88,7 @@ func Parse(b []byte) (h Header, rest []byte, err error) {
 	return h, b[r.at:], nil
 }
 
-// reader reads fields one after the other. After one that is not there all are 0.
+// reader reads fields one after the other. After a missing one all are 0.
 type reader struct {
 	b      []byte
 	at     int
@@ -122,7 +122,7 @@ func (r *reader) varint() uint64 {
 	return v
 }
 
-// length reads an integer that says how many bytes of the packet something has.
+// length reads an integer that is the length of a part of the packet.
 func (r *reader) length() int {
 	if v := r.varint(); v <= uint64(len(r.b)) {
 		return int(v)
@@ -138,8 +138,8 @@ type Keys struct {
 	iv   [12]byte
 }
 
-// NewKeys derives the keys of a connection from the id that the client's first packet goes to (RFC 9001 section 5.2).
-// side is "client in" or "server in", for the packets that it sends.
+// NewKeys derives the keys of a connection from the destination id of the client's first packet (RFC 9001 section 5.2).
+// side is "client in" or "server in", the sender of the packets.
 func NewKeys(v *Version, id []byte, side string) (*Keys, error) {
 	initial, err := hkdf.Extract(sha256.New, id, v.salt)
 	if err != nil {
@@ -185,9 +185,9 @@ func (k *Keys) nonce(number uint64) (n [12]byte) {
 	return n
 }
 
-// Open appends the frames of an Initial packet to dst, and reports whether the packet is of these keys. The packet stays as
-// it is. Packet numbers count from 0 and clients send few Initial packets, so the number is taken as it stands: what
-// its upper bits are is no question below 2^31, and of shorter encodings as long as it is below their range.
+// Open appends the frames of an Initial packet to dst, and reports whether the packet belongs to these keys. It leaves
+// the packet unchanged. It takes the packet number as encoded, without restoring upper bits: numbers count from 0,
+// clients send few Initial packets, and upper bits only matter beyond the range of the encoding.
 func (k *Keys) Open(dst []byte, h *Header) ([]byte, bool) {
 	const sample = 16
 	if len(h.packet) < h.number+4+sample {
@@ -213,11 +213,10 @@ func (k *Keys) Open(dst []byte, h *Header) ([]byte, bool) {
 	return out, true
 }
 
-// Seal appends an Initial packet with frames to dst, which must be long enough in all for header protection: 4 bytes of
-// frames at least.
+// Seal appends an Initial packet with frames to dst. Header protection needs at least 4 bytes of frames.
 func (k *Keys) Seal(dst []byte, v *Version, to, from []byte, number uint8, frames []byte) []byte {
 	begin := len(dst)
-	dst = append(dst, 0xC0|v.initial) // and a packet number of one byte
+	dst = append(dst, 0xC0|v.initial) // with a packet number of one byte
 	dst = binary.BigEndian.AppendUint32(dst, v.number)
 	dst = append(append(dst, byte(len(to))), to...)
 	dst = append(append(dst, byte(len(from))), from...)
@@ -234,7 +233,7 @@ func (k *Keys) Seal(dst []byte, v *Version, to, from []byte, number uint8, frame
 	return dst
 }
 
-// The frames that Initial packets may have (RFC 9000 sections 12.4 and 19).
+// The frames allowed in Initial packets (RFC 9000 sections 12.4 and 19).
 const (
 	FramePadding = 0x00
 	FramePing    = 0x01
@@ -244,15 +243,15 @@ const (
 	FrameClose   = 0x1C
 )
 
-// Crypto calls f with each CRYPTO frame of an Initial packet, and reports whether the packet is well-formed and f
-// has always been content. data is a part of frames.
+// Crypto calls f with each CRYPTO frame of an Initial packet, and reports whether the packet is well-formed and f always
+// returned true. data is a part of frames.
 func Crypto(frames []byte, f func(offset uint64, data []byte) bool) bool {
 	r := reader{b: frames}
 	for r.at < len(r.b) && !r.failed {
 		switch kind := r.varint(); kind {
 		case FramePadding, FramePing:
 		case FrameAck, FrameAckECN:
-			r.varint() // the greatest
+			r.varint() // the greatest acknowledged number
 			r.varint() // the delay
 			ranges := r.varint()
 			r.varint()
@@ -285,14 +284,14 @@ func Crypto(frames []byte, f func(offset uint64, data []byte) bool) bool {
 	return !r.failed
 }
 
-// Stream puts the bytes of CRYPTO frames together, in whatever order they come.
+// Stream joins the bytes of CRYPTO frames, which come in any order.
 type Stream struct {
 	data  []byte
-	known []bool // of each byte: whether it has come
-	first int    // bytes from the beginning on that are known
+	known []bool // for each byte, whether it has come
+	first int    // number of known bytes from the beginning on
 }
 
-// Add adds bytes. It reports false, and adds none, if they lie beyond limit bytes or differ from what came before.
+// Add adds bytes. It returns false, and adds nothing, if they lie beyond limit or differ from earlier ones.
 func (s *Stream) Add(offset uint64, b []byte, limit int) bool {
 	if offset > uint64(limit) || len(b) > limit-int(offset) {
 		return false
@@ -317,22 +316,22 @@ func (s *Stream) Add(offset uint64, b []byte, limit int) bool {
 	return true
 }
 
-// Len returns how many bytes are kept, those before the last that has come.
+// Len returns the number of bytes kept, including gaps before the last.
 func (s *Stream) Len() int { return len(s.data) }
 
-// Whole returns the bytes from the beginning on that have all come. They belong to s.
+// Whole returns the bytes from the beginning up to the first gap. They belong to s.
 func (s *Stream) Whole() []byte { return s.data[:s.first] }
 
-// Refusal appends a datagram that ends the connection which the Initial packet h begins: an Initial packet of the server's
-// with the frame CONNECTION_CLOSE and the error CONNECTION_REFUSED (RFC 9000 sections 10.2.3 and 20.1). A browser
-// that gets it tries TCP at once. It is protected with the keys that the client expects, and not padded: nothing in it is to
-// be acknowledged.
+// Refusal appends a datagram that ends the connection begun by the Initial packet h: an Initial packet of the server with
+// the frame CONNECTION_CLOSE and the error CONNECTION_REFUSED (RFC 9000 sections 10.2.3 and 20.1). A browser that gets it
+// tries TCP at once. It is protected with the keys that the client expects, and not padded, because nothing in it needs
+// an acknowledgment.
 func Refusal(dst []byte, h *Header, id []byte) ([]byte, error) {
 	keys, err := NewKeys(h.Version, id, "server in")
 	if err != nil {
 		return dst, err
 	}
 	const connectionRefused = 0x02
-	frames := [...]byte{FrameClose, connectionRefused, 0, 0, FramePadding, FramePadding} // no frame's fault, no reason
+	frames := [...]byte{FrameClose, connectionRefused, 0, 0, FramePadding, FramePadding} // not caused by a frame; no reason phrase
 	return keys.Seal(dst, h.Version, h.Src, h.Dst, 0, frames[:]), nil
 }

@@ -11,7 +11,7 @@ import (
 	"github.com/opendivert/divert/internal/quicinitial/quictest"
 )
 
-// maxHead is how many bytes the tests keep of a stream.
+// maxHead is the number of bytes of a stream that the tests keep.
 const maxHead = 1 << 16
 
 func TestStream(t *testing.T) {
@@ -90,8 +90,8 @@ func BenchmarkInitial(b *testing.B) {
 	}
 }
 
-// TestReader: the name comes out of whole hellos, however they are cut and in whatever order; what is none, or contradicts itself, is
-// told.
+// TestReader: the name comes out of complete hellos, in pieces of any size and order; other bytes, and contradictory
+// pieces, are recognised.
 func TestReader(t *testing.T) {
 	id := []byte{1, 2, 3, 4, 5, 6, 7, 8}
 	hello := quictest.Hello(t, "www.example.org")

@@ -2,18 +2,18 @@ package quicinitial
 
 import "github.com/opendivert/divert/internal/clienthello"
 
-// Reader reads the server's name out of the datagrams with which a QUIC client begins a connection, in whatever order they come. The
+// Reader reads the server's name out of the datagrams with which a QUIC client begins a connection, in any order. The
 // zero Reader is ready. It belongs to one goroutine.
 type Reader struct {
-	keys   *Keys // of the connection; nil until there was a packet that they open
+	keys   *Keys // of the connection; nil until they have opened a packet
 	crypto Stream
 	frames []byte
-	hello  clienthello.Hello // once State is not NeedMore, it stays
+	hello  clienthello.Hello // final once State is not NeedMore
 }
 
-// Read takes the next datagram of the client and says what the connection so far is. It keeps no reference to b. The state is NotTLS
-// if the first datagram begins no connection that can be read, and if the hello is none, or its pieces contradict each other.
-// Once the answer is not NeedMore it stays, whatever follows.
+// Read takes the client's next datagram and returns the result for the connection so far. It keeps no reference to b. The
+// state is NotTLS if the first datagram does not begin a readable connection, if the message is not a ClientHello, or if
+// its pieces contradict each other. A result other than NeedMore is final.
 func (r *Reader) Read(b []byte) clienthello.Hello {
 	for r.hello.State == clienthello.NeedMore && len(b) > 0 && b[0]&0x80 != 0 {
 		h, rest, err := Parse(b)
@@ -35,10 +35,11 @@ func (r *Reader) Read(b []byte) clienthello.Hello {
 	return r.hello
 }
 
-// Kept returns how many bytes of memory the hello takes so far.
+// Kept returns the number of bytes of memory that the hello takes so far.
 func (r *Reader) Kept() int { return 2*r.crypto.Len() + cap(r.frames) }
 
-// initial takes an Initial packet. It reports false if the connection cannot be read. Packets of others are ignored.
+// initial takes an Initial packet. It returns false if the connection cannot be read. It ignores packets of other
+// connections.
 func (r *Reader) initial(h *Header) bool {
 	keys := r.keys
 	if keys == nil {

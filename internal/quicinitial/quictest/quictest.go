@@ -1,4 +1,4 @@
-// Package quictest makes the first datagrams of QUIC clients, for tests of what reads them.
+// Package quictest makes the first datagrams of QUIC clients, for tests of their readers.
 package quictest
 
 import (
@@ -58,7 +58,7 @@ func Initial(t testing.TB, v *quicinitial.Version, id, src []byte, number uint8,
 	return k.Seal(nil, v, id, src, number, frames)
 }
 
-// Split cuts a hello for datagrams: pieces of at most n bytes.
+// Split cuts a hello for datagrams, into pieces of at most n bytes.
 func Split(hello []byte, n int) (parts []Part) {
 	for at := 0; at < len(hello); at += n {
 		parts = append(parts, Part{at, hello[at:min(at+n, len(hello))]})
