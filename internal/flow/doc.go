@@ -1,4 +1,4 @@
-// Package flow defines the flows that handles decide on as a whole: which packets belong to one, how long a verdict lasts,
-// and a table of them for engines that decide in user space. The programs of package internal/linux/codegen do the same in
-// the kernel, on maps with the same keys and records.
+// Package flow defines the flows that handles decide on as a whole: the packets of a flow, the lifetime of its verdict,
+// and a table of flows for engines that decide in user space. The programs of package internal/linux/codegen do the same
+// in the kernel, on maps with the same keys and records.
 package flow

@@ -7,7 +7,8 @@ import (
 	"github.com/opendivert/divert/packet"
 )
 
-// Key names a flow: both directions have one key. It is also the key of the kernel's maps, 40 bytes in host byte order.
+// Key identifies a flow: both directions have one key. It is also the key of the kernel's maps, 40 bytes in host byte
+// order.
 type Key struct {
 	Addrs    [4]uint64 // upper and lower half of the lower endpoint's address, then the higher endpoint's; an IPv4 address is a number
 	Ports    [2]uint16 // of the lower endpoint and of the higher; of ICMP the identifier, twice
@@ -16,7 +17,7 @@ type Key struct {
 	Zero     uint16
 }
 
-// Packet has the properties of a packet that its flow needs.
+// Packet has the properties of a packet that matter for its flow.
 type Packet struct {
 	Key   Key
 	Back  bool  // the packet goes from the higher endpoint to the lower
@@ -43,7 +44,7 @@ const (
 // Begins reports whether the packet begins a flow: a SYN without ACK.
 func (p *Packet) Begins() bool { return p.Flags&(FlagSYN|FlagACK) == FlagSYN }
 
-// The types of ICMP that have a flow (RFC 792; RFC 4443 section 4).
+// The ICMP types with a flow (RFC 792; RFC 4443 section 4).
 const (
 	EchoReply     = 0
 	EchoRequest   = 8
@@ -59,21 +60,21 @@ var (
 	errNotWhole = errors.New("its transport header is not all there")
 )
 
-// Of finds the flow of the packet in b; parsed is the result of parsing it. The beginning of the packet is enough if it has all
-// headers. If the packet has no flow, the error says why.
+// Of finds the flow of the packet in b; parsed is the result of parsing it. b needs only the beginning of the packet with
+// all headers. If the packet has no flow, the error is the reason.
 func Of(b []byte, parsed *packet.Parsed) (Packet, error) {
 	p := Packet{Bytes: int(parsed.Length)}
 	err := p.find(b, parsed)
 	return p, err
 }
 
-// Find is Of for the hot path: it says only whether there is a flow. Bytes is the length of b.
+// Find is Of for the hot path, without the reason. Bytes is the length of b.
 func Find(b []byte, parsed *packet.Parsed) (p Packet, ok bool) {
 	p.Bytes = len(b)
 	return p, p.find(b, parsed) == nil
 }
 
-// find fills in all but Bytes.
+// find fills in everything except Bytes.
 func (p *Packet) find(b []byte, parsed *packet.Parsed) error {
 	be := binary.BigEndian
 	if parsed.Family == 0 {

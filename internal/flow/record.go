@@ -22,23 +22,24 @@ type Record struct {
 	LastSeen   int64
 	Packets    [2]uint64 // by Packet.Way
 	Bytes      [2]uint64
-	Deadline   int64 // after which the flow has ended, 0: none. It is set when TCP has ended.
-	Idle       int64 // how long the flow lasts without a packet
+	Deadline   int64 // time at which the flow ends, 0: none. Set at the end of a TCP connection.
+	Idle       int64 // lifetime without a packet
 	Generation uint32
 	Verdict    Verdict
-	Finished   [2]uint8 // 1: a FIN was seen that went this way
+	Finished   [2]uint8 // 1: a FIN in this direction was seen
 	Zero       uint8
 }
 
-// Linger is how long after a RST, or the FINs of both sides, a flow still lasts: for the last ACK, and for retransmissions.
+// Linger is the time for which a flow lasts after a RST, or after the FINs of both sides: for the last ACK, and for
+// retransmissions.
 const Linger = 2 * time.Second
 
-// Live reports whether the record holds at a time, in a generation.
+// Live reports whether the record is valid at a time, in a generation.
 func (r *Record) Live(now int64, generation uint32) bool {
 	return r.Generation == generation && (r.Deadline == 0 || now <= r.Deadline) && now-r.LastSeen <= r.Idle
 }
 
-// Count takes a packet of the flow in, which is not one that begins it.
+// Count takes in a packet of the flow that does not begin it.
 func (r *Record) Count(p *Packet, now int64) {
 	way := p.Way()
 	r.LastSeen = now
@@ -47,7 +48,7 @@ func (r *Record) Count(p *Packet, now int64) {
 	r.close(p, way, now)
 }
 
-// close notes the end of TCP.
+// close records the end of TCP.
 func (r *Record) close(p *Packet, way int, now int64) {
 	if p.Flags&FlagFIN != 0 {
 		r.Finished[way] = 1
@@ -58,13 +59,13 @@ func (r *Record) close(p *Packet, way int, now int64) {
 	}
 }
 
-// Idle is how long flows last without a packet.
+// Idle has the lifetimes of flows without a packet.
 type Idle struct{ TCP, UDP, ICMP time.Duration }
 
-// DefaultIdle has the times that NATs must keep: RFC 5382 REQ-5, RFC 4787 REQ-5, RFC 5508 REQ-2.
+// DefaultIdle has the least times for NATs: RFC 5382 REQ-5, RFC 4787 REQ-5, RFC 5508 REQ-2.
 var DefaultIdle = Idle{TCP: 2*time.Hour + 4*time.Minute, UDP: 5 * time.Minute, ICMP: time.Minute}
 
-// IdleFor returns the times of flows, d for all unless it is 0.
+// IdleFor returns d as the time of all flows, or the default times if it is 0.
 func IdleFor(d time.Duration) Idle {
 	if d == 0 {
 		return DefaultIdle
@@ -83,10 +84,10 @@ func (i *Idle) Of(protocol uint8) int64 {
 	return int64(i.ICMP)
 }
 
-// DefaultSize is how many flows a handle keeps at least.
+// DefaultSize is the least number of flows that a handle keeps.
 const DefaultSize = 65536
 
-// Totals count the packets of a handle that its flows' verdicts have decided on, since it was opened.
+// Totals count the packets that met a verdict of their flow, since the handle was opened.
 type Totals struct {
 	Accepted, AcceptedBytes, Dropped, DroppedBytes uint64
 }

@@ -18,7 +18,7 @@ func NewTable(size int, idle Idle) *Table {
 	return &Table{idle: idle, decided: newList(size), counted: newList(size)}
 }
 
-// Decide makes a verdict hold for a flow from now on. If it holds already, its counters go on.
+// Decide puts a verdict for a flow in force. If the flow has this verdict already, its counters continue.
 func (t *Table) Decide(k Key, v Verdict, now int64) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -29,8 +29,8 @@ func (t *Table) Decide(k Key, v Verdict, now int64) {
 	t.decided.put(k).record = Record{LastSeen: now, Idle: t.idle.Of(k.Protocol), Generation: t.decided.generation, Verdict: v}
 }
 
-// Pass returns the verdict for a packet, and counts it if there is one. A packet that begins a flow ends the verdict of the
-// one before.
+// Pass returns the verdict for a packet, and counts the packet if there is one. A packet that begins a flow ends the
+// verdict of the previous one.
 func (t *Table) Pass(p *Packet, now int64) Verdict {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -44,13 +44,13 @@ func (t *Table) Pass(p *Packet, now int64) Verdict {
 	return n.record.Verdict
 }
 
-// Counts are the counts of a flow that filters test: packets and bytes so far, this one included.
+// Counts are a flow's counts for filters: packets and bytes so far, this packet included.
 type Counts struct {
 	Packets, Bytes       uint64 // of both directions
-	WayPackets, WayBytes uint64 // of the packets that go this one's way
+	WayPackets, WayBytes uint64 // of the packets in this one's direction
 }
 
-// Count counts a packet of a flow whose filter asks for that.
+// Count counts a packet of a flow for a filter.
 func (t *Table) Count(p *Packet, now int64) Counts {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -70,7 +70,7 @@ func (t *Table) Count(p *Packet, now int64) Counts {
 	}
 }
 
-// Begin ends the verdict of the flow before, if the packet begins one. It is to be asked with packets that do not match too.
+// Begin ends the verdict of the previous flow, if the packet begins one. Call it for packets that do not match, too.
 func (t *Table) Begin(p *Packet) {
 	if p.Begins() {
 		t.mu.Lock()
@@ -131,12 +131,12 @@ func (t *Table) Totals() Totals {
 	return t.totals
 }
 
-// list is a number of flows, of which the one that was seen the longest ago makes way.
+// list is a list of flows of limited length; the flow not seen for the longest time makes way.
 type list struct {
 	size       int
 	generation uint32
 	nodes      map[Key]*node
-	head       node // of a ring: head.next was seen last
+	head       node // of a ring: head.next is the flow seen last
 }
 
 // node is a flow.
@@ -148,7 +148,7 @@ type node struct {
 
 func newList(size int) list { return list{size: size, nodes: map[Key]*node{}} }
 
-// live returns the flow of a packet if its record holds, unless the packet begins another.
+// live returns the flow of a packet if its record is valid and the packet does not begin another flow.
 func (l *list) live(p *Packet, now int64) *node {
 	n := l.nodes[p.Key]
 	if n == nil || p.Begins() || !n.record.Live(now, l.generation) {
@@ -171,7 +171,7 @@ func (l *list) put(k Key) *node {
 	}
 	var n *node
 	if len(l.nodes) >= l.size {
-		n = l.head.prev // its memory is used again
+		n = l.head.prev // reuse its memory
 		l.unlink(n)
 		delete(l.nodes, n.key)
 	} else {
@@ -183,7 +183,7 @@ func (l *list) put(k Key) *node {
 	return n
 }
 
-// touch makes a flow the one that was seen last.
+// touch makes a flow the one seen last.
 func (l *list) touch(n *node) {
 	l.unlink(n)
 	l.link(n)
@@ -196,7 +196,7 @@ func (l *list) link(n *node) {
 	n.prev.next, n.next.prev = n, n
 }
 
-// remove takes a flow out.
+// remove removes a flow.
 func (l *list) remove(k Key) {
 	if n := l.nodes[k]; n != nil {
 		l.unlink(n)

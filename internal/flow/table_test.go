@@ -9,7 +9,7 @@ import (
 	"github.com/opendivert/divert/internal/race"
 )
 
-// model is what a table should do, in plain words: a map, and the order in which flows were seen.
+// model is a simple table with the same behaviour: a map, and the order in which flows were seen.
 type model struct {
 	size    int
 	records map[Key]Record
@@ -130,7 +130,7 @@ func FuzzTable(f *testing.F) {
 	})
 }
 
-// TestPassAllocatesNothing: nor does counting flows that are there.
+// TestPassAllocatesNothing: neither Pass nor counting known flows allocates.
 func TestPassAllocatesNothing(t *testing.T) {
 	if race.Enabled {
 		t.Skip("the race detector allocates")
