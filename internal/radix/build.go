@@ -5,8 +5,8 @@ import (
 	"slices"
 )
 
-// nodes calls f for each node of a table of ascending ranges that lie apart, with the bits that a range sets in it, 0 for
-// a marker. Nodes of one level come in the order of their prefixes, the same one several times.
+// nodes calls f for each node of a table of ascending disjoint ranges, with the bits that a range sets in it, 0 for a
+// marker. Nodes of one level come in the order of their prefixes, the same one several times.
 func nodes(ranges []Range, f func(p piece)) {
 	for _, r := range ranges {
 		for part := range r.split {
@@ -31,8 +31,8 @@ func nodes(ranges []Range, f func(p piece)) {
 	}
 }
 
-// Join returns the values of ranges, which may come in any order, overlap and touch, as ranges in ascending order that neither
-// overlap nor touch. The argument is neither changed nor kept.
+// Join returns the values of ranges, which may come in any order, overlap and touch, as ranges in ascending order that
+// neither overlap nor touch. It neither changes nor keeps the argument.
 func Join(ranges []Range) []Range {
 	sorted := make([]Range, 0, len(ranges))
 	for _, r := range ranges {
@@ -48,7 +48,7 @@ func Join(ranges []Range) []Range {
 	return out
 }
 
-// appendRange appends a range that does not begin before the last one, joined to it if they overlap or touch.
+// appendRange appends a range that does not begin before the last one, and joins the two if they overlap or touch.
 func appendRange(out []Range, r Range) []Range {
 	n := len(out)
 	if n == 0 || out[n-1].Last != lastValue && out[n-1].Last.Next().Less(r.First) {
@@ -60,8 +60,8 @@ func appendRange(out []Range, r Range) []Range {
 	return out
 }
 
-// build makes a table of the values of ascending ranges that lie apart, with room for so many more nodes. Where no range
-// covers another, no node lies below a bit that is set.
+// build makes a table of the values of ascending disjoint ranges, with room for more nodes. As no range covers another,
+// no node lies below a set bit.
 func build(home Home, ranges []Range, more int) (*order, error) {
 	count := 0
 	var last [Levels + 1]Value
@@ -106,7 +106,7 @@ func (o *order) fill(ranges []Range) bool {
 	return fits
 }
 
-// merge makes the order of nodes that are in the order of each level.
+// merge makes the order from nodes sorted by level.
 func (o *order) merge(refs [][]uint32) {
 	var heads []head
 	for _, r := range refs {
@@ -117,7 +117,7 @@ func (o *order) merge(refs [][]uint32) {
 	var chunk []uint32
 	for len(heads) > 0 {
 		least := 0
-		for i := range heads { // in the order of levels, so of equals the first comes first
+		for i := range heads { // in the order of levels, so the first of equals wins
 			if heads[i].first.Less(heads[least].first) {
 				least = i
 			}
@@ -138,11 +138,11 @@ func (o *order) merge(refs [][]uint32) {
 	}
 }
 
-// head is the first of the nodes of a level that are still to be merged.
+// head is the first of the nodes of a level still to be merged.
 type head struct {
 	ref   uint32
 	first Value
-	refs  []uint32 // behind it
+	refs  []uint32 // the nodes behind it
 }
 
 // next goes to the next node, if there is one.

@@ -2,17 +2,17 @@ package radix
 
 import "slices"
 
-// maxChunk is how many nodes a chunk has at most.
+// maxChunk is the most nodes in a chunk.
 const maxChunk = 512
 
-// order is where the nodes of a table begin, in nodes, in the order of their first values, and of nodes with the same
-// first value in that of their levels. It is kept in chunks, so that it costs little to add one.
+// order holds the offsets of a table's nodes, in nodes, in the order of their first values; nodes with the same first
+// value are in the order of their levels. It is kept in chunks, so that adding one costs little.
 type order struct {
 	table  *table
 	chunks [][]uint32
 }
 
-// compare returns the order of the node at a place and one of a level and prefix.
+// compare returns the order of the node at an offset relative to one of a level and prefix.
 func (o *order) compare(ref uint32, level int, first Value) int {
 	l, p := o.table.node(int(ref) * NodeWords)
 	switch {
@@ -24,7 +24,7 @@ func (o *order) compare(ref uint32, level int, first Value) int {
 	return 1
 }
 
-// search returns the position of the first node that is not before the one of a level and prefix.
+// search returns the position of the first node that is not before the node of a level and prefix.
 func (o *order) search(level int, first Value) (chunk, i int) {
 	before := func(ref uint32, _ struct{}) int {
 		if o.compare(ref, level, first) < 0 {
@@ -40,7 +40,7 @@ func (o *order) search(level int, first Value) (chunk, i int) {
 	return chunk, i
 }
 
-// add adds the node that begins at a place.
+// add adds the node at an offset.
 func (o *order) add(at int) {
 	level, first := o.table.node(at)
 	chunk, i := o.search(level, first)
@@ -62,7 +62,7 @@ func (o *order) add(at int) {
 	o.chunks[chunk] = c
 }
 
-// from yields where the nodes begin from the one of a level and prefix on.
+// from yields the offsets of nodes from the node of a level and prefix on.
 func (o *order) from(level int, first Value) func(yield func(at int) bool) {
 	return func(yield func(at int) bool) {
 		chunk, i := o.search(level, first)

@@ -27,8 +27,8 @@ func (o *order) ranges() []Range {
 // rangeWriter walks over nodes in their order.
 type rangeWriter struct {
 	table *table
-	open  []openNode // the nodes that the walk is in, from the top
-	next  Value      // the first value that is not written; of no use without an open node
+	open  []openNode // the nodes that contain the current position, from the top
+	next  Value      // the first value not written; meaningless without an open node
 	out   []Range
 }
 
@@ -79,7 +79,7 @@ func (w *rangeWriter) close() {
 	w.open = w.open[:len(w.open)-1]
 }
 
-// write writes the values from w.next to last that a node says are in the set.
+// write writes the values from w.next to last that are in the set according to a node.
 func (w *rangeWriter) write(n *openNode, last Value) {
 	from, to := part(n.level, w.next), part(n.level, last)
 	mask := n.bits & (^uint64(0) >> (63 - to) &^ (1<<from - 1))
@@ -99,7 +99,7 @@ func (w *rangeWriter) write(n *openNode, last Value) {
 	}
 }
 
-// interleave puts the IPv4 addresses to their place among all others; what the others have there says nothing.
+// interleave puts the IPv4 addresses in their place among all others; the other tree has no meaning there.
 func interleave(all, four []Range) []Range {
 	var out []Range
 	for _, r := range all {

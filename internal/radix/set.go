@@ -6,11 +6,11 @@ import (
 	"sync/atomic"
 )
 
-// A Home is where the tables of a set stand.
+// A Home is a place for the tables of a set.
 type Home interface {
-	// Make returns memory for so many buckets.
+	// Make returns memory for that many buckets.
 	Make(buckets int) (Memory, error)
-	// Publish makes readers outside of this program read the table in that memory, which Make has returned, from now on.
+	// Publish makes readers outside this program use the table in that memory, a result of Make, from now on.
 	Publish(Memory) error
 }
 
@@ -22,11 +22,11 @@ func (heap) Make(buckets int) (Memory, error) {
 }
 func (heap) Publish(Memory) error { return nil }
 
-// Set is a set of values. Its methods may be called by several goroutines at once; Contains waits for nobody.
+// Set is a set of values. Its methods may be called by several goroutines at once; Contains never blocks.
 type Set struct {
 	table atomic.Pointer[table]
 
-	mu    sync.Mutex // for all that is not Contains
+	mu    sync.Mutex // for all methods but Contains
 	order order
 	home  Home
 }
@@ -53,36 +53,36 @@ func (s *Set) Contains(v Value) bool {
 	}
 }
 
-// MaxNodes is how many nodes a table may have: 2 GiB with what it takes to find them.
+// MaxNodes is the most nodes of a table: 2 GiB with the index that finds them.
 const MaxNodes = 1 << 25
 
 // ErrFull is the error of a set with more than MaxNodes nodes.
 var ErrFull = errors.New("the set is too large")
 
-// A table is made for a load of makeLoad and is exchanged at a load of maxLoad, in percent of the room for nodes.
+// A table is made for a load of makeLoad and replaced at a load of maxLoad, in percent of the room for nodes.
 const (
 	makeLoad = 35
 	maxLoad  = 55
 )
 
-// bucketsFor returns how many buckets a table for so many nodes has.
+// bucketsFor returns the number of buckets of a table for that many nodes.
 func bucketsFor(nodes int) int { return nodes*100/(makeLoad*perBucket) + 4 }
 
-// full reports whether a table has no more nodes than it should.
+// full reports whether a table should take no more nodes.
 func (t *table) full() bool { return t.nodes*100 >= t.buckets*perBucket*maxLoad }
 
 // Add adds the values of the ranges. If it fails nothing is added.
 func (s *Set) Add(ranges ...Range) error { return s.change(ranges, true) }
 
-// Remove removes the values of the ranges, whatever they were added with. If it fails nothing is removed.
+// Remove removes the values of the ranges, however they were added. If it fails nothing is removed.
 func (s *Set) Remove(ranges ...Range) error { return s.change(ranges, false) }
 
 func (s *Set) change(ranges []Range, in bool) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for more := len(ranges); !s.make(ranges, in); more += more/2 + 16 {
-		if err := s.grow(more); err != nil { // which leaves out the nodes made in vain
-			atomic.AddUint64(&s.order.table.Words[WordChanges], 1) // so that the nodes are older than the next change
+		if err := s.grow(more); err != nil { // the new table omits nodes made in vain
+			atomic.AddUint64(&s.order.table.Words[WordChanges], 1) // the nodes must be older than the next change
 			return err
 		}
 	}
@@ -97,13 +97,13 @@ func (s *Set) change(ranges []Range, in bool) error {
 	return nil
 }
 
-// make makes the nodes that a change needs, which changes no answer, and reports whether there was room.
+// make makes the nodes for a change, without changing any answer, and reports whether there was room.
 func (s *Set) make(ranges []Range, in bool) bool {
 	for _, r := range ranges {
 		for part := range r.split {
 			for p := range part.pieces {
 				if s.order.table.above(p.level, p.prefix) == in {
-					continue // a value without a node is so anyway
+					continue // a value without a node is not in the set
 				}
 				if !s.order.ensure(p.level, p.prefix) {
 					return false
@@ -114,7 +114,7 @@ func (s *Set) make(ranges []Range, in bool) bool {
 	return true
 }
 
-// ensure makes a node and its markers, unless they are there, and reports whether there was room.
+// ensure makes a node and its markers, unless they exist, and reports whether there was room.
 func (o *order) ensure(level int, prefix Value) bool {
 	t := o.table
 	if t.find(level, prefix) != 0 {
@@ -131,7 +131,7 @@ func (o *order) ensure(level int, prefix Value) bool {
 	if prefix.IsMapped() {
 		marker -= IPv4Levels
 	}
-	at := level - marker // where the levels begin
+	at := level - marker // level at which the tree begins
 	for step := first; step > 0; step >>= 1 {
 		if marker&step == 0 {
 			continue
@@ -144,7 +144,7 @@ func (o *order) ensure(level int, prefix Value) bool {
 	return true
 }
 
-// create makes a node unless it is there.
+// create makes a node unless it exists.
 func (o *order) create(level int, prefix Value) bool {
 	t := o.table
 	if t.find(level, prefix) != 0 {
@@ -191,7 +191,7 @@ func (s *Set) mark(p *piece, in bool) {
 	}
 }
 
-// Grow makes room for so many more nodes, so that adding them costs no exchange of the table.
+// Grow makes room for that many more nodes, so that adding them does not replace the table.
 func (s *Set) Grow(nodes int) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -201,7 +201,7 @@ func (s *Set) Grow(nodes int) error {
 	return s.grow(nodes)
 }
 
-// grow exchanges the table for one with room for so many more nodes, without the nodes of no use.
+// grow replaces the table by one with room for that many more nodes, without useless nodes.
 func (s *Set) grow(more int) error {
 	o, err := build(s.home, s.order.ranges(), more)
 	if err != nil {
@@ -210,7 +210,7 @@ func (s *Set) grow(more int) error {
 	return s.exchange(o)
 }
 
-// exchange makes a table the one in force.
+// exchange puts a table in force.
 func (s *Set) exchange(o *order) error {
 	if err := s.home.Publish(o.table.Memory); err != nil {
 		return err
@@ -220,8 +220,8 @@ func (s *Set) exchange(o *order) error {
 	return nil
 }
 
-// Replace makes the values of the ranges, in any order, the only ones. Each look-up meets the old set or the new one. If
-// it fails, the old one stays.
+// Replace makes the values of the ranges, in any order, the only members. Each look-up meets the old set or the new one.
+// If it fails, the old set stays.
 func (s *Set) Replace(ranges []Range) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -232,7 +232,7 @@ func (s *Set) Replace(ranges []Range) error {
 	return s.exchange(o)
 }
 
-// Move moves the set to the home that make returns, unless is says that it is in such a home already, and returns its home.
+// Move moves the set to a home from make and returns the home, unless is reports that its home is suitable already.
 func (s *Set) Move(make func() (Home, error), is func(Home) bool) (Home, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -256,8 +256,8 @@ func (s *Set) Move(make func() (Home, error), is func(Home) bool) (Home, error) 
 	return home, nil
 }
 
-// Ranges yields the values of the set in ascending order, as the fewest ranges. It sees the set as it was when it was
-// called; changes made meanwhile wait.
+// Ranges yields the values of the set in ascending order, as the fewest ranges. It sees the set at the time of the call;
+// changes made meanwhile wait.
 func (s *Set) Ranges(yield func(Range) bool) {
 	s.mu.Lock()
 	ranges := s.order.ranges()
@@ -269,7 +269,7 @@ func (s *Set) Ranges(yield func(Range) bool) {
 	}
 }
 
-// Size returns how many bytes the set takes, and how many nodes it has.
+// Size returns the memory of the set in bytes, and the number of its nodes.
 func (s *Set) Size() (bytes, nodes int) {
 	s.mu.Lock()
 	defer s.mu.Unlock()

@@ -10,7 +10,7 @@ import (
 	"testing"
 )
 
-// model is a set of values as a list of ranges, ascending, apart from each other.
+// model is a set of values as a list of ascending disjoint ranges.
 type model []Range
 
 func (m model) contains(v Value) bool {
@@ -56,7 +56,7 @@ func (m model) add(r Range) model {
 	return out
 }
 
-// equal holds a set to a model, at and around all ends.
+// equal compares a set with a model, at and around all ends.
 func equal(t testing.TB, s *Set, m model) {
 	t.Helper()
 	if got := slices.Collect(s.Ranges); !slices.Equal(got, m) {
@@ -99,7 +99,7 @@ func randomRange(r *rand.Rand) Range {
 	return Range{v, values[r.IntN(len(values))](r)}
 }
 
-// TestChanges holds sets to a model after each of many changes, of ranges of all kinds.
+// TestChanges compares sets with a model after each of many changes, of ranges of all kinds.
 func TestChanges(t *testing.T) {
 	for seed := range uint64(60) {
 		r := rand.New(rand.NewPCG(seed, 1))
@@ -139,7 +139,7 @@ func TestChanges(t *testing.T) {
 	}
 }
 
-// FuzzChanges is TestChanges with changes that the fuzzer writes: each 34 bytes.
+// FuzzChanges is TestChanges with changes from the fuzzer, 34 bytes each.
 func FuzzChanges(f *testing.F) {
 	f.Add([]byte("\x01\x00aaaaaaaaaaaaaaaabbbbbbbbbbbbbbbb\x02\x18aaaaaaaaaaaaaaaabbbbbbbbbbbbbbbb"))
 	f.Fuzz(func(t *testing.T, b []byte) {
@@ -180,8 +180,8 @@ func FuzzChanges(f *testing.F) {
 	})
 }
 
-// TestReadersMeetNoOtherState: while ranges around them come and go, values that always are in the set are found at any
-// time, and those that never are never.
+// TestReadersMeetNoOtherState: while ranges around them come and go, values that are always in the set are always found,
+// and values that are never in it are never found.
 func TestReadersMeetNoOtherState(t *testing.T) {
 	r := rand.New(rand.NewPCG(7, 8))
 	var always, never []Value
@@ -210,7 +210,8 @@ func TestReadersMeetNoOtherState(t *testing.T) {
 			}
 		})
 	}
-	// Changes leave out the 16 values around each of those above, but for the covers, which never hold one of "never".
+	// Changes leave out the 16 values around each of those above, except for the covers, which never contain one of
+	// "never".
 	for round := 0; round < 20_000 || looks.Load() < 20_000; round++ {
 		v := always[r.IntN(len(always))]
 		host := low(4 + r.IntN(8))
@@ -273,7 +274,7 @@ func TestReplaceIsOneStep(t *testing.T) {
 	all.Wait()
 }
 
-// refusing is a home that is full from some time on.
+// refusing is a home that is full from a certain time on.
 type refusing struct {
 	heap
 	left int
@@ -286,7 +287,7 @@ func (h *refusing) Make(buckets int) (Memory, error) {
 	return h.heap.Make(buckets)
 }
 
-// TestFailedChangesChangeNothing: without memory for more the set stays as it was.
+// TestFailedChangesChangeNothing: without more memory the set stays as it was.
 func TestFailedChangesChangeNothing(t *testing.T) {
 	s := New()
 	s.home = &refusing{left: 2}
@@ -310,7 +311,7 @@ func TestFailedChangesChangeNothing(t *testing.T) {
 	equal(t, s, m)
 }
 
-// sample makes a set of n prefixes as lists have them.
+// sample makes a set of n prefixes like those of real lists.
 func sample(n int, six bool) (*Set, []Range) {
 	r := rand.New(rand.NewPCG(3, uint64(n)))
 	ranges := make([]Range, n)

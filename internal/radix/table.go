@@ -5,10 +5,10 @@ import (
 	"sync/atomic"
 )
 
-// The layout of a table, in words of 64 bits. An eBPF program reads the same: see package setmap.
+// The layout of a table, in words of 64 bits. An eBPF program reads it too: see package setmap.
 //
-// A table is an array of buckets of 128 bytes. The first is the header. A bucket holds four nodes, from the first on; nodes
-// that find theirs full go to one of the next Chain-1 buckets.
+// A table is an array of buckets of 128 bytes. The first is the header. A bucket holds four nodes, from the first on;
+// nodes that find their bucket full go to one of the next Chain-1 buckets.
 const (
 	BucketWords = 16
 	NodeWords   = 4
@@ -17,13 +17,13 @@ const (
 	perBucket = BucketWords / NodeWords
 
 	// The words of the header.
-	WordChanges = 0 // how many changes there were; each counts when it has made its nodes and is about to flip bits
-	WordBuckets = 1 // how many buckets a hash leads to
+	WordChanges = 0 // number of changes; each counts after it has made its nodes and before it flips bits
+	WordBuckets = 1 // number of buckets that a hash can select
 	WordSeed    = 2
 	WordZero    = 3 // always 0
 
 	// The words of a node. The first is written last.
-	WordLevel  = 0 // 0: no node. In the first node of a bucket there may be Overflow beside.
+	WordLevel  = 0 // 0: no node. The first node of a bucket may also have Overflow.
 	WordPrefix = 1 // the upper 64 bits, then the lower; those behind the prefix are 0
 	WordBits   = 3
 
@@ -31,13 +31,13 @@ const (
 	levelMask = Overflow - 1
 )
 
-// The levels. IPv4Levels is above which IPv4 addresses have theirs.
+// The levels. IPv4 addresses have theirs above IPv4Levels.
 const (
 	Levels     = 21
 	IPv4Levels = 16
 )
 
-// PrefixLen returns how many bits the prefix of a node has.
+// PrefixLen returns the length of a node's prefix, in bits.
 func PrefixLen(level int) int { return 6*level - 4 }
 
 // Mask returns the mask of a level's prefixes.
@@ -49,8 +49,8 @@ func Mask(level int) Value {
 	return Value{Hi: ^uint64(0), Lo: ^uint64(0) << (128 - n)}
 }
 
-// Shift returns by how many bits a value is shifted to the right for the number of its bit in a node of the level to be
-// its lowest six bits.
+// Shift returns the number of bits by which to shift a value right, so that its lowest six bits are the number of its bit
+// in a node of the level.
 func Shift(level int) int { return 128 - PrefixLen(level) - 6 }
 
 // masks and shifts are those of all levels.
@@ -82,23 +82,23 @@ func Hash(seed uint64, level int, prefix Value) uint32 {
 	return uint32(x >> 32)
 }
 
-// Memory is where a table stands: zeros when it is made. Kept is whatever keeps the words alive.
+// Memory is the memory of a table: zeros at first. Kept keeps the words alive.
 type Memory struct {
 	Words []uint64
 	Kept  any
 }
 
-// table is a table. Reading needs no lock; writing is for one at a time.
+// table is a table. Reading needs no lock; only one goroutine may write at a time.
 type table struct {
 	Memory
-	buckets int // that a hash leads to
+	buckets int // number of buckets that a hash can select
 	nodes   int
 }
 
-// extraBuckets are those that no hash leads to: the header, and where the last one flows over.
+// extraBuckets are those that no hash selects: the header, and the overflow of the last.
 const extraBuckets = Chain
 
-// newTable makes an empty table in memory for so many buckets, with those extra.
+// newTable makes an empty table in memory for that many buckets, the extra ones included.
 func newTable(m Memory) *table {
 	t := &table{Memory: m, buckets: len(m.Words)/BucketWords - extraBuckets}
 	m.Words[WordBuckets] = uint64(t.buckets)
@@ -106,13 +106,13 @@ func newTable(m Memory) *table {
 	return t
 }
 
-// bucket returns where the bucket of a node begins.
+// bucket returns the offset of a node's bucket.
 func (t *table) bucket(level int, prefix Value) int {
 	h := Hash(t.Words[WordSeed], level, prefix)
 	return (1 + int(uint64(h)*uint64(t.buckets)>>32)) * BucketWords
 }
 
-// find returns where a node begins, 0 if there is none.
+// find returns the offset of a node, 0 if it does not exist.
 func (t *table) find(level int, prefix Value) int {
 	at := t.bucket(level, prefix)
 	for range Chain {
@@ -139,7 +139,7 @@ func (t *table) find(level int, prefix Value) int {
 	return 0
 }
 
-// insert adds a node that is not there, and returns where it begins, 0 if there is no room.
+// insert adds a node that does not exist, and returns its offset, 0 if there is no room.
 func (t *table) insert(level int, prefix Value, content uint64) int {
 	home := t.bucket(level, prefix)
 	for at := home; at < home+Chain*BucketWords; at += BucketWords {
@@ -160,20 +160,20 @@ func (t *table) insert(level int, prefix Value, content uint64) int {
 	return 0
 }
 
-// node returns the level and the prefix of the node at a place.
+// node returns the level and the prefix of the node at an offset.
 func (t *table) node(at int) (level int, prefix Value) {
 	return int(t.Words[at+WordLevel] & levelMask), Value{t.Words[at+WordPrefix], t.Words[at+WordPrefix+1]}
 }
 
-// bits returns the bits of the node at a place.
+// bits returns the bits of the node at an offset.
 func (t *table) bits(at int) uint64 { return atomic.LoadUint64(&t.Words[at+WordBits]) }
 
 func (t *table) setBits(at int, v uint64) { atomic.StoreUint64(&t.Words[at+WordBits], v) }
 
-// contains looks a value up, and takes no notice of changes.
+// contains looks a value up, and ignores concurrent changes.
 func (t *table) contains(v Value) bool { return t.above(Levels+1, v) }
 
-// above looks a value up in the nodes of lower levels than the limit.
+// above looks a value up in the nodes of levels below the limit.
 func (t *table) above(limit int, v Value) bool {
 	best, level, step := false, 0, 16
 	if v.IsMapped() {
@@ -192,5 +192,5 @@ func (t *table) above(limit int, v Value) bool {
 	return best
 }
 
-// changes returns how many changes there were.
+// changes returns the number of changes so far.
 func (t *table) changes() uint64 { return atomic.LoadUint64(&t.Words[WordChanges]) }

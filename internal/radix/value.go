@@ -2,7 +2,7 @@ package radix
 
 import "math/bits"
 
-// Value is an unsigned number of 128 bits. An IPv4 address stands as the mapped IPv6 address, ::ffff:a.b.c.d.
+// Value is an unsigned number of 128 bits. An IPv4 address has the value of its mapped IPv6 address, ::ffff:a.b.c.d.
 type Value struct{ Hi, Lo uint64 }
 
 // Range is all values from First to Last, both included. If Last lies below First there are none.
@@ -71,7 +71,7 @@ func (v Value) MulAdd(m, a uint64) (sum Value, ok bool) {
 	return Value{hi, lo}, over == 0 && c1 == 0
 }
 
-// BitLen returns how many bits v needs.
+// BitLen returns the number of bits that v needs.
 func (v Value) BitLen() int {
 	if v.Hi != 0 {
 		return 64 + bits.Len64(v.Hi)
@@ -115,7 +115,7 @@ func (r Range) split(yield func(Range) bool) {
 	}
 }
 
-// piece is the part of a range that stands in one node.
+// piece is the part of a range in one node.
 type piece struct {
 	level  int
 	prefix Value
@@ -140,8 +140,8 @@ func (v Value) up(n int) Value {
 	return Value{v.Hi<<n | v.Lo>>(64-n), v.Lo << n}
 }
 
-// pieces divides a range, which split has cut, into the parts of nodes, the fewest, in the order of their values: at each
-// level there are two ends that do not fill a node.
+// pieces divides a range, which split has cut, into as few parts of nodes as possible, in the order of their values: at
+// each level there are two ends that do not fill a node.
 func (r Range) pieces(yield func(piece) bool) {
 	top := 1
 	if r.First.IsMapped() {
@@ -174,7 +174,7 @@ func (r Range) pieces(yield func(piece) bool) {
 			last = begin.Prev()
 		}
 		if last.Less(first) {
-			break // the two ends were all
+			break // nothing lies between the two ends
 		}
 	}
 	for n > 0 {
@@ -184,7 +184,8 @@ func (r Range) pieces(yield func(piece) bool) {
 	}
 }
 
-// wholes yields the pieces of one level that a range consists of: one, or at the top up to four. It returns what yield does.
+// wholes yields the pieces of one level that make up a range: one, or at the top up to four. It returns the result of
+// yield.
 func wholes(level int, first, last Value, yield func(piece) bool) bool {
 	for host := low(shifts[level] + 6); ; {
 		if first.without(host) == last.without(host) {
