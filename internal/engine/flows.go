@@ -37,21 +37,21 @@ func FlowOf(p *packet.Packet) (flow.Packet, error) {
 	return f, nil
 }
 
-// FlowDecider is a handle as DecideFlow needs it.
+// FlowDecider is the part of a handle that DecideFlow needs.
 type FlowDecider interface {
 	Accept(ps []packet.Packet) (int, error)
 	Dropper
-	// MayDecide fails on a closed handle, and with ErrShutdown if the decision sends and the handle sends no more.
+	// MayDecide fails on a closed handle, and with ErrShutdown if the decision sends and the sending half is shut down.
 	MayDecide(sends bool) error
-	// Captured reports whether the packet with an address, not a copy of it, came from this handle, and Waits whether the
-	// program has neither sent nor dropped it.
+	// Captured reports whether the packet of an address was diverted by this handle, not copied. Waits reports whether it
+	// still waits to be sent or dropped.
 	Captured(a *packet.Address) bool
 	Waits(a *packet.Address) bool
-	// Decide makes a verdict hold.
+	// Decide puts a verdict in force.
 	Decide(k flow.Key, v flow.Verdict) error
 }
 
-// DecideFlow is Flows.DecideFlow of a handle of a layer.
+// DecideFlow implements Flows.DecideFlow for a handle of a layer.
 func DecideFlow(h FlowDecider, cfg *Config, layer packet.Layer, one []packet.Packet, v flow.Verdict) error {
 	p, sniffs := &one[0], cfg.Flags&FlagSniff != 0
 	if err := h.MayDecide(v == flow.Accept && !sniffs); err != nil {
@@ -78,7 +78,7 @@ func DecideFlow(h FlowDecider, cfg *Config, layer packet.Layer, one []packet.Pac
 	return err
 }
 
-// FlowTable is the flows of a handle that are decided in user space. Its zero value has none and costs a packet next to
+// FlowTable holds the flows of a handle that are decided in user space. Its zero value is empty and costs a packet almost
 // nothing. It may be used by several goroutines at once.
 type FlowTable struct{ table atomic.Pointer[flow.Table] }
 
