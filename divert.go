@@ -17,7 +17,7 @@ type Address = packet.Address
 // Packet is a packet with its address, the element of batches; see package packet.
 type Packet = packet.Packet
 
-// Layer says where in the network stack a handle works; see package packet.
+// Layer is the part of the network stack in which a handle works; see package packet.
 type Layer = packet.Layer
 
 // The layers.
@@ -29,7 +29,7 @@ const (
 	LayerReflect = packet.LayerReflect // other handles opened and closed
 )
 
-// Event says what happened.
+// Event is the kind of a packet or event; see package packet.
 type Event = packet.Event
 
 // The events, with the layer that raises each.
@@ -72,7 +72,7 @@ const MaxBatch = 255
 // MaxPacket is the length of the longest possible packet, in bytes: an IPv6 header and 65535 bytes.
 const MaxPacket = 65575
 
-// How says which half of a handle Shutdown ends.
+// How selects the half of a handle, or both, for Shutdown to end.
 type How uint8
 
 // The halves.

@@ -398,7 +398,7 @@ func (f Addr) value(a netip.Addr) (prog.Value, error) {
 	case !a.IsValid() || a.Zone() != "",
 		kind == prog.KindIPv4 && !a.Unmap().Is4(),
 		kind == prog.KindIPv6 && a.Is4():
-		return prog.Value{}, fmt.Errorf("filter: %v is no address for %v", a, f.subject().field)
+		return prog.Value{}, fmt.Errorf("filter: %v is not an address for %v", a, f.subject().field)
 	}
 	ip := a.As16()
 	return valueFromBytes(ip), nil
@@ -459,7 +459,7 @@ func (f Addr) In(prefixes ...netip.Prefix) Expr {
 	ranges := make([]prog.Range, len(prefixes))
 	for i, p := range prefixes {
 		if !p.IsValid() {
-			return Expr{err: fmt.Errorf("filter: %v is no prefix for %v", p, f.subject().field)}
+			return Expr{err: fmt.Errorf("filter: %v is not a prefix for %v", p, f.subject().field)}
 		}
 		first, err := f.value(p.Masked().Addr())
 		if err != nil {

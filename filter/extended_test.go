@@ -159,7 +159,7 @@ var extendedErrors = []struct {
 	{"two numbers", atNetwork, "tcp.DstPort == 80 81", ErrUnexpectedToken, 18, "81", ""},
 	{"greater", atNetwork, "greater 100", ErrBadToken, 0, "greater", "length >= 100"},
 	{"contains", atNetwork, `tcp.Payload contains "x"`, ErrBadToken, 12, "contains", "tcp.Payload32[0] == "},
-	{"arp", atNetwork, "arp", ErrBadToken, 0, "arp", "handles see IP packets only"},
+	{"arp", atNetwork, "arp", ErrBadToken, 0, "arp", "handles see only IP packets"},
 	{"name of an ICMP type", atNetwork, "icmp.Type == echo", ErrBadToken, 13, "echo", "icmp.Type == 8"},
 	{"name of a process", atNetwork, "processName == 1", ErrBadToken, 0, "processName", "processId == 4711"},
 	{"name of a host", atNetwork, "ip.DstAddr == www.example.com", ErrBadToken, 14, "www.example.com", "addresses, not names of hosts"},

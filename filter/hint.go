@@ -246,7 +246,7 @@ func objectHint(s string) string {
 		}
 		return "text that starts with @ is a compiled filter object, and those start with " + prog.ObjectMagic
 	case s == prog.ObjectMagic+"WW": // the original's count of 256 (specification: filter-object.md 4.3)
-		return "this is what WinDivert makes of a filter of 256 tests, and nothing can read it; 255 is the most"
+		return "WinDivert writes this for a filter of 256 tests, and nothing can read it; 255 is the most"
 	}
 	return "text that starts with " + prog.ObjectMagic + " is a compiled filter object, and this one is damaged: compile the filter again"
 }

@@ -186,8 +186,8 @@ func TestSetElements(t *testing.T) {
 		{"2001:db8::/32", ""}, {"2001:db8::1-2001:db8::5", ""}, {"::ffff:192.0.2.1", "192.0.2.1"}, {"::/0", ""}, {"0.0.0.0/0", ""},
 		{"80", ""}, {"0x50", "80"}, {"8000-8999", ""}, {"0-18446744073709551615", ""},
 		{"", "<neither an address nor a number"}, {"a", "<neither"}, {"-5", "<neither"}, {"5-", "<neither"}, {"80-70", "<ends before it starts"},
-		{"18446744073709551616", "<neither"}, {"192.0.2.1/24", "<192.0.2.0/24"}, {"192.0.2.0/33", "<no prefix"}, {"192.0.2.9-192.0.2.1", "<ends before"},
-		{"192.0.2.9-::1", "<IP version"}, {"fe80::1%eth0", "<zone"}, {"192.0.2.1-5", "<no address"}, {"192.0.2.1 192.0.2.2", "<neither"},
+		{"18446744073709551616", "<neither"}, {"192.0.2.1/24", "<192.0.2.0/24"}, {"192.0.2.0/33", "<not a prefix"}, {"192.0.2.9-192.0.2.1", "<ends before"},
+		{"192.0.2.9-::1", "<IP version"}, {"fe80::1%eth0", "<zone"}, {"192.0.2.1-5", "<not an address"}, {"192.0.2.1 192.0.2.2", "<neither"},
 	} {
 		e, err := ParseElement(row.text)
 		if want, fails := strings.CutPrefix(row.is, "<"); fails {

@@ -29,14 +29,14 @@ func parseElement(text string) Element {
 	if strings.Contains(text, "/") {
 		p, err := netip.ParsePrefix(text)
 		if err != nil {
-			return Element{err: fmt.Errorf("%q is no prefix; one is written as 192.0.2.0/24 or 2001:db8::/32", shortened(text))}
+			return Element{err: fmt.Errorf("%q is not a prefix; one is written as 192.0.2.0/24 or 2001:db8::/32", shortened(text))}
 		}
 		return Prefix(p)
 	}
 	if a, err := netip.ParseAddr(first); err == nil {
 		b, err := netip.ParseAddr(last)
 		if err != nil {
-			return Element{err: fmt.Errorf("%q is no address", shortened(last))}
+			return Element{err: fmt.Errorf("%q is not an address", shortened(last))}
 		}
 		return AddressRange(a, b)
 	}

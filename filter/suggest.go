@@ -98,7 +98,7 @@ var otherWords = map[string][]string{
 var otherThings = map[string]string{
 	"contains":    "filters compare single bytes and words of the payload, as in tcp.Payload32[0] == 0x47455420",
 	"matches":     "filters compare single bytes and words of the payload, as in tcp.Payload32[0] == 0x47455420",
-	"arp":         "ARP is no IP, and handles see IP packets only",
+	"arp":         "ARP is not IP, and handles see only IP packets",
 	"ether":       "handles see packets from the IP header on, without that of Ethernet",
 	"eth":         "handles see packets from the IP header on, without that of Ethernet",
 	"vlan":        "handles see packets from the IP header on, without that of Ethernet",

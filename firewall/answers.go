@@ -105,7 +105,7 @@ type answerRule struct {
 }
 
 // errNoRule is the error for an answer that cannot become a rule.
-var errNoRule = errors.New("it cannot be kept, and holds until the firewall ends")
+var errNoRule = errors.New("the answer cannot be kept; it holds until the firewall ends")
 
 // ruleOf returns the rule that repeats an answer for all connections with the same subject. anonymous means that
 // processes cannot be known here.

@@ -136,21 +136,21 @@ func (f *Firewall) answered(fl *flow, p *divert.Packet, c *Conn, d Decision, a A
 }
 
 // ErrNoQuestion means that no open question has the id: its time was over, or another answer came first.
-var ErrNoQuestion = errors.New("firewall: there is no such question, or not any more")
+var ErrNoQuestion = errors.New("firewall: no open question has this number")
 
 // Answer answers a question: Allow, Deny or Reject. With remember, the answer holds for all connections of the same
 // program and user to the same port of the same host for which rules say ask: permanently if it can be added to
 // Config.Answers; otherwise until Close, and Config.Warn gets the reason. Answer fails with ErrNoQuestion.
 func (f *Firewall) Answer(id uint64, a Action, remember bool) error {
 	if a > Reject {
-		return fmt.Errorf("firewall: %w: %v is no answer; allow, deny and reject are", divert.ErrInvalid, a)
+		return fmt.Errorf("firewall: %w: %v is not an answer; allow, deny and reject are", divert.ErrInvalid, a)
 	}
 	c, err := f.answerOpen(id, a, remember)
 	if err != nil || !remember || f.config.Answers == nil {
 		return err
 	}
 	if err := f.config.Answers.add(&c, a, f.noProcesses != nil); err != nil { // outside the mutex: packets do not wait for the file
-		f.config.Warn(fmt.Errorf("an answer that is to hold always: %w", err))
+		f.config.Warn(fmt.Errorf("a permanent answer: %w", err))
 		return nil
 	}
 	f.mu.Lock()

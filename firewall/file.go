@@ -168,7 +168,7 @@ func (f *file) read(doc ast.Node) error {
 		}
 	}
 	if !given {
-		return yamltext.At(doc, "the file must say what becomes of connections that no rule is about: default: allow, deny, reject or ask")
+		return yamltext.At(doc, "the file needs an action for connections that no rule decides: default: allow, deny, reject or ask")
 	}
 	return nil
 }
@@ -251,7 +251,7 @@ func (f *file) readAsk(e *yamltext.Entry) error {
 func (f *file) addResolver(text string) error {
 	a, err := netip.ParseAddr(text)
 	if err != nil {
-		return fmt.Errorf("%q is no address", text)
+		return fmt.Errorf("%q is not an address", text)
 	}
 	f.rules.resolvers = append(f.rules.resolvers, a.Unmap().WithZone(""))
 	return nil
@@ -265,7 +265,7 @@ func (f *file) readSets(e *yamltext.Entry) ([]yamltext.Entry, error) {
 	for i := range all {
 		e := &all[i]
 		if !filter.ValidName(e.Name) {
-			return nil, yamltext.At(e.Key, "%q is no name of a set: it has letters, digits, _, - and points, 63 at most", e.Name)
+			return nil, yamltext.At(e.Key, "%q is not the name of a set: names have letters, digits, _, - and points, 63 at most", e.Name)
 		}
 		elements, err := f.readSet(e)
 		if err != nil {
@@ -326,7 +326,7 @@ func parseAddresses(text string) (filter.Element, error) {
 		return e, err
 	}
 	if !strings.ContainsAny(text, ".:") {
-		return e, fmt.Errorf("%q is no address; one is written as 192.0.2.1, 192.0.2.0/24, 192.0.2.1-192.0.2.9 or 2001:db8::/32", text)
+		return e, fmt.Errorf("%q is not an address; one is written as 192.0.2.1, 192.0.2.0/24, 192.0.2.1-192.0.2.9 or 2001:db8::/32", text)
 	}
 	return e, nil
 }
@@ -509,7 +509,7 @@ func parseProtocol(text string) (uint8, error) {
 	}
 	n, err := strconv.ParseUint(text, 10, 8)
 	if err != nil {
-		return 0, fmt.Errorf("%q is no protocol; one is tcp, udp, icmp, icmpv6, igmp, gre, esp, ah, sctp, or a number from 0 to 255", text)
+		return 0, fmt.Errorf("%q is not a protocol; one is tcp, udp, icmp, icmpv6, igmp, gre, esp, ah, sctp, or a number from 0 to 255", text)
 	}
 	return uint8(n), nil
 }
@@ -523,7 +523,7 @@ func addPorts(to *[]portRange) func(string) error {
 		first, err := strconv.ParseUint(from, 10, 16)
 		last, err2 := strconv.ParseUint(until, 10, 16)
 		if err != nil || err2 != nil || first > last {
-			return fmt.Errorf("%q is no port; one is written as 443, and a range as 8000-8080, up to 65535", text)
+			return fmt.Errorf("%q is not a port; one is written as 443, and a range as 8000-8080, up to 65535", text)
 		}
 		*to = append(*to, portRange{uint16(first), uint16(last)})
 		return nil
@@ -555,7 +555,7 @@ func parsePattern(text string) (pattern, error) {
 		})
 	}
 	if !valid {
-		return p, fmt.Errorf("%q is no host name; one is example.com, \"*.example.com\" for all below it, or .example.com for both; names with other letters are written as their xn-- form", text)
+		return p, fmt.Errorf("%q is not a host name; one is example.com, \"*.example.com\" for all below it, or .example.com for both; names with other letters are written as their xn-- form", text)
 	}
 	return p, nil
 }
@@ -566,7 +566,7 @@ const maxProcessName = 15
 func (f *file) addProgram(to *[]executable) func(string) error {
 	return func(path string) error {
 		if !filepath.IsAbs(path) {
-			return fmt.Errorf("%q is no whole path of an executable, as /usr/bin/curl; process: takes names of processes", path)
+			return fmt.Errorf("%q is not the full path of an executable, as in /usr/bin/curl; process: takes names of processes", path)
 		}
 		path = filepath.Clean(path)
 		if resolved, err := filepath.EvalSymlinks(path); err == nil {
@@ -600,7 +600,7 @@ func parseWindow(text string) (w window, err error) {
 		}
 	}
 	if !ok || err != nil || w.from == w.to || w.from == 24*60 {
-		return w, fmt.Errorf("%q is no part of a day; one is written as 08:00-17:30, or 22:00-06:00 over midnight", text)
+		return w, fmt.Errorf("%q is not a part of a day; one is written as 08:00-17:30, or 22:00-06:00 over midnight", text)
 	}
 	return w, nil
 }
@@ -626,7 +626,7 @@ func parseDays(text string) (days uint8, err error) {
 	}
 	first, last := slices.Index(dayNames, from), slices.Index(dayNames, until)
 	if first < 0 || last < 0 {
-		return 0, fmt.Errorf("%q is no day; one is mon, tue, wed, thu, fri, sat or sun, and a range mon-fri", text)
+		return 0, fmt.Errorf("%q is not a day; one is mon, tue, wed, thu, fri, sat or sun, and a range mon-fri", text)
 	}
 	for d := first; ; d = (d + 1) % 7 {
 		days |= 1 << d

@@ -208,7 +208,7 @@ func (f *Firewall) trusted(r *Rules) []netip.Addr {
 func (f *Firewall) setConnect(r *Rules) error {
 	p, err := r.compileConnect()
 	if err != nil {
-		return fmt.Errorf("what is refused at connect: %w", err)
+		return fmt.Errorf("refusals at connect: %w", err)
 	}
 	if f.connect == nil {
 		if p == nil || f.noConnect != nil {
@@ -217,7 +217,7 @@ func (f *Firewall) setConnect(r *Rules) error {
 		h, err := f.config.Open(p, append([]divert.Option{divert.WithFlags(divert.RecvOnly), divert.WithPriority(f.config.Priority)}, f.config.Options...)...)
 		if err != nil {
 			f.noConnect = err
-			f.config.Warn(fmt.Errorf("what rules reject is refused by its first packet, and not at connect already: %w", err))
+			f.config.Warn(fmt.Errorf("rejected connections are refused by their first packet, not at connect: %w", err))
 			return nil
 		}
 		f.connect = h
@@ -385,7 +385,7 @@ func (f *Firewall) readConnects() {
 			n, err := h.RecvBatch(ps)
 			if err != nil {
 				if !errors.Is(err, net.ErrClosed) && !errors.Is(err, io.EOF) {
-					f.config.Warn(fmt.Errorf("what is refused at connect is not told any more: %w", err))
+					f.config.Warn(fmt.Errorf("refused connects are not reported any more: %w", err))
 				}
 				return
 			}

@@ -247,7 +247,7 @@ func hold(c *net.UnixConn) error {
 		case wordHold:
 			fds, err := passed(control[:m])
 			if err == nil && flags&unix.MSG_CTRUNC != 0 {
-				err = errors.New("descriptors were lost: there may not be as many")
+				err = errors.New("descriptors were lost: the limit for open files is too low")
 			}
 			if err != nil {
 				return err

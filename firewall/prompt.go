@@ -200,7 +200,7 @@ func readReplies(r io.Reader, f func(reply) error) error {
 	for lines.Scan() {
 		var answer reply
 		if err := json.Unmarshal(lines.Bytes(), &answer); err != nil {
-			return fmt.Errorf("this is no answer: %w", err)
+			return fmt.Errorf("this is not an answer: %w", err)
 		}
 		if err := f(answer); err != nil {
 			return err

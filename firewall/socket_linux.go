@@ -59,7 +59,7 @@ func checkFolder(dir string) error {
 	}
 	s, ok := info.Sys().(*syscall.Stat_t)
 	if !ok || !info.IsDir() {
-		return fmt.Errorf("%s is no folder", dir)
+		return fmt.Errorf("%s is not a folder", dir)
 	}
 	if s.Uid != 0 && int(s.Uid) != os.Geteuid() {
 		return fmt.Errorf("the folder %s belongs to user %d; the socket must be in one of root, that others cannot change", dir, s.Uid)

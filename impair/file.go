@@ -120,10 +120,10 @@ func checkNesting(b []byte) error {
 func syntaxError(err error) error {
 	var e yaml.Error
 	if !errors.As(err, &e) || e.GetToken() == nil {
-		return &FileError{Err: fmt.Errorf("this is no YAML: %w", err)}
+		return &FileError{Err: fmt.Errorf("this is not YAML: %w", err)}
 	}
 	at := placeOf(e.GetToken())
-	return &FileError{at.line, at.column, fmt.Errorf("this is no YAML: %s", e.GetMessage())}
+	return &FileError{at.line, at.column, fmt.Errorf("this is not YAML: %s", e.GetMessage())}
 }
 
 func placeOf(t *token.Token) place {

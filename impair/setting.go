@@ -33,8 +33,8 @@ var settings = []Setting{
 	{"corrupt", "share", "flip a bit of packets, behind the IP headers", setting(func(r *Rule) *float64 { return &r.Corrupt }, parseShare)},
 	{"duplicate", "share", "send packets twice", setting(func(r *Rule) *float64 { return &r.Duplicate }, parseShare)},
 	{"rate", "rate", "limit the rate in each direction, as in 1mbit or 100kB/s", setting(func(r *Rule) *int64 { return &r.Rate }, parseRate)},
-	{"burst", "bytes", "what may go at once after a pause, 1500 if not given", setting(func(r *Rule) *int { return &r.Burst }, parseBytes)},
-	{"queue", "limit", "what may wait for the rate, as in 50 (packets), 64kB or 200ms or several with commas; 1000 if not given", setting(func(r *Rule) *Limit { return &r.Queue }, parseLimit)},
+	{"burst", "bytes", "the most that may go at once after a pause, 1500 if not given", setting(func(r *Rule) *int { return &r.Burst }, parseBytes)},
+	{"queue", "limit", "the most that may wait for the rate, as in 50 (packets), 64kB or 200ms or several with commas; 1000 if not given", setting(func(r *Rule) *Limit { return &r.Queue }, parseLimit)},
 	{"lag", "time", "delay packets", setting(func(r *Rule) *time.Duration { return &r.Lag }, parseTime)},
 	{"jitter", "time", "delay by more or less than the lag", setting(func(r *Rule) *time.Duration { return &r.Jitter }, parseTime)},
 	{"distribution", "name", "of the jitter: uniform, normal, exponential, pareto", setting(func(r *Rule) *Distribution { return &r.Distribution }, parseDistribution)},
@@ -202,7 +202,7 @@ func parseLimit(text string) (l Limit, err error) {
 		} else if d, err := time.ParseDuration(part); err == nil && d >= minTime && d <= maxDelay {
 			l.Time = d
 		} else {
-			return Limit{}, fmt.Errorf("%q is no limit: write packets as 50, bytes as 64kB, or a time as 200ms", part)
+			return Limit{}, fmt.Errorf("%q is not a limit: write packets as 50, bytes as 64kB, or a time as 200ms", part)
 		}
 	}
 	return l, nil

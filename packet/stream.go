@@ -33,7 +33,7 @@ type Stream struct {
 
 // ErrTooManyEdits means that a Stream has reached its limit of remembered edits: the receiver has acknowledged nothing
 // for long, or the program does not give its packets to the Stream.
-var ErrTooManyEdits = errors.New("too many edits that nobody has acknowledged")
+var ErrTooManyEdits = errors.New("too many unacknowledged edits")
 
 // ErrOtherStream means that a packet given to a Stream is of another connection.
 var ErrOtherStream = errors.New("not the connection")

@@ -99,7 +99,7 @@ func (p *proxy) socksAsk(c net.Conn, command byte, to netip.AddrPort) (netip.Add
 	case answer[1] == socksNoMethod:
 		return netip.AddrPort{}, errors.New("it wants an authentication other than the one given (user and password in the URL)")
 	case answer[1] != socksOpen:
-		return netip.AddrPort{}, fmt.Errorf("it chose the authentication %d, which nobody offered", answer[1])
+		return netip.AddrPort{}, fmt.Errorf("it chose the authentication %d, which was not offered", answer[1])
 	}
 	if _, err := c.Write(appendSocksAddr([]byte{socksVersion, command, 0}, to)); err != nil {
 		return netip.AddrPort{}, err

@@ -93,7 +93,7 @@ func add(m map[string]reach, text string) error {
 		r, name = below, under
 	}
 	if err := checkName(name); err != nil {
-		return fmt.Errorf("%q is no host name: %w", shortened(text), err)
+		return fmt.Errorf("%q is not a host name: %w", shortened(text), err)
 	}
 	m[name] |= r
 	return nil

@@ -41,8 +41,8 @@ func TestHostsRead(t *testing.T) {
 	}
 	for text, want := range map[string]string{
 		"a.test\nb c\n":                "line 2: there must be one name a line",
-		"a_b.test\nbücher.test\n":      "line 2: \"bücher.test\" is no host name: write names with other letters",
-		"http://a.test/\n":             "line 1: \"http://a.test/\" is no host name: it has the character ':'",
+		"a_b.test\nbücher.test\n":      "line 2: \"bücher.test\" is not a host name: write names with other letters",
+		"http://a.test/\n":             "line 1: \"http://a.test/\" is not a host name: it has the character ':'",
 		"a..test\n":                    "between dots",
 		"*.\n":                         "the character '*'",
 		strings.Repeat("a", 64) + "\n": "63 characters",

@@ -289,7 +289,7 @@ func TestNoCaptureFile(t *testing.T) {
 	for in, want := range map[string]string{
 		"":                   "divert: the capture file is empty\n",
 		"\xd4\xc3":           "divert: the capture file: it is cut off: of the header of the file, 24 bytes, only 2 are there (unexpected EOF)\n",
-		"#!/bin/sh\n":        "divert: the file is no pcap or pcapng file: it begins with 23 21 2f 62\n",
+		"#!/bin/sh\n":        "divert: the file is not a pcap or pcapng file: it begins with 23 21 2f 62\n",
 		"\x1f\x8b\x08broken": "divert: the capture file: ",
 	} {
 		r := runCommand(t, in, "dump", "-r", "-")

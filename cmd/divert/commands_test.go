@@ -128,7 +128,7 @@ the compiled filter is malformed; text that starts with @WinDiv_ is a compiled f
 		{name: "eval, odd", args: "filter eval true -p 450", status: exitUsage,
 			errout: "divert: packet 1 has an odd number of hexadecimal digits\nSee `divert filter eval --help`.\n"},
 		{name: "eval, no packet", args: "filter eval true -p 4500", status: exitFailed,
-			errout: "divert: packet 1 is no IP packet, or its header is damaged\n"},
+			errout: "divert: packet 1 is not an IP packet, or its header is damaged\n"},
 		{name: "eval, layer", args: "filter eval --layer flow true", status: exitUsage,
 			errout: "divert: --layer flow: must be one of network, forward\nSee `divert filter eval --help`.\n"},
 		{name: "eval, no filter", args: "filter eval", status: exitUsage,
@@ -173,7 +173,7 @@ hint: ifIdx exists at NETWORK, NETWORK_FORWARD
 		{name: "dump, no file", args: "dump -r testdata/nothing", status: exitFailed, errout: "divert: " + missing.Error() + "\n"},
 		{name: "dump, empty file", args: "dump -r -", status: exitFailed, errout: "divert: the capture file is empty\n"},
 		{name: "dump, other file", in: "not a capture file, this", args: "dump -r -", status: exitFailed,
-			errout: "divert: the file is no pcap or pcapng file: it begins with 6e 6f 74 20\n"},
+			errout: "divert: the file is not a pcap or pcapng file: it begins with 6e 6f 74 20\n"},
 		{name: "dump, filter", args: "dump tcp udp", status: exitUsage, errout: `
 divert: the filter does not compile:
   tcp udp
@@ -235,7 +235,7 @@ unknown word "udp.Dst"
 		{name: "firewall check", in: "default: deny\nrules: [{action: allow, port: 443}]\n", args: "firewall check -", out: "ok: 1 rule, default deny, on death open\n"},
 		{name: "firewall check, closed", in: "default: ask\non-death: closed\n", args: "firewall check -", out: "ok: 0 rules, default ask, on death closed\n"},
 		{name: "firewall check, a bad word", in: "default: deny\nrules:\n  - {action: alow, port: 443}\n", args: "firewall check -", status: exitUsage, errout: `
-divert: line 3, column 14: action: there is no "alow" here; there is allow, deny, reject, log, ask
+divert: line 3, column 14: action: "alow" is not possible here; possible are allow, deny, reject, log, ask
     - {action: alow, port: 443}
                ^
 `},

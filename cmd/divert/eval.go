@@ -130,7 +130,7 @@ func (e *eval) hex(number int, text string) error {
 	}
 	var p packet.Parsed
 	if !p.Parse(data) {
-		return fmt.Errorf("packet %d is no IP packet, or its header is damaged", number)
+		return fmt.Errorf("packet %d is not an IP packet, or its header is damaged", number)
 	}
 	addr := divert.Address{Layer: e.program.Layer(), IPv6: p.Family == 6}
 	return e.packet(&record{data: data, length: len(data), addr: &addr, when: time.Unix(0, 0)}, number)

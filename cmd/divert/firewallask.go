@@ -168,5 +168,5 @@ func parseAnswer(line string) (a firewall.Action, always bool, err error) {
 			return a, always, nil
 		}
 	}
-	return 0, false, fmt.Errorf("%q is no answer", strings.TrimSpace(line))
+	return 0, false, fmt.Errorf("%q is not an answer", strings.TrimSpace(line))
 }

@@ -116,7 +116,7 @@ func NewReader(in io.Reader, layer packet.Layer) (*Reader, error) {
 		}
 		c.frames = p
 	default:
-		return nil, fmt.Errorf("the file is no pcap or pcapng file: it begins with % x", magic)
+		return nil, fmt.Errorf("the file is not a pcap or pcapng file: it begins with % x", magic)
 	}
 	return c, nil
 }

@@ -54,7 +54,7 @@ const (
 
 // The reasons why a packet belongs to no flow.
 var (
-	errNoPacket = errors.New("its data is no IP packet")
+	errNoPacket = errors.New("its data is not an IP packet")
 	errFragment = errors.New("it is a fragment, which does not tell its flow")
 	errNoFlow   = errors.New("only TCP, UDP and ICMP echo have flows")
 	errNotWhole = errors.New("its transport header is not all there")

@@ -165,7 +165,7 @@ var fieldTable = [NumFields]Info{
 
 	FieldLayer:    number("layer", OnReflect, FieldZero, BoundOf(4), "layer of the handle"),
 	FieldPriority: signed("priority", OnReflect, 30000, 30000, "priority of the handle"),
-	FieldEvent:    number("event", OnAll, FieldZero, BoundOf(9), "what happened"),
+	FieldEvent:    number("event", OnAll, FieldZero, BoundOf(9), "kind of event"),
 
 	FieldPacket:       element("packet", FieldZero, 1, "byte of the packet"),
 	FieldPacket16:     element("packet16", FieldZero, 2, "2 bytes of the packet, network byte order"),

@@ -285,7 +285,7 @@ func parseNet(s string) (netip.Prefix, error) {
 	case masked:
 		m, err := netip.ParseAddr(mask)
 		if err != nil || !m.Is4() {
-			return netip.Prefix{}, fmt.Errorf("the mask is no IPv4 address")
+			return netip.Prefix{}, fmt.Errorf("the mask is not an IPv4 address")
 		}
 		m4 := m.As4()
 		ones, size := net.IPMask(m4[:]).Size()

@@ -74,7 +74,7 @@ func checkFile(driver string, s service) Check {
 func checkImage(path string) error {
 	f, err := pe.Open(path)
 	if err != nil {
-		return fmt.Errorf("%s is no driver: %w", path, err)
+		return fmt.Errorf("%s is not a driver: %w", path, err)
 	}
 	defer f.Close()
 	if subsystem(f) != pe.IMAGE_SUBSYSTEM_NATIVE {

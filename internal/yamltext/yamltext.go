@@ -97,10 +97,10 @@ func checkNesting(b []byte) error {
 func syntaxError(err error) error {
 	var e yaml.Error
 	if !errors.As(err, &e) || e.GetToken() == nil || e.GetToken().Position == nil {
-		return &Error{Err: fmt.Errorf("this is no YAML: %w", err)}
+		return &Error{Err: fmt.Errorf("this is not YAML: %w", err)}
 	}
 	p := e.GetToken().Position
-	return &Error{p.Line, p.Column, fmt.Errorf("this is no YAML: %s", e.GetMessage())}
+	return &Error{p.Line, p.Column, fmt.Errorf("this is not YAML: %s", e.GetMessage())}
 }
 
 // begin returns the first token of a node: that of a mapping in block style is its first colon.

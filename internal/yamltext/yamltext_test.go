@@ -47,7 +47,7 @@ func TestErrors(t *testing.T) {
 		{"- a", "- a\n^", "a file consists of names with values"},
 		{"x:", "x:\n^", "x has no value"},
 		{"x: []", "x: []\n^", "empty list"},
-		{"x: {", "", "no YAML"},
+		{"x: {", "", "not YAML"},
 		{strings.Repeat("- ", 40) + "a", "", "nests"},
 	} {
 		err := read([]byte(tt.file))

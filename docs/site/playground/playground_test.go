@@ -98,7 +98,7 @@ func TestSamples(t *testing.T) {
 
 // TestRead: files that are none are refused, and of damaged ones the beginning is kept.
 func TestRead(t *testing.T) {
-	for file, want := range map[string]string{"": "empty", "nothing of the kind": "no pcap", string(pcap()): "the file has no IP packets"} {
+	for file, want := range map[string]string{"": "empty", "nothing of the kind": "not a pcap", string(pcap()): "the file has no IP packets"} {
 		if _, err := Read([]byte(file)); err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("%.20q: %v, want %q", file, err, want)
 		}
