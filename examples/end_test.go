@@ -13,8 +13,8 @@ import (
 	"github.com/opendivert/divert/internal/lab"
 )
 
-// TestEnd: after kill -9 and after ^C what the programs block goes through, and nothing is left. The rules of the
-// killed one go with the next.
+// TestEnd: after kill -9 and after ^C, traffic blocked by the programs passes, and nothing is left. The next program
+// removes the rules of the killed one.
 func TestEnd(t *testing.T) {
 	const request = "GET / HTTP/1.1\r\nHost: blocked.test\r\n\r\n"
 	dir := t.TempDir()
@@ -68,7 +68,7 @@ func TestEnd(t *testing.T) {
 			for _, signal := range []os.Signal{os.Kill, os.Interrupt} {
 				end := launch(t, at, io.Discard, program, row.args...)
 				if name != "ids that watches" {
-					if passes(time.Second) { // where no reset can be injected the client hears nothing
+					if passes(time.Second) { // where no reset can be injected the client gets no answer
 						t.Error("while the program runs the request passes")
 					}
 				} else if !passes(patience) {
@@ -82,7 +82,7 @@ func TestEnd(t *testing.T) {
 	}
 }
 
-// patience is how long anything may take.
+// patience limits every wait.
 const patience = 20 * time.Second
 
 // needInbound skips the test where packets cannot be injected inbound.

@@ -35,7 +35,7 @@ func build(t *testing.T, name string) string {
 	return program
 }
 
-// TestVet: every folder is a program that builds and has nothing that go vet finds.
+// TestVet: every folder is a program that builds and passes go vet.
 func TestVet(t *testing.T) {
 	if _, err := exec.LookPath("go"); err != nil {
 		t.Skip(err)
@@ -53,7 +53,7 @@ func TestVet(t *testing.T) {
 	}
 }
 
-// output is what a program has printed so far.
+// output holds the output of a program so far.
 type output struct {
 	mu   sync.Mutex
 	text strings.Builder
@@ -73,15 +73,15 @@ func (o *output) String() string {
 	return o.text.String()
 }
 
-// start starts a program on a host and waits until it says that its handle is open. The returned function
-// interrupts it and returns what it has said on standard error.
+// start starts a program on a host and waits until it reports that its handle is open. The returned function interrupts
+// it and returns its standard error.
 func start(t *testing.T, h *lab.Host, out io.Writer, program string, args ...string) (stop func() string) {
 	t.Helper()
 	end := launch(t, h, out, program, args...)
 	return func() string { return end(os.Interrupt) }
 }
 
-// launch is start; the returned function ends the program by a signal.
+// launch starts a program like start; the returned function ends it with a signal.
 func launch(t *testing.T, h *lab.Host, out io.Writer, program string, args ...string) (end func(os.Signal) string) {
 	t.Helper()
 	cmd := exec.Command(program, args...)
@@ -97,7 +97,7 @@ func launch(t *testing.T, h *lab.Host, out io.Writer, program string, args ...st
 	first, err := lines.ReadString('\n')
 	end = func(s os.Signal) string {
 		t.Helper()
-		_ = cmd.Process.Signal(s) // fails only if it has ended
+		_ = cmd.Process.Signal(s) // fails only if the program has ended
 		rest, err := io.ReadAll(lines)
 		if err := errors.Join(err, cmd.Wait()); err != nil && s != os.Kill {
 			t.Errorf("%s: %v\n%s%s", program, err, first, rest)
@@ -120,7 +120,7 @@ func exchange(t *testing.T, pair *lab.Pair, wait time.Duration) lab.Exchanged {
 	return r
 }
 
-// network is two hosts with an echo server at port 7777 of B.
+// network returns two hosts with an echo server at port 7777 of B.
 func network(t *testing.T) *lab.Pair {
 	pair := lab.TwoHostsT(t, lab.LinkOptions{})
 	echo, err := pair.B.Echo("udp", ":7777")
@@ -139,7 +139,7 @@ func TestSniffer(t *testing.T) {
 		t.Errorf("while sniffed: %+v", r)
 	}
 	for end := time.Now().Add(10 * time.Second); strings.Count(out.String(), "\n") < 10 && time.Now().Before(end); {
-		time.Sleep(time.Millisecond) // copies come gathered
+		time.Sleep(time.Millisecond) // copies arrive in groups
 	}
 	stop()
 	text := out.String()
@@ -235,9 +235,9 @@ func TestBadline(t *testing.T) {
 	if _, err := fmt.Sscanf(text[strings.Index(text, "\n")+1:], "%d packets delayed, %d lost", &delayed, &lost); err != nil {
 		t.Fatalf("printed %s: %v", text, err)
 	}
-	// Each datagram that was not lost on its way out has an echo, which may be lost too.
+	// Each datagram that survived the outbound path has an echo, which may be lost too.
 	if lost != 5-r.Echoed || delayed < 2*r.Echoed || delayed > r.Echoed+5 {
-		t.Errorf("%+v, and the program says: %s", r, text)
+		t.Errorf("%+v, and the program printed: %s", r, text)
 	}
 	if r := exchange(t, pair, 5*time.Second); r.Echoed != 5 {
 		t.Errorf("afterwards: %+v", r)

@@ -14,8 +14,8 @@ import (
 	"github.com/opendivert/divert/internal/lab"
 )
 
-// TestIDS sends text through the program standing in the way: what no rule drops comes back, and what one does not, though it
-// is sent a byte at a time.
+// TestIDS sends text through the program inline: text that no rule drops comes back; text that a rule drops does not,
+// even sent byte by byte.
 func TestIDS(t *testing.T) {
 	program := build(t, "ids")
 	t.Run("on the host", func(t *testing.T) {
@@ -28,7 +28,7 @@ func TestIDS(t *testing.T) {
 	})
 }
 
-// tryIDS has the program run at a host.
+// tryIDS runs the program on a host.
 func tryIDS(t *testing.T, program string, at, client, server *lab.Host, flags ...string) {
 	echo, err := server.Echo("tcp", ":7777")
 	if err != nil {

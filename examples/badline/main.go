@@ -1,5 +1,5 @@
-// Badline makes the way to a UDP port a bad line, out and in: it delays each packet and loses one in ten, until it is
-// interrupted. Started again with the same seed it loses the same packets of a flow.
+// Badline makes the path to a UDP port a bad line, in both directions: it delays each packet and loses one in ten,
+// until it is interrupted. With the same seed it loses the same packets of a flow again.
 //
 //	badline 7777 20ms 1
 package main

@@ -1,5 +1,5 @@
-// Dropport drops all that goes to a UDP or TCP port, in and out, until it is interrupted. Nobody is told: no
-// error for the sender, no answer from the network.
+// Dropport drops all packets to a UDP or TCP port, inbound and outbound, until it is interrupted. Nobody is notified:
+// the sender gets no error, and the network no answer.
 //
 //	dropport 53
 package main
@@ -27,13 +27,13 @@ func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt)
 	defer stop()
 
-	// The kernel drops what matches, so there is nothing to receive.
+	// The kernel drops matching packets, so there is nothing to receive.
 	h, err := divert.Open(fmt.Sprintf("udp.DstPort == %d or tcp.DstPort == %[1]d", port), divert.WithFlags(divert.Drop))
 	if err != nil {
 		log.Fatal(err)
 	}
 	defer h.Close()
-	log.Printf("dropping what goes to port %d", port)
+	log.Printf("dropping packets to port %d", port)
 	<-ctx.Done()
 	s, err := h.Stats()
 	if err != nil {

@@ -1,5 +1,5 @@
-// Flowfirewall is a firewall that decides each flow once, by its first packet: flows with an address in a file of addresses
-// and networks are dropped, all others pass. All that follows of a flow the kernel does. The file may change.
+// Flowfirewall is a firewall that decides each flow once, at its first packet: it drops flows with an address in a file
+// of addresses and networks, and accepts all others. The kernel handles the rest of each flow. The file may change.
 //
 //	flowfirewall blocked.txt
 package main
@@ -32,10 +32,10 @@ func main() {
 	blocked := filter.NewAddressSet()
 	err = blocked.Follow(ctx, os.Args[1], func(err error) {
 		if err == nil {
-			err = h.ForgetFlows() // all are decided again
+			err = h.ForgetFlows() // every flow is decided again
 		}
 		if err != nil {
-			log.Print(err) // the list stays as it was
+			log.Print(err) // the list stays unchanged
 		}
 	})
 	if err != nil {
@@ -59,7 +59,7 @@ func main() {
 	log.Printf("%d packets were decided here, %d accepted and %d dropped with their flow", s.Received, s.FlowAccepted, s.FlowDropped)
 }
 
-// decide decides a packet with its flow, or alone if it has none: a fragment, an ICMP error, another protocol.
+// decide decides a packet with its flow, or alone if it has no flow: a fragment, an ICMP error, another protocol.
 func decide(h *divert.Handle, p *divert.Packet, blocked *filter.Set) error {
 	flow, alone := h.AcceptFlow, h.Accept
 	if blocked.Contains(remote(p)) {

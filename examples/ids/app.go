@@ -7,21 +7,21 @@ import (
 	"strings"
 )
 
-// fields are the buffers of one request, response, hello or query; nil where there is none.
+// fields are the buffers of one request, response, hello or query; nil for absent ones.
 type fields [buffers][]byte
 
-// maxHead is how long the head of a request or response may be, in bytes.
+// maxHead is the longest head of a request or response, in bytes.
 const maxHead = 16 << 10
 
-// httpReader finds the heads of HTTP/1 messages in a stream, and passes over their bodies.
+// httpReader finds the heads of HTTP/1 messages in a stream, and skips their bodies.
 type httpReader struct {
 	head  []byte
-	skip  uint64 // bytes of the body that are to come
-	chunk bool   // chunks are to come
-	ended bool   // nothing more can be told
+	skip  uint64 // bytes of the body still to come
+	chunk bool   // chunks follow
+	ended bool   // the stream can be read no further
 }
 
-// read takes the next bytes, and calls found with each head.
+// read processes the next bytes, and calls found with each head.
 func (h *httpReader) read(b []byte, response bool, found func(*fields)) {
 	for len(b) > 0 && !h.ended {
 		if h.skip > 0 {
@@ -39,7 +39,7 @@ func (h *httpReader) read(b []byte, response bool, found func(*fields)) {
 		switch {
 		case len(h.head) > maxHead || !h.chunk && !begins(h.head, response):
 			h.ended, h.head = true, nil
-		case h.head[len(h.head)-1] != '\n': // more is to come
+		case h.head[len(h.head)-1] != '\n': // more of the line follows
 		case h.chunk:
 			h.chunkLine()
 		case bytes.HasSuffix(h.head, []byte("\n\r\n")) || bytes.HasSuffix(h.head, []byte("\n\n")):
@@ -64,14 +64,14 @@ func begins(b []byte, response bool) bool {
 	return len(b) < 20
 }
 
-// chunkLine takes the line before a chunk, or behind the last.
+// chunkLine processes the line before a chunk, or after the last.
 func (h *httpReader) chunkLine() {
 	line := strings.TrimSpace(string(h.head))
 	h.head = h.head[:0]
 	digits, _, _ := strings.Cut(line, ";")
 	n, err := strconv.ParseUint(strings.TrimSpace(digits), 16, 60)
 	switch {
-	case line == "": // behind a chunk's data
+	case line == "": // after a chunk's data
 	case err != nil:
 		h.ended = true
 	case n == 0:
@@ -81,7 +81,7 @@ func (h *httpReader) chunkLine() {
 	}
 }
 
-// message takes a whole head.
+// message processes a complete head.
 func (h *httpReader) message(response bool, found func(*fields)) {
 	lines := bytes.Split(h.head, []byte("\n"))
 	h.head = nil
@@ -104,7 +104,7 @@ func (h *httpReader) message(response bool, found func(*fields)) {
 		}
 	}
 	if response {
-		f = fields{} // the fields above are those of requests
+		f = fields{} // the fields set above belong to requests
 		if len(words) > 1 {
 			f[httpStatCode] = words[1]
 			if code := string(words[1]); strings.HasPrefix(code, "1") || code == "204" || code == "304" {
@@ -131,7 +131,7 @@ func withoutPort(host []byte) []byte {
 	return host
 }
 
-// normalized returns the path and query of a target with its %xx decoded, and without empty segments, . and .. in the path.
+// normalized returns the path and query of a target, with %xx decoded and without empty segments, . and .. in the path.
 func normalized(target []byte) []byte {
 	if _, rest, ok := bytes.Cut(target, []byte("://")); ok && target[0] != '/' {
 		if i := bytes.IndexByte(rest, '/'); i >= 0 {
@@ -163,7 +163,7 @@ func normalized(target []byte) []byte {
 	return out
 }
 
-// decoded returns b with each %xx as the byte that it stands for.
+// decoded returns b with each %xx decoded.
 func decoded(b []byte) []byte {
 	out := make([]byte, 0, len(b))
 	for i := 0; i < len(b); i++ {
@@ -179,7 +179,7 @@ func decoded(b []byte) []byte {
 	return out
 }
 
-// dnsNames returns the names that a query of DNS asks for (RFC 1035 section 4.1), nil if b is none.
+// dnsNames returns the names in the questions of a DNS query (RFC 1035 section 4.1), nil if b is not a query.
 func dnsNames(b []byte) (names []string) {
 	const headerLength = 12
 	if len(b) < headerLength || b[2]&0xF8 != 0 { // a response, or another kind of query

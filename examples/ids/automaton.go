@@ -1,15 +1,15 @@
 package main
 
-// automaton finds all occurrences of many patterns in one pass (Aho and Corasick, 1975), upper and lower case alike. It is a
-// complete table of transitions; bytes that no pattern tells apart share a column. It is only read once it is made.
+// automaton finds all occurrences of many patterns in one pass (Aho and Corasick, 1975), ignoring case. It is a
+// complete table of transitions; bytes that no pattern distinguishes share a column. It is read-only once made.
 type automaton struct {
 	class [256]uint8
 	width int     // columns
-	next  []int32 // by state and class: the state that follows; negative: ^state, where patterns end
+	next  []int32 // by state and class: the next state; negative: ^state, where patterns end
 	ends  [][]int // by state: the patterns that end there
 }
 
-// newAutomaton makes the automaton of patterns, which are not empty; they are told by their index.
+// newAutomaton makes the automaton of patterns, which must not be empty and are identified by index.
 func newAutomaton(patterns [][]byte) *automaton {
 	a := &automaton{width: 1}
 	for _, p := range patterns {
@@ -46,8 +46,8 @@ func (a *automaton) grow() {
 	a.ends = append(a.ends, nil)
 }
 
-// complete turns the tree of patterns into a table, level by level: what a state does not know goes where the longest
-// suffix goes that is a state, too.
+// complete turns the tree of patterns into a table, level by level: a state's missing transitions are those of its
+// longest proper suffix that is a state.
 func (a *automaton) complete() {
 	fail := make([]int32, len(a.ends))
 	var queue []int32
@@ -77,8 +77,9 @@ func (a *automaton) complete() {
 	}
 }
 
-// scan reads bytes from a state on, 0 in the beginning, and returns the state behind them, from which the next bytes of the
-// same stream go on. It calls found with each pattern that ends, and behind which byte of b. A nil found only goes on.
+// scan reads bytes starting in a state, 0 at first, and returns the state after them, in which the next bytes of the
+// same stream continue. It calls found with each pattern that ends, and the offset in b after its last byte. found may
+// be nil.
 func (a *automaton) scan(state int32, b []byte, found func(pattern, end int)) int32 {
 	next, width := a.next, a.width
 	for i, c := range b {

@@ -1,10 +1,10 @@
-// Ids looks for intrusions by rules in a subset of Suricata's language, on live traffic or in a capture file, and writes its
-// alerts as Suricata does (EVE JSON). With -inline it stands in the way: packets that a rule drops go nowhere, and of a TCP
-// connection nothing goes on that was not inspected in its order.
+// Ids detects intrusions with rules in a subset of Suricata's language, in live traffic or in a capture file, and
+// writes alerts in Suricata's format (EVE JSON). With -inline packets pass through it: it drops packets when a rule
+// says so, and passes on bytes of a TCP connection only after it has inspected them in order.
 //
 //	ids rules...                              alerts only
 //	ids -inline rules...                      drop and reject, too
 //	ids -r capture.pcap rules...              a capture file, no privileges needed
 //
-// docs/ids.md says which rules are understood.
+// docs/ids.md lists the supported rules.
 package main

@@ -11,21 +11,21 @@ import (
 	"github.com/opendivert/divert/packet"
 )
 
-// carrier is where packets go: a *divert.Handle, or nowhere.
+// carrier sends packets on: a *divert.Handle, or nowhere.
 type carrier interface {
 	Accept(*divert.Packet) error
 	Drop(*divert.Packet) error
 	Send(*divert.Packet) error
 }
 
-// index finds the rules that a buffer may fulfil.
+// index finds the rules that a buffer may match.
 type index struct {
 	patterns automaton
 	rules    []*rule // by pattern
-	slow     []*rule // that have no pattern
+	slow     []*rule // without a pattern
 }
 
-// newIndex makes the index of the rules that are wanted. Those whose pattern lies in another buffer than b are left out.
+// newIndex makes the index of the wanted rules. It leaves out those with a pattern for another buffer than b.
 func newIndex(rules []*rule, b buffer, wanted func(*rule) bool) *index {
 	x := &index{}
 	var patterns [][]byte
@@ -46,7 +46,7 @@ func newIndex(rules []*rule, b buffer, wanted func(*rule) bool) *index {
 	return x
 }
 
-// slowBuffer returns the buffer by which a rule without a pattern is tried.
+// slowBuffer returns the buffer on which a rule without a pattern is tried.
 func slowBuffer(r *rule) buffer {
 	for b := range r.tests {
 		if len(r.tests[b]) > 0 {
@@ -61,21 +61,21 @@ type engine struct {
 	out    carrier
 	inline bool
 	alert  func(*alert)
-	now    time.Time // of the packet at hand
+	now    time.Time // of the current packet
 
 	stream, packets, datagrams *index
 	fields                     [buffers]*index
 
-	flows    map[[2]netip.AddrPort]*list.Element // by the lower end, the higher end, of TCP
-	others   map[[2]netip.AddrPort]*list.Element // of UDP
-	order    list.List                           // of *flow, the latest in front
+	flows    map[[2]netip.AddrPort]*list.Element // TCP, by the lower end, the higher end
+	others   map[[2]netip.AddrPort]*list.Element // UDP
+	order    list.List                           // of *flow, the latest first
 	memory   int                                 // bytes of streams
 	limits   map[limitKey]*limitState
 	seed     maphash.Seed
 	counters counters
 
 	parsed packet.Parsed
-	dropIt bool // a rule drops the packet at hand
+	dropIt bool // a rule drops the current packet
 	reject bool
 }
 
@@ -110,18 +110,18 @@ func newEngine(rules []*rule, out carrier, inline bool, report func(*alert)) *en
 	return e
 }
 
-// flow is a connection of TCP, or an exchange of UDP.
+// flow is a TCP connection or a UDP exchange.
 type flow struct {
 	key     [2]netip.AddrPort
 	client  netip.AddrPort
 	id      uint64
 	udp     bool
-	halves  [2]half // of the client, of the server
+	halves  [2]half // the client's, the server's
 	bits    map[string]bool
-	dropped bool // its packets go nowhere
+	dropped bool // its packets are dropped
 	reject  bool
 	seen    [2]bool // packets of each side
-	opened  bool    // the handshake is over
+	opened  bool    // the handshake is complete
 }
 
 // flowOf returns the flow of a packet, and whether it is new.
@@ -147,7 +147,7 @@ func (e *engine) flowOf(src, dst netip.AddrPort, udp bool) (f *flow, fresh bool)
 	return f, true
 }
 
-// forget ends a flow that was taken out of the order.
+// forget releases a flow that is already removed from e.order.
 func (e *engine) forget(f *flow) {
 	for i := range f.halves {
 		e.empty(&f.halves[i])
@@ -159,7 +159,7 @@ func (e *engine) forget(f *flow) {
 	}
 }
 
-// packet inspects a packet, which arrived at a time, and lets it go on, or not.
+// packet inspects a packet with its arrival time, and passes it on or drops it.
 func (e *engine) packet(p *divert.Packet, at time.Time) error {
 	e.now, e.dropIt, e.reject = at, false, false
 	e.counters.packets++
@@ -167,7 +167,7 @@ func (e *engine) packet(p *divert.Packet, at time.Time) error {
 	switch {
 	case !h.Parse(p.Data):
 		return e.out.Accept(p)
-	case h.Fragment || h.Truncated: // its bytes would be read in another way than they are put together
+	case h.Fragment || h.Truncated: // its bytes could be read differently from their reassembly
 		e.counters.uninspected++
 		if e.inline {
 			return e.end(p)
@@ -206,7 +206,7 @@ func (e *engine) packet(p *divert.Packet, at time.Time) error {
 	return e.out.Accept(p)
 }
 
-// query inspects the names of a query of DNS.
+// query inspects the names of a DNS query.
 func (e *engine) query(c *subject, body []byte) {
 	if c.dst.Port() != 53 {
 		return
@@ -218,7 +218,7 @@ func (e *engine) query(c *subject, body []byte) {
 	}
 }
 
-// end ends a packet, where packets can be ended.
+// end drops a packet, if packets can be dropped.
 func (e *engine) end(p *divert.Packet) error {
 	if !e.inline {
 		return nil
@@ -242,7 +242,7 @@ type subject struct {
 	flow     *flow  // nil if there is none
 	toServer bool
 	datagram bool
-	packet   bool // the payload of a packet of TCP
+	packet   bool // the payload of a TCP packet
 	size     int
 	fields   fields
 }
@@ -264,7 +264,7 @@ func (e *engine) inspect(x *index, b buffer, c *subject) {
 	}
 }
 
-// try tries a rule, and does what it says if it holds.
+// try tries a rule, and executes it if it holds.
 func (e *engine) try(r *rule, c *subject) bool {
 	if !r.applies(c) || !r.holds(c) {
 		return false
@@ -273,7 +273,7 @@ func (e *engine) try(r *rule, c *subject) bool {
 	return true
 }
 
-// applies reports whether a rule is about the flow of a subject.
+// applies reports whether a rule covers the flow of a subject.
 func (r *rule) applies(c *subject) bool {
 	switch r.protocol {
 	case "ip":
@@ -326,7 +326,7 @@ func (r *rule) holds(c *subject) bool {
 	return true
 }
 
-// matched does what a rule says that holds.
+// matched executes a rule that holds.
 func (e *engine) matched(r *rule, c *subject) {
 	for _, b := range r.bits {
 		f := c.flow
@@ -362,7 +362,7 @@ func (e *engine) matched(r *rule, c *subject) {
 	e.alert(a)
 }
 
-// limitKey names what a threshold counts.
+// limitKey identifies a counter of thresholds.
 type limitKey struct {
 	rule *rule
 	addr netip.Addr
@@ -373,7 +373,7 @@ type limitState struct {
 	count int
 }
 
-// within counts a match, and reports whether the rule's threshold lets it alert.
+// within counts a match, and reports whether the rule's threshold allows an alert.
 func (e *engine) within(r *rule, c *subject) bool {
 	t := r.limit
 	if t == nil {
@@ -389,7 +389,7 @@ func (e *engine) within(r *rule, c *subject) bool {
 	s := e.limits[k]
 	if s == nil || e.now.Sub(s.since) > t.seconds {
 		if s == nil && len(e.limits) >= maxLimits {
-			clear(e.limits) // counting begins anew: alerts are more then, not fewer
+			clear(e.limits) // counting starts again: that gives more alerts, not fewer
 		}
 		s = &limitState{since: e.now}
 		e.limits[k] = s

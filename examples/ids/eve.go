@@ -6,7 +6,7 @@ import (
 	"time"
 )
 
-// alert is a rule that has held.
+// alert is a match of a rule.
 type alert struct {
 	rule          *rule
 	at            time.Time
@@ -16,7 +16,7 @@ type alert struct {
 	dropped       bool
 }
 
-// event is an alert as Suricata writes it: EVE JSON, an object a line.
+// event is an alert in Suricata's format: EVE JSON, one object per line.
 type event struct {
 	Timestamp string `json:"timestamp"`
 	FlowID    uint64 `json:"flow_id,omitempty"`
@@ -33,15 +33,15 @@ type event struct {
 		SignatureID int    `json:"signature_id"`
 		Rev         int    `json:"rev"`
 		Signature   string `json:"signature"`
-		Category    string `json:"category"` // of the rule's classtype, its short name
+		Category    string `json:"category"` // short name of the rule's classtype
 		Severity    int    `json:"severity"`
 	} `json:"alert"`
 }
 
-// protocolNames are those of EVE.
+// protocolNames are the names in EVE.
 var protocolNames = map[string]string{"tcp": "TCP", "udp": "UDP", "icmp": "ICMP", "ip": "IP"}
 
-// event returns the alert for EVE.
+// event returns the alert as an EVE event.
 func (a *alert) event() *event {
 	v := &event{
 		Timestamp: a.at.Format("2006-01-02T15:04:05.000000-0700"), FlowID: a.flow, EventType: "alert",

@@ -28,7 +28,7 @@ import (
 	"github.com/opendivert/divert/packet"
 )
 
-// looked finds the ends of all occurrences of patterns, without regard to case, by the library's suffix array.
+// looked finds the ends of all occurrences of patterns, ignoring case, with the library's suffix array.
 func looked(patterns [][]byte, b []byte) map[[2]int]bool {
 	found, index := map[[2]int]bool{}, suffixarray.New(fold(b))
 	for i, p := range patterns {
@@ -39,7 +39,7 @@ func looked(patterns [][]byte, b []byte) map[[2]int]bool {
 	return found
 }
 
-// FuzzAutomaton: the automaton finds what a library finds, wherever the bytes are cut.
+// FuzzAutomaton: the automaton finds the same as a library, wherever the bytes are split.
 func FuzzAutomaton(f *testing.F) {
 	f.Add([]byte("he\x00she\x00his\x00hers"), []byte("ushers and HIS"), 2)
 	f.Add([]byte("aa\x00a\x00aaa"), []byte("aaaaaa"), 1)
@@ -66,7 +66,7 @@ func FuzzAutomaton(f *testing.F) {
 	})
 }
 
-// TestAllBytes: 256 different bytes in patterns are told apart.
+// TestAllBytes: 256 different bytes in patterns are distinguished.
 func TestAllBytes(t *testing.T) {
 	var all []byte
 	for c := range 256 {
@@ -80,7 +80,7 @@ func TestAllBytes(t *testing.T) {
 	}
 }
 
-// TestRules: rules that are not understood are told with file and line, and the others stay.
+// TestRules: unsupported rules are reported with file and line, and the others are used.
 func TestRules(t *testing.T) {
 	vars := variables{"HOME_NET": "[10.0.0.0/8,!10.1.0.0/16]"}
 	for _, c := range []struct{ rule, want string }{
@@ -154,7 +154,7 @@ func TestMatch(t *testing.T) {
 		{`content:"abc"; endswith;`, "abcx", false},
 		{`content:"ab"; content:"cd"; distance:1; within:3;`, "abxcd", true},
 		{`content:"ab"; content:"cd"; distance:1; within:2;`, "abxxcd", false},
-		{`content:"ab"; content:"cd"; distance:0; within:2;`, "abab.cdabcd", true}, // the first ab does not do
+		{`content:"ab"; content:"cd"; distance:0; within:2;`, "abab.cdabcd", true}, // the first ab does not match
 		{`content:"ab"; content:"ab"; distance:-1;`, "ab", false},
 		{`content:"ab"; content:!"cd"; within:2;`, "abcd", false},
 		{`content:"ab"; content:!"cd"; within:2;`, "abxcd", true},
@@ -216,7 +216,7 @@ func (p *ends) handshake() [][]byte {
 	}
 }
 
-// ways are those in which a stream may be cut.
+// ways are the ways in which a stream may be split.
 var ways = []string{"whole", "1-byte", "reordered", "overlapping"}
 
 // segments returns the packets of the client that carry a text.
@@ -245,7 +245,8 @@ func (p *ends) segments(text, way string) (all [][]byte) {
 	return all
 }
 
-// connection returns the packets of a connection on which the client says a text; the server acknowledges it, and both end it.
+// connection returns the packets of a connection on which the client sends a text; the server acknowledges it, and both
+// close.
 func (p *ends) connection(text, way string) [][]byte {
 	all := append(p.handshake(), p.segments(text, way)...)
 	end := isn + 1 + uint32(len(text))
@@ -253,7 +254,7 @@ func (p *ends) connection(text, way string) [][]byte {
 		p.tcp(true, 100, end+1, packet.TCPAck|packet.TCPFin, nil), p.tcp(false, end+1, 101, packet.TCPAck, nil))
 }
 
-// plants returns 50 rules and for each the payload that it is about.
+// plants returns 50 rules, and a matching payload for each.
 func plants(action string) (rules string, payloads []string) {
 	var text strings.Builder
 	for i := range 50 {
@@ -276,8 +277,8 @@ func plants(action string) (rules string, payloads []string) {
 	return text.String(), payloads
 }
 
-// TestPlanted: with rules that drop, inline, however a payload is cut its rule alerts, and the server never has all of it; a
-// clean stream passes whole.
+// TestPlanted: inline, with rules that drop, each rule alerts however its payload is split, and the server never
+// receives all of the payload. A clean stream passes whole.
 func TestPlanted(t *testing.T) {
 	text, payloads := plants("drop")
 	rules, faults := parseRules("plants", text, nil)
@@ -344,7 +345,7 @@ func TestPlanted(t *testing.T) {
 	}
 }
 
-// streamOf puts the client's stream together, up to the first gap.
+// streamOf assembles the client's stream, up to the first gap.
 func streamOf(ps []divert.Packet) string {
 	known := map[uint32]byte{}
 	for i := range ps {
@@ -384,7 +385,7 @@ func TestSentAgainOtherwise(t *testing.T) {
 	}
 }
 
-// recorder keeps the packets that go on.
+// recorder keeps the packets that are sent on.
 type recorder struct{ on []divert.Packet }
 
 func (r *recorder) Accept(p *divert.Packet) error { r.on = append(r.on, p.Clone()); return nil }
@@ -413,13 +414,13 @@ func writeCapture(t *testing.T, packets [][]byte) string {
 	return path
 }
 
-// seen has the parts of an alert that are compared.
+// seen has the parts of an alert that tests compare.
 type seen struct {
 	SID      int
 	Src, Dst string
 }
 
-// alertsOf reads EVE JSON.
+// alertsOf parses EVE JSON.
 func alertsOf(t *testing.T, eve io.Reader) map[seen]bool {
 	t.Helper()
 	all := map[seen]bool{}
@@ -438,7 +439,7 @@ func alertsOf(t *testing.T, eve io.Reader) map[seen]bool {
 	}
 }
 
-// dnsOf returns a query of DNS.
+// dnsOf returns a DNS query.
 func dnsOf(name string) []byte {
 	b := []byte{1, 2, 1, 0, 0, 1, 0, 0, 0, 0, 0, 0}
 	for label := range strings.SplitSeq(name, ".") {
@@ -447,7 +448,7 @@ func dnsOf(name string) []byte {
 	return append(b, 0, 0, 1, 0, 1)
 }
 
-// captured returns rules of every kind, and packets that fulfil some.
+// captured returns rules of every kind, and packets that match some of them.
 func captured(t *testing.T) (rules string, packets [][]byte) {
 	rules, payloads := plants("alert")
 	rules += `alert udp any any -> any 9999 (msg:"size"; dsize:10<>20; content:"udp"; depth:3; sid:1;)
@@ -510,7 +511,7 @@ func helloOf(name string) string {
 	return string(append(binary.BigEndian.AppendUint16([]byte{22, 3, 1}, uint16(len(message))), message...))
 }
 
-// TestCapture: the program, on a capture file, finds all that was planted, in whatever way.
+// TestCapture: run on a capture file, the program finds everything planted in it, for every way of splitting.
 func TestCapture(t *testing.T) {
 	got := captureAlerts(t)
 	missed := 0
@@ -526,7 +527,7 @@ func TestCapture(t *testing.T) {
 	}
 }
 
-// captureAlerts has the program inspect the capture, and returns what it alerts to.
+// captureAlerts has the program inspect the capture, and returns the alerts.
 func captureAlerts(t *testing.T) map[seen]bool {
 	rules, packets := captured(t)
 	file := filepath.Join(t.TempDir(), "rules")
@@ -543,7 +544,7 @@ func captureAlerts(t *testing.T) map[seen]bool {
 	return alertsOf(t, &out)
 }
 
-// TestSuricata: Suricata alerts to the same, with the same rules on the same capture.
+// TestSuricata: Suricata raises the same alerts, with the same rules on the same capture.
 func TestSuricata(t *testing.T) {
 	suricata, err := exec.LookPath("suricata")
 	if err != nil {
@@ -585,7 +586,7 @@ func TestSuricata(t *testing.T) {
 	}
 }
 
-// TestClean: no rule alerts to a gigabyte of pseudo-random bytes and letters.
+// TestClean: no rule matches a gigabyte of pseudo-random bytes and letters.
 func TestClean(t *testing.T) {
 	if os.Getenv("DIVERT_LONG") == "" {
 		t.Skip("a gigabyte: only with DIVERT_LONG=1")
@@ -616,7 +617,7 @@ func TestClean(t *testing.T) {
 	}
 }
 
-// FuzzPackets: no packet breaks anything, and packets inspected inline go on at most once.
+// FuzzPackets: no packet causes a panic, and packets inspected inline go on at most once.
 func FuzzPackets(f *testing.F) {
 	p := peer(f, 1, 80)
 	for _, b := range p.connection("GET /a HTTP/1.1\r\n\r\n", "whole") {

@@ -16,7 +16,7 @@ import (
 	"github.com/opendivert/divert"
 )
 
-// options are what the command line says.
+// options are the command line's options.
 type options struct {
 	inline  bool
 	capture string
@@ -28,7 +28,7 @@ type options struct {
 
 func main() {
 	o := options{vars: variables{"HOME_NET": "any", "EXTERNAL_NET": "any", "HTTP_PORTS": "80", "HTTP_SERVERS": "any", "DNS_SERVERS": "any"}}
-	flag.BoolVar(&o.inline, "inline", false, "stand in the way: do what drop and reject say")
+	flag.BoolVar(&o.inline, "inline", false, "inspect packets inline: carry out drop and reject")
 	flag.StringVar(&o.capture, "r", "", "read packets from a capture `file` (pcap)")
 	flag.StringVar(&o.where, "filter", "not loopback", "packets that are inspected, in both directions alike")
 	flag.BoolVar(&o.forward, "forward", false, "inspect packets that this host routes, instead of its own")
@@ -123,7 +123,7 @@ func run(ctx context.Context, o *options, open opener, out, errout io.Writer) er
 	return nil
 }
 
-// nowhere is where packets go that are copies.
+// nowhere is the carrier for copies.
 type nowhere struct{}
 
 // Accept does nothing.
@@ -165,11 +165,11 @@ func (e *engine) readCapture(path string) error {
 	}
 }
 
-// ipOf returns the IP packet of a frame, nil if there is none.
+// ipOf returns the IP packet in a frame, nil if there is none.
 func ipOf(b []byte, link layers.LinkType) ([]byte, error) {
 	const etherType, vlanTag = 12, 4
 	switch link {
-	case layers.LinkTypeRaw, layers.LinkTypeIPv4, layers.LinkTypeIPv6, 12: // 12 is raw IP, too, in files of Linux
+	case layers.LinkTypeRaw, layers.LinkTypeIPv4, layers.LinkTypeIPv6, 12: // 12 is raw IP too, in files from Linux
 		return b, nil
 	case layers.LinkTypeEthernet:
 		for at := etherType; at+2 <= len(b); at += vlanTag {

@@ -5,30 +5,30 @@ import (
 	"regexp"
 )
 
-// test is a content or a pcre of a rule. A relative one counts from the end of the one before it in the same buffer.
+// test is a content or a pcre of a rule. A relative test counts from the end of the previous match in the same buffer.
 type test struct {
-	content []byte         // nil if it is a pcre
+	content []byte         // nil for a pcre
 	folded  []byte         // content in lower case
-	re      *regexp.Regexp // of a pcre
+	re      *regexp.Regexp // for a pcre
 
 	negated, nocase, relative, fast bool
 	atStart, atEnd                  bool
 
 	offset, depth    int // from the beginning of the buffer; depth -1: to the end
-	distance, within int // from the match before; within -1: to the end
+	distance, within int // from the previous match; within -1: to the end
 }
 
-// maxSteps is how many places a rule may try in a buffer, as in Suricata; then it has no match.
+// maxSteps is how many positions a rule may try in a buffer, as in Suricata; beyond that it does not match.
 const maxSteps = 3000
 
 // matcher tries the tests of a rule on a buffer.
 type matcher struct {
 	buffer []byte
-	folded []byte // in lower case, once it is needed
+	folded []byte // in lower case, made on demand
 	steps  int
 }
 
-// match reports whether the tests hold one after the other, where the last match ended at a place.
+// match reports whether the tests match one after the other; last is the end of the previous match.
 func (m *matcher) match(tests []test, last int) bool {
 	if len(tests) == 0 {
 		return true
@@ -50,13 +50,13 @@ func (m *matcher) match(tests []test, last int) bool {
 			return true
 		}
 		if len(tests) == 1 || !tests[1].relative {
-			return false // another place changes nothing for the others
+			return false // another position would not help the other tests
 		}
 		at = begin + 1
 	}
 }
 
-// bounds returns between which places a test must match.
+// bounds returns the range in which a test must match.
 func (t *test) bounds(last, length int) (from, to int) {
 	from, to = t.offset, length
 	if t.depth >= 0 {
@@ -71,7 +71,7 @@ func (t *test) bounds(last, length int) (from, to int) {
 	return max(from, 0), to
 }
 
-// find returns the first match between two places, -1 if there is none.
+// find returns the first match within a range, -1 if there is none.
 func (m *matcher) find(t *test, from, to int) (begin, end int) {
 	if from > to {
 		return -1, -1
@@ -103,7 +103,7 @@ func (m *matcher) find(t *test, from, to int) (begin, end int) {
 	return from + i, from + i + len(content)
 }
 
-// fold returns b in lower case, as far as it is ASCII.
+// fold returns b with ASCII letters in lower case.
 func fold(b []byte) []byte {
 	f := make([]byte, len(b))
 	for i, c := range b {

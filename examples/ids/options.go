@@ -11,7 +11,7 @@ import (
 	"unicode"
 )
 
-// option reads an option of a rule; b is the buffer that contents are about.
+// option parses an option of a rule; b is the buffer to which contents apply.
 func (r *rule) option(name, value string, b buffer) error {
 	var last *test
 	if n := len(r.tests[b]); n > 0 {
@@ -77,7 +77,7 @@ func (r *rule) option(name, value string, b buffer) error {
 	return nil
 }
 
-// number reads a decimal number.
+// number parses a decimal number.
 func number(s string, least, most int, n *int) (err error) {
 	if *n, err = strconv.Atoi(s); err != nil || *n < least || *n > most {
 		return fmt.Errorf("%q is no number from %d to %d", s, least, most)
@@ -85,7 +85,7 @@ func number(s string, least, most int, n *int) (err error) {
 	return nil
 }
 
-// onlyASCII refuses expressions that name bytes from 0x80 on: Go's regexp reads text, and would look for letters there.
+// onlyASCII refuses expressions with bytes from 0x80 on: Go's regexp reads text, and would take them for letters.
 func onlyASCII(expression string) error {
 	tree, err := syntax.Parse(expression, syntax.Perl)
 	if err != nil {
@@ -97,7 +97,7 @@ func onlyASCII(expression string) error {
 			if e.Op == syntax.OpCharClass && (i%2 == 1 && c == unicode.MaxRune || c == 0x80 && i%2 == 0 && e.Rune[i+1] == unicode.MaxRune) {
 				continue
 			}
-			if c > unicode.MaxASCII && c != 'ſ' && c != 'K' { // these are upper and lower case of s and k for Go
+			if c > unicode.MaxASCII && c != 'ſ' && c != 'K' { // Go takes these for upper and lower case of s and k
 				return errors.New("bytes from 0x80 on in an expression are not understood; write them as content")
 			}
 		}
@@ -111,7 +111,7 @@ func onlyASCII(expression string) error {
 	return check(tree)
 }
 
-// modify changes a content. It may be relative if there is one before.
+// modify changes a content. It may be relative only if follows is set: another test comes before it.
 func (t *test) modify(name, value string, follows bool) error {
 	switch name {
 	case "nocase":
@@ -195,7 +195,7 @@ func (r *rule) flowbit(value string) error {
 	return nil
 }
 
-// dsize reads 5, <5, >5 or 5<>9, the last without its ends.
+// dsize parses 5, <5, >5 or 5<>9; the last excludes its ends.
 func (r *rule) dsize(value string) error {
 	s := span{0, 65535}
 	var err error
@@ -250,7 +250,7 @@ func (r *rule) threshold(value string) error {
 	return nil
 }
 
-// check tells of rules that could never hold, or of options that do not go together.
+// check returns an error for rules that can never match, or with incompatible options.
 func (r *rule) check() error {
 	if r.sid == 0 {
 		return errors.New("there is no sid")
@@ -288,7 +288,7 @@ func (r *rule) check() error {
 	return nil
 }
 
-// fastPattern returns the content that is looked for first, and in which buffer: the one that is marked, or else the longest.
+// fastPattern returns the content to search for first, and its buffer: the marked content, or else the longest.
 func (r *rule) fastPattern() (b buffer, pattern []byte) {
 	marked := false
 	for at := range r.tests {

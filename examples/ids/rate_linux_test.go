@@ -15,8 +15,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// TestRate tells how much time of a processor Suricata and the program take for 1,000 rules and a capture of 200 MB in one
-// stream, to whose end both look; without what they take to begin.
+// TestRate reports the processor time that Suricata and the program need for 1,000 rules and a capture of 200 MB in one
+// stream, without their start-up. Both inspect the stream to its end.
 func TestRate(t *testing.T) {
 	if os.Getenv("DIVERT_LONG") == "" {
 		t.Skip("a capture of 200 MB: only with DIVERT_LONG=1")
@@ -40,7 +40,7 @@ func TestRate(t *testing.T) {
 			copy(payload, "THE END")
 		}
 		packets = append(packets, p.tcp(false, uint32(isn+1)+uint32(i*size), 100, packet.TCPAck, payload))
-		if i%3 == 2 || i == n-1 { // Suricata inspects what lies in the window, when it is acknowledged
+		if i%3 == 2 || i == n-1 { // Suricata inspects acknowledged bytes within the window
 			packets = append(packets, p.tcp(true, 100, uint32(isn+1)+uint32((i+1)*size), packet.TCPAck, nil))
 		}
 	}

@@ -12,7 +12,7 @@ import (
 	"time"
 )
 
-// rule is a rule in the language of Suricata, as far as it is understood here.
+// rule is a rule in the supported subset of Suricata's language.
 type rule struct {
 	action   string // alert, drop, reject
 	protocol string // tcp, udp, icmp, ip, http, tls, dns
@@ -34,7 +34,7 @@ type rule struct {
 	limit                      *threshold
 }
 
-// buffer is what a test looks at.
+// buffer identifies the data that a test inspects.
 type buffer int
 
 const (
@@ -49,7 +49,7 @@ const (
 	httpStatMsg
 	tlsSNI
 	dnsQuery
-	buffers // how many there are
+	buffers // number of buffers
 )
 
 var bufferNames = map[string]buffer{
@@ -58,15 +58,15 @@ var bufferNames = map[string]buffer{
 	"tls.sni": tlsSNI, "dns.query": dnsQuery,
 }
 
-// span are the numbers from one to another.
+// span is a range of numbers, both ends included.
 type span struct{ from, to int }
 
 func (s span) has(n int) bool { return s.from <= n && n <= s.to }
 
-// bit is what a rule does with a flowbit: set, unset, toggle, isset, isnotset.
+// bit is an operation on a flowbit: set, unset, toggle, isset, isnotset.
 type bit struct{ do, name string }
 
-// threshold says how often a rule alerts.
+// threshold limits how often a rule alerts.
 type threshold struct {
 	kind    string // limit, threshold, both
 	track   string // by_src, by_dst, by_rule
@@ -80,7 +80,7 @@ type end struct {
 	ports     choice[span]
 }
 
-// choice are the alternatives of a list, and those that are taken out of it; any of them all if there are none.
+// choice is a list of alternatives and a list of exceptions; without alternatives it means any.
 type choice[T any] struct{ in, out []T }
 
 func (c *choice[T]) has(is func(T) bool) bool {
@@ -92,15 +92,15 @@ func (e *end) has(a netip.AddrPort) bool {
 		e.ports.has(func(s span) bool { return s.has(int(a.Port())) })
 }
 
-// heads reports whether a packet from src to dst is one that the rule's head means.
+// heads reports whether the rule's head matches a packet from src to dst.
 func (r *rule) heads(src, dst netip.AddrPort) bool {
 	return r.src.has(src) && r.dst.has(dst) || r.both && r.src.has(dst) && r.dst.has(src)
 }
 
-// variables are the names that heads of rules may have, such as HOME_NET, with what they stand for.
+// variables map names in the heads of rules, such as HOME_NET, to their values.
 type variables map[string]string
 
-// fault is a line that is not understood.
+// fault is a line with an error or an unsupported rule.
 type fault struct {
 	file string
 	line int
@@ -110,7 +110,7 @@ type fault struct {
 // Error returns the place and the error.
 func (f *fault) Error() string { return fmt.Sprintf("%s:%d: %v", f.file, f.line, f.err) }
 
-// parseRules reads a file of rules. A rule that is not understood as a whole is left out, and told.
+// parseRules parses a file of rules. A rule that is not fully supported is left out, and returned as a fault.
 func parseRules(file, text string, vars variables) (rules []*rule, faults []error) {
 	pending, first := "", 0
 	for n, line := range strings.Split(text, "\n") {
@@ -121,7 +121,7 @@ func parseRules(file, text string, vars variables) (rules []*rule, faults []erro
 			}
 			first = n + 1
 		}
-		if before, ok := strings.CutSuffix(line, "\\"); ok { // the rule goes on
+		if before, ok := strings.CutSuffix(line, "\\"); ok { // the rule continues
 			pending += before + " "
 			continue
 		}
@@ -139,7 +139,7 @@ func parseRules(file, text string, vars variables) (rules []*rule, faults []erro
 	return rules, faults
 }
 
-// parseRule reads a rule: a head and, in parentheses, options.
+// parseRule parses a rule: a head and, in parentheses, options.
 func parseRule(text string, vars variables) (*rule, error) {
 	head, options, ok := strings.Cut(text, "(")
 	options, closed := strings.CutSuffix(strings.TrimSpace(options), ")")
@@ -169,7 +169,7 @@ func parseRule(text string, vars variables) (*rule, error) {
 	return r, r.check()
 }
 
-// splitHead splits the head at white space outside of brackets.
+// splitHead splits the head at white space outside brackets.
 func splitHead(s string) (fields []string) {
 	depth, field := 0, ""
 	for _, c := range s + " " {
@@ -190,7 +190,7 @@ func splitHead(s string) (fields []string) {
 	return fields
 }
 
-// splitOptions splits options at semicolons outside of quotes.
+// splitOptions splits options at semicolons outside quotes.
 func splitOptions(s string) (parts []string, err error) {
 	quoted, part := false, ""
 	for i := 0; i < len(s); i++ {
@@ -239,7 +239,7 @@ func (r *rule) head(f []string, vars variables) error {
 	return nil
 }
 
-// parseChoice reads an element, a list of them in brackets, a variable, or one of these with ! before it.
+// parseChoice parses an element, a list in brackets, a variable, or one of these after !.
 func parseChoice[T any](c *choice[T], s string, not bool, vars variables, depth int, parse func(string) (T, error)) error {
 	if depth > 8 {
 		return errors.New("lists or variables lie in each other too deeply")
@@ -286,7 +286,7 @@ func parseChoice[T any](c *choice[T], s string, not bool, vars variables, depth 
 	return nil
 }
 
-// splitList splits a list at commas outside of brackets.
+// splitList splits a list at commas outside brackets.
 func splitList(s string) (parts []string) {
 	depth, from := 0, 0
 	for i, c := range s {
@@ -314,7 +314,7 @@ func parsePrefix(s string) (netip.Prefix, error) {
 	return p.Masked(), nil
 }
 
-// parsePorts reads 80, 1:1024, 1024: or :1024.
+// parsePorts parses 80, 1:1024, 1024: or :1024.
 func parsePorts(s string) (span, error) {
 	from, to, isRange := strings.Cut(s, ":")
 	if !isRange {
@@ -334,7 +334,7 @@ func parsePorts(s string) (span, error) {
 	return span{int(a), int(b)}, nil
 }
 
-// unquote takes the quotes of a value away, and tells whether there is a ! before.
+// unquote removes the quotes of a value, and reports whether a ! precedes them.
 func unquote(s string) (text string, negated bool, err error) {
 	s, negated = strings.CutPrefix(s, "!")
 	s = strings.TrimSpace(s)
@@ -344,7 +344,7 @@ func unquote(s string) (text string, negated bool, err error) {
 	return s[1 : len(s)-1], negated, nil
 }
 
-// parseContent reads the text of a content: bytes, hexadecimal ones between bars, with \ before " ; : and itself.
+// parseContent parses the text of a content: bytes, with hexadecimal ones between bars, and \ before " ; : and \.
 func parseContent(s string) ([]byte, error) {
 	var b []byte
 	for i := 0; i < len(s); i++ {
@@ -376,7 +376,7 @@ func parseContent(s string) ([]byte, error) {
 	return b, nil
 }
 
-// parsePCRE reads "/expression/flags" in the syntax of RE2.
+// parsePCRE parses "/expression/flags" in the syntax of RE2.
 func parsePCRE(s string) (*regexp.Regexp, bool, error) {
 	end := strings.LastIndexByte(s, '/')
 	if len(s) < 2 || s[0] != '/' || end == 0 {

@@ -9,48 +9,48 @@ import (
 	"github.com/opendivert/divert/packet"
 )
 
-// half are the bytes that one side of a connection sends.
+// half holds the bytes that one side of a connection sends.
 type half struct {
 	begun bool
 	start uint32 // sequence number of the first byte
-	next  uint32 // of the next byte to be inspected
-	acked uint32 // bytes before it have arrived at the other side
+	next  uint32 // of the next byte to inspect
+	acked uint32 // all bytes before it have reached the other side
 
-	data   []byte // the bytes inspected last, before next
-	behind uint64 // bytes before data
+	data   []byte // the bytes inspected last, up to next
+	behind uint64 // number of bytes before data
 	state  int32  // of the automaton
 
-	candidates []candidate // rules whose pattern was found, and that may hold once more has come
+	candidates []candidate // rules whose pattern was found, and that later bytes may complete
 	done       map[*rule]uint64
 
-	held  []segment // segments that came ahead of missing bytes, by sequence number
+	held  []segment // segments after a gap, by sequence number
 	http  httpReader
 	tls   clienthello.Reader
 	named bool // the hello was read, or there is none
 }
 
-// candidate is a rule whose pattern was found at a place of the stream.
+// candidate is a rule whose pattern was found at a position of the stream.
 type candidate struct {
 	rule *rule
 	at   uint64
 }
 
-// segment is a packet that waits for bytes before it.
+// segment is a packet that waits for earlier bytes.
 type segment struct {
 	seq    uint32
 	data   []byte
 	packet divert.Packet
 }
 
-// The bounds of the bytes kept of each half.
+// Limits of the bytes kept of each half.
 const (
-	window        = 32 << 10 // bytes in which all contents of a rule must lie
-	maxAhead      = 1 << 20  // bytes that may wait or are not acknowledged
+	window        = 32 << 10 // bytes within which all contents of a rule must lie
+	maxAhead      = 1 << 20  // bytes that may wait or be unacknowledged
 	maxHeld       = 1024     // packets that may wait
 	maxCandidates = 64
 )
 
-// empty lets go of what a half keeps; packets that wait go nowhere.
+// empty releases the bytes of a half; waiting packets are dropped.
 func (e *engine) empty(h *half) {
 	e.memory -= len(h.data)
 	for i := range h.held {
@@ -93,7 +93,7 @@ func (e *engine) segment(p *divert.Packet) error {
 	if flags&packet.TCPAck != 0 && other.begun {
 		if ack := tcp.Ack(); before(other.acked, ack) {
 			other.acked = ack
-			if before(other.next, ack) { // of a FIN, or of bytes that passed elsewhere
+			if before(other.next, ack) { // a FIN's, or that of bytes that took another path
 				other.acked = other.next
 			}
 		}
@@ -108,22 +108,22 @@ func (e *engine) segment(p *divert.Packet) error {
 	if len(body) == 0 || flags&packet.TCPRst != 0 {
 		return e.out.Accept(p)
 	}
-	if flags&packet.TCPUrg != 0 && e.inline { // receivers take the urgent byte out of the stream, or do not
+	if flags&packet.TCPUrg != 0 && e.inline { // receivers differ in whether they remove the urgent byte from the stream
 		return e.end(p)
 	}
 	return e.bytes(p, h, &c, seq, body)
 }
 
-// bytes takes bytes of a half in: those that are next are inspected, those ahead wait.
+// bytes processes a segment of a half: the next bytes are inspected, later ones wait.
 func (e *engine) bytes(p *divert.Packet, h *half, c *subject, seq uint32, body []byte) error {
 	end := seq + uint32(len(body))
 	switch {
 	case !h.agrees(seq, body):
 		e.counters.differing++
 		return e.end(p)
-	case !before(h.next, end): // sent again
+	case !before(h.next, end): // a retransmission
 		if e.inline && before(seq, h.next-uint32(len(h.data))) && before(h.acked, end) {
-			return e.end(p) // what it was is not known any more, and the other side may not have it
+			return e.end(p) // its first copy is no longer known, and the other side may not have it
 		}
 		return e.out.Accept(p)
 	case before(h.next, seq) || e.inline && h.next-h.acked > maxAhead:
@@ -140,14 +140,14 @@ func (e *engine) bytes(p *divert.Packet, h *half, c *subject, seq uint32, body [
 		if !e.inline {
 			continue
 		}
-		if p != nil { // it goes before those that have waited for it
+		if p != nil { // it goes before the packets that waited for it
 			if err := e.out.Accept(p); err != nil {
 				return err
 			}
 			p = nil
 		}
 		if e.dropIt {
-			e.parsed.Parse(s.packet.Data) // it was one before
+			e.parsed.Parse(s.packet.Data) // it parsed before
 			return e.refuse(&s.packet, c.flow)
 		}
 		if err := e.out.Send(&s.packet); err != nil {
@@ -163,7 +163,7 @@ func (e *engine) bytes(p *divert.Packet, h *half, c *subject, seq uint32, body [
 	return e.out.Accept(p)
 }
 
-// agrees reports whether bytes are those that came before, as far as these are known.
+// agrees reports whether bytes equal those received earlier, as far as these are known.
 func (h *half) agrees(seq uint32, b []byte) bool {
 	if !equalOverlap(h.next-uint32(len(h.data)), h.data, seq, b) {
 		return false
@@ -176,7 +176,7 @@ func (h *half) agrees(seq uint32, b []byte) bool {
 	return true
 }
 
-// equalOverlap reports whether two pieces of a stream agree where both have bytes.
+// equalOverlap reports whether two pieces of a stream agree where they overlap.
 func equalOverlap(seqA uint32, a []byte, seqB uint32, b []byte) bool {
 	if before(seqB, seqA) {
 		seqA, a, seqB, b = seqB, b, seqA, a
@@ -190,20 +190,21 @@ func equalOverlap(seqA uint32, a []byte, seqB uint32, b []byte) bool {
 	return bytes.Equal(a[:n], b[:n])
 }
 
-// hold keeps a packet until the bytes before it have come. One for which there is no room is dropped; its sender sends it again.
+// hold keeps a packet until the bytes before it have arrived. Without room for it the packet is dropped; its sender
+// retransmits it.
 func (e *engine) hold(p *divert.Packet, h *half, seq uint32, body []byte) error {
 	if len(h.held) >= maxHeld || seq-h.next > maxAhead || !before(h.next, seq) {
 		return e.end(p)
 	}
 	at, known := slices.BinarySearchFunc(h.held, seq, func(s segment, seq uint32) int { return int(int32(s.seq - seq)) })
 	if known && len(h.held[at].data) >= len(body) {
-		return e.end(p) // it waits already
+		return e.end(p) // it already waits
 	}
 	s := segment{seq: seq, packet: p.Clone()}
 	s.data = s.packet.Payload()
 	h.held = slices.Insert(h.held, at, s)
 	e.memory += len(body)
-	return e.out.Drop(p) // not to take a place in the queue, or in its sender's buffer; it is sent anew
+	return e.out.Drop(p) // it must not fill the queue or its sender's buffer; its copy is sent later
 }
 
 // read inspects the next bytes of a half.
@@ -221,7 +222,7 @@ func (e *engine) read(h *half, c *subject, b []byte) {
 	kept := h.candidates[:0]
 	for _, k := range h.candidates {
 		if !e.tryStream(k.rule, h, &sc) && len(k.rule.tests[payload]) > 1 && begin-min(begin, k.at) < window {
-			kept = append(kept, k) // the missing bytes may come
+			kept = append(kept, k) // later bytes may complete it
 		}
 	}
 	h.candidates = kept
@@ -231,7 +232,7 @@ func (e *engine) read(h *half, c *subject, b []byte) {
 	e.application(h, c, b)
 }
 
-// nominate makes a rule a candidate. The first of too many makes way.
+// nominate makes a rule a candidate. If there are too many, the first is removed.
 func (h *half) nominate(r *rule, at uint64) {
 	for i := range h.candidates {
 		if h.candidates[i].rule == r {
@@ -245,10 +246,10 @@ func (h *half) nominate(r *rule, at uint64) {
 	h.candidates = append(h.candidates, candidate{r, at})
 }
 
-// tryStream tries a rule on the window of a half, behind the place up to which it held before.
+// tryStream tries a rule on the window of a half, after the position of its last match.
 func (e *engine) tryStream(r *rule, h *half, c *subject) bool {
 	from := max(h.done[r], h.behind)
-	if r.absolute() && from > 0 { // it is about the beginning
+	if r.absolute() && from > 0 { // it applies only to the beginning
 		return false
 	}
 	c.fields[payload] = h.data[from-h.behind:]
@@ -262,7 +263,7 @@ func (e *engine) tryStream(r *rule, h *half, c *subject) bool {
 	return true
 }
 
-// trim forgets the bytes that are no more needed: those before the window that the other side has.
+// trim forgets bytes before the window that the other side has received.
 func (h *half) trim(e *engine) {
 	keep := max(window, int(h.next-h.acked))
 	if !e.inline {
@@ -277,7 +278,7 @@ func (h *half) trim(e *engine) {
 	e.memory -= gone
 }
 
-// application reads bytes as the protocols that rules ask about.
+// application parses bytes in the protocols that rules inspect.
 func (e *engine) application(h *half, c *subject, b []byte) {
 	use := func(app string, f *fields) {
 		ac := subject{src: c.src, dst: c.dst, protocol: "tcp", app: app, flow: c.flow, toServer: c.toServer, fields: *f}
@@ -299,7 +300,7 @@ func (e *engine) application(h *half, c *subject, b []byte) {
 	}
 }
 
-// refuse ends a packet that a rule drops, and with it its flow.
+// refuse drops a packet that a rule drops, and its whole flow.
 func (e *engine) refuse(p *divert.Packet, f *flow) error {
 	if e.inline && f.reject {
 		e.reset(p)
@@ -308,7 +309,7 @@ func (e *engine) refuse(p *divert.Packet, f *flow) error {
 	return e.end(p)
 }
 
-// letGo frees the memory of a flow that no packet belongs to any more.
+// letGo frees the memory of a flow that carries no more packets.
 func (e *engine) letGo(f *flow) {
 	if e.inline {
 		for i := range f.halves {
@@ -317,7 +318,7 @@ func (e *engine) letGo(f *flow) {
 	}
 }
 
-// reset ends a connection at both ends, by a packet that is dropped.
+// reset resets both ends of a connection, on the basis of a dropped packet.
 func (e *engine) reset(p *divert.Packet) {
 	tcp := e.parsed.TCP(p.Data)
 	back, ok := packet.AppendReset(nil, p.Data, &e.parsed)
@@ -325,16 +326,16 @@ func (e *engine) reset(p *divert.Packet) {
 		return
 	}
 	a := p.Addr
-	a.IPChecksum, a.TCPChecksum, a.UDPChecksum = true, true, true // they are computed
+	a.IPChecksum, a.TCPChecksum, a.UDPChecksum = true, true, true // they are already computed
 	h := packet.Header{Src: p.Src(), Dst: p.Dst()}
 	if on, err := h.AppendTCP(nil, packet.Segment{Seq: tcp.Seq(), Ack: tcp.Ack(), Flags: packet.TCPRst | packet.TCPAck}, nil); err == nil {
-		_ = e.out.Send(&divert.Packet{Data: on, Addr: a}) // that it is dropped matters more
+		_ = e.out.Send(&divert.Packet{Data: on, Addr: a}) // errors are ignored: dropping the packet matters more
 	}
 	a.Outbound = !a.Outbound
 	_ = e.out.Send(&divert.Packet{Data: back, Addr: a})
 }
 
-// unreachable tells the sender of a datagram that it is refused.
+// unreachable sends the sender of a datagram an ICMP error.
 func (e *engine) unreachable(p *divert.Packet) {
 	if !e.inline {
 		return

@@ -13,21 +13,21 @@ import (
 	"github.com/opendivert/divert/packet"
 )
 
-// action says what becomes of a packet.
+// action is the fate of a packet.
 type action uint8
 
 // The actions.
 const (
-	accept     action = iota // it goes on as it is
-	acceptFlow               // and so does the rest of its flow
-	send                     // it goes on as it was changed
-	inject                   // it is sent anew, as it was changed, as one of this host's own
-	route                    // it is routed anew, as it was changed
-	drop                     // it ends here
-	refuse                   // and its sender is told that it is prohibited
+	accept     action = iota // sent on unchanged
+	acceptFlow               // and the rest of its flow too
+	send                     // sent on with its changes
+	inject                   // sent with its changes as a new packet of this host
+	route                    // routed again with its changes
+	drop                     // dropped
+	refuse                   // dropped, and its sender gets an error: prohibited
 )
 
-// nat translates packets between an address and the networks behind it. Its methods may be called by several goroutines.
+// nat translates packets between an address and the networks behind it. Several goroutines may call its methods.
 type nat struct {
 	addr     netip.Addr     // the NAT's own
 	inside   []netip.Prefix // the networks behind it
@@ -38,17 +38,17 @@ type nat struct {
 	syns  syns
 	ids   identifiers
 
-	// forget is called with the first packet of each new session, as it leaves.
+	// forget is called with the first packet of each new session, on its way out.
 	forget func(*divert.Packet)
 
 	translated, filtered, full atomic.Uint64
 }
 
-// session returns protocol and ends of a packet. Of an echo of ICMP the identifier is the port of the end that asks.
+// session returns protocol and ends of a packet. For an ICMP echo, the identifier is the port of the asking end.
 func session(p *divert.Packet, h *packet.Parsed) (protocol uint8, src, dst netip.AddrPort, flags packet.TCPFlags, ok bool) {
 	src, dst = p.Src(), p.Dst()
 	switch {
-	case h.Fragment: // the kernel puts datagrams together, so this one is not whole
+	case h.Fragment: // the kernel reassembles datagrams, so this one is incomplete
 	case h.TCPOff >= 0:
 		return table.TCP, src, dst, h.TCP(p.Data).Flags(), true
 	case h.UDPOff >= 0:
@@ -64,7 +64,8 @@ func session(p *divert.Packet, h *packet.Parsed) (protocol uint8, src, dst netip
 	return 0, src, dst, 0, false
 }
 
-// leaving is for a packet that is routed through this host, from behind the NAT to elsewhere, or to the prefix of IPv6 outside.
+// leaving handles a packet that is routed through this host from behind the NAT to the outside, or to the outer IPv6
+// prefix.
 func (n *nat) leaving(p *divert.Packet, now time.Time) action {
 	var h packet.Parsed
 	if !h.ParseExact(p.Data) {
@@ -81,7 +82,7 @@ func (n *nat) leaving(p *divert.Packet, now time.Time) action {
 	}
 	protocol, src, dst, flags, ok := session(p, &h)
 	if icmp := h.ICMP(p.Data); !ok || icmp != nil && icmp.Type() != icmpEcho {
-		return refuse // nothing tells whom an answer would be for
+		return refuse // nothing would identify the receiver of an answer
 	}
 	n.mu.Lock()
 	port, fresh, err := n.out(protocol, src, dst, flags, now)
@@ -99,7 +100,7 @@ func (n *nat) leaving(p *divert.Packet, now time.Time) action {
 	return a
 }
 
-// out finds the port that stands for the source of a packet from behind the NAT. The caller holds the lock.
+// out finds the port that represents the source of a packet from behind the NAT. The caller holds the lock.
 func (n *nat) out(protocol uint8, src, dst netip.AddrPort, flags packet.TCPFlags, now time.Time) (port uint16, fresh bool, err error) {
 	if port, fresh, err = n.table.Out(protocol, src, dst, flags, now); err != nil {
 		n.full.Add(1)
@@ -121,7 +122,7 @@ func (n *nat) behind(a netip.Addr) bool {
 	return slices.ContainsFunc(n.inside, func(p netip.Prefix) bool { return p.Contains(a) })
 }
 
-// arriving is for a packet to the NAT's address.
+// arriving handles a packet to the NAT's address.
 func (n *nat) arriving(p *divert.Packet, now time.Time) action {
 	var h packet.Parsed
 	if !h.ParseExact(p.Data) || h.Family != 4 {
@@ -132,9 +133,9 @@ func (n *nat) arriving(p *divert.Packet, now time.Time) action {
 	if isError(&h, p.Data) {
 		to, ok := n.quote(p.Data, &h, true)
 		if !ok {
-			return accept // about what this host has sent itself
+			return accept // about a packet of this host itself
 		}
-		if n.behind(p.Src().Addr()) { // about what came to its sender by the hairpin, and so goes back (RFC 5508 REQ-7)
+		if n.behind(p.Src().Addr()) { // about a packet that took the hairpin, so the error takes it too (RFC 5508 REQ-7)
 			n.quote(p.Data, &h, false)
 			return n.turned(p, netip.AddrPortFrom(n.addr, 0), netip.AddrPortFrom(to, 0))
 		}
@@ -160,17 +161,17 @@ func (n *nat) arriving(p *divert.Packet, now time.Time) action {
 		return accept
 	case verdict == table.Unknown && protocol == table.TCP && opens(flags):
 		n.syns.add(at, false, now, func() []byte { return portUnreachable(p.Data, &h) })
-		return accept // this host says whether somebody is there
+		return accept // this host decides whether a socket is there
 	case verdict == table.Unknown:
 		if protocol == table.TCP {
-			n.syns.forget(at) // somebody is
+			n.syns.forget(at) // the connection is open
 		}
 		return acceptFlow
 	}
 	return n.changed(setDst(p, &h, to))
 }
 
-// portUnreachable returns the ICMP error that says of a packet that nobody is at its port, nil if there must be none.
+// portUnreachable returns the ICMP error for a packet to an unused port, nil if none may be sent.
 func portUnreachable(b []byte, h *packet.Parsed) []byte {
 	answer, ok := packet.AppendUnreachable(nil, b, h, packet.ICMPPortUnreachable)
 	if !ok {
@@ -179,8 +180,9 @@ func portUnreachable(b []byte, h *packet.Parsed) []byte {
 	return answer
 }
 
-// hairpin leads a packet from behind the NAT back there; its source becomes the NAT's address, as it would outside
-// (RFC 4787 REQ-9). Routing would refuse it on its way in, with a source of this host's own, so it goes out as a new one.
+// hairpin sends a packet from behind the NAT back there, with the NAT's address as its source, as it would be outside
+// (RFC 4787 REQ-9). Inbound routing would refuse it, with this host's own address as source, so it goes out as a new
+// packet.
 func (n *nat) hairpin(p *divert.Packet, h *packet.Parsed, protocol uint8, src, dst netip.AddrPort, flags packet.TCPFlags, now time.Time) action {
 	if _, ok := n.table.Behind(protocol, dst.Port()); !ok || protocol == table.ICMP {
 		return accept // for this host itself
@@ -201,7 +203,7 @@ func (n *nat) hairpin(p *divert.Packet, h *packet.Parsed, protocol uint8, src, d
 	return n.turned(p, from, to)
 }
 
-// turned leads a packet back behind the NAT.
+// turned sends a packet back behind the NAT.
 func (n *nat) turned(p *divert.Packet, from, to netip.AddrPort) action {
 	if !packet.DecrementTTL(p.Data) || p.SetSrc(from) != nil || p.SetDst(to) != nil {
 		return drop
@@ -211,8 +213,8 @@ func (n *nat) turned(p *divert.Packet, from, to netip.AddrPort) action {
 	return inject
 }
 
-// own is for a packet of this host's own on its way out. An ICMP error may be about a packet that came in and was translated
-// already; a reset may say that nobody is at a port, which is too early.
+// own handles an outbound packet of this host itself. An ICMP error may concern an inbound packet that was already
+// translated; a reset may refuse a port too early.
 func (n *nat) own(p *divert.Packet) action {
 	var h packet.Parsed
 	if !h.ParseExact(p.Data) || h.Family != 4 {
@@ -224,8 +226,8 @@ func (n *nat) own(p *divert.Packet) action {
 		if tcp.Flags()&packet.TCPRst == 0 || p.Src().Addr() != n.addr {
 			return accept
 		}
-		// A port with a mapping has no socket here: the reset answers a SYN that came before the endpoint behind opened the
-		// connection, too.
+		// A port with a mapping has no socket here: the reset must answer a SYN that came before the endpoint behind the NAT
+		// opened the connection.
 		if _, mapped := n.table.Behind(table.TCP, tcp.SrcPort()); mapped || n.syns.refuse(pair{tcp.SrcPort(), p.Dst()}) {
 			return drop
 		}
@@ -240,7 +242,7 @@ func (n *nat) own(p *divert.Packet) action {
 	return n.changed(nil)
 }
 
-// prefix translates a packet of IPv6.
+// prefix translates an IPv6 packet.
 func (n *nat) prefix(p *divert.Packet, h *packet.Parsed) action {
 	if n.prefixes == nil {
 		return accept
@@ -252,7 +254,7 @@ func (n *nat) prefix(p *divert.Packet, h *packet.Parsed) action {
 		return drop
 	}
 	switch {
-	case comes: // from outside, or from inside by the address outside
+	case comes: // from outside, or from inside to an outer address
 		n.quote6(p.Data, h, n.prefixes.In)
 		n.translated.Add(1)
 		return route
@@ -264,7 +266,7 @@ func (n *nat) prefix(p *divert.Packet, h *packet.Parsed) action {
 	return drop // an address that cannot be translated (RFC 6296 section 3.5)
 }
 
-// changed counts a translated packet; what could not be is dropped.
+// changed counts a translated packet; a packet that could not be translated is dropped.
 func (n *nat) changed(err error) action {
 	if err != nil {
 		return drop
@@ -273,12 +275,12 @@ func (n *nat) changed(err error) action {
 	return send
 }
 
-// identifiers are the identifications of packets that may be cut. All hosts behind the NAT have one address outside, where two packets to
-// one host that may be cut must not have the same one for a while (RFC 7857 section 10, RFC 6864 section 5.3). Packets
-// that may not be cut keep theirs.
+// identifiers are the identifications of packets that may be fragmented. All hosts behind the NAT share one outer
+// address, from which two such packets to one host must not have the same identification within some time (RFC 7857
+// section 10, RFC 6864 section 5.3). Packets that may not be fragmented keep theirs.
 type identifiers [2048]uint16
 
-// set gives a packet the next one of its destination.
+// set gives a packet the next identification for its destination.
 func (ids *identifiers) set(ip packet.IPv4) {
 	if ip.DF() {
 		return
@@ -289,7 +291,7 @@ func (ids *identifiers) set(ip packet.IPv4) {
 	ip.SetID(*next)
 }
 
-// setSrc sets the source of a packet, and setDst the destination, with the identifier of an echo.
+// setSrc sets the source of a packet, and setDst the destination, including the identifier of an echo.
 func setSrc(p *divert.Packet, h *packet.Parsed, to netip.AddrPort) error {
 	return setEnd(p.SetSrc, h.ICMP(p.Data), to)
 }
@@ -319,18 +321,18 @@ const (
 	icmpEcho          = 8
 	icmpTimeExceeded  = 11
 	icmpParameter     = 12
-	icmpv6FirstNotice = 128 // types below are errors
+	icmpv6FirstNotice = 128 // smaller types are errors
 )
 
-// isError reports whether a packet is an ICMP error of IPv4.
+// isError reports whether a packet is an ICMP error for IPv4.
 func isError(h *packet.Parsed, b []byte) bool {
 	icmp := h.ICMP(b)
 	return icmp != nil && (icmp.Type() == icmpUnreachable || icmp.Type() == icmpTimeExceeded || icmp.Type() == icmpParameter)
 }
 
-// quote translates the packet that an ICMP error quotes (RFC 5508 REQ-4). If in, the quoted packet has gone out, and its source, a port
-// of the NAT's, becomes the endpoint behind it; else it has come in, and its destination becomes the port. It returns the
-// address that stands there then.
+// quote translates the packet that an ICMP error quotes (RFC 5508 REQ-4). With in, the quoted packet was outbound, and
+// its source, a port of the NAT, becomes the endpoint behind it. Otherwise it was inbound, and its destination becomes
+// the port. quote returns the new address.
 func (n *nat) quote(b []byte, h *packet.Parsed, in bool) (netip.Addr, bool) {
 	q := h.Payload(b)
 	if len(q) < packet.IPv4HeaderLen || q[0]>>4 != 4 {
@@ -341,7 +343,7 @@ func (n *nat) quote(b []byte, h *packet.Parsed, in bool) (netip.Addr, bool) {
 	if head < packet.IPv4HeaderLen || len(q) < head+8 || ip.FragOff() != 0 {
 		return netip.Addr{}, false
 	}
-	t, protocol, at := q[head:], ip.Protocol(), 0 // where the port stands in t
+	t, protocol, at := q[head:], ip.Protocol(), 0 // offset of the port in t
 	switch {
 	case protocol == table.ICMP && (t[0] == icmpEcho && in || t[0] == icmpEchoReply && !in):
 		at = 4
@@ -383,7 +385,7 @@ func (n *nat) quote(b []byte, h *packet.Parsed, in bool) (netip.Addr, bool) {
 	return now.Addr(), true
 }
 
-// quotedSum returns the checksum of a quoted packet, nil if it has none or it is not quoted.
+// quotedSum returns the checksum of a quoted packet, nil if it has none or the quotation ends before it.
 func quotedSum(protocol uint8, t []byte) []byte {
 	switch at := map[uint8]int{table.ICMP: 2, table.TCP: 16, table.UDP: 6}[protocol]; {
 	case len(t) < at+2 || protocol == table.UDP && t[at]|t[at+1] == 0:
@@ -398,7 +400,7 @@ func addr32(a netip.Addr) uint32 {
 	return binary.BigEndian.Uint32(b[:])
 }
 
-// quote6 translates the addresses of the packet that an error of ICMPv6 quotes; to is the translation in the error's own
+// quote6 translates the addresses of the packet that an ICMPv6 error quotes; to is the translation in the error's own
 // direction. Its checksums stay right.
 func (n *nat) quote6(b []byte, h *packet.Parsed, to func(netip.Addr) (netip.Addr, bool)) {
 	icmp := h.ICMPv6(b)

@@ -19,10 +19,10 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// patience is how long anything may take.
+// patience limits every wait.
 const patience = 20 * time.Second
 
-// TestMain: the test binary is the program too, so that it can run in a namespace of its own.
+// TestMain: the test binary is also the program, so that it can run in its own namespace.
 func TestMain(m *testing.M) {
 	if os.Getenv("RUN_NAT") != "" {
 		main()
@@ -31,13 +31,13 @@ func TestMain(m *testing.M) {
 	lab.Main(m)
 }
 
-// home is a network with a NAT: A and C behind R, which routes to S, and S to B. Nobody but R knows a way to A and C.
+// home is a network with a NAT: A and C behind R, which routes to S, and S to B. Only R has a route to A and C.
 type home struct {
 	a, c, r, s, b *lab.Host
 	toS           *lab.Link // R's
 }
 
-// Addresses: of A, of R as S and B see it, of S, and the two of B.
+// Addresses: of A, of R as S and B see it, of S, and both of B.
 var (
 	addrA  = netip.MustParseAddr("10.77.1.2")
 	addrR  = netip.MustParseAddr("10.77.2.1")
@@ -136,7 +136,7 @@ func (p *program) stop(s os.Signal) string {
 	return string(text)
 }
 
-// volume is how many bytes go each way.
+// volume is the number of bytes in each direction.
 func volume() int64 {
 	switch {
 	case os.Getenv("DIVERT_LONG") != "":
@@ -147,7 +147,8 @@ func volume() int64 {
 	return 32 << 20
 }
 
-// download has a client read bytes from a server, and compares them. It returns the client's address as the server sees it.
+// download has a client read bytes from a server, and compares them. It returns the client's address as the server sees
+// it.
 func download(t *testing.T, client, server *lab.Host, listen, dial string) netip.Addr {
 	t.Helper()
 	l, err := server.Listen("tcp", listen)
@@ -182,8 +183,8 @@ func download(t *testing.T, client, server *lab.Host, listen, dial string) netip
 	return <-seen
 }
 
-// TestThrough: bulk goes both ways as it was, by connections from behind the NAT and to a forwarded port; and back in by the
-// NAT's own address.
+// TestThrough: bulk data arrives unchanged in both directions, over connections from behind the NAT, to a forwarded
+// port, and back in through the NAT's own address.
 func TestThrough(t *testing.T) {
 	h := newHome(t)
 	p := h.start(t, "-forward", "tcp:8080=10.77.1.2:80")
@@ -213,7 +214,7 @@ func TestThrough(t *testing.T) {
 	}
 }
 
-// probe is a socket of A for trying what a way to B says.
+// probe is a socket of A that receives the errors of the path to B.
 func probe(t *testing.T, h *lab.Host, to string, set map[int]int) (*net.UDPConn, syscall.RawConn) {
 	t.Helper()
 	c, err := h.Dial(t.Context(), "udp", to)
@@ -234,7 +235,7 @@ func probe(t *testing.T, h *lab.Host, to string, set map[int]int) (*net.UDPConn,
 	return c.(*net.UDPConn), raw
 }
 
-// TestICMP: traceroute sees the hops, and path MTU discovery the narrow link; an echo is answered.
+// TestICMP: traceroute sees the hops, path MTU discovery finds the narrow link, and an echo is answered.
 func TestICMP(t *testing.T) {
 	h := newHome(t)
 	h.start(t)
@@ -266,16 +267,16 @@ func TestICMP(t *testing.T) {
 	var err error
 	for end := time.Now().Add(patience); !errors.Is(err, syscall.EMSGSIZE); {
 		if _, err = c.Write(make([]byte, 1472)); time.Now().After(end) {
-			t.Fatalf("nobody was told: %v", err)
+			t.Fatalf("no error arrived: %v", err)
 		}
-		_ = c.SetReadDeadline(time.Now().Add(20 * time.Millisecond)) // the error comes back
+		_ = c.SetReadDeadline(time.Now().Add(20 * time.Millisecond)) // until the error comes back
 		if _, e := c.Read(make([]byte, 1)); errors.Is(e, syscall.EMSGSIZE) {
 			err = e
 		}
 	}
 	mtu := 0
 	if _ = raw.Control(func(fd uintptr) { mtu, err = unix.GetsockoptInt(int(fd), unix.IPPROTO_IP, unix.IP_MTU) }); mtu != 1400 {
-		t.Errorf("told %d, %v", mtu, err)
+		t.Errorf("got the MTU %d, %v", mtu, err)
 	}
 	ping, err := h.a.ListenPacket("ip4:icmp", "10.77.1.2")
 	if err != nil {
@@ -299,15 +300,15 @@ func TestICMP(t *testing.T) {
 	}
 }
 
-// The parts of STUN that are needed (RFC 8489, RFC 5780).
+// The required parts of STUN (RFC 8489, RFC 5780).
 const (
 	stunRequest  = 0x0001
 	stunResponse = 0x0101
 	stunCookie   = 0x2112A442
 	stunChange   = 0x0003 // attribute CHANGE-REQUEST
 	stunMapped   = 0x0020 // attribute XOR-MAPPED-ADDRESS
-	stunOther    = 4      // of CHANGE-REQUEST: answer from the other address,
-	stunPort     = 2      // the other port
+	stunOther    = 4      // in CHANGE-REQUEST: answer from the other address,
+	stunPort     = 2      // from the other port
 )
 
 // serveSTUN serves STUN on two addresses and two ports of a host (RFC 5780 section 6).
@@ -357,7 +358,8 @@ func serveSTUN(t *testing.T, h *lab.Host, addrs []netip.Addr) {
 	}
 }
 
-// ask asks a STUN server for the client's address, and returns it and where the answer came from; nothing comes within wait.
+// ask asks a STUN server for the client's address, and returns it and the source of the answer; both are zero without
+// an answer within wait.
 func ask(t *testing.T, c net.PacketConn, to netip.AddrPort, change byte, id byte, wait time.Duration) (mapped, from netip.AddrPort) {
 	t.Helper()
 	request := binary.BigEndian.AppendUint16(nil, stunRequest)
@@ -383,8 +385,8 @@ func ask(t *testing.T, c net.PacketConn, to netip.AddrPort, change byte, id byte
 	}
 }
 
-// TestSTUN: the behaviour of the NAT as RFC 5780 finds it out: endpoint-independent mapping, with the port kept; address-dependent
-// filtering; a hairpin.
+// TestSTUN: the NAT behaves as RFC 5780 tests for: endpoint-independent mapping that keeps the port, address-dependent
+// filtering, and a hairpin.
 func TestSTUN(t *testing.T) {
 	h := newHome(t)
 	h.start(t)
@@ -410,7 +412,7 @@ func TestSTUN(t *testing.T) {
 			t.Errorf("for %v mapped to %v, want %v: mapping is not endpoint-independent", to, got, want)
 		}
 	}
-	// Two behind the NAT that know each other's mapped addresses.
+	// Two hosts behind the NAT that know each other's mapped addresses.
 	d, err := h.c.ListenPacket("udp", "10.77.3.2:5000")
 	if err != nil {
 		t.Fatal(err)
@@ -420,7 +422,7 @@ func TestSTUN(t *testing.T) {
 	if mapped.Addr() != addrR || mapped.Port() == 5000 || mapped.Port()%2 != 0 {
 		t.Errorf("the other one is mapped to %v: not to an even port of its own", mapped)
 	}
-	if _, err := c.WriteTo([]byte("to C"), net.UDPAddrFromAddrPort(mapped)); err != nil { // filtered, as C has not sent yet; A has now
+	if _, err := c.WriteTo([]byte("to C"), net.UDPAddrFromAddrPort(mapped)); err != nil { // filtered, as C has not sent yet; from now on A has
 		t.Fatal(err)
 	}
 	if _, err := d.WriteTo([]byte("to A"), net.UDPAddrFromAddrPort(want)); err != nil {
@@ -440,7 +442,7 @@ func TestSTUN(t *testing.T) {
 			break
 		}
 	}
-	// C's socket is gone, and A is told so by the way that its datagram took.
+	// C's socket is gone, and A gets the error along the path of its datagram.
 	e, err := h.a.DialFrom(t.Context(), &net.UDPAddr{IP: addrA.AsSlice(), Port: 5002}, "udp", mapped.String())
 	if err != nil {
 		t.Fatal(err)
@@ -458,7 +460,7 @@ func TestSTUN(t *testing.T) {
 	}
 }
 
-// datagrams sends datagrams from so many ports, from first on, and returns the ends that the other side saw.
+// datagrams sends datagrams from many ports, beginning with first, and returns the ends that the other side saw.
 func (h *home) datagrams(t *testing.T, first, many int) map[string]bool {
 	t.Helper()
 	sink, err := h.b.ListenPacket("udp", "10.77.4.2:7777")
@@ -474,7 +476,7 @@ func (h *home) datagrams(t *testing.T, first, many int) map[string]bool {
 	seen, b := map[string]bool{}, make([]byte, 16)
 	_ = sink.SetReadDeadline(time.Now().Add(3 * patience))
 	for i := range many {
-		var datagram []byte // without a checksum, which UDP over IPv4 may do
+		var datagram []byte // without a checksum, which UDP over IPv4 allows
 		datagram = binary.BigEndian.AppendUint16(datagram, uint16(first+i))
 		datagram = append(datagram, 7777>>8, 7777&0xFF, 0, 8, 0, 0)
 		if _, err := raw.WriteTo(datagram, &net.IPAddr{IP: addrsB[0].AsSlice()}); err != nil {
@@ -489,7 +491,8 @@ func (h *home) datagrams(t *testing.T, first, many int) map[string]bool {
 	return seen
 }
 
-// TestTimeout: 10,000 mappings end when nothing has come from behind the NAT for the time that is asked for, and leave room for others.
+// TestTimeout: 10,000 mappings end when no packet has come from behind the NAT for the configured time, and make room
+// for others.
 func TestTimeout(t *testing.T) {
 	if testing.Short() {
 		t.Skip("takes seconds")
@@ -516,7 +519,7 @@ func TestTimeout(t *testing.T) {
 	}
 }
 
-// TestMany: 10,000 mappings at once, each with a port of its own that no local socket gets; they end with the program.
+// TestMany: 10,000 mappings at once, each with its own port that no local socket gets; they end with the program.
 func TestMany(t *testing.T) {
 	const many, first = 10_000, 20_000
 	h := newHome(t)
@@ -543,8 +546,8 @@ func TestMany(t *testing.T) {
 	s.Close()
 }
 
-// TestLocalPorts: a port that a socket of the router has is not taken, and the socket goes on; one that is taken no socket
-// gets.
+// TestLocalPorts: a mapping takes no port that a socket of the router has, and the socket keeps working; no socket gets
+// the port of a mapping.
 func TestLocalPorts(t *testing.T) {
 	h := newHome(t)
 	local, err := h.r.Echo("udp", "10.77.2.1:5000")
@@ -577,8 +580,8 @@ func TestLocalPorts(t *testing.T) {
 	}
 }
 
-// TestBothOpen: two hosts that connect to each other are connected, though the SYN of one is there before the other begins: the router does not
-// reset it. If nobody begins, the one is refused, not before its time.
+// TestBothOpen: two hosts that connect to each other get a connection, though one SYN arrives before the other host
+// begins: the router does not reset it. If the other host never begins, the first is refused, but not too early.
 func TestBothOpen(t *testing.T) {
 	h := newHome(t)
 	h.start(t)
@@ -632,11 +635,11 @@ func TestBothOpen(t *testing.T) {
 	begin := time.Now()
 	connect(6001, 5002)
 	if b = <-ofB; !errors.Is(b.error, syscall.ECONNREFUSED) || time.Since(begin) < patient {
-		t.Errorf("with nobody there: %v after %v", b.error, time.Since(begin))
+		t.Errorf("without a listener: %v after %v", b.error, time.Since(begin))
 	}
 }
 
-// needInjection skips the test where packets cannot be handed to the stack to be routed.
+// needInjection skips the test where changed packets cannot be routed again.
 func needInjection(t *testing.T) {
 	f, err := os.OpenFile("/dev/net/tun", os.O_RDWR, 0)
 	if err != nil {
@@ -645,7 +648,7 @@ func needInjection(t *testing.T) {
 	f.Close()
 }
 
-// TestRefused: who exceeds the limit is told.
+// TestRefused: a sender over the limit gets an error.
 func TestRefused(t *testing.T) {
 	needInjection(t)
 	h := newHome(t)
@@ -670,7 +673,7 @@ func TestRefused(t *testing.T) {
 	}
 }
 
-// TestNPTv6: hosts behind the router have addresses of the other prefix outside, both ways, and no state: B may begin.
+// TestNPTv6: hosts behind the router have addresses of the other prefix outside, both ways, without state: B may begin.
 func TestNPTv6(t *testing.T) {
 	needInjection(t)
 	h := newHome(t)
@@ -682,7 +685,7 @@ func TestNPTv6(t *testing.T) {
 	if got := download(t, h.a, h.b, "[fd77:4::2]:80", "[fd77:4::2]:80"); got != outside {
 		t.Errorf("B sees %v, want %v", got, outside)
 	}
-	// Nobody is there: the error of ICMPv6 finds its way.
+	// Nobody listens: the ICMPv6 error arrives.
 	c, err := h.a.Dial(t.Context(), "udp", "[fd77:4::2]:9")
 	if err != nil {
 		t.Fatal(err)
@@ -697,7 +700,7 @@ func TestNPTv6(t *testing.T) {
 	}
 }
 
-// TestEnd: kill -9 and ^C leave nothing: later packets are for the router itself.
+// TestEnd: kill -9 and ^C leave nothing behind: later packets are for the router itself.
 func TestEnd(t *testing.T) {
 	h := newHome(t)
 	lab.CheckLeaks(t, h.r)

@@ -13,7 +13,7 @@ import (
 	"github.com/opendivert/divert/packet"
 )
 
-// free stands for a host without sockets.
+// free is a host without sockets.
 type free struct{}
 
 func (free) Hold(uint8, uint16) (func(), bool) { return func() {}, true }
@@ -47,12 +47,12 @@ func must(t testing.TB) func([]byte, error) []byte {
 	}
 }
 
-// received returns a packet as a handle gives it, with all checksums right.
+// received returns a packet as a handle would, with all checksums right.
 func received(b []byte) *divert.Packet {
 	return &divert.Packet{Data: b, Addr: divert.Address{IPChecksum: true, TCPChecksum: true, UDPChecksum: true}}
 }
 
-// whole fails the test unless a packet is one, with right checksums.
+// whole fails the test unless a packet is valid, with right checksums.
 func whole(t testing.TB, p *divert.Packet) (h packet.Parsed) {
 	t.Helper()
 	if !h.ParseExact(p.Data) || h.Family == 4 && !h.VerifyIPChecksum(p.Data) || !h.VerifyTransportChecksum(p.Data) {
@@ -63,7 +63,7 @@ func whole(t testing.TB, p *divert.Packet) (h packet.Parsed) {
 
 var begin = time.Unix(1e9, 0)
 
-// TestEcho: the identifier of an echo is translated when another host has it, and back.
+// TestEcho: the identifier of an echo is translated, and back again, if another host uses it.
 func TestEcho(t *testing.T) {
 	n := testNAT(t)
 	for i, host := range []string{"10.0.0.2:0", "10.0.0.3:0"} {
@@ -91,7 +91,7 @@ func TestEcho(t *testing.T) {
 	}
 }
 
-// TestQuotes: errors quote what their receiver sent, in each of the three directions.
+// TestQuotes: errors quote the packet as their receiver sent it, in each of the three directions.
 func TestQuotes(t *testing.T) {
 	n := testNAT(t)
 	inside, far := "10.0.0.2:5000", "198.51.100.1:53"
@@ -109,8 +109,8 @@ func TestQuotes(t *testing.T) {
 		from, to string
 		quoted   []byte // by the error
 		does     func(*divert.Packet) action
-		src, dst string // then
-		want     []byte // what it quotes then
+		src, dst string // the translated addresses
+		want     []byte // the translated quotation
 	}{
 		"from a router outside":  {"203.0.113.1:0", "192.0.2.1:0", out.Data, func(p *divert.Packet) action { return n.arriving(p, begin) }, "203.0.113.1:0", "10.0.0.2:0", sent},
 		"from the host inside":   {"10.0.0.2:0", "198.51.100.1:0", in.Data, func(p *divert.Packet) action { return n.leaving(p, begin) }, "192.0.2.1:0", "198.51.100.1:0", answer},
@@ -129,11 +129,12 @@ func TestQuotes(t *testing.T) {
 	}
 	own := received(must(t)(ends("203.0.113.1:0", "192.0.2.1:0").AppendICMP(nil, 3, 3, 0, must(t)(ends("192.0.2.1:9", far).AppendUDP(nil, nil)))))
 	if a := n.arriving(own, begin); a != accept {
-		t.Errorf("an error about what the NAT's host sent: %v", a)
+		t.Errorf("an error about a packet of the NAT's host: %v", a)
 	}
 }
 
-// TestHairpinError: an error about a packet that came by the hairpin goes back that way, and shows nobody's address behind the NAT.
+// TestHairpinError: an error about a packet that took the hairpin goes back that way, and shows no address from behind
+// the NAT.
 func TestHairpinError(t *testing.T) {
 	n := testNAT(t)
 	for _, h := range []*packet.Header{ends("10.0.0.2:5000", "198.51.100.1:53"), ends("10.0.0.3:6000", "198.51.100.1:53"), ends("10.0.0.3:6000", "192.0.2.1:5000")} {
@@ -163,7 +164,8 @@ func TestHairpinError(t *testing.T) {
 	}
 }
 
-// TestIdentification: two hosts that choose the same identification have two outside; a packet that may not be cut keeps its own.
+// TestIdentification: the same identification of two hosts becomes two outside; a packet that may not be fragmented
+// keeps its own.
 func TestIdentification(t *testing.T) {
 	n := testNAT(t)
 	seen := map[uint16]bool{}
@@ -187,8 +189,8 @@ func TestIdentification(t *testing.T) {
 	}
 }
 
-// TestUnsolicited: a SYN that nobody has asked for is answered after 6 s, by an ICMP error; not if a socket of the NAT's host
-// has it, nor if the endpoint opens the connection meanwhile, which then is open both ways.
+// TestUnsolicited: an unsolicited SYN is answered after 6 s, by an ICMP error. It is not answered if a socket of the
+// NAT's host takes it, or if the endpoint opens the connection meanwhile, which is then open both ways.
 func TestUnsolicited(t *testing.T) {
 	const near, nat, far = "10.0.0.2:5000", "192.0.2.1:5000", "198.51.100.1:6000"
 	type step struct {
@@ -199,11 +201,11 @@ func TestUnsolicited(t *testing.T) {
 	}
 	syn := func(after time.Duration, want action) step { return step{after, far, nat, packet.TCPSyn, want} }
 	reset := func(want action) step { return step{0, nat, far, packet.TCPRst | packet.TCPAck, want} }
-	// The endpoint has a port for somebody else.
+	// The endpoint has a port with another host.
 	mapped := step{0, near, "203.0.113.1:80", packet.TCPSyn, send}
 	for name, row := range map[string]struct {
 		steps []step
-		want  time.Duration // when the answer comes; 0: never
+		want  time.Duration // time of the answer; 0: never
 	}{
 		"no mapping, nobody there":      {[]step{syn(0, accept), reset(drop)}, patient},
 		"sent again":                    {[]step{syn(0, accept), reset(drop), syn(time.Second, accept), reset(drop)}, patient},
@@ -269,7 +271,7 @@ func TestUnsolicited(t *testing.T) {
 	}
 }
 
-// TestManyUnsolicited: no more wait than may; the host answers the others itself.
+// TestManyUnsolicited: only mostSYNs wait; the host answers the others itself.
 func TestManyUnsolicited(t *testing.T) {
 	n := testNAT(t)
 	for i := range 2 * mostSYNs {
@@ -290,7 +292,7 @@ func TestManyUnsolicited(t *testing.T) {
 	}
 }
 
-// TestOthers: what cannot be translated is refused on the way out, and the NAT's own on the way in.
+// TestOthers: packets that cannot be translated are refused on the way out, and are the NAT's own on the way in.
 func TestOthers(t *testing.T) {
 	n := testNAT(t)
 	esp := must(t)(ends("10.0.0.2:1", "198.51.100.1:2").AppendUDP(nil, nil))
@@ -308,7 +310,8 @@ func TestOthers(t *testing.T) {
 	}
 }
 
-// FuzzNAT: whatever comes from wherever, what goes on is a packet, and none leaves with an address from behind the NAT.
+// FuzzNAT: whatever arrives on either side, everything sent on is a valid packet, and none leaves with an address from
+// behind the NAT.
 func FuzzNAT(f *testing.F) {
 	for _, h := range []*packet.Header{ends("10.0.0.2:5000", "198.51.100.1:53"), ends("198.51.100.1:53", "192.0.2.1:5000"), ends("10.0.0.2:1", "192.0.2.1:8080"),
 		ends("[fd00:1::2]:1", "[2001:db8::1]:2"), ends("[2001:db8::1]:2", "[2001:db8:1:0:cfbe::2]:1")} {
@@ -345,7 +348,7 @@ func FuzzNAT(f *testing.F) {
 	})
 }
 
-// BenchmarkLeaving is what a packet of 1,400 bytes costs.
+// BenchmarkLeaving measures a packet of 1,400 bytes.
 func BenchmarkLeaving(b *testing.B) {
 	n := testNAT(b)
 	data := must(b)(ends("10.0.0.2:5000", "198.51.100.1:53").AppendUDP(nil, make([]byte, 1400)))

@@ -8,7 +8,7 @@ import (
 	"github.com/opendivert/divert/examples/nat/table"
 )
 
-// options are what the flags set.
+// options are the values of the flags.
 type options struct {
 	out           string
 	inside        []netip.Prefix
@@ -18,20 +18,20 @@ type options struct {
 	timeouts      table.Timeouts
 }
 
-// forward is a port that is led to a host behind the NAT.
+// forward is a port that is forwarded to a host behind the NAT.
 type forward struct {
 	protocol uint8
 	port     uint16
 	to       netip.AddrPort
 }
 
-// private are the networks that have no addresses of the Internet (RFC 1918, RFC 6598).
+// private are the private networks (RFC 1918, RFC 6598).
 var private = []netip.Prefix{
 	netip.MustParsePrefix("10.0.0.0/8"), netip.MustParsePrefix("172.16.0.0/12"), netip.MustParsePrefix("192.168.0.0/16"),
 	netip.MustParsePrefix("100.64.0.0/10"),
 }
 
-// addInside parses a prefix of IPv4.
+// addInside parses an IPv4 prefix.
 func (o *options) addInside(text string) error {
 	p, err := netip.ParsePrefix(text)
 	if err != nil || !p.Addr().Is4() || p != p.Masked() {

@@ -21,7 +21,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// run is the program until ctx ends.
+// run runs the program until ctx ends.
 func run(ctx context.Context, o options) error {
 	if o.out == "" {
 		return errors.New("no interface: -out eth1 names the one whose address is shared")
@@ -85,9 +85,9 @@ func addressOf(name string) (netip.Addr, error) {
 // router moves packets between two handles and a nat.
 type router struct {
 	*nat
-	forward  *divert.Handle // of packets routed through this host
-	network  *divert.Handle // of packets that come to it, before routing
-	prefixed *divert.Handle // of packets routed to the prefix of IPv6 outside, nil if there is none
+	forward  *divert.Handle // packets routed through this host
+	network  *divert.Handle // packets to this host, before routing
+	prefixed *divert.Handle // packets routed to the outer IPv6 prefix, nil without one
 }
 
 // open opens the handles.
@@ -101,19 +101,20 @@ func (r *router) open(inside []netip.Prefix, inside6, outside6 netip.Prefix) (er
 	through := "ip.SrcAddr in @inside and ip.DstAddr not in @inside"
 	if r.prefixes != nil {
 		through += fmt.Sprintf(" or ipv6.SrcAddr == %v and not (ipv6.DstAddr == %v or ipv6.DstAddr == %v)", inside6, inside6, outside6)
-		// They have been routed to elsewhere, and are routed anew: as they were on the network, as nobody would cut them again.
+		// They have already been routed to other hosts, and are routed again unsegmented, as they came from the network:
+		// nobody would segment them again.
 		r.prefixed, err = divert.Open(fmt.Sprintf("ipv6.DstAddr == %v", outside6), divert.WithLayer(divert.LayerForward), divert.WithSegments())
 		if err != nil {
 			return err
 		}
 	}
-	// First the one that makes the kernel put datagrams together.
+	// First the handle that makes the kernel reassemble datagrams.
 	if r.network, err = divert.Open(fmt.Sprintf("not loopback and (inbound and ip.DstAddr == %v or outbound and (icmp and icmp.Type != 0 and icmp.Type != 8 "+
 		"or ip.SrcAddr == %[1]v and tcp.Rst))", r.addr)); err != nil {
 		return err
 	}
 	r.forward, err = divert.Open(through, divert.WithLayer(divert.LayerForward), divert.WithSet("inside", behind))
-	// A flow of this host's own that was accepted may have had the port before.
+	// An accepted flow of this host may have had the port before.
 	r.nat.forget = func(p *divert.Packet) { _, _ = r.network.ForgetFlow(p) }
 	return err
 }
@@ -160,7 +161,7 @@ func (r *router) run(ctx context.Context) error {
 		}
 	})
 	all.Wait()
-	_ = r.close() // waits until the handles are closed
+	_ = r.close() // it waits until the handles are closed
 	if err := context.Cause(ctx); err != nil && !errors.Is(err, context.Canceled) && !errors.Is(err, net.ErrClosed) && !errors.Is(err, io.EOF) {
 		return err
 	}
@@ -176,7 +177,8 @@ func (r *router) close() (err error) {
 	return err
 }
 
-// move does with each packet of a handle what decide says, in batches, until receiving fails. What is routed anew goes by through.
+// move applies decide to each packet of a handle, in batches, until receiving fails. Packets to be routed again go
+// through the handle through.
 func move(h, through *divert.Handle, decide func(*divert.Packet, time.Time) action) error {
 	ps := make([]divert.Packet, divert.MaxBatch)
 	var on, dropped []divert.Packet
@@ -218,16 +220,16 @@ func move(h, through *divert.Handle, decide func(*divert.Packet, time.Time) acti
 	}
 }
 
-// anew sends bytes as a new packet on a handle, of which an address says whether the checksums are right.
+// anew sends bytes as a new packet on a handle; of says which checksums are right.
 func anew(h *divert.Handle, b []byte, of divert.Address) {
 	_ = h.Send(&divert.Packet{Data: b, Addr: divert.Address{Layer: h.Layer(), Event: divert.EventPacket, Outbound: true, IPv6: of.IPv6,
 		IPChecksum: of.IPChecksum, TCPChecksum: of.TCPChecksum, UDPChecksum: of.UDPChecksum}}) // lost, as above
 }
 
-// held takes ports of an address away from local sockets, by sockets that are bound to them.
+// held keeps ports of an address away from local sockets, by binding sockets to them.
 type held struct{ addr netip.Addr }
 
-// Hold implements table.Ports. Identifiers of ICMP belong to nobody.
+// Hold implements table.Ports. ICMP identifiers need no socket.
 func (h *held) Hold(protocol uint8, port uint16) (release func(), ok bool) {
 	kind := unix.SOCK_STREAM
 	switch protocol {

@@ -9,7 +9,7 @@ import (
 	"github.com/opendivert/divert"
 )
 
-// run fails: elsewhere packets that were changed are not routed again.
+// run fails: on this system changed packets are not routed again.
 func run(context.Context, options) error {
 	return fmt.Errorf("%w: it runs on Linux alone", divert.ErrNotSupported)
 }

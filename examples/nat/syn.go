@@ -5,37 +5,37 @@ import (
 	"time"
 )
 
-// patient is how long nobody answers a SYN that nobody has asked for, at the least (RFC 5382 REQ-4): two hosts that open one
-// connection at the same time need it, of which the SYN of one is here before that of the other.
+// patient is the least time without an answer to an unsolicited SYN (RFC 5382 REQ-4). Two hosts that open one
+// connection simultaneously need it: the SYN of one arrives before that of the other.
 const patient = 6 * time.Second
 
-// mostSYNs is how many SYNs wait for an answer; further ones get none, or this host's own at once.
+// mostSYNs is how many SYNs may wait for an answer; further ones get none, or this host's own at once.
 const mostSYNs = 1024
 
-// ends are the ends of a connection outside: a port of the NAT's, and the remote end.
+// pair identifies a connection outside: a port of the NAT, and the remote end.
 type pair struct {
 	port   uint16
 	remote netip.AddrPort
 }
 
-// syn is a SYN from outside that nobody has asked for.
+// syn is an unsolicited SYN from outside.
 type syn struct {
 	pair
 	due     time.Time
-	refused bool   // nobody is there; else a socket of this host may be
+	refused bool   // nobody is there; otherwise a socket of this host may be
 	answer  []byte // an ICMP error
 }
 
-// syns are the SYNs of the last seconds that nobody has asked for.
+// syns are the unsolicited SYNs of the last seconds.
 type syns struct {
 	byPair map[pair]*syn
-	queue  []*syn // by time; those that are not in byPair are over
+	queue  []*syn // by time; those absent from byPair are over
 }
 
-// add takes a SYN. refused says that nobody is there, else refuse may. answer makes the ICMP error that answers it in the
-// end, nil if nothing may.
+// add records a SYN. refused means that nobody is there; otherwise refuse may report that later. answer makes the ICMP
+// error that finally answers the SYN, nil if none may be sent.
 func (s *syns) add(c pair, refused bool, now time.Time, answer func() []byte) {
-	if old := s.byPair[c]; old != nil { // sent again
+	if old := s.byPair[c]; old != nil { // a retransmission
 		old.refused = old.refused || refused
 		return
 	}
@@ -54,7 +54,8 @@ func (s *syns) add(c pair, refused bool, now time.Time, answer func() []byte) {
 	s.queue = append(s.queue, one)
 }
 
-// refuse says that this host has nobody behind the port. It reports whether the SYN is known: then that is to stay unsaid.
+// refuse records that this host has no socket for the port. It reports whether the SYN is known: the caller must then
+// suppress the host's reset.
 func (s *syns) refuse(c pair) bool {
 	one := s.byPair[c]
 	if one == nil {
@@ -64,10 +65,10 @@ func (s *syns) refuse(c pair) bool {
 	return true
 }
 
-// forget ends a SYN's waiting without an answer: somebody opens the connection.
+// forget ends the wait of a SYN without an answer: the connection is opened.
 func (s *syns) forget(c pair) { delete(s.byPair, c) }
 
-// due returns the answers whose time has come.
+// due returns the answers that are due.
 func (s *syns) due(now time.Time) (answers [][]byte) {
 	n := 0
 	for ; n < len(s.queue) && !s.queue[n].due.After(now); n++ {

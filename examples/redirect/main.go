@@ -1,4 +1,4 @@
-// Redirect takes over the connections that match a filter, prints who wants to go where, and lets them.
+// Redirect takes over the connections that match a filter, prints their source and destination, and connects them.
 //
 //	redirect 'tcp.DstPort == 80'
 package main

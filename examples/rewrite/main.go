@@ -1,4 +1,4 @@
-// Rewrite replaces a text by another of the same length in what this host sends over TCP and UDP.
+// Rewrite replaces a text with another of the same length in the TCP and UDP packets that this host sends.
 //
 //	rewrite 80 'Accept-Encoding: gzip' 'Accept-Nothing!: gzip'
 package main
@@ -34,7 +34,7 @@ func main() {
 		log.Fatal(err)
 	}
 	defer h.Close()
-	log.Printf("replacing %q by %q in what goes to port %d", from, to, port)
+	log.Printf("replacing %q with %q in packets to port %d", from, to, port)
 	for p, err := range h.Packets(ctx) {
 		if ctx.Err() != nil {
 			return
@@ -48,7 +48,7 @@ func main() {
 	}
 }
 
-// sendOn sends a packet on, changed if its payload has the text.
+// sendOn sends a packet on, changed if its payload contains the text.
 func sendOn(h *divert.Handle, p *divert.Packet, from, to []byte) error {
 	var parsed packet.Parsed
 	parsed.Parse(p.Data)
@@ -57,7 +57,7 @@ func sendOn(h *divert.Handle, p *divert.Packet, from, to []byte) error {
 		return h.Accept(p) // unchanged: no byte is copied back
 	}
 	copy(payload, bytes.ReplaceAll(payload, from, to))
-	// Send computes the checksums that the address does not vouch for.
+	// Send computes the checksums that the address does not mark as right.
 	p.Addr.TCPChecksum, p.Addr.UDPChecksum = false, false
 	return h.Send(p)
 }

@@ -14,27 +14,27 @@ import (
 	"gvisor.dev/gvisor/pkg/tcpip/stack"
 )
 
-// sender is the half of a divert handle that the link sends on.
+// sender is the part of a divert handle that the link uses to send.
 type sender interface {
 	SendBatch([]divert.Packet) (int, error)
 }
 
-// link is the network interface of the stack: a divert handle. What the handle captures comes in on it, and what goes
-// out on it is injected, toward the applications.
+// link is the network interface of the stack: a divert handle. Captured packets come in on it; packets that go out on
+// it are injected toward the applications.
 type link struct {
 	out    sender
-	toward divert.Address // with which packets are injected
+	toward divert.Address // address for injected packets
 	mtu    uint32         // bytes of IP packet
-	large  bool           // TCP may go out in packets of 64 KiB: nothing on the way cuts them
+	large  bool           // TCP may go out in packets of 64 KiB: nothing on the path segments them
 
 	stack   atomic.Pointer[stack.NetworkDispatcher]
 	failed  atomic.Uint64 // packets that could not be injected
 	batches sync.Pool     // *[]divert.Packet
 }
 
-// newLink returns a link over a handle. At LayerForward packets go on to their destination over the interfaces that
-// routing finds, with the MTU of Ethernet. At LayerNetwork they are this host's own, and go over its loopback
-// interface, which asks no questions about their source and carries packets of any length.
+// newLink returns a link over a handle. At LayerForward packets go to their destination over the interfaces that
+// routing selects, with the MTU of Ethernet. At LayerNetwork they belong to this host, and go over its loopback
+// interface, which accepts any source and any length.
 func newLink(out sender, layer divert.Layer) *link {
 	l := &link{out: out, mtu: 1500, toward: divert.Address{Layer: layer, Event: divert.EventPacket, Outbound: true}}
 	if layer == divert.LayerNetwork {
@@ -44,7 +44,7 @@ func newLink(out sender, layer divert.Layer) *link {
 	return l
 }
 
-// deliver hands a captured packet to the stack, which copies it.
+// deliver passes a captured packet to the stack, which copies it.
 func (l *link) deliver(b []byte) {
 	s := l.stack.Load()
 	if s == nil || len(b) == 0 {
@@ -59,7 +59,7 @@ func (l *link) deliver(b []byte) {
 	p.DecRef()
 }
 
-// WritePackets injects packets of the stack.
+// WritePackets injects packets from the stack.
 func (l *link) WritePackets(list stack.PacketBufferList) (int, tcpip.Error) {
 	packets := list.AsSlice()
 	batch := l.batches.Get().(*[]divert.Packet)
@@ -73,14 +73,14 @@ func (l *link) WritePackets(list stack.PacketBufferList) (int, tcpip.Error) {
 			l.fill(&(*batch)[i], p)
 		}
 		if sent, _ := l.out.SendBatch((*batch)[:n]); sent < n {
-			l.failed.Add(uint64(n - sent)) // lost on the way, as packets are; TCP sends them again
+			l.failed.Add(uint64(n - sent)) // lost like any packet; TCP retransmits
 		}
 		rest = rest[n:]
 	}
 	return len(packets), nil
 }
 
-// fill makes out what in is, in out's own memory.
+// fill turns in into out, using out's own memory.
 func (l *link) fill(out *divert.Packet, in *stack.PacketBuffer) {
 	out.Data = out.Buffer(in.Size())[:0]
 	views, skip := in.AsViewList()
@@ -92,13 +92,13 @@ func (l *link) fill(out *divert.Packet, in *stack.PacketBuffer) {
 	out.Addr = l.toward
 	out.Addr.IPv6 = in.NetworkProtocolNumber == header.IPv6ProtocolNumber
 	out.Addr.IPChecksum, out.Addr.UDPChecksum = true, true
-	out.Addr.TCPChecksum = !in.GSOOptions.NeedsCsum // Send computes it then
+	out.Addr.TCPChecksum = !in.GSOOptions.NeedsCsum // then Send computes it
 }
 
-// GSOMaxSize is the length of the largest packet of TCP that goes out, in bytes.
+// GSOMaxSize returns the length of the largest outgoing TCP packet, in bytes.
 func (l *link) GSOMaxSize() uint32 { return header.IPv4MaximumPayloadSize }
 
-// SupportedGSO says whether TCP may go out in packets of GSOMaxSize.
+// SupportedGSO returns whether TCP may go out in packets of GSOMaxSize.
 func (l *link) SupportedGSO() stack.SupportedGSO {
 	if l.large {
 		return stack.HostGSOSupported
@@ -106,13 +106,13 @@ func (l *link) SupportedGSO() stack.SupportedGSO {
 	return stack.GSONotSupported
 }
 
-// Capabilities says that checksums of captured packets are not verified: those of packets on the way out are often left
-// to the hardware.
+// Capabilities returns that checksums of captured packets are not verified: outbound packets often leave them to the
+// hardware.
 func (l *link) Capabilities() stack.LinkEndpointCapabilities {
 	return stack.CapabilityRXChecksumOffload
 }
 
-// Attach gives the link the stack that packets come in to.
+// Attach sets the stack that receives the packets.
 func (l *link) Attach(d stack.NetworkDispatcher) {
 	if d == nil {
 		l.stack.Store(nil)
@@ -124,7 +124,7 @@ func (l *link) Attach(d stack.NetworkDispatcher) {
 // IsAttached reports whether there is a stack.
 func (l *link) IsAttached() bool { return l.stack.Load() != nil }
 
-// MTU is the length of the largest packet but for GSOMaxSize, in bytes.
+// MTU returns the length of the largest packet other than those of GSOMaxSize, in bytes.
 func (l *link) MTU() uint32 { return l.mtu }
 
 // The rest of stack.LinkEndpoint: there is no link layer.

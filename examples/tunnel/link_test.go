@@ -12,13 +12,13 @@ import (
 	"gvisor.dev/gvisor/pkg/tcpip/transport/udp"
 )
 
-// sink takes what a link injects.
+// sink receives the packets that a link injects.
 type sink struct {
 	t       testing.TB
 	packets int
 }
 
-// SendBatch checks that packets are whole, and say so of their checksums.
+// SendBatch checks that packets are whole, with checksums as marked.
 func (s *sink) SendBatch(ps []divert.Packet) (int, error) {
 	for i := range ps {
 		var p packet.Parsed
@@ -30,7 +30,7 @@ func (s *sink) SendBatch(ps []divert.Packet) (int, error) {
 	return len(ps), nil
 }
 
-// refuse returns a link behind whose stack everything is refused.
+// refuse returns a link with a stack that refuses everything.
 func refuse(t testing.TB) (*link, *sink) {
 	s := &sink{t: t}
 	l := newLink(s, divert.LayerNetwork)
@@ -42,7 +42,7 @@ func refuse(t testing.TB) (*link, *sink) {
 	return l, s
 }
 
-// FuzzDeliver: whatever is captured, the stack takes it, and what it answers are packets.
+// FuzzDeliver: the stack survives every captured packet, and its answers are valid packets.
 func FuzzDeliver(f *testing.F) {
 	for _, ends := range [][2]string{{"192.0.2.1:40000", "198.51.100.1:80"}, {"[2001:db8::1]:40000", "[2001:db8:1::1]:80"}} {
 		h := packet.Header{Src: netip.MustParseAddrPort(ends[0]), Dst: netip.MustParseAddrPort(ends[1])}
@@ -82,7 +82,7 @@ func TestAnswers(t *testing.T) {
 	}
 }
 
-// BenchmarkDeliver is the way of a captured packet into the stack and of an answer out of it.
+// BenchmarkDeliver measures the way of a captured packet into the stack, and of an answer out of it.
 func BenchmarkDeliver(b *testing.B) {
 	l, _ := refuse(b)
 	h := packet.Header{Src: netip.MustParseAddrPort("192.0.2.1:40000"), Dst: netip.MustParseAddrPort("198.51.100.1:80")}

@@ -25,7 +25,7 @@ func main() {
 	log.SetPrefix("tunnel: ")
 	var o options
 	via := flag.String("via", "", "`URL` of the proxy: socks5://user:password@host:port, or http://… and https://… for TCP alone")
-	flag.BoolVar(&o.forward, "forward", false, "take what this host routes for others, instead of what it sends itself")
+	flag.BoolVar(&o.forward, "forward", false, "take the traffic that this host routes for others, instead of its own")
 	flag.IntVar(&o.most, "most", 4096, "connections and exchanges at once; more are refused")
 	flag.DurationVar(&o.idle, "idle", 2*time.Minute, "an exchange of UDP ends when it was silent for so long")
 	flag.Usage = func() {
@@ -42,7 +42,7 @@ func main() {
 	}
 }
 
-// run is the program, from its flags to ctx's end.
+// run runs the program, from its flags to ctx's end.
 func run(ctx context.Context, o options, via string) (err error) {
 	switch {
 	case o.filter == "":
@@ -55,7 +55,7 @@ func run(ctx context.Context, o options, via string) (err error) {
 		return fmt.Errorf("-idle %v: it must be a second or more", o.idle)
 	}
 	if o.via, err = url.Parse(via); err != nil {
-		return fmt.Errorf("-via: %w", errors.Unwrap(err)) // the error itself shows the password
+		return fmt.Errorf("-via: %w", errors.Unwrap(err)) // the outer error shows the password
 	}
 	if o.proxies, err = addresses(ctx, o.via.Hostname()); err != nil {
 		return fmt.Errorf("-via: %w", err)
@@ -76,7 +76,7 @@ func run(ctx context.Context, o options, via string) (err error) {
 	return err
 }
 
-// addresses returns the addresses of the proxy's host, which never go through the tunnel.
+// addresses returns the addresses of the proxy's host, to which packets never go through the tunnel.
 func addresses(ctx context.Context, host string) ([]netip.Addr, error) {
 	if host == "" {
 		return nil, errors.New("the URL has no host; write socks5://host:port")

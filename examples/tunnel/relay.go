@@ -12,20 +12,20 @@ import (
 	"time"
 )
 
-// half is one of the two connections of TCP that make one.
+// half is one of the two TCP connections that are joined.
 type half struct {
 	net.Conn
-	reset func() // ends it by force
+	reset func() // aborts it
 }
 
-// closeWriter is a connection that can end one direction alone.
+// closeWriter is a connection that can close one direction alone.
 type closeWriter interface{ CloseWrite() error }
 
-// buffers are of one direction of one connection each.
+// buffers holds a buffer for each direction of each connection.
 var buffers = sync.Pool{New: func() any { return new([32 << 10]byte) }}
 
-// relayTCP copies what two halves say to each other until both directions have ended, and closes them. The end of one direction
-// ends that one alone; a failure, and the end of ctx, resets both.
+// relayTCP copies data between two halves until both directions have ended, and closes them. The end of one direction
+// closes only that direction; a failure, or the end of ctx, resets both.
 func relayTCP(ctx context.Context, a, b half) {
 	var failed sync.Once
 	fail := func() { failed.Do(func() { a.reset(); b.reset() }) }
@@ -33,12 +33,12 @@ func relayTCP(ctx context.Context, a, b half) {
 	copied := func(to, from half) {
 		buf := buffers.Get().(*[32 << 10]byte)
 		defer buffers.Put(buf)
-		// Only Read and Write: io.CopyBuffer would use a larger buffer of its own where they know a shortcut.
+		// Only Read and Write: with other methods io.CopyBuffer would take a shortcut with its own, larger buffer.
 		_, err := io.CopyBuffer(struct{ io.Writer }{to}, struct{ io.Reader }{from}, buf[:])
 		if w, ok := to.Conn.(closeWriter); ok && err == nil {
 			err = w.CloseWrite()
 		} else if err == nil {
-			err = errors.ErrUnsupported // such a connection can only end as a whole
+			err = errors.ErrUnsupported // such a connection can only be closed as a whole
 		}
 		if err != nil {
 			fail()
@@ -51,7 +51,7 @@ func relayTCP(ctx context.Context, a, b half) {
 	_, _ = a.Close(), b.Close()
 }
 
-// reset ends a connection by force, so that the other end knows it did not end well.
+// reset aborts a connection, so that the other end knows that it did not end normally.
 func reset(c net.Conn) {
 	if l, ok := c.(interface{ SetLinger(seconds int) error }); ok {
 		_ = l.SetLinger(0)
@@ -59,13 +59,14 @@ func reset(c net.Conn) {
 	_ = c.Close()
 }
 
-// maxDatagram is the longest payload of UDP, in bytes.
+// maxDatagram is the longest UDP payload, in bytes.
 const maxDatagram = 65527
 
-// datagrams are of one direction of one exchange each.
+// datagrams holds a buffer for each direction of each exchange.
 var datagrams = sync.Pool{New: func() any { return new([maxDatagram]byte) }}
 
-// relayUDP copies datagrams both ways until there was none for idle, one of the connections fails, or ctx ends. It closes both.
+// relayUDP copies datagrams both ways until there are none for idle, one of the connections fails, or ctx ends. It
+// closes both.
 func relayUDP(ctx context.Context, a, b net.Conn, idle time.Duration) {
 	end := sync.OnceFunc(func() { _, _ = a.Close(), b.Close() })
 	defer context.AfterFunc(ctx, end)()
@@ -82,7 +83,7 @@ func relayUDP(ctx context.Context, a, b net.Conn, idle time.Duration) {
 			}
 			silent.Reset(idle)
 			if _, err := to.Write(buf[:n]); errors.Is(err, net.ErrClosed) {
-				return // any other failure loses this datagram alone, as a network does
+				return // any other failure loses only this datagram, as a network does
 			}
 		}
 	}
@@ -92,13 +93,13 @@ func relayUDP(ctx context.Context, a, b net.Conn, idle time.Duration) {
 	done.Wait()
 }
 
-// said is the last line of logNew.
+// said holds the last line of logNew.
 var said struct {
 	sync.Mutex
 	line string
 }
 
-// logNew prints a line unless it was the last one: the same failure often repeats.
+// logNew prints a line unless it equals the last one: the same failure often repeats.
 func logNew(line string) {
 	said.Lock()
 	defer said.Unlock()

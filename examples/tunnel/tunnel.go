@@ -30,35 +30,35 @@ import (
 	"gvisor.dev/gvisor/pkg/waiter"
 )
 
-// options are what the flags set.
+// options are the values of the flags.
 type options struct {
 	filter  string
 	via     *url.URL
-	proxies []netip.Addr // of the proxy's host
+	proxies []netip.Addr // addresses of the proxy's host
 	forward bool
 	most    int // connections and exchanges at once
 	idle    time.Duration
 }
 
-// counts are of connections and exchanges since the start.
+// counts counts connections and exchanges since the start.
 type counts struct {
 	connections, exchanges atomic.Uint64
 	refused                atomic.Uint64 // the proxy did not connect them
-	full                   atomic.Uint64 // there were too many
+	full                   atomic.Uint64 // beyond the limit
 }
 
-// String returns the summary of the program's end.
+// String returns the final summary.
 func (c *counts) String() string {
 	return fmt.Sprintf("%d connections and %d exchanges; %d more were refused by the proxy, %d because there were too many",
 		c.connections.Load(), c.exchanges.Load(), c.refused.Load(), c.full.Load())
 }
 
-// tunnel ends connections in a stack and leads them on through a proxy.
+// tunnel terminates connections in a stack and relays them through a proxy.
 type tunnel struct {
 	options
 	counts
 	handle *divert.Handle
-	whole  *divert.Handle // at LayerForward: nobody reads it; while it is open, datagrams come whole
+	whole  *divert.Handle // at LayerForward: nobody reads it; while it is open, datagrams are reassembled
 	link   *link
 	stack  *stack.Stack
 	dial   redirect.DialFunc
@@ -67,11 +67,11 @@ type tunnel struct {
 	cancel context.CancelFunc
 
 	mu     sync.Mutex
-	busy   int // connections and exchanges, those included that wait for the proxy
+	busy   int // connections and exchanges, including those that wait for the proxy
 	relays sync.WaitGroup
 }
 
-// text returns the filter of the tunnel's handle. The way to the proxy is left out of it, or packets would go in circles.
+// text returns the filter of the tunnel's handle. It excludes the path to the proxy, or packets would loop.
 func (o *options) text() string {
 	if o.forward {
 		return "(tcp or udp) and (" + o.filter + ")"
@@ -91,11 +91,11 @@ func newTunnel(ctx context.Context, o options) (t *tunnel, err error) {
 		layer = divert.LayerForward
 	}
 	if _, err := filter.Compile(o.filter, layer, filter.Extended); err != nil {
-		return nil, err // with the text as it was written
+		return nil, err // the error shows the text as the user wrote it
 	}
 	opts := []divert.Option{divert.WithLayer(layer)}
 	if o.forward {
-		// It looks at packets that come in, for one that nobody sends, and takes none from anybody.
+		// It filters inbound packets for one that nobody sends, and only copies, so it affects nobody.
 		if t.whole, err = divert.Open("inbound and udp.DstPort == 0", divert.WithFlags(divert.Sniff|divert.RecvOnly)); err != nil {
 			return nil, err
 		}
@@ -118,8 +118,8 @@ func newTunnel(ctx context.Context, o options) (t *tunnel, err error) {
 	return t, nil
 }
 
-// The settings of TCP. Windows grow to maxWindow as they are used: 4 MiB are 320 Mb/s at 100 ms. An end that says
-// nothing for keepalive and three intervals is gone.
+// The settings of TCP. Windows grow to maxWindow on demand: 4 MiB allow 320 Mb/s at 100 ms. An end that is silent for
+// the keepalive time and three intervals is gone.
 const (
 	window    = 256 << 10
 	maxWindow = 4 << 20
@@ -128,8 +128,8 @@ const (
 	interval  = 20 * time.Second
 )
 
-// newStack returns a stack that ends whatever comes in over the link, whoever it is for: connect is called, in a goroutine
-// of its own, for each connection of TCP that wants to begin, at most most at once; exchange for a datagram of UDP that
+// newStack returns a stack that terminates everything that comes in over the link, whatever its destination. It calls
+// connect in a new goroutine for each new TCP connection, at most most at once, and exchange for a UDP datagram that
 // belongs to no exchange.
 func newStack(l *link, most int, connect func(*tcp.ForwarderRequest), exchange func(*udp.ForwarderRequest) bool) (*stack.Stack, error) {
 	s := stack.New(stack.Options{
@@ -152,13 +152,13 @@ func newStack(l *link, most int, connect func(*tcp.ForwarderRequest), exchange f
 	if err := s.CreateNIC(nic, l); err != nil {
 		return nil, fmt.Errorf("the stack refuses the handle as its interface: %v", err)
 	}
-	s.SetPromiscuousMode(nic, true) // takes packets for all addresses,
+	s.SetPromiscuousMode(nic, true) // accepts packets for all addresses,
 	s.SetSpoofing(nic, true)        // and sends from all
 	s.SetRouteTable([]tcpip.Route{{Destination: header.IPv4EmptySubnet, NIC: nic}, {Destination: header.IPv6EmptySubnet, NIC: nic}})
 	return s, nil
 }
 
-// run moves packets from the handle to the stack until ctx ends; then all connections are reset.
+// run moves packets from the handle to the stack until ctx ends; then it resets all connections.
 func (t *tunnel) run(ctx context.Context) error {
 	defer context.AfterFunc(ctx, func() { _ = t.handle.Shutdown(divert.ShutdownRecv) })()
 	ps := make([]divert.Packet, divert.MaxBatch)
@@ -170,12 +170,12 @@ func (t *tunnel) run(ctx context.Context) error {
 		}
 		for i := range ps[:n] {
 			if p := &ps[i]; manyHosts(p.Dst().Addr()) {
-				_ = t.handle.Accept(p) // fails if it is gone already
+				_ = t.handle.Accept(p) // fails if the packet is already gone
 			} else {
 				t.link.deliver(p.Data)
 			}
 		}
-		if err = t.handle.DropBatch(ps[:n]); err != nil { // but for those accepted
+		if err = t.handle.DropBatch(ps[:n]); err != nil { // except those accepted
 			break
 		}
 	}
@@ -202,13 +202,13 @@ func (t *tunnel) close() (err error) {
 	return err
 }
 
-// manyHosts reports whether an address is not that of one host, so that a proxy cannot reach it.
+// manyHosts reports whether an address may be more than one host's, so that a proxy cannot reach it.
 func manyHosts(a netip.Addr) bool {
 	return a.IsMulticast() || a == netip.AddrFrom4([4]byte{255, 255, 255, 255})
 }
 
-// dialProxy connects to the proxy, and to its relay of UDP. That must be one of the proxy's addresses: the others go
-// through the tunnel.
+// dialProxy connects to the proxy, and to its UDP relay. The relay must have one of the proxy's addresses: packets to
+// others go through the tunnel.
 func (t *tunnel) dialProxy(ctx context.Context, network, address string) (net.Conn, error) {
 	if network == "udp" && !t.forward {
 		if a, err := netip.ParseAddrPort(address); err != nil || !slices.Contains(t.proxies, a.Addr().Unmap()) {
@@ -218,7 +218,7 @@ func (t *tunnel) dialProxy(ctx context.Context, network, address string) (net.Co
 	return (&net.Dialer{}).DialContext(ctx, network, address)
 }
 
-// take reserves a place for a connection or exchange; give gives it back.
+// take reserves a place for a connection or exchange; give returns it.
 func (t *tunnel) take() bool {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -236,7 +236,7 @@ func (t *tunnel) give() {
 	t.busy--
 }
 
-// relay runs f, which ends soon after t.ctx, so that close waits for it; not at all if the tunnel is about to close.
+// relay runs f, which must end soon after t.ctx; close waits for it. relay does not run f if the tunnel is closing.
 func (t *tunnel) relay(f func()) bool {
 	t.mu.Lock()
 	open := t.ctx.Err() == nil
@@ -251,7 +251,7 @@ func (t *tunnel) relay(f func()) bool {
 	return open
 }
 
-// dialTimeout is how long the proxy may take to connect.
+// dialTimeout limits the proxy's time to connect.
 const dialTimeout = 15 * time.Second
 
 func (t *tunnel) dialTo(network string, to netip.AddrPort) (net.Conn, error) {
@@ -267,7 +267,7 @@ func (t *tunnel) dialTo(network string, to netip.AddrPort) (net.Conn, error) {
 	return up, err
 }
 
-// ends returns the application's address of a connection, and where it wants to go.
+// ends returns the application's address of a connection, and its destination.
 func ends(id stack.TransportEndpointID) (client, to netip.AddrPort) {
 	addrPort := func(a tcpip.Address, port uint16) netip.AddrPort {
 		addr, _ := netip.AddrFromSlice(a.AsSlice())
@@ -276,8 +276,8 @@ func ends(id stack.TransportEndpointID) (client, to netip.AddrPort) {
 	return addrPort(id.RemoteAddress, id.RemotePort), addrPort(id.LocalAddress, id.LocalPort)
 }
 
-// connect leads a connection of TCP on: first to where it wants to go, and only if that stands the application's own
-// half. If it is refused, so is the application.
+// connect relays a TCP connection: it connects to the destination first, and accepts the application's half only then.
+// If the destination refuses, so does connect.
 func (t *tunnel) connect(r *tcp.ForwarderRequest) {
 	if !t.take() {
 		r.Complete(true)
@@ -300,7 +300,7 @@ func (t *tunnel) connect(r *tcp.ForwarderRequest) {
 	t.connections.Add(1)
 	ep.SocketOptions().SetKeepAlive(true)
 	idle, step := tcpip.KeepaliveIdleOption(keepalive), tcpip.KeepaliveIntervalOption(interval)
-	_, _ = ep.SetSockOpt(&idle), ep.SetSockOpt(&step) // cannot fail: they are of TCP
+	_, _ = ep.SetSockOpt(&idle), ep.SetSockOpt(&step) // cannot fail: they are TCP options
 	a, b := half{gonet.NewTCPConn(&queue, ep), ep.Abort}, half{up, func() { reset(up) }}
 	if !t.relay(func() { relayTCP(t.ctx, a, b) }) {
 		a.reset()
@@ -308,8 +308,8 @@ func (t *tunnel) connect(r *tcp.ForwarderRequest) {
 	}
 }
 
-// exchange begins an exchange of UDP with the datagram of r. If it returns false, its sender is told that the port
-// is not reachable.
+// exchange begins a UDP exchange with the datagram of r. If it returns false, the sender gets an error: the port is
+// unreachable.
 func (t *tunnel) exchange(r *udp.ForwarderRequest) bool {
 	if t.ctx.Err() != nil || !t.take() {
 		return false
@@ -338,14 +338,14 @@ func (t *tunnel) exchange(r *udp.ForwarderRequest) bool {
 	return true
 }
 
-// unreachable tells the sender of a datagram that nothing listens where it was to go.
+// unreachable sends the sender of a datagram the error that nothing listens at its destination.
 func (t *tunnel) unreachable(client, to netip.AddrPort) {
 	h := packet.Header{Src: client, Dst: to}
 	code := uint8(packet.ICMPPortUnreachable)
 	if to.Addr().Is6() {
 		code = packet.ICMPv6PortUnreachable
 	}
-	quoted, err := h.AppendUDP(nil, nil) // the ports are what counts
+	quoted, err := h.AppendUDP(nil, nil) // only the ports matter
 	var p packet.Parsed
 	if err != nil || !p.Parse(quoted) {
 		return

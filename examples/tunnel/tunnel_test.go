@@ -26,10 +26,10 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// patience is how long anything may take.
+// patience limits every wait.
 const patience = 30 * time.Second
 
-// TestMain: the test binary is the program too, so that it can run in a namespace of its own, and be killed.
+// TestMain: the test binary is also the program, so that it can run in its own namespace, and be killed.
 func TestMain(m *testing.M) {
 	if os.Getenv("RUN_TUNNEL") != "" {
 		main()
@@ -70,7 +70,7 @@ func start(t *testing.T, h *lab.Host, args ...string) *program {
 	return p
 }
 
-// stop interrupts the program and returns what it has said.
+// stop interrupts the program and returns its standard error.
 func (p *program) stop() string {
 	p.t.Helper()
 	_ = p.Process.Signal(os.Interrupt)
@@ -81,13 +81,13 @@ func (p *program) stop() string {
 	return string(text)
 }
 
-// served is a network in which A reaches B through R, where a SOCKS 5 proxy is.
+// served returns a network in which A reaches B through R, with a SOCKS 5 proxy on R.
 func served(t *testing.T) (n *lab.Routed, via string) {
 	n = lab.HostRouterPeerT(t, lab.LinkOptions{})
 	return n, "socks5://" + serveProxy(t, n.R, netip.MustParseAddr("10.77.1.1"))
 }
 
-// serveProxy serves SOCKS 5 on a host (RFC 1928), with addresses only, and returns where.
+// serveProxy serves SOCKS 5 on a host (RFC 1928), for addresses only, and returns the proxy's address.
 func serveProxy(t *testing.T, h *lab.Host, at netip.Addr) string {
 	t.Helper()
 	l, err := h.Listen("tcp", netip.AddrPortFrom(at, 0).String())
@@ -142,7 +142,7 @@ func socksAddr(b []byte) netip.AddrPort {
 	return netip.AddrPortFrom(a, binary.BigEndian.Uint16(b[len(b)-2:]))
 }
 
-// relayDatagrams serves an association of UDP with one destination.
+// relayDatagrams serves a UDP association with one destination.
 func relayDatagrams(h *lab.Host, at netip.Addr, control net.Conn) {
 	client, err := h.ListenPacket("udp", netip.AddrPortFrom(at, 0).String())
 	if err != nil {
@@ -182,7 +182,7 @@ func relayDatagrams(h *lab.Host, at netip.Addr, control net.Conn) {
 	_, _ = io.Copy(io.Discard, control)
 }
 
-// serveWeb serves, at port 80 of a host, the address that a request comes from, and its path.
+// serveWeb serves, at port 80 of a host, the source address of a request, and its path.
 func serveWeb(t *testing.T, h *lab.Host) {
 	t.Helper()
 	l, err := h.Listen("tcp", ":80")
@@ -197,8 +197,8 @@ func serveWeb(t *testing.T, h *lab.Host) {
 	t.Cleanup(func() { s.Close() })
 }
 
-// get makes n requests from a host at once, each on a connection of its own, to the addresses in turn, and compares the host that
-// the server saw with those in seen.
+// get makes n requests from a host at once, each on its own connection, to the addresses in turn, and compares the
+// source that the server saw with seen.
 func get(t *testing.T, h *lab.Host, n int, to, seen []netip.Addr) {
 	t.Helper()
 	client := http.Client{Timeout: patience, Transport: &http.Transport{DisableKeepAlives: true, DialContext: h.Dial}}
@@ -221,7 +221,7 @@ func get(t *testing.T, h *lab.Host, n int, to, seen []netip.Addr) {
 	all.Wait()
 }
 
-// TestRequests: 500 requests at once, of IPv4 and IPv6, reach the server, and only by the proxy.
+// TestRequests: 500 simultaneous requests, over IPv4 and IPv6, reach the server, and only through the proxy.
 func TestRequests(t *testing.T) {
 	n, via := served(t)
 	serveWeb(t, n.B)
@@ -232,7 +232,7 @@ func TestRequests(t *testing.T) {
 	}
 }
 
-// TestForward: connections and large datagrams that a router passes on for others go through the proxy.
+// TestForward: connections and large datagrams that a router forwards for others go through the proxy.
 func TestForward(t *testing.T) {
 	n := lab.HostRouterPeerT(t, lab.LinkOptions{})
 	via := "socks5://" + serveProxy(t, n.B, netip.MustParseAddr("10.77.2.2"))
@@ -250,7 +250,7 @@ func TestForward(t *testing.T) {
 	}
 }
 
-// exchange sends three datagrams that do not fit a packet of Ethernet.
+// exchange sends three datagrams that do not fit in an Ethernet packet.
 func exchange(t *testing.T, from *lab.Host, to netip.AddrPort, want lab.Exchanged) {
 	t.Helper()
 	got, err := lab.ExchangeUDP(t.Context(), from, to, lab.Exchange{Count: want.Sent, Size: 4000, Wait: patience})
@@ -259,7 +259,7 @@ func exchange(t *testing.T, from *lab.Host, to netip.AddrPort, want lab.Exchange
 	}
 }
 
-// TestDatagrams: datagrams go through the proxy, and where it refuses, the sender is told.
+// TestDatagrams: datagrams go through the proxy; if it refuses, the sender gets an error.
 func TestDatagrams(t *testing.T) {
 	n, via := served(t)
 	echo, err := n.B.Echo("udp", ":7777")
@@ -279,7 +279,7 @@ func TestDatagrams(t *testing.T) {
 	exchange(t, n.A, netip.AddrPortFrom(n.B.Addr6(), 7777), lab.Exchanged{Sent: 1, Refused: 1})
 }
 
-// volume is how many bytes go each way.
+// volume is the number of bytes in each direction.
 func volume() int64 {
 	if testing.Short() {
 		return 8 << 20
@@ -287,7 +287,8 @@ func volume() int64 {
 	return 100 << 20
 }
 
-// TestBulk: a client sends and ends its direction; only then the server answers, with what it got and as much again.
+// TestBulk: a client sends and closes its direction; only then the server answers, with the received bytes and as many
+// again.
 func TestBulk(t *testing.T) {
 	n, via := served(t)
 	l, err := n.B.Listen("tcp", ":7777")
@@ -357,7 +358,7 @@ func dial(t *testing.T, h *lab.Host, to netip.AddrPort) *net.TCPConn {
 	return c.(*net.TCPConn)
 }
 
-// TestRefused: whoever is refused behind the proxy is refused, not connected and reset; so is who exceeds the limit. A reset
+// TestRefused: a client refused behind the proxy is refused, not connected and reset; so is one over the limit. A reset
 // stays a reset.
 func TestRefused(t *testing.T) {
 	n, via := served(t)
@@ -379,7 +380,7 @@ func TestRefused(t *testing.T) {
 			t.Errorf("port %d: %v", port, err)
 		}
 	}
-	refused(7778) // nobody is there
+	refused(7778) // nobody listens there
 	var ends []net.Conn
 	for range 2 {
 		c := dialUntil(t, n.A, netip.AddrPortFrom(n.B.Addr4(), 7777))
@@ -389,7 +390,7 @@ func TestRefused(t *testing.T) {
 		}
 		ends = append(ends, c, up)
 	}
-	refused(7777) // they would be three
+	refused(7777) // this would be the third
 	for _, c := range ends {
 		c.Close()
 	}
@@ -404,7 +405,7 @@ func TestRefused(t *testing.T) {
 	}
 }
 
-// dialUntil connects as soon as there is a place.
+// dialUntil connects as soon as there is room.
 func dialUntil(t *testing.T, h *lab.Host, to netip.AddrPort) net.Conn {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), patience)
@@ -422,7 +423,7 @@ func dialUntil(t *testing.T, h *lab.Host, to netip.AddrPort) net.Conn {
 	}
 }
 
-// TestBefore: a connection that began before the program is reset, so that nothing goes past it.
+// TestBefore: a connection older than the program is reset, so that nothing bypasses the tunnel.
 func TestBefore(t *testing.T) {
 	n, via := served(t)
 	echo, err := n.B.Echo("tcp", ":7777")
@@ -440,8 +441,8 @@ func TestBefore(t *testing.T) {
 	}
 }
 
-// TestEnd: connections go directly after kill -9, and after ^C, which resets those of the tunnel. The dead rules go with the next
-// program, and nothing is left.
+// TestEnd: connections go directly after kill -9, and after ^C, which resets those of the tunnel. The next program
+// removes the dead rules, and nothing is left.
 func TestEnd(t *testing.T) {
 	n, via := served(t)
 	lab.CheckLeaks(t, n.A)
@@ -484,7 +485,7 @@ func TestEnd(t *testing.T) {
 	}
 }
 
-// TestMemory: 10,000 connections, a hundred at a time, leave the program as large as those before them did.
+// TestMemory: 10,000 connections, a hundred at a time, do not enlarge the program.
 func TestMemory(t *testing.T) {
 	if os.Getenv("DIVERT_LONG") == "" {
 		t.Skip("takes a minute: DIVERT_LONG=1 asks for it")
@@ -505,7 +506,7 @@ func TestMemory(t *testing.T) {
 	}
 	seen := []netip.Addr{netip.MustParseAddr("10.77.2.1"), netip.MustParseAddr("fd77:2::1")}
 	var after []int // MiB
-	for range 4 {   // those of the last seconds are in TIME-WAIT: first as many as will ever be
+	for range 4 {   // connections of the last seconds are in TIME-WAIT: the first round makes as many as there will ever be
 		for range 50 {
 			get(t, n.A, 100, n.B.Addrs(), seen)
 		}
@@ -520,7 +521,7 @@ func TestMemory(t *testing.T) {
 // TestUsage: errors in the arguments are named.
 func TestUsage(t *testing.T) {
 	n := lab.NewT(t)
-	h, err := n.AddHost("A") // should a mistake open a handle
+	h, err := n.AddHost("A") // in case a mistake opens a handle
 	if err != nil {
 		t.Fatal(err)
 	}

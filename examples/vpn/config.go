@@ -12,7 +12,7 @@ import (
 	"strings"
 )
 
-// config is a configuration file of WireGuard, as wg-quick(8) has it.
+// config is a WireGuard configuration file, in the format of wg-quick(8).
 type config struct {
 	key       string // private; hexadecimal, as all keys here
 	addresses []netip.Addr
@@ -24,20 +24,20 @@ type config struct {
 // peer is a section [Peer].
 type peer struct {
 	key, preshared string
-	endpoint       netip.AddrPort // not valid: it begins
+	endpoint       netip.AddrPort // invalid: the peer begins
 	allowed        []netip.Prefix
 	keepalive      uint16 // seconds; 0: none
 }
 
-// The defaults: of wg(8), and the port that everybody uses. A device needs a constant port, to know its own packets.
+// The defaults: those of wg(8), and the usual port. A device needs a constant port, to recognise its own packets.
 const (
 	defaultPort = 51820
 	defaultMTU  = 1420
-	minMTU      = 1280 // that of IPv6 (RFC 8200 section 5)
+	minMTU      = 1280 // the least for IPv6 (RFC 8200 section 5)
 	maxMTU      = 65500
 )
 
-// parseConfig reads a file. Its errors name the line.
+// parseConfig parses a file. Its errors name the line.
 func parseConfig(text string) (*config, error) {
 	c := &config{port: defaultPort, mtu: defaultMTU}
 	section, number := "", 0
@@ -73,7 +73,7 @@ func parseConfig(text string) (*config, error) {
 	return c, c.check()
 }
 
-// set sets what one line says.
+// set applies one line.
 func (c *config) set(section, name, value string) (err error) {
 	key := section + strings.ToLower(name)
 	if section == "[peer]" {
@@ -149,7 +149,7 @@ func (c *config) check() error {
 	return nil
 }
 
-// allowed returns the destinations that go through the tunnel.
+// allowed returns the destinations behind the tunnel.
 func (c *config) allowed() (all []netip.Prefix) {
 	for _, p := range c.peers {
 		all = append(all, p.allowed...)
@@ -157,7 +157,7 @@ func (c *config) allowed() (all []netip.Prefix) {
 	return all
 }
 
-// inside returns the address in the tunnel of the family of a, or the zero Addr.
+// inside returns the tunnel address of the same family as a, or the zero Addr.
 func (c *config) inside(a netip.Addr) netip.Addr {
 	for _, own := range c.addresses {
 		if own.Is4() == a.Is4() {
@@ -205,7 +205,7 @@ func parseNumber(text string, least, most uint16) (uint16, error) {
 	return uint16(n), nil
 }
 
-// each parses addresses and prefixes that commas separate.
+// each parses addresses and prefixes separated by commas.
 func each(text string, add func(netip.Prefix)) error {
 	for word := range strings.SplitSeq(text, ",") {
 		word = strings.TrimSpace(word)
@@ -225,7 +225,7 @@ func each(text string, add func(netip.Prefix)) error {
 	return nil
 }
 
-// resolve returns the address of an endpoint, which may have a name.
+// resolve returns the address of an endpoint, which may be given by name.
 func resolve(text string) (netip.AddrPort, error) {
 	if a, err := netip.ParseAddrPort(text); err == nil {
 		return a, nil

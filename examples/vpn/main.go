@@ -36,7 +36,7 @@ func main() {
 	}
 }
 
-// run is the program until ctx ends.
+// run runs the program until ctx ends.
 func run(ctx context.Context, file string, verbose bool) error {
 	text, err := os.ReadFile(file)
 	if err != nil {
@@ -55,7 +55,7 @@ func run(ctx context.Context, file string, verbose bool) error {
 		level = device.LogLevelVerbose
 	}
 	wg := device.NewDevice(d, conn.NewDefaultBind(), device.NewLogger(level, "vpn: "))
-	defer wg.Close() // closes d too
+	defer wg.Close() // it closes d too
 	if err := wg.IpcSet(c.uapi()); err != nil {
 		return fmt.Errorf("%s: WireGuard refuses it: %w", file, err)
 	}

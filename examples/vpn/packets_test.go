@@ -14,7 +14,7 @@ import (
 	"github.com/opendivert/divert/packet"
 )
 
-// testConfig is that of A in these tests; 192.0.2.1 and 2001:db8::1 are its own addresses.
+// testConfig is the configuration of A in these tests; its own addresses are 192.0.2.1 and 2001:db8::1.
 const testConfig = `
 [Interface]
 PrivateKey = AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA= # a secret
@@ -28,7 +28,8 @@ Endpoint = 203.0.113.1:51820
 PersistentKeepalive = 25
 `
 
-// fake stands for a handle: it gives the packets of give once, over and over if again, and keeps those that are sent.
+// fake simulates a handle: it delivers the packets of give once, or repeatedly if again is set, and keeps the packets
+// sent.
 type fake struct {
 	give  [][]byte
 	again bool
@@ -73,14 +74,14 @@ func onFake(t testing.TB, f *fake) *tunnel {
 		t.Fatal(err)
 	}
 	d := newTunnelOn(c, f)
-	d.looked = time.Now().Add(time.Hour) // at nothing of this machine
+	d.looked = time.Now().Add(time.Hour) // so that it does not look at this machine
 	for _, a := range []netip.Addr{netip.MustParseAddr("192.0.2.1"), netip.MustParseAddr("2001:db8::1")} {
 		d.locals[family(a)].Store(&a)
 	}
 	return d
 }
 
-// read returns what WireGuard reads until the handle ends.
+// read returns the packets that WireGuard reads until the handle ends.
 func read(t testing.TB, d *tunnel) (all [][]byte) {
 	t.Helper()
 	bufs, sizes := make([][]byte, 3), make([]int, 3)
@@ -117,7 +118,7 @@ func must(t testing.TB) func([]byte, error) []byte {
 	}
 }
 
-// TestLarge: a packet of TCP of 64 KiB becomes segments that fit, and less than the tunnel's MTU where a host has announced less.
+// TestLarge: a TCP packet of 64 KiB becomes segments that fit the tunnel, or a smaller limit that a host has announced.
 func TestLarge(t *testing.T) {
 	payload := bytes.Repeat([]byte("0123456789abcdef"), 4000)
 	for _, mtu := range []int{1420, 1300} {
@@ -150,7 +151,7 @@ func TestLarge(t *testing.T) {
 	}
 }
 
-// TestCut: fragments fit, and are the datagram when they are put together.
+// TestCut: fragments fit the tunnel, and reassemble to the datagram.
 func TestCut(t *testing.T) {
 	payload := bytes.Repeat([]byte("0123456789abcdef"), 250)
 	h4 := *out4
@@ -177,7 +178,8 @@ func TestCut(t *testing.T) {
 	}
 }
 
-// TestErrors: who sends what may not be cut is told 1,420 and sees his own packet quoted; an error from the tunnel quotes it too.
+// TestErrors: a sender whose packet may not be fragmented gets the MTU 1,420 and a quotation of its own packet; an
+// error from the tunnel has that too.
 func TestErrors(t *testing.T) {
 	for i, h := range []*packet.Header{out4, out6} {
 		b := must(t)(h.AppendICMP(nil, []uint8{8, 128}[i], 0, 1, make([]byte, 1421-28-20*i)))
@@ -185,7 +187,7 @@ func TestErrors(t *testing.T) {
 		d := onFake(t, f)
 		d.links = links{0, 1500, time.Now().Add(time.Hour)}
 		if got := read(t, d); len(got) != 0 || len(f.sent) != 1 {
-			t.Fatalf("read %d packets, told %d times", len(got), len(f.sent))
+			t.Fatalf("read %d packets, and the host got %d errors", len(got), len(f.sent))
 		}
 		var p, q packet.Parsed
 		told := f.sent[0]
@@ -195,9 +197,9 @@ func TestErrors(t *testing.T) {
 			icmp = p.ICMPv6(told)
 		}
 		if icmp.Body() != 1420 || !p.VerifyTransportChecksum(told) {
-			t.Errorf("told % x", told)
+			t.Errorf("the host got % x", told)
 		}
-		// A router behind the peer says the same of a packet that came through the tunnel.
+		// A router behind the peer reports the same for a packet that came through the tunnel.
 		quote := bytes.Clone(p.Payload(told))
 		inside, local := d.inside(h.Src.Addr()), h.Src.Addr()
 		quoted := divert.Packet{Data: quote}
@@ -215,7 +217,7 @@ func TestErrors(t *testing.T) {
 		p.ParseExact(f.sent[0])
 		quoted.Data = p.Payload(f.sent[0])
 		if q.Parse(quoted.Data); !p.VerifyTransportChecksum(f.sent[0]) || (&divert.Packet{Data: f.sent[0]}).Dst().Addr() != local || quoted.Src().Addr() != local {
-			t.Errorf("the host is told % x", f.sent[0])
+			t.Errorf("the host got % x", f.sent[0])
 		}
 		if got := d.paths.mtu(h.Dst.Addr(), 1420, time.Now()); got != 1300 {
 			t.Errorf("the way to %v carries %d", h.Dst, got)
@@ -223,9 +225,9 @@ func TestErrors(t *testing.T) {
 	}
 }
 
-// TestClamp: a SYN announces what fits the tunnel, both ways.
+// TestClamp: a SYN announces a segment size that fits the tunnel, both ways.
 func TestClamp(t *testing.T) {
-	syn := packet.Segment{Flags: packet.TCPSyn, Options: []byte{1, 2, 4, 5, 180}} // 1,460, at an odd place
+	syn := packet.Segment{Flags: packet.TCPSyn, Options: []byte{1, 2, 4, 5, 180}} // 1,460, at an odd offset
 	f := &fake{give: [][]byte{must(t)(out4.AppendTCP(nil, syn, nil))}, keep: true}
 	d := onFake(t, f)
 	got := read(t, d)
@@ -241,11 +243,12 @@ func TestClamp(t *testing.T) {
 	}
 }
 
-// TestForeign: packets for other addresses than the tunnel's do not come out of it, and packets from others do not go in.
+// TestForeign: packets for other addresses than the tunnel's do not come out of it, and packets from others do not go
+// in.
 func TestForeign(t *testing.T) {
 	f := &fake{give: [][]byte{must(t)(ends("192.0.2.99:1", "10.9.0.2:2").AppendUDP(nil, nil))}, keep: true}
 	d := onFake(t, f)
-	d.refused.Store(1) // it has been said
+	d.refused.Store(1) // suppress the message
 	if got := read(t, d); len(got) != 0 {
 		t.Errorf("read %d packets", len(got))
 	}
@@ -254,7 +257,7 @@ func TestForeign(t *testing.T) {
 	}
 }
 
-// FuzzPackets: whatever the host sends and the tunnel brings, what comes out are packets, and none is too long.
+// FuzzPackets: whatever the host sends and the tunnel delivers, the output is valid packets, and none is too long.
 func FuzzPackets(f *testing.F) {
 	for _, h := range []*packet.Header{out4, out6, back4, back6} {
 		f.Add(must(f)(h.AppendTCP(nil, packet.Segment{Flags: packet.TCPSyn, Options: []byte{2, 4, 5, 180}}, nil)), uint16(0))
@@ -285,7 +288,7 @@ func FuzzPackets(f *testing.F) {
 	})
 }
 
-// TestConfig: what a file says is what WireGuard is told.
+// TestConfig: WireGuard gets the settings of the file.
 func TestConfig(t *testing.T) {
 	c, err := parseConfig(testConfig)
 	if err != nil {
@@ -298,7 +301,7 @@ func TestConfig(t *testing.T) {
 	}
 }
 
-// TestConfigErrors: errors in a file are named with their line, and without secrets.
+// TestConfigErrors: errors in a file name their line, and no secrets.
 func TestConfigErrors(t *testing.T) {
 	for name, row := range map[string]struct{ old, new, want string }{
 		"section":    {"[Peer]", "[Peers]", "line 6: there is no section [Peers]"},
@@ -325,12 +328,12 @@ func TestConfigErrors(t *testing.T) {
 	}
 }
 
-// FuzzConfig: a file is right or has an error, and WireGuard gets one setting a line.
+// FuzzConfig: a file is valid or has an error, and WireGuard gets one setting per line.
 func FuzzConfig(f *testing.F) {
 	f.Add(strings.Replace(testConfig, "203.0.113.1:51820", "[2001:db8::1]:51820", 1))
 	f.Fuzz(func(t *testing.T, text string) {
 		if strings.Contains(strings.ToLower(text), "endpoint") && !strings.Contains(text, "[2001:db8::1]:51820") {
-			return // no names are looked up here
+			return // names are not resolved here
 		}
 		c, err := parseConfig(text)
 		if err != nil {
@@ -344,7 +347,7 @@ func FuzzConfig(f *testing.F) {
 	})
 }
 
-// BenchmarkRead is the way of a packet of 64 KiB into the tunnel.
+// BenchmarkRead measures a packet of 64 KiB on its way into the tunnel.
 func BenchmarkRead(b *testing.B) {
 	p := must(b)(out4.AppendTCP(nil, packet.Segment{Seq: 1, Flags: packet.TCPAck}, make([]byte, 64000)))
 	d := onFake(b, &fake{give: [][]byte{p}, again: true})
@@ -361,7 +364,7 @@ func BenchmarkRead(b *testing.B) {
 	}
 }
 
-// BenchmarkWrite is the way of a batch of segments out of it.
+// BenchmarkWrite measures a batch of segments on its way out.
 func BenchmarkWrite(b *testing.B) {
 	d := onFake(b, &fake{})
 	var from, batch [][]byte

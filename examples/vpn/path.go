@@ -9,16 +9,16 @@ import (
 	"github.com/opendivert/divert/packet"
 )
 
-// The numbers of ICMP that matter here (RFC 792, RFC 1191, RFC 4443, RFC 4861).
+// The ICMP numbers used here (RFC 792, RFC 1191, RFC 4443, RFC 4861).
 const (
 	icmpUnreachable      = 3
 	icmpTooBig           = 4 // code
 	icmpv6PacketTooBig   = 2
-	icmpv6FirstNeighbour = 133 // to 137: what neighbours say to each other
+	icmpv6FirstNeighbour = 133 // to 137: neighbour discovery
 	icmpv6LastNeighbour  = 137
 )
 
-// outside reports whether a packet is none for a tunnel, whatever its destination: it is for many, or neighbour discovery.
+// outside reports whether a packet never belongs in a tunnel: it has many receivers, or is neighbour discovery.
 func outside(h *packet.Parsed, b []byte, dst netip.Addr) bool {
 	if icmp := h.ICMPv6(b); icmp != nil && icmp.Type() >= icmpv6FirstNeighbour && icmp.Type() <= icmpv6LastNeighbour {
 		return true
@@ -34,20 +34,20 @@ func headers(h *packet.Parsed) int {
 	return packet.IPv4HeaderLen + packet.TCPHeaderLen
 }
 
-// clamp lowers the largest segment that a SYN announces to what fits mtu (RFC 9293 section 3.7.1).
+// clamp lowers the maximum segment size that a SYN announces to fit mtu (RFC 9293 section 3.7.1).
 func clamp(b []byte, h *packet.Parsed, mtu int) {
 	size := segmentSize(b, h)
 	if size == nil || int(binary.BigEndian.Uint16(size)) <= mtu-headers(h) {
 		return
 	}
-	right := h.VerifyTransportChecksum(b) // wrong ones stay wrong, also where none is computed yet
+	right := h.VerifyTransportChecksum(b) // wrong checksums stay wrong, including those not yet computed
 	binary.BigEndian.PutUint16(size, uint16(mtu-headers(h)))
 	if right {
 		h.WriteTransportChecksum(b)
 	}
 }
 
-// segmentSize returns the two bytes of the largest segment that a SYN announces, or nil.
+// segmentSize returns the two bytes of the maximum segment size in a SYN, or nil.
 func segmentSize(b []byte, h *packet.Parsed) []byte {
 	t := h.TCP(b)
 	if t == nil || t.Flags()&packet.TCPSyn == 0 {
@@ -69,8 +69,8 @@ func segmentSize(b []byte, h *packet.Parsed) []byte {
 	return nil
 }
 
-// narrower returns what a packet from the tunnel tells of the way to a host behind it: how long packets to far may be,
-// by the size of segments that it announces, or by the ICMP error of a router. It returns 0 if the packet tells nothing.
+// narrower returns the path information in a packet from the tunnel: the longest packets that may go to far, from the
+// segment size in a SYN or from a router's ICMP error. mtu is 0 if the packet has none.
 func narrower(b []byte, h *packet.Parsed) (far netip.Addr, mtu int) {
 	if size := segmentSize(b, h); size != nil {
 		return sender(b, h), int(binary.BigEndian.Uint16(size)) + headers(h)
@@ -101,7 +101,7 @@ func sender(b []byte, h *packet.Parsed) netip.Addr {
 	return h.IPv6(b).Src()
 }
 
-// paths remembers the hosts to which less than the tunnel's MTU goes.
+// paths remembers the hosts with a path MTU below the tunnel's.
 type paths struct {
 	mu  sync.RWMutex
 	far map[netip.Addr]path
@@ -112,14 +112,14 @@ type path struct {
 	at  time.Time
 }
 
-// The limits of paths: how many hosts, how long, and the least that is believed (RFC 791, RFC 8200 section 5).
+// The limits of paths: number of hosts, time, and the least MTU that is trusted (RFC 791, RFC 8200 section 5).
 const (
 	maxPaths  = 4096
 	pathFor   = 10 * time.Minute
 	leastMTU4 = 576
 )
 
-// note remembers that packets to far may be of mtu bytes.
+// note records mtu, in bytes, as the MTU of packets to far.
 func (p *paths) note(far netip.Addr, mtu, tunnel int, now time.Time) {
 	least := minMTU
 	if far.Is4() {
@@ -128,7 +128,7 @@ func (p *paths) note(far netip.Addr, mtu, tunnel int, now time.Time) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if mtu >= tunnel {
-		return // the known MTU stays: it may be that of the path, and this one that of its end
+		return // the known MTU stays: it may be that of the path, and the new one that of its end
 	}
 	if p.far == nil || len(p.far) >= maxPaths {
 		p.far = map[netip.Addr]path{}
@@ -136,7 +136,7 @@ func (p *paths) note(far netip.Addr, mtu, tunnel int, now time.Time) {
 	p.far[far] = path{max(mtu, least), now}
 }
 
-// mtu returns how long packets to far may be.
+// mtu returns the length limit of packets to far.
 func (p *paths) mtu(far netip.Addr, tunnel int, now time.Time) int {
 	p.mu.RLock()
 	defer p.mu.RUnlock()
@@ -148,8 +148,8 @@ func (p *paths) mtu(far netip.Addr, tunnel int, now time.Time) int {
 	return tunnel
 }
 
-// tooBig appends the ICMP error that tells the sender of the packet in the b that was parsed how long it may be (RFC 1191 section 4,
-// RFC 4443 section 3.2).
+// tooBig appends the ICMP error that gives the sender of the parsed packet b the length limit (RFC 1191 section 4, RFC
+// 4443 section 3.2).
 func tooBig(dst, b []byte, h *packet.Parsed, mtu int) ([]byte, error) {
 	var header packet.Header
 	if ip := h.IPv4(b); ip != nil {
@@ -161,7 +161,7 @@ func tooBig(dst, b []byte, h *packet.Parsed, mtu int) ([]byte, error) {
 	return header.AppendICMP(dst, icmpv6PacketTooBig, 0, uint32(mtu), b[:min(len(b), minMTU-packet.IPv6HeaderLen-packet.ICMPHeaderLen)])
 }
 
-// mapQuote puts to for the address from in the packet that an ICMP error quotes, and sets the checksums anew.
+// mapQuote replaces the address from with to in the packet that an ICMP error quotes, and recomputes the checksums.
 func mapQuote(b []byte, h *packet.Parsed, from, to netip.Addr) {
 	var quote []byte
 	if icmp := h.ICMP(b); icmp != nil && (icmp.Type() == icmpUnreachable || icmp.Type() == 11 || icmp.Type() == 12) {
@@ -185,14 +185,14 @@ func mapQuote(b []byte, h *packet.Parsed, from, to netip.Addr) {
 	}
 }
 
-// told remembers the destinations of IPv6 of which the host was told how long packets may be. From then on its longer
-// ones are such that it would cut itself.
+// told remembers the IPv6 destinations whose length limit was reported to the host. Longer packets to them are from
+// then on packets that the host itself would fragment.
 type told map[netip.Addr]time.Time
 
 // toldFor is how long a host remembers, at least (Linux: 10 min).
 const toldFor = 5 * time.Minute
 
-// before reports whether dst was told of lately; if not, it is from now on.
+// before reports whether the limit for dst was reported lately; if not, it counts as reported from now on.
 func (t told) before(dst netip.Addr, now time.Time) bool {
 	if at, ok := t[dst]; ok && now.Sub(at) < toldFor {
 		return true
@@ -204,17 +204,18 @@ func (t told) before(dst netip.Addr, now time.Time) bool {
 	return false
 }
 
-// cutter cuts a packet into fragments (RFC 791 section 3.2, RFC 8200 section 4.5). The zero cutter has none left.
+// cutter splits a packet into fragments (RFC 791 section 3.2, RFC 8200 section 4.5). The zero cutter has no fragments
+// left.
 type cutter struct {
 	b    []byte
 	mtu  int
 	head int // bytes in front of each fragment's part, without the fragment header of IPv6
-	at   int // where the next part begins
+	at   int // offset of the next part
 	id   uint32
 }
 
-// cut returns the cutter for a packet. It has none left if the packet cannot be cut: it is of IPv6, and a fragment already or
-// with headers that every fragment needs.
+// cut returns the cutter for a packet. It has no fragments if the packet cannot be fragmented: an IPv6 packet that is
+// already a fragment, or has headers that every fragment needs.
 func cut(b []byte, mtu int) cutter {
 	if len(b) > 0 && b[0]>>4 == 4 {
 		head := packet.IPv4(b).HeaderLen()
@@ -228,10 +229,10 @@ func cut(b []byte, mtu int) cutter {
 	return cutter{b: b, mtu: mtu, head: packet.IPv6HeaderLen, at: packet.IPv6HeaderLen, id: cutID}
 }
 
-// cutID is the identification of the datagram of IPv6 that was cut last. Begins anywhere.
+// cutID is the identification of the last fragmented IPv6 datagram. Its first value is arbitrary.
 var cutID = uint32(time.Now().UnixNano())
 
-// left reports whether there is a fragment left.
+// left reports whether any fragment is left.
 func (c *cutter) left() bool { return c.at < len(c.b) }
 
 // next writes the next fragment to dst and returns its length.

@@ -21,7 +21,7 @@ import (
 	"golang.zx2c4.com/wireguard/tun"
 )
 
-// wire is what a tunnel uses of its divert handle.
+// wire is the part of the divert handle that a tunnel uses.
 type wire interface {
 	RecvBatch([]divert.Packet) (int, error)
 	SendBatch([]divert.Packet) (int, error)
@@ -30,34 +30,34 @@ type wire interface {
 	Close() error
 }
 
-// tunnel is the tun.Device of a peer without an interface: a divert handle. WireGuard reads the packets that the host sends to
-// the AllowedIPs, and writes those that come from there.
+// tunnel is the tun.Device of a peer without an interface: a divert handle. WireGuard reads the packets that the host
+// sends to the AllowedIPs, and writes the packets from there.
 //
-// The host sends with its own address of some network, and the other peers expect the address in the tunnel. So the
-// one stands for the other here: source addresses on the way out, destinations on the way in, and the packets that
-// ICMP errors quote.
+// The host sends with its own address in some network, but the other peers expect the address in the tunnel. So tunnel
+// exchanges the two: in source addresses on the way out, in destinations on the way in, and in the packets that ICMP
+// errors quote.
 type tunnel struct {
 	*config
 	handle *divert.Handle
 	wire   wire
-	locals [2]atomic.Pointer[netip.Addr] // the host's own address of IPv4 and IPv6, nil if it has none
+	locals [2]atomic.Pointer[netip.Addr] // the host's IPv4 and IPv6 address, nil if it has none
 	events chan tun.Event
 	close  func() error
-	failed atomic.Pointer[error] // what ended reading
+	failed atomic.Pointer[error] // the error that ended reading
 
-	// Of Read, which one goroutine calls.
+	// For Read, which one goroutine calls.
 	batch      []divert.Packet
 	got, next  int
-	cutting    cutter           // of datagrams
-	segments   packet.Segmenter // of TCP,
+	cutting    cutter           // for datagrams
+	segments   packet.Segmenter // for TCP,
 	segmenting bool             // if it has any left
 	told       told
 	links      links
-	looked     time.Time // when the addresses of the host were looked at
+	looked     time.Time // the last look at the host's addresses
 
 	paths paths
 
-	// Of Write.
+	// For Write.
 	mu      sync.Mutex
 	in      []divert.Packet
 	packets [][]byte
@@ -66,8 +66,8 @@ type tunnel struct {
 	out, back, big, refused atomic.Uint64
 }
 
-// text returns the filter: what goes to the AllowedIPs but for WireGuard's own packets, what a host says to its own network
-// to be part of it (DHCP), and link-local addresses.
+// text returns the filter: packets to the AllowedIPs, except WireGuard's own packets, those with which a host joins its
+// own network (DHCP), and link-local addresses.
 func (c *config) text() string {
 	return fmt.Sprintf("outbound and not loopback and remoteAddr in @allowed and remoteAddr != fe80::/10"+
 		" and not (udp.SrcPort == %d or udp.SrcPort == 68 or udp.SrcPort == 546)", c.port)
@@ -105,7 +105,7 @@ func newTunnelOn(c *config, w wire) *tunnel {
 	return d
 }
 
-// localAddr returns the address that the host sends with to a network. Nothing is sent to find out.
+// localAddr returns the host's source address for a network. It sends nothing.
 func localAddr(to netip.Prefix) (netip.Addr, error) {
 	c, err := net.Dial("udp", netip.AddrPortFrom(to.Addr().Next(), 9).String())
 	if to.IsSingleIP() {
@@ -134,7 +134,8 @@ func (d *tunnel) local(a netip.Addr) netip.Addr {
 	return netip.Addr{}
 }
 
-// Read reads the next packets that the host sends through the tunnel. It waits for one and takes as many more as are there.
+// Read reads the next packets that the host sends through the tunnel. It waits for one packet and takes the others that
+// are available.
 func (d *tunnel) Read(bufs [][]byte, sizes []int, offset int) (n int, err error) {
 	for n < len(bufs) {
 		if size := d.part(bufs[n][offset:]); size > 0 {
@@ -165,7 +166,7 @@ func (d *tunnel) Read(bufs [][]byte, sizes []int, offset int) (n int, err error)
 	return n, nil
 }
 
-// part writes the next part of the packet that is being cut to dst, and returns its length: 0 if there is none.
+// part writes the next part of the packet being split to dst, and returns its length, 0 if there is none.
 func (d *tunnel) part(dst []byte) (n int) {
 	if d.segmenting {
 		if n = d.segments.Next(dst); n == 0 {
@@ -177,7 +178,7 @@ func (d *tunnel) part(dst []byte) (n int) {
 	return n
 }
 
-// receive ends the packets of the last batch, which have been copied, and waits for the next.
+// receive drops the packets of the last batch, which have been copied, and waits for the next.
 func (d *tunnel) receive() (err error) {
 	_ = d.wire.DropBatch(d.batch[:d.got]) // fails only if the handle is closed
 	d.got, d.next = 0, 0
@@ -192,7 +193,8 @@ func (d *tunnel) receive() (err error) {
 	return err
 }
 
-// outgoing makes a packet of the host one that comes from the tunnel's address. It reports whether it goes through the tunnel.
+// outgoing gives a packet of the host the tunnel's address as source. It reports whether the packet goes through the
+// tunnel.
 func (d *tunnel) outgoing(p *divert.Packet) bool {
 	var h packet.Parsed
 	if !h.ParseExact(p.Data) {
@@ -200,7 +202,7 @@ func (d *tunnel) outgoing(p *divert.Packet) bool {
 	}
 	src, dst := p.Src(), p.Dst().Addr()
 	if outside(&h, p.Data, dst) {
-		_ = d.wire.Accept(p) // if that fails it is gone
+		_ = d.wire.Accept(p) // if that fails the packet is gone
 		return false
 	}
 	inside, local := d.inside(dst), d.local(dst)
@@ -210,7 +212,7 @@ func (d *tunnel) outgoing(p *divert.Packet) bool {
 		}
 		return false
 	}
-	// TCP may come in packets of 64 KiB, for the last one on the way to cut.
+	// TCP may arrive in packets of 64 KiB, to be segmented by the last device on the path.
 	limit := d.mtu
 	if h.TCPOff >= 0 {
 		limit = d.paths.mtu(dst, d.mtu, time.Now())
@@ -247,7 +249,7 @@ func (d *tunnel) counted(ok bool) bool {
 	return ok
 }
 
-// moved reports whether the host has moved to the address src: whether it has not the former one any more.
+// moved reports whether the host has moved to the address src, and no longer has the former one.
 func (d *tunnel) moved(src, former netip.Addr) bool {
 	if time.Since(d.looked) < time.Second/2 {
 		return false
@@ -266,12 +268,13 @@ func (d *tunnel) moved(src, former netip.Addr) bool {
 	return true
 }
 
-// tell tells the host that a packet is too long for the tunnel, unless it may be cut. It reports whether the packet ends here.
+// tell sends the host an error if a packet is too long for the tunnel and may not be fragmented. It reports whether the
+// packet ends here.
 func (d *tunnel) tell(p *divert.Packet, h *packet.Parsed) bool {
 	if ip := h.IPv4(p.Data); ip != nil && !ip.DF() {
 		return false
 	}
-	// Only hosts cut packets of IPv6, and this one would have: because its link carries no more, or because it has been told.
+	// Only hosts fragment IPv6 packets, and this one would have: its link has a smaller MTU, or it knows the limit.
 	if h.Family == 6 && (len(p.Data) > d.links.mtu(p.Addr.Network().IfIdx) || d.told.before(p.Dst().Addr(), time.Now())) {
 		return false
 	}
@@ -282,14 +285,14 @@ func (d *tunnel) tell(p *divert.Packet, h *packet.Parsed) bool {
 	return true
 }
 
-// toward returns the address that packets to the host are injected with: they go over its loopback interface, which asks no
-// questions about their source and carries packets of any length.
+// toward returns the address for packets injected to the host: they go over its loopback interface, which accepts any
+// source and any length.
 func toward(ipv6 bool) divert.Address {
 	return divert.Address{Layer: divert.LayerNetwork, Event: divert.EventPacket, Outbound: true, Loopback: true, IPv6: ipv6,
 		IPChecksum: true, TCPChecksum: true, UDPChecksum: true}
 }
 
-// Write hands packets that came through the tunnel to the host.
+// Write passes packets from the tunnel to the host.
 func (d *tunnel) Write(bufs [][]byte, offset int) (int, error) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -316,7 +319,7 @@ func (d *tunnel) Write(bufs [][]byte, offset int) (int, error) {
 	return len(bufs), errors.Join(failed, d.send())
 }
 
-// send injects what Write has gathered.
+// send injects the packets gathered by Write.
 func (d *tunnel) send() (err error) {
 	if len(d.in) > 0 {
 		_, err = d.wire.SendBatch(d.in)
@@ -329,7 +332,7 @@ func (d *tunnel) send() (err error) {
 	return err
 }
 
-// incoming makes a packet for the tunnel's address one for the host. It reports whether it is for the host.
+// incoming gives a packet for the tunnel's address the host's address. It reports whether the packet is for the host.
 func (d *tunnel) incoming(b []byte) bool {
 	var h packet.Parsed
 	if !h.ParseExact(b) {
@@ -352,7 +355,7 @@ func (d *tunnel) incoming(b []byte) bool {
 // Close ends reading and writing.
 func (d *tunnel) Close() error { return d.close() }
 
-// failure returns why reading ended, if it was not closed.
+// failure returns why reading ended, nil if it was closed.
 func (d *tunnel) failure() error {
 	if err := d.failed.Load(); err != nil && !errors.Is(*err, net.ErrClosed) {
 		return *err
@@ -360,7 +363,7 @@ func (d *tunnel) failure() error {
 	return errors.New("WireGuard has ended")
 }
 
-// summary returns what the tunnel did.
+// summary returns the totals of the tunnel.
 func (d *tunnel) summary() string {
 	return fmt.Sprintf("%d packets went through the tunnel, %d came; %d were too long, %d did not belong there",
 		d.out.Load(), d.back.Load(), d.big.Load(), d.refused.Load())
@@ -374,7 +377,7 @@ func (d *tunnel) Name() (string, error)    { return "divert", nil }
 func (d *tunnel) Events() <-chan tun.Event { return d.events }
 func (d *tunnel) BatchSize() int           { return conn.IdealBatchSize }
 
-// links knows the MTU of a network interface, of a second ago at most.
+// links caches the MTU of network interfaces for a second.
 type links struct {
 	index uint32
 	bytes int

@@ -32,10 +32,10 @@ import (
 	"golang.zx2c4.com/wireguard/tun"
 )
 
-// patience is how long anything may take.
+// patience limits every wait.
 const patience = 30 * time.Second
 
-// TestMain: the test binary is the program too, and the standard peer, so that each can run in a namespace of its own.
+// TestMain: the test binary is also the program, and the standard peer, so that each can run in its own namespace.
 func TestMain(m *testing.M) {
 	switch os.Getenv("RUN_VPN") {
 	case "vpn":
@@ -50,7 +50,7 @@ func TestMain(m *testing.M) {
 	}
 }
 
-// standard is the peer that everybody has: wireguard-go with a TUN interface, its address and routes.
+// standard is the usual peer: wireguard-go with a TUN interface, its address and routes.
 func standard(file string) error {
 	text, err := os.ReadFile(file)
 	if err != nil {
@@ -131,7 +131,7 @@ func start(t *testing.T, h *lab.Host, kind, text string) *program {
 	return p
 }
 
-// stop interrupts the program and returns what it has said.
+// stop interrupts the program and returns its standard error.
 func (p *program) stop() string {
 	p.t.Helper()
 	_ = p.Process.Signal(os.Interrupt)
@@ -148,7 +148,7 @@ var (
 	insideB = []netip.Addr{netip.MustParseAddr("10.9.0.2"), netip.MustParseAddr("fd09::2")}
 )
 
-// configs returns the configurations of two peers, A and B, of which A begins.
+// configs returns the configurations of two peers, A and B, where A begins.
 func configs(t *testing.T, b netip.Addr) (ofA, ofB string) {
 	t.Helper()
 	var private, public [2]string
@@ -167,7 +167,7 @@ func configs(t *testing.T, b netip.Addr) (ofA, ofB string) {
 	return of(0, insideA, insideB, fmt.Sprintf("Endpoint = %v:51820\n", b)), of(1, insideB, insideA, "")
 }
 
-// needInterface skips the test where the standard peer cannot be.
+// needInterface skips the test where the standard peer cannot run.
 func needInterface(t *testing.T) {
 	t.Helper()
 	f, err := os.OpenFile("/dev/net/tun", os.O_RDWR, 0)
@@ -177,7 +177,7 @@ func needInterface(t *testing.T) {
 	f.Close()
 }
 
-// joined is a network in which A, the program, and B, a standard peer, are joined by a tunnel through R.
+// joined returns a network in which A, the program, and B, a standard peer, are joined by a tunnel through R.
 func joined(t *testing.T, kind string) (*lab.Routed, *program) {
 	t.Helper()
 	needInterface(t)
@@ -196,7 +196,7 @@ func exchange(t *testing.T, from *lab.Host, to netip.AddrPort, size int) {
 	}
 }
 
-// volume is how many bytes go each way.
+// volume is the number of bytes in each direction.
 func volume() int64 {
 	switch {
 	case os.Getenv("DIVERT_LONG") != "":
@@ -207,8 +207,8 @@ func volume() int64 {
 	return 32 << 20
 }
 
-// TestBulk: streams both ways, and datagrams that are longer than the tunnel carries, arrive as they were, and nobody in between
-// sees more than UDP between the two peers.
+// TestBulk: streams both ways, and datagrams longer than the tunnel's MTU, arrive unchanged. An observer between the
+// peers sees only their UDP.
 func TestBulk(t *testing.T) {
 	n, p := joined(t, "vpn")
 	seen, err := n.LinkRA.Capture()
@@ -237,7 +237,7 @@ func TestBulk(t *testing.T) {
 		}
 		t.Logf("%d MB to %v: %.0f Mb/s", volume()>>20, insideB[i], float64(8*volume())/1e6/took.Seconds())
 	}
-	// The other way: B connects to A's address in the tunnel; A's own one stands behind it.
+	// The other way: B connects to A's tunnel address, which stands for A's own.
 	for i, local := range n.A.Addrs() {
 		took, err := transferBack(t, n, local, insideA[i])
 		if err != nil {
@@ -250,7 +250,7 @@ func TestBulk(t *testing.T) {
 	}
 }
 
-// ofLink reports whether a frame is what hosts on a link say to each other by themselves: ARP, neighbour discovery, multicast listeners.
+// ofLink reports whether a frame is traffic of the link itself: ARP, neighbour discovery, multicast listeners.
 func ofLink(f lab.Frame) bool {
 	switch d := f.Data; {
 	case len(d) < 14+40 || binary.BigEndian.Uint16(d[12:]) == 0x0806:
@@ -306,7 +306,8 @@ func transferBack(t *testing.T, n *lab.Routed, local, inside netip.Addr) (time.D
 	return time.Since(begin), nil
 }
 
-// TestAll: all packets go through the tunnel, also those for the other peer's outer address, but WireGuard's own do not.
+// TestAll: all packets go through the tunnel, even those for the other peer's outer address; only WireGuard's own do
+// not.
 func TestAll(t *testing.T) {
 	needInterface(t)
 	n := lab.HostRouterPeerT(t, lab.LinkOptions{})
@@ -332,7 +333,7 @@ func TestAll(t *testing.T) {
 	}
 	ctx, cancel := context.WithTimeout(t.Context(), patience)
 	defer cancel()
-	for range 16 { // handshake, and eight datagrams and more each way
+	for range 16 { // handshake, and eight or more datagrams each way
 		f, err := seen.NextMatch(ctx, func(f lab.Frame) bool { return !ofLink(f) })
 		if err != nil {
 			t.Fatal(err)
@@ -359,30 +360,32 @@ func set(t *testing.T, c syscall.Conn, level, option, value int) syscall.RawConn
 	return raw
 }
 
-// untilTold sends packets of 1,421 bytes that may not be cut. Told of the tunnel's length, the host refuses them at once.
+// untilTold sends packets of 1,421 bytes that may not be fragmented until the host knows the tunnel's limit and refuses
+// them at once.
 func untilTold(t *testing.T, send func(length int) error) {
 	t.Helper()
 	if err := send(1421); err != nil {
 		t.Fatal(err)
 	}
-	for end := time.Now().Add(patience); ; time.Sleep(10 * time.Millisecond) { // the messages would fill the socket
+	for end := time.Now().Add(patience); ; time.Sleep(10 * time.Millisecond) { // the errors would fill the socket
 		err := send(1421)
 		if errors.Is(err, syscall.EMSGSIZE) {
 			return
 		}
 		if time.Now().After(end) {
-			t.Fatalf("nobody was told: %v", err)
+			t.Fatalf("no error arrived: %v", err)
 		}
 	}
 }
 
-// sendWhole sends one of 1,420, past the errors of those before.
+// sendWhole sends one of 1,420, despite pending errors of earlier packets.
 func sendWhole(send func(length int) error) {
 	for errors.Is(send(1420), syscall.EMSGSIZE) {
 	}
 }
 
-// TestPing: a ping of 1,421 bytes that may not be cut is told 1,420, and one of 1,420 is answered.
+// TestPing: a ping of 1,421 bytes that may not be fragmented gets an error with the MTU 1,420, and one of 1,420 is
+// answered.
 func TestPing(t *testing.T) {
 	n, _ := joined(t, "vpn")
 	for i, family := range []struct {
@@ -427,7 +430,7 @@ func TestPing(t *testing.T) {
 	}
 }
 
-// TestPathMTU: who may not have his packets cut is told that the tunnel carries 1,420 bytes.
+// TestPathMTU: a sender whose packets may not be fragmented learns that the tunnel carries 1,420 bytes.
 func TestPathMTU(t *testing.T) {
 	n, _ := joined(t, "vpn")
 	for i, family := range []struct{ header, level, discover, option int }{
@@ -454,7 +457,7 @@ func TestPathMTU(t *testing.T) {
 		var unknown error
 		_ = raw.Control(func(fd uintptr) { mtu, unknown = unix.GetsockoptInt(int(fd), family.level, family.option) })
 		if unknown != nil || mtu != 1420 {
-			t.Errorf("told %d, %v", mtu, unknown)
+			t.Errorf("got the MTU %d, %v", mtu, unknown)
 		}
 		sendWhole(send)
 		ctx, cancel := context.WithTimeout(t.Context(), patience)
@@ -465,7 +468,7 @@ func TestPathMTU(t *testing.T) {
 	}
 }
 
-// TestRoaming: each peer in turn moves to another address, and the tunnel is there again with the next packets.
+// TestRoaming: each peer in turn moves to another address, and the tunnel works again with the next packets.
 func TestRoaming(t *testing.T) {
 	n, _ := joined(t, "vpn")
 	for _, h := range []*lab.Host{n.A, n.B} {
@@ -488,7 +491,7 @@ func TestRoaming(t *testing.T) {
 	exchange(t, n.A, netip.AddrPortFrom(insideB[0], 7777), 100)
 }
 
-// move gives a host another address.
+// move changes a host's address.
 func move(t *testing.T, h *lab.Host, l *lab.Link, from, to string, via netip.Addr) {
 	t.Helper()
 	nl, err := h.Netlink()
@@ -530,7 +533,7 @@ func until(t *testing.T, from *lab.Host, to netip.AddrPort) {
 	t.Fatal("the tunnel is not there any more")
 }
 
-// TestEnd: after kill -9 and ^C packets go their old way, and nothing is left.
+// TestEnd: after kill -9 and ^C packets take their old path, and nothing is left.
 func TestEnd(t *testing.T) {
 	n := lab.HostRouterPeerT(t, lab.LinkOptions{})
 	lab.CheckLeaks(t, n.A)
@@ -559,7 +562,7 @@ func TestEnd(t *testing.T) {
 	}
 }
 
-// TestRatio compares the program with a standard peer in its place, in turns.
+// TestRatio compares the program with a standard peer in its place, alternately.
 func TestRatio(t *testing.T) {
 	if os.Getenv("DIVERT_LONG") == "" {
 		t.Skip("takes half a minute: DIVERT_LONG=1 asks for it")

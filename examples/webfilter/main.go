@@ -1,4 +1,4 @@
-// Webfilter blocks the web sites that a file lists, one name a line, over HTTP, TLS and QUIC. The file may change.
+// Webfilter blocks the web sites in a file, one name per line, over HTTP, TLS and QUIC. The file may change.
 //
 //	webfilter blocked.txt
 package main
@@ -23,7 +23,7 @@ func main() {
 	hosts := web.NewHosts()
 	err := hosts.Follow(ctx, os.Args[1], func(err error) {
 		if err != nil {
-			log.Print(err) // the list stays as it was
+			log.Print(err) // the list stays unchanged
 		}
 	})
 	if err != nil {

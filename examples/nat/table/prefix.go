@@ -8,14 +8,15 @@ import (
 	"github.com/opendivert/divert/packet"
 )
 
-// Prefixes translates the prefix of IPv6 addresses, without state (NPTv6, RFC 6296): checksums of TCP, UDP and ICMPv6 stay right, as
-// one word of the address makes up for what the prefix changes. The zero Prefixes is useless. It may be used by several goroutines.
+// Prefixes translates the prefix of IPv6 addresses without state (NPTv6, RFC 6296). Checksums of TCP, UDP and ICMPv6
+// stay right, since one word of the address compensates for the change of the prefix. The zero Prefixes is useless.
+// Several goroutines may use it.
 type Prefixes struct {
 	inside, outside netip.Prefix
-	adjust          uint16 // what the word changes by on the way out, in ones' complement
+	adjust          uint16 // change of the word on the way out, in ones' complement
 }
 
-// NewPrefixes returns the translation between a prefix inside and one outside, of the same length, at most 64 bits.
+// NewPrefixes returns the translation between an inner and an outer prefix of the same length, at most 64 bits.
 func NewPrefixes(inside, outside netip.Prefix) (Prefixes, error) {
 	for _, p := range []netip.Prefix{inside, outside} {
 		switch {
@@ -34,11 +35,11 @@ func NewPrefixes(inside, outside netip.Prefix) (Prefixes, error) {
 	return Prefixes{inside, outside, packet.Sum(from[:], ^packet.Sum(to[:], 0))}, nil
 }
 
-// Out returns the address outside that stands for one inside, and false if a is not inside, or has no word that
+// Out returns the outer address for an inner one. It returns false if a is not an inner address, or has no word that
 // can be adjusted (RFC 6296 section 3.5: all are 0xFFFF).
 func (p Prefixes) Out(a netip.Addr) (netip.Addr, bool) { return move(a, p.inside, p.outside, p.adjust) }
 
-// In returns the address inside behind one outside, as Out does.
+// In returns the inner address for an outer one, like Out.
 func (p Prefixes) In(a netip.Addr) (netip.Addr, bool) { return move(a, p.outside, p.inside, ^p.adjust) }
 
 func move(a netip.Addr, from, to netip.Prefix, adjust uint16) (netip.Addr, bool) {
@@ -50,9 +51,9 @@ func move(a netip.Addr, from, to netip.Prefix, adjust uint16) (netip.Addr, bool)
 		bit := byte(0x80) >> (i % 8)
 		b[i/8] = b[i/8]&^bit | t[i/8]&bit
 	}
-	word := 6 // the subnet's, where the prefix leaves it whole (section 3.4);
+	word := 6 // the subnet's, where the prefix leaves it free (section 3.4);
 	if from.Bits() > 48 {
-		for word = 8; word < 16 && binary.BigEndian.Uint16(b[word:]) == 0xFFFF; word += 2 { // else one of the interface's (section 3.5)
+		for word = 8; word < 16 && binary.BigEndian.Uint16(b[word:]) == 0xFFFF; word += 2 { // otherwise one of the interface's (section 3.5)
 		}
 	}
 	if word == 16 || binary.BigEndian.Uint16(b[word:]) == 0xFFFF {

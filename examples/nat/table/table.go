@@ -1,6 +1,6 @@
-// Package table holds the mappings of a NAT: which endpoint behind it stands for which port of its address, for whom, and how
-// long. Mappings and their timeouts follow RFC 4787 (UDP), RFC 5382 (TCP), RFC 5508 (ICMP) and RFC 7857. It is a data
-// structure alone: it sees no packets, and time is what its callers say.
+// Package table holds the mappings of a NAT: the port of its address that represents an endpoint behind it, the remote
+// hosts that may use it, and its lifetime. Mappings and timeouts follow RFC 4787 (UDP), RFC 5382 (TCP), RFC 5508 (ICMP)
+// and RFC 7857. It is only a data structure: it sees no packets, and its callers pass the time.
 package table
 
 import (
@@ -12,30 +12,30 @@ import (
 	"github.com/opendivert/divert/packet"
 )
 
-// The protocols with ports. An echo of ICMP has its identifier for a port.
+// The protocols with ports. An ICMP echo uses its identifier as a port.
 const (
 	ICMP = packet.ProtocolICMP
 	TCP  = packet.ProtocolTCP
 	UDP  = packet.ProtocolUDP
 )
 
-// The timeouts of a table that is given no others.
+// The default timeouts of a table.
 const (
-	UDPIdle        = 5 * time.Minute             // RFC 4787 REQ-5 recommends it
-	TCPEstablished = 2*time.Hour + 4*time.Minute // RFC 5382 REQ-5, the least
-	TCPTransitory  = 4 * time.Minute             // RFC 5382 REQ-5, the least; RFC 7857 section 2
-	ICMPIdle       = time.Minute                 // RFC 5508 REQ-2, the least
+	UDPIdle        = 5 * time.Minute             // recommended by RFC 4787 REQ-5
+	TCPEstablished = 2*time.Hour + 4*time.Minute // the least that RFC 5382 REQ-5 allows
+	TCPTransitory  = 4 * time.Minute             // the least that RFC 5382 REQ-5 allows; RFC 7857 section 2
+	ICMPIdle       = time.Minute                 // the least that RFC 5508 REQ-2 allows
 )
 
 // Limits bound a table.
 type Limits struct {
 	Mappings int // in all
-	PerHost  int // of one address behind the NAT, so that none takes them all
-	Sessions int // of one mapping
+	PerHost  int // for one address behind the NAT, so that none takes them all
+	Sessions int // for one mapping
 	Timeouts
 }
 
-// Timeouts say how long a session lasts without packets that prolong it. A field of 0 stands for the constant that it names.
+// Timeouts are the lifetimes of sessions without packets that prolong them. A field of 0 means the named constant.
 type Timeouts struct {
 	UDP         time.Duration // UDPIdle
 	Established time.Duration // TCPEstablished
@@ -45,42 +45,43 @@ type Timeouts struct {
 
 // Ports are the ports of the NAT's own address.
 type Ports interface {
-	// Hold takes a port away from local sockets, until release is called. ok is false if one has it.
+	// Hold keeps a port from local sockets until release is called. ok is false if a socket has the port.
 	Hold(protocol uint8, port uint16) (release func(), ok bool)
 }
 
-// ErrFull says that there is no room for another mapping or session: of the table or of the host, or no port is free.
+// ErrFull reports that there is no room for another mapping or session, in the table or for the host, or that no port
+// is free.
 var ErrFull = errors.New("no room for another mapping")
 
-// Verdict says what becomes of a packet that comes to a port of the NAT.
+// Verdict is the fate of a packet to a port of the NAT.
 type Verdict uint8
 
 // The verdicts.
 const (
-	Unknown  Verdict = iota // no mapping has the port: the packet is the NAT's own
-	Filtered                // a mapping has it, for others
+	Unknown  Verdict = iota // no mapping has the port: the packet is for the NAT itself
+	Filtered                // a mapping has it, but not for this sender
 	Mapped                  // it goes to the endpoint behind the port
 )
 
-// mapping is an endpoint behind the NAT and the port that stands for it, whoever it talks to: mapping is endpoint-independent
-// (RFC 4787 REQ-1, RFC 5382 REQ-1, RFC 5508 section 3). Filtering is address-dependent (RFC 4787 REQ-8): packets come from hosts to
-// which the endpoint has sent.
+// mapping is an endpoint behind the NAT and the port that represents it to everybody: mapping is endpoint-independent
+// (RFC 4787 REQ-1, RFC 5382 REQ-1, RFC 5508 section 3). Filtering is address-dependent (RFC 4787 REQ-8): packets may
+// come from hosts to which the endpoint has sent.
 type mapping struct {
 	inside   key
 	port     uint16
-	fixed    bool // a port that is forwarded: for everybody, for ever, without sessions
+	fixed    bool // a forwarded port: for everybody, permanent, without sessions
 	release  func()
 	sessions map[netip.AddrPort]*session
 	hosts    map[netip.Addr]int // sessions with each
 }
 
-// session is what a mapping says to one remote endpoint.
+// session is a mapping's exchange with one remote endpoint.
 type session struct {
 	ends    time.Time
-	in, out bool // TCP: a segment has come that way
+	in, out bool // TCP: a segment has passed in that direction
 	finIn   bool
 	finOut  bool
-	reset   bool // the last segment was one
+	reset   bool // the last segment was a reset
 }
 
 // key is an endpoint behind the NAT.
@@ -89,23 +90,23 @@ type key struct {
 	at       netip.AddrPort
 }
 
-// port is a port of the NAT's own.
+// port is a port of the NAT's address.
 type port struct {
 	protocol uint8
 	number   uint16
 }
 
-// Table holds mappings. Its methods are for one goroutine at a time.
+// Table holds mappings. Only one goroutine at a time may use it.
 type Table struct {
 	limits Limits
 	ports  Ports
 	random func(n int) int
 	inside map[key]*mapping
 	out    map[port]*mapping
-	hosts  map[netip.Addr]int // mappings of each
+	hosts  map[netip.Addr]int // number of mappings of each
 }
 
-// New returns an empty table. random returns a number below n; ports are chosen by it.
+// New returns an empty table. random returns a number below n; it chooses the ports.
 func New(l Limits, p Ports, random func(n int) int) *Table {
 	for _, t := range []struct {
 		is    *time.Duration
@@ -118,10 +119,10 @@ func New(l Limits, p Ports, random func(n int) int) *Table {
 	return &Table{l, p, random, map[key]*mapping{}, map[port]*mapping{}, map[netip.Addr]int{}}
 }
 
-// Len returns how many mappings there are.
+// Len returns the number of mappings.
 func (t *Table) Len() int { return len(t.out) }
 
-// Forward gives a port to an endpoint behind the NAT for good: everybody may send to it.
+// Forward assigns a port to an endpoint behind the NAT permanently: everybody may send to it.
 func (t *Table) Forward(protocol uint8, number uint16, to netip.AddrPort) error {
 	k := key{protocol, to}
 	if t.inside[k] != nil || t.out[port{protocol, number}] != nil {
@@ -143,8 +144,9 @@ func (t *Table) add(k key, number uint16, release func()) *mapping {
 	return m
 }
 
-// Out is for a packet from an endpoint behind the NAT to a remote one; flags are those of TCP. It returns the port that stands for
-// the endpoint, and whether the session is new. A mapping is made if there is none: ErrFull if that cannot be.
+// Out handles a packet from an endpoint behind the NAT to a remote one; flags are those of TCP. It returns the port
+// that represents the endpoint, and whether the session is new. It makes a mapping if there is none, or returns
+// ErrFull.
 func (t *Table) Out(protocol uint8, inside, remote netip.AddrPort, flags packet.TCPFlags, now time.Time) (number uint16, fresh bool, err error) {
 	k := key{protocol, inside}
 	m := t.inside[k]
@@ -168,8 +170,8 @@ func (t *Table) Out(protocol uint8, inside, remote netip.AddrPort, flags packet.
 	return m.port, fresh, nil
 }
 
-// In is for a packet from a remote endpoint to a port of the NAT's address. It returns the endpoint behind the port. Packets that
-// come in do not prolong what UDP and ICMP have (RFC 4787 REQ-6: so strangers cannot keep mappings alive).
+// In handles a packet from a remote endpoint to a port of the NAT's address. It returns the endpoint behind the port.
+// Inbound packets do not prolong mappings of UDP and ICMP (RFC 4787 REQ-6: so strangers cannot keep mappings alive).
 func (t *Table) In(protocol uint8, number uint16, remote netip.AddrPort, flags packet.TCPFlags, now time.Time) (netip.AddrPort, Verdict) {
 	m := t.out[port{protocol, number}]
 	if m == nil {
@@ -178,7 +180,7 @@ func (t *Table) In(protocol uint8, number uint16, remote netip.AddrPort, flags p
 	if !m.fixed && m.hosts[remote.Addr()] == 0 {
 		return netip.AddrPort{}, Filtered
 	}
-	if s := m.sessions[remote]; s != nil { // strangers make none
+	if s := m.sessions[remote]; s != nil { // strangers make no sessions
 		s.in = true
 		s.finIn = s.finIn || flags&packet.TCPFin != 0
 		if protocol == TCP {
@@ -188,7 +190,8 @@ func (t *Table) In(protocol uint8, number uint16, remote netip.AddrPort, flags p
 	return m.inside.at, Mapped
 }
 
-// Behind returns the endpoint behind a port: for the packets that ICMP errors quote. It prolongs nothing (RFC 5508 section 4).
+// Behind returns the endpoint behind a port, for the packets that ICMP errors quote. It prolongs nothing (RFC 5508
+// section 4).
 func (t *Table) Behind(protocol uint8, number uint16) (netip.AddrPort, bool) {
 	if m := t.out[port{protocol, number}]; m != nil {
 		return m.inside.at, true
@@ -196,7 +199,7 @@ func (t *Table) Behind(protocol uint8, number uint16) (netip.AddrPort, bool) {
 	return netip.AddrPort{}, false
 }
 
-// PortOf returns the port that stands for an endpoint, as Behind does.
+// PortOf returns the port that represents an endpoint, without prolonging anything.
 func (t *Table) PortOf(protocol uint8, inside netip.AddrPort) (uint16, bool) {
 	if m := t.inside[key{protocol, inside}]; m != nil {
 		return m.port, true
@@ -204,7 +207,7 @@ func (t *Table) PortOf(protocol uint8, inside netip.AddrPort) (uint16, bool) {
 	return 0, false
 }
 
-// Expire ends the sessions and mappings whose time has come.
+// Expire ends the sessions and mappings that are due.
 func (t *Table) Expire(now time.Time) {
 	for _, m := range t.out {
 		for remote, s := range m.sessions {
@@ -218,7 +221,7 @@ func (t *Table) Expire(now time.Time) {
 	}
 }
 
-// Close ends all.
+// Close ends all mappings.
 func (t *Table) Close() {
 	for _, m := range t.out {
 		t.remove(m)
@@ -252,8 +255,8 @@ func (t *Table) end(m *mapping, remote netip.AddrPort) {
 	}
 }
 
-// touch sets when the session ends if no more packets come. A reset is not believed: who goes on after one has an established
-// connection again; but resets prolong nothing (RFC 7857 sections 2.1, 2.3 and 7).
+// touch sets when the session ends if no more packets come. A reset is not trusted: a connection that continues after
+// one is established again. But resets prolong nothing (RFC 7857 sections 2.1, 2.3 and 7).
 func (s *session) touch(protocol uint8, flags packet.TCPFlags, now time.Time, t *Timeouts) {
 	idle := t.UDP
 	switch protocol {
@@ -276,15 +279,15 @@ func (s *session) touch(protocol uint8, flags packet.TCPFlags, now time.Time, t 
 	s.ends = now.Add(idle)
 }
 
-// tries is how many random ports are tried before all are, in order; of those that no mapping has mostHeld at most, as asking for
-// each is a system call.
+// tries is how many random ports are tried before all are tried in order. At most mostHeld of those without a mapping
+// are tried, since each costs a system call.
 const (
 	tries    = 32
 	mostHeld = 256
 )
 
-// make makes the mapping of an endpoint. Its port is the endpoint's own if that is free (RFC 4787 section 4.2.1), else one of the
-// same parity (REQ-4) and the same range, below 1024 or not (REQ-3).
+// make makes the mapping of an endpoint. Its port is the endpoint's own if that is free (RFC 4787 section 4.2.1),
+// otherwise one of the same parity (REQ-4) and the same range, below 1024 or not (REQ-3).
 func (t *Table) make(k key) (*mapping, error) {
 	if len(t.out) >= t.limits.Mappings || t.hosts[k.at.Addr()] >= t.limits.PerHost {
 		return nil, ErrFull

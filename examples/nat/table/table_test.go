@@ -11,7 +11,7 @@ import (
 	"github.com/opendivert/divert/packet"
 )
 
-// local stands for the sockets of the NAT's host, which have some ports, and counts the ports held.
+// local simulates the sockets of the NAT's host, which have some ports, and counts the ports held.
 type local struct {
 	taken map[port]bool
 	held  map[port]bool
@@ -43,7 +43,7 @@ var (
 	far   = at("198.51.100.1:53")
 )
 
-// TestMapping: an endpoint has one port, its own if that is free, whoever it talks to; two endpoints have two.
+// TestMapping: an endpoint has one port for all remote hosts, its own if that is free; two endpoints have two.
 func TestMapping(t *testing.T) {
 	tab, ports := testTable(roomy, port{UDP, 7001})
 	for _, remote := range []string{"198.51.100.1:53", "198.51.100.1:54", "198.51.100.2:53"} {
@@ -75,7 +75,8 @@ func TestMapping(t *testing.T) {
 	}
 }
 
-// TestFiltering: only hosts that the endpoint has sent to come in, from any port; to a forwarded port everybody.
+// TestFiltering: only hosts to which the endpoint has sent may send to it, from any port; to a forwarded port everybody
+// may.
 func TestFiltering(t *testing.T) {
 	tab, _ := testTable(roomy)
 	if _, _, err := tab.Out(UDP, host, far, 0, begin); err != nil {
@@ -101,11 +102,11 @@ func TestFiltering(t *testing.T) {
 		}
 	}
 	if got, _, err := tab.Out(TCP, at("10.0.0.9:80"), at("198.51.100.9:9"), 0, begin.Add(time.Hour)); got != 8080 || err != nil {
-		t.Errorf("the answer comes from port %d, %v", got, err)
+		t.Errorf("the answer has port %d, %v", got, err)
 	}
 }
 
-// TestTimeouts: when mappings end.
+// TestTimeouts checks when mappings end.
 func TestTimeouts(t *testing.T) {
 	const syn, ack, fin, rst = packet.TCPSyn, packet.TCPAck, packet.TCPFin | packet.TCPAck, packet.TCPRst
 	type step struct {
@@ -115,7 +116,7 @@ func TestTimeouts(t *testing.T) {
 	for name, row := range map[string]struct {
 		protocol uint8
 		steps    []step
-		want     time.Duration // after the last step, or the last out
+		want     time.Duration // after the last step, or the last outbound one
 	}{
 		"UDP":                      {UDP, []step{{false, 0}}, UDPIdle},
 		"UDP, prolonged from here": {UDP, []step{{false, 0}, {false, 0}}, UDPIdle},
@@ -154,7 +155,7 @@ func TestTimeouts(t *testing.T) {
 	}
 }
 
-// TestManyEnd: 10,000 mappings end, and leave nothing.
+// TestManyEnd: 10,000 mappings end, and leave nothing behind.
 func TestManyEnd(t *testing.T) {
 	tab, ports := testTable(roomy)
 	for i := range 10_000 {
@@ -171,7 +172,7 @@ func TestManyEnd(t *testing.T) {
 	}
 }
 
-// TestExhaustion: each limit refuses what exceeds it, and nothing else; so do ports.
+// TestExhaustion: each limit refuses exactly the excess; so does a lack of ports.
 func TestExhaustion(t *testing.T) {
 	tab, _ := testTable(Limits{Mappings: 3, PerHost: 2, Sessions: 2})
 	for i, row := range []struct {
@@ -187,7 +188,7 @@ func TestExhaustion(t *testing.T) {
 		}
 	}
 	tab, _ = testTable(roomy)
-	for i := range 511 { // the even ports below 1024 but 0
+	for i := range 511 { // the even ports below 1024, except 0
 		if _, _, err := tab.Out(UDP, netip.AddrPortFrom(netip.AddrFrom4([4]byte{10, 1, byte(i >> 8), byte(i)}), 80), far, 0, begin); err != nil {
 			t.Fatalf("%d: %v", i, err)
 		}
@@ -197,7 +198,7 @@ func TestExhaustion(t *testing.T) {
 	}
 }
 
-// model is what Table does, written plainly: lists, and a walk over all of them for each question.
+// model is a plain version of Table: lists, searched from end to end for each question.
 type model struct {
 	l        Limits
 	mappings []modelMapping
@@ -228,8 +229,8 @@ func (m *modelMapping) session(remote netip.AddrPort) *modelSession {
 	return nil
 }
 
-// FuzzTable: a table answers as the model does, whatever happens in whatever order. UDP and echoes: the states of TCP have a table
-// of their own in TestTimeouts.
+// FuzzTable: a table answers like the model for any sequence of calls, for UDP and echoes. TestTimeouts covers the
+// states of TCP.
 func FuzzTable(f *testing.F) {
 	f.Add([]byte{0, 0, 0, 1, 0, 0, 2, 0, 9, 3, 200, 0, 0, 0, 0, 1, 0, 0})
 	f.Add([]byte{0, 1, 0, 0, 2, 0, 0, 3, 0, 0, 5, 0, 0, 7, 0, 1, 1, 1, 3, 255, 0, 3, 255, 0})
@@ -283,11 +284,11 @@ func FuzzTable(f *testing.F) {
 	})
 }
 
-// out follows Table.Out, and judges the port that it chose.
+// out follows Table.Out, and checks the port that it chose.
 func (m *model) out(t *testing.T, k key, remote netip.AddrPort, number uint16, err error, taken port, ends time.Time) {
 	t.Helper()
 	e := m.find(func(e modelMapping) bool { return e.k == k })
-	of := 0 // mappings of the host
+	of := 0 // number of mappings of the host
 	for _, other := range m.mappings {
 		if other.k.at.Addr() == k.at.Addr() {
 			of++
@@ -323,7 +324,7 @@ func (m *model) out(t *testing.T, k key, remote netip.AddrPort, number uint16, e
 	s.ends = ends
 }
 
-// TestPrefixes: the example of RFC 6296 section 3.4 and its kin, both ways.
+// TestPrefixes: the example of RFC 6296 section 3.4 and similar ones, both ways.
 func TestPrefixes(t *testing.T) {
 	for _, row := range []struct{ inside, outside, a, b string }{
 		{"fd01:203:405::/48", "2001:db8:1::/48", "fd01:203:405:1::1234", "2001:db8:1:d550::1234"},
@@ -351,7 +352,7 @@ func TestPrefixes(t *testing.T) {
 	}
 }
 
-// FuzzPrefixes: every address comes back as it was, and its sum stays.
+// FuzzPrefixes: every address translates back to itself, and its sum is kept.
 func FuzzPrefixes(f *testing.F) {
 	f.Add([]byte("0123456789abcdef"), uint8(48))
 	f.Add([]byte{15: 1}, uint8(64))
@@ -366,7 +367,7 @@ func FuzzPrefixes(f *testing.F) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		// The address with these bytes behind the prefix.
+		// An address with these bytes after the prefix.
 		raw := [16]byte(b)
 		inside := p.inside.Addr().As16()
 		for i := range int(bits) {
@@ -389,7 +390,7 @@ func FuzzPrefixes(f *testing.F) {
 	})
 }
 
-// BenchmarkOut is what a packet of a known session costs among 10,000 mappings.
+// BenchmarkOut measures a packet of a known session among 10,000 mappings.
 func BenchmarkOut(b *testing.B) {
 	tab, _ := testTable(roomy)
 	for i := range 10_000 {
