@@ -21,7 +21,7 @@ import (
 	"github.com/opendivert/divert/packet"
 )
 
-// manual returns the text of a file of the manual, in lines.
+// manual returns the lines of a page of the manual.
 func manual(t *testing.T, name string) []string {
 	t.Helper()
 	b, err := os.ReadFile(name)
@@ -31,11 +31,11 @@ func manual(t *testing.T, name string) []string {
 	return strings.Split(string(b), "\n")
 }
 
-// cell is the first column of a table, if it holds code.
+// cell is the first column of a table, if it contains code.
 var cell = regexp.MustCompile("^\\| `([^`]+)` \\|")
 
-// TestFilters: the filters of the manual are what it says. Indented lines and the table of examples compile; those of
-// the table of refusals compile in the strict dialect only.
+// TestFilters: the manual's filters behave as described. Indented lines and the table of examples compile; those in the
+// table of refusals compile only in the strict dialect.
 func TestFilters(t *testing.T) {
 	section, good, refused := "", 0, 0
 	for _, line := range manual(t, "filter-language.md") {
@@ -74,12 +74,12 @@ func TestFilters(t *testing.T) {
 		}
 	}
 	if good < 10 || refused < 6 {
-		t.Errorf("found %d filters and %d refusals: the manual is written in another way", good, refused)
+		t.Errorf("found %d filters and %d refusals: the test does not recognise the manual's form", good, refused)
 	}
 }
 
-// TestGo: each block of Go in the manual that is a program compiles. A block marked as a fragment (```go fragment) is part of
-// one: it parses, as declarations or as statements, with … and ... for what it leaves out.
+// TestGo: each Go block in the manual that is a program compiles. A block marked as a fragment (```go fragment) parses,
+// as declarations or as statements, with … and ... for omissions.
 func TestGo(t *testing.T) {
 	if testing.Short() {
 		t.Skip("compiles programs; not with -short")
@@ -122,7 +122,7 @@ func TestGo(t *testing.T) {
 		}
 	}
 	if programs == 0 || fragments == 0 {
-		t.Fatalf("found %d programs and %d fragments: the manual is written in another way", programs, fragments)
+		t.Fatalf("found %d programs and %d fragments: the test does not recognise the manual's form", programs, fragments)
 	}
 	vet := exec.Command("go", "vet", "-mod=mod", "./...")
 	vet.Dir = dir
@@ -131,7 +131,7 @@ func TestGo(t *testing.T) {
 	}
 }
 
-// moduleBeside makes a module that uses this one as it lies here, with the same versions of all others.
+// moduleBeside makes a module that uses the working copy of this one, with the same versions of all others.
 func moduleBeside(t *testing.T, root string) string {
 	t.Helper()
 	dir := t.TempDir()
@@ -154,9 +154,9 @@ func moduleBeside(t *testing.T, root string) string {
 	return dir
 }
 
-// goBlock is a block of Go of the manual.
+// goBlock is a Go block of the manual.
 type goBlock struct {
-	line int // its first
+	line int // number of the first
 	mark string
 	code string
 }
@@ -189,7 +189,8 @@ func parseFragment(code string) error {
 	return err
 }
 
-// TestErrorsPage: the page of errors has every error of handles and of sets, and every kind of error of filters, with its number.
+// TestErrorsPage: the page of errors lists every error of handles and sets, and every kind of filter error, with its
+// number.
 func TestErrorsPage(t *testing.T) {
 	page := strings.Join(manual(t, "errors.md"), "\n")
 	for file, form := range map[string]string{"../errors.go": `(?m)^\t(Err\w+) += engine\.`, "../filter/errors.go": `(?m)^\t(Err\w+) .*(?:= \d+|// a)`} {

@@ -14,7 +14,7 @@ import (
 	"testing"
 )
 
-// module is the path of the module, before the folders.
+// module is the path of the module, in front of the folders.
 const module = "github.com/opendivert/divert"
 
 // room is a row of rooms.md: a folder, and the folders that it may import.
@@ -41,7 +41,8 @@ func listed(t *testing.T) (rooms []room) {
 	return rooms
 }
 
-// built returns the folders of the module that hold code, and which of them each imports on any system. Tests may import more.
+// built returns the folders of the module that contain code, and the imports of each on any system. Tests may import
+// more.
 func built(t *testing.T) map[string][]string {
 	t.Helper()
 	rooms := map[string][]string{}
@@ -83,7 +84,7 @@ func built(t *testing.T) map[string][]string {
 	return rooms
 }
 
-// TestRooms: rooms.md lists every folder and what it imports, and no folder imports one that stands below it.
+// TestRooms: rooms.md lists every folder and its imports, and no folder imports one that stands below it.
 func TestRooms(t *testing.T) {
 	imports := built(t)
 	above := map[string]bool{}

@@ -18,7 +18,7 @@ var (
 // TestNamedTests: each line of the tables of these pages names tests, and all of them exist.
 func TestNamedTests(t *testing.T) {
 	security := manual(t, "security.md")
-	tests := map[string]map[string]bool{ // by the name of their package in the manual
+	tests := map[string]map[string]bool{ // by the manual's name for their package
 		"backlog": testsIn(t, "../internal/backlog"), "order": testsIn(t, "../internal/linux/order"),
 	}
 	for _, line := range security {
@@ -29,13 +29,13 @@ func TestNamedTests(t *testing.T) {
 	reliability := manual(t, "reliability.md")
 	end := slices.Index(reliability, "## How it is found out")
 	if end < 0 {
-		t.Fatal("reliability.md is written in another way")
+		t.Fatal("the test does not recognise the form of reliability.md")
 	}
 	if n := checkNamed(t, "security.md", security, tests); n < 50 {
-		t.Errorf("%d tests are named in security.md: it is written in another way", n)
+		t.Errorf("only %d tests found in security.md: the test does not recognise its form", n)
 	}
 	if n := checkNamed(t, "reliability.md", reliability[:end], tests); n < 25 {
-		t.Errorf("%d tests are named in reliability.md: it is written in another way", n)
+		t.Errorf("only %d tests found in reliability.md: the test does not recognise its form", n)
 	}
 }
 

@@ -16,10 +16,10 @@ import (
 	"github.com/opendivert/divert/internal/lab"
 )
 
-// options are what a run is told.
+// options are the values of the flags.
 type options struct {
 	duration time.Duration
-	rate     int // datagrams a second, of all flows together
+	rate     int // datagrams per second, of all flows together
 	workers  int
 	seed     uint64
 	report   string
@@ -63,7 +63,7 @@ func main() {
 	}
 }
 
-// write prints the report, and writes it to a file if one is named.
+// write prints the report, and also writes it to a file if one is named.
 func (r *result) write(file string) error {
 	w := io.Writer(os.Stdout)
 	if file == "" {

@@ -20,17 +20,17 @@ import (
 	"github.com/opendivert/divert/internal/lab"
 )
 
-// sample is what there is of everything at one time.
+// sample is a measurement of all resources at one time.
 type sample struct {
 	at          time.Time
 	memory      int // KiB of this process and its workers
-	descriptors int // of them
+	descriptors int // of the same processes
 	goroutines  int
 	programs    int // eBPF programs of the whole machine
 	tables      int
 }
 
-// sample looks around.
+// sample takes a sample.
 func (s *soak) sample() {
 	one := sample{at: time.Now(), goroutines: runtime.NumGoroutine(), programs: programs()}
 	pids := []int{os.Getpid()}
@@ -49,7 +49,7 @@ func (s *soak) sample() {
 	s.samples = append(s.samples, one)
 }
 
-// resident is how much memory a process holds, in KiB; 0 if it is gone.
+// resident returns the memory of a process in KiB, 0 if it has ended.
 func resident(pid int) int {
 	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/statm", pid))
 	var size, pages int
@@ -62,7 +62,7 @@ func resident(pid int) int {
 	return pages * os.Getpagesize() / 1024
 }
 
-// programs counts the eBPF programs of the machine; 0 if that is not allowed.
+// programs returns the number of eBPF programs of the machine, 0 without permission.
 func programs() (n int) {
 	for id := ebpf.ProgramID(0); ; n++ {
 		var err error
@@ -75,7 +75,7 @@ func programs() (n int) {
 	}
 }
 
-// losses adds up what the flows have lost.
+// losses sums up the losses of the flows.
 func (r *result) losses() (by map[string]int, left []time.Time, sent, arrived, doubled, overtook uint64, refused int) {
 	var lost []time.Time
 	for _, f := range r.flows {
@@ -90,20 +90,20 @@ func (r *result) losses() (by map[string]int, left []time.Time, sent, arrived, d
 	return by, left, sent, arrived, doubled, overtook, refused
 }
 
-// near says when losses were sent, and what happened last before and next after.
+// near lists when losses were sent, and the events just before and after each.
 func (r *result) near(lost []time.Time) string {
 	slices.SortFunc(lost, time.Time.Compare)
 	var text []string
 	for i, at := range lost {
 		if i > 0 && at.Sub(lost[i-1]) < 100*time.Millisecond {
-			continue // of the same
+			continue // the same event
 		}
 		if len(text) == 10 {
 			text = append(text, "…")
 			break
 		}
 		before, after := "nothing", "nothing"
-		for _, w := range r.windows { // in the order of time
+		for _, w := range r.windows { // ordered by time
 			if w.at.Before(at) {
 				before = fmt.Sprintf("%s %v before", w.why, at.Sub(w.at).Round(time.Millisecond))
 			} else {
@@ -116,7 +116,7 @@ func (r *result) near(lost []time.Time) string {
 	return strings.Join(text, "; ")
 }
 
-// growth compares the second quarter of a run with its last: ratios of the means.
+// growth compares the second quarter of a run with its last: the ratio of the means.
 func (r *result) growth(of func(sample) int) float64 {
 	n := len(r.samples)
 	if n < 16 {
@@ -144,7 +144,7 @@ var measures = []struct {
 	{"tables of the host", func(s sample) int { return s.tables }, 2},
 }
 
-// faults are what a run must not have.
+// faults returns the faults of a run.
 func (r *result) faults() (list []string) {
 	_, left, _, _, doubled, _, refused := r.losses()
 	if len(left) > r.full {
@@ -165,7 +165,7 @@ func (r *result) faults() (list []string) {
 		}
 	}
 	for _, l := range r.left {
-		if !strings.Contains(l, "strangers") && !strings.Contains(l, "table inet divert") { // of the killed, see docs/linux.md
+		if !strings.Contains(l, "strangers") && !strings.Contains(l, "table inet divert") { // tables of killed processes, see docs/linux.md
 			list = append(list, "left behind: "+l)
 		}
 	}
@@ -205,7 +205,7 @@ func (r *result) print(w io.Writer) {
 	}
 }
 
-// full counts the datagrams that the hosts have dropped because the buffer of a socket was full.
+// full returns the number of datagrams that the hosts dropped for lack of space in a socket's buffer.
 func full(hosts ...*lab.Host) (n int, err error) {
 	for _, h := range hosts {
 		err = errors.Join(err, h.Do(func() error {
@@ -222,7 +222,7 @@ func full(hosts ...*lab.Host) (n int, err error) {
 	return n, err
 }
 
-// bufferErrors reads the counter of either family: names and values are in two lines, or in each line.
+// bufferErrors parses the counter of either family: names and values are on two lines, or on each line.
 func bufferErrors(text string) (n int) {
 	var names []string
 	for line := range strings.Lines(text) {

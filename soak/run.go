@@ -26,7 +26,7 @@ import (
 	"github.com/opendivert/divert/internal/lab"
 )
 
-// result is what a run found.
+// result holds the findings of a run.
 type result struct {
 	options
 	begin, end time.Time
@@ -37,10 +37,10 @@ type result struct {
 	foreign    int
 	flaps      int
 	sum        workerSum
-	trouble    []string // what workers and disturbances have to say
+	trouble    []string // messages of workers and disturbances
 	samples    []sample
-	full       int      // datagrams for which the buffer of a receiver had no room
-	left       []string // in the end: tables, descriptors …
+	full       int      // datagrams that did not fit in a receiver's buffer
+	left       []string // left behind at the end: tables, descriptors …
 }
 
 // soak is a run.
@@ -75,7 +75,7 @@ func run(ctx context.Context, o options) (*result, error) {
 	return &s.result, err
 }
 
-// live leads the traffic, the workers and what disturbs them until ctx ends.
+// live runs the traffic, the workers and the disturbances until ctx ends.
 func (s *soak) live(ctx context.Context) error {
 	stopTraffic, err := s.startTraffic()
 	if err != nil {
@@ -113,7 +113,8 @@ func (s *soak) live(ctx context.Context) error {
 	return errors.Join(err, s.endWorkers())
 }
 
-// startTraffic starts flows both ways, of both families. The returned function ends them and waits for the packets under way.
+// startTraffic starts flows both ways, of both families. The returned function stops them and waits for the packets in
+// flight.
 func (s *soak) startTraffic() (stop func(), err error) {
 	ends := []struct{ from, to *lab.Host }{{s.pair.A, s.pair.B}, {s.pair.B, s.pair.A}}
 	for _, e := range ends {
@@ -209,12 +210,12 @@ func (s *soak) startWorker(number int) (*worker, error) {
 		return nil, err
 	}
 	w.in, w.out = in, bufio.NewReader(out)
-	runtime.LockOSThread() // the signal of Pdeathsig comes when the thread that started the worker ends
+	runtime.LockOSThread() // the kernel sends Pdeathsig when the thread that started the worker ends
 	defer runtime.UnlockOSThread()
 	return w, s.pair.A.Start(w.cmd)
 }
 
-// endWorkers ends all in good order and adds what they say.
+// endWorkers ends all workers normally and adds their reports.
 func (s *soak) endWorkers() (err error) {
 	for _, w := range s.ws {
 		w.in.Close()
@@ -237,13 +238,13 @@ func (s *soak) endWorkers() (err error) {
 	return err
 }
 
-// allow says that packets sent from before the time until after it may be lost.
+// allow records that packets sent between the time before now and the time after now may be lost.
 func (s *soak) allow(why string, before, after time.Duration) {
 	now := time.Now()
 	s.windows = append(s.windows, window{now.Add(-before), now.Add(after), why, now})
 }
 
-// disturb does something to the workers or to what surrounds them.
+// disturb disturbs the workers or their surroundings.
 func (s *soak) disturb() error {
 	i := s.r.IntN(len(s.ws))
 	switch s.r.IntN(6) {
@@ -264,7 +265,7 @@ func (s *soak) kill(i int) error {
 	if err := w.cmd.Process.Kill(); err != nil {
 		return err
 	}
-	w.cmd.Wait() // killed is what it says
+	w.cmd.Wait() // its error only says that it was killed
 	s.windows[len(s.windows)-1].to = time.Now().Add(2 * time.Second)
 	s.kills++
 	next, err := s.startWorker(w.number)
@@ -285,7 +286,7 @@ func (s *soak) pause(i int) error {
 	return p.Signal(syscall.SIGCONT)
 }
 
-// flap takes the link down and up again. Packets sent meanwhile, and packets that wait for it in queues, are lost.
+// flap takes the link down and up again. Packets sent meanwhile, and queued packets for the link, are lost.
 func (s *soak) flap() error {
 	s.allow("link down", 5*time.Second, 3*time.Second)
 	s.flaps++
@@ -297,7 +298,7 @@ func (s *soak) flap() error {
 	return link.SetUp(true)
 }
 
-// strangers changes tables of nftables of another program, as container engines and firewalls do.
+// strangers changes nftables tables of another program, as container engines and firewalls do.
 func (s *soak) strangers() error {
 	s.foreign++
 	return s.pair.A.Do(func() error {

@@ -25,7 +25,7 @@ func TestMain(m *testing.M) {
 	lab.Main(m)
 }
 
-// TestSoak runs for some seconds, with all that a long run has.
+// TestSoak runs for some seconds, with every part of a long run.
 func TestSoak(t *testing.T) {
 	h, err := lab.NewT(t).AddHost("h")
 	if err != nil {
@@ -65,7 +65,7 @@ func TestExplain(t *testing.T) {
 	}
 }
 
-// TestFaults: a loss that nothing explains, a datagram that came twice and growth are told.
+// TestFaults: an unexplained loss, a duplicate datagram and growth are reported.
 func TestFaults(t *testing.T) {
 	f := &flow{next: 3, arrived: 1, doubled: 1, lost: []time.Time{time.Unix(50, 0)}}
 	r := result{begin: time.Unix(0, 0), flows: []*flow{f}}

@@ -17,16 +17,16 @@ type flow struct {
 
 	mu       sync.Mutex
 	next     uint64
-	under    map[uint64]time.Time // datagrams that have not arrived, and when they were sent
+	under    map[uint64]time.Time // datagrams in flight, with their sending times
 	arrived  uint64
 	doubled  uint64
-	overtook uint64 // arrived behind a later one
+	overtook uint64 // arrived after a later one
 	top      uint64
-	lost     []time.Time // when those were sent that never came
+	lost     []time.Time // sending times of lost datagrams
 	refused  []time.Time // by the sending socket
 }
 
-// patience is how long a datagram may be under way: longer than any handle keeps one.
+// patience is how long a datagram may be in flight: longer than any handle keeps one.
 const patience = 20 * time.Second
 
 func (f *flow) send() {
@@ -71,7 +71,7 @@ func (f *flow) receive() {
 	}
 }
 
-// age gives up packets that have been under way for longer than patience.
+// age gives up packets that have been in flight for longer than patience.
 func (f *flow) age(now time.Time, patience time.Duration) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -83,14 +83,14 @@ func (f *flow) age(now time.Time, patience time.Duration) {
 	}
 }
 
-// window is a time in which datagrams may be lost.
+// window is a period in which datagrams may be lost.
 type window struct {
 	from, to time.Time
 	why      string
 	at       time.Time // when it happened
 }
 
-// explain sorts losses by the windows that they lie in; those outside all windows are left.
+// explain sorts losses by the windows that contain them; it returns those outside all windows as left.
 func explain(lost []time.Time, windows []window) (by map[string]int, left []time.Time) {
 	by = make(map[string]int)
 	for _, at := range lost {

@@ -14,10 +14,10 @@ import (
 	"github.com/opendivert/divert"
 )
 
-// workerEnv holds what a process with handles is told, as JSON.
+// workerEnv holds the specification of a process with handles, as JSON.
 const workerEnv = "DIVERT_SOAK_WORKER"
 
-// workerSpec is that.
+// workerSpec is that specification.
 type workerSpec struct {
 	Ports   []int // of the flows
 	Handles int
@@ -25,7 +25,7 @@ type workerSpec struct {
 	Engine  divert.Engine
 }
 
-// workerSum is what a worker says when it ends in good order.
+// workerSum is a worker's report when it ends normally.
 type workerSum struct {
 	Opened, Changed     int
 	Carried, Copies     uint64
@@ -57,7 +57,7 @@ type handle struct {
 	done  chan error
 }
 
-// filters are those that a handle may have; each may follow any other.
+// filter returns a filter for a handle; each may follow any other.
 func (w *workerSpec) filter(r *rand.Rand) string {
 	port := w.Ports[r.IntN(len(w.Ports))]
 	texts := []string{

@@ -15,11 +15,11 @@ import (
 // cover is the page of docs/ with the table of contents.
 const cover = "README.md"
 
-// book is the manual: its pages in their order.
+// book is the manual: its pages in order.
 type book struct {
 	root  string // folder of the repository
 	parts []part
-	pages map[string]*page // by their path in the repository, with slashes: docs/linux.md
+	pages map[string]*page // by path in the repository, with slashes: docs/linux.md
 }
 
 // part is a heading of the table of contents, with the pages below it.
@@ -54,8 +54,8 @@ func readBook(root string) (*book, error) {
 	return b, err
 }
 
-// readContents reads the pages in the lists of the cover: every item of a list that begins with a link to a page below a
-// heading of the second level.
+// readContents reads the pages in the lists of the cover: every list item below a heading of the second level that
+// begins with a link to a page.
 func (b *book) readContents(first *page) error {
 	for n := first.tree.FirstChild(); n != nil; n = n.NextSibling() {
 		switch n := n.(type) {
@@ -75,7 +75,7 @@ func (b *book) readContents(first *page) error {
 	return nil
 }
 
-// readItem reads the page that an item of a list on the cover names.
+// readItem reads the page named by a list item of the cover.
 func (b *book) readItem(first *page, item ast.Node) error {
 	block := item.FirstChild()
 	if block == nil {
@@ -94,7 +94,7 @@ func (b *book) readItem(first *page, item ast.Node) error {
 		return fmt.Errorf("docs/%s lists %s twice", cover, target)
 	}
 	out := strings.ToLower(strings.TrimSuffix(path.Base(file), ".md")) + ".html"
-	if path.Dir(file) != "docs" { // docs/security.md is not SECURITY.md
+	if path.Dir(file) != "docs" { // docs/security.md differs from SECURITY.md
 		out = "project-" + out
 	}
 	p, err := b.read(file, out)
@@ -139,7 +139,7 @@ func (b *book) read(file, out string) (*page, error) {
 	return p, nil
 }
 
-// order returns all pages as one reads them, the cover first.
+// order returns all pages in reading order, the cover first.
 func (b *book) order() []*page {
 	all := []*page{b.pages["docs/"+cover]}
 	for _, p := range b.parts {

@@ -12,10 +12,10 @@ import (
 	"strings"
 )
 
-// playground is the folder of the site in which filters can be tried.
+// playground is the folder of the page for trying filters.
 const playground = "playground"
 
-// writePlayground writes the page on which filters can be tried, without the compiler.
+// writePlayground writes the page for trying filters, without the compiler.
 func (b *book) writePlayground(out string) error {
 	folder := filepath.Join(out, playground)
 	if err := os.MkdirAll(folder, 0o755); err != nil {
@@ -36,8 +36,8 @@ func (b *book) writePlayground(out string) error {
 	return v.write(filepath.Join(folder, "index.html"))
 }
 
-// writeCompiler builds the compiler of filters as WebAssembly and writes it as a script, compressed: a page that is opened as
-// a file may load a script and nothing else. Beside it goes Go's own script that starts it.
+// writeCompiler builds the compiler of filters as WebAssembly and writes it as a compressed script: a page opened from
+// a file may load only scripts. It also writes Go's own script, which starts it.
 func writeCompiler(root, out string) error {
 	dir, err := os.MkdirTemp("", "divert-site")
 	if err != nil {

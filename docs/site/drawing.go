@@ -16,7 +16,7 @@ type drawing struct {
 // newDrawing begins a picture of a size in pixels.
 func newDrawing(w, h int) *drawing { return &drawing{w: w, h: h} }
 
-// colours are those of the site, each for light and dark. A viewer that does not know light-dark takes the one before.
+// colours are those of the site, each for light and dark. A viewer that does not support light-dark takes the first.
 var colours = []struct{ selector, property, light, dark string }{
 	{".ground", "fill", "#ffffff", "#15181c"},
 	{".box", "fill", "#f4f6f8", "#1e2328"},
@@ -34,7 +34,7 @@ var colours = []struct{ selector, property, light, dark string }{
 	{"text.typed", "fill", "#7fd1a0", "#7fd1a0"},
 }
 
-// svg returns the picture. Its name keeps its styles apart from those of others on one page.
+// svg returns the picture. Its name keeps its styles separate from those of other pictures on the page.
 func (d *drawing) svg(name, title string) []byte {
 	var b bytes.Buffer
 	fmt.Fprintf(&b, "<svg xmlns=\"http://www.w3.org/2000/svg\" id=\"%s\" viewBox=\"0 0 %d %d\" font-family=\"system-ui, sans-serif\" font-size=\"13\">\n<title>%s</title>\n<style>\n#%s { color-scheme: inherit }\n", name, d.w, d.h, html.EscapeString(title), name)
@@ -47,7 +47,7 @@ func (d *drawing) svg(name, title string) []byte {
 	return b.Bytes()
 }
 
-// box draws a box with lines of text in its middle.
+// box draws a box with centred lines of text.
 func (d *drawing) box(class string, x, y, w, h int, lines ...string) {
 	fmt.Fprintf(&d.b, "<rect class=\"%s\" x=\"%d\" y=\"%d\" width=\"%d\" height=\"%d\" rx=\"6\"/>\n", class, x, y, w, h)
 	for i, line := range lines {
@@ -60,12 +60,12 @@ func (d *drawing) box(class string, x, y, w, h int, lines ...string) {
 	}
 }
 
-// text writes a line: its class, place, which part of it stands there (start, middle, end), and the words.
+// text writes a line: its class, position, the part of it at that position (start, middle, end), and the words.
 func (d *drawing) text(class string, x, y int, anchor, line string) {
 	fmt.Fprintf(&d.b, "<text class=\"%s\" x=\"%d\" y=\"%d\" text-anchor=\"%s\">%s</text>\n", class, x, y, anchor, html.EscapeString(line))
 }
 
-// arrow draws a line through points, x and y by turns, with a head at its end.
+// arrow draws a line through points, x and y alternately, with a head at its end.
 func (d *drawing) arrow(class string, points ...int) {
 	var path strings.Builder
 	for i := 0; i < len(points); i += 2 {

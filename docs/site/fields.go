@@ -9,7 +9,7 @@ import (
 	"github.com/opendivert/divert/packet"
 )
 
-// fieldsPage writes the reference of the fields of the filter language from the table of the compiler.
+// fieldsPage writes the reference of filter fields from the compiler's table.
 func fieldsPage() ([]byte, error) {
 	var b bytes.Buffer
 	b.WriteString(`# Fields of the filter language
@@ -52,7 +52,7 @@ The fields marked † exist in the extended dialect only, or at more layers ther
 	return b.Bytes(), nil
 }
 
-// fieldGroup is the heading that a field stands below: what its name has before the point.
+// fieldGroup returns the heading for a field: the part of its name before the point.
 func fieldGroup(name string) string {
 	before, _, ok := strings.Cut(name, ".")
 	title, known := map[string]string{
@@ -110,9 +110,8 @@ func layerNames(layers []packet.Layer) string {
 	return strings.Join(names, ", ")
 }
 
-// segments says what the value of each field is about where the kernel carries several segments of TCP as one packet
-// (docs/linux.md, Superpackets). Fields of other protocols have no such packets: UDP and the rest are always cut before a
-// handle sees them.
+// segments describes each field's value where the kernel carries several TCP segments as one packet (docs/linux.md,
+// Superpackets). Other protocols have no such packets: the kernel always splits them before a handle sees them.
 var segments = func() map[string]string {
 	const none = "–"
 	all := map[string]string{}

@@ -7,7 +7,7 @@ import (
 	"slices"
 )
 
-// generated makes the files of docs/ that follow from code, by their path in docs/.
+// generated makes the files of docs/ that are generated from code, by path in docs/.
 var generated = map[string]func() ([]byte, error){
 	"fields.md":               fieldsPage,
 	"pictures/path.svg":       pathPicture,

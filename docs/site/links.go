@@ -12,11 +12,11 @@ import (
 	"github.com/yuin/goldmark/ast"
 )
 
-// sources is where links to files of the repository lead that are not in the book.
+// sources is the base of links to repository files outside the book.
 const sources = "https://github.com/opendivert/divert/blob/main/"
 
-// connect turns the links between files of the repository into links of the site, and pictures into parts of their page.
-// Its errors tell all links that lead nowhere.
+// connect turns links between files of the repository into links of the site, and inlines pictures. Its error lists all
+// broken links.
 func (b *book) connect() error {
 	var wrong []error
 	for _, p := range b.order() {
@@ -33,7 +33,7 @@ func (b *book) connect() error {
 	return errors.Join(wrong...)
 }
 
-// resolve returns the link in the site for one in a page.
+// resolve returns the site's link for one in a page.
 func (b *book) resolve(from *page, link string) (string, error) {
 	u, err := url.Parse(link)
 	if err != nil {
@@ -71,7 +71,7 @@ func suffix(u *url.URL) string {
 	return "#" + u.EscapedFragment()
 }
 
-// inlinePictures replaces the images of a page by the files that they name.
+// inlinePictures replaces the images of a page with their files.
 func (b *book) inlinePictures(p *page) (wrong []error) {
 	var images []*ast.Image
 	for image := range nodes[*ast.Image](p.tree) {

@@ -1,9 +1,9 @@
 // Command site makes a static web site of the manual, the files docs/*.md, as a book with a table of contents and a
-// search. The site asks no server for anything and also works from a folder. docs/README.md is the cover; the lists on it
-// are the only table of contents and decide the order.
+// search. The site needs no server and also works from a folder. docs/README.md is the cover; its lists are the only
+// table of contents and decide the order.
 //
 //	go run ./docs/site OUT      writes the site to the folder OUT
-//	go run ./docs/site -update  draws the pictures and writes the generated pages of docs/ anew
+//	go run ./docs/site -update  redraws the pictures and rewrites the generated pages of docs/
 package main
 
 import (
@@ -17,7 +17,7 @@ import (
 
 func main() { os.Exit(run(os.Args[1:], os.Stderr)) }
 
-// run does what the arguments say and returns the exit status.
+// run executes the arguments and returns the exit status.
 func run(args []string, errout io.Writer) int {
 	flags := flag.NewFlagSet("site", flag.ContinueOnError)
 	flags.SetOutput(errout)
@@ -50,7 +50,7 @@ func run(args []string, errout io.Writer) int {
 	return 0
 }
 
-// repository returns the folder of the module that the working directory lies in.
+// repository returns the folder of the module around the working directory.
 func repository() (string, error) {
 	dir, err := os.Getwd()
 	if err != nil {

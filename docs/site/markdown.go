@@ -13,13 +13,13 @@ import (
 	"github.com/yuin/goldmark/util"
 )
 
-// markdown reads and writes the dialect that GitHub shows. HTML in pages is left out.
+// markdown reads and writes GitHub's dialect. It omits HTML in pages.
 var markdown = goldmark.New(
 	goldmark.WithExtensions(extension.Table, extension.Strikethrough),
 	goldmark.WithRendererOptions(renderer.WithNodeRenderers(util.Prioritized(writer{html.NewConfig()}, 100))),
 )
 
-// plainText returns the text of a node and what it holds, without markup.
+// plainText returns the text of a node and its children, without markup.
 func plainText(n ast.Node, source []byte) string {
 	var s strings.Builder
 	_ = ast.Walk(n, func(n ast.Node, entering bool) (ast.WalkStatus, error) {
@@ -64,8 +64,7 @@ func nodes[T ast.Node](tree ast.Node) iter.Seq[T] {
 	}
 }
 
-// slug returns the anchor that GitHub gives to a heading: its text in small letters, with hyphens for spaces and
-// without punctuation.
+// slug returns GitHub's anchor for a heading: its text in lower case, with hyphens for spaces and without punctuation.
 func slug(title string) string {
 	return strings.Map(func(r rune) rune {
 		switch {

@@ -6,7 +6,7 @@ import (
 	_ "embed"
 )
 
-// pathPicture shows the ways of packets through a host, and where handles stand.
+// pathPicture shows the paths of packets through a host, and the places of handles.
 func pathPicture() ([]byte, error) {
 	d := newDrawing(760, 400)
 	d.box("own", 230, 20, 300, 56, "your program", "receives, decides, sends on, or drops")
@@ -43,7 +43,7 @@ func pathPicture() ([]byte, error) {
 	return d.svg("picture-path", "The path of a packet through a host"), nil
 }
 
-// priorityPicture shows how one packet meets several handles.
+// priorityPicture shows the path of one packet through several handles.
 func priorityPicture() ([]byte, error) {
 	d := newDrawing(760, 230)
 	for i, handle := range []struct{ priority, does string }{
@@ -68,7 +68,7 @@ func priorityPicture() ([]byte, error) {
 	return d.svg("picture-priorities", "A packet meets the handles from the highest priority to the lowest"), nil
 }
 
-// session is a run of divert in the lab, as it was on a terminal.
+// session is the recorded terminal output of divert in the lab.
 //
 //go:embed session.txt
 var session string

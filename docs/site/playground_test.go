@@ -32,7 +32,7 @@ func browser(t *testing.T) string {
 	return ""
 }
 
-// TestPlayground opens the page in a browser, without a server, and reads what it shows.
+// TestPlayground opens the page in a browser, without a server, and checks its content.
 func TestPlayground(t *testing.T) {
 	if testing.Short() {
 		t.Skip("builds for the browser and starts one; not with -short")
@@ -65,7 +65,7 @@ func TestPlayground(t *testing.T) {
 		t.Errorf("the playground takes %d bytes, compressed", size)
 	}
 	t.Logf("the playground takes %d bytes, compressed", size)
-	// A capture with one frame on Ethernet that is no IP packet, and one that is.
+	// A capture with two Ethernet frames, the second of which holds an IP packet.
 	capture := "\xd4\xc3\xb2\xa1\x02\x00\x04\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x04\x00\x01\x00\x00\x00" +
 		"\x01\x00\x00\x00\x00\x00\x00\x00\x0e\x00\x00\x00\x0e\x00\x00\x00" + "\xff\xff\xff\xff\xff\xff\x02\x00\x00\x00\x00\x01\x08\x06" +
 		"\x02\x00\x00\x00\x00\x00\x00\x00\x2a\x00\x00\x00\x2a\x00\x00\x00" + "\xff\xff\xff\xff\xff\xff\x02\x00\x00\x00\x00\x01\x08\x00" +
@@ -98,7 +98,7 @@ func TestPlayground(t *testing.T) {
 	}
 	page := visible(t, chromium, filepath.Join(out, "linux.html"), "?q=superpacket", `!document.getElementById("found").hidden`)
 	if !strings.Contains(page, "Divert on Linux › Superpackets") {
-		t.Errorf("the search does not find what it looks for:\n%s", page)
+		t.Errorf("the search finds nothing:\n%s", page)
 	}
 }
 
@@ -107,8 +107,8 @@ var (
 	script = regexp.MustCompile(`(?s)<script.*?</script>`)
 )
 
-// visible returns the text of a page, which is opened as a file, once its scripts have come so far that a condition holds. The
-// browser prints a page when all that belongs to it is loaded; so an image is added that is not there before.
+// visible returns the text of a page, opened from a file, once a condition holds in it. The browser prints a page when
+// everything in it is loaded; so the page gets an image that appears only then.
 func visible(t *testing.T, chromium, file, suffix, condition string) string {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)

@@ -14,18 +14,18 @@ import (
 	"github.com/yuin/goldmark/ast"
 )
 
-// theme is how the site looks and what it can do in a browser.
+// theme holds the site's styles and scripts.
 //
 //go:embed theme
 var theme embed.FS
 
 var pageTemplate = template.Must(template.ParseFS(theme, "theme/page.html"))
 
-// view is what the template of a page is given.
+// view is the data for the template of a page.
 type view struct {
 	Book           *bookView
 	Page, Title    string
-	Up             string // the way to the folder of the site
+	Up             string // relative path to the folder of the site
 	Body           template.HTML
 	Before, Behind *pageView
 	Sections       []pageView // headings of the second level
@@ -40,7 +40,8 @@ type partView struct {
 
 type pageView struct{ Out, Title string }
 
-// makeSite writes the site to a folder, without the compiler of the playground. It fails, and says why, if a page of docs/ is not in the book or a link leads nowhere.
+// makeSite writes the site to a folder, without the compiler of the playground. It returns an error if a page of docs/
+// is not in the book or a link is broken.
 func makeSite(root, out string) error {
 	b, err := readBook(root)
 	if err != nil {
@@ -127,7 +128,7 @@ func (b *book) view() *bookView {
 	return v
 }
 
-// section is what the search finds: a heading with the text below it, up to the next.
+// section is a result of the search: a heading with the text below it, up to the next.
 type section struct {
 	Link  string `json:"link"`
 	Page  string `json:"page"`
@@ -135,7 +136,7 @@ type section struct {
 	Text  string `json:"text"`
 }
 
-// writeIndex writes what the search looks through, as a script: a page that is opened as a file may load that.
+// writeIndex writes the data of the search as a script, which a page opened from a file may load.
 func (b *book) writeIndex(out string) error {
 	var all []section
 	for _, p := range b.order() {

@@ -20,8 +20,7 @@ func root(t *testing.T) string {
 	return dir
 }
 
-// TestSite: every page of docs/ is in the book, every link and anchor leads somewhere, and no page asks a server for
-// anything.
+// TestSite: every page of docs/ is in the book, every link and anchor has a target, and no page contacts a server.
 func TestSite(t *testing.T) {
 	out := t.TempDir()
 	if err := makeSite(root(t), out); err != nil {
@@ -76,7 +75,7 @@ func TestSite(t *testing.T) {
 	}
 	for to, from := range links {
 		if script := filepath.Base(to); script == "divert.js" || script == "wasm_exec.js" {
-			continue // of the compiler: TestPlayground
+			continue // belongs to the compiler: TestPlayground
 		}
 		if !ids[to] {
 			t.Errorf("%s has a link to %s, which is not in the site", from, to)
@@ -87,7 +86,7 @@ func TestSite(t *testing.T) {
 	}
 }
 
-// TestGenerated: the files of docs/ that follow from code are what the code says now.
+// TestGenerated: the generated files of docs/ are up to date.
 func TestGenerated(t *testing.T) {
 	for name, make := range generated {
 		want, err := make()
@@ -102,7 +101,7 @@ func TestGenerated(t *testing.T) {
 	}
 }
 
-// TestWrongBooks: a book with something wrong makes no site, and the error names it.
+// TestWrongBooks: a book with a mistake makes no site, and the error names the mistake.
 func TestWrongBooks(t *testing.T) {
 	const contents = "# Book\n\n## Part\n\n- [One](one.md)\n"
 	for name, test := range map[string]struct {

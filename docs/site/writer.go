@@ -13,8 +13,8 @@ import (
 	"github.com/yuin/goldmark/util"
 )
 
-// writer writes the nodes that look different in the book: code in colours, headings with a link to themselves, pictures
-// as part of the page.
+// writer writes the nodes that look different in the book: code in colour, headings with a link to themselves, inlined
+// pictures.
 type writer struct{ html.Config }
 
 // RegisterFuncs implements renderer.NodeRenderer.
@@ -38,7 +38,7 @@ func writeHeading(w util.BufWriter, source []byte, node ast.Node, entering bool)
 	return ast.WalkContinue, err
 }
 
-// picture is an SVG file of docs/, which becomes part of the page, so that it follows the colours of the page.
+// picture is an SVG file of docs/, inlined so that it follows the colours of the page.
 type picture struct {
 	ast.BaseInline
 	svg, title string
@@ -82,7 +82,7 @@ func writeCode(w util.BufWriter, source []byte, node ast.Node, entering bool) (a
 	return ast.WalkSkipChildren, err
 }
 
-// writeShell writes a line, with a comment at its end or alone set back.
+// writeShell writes a line; a comment, alone or at its end, is dimmed.
 func writeShell(w util.BufWriter, line string) {
 	at := strings.Index(" "+line, " # ")
 	if strings.HasPrefix(line, "#") {
@@ -97,7 +97,7 @@ func writeShell(w util.BufWriter, line string) {
 	_ = w.WriteByte('\n')
 }
 
-// writeGo writes code in Go with its keywords, strings and comments in colour. Code that is not whole has these too.
+// writeGo writes Go code with its keywords, strings and comments in colour, even if the code is incomplete.
 func writeGo(w util.BufWriter, code []byte) {
 	files := token.NewFileSet()
 	file := files.AddFile("", files.Base(), len(code))

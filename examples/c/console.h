@@ -1,4 +1,4 @@
-/* console.h: what the examples share: colours, errors, time, handles with filters from the command line. */
+/* console.h is shared by the examples: colours, errors, time, handles with filters from the command line. */
 #ifndef CONSOLE_H
 #define CONSOLE_H
 
@@ -14,7 +14,7 @@
 
 enum colour { PLAIN = 0, RED = 31, GREEN = 32, YELLOW = 33, BLUE = 34, MAGENTA = 35, CYAN = 36 };
 
-/* set_colour colours what is printed from now on, if somebody looks at it. */
+/* set_colour colours the following output, if it goes to a terminal. */
 static inline void set_colour(enum colour c)
 {
     if (isatty(STDOUT_FILENO))
@@ -47,7 +47,7 @@ static inline void fatal(const char *format, ...)
     exit(EXIT_FAILURE);
 }
 
-/* open_or_explain opens a handle, or tells what is wrong, in the words of the filter compiler if it is the filter. */
+/* open_or_explain opens a handle, or prints the error; for a wrong filter, that of the filter compiler. */
 static inline HANDLE open_or_explain(const char *filter, WINDIVERT_LAYER layer, INT16 priority, UINT64 flags)
 {
     HANDLE handle = WinDivertOpen(filter, layer, priority, flags);
@@ -62,7 +62,7 @@ static inline HANDLE open_or_explain(const char *filter, WINDIVERT_LAYER layer, 
     return INVALID_HANDLE_VALUE;
 }
 
-/* longest_queue lets as much wait in a handle's queue as may, for as long as may. */
+/* longest_queue sets a handle's queue to the greatest length, size and time. */
 static inline void longest_queue(HANDLE handle)
 {
     if (!WinDivertSetParam(handle, WINDIVERT_PARAM_QUEUE_LENGTH, WINDIVERT_PARAM_QUEUE_LENGTH_MAX) ||
@@ -71,7 +71,7 @@ static inline void longest_queue(HANDLE handle)
         fatal("failed to set the queue's limits (%u)", GetLastError());
 }
 
-/* ticks is the time as timestamps of addresses count it, in nanoseconds. */
+/* ticks returns the time in the unit of addresses' timestamps, nanoseconds. */
 static inline INT64 ticks(void)
 {
     struct timespec t;

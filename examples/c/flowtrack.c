@@ -1,6 +1,6 @@
 /*
- * flowtrack.c shows the flows that match a filter while they last, the newest first, with their processes. On a terminal
- * it draws a screen each second; elsewhere it prints one table after the other.
+ * flowtrack.c shows the open flows that match a filter, the newest first, with their processes. On a terminal it draws a
+ * screen each second; elsewhere it prints one table after the other.
  */
 #include "process.h"
 
@@ -9,11 +9,11 @@
 
 enum { MAX_ROWS = 256, NAME_WIDTH = 20 };
 
-/* A flow that lasts. */
+/* An open flow. */
 struct flow {
     WINDIVERT_DATA_FLOW data;
     BOOL outbound;
-    char program[NAME_WIDTH + 1]; /* asked for at once: a process may end before its flows do */
+    char program[NAME_WIDTH + 1]; /* looked up at once: a process may end before its flows do */
     struct flow *next;
 };
 
@@ -58,7 +58,7 @@ static void print_flow(const struct flow *f)
            f->outbound ? "---->" : "<----", format_address(f->data.RemoteAddr, remote), f->data.RemotePort);
 }
 
-/* screen_rows is how many flows the terminal has room for. */
+/* screen_rows is the number of flows that fit on the terminal. */
 static int screen_rows(void)
 {
     struct winsize size;

@@ -1,4 +1,4 @@
-/* netdump.c prints packets that match a filter: headers, bytes and text. They go on undisturbed. */
+/* netdump.c prints packets that match a filter: headers, bytes and text. The packets go on unchanged. */
 #include "console.h"
 
 static UINT8 packet[WINDIVERT_MTU_MAX];

@@ -1,6 +1,6 @@
 /*
- * netfilter.c is a firewall: packets that match a filter are dropped, and their senders are told, with a reset for
- * TCP and "port unreachable" for UDP.
+ * netfilter.c is a firewall: it drops packets that match a filter, and answers their senders with a reset for TCP and
+ * "port unreachable" for UDP.
  */
 #include "console.h"
 
@@ -9,7 +9,7 @@ enum { QUOTED = 60, HOP_LIMIT = 64 };
 static HANDLE handle;
 static UINT8 packet[WINDIVERT_MTU_MAX];
 
-/* What has been found in the packet. */
+/* The headers found in the packet. */
 static struct {
     PWINDIVERT_IPHDR ip;
     PWINDIVERT_IPV6HDR ipv6;
@@ -20,14 +20,14 @@ static struct {
     UINT payload, length;
 } found;
 
-/* An answer: an IP header, and behind it what the function that builds it puts there. */
+/* An answer: an IP header, followed by the bytes of the function that builds it. */
 static union {
     WINDIVERT_IPHDR ip;
     WINDIVERT_IPV6HDR ipv6;
     UINT8 bytes[sizeof(WINDIVERT_IPV6HDR) + sizeof(WINDIVERT_ICMPV6HDR) + sizeof(WINDIVERT_IPV6HDR) + QUOTED + 40];
 } answer;
 
-/* begin writes the IP header of an answer with n bytes behind it, and returns where those go. */
+/* begin writes the IP header of an answer for n bytes of payload, and returns the place for them. */
 static UINT8 *begin(UINT8 protocol, UINT n)
 {
     memset(&answer, 0, sizeof(answer));

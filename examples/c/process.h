@@ -1,4 +1,4 @@
-/* process.h: what the examples tell of events: programs, protocols and addresses. */
+/* process.h prints the parts of events for the examples: programs, protocols and addresses. */
 #ifndef PROCESS_H
 #define PROCESS_H
 
@@ -6,7 +6,7 @@
 
 enum { PATH_SIZE = 4096, ADDRESS_SIZE = 46 };
 
-/* image_path returns the path of a process's program, "???" if the process is gone or not ours to see. */
+/* image_path returns the path of a process's program, "???" if the process has ended or is hidden from this user. */
 static inline const char *image_path(UINT32 pid)
 {
     static char path[PATH_SIZE];

@@ -1,5 +1,5 @@
 /*
- * rewrite.c is a template: capture, change, compute the checksums, send on. It replaces a word in UDP datagrams by another
+ * rewrite.c is a template: capture, change, compute the checksums, send on. It replaces a word in UDP datagrams with another
  * one of any length, so that lengths change too. Control-C ends it, from the signal handler.
  */
 #include "console.h"
@@ -8,7 +8,7 @@
 
 static HANDLE handle;
 
-/* A handler may shut the handle down, whatever it interrupts. The receive call then fails with ERROR_NO_DATA. */
+/* A signal handler may shut the handle down at any point. The receive call then fails with ERROR_NO_DATA. */
 static void stop(int number)
 {
     (void)number;
@@ -77,13 +77,13 @@ int main(int argc, char **argv)
     fflush(stdout);
     while (WinDivertRecv(handle, packet, sizeof(packet), &length, &addr)) {
         length = change(packet, length, argv[2], argv[3]);
-        /* Of a packet that was received cut (65,531 bytes) nothing was changed, and its checksums stay. */
+        /* A packet that was received cut (65,531 bytes) is unchanged, and keeps its checksums. */
         WinDivertHelperCalcChecksums(packet, length, &addr, 0);
         if (!WinDivertSend(handle, packet, length, NULL, &addr))
             warning("failed to send (%u)", GetLastError());
     }
     if (GetLastError() != ERROR_NO_DATA)
         fatal("failed to receive (%u)", GetLastError());
-    WinDivertClose(handle); /* what has not been received goes on */
+    WinDivertClose(handle); /* packets not yet received go on */
     return 0;
 }

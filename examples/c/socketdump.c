@@ -1,4 +1,4 @@
-/* socketdump.c prints what programs do with sockets. With --block they may not. */
+/* socketdump.c prints the socket operations of programs. With --block it refuses them. */
 #include "process.h"
 
 static const struct {
@@ -10,7 +10,7 @@ static const struct {
 
 static void print_event(UINT32 event)
 {
-    UINT32 i = event - WINDIVERT_EVENT_SOCKET_BIND; /* an event of another layer is huge */
+    UINT32 i = event - WINDIVERT_EVENT_SOCKET_BIND; /* huge for an event of another layer */
 
     if (i > 5)
         i = 5;

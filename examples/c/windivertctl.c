@@ -1,6 +1,6 @@
 /*
  * windivertctl.c lists the open handles, watches handles open and close, or kills the processes that have handles
- * open; only those that match a filter of the layer REFLECT.
+ * open. It selects handles by a filter of the layer REFLECT.
  */
 #include "process.h"
 
@@ -39,7 +39,7 @@ static void print_flags(UINT64 flags)
         }
 }
 
-/* print_handle prints a handle, with its filter as text. object is its filter as it was received. */
+/* print_handle prints a handle, with its filter as text. object is its filter as received. */
 static void print_handle(const char *word, enum colour colour, const WINDIVERT_DATA_REFLECT *h, const char *object,
                          INT64 start)
 {
@@ -56,7 +56,7 @@ static void print_handle(const char *word, enum colour colour, const WINDIVERT_D
     fflush(stdout);
 }
 
-/* end_process ends a process at once. Numbers that kill(2) takes for more than one process are none. */
+/* end_process ends a process at once. It ignores numbers that mean several processes to kill(2). */
 static void end_process(UINT32 pid)
 {
     if (pid == 0 || pid > INT_MAX)
@@ -74,7 +74,7 @@ static enum mode mode_of(const char *name)
     return (enum mode)i;
 }
 
-/* reported prints an event, and does to the handle's process what the mode says. */
+/* reported prints an event, and applies the mode to the handle's process. */
 static void reported(enum mode mode, const WINDIVERT_ADDRESS *addr, const char *object, INT64 start)
 {
     if (addr->Event == WINDIVERT_EVENT_REFLECT_OPEN)
@@ -100,7 +100,7 @@ int main(int argc, char **argv)
     handle = open_or_explain(argc == 3 ? argv[2] : "true", WINDIVERT_LAYER_REFLECT, -333,
                              WINDIVERT_FLAG_SNIFF | WINDIVERT_FLAG_RECV_ONLY |
                                  (mode == WATCH ? 0 : WINDIVERT_FLAG_NO_INSTALL));
-    /* Shut down at once, a handle still reports those that are open, and then no more. */
+    /* A handle that is shut down at once still reports the open handles, and then ends. */
     if (mode != WATCH && !WinDivertShutdown(handle, WINDIVERT_SHUTDOWN_BOTH))
         fatal("failed to shut the handle down (%u)", GetLastError());
     longest_queue(handle);

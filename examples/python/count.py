@@ -3,7 +3,7 @@
 
 usage: count.py LIBRARY FILTER...
 
-The packets go on. What came is printed whenever no more is there. Control-C ends it.
+The packets go on. The counts are printed whenever no packet waits. Control-C ends it.
 """
 
 import asyncio

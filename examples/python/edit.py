@@ -3,8 +3,8 @@
 
 usage: edit.py FILTER OLD NEW [LIBRARY]
 
-Packets that match the filter are diverted; OLD, wherever it stands in their payload, is replaced by NEW, which must
-be as long; and the packets go on. Control-C ends it.
+It diverts packets that match the filter, replaces every OLD in their payload with NEW, which must have the same
+length, and sends the packets on. Control-C ends it.
 """
 
 import sys

@@ -3,8 +3,8 @@
 import onlinux  # first
 import pydivert
 
-The library is libwindivert.so.2, or the file that WINDIVERT_LIBRARY names. A receive call that waits is interrupted by
-control-C. It is for versions of pydivert that only know WinDivert; others bring a way of their own for Linux.
+The library is libwindivert.so.2, or the file that WINDIVERT_LIBRARY names. Control-C interrupts a waiting
+receive call. Use it with versions of pydivert that support only WinDivert; others support Linux themselves.
 """
 
 import ctypes
@@ -19,7 +19,7 @@ library = ctypes.CDLL(path)
 WAIT_TIMEOUT, WAIT_FAILED, INFINITE = 258, 0xFFFFFFFF, 0xFFFFFFFF
 ERRNO = {2: errno.ENOENT, 5: errno.EACCES, 6: errno.EBADF, 8: errno.ENOMEM}  # others are EINVAL, as on Windows
 
-# These have 8 bytes on Linux, which makes OVERLAPPED too long.
+# On Linux these have 8 bytes, which makes OVERLAPPED too long.
 for name in ("DWORD", "ULONG", "COLORREF", "LCTYPE", "LGRPID"):
     setattr(ctypes.wintypes, name, ctypes.c_uint32)
 for name in ("LONG", "HRESULT", "SCODE"):

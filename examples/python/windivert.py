@@ -98,7 +98,7 @@ class Handle:
         raise OSError(f"failed to receive ({self.lib.WinDivertGetLastError()})")
 
     def _begin(self):
-        """Make a request. True: it waits."""
+        """Make a request. True: it is pending."""
         request = ctypes.byref(self.overlapped)
         address = ctypes.byref(self.address)
         if self.lib.WinDivertRecvEx(self.handle, self.buffer, len(self.buffer), None, 0, address, None, request):
@@ -108,7 +108,7 @@ class Handle:
         return True
 
     def _end(self):
-        """Return what a request has received: a packet, and the address to send it with."""
+        """Return the result of a request: a packet, and the address to send it with."""
         length = ctypes.c_uint32()
         if not self.lib.GetOverlappedResult(self.handle, ctypes.byref(self.overlapped), ctypes.byref(length), True):
             self._fail()
@@ -116,7 +116,7 @@ class Handle:
         return bytearray(self.buffer.raw[: length.value]), address
 
     def _cancel(self):
-        """Cancel the request, and wait until nothing is written to its memory any more."""
+        """Cancel the request, and wait until its memory is no longer written to."""
         self.lib.CancelIoEx(self.handle, ctypes.byref(self.overlapped))
         with contextlib.suppress(OSError):
             packet, address = self._end()

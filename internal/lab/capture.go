@@ -17,20 +17,20 @@ import (
 // Frame is one packet as it passed an interface.
 type Frame struct {
 	Data     []byte // from the Ethernet header on, the caller's own; without a VLAN tag
-	Outgoing bool   // sent by this host; otherwise it came in
+	Outgoing bool   // sent by this host; otherwise received
 
-	// ChecksumNotReady says that the transport checksum in Data is only begun: a device would finish it
-	// (CHECKSUM_PARTIAL). It is so on both ends of a link that offloads.
+	// ChecksumNotReady is set if a device has yet to finish the transport checksum in Data (CHECKSUM_PARTIAL). It is set
+	// on both ends of a link that offloads.
 	ChecksumNotReady bool
 	ChecksumValid    bool // the kernel has verified the transport checksum, or need not
 }
 
-// maxFrame is more than the largest packet that segmentation offload makes (64 KiB of IP packet and
-// the Ethernet header), in bytes.
+// maxFrame exceeds the largest packet that segmentation offload makes (64 KiB of IP packet and the Ethernet header), in
+// bytes.
 const maxFrame = 128 << 10
 
-// Capture reads the packets of one interface, and sends on it. One goroutine reads at a time;
-// the other methods may be called from several.
+// Capture reads the packets of one interface, and sends on it. One goroutine reads at a time; several may call the
+// other methods.
 type Capture struct {
 	file   *os.File
 	closed atomic.Bool
@@ -38,8 +38,8 @@ type Capture struct {
 	oob    []byte
 }
 
-// Capture starts to record frames that pass the interface, at its boundary to the link: sent packets as they
-// leave, after all hooks of netfilter; received ones as they arrive, before any.
+// Capture starts to record frames that pass the interface, at its boundary to the link: sent packets as they leave,
+// after all hooks of netfilter; received ones as they arrive, before any hook.
 func (l *Link) Capture() (*Capture, error) {
 	var fd int
 	err := l.host.Do(func() (err error) {
@@ -65,7 +65,8 @@ func (l *Link) Capture() (*Capture, error) {
 	return c, nil
 }
 
-// setReceiveBuffer makes room for so many bytes. To rootless labs that is refused; they get what the machine allows.
+// setReceiveBuffer requests a receive buffer of a number of bytes. Rootless labs may not exceed the machine's limit,
+// and get that.
 func setReceiveBuffer(fd, bytes int) {
 	if unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_RCVBUFFORCE, bytes) != nil {
 		_ = unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_RCVBUF, bytes)
@@ -87,7 +88,7 @@ func (c *Capture) Next(ctx context.Context) (Frame, error) {
 	return f, err
 }
 
-// NextMatch waits for a packet that match accepts and passes over the others.
+// NextMatch waits for a packet that match accepts and skips the others.
 func (c *Capture) NextMatch(ctx context.Context, match func(Frame) bool) (Frame, error) {
 	for {
 		f, err := c.Next(ctx)
@@ -97,8 +98,7 @@ func (c *Capture) NextMatch(ctx context.Context, match func(Frame) bool) (Frame,
 	}
 }
 
-// untilDone runs a blocking read that setDeadline can end, ends it when ctx is done, and returns
-// ctx's error then.
+// untilDone runs a blocking read that setDeadline can end. When ctx is done it ends the read and returns ctx's error.
 func untilDone(ctx context.Context, setDeadline func(time.Time) error, read func() error) error {
 	ended := make(chan struct{})
 	stop := context.AfterFunc(ctx, func() {
@@ -141,8 +141,8 @@ func (c *Capture) receive() (f Frame, err error) {
 	return f, f.auxiliary(c.oob[:oobn])
 }
 
-// auxiliary reads the kernel's word on the checksum: struct tpacket_auxdata begins with the status,
-// 32 bits in the machine's byte order (include/uapi/linux/if_packet.h).
+// auxiliary reads the kernel's data about the checksum: struct tpacket_auxdata begins with the status, 32 bits in the
+// machine's byte order (include/uapi/linux/if_packet.h).
 func (f *Frame) auxiliary(oob []byte) error {
 	messages, err := unix.ParseSocketControlMessage(oob)
 	if err != nil {
@@ -158,7 +158,7 @@ func (f *Frame) auxiliary(oob []byte) error {
 	return nil
 }
 
-// Send sends one Ethernet frame over the interface, as it is.
+// Send sends one Ethernet frame over the interface, unchanged.
 func (c *Capture) Send(frame []byte) error {
 	raw, err := c.file.SyscallConn()
 	if err != nil {
@@ -172,8 +172,7 @@ func (c *Capture) Send(frame []byte) error {
 	return c.failure(err, "write", failed)
 }
 
-// Dropped returns how many packets the capture has lost since the last call, because it was not
-// read fast enough.
+// Dropped returns how many packets the capture has lost since the last call because it was not read fast enough.
 func (c *Capture) Dropped() (packets int, err error) {
 	raw, err := c.file.SyscallConn()
 	if err != nil {
@@ -195,8 +194,8 @@ func (c *Capture) Close() error {
 	return c.file.Close()
 }
 
-// failure joins what a raw operation came to. A file's raw operations do not tell by os.ErrClosed that
-// it was closed, so the capture does.
+// failure joins the errors of a raw operation. A file's raw operations do not return os.ErrClosed after it is closed,
+// so the capture does.
 func (c *Capture) failure(raw error, call string, err error) error {
 	if raw != nil && c.closed.Load() {
 		return os.ErrClosed

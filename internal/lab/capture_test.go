@@ -15,7 +15,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// protocolOf returns a match for frames with this IPv4 protocol and payload size of at least size bytes.
+// protocolOf returns a match for frames with this IPv4 protocol and a payload of at least size bytes.
 func protocolOf(protocol byte, size int) func(Frame) bool {
 	return func(f Frame) bool {
 		return len(f.Data) >= 34+size && f.Data[12] == 8 && f.Data[13] == 0 && f.Data[23] == protocol
@@ -178,7 +178,7 @@ func TestTUN(t *testing.T) {
 			t.Fatal(err)
 		}
 		if b[0]>>4 != 4 {
-			continue // IPv6's own
+			continue // sent by IPv6 itself
 		}
 		header, transport := PacketChecksums(b[:size])
 		if size != len(icmpEcho) || b[20] != 0 || header != ChecksumRight || transport != ChecksumRight {

@@ -13,17 +13,17 @@ type ChecksumState uint8
 
 // The states.
 const (
-	ChecksumNone  ChecksumState = iota // there is none, or it cannot be judged: not IP, a fragment, cut short
-	ChecksumRight                      // it fits the bytes
-	ChecksumWrong                      // it does not
+	ChecksumNone  ChecksumState = iota // there is none, or it cannot be checked: not IP, a fragment, cut short
+	ChecksumRight                      // it matches the bytes
+	ChecksumWrong                      // it does not match
 )
 
-// String returns the state in a word.
+// String returns the state as a word.
 func (s ChecksumState) String() string { return [...]string{"none", "right", "wrong"}[s] }
 
-// Checksums judges the checksums in the frame by its bytes alone: that of the IPv4 header and that of
-// TCP, UDP, ICMP or ICMPv6 (RFC 1071, RFC 8200 8.1). A segment that offloading left large is judged
-// whole. It is written apart from package packet, so that each can be held to the other.
+// Checksums checks the checksums in the frame from its bytes alone: that of the IPv4 header and that of TCP, UDP, ICMP
+// or ICMPv6 (RFC 1071, RFC 8200 8.1). It checks a segment that offloading left large as a whole. It is independent of
+// package packet, so that each can test the other.
 func (f Frame) Checksums() (header, transport ChecksumState) {
 	if len(f.Data) < 14 {
 		return ChecksumNone, ChecksumNone
@@ -85,7 +85,7 @@ func checksum6(b []byte) ChecksumState {
 			return ChecksumNone
 		}
 		if next == unix.IPPROTO_ROUTING && payload[3] != 0 {
-			return ChecksumNone // the sum has the final destination, which is elsewhere
+			return ChecksumNone // the sum covers the final destination, which is elsewhere
 		}
 		size := 8 + 8*int(payload[1])
 		if size > len(payload) {
@@ -96,7 +96,7 @@ func checksum6(b []byte) ChecksumState {
 	return transportChecksum(next, addresses, payload)
 }
 
-// transports say where the checksum is, and whether the sum has the pseudo header.
+// transports locate the checksum, and tell whether the sum covers the pseudo header.
 var transports = map[byte]struct {
 	offset int
 	pseudo bool
@@ -136,7 +136,7 @@ func onesSum(sum uint64, b []byte) uint64 {
 	return sum
 }
 
-// judge tells whether the sum over everything with its checksum is all ones.
+// judge reports whether the sum over everything including its checksum is all ones.
 func judge(sum uint64) ChecksumState {
 	for sum>>16 != 0 {
 		sum = sum>>16 + sum&0xffff

@@ -15,8 +15,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Host is one network namespace: a host or a router of a Network.
-// Its methods may be called from several goroutines.
+// Host is one network namespace: a host or a router of a Network. Several goroutines may call its methods.
 type Host struct {
 	name string
 
@@ -28,14 +27,13 @@ type Host struct {
 	closed bool
 }
 
-// Name returns the host's name, which the lab alone knows.
+// Name returns the host's name, which only the lab knows.
 func (h *Host) Name() string { return h.name }
 
 // String returns the host's name.
 func (h *Host) String() string { return h.name }
 
-// newHost makes a namespace with the loopback device up and settings that do not depend on those of
-// the machine.
+// newHost makes a namespace with the loopback device up and settings that are independent of the machine's.
 func newHost(name string) (*Host, error) {
 	ns, err := newNetNS()
 	if err != nil {
@@ -50,10 +48,10 @@ func newHost(name string) (*Host, error) {
 	return h, nil
 }
 
-// hostSysctls give every host the same start. A new namespace copies the machine's IPv4 settings
-// (Documentation/admin-guide/sysctl/net.rst, devconf_inherit_init_net), and a machine may forward or
-// filter by reverse path. Duplicate address detection and router solicitation go because a
-// lab's addresses are right and should be of use at once.
+// hostSysctls give every host the same initial settings. A new namespace copies the machine's IPv4 settings
+// (Documentation/admin-guide/sysctl/net.rst, devconf_inherit_init_net), and a machine may forward or filter by reverse
+// path. Duplicate address detection and router solicitation are off because a lab's addresses are right and must work
+// at once.
 var hostSysctls = []struct{ name, value string }{
 	{"net.ipv4.ip_forward", "0"}, // first: writing it resets others
 	{"net.ipv4.conf.all.rp_filter", "0"},
@@ -99,12 +97,11 @@ func (h *Host) withNS(f func(fd int) error) error {
 	return f(int(h.ns.Fd()))
 }
 
-// Do runs f on a thread inside the host's network namespace, waits for it and returns its error.
-// Sockets and files of /proc/sys/net that f opens belong to the host and stay with it.
+// Do runs f on a thread inside the host's network namespace, waits for it and returns its error. Sockets and files of
+// /proc/sys/net that f opens belong to the host for good.
 //
-// f runs on a goroutine and thread of its own. Goroutines that f starts with `go` are not in the namespace: use
-// Go for that. A panic in f goes on in the caller, and so does runtime.Goexit: testing.T.Fatal works
-// inside f.
+// f runs on its own goroutine and thread. Goroutines that f starts with `go` are not in the namespace: use Go for that.
+// A panic or runtime.Goexit in f continues in the caller, so testing.T.Fatal works inside f.
 func (h *Host) Do(f func() error) error {
 	enter := func() error {
 		return h.withNS(func(fd int) error {
@@ -144,8 +141,8 @@ func (h *Host) NetNS() (*os.File, error) {
 	return dup, err
 }
 
-// Netlink returns a new rtnetlink, netfilter, xfrm and generic netlink handle of the host's
-// namespace, as far as the kernel has these families. The caller closes it.
+// Netlink returns a new rtnetlink, netfilter, xfrm and generic netlink handle of the host's namespace, with the
+// families that the kernel has. The caller closes it.
 func (h *Host) Netlink() (*netlink.Handle, error) {
 	var handle *netlink.Handle
 	err := h.Do(func() (err error) {
@@ -155,8 +152,8 @@ func (h *Host) Netlink() (*netlink.Handle, error) {
 	return handle, err
 }
 
-// netlinkFamilies lists what a handle must have a socket for: for a family it has none for, it would
-// silently open one in the namespace of whichever thread makes the request.
+// netlinkFamilies lists the families for which a handle must have a socket: for any other it would silently open a
+// socket in the namespace of the requesting thread.
 var netlinkFamilies = sync.OnceValue(func() []int {
 	var have []int
 	for _, family := range []int{unix.NETLINK_ROUTE, unix.NETLINK_NETFILTER, unix.NETLINK_XFRM, unix.NETLINK_GENERIC} {
@@ -169,8 +166,8 @@ var netlinkFamilies = sync.OnceValue(func() []int {
 	return have
 })
 
-// sysctlPath turns "net.ipv4.ip_forward" or "net/ipv4/conf/eth0.1/forwarding" into the path of its file,
-// or fails for what no host has of its own.
+// sysctlPath turns "net.ipv4.ip_forward" or "net/ipv4/conf/eth0.1/forwarding" into the path of its file. It fails for
+// settings that are not per host.
 func sysctlPath(name string) (string, error) {
 	if !strings.Contains(name, "/") {
 		name = strings.ReplaceAll(name, ".", "/")
@@ -181,8 +178,8 @@ func sysctlPath(name string) (string, error) {
 	return "/proc/sys/" + name, nil
 }
 
-// Sysctl sets a net.* setting of the host, such as "net.ipv4.ip_forward". A name with a device whose
-// name has dots is written with slashes throughout.
+// Sysctl sets a net.* setting of the host, such as "net.ipv4.ip_forward". If a device in the name has dots, write the
+// whole name with slashes.
 func (h *Host) Sysctl(name, value string) error {
 	path, err := sysctlPath(name)
 	if err != nil {
@@ -228,7 +225,7 @@ func (h *Host) Exec(cmd *exec.Cmd) error {
 	return cmd.Wait()
 }
 
-// Links returns the host's ends of links, in the order in which they were made.
+// Links returns the host's ends of links, in order of creation.
 func (h *Host) Links() []*Link {
 	h.mu.RLock()
 	defer h.mu.RUnlock()
@@ -245,7 +242,7 @@ func (h *Host) Link(name string) *Link {
 	return nil
 }
 
-// Addrs returns the host's addresses that the lab gave it, in that order.
+// Addrs returns the host's addresses in the order in which the lab assigned them.
 func (h *Host) Addrs() []netip.Addr {
 	h.mu.RLock()
 	defer h.mu.RUnlock()
@@ -267,7 +264,7 @@ func (h *Host) firstAddr(is func(netip.Addr) bool) netip.Addr {
 	return netip.Addr{}
 }
 
-// close lets go of the namespace. It lives on for as long as sockets, threads or processes are in it.
+// close releases the namespace. It lives on as long as sockets, threads or processes are in it.
 func (h *Host) close() error {
 	h.mu.Lock()
 	defer h.mu.Unlock()

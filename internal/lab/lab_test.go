@@ -284,14 +284,14 @@ func TestDo(t *testing.T) {
 	all.Wait()
 }
 
-// A thread that may no longer enter its own namespace ends instead of serving other goroutines.
+// A thread that cannot return to its own namespace ends, rather than serve other goroutines.
 func TestThreadThatCannotReturnEnds(t *testing.T) {
 	CheckLeaks(t)
 	p := TwoHostsT(t, LinkOptions{})
 	if err := p.A.Do(func() error {
 		header := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
 		var none [2]unix.CapUserData
-		return unix.Capset(&header, &none[0]) // of this thread alone
+		return unix.Capset(&header, &none[0]) // only this thread
 	}); err != nil {
 		t.Fatal(err)
 	}

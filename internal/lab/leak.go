@@ -15,20 +15,20 @@ import (
 	"time"
 )
 
-// settle is how long a leak check waits for resources that are about to end: goroutines that return, threads
-// that end, children that are reaped.
+// settle is how long a leak check waits for resources that are about to end: returning goroutines, ending threads,
+// children not yet reaped.
 const settle = 3 * time.Second
 
-// Snapshot lists the things that the process holds at one time: descriptors, goroutines, threads in foreign
-// namespaces and child processes; and of some hosts their interfaces and nftables tables.
+// Snapshot lists the resources of the process at one time: descriptors, goroutines, threads in foreign namespaces and
+// child processes; and the interfaces and nftables tables of some hosts.
 type Snapshot struct {
 	hosts  []*Host
-	held   map[string]string // key → how to call it in a report
+	held   map[string]string // key → name in a report
 	err    error
 	settle time.Duration
 }
 
-// TakeSnapshot lists the things that the process and the hosts hold now.
+// TakeSnapshot lists the present resources of the process and the hosts.
 func TakeSnapshot(hosts ...*Host) *Snapshot {
 	startPoller()
 	s := &Snapshot{hosts: hosts, settle: settle}
@@ -36,9 +36,9 @@ func TakeSnapshot(hosts ...*Host) *Snapshot {
 	return s
 }
 
-// Leaks returns the things held now and not at the time of the snapshot, one line each, sorted. It
-// waits up to three seconds for it to go away. The whole process is compared, so it is of use only while
-// nothing else in the process opens anything.
+// Leaks returns the resources held now but not at the time of the snapshot, one line each, sorted. It waits up to three
+// seconds for them to disappear. It compares the whole process, so it is useful only while nothing else in the process
+// opens anything.
 func (s *Snapshot) Leaks() []string {
 	if s.err != nil {
 		return []string{"the first snapshot failed: " + s.err.Error()}
@@ -61,10 +61,9 @@ func (s *Snapshot) Leaks() []string {
 	}
 }
 
-// CheckLeaks fails the test at its end if the process then holds what it does not hold now, or one
-// of the hosts has an interface or an nftables table that it does not have now. Called before the
-// test's network is made it checks the network too; called after, with its hosts, what the test did there.
-// Not for parallel tests.
+// CheckLeaks fails the test at its end if the process then holds a new resource, or if one of the hosts has a new
+// interface or nftables table. Called before the test makes its network it checks the network too; called later, with
+// its hosts, it checks the test's use of them. It does not work in parallel tests.
 func CheckLeaks(t TB, hosts ...*Host) {
 	t.Helper()
 	TakeSnapshot(hosts...).check(t)
@@ -78,7 +77,7 @@ func (s *Snapshot) check(t TB) {
 	})
 }
 
-// startPoller makes the runtime open the descriptors of its network poller, which it keeps.
+// startPoller makes the runtime open the descriptors of its network poller, which it keeps open.
 func startPoller() {
 	if r, w, err := os.Pipe(); err == nil {
 		r.Close()
@@ -97,7 +96,7 @@ func holdings(hosts []*Host) (map[string]string, error) {
 	return held, errors.Join(errs...)
 }
 
-// descriptors adds the process's file descriptors; those of namespaces, sockets and pipes show their inode.
+// descriptors adds the process's file descriptors; namespaces, sockets and pipes show their inode.
 func descriptors(held map[string]string) error {
 	entries, err := os.ReadDir("/proc/self/fd")
 	if err != nil {
@@ -113,7 +112,7 @@ func descriptors(held map[string]string) error {
 	return nil
 }
 
-// threads adds each network namespace that a thread of the process is in.
+// threads adds each network namespace of a thread of the process.
 func threads(held map[string]string) error {
 	paths, err := filepath.Glob("/proc/self/task/*/ns/net")
 	if err != nil {
@@ -129,7 +128,7 @@ func threads(held map[string]string) error {
 	return nil
 }
 
-// children adds the child processes, also those that ended and nobody waited for.
+// children adds the child processes, including ended ones that nobody waited for.
 func children(held map[string]string) error {
 	stats, err := filepath.Glob("/proc/[0-9]*/stat")
 	if err != nil {
@@ -153,7 +152,7 @@ func children(held map[string]string) error {
 	return nil
 }
 
-// goroutines adds all goroutines but the calling one and the standard library's permanent ones.
+// goroutines adds all goroutines except the caller and the standard library's permanent ones.
 func goroutines(held map[string]string) {
 	stack := make([]byte, 64<<10)
 	for {
@@ -173,7 +172,7 @@ func goroutines(held map[string]string) {
 	}
 }
 
-// permanent reports whether the goroutine is one that the standard library starts on first use and keeps.
+// permanent reports whether the standard library starts the goroutine on first use and keeps it.
 func permanent(stack string) bool {
 	for _, mark := range []string{"os/signal.loop", "os/signal.signal_recv", "runtime.ensureSigM", "testing.(*M).startAlarm"} {
 		if strings.Contains(stack, mark) {

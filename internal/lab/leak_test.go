@@ -15,7 +15,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// recorder is a test that keeps what it is told.
+// recorder is a test that records the calls to it.
 type recorder struct {
 	TB
 	cleanups []func()
@@ -78,7 +78,7 @@ func TestLeakCheck(t *testing.T) {
 			r := &recorder{TB: t}
 			s := TakeSnapshot(p.A, p.B)
 			if row.want != "" {
-				s.settle = 20 * time.Millisecond // it will not go away
+				s.settle = 20 * time.Millisecond // it will not disappear
 			}
 			s.check(r)
 			undo, err := row.leak()
@@ -89,7 +89,7 @@ func TestLeakCheck(t *testing.T) {
 			undo()
 			got := strings.Join(r.errors, "\n")
 			if (row.want == "") != (got == "") || !strings.Contains(got, row.want) {
-				t.Errorf("the check said:\n%s\nwant %q", got, row.want)
+				t.Errorf("the check reported:\n%s\nwant %q", got, row.want)
 			}
 		})
 	}
@@ -97,7 +97,7 @@ func TestLeakCheck(t *testing.T) {
 
 func leakedGoroutine(stop chan bool) { <-stop }
 
-// newTable makes an nftables table of family inet, in one transaction as nftables demands
+// newTable makes an nftables table of family inet, in one transaction as nftables requires
 // (include/uapi/linux/netfilter/nfnetlink.h: struct nfgenmsg, the batch messages).
 func newTable(h *Host, name string) error {
 	message := func(kind, flags, family, resource int, attrs []byte) []byte {

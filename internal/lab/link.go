@@ -14,11 +14,10 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Link is one end of a link: a network interface of a host. Its methods may be called from several
-// goroutines.
+// Link is one end of a link: a network interface of a host. Several goroutines may call its methods.
 type Link struct {
 	host  *Host
-	peer  *Link // nil for an interface with one end
+	peer  *Link // nil for an interface without another end
 	name  string
 	index int
 	mac   net.HardwareAddr
@@ -28,7 +27,7 @@ type Link struct {
 // Host returns the host that has this end.
 func (l *Link) Host() *Host { return l.host }
 
-// Peer returns the other end, or nil for an interface that has only one.
+// Peer returns the other end, or nil for an interface without one.
 func (l *Link) Peer() *Link { return l.peer }
 
 // Name returns the interface's name in its host.
@@ -48,17 +47,16 @@ type LinkOptions struct {
 	MTU     int     // bytes of IP packet, both ends; 0: 1500
 	Without Offload // offloads to turn off at both ends
 
-	NameA, NameB   string         // interface names; "": eth0, eth1, … in the order of making
+	NameA, NameB   string         // interface names; "": eth0, eth1, … in order of creation
 	AddrsA, AddrsB []netip.Prefix // addresses of the ends, with their networks' lengths
 
-	// LearnNeighbours leaves ARP and neighbour discovery to the kernel. Otherwise each end knows the
-	// other's Ethernet address from the start, so the first packet is not held up and none of that
-	// traffic is on the wire.
+	// LearnNeighbours leaves ARP and neighbour discovery to the kernel. Otherwise each end knows the other's Ethernet
+	// address from the start, so the first packet is not delayed and the wire is free of that traffic.
 	LearnNeighbours bool
 }
 
-// Connect makes a link between two hosts (which may be the same), brings it up, gives it its
-// addresses and waits until both ends carry packets.
+// Connect makes a link between two hosts (which may be the same), brings it up, assigns its addresses and waits until
+// both ends carry packets.
 func (n *Network) Connect(a, b *Host, o LinkOptions) (*Link, *Link, error) {
 	serial := n.nextLink()
 	la := &Link{host: a, name: o.NameA, addrs: o.AddrsA, mac: labMAC(serial, 1)}
@@ -102,7 +100,7 @@ func labMAC(serial, end int) net.HardwareAddr {
 	return net.HardwareAddr{0x02, 0x77, 0, byte(serial >> 8), byte(serial), byte(end)}
 }
 
-// nextName returns a free name for the next but skip interface.
+// nextName returns a free name for an interface, after skipping skip free ones.
 func (h *Host) nextName(skip int) string {
 	for i := 0; ; i++ {
 		name := fmt.Sprintf("eth%d", i)
@@ -159,7 +157,7 @@ func createVeth(a, b *Link, mtu int) error {
 	return errors.Join(a.find(), b.find())
 }
 
-// rtnl lends the host's own netlink handle to f.
+// rtnl calls f with the host's own netlink handle.
 func (h *Host) rtnl(f func(nl *netlink.Handle) error) error {
 	return h.withNS(func(int) error { return f(h.nl) })
 }
@@ -182,7 +180,7 @@ func (l *Link) find() error {
 	return err
 }
 
-// Netlink returns the interface's present state as the kernel has it.
+// Netlink returns the kernel's current state of the interface.
 func (l *Link) Netlink() (netlink.Link, error) { return l.get() }
 
 // SetUp brings the interface up or down. Going down removes its routes (and, for IPv6, all but kept
@@ -205,8 +203,8 @@ func (l *Link) SetMTU(mtu int) error {
 
 func (l *Link) up() error { return l.SetUp(true) }
 
-// waitUp waits until the kernel has seen the carrier: before, the queueing discipline drops
-// everything that is sent (net/sched/sch_generic.c, noop_qdisc).
+// waitUp waits until the kernel has seen the carrier: until then the queueing discipline drops all packets
+// (net/sched/sch_generic.c, noop_qdisc).
 func (l *Link) waitUp() error {
 	return poll(func() (bool, error) {
 		link, err := l.get()
@@ -214,7 +212,7 @@ func (l *Link) waitUp() error {
 	}, "%s:%s is still down", l.host, l.name)
 }
 
-// assign gives the interface the addresses it is made with.
+// assign gives the interface the addresses of its options.
 func (l *Link) assign() error {
 	for _, p := range l.addrs {
 		if err := l.add(p); err != nil {
@@ -238,9 +236,9 @@ func (l *Link) add(p netip.Prefix) error {
 	return l.waitLocal(p.Addr())
 }
 
-// waitLocal waits until the host takes packets to the address for its own. For IPv6 a work queue
-// adds that route some time after the address is there and sockets may bind to it
-// (net/ipv6/addrconf.c, addrconf_dad_work); till then packets to it are dropped or forwarded.
+// waitLocal waits until the host accepts packets to the address. For IPv6 a work queue adds that route some time after
+// the address exists and sockets may bind to it (net/ipv6/addrconf.c, addrconf_dad_work); until then packets to it are
+// dropped or forwarded.
 func (l *Link) waitLocal(a netip.Addr) error {
 	return poll(func() (bool, error) {
 		var routes []netlink.Route
@@ -255,7 +253,7 @@ func (l *Link) waitLocal(a netip.Addr) error {
 	}, "address %s of %s:%s is still not in use", a, l.host, l.name)
 }
 
-// poll asks every half millisecond until the answer is yes, and gives up with the given words.
+// poll calls ask every half millisecond until it returns true, and finally gives up with the formatted error.
 func poll(ask func() (bool, error), format string, args ...any) error {
 	for deadline := time.Now().Add(10 * time.Second); ; time.Sleep(500 * time.Microsecond) {
 		yes, err := ask()
@@ -283,7 +281,7 @@ func (l *Link) learnPeer() error {
 	})
 }
 
-// AddAddr gives the interface, which is up, one more address, of use at once.
+// AddAddr adds an address to the interface, which must be up. The address works at once.
 func (l *Link) AddAddr(p netip.Prefix) error {
 	if err := l.add(p); err != nil {
 		return fmt.Errorf("lab: %s:%s: %w", l.host, l.name, err)
@@ -298,8 +296,8 @@ func (l *Link) AddAddr(p netip.Prefix) error {
 // Loopback returns the host's loopback interface.
 func (h *Host) Loopback() *Link { return &Link{host: h, name: "lo", index: 1} }
 
-// AddRoute routes dst over the router via; the zero Prefix of via's family ("0.0.0.0/0", "::/0") is
-// the default route.
+// AddRoute routes dst through the router via; the zero prefix of via's family ("0.0.0.0/0", "::/0") is the default
+// route.
 func (h *Host) AddRoute(dst netip.Prefix, via netip.Addr) error {
 	tracef("%s: route %s via %s", h, dst, via)
 	err := h.rtnl(func(nl *netlink.Handle) error {
@@ -311,7 +309,7 @@ func (h *Host) AddRoute(dst netip.Prefix, via netip.Addr) error {
 	return nil
 }
 
-// defaultVia routes everything of via's family over via.
+// defaultVia routes all packets of via's family through via.
 func (h *Host) defaultVia(via netip.Addr) error {
 	everything := netip.PrefixFrom(netip.IPv4Unspecified(), 0)
 	if via.Is6() {

@@ -7,12 +7,12 @@ import (
 	"os"
 )
 
-// Main is for TestMain: it runs the tests where labs can be built, rootless if need be, checks
-// that they leave nothing behind in the process, and ends the process.
+// Main is for TestMain: it runs the tests where labs can be built, rootless if need be, checks that they leave nothing
+// behind in the process, and ends the process.
 //
 //	func TestMain(m *testing.M) { lab.Main(m) }
 //
-// Where labs cannot be built the tests run as well; those that need one skip and say why.
+// Where labs cannot be built the tests still run; those that need a lab skip with the reason.
 func Main(m interface{ Run() int }) {
 	if err := Rootless(); err != nil {
 		fmt.Fprintln(os.Stderr, err)

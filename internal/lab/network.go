@@ -9,8 +9,8 @@ import (
 	"sync"
 )
 
-// Network is a set of hosts. Close it when its sockets, handles and child processes are closed.
-// Its methods may be called from several goroutines.
+// Network is a set of hosts. Close it after its sockets, handles and child processes. Several goroutines may call its
+// methods.
 type Network struct {
 	mu     sync.Mutex
 	hosts  []*Host
@@ -18,7 +18,7 @@ type Network struct {
 	closed bool
 }
 
-// New returns an empty network, or an error that is ErrUnavailable.
+// New returns an empty network, or an error that wraps ErrUnavailable.
 func New() (*Network, error) {
 	if err := Available(); err != nil {
 		return nil, err
@@ -67,8 +67,8 @@ func (n *Network) nextLink() int {
 	return n.links
 }
 
-// Close lets go of all namespaces, the last one first; a second call does nothing. The kernel
-// takes a namespace with its links down, in the background, when no socket, thread or process is in it.
+// Close releases all namespaces, the last one first; a second call does nothing. The kernel removes a namespace with
+// its links in the background, when no socket, thread or process is in it.
 func (n *Network) Close() error {
 	n.mu.Lock()
 	defer n.mu.Unlock()

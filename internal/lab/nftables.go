@@ -29,7 +29,7 @@ func (h *Host) NFTables() (tables []string, err error) {
 		return err
 	})
 	if errors.Is(err, unix.EPROTONOSUPPORT) || errors.Is(err, unix.EINVAL) {
-		return nil, nil // no netfilter netlink, or nobody behind this subsystem
+		return nil, nil // no netfilter netlink, or no nftables
 	}
 	if err != nil {
 		return nil, fmt.Errorf("lab: host %s: list nftables tables: %w", h, err)

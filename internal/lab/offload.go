@@ -11,13 +11,13 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Offload is a set of work that an interface takes over from the network stack.
+// Offload is a set of tasks that an interface takes over from the network stack.
 type Offload uint8
 
-// The offloads. Without OffloadTxChecksum a veth link carries packets with their checksums filled in.
+// The offloads. Without OffloadTxChecksum a veth link carries packets with complete checksums.
 const (
 	OffloadTxChecksum Offload = 1 << iota // checksums left unfinished on sending; TSO needs it
-	OffloadRxChecksum                     // checksums not verified again on receiving
+	OffloadRxChecksum                     // checksums not verified on receiving
 	OffloadTSO                            // large TCP segments sent whole
 	OffloadGSO                            // large packets kept whole until the last moment
 	OffloadGRO                            // small packets merged on receiving
@@ -52,7 +52,7 @@ func (o Offload) String() string {
 	return strings.Join(names, "+")
 }
 
-// SetOffload turns each offload of o on or off. It fails for one that the interface cannot switch.
+// SetOffload turns each offload of o on or off. It fails if the interface cannot switch one.
 func (l *Link) SetOffload(o Offload, on bool) error {
 	var value uint32
 	if on {

@@ -9,8 +9,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// WithoutRights runs f on a thread that has no capabilities, as an ordinary user's has none, in the network
-// namespace of the caller, and returns its error. Goroutines that f starts with `go` have them.
+// WithoutRights runs f on a thread without capabilities, like an ordinary user's, in the caller's network namespace,
+// and returns its error. Goroutines that f starts with `go` have capabilities.
 func WithoutRights(f func() error) (err error) {
 	runtime.LockOSThread()
 	defer runtime.UnlockOSThread()

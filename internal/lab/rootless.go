@@ -19,8 +19,8 @@ import (
 	"github.com/opendivert/divert/internal/linux/rights"
 )
 
-// guardVariable tells the second start of a program that it is the second, so it never makes a third.
-// Its value is the network namespace of the first.
+// guardVariable tells the second start of a program that it is the second, so it never makes a third. Its value is the
+// network namespace of the first.
 const guardVariable = "DIVERT_LAB_ROOTLESS"
 
 var rootless struct {
@@ -29,21 +29,20 @@ var rootless struct {
 	first     string // the network namespace of the first
 }
 
-// Rootless makes sure that the program may build labs. Call it first thing in TestMain or main,
-// before there is anything that a second start would do twice.
+// Rootless makes sure that the program may build labs. Call it first in TestMain or main, before any action that must
+// not happen twice.
 //
-// With CAP_NET_ADMIN and CAP_SYS_ADMIN it does nothing and returns nil. Otherwise it starts the
-// program again in new user, network and mount namespaces, where the present user is root and there
-// is no network but 127.0.0.1 and ::1, with the same arguments, environment and standard descriptors
-// (no others); passes on the signals that end or tell a program something; ends this process the way the
-// second one ended, and so does not return. Where the kernel forbids that it returns an error
-// that is ErrUnavailable.
+// With CAP_NET_ADMIN and CAP_SYS_ADMIN it does nothing and returns nil. Otherwise it starts the program again in new
+// user, network and mount namespaces, where the present user is root and the only addresses are 127.0.0.1 and ::1.
+// Arguments, environment and standard descriptors are the same; other descriptors are not inherited. It passes on
+// signals, ends this process in the same way as the second one ended, and so does not return. Where the kernel forbids
+// the second start, it returns an error that wraps ErrUnavailable.
 func Rootless() error {
 	rootless.Lock()
 	defer rootless.Unlock()
 	if first := os.Getenv(guardVariable); first != "" {
 		rootless.restarted, rootless.first = true, first
-		os.Unsetenv(guardVariable) // children are first starts of their own
+		os.Unsetenv(guardVariable) // so that children count as first starts
 	}
 	if capable() {
 		return errors.Join(Available(), ownLoopbackUp())
@@ -54,8 +53,8 @@ func Rootless() error {
 	return restart()
 }
 
-// Available says whether this process, as it is, may build labs: nil, or an error that is
-// ErrUnavailable with the reason. It tries once, with a namespace that is gone at once.
+// Available reports whether this process, as it is, may build labs: nil, or an error that wraps ErrUnavailable, with
+// the reason. It tries once, with a temporary namespace.
 func Available() error { return available() }
 
 var available = sync.OnceValue(func() error {
@@ -77,8 +76,8 @@ func capable() bool {
 	return err == nil && have&need == need
 }
 
-// restart runs the program again in namespaces of its own and ends this process with its status.
-// It returns only if the second start could not be made.
+// restart runs the program again in new namespaces and ends this process with its status. It returns only if the second
+// start failed.
 func restart() error {
 	self, err := os.Executable()
 	if err != nil {
@@ -98,7 +97,7 @@ func restart() error {
 			Pdeathsig:   syscall.SIGKILL,
 		},
 	}
-	// Pdeathsig counts from the end of the thread that forked.
+	// The kernel sends Pdeathsig when the thread that forked ends.
 	runtime.LockOSThread()
 	defer runtime.UnlockOSThread()
 	signals := make(chan os.Signal, 16)
@@ -113,9 +112,8 @@ func restart() error {
 	return nil
 }
 
-// ownLoopbackUp brings up the loopback interface of the second start's own namespace, which is as new
-// as that of any host: who uses 127.0.0.1 should not have to know. It touches no other namespace,
-// whatever the environment says.
+// ownLoopbackUp brings up the loopback interface of the second start's own, new namespace, so that 127.0.0.1 works as
+// usual. It touches no other namespace, whatever the environment contains.
 func ownLoopbackUp() error {
 	if !strings.HasPrefix(rootless.first, "net:[") {
 		return nil
@@ -133,14 +131,14 @@ func ownLoopbackUp() error {
 	return nil
 }
 
-// forwarded are the signals that are passed on. Those that stop and continue a process keep their effect on
-// this one, so that a shell's job control sees it; a terminal sends them to both.
+// forwarded are the signals to pass on. Signals that stop and continue a process act on this one, so that a shell's job
+// control sees it; a terminal sends them to both.
 var forwarded = []os.Signal{
 	unix.SIGHUP, unix.SIGINT, unix.SIGQUIT, unix.SIGTERM, unix.SIGUSR1, unix.SIGUSR2, unix.SIGALRM,
 }
 
-// fromTerminal are the signals that a terminal sends to every process of the foreground group: there
-// the second start has had its own, and a second SIGINT means more than one to many programs.
+// fromTerminal are the signals that a terminal sends to every process of the foreground group: the second start has
+// then received its own, and a second SIGINT has another meaning to many programs.
 var fromTerminal = map[os.Signal]bool{unix.SIGINT: true, unix.SIGQUIT: true, unix.SIGHUP: true}
 
 // forward passes signals on to p.
@@ -153,7 +151,7 @@ func forward(signals <-chan os.Signal, p *os.Process) {
 	}
 }
 
-// inForeground reports whether this process is of the foreground group of its terminal.
+// inForeground reports whether this process is in the foreground group of its terminal.
 func inForeground() bool {
 	tty, err := os.OpenFile("/dev/tty", os.O_RDONLY|unix.O_NOCTTY, 0)
 	if err != nil {
@@ -164,7 +162,7 @@ func inForeground() bool {
 	return err == nil && group == unix.Getpgrp()
 }
 
-// endAs ends this process as the other ended: with its exit status, or by the same signal.
+// endAs ends this process like the other one: with its exit status, or by the same signal.
 func endAs(state *os.ProcessState, err error) {
 	if state == nil {
 		fmt.Fprintln(os.Stderr, "lab:", err)
@@ -174,7 +172,7 @@ func endAs(state *os.ProcessState, err error) {
 		signal.Reset()
 		_ = unix.Prctl(unix.PR_SET_DUMPABLE, 0, 0, 0, 0) // one core file is enough
 		_ = unix.Kill(unix.Getpid(), status.Signal())
-		os.Exit(128 + int(status.Signal())) // a signal that Go programs survive
+		os.Exit(128 + int(status.Signal())) // Go programs survive this signal
 	}
 	os.Exit(state.ExitCode())
 }

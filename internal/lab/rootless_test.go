@@ -19,12 +19,12 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// childVariable names what this test program does when it is started as a child.
+// childVariable names the job of this test program when it is started as a child.
 const childVariable = "DIVERT_LAB_TEST_CHILD"
 
-// children4test are those programs; each is started without capabilities and calls Rootless first.
+// children4test are those jobs; each is started without capabilities and calls Rootless first.
 var children4test = map[string]func() int{
-	"copy": func() int { // tells its arguments and standard input
+	"copy": func() int { // prints its arguments and standard input
 		if err := Rootless(); err != nil {
 			fmt.Println(err)
 			return 100
@@ -57,8 +57,8 @@ var children4test = map[string]func() int{
 	},
 }
 
-// ordinary returns this test program as a child without any capability: an ordinary user of a user
-// namespace, which is all that an ordinary user's process is.
+// ordinary returns this test program as a child without any capability: an ordinary user of a user namespace. An
+// ordinary user's process has no more rights than that.
 func ordinary(t *testing.T, env []string, args ...string) *exec.Cmd {
 	t.Helper()
 	Need(t)
@@ -128,7 +128,7 @@ func TestRootlessDiesOfTheSameSignal(t *testing.T) {
 	}
 }
 
-// Several test programs of ordinary users at once, in networks with the same addresses.
+// Several test programs of ordinary users run at once, in networks with the same addresses.
 func TestRootlessProcessesSideBySide(t *testing.T) {
 	var all sync.WaitGroup
 	for range 3 {

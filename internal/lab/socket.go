@@ -14,9 +14,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Listen listens on a literal address such as "10.77.0.1:80", "[fd77::1]:0" or ":80" (no names: there
-// is no resolver in a lab), as net.Listen does, in the host's namespace. TCP is plain TCP, never
-// multipath. The abstract unix addresses ("unix", "@name") of a host are its own too.
+// Listen listens on a literal address such as "10.77.0.1:80", "[fd77::1]:0" or ":80" (no names: a lab has no resolver),
+// like net.Listen, in the host's namespace. TCP is plain TCP, never multipath. A host also has its own abstract unix
+// addresses ("unix", "@name").
 func (h *Host) Listen(network, addr string) (l net.Listener, err error) {
 	if err := checkLiteral(network, addr); err != nil {
 		return nil, err
@@ -62,8 +62,8 @@ func (h *Host) DialFrom(ctx context.Context, local net.Addr, network, addr strin
 	return c, err
 }
 
-// onThisThread returns a net.Dialer or net.ListenConfig control function that refuses a socket made
-// on any other thread than the caller's, for such a socket would be of another namespace.
+// onThisThread returns a control function for net.Dialer or net.ListenConfig that refuses sockets made on another
+// thread than the caller's: such a socket would belong to another namespace.
 func onThisThread() func(network, address string, c syscall.RawConn) error {
 	thread := unix.Gettid()
 	return func(network, address string, _ syscall.RawConn) error {
@@ -74,8 +74,8 @@ func onThisThread() func(network, address string, c syscall.RawConn) error {
 	}
 }
 
-// checkLiteral refuses addresses that package net would have to look up: it does so on other
-// goroutines, in another namespace, and not without the machine's network.
+// checkLiteral refuses addresses that package net would have to look up: it does so on other goroutines, in another
+// namespace, over the machine's network.
 func checkLiteral(network, addr string) error {
 	kind, protocol, _ := strings.Cut(network, ":")
 	var err error

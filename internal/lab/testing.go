@@ -2,7 +2,7 @@
 
 package lab
 
-// TB is what the lab needs of testing.TB; a program that uses the lab does not link package testing.
+// TB is the part of testing.TB that the lab needs; a program that uses the lab does not link package testing.
 type TB interface {
 	Helper()
 	Cleanup(func())

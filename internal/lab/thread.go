@@ -14,7 +14,7 @@ import (
 // threadNetNS names the network namespace of the calling thread.
 const threadNetNS = "/proc/thread-self/ns/net"
 
-// newNetNS makes a network namespace that nothing but the returned file holds.
+// newNetNS makes a network namespace held only by the returned file.
 func newNetNS() (*os.File, error) {
 	var ns *os.File
 	err := onThread(func() error { return unix.Unshare(unix.CLONE_NEWNET) }, func() (err error) {
@@ -27,20 +27,19 @@ func newNetNS() (*os.File, error) {
 	return ns, nil
 }
 
-// outcome is how a function on another goroutine ended.
+// outcome records how a function on another goroutine ended.
 type outcome struct {
 	err      error
 	panicked any    // the value of its panic
-	stack    []byte // and where
+	stack    []byte // and its stack
 	exited   bool   // it called runtime.Goexit, as testing's FailNow does
 }
 
-// onThread runs f on an operating-system thread of its own, after enter has moved that thread to
-// another network namespace, and waits. The thread goes back to its namespace and to the runtime's
-// pool; if it cannot go back it ends, so no other goroutine ever runs in a foreign namespace.
-// A panic or Goexit in f goes on in the caller.
+// onThread moves a new operating-system thread to another network namespace with enter, runs f on it, and waits. Then
+// the thread returns to its namespace and to the runtime's pool. If it cannot return it ends, so no other goroutine
+// ever runs in a foreign namespace. A panic or Goexit in f continues in the caller.
 //
-// The Go runtime starts no thread from a locked one, so the namespace spreads to none.
+// The Go runtime starts no thread from a locked one, so no other thread inherits the namespace.
 func onThread(enter, f func() error) error {
 	done := make(chan outcome, 1)
 	go offMain(func() {
@@ -86,9 +85,9 @@ func onThread(enter, f func() error) error {
 	return end.err
 }
 
-// offMain runs f on a goroutine locked to a thread that is not the process's first; f unlocks it to give the
-// thread back. A goroutine that ends locked takes its thread with it, but not the first one: that
-// would stay, in whatever namespace it is in, until the process ends.
+// offMain runs f on a goroutine locked to a thread other than the process's first; f unlocks it to release the thread.
+// A goroutine that ends locked ends its thread too, except the first one: that would stay in its namespace until the
+// process ends.
 func offMain(f func()) {
 	runtime.LockOSThread()
 	if unix.Gettid() != unix.Getpid() {
@@ -97,7 +96,7 @@ func offMain(f func()) {
 	}
 	defer runtime.UnlockOSThread()
 	done := make(chan struct{})
-	go func() { // on another thread, for this one is taken
+	go func() { // on another thread, since this one is locked
 		defer close(done)
 		runtime.LockOSThread()
 		f()

@@ -22,7 +22,7 @@ type Routed struct {
 	LinkRB, LinkB *Link // R's eth1 and B's eth0
 }
 
-// prefixes is for the addresses below, which are right by sight.
+// prefixes parses the addresses below, which are valid.
 func prefixes(text ...string) []netip.Prefix {
 	list := make([]netip.Prefix, len(text))
 	for i, t := range text {
@@ -31,7 +31,7 @@ func prefixes(text ...string) []netip.Prefix {
 	return list
 }
 
-// TwoHosts builds a Pair. The addresses are o's if it has any, otherwise those that Pair names.
+// TwoHosts builds a Pair. The addresses are those in o or, if it has none, those that Pair names.
 func TwoHosts(o LinkOptions) (*Pair, error) {
 	n, err := New()
 	if err != nil {
@@ -60,8 +60,8 @@ func (p *Pair) build(o LinkOptions) (err error) {
 	return errors.Join(routeOver(p.A, p.B), routeOver(p.B, p.A))
 }
 
-// HostRouterPeer builds a Routed. Both links have o's MTU, offloads and neighbours; its names and
-// addresses are not used.
+// HostRouterPeer builds a Routed. Both links have o's MTU, offloads and neighbours; its names and addresses are
+// ignored.
 func HostRouterPeer(o LinkOptions) (*Routed, error) {
 	n, err := New()
 	if err != nil {
@@ -98,7 +98,7 @@ func (r *Routed) build(o LinkOptions) (err error) {
 		routeVia(r.B, r.LinkRB.addrs))
 }
 
-// routeOver makes router h's default router in each family that it has an address of.
+// routeOver makes router h's default router in each family in which h has an address.
 func routeOver(h, router *Host) error {
 	return errors.Join(optionalDefault(h, router.Addr4()), optionalDefault(h, router.Addr6()))
 }

@@ -8,7 +8,7 @@ import (
 	"sync"
 )
 
-// traceOn is asked once: the variable is for the whole process.
+// traceOn reads the variable once, for the whole process.
 var traceOn = sync.OnceValue(func() bool { return os.Getenv("DIVERT_LAB_TRACE") == "1" })
 
 // tracef prints a step on standard error if DIVERT_LAB_TRACE=1.

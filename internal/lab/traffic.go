@@ -18,7 +18,7 @@ import (
 	"time"
 )
 
-// Stream returns n pseudo-random bytes, which seed determines.
+// Stream returns n pseudo-random bytes, determined by seed.
 func Stream(n int64, seed uint64) io.Reader {
 	var key [32]byte
 	binary.LittleEndian.PutUint64(key[:], seed)
@@ -31,7 +31,7 @@ type Digest struct {
 	Sum   [sha256.Size]byte
 }
 
-// String returns the length and the first bytes of the sum.
+// String returns the length and the first bytes of the hash.
 func (d Digest) String() string { return fmt.Sprintf("%d bytes %x", d.Bytes, d.Sum[:6]) }
 
 // DigestOf reads r to its end.
@@ -42,9 +42,9 @@ func DigestOf(r io.Reader) (d Digest, err error) {
 	return d, err
 }
 
-// TransferTCP sends Stream(n, seed) over one TCP connection from a host to an address of another and
-// returns how long it took until the receiver had everything. Port 0 takes a free one. Every byte must
-// arrive as it was sent; otherwise, or if ctx ends first, there is an error.
+// TransferTCP sends Stream(n, seed) over one TCP connection from a host to an address of another and returns the time
+// until the receiver had everything. Port 0 chooses a free one. Every byte must arrive unchanged; otherwise, or if ctx
+// ends first, there is an error.
 func TransferTCP(ctx context.Context, from, to *Host, dst netip.AddrPort, n int64, seed uint64) (time.Duration, error) {
 	want, err := DigestOf(Stream(n, seed))
 	if err != nil {
@@ -108,7 +108,7 @@ func sendStream(ctx context.Context, from *Host, addr string, n int64, seed uint
 	})
 }
 
-// Echo is a server that sends everything back that it receives.
+// Echo is a server that sends all received data back.
 type Echo struct {
 	closer io.Closer
 	addr   netip.AddrPort
@@ -148,7 +148,7 @@ func addrPort(a net.Addr) netip.AddrPort {
 // Addr returns the server's address and port.
 func (e *Echo) Addr() netip.AddrPort { return e.addr }
 
-// Served returns how many datagrams or connections have reached the server.
+// Served returns the number of datagrams or connections that have reached the server.
 func (e *Echo) Served() int64 {
 	e.mu.Lock()
 	defer e.mu.Unlock()
@@ -179,7 +179,7 @@ func (e *Echo) datagrams(c net.PacketConn) {
 			continue // an ICMP error for an earlier answer
 		}
 		e.mu.Lock()
-		e.served++ // before the answer, so that who has the answer sees it counted
+		e.served++ // before the answer, so that the client sees it counted
 		e.mu.Unlock()
 		_, _ = c.WriteTo(b[:n], from)
 	}
@@ -212,7 +212,7 @@ func (e *Echo) connections(l net.Listener) {
 	}
 }
 
-// Exchange says how to try an echo server with datagrams.
+// Exchange describes a test of an echo server with datagrams.
 type Exchange struct {
 	Count int           // datagrams, one after the other; 0: 1
 	Size  int           // payload bytes of each, at least 8; 0: 64
@@ -220,7 +220,7 @@ type Exchange struct {
 	Seed  uint64        // of the payload
 }
 
-// Exchanged is how an Exchange went.
+// Exchanged is the result of an Exchange.
 type Exchanged struct {
 	Sent    int // datagrams sent
 	Refused int // datagrams that the kernel refused to send, or that an ICMP error answered
@@ -228,8 +228,7 @@ type Exchanged struct {
 	Changed int // datagrams that came back changed
 }
 
-// ExchangeUDP sends datagrams to an echo server and counts the answers. Lost and refused ones
-// are no error.
+// ExchangeUDP sends datagrams to an echo server and counts the answers. Lost and refused datagrams are not an error.
 func ExchangeUDP(ctx context.Context, from *Host, to netip.AddrPort, x Exchange) (r Exchanged, err error) {
 	x.Count, x.Size = max(x.Count, 1), max(x.Size, 0)
 	if x.Size == 0 {
@@ -255,7 +254,7 @@ func ExchangeUDP(ctx context.Context, from *Host, to netip.AddrPort, x Exchange)
 		if _, err := io.ReadFull(random, payload); err != nil {
 			return r, err
 		}
-		binary.BigEndian.PutUint64(payload, uint64(i)) // tells a late echo of an earlier datagram
+		binary.BigEndian.PutUint64(payload, uint64(i)) // identifies a late echo of an earlier datagram
 		if _, err := c.Write(payload); err != nil {
 			r.Refused++
 			continue
@@ -290,7 +289,7 @@ func (r *Exchanged) await(ctx context.Context, c net.Conn, payload, answer []byt
 			r.Echoed++
 			return nil
 		case n >= 8 && binary.BigEndian.Uint64(answer) < binary.BigEndian.Uint64(payload):
-			continue // an earlier one, given up as lost
+			continue // the echo of an earlier datagram, given up as lost
 		}
 		r.Changed++
 		return nil
@@ -308,7 +307,7 @@ type Counter struct {
 	more    chan struct{} // closed and replaced at each datagram
 }
 
-// CountUDP starts a Counter on a literal address. It has a large receive buffer where that is allowed.
+// CountUDP starts a Counter on a literal address. It has a large receive buffer where allowed.
 func (h *Host) CountUDP(addr string) (*Counter, error) {
 	c, err := h.ListenPacket("udp", addr)
 	if err != nil {
@@ -348,10 +347,10 @@ func (k *Counter) count() {
 	}
 }
 
-// Addr returns the address and port that count.
+// Addr returns the address and port whose datagrams count.
 func (k *Counter) Addr() netip.AddrPort { return addrPort(k.conn.LocalAddr()) }
 
-// Count returns the datagrams so far and their payload bytes.
+// Count returns the number of datagrams so far and of their payload bytes.
 func (k *Counter) Count() (packets, bytes int64) {
 	k.mu.Lock()
 	defer k.mu.Unlock()

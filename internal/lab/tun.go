@@ -12,18 +12,17 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// TUN is an interface of a host whose other side is this process: Read gives the IP packets that the
-// host sends over it, Write hands the host packets as received on it. Read and Write may run at the
-// same time.
+// TUN is an interface of a host whose other side is this process: Read returns the IP packets that the host sends over
+// it, Write passes packets to the host as received on it. Read and Write may run at the same time.
 //
-// The host also sends what IPv6 sends by itself (multicast listener reports).
+// The host also sends packets of IPv6 itself (multicast listener reports).
 type TUN struct {
 	*Link
 	file *os.File
 }
 
-// AddTUN adds a TUN interface, up, with an MTU of 1500 bytes. It needs read and write access
-// to /dev/net/tun, which is not given everywhere to a rootless lab: the error is then os.ErrPermission.
+// AddTUN adds a TUN interface, up, with an MTU of 1500 bytes. It needs read and write access to /dev/net/tun, which a
+// rootless lab does not have everywhere: the error then wraps os.ErrPermission.
 func (h *Host) AddTUN(name string, addrs ...netip.Prefix) (*TUN, error) {
 	t := &TUN{Link: &Link{host: h, name: name, addrs: addrs}}
 	create := func() error { return h.Do(func() error { return t.open(name) }) }
@@ -40,7 +39,7 @@ func (h *Host) AddTUN(name string, addrs ...netip.Prefix) (*TUN, error) {
 	return t, nil
 }
 
-// open makes the device in the thread's namespace: that is the one the descriptor was opened in.
+// open makes the device in the thread's namespace: the one in which the descriptor is opened.
 func (t *TUN) open(name string) error {
 	request, err := unix.NewIfreq(name)
 	if err != nil {
@@ -58,17 +57,17 @@ func (t *TUN) open(name string) error {
 	return nil
 }
 
-// Read waits for one IP packet and copies it to b, which should have room for the MTU: the rest of a
-// longer packet is lost.
+// Read waits for one IP packet and copies it to b, which should have room for the MTU: the rest of a longer packet is
+// lost.
 func (t *TUN) Read(b []byte) (int, error) { return t.file.Read(b) }
 
-// Write hands the host one IP packet.
+// Write passes one IP packet to the host.
 func (t *TUN) Write(b []byte) (int, error) { return t.file.Write(b) }
 
-// SetReadDeadline limits the waiting of Read, as net.Conn's does.
+// SetReadDeadline limits how long Read waits, like net.Conn's.
 func (t *TUN) SetReadDeadline(at time.Time) error { return t.file.SetReadDeadline(at) }
 
-// Close removes the interface; a waiting Read returns an error that is os.ErrClosed.
+// Close removes the interface; a waiting Read returns an error that wraps os.ErrClosed.
 func (t *TUN) Close() error {
 	t.host.removeLink(t.Link)
 	return t.file.Close()

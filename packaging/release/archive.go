@@ -80,9 +80,9 @@ func (r *release) file(name string, write func(io.Writer) error) error {
 	return nil
 }
 
-// checksums writes SHA256SUMS, as sha256sum -c reads it.
+// checksums writes SHA256SUMS, for sha256sum -c.
 func (r *release) checksums() error {
-	files, err := os.ReadDir(r.out) // by name
+	files, err := os.ReadDir(r.out) // sorted by name
 	if err != nil {
 		return err
 	}

@@ -1,11 +1,11 @@
-// Command release makes everything that a release of Divert publishes, and publishes nothing: binaries, Debian and RPM packages,
-// lists of what they are made of, and checksums. Its output depends only on the sources, the version of Go and the
-// time of the release, so two runs make the same bytes.
+// Command release builds everything that a release of Divert publishes, and publishes nothing: binaries, Debian and RPM
+// packages, bills of materials, and checksums. Its output depends only on the sources, the version of Go and the time
+// of the release, so two runs build the same bytes.
 //
 //	go run ./packaging/release [-arch amd64,arm64] OUT
 //
-// The version is that of packaging/VERSION, and the time that of the last commit, or SOURCE_DATE_EPOCH, in seconds since 1970.
-// Besides Go it takes gcc, for libwindivert, and aarch64-linux-gnu-gcc for that of arm64.
+// The version is in packaging/VERSION. The time is that of the last commit, or SOURCE_DATE_EPOCH, in seconds since
+// 1970. Besides Go it needs gcc for libwindivert, and aarch64-linux-gnu-gcc for libwindivert on arm64.
 package main
 
 import (
@@ -34,10 +34,10 @@ type release struct {
 	log     io.Writer
 }
 
-// compilers are the C compilers for the library, by architecture; that of the machine itself is "gcc" too.
+// compilers are the C compilers for the library, by architecture; "gcc" also serves the machine's own.
 var compilers = map[string]string{"amd64": "x86_64-linux-gnu-gcc", "arm64": "aarch64-linux-gnu-gcc"}
 
-// run does what the arguments say and returns the exit status.
+// run executes the arguments and returns the exit status.
 func run(args []string, out, errout io.Writer) int {
 	flags := flag.NewFlagSet("release", flag.ContinueOnError)
 	flags.SetOutput(errout)
@@ -74,7 +74,7 @@ func run(args []string, out, errout io.Writer) int {
 	return 0
 }
 
-// prepare finds out the version and makes the folders.
+// prepare determines the version and makes the folders.
 func prepare(out string, log io.Writer) (*release, error) {
 	root, err := repository()
 	if err != nil {
@@ -102,7 +102,7 @@ func prepare(out string, log io.Writer) (*release, error) {
 	return r, err
 }
 
-// repository returns the folder of the module that the working directory lies in.
+// repository returns the folder of the module around the working directory.
 func repository() (string, error) {
 	dir, err := os.Getwd()
 	if err != nil {
@@ -118,7 +118,7 @@ func repository() (string, error) {
 	}
 }
 
-// releaseTime returns the time that files of the release have.
+// releaseTime returns the time of all files of the release.
 func releaseTime(root string) (time.Time, error) {
 	text := os.Getenv("SOURCE_DATE_EPOCH")
 	if text == "" {
@@ -137,7 +137,7 @@ func releaseTime(root string) (time.Time, error) {
 	return time.Unix(seconds, 0).UTC(), nil
 }
 
-// make makes everything.
+// make builds everything.
 func (r *release) make(arch []string) error {
 	fmt.Fprintf(r.log, "Divert %s of %s\n", r.version, r.time.Format(time.RFC3339))
 	if err := r.documents(); err != nil {
@@ -154,7 +154,7 @@ func (r *release) make(arch []string) error {
 	return r.checksums()
 }
 
-// linux makes the archive and the packages for an architecture.
+// linux builds the archive and the packages for an architecture.
 func (r *release) linux(arch string) error {
 	binary := filepath.Join(r.work, "linux-"+arch, "divert")
 	if err := r.build(binary, "linux", arch, nil, "./cmd/divert"); err != nil {
@@ -173,7 +173,7 @@ func (r *release) linux(arch string) error {
 	return r.packages(arch)
 }
 
-// windows makes the archive for Windows.
+// windows builds the archive for Windows.
 func (r *release) windows() error {
 	binary := filepath.Join(r.work, "windows-amd64", "divert.exe")
 	if err := r.build(binary, "windows", "amd64", nil, "./cmd/divert"); err != nil {
@@ -185,7 +185,7 @@ func (r *release) windows() error {
 	return r.zip(fmt.Sprintf("divert-%s-windows-amd64", r.version), append(r.papers(), entry{binary, "divert.exe", 0o755}))
 }
 
-// papers are the texts that go with every binary.
+// papers are the texts that accompany every binary.
 func (r *release) papers() []entry {
 	var all []entry
 	for _, name := range []string{"LICENSE", "COPYING.GPL", "README.md", "CHANGELOG.md"} {
@@ -194,7 +194,7 @@ func (r *release) papers() []entry {
 	return all
 }
 
-// build builds a program or, with a compiler of C among the settings, a library.
+// build builds a program or, with a C compiler among the settings, a library.
 func (r *release) build(to, system, arch string, settings []string, more ...string) error {
 	flags := "-s -w -buildid= -X main.release=" + r.version
 	args := []string{"build", "-trimpath", "-buildvcs=false", "-o", to}

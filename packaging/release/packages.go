@@ -14,10 +14,10 @@ import (
 	"time"
 )
 
-// nfpm makes packages. It runs by version, so that it is no dependency of the module.
+// nfpm makes packages. It is run by version, so it is not a dependency of the module.
 const nfpm = "github.com/goreleaser/nfpm/v2/cmd/nfpm@v2.44.0"
 
-// maintainer is who answers for the packages.
+// maintainer is the contact for the packages.
 const maintainer = "Divert maintainers <opendivert@users.noreply.github.com>"
 
 // templates describe the packages to nfpm.
@@ -25,14 +25,14 @@ const maintainer = "Divert maintainers <opendivert@users.noreply.github.com>"
 //go:embed *.yaml.in
 var templates embed.FS
 
-// triplets are the names that Debian gives to architectures in paths.
+// triplets are Debian's names for architectures in paths.
 var triplets = map[string]string{"amd64": "x86_64-linux-gnu", "arm64": "aarch64-linux-gnu"}
 
-// description is what a template is given.
+// description is the data for a template.
 type description struct {
 	Version, Arch, Maintainer  string
 	Root, Work, Binaries, Docs string // folders
-	LibDir                     string // of libraries on the system
+	LibDir                     string // folder of libraries on the target system
 	Packager                   string // deb or rpm
 }
 
@@ -128,7 +128,7 @@ func (r *release) documents() error {
 	return r.pkgConfig(docs)
 }
 
-// pkgConfig writes the pkg-config files, whose folder of libraries depends on the system.
+// pkgConfig writes the pkg-config files; their library folder depends on the system.
 func (r *release) pkgConfig(docs string) error {
 	text, err := os.ReadFile(filepath.Join(r.root, "capi", "windivert.pc.in"))
 	if err != nil {
@@ -147,7 +147,7 @@ func (r *release) pkgConfig(docs string) error {
 	return nil
 }
 
-// pack compresses a file as gzip -9n does: without its name and time.
+// pack compresses a file like gzip -9n: without name and time.
 func pack(from, to string) error {
 	b, err := os.ReadFile(from)
 	if err != nil {

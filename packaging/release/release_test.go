@@ -30,7 +30,7 @@ func TestUsage(t *testing.T) {
 	}
 }
 
-// TestPrepare: a release that cannot be made is refused before anything is built.
+// TestPrepare: an impossible release is refused before anything is built.
 func TestPrepare(t *testing.T) {
 	t.Setenv("SOURCE_DATE_EPOCH", "1700000000")
 	full := t.TempDir()
@@ -54,7 +54,7 @@ func TestPrepare(t *testing.T) {
 	}
 }
 
-// TestArchives: archives and checksums are the same each time, and other programs read them.
+// TestArchives: archives and checksums are the same in each run, and other programs can read them.
 func TestArchives(t *testing.T) {
 	file := filepath.Join(t.TempDir(), "file")
 	if err := os.WriteFile(file, []byte("content\n"), 0o600); err != nil {
@@ -93,7 +93,7 @@ func TestArchives(t *testing.T) {
 	}
 }
 
-// TestBillOfMaterials: the list names the modules that this test itself is made of.
+// TestBillOfMaterials: the list contains the modules in this test binary.
 func TestBillOfMaterials(t *testing.T) {
 	binary, err := os.Executable()
 	if err != nil {
@@ -121,7 +121,7 @@ func TestBillOfMaterials(t *testing.T) {
 	}
 }
 
-// TestDescriptions: what the packages are made of is there, for each packager and architecture.
+// TestDescriptions: the contents of the packages exist, for each packager and architecture.
 func TestDescriptions(t *testing.T) {
 	root, err := repository()
 	if err != nil {
@@ -151,7 +151,7 @@ func TestDescriptions(t *testing.T) {
 	}
 }
 
-// TestUnits: systemd has nothing against the units, and each part of the firewall's shield is in the template too.
+// TestUnits: systemd accepts the units, and the template contains every part of the firewall's shield.
 func TestUnits(t *testing.T) {
 	var units [2]string
 	for i, name := range []string{"divert-firewall.service", "divert@.service"} {
@@ -170,7 +170,7 @@ func TestUnits(t *testing.T) {
 	if err != nil {
 		t.Skip("there is no systemd-analyze")
 	}
-	// The program is not installed here: another stands in for it.
+	// The program is not installed here: another one stands in for it.
 	dir := t.TempDir()
 	for i, name := range []string{"divert-firewall.service", "divert@.service"} {
 		text := strings.ReplaceAll(units[i], "/usr/bin/divert", "/bin/true")
@@ -183,7 +183,7 @@ func TestUnits(t *testing.T) {
 		}
 		for line := range strings.Lines(string(out)) {
 			if strings.Contains(line, name) {
-				t.Errorf("systemd says (%v): %s", err, line)
+				t.Errorf("systemd-analyze (%v): %s", err, line)
 			}
 		}
 	}

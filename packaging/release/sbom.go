@@ -10,7 +10,7 @@ import (
 	"time"
 )
 
-// The parts of a CycloneDX 1.5 document (cyclonedx.org/docs/1.5/json) that are written.
+// The parts of a CycloneDX 1.5 document (cyclonedx.org/docs/1.5/json) that are used.
 type bill struct {
 	Format       string       `json:"bomFormat"`
 	Spec         string       `json:"specVersion"`
@@ -44,7 +44,7 @@ type dependency struct {
 	DependsOn []string `json:"dependsOn"`
 }
 
-// billOfMaterials writes which modules a binary is made of, as the binary itself tells it.
+// billOfMaterials writes the list of modules in a binary, read from the binary itself.
 func (r *release) billOfMaterials(binary, target string) error {
 	info, err := buildinfo.ReadFile(binary)
 	if err != nil {
@@ -77,7 +77,7 @@ func (r *release) bill(info *debug.BuildInfo) bill {
 	return b
 }
 
-// module returns the component of a module of Go, with the checksum of go.sum.
+// module returns the component for a Go module, with its checksum from go.sum.
 func module(path, version, sum string) component {
 	purl := "pkg:golang/" + path + "@" + version
 	c := component{Type: "library", Ref: purl, Name: path, Version: version, PURL: purl}

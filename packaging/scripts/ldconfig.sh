@@ -1,4 +1,4 @@
 #!/bin/sh
-# The linker learns that the library is there, or gone.
+# Updates the linker's cache after the library is installed or removed.
 set -e
 ldconfig

@@ -1,6 +1,6 @@
 #!/bin/sh
-# Makes the user that the units run as. Nothing is started: what a unit does is for the administrator to write first.
-# Debian calls it with "configure" (and with other words for what needs nothing), RPM with a number.
+# Makes the user that the units run as. It starts nothing: the administrator must first configure the units. Debian calls it
+# with "configure" (and with other words in cases that need no action), RPM with a number.
 set -e
 case "$1" in
 configure | [0-9]*) ;;

@@ -1,5 +1,5 @@
 #!/bin/sh
-# When the package is purged (Debian), its configuration and user go too. RPM leaves both.
+# Removes the configuration and the user when the package is purged (Debian). RPM keeps both.
 set -e
 if [ -d /run/systemd/system ]; then
 	systemctl daemon-reload

@@ -1,5 +1,5 @@
 #!/bin/sh
-# Stops the units before their program goes; an update leaves them running. Debian calls it with "remove", RPM with 0.
+# Stops the units before their program is removed; an update leaves them running. Debian calls it with "remove", RPM with 0.
 set -e
 case "$1" in
 remove | 0) ;;

@@ -14,12 +14,12 @@ import (
 	"github.com/opendivert/divert/packet"
 )
 
-// Capture is packets to try filters on.
+// Capture holds packets on which filters can be tried.
 type Capture struct {
 	packets []captured
 	begin   time.Time
 	cut     bool     // the file has more packets
-	notes   []string // on the file
+	notes   []string // about the file
 }
 
 // captured is a packet of a capture.
@@ -29,7 +29,7 @@ type captured struct {
 	time time.Time
 }
 
-// mostPackets is how many packets of a file are kept.
+// mostPackets limits the packets kept from a file.
 const mostPackets = 100_000
 
 // Read reads a capture file. It keeps the packets before an error, and makes the error a note.
@@ -66,17 +66,17 @@ func Read(file []byte) (*Capture, error) {
 	return c, nil
 }
 
-// Row is a packet as the page shows it.
+// Row is a packet in the page's form.
 type Row struct {
 	Number  int    `json:"number"`
 	Time    string `json:"time"` // seconds since the first packet
 	Way     string `json:"way"`  // in, out or loopback
 	Text    string `json:"text"`
 	Match   bool   `json:"match"`
-	Unknown string `json:"unknown"` // why it cannot be said whether it matches
+	Unknown string `json:"unknown"` // why the result is unknown
 }
 
-// Result is what a filter does with a capture.
+// Result is the result of a filter for a capture.
 type Result struct {
 	Matches int      `json:"matches"`
 	Packets int      `json:"packets"`
@@ -106,7 +106,7 @@ func (c *Capture) Match(a *Answer, most int) Result {
 	return r
 }
 
-// Step is a test that was executed.
+// Step is an executed test.
 type Step struct {
 	Test  string `json:"test"`
 	Value string `json:"value"`
@@ -146,7 +146,7 @@ func way(a *packet.Address) string {
 	return "in"
 }
 
-// summary returns a packet in a line.
+// summary describes a packet in one line.
 func summary(b []byte) string {
 	var p packet.Parsed
 	if !p.Parse(b) {

@@ -1,4 +1,3 @@
-// Package playground answers the questions of the page on which filters can be tried: a filter's errors, the program it
-// compiles to, and the packets of a capture that it matches. It runs in the browser (docs/site/playground/wasm), so it asks no
-// server and no network.
+// Package playground answers the requests of the page for trying filters: a filter's errors, the program it compiles
+// to, and its matches in a capture. It runs in the browser (docs/site/playground/wasm), without a server or network.
 package playground

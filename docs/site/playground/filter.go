@@ -10,32 +10,32 @@ import (
 	"github.com/opendivert/divert/packet"
 )
 
-// Answer is what there is to say about a filter. Either Error is set, or the rest.
+// Answer describes a filter. Either Error is set, or the rest.
 type Answer struct {
-	Error   string   `json:"error"`   // the filter with carets below the place, the reason and a hint, in lines
-	Tcpdump string   `json:"tcpdump"` // the filter here, if the one given is in tcpdump's language
-	Notes   []string `json:"notes"`   // on Tcpdump
+	Error   string   `json:"error"`   // the filter with carets under the wrong part, the reason and a hint, in lines
+	Tcpdump string   `json:"tcpdump"` // the translation, if the filter is in tcpdump's language
+	Notes   []string `json:"notes"`   // about Tcpdump
 
 	Normal   string   `json:"normal"`  // the normal form
-	Listing  string   `json:"listing"` // the program, a test a line
+	Listing  string   `json:"listing"` // the program, one test per line
 	Tests    int      `json:"tests"`
 	Constant string   `json:"constant"` // set if the filter matches nothing, or everything
-	Layers   []string `json:"layers"`   // that have all the filter's fields
+	Layers   []string `json:"layers"`   // layers that have all the filter's fields
 	Object   string   `json:"object"`   // the object string
-	NoObject string   `json:"noObject"` // why there is none
-	Driver   string   `json:"driver"`   // what WinDivert's driver has against it
+	NoObject string   `json:"noObject"` // why there is no object string
+	Driver   string   `json:"driver"`   // why WinDivert's driver would refuse it
 
 	Neighbour      string   `json:"neighbour"`      // the filter in tcpdump's language
-	NeighbourNotes []string `json:"neighbourNotes"` // where that may differ
-	NoNeighbour    string   `json:"noNeighbour"`    // why there is none
+	NeighbourNotes []string `json:"neighbourNotes"` // possible differences of Neighbour
+	NoNeighbour    string   `json:"noNeighbour"`    // why there is no Neighbour
 
 	program *filter.Program
 }
 
-// longest is the longest filter that is answered for, in bytes: pages have to be drawn.
+// longest is the longest filter that is answered, in bytes: pages have to be drawn.
 const longest = 1 << 16
 
-// Ask compiles a filter for a layer and says what there is to say about it.
+// Ask compiles a filter for a layer and describes it.
 func Ask(text string, layer packet.Layer, strict bool) Answer {
 	if len(text) > longest {
 		return Answer{Error: "A filter here has at most 65,536 bytes. The command takes 4 MiB."}
@@ -89,7 +89,7 @@ func reason(err error) string { return reasonOf(err.Error()) }
 
 func reasonOf(text string) string { return strings.TrimPrefix(text, "filter: ") }
 
-// layersOf returns the names of the layers that a text is a filter for.
+// layersOf returns the names of the layers at which a text is a valid filter.
 func layersOf(text string, d filter.Dialect) (names []string) {
 	for l := range packet.NumLayers {
 		if _, err := filter.Compile(text, l, d); err == nil {

@@ -16,7 +16,7 @@ func TestAsk(t *testing.T) {
 		text   string
 		layer  packet.Layer
 		strict bool
-		want   map[string]string // parts of the JSON, by their keys
+		want   map[string]string // parts of the JSON, by key
 	}{
 		{"tcp.DstPort == 80", packet.LayerNetwork, false, map[string]string{
 			"error": "", "normal": "tcp.DstPort = 80", "tests": "1", "object": "@WinDiv_", "noObject": "", "driver": "", "constant": "", "layers": "NETWORK",
@@ -56,7 +56,7 @@ func TestAsk(t *testing.T) {
 	}
 }
 
-// TestSamples: filters match those of the built-in packets that they should.
+// TestSamples: filters match the right packets of the built-in capture.
 func TestSamples(t *testing.T) {
 	c, err := Samples()
 	if err != nil {
@@ -92,11 +92,11 @@ func TestSamples(t *testing.T) {
 	}
 	other := Ask("processId == 4", packet.LayerNetwork, false)
 	if row := c.Match(&other, 1).Rows[0]; row.Match || row.Unknown == "" {
-		t.Errorf("no capture tells processes, and the row is %+v", row)
+		t.Errorf("the capture has no processes, but the row is %+v", row)
 	}
 }
 
-// TestRead: files that are none are refused, and of damaged ones the beginning is kept.
+// TestRead: a file that is not a capture is refused; of a damaged one the beginning is kept.
 func TestRead(t *testing.T) {
 	for file, want := range map[string]string{"": "empty", "nothing of the kind": "not a pcap", string(pcap()): "the file has no IP packets"} {
 		if _, err := Read([]byte(file)); err == nil || !strings.Contains(err.Error(), want) {

@@ -7,7 +7,7 @@ import (
 	"github.com/opendivert/divert/packet"
 )
 
-// The hosts of the samples, in networks that are kept for examples (RFC 5737, RFC 3849).
+// The hosts of the samples, in networks reserved for examples (RFC 5737, RFC 3849).
 var (
 	host4, host6     = netip.MustParseAddr("192.0.2.10"), netip.MustParseAddr("2001:db8::10")
 	server4, server6 = netip.MustParseAddr("198.51.100.7"), netip.MustParseAddr("2001:db8:1::7")
@@ -32,8 +32,8 @@ const (
 	udp  = 17
 )
 
-// A DNS query for example.com and the beginning of its answer (RFC 1035), a ClientHello's first bytes (RFC 8446), and the
-// first byte of a QUIC Initial with its version (RFC 9000).
+// A DNS query for example.com and the beginning of its answer (RFC 1035), the first bytes of a ClientHello (RFC 8446),
+// and the first byte of a QUIC Initial with its version (RFC 9000).
 const (
 	dnsQuery  = "\x12\x34\x01\x00\x00\x01\x00\x00\x00\x00\x00\x00\x07example\x03com\x00\x00\x01\x00\x01"
 	dnsAnswer = "\x12\x34\x81\x80\x00\x01\x00\x01\x00\x00\x00\x00\x07example\x03com\x00\x00\x01\x00\x01\xc0\x0c\x00\x01\x00\x01\x00\x00\x00\x3c\x00\x04\xc6\x33\x64\x07"

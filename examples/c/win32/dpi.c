@@ -1,6 +1,6 @@
 /*
- * dpi.c changes what inspectors of packets look for in HTTP: it sends the beginning of a request in two packets, and
- * writes the name of the header Host in other letters. Its buffers hold packets of up to 9,016 bytes. Control-C
+ * dpi.c changes the parts of HTTP that packet inspectors look for: it sends the beginning of a request in two packets,
+ * and changes the case of the header name Host. Its buffers hold packets of up to 9,016 bytes. Control-C
  * shuts its handle down from the handler.
  */
 #include "program.h"
@@ -21,7 +21,7 @@ static BOOL WINAPI on_control(DWORD event)
     return TRUE;
 }
 
-/* As programs have it that know only the C library: Windows runs it on a thread of its own, Linux wherever it comes. */
+/* The handler of a program that uses only the C library: Windows runs it on its own thread, Linux on any. */
 static void on_terminate(int number)
 {
     (void)number;
@@ -29,7 +29,7 @@ static void on_terminate(int number)
     (void)WinDivertClose(handle);
 }
 
-/* part sends the bytes of a packet's payload from one offset to another as a packet. */
+/* part sends the bytes between two offsets of a packet's payload as a packet. */
 static void part(const UINT8 *packet, UINT headers, const UINT8 *payload, UINT from, UINT to, WINDIVERT_ADDRESS address)
 {
     UINT8 piece[LONGEST];

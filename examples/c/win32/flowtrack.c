@@ -1,4 +1,4 @@
-/* flowtrack.c shows the flows that match a filter while they last: a table that is drawn anew each second. */
+/* flowtrack.c shows the open flows that match a filter, in a table that is redrawn each second. */
 #include "program.h"
 
 enum { ROWS = 256, COLUMNS = 120 };
@@ -42,7 +42,7 @@ static void deleted(const WINDIVERT_ADDRESS *address)
     ReleaseMutex(lock);
 }
 
-/* show prints a row, or draws it where the console has one. */
+/* show prints a row, or draws it in place on a console. */
 static void show(HANDLE console, SHORT row, BOOL drawn, WORD colours, const char *text)
 {
     char line[COLUMNS + 1];

@@ -1,6 +1,6 @@
 /*
- * lag.c makes a network slow: packets that match a filter wait. One thread receives them, another looks each 10
- * milliseconds which have waited long enough.
+ * lag.c makes a network slow: packets that match a filter wait. One thread receives them; every 10 milliseconds another
+ * sends those that have waited long enough.
  */
 #include "program.h"
 
@@ -20,7 +20,7 @@ static HANDLE handle, mutex, stopped;
 static NODE *first, **last = &first;
 static DWORD lag;
 
-/* release sends what has waited long enough, or everything. */
+/* release sends the packets that have waited long enough, or all. */
 static void release(BOOL all)
 {
     NODE *node;

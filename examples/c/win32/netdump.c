@@ -1,4 +1,4 @@
-/* netdump.c prints the packets that match a filter, and when they came. */
+/* netdump.c prints the packets that match a filter, with their times. */
 #include "program.h"
 
 static void print_packet(const UINT8 *packet, UINT length, const WINDIVERT_ADDRESS *address, double seconds)

@@ -1,6 +1,6 @@
 /*
- * owner.c is the part of a proxy that decides by program: it looks at each new connection to a port for the process
- * that makes it, in the table of connections, and redirects those of one program to another port of the server.
+ * owner.c is the part of a proxy that decides by program: for each new connection to a port it looks up the process
+ * in the table of connections, and redirects those of one program to another port of the server.
  */
 #include "program.h"
 
@@ -9,7 +9,7 @@
 static u_short from, to;
 static BOOL redirected[0x10000]; /* by the client's port */
 
-/* owner_of returns the process of a connection by its local port, 0 if it is not to be found. */
+/* owner_of returns the process of a connection by its local port, 0 if it is not found. */
 static DWORD owner_of(UINT32 address, UINT16 local_port)
 {
     PMIB_TCPTABLE_OWNER_PID table = NULL;
@@ -29,7 +29,7 @@ static DWORD owner_of(UINT32 address, UINT16 local_port)
     return pid;
 }
 
-/* decide looks for the owner of a connection that begins. */
+/* decide looks up the owner of a new connection. */
 static void decide(const WINDIVERT_IPHDR *ip, const WINDIVERT_TCPHDR *tcp, const char *program)
 {
     DWORD pid = owner_of(ip->SrcAddr, tcp->SrcPort);

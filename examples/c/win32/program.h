@@ -1,4 +1,4 @@
-/* program.h: what the programs share. They include the headers of Windows, and run on Linux with libwindivert-win32. */
+/* program.h is shared by the programs. They include the headers of Windows, and run on Linux with libwindivert-win32. */
 #ifndef PROGRAM_H
 #define PROGRAM_H
 
@@ -42,7 +42,7 @@ static inline void usage(const char *text)
     exit(EXIT_FAILURE);
 }
 
-/* open_handle opens a handle, or tells what is wrong and ends the program. */
+/* open_handle opens a handle, or prints the error and ends the program. */
 static inline HANDLE open_handle(const char *filter, WINDIVERT_LAYER layer, INT16 priority, UINT64 flags)
 {
     HANDLE handle = WinDivertOpen(filter, layer, priority, flags);

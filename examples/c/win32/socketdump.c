@@ -1,4 +1,4 @@
-/* socketdump.c prints what programs do with sockets; with --block they may not. */
+/* socketdump.c prints the socket operations of programs; with --block it refuses them. */
 #include "program.h"
 
 int main(int argc, char **argv)

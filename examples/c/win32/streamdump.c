@@ -1,5 +1,5 @@
 /*
- * streamdump.c prints what goes over the TCP connections to a port. It reflects them to a proxy of its own:
+ * streamdump.c prints the data of TCP connections to a port. It reflects them to its own proxy:
  * the program's packets to server:PORT come back as if the server connected to the proxy, which connects
  * to the server by way of another port that stands for PORT.
  */
@@ -10,7 +10,7 @@ enum { BUFFER = 8192, SHOWN = 65 };
 static u_short port, proxy_port = 34010, other_port = 43010;
 static HANDLE printing;
 
-/* rewrite leads a packet to where it shall go. */
+/* rewrite redirects a packet. */
 static void rewrite(PWINDIVERT_IPHDR ip, PWINDIVERT_TCPHDR tcp, WINDIVERT_ADDRESS *address)
 {
     UINT32 swap = ip->DstAddr;
@@ -54,7 +54,7 @@ static void print_data(const char *data, int n, BOOL to_server)
     ReleaseMutex(printing);
 }
 
-/* copy passes on what comes one way, until its end. */
+/* copy passes on the data of one direction, until its end. */
 static DWORD WINAPI copy(LPVOID way_)
 {
     WAY *way = (WAY *)way_;
@@ -78,7 +78,7 @@ static DWORD WINAPI copy(LPVOID way_)
     return 0;
 }
 
-/* serve connects a connection with its server. */
+/* serve connects a client's connection to its server. */
 static DWORD WINAPI serve(LPVOID client_)
 {
     WAY there, back;

@@ -18,14 +18,14 @@ import (
 	"github.com/opendivert/divert/internal/lab"
 )
 
-// childVariable makes a start of the program the child of the last step; its value is the filter.
+// childVariable makes a new process of the program the child of the last step; its value is the filter.
 const childVariable = "DIVERT_DEMO_CHILD"
 
 // childReady is what the child prints when its handle is open.
 const childReady = "diverting"
 
-// runChild does the child's job, if this process is the child: it diverts packets and never receives
-// one, as a program does that hangs. It ends with its standard input, if it is not killed.
+// runChild does the child's work, if this process is the child: it diverts packets and never receives any, like a
+// program that hangs. It ends when its standard input closes, unless it is killed.
 func runChild() (isChild bool, err error) {
 	filter, isChild := os.LookupEnv(childVariable)
 	if !isChild {
@@ -74,7 +74,7 @@ func (d *demo) crash() error {
 	return d.clean()
 }
 
-// clean shows that the next handle removes what a killed process left, and leaves nothing itself.
+// clean shows that the next handle removes the remains of a killed process, and leaves nothing itself.
 func (d *demo) clean() error {
 	left, err := d.A.NFTables()
 	if err != nil {
@@ -137,6 +137,6 @@ func (c *child) kill() {
 	}
 	c.dead = true
 	_ = c.cmd.Process.Kill() // fails only if it has ended
-	_ = c.cmd.Wait()         // says that it was killed
+	_ = c.cmd.Wait()         // its error only says that it was killed
 	c.stdin.Close()
 }

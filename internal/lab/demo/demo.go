@@ -14,15 +14,15 @@ import (
 	"github.com/opendivert/divert/internal/lab"
 )
 
-// ErrFailed is returned if something was not as expected; the output says what.
+// ErrFailed is returned if a check failed; the output has the details.
 var ErrFailed = errors.New("the demonstration has failed")
 
-// limit is how long the demonstration may take. It takes seconds; past this it hangs.
+// limit is how long the demonstration may take. It takes seconds; beyond this it hangs.
 const limit = 2 * time.Minute
 
-// Run runs the demonstration in a network of its own and returns ErrFailed if a check failed. As an ordinary
-// user it starts the program again in a user namespace, as lab.Rootless does. Where network namespaces are
-// not to be had, it returns lab.ErrUnavailable with the reason.
+// Run runs the demonstration in its own network and returns ErrFailed if a check failed. As an ordinary user it starts
+// the program again in a user namespace, as lab.Rootless does. Where network namespaces are unavailable, it returns
+// lab.ErrUnavailable with the reason.
 func Run(ctx context.Context, o Options) error {
 	if done, err := runChild(); done {
 		return err
@@ -48,7 +48,7 @@ func Run(ctx context.Context, o Options) error {
 	return err
 }
 
-// demo is the state of the demonstration: host A diverts, host B is who it talks to.
+// demo is the state of the demonstration: host A diverts, host B is its peer.
 type demo struct {
 	report
 	*lab.Pair
@@ -82,7 +82,7 @@ func (d *demo) run() error {
 	return nil
 }
 
-// network introduces the hosts and says how A's handles are served.
+// network introduces the hosts and reports how A's handles are served.
 func (d *demo) network() error {
 	d.printf("  It is made of network namespaces; the network of this machine is not touched.\n\n")
 	for _, l := range []*lab.Link{d.LinkA, d.LinkB} {
@@ -106,7 +106,7 @@ func (d *demo) open(filter string, opts ...divert.Option) (h *divert.Handle, err
 	return h, err
 }
 
-// show is open for the handle that a step is about.
+// show opens the handle that a step is about, and describes it.
 func (d *demo) show(filter string, flags divert.Flag, opts ...divert.Option) (*divert.Handle, error) {
 	with := ""
 	if flags != 0 {
@@ -118,7 +118,7 @@ func (d *demo) show(filter string, flags divert.Flag, opts ...divert.Option) (*d
 
 var flagNames = map[divert.Flag]string{divert.Sniff: "Sniff", divert.Drop: "Drop"}
 
-// counters prints a handle's counters, if that much is asked for.
+// counters prints a handle's counters, if Verbose is set.
 func (d *demo) counters(h *divert.Handle) (divert.Stats, error) {
 	s, err := h.Stats()
 	if err == nil && d.Verbose {

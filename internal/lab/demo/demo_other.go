@@ -10,7 +10,7 @@ import (
 	"github.com/opendivert/divert"
 )
 
-// Run says that there is no lab on this system.
+// Run reports that there is no lab on this system.
 func Run(context.Context, Options) error {
 	return fmt.Errorf("the demonstration needs network namespaces, which %s has not: %w", runtime.GOOS, divert.ErrNotSupported)
 }

@@ -26,7 +26,7 @@ func TestMain(m *testing.M) {
 	lab.Main(m)
 }
 
-// TestRun holds the demonstration to its own checks, and its output to tell of each.
+// TestRun expects every check of the demonstration to hold, and its output to report each.
 func TestRun(t *testing.T) {
 	lab.Need(t)
 	lab.CheckLeaks(t)
@@ -52,7 +52,7 @@ func TestRun(t *testing.T) {
 	}
 }
 
-// TestFailedCheck: a claim that does not hold is not printed as if it did.
+// TestFailedCheck: a claim that does not hold is not printed as true.
 func TestFailedCheck(t *testing.T) {
 	var out bytes.Buffer
 	r := report{Options: Options{Out: &out}}
@@ -64,12 +64,12 @@ func TestFailedCheck(t *testing.T) {
 	}
 }
 
-// TestSabotage: a demonstration whose network does not work fails.
+// TestSabotage: a demonstration with a broken network fails.
 func TestSabotage(t *testing.T) {
 	pair := lab.TwoHostsT(t, lab.LinkOptions{})
 	var out bytes.Buffer
 	d := &demo{report: report{Options: Options{Out: &out}}, ctx: t.Context(), Pair: pair, patience: 10 * time.Millisecond}
-	h, err := d.open("outbound and udp.DstPort == 5353") // takes what the step says goes through
+	h, err := d.open("outbound and udp.DstPort == 5353") // takes the packets that the step expects to pass
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -84,7 +84,7 @@ func flagText(f packet.TCPFlags) string {
 	return strings.Join(names, "+")
 }
 
-// excerpt shows the beginning of a payload: its first line, or its length if that says nothing.
+// excerpt shows the first line of a payload, or its length if that line is not text.
 func excerpt(b []byte) string {
 	const most = 40
 	if len(b) == 0 {

@@ -16,10 +16,10 @@ import (
 	"github.com/opendivert/divert/packet"
 )
 
-// change is what a step replaces in payloads.
+// change is a replacement in payloads.
 type change struct{ from, to string }
 
-// rewrite changes datagrams, whose length may change, and the payload of TCP, whose length must stay.
+// rewrite changes datagrams, whose length may change, and the payload of TCP, whose length must not.
 func (d *demo) rewrite() error {
 	if err := d.rewriteUDP(); err != nil {
 		return err
@@ -27,7 +27,7 @@ func (d *demo) rewrite() error {
 	return d.rewriteHTTP()
 }
 
-// rewriteUDP changes datagrams on their way out.
+// rewriteUDP changes outbound datagrams.
 func (d *demo) rewriteUDP() error {
 	c := change{"meet at noon", "meet at a quarter past twelve"}
 	wire, err := d.LinkB.Capture()
@@ -60,7 +60,7 @@ func (d *demo) rewriteUDP() error {
 	return err
 }
 
-// sendText sends a datagram and returns the text that arrived, and the verdict on the changed frame's checksum.
+// sendText sends a datagram and returns the received text, and the state of the changed frame's checksum.
 func (d *demo) sendText(to netip.AddrPort, c change, wire *lab.Capture) (got string, state lab.ChecksumState, err error) {
 	in, err := d.B.ListenPacket("udp", to.String())
 	if err != nil {
@@ -85,7 +85,7 @@ func (d *demo) sendText(to netip.AddrPort, c change, wire *lab.Capture) (got str
 	return string(b[:n]), state, err
 }
 
-// checksumOf waits for a frame that came in over the wire with a text and judges its transport checksum.
+// checksumOf waits for an inbound frame on the wire with a text and checks its transport checksum.
 func (d *demo) checksumOf(wire *lab.Capture, text string) (lab.ChecksumState, error) {
 	ctx, cancel := context.WithTimeout(d.ctx, d.patience)
 	defer cancel()
@@ -148,9 +148,9 @@ func (d *demo) rewriteHTTP() error {
 	return err
 }
 
-// apply returns what a program does with each batch of packets: it replaces the text in the payloads that have
-// it, sets the lengths in the headers if they change, and sends all on. Send computes the checksums that
-// the address calls missing.
+// apply returns a function for each batch of packets: it replaces the text in the payloads that contain it, sets the
+// lengths in the headers if they change, and sends all packets on. Send computes the checksums that the address marks
+// as missing.
 func (c change) apply(h *divert.Handle) func([]divert.Packet) error {
 	return func(ps []divert.Packet) error {
 		for i := range ps {
@@ -165,7 +165,7 @@ func (c change) apply(h *divert.Handle) func([]divert.Packet) error {
 	}
 }
 
-// replace returns the packet with its payload's text replaced, and whether it had that text.
+// replace returns the packet with the text in its payload replaced, and whether it contained that text.
 func (c change) replace(b []byte) ([]byte, bool) {
 	var h packet.Parsed
 	if !h.ParseExact(b) || !bytes.Contains(h.Payload(b), []byte(c.from)) {

@@ -117,7 +117,7 @@ func familyOf(a netip.Addr) string {
 	return "IPv6"
 }
 
-// kindOf says what a captured packet is to the step, "" for what it does not count.
+// kindOf returns the step's name for a captured packet, "" for packets that do not count.
 func kindOf(p *divert.Packet) string {
 	var h packet.Parsed
 	if !h.ParseExact(p.Data) {
@@ -192,7 +192,7 @@ func (d *demo) queries(count int) (dns, other lab.Exchanged, err error) {
 		for port, sum := range map[uint16]*lab.Exchanged{portDNS: &dns, portOther: &other} {
 			wait := d.patience
 			if sum == &dns && count > 1 {
-				wait = 2 * time.Millisecond // for an answer that must not come
+				wait = 2 * time.Millisecond // for an answer that must not arrive
 			}
 			r, err := lab.ExchangeUDP(d.ctx, d.A, netip.AddrPortFrom(addr, port), lab.Exchange{Count: count, Wait: wait})
 			if err != nil {
@@ -206,7 +206,7 @@ func (d *demo) queries(count int) (dns, other lab.Exchanged, err error) {
 	return dns, other, nil
 }
 
-// passBy shows that packets that do not match never come to the program.
+// passBy shows that packets that do not match never reach the program.
 func (d *demo) passBy() error {
 	h, err := d.show(fmt.Sprintf("udp.DstPort == %d", portCrash), 0)
 	if err != nil {
@@ -235,8 +235,8 @@ func (d *demo) passBy() error {
 	return nil
 }
 
-// queuedPackets returns how many packets have gone through the queues of A that are bound now
-// (net/netfilter/nfnetlink_queue.c, seq_show: the last number given is in the eighth column).
+// queuedPackets returns how many packets have passed through the queues of A that are bound now
+// (net/netfilter/nfnetlink_queue.c, seq_show: the eighth column is the last number given).
 func (d *demo) queuedPackets() (total int, err error) {
 	err = d.A.Do(func() error {
 		b, err := os.ReadFile("/proc/thread-self/net/netfilter/nfnetlink_queue")
@@ -266,7 +266,7 @@ func (d *demo) speed() error {
 	if err != nil {
 		return err
 	}
-	// Room for whatever TCP has under way, however busy the machine is.
+	// Room for everything that TCP has in flight, however busy the machine is.
 	h, err := d.show(fmt.Sprintf("tcp and remotePort == %d", portBulk), 0,
 		divert.WithQueueLength(16384), divert.WithQueueSize(32<<20), divert.WithQueueTime(16*time.Second))
 	if err != nil {
@@ -296,10 +296,10 @@ func (d *demo) speed() error {
 	return nil
 }
 
-// bulkSize is how much is sent at once, in bytes.
+// bulkSize is the size of the stream, in bytes.
 const bulkSize = 32 << 20
 
-// transfer sends the stream, checks what arrives, and returns how long it took.
+// transfer sends the stream, checks the received bytes, and returns its duration.
 func (d *demo) transfer() (time.Duration, error) {
 	return lab.TransferTCP(d.ctx, d.A, d.B, netip.AddrPortFrom(d.B.Addr4(), portBulk), bulkSize, 2)
 }

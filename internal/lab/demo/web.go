@@ -48,7 +48,7 @@ func (w *web) ServeHTTP(out http.ResponseWriter, r *http.Request) {
 	}
 	select {
 	case w.bodies <- string(b):
-	default: // nobody asks
+	default: // nobody waits for it
 	}
 	io.WriteString(out, page)
 }
@@ -89,7 +89,7 @@ func (d *demo) get(addr netip.Addr) (string, error) {
 	return body(r)
 }
 
-// post sends a form and returns what the server received and what it answered.
+// post sends a form and returns the text that the server received and its answer.
 func (d *demo) post(w *web, addr netip.Addr, form string) (received, answer string, err error) {
 	r, err := d.client().Post(url(addr), "application/x-www-form-urlencoded", strings.NewReader(form))
 	if err != nil {

@@ -1,7 +1,7 @@
 //go:build linux
 
-// Package fault makes system calls of another process fail, one after the other, so that tests see how it copes. The
-// process traps the calls with seccomp; the test decides on each (seccomp_unotify(2), Linux 5.19).
+// Package fault makes system calls of another process fail, one after the other, to test how it handles errors. The
+// process traps the calls with seccomp; the test decides each of them (seccomp_unotify(2), Linux 5.19).
 package fault
 
 import (
@@ -14,18 +14,19 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Call is one system call that waits for a decision.
+// Call is a system call that waits for a decision.
 type Call struct {
 	Number int // unix.SYS_…
 	Args   [6]uint64
 }
 
-// Decide says what becomes of a call: 0 lets it go on, anything else is the error that it returns.
+// Decide returns the fate of a call: 0 lets it go on, any other value is the error that it returns.
 type Decide func(c Call) unix.Errno
 
-// Trap makes all threads of the calling process, and what it starts, ask before each of the calls, and returns the descriptor
-// that Attach wants. Only an mmap of a file asks, because Go's runtime does not survive a failed one. From then on each of the
-// calls waits for the test, so whoever traps the call that tells the descriptor waits for ever.
+// Trap makes all threads of the calling process, and its children, ask before each of the calls. It returns the
+// descriptor for Attach. mmap asks only for files, because Go's runtime does not survive a failed mmap of memory. From
+// then on each of the calls waits for the test: a process that traps the call with which it would pass on the
+// descriptor waits for ever.
 func Trap(calls ...uint32) (fd int, err error) {
 	const nr, fileOfMmap = 0, 16 + 4*8 // struct seccomp_data
 	code := []unix.SockFilter{{Code: unix.BPF_LD | unix.BPF_W | unix.BPF_ABS, K: nr}}
@@ -53,7 +54,7 @@ func Trap(calls ...uint32) (fd int, err error) {
 	return int(r), nil
 }
 
-// Supervisor decides on the calls of one process. Its methods may be called from several goroutines.
+// Supervisor decides the calls of one process. Several goroutines may call its methods.
 type Supervisor struct {
 	fd     int
 	end    [2]int // a pipe
@@ -64,7 +65,7 @@ type Supervisor struct {
 	failed error
 }
 
-// Attach takes over the descriptor that Trap has returned in another process, and lets every call go on until Arm.
+// Attach takes over the descriptor that Trap returned in another process, and lets every call go on until Arm.
 func Attach(pid, fd int) (*Supervisor, error) {
 	process, err := unix.PidfdOpen(pid, 0)
 	if err != nil {
@@ -89,14 +90,14 @@ func (s *Supervisor) Arm(d Decide) {
 	s.decide, s.count = d, 0
 }
 
-// Count returns how many calls have come since Arm, and the error of the supervision, if any.
+// Count returns the number of calls since Arm, and the error of the supervision, if any.
 func (s *Supervisor) Count() (int, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return s.count, s.failed
 }
 
-// Close ends the supervision. Calls that wait, and all later ones, fail with ENOSYS.
+// Close ends the supervision. Waiting and later calls fail with ENOSYS.
 func (s *Supervisor) Close() error {
 	err := unix.Close(s.end[1])
 	<-s.done
@@ -138,11 +139,11 @@ func (s *Supervisor) serve() {
 			return
 		}
 		if fds[1].Revents != 0 || fds[0].Revents&unix.POLLIN == 0 {
-			return // closed, or the process is gone
+			return // closed, or the process has ended
 		}
 		var n notification
 		if err := ioctl(s.fd, notifyReceive, unsafe.Pointer(&n)); err == unix.ENOENT || err == unix.EINTR {
-			continue // the thread is gone
+			continue // the thread has ended
 		} else if err != nil {
 			s.fail(fmt.Errorf("receive: %w", err))
 			return

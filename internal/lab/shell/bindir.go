@@ -11,14 +11,14 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// prefix begins the names of binDirs.
+// prefix starts the names of binDirs.
 const prefix = "divert-lab-"
 
 // link is the name of the program in a binDir.
 const link = "divert"
 
-// binDir is a directory in which a program has the name divert, and nothing else is. It is locked as long as the process that
-// made it lives; the next one takes away those that were left by processes that were killed.
+// binDir is a directory that holds only a link named divert to a program. It is locked while the process that made it
+// lives; the next process removes those left by killed processes.
 type binDir struct {
 	path string
 	lock *os.File
@@ -42,11 +42,11 @@ func newBinDir(program string) (*binDir, error) {
 		if removed := d.remove(); !errors.Is(err, os.ErrNotExist) {
 			return nil, errors.Join(err, removed)
 		}
-		// Somebody else took it for left over before it was locked.
+		// Another process removed it as a leftover before it was locked.
 	}
 }
 
-// remove takes the directory away.
+// remove removes the directory.
 func (d *binDir) remove() error {
 	err := removeDir(d.path)
 	if d.lock != nil {
@@ -55,7 +55,7 @@ func (d *binDir) remove() error {
 	return err
 }
 
-// clearBinDirs removes the directories of this user that nobody has locked. Those that cannot be removed stay for the next time.
+// clearBinDirs removes this user's unlocked directories. Those that cannot be removed stay for the next time.
 func clearBinDirs() {
 	paths, _ := filepath.Glob(filepath.Join(os.TempDir(), prefix+"*")) // fails only for a bad pattern
 	for _, path := range paths {
@@ -66,7 +66,7 @@ func clearBinDirs() {
 	}
 }
 
-// lockDir locks a directory that belongs to this user, and no link to one.
+// lockDir locks a directory that belongs to this user and is not a link.
 func lockDir(path string, how int) (*os.File, error) {
 	f, err := os.OpenFile(path, unix.O_DIRECTORY|unix.O_NOFOLLOW, 0)
 	if err != nil {
@@ -86,7 +86,7 @@ func lockDir(path string, how int) (*os.File, error) {
 	return f, nil
 }
 
-// flock is flock(2), once more where a signal interrupted it.
+// flock is flock(2), repeated when a signal interrupts it.
 func flock(f *os.File, how int) error {
 	for {
 		if err := unix.Flock(int(f.Fd()), how); err != unix.EINTR {
@@ -95,7 +95,7 @@ func flock(f *os.File, how int) error {
 	}
 }
 
-// removeDir removes a binDir. One with anything else in it is none, and stays.
+// removeDir removes a binDir. A directory with any other content is not a binDir, and stays.
 func removeDir(path string) error {
 	err := os.Remove(filepath.Join(path, link))
 	if err == nil || errors.Is(err, os.ErrNotExist) {

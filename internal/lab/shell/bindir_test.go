@@ -24,8 +24,8 @@ func hold() error {
 	return d.remove()
 }
 
-// TestBinDirOfAKilledLab: the directory of a lab that was killed goes when the next one starts, and those of labs that run,
-// and what only looks like one, stay.
+// TestBinDirOfAKilledLab: the directory of a killed lab is removed when the next one starts. Directories of running
+// labs, and others that only look like a binDir, stay.
 func TestBinDirOfAKilledLab(t *testing.T) {
 	temp := t.TempDir()
 	t.Setenv("TMPDIR", temp)
@@ -64,7 +64,7 @@ func TestBinDirOfAKilledLab(t *testing.T) {
 		t.Fatal(err)
 	}
 	if _, err := os.Stat(path); err != nil {
-		t.Fatalf("what the killed process left: %v", err)
+		t.Fatalf("the directory of the killed process: %v", err)
 	}
 
 	next, err := newBinDir("/bin/true")
@@ -88,7 +88,7 @@ func TestBinDirOfAKilledLab(t *testing.T) {
 	}
 }
 
-// TestBinDirsAtOnce makes and removes directories while others look for those that were left over.
+// TestBinDirsAtOnce makes and removes directories while others look for leftovers.
 func TestBinDirsAtOnce(t *testing.T) {
 	t.Setenv("TMPDIR", t.TempDir())
 	done := make(chan error)

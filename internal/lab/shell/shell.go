@@ -28,10 +28,10 @@ const (
 	portWeb  = 80
 )
 
-// Run builds the network, runs the command in it, takes the network down and returns the command's
-// exit status, 128 and the number of the signal that ended it. When ctx ends the command gets a SIGTERM.
-// As an ordinary user it starts the program again in a user namespace, as lab.Rootless does; where network
-// namespaces are not to be had the error is lab.ErrUnavailable.
+// Run builds the network, runs the command in it, removes the network and returns the command's exit status, or 128
+// plus the number of the signal that ended it. When ctx ends the command gets a SIGTERM. As an ordinary user Run starts
+// the program again in a user namespace, as lab.Rootless does. Where network namespaces are unavailable, the error
+// wraps lab.ErrUnavailable.
 func Run(ctx context.Context, o Options) (status int, err error) {
 	if err := lab.Rootless(); err != nil {
 		return 0, err
@@ -72,7 +72,7 @@ func place(n *lab.Routed, name string) (*lab.Host, error) {
 	return nil, fmt.Errorf("there is no %q in the lab, but %s: %w", name, strings.Join(Places, ", "), os.ErrInvalid)
 }
 
-// describe says what there is.
+// describe prints the hosts and servers.
 func describe(w io.Writer, n *lab.Routed, at *lab.Host) {
 	here := func(h *lab.Host) string {
 		if h == at {
@@ -106,7 +106,7 @@ func serve(h *lab.Host) (servers []io.Closer, err error) {
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
-		_ = w.Serve(l) // always says that the server was closed
+		_ = w.Serve(l) // its error only says that the server was closed
 	}()
 	return append(servers, closer(func() error {
 		err := w.Close()
@@ -115,7 +115,7 @@ func serve(h *lab.Host) (servers []io.Closer, err error) {
 	})), nil
 }
 
-// answer is the web server's page: it names the client and the requested path.
+// answer serves a page with the client's address and the requested path.
 func answer(w http.ResponseWriter, r *http.Request) {
 	from, _, err := net.SplitHostPort(r.RemoteAddr)
 	if err != nil {
@@ -138,7 +138,7 @@ func closeAll(cs []io.Closer) (err error) {
 	return err
 }
 
-// command returns the command, which finds programs in the directory path before all others.
+// command returns the command, which searches the directory path for programs first.
 func (o *Options) command() *exec.Cmd {
 	args := o.Command
 	if len(args) == 0 {
@@ -160,7 +160,7 @@ func (o *Options) command() *exec.Cmd {
 // run runs the command on a host.
 func run(ctx context.Context, at *lab.Host, o Options) (int, error) {
 	cmd := o.command()
-	// A terminal sends these to the command as well, and it is for the command to say what they mean.
+	// A terminal sends these to the command as well, which decides what they mean.
 	signals := make(chan os.Signal, 1)
 	signal.Notify(signals, unix.SIGINT, unix.SIGQUIT)
 	defer signal.Stop(signals)
@@ -180,7 +180,7 @@ func run(ctx context.Context, at *lab.Host, o Options) (int, error) {
 	return exit.ExitCode(), nil
 }
 
-// userShell returns the shell of the environment, or the one that every system has.
+// userShell returns the shell of the environment, or the one present on every system.
 func userShell() string {
 	if s := os.Getenv("SHELL"); s != "" {
 		return s

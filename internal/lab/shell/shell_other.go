@@ -10,7 +10,7 @@ import (
 	"github.com/opendivert/divert"
 )
 
-// Run says that there is no lab on this system.
+// Run reports that there is no lab on this system.
 func Run(context.Context, Options) (int, error) {
 	return 0, fmt.Errorf("a lab needs network namespaces, which %s has not: %w", runtime.GOOS, divert.ErrNotSupported)
 }

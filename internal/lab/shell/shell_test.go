@@ -16,7 +16,7 @@ import (
 	"github.com/opendivert/divert/internal/lab"
 )
 
-// jobVariable makes a start of the test binary a command in the lab.
+// jobVariable makes a new process of the test binary a command in the lab.
 const jobVariable = "DIVERT_SHELL_TEST_JOB"
 
 var jobs = map[string]func() error{"talk": talk, "hold": hold}
@@ -32,7 +32,7 @@ func TestMain(m *testing.M) {
 	lab.Main(m)
 }
 
-// talk asks every server of the peer, over both families, and prints what they say.
+// talk sends a request to every server of the peer, over both families, and prints the answers.
 func talk() error {
 	for _, host := range []string{"10.77.2.2", "fd77:2::2"} {
 		for _, network := range []string{"udp", "tcp"} {
@@ -100,7 +100,7 @@ func TestRun(t *testing.T) {
 				}
 			}
 			if !strings.Contains(errout.String(), "<- you are here") {
-				t.Errorf("it is not said where the command is:\n%s", &errout)
+				t.Errorf("the messages do not name the place of the command:\n%s", &errout)
 			}
 		})
 	}

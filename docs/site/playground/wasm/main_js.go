@@ -1,5 +1,5 @@
 // Command wasm is package playground for the browser: it gives the page the functions ask, load, match and explain, and
-// stays as long as the page does.
+// runs as long as the page is open.
 package main
 
 import (
@@ -10,7 +10,7 @@ import (
 	"github.com/opendivert/divert/packet"
 )
 
-// mostRows is how many packets the page shows.
+// mostRows limits the packets that the page shows.
 const mostRows = 500
 
 func main() {
@@ -19,12 +19,12 @@ func main() {
 		panic(err)
 	}
 	var answer playground.Answer
-	// ask(text, layer, strict) answers for a filter.
+	// ask(text, layer, strict) describes a filter.
 	export("ask", func(args []js.Value) any {
 		answer = playground.Ask(args[0].String(), packet.Layer(args[1].Int()), args[2].Bool())
 		return answer
 	})
-	// load(bytes) takes a capture file, or without an argument the samples.
+	// load(bytes) loads a capture file or, without an argument, the samples.
 	export("load", func(args []js.Value) any {
 		var err error
 		loaded := capture
@@ -41,7 +41,7 @@ func main() {
 		capture = loaded
 		return ""
 	})
-	// match() tries the filter that was asked for last on the capture.
+	// match() applies the last filter to the capture.
 	export("match", func([]js.Value) any { return capture.Match(&answer, mostRows) })
 	// explain(number) returns the steps of a packet.
 	export("explain", func(args []js.Value) any { return capture.Explain(&answer, args[0].Int()) })
@@ -49,7 +49,7 @@ func main() {
 	select {}
 }
 
-// export makes a function of the page, which returns JSON.
+// export makes a function that the page can call and that returns JSON.
 func export(name string, f func(args []js.Value) any) {
 	js.Global().Set(name, js.FuncOf(func(_ js.Value, args []js.Value) any {
 		text, err := json.Marshal(f(args))
