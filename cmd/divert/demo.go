@@ -14,7 +14,7 @@ func newDemo(a *app) *cobra.Command {
 	var verbose bool
 	cmd := &cobra.Command{
 		Use:   "demo [-v]",
-		Short: "Show what divert does, in a network of its own, in seconds",
+		Short: "Demonstrate divert in a network of its own, in seconds",
 		Long: `Build two hosts with a link between them, capture, drop, rewrite and re-inject real traffic
 between them, kill a program that diverts, and check at each step that what should happen did.
 

@@ -18,7 +18,7 @@ func newDoctor(a *app) *cobra.Command {
 	)
 	cmd := &cobra.Command{
 		Use:     "doctor [--json]",
-		Short:   "Say which engine will be used here and why, and what this system lacks",
+		Short:   "Show which engine will be used here and why, and which features this system lacks",
 		Long:    doctorHelp,
 		Example: doctorExample,
 		Args:    noArguments,

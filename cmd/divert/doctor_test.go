@@ -167,7 +167,7 @@ func TestDriverElsewhere(t *testing.T) {
 	}
 	for _, args := range [][]string{{"drop", "udp"}, {"sockets"}, {"list"}, {"doctor"}} {
 		r := runCommand(t, "", append(args, "--driver", "WinDivert64.sys")...)
-		want := "divert: --driver is for Windows only: here nothing but the kernel is needed\nSee `divert " + args[0] + " --help`.\n"
+		want := "divert: --driver is for Windows only: here divert needs only the kernel\nSee `divert " + args[0] + " --help`.\n"
 		if r.status != exitUsage || r.errout != want || r.out != "" {
 			t.Errorf("%v: status %d, %s%s", args, r.status, r.out, r.errout)
 		}

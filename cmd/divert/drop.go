@@ -47,14 +47,14 @@ With --limit and without -w it looks fifty times a second whether that many have
 			defer stop()
 			mode, doing := divert.Drop, "dropping"
 			if p.Layer() == divert.LayerSocket {
-				mode, doing = divert.Drop|divert.RecvOnly, "refusing what sockets do"
+				mode, doing = divert.Drop|divert.RecvOnly, "refusing socket operations"
 			}
 			r := report{app: a, json: asJSON, scope: &flags.scope}
 			if err := flags.follow(ctx, p, &r); err != nil {
 				return err
 			}
 			if file.path != "" && p.Layer() == divert.LayerSocket {
-				return usagef("--write is about packets, and the layer socket has events")
+				return usagef("--write applies to packets, but the layer socket has events")
 			}
 			t, err := file.open(a, text, r.warn)
 			if err != nil {

@@ -85,7 +85,7 @@ event, and of the handle opened, pid, program, layer, flags, priority and filter
 	d.flags.addQueue(cmd, maxQueueLength, maxQueueTime, maxQueueSize)
 	fl := cmd.Flags()
 	fl.IntVarP(&d.snap, "snapshot-length", "s", 0, "receive only so many `bytes` of each packet, 64 or more; 0: all")
-	fl.BoolVarP(&d.printer.quiet, "quiet", "q", false, "short lines: of packets protocol and payload length only")
+	fl.BoolVarP(&d.printer.quiet, "quiet", "q", false, "short lines: only protocol and payload length of packets")
 	fl.CountVarP(&d.printer.verbose, "verbose", "v", "also all fields, with their names in filters, and the date")
 	fl.BoolVar(&d.json, "json", false, "one JSON object per packet or event; messages as JSON too")
 	fl.StringVarP(&d.write, "write", "w", "", "write a pcapng `file` instead of printing; - is standard output")
@@ -106,7 +106,7 @@ func (d *dump) check(cmd *cobra.Command) error {
 	changed := func(name string) bool { return cmd.Flags().Changed(name) }
 	exclude := func(flag string, others ...string) error {
 		if i := slices.IndexFunc(others, changed); changed(flag) && i >= 0 {
-			return usagef("--%s and --%s do not go together", flag, others[i])
+			return usagef("--%s and --%s cannot be combined", flag, others[i])
 		}
 		return nil
 	}
@@ -121,12 +121,12 @@ func (d *dump) check(cmd *cobra.Command) error {
 		}
 	}
 	if d.snap > 0 && d.read != "" {
-		return usagef("--read and --snapshot-length do not go together: packets of a file have the length they were captured with")
+		return usagef("--read and --snapshot-length cannot be combined: packets of a file have the length they were captured with")
 	}
 	if layer := d.flags.layer(); hasEvents(layer) {
 		for _, name := range []string{"write", "read", "hex", "hex-ascii", "ascii", "time", "number", "link", "interface", "direction", "snapshot-length"} {
 			if changed(name) {
-				return usagef("--%s is about packets, and the layer %s has events", name, word(layer))
+				return usagef("--%s applies to packets, but the layer %s has events", name, word(layer))
 			}
 		}
 	}
@@ -382,7 +382,7 @@ func (d *dump) filterFile(ctx context.Context, c *captureReader) error {
 			return nil
 		}
 		if err == io.EOF && !m.told && testsProcess(d.program) {
-			return usagef("this capture file does not tell the processes of packets, which the filter asks for; those that `divert dump -w` writes do")
+			return usagef("the filter tests the processes of packets, which this capture file does not record; files of `divert dump -w` do")
 		}
 		if err == io.EOF {
 			return nil

@@ -38,8 +38,8 @@ func newFilterEval(a *app) *cobra.Command {
 	e := &eval{app: a}
 	cmd := &cobra.Command{
 		Use:   "eval [flags] FILTER",
-		Short: "Say which packets a filter matches",
-		Long: `Say which packets a filter matches. Packets come in hexadecimal, an IP header first, with -p or as lines of
+		Short: "Show which packets a filter matches",
+		Long: `Show which packets a filter matches. Packets come in hexadecimal, an IP header first, with -p or as lines of
 standard input, or from a capture file with -r. With -v each test is shown that was executed, the value
 it saw and where it led.
 
@@ -65,7 +65,7 @@ The exit status is 0 whether packets match or not; 1 if one cannot be evaluated.
 
 func (e *eval) run(args []string) (err error) {
 	if e.read != "" && e.packets != nil {
-		return usagef("--read and --packet do not go together")
+		return usagef("--read and --packet cannot be combined")
 	}
 	if e.program, err = e.flags.compile(args); err != nil {
 		return err

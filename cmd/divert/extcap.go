@@ -57,7 +57,7 @@ func newExtcap(a *app) *cobra.Command {
 	e := &extcap{app: a}
 	cmd := &cobra.Command{
 		Use:   "extcap",
-		Short: "Answer Wireshark, which can capture through divert",
+		Short: "Serve Wireshark, which can capture through divert",
 		Long: `Answer Wireshark, which captures through programs in its extcap folders. With --install a link to this program
 goes to a folder of the user (Wireshark 4.2 looks there; --extcap-folder names another), and a small plugin beside it,
 which shows the process of each packet as fields divert.process, divert.pid and divert.path. Then Wireshark lists
@@ -71,14 +71,14 @@ with setcap, and keep it to a group; README.md names them.`,
   divert extcap --extcap-interfaces  what Wireshark asks first`,
 		Args: func(_ *cobra.Command, args []string) error {
 			if len(args) > 0 {
-				return usagef("extcap takes flags only, as Wireshark gives them; a filter goes behind --extcap-capture-filter")
+				return usagef("extcap takes flags only, as Wireshark gives them; a filter goes after --extcap-capture-filter")
 			}
 			return nil
 		},
 		RunE: func(cmd *cobra.Command, _ []string) error { return e.run(cmd) },
 	}
 	fl := cmd.Flags()
-	fl.BoolVar(&e.install, "install", false, "make this program known to the Wireshark of this user")
+	fl.BoolVar(&e.install, "install", false, "register this program with this user's Wireshark")
 	fl.StringVar(&e.folder, "extcap-folder", "", "with --install: the `folder` that Wireshark looks in (Help, About, Folders); empty: the user's")
 	fl.BoolVar(&e.interfaces, "extcap-interfaces", false, "list the interfaces")
 	fl.StringVar(&e.version, "extcap-version", "", "the `version` of Wireshark")
@@ -264,7 +264,7 @@ func replaceLink(target, name string) error {
 	}
 	if info, err := os.Lstat(name); err == nil {
 		if info.Mode()&os.ModeSymlink == 0 {
-			return fmt.Errorf("%s is there already and is no link: remove it first", printable(name))
+			return fmt.Errorf("%s already exists and is not a link: remove it first", printable(name))
 		}
 		if err := os.Remove(name); err != nil {
 			return err

@@ -71,7 +71,7 @@ func TestExtcapInstall(t *testing.T) {
 	if err := os.WriteFile(link, nil, 0o644); err != nil {
 		t.Fatal(err)
 	}
-	if r := runCommand(t, "", "extcap", "--install"); r.status != exitFailed || !strings.Contains(r.errout, "is there already and is no link") {
+	if r := runCommand(t, "", "extcap", "--install"); r.status != exitFailed || !strings.Contains(r.errout, "already exists and is not a link") {
 		t.Errorf("status %d: %s", r.status, r.errout)
 	}
 }

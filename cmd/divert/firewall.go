@@ -23,7 +23,7 @@ import (
 func newFirewall(a *app) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "firewall",
-		Short: "Decide which connections may be, by rules in a file",
+		Short: "Decide which connections are allowed, by rules in a file",
 		Long: `Decide which connections of this host may be, by rules in a file: by process, direction, address, port, name of
 the host and time. Each connection is decided once, by its first packet or when a process calls connect, and the
 kernel does the rest. The manual has a page about the rules: docs/firewall.md.`,
@@ -45,7 +45,7 @@ const defaultSocket = "/run/divert/firewall.sock"
 // rulesArgument requires one file of rules.
 func rulesArgument(cmd *cobra.Command, args []string) error {
 	if len(args) != 1 {
-		return usagef("%s needs one file of rules; `divert help firewall` tells of them", cmd.Name())
+		return usagef("%s needs one file of rules; `divert help firewall` describes them", cmd.Name())
 	}
 	return nil
 }
@@ -146,7 +146,7 @@ Mind the connection you work over: the rules decide it, too.`,
 	}
 	fl := cmd.Flags()
 	fl.StringVar(&f.learn, "learn", "", "write rules for connections that no rule covers to `file`")
-	fl.StringVar(&f.answers, "answers", "", "keep answers that hold always in `file`, RULES with .answers before its ending by default")
+	fl.StringVar(&f.answers, "answers", "", "keep permanent answers in `file`; default: RULES with .answers before its extension")
 	fl.StringVar(&f.socket, "socket", defaultSocket, "`path` of the socket for divert firewall ask")
 	fl.BoolVarP(&f.quiet, "quiet", "q", false, "print no decisions")
 	fl.BoolVar(&f.json, "json", false, "decisions, messages and summary as JSON")
@@ -169,7 +169,7 @@ func (f *firewallFlags) run(a *app, cmd *cobra.Command, path string) error {
 	}
 	answers, err := firewall.LoadAnswers(f.answers)
 	if err != nil {
-		return fmt.Errorf("the answers that hold always: %w", rulesError(err))
+		return fmt.Errorf("the permanent answers: %w", rulesError(err))
 	}
 	ctx, stop := untilSignal(cmd.Context())
 	defer stop()
@@ -220,7 +220,7 @@ func (f *firewallFlags) run(a *app, cmd *cobra.Command, path string) error {
 		prompts.Attach(fw)
 		serving.Go(func() {
 			if err := prompts.Serve(listener); err != nil {
-				w.add(fmt.Errorf("nobody can be asked any more: %w", err))
+				w.add(fmt.Errorf("questions can no longer be asked: %w", err))
 			}
 		})
 	}

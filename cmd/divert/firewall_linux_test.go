@@ -578,7 +578,7 @@ func (a *asker) answer(t *testing.T, word string) {
 		if strings.Contains(text, "answered: ") {
 			return
 		}
-		if strings.Contains(text, "typed for the question before") {
+		if strings.Contains(text, "typed for the previous question") {
 			time.Sleep(100 * time.Millisecond)
 			at = len(a.out.String())
 			fmt.Fprintln(a.in, word)

@@ -18,7 +18,7 @@ func newFirewallAsk(a *app) *cobra.Command {
 	var socket string
 	cmd := &cobra.Command{
 		Use:   "ask",
-		Short: "Be asked, in this terminal, about the connections that rules ask about",
+		Short: "Answer the firewall's questions about connections, in this terminal",
 		Long: `Show the connections that rules of the running firewall ask about (action: ask), and send it the answers: one
 of these words, or its first letter, and Enter.
 
@@ -143,7 +143,7 @@ func (s *asking) readAnswers() {
 		action, always, err := parseAnswer(lines.Text())
 		switch {
 		case err == nil && early:
-			err = errors.New("that was typed for the question before; answer again")
+			err = errors.New("that was typed for the previous question; answer again")
 		case err == nil:
 			s.sent = id
 			err = s.prompt.Answer(id, action, always)

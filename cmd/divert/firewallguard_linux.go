@@ -59,7 +59,7 @@ func (g *firewallGuard) end() {
 func newFirewallGuard(a *app) *cobra.Command {
 	return &cobra.Command{
 		Use:   "guard FILE",
-		Short: "Hold a firewall closed should it die; divert firewall run starts it",
+		Short: "Keep a firewall closed if it dies; divert firewall run starts it",
 		Long: `Hold the handles of a firewall open whose rules say on-death: closed. divert firewall run starts it; it is of no use
 by itself. If the firewall dies, what it had decided stays so and nothing else passes, until the firewall runs again
 or this command is ended.`,

@@ -28,7 +28,7 @@ func (*firewallGuard) end() {}
 // newFirewallGuard makes a command that reports that guards need Linux.
 func newFirewallGuard(*app) *cobra.Command {
 	return &cobra.Command{
-		Use: "guard", Short: "Hold a firewall closed should it die, on Linux",
+		Use: "guard", Short: "Keep a firewall closed if it dies, on Linux",
 		Example: "  divert firewall guard",
 		Hidden:  true,
 		RunE: func(*cobra.Command, []string) error {

@@ -31,9 +31,9 @@ func (f *firstFlag) narrow(text string, p *filter.Program, d *dialectFlags) (str
 	case f.n == 0:
 		return "", usagef("--first 0 leaves no packet; it must be 1 or more")
 	case d.strict:
-		return "", usagef("--first counts packets with a field of the extended filter language: leave --strict away")
+		return "", usagef("--first counts packets with a field of the extended filter language: leave out --strict")
 	case hasEvents(d.layer()):
-		return "", usagef("--first is about packets, and the layer %s has events", word(d.layer()))
+		return "", usagef("--first applies to packets, but the layer %s has events", word(d.layer()))
 	}
 	plain, err := p.Format() // text may be an object string
 	if err != nil {

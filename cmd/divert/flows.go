@@ -42,7 +42,7 @@ With --top it prints totals per process instead, every --interval, those with th
 				return usagef("--interval %v is not positive", interval)
 			}
 			if top && flags.scope.count > 0 {
-				return usagef("--top and --limit do not go together: totals have no number of events")
+				return usagef("--top and --limit cannot be combined: totals have no number of events")
 			}
 			text, p, err := flags.program(args)
 			if err != nil {
@@ -74,7 +74,7 @@ With --top it prints totals per process instead, every --interval, those with th
 	flags.addEvents(cmd, divert.LayerFlow)
 	flags.scope.addEnd(cmd, "events")
 	fl := cmd.Flags()
-	fl.BoolVar(&top, "top", false, "totals per process, over and over")
+	fl.BoolVar(&top, "top", false, "totals per process, repeatedly")
 	fl.DurationVar(&interval, "interval", time.Second, "with --top: how often")
 	fl.BoolVar(&asJSON, "json", false, "one JSON object per event, or per process; messages as JSON too")
 	return cmd

@@ -185,7 +185,7 @@ func filterOf(data []byte, layer divert.Layer) string {
 func newList(a *app) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "list [flags] [FILTER]",
-		Short: "List the handles that are open: who diverts, and with which filter",
+		Short: "List the open handles: their processes and filters",
 		Long: `List the open handles of all processes in this network, the oldest first. The filter is one of
 the layer reflect: it chooses by processId, layer and priority. The process id is the one that the kernel
 confirms; where it does not, since the process is of another pid namespace or another user's, it reads "?".`,
@@ -231,7 +231,7 @@ also by the end of its process. The filter is one of the layer reflect.`,
 func newKill(a *app) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "kill [flags] PID|all",
-		Short: "End the processes that have handles open",
+		Short: "End the processes with open handles",
 		Long: `End a process that has handles open in this network, or all of them, at once and for good; the
 traffic that they held flows again. A process without a handle is left alone, and so is one of which the kernel
 does not confirm that it has one.`,
@@ -276,7 +276,7 @@ does not confirm that it has one.`,
 }
 
 // unknownProcess explains why the process of a handle is unknown.
-const unknownProcess = "it is of another pid namespace, or to see it takes root's rights"
+const unknownProcess = "it is in another pid namespace, or only root may see it"
 
 // whom returns the process that an argument names, 0 for all.
 func whom(args []string) (uint32, error) {
@@ -288,7 +288,7 @@ func whom(args []string) (uint32, error) {
 	}
 	pid, err := strconv.ParseUint(args[0], 10, 32)
 	if err != nil || pid == 0 || pid > math.MaxInt32 {
-		return 0, usagef("%q is no process id", args[0])
+		return 0, usagef("%q is not a process id", args[0])
 	}
 	return uint32(pid), nil
 }

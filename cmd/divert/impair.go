@@ -31,9 +31,9 @@ func (f *impairFlags) add(cmd *cobra.Command) {
 	f.addHang(cmd)
 	fl := cmd.Flags()
 	fl.Uint64Var(&f.seed, "seed", 0, "decides which packets of a flow are impaired; a random one if not given")
-	fl.BoolVar(&f.dropHeld, "drop-held", false, "drop the packets that are held when the run ends, instead of sending them on at once")
-	fl.IntVar(&f.maxPackets, "max-packets", 65536, "packets that are held at most; others are dropped and counted")
-	fl.IntVar(&f.maxBytes, "max-bytes", 64<<20, "bytes that are held at most")
+	fl.BoolVar(&f.dropHeld, "drop-held", false, "drop held packets when the run ends, instead of sending them on at once")
+	fl.IntVar(&f.maxPackets, "max-packets", 65536, "most packets held at a time; others are dropped and counted")
+	fl.IntVar(&f.maxBytes, "max-bytes", 64<<20, "most bytes held at a time")
 	fl.BoolVar(&f.json, "json", false, "messages and summary on standard error as JSON")
 }
 
@@ -82,7 +82,7 @@ func newImpair(a *app) *cobra.Command {
 	)
 	cmd := &cobra.Command{
 		Use:   "impair [flags] FILTER",
-		Short: "Make a network worse: lag, jitter, loss, limited rate and their kin, for packets that match",
+		Short: "Make a network worse: lag, jitter, loss, a limited rate and more, for packets that match",
 		Long: `Impair the packets that match a filter: lose, reset, corrupt or duplicate some, limit their rate, delay
 and reorder them. Several impairments work together, in the order of the flags below: what is lost takes no part of the
 rate, and what has waited for the rate is delayed by the whole lag. A share is 1% or 0.01.
@@ -194,7 +194,7 @@ func impairConfig(a *app, cmd *cobra.Command, flags *impairFlags, rule *impair.R
 	}
 	for _, s := range impair.Settings() {
 		if cmd.Flags().Changed(s.Name) {
-			return c, usagef("--schedule and --%s do not go together: the file has the rules", s.Name)
+			return c, usagef("--schedule and --%s cannot be combined: the file has the rules", s.Name)
 		}
 	}
 	s, err := readSchedule(a, path)

@@ -79,7 +79,7 @@ func (l *letters) add(cmd *cobra.Command) {
 	fl.BoolVarP(&l.ascii, "ascii", "A", false, "also the bytes in ASCII")
 	fl.CountVarP(&l.times, "time", "t", "the time: -t none, -tt seconds since 1970, -ttt since the packet before, -tttt with the date, -ttttt since the first packet")
 	fl.BoolVar(&l.nano, "nano", false, "times with nine digits")
-	fl.BoolVar(new(bool), "micro", false, "times with six digits, which is so anyway")
+	fl.BoolVar(new(bool), "micro", false, "times with six digits, the default")
 	fl.BoolVarP(&l.number, "number", "#", false, "count the packets at the beginning of each line")
 	fl.BoolVarP(&l.link, "link", "e", false, "also the interface's index, and the type and length of the packet; handles see no link-layer headers")
 	fl.BoolVarP(&l.noSums, "dont-verify-checksums", "K", false, "do not check checksums, which -v does")
@@ -90,7 +90,7 @@ func (l *letters) add(cmd *cobra.Command) {
 	fl.StringVarP(&l.linkType, "linktype", "y", "", "the link type of the capture file: `RAW` is the only one")
 	fl.BoolVarP(&l.listInterfaces, "list-interfaces", "D", false, "list the network interfaces and end")
 	fl.BoolVarP(&l.listTypes, "list-data-link-types", "L", false, "list the link types of capture files and end")
-	fl.BoolVarP(&l.compileOnly, "compile", "d", false, "show the program of the filter and end, as divert filter explain does")
+	fl.BoolVarP(&l.compileOnly, "compile", "d", false, "show the program of the filter and end, like divert filter explain")
 	l.rotation.add(cmd)
 	for _, f := range meaningless {
 		fl.CountP(f.name, f.letter, "nothing: "+f.why)
@@ -128,7 +128,7 @@ func (l *letters) check(d *dump) error {
 	case l.countOnly && d.write != "":
 		return usagef("--count prints, and --write writes; choose one")
 	case l.ascii && l.hex+l.hexASCII > 0:
-		return usagef("--ascii and --hex do not go together; -X prints both")
+		return usagef("--ascii and --hex cannot be combined; -X prints both")
 	}
 	return l.rotation.check(d.write)
 }
@@ -170,7 +170,7 @@ func (l *letters) narrow(text string, p *filter.Program) (string, error) {
 	}
 	switch layer := p.Layer(); {
 	case hasEvents(layer):
-		return "", usagef("--direction is about packets, and the layer %s has events", word(layer))
+		return "", usagef("--direction applies to packets, but the layer %s has events", word(layer))
 	case layer == divert.LayerForward:
 		return "", usagef("--direction %s: forwarded packets do not begin or end here, so they have no direction", &l.way)
 	}

@@ -53,14 +53,14 @@ func TestTcpdumpsLetters(t *testing.T) {
 		{"-B 4096 tcp", exitUsage, "", "--queue-size"},
 		{"-Q sideways tcp", exitUsage, "", "must be one of inout, in, out"},
 		{"-A -X tcp", exitUsage, "", "-X prints both"},
-		{"-C 1 tcp", exitUsage, "", "give it one"},
-		{"-i eth0 tcp", exitUsage, "", "--read and --interface do not go together"},
+		{"-C 1 tcp", exitUsage, "", "need a file to write"},
+		{"-i eth0 tcp", exitUsage, "", "--read and --interface cannot be combined"},
 		{"--count -w x tcp", exitUsage, "", "choose one"},
 		{"-w x -C 0 tcp", exitUsage, "", "1 or more"},
 		{"-w x -W 5 tcp", exitUsage, "", "--file-count goes with"},
 		{"-w x -G -5 tcp", exitUsage, "", "negative"},
 		{"-w x -Z nobody-of-this-name tcp", exitUsage, "", "no such user"},
-		{"--layer flow -x tcp", exitUsage, "", "is about packets"},
+		{"--layer flow -x tcp", exitUsage, "", "applies to packets"},
 	} {
 		t.Run(test.args, func(t *testing.T) {
 			if strings.Contains(test.args, "-D") && !hasInterfaces() {

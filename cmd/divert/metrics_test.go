@@ -136,7 +136,7 @@ func TestMetricsErrors(t *testing.T) {
 		{[]string{"drop", "--metrics", "localhost:http", "udp"}, exitUsage, "--metrics localhost:http: it must be an address and a port"},
 		{[]string{"drop", "--metrics", taken.Addr().String(), "udp"}, exitFailed, "--metrics: listen tcp " + taken.Addr().String()},
 		{[]string{"proxy", "--to", "127.0.0.1:80", "--metrics", taken.Addr().String(), "tcp"}, exitFailed, "--metrics: listen tcp"},
-		{[]string{"dump", "-r", "-", "--metrics", ":1"}, exitUsage, "--read and --metrics do not go together"},
+		{[]string{"dump", "-r", "-", "--metrics", ":1"}, exitUsage, "--read and --metrics cannot be combined"},
 	} {
 		if r := runCommand(t, "", test.args...); r.status != test.status || !strings.HasPrefix(r.errout, "divert: "+test.want) {
 			t.Errorf("%v: %+v", test.args, r)

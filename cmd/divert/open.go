@@ -145,7 +145,7 @@ func (f *handleFlags) add(cmd *cobra.Command, layers []divert.Layer) {
 	}
 	fl := cmd.Flags()
 	fl.Int16Var(&f.priority, "priority", 0, noun+" meet handles from the highest priority to the lowest, 30000 to -30000")
-	fl.BoolVar(&f.fragments, "fragments", false, "see inbound fragments as they come, not the datagram put together")
+	fl.BoolVar(&f.fragments, "fragments", false, "see inbound fragments as they come, not the reassembled datagram")
 	f.scope.addInterface(cmd)
 	f.scope.addProcess(cmd)
 	f.scope.addEnd(cmd, noun)
@@ -157,7 +157,7 @@ func (f *handleFlags) add(cmd *cobra.Command, layers []divert.Layer) {
 // addDriver adds the flag for the path of the driver. Elsewhere than on Windows the flag is hidden, and checkDriver
 // refuses it.
 func addDriver(cmd *cobra.Command, path *string) {
-	cmd.Flags().StringVar(path, "driver", "", "driver `file`, or the folder it lies in, in case the driver does not run yet")
+	cmd.Flags().StringVar(path, "driver", "", "driver `file`, or its folder, in case the driver does not run yet")
 	if runtime.GOOS != "windows" {
 		_ = cmd.Flags().MarkHidden("driver") // the flag exists
 	}
@@ -166,7 +166,7 @@ func addDriver(cmd *cobra.Command, path *string) {
 // checkDriver refuses the path of a driver on a system without drivers.
 func checkDriver(path string) error {
 	if path != "" && runtime.GOOS != "windows" {
-		return usagef("--driver is for Windows only: here nothing but the kernel is needed")
+		return usagef("--driver is for Windows only: here divert needs only the kernel")
 	}
 	return nil
 }
@@ -201,9 +201,9 @@ func (f *handleFlags) open(p *filter.Program, flags divert.Flag, opts ...divert.
 	}
 	switch l := f.layer(); {
 	case f.fragments && hasEvents(l):
-		return nil, usagef("--fragments is about packets, and the layer %s has events", word(l))
+		return nil, usagef("--fragments applies to packets, but the layer %s has events", word(l))
 	case f.engine.value != 0 && l == divert.LayerReflect:
-		return nil, usagef("--engine is about filters in the kernel, and at the layer reflect there are none")
+		return nil, usagef("--engine applies to filters in the kernel, which the layer reflect does not use")
 	case f.passOnHang != 0 && f.dropOnHang != 0:
 		return nil, usagef("--pass-on-hang and --drop-on-hang exclude each other")
 	case f.fragments:

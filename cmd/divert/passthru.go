@@ -89,8 +89,8 @@ interface whose name ends in ":sent" as it was sent, its checksums filled in. Th
 	first.add(cmd)
 	file.add(cmd, "the packets, and with --rewrite their replacements,")
 	fl := cmd.Flags()
-	fl.IntVar(&queues, "queues", 1, fmt.Sprintf("share the flows out to so many queues with a thread each, 1 to %d", divert.MaxQueues))
-	fl.IntVar(&batch, "batch", 64, "packets received and sent with one call at most, 1 to 255")
+	fl.IntVar(&queues, "queues", 1, fmt.Sprintf("distribute the flows over so many queues with a thread each, 1 to %d", divert.MaxQueues))
+	fl.IntVar(&batch, "batch", 64, "most packets received and sent with one call, 1 to 255")
 	fl.BoolVar(&rewrite, "rewrite", false, "send the bytes back as if they had been changed")
 	fl.BoolVar(&asJSON, "json", false, "messages and summary on standard error as JSON")
 	return cmd

@@ -44,7 +44,7 @@ func newProxy(a *app) *cobra.Command {
 	f := proxyFlags{header: choice{names: headerNames}, engine: choice{names: wordsOf(engines)}, road: choice{names: roadNames}}
 	cmd := &cobra.Command{
 		Use:   "proxy (--to ADDR | --via URL) [flags] FILTER",
-		Short: "Lead the connections that match to a local program, or through a proxy",
+		Short: "Redirect the connections that match to a local program, or through a proxy",
 		Long: `Lead the connections of TCP and the exchanges of UDP that match a filter, and begin from now on,
 to another place: to a program that listens at an address, or through a SOCKS 5 or HTTP proxy to where they
 wanted to go. The applications notice nothing: they are connected to the address they asked for. One line is
@@ -75,7 +75,7 @@ before the first byte of each connection of TCP; UDP is left alone then.`,
 	fl.StringVar(&f.to, "to", "", "`address` and port, numeric, of the program that gets the connections")
 	fl.StringVar(&f.via, "via", "", "`URL` of a proxy: socks5://user:password@host:port, http://… or https://… (TCP only)")
 	addChoice(cmd, &f.header, "proxy-protocol", "version of the PROXY header that --to gets")
-	fl.BoolVar(&f.noHold, "no-hold", false, "connect applications before the other half stands")
+	fl.BoolVar(&f.noHold, "no-hold", false, "accept applications' connections before the other half is connected")
 	fl.BoolVarP(&f.quiet, "quiet", "q", false, "print no connections")
 	fl.BoolVar(&f.asJSON, "json", false, "connections, messages and summary as JSON")
 	fl.Int16Var(&f.priority, "priority", 0, "packets meet handles from the highest priority to the lowest, 30000 to -30000")
@@ -93,7 +93,7 @@ func (f *proxyFlags) run(a *app, cmd *cobra.Command, args []string) error {
 	var to *destination
 	switch {
 	case f.road.value == int(redirect.RoadSockets) && !f.noHold && matchesTCP(text):
-		return usagef("--road sockets needs --no-hold: the kernel cannot hold a connect until the other half stands")
+		return usagef("--road sockets needs --no-hold: the kernel cannot hold a connect until the other half is connected")
 	case (f.to == "") == (f.via == ""):
 		return usagef("proxy needs either --to ADDR or --via URL")
 	case f.via != "":
@@ -132,7 +132,7 @@ func (f *proxyFlags) run(a *app, cmd *cobra.Command, args []string) error {
 	var unknown error
 	if errors.Is(err, divert.ErrNoProcess) {
 		if to != nil {
-			return fmt.Errorf("proxy --to has to leave the connections of the program at %v alone, and cannot tell them from others: %w", to.at, err)
+			return fmt.Errorf("proxy --to must not redirect the connections of the program at %v, and cannot distinguish them from others: %w", to.at, err)
 		}
 		// This process connects only through the Listener's Dial, so its own connections are known without processes.
 		unknown, o.OwnByDial = err, true
@@ -146,7 +146,7 @@ func (f *proxyFlags) run(a *app, cmd *cobra.Command, args []string) error {
 	}
 	defer l.Close()
 	if unknown != nil {
-		r.warn(fmt.Errorf("only the connections of this command itself are left alone, those of a proxy on this host are not: %w", unknown))
+		r.warn(fmt.Errorf("only this command's own connections are exempt, those of a proxy on this host are not: %w", unknown))
 	}
 	if to != nil {
 		to.spare = l.Spare

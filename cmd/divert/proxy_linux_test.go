@@ -270,7 +270,7 @@ func TestProxyViaWithoutProcesses(t *testing.T) {
 		t.Errorf("fetched %q, %v", got, err)
 	}
 	_, status := p.end(t, os.Interrupt)
-	if log := p.errout.String(); status != exitOK || !strings.Contains(log, "only the connections of this command itself are left alone") {
+	if log := p.errout.String(); status != exitOK || !strings.Contains(log, "only this command's own connections are exempt") {
 		t.Errorf("status %d: %s", status, log)
 	}
 	if len(asked) != 1 || <-asked != "CONNECT "+at.String() {

@@ -19,7 +19,7 @@ func tellReady() error {
 		_ = c.Close() // the message is sent
 	}
 	if err != nil {
-		return fmt.Errorf("the service manager cannot be told that the handles are open (NOTIFY_SOCKET=%s): %w", printable(path), err)
+		return fmt.Errorf("the service manager cannot be notified that the handles are open (NOTIFY_SOCKET=%s): %w", printable(path), err)
 	}
 	return nil
 }

@@ -23,7 +23,7 @@ func newReject(a *app) *cobra.Command {
 	)
 	cmd := &cobra.Command{
 		Use:   "reject [flags] FILTER",
-		Short: "Refuse the packets that match, and tell the sender so",
+		Short: "Refuse the packets that match, with an answer to the sender",
 		Long: `Take the packets that match a filter out of the network and answer them: TCP with a reset
 (RST), UDP with the ICMP or ICMPv6 message that the port is unreachable. Programs then fail at once
 with "connection refused" instead of waiting, on this host (packets on the way out) as on others

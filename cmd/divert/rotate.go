@@ -32,11 +32,11 @@ type rotation struct {
 // add adds the flags.
 func (r *rotation) add(cmd *cobra.Command) {
 	fl := cmd.Flags()
-	fl.StringVarP(&r.size, "file-size", "C", "", "begin another capture file when one has so many million bytes; `size` may end in k, m or g for KiB, MiB, GiB")
-	fl.IntVarP(&r.seconds, "rotate-seconds", "G", 0, "begin another capture file after so many seconds, named as -w says by strftime: -w %H%M%S.pcapng")
-	fl.IntVarP(&r.files, "file-count", "W", 0, "with -C: go round through so many files; with -G: end after so many")
-	fl.StringVarP(&r.command, "postrotate-command", "z", "", "run `command` FILE for each capture file that is complete")
-	fl.StringVarP(&r.owner, "relinquish-privileges", "Z", "", "the `user` whom capture files belong to; divert itself keeps its rights, without which it could not close the handle")
+	fl.StringVarP(&r.size, "file-size", "C", "", "begin another capture file after so many million bytes; `size` may end in k, m or g for KiB, MiB, GiB")
+	fl.IntVarP(&r.seconds, "rotate-seconds", "G", 0, "begin another capture file after so many seconds, named by -w with strftime formats: -w %H%M%S.pcapng")
+	fl.IntVarP(&r.files, "file-count", "W", 0, "with -C: overwrite the oldest of so many files; with -G: end after so many")
+	fl.StringVarP(&r.command, "postrotate-command", "z", "", "run `command` FILE for each complete capture file")
+	fl.StringVarP(&r.owner, "relinquish-privileges", "Z", "", "the `user` who owns the capture files; divert itself keeps its rights, which it needs to close the handle")
 }
 
 // check refuses values that make no sense.
@@ -44,7 +44,7 @@ func (r *rotation) check(file string) (err error) {
 	switch {
 	case file != "" && file != "-":
 	case r.size != "" || r.seconds != 0 || r.files != 0 || r.command != "" || r.owner != "":
-		return usagef("-C, -G, -W, -z and -Z are about the files that -w writes; give it one")
+		return usagef("-C, -G, -W, -z and -Z need a file to write: -w FILE")
 	}
 	if r.size != "" {
 		if r.bytes, err = fileSize(r.size); err != nil {
@@ -78,13 +78,13 @@ func fileSize(s string) (int64, error) {
 	if n := float64(v) * unit; err == nil && v > 0 && n < math.MaxInt64 {
 		return int64(n), nil
 	}
-	return 0, errors.New("a size is a whole number of million bytes, 1 or more, or of KiB, MiB or GiB with k, m or g behind it")
+	return 0, errors.New("a size is a whole number of million bytes, 1 or more, or of KiB, MiB or GiB followed by k, m or g")
 }
 
 func account(name string) (uid, gid int, err error) {
 	u, err := user.Lookup(name)
 	if err != nil {
-		return 0, 0, errors.New("there is no such user")
+		return 0, 0, errors.New("no such user")
 	}
 	if uid, err = strconv.Atoi(u.Uid); err == nil {
 		gid, err = strconv.Atoi(u.Gid)

@@ -40,7 +40,7 @@ func (s *scope) addEnd(cmd *cobra.Command, noun string) {
 
 // addProcess adds the flag that selects processes.
 func (s *scope) addProcess(cmd *cobra.Command) {
-	cmd.Flags().StringArrayVar(&s.processes, "process", nil, "only what the `process` does, by id, or by name if it is not a number; may be given several times")
+	cmd.Flags().StringArrayVar(&s.processes, "process", nil, "only packets or events of the `process`, by id, or by name if it is not a number; may be given several times")
 }
 
 // addInterface adds the flag that selects interfaces.
@@ -115,7 +115,7 @@ func (s *scope) named() (names []string) {
 func (s *scope) tests(layer divert.Layer, strict bool) (tests []string, err error) {
 	if len(s.interfaces) > 0 {
 		if hasEvents(layer) {
-			return nil, usagef("--interface is about packets, and the layer %s has events", word(layer))
+			return nil, usagef("--interface applies to packets, but the layer %s has events", word(layer))
 		}
 		test, err := interfaceTest(s.interfaces, !strict && runtime.GOOS == "linux")
 		if err != nil {
@@ -142,11 +142,11 @@ func (s *scope) tests(layer divert.Layer, strict bool) (tests []string, err erro
 	}
 	switch {
 	case layer == divert.LayerForward:
-		return nil, usagef("--process is about packets of this host, and those of the layer forward are of others")
+		return nil, usagef("--process applies to packets of this host, but those of the layer forward belong to others")
 	case layer == divert.LayerNetwork && strict:
-		return nil, usagef("--process does not go with --strict: in WinDivert packets have no process")
+		return nil, usagef("--process cannot be combined with --strict: in WinDivert packets have no process")
 	case len(bare) > 0 && strict:
-		return nil, usagef("--process %s does not go with --strict, which has no sets: give the process id", printable(bare[0]))
+		return nil, usagef("--process %s cannot be combined with --strict, which has no sets: give the process id", printable(bare[0]))
 	}
 	test := anyOf("processId == ", ids)
 	if len(bare) > 0 {
@@ -264,7 +264,7 @@ func (f *handleFlags) follow(ctx context.Context, p *filter.Program, r *report) 
 			}
 			err := find()
 			if err != nil && !failed {
-				r.warn(fmt.Errorf("which processes have the name is not known any more: %w", err))
+				r.warn(fmt.Errorf("the processes with the name are no longer known: %w", err))
 			}
 			failed = err != nil
 		}

@@ -72,7 +72,7 @@ func (s *setFiles) check(p *filter.Program, used bool) error {
 	names := s.names(p)
 	for name := range s.files {
 		if !slices.Contains(names, name) {
-			return usagef("the filter has no set @%s, which --set gives a file", name)
+			return usagef("the filter has no set @%s, but --set gives it a file", name)
 		}
 	}
 	for _, name := range names {

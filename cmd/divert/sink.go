@@ -67,7 +67,7 @@ func (s *textSink) write(r *record) (err error) {
 		s.buf = s.printer.append(s.buf[:0], r)
 	}
 	if err != nil {
-		return fmt.Errorf("a packet has no form as JSON: %w", err)
+		return fmt.Errorf("a packet has no JSON form: %w", err)
 	}
 	_, err = s.w.Write(s.buf)
 	return err

@@ -12,7 +12,7 @@ func newSockets(a *app) *cobra.Command {
 	)
 	cmd := &cobra.Command{
 		Use:   "sockets [flags] [FILTER]",
-		Short: "Print what processes do with sockets, or refuse it",
+		Short: "Print the socket operations of processes, or refuse them",
 		Long: `Print bind, connect, listen, accept and close of the processes in this network, as they happen,
 with the process, the endpoint and its parent, and both sides.
 
@@ -33,7 +33,7 @@ elsewhere the socket is aborted. Close is never refused.`,
 			defer stop()
 			mode, doing := divert.RecvOnly|divert.Sniff, "watching sockets"
 			if block {
-				mode, doing = divert.RecvOnly, "refusing what sockets do"
+				mode, doing = divert.RecvOnly, "refusing socket operations"
 			}
 			r := report{app: a, json: asJSON, scope: &flags.scope}
 			if err := flags.follow(ctx, p, &r); err != nil {
@@ -54,7 +54,7 @@ elsewhere the socket is aborted. Close is never refused.`,
 	flags.addEvents(cmd, divert.LayerSocket)
 	flags.scope.addEnd(cmd, "events")
 	fl := cmd.Flags()
-	fl.BoolVar(&block, "block", false, "refuse what matches")
+	fl.BoolVar(&block, "block", false, "refuse matching operations")
 	fl.BoolVar(&asJSON, "json", false, "one JSON object per event; messages as JSON too")
 	return cmd
 }

@@ -36,7 +36,7 @@ func newTop(a *app) *cobra.Command {
 	t := &top{app: a}
 	cmd := &cobra.Command{
 		Use:   "top [flags] [FILTER]",
-		Short: "Show who uses the network now: by process, flow and host",
+		Short: "Show the current use of the network: by process, flow and host",
 		Long: `Show who uses the network now, and how much: the packets that match a filter (all, if there is none), by
 process, by flow and by host, with bytes per second in and out, and sums. The packets themselves go on undelayed; only their
 headers are read.
@@ -81,7 +81,7 @@ func (t *top) run(ctx context.Context, args []string) (err error) {
 	case t.rows < 0:
 		return usagef("--rows %d is negative", t.rows)
 	case t.json && t.plain:
-		return usagef("--json and --plain do not go together")
+		return usagef("--json and --plain cannot be combined")
 	}
 	var p *filter.Program
 	if t.text, p, err = t.flags.program(args); err != nil {

@@ -244,7 +244,7 @@ func TestTopActs(t *testing.T) {
 	}
 	wait("the datagrams are not shown", func() bool { return answered() && strings.Contains(s.shown(), echo.String()) })
 	press("d")
-	wait("it does not ask", sees("drop what matches protocol == 17 and localAddr == "))
+	wait("it does not ask", sees("drop packets that match protocol == 17 and localAddr == "))
 	press("y")
 	wait("the flow is not dropped", func() bool { return !answered() && strings.Contains(s.shown(), "\nD ") })
 	if n := exchange(t, pair.A, echo, 1, 5*time.Second); n != 1 {

@@ -117,7 +117,7 @@ func (u *topScreen) loop(ctx context.Context) error {
 			}
 		case e, ok := <-events:
 			if !ok {
-				return errors.New("the terminal is gone")
+				return errors.New("the terminal has disappeared")
 			}
 			switch e := e.(type) {
 			case *tcell.EventResize:
@@ -396,7 +396,7 @@ func (u *topScreen) drop() {
 		do()
 		return
 	}
-	u.question("drop what matches "+f, do)
+	u.question("drop packets that match "+f, do)
 }
 
 // reset resets the connections of the selected row.

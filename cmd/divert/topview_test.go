@@ -181,8 +181,8 @@ func TestTopKeys(t *testing.T) {
 		{[]any{tcell.KeyEscape}, "filter not loopback or tcp", "filter: "},
 		{[]any{"/", tcell.KeyCtrlU, "tcp and udpp", tcell.KeyEnter}, "wrong filter, column 9: unknown word \"udpp\" (did you mean", ""},
 		{[]any{tcell.KeyEnd, "d"}, "no filter matches the packets of this row: choose a flow", ""},
-		{[]any{tcell.KeyHome, "d"}, "drop what matches processId == ", ""},
-		{[]any{"n"}, "? help  q quit", "drop what"},
+		{[]any{tcell.KeyHome, "d"}, "drop packets that match processId == ", ""},
+		{[]any{"n"}, "? help  q quit", "drop packets that"},
 		{[]any{"f", tcell.KeyHome, "k"}, "reset TCP connections that match protocol == 6 and localAddr == ", ""},
 		{[]any{"n", tcell.KeyEnd, "k"}, "only connections of TCP can be reset; d drops", ""},
 		{[]any{"ps", tcell.KeyUp, tcell.KeyDown, tcell.KeyPgDn, tcell.KeyPgUp, tcell.KeyCtrlL}, "by process", ""},
@@ -271,7 +271,7 @@ func TestTopErrors(t *testing.T) {
 			t.Errorf("%s: %+v", args, r)
 		}
 	}
-	if r := runCommand(t, "", "top", "--json", "--plain"); r.status != exitUsage || !strings.Contains(r.errout, "--json and --plain do not go together") {
+	if r := runCommand(t, "", "top", "--json", "--plain"); r.status != exitUsage || !strings.Contains(r.errout, "--json and --plain cannot be combined") {
 		t.Errorf("%+v", r)
 	}
 }

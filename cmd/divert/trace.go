@@ -48,7 +48,7 @@ func (f *traceFlag) open(a *app, text string, warn func(error)) (*trace, error) 
 }
 
 // errTerminal refuses to write a capture file to a terminal.
-var errTerminal = usagef("a capture file is nothing for a terminal; send it to a program or a file")
+var errTerminal = usagef("a capture file cannot go to a terminal; send it to a program or a file")
 
 // received writes packets received from one of the queues of a handle. verdict returns the verdict on each.
 func (t *trace) received(ps []divert.Packet, queue int, verdict func(i int) capfile.Verdict) error {

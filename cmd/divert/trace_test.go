@@ -59,7 +59,7 @@ func TestVerdictsInCaptures(t *testing.T) {
 func TestTraceErrors(t *testing.T) {
 	for _, test := range []struct{ args, want string }{
 		{"reject -v -w - udp", "-v prints to standard output, where -w - writes the file; choose one"},
-		{"drop --layer socket -w x true", "--write is about packets, and the layer socket has events"},
+		{"drop --layer socket -w x true", "--write applies to packets, but the layer socket has events"},
 	} {
 		if r := runCommand(t, "", words(test.args)...); r.status != exitUsage || !strings.Contains(r.errout, test.want) {
 			t.Errorf("%s: %+v", test.args, r)

@@ -37,7 +37,7 @@ func newWeb(a *app) *cobra.Command {
 	f := webFlags{layer: choice{names: wordsOf(packetLayers)}, engine: choice{names: wordsOf(engines)}}
 	cmd := &cobra.Command{
 		Use:   "web [flags] LIST [FILTER]",
-		Short: "Block web sites by their names, which a file lists",
+		Short: "Block the web sites that a file lists",
 		Long: `Block the web sites that a file lists, over HTTP, TLS and QUIC: by the Host of each request, and by the server
 name (SNI) of each connection. The packets that begin a connection are held until the name is known, so the server never
 sees a byte of a blocked request. HTTP is answered with a page; connections of TLS are reset at both ends; QUIC is answered
@@ -132,7 +132,7 @@ func readPage(path string) ([]byte, error) {
 
 func (f *webFlags) run(a *app, cmd *cobra.Command, args []string) error {
 	if len(args) == 0 {
-		return usagef("web needs a file that lists the names to be blocked")
+		return usagef("web needs a file with the names to block")
 	}
 	c, err := f.config(args)
 	if err != nil {
