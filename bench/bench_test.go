@@ -28,7 +28,7 @@ func TestMain(m *testing.M) {
 	lab.Main(m)
 }
 
-// TestEveryPair runs every contender with every load that makes sense, for a moment.
+// TestEveryPair briefly runs every contender with every load that makes sense.
 func TestEveryPair(t *testing.T) {
 	if testing.Short() {
 		t.Skip("about a minute")
@@ -47,7 +47,7 @@ func TestEveryPair(t *testing.T) {
 		t.Run(l.name, func(t *testing.T) {
 			for _, c := range s.pairs(l) {
 				if c.name == "prefixes-1m" && !contains(c.loads, l.name) {
-					continue // it takes seconds to open, with each load the same way
+					continue // it takes seconds to open, the same with each load
 				}
 				t.Run(c.name, func(t *testing.T) {
 					one, err := measureAtAll(s, pair, l, c)
@@ -73,7 +73,7 @@ func TestEveryPair(t *testing.T) {
 	}
 }
 
-// fewer returns a load of many flows with so many that its first turns are short.
+// fewer returns a load of many flows, reduced so that its first rounds are short.
 func fewer(l *load) *load {
 	less := *l
 	less.flows = 2000
@@ -90,7 +90,7 @@ func loadNamed(t *testing.T, name string) *load {
 	return &loads[i]
 }
 
-// measureAtAll measures for a moment, and for longer if on a busy machine nothing came of it.
+// measureAtAll measures briefly, and for longer if a busy machine produced no result.
 func measureAtAll(s *selection, pair *lab.Pair, l *load, c *contender) (*cell, error) {
 	longer := *s
 	for tries := 0; ; tries++ {
@@ -102,7 +102,7 @@ func measureAtAll(s *selection, pair *lab.Pair, l *load, c *contender) (*cell, e
 	}
 }
 
-// checkCell checks that the numbers of a cell fit together.
+// checkCell checks that the numbers of a cell are consistent.
 func checkCell(t *testing.T, one *cell, c *contender) {
 	t.Helper()
 	if one.Count <= 0 || one.Seconds <= 0 || one.Rate <= 0 || one.CPU < 0 || one.CPUAll <= one.CPU || one.Others < 0 || one.Others > 1 {
@@ -122,7 +122,7 @@ func checkCell(t *testing.T, one *cell, c *contender) {
 			t.Errorf("%d packets were dealt with, which is to be none", one.Handled)
 		}
 	case strings.HasPrefix(c.name, "first"):
-		// Only the beginnings of flows come, perhaps before anything is measured.
+		// Only the beginnings of flows are received, perhaps before the measurement.
 		if passing && one.Handled > uint64(one.Count)/2 {
 			t.Errorf("%v packets arrived, as many as %d were dealt with", one.Count, one.Handled)
 		}
@@ -131,7 +131,7 @@ func checkCell(t *testing.T, one *cell, c *contender) {
 			t.Error("no copy came")
 		}
 	case c.drops:
-		// More may come: neighbours talk to each other, too.
+		// There may be more: neighbours also send to each other.
 		if one.Handled < one.Sent {
 			t.Errorf("%d of %d packets dropped", one.Handled, one.Sent)
 		}
@@ -144,7 +144,8 @@ func checkCell(t *testing.T, one *cell, c *contender) {
 	}
 }
 
-// TestManyFlows: a program that decides each flow with its first packet gets no more of it, and one that counts no more than it wants.
+// TestManyFlows: a program that decides each flow at its first packet receives no more of it, and one that counts
+// receives no more than it asked for.
 func TestManyFlows(t *testing.T) {
 	pair := lab.TwoHostsT(t, lab.LinkOptions{})
 	l := fewer(loadNamed(t, "flows100k"))
@@ -173,7 +174,7 @@ func TestManyFlows(t *testing.T) {
 	}
 }
 
-// TestFlowsLost: flows of which fewer packets have arrived than were sent are counted.
+// TestFlowsLost: flows with fewer packets received than sent are counted.
 func TestFlowsLost(t *testing.T) {
 	pair := lab.TwoHostsT(t, lab.LinkOptions{})
 	l := fewer(loadNamed(t, "flows100k"))
@@ -206,7 +207,7 @@ func TestFlowsLost(t *testing.T) {
 		if err := r.burst(int(sent - r.sent)); err != nil {
 			t.Fatal(err)
 		}
-		// One burst after the other: the receiver's backlog has room for it, however late it gets a processor.
+		// One burst after the other: the receiver's backlog has room for a burst, however late it gets a processor.
 		for began := time.Now(); ; {
 			arrived, err := s.packets()
 			if err != nil || time.Since(began) > patience {
@@ -233,7 +234,7 @@ func TestFlowsLost(t *testing.T) {
 	}
 }
 
-// TestAgain: packets of a flow after its first one count, whatever else comes.
+// TestAgain: packets of a flow after its first one count, whatever else arrives.
 func TestAgain(t *testing.T) {
 	packetOf := func(flow uint32, change func([]byte)) divert.Packet {
 		b := make([]byte, 64)
@@ -268,7 +269,7 @@ func TestAgain(t *testing.T) {
 	}
 }
 
-// TestQUIC: datagrams that are sent together arrive, whether they are received together or not.
+// TestQUIC: datagrams sent together arrive, whether or not they are received together.
 func TestQUIC(t *testing.T) {
 	pair := lab.TwoHostsT(t, lab.LinkOptions{})
 	s := &selection{rounds: 1, duration: 20 * time.Millisecond}
@@ -296,7 +297,7 @@ func TestQUIC(t *testing.T) {
 	}
 }
 
-// TestQUICWindow: the sender has no more on its way than the window, and goes on when what is on its way is lost.
+// TestQUICWindow: the sender has at most the window in flight, and continues when all of that is lost.
 func TestQUICWindow(t *testing.T) {
 	ends, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
 	if err != nil {
@@ -318,7 +319,7 @@ func TestQUICWindow(t *testing.T) {
 	s := &quicSender{fd: ends[0]}
 	for _, c := range []struct {
 		name        string
-		sent, ack   uint64 // ack 0: none comes
+		sent, ack   uint64 // ack 0: none arrives
 		acked, lost uint64
 	}{
 		{"room", 100, 0, 0, 0},
@@ -341,7 +342,7 @@ func TestQUICWindow(t *testing.T) {
 	}
 }
 
-// made are results with known numbers: contender x does half as much as none, except in one round.
+// made returns results with known numbers: contender x is half as fast as none, except in one round.
 func made() *results {
 	r := &results{Skipped: map[string]string{"ring": "no <rights>"}}
 	add := func(load, contender string, round int, rate float64, p50 time.Duration) {
@@ -395,7 +396,7 @@ func TestGoals(t *testing.T) {
 	for _, o := range r.judge() {
 		outcomes = append(outcomes, fmt.Sprintf("%s: %s %s %s %t", o.Load, o.subject(), fixed(o.Value, o.decimals()), o.bound(), o.Reached))
 	}
-	// The contenders that did not run are not judged.
+	// Contenders that did not run are not judged.
 	want := []string{
 		"udp64: rate of idle-1 less that of nft-1, ÷ none -0.01 ≥ -0.02 true",
 		"udp64: rate of idle-10 less that of nft-1, ÷ none -0.03 ≥ -0.02 false",

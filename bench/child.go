@@ -15,29 +15,29 @@ import (
 	"github.com/opendivert/divert/internal/lab"
 )
 
-// childVariable makes a start of the program a contender; its value is a job.
+// childVariable makes a new process of the program a contender; its value is a job.
 const childVariable = "DIVERT_BENCH_CONTENDER"
 
-// job is what a child process is to do.
+// job describes the work of a child process.
 type job struct {
 	Contender string
 	Traffic   traffic
 }
 
-// usage is what a child tells when it is asked, one line of JSON. All counts are since its start.
+// usage is the child's answer to a request, one line of JSON. All counts are since its start.
 type usage struct {
 	CPU     time.Duration // user and system time of the process
 	Handled uint64        // packets
-	Missed  uint64        // copies that were lost
-	Again   uint64        `json:",omitempty"` // with many flows: most packets of one that came after its verdict
-	Maps    uint64        `json:",omitempty"` // with many flows: bytes of memory of eBPF maps, now
+	Missed  uint64        // lost copies
+	Again   uint64        `json:",omitempty"` // with many flows: most packets of one flow received after its verdict
+	Maps    uint64        `json:",omitempty"` // with many flows: memory of the eBPF maps in bytes, now
 
 	Error       string `json:",omitempty"`
 	Unavailable string `json:",omitempty"` // why the contender cannot run here
 }
 
-// runChild does the child's job, if this process is one, and ends the process. It tells its usage once when
-// it is ready and once for each line that it reads, and ends with its standard input.
+// runChild does the child's job, if this process is a child, and ends the process. It prints its usage once when it is
+// ready and once for each line that it reads, and ends when its standard input closes.
 func runChild() {
 	text, isChild := os.LookupEnv(childVariable)
 	if !isChild {
@@ -50,7 +50,7 @@ func runChild() {
 	os.Exit(0)
 }
 
-// failure says why a contender failed: rights and kernels are no failures of the measurement.
+// failure describes why a contender failed: missing rights or kernel features are not a failure of the measurement.
 func failure(err error) usage {
 	if errors.Is(err, os.ErrPermission) || errors.Is(err, errors.ErrUnsupported) {
 		return usage{Unavailable: err.Error()}
@@ -99,7 +99,7 @@ func measure(w worker, t traffic) (u usage, err error) {
 	return u, err
 }
 
-// child is a contender's process, seen from the bench.
+// child is the bench's side of a contender's process.
 type child struct {
 	cmd *exec.Cmd
 	in  io.WriteCloser
@@ -111,7 +111,7 @@ type errUnavailable struct{ reason string }
 
 func (e errUnavailable) Error() string { return e.reason }
 
-// command returns what starts a contender: this program as its child, or another one.
+// command returns the command for a contender: this program as its child, or another one.
 func command(j job) (*exec.Cmd, error) {
 	if c := contenderNamed(j.Contender); c != nil && c.start != nil {
 		return c.start(j.Traffic)
@@ -155,7 +155,7 @@ func startChild(h *lab.Host, j job) (*child, error) {
 	return c, nil
 }
 
-// usage reads what the child tells.
+// usage reads the child's answer.
 func (c *child) usage() (u usage, err error) {
 	switch err = c.out.Decode(&u); {
 	case err != nil:
@@ -176,10 +176,10 @@ func (c *child) ask() (usage, error) {
 	return c.usage()
 }
 
-// childPatience is how long a contender may take to end.
+// childPatience limits the time for a contender's end.
 const childPatience = 10 * time.Second
 
-// end lets the child close what it holds and waits for it.
+// end lets the child release its resources and waits for it.
 func (c *child) end() error {
 	errs := []error{c.in.Close()}
 	kill := time.AfterFunc(childPatience, func() { _ = c.cmd.Process.Kill() })

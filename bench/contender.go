@@ -10,14 +10,14 @@ import (
 	"github.com/opendivert/divert"
 )
 
-// traffic is what a contender is to deal with: one way through host A, one protocol.
+// traffic is the traffic for a contender: one direction through host A, one protocol.
 type traffic struct {
 	Inbound  bool
 	Protocol string // "udp" or "tcp"
-	Flows    int    `json:",omitempty"` // so many, each packet of another one; 0: few
+	Flows    int    `json:",omitempty"` // number of flows, each packet of another one than the last; 0: few
 }
 
-// way is the word of the filter language for the direction.
+// way is the direction in the filter language.
 func (t traffic) way() string {
 	if t.Inbound {
 		return "inbound"
@@ -27,23 +27,23 @@ func (t traffic) way() string {
 
 // worker is a contender at work.
 type worker interface {
-	// counts returns how many packets it has dealt with, and how many copies it has missed.
+	// counts returns how many packets it has handled, and how many copies it has missed.
 	counts() (handled, missed uint64, err error)
 	close() error
 }
 
-// contender is one of those that are compared.
+// contender is a subject of the comparison.
 type contender struct {
 	name   string
 	about  string
-	loads  []string // those of the default selection
-	drops  bool     // nothing arrives: what counts is how fast it is sent
+	loads  []string // the loads of the default selection
+	drops  bool     // nothing arrives: the result is how fast packets are sent
 	copies bool     // it sees copies, of which it may miss some
-	leads  bool     // it leads connections for aimAddr to realAddr
-	turns  int      // so many packets of each flow have to pass until it is done with the flow; 0 is 1
+	leads  bool     // it redirects connections for aimAddr to realAddr
+	turns  int      // number of packets of a flow that must pass until it is done with the flow; 0 is 1
 	open   func(traffic) (worker, error)
-	start  func(traffic) (*exec.Cmd, error) // instead of open: another program, which tells what a child tells
-	rule   func(traffic) (*ruleset, error)  // what leads packets to that program; nil: it does so itself
+	start  func(traffic) (*exec.Cmd, error) // instead of open: another program, which reports like a child
+	rule   func(traffic) (*ruleset, error)  // leads packets to that program; nil: it does so itself
 }
 
 // Selections of loads.
@@ -60,14 +60,14 @@ var (
 // and returns a selection of more loads.
 func and(selection []string, more ...string) []string { return slices.Concat(selection, more) }
 
-// none is the contender that the others are compared with.
+// none is the base of the comparison.
 const none = "none"
 
-// busyPoll is the time that docs/performance.md recommends: longer than the other side takes for its answer, so that a program
-// that answers packet by packet finds the next one awake.
+// busyPoll is the time that docs/performance.md recommends: longer than the other side takes to answer, so that a
+// program that answers packet by packet is still awake for the next one.
 const busyPoll = 50 * time.Microsecond
 
-// contenders are all of them, in the order of the tables.
+// contenders are all contenders, in the order of the tables.
 var contenders = []contender{
 	{name: none, about: "nothing is loaded", loads: everywhere,
 		open: func(traffic) (worker, error) { return idle{}, nil }},
@@ -175,9 +175,8 @@ func contenderNamed(name string) *contender {
 	return nil
 }
 
-// can reports whether the contender makes sense with a load: where an outbound packet is dropped by a rule,
-// the sender is told so at every packet, and what needs an answer waits for it forever. Only bulk TCP asks for the address that is
-// replaced.
+// can reports whether the contender makes sense with a load: if a rule drops outbound packets the sender gets an error
+// for each, and a load that needs an answer waits for ever. Only bulk TCP uses the address that is replaced.
 func (c *contender) can(l *load) bool { return (!c.drops || l.inbound) && (!c.leads || l.bulk()) }
 
 // idle is the worker that does nothing.

@@ -23,20 +23,20 @@ var contenderSource []byte
 //go:embed cprogram/queue.c
 var queueSource []byte
 
-// capiPackage has the C interface.
+// capiPackage is the package of the C interface.
 const capiPackage = "github.com/opendivert/divert/capi"
 
-// built is where programs in C, and what they need, were built, once, or why they could not be.
+// built holds the folder of a C program and its dependencies, built once, or the error.
 type built struct {
 	sync.Mutex
 	dir string
 	err error
 }
 
-// The program that uses the C interface, with the library, and the one that does without.
+// The program that uses the C interface, with the library, and the one that does not.
 var cProgram, queueProgram built
 
-// in builds, unless that is done, and returns the folder.
+// in returns the folder, after building on the first call.
 func (b *built) in(build func() (string, error)) (string, error) {
 	b.Lock()
 	defer b.Unlock()
@@ -67,7 +67,7 @@ func throughC(batch, threads int) func(traffic) (*exec.Cmd, error) {
 	}
 }
 
-// throughQueue returns how to start the program that does without the library.
+// throughQueue returns how to start the program without the library.
 func throughQueue(traffic) (*exec.Cmd, error) {
 	dir, err := queueProgram.in(buildQueueProgram)
 	if err != nil {
@@ -76,16 +76,17 @@ func throughQueue(traffic) (*exec.Cmd, error) {
 	return exec.Command(filepath.Join(dir, "queue"), fmt.Sprint(plainQueue)), nil
 }
 
-// pastTheStack returns how to start the same program so that it leads packets to another address by a packet socket.
+// pastTheStack returns how to start that program so that it redirects packets to another address through a packet
+// socket.
 func pastTheStack(t traffic) (*exec.Cmd, error) {
 	cmd, err := throughQueue(t)
 	if err == nil {
-		cmd.Args = append(cmd.Args, "eth0", realAddr.String(), aimAddr.String()) // as internal/lab names the interface
+		cmd.Args = append(cmd.Args, "eth0", realAddr.String(), aimAddr.String()) // the interface name given by internal/lab
 	}
 	return cmd, err
 }
 
-// leadBothWays installs the rules that lead what that program wants to its queue, and the answers.
+// leadBothWays installs the rules that lead packets for that program, and the answers, to its queue.
 func leadBothWays(t traffic) (*ruleset, error) {
 	answers, err := installNamed(answersTable, traffic{Inbound: true}.chain(), append(atAddress(sourceOffset, realAddr), toQueue()))
 	if err != nil {
@@ -108,8 +109,8 @@ func removeCPrograms() {
 	queueProgram.remove()
 }
 
-// buildQueueProgram builds the program that does without the library in a folder of its own. It needs a C compiler and the
-// headers of the kernel.
+// buildQueueProgram builds the program without the library in a new folder. It needs a C compiler and the kernel's
+// headers.
 func buildQueueProgram() (dir string, err error) {
 	if _, err := exec.LookPath("gcc"); err != nil {
 		return "", errUnavailable{fmt.Sprintf("it is built with gcc: %v", err)}
@@ -132,7 +133,7 @@ func buildQueueProgram() (dir string, err error) {
 	return dir, nil
 }
 
-// buildCProgram builds library and program in a folder of their own. It needs Go, a C compiler and the sources.
+// buildCProgram builds library and program in a new folder. It needs Go, a C compiler and the sources.
 func buildCProgram() (dir string, err error) {
 	for _, tool := range []string{"go", "gcc"} {
 		if _, err := exec.LookPath(tool); err != nil {

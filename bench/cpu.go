@@ -22,11 +22,11 @@ func cpuTime() (time.Duration, error) {
 	return time.Duration(u.Utime.Nano() + u.Stime.Nano()), nil
 }
 
-// tick is the unit of /proc/stat as user space sees it (USER_HZ).
+// tick is the unit of /proc/stat in user space (USER_HZ).
 const tick = 10 * time.Millisecond
 
-// busyTime returns how long the machine's processors have been busy, all together, to a tick: what /proc/stat
-// counts as user, nice, system, irq, softirq and steal (proc_stat(5)).
+// busyTime returns how long all the machine's processors together have been busy, to a tick: user, nice, system, irq,
+// softirq and steal in /proc/stat (proc_stat(5)).
 func busyTime() (time.Duration, error) {
 	f, err := os.Open("/proc/stat")
 	if err != nil {

@@ -17,8 +17,8 @@ import (
 // Headers before the payload of a UDP packet, in bytes.
 const udpHeaders = 20 + 8
 
-// flooding returns the load that sends UDP packets of so many bytes, headers included, from so many sockets in
-// turn, as fast as they take them. The receiver is a rule that counts and drops, the cheapest there is.
+// flooding returns the load that sends UDP packets of size bytes, headers included, from several sockets in turn, as
+// fast as they accept them. The receiver is a rule that counts and drops, the cheapest possible.
 func flooding(size, flows int) func(*course) error {
 	return func(c *course) error {
 		sink, err := newSink(c)
@@ -33,7 +33,7 @@ func flooding(size, flows int) func(*course) error {
 // sink is the counting rule.
 type sink struct{ *ruleset }
 
-// newSink makes it at the first hook of B, and at the last before sockets on A, behind the contender.
+// newSink makes it at the first hook of B, or at the last hook before sockets on A, after the contender.
 func newSink(c *course) (s sink, err error) {
 	at := place{nftables.ChainHookPrerouting, -300}
 	if c.cell.load.inbound {
@@ -46,7 +46,7 @@ func newSink(c *course) (s sink, err error) {
 	return s, err
 }
 
-// flood sends for the duration, waits until nothing arrives any more and measures.
+// flood sends for the duration, waits until no more packets arrive, and measures.
 func flood(c *course, s sink, payload, flows int) error {
 	if err := c.begin(); err != nil {
 		return err
@@ -78,11 +78,11 @@ func flood(c *course, s sink, payload, flows int) error {
 	return c.end(max(sentIn, last.Sub(began)), float64(arrived))
 }
 
-// quiet is how long nothing may arrive before missing packets count as lost: longer than a contender holds packets
-// back that has to wait for a processor on a busy machine.
+// quiet is how long no packet may arrive before missing ones count as lost: longer than a contender holds packets while
+// it waits for a processor on a busy machine.
 const quiet = 300 * time.Millisecond
 
-// settled waits until all have arrived or no more come, and returns how many and when the last one came.
+// settled waits until all packets have arrived or no more come, and returns their number and the time of the last one.
 func (s sink) settled(sent uint64, drops bool) (arrived uint64, last time.Time, err error) {
 	last = time.Now()
 	for {
@@ -104,11 +104,11 @@ func (s sink) settled(sent uint64, drops bool) (arrived uint64, last time.Time, 
 	}
 }
 
-// floodBatch is how many packets one system call sends.
+// floodBatch is the number of packets sent with one system call.
 const floodBatch = 256
 
-// sendBuffer of a flooding socket, in bytes: room for some 2,700 small packets on their way (the kernel
-// doubles the number, and counts about 768 bytes for each), fewer than a handle's queue holds.
+// sendBuffer of a flooding socket, in bytes: room for some 2,700 small packets in flight (the kernel doubles the
+// number, and counts about 768 bytes for each), fewer than a handle's queue holds.
 const sendBuffer = 1 << 20
 
 // mmsghdr is struct mmsghdr of sendmmsg(2).
@@ -179,7 +179,7 @@ func (f *flooder) close() {
 // burst sends a batch through one socket.
 func (f *flooder) burst(fd int) error { return sendMany(fd, f.hdrs, &f.sent) }
 
-// sendMany sends messages with one system call, and adds to sent how many the kernel took.
+// sendMany sends messages with one system call, and adds to sent the number that the kernel accepted.
 func sendMany(fd int, hdrs []mmsghdr, sent *uint64) error {
 	n, _, errno := unix.Syscall6(unix.SYS_SENDMMSG, uintptr(fd), uintptr(unsafe.Pointer(&hdrs[0])), uintptr(len(hdrs)), 0, 0, 0)
 	switch errno {
@@ -194,7 +194,7 @@ func sendMany(fd int, hdrs []mmsghdr, sent *uint64) error {
 	return nil
 }
 
-// floodFor sends packets of so many bytes of payload for a time and returns how many the kernel took.
+// floodFor sends packets with payload bytes of payload for a time and returns how many the kernel accepted.
 func floodFor(d time.Duration, target netip.AddrPort, payload, flows int) (uint64, error) {
 	f, err := newFlooder(target, payload, flows)
 	if err != nil {

@@ -7,19 +7,19 @@ import (
 	"math"
 )
 
-// goal is a bound that a contender should keep to: of a metric itself, or compared with another contender's in the same round. The median
-// over the rounds counts.
+// goal is a bound for a contender: for a metric itself, or for its comparison with another contender in the same round.
+// The median over the rounds counts.
 type goal struct {
 	load      string
 	contender string
-	base      string // the other contender; "": none is compared with
-	apart     bool   // compared by the difference, as part of what "none" has; otherwise by the ratio
+	base      string // the other contender; "": no comparison
+	apart     bool   // compare the difference, as a fraction of the value of "none"; otherwise the ratio
 	metric    metric
-	word      string // of the metric
+	word      string // name of the metric
 	bound     bound
 }
 
-// bound is the least or the most that is good.
+// bound is the least or the greatest good value.
 type bound struct {
 	limit float64
 	most  bool
@@ -28,7 +28,7 @@ type bound struct {
 func least(limit float64) bound { return bound{limit: limit} }
 func most(limit float64) bound  { return bound{limit: limit, most: true} }
 
-// reached compares to the digits that are printed: a ratio of 0.9996 is no different from 1.
+// reached compares the printed digits: a ratio of 0.9996 equals 1.
 func (b bound) reached(value float64) bool {
 	rounded := math.Round(value*100) / 100
 	if b.most {
@@ -37,9 +37,9 @@ func (b bound) reached(value float64) bool {
 	return rounded >= b.limit
 }
 
-// goals are those that a run can tell.
+// goals are the goals that a run can check.
 var goals = []goal{
-	// A handle whose filter matches nothing costs what a rule of nftables does.
+	// A handle whose filter matches nothing costs the same as an nftables rule.
 	{load: "udp64", contender: "idle-1", base: "nft-1", apart: true, metric: rate, word: "rate", bound: least(-0.02)},
 	{load: "udp64", contender: "idle-10", base: "nft-1", apart: true, metric: rate, word: "rate", bound: least(-0.02)},
 	{load: "udp64", contender: "idle-100", base: "nft-1", apart: true, metric: rate, word: "rate", bound: least(-0.02)},
@@ -47,7 +47,7 @@ var goals = []goal{
 	{load: "udp64", contender: "idle-64-handles", base: "idle-1", metric: rate, word: "rate", bound: least(0.9)},
 	{load: "udp64", contender: "prefixes-1m", base: "prefixes-10", metric: perUnit, word: "time per packet", bound: most(1.2)},
 
-	// One that diverts costs what the same loop in C does.
+	// A handle that diverts costs the same as the loop in C.
 	{load: "udp64", contender: "accept-64", base: "c-queue", metric: rate, word: "rate", bound: least(1)},
 	{load: "udp64", contender: "accept-64", base: "c-queue", metric: cpu, word: "processor time", bound: most(1)},
 	{load: "udp64", contender: "accept-64", metric: cpu, word: "processor time in ns", bound: most(1100)},
@@ -64,7 +64,7 @@ var goals = []goal{
 	{load: "latency", contender: "accept-64", base: "one-by-one", metric: p50, word: "p50", bound: most(1)},
 	{load: "latency", contender: "accept-64", base: "one-by-one", metric: p99, word: "p99", bound: most(1)},
 
-	// One that decides flows, or counts their packets, costs no more than one that matches nothing.
+	// A handle that decides flows, or counts their packets, costs no more than one that matches nothing.
 	{load: "tcp1", contender: "accept-flow", base: none, metric: rate, word: "rate", bound: least(0.95)},
 	{load: "tcp8", contender: "accept-flow", base: none, metric: rate, word: "rate", bound: least(0.95)},
 	{load: "udp64", contender: "accept-flow", base: "idle-1", apart: true, metric: rate, word: "rate", bound: least(-0.02)},
@@ -86,7 +86,7 @@ var goals = []goal{
 	{load: "tcp1", contender: "sniff-loop", base: "ring", metric: kept, word: "copies kept", bound: least(1)},
 }
 
-// kept is the part of the copies that were not lost.
+// kept is the fraction of the copies that were not lost.
 func kept(c *cell) float64 {
 	if c.Handled+c.Missed == 0 {
 		return 0
@@ -94,13 +94,13 @@ func kept(c *cell) float64 {
 	return float64(c.Handled) / float64(c.Handled+c.Missed)
 }
 
-// perUnit is the time that a unit takes.
+// perUnit is the time per unit.
 func perUnit(c *cell) float64 { return 1 / c.Rate }
 
-// cameAgain is how many packets of a flow came to the program after its verdict, at most.
+// cameAgain is the most packets of a flow received by the program after its verdict.
 func cameAgain(c *cell) float64 { return float64(c.Again) }
 
-// flowsLost is how many flows lost a packet, NaN if nobody counted.
+// flowsLost is the number of flows that lost a packet, NaN if they could not be counted.
 func flowsLost(c *cell) float64 {
 	if c.FlowsLost == nil {
 		return math.NaN()
@@ -108,7 +108,7 @@ func flowsLost(c *cell) float64 {
 	return float64(*c.FlowsLost)
 }
 
-// outcome is how a goal was met.
+// outcome is the result for a goal.
 type outcome struct {
 	Load, Contender string
 	Base            string `json:",omitempty"`
@@ -116,11 +116,11 @@ type outcome struct {
 	Metric          string
 	Value           number
 	Limit           float64
-	Most            bool // Limit is the most that is good, not the least
+	Most            bool // Limit is the greatest good value, not the least
 	Reached         bool
 }
 
-// value returns the goal's value, NaN if those that it is about did not run.
+// value returns the goal's value, NaN if its contenders did not run.
 func (r *results) value(g *goal) float64 {
 	switch {
 	case g.base == "":
@@ -131,7 +131,7 @@ func (r *results) value(g *goal) float64 {
 	return r.ratios(g.load, g.contender, g.base, g.metric).median()
 }
 
-// judge compares the results with the goals; those whose contenders did not run are left out.
+// judge compares the results with the goals; it leaves out those whose contenders did not run.
 func (r *results) judge() (list []outcome) {
 	for i := range goals {
 		g := &goals[i]
@@ -145,7 +145,7 @@ func (r *results) judge() (list []outcome) {
 	return list
 }
 
-// subject says in words what is compared.
+// subject describes the comparison in words.
 func (o *outcome) subject() string {
 	switch {
 	case o.Base == "":
@@ -156,7 +156,7 @@ func (o *outcome) subject() string {
 	return fmt.Sprintf("%s of %s to %s", o.Metric, o.Contender, o.Base)
 }
 
-// decimals are those that a value is printed with: none for large and whole ones.
+// decimals returns the number of decimals for a value: 0 for large and whole ones.
 func (o *outcome) decimals() int {
 	if o.Base == "" {
 		return 0
@@ -164,7 +164,7 @@ func (o *outcome) decimals() int {
 	return 2
 }
 
-// bound says in words what the value must be.
+// bound describes the bound in words.
 func (o *outcome) bound() string {
 	sign := "≥"
 	if o.Most {

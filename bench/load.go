@@ -18,16 +18,16 @@ type load struct {
 	title    string
 	unit     string  // of the count
 	per      float64 // bytes in a unit, where the load counts bytes
-	rate     string  // how the rate is printed
-	scale    float64 // and what units per second are multiplied by for that
+	rate     string  // unit of the printed rate
+	scale    float64 // factor from units per second to that
 	inbound  bool    // B sends to A; otherwise A to B
 	protocol string
-	latency  bool // what counts is the time, not the rate
-	flows    int  // so many, each packet of another one; 0: few
+	latency  bool // the result is the time, not the rate
+	flows    int  // number of flows, each packet of another one than the last; 0: few
 	run      func(*course) error
 }
 
-// loads are all of them, in the order of the tables.
+// loads are all loads, in the order of the tables.
 var loads = []load{
 	floodOf(load{name: "udp64", title: "UDP, 64-byte packets, as fast as they go", run: flooding(64, 1)}),
 	floodOf(load{name: "udp64x8", title: "UDP, 64-byte packets of 8 flows, as fast as they go", run: flooding(64, 8)}),
@@ -42,7 +42,7 @@ var loads = []load{
 	{name: "connect", title: "Short TCP connections, 4 at a time", unit: "connection", rate: "1000/s", scale: 1e-3, protocol: "tcp", run: connecting(4)},
 }
 
-// metric is what contenders are compared by: the rate, or the median of the times.
+// metric is the metric for comparisons: the rate, or the median of the times.
 func (l *load) metric() metric {
 	if l.latency {
 		return p50
@@ -54,7 +54,7 @@ func (l *load) traffic() traffic {
 	return traffic{Inbound: l.inbound, Protocol: l.protocol, Flows: l.flows}
 }
 
-// manyFlows is how many flows the load with many of them has.
+// manyFlows is the number of flows in the load with many.
 const manyFlows = 100_000
 
 // floodOf returns a load of UDP whose packets are counted.
@@ -69,7 +69,7 @@ type course struct {
 	duration time.Duration
 	drops    bool
 	leads    bool
-	turns    int // of many flows, before anything is measured
+	turns    int // rounds through many flows before the measurement
 	cell     *cell
 
 	child      *child
@@ -82,16 +82,17 @@ type course struct {
 // bulk reports whether the load counts bytes of TCP.
 func (l *load) bulk() bool { return l.per > 0 }
 
-// target is where the load goes.
+// target is the destination of the load.
 func (c *course) target() netip.AddrPort { return netip.AddrPortFrom(c.to.Addr4(), loadPort) }
 
-// The address that contenders replace by another, which is that of host B (internal/lab). Nobody has it; it would be on the link.
+// The address that contenders replace with another, that of host B (internal/lab). No host has it; it would be on the
+// link.
 var (
 	aimAddr  = netip.MustParseAddr("10.77.0.99")
 	realAddr = netip.MustParseAddr("10.77.0.2")
 )
 
-// aim is what bulk TCP asks for.
+// aim is the destination that bulk TCP connects to.
 func (c *course) aim() netip.AddrPort {
 	if c.leads {
 		return netip.AddrPortFrom(aimAddr, loadPort)
@@ -112,7 +113,7 @@ func (c *course) begin() (err error) {
 	return err
 }
 
-// end ends it: in the time took, count units have arrived.
+// end ends the measurement: count units have arrived in the time took.
 func (c *course) end(took time.Duration, count float64) error {
 	self, err := cpuTime()
 	if err != nil {
@@ -143,8 +144,8 @@ func (c *course) end(took time.Duration, count float64) error {
 	return nil
 }
 
-// errNothing means that a load has got nothing through.
+// errNothing means that no traffic of a load got through.
 var errNothing = errors.New("nothing got through")
 
-// patience is how long anything in a load may stand still before it counts as stuck.
+// patience is how long a load may make no progress before it counts as stuck.
 const patience = 10 * time.Second

@@ -30,7 +30,7 @@ func fail(err error) {
 	os.Exit(1)
 }
 
-// settings are the command line.
+// settings are the values of the flags.
 type settings struct {
 	selection
 	json, svg string
@@ -77,7 +77,7 @@ func usageText(f *flag.FlagSet) {
 	}
 }
 
-// choose sets contenders and loads to those that the patterns name.
+// choose sets contenders and loads to those that match the patterns.
 func (s *selection) choose(who, what string) error {
 	for i := range contenders {
 		c := &contenders[i]
@@ -114,7 +114,7 @@ func matches(patterns, name string) (bool, error) {
 	return false, nil
 }
 
-// bench does what the command line says.
+// bench executes the command line.
 func bench(args []string) error {
 	s, err := parse(args)
 	if err != nil {
@@ -136,7 +136,7 @@ func bench(args []string) error {
 	return errors.Join(r.writeTable(os.Stdout), writeFile(s.json, r.writeJSON), writeFile(s.svg, r.writeSVG))
 }
 
-// progress returns the function that tells the progress on standard error.
+// progress returns the function that reports progress on standard error.
 func (s *settings) progress() func(int, *load, *contender) {
 	if s.quiet {
 		return func(int, *load, *contender) {}

@@ -22,20 +22,20 @@ import (
 	"github.com/opendivert/divert/internal/lab"
 )
 
-// Each flow of the load is a source address and port: ports from firstFlowPort on, and so many of them with each address. Only
-// the destination is a host's, for the rule that counts drops the packets before anybody asks for a route.
+// Each flow of the load is a source address and port, with a range of ports from firstFlowPort on for each address.
+// Only the destination belongs to a host, since the rule that counts drops the packets before they are routed.
 const (
 	firstFlowPort   = 20000
 	portsOfAddress  = 1000
 	firstFlowSource = 100 // the last byte of the first address
 )
 
-// flowNumberAt is where in a packet of the load the number of its flow stands: the first four bytes of the payload, in
+// flowNumberAt is the offset of the flow's number in a packet of the load: the first four bytes of the payload, in
 // network order.
 const flowNumberAt = udpHeaders
 
-// rotating returns the load that sends UDP packets of so many bytes, headers included, each of another flow than the ones
-// before it, until all flows have had their turn. Turns go ahead that are not measured: they begin the flows.
+// rotating returns the load that sends UDP packets of size bytes, headers included, each of another flow, until every
+// flow has had its turn. Unmeasured rounds come first: they begin the flows.
 func rotating(size int) func(*course) error {
 	return func(c *course) error {
 		sink, err := newSink(c)
@@ -94,7 +94,7 @@ func (c *course) rotate(s sink, seen *arrivals, size int) error {
 	return c.end(max(sentIn, last.Sub(began)), float64(arrived-before))
 }
 
-// untracked fails if the connection tracking of the kernel knows flows of a host: the load must not pay for it.
+// untracked fails if the kernel's connection tracking has flows of a host: the load must not pay for it.
 func untracked(h *lab.Host) error {
 	text, err := h.SysctlValue("net.netfilter.nf_conntrack_count")
 	if errors.Is(err, os.ErrNotExist) || err == nil && text == "0" {
@@ -106,7 +106,7 @@ func untracked(h *lab.Host) error {
 	return err
 }
 
-// rotor sends packets of flows in turn through one raw socket, whose send buffer bounds how many are on their way.
+// rotor sends packets of flows in turn through one raw socket, whose send buffer limits the packets in flight.
 type rotor struct {
 	fd    int
 	flows int
@@ -117,9 +117,9 @@ type rotor struct {
 	sent  uint64
 }
 
-// newRotor makes one, in the sender's namespace.
+// newRotor makes a rotor in the sender's namespace.
 func newRotor(c *course, size int) (*rotor, error) {
-	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_RAW|unix.SOCK_CLOEXEC, unix.IPPROTO_RAW) // IP headers come with the packets
+	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_RAW|unix.SOCK_CLOEXEC, unix.IPPROTO_RAW) // packets include the IP header
 	if err != nil {
 		return nil, os.NewSyscallError("socket", err)
 	}
@@ -137,7 +137,7 @@ func newRotor(c *course, size int) (*rotor, error) {
 	}
 	from, to := c.from.Addr4().As4(), c.target().Addr().As4()
 	for i := range r.hdrs {
-		// The kernel fills in length, identification and checksum of the IP header (raw(7)). UDP goes without a checksum.
+		// The kernel fills in length, identification and checksum of the IP header (raw(7)). UDP has no checksum here.
 		b := r.packet(i)
 		b[0], b[8], b[9] = 0x45, 64, unix.IPPROTO_UDP
 		copy(b[12:], from[:])
@@ -156,7 +156,8 @@ func (r *rotor) packet(i int) []byte { return r.buf[i*r.size : (i+1)*r.size] }
 
 func (r *rotor) close() { unix.Close(r.fd) }
 
-// burst sends one packet of each of the next flows, so many at most. The namespace is the socket's, whatever thread calls.
+// burst sends one packet of each of the next flows, at most most. It uses the socket's namespace, whichever thread
+// calls.
 func (r *rotor) burst(most int) error {
 	n := min(most, floodBatch)
 	for i := range n {
@@ -169,10 +170,10 @@ func (r *rotor) burst(most int) error {
 	return sendMany(r.fd, r.hdrs[:n], &r.sent)
 }
 
-// arrivals counts the packets of each flow that arrive at a host: a program in the kernel that every packet meets before the
-// rules do.
+// arrivals counts the packets of each flow that arrive at a host, with a program in the kernel that sees every packet
+// before the rules do.
 type arrivals struct {
-	counts *ebpf.Map // nil where the kernel lets nobody load programs
+	counts *ebpf.Map // nil where the kernel refuses to load programs
 	fd     int
 	flows  int
 }
@@ -182,7 +183,7 @@ func (c *course) arrivals() (*arrivals, error) {
 	a := &arrivals{fd: -1, flows: c.cell.load.flows}
 	err := c.to.Do(func() error { return a.open(c.target().Port()) })
 	if errors.Is(err, os.ErrPermission) {
-		// An ordinary user in a namespace of its own: the packets are counted, but not by flow.
+		// An ordinary user in a user namespace: the packets are counted, but not by flow.
 		return &arrivals{fd: -1}, a.close()
 	}
 	if err != nil {
@@ -200,7 +201,7 @@ func (a *arrivals) open(port uint16) (err error) {
 		return err
 	}
 	defer program.Close()                                                                          // the socket keeps it
-	if a.fd, err = unix.Socket(unix.AF_PACKET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0); err != nil { // bound below, with the filter
+	if a.fd, err = unix.Socket(unix.AF_PACKET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0); err != nil { // bound below, once the filter is attached
 		return os.NewSyscallError("socket", err)
 	}
 	if err := unix.SetsockoptInt(a.fd, unix.SOL_SOCKET, unix.SO_ATTACH_BPF, program.FD()); err != nil {
@@ -209,7 +210,7 @@ func (a *arrivals) open(port uint16) (err error) {
 	return os.NewSyscallError("bind", unix.Bind(a.fd, &unix.SockaddrLinklayer{Protocol: networkOrder(unix.ETH_P_IP)}))
 }
 
-// program counts packets of UDP over IPv4 to a port by the number of their flow, and lets the socket have none.
+// program counts IPv4 UDP packets to a port by their flow's number, and passes none to the socket.
 func (a *arrivals) program(port uint16) asm.Instructions {
 	return asm.Instructions{
 		asm.Mov.Reg(asm.R6, asm.R1),
@@ -231,7 +232,8 @@ func (a *arrivals) program(port uint16) asm.Instructions {
 	}
 }
 
-// short returns of how many flows fewer packets have arrived than a rotor sent, which took so many in all; nil if nobody counted.
+// short returns the number of flows of which fewer packets arrived than were sent; sent is the number that a rotor sent
+// in all. nil: not counted.
 func (a *arrivals) short(sent uint64) (*int, error) {
 	if a.counts == nil {
 		return nil, nil

@@ -13,13 +13,13 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// place is where in the stack a rule of the bench stands.
+// place is the place of a rule in the stack.
 type place struct {
 	hook     *nftables.ChainHook
 	priority int32
 }
 
-// chain returns the place at which the engine meets the same packets.
+// chain returns the place at which the engine sees the same packets.
 func (t traffic) chain() place {
 	if t.Inbound {
 		return place{nftables.ChainHookPrerouting, -300}
@@ -27,13 +27,12 @@ func (t traffic) chain() place {
 	return place{nftables.ChainHookPostrouting, 300}
 }
 
-// ruleset is a table with one chain and one rule, in the namespace in which the process or thread was when it
-// was made.
+// ruleset is a table with one chain and one rule, in the network namespace of the process or thread that made it.
 type ruleset struct {
 	conn  *nftables.Conn
 	table *nftables.Table
 	chain *nftables.Chain
-	also  *ruleset // another that is removed with it, or nil
+	also  *ruleset // removed with it, or nil
 }
 
 // The tables of the bench.
@@ -70,7 +69,7 @@ func installNamed(table string, at place, rule []expr.Any) (*ruleset, error) {
 	return r, nil
 }
 
-// packets returns how many packets the rule has counted.
+// packets returns the rule's packet count.
 func (r *ruleset) packets() (uint64, error) {
 	rules, err := r.conn.GetRules(r.table, r.chain)
 	if err != nil {
@@ -86,7 +85,7 @@ func (r *ruleset) packets() (uint64, error) {
 	return 0, errors.New("the counting rule is gone")
 }
 
-// remove takes the table away.
+// remove removes the table.
 func (r *ruleset) remove() error {
 	r.conn.DelTable(r.table)
 	err := errors.Join(r.conn.Flush(), r.conn.CloseLasting())
@@ -96,7 +95,7 @@ func (r *ruleset) remove() error {
 	return err
 }
 
-// isIPv4 matches packets of IPv4.
+// isIPv4 matches IPv4 packets.
 func isIPv4() []expr.Any {
 	return []expr.Any{
 		&expr.Meta{Key: expr.MetaKeyNFPROTO, Register: unix.NFT_REG_1},
@@ -104,13 +103,13 @@ func isIPv4() []expr.Any {
 	}
 }
 
-// Where the addresses stand in the IPv4 header.
+// Offsets of the addresses in the IPv4 header.
 const (
 	sourceOffset      = 12
 	destinationOffset = 16
 )
 
-// atAddress matches packets of IPv4 with an address at an offset.
+// atAddress matches IPv4 packets with an address at an offset.
 func atAddress(offset uint32, a netip.Addr) []expr.Any {
 	return append(isIPv4(),
 		&expr.Payload{DestRegister: unix.NFT_REG_1, Base: expr.PayloadBaseNetworkHeader, Offset: offset, Len: 4},
@@ -140,7 +139,7 @@ func (t traffic) number() byte {
 	return unix.IPPROTO_UDP
 }
 
-// nftWorker is a contender that is one rule.
+// nftWorker is a contender that consists of a rule.
 type nftWorker struct{ r *ruleset }
 
 func (w nftWorker) counts() (handled, missed uint64, err error) {
@@ -150,7 +149,7 @@ func (w nftWorker) counts() (handled, missed uint64, err error) {
 
 func (w nftWorker) close() error { return w.r.remove() }
 
-// openNFTDrop drops what the load sends.
+// openNFTDrop drops the load's packets.
 func openNFTDrop(t traffic) (worker, error) { return openNFT(t, loadPort) }
 
 // openNFTIdle is a rule that matches nothing.
@@ -165,7 +164,7 @@ func openNFTEmpty(t traffic) (worker, error) {
 	return emptyChain{r}, nil
 }
 
-// emptyChain is a contender that looks at nothing.
+// emptyChain is a contender without rules.
 type emptyChain struct{ r *ruleset }
 
 func (emptyChain) counts() (handled, missed uint64, err error) { return 0, 0, nil }

@@ -18,26 +18,26 @@ import (
 	"github.com/opendivert/divert/packet"
 )
 
-// deal is what a program does with the packets of one receive call.
+// deal handles the packets of one receive call.
 type deal func(h *divert.Handle, ps []divert.Packet) error
 
-// accept lets the packets go on as they are.
+// accept sends the packets on unchanged.
 func accept(h *divert.Handle, ps []divert.Packet) error {
 	_, err := h.AcceptBatch(ps)
 	return err
 }
 
-// acceptFlow lets the packets go on, and all that follows of their flows.
+// acceptFlow accepts the packets and the rest of their flows.
 func acceptFlow(h *divert.Handle, ps []divert.Packet) error {
 	return flows(ps, h.AcceptFlow, h.Accept)
 }
 
-// dropFlow drops the packets, and all that follows of their flows.
+// dropFlow drops the packets and the rest of their flows.
 func dropFlow(h *divert.Handle, ps []divert.Packet) error {
 	return flows(ps, h.DropFlow, h.Drop)
 }
 
-// flows decides packets with their flows, and those that have none alone.
+// flows applies whole to packets with a flow, and alone to the others.
 func flows(ps []divert.Packet, whole, alone func(*divert.Packet) error) error {
 	for i := range ps {
 		err := whole(&ps[i])
@@ -62,7 +62,7 @@ func send(h *divert.Handle, ps []divert.Packet) error {
 	return err
 }
 
-// rewrite changes the last byte of each payload and sends the packets; their checksums are computed anew.
+// rewrite changes the last byte of each payload and sends the packets; Send recomputes their checksums.
 func rewrite(h *divert.Handle, ps []divert.Packet) error {
 	var parsed packet.Parsed
 	for i := range ps {
@@ -76,7 +76,7 @@ func rewrite(h *divert.Handle, ps []divert.Packet) error {
 	return send(h, ps)
 }
 
-// bothWays is the filter for packets that are led to another address, and their answers.
+// bothWays is the filter for packets that are redirected, and their answers.
 func bothWays(traffic) string {
 	return fmt.Sprintf("tcp and (outbound and ip.DstAddr == %v or inbound and ip.SrcAddr == %v)", aimAddr, realAddr)
 }
@@ -99,7 +99,7 @@ func redirect(h *divert.Handle, ps []divert.Packet) error {
 	return send(h, ps)
 }
 
-// redirectAnew is redirect for programs that send new packets instead of those that they have received.
+// redirectAnew is redirect for programs that send new packets instead of the received ones.
 func redirectAnew(h *divert.Handle, ps []divert.Packet) error {
 	for i := range ps {
 		p := &ps[i]
@@ -118,10 +118,10 @@ func redirectAnew(h *divert.Handle, ps []divert.Packet) error {
 	return send(h, ps)
 }
 
-// count does nothing more.
+// count does nothing: the packets are counted anyway.
 func count(*divert.Handle, []divert.Packet) error { return nil }
 
-// The ports of the filters that match nothing: no load uses them.
+// Ports of the filters that match nothing: no load uses them.
 const (
 	firstIdlePort = 50000
 	loadPort      = 4000
@@ -146,21 +146,21 @@ func portSet(n int) func(traffic) string {
 	return func(t traffic) string {
 		elements := make([]string, n)
 		for i := range elements {
-			// Every other port: neighbours would be joined to one range.
+			// Every other port: neighbours would be merged into one range.
 			elements[i] = fmt.Sprint(firstSetPort + 2*i)
 		}
 		return fmt.Sprintf("%s and %s.DstPort in {%s}", t.way(), t.Protocol, strings.Join(elements, ", "))
 	}
 }
 
-// opensWithPrefixes returns how to open a handle whose filter looks for the destination in a named set of n prefixes and does not
-// find it. Half of the loads' network is one of them, so that the look-up has to go as deep as that.
+// opensWithPrefixes returns how to open a handle whose filter looks up the destination in a named set of n prefixes,
+// without a match. The set includes half of the loads' network, so that the look-up goes to its full depth.
 func opensWithPrefixes(n int) func(traffic) (worker, error) {
 	return func(t traffic) (worker, error) {
 		far := filter.NewAddressSet()
 		elements := []filter.Element{filter.Prefix(netip.MustParsePrefix("10.77.0.128/25"))}
 		for i := range n - 1 {
-			// 64.0.0.0 and above: every fourth /24, for neighbours would be joined to one range.
+			// 64.0.0.0 and above: every fourth /24, since neighbours would be merged into one range.
 			a := [4]byte{64 + byte(i>>14), byte(i >> 6), byte(i << 2)}
 			elements = append(elements, filter.Prefix(netip.PrefixFrom(netip.AddrFrom4(a), 24)))
 		}
@@ -193,7 +193,7 @@ func manyOf(n int) func(traffic) (worker, error) {
 	}
 }
 
-// handleWorkers are several that work at the same time.
+// handleWorkers are several workers at the same time.
 type handleWorkers []worker
 
 func (ws handleWorkers) counts() (handled, missed uint64, err error) {
@@ -212,12 +212,12 @@ func (ws handleWorkers) close() error {
 	return errors.Join(errs...)
 }
 
-// program is how a program uses its handle.
+// program describes how a program uses its handle.
 type program struct {
-	batch   int // packets in a receive call, at most
+	batch   int // most packets in a receive call
 	deal    deal
-	readers int  // goroutines that receive, each from a queue of its own; 0 is 1, from all
-	loop    bool // over Packets, instead of receive calls; it looks at a byte of each packet
+	readers int  // goroutines that receive, each from its own queue; 0 is 1, from all
+	loop    bool // loop over Packets, instead of receive calls; it reads a byte of each packet
 	decides bool // deal decides flows
 }
 
@@ -225,18 +225,18 @@ type program struct {
 type handleWorker struct {
 	h       *divert.Handle
 	handled atomic.Uint64
-	seen    uint64 // what loop has looked at
+	seen    uint64 // packets seen by loop
 	readers int
-	again   again // where the program decides flows and there are many
+	again   again // for programs that decide many flows
 	done    chan error
 }
 
-// ours returns how to open a handle that takes all packets of the direction and deals with them.
+// ours returns how to open a handle that receives all packets of the direction and handles them.
 func ours(p program, opts ...divert.Option) func(traffic) (worker, error) {
 	return oursFor(wayOnly, p, opts...)
 }
 
-// options are those that a handle for the traffic needs: room for its flows.
+// options returns the options that the traffic needs: room for its flows.
 func (t traffic) options() []divert.Option {
 	if t.Flows == 0 {
 		return nil
@@ -244,8 +244,8 @@ func (t traffic) options() []divert.Option {
 	return []divert.Option{divert.WithFlowTable(t.Flows)}
 }
 
-// oursFor is ours with another filter. Unless the options name an engine it is the kernel's, so that no
-// other one takes its place unseen.
+// oursFor is ours with another filter. Unless the options name an engine it uses the kernel's, and fails if that is
+// unavailable.
 func oursFor(filter func(traffic) string, p program, opts ...divert.Option) func(traffic) (worker, error) {
 	opts = append([]divert.Option{divert.WithEngine(divert.EngineKernel)}, opts...)
 	return func(t traffic) (worker, error) {
@@ -294,7 +294,7 @@ func (w *handleWorker) run(p program, receive func([]divert.Packet) (int, error)
 	}
 }
 
-// loop looks at each packet where it lies.
+// loop reads each packet in place.
 func (w *handleWorker) loop() error {
 	for p, err := range w.h.Packets(context.Background()) {
 		switch {
@@ -309,7 +309,7 @@ func (w *handleWorker) loop() error {
 	return nil
 }
 
-// counts takes the packets that a dropping handle never sees from the kernel's counter.
+// counts reads the number of packets that a dropping handle never sees from the kernel's counter.
 func (w *handleWorker) counts() (handled, missed uint64, err error) {
 	select {
 	case err := <-w.done:

@@ -14,16 +14,16 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// pingPongPort is the client's port, so that both ends can be connected.
+// pingPongPort is the client's port, fixed so that both ends can be connected.
 const pingPongPort = 4001
 
 // pingPongSize is the length of the messages, in bytes.
 const pingPongSize = 32
 
-// pingPong is the load with one packet in flight: what counts is how long each round trip takes.
+// pingPong is the load with one packet in flight: its result is the time of each round trip.
 func pingPong(c *course) error {
 	client := netip.AddrPortFrom(c.from.Addr4(), pingPongPort)
-	// The server is there before the first request: a refusal may be late or never come, for they are rationed.
+	// The server starts before the first request: a refusal may be late or missing, since the kernel limits their rate.
 	var fd int
 	if err := c.to.Do(func() (err error) {
 		fd, err = udpSocket(c.target(), client)
@@ -51,7 +51,7 @@ func echo(stop *atomic.Bool, fd int) error {
 			_, err = unix.Write(fd, b[:n])
 		}
 		switch err {
-		case nil, unix.EAGAIN, unix.EINTR, unix.ECONNREFUSED: // refused: the client is gone
+		case nil, unix.EAGAIN, unix.EINTR, unix.ECONNREFUSED: // refused: the client has ended
 		default:
 			return os.NewSyscallError("echo", err)
 		}
@@ -59,7 +59,7 @@ func echo(stop *atomic.Bool, fd int) error {
 	return nil
 }
 
-// pingWarmUp is how many round trips are not counted.
+// pingWarmUp is the number of round trips before the measurement.
 const pingWarmUp = 100
 
 // ping makes round trips for the duration and measures.
@@ -122,7 +122,7 @@ func roundTrip(fd int, b []byte, number uint64) (time.Duration, error) {
 	}
 }
 
-// percentile returns the q-th part of sorted times, by the nearest rank.
+// percentile returns the q-quantile of sorted times, by the nearest rank.
 func percentile(sorted []time.Duration, q float64) time.Duration {
 	return sorted[min(int(q*float64(len(sorted))), len(sorted)-1)]
 }

@@ -17,9 +17,9 @@ import (
 	"github.com/opendivert/divert/internal/linux/nfnl"
 )
 
-// plainLoop is a queue loop as programs write it first: one receive call per packet, its payload copied to
-// memory of its own, and one send call per verdict. Packets come cut to segments, for it does
-// not tell the kernel that it takes larger ones. It neither allocates nor decodes more than it needs.
+// plainLoop is a queue loop in its usual first form: one receive call per packet, a copy of its payload, and one send
+// call per verdict. Packets arrive as segments, since it does not tell the kernel that it accepts larger ones. It
+// neither allocates nor decodes more than necessary.
 type plainLoop struct {
 	fd      int
 	rule    *ruleset
@@ -46,7 +46,7 @@ const (
 	queueAccept     = 1
 )
 
-// The same room as a handle has by default: 4096 packets, and as many again in the program's hands.
+// The default room of a handle: 4096 packets, and as many again in the program's hands.
 const (
 	plainQueue     = 7
 	plainMaxLen    = 2 * 4096
@@ -72,8 +72,8 @@ func openPlain(t traffic) (worker, error) {
 	return l, nil
 }
 
-// toQueue leads packets to the queue, by the extension that kernels without nft_queue have as well. Its data is
-// struct xt_NFQ_info_v3 of linux/netfilter/xt_NFQUEUE.h: number, count, flags.
+// toQueue leads packets to the queue, with the extension that even kernels without nft_queue have. Its data is struct
+// xt_NFQ_info_v3 of linux/netfilter/xt_NFQUEUE.h: number, count, flags.
 func toQueue() expr.Any {
 	const bypass = 1
 	info := make(xt.Unknown, 8)
@@ -94,7 +94,7 @@ func (l *plainLoop) bind() error {
 	if err := unix.SetsockoptInt(l.fd, unix.SOL_NETLINK, unix.NETLINK_NO_ENOBUFS, 1); err != nil {
 		return err
 	}
-	// So that the loop sees in time that it is to end.
+	// The loop checks at this interval whether it must end.
 	if err := unix.SetsockoptTimeval(l.fd, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &unix.Timeval{Usec: 50000}); err != nil {
 		return err
 	}
@@ -154,7 +154,7 @@ func (l *plainLoop) run() error {
 	}
 }
 
-// appendVerdict appends the message that lets a packet go on.
+// appendVerdict appends the message that accepts a packet.
 func appendVerdict(b []byte, id uint32) []byte {
 	b = nfnl.AppendHeader(b, nfnl.HeaderLen+nfnl.AttrLen+8, nfnl.Type(unix.NFNL_SUBSYS_QUEUE, queueVerdict), unix.NLM_F_REQUEST, plainQueue)
 	b = nfnl.AppendAttr(b, queueAttrVerdictHdr, 8)
@@ -174,7 +174,7 @@ func (l *plainLoop) counts() (handled, missed uint64, err error) {
 
 func (l *plainLoop) close() error {
 	err := l.rule.remove()
-	time.Sleep(time.Millisecond) // what the rule has queued before
+	time.Sleep(time.Millisecond) // for packets that the rule has already queued
 	l.stop.Store(true)
 	return errors.Join(err, <-l.done, unix.Close(l.fd))
 }

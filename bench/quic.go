@@ -15,24 +15,24 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// The load is as programs with QUIC send and receive: datagrams of one size at a time, many with one call (UDP_SEGMENT), which the stack
-// cuts as late as it can; acknowledgements that come back; and a window of what is on its way, so that the sender is no faster
-// than the receiver.
+// The load resembles programs with QUIC: datagrams of one size at a time, many per call (UDP_SEGMENT), which the stack
+// splits as late as possible; acknowledgements that come back; and a window of datagrams in flight, so that the sender
+// is no faster than the receiver.
 const (
 	quicPort   = 4002 // the client's
-	quicWindow = 512  // datagrams on their way, at most
-	quicEvery  = 32   // datagrams for which there is an acknowledgement, at least
-	quicBatch  = 64   // messages in a receive call, at most
+	quicWindow = 512  // most datagrams in flight
+	quicEvery  = 32   // least number of datagrams per acknowledgement
+	quicBatch  = 64   // most messages in a receive call
 	quicSlot   = 64 << 10
 )
 
-// quicPatience is how long the sender waits for an acknowledgement until it takes for lost what is on its way.
+// quicPatience is how long the sender waits for an acknowledgement before it treats the datagrams in flight as lost.
 const quicPatience = 100 * time.Millisecond
 
-// quicCalls are the calls of the sender in turn: how many datagrams of which size. All of a call together have 65,507 bytes at most.
+// quicCalls are the sender's calls in turn: number and size of the datagrams. A call sends at most 65,507 bytes.
 var quicCalls = []struct{ datagrams, size int }{{16, 1200}, {48, 1350}, {32, 1250}, {54, 1200}, {24, 1350}, {40, 1300}}
 
-// streamingQUIC returns that load. The receiver takes datagrams together that came together (UDP_GRO), or each by itself.
+// streamingQUIC returns that load. The receiver receives datagrams merged (UDP_GRO), or one by one.
 func streamingQUIC(together bool) func(*course) error {
 	return func(c *course) error {
 		client := netip.AddrPortFrom(c.from.Addr4(), quicPort)
@@ -55,7 +55,7 @@ func streamingQUIC(together bool) func(*course) error {
 	}
 }
 
-// quicReceiver receives datagrams and acknowledges them by their number.
+// quicReceiver receives datagrams and acknowledges their number.
 type quicReceiver struct {
 	fd       int
 	received atomic.Uint64 // datagrams
@@ -71,7 +71,7 @@ func (r *quicReceiver) setUp(together bool) error {
 	if unix.SetsockoptInt(r.fd, unix.SOL_SOCKET, unix.SO_RCVBUFFORCE, 8<<20) != nil {
 		_ = unix.SetsockoptInt(r.fd, unix.SOL_SOCKET, unix.SO_RCVBUF, 8<<20)
 	}
-	// So that it sees in time that it is to end.
+	// The receiver checks at this interval whether it must end.
 	if err := unix.SetsockoptTimeval(r.fd, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &unix.Timeval{Usec: 20000}); err != nil {
 		return os.NewSyscallError("setsockopt", err)
 	}
@@ -99,7 +99,7 @@ func (r *quicReceiver) run() error {
 		n, _, errno := unix.Syscall6(unix.SYS_RECVMMSG, uintptr(r.fd), uintptr(unsafe.Pointer(&r.hdrs[0])), quicBatch, unix.MSG_WAITFORONE, 0, 0)
 		switch errno {
 		case 0:
-		case unix.EAGAIN, unix.EINTR, unix.ECONNREFUSED: // refused: the client is gone
+		case unix.EAGAIN, unix.EINTR, unix.ECONNREFUSED: // refused: the client has ended
 			continue
 		default:
 			return os.NewSyscallError("recvmmsg", errno)
@@ -112,13 +112,13 @@ func (r *quicReceiver) run() error {
 			r.told = now
 			var b [8]byte
 			binary.NativeEndian.PutUint64(b[:], now)
-			_, _ = unix.Write(r.fd, b[:]) // the next one tells the same and more
+			_, _ = unix.Write(r.fd, b[:]) // the next one includes this one
 		}
 	}
 	return nil
 }
 
-// datagrams returns how many there are in a message.
+// datagrams returns the number of datagrams in a message.
 func (r *quicReceiver) datagrams(i int) uint64 {
 	h := &r.hdrs[i]
 	notes, err := unix.ParseSocketControlMessage(r.notes[i][:h.hdr.Controllen])
@@ -138,9 +138,9 @@ func (r *quicReceiver) datagrams(i int) uint64 {
 type quicSender struct {
 	fd    int
 	buf   []byte
-	sent  uint64 // datagrams
-	acked uint64 // of them
-	lost  uint64 // taken for lost
+	sent  uint64 // number of datagrams
+	acked uint64 // number of acknowledged ones
+	lost  uint64 // treated as lost
 }
 
 // sendQUIC sends for the duration and measures.
@@ -176,7 +176,7 @@ func (c *course) sendQUIC(client netip.AddrPort, r *quicReceiver) error {
 	return c.end(max(c.duration, last.Sub(began)), float64(arrived))
 }
 
-// send waits for room in the window and sends so many datagrams of a size with one call.
+// send waits for room in the window and sends datagrams of a size with one call.
 func (s *quicSender) send(datagrams, size int) error {
 	if err := s.room(datagrams); err != nil {
 		return err
@@ -197,7 +197,7 @@ func (s *quicSender) send(datagrams, size int) error {
 	return nil
 }
 
-// cut sends bytes that the stack cuts to datagrams of a size.
+// cut sends bytes that the stack splits into datagrams of a size.
 func (s *quicSender) cut(datagrams, size int) error {
 	var note [24]byte // the control message, with the kernel's alignment
 	h := (*unix.Cmsghdr)(unsafe.Pointer(&note[0]))
@@ -208,7 +208,7 @@ func (s *quicSender) cut(datagrams, size int) error {
 	return err
 }
 
-// room reads acknowledgements until so many datagrams more may be on their way.
+// room reads acknowledgements until that many more datagrams may be in flight.
 func (s *quicSender) room(datagrams int) error {
 	var b [8]byte
 	for {
@@ -219,8 +219,8 @@ func (s *quicSender) room(datagrams int) error {
 		n, _, err := unix.Recvfrom(s.fd, b[:], flags)
 		switch {
 		case err == nil && n == len(b):
-			s.acked = max(s.acked, binary.NativeEndian.Uint64(b[:])) // one may overtake another
-			s.lost = min(s.lost, s.sent-s.acked)                     // not all of them were
+			s.acked = max(s.acked, binary.NativeEndian.Uint64(b[:])) // acknowledgements may overtake each other
+			s.lost = min(s.lost, s.sent-s.acked)                     // some of them were not lost
 		case err == nil, errors.Is(err, unix.EINTR):
 		case errors.Is(err, unix.EAGAIN) && flags != 0:
 			return nil
@@ -232,7 +232,8 @@ func (s *quicSender) room(datagrams int) error {
 	}
 }
 
-// settled waits until all datagrams have arrived or no more come, and returns how many and when the last one came.
+// settled waits until all datagrams have arrived or no more come, and returns their number and the time of the last
+// one.
 func (r *quicReceiver) settled(sent uint64) (arrived uint64, last time.Time) {
 	for last = time.Now(); ; time.Sleep(500 * time.Microsecond) {
 		n, now := r.received.Load(), time.Now()

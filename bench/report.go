@@ -22,14 +22,14 @@ type report struct {
 	Machine   machine
 	Rounds    int
 	Seconds   float64 // of each cell
-	Others    number  // part of the processors' time that went to other processes
+	Others    number  // fraction of the processors' time used by other processes
 	Summaries []*summary
 	Goals     []outcome
 	Skipped   map[string]string
 	Cells     []*cell
 }
 
-// machine is where a run was made.
+// machine describes the machine of a run.
 type machine struct {
 	Kernel, Arch, Go string
 	CPU              string
@@ -58,7 +58,7 @@ func thisMachine() machine {
 	return m
 }
 
-// appendFloat writes a number with the digits that mean something.
+// appendFloat writes a number with its significant digits.
 func appendFloat(b []byte, v float64) []byte { return strconv.AppendFloat(b, v, 'g', 6, 64) }
 
 // writeJSON writes the report.
@@ -120,7 +120,7 @@ func header(l *load) string {
 	return strings.Join(columns, "\t") + "\t"
 }
 
-// row is a contender's line.
+// row is the line of a contender.
 func row(l *load, s *summary) string {
 	columns := []string{
 		s.Contender,
@@ -141,10 +141,10 @@ func row(l *load, s *summary) string {
 	return strings.Join(columns, "\t") + "\t"
 }
 
-// scaled writes a rate in the load's way.
+// scaled writes a rate in the load's unit.
 func (l *load) scaled(n number) string { return fixed(n*number(l.scale), 2) }
 
-// fixed writes a number with so many decimals, "-" if there is none.
+// fixed writes a number with a number of decimals, "-" for NaN.
 func fixed(n number, decimals int) string {
 	if math.IsNaN(float64(n)) {
 		return "-"

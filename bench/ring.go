@@ -12,20 +12,19 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// ring is a reader of an AF_PACKET socket with a TPACKET_V3 ring
-// (Documentation/networking/packet_mmap.rst): the kernel copies packets into blocks of shared memory, and a
-// block is handed over when it is full or has waited.
+// ring reads an AF_PACKET socket with a TPACKET_V3 ring (Documentation/networking/packet_mmap.rst): the kernel copies
+// packets into blocks of shared memory, and hands over a block when it is full or old enough.
 type ring struct {
 	fd      int
 	mem     []byte
 	handled atomic.Uint64
 	missed  uint64
-	touched byte // keeps the reading of the packets from being left out
+	touched byte // keeps the compiler from removing the reads
 	stop    atomic.Bool
 	done    chan error
 }
 
-// The ring is as large as the buffers of the handle that it is compared with.
+// The ring is as large as the buffers of the handle in the comparison.
 const (
 	ringBlock   = 1 << 20
 	ringBlocks  = sniffMemory / ringBlock
@@ -33,11 +32,11 @@ const (
 	ringTimeout = 10      // milliseconds
 )
 
-// sniffMemory is the memory of those who copy, in bytes.
+// sniffMemory is the buffer memory of sniffing contenders, in bytes.
 const sniffMemory = 16 << 20
 
 func openRing(t traffic) (worker, error) {
-	fd, err := unix.Socket(unix.AF_PACKET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0) // bound below, with the ring ready
+	fd, err := unix.Socket(unix.AF_PACKET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0) // bound below, once the ring is ready
 	if err != nil {
 		return nil, os.NewSyscallError("socket", err)
 	}
@@ -70,13 +69,13 @@ func (r *ring) setUp(t traffic) error {
 	return unix.Bind(r.fd, &unix.SockaddrLinklayer{Protocol: networkOrder(unix.ETH_P_ALL)})
 }
 
-// networkOrder returns a number as sockaddr_ll has it.
+// networkOrder returns a number in the byte order of sockaddr_ll.
 func networkOrder(v uint16) uint16 { return v<<8 | v>>8 }
 
 // Ancillary data of classic BPF (linux/filter.h).
 const skfAdPktType = ^uint32(0) - 0x1000 + 1 + 4 // SKF_AD_OFF + SKF_AD_PKTTYPE
 
-// attachDirection lets only packets of one direction into the ring, and none of loopback's ways.
+// attachDirection lets only packets of one direction into the ring, and no loopback packets.
 func attachDirection(fd int, inbound bool) error {
 	outgoing, other := byte(0), byte(1)
 	if inbound {
@@ -111,7 +110,7 @@ func (r *ring) run() error {
 	}
 }
 
-// walk looks at the packets of a block.
+// walk reads the packets of a block.
 func (r *ring) walk(b []byte, head *unix.TpacketHdrV1) {
 	at := head.Offset_to_first_pkt
 	for range head.Num_pkts {
@@ -122,7 +121,7 @@ func (r *ring) walk(b []byte, head *unix.TpacketHdrV1) {
 	r.handled.Add(uint64(head.Num_pkts))
 }
 
-// counts reads and so clears the kernel's counters.
+// counts reads the kernel's counters, which clears them.
 func (r *ring) counts() (handled, missed uint64, err error) {
 	s, err := unix.GetsockoptTpacketStatsV3(r.fd, unix.SOL_PACKET, unix.PACKET_STATISTICS)
 	if err != nil {

@@ -11,7 +11,7 @@ import (
 	"github.com/opendivert/divert/internal/lab"
 )
 
-// cell is what one contender has done with one load in one round.
+// cell is the result of one contender with one load in one round.
 type cell struct {
 	Load      string
 	Contender string
@@ -20,19 +20,19 @@ type cell struct {
 	Rate    float64 // units per second
 	Count   float64 // units that arrived
 	Seconds float64
-	CPU     float64 // ns of the contender's process for each unit
-	CPUAll  float64 // the same, and of sender and receiver
-	Others  float64 // part of the processors' time that went to others
+	CPU     float64 // ns of the contender's process per unit
+	CPUAll  float64 // the same, including sender and receiver
+	Others  float64 // fraction of the processors' time used by others
 
 	Sent    uint64 `json:",omitempty"` // packets
 	Lost    uint64 // packets sent that did not arrive
-	Handled uint64 // packets that the contender has dealt with
-	Missed  uint64 // copies that a sniffing contender has lost
+	Handled uint64 // packets handled by the contender
+	Missed  uint64 // copies lost by a sniffing contender
 
 	// With many flows:
-	FlowsLost *int   `json:",omitempty"` // flows of which a packet did not arrive; nil if nobody could count them
-	Again     uint64 `json:",omitempty"` // most packets of a flow that came to the program after its verdict
-	Maps      uint64 `json:",omitempty"` // bytes of memory of the contender's eBPF maps, at the end
+	FlowsLost *int   `json:",omitempty"` // flows that lost a packet; nil if they could not be counted
+	Again     uint64 `json:",omitempty"` // most packets of a flow received by the program after its verdict
+	Maps      uint64 `json:",omitempty"` // memory of the contender's eBPF maps at the end, in bytes
 
 	P50  time.Duration `json:",omitempty"` // of the round trips
 	P99  time.Duration `json:",omitempty"`
@@ -41,16 +41,16 @@ type cell struct {
 	load *load
 }
 
-// selection is what a run compares.
+// selection is the choice of contenders and loads for a run.
 type selection struct {
 	contenders []*contender
 	loads      []*load
 	rounds     int
 	duration   time.Duration // of each cell
-	all        bool          // every combination that makes sense, not only the default ones
+	all        bool          // every sensible combination, not only the default ones
 }
 
-// pairs returns the contenders of a load.
+// pairs returns the contenders for a load.
 func (s *selection) pairs(l *load) (list []*contender) {
 	for _, c := range s.contenders {
 		if c.can(l) && (s.all || c.name == none || contains(c.loads, l.name)) {
@@ -72,7 +72,7 @@ func contains(list []string, s string) bool {
 // results are the cells of a run.
 type results struct {
 	Cells   []*cell
-	Skipped map[string]string // contenders that cannot run here, and why
+	Skipped map[string]string // contenders that cannot run here, with the reason
 }
 
 // run measures. progress is called before each cell.
@@ -103,7 +103,7 @@ func (s *selection) run(pair *lab.Pair, progress func(round int, l *load, c *con
 	return r, nil
 }
 
-// measure makes one cell.
+// measure measures one cell.
 func (s *selection) measure(pair *lab.Pair, l *load, c *contender) (*cell, error) {
 	child, err := startChild(pair.A, job{Contender: c.name, Traffic: l.traffic()})
 	if err != nil {
@@ -134,7 +134,7 @@ func (s *selection) measure(pair *lab.Pair, l *load, c *contender) (*cell, error
 	return run.cell, err
 }
 
-// nothingLeft fails if a host has rules after a cell.
+// nothingLeft fails if a host still has rules after a cell.
 func nothingLeft(pair *lab.Pair) error {
 	for _, h := range pair.Hosts() {
 		tables, err := h.NFTables()

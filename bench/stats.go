@@ -7,10 +7,10 @@ import (
 	"slices"
 )
 
-// series are the values of something in the rounds of a run.
+// series holds the values of a metric in the rounds of a run.
 type series []float64
 
-// median returns the middle value, NaN of none.
+// median returns the middle value, NaN without values.
 func (s series) median() float64 {
 	if len(s) == 0 {
 		return math.NaN()
@@ -45,12 +45,12 @@ type summary struct {
 	Sent, Lost, Missed         uint64 // of all rounds
 
 	// With many flows:
-	FlowsLost *int   `json:",omitempty"` // in all rounds; nil if nobody counted
+	FlowsLost *int   `json:",omitempty"` // in all rounds; nil if not counted
 	Again     uint64 `json:",omitempty"` // the most in a round
 	Maps      uint64 `json:",omitempty"` // bytes, the most in a round
 }
 
-// number is a number that JSON has no word for when it is NaN.
+// number is a number that JSON writes as null if it is NaN.
 type number float64
 
 // MarshalJSON writes null for NaN.
@@ -101,7 +101,8 @@ func (r *results) ratios(load, contender, base string, m metric) (s series) {
 	return s
 }
 
-// differences returns by how much more of a metric a contender has than another in the same round, as part of what "none" has.
+// differences returns the difference of a metric to that of another contender in the same round, as a fraction of the
+// value of "none".
 func (r *results) differences(load, contender, base string, m metric) (s series) {
 	bases, nones := r.of(load, base), r.of(load, none)
 	for round, c := range r.of(load, contender) {
@@ -112,7 +113,7 @@ func (r *results) differences(load, contender, base string, m metric) (s series)
 	return s
 }
 
-// others returns which part of the processors' time went to others, the median over all cells.
+// others returns the fraction of the processors' time used by others, the median over all cells.
 func (r *results) others() float64 {
 	var s series
 	for _, c := range r.Cells {
@@ -121,7 +122,7 @@ func (r *results) others() float64 {
 	return s.median()
 }
 
-// summarise sums up what each contender has done with each load.
+// summarise summarises the results of each contender with each load.
 func (r *results) summarise() (list []*summary) {
 	for _, l := range loads {
 		for _, c := range contenders {

@@ -10,7 +10,7 @@ import (
 	"math"
 )
 
-// The picture's measures, in pixels.
+// The dimensions of the picture, in pixels.
 const (
 	svgWidth     = 760
 	svgLabel     = 130 // room for the names
@@ -22,8 +22,8 @@ const (
 	svgFullWidth = svgWidth - svgLabel - svgValue - 2*svgMargin
 )
 
-// writeSVG draws the ratios to "none", one group of horizontal bars per load, with the lowest and the highest
-// round as a thin line over each bar, which ends at the edge if that round was far off.
+// writeSVG draws the ratios to "none", one group of horizontal bars per load. A thin line over each bar shows the
+// lowest and the highest round; it ends at the edge if that round is far off.
 func (r *report) writeSVG(out io.Writer) error {
 	w := bufio.NewWriter(out)
 	groups := r.groups()
@@ -42,7 +42,7 @@ func (r *report) writeSVG(out io.Writer) error {
 	return w.Flush()
 }
 
-// group is the bars of a load.
+// group is the group of bars for a load.
 type group struct {
 	title string
 	bars  []*summary
@@ -70,7 +70,7 @@ func (r *report) groups() (list []*group) {
 	return list
 }
 
-// draw draws a group from the height y on.
+// draw draws a group at height y.
 func (g *group) draw(w *bufio.Writer, y int) {
 	fmt.Fprintf(w, "<text x=\"%d\" y=\"%d\" font-weight=\"bold\">", svgMargin, y+20)
 	_ = xml.EscapeText(w, []byte(g.title))
@@ -91,7 +91,7 @@ func (g *group) draw(w *bufio.Writer, y int) {
 	fmt.Fprintf(w, "<path d=\"M%.1f %dV%d\" stroke=\"#999\" stroke-dasharray=\"3 3\"/>\n", at(1), y-4, y+svgLine*len(g.bars)-2)
 }
 
-// colour tells the engine's bars from those it is compared with.
+// colour distinguishes the engine's bars from the others.
 func colour(s *summary) string {
 	switch s.Contender {
 	case none:

@@ -17,8 +17,8 @@ import (
 	"github.com/opendivert/divert/internal/lab"
 )
 
-// streaming returns the load of so many TCP connections that send as much as they can. It counts the
-// bytes that the receivers have read.
+// streaming returns the load of several TCP connections that send as much as they can. It counts the bytes that the
+// receivers have read.
 func streaming(streams int) func(*course) error {
 	return func(c *course) error {
 		s := &bulk{course: c}
@@ -30,7 +30,7 @@ func streaming(streams int) func(*course) error {
 	}
 }
 
-// bulk are the connections of a streaming load.
+// bulk holds the connections of a streaming load.
 type bulk struct {
 	*course
 	listener net.Listener
@@ -39,7 +39,7 @@ type bulk struct {
 	work     sync.WaitGroup
 }
 
-// bulkBuffer is how much is written and read at a time, in bytes.
+// bulkBuffer is the size of each write and read, in bytes.
 const bulkBuffer = 256 << 10
 
 func (s *bulk) start(streams int) (err error) {
@@ -87,7 +87,7 @@ func (s *bulk) receive(c net.Conn) {
 	}
 }
 
-// measure lets the connections come up to speed and then counts.
+// measure lets the connections reach full speed and then counts.
 func (s *bulk) measure() error {
 	time.Sleep(s.duration / 4)
 	if err := s.begin(); err != nil {
@@ -99,7 +99,7 @@ func (s *bulk) measure() error {
 	return s.end(took, float64(count)/s.cell.load.per)
 }
 
-// close ends the connections at once, so that nothing of them is on its way during the next load.
+// close ends the connections at once, so that none of their packets are in flight during the next load.
 func (s *bulk) close() error {
 	var err error
 	if s.listener != nil {
@@ -113,8 +113,8 @@ func (s *bulk) close() error {
 	return err
 }
 
-// connecting returns the load of short connections, so many at a time: connect, a request, a response, the
-// server's end, the client's reset, which leaves no port waiting behind.
+// connecting returns the load of short connections, parallel at a time: connect, a request, a response, the server's
+// end, and the client's reset, which leaves no port in TIME-WAIT.
 func connecting(parallel int) func(*course) error {
 	return func(c *course) error {
 		server, err := serveShort(c.to, c.target(), parallel)
@@ -158,7 +158,7 @@ func connectFor(c *course, parallel int) error {
 // shortMessage is the length of request and response, in bytes.
 const shortMessage = 64
 
-// tcpSocket returns a blocking socket that does not wait for longer than patience.
+// tcpSocket returns a blocking socket that waits no longer than patience.
 func tcpSocket() (int, error) {
 	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
 	if err != nil {
@@ -171,7 +171,7 @@ func tcpSocket() (int, error) {
 	return fd, nil
 }
 
-// limitWaits makes a socket's calls fail that take longer than patience.
+// limitWaits makes a socket's calls fail after patience.
 func limitWaits(fd int) error {
 	for _, opt := range []int{unix.SO_SNDTIMEO, unix.SO_RCVTIMEO} {
 		tv := unix.NsecToTimeval(int64(patience))
@@ -208,7 +208,7 @@ func connectOnce(target netip.AddrPort) error {
 	}
 }
 
-// read reads from a socket whose waits are limited, and on when a signal interrupts it (signal(7)).
+// read reads from a socket with limited waits, and continues when a signal interrupts it (signal(7)).
 func read(fd int, b []byte) (n int, err error) {
 	for {
 		if n, err = unix.Read(fd, b); err != unix.EINTR {
@@ -217,7 +217,7 @@ func read(fd int, b []byte) (n int, err error) {
 	}
 }
 
-// connectThrough connects a socket. A call that a signal interrupts goes on waiting when it is made again
+// connectThrough connects a socket. A call interrupted by a signal continues to wait when it is repeated
 // (net/ipv4/af_inet.c, __inet_stream_connect).
 func connectThrough(fd int, target netip.AddrPort) error {
 	for {
@@ -278,7 +278,7 @@ func (s *shortServer) serve() error {
 			return os.NewSyscallError("accept", err)
 		}
 		if limitWaits(fd) == nil {
-			// The client sees errors.
+			// The client sees the errors.
 			if _, err := read(fd, b[:]); err == nil {
 				_, _ = unix.Write(fd, b[:])
 			}
