@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"os"
 	"sync"
+	"sync/atomic"
 )
 
 // Feature is a feature of Linux that the engine uses where the kernel has it and does without elsewhere. divert doctor lists it
@@ -24,21 +25,29 @@ type Feature struct {
 	// Mutable says that the answer depends on more than the kernel and the rights, on mounts for example: only success is remembered.
 	Mutable bool
 
-	mu    sync.Mutex
-	known bool
-	err   error
+	mu    sync.Mutex // one goroutine tries
+	known atomic.Pointer[answer]
 }
+
+// answer is the outcome of a try: nil if the feature is there.
+type answer struct{ err error }
 
 // Err returns why the kernel lacks the feature, nil if it has it. The answer is remembered, unless rights were missing (another
 // thread, or the same one later, may have them) or Mutable says otherwise.
 func (f *Feature) Err() error {
+	if a := f.known.Load(); a != nil { // without the lock: it is asked for each packet
+		return a.err
+	}
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	if !f.known {
-		f.err = f.try()
-		f.known = f.err == nil || !f.Mutable && !errors.Is(f.err, os.ErrPermission)
+	if a := f.known.Load(); a != nil {
+		return a.err
 	}
-	return f.err
+	err := f.try()
+	if err == nil || !f.Mutable && !errors.Is(err, os.ErrPermission) {
+		f.known.Store(&answer{err})
+	}
+	return err
 }
 
 // Has reports whether the kernel has the feature.
@@ -57,18 +66,12 @@ func (f *Feature) try() error {
 
 // Assume makes the feature present or absent, for tests of both, until restore is called.
 func (f *Feature) Assume(has bool) (restore func()) {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	known, err := f.known, f.err
-	f.known, f.err = true, nil
+	assumed := new(answer)
 	if !has {
-		f.err = errors.New("assumed not to be there")
+		assumed.err = errors.New("assumed not to be there")
 	}
-	return func() {
-		f.mu.Lock()
-		defer f.mu.Unlock()
-		f.known, f.err = known, err
-	}
+	before := f.known.Swap(assumed)
+	return func() { f.known.Store(before) }
 }
 
 // Features that the kernel's version alone decides.
