@@ -3,13 +3,12 @@
 package lab
 
 import (
-	"errors"
 	"fmt"
 	"net/netip"
 	"os"
 	"time"
 
-	"golang.org/x/sys/unix"
+	"github.com/opendivert/divert/internal/linux/tun"
 )
 
 // TUN is an interface of a host whose other side is this process: Read returns the IP packets that the host sends over
@@ -25,7 +24,7 @@ type TUN struct {
 // rootless lab does not have everywhere: the error then wraps os.ErrPermission.
 func (h *Host) AddTUN(name string, addrs ...netip.Prefix) (*TUN, error) {
 	t := &TUN{Link: &Link{host: h, name: name, addrs: addrs}}
-	create := func() error { return h.Do(func() error { return t.open(name) }) }
+	create := func() error { return h.Do(func() (err error) { t.file, _, err = tun.New(name); return err }) }
 	for _, step := range []func() error{create, t.find, t.up, t.assign} {
 		if err := step(); err != nil {
 			if t.file != nil {
@@ -37,24 +36,6 @@ func (h *Host) AddTUN(name string, addrs ...netip.Prefix) (*TUN, error) {
 	h.addLink(t.Link)
 	tracef("tun %s:%s %v", h, name, addrs)
 	return t, nil
-}
-
-// open makes the device in the thread's namespace: the one in which the descriptor is opened.
-func (t *TUN) open(name string) error {
-	request, err := unix.NewIfreq(name)
-	if err != nil {
-		return err
-	}
-	fd, err := unix.Open("/dev/net/tun", unix.O_RDWR|unix.O_CLOEXEC|unix.O_NONBLOCK, 0)
-	if err != nil {
-		return &os.PathError{Op: "open", Path: "/dev/net/tun", Err: err}
-	}
-	request.SetUint16(unix.IFF_TUN | unix.IFF_NO_PI)
-	if err := unix.IoctlIfreq(fd, unix.TUNSETIFF, request); err != nil {
-		return errors.Join(os.NewSyscallError("ioctl TUNSETIFF", err), unix.Close(fd))
-	}
-	t.file = os.NewFile(uintptr(fd), "tun:"+name) // after TUNSETIFF: before, it cannot be polled
-	return nil
 }
 
 // Read waits for one IP packet and copies it to b, which should have room for the MTU: the rest of a longer packet is

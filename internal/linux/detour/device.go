@@ -13,6 +13,8 @@ import (
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
+
+	"github.com/opendivert/divert/internal/linux/tun"
 )
 
 // Device gives this host a network of IPv6 addresses, for the aliases of datagrams: a TUN device without carrier, which sends
@@ -36,23 +38,15 @@ func OpenDevice() (*Device, error) {
 }
 
 func (d *Device) open() (err error) {
-	if d.file, err = os.OpenFile("/dev/net/tun", os.O_RDWR, 0); err != nil {
+	var name string
+	if d.file, name, err = tun.New("divert%d"); err != nil {
 		return err
 	}
-	request, err := unix.NewIfreq("divert%d")
-	if err != nil {
-		return err
-	}
-	request.SetUint16(unix.IFF_TUN | unix.IFF_NO_PI)
-	fd := int(d.file.Fd())
-	if err := unix.IoctlIfreq(fd, unix.TUNSETIFF, request); err != nil {
-		return os.NewSyscallError("ioctl TUNSETIFF", err)
-	}
-	const setCarrier = 0x400454e2                                      // TUNSETCARRIER (linux/if_tun.h, since 5.0)
-	if err := unix.IoctlSetPointerInt(fd, setCarrier, 0); err != nil { // so IPv6 neither gives it an address nor sends there
+	const setCarrier = 0x400454e2                                                    // TUNSETCARRIER (linux/if_tun.h, since 5.0)
+	if err := unix.IoctlSetPointerInt(int(d.file.Fd()), setCarrier, 0); err != nil { // so IPv6 neither gives it an address nor sends there
 		return os.NewSyscallError("ioctl TUNSETCARRIER", err)
 	}
-	i, err := net.InterfaceByName(request.Name())
+	i, err := net.InterfaceByName(name)
 	if err != nil {
 		return err
 	}

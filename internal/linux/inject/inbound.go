@@ -13,6 +13,8 @@ import (
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
+
+	"github.com/opendivert/divert/internal/linux/tun"
 )
 
 // Inbound hands IP packets to the stack as if they had come in on an interface: they pass its
@@ -81,16 +83,10 @@ func NewInbound(s Seal, served Password) (*Inbound, error) {
 	}
 	// A device belongs to the namespace in which its descriptor was opened (tun_chr_open), so this
 	// cannot wait for the first Send.
-	in.tun, in.tunErr = openTun()
-	return in, nil
-}
-
-func openTun() (int, error) {
-	fd, err := unix.Open("/dev/net/tun", unix.O_RDWR|unix.O_CLOEXEC|unix.O_NONBLOCK, 0)
-	if err != nil {
-		return -1, fmt.Errorf("%w: /dev/net/tun: %w", ErrNoRedirect, err)
+	if in.tun, in.tunErr = tun.Open(); in.tunErr != nil {
+		in.tunErr = fmt.Errorf("%w: %w", ErrNoRedirect, in.tunErr)
 	}
-	return fd, nil
+	return in, nil
 }
 
 // Close removes the device. Later calls, of Close too, return net.ErrClosed.

@@ -10,6 +10,8 @@ import (
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
+
+	"github.com/opendivert/divert/internal/linux/tun"
 )
 
 // The frames written to the device:
@@ -43,19 +45,15 @@ type device struct {
 	used  int // u32 nodes taken; they are numbered from 1
 }
 
-// openDevice turns fd, an open /dev/net/tun, into a device in the namespace in which fd was opened, which must be that of nl
+// openDevice turns fd, of tun.Open, into a device in the namespace in which fd was opened, which must be that of nl
 // and of sock, any socket.
 //
 // The first packet waits for it. Every step takes the machine's lock of network configuration (rtnl), and may wait for the lock
 // longer than it takes itself: so the steps are few, and use ioctl(2), which answers nothing.
 func openDevice(fd, sock int, nl *netlink.Handle, seal Seal) (*device, error) {
-	request, err := unix.NewIfreq("divert%d")
+	request, err := tun.Make(fd, "divert%d", unix.IFF_TAP|unix.IFF_NO_PI|unix.IFF_VNET_HDR)
 	if err != nil {
 		return nil, err
-	}
-	request.SetUint16(unix.IFF_TAP | unix.IFF_NO_PI | unix.IFF_VNET_HDR)
-	if err := unix.IoctlIfreq(fd, unix.TUNSETIFF, request); err != nil {
-		return nil, fmt.Errorf("TUNSETIFF: %w", err)
 	}
 	d := &device{fd: fd, nl: nl}
 	for _, step := range []struct {

@@ -16,6 +16,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/opendivert/divert/filter"
+	"github.com/opendivert/divert/internal/linux/tun"
 	"github.com/opendivert/divert/internal/prog"
 	"github.com/opendivert/divert/internal/prog/progtest"
 	"github.com/opendivert/divert/packet"
@@ -185,18 +186,13 @@ func countTerms(terms []prog.Term) error {
 
 // upTUN makes a TUN device in the namespace of the calling thread: packets written to it come in by it.
 func upTUN(name string) (*os.File, error) {
-	fd, err := unix.Open("/dev/net/tun", unix.O_RDWR|unix.O_CLOEXEC, 0)
-	if err != nil {
-		return nil, &os.PathError{Op: "open", Path: "/dev/net/tun", Err: err}
-	}
-	f := os.NewFile(uintptr(fd), name)
-	request, err := unix.NewIfreq(name)
+	f, name, err := tun.New(name)
 	if err != nil {
 		return nil, err
 	}
-	request.SetUint16(unix.IFF_TUN | unix.IFF_NO_PI)
-	if err := unix.IoctlIfreq(fd, unix.TUNSETIFF, request); err != nil {
-		return nil, fmt.Errorf("make a device: %w", err)
+	request, err := unix.NewIfreq(name)
+	if err != nil {
+		return nil, err
 	}
 	sock, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
 	if err != nil {
