@@ -7,7 +7,6 @@
 // queued writes the time; each receive call clears it, before it waits and when it returns. So a process that waits for packets
 // need not show that it is alive, and one that is stopped while it waits is noticed all the same, by the packets that it does
 // not take. Nothing runs in the process for this but its own receive calls.
-// does not take. Nothing in the process runs for this but its own receive calls.
 package hang
 
 import (
