@@ -330,7 +330,7 @@ func TestProcesses(t *testing.T) {
 	}{
 		{[]string{"dump", "--engine", "interpreter", mine}, "the process of a packet is not known here"},
 		{[]string{"dump", "--engine", "interpreter", `process == "curl"`}, "the process of a packet is not known here"},
-		{[]string{"dump", "-r", "-", mine}, "does not tell the processes"},
+		{[]string{"dump", "-r", "-", mine}, "this capture file does not record"},
 	} {
 		_ = pair.A.Do(func() error {
 			if r := runCommand(t, string(sampleFile(t)), test.args...); r.status == exitOK || !strings.Contains(r.errout, test.want) {
