@@ -127,9 +127,6 @@ func TestDatagramsAreSinglePackets(t *testing.T) {
 				from := dialSegmented(t, r.A, conn.LocalAddr(), 1000)
 				for _, p := range places {
 					for _, m := range modes {
-						if m.flags == divert.Sniff && e.engine == divert.EngineInterpreter {
-							continue
-						}
 						for i, row := range filters {
 							if f.name == "IPv6" && i > 1 || m.send != nil && m.name != "rewritten" && i != 1 {
 								continue

@@ -228,6 +228,7 @@ func (h *handle) rules() []rules.Rule {
 	}
 	for _, chain := range chains {
 		add(chain, chain)
+		rs = append(rs, h.cutting(chain)...)
 	}
 	if h.layer == packet.LayerNetwork {
 		add(rules.Redirected, chains[0]) // packets that come in, at a later place: the same program

@@ -5,6 +5,7 @@ package linux
 import (
 	"github.com/opendivert/divert/internal/linux/codegen"
 	"github.com/opendivert/divert/internal/linux/kernel"
+	"github.com/opendivert/divert/internal/linux/rules"
 	"github.com/opendivert/divert/internal/prog"
 )
 
@@ -37,6 +38,18 @@ func perSegment(f prog.Field) bool {
 		return true
 	}
 	return unfinished(f)
+}
+
+// cutting returns the rules by which superpackets of UDP are cut that will meet the rules of a chain.
+func (h *handle) cutting(chain rules.Chain) (rs []rules.Rule) {
+	cutter := h.source.Wants().Cutter
+	if cutter == nil || chain != rules.Outbound {
+		return nil
+	}
+	for _, when := range rules.CasesOfDatagrams(h.terms[chain]) {
+		rs = append(rs, rules.Rule{Chain: rules.OutboundCut, Action: cutter, When: when})
+	}
+	return rs
 }
 
 // takes are the kinds of rules that a handle with the flags has.

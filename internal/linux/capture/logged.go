@@ -3,6 +3,8 @@
 package capture
 
 import (
+	"errors"
+	"fmt"
 	"io"
 	"sync/atomic"
 	"time"
@@ -16,6 +18,7 @@ import (
 	"github.com/opendivert/divert/internal/linux/queue"
 	"github.com/opendivert/divert/internal/linux/review"
 	"github.com/opendivert/divert/internal/linux/rules"
+	"github.com/opendivert/divert/internal/linux/superpacket"
 	"github.com/opendivert/divert/internal/linux/verdict"
 	"github.com/opendivert/divert/internal/prog"
 	"github.com/opendivert/divert/packet"
@@ -27,6 +30,8 @@ type logged struct {
 	Env
 	oneQueue
 	log     *nflog.Log
+	cutter  *queue.Queue                 // cuts superpackets of UDP that go out; nil where the kernel decides, and at other layers
+	tap     *superpacket.Tap             // knows those that come in; nil where the kernel decides, and without rights
 	program atomic.Pointer[prog.Program] // nil where the kernel decides
 
 	turn    *engine.Turn // of the receiver; it guards the fields below
@@ -40,6 +45,7 @@ type logged struct {
 	pieces  pieces
 	cut     nflog.Copy  // the copy that is being cut,
 	cutAt   int64       // and when it was received
+	looked  bool        // the tap knows all that is in the slots
 	drained atomic.Bool // nothing comes any more
 
 	gathers bool // the log
@@ -49,26 +55,47 @@ type logged struct {
 // logSlots is how many datagrams one system call takes; each holds up to nflog.Threshold packets.
 const logSlots = 8
 
-func newLogged(e Env, interpret bool) (*logged, error) {
+// newLogged returns the source, and a note where superpackets of UDP stay whole.
+func newLogged(e Env, interpret bool) (t *logged, note string, err error) {
 	if interpret {
 		e.Config.Snap = 0 // it may have to look at everything
 	}
 	log, err := nflog.Open(verdict.ReceiveBuffer(e.Config.Limits), e.Config.Snap)
 	if err != nil {
-		return nil, err
+		return nil, "", err
 	}
-	t := &logged{Env: e, log: log, turn: engine.NewTurn(), reader: log.NewReader(logSlots)}
+	t = &logged{Env: e, log: log, turn: engine.NewTurn(), reader: log.NewReader(logSlots)}
 	for i := range t.slots {
 		t.slots[i] = make([]byte, nflog.BufferSize)
 	}
 	if interpret {
 		t.program.Store(e.Config.Program)
+		if note, err = t.openSizes(); err != nil {
+			return nil, "", errors.Join(err, t.Close())
+		}
 	}
-	return t, nil
+	return t, note, nil
+}
+
+// openSizes opens what has the datagrams in superpackets come as packets of their own.
+func (t *logged) openSizes() (note string, err error) {
+	if t.Layer == packet.LayerNetwork {
+		if t.cutter, err = queue.Open(queue.Options{Cuts: true, RcvBuf: 4096}); err != nil {
+			return "", err
+		}
+	}
+	if t.tap, err = superpacket.Open(verdict.ReceiveBuffer(t.Config.Limits)); err != nil {
+		return fmt.Sprintf(", datagrams that came in together come as one packet: %v", err), nil
+	}
+	return "", nil
 }
 
 func (t *logged) Wants() Wants {
-	return Wants{Ways: []Way{{Take: codegen.TakeAll, Action: rules.ToLog{Group: t.log.Group()}}}}
+	w := Wants{Ways: []Way{{Take: codegen.TakeAll, Action: rules.ToLog{Group: t.log.Group()}}}}
+	if t.cutter != nil {
+		w.Cutter = rules.ToCutter{Num: t.cutter.Num()}
+	}
+	return w
 }
 
 func (t *logged) RecvQueue(_ int, w engine.Wait, ps []packet.Packet) (int, error) {
@@ -103,6 +130,7 @@ func (t *logged) refill(w engine.Wait) (err error) {
 	}
 	t.got, t.next, t.came = 0, 0, 0
 	t.got, err = t.reader.Recv(w, logSlots)
+	t.looked = false
 	return err
 }
 
@@ -146,19 +174,15 @@ func (t *logged) take(ps []packet.Packet) (n int) {
 		}
 		t.came++
 		t.countLost(c.Seq)
-		if program == nil && t.begin(&c, at) {
+		if program == nil && t.begin(&c, at) || program != nil && t.beginTapped(&c, at) {
 			continue
 		}
 		p := &ps[n]
 		t.address(&p.Addr, &c, at)
 		if program != nil {
-			if !t.mayMatchCounted(program, c.Payload, review.Copied(c.Payload), &p.Addr, at) {
+			if !t.matches(program, c.Payload, review.Copied(c.Payload), &p.Addr, at) {
 				continue
 			}
-			if t.Table.Pass(c.Payload, len(c.Payload), at) != flow.Undecided {
-				continue
-			}
-			t.Counts.Matched.Add(1)
 		}
 		p.Data = append(p.Buffer(len(c.Payload))[:0], c.Payload...)
 		t.Review.Retime(p, nil, 0)
@@ -182,6 +206,40 @@ func (t *logged) begin(c *nflog.Copy, at int64) bool {
 	return true
 }
 
+// matches reports whether a packet is for the handle, and counts it.
+func (t *logged) matches(program *prog.Program, b []byte, length int, a *packet.Address, at int64) bool {
+	if !t.mayMatchCounted(program, b, length, a, at) || t.Table.Pass(b, len(b), at) != flow.Undecided {
+		return false
+	}
+	t.Counts.Matched.Add(1)
+	return true
+}
+
+// beginTapped begins to cut a copy, if it is one of a superpacket that has come in.
+func (t *logged) beginTapped(c *nflog.Copy, at int64) bool {
+	if t.tap == nil || queue.Hook(c.Hook) == queue.HookPostrouting || !mayBeSuper(c.Payload) || !engine.Unfinished(c.Payload) {
+		return false
+	}
+	if !t.looked {
+		t.tap.Look() // the tap has had each packet before the log
+		t.looked = true
+	}
+	size := t.tap.Size(c.Payload)
+	if size == 0 || !t.pieces.begin(c.Payload, size) {
+		return false
+	}
+	t.cut, t.cutAt = *c, at
+	return true
+}
+
+// mayBeSuper reports whether a packet may be a superpacket of UDP that a tap knows.
+func mayBeSuper(b []byte) bool {
+	if len(b) < packet.IPv4HeaderLen {
+		return false
+	}
+	return b[0]>>4 == 4 && b[9] == packet.ProtocolUDP || b[0]>>4 == 6 && b[6] == packet.ProtocolUDP
+}
+
 // piece cuts the next segment out of a superpacket, and reports whether there is one that matches.
 func (t *logged) piece(p *packet.Packet) bool {
 	if !t.pieces.next(p) {
@@ -189,6 +247,9 @@ func (t *logged) piece(p *packet.Packet) bool {
 	}
 	t.cut.Payload = p.Data
 	t.address(&p.Addr, &t.cut, t.cutAt)
+	if program := t.program.Load(); program != nil {
+		return t.matches(program, p.Data, len(p.Data), &p.Addr, t.cutAt)
+	}
 	t.Review.Ascribe(p, nil, 0)
 	if t.Review.Refuses(p, len(p.Data), true) {
 		return false
@@ -239,7 +300,16 @@ func (t *logged) Yield() error { return nil }
 
 func (t *logged) Finish() error { return nil } // nothing waits in a queue
 
-func (t *logged) Close() error { return t.log.Close() }
+func (t *logged) Close() error {
+	err := t.log.Close()
+	if t.cutter != nil {
+		err = errors.Join(err, t.cutter.Close())
+	}
+	if t.tap != nil {
+		err = errors.Join(err, t.tap.Close())
+	}
+	return err
+}
 
 // Tally counts copies that have neither come nor been missed as waiting, and copies that will not come any more as lost: no copy
 // behind it shows that it is missing.

@@ -37,8 +37,9 @@ func Open(e Env, mode engine.Mode, decider string) (s Source, note string, err e
 		if e.Config.Segments {
 			return nil, "", fmt.Errorf("%w: segments of TCP in copies that come through the packet log (%s)", engine.ErrNotSupported, decider+note)
 		}
-		s, _, err := made(newLogged(e, mode == engine.ModeInterpret))
-		return s, note, err
+		l, whole, err := newLogged(e, mode == engine.ModeInterpret)
+		s, _, err := made(l, err)
+		return s, note + whole, err
 	case mode == engine.ModeInterpret:
 		return made(newPump(e))
 	case e.Config.Flags&engine.FlagDrop != 0:
@@ -88,6 +89,7 @@ type Wants struct {
 	Ways   []Way           // that lead packets to it
 	Copies *codegen.Outlet // where programs copy packets to; nil: they do not
 	Counts *codegen.Outlet // where programs count the segments that they drop; nil: they do not
+	Cutter rules.Action    // cuts superpackets of UDP before any rule leads them to the source; nil: nobody does
 	Queued bool            // programs choose the packets for its queues
 }
 

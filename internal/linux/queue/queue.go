@@ -39,6 +39,7 @@ const (
 	cfgFlags  = 5
 
 	cmdBind  = 1
+	copyMeta = 1 // NFQNL_COPY_META: nothing of the packet
 	copyMode = 2 // NFQNL_COPY_PACKET
 
 	flagFailOpen = 1 << 0
@@ -57,6 +58,7 @@ type Options struct {
 	Snap     int    // the most bytes of each packet that are handed over, 0 for all; Pair.Single ignores it
 	MaxLen   uint32 // the most packets that may wait for a verdict; the kernel refuses more
 	Discard  bool   // the kernel drops every packet before it copies any of it; the sender gets no error
+	Cuts     bool   // every packet goes on at once, superpackets (GSO) as the packets that the kernel cuts them into; none comes here
 	FailOpen bool   // packets that do not fit go on instead of being dropped
 	RcvBuf   int    // socket receive buffer in bytes
 }
@@ -164,6 +166,14 @@ func (q *Queue) config(o Options) *nfnl.Message {
 	m.Attr(cfgCmd, cmdBind, 0, 0, unix.AF_UNSPEC)
 	if o.Discard {
 		return m // a queue takes no packets before it is told how much of them to copy
+	}
+	if o.Cuts {
+		// The kernel cuts before it finds that there is no room (nfqnl_enqueue_packet, net/netfilter/nfnetlink_queue.c).
+		m.Attr(cfgParams, append(binary.BigEndian.AppendUint32(nil, 0), copyMeta)...)
+		m.Attr32(cfgMaxLen, 0)
+		m.Attr32(cfgMask, flagGSO|flagFailOpen)
+		m.Attr32(cfgFlags, flagFailOpen)
+		return m
 	}
 	snap := uint32(MaxPayload)
 	if o.Snap > 0 && !q.single {

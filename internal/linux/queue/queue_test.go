@@ -96,6 +96,19 @@ func TestConfigurationBytes(t *testing.T) {
 	if got := next(t, there); !bytes.Equal(got, want) {
 		t.Errorf("bind\ngot  %x\nwant %x", got, want)
 	}
+	if err := q.Tell(q.config(Options{Cuts: true})); err != nil {
+		t.Fatal(err)
+	}
+	want = message(t, 2, unix.NLM_F_REQUEST, 0x8001,
+		netlink.Attribute{Type: 1, Data: []byte{1, 0, 0, 0}},
+		netlink.Attribute{Type: 2, Data: []byte{0, 0, 0, 0, 1}}, // nothing of packets
+		netlink.Attribute{Type: 3, Data: be32(0)},               // room for none
+		netlink.Attribute{Type: 4, Data: be32(1<<0 | 1<<2)},
+		netlink.Attribute{Type: 5, Data: be32(1 << 0)}, // they go on, after segmentation
+	)
+	if got := next(t, there); !bytes.Equal(got, want) {
+		t.Errorf("a queue that cuts\ngot  %x\nwant %x", got, want)
+	}
 	if err := q.Configure(Options{MaxLen: 9, FailOpen: true, RcvBuf: 1 << 16}); err != nil {
 		t.Fatal(err)
 	}

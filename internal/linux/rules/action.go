@@ -176,6 +176,9 @@ func (r *Rule) late() bool {
 
 // exprs returns the rule's expressions.
 func (r Rule) exprs(o Owner) []expr.Any {
+	if _, cuts := r.Action.(ToCutter); cuts {
+		return r.cutting()
+	}
 	inbound := r.Chain == Inbound || r.Chain == InboundFragments
 	_, alone := r.Action.(ToNobody)
 	e, destination := r.When.exprs()

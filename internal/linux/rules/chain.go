@@ -34,6 +34,7 @@ const (
 	Handles                       // in no path: rules for each handle, also for those whose filter matches nothing
 	InboundGate                   // a part of Inbound: leads packets that no handle demands past the handles
 	OutboundGate                  // the same of Outbound
+	OutboundCut                   // a part of OutboundOrigin: cuts superpackets of UDP, see ToCutter
 	numChains
 )
 
@@ -66,12 +67,13 @@ var chains = [numChains]struct {
 	Outbound:         {"outbound", nftables.ChainHookPostrouting, beforeConfirmed, []fixed{toVRF, gating}, []fixed{closing}},
 	Redirected:       {"redirected", nftables.ChainHookInput, afterDefrag, []fixed{known, opening}, []fixed{closing}},
 	InboundOrigin:    {"inbound_origin", nftables.ChainHookPrerouting, first, []fixed{fromVRF}, []fixed{passing, clearing}},
-	OutboundOrigin:   {"outbound_origin", nftables.ChainHookOutput, first, []fixed{passing, toVRF}, []fixed{clearing}},
+	OutboundOrigin:   {"outbound_origin", nftables.ChainHookOutput, first, []fixed{cutting, passing, toVRF}, []fixed{clearing}},
 	ForwardOrigin:    {forwardOrigin, nil, 0, nil, nil},
 	Defrag:           {"defrag", nil, 0, nil, nil},
 	Handles:          {"handles", nil, 0, nil, nil},
 	InboundGate:      {"inbound_gate", nil, 0, nil, nil},
 	OutboundGate:     {"outbound_gate", nil, 0, nil, nil},
+	OutboundCut:      {"outbound_cut", nil, 0, nil, nil},
 }
 
 // fixed returns the rules of a chain that belong to no handle, in order.
@@ -96,6 +98,7 @@ const (
 	known                   // lets packets go on that were for this host when they came in: they have met every handle
 	gating                  // leads packets through the gate of the chain, see setGates
 	opening                 // turns the note into a cursor that no handle has set
+	cutting                 // leads datagrams without a cursor through the chain that cuts, see setCutting
 )
 
 // fixedComment is the comment by which a fixed rule is known.
@@ -104,6 +107,7 @@ var fixedComment = [...]string{
 	fromVRF: "divert: second of two in a VRF", toVRF: "divert: first of two in a VRF",
 	clearing: "divert: forged", closing: "divert: last",
 	forgetting: "divert: last of forwarded", known: "divert: for this host before", gating: "divert: for all handles", opening: "divert: first",
+	cutting: "divert: cut",
 }
 
 func (f fixed) userData() []byte {
@@ -121,6 +125,8 @@ func (f fixed) exprs() []expr.Any {
 		return passVRF(metaIIFKind)
 	case toVRF:
 		return passVRF(metaOIFKind)
+	case cutting:
+		return jumpToCut()
 	case known:
 		return append(priorityDiffers(cursor.Magic, cursor.Magic), &expr.Verdict{Kind: expr.VerdictAccept})
 	case opening:
@@ -227,8 +233,8 @@ const (
 // that opens after it was loaded adds them. In inbound_origin they stand there because an injected packet proves its origin by
 // its frame, which it still has when the VRF device receives it: it would get its cursor a second time.
 func (c Chain) needed(f fixed) bool {
-	if f == gating {
-		return false // setGates knows
+	if f == gating || f == cutting {
+		return false // setGates and setCutting know
 	}
 	return f != fromVRF && f != toVRF || c == OutboundOrigin || mayHaveVRF()
 }

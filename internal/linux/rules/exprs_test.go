@@ -14,6 +14,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/opendivert/divert/internal/linux/cursor"
+	"github.com/opendivert/divert/internal/prog"
 )
 
 // Names of numbers in the printed form.
@@ -151,6 +152,11 @@ func TestExpressions(t *testing.T) {
 		{"outbound, BIG TCP", Rule{Chain: Outbound, Program: NoProgram, Action: queue, When: When{Only: BigTCP6}}.exprs(o),
 			join("r1 = meta nfproto", "r1 == 0a", "r1 = ip 6+1", "r1 == 00", "r1 = ip 40+4", "r1 == 0600c204", notServed, count, toQueue)},
 		{"not counted", Rule{Chain: Outbound, Program: 7, Action: queue, Silent: true}.exprs(o), join(matchBPF, toQueue)},
+		{"datagrams cut", Rule{Chain: OutboundCut, Action: ToCutter{Num: 0x8000}, When: CasesOfDatagrams([]prog.Term{{}})[1]}.exprs(o),
+			[]string{"r1 = meta nfproto", "r1 == 0a", "r1 = ip 6+1", "r1 == 11", toQueue}},
+		{"datagrams led to be cut", cutting.exprs(), []string{
+			"r1 = meta priority", "r2 = r1 & 0xc0000000 ^ 0x00000000", "r2 != 000000c0", "r1 = meta l4proto", "r1 == 11", "jump outbound_cut",
+		}},
 		{"closing", closing.exprs(), []string{
 			"r1 = meta priority", "r2 = r1 & 0xf0000000 ^ 0x00000000", "r2 == 000000d0",
 			"r1 = r1 & 0x0000000f ^ 0x00000000", "meta priority = r1",

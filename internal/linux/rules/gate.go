@@ -303,8 +303,16 @@ func (t *tx) clear(gate Chain) {
 
 // ungate takes a chain's gate away.
 func (t *tx) ungate(c, gate Chain) {
+	t.removeFixed(c, gating)
+	if t.chains[gate] && len(t.rules[gate]) > 0 {
+		t.clear(gate)
+	}
+}
+
+// removeFixed takes a fixed rule out of a chain.
+func (t *tx) removeFixed(c Chain, f fixed) {
 	t.rules[c] = slices.DeleteFunc(t.rules[c], func(r rule) bool {
-		if !gating.is(r.data) {
+		if !f.is(r.data) {
 			return false
 		}
 		if r.number != 0 {
@@ -312,9 +320,6 @@ func (t *tx) ungate(c, gate Chain) {
 		}
 		return true
 	})
-	if t.chains[gate] && len(t.rules[gate]) > 0 {
-		t.clear(gate)
-	}
 }
 
 // jumpTo leads packets through a gate, which lets those return that a handle may look at.

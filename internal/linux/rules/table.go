@@ -270,6 +270,7 @@ func attempt(fs []func(*tx) error) error {
 		}
 	}
 	t.setGates()
+	t.setCutting()
 	t.fold()
 	t.commands()
 	if err := t.conn.commit(&t.batch, t.generation); err != nil {
@@ -506,7 +507,7 @@ func (t *tx) bury() error {
 // the kernel take their place in the list of the hook's chains for another (nf_reinject, net/netfilter/nf_queue.c).
 func (o Owner) needs(rules []Rule) (need [numChains]bool) {
 	for c := range numChains {
-		need[c] = chains[c].hook == nil && c != InboundGate && c != OutboundGate
+		need[c] = chains[c].hook == nil && c != InboundGate && c != OutboundGate && c != OutboundCut
 	}
 	for _, r := range rules {
 		switch r.Chain {
@@ -517,6 +518,8 @@ func (o Owner) needs(rules []Rule) (need [numChains]bool) {
 			}
 		case Forward:
 			need[InboundOrigin], need[Forward] = true, true
+		case OutboundCut:
+			need[OutboundOrigin], need[OutboundCut] = true, true
 		default: // the note that a packet is for elsewhere goes at Forward
 			need[InboundOrigin], need[InboundFragments], need[Inbound], need[Redirected], need[Forward] = true, true, true, true, true
 		}
@@ -595,6 +598,9 @@ func (t *tx) enter(o Owner, rules []Rule) (n int) {
 			t.insert(o, Outbound, passUnmarked())
 			t.rules[Forward] = append(t.rules[Forward], owned(o, markForwarded()))
 			n += 3
+		case r.Chain == OutboundCut && !slices.ContainsFunc(t.rules[OutboundCut], o.owns):
+			t.insert(o, OutboundCut, toVRF.exprs()) // its port cuts
+			n++
 		}
 		t.insert(o, r.Chain, r.exprs(o))
 	}

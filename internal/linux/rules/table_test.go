@@ -31,7 +31,7 @@ func needed(c Chain) []fixed {
 func (c Chain) origin() bool { return c == InboundOrigin || c == ForwardOrigin || c == OutboundOrigin }
 
 // gate reports whether a chain is there only where many handles are.
-func (c Chain) gate() bool { return c == InboundGate || c == OutboundGate }
+func (c Chain) gate() bool { return c == InboundGate || c == OutboundGate || c == OutboundCut }
 
 // distinct returns the handles of a chain in order, each once for a run of its rules, and checks that the
 // fixed rules stand where they belong.
