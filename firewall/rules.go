@@ -51,7 +51,7 @@ func parseAction(text string, allowed ...Action) (Action, error) {
 			return a, nil
 		}
 	}
-	return 0, fmt.Errorf("%q is not possible here; possible are %s", text, strings.Join(words, ", "))
+	return 0, fmt.Errorf("%q cannot be used here; use one of %s", text, strings.Join(words, ", "))
 }
 
 // Protocol numbers (IANA).

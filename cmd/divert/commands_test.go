@@ -235,7 +235,7 @@ unknown word "udp.Dst"
 		{name: "firewall check", in: "default: deny\nrules: [{action: allow, port: 443}]\n", args: "firewall check -", out: "ok: 1 rule, default deny, on death open\n"},
 		{name: "firewall check, closed", in: "default: ask\non-death: closed\n", args: "firewall check -", out: "ok: 0 rules, default ask, on death closed\n"},
 		{name: "firewall check, a bad word", in: "default: deny\nrules:\n  - {action: alow, port: 443}\n", args: "firewall check -", status: exitUsage, errout: `
-divert: line 3, column 14: action: "alow" is not possible here; possible are allow, deny, reject, log, ask
+divert: line 3, column 14: action: "alow" cannot be used here; use one of allow, deny, reject, log, ask
     - {action: alow, port: 443}
                ^
 `},

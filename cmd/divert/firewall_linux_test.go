@@ -309,7 +309,7 @@ func TestFirewallReload(t *testing.T) {
 	if got := try(pair.A, netip.AddrPortFrom(pair.B.Addr4(), 7002), patience); got != isRefused {
 		t.Errorf("after an error: %s", got)
 	}
-	if !strings.Contains(p.errout.String(), `rules.yaml:2:18: action: \"alow\" is not possible here`) {
+	if !strings.Contains(p.errout.String(), `rules.yaml:2:18: action: \"alow\" cannot be used here`) {
 		t.Errorf("the error has no place: %s", p.errout)
 	}
 	writeRules(t, path, "default: allow\n")
