@@ -174,7 +174,7 @@ func TestCommandProxy(t *testing.T) {
 	load(t)
 	c := startCommand(t, "proxy", "--to", "127.0.0.1:9", "tcp.DstPort == 80")
 	c.wait(1)
-	c.says(&c.errout, "proxy --to has to leave the connections of the program at 127.0.0.1:9 alone")
+	c.says(&c.errout, "proxy --to must not redirect the connections of the program at 127.0.0.1:9")
 }
 
 func TestCommandDrop(t *testing.T) {
