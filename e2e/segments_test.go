@@ -65,7 +65,7 @@ func arrivals(t testing.TB, c net.PacketConn, want int) (got []string) {
 	t.Helper()
 	buf := make([]byte, 1<<16)
 	for {
-		wait := 5 * time.Second
+		wait := 20 * time.Second
 		if len(got) >= want {
 			wait = 30 * time.Millisecond // no further datagram may arrive
 		}
