@@ -379,25 +379,12 @@ func TestExampleWindivertctl(t *testing.T) {
 // queued returns the number of packets queued on a host, in the queue that has had the most.
 func queued(t *testing.T, h *lab.Host) (most int) {
 	t.Helper()
-	err := h.Do(func() error {
-		b, err := os.ReadFile("/proc/thread-self/net/netfilter/nfnetlink_queue")
-		if err != nil {
-			return err
-		}
-		// The kernel numbers the packets of a queue; the last column but one is the last number it gave.
-		for line := range strings.Lines(string(b)) {
-			if fields := strings.Fields(line); len(fields) >= 9 {
-				n, err := strconv.Atoi(fields[7])
-				if err != nil {
-					return err
-				}
-				most = max(most, n)
-			}
-		}
-		return nil
-	})
+	queues, err := h.PacketQueues()
 	if err != nil {
 		t.Fatal(err)
+	}
+	for _, q := range queues {
+		most = max(most, q.Last)
 	}
 	return most
 }

@@ -10,8 +10,6 @@ import (
 	"net"
 	"net/netip"
 	"os"
-	"strconv"
-	"strings"
 	"testing"
 	"time"
 
@@ -136,22 +134,19 @@ func TestPacketsOfADeadLinkAreFailures(t *testing.T) {
 }
 
 // queueNumber returns the number of a host's only queue that delivers whole packets.
-func queueNumber(t testing.TB, h *lab.Host) (num uint16) {
+func queueNumber(t testing.TB, h *lab.Host) uint16 {
 	t.Helper()
-	if err := h.Do(func() error {
-		b, err := os.ReadFile("/proc/thread-self/net/netfilter/nfnetlink_queue")
-		for line := range strings.Lines(string(b)) {
-			if f := strings.Fields(line); len(f) > 4 && f[4] == "65531" {
-				n, err := strconv.ParseUint(f[0], 10, 16)
-				num = uint16(n)
-				return err
-			}
-		}
-		return errors.Join(err, fmt.Errorf("no such queue: %s", b))
-	}); err != nil {
+	queues, err := h.PacketQueues()
+	if err != nil {
 		t.Fatal(err)
 	}
-	return num
+	for _, q := range queues {
+		if q.Copied == 65531 {
+			return q.Number
+		}
+	}
+	t.Fatalf("no such queue: %+v", queues)
+	return 0
 }
 
 // waitForWay waits until datagrams can reach B from A again.

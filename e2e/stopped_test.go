@@ -9,7 +9,6 @@ import (
 	"io"
 	"os"
 	"strconv"
-	"strings"
 	"syscall"
 	"testing"
 	"time"
@@ -148,17 +147,12 @@ func TestReaderStopped(t *testing.T) {
 // queuedPackets returns the number of packets waiting in all queues of a host.
 func queuedPackets(t testing.TB, h *lab.Host) (n int) {
 	t.Helper()
-	if err := h.Do(func() error {
-		b, err := os.ReadFile("/proc/thread-self/net/netfilter/nfnetlink_queue")
-		for line := range strings.Lines(string(b)) {
-			if f := strings.Fields(line); len(f) > 2 {
-				waiting, _ := strconv.Atoi(f[2])
-				n += waiting
-			}
-		}
-		return err
-	}); err != nil {
+	queues, err := h.PacketQueues()
+	if err != nil {
 		t.Fatal(err)
+	}
+	for _, q := range queues {
+		n += q.Waiting
 	}
 	return n
 }

@@ -11,6 +11,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"syscall"
@@ -184,25 +185,15 @@ func exchange(t *testing.T, from *lab.Host, to netip.AddrPort, count int, wait t
 func decided(t *testing.T, h *lab.Host) {
 	t.Helper()
 	for begun := time.Now(); ; time.Sleep(2 * time.Millisecond) {
-		waiting := 0
-		err := h.Do(func() error {
-			b, err := os.ReadFile("/proc/thread-self/net/netfilter/nfnetlink_queue")
-			for line := range strings.Lines(string(b)) {
-				// Number of the queue, port, and packets that wait (net/netfilter/nfnetlink_queue.c, seq_show).
-				if f := strings.Fields(line); len(f) < 3 || f[2] != "0" {
-					waiting++
-				}
-			}
-			return err
-		})
+		queues, err := h.PacketQueues()
 		if err != nil {
 			t.Fatal(err)
 		}
-		if waiting == 0 {
+		if !slices.ContainsFunc(queues, func(q lab.PacketQueue) bool { return q.Waiting != 0 }) {
 			return
 		}
 		if time.Since(begun) > 20*time.Second {
-			t.Fatalf("packets wait in %d queues", waiting)
+			t.Fatalf("packets wait: %+v", queues)
 		}
 	}
 }

@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"io"
 	"net/netip"
-	"os"
 	"strings"
 	"time"
 
@@ -235,27 +234,12 @@ func (d *demo) passBy() error {
 	return nil
 }
 
-// queuedPackets returns how many packets have passed through the queues of A that are bound now
-// (net/netfilter/nfnetlink_queue.c, seq_show: the eighth column is the last number given).
+// queuedPackets returns how many packets have passed through the queues of A that are bound now.
 func (d *demo) queuedPackets() (total int, err error) {
-	err = d.A.Do(func() error {
-		b, err := os.ReadFile("/proc/thread-self/net/netfilter/nfnetlink_queue")
-		if err != nil {
-			return err
-		}
-		for l := range strings.Lines(string(b)) {
-			f := strings.Fields(l)
-			if len(f) < 8 {
-				return fmt.Errorf("unexpected line %q in nfnetlink_queue", l)
-			}
-			var n int
-			if _, err := fmt.Sscan(f[7], &n); err != nil {
-				return err
-			}
-			total += n
-		}
-		return nil
-	})
+	queues, err := d.A.PacketQueues()
+	for _, q := range queues {
+		total += q.Last
+	}
 	return total, err
 }
 
