@@ -78,19 +78,21 @@ func arrivals(t testing.TB, c net.PacketConn, want int) (got []string) {
 	}
 }
 
+// waysOfDatagrams are the places that see datagrams on their way from A to B.
+var waysOfDatagrams = []struct {
+	name, way string
+	on        func(*lab.Routed) *lab.Host
+	layer     divert.Layer
+}{
+	{"outbound", "outbound", onA, divert.LayerNetwork},
+	{"inbound", "inbound", onB, divert.LayerNetwork},
+	{"forwarded", "true", onR, divert.LayerForward},
+}
+
 // TestDatagramsAreSinglePackets sends several datagrams with one call (UDP_SEGMENT), as QUIC and WireGuard do. Each is
 // one packet for filters, for receivers, for the counters and on the wire.
 func TestDatagramsAreSinglePackets(t *testing.T) {
 	t.Parallel()
-	places := []struct {
-		name, way string
-		on        func(*lab.Routed) *lab.Host
-		layer     divert.Layer
-	}{
-		{"outbound", "outbound", onA, divert.LayerNetwork},
-		{"inbound", "inbound", onB, divert.LayerNetwork},
-		{"forwarded", "true", onR, divert.LayerForward},
-	}
 	filters := []struct {
 		text  string
 		match []int // indexes into letters
@@ -125,7 +127,7 @@ func TestDatagramsAreSinglePackets(t *testing.T) {
 				}
 				defer conn.Close()
 				from := dialSegmented(t, r.A, conn.LocalAddr(), 1000)
-				for _, p := range places {
+				for _, p := range waysOfDatagrams {
 					for _, m := range modes {
 						for i, row := range filters {
 							if f.name == "IPv6" && i > 1 || m.send != nil && m.name != "rewritten" && i != 1 {

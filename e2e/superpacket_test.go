@@ -93,15 +93,6 @@ func describe(p *divert.Packet) sniffed {
 // and below. The handles of both engines have the same copies and the same counters.
 func TestSuperpacketsAreSniffedAsDatagrams(t *testing.T) {
 	t.Parallel()
-	places := []struct {
-		name, way string
-		on        func(*lab.Routed) *lab.Host
-		layer     divert.Layer
-	}{
-		{"outbound", "outbound", onA, divert.LayerNetwork},
-		{"inbound", "inbound", onB, divert.LayerNetwork},
-		{"forwarded", "true", onR, divert.LayerForward},
-	}
 	beside := []struct {
 		name     string
 		priority int16
@@ -114,7 +105,7 @@ func TestSuperpacketsAreSniffedAsDatagrams(t *testing.T) {
 				t.Fatal(err)
 			}
 			defer conn.Close()
-			for _, p := range places {
+			for _, p := range waysOfDatagrams {
 				for _, x := range beside {
 					var by [2][]sniffed
 					for i, e := range engines {

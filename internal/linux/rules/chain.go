@@ -139,6 +139,9 @@ func (f fixed) exprs() []expr.Any {
 	return append(priorityIs(cursor.MagicMask, cursor.Magic), setPriority(cursor.OldMask, 0)...)
 }
 
+// rule returns the rule as one to be made.
+func (f fixed) rule() rule { return rule{data: f.userData(), exprs: f.exprs()} }
+
 // is reports whether a rule with this userdata is the fixed one.
 func (f fixed) is(data []byte) bool {
 	text, ok := comment(data)

@@ -79,7 +79,6 @@ func (t *tx) setCutting() {
 	case len(t.rules[OutboundCut]) == 0 && there:
 		t.removeFixed(OutboundOrigin, cutting)
 	case len(t.rules[OutboundCut]) > 0 && !there:
-		jump := rule{data: cutting.userData(), exprs: cutting.exprs()}
-		t.rules[OutboundOrigin] = slices.Insert(t.rules[OutboundOrigin], 0, jump)
+		t.rules[OutboundOrigin] = slices.Insert(t.rules[OutboundOrigin], 0, cutting.rule())
 	}
 }

@@ -547,12 +547,12 @@ func (t *tx) make(c Chain) {
 	}
 	for _, f := range slices.Backward(chains[c].head) {
 		if c.needed(f) && !t.has(c, f) {
-			t.rules[c] = slices.Insert(t.rules[c], 0, rule{data: f.userData(), exprs: f.exprs()})
+			t.rules[c] = slices.Insert(t.rules[c], 0, f.rule())
 		}
 	}
 	for _, f := range chains[c].tail {
 		if c.needed(f) && !t.has(c, f) {
-			t.rules[c] = append(t.rules[c], rule{data: f.userData(), exprs: f.exprs()})
+			t.rules[c] = append(t.rules[c], f.rule())
 		}
 	}
 }
