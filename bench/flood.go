@@ -12,6 +12,8 @@ import (
 
 	"github.com/google/nftables"
 	"golang.org/x/sys/unix"
+
+	"github.com/opendivert/divert/internal/linux/nfnl"
 )
 
 // Headers before the payload of a UDP packet, in bytes.
@@ -157,9 +159,7 @@ func newFlooder(target netip.AddrPort, payload, flows int) (*flooder, error) {
 			return nil, err
 		}
 		f.fds = append(f.fds, fd)
-		if unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_SNDBUFFORCE, sendBuffer/flows) != nil {
-			_ = unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_SNDBUF, sendBuffer/flows)
-		}
+		nfnl.SetSendBuffer(fd, sendBuffer/flows)
 	}
 	f.iov.Base = unsafe.SliceData(make([]byte, payload))
 	f.iov.SetLen(payload)

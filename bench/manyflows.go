@@ -20,6 +20,7 @@ import (
 
 	"github.com/opendivert/divert"
 	"github.com/opendivert/divert/internal/lab"
+	"github.com/opendivert/divert/internal/linux/nfnl"
 )
 
 // Each flow of the load is a source address and port, with a range of ports from firstFlowPort on for each address.
@@ -132,9 +133,7 @@ func newRotor(c *course, size int) (*rotor, error) {
 	if err != nil {
 		return nil, errors.Join(err, unix.Close(fd))
 	}
-	if unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_SNDBUFFORCE, sendBuffer) != nil {
-		_ = unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_SNDBUF, sendBuffer)
-	}
+	nfnl.SetSendBuffer(fd, sendBuffer)
 	from, to := c.from.Addr4().As4(), c.target().Addr().As4()
 	for i := range r.hdrs {
 		// The kernel fills in length, identification and checksum of the IP header (raw(7)). UDP has no checksum here.

@@ -13,6 +13,8 @@ import (
 	"unsafe"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/opendivert/divert/internal/linux/nfnl"
 )
 
 // The load resembles programs with QUIC: datagrams of one size at a time, many per call (UDP_SEGMENT), which the stack
@@ -68,9 +70,7 @@ type quicReceiver struct {
 }
 
 func (r *quicReceiver) setUp(together bool) error {
-	if unix.SetsockoptInt(r.fd, unix.SOL_SOCKET, unix.SO_RCVBUFFORCE, 8<<20) != nil {
-		_ = unix.SetsockoptInt(r.fd, unix.SOL_SOCKET, unix.SO_RCVBUF, 8<<20)
-	}
+	nfnl.SetReceiveBuffer(r.fd, 8<<20)
 	// The receiver checks at this interval whether it must end.
 	if err := unix.SetsockoptTimeval(r.fd, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &unix.Timeval{Usec: 20000}); err != nil {
 		return os.NewSyscallError("setsockopt", err)
@@ -154,9 +154,7 @@ func (c *course) sendQUIC(client netip.AddrPort, r *quicReceiver) error {
 	if err := unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &wait); err != nil {
 		return os.NewSyscallError("setsockopt", err)
 	}
-	if unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_SNDBUFFORCE, 4*sendBuffer) != nil {
-		_ = unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_SNDBUF, 4*sendBuffer)
-	}
+	nfnl.SetSendBuffer(fd, 4*sendBuffer)
 	s := &quicSender{fd: fd, buf: make([]byte, quicSlot)}
 	if err := c.begin(); err != nil {
 		return err

@@ -52,8 +52,8 @@ func Dial(rcvbuf int) (*Conn, error) {
 		unix.Close(fd)
 		return nil, os.NewSyscallError("bind", err)
 	}
-	setBuffer(fd, unix.SO_RCVBUFFORCE, unix.SO_RCVBUF, rcvbuf)
-	setBuffer(fd, unix.SO_SNDBUFFORCE, unix.SO_SNDBUF, sendBuffer)
+	SetReceiveBuffer(fd, rcvbuf)
+	SetSendBuffer(fd, sendBuffer)
 	// The kernel's errors repeat only the header of the failed message, not the packet in it. Of a full receive buffer the
 	// kernel's counters tell, not a failing receive call.
 	for _, opt := range []int{unix.NETLINK_CAP_ACK, unix.NETLINK_NO_ENOBUFS} {
@@ -83,7 +83,13 @@ func NewConn(fd int) (*Conn, error) {
 // sendBuffer is the send buffer asked for, in bytes: room for a batch of large packets.
 const sendBuffer = 32 << 20
 
-// setBuffer sets a socket buffer past the system's limit where that is allowed, else up to it.
+// SetReceiveBuffer sets the size of a socket's receive buffer in bytes, past the system's limit where that is allowed, else up
+// to it. The kernel doubles the size, for its own needs (socket(7)). The socket may be of any family.
+func SetReceiveBuffer(fd, size int) { setBuffer(fd, unix.SO_RCVBUFFORCE, unix.SO_RCVBUF, size) }
+
+// SetSendBuffer is SetReceiveBuffer for the send buffer.
+func SetSendBuffer(fd, size int) { setBuffer(fd, unix.SO_SNDBUFFORCE, unix.SO_SNDBUF, size) }
+
 func setBuffer(fd, force, plain, size int) {
 	if unix.SetsockoptInt(fd, unix.SOL_SOCKET, force, size) != nil {
 		_ = unix.SetsockoptInt(fd, unix.SOL_SOCKET, plain, size)
@@ -103,7 +109,7 @@ func (c *Conn) Control(f func(fd uintptr)) error {
 
 // SetReceiveBuffer changes the receive buffer, in bytes, within the limits that Dial has.
 func (c *Conn) SetReceiveBuffer(size int) error {
-	return c.Control(func(fd uintptr) { setBuffer(int(fd), unix.SO_RCVBUFFORCE, unix.SO_RCVBUF, size) })
+	return c.Control(func(fd uintptr) { SetReceiveBuffer(int(fd), size) })
 }
 
 // buffer returns a socket buffer's size as the kernel accounts it, in bytes.

@@ -44,7 +44,7 @@ func pair(t testing.TB) (here, there *Conn) {
 	}
 	var conns [2]*Conn
 	for i, fd := range fds {
-		setBuffer(fd, unix.SO_SNDBUFFORCE, unix.SO_SNDBUF, 1<<20)
+		SetSendBuffer(fd, 1<<20)
 		c, err := NewConn(fd)
 		if err != nil {
 			t.Fatal(err)

@@ -81,7 +81,7 @@ func dial() (*conn, error) {
 		return nil, fmt.Errorf("open a netfilter socket: %w", err)
 	}
 	c := &conn{fd: fd, buf: make([]byte, datagramSize), network: uint64(network)}
-	c.setBuffer(unix.SO_RCVBUFFORCE, unix.SO_RCVBUF, receiveBuffer)
+	nfnl.SetReceiveBuffer(c.fd, receiveBuffer)
 	return c, nil
 }
 
@@ -102,13 +102,6 @@ func (c *conn) end() {
 	go unix.Close(c.fd)
 }
 
-// setBuffer sets a socket buffer past the system's limit where that is allowed, else up to it.
-func (c *conn) setBuffer(force, plain, size int) {
-	if unix.SetsockoptInt(c.fd, unix.SOL_SOCKET, force, size) != nil {
-		_ = unix.SetsockoptInt(c.fd, unix.SOL_SOCKET, plain, size)
-	}
-}
-
 // send sends messages in one datagram.
 func (c *conn) send(messages ...netlink.Message) error {
 	var b []byte
@@ -122,7 +115,7 @@ func (c *conn) send(messages ...netlink.Message) error {
 		}
 		b = append(b, one...)
 	}
-	c.setBuffer(unix.SO_SNDBUFFORCE, unix.SO_SNDBUF, 2*len(b)+receiveBuffer)
+	nfnl.SetSendBuffer(c.fd, 2*len(b)+receiveBuffer)
 	if err := unix.Sendto(c.fd, b, 0, &unix.SockaddrNetlink{Family: unix.AF_NETLINK}); err != nil {
 		c.broken = true
 		return fmt.Errorf("send %d commands of %d bytes: %w", len(messages), len(b), err)

@@ -14,6 +14,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/opendivert/divert/internal/linux/nfnl"
 	"github.com/opendivert/divert/packet"
 )
 
@@ -71,9 +72,7 @@ func Open(rcvbuf int) (*Tap, error) {
 
 // listen makes a packet socket hear of superpackets of UDP that come in.
 func listen(fd, rcvbuf int) error {
-	if unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_RCVBUFFORCE, rcvbuf) != nil {
-		_ = unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_RCVBUF, rcvbuf)
-	}
+	nfnl.SetReceiveBuffer(fd, rcvbuf)
 	filter := unfinished()
 	for _, err := range []error{
 		unix.SetsockoptInt(fd, unix.SOL_PACKET, unix.PACKET_VNET_HDR, 1),
