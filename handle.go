@@ -200,9 +200,9 @@ func (h *Handle) Shutdown(how How) error {
 }
 
 // Close stops capturing and releases the handle at once; Shutdown describes the stop that first empties the queue. Close
-// lets packets go on as they were if the program has not seen them: those in the queue (on Windows, unless older than the
-// queue time), and those that an iteration has received and not handed out. Packets that the program was given and has
-// not sent are lost, and so are queued copies and events.
+// lets packets go on as they were if the program has not seen them: those in the queue, unless older than the queue time,
+// and those that an iteration has received and not handed out. Packets that the program was given and has not sent are
+// lost, and so are queued copies and events.
 //
 // Waiting receivers return net.ErrClosed, and so does a second Close, which waits for the first. Stats still works. If
 // Close fails with another error, the handle is closed all the same, and everything that could be released is.

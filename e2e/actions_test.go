@@ -417,6 +417,31 @@ func TestCloseLetsWaitingPacketsGoOn(t *testing.T) {
 	})
 }
 
+// TestCloseDropsWhatIsTooOld: packets that waited longer than the queue time do not go on when the handle closes, as nobody
+// would have received them.
+func TestCloseDropsWhatIsTooOld(t *testing.T) {
+	t.Parallel()
+	eachEngine(t, lab.LinkOptions{}, func(t *testing.T, pair *lab.Pair, e divert.Option) {
+		conn, expect := receiver(t, pair.B, pair.B.Addr4())
+		d := openAt(t, pair.A, "udp", e, divert.WithQueueTime(time.Second))
+		from, err := pair.A.Dial(t.Context(), "udp", conn.LocalAddr().String())
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer from.Close()
+		fmt.Fprint(from, "old")
+		time.Sleep(3 * time.Second)
+		fmt.Fprint(from, "new")
+		if err := d.Close(); err != nil {
+			t.Fatal(err)
+		}
+		expect("new")
+		if s := stats(t, d); s.Matched != 2 || s.DroppedOld != 1 || s.Passed != 1 {
+			t.Errorf("%+v", s)
+		}
+	})
+}
+
 // TestCloseLetsGoOnWhatAnIterationLeft: packets fetched for a loop that ended early are not lost.
 func TestCloseLetsGoOnWhatAnIterationLeft(t *testing.T) {
 	eachEngine(t, lab.LinkOptions{}, func(t *testing.T, pair *lab.Pair, e divert.Option) {

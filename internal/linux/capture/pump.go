@@ -255,13 +255,14 @@ func (p *pump) Yield() error {
 	return nil
 }
 
-// Finish drops the matching ones of the packets that a handle with Drop has not looked at yet: they came while its rules stood.
-// All others go on anyway, see close.
+// Finish waits for the batch that run has begun: a packet that it has counted as matching counts as passed, too, afterwards. And
+// it drops the matching ones of the packets that a handle with Drop has not looked at yet: they came while its rules stood. All
+// others go on anyway, see close.
 func (p *pump) Finish() (err error) {
+	p.end()
 	if p.Config.Flags&engine.FlagDrop == 0 {
 		return nil
 	}
-	p.end()
 	at := clock.Now()
 	for _, l := range p.lanes {
 		err = errors.Join(err, l.Rest(func(r *verdict.Reader, pk *packet.Packet, datagram []byte) {
@@ -274,7 +275,7 @@ func (p *pump) Finish() (err error) {
 // Close gives packets that have come since back to the stack.
 func (p *pump) Close() error {
 	p.end()
-	err := errors.Join(p.Yield(), verdict.Release(p.lanes, p.Sender, false)) // the latter have not been tested
+	err := errors.Join(p.Yield(), verdict.Release(p.lanes, p.Sender, false, nil)) // the latter have not been tested
 	p.meterMu.Lock()
 	defer p.meterMu.Unlock()
 	return errors.Join(err, p.meter.Close(), verdict.CloseLanes(p.lanes))

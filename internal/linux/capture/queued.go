@@ -215,13 +215,15 @@ func (s *queued) Wake() {
 	s.any.wake()
 }
 
-func (s *queued) Yield() error { return verdict.Release(s.lanes, s.Sender, true) }
+// Yield gives the packets that nobody received back to the stack, as they were, unless they are too old (specification: api.md
+// 10).
+func (s *queued) Yield() error { return verdict.Release(s.lanes, s.Sender, true, s.ages.tooOld) }
 
 func (s *queued) Finish() error { return nil } // all that waits goes on, see close
 
-// Close gives the packets that nobody received back to the stack, as they were.
+// Close does the same with packets that have come since.
 func (s *queued) Close() error {
-	err := errors.Join(s.ages.close(), verdict.Release(s.lanes, s.Sender, true))
+	err := errors.Join(s.ages.close(), s.Yield())
 	return errors.Join(err, s.any.close(), verdict.CloseLanes(s.lanes))
 }
 

@@ -45,22 +45,29 @@ func (b *batchReader) Datagram(i int, p *packet.Packet) []byte {
 	return p.Buffer(b.slot)[:min(n, b.slot)]
 }
 
-// Release lets the packets that wait in queues for a reader go on as they were, and counts them as passed if wanted.
-func Release(lanes []*Lane, s *Sender, count bool) (err error) {
+// Release lets the packets that wait in queues for a reader go on as they were, and counts them as passed if wanted. It
+// drops those that tooOld reports by their number, which may be nil.
+func Release(lanes []*Lane, s *Sender, count bool, tooOld func(l *Lane, id uint32) bool) (err error) {
 	for _, l := range lanes {
-		err = errors.Join(err, l.release(s, count))
+		err = errors.Join(err, l.release(s, count, tooOld))
 	}
 	return err
 }
 
-func (l *Lane) release(s *Sender, count bool) error {
+func (l *Lane) release(s *Sender, count bool, tooOld func(l *Lane, id uint32) bool) error {
 	var m queue.Message
 	return l.Rest(func(r *Reader, p *packet.Packet, datagram []byte) {
 		switch m.Parse(datagram) {
 		case queue.KindError:
 			s.Refused(m.Tag)
 		case queue.KindPacket:
-			l.Of(&m).passOn(s, r, p, &m, count)
+			of := l.Of(&m)
+			if tooOld != nil && !s.Strange(&m) && tooOld(of, m.ID) {
+				s.Counts.Old.Add(1)
+				_ = r.DropsOf(of).Add(m.ID, queue.Drop, queue.Option{})
+				return
+			}
+			of.passOn(s, r, p, &m, count)
 		}
 	})
 }
