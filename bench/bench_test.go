@@ -424,19 +424,20 @@ func TestGoals(t *testing.T) {
 func TestReport(t *testing.T) {
 	r := made()
 	lost := 7
-	r.Cells = append(r.Cells, &cell{Load: "flows100k", Contender: none, Rate: 1, FlowsLost: &lost, Again: 11, Maps: 3 << 20})
+	r.Cells = append(r.Cells, &cell{Load: "flows100k", Contender: none, Rate: 1, FlowsLost: &lost, Again: 11, Maps: 3 << 20},
+		&cell{Load: "connect", Contender: none, Rate: 1, Resets: 2}, &cell{Load: "connect", Contender: none, Round: 1, Rate: 1, Resets: 3})
 	rep := &report{Machine: thisMachine(), Rounds: 3, Seconds: 1, Summaries: r.summarise(), Goals: r.judge(), Skipped: r.Skipped, Cells: r.Cells}
 	var table, js, svg bytes.Buffer
 	if err := errors.Join(rep.writeTable(&table), rep.writeJSON(&js), rep.writeSVG(&svg)); err != nil {
 		t.Fatal(err)
 	}
-	for _, want := range []string{"accept-64", "0.86", "0.50–0.90", "  maps MiB", "  7     11       3.0\n", "NOT REACHED", "left out: ring: no <rights>"} {
+	for _, want := range []string{"accept-64", "0.86", "0.50–0.90", "  maps MiB", "  7     11       3.0\n", "  resets\n", "       5\n", "NOT REACHED", "left out: ring: no <rights>"} {
 		if !strings.Contains(table.String(), want) {
 			t.Errorf("the table lacks %q:\n%s", want, table.String())
 		}
 	}
 	var back struct{ Summaries []map[string]any }
-	if err := json.Unmarshal(js.Bytes(), &back); err != nil || len(back.Summaries) != 5 {
+	if err := json.Unmarshal(js.Bytes(), &back); err != nil || len(back.Summaries) != 6 {
 		t.Errorf("JSON: %v\n%s", err, js.String())
 	}
 	if v, ok := back.Summaries[3]["Ratio"]; v != nil || !ok {
@@ -455,7 +456,7 @@ func TestReport(t *testing.T) {
 			rects++
 		}
 	}
-	if rects != 4 { // the background, none, accept-64, none again
+	if rects != 5 { // the background, none, accept-64, none twice more
 		t.Errorf("%d rectangles", rects)
 	}
 }

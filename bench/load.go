@@ -23,6 +23,7 @@ type load struct {
 	inbound  bool    // B sends to A; otherwise A to B
 	protocol string
 	latency  bool // the result is the time, not the rate
+	connects bool // many connections
 	flows    int  // number of flows, each packet of another one than the last; 0: few
 	run      func(*course) error
 }
@@ -39,7 +40,7 @@ var loads = []load{
 	{name: "tcp1", title: "TCP bulk, 1 stream", unit: "KiB", per: 1024, rate: "Gbit/s", scale: 1024 * 8 / 1e9, protocol: "tcp", run: streaming(1)},
 	{name: "tcp8", title: "TCP bulk, 8 streams", unit: "KiB", per: 1024, rate: "Gbit/s", scale: 1024 * 8 / 1e9, protocol: "tcp", run: streaming(8)},
 	{name: "latency", title: "UDP request and response, one packet in flight", unit: "round trip", rate: "1000/s", scale: 1e-3, protocol: "udp", latency: true, run: pingPong},
-	{name: "connect", title: "Short TCP connections, 4 at a time", unit: "connection", rate: "1000/s", scale: 1e-3, protocol: "tcp", run: connecting(4)},
+	{name: "connect", title: "Short TCP connections, 4 at a time", unit: "connection", rate: "1000/s", scale: 1e-3, protocol: "tcp", connects: true, run: connecting(4)},
 }
 
 // metric is the metric for comparisons: the rate, or the median of the times.

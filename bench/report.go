@@ -114,6 +114,9 @@ func header(l *load) string {
 		columns = append(columns, "p50 µs", "p99 µs", "p99.9 µs")
 	}
 	columns = append(columns, "ns/"+strings.ReplaceAll(l.unit, " ", "-"), "with load", "×CPU", "lost", "copies lost")
+	if l.connects {
+		columns = append(columns, "resets")
+	}
 	if l.flows > 0 {
 		columns = append(columns, "flows lost", "again", "maps MiB")
 	}
@@ -131,6 +134,9 @@ func row(l *load, s *summary) string {
 		columns = append(columns, fixed(s.P50/1000, 1), fixed(s.P99/1000, 1), fixed(s.P999/1000, 1))
 	}
 	columns = append(columns, fixed(s.CPU, 0), fixed(s.CPUAll, 0), fixed(s.RatioCPU, 2), fmt.Sprint(s.Lost), fmt.Sprint(s.Missed))
+	if l.connects {
+		columns = append(columns, fmt.Sprint(s.Resets))
+	}
 	if l.flows > 0 {
 		lost := "-"
 		if s.FlowsLost != nil {

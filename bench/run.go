@@ -28,6 +28,7 @@ type cell struct {
 	Lost    uint64 // packets sent that did not arrive
 	Handled uint64 // packets handled by the contender
 	Missed  uint64 // copies lost by a sniffing contender
+	Resets  uint64 `json:",omitempty"` // short connections that ended with a reset
 
 	// With many flows:
 	FlowsLost *int   `json:",omitempty"` // flows that lost a packet; nil if they could not be counted

@@ -42,7 +42,7 @@ type summary struct {
 	CPU, CPUAll                number // ns per unit
 	RatioCPU                   number // of CPUAll to that of "none" in the same round
 	P50, P99, P999             number // ns, 0 except for latency
-	Sent, Lost, Missed         uint64 // of all rounds
+	Sent, Lost, Missed, Resets uint64 // of all rounds
 
 	// With many flows:
 	FlowsLost *int   `json:",omitempty"` // in all rounds; nil if not counted
@@ -142,6 +142,7 @@ func (r *results) sum(l *load, contender string) *summary {
 		s.Sent += c.Sent
 		s.Lost += c.Lost
 		s.Missed += c.Missed
+		s.Resets += c.Resets
 		s.Again, s.Maps = max(s.Again, c.Again), max(s.Maps, c.Maps)
 		if c.FlowsLost != nil {
 			if s.FlowsLost == nil {

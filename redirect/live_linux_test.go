@@ -221,22 +221,30 @@ func TestManyConnections(t *testing.T) {
 		l := listen(t, pair.A, "tcp.DstPort == 7", o)
 		n := relay(t, l)
 		var wait sync.WaitGroup
+		var resets atomic.Int64
+		connect := func(i int) error {
+			c, err := dial(pair.A, nil, "tcp", to)
+			if err != nil {
+				return err
+			}
+			defer c.Close()
+			return ask(c, fmt.Sprint("connection ", i))
+		}
 		for i := range 500 {
 			wait.Go(func() {
-				c, err := dial(pair.A, nil, "tcp", to)
-				if err != nil {
-					t.Error(err)
-					return
+				err := connect(i)
+				// The kernel itself resets one in many thousands (docs/linux.md, Limits).
+				if errors.Is(err, syscall.ECONNRESET) && resets.Add(1) == 1 {
+					err = connect(i)
 				}
-				defer c.Close()
-				if err := ask(c, fmt.Sprint("connection ", i)); err != nil {
+				if err != nil {
 					t.Error(i, err)
 				}
 			})
 		}
 		wait.Wait()
-		if n.Load() != 500 {
-			t.Errorf("%d connections were redirected", n.Load())
+		if got, most := n.Load(), 500+min(resets.Load(), 1); got < 500 || got > most {
+			t.Errorf("%d connections were redirected", got)
 		}
 	})
 }
