@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"regexp"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -145,6 +146,7 @@ func TestDumpEvents(t *testing.T) {
 		args []string
 		want []string
 		run  *running
+		read int // lines read before the end of the other command
 	}{
 		{args: socket(), want: []string{
 			"TIME LISTEN pid=PID program=TEST endpoint=N parent=0 protocol=TCP local=[127.0.0.1]:80",
@@ -183,12 +185,18 @@ func TestDumpEvents(t *testing.T) {
 	}
 	other := start(t, pair.A, "sockets", "--priority=-7", "event == CLOSE")
 	connectTCP(t, pair.A, 80)
+	for i, tt := range tests {
+		if slices.Contains(tt.args, "reflect") {
+			tests[i].read = 1 // whose is a handle cannot be told any more when its process is at its end
+			tt.run.lines(t, 1)
+		}
+	}
 	if _, status := other.end(t, syscall.SIGINT); status != 0 {
 		t.Errorf("status %d", status)
 	}
 	pid := regexp.MustCompile(fmt.Sprintf(`\b%d\b`, other.cmd.Process.Pid))
 	for _, tt := range tests {
-		tt.run.lines(t, len(tt.want))
+		tt.run.lines(t, len(tt.want)-tt.read)
 		name := strings.Join(tt.args, " ")
 		signal := os.Signal(syscall.SIGINT)
 		if strings.Contains(name, "-c 1") {
