@@ -31,6 +31,7 @@ type Observer struct {
 	filters map[uint64]filterText // of handles whose rules are just coming
 	fresh   map[uint64]Owner      // whose rules the transaction that is being read adds
 	gone    map[uint64]bool       // whose rules it removes
+	buried  map[uint64]bool       // whose process was found dead, or whose owner had closed them before all messages were read
 	seen    uint32                // the generation of the rules that was read last
 	checked time.Time
 }
@@ -43,7 +44,7 @@ const checkInterval = 200 * time.Millisecond
 func Observe(ns *netns.Namespace) (*Observer, []Owner, error) {
 	o := &Observer{
 		ns: ns, known: map[uint64]Owner{}, numbers: map[uint64]uint64{},
-		filters: map[uint64]filterText{}, fresh: map[uint64]Owner{}, gone: map[uint64]bool{},
+		filters: map[uint64]filterText{}, fresh: map[uint64]Owner{}, gone: map[uint64]bool{}, buried: map[uint64]bool{},
 	}
 	var open []Owner
 	err := ns.Do(func() (err error) {
@@ -81,6 +82,7 @@ func (o *Observer) read() ([]Owner, error) {
 	}
 	clear(o.known)
 	clear(o.numbers)
+	clear(o.buried)
 	o.seen = t.generation
 	for _, r := range t.rules[Handles] {
 		if r.owner != nil && !r.owner.Opening {
@@ -174,6 +176,7 @@ func (o *Observer) dead() (changes []Change) {
 			if !l.alive(owner) {
 				changes = append(changes, Change{owner, true})
 				delete(o.known, id)
+				o.buried[id] = true
 			}
 		}
 		return nil
@@ -273,17 +276,20 @@ func (o *Observer) added(r *rule) {
 	}
 }
 
-// commit returns the transaction's changes. A handle whose rules were exchanged stays open.
+// commit returns the transaction's changes. A handle whose rules were exchanged stays open, or buried.
 func (o *Observer) commit() (changes []Change) {
 	for id := range o.gone {
-		owner, known := o.known[id]
-		if _, again := o.fresh[id]; known && !again {
+		if _, again := o.fresh[id]; again {
+			continue
+		}
+		delete(o.buried, id)
+		if owner, known := o.known[id]; known {
 			changes = append(changes, Change{owner, true})
 			delete(o.known, id)
 		}
 	}
 	for id, owner := range o.fresh {
-		if _, known := o.known[id]; !known {
+		if _, known := o.known[id]; !known && !o.buried[id] {
 			f := o.filters[id]
 			owner.Filter = f.String()
 			o.known[id] = owner

@@ -3,6 +3,7 @@
 package rules
 
 import (
+	"reflect"
 	"testing"
 	"time"
 )
@@ -45,4 +46,41 @@ func TestObserverThatLostMessages(t *testing.T) {
 		}
 	}
 	closeAll(t, entries...)
+}
+
+// TestObserverThatIsLate: a handle that has closed before the observer has read all about it is told once.
+func TestObserverThatIsLate(t *testing.T) {
+	_, ns := newHost(t)
+	o, _, err := Observe(ns)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer o.Close()
+	var want []Change
+	for id := range uint64(3) {
+		e := open(t, ns, id+1, 0)
+		if err := e.SetFilter("changed"); err != nil {
+			t.Fatal(err)
+		}
+		if err := e.Replace(nil); err != nil { // as handles that close do first
+			t.Fatal(err)
+		}
+		closeAll(t, e)
+		want = append(want, Change{Owner: Owner{ID: id + 1}}, Change{Owner{ID: id + 1}, true})
+	}
+	var got []Change
+	var last time.Time
+	for begun := time.Now(); time.Since(begun) < 20*time.Second && (len(got) < len(want) || time.Since(last) < time.Second); {
+		o.checked = time.Time{} // it is time to look for the dead
+		changes, err := o.Next()
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, c := range changes {
+			got, last = append(got, Change{Owner{ID: c.ID}, c.Closed}), time.Now()
+		}
+	}
+	if !reflect.DeepEqual(got, want) {
+		t.Errorf("told\n%v, want\n%v", got, want)
+	}
 }
