@@ -127,6 +127,17 @@ func (d *demo) counters(h *divert.Handle) (divert.Stats, error) {
 	return s, err
 }
 
+// counted returns the counters once f holds for them, or after ten seconds. Where the interpreter decides, packets that are
+// dropped wait until it comes to them.
+func (d *demo) counted(h *divert.Handle, f func(divert.Stats) bool) (divert.Stats, error) {
+	for end := time.Now().Add(10 * time.Second); time.Now().Before(end); time.Sleep(time.Millisecond) {
+		if s, err := h.Stats(); err != nil || f(s) {
+			break
+		}
+	}
+	return d.counters(h)
+}
+
 // serve calls f with each batch of packets that a handle receives. The returned function ends the capturing,
 // waits until all captured packets have been served, and returns the first error. It does not close the handle.
 func serve(h *divert.Handle, f func([]divert.Packet) error) (finish func() error) {

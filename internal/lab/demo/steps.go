@@ -169,7 +169,7 @@ func (d *demo) drop() error {
 	check(&d.report, "no call of the sender failed: it notices nothing", lost.Refused, 0)
 	check(&d.report, "none of them arrived", servers[portDNS].Served(), 0)
 	check(&d.report, fmt.Sprintf("all queries to port %d were answered", portOther), other.Echoed, 2*count)
-	s, err := d.counters(h)
+	s, err := d.counted(h, func(s divert.Stats) bool { return s.Dropped >= 2*count })
 	if err != nil {
 		return err
 	}
