@@ -188,11 +188,12 @@ func echoAt(t testing.TB, h *lab.Host, network string, addr netip.Addr) *lab.Ech
 // exchange sends datagrams to an echo server.
 func exchange(t testing.TB, from *lab.Host, to netip.AddrPort, x lab.Exchange) lab.Exchanged {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+	// A round trip beside other tests and the race detector has taken 70 ms.
+	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second+time.Duration(x.Count)*200*time.Millisecond)
 	defer cancel()
 	r, err := lab.ExchangeUDP(ctx, from, to, x)
 	if err != nil {
-		t.Fatal(err)
+		t.Fatalf("%v, after %+v", err, r)
 	}
 	return r
 }
