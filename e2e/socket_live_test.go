@@ -12,6 +12,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -401,13 +402,15 @@ func TestSocketRates(t *testing.T) {
 			}
 			start := time.Now()
 			var group sync.WaitGroup
+			var made atomic.Uint64
 			for range workers {
 				group.Go(func() {
 					// In steps, so that a reader that the race detector slows down can follow.
 					for step := range steps {
-						for tt.read && stats(t, d).Waiting > 512 && time.Since(start) < 30*time.Second {
+						for tt.read && made.Load() > stats(t, d).Received+512 && time.Since(start) < time.Minute {
 							time.Sleep(time.Millisecond)
 						}
+						made.Add(each / steps)
 						if err := pair.A.Do(func() error { return connectMany(each / steps) }); err != nil {
 							t.Errorf("step %d: %v", step, err)
 							return
