@@ -193,7 +193,7 @@ func TestImpairTCP(t *testing.T) {
 		needInbound(t, pair.A)
 		for _, f := range families {
 			i, stop := impairAt(t, pair.A, impair.Config{Rules: []impair.Rule{{
-				Filter: "tcp", Lag: 2 * time.Millisecond, Jitter: time.Millisecond, Loss: 0.01, Duplicate: 0.02, Corrupt: 0.005, Reorder: 0.02, Rate: 1e9,
+				Filter: "tcp", Lag: 2 * time.Millisecond, Jitter: time.Millisecond, Loss: 0.01, Duplicate: 0.02, Corrupt: 0.02, Reorder: 0.02, Rate: 1e9,
 			}}}, e)
 			transfer(t, pair.A, pair.B, f.addr(pair.B), amount(2<<20))
 			transfer(t, pair.B, pair.A, f.addr(pair.A), amount(2<<20))
