@@ -142,7 +142,7 @@ func (s *sink) Finish() error {
 
 func (s *sink) Close() error {
 	s.end()
-	err := verdict.Release([]*verdict.Lane{s.lane}, s.Sender, false, nil)
+	err := verdict.Release([]*verdict.Lane{s.lane}, s.Sender, nil)
 	return errors.Join(err, verdict.CloseLanes([]*verdict.Lane{s.lane}), s.q.Close(), s.segments.Close())
 }
 

@@ -275,7 +275,7 @@ func (p *pump) Finish() (err error) {
 // Close gives packets that have come since back to the stack.
 func (p *pump) Close() error {
 	p.end()
-	err := errors.Join(p.Yield(), verdict.Release(p.lanes, p.Sender, false, nil)) // the latter have not been tested
+	err := errors.Join(p.Yield(), verdict.Release(p.lanes, p.Sender, nil))
 	p.meterMu.Lock()
 	defer p.meterMu.Unlock()
 	return errors.Join(err, p.meter.Close(), verdict.CloseLanes(p.lanes))

@@ -217,7 +217,7 @@ func (s *queued) Wake() {
 
 // Yield gives the packets that nobody received back to the stack, as they were, unless they are too old (specification: api.md
 // 10).
-func (s *queued) Yield() error { return verdict.Release(s.lanes, s.Sender, true, s.ages.tooOld) }
+func (s *queued) Yield() error { return verdict.Release(s.lanes, s.Sender, s.ages.tooOld) }
 
 func (s *queued) Finish() error { return nil } // all that waits goes on, see close
 

@@ -6,17 +6,26 @@ import (
 	"reflect"
 	"testing"
 	"time"
+
+	"github.com/opendivert/divert/internal/linux/netns"
 )
 
-// TestObserverThatLostMessages: a socket that has overflowed drops messages without an error until it is empty. The observer still
-// reports handles that open meanwhile.
-func TestObserverThatLostMessages(t *testing.T) {
+// observed returns the namespace of a new host, and an observer of its handles.
+func observed(t *testing.T) (*netns.Namespace, *Observer) {
+	t.Helper()
 	_, ns := newHost(t)
 	o, _, err := Observe(ns)
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer o.Close()
+	t.Cleanup(func() { o.Close() })
+	return ns, o
+}
+
+// TestObserverThatLostMessages: a socket that has overflowed drops messages without an error until it is empty. The observer still
+// reports handles that open meanwhile.
+func TestObserverThatLostMessages(t *testing.T) {
+	ns, o := observed(t)
 	if err := o.conn.SetReadBuffer(1); err != nil { // the least the kernel gives
 		t.Fatal(err)
 	}
@@ -50,12 +59,7 @@ func TestObserverThatLostMessages(t *testing.T) {
 
 // TestObserverThatIsLate: a handle that has closed before the observer has read all about it is told once.
 func TestObserverThatIsLate(t *testing.T) {
-	_, ns := newHost(t)
-	o, _, err := Observe(ns)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer o.Close()
+	ns, o := observed(t)
 	var want []Change
 	for id := range uint64(3) {
 		e := open(t, ns, id+1, 0)

@@ -45,29 +45,24 @@ func (b *batchReader) Datagram(i int, p *packet.Packet) []byte {
 	return p.Buffer(b.slot)[:min(n, b.slot)]
 }
 
-// Release lets the packets that wait in queues for a reader go on as they were, and counts them as passed if wanted. It
-// drops those that tooOld reports by their number, which may be nil.
-func Release(lanes []*Lane, s *Sender, count bool, tooOld func(l *Lane, id uint32) bool) (err error) {
+// Release lets the packets that wait in queues for a reader go on as they were, and counts them as passed. It drops those that
+// tooOld reports by their number, and counts them as too old. If tooOld is nil, no filter has matched the packets yet: all go
+// on, and none is counted.
+func Release(lanes []*Lane, s *Sender, tooOld func(l *Lane, id uint32) bool) (err error) {
 	for _, l := range lanes {
-		err = errors.Join(err, l.release(s, count, tooOld))
+		err = errors.Join(err, l.release(s, tooOld))
 	}
 	return err
 }
 
-func (l *Lane) release(s *Sender, count bool, tooOld func(l *Lane, id uint32) bool) error {
+func (l *Lane) release(s *Sender, tooOld func(l *Lane, id uint32) bool) error {
 	var m queue.Message
 	return l.Rest(func(r *Reader, p *packet.Packet, datagram []byte) {
 		switch m.Parse(datagram) {
 		case queue.KindError:
 			s.Refused(m.Tag)
 		case queue.KindPacket:
-			of := l.Of(&m)
-			if tooOld != nil && !s.Strange(&m) && tooOld(of, m.ID) {
-				s.Counts.Old.Add(1)
-				_ = r.DropsOf(of).Add(m.ID, queue.Drop, queue.Option{})
-				return
-			}
-			of.passOn(s, r, p, &m, count)
+			l.Of(&m).passOn(s, r, p, &m, tooOld)
 		}
 	})
 }
@@ -103,8 +98,8 @@ func (l *Lane) Rest(decide func(r *Reader, p *packet.Packet, datagram []byte)) e
 	return nil
 }
 
-// passOn lets a packet that nobody received go on, whose payload lies in the memory of p.
-func (l *Lane) passOn(s *Sender, r *Reader, p *packet.Packet, m *queue.Message, count bool) {
+// passOn lets a packet that nobody received go on, whose payload lies in the memory of p, unless it is too old; see Release.
+func (l *Lane) passOn(s *Sender, r *Reader, p *packet.Packet, m *queue.Message, tooOld func(l *Lane, id uint32) bool) {
 	v := r.DropsOf(l)
 	if s.Strange(m) {
 		s.Counts.Foreign.Add(1)
@@ -112,7 +107,12 @@ func (l *Lane) passOn(s *Sender, r *Reader, p *packet.Packet, m *queue.Message, 
 		return
 	}
 	tag := uint32(0)
-	if count {
+	if tooOld != nil {
+		if tooOld(l, m.ID) {
+			s.Counts.Old.Add(1)
+			_ = v.Add(m.ID, queue.Drop, queue.Option{})
+			return
+		}
 		s.Counts.Passed.Add(1)
 		tag = PassedTag(1)
 	}
