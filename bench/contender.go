@@ -137,7 +137,7 @@ var contenders = []contender{
 	{name: "drop", about: "dropped by divert", loads: udpIn, drops: true,
 		open: oursFor(wayOnly, program{batch: 1, deal: count}, divert.WithFlags(divert.Drop|divert.RecvOnly))},
 	{name: "drop-flow", about: "dropped by divert, each flow as a whole with its first packet", loads: udpIn, drops: true,
-		open: ours(program{batch: 64, deal: dropFlow, decides: true})},
+		open: ours(program{batch: 64, deal: dropFlow, decides: true, drops: true})},
 	{name: "nft-drop", about: "dropped by a rule of nftables", loads: udpIn, drops: true,
 		open: openNFTDrop},
 

@@ -219,6 +219,7 @@ type program struct {
 	readers int  // goroutines that receive, each from its own queue; 0 is 1, from all
 	loop    bool // loop over Packets, instead of receive calls; it reads a byte of each packet
 	decides bool // deal decides flows
+	drops   bool // deal drops
 }
 
 // handleWorker is a program that receives from a handle until it is closed.
@@ -227,6 +228,7 @@ type handleWorker struct {
 	handled atomic.Uint64
 	seen    uint64 // packets seen by loop
 	readers int
+	drops   bool  // deal drops
 	again   again // for programs that decide many flows
 	done    chan error
 }
@@ -253,7 +255,7 @@ func oursFor(filter func(traffic) string, p program, opts ...divert.Option) func
 		if err != nil {
 			return nil, err
 		}
-		w := &handleWorker{h: h, readers: max(p.readers, 1)}
+		w := &handleWorker{h: h, readers: max(p.readers, 1), drops: p.drops}
 		if p.decides {
 			w.again.came = make([]uint32, t.Flows)
 		}
@@ -321,7 +323,11 @@ func (w *handleWorker) counts() (handled, missed uint64, err error) {
 	if w.h.Flags()&divert.Sniff != 0 {
 		missed = s.DroppedFull
 	}
-	return w.handled.Load() + s.Dropped + s.FlowAccepted + s.FlowDropped, missed, err
+	handled = w.handled.Load() + s.Dropped + s.FlowAccepted + s.FlowDropped
+	if w.drops {
+		handled += s.DroppedFull + s.Waiting // before the verdict on their flow
+	}
+	return handled, missed, err
 }
 
 func (w *handleWorker) close() error {

@@ -54,12 +54,14 @@ func (o *observer) run(opened func(), stop <-chan struct{}) (s seen, err error) 
 	}
 	defer d.Close()
 	opened()
+	down := make(chan struct{})
 	go func() {
+		defer close(down)
 		<-stop
 		d.Shutdown(divert.ShutdownRecv)
 	}()
 	if o.Flags&divert.Drop != 0 {
-		<-stop // until then there is nothing to receive
+		<-down // there is nothing to receive; and the interpreter has judged all packets then
 	}
 	for p, err := range d.Packets(context.Background()) {
 		switch {
